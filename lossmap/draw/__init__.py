@@ -1,0 +1,1 @@
+"""WHAT shows: figures, a page, VTK. Nothing here imports torch."""

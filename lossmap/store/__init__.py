@@ -1,0 +1,1 @@
+"""WHAT remembers: the surface file, its journal, files of the original tool."""
