@@ -47,7 +47,7 @@ class Layout:
         """(n,) -> the tensors in order, views of v. Raises ValueError for another length."""
         if v.shape != (self.size,):
             raise ValueError(f"the vector has shape {tuple(v.shape)}; this layout takes ({self.size},)")
-        return [part.view(s) for part, s in zip(torch.split(v, self.sizes), self.shapes, strict=True)]
+        return [part.view(s) for part, s in zip(torch.split(v, list(self.sizes)), self.shapes, strict=True)]
 
     def unflatten(self, v: Tensor) -> dict[str, Tensor]:
         """(n,) -> named tensors, views of v."""
