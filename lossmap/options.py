@@ -231,7 +231,8 @@ def _spellings(f: Field[Any]) -> list[str]:
 def _plain(hint: Any) -> type:
     """The type behind `int | None` or `tuple[str, ...]`."""
     inner = [a for a in get_args(hint) if a not in (type(None), Ellipsis)]
-    return inner[0] if inner else hint
+    kind: type = inner[0] if inner else hint
+    return kind
 
 
 class _Parser(argparse.ArgumentParser):
@@ -371,7 +372,7 @@ def _as(f: Field[Any], group: type, value: Any) -> Any:
 
 
 def launched_rank() -> int:
-    """This process's rank by the launcher's variables, before any MPI is started; 0 without a launcher."""
+    """The rank of this process by the launcher's variables, before any MPI is started; 0 without a launcher."""
     for name in ("OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK", "MV2_COMM_WORLD_RANK"):
         if os.environ.get(name, "").isdigit():
             return int(os.environ[name])

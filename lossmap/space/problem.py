@@ -127,8 +127,7 @@ class Problem:
             return value * samples if reduction == "mean" else value
 
         def count(batch: Batch) -> int:
-            with torch.no_grad():
-                return value_and_count(model, batch)[1]
+            return value_and_count(model, batch)[1]  # with gradients: the loss may differentiate by its inputs
 
         return cls(model, drained(data, batch_size), forward, _itself, count, {}, False, unit)
 
