@@ -133,7 +133,7 @@ def line_between(model: nn.Module, other: Named | nn.Module, *, states: bool = F
 
 
 def random_axis(
-    origin: Named, seed: int, index: int, *, norm: str = "filter", ignore: str = "biasbn"
+    origin: Named, seed: int | str, index: int, *, norm: str = "filter", ignore: str = "biasbn"
 ) -> dict[str, Tensor]:
     """One random direction, made on the CPU in float32 from (seed, axis index, tensor name), then normalised."""
     drawn = {
