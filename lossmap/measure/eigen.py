@@ -93,7 +93,7 @@ class EigenPairs:
         return float(np.nanmax(np.abs(self.values), initial=0.0))
 
 
-def solve(matrix: Symmetric, which: str = "ends", *, solver: str = "auto", **told: Any) -> EigenPairs:
+def extremes(matrix: Symmetric, which: str = "ends", *, solver: str = "auto", **told: Any) -> EigenPairs:
     """The eigenpairs by the named solver, `auto` being lanczos; `told` as those two take it.
 
     Raises ValueError for a solver that is not there.

@@ -127,7 +127,7 @@ class Space:
         """Coordinates (j, m) -> the vectors (n, m) of length one."""
         found = self._combine(coordinates)
         lengths = torch.linalg.vector_norm(found, dim=0, dtype=torch.float64)
-        return found / lengths.to(found.dtype)
+        return found.div(lengths.to(found.dtype))
 
     def tridiagonal(self) -> tuple[np.ndarray, np.ndarray]:
         """alpha (j,) and beta (j,) of a run from one start that was not shrunk."""
