@@ -337,8 +337,8 @@ def _toml(path: Path, home: Mapping[str, type]) -> dict[str, Any]:
 
     def gather(table: Mapping[str, Any]) -> None:
         for key, value in table.items():
-            if isinstance(value, dict) and key.replace("-", "_") not in home:
-                gather(value)
+            if isinstance(value, dict) and not key.endswith("args"):
+                gather(value)  # a table is there for the reader; its name says nothing
                 continue
             name = key.replace("-", "_")
             name = {"loss_name": "loss", "datapath": "data_path"}.get(name, name)
