@@ -237,7 +237,10 @@ def _course(run: Evolution, r: int, jumps: list[int], limits: Thresholds) -> Ans
         numbers["first_jump"] = float(run.steps[jumps[0]])
         return Answer("course", "jumping", f"jumping: {usual}, but from {'; '.join(told)}{more}", numbers)
     if np.median(loss) > 0.5 or np.median(left) >= 1:
-        words = f"cannot say: {usual} and {np.median(left):g} of {r} directions: snapshots lie too far apart to tell a turn from jumps"
+        words = (
+            f"cannot say: {usual} and {np.median(left):g} of {r} directions: snapshots lie too far apart to tell a "
+            "turn from jumps"
+        )
         return Answer("course", "cannot say", words, numbers)
     if 1 - float(run.overlaps[0, -1]) < 0.02 and loss.max() < 0.02:
         return Answer("course", "still", f"still: {usual}, {loss.max():.2g} at most", numbers)
