@@ -1,0 +1,79 @@
+"""Functions of one's own by name: `package.module:function`, or `path/file.py:function`."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+
+def resolve_callable(spec: str) -> Callable[..., Any]:
+    """The function that `package.module:function` or `path/file.py:function` names.
+
+    A file is imported once, however often it is named, and may import its neighbours. Dots after the colon
+    reach into classes. Raises ValueError where the text, the file, the module or the name is wrong, or where
+    importing fails.
+    """
+    home, colon, name = spec.rpartition(":")
+    if not colon or not home or not name:
+        raise ValueError(f"{spec!r} wants the form package.module:function or path/file.py:function")
+    module = _from_file(Path(home)) if home.endswith(".py") else _from_package(home)
+    found: Any = module
+    for part in name.split("."):
+        if not hasattr(found, part):
+            near = difflib.get_close_matches(part, [n for n in vars(found) if not n.startswith("_")], 3)
+            hint = f"; it has {', '.join(near)}" if near else ""
+            raise ValueError(f"{home} has nothing named {part!r}{hint}")
+        found = getattr(found, part)
+    if not callable(found):
+        raise ValueError(f"{spec} is a {type(found).__name__} and cannot be called")
+    result: Callable[..., Any] = found
+    return result
+
+
+def _search(folder: Path) -> None:
+    """A folder last on the search path, for good: functions may import their neighbours when they are called."""
+    if str(folder) not in sys.path:
+        sys.path.append(str(folder))
+
+
+def _from_file(path: Path) -> ModuleType:
+    if not path.is_file():
+        raise ValueError(f"there is no file {path}")
+    path = path.resolve()
+    # a name of its own, so that two files called data.py are two modules
+    name = f"{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise ValueError(f"{path} cannot be imported")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # before it runs, as dataclasses and pickles want
+    try:
+        _search(path.parent)
+        spec.loader.exec_module(module)
+    except BaseException as error:
+        del sys.modules[name]
+        raise _failed(str(path), error) from error
+    return module
+
+
+def _from_package(home: str) -> ModuleType:
+    try:
+        _search(Path.cwd())
+        return importlib.import_module(home)
+    except BaseException as error:
+        raise _failed(home, error) from error
+
+
+def _failed(home: str, error: BaseException) -> BaseException:
+    if isinstance(error, KeyboardInterrupt):
+        return error
+    return ValueError(f"importing {home} failed: {type(error).__name__}: {error}")

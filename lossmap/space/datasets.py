@@ -1,0 +1,468 @@
+"""Data sets by name: digits, CIFAR, arrays in a file, a function of one's own; as batches in a fixed order.
+
+    digits           packaged: 1797 real images 1x8x8, values 0..1. Optical Recognition of Handwritten Digits,
+                     E. Alpaydin and C. Kaynak, UCI Machine Learning Repository (1998), doi:10.24432/C50P49,
+                     CC BY 4.0. Shuffled once by NumPy's default_rng(0): 1437 for training, 360 for the test
+    digits32         the same, enlarged bilinearly to 3x32x32, for the nets of the papers
+    cifar10 cifar100 from the binary or the Python files in --data-path
+    cifar10c:fog:3   CIFAR-10-C at a severity, mapped from the files; it corrupts test images alone
+    npz:FILE         arrays x, y, and x_test, y_test where there are any, as given
+    file.py:factory  called with split="train" or "test"; returns (x, y), a Dataset or a DataLoader
+
+`digits+fog:3` corrupts the images of a set: every image by chance of its own, so that a subset is corrupted
+as the whole would be. Images are float32, divided by their largest possible value, and for CIFAR normalised as
+the published nets were trained. Samples live in memory while they take no more than a quarter of what is free;
+larger sets are streamed in the same order.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import inspect
+import logging
+import os
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils import _pytree as pytree
+from torch.utils.data import DataLoader, IterableDataset, RandomSampler, SequentialSampler, default_collate
+
+from lossmap.space import cifar
+from lossmap.space.callables import resolve_callable
+from lossmap.space.data import Batch, Resident, Streamed, drained, samples_in, shared_range
+
+log = logging.getLogger(__name__)
+
+NAMES = ("digits", "digits32", "cifar10", "cifar100", "cifar10c:NAME:LEVEL", "npz:FILE", "path/file.py:factory")
+_CIFAR_MEAN, _CIFAR_STD = (125.3, 123.0, 113.9), (63.0, 62.1, 66.7)  # of 255: the original tool's
+SHARE = 0.25  # of the free memory that the samples may take
+
+
+@dataclass(frozen=True)
+class Source:
+    """Samples by their indices.
+
+    fetch    indices -> a batch on the host, ready for the model
+    samples  how many there are
+    """
+
+    fetch: Callable[[Sequence[int]], Batch]
+    samples: int
+
+    def bytes_each(self) -> int:
+        """What a sample takes in memory."""
+        first = pytree.tree_leaves(self.fetch([0]))
+        return sum(leaf.numel() * leaf.element_size() for leaf in first if isinstance(leaf, Tensor))
+
+
+def load(
+    name: str,
+    split: str = "train",
+    *,
+    data_path: str | Path | None = None,
+    normalize: str | None = None,
+    raw: bool = False,
+    samples: int | None = None,
+    data_seed: int = 0,
+    pieces: int = 1,
+    piece: int = 0,
+    batch_size: int | None = None,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+    neighbours: int = 1,
+    budget: int | None = None,
+) -> Resident | Streamed:
+    """A split of a data set, as batches in a fixed order.
+
+    normalize    "mean/std", one number each or one a channel, such as "0.5,0.5,0.5/0.2,0.2,0.2"
+    raw          no normalisation
+    samples      at most so many: a random subset, drawn from data_seed, in the data's own order
+    pieces       the data are cut into so many pieces, of which `piece`, counted from 0, is used
+    batch_size   256 where nothing is said
+    neighbours   ranks on this machine that load the same
+    budget       bytes that the samples may take; by default a quarter of what is free, shared by the neighbours
+
+    Raises ValueError and FileNotFoundError, in one sentence, where the name, the files or the shapes are wrong.
+    """
+    if split not in ("train", "test"):
+        raise ValueError(f"a split is train or test; got {split!r}")
+    source = _source(name, split, data_path, normalize, raw)
+    if source.samples < 1:
+        raise ValueError(f"{name} holds no sample in its split {split}")
+    indices = _chosen(source.samples, samples, data_seed, pieces, piece)
+    size = min(len(indices), 256 if batch_size is None else batch_size)
+    if budget is None:
+        budget = int(SHARE * free_memory(device) / neighbours)
+    streamed = Streamed(source.fetch, indices, size)
+    if len(indices) * source.bytes_each() > budget:
+        log.info("%s: %d samples are more than memory has room for; they are streamed", name, len(indices))
+        return streamed.to(device, dtype)
+    return Resident(_gathered(streamed), size).to(device, dtype)
+
+
+def _gathered(streamed: Streamed) -> Batch:
+    """All samples of a stream in one batch."""
+    drawn = list(streamed.rebatched(1024))
+    spec = pytree.tree_flatten(drawn[0])[1]
+    columns = zip(*(pytree.tree_leaves(batch) for batch in drawn), strict=True)
+    return pytree.tree_unflatten([torch.cat(c) if isinstance(c[0], Tensor) else c[0] for c in columns], spec)
+
+
+def _chosen(total: int, samples: int | None, seed: int, pieces: int, piece: int) -> Sequence[int]:
+    if not 0 <= piece < pieces <= total:
+        raise ValueError(f"piece {piece} of {pieces} pieces of {total} samples: pieces are counted from 0")
+    start, stop = shared_range(total, piece, pieces)
+    if samples is None or samples >= stop - start:
+        return range(start, stop)
+    if samples < 1:
+        raise ValueError(f"at least one sample is wanted; got {samples}")
+    chance = np.random.default_rng([seed, 0x5A3])
+    return [int(i) for i in np.sort(start + chance.permutation(stop - start)[:samples])]
+
+
+def _source(name: str, split: str, data_path: str | Path | None, normalize: str | None, raw: bool) -> Source:
+    plain, corruption, level = _split_corruption(name)
+    key = plain.lower()
+    means: tuple[Sequence[float], Sequence[float]] | None = None
+    if key in ("digits", "digits32"):
+        images, labels, whole = *_digits(split), 16.0
+        if key == "digits32":
+            images = _enlarged(images)
+            whole = 1.0
+    elif key in ("cifar10", "cifar100"):
+        planes, labels = cifar.images(key, split, data_path)
+        images, whole = planes.transpose(0, 2, 3, 1), 255.0
+        means = _of_255(_CIFAR_MEAN), _of_255(_CIFAR_STD)
+    elif key.startswith("cifar10c:"):
+        images, labels = _cifar10c(plain, split, data_path)
+        whole = 255.0
+        means = _of_255(_CIFAR_MEAN), _of_255(_CIFAR_STD)
+    else:
+        source = _own(plain, split, data_path)
+        if corruption is not None:
+            raise ValueError(f"{plain} cannot be corrupted: only digits, digits32, cifar10 and cifar100 can")
+        return source if normalize is None or raw else _normalised(source, *_parsed(normalize))
+    if normalize is not None:
+        means = _parsed(normalize)
+
+    def fetch(indices: Sequence[int]) -> Batch:
+        rows = _rows(indices)
+        x = images[rows]
+        if corruption is not None:
+            from lossmap.space.corruptions import corrupt
+
+            if x.dtype == np.uint8 and whole != 255.0:
+                x = x.astype(np.float32) / np.float32(whole)
+            counted = np.arange(len(images))[rows]
+            x = corrupt(x, corruption, level, seed=0, indices=counted, stream=split)
+        scale = whole if x.dtype == np.uint8 else 1.0
+        tensor = torch.from_numpy(np.ascontiguousarray(x.transpose(0, 3, 1, 2)).astype(np.float32))
+        tensor = tensor.div_(scale)
+        return tensor, torch.from_numpy(np.ascontiguousarray(labels[rows]))
+
+    source = Source(fetch, len(images))
+    return source if raw or means is None else _normalised(source, *means)
+
+
+def _rows(indices: Sequence[int]) -> Any:
+    """Indices as NumPy takes them: a range as a slice, which copies nothing of a mapped file."""
+    return slice(indices.start, indices.stop) if isinstance(indices, range) else np.asarray(indices)
+
+
+def _split_corruption(name: str) -> tuple[str, str | None, int]:
+    found = re.fullmatch(r"(digits|digits32|cifar10|cifar100)\+([^:+]+):([^:+]+)", name.strip(), re.IGNORECASE)
+    if found is None:
+        if re.match(r"(digits|cifar)\w*\+", name, re.IGNORECASE):
+            raise ValueError(f"{name!r} wants the form digits+gaussian_noise:5")
+        return name.strip(), None, 0
+    from lossmap.space.corruptions import known
+
+    plain, corruption, level = found.groups()
+    return plain, *known(corruption, level)
+
+
+def _of_255(values: Sequence[float]) -> list[float]:
+    return [value / 255.0 for value in values]
+
+
+@lru_cache(maxsize=1)
+def _packaged() -> dict[str, NDArray[np.uint8]]:
+    with np.load(Path(__file__).with_name("digits.npz"), allow_pickle=False) as file:
+        return {key: file[key] for key in file.files if key != "about"}
+
+
+def _digits(split: str) -> tuple[NDArray[Any], NDArray[np.int64]]:
+    """(N, 8, 8, 1) of 0..16, and labels."""
+    end = "" if split == "train" else "_test"
+    held = _packaged()
+    return held[f"x{end}"][..., None], held[f"y{end}"].astype(np.int64)
+
+
+def _enlarged(images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """(N, 8, 8, 1) of 0..16 -> (N, 32, 32, 3) of 0..1, bilinear; exact, as all weights are powers of two."""
+    x = torch.from_numpy(images.transpose(0, 3, 1, 2).astype(np.float32)) / 16.0
+    large = torch.nn.functional.interpolate(x, scale_factor=4, mode="bilinear", align_corners=False)
+    result: NDArray[np.float32] = large.permute(0, 2, 3, 1).expand(-1, -1, -1, 3).contiguous().numpy()
+    return result
+
+
+def _cifar10c(name: str, split: str, data_path: str | Path | None) -> tuple[NDArray[Any], NDArray[np.int64]]:
+    _, _, rest = name.partition(":")
+    corruption, _, level = rest.partition(":")
+    if not corruption or not level.isdigit():
+        raise ValueError(f"{name!r} wants the form cifar10c:gaussian_noise:5")
+    if split != "test":
+        raise ValueError(f"{name} has test images alone; ask for the split test")
+    return cifar.corrupted(corruption, int(level), data_path)
+
+
+def _own(name: str, split: str, data_path: str | Path | None) -> Source:
+    if name.lower().startswith("npz:"):
+        return _npz(Path(data_path or ".") / name[4:], split)
+    if ":" not in name:
+        near = difflib.get_close_matches(name, NAMES, 3, 0.5)
+        hint = f"; nearest: {', '.join(near)}" if near else ""
+        raise ValueError(f"no data set is named {name!r}{hint}. There are {', '.join(NAMES)}")
+    factory = resolve_callable(name)
+    try:
+        inspect.signature(factory).bind(split=split)
+    except TypeError as error:
+        raise ValueError(f'{name} is called with split="train" or "test", which it does not take: {error}') from None
+    except ValueError:  # a builtin tells no signature
+        pass
+    return _made(factory(split=split), name)
+
+
+def _npz(path: Path, split: str) -> Source:
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path}")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            if not hasattr(file, "files"):
+                raise ValueError("it holds one array, without a name")
+            held = {key: file[key] for key in file.files if key in ("x", "y", "x_test", "y_test")}
+            others = list(file.files)
+    except Exception as error:  # zipfile, zlib, struct and NumPy each have errors of their own for a damaged file
+        raise ValueError(f"{path} is no npz file of arrays x and y: {error}") from None
+    end = "" if split == "train" else "_test"
+    if f"x{end}" not in held or f"y{end}" not in held:
+        raise ValueError(f"{path} has no x{end} and y{end} for the split {split}; it holds {', '.join(others)}")
+    return _made((held[f"x{end}"], held[f"y{end}"]), str(path))
+
+
+def _made(made: Any, name: str) -> Source:
+    """A source from whatever a person's function gave."""
+    if isinstance(made, (Resident, Streamed)):
+        return _of_batches(made)
+    if isinstance(made, (tuple, list)) and len(made) == 2 and all(isinstance(a, (Tensor, np.ndarray)) for a in made):
+        return _of_arrays(made[0], made[1], name)
+    if isinstance(made, DataLoader):
+        if _plain_loader(made):
+            return _of_dataset(made.dataset, made.collate_fn, name)
+        return _of_batches(drained(made))
+    if isinstance(made, IterableDataset):
+        return _of_batches(drained(DataLoader(made, batch_size=256)))
+    if hasattr(made, "__getitem__") and hasattr(made, "__len__") and not isinstance(made, (dict, list, tuple, str)):
+        return _of_dataset(made, default_collate, name)
+    if isinstance(made, (dict, Tensor)) or hasattr(made, "__iter__"):
+        return _of_batches(drained(made))
+    raise ValueError(f"{name} gave a {type(made).__name__}; wanted (x, y) tensors, a Dataset or a DataLoader")
+
+
+def _of_arrays(x: Tensor | NDArray[Any], y: Tensor | NDArray[Any], name: str) -> Source:
+    x, y = _as_tensor(x, name), _as_tensor(y, name)
+    if x.dim() < 1 or y.dim() < 1 or len(x) != len(y):
+        raise ValueError(f"{name} has x of shape {tuple(x.shape)} and y of shape {tuple(y.shape)}: one y for each x")
+    x = x.float() if x.dtype == torch.uint8 or x.dtype == torch.float64 else x
+    y = y.float() if y.dtype == torch.float64 else (y if y.is_floating_point() else y.long())
+    for what, tensor in (("x", x), ("y", y)):
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise ValueError(f"{name}: {what} has {int((~tensor.isfinite()).sum())} entries that are not finite")
+    return Source(lambda indices: (_taken(x, indices), _taken(y, indices)), len(x))
+
+
+def _as_tensor(values: Tensor | NDArray[Any], name: str) -> Tensor:
+    if isinstance(values, Tensor):
+        return values.detach().cpu()
+    if values.dtype.kind not in "fiub":
+        raise ValueError(f"{name} holds an array of {values.dtype}; wanted numbers")
+    if values.dtype.kind == "u" and values.dtype != np.uint8:
+        values = values.astype(np.int64)
+    return torch.from_numpy(np.ascontiguousarray(values))
+
+
+def _taken(values: Tensor, indices: Sequence[int]) -> Tensor:
+    if isinstance(indices, range):
+        return values[indices.start : indices.stop]
+    return values[torch.as_tensor(indices)]
+
+
+def _of_batches(batches: Any) -> Source:
+    if isinstance(batches, Streamed):
+        inner = batches
+        return Source(lambda indices: inner.fetch([inner.indices[i] for i in indices]), inner.samples)
+    tensors = batches.tensors
+
+    def fetch(indices: Sequence[int]) -> Batch:
+        return pytree.tree_map(lambda t: _taken(t, indices) if isinstance(t, Tensor) else t, tensors)
+
+    return Source(fetch, batches.samples)
+
+
+def _plain_loader(loader: DataLoader[Any]) -> bool:
+    """Whether a loader passes over every sample of a data set once, in whatever order."""
+    sampler = loader.sampler
+    whole = isinstance(sampler, SequentialSampler) or (
+        isinstance(sampler, RandomSampler) and not sampler.replacement and sampler.num_samples == len(sampler)
+    )
+    indexed = not isinstance(loader.dataset, IterableDataset) and hasattr(loader.dataset, "__len__")
+    usual = type(loader.batch_sampler).__module__.startswith("torch.utils.data")
+    return indexed and whole and usual and len(cast(Any, sampler)) == len(cast(Any, loader.dataset)) and not loader.drop_last
+
+
+def _of_dataset(dataset: Any, collate: Callable[[list[Any]], Any], name: str) -> Source:
+    def fetch(indices: Sequence[int]) -> Batch:
+        batch = collate([dataset[int(i)] for i in indices])
+        return tuple(batch) if isinstance(batch, list) else batch
+
+    if len(dataset):
+        first, again = (pytree.tree_leaves(fetch([0])) for _ in range(2))
+        same = (torch.equal(a, b) for a, b in zip(first, again, strict=True) if isinstance(a, Tensor))
+        if not all(same):
+            log.warning("%s gives other samples at every look (augmentation?): no two passes will agree", name)
+    return Source(fetch, len(dataset))
+
+
+def _parsed(text: str) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation from "mean/std" or "m,m,m/s,s,s"."""
+    try:
+        mean, std = ([float(value) for value in part.split(",")] for part in text.split("/"))
+    except ValueError:
+        raise ValueError(
+            f"--normalize wants mean/std, such as 0.5/0.25 or 0.5,0.5,0.5/0.2,0.2,0.2; got {text!r}"
+        ) from None
+    if len({len(mean), len(std)} - {1}) > 1 or not all(s > 0 for s in std):
+        raise ValueError(f"--normalize wants as many means as positive standard deviations; got {text!r}")
+    return mean, std
+
+
+def _normalised(source: Source, mean: Sequence[float], std: Sequence[float]) -> Source:
+    """A source whose inputs have the mean taken off and are divided by the standard deviation, by channel."""
+
+    def fetch(indices: Sequence[int]) -> Batch:
+        batch = source.fetch(indices)
+        if not isinstance(batch, tuple) or not isinstance(batch[0], Tensor) or not batch[0].is_floating_point():
+            raise ValueError("--normalize wants batches (x, y) whose x are floating-point numbers")
+        x = batch[0]
+        channels = max(len(mean), len(std))
+        if channels > 1 and (x.dim() < 2 or x.shape[1] != channels):
+            raise ValueError(f"--normalize has {channels} channels; the inputs have shape {tuple(x.shape[1:])}")
+        shape = (1, -1, *(1 for _ in range(x.dim() - 2))) if x.dim() > 1 else (-1,)
+        return ((x - x.new_tensor(mean).view(shape)) / x.new_tensor(std).view(shape), *batch[1:])
+
+    return replace(source, fetch=fetch)
+
+
+def free_memory(device: torch.device | str = "cpu") -> int:
+    """Bytes that are free on a device; on the CPU within the limits of the process's control group."""
+    device = torch.device(device)
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return min(_machine_free(), _group_free(Path("/sys/fs/cgroup")))
+
+
+def _machine_free() -> int:
+    try:
+        told = re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text())
+    except OSError:
+        told = None
+    if told:
+        return int(told.group(1)) * 1024
+    return int(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")) // 2  # no Linux: half of all
+
+
+def _group_free(group: Path) -> int:
+    """What a control group still allows; file caches count as free."""
+    try:
+        most = (group / "memory.max").read_text().strip()
+        if most == "max":
+            return 1 << 62
+        used = int((group / "memory.current").read_text())
+        caches = re.search(r"^inactive_file (\d+)", (group / "memory.stat").read_text(), re.MULTILINE)
+        return max(int(most) - used + (int(caches.group(1)) if caches else 0), 0)
+    except (OSError, ValueError):
+        return 1 << 62
+
+
+def digest(batches: Resident | Streamed) -> str:
+    """The SHA-256 of the samples in their order, in hexadecimal; the cut into batches does not matter.
+
+    Of streamed data, all indices and 256 evenly spread samples are looked at.
+    """
+    total = hashlib.sha256()
+    if isinstance(batches, Streamed):
+        total.update(np.asarray(batches.indices, np.int64).tobytes())
+        step = max(1, batches.samples // 256)
+        batch = batches.fetch([batches.indices[i] for i in range(0, batches.samples, step)])
+    else:
+        batch = batches.tensors
+    for leaf in pytree.tree_leaves(batch):
+        if isinstance(leaf, Tensor):
+            total.update(f"{leaf.dtype} {tuple(leaf.shape)}".encode())
+            flat = leaf.detach().cpu().contiguous().view(-1)
+            for part in torch.split(flat, 1 << 22):
+                total.update(part.view(torch.uint8).numpy().tobytes() if part.numel() else b"")
+    return total.hexdigest()
+
+
+def tried(model: torch.nn.Module, batches: Resident | Streamed, classes: bool = False) -> None:
+    """See that data fit a model, before anything is computed.
+
+    classes  the targets are whole numbers that count the outputs, as cross entropy wants
+
+    Raises ValueError, in one sentence, where the model fails on two samples, and where a target is not among
+    its outputs.
+    """
+    from lossmap.space.problem import inputs_of, targets_of
+
+    two = next(iter(batches.rebatched(min(2, batches.samples))))
+    positional, keywords = inputs_of(two)
+    shapes = [tuple(t.shape[1:]) for t in pytree.tree_leaves((positional, keywords)) if isinstance(t, Tensor)]
+    shown = ", ".join(map(str, shapes))
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.no_grad():
+            outputs = model(*positional, **keywords)
+    except Exception as error:  # whatever a person's model raises
+        detail = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"{type(model).__name__} fails on inputs of shape {shown}: {detail}") from error
+    finally:
+        for module, training in modes:
+            module.training = training
+    targets = targets_of(two)
+    if not classes or not isinstance(outputs, Tensor) or not isinstance(targets, Tensor):
+        return
+    if targets.is_floating_point() and targets.shape == outputs.shape:
+        return  # probabilities
+    if targets.is_floating_point() or targets.dim() != outputs.dim() - 1 or samples_in(outputs) != samples_in(targets):
+        raise ValueError(
+            f"cross entropy wants one class number for each output; the outputs have shape {tuple(outputs.shape)}, the "
+            f"targets {tuple(targets.shape)} of {targets.dtype}"
+        )
+    for batch in batches if isinstance(batches, Resident) else [two]:
+        held = targets_of(batch)
+        held = held[held != -100]  # cross entropy leaves these out
+        if held.numel() and not 0 <= int(held.min()) <= int(held.max()) < outputs.shape[1]:
+            raise ValueError(
+                f"the targets run from {int(held.min())} to {int(held.max())}; the model has {outputs.shape[1]} outputs"
+            )

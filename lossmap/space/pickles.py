@@ -1,0 +1,72 @@
+"""Reading pickles that hold arrays and tensors, without running code from them.
+
+A pickle names functions that its reader shall call. This reader knows a short list of names, with which
+NumPy arrays and tensors are put together, and refuses all others.
+"""
+
+from __future__ import annotations
+
+import argparse
+import codecs
+import io
+import pickle
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_array: Any = np.zeros(0).__reduce__()[0]  # NumPy's own functions, wherever this version keeps them
+_scalar: Any = np.float64(0).__reduce__()[0]
+
+NAMES: dict[tuple[str, str], Any] = {
+    ("numpy", "ndarray"): np.ndarray,
+    ("numpy", "dtype"): np.dtype,
+    ("_codecs", "encode"): codecs.encode,
+    ("collections", "OrderedDict"): OrderedDict,
+    ("argparse", "Namespace"): argparse.Namespace,
+}
+for _home in ("numpy.core.multiarray", "numpy._core.multiarray"):
+    NAMES[_home, "_reconstruct"] = _array
+    NAMES[_home, "scalar"] = _scalar
+
+
+def _storage(data: bytes) -> Any:
+    """What torch.storage._load_from_bytes does, but for tensors alone."""
+    return torch.load(io.BytesIO(data), weights_only=True)
+
+
+def _parameter(data: Tensor, requires_grad: bool, hooks: object) -> Tensor:
+    return data
+
+
+TENSORS: dict[tuple[str, str], Callable[..., Any]] = {
+    ("torch._utils", "_rebuild_tensor_v2"): torch._utils._rebuild_tensor_v2,
+    ("torch._utils", "_rebuild_parameter"): _parameter,
+    ("torch.storage", "_load_from_bytes"): _storage,
+}
+
+
+class Refused(ValueError):
+    """The pickle asks for something that could run code."""
+
+
+class _Reader(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        """Only the names on the list, whatever the pickle asks for."""
+        known = NAMES.get((module, name)) or TENSORS.get((module, name))
+        if known is None:
+            raise Refused(f"it asks for {module}.{name}, which could run code")
+        return known
+
+
+def read(file: BinaryIO, *, encoding: str = "ASCII") -> Any:
+    """What a pickle of arrays, tensors and plain Python values holds.
+
+    encoding  `bytes` for files written by Python 2
+
+    Raises Refused where it asks for anything else, and pickle's own errors where it is cut off.
+    """
+    return _Reader(file, encoding=encoding).load()
