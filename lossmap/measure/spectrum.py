@@ -1,0 +1,360 @@
+"""The spectrum of a network's curvature at one checkpoint: ends, trace, density, and what they mean; with error bars.
+
+    s = spectrum(problem, top=5)      of somebody's own model, loss and data
+    s = spectrum_of(matrix, top=5)    of any symmetric matrix known by its products
+
+A `Spectrum` is a value: print it for the report. Units: those of the loss, per squared unit of theta. Price: the ends
+10-40 products, the trace 60, the density some hundred (`benchmarks/spectrum.py`); a product is a few passes over the
+data. Letters: n the dimension, m eigenpairs, N samples.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from math import inf, isfinite, nan
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from lossmap.measure import report
+from lossmap.measure.curvature import Curvature, alone, differentiated, gauss_newton, hessian, refuse_training
+from lossmap.measure.dense import Whole
+from lossmap.measure.density import Density, Share, density
+from lossmap.measure.eigen import EigenPairs, extremes
+from lossmap.measure.krylov import Symmetric
+from lossmap.measure.trace import Trace, trace
+from lossmap.space.data import samples_in
+from lossmap.space.problem import Problem
+from lossmap.space.vectors import Layout, norm, selected
+
+MATRICES = {"hessian": hessian, "gauss-newton": gauss_newton}
+ILL_CONDITIONED = 1000.0
+MOST = 100  # eigenvalues at an end
+Total = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Spectrum:
+    """What is known of one symmetric matrix.
+
+    top, bottom   the largest and the smallest eigenvalues with their error bars; None where not asked for
+    trace         with its standard error; None where not asked for
+    density       the distribution of all eigenvalues; None where not asked for
+    masses        for each stated t: the share below -t, and that above t
+    shares        for each extreme eigenvector, keyed `top 1`, ..., the share of its squared norm in each tensor
+    loss, gradient_norm   at this place; NaN where only a matrix was given
+    """
+
+    label: str
+    matrix: str
+    size: int
+    precision: str
+    top: EigenPairs | None
+    bottom: EigenPairs | None
+    trace: Trace | None
+    density: Density | None
+    masses: tuple[tuple[float, Share, Share], ...] = ()
+    shares: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    samples: int = 0
+    unit: str = "1"
+    loss: float = nan
+    gradient_norm: float = nan
+    products: int = 0
+    seconds: float = nan
+
+    @property
+    def values(self) -> np.ndarray:
+        """The extreme eigenvalues found, descending, each once: (m,)."""
+        return self._joined()[0]
+
+    @property
+    def errors(self) -> np.ndarray:
+        """An eigenvalue lies within this distance of each of `values`: (m,)."""
+        return self._joined()[1]
+
+    def largest_by_magnitude(self, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """The eigenvalues largest in absolute value, and their errors; at most as many as were found at one end."""
+        ends = (self.top, self.bottom)
+        known = min(len(e.values) if e is not None else 0 for e in ends)
+        if count > min(known, self.size):
+            raise ValueError(
+                f"the {count} largest by magnitude want {count} eigenvalues at both ends; there are {known} "
+                f"(ask for top={count}, bottom={count})"
+            )
+        values, errors = self._joined()
+        order = np.argsort(-np.abs(values), kind="stable")[:count]
+        return values[order], errors[order]
+
+    @property
+    def largest(self) -> tuple[float, float]:
+        """The largest eigenvalue and its error; NaN where not asked for."""
+        return _first(self.top)
+
+    @property
+    def smallest(self) -> tuple[float, float]:
+        """The smallest eigenvalue and its error; NaN where not asked for."""
+        return _first(self.bottom)
+
+    @property
+    def condition(self) -> float:
+        """largest / smallest; inf where the smallest is not positive beyond its error; NaN where not known."""
+        (high, _), (low, error) = self.largest, self.smallest
+        if not (isfinite(high) and isfinite(low)):
+            return nan
+        return high / low if low - error > 0.0 else inf
+
+    @property
+    def ill_conditioned(self) -> bool:
+        """Whether the condition number is above 1,000."""
+        return self.condition > ILL_CONDITIONED
+
+    @property
+    def step_limit(self) -> tuple[float, float]:
+        """2 / largest and its error: the step above which plain gradient descent grows along the sharpest direction."""
+        high, error = self.largest
+        if not high > 0.0:
+            return inf, nan
+        return 2.0 / high, 2.0 * error / high**2
+
+    @property
+    def converged(self) -> bool:
+        """Whether the ends, the trace and the density met what was asked of them."""
+        ends = all(e is None or e.converged for e in (self.top, self.bottom))
+        return ends and (self.trace is None or self.trace.met) and (self.density is None or self.density.met)
+
+    @property
+    def verdict(self) -> str:
+        """The shape of the matrix in words, with the numbers that they rest on."""
+        return report.verdict_of_ends(self.largest, self.smallest)
+
+    def shifted(self, strength: float) -> np.ndarray:
+        """The eigenvalues found, with an L2 term strength/2 ||theta||^2 added to the loss at these weights: exact."""
+        return self.values + strength
+
+    def __repr__(self) -> str:
+        return report.of_spectrum(self)
+
+    def _joined(self) -> tuple[np.ndarray, np.ndarray]:
+        """Both ends as one descending row; where they overlap (all n were found) each once."""
+        top = (self.top.values, self.top.residuals) if self.top is not None else (np.zeros(0), np.zeros(0))
+        low = (self.bottom.values, self.bottom.residuals) if self.bottom is not None else (np.zeros(0), np.zeros(0))
+        keep = max(self.size - len(top[0]), 0)
+        values = np.concatenate([top[0], low[0][:keep][::-1]])
+        return values, np.concatenate([top[1], low[1][:keep][::-1]])
+
+
+def _first(pairs: EigenPairs | None) -> tuple[float, float]:
+    if pairs is None or not len(pairs.values):
+        return nan, nan
+    return float(pairs.values[0]), float(pairs.residuals[0])
+
+
+def spectrum_of(
+    matrix: Symmetric,
+    *,
+    top: int = 5,
+    bottom: int = 1,
+    trace_products: int = 60,
+    trace_method: str = "xtrace",
+    trace_error: float | None = None,
+    density_error: float | None = 0.02,
+    density_steps: int | None = None,
+    density_probes: int | None = None,
+    mass_at: Sequence[float] = (),
+    tol: float = 1e-3,
+    solver: str = "auto",
+    max_products: int | None = None,
+    confidence: float = 0.99,
+    seed: int = 0,
+    dense: int = 300,
+    label: str = "",
+    name: str = "matrix",
+    layout: Layout | None = None,
+) -> Spectrum:
+    """The spectrum of any symmetric matrix known by its products.
+
+    top, bottom     so many eigenvalues at the upper and the lower end, 0 to 100
+    trace_products  for the trace; 0 for none; trace_error: the relative standard error wanted
+    density_error   the error wanted of the density, as a share of the range (see `density`); None for none, unless
+                    steps or probes are given
+    mass_at         the t for which the mass below -t and above t are told; none: 1e-3 and 1e-2 of the largest
+    tol             of the ends, relative to their largest absolute value
+    dense           up to this dimension the whole matrix is made, by n products, and everything read off it exactly
+    layout          which tensors theta is made of, for the shares of the eigenvectors
+
+    Raises ValueError for what makes no sense, FloatingPointError where a product is not finite.
+    """
+    n, began = matrix.size, time.perf_counter()
+    for end, count in (("top", top), ("bottom", bottom)):
+        if not 0 <= count <= MOST:
+            raise ValueError(f"{end} wants 0 to {MOST} eigenvalues; got {count}")
+        if count > n:
+            raise ValueError(f"{end} {count}: the matrix has {n} rows, and no more eigenvalues than that")
+    wants_density = density_error is not None or density_steps is not None or density_probes is not None
+    upper = lower = estimate = spread = None
+    if n <= dense:
+        whole, products = Whole.of(matrix), n
+        upper, lower = (whole.pairs(f"top:{top}") if top else None), (whole.pairs(f"bottom:{bottom}") if bottom else None)
+        estimate = whole.trace() if trace_products else None
+        spread = whole.density() if wants_density else None
+    else:
+        told = {"tol": tol, "solver": solver, "confidence": confidence, "max_products": max_products}
+        upper = extremes(matrix, f"top:{top}", seed=f"{seed}", **told) if top else None
+        lower = extremes(matrix, f"bottom:{bottom}", seed=f"{seed}", **told) if bottom else None
+        lower = _on_scale(lower, upper)
+        if trace_products:
+            estimate = trace(matrix, trace_method, products=trace_products, error=trace_error, seed=seed)
+        if wants_density:
+            wanted = 0.02 if density_error is None else density_error
+            spread = density(matrix, error=wanted, steps=density_steps, probes=density_probes, seed=seed)
+        products = sum(part.products for part in (upper, lower, estimate, spread) if part is not None)
+    return Spectrum(
+        label=label,
+        matrix=name,
+        size=n,
+        precision=str(matrix.dtype).removeprefix("torch."),
+        top=upper,
+        bottom=lower,
+        trace=estimate,
+        density=spread,
+        masses=masses_of(spread, mass_at),
+        shares={} if layout is None else shares_of((("top", upper), ("bottom", lower)), layout),
+        products=products,
+        seconds=time.perf_counter() - began,
+    )
+
+
+def _on_scale(lower: EigenPairs | None, upper: EigenPairs | None) -> EigenPairs | None:
+    """The lower end judged against the largest absolute value of both ends, as tolerances are."""
+    if lower is None or upper is None or lower.converged or not len(upper.values):
+        return lower
+    scale = max(lower.scale, upper.scale)
+    return replace(lower, converged=bool((lower.residuals <= lower.tolerance * scale).all()))
+
+
+def masses_of(spread: Density | None, mass_at: Sequence[float]) -> tuple[tuple[float, Share, Share], ...]:
+    """For each t the share of eigenvalues below -t and above t. Raises ValueError for a negative t."""
+    if spread is None:
+        return ()
+    if any(t < 0.0 for t in mass_at):
+        raise ValueError(f"the mass is told below -t and above t for t of 0 or more; got {min(mass_at)}")
+    reach = max(abs(spread.range[0]), abs(spread.range[1]))
+    stated = tuple(mass_at) or tuple(float(f"{reach * part:.1g}") for part in (1e-3, 1e-2))
+    return tuple((t, spread.below(-t), spread.above(t)) for t in stated)
+
+
+def shares_of(ends: Sequence[tuple[str, EigenPairs | None]], layout: Layout) -> dict[str, dict[str, float]]:
+    """The share of each eigenvector's squared norm in each tensor; each vector's shares add up to one."""
+    found = {}
+    for end, pairs in ends:
+        for i in range(0 if pairs is None else len(pairs.values)):
+            found[f"{end} {i + 1}"] = share_by_tensor(pairs.vectors[:, i], layout)  # type: ignore[union-attr]
+    return found
+
+
+def share_by_tensor(vector: Tensor, layout: Layout) -> dict[str, float]:
+    """Where the mass of a vector lies: the share of its squared norm in each tensor."""
+    parts = {name: norm(part) ** 2 for name, part in layout.unflatten(vector).items()}
+    total = sum(parts.values())
+    return {name: part / total if total > 0.0 else nan for name, part in parts.items()}
+
+
+def spectrum(
+    problem: Problem,
+    *,
+    matrix: str = "hessian",
+    parameters: str = "weights",
+    total: Total = alone,
+    label: str = "",
+    check: bool = True,
+    **told: object,
+) -> Spectrum:
+    """The spectrum of the mean loss of a model over its data, at its present weights.
+
+    matrix      hessian, or gauss-newton
+    parameters  weights (of dimension > 1, as in the paper), all, or a regular expression
+    total       adds a tensor up over the ranks of a team, each with its own share of the data
+    check       refuses a loss that is no mean over samples
+    told        as `spectrum_of` takes it: top, bottom, trace_products, density_error, mass_at, tol, seed, ...
+
+    Raises ValueError with one sentence for a model in training mode, weights in half precision, a loss that is no
+    mean, more eigenvalues than there are parameters, or parameters that match nothing.
+    """
+    began = time.perf_counter()
+    if check:
+        check_mean(problem)
+    operator = curvature(problem, matrix, parameters, total)
+    loss, slope = loss_and_gradient(problem, parameters, total)
+    if not isfinite(loss):
+        raise FloatingPointError(f"the loss is {loss} at these weights: there is no curvature to read here")
+    found = spectrum_of(operator, label=label, name=matrix, layout=operator.layout, **told)  # type: ignore[arg-type]
+    samples = int(total(torch.tensor([float(problem.samples)], dtype=torch.float64))[0])
+    return replace(
+        found,
+        samples=samples,
+        unit=problem.unit,
+        loss=loss,
+        gradient_norm=norm(slope),
+        seconds=time.perf_counter() - began,
+    )
+
+
+def curvature(problem: Problem, matrix: str, parameters: str, total: Total = alone) -> Curvature:
+    """The named matrix of a problem. Raises ValueError for what cannot be differentiated twice in good faith."""
+    if matrix not in MATRICES:
+        raise ValueError(f"the matrix is one of {', '.join(MATRICES)}; got {matrix!r}")
+    refuse_training(problem.model)
+    operator = Curvature(problem, MATRICES[matrix], parameters, total)
+    if operator.dtype not in (torch.float32, torch.float64):
+        raise ValueError(
+            f"the weights are {str(operator.dtype).removeprefix('torch.')}, in which second derivatives drown in "
+            "rounding; call model.float() first"
+        )
+    return operator
+
+
+def check_mean(problem: Problem) -> None:
+    """Raises ValueError where the loss of a batch is not the mean over its samples.
+
+    The summed loss of some samples must be the sum of that of two parts of them; asked on a few samples.
+    """
+    few = problem.rebatched(min(problem.data.batch_size, 8))
+    batch = next(iter(few.data))
+    if not isinstance(batch, (Tensor, tuple, list, dict)) or samples_in(batch) < 3 or problem.model.training:
+        return
+    b = samples_in(batch)
+
+    def rows(first: int, last: int) -> object:
+        return pytree.tree_map(lambda t: t[first:last] if isinstance(t, Tensor) and t.dim() else t, batch)
+
+    with torch.no_grad():
+        whole, *parts = (float(problem.total(part)) for part in (batch, rows(0, 1), rows(1, b)))
+    gap = abs(whole - sum(parts))
+    if isfinite(gap) and gap > 1e-3 * max(abs(whole), sum(abs(p) for p in parts)):
+        raise ValueError(
+            f"the loss is no mean over samples: {b} samples have the sum {whole:.6g}, one and the other {b - 1} have "
+            f"{parts[0]:.6g} + {parts[1]:.6g}; use reduction='mean' (class weights and ignore_index divide by "
+            "something else than samples: divide by the batch's samples yourself), or check=False"
+        )
+
+
+def loss_and_gradient(problem: Problem, parameters: str = "weights", total: Total = alone) -> tuple[float, Tensor]:
+    """The mean loss and its gradient by the chosen parameters, (n,) in float64, over all ranks of a team."""
+    named = list(selected(problem.model, parameters).values())
+    size = sum(p.numel() for p in named)
+    sums = torch.zeros(size + 2, dtype=torch.float64, device=named[0].device)
+    with differentiated(problem.model, named):
+        for batch in problem.data:
+            loss = problem.total(batch)
+            if loss.requires_grad:
+                parts = torch.autograd.grad(loss, named, materialize_grads=True)
+                sums[:size] += torch.cat([p.reshape(-1) for p in parts]).double()
+            sums[size] += float(loss.detach())
+    sums[-1] = float(problem.samples)
+    sums = total(sums)
+    mean = sums / sums[-1]
+    return float(mean[size]), mean[:size]
