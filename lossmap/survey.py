@@ -70,6 +70,19 @@ class Measure(Protocol):
     def __call__(self, point: Point) -> Mapping[str, Any]: ...
 
 
+class Store(Protocol):
+    """Where points are written down: a SurfaceFile, or in memory a Ledger."""
+
+    def todo(self, measure: str, retry_failed: bool = False) -> np.ndarray: ...
+    def record(self, measure: str, index: int, reading: Mapping[str, Any], seconds: float, rank: int = 0) -> None: ...
+    def fail(self, measure: str, index: int, failure: Failure) -> None: ...
+    def save_unfinished(self, measure: str, index: int, state: Mapping[str, Any]) -> None: ...
+    def unfinished(self, measure: str) -> Mapping[int, dict[str, Any]]: ...
+    def note(self, **attributes: Any) -> None: ...
+    def tick(self) -> None: ...
+    def surface(self) -> Surface: ...
+
+
 @dataclass(frozen=True)
 class Progress:
     """How a survey stands, as told to `progress` on rank 0."""
@@ -104,7 +117,7 @@ def survey(
     measure: Measure,
     grid: Grid,
     *,
-    store: Ledger | None = None,
+    store: Store | None = None,
     world: World | None = None,
     stop: Stop | Callable[[], bool] | None = None,
     progress: Callable[[Progress], None] | None = None,
@@ -259,7 +272,7 @@ class Book:
 
     def __init__(
         self,
-        store: Ledger,
+        store: Store,
         measure: str,
         grid: Grid,
         progress: Callable[[Progress], None] | None,
@@ -268,17 +281,16 @@ class Book:
         retry_failed: bool,
     ) -> None:
         self.store, self.measure, self.progress, self.ranks = store, measure, progress, ranks
-        todo, every = store.todo(measure, retry_failed), store.todo(measure, True)
-        if points is None:
-            self.total = len(grid) if store.only is None else len(store.only)
-        else:
-            wanted = np.unique(np.fromiter(points, dtype=np.int64))
-            if wanted.size and not 0 <= wanted[0] <= wanted[-1] < len(grid):
-                raise ValueError(f"points want flat indices from 0 to {len(grid) - 1}; got {wanted[0]} to {wanted[-1]}")
-            todo, every, self.total = np.intersect1d(todo, wanted), np.intersect1d(every, wanted), wanted.size
-        self.order = walk(grid, todo)
-        self.failed = len(every) - len(todo)
-        self.done = self.total - len(every)
+        known = store.surface()
+        wanted = known.mine if points is None else np.unique(np.fromiter(points, dtype=np.int64))
+        if wanted.size and not 0 <= wanted[0] <= wanted[-1] < len(grid):
+            raise ValueError(f"points want flat indices from 0 to {len(grid) - 1}; got {wanted[0]} to {wanted[-1]}")
+        status = known.status[measure].reshape(-1)[wanted]
+        self.order = walk(grid, np.intersect1d(store.todo(measure, retry_failed), wanted))
+        self.total = wanted.size
+        self.done = int((status == 1).sum())
+        self.failed = 0 if retry_failed else int((status == 2).sum())
+        self.states = store.unfinished(measure)
         self.read_now = 0
         self.began = time.monotonic()
         self.notes: list[str] = []
@@ -286,7 +298,7 @@ class Book:
 
     def state(self, index: int) -> Any:
         """What an earlier run left of a point, or None."""
-        return self.store.unfinished(self.measure).get(index)
+        return self.states.get(index)
 
     def read(self, index: int, reading: dict[str, Any], seconds: float, rank: int) -> None:
         self.store.record(self.measure, index, reading, seconds, rank)
@@ -311,8 +323,8 @@ class Book:
         self.say(text)
 
     def say(self, text: str) -> None:
-        """To the log, and to the person who watches."""
-        logger.warning(text)
+        """To the person who watches, or to the log."""
+        logger.log(logging.WARNING if self.progress is None else logging.INFO, text)
         self._tell(text)
 
     def moved(self, dealing: Dealing) -> None:
@@ -455,12 +467,18 @@ def _follow(world: World, attempt: Attempt, stop: Stop) -> tuple[Any, ...]:
 
 
 def _as_stop(stop: Stop | Callable[[], bool] | None) -> Stop:
+    """A stop that asks the function, where there is one."""
     if isinstance(stop, Stop):
         return stop
     wrapped = Stop()
     if stop is not None:
         asked = stop
-        wrapped.listen(lambda: wrapped.ask("asked from within", urgent=True) if asked() else None)
+
+        def listener() -> None:
+            if asked():
+                wrapped.ask("the program asked for it", urgent=True)
+
+        wrapped.listen(listener)
     return wrapped
 
 

@@ -19,7 +19,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -49,8 +49,9 @@ class Link(Protocol):
         """The ranks that are known to have died."""
 
 
-class Lost(NamedTuple):
-    """A point that failed on a place."""
+@dataclass(frozen=True)
+class Lost:
+    """A point that failed, and where."""
 
     index: int
     rank: int
@@ -134,7 +135,7 @@ class Dealing:
             index, avoid = self.again.popleft()
             if index in self.state:
                 continue
-            if avoid == place and self.alive - {place} or index in self.held[place]:
+            if (avoid == place and self.alive - {place}) or index in self.held[place]:
                 self.again.append((index, avoid))
                 continue
             return index

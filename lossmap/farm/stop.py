@@ -23,6 +23,8 @@ from types import TracebackType
 
 URGENT = (signal.SIGINT, signal.SIGTERM)
 ORDERLY = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
+WRAP_UP = 15.0  # seconds before the end of a batch job that are kept for closing the file and the launcher
+_RANKS = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "MV2_COMM_WORLD_RANK", "SLURM_PROCID")
 TWICE = 1.0  # seconds: launchers and fingers send the same signal twice within this time
 
 _installed: Stop | None = None  # only one at a time can own the process's signals
@@ -32,7 +34,7 @@ class Stop:
     """Whether one is asked to stop. Calling it asks for a measure inside a point: must it be left now?
 
     after    seconds from now at which everything must have ended
-    until    the same as a time of day (time.time()), such as the end of the batch job
+    until    the end of the batch job as a time of day (time.time()); everything ends WRAP_UP seconds before
     grace    seconds that points in progress are given after USR1, USR2 or HUP where no end is known
 
     As a context manager it takes the process's signals, and gives them back. May be asked from any thread.
@@ -43,12 +45,12 @@ class Stop:
             raise ValueError(f"--stop-after wants seconds, 0 or more; got {after}")
         ends = [time.monotonic() + after] if after is not None else []
         if until is not None:
-            ends.append(time.monotonic() + until - time.time())
+            ends.append(time.monotonic() + until - time.time() - WRAP_UP)
         self._end = min(ends, default=float("inf"))  # on the monotonic clock
         self._grace = grace
         self._leave_at = float("inf")
         self._since: float | None = None  # of the first INT or TERM
-        self._listeners: list[Callable[[], None]] = []
+        self._listeners: list[Callable[[], object]] = []
         self._before: dict[int, object] = {}
         self.asked: str | None = None  # why, once one was asked: no new points from then on
 
@@ -82,7 +84,7 @@ class Stop:
         now = time.monotonic()
         return now >= self._leave_at or now >= self._end
 
-    def listen(self, listener: Callable[[], None]) -> Callable[[], None]:
+    def listen(self, listener: Callable[[], object]) -> Callable[[], None]:
         """Call `listener` whenever the stop is called, so that it can ask too; returns what ends that."""
         self._listeners.append(listener)
         return lambda: self._listeners.remove(listener)
@@ -156,12 +158,15 @@ def job_end(environ: Mapping[str, str], ask: Callable[[list[str]], str] | None =
     """When the batch job ends (as time.time()), from SLURM's variable or from scontrol; None without SLURM.
 
     ask  runs a command and returns what it prints
+
+    Of many ranks only the first asks scontrol, so that a thousand do not; the others follow rank 0.
     """
     known = environ.get("SLURM_JOB_END_TIME", "")
     if known.isdigit():
         return float(known)
     job = environ.get("SLURM_JOB_ID")
-    if not job:
+    rank = next((environ[name] for name in _RANKS if name in environ), "0")
+    if not job or rank != "0":
         return None
     try:
         text = (ask or _printed)(["scontrol", "show", "job", job])

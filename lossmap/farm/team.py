@@ -200,11 +200,7 @@ class World:
             for name in ("ERR_PROC_FAILED", "ERR_PROC_FAILED_PENDING", "ERR_REVOKED")
             if hasattr(mpi, name)
         }
-        try:
-            self.comm.Get_failed()
-            self.tolerant = True
-        except (NotImplementedError, AttributeError, mpi.Exception):
-            self.tolerant = False
+        self.tolerant = _tolerant(self.comm, os.environ)
         self._talk = self.comm.Dup()
         self._talk.Set_errhandler(mpi.ERRORS_RETURN)
         self._all = self.comm.Dup()
@@ -400,8 +396,12 @@ class World:
         """The ranks of each team, leader first. See `arranged`."""
         return arranged(self.size, team, rank_0)
 
+    def measures(self, rank_0: str = "auto") -> bool:
+        """Whether this rank computes, where each rank is a team of its own."""
+        return any(self.rank in ranks for ranks in self.places(1, rank_0))
+
     def teams(self, size: int, rank_0: str = "auto") -> Team:
-        """This rank's team of so many ranks; rank 0, where it only deals, is a team of its own.
+        """Give this rank its team of so many ranks; rank 0, where it only deals, is a team of its own.
 
         Raises ValueError where the computing ranks cannot be divided so.
         """
@@ -524,6 +524,17 @@ def _library(environ: Mapping[str, str]) -> Any:
     from mpi4py import MPI
 
     return MPI
+
+
+def _tolerant(comm: Any, environ: Mapping[str, str]) -> bool:
+    """Whether a dead rank is news rather than the end. Open MPI answers the calls even where it is not told to be."""
+    if "OMPI_COMM_WORLD_SIZE" in environ or "OMPI_MCA_mpi_ft_enable" in environ:
+        return environ.get("OMPI_MCA_mpi_ft_enable", "0") in ("1", "true")
+    try:
+        comm.Get_failed()
+    except Exception:
+        return False
+    return True
 
 
 def _gather(world: World, comm: Any, value: Any, ranks: Sequence[int]) -> list[Any]:
