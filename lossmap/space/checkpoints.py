@@ -40,13 +40,16 @@ _SHOWN = 20  # names in one error
 
 
 def kind_of(path: str | Path) -> str | None:
-    """`zip`, `legacy`, `pickle`, `safetensors`, or None for what is no checkpoint, by the file's content."""
+    """What a file is by its content: one of four forms, `torchscript`, or None for what is no checkpoint.
+
+    The forms are `zip`, `legacy`, `pickle` and `safetensors`.
+    """
     path = Path(path)
     size = path.stat().st_size
     with path.open("rb") as file:
         head = file.read(16)
         if head.startswith(b"PK\x03\x04"):
-            return "zip" if _holds_pickle(file) else None
+            return _kind_of_zip(file)
         if head.startswith(_LEGACY):
             return "legacy"
         if len(head) > 8 and head[8:9] == b"{" and struct.unpack("<Q", head[:8])[0] < 100_000_000 and size > 9:
@@ -54,13 +57,14 @@ def kind_of(path: str | Path) -> str | None:
     return "pickle" if head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05") else None
 
 
-def _holds_pickle(file: BinaryIO) -> bool:
-    """Whether a zip archive is one of PyTorch's; a cut-off one, which has no table, counts, and fails later."""
+def _kind_of_zip(file: BinaryIO) -> str | None:
     try:
         names = zipfile.ZipFile(file).namelist()
-    except zipfile.BadZipFile:
-        return True
-    return any(name.endswith("data.pkl") for name in names)
+    except zipfile.BadZipFile:  # cut off: its table, at the end, is missing; reading it will say so
+        return "zip"
+    if any(name.endswith("constants.pkl") for name in names):
+        return "torchscript"
+    return "zip" if any(name.endswith("data.pkl") for name in names) else None
 
 
 def load_state(path: str | Path, unsafe: bool = False) -> State:
@@ -103,6 +107,8 @@ def _allowed() -> list[Any]:
 
 def _content(path: Path, kind: str, unsafe: bool) -> Any:
     try:
+        if kind == "torchscript":
+            raise pickles.Refused("it is a TorchScript archive")
         if kind == "safetensors":
             from safetensors.torch import load_file
 
@@ -110,7 +116,8 @@ def _content(path: Path, kind: str, unsafe: bool) -> Any:
         if kind == "pickle":
             with path.open("rb") as file:
                 return pickles.read(file)
-        with torch.serialization.safe_globals(_allowed()):
+        with torch.serialization.safe_globals(_allowed()), warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # about pickle protocols other than 2
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         refused = _what_was_refused(error)
@@ -134,8 +141,6 @@ def _what_was_refused(error: Exception) -> str:
     text = str(error)
     if isinstance(error, pickles.Refused):
         return text
-    if "TorchScript" in text:
-        return "a TorchScript archive"
     for pattern in (r"Unsupported global: GLOBAL (\S+)", r"Trying to (?:call|instantiate|load) .*?(\S+\.\S+)"):
         found = re.search(pattern, text)
         if found:

@@ -51,7 +51,7 @@ def images(name: str, split: str, data_path: str | Path | None = None) -> tuple[
                     return np.concatenate([x for x, _ in parts]), np.concatenate([y for _, y in parts])
     wanted = " or ".join(f"{table[name, split][0]}/{table[name, split][1][0]}" for table in (_FILES, _PICKLES))
     raise FileNotFoundError(
-        f"{name} is not in {', '.join(map(str, folders))}: wanted {wanted}; unpack it there, or name another --data-path"
+        f"{name} is not in {', '.join(map(str, folders))}: wanted {wanted}; unpack it there, or see --data-path"
     )
 
 

@@ -38,7 +38,8 @@ from torch.utils.data import DataLoader, IterableDataset, RandomSampler, Sequent
 
 from lossmap.space import cifar
 from lossmap.space.callables import resolve_callable
-from lossmap.space.data import Batch, Resident, Streamed, drained, samples_in, shared_range
+from lossmap.space.data import Batch, Batches, Resident, Streamed, drained, shared_range
+from lossmap.space.problem import targets_of
 
 log = logging.getLogger(__name__)
 
@@ -326,7 +327,8 @@ def _plain_loader(loader: DataLoader[Any]) -> bool:
     )
     indexed = not isinstance(loader.dataset, IterableDataset) and hasattr(loader.dataset, "__len__")
     usual = type(loader.batch_sampler).__module__.startswith("torch.utils.data")
-    return indexed and whole and usual and len(cast(Any, sampler)) == len(cast(Any, loader.dataset)) and not loader.drop_last
+    all_of_it = indexed and len(cast(Any, sampler)) == len(cast(Any, loader.dataset))
+    return all_of_it and whole and usual and not loader.drop_last
 
 
 def _of_dataset(dataset: Any, collate: Callable[[list[Any]], Any], name: str) -> Source:
@@ -403,7 +405,7 @@ def _group_free(group: Path) -> int:
         return 1 << 62
 
 
-def digest(batches: Resident | Streamed) -> str:
+def digest(batches: Batches) -> str:
     """The SHA-256 of the samples in their order, in hexadecimal; the cut into batches does not matter.
 
     Of streamed data, all indices and 256 evenly spread samples are looked at.
@@ -414,7 +416,7 @@ def digest(batches: Resident | Streamed) -> str:
         step = max(1, batches.samples // 256)
         batch = batches.fetch([batches.indices[i] for i in range(0, batches.samples, step)])
     else:
-        batch = batches.tensors
+        batch = cast(Resident, drained(batches)).tensors
     for leaf in pytree.tree_leaves(batch):
         if isinstance(leaf, Tensor):
             total.update(f"{leaf.dtype} {tuple(leaf.shape)}".encode())
@@ -424,45 +426,13 @@ def digest(batches: Resident | Streamed) -> str:
     return total.hexdigest()
 
 
-def tried(model: torch.nn.Module, batches: Resident | Streamed, classes: bool = False) -> None:
-    """See that data fit a model, before anything is computed.
-
-    classes  the targets are whole numbers that count the outputs, as cross entropy wants
-
-    Raises ValueError, in one sentence, where the model fails on two samples, and where a target is not among
-    its outputs.
-    """
-    from lossmap.space.problem import inputs_of, targets_of
-
-    two = next(iter(batches.rebatched(min(2, batches.samples))))
-    positional, keywords = inputs_of(two)
-    shapes = [tuple(t.shape[1:]) for t in pytree.tree_leaves((positional, keywords)) if isinstance(t, Tensor)]
-    shown = ", ".join(map(str, shapes))
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with torch.no_grad():
-            outputs = model(*positional, **keywords)
-    except Exception as error:  # whatever a person's model raises
-        detail = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"{type(model).__name__} fails on inputs of shape {shown}: {detail}") from error
-    finally:
-        for module, training in modes:
-            module.training = training
-    targets = targets_of(two)
-    if not classes or not isinstance(outputs, Tensor) or not isinstance(targets, Tensor):
+def labels_within(batches: Batches, classes: int) -> None:
+    """Raises ValueError where a whole-number target of samples in memory is none of so many classes."""
+    if not isinstance(batches, Resident):
         return
-    if targets.is_floating_point() and targets.shape == outputs.shape:
-        return  # probabilities
-    if targets.is_floating_point() or targets.dim() != outputs.dim() - 1 or samples_in(outputs) != samples_in(targets):
-        raise ValueError(
-            f"cross entropy wants one class number for each output; the outputs have shape {tuple(outputs.shape)}, the "
-            f"targets {tuple(targets.shape)} of {targets.dtype}"
-        )
-    for batch in batches if isinstance(batches, Resident) else [two]:
-        held = targets_of(batch)
-        held = held[held != -100]  # cross entropy leaves these out
-        if held.numel() and not 0 <= int(held.min()) <= int(held.max()) < outputs.shape[1]:
-            raise ValueError(
-                f"the targets run from {int(held.min())} to {int(held.max())}; the model has {outputs.shape[1]} outputs"
-            )
+    targets = targets_of(batches.tensors)
+    if not isinstance(targets, Tensor) or targets.is_floating_point():
+        return
+    held = targets[targets != -100]  # cross entropy leaves these out
+    if held.numel() and not 0 <= int(held.min()) <= int(held.max()) < classes:
+        raise ValueError(f"the targets run from {held.min()} to {held.max()}; the model has {classes} outputs")

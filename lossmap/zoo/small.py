@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 from torch import nn
 
@@ -26,7 +27,7 @@ def mlp(widths: Sequence[int] = (64, 32, 32, 10), activation: str = "relu") -> n
     if len(widths) < 2:
         raise ValueError(f"an mlp wants at least the widths of its input and output; got {list(widths)}")
     layers: list[nn.Module] = [nn.Flatten()]
-    for here, there in zip(widths[:-1], widths[1:], strict=True):
+    for here, there in pairwise(widths):
         layers += [nn.Linear(here, there), _activation(activation)]
     return nn.Sequential(*layers[:-1])
 
