@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import inf, isfinite, nan
+from typing import Any
 
 import numpy as np
 import torch
@@ -198,11 +199,14 @@ def spectrum_of(
     upper = lower = estimate = spread = None
     if n <= dense:
         whole, products = Whole.of(matrix), n
-        upper, lower = (whole.pairs(f"top:{top}") if top else None), (whole.pairs(f"bottom:{bottom}") if bottom else None)
+        upper, lower = (
+            (whole.pairs(f"top:{top}") if top else None),
+            (whole.pairs(f"bottom:{bottom}") if bottom else None),
+        )
         estimate = whole.trace() if trace_products else None
         spread = whole.density() if wants_density else None
     else:
-        told = {"tol": tol, "solver": solver, "confidence": confidence, "max_products": max_products}
+        told: dict[str, Any] = {"tol": tol, "solver": solver, "confidence": confidence, "max_products": max_products}
         upper = extremes(matrix, f"top:{top}", seed=f"{seed}", **told) if top else None
         lower = extremes(matrix, f"bottom:{bottom}", seed=f"{seed}", **told) if bottom else None
         lower = _on_scale(lower, upper)

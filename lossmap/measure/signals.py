@@ -1,0 +1,172 @@
+"""What passes through each layer: activations forward, gradients back. One pass over the data.
+
+For every module with parameters of its own, over all samples in evaluation mode:
+
+    input, output   root mean square of what enters and leaves
+    active          share of its outputs that are above zero (what a ReLU behind it lets through)
+    dead            units (channels, features) that are never above zero; said of a layer with a ReLU behind it
+    gradient        root mean square of the derivative of the mean loss by its outputs, times N
+    reached         share of those derivatives that are not zero
+
+They explain a block of the Hessian that is zero: no signal comes in, or no gradient comes back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import nan, sqrt
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lossmap.measure.curvature import differentiated
+from lossmap.space.problem import Problem
+
+RECTIFIERS = (nn.ReLU, nn.ReLU6, nn.Threshold)  # zero, with zero slope, for all that is negative
+
+
+@dataclass(frozen=True)
+class Signal:
+    """One module's signals; NaN where nothing was seen, such as a module that is never called."""
+
+    module: str
+    kind: str
+    calls: int
+    input: float
+    output: float
+    active: float
+    units: int
+    dead: int
+    gradient: float
+    reached: float
+    followed_by: str
+    rectified: bool
+
+    @property
+    def all_dead(self) -> bool:
+        """Whether a ReLU behind it shuts all of its units for all samples."""
+        return self.rectified and self.units > 0 and self.dead == self.units
+
+    def __repr__(self) -> str:
+        dead = f", {self.dead} of {self.units} units dead" if self.rectified and self.dead else ""
+        return (
+            f"{self.kind}: input {self.input:.2g}, output {self.output:.2g} (rms), {100 * self.active:.0f} % active"
+            f"{dead}, gradient {self.gradient:.2g}"
+        )
+
+
+class _Tally:
+    """Sums while the data pass. Not a result."""
+
+    def __init__(self) -> None:
+        self.calls = self.entries_in = self.entries = self.above = self.derivatives = self.nonzero = 0
+        self.squares_in = self.squares = self.slopes = 0.0
+        self.most: Tensor | None = None  # (units,) the largest output so far
+        self.next: nn.Module | None = None
+
+    def forward(self, inputs: tuple[Any, ...], output: Any) -> None:
+        self.calls += 1
+        for x in inputs:
+            if isinstance(x, Tensor) and x.is_floating_point():
+                self.squares_in += float((x.detach().double() ** 2).sum())
+                self.entries_in += x.numel()
+        output = output[0] if isinstance(output, tuple) and output else output
+        if not (isinstance(output, Tensor) and output.is_floating_point()):
+            return
+        z = output.detach()
+        self.squares += float((z.double() ** 2).sum())
+        self.entries += z.numel()
+        self.above += int((z > 0).sum())
+        units = 1 if z.dim() > 3 or z.dim() == 2 else z.dim() - 1
+        if z.dim() > 1:
+            highest = z.amax([d for d in range(z.dim()) if d != units])
+            self.most = highest if self.most is None else torch.maximum(self.most, highest)
+        if output.requires_grad:
+            output.register_hook(self.backward)
+
+    def backward(self, slope: Tensor) -> None:
+        self.slopes += float((slope.double() ** 2).sum())
+        self.derivatives += slope.numel()
+        self.nonzero += int((slope != 0).sum())
+
+
+def signals(problem: Problem) -> dict[str, Signal]:
+    """The signals of every module with parameters of its own, in the order in which they are first called."""
+    model = problem.model
+    own = {name: m for name, m in model.named_modules() if any(True for _ in m.parameters(recurse=False))}
+    tallies = {m: _Tally() for m in own.values()}
+    last: list[nn.Module] = []
+    handles = []
+
+    def seen(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        if last and last[0] in tallies and tallies[last[0]].next is None:
+            tallies[last[0]].next = module
+        last[:] = [module]
+        if module in tallies:
+            tallies[module].forward(inputs, output)
+
+    parameters = list(model.parameters())
+    leaves = [m for m in model.modules() if m in tallies or not any(True for _ in m.children())]
+    try:
+        handles = [m.register_forward_hook(seen) for m in leaves]
+        with differentiated(model, parameters):
+            for batch in problem.data:
+                last.clear()
+                loss = problem.total(batch)
+                if loss.requires_grad:
+                    torch.autograd.grad(loss, parameters, allow_unused=True)
+    finally:
+        for handle in handles:
+            handle.remove()
+    names = {m: name for name, m in own.items()}
+    called = sorted(tallies, key=lambda m: tallies[m].calls == 0)
+    return {names[m]: _signal(names[m], m, tallies[m]) for m in called}
+
+
+def _signal(name: str, module: nn.Module, t: _Tally) -> Signal:
+    rectified = isinstance(t.next, RECTIFIERS)
+    return Signal(
+        module=name,
+        kind=type(module).__name__,
+        calls=t.calls,
+        input=sqrt(t.squares_in / t.entries_in) if t.entries_in else nan,
+        output=sqrt(t.squares / t.entries) if t.entries else nan,
+        active=t.above / t.entries if t.entries else nan,
+        units=0 if t.most is None else t.most.numel(),
+        dead=0 if t.most is None else int((t.most <= 0).sum()),
+        gradient=sqrt(t.slopes / t.derivatives) if t.derivatives else 0.0,
+        reached=t.nonzero / t.derivatives if t.derivatives else 0.0,
+        followed_by="" if t.next is None else type(t.next).__name__,
+        rectified=rectified,
+    )
+
+
+def why_zero(module: str, found: Mapping[str, Signal], gradient_norm: float) -> str:
+    """Why a module's block of the Hessian is zero, as far as its signals tell."""
+    signal = found.get(module)
+    if signal is None or signal.calls == 0:
+        return "its module is never called: the loss does not depend on it"
+    order = list(found)
+    before, behind = order[: order.index(module)], order[order.index(module) :]
+    if signal.input == 0.0:
+        culprit = next((found[m] for m in reversed(before) if found[m].all_dead or found[m].output == 0.0), None)
+        by = "" if culprit is None else f" ({_culprit(culprit)} before it)"
+        return f"no signal comes in: its input is 0 for all samples{by}"
+    if signal.gradient == 0.0:
+        culprit = next((found[m] for m in behind if found[m].all_dead or found[m].output == 0.0), None)
+        by = "something behind it blocks them" if culprit is None else _culprit(culprit)
+        return f"no gradient comes back: the loss's derivatives by its outputs are 0 for all samples ({by})"
+    if gradient_norm > 0.0:
+        return f"the loss is linear in it here: its gradient is {gradient_norm:.2g}, and does not change with it"
+    return (
+        f"signals pass (input {signal.input:.2g}, gradient {signal.gradient:.2g} by its outputs), but no derivative by "
+        "its parameters is left"
+    )
+
+
+def _culprit(signal: Signal) -> str:
+    if signal.all_dead:
+        return f"all {signal.units} units of {signal.module or 'the model'} are dead: never above 0 before their ReLU"
+    return f"{signal.module or 'the model'} gives 0 for all samples"
