@@ -36,6 +36,7 @@ from lossmap.space.grid import Unfinished
 SOLVERS = ("auto", "lanczos", "eigsh")
 LIMIT_TOLERANCES = 10.0  # with `certify`, how near a limit must come to its value, in tolerances
 NOISE = 0.1  # length of the random part of a warm start, beside a warm part of length one
+SAVED = 1 << 28  # bytes of a search space that is left to be resumed; of a larger one its best vectors are kept
 
 
 @dataclass(frozen=True)
@@ -112,6 +113,7 @@ def lanczos(
     noise: float = NOISE,
     seed: int | str = 0,
     block: int = 1,
+    again: int = 1,
     certify: bool = False,
     confidence: float = 0.99,
     max_products: int | None = None,
@@ -124,7 +126,8 @@ def lanczos(
     start         (n, q) vectors to start from, such as a neighbour's extreme ones, weighted by their lengths; a random
                   part of length `noise` beside them lets what they do not contain come in. None: at random
     block         independent starts; more than one sees multiple eigenvalues, and computes no limits
-    certify       goes on until the limits, too, are within ten tolerances
+    again         further steps at which the residuals must still be small: an end that comes in late shows then
+    certify       goes on until the limits, too, are within ten tolerances, instead of `again`
     max_products  spends no more; None: 10 n
     memory        bytes for the basis; when it is full, the search is restarted from its best vectors
     stop          asked between products; where it says so, Unfinished is raised, whose state resumes the search
@@ -140,10 +143,10 @@ def lanczos(
     delta = least_component(n, confidence) if block == 1 else 0.0
     if state is None:
         first, share = _start(matrix, start, noise, seed, block)
-        space, limits = Space(matrix, first, capacity), (inf, -inf)
+        space, limits, held = Space(matrix, first, capacity), (inf, -inf), 0
     else:
         space = Space.restored(matrix, state, capacity)
-        share, limits = float(state["share"]), (float(state["upper"]), float(state["lower"]))
+        share, limits, held = float(state["share"]), (float(state["upper"]), float(state["lower"])), int(state["held"])
     most = 10 * n if max_products is None else max_products
 
     while True:
@@ -152,26 +155,38 @@ def lanczos(
             chosen = wanted.pick(values)
             scale = float(np.abs(values).max())
             rounding = ROUNDING * epsilon * scale
-            exact = space.multiplied == space.filled  # an invariant subspace
-            enough = space.multiplied >= wanted.count or (exact and wanted.kind == "ends")
+            whole = space.multiplied == space.filled  # an invariant subspace: nothing more comes from these starts
+            enough = space.multiplied >= wanted.count or (whole and wanted.kind == "ends")
             met = enough and bool((lengths[chosen] <= max(tol * scale, rounding)).all())
-            if met or certify or space.products >= most or (stop is not None and stop()):
+            held = held + 1 if met else 0
+            spent = space.products >= most
+            asked = stop is not None and stop()
+            full = space.filled >= capacity < n
+            if met or spent or asked or full or whole:
                 limits = _limits(space, limits, share * delta, rounding)
-            near = not certify or _near(wanted, limits, values, LIMIT_TOLERANCES * max(tol * scale, rounding))
-            if (met and (near or space.shrunk or space.multiplied == n)) or space.products >= most:
+            sure = held > again or whole or space.multiplied == n
+            if certify and not space.shrunk and not space.drawn:
+                sure = _near(wanted, limits, values, LIMIT_TOLERANCES * max(tol * scale, rounding))
+            if spent or (met and sure):
                 break
-            if stop is not None and stop():
-                raise Unfinished({**space.state(), "share": share, "upper": limits[0], "lower": limits[1]})
-            if space.filled >= capacity < n:
-                limits = _limits(space, limits, share * delta, rounding)
-                keep = wanted.pick(values, min(len(values), (capacity + wanted.count) // 2))
-                space.shrink(coordinates[:, keep], values[keep])
+            if asked:
+                if space.filled * n * item > SAVED:
+                    _shrink(space, wanted, max(SAVED // (n * item), wanted.count + 2), values, coordinates)
+                told = {"share": share, "upper": limits[0], "lower": limits[1], "held": held}
+                raise Unfinished({**space.state(), **told})
+            if full:
+                _shrink(space, wanted, (capacity + wanted.count) // 2, values, coordinates)
         if space.multiplied == space.filled:
-            limits = _limits(space, limits, share * delta, rounding)
             space.draw(seed)
         space.step()
 
     return _pairs(space, wanted, chosen, values, coordinates, lengths + rounding, limits, tol, confidence, met)
+
+
+def _shrink(space: Space, wanted: Which, count: int, values: np.ndarray, coordinates: np.ndarray) -> None:
+    """Restarts the search from its so many best vectors."""
+    keep = wanted.pick(values, min(len(values), count))
+    space.shrink(coordinates[:, keep], values[keep])
 
 
 def _check(matrix: Symmetric, wanted: Which, tol: float, max_products: int | None) -> None:
