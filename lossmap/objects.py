@@ -9,7 +9,7 @@ import inspect
 import json
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,16 +18,19 @@ import torch
 from torch import Tensor, nn
 
 from lossmap import zoo
-from lossmap.options import DataSettings, ModelSettings, PlaneSettings, RunSettings, Usage
+from lossmap.farm import devices
+from lossmap.farm.team import World
+from lossmap.options import DataSettings, ModelSettings, PlaneSettings, RunSettings, Settings, Usage
 from lossmap.space import checkpoints, datasets
 from lossmap.space.callables import resolve_callable
-from lossmap.space.data import Batches, drained
+from lossmap.space.data import Batches, Resident, drained
 from lossmap.space.directions import Named, Plane, difference, from_vector, normalised, random_axis
 from lossmap.space.grid import Grid
 from lossmap.space.path import principal_axes
 from lossmap.space.problem import Problem, origin_of
 from lossmap.space.vectors import Layout
 from lossmap.store import legacy
+from lossmap.store.surface import read_group
 
 logger = logging.getLogger("lossmap")
 
@@ -52,31 +55,71 @@ class Machine:
         return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
 
 
-def machine(run: RunSettings, device: str, local_size: int = 1) -> Machine:
-    """Make this process ready: threads, precision, no TF32 unless asked.
-
-    device      such as cpu or cuda:0, chosen among the node's by the farm
-    local_size  ranks on this node, among which its cores are shared where the launcher did not bind them
-    """
+def machine(run: RunSettings, world: World) -> Machine:
+    """Make this process ready: its device, its threads, its precision; no TF32 unless asked. All ranks call it."""
+    # CUDA counts its devices without starting; a rank that only deals wants none
+    count = 0 if run.device == "cpu" or not world.measures(run.rank_0) else torch.cuda.device_count()
+    shown = world.gather((world.host, devices.visible(os.environ, count)))
+    here = [mask for host, mask in shown if host == world.host]
+    place = sum(host == world.host for host, _ in shown[: world.rank])
+    device = device_of(here, place, run) if world.measures(run.rank_0) else "cpu"
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    bound = cores < (os.cpu_count() or 1)
+    bound = cores < (os.cpu_count() or 1)  # the launcher gave this rank cores of its own
     said = os.environ.get("OMP_NUM_THREADS", "")
-    threads = run.threads or (int(said) if said.isdigit() else 0) or max(1, cores if bound else cores // local_size)
+    threads = run.threads or (int(said) if said.isdigit() else 0) or max(1, cores if bound else cores // len(here))
     torch.set_num_threads(threads)
     there = torch.device(device)
-    if there.type == "cuda" and not torch.cuda.is_available():
-        raise Usage(f"--device {device} was asked for, but this PyTorch sees no GPU; --device cpu works anywhere")
-    if run.precision == "tf32" and there.type != "cuda":
-        raise Usage("--precision tf32 is a mode of GPUs; on a CPU use float32")
     tf32 = run.precision == "tf32"
+    if tf32 and there.type != "cuda":
+        raise Usage("--precision tf32 is a mode of GPUs; on a CPU use float32")
     torch.backends.cuda.matmul.allow_tf32 = tf32
     torch.backends.cudnn.allow_tf32 = tf32
     dtype = torch.float64 if run.precision == "float64" else torch.float32
     return Machine(there, dtype, torch.bfloat16 if run.precision == "bfloat16" else None, threads)
 
 
-def model_of(settings: ModelSettings) -> nn.Module:
-    """The model, with its checkpoint where there is one, in evaluation mode, on the CPU in its own precision."""
+def device_of(masks: Sequence[tuple[str, ...]], place: int, run: RunSettings) -> str:
+    """The device of the rank at this place of its node."""
+    return devices.device_for(masks, place, run.share_gpus, run.device)
+
+
+@dataclass(frozen=True)
+class Files:
+    """What was read from disk, by one rank of each node for all of its ranks.
+
+    state  the tensors of --model-file
+    data   the samples of each split, where they are a named data set that fits into memory
+    """
+
+    state: dict[str, Tensor] | None
+    data: dict[str, Batches]
+
+
+def files_of(model: ModelSettings, data: DataSettings, splits: Sequence[str], neighbours: int = 1) -> Files:
+    """Read the checkpoint and the samples; `world.once_per_node` calls it."""
+    state = checkpoints.load_state(model.model_file, unsafe=model.unsafe_load) if model.model_file else None
+    own = data.problem or data.trainloader or data.testloader or (":" in data.dataset and ".py:" in data.dataset)
+    read = {} if own else {split: samples_of(model, data, split, neighbours) for split in splits}
+    return Files(state, {split: batches for split, batches in read.items() if isinstance(batches, Resident)})
+
+
+def splits_of(data: DataSettings) -> tuple[str, ...]:
+    """The splits that the settings name."""
+    return ("train", "test") if data.split == "both" else (data.split,)
+
+
+def problem_and_files(settings: Settings, world: World, at: Machine, splits: Sequence[str] = ()) -> dict[str, Problem]:
+    """The problems by split, read once per node; every rank calls it, and all raise as one."""
+    names = tuple(splits) or splits_of(settings.data)
+    files = world.once_per_node(lambda: files_of(settings.model, settings.data, names, world.node_size))
+    return world.together(lambda: problems_of(settings.model, settings.data, at, splits=names, files=files))
+
+
+def model_of(settings: ModelSettings, state: Mapping[str, Tensor] | None = None) -> nn.Module:
+    """The model, with its checkpoint where there is one, in evaluation mode, on the CPU in its own precision.
+
+    state  the tensors of --model-file, where they have been read already
+    """
     try:
         arguments = json.loads(settings.model_args) if settings.model_args else {}
     except json.JSONDecodeError as error:
@@ -84,20 +127,30 @@ def model_of(settings: ModelSettings) -> nn.Module:
         raise Usage(f"{wanted}; got {settings.model_args!r}: {error}") from None
     if not isinstance(arguments, dict):
         raise Usage(f"--model-args wants a JSON object; got {settings.model_args!r}")
-    if ":" in settings.model:
-        factory = resolve_callable(settings.model)
-        try:
-            model = factory(**arguments)
-        except TypeError as error:
-            raise Usage(f"--model {settings.model} could not be called: {error}") from None
-    else:
-        model = zoo.build(settings.model, **arguments)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # a model without checkpoint is the same on every rank
+        if ":" in settings.model:
+            factory = resolve_callable(settings.model)
+            try:
+                model = factory(**arguments)
+            except TypeError as error:
+                raise Usage(f"--model {settings.model} could not be called: {error}") from None
+        else:
+            model = zoo.build(settings.model, **arguments)
     if not isinstance(model, nn.Module):
         raise Usage(f"--model {settings.model} returned {type(model).__name__}; it wants an nn.Module")
     if settings.model_file:
-        checkpoints.load_into(model, settings.model_file, unsafe=settings.unsafe_load)
+        _load(model, settings, state)
     _finite(model, settings.model_file or "the model's initial state")
     return model.eval()
+
+
+def _load(model: nn.Module, settings: ModelSettings, state: Mapping[str, Tensor] | None) -> None:
+    try:
+        checkpoints.load_into(model, state or str(settings.model_file), unsafe=settings.unsafe_load)
+    except ValueError as error:  # the state does not know its file's name
+        text = str(error)
+        raise Usage(text.replace("the checkpoint", str(settings.model_file), 1) if state else text) from None
 
 
 def _finite(model: nn.Module, where: str) -> None:
@@ -107,16 +160,25 @@ def _finite(model: nn.Module, where: str) -> None:
 
 
 def problems_of(
-    model: ModelSettings, data: DataSettings, at: Machine, *, splits: tuple[str, ...] | None = None
+    model: ModelSettings,
+    data: DataSettings,
+    at: Machine,
+    *,
+    splits: tuple[str, ...] = (),
+    files: Files | None = None,
 ) -> dict[str, Problem]:
     """The problems by split, over one model, on the machine's device and in its precision."""
-    names = splits or (("train", "test") if data.split == "both" else (data.split,))
+    names = splits or splits_of(data)
+    files = files or Files(None, {})
     if data.problem:
-        made = _own_problems(model, data, names)
+        made = _own_problems(model, data, names, files)
     else:
-        net = model_of(model)
+        net = model_of(model, files.state)
         loss = resolve_callable(data.loss) if ":" in data.loss else data.loss
-        made = {name: Problem.supervised(net, loss, samples_of(model, data, name)) for name in names}
+        made = {
+            name: Problem.supervised(net, loss, files.data.get(name) or samples_of(model, data, name))
+            for name in names
+        }
     net = next(iter(made.values())).model.to(at.device, at.dtype)
     made = {name: replace(p, model=net).to(at.device, at.dtype) for name, p in made.items()}
     for name, problem in made.items():
@@ -124,7 +186,7 @@ def problems_of(
     return made
 
 
-def samples_of(model: ModelSettings, data: DataSettings, split: str) -> Batches:
+def samples_of(model: ModelSettings, data: DataSettings, split: str, neighbours: int = 1) -> Batches:
     """The samples of one split, as settings say."""
     pickled = data.trainloader if split == "train" else data.testloader
     if pickled:
@@ -140,15 +202,16 @@ def samples_of(model: ModelSettings, data: DataSettings, split: str) -> Batches:
             raw=data.raw_data,
             samples=data.samples,
             data_seed=data.data_seed,
+            pieces=data.data_split,
+            piece=data.split_idx,
+            neighbours=neighbours,
         )
-    if data.data_split > 1:
-        if not 0 <= data.split_idx < data.data_split:
-            raise Usage(f"--split-idx counts from 0 to {data.data_split - 1}; got {data.split_idx}")
-        batches = batches.share(data.split_idx, data.data_split)
     return batches
 
 
-def _own_problems(model: ModelSettings, data: DataSettings, names: tuple[str, ...]) -> dict[str, Problem]:
+def _own_problems(
+    model: ModelSettings, data: DataSettings, names: tuple[str, ...], files: Files
+) -> dict[str, Problem]:
     factory = resolve_callable(str(data.problem))
     takes = "split" in inspect.signature(factory).parameters
     made: dict[str, Problem] = {}
@@ -171,7 +234,7 @@ def _own_problems(model: ModelSettings, data: DataSettings, names: tuple[str, ..
             raise Usage(f"--problem {data.problem} has one split only; give it a parameter `split`, or --split train")
     net = next(iter(made.values())).model
     if model.model_file:
-        checkpoints.load_into(net, model.model_file, unsafe=model.unsafe_load)
+        _load(net, model, files.state)
     _finite(net.eval(), model.model_file or "the problem's model")
     return {name: replace(p, model=net) for name, p in made.items()}
 
@@ -200,6 +263,30 @@ def _tensors(batch: Any) -> list[Tensor]:
 def grid_of(plane: PlaneSettings) -> Grid:
     """The grid of the settings."""
     return Grid.parse(plane.x, plane.y)
+
+
+def plane_and_ranks(
+    settings: Settings, world: World, model: nn.Module, curved: Curved | None = None
+) -> Plane:
+    """The plane on every rank: random axes are made from their seed by each, others by rank 0 and told.
+
+    Every rank calls it; all raise as one, also where the ranks' planes differ.
+    """
+
+    def make() -> Plane | None:
+        return plane_of(model, settings.model, settings.plane, curved)
+
+    kinds = {settings.plane.xdir or "random", settings.plane.ydir or "random"}
+    drawn = kinds == {"random"} and not (settings.model.model_file2 or settings.plane.dir_file)
+    plane = world.together(lambda: make() if drawn or world.rank == 0 else None)
+    if not drawn and world.size > 1:
+        device = next(model.parameters()).device
+        told = world.broadcast(plane.to("cpu") if plane is not None else None)
+        plane = told.to(device)
+    if plane is None:  # pragma: no cover
+        raise RuntimeError("no plane was made")
+    world.same(plane.digest)
+    return plane
 
 
 Curved = Callable[[str], tuple[Tensor, Layout]]  # gradient, hessian:max or hessian:min -> vector and its layout
@@ -231,14 +318,16 @@ def plane_of(model: nn.Module, of: ModelSettings, plane: PlaneSettings, curved: 
             axes.append(random_axis(origin, seed, index, norm=norm, ignore=ignore))
             recipe |= {"seed": plane.seed, "idx": plane.idx, "index": index}
         else:
-            axis, more = _made(kind, origin, of, curved)
+            axis, more = _made(kind, model, origin, of, curved)
             axes.append(normalised(axis, origin, norm, ignore))
             recipe |= more
         recipes.append(recipe)
     return Plane(origin, tuple(axes), tuple(recipes))
 
 
-def _made(kind: str, origin: Named, of: ModelSettings, curved: Curved | None) -> tuple[Named, dict[str, Any]]:
+def _made(
+    kind: str, model: nn.Module, origin: Named, of: ModelSettings, curved: Curved | None
+) -> tuple[Named, dict[str, Any]]:
     what, _, rest = kind.partition(":")
     if what == "to" and rest:
         state = checkpoints.load_state(rest, unsafe=of.unsafe_load)
@@ -250,8 +339,7 @@ def _made(kind: str, origin: Named, of: ModelSettings, curved: Curved | None) ->
         return found.axes[-1], {"explained_variance_ratio": found.explained[-1], "checkpoints": len(files)}
     if what == "file" and ":" in rest:
         path, _, name = rest.rpartition(":")
-        named = legacy.read_axis(path, name)
-        return _in_order(named, origin, origin, path), {"sha256": checkpoints.file_sha256(path)}
+        return _axis_in(path, name, model, origin), {"sha256": checkpoints.file_sha256(path)}
     if kind in ("gradient", "hessian:max", "hessian:min") and curved is not None:
         v, layout = curved(kind)
         return from_vector(v, layout, origin), {}
@@ -280,31 +368,33 @@ def _from_file(model: nn.Module, plane: PlaneSettings, origin: Named, count: int
     digest = checkpoints.file_sha256(path)
     axes, recipes = [], []
     for name in ("x", "y")[:count]:
-        full = {**origin, **{k: v for k, v in model.state_dict().items() if k not in origin}}
-        axes.append(_in_order(legacy.read_axis(path, name), origin, full, path))
+        axes.append(_axis_in(path, name, model, origin))
         recipes.append({"kind": f"file:{Path(path).name}:{name}", "norm": "none", "ignore": "none", "sha256": digest})
     return Plane(origin, tuple(axes), tuple(recipes))
 
 
-def _in_order(found: Any, origin: Named, full: Named, path: str) -> dict[str, Tensor]:
-    """An axis of a file over the origin: by names where it has them, else by the original tool's order."""
-    if isinstance(found, Mapping):
-        missing = [k for k in origin if k not in found]
-        if missing:
-            raise Usage(f"{path}: the direction has no tensor named {missing[0]!r}; it belongs to another model")
-        return {k: torch.as_tensor(found[k]).to(w.device, w.dtype).view(w.shape) for k, w in origin.items()}
-    names = list(origin)
-    if len(found) != len(names):  # every entry of the state dict, the counters of batch norm among them
-        names = list(full)
-    if len(found) != len(names):
-        raise Usage(f"{path}: the direction has {len(found)} tensors; this model has {len(origin)} parameters")
+def _axis_in(path: str, name: str, model: nn.Module, origin: Named) -> dict[str, Tensor]:
+    """An axis of a result file, or of a direction file of the original tool, over the origin's tensors."""
+    try:
+        found: Mapping[str, Any] = read_group(path, f"directions/{name}").arrays
+        if not found:
+            raise Usage(f"{path} holds the recipe of the direction {name} alone (--no-store-directions)")
+    except KeyError:
+        theirs = legacy.directions(path)
+        if name not in theirs:
+            raise Usage(f"{path} holds no direction {name!r}; it has {', '.join(theirs)}") from None
+        parameters = {k: tuple(p.shape) for k, p in model.named_parameters()}
+        states = {k: tuple(t.shape) for k, t in model.state_dict().items()}
+        found = legacy.matched(theirs[name], parameters, states)
+    missing = [k for k in origin if k not in found]
+    if missing and not any(k in found for k in origin):
+        raise Usage(f"{path}: the direction has no tensor named {missing[0]!r}; it belongs to another model")
     axis: dict[str, Tensor] = {}
-    for name, values in zip(names, found, strict=True):
-        if name in origin:
-            w, d = origin[name], torch.as_tensor(values)
-            if d.numel() != w.numel():
-                raise Usage(f"{path}: the direction of {name!r} has shape {tuple(d.shape)}, not {tuple(w.shape)}")
-            axis[name] = d.to(w.device, w.dtype).reshape(w.shape)
+    for k, w in origin.items():
+        d = torch.as_tensor(found[k]) if k in found else torch.zeros(())
+        if k in found and d.numel() != w.numel():
+            raise Usage(f"{path}: the direction of {k!r} has shape {tuple(d.shape)}; the model's {tuple(w.shape)}")
+        axis[k] = d.to(w.device, w.dtype).reshape(w.shape) if k in found else torch.zeros_like(w)
     return axis
 
 

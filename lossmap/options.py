@@ -123,7 +123,7 @@ class RunSettings:
     overwrite: bool = setting(False, "start anew where the result is already there")
     precision: str = setting("float32", "of all computing", choices=("float32", "tf32", "float64", "bfloat16"))
     device: str = setting("auto", "auto, cpu, cuda or cuda:1", metavar="DEVICE")
-    ranks_per_gpu: int = setting(1, "ranks that may share a GPU", metavar="RANKS")
+    share_gpus: bool = setting(False, "several ranks may compute on one GPU")
     threads: int | None = setting(None, "threads of a rank; by default its own cores", metavar="COUNT")
     batch_size: int | None = setting(None, "images per pass; by default chosen by a short probe", metavar="SAMPLES")
     team: int = setting(1, "ranks that share one point", metavar="RANKS")

@@ -89,7 +89,7 @@ class Losses:
     @property
     def settings(self) -> dict[str, Any]:
         """What it was told, and the way that the probe chose."""
-        return {**self._told, "way": asdict(self.way)}
+        return {**self._told, "chosen": {"way": asdict(self.way)}}
 
     def smaller(self) -> str | None:
         """Halve the batch, after memory ran out; what was done, or None where a batch is one sample already."""
@@ -182,14 +182,23 @@ def plain(problem: Problem) -> Way:
     return Way(problem.data.batch_size)
 
 
-def probed(problem: Problem, plane: Plane, *, autocast: torch.dtype | None = None, seconds: float = 2.0) -> Way:
+def probed(
+    problem: Problem,
+    plane: Plane,
+    *,
+    autocast: torch.dtype | None = None,
+    seconds: float = 2.0,
+    batch_size: int | None = None,
+) -> Way:
     """The fastest way found by trying some for about so many seconds: first the form, then the batch size.
+
+    batch_size  where it is given, only the form is chosen
 
     A folded way is taken only if its loss agrees with the plain one to 1e-4 at the origin.
     """
     began = time.perf_counter()
     samples = problem.data.samples
-    start = min(64, samples)
+    start = min(batch_size or 64, samples)
     images = any(
         isinstance(t, Tensor) and t.dim() == 4 and t.is_floating_point()
         for t in pytree.tree_leaves(next(iter(problem.data.rebatched(1))))
@@ -205,7 +214,7 @@ def probed(problem: Problem, plane: Plane, *, autocast: torch.dtype | None = Non
         taken = first.seconds(way)
         if taken < 0.97 * best_time:
             best, best_time = way, taken
-    sizes = {samples} | {2**i for i in range(3, 14) if 2**i < samples}
+    sizes = set() if batch_size else {samples} | {2**i for i in range(3, 14) if 2**i < samples}
     for ladder in (sorted(s for s in sizes if s > start), sorted((s for s in sizes if s < start), reverse=True)):
         worse = 0
         for size in ladder:

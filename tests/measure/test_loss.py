@@ -135,7 +135,7 @@ def test_the_probe_chooses_a_way_that_gives_the_same_losses(net, data):
     assert 1 <= way.batch_size <= 83
     chosen, twin = losses(problem, plane, way=way), losses(problem, plane, way=plain(problem))
     assert chosen((0.5, 0.1))["train_loss"] == pytest.approx(twin((0.5, 0.1))["train_loss"], rel=1e-5)
-    assert chosen.settings["way"]["batch_size"] == way.batch_size
+    assert chosen.settings["chosen"]["way"]["batch_size"] == way.batch_size
 
 
 def test_a_smaller_batch_is_half_until_one_sample_is_left(net, data):

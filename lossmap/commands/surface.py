@@ -1,0 +1,85 @@
+"""`lossmap surface`, plot_surface.py: losses and accuracies over a line or plane, into one HDF5 file, drawn.
+
+Under mpirun or srun the ranks share the points. Killed or stopped, the same command goes on where it was.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from lossmap import results
+from lossmap.commands.progress import display
+from lossmap.farm.stop import Stop, job_end
+from lossmap.farm.team import World
+from lossmap.options import (
+    DataSettings,
+    DrawSettings,
+    ModelSettings,
+    PlaneSettings,
+    RunSettings,
+    Settings,
+    guarded,
+    parse,
+)
+from lossmap.survey import survey
+
+GROUPS = (ModelSettings, DataSettings, PlaneSettings, RunSettings, DrawSettings)
+
+
+@guarded
+def main(argv: Sequence[str] | None = None, given: dict[str, Any] | None = None) -> int:
+    """Open this door: 0 complete, 2 makes no sense, 3 complete but for failed points, 75 more to do."""
+    settings = parse(GROUPS, argv, prog="lossmap surface", about=__doc__ or "", given=given)
+    world = World.start()
+    return world.leave(run(settings, world))
+
+
+def run(settings: Settings, world: World) -> int:
+    """Make the problem and the plane, walk the grid, keep and draw the result."""
+    from lossmap import objects
+    from lossmap.measure.gradient import curved_direction
+    from lossmap.measure.loss import losses, probed
+
+    asked, say = settings.run, results.teller(world, settings.notes)
+    grid = world.together(lambda: objects.grid_of(settings.plane))
+    team = world.together(lambda: world.teams(asked.team, asked.rank_0))
+    at = objects.machine(asked, world)
+    problems = objects.problem_and_files(settings, world, at)
+    first = next(iter(problems.values()))
+    plane = objects.plane_and_ranks(settings, world, first.model, lambda kind: curved_direction(first, kind))
+    file_settings = objects.identity(settings.model, settings.data, plane)
+    kept = world.together(lambda: results.Kept("surface", settings, grid, plane, file_settings))
+    if asked.dry_run:
+        say(kept.describe(problems, "losses and accuracies"))
+        return 0
+    told = objects.measured_with(settings.data, asked, problems)
+    way = kept.chosen(
+        world, "loss", "way", lambda: probed(first, plane, autocast=at.autocast, batch_size=asked.batch_size)
+    )
+    shared = {split: p.share(team.rank, team.size) if team.size > 1 else p for split, p in problems.items()}
+    measure = losses(shared, plane, way=way, total=team.sum, autocast=at.autocast, settings=told)
+    measures = {measure.name: (measure.fields, measure.settings)}
+    store = world.together(lambda: kept.open(measures, at.describe(), world.size) if world.rank == 0 else None)
+    if plane.cosine is not None:
+        say(f"the cosine between the directions is {plane.cosine:.4f}")
+    with Stop(after=asked.stop_after, until=job_end(os.environ)) as stop, display(world, "losses") as progress:
+        surface = survey(
+            measure,
+            grid,
+            store=store,
+            world=world,
+            stop=stop,
+            progress=progress,
+            points=kept.points,
+            retry_failed=asked.retry_failed,
+            rank_0=asked.rank_0,
+            team=team,
+            point_timeout=asked.point_timeout,
+        )
+    if store is None:
+        return results.EXIT[surface.outcome]
+    store.close()
+    results.pictures(kept.path, settings.draw, say)
+    return results.finished(kept.path, store.surface(), measure.name, say)

@@ -1,0 +1,212 @@
+"""What the surveying doors share: the result file they open, its provenance, the last line and the exit code."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, is_dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lossmap import __version__
+from lossmap.farm.shards import Shard
+from lossmap.farm.team import World
+from lossmap.options import DrawSettings, RunSettings, Settings, Usage
+from lossmap.space.directions import Plane
+from lossmap.space.grid import Grid
+from lossmap.space.problem import Problem
+from lossmap.store.surface import SurfaceFile, read
+from lossmap.store.values import Group, Surface
+
+EXIT = {"complete": 0, "failed": 3, "unfinished": 75}
+Say = Callable[[str], None]
+
+
+def teller(world: World, notes: Sequence[str] = ()) -> Say:
+    """A function that prints on rank 0 alone; it says the notes first."""
+
+    def say(text: str) -> None:
+        if world.rank == 0:
+            print(text, flush=True)
+
+    for note in notes:
+        say(note)
+    return say
+
+
+def default_name(settings: Settings, grid: Grid, plane: Plane) -> str:
+    """A result's name made of model, directions and grid, with no character that a shell would mind."""
+    model = Path(settings.model.model_file).stem if settings.model.model_file else settings.data.problem
+    model = model or settings.model.model
+    kinds = "-".join(dict.fromkeys(str(r["kind"]) for r in plane.recipes))
+    spans = [f"{t[0]:g}to{t[-1]:g}x{t.size}" for t in (grid.x, grid.y) if t is not None]
+    seed = f"s{settings.plane.seed}" + (f".{settings.plane.idx}" if settings.plane.idx else "")
+    return re.sub(r"[^\w.+-]+", "-", f"{model}_{kinds}_{seed}_{'_'.join(spans)}") + ".h5"
+
+
+def part(grid: Grid, shard: str | None) -> np.ndarray | None:
+    """The flat indices of this shard of an array; None for all points."""
+    if shard is None:
+        return None
+    points = Shard.parse(shard).points(grid.shape)
+    if points.size == 0:
+        raise Usage(f"--shard {shard} holds no point: the grid has only {len(grid)}")
+    return points
+
+
+class Kept:
+    """The result of a door: where it goes, what it belongs to, how it ends.
+
+    command   the door's name, from which `resume` starts it again
+    path      the file
+    points    the flat indices of this shard, or None
+    """
+
+    def __init__(
+        self, command: str, settings: Settings, grid: Grid, plane: Plane, file_settings: Mapping[str, Any]
+    ) -> None:
+        self.command, self.settings, self.grid, self.plane = command, settings, grid, plane
+        self.file_settings = dict(file_settings)
+        self.points = part(grid, settings.run.shard)
+        path = Path(settings.run.surf_file or default_name(settings, grid, plane))
+        if path.suffix not in (".h5", ".hdf5", ".nc"):
+            path = path.with_name(path.name + ".h5")
+        if settings.run.shard:
+            path = Shard.parse(settings.run.shard).file(path)
+        self.path = path
+
+    def chosen(self, world: World, measure: str, name: str, probe: Callable[[], Any]) -> Any:
+        """What an earlier run's probe chose for this file, else what the probe chooses now, on rank 0; told to all."""
+
+        def choose() -> Any:
+            if world.rank != 0:
+                return None
+            if self.path.exists() and not self.settings.run.overwrite:
+                told = read(self.path).settings.get("measures", {}).get(measure, {})
+                if name in told.get("chosen", {}):
+                    return told["chosen"][name]
+            found = probe()
+            return asdict(found) if is_dataclass(found) and not isinstance(found, type) else found
+
+        return world.broadcast(world.together(choose))
+
+    def open(self, measures: Mapping[str, tuple[Any, Any]], device: str, ranks: int) -> SurfaceFile:
+        """Open or continue the file, on rank 0. Raises ValueError naming what differs from an earlier run."""
+        run: RunSettings = self.settings.run
+        return SurfaceFile.open(
+            self.path,
+            self.grid,
+            identity=self.file_settings,
+            measures=measures,
+            overwrite=run.overwrite,
+            groups=self.groups(),
+            command=f"lossmap {self.command}",
+            attributes={
+                **provenance(device, ranks),
+                "command": self.command,
+                f"resolved_{self.command}": {"settings": self.settings.resolved(), "folder": os.getcwd()},
+                "directions_cosine": self.plane.cosine if self.plane.cosine is not None else float("nan"),
+                "directions_digest": self.plane.digest,
+            },
+            only=self.points,
+        )
+
+    def groups(self) -> dict[str, Group]:
+        """The directions, or, where they are not to be stored, their recipes and digest."""
+        made = {}
+        for name, axis, recipe, length in zip(
+            ("x", "y"), self.plane.axes, self.plane.recipes, self.plane.lengths, strict=False
+        ):
+            arrays = {}
+            if self.settings.plane.store_directions:
+                arrays = {k: t.detach().cpu().numpy() for k, t in axis.items()}
+            made[f"directions/{name}"] = Group(arrays, {**recipe, "length": length, "digest": self.plane.digest})
+        return made
+
+    def describe(self, problems: Mapping[str, Problem], what: str) -> str:
+        """What would be done, for --dry-run."""
+        done = ""
+        if self.path.exists() and not self.settings.run.overwrite:
+            done = "; that file is there already and would be continued"
+        splits = ", ".join(f"{p.data.samples:,} {split} samples" for split, p in problems.items())
+        n = sum(p.numel() for p in next(iter(problems.values())).model.parameters())
+        points = len(self.grid) if self.points is None else self.points.size
+        return (
+            f"would read {what} at {points:,} points of {self.grid}\n"
+            f"  model   {self.file_settings['model']}, {n:,} parameters\n"
+            f"  data    {splits}\n"
+            f"  plane   {self.plane!r}\n"
+            f"  result  {self.path}{done}\n"
+            "nothing was computed, and nothing was written (--dry-run)"
+        )
+
+
+def finished(path: Path, surface: Surface, measure: str, say: Say) -> int:
+    """The last lines: how it ended, each failure, where the result is. Returns the exit code."""
+    counts = surface.counts(measure)
+    outcome = surface.outcome_of(measure)
+    for failure in [f for f in surface.failures if f.measure == measure]:
+        place = ", ".join(f"{c:g}" for c in surface.grid.point(failure.index))
+        say(f"failed: point ({place}) on rank {failure.rank}, {failure.host}: {failure.reason}")
+    if outcome == "unfinished":
+        say(f"stopped in good order: {counts['done']:,} points done, {counts['left']:,} left; the same command goes on")
+    elif outcome == "failed":
+        say(f"complete, but {counts['failed']:,} points failed; --retry-failed measures them again")
+    say(f"result: {path}")
+    return EXIT[outcome]
+
+
+def pictures(path: Path, settings: DrawSettings, say: Say) -> None:
+    """Draw what was asked for, beside the result."""
+    if not (settings.plot or settings.page or settings.vtk or settings.show):
+        return
+    from lossmap.draw.beside import drawn_beside
+
+    for picture in drawn_beside(path, settings):
+        say(f"picture: {picture}")
+
+
+def provenance(device: str, ranks: int) -> dict[str, Any]:
+    """Versions, machine and job, for the file's root attributes."""
+    found: dict[str, Any] = {
+        "lossmap_version": __version__,
+        "python_version": platform.python_version(),
+        "device": device,
+        "ranks": ranks,
+        "command_line": " ".join(sys.argv),
+    }
+    for name in ("torch", "numpy", "h5py", "mpi4py"):
+        try:
+            found[f"{name}_version"] = version(name)
+        except PackageNotFoundError:
+            found[f"{name}_version"] = "none"
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.version.cuda:
+        found["cuda_version"] = str(torch.version.cuda)
+    mpi = sys.modules.get("mpi4py.MPI")
+    if mpi is not None:
+        found["mpi_library"] = mpi.Get_library_version().split("\n")[0].strip("\0 ")
+    found |= {k.lower(): v for k, v in os.environ.items() if k in ("SLURM_JOB_ID", "SLURM_ARRAY_TASK_ID")}
+    here = Path(__file__).resolve().parent.parent
+    if (here / ".git").exists():
+        found |= _checkout(here)
+    return found
+
+
+def _checkout(folder: Path) -> dict[str, Any]:
+    def git(*words: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(folder), *words], capture_output=True, text=True, check=True, timeout=10
+        ).stdout.strip()
+
+    try:
+        return {"git_commit": git("rev-parse", "HEAD"), "git_dirty": int(bool(git("status", "--porcelain", "-uno")))}
+    except (OSError, subprocess.SubprocessError):
+        return {}
