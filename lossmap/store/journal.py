@@ -3,7 +3,7 @@
 A record is
 
     mark    2 bytes, F5 4C        where a reader can take hold again behind a damaged stretch
-    kind    1 byte                b"O" a run began, b"P" a point, b"F" a failure, b"N" notes
+    kind    1 byte                b"O" a run began, b"M" a measure, b"P" a point, b"F" a failure, b"N" notes
     spare   1 byte, 0
     length  uint32, little-endian  of the payload
     check   uint32, little-endian  CRC-32 of kind, length and payload
@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 MARK = b"\xf5L"
-KINDS = b"OPFN"
+KINDS = b"OMPFN"
 HEAD = struct.Struct("<2sBBII")
 SYNC_EVERY = 0.25  # seconds: a sync takes some 5 ms, so at most 2 % of the time goes into it
 

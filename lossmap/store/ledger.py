@@ -23,10 +23,11 @@ Measures = Mapping[str, tuple[Sequence[Field], Mapping[str, Any]]]  # name -> (f
 
 @dataclass(frozen=True)
 class Declared:
-    """A measure as the store sees it: its fields and what it was told."""
+    """A measure as the store sees it: its fields, what it was told, and its points where they are not all."""
 
     fields: tuple[Field, ...]
     settings: Mapping[str, Any]
+    points: np.ndarray | None = None
 
     @property
     def width(self) -> int:
@@ -40,6 +41,9 @@ class Store(Protocol):
     @property
     def only(self) -> np.ndarray: ...
     def settings(self, measure: str) -> dict[str, Any]: ...
+    def declare(
+        self, name: str, fields: Sequence[Field], settings: Mapping[str, Any], points: np.ndarray | None = None
+    ) -> None: ...
     def todo(self, measure: str, retry_failed: bool = False) -> np.ndarray: ...
     def record(self, measure: str, index: int, reading: Reading, seconds: float, rank: int = 0) -> None: ...
     def fail(self, measure: str, index: int, failure: Failure) -> None: ...
@@ -93,13 +97,20 @@ class Ledger:
     def only(self, indices: np.ndarray) -> None:
         self._only = np.unique(np.asarray(indices, dtype=np.int64))
 
-    def declare(self, name: str, fields: Sequence[Field], settings: Mapping[str, Any]) -> None:
-        """Make room for a measure. Raises ValueError where another measure has a field of the same name."""
+    def declare(
+        self, name: str, fields: Sequence[Field], settings: Mapping[str, Any], points: np.ndarray | None = None
+    ) -> None:
+        """Make room for a measure, of these points alone where they are given (an audit).
+
+        Raises ValueError where another measure has a field of the same name.
+        """
         for other, declared in self.measures.items():
             shared = {f.name for f in fields} & {f.name for f in declared.fields}
             if shared and other != name:
                 raise ValueError(f"the measures {other!r} and {name!r} both read {', '.join(sorted(shared))}")
-        self.measures[name] = Declared(tuple(fields), plain(dict(settings)))
+        self.measures[name] = Declared(
+            tuple(fields), plain(dict(settings)), None if points is None else np.unique(np.asarray(points, np.int64))
+        )
         if name not in self._status:
             n = len(self.grid)
             self._values[name] = np.full((n, self.measures[name].width), np.nan)
@@ -113,11 +124,13 @@ class Ledger:
 
     def todo(self, measure: str, retry_failed: bool = False) -> np.ndarray:
         """The flat indices that are still to be done, ascending."""
-        status = self._status[measure][self.only]
+        points = self.measures[measure].points
+        here = self.only if points is None else np.intersect1d(self.only, points)
+        status = self._status[measure][here]
         wanted = status == TO_DO
         if retry_failed:
             wanted |= status == FAILED
-        result: np.ndarray = self.only[wanted]
+        result: np.ndarray = here[wanted]
         return result
 
     def status(self, measure: str) -> np.ndarray:
@@ -237,6 +250,7 @@ class Ledger:
                 tuple(self._failures[key] for key in sorted(self._failures)),
                 dict(self.attributes),
                 dict(self.groups),
+                {name: d.points for name, d in self.measures.items() if d.points is not None},
                 recent or {},
             )
 
@@ -247,7 +261,7 @@ class Ledger:
         told = surface.settings.get("measures", {})
         for name, names in surface.measures.items():
             fields = [surface.about[n] for n in names]
-            ledger.declare(name, fields, told.get(name, {}))
+            ledger.declare(name, fields, told.get(name, {}), surface.parts.get(name))
             if fields:
                 columns = [surface.fields[n].reshape(len(surface.grid), -1) for n in names]
                 ledger._values[name][:] = np.concatenate(columns, axis=1)

@@ -19,7 +19,7 @@ import h5py
 import numpy as np
 
 from lossmap.space.grid import Field, Grid
-from lossmap.store.values import Failure, Group, Surface, plain
+from lossmap.store.values import Failure, Group, Surface, indices_of, plain, spans
 
 FORMAT, VERSION = "lossmap", 1
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
@@ -153,6 +153,8 @@ def _write(file: h5py.File, surface: Surface, keep: Path | None) -> None:
                 "fields": json.dumps(surface.measures[measure]),
             }
         )
+        if measure in surface.parts:
+            status.attrs["points"] = spans(surface.parts[measure])
         _attach(file, status, names)
     groups = dict(surface.groups)
     if surface.failures:
@@ -328,7 +330,7 @@ def read_file(file: h5py.File, path: Path) -> Surface:
     for name in OWN:
         attributes.pop(name, None)
     grid = Grid(file[X][()], file[Y][()] if Y in file else None)
-    fields, about, status, measures = {}, {}, {}, {}
+    fields, about, status, measures, parts = {}, {}, {}, {}, {}
     for name, item in file.items():
         if not isinstance(item, h5py.Dataset) or item.is_scale or item.shape[: grid.axes] != grid.shape:
             continue
@@ -336,6 +338,8 @@ def read_file(file: h5py.File, path: Path) -> Surface:
             measure = str(item.attrs.get("measure", name.removesuffix("_status")))
             status[measure] = item[()]
             measures[measure] = tuple(json.loads(item.attrs.get("fields", "[]")))
+            if "points" in item.attrs:
+                parts[measure] = indices_of(str(item.attrs["points"]))
         elif item.dtype.kind in "fiu":
             fields[name] = item[()].astype(np.float64)
             extra = None
@@ -352,7 +356,7 @@ def read_file(file: h5py.File, path: Path) -> Surface:
             groups[parent] = read_group_of(file, parent, arrays=False)
         if name != "failures":
             groups[name] = read_group_of(file, name, arrays=not name.startswith("directions"))
-    return Surface(grid, fields, about, status, measures, settings, failures, attributes, groups)
+    return Surface(grid, fields, about, status, measures, settings, failures, attributes, groups, parts)
 
 
 def _read_failures(file: h5py.File) -> tuple[Failure, ...]:

@@ -28,7 +28,7 @@ from lossmap.space.grid import Field, Grid
 from lossmap.store import journal as log
 from lossmap.store import legacy, netcdf
 from lossmap.store.journal import Busy, Journal
-from lossmap.store.ledger import Ledger, Measures, Reading
+from lossmap.store.ledger import Declared, Ledger, Measures, Reading
 from lossmap.store.netcdf import NotASurface
 from lossmap.store.values import DONE, Failure, Group, Surface, canonical, differences, indices_of, plain, spans
 
@@ -261,11 +261,8 @@ class SurfaceFile:
                 id=kept["file_id"],
                 x=ledger.grid.x.tolist(),
                 y=y,
-                settings=self.settings_of_all(),
-                fields={
-                    name: [[f.name, f.unit, f.long_name, f.extra] for f in declared.fields]
-                    for name, declared in ledger.measures.items()
-                },
+                identity=self._identity,
+                measures={name: _declaration(declared) for name, declared in ledger.measures.items()},
                 attributes=kept,
                 host=socket.gethostname(),
                 pid=os.getpid(),
@@ -286,6 +283,19 @@ class SurfaceFile:
     def settings_of_all(self) -> dict[str, Any]:
         """The settings of the file and of each measure, as they stand in it."""
         return {"file": self._identity, "measures": {n: plain(d.settings) for n, d in self.ledger.measures.items()}}
+
+    def declare(
+        self, name: str, fields: Sequence[Field], settings: Mapping[str, Any], points: np.ndarray | None = None
+    ) -> None:
+        """Make room for a further measure, of these points alone where they are given (an audit).
+
+        A measure that is in the file already goes on; its points may change. Raises Refused where its settings differ.
+        """
+        with self.ledger.lock:
+            _refuse(self.path, self.ledger, {}, self.ledger.grid, {}, {name: (fields, settings)})
+            told = self.ledger.settings(name) if name in self.ledger.measures else settings
+            self.ledger.declare(name, fields, told, points)
+            self._append(b"M", _json(**{name: _declaration(self.ledger.measures[name])}))
 
     def todo(self, measure: str, retry_failed: bool = False) -> np.ndarray:
         """The flat indices that are still to be done, ascending."""
@@ -452,7 +462,8 @@ class _Unfinished(Mapping[int, dict[str, Any]]):
                 about = json.loads(str(file["about"]))
                 if about["id"] != self._file_id:
                     raise KeyError(index)
-                return {name: file[f"a{i}"] for i, name in enumerate(about["names"])} | about["plain"]
+                state: dict[str, Any] = {name: file[f"a{i}"] for i, name in enumerate(about["names"])}
+                return state | about["plain"]
         except (OSError, ValueError, zipfile.BadZipFile):
             raise KeyError(index) from None
 
@@ -506,9 +517,7 @@ def _applied(ledger: Ledger, written: log.Contents) -> dict[str, list[np.ndarray
             came = {}
             for payload in payloads:
                 begun = json.loads(payload)
-                for name, fields in begun["fields"].items():
-                    made = [Field(f[0], f[1], f[2], tuple(f[3]) if f[3] else None) for f in fields]
-                    ledger.declare(name, made, begun["settings"]["measures"].get(name, {}))
+                _declare(ledger, begun["measures"])
                 ledger.attributes = dict(begun["attributes"])
                 if "shard_points" in ledger.attributes:
                     ledger.only = indices_of(ledger.attributes["shard_points"])
@@ -518,6 +527,9 @@ def _applied(ledger: Ledger, written: log.Contents) -> dict[str, list[np.ndarray
                 block = np.frombuffer(b"".join(rows), dtype=dtype)
                 ledger.enter(name, block["index"].astype(np.int64), block["values"], block["seconds"], block["rank"])
                 came.setdefault(name, []).append(block["time"][-RECENT:].copy())
+        elif kind == b"M":
+            for payload in payloads:
+                _declare(ledger, json.loads(payload))
         elif kind == b"F":
             for payload in payloads:
                 f = json.loads(payload)
@@ -526,6 +538,20 @@ def _applied(ledger: Ledger, written: log.Contents) -> dict[str, list[np.ndarray
             for payload in payloads:
                 ledger.note(**json.loads(payload))
     return came
+
+
+def _declaration(declared: Declared) -> dict[str, Any]:
+    return {
+        "fields": [[f.name, f.unit, f.long_name, f.extra] for f in declared.fields],
+        "settings": declared.settings,
+        "points": None if declared.points is None else spans(declared.points),
+    }
+
+
+def _declare(ledger: Ledger, measures: Mapping[str, Any]) -> None:
+    for name, told in measures.items():
+        fields = [Field(f[0], f[1], f[2], tuple(f[3]) if f[3] else None) for f in told["fields"]]
+        ledger.declare(name, fields, told["settings"], None if told["points"] is None else indices_of(told["points"]))
 
 
 def _by_measure(payloads: list[bytes]) -> Iterator[tuple[str, list[bytes]]]:
@@ -541,7 +567,8 @@ def _resumed(ledger: Ledger, written: log.Contents) -> Surface:
     came = _applied(ledger, written)
     begun = _begun(written)
     recent = {name: np.concatenate(parts)[-RECENT:] for name, parts in came.items()}
-    return ledger.surface(settings=begun["settings"] if begun else {}, recent=recent)
+    told = {name: declared.settings for name, declared in ledger.measures.items()}
+    return ledger.surface({"file": begun["identity"] if begun else {}, "measures": told}, recent)
 
 
 def _continued(path: Path, written: log.Contents) -> tuple[Ledger, Mapping[str, Any]]:
@@ -550,7 +577,7 @@ def _continued(path: Path, written: log.Contents) -> tuple[Ledger, Mapping[str, 
     if not path.exists():
         ledger = Ledger(_grid_of(begun or {}))
         _applied(ledger, written)
-        settings: Mapping[str, Any] = (begun or {})["settings"]["file"]
+        settings: Mapping[str, Any] = (begun or {})["identity"]
         return ledger, settings
     with netcdf.opened(path) as file:
         if not netcdf.is_ours(file):
@@ -567,7 +594,7 @@ def _continued(path: Path, written: log.Contents) -> tuple[Ledger, Mapping[str, 
         )
     ledger = Ledger.of(surface)
     if "shard_points" in surface.attributes:
-        ledger.only = surface.mine
+        ledger.only = surface.wanted()
     _applied(ledger, written)
     told: Mapping[str, Any] = surface.settings.get("file", {})
     return ledger, told

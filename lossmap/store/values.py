@@ -80,6 +80,7 @@ class Surface:
     failures    why points with status 2 have no reading
     attributes  the root attributes of the file: versions, start, end, restarts, audit and so on
     groups      trajectory, spectrum, ...; of `directions/x` the attributes alone (`read_group` brings the tensors)
+    parts       by measure: the flat indices that it is to hold, where that is not the whole grid (an audit)
     recent      by measure: when its newest points came, seconds since the epoch; empty unless a journal lies beside
     """
 
@@ -92,6 +93,7 @@ class Surface:
     failures: tuple[Failure, ...] = ()
     attributes: Mapping[str, Any] = field(default_factory=dict)
     groups: Mapping[str, Group] = field(default_factory=dict)
+    parts: Mapping[str, np.ndarray] = field(default_factory=dict)
     recent: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -136,17 +138,17 @@ class Surface:
         known: np.ndarray = np.isfinite(values).any(axis=-1)
         return known.astype(np.uint8)
 
-    @property
-    def mine(self) -> np.ndarray:
-        """The flat indices that this file is to hold: all, or the part of a shard."""
+    def wanted(self, measure: str | None = None) -> np.ndarray:
+        """The flat indices that are to be read here: all, or the part of a shard, or of an audit."""
         text = str(self.attributes.get("shard_points", ""))
-        return indices_of(text) if text else np.arange(len(self.grid))
+        mine = indices_of(text) if text else np.arange(len(self.grid))
+        return np.intersect1d(mine, self.parts[measure]) if measure is not None and measure in self.parts else mine
 
     def outcome_of(self, measure: str) -> str:
         """How that measure stands: "complete", "failed" (complete but for failed points) or "unfinished"."""
         if measure not in self.status:
             return "unfinished"
-        status = self.status[measure].reshape(-1)[self.mine]
+        status = self.status[measure].reshape(-1)[self.wanted(measure)]
         if (status == TO_DO).any():
             return "unfinished"
         return "failed" if (status == FAILED).any() else "complete"
@@ -159,7 +161,7 @@ class Surface:
 
     def counts(self, measure: str) -> dict[str, int]:
         """How many points are done, failed and left."""
-        status = self.status[measure].reshape(-1)[self.mine]
+        status = self.status[measure].reshape(-1)[self.wanted(measure)]
         return {
             "done": int((status == DONE).sum()),
             "failed": int((status == FAILED).sum()),
@@ -167,8 +169,10 @@ class Surface:
         }
 
     def missing(self, measure: str) -> np.ndarray:
-        """The flat indices of points with no reading: to do, or failed."""
-        return np.flatnonzero(self.status[measure].reshape(-1) != DONE)
+        """The flat indices of points with no reading, though one is wanted: to do, or failed."""
+        wanted = self.wanted(measure)
+        result: np.ndarray = wanted[self.status[measure].reshape(-1)[wanted] != DONE]
+        return result
 
     def minimum(self, name: str) -> tuple[float, tuple[float, ...]] | None:
         """The least finite value of a field and its point; None where there is none."""
