@@ -357,4 +357,18 @@ def _launch(site: Site, launcher: str) -> list[str]:
     if launcher == "mpirun":
         return ["mpirun", "-n", "$SLURM_NTASKS", *options]
     # Open MPI 5 of the pip package: it survives the death of a rank, when told to.
-    return [str(Path(sys.executable).with_name("mpirun")), "-n", "$SLURM_NTASKS", *(options or ["--with-ft", "ulfm"])]
+    return [
+        str(Path(site.python or sys.executable).with_name("mpirun")),
+        "-n",
+        "$SLURM_NTASKS",
+        *(options or ["--with-ft", "ulfm"]),
+    ]
+
+
+def keep(job: Job, text: str) -> Path:
+    """Write the batch script beside the result, whole."""
+    path = Path(f"{job.stem}.sbatch")
+    part = path.with_name(path.name + ".part")
+    part.write_text(text)
+    part.replace(path)
+    return path

@@ -1,0 +1,216 @@
+"""The estimate: what a survey will cost, from a few of its points. Arithmetic alone, NumPy and no measure.
+
+Looked at are the middle and the corners of the grid (of a line its ends), each met from afar and then its near
+neighbours, since a start from a neighbour's eigenvectors is cheaper. Seconds are those of one rank, or team. The mean
+over the grid is 2/3 of the middle and 1/3 of the corners, which is exact for a cost that grows with the square of the
+distance from the middle, on a line and on a square. How near it comes: benchmarks/estimate.py.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ENOUGH = 0.3  # seconds that are spent on the neighbours of a place, where points are quick
+STEPS = 12  # neighbours of a place at most
+SPARE = 1.3  # what a time limit allows for beyond the estimate
+BREAK_EVEN = 8  # points that a rank should have at least, so that none waits long for the last
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One point that was looked at.
+
+    place     which of the places it belongs to: 0 the middle, then the corners
+    near      whether it was reached from its neighbour
+    products  products with the matrix that it took; NaN where the measure counts none
+    """
+
+    index: int
+    place: int
+    near: bool
+    seconds: float
+    products: float = math.nan
+
+
+def places(shape: tuple[int, ...]) -> list[list[int]]:
+    """Flat indices: for each place it, and the neighbours of it in the same row in the order of a walk inwards.
+
+    The middle comes first. A grid with one tick along an axis has fewer corners.
+    """
+    rows, columns = shape if len(shape) == 2 else (1, shape[0])
+    found: dict[int, list[int]] = {}
+    middle = (rows // 2, columns // 2)
+    corners = [(r, c) for r in (0, rows - 1) for c in (0, columns - 1)]
+    for r, c in [middle, *corners]:
+        inwards = -1 if c > columns // 2 else 1
+        walk = [r * columns + k for k in range(c, columns if inwards > 0 else -1, inwards)]
+        found.setdefault(walk[0], walk[: 1 + STEPS])
+    return list(found.values())
+
+
+def look(
+    measured: Callable[[int], Mapping[str, Any]], shape: tuple[int, ...], clock: Callable[[], float]
+) -> list[Sample]:
+    """Measure the places and their neighbours. The first of all is measured again at the end, without the set-up.
+
+    measured  flat index -> reading; raises where the point fails
+    """
+    samples: list[Sample] = []
+    at = places(shape)
+    order = [*range(1, len(at)), 0]
+
+    def one(index: int, place: int, near: bool) -> None:
+        begin = clock()
+        reading = measured(index)
+        products = float(reading.get("products", math.nan))
+        samples.append(Sample(index, place, near, clock() - begin, products))
+
+    for place in order:
+        spent = clock()
+        for step, index in enumerate(at[place]):
+            one(index, place, step > 0)
+            if step and clock() - spent > ENOUGH:
+                break
+    one(at[order[0]][0], order[0], False)
+    return samples
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a survey will cost.
+
+    points      how many
+    seconds     of a point, in the mean over the grid, and its spread: the least and the most that were seen
+    first       seconds of a point that is met from afar
+    setup       seconds that a rank needs before its first point is as quick as the others
+    products    of a point, in the mean; NaN where none are counted
+    memory      bytes of one rank, in main memory; gpu_memory on its GPU, 0 without one
+    file_size   bytes
+    again       points that are solved once more, from afar (the audit)
+    per_node    ranks on a node, on which `seconds` were measured
+    """
+
+    points: int
+    seconds: float
+    least: float
+    most: float
+    first: float
+    setup: float
+    products: float
+    memory: int
+    gpu_memory: int
+    file_size: int
+    again: int = 0
+    per_node: int = 1
+    looked_at: int = 0
+    choice: str = ""
+
+    @property
+    def rank_seconds(self) -> float:
+        """Seconds of computing for all points, over all ranks, without set-up."""
+        return self.points * self.seconds + self.again * self.first
+
+    def wall(self, ranks: int) -> float:
+        """Seconds from the first point to the last with so many ranks, set-up included.
+
+        Shared out evenly, each rank meets its first point from afar, and the last point may come late.
+        """
+        extra = max(0.0, self.first - self.seconds)
+        return self.setup + extra + max(self.rank_seconds / ranks, self.most) + self.most * (ranks > 1) / 2
+
+    def node_hours(self, ranks: int) -> float:
+        """Nodes times hours of such a job."""
+        return math.ceil(ranks / self.per_node) * self.wall(ranks) / 3600
+
+    def ranks_for(self, seconds: float) -> int:
+        """The fewest ranks, in whole nodes beyond the first, that end within so long; no more than are of use."""
+        useful = max(1, self.points // BREAK_EVEN)
+        ranks = 1
+        while ranks < useful and self.wall(ranks) * SPARE > seconds:
+            ranks = ranks + 1 if ranks < self.per_node else ranks + self.per_node
+        return min(ranks, useful)
+
+    def limit(self, ranks: int) -> int:
+        """A time limit for sbatch, in minutes: the estimate and a third, start-up, in fives."""
+        return 5 * math.ceil((self.wall(ranks) * SPARE / 60 + 2) / 5)
+
+
+def weighed(samples: Sequence[Sample], value: Callable[[Sample], float]) -> float:
+    """The mean over the grid of what `value` says: 2/3 of the middle, 1/3 of the corners."""
+    by_place: dict[int, list[float]] = {}
+    for sample in samples:
+        by_place.setdefault(sample.place, []).append(value(sample))
+    means = {place: float(np.mean(values)) for place, values in by_place.items()}
+    outer = [mean for place, mean in means.items() if place != 0]
+    if 0 not in means or not outer:
+        return float(np.mean(list(means.values())))
+    return 2 / 3 * means[0] + 1 / 3 * float(np.mean(outer))
+
+
+def estimated(samples: Sequence[Sample], points: int, **known: Any) -> Estimate:
+    """The estimate from what was seen.
+
+    known  memory, gpu_memory, file_size, again, per_node, choice
+    """
+    first_of_all, rest = samples[0], list(samples[1:])
+    far = [s for s in rest if not s.near]
+    near = [s for s in rest if s.near] or far or [first_of_all]
+    same = [s for s in far if s.index == first_of_all.index]
+    setup = max(0.0, first_of_all.seconds - same[-1].seconds) if same else 0.0
+    seen = [s.seconds for s in near]
+    known = {"memory": 0, "gpu_memory": 0, "file_size": 0} | known
+    return Estimate(
+        points=points,
+        seconds=weighed(near, lambda s: s.seconds),
+        least=min(seen),
+        most=max(s.seconds for s in (far or near)) if not near else max(*seen, *(s.seconds for s in far)),
+        first=weighed(far or near, lambda s: s.seconds),
+        setup=setup,
+        products=weighed(near, lambda s: s.products),
+        looked_at=len(samples),
+        **known,
+    )
+
+
+def file_of(result: str | Path) -> Path:
+    """Where the estimate of a result is kept."""
+    return Path(f"{result}.estimate.json")
+
+
+def keep(result: str | Path, measure: str, estimate: Estimate) -> Path:
+    """Write the estimate of a measure beside the result-to-be; those of other measures stay."""
+    path = file_of(result)
+    known = {k: v for k, v in asdict(estimate).items() if not (isinstance(v, float) and math.isnan(v))}
+    path.write_text(json.dumps((beside(result) or {}) | {measure: known}, indent=1) + "\n")
+    return path
+
+
+def beside(result: str | Path) -> dict[str, Any] | None:
+    """The estimates that lie beside a result, by measure; None where there are none that can be read."""
+    try:
+        found = json.loads(file_of(result).read_text())
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def span_text(seconds: float) -> str:
+    """A span of time as people say it."""
+    for unit, length in (("days", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.3g} {unit}"
+    return f"{seconds:.3g} s"
+
+
+def size_text(size: float) -> str:
+    """A number of bytes as people say it."""
+    units = ("bytes", "kB", "MB", "GB", "TB")
+    power = min(len(units) - 1, int(math.log10(max(size, 1)) / 3))
+    return f"{size / 1000**power:.3g} {units[power]}"
