@@ -218,7 +218,7 @@ class Attempt:
                 value = self._checked(self.measure(point) if resume is None else resume(point, state))
             code = FINE
         except Fallen as fallen:  # settled already
-            return fallen.code, None
+            return fallen.code, fallen.why
         except Unfinished as left:
             code, value = LEFT, left.state
         except Exception as error:
@@ -228,7 +228,7 @@ class Attempt:
         try:
             settled = self.team.settle(code)
         except Fallen as fallen:
-            return fallen.code, str(fallen)
+            return fallen.code, fallen.why
         return settled, value if settled == code else None
 
     def _smaller(self, mine: bool, text: str) -> bool:
@@ -282,7 +282,7 @@ class Book:
     ) -> None:
         self.store, self.measure, self.progress, self.ranks = store, measure, progress, ranks
         known = store.surface()
-        wanted = known.mine if points is None else np.unique(np.fromiter(points, dtype=np.int64))
+        wanted = known.wanted(measure) if points is None else np.unique(np.fromiter(points, dtype=np.int64))
         if wanted.size and not 0 <= wanted[0] <= wanted[-1] < len(grid):
             raise ValueError(f"points want flat indices from 0 to {len(grid) - 1}; got {wanted[0]} to {wanted[-1]}")
         status = known.status[measure].reshape(-1)[wanted]

@@ -131,7 +131,7 @@ class Team:
             head[2 : 2 + array.size] = array.reshape(-1)
         code, sizes = self._head(head)
         if code:
-            raise Fallen(int(code), "another rank of the team could not go on with this point")
+            raise Fallen(int(code))
         if (sizes != array.size).any():
             raise Fallen(1, f"the ranks of a team sum different things, of {sizes.astype(int).tolist()} numbers")
         if small:  # added in the order of the ranks, by every rank: the same bits everywhere
@@ -146,11 +146,12 @@ class Fallen(BaseException):
     """Another rank of the team has raised at this point. No Exception, so that a measure does not catch it.
 
     code  the largest of the ranks' codes: see `Team.settle`
+    why   what is wrong, where it is no single rank's fault
     """
 
-    def __init__(self, code: int, text: str) -> None:
-        super().__init__(text)
-        self.code = code
+    def __init__(self, code: int, why: str | None = None) -> None:
+        super().__init__(why or "another rank of the team could not go on with this point")
+        self.code, self.why = code, why
 
 
 class World:
