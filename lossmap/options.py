@@ -15,7 +15,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import MISSING, Field, dataclass, field, fields
+from dataclasses import MISSING, Field, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -176,6 +176,10 @@ class Settings:
             return self.__dict__["_groups"][name]
         except KeyError:
             raise AttributeError(f"no group of settings named {name!r}") from None
+
+    def changed(self, group: str, **values: Any) -> Settings:
+        """The same settings but for these values of one group."""
+        return Settings({**self._groups, group: replace(self._groups[group], **values)}, self.given, self.notes)
 
     def resolved(self) -> dict[str, Any]:
         flat: dict[str, Any] = {}

@@ -1,0 +1,25 @@
+"""Makes and inspects planes, projects a training path, draws what a file holds: `lossmap plane | draw | watch`.
+
+python net_plotter.py --model resnet20-w8 --model-file net.pt --y=-1:1:51 --dir-file plane.h5
+python net_plotter.py --model resnet20-w8 --model-folder run --xdir pca:1 --ydir pca:2 --proj-file path.h5
+python net_plotter.py draw surface.h5 --kind 3d
+python net_plotter.py watch surface.h5
+"""
+
+import sys
+
+from lossmap.commands.__main__ import main as lossmap
+from lossmap.space.directions import Plane, line_between, projected, random_plane
+from lossmap.space.path import principal_axes, trajectory
+
+__all__ = ["Plane", "line_between", "main", "principal_axes", "projected", "random_plane", "trajectory"]
+
+
+def main() -> int:
+    """Open the door that was named; `plane` without a name."""
+    words = sys.argv[1:]
+    return lossmap(words if words[:1] in (["draw"], ["watch"], ["plane"]) else ["plane", *words])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
