@@ -6,7 +6,7 @@ Under mpirun or srun the ranks share the points. Killed or stopped, the same com
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from lossmap import results
@@ -36,8 +36,11 @@ def main(argv: Sequence[str] | None = None, given: dict[str, Any] | None = None)
     return world.leave(run(settings, world))
 
 
-def run(settings: Settings, world: World) -> int:
-    """Make the problem and the plane, walk the grid, keep and draw the result."""
+def run(settings: Settings, world: World, walk: Callable[..., Any] = survey) -> int:
+    """Make the problem and the plane, walk the grid, keep and draw the result.
+
+    walk  `survey`; `lossmap estimate` looks at a few points instead
+    """
     from lossmap import objects
     from lossmap.measure.gradient import curved_direction
     from lossmap.measure.loss import losses, probed
@@ -65,7 +68,7 @@ def run(settings: Settings, world: World) -> int:
     if plane.cosine is not None:
         say(f"the cosine between the directions is {plane.cosine:.4f}")
     with Stop(after=asked.stop_after, until=job_end(os.environ)) as stop, display(world, "losses") as progress:
-        surface = survey(
+        surface = walk(
             measure,
             grid,
             store=store,
