@@ -115,10 +115,11 @@ def problem_and_files(settings: Settings, world: World, at: Machine, splits: Seq
     return world.together(lambda: problems_of(settings.model, settings.data, at, splits=names, files=files))
 
 
-def model_of(settings: ModelSettings, state: Mapping[str, Tensor] | None = None) -> nn.Module:
+def model_of(settings: ModelSettings, state: Mapping[str, Tensor] | None = None, seed: int = 0) -> nn.Module:
     """The model, with its checkpoint where there is one, in evaluation mode, on the CPU in its own precision.
 
     state  the tensors of --model-file, where they have been read already
+    seed   draws the weights of a model without checkpoint
     """
     try:
         arguments = json.loads(settings.model_args) if settings.model_args else {}
@@ -128,7 +129,7 @@ def model_of(settings: ModelSettings, state: Mapping[str, Tensor] | None = None)
     if not isinstance(arguments, dict):
         raise Usage(f"--model-args wants a JSON object; got {settings.model_args!r}")
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)  # a model without checkpoint is the same on every rank
+        torch.manual_seed(seed)  # a model without checkpoint is the same on every rank
         if ":" in settings.model:
             factory = resolve_callable(settings.model)
             try:
@@ -166,6 +167,7 @@ def problems_of(
     *,
     splits: tuple[str, ...] = (),
     files: Files | None = None,
+    seed: int = 0,
 ) -> dict[str, Problem]:
     """The problems by split, over one model, on the machine's device and in its precision."""
     names = splits or splits_of(data)
@@ -173,7 +175,7 @@ def problems_of(
     if data.problem:
         made = _own_problems(model, data, names, files)
     else:
-        net = model_of(model, files.state)
+        net = model_of(model, files.state, seed)
         loss = resolve_callable(data.loss) if ":" in data.loss else data.loss
         made = {
             name: Problem.supervised(net, loss, files.data.get(name) or samples_of(model, data, name))
@@ -252,6 +254,9 @@ def _fits(problem: Problem, split: str) -> None:
         ) from error
     if not isinstance(value, Tensor) or value.dim() != 0:
         raise Usage("the loss wants one number per batch")
+    if "acc" in problem.metrics and problem.separable:
+        outputs = problem.forward(problem.model, next(iter(problem.data.rebatched(1))))
+        datasets.labels_within(problem.data, outputs.shape[1])
 
 
 def _tensors(batch: Any) -> list[Tensor]:

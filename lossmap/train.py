@@ -35,7 +35,7 @@ from torch.utils import _pytree as pytree
 
 from lossmap.space.chance import generator
 from lossmap.space.checkpoints import finite_or_named, sorted_as_people_count
-from lossmap.space.data import Batch, Batches, Resident, Streamed, drained
+from lossmap.space.data import Batch, Batches, Resident, Streamed
 from lossmap.space.datasets import digest
 from lossmap.space.problem import Problem
 
@@ -190,6 +190,11 @@ def readings(problem: Problem) -> dict[str, float]:
     return {name: total / samples for name, total in sums.items()}
 
 
+def steps_per_epoch(samples: int, batch_size: int) -> int:
+    """The steps of one pass over so many samples."""
+    return len(_cuts(samples, batch_size))
+
+
 def _cuts(samples: int, size: int) -> list[tuple[int, int]]:
     """Where an epoch's order is cut; a last batch of one sample, of which batch norm has no variance, is joined."""
     starts = list(range(0, samples, size))
@@ -224,7 +229,7 @@ def _step(
         rate = optimizer.param_groups[0]["lr"]
         raise FloatingPointError(f"the loss is {value} at step {step}, at a rate of {rate:.3g}: try a smaller one")
     optimizer.zero_grad(set_to_none=True)
-    loss.backward()
+    torch.autograd.backward(loss)
     optimizer.step()
     return value
 
@@ -234,7 +239,7 @@ def _rows(data: Batches, rows: Tensor) -> Batch:
     if isinstance(data, Streamed):
         return next(iter(replace(data, indices=[data.indices[i] for i in rows.tolist()], batch_size=len(rows))))
     if not isinstance(data, Resident):
-        data = drained(data)
+        raise TypeError(f"training wants Resident or Streamed data; got {type(data).__name__}")
     return pytree.tree_map(lambda t: t[rows.to(t.device)] if isinstance(t, Tensor) else t, data.tensors)
 
 
