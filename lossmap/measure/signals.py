@@ -84,7 +84,7 @@ class _Tally:
             highest = z.amax([d for d in range(z.dim()) if d != units])
             self.most = highest if self.most is None else torch.maximum(self.most, highest)
         if output.requires_grad:
-            output.register_hook(self.backward)
+            output.register_hook(self.backward)  # type: ignore[no-untyped-call]
 
     def backward(self, slope: Tensor) -> None:
         self.slopes += float((slope.double() ** 2).sum())
@@ -98,6 +98,7 @@ def signals(problem: Problem) -> dict[str, Signal]:
     own = {name: m for name, m in model.named_modules() if any(True for _ in m.parameters(recurse=False))}
     tallies = {m: _Tally() for m in own.values()}
     last: list[nn.Module] = []
+    order: dict[nn.Module, None] = {}
     handles = []
 
     def seen(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
@@ -105,6 +106,7 @@ def signals(problem: Problem) -> dict[str, Signal]:
             tallies[last[0]].next = module
         last[:] = [module]
         if module in tallies:
+            order[module] = None
             tallies[module].forward(inputs, output)
 
     parameters = list(model.parameters())
@@ -121,8 +123,8 @@ def signals(problem: Problem) -> dict[str, Signal]:
         for handle in handles:
             handle.remove()
     names = {m: name for name, m in own.items()}
-    called = sorted(tallies, key=lambda m: tallies[m].calls == 0)
-    return {names[m]: _signal(names[m], m, tallies[m]) for m in called}
+    never = [m for m in tallies if m not in order]
+    return {names[m]: _signal(names[m], m, tallies[m]) for m in [*order, *never]}
 
 
 def _signal(name: str, module: nn.Module, t: _Tally) -> Signal:
