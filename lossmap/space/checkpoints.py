@@ -118,7 +118,8 @@ def _content(path: Path, kind: str, unsafe: bool) -> Any:
                 return pickles.read(file)
         with torch.serialization.safe_globals(_allowed()), warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # about pickle protocols other than 2
-            return torch.load(path, map_location="cpu", weights_only=True)
+            with path.open("rb") as file:  # given a name, torch.load would judge by the suffix
+                return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:
         refused = _what_was_refused(error)
         if refused and unsafe:
@@ -150,12 +151,11 @@ def _what_was_refused(error: Exception) -> str:
 
 def _whole(path: Path, kind: str) -> Any:
     log.warning("UNSAFE: reading %s with all that it names; code inside it runs now, with your rights", path)
-    if kind == "pickle":
-        with path.open("rb") as file:
+    with path.open("rb") as file, warnings.catch_warnings():
+        if kind == "pickle":
             return pickle.load(file)
-    with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # that it is TorchScript, which is being said already
-        return torch.load(path, map_location="cpu", weights_only=False)
+        return torch.load(file, map_location="cpu", weights_only=False)
 
 
 def _state_in(content: Any) -> State | None:

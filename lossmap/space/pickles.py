@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 _array: Any = np.zeros(0).__reduce__()[0]  # NumPy's own functions, wherever this version keeps them
+_buffer: Any = np.zeros(1).__reduce_ex__(5)[0]
 _scalar: Any = np.float64(0).__reduce__()[0]
 
 NAMES: dict[tuple[str, str], Any] = {
@@ -28,6 +29,8 @@ NAMES: dict[tuple[str, str], Any] = {
     ("collections", "OrderedDict"): OrderedDict,
     ("argparse", "Namespace"): argparse.Namespace,
 }
+for _home in ("numpy.core.numeric", "numpy._core.numeric"):
+    NAMES[_home, "_frombuffer"] = _buffer
 for _home in ("numpy.core.multiarray", "numpy._core.multiarray"):
     NAMES[_home, "_reconstruct"] = _array
     NAMES[_home, "scalar"] = _scalar
