@@ -462,8 +462,9 @@ class _Unfinished(Mapping[int, dict[str, Any]]):
                 about = json.loads(str(file["about"]))
                 if about["id"] != self._file_id:
                     raise KeyError(index)
-                state: dict[str, Any] = {name: file[f"a{i}"] for i, name in enumerate(about["names"])}
-                return state | about["plain"]
+                state: dict[str, Any] = {str(name): file[f"a{i}"] for i, name in enumerate(about["names"])}
+                state.update(about["plain"])
+                return state
         except (OSError, ValueError, zipfile.BadZipFile):
             raise KeyError(index) from None
 

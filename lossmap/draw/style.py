@@ -1,0 +1,99 @@
+"""The look: column widths, type, colours, and the saving of a figure. Never pyplot, so no screen is needed.
+
+Widths are those of one column and of a page of two, 3.3 and 6.75 inches; type is 8 points; PDF carries its fonts
+as TrueType (type 42), which journals ask for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+COLUMN, PAGE = 3.3, 6.75  # inches
+LOSS, ACCURACY, RATIO = "viridis", "cividis", "RdBu_r"  # colour maps
+BLUE, RED, GREEN, PURPLE = "#1f5a99", "#b5442c", "#2f7d4f", "#6b4c9a"  # of lines; the first two mean loss, accuracy
+GREY, DARK = "0.86", "0.45"  # cells without a value, and their hatching
+
+STYLE: Any = {
+    "font.family": "DejaVu Sans",
+    "font.size": 8,
+    "axes.labelsize": 8,
+    "axes.titlesize": 8,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "legend.fontsize": 7,
+    "axes.linewidth": 0.6,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "xtick.minor.width": 0.4,
+    "ytick.minor.width": 0.4,
+    "xtick.major.size": 2.5,
+    "ytick.major.size": 2.5,
+    "xtick.minor.size": 1.5,
+    "ytick.minor.size": 1.5,
+    "lines.linewidth": 1.1,
+    "lines.markersize": 3,
+    "hatch.linewidth": 0.5,
+    "axes.formatter.useoffset": False,
+    "axes.formatter.limits": (-3, 4),
+    "legend.frameon": False,
+    "pdf.fonttype": 42,
+    "ps.fonttype": 42,
+    "svg.fonttype": "none",
+    "savefig.dpi": 300,
+    "figure.dpi": 150,
+}
+FORMATS = ("pdf", "png", "svg", "eps", "jpg", "tif", "webp")
+
+
+@contextlib.contextmanager
+def styled() -> Iterator[None]:
+    """Inside, what is drawn has this look; outside, the user's own settings are as they were."""
+    with matplotlib.rc_context(STYLE):
+        yield
+
+
+def blank(width: float, height: float) -> Figure:
+    """An empty figure of this size in inches, laid out so that nothing overlaps."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    engine: Any = figure.get_layout_engine()
+    engine.set(w_pad=0.03, h_pad=0.03, wspace=0.03, hspace=0.03)
+    return figure
+
+
+def save(figure: Figure, path: str | os.PathLike[str], dpi: int = 300) -> Path:
+    """Write a figure as its ending says (pdf, png, svg, ...); the file appears whole or not at all.
+
+    Raises ValueError for an ending that is no picture; FileNotFoundError, PermissionError or OSError in a sentence.
+    """
+    path = Path(path)
+    kind = path.suffix.lower().lstrip(".")
+    kind = {"jpeg": "jpg", "tiff": "tif"}.get(kind, kind)
+    if kind not in FORMATS:
+        raise ValueError(f"a picture is one of {', '.join(FORMATS)}, by the ending of its name; got {str(path)!r}")
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder; name a file in it, such as {path / 'surface.pdf'}")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"the folder {path.parent} does not exist: make it first, or name another file")
+    part = path.with_name(f".{path.name}.part")
+    # Dates in the file would make two drawings of the same surface differ.
+    metadata: dict[str, Any] = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}.get(kind, {})
+    try:
+        with matplotlib.rc_context(STYLE):
+            figure.savefig(part, format=kind, dpi=dpi, metadata=metadata or None)
+        os.replace(part, path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise PermissionError(f"{path} cannot be written: no permission in {path.parent}") from error
+        raise OSError(f"{path} cannot be written: {error.strerror or error}") from error
+    return path
