@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from lossmap.commands.surveys import Asked, asked
+from lossmap.commands.surveys import Asked, asked, split
 from lossmap.farm import slurm
+from lossmap.farm.shards import Shard
 from lossmap.farm.slurm import Job, Site
 from lossmap.options import Usage, guarded, parse, setting
 
@@ -40,10 +41,9 @@ class SubmitSettings:
 @guarded
 def main(argv: Sequence[str] | None = None) -> int:
     """Open this door: 0 submitted, or shown by --dry-run."""
-    own, work = asked(argv, "lossmap submit --nodes 2 -- surface --model resnet20-w8 ...")
+    own, words = split(argv, "lossmap submit --nodes 2 -- surface --model resnet20-w8 ...")
     told = parse((SubmitSettings,), own, prog="lossmap submit", about=__doc__ or "").submit
-    site = site_of(told.site)
-    job = job_of(told, work)
+    site, job = site_of(told.site), job_of(told, asked(words))
     text = slurm.script(job, site)
     if told.dry_run:
         print(text, end="")
@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"submitted as {' '.join(sent.jobs)} by {path}")
     print(f"to cancel:  {sent.cancel}")
     if job.result is not None:
-        files = [slurm.Shard(1, job.array).file(job.result)] if job.array > 1 else [job.result]
+        files = [Shard(1, job.array).file(job.result)] if job.array > 1 else [job.result]
         print(f"to look at: lossmap status {shlex.quote(str(files[0]))}")
     if job.array > 1:
         print(f"at the end: lossmap merge {shlex.quote(str(job.result))}")

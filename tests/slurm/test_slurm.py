@@ -1,0 +1,183 @@
+"""Real jobs under a real SLURM with two virtual nodes: signalled, requeued, chained, cut into shards, mis-started."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
+
+LOSS = """\
+import time
+import torch
+
+def loss(outputs, targets):
+    time.sleep(0.1)
+    return torch.nn.functional.cross_entropy(outputs, targets)
+"""
+LOSSMAP = str(Path(sys.executable).with_name("lossmap"))
+
+
+class Farm:
+    """The cluster, and a folder with an awkward name in which its jobs run."""
+
+    def __init__(self, cluster, folder):
+        self.cluster, self.folder = cluster, folder / "it's a \"test\" 5%"
+        self.folder.mkdir()
+        (self.folder / "slow loss.py").write_text(LOSS)
+
+    def lossmap(self, *words, code=0):
+        done = subprocess.run(
+            [sys.executable, "-m", "lossmap.commands", *words],
+            cwd=self.folder,
+            env=self.cluster.environment | {"PYTHONPATH": str(Path(__file__).resolve().parents[2])},
+            capture_output=True,
+            text=True,
+            timeout=120,
+            stdin=subprocess.DEVNULL,
+        )
+        assert done.returncode == code, f"{words}: {done.returncode}\n{done.stdout}{done.stderr}"
+        return done.stdout
+
+    def survey(self, result, count=5, *more):
+        span = f"-1:1:{count}"
+        subject = ["--model", "mlp", "--samples", "32", "--batch-size", "32", "--loss", "slow loss.py:loss"]
+        return ["surface", *subject, "--x", span, f"--y={span}", "--surf-file", result, *more]
+
+    def submit(self, *flags, work):
+        told = self.lossmap("submit", "--time", "10", *flags, "--", *work)
+        numbers = told.splitlines()[0].removeprefix("submitted as ").split(" by ")[0].split()
+        assert f"scancel {' '.join(numbers)}" in told
+        return numbers
+
+    def site(self, **values):
+        path = self.folder / "the site.toml"
+        path.write_text("".join(f"{name} = {json.dumps(value)}\n" for name, value in values.items()))
+        return "--site", str(path)
+
+    def fields(self, result):
+        with h5py.File(self.folder / result) as file:
+            names = [n for n in file if isinstance(file[n], h5py.Dataset) and not n.endswith(("_seconds", "_rank"))]
+            return {name: file[name][()] for name in names}
+
+    def status(self, result):
+        done = subprocess.run([LOSSMAP, "status", "--json", result], cwd=self.folder, capture_output=True, text=True)
+        return json.loads(done.stdout) if done.returncode in (0, 3, 75) else None
+
+    def until_begun(self, result, points=3, seconds=60):
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            told = self.status(result)
+            if told and told["measures"]["loss"]["done"] >= points:
+                return told
+            time.sleep(0.2)
+        raise AssertionError("no point was done: " + "".join(p.read_text() for p in self.folder.glob("*.log")))
+
+    def log(self, name):
+        return (self.folder / f"{name}.log").read_text()
+
+
+@pytest.fixture
+def farm(cluster, tmp_path):
+    return Farm(cluster, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(cluster, tmp_path_factory):
+    """What one process reads, of an 8 x 8 plane."""
+    farm = Farm(cluster, tmp_path_factory.mktemp("alone"))
+    farm.lossmap(*farm.survey("alone.h5", 8))
+    return farm.fields("alone.h5")
+
+
+def same(a, b):
+    assert a.keys() == b.keys()
+    assert {"train_loss", "train_acc", "loss_status"} <= a.keys()
+    for name in a:
+        np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+
+
+def test_a_job_that_is_signalled_goes_back_into_the_queue_and_completes_as_if_undisturbed(farm, undisturbed):
+    result = 'the "result".h5'
+    (job,) = farm.submit("--nodes", "2", "--requeue", work=farm.survey(result, 8))
+    meanwhile = farm.until_begun(result)
+    assert meanwhile["outcome"] == "unfinished"
+    assert meanwhile["running"]
+    farm.cluster.ask("scancel", "--batch", "--signal=USR1", job)
+    farm.cluster.wait(job)
+    assert farm.cluster.job(job)["JobState"] == "COMPLETED"
+    assert farm.cluster.job(job)["Restarts"] == "1"
+    same(farm.fields(result), undisturbed)
+    told = farm.status(result)
+    assert (told["outcome"], told["restarts"], told["measures"]["loss"]["ranks"]) == ("complete", 1, 2)
+    log = farm.log(result)
+    assert "stopped in good order" in log
+    assert f"attempt 2 of job {job}" in log
+
+
+def test_an_array_of_three_shards_merges_to_the_file_of_one_job(farm, undisturbed):
+    (job,) = farm.submit("--array", "3", work=farm.survey("whole.h5", 8))
+    farm.cluster.wait(job)
+    farm.lossmap("merge", "whole.h5")
+    same(farm.fields("whole.h5"), undisturbed)
+
+
+def test_a_chain_of_three_short_jobs_finishes_a_long_survey(farm, undisturbed):
+    jobs = farm.submit("--chain", "3", work=farm.survey("long.h5", 8, "--stop-after", "3"))
+    assert len(jobs) == 3
+    farm.cluster.wait(*jobs)
+    same(farm.fields("long.h5"), undisturbed)
+    assert farm.status("long.h5")["restarts"] == 2
+
+
+def test_mpirun_starts_the_ranks_inside_a_job(farm, undisturbed):
+    (job,) = farm.submit(*farm.site(launcher="wheel"), "--nodes", "2", work=farm.survey("by mpirun.h5", 8))
+    farm.cluster.wait(job)
+    same(farm.fields("by mpirun.h5"), undisturbed)
+    assert farm.status("by mpirun.h5")["measures"]["loss"]["ranks"] == 2
+
+
+def test_a_wrong_kind_of_mpi_is_one_clear_sentence(farm):
+    (job,) = farm.submit(*farm.site(mpi="none"), "--nodes", "2", work=farm.survey("wrong.h5", 8))
+    farm.cluster.wait(job)
+    lines = [line for line in farm.log("wrong.h5").splitlines() if line.startswith("lossmap:")]
+    assert "MPI sees one" in lines[0]
+    assert "Traceback" not in farm.log("wrong.h5")
+    assert not (farm.folder / "wrong.h5").exists()
+    assert farm.cluster.job(job)["JobState"] == "FAILED"
+
+
+def test_a_job_that_is_cancelled_or_gets_nothing_done_does_not_come_back(farm):
+    (job,) = farm.submit("--requeue", work=farm.survey("cancelled.h5", 20))
+    farm.until_begun("cancelled.h5")
+    farm.cluster.ask("scancel", job)
+    farm.cluster.wait(job)
+    assert farm.cluster.job(job)["JobState"] == "CANCELLED"
+    assert "not put back into the queue: the job was cancelled" in farm.log("cancelled.h5")
+    done = farm.status("cancelled.h5")["measures"]["loss"]["done"]
+    (farm.folder / "slow loss.py").unlink()
+    (job,) = farm.submit("--requeue", work=["resume", "cancelled.h5"])
+    farm.cluster.wait(job)
+    assert "not put back into the queue: this attempt got nothing done" in farm.log("cancelled.h5")
+    assert farm.cluster.job(job)["Restarts"] == "0"
+    assert farm.status("cancelled.h5")["measures"]["loss"]["done"] == done
+
+
+def test_what_sbatch_refuses_is_said_in_one_sentence(farm):
+    done = subprocess.run(
+        [LOSSMAP, "submit", "--nodes", "99", "--", *farm.survey("a.h5")],
+        cwd=farm.folder,
+        env=farm.cluster.environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("lossmap: sbatch refused ")
+    assert len(done.stderr.splitlines()) == 1
+    assert os.environ.get("SLURM_JOB_ID") is None
