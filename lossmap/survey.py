@@ -319,7 +319,7 @@ class Book:
 
     def note(self, text: str) -> None:
         self.notes.append(text)
-        self.store.note(**{f"{self.measure}_notes": self.notes[-100:]})
+        self.store.note(**{f"{self.measure}_notes": "\n".join(self.notes[-100:])})
         self.say(text)
 
     def say(self, text: str) -> None:
@@ -374,7 +374,7 @@ def _lead(
             order, places, wire = np.array([i for i in order if int(i) not in dealing.state]), [(0,)], None
     finally:
         world.gone, world.stuck = world.dead(), frozenset(stuck)
-        end = (book.outcome(), world.gone)
+        end = (book.outcome(), world.gone, world.stuck)
         if whole:
             attempt.release(end)
         for rank in set(range(1, world.size)) - world.gone:
@@ -439,7 +439,7 @@ def _work(world: World, attempt: Attempt, stop: Stop) -> Elsewhere:
             attempt.release(end)
     else:
         end = _follow(world, attempt, stop)
-    outcome, world.gone = end
+    outcome, world.gone, world.stuck = end
     return Elsewhere(outcome)
 
 

@@ -12,6 +12,7 @@ signal's number is written to a pipe (signal.set_wakeup_fd), at once, and a smal
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import subprocess
@@ -37,7 +38,8 @@ class Stop:
     until    the end of the batch job as a time of day (time.time()); everything ends WRAP_UP seconds before
     grace    seconds that points in progress are given after USR1, USR2 or HUP where no end is known
 
-    As a context manager it takes the process's signals, and gives them back. May be asked from any thread.
+    As a context manager it takes the process's signals, and gives them back where no stop was asked for; else it keeps
+    them, since they may come again while the program ends. May be asked from any thread.
     """
 
     def __init__(self, *, after: float | None = None, until: float | None = None, grace: float = 30.0) -> None:
@@ -52,6 +54,7 @@ class Stop:
         self._since: float | None = None  # of the first INT or TERM
         self._listeners: list[Callable[[], object]] = []
         self._before: dict[int, object] = {}
+        self._left = False  # the `with` is over, yet the signals are kept
         self.asked: str | None = None  # why, once one was asked: no new points from then on
 
     def __call__(self) -> bool:
@@ -100,9 +103,13 @@ class Stop:
 
     def __enter__(self) -> Stop:
         global _installed
-        if _installed is not None or threading.current_thread() is not threading.main_thread():
-            return self  # signals belong to the main thread and to one owner; the clock works all the same
-        _installed = self
+        if threading.current_thread() is not threading.main_thread():
+            return self  # signals belong to the main thread; the clock works all the same
+        if _installed is not None and _installed is not self:
+            if not _installed._left:
+                return self  # within another one, which has the signals
+            _installed.close()
+        _installed, self._left = self, False
         self._reading, self._writing = os.pipe()
         os.set_blocking(self._writing, False)
         self._wakeup = signal.set_wakeup_fd(self._writing, warn_on_full_buffer=False)
@@ -115,7 +122,9 @@ class Stop:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        self._left = True
+        if self.asked is None:  # else the same signal may come again while the program closes its files
+            self.close()
 
     def close(self) -> None:
         """Give the signals back."""
@@ -151,7 +160,15 @@ def _in_child() -> None:
         _installed = None
 
 
+def _at_exit() -> None:
+    """Python resets its handlers before MPI_Finalize runs; a late USR1 must not kill a program that has ended well."""
+    if _installed is not None and _installed.asked is not None:
+        for number in ORDERLY:
+            signal.signal(number, signal.SIG_IGN)
+
+
 os.register_at_fork(after_in_child=_in_child)
+atexit.register(_at_exit)
 
 
 def job_end(environ: Mapping[str, str], ask: Callable[[list[str]], str] | None = None) -> float | None:

@@ -137,7 +137,7 @@ class Team:
         if small:  # added in the order of the ranks, by every rank: the same bits everywhere
             total: np.ndarray = self._heads[:, 2 : 2 + array.size].sum(axis=0)
             return total.reshape(array.shape)
-        result = np.ascontiguousarray(array).copy()
+        result = np.array(array, order="C")
         self._world.wait(self.comm.Iallreduce(self._world.mpi.IN_PLACE, result), self.ranks)
         return result
 
@@ -312,7 +312,7 @@ class World:
         """The sum over all ranks of a tensor, an array or a number."""
         if self.size == 1:
             return value
-        result = np.ascontiguousarray(_array(value)).copy()
+        result = np.array(_array(value), order="C")
         self.wait(self._all.Iallreduce(self.mpi.IN_PLACE, result))
         return _like(value, result)
 
@@ -433,16 +433,16 @@ class World:
         if self.rank != 0:
             self.send((), 0, _BYE)
             self.flush(1.0)
-            time.sleep(0.05)
+            time.sleep(2.0 if self.stuck else 0.05)  # where a rank is stuck, rank 0 ends the job now
             os._exit(code)
-        waiting, until, nap = set(range(1, self.size)) - self.dead() - self.stuck, time.monotonic() + 5.0, Nap()
-        while waiting and time.monotonic() < until:
+        waiting, nap, began = set(range(1, self.size)) - self.dead(), Nap(), time.monotonic()
+        while waiting and time.monotonic() < began + (5.0 if waiting - self.stuck else 1.0):
             came = self._receive(_BYE)
             waiting -= self.dead()
             if came is not None:
                 waiting.discard(came[0])
             nap.after(came is not None)
-        if (waiting | self.stuck) - self.dead():
+        if waiting:
             self.comm.Abort(code)  # a rank that answers no more would keep the launcher waiting
         time.sleep(0.05)
         os._exit(code)

@@ -1,0 +1,14 @@
+"""a_rank_is_stuck.py FILE SECONDS: rank 1 sits at its third point for so long; half a second is allowed."""
+
+import sys
+import time
+
+from landscape import Bowl, World, run
+
+
+def act(number, point):
+    if World.start().rank == 1 and number == 3:
+        time.sleep(float(sys.argv[2]))
+
+
+run(Bowl(0.01, act), sys.argv[1], point_timeout=0.5)
