@@ -410,7 +410,7 @@ def identity(of: ModelSettings, data: DataSettings, plane: Plane) -> dict[str, A
         "model": data.problem or of.model,
         "model_args": of.model_args,
         **{f"{name} (SHA-256)": checkpoints.file_sha256(path) for name, path in files.items()},
-        "plane": [dict(r) for r in plane.recipes],
+        "direction": {name: dict(recipe) for name, recipe in zip("xy", plane.recipes, strict=False)},
     }
 
 

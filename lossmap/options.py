@@ -126,6 +126,7 @@ class RunSettings:
     share_gpus: bool = setting(False, "several ranks may compute on one GPU")
     threads: int | None = setting(None, "threads of a rank; by default its own cores", metavar="COUNT")
     batch_size: int | None = setting(None, "images per pass; by default chosen by a short probe", metavar="SAMPLES")
+    probe: bool = setting(True, "choose the fastest way by a short probe; without it, separate files have equal bits")
     team: int = setting(1, "ranks that share one point", metavar="RANKS")
     rank_0: str = setting("auto", "what rank 0 does beside dealing", choices=("auto", "computes", "deals"))
     shard: str | None = setting(None, "compute only shard I of N of the points, such as 1/3", metavar="I/N")

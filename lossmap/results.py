@@ -74,6 +74,9 @@ class Kept:
     ) -> None:
         self.command, self.settings, self.grid, self.plane = command, settings, grid, plane
         self.file_settings = dict(file_settings)
+        timeout = settings.run.point_timeout
+        if timeout is not None and timeout <= 0:
+            raise Usage(f"--point-timeout wants seconds, more than 0; got {timeout:g}")
         self.points = part(grid, settings.run.shard)
         path = Path(settings.run.surf_file or default_name(settings, grid, plane))
         if path.suffix not in (".h5", ".hdf5", ".nc"):

@@ -43,7 +43,7 @@ def run(settings: Settings, world: World, walk: Callable[..., Any] = survey) -> 
     """
     from lossmap import objects
     from lossmap.measure.gradient import curved_direction
-    from lossmap.measure.loss import losses, probed
+    from lossmap.measure.loss import Way, losses, probed
 
     asked, say = settings.run, results.teller(world, settings.notes)
     grid = world.together(lambda: objects.grid_of(settings.plane))
@@ -58,11 +58,15 @@ def run(settings: Settings, world: World, walk: Callable[..., Any] = survey) -> 
         say(kept.describe(problems, "losses and accuracies"))
         return 0
     told = objects.measured_with(settings.data, asked, problems)
-    way = kept.chosen(
-        world, "loss", "way", lambda: probed(first, plane, autocast=at.autocast, batch_size=asked.batch_size)
-    )
+
+    def way() -> Way:
+        if not asked.probe:
+            return Way(asked.batch_size or first.data.batch_size)
+        return probed(first, plane, autocast=at.autocast, batch_size=asked.batch_size)
+
+    chosen = kept.chosen(world, "loss", "way", way)
     shared = {split: p.share(team.rank, team.size) if team.size > 1 else p for split, p in problems.items()}
-    measure = losses(shared, plane, way=way, total=team.sum, autocast=at.autocast, settings=told)
+    measure = losses(shared, plane, way=chosen, total=team.sum, autocast=at.autocast, settings=told)
     measures = {measure.name: (measure.fields, measure.settings)}
     store = world.together(lambda: kept.open(measures, at.describe(), world.size) if world.rank == 0 else None)
     if plane.cosine is not None:

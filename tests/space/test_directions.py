@@ -122,7 +122,7 @@ def test_an_axis_without_length_has_no_cosine():
 
 def test_what_does_not_fit_together_is_said():
     model = net()
-    with pytest.raises(ValueError, match="no tensor named '0.weight'"):
+    with pytest.raises(ValueError, match=r"no tensor named '0\.weight'"):
         line_between(model, nn.Linear(2, 2))
     with pytest.raises(ValueError, match=r"'0.weight' has shape \(5, 2, 3, 3\); the model's has \(3, 2, 3, 3\)"):
         difference(origin_of(model), {**origin_of(model), "0.weight": torch.zeros(5, 2, 3, 3)})
@@ -139,5 +139,5 @@ def test_what_does_not_fit_together_is_said():
         Plane(plane.origin, (plane.axes[0],) * 3, ())
     with torch.no_grad():
         model[3].weight[0, 0] = math.inf
-    with pytest.raises(ValueError, match="'3.weight' holds values that are not finite"):
+    with pytest.raises(ValueError, match=r"'3\.weight' holds values that are not finite"):
         random_plane(model)

@@ -1,0 +1,373 @@
+"""The door as a person uses it: what is right, what is refused, what goes on where it was."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+
+import lossmap
+from lossmap import zoo
+from lossmap.commands.surface import main
+
+NET = """
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+class Small(nn.Module):  # the net of the sample files
+    def __init__(self):
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(1, 6, 3, padding=1, bias=False), nn.BatchNorm2d(6)
+        self.conv2, self.bn2 = nn.Conv2d(6, 8, 3, stride=2, padding=1), nn.BatchNorm2d(8)
+        self.fc = nn.Linear(128, 10)
+
+    def forward(self, x):
+        x = F.relu(self.bn1(self.conv1(x)))
+        return self.fc(F.relu(self.bn2(self.conv2(x))).flatten(1))
+
+
+def flat():
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+
+
+def broken():
+    class Broken(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(2, 2)
+
+        def forward(self, x):
+            raise KeyError("my forward is broken")
+
+    return Broken()
+
+
+def number():
+    return 3
+
+
+def squared(outputs, targets):
+    return (outputs.softmax(1) - F.one_hot(targets, 10)).square().mean()
+
+
+def data(split):
+    torch.manual_seed(len(split))
+    return torch.randn(30, 1, 8, 8), torch.randint(10, (30,))
+
+
+def fails_far_away(outputs, targets):
+    if outputs.abs().max() > 60:
+        raise ArithmeticError("the outputs are too large for me")
+    return F.cross_entropy(outputs, targets)
+
+
+def whole(split):
+    from lossmap import Problem
+
+    net = flat()
+    return Problem.custom(net, lambda model, batch: F.cross_entropy(model(batch[0]), batch[1]), data(split))
+"""
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "net.py").write_text(NET)
+    return tmp_path
+
+
+def run(line):
+    return main(line.split())
+
+
+def in_ranks(ranks, line, folder, timeout=120):
+    mpirun = shutil.which("mpirun", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    if mpirun is None:
+        pytest.skip("mpirun is not installed")
+    from lossmap.commands.demo import environment
+
+    command = [mpirun, "-n", str(ranks), sys.executable, "-m", "lossmap.commands", "surface", *line.split()]
+    environ = {**environment(), "TMPDIR": "/tmp"}
+    done = subprocess.run(
+        command, cwd=folder, env=environ, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_losses_of_the_original_tool_are_reproduced_on_its_plane(here, reference):
+    theirs = reference / "original_tool"
+    line = f"--model net.py:Small --model-file {theirs}/small_a.t7 --dataset npz:{theirs}/digits500.npz"
+    assert run(f"{line} --dir-file {theirs}/plane_dir.h5 --x=-1:1:7 --y=-1:1:7 --surf-file plane.h5") == 0
+    ours, stored = lossmap.read("plane.h5"), lossmap.read(theirs / "plane_surf.h5")
+    np.testing.assert_allclose(ours["train_loss"], stored["train_loss"], rtol=1e-4)
+    np.testing.assert_array_equal(ours["train_acc"], stored["train_acc"])
+
+
+def test_losses_of_the_original_tool_are_reproduced_on_its_line_of_states_nan_included(here, reference):
+    theirs = reference / "original_tool"
+    line = f"--model net.py:Small --model-file {theirs}/small_a.t7 --dataset npz:{theirs}/digits500.npz"
+    line += " --dir-type states --x=-0.5:1.5:9 "
+    stored = lossmap.read(theirs / "line_surf.h5")
+    for how in (f"--dir-file {theirs}/line_dir.h5", f"--model-file2 {theirs}/small_b.t7"):
+        assert run(f"{line} {how} --surf-file line.h5 --overwrite") == 0
+        ours = lossmap.read("line.h5")
+        assert np.isnan(stored["train_loss"][-2:]).all()
+        np.testing.assert_array_equal(np.isnan(ours["train_loss"]), np.isnan(stored["train_loss"]))
+        np.testing.assert_allclose(ours["train_loss"], stored["train_loss"], rtol=1e-4)
+        np.testing.assert_array_equal(ours["train_acc"][:-2], stored["train_acc"][:-2])
+
+
+def test_a_grid_that_is_not_square_is_stored_row_by_row(here):
+    assert run("--model net.py:flat --dataset net.py:data --x=-1:0:3 --y=2:0:4 --surf-file a.h5 --batch-size 30") == 0
+    surface = lossmap.read("a.h5")
+    assert surface["train_loss"].shape == (4, 3)
+    from lossmap.objects import model_of
+    from lossmap.options import ModelSettings
+
+    net = model_of(ModelSettings(model="net.py:flat"))
+    plane = lossmap.random_plane(net, seed=0)
+    namespace: dict = {}
+    exec(NET, namespace)
+    x, y = namespace["data"]("train")
+    for r, c in ((0, 2), (3, 0), (2, 1)):
+        moved = plane.at((surface.grid.x[c], surface.grid.y[r]))
+        twin = torch.nn.functional.cross_entropy(torch.func.functional_call(net, moved, (x,)), y)
+        assert surface["train_loss"][r, c] == pytest.approx(float(twin), rel=1e-5)
+
+
+def test_one_two_and_three_ranks_give_the_same_bits_and_so_does_going_on(here):
+    line = "--model resnet20-w8 --samples 40 --x=-1:1:4 --y=-1:1:3 --split both --no-probe --surf-file"
+    assert run(f"{line} one.h5") == 0
+    one = lossmap.read("one.h5")
+    for ranks in (2, 3):
+        in_ranks(ranks, f"{line} {ranks}.h5", here)
+    assert run(f"{line} stopped.h5 --stop-after 0") == 75
+    with pytest.MonkeyPatch.context() as patch:
+        # stop after five points: the clock is asked before each
+        from lossmap.farm.stop import Stop
+
+        asked = iter(range(10_000))
+        patch.setattr(Stop, "fits", lambda self, seconds: next(asked) < 5 or bool(self.ask("enough")))
+        assert run(f"{line} stopped.h5") == 75
+    assert 0 < lossmap.read("stopped.h5").counts("loss")["done"] < 12
+    assert run(f"{line} stopped.h5") == 0
+    for name in ("2.h5", "3.h5", "stopped.h5"):
+        other = lossmap.read(name)
+        for field in ("train_loss", "train_acc", "test_loss", "test_acc"):
+            assert np.array_equal(other[field], one[field]), (name, field)
+
+
+def test_three_shards_cover_the_grid_once(here):
+    line = "--model mlp --samples 50 --x=-1:1:4 --y=-1:1:3 --no-probe --surf-file a.h5"
+    assert run(line) == 0
+    seen = np.zeros((3, 4), int)
+    for i in (1, 2, 3):
+        assert run(f"{line} --shard {i}/3") == 0
+        shard = lossmap.read(f"a.shard-{i}-of-3.h5")
+        seen += shard.status["loss"]
+        done = shard.status["loss"] == 1
+        assert np.array_equal(shard["train_loss"][done], lossmap.read("a.h5")["train_loss"][done])
+    assert (seen == 1).all()
+
+
+def test_failed_points_are_listed_with_their_reason_and_measured_again_when_asked(here, capsys):
+    line = "--model mlp --samples 20 --loss net.py:fails_far_away --x=0:300:3 --surf-file a.h5"
+    assert run(line) == 3
+    out = capsys.readouterr().out
+    assert "failed: point (300) on rank 0" in out
+    assert "the outputs are too large for me" in out
+    assert run(line) == 3
+    assert lossmap.read("a.h5").counts("loss") == {"done": 1, "failed": 2, "left": 0}
+    Path("net.py").write_text(NET)
+    assert run(line + " --retry-failed") == 3
+
+
+def test_a_whole_problem_of_ones_own_is_surveyed(here):
+    assert run("--problem net.py:whole --split both --x=-1:1:3 --surf-file a.h5") == 0
+    assert set(lossmap.read("a.h5").measures["loss"]) == {"train_loss", "test_loss"}
+
+
+def test_own_loss_and_mse_are_the_same_for_whole_number_targets(here):
+    line = "--model mlp --samples 20 --x=-1:1:3 --batch-size 20"
+    assert run(f"{line} --loss net.py:squared --surf-file a.h5") == 0
+    assert run(f"{line} --loss mse --surf-file b.h5") == 0
+    np.testing.assert_allclose(lossmap.read("a.h5")["train_loss"], lossmap.read("b.h5")["train_loss"], rtol=1e-6)
+
+
+def test_a_changed_setting_is_refused_by_name_and_nothing_is_changed(here, capsys):
+    line = "--model mlp --samples 20 --x=-1:1:3 --surf-file a.h5"
+    assert run(line) == 0
+    capsys.readouterr()
+    before = Path("a.h5").read_bytes()
+    for more, name in (("--seed 1", "seed"), ("--loss mse", "loss"), ("--samples 21", "samples"), ("--x=-1:1:4", "x")):
+        assert run(f"{line} {more}") == 2
+        text = capsys.readouterr().err
+        assert name in text and "--overwrite" in text
+        assert text.count("\n") == 1
+    assert Path("a.h5").read_bytes() == before
+    assert run(f"{line} --seed 1 --overwrite") == 0
+
+
+def test_precisions_agree_within_their_rounding(here):
+    readings = {}
+    for precision in ("float32", "float64", "bfloat16"):
+        line = f"--model cnn --samples 64 --x=-1:1:3 --surf-file {precision}.h5 --precision {precision}"
+        assert run(line) == 0
+        readings[precision] = lossmap.read(f"{precision}.h5")["train_loss"]
+    np.testing.assert_allclose(readings["float32"], readings["float64"], rtol=1e-5)
+    np.testing.assert_allclose(readings["bfloat16"], readings["float64"], rtol=5e-2)
+    assert not np.array_equal(readings["bfloat16"], readings["float32"])
+
+
+def test_a_dry_run_says_what_would_be_done_and_writes_nothing(here, capsys):
+    before = set(here.iterdir())
+    assert run("--model mlp --x=-1:1:5 --y=-1:1:4 --dry-run") == 0
+    out = capsys.readouterr().out
+    assert "20 points" in out and "nothing was written" in out and "3,466 parameters" in out
+    assert set(here.iterdir()) == before
+
+
+def test_the_file_carries_where_it_came_from(here):
+    torch.save(zoo.build("mlp", seed=1).state_dict(), "m.pt")
+    assert run("--model mlp --model-file m.pt --samples 20 --x=-1:1:3 --y=0:1:2 --surf-file a.h5") == 0
+    with h5py.File("a.h5") as file:
+        assert file.attrs["format"] == "lossmap"
+        for name in ("torch_version", "lossmap_version", "device", "history", "directions_cosine", "start", "end"):
+            assert name in file.attrs, name
+        assert file["directions/x/1.weight"].shape == (32, 64)
+    import hashlib
+
+    digest = hashlib.sha256(Path("m.pt").read_bytes()).hexdigest()
+    assert lossmap.read("a.h5").settings["file"]["model_file (SHA-256)"] == digest
+
+
+MISTAKES = [
+    ("--model mlp --model-file nowhere.pt", "there is no file nowhere.pt"),
+    ("--model resnet21", "no net is named 'resnet21'; nearest: resnet"),
+    ("--model mlp --x=1", "--x wants low:high:count, such as --x=-1:1:51; got '1'"),
+    ("--model mlp --x=-1:1:0", "with a count of 1 or more; got '-1:1:0'"),
+    ("--model mlp --x=1:1:3", "3 points need two different ends"),
+    ("--model mlp --surf-file nowhere/a.h5", "nowhere does not exist: make it first"),
+    ("--model mlp --model-file cut.pt", "cut.pt cannot be read: it is cut off"),
+    ("--model cnn --model-file mlp.pt", "mlp.pt is of another architecture"),
+    ("--model mlp --model-file nan.pt", "nan.pt has entries that are not finite: 1.weight"),
+    ("--model net.py:broken", "'my forward is broken'"),
+    ("--model net.py:number", "returned int; it wants an nn.Module"),
+    ("--model net.py:nothing", "net.py has nothing named 'nothing'"),
+    ("--model nowhere.py:net", "there is no file nowhere.py"),
+    ("--model mlp --model-args 3", "--model-args wants a JSON object; got '3'"),
+    ("--model mlp --model-args {", "--model-args wants JSON"),
+    ("--model net.py:flat --model-args {\"a\":1}", "could not be called"),
+    ("--model resnet20", "does the data set fit the model?"),
+    ("--dataset digitz", "no data set is named 'digitz'; nearest: digits"),
+    ("--model mlp --dataset npz:bad.npz", "one y for each x"),
+    ("--model mlp --surf-file text.h5", "text.h5 is no HDF5 file"),
+    ("--model mlp --surf-file foreign.h5", "foreign.h5"),
+    ("--model mlp --device cuda", "--device cuda"),
+    ("--model mlp --team 2", "start 2 ranks"),
+    ("--model mlp --xdir blah", "unknown direction 'blah'"),
+    ("--model mlp --xdir pca:1", "--model-folder"),
+    ("--model mlp --xdir pca:1 --model-folder nowhere", "--model-folder nowhere is no folder"),
+    ("--model mlp --xdir pca:2 --model-folder .", "span 1 dimensions"),
+    ("--model mlp --xdir to:nowhere.pt", "there is no file nowhere.pt"),
+    ("--model mlp --xnorm filters", "unknown normalisation 'filters'"),
+    ("--model mlp --xignore bn", "unknown ignore 'bn'"),
+    ("--model mlp --loss foo", "unknown loss 'foo'"),
+    ("--model mlp --precision tf32", "--precision tf32 is a mode of GPUs"),
+    ("--model mlp --shard 4/3", "--shard wants I/N"),
+    ("--model mlp --x 0:1:2 --shard 3/3", "--shard 3/3 holds no point"),
+    ("--model mlp --trainloader loader.pkl", "--unsafe-load if you trust it"),
+    ("--model mlp --point-timeout 0", "--point-timeout wants seconds"),
+    ("--problem net.py:number", "it wants a Problem, or a tuple"),
+    ("--problem net.py:flat --split both", "it wants a Problem, or a tuple"),
+]
+
+
+@pytest.mark.parametrize(("line", "text"), MISTAKES, ids=[m[0] for m in MISTAKES])
+def test_each_mistake_is_one_clear_sentence_and_exit_code_2(here, capsys, line, text):
+    torch.save(zoo.build("mlp", seed=1).state_dict(), "mlp.pt")
+    Path("cut.pt").write_bytes(Path("mlp.pt").read_bytes()[:3000])
+    state = torch.load("mlp.pt")
+    state["1.weight"][0, 0] = float("nan")
+    torch.save(state, "nan.pt")
+    np.savez("bad.npz", x=np.zeros((5, 3)), y=np.zeros(4, int))
+    Path("text.h5").write_text("hello\n")
+    with h5py.File("foreign.h5", "w") as file:
+        file["a"] = 3
+    for name in ("nan.pt", "cut.pt"):
+        if "--model-folder ." in line:
+            Path(name).unlink()
+    before = {p: p.read_bytes() for p in here.rglob("*") if p.is_file()}
+    assert main(line.split()) == 2
+    said = capsys.readouterr().err
+    assert text in said
+    assert said.startswith("lossmap: ") and said.count("\n") == 1 and "Traceback" not in said
+    assert {p: p.read_bytes() for p in here.rglob("*") if p.is_file() and "__pycache__" not in str(p)} == {
+        p: b for p, b in before.items() if "__pycache__" not in str(p)
+    }
+
+
+def test_a_file_that_another_run_writes_is_left_alone(here, capsys):
+    line = "--model mlp --samples 20 --x=-1:1:3 --surf-file a.h5"
+    assert run(line + " --stop-after 0") == 75
+    import fcntl
+
+    with open("a.h5.journal", "rb+") as journal:
+        fcntl.flock(journal, fcntl.LOCK_EX)
+        assert run(line) == 2
+    assert "another process" in capsys.readouterr().err
+    assert run(line) == 0
+
+
+def test_repeats_and_same_directions_do_what_they_say(here):
+    line = "--model mlp --samples 20 --x=0:1:2 --batch-size 20"
+    for more, name in (("", "a"), ("--idx 1", "b"), ("--seed 1", "c")):
+        assert run(f"{line} {more} --surf-file {name}.h5") == 0
+    ends = {name: lossmap.read(f"{name}.h5")["train_loss"][1] for name in "abc"}
+    assert len(set(ends.values())) == 3
+    assert run(f"{line} --y=0:1:2 --same-dir --surf-file d.h5") == 0
+    surface = lossmap.read("d.h5")
+    assert surface["train_loss"][0, 1] == surface["train_loss"][1, 0]
+    assert surface.attributes["directions_cosine"] == pytest.approx(1.0)
+
+
+def test_directions_of_every_kind_lead_where_they_say(here):
+    a, b = zoo.build("mlp", seed=1), zoo.build("mlp", seed=2)
+    Path("run").mkdir()
+    for i, net in enumerate((b, zoo.build("mlp", seed=3), a)):
+        torch.save(net.state_dict(), f"run/{i}.pt")
+    line = "--model mlp --model-file run/2.pt --samples 30 --batch-size 30"
+    assert run(f"{line} --xdir to:run/0.pt --x=0:1:2 --surf-file to.h5") == 0
+    assert run("--model mlp --model-file run/0.pt --samples 30 --batch-size 30 --x=0:0:1 --surf-file b.h5") == 0
+    assert lossmap.read("to.h5")["train_loss"][1] == pytest.approx(lossmap.read("b.h5")["train_loss"][0], rel=1e-5)
+    assert run(f"{line} --xdir gradient --x=-0.001:0.001:2 --surf-file g.h5") == 0
+    low, high = lossmap.read("g.h5")["train_loss"]
+    assert high > low
+    more = "--xdir pca:1 --ydir hessian:max --model-folder run --x=-1:1:2 --y=-1:1:2"
+    assert run(f"{line} {more} --surf-file p.h5") == 0
+    assert run(f"{line} --xdir file:p.h5:y --x=-1:1:2 --surf-file f.h5") == 0
+    from lossmap.store.surface import read_group
+
+    stored, again = read_group("p.h5", "directions/y"), read_group("f.h5", "directions/x")
+    for name in stored.arrays:
+        assert np.array_equal(stored[name], again[name])
+
+
+def test_a_result_without_directions_keeps_their_recipe_and_digest(here, capsys):
+    line = "--model mlp --samples 20 --x=0:1:2 --no-store-directions --surf-file a.h5"
+    assert run(line) == 0
+    from lossmap.store.surface import read_group
+
+    group = read_group("a.h5", "directions/x")
+    assert not group.arrays and group.attributes["kind"] == "random" and len(group.attributes["digest"]) == 64
+    assert run(line) == 0
+    assert run("--model mlp --samples 20 --x=0:1:2 --dir-file a.h5 --surf-file b.h5") == 2
+    assert "the recipe of the direction x alone" in capsys.readouterr().err
