@@ -9,7 +9,7 @@ stop when every residual ||A x - value x|| is at most tol * max(abs(value)).
 What is known of an answer, and kept apart: an eigenvalue lies within `residuals[i]` of `values[i]` (a theorem, with an
 allowance of `ROUNDING` = 64 epsilons of max(abs(value)) for rounding in the products). That it is the extreme one no
 number of products can prove; beyond `limits` none lies, each with the stated probability. An eigenvalue that is
-multiple counts once where the start is one vector; `block` starts see that many copies.
+multiple counts once where the start is one vector (its copies come in by rounding, late); `block` starts see so many.
 
 Price: one product a step, 10-20 for both ends at tol 1e-3 from a cold start and about half of it from a neighbour's
 vectors (`benchmarks/eigenmap.py`); memory: the basis, bounded by `memory` bytes. Letters: n the dimension, m the
@@ -76,7 +76,8 @@ class EigenPairs:
     residuals  (m,) an eigenvalue lies within this distance: the residual's length and the allowance for rounding
     limits     (upper, lower): each with probability `confidence` no eigenvalue lies beyond; NaN where not computed
     products   matrix-vector products spent
-    converged  whether every residual is at most tolerance * max(abs(values)), and all that was asked has been found
+    converged  whether every residual is at most tolerance * scale, and all that was asked has been found
+    scale      max(abs(value)) over the whole spectrum, as far as it was seen
     """
 
     values: np.ndarray
@@ -86,12 +87,8 @@ class EigenPairs:
     products: int
     converged: bool
     tolerance: float
+    scale: float
     confidence: float = nan
-
-    @property
-    def scale(self) -> float:
-        """The largest absolute value found, which the tolerance is measured against."""
-        return float(np.nanmax(np.abs(self.values), initial=0.0))
 
 
 def extremes(matrix: Symmetric, which: str = "ends", *, solver: str = "auto", **told: Any) -> EigenPairs:
@@ -157,7 +154,7 @@ def lanczos(
             rounding = ROUNDING * epsilon * scale
             whole = space.multiplied == space.filled  # an invariant subspace: nothing more comes from these starts
             enough = space.multiplied >= wanted.count or (whole and wanted.kind == "ends")
-            met = enough and bool((lengths[chosen] <= max(tol * scale, rounding)).all())
+            met = enough and bool((lengths[chosen] + rounding <= max(tol * scale, 2.0 * rounding)).all())
             held = held + 1 if met else 0
             spent = space.products >= most
             asked = stop is not None and stop()
@@ -262,8 +259,9 @@ def _pairs(
         residuals=errors,
         limits=(upper if isfinite(upper) else nan, lower if isfinite(lower) else nan),
         products=space.products,
-        converged=met and missing <= 0 and bool((errors <= max(tol * scale, 0.0)).all()),
+        converged=met and missing <= 0 and bool((errors <= tol * scale).all()),
         tolerance=tol,
+        scale=scale,
         confidence=confidence,
     )
 
@@ -303,7 +301,7 @@ def eigsh(
         length = float(image.double().norm())
         if not isfinite(length):
             raise FloatingPointError(f"product {int(seen['products'])} is not finite: look at the loss here first")
-        seen["longest"] = max(seen["longest"], length)
+        seen["longest"] = max(seen["longest"], length / max(float(np.linalg.norm(v)), 1e-30))
         return image.to(precision).cpu().numpy()
 
     if n <= max(DENSE, wanted.count + 1):
@@ -316,7 +314,7 @@ def eigsh(
         values, vectors = _arpack(product, n, wanted, tol, seed, max_products, seen, precision)
         images = np.stack([product(v) for v in vectors.T], 1) if len(values) else np.zeros((n, 0))
         lengths = np.linalg.norm(images.astype(np.float64) - vectors * values, axis=0)
-    scale = float(np.abs(values).max(initial=0.0))
+    scale = max(float(np.abs(values).max(initial=0.0)), seen["longest"])
     missing = wanted.count - len(values)
     errors = lengths + ROUNDING * float(torch.finfo(matrix.dtype).eps) * scale
     return EigenPairs(
@@ -329,6 +327,7 @@ def eigsh(
         products=int(seen["products"]),
         converged=missing == 0 and bool((errors <= tol * scale).all()),
         tolerance=tol,
+        scale=scale,
     )
 
 
