@@ -8,8 +8,8 @@ For eigenvalues x > 0 of W^T W (squared singular values), density ~ x^-alpha abo
     p       share of draws from the fitted law (below x_min: from the values) that fit worse than the data do; below .1
             the power law is refused, and above it nothing is proven: other laws may fit as well
 
-Fifty values in the tail are the least that Clauset et al. would fit; `enough` says so. Price: 2 draws fits, each of 60 k
-multiplications. Source: Clauset, Shalizi and Newman (2009), doi:10.1137/070710111; for spectra of weights, Martin and
+Fifty values in the tail are the least that Clauset et al. would fit; `enough` says so. Price: 2 draws + 1 fits of
+60 k operations. Source: Clauset, Shalizi and Newman (2009), doi:10.1137/070710111; for spectra of weights, Martin and
 Mahoney (2021), arXiv:1810.01075.
 """
 
