@@ -71,6 +71,7 @@ class Whole:
             products=len(values),
             converged=True,
             tolerance=nan,
+            scale=float(np.abs(values).max(initial=0.0)),
             confidence=1.0,
         )
 

@@ -21,7 +21,7 @@ import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from math import inf, isfinite, nan
+from math import inf, nan
 
 import numpy as np
 import torch
@@ -31,11 +31,11 @@ from lossmap.measure import report
 from lossmap.measure.curvature import Curvature, alone
 from lossmap.measure.dense import Whole
 from lossmap.measure.density import Density, density
-from lossmap.measure.eigen import extremes
+from lossmap.measure.eigen import EigenPairs, extremes
 from lossmap.measure.krylov import ROUNDING, Symmetric
 from lossmap.measure.pieces import Piece, pieces
 from lossmap.measure.signals import Signal, signals, why_zero
-from lossmap.measure.spectrum import Spectrum, Total, check_mean, curvature, loss_and_gradient, spectrum_of
+from lossmap.measure.spectrum import Total, check_mean, curvature, loss_and_gradient
 from lossmap.space import chance
 from lossmap.space.problem import Problem
 from lossmap.space.vectors import Layout, norm, selected
@@ -169,7 +169,7 @@ class Shortfall:
 class Layers:
     """All blocks, and the whole beside them. Print it for the report.
 
-    whole      the extreme eigenvalues of the whole matrix over the same parameters; None where not asked for
+    whole      largest and smallest eigenvalue of the whole matrix over all parameters; None where not asked for
     shortfall  what the blocks leave out; None where not asked for
     signals    by module, what passes through it
     pieces     second readings: each layer with its activation as a function by itself
@@ -180,7 +180,7 @@ class Layers:
     by: str
     matrix: str = "hessian"
     label: str = ""
-    whole: Spectrum | None = None
+    whole: EigenPairs | None = None
     shortfall: Shortfall | None = None
     signals: Mapping[str, Signal] = field(default_factory=dict)
     pieces: tuple[Piece, ...] = ()
@@ -204,8 +204,46 @@ class Layers:
         """What the blocks together say of the network."""
         return report.of_network(self)
 
+    def stored(self) -> tuple[dict[str, np.ndarray], dict[str, object]]:
+        """What a file keeps of it, and a figure draws: arrays and attributes by name."""
+        return stored_layers(self)
+
     def __repr__(self) -> str:
         return report.of_layers(self)
+
+
+def stored_layers(found: Layers) -> tuple[dict[str, np.ndarray], dict[str, object]]:
+    """One row a block; for each block its eigenvalues, and its matrix or its density, named after it."""
+    blocks = found.blocks
+    arrays: dict[str, np.ndarray] = {
+        name: np.array([getattr(b, name) for b in blocks])
+        for name in ("size", "largest", "smallest", "spread", "condition", "error", "floor", "gradient_norm")
+    }
+    for name in ("positive", "negative", "zero"):
+        arrays[name] = np.array([getattr(b, name) for b in blocks])  # (blocks, 2): from and to
+    for name in ("name", "kind", "verdict"):
+        arrays["block" if name == "name" else name] = np.array([getattr(b, name) for b in blocks], dtype=object)
+    for b in blocks:
+        own = b.name.replace("/", "_")
+        arrays[f"eigenvalues:{own}"] = b.values
+        if b.entries is not None:
+            arrays[f"matrix:{own}"] = b.entries
+        if b.density is not None:
+            arrays[f"nodes:{own}"], arrays[f"weights:{own}"] = b.density.nodes
+    if found.shortfall is not None:
+        arrays["outside"] = np.array([found.shortfall.by_block[b.name] for b in blocks])
+    for p in found.pieces:
+        if not p.skipped:
+            arrays[f"piece_{p.at}:{p.name}"] = p.values
+    attributes: dict[str, object] = {
+        "label": found.label, "matrix": found.matrix, "by": found.by, "verdict": found.verdict,
+        "products": found.products, "seconds": found.seconds, "notes": "; ".join(found.notes), "report": repr(found),
+    }  # fmt: skip
+    if found.shortfall is not None:
+        attributes |= {"outside": found.shortfall.share, "outside_error": found.shortfall.error}
+    if found.whole is not None:
+        attributes |= {"whole_largest": found.whole.values[0], "whole_smallest": found.whole.values[1]}
+    return arrays, attributes
 
 
 def judged(blocks: Mapping[str, Sequence[float]], *, dtype: torch.dtype = torch.float32, label: str = "") -> Layers:
@@ -343,6 +381,20 @@ def block_matrix(problem: Problem, matrix: str, tensors: Sequence[str], total: T
     return curvature(problem, matrix, "^(?:" + "|".join(re.escape(n) for n in tensors) + ")$", total)
 
 
+def leak(matrix: Symmetric, name: str, indices: Tensor, probes: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Squared lengths of products with random signs in one block: what stays inside, (probes,), and what leaves it."""
+    inside, outside = np.zeros(probes), np.zeros(probes)
+    for i in range(probes):
+        v = torch.zeros(matrix.size, dtype=matrix.dtype, device=matrix.device)
+        signs = chance.signs(len(indices), "shortfall probe", seed, name, i)
+        v[indices] = signs.to(matrix.device, matrix.dtype)
+        image = matrix @ v
+        inside[i] = norm(image[indices]) ** 2
+        image[indices] = 0.0
+        outside[i] = norm(image) ** 2
+    return inside, outside
+
+
 def shortfall(matrix: Symmetric, where: Mapping[str, Tensor], *, probes: int = 4, seed: int = 0) -> Shortfall:
     """How much of a matrix lies outside its diagonal blocks, from products with random signs in one block at a time.
 
@@ -350,22 +402,18 @@ def shortfall(matrix: Symmetric, where: Mapping[str, Tensor], *, probes: int = 4
     """
     if probes < 2:
         raise ValueError(f"a share with a standard error wants 2 probes or more; got {probes}")
-    inside, outside = np.zeros((len(where), probes)), np.zeros((len(where), probes))
-    for b, (name, indices) in enumerate(where.items()):
-        for i in range(probes):
-            v = torch.zeros(matrix.size, dtype=matrix.dtype, device=matrix.device)
-            signs = chance.signs(len(indices), "shortfall probe", seed, name, i)
-            v[indices] = signs.to(matrix.device, matrix.dtype)
-            image = matrix @ v
-            inside[b, i] = norm(image[indices]) ** 2
-            rest = image.clone()
-            rest[indices] = 0.0
-            outside[b, i] = norm(rest) ** 2
-    out, all_of = outside.sum(0), (inside + outside).sum(0)  # (probes,)
+    return shortfall_of({name: leak(matrix, name, indices, probes, seed) for name, indices in where.items()})
+
+
+def shortfall_of(leaks: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Shortfall:
+    """The shares from what `leak` saw of each block."""
+    inside, outside = (np.array([pair[i] for pair in leaks.values()]) for i in (0, 1))  # (blocks, probes)
+    both = inside + outside
+    out, all_of = outside.sum(0), both.sum(0)
     share = float(out.sum() / all_of.sum()) if all_of.sum() > 0.0 else 0.0
     spread = (out - share * all_of) / (all_of.mean() or 1.0)  # the ratio's linear part
-    own = {name: float(outside[b].sum() / max((inside + outside)[b].sum(), 1e-300)) for b, name in enumerate(where)}
-    return Shortfall(share, float(spread.std(ddof=1) / np.sqrt(probes)), own, len(where) * probes)
+    own = {name: float(outside[b].sum() / (both[b].sum() or 1.0)) for b, name in enumerate(leaks)}
+    return Shortfall(share, float(spread.std(ddof=1) / np.sqrt(len(out))), own, both.size)
 
 
 def doubled(problem: Problem) -> Problem:
@@ -433,16 +481,7 @@ def layers(
     ]
     ends = None
     if whole:
-        ends = spectrum_of(
-            everything,
-            top=1,
-            trace_products=0,
-            density_error=None,
-            tol=tol,
-            seed=seed,
-            layout=everything.layout,
-            dense=0,
-        )
+        ends = extremes(everything, "ends", tol=tol, seed=f"{seed}")
     left_out = None
     if probes and len(groups) > 1:
         covered = {name: places(everything.layout, names) for name, names in groups.items()}
@@ -459,7 +498,7 @@ def assembled(
     problem: Problem,
     by: str,
     matrix: str = "hessian",
-    ends: Spectrum | None = None,
+    ends: EigenPairs | None = None,
     left_out: Shortfall | None = None,
     readings: tuple[Piece, ...] = (),
     notes: tuple[str, ...] = (),
@@ -469,8 +508,7 @@ def assembled(
     seconds: float = nan,
 ) -> Layers:
     """The blocks with their noise floors and gradients; zero blocks explained by the signals of one pass."""
-    scale = 0.0 if ends is None else max(abs(ends.largest[0]), abs(ends.smallest[0]))
-    blocks = floored(found, scale if isfinite(scale) else 0.0)
+    blocks = floored(found, 0.0 if ends is None else ends.scale)
     _, slope = loss_and_gradient(problem, "all", total)
     layout = Layout.of(selected(problem.model, "all"))
     by_tensor = layout.unflatten(slope)

@@ -268,7 +268,7 @@ def of_network(found: Layers) -> str:
             f"above 2/{number(high.largest)} = {number(2 / high.largest)} are too large for it alone"
         )
     if found.whole is not None:
-        (top, error), (least, least_error) = found.whole.largest, found.whole.smallest
+        (top, least), (error, least_error) = found.whole.values.tolist(), found.whole.residuals.tolist()
         alone = f"{number(min(0.0, low.smallest) if low.negative[0] else 0.0)} to {number(high.largest)}"
         parts.append(
             f"The whole matrix goes from {with_error(least, least_error)} to {with_error(top, error)}, the blocks from "

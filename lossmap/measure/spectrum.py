@@ -48,6 +48,7 @@ class Spectrum:
     masses        for each stated t: the share below -t, and that above t
     shares        for each extreme eigenvector, keyed `top 1`, ..., the share of its squared norm in each tensor
     loss, gradient_norm   at this place; NaN where only a matrix was given
+    keep_vectors  whether a file keeps the eigenvectors too
     """
 
     label: str
@@ -66,6 +67,7 @@ class Spectrum:
     gradient_norm: float = nan
     products: int = 0
     seconds: float = nan
+    keep_vectors: bool = False
 
     @property
     def values(self) -> np.ndarray:
@@ -136,6 +138,10 @@ class Spectrum:
         """The eigenvalues found, with an L2 term strength/2 ||theta||^2 added to the loss at these weights: exact."""
         return self.values + strength
 
+    def stored(self) -> tuple[dict[str, np.ndarray], dict[str, object]]:
+        """What a file keeps of it, and a figure draws: arrays and attributes by name."""
+        return stored_spectrum(self)
+
     def __repr__(self) -> str:
         return report.of_spectrum(self)
 
@@ -152,6 +158,46 @@ def _first(pairs: EigenPairs | None) -> tuple[float, float]:
     if pairs is None or not len(pairs.values):
         return nan, nan
     return float(pairs.values[0]), float(pairs.residuals[0])
+
+
+def stored_spectrum(s: Spectrum) -> tuple[dict[str, np.ndarray], dict[str, object]]:
+    """Arrays: ends with errors, nodes and weights, the band, masses, shares by tensor. The rest as attributes."""
+    arrays: dict[str, np.ndarray] = {}
+    for name, pairs in (("top", s.top), ("bottom", s.bottom)):
+        if pairs is not None:
+            arrays |= {name: pairs.values, f"{name}_error": pairs.residuals}
+            if s.keep_vectors:
+                arrays[f"{name}_vectors"] = pairs.vectors.float().cpu().numpy()
+    if s.density is not None:
+        nodes, weights = s.density.nodes
+        ticks, value, low, high = s.density.band
+        arrays |= {"node": nodes, "weight": weights, "tick": ticks, "cumulative": value}
+        arrays |= {"cumulative_low": low, "cumulative_high": high}
+    if s.masses:
+        arrays["mass_at"] = np.array([t for t, _, _ in s.masses])
+        for name, i in (("mass_below", 1), ("mass_above", 2)):
+            arrays[name] = np.array([[m[i].value, m[i].low, m[i].high] for m in s.masses])  # type: ignore[union-attr]
+    if s.shares:
+        arrays["vector"] = np.array(list(s.shares), dtype=object)
+        arrays["tensor"] = np.array(list(next(iter(s.shares.values()))), dtype=object)
+        arrays["share_by_tensor"] = np.array([list(row.values()) for row in s.shares.values()])
+    attributes: dict[str, object] = {
+        "label": s.label, "matrix": s.matrix, "size": s.size, "samples": s.samples, "precision": s.precision,
+        "unit": s.unit, "loss": s.loss, "gradient_norm": s.gradient_norm, "condition": s.condition,
+        "step_limit": s.step_limit[0], "converged": s.converged, "products": s.products, "seconds": s.seconds,
+        "verdict": s.verdict, "report": repr(s),
+    }  # fmt: skip
+    if s.trace is not None:
+        low_trace, high_trace = s.trace.interval()
+        attributes |= {"trace": s.trace.value, "trace_error": s.trace.error, "trace_method": s.trace.method}
+        attributes |= {"trace_low": low_trace, "trace_high": high_trace}
+    if s.density is not None:
+        attributes |= {"density_error": s.density.error, "density_confidence": s.density.confidence}
+        attributes |= {"density_probes": s.density.probes}
+    for name, pairs, i in (("upper_limit", s.top, 0), ("lower_limit", s.bottom, 1)):
+        if pairs is not None:
+            attributes[name] = pairs.limits[i]
+    return arrays, attributes
 
 
 def spectrum_of(
@@ -209,7 +255,6 @@ def spectrum_of(
         told: dict[str, Any] = {"tol": tol, "solver": solver, "confidence": confidence, "max_products": max_products}
         upper = extremes(matrix, f"top:{top}", seed=f"{seed}", **told) if top else None
         lower = extremes(matrix, f"bottom:{bottom}", seed=f"{seed}", **told) if bottom else None
-        lower = _on_scale(lower, upper)
         if trace_products:
             estimate = trace(matrix, trace_method, products=trace_products, error=trace_error, seed=seed)
         if wants_density:
@@ -232,23 +277,20 @@ def spectrum_of(
     )
 
 
-def _on_scale(lower: EigenPairs | None, upper: EigenPairs | None) -> EigenPairs | None:
-    """The lower end judged against the largest absolute value of both ends, as tolerances are."""
-    if lower is None or upper is None or lower.converged or not len(upper.values):
-        return lower
-    scale = max(lower.scale, upper.scale)
-    return replace(lower, converged=bool((lower.residuals <= lower.tolerance * scale).all()))
-
-
 def masses_of(spread: Density | None, mass_at: Sequence[float]) -> tuple[tuple[float, Share, Share], ...]:
     """For each t the share of eigenvalues below -t and above t. Raises ValueError for a negative t."""
     if spread is None:
         return ()
     if any(t < 0.0 for t in mass_at):
         raise ValueError(f"the mass is told below -t and above t for t of 0 or more; got {min(mass_at)}")
-    reach = max(abs(spread.range[0]), abs(spread.range[1]))
-    stated = tuple(mass_at) or tuple(float(f"{reach * part:.1g}") for part in (1e-3, 1e-2))
+    stated = tuple(mass_at) or common_masses([spread])
     return tuple((t, spread.below(-t), spread.above(t)) for t in stated)
+
+
+def common_masses(spreads: Sequence[Density | None]) -> tuple[float, ...]:
+    """The t that are stated where none is asked for: 1e-3 and 1e-2 of the largest absolute value, rounded."""
+    reach = max((max(abs(end) for end in s.range) for s in spreads if s is not None), default=0.0)
+    return tuple(float(f"{reach * part:.1g}") for part in (1e-3, 1e-2))
 
 
 def shares_of(ends: Sequence[tuple[str, EigenPairs | None]], layout: Layout) -> dict[str, dict[str, float]]:
