@@ -105,6 +105,11 @@ class Extremes:
         """What it was told: equal settings, equal results within their bounds."""
         return {**self._given, "which": self.which, **self.told, "start": "cold" if self.cold else "neighbour"}
 
+    @property
+    def auditable(self) -> bool:
+        """Whether a second, cold look could tell something: starts are a neighbour's, and eigenvalues are read."""
+        return not self.cold and self.parts != ("trace",)
+
     def __call__(self, point: Point) -> dict[str, Any]:
         """Read the eigenvalues at a point. Every rank of a team calls with the same point."""
         return self.resume(point, {})
