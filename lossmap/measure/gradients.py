@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -53,14 +54,20 @@ class Scatter:
         """N."""
         return len(self.gram)
 
-    @property
+    @cached_property
     def spectrum(self) -> Array:
         """(N,) the largest eigenvalues of the covariance C, descending; the others are zero."""
-        mean = self.gram.mean(axis=0)
-        centred = self.gram - mean[None] - mean[:, None] + mean.mean()
-        values: Array = np.linalg.eigvalsh((centred + centred.T) / 2)[::-1] / self.samples
-        values = np.maximum(values, 0.0)
-        return values
+        return _spectrum(self.gram)
+
+    @property
+    def concentrated(self) -> tuple[float, float]:
+        """The share of the largest eigenvalue, and its error: a jackknife over ten groups of samples."""
+        groups = min(10, self.samples)
+        left = [np.arange(self.samples) % groups != g for g in range(groups)]
+        parts = [_spectrum(self.gram[np.ix_(rest, rest)]) for rest in left]
+        shares = np.array([part[0] / part.sum() if part.sum() > 0 else np.nan for part in parts])
+        spread = np.sqrt((groups - 1) / groups * np.square(shares - shares.mean()).sum())
+        return self.concentration(1), float(spread)
 
     def concentration(self, k: int = 1) -> float:
         """The share of the covariance's trace in its k largest eigenvalues; NaN where there is none."""
@@ -96,6 +103,14 @@ class Scatter:
         """(tensors,) root mean square over samples of each tensor's gradient norm."""
         root: Array = np.sqrt(self.by_tensor.mean(axis=1))
         return root
+
+
+def _spectrum(gram: Array) -> Array:
+    mean = gram.mean(axis=0)
+    centred = gram - mean[None] - mean[:, None] + mean.mean()
+    values: Array = np.linalg.eigvalsh((centred + centred.T) / 2)[::-1] / len(gram)
+    values = np.maximum(values, 0.0)
+    return values
 
 
 def _noise_scale(total: float, diagonal: float, n: int, cosines: float) -> float:

@@ -28,6 +28,8 @@ class Labels:
 
     joint: Array  # (C, C) samples labelled i, confidently j
     accuracy: float
+    surprise: tuple[float, float]  # mean -log of the label's probability, nats, and its standard error
+    entropy: float  # of the labels' frequencies, nats: the surprise of one who knows nothing else
     suspects: Array  # indices of samples confidently of another class, the surest first
     samples: int
 
@@ -70,4 +72,14 @@ def judged(p: Array, y: Array) -> Labels:
     np.add.at(joint, (y[sure], named[sure]), 1)
     other = np.nonzero(sure & (named != y))[0]
     order = np.argsort(own[other] - p[other, named[other]], kind="stable")
-    return Labels(joint, float((p.argmax(axis=1) == y).mean()), other[order], len(y))
+    with np.errstate(divide="ignore"):
+        surprise = -np.log(own)
+    share = count[count > 0] / len(y)
+    return Labels(
+        joint=joint,
+        accuracy=float((p.argmax(axis=1) == y).mean()),
+        surprise=(float(surprise.mean()), float(surprise.std() / np.sqrt(len(y)))),
+        entropy=float(-(share * np.log(share)).sum()),
+        suspects=other[order],
+        samples=len(y),
+    )

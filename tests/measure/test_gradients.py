@@ -110,6 +110,14 @@ def test_the_jackknife_error_of_the_noise_scale_is_the_spread_over_draws():
     assert 0.6 * spread < np.mean([error for _, error in draws]) < 1.6 * spread
 
 
+def test_the_error_of_the_concentration_is_near_its_spread_over_draws():
+    scale = np.array([3.0, 1, 1, 1, 1])
+    draws = [of(np.random.default_rng(k).standard_normal((80, 5)) * scale).concentrated for k in range(60)]
+    spread = np.std([value for value, _ in draws])
+    assert 0.6 * spread < np.mean([error for _, error in draws]) < 1.6 * spread
+    assert np.mean([value for value, _ in draws]) == pytest.approx(9 / 13, abs=0.05)
+
+
 def test_gradients_without_signal_have_an_infinite_noise_scale():
     rows = np.concatenate([np.eye(6), -np.eye(6)])
     assert of(rows).noise_scale[0] == np.inf

@@ -64,3 +64,10 @@ def test_what_has_no_classes_is_refused():
 
 def test_probabilities_that_are_not_finite_leave_the_noise_unknown():
     assert np.isnan(judged(np.full((3, 2), np.nan), np.array([0, 1, 0])).noise[0])
+
+
+def test_surprise_and_entropy_are_those_of_the_definition():
+    p = np.array([[0.5, 0.5], [0.25, 0.75], [0.25, 0.75], [0.25, 0.75]])
+    found = judged(p, np.array([0, 0, 1, 1]))
+    assert found.surprise[0] == pytest.approx(-np.log([0.5, 0.25, 0.75, 0.75]).mean())
+    assert found.entropy == pytest.approx(np.log(2))
