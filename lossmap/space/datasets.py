@@ -247,7 +247,8 @@ def _npz(path: Path, split: str) -> Source:
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}")
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as opened:
+            file = np.load(opened, allow_pickle=False)
             if not hasattr(file, "files"):
                 raise ValueError("it holds one array, without a name")
             held = {key: file[key] for key in file.files if key in ("x", "y", "x_test", "y_test")}

@@ -254,7 +254,14 @@ def test_the_sha256_is_that_of_the_bytes(tmp_path):
 
 
 def test_epoch_2_stands_before_epoch_10():
-    shuffled = ["run/epoch_10.pt", "run/epoch_2.pt", "run/epoch_1.pt", "run/final.pt", "a9/epoch_3.pt", "a10/epoch_1.pt"]
+    shuffled = [
+        "run/epoch_10.pt",
+        "run/epoch_2.pt",
+        "run/epoch_1.pt",
+        "run/final.pt",
+        "a9/epoch_3.pt",
+        "a10/epoch_1.pt",
+    ]
     assert [str(p) for p in sorted_as_people_count(shuffled)] == [
         "a9/epoch_3.pt",
         "a10/epoch_1.pt",
