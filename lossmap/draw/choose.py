@@ -23,6 +23,7 @@ class Quantity:
     label   with its unit, for an axis or a colour bar
     cmap    its colours
     signed  centred on 0
+    even    never on geometric levels
     """
 
     name: str
@@ -30,6 +31,7 @@ class Quantity:
     label: str
     cmap: str = LOSS
     signed: bool = False
+    even: bool = False
 
 
 def quantity(surface: Surface, name: str) -> Quantity:
@@ -54,9 +56,13 @@ def quantity(surface: Surface, name: str) -> Quantity:
         return Quantity(name, r"$\lambda_\max$", r"$\lambda_\max$" + _unit(about))
     if base.endswith("min_eig"):
         return Quantity(name, r"$\lambda_\min$", r"$\lambda_\min$" + _unit(about), "RdBu", True)
-    if base.endswith("_acc"):
-        return Quantity(name, label, label, ACCURACY)
-    return Quantity(name, "loss" if base.endswith("_loss") else base, label)
+    split, _, what = base.partition("_")
+    samples = {"train": "training", "test": "test"}.get(split)
+    if samples and what == "acc":
+        return Quantity(name, "accuracy", f"{samples} accuracy ({about.unit})", ACCURACY, even=True)
+    if samples and what == "loss":
+        return Quantity(name, "loss", f"{samples} loss ({about.unit})")
+    return Quantity(name, base, label)
 
 
 def _unit(about: Field) -> str:
@@ -154,7 +160,9 @@ def remarks(surface: Surface) -> list[str]:
             limit = _worst(surface, ("max_eig_limit", "min_eig_limit"), size, from_value=True)
         told = []
         if worst is not None:
-            told.append(rf"an eigenvalue lies within {100 * worst[0]:.2g} % of max $|\lambda|$ of each end")
+            told.append(
+                f"an eigenvalue lies within {100 * worst[0]:.2g} % of max |\N{GREEK SMALL LETTER LAMDA}| of each end"
+            )
         if limit is not None:
             sure = surface.settings.get("measures", {}).get("eigen", {}).get("confidence")
             share = f"{100 * float(sure):g} % limits" if sure is not None else "limits"

@@ -10,6 +10,7 @@ missing. Price: a map of 51x51 takes about half a second.
 from __future__ import annotations
 
 import os
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -139,9 +140,9 @@ def _row(surfaces: Sequence[Surface], name: str, kind: str, titles: Sequence[str
     rows = -(-len(surfaces) // columns)
     width = wishes.width or (COLUMN if columns == 1 else PAGE)
     panel = (width - 0.8) / columns
-    figure = blank(width, rows * (panel / _shape(surfaces[0]) + (0.2 if titles else 0.05)) + 0.45)
+    figure = blank(width, rows * (panel / _shape(surfaces[0]) + (0.2 if titles else 0.05)) + 0.45, compressed=True)
     grid = figure.subplots(rows, columns, squeeze=False, sharex="col", sharey="row")
-    scale = _scale([v for v, _ in pairs], wishes)
+    scale = _scale([v for v, _ in pairs], what, wishes)
     told: list[Patch] = []
     mappable: Any = None
     for i, axes in enumerate(grid.flat):
@@ -151,7 +152,7 @@ def _row(surfaces: Sequence[Surface], name: str, kind: str, titles: Sequence[str
         values, status = pairs[i]
         mappable = _map(axes, surfaces[i], values, what, kind, scale, [v for v, _ in pairs])
         told += maps.blanks(axes, surfaces[i].grid, values, status)
-        _finish(axes, surfaces[i], wishes, left=i % columns == 0, bottom=i + columns >= len(surfaces))
+        _finish(axes, surfaces[i], wishes, kind, left=i % columns == 0, bottom=i + columns >= len(surfaces))
         if titles:
             axes.set_title(titles[i])
     bar = figure.colorbar(mappable, ax=list(grid.flat), shrink=1.0, pad=0.02, aspect=24, extend=_extend(what, scale))
@@ -173,21 +174,22 @@ def _map(
     return painter(axes, surface.grid, values, scale, what.cmap)
 
 
-def _finish(axes: Any, surface: Surface, wishes: Wishes, left: bool = True, bottom: bool = True) -> None:
-    maps.frame(axes, surface.grid, axis_labels(surface))
+def _finish(axes: Any, surface: Surface, wishes: Wishes, kind: str, left: bool = True, bottom: bool = True) -> None:
+    maps.frame(axes, surface.grid, axis_labels(surface), cells=kind == "map")
     if not left:
         axes.set_ylabel("")
     if not bottom:
         axes.set_xlabel("")
-    axes.xaxis.set_major_locator(MaxNLocator(5))
-    axes.yaxis.set_major_locator(MaxNLocator(5))
+    axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
+    axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
     path = wishes.trajectory if isinstance(wishes.trajectory, Group) else surface.groups.get("trajectory")
     if wishes.trajectory is not False and path is not None and "x" in path and "y" in path:
         maps.path(axes, np.asarray(path["x"]), np.asarray(path["y"]))
 
 
-def _scale(every: list[np.ndarray], wishes: Wishes) -> Scale:
-    return scale_of(every, low=wishes.vmin, high=wishes.vmax, step=wishes.vlevel, log=wishes.log)
+def _scale(every: list[np.ndarray], what: Quantity, wishes: Wishes) -> Scale:
+    log = False if what.even and wishes.log is None else wishes.log
+    return scale_of(every, low=wishes.vmin, high=wishes.vmax, step=wishes.vlevel, log=log)
 
 
 def _extend(what: Quantity, scale: Scale) -> str | None:
@@ -198,8 +200,7 @@ def _ticks(bar: Any, what: Quantity, scale: Scale, kind: str) -> None:
     """Ticks at the levels, as many as can be read."""
     bar.outline.set_linewidth(0.5)
     if what.name == "ratio":
-        axis = bar.ax.yaxis if bar.orientation == "vertical" else bar.ax.xaxis
-        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{abs(value):g}"))
+        bar.formatter = FuncFormatter(lambda value, _: f"{abs(value):.3g}")
         bar.locator = MaxNLocator(4)
         bar.update_ticks()
         return
@@ -233,13 +234,14 @@ def _beside(figure: Figure, told: Sequence[Patch], remarked: Sequence[str]) -> N
             handles=list(unique.values()), loc="outside lower center", ncols=len(unique), fontsize=6.5, handlelength=1.6
         )
     if remarked:
-        figure.supxlabel("\n".join(remarked), fontsize=5.8, color="0.3")
+        width = int(23 * figure.get_figwidth())
+        figure.supxlabel("\n".join(textwrap.fill(line, width) for line in remarked), fontsize=5.8, color="0.3")
 
 
 def _reliefs(surfaces: Sequence[Surface], name: str, titles: Sequence[str] | None, wishes: Wishes) -> Figure:
     what = quantity(surfaces[0], name)
     every = [values_of(s, quantity(s, name).name)[0] for s in surfaces]
-    scale = _scale(every, wishes)
+    scale = _scale(every, what, wishes)
     columns = min(len(surfaces), 3)
     rows = -(-len(surfaces) // columns)
     width = wishes.width or (COLUMN if columns == 1 else PAGE)
@@ -264,25 +266,25 @@ def _eigen_maps(surfaces: Sequence[Surface], titles: Sequence[str] | None, wishe
         names.insert(0, loss)
     width = wishes.width or PAGE
     panel = (width - 0.7) / len(names)
-    figure = blank(width, len(surfaces) * (panel / _shape(surfaces[0]) + 0.08) + 0.95)
+    figure = blank(width, len(surfaces) * (panel / _shape(surfaces[0]) + 0.08) + 0.95, compressed=True)
     grid = figure.subplots(len(surfaces), len(names), squeeze=False, sharex=True, sharey="row")
     told: list[Patch] = []
     for column, name in enumerate(names):
         what = quantity(surfaces[0], name)
         pairs = [values_of(s, name) for s in surfaces]
         every = [v for v, _ in pairs]
-        scale = _scale(every, wishes) if name == loss else scale_of(every, count=8)
+        scale = _scale(every, what, wishes) if name == loss else scale_of(every, count=8)
         kind = "filled" if name == loss else "map"
         mappable: Any = None
         for row, surface in enumerate(surfaces):
             axes = grid[row, column]
             mappable = _map(axes, surface, pairs[row][0], what, kind, scale, every)
             told += maps.blanks(axes, surface.grid, *pairs[row])
-            _finish(axes, surface, wishes, left=column == 0, bottom=row == len(surfaces) - 1)
+            _finish(axes, surface, wishes, "map", left=column == 0, bottom=row == len(surfaces) - 1)
             axes.set_xlabel("x" if row == len(surfaces) - 1 else "")
             axes.set_ylabel("y" if column == 0 else "")
-            axes.xaxis.set_major_locator(MaxNLocator(3))
-            axes.yaxis.set_major_locator(MaxNLocator(3))
+            axes.xaxis.set_major_locator(MaxNLocator(3, steps=[1, 2, 5, 10]))
+            axes.yaxis.set_major_locator(MaxNLocator(3, steps=[1, 2, 5, 10]))
             if row == 0:
                 axes.set_title(what.symbol)
             if titles and column == 0:

@@ -47,7 +47,7 @@ def blanks(axes: Axes, x: Array, values: Array, status: Array) -> list[Patch]:
     both = " or ".join(word for code, word in words.items() if (status == code).any())
     look: list[tuple[str, Array, Any]] = [
         (both, missing, {"facecolor": GREY, "edgecolor": DARK, "hatch": "//////"}),
-        ("not finite", odd, {"facecolor": "0.94", "edgecolor": "none"}),
+        ("\N{MULTIPLICATION SIGN} not finite", odd, {"facecolor": "0.94", "edgecolor": "none"}),
     ]
     for word, mask, how in look:
         for i in np.flatnonzero(mask):

@@ -154,9 +154,14 @@ def _patches(axes: Axes, grid: Grid, mask: Array, **look: Any) -> None:
     axes.add_collection(PatchCollection(rectangles, zorder=2.5, **look))
 
 
-def frame(axes: Axes, grid: Grid, labels: tuple[str, str]) -> None:
-    """Limits, labels and the mark at the centre, where the model itself stands."""
+def frame(axes: Axes, grid: Grid, labels: tuple[str, str], cells: bool = True) -> None:
+    """Limits, labels and the mark at the centre, where the model itself stands.
+
+    cells  reach out to the borders of the outer cells; else to the outer points, as far as lines go
+    """
     x, y = edges(grid.x), edges(_y(grid))
+    if not cells and min(x.size, y.size) > 2:
+        x, y = grid.x, _y(grid)
     axes.set_xlim(x.min(), x.max())
     axes.set_ylim(y.min(), y.max())
     wide, high = np.ptp(x), np.ptp(y)

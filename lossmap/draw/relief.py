@@ -6,6 +6,7 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+from matplotlib.ticker import MaxNLocator
 
 from lossmap.draw.levels import Scale
 from lossmap.draw.maps import norm_of
@@ -52,17 +53,20 @@ def relief(axes: Any, grid: Grid, values: np.ndarray, scale: Scale, cmap: str, l
             axes.set_zticks(ticks, [f"{10**t:.3g}" for t in ticks])
         else:
             axes.set_zticks(decades, [_power(d) for d in decades])
-    axes.set_xlabel(labels[0], labelpad=-6)
-    axes.set_ylabel(labels[1], labelpad=-6)
-    axes.set_zlabel(labels[2], labelpad=-4)
+    axes.set_xlabel(labels[0], labelpad=-7)
+    axes.set_ylabel(labels[1], labelpad=-7)
+    axes.zaxis.set_rotate_label(False)
+    axes.set_zlabel(labels[2], labelpad=-4, rotation=90)
     axes.tick_params(pad=-3, labelsize=6)
     axes.tick_params(axis="z", pad=-1)
+    axes.xaxis.set_major_locator(MaxNLocator(2))
+    axes.yaxis.set_major_locator(MaxNLocator(2))
     axes.view_init(elev=32, azim=-58)
     for axis in (axes.xaxis, axes.yaxis, axes.zaxis):
         axis.pane.set_facecolor((1, 1, 1, 0))
         axis.pane.set_edgecolor("0.8")
     axes.grid(False)
-    axes.set_box_aspect((1, 1, 0.75), zoom=0.92)
+    axes.set_box_aspect((1, 1, 0.75), zoom=0.95)
 
 
 def _spread(colours: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

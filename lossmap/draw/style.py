@@ -61,12 +61,12 @@ def styled() -> Iterator[None]:
         yield
 
 
-def blank(width: float, height: float) -> Figure:
-    """An empty figure of this size in inches, laid out so that nothing overlaps."""
-    figure = Figure(figsize=(width, height), layout="constrained")
+def blank(width: float, height: float, compressed: bool = False) -> Figure:
+    """An empty figure of this size in inches, laid out so that nothing overlaps; compressed around square panels."""
+    figure = Figure(figsize=(width, height), layout="compressed" if compressed else "constrained")
     FigureCanvasAgg(figure)
     engine: Any = figure.get_layout_engine()
-    engine.set(w_pad=0.03, h_pad=0.03, wspace=0.03, hspace=0.03)
+    engine.set(w_pad=0.04, h_pad=0.04, wspace=0.02, hspace=0.02)
     return figure
 
 
@@ -80,20 +80,32 @@ def save(figure: Figure, path: str | os.PathLike[str], dpi: int = 300) -> Path:
     kind = {"jpeg": "jpg", "tiff": "tif"}.get(kind, kind)
     if kind not in FORMATS:
         raise ValueError(f"a picture is one of {', '.join(FORMATS)}, by the ending of its name; got {str(path)!r}")
+    # Dates in the file would make two drawings of the same surface differ.
+    metadata: dict[str, Any] = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}.get(kind, {})
+    with whole(path) as part, matplotlib.rc_context(STYLE):
+        figure.savefig(part, format=kind, dpi=dpi, metadata=metadata or None)
+    return path
+
+
+@contextlib.contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """A place to write to, which becomes the file when all is written: it appears whole or not at all.
+
+    Raises IsADirectoryError, FileNotFoundError, PermissionError or OSError with one sentence.
+    """
     if path.is_dir():
-        raise IsADirectoryError(f"{path} is a folder; name a file in it, such as {path / 'surface.pdf'}")
+        raise IsADirectoryError(f"{path} is a folder; name a file in it")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"the folder {path.parent} does not exist: make it first, or name another file")
     part = path.with_name(f".{path.name}.part")
-    # Dates in the file would make two drawings of the same surface differ.
-    metadata: dict[str, Any] = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}.get(kind, {})
     try:
-        with matplotlib.rc_context(STYLE):
-            figure.savefig(part, format=kind, dpi=dpi, metadata=metadata or None)
+        yield part
         os.replace(part, path)
-    except OSError as error:
-        part.unlink(missing_ok=True)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+        if not isinstance(error, OSError):
+            raise
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise PermissionError(f"{path} cannot be written: no permission in {path.parent}") from error
         raise OSError(f"{path} cannot be written: {error.strerror or error}") from error
-    return path

@@ -3,9 +3,9 @@
     spectrum/LABEL   top, top_error, bottom, bottom_error (m,); node, weight; tick, cumulative, cumulative_low,
                      cumulative_high; mass_at, mass_below and mass_above (t, [value, low, high]); share_by_tensor
                      (vector, tensor); on request top_vectors, bottom_vectors (n, m)
-    layers/LABEL     one row a block: block, size, largest, smallest, error, floor, positive, negative, zero ([from, to]),
-                     gradient_norm, kind, verdict, outside; and for each block `eigenvalues:NAME`, `matrix:NAME` where
-                     it was made whole, `nodes:NAME` and `weights:NAME` where it was not
+    layers/LABEL     one row a block: block, size, largest, smallest, error, floor, positive, negative and zero
+                     ([from, to]), gradient_norm, kind, verdict, outside; and for each block `eigenvalues:NAME`,
+                     `matrix:NAME` where it was made whole, `nodes:NAME` and `weights:NAME` where it was not
 
 Both carry their report as it was printed, in the attribute `report`. NumPy alone; the surface file does the writing.
 """

@@ -1,0 +1,71 @@
+"""The pictures that lie beside a result: PDF and PNG, a relief, a page, a file for ParaView, as asked for."""
+
+from __future__ import annotations
+
+import webbrowser
+from pathlib import Path
+from typing import Protocol
+
+from lossmap.draw.choose import best_field, is_line
+from lossmap.draw.figures import draw, save
+from lossmap.store.surface import Group, read
+
+
+class Asked(Protocol):
+    """What is asked for; lossmap.options.DrawSettings is one."""
+
+    @property
+    def page(self) -> bool: ...
+    @property
+    def vtk(self) -> bool: ...
+    @property
+    def show(self) -> bool: ...
+    @property
+    def log(self) -> bool: ...
+    @property
+    def loss_max(self) -> float | None: ...
+    @property
+    def vmax(self) -> float | None: ...
+    @property
+    def vmin(self) -> float | None: ...
+    @property
+    def vlevel(self) -> float | None: ...
+
+
+def drawn_beside(result: Path, asked: Asked, trajectory: Group | None = None) -> list[Path]:
+    """Draw a result into files beside it, named after it; returns them.
+
+    surface.h5 becomes surface.pdf and surface.png; of a plane also surface_3d.pdf and surface_3d.png; with --page
+    surface.html; with --vtk surface.vts. With --show the PNG opens on the screen.
+    """
+    surface = read(result)
+    stem = result.with_suffix("")
+    log = True if asked.log else None
+    figure = draw(
+        surface, vmin=asked.vmin, vmax=asked.vmax, vlevel=asked.vlevel, log=log, loss_max=asked.loss_max,
+        trajectory=trajectory,
+    )  # fmt: skip
+    made = [
+        save(figure, stem.with_suffix(end) if not stem.suffix else Path(f"{stem}{end}")) for end in (".pdf", ".png")
+    ]
+    shown = made[-1]
+    plane = not is_line(surface)
+    if plane and best_field(surface).endswith("_loss"):
+        figure = draw(surface, "3d", vmin=asked.vmin, vmax=asked.vmax, log=log)
+        made += [save(figure, Path(f"{stem}_3d{end}")) for end in (".pdf", ".png")]
+    if asked.page:
+        from lossmap.draw.page import page
+
+        made.append(page(surface, Path(f"{stem}.html"), title=result.name))
+    if asked.vtk and plane:
+        from lossmap.draw.vtk import vtk
+
+        made += vtk(surface, Path(f"{stem}.vts"), log=log, vmax=asked.vmax)
+    if asked.show:
+        show(shown)
+    return made
+
+
+def show(picture: Path) -> bool:
+    """Open a picture with the machine's own viewer; False where there is none."""
+    return webbrowser.open(picture.resolve().as_uri())
