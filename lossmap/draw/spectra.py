@@ -116,7 +116,8 @@ def _block(axes: Axes, group: Group, name: str, row: int, linear: float) -> None
         strength = np.full(len(values), 0.45)
     for sign, colour in ((1, BLUE), (-1, RED)):
         mine = sign * nodes > float(group["floor"][row])
-        axes.scatter(nodes[mine], np.full(mine.sum(), row), s=22, marker="|", color=colour, alpha=strength[mine])
+        if mine.any():
+            axes.scatter(nodes[mine], np.full(mine.sum(), row), s=22, marker="|", color=colour, alpha=strength[mine])  # type: ignore[arg-type]
     flat = np.abs(nodes) <= float(group["floor"][row])
     if flat.any():
         axes.scatter(nodes[flat], np.full(flat.sum(), row), s=16, marker="|", color=DARK, alpha=0.6)
@@ -139,23 +140,36 @@ def _signs(axes: Axes, group: Group) -> None:
 
 
 def _density(axes: Axes, group: Group, linear: float, colour: str, label: str) -> None:
-    """The nodes smoothed in the coordinate of the picture, per unit of it, so that areas are shares of eigenvalues."""
+    """The nodes smoothed in the coordinate of the picture, per unit of it, so that areas are shares of eigenvalues.
+
+    A node stands for all that lies nearer to it than to the probe's next one, and is drawn as wide as that.
+    """
     if "node" not in group:
         axes.text(0.5, 0.5, "no density was asked for", transform=axes.transAxes, ha="center", color=DARK)
         return
     nodes, weights = np.asarray(group["node"]), np.asarray(group["weight"])
     place = _bent(nodes, linear)
     low, high = place.min(), place.max()
-    width = max(0.02 * (high - low), 1e-6)
-    u = np.linspace(low - 4 * width, high + 4 * width, 800)
+    width = _widths(place, int(group.attributes.get("density_probes", 0)), max(0.015 * (high - low), 1e-6))
+    u = np.linspace(low - 4 * width[0], high + 4 * width[-1], 800)
     z = (u[:, None] - place) / width
-    curve = np.exp(-0.5 * z * z) @ weights / (width * np.sqrt(2 * np.pi))
+    curve = np.exp(-0.5 * z * z) @ (weights / (width * np.sqrt(2 * np.pi)))
     x = _unbent(u, linear)
     axes.fill_between(x, curve, 0.0, where=list(x >= 0), color=colour, alpha=0.35, linewidth=0)
     axes.fill_between(x, curve, 0.0, where=list(x <= 0), color=RED, alpha=0.35, linewidth=0)
     axes.plot(x, curve, color=colour, label=label)
     axes.set_yscale("log")
     axes.set_ylim(max(float(curve.max()) * 1e-4, 1e-12), float(curve.max()) * 2)
+
+
+def _widths(place: np.ndarray, probes: int, least: float) -> np.ndarray:
+    """A standard deviation for each node: half of the way to the neighbours of its own probe, not less than `least`."""
+    if probes == 0 or len(place) <= 2 * probes:
+        return np.full(len(place), least)
+    i = np.arange(len(place))
+    away = place[np.minimum(i + probes, len(place) - 1)] - place[np.maximum(i - probes, 0)]
+    result: np.ndarray = np.maximum(away / 4.0, least)
+    return result
 
 
 def _cumulative(axes: Axes, group: Group, colour: str, label: str, *, band: bool) -> None:
@@ -186,7 +200,7 @@ def _extremes(axes: Axes, found: dict[str, Group]) -> None:
     labels = list(found)
     reach = max(float(np.nanmax(np.abs([*g["top"], *g["bottom"]]))) for g in found.values() if "top" in g)
     linear = max(1e-3 * reach, 1e-300)
-    for i, (label, group) in enumerate(found.items()):
+    for i, group in enumerate(found.values()):
         for name, marker in (("top", "^"), ("bottom", "v")):
             if name in group:
                 values, errors = np.asarray(group[name]), np.asarray(group[f"{name}_error"])
@@ -196,13 +210,13 @@ def _extremes(axes: Axes, found: dict[str, Group]) -> None:
                 )  # fmt: skip
         first = float(group["top"][0]) if "top" in group else float("nan")
         axes.annotate(
-            f"{first:.3g}", (first, i), textcoords="offset points", xytext=(0, 6), ha="center", fontsize=7,
+            f"{first:.3g}", (first, i), textcoords="offset points", xytext=(-2, 6), ha="right", fontsize=7,
             color=COLOURS[i % len(COLOURS)],
         )  # fmt: skip
     axes.axvline(0.0, color=DARK, linewidth=0.6)
     axes.set_xscale("symlog", linthresh=linear, linscale=0.4)
     every = [float(v) for g in found.values() for n in ("top", "bottom") if n in g for v in g[n]]
-    _ticks(axes, linear, [min(every), max(every)])
+    _ticks(axes, linear, [min(every), max(every)], most=2)
     axes.set_yticks(range(len(labels)), labels)
     axes.set_ylim(len(labels) - 0.4, -0.6)
     axes.set_xlabel("extreme eigenvalues")
@@ -222,14 +236,14 @@ def _scale(axes: Axes, linear: float, groups: list[Group]) -> None:
     _ticks(axes, linear, [min(ends), max(ends)] if ends else [0.0, 1.0])
 
 
-def _ticks(axes: Axes, linear: float, ends: list[float]) -> None:
+def _ticks(axes: Axes, linear: float, ends: list[float], most: int = 3) -> None:
     """Powers of ten that do not run into each other, and zero."""
     low, high = min(ends), max(ends)
     first = int(np.ceil(np.log10(linear) - 1e-9))
     powers: list[float] = [0.0]
     for sign, end in ((1.0, high), (-1.0, -low)):
         last = int(np.floor(np.log10(end))) if end > linear else first - 1
-        step = max(1, (last - first + 3) // 3)
+        step = max(1, -(-(last - first + 1) // most))
         powers += [sign * 10.0**p for p in range(last, first - 1, -step)]
     axes.set_xticks(sorted(powers), [f"{p:g}" if p == 0 or 1e-3 <= abs(p) < 1e4 else f"{p:.0e}".replace("e-0", "e-")
                                      for p in sorted(powers)])  # fmt: skip
@@ -254,7 +268,7 @@ def _unbent(u: np.ndarray, linear: float) -> np.ndarray:
 def _axis(group: Group) -> str:
     unit = str(group.attributes.get("unit", "1"))
     what = {"hessian": "Hessian", "gauss-newton": "Gauss-Newton"}.get(str(group.attributes.get("matrix")), "matrix")
-    return f"eigenvalue of the {what}" + (f", {unit} per unit of theta squared" if unit not in ("1", "") else "")
+    return f"eigenvalue of the {what}" + (f" ({unit})" if unit not in ("1", "") else "")
 
 
 def _title(group: Group, label: str) -> str:
