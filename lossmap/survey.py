@@ -154,9 +154,13 @@ def survey(
     attempt = Attempt(measure, grid, team, watchdog)
     if world.rank != 0:
         return cast(Surface, _work(world, attempt, stop))
+    wanted = None if points is None else np.unique(np.fromiter(points, dtype=np.int64))
+    if wanted is not None and wanted.size and not 0 <= wanted[0] <= wanted[-1] < len(grid):
+        raise ValueError(f"points want flat indices from 0 to {len(grid) - 1}; got {wanted[0]} to {wanted[-1]}")
     if store is None:
-        store = Ledger(grid, {measure.name: (measure.fields, measure.settings)})
-    book = Book(store, measure.name, grid, progress, len(places), points, retry_failed)
+        store = Ledger(grid)
+        store.declare(measure.name, measure.fields, measure.settings, wanted)
+    book = Book(store, measure.name, grid, progress, len(places), wanted, retry_failed)
     _lead(world, list(places), book, attempt, stop, point_timeout)
     return store.surface()
 
@@ -278,14 +282,12 @@ class Book:
         grid: Grid,
         progress: Callable[[Progress], None] | None,
         ranks: int,
-        points: Iterable[int] | None,
+        points: np.ndarray | None,
         retry_failed: bool,
     ) -> None:
         self.store, self.measure, self.progress, self.ranks = store, measure, progress, ranks
         known = store.surface()
-        wanted = known.wanted(measure) if points is None else np.unique(np.fromiter(points, dtype=np.int64))
-        if wanted.size and not 0 <= wanted[0] <= wanted[-1] < len(grid):
-            raise ValueError(f"points want flat indices from 0 to {len(grid) - 1}; got {wanted[0]} to {wanted[-1]}")
+        wanted = known.wanted(measure) if points is None else points
         status = known.status[measure].reshape(-1)[wanted]
         self.order = walk(grid, np.intersect1d(store.todo(measure, retry_failed), wanted))
         self.total = wanted.size

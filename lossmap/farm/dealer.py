@@ -350,7 +350,7 @@ class Dealer:
             if index not in self.dealing.state:
                 self.book.left(index, state)
             if not self.halting:  # a measure may have a reason of its own, such as a memory that runs full
-                self.stop.ask(f"rank {rank} left a point")
+                self.stop.ask(f"a point was left on rank {rank}")
         elif kind == HALTED:
             desk.halted = True
         elif kind == NOTE:

@@ -58,8 +58,9 @@ def assigned(masks: Sequence[tuple[str, ...]], per_gpu: int = 1) -> list[int]:
     taken: dict[tuple[str, int], int] = {}  # (device, seat on it) -> rank
 
     def find(rank: int, tried: set[tuple[str, int]]) -> bool:
-        """Augmenting path: take a free seat, or one whose holder can move to another."""
-        for seat in ((name, number) for number in range(per_gpu) for name in masks[rank]):
+        """Take a free seat, or one whose holder can move to another (an augmenting path)."""
+        seats = [(name, number) for number in range(per_gpu) for name in masks[rank]]
+        for seat in sorted(seats, key=lambda seat: seat in taken):
             if seat not in tried:
                 tried.add(seat)
                 if seat not in taken or find(taken[seat], tried):
