@@ -1,0 +1,18 @@
+"""Extreme Hessian eigenvalues over a line or plane, with error bars: `lossmap eigenmap` from a checkout.
+
+    python plot_hessian_eigen.py --model resnet20-w8 --model-file net.pt --x=-1:1:11 --y=-1:1:11 --plot
+    mpirun -n 4 python plot_hessian_eigen.py --like surface.h5 --plot
+
+You get max_eig and min_eig at every point, how far off they can be, and maps of max, min and |min/max|.
+"""
+
+import sys
+
+from lossmap.commands.eigenmap import main
+from lossmap.measure.curvature import Curvature, gauss_newton, hessian
+from lossmap.measure.eigen import EigenPairs, eigsh, extremes
+
+__all__ = ["Curvature", "EigenPairs", "eigsh", "extremes", "gauss_newton", "hessian", "main"]
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,146 @@
+"""What the README says is run: its commands, its Python, its flags, its links; and the front sides of the doors."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from lossmap.commands.__main__ import DOORS
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text()
+PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
+
+
+def blocks(language, text=README):
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
+
+
+def commands(text=README):
+    """Every lossmap command of the shell blocks, as words, continued lines joined."""
+    for block in blocks("sh", text):
+        for line in block.replace("\\\n", " ").splitlines():
+            words = shlex.split(line, comments=True)
+            if "lossmap" in words:
+                yield words
+
+
+def test_the_python_of_the_readme_works_and_is_about_five_lines(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code = next(b for b in blocks("python") if "survey" in b).replace("-1, 1, 25", "-1, 1, 5")
+    lines = [line for line in code.splitlines() if line.strip() and not line.startswith("import")]
+    assert len(lines) <= 6
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)).train()
+    data = torch.utils.data.TensorDataset(torch.randn(20, 4), torch.randint(3, (20,)))
+    loader = torch.utils.data.DataLoader(data, batch_size=6)
+    exec(code, {"model": model, "loss": nn.CrossEntropyLoss(), "loader": loader})
+    assert Path("surface.pdf").stat().st_size > 1000
+    assert model.training
+
+
+@pytest.mark.slow
+def test_the_laptop_section_works_word_for_word(tmp_path):
+    section = README.split("## On a laptop")[1].split("## In Python")[0]
+    (tmp_path / "mynet.py").write_text(blocks("python", section)[0])
+    namespace: dict = {}
+    exec(blocks("python", section)[0], namespace)
+    for name in ("mynet.pt", "a.pt", "b.pt"):
+        torch.save(namespace["net"]().state_dict(), tmp_path / name)
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((60, 20)).astype(np.float32)
+    y = (x[:, 0] > 0).astype(np.int64)
+    np.savez(tmp_path / "mydata.npz", x=x, y=y, x_test=x[:20], y_test=y[:20])
+    from lossmap.commands.demo import environment
+
+    bin_folder = Path(sys.executable).parent
+    environ = {**environment(), "TMPDIR": "/tmp"}
+    environ["PATH"] = f"{bin_folder}:{environ['PATH']}"
+    for block in blocks("sh", section):
+        text = block.replace("--x=-1:1:51", "--x=-1:1:9").replace("--y=-1:1:51", "--y=-1:1:5")
+        text = text.replace("--x=-1:1:11 --y=-1:1:11", "--x=-1:1:3 --y=-1:1:3")
+        text = text.replace("--dataset digits ", "--dataset npz:mydata.npz ")
+        done = subprocess.run(
+            ["bash", "-euc", text], cwd=tmp_path, env=environ, stdin=subprocess.DEVNULL, capture_output=True, text=True
+        )
+        assert done.returncode == 0, f"{text}\n{done.stdout}\n{done.stderr}"
+    made = {p.name for p in tmp_path.iterdir()}
+    assert {"line.h5", "plane.h5", "plane-3d.pdf", "eigen.h5"} <= made
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_every_command_and_flag_on_a_page_exists(page):
+    text = page.read_text()
+    for words in commands(text):
+        rest = words[words.index("lossmap") + 1 :]
+        assert rest[0] in DOORS or rest[0].startswith("-"), f"{page.name}: {' '.join(words)}"
+    from lossmap.commands.__main__ import main
+
+    known: dict[str, str] = {}
+    for flag_of in re.findall(r"lossmap (\w+)", text):
+        known.setdefault(flag_of, "")
+    for words in commands(text):
+        rest = words[words.index("lossmap") + 1 :]
+        if rest[0] not in DOORS:
+            continue
+        for door, part in _parts(rest):
+            help_text = _help(main, door)
+            for word in part:
+                if word.startswith("--") and word != "--":
+                    flag = word.split("=")[0]
+                    assert re.search(rf"{flag}\b", help_text), f"{page.name}: {door} has no {flag}"
+
+
+def _parts(words):
+    if "--" in words:
+        at = words.index("--")
+        yield words[0], words[1:at]
+        yield words[at + 1], words[at + 2 :]
+    else:
+        yield words[0], words[1:]
+
+
+_helps: dict[str, str] = {}
+
+
+def _help(main, door):
+    if door not in _helps:
+        import contextlib
+        import io
+
+        out = io.StringIO()
+        with contextlib.redirect_stdout(out), contextlib.suppress(SystemExit):
+            main([door, "--help"])
+        _helps[door] = out.getvalue()
+    return _helps[door]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_every_link_and_file_on_a_page_is_there(page):
+    for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+        if "://" not in target:
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"
+    for script in re.findall(r"`((?:benchmarks|examples|docs|tests|slurm)/[\w./-]+)`", page.read_text()):
+        assert (ROOT / script).exists(), f"{page.name} names {script}"
+
+
+@pytest.mark.parametrize("script", sorted(p.name for p in ROOT.glob("*.py")))
+def test_the_front_sides_of_a_checkout_say_what_one_gets(script):
+    done = subprocess.run([sys.executable, str(ROOT / script), "--help"], capture_output=True, text=True, check=True)
+    assert len(done.stdout) > 200
+
+
+def test_the_commands_at_the_root_open_the_same_doors(capsys):
+    from lossmap.commands.__main__ import main
+
+    assert main([]) == 2
+    assert main(["--help"]) == 0
+    assert "surface" in capsys.readouterr().out
+    assert main(["--version"]) == 0
+    assert main(["surfase"]) == 2
+    assert "did you mean surface" in capsys.readouterr().err
