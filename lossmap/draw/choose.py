@@ -161,16 +161,20 @@ def remarks(surface: Surface) -> list[str]:
         told = []
         if worst is not None:
             told.append(
-                f"an eigenvalue lies within {100 * worst[0]:.2g} % of max |\N{GREEK SMALL LETTER LAMDA}| of each end"
+                f"an eigenvalue lies within {_share(worst[0])} of max |\N{GREEK SMALL LETTER LAMDA}| of each end"
             )
         if limit is not None:
             sure = surface.settings.get("measures", {}).get("eigen", {}).get("confidence")
-            share = f"{100 * float(sure):g} % limits" if sure is not None else "limits"
-            told.append(f"{share} within {100 * limit[0]:.2g} % at {limit[1]:,} points")
+            share = f"{_share(float(sure))} limits" if sure is not None else "limits"
+            told.append(f"{share} within {_share(limit[0])} at {limit[1]:,} points")
         if told:
             lines.append("; ".join(told))
     audit = audited(surface)
     return lines + ([audit] if audit else [])
+
+
+def _share(value: float) -> str:
+    return f"{100 * value:.2g}\N{NO-BREAK SPACE}%"  # a line never breaks before the sign
 
 
 def _worst(surface: Surface, names: Sequence[str], size: Array, from_value: bool) -> tuple[float, int] | None:
@@ -199,5 +203,5 @@ def audited(surface: Surface) -> str:
     if points is None or not int(points):
         return ""
     misses, bound = int(told.get("audit_misses", 0)), told.get("audit_miss_bound")
-    ceiling = f" (95 % bound: {100 * float(bound):.1f} %)" if bound is not None else ""
+    ceiling = f" ({_share(0.95)} bound: {_share(float(bound))})" if bound is not None else ""
     return f"audit: {misses} {'miss' if misses == 1 else 'misses'} at {int(points)} points solved again{ceiling}"

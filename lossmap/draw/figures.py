@@ -33,7 +33,7 @@ from lossmap.draw.choose import (
     remarks,
     values_of,
 )
-from lossmap.draw.levels import Scale, scale_of
+from lossmap.draw.levels import Scale, labels, scale_of
 from lossmap.draw.relief import relief
 from lossmap.draw.style import BLUE, COLUMN, PAGE, RED, blank, save, styled
 from lossmap.store.surface import Group, Surface, read
@@ -204,18 +204,14 @@ def _ticks(bar: Any, what: Quantity, scale: Scale, kind: str) -> None:
         bar.locator = MaxNLocator(4)
         bar.update_ticks()
         return
-    if what.signed:
+    few = 4 if bar.orientation == "horizontal" else 12
+    if not scale.flat and (what.signed or (kind == "map" and not scale.log)):
+        bar.locator = MaxNLocator(min(few, 6))
+        bar.formatter = FuncFormatter(lambda value, _: f"{value:.6g}")
+        bar.update_ticks()
         return
-    if scale.flat:
-        bar.set_ticks(scale.levels if scale.levels.size else [], labels=[f"{v:.4g}" for v in scale.levels])
-        return
-    most = 12 if bar.orientation == "vertical" else 4
-    levels = scale.levels
-    if kind == "map" and not scale.log:
-        return
-    step = max(1, -(-(levels.size - 1) // most))
-    shown = levels[::step]
-    bar.set_ticks(shown, labels=[f"{v:.4g}" for v in shown])
+    shown = scale.levels[:: max(1, -(-(scale.levels.size - 1) // few))]
+    bar.set_ticks(shown, labels=labels(shown))
     bar.ax.minorticks_off()
 
 

@@ -129,3 +129,13 @@ def _enclosing(ladder: np.ndarray, low: float, high: float) -> np.ndarray:
     begin = below[-1] if below.size else 0
     end = above[0] if above.size else ladder.size - 1
     return ladder[begin : end + 1]
+
+
+def labels(levels: np.ndarray) -> list[str]:
+    """The levels as texts, with as few digits as tell them apart."""
+    texts: list[str] = []
+    for digits in range(3, 17):
+        texts = [f"{level:.{digits}g}" for level in levels]
+        if len(set(texts)) == len(set(levels.tolist())):
+            break
+    return texts

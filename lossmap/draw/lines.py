@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
 
 from lossmap.draw.levels import WIDE
 from lossmap.draw.style import BLUE, DARK, GREEN, GREY, PURPLE, RED
@@ -81,6 +82,7 @@ def frame(axes: Axes, x: Array, label: str, marks: Sequence[float] = (0.0,)) -> 
     if x.size > 1:
         axes.set_xlim(float(x.min()), float(x.max()))
     axes.set_xlabel(label)
+    axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
     for mark in marks:
         if x.min() <= mark <= x.max():
             axes.axvline(mark, color="0.55", linewidth=0.6, linestyle=":", zorder=0.6)

@@ -48,7 +48,7 @@ def page(what: Surface | str | os.PathLike[str], path: str | os.PathLike[str], t
     title = title or (Path(what).name if isinstance(what, (str, os.PathLike)) else "loss surface")
     best_field(surface)
     figure = _line(graph, as_line(surface)) if is_line(surface) else _plane(graph, surface)
-    figure.update_layout(title={"text": title, "x": 0.01}, template="plotly_white", font={"size": 13})
+    figure.update_layout(title={"text": title, "x": 0.01}, template="plotly_white", autosize=True, font={"size": 13})
     text = to_html(
         figure,
         include_plotlyjs=True,
@@ -162,10 +162,11 @@ def _plane(graph: Any, surface: Surface) -> Any:
             },
             "aspectratio": {"x": 1, "y": 1, "z": 0.7},
         },
-        xaxis={"domain": [0.58, 0.98], "title": "x", "constrain": "domain"},
-        yaxis={"title": "y", "anchor": "x", "scaleanchor": "x", "constrain": "domain"},
+        xaxis={"domain": [0.58, 0.98], "title": "x", "showgrid": False, "constrain": "domain"},
+        yaxis={"title": "y", "anchor": "x", "showgrid": False, "scaleanchor": "x", "constrain": "domain"},
         legend={"x": 0.58, "y": 1.04, "orientation": "h"},
         margin={"l": 10, "r": 10, "t": 70, "b": 50},
+        plot_bgcolor="#cccccc",  # cells without a value show it
     )
     if len(views) > 1:
         figure.update_layout(updatemenus=[{"buttons": [_button(v) for v in views.values()], "x": 0.3, "y": 1.07}])

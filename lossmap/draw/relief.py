@@ -9,9 +9,11 @@ import numpy as np
 from matplotlib.ticker import MaxNLocator
 
 from lossmap.draw.levels import Scale
+from lossmap.draw.levels import labels as texts
 from lossmap.draw.maps import norm_of
 from lossmap.space.grid import Grid
 
+MOST_TICKS = 6
 MOST = 150  # facets along each side; finer grids are thinned for the picture
 
 
@@ -46,13 +48,13 @@ def relief(axes: Any, grid: Grid, values: np.ndarray, scale: Scale, cmap: str, l
     drawn.set_rasterized(values.size > 2500)
     low, high = (np.log10(scale.low), np.log10(scale.high)) if scale.log else (scale.low, scale.high)
     axes.set_zlim(low, high if high > low else low + 1)
-    if scale.log:
-        decades = np.arange(np.ceil(low - 1e-9), np.floor(high + 1e-9) + 1)
-        if decades.size < 2:
-            ticks = np.log10(scale.levels[:: max(1, scale.levels.size // 5)])
-            axes.set_zticks(ticks, [f"{10**t:.3g}" for t in ticks])
-        else:
-            axes.set_zticks(decades, [_power(d) for d in decades])
+    decades = np.arange(np.ceil(low - 1e-9), np.floor(high + 1e-9) + 1) if scale.log else np.zeros(0)
+    if decades.size >= 2:
+        decades = decades[:: -(-decades.size // MOST_TICKS)]
+        axes.set_zticks(decades, [_power(d) for d in decades])
+    else:
+        shown = scale.levels[:: max(1, -(-scale.levels.size // MOST_TICKS))]
+        axes.set_zticks(np.log10(shown) if scale.log else shown, texts(shown))
     axes.set_xlabel(labels[0], labelpad=-7)
     axes.set_ylabel(labels[1], labelpad=-7)
     axes.zaxis.set_rotate_label(False)
