@@ -376,7 +376,7 @@ class Recorder:
         self.step += 1
         if self.step % self.every:
             return
-        record = {"step": float(self.step), "loss": float(loss)}
+        record = {"step": float(self.step), "loss": float(loss.detach() if isinstance(loss, Tensor) else loss)}
         if self.curvature is not None:
             record |= _undisturbed(self.curvature, model)
         self.records.append(record)
