@@ -140,6 +140,8 @@ class Jobs:
 
     settings  what it was told, for the file
     total     adds a tensor up over the ranks of a team
+    choices   how each subject's products are made (see `linearize.prepare`); none: by double backward
+    made      matrices that this rank has prepared already
     """
 
     subjects: tuple[Subject, ...]
@@ -148,6 +150,8 @@ class Jobs:
     length: int
     settings: Mapping[str, Any] = field(default_factory=dict)
     total: Total = alone
+    choices: tuple[Mapping[str, Any], ...] = ()
+    made: dict[tuple[int, str], Any] = field(default_factory=dict, repr=False)
 
     @property
     def name(self) -> str:
@@ -184,7 +188,13 @@ class Jobs:
         return {s.label: self._layers(i, rows) for i, s in enumerate(self.subjects)}
 
     def _matrix(self, subject: Subject, parameters: str | None = None) -> Any:
-        return curvature(subject.problem, subject.matrix, parameters or self.asked.parameters, self.total)
+        """The subject's matrix; where products are prepared, once for all jobs of this rank."""
+        which = parameters or self.asked.parameters
+        i = self.subjects.index(subject)
+        if (i, which) not in self.made:
+            choice = self.choices[i] if self.choices and which == self.asked.parameters else None
+            self.made[i, which] = curvature(subject.problem, subject.matrix, which, self.total, choice=choice)
+        return self.made[i, which]
 
     def _gradient(self, subject: Subject, name: str) -> Sequence[Any]:
         loss, slope = loss_and_gradient(subject.problem, self.asked.parameters, self.total)
@@ -342,6 +352,7 @@ def jobs_of(
     *,
     settings: Mapping[str, Any] | None = None,
     total: Total = alone,
+    choices: Sequence[Mapping[str, Any]] = (),
     check: bool = True,
 ) -> Jobs:
     """The jobs of these subjects, the longest first.
@@ -366,7 +377,8 @@ def jobs_of(
             lengths.append(length)
     first = {"density": 0, "trace": 1, "ends": 2, "whole": 2, "block_ends": 3, "block": 4, "leak": 5, "gradient": 6}
     order = sorted(range(len(jobs)), key=lambda j: first[jobs[j].kind])
-    return Jobs(tuple(subjects), asked, tuple(jobs[j] for j in order), max(lengths), settings or {}, total)
+    chosen = tuple(jobs[j] for j in order)
+    return Jobs(tuple(subjects), asked, chosen, max(lengths), settings or {}, total, tuple(choices))
 
 
 def _whole_jobs(i: int, n: int, tensors: int, a: Asked) -> list[tuple[Job, int]]:

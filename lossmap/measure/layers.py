@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from lossmap.measure import report
-from lossmap.measure.curvature import Curvature, alone
+from lossmap.measure.curvature import alone
 from lossmap.measure.dense import Whole
 from lossmap.measure.density import Density, density
 from lossmap.measure.eigen import EigenPairs, extremes
@@ -376,7 +376,7 @@ def read_block(
     )
 
 
-def block_matrix(problem: Problem, matrix: str, tensors: Sequence[str], total: Total = alone) -> Curvature:
+def block_matrix(problem: Problem, matrix: str, tensors: Sequence[str], total: Total = alone) -> Symmetric:
     """The block of these tensors, which costs less than a product with all parameters."""
     return curvature(problem, matrix, "^(?:" + "|".join(re.escape(n) for n in tensors) + ")$", total)
 

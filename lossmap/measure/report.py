@@ -352,20 +352,22 @@ def of_layers(found: Layers, *, matrices: int = 6) -> str:
     kind = {"hessian": "Hessian", "gauss-newton": "Gauss-Newton matrix"}.get(found.matrix, found.matrix)
     head = f"Layer by layer: the diagonal blocks of the {kind}" + (f" of {found.label}" if found.label else "")
     rows: list[tuple[str, ...]] = [
-        ("block", "n", "largest", "smallest", "spread", "condition", "+", "-", "0", "gradient", "shape")
+        ("block", "n", "largest", "smallest", "spread", "condition", "error", "+", "-", "0", "gradient", "shape")
     ]
     for b in found.blocks:
         values = (b.largest, b.smallest, b.spread, b.condition)
         shown = [number(v) if abs(v) > b.floor else f"{v:.1e}" for v in values[:3]] + [number(values[3])]
         gradient = f"{b.gradient_norm:.2g}" if isfinite(b.gradient_norm) else "-"
-        how = "" if b.whole else f" (+- {b.error:.1g}, iterative)" + ("" if b.converged else " NOT CONVERGED")
+        how = "" if b.converged else " NOT CONVERGED"
+        shown.append(f"{b.error:.0e}")
         signs = [counts(c) for c in (b.positive, b.negative, b.zero)]
         rows.append((b.name, f"{b.size:,}", *shown, *signs, gradient, b.kind + how))
-    lines = [head, "", *("  " + line for line in table(rows, right=range(1, 10))), ""]
+    lines = [head, "", *("  " + line for line in table(rows, right=range(1, 11))), ""]
     lines.append(
         "  +, -, 0: eigenvalues above, below and within the noise floor of each block (1e-6 of its largest, or"
     )
-    lines.append("  64 roundings beside the network's largest); a-b: from and to, with 95% confidence")
+    lines.append("  64 roundings beside the network's largest); a-b: from and to, with 95% confidence. Blocks whose")
+    lines.append("  counts are single numbers were made whole; of the others the ends and the density are known")
     for b in found.blocks:
         if b.entries is not None and b.size <= matrices:
             lines += ["", f"  {b.name}: matrix and eigenvalues"]

@@ -27,6 +27,7 @@ from lossmap.measure.dense import Whole
 from lossmap.measure.density import Density, Share, density
 from lossmap.measure.eigen import EigenPairs, extremes
 from lossmap.measure.krylov import Symmetric
+from lossmap.measure.linearize import Matrix, prepare
 from lossmap.measure.trace import Trace, trace
 from lossmap.space.data import samples_in
 from lossmap.space.problem import Problem
@@ -317,7 +318,8 @@ def spectrum(
     total: Total = alone,
     label: str = "",
     check: bool = True,
-    **told: object,
+    way: str = "auto",
+    **told: Any,
 ) -> Spectrum:
     """The spectrum of the mean loss of a model over its data, at its present weights.
 
@@ -325,6 +327,7 @@ def spectrum(
     parameters  weights (of dimension > 1, as in the paper), all, or a regular expression
     total       adds a tensor up over the ranks of a team, each with its own share of the data
     check       refuses a loss that is no mean over samples
+    way         how products are made, see `linearize.prepare`; auto: the cheapest by a short probe
     told        as `spectrum_of` takes it: top, bottom, trace_products, density_error, mass_at, tol, seed, ...
 
     Raises ValueError with one sentence for a model in training mode, weights in half precision, a loss that is no
@@ -333,11 +336,13 @@ def spectrum(
     began = time.perf_counter()
     if check:
         check_mean(problem)
-    operator = curvature(problem, matrix, parameters, total)
+    if curvature(problem, matrix, parameters, total).size <= int(told.get("dense", 300)) and way == "auto":
+        way = "double"  # so few products that no probe pays
+    operator = curvature(problem, matrix, parameters, total, way=way)
     loss, slope = loss_and_gradient(problem, parameters, total)
     if not isfinite(loss):
         raise FloatingPointError(f"the loss is {loss} at these weights: there is no curvature to read here")
-    found = spectrum_of(operator, label=label, name=matrix, layout=operator.layout, **told)  # type: ignore[arg-type]
+    found = spectrum_of(operator, label=label, name=matrix, layout=operator.layout, **told)
     samples = int(total(torch.tensor([float(problem.samples)], dtype=torch.float64))[0])
     return replace(
         found,
@@ -349,18 +354,32 @@ def spectrum(
     )
 
 
-def curvature(problem: Problem, matrix: str, parameters: str, total: Total = alone) -> Curvature:
-    """The named matrix of a problem. Raises ValueError for what cannot be differentiated twice in good faith."""
+def curvature(
+    problem: Problem,
+    matrix: str,
+    parameters: str,
+    total: Total = alone,
+    *,
+    way: str = "double",
+    choice: Mapping[str, Any] | None = None,
+) -> Curvature | Matrix:
+    """The named matrix of a problem, its products made by `way` (see `linearize.prepare`), or as `choice` says.
+
+    Raises ValueError for what cannot be differentiated twice in good faith.
+    """
     if matrix not in MATRICES:
         raise ValueError(f"the matrix is one of {', '.join(MATRICES)}; got {matrix!r}")
     refuse_training(problem.model)
-    operator = Curvature(problem, MATRICES[matrix], parameters, total)
-    if operator.dtype not in (torch.float32, torch.float64):
+    plain = Curvature(problem, MATRICES[matrix], parameters, total)
+    if plain.dtype not in (torch.float32, torch.float64):
         raise ValueError(
-            f"the weights are {str(operator.dtype).removeprefix('torch.')}, in which second derivatives drown in "
+            f"the weights are {str(plain.dtype).removeprefix('torch.')}, in which second derivatives drown in "
             "rounding; call model.float() first"
         )
-    return operator
+    if way == "double" and choice is None:
+        return plain
+    given = None if choice is None else dict(choice)
+    return prepare(problem, parameters, MATRICES[matrix], total=total, way=way, choice=given).at()
 
 
 def check_mean(problem: Problem) -> None:
