@@ -159,7 +159,7 @@ def lanczos(
             spent = space.products >= most
             asked = stop is not None and stop()
             full = space.filled >= capacity < n
-            if met or spent or asked or full or whole:
+            if met or spent or full or whole:
                 limits = _limits(space, limits, share * delta, rounding)
             sure = held > again or whole or space.multiplied == n
             if certify and not space.shrunk and not space.drawn:
@@ -168,6 +168,7 @@ def lanczos(
                 break
             if asked:
                 if space.filled * n * item > SAVED:
+                    limits = _limits(space, limits, share * delta, rounding)
                     _shrink(space, wanted, max(SAVED // (n * item), wanted.count + 2), values, coordinates)
                 told = {"share": share, "upper": limits[0], "lower": limits[1], "held": held}
                 raise Unfinished({**space.state(), **told})

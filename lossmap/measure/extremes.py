@@ -87,7 +87,7 @@ class Extremes:
         self.name = "audit" if audit else "eigen"
         self.told: dict[str, Any] = {
             "tol": tol,
-            "solver": solver,
+            "solver": "lanczos" if audit else solver,
             "max_products": max_products,
             "confidence": confidence,
         }
