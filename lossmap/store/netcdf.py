@@ -27,6 +27,7 @@ CONVENTIONS = "CF-1.11"
 X, Y = "xcoordinates", "ycoordinates"
 # Attributes that the file itself keeps; whatever else stands at the root was given by the one who wrote it.
 OWN = ("format", "format_version", "Conventions", "settings", "settings_digest")
+LARGE = ("directions/", "evolution/eigenvectors")  # groups whose arrays stay in the file until they are asked for
 SCALES = ("step", "point")  # arrays of a group that number its other arrays
 
 
@@ -160,7 +161,7 @@ def _write(file: h5py.File, surface: Surface, keep: Path | None) -> None:
     if surface.failures:
         groups["failures"] = _failures_group(surface)
     for name, group in groups.items():
-        if group.arrays or not name.startswith("directions/"):
+        if group.arrays or not name.startswith(LARGE):
             _write_group(file, name, group)
     if keep is not None and keep.exists():
         with h5py.File(keep, "r", locking=False) as earlier:
@@ -235,7 +236,7 @@ def _write_group(file: h5py.File, name: str, group: Group) -> None:
 def _take_over(earlier: h5py.File, file: h5py.File, skip: set[str]) -> None:
     """Copy the groups of an earlier file, by HDF5 itself: large directions never pass through memory as a whole."""
     for name in group_names(earlier):
-        if name in skip and not (name.startswith("directions/") and name not in file):
+        if name in skip and not (name.startswith(LARGE) and name not in file):
             continue
         if name not in file:
             parent, _, leaf = name.rpartition("/")
@@ -355,7 +356,7 @@ def read_file(file: h5py.File, path: Path) -> Surface:
         if parent and parent not in groups and len(file[parent].attrs):
             groups[parent] = read_group_of(file, parent, arrays=False)
         if name != "failures":
-            groups[name] = read_group_of(file, name, arrays=not name.startswith("directions"))
+            groups[name] = read_group_of(file, name, arrays=not name.startswith(LARGE))
     return Surface(grid, fields, about, status, measures, settings, failures, attributes, groups, parts)
 
 

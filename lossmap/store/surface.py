@@ -132,8 +132,10 @@ def being_written(path: Path_) -> bool:
     return log.is_locked(journal_of(path))
 
 
-def write_surface(path: Path_, surface: Surface, overwrite: bool = False) -> None:
+def write_surface(path: Path_, surface: Surface, overwrite: bool = False, tensors_from: Path_ | None = None) -> None:
     """Write a surface that is already there as a value: it appears whole or not at all.
+
+    tensors_from  an earlier file, from which the tensors of the directions are copied; `read` leaves them behind
 
     Raises FileExistsError where there is a file and `overwrite` is not given; DiskFull; OSError.
     """
@@ -141,7 +143,8 @@ def write_surface(path: Path_, surface: Surface, overwrite: bool = False) -> Non
     if path.exists() and not overwrite:
         raise FileExistsError(f"{path} exists; name another file, or say overwrite")
     with _explained(path, "nothing was changed"):
-        netcdf.write_whole(path, surface)
+        keep = None if tensors_from is None else Path(tensors_from)
+        netcdf.write_whole(path, surface, keep)
 
 
 class SurfaceFile:
@@ -405,7 +408,7 @@ class SurfaceFile:
             self._dirty = False
             # Directions may be as large as the model: once in the file they are copied from snapshot to snapshot.
             for name, group in self.ledger.groups.items():
-                if name.startswith("directions/"):
+                if name.startswith(netcdf.LARGE):
                     self.ledger.groups[name] = Group({}, group.attributes)
 
     def close(self) -> None:
@@ -618,7 +621,7 @@ def _refuse(
             if [f.name for f in known.fields] != [f.name for f in fields] or known.width != _width(fields):
                 found.append((f"{name}: fields", _names(known.fields), _names(fields)))
     if found:
-        told = "; ".join(f"{name} is {_short(a)} in the file, {_short(b)} asked for" for name, a, b in found)
+        told = "; ".join(f"{name} is {short(a)} in the file, {short(b)} asked for" for name, a, b in found)
         raise Refused(
             f"{path} holds another survey: {told}. Ask for the same, name another file, or start anew with --overwrite",
             found,
@@ -646,7 +649,8 @@ def _names(fields: Sequence[Field]) -> str:
     return ", ".join(f.name + (f"[{f.extra[1]}]" if f.extra else "") for f in fields)
 
 
-def _short(value: Any) -> str:
+def short(value: Any) -> str:
+    """A value as text of no more than 60 characters."""
     text = value if isinstance(value, str) else canonical(value)
     return text if len(text) <= 60 else f"{text[:28]}...{text[-28:]}"
 

@@ -1,0 +1,156 @@
+"""A run of checkpoints: dense twins for its eigenpairs, resuming, failures, ranks, and words."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from lossmap.along import along, checkpoints
+from lossmap.measure.curvature import Curvature
+from lossmap.measure.snapshot import EachCheckpoint
+from lossmap.space.checkpoints import load_into
+from lossmap.space.problem import Problem
+from lossmap.store.evolution import Folder, results_of, stored
+from lossmap.store.surface import read
+
+
+def small(wide=6):
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(5, wide), nn.Tanh(), nn.Linear(wide, 3))
+
+
+def problem(wide=6):
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(40, 5, generator=generator)
+    return Problem.supervised(small(wide).eval(), "crossentropy", (x, torch.arange(40) % 3))
+
+
+def turned(model, folder, steps, broken=()):
+    """Checkpoints on a line away from the model's start."""
+    folder.mkdir()
+    away = {k: torch.randn(v.shape, generator=torch.Generator().manual_seed(2)) for k, v in model.state_dict().items()}
+    for step in steps:
+        state = {k: v + 0.02 * step * away[k] for k, v in model.state_dict().items()}
+        if step in broken:
+            state = {k: v * float("nan") for k, v in state.items()}
+        torch.save(state, folder / f"epoch_{step}.pt")
+    return folder
+
+
+def dense(given, path, top):
+    load_into(given.model, path)
+    matrix = Curvature(given)
+    whole = np.stack([(matrix @ torch.eye(matrix.size)[i]).double().numpy() for i in range(matrix.size)])
+    values, vectors = np.linalg.eigh((whole + whole.T) / 2)
+    return values[::-1][:top], vectors[:, ::-1][:, :top], values[0]
+
+
+@pytest.mark.parametrize("wide", [6, 60])  # below and above what is made dense
+def test_every_checkpoint_has_the_eigenpairs_of_its_dense_hessian(tmp_path, wide):
+    given = problem(wide)
+    folder = turned(given.model, tmp_path / "run", [0, 2, 10])
+    run = along([folder], given, path=tmp_path / "a.h5", top=3, tol=1e-5)
+    assert run.outcome == "complete" and "stable" in run.words
+    held, surface = stored(tmp_path / "a.h5"), read(tmp_path / "a.h5")
+    assert held.steps.tolist() == [0, 2, 10]
+    rows = np.concatenate(list(held.blocks()), axis=1).reshape(3, 3, -1)
+    for i, step in enumerate((0, 2, 10)):
+        values, vectors, least = dense(given, folder / f"epoch_{step}.pt", 3)
+        np.testing.assert_allclose(surface["eigenvalues"][i], values, atol=1e-4)
+        assert surface["smallest_eigenvalue"][i] == pytest.approx(least, abs=2e-3)
+        gaps = -np.diff(values)
+        if gaps.min() > 1e-2 * values[0]:
+            np.testing.assert_allclose(np.abs(np.sum(rows[i] * vectors.T, axis=1)), 1.0, atol=1e-4)
+        cosines = np.linalg.svd(rows[i] @ vectors, compute_uv=False)
+        assert cosines.min() > 0.99
+    assert not Folder.beside(tmp_path / "a.h5").path.exists()
+
+
+def test_the_model_that_was_given_is_not_moved(tmp_path):
+    given = problem()
+    before = {k: v.clone() for k, v in given.model.state_dict().items()}
+    along([turned(given.model, tmp_path / "run", [1, 2])], given, path=tmp_path / "a.h5", top=2)
+    assert all(torch.equal(v, before[k]) for k, v in given.model.state_dict().items())
+
+
+def test_a_run_that_was_stopped_goes_on_and_measures_only_what_is_left(tmp_path, monkeypatch):
+    given = problem()
+    folder = turned(given.model, tmp_path / "run", range(6))
+    asked = iter([False, False, False, True] + [True] * 100)
+    first = along([folder], given, path=tmp_path / "a.h5", top=2, stop=lambda: next(asked))
+    assert first.outcome == "unfinished" and first.words == ""
+    done = int((read(tmp_path / "a.h5").status["along"] == 1).sum())
+    assert 0 < done < 6 and Folder.beside(tmp_path / "a.h5").path.exists()
+    measured = []
+    original = EachCheckpoint.__call__
+    monkeypatch.setattr(EachCheckpoint, "__call__", lambda self, p: (measured.append(p), original(self, p))[1])
+    second = along([folder], given, path=tmp_path / "a.h5", top=2)
+    assert second.outcome == "complete" and len(measured) == 6 - done
+    whole = along([folder], given, path=tmp_path / "b.h5", top=2)
+    a, b = results_of(tmp_path / "a.h5"), results_of(tmp_path / "b.h5")
+    np.testing.assert_array_equal(a["eigenvalue"], b["eigenvalue"])
+    np.testing.assert_array_equal(a["overlap"], b["overlap"])
+    measured.clear()
+    assert along([folder], given, path=tmp_path / "a.h5", top=2).words == whole.words and not measured
+
+
+def test_a_checkpoint_that_fails_is_told_and_the_others_are_compared(tmp_path):
+    given = problem()
+    folder = turned(given.model, tmp_path / "run", range(5), broken=(3,))
+    run = along([folder], given, path=tmp_path / "a.h5", top=2)
+    assert run.outcome == "failed" and len(run.failures) == 1 and "epoch_3.pt" in run.failures[0]
+    assert results_of(tmp_path / "a.h5")["step"].tolist() == [0, 1, 2, 4]
+
+
+def test_vectors_that_are_gone_are_asked_for_in_a_sentence(tmp_path):
+    given = problem()
+    folder = turned(given.model, tmp_path / "run", range(4))
+    asked = iter([False, False, False, True] + [True] * 100)
+    along([folder], given, path=tmp_path / "a.h5", top=2, stop=lambda: next(asked))
+    Folder.beside(tmp_path / "a.h5").clear()
+    with pytest.raises(ValueError, match="are gone from"):
+        along([folder], given, path=tmp_path / "a.h5", top=2)
+    assert along([folder], given, path=tmp_path / "a.h5", top=2, overwrite=True).outcome == "complete"
+
+
+def test_another_run_is_not_mixed_into_a_file(tmp_path):
+    given = problem()
+    along([turned(given.model, tmp_path / "run", range(3))], given, path=tmp_path / "a.h5", top=2)
+    other = turned(small().eval(), tmp_path / "other", [0, 1, 2], broken=(1,))
+    with pytest.raises(ValueError, match="run"):
+        along([other], given, path=tmp_path / "a.h5", top=2)
+
+
+def test_the_whole_reading_has_trace_and_negative_share_with_bounds(tmp_path):
+    given = problem()
+    along([turned(given.model, tmp_path / "run", [0, 1])], given, path=tmp_path / "a.h5", top=2, whole=True)
+    found = read(tmp_path / "a.h5")
+    assert (found["negative_share_low"] <= found["negative_share_high"]).all() and np.isfinite(found["trace"]).all()
+    assert np.isfinite(results_of(tmp_path / "a.h5")["negative_share"]).all()
+
+
+def test_checkpoints_are_sorted_as_people_count_and_judged_by_content(tmp_path):
+    for name in ("epoch_10.pt", "epoch_2.pkl", "epoch_1.bin"):
+        torch.save(small().state_dict(), tmp_path / name)
+    (tmp_path / "notes_3.pt").write_text("no checkpoint")
+    assert list(checkpoints([tmp_path])) == [1, 2, 10]
+    assert list(checkpoints([tmp_path / "epoch_10.pt", tmp_path / "epoch_2.pkl", tmp_path / "epoch_2.pkl"])) == [2, 10]
+    with pytest.raises(ValueError, match=r"notes_3\.pt is no checkpoint"):
+        checkpoints([tmp_path / "notes_3.pt"])
+    with pytest.raises(FileNotFoundError, match="there is no checkpoint"):
+        checkpoints([tmp_path / "epoch_3.pt"])
+    with pytest.raises(ValueError, match="wants checkpoints"):
+        checkpoints([])
+
+
+def test_files_without_numbers_are_counted(tmp_path):
+    for name in ("early.pt", "late.pt"):
+        torch.save(small().state_dict(), tmp_path / name)
+    assert list(checkpoints([tmp_path])) == [0, 1]
+
+
+def test_more_eigenvalues_than_parameters_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="--top wants 1 to 48 eigenvalues"):
+        EachCheckpoint(problem(), {}, keep=lambda s, v: None, top=100)
