@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import platform
 import re
+import resource
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -16,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from lossmap import __version__
+from lossmap.farm.estimate import beside, side_by_side, table, taken
 from lossmap.farm.shards import Shard
 from lossmap.farm.team import World
 from lossmap.options import DrawSettings, RunSettings, Settings, Usage
@@ -84,6 +87,7 @@ class Kept:
         if settings.run.shard:
             path = Shard.parse(settings.run.shard).file(path)
         self.path = path
+        self.began = time.monotonic()
 
     def chosen(self, world: World, measure: str, name: str, probe: Callable[[], Any]) -> Any:
         """What an earlier run's probe chose for this file, else what the probe chooses now, on rank 0; told to all."""
@@ -114,11 +118,28 @@ class Kept:
             attributes={
                 **provenance(device, ranks),
                 "command": self.command,
+                **{f"{name}_estimate": told for name, told in (beside(self.path) or {}).items() if name in measures},
                 f"resolved_{self.command}": {"settings": self.settings.resolved(), "folder": os.getcwd()},
                 "directions_cosine": self.plane.cosine if self.plane.cosine is not None else float("nan"),
                 "directions_digest": self.plane.digest,
             },
             only=self.points,
+        )
+
+    def took(self, store: SurfaceFile, measure: str) -> None:
+        """Write into the file what the measure took by now, beside what was estimated."""
+        surface = store.surface()
+        known = table(surface.attributes.get(f"{measure}_took"))
+        products = surface["products"] if "products" in surface.measures[measure] else None
+        wall = float(known.get("wall", 0.0)) + time.monotonic() - self.began
+        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        size = store.path.stat().st_size
+        store.note(
+            **{
+                f"{measure}_took": taken(
+                    surface[f"{measure}_seconds"], products, wall=wall, memory=memory, file_size=size
+                )
+            }
         )
 
     def groups(self) -> dict[str, Group]:
@@ -162,6 +183,9 @@ def finished(path: Path, surface: Surface, measure: str, say: Say) -> int:
         say(f"stopped in good order: {counts['done']:,} points done, {counts['left']:,} left; the same command goes on")
     elif outcome == "failed":
         say(f"complete, but {counts['failed']:,} points failed; --retry-failed measures them again")
+    estimated, took = (table(surface.attributes.get(f"{measure}_{what}")) for what in ("estimate", "took"))
+    for line in side_by_side(estimated, took) if estimated else ():
+        say(line)
     say(f"result: {path}")
     return EXIT[outcome]
 

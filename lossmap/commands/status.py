@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from lossmap.farm.estimate import beside, span_text
+from lossmap.farm.estimate import beside, side_by_side, span_text, table, taken
 from lossmap.options import Usage, guarded, parse, setting
 from lossmap.store.surface import being_written, read
 from lossmap.store.values import Surface
@@ -89,8 +89,14 @@ def standing(file: str, surface: Surface, measure: str | None = None) -> dict[st
         "end": known.get("end"),
         "restarts": int(known.get("restarts", 0)),
         "measures": {name: one_measure(surface, name) for name in names if name in surface.status},
-        "estimate": known.get("estimate") or beside(file),
+        "estimate": estimates_of(file, surface),
     }
+
+
+def estimates_of(file: str, surface: Surface) -> dict[str, Any]:
+    """The estimates that were made before, by measure: those in the result, else those that lie beside it."""
+    within = {name: table(surface.attributes.get(f"{name}_estimate")) for name in surface.status}
+    return (beside(file) or {}) | {name: told for name, told in within.items() if told}
 
 
 def one_measure(surface: Surface, name: str) -> dict[str, Any]:
@@ -98,6 +104,7 @@ def one_measure(surface: Surface, name: str) -> dict[str, Any]:
     counts, grid = surface.counts(name), surface.grid
     every = surface.fields.get(f"{name}_seconds", np.full(grid.shape, np.nan)).reshape(-1)
     ranks = surface.fields.get(f"{name}_rank", np.full(grid.shape, np.nan)).reshape(-1)
+    products = surface["products"] if "products" in surface.measures.get(name, ()) else None
     timed = np.flatnonzero(np.isfinite(every))
     seconds, who = every[timed], ranks[timed]
     slowest = timed[np.argsort(-seconds, kind="stable")[:SHOWN]]
@@ -109,10 +116,7 @@ def one_measure(surface: Surface, name: str) -> dict[str, Any]:
         **counts,
         "rate": rate,
         "seconds_left": counts["left"] / rate if rate else (0.0 if not counts["left"] else None),
-        "seconds": {"sum": float(seconds.sum()), "mean": float(seconds.mean()), "max": float(seconds.max())}
-        if timed.size
-        else None,
-        "products": mean_products(surface, name),
+        "took": taken(every, products) | table(surface.attributes.get(f"{name}_took")),
         "ranks": len(means),
         "slowest_points": [{"index": int(i), "point": grid.point(int(i)), "seconds": float(every[i])} for i in slowest],
         "slowest_ranks": [{"rank": r, "seconds": mean, "points": n} for mean, r, n in means[:SHOWN]],
@@ -122,14 +126,6 @@ def one_measure(surface: Surface, name: str) -> dict[str, Any]:
             if f.measure in (name, "")
         ],
     }
-
-
-def mean_products(surface: Surface, name: str) -> float | None:
-    """Products per point, where the measure counts them."""
-    if "products" not in surface.measures.get(name, ()):
-        return None
-    known = surface["products"][np.isfinite(surface["products"])]
-    return float(known.mean()) if known.size else None
 
 
 def rate_of(times: np.ndarray, seconds: np.ndarray, ranks: int) -> float | None:
@@ -152,8 +148,8 @@ def text(now: dict[str, Any]) -> str:
         if m["left"] and m["rate"]:
             line += f"; {m['rate']:.3g} points a second, {span_text(m['seconds_left'])} to go"
         lines.append(line)
-        if m["seconds"]:
-            lines.append(f"  a point takes {m['seconds']['mean']:.3g} s, the slowest {m['seconds']['max']:.3g} s")
+        if m["took"]:
+            lines.append(f"  a point takes {m['took']['seconds']:.3g} s, the slowest {m['took']['most']:.3g} s")
             points = "; ".join(f"{place(p['point'])} {p['seconds']:.3g} s" for p in m["slowest_points"])
             lines.append(f"  slowest points: {points}")
         if m["ranks"] > 1:
@@ -164,9 +160,8 @@ def text(now: dict[str, Any]) -> str:
         if len(m["failures"]) > SHOWN:
             lines.append(f"  and {len(m['failures']) - SHOWN} more failed; --json tells all")
     for name, m in now["measures"].items():
-        if m["seconds"] and name in (now["estimate"] or {}):
-            lines.append(f"{name}: estimated, and {'taken so far' if m['left'] else 'taken'}")
-            lines += compared(now["estimate"][name], m)
+        if m["took"] and name in now["estimate"]:
+            lines += [f"  {line}" for line in side_by_side(now["estimate"][name], m["took"])]
     lines.append(f"started {now['start'] or 'at an unknown time'}, restarts: {now['restarts']}")
     if now["outcome"] == "unfinished":
         lines.append(
@@ -178,14 +173,3 @@ def text(now: dict[str, Any]) -> str:
 def place(point: Sequence[float]) -> str:
     """A point's coordinates."""
     return "(" + ", ".join(f"{c:g}" for c in point) + ")"
-
-
-def compared(told: dict[str, Any], m: dict[str, Any]) -> list[str]:
-    """What was estimated beside what it took so far."""
-    took = m["seconds"]
-    rows = [("seconds a point", f"{told['seconds']:.3g}", f"{took['mean']:.3g}")]
-    if "products" in told and m["products"] is not None:
-        rows.append(("products a point", f"{told['products']:.3g}", f"{m['products']:.3g}"))
-    whole = told["points"] * told["seconds"] + told.get("again", 0) * told["first"]
-    rows.append(("all points, over all ranks", span_text(whole), span_text(took["sum"])))
-    return [f"  {what}: estimated {said}, took {was}" for what, said, was in rows]

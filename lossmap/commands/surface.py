@@ -87,6 +87,7 @@ def run(settings: Settings, world: World, walk: Callable[..., Any] = survey) -> 
         )
     if store is None:
         return results.EXIT[surface.outcome]
+    kept.took(store, measure.name)
     store.close()
     results.pictures(kept.path, settings.draw, say)
     return results.finished(kept.path, store.surface(), measure.name, say)

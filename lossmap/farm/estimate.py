@@ -201,6 +201,44 @@ def beside(result: str | Path) -> dict[str, Any] | None:
     return found if isinstance(found, dict) else None
 
 
+def taken(seconds: np.ndarray, products: np.ndarray | None, **known: Any) -> dict[str, Any]:
+    """What a measure really took, in the estimate's words: from the seconds (and products) of the points that are done.
+
+    known  what the fields do not say: wall (seconds from begin to end), memory, file_size
+    """
+    seconds = seconds[np.isfinite(seconds)]
+    if seconds.size == 0:
+        return {}
+    took = {"points": int(seconds.size), "seconds": float(seconds.mean()), "least": float(seconds.min())}
+    took |= {"most": float(seconds.max()), "rank_seconds": float(seconds.sum())}
+    if products is not None and np.isfinite(products).any():
+        took["products"] = float(products[np.isfinite(products)].mean())
+    return took | known
+
+
+def table(value: Any) -> dict[str, Any]:
+    """An estimate, or what was taken, as a result holds it: a dict, or its JSON text; empty where there is none."""
+    return dict(json.loads(value) if isinstance(value, str) else value or {})
+
+
+def side_by_side(estimated: Mapping[str, Any], took: Mapping[str, Any]) -> list[str]:
+    """Lines that set what was estimated beside what it took, for whatever both know."""
+    whole = Estimate(**{"products": math.nan, **estimated}).rank_seconds
+    told: dict[str, Any] = {**estimated, "rank_seconds": whole}
+    rows: list[tuple[str, str, Callable[[float], str]]] = [
+        ("seconds", "seconds a point", lambda v: f"{v:.3g} s"),
+        ("products", "products a point", lambda v: f"{v:.3g}"),
+        ("rank_seconds", "all points, over all ranks", span_text),
+        ("memory", "memory of a rank", size_text),
+        ("file_size", "file", size_text),
+    ]
+    return [
+        f"{words:27} estimated {form(told[name]):>9}   took {form(took[name]):>9}"
+        for name, words, form in rows
+        if told.get(name) and took.get(name)
+    ]
+
+
 def span_text(seconds: float) -> str:
     """A span of time as people say it."""
     for unit, length in (("days", 86400), ("h", 3600), ("min", 60)):
