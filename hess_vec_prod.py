@@ -1,0 +1,39 @@
+"""Curvature at one checkpoint, or along a run of them, and the health of a network.
+
+    python hess_vec_prod.py --model resnet20-w8 --model-file net.pt            `lossmap spectrum`
+    python hess_vec_prod.py --along run/*.pt --model resnet20-w8               how it turns along a run
+    python hess_vec_prod.py health --model resnet20-w8 --model-file net.pt     `lossmap health`
+
+You get eigenpairs, trace and spectral density with their error bars, whole and layer by layer, as a report, in one
+HDF5 file, and drawn.
+"""
+
+import sys
+
+from lossmap.commands.__main__ import main as lossmap
+from lossmap.measure.curvature import Curvature, gauss_newton, hessian
+from lossmap.measure.eigen import EigenPairs, eigsh, extremes
+from lossmap.measure.spectrum import spectrum
+from lossmap.measure.trace import trace
+
+__all__ = [
+    "Curvature",
+    "EigenPairs",
+    "eigsh",
+    "extremes",
+    "gauss_newton",
+    "hessian",
+    "main",
+    "spectrum",
+    "trace",
+]
+
+
+def main() -> int:
+    """Open the door that was named; `spectrum` without a name."""
+    words = sys.argv[1:]
+    return lossmap(words if words[:1] in (["spectrum"], ["health"]) else ["spectrum", *words])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
