@@ -34,7 +34,7 @@ HOMES = {
     "PIL": {"space/"},
     "safetensors": {"space/"},
     "rich": {"commands/"},
-    "argparse": {"options.py"},
+    "argparse": {"options.py", "space/pickles.py"},
     "xarray": {"store/"},
 }
 

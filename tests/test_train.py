@@ -283,7 +283,8 @@ def test_a_recorder_leaves_checkpoints_from_a_loop_of_ones_own(tmp_path):
         optimizer.step()
         recorder(model, loss)
     assert [p.name for p in checkpoints_in(tmp_path)] == ["step_000002.pt", "step_000004.pt"]
-    rows = list(csv.DictReader((tmp_path / "record.csv").open()))
+    with (tmp_path / "record.csv").open() as file:
+        rows = list(csv.DictReader(file))
     assert [row["step"] for row in rows] == ["2", "4"] and float(rows[1]["loss"]) == recorder.records[1]["loss"]
     assert model.training
     fresh = dropping()

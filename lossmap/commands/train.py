@@ -11,14 +11,23 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lossmap.farm.stop import Stop, job_end
-from lossmap.options import DataSettings, ModelSettings, Settings, Usage, guarded, parse, setting
+from lossmap.farm.team import World
+from lossmap.options import (
+    DataSettings,
+    ModelSettings,
+    RunSettings,
+    Settings,
+    Usage,
+    guarded,
+    launched_rank,
+    parse,
+    setting,
+)
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from lossmap.objects import Machine
     from lossmap.space.problem import Problem
     from lossmap.train import Recipe
@@ -56,13 +65,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     settings = parse((ModelSettings, DataSettings, TrainSettings), argv, prog="lossmap train", about=__doc__ or "")
     if settings.data.split == "both":
         raise Usage("a net is trained on one split: --split train or --split test")
+    if launched_rank() != 0:  # training is for one process; under mpirun the others have nothing to do
+        return 0
     return run(settings)
 
 
 def run(settings: Settings) -> int:
     """Build the problem, train it, say how well it does."""
-    import torch
-
     from lossmap import objects
     from lossmap.train import Recipe, readings, save, train
 
@@ -81,10 +90,8 @@ def run(settings: Settings) -> int:
         augment=asked.augment,
         seed=asked.seed,
     )
-    at = objects.Machine(
-        torch.device(_device(asked.device)), getattr(torch, asked.precision), None, asked.threads or _cores()
-    )
-    torch.set_num_threads(at.threads)
+    here = RunSettings(device=asked.device, threads=asked.threads, precision=asked.precision)
+    at = objects.machine(here, World.start(mpi=False))
     split = settings.data.split
     problem = objects.problems_of(settings.model, settings.data, at, splits=(split,), seed=asked.seed)[split]
     model = problem.model
@@ -120,7 +127,7 @@ def run(settings: Settings) -> int:
     return 0
 
 
-def _test_problem(settings: Settings, at: Machine, model: nn.Module) -> Problem | None:
+def _test_problem(settings: Settings, at: Machine, model: Any) -> Problem | None:
     """The test split, where there is one beside what was trained on."""
     from dataclasses import replace
 
@@ -136,14 +143,14 @@ def _test_problem(settings: Settings, at: Machine, model: nn.Module) -> Problem 
     return replace(made, model=model)
 
 
-def _teller(recipe: Recipe, samples: int) -> Callable[[int, nn.Module, float], None]:
+def _teller(recipe: Recipe, samples: int) -> Callable[[int, Any, float], None]:
     """Prints a line for each epoch."""
     from lossmap.train import steps_per_epoch
 
     each, began = steps_per_epoch(samples, recipe.batch_size), time.monotonic()
     losses: list[float] = []
 
-    def tell(step: int, model: nn.Module, loss: float) -> None:
+    def tell(step: int, model: Any, loss: float) -> None:
         losses.append(loss)
         if step % each == 0:
             count = f"{step // each:{len(str(recipe.epochs))}}/{recipe.epochs}"
@@ -152,20 +159,3 @@ def _teller(recipe: Recipe, samples: int) -> Callable[[int, nn.Module, float], N
             losses.clear()
 
     return tell
-
-
-def _device(asked: str) -> str:
-    import torch
-
-    if asked != "auto":
-        if asked.startswith("cuda") and not torch.cuda.is_available():
-            raise Usage(f"--device {asked}: there is no GPU that PyTorch can use")
-        return asked
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def _cores() -> int:
-    said = os.environ.get("OMP_NUM_THREADS", "")
-    if said.isdigit():
-        return int(said)
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

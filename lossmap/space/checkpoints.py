@@ -8,7 +8,6 @@ is run, unless `unsafe` is asked for, which says so loudly.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import difflib
 import hashlib
@@ -102,7 +101,7 @@ def _allowed() -> list[Any]:
     """What may stand in a checkpoint beside tensors: Namespaces, NumPy's numbers and arrays."""
     kinds = {type(np.dtype(code)) for code in ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "?")}
     named = [(thing, f"{module}.{name}") for (module, name), thing in pickles.NAMES.items() if "numpy" in module]
-    return [argparse.Namespace, *kinds, *named]
+    return [pickles.NAMES["argparse", "Namespace"], *kinds, *named]
 
 
 def _content(path: Path, kind: str, unsafe: bool) -> Any:

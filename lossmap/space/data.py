@@ -51,12 +51,14 @@ def samples_in(batch: Batch) -> int:
 
 def moved(batch: Batch, device: torch.device | str | None, dtype: torch.dtype | None) -> Batch:
     """The batch on a device; floating-point tensors in dtype, others as they are."""
+    # towards a GPU the copy may overlap; from one, the host would read before it has arrived
+    overlaps = device is not None and torch.device(device).type == "cuda"
 
     def move(leaf: Any) -> Any:
         if not isinstance(leaf, torch.Tensor):
             return leaf
         floating = dtype is not None and leaf.is_floating_point()
-        return leaf.to(device=device, dtype=dtype if floating else None, non_blocking=True)
+        return leaf.to(device=device, dtype=dtype if floating else None, non_blocking=overlaps)
 
     return pytree.tree_map(move, batch)
 

@@ -71,7 +71,7 @@ def test_a_dry_run_writes_nothing(capsys, tmp_path):
         (["--split", "both"], "a net is trained on one split"),
         (["--optimizer", "lbfgs"], "invalid choice"),
         (["--lr", "0"], "a rate above 0"),
-        (["--device", "cuda:7"], "there is no GPU that PyTorch can use"),
+        (["--device", "cuda:7"], "this rank sees no GPU"),
         (["--dataset", "digits32"], "does the data set fit the model?"),
         (["--model", "mlp", "--model-args", '{"widths": [64, 7]}'], "the targets run from 0 to 9; the model has 7"),
         (["--epoch", "3"], "unknown flag --epoch; did you mean --epochs"),
