@@ -93,7 +93,7 @@ class Estimate:
     products    of a point, in the mean; NaN where none are counted
     memory      bytes of one rank, in main memory; gpu_memory on its GPU, 0 without one
     file_size   bytes
-    again       points that are solved once more, from afar (the audit)
+    again       points that are solved once more, from afar (the audit), each at `again_cost` times `first`
     per_node    ranks on a node, on which `seconds` were measured
     """
 
@@ -108,6 +108,7 @@ class Estimate:
     gpu_memory: int
     file_size: int
     again: int = 0
+    again_cost: float = 1.0
     per_node: int = 1
     looked_at: int = 0
     choice: str = ""
@@ -115,7 +116,7 @@ class Estimate:
     @property
     def rank_seconds(self) -> float:
         """Seconds of computing for all points, over all ranks, without set-up."""
-        return self.points * self.seconds + self.again * self.first
+        return self.points * self.seconds + self.again * self.again_cost * self.first
 
     def wall(self, ranks: int) -> float:
         """Seconds from the first point to the last with so many ranks, set-up included.
@@ -170,7 +171,7 @@ def estimated(samples: Sequence[Sample], points: int, **known: Any) -> Estimate:
         points=points,
         seconds=weighed(near, lambda s: s.seconds),
         least=min(seen),
-        most=max(s.seconds for s in (far or near)) if not near else max(*seen, *(s.seconds for s in far)),
+        most=max(seen),
         first=weighed(far or near, lambda s: s.seconds),
         setup=setup,
         products=weighed(near, lambda s: s.products),
