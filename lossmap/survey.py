@@ -294,6 +294,7 @@ class Book:
         self.done = int((status == 1).sum())
         self.failed = 0 if retry_failed else int((status == 2).sum())
         self.states = store.unfinished(measure)
+        self.begun = set(self.states)
         self.read_now = 0
         self.began = time.monotonic()
         self.notes: list[str] = []
@@ -301,7 +302,7 @@ class Book:
 
     def state(self, index: int) -> Any:
         """What an earlier run left of a point, or None."""
-        return self.states.get(index)
+        return self.states[index] if index in self.begun else None
 
     def read(self, index: int, reading: dict[str, Any], seconds: float, rank: int) -> None:
         self.store.record(self.measure, index, reading, seconds, rank)

@@ -33,6 +33,7 @@ POINTS, HALT, END = range(8, 11)
 TODO, READ, BROKEN = 0, 1, 2  # what is known of a point, as in the file's status
 DEATHS = 3  # a point during which so many ranks died is not dealt again
 MOST = 64  # points that one place may hold
+RECENT = 256  # points by whose slowest one the cost of the next is judged
 AHEAD = 0.05  # seconds of work that a place should hold, to bridge the way to rank 0
 
 
@@ -90,7 +91,7 @@ class Dealing:
         self.alive: set[int] = set()  # places that take points
         self.seconds = 0.0  # of all points measured
         self.measured = 0
-        self.slowest: deque[float] = deque(maxlen=256)
+        self.slowest = [0.0, 0.0]  # of the last RECENT points or fewer, and of as many before them
 
     @property
     def finished(self) -> bool:
@@ -108,14 +109,16 @@ class Dealing:
 
     def worst(self) -> float:
         """Seconds of the slowest of the points measured lately."""
-        return max(self.slowest, default=0.0)
+        return max(self.slowest)
 
     def wants(self, place: int) -> int:
         """How many more points the place should be given now."""
         cost = self.cost()
         depth = 2 if not self.measured else 1 if cost > 10 * AHEAD else min(MOST, 2 + int(AHEAD / max(cost, 1e-6)))
-        fair = 1 + (self.undealt + len(self.again)) // (2 * max(1, len(self.alive)))
-        return min(depth, fair) - len(self.held[place])
+        share = (self.undealt + len(self.again)) / max(1, len(self.alive))
+        if self.measured:  # slow points must not wait behind slow points while other places run out
+            share *= cost / max(self.worst(), 1e-9)
+        return min(depth, 1 + int(share / 2)) - len(self.held[place])
 
     def deal(self, place: int, now: float) -> list[int]:
         """Points for a place that asks, none where there is nothing for it."""
@@ -162,7 +165,9 @@ class Dealing:
         self._answered(place, index, now)
         self.seconds += seconds
         self.measured += 1
-        self.slowest.append(seconds)
+        if self.measured % RECENT == 0:
+            self.slowest = [0.0, self.slowest[0]]
+        self.slowest[0] = max(self.slowest[0], seconds)
         return self._settle(index, READ)
 
     def failed(self, place: int, index: int, now: float) -> bool:
@@ -237,7 +242,7 @@ class Book(Protocol):
         """Something that a person will want to know."""
 
     def moved(self, dealing: Dealing) -> None:
-        """Called now and then, for progress."""
+        """Called ten times a second, and at the end."""
 
 
 @dataclass
@@ -306,7 +311,7 @@ class Dealer:
             self._watch(now)
         if not self.halting:
             self._serve(now)
-        if moved or now - self._told > 0.2:
+        if now - self._told > 0.1 or self.dealing.finished:
             self._told = now
             self.book.moved(self.dealing)
         self.over = self.dealing.finished or (self.halting > 0 and all(d.halted or not d.present for d in self.desks))

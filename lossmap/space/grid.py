@@ -7,6 +7,7 @@ index = r * len(x) + c. A field is what a measure reads at each point: a name wi
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -89,7 +90,7 @@ class Grid:
         return (self.x.size,) if self.y is None else (self.y.size, self.x.size)
 
     def __len__(self) -> int:
-        return int(np.prod(self.shape))
+        return math.prod(self.shape)
 
     def point(self, index: int) -> Point:
         """The coordinates (x,) or (x, y) of the point with this flat index."""

@@ -57,6 +57,10 @@ def test_places_hold_more_where_points_are_quick_and_fewer_towards_the_end():
     assert dealing.wants(1) == 3
     dealing.undealt = 0
     assert dealing.wants(1) == 1
+    dealing.undealt = 60
+    assert dealing.wants(1) == 16
+    dealing.slowest = [0.01, 0.0]
+    assert dealing.wants(1) == 2
     slow = dealing_of(10_000, 2)
     slow.done(0, 0, 3.0, 3.0)
     assert slow.wants(0) == 1
