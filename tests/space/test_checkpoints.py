@@ -289,3 +289,11 @@ def test_the_header_of_safetensors_is_told_from_text(tmp_path):
     (tmp_path / "a").write_bytes(struct.pack("<Q", len(header)) + header)
     assert kind_of(tmp_path / "a") == "safetensors"
     assert checkpoints.kind_of(str(tmp_path / "a")) == "safetensors"
+
+
+def test_checkpoints_of_the_original_tool_are_read(reference):
+    for name in ("small_a.t7", "small_b.t7"):
+        path = reference / "original_tool" / name
+        state = load_state(path)
+        assert kind_of(path) == "legacy" and state["fc.weight"].shape == (10, 128) and "bn2.running_var" in state
+        finite_or_named(state)
