@@ -169,6 +169,8 @@ def upper_bound(misses: int, audited: int, confidence: float = BOUND) -> float:
 
 def sentence(found: Mapping[str, Any]) -> str:
     """The report for a person."""
+    if not found["audited"]:
+        return "audit: there was no point to be solved again"
     again = f"; {found['solved_again']:,} points beside them were solved again" if found["solved_again"] else ""
     return (
         f"audit: {found['misses']} of {found['audited']} points missed an end by more than {found['tolerance']:g} "

@@ -132,7 +132,7 @@ def lanczos(
     Raises ValueError for what makes no sense, FloatingPointError where a product is not finite.
     """
     wanted = Which.parse(which)
-    _check(matrix, wanted, tol, max_products)
+    check(wanted, matrix.size, tol, max_products, confidence)
     n = matrix.size
     epsilon = float(torch.finfo(matrix.dtype).eps)
     item = torch.finfo(matrix.dtype).bits // 8
@@ -187,13 +187,15 @@ def _shrink(space: Space, wanted: Which, count: int, values: np.ndarray, coordin
     space.shrink(coordinates[:, keep], values[keep])
 
 
-def _check(matrix: Symmetric, wanted: Which, tol: float, max_products: int | None) -> None:
+def check(wanted: Which, n: int, tol: float, max_products: int | None, confidence: float = 0.99) -> None:
+    """Raises ValueError where what is asked of a matrix of n rows makes no sense."""
     if not tol > 0.0:
         raise ValueError(f"--tol wants a number above 0, such as 1e-3; got {tol}")
-    if wanted.kind != "ends" and wanted.count > matrix.size:
-        raise ValueError(f"{wanted.kind}:{wanted.count} of a matrix of {matrix.size} rows: it has no more eigenvalues")
+    if wanted.kind != "ends" and wanted.count > n:
+        raise ValueError(f"{wanted.kind}:{wanted.count} of a matrix of {n} rows: it has no more eigenvalues")
     if max_products is not None and max_products < 1:
         raise ValueError(f"--max-products wants 1 or more; got {max_products}")
+    least_component(n, confidence)
 
 
 def _start(matrix: Symmetric, start: Tensor | None, noise: float, seed: int | str, block: int) -> tuple[Tensor, float]:
@@ -289,7 +291,7 @@ def eigsh(
     `lanczos` are accepted and change nothing. Raises ValueError and FloatingPointError as `lanczos` does.
     """
     wanted = Which.parse(which)
-    _check(matrix, wanted, tol, max_products)
+    check(wanted, matrix.size, tol, max_products)
     n = matrix.size
     precision = matrix.dtype if matrix.dtype == torch.float64 else torch.float32
     seen = {"products": 0, "longest": 0.0}

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lossmap.measure.eigen import EigenPairs, Which, extremes
+from lossmap.measure.eigen import EigenPairs, Which, check, extremes
 from lossmap.measure.krylov import Symmetric
 from lossmap.measure.trace import trace
 from lossmap.space.directions import Plane
@@ -42,6 +42,10 @@ class There(Symmetric, Protocol):
 
 class Prepared(Protocol):
     """A problem made ready for many products at many points: `linearize.prepare` makes one."""
+
+    @property
+    def size(self) -> int:
+        """The entries n of theta."""
 
     def at(self, tensors: Mapping[str, Tensor]) -> There:
         """The matrix where the model has these tensors."""
@@ -82,6 +86,9 @@ class Extremes:
             raise ValueError(f"--certify is one of {', '.join(CERTIFY)}; got {certify!r}")
         self.prepared, self.plane, self.which = dict(prepared), plane, which
         self.parts = parts_of(which)
+        for part in self.parts:
+            for made in self.prepared.values():
+                check(Which.parse("ends" if part == "trace" else part), made.size, tol, max_products, confidence)
         self.certify, self.seed, self.stop, self.unit, self.audit = certify, seed, stop, unit, audit
         self.cold = audit or certify == "each"
         self.name = "audit" if audit else "eigen"

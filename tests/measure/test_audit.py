@@ -127,6 +127,7 @@ def test_a_map_where_nothing_is_known_has_nothing_to_audit():
     survey = Survey(Grid.line(count=9), [], dead=range(9))
     assert survey.audit().wanted().size == 0
     assert survey.audit().report()["upper_bound"] == 1.0
+    assert sentence(survey.audit().report()) == "audit: there was no point to be solved again"
 
 
 def test_the_more_extreme_answer_is_kept_with_its_error_and_the_nearer_limit():

@@ -34,7 +34,7 @@ class Places:
     """In place of a prepared problem: a function from the plane's tensors to a matrix."""
 
     def __init__(self, make):
-        self.make = make
+        self.make, self.size = make, make(0.0).size
 
     def at(self, tensors):
         return self.make(float(tensors["w"][0]))
