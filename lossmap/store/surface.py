@@ -163,6 +163,7 @@ class SurfaceFile:
         self._drawn = time.monotonic()
         self._dirty = False
         self._closed = False
+        self._keep: Path | None = path  # whose groups the next snapshot takes over
 
     @classmethod
     def open(
@@ -229,7 +230,9 @@ class SurfaceFile:
                 _room(path, ledger)
                 journal.clear()
                 shutil.rmtree(_folder(path), ignore_errors=True)
-            return cls(path, ledger, journal, identity)
+            store = cls(path, ledger, journal, identity)
+            store._keep = None
+            return store
         if path.exists() or begun is not None:
             ledger, there = _continued(path, journal.contents)
             _refuse(path, ledger, there, grid, identity, measures)
@@ -401,11 +404,11 @@ class SurfaceFile:
             try:
                 with self._kept():
                     self._journal.sync()
-                    netcdf.write_whole(self.path, self.surface(), keep=self.path)
+                    netcdf.write_whole(self.path, self.surface(), self._keep)
             finally:
                 self._drawn = time.monotonic()
                 self._cost = self._drawn - begin
-            self._dirty = False
+            self._dirty, self._keep = False, self.path
             # Directions may be as large as the model: once in the file they are copied from snapshot to snapshot.
             for name, group in self.ledger.groups.items():
                 if name.startswith(netcdf.LARGE):
