@@ -19,6 +19,8 @@ from dataclasses import MISSING, Field, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
+EXIT = {"complete": 0, "failed": 3, "unfinished": 75}  # a door's exit code, by how its result stands
+
 
 class Usage(ValueError):
     """What was asked makes no sense; the text is one sentence for a person. The doors exit with 2."""
@@ -70,6 +72,7 @@ class DataSettings:
         metavar="NAME",
     )
     data_path: str | None = setting(None, "folder of the data set's files", metavar="FOLDER", names=("--datapath",))
+    download: bool = setting(False, "fetch CIFAR-10-C into --data-path where it is not there, and check it")
     normalize: str | None = setting(None, "mean/std per channel, such as 0.5,0.5,0.5/0.2,0.2,0.2", metavar="M/S")
     raw_data: bool = setting(False, "do not normalise the data")
     split: str = setting("train", "samples to read", choices=("train", "test", "both"))

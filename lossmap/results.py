@@ -21,6 +21,7 @@ from lossmap import __version__
 from lossmap.farm.estimate import beside, side_by_side, table, taken
 from lossmap.farm.shards import Shard
 from lossmap.farm.team import World
+from lossmap.options import EXIT as EXIT
 from lossmap.options import DrawSettings, RunSettings, Settings, Usage
 from lossmap.space.directions import Plane
 from lossmap.space.grid import Grid
@@ -28,7 +29,6 @@ from lossmap.space.problem import Problem
 from lossmap.store.surface import SurfaceFile, read
 from lossmap.store.values import Group, Surface
 
-EXIT = {"complete": 0, "failed": 3, "unfinished": 75}
 Say = Callable[[str], None]
 
 

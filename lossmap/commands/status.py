@@ -18,11 +18,10 @@ from typing import Any
 import numpy as np
 
 from lossmap.farm.estimate import beside, side_by_side, span_text, table, taken
-from lossmap.options import Usage, guarded, parse, setting
+from lossmap.options import EXIT, Usage, guarded, parse, setting
 from lossmap.store.surface import being_written, read
 from lossmap.store.values import Surface
 
-CODES = {"complete": 0, "failed": 3, "unfinished": 75}
 SHOWN = 5  # slowest points and ranks, and failures, that the text names
 
 
@@ -54,11 +53,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             print("\x1b[H\x1b[2J", end="")
         print(json.dumps(now) if told.json else text(now), flush=True)
         if not told.watch or now["outcome"] != "unfinished":
-            return CODES[now["outcome"]]
+            return EXIT[now["outcome"]]
         try:
             time.sleep(told.every)
         except KeyboardInterrupt:
-            return CODES[now["outcome"]]
+            return EXIT[now["outcome"]]
 
 
 def mark(file: str, surface: Surface) -> str:

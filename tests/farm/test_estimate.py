@@ -2,6 +2,7 @@
 
 import json
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -59,7 +60,7 @@ def test_every_place_lies_on_the_grid_and_none_is_looked_at_twice(rows, columns)
         for walk in found:
             assert 0 <= min(walk) <= max(walk) < math.prod(shape)
             assert len({index // columns for index in walk}) == 1
-            assert all(abs(a - b) == 1 for a, b in zip(walk, walk[1:], strict=False))
+            assert all(abs(a - b) == 1 for a, b in pairwise(walk))
 
 
 def test_slow_points_are_looked_at_as_seldom_as_can_be():

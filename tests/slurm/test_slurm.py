@@ -14,11 +14,12 @@ import pytest
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 
 LOSS = """\
+import os
 import time
 import torch
 
 def loss(outputs, targets):
-    time.sleep(0.1)
+    time.sleep(0.1 if "SLURM_JOB_ID" in os.environ else 0.0)
     return torch.nn.functional.cross_entropy(outputs, targets)
 """
 LOSSMAP = str(Path(sys.executable).with_name("lossmap"))
@@ -28,7 +29,7 @@ class Farm:
     """The cluster, and a folder with an awkward name in which its jobs run."""
 
     def __init__(self, cluster, folder):
-        self.cluster, self.folder = cluster, folder / "it's a \"test\" 5%"
+        self.cluster, self.folder = cluster, folder / 'it\'s a "test" 5%'
         self.folder.mkdir()
         (self.folder / "slow loss.py").write_text(LOSS)
 
@@ -171,7 +172,7 @@ def test_a_job_that_is_cancelled_or_gets_nothing_done_does_not_come_back(farm):
 
 def test_what_sbatch_refuses_is_said_in_one_sentence(farm):
     done = subprocess.run(
-        [LOSSMAP, "submit", "--nodes", "99", "--", *farm.survey("a.h5")],
+        [LOSSMAP, "submit", *farm.site(partition="nowhere"), "--", *farm.survey("a.h5")],
         cwd=farm.folder,
         env=farm.cluster.environment,
         capture_output=True,
