@@ -2,7 +2,8 @@
 
 The largest and smallest eigenvalues, trace, density, condition number, step limit; --layers tensor for every layer's
 own block and a verdict; --weights for singular values; --compare LABEL=FILE for further checkpoints side by side;
---l2 for an L2 path; --split both for training against test samples. Under mpirun or srun the parts are shared among
+--l2 for an L2 path; --split both for training against test samples; --along run/*.pt for the leading eigenpairs at
+every checkpoint of a run and what becomes of them. Under mpirun or srun the parts are shared among
 the ranks. Killed or stopped, the same command goes on where it was. The report is printed, and stored in the result.
 """
 
@@ -19,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from lossmap import results
+from lossmap.commands.along import run_along
 from lossmap.commands.progress import display
 from lossmap.farm.stop import Stop, job_end
 from lossmap.farm.team import World
@@ -71,6 +73,8 @@ class SpectrumSettings:
     weights: bool = setting(False, "singular values of each layer's weight")
     vectors: bool = setting(False, "keep the eigenvectors in the result")
     compare: tuple[str, ...] = setting((), "further checkpoints: LABEL=FILE or LABEL=MODEL@FILE ...", metavar="WHAT")
+    along: tuple[str, ...] = setting((), "checkpoints of a run, or folders: follow --top eigenpairs", metavar="FILE")
+    whole: bool = setting(False, "with --along: trace and share of negative eigenvalues at every checkpoint too")
     l2: tuple[str, ...] = setting((), "strengths of an L2 path", metavar="STRENGTH")
     l2_retrain: int | None = setting(None, "retrain with each strength for so many epochs", metavar="EPOCHS")
     seed: int = setting(0, "of probes and start vectors", metavar="SEED")
@@ -93,6 +97,9 @@ def run(settings: Settings, world: World) -> int:
     from lossmap import objects
     from lossmap.measure.jobs import ROW, jobs_of
 
+    if settings.spectrum.along:
+        s = settings.spectrum
+        return run_along(settings, world, s.along, top=s.top, tol=s.tol)
     asked, say = settings.run, results.teller(world, settings.notes)
     wanted, path = world.together(lambda: (asked_of(settings), result_of(settings)))
     team = world.together(lambda: world.teams(asked.team, asked.rank_0))

@@ -37,6 +37,7 @@ from lossmap.measure.pieces import Piece, pieces
 from lossmap.measure.signals import Signal, signals, why_zero
 from lossmap.measure.spectrum import Total, check_mean, curvature, loss_and_gradient
 from lossmap.space import chance
+from lossmap.space.data import Batch, moved, samples_in
 from lossmap.space.problem import Problem
 from lossmap.space.vectors import Layout, norm, selected
 
@@ -418,7 +419,17 @@ def shortfall_of(leaks: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Shortfal
 
 def doubled(problem: Problem) -> Problem:
     """The same problem in float64, over a copy of its model. Raises what the model's forward raises there."""
-    twin = replace(problem, model=copy.deepcopy(problem.model).double(), data=problem.data.to(dtype=torch.float64))
+    own = next(problem.model.parameters()).dtype
+
+    def count(batch: Batch) -> int:  # a problem may count with its own model, which stays as it is
+        return problem.count(moved(batch, None, own))
+
+    twin = replace(
+        problem,
+        model=copy.deepcopy(problem.model).double(),
+        data=problem.data.to(dtype=torch.float64),
+        count=problem.count if problem.count is samples_in else count,
+    )
     twin.total(next(iter(twin.data.rebatched(1))))
     return twin
 

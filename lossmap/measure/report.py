@@ -68,7 +68,7 @@ def verdict_of_ends(largest: tuple[float, float], smallest: tuple[float, float])
     if low + low_error < 0.0 < high - high_error:
         ratio = abs(low) / high
         return (
-            f"indefinite: the loss bends down somewhere (least eigenvalue {lower}), {100 * ratio:.2g} % as strongly as "
+            f"indefinite: the loss bends down somewhere (least eigenvalue {lower}), {100 * ratio:.3g} % as strongly as "
             f"it bends up ({upper}); no minimum, to second order"
         )
     if low - low_error > 0.0:
@@ -234,7 +234,7 @@ def of_block(b: Block) -> str:
     if kind == "indefinite":
         return (
             f"indefinite: bends up along {up} (largest {high}) and down along {down} (least {low}, "
-            f"{100 * abs(b.smallest) / b.largest:.2g}% of the largest); a saddle in these parameters where the "
+            f"{100 * abs(b.smallest) / b.largest:.3g}% of the largest); a saddle in these parameters where the "
             "gradient is zero"
         )
     return f"{kind}: from {low} to {high}, each +- {b.error:.1g}; {up} up, {down} down beyond {floor}"
@@ -250,7 +250,7 @@ def of_network(found: Layers) -> str:
     if low.negative[0]:
         share = abs(low.smallest) / high.largest if high.largest > high.floor else 0.0
         beside = (
-            f", {100 * share:.2g}% of the largest upward bend, {number(high.largest)} in {high.name}" if share else ""
+            f", {100 * share:.3g}% of the largest upward bend, {number(high.largest)} in {high.name}" if share else ""
         )
         parts.append(
             f"Block {low.name} bends down ({number(low.smallest)}{beside}). The whole matrix then has an eigenvalue at "
@@ -286,9 +286,10 @@ def _of_zero(zero: Sequence[Block], of: int) -> str:
     if not zero:
         return f"None of {count(of, 'block')} is zero"
     names = ", ".join(b.name for b in zero)
+    some = f"{len(zero)} of {count(of, 'block')} {'is' if len(zero) == 1 else 'are'} zero"
     text = (
-        f"{len(zero)} of {count(of, 'block')} {'is' if len(zero) == 1 else 'are'} zero ({names}): second order says "
-        "nothing about these parameters by themselves; a Newton step needs damping there"
+        f"{'Every block is zero' if len(zero) == of else some} ({names}): second order says nothing about these "
+        "parameters by themselves; a Newton step needs damping there"
     )
     still = [b for b in zero if b.gradient_norm == 0.0]
     moved = [b for b in zero if b.gradient_norm > 0.0]

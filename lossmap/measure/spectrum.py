@@ -27,7 +27,8 @@ from lossmap.measure.dense import Whole
 from lossmap.measure.density import Density, Share, density
 from lossmap.measure.eigen import EigenPairs, extremes
 from lossmap.measure.krylov import Symmetric
-from lossmap.measure.linearize import Matrix, prepare
+from lossmap.measure.linearize import prepare
+from lossmap.measure.places import Matrix
 from lossmap.measure.trace import Trace, trace
 from lossmap.space.data import samples_in
 from lossmap.space.problem import Problem
