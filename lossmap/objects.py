@@ -206,6 +206,7 @@ def samples_of(model: ModelSettings, data: DataSettings, split: str, neighbours:
             data_seed=data.data_seed,
             pieces=data.data_split,
             piece=data.split_idx,
+            download=data.download,
             neighbours=neighbours,
         )
     return batches

@@ -37,6 +37,7 @@ from torch.utils import _pytree as pytree
 from torch.utils.data import DataLoader, IterableDataset, RandomSampler, SequentialSampler, default_collate
 
 from lossmap.space import cifar
+from lossmap.space import download as fetching
 from lossmap.space.callables import resolve_callable
 from lossmap.space.data import Batch, Batches, Resident, Streamed, drained, shared_range
 from lossmap.space.problem import targets_of
@@ -79,6 +80,7 @@ def load(
     batch_size: int | None = None,
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
+    download: bool = False,
     neighbours: int = 1,
     budget: int | None = None,
 ) -> Resident | Streamed:
@@ -89,6 +91,7 @@ def load(
     samples      at most so many: a random subset, drawn from data_seed, in the data's own order
     pieces       the data are cut into so many pieces, of which `piece`, counted from 0, is used
     batch_size   256 where nothing is said
+    download     fetch CIFAR-10-C, 2.9 GB, into data_path (or `data`) where it is not there
     neighbours   ranks on this machine that load the same
     budget       bytes that the samples may take; by default a quarter of what is free, shared by the neighbours
 
@@ -96,6 +99,8 @@ def load(
     """
     if split not in ("train", "test"):
         raise ValueError(f"a split is train or test; got {split!r}")
+    if download:
+        data_path = _downloaded(name, data_path)
     source = _source(name, split, data_path, normalize, raw)
     if source.samples < 1:
         raise ValueError(f"{name} holds no sample in its split {split}")
@@ -214,6 +219,16 @@ def _enlarged(images: NDArray[np.uint8]) -> NDArray[np.float32]:
     large = torch.nn.functional.interpolate(x, scale_factor=4, mode="bilinear", align_corners=False)
     result: NDArray[np.float32] = large.permute(0, 2, 3, 1).expand(-1, -1, -1, 3).contiguous().numpy()
     return result
+
+
+def _downloaded(name: str, data_path: str | Path | None) -> Path:
+    """The folder that holds CIFAR-10-C, fetched where it does not."""
+    if not name.lower().startswith("cifar10c:"):
+        raise ValueError(f"only cifar10c:NAME:LEVEL can be downloaded; got {name!r}")
+    folder = Path(data_path or "data")
+    if any((place / "labels.npy").is_file() for place in (folder, folder / "CIFAR-10-C")):
+        return folder
+    return fetching.fetch_cifar10c(folder)
 
 
 def _cifar10c(name: str, split: str, data_path: str | Path | None) -> tuple[NDArray[Any], NDArray[np.int64]]:

@@ -166,3 +166,22 @@ def test_wrong_questions_to_cifar10c_get_their_sentence(cifar10c, tmp_path, monk
     (cifar10c.folder / "fog.npy").write_bytes(b"\x93NUMPY")
     with pytest.raises(ValueError, match=r"fog\.npy or the labels beside it cannot be read"):
         load("cifar10c:fog:1", "test")
+
+
+def test_cifar10c_is_downloaded_only_where_it_is_asked_for_and_missing(cifar10c, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    asked = []
+
+    def fetched(folder):
+        asked.append(str(folder))
+        return cifar10c.folder
+
+    monkeypatch.setattr("lossmap.space.download.fetch_cifar10c", fetched)
+    for path in (cifar10c.folder, tmp_path):
+        assert load("cifar10c:fog:1", "test", data_path=path, download=True).samples == 10
+    assert not asked
+    assert load("cifar10c:fog:1", "test", data_path="away", download=True).samples == 10
+    assert load("cifar10c:fog:1", "test", download=True).samples == 10
+    assert asked == ["away", "data"]
+    with pytest.raises(ValueError, match="only cifar10c:NAME:LEVEL can be downloaded; got 'digits'"):
+        load("digits", download=True)
