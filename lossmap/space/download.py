@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import tarfile
@@ -38,6 +39,7 @@ def fetch(
     target = folder / name
     if target.exists() and not _wrong(target, md5, sha256):
         return target
+    new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     beside = folder / f".{name}.{os.getpid()}"
     try:
@@ -53,6 +55,9 @@ def fetch(
         ) from None
     finally:
         beside.unlink(missing_ok=True)
+        if new:
+            with contextlib.suppress(OSError):  # it is not empty: the file came
+                folder.rmdir()
     return target
 
 
