@@ -68,7 +68,7 @@ class DataSettings:
 
     dataset: str = setting(
         "digits",
-        "digits, digits32, cifar10, cifar100, cifar10c:NAME:LEVEL, npz:FILE, or file.py:factory; digits+fog:3 is corrupted",
+        "digits, digits32, cifar10, cifar100, one of them +fog:3, cifar10c:NAME:LEVEL, npz:FILE, or file.py:factory",
         metavar="NAME",
     )
     data_path: str | None = setting(None, "folder of the data set's files", metavar="FOLDER", names=("--datapath",))

