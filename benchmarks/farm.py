@@ -138,7 +138,7 @@ def million(side: int, folder: str) -> None:
 
     def heard(number: int) -> None:
         if number % (side * side // 10) == 0:
-            memory = int(next(x for x in open("/proc/self/status") if x.startswith("VmRSS")).split()[1])
+            memory = int(Path("/proc/self/status").read_text().partition("VmRSS:")[2].split()[0])
             journal = os.path.getsize(f"{path}.journal")
             looks.append((number, time.perf_counter(), memory, journal))
 
@@ -209,8 +209,8 @@ def main() -> None:
         for ranks in told.ranks or ([2, 8] if told.quick else [2, 4, 8, 16, 32, 64]):
             dealt, locked = (started(role, count, mean, ranks=ranks) for role in ("efficiency", "lockstep"))
             print(
-                f"efficiency: {ranks:2d} ranks ({dealt['computing']} compute): dealt {100 * dealt['efficiency']:.1f} %, "
-                f"lock step {100 * locked['efficiency']:.1f} % (at best {100 * locked['best']:.1f} %)",
+                f"efficiency: {ranks:2d} ranks ({dealt['computing']} compute): dealt {100 * dealt['efficiency']:.1f} %"
+                f", lock step {100 * locked['efficiency']:.1f} % (at best {100 * locked['best']:.1f} %)",
                 flush=True,
             )
     if "waiting" in told.only:

@@ -37,6 +37,7 @@ _PIECE = 1 << 28  # bytes in one message of a broadcast: counts are 32-bit in ma
 _HEAD = 32  # numbers in the head of a team's sum; small sums travel in it
 
 _TALK, _BYE = 1, 2  # tags
+_TOGETHER = -1  # in place of a survey's number: a message that stands for a collective
 
 # what tells a rank that a launcher started it, and among how many
 _SIZES = (
@@ -90,6 +91,10 @@ class Team:
     def any(self, flag: bool) -> bool:
         """Whether any rank of the team says so: such as a stop, which all must follow or none."""
         return bool(flag) if self.size == 1 else bool(self.sum(float(flag)) > 0)
+
+    def agreed(self, stop: Callable[[], bool]) -> Callable[[], bool]:
+        """The same question asked of the whole team, so that all its ranks hear one answer: for a measure's stop."""
+        return stop if self.size == 1 else lambda: self.any(stop())
 
     def settle(self, code: int) -> int:
         """The largest of the ranks' codes; other than 0, it makes ranks that still sum raise `Fallen`."""
@@ -287,7 +292,7 @@ class World:
     def wait(self, request: Any, ranks: Sequence[int] | None = None) -> None:
         """Wait for a collective by asking and sleeping. Raises Broken where one of its ranks dies meanwhile."""
         nap = Nap(shortest=5e-6)
-        ranks = range(self.size) if ranks is None else ranks
+        concerned = set(range(self.size) if ranks is None else ranks)
         while True:
             try:
                 if request.Test():
@@ -296,12 +301,12 @@ class World:
                 if error.Get_error_class() not in self._news:
                     raise
                 self._looked = 0.0
-                lost = sorted(self.dead() & set(ranks))
+                lost = sorted(self.dead() & concerned)
                 raise Broken(f"rank {', '.join(map(str, lost)) or '?'} has died") from None
             self._leave_an_orphan()
             if self.meanwhile is not None:
                 self.meanwhile()
-            lost = sorted(self.dead() & set(ranks))
+            lost = sorted(self.dead() & concerned)
             if lost:
                 raise Broken(f"rank {', '.join(map(str, lost))} has died")
             nap.after(False)
@@ -312,6 +317,8 @@ class World:
         """The sum over all ranks of a tensor, an array or a number."""
         if self.size == 1:
             return value
+        if self.gone or self.stuck:
+            return _like(value, np.sum([part for part in self.gather(_array(value)) if part is not None], axis=0))
         result = np.array(_array(value), order="C")
         self.wait(self._all.Iallreduce(self.mpi.IN_PLACE, result))
         return _like(value, result)
@@ -320,23 +327,43 @@ class World:
         """Rank 0's value, on every rank."""
         if self.size == 1:
             return value
-        if not self.gone:
+        if not (self.gone or self.stuck):
             return _broadcast(self, self._all, value, range(self.size))
-        if self.rank == 0:  # collectives no longer work: one message to each survivor
-            for rank in set(range(1, self.size)) - self.gone - self.stuck:
-                self.send((-1, value), rank)
-            self.flush()
-            return value
+        if self.rank != 0:
+            return self._awaited()[1]
+        for rank in self._others():
+            self.send((_TOGETHER, value), rank)
+        self.flush()
+        return value
+
+    def _others(self) -> set[int]:
+        """The ranks beside 0 that are still with us, as all of them know."""
+        return set(range(1, self.size)) - self.gone - self.stuck
+
+    def _awaited(self) -> tuple[int, Any]:
+        """The next message of those that take the place of collectives after a death, and its sender."""
         nap = Nap()
-        while (came := self.receive()) is None or came[1][0] != -1:
-            nap.after(False)
-        return came[1][1]
+        while (came := self.receive()) is None or came[1][0] != _TOGETHER:
+            lost = self._others() & self.dead()
+            if self.rank == 0 and lost:
+                raise Broken(f"rank {', '.join(map(str, sorted(lost)))} has died")
+            nap.after(came is not None)
+        return came[0], came[1][1]
 
     def gather(self, value: Any) -> list[Any]:
-        """Every rank's value, on every rank, in the order of the ranks."""
+        """Every rank's value, on every rank, in the order of the ranks; None for the dead."""
         if self.size == 1:
             return [value]
-        return _gather(self, self._all, value, range(self.size))
+        if not (self.gone or self.stuck):
+            return _gather(self, self._all, value, range(self.size))
+        every = [value, *[None] * (self.size - 1)]
+        if self.rank == 0:
+            for _ in self._others():
+                rank, every[rank] = self._awaited()
+        else:
+            self.send((_TOGETHER, value), 0)
+        told: list[Any] = self.broadcast(every)
+        return told
 
     def together(self, make: Callable[[], T]) -> T:
         """What `make` returns on this rank; where it raises on any rank, all raise as one, naming rank and host.
@@ -368,12 +395,13 @@ class World:
 
         def on_this_node() -> T:
             said: tuple[T | None, Exception | None] = (None, None)
-            if self.node_rank == 0:
+            alone = bool(self.gone or self.stuck)  # after a death everyone reads for itself
+            if self.node_rank == 0 or alone:
                 try:
                     said = (make(), None)
                 except Exception as error:
                     said = (None, error)
-            if self.node_size > 1:
+            if self.node_size > 1 and not alone:
                 said = _broadcast(self, self._node, said, range(self.size))
             if said[1] is not None:
                 raise said[1]

@@ -369,4 +369,18 @@ def test_surveys_may_follow_one_another_and_ranks_come_late(run):
 
 
 def test_after_a_death_the_others_go_on(run):
-    assert run("after_a_death", ranks=4, ft=True).told == ["complete", "complete", "go on", [2]]
+    told = run("after_a_death", ranks=4, ft=True).told
+    assert told == ["complete", "complete", "go on", [2], [0, 1, None, 3], [4.5, 7, 8]]
+
+
+def test_ranks_die_with_their_launcher(tmp_path):
+    started = Run(tmp_path, "undisturbed", tmp_path / "s.h5", 0.5)
+    while len(ranks := started.ranks()) < 3 or not (tmp_path / "s.h5.journal").exists():
+        time.sleep(0.05)
+    time.sleep(0.3)
+    started.process.kill()
+    until = time.monotonic() + 5
+    while any(Path(f"/proc/{pid}").exists() for pid in ranks.values()):
+        assert time.monotonic() < until, "ranks were left behind"
+        time.sleep(0.05)
+    assert started.ended().code == -signal.SIGKILL

@@ -26,6 +26,8 @@ def test_alone_everything_is_what_it_was():
     world, team = World(), Team.alone()
     tensor = torch.arange(3.0)
     assert team.sum(tensor) is tensor and world.sum(2) == 2
+    asked = bool
+    assert team.agreed(asked) is asked
     assert team.any(True) and not team.any(False) and team.settle(3) == 3 and team.leads
     assert world.broadcast("x") == "x" == team.broadcast("x")
     assert world.gather(1) == [1] == team.gather(1)
@@ -163,6 +165,10 @@ def test_tensors_of_every_kind_are_summed_and_come_back_as_they_were(dtype):
         numbers = [1.0] * value.numel() if dtype == torch.float64 else []
         total = pair(0, value.numel(), *numbers[:30]).sum(value)
         assert total.dtype == dtype and total.shape == value.shape and (total == 2).all() and (value == 1).all()
+
+
+def test_a_stop_is_agreed_by_the_whole_team():
+    assert pair(0, 1, 1.0).agreed(lambda: False)() and not pair(0, 1, 0.0).agreed(lambda: False)()
 
 
 def test_a_member_that_has_raised_makes_the_others_fall():
