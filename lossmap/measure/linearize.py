@@ -12,6 +12,7 @@ what depends on neither; `at` does once per point what does not depend on the ve
     graph     the gradient's graph, as autograd keeps it        6, and none of the layers folded; Hessian only
     double    nothing: `curvature.Curvature`                    9; Gauss-Newton 8
 
+Of a linear way's 3x3 convolutions with many channels, tiles (see `winograd`) save up to three multiplications in four.
 All are exact. `linear` is compared with double backward in float64 on a few samples before its first use and given up,
 with a line to the log, where the two differ or the trace fails: it sees through detach, `.data`, no_grad, custom
 autograd functions and random numbers. Kept values stay within a bound of memory; batches beyond it are computed anew in
@@ -24,371 +25,39 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from functools import cached_property
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
-from scipy.sparse.linalg import LinearOperator
 from torch import Tensor
-from torch.func import functional_call, vmap
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lossmap.space.chance import generator
-from lossmap.space.data import Batch, moved, samples_in
 from lossmap.space.problem import Problem, placed
 from lossmap.space.vectors import Layout, norm, selected
 
-from .attention import twice_differentiable
 from .curvature import (
-    Curvature,
     Product,
     Total,
-    add_rows,
     alone,
     differentiated,
     first_backward,
     gauss_newton,
     hessian,
-    multiplied,
     outputs_and_loss,
-    scipy_operator,
-    second_backward,
 )
-from .tracing import Inputs, Steps, Whole, gauss_newton_steps, hessian_steps
+from .places import Choice, Few, Matrix, Prepared, disagreement, tracing
 
 log = logging.getLogger("lossmap")
 
 WAYS = ("auto", "linear", "graph", "double")
-FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
-CHECKED = 4  # samples on which linear is compared with double backward
-TOLERANCE = 1e-9  # the relative difference between them that float64 explains
 FIRST = 32  # the batch at which the probe starts
+TILED = (64, 32, 16)  # the least channels of 3x3 convolutions from which tiles are tried
+ROUNDED = 32  # how far tiles may round, in units of the precision
 PROBE = 20.0  # seconds after which the probe tries no further cut
-
-Choice = dict[str, Any]
-
-
-@dataclass(frozen=True, eq=False)
-class Matrix:
-    """The curvature at one place: `matrix @ v` and `matrix.loss()`, until the tensors of that place change.
-
-    layout   theta's
-    samples  how many this rank holds
-    """
-
-    layout: Layout
-    dtype: torch.dtype
-    device: torch.device
-    samples: Callable[[], int]
-    total: Total
-    share: Callable[[Tensor], Tensor]  # (b, n) -> (b, n), summed over this rank's samples
-    losses: Callable[[], Tensor]  # summed over this rank's samples
-
-    @property
-    def size(self) -> int:
-        """The entries n of theta."""
-        return self.layout.size
-
-    def __matmul__(self, v: Tensor) -> Tensor:
-        """The product with v, (n,) -> (n,), or with the columns of a block, (n, b) -> (n, b); as `Curvature`'s."""
-        return multiplied(self.layout, v, self.dtype, self.share, self.samples, self.total)
-
-    def loss(self) -> float:
-        """The mean loss here, over all samples of all ranks; it may be NaN or infinite, which is no error."""
-        message = torch.zeros(2, dtype=torch.float64, device=self.device)
-        failure: Exception | None = None
-        with torch.inference_mode(False):
-            try:
-                message[0] = self.losses()
-                message[1] = self.samples()
-            except Exception as error:
-                failure = error
-                message[1] = -torch.inf  # no sum of samples is negative: the sign that some rank failed
-            message = self.total(message)
-        if failure is not None:
-            raise failure
-        if float(message[1]) < 0:
-            raise RuntimeError("the loss failed on another rank of the team, which says why")
-        return float(message[0]) / float(message[1])
-
-    def operator(self) -> LinearOperator:
-        """The matrix for SciPy: NumPy vectors in, NumPy vectors out."""
-        return scipy_operator(self, self.size, self.dtype, self.device)
-
-
-@dataclass(frozen=True, eq=False)
-class Prepared:
-    """What does not depend on the place. Make one by `prepare`; `at` gives the matrix at a place.
-
-    choice  how products are made: way, batch, format, block, and the probe's seconds per sample (JSON-able);
-            given to `prepare` on another rank, or on resuming, it is taken as it is
-    memory  bytes that kept values may take
-    """
-
-    problem: Problem
-    parameters: str
-    product: Product
-    total: Total
-    choice: Choice
-    memory: int
-    steps: dict[Any, Steps] = field(default_factory=dict, repr=False)  # by the batch's shape
-
-    @cached_property
-    def layout(self) -> Layout:
-        """How theta is made."""
-        return Layout.of(selected(self.problem.model, self.parameters))
-
-    @property
-    def size(self) -> int:
-        """The entries n of theta."""
-        return self.layout.size
-
-    @cached_property
-    def cut(self) -> Problem:
-        """The problem in batches of the chosen size."""
-        return self.problem.rebatched(self.choice["batch"])
-
-    def at(self, tensors: Mapping[str, Tensor] | None = None) -> Matrix:
-        """The curvature where these tensors stand in the model's place; the others, or without any all, as they are.
-
-        Parameters and buffers by their names in the state dict; the model itself is not changed. The values that
-        products read are computed at the first product or loss. Raises KeyError for a name that the model has not.
-        """
-        own: dict[str, Tensor] = {
-            **dict(self.problem.model.named_parameters()),
-            **dict(self.problem.model.named_buffers()),
-        }
-        for name in tensors or ():
-            if name not in own:
-                raise KeyError(f"the model has no tensor named {name!r}")
-        first = own[self.layout.names[0]]
-        state = {k: t.detach() for k, t in own.items()}
-        state |= {k: t.detach().to(own[k].device, own[k].dtype) for k, t in (tensors or {}).items()}
-        place = {"linear": linear_place, "graph": graph_place, "double": double_place}[self.choice["way"]]
-        share, losses = place(self, state)
-        return Matrix(self.layout, first.dtype, first.device, lambda: self.problem.samples, self.total, share, losses)
-
-
-Place = tuple[Callable[[Tensor], Tensor], Callable[[], Tensor]]  # share and losses of a Matrix
-
-
-def double_place(prepared: Prepared, state: Mapping[str, Tensor]) -> Place:
-    """Double backward at a place: the fallback and the twin."""
-    curvature = Curvature(prepared.cut, prepared.product, prepared.parameters)
-
-    def share(rows: Tensor) -> Tensor:
-        with placed(prepared.problem.model, state):
-            return curvature.share(rows)
-
-    return share, lambda: summed_loss(prepared, state)
-
-
-def summed_loss(prepared: Prepared, state: Mapping[str, Tensor]) -> Tensor:
-    """The loss summed over this rank's samples at a place, by forward passes alone."""
-    losses: list[Tensor] = []
-    with placed(prepared.problem.model, state) as model, torch.enable_grad(), twice_differentiable(model):
-        for batch in prepared.cut.data:
-            losses.append(prepared.cut.total(batch).detach().double())
-    return torch.stack(losses).sum()
-
-
-def graph_place(prepared: Prepared, state: Mapping[str, Tensor]) -> Place:
-    """The gradient's graph of each batch kept, as far as memory goes; a second backward pass per vector."""
-    problem, names = prepared.cut, prepared.layout.names
-    theta = [state[k].requires_grad_(True) for k in names]  # a detached tensor: the model's own is not touched
-    whole = {f"model.{k}": t for k, t in state.items()}
-    graphs: list[Sequence[Tensor] | None] = []
-    room = prepared.memory
-
-    def graph_of(batch: Batch) -> Sequence[Tensor]:
-        module = Whole(problem.model, lambda: first_backward(problem, batch, theta))
-        with placed(problem.model, {}), torch.enable_grad(), twice_differentiable(problem.model):
-            made: Sequence[Tensor] = functional_call(module, whole, ())
-        return made
-
-    def share(rows: Tensor) -> Tensor:
-        sums = torch.zeros_like(rows)
-        vectors = [prepared.layout.split(row) for row in rows]
-        nonlocal room
-        for i, batch in enumerate(problem.data):
-            if i == len(graphs):
-                room -= prepared.choice["kept_per_sample"] * samples_in(batch)
-                graphs.append(graph_of(batch) if room >= 0 else None)
-            kept = graphs[i]
-            add_rows(sums, second_backward(kept or graph_of(batch), theta, vectors, keep=kept is not None))
-        return sums
-
-    return share, lambda: summed_loss(prepared, state)
-
-
-def linear_place(prepared: Prepared, state: Mapping[str, Tensor]) -> Place:
-    """The values that tangents meet, of each batch, as far as memory goes; tangents alone per vector."""
-    problem, layout, choice = prepared.cut, prepared.layout, prepared.choice
-    form = FORMATS[choice["format"]]
-    laid = {k: laid_out(t, form) for k, t in state.items()}
-    places: list[tuple[Steps, Any | None]] = []
-    losses: list[Tensor] = []
-    given = {t.untyped_storage().data_ptr() for t in laid.values()}
-    room = prepared.memory
-
-    def valued(batch: Batch) -> tuple[Steps, Any, Tensor]:
-        inputs = Inputs.of(problem.model, layout.names, batch)
-        leaves = [laid_out(t, form) for t in pytree.tree_leaves(batch) if isinstance(t, Tensor)]
-        ordered = [laid[k] for k in (*inputs.moving, *inputs.still)]
-        steps = steps_for(prepared, inputs, ordered, leaves)
-        kept, loss = steps.values(ordered, leaves)
-        return steps, kept, loss
-
-    def walk() -> Iterator[tuple[Steps, Any]]:
-        """Steps and kept values of each batch; those beyond the memory are computed anew every time."""
-        if places and all(kept is not None for _, kept in places):
-            yield from places
-            return
-        nonlocal room
-        for i, batch in enumerate(problem.data):
-            if i < len(places) and places[i][1] is not None:
-                yield places[i]
-                continue
-            steps, kept, loss = valued(batch)
-            if i == len(places):
-                losses.append(loss.detach().double())
-                room -= bytes_of(kept, given)
-                places.append((steps, kept if room >= 0 else None))
-            yield steps, kept
-
-    def share(rows: Tensor) -> Tensor:
-        sums = torch.zeros_like(rows)
-        if len(rows) > 1 and choice["block"] == "together":
-            block = tuple(
-                t.view(len(rows), *s) for t, s in zip(rows.split(layout.sizes, 1), layout.shapes, strict=True)
-            )
-            for steps, kept in walk():
-                add_rows(sums, together(steps, kept, block))
-            return sums
-        vectors = [tuple(laid_out(t, form) for t in layout.split(row)) for row in rows]
-        targets = [layout.split(row) for row in sums]
-        for steps, kept in walk():
-            for vector, target in zip(vectors, targets, strict=True):
-                for into, part in zip(target, steps.product(kept, vector), strict=True):
-                    if part is not None:
-                        into.add_(part)
-        return sums
-
-    def loss() -> Tensor:
-        if not places:
-            for _ in walk():
-                pass
-        return torch.stack(losses).sum()
-
-    return share, loss
-
-
-def together(steps: Steps, kept: Any, block: tuple[Tensor, ...]) -> list[list[Tensor]]:
-    """The products with b vectors, tangents (b, ...), in one pass by vmap; zeros written out."""
-
-    def filled(tangents: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        results = steps.pure(kept, tangents)
-        return tuple(torch.zeros_like(t) if r is None else r for r, t in zip(results, tangents, strict=True))
-
-    products = vmap(filled)(block)
-    return [[part[i] for part in products] for i in range(len(block[0]))]
-
-
-def laid_out(tensor: Tensor, form: torch.memory_format) -> Tensor:
-    """A four-dimensional tensor in this memory format; others as they are."""
-    return tensor.contiguous(memory_format=form) if tensor.dim() == 4 else tensor
-
-
-def bytes_of(values: Any, given: set[int]) -> int:
-    """What the kept values occupy beyond the storages that are there anyhow."""
-    seen, size = set(given), 0
-    for leaf in pytree.tree_leaves(values):
-        if isinstance(leaf, Tensor) and leaf.untyped_storage().data_ptr() not in seen:
-            seen.add(leaf.untyped_storage().data_ptr())
-            size += leaf.untyped_storage().nbytes()
-    return size
-
-
-def steps_for(prepared: Prepared, inputs: Inputs, state: Sequence[Tensor], leaves: Sequence[Tensor]) -> Steps:
-    """The trace for this shape of batch, made when first met."""
-    key = (str(inputs.spec), tuple(map(repr, inputs.fixed)), tuple((t.shape, t.stride(), t.dtype) for t in leaves))
-    if key not in prepared.steps:
-        with tracing(prepared.problem):
-            prepared.steps[key] = STEPS[prepared.product](prepared.problem, inputs.moving, inputs, [*state, *leaves])
-    return prepared.steps[key]
-
-
-STEPS: dict[Product, Callable[..., Steps]] = {hessian: hessian_steps, gauss_newton: gauss_newton_steps}
-
-
-@contextmanager
-def tracing(problem: Problem) -> Iterator[None]:
-    """Evaluation mode, and no kernel that has no second derivative."""
-    with placed(problem.model, {}), torch.enable_grad(), twice_differentiable(problem.model):
-        yield
-
-
-def disagreement(prepared: Prepared) -> str | None:
-    """Why products may not be linearised: one compared with double backward in float64, at the model's own place.
-
-    In the memory format of the choice, since operations differ in what they make of it.
-    """
-    if prepared.product not in STEPS:
-        return "there are no rules for this product"
-    problem = prepared.problem.rebatched(CHECKED)
-    model = problem.model
-    try:
-        few = [moved(next(iter(problem.data)), None, torch.float64)]
-        own: dict[str, Tensor] = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-        state = {k: t.detach().double() if t.is_floating_point() else t for k, t in own.items()}
-        n = prepared.size
-        rows = torch.randn(1, n, generator=generator("disagreement", n), dtype=torch.float64)
-        rows = rows.to(next(iter(state.values())).device)
-        alike = Few(few)
-        small = Prepared(problem.with_data(alike), prepared.parameters, prepared.product, alone,
-                         prepared.choice | {"way": "linear", "batch": CHECKED, "block": "apart"}, 1 << 40)  # fmt: skip
-        with torch.no_grad(), placed(model, state):
-            truth = double_place(small, state)[0](rows)
-            ours = linear_place(small, state)[0](rows)
-    except Exception as error:  # whatever a stranger's model does under a tracer: then it is differentiated as it is
-        return (
-            f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no reason given'}"
-        )
-    off, size = norm(ours - truth), norm(truth)
-    if not off <= TOLERANCE * size:
-        return f"its product differs from double backward's by {off / size if size else off:.1g}"
-    return None
-
-
-@dataclass(frozen=True, eq=False)
-class Few:
-    """A handful of batches in place of the data they were taken from."""
-
-    batches: Sequence[Batch]
-
-    @property
-    def samples(self) -> int:
-        return sum(samples_in(b) for b in self.batches)
-
-    @property
-    def batch_size(self) -> int:
-        return max(samples_in(b) for b in self.batches)
-
-    def __iter__(self) -> Iterator[Batch]:
-        return iter(self.batches)
-
-    def rebatched(self, size: int) -> Few:
-        return self
-
-    def share(self, rank: int, size: int) -> Few:
-        return self
-
-    def to(self, device: Any = None, dtype: torch.dtype | None = None) -> Few:
-        return Few([moved(b, device, dtype) for b in self.batches])
 
 
 def free_memory(device: torch.device) -> int:
@@ -457,79 +126,99 @@ class Probe:
         self.samples = begun.problem.data.samples
         self.deadline = time.perf_counter() + PROBE
         self.seconds: dict[str, float] = {}  # per sample and product
-        model = begun.problem.model
-        self.images = any(p.dim() == 4 for p in model.parameters())
-        self.rows = torch.randn(1, begun.size, generator=generator("probe", begun.size))
+        self.images = any(p.dim() == 4 for p in begun.problem.model.parameters())
 
     def chosen(self, allowed: set[str]) -> Prepared:
-        """The cheapest among these ways, with its cut and memory format."""
-        found = [self.climb(way) for way in ("linear", "graph", "double") if way in allowed]
-        return self.blocks(min(found, key=lambda pair: pair[0])[1])
+        """The cheapest among these ways, with its cut, memory format, and what else there is to choose."""
+        best = min((self.climb(way) for way in WAYS if way in allowed), key=lambda pair: pair[0])
+        if best[1].choice["way"] == "linear":
+            if best[1].choice["format"] == "channels_last":
+                best = self.tiled(best)
+            best = best[0], self.blocks(best[1])
+        record = {k: float(f"{t:.3g}") for k, t in self.seconds.items()}
+        return self.told(best[1].choice | {"seconds_per_sample": record})
+
+    def told(self, choice: Choice) -> Prepared:
+        begun = self.begun
+        return Prepared(begun.problem, begun.parameters, begun.product, begun.total, choice, begun.memory, begun.steps)
 
     def climb(self, way: str) -> tuple[float, Prepared]:
-        """Both formats at the first cut, then larger cuts as long as they gain, or else smaller ones."""
-        first = min(FIRST, self.samples)
-        best = self.timed(way, first, "contiguous")
+        """Both memory formats at the first cut, then larger cuts as long as they gain, or else smaller ones."""
+        plain = {"way": way, "batch": min(FIRST, self.samples), "format": "contiguous", "block": "apart"}
+        best = self.timed(plain)
         if way == "linear" and self.images:
-            other = self.timed(way, first, "channels_last")
+            other = self.timed(plain | {"format": "channels_last"})
             # an operation may not know the other format, or take it otherwise
             if other[0] < best[0] and disagreement(other[1]) is None:
                 best = other
-        form = best[1].choice["format"]
         for factor in (2.0, 0.5):
             while time.perf_counter() < self.deadline:
                 size = min(int(best[1].choice["batch"] * factor), self.samples)
                 if size < 8 or size == best[1].choice["batch"]:
                     break
-                tried = self.timed(way, size, form)
+                tried = self.timed(best[1].choice | {"batch": size})
                 if tried[0] > 0.97 * best[0]:
                     break
                 best = tried
-            if best[1].choice["batch"] > first:
+            if best[1].choice["batch"] > plain["batch"]:
                 break
         return best
 
-    def timed(self, way: str, size: int, form: str) -> tuple[float, Prepared]:
-        """Seconds per sample of a product over one batch of this size, the least of a few; its preparation as well."""
-        choice = {"way": way, "batch": size, "format": form, "block": "apart"}
-        begun = self.begun
-        batch = next(iter(begun.problem.rebatched(size).data))
-        one = begun.problem.with_data(Few([batch]))
-        if way == "graph":
-            choice["kept_per_sample"] = graph_bytes(one, begun.layout) // samples_in(batch)
-        tried = Prepared(one, begun.parameters, begun.product, alone, choice, begun.memory)
-        matrix = tried.at()
-        rows = self.rows.to(matrix.device, matrix.dtype)
-        try:
-            seconds = least_seconds(lambda: matrix.share(rows), matrix.device) / samples_in(batch)
-        except RuntimeError:  # too large for the memory, or in a format that some operation does not take
-            if way == "double":
-                raise
-            seconds = float("inf")
-        if seconds < float("inf"):
-            self.seconds[f"{way} {size} {form}"] = seconds
-        settled = Prepared(begun.problem, begun.parameters, begun.product, begun.total, choice, begun.memory)
-        settled.steps.update(tried.steps)
-        return seconds, settled
+    def tiled(self, best: tuple[float, Prepared]) -> tuple[float, Prepared]:
+        """With 3x3 convolutions of many channels done by tiles, as long as that gains and rounds well enough."""
+        plain, rows = best[1], self.rows(best[1], 1)
+        for channels in TILED:
+            if time.perf_counter() > self.deadline:
+                break
+            tried = self.timed(plain.choice | {"tiled": channels})
+            if tried[0] < best[0]:
+                ours, theirs = (self.one(p).at().share(rows) for p in (tried[1], plain))
+                if norm(ours - theirs) > ROUNDED * torch.finfo(rows.dtype).eps * norm(theirs):
+                    break
+                best = tried
+        return best
 
     def blocks(self, best: Prepared) -> Prepared:
-        """The cheaper of one vector at a time and four together by vmap, for a linear way; and the probe's record."""
-        chosen = best.choice | {"seconds_per_sample": {k: float(f"{t:.3g}") for k, t in self.seconds.items()}}
-        if best.choice["way"] == "linear":
-            batch = next(iter(best.cut.data))
-            four = torch.randn(4, best.size, generator=generator("probe of four", best.size))
-            taken = {}
-            for block in ("apart", "together"):
-                tried = Prepared(best.problem.with_data(Few([batch])), best.parameters, best.product, alone,
-                                 best.choice | {"block": block}, best.memory, best.steps)  # fmt: skip
-                matrix = tried.at()
-                rows = four.to(matrix.device, matrix.dtype)
-                try:
-                    taken[block] = least_seconds(lambda m=matrix, r=rows: m.share(r), matrix.device)  # type: ignore[misc]
-                except RuntimeError:  # an operation that vmap does not know
-                    continue
-            chosen["block"] = min(taken, key=lambda block: taken[block])
-        return Prepared(best.problem, best.parameters, best.product, best.total, chosen, best.memory, best.steps)
+        """Four vectors together by vmap, if that is cheaper than one after the other."""
+        rows = self.rows(best, 4)
+        taken = {}
+        for block in ("apart", "together"):
+            matrix = self.one(self.told(best.choice | {"block": block})).at()
+            try:
+                taken[block] = least_seconds(partial(matrix.share, rows), rows.device)
+            except RuntimeError:  # an operation that vmap does not know
+                continue
+        return self.told(best.choice | {"block": min(taken, key=lambda block: taken[block])})
+
+    def timed(self, choice: Choice) -> tuple[float, Prepared]:
+        """Seconds per sample of a product over one batch, the least of a few, and what they were measured with."""
+        tried = self.told(choice)
+        one = self.one(tried)
+        rows = self.rows(tried, 1)
+        size = one.problem.data.samples
+        if choice["way"] == "graph":
+            choice = choice | {"kept_per_sample": graph_bytes(one.problem, one.layout) // size}
+            tried, one = self.told(choice), self.one(self.told(choice))
+        try:
+            matrix = one.at()
+            seconds = least_seconds(lambda: matrix.share(rows), rows.device) / size
+        except RuntimeError:  # too large for the memory, or in a format that some operation does not take
+            if choice["way"] == "double":
+                raise
+            return float("inf"), tried
+        tiled = f" tiled from {choice['tiled']}" if "tiled" in choice else ""
+        self.seconds[f"{choice['way']} {choice['batch']} {choice['format']}{tiled}"] = seconds
+        return seconds, tried
+
+    def one(self, prepared: Prepared) -> Prepared:
+        """The same over its first batch alone."""
+        batch = next(iter(prepared.cut.data))
+        return replace(prepared, problem=prepared.problem.with_data(Few([batch])), total=alone)
+
+    def rows(self, prepared: Prepared, count: int) -> Tensor:
+        matrix = prepared.at()
+        drawn = torch.randn(count, prepared.size, generator=generator("probe", count, prepared.size))
+        return drawn.to(matrix.device, matrix.dtype)
 
 
 def least_seconds(work: Callable[[], Any], device: torch.device, repeats: int = 3) -> float:
@@ -545,12 +234,12 @@ def least_seconds(work: Callable[[], Any], device: torch.device, repeats: int = 
     return min(times)
 
 
-class Allocated(TorchDispatchMode):
+class Allocated(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the bytes of all results inside: more than a graph of them can hold."""
 
     def __init__(self) -> None:
-        super().__init__()
-        self.bytes = 0
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.bytes: int = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
@@ -567,4 +256,8 @@ def graph_bytes(problem: Problem, layout: Layout) -> int:
     with placed(problem.model, {}), differentiated(problem.model, parameters), Allocated() as counted:
         for batch in problem.data:
             first_backward(problem, batch, parameters)
-    return counted.bytes
+    total: int = counted.bytes
+    return total
+
+
+__all__ = ["Choice", "Matrix", "Prepared", "prepare"]

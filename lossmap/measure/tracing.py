@@ -28,7 +28,8 @@ from lossmap.space.data import Batch
 from lossmap.space.problem import Problem
 
 from .curvature import outputs_and_loss
-from .tangents import Pushed, aten, linear, note_likes, packet
+from .rules import aten, packet
+from .tangents import Pushed, linear, note_likes
 
 NORMS = (aten.native_batch_norm, aten._native_batch_norm_legit_no_training, aten.cudnn_batch_norm)
 
@@ -113,7 +114,9 @@ def pure(function: Callable[..., Any], inputs: Sequence[Tensor]) -> fx.GraphModu
     return graph
 
 
-def hessian_steps(problem: Problem, moving: Sequence[str], inputs: Inputs, tensors: Sequence[Tensor]) -> Steps:
+def hessian_steps(
+    problem: Problem, moving: Sequence[str], inputs: Inputs, tensors: Sequence[Tensor], tiled: int
+) -> Steps:
     """The Hessian's product: the tangent of the gradient's trace."""
     k = len(moving)
     loss = folded(traced(inputs.placed(problem.model, lambda m, b: problem.loss(problem.forward(m, b), b)), tensors))
@@ -122,7 +125,7 @@ def hessian_steps(problem: Problem, moving: Sequence[str], inputs: Inputs, tenso
         slope, value = grad_and_value(lambda theta: loss(*theta, *given[k:]))(given[:k])
         return (*slope, value)
 
-    step = linear(pure(gradient, tensors), [(range(k), range(k))], [k])
+    step = linear(pure(gradient, tensors), [(range(k), range(k))], [k], tiled)
 
     def values(state: Sequence[Tensor], batch: Sequence[Tensor]) -> tuple[Any, Tensor]:
         kept, (value,) = step.values(*state, *batch)
@@ -131,11 +134,13 @@ def hessian_steps(problem: Problem, moving: Sequence[str], inputs: Inputs, tenso
     return Steps(values, step.products[0], step.pure[0], step.foreign)
 
 
-def gauss_newton_steps(problem: Problem, moving: Sequence[str], inputs: Inputs, tensors: Sequence[Tensor]) -> Steps:
+def gauss_newton_steps(
+    problem: Problem, moving: Sequence[str], inputs: Inputs, tensors: Sequence[Tensor], tiled: int
+) -> Steps:
     """Gauss-Newton's: tangents of the outputs, of the loss's gradient in them, and back by the transposed Jacobian."""
     k = len(moving)
-    outputs, _ = outputs_and_loss(problem, inputs.batch(tensors[-_tensors_in(inputs) :]))
-    many = len(outputs)
+    batch = tensors[-_tensors_in(inputs) :]
+    many = len(outputs_and_loss(problem, inputs.batch(batch))[0])
 
     def forward(model: nn.Module, batch: Batch) -> tuple[Tensor, ...]:
         return tuple(outputs_and_loss(problem, batch)[0])
@@ -145,16 +150,15 @@ def gauss_newton_steps(problem: Problem, moving: Sequence[str], inputs: Inputs, 
 
     def back(*given: Tensor) -> tuple[Tensor, ...]:
         rest = given[k : len(tensors)]
-        found, pull = vjp(lambda *theta: net(*theta, *rest), *given[:k])
+        found, pull = vjp(lambda *theta: net(*theta, *rest), *given[:k])[:2]
         return (*found, *pull(tuple(given[len(tensors) :])))
 
     net = folded(traced(inputs.placed(problem.model, forward), tensors))
     at = [f.detach() for f in net(*tensors)]
-    batch = tensors[-_tensors_in(inputs) :]
     loss_graph = traced(lambda *given: _loss_at(problem, inputs, many, given), [*at, *batch])
     jacobian = pure(back, [*tensors, *(torch.zeros_like(f) for f in at)])
     duals = range(len(tensors), len(tensors) + many)
-    there = linear(jacobian, [(range(k), range(many)), (duals, range(many, many + k))], range(many))
+    there = linear(jacobian, [(range(k), range(many)), (duals, range(many, many + k))], range(many), tiled)
     bend = linear(pure(_flattened(slope), [*at, *batch]), [(range(many), range(many))], [many])
 
     def values(state: Sequence[Tensor], batch: Sequence[Tensor]) -> tuple[Any, Tensor]:
@@ -203,7 +207,7 @@ def folded(module: fx.GraphModule) -> fx.GraphModule:
     for node in list(graph.nodes):
         if packet(node) not in NORMS:
             continue
-        x, gamma, beta, mean, var = node.args[:5]
+        x, gamma, beta, mean, var = list(node.args)[:5]
         if packet(node) is not aten._native_batch_norm_legit_no_training and node.args[5]:
             if mean is not None:
                 raise ValueError("batch norm in training mode: call model.eval() first")
