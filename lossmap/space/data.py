@@ -79,9 +79,7 @@ class Resident:
 
     def __post_init__(self) -> None:
         lengths = {
-            int(t.shape[0]) if t.dim() else -1
-            for t in pytree.tree_leaves(self.tensors)
-            if isinstance(t, torch.Tensor)
+            int(t.shape[0]) if t.dim() else -1 for t in pytree.tree_leaves(self.tensors) if isinstance(t, torch.Tensor)
         }
         if len(lengths) != 1 or -1 in lengths:
             raise ValueError(
