@@ -46,7 +46,7 @@ from lossmap.measure.spectrum import (
     masses_of,
     shares_of,
 )
-from lossmap.measure.trace import METHODS, Trace, trace
+from lossmap.measure.trace import METHODS, Trace, check_asked, trace
 from lossmap.space.grid import Field, Point
 from lossmap.space.problem import Problem
 from lossmap.space.vectors import Layout, norm
@@ -245,7 +245,7 @@ class Jobs:
             tol=self.asked.tol,
             seed=self.asked.seed,
         )
-        about = [b.size, b.error, b.epsilon, b.products, b.seconds, b.converged]
+        about = [b.size, b.error, b.epsilon, b.products, b.converged]  # no seconds: the same bits on every rank
         entries = np.zeros((0, 0)) if b.entries is None else b.entries
         runs = [] if b.density is None else _of_runs(b.density.runs)
         return [b.values, about, entries, *runs]
@@ -324,10 +324,10 @@ class Jobs:
         subject, groups = self.subjects[i], self._groups(self.subjects[i])
         blocks = []
         for name, (values, about, entries, *runs) in self._found(i, "block", rows).items():
-            size, error, epsilon, products, seconds, converged = about.tolist()
+            size, error, epsilon, products, converged = about.tolist()
             spread = Density(tuple(_to_runs(runs)), int(size), epsilon) if runs else None
             given = (name, groups[name], int(size), values, error, entries if entries.size else None, spread, epsilon)
-            blocks.append(Block(*given, products=int(products), seconds=seconds, converged=bool(converged)))
+            blocks.append(Block(*given, products=int(products), converged=bool(converged)))
         if not blocks:
             raise ValueError(f"no block of {subject.label} could be read: see the failures above")
         ends = None
@@ -388,6 +388,8 @@ def _whole_jobs(i: int, n: int, tensors: int, a: Asked) -> list[tuple[Job, int]]
             raise ValueError(f"--{end} wants 0 to 100 eigenvalues; got {count}")
         if count > n:
             raise ValueError(f"--{end} {count}: the matrix has {n} rows, and no more eigenvalues than that")
+    if a.trace_products:
+        check_asked(a.trace_method, a.trace_products)
     found = [(Job(i, "gradient"), 8)]
     if n <= a.dense:
         return [*found, (Job(i, "whole"), n * n + 16)]

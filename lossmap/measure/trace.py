@@ -92,10 +92,7 @@ def trace(
     With n products or more to spend, the n unit vectors are multiplied and the answer is exact.
     Raises ValueError for an unknown method, or fewer than 6 products.
     """
-    if method not in METHODS:
-        raise ValueError(f"the trace is estimated by {', '.join(METHODS)}; got {method!r}")
-    if products < 6:
-        raise ValueError(f"a trace with a standard error wants 6 products or more; got {products}")
+    check_asked(method, products)
     estimate = {"xtrace": xtrace, "hutch++": hutch_plus_plus, "hutchinson": hutchinson}[method]
     wanted = inf if error is None else error
     sketch: Sketch | None = None
@@ -111,6 +108,14 @@ def trace(
         if found.met or 2 * products > max_products:
             return found
         products *= 2
+
+
+def check_asked(method: str, products: int) -> None:
+    """Raises ValueError for an unknown method, or too few products for a standard error."""
+    if method not in METHODS:
+        raise ValueError(f"the trace is estimated by {', '.join(METHODS)}; got {method!r}")
+    if products < 6:
+        raise ValueError(f"a trace with a standard error wants 6 products or more; got {products}")
 
 
 def by_unit_vectors(matrix: Symmetric, wanted: float = inf, spent: int = 0) -> Trace:
