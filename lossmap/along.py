@@ -21,13 +21,13 @@ import numpy as np
 from lossmap.farm.stop import Stop
 from lossmap.farm.team import World
 from lossmap.measure.evolution import Evolution, Snapshots, curvature_along, evolution
-from lossmap.measure.snapshot import EachCheckpoint
+from lossmap.measure.snapshot import EachCheckpoint, probed
 from lossmap.measure.verdict import Verdict, verdict
 from lossmap.space.checkpoints import checkpoints_in, file_sha256, kind_of, sorted_as_people_count
 from lossmap.space.grid import Grid
 from lossmap.space.problem import Problem
 from lossmap.store.evolution import RESULTS, Folder, fold, stored
-from lossmap.store.surface import SurfaceFile
+from lossmap.store.surface import SurfaceFile, read
 from lossmap.store.values import DONE, Group, Surface
 from lossmap.survey import Progress, survey
 
@@ -109,6 +109,9 @@ def along(
     path = Path(path)
     files = world.together(lambda: checkpoints(given))
     folder = Folder.beside(path)
+    choice = world.broadcast(
+        world.together(lambda: _chosen(path, problem, parameters, overwrite) if world.rank == 0 else None)
+    )
     measure = EachCheckpoint(
         problem,
         files,
@@ -119,6 +122,7 @@ def along(
         parameters=parameters,
         seed=seed,
         unsafe=unsafe,
+        choice=choice,
         settings=settings,
     )
     grid = Grid(np.array(list(files)))
@@ -155,6 +159,15 @@ def along(
         return Run(path, surface.outcome, "")
     failures = tuple(f"{files[grid.point(f.index)[0]]}: {f.reason}" for f in surface.failures)
     return Run(path, surface.outcome, words, failures)
+
+
+def _chosen(path: Path, problem: Problem, parameters: str, overwrite: bool) -> dict[str, Any]:
+    """How products are made: as the file says, where the run goes on, else as a probe finds now."""
+    if path.exists() and not overwrite:
+        told = read(path).settings.get("measures", {}).get("along", {}).get("chosen", {})
+        if "way" in told:
+            return dict(told["way"])
+    return probed(problem, parameters)
 
 
 def _compared(path: Path, folder: Folder, surface: Surface, centre: bool) -> str:

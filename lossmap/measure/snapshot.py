@@ -4,7 +4,8 @@
 
 Each reading has the r largest eigenvalues with their errors, the smallest, the loss and the gradient's norm; `whole`
 adds the trace and the share of negative eigenvalues with its bounds. The eigenvectors go another way, by `keep`, before
-the reading is given. Price: that of `spectrum` at each point.
+the reading is given. What products have in common is prepared once for all checkpoints (`linearize`), by a choice that
+a probe made once for the run. Price: the products of `spectrum_of` at each point, and one gradient.
 """
 
 from __future__ import annotations
@@ -12,18 +13,29 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import cached_property
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from lossmap.measure.spectrum import spectrum
+from lossmap.measure.linearize import Prepared, prepare
+from lossmap.measure.spectrum import check_mean, curvature, loss_and_gradient, spectrum_of
 from lossmap.space.checkpoints import load_into
 from lossmap.space.grid import Field, Point
 from lossmap.space.problem import Problem
-from lossmap.space.vectors import selected
+from lossmap.space.vectors import norm, selected
 
+DENSE = 300  # up to so many parameters the matrix is made whole, and no probe pays
 Keep = Callable[[float, np.ndarray], None]  # (step, vectors (r, n) float32)
+
+
+def probed(problem: Problem, parameters: str = "weights") -> dict[str, Any]:
+    """How products are made best here: the choice of `linearize.prepare`, JSON-able, the same for all ranks."""
+    plain = {"way": "double", "batch": problem.data.batch_size, "format": "contiguous", "block": "apart"}
+    small = sum(p.numel() for p in selected(problem.model, parameters).values()) <= DENSE
+    return plain if small else dict(prepare(problem, parameters).choice)
 
 
 class EachCheckpoint:
@@ -34,6 +46,7 @@ class EachCheckpoint:
     top       r, the largest eigenvalues wanted
     keep      takes the eigenvectors; what it was given is safe when it returns
     whole     measures trace and density too
+    choice    how products are made, as `probed` chose
     settings  beside its own, what the file is to say of it
     """
 
@@ -51,16 +64,22 @@ class EachCheckpoint:
         parameters: str = "weights",
         seed: int = 0,
         unsafe: bool = False,
+        choice: Mapping[str, Any] | None = None,
         settings: Mapping[str, Any] | None = None,
     ) -> None:
         n = sum(p.numel() for p in selected(problem.model, parameters).values())
         if not 1 <= top <= n:
             raise ValueError(f"--top wants 1 to {n} eigenvalues, as many as there are parameters at most; got {top}")
         self.problem = replace(problem, model=copy.deepcopy(problem.model).eval())
+        curvature(self.problem, "hessian", parameters)  # says what cannot be differentiated twice
+        check_mean(self.problem)
+        self.choice = dict(choice) if choice is not None else None
         self.files, self.keep, self.top, self.whole = dict(files), keep, top, whole
-        self.told: dict[str, Any] = {"tol": tol, "parameters": parameters, "seed": seed}
-        self.unsafe = unsafe
-        self.settings = {**(settings or {}), **self.told, "top": top, "whole": whole}
+        self.parameters, self.unsafe = parameters, unsafe
+        self.told: dict[str, Any] = {"tol": tol, "seed": seed}
+        self.settings = {**(settings or {}), **self.told, "parameters": parameters, "top": top, "whole": whole}
+        if self.choice is not None:
+            self.settings["chosen"] = {"way": self.choice}
         curved = f"{problem.unit} per squared unit of theta"
         self.fields: tuple[Field, ...] = (
             Field("eigenvalues", curved, "largest eigenvalues of the Hessian", ("pair", top)),
@@ -81,16 +100,28 @@ class EachCheckpoint:
                 Field("negative_share_high", "1", "largest share of negative eigenvalues, 95 %"),
             )
 
+    @cached_property
+    def prepared(self) -> Prepared:
+        """What products at all checkpoints have in common."""
+        choice = probed(self.problem, self.parameters) if self.choice is None else self.choice
+        return prepare(self.problem, self.parameters, choice=choice)
+
     def __call__(self, point: Point) -> dict[str, Any]:
         """The reading of one checkpoint; its eigenvectors have been kept."""
         step = point[0]
         load_into(self.problem.model, self.files[step], unsafe=self.unsafe)
-        found = spectrum(
-            self.problem,
+        loss, slope = loss_and_gradient(self.problem, self.parameters)
+        if not isfinite(loss):
+            raise FloatingPointError(
+                f"the loss is {loss} at {self.files[step].name}: there is no curvature to read here"
+            )
+        found = spectrum_of(
+            self.prepared.at(),
             top=self.top,
             bottom=1,
             trace_products=60 if self.whole else 0,
             density_error=0.02 if self.whole else None,
+            dense=DENSE,
             **self.told,
         )
         if found.top is None:  # pragma: no cover
@@ -101,8 +132,8 @@ class EachCheckpoint:
             "eigenvalue_errors": found.top.residuals,
             "smallest_eigenvalue": found.smallest[0],
             "smallest_eigenvalue_error": found.smallest[1],
-            "loss": found.loss,
-            "gradient_norm": found.gradient_norm,
+            "loss": loss,
+            "gradient_norm": norm(slope),
             "products": found.products,
         }
         if self.whole and found.trace is not None:

@@ -113,7 +113,7 @@ def _related(run: Evolution, limits: Thresholds) -> Answer:
     numbers = {"overlap": float(successive.mean()), "chance": float(mean.mean()), "deviations": above}
     words = (
         f"{'yes' if yes else 'no'}: successive snapshots overlap {successive.mean():.3g} on average; chance gives "
-        f"{mean.mean():.2g} ({above:.1f} standard deviations off, together)"
+        f"{mean.mean():.2g} ({above:,.0f} standard deviations off, together)"
     )
     return Answer("related", "yes" if yes else "no", words, numbers)
 

@@ -1,0 +1,181 @@
+"""Fine-tune a trained ResNet-20 on corrupted images, and watch how the leading curvature turns meanwhile.
+
+    python examples/finetune_corruptions.py
+
+With nothing said it runs on the packaged digits: the net is trained on clean images first (a few seconds), then on
+images with Gaussian noise; every few batches the r largest eigenvalues of the Hessian and their eigenvectors are taken,
+always over the same samples. Where --cifar10c-path names a folder with CIFAR-10-C's files, these are used, and
+--model-file must name the trained ResNet-20. Killed or stopped, go on with --resume. What it leaves in --save-dir:
+
+    models/             step_000000.pt, step_000010.pt, ...     the checkpoints
+    eigen_vectors/      step_000010.npy                          (r, n) float32, rows of length one
+    hessian_matrices/   step_000010.npz                          eigenvalues and residuals: of the (n, n) Hessian only
+                                                                 its r leading terms are known, sum l_i v_i v_i^T
+    pca_results/        pca.npz                                  explained and cumulative variance, projections
+    plots/              pca_variance.png, pca_cumulative_variance.png, pca_projection.png, cosine_similarity.png, ...
+    hessian_analysis.h5, hessian_analysis.log                    all numbers, and all words
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from lossmap import zoo
+from lossmap.along import Run, along
+from lossmap.draw.evolution import classic, draw_evolution
+from lossmap.draw.style import save
+from lossmap.space import datasets
+from lossmap.space.checkpoints import load_into
+from lossmap.space.problem import Problem
+from lossmap.store.evolution import results_of, stored
+from lossmap.train import Recipe, readings, train
+
+log = logging.getLogger("lossmap.finetune")
+
+
+def options(argv: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument("--batch-size", type=int, default=64, help="samples in a batch of the fine-tuning")
+    parser.add_argument(
+        "--hessian-batch-size", type=int, default=256, help="samples under the Hessian, always the same"
+    )
+    parser.add_argument("--epochs", type=int, default=4, help="epochs of the fine-tuning")
+    parser.add_argument("--lr", type=float, default=0.01, help="learning rate of the fine-tuning")
+    parser.add_argument("--r", type=int, default=10, help="leading eigenpairs")
+    parser.add_argument("--save-interval", type=int, default=6, help="batches between two checkpoints")
+    parser.add_argument("--resume", action="store_true", help="go on with the run in --save-dir")
+    parser.add_argument("--cifar10c-path", help="folder of CIFAR-10-C's .npy files; without it the packaged digits")
+    parser.add_argument("--noise-type", default="gaussian_noise", help="the corruption")
+    parser.add_argument("--corruption-level", type=int, default=3, choices=range(1, 6), help="its severity")
+    parser.add_argument("--save-dir", default="finetune_corruptions", help="where everything goes")
+    parser.add_argument("--model-file", help="the trained net; for the digits it is trained here where none is named")
+    parser.add_argument("--threads", type=int, default=0, help="threads; 0 takes PyTorch's number")
+    return parser.parse_args(argv)
+
+
+def trained_net(args: argparse.Namespace) -> torch.nn.Module:
+    """The net before its fine-tuning."""
+    if args.cifar10c_path and not args.model_file:
+        raise SystemExit("--cifar10c-path wants --model-file: a ResNet-20 trained on CIFAR-10")
+    model = zoo.build("resnet20" if args.cifar10c_path else "resnet20-w8", seed=0)
+    if args.model_file:
+        load_into(model, args.model_file)
+        return model
+    place = Path(args.save_dir) / "trained.pt"
+    if place.exists():
+        load_into(model, place)
+        return model
+    clean = Problem.supervised(model, "crossentropy", datasets.load("digits", "train"))
+    train(clean, Recipe(epochs=12))
+    torch.save(model.state_dict(), place)
+    log.info("trained on clean digits: %s", told(clean))
+    return model
+
+
+def told(problem: Problem) -> str:
+    """Loss and accuracy in words."""
+    found = readings(problem)
+    return f"loss {found['loss']:.4f} nats, accuracy {found['acc']:.1f} %"
+
+
+def layout(folder: Path, result: Path) -> None:
+    """The folders of the classic experiment, from the result file."""
+    held, found = stored(result), results_of(result)
+    for name in ("eigen_vectors", "hessian_matrices", "pca_results", "plots"):
+        (folder / name).mkdir(exist_ok=True)
+    owner = found["owner"]
+    files = {int(step): folder / "eigen_vectors" / f"step_{int(step):06d}.npy" for step in held.steps}
+    rows = [
+        np.lib.format.open_memmap(file, mode="w+", dtype=np.float32, shape=(int((owner == t).sum()), held.size))
+        for t, file in enumerate(files.values())
+    ]
+    start = 0
+    for block in held.blocks():  # columns at a time, so that a long run needs no more memory than a short one
+        for t, vectors in enumerate(rows):
+            vectors[:, start : start + block.shape[1]] = block[owner == t]
+        start += block.shape[1]
+    for t, step in enumerate(files):
+        np.savez(
+            folder / "hessian_matrices" / f"step_{step:06d}.npz",
+            eigenvalues=held.values[t],
+            residuals=held.residuals[t],
+        )
+    explained = found["explained"]
+    np.savez(
+        folder / "pca_results" / "pca.npz",
+        explained=explained,
+        cumulative=np.cumsum(explained),
+        projection=found["projection"],
+        step=held.steps[owner],
+    )
+    classic(result, folder / "plots")
+    save(draw_evolution(result), folder / "plots" / "evolution.png", dpi=200)
+
+
+def main(argv: list[str] | None = None) -> Run:
+    """Fine-tune, measure, compare, draw."""
+    args = options(argv)
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    folder = Path(args.save_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(folder / "hessian_analysis.log")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    logger = logging.getLogger("lossmap")
+    before = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        return experiment(args, folder)
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(before)
+        handler.close()
+
+
+def experiment(args: argparse.Namespace, folder: Path) -> Run:
+    """All steps, each into the log."""
+    log.info("settings: %s", vars(args))
+    if args.cifar10c_path:
+        name, path = f"cifar10c:{args.noise_type}:{args.corruption_level}", args.cifar10c_path
+    else:
+        name, path = f"digits+{args.noise_type}:{args.corruption_level}", None
+    split = "test" if args.cifar10c_path else "train"  # CIFAR-10-C corrupts the test images alone
+    model = trained_net(args)
+    data = datasets.load(name, split, data_path=path)
+    problem = Problem.supervised(model, "crossentropy", data)
+    log.info("before, on %s: %s", name, told(problem))
+    recipe = Recipe(epochs=args.epochs, batch_size=args.batch_size, rate=args.lr)
+    train(problem, recipe, folder=folder / "models", every=args.save_interval, resume=args.resume)
+    log.info("after: %s", told(problem))
+    fixed = datasets.load(name, split, data_path=path, samples=args.hessian_batch_size)
+    result = folder / "hessian_analysis.h5"
+    run = along(
+        [folder / "models"],
+        Problem.supervised(model, "crossentropy", fixed),
+        path=result,
+        top=args.r,
+        overwrite=not args.resume,
+        command="finetune_corruptions",
+    )
+    for failure in run.failures:
+        log.info("failed: %s", failure)
+    for line in run.words.splitlines():
+        log.info(line)
+    if run.words:
+        layout(folder, result)
+        print(run.words)
+        print(f"figures in {folder / 'plots'}, all numbers in {result}")
+    return run
+
+
+if __name__ == "__main__":
+    main()
