@@ -110,7 +110,7 @@ def geometric(low: float, high: float, count: int = 12) -> np.ndarray:
     series = min(SERIES, key=lambda s: abs(decades * len(s) - count))
     first, last = int(np.floor(np.log10(low))), int(np.ceil(np.log10(high)))
     skip = max(1, round(decades / count)) if len(series) == 1 else 1
-    ladder = np.array([m * 10.0**e for e in range(first, last + 1, skip) for m in series])
+    ladder = np.array([m * 10.0**e for e in range(first, last + skip, skip) for m in series])
     return _enclosing(ladder, low, high)
 
 
