@@ -8,13 +8,13 @@ another question, and wants retraining.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf, isfinite
 
 import numpy as np
 
 from lossmap.measure import report
-from lossmap.measure.spectrum import Spectrum
+from lossmap.measure.spectrum import Spectrum, common_masses, masses_of
 
 
 @dataclass(frozen=True)
@@ -84,6 +84,10 @@ def compared(spectra: Mapping[str, Spectrum]) -> Comparison:
     """The comparison. Raises ValueError where there is nothing to compare."""
     if not spectra:
         raise ValueError("there are no spectra to compare")
+    stated = {tuple(t for t, _, _ in s.masses) for s in spectra.values()}
+    if len(stated) > 1:  # masses can be compared at the same t alone
+        common = common_masses([s.density for s in spectra.values()])
+        spectra = {label: replace(s, masses=masses_of(s.density, common)) for label, s in spectra.items()}
     return Comparison(dict(spectra))
 
 

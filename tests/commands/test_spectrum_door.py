@@ -34,7 +34,7 @@ def test_a_report_is_printed_stored_and_drawn(here, capsys):
     assert (here / "s_layers_train.png").stat().st_size > 5000
     assert read("s.h5").outcome_of("spectrum") == "complete"
     before = group["top"]
-    assert main(told + ["--abs", "2", "--mass-at", "0.001", "--dense", "400"]) == 0  # nothing is left to do
+    assert main([*told, "--abs", "2", "--mass-at", "0.001", "--dense", "400"]) == 0  # nothing is left to do
     assert np.array_equal(spectra_in("s.h5")["train"]["top"], before)
     assert main([*QUICK, "--surf-file", "s.h5", "--top", "3"]) == 2
     assert "top" in capsys.readouterr().err

@@ -1,0 +1,46 @@
+"""Every layer's own block of the Hessian, with a verdict in words; why one is zero; a layer as a function by itself."""
+
+import torch
+from torch import nn
+
+from lossmap import Problem
+from lossmap.draw.spectra import draw_layers
+from lossmap.draw.style import save
+from lossmap.measure.layers import judged, layers
+from lossmap.measure.weights import weights
+
+
+def main() -> None:
+    """A net with one dead layer, and eigenvalues that somebody has computed already."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Linear(10, 8), nn.Tanh(), nn.Linear(8, 3), nn.ReLU(), nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 2)
+    )
+    with torch.no_grad():
+        model[2].bias.fill_(-50.0)  # no input lifts these units above zero any more
+    x = torch.randn(200, 10)
+    problem = Problem.supervised(model.eval(), nn.CrossEntropyLoss(), (x, (x[:, 0] > 0).long()))
+
+    found = layers(problem, "module", second=("inputs",))
+    print(found)
+    save(draw_layers(found), "layer_by_layer.png")
+    print()
+    print(weights(model))
+
+    print()
+    print(
+        judged(
+            {
+                "layer 1": [0.0, 0.0],
+                "layer 2": [0.0, 0.0, 0.0],
+                "layer 3": [-0.057, 0.0],
+                "layer 4": [1.9e-9, 0.0709],
+                "layer 5": [0.01, 0.02, 0.03],
+                "layer 6": [-0.002, 0.0, 0.04],
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()
