@@ -133,14 +133,11 @@ class Kept:
         products = surface["products"] if "products" in surface.measures[measure] else None
         wall = float(known.get("wall", 0.0)) + time.monotonic() - self.began
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-        size = store.path.stat().st_size
-        store.note(
-            **{
-                f"{measure}_took": taken(
-                    surface[f"{measure}_seconds"], products, wall=wall, memory=memory, file_size=size
-                )
-            }
-        )
+        known = {"wall": wall, "memory": memory, "file_size": store.path.stat().st_size}
+        known["ranks"] = int(surface.attributes.get("ranks", 1))
+        if measure == "eigen" and "audit_seconds" in surface:
+            known["audit"] = float(np.nansum(surface["audit_seconds"]))
+        store.note(**{f"{measure}_took": taken(surface[f"{measure}_seconds"], products, **known)})
 
     def groups(self) -> dict[str, Group]:
         """The directions, or, where they are not to be stored, their recipes and digest."""

@@ -172,6 +172,7 @@ def run(settings: Settings, world: World, walk: Callable[..., Any] = survey) -> 
                 )
     if store is None:
         return results.EXIT[surface.outcome]
+    kept.took(store, "eigen")
     store.close()
     results.pictures(kept.path, settings.draw, say)
     code = results.finished(kept.path, store.surface(), "eigen", say)

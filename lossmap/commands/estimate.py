@@ -117,7 +117,7 @@ def walk(settings: Settings, per_node: int, cuda: bool) -> Callable[..., Any]:
             "per_node": per_node,
             "choice": json.dumps(chosen) if chosen else "",
         }
-        raise Looked(estimate.estimated(samples, len(grid), **known))
+        raise Looked(estimate.estimated(samples, grid.shape, **known))
 
     return look
 

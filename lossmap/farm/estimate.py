@@ -2,8 +2,8 @@
 
 Looked at are the middle and the corners of the grid (of a line its ends), each met from afar and then its near
 neighbours, since a start from a neighbour's eigenvectors is cheaper. Seconds are those of one rank, or team. The mean
-over the grid is 2/3 of the middle and 1/3 of the corners, which is exact for a cost that grows with the square of the
-distance from the middle, on a line and on a square. How near it comes: benchmarks/estimate.py.
+over the grid is that of a cost that grows with the square of the distance from the middle, fitted to what was seen.
+How near it comes: benchmarks/estimate.py.
 """
 
 from __future__ import annotations
@@ -143,19 +143,28 @@ class Estimate:
         return 5 * math.ceil((self.wall(ranks) * SPARE / 60 + 2) / 5)
 
 
-def weighed(samples: Sequence[Sample], value: Callable[[Sample], float]) -> float:
-    """The mean over the grid of what `value` says: 2/3 of the middle, 1/3 of the corners."""
-    by_place: dict[int, list[float]] = {}
-    for sample in samples:
-        by_place.setdefault(sample.place, []).append(value(sample))
-    means = {place: float(np.mean(values)) for place, values in by_place.items()}
-    outer = [mean for place, mean in means.items() if place != 0]
-    if 0 not in means or not outer:
-        return float(np.mean(list(means.values())))
-    return 2 / 3 * means[0] + 1 / 3 * float(np.mean(outer))
+def over_grid(samples: Sequence[Sample], value: Callable[[Sample], float], shape: tuple[int, ...]) -> float:
+    """The mean over the grid of what `value` says of the samples: a + b r^2 fitted to them, r from the middle.
+
+    Never outside of what was seen; the plain mean where all were seen at one distance.
+    """
+    values = np.array([value(s) for s in samples])
+    squares = squared(shape)
+    seen = squares[[s.index for s in samples]]
+    if np.ptp(seen) < 1e-9 or not np.isfinite(values).all():
+        return float(values.mean())
+    slope, level = np.polyfit(seen, values, 1)
+    return float(np.clip(level + slope * squares.mean(), values.min(), values.max()))
 
 
-def estimated(samples: Sequence[Sample], points: int, **known: Any) -> Estimate:
+def squared(shape: tuple[int, ...]) -> np.ndarray:
+    """The squared distance of every point from the middle, each axis from -1 to 1."""
+    axes = [np.linspace(-1, 1, n) if n > 1 else np.zeros(1) for n in shape]
+    total: np.ndarray = sum(np.meshgrid(*(a**2 for a in axes), indexing="ij"))  # type: ignore[assignment]
+    return total.reshape(-1)
+
+
+def estimated(samples: Sequence[Sample], shape: tuple[int, ...], **known: Any) -> Estimate:
     """The estimate from what was seen.
 
     known  memory, gpu_memory, file_size, again, per_node, choice
@@ -168,13 +177,13 @@ def estimated(samples: Sequence[Sample], points: int, **known: Any) -> Estimate:
     seen = [s.seconds for s in near]
     known = {"memory": 0, "gpu_memory": 0, "file_size": 0} | known
     return Estimate(
-        points=points,
-        seconds=weighed(near, lambda s: s.seconds),
+        points=math.prod(shape),
+        seconds=over_grid(near, lambda s: s.seconds, shape),
         least=min(seen),
         most=max(seen),
-        first=weighed(far or near, lambda s: s.seconds),
+        first=over_grid(far or near, lambda s: s.seconds, shape),
         setup=setup,
-        products=weighed(near, lambda s: s.products),
+        products=over_grid(near, lambda s: s.products, shape),
         looked_at=len(samples),
         **known,
     )
@@ -205,7 +214,7 @@ def beside(result: str | Path) -> dict[str, Any] | None:
 def taken(seconds: np.ndarray, products: np.ndarray | None, **known: Any) -> dict[str, Any]:
     """What a measure really took, in the estimate's words: from the seconds (and products) of the points that are done.
 
-    known  what the fields do not say: wall (seconds from begin to end), memory, file_size
+    known  what those do not say: wall (seconds from begin to end), ranks, audit (seconds), memory, file_size
     """
     seconds = seconds[np.isfinite(seconds)]
     if seconds.size == 0:
@@ -224,17 +233,24 @@ def table(value: Any) -> dict[str, Any]:
 
 def side_by_side(estimated: Mapping[str, Any], took: Mapping[str, Any]) -> list[str]:
     """Lines that set what was estimated beside what it took, for whatever both know."""
-    whole = Estimate(**{"products": math.nan, **estimated}).rank_seconds
-    told: dict[str, Any] = {**estimated, "rank_seconds": whole}
+    whole = Estimate(**{"products": math.nan, **estimated})
+    told: dict[str, Any] = {
+        **estimated,
+        "rank_seconds": whole.points * whole.seconds,
+        "audit": whole.rank_seconds - whole.points * whole.seconds,
+        "wall": whole.wall(int(took.get("ranks", 1))),
+    }
     rows: list[tuple[str, str, Callable[[float], str]]] = [
         ("seconds", "seconds a point", lambda v: f"{v:.3g} s"),
         ("products", "products a point", lambda v: f"{v:.3g}"),
         ("rank_seconds", "all points, over all ranks", span_text),
+        ("audit", "the audit, over all ranks", span_text),
+        ("wall", f"from begin to end, {took.get('ranks', 1)} ranks", span_text),
         ("memory", "memory of a rank", size_text),
         ("file_size", "file", size_text),
     ]
     return [
-        f"{words:27} estimated {form(told[name]):>9}   took {form(took[name]):>9}"
+        f"{words:29} estimated {form(told[name]):>9}   took {form(took[name]):>9}"
         for name, words, form in rows
         if told.get(name) and took.get(name)
     ]

@@ -82,8 +82,8 @@ def test_a_cost_that_grows_with_the_squared_distance_is_met(shape):
     square = side**2 if len(shape) == 1 else (side[:, None] ** 2 + side**2)
     costs = 1 + square.reshape(-1)
     clock = Clock(lambda index, before: float(costs[index]))
-    found = estimate.estimated(estimate.look(clock.measured, shape, clock), costs.size)
-    assert found.seconds == pytest.approx(costs.mean(), rel=0.05)
+    found = estimate.estimated(estimate.look(clock.measured, shape, clock), shape)
+    assert found.seconds == pytest.approx(costs.mean(), rel=1e-6)
     assert found.least <= found.seconds <= found.most
     assert found.products == pytest.approx(7.0)
 
@@ -93,21 +93,23 @@ def test_set_up_and_points_from_afar_are_told_apart_from_near_ones():
         return (5.0 if before is None else 0.0) + (1.0 if before is not None and abs(index - before) == 1 else 3.0)
 
     clock = Clock(cost)
-    found = estimate.estimated(estimate.look(clock.measured, (11, 11), clock), 121, again=20)
+    found = estimate.estimated(estimate.look(clock.measured, (11, 11), clock), (11, 11), again=20)
     assert (found.setup, found.first, found.seconds) == (5.0, 3.0, 1.0)
     assert found.rank_seconds == 121 * 1.0 + 20 * 3.0
 
 
 def test_a_grid_of_one_point_has_an_estimate():
     clock = Clock(lambda index, before: 2.0)
-    found = estimate.estimated(estimate.look(clock.measured, (1,), clock), 1)
+    found = estimate.estimated(estimate.look(clock.measured, (1,), clock), (1,))
     assert (found.seconds, found.setup, found.wall(1)) == (2.0, 0.0, 2.0)
 
 
-def test_the_mean_is_exact_for_equal_costs():
-    samples = [Sample(i, place, False, 2.0) for i, place in enumerate((1, 2, 3, 4, 0))]
-    assert estimate.weighed(samples, lambda s: s.seconds) == 2.0
-    assert estimate.weighed(samples[:4], lambda s: s.seconds) == 2.0
+def test_the_mean_over_the_grid_is_exact_for_equal_costs_and_stays_within_what_was_seen():
+    samples = [Sample(i, 0, False, 2.0) for i in (0, 4, 12, 20, 24)]
+    assert estimate.over_grid(samples, lambda s: s.seconds, (5, 5)) == pytest.approx(2.0)
+    assert estimate.over_grid(samples[:2], lambda s: s.seconds, (5, 5)) == 2.0
+    steep = [Sample(0, 1, False, 9.0), Sample(1, 1, True, 1.0)]
+    assert 1.0 <= estimate.over_grid(steep, lambda s: s.seconds, (5, 5)) <= 9.0
 
 
 def test_more_ranks_end_sooner_and_never_before_their_slowest_point():
