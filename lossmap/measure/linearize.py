@@ -25,7 +25,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -105,7 +105,7 @@ def prepare(
         begun = Prepared(problem, parameters, product, total, dict(choice), room)
     reason = disagreement(begun) if wish in ("auto", "linear") else None
     if reason is not None:
-        log.warning("products are made by double backward, not linearised: %s", reason)
+        log.warning("products are not linearised, but made by double backward: %s", reason)
     if choice is not None:
         way_left = {} if reason is None else {"way": "double"}
         return Prepared(problem, parameters, product, total, begun.choice | way_left, room)
@@ -126,112 +126,138 @@ class Probe:
         self.samples = begun.problem.data.samples
         self.deadline = time.perf_counter() + PROBE
         self.seconds: dict[str, float] = {}  # per sample and product
+        # of one thread, what it worked itself: others on the same cores do not count
+        alone_at_work = torch.get_num_threads() == 1 and next(begun.problem.model.parameters()).device.type == "cpu"
+        self.clock = time.thread_time if alone_at_work else time.perf_counter
         self.images = any(p.dim() == 4 for p in begun.problem.model.parameters())
 
     def chosen(self, allowed: set[str]) -> Prepared:
         """The cheapest among these ways, with its cut, memory format, and what else there is to choose."""
-        best = min((self.climb(way) for way in WAYS if way in allowed), key=lambda pair: pair[0])
-        if best[1].choice["way"] == "linear":
-            if best[1].choice["format"] == "channels_last":
+        found = [f for f in (self.climb(way) for way in WAYS if way in allowed) if f is not None]
+        best = found[0]
+        for other in found[1:]:
+            best = self.better(best, other)
+        if best.choice["way"] == "linear":
+            if best.choice["format"] == "channels_last":
                 best = self.tiled(best)
-            best = best[0], self.blocks(best[1])
+            return self.recorded(self.blocks(best))
+        return self.recorded(best.choice)
+
+    def recorded(self, choice: Choice) -> Prepared:
+        """With the seconds that were measured beside the choice."""
         record = {k: float(f"{t:.3g}") for k, t in self.seconds.items()}
-        return self.told(best[1].choice | {"seconds_per_sample": record})
+        return self.told(choice | {"seconds_per_sample": record})
 
     def told(self, choice: Choice) -> Prepared:
-        begun = self.begun
-        return Prepared(begun.problem, begun.parameters, begun.product, begun.total, choice, begun.memory, begun.steps)
+        """As begun, with this choice."""
+        return replace(self.begun, choice=choice)
 
-    def climb(self, way: str) -> tuple[float, Prepared]:
+    def climb(self, way: str) -> Entrant | None:
         """Both memory formats at the first cut, then larger cuts as long as they gain, or else smaller ones."""
         plain = {"way": way, "batch": min(FIRST, self.samples), "format": "contiguous", "block": "apart"}
-        best = self.timed(plain)
+        best = self.entrant(plain)
         if way == "linear" and self.images:
-            other = self.timed(plain | {"format": "channels_last"})
+            other = self.entrant(plain | {"format": "channels_last"})
             # an operation may not know the other format, or take it otherwise
-            if other[0] < best[0] and disagreement(other[1]) is None:
-                best = other
+            winner = self.better(best, other) if best and other else best or other
+            if winner is not best and winner is not None and disagreement(winner.prepared) is None:
+                best = winner
+        if best is None:
+            return None
         for factor in (2.0, 0.5):
             while time.perf_counter() < self.deadline:
-                size = min(int(best[1].choice["batch"] * factor), self.samples)
-                if size < 8 or size == best[1].choice["batch"]:
+                size = min(int(best.choice["batch"] * factor), self.samples)
+                if size < 8 or size == best.choice["batch"]:
                     break
-                tried = self.timed(best[1].choice | {"batch": size})
-                if tried[0] > 0.97 * best[0]:
+                tried = self.entrant(best.choice | {"batch": size})
+                if tried is None or self.better(best, tried, 0.97) is best:
                     break
                 best = tried
-            if best[1].choice["batch"] > plain["batch"]:
+            if best.choice["batch"] > plain["batch"]:
                 break
         return best
 
-    def tiled(self, best: tuple[float, Prepared]) -> tuple[float, Prepared]:
+    def tiled(self, best: Entrant) -> Entrant:
         """With 3x3 convolutions of many channels done by tiles, as long as that gains and rounds well enough."""
-        plain, rows = best[1], self.rows(best[1], 1)
+        plain = best
         for channels in TILED:
             if time.perf_counter() > self.deadline:
                 break
-            tried = self.timed(plain.choice | {"tiled": channels})
-            if tried[0] < best[0]:
-                ours, theirs = (self.one(p).at().share(rows) for p in (tried[1], plain))
-                if norm(ours - theirs) > ROUNDED * torch.finfo(rows.dtype).eps * norm(theirs):
-                    break
+            tried = self.entrant(plain.choice | {"tiled": channels})
+            if tried is None or self.better(best, tried) is best:
+                continue
+            ours, theirs = tried.work(), plain.work()
+            if norm(ours - theirs) <= ROUNDED * torch.finfo(ours.dtype).eps * norm(theirs):
                 best = tried
         return best
 
-    def blocks(self, best: Prepared) -> Prepared:
+    def blocks(self, best: Entrant) -> Choice:
         """Four vectors together by vmap, if that is cheaper than one after the other."""
-        rows = self.rows(best, 4)
-        taken = {}
-        for block in ("apart", "together"):
-            matrix = self.one(self.told(best.choice | {"block": block})).at()
-            try:
-                taken[block] = least_seconds(partial(matrix.share, rows), rows.device)
-            except RuntimeError:  # an operation that vmap does not know
-                continue
-        return self.told(best.choice | {"block": min(taken, key=lambda block: taken[block])})
-
-    def timed(self, choice: Choice) -> tuple[float, Prepared]:
-        """Seconds per sample of a product over one batch, the least of a few, and what they were measured with."""
-        tried = self.told(choice)
-        one = self.one(tried)
-        rows = self.rows(tried, 1)
-        size = one.problem.data.samples
-        if choice["way"] == "graph":
-            choice = choice | {"kept_per_sample": graph_bytes(one.problem, one.layout) // size}
-            tried, one = self.told(choice), self.one(self.told(choice))
+        together = Entrant(self, best.choice | {"block": "together"}, vectors=4)
         try:
-            matrix = one.at()
-            seconds = least_seconds(lambda: matrix.share(rows), rows.device) / size
+            together.work()
+        except RuntimeError:  # an operation that vmap does not know
+            return best.choice
+        apart = Entrant(self, best.choice, vectors=4)
+        return together.choice if in_turns([apart, together], self.clock)[1] is together else best.choice
+
+    def entrant(self, choice: Choice) -> Entrant | None:
+        """A way with its first batch prepared; None where it does not run."""
+        if choice["way"] == "graph":
+            one = self.one(self.told(choice))
+            size = one.problem.data.samples
+            choice = choice | {"kept_per_sample": graph_bytes(one.problem, one.layout) // size}
+        made = Entrant(self, choice)
+        try:
+            made.work()
         except RuntimeError:  # too large for the memory, or in a format that some operation does not take
             if choice["way"] == "double":
                 raise
-            return float("inf"), tried
-        tiled = f" tiled from {choice['tiled']}" if "tiled" in choice else ""
-        self.seconds[f"{choice['way']} {choice['batch']} {choice['format']}{tiled}"] = seconds
-        return seconds, tried
+            return None
+        return made
+
+    def better(self, best: Entrant, tried: Entrant, margin: float = 1.0) -> Entrant:
+        """The cheaper per sample, both timed in turns; the first unless the second is cheaper by the margin."""
+        (first, second), _ = in_turns([best, tried], self.clock)
+        for entrant, seconds in ((best, first), (tried, second)):
+            self.seconds[entrant.name] = min(seconds, self.seconds.get(entrant.name, seconds))
+        return tried if second < margin * first else best
 
     def one(self, prepared: Prepared) -> Prepared:
         """The same over its first batch alone."""
         batch = next(iter(prepared.cut.data))
         return replace(prepared, problem=prepared.problem.with_data(Few([batch])), total=alone)
 
-    def rows(self, prepared: Prepared, count: int) -> Tensor:
-        matrix = prepared.at()
-        drawn = torch.randn(count, prepared.size, generator=generator("probe", count, prepared.size))
-        return drawn.to(matrix.device, matrix.dtype)
+
+class Entrant:
+    """A choice that can be timed: its product over one batch with some vectors."""
+
+    def __init__(self, probe: Probe, choice: Choice, vectors: int = 1) -> None:
+        self.choice, self.prepared = choice, probe.told(choice)
+        one = probe.one(self.prepared)
+        self.samples = one.problem.data.samples
+        matrix = one.at()
+        drawn = torch.randn(vectors, one.size, generator=generator("probe", vectors, one.size))
+        rows = drawn.to(matrix.device, matrix.dtype)
+        self.device = matrix.device
+        self.work: Callable[[], Tensor] = partial(matrix.share, rows)
+        tiled = f" tiled from {choice['tiled']}" if "tiled" in choice else ""
+        self.name = f"{choice['way']} {choice['batch']} {choice['format']}{tiled}"
 
 
-def least_seconds(work: Callable[[], Any], device: torch.device, repeats: int = 3) -> float:
-    """The least of a few times after a first one that is not counted."""
-    work()
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        work()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        times.append(time.perf_counter() - start)
-    return min(times)
+def in_turns(
+    entrants: Sequence[Entrant], clock: Callable[[], float], rounds: int = 4
+) -> tuple[tuple[float, ...], Entrant]:
+    """The least seconds per sample of each, in turns, so that a change of load meets all alike; and the cheapest."""
+    least = [float("inf")] * len(entrants)
+    for _ in range(rounds):
+        for i, entrant in enumerate(entrants):
+            start = clock()
+            entrant.work()
+            if entrant.device.type == "cuda":
+                torch.cuda.synchronize(entrant.device)
+            least[i] = min(least[i], (clock() - start) / entrant.samples)
+    return tuple(least), entrants[least.index(min(least))]
 
 
 class Allocated(TorchDispatchMode):  # type: ignore[no-untyped-call]

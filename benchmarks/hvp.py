@@ -1,0 +1,121 @@
+"""The price of one Hessian-vector product, in gradients of the same data and against plain double backward.
+
+Prints a Markdown table: for each net and number of threads the best gradient and the best double backward over memory
+formats and batch sizes, what `prepare` chose, and its price alone, in blocks of 2, 4 and 8 vectors (each vector's part
+of it), and for the Gauss-Newton matrix. All are timed in turns, so that a change of the machine's load meets all of
+them alike; the least time counts.
+
+    python benchmarks/hvp.py [--quick] [--threads 1,2] [--cpu-time]
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import datetime
+import os
+import platform
+import time
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import nn
+
+from lossmap import zoo
+from lossmap.measure.curvature import Curvature, gauss_newton
+from lossmap.measure.linearize import prepare
+from lossmap.space.problem import Problem
+from lossmap.space.vectors import selected
+
+Clock = Callable[[], float]
+
+
+def net_of(name: str) -> tuple[nn.Module, tuple[int, ...], int]:
+    """A net of the zoo, the shape of its input, and how many samples to take."""
+    net = zoo.build(name, seed=0)
+    shape, samples = {"resnet20": ((3, 32, 32), 128), "resnet20-w8": ((1, 8, 8), 512), "mlp": ((1, 8, 8), 512)}[name]
+    torch.manual_seed(0)
+    for _ in range(2):  # running statistics that are of the data
+        net(torch.randn(32, *shape))
+    return net.eval(), shape, samples
+
+
+def least(works: dict[str, Callable[[], object]], rounds: int, clock: Clock) -> dict[str, float]:
+    """The least seconds of each, all taken in turns."""
+    taken = dict.fromkeys(works, float("inf"))
+    for turn in range(rounds + 1):
+        for name, work in works.items():
+            start = clock()
+            work()
+            if turn:  # the first is not counted
+                taken[name] = min(taken[name], clock() - start)
+    return taken
+
+
+def row(name: str, threads: int, quick: bool, clock: Clock) -> str:
+    """One line of the table."""
+    torch.set_num_threads(threads)
+    net, shape, samples = net_of(name)
+    samples = 64 if quick else samples
+    data = (torch.randn(samples, *shape), torch.randint(10, (samples,)))
+    problem = Problem.supervised(net, "crossentropy", data, batch_size=samples)
+    prepared = prepare(problem)
+    newton = prepare(problem, product=gauss_newton)
+    matrix = prepared.at()
+    block = torch.randn(matrix.size, 8)
+    works: dict[str, Callable[[], object]] = {"linear": lambda: matrix @ block[:, 0]}
+    for b in (2, 4, 8):
+        works[f"block {b}"] = lambda b=b: matrix @ block[:, :b]  # type: ignore[misc]
+    newton_matrix = newton.at()
+    works["newton"] = lambda: newton_matrix @ block[:, 0]
+
+    def gradient(problem: Problem) -> None:
+        theta = list(selected(problem.model).values())
+        for batch in problem.data:
+            torch.autograd.grad(problem.total(batch), theta)
+
+    formats: Iterable[torch.memory_format] = (torch.contiguous_format,)
+    if any(p.dim() == 4 for p in net.parameters()):
+        formats = (torch.contiguous_format, torch.channels_last)
+    for form in formats:
+        laid = copy.deepcopy(net).to(memory_format=form)
+        x = data[0].contiguous(memory_format=form)
+        for size in sorted({min(size, samples) for size in (32, 128, 512)}):
+            other = Problem.supervised(laid, "crossentropy", (x, data[1]), batch_size=size)
+            classic = Curvature(other)
+            works[f"gradient {form} {size}"] = lambda p=other: gradient(p)  # type: ignore[misc]
+            works[f"double {form} {size}"] = lambda c=classic: c @ block[:, 0]  # type: ignore[misc]
+    taken = least(works, 2 if quick else 6, clock)
+    unit = min(t for k, t in taken.items() if k.startswith("gradient"))
+    double = min(t for k, t in taken.items() if k.startswith("double"))
+    linear = taken["linear"]
+    blocks = ", ".join(f"{taken[f'block {b}'] / b / unit:.2f}" for b in (2, 4, 8))
+    chosen = " ".join(
+        f"{k} {prepared.choice[k]}" for k in ("way", "batch", "format", "tiled", "block") if k in prepared.choice
+    )
+    return (
+        f"| {name} | {samples} | {threads} | {1e3 * unit:.1f} ms | {double / unit:.2f} | **{linear / unit:.2f}** | "
+        f"**{double / linear:.2f}** | {blocks} | {taken['newton'] / unit:.2f} | {chosen} |"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="few samples and rounds: a try, no measurement")
+    parser.add_argument("--threads", default="1,2", help="numbers of threads, separated by commas")
+    parser.add_argument("--nets", default="resnet20,resnet20-w8,mlp", help="names in the zoo, separated by commas")
+    parser.add_argument("--cpu-time", action="store_true", help="processor seconds: for one thread on a busy machine")
+    told = parser.parse_args()
+    clock = time.thread_time if told.cpu_time else time.perf_counter
+    print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}, "
+          f"{datetime.date.today().isoformat()}{', a quick try' if told.quick else ''}\n")  # fmt: skip
+    print("Prices in gradients; blocks per vector.\n")
+    print("| net | samples | threads | gradient | double backward | ours | times cheaper | blocks of 2, 4, 8 | "
+          "Gauss-Newton | chosen |\n|---|---|---|---|---|---|---|---|---|---|")  # fmt: skip
+    for name in told.nets.split(","):
+        for threads in map(int, told.threads.split(",")):
+            print(row(name, threads, told.quick, clock), flush=True)
+
+
+if __name__ == "__main__":
+    main()
