@@ -136,11 +136,13 @@ def _row(surfaces: Sequence[Surface], name: str, kind: str, titles: Sequence[str
     pairs = [values_of(s, quantity(s, name).name) for s in surfaces]
     if what.signed and kind != "contour":
         kind = "map"
-    columns = min(len(surfaces), 3)
+    columns = 2 if len(surfaces) == 4 else min(len(surfaces), 3)
     rows = -(-len(surfaces) // columns)
     width = wishes.width or (COLUMN if columns == 1 else PAGE)
-    panel = (width - 0.8) / columns
-    figure = blank(width, rows * (panel / _shape(surfaces[0]) + (0.2 if titles else 0.05)) + 0.45, compressed=True)
+    said = remarks(surfaces[0]) if "eig" in name or name == "ratio" else []
+    panel = (width - 0.85 - 0.3 * columns) / columns
+    height = rows * (panel / _shape(surfaces[0]) + (0.3 if titles else 0.12)) + 0.45 + 0.12 * len(said)
+    figure = blank(width, height, compressed=True)
     grid = figure.subplots(rows, columns, squeeze=False, sharex="col", sharey="row")
     scale = _scale([v for v, _ in pairs], what, wishes)
     told: list[Patch] = []
@@ -158,7 +160,7 @@ def _row(surfaces: Sequence[Surface], name: str, kind: str, titles: Sequence[str
     bar = figure.colorbar(mappable, ax=list(grid.flat), shrink=1.0, pad=0.02, aspect=24, extend=_extend(what, scale))
     _ticks(bar, what, scale, kind)
     bar.set_label(what.label)
-    _beside(figure, told, remarks(surfaces[0]) if "eig" in name or name == "ratio" else [])
+    _beside(figure, told, said)
     return figure
 
 
@@ -178,7 +180,9 @@ def _finish(axes: Any, surface: Surface, wishes: Wishes, kind: str, left: bool =
     maps.frame(axes, surface.grid, axis_labels(surface), cells=kind == "map")
     if not left:
         axes.set_ylabel("")
-    if not bottom:
+    if bottom:
+        axes.tick_params(labelbottom=True)
+    else:
         axes.set_xlabel("")
     axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
     axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
@@ -238,7 +242,7 @@ def _reliefs(surfaces: Sequence[Surface], name: str, titles: Sequence[str] | Non
     what = quantity(surfaces[0], name)
     every = [values_of(s, quantity(s, name).name)[0] for s in surfaces]
     scale = _scale(every, what, wishes)
-    columns = min(len(surfaces), 3)
+    columns = 2 if len(surfaces) == 4 else min(len(surfaces), 3)
     rows = -(-len(surfaces) // columns)
     width = wishes.width or (COLUMN if columns == 1 else PAGE)
     figure = blank(width, rows * width / columns * 0.86)
@@ -261,8 +265,12 @@ def _eigen_maps(surfaces: Sequence[Surface], titles: Sequence[str] | None, wishe
     if loss is not None:
         names.insert(0, loss)
     width = wishes.width or PAGE
-    panel = (width - 0.7) / len(names)
-    figure = blank(width, len(surfaces) * (panel / _shape(surfaces[0]) + 0.08) + 0.95, compressed=True)
+    said = remarks(surfaces[0]) if len(surfaces) == 1 else [
+        f"{title}: {line}" for s, title in zip(surfaces, titles or [], strict=False) for line in remarks(s)
+    ]  # fmt: skip
+    panel = (width - 0.65 - 0.06 * len(names)) / len(names)
+    height = len(surfaces) * (panel / _shape(surfaces[0]) + 0.1) + 1.1 + 0.1 * len(said)
+    figure = blank(width, height, compressed=True)
     grid = figure.subplots(len(surfaces), len(names), squeeze=False, sharex=True, sharey="row")
     told: list[Patch] = []
     for column, name in enumerate(names):
@@ -295,9 +303,6 @@ def _eigen_maps(surfaces: Sequence[Surface], titles: Sequence[str] | None, wishe
             bar.set_label(r"blue: $\lambda_\min > 0$, red: $< 0$", fontsize=6)
         elif name == loss:
             bar.set_label(surfaces[0].about[name].unit, fontsize=6)
-    said = remarks(surfaces[0]) if len(surfaces) == 1 else [
-        f"{title}: {line}" for s, title in zip(surfaces, titles or [], strict=False) for line in remarks(s)
-    ]  # fmt: skip
     _beside(figure, told, said)
     return figure
 

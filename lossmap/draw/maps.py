@@ -102,7 +102,7 @@ def _mesh(axes: Axes, grid: Grid, values: Array, norm: Normalize, colours: Any) 
         shown,
         norm=norm,
         cmap=colours,
-        rasterized=values.size > 2500,
+        rasterized=True,  # as polygons the cells of a PDF show hairlines between them
         linewidth=0.0,
         zorder=0.5,
     )

@@ -26,7 +26,7 @@ from lossmap.store.surface import Refused, journal_of, read, write_surface
 from lossmap.store.values import Group, Surface
 
 VECTORS, RESULTS = "evolution/eigenvectors", "evolution/results"
-BLOCK = 1 << 26  # bytes of a block of columns
+BLOCK = 1 << 25  # bytes of a block of columns
 Blocks = Callable[[], Iterator[np.ndarray]]
 
 

@@ -178,8 +178,8 @@ def _write_field(file: h5py.File, names: list[str], name: str, values: np.ndarra
     measure = next((m for m, fields in surface.measures.items() if name in fields), None)
     if measure is not None:
         attributes["measure"] = measure
-        split = surface.settings.get("measures", {}).get(measure, {}).get("split")
-        if isinstance(split, str):
+        split = _split(name, surface.settings.get("measures", {}).get(measure, {}))
+        if split:
             attributes["split"] = split
     field.attrs.update(attributes)
     _attach(file, field, names)
@@ -188,6 +188,13 @@ def _write_field(file: h5py.File, names: list[str], name: str, values: np.ndarra
         if extra not in file:
             file.create_dataset(extra, data=np.arange(values.shape[-1])).make_scale(extra)
         field.dims[len(names)].attach_scale(file[extra])
+
+
+def _split(field: str, told: Mapping[str, Any]) -> str:
+    """The part of the data that a field was read from, by its prefix, else the first of its measure's."""
+    samples = told.get("samples")
+    splits = list(samples) if isinstance(samples, dict) else [told["split"]] if told.get("split") else []
+    return next((split for split in splits if field.startswith(f"{split}_")), splits[0] if splits else "")
 
 
 def _attach(file: h5py.File, dataset: h5py.Dataset, names: list[str]) -> None:

@@ -100,6 +100,15 @@ def test_the_file_is_netcdf_with_scales_units_and_fill_values(tmp_path):
         assert list(status.attrs["flag_values"]) == [0, 1, 2] and status.attrs["flag_meanings"] == "todo done failed"
 
 
+def test_each_field_names_the_part_of_the_data_that_it_was_read_from(tmp_path):
+    path, names = tmp_path / "s.h5", ("max_eig", "test_max_eig")
+    fields = tuple(Field(name, "nats", name) for name in names)
+    with opened(path, measures={"eigen": (fields, {"samples": {"train": 200, "test": 50}})}):
+        pass
+    with h5py.File(path) as file:
+        assert [file[name].attrs["split"] for name in names] == ["train", "test"]
+
+
 def test_xarray_opens_the_file_with_its_coordinates(tmp_path):
     xarray = pytest.importorskip("xarray")
     groups = {"trajectory": Group({"step": np.arange(3), "x": np.arange(3.0), "y": np.zeros(3)})}
