@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 import sys
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
+from lossmap.commands.__main__ import DOORS
 from lossmap.farm.shards import Shard
 from lossmap.options import Settings, Usage, parse
 from lossmap.space.grid import Grid
@@ -73,6 +75,10 @@ def asked(words: Sequence[str]) -> Asked:
         if not files:
             raise Usage("resume wants the result to go on with: resume FILE")
         return Asked(tuple(words), Path(files[0]))
+    if command not in DOORS:
+        near = difflib.get_close_matches(command, DOORS, 2, 0.5)
+        hint = f"; did you mean {' or '.join(near)}?" if near else "; see lossmap --help"
+        raise Usage(f"unknown command {command!r}{hint}")
     if command not in MEASURES:
         return Asked(tuple(words))
     room = room_of(command)

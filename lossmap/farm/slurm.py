@@ -116,6 +116,8 @@ def read_site(path: str | Path) -> Site:
         import tomli as tomllib
     try:
         tree = tomllib.loads(Path(path).read_bytes().decode())
+    except FileNotFoundError:
+        raise ValueError(f"there is no site file {path}") from None
     except tomllib.TOMLDecodeError as error:
         raise ValueError(f"the site file {path} is no TOML: {error}") from None
     known = {f.name: f for f in fields(Site)}
