@@ -11,7 +11,7 @@ from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
-from lossmap.commands.__main__ import DOORS
+from lossmap.commands import DOORS
 from lossmap.farm.shards import Shard
 from lossmap.options import Settings, Usage, parse
 from lossmap.space.grid import Grid
