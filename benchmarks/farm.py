@@ -111,7 +111,7 @@ def lockstep(world: World, count: int, mean: float) -> None:
     began = time.perf_counter()
     for step in range(count):
         time.sleep(mine[world.rank][step])
-        world.comm.Allreduce(array.copy(), array)
+        world.wire.comm.Allreduce(array.copy(), array)
     if world.rank == 0:
         wall = time.perf_counter() - began
         best = seconds.sum() / (world.size * np.array(mine).max(axis=0).sum())

@@ -10,45 +10,27 @@ its reason. What a survey costs beside its measure: benchmarks/farm.py.
 
 from __future__ import annotations
 
-import gc
 import logging
-import signal
 import threading
 import time
-import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
 import numpy as np
 
 from lossmap import namesake
-from lossmap.farm.dealer import (
-    ASKED,
-    DONE,
-    END,
-    FAILED,
-    HALTED,
-    NOTE,
-    UNFINISHED,
-    Broken,
-    Dealer,
-    Dealing,
-    Loop,
-    Lost,
-    Nap,
-    Place,
-)
+from lossmap.farm.attempt import Attempt
+from lossmap.farm.dealer import ASKED, END, HALTED, NOTE, Broken, Dealer, Loop, Lost, Nap, Place
+from lossmap.farm.dealing import Dealing
 from lossmap.farm.stop import Stop
-from lossmap.farm.team import Fallen, Team, World
+from lossmap.farm.team import Team, World
+from lossmap.farm.wire import Wire
 from lossmap.space.grid import Field, Grid, Point, Unfinished
 from lossmap.store.ledger import Ledger
 from lossmap.store.values import Failure, Surface
 
 logger = logging.getLogger("lossmap")
-
-FINE, RAISED, LEFT, MEMORY = range(4)  # what a team settles about a point; the largest counts
 
 
 class Measure(Protocol):
@@ -151,7 +133,8 @@ def survey(
     world.surveys += 1
     stop = _as_stop(stop)
     watchdog = 3 * point_timeout if point_timeout is not None and world.tolerant and world.rank != 0 else None
-    attempt = Attempt(measure, grid, team, watchdog)
+    sizes = {field.name: field.extra[1] if field.extra else 1 for field in measure.fields}
+    attempt = Attempt(measure, grid.point, sizes, team, Unfinished, watchdog)
     if world.rank != 0:
         return cast(Surface, _work(world, attempt, stop))
     wanted = None if points is None else np.unique(np.fromiter(points, dtype=np.int64))
@@ -169,107 +152,6 @@ def walk(grid: Grid, indices: np.ndarray) -> np.ndarray:
     """The indices along a serpentine over the grid: each next point is a neighbour of the last."""
     r, c = np.divmod(np.asarray(indices, dtype=np.int64), grid.x.size)
     return np.asarray(indices, dtype=np.int64)[np.argsort(r * grid.x.size + np.where(r % 2, grid.x.size - 1 - c, c))]
-
-
-class Attempt:
-    """One try at a point, by the whole team; what comes of it is a message to the dealer, and never an exception.
-
-    patience  seconds after which the kernel ends this rank, since it answers no more; None: never
-    """
-
-    def __init__(self, measure: Measure, grid: Grid, team: Team, patience: float | None = None) -> None:
-        self.measure, self.grid, self.team, self.patience = measure, grid, team, patience
-        self.note: Callable[[str], None] = logger.warning
-        self.sizes = {f.name: f.extra[1] if f.extra else 1 for f in measure.fields}
-
-    def __call__(self, index: int, state: Any) -> tuple[Any, ...]:
-        """Try the point; members of the team follow."""
-        self.team.broadcast((index, state))
-        return self.once(index, state)
-
-    def follow(self) -> tuple[Any, ...]:
-        """A member's part: try what the leader tries, until it says how the survey ended."""
-        while True:
-            index, told = self.team.broadcast()
-            if index is None:
-                return cast(tuple[Any, ...], told)
-            self.once(index, told)
-
-    def release(self, end: tuple[Any, ...]) -> None:
-        """Tell the members how the survey ended."""
-        self.team.broadcast((None, end))
-
-    def once(self, index: int, state: Any) -> tuple[Any, ...]:
-        """Try the point, again where memory ran out and the measure can do with less."""
-        while True:
-            began = time.perf_counter()
-            code, value = self._measured(index, state)
-            if code == FINE:
-                return DONE, index, value, time.perf_counter() - began
-            values = [value for value in self.team.gather(value) if value is not None]
-            if code == LEFT:
-                return UNFINISHED, index, next((v for v in values if isinstance(v, dict)), {})
-            text = next((v for v in values if isinstance(v, str)), "no rank of the team says why")
-            if code == RAISED or not self._smaller(value is not None, text):
-                return FAILED, index, text
-
-    def _measured(self, index: int, state: Any) -> tuple[int, Any]:
-        """(what the team settled, this rank's part of it: the reading, the state, or the error as text)."""
-        value: Any = None
-        try:
-            with _watched(self.patience):
-                point = self.grid.point(index)
-                resume = getattr(self.measure, "resume", None) if state is not None else None
-                value = self._checked(self.measure(point) if resume is None else resume(point, state))
-            code = FINE
-        except Fallen as fallen:  # settled already
-            return fallen.code, fallen.why
-        except Unfinished as left:
-            code, value = LEFT, left.state
-        except Exception as error:
-            code = MEMORY if out_of_memory(error) and hasattr(self.measure, "smaller") else RAISED
-            place = "" if self.team.size == 1 else f"on rank {self.team.rank} of the team:\n"
-            value = place + traceback.format_exc()
-        try:
-            settled = self.team.settle(code)
-        except Fallen as fallen:
-            return fallen.code, fallen.why
-        return settled, value if settled == code else None
-
-    def _smaller(self, mine: bool, text: str) -> bool:
-        """After memory ran out, here where `mine`: make do with less, if all of the team can."""
-        said = self.measure.smaller() if mine else ""  # type: ignore[attr-defined]
-        if self.team.settle(FINE if said is not None else RAISED) != FINE:
-            return False
-        gc.collect()
-        if said:
-            self.note(f"memory ran out ({text.strip().splitlines()[-1]}); {said}")
-        return True
-
-    def _checked(self, reading: Mapping[str, Any]) -> dict[str, Any]:
-        """The reading as numbers and arrays, with just the fields that were announced."""
-        if set(reading) != set(self.sizes):
-            raise ValueError(
-                f"the measure {self.measure.name!r} announced the fields {', '.join(sorted(self.sizes))} and returned "
-                f"{', '.join(sorted(reading)) or 'none'}"
-            )
-        checked: dict[str, Any] = {}
-        for name, size in self.sizes.items():
-            values = np.asarray(reading[name], dtype=np.float64)
-            if values.size != size:
-                raise ValueError(f"the field {name!r} takes {size} numbers a point; the measure returned {values.size}")
-            checked[name] = float(values) if values.ndim == 0 else values
-        return checked
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether an allocator said no: CUDA's, the CPU's, or Python's own. Known by name, without torch."""
-    kinds = {kind.__name__ for kind in type(error).__mro__}
-    text = str(error).lower()
-    said = ("can't allocate memory", "not enough memory", "out of memory")
-    return bool(kinds & {"OutOfMemoryError", "MemoryError"}) or (
-        isinstance(error, RuntimeError) and any(words in text for words in said)
-    )
 
 
 class Book:
@@ -361,7 +243,7 @@ def _lead(
 ) -> None:
     """Rank 0's part: deal, and measure too where it leads a place."""
     order = book.order
-    wire = world if world.size > 1 else None
+    wire = world.wire
     stuck: set[int] = set()
     whole = places[0][0] == 0  # whether this rank has a team that waits for word
     try:
@@ -382,7 +264,8 @@ def _lead(
         if whole:
             attempt.release(end)
         for rank in set(range(1, world.size)) - world.gone:
-            world.send((world.surveys, END, *end), rank)
+            if world.wire is not None:
+                world.wire.send((world.surveys, END, *end), rank)
 
 
 def _round(world: World, loop: Loop, dealer: Dealer, measures: bool, attempt: Attempt, stop: Stop) -> bool:
@@ -431,9 +314,9 @@ def _until(over: Callable[[], bool], step: Callable[[], bool]) -> None:
 
 def _work(world: World, attempt: Attempt, stop: Stop) -> Elsewhere:
     """The part of every other rank: measure what is dealt, or follow the leader of one's team."""
-    team, serial = attempt.team, world.surveys
+    team, serial, wire = attempt.team, world.surveys, cast(Wire, world.wire)
     if team.leads:
-        place = Place(world, attempt, stop=stop, serial=serial, host=world.host)
+        place = Place(wire, attempt, stop=stop, serial=serial, host=world.host)
         attempt.note = lambda text: place.tell(NOTE, text)
         silent = stop.listen(place.listen)
         _until(lambda: place.end is not None, place.step)
@@ -442,12 +325,12 @@ def _work(world: World, attempt: Attempt, stop: Stop) -> Elsewhere:
         if not place.broken:
             attempt.release(end)
     else:
-        end = _follow(world, attempt, stop)
+        end = _follow(wire, serial, attempt, stop)
     outcome, world.gone, world.stuck = end
     return Elsewhere(outcome)
 
 
-def _follow(world: World, attempt: Attempt, stop: Stop) -> tuple[Any, ...]:
+def _follow(wire: Wire, serial: int, attempt: Attempt, stop: Stop) -> tuple[Any, ...]:
     """A team member's part. Where the team has died, wait for the end of the survey."""
     told = False
 
@@ -455,19 +338,19 @@ def _follow(world: World, attempt: Attempt, stop: Stop) -> tuple[Any, ...]:
         nonlocal told
         if stop.asked is not None and not told:
             told = True
-            world.send((world.surveys, ASKED, stop.asked, stop.urgent), 0)
+            wire.send((serial, ASKED, stop.asked, stop.urgent), 0)
 
-    world.meanwhile = tell
-    attempt.note = lambda text: world.send((world.surveys, NOTE, text), 0)
+    wire.meanwhile = tell
+    attempt.note = lambda text: wire.send((serial, NOTE, text), 0)
     try:
         return attempt.follow()
     except Broken:
         nap = Nap()
-        while (came := world.receive()) is None or came[1][:2] != (world.surveys, END):
+        while (came := wire.receive()) is None or came[1][:2] != (serial, END):
             nap.after(came is not None)
         return came[1][2:]
     finally:
-        world.meanwhile = None
+        wire.meanwhile = None
 
 
 def _as_stop(stop: Stop | Callable[[], bool] | None) -> Stop:
@@ -484,19 +367,6 @@ def _as_stop(stop: Stop | Callable[[], bool] | None) -> Stop:
 
         wrapped.listen(listener)
     return wrapped
-
-
-@contextmanager
-def _watched(seconds: float | None) -> Iterator[None]:
-    """The kernel ends this process where the block takes so long, even inside a call that never returns."""
-    if seconds is None:
-        yield
-        return
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 namesake(__name__)  # lossmap.survey(...) is the function, whatever was imported before

@@ -7,12 +7,13 @@ import re
 import numpy as np
 import pytest
 
+from lossmap.farm.attempt import out_of_memory
 from lossmap.farm.stop import Stop
 from lossmap.farm.team import Team, World
 from lossmap.space.grid import Field, Grid, Unfinished
 from lossmap.store.ledger import Ledger
 from lossmap.store.surface import SurfaceFile, read
-from lossmap.survey import Elsewhere, Progress, out_of_memory, survey, walk
+from lossmap.survey import Elsewhere, Progress, survey, walk
 
 GRID = Grid(np.linspace(-1, 1, 5), np.linspace(0, 2, 4))
 

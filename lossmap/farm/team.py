@@ -1,23 +1,16 @@
-"""The ranks: a world of them, and the teams that share a point. The only room that knows MPI.
+"""The ranks: a world of them, and the teams that share a point. The only room that imports MPI.
 
-mpi4py is imported when a world of several ranks starts, and never in a single process. Everything that waits
-does so by asking and sleeping, so that signals are heard, deaths are seen, and waiting costs 2 % of a core;
-nothing blocks inside MPI.
+mpi4py is imported when a world of several ranks starts, and never in a single process.
 
 Where the MPI library tolerates faults (Open MPI 5: `mpirun --with-ft ulfm`), dead ranks are news; elsewhere
 a death ends the job, and the survey goes on from its file. After a death MPI_Finalize may wait for ever, so
 the ranks say goodbye by message and leave by os._exit: see `World.leave`.
-
-    LEFT = 70    the exit code of a rank that has lost rank 0
 """
 
 from __future__ import annotations
 
 import atexit
-import ctypes
 import os
-import pickle
-import signal
 import socket
 import sys
 import time
@@ -29,24 +22,13 @@ from typing import Any, TypeVar
 import numpy as np
 
 from lossmap.farm.dealer import Broken, Nap
+from lossmap.farm.launch import arranged, check_size, die_with_parent, launched
+from lossmap.farm.wire import BYE, Wire
 
 T = TypeVar("T")
 
-LEFT = 70
-_PIECE = 1 << 28  # bytes in one message of a broadcast: counts are 32-bit in many an MPI
 _HEAD = 32  # numbers in the head of a team's sum; small sums travel in it
-
-_TALK, _BYE = 1, 2  # tags
 _TOGETHER = -1  # in place of a survey's number: a message that stands for a collective
-
-# what tells a rank that a launcher started it, and among how many
-_SIZES = (
-    "OMPI_COMM_WORLD_SIZE",  # Open MPI
-    "PMI_SIZE",  # MPICH, Intel MPI, Cray
-    "MV2_COMM_WORLD_SIZE",  # MVAPICH
-    "SLURM_STEP_NUM_TASKS",  # srun
-    "MPI_WORLD_SIZE",
-)
 
 
 class Team:
@@ -58,12 +40,12 @@ class Team:
 
     def __init__(
         self,
-        world: World | None = None,
+        wire: Wire | None = None,
         comm: Any = None,
         ranks: Sequence[int] = (0,),
         places: Sequence[tuple[int, ...]] = (),
     ) -> None:
-        self.world, self.comm, self.ranks, self.places = world, comm, tuple(ranks), tuple(places)
+        self.wire, self.comm, self.ranks, self.places = wire, comm, tuple(ranks), tuple(places)
         self.rank: int = 0 if comm is None else comm.rank
         self.size: int = 1 if comm is None else comm.size
 
@@ -109,22 +91,22 @@ class Team:
 
     def broadcast(self, value: Any = None) -> Any:
         """The leader's value, on every rank of the team."""
-        return value if self.comm is None or self.size == 1 else _broadcast(self._world, self.comm, value, self.ranks)
+        return value if self.comm is None or self.size == 1 else self._wire.broadcast(self.comm, value, self.ranks)
 
     def gather(self, value: Any) -> list[Any]:
         """Every rank's value, on every rank of the team."""
-        return [value] if self.size == 1 else _gather(self._world, self.comm, value, self.ranks)
+        return [value] if self.size == 1 else self._wire.gather(self.comm, value, self.ranks)
 
     @property
-    def _world(self) -> World:
-        if self.world is None:
-            raise ValueError("a team of several ranks wants its world")
-        return self.world
+    def _wire(self) -> Wire:
+        if self.wire is None:
+            raise ValueError("a team of several ranks wants the wire of its world")
+        return self.wire
 
     def _head(self, head: np.ndarray) -> tuple[float, np.ndarray]:
         """Exchange heads: the largest code, and what each rank means to sum."""
         heads = np.empty((self.size, _HEAD))
-        self._world.wait(self.comm.Iallgather(head, heads), self.ranks)
+        self._wire.wait(self.comm.Iallgather(head, heads), self.ranks)
         self._heads = heads
         return float(heads[:, 0].max()), heads[:, 1]
 
@@ -143,7 +125,7 @@ class Team:
             total: np.ndarray = self._heads[:, 2 : 2 + array.size].sum(axis=0)
             return total.reshape(array.shape)
         result = np.array(array, order="C")
-        self._world.wait(self.comm.Iallreduce(self._world.mpi.IN_PLACE, result), self.ranks)
+        self._wire.wait(self.comm.Iallreduce(self._wire.mpi.IN_PLACE, result), self.ranks)
         return result
 
 
@@ -168,16 +150,13 @@ class World:
     """
 
     def __init__(self, mpi: Any = None) -> None:
-        self.mpi = mpi
         self.host = socket.gethostname()
         self.rank, self.size, self.threads = 0, 1, True
         self.node_rank, self.node_size = 0, 1
         self.gone: frozenset[int] = frozenset()  # ranks that all survivors agree to be dead
-        self.stuck: frozenset[int] = frozenset()  # ranks that answer no more; known to rank 0
+        self.stuck: frozenset[int] = frozenset()  # ranks that answer no more, as all others agree
         self.surveys = 0
-        self.meanwhile: Callable[[], None] | None = None  # called now and then by whoever waits
-        self.tolerant = False  # whether dead ranks are news
-        self._dead: frozenset[int] = frozenset()
+        self.wire: Wire | None = None
         self._left = False
         if mpi is not None:
             self._join(mpi)
@@ -197,154 +176,57 @@ class World:
         return _world
 
     def _join(self, mpi: Any) -> None:
-        self.comm = mpi.COMM_WORLD
-        self.comm.Set_errhandler(mpi.ERRORS_RETURN)
-        self.rank, self.size = self.comm.rank, self.comm.size
+        wire = self.wire = Wire(mpi, self.host)
+        self.rank, self.size = wire.rank, wire.size
         self.threads = mpi.Query_thread() == mpi.THREAD_MULTIPLE
-        self._news = {
-            getattr(mpi, name)
-            for name in ("ERR_PROC_FAILED", "ERR_PROC_FAILED_PENDING", "ERR_REVOKED")
-            if hasattr(mpi, name)
-        }
-        self.tolerant = _tolerant(self.comm, os.environ)
-        self._talk = self.comm.Dup()
-        self._talk.Set_errhandler(mpi.ERRORS_RETURN)
-        self._all = self.comm.Dup()
-        self._all.Set_errhandler(mpi.ERRORS_RETURN)
-        self._node = self.comm.Split_type(mpi.COMM_TYPE_SHARED, self.rank)
-        self._node.Set_errhandler(mpi.ERRORS_RETURN)
+        self._all, self._node = wire.copy(), wire.node()
         self.node_rank, self.node_size = self._node.rank, self._node.size
-        self._sending: list[tuple[Any, bytes]] = []
-        self._looked = 0.0
         if self.size > 1:
-            _die_with_parent()
+            die_with_parent()
             sys.excepthook = self._uncaught
             atexit.register(self.leave)  # before mpi4py's MPI_Finalize, for programs that do not call it
 
-    # ---- messages: what the dealer and the places speak through
-
-    def send(self, message: tuple[Any, ...], rank: int, tag: int = _TALK) -> None:
-        """Send without waiting. A message to a dead rank is lost without a word."""
-        self._sending = [(request, kept) for request, kept in self._sending if not self._passed(request)]
-        data = pickle.dumps(message, protocol=pickle.HIGHEST_PROTOCOL)
-        request = self._news_or(lambda: self._talk.Isend([data, self.mpi.BYTE], dest=rank, tag=tag))
-        if request is not None:
-            self._sending.append((request, data))
-
-    def receive(self) -> tuple[int, tuple[Any, ...]] | None:
-        """The next message that has come and the rank it came from, or None."""
-        return self._receive(_TALK)
-
-    def _receive(self, tag: int) -> tuple[int, tuple[Any, ...]] | None:
-        if self.size == 1:
-            return None
-        status = self.mpi.Status()
-        found = self._news_or(lambda: self._talk.Iprobe(source=self.mpi.ANY_SOURCE, tag=tag, status=status))
-        if not found:
-            self._leave_an_orphan()
-            return None
-        data = bytearray(status.Get_count(self.mpi.BYTE))
-        source = status.source
-        if self._news_or(lambda: self._talk.Recv([data, self.mpi.BYTE], source=source, tag=tag) or True) is None:
-            return None
-        return source, pickle.loads(data)
-
-    def flush(self, seconds: float = 60.0) -> None:
-        """Wait until everything that was sent has been taken."""
-        nap, until = Nap(), time.monotonic() + seconds
-        while self.size > 1 and self._sending and time.monotonic() < until:
-            self._sending = [(request, kept) for request, kept in self._sending if not self._passed(request)]
-            if self._sending:
-                nap.after(False)
-                self._leave_an_orphan()
+    @property
+    def tolerant(self) -> bool:
+        """Whether a dead rank is news, rather than the end of the job."""
+        return self.wire is not None and self.wire.tolerant
 
     def dead(self) -> frozenset[int]:
         """The ranks that are known to have died."""
-        now = time.monotonic()
-        if self.size > 1 and self.tolerant and now - self._looked > 2e-3:
-            self._looked = now
-            group = self.comm.Get_failed()
-            if group.size > len(self._dead):
-                for comm in (self.comm, self._talk):
-                    self._news_or(comm.Ack_failed)
-                places = self.mpi.Group.Translate_ranks(group, list(range(group.size)), self.comm.group)
-                self._dead = frozenset(places)
-        return self._dead
-
-    def _passed(self, request: Any) -> bool:
-        return bool(self._news_or(request.Test, True))
-
-    def _news_or(self, call: Callable[[], Any], news: Any = None) -> Any:
-        """What the call returns, or `news` where it says that a rank has died."""
-        try:
-            return call()
-        except self.mpi.Exception as error:
-            if error.Get_error_class() not in self._news:
-                raise
-            return news
-
-    def _leave_an_orphan(self) -> None:
-        """A worker without rank 0 has nothing left to do."""
-        if self.rank != 0 and 0 in self.dead():
-            print(f"rank {self.rank} on {self.host}: rank 0 has died; leaving", file=sys.stderr, flush=True)
-            os._exit(LEFT)
-
-    def wait(self, request: Any, ranks: Sequence[int] | None = None) -> None:
-        """Wait for a collective by asking and sleeping. Raises Broken where one of its ranks dies meanwhile."""
-        nap = Nap(shortest=5e-6)
-        concerned = set(range(self.size) if ranks is None else ranks)
-        while True:
-            try:
-                if request.Test():
-                    return
-            except self.mpi.Exception as error:
-                if error.Get_error_class() not in self._news:
-                    raise
-                self._looked = 0.0
-                lost = sorted(self.dead() & concerned)
-                raise Broken(f"rank {', '.join(map(str, lost)) or '?'} has died") from None
-            self._leave_an_orphan()
-            if self.meanwhile is not None:
-                self.meanwhile()
-            lost = sorted(self.dead() & concerned)
-            if lost:
-                raise Broken(f"rank {', '.join(map(str, lost))} has died")
-            nap.after(False)
-
-    # ---- together
+        return frozenset() if self.wire is None else self.wire.dead()
 
     def sum(self, value: Any) -> Any:
         """The sum over all ranks of a tensor, an array or a number."""
-        if self.size == 1:
+        if self.wire is None or self.size == 1:
             return value
         if self.gone or self.stuck:
             return _like(value, np.sum([part for part in self.gather(_array(value)) if part is not None], axis=0))
         result = np.array(_array(value), order="C")
-        self.wait(self._all.Iallreduce(self.mpi.IN_PLACE, result))
+        self.wire.wait(self._all.Iallreduce(self.wire.mpi.IN_PLACE, result))
         return _like(value, result)
 
     def broadcast(self, value: Any = None) -> Any:
         """Rank 0's value, on every rank."""
-        if self.size == 1:
+        if self.wire is None or self.size == 1:
             return value
         if not (self.gone or self.stuck):
-            return _broadcast(self, self._all, value, range(self.size))
+            return self.wire.broadcast(self._all, value, range(self.size))
         if self.rank != 0:
-            return self._awaited()[1]
+            return self._awaited(self.wire)[1]
         for rank in self._others():
-            self.send((_TOGETHER, value), rank)
-        self.flush()
+            self.wire.send((_TOGETHER, value), rank)
+        self.wire.flush()
         return value
 
     def _others(self) -> set[int]:
         """The ranks beside 0 that are still with us, as all of them know."""
         return set(range(1, self.size)) - self.gone - self.stuck
 
-    def _awaited(self) -> tuple[int, Any]:
+    def _awaited(self, wire: Wire) -> tuple[int, Any]:
         """The next message of those that take the place of collectives after a death, and its sender."""
         nap = Nap()
-        while (came := self.receive()) is None or came[1][0] != _TOGETHER:
-            lost = self._others() & self.dead()
+        while (came := wire.receive()) is None or came[1][0] != _TOGETHER:
+            lost = self._others() & wire.dead()
             if self.rank == 0 and lost:
                 raise Broken(f"rank {', '.join(map(str, sorted(lost)))} has died")
             nap.after(came is not None)
@@ -352,16 +234,16 @@ class World:
 
     def gather(self, value: Any) -> list[Any]:
         """Every rank's value, on every rank, in the order of the ranks; None for the dead."""
-        if self.size == 1:
+        if self.wire is None or self.size == 1:
             return [value]
         if not (self.gone or self.stuck):
-            return _gather(self, self._all, value, range(self.size))
+            return self.wire.gather(self._all, value, range(self.size))
         every = [value, *[None] * (self.size - 1)]
         if self.rank == 0:
             for _ in self._others():
-                rank, every[rank] = self._awaited()
+                rank, every[rank] = self._awaited(self.wire)
         else:
-            self.send((_TOGETHER, value), 0)
+            self.wire.send((_TOGETHER, value), 0)
         told: list[Any] = self.broadcast(every)
         return told
 
@@ -401,8 +283,8 @@ class World:
                     said = (make(), None)
                 except Exception as error:
                     said = (None, error)
-            if self.node_size > 1 and not alone:
-                said = _broadcast(self, self._node, said, range(self.size))
+            if self.wire is not None and self.node_size > 1 and not alone:
+                said = self.wire.broadcast(self._node, said, range(self.size))
             if said[1] is not None:
                 raise said[1]
             return said[0]  # type: ignore[return-value]
@@ -435,12 +317,11 @@ class World:
         Raises ValueError where the computing ranks cannot be divided so.
         """
         places = self.places(size, rank_0)
-        if size == 1:
+        if self.wire is None or size == 1:
             return Team()
         mine = next((i for i, ranks in enumerate(places) if self.rank in ranks), len(places))
-        comm = self.comm.Split(mine, self.rank)
-        comm.Set_errhandler(self.mpi.ERRORS_RETURN)
-        return Team(self, comm, places[mine], places) if mine < len(places) else Team(places=places)
+        comm = self.wire.split(mine)
+        return Team(self.wire, comm, places[mine], places) if mine < len(places) else Team(places=places)
 
     # ---- the end
 
@@ -450,28 +331,29 @@ class World:
         After a death, or with a rank stuck, it does not return: ranks say goodbye to rank 0, which waits for
         that at most five seconds, and everyone leaves without MPI_Finalize, which could wait for ever.
         """
-        if self.size == 1 or self._left:
+        wire = self.wire
+        if wire is None or self.size == 1 or self._left:
             return code
         self._left = True
-        self.flush(5.0)
+        wire.flush(5.0)
         if not (self.dead() or self.gone or self.stuck):
             return code
         sys.stdout.flush()
         sys.stderr.flush()
         if self.rank != 0:
-            self.send((), 0, _BYE)
-            self.flush(1.0)
+            wire.send((), 0, BYE)
+            wire.flush(1.0)
             time.sleep(2.0 if self.stuck else 0.05)  # where a rank is stuck, rank 0 ends the job now
             os._exit(code)
         waiting, nap, began = set(range(1, self.size)) - self.dead(), Nap(), time.monotonic()
         while waiting and time.monotonic() < began + (5.0 if waiting - self.stuck else 1.0):
-            came = self._receive(_BYE)
+            came = wire.receive(BYE)
             waiting -= self.dead()
             if came is not None:
                 waiting.discard(came[0])
             nap.after(came is not None)
         if waiting:
-            self.comm.Abort(code)  # a rank that answers no more would keep the launcher waiting
+            wire.comm.Abort(code)  # a rank that answers no more would keep the launcher waiting
         time.sleep(0.05)
         os._exit(code)
 
@@ -488,55 +370,11 @@ class World:
         """An error that nobody caught would leave the other ranks waiting: it ends them all."""
         text = "".join(traceback.format_exception(kind, error, trace))
         print(f"rank {self.rank} on {self.host}:\n{text}", file=sys.stderr, flush=True)
-        self.comm.Abort(1)
+        if self.wire is not None:
+            self.wire.comm.Abort(1)
 
 
 _world: World | None = None
-
-
-def launched(environ: Mapping[str, str]) -> int:
-    """How many ranks the launcher says it started; 1 without a launcher."""
-    for name in _SIZES:
-        if environ.get(name, "").isdigit():
-            return int(environ[name])
-    return 1
-
-
-def check_size(size: int, environ: Mapping[str, str]) -> None:
-    """Raises ValueError where SLURM started several tasks, each of which sees itself alone."""
-    tasks = environ.get("SLURM_STEP_NUM_TASKS", "")
-    if size == 1 and tasks.isdigit() and int(tasks) > 1 and "OMPI_COMM_WORLD_SIZE" not in environ:
-        raise ValueError(
-            f"srun started {tasks} tasks, but MPI sees one rank: this MPI library wants another "
-            "srun --mpi=... (see srun --mpi=list; Open MPI: pmix), or mpirun"
-        )
-
-
-def arranged(size: int, team: int = 1, rank_0: str = "auto") -> list[tuple[int, ...]]:
-    """The ranks of each team, its leader first, among so many ranks.
-
-    rank_0  `computes` too, or only `deals`; `auto`: computes with up to 32 ranks, where the teams come out even
-
-    Raises ValueError where the computing ranks cannot be divided so, with the nearest numbers that can.
-    """
-    if rank_0 not in ("auto", "computes", "deals"):
-        raise ValueError(f"--rank-0 is computes, deals or auto; got {rank_0!r}")
-    if team < 1:
-        raise ValueError(f"a team wants at least one rank; got {team}")
-    if size == 1 and rank_0 == "deals":
-        raise ValueError("rank 0 cannot only deal where it is the only rank")
-    first = {"computes": 0, "deals": 1, "auto": int(size > 32)}[rank_0]
-    if rank_0 == "auto" and (size - first) % team and size - 1 + first >= team and (size - 1 + first) % team == 0:
-        first = 1 - first
-    computing = size - first
-    if computing % team or computing == 0:
-        low, high = computing // team * team + first, -(-max(computing, 1) // team) * team + first
-        near = f"{low} or {high}" if low > first else f"{high}"
-        raise ValueError(
-            f"teams of {team} do not divide {computing} computing ranks"
-            f"{' (rank 0 only deals)' if first else ''}; start {near} ranks in all"
-        )
-    return [tuple(range(start, start + team)) for start in range(first, size, team)]
 
 
 def _library(environ: Mapping[str, str]) -> Any:
@@ -553,43 +391,6 @@ def _library(environ: Mapping[str, str]) -> Any:
     from mpi4py import MPI
 
     return MPI
-
-
-def _tolerant(comm: Any, environ: Mapping[str, str]) -> bool:
-    """Whether a dead rank is news rather than the end. Open MPI answers the calls even where it is not told to be."""
-    if "OMPI_COMM_WORLD_SIZE" in environ or "OMPI_MCA_mpi_ft_enable" in environ:
-        return environ.get("OMPI_MCA_mpi_ft_enable", "0") in ("1", "true")
-    try:
-        comm.Get_failed()
-    except Exception:
-        return False
-    return True
-
-
-def _gather(world: World, comm: Any, value: Any, ranks: Sequence[int]) -> list[Any]:
-    """Every rank's value, on every rank of the communicator."""
-    data = np.frombuffer(pickle.dumps(value), dtype=np.uint8)
-    sizes = np.empty(comm.size, dtype=np.int64)
-    world.wait(comm.Iallgather(np.array([data.size], dtype=np.int64), sizes), ranks)
-    every = np.empty(int(sizes.sum()), dtype=np.uint8)
-    starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
-    world.wait(comm.Iallgatherv(data, [every, sizes.tolist(), starts.tolist(), world.mpi.BYTE]), ranks)
-    return [pickle.loads(every[s : s + n].tobytes()) for s, n in zip(starts, sizes, strict=True)]
-
-
-def _broadcast(world: World, comm: Any, value: Any, ranks: Sequence[int]) -> Any:
-    """The value of the communicator's rank 0, on all of its ranks, in pieces."""
-    lead = comm.rank == 0
-    data = bytearray(pickle.dumps(value, protocol=pickle.HIGHEST_PROTOCOL)) if lead else bytearray()
-    size = np.array([len(data)], dtype=np.int64)
-    world.wait(comm.Ibcast(size, root=0), ranks)
-    if not lead:
-        data = bytearray(int(size[0]))
-    view = memoryview(data)
-    for start in range(0, int(size[0]), _PIECE):
-        piece = view[start : start + _PIECE]
-        world.wait(comm.Ibcast([piece, world.mpi.BYTE], root=0), ranks)
-    return value if lead else pickle.loads(data)
 
 
 def _array(value: Any) -> np.ndarray:
@@ -609,9 +410,3 @@ def _like(value: Any, array: np.ndarray) -> Any:
     if isinstance(value, np.ndarray):
         return array.reshape(value.shape)
     return type(value)(array)
-
-
-def _die_with_parent() -> None:
-    """Ask the kernel to kill this rank when its launcher dies (Linux; elsewhere launchers see to it)."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGKILL)

@@ -15,11 +15,11 @@ from lossmap.farm.dealer import (
     UNFINISHED,
     Broken,
     Dealer,
-    Dealing,
     Loop,
     Nap,
     Place,
 )
+from lossmap.farm.dealing import Dealing
 from lossmap.farm.stop import Stop
 
 

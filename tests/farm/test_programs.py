@@ -123,6 +123,12 @@ def test_any_number_of_ranks_gives_the_same_bits(run, tmp_path, undisturbed, ran
     assert not (tmp_path / "s.h5.journal").exists()
 
 
+def test_large_readings_of_a_slow_rank_hold_up_nobody(run):
+    told = run("large_readings").told
+    assert told["outcome"] == "complete" and told["sums"]
+    assert told["points"][1] > 4 * told["points"][0]
+
+
 def test_two_ranks_both_compute_about_equally(run, tmp_path):
     ended = run("undisturbed", tmp_path / "s.h5", 0.01, ranks=2)
     mine, others = np.bincount(read(tmp_path / "s.h5")["loss_rank"].astype(int).ravel())

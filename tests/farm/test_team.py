@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from lossmap.farm import team as room
-from lossmap.farm.team import Fallen, Team, World, arranged, check_size, launched
+from lossmap.farm.launch import arranged, check_size, launched
+from lossmap.farm.team import Fallen, Team, World
 
 
 def test_one_rank_alone_needs_no_mpi():
@@ -33,7 +34,7 @@ def test_alone_everything_is_what_it_was():
     assert world.gather(1) == [1] == team.gather(1)
     assert world.together(lambda: 5) == 5 == world.once_per_node(lambda: 5)
     assert world.same("abc") is None
-    assert world.receive() is None and world.dead() == frozenset() and world.leave(3) == 3
+    assert world.dead() == frozenset() and world.leave(3) == 3
     with world as same:
         assert same is world
 
@@ -117,7 +118,7 @@ def test_a_team_of_several_ranks_wants_its_world():
     class Two:
         rank, size = 0, 2
 
-    with pytest.raises(ValueError, match="a team of several ranks wants its world"):
+    with pytest.raises(ValueError, match="a team of several ranks wants the wire of its world"):
         Team(comm=Two()).sum(1.0)
 
 
