@@ -1,0 +1,202 @@
+"""What a point of an eigenmap costs, against the classic way: products, seconds, and true accuracy, in one run.
+
+    python benchmarks/eigenmap.py [--quick] [--only mlp resnet20] [--workers 2]
+
+mlp       64-32-32-10, 512 digits, two neighbouring rows of a 51 x 51 plane
+resnet20  digits at 32x32x3, neighbouring points of a row of a 51 x 51 plane
+
+classic   the original tool: two `eigsh(k=1, tol=1e-2)` runs, the second shifted; double backward, and a DataLoader with
+          batches of 128 gone through for every product, with its workers and without; at some of the points
+ours      `Extremes` at 1e-2 and 1e-3, as `lossmap eigenmap` runs it; the first point is not counted
+truth     ARPACK in float64 at 1e-10, both ends
+
+missed counts points with an end off by more than the tolerance, off is the worst end beside max(abs(value)).
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from scipy.sparse.linalg import LinearOperator, eigsh
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from lossmap import zoo
+from lossmap.measure.curvature import Curvature
+from lossmap.measure.eigen import eigsh as arpack
+from lossmap.measure.extremes import Extremes
+from lossmap.measure.linearize import prepare
+from lossmap.space import datasets
+from lossmap.space.directions import Plane, random_plane
+from lossmap.space.grid import Grid, Point
+from lossmap.space.problem import Problem, placed
+
+Ends = tuple[float, float]
+
+
+def trained(model: str, data: str, epochs: int, rate: float, samples: int | None = None) -> nn.Module:
+    """A net of the zoo, trained by plain means on the digits."""
+    torch.manual_seed(0)
+    net = zoo.build(model)
+    x, y = datasets.load(data, "train", samples=samples).tensors
+    optimizer = torch.optim.SGD(net.parameters(), rate, momentum=0.9, weight_decay=5e-4)
+    net.train()
+    for _ in range(epochs):
+        for part in torch.randperm(len(x)).split(128):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(net(x[part]), y[part]).backward()
+            optimizer.step()
+    net.zero_grad()
+    return net.eval()
+
+
+def truths(problem: Problem, plane: Plane, points: Sequence[Point], tol: float) -> list[Ends]:
+    """Both ends at each point, in float64."""
+    model = problem.model
+    kept = {k: t.clone() for k, t in model.state_dict().items()}
+    model.double()
+    wide = problem.to(dtype=torch.float64)
+    found = []
+    for point in points:
+        tensors = {k: t.double() for k, t in plane.at(point).items()}
+        with placed(model, tensors):
+            values = arpack(Curvature(wide), tol=tol).values
+        found.append((float(values[0]), float(values[1])))
+    model.float().load_state_dict(kept)
+    return found
+
+
+def classic(problem: Problem, plane: Plane, point: Point, workers: int) -> tuple[Ends, int]:
+    """The way of the original tool at one point: the ends, and the products spent."""
+    model = problem.model
+    loader = DataLoader(TensorDataset(*problem.data.tensors), batch_size=128, num_workers=workers)
+    samples, spent = problem.data.samples, 0
+
+    def product(vector: np.ndarray) -> np.ndarray:
+        nonlocal spent
+        spent += 1
+        parameters = [p for p in model.parameters() if p.dim() > 1]
+        parts = torch.from_numpy(vector.reshape(-1).astype(np.float32)).split([p.numel() for p in parameters])
+        total = [torch.zeros_like(p) for p in parameters]
+        for x, y in loader:
+            loss = nn.functional.cross_entropy(model(x), y) * len(x) / samples
+            gradient = torch.autograd.grad(loss, parameters, create_graph=True)
+            along = sum((g * v.view_as(g)).sum() for g, v in zip(gradient, parts, strict=True))
+            for t, h in zip(total, torch.autograd.grad(along, parameters), strict=True):
+                t += h
+        return torch.cat([t.reshape(-1) for t in total]).numpy()
+
+    with placed(model, plane.at(point)):
+        n = sum(p.numel() for p in model.parameters() if p.dim() > 1)
+        first = float(eigsh(LinearOperator((n, n), product, dtype=np.float32), k=1, tol=1e-2)[0][0])
+        shift = 0.51 * first
+        shifted = LinearOperator((n, n), lambda v: product(v) - shift * v.reshape(-1), dtype=np.float32)
+        second = float(eigsh(shifted, k=1, tol=1e-2)[0][0]) + shift
+    return (max(first, second), min(first, second)), spent
+
+
+def off(found: Ends, truth: Ends) -> float:
+    """The worse end's error beside max(abs(value))."""
+    return max(abs(a - b) for a, b in zip(found, truth, strict=True)) / max(map(abs, truth))
+
+
+def line(what: str, products: float, seconds: float, errors: Sequence[float], tol: float) -> str:
+    missed = sum(e > tol for e in errors)
+    return (
+        f"  {what:34} {products:6.1f} products {1e3 * seconds:10.1f} ms a point   off {max(errors):.1e} "
+        f"(median {np.median(errors):.1e}), {missed} of {len(errors)} beyond {tol:g}"
+    )
+
+
+def compared(
+    problem: Problem,
+    plane: Plane,
+    points: Sequence[Point],
+    some: Sequence[int],
+    workers: Sequence[int],
+    truth_tol: float = 1e-10,
+) -> None:
+    """Print a block of lines for one net."""
+    truth = truths(problem, plane, points, truth_tol)
+    slow: dict[int, float] = {}
+    for number in workers:
+        errors, spent, began = [], 0, time.perf_counter()
+        for i in some:
+            found, products = classic(problem, plane, points[i], number)
+            errors.append(off(found, truth[i]))
+            spent += products
+        slow[number] = (time.perf_counter() - began) / len(some)
+        print(line(f"classic, {number} workers", spent / len(some), slow[number], errors, 1e-2), flush=True)
+    began = time.perf_counter()
+    ready = prepare(problem)
+    choice = ready.choice
+    took = time.perf_counter() - began
+    print(f"  prepared in {took:.1f} s: {choice['way']}, batches of {choice['batch']}, {choice['format']}")
+    for tol in (1e-2, 1e-3):
+        for what, told in (("ours, from neighbours", {}), ("ours, cold with limits (audit)", {"certify": "each"})):
+            measure = Extremes({"train": ready}, plane, tol=tol, **told)
+            measure(points[0])
+            chosen = range(1, len(points)) if not told else sorted({max(1, i) for i in some})
+            errors, spent, began = [], 0.0, time.perf_counter()
+            for i in chosen:
+                reading = measure(points[i])
+                errors.append(off((reading["max_eig"], reading["min_eig"]), truth[i]))
+                spent += reading["products"]
+            seconds = (time.perf_counter() - began) / len(chosen)
+            times = ", ".join(f"{s / seconds:.1f}" for s in slow.values())
+            print(
+                f"{line(f'{what}, {tol:g}', spent / len(chosen), seconds, errors, tol)}; {times} times cheaper",
+                flush=True,
+            )
+
+
+def rows(count: int, low: int, width: int = 51) -> list[Point]:
+    """So many points along a serpentine of neighbouring rows of a 51 x 51 plane, from row `low`."""
+    grid = Grid.square(-1.0, 1.0, 51)
+    from lossmap.survey import walk
+
+    inside = [i for i in range(len(grid)) if i // 51 >= low and abs(i % 51 - 25) <= width // 2]
+    return [grid.point(int(i)) for i in walk(grid, np.array(inside))[:count]]
+
+
+def mlp(quick: bool, workers: Sequence[int]) -> None:
+    net = trained("mlp", "digits", 2 if quick else 40, 0.05, samples=512)
+    problem = Problem.supervised(
+        net, "crossentropy", datasets.load("digits", "train", samples=512).tensors, batch_size=128
+    )
+    points = rows(4 if quick else 102, low=10)
+    print(f"mlp, {problem.data.samples} digits, {len(points)} points")
+    compared(problem, random_plane(net), points, range(0, len(points), 2 if quick else 13), workers)
+
+
+def resnet20(quick: bool, workers: Sequence[int]) -> None:
+    images = 4 if quick else 128
+    net = trained("resnet20", "digits32", 1, 0.1, samples=64) if quick else trained("resnet20", "digits32", 4, 0.1)
+    data = datasets.load("digits32", "train", samples=images).tensors
+    problem = Problem.supervised(net, "crossentropy", data, batch_size=128)
+    points = rows(2 if quick else 11, low=20, width=3 if quick else 11)
+    truth_tol = 1e-4 if quick else 1e-10
+    print(f"resnet20, {images} images, {len(points)} points")
+    compared(problem, random_plane(net), points, range(0, len(points), 4), workers, truth_tol)
+
+
+NETS: dict[str, Callable[[bool, Sequence[int]], None]] = {"mlp": mlp, "resnet20": resnet20}
+
+
+def main() -> None:
+    """Print a block for each net."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="few points and images, to see that it runs")
+    parser.add_argument("--only", nargs="*", choices=tuple(NETS), default=tuple(NETS))
+    parser.add_argument("--workers", nargs="*", type=int, default=(2, 0), help="of the classic way's loaders")
+    told = parser.parse_args()
+    for name in told.only:
+        NETS[name](told.quick, (0,) if told.quick else told.workers)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,34 @@
+"""A reduced form of benchmarks/stress_bounds.py: the promises of an eigenmap, counted against dense Hessians."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+FILE = Path(__file__).resolve().parents[2] / "benchmarks" / "stress_bounds.py"
+
+
+@pytest.fixture(scope="module")
+def stress():
+    spec = importlib.util.spec_from_file_location("stress_bounds", FILE)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look there
+    spec.loader.exec_module(module)
+    yield module
+    del sys.modules[spec.name]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["tanh", "relu", "convolution"])
+def test_promises_are_kept_at_points_met_from_their_neighbours(stress, name):
+    truth = None
+    for tol in (1e-2, 1e-3):
+        found, truth = stress.count(name, tol, 6, torch.float32, 40, truth, way="double")
+        assert found.error == 0, found.where
+        assert found.limit_max <= 1 and found.limit_min <= 1
+        assert found.missed_repaired <= found.missed_warm <= 4
+        assert found.products_warm <= found.products_cold + 1.0  # the points are far apart
