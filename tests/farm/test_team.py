@@ -8,8 +8,10 @@ import pytest
 import torch
 
 from lossmap.farm import team as room
+from lossmap.farm.dealer import Broken
 from lossmap.farm.launch import arranged, check_size, launched
 from lossmap.farm.team import Fallen, Team, World
+from lossmap.farm.wire import Wire
 
 
 def test_one_rank_alone_needs_no_mpi():
@@ -184,3 +186,60 @@ def test_members_that_disagree_about_what_comes_next_fall():
         pair(0.0, 2.0).sum(1.0)
     with pytest.raises(Fallen, match="disagree about what comes next: one sums, another has finished"):
         pair(0.0, 2.0).settle(0)
+
+
+class Silence:
+    """A wire on which nobody answers; rank 2 has died."""
+
+    def receive(self):
+        return None
+
+    def dead(self):
+        return frozenset({2})
+
+
+def test_who_dies_after_the_first_death_is_not_waited_for():
+    world = World()
+    world.wire, world.size, world.gone = Silence(), 3, frozenset({1})
+    with pytest.raises(Broken, match="rank 2 has died"):
+        world.gather("here")
+
+
+class News(Exception):
+    """As mpi4py's, with the class of a failed process."""
+
+    def Get_error_class(self):
+        return self.args[0]
+
+
+@pytest.fixture
+def wire():
+    class Mpi:
+        Exception = News
+
+    wire = object.__new__(Wire)
+    wire.mpi, wire._news, wire.rank, wire.size, wire.meanwhile = Mpi, {75}, 0, 3, None
+    wire.tolerant, wire._dead, wire._looked = False, frozenset({2}), 0.0
+    return wire
+
+
+def test_a_collective_without_one_of_its_ranks_is_given_up(wire):
+    class Never:
+        def Test(self):
+            return False
+
+    class Failing:
+        def __init__(self, kind):
+            self.kind = kind
+
+        def Test(self):
+            raise News(self.kind)
+
+    with pytest.raises(Broken, match="rank 2 has died"):
+        wire.wait(Never())
+    with pytest.raises(Broken, match="rank 2 has died"):
+        wire.wait(Failing(75))
+    with pytest.raises(Broken, match=r"rank \? has died"):
+        wire.wait(Failing(75), ranks=[0, 1])
+    with pytest.raises(News):
+        wire.wait(Failing(3))
