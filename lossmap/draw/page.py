@@ -26,10 +26,10 @@ page.on('plotly_hover', function (event) {
   if (busy || point.curveNumber > 1) { return; }
   var at = point.pointNumber, z = page._fullData[0].z[at[0]][at[1]];
   busy = true;
-  requestAnimationFrame(function () {
+  setTimeout(function () {
     Plotly.restyle(page, {x: [[point.x], [point.x]], y: [[point.y], [point.y]], z: [[z], null]}, [2, 3]);
     busy = false;
-  });
+  }, 15);
 });
 """
 
@@ -162,8 +162,15 @@ def _plane(graph: Any, surface: Surface) -> Any:
             },
             "aspectratio": {"x": 1, "y": 1, "z": 0.7},
         },
-        xaxis={"domain": [0.58, 0.98], "title": "x", "showgrid": False, "constrain": "domain"},
-        yaxis={"title": "y", "anchor": "x", "showgrid": False, "scaleanchor": "x", "constrain": "domain"},
+        xaxis={"domain": [0.58, 0.98], "title": "x", "showgrid": False, "zeroline": False, "constrain": "domain"},
+        yaxis={
+            "title": "y",
+            "anchor": "x",
+            "showgrid": False,
+            "zeroline": False,
+            "scaleanchor": "x",
+            "constrain": "domain",
+        },
         legend={"x": 0.58, "y": 1.04, "orientation": "h"},
         margin={"l": 10, "r": 10, "t": 70, "b": 50},
         plot_bgcolor="#cccccc",  # cells without a value show it
