@@ -64,11 +64,18 @@ GROUPS = (ModelSettings, DataSettings, PlaneSettings, EigenSettings, RunSettings
 @guarded
 def main(argv: Sequence[str] | None = None, given: dict[str, Any] | None = None) -> int:
     """Open this door: 0 complete, 2 makes no sense, 3 complete but for failed points, 75 more to do."""
-    settings = parse(GROUPS, argv, prog="lossmap eigenmap", about=__doc__ or "", given=given)
-    if settings.eigen.like and given is None:
-        settings = parse(GROUPS, argv, prog="lossmap eigenmap", about="", given=taken_over(settings.eigen.like))
+    settings = parsed(argv, given)
     world = World.start()
     return world.leave(run(settings, world))
+
+
+def parsed(argv: Sequence[str] | None = None, given: dict[str, Any] | None = None) -> Settings:
+    """The settings; where --like names a result, its own stand in for the defaults. Raises Usage."""
+    told: dict[str, Any] = {"prog": "lossmap eigenmap", "about": __doc__ or ""}
+    settings = parse(GROUPS, argv, given=given, **told)
+    if settings.eigen.like and given is None:
+        settings = parse(GROUPS, argv, given=taken_over(settings.eigen.like), **told)
+    return settings
 
 
 def taken_over(path: str) -> dict[str, Any]:

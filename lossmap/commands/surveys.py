@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import re
 import sys
 from collections.abc import Sequence
@@ -82,7 +83,10 @@ def asked(words: Sequence[str]) -> Asked:
     if command not in MEASURES:
         return Asked(tuple(words))
     room = room_of(command)
-    settings = parse(room.GROUPS, list(words[1:]), prog=f"lossmap {command}", about=room.__doc__ or "")
+    read = getattr(room, "parsed", None) or functools.partial(
+        parse, room.GROUPS, prog=f"lossmap {command}", about=room.__doc__ or ""
+    )
+    settings: Settings = read(list(words[1:]))
     if settings.run.shard:
         raise Usage("--shard is set by submit itself: ask for --array N")
     named = settings.run.surf_file

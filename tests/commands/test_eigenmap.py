@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import lossmap
-from lossmap.commands import eigenmap, surface
+from lossmap.commands import eigenmap, surface, surveys
 from lossmap.commands.eigenmap import GROUPS, main
 from lossmap.farm.team import World
 from lossmap.measure import audit, extremes
@@ -234,6 +234,13 @@ def test_a_file_of_the_original_tool_lends_its_grid(here, reference):
     line = f"--like {theirs} --model net.py:flat --dataset net.py:data --way double --certify none --surf-file e.h5"
     assert run(line) == 0
     np.testing.assert_allclose(lossmap.read("e.h5").grid.x, lossmap.read(theirs).grid.x)
+
+
+def test_what_is_submitted_like_a_surface_goes_into_its_file(here):
+    assert surface.main(f"{ASKED} --surf-file s.h5 --samples 20".split()) == 0
+    work = surveys.asked(["eigenmap", "--like", "s.h5", "--tol", "1e-2"])
+    assert work.result == Path("s.h5") and work.measure == "eigen"
+    assert work.settings.plane.x == "-1:1:6" and work.settings.data.samples == 20 and work.settings.eigen.tol == 1e-2
 
 
 def test_nothing_is_done_in_a_dry_run(here, capsys):
