@@ -217,7 +217,7 @@ def _words(axes: Axes, group: Group) -> None:
     axes.axis("off")
     lines: list[str] = []
     for line in str(group.attributes["verdict"]).splitlines():
-        lines += _wrapped(line, 128)
+        lines += _wrapped(line, 116)
     axes.text(0, 1, "\n".join(lines), va="top", ha="left", fontsize=6, family="monospace", transform=axes.transAxes)
 
 

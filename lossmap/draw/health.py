@@ -168,7 +168,8 @@ def _hessian(axes: Axes, report: Report) -> None:
     if "density" in found:
         nodes, shares = np.array(found["density"]["nodes"]), np.array(found["density"]["shares"])
         order = np.argsort(nodes)
-        axes.step(nodes[order], np.cumsum(shares[order]), where="post", color=PURPLE, label="cumulative, raw")
+        held = np.concatenate([[0.0], np.cumsum(shares[order])])
+        axes.step(np.concatenate([nodes[order][:1], nodes[order]]), held, where="post", color=PURPLE)
     for value, error in zip(values, errors, strict=True):
         axes.axvspan(value - error, value + error, color=RED, alpha=0.5, lw=0)
         axes.axvline(value, color=RED, lw=0.8)
@@ -179,7 +180,7 @@ def _hessian(axes: Axes, report: Report) -> None:
     axes.set(xlabel="eigenvalue of the Hessian", ylabel="share below", ylim=(0, 1.02))
     trace = found.get("trace")
     text = f", trace {trace['value']:.3g} +- {trace['error']:.1g}" if trace else ""
-    axes.set_title(f"Hessian: largest {values.max():.3g}, smallest {values.min():.2g}{text}", loc="left")
+    axes.set_title(f"Hessian: {values.min():.2g} to {values.max():.3g}{text}", loc="left")
 
 
 def _collapse(axes: Axes, report: Report) -> None:

@@ -115,18 +115,19 @@ def numbers(moments: Moments, weight: Array) -> dict[str, float]:
     classes = len(out)
     # tr(S_W S_B^+): through the thin SVD of the C rows, since S_B has rank C - 1 at most
     _, sizes, right = np.linalg.svd(out / sqrt(classes), full_matrices=False)
-    kept = sizes > sizes[0] * 1e-7 if sizes[0] > 0 else np.zeros(len(sizes), dtype=bool)
+    apart = sizes[0] > 1e-12 * np.linalg.norm(means)  # else the means differ by rounding alone: dead features
+    kept = sizes > sizes[0] * 1e-7 if apart else np.zeros(len(sizes), dtype=bool)
     along = np.einsum("kd,de,ke->k", right[kept], within, right[kept])
     lengths = np.linalg.norm(out, axis=1)
     unit = out / np.where(lengths > 0, lengths, 1.0)[:, None]
     pairs = (unit @ unit.T)[np.triu_indices(classes, 1)]
     rows = weight[there]
-    scale = np.linalg.norm(rows), np.linalg.norm(out)
+    scale = np.linalg.norm(rows), np.linalg.norm(out) if apart else 0.0
     dual = np.square(rows / scale[0] - out / scale[1]).sum() if all(scale) else float("nan")
     return {
         "nc1": float((along / sizes[kept] ** 2).sum() / classes) if kept.any() else float("inf"),
-        "nc2": float(np.abs(pairs + 1 / (classes - 1)).mean()),
-        "nc2_norms": float(lengths.std() / lengths.mean()) if lengths.any() else float("nan"),
+        "nc2": float(np.abs(pairs + 1 / (classes - 1)).mean()) if apart else float("nan"),
+        "nc2_norms": float(lengths.std() / lengths.mean()) if apart else float("nan"),
         "nc3": float(dual),
     }
 
@@ -213,5 +214,6 @@ def _jackknife(moments: Moments, weight: Array) -> dict[str, float]:
     if len(left_out) < 2:
         return dict.fromkeys(names, float("nan"))
     table = np.array(left_out)
+    table[:, ~np.isfinite(table).all(axis=0)] = np.nan
     spread = np.sqrt((len(table) - 1) / len(table) * np.square(table - table.mean(axis=0)).sum(axis=0))
     return dict(zip(names, spread.tolist(), strict=True))

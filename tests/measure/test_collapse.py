@@ -119,6 +119,13 @@ def test_classes_without_samples_are_left_out():
     assert found.classes == 3 and found.nc3 == pytest.approx(0.0, abs=1e-12)
 
 
+def test_features_that_are_the_same_for_all_have_no_simplex():
+    y = labelled(3, 20)
+    found = measured(np.full((60, 4), 0.3), y, np.eye(3, 4))
+    assert found.nc1 == np.inf and np.isnan([found.nc2, found.nc2_norms, found.nc3]).all()
+    assert np.isnan(found.errors["nc1"])
+
+
 def test_the_layer_may_be_named_and_the_model_comes_back_as_it_was():
     net = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3)).train()
     data = (torch.randn(30, 4), torch.arange(30) % 3)

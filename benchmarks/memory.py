@@ -1,0 +1,116 @@
+"""Memory of a run: eigenvectors of many checkpoints kept, compared and folded into the result file.
+
+    python benchmarks/memory.py                          100 checkpoints, n = 272,000 (ResNet-20), r = 20
+    python benchmarks/memory.py --checkpoints 10 --size 5000 --pairs 5
+
+A subspace that turns slowly stands for the solver's answers, one checkpoint at a time, so that what is measured is the
+keeping and comparing, not the solver. Each stage runs in a process of its own; its peak is the kernel's (VmHWM), and
+told above that of a process that has only imported lossmap.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+
+def peak() -> int:
+    """The most memory that this process has held, in bytes."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM"):
+            return int(line.split()[1]) * 1024
+    raise OSError("this system does not tell VmHWM")
+
+
+def keep(folder, count, size, pairs):
+    """What the ranks do: one snapshot's vectors at a time to the disk."""
+    import numpy as np
+
+    chance = np.random.default_rng(0)
+    q = np.linalg.qr(chance.standard_normal((size, pairs), dtype=np.float32))[0]
+    for step in range(count):
+        folder.keep(float(step), np.ascontiguousarray(q.T))
+        q += chance.standard_normal(q.shape, dtype=np.float32) * np.float32(0.1 / size**0.5)
+        q = np.linalg.qr(q)[0]
+
+
+def compare(folder, count, size, pairs, file):
+    """What rank 0 does in the end."""
+    import numpy as np
+
+    from lossmap.along import results
+    from lossmap.measure.evolution import Snapshots, evolution
+    from lossmap.measure.verdict import verdict
+    from lossmap.space.grid import Grid
+    from lossmap.store.evolution import fold
+    from lossmap.store.surface import write_surface
+    from lossmap.store.values import Surface
+
+    steps = [float(step) for step in range(count)]
+    values = np.tile(np.arange(pairs, 0, -1.0), (count, 1))
+    run = evolution(Snapshots(np.array(steps), values, size, folder.blocks(steps)))
+    answers = verdict(run)
+    write_surface(file, Surface(Grid(np.array(steps)), {"loss": np.zeros(count)}))
+    fold(file, folder, steps, results(run, answers, {}), pairs)
+    print(answers, file=sys.stderr)
+
+
+def read_again(folder, count, size, pairs, file):
+    """What a reader does who wants the words and the pictures."""
+    from lossmap.draw.evolution import draw_evolution
+    from lossmap.draw.style import save
+
+    save(draw_evolution(file), file.with_suffix(".png"), dpi=100)
+
+
+def stage(name, place, count, size, pairs):
+    """One stage, in this process; prints its peak and seconds."""
+    from lossmap.store.evolution import Folder
+
+    file = Path(place) / "run.h5"
+    folder, began = Folder.beside(file), time.perf_counter()
+    if name == "keep":
+        keep(folder, count, size, pairs)
+    elif name == "compare and fold":
+        compare(folder, count, size, pairs, file)
+    elif name == "read and draw":
+        read_again(folder, count, size, pairs, file)
+    told = {"bytes": peak(), "seconds": time.perf_counter() - began}
+    print(json.dumps(told | {"file": file.stat().st_size if file.exists() else 0}))
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--checkpoints", type=int, default=100)
+    parser.add_argument("--size", type=int, default=272_000)
+    parser.add_argument("--pairs", type=int, default=20)
+    parser.add_argument("--stage", help=argparse.SUPPRESS)
+    parser.add_argument("--place", help=argparse.SUPPRESS)
+    args = parser.parse_args(argv)
+    if args.stage:
+        stage(args.stage, args.place, args.checkpoints, args.size, args.pairs)
+        return []
+    whole = 4 * args.checkpoints * args.size * args.pairs
+    print(f"{args.checkpoints} checkpoints, n = {args.size:,}, r = {args.pairs}: {whole / 1e6:,.0f} MB of vectors")
+    rows = []
+    with tempfile.TemporaryDirectory() as place:
+        for name in ("import", "keep", "compare and fold", "read and draw"):
+            words = [sys.executable, __file__, "--stage", name, "--place", place]
+            for flag in ("checkpoints", "size", "pairs"):
+                words += [f"--{flag}", str(getattr(args, flag))]
+            out = subprocess.run(words, check=True, capture_output=True, text=True).stdout
+            told = json.loads(out.splitlines()[-1])
+            rows.append({"stage": name, **told})
+            above = (told["bytes"] - rows[0]["bytes"]) / 1e6
+            print(f"{name:18} peak {told['bytes'] / 1e6:7.0f} MB, {above:6.0f} above import, {told['seconds']:6.1f} s, "
+                  f"file {told['file'] / 1e6:,.0f} MB")  # fmt: skip
+    return rows
+
+
+if __name__ == "__main__":
+    main()
