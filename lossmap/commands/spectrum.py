@@ -60,7 +60,7 @@ class SpectrumSettings:
     trace_products: int = setting(60, "products spent on the trace, to begin with", metavar="COUNT")
     trace_error: float | None = setting(None, "wanted relative standard error of the trace", metavar="ERROR")
     density: bool = setting(True, "the density of all eigenvalues")
-    density_error: float = setting(0.02, "wanted error of the density, as a share of the range", metavar="ERROR")
+    density_error: float = setting(0.01, "wanted error of the density, as a share of the range", metavar="ERROR")
     density_steps: int | None = setting(None, "Lanczos steps of a probe; by default chosen", metavar="STEPS")
     density_probes: int | None = setting(None, "probes, dealt one by one; by default chosen", metavar="PROBES")
     mass_at: tuple[str, ...] = setting((), "tell the share of eigenvalues below -T and above T", metavar="T")

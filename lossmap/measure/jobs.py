@@ -70,7 +70,7 @@ class Asked:
     trace_products: int = 60
     trace_error: float | None = None
     density: bool = True
-    density_error: float = 0.02
+    density_error: float = 0.01
     density_steps: int | None = None
     density_probes: int | None = None
     mass_at: tuple[float, ...] = ()

@@ -210,7 +210,7 @@ def spectrum_of(
     trace_products: int = 60,
     trace_method: str = "xtrace",
     trace_error: float | None = None,
-    density_error: float | None = 0.02,
+    density_error: float | None = 0.01,
     density_steps: int | None = None,
     density_probes: int | None = None,
     mass_at: Sequence[float] = (),
@@ -260,7 +260,7 @@ def spectrum_of(
         if trace_products:
             estimate = trace(matrix, trace_method, products=trace_products, error=trace_error, seed=seed)
         if wants_density:
-            wanted = 0.02 if density_error is None else density_error
+            wanted = 0.01 if density_error is None else density_error
             spread = density(matrix, error=wanted, steps=density_steps, probes=density_probes, seed=seed)
         products = sum(part.products for part in (upper, lower, estimate, spread) if part is not None)
     return Spectrum(
