@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from importlib import import_module
 from pathlib import Path
 
 
@@ -70,6 +71,8 @@ def read_again(folder, count, size, pairs, file):
 
 def stage(name, place, count, size, pairs):
     """One stage, in this process; prints its peak and seconds."""
+    for room in ("lossmap.along", "lossmap.draw.evolution"):  # every stage stands on the same imports
+        import_module(room)
     from lossmap.store.evolution import Folder
 
     file = Path(place) / "run.h5"

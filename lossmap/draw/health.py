@@ -95,12 +95,12 @@ def _singular_values(axes: Axes, report: Report) -> None:
         return
     shades = np.linspace(0.1, 0.85, len(layers))
     for shade, layer in zip(shades, layers, strict=True):
-        values = np.maximum(layer["singular_values"], 1e-12)
+        values = np.maximum(layer["singular_values"], 1e-12)  # a layer of zeros has its place below the axis
         colour = colormaps["viridis"](shade)
         axes.plot(np.arange(1, len(values) + 1), values, color=colour, lw=0.9, label=layer["name"])
     axes.set(xscale="log", yscale="log", xlabel="index", ylabel="singular values")
     top = max(layer["spectral_norm"] for layer in layers)
-    axes.set_ylim(bottom=max(min(min(x["singular_values"]) for x in layers), 1e-4 * top) * 0.7)
+    axes.set_ylim(bottom=max(min(min(x["singular_values"]) for x in layers), 1e-4 * top, 1e-12) * 0.7)
     axes.set_title("weights, first layer dark", loc="left")
     if len(layers) <= 5:
         axes.legend()
@@ -152,6 +152,10 @@ def _gradients(axes: Axes, report: Report) -> None:
         return
     values = np.array(found["spectrum"])
     values = values[values > 1e-6 * max(values.max(), 1e-300)]
+    if not len(values):
+        axes.axis("off")
+        axes.text(0.5, 0.5, "gradients: those of all samples are the same", ha="center", va="center", color=DARK)
+        return
     axes.plot(np.arange(1, len(values) + 1), values, color=GREEN)
     axes.set(xscale="log", yscale="log", xlabel="index", ylabel="eigenvalues of covariance")
     scale = report["numbers"].get("noise_scale", {})

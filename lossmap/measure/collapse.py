@@ -147,8 +147,8 @@ def collapse(problem: Problem, *, layer: str | None = None, groups: int = 10) ->
     found = numbers(moments, weight)
     errors = _jackknife(moments, weight)
     samples = problem.data.samples
-    share = wrong / samples
-    errors["nc4"] = sqrt(max(share * (1 - share), 1 / (samples + 4)) / samples)
+    share = wrong / samples if np.isfinite(found["nc1"]) else float("nan")  # else all centres are equally near
+    errors["nc4"] = sqrt(max(share * (1 - share), 1 / (samples + 4)) / samples) if share == share else share
     return Collapse(
         **found,
         nc4=share,

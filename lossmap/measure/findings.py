@@ -357,7 +357,7 @@ def one_sharp_direction(health: Health) -> Iterator[Finding]:
 
 def disordered_features(health: Health) -> Iterator[Finding]:
     """Last features whose nearest class mean is not what the net says."""
-    if health.collapse is None:
+    if health.collapse is None or not isfinite(health.collapse.nc4):
         return
     seen = health.collapse
     yield Finding(

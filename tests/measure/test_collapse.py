@@ -122,7 +122,7 @@ def test_classes_without_samples_are_left_out():
 def test_features_that_are_the_same_for_all_have_no_simplex():
     y = labelled(3, 20)
     found = measured(np.full((60, 4), 0.3), y, np.eye(3, 4))
-    assert found.nc1 == np.inf and np.isnan([found.nc2, found.nc2_norms, found.nc3]).all()
+    assert found.nc1 == np.inf and np.isnan([found.nc2, found.nc2_norms, found.nc3, found.nc4]).all()
     assert np.isnan(found.errors["nc1"])
 
 
