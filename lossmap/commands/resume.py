@@ -44,12 +44,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def command_of(surface: Surface, path: Path) -> str:
     """The command to go on with: the one that ran last, or else one that has more to do."""
-    known = [c for c in MEASURES if f"resolved_{c}" in surface.attributes]
+    measures = MEASURES | {"spectrum": "spectrum"}  # its parts are dealt as points are, over no plane
+    known = [c for c in measures if f"resolved_{c}" in surface.attributes]
     if not known:
         raise Usage(f"{path} does not say how it was made (it is no result of a lossmap survey): nothing to resume")
     last = surface.attributes.get("command")
     known.sort(key=lambda command: command != last)
-    unfinished = [c for c in known if surface.outcome_of(MEASURES[c]) == "unfinished"]
+    unfinished = [c for c in known if surface.outcome_of(measures[c]) == "unfinished"]
     return (unfinished or known)[0]
 
 

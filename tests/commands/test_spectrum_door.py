@@ -59,6 +59,18 @@ def test_retraining_along_the_l2_path_is_done_on_request(here, capsys):
     assert read("l.h5").groups["spectrum/l2_path"]["retrained_largest"].shape == (2,)
 
 
+def test_what_was_stopped_goes_on_without_flags_to_the_same_numbers(here, capsys):
+    from lossmap.commands.resume import main as resume
+
+    told = [*QUICK, *LITTLE, "--no-density", "--top", "2"]
+    assert main([*told, "--surf-file", "whole.h5"]) == 0
+    assert main([*told, "--surf-file", "parts.h5", "--stop-after", "0.001"]) == 75
+    assert "the same command goes on" in capsys.readouterr().out
+    assert resume(["parts.h5"]) == 0
+    one, two = (spectra_in(f"{name}.h5")["train"] for name in ("whole", "parts"))
+    assert np.array_equal(one["top"], two["top"]) and one.attributes["trace"] == two.attributes["trace"]
+
+
 def test_a_dry_run_writes_nothing(here, capsys):
     assert main([*QUICK, "--dry-run"]) == 0
     text = capsys.readouterr().out
