@@ -17,8 +17,9 @@ from typing import Any
 
 import numpy as np
 
+from lossmap.store.compare import Refused, axis_differences, short
 from lossmap.store.ledger import bookkeeping
-from lossmap.store.surface import Refused, axis_differences, being_written, read, short, write_surface
+from lossmap.store.surface import being_written, read, write_surface
 from lossmap.store.values import FAILED, Surface, canonical, differences, spans
 
 OF_A_SHARD = ("shard_points", "shard")

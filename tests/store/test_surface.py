@@ -557,9 +557,11 @@ def test_a_disk_that_fills_loses_nothing_and_the_survey_goes_on_later(tmp_path):
         assert full.value.errno == errno.ENOSPC and 0 < len(recorded) < 400
         with pytest.raises(DiskFull, match=f"is full: {len(recorded)} points are safe"):
             store.snapshot()
+        with pytest.raises(DiskFull, match="points are safe"):
+            store.save_unfinished("loss", 399, {"space": np.ones(10_000)})
         with pytest.raises(DiskFull):
             store.close()
-        assert sorted(p.name for p in disk.iterdir()) == ["ballast", "s.h5", "s.h5.journal"]
+        assert sorted(p.name for p in disk.iterdir()) == ["ballast", "s.h5", "s.h5.journal", "s.h5.unfinished"]
         assert read(path).counts("loss")["done"] == len(recorded)
         with pytest.raises(DiskFull, match=r"is full \(the survey needs about 1 MB\): nothing was changed"):
             opened(path, grid=grid)
