@@ -6,6 +6,7 @@ tells each index through a pipe once `record` has returned. Prints one line: rou
 
 import os
 import random
+import select
 import signal
 import sys
 import time
@@ -53,7 +54,9 @@ def main(folder, rounds, seed):
             finally:
                 os._exit(0)
         os.close(writer)
-        time.sleep(chance.uniform(0, 0.12))
+        if chance.random() < 0.6:  # else the blow may fall while the file is being opened
+            select.select([reader], [], [], 5)
+        time.sleep(chance.uniform(0, 0.15))
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
         kills += 1
