@@ -33,6 +33,7 @@ _HOMES = {
     "losses": "lossmap.measure.loss",
     "random_plane": "lossmap.space.directions",
     "read": "lossmap.store.surface",
+    "diagnose_network_health": "lossmap.measure.health",
     "survey": "lossmap.survey",
 }
 __all__ = ["__version__", *_HOMES]
