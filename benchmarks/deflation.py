@@ -3,7 +3,7 @@
     python benchmarks/deflation.py [--quick]
 
 The k largest eigenvalues (k = 1 to 50) of the Hessian of the MLP 64-32-32-10 on 512 digits, each until its residual is
-within 1e-3 of the largest; the true error beside it, from the dense float64 matrix.
+within 1e-3 of the largest; the true error beside it, from the dense float64 matrix, in whose eigenbasis they run.
 
 power        power iteration with deflation: one vector after the other, the found ones projected out
 block        Lanczos from a block of four starts, full reorthogonalisation
@@ -98,28 +98,17 @@ def main():
             "one long": lambda m, k=k: lanczos(m, f"top:{k}", tol=TOL).values,
         }
         for name, way in ways.items():
-            matrix = Counted(whole.entries)
+            matrix = Counted(values)  # the eigenbasis: all starts are normal vectors, which know no direction
             begun = time.perf_counter()
             found = np.sort(way(matrix))[::-1]
             took = time.perf_counter() - begun
-            dense = matrix.products * dense_price(matrix)
             error = np.abs(found[:k] - truth[:k]).max() / truth[0]
-            note = "gave up" if matrix.products >= most else "wrong" if error > 10 * TOL else ""
-            own = max(took - dense, 0.0)
-            row = (k, name, matrix.products, f"{matrix.products * price:.3f}", f"{own:.3f}", f"{error:.1e}", note)
+            note = "gave up" if matrix.products >= most else "one was missed" if error > TOL else ""
+            row = (k, name, matrix.products, f"{matrix.products * price:.3f}", f"{took:.3f}", f"{error:.1e}", note)
             rows.append(row)
     rows.append(("all", "full QR", n, f"{n * price:.3f}", f"{qr:.3f}", "0", "every eigenvalue"))
     table(rows)
     print(f"(the dense matrix itself took {made - start:.1f} s in float64)")
-
-
-def dense_price(matrix):
-    """Seconds of one product with the held matrix, which stands in for the net."""
-    v = torch.randn(matrix.size, dtype=torch.float64)
-    start = time.perf_counter()
-    for _ in range(5):
-        matrix.entries @ v
-    return (time.perf_counter() - start) / 5
 
 
 if __name__ == "__main__":

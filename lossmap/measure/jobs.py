@@ -208,6 +208,7 @@ class Jobs:
         a, found = self.asked, []
         matrix = self._matrix(subject)
         told: dict[str, Any] = {"tol": a.tol, "confidence": a.confidence, "max_products": a.max_products}
+        told["certify"] = True
         for end, count in (("top", a.top), ("bottom", a.bottom)):
             if not count:
                 found += [np.zeros(0)] * 5
@@ -256,7 +257,9 @@ class Jobs:
         return list(leak(matrix, name, where, self.asked.probes, self.asked.seed))
 
     def _block_ends(self, subject: Subject, name: str) -> Sequence[Any]:
-        pairs = extremes(self._matrix(subject, "all"), "ends", tol=self.asked.tol, seed=f"{self.asked.seed}")
+        pairs = extremes(
+            self._matrix(subject, "all"), "ends", tol=self.asked.tol, seed=f"{self.asked.seed}", certify=True
+        )
         return [pairs.values, pairs.residuals, [pairs.products, pairs.converged, pairs.scale, pairs.tolerance]]
 
     def _groups(self, subject: Subject) -> dict[str, tuple[str, ...]]:

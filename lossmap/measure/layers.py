@@ -361,7 +361,7 @@ def read_block(
         values, error, products = whole.decomposed[0], whole.error, matrix.size
         block = Block(name, tuple(tensors), matrix.size, values, error, whole.entries, epsilon=epsilon)
         return replace(block, products=products, seconds=time.perf_counter() - began)
-    pairs = extremes(matrix, "ends", tol=tol, seed=f"{seed} {name}", max_products=max_products)
+    pairs = extremes(matrix, "ends", tol=tol, seed=f"{seed} {name}", max_products=max_products, certify=True)
     spread = None if density_error is None else density(matrix, error=density_error, seed=f"{seed} {name}")
     return Block(
         name,
@@ -492,7 +492,7 @@ def layers(
     ]
     ends = None
     if whole:
-        ends = extremes(everything, "ends", tol=tol, seed=f"{seed}")
+        ends = extremes(everything, "ends", tol=tol, seed=f"{seed}", certify=True)
     left_out = None
     if probes and len(groups) > 1:
         covered = {name: places(everything.layout, names) for name, names in groups.items()}

@@ -255,6 +255,7 @@ def spectrum_of(
         spread = whole.density() if wants_density else None
     else:
         told: dict[str, Any] = {"tol": tol, "solver": solver, "confidence": confidence, "max_products": max_products}
+        told["certify"] = True  # an end that comes in late is missed by residuals alone; few products more tell it
         upper = extremes(matrix, f"top:{top}", seed=f"{seed}", **told) if top else None
         lower = extremes(matrix, f"bottom:{bottom}", seed=f"{seed}", **told) if bottom else None
         if trace_products:
