@@ -25,6 +25,7 @@ from __future__ import annotations
 import logging
 import os
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -55,9 +56,9 @@ log = logging.getLogger("lossmap")
 
 WAYS = ("auto", "linear", "graph", "double")
 FIRST = 32  # the batch at which the probe starts
-TILED = (64, 32, 16)  # the least channels of 3x3 convolutions from which tiles are tried
+TILED = 16  # the least channels of 3x3 convolutions with which tiles are tried
 ROUNDED = 32  # how far tiles may round, in units of the precision
-PROBE = 20.0  # seconds after which the probe tries no further cut
+PROBE = 30.0  # processor seconds after which the probe tries nothing further
 
 
 def free_memory(device: torch.device) -> int:
@@ -124,7 +125,7 @@ class Probe:
     def __init__(self, begun: Prepared) -> None:
         self.begun = begun
         self.samples = begun.problem.data.samples
-        self.deadline = time.perf_counter() + PROBE
+        self.deadline = time.process_time() + PROBE
         self.seconds: dict[str, float] = {}  # per sample and product
         # of one thread, what it worked itself: others on the same cores do not count
         alone_at_work = torch.get_num_threads() == 1 and next(begun.problem.model.parameters()).device.type == "cpu"
@@ -138,8 +139,6 @@ class Probe:
         for other in found[1:]:
             best = self.better(best, other)
         if best.choice["way"] == "linear":
-            if best.choice["format"] == "channels_last":
-                best = self.tiled(best)
             return self.recorded(self.blocks(best))
         return self.recorded(best.choice)
 
@@ -164,8 +163,10 @@ class Probe:
                 best = winner
         if best is None:
             return None
+        if best.choice["format"] == "channels_last":
+            best = self.tiled(best)
         for factor in (2.0, 0.5):
-            while time.perf_counter() < self.deadline:
+            while time.process_time() < self.deadline:
                 size = min(int(best.choice["batch"] * factor), self.samples)
                 if size < 8 or size == best.choice["batch"]:
                     break
@@ -180,8 +181,9 @@ class Probe:
     def tiled(self, best: Entrant) -> Entrant:
         """With 3x3 convolutions of many channels done by tiles, as long as that gains and rounds well enough."""
         plain = best
-        for channels in TILED:
-            if time.perf_counter() > self.deadline:
+        shapes = [p.shape for p in self.begun.problem.model.parameters() if p.dim() == 4 and p.shape[2:] == (3, 3)]
+        for channels in sorted({min(s[:2]) for s in shapes if min(s[:2]) >= TILED}, reverse=True)[:3]:
+            if time.process_time() > self.deadline:
                 break
             tried = self.entrant(plain.choice | {"tiled": channels})
             if tried is None or self.better(best, tried) is best:
@@ -193,10 +195,14 @@ class Probe:
 
     def blocks(self, best: Entrant) -> Choice:
         """Four vectors together by vmap, if that is cheaper than one after the other."""
+        if "tiled" in best.choice:
+            return best.choice
         together = Entrant(self, best.choice | {"block": "together"}, vectors=4)
         try:
-            together.work()
-        except RuntimeError:  # an operation that vmap does not know
+            with warnings.catch_warnings():
+                warnings.simplefilter("error", UserWarning)
+                together.work()
+        except (RuntimeError, UserWarning):  # an operation that vmap does not know, or loops over
             return best.choice
         apart = Entrant(self, best.choice, vectors=4)
         return together.choice if in_turns([apart, together], self.clock)[1] is together else best.choice

@@ -317,11 +317,11 @@ def test_tiles_that_round_too_much_are_not_taken(monkeypatch):
     begun = prepare(problem, choice=LINEAR | {"format": "channels_last"})
     probe = Probe(begun)
     monkeypatch.setattr(probe, "better", lambda best, tried: tried)
-    monkeypatch.setattr("lossmap.measure.linearize.TILED", (2,))
+    monkeypatch.setattr("lossmap.measure.linearize.TILED", 4)
     monkeypatch.setattr("lossmap.measure.linearize.ROUNDED", 0.0)
     assert "tiled" not in probe.tiled(probe.entrant(begun.choice)).choice
     monkeypatch.setattr("lossmap.measure.linearize.ROUNDED", 1000.0)
-    assert probe.tiled(probe.entrant(begun.choice)).choice["tiled"] == 2
+    assert probe.tiled(probe.entrant(begun.choice)).choice["tiled"] == 4
 
 
 def test_float32_is_as_near_to_float64_as_double_backward():
