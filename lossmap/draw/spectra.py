@@ -281,4 +281,4 @@ def _note(axes: Axes, group: Group) -> None:
     a: Any = group.attributes
     if "density_confidence" in a:
         text = f"band: {100 * float(a['density_confidence']):g} %, pointwise" if int(a["density_probes"]) else "exact"
-        axes.text(0.02, 0.95, text, transform=axes.transAxes, va="top", fontsize=7, color=DARK)
+        axes.text(0.98, 0.14, text, transform=axes.transAxes, ha="right", fontsize=7, color=DARK)
