@@ -28,11 +28,10 @@ from scipy.sparse.linalg import LinearOperator
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from lossmap.measure.attention import twice_differentiable
 from lossmap.space.data import Batch
 from lossmap.space.problem import Problem
 from lossmap.space.vectors import Layout, selected
-
-from .attention import twice_differentiable
 
 Parameters = Sequence[Tensor]
 # one batch's share, summed over its samples: (problem, batch, parameters, b tuples of vectors) -> b tuples

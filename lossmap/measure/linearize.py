@@ -36,11 +36,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lossmap.space.chance import generator
-from lossmap.space.problem import Problem, placed
-from lossmap.space.vectors import Layout, norm, selected
-
-from .curvature import (
+from lossmap.measure.curvature import (
     Product,
     Total,
     alone,
@@ -50,7 +46,10 @@ from .curvature import (
     hessian,
     outputs_and_loss,
 )
-from .places import Choice, Few, Matrix, Prepared, disagreement, tracing
+from lossmap.measure.places import Choice, Few, Matrix, Prepared, disagreement, tracing
+from lossmap.space.chance import generator
+from lossmap.space.problem import Problem, placed
+from lossmap.space.vectors import Layout, norm, selected
 
 log = logging.getLogger("lossmap")
 

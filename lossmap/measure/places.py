@@ -19,13 +19,8 @@ from torch import Tensor
 from torch.func import functional_call, vmap
 from torch.utils import _pytree as pytree
 
-from lossmap.space.chance import generator
-from lossmap.space.data import Batch, moved, samples_in
-from lossmap.space.problem import Problem, placed
-from lossmap.space.vectors import Layout, norm, selected
-
-from .attention import twice_differentiable
-from .curvature import (
+from lossmap.measure.attention import twice_differentiable
+from lossmap.measure.curvature import (
     Curvature,
     Product,
     Total,
@@ -38,7 +33,11 @@ from .curvature import (
     scipy_operator,
     second_backward,
 )
-from .tracing import Inputs, Steps, Whole, gauss_newton_steps, hessian_steps
+from lossmap.measure.tracing import Inputs, Steps, Whole, gauss_newton_steps, hessian_steps
+from lossmap.space.chance import generator
+from lossmap.space.data import Batch, moved, samples_in
+from lossmap.space.problem import Problem, placed
+from lossmap.space.vectors import Layout, norm, selected
 
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 CHECKED = 4  # samples on which linear is compared with double backward

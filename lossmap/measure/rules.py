@@ -18,10 +18,10 @@ import torch.autograd.forward_ad as forward_ad
 from torch import Tensor
 from torch.fx import Node
 
-from . import winograd
+from lossmap.measure import winograd
 
 if TYPE_CHECKING:
-    from .tangents import Push
+    from lossmap.measure.tangents import Push
 
 aten = torch.ops.aten
 Rule = Callable[["Push", Node], Any]  # -> the tangent of the node's result: a node of the product, or None for zero

@@ -22,8 +22,8 @@ import torch
 from torch import Tensor, fx
 from torch.fx import Node
 
-from . import winograd
-from .rules import CONSTANT, RULES, foreign, nodes_in, packet
+from lossmap.measure import winograd
+from lossmap.measure.rules import CONSTANT, RULES, foreign, nodes_in, packet
 
 aten = torch.ops.aten
 Pushed = Callable[[tuple[Any, ...], tuple[Tensor, ...]], tuple[Tensor | None, ...]]

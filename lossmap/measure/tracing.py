@@ -24,12 +24,11 @@ from torch.func import functional_call, functionalize, grad_and_value, vjp
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
+from lossmap.measure.curvature import outputs_and_loss
+from lossmap.measure.rules import aten, packet
+from lossmap.measure.tangents import Pushed, linear, note_likes
 from lossmap.space.data import Batch
 from lossmap.space.problem import Problem
-
-from .curvature import outputs_and_loss
-from .rules import aten, packet
-from .tangents import Pushed, linear, note_likes
 
 NORMS = (aten.native_batch_norm, aten._native_batch_norm_legit_no_training, aten.cudnn_batch_norm)
 
