@@ -40,7 +40,15 @@ def audited(
     """
     before: np.ndarray | None = None
     while True:
-        points = world.broadcast(world.together(lambda: None if store is None else wanted(store, tol, seed)))
+        error: Exception | None = None
+        points: np.ndarray | None = None
+        try:  # what fails here fails on rank 0 alone; the others must not wait for it
+            points = None if store is None else wanted(store, tol, seed)
+        except Exception as raised:
+            error = raised
+        points = world.broadcast(points)
+        if error is not None:
+            raise error
         if points is None or (before is not None and np.array_equal(points, before)):
             return  # the first look is not complete, or a stop was asked for
         if store is not None:
