@@ -28,7 +28,7 @@ class DemoSettings:
     folder: str = setting("demo", "where checkpoints, results and pictures go", metavar="FOLDER")
     ranks: int = setting(2, "MPI ranks; 1 runs without MPI", metavar="RANKS")
     count: int = setting(25, "points along each side of the loss surface", metavar="COUNT")
-    eigen_count: int = setting(9, "points along each side of the eigenvalue maps; 0 for none", metavar="COUNT")
+    eigen_count: int = setting(7, "points along each side of the eigenvalue maps; 0 for none", metavar="COUNT")
     epochs: int = setting(12, "epochs of training", metavar="EPOCHS")
 
 
@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return code
         if demo.eigen_count:
             span = f"-1:1:{demo.eigen_count}"
-            result = ["--surf-file", str(folder / f"{net}-eigen.h5"), "--samples", "256"]
+            result = ["--surf-file", str(folder / f"{net}-eigen.h5"), "--samples", "128"]
             if code := told(launch, ["eigenmap", *model, f"--x={span}", f"--y={span}", *result]):
                 return code
     files = [str(folder / f"{net}.h5") for net in NETS]
