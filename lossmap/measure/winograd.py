@@ -60,16 +60,13 @@ def tiles_back(tiled: Tensor, shape: list[int]) -> Tensor:
     samples, channels, height, width = shape
     down, across = height // 4, width // 4
     flat = torch.mm(transform("b", tiled.dtype, tiled.device), tiled.view(36, -1))
-    t = flat.view(6, 6, samples, down, across, channels).permute(2, 3, 0, 4, 1, 5)
-    # a tile's last two rows and columns lie in the next tile
-    padded = tiled.new_empty(samples, down + 1, 4, across + 1, 4, channels)
-    padded[:, down:] = 0
-    padded[:, :, :, across:] = 0
-    padded[:, :down, :, :across] = t[:, :, :4, :, :4]
-    padded[:, 1:, :2, :across] += t[:, :, 4:, :, :4]
-    padded[:, :down, :, 1:, :2] += t[:, :, :4, :, 4:]
-    padded[:, 1:, :2, 1:, :2] += t[:, :, 4:, :, 4:]
-    whole = padded.view(samples, height + 4, width + 4, channels)[:, 1 : height + 1, 1 : width + 1]
+    t = flat.view(6, 6, samples, down, across, channels)
+    # the outermost rows and columns of a tile lie in its neighbours; columns first, corners with them
+    t[:, 4, :, :, :-1] += t[:, 0, :, :, 1:]
+    t[:, 1, :, :, 1:] += t[:, 5, :, :, :-1]
+    t[4, 1:5, :, :-1] += t[0, 1:5, :, 1:]
+    t[1, 1:5, :, 1:] += t[5, 1:5, :, :-1]
+    whole = t[1:5, 1:5].permute(2, 3, 0, 4, 1, 5).reshape(samples, height, width, channels)
     return whole.permute(0, 3, 1, 2)
 
 
