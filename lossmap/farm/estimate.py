@@ -1,9 +1,10 @@
 """The estimate: what a survey will cost, from a few of its points. Arithmetic alone, NumPy and no measure.
 
-Looked at are the middle and the corners of the grid (of a line its ends), each met from afar and then its near
-neighbours, since a start from a neighbour's eigenvectors is cheaper. Seconds are those of one rank, or team. The mean
-over the grid is that of a cost that grows with the square of the distance from the middle, fitted to what was seen.
-How near it comes: benchmarks/estimate.py.
+Looked at are the middle and the corners of the grid (of a line its ends), and where points are quick the places
+halfway between: each is met from afar, and then its near neighbours, since a start from a neighbour's eigenvectors is
+cheaper. Fitted to what was seen is a cost a + b r^2 (+ c for a point met from afar), with r the distance from the
+middle; its mean over the grid is the estimate. Seconds are those of one rank, or team. How near it comes:
+benchmarks/estimate.py.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import numpy as np
 
 ENOUGH = 0.3  # seconds that are spent on the neighbours of a place, where points are quick
 STEPS = 12  # neighbours of a place at most
+QUICK = 60.0  # seconds after which no further places are looked at
 SPARE = 1.3  # what a time limit allows for beyond the estimate
 BREAK_EVEN = 8  # points that a rank should have at least, so that none waits long for the last
 
@@ -27,7 +29,7 @@ BREAK_EVEN = 8  # points that a rank should have at least, so that none waits lo
 class Sample:
     """One point that was looked at.
 
-    place     which of the places it belongs to: 0 the middle, then the corners
+    place     which of the places it belongs to, in the order in which they were looked at
     near      whether it was reached from its neighbour
     products  products with the matrix that it took; NaN where the measure counts none
     """
@@ -39,46 +41,55 @@ class Sample:
     products: float = math.nan
 
 
-def places(shape: tuple[int, ...]) -> list[list[int]]:
-    """Flat indices: for each place it, and the neighbours of it in the same row in the order of a walk inwards.
+def places(shape: tuple[int, ...]) -> tuple[list[list[int]], list[list[int]]]:
+    """The middle and the corners, and the places halfway between: each with its neighbours in the same row.
 
-    The middle comes first. A grid with one tick along an axis has fewer corners.
+    Flat indices, in the order of a walk inwards that stays within its half of the row, so that no point is met twice.
+    A grid with one tick along an axis has fewer corners.
     """
     rows, columns = shape if len(shape) == 2 else (1, shape[0])
-    found: dict[int, list[int]] = {}
     middle = (rows // 2, columns // 2)
     corners = [(r, c) for r in (0, rows - 1) for c in (0, columns - 1)]
-    for r, c in [middle, *corners]:
+    halfway = [((r + middle[0]) // 2, (c + middle[1]) // 2) for r, c in corners]
+    found: dict[int, list[int]] = {}
+    for r, c in [middle, *corners, *halfway]:
         inwards = -1 if c > columns // 2 else 1
-        walk = [r * columns + k for k in range(c, columns if inwards > 0 else -1, inwards)]
+        steps = max(1, (columns - 1) // 4)
+        walk = [r * columns + k for k in range(c, c + inwards * (steps + 1), inwards) if 0 <= k < columns]
         found.setdefault(walk[0], walk[: 1 + STEPS])
-    return list(found.values())
+    known = list(found.values())
+    outer = len({r * columns + c for r, c in [middle, *corners]})
+    return known[:outer], known[outer:]
 
 
 def look(
     measured: Callable[[int], Mapping[str, Any]], shape: tuple[int, ...], clock: Callable[[], float]
 ) -> list[Sample]:
-    """Measure the places and their neighbours. The first of all is measured again at the end, without the set-up.
+    """Measure the places and their neighbours; those halfway only while that is quick.
+
+    The first of all is measured again at the end, without its set-up.
 
     measured  flat index -> reading; raises where the point fails
     """
     samples: list[Sample] = []
-    at = places(shape)
-    order = [*range(1, len(at)), 0]
+    begin = clock()
+    outer, halfway = places(shape)
 
     def one(index: int, place: int, near: bool) -> None:
-        begin = clock()
+        start = clock()
         reading = measured(index)
         products = float(reading.get("products", math.nan))
-        samples.append(Sample(index, place, near, clock() - begin, products))
+        samples.append(Sample(index, place, near, clock() - start, products))
 
-    for place in order:
+    for place, walk in enumerate([*outer[1:], outer[0], *halfway]):
+        if place >= len(outer) and clock() - begin > QUICK:
+            break
         spent = clock()
-        for step, index in enumerate(at[place]):
+        for step, index in enumerate(walk):
             one(index, place, step > 0)
             if step and clock() - spent > ENOUGH:
                 break
-    one(at[order[0]][0], order[0], False)
+    one(samples[0].index, 0, False)
     return samples
 
 
@@ -143,18 +154,24 @@ class Estimate:
         return 5 * math.ceil((self.wall(ranks) * SPARE / 60 + 2) / 5)
 
 
-def over_grid(samples: Sequence[Sample], value: Callable[[Sample], float], shape: tuple[int, ...]) -> float:
-    """The mean over the grid of what `value` says of the samples: a + b r^2 fitted to them, r from the middle.
+def over_grid(
+    samples: Sequence[Sample], value: Callable[[Sample], float], shape: tuple[int, ...]
+) -> tuple[float, float]:
+    """The mean over the grid of what `value` says, for points met from their neighbours and for those met from afar.
 
-    Never outside of what was seen; the plain mean where all were seen at one distance.
+    a + b r^2 + c [met from afar] is fitted to the samples; neither mean leaves the span of what was seen.
     """
     values = np.array([value(s) for s in samples])
     squares = squared(shape)
     seen = squares[[s.index for s in samples]]
-    if np.ptp(seen) < 1e-9 or not np.isfinite(values).all():
-        return float(values.mean())
-    slope, level = np.polyfit(seen, values, 1)
-    return float(np.clip(level + slope * squares.mean(), values.min(), values.max()))
+    far = np.array([not s.near for s in samples], dtype=np.float64)
+    columns = [np.ones_like(values), seen - seen.mean(), far - far.mean()]
+    if not np.isfinite(values).all():
+        return math.nan, math.nan
+    level, slope, more = np.linalg.lstsq(np.stack(columns, axis=1), values, rcond=None)[0]
+    middle = level + slope * (squares.mean() - seen.mean())
+    near, afar = (float(np.clip(middle + more * (f - far.mean()), values.min(), values.max())) for f in (0, 1))
+    return near, afar
 
 
 def squared(shape: tuple[int, ...]) -> np.ndarray:
@@ -169,21 +186,23 @@ def estimated(samples: Sequence[Sample], shape: tuple[int, ...], **known: Any) -
 
     known  memory, gpu_memory, file_size, again, per_node, choice
     """
-    first_of_all, rest = samples[0], list(samples[1:])
-    far = [s for s in rest if not s.near]
-    near = [s for s in rest if s.near] or far or [first_of_all]
-    same = [s for s in far if s.index == first_of_all.index]
-    setup = max(0.0, first_of_all.seconds - same[-1].seconds) if same else 0.0
-    seen = [s.seconds for s in near]
+    begun, *rest, again = samples
+    # Set-up is what the first point took beyond its due: what its products took elsewhere, or it itself at the end.
+    cost = again.seconds
+    if begun.products == begun.products:
+        cost = begun.products * float(np.median([s.seconds / s.products for s in (*rest, again)]))
+    setup = max(0.0, begun.seconds - cost)
+    seen = [replace(begun, seconds=begun.seconds - setup), *rest]
+    seconds, first = over_grid(seen, lambda s: s.seconds, shape)
     known = {"memory": 0, "gpu_memory": 0, "file_size": 0} | known
     return Estimate(
         points=math.prod(shape),
-        seconds=over_grid(near, lambda s: s.seconds, shape),
-        least=min(seen),
-        most=max(seen),
-        first=over_grid(far or near, lambda s: s.seconds, shape),
+        seconds=seconds,
+        least=min(s.seconds for s in seen),
+        most=max(s.seconds for s in seen),
+        first=first,
         setup=setup,
-        products=over_grid(near, lambda s: s.products, shape),
+        products=over_grid(seen, lambda s: s.products, shape)[0],
         looked_at=len(samples),
         **known,
     )
