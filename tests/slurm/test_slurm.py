@@ -71,11 +71,11 @@ class Farm:
         done = subprocess.run([LOSSMAP, "status", "--json", result], cwd=self.folder, capture_output=True, text=True)
         return json.loads(done.stdout) if done.returncode in (0, 3, 75) else None
 
-    def until_begun(self, result, points=3, seconds=60):
+    def until_begun(self, result, points=3, seconds=60, measure="loss"):
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             told = self.status(result)
-            if told and told["measures"]["loss"]["done"] >= points:
+            if told and told["measures"][measure]["done"] >= points:
                 return told
             time.sleep(0.2)
         raise AssertionError("no point was done: " + "".join(p.read_text() for p in self.folder.glob("*.log")))
@@ -120,6 +120,23 @@ def test_a_job_that_is_signalled_goes_back_into_the_queue_and_completes_as_if_un
     log = farm.log(result)
     assert "stopped in good order" in log
     assert f"attempt 2 of job {job}" in log
+
+
+def test_eigenvalues_agree_within_their_bounds_after_a_requeue(farm):
+    text = LOSS.replace("0.1 if", "0.01 if")
+    (farm.folder / "slow loss.py").write_text(text)
+    work = ["eigenmap", *farm.survey("e.h5", 5)[1:-2], "--way", "double", "--certify", "none"]
+    farm.lossmap(*work, "--surf-file", "alone.h5")
+    (job,) = farm.submit("--nodes", "2", "--requeue", work=[*work, "--surf-file", "e.h5"])
+    farm.until_begun("e.h5", measure="eigen")
+    farm.cluster.ask("scancel", "--batch", "--signal=USR1", job)
+    farm.cluster.wait(job)
+    assert farm.cluster.job(job)["Restarts"] == "1"
+    assert farm.status("e.h5")["outcome"] == "complete"
+    one, other = farm.fields("alone.h5"), farm.fields("e.h5")
+    for end in ("max_eig", "min_eig"):
+        bound = one[f"{end}_error"] + other[f"{end}_error"]
+        assert (np.abs(one[end] - other[end]) <= bound).all(), end
 
 
 def test_an_array_of_three_shards_merges_to_the_file_of_one_job(farm, undisturbed):
