@@ -345,6 +345,9 @@ def _setup(job: Job, site: Site) -> list[str]:
     lines = [f"module load {shlex.join(site.modules)}"] if site.modules else []
     lines += [f"export {name}={shlex.quote(value)}" for name, value in site.environment.items()]
     lines += list(site.before)
+    if program(site)[0] == sys.executable:  # no script of ours beside it: a checkout, perhaps not installed
+        here = shlex.quote(str(Path(__file__).resolve().parents[2]))
+        lines.append(f'export PYTHONPATH={here}"${{PYTHONPATH:+:$PYTHONPATH}}"')
     if job.cpus_per_rank:
         lines.append('export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"  # srun does not inherit it by itself')
     return lines

@@ -147,6 +147,14 @@ def test_the_program_stands_in_its_container_or_is_the_sites():
     assert f"program=({shlex.join(slurm.program(site))})" in lines(JOB, site)
 
 
+def test_a_checkout_that_is_not_installed_finds_itself(monkeypatch):
+    monkeypatch.setattr(sys, "executable", "/opt/py thon/bin/python3")
+    text = lines()
+    assert "program=('/opt/py thon/bin/python3' -m lossmap.commands)" in text
+    assert f'export PYTHONPATH={Path(__file__).resolve().parents[2]}"${{PYTHONPATH:+:$PYTHONPATH}}"' in text
+    assert not [line for line in lines(JOB, Site(python="python3")) if "PYTHONPATH" in line]
+
+
 def test_the_warning_leaves_most_of_a_short_job():
     assert slurm.warning(replace(JOB, minutes=60), Site()) == 120
     assert slurm.warning(replace(JOB, minutes=3), Site()) == 60
