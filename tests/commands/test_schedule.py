@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import h5py
 import numpy as np
@@ -403,3 +404,21 @@ def test_an_estimate_says_what_makes_no_sense(words, said, capsys, tmp_path):
     assert lossmap(["estimate", *words]) == 2
     assert said in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_estimate_is_made_by_one_process(monkeypatch, capsys):
+    monkeypatch.setattr("lossmap.commands.estimate.World.start", lambda: SimpleNamespace(size=2))
+    assert lossmap(["estimate", "--", *survey()]) == 2
+    assert "an estimate is made by one process; this one was started with 2 ranks" in capsys.readouterr().err
+
+
+def test_a_door_that_ends_without_a_walk_leaves_no_estimate(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr("lossmap.commands.estimate.room_of", lambda command: SimpleNamespace(run=lambda *a, **k: 0))
+    assert lossmap(["estimate", "--", *survey()]) == 2
+    assert "surface ended before a point was looked at" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_estimate_for_a_team_shares_the_seconds_of_a_point(capsys):
+    lossmap(["estimate", "--json", "--ranks-per-node", "4", "--", *survey("--team", "2", "--threads", "1")])
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["per_node"] == 2
