@@ -123,10 +123,17 @@ def survey(
     point_timeout  seconds after which a rank that does not answer is reported and its point dealt again
 
     Returns the surface, whose `outcome` is complete, failed or unfinished; on other ranks than 0 the outcome alone.
-    Raises ValueError where the teams do not fit the ranks, and what the store raises, such as OSError on a full disk.
+    Raises ValueError where grid and plane differ in axes, or the teams do not fit the ranks, and what the store
+    raises, such as OSError on a full disk.
     """
     if point_timeout is not None and point_timeout <= 0:
         raise ValueError(f"--point-timeout wants seconds, more than 0; got {point_timeout:g}")
+    plane = getattr(measure, "plane", None)
+    if plane is not None and len(plane.axes) != grid.axes:
+        raise ValueError(
+            f"the grid has {grid.axes} and the plane {len(plane.axes)} axes; a line is Grid.line with axes=1, "
+            "a plane Grid.square with axes=2"
+        )
     world = World.start() if world is None else world
     team = Team.alone() if team is None else team
     places = team.places or world.places(rank_0=rank_0)

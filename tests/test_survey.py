@@ -3,6 +3,7 @@
 import itertools
 import logging
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -52,6 +53,14 @@ def test_every_point_is_read_once_and_stands_where_it_belongs():
     assert np.array_equal(surface["parts"], np.stack([x**2, 10 * y], axis=-1))
     assert len(measure.points) == 20 == len(set(measure.points))
     assert surface.outcome == "complete" and (surface["loss_rank"] == 0).all()
+
+
+def test_a_line_on_a_plane_and_a_plane_on_a_line_are_refused():
+    measure = Bowl()
+    measure.plane = SimpleNamespace(axes=(1, 2))
+    assert survey(measure, GRID).outcome == "complete"
+    with pytest.raises(ValueError, match=r"the grid has 1 and the plane 2 axes; a line is Grid\.line"):
+        survey(measure, Grid.line(count=3))
 
 
 def test_each_next_point_is_a_neighbour_of_the_last():

@@ -83,7 +83,13 @@ class Problem:
         own = {"acc": ACCURACY} if _classifies(probe, loss) else {}
 
         def summed(outputs: Outputs, batch: Batch) -> Tensor:
-            value = criterion(outputs, targets_of(batch))
+            targets = targets_of(batch)
+            if isinstance(loss, _ELEMENTWISE) and outputs.shape != targets.shape:
+                raise ValueError(
+                    f"{type(loss).__name__} wants targets of the outputs' shape, {tuple(outputs.shape)}; they have "
+                    f"{tuple(targets.shape)} and would be broadcast: reshape them, such as y[:, None]"
+                )
+            value = criterion(outputs, targets)
             if value.dim() != 0:
                 raise ValueError(
                     f"the loss returned shape {tuple(value.shape)}; it wants one number, the mean over the batch "
@@ -171,6 +177,8 @@ def _itself(outputs: Outputs, batch: Batch) -> Tensor:
     return result
 
 
+_ELEMENTWISE = (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss)  # PyTorch broadcasts these with a warning
+
 _TARGETS = ("labels", "targets", "target", "label", "y")
 
 
@@ -220,14 +228,22 @@ def _mse(outputs: Tensor, targets: Tensor) -> Tensor:
     """nn.MSELoss: mean over samples and outputs; whole-number targets: softmax against one-hot."""
     if not targets.is_floating_point() and targets.dim() < outputs.dim():
         return F.mse_loss(outputs.softmax(1), F.one_hot(targets, outputs.shape[1]).to(outputs.dtype))
+    if outputs.shape == (*targets.shape, 1):  # one output: a column beside a row would be broadcast to a table
+        targets = targets.unsqueeze(-1)
     return F.mse_loss(outputs, targets)
+
+
+def _crossentropy(outputs: Tensor, targets: Tensor) -> Tensor:
+    if outputs.dim() > 1 and outputs.shape[1] == 1:
+        raise ValueError("the cross entropy of one output is 0 everywhere; for regression take the loss mse")
+    return F.cross_entropy(outputs, targets)
 
 
 def _criterion(loss: str | Criterion) -> tuple[Criterion, str]:
     if not isinstance(loss, str):
         return loss, "nats" if isinstance(loss, nn.CrossEntropyLoss) else "1"
     if loss == "crossentropy":
-        return F.cross_entropy, "nats"
+        return _crossentropy, "nats"
     if loss == "mse":
         return _mse, "1"
     raise ValueError(f"unknown loss {loss!r}; there are crossentropy and mse, or a function of your own")

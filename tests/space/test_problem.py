@@ -256,6 +256,20 @@ def test_what_makes_no_problem_gets_its_sentence(make, text):
         make()
 
 
+def test_mse_of_one_output_takes_targets_without_its_dimension():
+    net, x, y = nn.Linear(3, 1), torch.randn(7, 3), torch.randn(7)
+    assert mean(Problem.supervised(net, "mse", (x, y))) == pytest.approx(value(nn.MSELoss()(net(x)[:, 0], y)), rel=1e-6)
+
+
+def test_targets_that_would_be_broadcast_and_the_cross_entropy_of_one_output_are_refused():
+    net, x, y = nn.Linear(3, 1), torch.randn(7, 3), torch.randn(7)
+    for loss in (nn.MSELoss(), nn.L1Loss()):
+        with pytest.raises(ValueError, match=r"wants targets of the outputs' shape, \(7, 1\); they have \(7,\)"):
+            mean(Problem.supervised(net, loss, (x, y)))
+    with pytest.raises(ValueError, match="the cross entropy of one output is 0 everywhere"):
+        mean(Problem.supervised(net, "crossentropy", (x, y[:, None])))
+
+
 def test_a_loss_that_is_no_mean_gets_its_sentence():
     x, y = images()
     problem = Problem.supervised(Net(), nn.CrossEntropyLoss(reduction="none"), Resident((x, y), 5))
