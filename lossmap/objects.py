@@ -115,6 +115,19 @@ def problem_and_files(settings: Settings, world: World, at: Machine, splits: Seq
     return world.together(lambda: problems_of(settings.model, settings.data, at, splits=names, files=files))
 
 
+def at_checkpoint(settings: Settings, say: Callable[[str], None]) -> Settings:
+    """The settings with their checkpoint: of a --model-folder alone the run's last. That there is none is said."""
+    model = settings.model
+    if model.model_file or settings.data.problem:
+        return settings
+    if model.model_folder:
+        last = str(run_files(model)[-1])
+        say(f"the surface goes through the run's last checkpoint, {last}; --model-file names another")
+        return settings.changed("model", model_file=last)
+    say(f"no --model-file: the weights are as {model.model} makes them")
+    return settings
+
+
 def model_of(settings: ModelSettings, state: Mapping[str, Tensor] | None = None, seed: int = 0) -> nn.Module:
     """The model, with its checkpoint where there is one, in evaluation mode, on the CPU in its own precision.
 
@@ -136,6 +149,8 @@ def model_of(settings: ModelSettings, state: Mapping[str, Tensor] | None = None,
                 model = factory(**arguments)
             except TypeError as error:
                 raise Usage(f"--model {settings.model} could not be called: {error}") from None
+            except Exception as error:  # a stranger's factory may raise anything
+                raise Usage(f"--model {settings.model} fails: {type(error).__name__}: {error}") from error
         else:
             model = zoo.build(settings.model, **arguments)
     if not isinstance(model, nn.Module):
@@ -306,6 +321,8 @@ def plane_of(model: nn.Module, of: ModelSettings, plane: PlaneSettings, curved: 
     states = plane.dir_type == "states"
     origin = origin_of(model, states)
     count = 1 if plane.y is None else 2
+    if plane.ydir and count == 1:
+        raise Usage(f"--ydir {plane.ydir} wants ticks along y too, such as --y=-1:1:51")
     if plane.dir_file and Path(plane.dir_file).exists():
         return _from_file(model, plane, origin, count)
     kinds = [plane.xdir or (f"to:{of.model_file2}" if of.model_file2 else "random")]
@@ -337,6 +354,7 @@ def _made(
     what, _, rest = kind.partition(":")
     if what == "to" and rest:
         state = checkpoints.load_state(rest, unsafe=of.unsafe_load)
+        _running(model, origin, state, rest)
         return difference(origin, state), {"sha256": checkpoints.file_sha256(rest)}
     if what == "pca" and rest.isdigit() and int(rest) >= 1:
         files = run_files(of)
@@ -353,6 +371,20 @@ def _made(
         f"unknown direction {kind!r}; there are random, to:FILE, pca:1, hessian:max, hessian:min, gradient, and "
         "file:FILE:name"
     )
+
+
+def _running(model: nn.Module, origin: Named, state: Mapping[str, Tensor], file: str) -> None:
+    """Say that the line to a checkpoint does not arrive there, where the running statistics stay behind."""
+    for name, buffer in model.named_buffers():
+        there = state.get(name)
+        if name in origin or there is None or not buffer.is_floating_point() or there.shape != buffer.shape:
+            continue
+        if not torch.equal(buffer.cpu(), there.to("cpu", buffer.dtype)):
+            logger.warning(
+                "at 1 are the weights of %s, but the running statistics of the model; --dir-type states moves both",
+                file,
+            )
+            return
 
 
 def run_files(of: ModelSettings) -> list[Path]:

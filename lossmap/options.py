@@ -99,12 +99,16 @@ class PlaneSettings:
     y: str | None = setting(None, "ticks along y; none for a line", metavar="LOW:HIGH:COUNT")
     dir_type: str = setting("weights", "move weights, or states with running statistics", choices=("weights", "states"))
     xdir: str | None = setting(
-        None, "random, to:FILE, pca:1, hessian:max, hessian:min, gradient, file:FILE:name", metavar="DIRECTION"
+        None,
+        "random, to:FILE, pca:1, hessian:max, hessian:min, gradient, file:FILE:name; by default random",
+        metavar="DIRECTION",
     )
     ydir: str | None = setting(None, "the same for y", metavar="DIRECTION")
-    xnorm: str | None = setting(None, "filter, layer, weight, dfilter, dlayer, none", metavar="NORM")
+    xnorm: str | None = setting(
+        None, "filter, layer, weight, dfilter, dlayer, none; by default filter if random, else none", metavar="NORM"
+    )
     ynorm: str | None = setting(None, "the same for y", metavar="NORM")
-    xignore: str | None = setting(None, "biasbn or none", metavar="WHAT")
+    xignore: str | None = setting(None, "biasbn or none; by default biasbn if random, else none", metavar="WHAT")
     yignore: str | None = setting(None, "the same for y", metavar="WHAT")
     same_dir: bool = setting(False, "y is the same random direction as x")
     idx: int = setting(0, "number of a repeated experiment: other random directions", metavar="NUMBER")
@@ -264,7 +268,7 @@ def _parser(groups: Sequence[type], prog: str, about: str) -> tuple[_Parser, dic
     )
     home: dict[str, type] = {}
     for group in groups:
-        section = parser.add_argument_group((group.__doc__ or "").strip().splitlines()[0])
+        section = parser.add_argument_group((group.__doc__ or "").strip().splitlines()[0].rstrip("."))
         hints = get_type_hints(group)
         for f in fields(group):
             home[f.name] = group

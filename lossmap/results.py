@@ -26,7 +26,7 @@ from lossmap.options import DrawSettings, RunSettings, Settings, Usage
 from lossmap.space.directions import Plane
 from lossmap.space.grid import Grid
 from lossmap.space.problem import Problem
-from lossmap.store.surface import SurfaceFile, read
+from lossmap.store.surface import SurfaceFile, read, training_path
 from lossmap.store.values import Group, Surface
 
 Say = Callable[[str], None]
@@ -87,6 +87,8 @@ class Kept:
         if settings.run.shard:
             path = Shard.parse(settings.run.shard).file(path)
         self.path = path
+        drawn = settings.plane.proj_file if command != "plane" else None  # `lossmap plane` writes that file
+        self.trajectory = training_path(drawn) if drawn and grid.axes == 2 else None
         self.began = time.monotonic()
 
     def chosen(self, world: World, measure: str, name: str, probe: Callable[[], Any]) -> Any:
@@ -141,7 +143,7 @@ class Kept:
 
     def groups(self) -> dict[str, Group]:
         """The directions, or, where they are not to be stored, their recipes and digest."""
-        made = {}
+        made = {} if self.trajectory is None else {"trajectory": self.trajectory}
         for name, axis, recipe, length in zip(
             ("x", "y"), self.plane.axes, self.plane.recipes, self.plane.lengths, strict=False
         ):
@@ -169,7 +171,7 @@ class Kept:
         )
 
 
-def finished(path: Path, surface: Surface, measure: str, say: Say) -> int:
+def finished(path: Path, surface: Surface, measure: str, say: Say, overwrite: bool = False) -> int:
     """The last lines: how it ended, each failure, where the result is. Returns the exit code."""
     counts = surface.counts(measure)
     outcome = surface.outcome_of(measure)
@@ -177,7 +179,9 @@ def finished(path: Path, surface: Surface, measure: str, say: Say) -> int:
         place = ", ".join(f"{c:g}" for c in surface.grid.point(failure.index))
         say(f"failed: point ({place}) on rank {failure.rank}, {failure.host}: {failure.reason}")
     if outcome == "unfinished":
-        say(f"stopped in good order: {counts['done']:,} points done, {counts['left']:,} left; the same command goes on")
+        without = " without --overwrite" if overwrite else ""
+        left = f"{counts['done']:,} points done, {counts['left']:,} left"
+        say(f"stopped in good order: {left}; the same command{without} goes on, or lossmap resume {path}")
     elif outcome == "failed":
         say(f"complete, but {counts['failed']:,} points failed; --retry-failed measures them again")
     estimated, took = (table(surface.attributes.get(f"{measure}_{what}")) for what in ("estimate", "took"))

@@ -21,8 +21,7 @@ import numpy as np
 from lossmap.draw.beside import show
 from lossmap.draw.figures import KINDS, draw, save
 from lossmap.options import DrawSettings, Settings, Usage, guarded, parse, setting
-from lossmap.store import legacy
-from lossmap.store.surface import Group, NotASurface, Surface, being_written, read
+from lossmap.store.surface import Group, NotASurface, Surface, being_written, read, training_path
 
 EXIT = {"complete": 0, "failed": 3, "unfinished": 75}
 
@@ -67,6 +66,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not files:
         raise Usage("lossmap draw wants a result file, such as lossmap draw surface.h5")
     surfaces = [read(f) for f in files]
+    if settings.picture.proj_file and _elsewhere(settings.picture.proj_file, surfaces[0]):
+        print(f"{settings.picture.proj_file} was projected onto another plane than that of {files[0]}")
     for path in _drawn(settings, files, surfaces):
         print(f"picture: {path}")
     return 0
@@ -166,6 +167,16 @@ def _titles(files: Sequence[Path]) -> list[str] | None:
     return [f.stem for f in files] if len(files) > 1 else None
 
 
+def _elsewhere(path: str, surface: Surface) -> bool:
+    """Whether the training path in a file is known to belong to another plane."""
+    try:
+        groups = [held.groups.get("directions/x") for held in (read(path), surface)]
+    except NotASurface:  # a path of the original tool does not say
+        return False
+    digests = {group.attributes["digest"] for group in groups if group is not None and "digest" in group.attributes}
+    return len(digests) == 2
+
+
 def _path(settings: Settings) -> Group | bool | None:
     """The training path to draw: of a file that was named, of the result itself (None), or none (False)."""
     wanted = settings.picture
@@ -173,10 +184,4 @@ def _path(settings: Settings) -> Group | bool | None:
         return False
     if wanted.proj_file is None:
         return None
-    try:
-        return legacy.trajectory(wanted.proj_file, wanted.dir_file)
-    except NotASurface:
-        groups = read(wanted.proj_file).groups
-        if "trajectory" not in groups:
-            raise Usage(f"{wanted.proj_file} holds no training path") from None
-        return groups["trajectory"]
+    return training_path(wanted.proj_file, wanted.dir_file)

@@ -33,7 +33,7 @@ from lossmap.options import (
     parse,
     setting,
 )
-from lossmap.store.surface import read
+from lossmap.store.surface import NotASurface, read
 from lossmap.survey import survey
 
 # what --like takes over from the file, if nothing else is said; the rest, such as the samples, is the measure's own
@@ -93,6 +93,16 @@ def taken_over(path: str) -> dict[str, Any]:
     return given | {"surf_file": str(path)}
 
 
+def _spared(path: Path, overwrite: bool) -> None:
+    """Raise Usage where --overwrite would delete more than eigenvalues."""
+    try:
+        held = read(path).status if overwrite and path.exists() else {}
+    except NotASurface:
+        return
+    if "loss" in held:
+        raise Usage(f"--overwrite would delete the losses of {path} too; name another file with --surf-file")
+
+
 def run(settings: Settings, world: World, walk: Callable[..., Any] = survey) -> int:
     """Make the problem and the plane, walk the grid, audit it, keep and draw the result.
 
@@ -104,6 +114,7 @@ def run(settings: Settings, world: World, walk: Callable[..., Any] = survey) -> 
     from lossmap.measure.linearize import free_memory, prepare
 
     asked, wanted, say = settings.run, settings.eigen, results.teller(world, settings.notes)
+    settings = world.together(lambda: objects.at_checkpoint(settings, say))
     grid = world.together(lambda: objects.grid_of(settings.plane))
     team = world.together(lambda: world.teams(asked.team, asked.rank_0))
     at = objects.machine(asked, world)
@@ -114,6 +125,7 @@ def run(settings: Settings, world: World, walk: Callable[..., Any] = survey) -> 
     plane = objects.plane_and_ranks(settings, world, first.model, lambda kind: curved_direction(first, kind))
     file_settings = objects.identity(settings.model, settings.data, plane)
     kept = world.together(lambda: results.Kept("eigenmap", settings, grid, plane, file_settings))
+    world.together(lambda: _spared(kept.path, asked.overwrite))
     if asked.dry_run:
         say(kept.describe(problems, "eigenvalues"))
         return 0
@@ -182,8 +194,8 @@ def run(settings: Settings, world: World, walk: Callable[..., Any] = survey) -> 
     kept.took(store, "eigen")
     store.close()
     results.pictures(kept.path, settings.draw, say)
-    code = results.finished(kept.path, store.surface(), "eigen", say)
+    code = results.finished(kept.path, store.surface(), "eigen", say, asked.overwrite)
     if cold is not None and store.surface().outcome_of("audit") != "complete" and code != 75:
         say("the audit is not complete:")
-        code = max(code, results.finished(kept.path, store.surface(), "audit", say))
+        code = max(code, results.finished(kept.path, store.surface(), "audit", say, asked.overwrite))
     return code

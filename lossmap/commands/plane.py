@@ -137,6 +137,10 @@ def make(settings: Settings, world: World) -> int:
     )
     store.close()
     say(f"result: {out}")
+    if asked.proj_file:
+        ticks = {"x": grid.x, **({} if grid.y is None else {"y": grid.y})}
+        spans = " ".join(f"--{name}={t[0]:.3g}:{t[-1]:.3g}:{t.size}" for name, t in ticks.items())
+        say(f"a surface with the path: lossmap surface ... --dir-file {out} --proj-file {out} {spans}")
     return 0
 
 

@@ -138,7 +138,7 @@ def run(settings: Settings, world: World) -> int:
     if surface.outcome != "unfinished" and (settings.draw.plot or settings.draw.show):
         for picture in pictures(path):
             say(f"picture: {picture}")
-    return results.finished(path, store.surface(), measure.name, say)
+    return results.finished(path, store.surface(), measure.name, say, asked.overwrite)
 
 
 def asked_of(settings: Settings) -> Any:

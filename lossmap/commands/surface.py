@@ -46,6 +46,7 @@ def run(settings: Settings, world: World, walk: Callable[..., Any] = survey) -> 
     from lossmap.measure.loss import Way, losses, probed
 
     asked, say = settings.run, results.teller(world, settings.notes)
+    settings = world.together(lambda: objects.at_checkpoint(settings, say))
     grid = world.together(lambda: objects.grid_of(settings.plane))
     team = world.together(lambda: world.teams(asked.team, asked.rank_0))
     at = objects.machine(asked, world)
@@ -90,4 +91,4 @@ def run(settings: Settings, world: World, walk: Callable[..., Any] = survey) -> 
     kept.took(store, measure.name)
     store.close()
     results.pictures(kept.path, settings.draw, say)
-    return results.finished(kept.path, store.surface(), measure.name, say)
+    return results.finished(kept.path, store.surface(), measure.name, say, asked.overwrite)

@@ -271,8 +271,8 @@ def of_network(found: Layers) -> str:
         (top, least), (error, least_error) = found.whole.values.tolist(), found.whole.residuals.tolist()
         alone = f"{number(min(0.0, low.smallest) if low.negative[0] else 0.0)} to {number(high.largest)}"
         parts.append(
-            f"The whole matrix goes from {with_error(least, least_error)} to {with_error(top, error)}, the blocks from "
-            f"{alone}"
+            f"The whole matrix, over all parameters of the blocks, goes from {with_error(least, least_error)} to "
+            f"{with_error(top, error)}, the blocks from {alone}"
         )
         if least + least_error < 0.0 and not low.negative[0]:
             parts.append("So blocks bend down together, which none of them shows by itself")

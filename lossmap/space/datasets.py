@@ -247,6 +247,7 @@ def _own(name: str, split: str, data_path: str | Path | None) -> Source:
     if ":" not in name:
         near = difflib.get_close_matches(name, NAMES, 3, 0.5)
         hint = f"; nearest: {', '.join(near)}" if near else ""
+        hint = f"; a file of arrays is named npz:{name}" if name.endswith(".npz") else hint
         raise ValueError(f"no data set is named {name!r}{hint}. There are {', '.join(NAMES)}")
     factory = resolve_callable(name)
     try:

@@ -34,6 +34,7 @@ __all__ = [
     "journal_of",
     "read",
     "read_group",
+    "training_path",
     "write_surface",
 ]
 
@@ -73,6 +74,17 @@ def _snapshot(path: Path, written: log.Contents) -> Surface:
     if begun is None or begun["id"] != surface.attributes.get("file_id"):
         return surface
     return resumed(Ledger.of(surface), written)
+
+
+def training_path(path: Path_, directions_file: Path_ | None = None) -> Group:
+    """The training path that a result holds, or a file of the original tool. Raises ValueError where there is none."""
+    try:
+        return legacy.trajectory(path, directions_file)
+    except NotASurface:
+        groups = read(path).groups
+        if "trajectory" not in groups:
+            raise ValueError(f"{path} holds no training path") from None
+        return groups["trajectory"]
 
 
 def read_group(path: Path_, name: str) -> Group:

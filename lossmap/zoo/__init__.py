@@ -67,6 +67,7 @@ def build(name: str, *, seed: int | None = None, **settings: Any) -> nn.Module:
     if plain not in _NETS:
         near = difflib.get_close_matches(plain, _NETS, n=3, cutoff=0.5)
         hint = f"; nearest: {', '.join(near)}" if near else ""
+        hint = f"; in that file, name the factory: {name}:factory" if name.endswith(".py") else hint
         raise ValueError(
             f"no net is named {name!r}{hint}. lossmap.zoo.names() lists all; a net of your own is given as "
             "package.module:factory or path/file.py:factory"

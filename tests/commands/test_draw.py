@@ -66,6 +66,17 @@ def test_a_training_path_is_taken_from_another_file(file, tmp_path, capsys):
     assert "run.1.h5 holds no training path" in capsys.readouterr().err
 
 
+def test_a_training_path_of_another_plane_is_told(tmp_path, capsys):
+    trail = Group({"x": np.zeros(2), "y": np.ones(2), "step": np.arange(2)})
+    for name, digest in (("path", "a"), ("same", "a"), ("other", "b")):
+        groups = {"directions/x": Group({}, {"kind": "random", "digest": digest}), "trajectory": trail}
+        write_surface(tmp_path / f"{name}.h5", Surface(GRID, {"train_loss": X}, groups=groups))
+    for name, told in (("same", False), ("other", True)):
+        words = [str(tmp_path / f"{name}.h5"), "--proj-file", str(tmp_path / "path.h5"), "-o", str(tmp_path / "a.png")]
+        assert door.main(words) == 0
+        assert ("was projected onto another plane" in capsys.readouterr().out) is told
+
+
 @pytest.mark.parametrize(
     ("words", "text"),
     [

@@ -268,6 +268,14 @@ def test_what_makes_no_sense_is_refused_and_nothing_is_written(here, capsys, fla
     assert not list(here.glob("*.h5*"))
 
 
+def test_overwriting_does_not_delete_the_losses_of_a_surface(here, capsys):
+    assert surface.main(f"{ASKED} --surf-file s.h5 --samples 20".split()) == 0
+    before = Path("s.h5").read_bytes()
+    assert run("--like s.h5 --x=-1:1:2 --overwrite") == 2
+    assert "--overwrite would delete the losses of" in capsys.readouterr().err
+    assert Path("s.h5").read_bytes() == before
+
+
 def test_uneven_ticks_without_a_recipe_are_refused(here, capsys):
     write_surface("odd.h5", lossmap.Surface(lossmap.Grid(np.array([0.0, 1.0, 3.0])), {"train_loss": np.ones(3)}))
     assert run("--like odd.h5 --model net.py:flat --dataset net.py:data") == 2

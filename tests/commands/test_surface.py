@@ -14,6 +14,7 @@ import torch
 import lossmap
 from lossmap import zoo
 from lossmap.commands.surface import main
+from lossmap.space.callables import resolve_callable
 
 NET = """
 import torch
@@ -35,6 +36,10 @@ class Small(nn.Module):  # the net of the sample files
 
 def flat():
     return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+
+
+def impatient():
+    raise RuntimeError("no time")
 
 
 def broken():
@@ -266,17 +271,22 @@ MISTAKES = [
     ("--model mlp --model-args 3", "--model-args wants a JSON object; got '3'"),
     ("--model mlp --model-args {", "--model-args wants JSON"),
     ("--model net.py:flat --model-args {\"a\":1}", "could not be called"),
+    ("--model net.py:impatient", "--model net.py:impatient fails: RuntimeError: no time"),
+    ("--model net.py", "in that file, name the factory: net.py:factory"),
     ("--model resnet20", "does the data set fit the model?"),
     ("--dataset digitz", "no data set is named 'digitz'; nearest: digits"),
+    ("--dataset bad.npz", "a file of arrays is named npz:bad.npz"),
     ("--model mlp --dataset npz:bad.npz", "one y for each x"),
     ("--model mlp --surf-file text.h5", "text.h5 is no HDF5 file"),
     ("--model mlp --surf-file foreign.h5", "foreign.h5"),
     ("--model mlp --device cuda", "--device cuda"),
     ("--model mlp --team 2", "start 2 ranks"),
     ("--model mlp --xdir blah", "unknown direction 'blah'"),
+    ("--model mlp --ydir random", "--ydir random wants ticks along y too"),
+    ("--model mlp --y=0:1:2 --proj-file nowhere.h5", "there is no file nowhere.h5"),
     ("--model mlp --xdir pca:1", "--model-folder"),
     ("--model mlp --xdir pca:1 --model-folder nowhere", "--model-folder nowhere is no folder"),
-    ("--model mlp --xdir pca:2 --model-folder .", "span 1 dimensions"),
+    ("--model mlp --xdir pca:2 --model-folder .", "span 0 dimensions"),
     ("--model mlp --xdir to:nowhere.pt", "there is no file nowhere.pt"),
     ("--model mlp --xnorm filters", "unknown normalisation 'filters'"),
     ("--model mlp --xignore bn", "unknown ignore 'bn'"),
@@ -359,6 +369,38 @@ def test_directions_of_every_kind_lead_where_they_say(here):
     stored, again = read_group("p.h5", "directions/y"), read_group("f.h5", "directions/x")
     for name in stored.arrays:
         assert np.array_equal(stored[name], again[name])
+
+
+def test_a_path_lies_on_the_surface_through_the_end_of_its_run(here, capsys):
+    from lossmap.commands import plane
+
+    Path("run").mkdir()
+    for i in range(4):
+        torch.save(zoo.build("mlp", seed=i).state_dict(), f"run/{i}.pt")
+    line = "--model mlp --model-folder run --samples 30"
+    assert plane.main(f"{line} --xdir pca:1 --ydir pca:2 --proj-file path.h5".split()) == 0
+    assert "lossmap surface ... --dir-file path.h5 --proj-file path.h5 --x=" in capsys.readouterr().out
+    assert run(f"{line} --dir-file path.h5 --proj-file path.h5 --x=0:1:2 --y=0:1:2 --surf-file s.h5") == 0
+    assert "the run's last checkpoint, run/3.pt" in capsys.readouterr().out
+    surface, path = lossmap.read("s.h5"), lossmap.read("path.h5").groups["trajectory"]
+    assert np.array_equal(surface.groups["trajectory"]["x"], path["x"])
+    assert surface["train_loss"][0, 0] == pytest.approx(path["loss"][-1], rel=1e-5)
+
+
+def test_a_line_between_checkpoints_says_where_it_leaves_the_running_statistics(here, caplog, capsys):
+    torch.manual_seed(0)
+    net = resolve_callable("net.py:Small")()
+    torch.save(net.state_dict(), "a.pt")
+    net.bn1.running_mean += 1.0
+    torch.save(net.state_dict(), "b.pt")
+    line = "--model net.py:Small --model-file a.pt --xdir to:b.pt --samples 10 --x=0:1:2 --surf-file"
+    assert run(f"{line} weights.h5") == 0
+    assert "the running statistics of the model; --dir-type states moves both" in caplog.text
+    caplog.clear()
+    assert run(f"{line} states.h5 --dir-type states") == 0
+    assert not caplog.text
+    assert run("--model net.py:Small --samples 10 --x=0:1:2 --dry-run") == 0
+    assert "no --model-file: the weights are as net.py:Small makes them" in capsys.readouterr().out
 
 
 def test_a_result_without_directions_keeps_their_recipe_and_digest(here, capsys):
