@@ -42,7 +42,7 @@ class Metric:
 class Problem:
     """Model, loss and data. Make one by `Problem.supervised` or `Problem.custom`.
 
-    model      the network; where it stands (device, dtype), the data must stand too: see `to`
+    model      the network; the data follow to its device when the problem is made
     data       the samples of one split
     forward    (model, batch) -> outputs f
     loss       (outputs, batch) -> the loss summed over the batch's samples, a scalar
@@ -97,7 +97,8 @@ class Problem:
                 )
             return value * samples_in(batch)
 
-        return cls(model, probe, _call, summed, samples_in, own if metrics is None else metrics, True, unit)
+        data = _following(model, probe)
+        return cls(model, data, _call, summed, samples_in, own if metrics is None else metrics, True, unit)
 
     @classmethod
     def custom(
@@ -135,7 +136,8 @@ class Problem:
         def count(batch: Batch) -> int:
             return value_and_count(model, batch)[1]  # with gradients: the loss may differentiate by its inputs
 
-        return cls(model, drained(data, batch_size), forward, _itself, count, {}, False, unit)
+        data = _following(model, drained(data, batch_size))
+        return cls(model, data, forward, _itself, count, {}, False, unit)
 
     @cached_property
     def samples(self) -> int:
@@ -170,6 +172,12 @@ class Problem:
             f"Problem({type(self.model).__name__}, {n:,} parameters, {self.data.samples:,} samples, "
             f"metrics: {', '.join(self.metrics) or 'none'})"
         )
+
+
+def _following(model: nn.Module, data: Batches) -> Batches:
+    """The data on the model's device, where the model is not on the CPU."""
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    return data if device.type == "cpu" else data.to(device)
 
 
 def _itself(outputs: Outputs, batch: Batch) -> Tensor:

@@ -280,3 +280,14 @@ def test_a_loss_that_is_no_mean_gets_its_sentence():
     own = Problem.custom(nn.Linear(1, 1), lambda m, b: m(b), torch.ones(3, 1))
     with pytest.raises(ValueError, match=r"the loss returned .*3, 1.*; it wants one number per batch"):
         own.total(next(iter(own.data)))
+
+
+def test_the_data_follow_a_model_to_its_device():
+    model = torch.nn.Linear(3, 2, device="meta")
+    data = torch.randn(5, 3), torch.randint(2, (5,))
+    for problem in (
+        Problem.supervised(model, "crossentropy", data),
+        Problem.custom(model, lambda m, b: m(b[0]).sum(), data),
+    ):
+        assert all(t.device.type == "meta" for t in next(iter(problem.data)))
+        assert problem.total(next(iter(problem.data))).device.type == "meta"
