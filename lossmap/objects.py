@@ -122,7 +122,7 @@ def at_checkpoint(settings: Settings, say: Callable[[str], None]) -> Settings:
         return settings
     if model.model_folder:
         last = str(run_files(model)[-1])
-        say(f"the surface goes through the run's last checkpoint, {last}; --model-file names another")
+        say(f"the run's last checkpoint is taken, {last}; --model-file names another")
         return settings.changed("model", model_file=last)
     say(f"no --model-file: the weights are as {model.model} makes them")
     return settings

@@ -6,6 +6,7 @@ healthy net gets a short report. Exit code 0 whatever was found; --fail-on-serio
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,6 +77,7 @@ def run(settings: Settings) -> int:
     wanted, world = settings.health, World.start(mpi=False)
     here = RunSettings(precision=wanted.precision, device=wanted.device, threads=wanted.threads)
     at = objects.machine(here, world)
+    settings = objects.at_checkpoint(settings, lambda text: print(text, file=sys.stderr))
     problem = objects.problems_of(settings.model, settings.data, at)[settings.data.split]
     if wanted.batch_size:
         problem = problem.rebatched(wanted.batch_size)

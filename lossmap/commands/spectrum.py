@@ -101,6 +101,10 @@ def run(settings: Settings, world: World) -> int:
         s = settings.spectrum
         return run_along(settings, world, s.along, top=s.top, tol=s.tol)
     asked, say = settings.run, results.teller(world, settings.notes)
+    if settings.draw.page or settings.draw.vtk:
+        raise Usage("--page and --vtk are for surfaces; a spectrum is drawn by --plot")
+    if not settings.spectrum.compare:
+        settings = objects.at_checkpoint(settings, say)
     wanted, path = world.together(lambda: (asked_of(settings), result_of(settings)))
     team = world.together(lambda: world.teams(asked.team, asked.rank_0))
     at = objects.machine(asked, world)

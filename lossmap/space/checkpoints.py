@@ -35,7 +35,7 @@ State = dict[str, Tensor]
 # where tensors stand in people's files
 _UNDER = ("state_dict", "model", "net", "params", "model_state_dict", "module", "weights")
 _LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the magic number of the legacy format, pickled
-_SHOWN = 20  # names in one error
+_SHOWN = 8  # names in one error
 
 
 def kind_of(path: str | Path) -> str | None:

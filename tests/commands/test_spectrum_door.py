@@ -90,6 +90,7 @@ def test_a_dry_run_writes_nothing(here, capsys):
         (["--compare", "=x"], "--compare wants LABEL=FILE or LABEL=MODEL@FILE; got '=x'"),
         (["--compare", "mlp=x.pt"], "two checkpoints are called 'mlp'"),
         (["--precision", "bfloat16"], "spectra want float32 or float64"),
+        (["--page"], "--page and --vtk are for surfaces"),
         (["--trace-products", "2"], "wants 6 products or more; got 2"),
     ],
 )
