@@ -8,6 +8,13 @@ os.environ.setdefault("MKL_NUM_THREADS", "1")
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# no deadlines on busy machines; in CI the same examples each time, so that a red run is a change's own fault
+settings.register_profile("anywhere", deadline=None)
+settings.register_profile("ci", deadline=None, derandomize=True)
+settings.load_profile("ci" if os.environ.get("CI") else "anywhere")
+
 
 
 @pytest.fixture(autouse=True)

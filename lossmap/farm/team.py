@@ -13,6 +13,7 @@ import atexit
 import os
 import socket
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -328,15 +329,18 @@ class World:
     def leave(self, code: int = 0) -> int:
         """The last call of a program: returns the exit code, where MPI can end as usual.
 
-        After a death, or with a rank stuck, it does not return: ranks say goodbye to rank 0, which waits for
-        that at most five seconds, and everyone leaves without MPI_Finalize, which could wait for ever.
+        The ranks wait for each other by asking and sleeping, and then end MPI together, which a rank that dies in
+        that very moment holds up for ten seconds at most. After a death, or with a rank stuck, it does not return:
+        ranks say goodbye to rank 0, which waits for that at most five seconds, and everyone leaves without
+        MPI_Finalize, which could wait for ever.
         """
         wire = self.wire
         if wire is None or self.size == 1 or self._left:
             return code
         self._left = True
         wire.flush(5.0)
-        if not (self.dead() or self.gone or self.stuck):
+        if not (self.dead() or self.gone or self.stuck) and self._parted(wire):
+            self._finalize(wire, code)
             return code
         sys.stdout.flush()
         sys.stderr.flush()
@@ -356,6 +360,39 @@ class World:
             wire.comm.Abort(code)  # a rank that answers no more would keep the launcher waiting
         time.sleep(0.05)
         os._exit(code)
+
+    def _parted(self, wire: Wire) -> bool:
+        """Wait until every rank is at its end; whether nobody died meanwhile."""
+        nap = Nap()
+        if self.rank != 0:
+            wire.send((), 0, BYE)
+        waiting = set(range(1, self.size)) if self.rank == 0 else {0}
+        while waiting:
+            came = wire.receive(BYE)
+            if came is not None:
+                waiting.discard(came[0])
+            if self.dead():
+                return False
+            nap.after(came is not None)
+        if self.rank == 0:
+            for rank in range(1, self.size):
+                wire.send((), rank, BYE)
+            wire.flush(5.0)
+        return True
+
+    def _finalize(self, wire: Wire, code: int) -> None:
+        """MPI_Finalize, which would wait for ever for a rank that is killed between the goodbye and here."""
+        done = threading.Event()
+
+        def end_anyway() -> None:
+            if not done.wait(10.0):
+                os._exit(code)
+
+        sys.stdout.flush()
+        sys.stderr.flush()
+        threading.Thread(target=end_anyway, name="lossmap-end", daemon=True).start()
+        wire.mpi.Finalize()
+        done.set()
 
     def __enter__(self) -> World:
         return self
