@@ -381,7 +381,7 @@ def test_a_path_lies_on_the_surface_through_the_end_of_its_run(here, capsys):
     assert plane.main(f"{line} --xdir pca:1 --ydir pca:2 --proj-file path.h5".split()) == 0
     assert "lossmap surface ... --dir-file path.h5 --proj-file path.h5 --x=" in capsys.readouterr().out
     assert run(f"{line} --dir-file path.h5 --proj-file path.h5 --x=0:1:2 --y=0:1:2 --surf-file s.h5") == 0
-    assert "the run's last checkpoint, run/3.pt" in capsys.readouterr().out
+    assert "the run's last checkpoint is taken, run/3.pt" in capsys.readouterr().out
     surface, path = lossmap.read("s.h5"), lossmap.read("path.h5").groups["trajectory"]
     assert np.array_equal(surface.groups["trajectory"]["x"], path["x"])
     assert surface["train_loss"][0, 0] == pytest.approx(path["loss"][-1], rel=1e-5)
