@@ -3,7 +3,9 @@
 Prints a Markdown table: for each net and number of threads the best gradient and the best double backward over memory
 formats and batch sizes, what `prepare` chose, and its price alone, in blocks of 2, 4 and 8 vectors (each vector's part
 of it), and for the Gauss-Newton matrix. All are timed in turns, so that a change of the machine's load meets all of
-them alike; the least time counts.
+them alike; the least time counts. `bare` is what the convolutions of a product cost by themselves, each with its
+operands at hand: two forward, and two backward in input and weight, in the chosen batches; no product that uses these
+kernels can be cheaper.
 
     python benchmarks/hvp.py [--quick] [--threads 1,2] [--cpu-time]
 """
@@ -24,6 +26,7 @@ from torch import nn
 from lossmap import zoo
 from lossmap.measure.curvature import Curvature, gauss_newton
 from lossmap.measure.linearize import prepare
+from lossmap.objects import keep_freed_memory
 from lossmap.space.problem import Problem
 from lossmap.space.vectors import selected
 
@@ -50,6 +53,36 @@ def least(works: dict[str, Callable[[], object]], rounds: int, clock: Clock) -> 
             if turn:  # the first is not counted
                 taken[name] = min(taken[name], clock() - start)
     return taken
+
+
+def convolutions(net: nn.Module, x: torch.Tensor, size: int) -> Callable[[], None] | None:
+    """The convolutions of one product over all samples, in batches of this size; None where the net has none."""
+    met: list[tuple[nn.Conv2d, torch.Size, torch.Size]] = []
+    kinds = [m for m in net.modules() if isinstance(m, nn.Conv2d)]
+    hooks = [m.register_forward_hook(lambda m, x, y: met.append((m, x[0].shape, y.shape))) for m in kinds]
+    with torch.no_grad():
+        net(x[:size])
+    for hook in hooks:
+        hook.remove()
+    last = torch.channels_last
+    ready = [
+        (m, torch.randn(a).contiguous(memory_format=last), torch.randn(b).contiguous(memory_format=last),
+         m.weight.detach().contiguous(memory_format=last))
+        for m, a, b in met
+    ]  # fmt: skip
+
+    def work() -> None:
+        for _ in range(max(1, len(x) // size)):
+            for i, (m, a, b, w) in enumerate(ready):
+                rest = (m.stride, m.padding, m.dilation, False, (0, 0), m.groups)
+                for turn in range(2):
+                    if i or turn:  # the data have no tangent
+                        torch.ops.aten.convolution(a, w, None, *rest)
+                    both = [i > 0, True, False]
+                    if i or turn:
+                        torch.ops.aten.convolution_backward(b, a, w, None, *rest, both)
+
+    return work if met else None
 
 
 def row(name: str, threads: int, quick: bool, clock: Clock) -> str:
@@ -85,17 +118,21 @@ def row(name: str, threads: int, quick: bool, clock: Clock) -> str:
             classic = Curvature(other)
             works[f"gradient {form} {size}"] = lambda p=other: gradient(p)  # type: ignore[misc]
             works[f"double {form} {size}"] = lambda c=classic: c @ block[:, 0]  # type: ignore[misc]
+    bare = convolutions(net, data[0], prepared.choice["batch"])
+    if bare is not None:
+        works["bare"] = bare
     taken = least(works, 2 if quick else 6, clock)
     unit = min(t for k, t in taken.items() if k.startswith("gradient"))
     double = min(t for k, t in taken.items() if k.startswith("double"))
     linear = taken["linear"]
     blocks = ", ".join(f"{taken[f'block {b}'] / b / unit:.2f}" for b in (2, 4, 8))
+    floor = f"{taken['bare'] / unit:.2f}" if "bare" in taken else "-"
     chosen = " ".join(
         f"{k} {prepared.choice[k]}" for k in ("way", "batch", "format", "tiled", "block") if k in prepared.choice
     )
     return (
         f"| {name} | {samples} | {threads} | {1e3 * unit:.1f} ms | {double / unit:.2f} | **{linear / unit:.2f}** | "
-        f"**{double / linear:.2f}** | {blocks} | {taken['newton'] / unit:.2f} | {chosen} |"
+        f"**{double / linear:.2f}** | {floor} | {blocks} | {taken['newton'] / unit:.2f} | {chosen} |"
     )
 
 
@@ -106,12 +143,13 @@ def main() -> None:
     parser.add_argument("--nets", default="resnet20,resnet20-w8,mlp", help="names in the zoo, separated by commas")
     parser.add_argument("--cpu-time", action="store_true", help="processor seconds: for one thread on a busy machine")
     told = parser.parse_args()
+    keep_freed_memory()
     clock = time.thread_time if told.cpu_time else time.perf_counter
     print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}, "
           f"{datetime.date.today().isoformat()}{', a quick try' if told.quick else ''}\n")  # fmt: skip
     print("Prices in gradients; blocks per vector.\n")
-    print("| net | samples | threads | gradient | double backward | ours | times cheaper | blocks of 2, 4, 8 | "
-          "Gauss-Newton | chosen |\n|---|---|---|---|---|---|---|---|---|---|")  # fmt: skip
+    print("| net | samples | threads | gradient | double backward | ours | times cheaper | bare | blocks of 2, 4, 8 | "
+          "Gauss-Newton | chosen |\n|---|---|---|---|---|---|---|---|---|---|---|")  # fmt: skip
     for name in told.nets.split(","):
         for threads in map(int, told.threads.split(",")):
             print(row(name, threads, told.quick, clock), flush=True)

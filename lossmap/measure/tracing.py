@@ -204,6 +204,8 @@ def folded(module: fx.GraphModule) -> fx.GraphModule:
     """
     graph = module.graph
     for node in list(graph.nodes):
+        if packet(node) is aten.convolution:
+            _subsample_before(graph, node)
         if packet(node) not in NORMS:
             continue
         x, gamma, beta, mean, var = list(node.args)[:5]
@@ -221,6 +223,22 @@ def folded(module: fx.GraphModule) -> fx.GraphModule:
     graph.eliminate_dead_code()
     module.recompile()
     return module
+
+
+def _subsample_before(graph: fx.Graph, node: fx.Node) -> None:
+    """A 1x1 convolution with a stride reads few of its inputs: they alone are taken, and it has no stride any more.
+
+    Libraries run the strided one, and above all its transposes, at a fraction of their speed.
+    """
+    args: Any = node.args
+    x, w, b, stride, padding, dilation, transposed, *rest = args
+    if transposed or set(w.meta["like"][0][2:]) != {1} or set(stride) == {1} or set(padding) != {0}:
+        return
+    size = x.meta["like"][0]
+    with graph.inserting_before(node):
+        for dim, step in enumerate(stride, 2):
+            x = graph.call_function(aten.slice.Tensor, (x, dim, 0, size[dim], step))
+    node.args = (x, w, b, [1] * len(stride), padding, dilation, transposed, *rest)
 
 
 def _affine(graph: fx.Graph, x: Any, gamma: Any, beta: Any, mean: Any, var: Any, eps: Any) -> fx.Node:

@@ -13,6 +13,8 @@ from torch import nn
 from lossmap.measure.curvature import Curvature, gauss_newton, hessian
 from lossmap.measure.linearize import Probe, prepare
 from lossmap.measure.places import bytes_of, disagreement
+from lossmap.measure.rules import packet
+from lossmap.measure.tracing import folded, traced
 from lossmap.measure.winograd import outputs, outputs_back, tiles, tiles_back, weights, weights_back
 from lossmap.space.data import Resident
 from lossmap.space.directions import random_plane
@@ -409,3 +411,22 @@ def test_tiles_are_the_convolution_and_its_transposes():
     )
     for forward, back, a, told, b in pairs:  # <forward a, b> = <a, back b>
         torch.testing.assert_close((forward(a) * b).sum(), (a * back(b, *told)).sum(), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(("layer", "image"), [(nn.Conv2d(3, 4, 1, 2), (5, 6)), (nn.Conv1d(3, 4, 1, 3), (8,)),
+                                              (nn.Conv2d(3, 4, 1, 2, padding=1), (5, 6))])  # fmt: skip
+def test_a_strided_convolution_of_single_entries_takes_what_it_reads_and_has_no_stride(layer, image):
+    torch.manual_seed(0)
+    first = (nn.Conv2d if len(image) == 2 else nn.Conv1d)(2, 3, 1)
+    model = nn.Sequential(first, nn.Tanh(), layer, nn.Tanh(), nn.Flatten(), nn.LazyLinear(3)).double()
+    data = torch.randn(6, 2, *image, dtype=torch.float64), torch.arange(6) % 3
+    model(data[0])
+    problem = Problem.supervised(model.eval(), "crossentropy", data)
+    prepared = prepare(problem, choice=LINEAR)
+    v = torch.randn(prepared.size, dtype=torch.float64)
+    torch.testing.assert_close(prepared.at() @ v, Curvature(problem) @ v, rtol=1e-9, atol=1e-12)
+    graph = folded(traced(lambda w, x: (layer.forward(x) * w).sum(), (torch.ones((), dtype=torch.float64),
+                                                                     model[:2](data[0]).detach())))  # fmt: skip
+    strides = [set(n.args[3]) for n in graph.graph.nodes if packet(n) is torch.ops.aten.convolution]
+    padded = set(layer.padding) != {0}
+    assert strides == [set(layer.stride) if padded else {1}]
