@@ -203,6 +203,18 @@ def problems_of(
     return made
 
 
+def held_out(model: nn.Module, settings: Settings, at: Machine) -> Problem | None:
+    """The model over the test split, where it stands on training samples and there is such a split beside them."""
+    if settings.data.split == "test":
+        return None
+    data = replace(settings.data, split="test")
+    try:
+        made = problems_of(replace(settings.model, model_file=None), data, at, splits=("test",))["test"]
+    except (ValueError, OSError):  # arrays or a problem of one's own without a test split
+        return None
+    return replace(made, model=model)
+
+
 def samples_of(model: ModelSettings, data: DataSettings, split: str, neighbours: int = 1) -> Batches:
     """The samples of one split, as settings say."""
     pickled = data.trainloader if split == "train" else data.testloader

@@ -54,7 +54,9 @@ def _findings(axes: Axes, report: Report) -> None:
     axes.set(xlim=(0, 1), ylim=(0, 1))
     findings = report["findings"]
     said = {0: "no finding", 1: "1 finding"}.get(len(findings), f"{len(findings)} findings")
-    head = f"{report['label']}: {said}   ({report['parameters']:,} parameters, {report['samples']:,} samples)"
+    other = report.get("held_out_samples", 0)
+    beside = f", {other:,} held out" if other else ""
+    head = f"{report['label']}: {said}   ({report['parameters']:,} parameters, {report['samples']:,} samples{beside})"
     shown = findings[:SHOWN]
     height = 1.0 / (0.75 + 0.62 * len(shown))
     axes.text(0, 1, head, va="top", fontsize=10, weight="bold")

@@ -34,13 +34,23 @@ class Labels:
     samples: int
 
     @property
+    def hits(self) -> tuple[float, float]:
+        """The accuracy and its binomial standard error."""
+        return self.accuracy, _deviation(self.accuracy, self.samples)
+
+    @property
     def noise(self) -> tuple[float, float]:
         """The share of confident samples with another label, and its standard error; NaN where none is confident."""
         confident = int(self.joint.sum())
         if not confident:
             return float("nan"), float("nan")
         share = 1.0 - float(np.trace(self.joint)) / confident
-        return share, float(np.sqrt(max(share * (1 - share), 1 / (confident + 4)) / confident))
+        return share, _deviation(share, confident)
+
+
+def _deviation(share: float, count: int) -> float:
+    """The standard error of a share of so many; not 0 where all or none were seen."""
+    return float(np.sqrt(max(share * (1 - share), 1 / (count + 4)) / count))
 
 
 def labels(problem: Problem) -> Labels:

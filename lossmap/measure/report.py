@@ -25,11 +25,17 @@ def with_error(value: float, error: float) -> str:
     if isnan(value):
         return "not found"
     if not isfinite(error) or error <= 0.0 or value == 0.0:
-        return f"{value:.6g}" + (f" +- {error:.1g}" if isfinite(error) and error > 0.0 else "")
+        return f"{value:.6g}" + (f" +- {_digits(error, 1)}" if isfinite(error) and error > 0.0 else "")
     digits = 1
     while digits < 9 and abs(value) * 10.0 ** (1 - digits) > error:
         digits += 1
-    return f"{value:.{max(digits, 2)}g} +- {error:.1g}"
+    return f"{_digits(value, max(digits, 2))} +- {_digits(error, 1)}"
+
+
+def _digits(value: float, digits: int) -> str:
+    """So many digits, and 40 rather than 4e+01."""
+    text = f"{value:.{digits}g}"
+    return f"{float(text):.0f}" if "e+" in text and abs(value) < 1e7 else text
 
 
 def count(number: int, one: str, many: str | None = None) -> str:
@@ -93,7 +99,8 @@ def of_step(spectrum: Spectrum) -> str:
     return (
         f"2/largest = {with_error(limit, error)}: above it plain full-batch gradient descent grows along the sharpest "
         "direction of the quadratic model here. It is no limit for other places, for Adam (which rescales), or for "
-        "small batches (whose noise lowers it); momentum b raises it by 1 + b; training often runs at this edge"
+        "small batches (whose noise lowers it); momentum b multiplies it by 1 + b, Nesterov's by (1 + b) / (1 + 2 b); "
+        "training often runs at this edge"
     )
 
 
