@@ -17,7 +17,6 @@ from lossmap.farm.stop import Stop, job_end
 from lossmap.farm.team import World
 from lossmap.options import Settings, Usage
 
-
 HEARD = ("parameters", "top", "tol", "along", "whole", "seed", "way")  # of the flags of spectrum
 
 
