@@ -160,7 +160,7 @@ def along(
     finally:
         if store is not None:
             store.close()
-    words = world.together(lambda: _compared(path, folder, surface, centre) if world.rank == 0 else "")
+    words = world.together(lambda: _compared(path, folder, surface, centre, problem.unit) if world.rank == 0 else "")
     if world.rank != 0:
         return Run(path, surface.outcome, "")
     failures = tuple(f"{files[grid.point(f.index)[0]]}: {f.reason}" for f in surface.failures)
@@ -176,7 +176,7 @@ def _chosen(path: Path, problem: Problem, parameters: str, overwrite: bool, way:
     return probed(problem, parameters, way)
 
 
-def _compared(path: Path, folder: Folder, surface: Surface, centre: bool) -> str:
+def _compared(path: Path, folder: Folder, surface: Surface, centre: bool, unit: str) -> str:
     """Compares the snapshots that are there, and keeps the result; the words."""
     if surface.outcome == "unfinished":
         return ""
@@ -203,12 +203,12 @@ def _compared(path: Path, folder: Folder, surface: Surface, centre: bool) -> str
     snapshots = Snapshots(np.array(steps), values, size, folder.blocks(steps), fields["eigenvalue_errors"])
     run = evolution(snapshots, centre=centre)
     answers = verdict(run)
-    fold(path, folder, steps, results(run, answers, fields), values.shape[1])
+    fold(path, folder, steps, results(run, answers, fields, unit), values.shape[1])
     folder.clear()
     return str(answers)
 
 
-def results(run: Evolution, answers: Verdict, fields: Mapping[str, np.ndarray]) -> Group:
+def results(run: Evolution, answers: Verdict, fields: Mapping[str, np.ndarray], unit: str = "1") -> Group:
     """What a file keeps of a run's comparison, and figures are drawn from."""
     curved = curvature_along(run.values)
     if "smallest_eigenvalue" in fields:
@@ -234,6 +234,7 @@ def results(run: Evolution, answers: Verdict, fields: Mapping[str, np.ndarray]) 
     attributes = {
         "long_name": "eigenvectors along a run, compared",
         "theta": run.size,
+        "unit": unit,
         "centred": int(run.pca.centred),
         "chance_cosine": run.limit,
         "verdict": str(answers),

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from lossmap.measure.health import Health
 
 SERIOUS, MODERATE, NOTE = 3, 2, 1
+CHANCE = "no better than chance"
 LEVELS = {SERIOUS: "serious", MODERATE: "moderate", NOTE: "note"}
 
 
@@ -143,7 +144,7 @@ def gains(health: Health) -> Iterator[Finding]:
     for seen in health.activity.gains if health.activity else ():
         if seen.first or seen.last or not isfinite(seen.gain):
             continue
-        by = f" with its {seen.norm}" if seen.norm else ", with no normalisation behind it"
+        by = f" with its {seen.norm}" if seen.norm else ", with no normalisation behind it,"
         said = f"what leaves {seen.name}{by} is {seen.gain:.3g} +- {seen.error:.1g} times what enters (rms)"
         if seen.gain > 1.0:
             yield Finding(
@@ -239,7 +240,7 @@ def thin_layers(health: Health) -> Iterator[Finding]:
                 Try("a skip connection around the layer", "He et al. 2016, arXiv:1512.03385; Dong et al. 2021, "
                     "arXiv:2103.03404, of attention", "where the task needs one number only, low rank is right"),
                 Try("less weight decay, larger batches", "Galanti et al. 2022, arXiv:2206.05794",
-                    "they find the low rank itself next to harmless"),
+                    "they find that the low rank matters little for generalising"),
                 Try("an orthogonal initialisation", "Saxe et al. 2014, arXiv:1312.6120, of deep linear nets",
                     "wants training anew"),
             ),
@@ -313,7 +314,7 @@ def no_better_than_chance(health: Health) -> Iterator[Finding]:
         return
     loss, error = health.labels.surprise
     yield Finding(
-        rule="no better than chance", where="the model", value=loss, error=error, threshold=health.labels.entropy,
+        rule=CHANCE, where="the model", value=loss, error=error, threshold=health.labels.entropy,
         sense="above", level=SERIOUS,
         evidence=f"-log p of the labels is {loss:.3g} +- {error:.1g} nats; knowing only how frequent they are gives "
         f"{health.labels.entropy:.3g}",
@@ -408,8 +409,8 @@ def disordered_features(health: Health) -> Iterator[Finding]:
         means="the last layer does much of the work; common early in a training",
         source="threshold ours; Papyan et al. 2020, doi:10.1073/pnas.2015509117",
         tries=(Try("train longer", "Papyan et al. 2020, doi:10.1073/pnas.2015509117",
-                   "of training samples; what it has to do with generalising is unclear (Hui et al. 2022, "
-                   "arXiv:2202.08384)"),),
+                   "collapse is a property of training samples; what it has to do with generalising is unclear (Hui et "
+                   "al. 2022, arXiv:2202.08384)"),),
     )  # fmt: skip
 
 
@@ -432,7 +433,10 @@ RULES: tuple[Callable[[Health], Iterator[Finding]], ...] = (
 
 
 def judged(health: Health) -> tuple[tuple[Finding, ...], tuple[Finding, ...]]:
-    """The findings, the gravest first, and those that are beyond their threshold by less than two errors."""
+    """The findings, the gravest first, and those that are beyond their threshold by less than two errors.
+
+    That a net is no better than chance comes before all others, which mean little then.
+    """
     beyond = [finding for rule in RULES for finding in rule(health) if finding.beyond > 0]
-    ranked = sorted(beyond, key=lambda finding: finding.rank)
+    ranked = sorted(beyond, key=lambda finding: (finding.rule != CHANCE, finding.rank))
     return tuple(f for f in ranked if f.sure), tuple(f for f in ranked if not f.sure)
