@@ -21,7 +21,7 @@ import numpy as np
 from lossmap.farm.stop import Stop
 from lossmap.farm.team import World
 from lossmap.measure.evolution import Evolution, Snapshots, curvature_along, evolution
-from lossmap.measure.snapshot import EachCheckpoint, probed
+from lossmap.measure.snapshot import SHARES, EachCheckpoint, probed
 from lossmap.measure.verdict import Verdict, verdict
 from lossmap.space.checkpoints import checkpoints_in, file_sha256, kind_of, sorted_as_people_count
 from lossmap.space.grid import Grid
@@ -102,7 +102,7 @@ def along(
 
     problem   the architecture, loss and data
     top       eigenpairs at each checkpoint
-    whole     the trace and the share of negative eigenvalues as well
+    whole     the trace, the share of negative eigenvalues and quantiles of all as well
     settings  what else the file is to compare when it is continued: data, precision
     way       how products are made: auto (by a probe), linear, graph or double
     stop      asked between checkpoints, and at every product within one, which is then left and begun again later
@@ -229,12 +229,13 @@ def results(run: Evolution, answers: Verdict, fields: Mapping[str, np.ndarray], 
         "track_value": run.tracks.values,
         "track_cosine": run.tracks.cosine,
         **{f"curvature_{name}": values for name, values in curved.items()},
-        **{name: values for name, values in fields.items() if values.ndim == 1},
+        **{name: values for name, values in fields.items() if values.ndim == 1 or name == "quantiles"},
     }
     attributes = {
         "long_name": "eigenvectors along a run, compared",
         "theta": run.size,
         "unit": unit,
+        "shares": json.dumps(SHARES),
         "centred": int(run.pca.centred),
         "chance_cosine": run.limit,
         "verdict": str(answers),

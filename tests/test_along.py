@@ -9,7 +9,7 @@ from torch import nn
 
 from lossmap.along import along, checkpoints
 from lossmap.measure.curvature import Curvature
-from lossmap.measure.snapshot import EachCheckpoint, Leavable
+from lossmap.measure.snapshot import SHARES, EachCheckpoint, Leavable
 from lossmap.space.checkpoints import load_into
 from lossmap.space.problem import Problem
 from lossmap.store.evolution import Folder, results_of, stored
@@ -178,6 +178,12 @@ def test_the_whole_reading_has_trace_and_negative_share_with_bounds(tmp_path):
     found = read(tmp_path / "a.h5")
     assert (found["negative_share_low"] <= found["negative_share_high"]).all() and np.isfinite(found["trace"]).all()
     assert np.isfinite(results_of(tmp_path / "a.h5")["negative_share"]).all()
+    load_into(given.model, tmp_path / "run" / "epoch_1.pt")
+    matrix = Curvature(given)
+    whole = np.stack([(matrix @ torch.eye(matrix.size)[i]).double().numpy() for i in range(matrix.size)])
+    values = np.linalg.eigvalsh((whole + whole.T) / 2)
+    wanted = [values[int(np.ceil(share * len(values))) - 1] for share in SHARES]
+    np.testing.assert_allclose(results_of(tmp_path / "a.h5")["quantiles"][1], wanted, atol=1e-5)
 
 
 def test_checkpoints_are_sorted_as_people_count_and_judged_by_content(tmp_path):

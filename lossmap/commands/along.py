@@ -79,7 +79,8 @@ def run_along(settings: Settings, world: World, given: tuple[str, ...], *, top: 
             point_timeout=asked.point_timeout,
             unsafe=settings.model.unsafe_load,
             settings=objects.measured_with(settings.data, asked, {settings.data.split: problem}),
-            attributes=results.provenance(at.describe(), world.size) | {"command": "spectrum"},
+            attributes=results.provenance(at.describe(), world.size)
+            | {"command": "spectrum", "resolved_spectrum": {"settings": settings.resolved(), "folder": os.getcwd()}},
         )
     for failure in run.failures:
         say(f"failed: {failure}")

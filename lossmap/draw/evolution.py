@@ -161,6 +161,25 @@ def volume(axes: Axes, group: Group) -> None:
     other.set_ylabel(rf"$\sum \log|\lambda|$ of {r}", color=PURPLE)
 
 
+def density(axes: Axes, group: Group) -> None:
+    """All eigenvalues by quantiles, where they were measured (--whole)."""
+    if "quantiles" not in group:
+        axes.text(0.5, 0.5, "not measured: see --whole", ha="center", va="center", color=DARK, transform=axes.transAxes)
+        axes.set(xlabel="step", ylabel="all eigenvalues", xticks=(), yticks=())
+        return
+    steps, table = group["step"], group["quantiles"]
+    shares = [float(share) for share in json.loads(str(group.attributes["shares"]))]
+    half = len(shares) // 2
+    for i in range(half):
+        label = f"{100 * shares[i]:g} to {100 * shares[-1 - i]:g} %"
+        axes.fill_between(steps, table[:, i], table[:, -1 - i], color=PURPLE, alpha=0.25, lw=0, label=label)
+    axes.plot(steps, table[:, half], color=PURPLE, label="median")
+    reach = float(np.nanmax(np.abs(table)))
+    axes.set_yscale("symlog", linthresh=max(reach * 1e-2, 1e-300))
+    axes.set(xlabel="step", ylabel="all eigenvalues")
+    axes.legend()
+
+
 def negative(axes: Axes, group: Group) -> None:
     """The negative part of curvature: of what was measured, and where known of the whole spectrum with its bounds."""
     steps = group["step"]
@@ -201,6 +220,7 @@ PANELS: dict[str, Callable[[Axes, Group], None]] = CLASSIC | {
     "curvature": curvature,
     "volume": volume,
     "negative": negative,
+    "density": density,
 }
 
 

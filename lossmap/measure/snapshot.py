@@ -3,18 +3,19 @@
     point   (step,): the number of a checkpoint; its file is loaded into a copy of the model
 
 Each reading has the r largest eigenvalues with their errors, the smallest, the loss and the gradient's norm; `whole`
-adds the trace and the share of negative eigenvalues with its bounds. The eigenvectors go another way, by `keep`, before
-the reading is given. What products have in common is prepared once for all checkpoints (`linearize`), by a choice that
-a probe made once for the run. Price: the products of `spectrum_of` at each point, and one gradient.
+adds the trace, the share of negative eigenvalues with its bounds, and quantiles of all eigenvalues. The eigenvectors go
+another way, by `keep`, before the reading is given. What products have in common is prepared once for all checkpoints
+(`linearize`), by a choice that a probe made once for the run. Price: the products of `spectrum_of` at each point, and
+one gradient.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from math import isfinite
+from math import isfinite, nan
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lossmap.measure.density import Density
 from lossmap.measure.krylov import Symmetric
 from lossmap.measure.linearize import Prepared, prepare
 from lossmap.measure.spectrum import check_mean, curvature, loss_and_gradient, spectrum_of
@@ -30,6 +32,7 @@ from lossmap.space.grid import Field, Point, Unfinished
 from lossmap.space.problem import Problem
 from lossmap.space.vectors import norm, selected
 
+SHARES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)  # of the eigenvalues, that lie below the quantiles told
 DENSE = 300  # up to so many parameters the matrix is made whole, and no probe pays
 Keep = Callable[[float, np.ndarray], None]  # (step, vectors (r, n) float32)
 
@@ -39,6 +42,16 @@ def probed(problem: Problem, parameters: str = "weights", way: str = "auto") -> 
     plain = {"way": "double", "batch": problem.data.batch_size, "format": "contiguous", "block": "apart"}
     small = sum(p.numel() for p in selected(problem.model, parameters).values()) <= DENSE
     return plain if small or way == "double" else dict(prepare(problem, parameters, way=way).choice)
+
+
+def quantiles(spread: Density | None, shares: Sequence[float] = SHARES) -> np.ndarray:
+    """Eigenvalues below which these shares of all lie, (shares,); NaN where no density was measured."""
+    if spread is None:
+        return np.full(len(shares), nan)
+    nodes, weights = spread.nodes
+    reached = np.searchsorted(np.cumsum(weights), np.asarray(shares) - 1e-12)
+    found: np.ndarray = nodes[np.minimum(reached, len(nodes) - 1)]
+    return found
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,6 +145,8 @@ class EachCheckpoint:
                 Field("negative_share", "1", "share of negative eigenvalues"),
                 Field("negative_share_low", "1", "least share of negative eigenvalues, 95 %"),
                 Field("negative_share_high", "1", "largest share of negative eigenvalues, 95 %"),
+                Field("quantiles", curved, f"shares {SHARES} of the eigenvalues lie below", ("share", len(SHARES))),
+                Field("density_error", "1", "error of the density of eigenvalues, as a share of its range"),
             )
 
     @cached_property
@@ -179,5 +194,7 @@ class EachCheckpoint:
                 "negative_share": below.value,
                 "negative_share_low": below.low,
                 "negative_share_high": below.high,
+                "quantiles": quantiles(found.density),
+                "density_error": found.density.error if found.density is not None else nan,
             }
         return reading

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from lossmap import zoo
+from lossmap.commands.resume import main as resume
 from lossmap.commands.spectrum import main
 from lossmap.store.evolution import Folder, results_of
 from lossmap.store.surface import read
@@ -55,6 +56,15 @@ def test_a_run_is_followed_told_and_drawn(run, tmp_path, capsys):
     assert "stable:" in said and "course:" in said
     assert results_of(tmp_path / "a.h5")["step"].tolist() == [0, 2, 10, 11]
     assert (tmp_path / "a.pdf").exists() and (tmp_path / "a.png").exists()
+
+
+def test_a_run_that_was_stopped_is_resumed_without_flags(run, tmp_path, capsys, monkeypatch):
+    assert main([*command(run, tmp_path / "a.h5"), "--stop-after", "0"]) == 75
+    assert "the same command goes on" in capsys.readouterr().out
+    monkeypatch.chdir(tmp_path)
+    assert resume([str(tmp_path / "a.h5")]) == 0
+    assert "course:" in capsys.readouterr().out
+    assert results_of(tmp_path / "a.h5")["step"].tolist() == [0, 2, 10, 11]
 
 
 def test_a_dry_run_writes_nothing(run, tmp_path, capsys):
