@@ -98,6 +98,8 @@ def test_a_net_trained_on_cifar_files_is_fine_tuned_on_those_of_cifar_10_c(tmp_p
     assert f"before, on cifar10c:gaussian_noise:4: loss {loss:.4f}" in (folder / "hessian_analysis.log").read_text()
 
 
-def test_cifar_files_want_a_trained_net(tmp_path):
+def test_cifar_files_want_a_trained_net_and_a_place_to_go_to(tmp_path):
+    with pytest.raises(SystemExit, match="wants --cifar10c-path"):
+        experiment().main(["--download", "--save-dir", str(tmp_path / "ft")])
     with pytest.raises(SystemExit, match="wants --model-file"):
         experiment().main(["--cifar10c-path", str(tmp_path), "--save-dir", str(tmp_path / "ft")])
