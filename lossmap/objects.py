@@ -205,7 +205,8 @@ def problems_of(
 
 def held_out(model: nn.Module, settings: Settings, at: Machine) -> Problem | None:
     """The model over the test split, where it stands on training samples and there is such a split beside them."""
-    if settings.data.split == "test":
+    own = settings.data.problem
+    if settings.data.split == "test" or (own and "split" not in inspect.signature(resolve_callable(own)).parameters):
         return None
     data = replace(settings.data, split="test")
     try:

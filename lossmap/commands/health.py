@@ -101,7 +101,7 @@ def run(settings: Settings) -> int:
         parameters=wanted.parameters,
         density_error=wanted.density_error,
         seed=wanted.seed,
-        label=Path(model.model_file).name if model.model_file else f"{model.model}, untrained",
+        label=Path(model.model_file).name if model.model_file else settings.data.problem or f"{model.model}, untrained",
     )
     say = results.teller(world, settings.notes)
     say(health.to_json() if wanted.json == "-" else repr(health))

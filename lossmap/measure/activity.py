@@ -251,7 +251,7 @@ class Watch:
 def activity(problem: Problem) -> Activity:
     """Watches one pass over the problem's data. The model comes back as it was."""
     model = problem.model
-    with placed(model, {}), torch.no_grad(), watching(model) as watch:
+    with placed(model, {}), torch.enable_grad(), watching(model) as watch:  # a loss may differentiate by its inputs
         for batch in problem.data:
             watch.again()
             problem.forward(model, batch)

@@ -57,13 +57,13 @@ def labels(problem: Problem) -> Labels:
     """One pass over the data in evaluation mode. Raises ValueError where the problem is no classification."""
     probabilities: list[Tensor] = []
     targets: list[Tensor] = []
-    with placed(problem.model, {}), torch.no_grad():
+    with placed(problem.model, {}), torch.enable_grad():  # a loss may differentiate by its inputs
         for batch in problem.data:
             outputs = problem.forward(problem.model, batch)
-            y = targets_of(batch)
-            if not isinstance(outputs, Tensor) or outputs.dim() != 2 or y.dim() != 1 or y.is_floating_point():
+            y = targets_of(batch) if isinstance(outputs, Tensor) and outputs.dim() == 2 else None
+            if not isinstance(y, Tensor) or y.dim() != 1 or y.is_floating_point():
                 raise ValueError("labels are of a classifier: outputs (B, C) and whole-number targets (B,)")
-            probabilities.append(outputs.double().softmax(1).cpu())
+            probabilities.append(outputs.detach().double().softmax(1).cpu())
             targets.append(y.long().cpu())
     return judged(torch.cat(probabilities).numpy(), torch.cat(targets).numpy())
 

@@ -15,8 +15,10 @@ import pytest
 import torch
 
 from lossmap import zoo
+from lossmap.commands.health import main as health
 from lossmap.commands.resume import main as resume
 from lossmap.commands.spectrum import main
+from lossmap.commands.train import main as train
 from lossmap.store.evolution import Folder, results_of
 from lossmap.store.surface import read
 
@@ -65,6 +67,30 @@ def test_a_run_that_was_stopped_is_resumed_without_flags(run, tmp_path, capsys, 
     assert resume([str(tmp_path / "a.h5")]) == 0
     assert "course:" in capsys.readouterr().out
     assert results_of(tmp_path / "a.h5")["step"].tolist() == [0, 2, 10, 11]
+
+
+def test_a_loss_with_derivatives_by_its_inputs_is_trained_followed_and_examined(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pinn.py").write_text(
+        "import torch\nfrom torch import nn\n\n"
+        "def residual(model, t):\n"
+        "    t = t.clone().requires_grad_(True)\n"
+        "    u = model(t)\n"
+        "    (slope,) = torch.autograd.grad(u.sum(), t, create_graph=True)\n"
+        "    return (slope + u).square().mean()\n\n"
+        "def problem():\n"
+        "    torch.manual_seed(0)\n"
+        "    model = nn.Sequential(nn.Linear(1, 8), nn.Tanh(), nn.Linear(8, 1))\n"
+        "    return model, torch.linspace(0, 2, 16)[:, None], residual\n"
+    )
+    own = ["--problem", "pinn.py:problem", "--device", "cpu"]
+    assert train([*own, "--epochs", "2", "--every", "1", "--lr", "0.001"]) == 0
+    said = capsys.readouterr().out
+    assert "train: loss" in said and "test: loss" not in said
+    assert main([*own, "--along", "run", "--top", "2"]) == 0
+    assert main([*own, "--top", "2"]) == 0
+    assert health([*own, "--examinations", "hessian", "signals"]) == 0
+    assert "Health of pinn.py:problem" in capsys.readouterr().out
 
 
 def test_a_dry_run_writes_nothing(run, tmp_path, capsys):

@@ -280,6 +280,27 @@ def test_what_does_not_apply_is_left_out_and_told_why():
     json.loads(health.to_json())
 
 
+def residual(model, t):
+    """u' = -u: a loss that differentiates by its inputs."""
+    t = t.clone().requires_grad_(True)
+    u = model(t)
+    (slope,) = torch.autograd.grad(u.sum(), t, create_graph=True)
+    return (slope + u).square().mean()
+
+
+def test_a_loss_with_derivatives_by_its_inputs_is_examined_in_all_that_applies():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(1, 8), nn.Tanh(), nn.Linear(8, 1)).double()
+    t = torch.linspace(0, 2, 24, dtype=torch.float64)[:, None]
+    health = examined(Problem.custom(model, residual, t))
+    assert set(health.skipped) == {"collapse", "labels"} and "classifier" in health.skipped["labels"]
+    weights = [model[0].weight, model[2].weight]
+    rows = [torch.cat([g.flatten() for g in torch.autograd.grad(residual(model, one[None]), weights)]) for one in t]
+    rows = torch.stack(rows).numpy()
+    np.testing.assert_allclose(health.gradients.gram, rows @ rows.T, atol=1e-12)
+    assert len(health.activity.activations) == 1 and health.spectrum.loss == pytest.approx(residual(model, t).item())
+
+
 def test_the_model_comes_back_as_it_was(data):
     model = zoo.build("mlp", seed=0).train()
     before = {k: v.clone() for k, v in model.state_dict().items()}
