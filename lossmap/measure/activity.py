@@ -5,7 +5,8 @@ One forward pass over the data, in evaluation mode. For a unit (a channel, or a 
     rate       share of places at which a ReLU-like activation is above zero
     dead       units that never fire. Of a unit silent in N samples it is known, with 95 % confidence, that it fires in
                fewer than 3/N of them (the rule of three): samples are counted, not places, which are not independent
-    dormant    units whose mean |output| is at most .025 of their layer's mean (Sokar et al. 2023, arXiv:2302.12902)
+    dormant    units whose mean |output| is at most .025 of their layer's mean (the measure of Sokar et al. 2023,
+               arXiv:2302.12902; the threshold ours)
     saturated  share of places at which a bounded activation (tanh, sigmoid) is within .01 of its end
 
 Activations are seen where they are called, as modules or as functions; `behind` names the module whose output went
