@@ -56,23 +56,28 @@ def _findings(axes: Axes, report: Report) -> None:
     said = {0: "no finding", 1: "1 finding"}.get(len(findings), f"{len(findings)} findings")
     other = report.get("held_out_samples", 0)
     beside = f", {other:,} held out" if other else ""
-    head = f"{report['label']}: {said}   ({report['parameters']:,} parameters, {report['samples']:,} samples{beside})"
     shown = findings[:SHOWN]
     height = 1.0 / (0.75 + 0.62 * len(shown))
-    axes.text(0, 1, head, va="top", fontsize=10, weight="bold")
+
+    def write(top: float, text: str, **told: Any) -> None:
+        """A line that takes no room from the panels, however long it is."""
+        axes.text(0, top, text, va="top", **told).set_in_layout(False)
+
+    write(1, f"{report['label']}: {said}", fontsize=10, weight="bold")
+    examined = f"{report['parameters']:,} parameters, {report['samples']:,} samples{beside}"
+    write(1 - 0.22 * height, examined, fontsize=6.5, color=DARK)
     for i, finding in enumerate(shown):
-        top = 1 - height * (0.45 + 0.62 * i)
-        colour = COLOURS[finding["level"]]
+        top = 1 - height * (0.5 + 0.62 * i)
         more = f" (and {len(findings) - SHOWN} more)" if i == SHOWN - 1 and len(findings) > SHOWN else ""
-        axes.text(0, top, f"{finding['rule']}, {finding['where']}{more}", va="top", color=colour, weight="bold")
-        axes.text(0, top - 0.2 * height, _wrap(finding["evidence"], 150, 1), va="top", fontsize=6.5)
+        write(top, f"{finding['rule']}, {finding['where']}{more}", color=COLOURS[finding["level"]], weight="bold")
+        write(top - 0.2 * height, _wrap(finding["evidence"], 135, 1), fontsize=6.5)
         tries = "to try: " + "; ".join(t["what"] for t in finding["tries"])
-        axes.text(0, top - 0.36 * height, _wrap(tries, 160, 1), va="top", fontsize=6, color=DARK)
+        write(top - 0.36 * height, _wrap(tries, 150, 1), fontsize=6, color=DARK)
     if not findings:
         text = (
             "Nothing is beyond its threshold by two standard errors. That is no proof of health: see what was examined."
         )
-        axes.text(0, 1 - height * 0.4, text, va="top", fontsize=7)
+        write(1 - height * 0.5, text, fontsize=7)
 
 
 def _wrap(text: str, width: int, most: int) -> str:
