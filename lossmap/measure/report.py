@@ -99,8 +99,7 @@ def of_step(spectrum: Spectrum) -> str:
     return (
         f"2/largest = {with_error(limit, error)}: above it plain full-batch gradient descent grows along the sharpest "
         "direction of the quadratic model here. It is no limit for other places, for Adam (which rescales), or for "
-        "small batches (whose noise lowers it); momentum b multiplies it by 1 + b, Nesterov's by (1 + b) / (1 + 2 b); "
-        "training often runs at this edge"
+        "small batches (whose noise lowers it); momentum b raises it by 1 + b; training often runs at this edge"
     )
 
 
