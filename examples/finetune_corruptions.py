@@ -53,6 +53,7 @@ def options(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--save-interval", type=int, default=6, help="batches between two checkpoints")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --save-dir")
     parser.add_argument("--cifar10c-path", help="folder of CIFAR-10-C's .npy files; without it the packaged digits")
+    parser.add_argument("--download", action="store_true", help="fetch them into --cifar10c-path, and check them")
     parser.add_argument("--noise-type", default="gaussian_noise", help="the corruption")
     parser.add_argument("--corruption-level", type=int, default=3, choices=range(1, 6), help="its severity")
     parser.add_argument("--save-dir", default="finetune_corruptions", help="where everything goes")
@@ -63,6 +64,8 @@ def options(argv: list[str] | None = None) -> argparse.Namespace:
 
 def trained_net(args: argparse.Namespace) -> torch.nn.Module:
     """The net before its fine-tuning."""
+    if args.download and not args.cifar10c_path:
+        raise SystemExit("--download wants --cifar10c-path: the folder that CIFAR-10-C goes to (2.9 GB)")
     if args.cifar10c_path and not args.model_file:
         raise SystemExit("--cifar10c-path wants --model-file: a ResNet-20 trained on CIFAR-10")
     model = zoo.build("resnet20" if args.cifar10c_path else "resnet20-w8", seed=0)
@@ -150,7 +153,7 @@ def experiment(args: argparse.Namespace, folder: Path) -> Run:
         name, path = f"digits+{args.noise_type}:{args.corruption_level}", None
     split = "test" if args.cifar10c_path else "train"  # CIFAR-10-C corrupts the test images alone
     model = trained_net(args)
-    data = datasets.load(name, split, data_path=path)
+    data = datasets.load(name, split, data_path=path, download=args.download)
     problem = Problem.supervised(model, "crossentropy", data)
     log.info("before, on %s: %s", name, told(problem))
     recipe = Recipe(epochs=args.epochs, batch_size=args.batch_size, rate=args.lr)

@@ -21,7 +21,7 @@ import numpy as np
 from lossmap.farm.stop import Stop
 from lossmap.farm.team import World
 from lossmap.measure.evolution import Evolution, Snapshots, curvature_along, evolution
-from lossmap.measure.snapshot import EachCheckpoint, probed
+from lossmap.measure.snapshot import SHARES, EachCheckpoint, probed
 from lossmap.measure.verdict import Verdict, verdict
 from lossmap.space.checkpoints import checkpoints_in, file_sha256, kind_of, sorted_as_people_count
 from lossmap.space.grid import Grid
@@ -29,7 +29,7 @@ from lossmap.space.problem import Problem
 from lossmap.store.evolution import RESULTS, Folder, fold, stored
 from lossmap.store.surface import SurfaceFile, read
 from lossmap.store.values import DONE, Group, Surface
-from lossmap.survey import Progress, survey
+from lossmap.survey import Progress, as_stop, survey
 
 
 @dataclass(frozen=True)
@@ -91,6 +91,8 @@ def along(
     overwrite: bool = False,
     retry_failed: bool = False,
     rank_0: str = "auto",
+    way: str = "auto",
+    point_timeout: float | None = None,
     unsafe: bool = False,
     settings: Mapping[str, Any] | None = None,
     attributes: Mapping[str, Any] | None = None,
@@ -100,8 +102,10 @@ def along(
 
     problem   the architecture, loss and data
     top       eigenpairs at each checkpoint
-    whole     the trace and the share of negative eigenvalues as well
+    whole     the trace, the share of negative eigenvalues and quantiles of all as well
     settings  what else the file is to compare when it is continued: data, precision
+    way       how products are made: auto (by a probe), linear, graph or double
+    stop      asked between checkpoints, and at every product within one, which is then left and begun again later
 
     Raises ValueError as `checkpoints` does, and where the file there belongs to another run.
     """
@@ -109,8 +113,9 @@ def along(
     path = Path(path)
     files = world.together(lambda: checkpoints(given))
     folder = Folder.beside(path)
+    stop = as_stop(stop)
     choice = world.broadcast(
-        world.together(lambda: _chosen(path, problem, parameters, overwrite) if world.rank == 0 else None)
+        world.together(lambda: _chosen(path, problem, parameters, overwrite, way) if world.rank == 0 else None)
     )
     measure = EachCheckpoint(
         problem,
@@ -124,6 +129,7 @@ def along(
         unsafe=unsafe,
         choice=choice,
         settings=settings,
+        stop=stop,
     )
     grid = Grid(np.array(list(files)))
 
@@ -149,28 +155,28 @@ def along(
     try:
         surface = survey(
             measure, grid, store=store, world=world, stop=stop, progress=progress, retry_failed=retry_failed,
-            rank_0=rank_0,
+            rank_0=rank_0, point_timeout=point_timeout,
         )  # fmt: skip
     finally:
         if store is not None:
             store.close()
-    words = world.together(lambda: _compared(path, folder, surface, centre) if world.rank == 0 else "")
+    words = world.together(lambda: _compared(path, folder, surface, centre, problem.unit) if world.rank == 0 else "")
     if world.rank != 0:
         return Run(path, surface.outcome, "")
     failures = tuple(f"{files[grid.point(f.index)[0]]}: {f.reason}" for f in surface.failures)
     return Run(path, surface.outcome, words, failures)
 
 
-def _chosen(path: Path, problem: Problem, parameters: str, overwrite: bool) -> dict[str, Any]:
+def _chosen(path: Path, problem: Problem, parameters: str, overwrite: bool, way: str) -> dict[str, Any]:
     """How products are made: as the file says, where the run goes on, else as a probe finds now."""
     if path.exists() and not overwrite:
         told = read(path).settings.get("measures", {}).get("along", {}).get("chosen", {})
         if "way" in told:
             return dict(told["way"])
-    return probed(problem, parameters)
+    return probed(problem, parameters, way)
 
 
-def _compared(path: Path, folder: Folder, surface: Surface, centre: bool) -> str:
+def _compared(path: Path, folder: Folder, surface: Surface, centre: bool, unit: str) -> str:
     """Compares the snapshots that are there, and keeps the result; the words."""
     if surface.outcome == "unfinished":
         return ""
@@ -183,7 +189,10 @@ def _compared(path: Path, folder: Folder, surface: Surface, centre: bool) -> str
         held = stored(path)
         snapshots = Snapshots(held.steps, held.values, held.size, held.blocks, held.residuals)
         run = evolution(snapshots, centre=centre)
+        folder.clear()  # where an earlier run was killed between its last two steps
         return str(verdict(run))
+    if RESULTS in surface.groups:  # failed checkpoints were measured again: the others' vectors are in the file
+        folder.fill(path)
     missing = [step for step in steps if not folder.holds(step)]
     if missing:
         raise ValueError(
@@ -194,12 +203,12 @@ def _compared(path: Path, folder: Folder, surface: Surface, centre: bool) -> str
     snapshots = Snapshots(np.array(steps), values, size, folder.blocks(steps), fields["eigenvalue_errors"])
     run = evolution(snapshots, centre=centre)
     answers = verdict(run)
-    fold(path, folder, steps, results(run, answers, fields), values.shape[1])
+    fold(path, folder, steps, results(run, answers, fields, unit), values.shape[1])
     folder.clear()
     return str(answers)
 
 
-def results(run: Evolution, answers: Verdict, fields: Mapping[str, np.ndarray]) -> Group:
+def results(run: Evolution, answers: Verdict, fields: Mapping[str, np.ndarray], unit: str = "1") -> Group:
     """What a file keeps of a run's comparison, and figures are drawn from."""
     curved = curvature_along(run.values)
     if "smallest_eigenvalue" in fields:
@@ -220,11 +229,13 @@ def results(run: Evolution, answers: Verdict, fields: Mapping[str, np.ndarray]) 
         "track_value": run.tracks.values,
         "track_cosine": run.tracks.cosine,
         **{f"curvature_{name}": values for name, values in curved.items()},
-        **{name: values for name, values in fields.items() if values.ndim == 1},
+        **{name: values for name, values in fields.items() if values.ndim == 1 or name == "quantiles"},
     }
     attributes = {
         "long_name": "eigenvectors along a run, compared",
         "theta": run.size,
+        "unit": unit,
+        "shares": json.dumps(SHARES),
         "centred": int(run.pca.centred),
         "chance_cosine": run.limit,
         "verdict": str(answers),

@@ -457,6 +457,19 @@ def identity(of: ModelSettings, data: DataSettings, plane: Plane) -> dict[str, A
     }
 
 
+def held_out(model: nn.Module, settings: Settings, at: Machine) -> Problem | None:
+    """The model over the test split, where it stands on training samples and there is such a split beside them."""
+    own = settings.data.problem
+    if settings.data.split == "test" or (own and "split" not in inspect.signature(resolve_callable(own)).parameters):
+        return None
+    data = replace(settings.data, split="test")
+    try:
+        made = problems_of(replace(settings.model, model_file=None), data, at, splits=("test",))["test"]
+    except (ValueError, OSError):  # arrays or a problem of one's own without a test split
+        return None
+    return replace(made, model=model)
+
+
 def measured_with(data: DataSettings, run: RunSettings, problems: Mapping[str, Problem]) -> dict[str, Any]:
     """What one measure of a file was told: stored with it, and compared when a run goes on."""
     return {

@@ -138,7 +138,7 @@ def survey(
     team = Team.alone() if team is None else team
     places = team.places or world.places(rank_0=rank_0)
     world.surveys += 1
-    stop = _as_stop(stop)
+    stop = as_stop(stop)
     watchdog = 3 * point_timeout if point_timeout is not None and world.tolerant and world.rank != 0 else None
     sizes = {field.name: field.extra[1] if field.extra else 1 for field in measure.fields}
     attempt = Attempt(measure, grid.point, sizes, team, Unfinished, watchdog)
@@ -360,8 +360,8 @@ def _follow(wire: Wire, serial: int, attempt: Attempt, stop: Stop) -> tuple[Any,
         wire.meanwhile = None
 
 
-def _as_stop(stop: Stop | Callable[[], bool] | None) -> Stop:
-    """A stop that asks the function, where there is one."""
+def as_stop(stop: Stop | Callable[[], bool] | None) -> Stop:
+    """A stop that asks the function, where there is one: by it a measure can ask too, within a point."""
     if isinstance(stop, Stop):
         return stop
     wrapped = Stop()

@@ -23,7 +23,7 @@ import logging
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -177,10 +177,10 @@ def readings(problem: Problem) -> dict[str, float]:
     sums = dict.fromkeys(("loss", *problem.metrics), 0.0)
     samples = 0
     try:
-        with torch.no_grad():
+        with nullcontext() if not problem.metrics else torch.no_grad():  # a loss may hold derivatives by its inputs
             for batch in problem.data:
                 outputs = problem.forward(problem.model, batch)
-                sums["loss"] += float(problem.loss(outputs, batch))
+                sums["loss"] += float(problem.loss(outputs, batch).detach())
                 for name, metric in problem.metrics.items():
                     sums[name] += float(metric.total(outputs, batch))
                 samples += problem.count(batch)

@@ -9,7 +9,7 @@ from torch import nn
 
 from lossmap.along import along, checkpoints
 from lossmap.measure.curvature import Curvature
-from lossmap.measure.snapshot import EachCheckpoint
+from lossmap.measure.snapshot import SHARES, EachCheckpoint, Leavable
 from lossmap.space.checkpoints import load_into
 from lossmap.space.problem import Problem
 from lossmap.store.evolution import Folder, results_of, stored
@@ -75,25 +75,75 @@ def test_the_model_that_was_given_is_not_moved(tmp_path):
     assert all(torch.equal(v, before[k]) for k, v in given.model.state_dict().items())
 
 
-def test_a_run_that_was_stopped_goes_on_and_measures_only_what_is_left(tmp_path, monkeypatch):
-    given = problem()
-    folder = turned(given.model, tmp_path / "run", range(6))
-    asked = iter([False, False, False, True] + [True] * 100)
-    first = along([folder], given, path=tmp_path / "a.h5", top=2, stop=lambda: next(asked))
-    assert first.outcome == "unfinished" and first.words == ""
-    done = int((read(tmp_path / "a.h5").status["along"] == 1).sum())
-    assert 0 < done < 6 and Folder.beside(tmp_path / "a.h5").path.exists()
-    measured = []
-    original = EachCheckpoint.__call__
-    monkeypatch.setattr(EachCheckpoint, "__call__", lambda self, p: (measured.append(p), original(self, p))[1])
-    second = along([folder], given, path=tmp_path / "a.h5", top=2)
-    assert second.outcome == "complete" and len(measured) == 6 - done
+def counted(monkeypatch):
+    """Every product of a run, as it is asked for, and every checkpoint that is begun."""
+    products, begun = [], []
+    multiply, measure = Leavable.__matmul__, EachCheckpoint.__call__
+    monkeypatch.setattr(Leavable, "__matmul__", lambda self, v: (products.append(len(begun)), multiply(self, v))[1])
+    monkeypatch.setattr(EachCheckpoint, "__call__", lambda self, p: (begun.append(p[0]), measure(self, p))[1])
+    return products, begun
+
+
+def same(one, other):
+    a, b = results_of(one), results_of(other)
+    for name in b.arrays:
+        if name != "along_seconds":
+            np.testing.assert_array_equal(a[name], b[name])
+    vectors = [np.concatenate(list(stored(path).blocks()), axis=1) for path in (one, other)]
+    np.testing.assert_array_equal(*vectors)
+
+
+@pytest.mark.parametrize("wide", [6, 60])  # below and above what is made dense
+def test_a_run_that_is_stopped_within_checkpoints_goes_on_to_the_same_bits(tmp_path, monkeypatch, wide):
+    given = problem(wide)
+    folder = turned(given.model, tmp_path / "run", range(4))
+    products, begun = counted(monkeypatch)
     whole = along([folder], given, path=tmp_path / "b.h5", top=2)
-    a, b = results_of(tmp_path / "a.h5"), results_of(tmp_path / "b.h5")
-    np.testing.assert_array_equal(a["eigenvalue"], b["eigenvalue"])
-    np.testing.assert_array_equal(a["overlap"], b["overlap"])
-    measured.clear()
-    assert along([folder], given, path=tmp_path / "a.h5", top=2).words == whole.words and not measured
+    assert begun == [0, 1, 2, 3]
+    each = [products.count(k + 1) for k in range(4)]
+    for most in (each[0] // 2, each[0] + each[1] // 2, each[1] + each[2] - 1):  # within 0; within 1; at the end of 2
+        products.clear()
+        begun.clear()
+        part = along([folder], given, path=tmp_path / "a.h5", top=2, stop=lambda most=most: len(products) > most)
+        assert part.outcome == "unfinished" and part.words == ""
+    assert (read(tmp_path / "a.h5").status["along"] == 1).tolist() == [True, True, False, False]
+    assert Folder.beside(tmp_path / "a.h5").path.exists()
+    begun.clear()
+    assert along([folder], given, path=tmp_path / "a.h5", top=2).words == whole.words and begun == [2, 3]
+    same(tmp_path / "a.h5", tmp_path / "b.h5")
+    assert not Folder.beside(tmp_path / "a.h5").path.exists()
+    begun.clear()
+    assert along([folder], given, path=tmp_path / "a.h5", top=2).words == whole.words and not begun
+
+
+def test_vectors_left_by_a_run_that_was_killed_at_its_very_end_are_cleared(tmp_path, monkeypatch):
+    given = problem()
+    folder = turned(given.model, tmp_path / "run", range(3))
+    monkeypatch.setattr(Folder, "clear", lambda self: None)
+    whole = along([folder], given, path=tmp_path / "a.h5", top=2)
+    monkeypatch.undo()
+    assert Folder.beside(tmp_path / "a.h5").path.exists()
+    assert along([folder], given, path=tmp_path / "a.h5", top=2).words == whole.words
+    assert not Folder.beside(tmp_path / "a.h5").path.exists()
+
+
+def test_a_checkpoint_that_failed_is_measured_again_beside_the_vectors_in_the_file(tmp_path, monkeypatch):
+    given = problem()
+    folder = turned(given.model, tmp_path / "run", range(4))
+    measure = EachCheckpoint.__call__
+
+    def without_memory(self, point):
+        if point == (2.0,):
+            raise RuntimeError("no memory today")
+        return measure(self, point)
+
+    monkeypatch.setattr(EachCheckpoint, "__call__", without_memory)
+    assert along([folder], given, path=tmp_path / "a.h5", top=2).outcome == "failed"
+    monkeypatch.undo()
+    assert along([folder], given, path=tmp_path / "a.h5", top=2).outcome == "failed"
+    assert along([folder], given, path=tmp_path / "a.h5", top=2, retry_failed=True).outcome == "complete"
+    along([folder], given, path=tmp_path / "b.h5", top=2)
+    same(tmp_path / "a.h5", tmp_path / "b.h5")
 
 
 def test_a_checkpoint_that_fails_is_told_and_the_others_are_compared(tmp_path):
@@ -107,8 +157,7 @@ def test_a_checkpoint_that_fails_is_told_and_the_others_are_compared(tmp_path):
 def test_vectors_that_are_gone_are_asked_for_in_a_sentence(tmp_path):
     given = problem()
     folder = turned(given.model, tmp_path / "run", range(4))
-    asked = iter([False, False, False, True] + [True] * 100)
-    along([folder], given, path=tmp_path / "a.h5", top=2, stop=lambda: next(asked))
+    along([folder], given, path=tmp_path / "a.h5", top=2, stop=lambda: Folder.beside(tmp_path / "a.h5").holds(1))
     Folder.beside(tmp_path / "a.h5").clear()
     with pytest.raises(ValueError, match="are gone from"):
         along([folder], given, path=tmp_path / "a.h5", top=2)
@@ -129,6 +178,12 @@ def test_the_whole_reading_has_trace_and_negative_share_with_bounds(tmp_path):
     found = read(tmp_path / "a.h5")
     assert (found["negative_share_low"] <= found["negative_share_high"]).all() and np.isfinite(found["trace"]).all()
     assert np.isfinite(results_of(tmp_path / "a.h5")["negative_share"]).all()
+    load_into(given.model, tmp_path / "run" / "epoch_1.pt")
+    matrix = Curvature(given)
+    whole = np.stack([(matrix @ torch.eye(matrix.size)[i]).double().numpy() for i in range(matrix.size)])
+    values = np.linalg.eigvalsh((whole + whole.T) / 2)
+    wanted = [values[int(np.ceil(share * len(values))) - 1] for share in SHARES]
+    np.testing.assert_allclose(results_of(tmp_path / "a.h5")["quantiles"][1], wanted, atol=1e-5)
 
 
 def test_checkpoints_are_sorted_as_people_count_and_judged_by_content(tmp_path):

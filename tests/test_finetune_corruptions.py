@@ -7,7 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+import torch.nn.functional as F
 
+from lossmap import zoo
+from lossmap.commands.train import main as train
 from lossmap.store.evolution import results_of
 
 PLACE = Path(__file__).resolve().parents[1] / "examples" / "finetune_corruptions.py"
@@ -47,6 +51,55 @@ def test_the_experiment_leaves_the_classic_folders_and_goes_on_where_it_was(tmp_
         room.main(words)
 
 
-def test_cifar_files_want_a_trained_net(tmp_path):
+def published(folder):
+    """CIFAR-10's binary batches and CIFAR-10-C as they are published, but for their length: 40 and 5 x 30 images."""
+    rng = np.random.default_rng(0)
+    batches, corrupted = folder / "cifar-10-batches-bin", folder / "CIFAR-10-C"
+    batches.mkdir()
+    corrupted.mkdir()
+    colours = rng.integers(0, 200, (10, 1, 1, 3))
+
+    def images(y):
+        return (colours[y] + rng.integers(0, 56, (len(y), 32, 32, 3))).astype(np.uint8)
+
+    for name in [f"data_batch_{i}.bin" for i in range(1, 6)] + ["test_batch.bin"]:
+        y = rng.integers(0, 10, 8)
+        planes = images(y).transpose(0, 3, 1, 2).reshape(len(y), -1)
+        np.concatenate([y[:, None].astype(np.uint8), planes], axis=1).tofile(batches / name)
+    y = rng.integers(0, 10, 30).astype(np.uint8)
+    clean = images(y).astype(float)
+    levels = [np.clip(clean + rng.normal(0, 20 * level, clean.shape), 0, 255) for level in range(1, 6)]
+    np.save(corrupted / "gaussian_noise.npy", np.concatenate(levels).astype(np.uint8))
+    np.save(corrupted / "labels.npy", np.tile(y, 5))
+    return np.stack(levels).astype(np.uint8), y
+
+
+@pytest.mark.slow
+def test_a_net_trained_on_cifar_files_is_fine_tuned_on_those_of_cifar_10_c(tmp_path):
+    levels, labels = published(tmp_path)
+    cifar = ["--model", "resnet20", "--dataset", "cifar10", "--data-path", str(tmp_path), "--epochs", "1"]
+    assert train([*cifar, "--batch-size", "20", "--threads", "1", "--final", str(tmp_path / "clean.pt")]) == 0
+    folder = tmp_path / "ft"
+    words = ["--cifar10c-path", str(tmp_path), "--model-file", str(tmp_path / "clean.pt"), "--corruption-level", "4"]
+    words += ["--save-dir", str(folder), "--threads", "1", "--batch-size", "15", "--epochs", "1"]
+    run = experiment().main([*words, "--save-interval", "2", "--hessian-batch-size", "4", "--r", "1"])
+    assert run.outcome == "complete"
+    assert results_of(folder / "hessian_analysis.h5")["step"].tolist() == [0, 2]
+    assert np.load(folder / "eigen_vectors" / "step_000002.npy").shape == (1, 270_896)
+    first = torch.load(folder / "models" / "step_000000.pt", weights_only=True)["state_dict"]
+    clean = torch.load(tmp_path / "clean.pt", weights_only=True)["state_dict"]
+    assert all(torch.equal(v, clean[k]) for k, v in first.items())
+    model = zoo.build("resnet20")
+    model.load_state_dict(clean)
+    mean, deviation = np.array([125.3, 123.0, 113.9]), np.array([63.0, 62.1, 66.7])
+    x = torch.from_numpy((levels[3] - mean) / deviation).permute(0, 3, 1, 2).float()
+    with torch.no_grad():
+        loss = F.cross_entropy(model.eval()(x), torch.from_numpy(labels.astype(np.int64)))
+    assert f"before, on cifar10c:gaussian_noise:4: loss {loss:.4f}" in (folder / "hessian_analysis.log").read_text()
+
+
+def test_cifar_files_want_a_trained_net_and_a_place_to_go_to(tmp_path):
+    with pytest.raises(SystemExit, match="wants --cifar10c-path"):
+        experiment().main(["--download", "--save-dir", str(tmp_path / "ft")])
     with pytest.raises(SystemExit, match="wants --model-file"):
         experiment().main(["--cifar10c-path", str(tmp_path), "--save-dir", str(tmp_path / "ft")])

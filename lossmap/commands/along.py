@@ -7,13 +7,23 @@ eigenvectors go to the disk as they come; stopped or killed, the same command go
 from __future__ import annotations
 
 import os
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 from lossmap import results
 from lossmap.commands.progress import display
 from lossmap.farm.stop import Stop, job_end
 from lossmap.farm.team import World
 from lossmap.options import Settings, Usage
+
+HEARD = ("parameters", "top", "tol", "along", "whole", "seed", "way")  # of the flags of spectrum
+
+
+def unheard(told: Any) -> list[str]:
+    """Flags of spectrum that were given, and that a run does not hear."""
+    given = [f.name for f in fields(told) if f.name not in HEARD and getattr(told, f.name) != f.default]
+    return ["--" + name.replace("_", "-") for name in given]
 
 
 def run_along(settings: Settings, world: World, given: tuple[str, ...], *, top: int, tol: float) -> int:
@@ -32,6 +42,8 @@ def run_along(settings: Settings, world: World, given: tuple[str, ...], *, top: 
         raise Usage("a run is followed on one split: --split train or --split test")
     if asked.team != 1 or asked.shard:
         raise Usage("--along deals whole checkpoints to ranks: leave --team and --shard out")
+    if flags := unheard(settings.spectrum):
+        raise Usage(f"--along follows the largest eigenvalues of the Hessian: leave {', '.join(flags)} out")
     at = objects.machine(asked, world)
     if at.autocast is not None:
         raise Usage("--precision bfloat16 is for losses; eigenvalues want float32 or float64")
@@ -63,9 +75,12 @@ def run_along(settings: Settings, world: World, given: tuple[str, ...], *, top: 
             overwrite=asked.overwrite,
             retry_failed=asked.retry_failed,
             rank_0=asked.rank_0,
+            way=wanted.way,
+            point_timeout=asked.point_timeout,
             unsafe=settings.model.unsafe_load,
             settings=objects.measured_with(settings.data, asked, {settings.data.split: problem}),
-            attributes=results.provenance(at.describe(), world.size) | {"command": "spectrum"},
+            attributes=results.provenance(at.describe(), world.size)
+            | {"command": "spectrum", "resolved_spectrum": {"settings": settings.resolved(), "folder": os.getcwd()}},
         )
     for failure in run.failures:
         say(f"failed: {failure}")

@@ -1,7 +1,9 @@
 """`lossmap health`: examine a network's weights, gradients, Hessian, features and signals, and say what may be wrong.
 
 Each finding comes with its number and error bar, its threshold and source, what it may mean and what could be tried. A
-healthy net gets a short report. Exit code 0 whatever was found; --fail-on-serious makes serious findings 3.
+healthy net gets a short report. Curvature, gradients, features and signals are those of one split, by default of the
+training samples; accuracy and labels are judged on the test samples too. Exit code 0 whatever was found;
+--fail-on-serious makes serious findings 3.
 """
 
 from __future__ import annotations
@@ -42,6 +44,8 @@ class HealthSettings:
     hessian_samples: int = setting(512, "samples for gradients and Hessian, at most", metavar="SAMPLES")
     lr: float | None = setting(None, "learning rate: judge the edge of stability", metavar="RATE", names=("--rate",))
     momentum: float = setting(0.0, "of the steps taken with it", metavar="SHARE")
+    nesterov: bool = setting(False, "the momentum is Nesterov's, as lossmap train's is by default")
+    held_out: bool = setting(True, "judge accuracy and labels on the test split too, where there is one")
     layer: str | None = setting(None, "whose input are the features; by itself the last linear one", metavar="NAME")
     parameters: str = setting("weights", "weights (dimension > 1), all, or a regular expression", metavar="WHICH")
     density_error: float = setting(0.05, "error of the spectral density, as a share of its range", metavar="SHARE")
@@ -62,7 +66,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     groups = (ModelSettings, DataSettings, HealthSettings)
     settings = parse(groups, argv, prog="lossmap health", about=__doc__ or "")
     if settings.data.split == "both":
-        raise Usage("a network is examined on one split: --split train or --split test")
+        raise Usage(
+            "a network is examined on one split, --split train or --split test; of training samples, accuracy and "
+            "labels are judged on the test split too (--held-out)"
+        )
     return run(settings)
 
 
@@ -88,11 +95,13 @@ def run(settings: Settings) -> int:
         samples=wanted.hessian_samples,
         rate=wanted.lr,
         momentum=wanted.momentum,
+        nesterov=wanted.nesterov,
+        held_out=objects.held_out(problem.model, settings, at) if wanted.held_out else None,
         layer=wanted.layer,
         parameters=wanted.parameters,
         density_error=wanted.density_error,
         seed=wanted.seed,
-        label=Path(model.model_file).name if model.model_file else f"{model.model}, untrained",
+        label=Path(model.model_file).name if model.model_file else settings.data.problem or f"{model.model}, untrained",
     )
     say = results.teller(world, settings.notes)
     say(health.to_json() if wanted.json == "-" else repr(health))

@@ -44,7 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def command_of(surface: Surface, path: Path) -> str:
     """The command to go on with: the one that ran last, or else one that has more to do."""
-    measures = MEASURES | {"spectrum": "spectrum"}  # its parts are dealt as points are, over no plane
+    parts = "along" if "along" in surface.status else "spectrum"  # dealt as points are, over no plane
+    measures = MEASURES | {"spectrum": parts}
     known = [c for c in measures if f"resolved_{c}" in surface.attributes]
     if not known:
         raise Usage(f"{path} does not say how it was made (it is no result of a lossmap survey): nothing to resume")

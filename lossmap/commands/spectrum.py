@@ -74,7 +74,7 @@ class SpectrumSettings:
     vectors: bool = setting(False, "keep the eigenvectors in the result")
     compare: tuple[str, ...] = setting((), "further checkpoints: LABEL=FILE or LABEL=MODEL@FILE ...", metavar="WHAT")
     along: tuple[str, ...] = setting((), "checkpoints of a run, or folders: follow --top eigenpairs", metavar="FILE")
-    whole: bool = setting(False, "with --along: trace and share of negative eigenvalues at every checkpoint too")
+    whole: bool = setting(False, "with --along: trace, negative share and density at every checkpoint too")
     l2: tuple[str, ...] = setting((), "strengths of an L2 path", metavar="STRENGTH")
     l2_retrain: int | None = setting(None, "retrain with each strength for so many epochs", metavar="EPOCHS")
     seed: int = setting(0, "of probes and start vectors", metavar="SEED")

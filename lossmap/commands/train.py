@@ -28,8 +28,6 @@ from lossmap.options import (
 )
 
 if TYPE_CHECKING:
-    from lossmap.objects import Machine
-    from lossmap.space.problem import Problem
     from lossmap.train import Recipe
 
 
@@ -114,7 +112,7 @@ def run(settings: Settings) -> int:
         print(f"stopped after step {history.steps}; {then}")
         return 75
     results = {split: readings(problem)}
-    other = _test_problem(settings, at, model)
+    other = objects.held_out(model, settings.changed("data", samples=None), at)
     if other is not None:
         results["test"] = readings(other)
     for name, values in results.items():
@@ -125,22 +123,6 @@ def run(settings: Settings) -> int:
         save({"state_dict": model.state_dict(), **told}, asked.final)
     print("the trained net is in " + (asked.final or str(history.checkpoints[-1])))
     return 0
-
-
-def _test_problem(settings: Settings, at: Machine, model: Any) -> Problem | None:
-    """The test split, where there is one beside what was trained on."""
-    from dataclasses import replace
-
-    from lossmap import objects
-
-    if settings.data.split != "train":
-        return None
-    quiet = replace(settings.data, split="test", samples=None)
-    try:
-        made = objects.problems_of(replace(settings.model, model_file=None), quiet, at, splits=("test",))["test"]
-    except (ValueError, OSError):  # arrays or a problem of one's own without a test split
-        return None
-    return replace(made, model=model)
 
 
 def _teller(recipe: Recipe, samples: int) -> Callable[[int, Any, float], None]:

@@ -96,10 +96,10 @@ def overlaps(axes: Axes, group: Group) -> None:
 
 
 def successive(axes: Axes, group: Group) -> None:
-    """Overlaps with the snapshot before, the first and the last; principal angles in grey."""
+    """Overlaps with the snapshot before, the first and the last; in grey the first of these, angle by angle."""
     steps, table = group["step"], group["overlap"]
-    for column in (group["principal_cosine"] ** 2).T:
-        axes.plot(steps[1:], column, color="0.75", lw=0.5, zorder=0)
+    for i, column in enumerate((group["principal_cosine"] ** 2).T):
+        axes.plot(steps[1:], column, color="0.75", lw=0.5, zorder=0, label="" if i else "by angle")
     axes.plot(steps[1:], np.diag(table, 1), color=BLUE, label="the one before")
     axes.plot(steps, table[0], color=RED, label="the first")
     axes.plot(steps, table[-1], color=GREEN, label="the last")
@@ -107,7 +107,7 @@ def successive(axes: Axes, group: Group) -> None:
     if np.isfinite(chance):
         axes.axhline(chance, color=DARK, ls="--", lw=0.8, label="chance")
     axes.set(xlabel="step", ylabel="overlap with", ylim=(-0.03, 1.05))
-    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncol=4, columnspacing=0.9, handlelength=1.2)
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncol=5, columnspacing=0.7, handlelength=1.0)
 
 
 def tracks(axes: Axes, group: Group) -> None:
@@ -121,13 +121,27 @@ def tracks(axes: Axes, group: Group) -> None:
     axes.set(xlabel="step", ylabel="eigenvalues, along tracks")
 
 
+def participation(axes: Axes, group: Group) -> None:
+    """How many weights each eigenvector moves, as a share of all: its participation ratio, along tracks."""
+    steps, member, owner = group["step"], group["track"], group["owner"]
+    followed = member[member >= 0]
+    for k in range(min(int(followed.max()) + 1, 3 * MOST)):
+        mine = followed == k
+        axes.plot(steps[owner[mine]], group["spread"][mine], lw=0.9, marker="o", ms=1.6, color=f"C{k % 10}")
+    n = int(group.attributes["theta"])
+    axes.axhline((n + 2) / (3 * n), color=DARK, ls="--", lw=0.8, label="a random vector's, 1/3")
+    axes.set(xlabel="step", ylabel="participation ratio / n", yscale="log")
+    axes.legend()
+
+
 def curvature(axes: Axes, group: Group) -> None:
     """The loss, and the smallest eigenvalue beside it."""
     steps = group["step"]
     if "loss" in group:
         axes.plot(steps, group["loss"], color=BLUE)
     axes.set_xlabel("step")
-    axes.set_ylabel("loss", color=BLUE)
+    unit = str(group.attributes.get("unit", ""))
+    axes.set_ylabel(f"loss, {unit}" if unit not in ("", "1") else "loss", color=BLUE)
     other: Axes = axes.twinx()
     other.plot(steps, group["curvature_lambda_min"], color=RED)
     other.axhline(0, color=RED, lw=0.5, ls=":")
@@ -145,6 +159,25 @@ def volume(axes: Axes, group: Group) -> None:
     other.plot(steps, np.where(np.isfinite(logs), logs, np.nan), color=PURPLE)
     r = int(np.isfinite(group["eigenvalue"]).sum(axis=1).max())
     other.set_ylabel(rf"$\sum \log|\lambda|$ of {r}", color=PURPLE)
+
+
+def density(axes: Axes, group: Group) -> None:
+    """All eigenvalues by quantiles, where they were measured (--whole)."""
+    if "quantiles" not in group:
+        axes.text(0.5, 0.5, "not measured: see --whole", ha="center", va="center", color=DARK, transform=axes.transAxes)
+        axes.set(xlabel="step", ylabel="all eigenvalues", xticks=(), yticks=())
+        return
+    steps, table = group["step"], group["quantiles"]
+    shares = [float(share) for share in json.loads(str(group.attributes["shares"]))]
+    half = len(shares) // 2
+    for i in range(half):
+        label = f"{100 * shares[i]:g} to {100 * shares[-1 - i]:g} %"
+        axes.fill_between(steps, table[:, i], table[:, -1 - i], color=PURPLE, alpha=0.25, lw=0, label=label)
+    axes.plot(steps, table[:, half], color=PURPLE, label="median")
+    reach = float(np.nanmax(np.abs(table)))
+    axes.set_yscale("symlog", linthresh=max(reach * 1e-2, 1e-300))
+    axes.set(xlabel="step", ylabel="all eigenvalues")
+    axes.legend()
 
 
 def negative(axes: Axes, group: Group) -> None:
@@ -183,9 +216,11 @@ PANELS: dict[str, Callable[[Axes, Group], None]] = CLASSIC | {
     "overlaps": overlaps,
     "successive": successive,
     "tracks": tracks,
+    "participation": participation,
     "curvature": curvature,
     "volume": volume,
     "negative": negative,
+    "density": density,
 }
 
 
@@ -203,11 +238,11 @@ def draw_evolution(source: Source) -> Figure:
     """A run on one sheet: the answers in words, and the pictures that they rest on."""
     group = _group(source)
     with styled():
-        figure = blank(PAGE, 8.6)
-        grid = figure.add_gridspec(5, 2, height_ratios=(0.62, 1, 1, 1, 1))
+        figure = blank(PAGE, 9.4)
+        grid = figure.add_gridspec(6, 2, height_ratios=(0.7, 1, 1, 1, 1, 1))
         _words(figure.add_subplot(grid[0, :]), group)
-        order = ("tracks", "successive", "pca_variance", "pca_projection", "overlaps", "cosine_similarity", "curvature",
-                 "volume")  # fmt: skip
+        order = ("tracks", "successive", "pca_variance", "pca_projection", "overlaps", "cosine_similarity",
+                 "participation", "negative", "curvature", "volume")  # fmt: skip
         for i, name in enumerate(order):
             PANELS[name](figure.add_subplot(grid[1 + i // 2, i % 2]), group)
     return figure

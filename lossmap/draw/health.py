@@ -15,7 +15,7 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from lossmap.draw.style import BLUE, DARK, GREEN, PAGE, PURPLE, RED, blank, styled
 from lossmap.store.surface import read
@@ -54,23 +54,30 @@ def _findings(axes: Axes, report: Report) -> None:
     axes.set(xlim=(0, 1), ylim=(0, 1))
     findings = report["findings"]
     said = {0: "no finding", 1: "1 finding"}.get(len(findings), f"{len(findings)} findings")
-    head = f"{report['label']}: {said}   ({report['parameters']:,} parameters, {report['samples']:,} samples)"
+    other = report.get("held_out_samples", 0)
+    beside = f", {other:,} held out" if other else ""
     shown = findings[:SHOWN]
     height = 1.0 / (0.75 + 0.62 * len(shown))
-    axes.text(0, 1, head, va="top", fontsize=10, weight="bold")
+
+    def write(top: float, text: str, **told: Any) -> None:
+        """A line that takes no room from the panels, however long it is."""
+        axes.text(0, top, text, va="top", **told).set_in_layout(False)
+
+    write(1, f"{report['label']}: {said}", fontsize=10, weight="bold")
+    examined = f"{report['parameters']:,} parameters, {report['samples']:,} samples{beside}"
+    write(1 - 0.22 * height, examined, fontsize=6.5, color=DARK)
     for i, finding in enumerate(shown):
-        top = 1 - height * (0.45 + 0.62 * i)
-        colour = COLOURS[finding["level"]]
+        top = 1 - height * (0.5 + 0.62 * i)
         more = f" (and {len(findings) - SHOWN} more)" if i == SHOWN - 1 and len(findings) > SHOWN else ""
-        axes.text(0, top, f"{finding['rule']}, {finding['where']}{more}", va="top", color=colour, weight="bold")
-        axes.text(0.36, top, _wrap(finding["evidence"], 92, 3), va="top", fontsize=6.5)
-        tries = "try: " + "; ".join(t["what"] for t in finding["tries"])
-        axes.text(0, top - 0.22 * height, _wrap(tries, 52, 2), va="top", fontsize=6, color=DARK)
+        write(top, f"{finding['rule']}, {finding['where']}{more}", color=COLOURS[finding["level"]], weight="bold")
+        write(top - 0.2 * height, _wrap(finding["evidence"], 135, 1), fontsize=6.5)
+        tries = "to try: " + "; ".join(t["what"] for t in finding["tries"])
+        write(top - 0.36 * height, _wrap(tries, 150, 1), fontsize=6, color=DARK)
     if not findings:
         text = (
             "Nothing is beyond its threshold by two standard errors. That is no proof of health: see what was examined."
         )
-        axes.text(0, 1 - height * 0.4, text, va="top", fontsize=7)
+        write(1 - height * 0.5, text, fontsize=7)
 
 
 def _wrap(text: str, width: int, most: int) -> str:
@@ -100,7 +107,12 @@ def _singular_values(axes: Axes, report: Report) -> None:
         axes.plot(np.arange(1, len(values) + 1), values, color=colour, lw=0.9, label=layer["name"])
     axes.set(xscale="log", yscale="log", xlabel="index", ylabel="singular values")
     top = max(layer["spectral_norm"] for layer in layers)
-    axes.set_ylim(bottom=max(min(min(x["singular_values"]) for x in layers), 1e-4 * top, 1e-12) * 0.7)
+    low = max(min(min(x["singular_values"]) for x in layers), 1e-4 * top, 1e-12) * 0.7
+    axes.set_ylim(bottom=low)
+    if top < 100 * low:
+        axes.yaxis.set_minor_formatter(NullFormatter())
+        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.set_title("weights, first layer dark", loc="left")
     if len(layers) <= 5:
         axes.legend()
@@ -118,11 +130,13 @@ def _gains(axes: Axes, report: Report) -> None:
     colours = [BLUE if mine else "0.7" for mine in judged]
     axes.errorbar(places, values, yerr=2 * errors, fmt="none", ecolor=DARK, lw=0.8)
     axes.scatter(places, values, c=colours, s=14, zorder=3)
-    axes.axhline(10, color=RED, ls="--", lw=0.8)
+    axes.scatter([], [], c="0.7", s=14, label="not judged")
+    axes.axhline(10, color=RED, ls="--", lw=0.8, label="thresholds")
     axes.axhline(0.05, color=RED, ls="--", lw=0.8)
     axes.axhline(1, color=DARK, lw=0.5)
     axes.set(yscale="log", xlabel="layer", ylabel="gain, normalisation included")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.legend(ncol=2)
     axes.set_title("signals: what leaves over what enters", loc="left")
 
 
@@ -138,7 +152,7 @@ def _units(axes: Axes, report: Report) -> None:
     ends = [np.nan if a["saturated"] is None else 100 * a["saturated"] for a in seen]
     if np.isfinite(ends).any():
         axes.plot(places, ends, color=PURPLE, marker="s", ms=2.5, label="saturated")
-    axes.axhline(30, color=RED, ls="--", lw=0.8)
+    axes.axhline(30, color=RED, ls="--", lw=0.8, label="dead: threshold")
     axes.set(xlabel="activation", ylabel="%", ylim=(0, 104))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend(loc="upper right")
@@ -201,4 +215,6 @@ def _collapse(axes: Axes, report: Report) -> None:
               "nc4": "NC4\ncentres"}  # fmt: skip
     axes.set_xticks(places, [titles[n] for n in names])
     axes.set_title("neural collapse: all 0 where it is whole", loc="left")
+    if max((v for v in values if v is not None), default=0.0) > 5:
+        axes.set_yscale("symlog", linthresh=1.0)
     axes.set_ylim(bottom=0)

@@ -5,10 +5,12 @@ One forward pass over the data, in evaluation mode. For a unit (a channel, or a 
     rate       share of places at which a ReLU-like activation is above zero
     dead       units that never fire. Of a unit silent in N samples it is known, with 95 % confidence, that it fires in
                fewer than 3/N of them (the rule of three): samples are counted, not places, which are not independent
-    dormant    units whose mean |output| is at most .025 of their layer's mean (Sokar et al. 2023, arXiv:2302.12902)
+    dormant    units whose mean |output| is at most .025 of their layer's mean (the measure of Sokar et al. 2023,
+               arXiv:2302.12902; the threshold ours)
     saturated  share of places at which a bounded activation (tanh, sigmoid) is within .01 of its end
 
-Activations are seen where they are called, as modules or as functions. For a layer with weights:
+Activations are seen where they are called, as modules or as functions; `behind` names the module whose output went
+straight in. This is the one place that knows what rectifies, and what is dead. For a layer with weights:
 
     gain       root mean square of what leaves over that of what enters; where the layer's output goes straight into a
                normalisation, what leaves the normalisation: a weight's size alone says nothing there
@@ -19,6 +21,7 @@ Glorot and Bengio (2010), proceedings.mlr.press/v9/glorot10a, for saturation.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -56,6 +59,12 @@ class Activation:
     dormant: int
     saturated: float  # NaN where the function has no ends
     samples: int
+    behind: str | None = None  # the module whose output it was given
+
+    @property
+    def all_dead(self) -> bool:
+        """Whether none of its units ever fires."""
+        return self.dead == self.units > 0
 
     @property
     def silence(self) -> float:
@@ -89,8 +98,8 @@ class Activity:
 class _Units:
     """Sums over the data at one activation. Not a result."""
 
-    def __init__(self, kind: str, width: int) -> None:
-        self.kind = kind
+    def __init__(self, kind: str, width: int, behind: str | None) -> None:
+        self.kind, self.behind = kind, behind
         self.fired = torch.zeros(width, dtype=torch.float64)
         self.size = torch.zeros(width, dtype=torch.float64)
         self.places = self.samples = 0
@@ -106,6 +115,11 @@ class _Units:
         self.places += len(values)
         self.samples += samples
 
+    def join(self, other: _Units) -> None:
+        """Takes in what another call of the same function, behind the same module, has seen."""
+        self.fired, self.size = self.fired + other.fired, self.size + other.size
+        self.places, self.ends = self.places + other.places, self.ends + other.ends
+
     def result(self, name: str) -> Activation:
         rectifies, count = self.kind in RECTIFIERS, len(self.fired)
         size = self.size / self.places
@@ -118,6 +132,7 @@ class _Units:
             dormant=int((size <= DORMANT * size.mean()).sum()),
             saturated=self.ends / (self.places * count) if self.kind in BOUNDED else float("nan"),
             samples=self.samples,
+            behind=self.behind,
         )
 
 
@@ -148,7 +163,7 @@ class _Flow:
 class _Functions(TorchFunctionMode):
     """Sees every activation function that is called, and tells of it."""
 
-    def __init__(self, told: Callable[[str, Tensor], None]) -> None:
+    def __init__(self, told: Callable[[str, Any, Tensor], None]) -> None:
         super().__init__()
         self.told = told
 
@@ -156,12 +171,19 @@ class _Functions(TorchFunctionMode):
         result = func(*args, **(kwargs or {}))
         name = getattr(func, "__name__", "").rstrip("_")
         if name in RECTIFIERS or name in LEAKY or name in BOUNDED:
-            self.told(name, result)
+            self.told(name, args[0] if args else None, result)
         return result
 
 
-class _Watch:
-    """Stands by while the data pass: which module is running, what it was given, and what it gave."""
+class Watch:
+    """Stands by while the data pass: which module is running, what it was given, and what it gave.
+
+    with watching(model) as watch:
+        for batch in data:
+            watch.again()
+            model(...)
+    watch.activations()
+    """
 
     def __init__(self) -> None:
         self.units: dict[str, _Units] = {}
@@ -169,7 +191,28 @@ class _Watch:
         self.inside = [""]
         self.calls: dict[str, int] = {}
         self.latest: tuple[str, Tensor] | None = None  # the layer called last, and what it gave
+        self.given: tuple[str, Tensor] | None = None  # the module that ended last, whichever it is, and what it gave
         self.by_channel = False
+
+    def again(self) -> None:
+        """A further batch begins."""
+        self.calls.clear()
+
+    def activations(self) -> dict[str, Activation]:
+        """What was seen at each place, in the order of the calls."""
+        return {name: units.result(name) for name, units in self.units.items()}
+
+    def rectified(self) -> dict[str, Activation]:
+        """By module: the rectifying activation straight behind it; of several calls a unit is dead if it is in all."""
+        found: dict[str, _Units] = {}
+        for units in self.units.values():
+            if units.behind is None or units.kind not in RECTIFIERS:
+                continue
+            if units.behind in found:
+                found[units.behind].join(units)
+            else:
+                found[units.behind] = copy.copy(units)
+        return {behind: units.result(behind) for behind, units in found.items()}
 
     def enters(self, name: str) -> Callable[..., None]:
         return lambda _module, _given: self.inside.append(name)
@@ -177,6 +220,8 @@ class _Watch:
     def leaves(self, name: str) -> Callable[..., None]:
         def hook(module: nn.Module, given: tuple[Any, ...], out: Any) -> None:
             self.inside.pop()
+            if isinstance(out, Tensor):
+                self.given = (name, out)
             if isinstance(module, BY_CHANNEL + BY_FEATURE):
                 self.by_channel = isinstance(module, BY_CHANNEL)
             if isinstance(module, WEIGHTED) and isinstance(out, Tensor):
@@ -192,37 +237,43 @@ class _Watch:
 
         return hook
 
-    def told(self, kind: str, result: Tensor) -> None:
+    def told(self, kind: str, given: Any, result: Tensor) -> None:
         place = self.inside[-1]
         self.calls[place] = self.calls.get(place, 0) + 1
         name = place if self.calls[place] == 1 else f"{place}#{self.calls[place]}"
         axis = 1 if self.by_channel or result.dim() < 3 else result.dim() - 1
         values = result.detach().movedim(axis, -1).reshape(-1, result.shape[axis])
-        self.units.setdefault(name, _Units(kind, values.shape[1])).add(values, len(result))
+        if name not in self.units:
+            straight = self.given is not None and self.given[1] is given
+            self.units[name] = _Units(kind, values.shape[1], self.given[0] if straight and self.given else None)
+        self.units[name].add(values, len(result))
 
 
 def activity(problem: Problem) -> Activity:
     """Watches one pass over the problem's data. The model comes back as it was."""
-    watch, model = _Watch(), problem.model
-    with placed(model, {}), _hooked(model, watch), torch.no_grad(), _Functions(watch.told):
+    model = problem.model
+    with placed(model, {}), torch.enable_grad(), watching(model) as watch:  # a loss may differentiate by its inputs
         for batch in problem.data:
-            watch.calls.clear()
+            watch.again()
             problem.forward(model, batch)
     names = list(watch.flows)
     return Activity(
-        tuple(units.result(name) for name, units in watch.units.items()),
+        tuple(watch.activations().values()),
         tuple(flow.result(name, name == names[0], name == names[-1]) for name, flow in watch.flows.items()),
         problem.data.samples,
     )
 
 
 @contextmanager
-def _hooked(model: nn.Module, watch: _Watch) -> Iterator[None]:
+def watching(model: nn.Module) -> Iterator[Watch]:
+    """A watch over every module and activation function of the model, until the block ends."""
+    watch = Watch()
     with ExitStack() as stack:
         for name, module in model.named_modules():
             stack.callback(module.register_forward_pre_hook(watch.enters(name)).remove)
             stack.callback(module.register_forward_hook(watch.leaves(name)).remove)
-        yield
+        stack.enter_context(_Functions(watch.told))
+        yield watch
 
 
 def _mean_square(signal: Tensor) -> Tensor:

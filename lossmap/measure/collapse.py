@@ -70,7 +70,7 @@ def last_linear(model: nn.Module, batch_forward: Callable[[], object]) -> str:
         if isinstance(module, nn.Linear)
     ]
     try:
-        with torch.no_grad():
+        with torch.enable_grad():
             batch_forward()
     finally:
         for handle in handles:
@@ -91,10 +91,10 @@ def features_of(problem: Problem, layer: str) -> Iterator[tuple[Tensor, Tensor, 
     try:
         for batch in problem.data:
             seen.clear()
-            with torch.no_grad():
-                outputs = problem.forward(problem.model, batch)
-            targets = targets_of(batch)
-            if not seen or outputs.dim() != 2 or targets.dim() != 1 or targets.is_floating_point():
+            with torch.enable_grad():  # a loss may differentiate by its inputs
+                outputs = problem.forward(problem.model, batch).detach()
+            targets = targets_of(batch) if outputs.dim() == 2 else None
+            if not seen or not isinstance(targets, Tensor) or targets.dim() != 1 or targets.is_floating_point():
                 raise ValueError(
                     "neural collapse is of a classifier: outputs (B, C), whole-number targets (B,), and features "
                     f"that the layer {layer!r} is given"

@@ -16,7 +16,7 @@ al. (2018), arXiv:1812.06162, for the noise scale; Fort et al. (2019), arXiv:190
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.utils import _pytree as pytree
 
+from lossmap.measure.curvature import differentiated
 from lossmap.measure.subspaces import participation
 from lossmap.space.data import Batch
 from lossmap.space.problem import Problem, placed
@@ -181,10 +182,19 @@ def per_sample(problem: Problem, parameters: str = "weights") -> Iterator[Tensor
                 except (RuntimeError, NotImplementedError, ValueError):
                     by_vmap = False
             if not by_vmap:
-                rows = [grad(loss)(own, sample) for sample in _samples(batch)]
+                rows = [_alone_by_backward(problem, sample, named) for sample in _samples(batch)]
                 found = {name: torch.stack([row[name] for row in rows]) for name in own}
             first = next(iter(found.values()))
             yield torch.cat([found[f"model.{name}"].reshape(len(first), -1) for name in layout.names], dim=1)
+
+
+def _alone_by_backward(problem: Problem, sample: Batch, named: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+    """The gradient of one sample's loss by a backward pass: also where the loss differentiates by its inputs."""
+    one = pytree.tree_map(_alone, sample)
+    with differentiated(problem.model, list(named.values())):
+        value = problem.loss(problem.forward(problem.model, one), one)
+        parts = torch.autograd.grad(value, list(named.values()), materialize_grads=True)
+    return {f"model.{name}": part for name, part in zip(named, parts, strict=True)}
 
 
 def _alone(leaf: object) -> object:

@@ -9,6 +9,9 @@
     collapse   neural collapse of the last features                             two passes over the data
     signals    firing rates, dead units, gains, gradient norms; labels          three passes
 
+All of that is of the samples that are given, as a rule those of the training. Of `held_out` samples, where there are
+any, accuracy and labels are judged too: what was learned by heart shows only there.
+
 What does not apply to a problem (a regression has no classes) is left out, and the report says why. Rules, thresholds
 and sources: `findings`. Sources of the numbers: their rooms.
 """
@@ -47,7 +50,11 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, eq=False)
 class Health:
-    """What the examinations found. Print it for the report."""
+    """What the examinations found. Print it for the report.
+
+    samples   examined; of which gradients and Hessian take a subset
+    held_out  what the net thinks of the labels of samples that it was not trained on
+    """
 
     label: str
     size: int
@@ -60,8 +67,11 @@ class Health:
     collapse: Collapse | None = None
     activity: Activity | None = None
     labels: Labels | None = None
+    held_out: Labels | None = None
     rate: float | None = None
     momentum: float = 0.0
+    nesterov: bool = False
+    unit: str = "nats"
     skipped: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
@@ -92,10 +102,11 @@ class Health:
     def numbers(self) -> dict[str, dict[str, float]]:
         """The chief numbers, {name: {value, error}}; error 0 where exact."""
         found: dict[str, tuple[float, float]] = {}
-        if self.labels is not None:
-            found["accuracy"] = _share(self.labels.accuracy, self.labels.samples)
-            found["surprise"] = self.labels.surprise
-            found["label_noise"] = self.labels.noise
+        for before, seen in (("", self.labels), ("held_out_", self.held_out)):
+            if seen is not None:
+                found[f"{before}accuracy"] = seen.hits
+                found[f"{before}surprise"] = seen.surprise
+                found[f"{before}label_noise"] = seen.noise
         if self.spectrum is not None:
             found["loss"] = (self.spectrum.loss, 0.0)
             found["largest_eigenvalue"], found["smallest_eigenvalue"] = self.spectrum.largest, self.spectrum.smallest
@@ -125,6 +136,8 @@ class Health:
             "samples": self.samples,
             "rate": self.rate,
             "momentum": self.momentum,
+            "nesterov": self.nesterov,
+            "held_out_samples": self.held_out.samples if self.held_out is not None else 0,
             "findings": [_of_finding(f) for f in self.findings],
             "undecided": [_of_finding(f) for f in self.undecided],
             "numbers": self.numbers(),
@@ -160,6 +173,8 @@ class Health:
             plain["gains"] = [vars(g) for g in self.activity.gains]
         if self.labels is not None:
             plain["suspects"] = self.labels.suspects.tolist()
+        if self.held_out is not None:
+            plain["held_out_suspects"] = self.held_out.suspects.tolist()
         return _finite(plain)  # type: ignore[no-any-return]
 
     def to_json(self, indent: int | None = 1) -> str:
@@ -171,19 +186,25 @@ class Health:
 
 
 def diagnose_network_health(
-    model: nn.Module, loader: Any, loss: str | Criterion = "crossentropy", **told: Any
+    model: nn.Module, loader: Any, loss: str | Criterion = "crossentropy", *, held_out: Any = None, **told: Any
 ) -> Health:
-    """Examines a model on the data of a loader. `told` as `examined` takes it: rate, momentum, samples, layer, ..."""
-    return examined(Problem.supervised(model, loss, loader), **told)
+    """Examines a model on the data of a loader, and its accuracy on those of a second one, `held_out`.
+
+    `told` as `examined` takes it: rate, momentum, samples, layer, ...
+    """
+    other = Problem.supervised(model, loss, held_out) if held_out is not None else None
+    return examined(Problem.supervised(model, loss, loader), held_out=other, **told)
 
 
 def examined(
     problem: Problem,
     *,
+    held_out: Problem | None = None,
     examinations: Sequence[str] = EXAMINATIONS,
     samples: int = 512,
     rate: float | None = None,
     momentum: float = 0.0,
+    nesterov: bool = False,
     layer: str | None = None,
     parameters: str = "weights",
     density_error: float | None = 0.05,
@@ -192,8 +213,10 @@ def examined(
 ) -> Health:
     """Examines a problem's model, in evaluation mode; it comes back as it was.
 
+    held_out  the same model over samples that it was not trained on: accuracy and labels are judged there too
     samples   for gradients and Hessian, at most: a random subset, drawn from `seed`
     rate      the learning rate, with its momentum: the edge of stability is judged only where they are given
+    nesterov  whether the momentum is Nesterov's
     layer     whose input are the features for neural collapse; by itself the last linear one
 
     Raises ValueError for an examination that there is not.
@@ -232,8 +255,11 @@ def examined(
             collapse=tried("collapse", "collapse", lambda: collapse(problem, layer=layer)),
             activity=tried("signals", "signals", lambda: activity(problem)),
             labels=tried("labels", "signals", lambda: labels(problem)),
+            held_out=tried("held-out labels", "signals", lambda: labels(held_out)) if held_out is not None else None,
             rate=rate,
             momentum=momentum,
+            nesterov=nesterov,
+            unit=problem.unit,
             skipped=skipped,
         )
 
@@ -256,10 +282,6 @@ def subset(problem: Problem, samples: int, seed: int = 0) -> Problem:
         rows = pytree.tree_map(lambda t: t[chosen.to(t.device)] if isinstance(t, Tensor) else t, data.tensors)
         return problem.with_data(Resident(rows, min(data.batch_size, samples)))
     return problem
-
-
-def _share(value: float, samples: int) -> tuple[float, float]:
-    return value, float(np.sqrt(max(value * (1 - value), 1 / (samples + 4)) / samples))
 
 
 def _of_finding(f: Finding) -> dict[str, Any]:
@@ -300,10 +322,38 @@ def _finite(value: Any) -> Any:
     return value
 
 
+WORDS = {
+    "accuracy": "share of the samples that are named as labelled",
+    "surprise": "mean -log p of the label, nats",
+    "label_noise": "share of confident samples that are surely another class",
+    "held_out_accuracy": "the same, of samples not trained on",
+    "held_out_surprise": "nats",
+    "held_out_label_noise": "with the net's own mistakes",
+    "loss": "{unit}, mean over the Hessian's samples",
+    "largest_eigenvalue": "of the Hessian, {unit} per squared unit of theta",
+    "smallest_eigenvalue": "",
+    "trace": "",
+    "noise_scale": "batch size at which a step is half noise",
+    "coherence": "mean cosine of two samples' gradients",
+    "gradients_first_direction": "share of the gradients' scatter along it",
+    "pulling_against": "share of samples whose gradient opposes the others' mean",
+    "nc1": "spread within classes against between them; 0: collapsed",
+    "nc2": "how far class means' cosines are off a simplex's; 0: none",
+    "nc2_norms": "spread of the lengths of class means, relative",
+    "nc3": "distance of the last layer's weights from the class means",
+    "nc4": "share of samples nearer to another class mean than to that named",
+    "dead_units": "units that fire in no sample",
+    "units": "that could",
+    "largest_spectral_norm": "of any layer's weights",
+    "least_stable_rank": "of any layer's weights",
+}
+
+
 def _report(health: Health) -> list[str]:
     counted = {0: "no finding", 1: "1 finding"}.get(len(health.findings), f"{len(health.findings)} findings")
+    beside = f", {health.held_out.samples:,} held out" if health.held_out is not None else ""
     lines = [
-        f"Health of {health.label}: {counted}  ({health.size:,} parameters, {health.samples:,} samples)",
+        f"Health of {health.label}: {counted}  ({health.size:,} parameters, {health.samples:,} samples{beside})",
     ]
     for i, f in enumerate(health.findings, 1):
         lines += ["", f"  {i}. {f.rule}, {f.where}  [{LEVELS[f.level]}]"]
@@ -321,8 +371,10 @@ def _report(health: Health) -> list[str]:
             lines += wrapped("undecided", f"{f.rule}, {f.where}: {number}: not told apart by two standard errors")
     lines.append("")
     for name, entry in health.numbers().items():
-        if entry["value"] == entry["value"]:
-            lines += wrapped(name.replace("_", " "), with_error(entry["value"], entry["error"]), indent=29)
+        value = entry["value"]
+        if value == value:
+            number = with_error(value, entry["error"]) if isfinite(value) else "none is seen"
+            lines.append(f"  {name.replace('_', ' '):<27}{number:<21}{WORDS[name].format(unit=health.unit)}".rstrip())
     for name, why in health.skipped.items():
         lines += wrapped("not examined", f"{name}: {why}", indent=17)
     return lines

@@ -34,26 +34,36 @@ class Labels:
     samples: int
 
     @property
+    def hits(self) -> tuple[float, float]:
+        """The accuracy and its binomial standard error."""
+        return self.accuracy, _deviation(self.accuracy, self.samples)
+
+    @property
     def noise(self) -> tuple[float, float]:
         """The share of confident samples with another label, and its standard error; NaN where none is confident."""
         confident = int(self.joint.sum())
         if not confident:
             return float("nan"), float("nan")
         share = 1.0 - float(np.trace(self.joint)) / confident
-        return share, float(np.sqrt(max(share * (1 - share), 1 / (confident + 4)) / confident))
+        return share, _deviation(share, confident)
+
+
+def _deviation(share: float, count: int) -> float:
+    """The standard error of a share of so many; not 0 where all or none were seen."""
+    return float(np.sqrt(max(share * (1 - share), 1 / (count + 4)) / count))
 
 
 def labels(problem: Problem) -> Labels:
     """One pass over the data in evaluation mode. Raises ValueError where the problem is no classification."""
     probabilities: list[Tensor] = []
     targets: list[Tensor] = []
-    with placed(problem.model, {}), torch.no_grad():
+    with placed(problem.model, {}), torch.enable_grad():  # a loss may differentiate by its inputs
         for batch in problem.data:
             outputs = problem.forward(problem.model, batch)
-            y = targets_of(batch)
-            if not isinstance(outputs, Tensor) or outputs.dim() != 2 or y.dim() != 1 or y.is_floating_point():
+            y = targets_of(batch) if isinstance(outputs, Tensor) and outputs.dim() == 2 else None
+            if not isinstance(y, Tensor) or y.dim() != 1 or y.is_floating_point():
                 raise ValueError("labels are of a classifier: outputs (B, C) and whole-number targets (B,)")
-            probabilities.append(outputs.double().softmax(1).cpu())
+            probabilities.append(outputs.detach().double().softmax(1).cpu())
             targets.append(y.long().cpu())
     return judged(torch.cat(probabilities).numpy(), torch.cat(targets).numpy())
 

@@ -25,11 +25,17 @@ def with_error(value: float, error: float) -> str:
     if isnan(value):
         return "not found"
     if not isfinite(error) or error <= 0.0 or value == 0.0:
-        return f"{value:.6g}" + (f" +- {error:.1g}" if isfinite(error) and error > 0.0 else "")
+        return f"{value:.6g}" + (f" +- {_digits(error, 1)}" if isfinite(error) and error > 0.0 else "")
     digits = 1
     while digits < 9 and abs(value) * 10.0 ** (1 - digits) > error:
         digits += 1
-    return f"{value:.{max(digits, 2)}g} +- {error:.1g}"
+    return f"{_digits(value, max(digits, 2))} +- {_digits(error, 1)}"
+
+
+def _digits(value: float, digits: int) -> str:
+    """So many digits, and 40 rather than 4e+01."""
+    text = f"{value:.{digits}g}"
+    return f"{float(text):.0f}" if "e+" in text and abs(value) < 1e7 else text
 
 
 def count(number: int, one: str, many: str | None = None) -> str:

@@ -4,7 +4,7 @@ For every module with parameters of its own, over all samples in evaluation mode
 
     input, output   root mean square of what enters and leaves
     active          share of its outputs that are above zero (what a ReLU behind it lets through)
-    dead            units (channels, features) that are never above zero; said of a layer with a ReLU behind it
+    behind          the rectifying activation straight behind it, with its dead units (`activity`); None without one
     gradient        root mean square of the derivative of the mean loss by its outputs, times N
     reached         share of those derivatives that are not zero
 
@@ -21,10 +21,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lossmap.measure.activity import Activation, watching
 from lossmap.measure.curvature import differentiated
 from lossmap.space.problem import Problem
-
-RECTIFIERS = (nn.ReLU, nn.ReLU6, nn.Threshold)  # zero, with zero slope, for all that is negative
 
 
 @dataclass(frozen=True)
@@ -37,20 +36,18 @@ class Signal:
     input: float
     output: float
     active: float
-    units: int
-    dead: int
     gradient: float
     reached: float
-    followed_by: str
-    rectified: bool
+    behind: Activation | None
 
     @property
     def all_dead(self) -> bool:
         """Whether a ReLU behind it shuts all of its units for all samples."""
-        return self.rectified and self.units > 0 and self.dead == self.units
+        return self.behind is not None and self.behind.all_dead
 
     def __repr__(self) -> str:
-        dead = f", {self.dead} of {self.units} units dead" if self.rectified and self.dead else ""
+        seen = self.behind
+        dead = f", {seen.dead} of {seen.units} units dead" if seen is not None and seen.dead else ""
         return (
             f"{self.kind}: input {self.input:.2g}, output {self.output:.2g} (rms), {100 * self.active:.0f} % active"
             f"{dead}, gradient {self.gradient:.2g}"
@@ -63,8 +60,6 @@ class _Tally:
     def __init__(self) -> None:
         self.calls = self.entries_in = self.entries = self.above = self.derivatives = self.nonzero = 0
         self.squares_in = self.squares = self.slopes = 0.0
-        self.most: Tensor | None = None  # (units,) the largest output so far
-        self.next: nn.Module | None = None
 
     def forward(self, inputs: tuple[Any, ...], output: Any) -> None:
         self.calls += 1
@@ -79,10 +74,6 @@ class _Tally:
         self.squares += float((z.double() ** 2).sum())
         self.entries += z.numel()
         self.above += int((z > 0).sum())
-        units = 1 if z.dim() > 3 or z.dim() == 2 else z.dim() - 1
-        if z.dim() > 1:
-            highest = z.amax([d for d in range(z.dim()) if d != units])
-            self.most = highest if self.most is None else torch.maximum(self.most, highest)
         if output.requires_grad:
             output.register_hook(self.backward)  # type: ignore[no-untyped-call]
 
@@ -97,38 +88,31 @@ def signals(problem: Problem) -> dict[str, Signal]:
     model = problem.model
     own = {name: m for name, m in model.named_modules() if any(True for _ in m.parameters(recurse=False))}
     tallies = {m: _Tally() for m in own.values()}
-    last: list[nn.Module] = []
     order: dict[nn.Module, None] = {}
-    handles = []
 
     def seen(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        if last and last[0] in tallies and tallies[last[0]].next is None:
-            tallies[last[0]].next = module
-        last[:] = [module]
-        if module in tallies:
-            order[module] = None
-            tallies[module].forward(inputs, output)
+        order[module] = None
+        tallies[module].forward(inputs, output)
 
     parameters = list(model.parameters())
-    leaves = [m for m in model.modules() if m in tallies or not any(True for _ in m.children())]
+    handles = []
     try:
-        handles = [m.register_forward_hook(seen) for m in leaves]
-        with differentiated(model, parameters):
+        handles = [m.register_forward_hook(seen) for m in tallies]
+        with differentiated(model, parameters), watching(model) as watch:
             for batch in problem.data:
-                last.clear()
+                watch.again()
                 loss = problem.total(batch)
                 if loss.requires_grad:
                     torch.autograd.grad(loss, parameters, allow_unused=True)
     finally:
         for handle in handles:
             handle.remove()
-    names = {m: name for name, m in own.items()}
+    names, behind = {m: name for name, m in own.items()}, watch.rectified()
     never = [m for m in tallies if m not in order]
-    return {names[m]: _signal(names[m], m, tallies[m]) for m in [*order, *never]}
+    return {names[m]: _signal(names[m], m, tallies[m], behind.get(names[m])) for m in [*order, *never]}
 
 
-def _signal(name: str, module: nn.Module, t: _Tally) -> Signal:
-    rectified = isinstance(t.next, RECTIFIERS)
+def _signal(name: str, module: nn.Module, t: _Tally, behind: Activation | None) -> Signal:
     return Signal(
         module=name,
         kind=type(module).__name__,
@@ -136,12 +120,9 @@ def _signal(name: str, module: nn.Module, t: _Tally) -> Signal:
         input=sqrt(t.squares_in / t.entries_in) if t.entries_in else nan,
         output=sqrt(t.squares / t.entries) if t.entries else nan,
         active=t.above / t.entries if t.entries else nan,
-        units=0 if t.most is None else t.most.numel(),
-        dead=0 if t.most is None else int((t.most <= 0).sum()),
         gradient=sqrt(t.slopes / t.derivatives) if t.derivatives else 0.0,
         reached=t.nonzero / t.derivatives if t.derivatives else 0.0,
-        followed_by="" if t.next is None else type(t.next).__name__,
-        rectified=rectified,
+        behind=behind,
     )
 
 
@@ -170,5 +151,6 @@ def why_zero(module: str, found: Mapping[str, Signal], gradient_norm: float) -> 
 
 def _culprit(signal: Signal) -> str:
     if signal.all_dead:
-        return f"all {signal.units} units of {signal.module or 'the model'} are dead: never above 0 before their ReLU"
+        units = signal.behind.units if signal.behind is not None else 0
+        return f"all {units} units of {signal.module or 'the model'} are dead: never above 0 before their ReLU"
     return f"{signal.module or 'the model'} gives 0 for all samples"

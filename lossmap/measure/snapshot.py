@@ -3,39 +3,84 @@
     point   (step,): the number of a checkpoint; its file is loaded into a copy of the model
 
 Each reading has the r largest eigenvalues with their errors, the smallest, the loss and the gradient's norm; `whole`
-adds the trace and the share of negative eigenvalues with its bounds. The eigenvectors go another way, by `keep`, before
-the reading is given. What products have in common is prepared once for all checkpoints (`linearize`), by a choice that
-a probe made once for the run. Price: the products of `spectrum_of` at each point, and one gradient.
+adds the trace, the share of negative eigenvalues with its bounds, and quantiles of all eigenvalues. The eigenvectors go
+another way, by `keep`, before the reading is given. What products have in common is prepared once for all checkpoints
+(`linearize`), by a choice that a probe made once for the run. Price: the products of `spectrum_of` at each point, and
+one gradient.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
-from math import isfinite
+from math import isfinite, nan
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
+from lossmap.measure.density import Density
+from lossmap.measure.krylov import Symmetric
 from lossmap.measure.linearize import Prepared, prepare
 from lossmap.measure.spectrum import check_mean, curvature, loss_and_gradient, spectrum_of
 from lossmap.space.checkpoints import load_into
-from lossmap.space.grid import Field, Point
+from lossmap.space.grid import Field, Point, Unfinished
 from lossmap.space.problem import Problem
 from lossmap.space.vectors import norm, selected
 
+SHARES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)  # of the eigenvalues, that lie below the quantiles told
 DENSE = 300  # up to so many parameters the matrix is made whole, and no probe pays
 Keep = Callable[[float, np.ndarray], None]  # (step, vectors (r, n) float32)
 
 
-def probed(problem: Problem, parameters: str = "weights") -> dict[str, Any]:
+def probed(problem: Problem, parameters: str = "weights", way: str = "auto") -> dict[str, Any]:
     """How products are made best here: the choice of `linearize.prepare`, JSON-able, the same for all ranks."""
     plain = {"way": "double", "batch": problem.data.batch_size, "format": "contiguous", "block": "apart"}
     small = sum(p.numel() for p in selected(problem.model, parameters).values()) <= DENSE
-    return plain if small else dict(prepare(problem, parameters).choice)
+    return plain if small or way == "double" else dict(prepare(problem, parameters, way=way).choice)
+
+
+def quantiles(spread: Density | None, shares: Sequence[float] = SHARES) -> np.ndarray:
+    """Eigenvalues below which these shares of all lie, (shares,); NaN where no density was measured."""
+    if spread is None:
+        return np.full(len(shares), nan)
+    nodes, weights = spread.nodes
+    reached = np.searchsorted(np.cumsum(weights), np.asarray(shares) - 1e-12)
+    found: np.ndarray = nodes[np.minimum(reached, len(nodes) - 1)]
+    return found
+
+
+@dataclass(frozen=True, eq=False)
+class Leavable:
+    """A matrix that asks before every product whether the point must be left, and then raises Unfinished."""
+
+    matrix: Symmetric
+    stop: Callable[[], bool]
+
+    @property
+    def size(self) -> int:
+        """Its rows."""
+        return self.matrix.size
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of its products."""
+        return self.matrix.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where they are made."""
+        return self.matrix.device
+
+    def __matmul__(self, v: Tensor) -> Tensor:
+        """The product with v, (n,) or (n, b)."""
+        if self.stop():
+            raise Unfinished
+        return self.matrix @ v
 
 
 class EachCheckpoint:
@@ -48,6 +93,7 @@ class EachCheckpoint:
     whole     measures trace and density too
     choice    how products are made, as `probed` chose
     settings  beside its own, what the file is to say of it
+    stop      asked at every product: where it says so the checkpoint is left, and begun again when the run goes on
     """
 
     name = "along"
@@ -66,6 +112,7 @@ class EachCheckpoint:
         unsafe: bool = False,
         choice: Mapping[str, Any] | None = None,
         settings: Mapping[str, Any] | None = None,
+        stop: Callable[[], bool] = lambda: False,
     ) -> None:
         n = sum(p.numel() for p in selected(problem.model, parameters).values())
         if not 1 <= top <= n:
@@ -75,7 +122,7 @@ class EachCheckpoint:
         check_mean(self.problem)
         self.choice = dict(choice) if choice is not None else None
         self.files, self.keep, self.top, self.whole = dict(files), keep, top, whole
-        self.parameters, self.unsafe = parameters, unsafe
+        self.parameters, self.unsafe, self.stop = parameters, unsafe, stop
         self.told: dict[str, Any] = {"tol": tol, "seed": seed}
         self.settings = {**(settings or {}), **self.told, "parameters": parameters, "top": top, "whole": whole}
         if self.choice is not None:
@@ -98,6 +145,8 @@ class EachCheckpoint:
                 Field("negative_share", "1", "share of negative eigenvalues"),
                 Field("negative_share_low", "1", "least share of negative eigenvalues, 95 %"),
                 Field("negative_share_high", "1", "largest share of negative eigenvalues, 95 %"),
+                Field("quantiles", curved, f"shares {SHARES} of the eigenvalues lie below", ("share", len(SHARES))),
+                Field("density_error", "1", "error of the density of eigenvalues, as a share of its range"),
             )
 
     @cached_property
@@ -116,7 +165,7 @@ class EachCheckpoint:
                 f"the loss is {loss} at {self.files[step].name}: there is no curvature to read here"
             )
         found = spectrum_of(
-            self.prepared.at(),
+            Leavable(self.prepared.at(), self.stop),
             top=self.top,
             bottom=1,
             trace_products=60 if self.whole else 0,
@@ -145,5 +194,7 @@ class EachCheckpoint:
                 "negative_share": below.value,
                 "negative_share_low": below.low,
                 "negative_share_high": below.high,
+                "quantiles": quantiles(found.density),
+                "density_error": found.density.error if found.density is not None else nan,
             }
         return reading

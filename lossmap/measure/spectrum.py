@@ -398,8 +398,8 @@ def check_mean(problem: Problem) -> None:
     def rows(first: int, last: int) -> object:
         return pytree.tree_map(lambda t: t[first:last] if isinstance(t, Tensor) and t.dim() else t, batch)
 
-    with torch.no_grad():
-        whole, *parts = (float(problem.total(part)) for part in (batch, rows(0, 1), rows(1, b)))
+    with torch.enable_grad():  # a loss may hold derivatives by its inputs
+        whole, *parts = (float(problem.total(part).detach()) for part in (batch, rows(0, 1), rows(1, b)))
     gap = abs(whole - sum(parts))
     if isfinite(gap) and gap > 1e-3 * max(abs(whole), sum(abs(p) for p in parts)):
         raise ValueError(

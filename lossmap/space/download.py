@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import shutil
 import tarfile
+import tempfile
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -93,6 +95,11 @@ def _wrong(path: Path, md5: str | None, sha256: str | None) -> str:
 def fetch_cifar10c(folder: str | Path, *, url: str = CIFAR10C, md5: str = CIFAR10C_MD5) -> Path:
     """CIFAR-10-C, 2.9 GB, fetched, checked and unpacked: the folder that holds its .npy files."""
     archive = fetch(url, folder, md5=md5)
-    with tarfile.open(archive) as tar:
-        tar.extractall(folder, filter="data")
-    return Path(folder) / "CIFAR-10-C"
+    target = Path(folder) / "CIFAR-10-C"
+    with tempfile.TemporaryDirectory(prefix=".CIFAR-10-C.", dir=folder) as beside, tarfile.open(archive) as tar:
+        tar.extractall(beside, filter="data")
+        if target.exists():  # unpacked in part by other hands
+            shutil.copytree(Path(beside) / target.name, target, dirs_exist_ok=True)
+        else:
+            os.replace(Path(beside) / target.name, target)  # appears whole, or not at all
+    return target

@@ -86,6 +86,15 @@ class Folder:
 
         return read_blocks
 
+    def fill(self, file: Path) -> None:
+        """Takes back from a result file the snapshots that it holds and the folder does not, one at a time."""
+        with opened(file) as held:
+            place = held[VECTORS]
+            for i, step in enumerate(place["step"][:]):
+                if not self.holds(float(step)):
+                    rows = place["eigenvector"][i]
+                    self.keep(float(step), rows[np.isfinite(rows[:, 0])])
+
     def clear(self) -> None:
         """Removes all snapshots."""
         shutil.rmtree(self.path, ignore_errors=True)

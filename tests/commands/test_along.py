@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +15,12 @@ import pytest
 import torch
 
 from lossmap import zoo
+from lossmap.commands.health import main as health
+from lossmap.commands.resume import main as resume
 from lossmap.commands.spectrum import main
-from lossmap.store.evolution import results_of
+from lossmap.commands.train import main as train
+from lossmap.store.evolution import Folder, results_of
+from lossmap.store.surface import read
 
 MPIRUN = shutil.which("mpirun", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
 ENVIRONMENT = {
@@ -54,6 +60,39 @@ def test_a_run_is_followed_told_and_drawn(run, tmp_path, capsys):
     assert (tmp_path / "a.pdf").exists() and (tmp_path / "a.png").exists()
 
 
+def test_a_run_that_was_stopped_is_resumed_without_flags(run, tmp_path, capsys, monkeypatch):
+    assert main([*command(run, tmp_path / "a.h5"), "--stop-after", "0"]) == 75
+    assert "the same command goes on" in capsys.readouterr().out
+    monkeypatch.chdir(tmp_path)
+    assert resume([str(tmp_path / "a.h5")]) == 0
+    assert "course:" in capsys.readouterr().out
+    assert results_of(tmp_path / "a.h5")["step"].tolist() == [0, 2, 10, 11]
+
+
+def test_a_loss_with_derivatives_by_its_inputs_is_trained_followed_and_examined(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pinn.py").write_text(
+        "import torch\nfrom torch import nn\n\n"
+        "def residual(model, t):\n"
+        "    t = t.clone().requires_grad_(True)\n"
+        "    u = model(t)\n"
+        "    (slope,) = torch.autograd.grad(u.sum(), t, create_graph=True)\n"
+        "    return (slope + u).square().mean()\n\n"
+        "def problem():\n"
+        "    torch.manual_seed(0)\n"
+        "    model = nn.Sequential(nn.Linear(1, 8), nn.Tanh(), nn.Linear(8, 1))\n"
+        "    return model, torch.linspace(0, 2, 16)[:, None], residual\n"
+    )
+    own = ["--problem", "pinn.py:problem", "--device", "cpu"]
+    assert train([*own, "--epochs", "2", "--every", "1", "--lr", "0.001"]) == 0
+    said = capsys.readouterr().out
+    assert "train: loss" in said and "test: loss" not in said
+    assert main([*own, "--along", "run", "--top", "2"]) == 0
+    assert main([*own, "--top", "2"]) == 0
+    assert health([*own, "--examinations", "hessian", "signals"]) == 0
+    assert "Health of pinn.py:problem" in capsys.readouterr().out
+
+
 def test_a_dry_run_writes_nothing(run, tmp_path, capsys):
     assert main([*command(run, tmp_path / "a.h5"), "--dry-run"]) == 0
     assert "4 checkpoints: epoch_0.pkl, epoch_2.pkl, epoch_10.pkl" in capsys.readouterr().out
@@ -67,6 +106,7 @@ def test_a_dry_run_writes_nothing(run, tmp_path, capsys):
         (["--split", "both"], "followed on one split"),
         (["--shard", "1/2"], "deals whole checkpoints to ranks"),
         (["--precision", "bfloat16"], "eigenvalues want float32 or float64"),
+        (["--matrix", "both", "--weights"], "leave --matrix, --weights out"),
     ],
 )
 def test_what_makes_no_sense_is_one_sentence(run, tmp_path, capsys, more, sentence):
@@ -76,12 +116,33 @@ def test_what_makes_no_sense_is_one_sentence(run, tmp_path, capsys, more, senten
 
 @pytest.mark.slow
 @pytest.mark.skipif(MPIRUN is None, reason="there is no mpirun here")
-def test_ranks_give_what_one_process_gives(run, tmp_path):
+def test_killed_alone_and_stopped_over_ranks_a_run_goes_on_to_the_same_bits(tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    model = zoo.build("mlp", seed=0)
+    for step in range(12):
+        torch.save({k: (1 + 0.05 * step) * v for k, v in model.state_dict().items()}, folder / f"epoch_{step}.pkl")
     environment = {**ENVIRONMENT, "TMPDIR": str(tmp_path)}
-    for name, launch in (("one.h5", []), ("three.h5", [MPIRUN, "-n", "3"])):
-        words = [*launch, sys.executable, "-m", "lossmap.commands", "spectrum", *command(run, tmp_path / name)]
-        words += ["--way", "double"]
-        subprocess.run(words, env=environment, check=True, timeout=200, stdin=subprocess.DEVNULL, capture_output=True)
-    one, three = results_of(tmp_path / "one.h5"), results_of(tmp_path / "three.h5")
-    np.testing.assert_array_equal(one["eigenvalue"], three["eigenvalue"])
-    np.testing.assert_array_equal(one["overlap"], three["overlap"])
+    told = {"env": environment, "stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+
+    def words(name, ranks):
+        launch = [MPIRUN, "-n", str(ranks)] if ranks > 1 else []
+        door = [sys.executable, "-m", "lossmap.commands", "spectrum", *command(folder, tmp_path / name)]
+        return [*launch, *door, "--way", "double"]
+
+    subprocess.run(words("whole.h5", 1), check=True, timeout=200, **told)
+    for name, ranks, number in (("alone.h5", 1, signal.SIGKILL), ("ranks.h5", 3, signal.SIGUSR1)):
+        begun = subprocess.Popen(words(name, ranks), **told)
+        vectors = Folder.beside(tmp_path / name).path
+        ends = time.monotonic() + 200
+        while not list(vectors.glob("*.npy")) and begun.poll() is None and time.monotonic() < ends:
+            time.sleep(0.01)
+        begun.send_signal(number)
+        assert begun.wait(timeout=200) != 0
+        done = int((read(tmp_path / name).status["along"] == 1).sum())
+        assert done < 12 and vectors.exists()
+        subprocess.run(words(name, ranks), check=True, timeout=200, **told)
+        whole, part = results_of(tmp_path / "whole.h5"), results_of(tmp_path / name)
+        for field in ("eigenvalue", "residual", "overlap", "cosine", "loss", "smallest_eigenvalue"):
+            np.testing.assert_array_equal(whole[field], part[field])
+        assert not vectors.exists()

@@ -27,7 +27,8 @@ def test_the_report_is_printed_drawn_written_and_kept(tmp_path, capsys):
     told = ["--json", places["h.json"], "--sheet", places["h.png"], "--surf-file", places["h.h5"]]
     assert main([*FEW, "--model-file", ill(tmp_path), *told]) == 0
     said = capsys.readouterr().out
-    assert "Health of ill.pt" in said and "dead layer, 4  [serious]" in said and "may mean" in said
+    assert "Health of ill.pt" in said and "200 samples, 200 held out" in said
+    assert "dead layer, 4  [serious]" in said and "may mean" in said
     written = json.loads((tmp_path / "h.json").read_text())
     assert written["findings"][0]["level"] == "serious"
     assert (tmp_path / "h.png").stat().st_size > 10_000
@@ -37,9 +38,12 @@ def test_the_report_is_printed_drawn_written_and_kept(tmp_path, capsys):
 
 
 def test_json_alone_can_be_read_by_a_program_and_serious_findings_can_fail(tmp_path, capsys):
-    some = ["--examinations", "weights", "signals", "--json", "-", "--fail-on-serious"]
+    some = ["--examinations", "weights", "signals", "--json", "-", "--fail-on-serious", "--no-held-out"]
     assert main([*FEW, "--model-file", ill(tmp_path), *some]) == 3
-    assert json.loads(capsys.readouterr().out)["samples"] == 200
+    read = json.loads(capsys.readouterr().out)
+    assert read["samples"] == 200 and read["held_out_samples"] == 0
+    assert main([*FEW, "--model-file", ill(tmp_path), *some[:-2], "--split", "test"]) == 0
+    assert json.loads(capsys.readouterr().out)["held_out_samples"] == 0
 
 
 def test_what_makes_no_sense_is_one_sentence(capsys):

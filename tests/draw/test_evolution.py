@@ -23,7 +23,8 @@ def group(s=8, r=3, negative=False):
     fields = {"loss": np.linspace(1, 0.1, s), "smallest_eigenvalue": np.full(s, -0.2)}
     if negative:
         fields |= {"negative_share": np.full(s, 0.3), "negative_share_low": np.full(s, 0.2),
-                   "negative_share_high": np.full(s, 0.4)}  # fmt: skip
+                   "negative_share_high": np.full(s, 0.4),
+                   "quantiles": np.tile(np.linspace(-1, 3, 7), (s, 1))}  # fmt: skip
     return results(run, verdict(run), fields)
 
 
@@ -53,6 +54,18 @@ def test_overlaps_with_first_and_before_are_drawn():
     lines = {line.get_label(): line for line in draw_panel(found, "successive").axes[0].lines}
     np.testing.assert_allclose(lines["the first"].get_ydata(), found["overlap"][0])
     np.testing.assert_allclose(lines["the one before"].get_ydata(), np.diag(found["overlap"], 1))
+
+
+def test_eigenvectors_are_followed_by_their_participation_and_all_eigenvalues_by_quantiles():
+    found = group(negative=True)
+    drawn = draw_panel(found, "participation").axes[0].lines
+    np.testing.assert_allclose(drawn[0].get_ydata(), found["spread"].reshape(8, 3)[:, 0])
+    assert drawn[-1].get_ydata()[0] == pytest.approx(82 / 240)  # (n + 2) / 3n
+    density = draw_panel(found, "density").axes[0]
+    np.testing.assert_allclose(density.lines[0].get_ydata(), 1.0)
+    told = [t.get_text() for t in density.get_legend().get_texts()]
+    assert told == ["1 to 99 %", "5 to 95 %", "25 to 75 %", "median"]
+    assert "--whole" in draw_panel(group(), "density").axes[0].texts[0].get_text()
 
 
 def test_the_sheet_carries_the_words():

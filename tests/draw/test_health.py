@@ -52,6 +52,16 @@ def test_more_findings_than_fit_are_counted():
     assert "(and 3 more)" in texts(figure) and "9 findings" in texts(figure)
 
 
+def test_panels_keep_their_width_however_long_the_words_are():
+    report = diagnose_network_health(net(), data(), examinations=("signals",)).to_dict()
+    widths = []
+    for label in ("a", "a path that is far longer than any line of the sheet, " * 4):
+        figure = draw_health(report | {"label": label, "findings": []})
+        figure.canvas.draw()
+        widths.append([axes.get_position().width for axes in figure.axes[1:]])
+    assert widths[0] == pytest.approx(widths[1])
+
+
 def test_a_healthy_net_is_not_called_proven():
     report = diagnose_network_health(net(), data(), examinations=("weights",)).to_dict()
     assert "no proof of health" in texts(draw_health(report | {"findings": []}))

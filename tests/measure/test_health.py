@@ -67,8 +67,9 @@ def test_a_healthy_net_gets_a_short_report_without_findings(net, data):
 def test_the_healthy_demo_net_has_no_finding(data):
     model = trained(data, zoo.build("resnet20-w8", seed=0), epochs=12)
     health = diagnose_network_health(
-        model, data, samples=64, rate=0.05, momentum=0.9, density_error=None, label="the demo net"
-    )
+        model, data, held_out=datasets.load("digits", "test"), samples=64, rate=0.05, momentum=0.9, nesterov=True,
+        density_error=None, label="the demo net",
+    )  # fmt: skip
     assert health.findings == (), health
     assert not health.skipped and health.collapse.nc1 < 0.3
 
@@ -155,10 +156,40 @@ def test_saturated_units_are_found(data):
     assert "saturated units" in rules(diagnose_network_health(model, data, examinations=("signals",)))
 
 
+@pytest.mark.parametrize("momentum", [0.0, 0.5, 0.9])
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_what_a_step_bears_is_where_the_optimiser_begins_to_grow(momentum, nesterov):
+    rate, limit = 0.1, findings.bearable(0.1, momentum, nesterov)
+    for factor, grows in ((0.99, False), (1.01, True)):
+        theta = torch.ones(1, dtype=torch.float64, requires_grad=True)
+        optimiser = torch.optim.SGD([theta], lr=rate, momentum=momentum, nesterov=nesterov and momentum > 0)
+        sizes = []
+        for _ in range(2):
+            for _ in range(1000):
+                theta.grad = factor * limit * theta.detach()  # of the loss factor limit theta^2 / 2
+                optimiser.step()
+            sizes.append(abs(float(theta.detach())))
+        assert (sizes[1] > sizes[0]) == grows
+
+
+def test_what_was_learned_by_heart_shows_on_held_out_samples(data):
+    x, y = data.tensors
+    wrong = torch.randint(10, (len(y),), generator=torch.Generator().manual_seed(0))
+    model = trained(Resident((x[:200], wrong[:200]), 200), epochs=150, batch_size=50, weight_decay=0.0)
+    health = diagnose_network_health(
+        model, (x[:200], wrong[:200]), held_out=(x[200:600], y[200:600]), examinations=("signals",)
+    )
+    found = next(f for f in health.findings if f.rule == "learned by heart")
+    assert found.value > 0.5 and "400 held out" in found.evidence
+    assert health.numbers()["held_out_accuracy"]["value"] == health.held_out.accuracy
+    assert "200 samples, 400 held out" in repr(health)
+    assert json.loads(health.to_json())["held_out_samples"] == 400
+
+
 def told(**parts):
     """A health of which only these parts are known."""
-    blank = dict.fromkeys(("activity", "gradients", "weights", "labels", "spectrum", "collapse", "rate"))
-    blank |= {"tails": {}, "momentum": 0.0, "gradient_ratio_error": lambda a, b: 1.0}
+    blank = dict.fromkeys(("activity", "gradients", "weights", "labels", "held_out", "spectrum", "collapse", "rate"))
+    blank |= {"tails": {}, "momentum": 0.0, "nesterov": False, "gradient_ratio_error": lambda a, b: 1.0}
     return SimpleNamespace(**(blank | parts))
 
 
@@ -247,6 +278,27 @@ def test_what_does_not_apply_is_left_out_and_told_why():
     assert set(health.skipped) == {"collapse", "labels"} and "classifier" in health.skipped["labels"]
     assert "not examined" in repr(health) and health.gradients is not None and health.spectrum is not None
     json.loads(health.to_json())
+
+
+def residual(model, t):
+    """u' = -u: a loss that differentiates by its inputs."""
+    t = t.clone().requires_grad_(True)
+    u = model(t)
+    (slope,) = torch.autograd.grad(u.sum(), t, create_graph=True)
+    return (slope + u).square().mean()
+
+
+def test_a_loss_with_derivatives_by_its_inputs_is_examined_in_all_that_applies():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(1, 8), nn.Tanh(), nn.Linear(8, 1)).double()
+    t = torch.linspace(0, 2, 24, dtype=torch.float64)[:, None]
+    health = examined(Problem.custom(model, residual, t))
+    assert set(health.skipped) == {"collapse", "labels"} and "classifier" in health.skipped["labels"]
+    weights = [model[0].weight, model[2].weight]
+    rows = [torch.cat([g.flatten() for g in torch.autograd.grad(residual(model, one[None]), weights)]) for one in t]
+    rows = torch.stack(rows).numpy()
+    np.testing.assert_allclose(health.gradients.gram, rows @ rows.T, atol=1e-12)
+    assert len(health.activity.activations) == 1 and health.spectrum.loss == pytest.approx(residual(model, t).item())
 
 
 def test_the_model_comes_back_as_it_was(data):

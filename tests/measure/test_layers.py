@@ -235,11 +235,37 @@ def test_signals_are_the_numbers_that_they_say():
     assert found["0"].input == pytest.approx(float((x**2).mean().sqrt()), rel=1e-5)
     assert found["0"].output == pytest.approx(float((z**2).mean().sqrt()), rel=1e-5)
     assert found["0"].active == pytest.approx(float((z > 0).float().mean()), rel=1e-6)
-    assert found["0"].dead == int((z.max(0).values <= 0).sum()) and found["0"].rectified
-    assert found["0"].followed_by == "ReLU" and found["0"].calls == 3
+    assert found["0"].behind.dead == int((z.max(0).values <= 0).sum()) and found["0"].behind.kind == "relu"
+    assert found["2"].behind is None and found["0"].calls == 3
     p = F.one_hot(data()[1], 3) - model(x).softmax(1).detach()
     assert found["2"].gradient == pytest.approx(float((p**2).mean().sqrt()), rel=1e-4)
     assert list(found) == ["0", "2"] and "active" in repr(found["0"])
+
+
+class Called(nn.Module):
+    """A net that calls its ReLUs as functions, one layer twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.out = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 3)
+
+    def forward(self, x):
+        x = F.relu(self.b(F.relu(self.a(F.relu(self.a(x))))))
+        return self.out(x)
+
+
+def test_a_dead_layer_before_a_relu_that_is_called_as_a_function_is_named():
+    torch.manual_seed(0)
+    model = Called().eval()
+    with torch.no_grad():
+        model.b.bias.fill_(-1e3)
+    found = signals(problem_of(model))
+    assert found["b"].all_dead and not found["a"].all_dead and found["out"].behind is None
+    x, _ = data()
+    first = torch.relu(model.a(x))
+    silent = ((first == 0) & (torch.relu(model.a(first)) == 0)).all(0)
+    assert found["a"].behind.dead == int(silent.sum()) and found["a"].behind.units == 6
+    assert "b are dead" in {b.name: b for b in layers(problem_of(model)).blocks}["out.weight"].why
 
 
 def test_groups_are_made_of_tensors_modules_and_regular_expressions():

@@ -100,3 +100,6 @@ def test_cifar10c_is_unpacked_and_ready(server, tmp_path):
     from lossmap.space.datasets import load
 
     assert load("cifar10c:fog:2", "test", data_path=to).tensors[1].tolist() == [1]
+    assert left(tmp_path / "to") == ["CIFAR-10-C", "CIFAR-10-C.tar"]
+    (to / "fog.npy").unlink()
+    assert (fetch_cifar10c(tmp_path / "to", url=url, md5=md5) / "fog.npy").exists()
