@@ -142,6 +142,7 @@ class Jobs:
     total     adds a tensor up over the ranks of a team
     choices   how each subject's products are made (see `linearize.prepare`); none: by double backward
     made      matrices that this rank has prepared already
+    limits    the largest batches that memory allows, the newest last; none until it runs out
     """
 
     subjects: tuple[Subject, ...]
@@ -152,6 +153,7 @@ class Jobs:
     total: Total = alone
     choices: tuple[Mapping[str, Any], ...] = ()
     made: dict[tuple[int, str], Any] = field(default_factory=dict, repr=False)
+    limits: list[int] = field(default_factory=list, repr=False)
 
     @property
     def name(self) -> str:
@@ -166,7 +168,7 @@ class Jobs:
     def __call__(self, point: Point) -> dict[str, np.ndarray]:
         """Does the job of this number."""
         job = self.jobs[int(point[0])]
-        subject = self.subjects[job.subject]
+        subject = self._within_limits(self.subjects[job.subject])
         work: Callable[[Subject, str], Sequence[Any]] = getattr(self, "_" + job.kind)
         row = np.full(self.length, np.nan)
         found = packed(work(subject, job.name))
@@ -174,6 +176,24 @@ class Jobs:
             raise ValueError(f"the job {job} has {len(found)} numbers; {self.length} were foreseen")
         row[: len(found)] = found
         return {ROW: row}
+
+    def smaller(self) -> str | None:
+        """Halve the batches, after memory ran out; what was done, or None where they are of one sample already."""
+        batches = [s.problem.data.batch_size for s in self.subjects] + [int(c["batch"]) for c in self.choices]
+        now = self.limits[-1] if self.limits else min(max(batches), max(s.problem.data.samples for s in self.subjects))
+        self.made.clear()
+        torch.cuda.empty_cache()  # what its allocator holds for batches of the former size; without CUDA nothing
+        if now <= 1:
+            return None
+        self.limits.append(now // 2)
+        return f"batches of {now // 2} samples at most from here on"
+
+    def _within_limits(self, subject: Subject) -> Subject:
+        """The subject with batches that memory allows."""
+        data = subject.problem.data
+        if not self.limits or data.batch_size <= self.limits[-1]:
+            return subject
+        return replace(subject, problem=subject.problem.rebatched(self.limits[-1]))
 
     def spectra(self, rows: np.ndarray) -> dict[str, Spectrum]:
         """The spectra by label, from the rows (jobs, length) of a survey; what failed in it is missing in them."""
@@ -190,9 +210,11 @@ class Jobs:
     def _matrix(self, subject: Subject, parameters: str | None = None) -> Any:
         """The subject's matrix; where products are prepared, once for all jobs of this rank."""
         which = parameters or self.asked.parameters
-        i = self.subjects.index(subject)
+        i = next(i for i, s in enumerate(self.subjects) if s.label == subject.label)
         if (i, which) not in self.made:
             choice = self.choices[i] if self.choices and which == self.asked.parameters else None
+            if choice is not None and self.limits:
+                choice = {**choice, "batch": min(int(choice["batch"]), self.limits[-1])}
             self.made[i, which] = curvature(subject.problem, subject.matrix, which, self.total, choice=choice)
         return self.made[i, which]
 

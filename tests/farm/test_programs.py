@@ -327,10 +327,11 @@ def test_members_that_sum_different_things_fail_the_point(run):
     assert index == 10 and text == "the ranks of a team sum different things, of [3, 2] numbers"
 
 
-def test_a_member_without_memory_makes_its_own_batches_smaller(run):
+def test_a_member_without_memory_makes_the_batches_of_its_team_smaller(run):
     told = run("shares", 2, "memory", ranks=2).told
-    assert told["outcome"] == "complete"
-    assert any("MemoryError" in note and "batches of 1" in note for note in told["notes"])
+    assert told["outcome"] == "complete" and told["batch"] == 1
+    assert [note.partition(" on ")[0] for note in told["notes"]] == ["rank 1", "rank 1"]
+    assert all("MemoryError" in n and f"batches of {b}" in n for n, b in zip(told["notes"], (2, 1), strict=True))
 
 
 def test_a_death_in_a_team_ends_the_team_and_its_point_is_dealt_again(run):
