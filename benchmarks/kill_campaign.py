@@ -35,9 +35,10 @@ ENVIRONMENT = {
     "PRTE_MCA_hwloc_default_binding_policy": "none",
     "OMPI_MCA_btl": "^ofi",
     "OMP_NUM_THREADS": "1",
+    "PYTHONFAULTHANDLER": "1",  # a rank that hangs says where
     "PYTHONPATH": str(ROOT),
 }
-HANG = 60.0  # seconds: an attempt takes one or two
+HANG = 300.0  # seconds: an attempt takes one or two, and a busy machine is no hang
 
 
 @dataclass
@@ -131,6 +132,9 @@ def attempt(
         tally.survived += bool(victims) and b'"outcome": "complete"' in out and b"has died" in out
     except subprocess.TimeoutExpired:
         tally.hangs += 1
+        for pid in ranks_below(job.pid).values():
+            os.kill(pid, signal.SIGABRT)
+        time.sleep(1.0)
         os.killpg(job.pid, signal.SIGKILL)
         out, _ = job.communicate()
         tally.said.append(f"a job hung after the kills of {victims}:\n{out.decode(errors='replace')[-2000:]}")
