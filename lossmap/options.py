@@ -13,6 +13,7 @@ import functools
 import json
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields, replace
@@ -399,6 +400,9 @@ def guarded(door: Callable[..., int]) -> Callable[..., int]:
     def run(*args: Any, **kwargs: Any) -> int:
         try:
             return door(*args, **kwargs)
+        except BrokenPipeError:  # whoever read, such as `head`, has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 128 + signal.SIGPIPE
         except (ValueError, OSError, ImportError, KeyError, RuntimeError, ArithmeticError) as error:
             if os.environ.get("LOSSMAP_DEBUG"):
                 raise

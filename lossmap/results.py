@@ -6,6 +6,7 @@ import os
 import platform
 import re
 import resource
+import shlex
 import subprocess
 import sys
 import time
@@ -19,6 +20,7 @@ import numpy as np
 
 from lossmap import __version__
 from lossmap.farm.estimate import beside, side_by_side, table, taken
+from lossmap.farm.launch import launched
 from lossmap.farm.shards import Shard
 from lossmap.farm.team import World
 from lossmap.options import EXIT as EXIT
@@ -181,14 +183,18 @@ def finished(path: Path, surface: Surface, measure: str, say: Say, overwrite: bo
     if outcome == "unfinished":
         without = " without --overwrite" if overwrite else ""
         left = f"{counts['done']:,} points done, {counts['left']:,} left"
-        say(f"stopped in good order: {left}; the same command{without} goes on, or lossmap resume {path}")
+        command = f"lossmap resume {shlex.quote(str(path))}"
+        say(f"stopped in good order: {left}; the same command{without} goes on, or {command}")
     elif outcome == "failed":
         say(f"complete, but {counts['failed']:,} points failed; --retry-failed measures them again")
     estimated, took = (table(surface.attributes.get(f"{measure}_{what}")) for what in ("estimate", "took"))
-    for line in side_by_side(estimated, took) if estimated else ():
+    for line in side_by_side(estimated, took, not counts["left"]) if estimated else ():
         say(line)
     say(f"result: {path}")
-    return EXIT[outcome]
+    code = EXIT[outcome]
+    if code and launched(os.environ) > 1:
+        say(f"exit code {code}, which says just that to scripts: the launcher calls it an error, and it is none")
+    return code
 
 
 def pictures(path: Path, settings: DrawSettings, say: Say) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -286,7 +288,7 @@ def test_where_memory_runs_out_the_products_are_cut_smaller_and_the_eigenvalues_
     notes = tight.attributes["eigen_notes"].splitlines()
     assert "CUDA out of memory" in notes[0] and "half the memory for what is kept" in notes[0]
     batches = [int(note.partition("batches of ")[2].split()[0]) for note in notes]
-    assert batches[-1] <= 5 and all(b == a // 2 for a, b in zip(batches, batches[1:], strict=False))
+    assert batches[-1] <= 5 and all(b == a // 2 for a, b in pairwise(batches))
 
 
 def test_where_nothing_is_left_to_give_up_the_point_fails_for_lack_of_memory():
