@@ -173,8 +173,10 @@ class Kept:
         )
 
 
-def finished(path: Path, surface: Surface, measure: str, say: Say, overwrite: bool = False) -> int:
-    """The last lines: how it ended, each failure, where the result is. Returns the exit code."""
+def finished(
+    path: Path, surface: Surface, measure: str, say: Say, overwrite: bool = False, why: str | None = None
+) -> int:
+    """The last lines: how it ended, `why` where too early, each failure, where the result is. Returns the exit code."""
     counts = surface.counts(measure)
     outcome = surface.outcome_of(measure)
     for failure in [f for f in surface.failures if f.measure == measure]:
@@ -183,8 +185,8 @@ def finished(path: Path, surface: Surface, measure: str, say: Say, overwrite: bo
     if outcome == "unfinished":
         without = " without --overwrite" if overwrite else ""
         left = f"{counts['done']:,} points done, {counts['left']:,} left"
-        command = f"lossmap resume {shlex.quote(str(path))}"
-        say(f"stopped in good order: {left}; the same command{without} goes on, or {command}")
+        stopped = f"stopped in good order{f' ({why})' if why else ''}"
+        say(f"{stopped}: {left}; the same command{without} goes on, or lossmap resume {shlex.quote(str(path))}")
     elif outcome == "failed":
         say(f"complete, but {counts['failed']:,} points failed; --retry-failed measures them again")
     estimated, took = (table(surface.attributes.get(f"{measure}_{what}")) for what in ("estimate", "took"))

@@ -166,6 +166,7 @@ def run(settings: Settings, world: World, walk: Callable[..., Any] = survey) -> 
     cold = measure(audit=True) if wanted.certify == "audit" and cheap.auditable else None
     measures = {m.name: (m.fields, m.settings) for m in (cheap, cold) if m is not None}
     store = world.together(lambda: kept.open(measures, at.describe(), world.size) if world.rank == 0 else None)
+    say(at.sentence())
     if store is not None:
         store.note(split=next(iter(problems)))
     told_walk: dict[str, Any] = {
@@ -194,8 +195,8 @@ def run(settings: Settings, world: World, walk: Callable[..., Any] = survey) -> 
     kept.took(store, "eigen")
     store.close()
     results.pictures(kept.path, settings.draw, say)
-    code = results.finished(kept.path, store.surface(), "eigen", say, asked.overwrite)
+    code = results.finished(kept.path, store.surface(), "eigen", say, asked.overwrite, stop.asked)
     if cold is not None and store.surface().outcome_of("audit") != "complete" and code != 75:
         say("the audit is not complete:")
-        code = max(code, results.finished(kept.path, store.surface(), "audit", say, asked.overwrite))
+        code = max(code, results.finished(kept.path, store.surface(), "audit", say, asked.overwrite, stop.asked))
     return code

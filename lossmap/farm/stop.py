@@ -99,7 +99,10 @@ class Stop:
             if self._since is not None and now - self._since >= TWICE:
                 os._exit(128 + number)
             self._since = now if self._since is None else self._since
-        self.ask(signal.Signals(number).name, urgent=number in URGENT)
+        name, first = signal.Signals(number).name, self.asked is None
+        self.ask(name, urgent=number in URGENT)
+        if first and _first_rank(os.environ):  # at once: a launcher may kill before anything else can be said
+            os.write(2, f"{name}: no new points; what has been measured is safe\n".encode())
 
     def __enter__(self) -> Stop:
         global _installed
@@ -182,8 +185,7 @@ def job_end(environ: Mapping[str, str], ask: Callable[[list[str]], str] | None =
     if known.isdigit():
         return float(known)
     job = environ.get("SLURM_JOB_ID")
-    rank = next((environ[name] for name in _RANKS if name in environ), "0")
-    if not job or rank != "0":
+    if not job or not _first_rank(environ):
         return None
     try:
         text = (ask or _printed)(["scontrol", "show", "job", job])
@@ -191,6 +193,11 @@ def job_end(environ: Mapping[str, str], ask: Callable[[list[str]], str] | None =
         return datetime.fromisoformat(value).timestamp()
     except (OSError, subprocess.SubprocessError, StopIteration, ValueError):
         return None  # no scontrol here, or a job without an end: no clock, then
+
+
+def _first_rank(environ: Mapping[str, str]) -> bool:
+    """Whether the launcher calls this rank 0; so where there is none."""
+    return next((environ[name] for name in _RANKS if name in environ), "0") == "0"
 
 
 def _printed(command: list[str]) -> str:

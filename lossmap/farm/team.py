@@ -23,8 +23,8 @@ from typing import Any, TypeVar
 import numpy as np
 
 from lossmap.farm.dealer import Broken, Nap
-from lossmap.farm.launch import arranged, check_size, die_with_parent, launched
-from lossmap.farm.wire import BYE, Wire
+from lossmap.farm.launch import arranged, check_size, launched, meeting
+from lossmap.farm.wire import BYE, LEFT, Wire
 
 T = TypeVar("T")
 
@@ -172,18 +172,22 @@ class World:
         global _world
         if _world is None:
             environ = os.environ if environ is None else environ
-            _world = cls(_library(environ)) if mpi or (mpi is None and launched(environ) > 1) else cls()
+            with meeting(environ):
+                _world = cls(_library(environ)) if mpi or (mpi is None and launched(environ) > 1) else cls()
             check_size(_world.size, environ)
         return _world
 
     def _join(self, mpi: Any) -> None:
-        wire = self.wire = Wire(mpi, self.host)
-        self.rank, self.size = wire.rank, wire.size
-        self.threads = mpi.Query_thread() == mpi.THREAD_MULTIPLE
-        self._all, self._node = wire.copy(), wire.node()
-        self.node_rank, self.node_size = self._node.rank, self._node.size
+        try:
+            wire = self.wire = Wire(mpi, self.host)
+            self.rank, self.size = wire.rank, wire.size
+            self.threads = mpi.Query_thread() == mpi.THREAD_MULTIPLE
+            self._all, self._node = wire.copy(), wire.node()
+            self.node_rank, self.node_size = self._node.rank, self._node.size
+        except mpi.Exception as error:  # where another has died by now, MPI_Finalize would wait for ever
+            print(f"on {self.host}: the ranks could not meet: {error}; leaving", file=sys.stderr, flush=True)
+            os._exit(LEFT)
         if self.size > 1:
-            die_with_parent()
             sys.excepthook = self._uncaught
             atexit.register(self.leave)  # before mpi4py's MPI_Finalize, for programs that do not call it
 

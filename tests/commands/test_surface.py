@@ -240,11 +240,12 @@ def test_a_dry_run_says_what_would_be_done_and_writes_nothing(here, capsys):
     assert set(here.iterdir()) == before
 
 
-def test_the_file_carries_where_it_came_from(here):
+def test_the_file_carries_where_it_came_from(here, capsys):
     torch.save(zoo.build("mlp", seed=1).state_dict(), "m.pt")
     assert run("--model mlp --model-file m.pt --samples 20 --x=-1:1:3 --y=0:1:2 --surf-file a.h5") == 0
+    assert "computing on cpu; " in capsys.readouterr().out
     with h5py.File("a.h5") as file:
-        assert file.attrs["format"] == "lossmap"
+        assert (file.attrs["format"], file.attrs["device"]) == ("lossmap", "cpu")
         for name in ("torch_version", "lossmap_version", "device", "history", "directions_cosine", "start", "end"):
             assert name in file.attrs, name
         assert file["directions/x/1.weight"].shape == (32, 64)

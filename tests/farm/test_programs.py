@@ -158,6 +158,12 @@ def test_a_death_that_ends_the_job_loses_nothing(run, tmp_path, undisturbed, ran
     assert int(read(tmp_path / "s.h5").attributes["restarts"]) == 1
 
 
+@pytest.mark.parametrize("ft", [True, False])
+def test_a_death_while_the_ranks_meet_keeps_nobody_waiting_for_ever(run, tmp_path, ft):
+    ended = run("a_rank_dies_at_the_start", tmp_path / "s.h5", ft=ft, LOSSMAP_MPI_START="4")
+    assert ended.code != 0 and ended.err.strip() and not (tmp_path / "s.h5").exists()
+
+
 def test_a_point_that_kills_every_rank_fails_and_the_others_are_read(run, tmp_path, undisturbed):
     ended = run("one_point_kills", tmp_path / "s.h5", ranks=5, ft=True)
     assert (ended.told["outcome"], ended.told["failed"]) == ("failed", 1)
