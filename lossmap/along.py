@@ -109,9 +109,7 @@ def along(
     path = Path(path)
     files = world.together(lambda: checkpoints(given))
     folder = Folder.beside(path)
-    choice = world.broadcast(
-        world.together(lambda: _chosen(path, problem, parameters, overwrite) if world.rank == 0 else None)
-    )
+    choice = world.once(lambda: _chosen(path, problem, parameters, overwrite))
     measure = EachCheckpoint(
         problem,
         files,

@@ -76,12 +76,13 @@ class Machine:
 
 def machine(run: RunSettings, world: World) -> Machine:
     """Make this process ready: its device, its threads, its precision; no TF32 unless asked. All ranks call it."""
+    measures = world.measures(run.rank_0, run.team)
     # CUDA counts its devices without starting; a rank that only deals wants none
-    count = 0 if run.device == "cpu" or not world.measures(run.rank_0) else torch.cuda.device_count()
+    count = 0 if run.device == "cpu" or not measures else torch.cuda.device_count()
     shown = world.gather((world.host, devices.visible(os.environ, count)))
     here = [mask for host, mask in shown if host == world.host]
     place = sum(host == world.host for host, _ in shown[: world.rank])
-    device = device_of(here, place, run) if world.measures(run.rank_0) else "cpu"
+    device = device_of(here, place, run) if measures else "cpu"
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     bound = cores < (os.cpu_count() or 1)  # the launcher gave this rank cores of its own
     said = os.environ.get("OMP_NUM_THREADS", "")
@@ -96,7 +97,7 @@ def machine(run: RunSettings, world: World) -> Machine:
     dtype = torch.float64 if run.precision == "float64" else torch.float32
     gpu = shown[world.rank][1][there.index or 0] if there.type == "cuda" else ""
     name = torch.cuda.get_device_name(there) if gpu else "cpu"
-    told = world.gather((world.host, gpu, name) if world.measures(run.rank_0) else None)
+    told = world.gather((world.host, gpu, name) if measures else None)
     every = tuple(one for one in told if one is not None)
     return Machine(there, dtype, torch.bfloat16 if run.precision == "bfloat16" else None, threads, every)
 
@@ -131,11 +132,16 @@ def splits_of(data: DataSettings) -> tuple[str, ...]:
     return ("train", "test") if data.split == "both" else (data.split,)
 
 
-def problem_and_files(settings: Settings, world: World, at: Machine, splits: Sequence[str] = ()) -> dict[str, Problem]:
-    """The problems by split, read once per node; every rank calls it, and all raise as one."""
-    names = tuple(splits) or splits_of(settings.data)
-    files = world.once_per_node(lambda: files_of(settings.model, settings.data, names, world.node_size))
-    return world.together(lambda: problems_of(settings.model, settings.data, at, splits=names, files=files))
+def problem_and_files(
+    settings: Settings, world: World, at: Machine, splits: Sequence[str] = (), model: ModelSettings | None = None
+) -> dict[str, Problem]:
+    """The problems by split, read once per node; every rank calls it, and all raise as one.
+
+    model  instead of the settings' own
+    """
+    names, model = tuple(splits) or splits_of(settings.data), model or settings.model
+    files = world.once_per_node(lambda: files_of(model, settings.data, names, world.node_size))
+    return world.together(lambda: problems_of(model, settings.data, at, splits=names, files=files))
 
 
 def at_checkpoint(settings: Settings, say: Callable[[str], None]) -> Settings:

@@ -97,8 +97,6 @@ class Kept:
         """What an earlier run's probe chose for this file, else what the probe chooses now, on rank 0; told to all."""
 
         def choose() -> Any:
-            if world.rank != 0:
-                return None
             if self.path.exists() and not self.settings.run.overwrite:
                 told = read(self.path).settings.get("measures", {}).get(measure, {})
                 if name in told.get("chosen", {}):
@@ -106,7 +104,7 @@ class Kept:
             found = probe()
             return asdict(found) if is_dataclass(found) and not isinstance(found, type) else found
 
-        return world.broadcast(world.together(choose))
+        return world.once(choose)
 
     def open(self, measures: Mapping[str, tuple[Any, Any]], device: str, ranks: int) -> SurfaceFile:
         """Open or continue the file, on rank 0. Raises ValueError naming what differs from an earlier run."""

@@ -123,13 +123,13 @@ def run(settings: Settings, world: World, walk: Callable[..., Any] = survey) -> 
     problems = objects.problem_and_files(settings, world, at)
     first = next(iter(problems.values()))
     plane = objects.plane_and_ranks(settings, world, first.model, lambda kind: curved_direction(first, kind))
-    file_settings = objects.identity(settings.model, settings.data, plane)
+    file_settings = world.once(lambda: objects.identity(settings.model, settings.data, plane))
     kept = world.together(lambda: results.Kept("eigenmap", settings, grid, plane, file_settings))
-    world.together(lambda: _spared(kept.path, asked.overwrite))
+    world.once(lambda: _spared(kept.path, asked.overwrite))
     if asked.dry_run:
         say(kept.describe(problems, "eigenvalues"))
         return 0
-    told = objects.measured_with(settings.data, asked, problems) | {"parameters": wanted.parameters}
+    told = world.once(lambda: objects.measured_with(settings.data, asked, problems) | {"parameters": wanted.parameters})
     room = free_memory(at.device) // 3 // world.node_size
 
     def choice() -> dict[str, Any]:

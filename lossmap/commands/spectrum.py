@@ -110,9 +110,9 @@ def run(settings: Settings, world: World) -> int:
     at = objects.machine(asked, world)
     if at.autocast is not None:
         raise Usage("--precision bfloat16 is for losses; spectra want float32 or float64")
-    subjects = world.together(lambda: subjects_of(settings, at, team))
-    told = world.together(lambda: told_of(settings, wanted, subjects))
-    choices = world.broadcast(world.together(lambda: choices_of(settings, world, subjects, path)))
+    subjects = subjects_of(settings, world, at, team)
+    told = world.once(lambda: told_of(settings, wanted, subjects))
+    choices = world.once(lambda: choices_of(settings, subjects, path))
     measure = world.together(
         lambda: jobs_of(
             subjects, wanted, settings=told | {"chosen": {"ways": choices}}, total=team.sum, choices=choices
@@ -202,8 +202,8 @@ def models_of(settings: Settings) -> dict[str, ModelSettings]:
     return found
 
 
-def subjects_of(settings: Settings, at: Any, team: Any) -> list[Any]:
-    """Every checkpoint, split and matrix that was asked for."""
+def subjects_of(settings: Settings, world: World, at: Any, team: Any) -> list[Any]:
+    """Every checkpoint, split and matrix that was asked for. Every rank calls it."""
     from lossmap import objects
     from lossmap.measure.jobs import Subject
 
@@ -211,7 +211,7 @@ def subjects_of(settings: Settings, at: Any, team: Any) -> list[Any]:
     kinds = ("hessian", "gauss-newton") if matrix == "both" else (matrix,)
     found = []
     for title, model in models_of(settings).items():
-        problems = objects.problems_of(model, settings.data, at)
+        problems = objects.problem_and_files(settings, world, at, model=model)
         for split, problem in problems.items():
             share = problem.share(team.rank, team.size) if team.size > 1 else problem
             for kind in kinds:
@@ -239,13 +239,13 @@ def told_of(settings: Settings, wanted: Any, subjects: Sequence[Any]) -> dict[st
     }
 
 
-def choices_of(settings: Settings, world: World, subjects: Sequence[Any], path: Path) -> list[dict[str, Any]]:
-    """How each subject's products are made: as an earlier run of this file chose, or as rank 0's probe does now."""
+def choices_of(settings: Settings, subjects: Sequence[Any], path: Path) -> list[dict[str, Any]]:
+    """How each subject's products are made: as an earlier run of this file chose, or as a probe does now."""
     from lossmap.measure.linearize import prepare
     from lossmap.measure.spectrum import MATRICES
 
     s = settings.spectrum
-    if world.rank != 0 or s.way == "double":
+    if s.way == "double":
         return []
     if path.exists() and not settings.run.overwrite:
         earlier = read(path).settings.get("measures", {}).get("spectrum", {}).get("chosen", {}).get("ways")

@@ -53,12 +53,12 @@ def run(settings: Settings, world: World, walk: Callable[..., Any] = survey) -> 
     problems = objects.problem_and_files(settings, world, at)
     first = next(iter(problems.values()))
     plane = objects.plane_and_ranks(settings, world, first.model, lambda kind: curved_direction(first, kind))
-    file_settings = objects.identity(settings.model, settings.data, plane)
+    file_settings = world.once(lambda: objects.identity(settings.model, settings.data, plane))
     kept = world.together(lambda: results.Kept("surface", settings, grid, plane, file_settings))
     if asked.dry_run:
         say(kept.describe(problems, "losses and accuracies"))
         return 0
-    told = objects.measured_with(settings.data, asked, problems)
+    told = world.once(lambda: objects.measured_with(settings.data, asked, problems))
 
     def way() -> Way:
         if not asked.probe:

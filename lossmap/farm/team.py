@@ -274,6 +274,11 @@ class World:
             raise error
         return value  # type: ignore[return-value]
 
+    def once(self, make: Callable[[], T]) -> T:
+        """What `make` returns on rank 0, which alone calls it, told to all; where it raises, all raise."""
+        told: T = self.broadcast(self.together(lambda: make() if self.rank == 0 else None))
+        return told
+
     def once_per_node(self, make: Callable[[], T]) -> T:
         """What `make` returns, called by one rank of each node and handed to the others there.
 
@@ -312,9 +317,9 @@ class World:
         """The ranks of each team, leader first. See `arranged`."""
         return arranged(self.size, team, rank_0)
 
-    def measures(self, rank_0: str = "auto") -> bool:
-        """Whether this rank computes, where each rank is a team of its own."""
-        return any(self.rank in ranks for ranks in self.places(1, rank_0))
+    def measures(self, rank_0: str = "auto", team: int = 1) -> bool:
+        """Whether this rank computes, in teams of this size. Raises ValueError as `arranged`."""
+        return any(self.rank in ranks for ranks in self.places(team, rank_0))
 
     def teams(self, size: int, rank_0: str = "auto") -> Team:
         """Give this rank its team of so many ranks; rank 0, where it only deals, is a team of its own.

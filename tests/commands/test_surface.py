@@ -130,6 +130,30 @@ def test_losses_of_the_original_tool_are_reproduced_on_its_line_of_states_nan_in
         np.testing.assert_array_equal(ours["train_acc"][:-2], stored["train_acc"][:-2])
 
 
+SPY = """\
+import os
+import sys
+
+def spy(event, args):
+    if event == "open" and str(args[0]).endswith(("m.pt", "data.npz")):
+        with open("opened." + os.environ.get("OMPI_COMM_WORLD_RANK", "none"), "a") as file:
+            file.write(f"{args[0]}\\n")
+
+sys.addaudithook(spy)
+"""
+
+
+def test_checkpoint_and_data_are_read_by_one_rank_of_a_node_alone(here, monkeypatch):
+    (here / "sitecustomize.py").write_text(SPY)
+    monkeypatch.setenv("PYTHONPATH", f"{here}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    torch.save(zoo.build("mlp", seed=1).state_dict(), "m.pt")
+    np.savez("data.npz", x=np.random.default_rng(0).normal(size=(20, 1, 8, 8)), y=np.arange(20) % 10)
+    line = "--model mlp --model-file m.pt --dataset npz:data.npz --x=-1:1:4 --no-probe --surf-file a.h5"
+    in_ranks(2, line, here)
+    assert {Path(name).name for name in (here / "opened.0").read_text().split()} == {"m.pt", "data.npz"}
+    assert not (here / "opened.1").exists()
+
+
 def test_a_grid_that_is_not_square_is_stored_row_by_row(here):
     assert run("--model net.py:flat --dataset net.py:data --x=-1:0:3 --y=2:0:4 --surf-file a.h5 --batch-size 30") == 0
     surface = lossmap.read("a.h5")
