@@ -12,7 +12,7 @@ from __future__ import annotations
 import copy
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -92,8 +92,11 @@ def main(argv: Sequence[str] | None = None, given: dict[str, Any] | None = None)
     return world.leave(run(settings, world))
 
 
-def run(settings: Settings, world: World) -> int:
-    """Make the subjects, deal their jobs, print, keep and draw what they found."""
+def run(settings: Settings, world: World, walk: Callable[..., Any] = survey) -> int:
+    """Make the subjects, deal their jobs, print, keep and draw what they found.
+
+    walk  `survey`; `lossmap estimate` rehearses the jobs instead
+    """
     from lossmap import objects
     from lossmap.measure.jobs import ROW, jobs_of
 
@@ -130,7 +133,7 @@ def run(settings: Settings, world: World) -> int:
 
     store = world.together(opened)
     with Stop(after=asked.stop_after, until=job_end(os.environ)) as stop, display(world, "spectrum") as progress:
-        surface = survey(
+        surface = walk(
             measure, grid, store=store, world=world, stop=stop, progress=progress, retry_failed=asked.retry_failed,
             rank_0=asked.rank_0, team=team, point_timeout=asked.point_timeout,
         )  # fmt: skip

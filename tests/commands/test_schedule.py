@@ -407,10 +407,22 @@ def test_an_estimate_of_eigenvalues_counts_products_and_the_audit(capsys):
     assert told["file_size"] > 1e4
 
 
+def test_an_estimate_of_a_spectrum_rehearses_its_parts(capsys):
+    work = ["spectrum", *SUBJECT[:-3], "--no-density", "--trace-products", "20", "--way", "double"]
+    work += ["--surf-file", "s.h5"]
+    assert lossmap(["estimate", "--", *work]) == 0
+    out = capsys.readouterr().out
+    assert "s.h5: 3 parts, all rehearsed over few samples" in out and "all parts" in out
+    assert lossmap(work) == 0
+    assert lossmap(["status", "s.h5"]) == 0
+    assert re.search(r"seconds a point +estimated .* took ", capsys.readouterr().out)
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--", "train"], "train is no survey; there is an estimate for surface and eigenmap"),
+        (["--", "spectrum", "--along", "runs"], "--along reads one checkpoint after the other"),
+        (["--", "train"], "train is no survey; there is an estimate for surface, eigenmap and spectrum"),
         (["--ranks-per-node", "0", "--", *survey()], "--ranks-per-node wants 1 or more; got 0"),
         (["--within", "soon", "--", *survey()], "--time wants M"),
         (["--", *survey("--dataset", "none")], "none"),
