@@ -20,6 +20,8 @@ from dataclasses import MISSING, Field, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
+from lossmap.farm.launch import rank_in
+
 EXIT = {"complete": 0, "failed": 3, "unfinished": 75}  # a door's exit code, by how its result stands
 
 
@@ -386,11 +388,7 @@ def _as(f: Field[Any], group: type, value: Any) -> Any:
 
 def launched_rank() -> int:
     """The rank of this process by the launcher's variables, before any MPI is started; 0 without a launcher."""
-    for name in ("OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK", "MV2_COMM_WORLD_RANK"):
-        if os.environ.get(name, "").isdigit():
-            return int(os.environ[name])
-    in_step = "SLURM_STEP_ID" in os.environ and os.environ.get("SLURM_STEP_NUM_TASKS", "1") != "1"
-    return int(os.environ["SLURM_PROCID"]) if in_step and os.environ.get("SLURM_PROCID", "").isdigit() else 0
+    return rank_in(os.environ)
 
 
 def guarded(door: Callable[..., int]) -> Callable[..., int]:

@@ -27,6 +27,15 @@ def launched(environ: Mapping[str, str]) -> int:
     return 1
 
 
+def rank_in(environ: Mapping[str, str]) -> int:
+    """Which of them this process is, before any MPI is started; 0 without a launcher."""
+    for name in ("OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK", "MV2_COMM_WORLD_RANK"):
+        if environ.get(name, "").isdigit():
+            return int(environ[name])
+    in_step = "SLURM_STEP_ID" in environ and environ.get("SLURM_STEP_NUM_TASKS", "1") != "1"
+    return int(environ["SLURM_PROCID"]) if in_step and environ.get("SLURM_PROCID", "").isdigit() else 0
+
+
 def check_size(size: int, environ: Mapping[str, str]) -> None:
     """Raises ValueError where SLURM started several tasks, each of which sees itself alone."""
     tasks = environ.get("SLURM_STEP_NUM_TASKS", "")
