@@ -1,6 +1,6 @@
 """How near an estimate comes to what a survey then takes: five runs each, of losses and of eigenvalues.
 
-    python benchmarks/estimate.py [--quick]
+    python benchmarks/estimate.py [--quick] [--runs 5]
 
 Each run is what a person types: `lossmap estimate`, then `lossmap surface` (the demo's survey: ResNet-20 of width 8 on
 the digits, 25 x 25 points, trained) or `lossmap eigenmap` (256 samples, 9 x 9 points), one rank with one thread. Said
@@ -57,8 +57,9 @@ def compared(folder, result, work):
 def main():
     flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     flags.add_argument("--quick", action="store_true", help="one run, of few points")
+    flags.add_argument("--runs", type=int, default=5)
     asked = flags.parse_args()
-    runs, loss_count, eigen_count = (1, 5, 3) if asked.quick else (5, 25, 9)
+    runs, loss_count, eigen_count = (1, 5, 3) if asked.quick else (asked.runs, 25, 9)
     with tempfile.TemporaryDirectory() as folder:
         subject = ["--model", "resnet20-w8"]
         lossmap(folder, "train", *subject, "--epochs", "1" if asked.quick else "12", "--final", "net.pt")

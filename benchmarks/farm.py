@@ -1,12 +1,14 @@
 """What the farm costs: dealing rate, efficiency, CPU of waiting ranks, a grid of a million points.
 
-    python benchmarks/farm.py [--quick] [--only rate efficiency waiting million] [--ranks 2 4 8 16 32 64]
+    python benchmarks/farm.py [--quick] [--only rate efficiency places waiting million] [--ranks 2 4 8 16 32 64]
 
 Points only sleep (or do nothing), so that more ranks than cores tell the truth about the dealing.
 
 rate        points a second that rank 0 deals and writes down, and its CPU time for each: the model in docs/scaling.md
 efficiency  sleeping / (computing ranks * time), costs varying tenfold, against a static split with an Allreduce after
-            each point (the way of the original tool), and against the best that any such lock step could do
+            each point (the way of the original tool), each beside the best that such a dealing, or such a lock step,
+            could do with these points if it cost nothing itself
+places      rank 0's CPU time for a point with up to 10,000 places, which answer at once and without any MPI
 waiting     CPU of ranks that have nothing to do
 million     memory, sizes and rate along a grid of 1000 x 1000 points in one process
 """
@@ -14,6 +16,7 @@ million     memory, sizes and rate along a grid of 1000 x 1000 points in one pro
 from __future__ import annotations
 
 import argparse
+import heapq
 import json
 import os
 import resource
@@ -22,14 +25,18 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import deque
 from pathlib import Path
 
 import numpy as np
 
+from lossmap.farm.dealer import DONE, HELLO, POINTS, Dealer
+from lossmap.farm.dealing import Dealing
+from lossmap.farm.stop import Stop
 from lossmap.farm.team import World
 from lossmap.space.grid import Field, Grid
 from lossmap.store.surface import SurfaceFile
-from lossmap.survey import survey
+from lossmap.survey import Book, survey
 
 ROOT = Path(__file__).resolve().parents[1]
 ENVIRONMENT = {
@@ -99,7 +106,17 @@ def efficiency(world: World, count: int, mean: float) -> None:
     survey(Sleep(seconds), line(seconds.size), world=world)
     if world.rank == 0:
         wall, computing = time.perf_counter() - began, len(world.places())
-        print(json.dumps({"efficiency": seconds.sum() / (computing * wall), "computing": computing}))
+        told = {"computing": computing, "efficiency": seconds.sum() / (computing * wall)}
+        told |= {"of_all": seconds.sum() / (world.size * wall), "best": handed_out(seconds, computing)}
+        print(json.dumps(told))
+
+
+def handed_out(seconds: np.ndarray, ranks: int) -> float:
+    """The efficiency of dealing that costs nothing: each point to the rank that is free first."""
+    free = [0.0] * ranks
+    for cost in seconds:
+        heapq.heapreplace(free, free[0] + cost)
+    return float(seconds.sum() / (ranks * max(free)))
 
 
 def lockstep(world: World, count: int, mean: float) -> None:
@@ -160,6 +177,38 @@ def million(side: int, folder: str) -> None:
     }))  # fmt: skip
 
 
+class Instant:
+    """A link to places that answer each point at once."""
+
+    def __init__(self, places: int) -> None:
+        reading = {"train_loss": 1.0, "train_acc": 1.0}
+        self.answer = lambda index: (0, DONE, index, reading, 1.0)
+        self.waiting = deque((rank, (0, HELLO, "host")) for rank in range(1, places + 1))
+
+    def send(self, message: tuple, rank: int) -> None:
+        if message[1] == POINTS:
+            self.waiting.extend((rank, self.answer(index)) for index, _ in message[2])
+
+    def receive(self) -> tuple | None:
+        return self.waiting.popleft() if self.waiting else None
+
+    def dead(self) -> frozenset:
+        return frozenset()
+
+
+def places(number: int, folder: str) -> None:
+    """Role: the dealer alone, before so many places, each of which is given twenty points."""
+    grid, measure = line(20 * number if number > 1000 else 20_000), Sleep(0.0)
+    with SurfaceFile.open(Path(folder) / "s.h5", grid, measures={"loss": (measure.fields, measure.settings)}) as store:
+        book = Book(store, "loss", grid, None, number, None, False)
+        ranks = [(rank,) for rank in range(1, number + 1)]
+        dealer = Dealer(Instant(number), Dealing(book.order, number), ranks, book, stop=Stop(), patience=60.0)
+        used = cpu()
+        while not dealer.over:
+            dealer.step()
+        print(json.dumps({"cpu_us_per_point": 1e6 * (cpu() - used) / len(grid)}))
+
+
 ROLES = {"rate": rate, "efficiency": efficiency, "lockstep": lockstep, "waiting": waiting}
 
 
@@ -181,15 +230,15 @@ def main() -> None:
     """Run the parts that are asked for and print their figures."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--quick", action="store_true")
-    parts = ["rate", "efficiency", "waiting", "million"]
+    parts = ["rate", "places", "efficiency", "waiting", "million"]
     parser.add_argument("--only", nargs="+", default=parts, choices=parts)
     parser.add_argument("--ranks", nargs="+", type=int)
     parser.add_argument("--role", type=json.loads, help=argparse.SUPPRESS)
     told = parser.parse_args()
     if told.role:
         role, *args = told.role
-        if role == "million":
-            return million(*args, os.environ["TMPDIR"])
+        if role in ("million", "places"):
+            return {"million": million, "places": places}[role](*args, os.environ["TMPDIR"])
         world = World.start()
         ROLES[role](world, *args, *([os.environ["TMPDIR"]] if role == "rate" else []))
         world.leave()
@@ -203,14 +252,21 @@ def main() -> None:
                 f"{1e6 / found['cpu_us_per_point']:,.0f} points/s",
                 flush=True,
             )
+    if "places" in told.only:
+        for number in [10, 100] if told.quick else [10, 100, 1_000, 10_000]:
+            found = started("places", number)
+            price = f"{found['cpu_us_per_point']:.0f} us of rank 0's CPU for a point, without MPI"
+            print(f"places: {number:6,}: {price}", flush=True)
     if "efficiency" in told.only:
         count, mean = (10, 0.05) if told.quick else (40, 0.25)
         print(f"efficiency: {count} points a rank, {mean:g} s on average, costs from 1 to 10")
         for ranks in told.ranks or ([2, 8] if told.quick else [2, 4, 8, 16, 32, 64]):
             dealt, locked = (started(role, count, mean, ranks=ranks) for role in ("efficiency", "lockstep"))
             print(
-                f"efficiency: {ranks:2d} ranks ({dealt['computing']} compute): dealt {100 * dealt['efficiency']:.1f} %"
-                f", lock step {100 * locked['efficiency']:.1f} % (at best {100 * locked['best']:.1f} %)",
+                f"efficiency: {ranks:2d} ranks, of which {dealt['computing']} compute: dealt "
+                f"{100 * dealt['efficiency']:.1f} % of those (at best {100 * dealt['best']:.1f} %), "
+                f"{100 * dealt['of_all']:.1f} % of all; lock step {100 * locked['efficiency']:.1f} % (at best "
+                f"{100 * locked['best']:.1f} %)",
                 flush=True,
             )
     if "waiting" in told.only:

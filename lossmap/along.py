@@ -114,9 +114,7 @@ def along(
     files = world.together(lambda: checkpoints(given))
     folder = Folder.beside(path)
     stop = as_stop(stop)
-    choice = world.broadcast(
-        world.together(lambda: _chosen(path, problem, parameters, overwrite, way) if world.rank == 0 else None)
-    )
+    choice = world.once(lambda: _chosen(path, problem, parameters, overwrite, way))
     measure = EachCheckpoint(
         problem,
         files,

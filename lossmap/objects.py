@@ -11,6 +11,7 @@ import inspect
 import json
 import logging
 import os
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -35,6 +36,7 @@ from lossmap.store import legacy
 from lossmap.store.surface import read_group
 
 logger = logging.getLogger("lossmap")
+NODES = 8  # whose GPUs are named in the log
 
 
 @dataclass(frozen=True)
@@ -45,26 +47,44 @@ class Machine:
     dtype     of parameters and data
     autocast  a lower precision for the layers that bear it, or none
     threads   of this rank
+    every     of each rank that computes: its host, its GPU by the number or name that the node gives it, or none,
+              and what kind of device that is
     """
 
     device: torch.device
     dtype: torch.dtype
     autocast: torch.dtype | None
     threads: int
+    every: tuple[tuple[str, str, str], ...]
 
     def describe(self) -> str:
-        """The device's name as people know it."""
-        return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
+        """The names of the devices of all ranks, as people know them, each with its ranks where there are several."""
+        counts = Counter(name for _, _, name in self.every)
+        if len(self.every) == 1:
+            return self.every[0][2]
+        return ", ".join(f"{name} ({n} rank{'s' if n > 1 else ''})" for name, n in counts.items())
+
+    def sentence(self) -> str:
+        """On what is computed, for the log; of GPUs also which, node by node, as far as one line bears it."""
+        nodes: dict[str, list[str]] = {}
+        for host, gpu, _ in self.every:
+            nodes.setdefault(host, []).extend([gpu] if gpu else [])
+        gpus = [f"{host} GPU {' '.join(took)}" for host, took in nodes.items() if took]
+        which = f": {', '.join(gpus[:NODES])}" if gpus else ""
+        more = f" and {len(gpus) - NODES} more nodes" if len(gpus) > NODES else ""
+        threads = f"{self.threads} thread{'s' if self.threads > 1 else ''}"
+        return f"computing on {self.describe()}{which}{more}; {threads}{' each' if len(self.every) > 1 else ''}"
 
 
 def machine(run: RunSettings, world: World) -> Machine:
     """Make this process ready: its device, its threads, its precision; no TF32 unless asked. All ranks call it."""
+    measures = world.measures(run.rank_0, run.team)
     # CUDA counts its devices without starting; a rank that only deals wants none
-    count = 0 if run.device == "cpu" or not world.measures(run.rank_0) else torch.cuda.device_count()
+    count = 0 if run.device == "cpu" or not measures else torch.cuda.device_count()
     shown = world.gather((world.host, devices.visible(os.environ, count)))
     here = [mask for host, mask in shown if host == world.host]
     place = sum(host == world.host for host, _ in shown[: world.rank])
-    device = device_of(here, place, run) if world.measures(run.rank_0) else "cpu"
+    device = device_of(here, place, run) if measures else "cpu"
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     bound = cores < (os.cpu_count() or 1)  # the launcher gave this rank cores of its own
     said = os.environ.get("OMP_NUM_THREADS", "")
@@ -78,7 +98,11 @@ def machine(run: RunSettings, world: World) -> Machine:
     torch.backends.cuda.matmul.allow_tf32 = tf32
     torch.backends.cudnn.allow_tf32 = tf32
     dtype = torch.float64 if run.precision == "float64" else torch.float32
-    return Machine(there, dtype, torch.bfloat16 if run.precision == "bfloat16" else None, threads)
+    gpu = shown[world.rank][1][there.index or 0] if there.type == "cuda" else ""
+    name = torch.cuda.get_device_name(there) if gpu else "cpu"
+    told = world.gather((world.host, gpu, name) if measures else None)
+    every = tuple(one for one in told if one is not None)
+    return Machine(there, dtype, torch.bfloat16 if run.precision == "bfloat16" else None, threads, every)
 
 
 def keep_freed_memory() -> None:
@@ -123,11 +147,16 @@ def splits_of(data: DataSettings) -> tuple[str, ...]:
     return ("train", "test") if data.split == "both" else (data.split,)
 
 
-def problem_and_files(settings: Settings, world: World, at: Machine, splits: Sequence[str] = ()) -> dict[str, Problem]:
-    """The problems by split, read once per node; every rank calls it, and all raise as one."""
-    names = tuple(splits) or splits_of(settings.data)
-    files = world.once_per_node(lambda: files_of(settings.model, settings.data, names, world.node_size))
-    return world.together(lambda: problems_of(settings.model, settings.data, at, splits=names, files=files))
+def problem_and_files(
+    settings: Settings, world: World, at: Machine, splits: Sequence[str] = (), model: ModelSettings | None = None
+) -> dict[str, Problem]:
+    """The problems by split, read once per node; every rank calls it, and all raise as one.
+
+    model  instead of the settings' own
+    """
+    names, model = tuple(splits) or splits_of(settings.data), model or settings.model
+    files = world.once_per_node(lambda: files_of(model, settings.data, names, world.node_size))
+    return world.together(lambda: problems_of(model, settings.data, at, splits=names, files=files))
 
 
 def at_checkpoint(settings: Settings, say: Callable[[str], None]) -> Settings:

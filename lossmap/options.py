@@ -13,11 +13,14 @@ import functools
 import json
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
+
+from lossmap.farm.launch import rank_in
 
 EXIT = {"complete": 0, "failed": 3, "unfinished": 75}  # a door's exit code, by how its result stands
 
@@ -385,11 +388,7 @@ def _as(f: Field[Any], group: type, value: Any) -> Any:
 
 def launched_rank() -> int:
     """The rank of this process by the launcher's variables, before any MPI is started; 0 without a launcher."""
-    for name in ("OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK", "MV2_COMM_WORLD_RANK"):
-        if os.environ.get(name, "").isdigit():
-            return int(os.environ[name])
-    in_step = "SLURM_STEP_ID" in os.environ and os.environ.get("SLURM_STEP_NUM_TASKS", "1") != "1"
-    return int(os.environ["SLURM_PROCID"]) if in_step and os.environ.get("SLURM_PROCID", "").isdigit() else 0
+    return rank_in(os.environ)
 
 
 def guarded(door: Callable[..., int]) -> Callable[..., int]:
@@ -399,6 +398,9 @@ def guarded(door: Callable[..., int]) -> Callable[..., int]:
     def run(*args: Any, **kwargs: Any) -> int:
         try:
             return door(*args, **kwargs)
+        except BrokenPipeError:  # whoever read, such as `head`, has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 128 + signal.SIGPIPE
         except (ValueError, OSError, ImportError, KeyError, RuntimeError, ArithmeticError) as error:
             if os.environ.get("LOSSMAP_DEBUG"):
                 raise

@@ -6,6 +6,7 @@ import os
 import platform
 import re
 import resource
+import shlex
 import subprocess
 import sys
 import time
@@ -19,6 +20,7 @@ import numpy as np
 
 from lossmap import __version__
 from lossmap.farm.estimate import beside, side_by_side, table, taken
+from lossmap.farm.launch import launched
 from lossmap.farm.shards import Shard
 from lossmap.farm.team import World
 from lossmap.options import EXIT as EXIT
@@ -95,8 +97,6 @@ class Kept:
         """What an earlier run's probe chose for this file, else what the probe chooses now, on rank 0; told to all."""
 
         def choose() -> Any:
-            if world.rank != 0:
-                return None
             if self.path.exists() and not self.settings.run.overwrite:
                 told = read(self.path).settings.get("measures", {}).get(measure, {})
                 if name in told.get("chosen", {}):
@@ -104,7 +104,7 @@ class Kept:
             found = probe()
             return asdict(found) if is_dataclass(found) and not isinstance(found, type) else found
 
-        return world.broadcast(world.together(choose))
+        return world.once(choose)
 
     def open(self, measures: Mapping[str, tuple[Any, Any]], device: str, ranks: int) -> SurfaceFile:
         """Open or continue the file, on rank 0. Raises ValueError naming what differs from an earlier run."""
@@ -171,8 +171,10 @@ class Kept:
         )
 
 
-def finished(path: Path, surface: Surface, measure: str, say: Say, overwrite: bool = False) -> int:
-    """The last lines: how it ended, each failure, where the result is. Returns the exit code."""
+def finished(
+    path: Path, surface: Surface, measure: str, say: Say, overwrite: bool = False, why: str | None = None
+) -> int:
+    """The last lines: how it ended, `why` where too early, each failure, where the result is. Returns the exit code."""
     counts = surface.counts(measure)
     outcome = surface.outcome_of(measure)
     for failure in [f for f in surface.failures if f.measure == measure]:
@@ -181,14 +183,18 @@ def finished(path: Path, surface: Surface, measure: str, say: Say, overwrite: bo
     if outcome == "unfinished":
         without = " without --overwrite" if overwrite else ""
         left = f"{counts['done']:,} points done, {counts['left']:,} left"
-        say(f"stopped in good order: {left}; the same command{without} goes on, or lossmap resume {path}")
+        stopped = f"stopped in good order{f' ({why})' if why else ''}"
+        say(f"{stopped}: {left}; the same command{without} goes on, or lossmap resume {shlex.quote(str(path))}")
     elif outcome == "failed":
         say(f"complete, but {counts['failed']:,} points failed; --retry-failed measures them again")
     estimated, took = (table(surface.attributes.get(f"{measure}_{what}")) for what in ("estimate", "took"))
-    for line in side_by_side(estimated, took) if estimated else ():
+    for line in side_by_side(estimated, took, not counts["left"]) if estimated else ():
         say(line)
     say(f"result: {path}")
-    return EXIT[outcome]
+    code = EXIT[outcome]
+    if code and launched(os.environ) > 1:
+        say(f"exit code {code}, which says just that to scripts: the launcher calls it an error, and it is none")
+    return code
 
 
 def pictures(path: Path, settings: DrawSettings, say: Say) -> None:

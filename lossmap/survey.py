@@ -41,7 +41,8 @@ class Measure(Protocol):
     settings  what it was told, and what its probe chose
 
     May have `resume(point, state)`, which goes on at a point that it left by raising Unfinished(state), and
-    `smaller()`, which makes it need less memory and says how, or returns None where it cannot.
+    `smaller()`, which makes it need less memory and says how, or returns None where it cannot; where memory runs out
+    on one rank of a team, all its ranks call it.
     """
 
     @property

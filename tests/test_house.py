@@ -20,7 +20,7 @@ MAY = {
     "store": {"store", "space.grid"},
     "draw": {"draw", "store", "space.grid"},
     "survey": {"survey", "farm", "store", "space.grid"},
-    "options": {"options"},
+    "options": {"options", "farm.launch"},
     "objects": {"objects", "options", "space", "zoo", "farm", "store"},
 }
 # library -> the only places that may import it

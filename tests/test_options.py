@@ -129,6 +129,20 @@ def test_a_door_turns_errors_into_one_sentence_and_exit_code_2(capsys, monkeypat
         door()
 
 
+def test_a_reader_who_has_seen_enough_is_no_error():
+    code = (
+        "import sys\nfrom lossmap.options import guarded\n"
+        "@guarded\ndef door():\n    for i in range(100_000):\n        print(i)\n    return 0\n"
+        "sys.exit(door())"
+    )
+    door = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    door.stdout.readline()
+    door.stdout.close()
+    assert door.stderr.read() == b""
+    door.stderr.close()
+    assert door.wait() == 141
+
+
 def test_reading_options_does_not_wake_torch():
     code = "import sys, lossmap.options, lossmap.commands.__main__; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from lossmap.commands import DOORS
+from lossmap.options import launched_rank
 
 
 def usage() -> str:
@@ -34,7 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if name not in DOORS:
         near = difflib.get_close_matches(name, DOORS, 2, 0.5)
         hint = f"; did you mean {' or '.join(near)}?" if near else "; see lossmap --help"
-        print(f"lossmap: unknown command {name!r}{hint}", file=sys.stderr)
+        if launched_rank() == 0:
+            print(f"lossmap: unknown command {name!r}{hint}", file=sys.stderr)
         return 2
     room, door, _ = DOORS[name]
     code: int = getattr(import_module(room), door)(rest)

@@ -123,13 +123,13 @@ def run(settings: Settings, world: World, walk: Callable[..., Any] = survey) -> 
     problems = objects.problem_and_files(settings, world, at)
     first = next(iter(problems.values()))
     plane = objects.plane_and_ranks(settings, world, first.model, lambda kind: curved_direction(first, kind))
-    file_settings = objects.identity(settings.model, settings.data, plane)
+    file_settings = world.once(lambda: objects.identity(settings.model, settings.data, plane))
     kept = world.together(lambda: results.Kept("eigenmap", settings, grid, plane, file_settings))
-    world.together(lambda: _spared(kept.path, asked.overwrite))
+    world.once(lambda: _spared(kept.path, asked.overwrite))
     if asked.dry_run:
         say(kept.describe(problems, "eigenvalues"))
         return 0
-    told = objects.measured_with(settings.data, asked, problems) | {"parameters": wanted.parameters}
+    told = world.once(lambda: objects.measured_with(settings.data, asked, problems) | {"parameters": wanted.parameters})
     room = free_memory(at.device) // 3 // world.node_size
 
     def choice() -> dict[str, Any]:
@@ -166,6 +166,7 @@ def run(settings: Settings, world: World, walk: Callable[..., Any] = survey) -> 
     cold = measure(audit=True) if wanted.certify == "audit" and cheap.auditable else None
     measures = {m.name: (m.fields, m.settings) for m in (cheap, cold) if m is not None}
     store = world.together(lambda: kept.open(measures, at.describe(), world.size) if world.rank == 0 else None)
+    say(at.sentence())
     if store is not None:
         store.note(split=next(iter(problems)))
     told_walk: dict[str, Any] = {
@@ -194,8 +195,8 @@ def run(settings: Settings, world: World, walk: Callable[..., Any] = survey) -> 
     kept.took(store, "eigen")
     store.close()
     results.pictures(kept.path, settings.draw, say)
-    code = results.finished(kept.path, store.surface(), "eigen", say, asked.overwrite)
+    code = results.finished(kept.path, store.surface(), "eigen", say, asked.overwrite, stop.asked)
     if cold is not None and store.surface().outcome_of("audit") != "complete" and code != 75:
         say("the audit is not complete:")
-        code = max(code, results.finished(kept.path, store.surface(), "audit", say, asked.overwrite))
+        code = max(code, results.finished(kept.path, store.surface(), "audit", say, asked.overwrite, stop.asked))
     return code

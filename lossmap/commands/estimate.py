@@ -1,8 +1,9 @@
-"""`lossmap estimate [flags] -- COMMAND ...`: what a survey will cost, from a few of its points.
+"""`lossmap estimate [flags] -- COMMAND ...`: what a survey or a spectrum will cost, from few points or products.
 
 It measures the middle and the corners of the grid and near neighbours of each, on this machine, and says seconds and
 products of a point with their spread, memory, file size, node-hours, a fitting number of ranks, and the `lossmap
-submit` that follows from it. The result, once it is there, is shown beside the estimate by `lossmap status`.
+submit` that follows from it. Of a spectrum all parts are rehearsed over few samples, and one product over all samples
+is timed. The result, once it is there, is shown beside the estimate by `lossmap status`.
 """
 
 from __future__ import annotations
@@ -47,9 +48,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     own, words = split(argv, "lossmap estimate -- surface --model resnet20-w8 ...")
     told = parse((EstimateSettings,), own, prog="lossmap estimate", about=__doc__ or "").estimate
     goal = minutes_of(told.within) * 60
-    work = asked(words)
+    work = meant(words)
     if work.settings is None or work.result is None or work.measure is None:
-        raise Usage(f"{work.command} is no survey; there is an estimate for {' and '.join(MEASURES)}")
+        raise Usage(f"{work.command} is no survey; there is an estimate for {', '.join(MEASURES)} and spectrum")
     if told.ranks_per_node is not None and told.ranks_per_node < 1:
         raise Usage(f"--ranks-per-node wants 1 or more; got {told.ranks_per_node}")
     world = World.start()
@@ -63,6 +64,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(text(found, work, goal))
         print(f"kept in {kept}, to be compared with what it takes")
     return 0
+
+
+def meant(words: Sequence[str]) -> Asked:
+    """What is to be estimated: a survey, or the parts of a spectrum, which are dealt as points are."""
+    work = asked(words)
+    if work.command != "spectrum":
+        return work
+    room = room_of("spectrum")
+    settings = parse(room.GROUPS, list(words[1:]), prog="lossmap spectrum", about=room.__doc__ or "")
+    if settings.spectrum.along:
+        raise Usage("--along reads one checkpoint after the other: estimate one of them, with --model-file")
+    return replace(work, result=room.result_of(settings), measure="spectrum", settings=settings)
 
 
 class Looked(BaseException):
@@ -103,7 +116,8 @@ def walk(settings: Settings, per_node: int, cuda: bool) -> Callable[..., Any]:
         def measured(index: int) -> Any:
             return measure(grid.point(index))
 
-        samples = estimate.look(measured, grid.shape, time.perf_counter)
+        parts = measure.name == "spectrum"
+        samples = [] if parts else estimate.look(measured, grid.shape, time.perf_counter)
         audited = settings.resolved().get("certify") == "audit" and measure.name == "eigen"
         again = min(len(grid), max(AUDIT_LEAST, math.ceil(AUDITED * len(grid)))) if audited else 0
         chosen = measure.settings.get("chosen", {})
@@ -117,9 +131,20 @@ def walk(settings: Settings, per_node: int, cuda: bool) -> Callable[..., Any]:
             "per_node": per_node,
             "choice": json.dumps(chosen) if chosen else "",
         }
-        raise Looked(estimate.estimated(samples, grid.shape, **known))
+        raise Looked(of_parts(measure, known) if parts else estimate.estimated(samples, grid.shape, **known))
 
     return look
+
+
+def of_parts(measure: Any, known: dict[str, Any]) -> Estimate:
+    """The estimate of a spectrum, from a rehearsal of its parts."""
+    from lossmap.measure.rehearsal import rehearsed
+
+    costs, setup = rehearsed(measure, time.perf_counter)
+    seconds = [cost.seconds for cost in costs]
+    mean, products = sum(seconds) / len(costs), sum(cost.products for cost in costs) / len(costs)
+    told = {"seconds": mean, "first": mean, "least": min(seconds), "most": max(seconds), "looked_at": len(costs)}
+    return Estimate(points=len(costs), setup=setup, products=products, **{**known, **told})
 
 
 def _gpus() -> int:
@@ -138,20 +163,23 @@ def text(found: Estimate, work: Asked, goal: float) -> str:
     """The estimate for a person."""
     ranks = found.ranks_for(goal)
     counts = sorted({1, 2, found.per_node, ranks, *(4**k for k in range(1, 6) if 4**k < 4 * ranks)})
+    point = "part" if work.measure == "spectrum" else "point"
+    seen = "all rehearsed over few samples" if point == "part" else f"of which {found.looked_at} were looked at"
     lines = [
-        f"{work.result}: {found.points:,} points, of which {found.looked_at} were looked at",
-        f"a point         {found.seconds:.3g} s ({found.least:.3g} to {found.most:.3g})"
+        f"{work.result}: {found.points:,} {point}s, {seen}",
+        f"{f'a {point}':16}{found.seconds:.3g} s ({found.least:.3g} to {found.most:.3g})"
         + (f", met from afar {found.first:.3g} s" if found.first > 1.1 * found.seconds else "")
         + (f"; a rank's set-up {found.setup:.2g} s" if found.setup > found.seconds else ""),
     ]
     if not math.isnan(found.products):
-        lines.append(f"products        {found.products:.3g} a point")
+        lines.append(f"products        {found.products:.3g} a {point}")
     if found.again:
         lines.append(f"audit           {found.again:,} points are solved again")
     memory = f"memory          {size_text(found.memory)} a rank"
     lines.append(memory + (f", {size_text(found.gpu_memory)} on its GPU" if found.gpu_memory else ""))
     lines.append(f"file            {size_text(found.file_size)}")
-    lines.append(f"all points      {span_text(found.rank_seconds)} on one rank; {found.per_node} ranks fit on a node")
+    whole = f"{f'all {point}s':16}{span_text(found.rank_seconds)} on one rank"
+    lines.append(f"{whole}; {found.per_node} ranks fit on a node")
     lines.append("   ranks   nodes        time   node-hours")
     for n in counts:
         nodes = math.ceil(n / found.per_node)

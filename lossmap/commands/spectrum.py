@@ -12,7 +12,7 @@ from __future__ import annotations
 import copy
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -92,8 +92,11 @@ def main(argv: Sequence[str] | None = None, given: dict[str, Any] | None = None)
     return world.leave(run(settings, world))
 
 
-def run(settings: Settings, world: World) -> int:
-    """Make the subjects, deal their jobs, print, keep and draw what they found."""
+def run(settings: Settings, world: World, walk: Callable[..., Any] = survey) -> int:
+    """Make the subjects, deal their jobs, print, keep and draw what they found.
+
+    walk  `survey`; `lossmap estimate` rehearses the jobs instead
+    """
     from lossmap import objects
     from lossmap.measure.jobs import ROW, jobs_of
 
@@ -110,9 +113,9 @@ def run(settings: Settings, world: World) -> int:
     at = objects.machine(asked, world)
     if at.autocast is not None:
         raise Usage("--precision bfloat16 is for losses; spectra want float32 or float64")
-    subjects = world.together(lambda: subjects_of(settings, at, team))
-    told = world.together(lambda: told_of(settings, wanted, subjects))
-    choices = world.broadcast(world.together(lambda: choices_of(settings, world, subjects, path)))
+    subjects = subjects_of(settings, world, at, team)
+    told = world.once(lambda: told_of(settings, wanted, subjects))
+    choices = world.once(lambda: choices_of(settings, subjects, path))
     measure = world.together(
         lambda: jobs_of(
             subjects, wanted, settings=told | {"chosen": {"ways": choices}}, total=team.sum, choices=choices
@@ -130,7 +133,7 @@ def run(settings: Settings, world: World) -> int:
 
     store = world.together(opened)
     with Stop(after=asked.stop_after, until=job_end(os.environ)) as stop, display(world, "spectrum") as progress:
-        surface = survey(
+        surface = walk(
             measure, grid, store=store, world=world, stop=stop, progress=progress, retry_failed=asked.retry_failed,
             rank_0=asked.rank_0, team=team, point_timeout=asked.point_timeout,
         )  # fmt: skip
@@ -202,8 +205,8 @@ def models_of(settings: Settings) -> dict[str, ModelSettings]:
     return found
 
 
-def subjects_of(settings: Settings, at: Any, team: Any) -> list[Any]:
-    """Every checkpoint, split and matrix that was asked for."""
+def subjects_of(settings: Settings, world: World, at: Any, team: Any) -> list[Any]:
+    """Every checkpoint, split and matrix that was asked for. Every rank calls it."""
     from lossmap import objects
     from lossmap.measure.jobs import Subject
 
@@ -211,7 +214,7 @@ def subjects_of(settings: Settings, at: Any, team: Any) -> list[Any]:
     kinds = ("hessian", "gauss-newton") if matrix == "both" else (matrix,)
     found = []
     for title, model in models_of(settings).items():
-        problems = objects.problems_of(model, settings.data, at)
+        problems = objects.problem_and_files(settings, world, at, model=model)
         for split, problem in problems.items():
             share = problem.share(team.rank, team.size) if team.size > 1 else problem
             for kind in kinds:
@@ -239,13 +242,13 @@ def told_of(settings: Settings, wanted: Any, subjects: Sequence[Any]) -> dict[st
     }
 
 
-def choices_of(settings: Settings, world: World, subjects: Sequence[Any], path: Path) -> list[dict[str, Any]]:
-    """How each subject's products are made: as an earlier run of this file chose, or as rank 0's probe does now."""
+def choices_of(settings: Settings, subjects: Sequence[Any], path: Path) -> list[dict[str, Any]]:
+    """How each subject's products are made: as an earlier run of this file chose, or as a probe does now."""
     from lossmap.measure.linearize import prepare
     from lossmap.measure.spectrum import MATRICES
 
     s = settings.spectrum
-    if world.rank != 0 or s.way == "double":
+    if s.way == "double":
         return []
     if path.exists() and not settings.run.overwrite:
         earlier = read(path).settings.get("measures", {}).get("spectrum", {}).get("chosen", {}).get("ways")

@@ -160,7 +160,7 @@ def text(now: dict[str, Any]) -> str:
             lines.append(f"  and {len(m['failures']) - SHOWN} more failed; --json tells all")
     for name, m in now["measures"].items():
         if m["took"] and name in now["estimate"]:
-            lines += [f"  {line}" for line in side_by_side(now["estimate"][name], m["took"])]
+            lines += [f"  {line}" for line in side_by_side(now["estimate"][name], m["took"], not m["left"])]
     lines.append(f"started {now['start'] or 'at an unknown time'}, restarts: {now['restarts']}")
     if now["outcome"] == "unfinished":
         lines.append(

@@ -53,12 +53,12 @@ def run(settings: Settings, world: World, walk: Callable[..., Any] = survey) -> 
     problems = objects.problem_and_files(settings, world, at)
     first = next(iter(problems.values()))
     plane = objects.plane_and_ranks(settings, world, first.model, lambda kind: curved_direction(first, kind))
-    file_settings = objects.identity(settings.model, settings.data, plane)
+    file_settings = world.once(lambda: objects.identity(settings.model, settings.data, plane))
     kept = world.together(lambda: results.Kept("surface", settings, grid, plane, file_settings))
     if asked.dry_run:
         say(kept.describe(problems, "losses and accuracies"))
         return 0
-    told = objects.measured_with(settings.data, asked, problems)
+    told = world.once(lambda: objects.measured_with(settings.data, asked, problems))
 
     def way() -> Way:
         if not asked.probe:
@@ -70,6 +70,7 @@ def run(settings: Settings, world: World, walk: Callable[..., Any] = survey) -> 
     measure = losses(shared, plane, way=chosen, total=team.sum, autocast=at.autocast, settings=told)
     measures = {measure.name: (measure.fields, measure.settings)}
     store = world.together(lambda: kept.open(measures, at.describe(), world.size) if world.rank == 0 else None)
+    say(at.sentence())
     if plane.cosine is not None:
         say(f"the cosine between the directions is {plane.cosine:.4f}")
     with Stop(after=asked.stop_after, until=job_end(os.environ)) as stop, display(world, "losses") as progress:
@@ -91,4 +92,4 @@ def run(settings: Settings, world: World, walk: Callable[..., Any] = survey) -> 
     kept.took(store, measure.name)
     store.close()
     results.pictures(kept.path, settings.draw, say)
-    return results.finished(kept.path, store.surface(), measure.name, say, asked.overwrite)
+    return results.finished(kept.path, store.surface(), measure.name, say, asked.overwrite, stop.asked)

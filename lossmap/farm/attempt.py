@@ -104,12 +104,19 @@ class Attempt:
         return settled, value if settled == code else None
 
     def _smaller(self, mine: bool, text: str) -> bool:
-        """After memory ran out, here where `mine`: make do with less, if all of the team can."""
-        said = self.measure.smaller() if mine else ""  # type: ignore[attr-defined]
+        """After memory ran out, here where `mine`: make do with less, on all ranks of the team or on none.
+
+        On all, since a measure may keep something from point to point that must be the same on each of them.
+        """
+        gc.collect()  # what the failed try left in circles, before room is made anew
+        try:
+            said: str | None = self.measure.smaller()  # type: ignore[attr-defined]
+        except Exception as error:  # there may not even be room to change anything
+            logger.warning("after memory ran out: %s", error)
+            said = None
         if self.team.settle(FINE if said is not None else RAISED) != FINE:
             return False
-        gc.collect()
-        if said:
+        if mine:
             self.note(f"memory ran out ({text.strip().splitlines()[-1]}); {said}")
         return True
 

@@ -112,7 +112,7 @@ class Dealer:
         self.hungry: set[int] = set()
         self.halting = 0  # 0 not, 1 no new points, 2 leave those in progress
         self.over = False
-        self._looked = self._told = float("-inf")
+        self._looked = self._told = self._counted = float("-inf")
 
     def step(self) -> bool:
         """Do what can be done now; whether that was anything."""
@@ -223,7 +223,8 @@ class Dealer:
 
     def _watch(self, now: float) -> None:
         """Look for stuck places, and at the stop."""
-        if self.patience is not None:
+        if self.patience is not None and now - self._counted > self.patience / 20:  # it looks at every place
+            self._counted = now
             for place, index in self.dealing.overdue(now, self.patience):
                 desk = self.desks[place]
                 desk.stuck_at, desk.present = now, False

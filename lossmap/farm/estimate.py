@@ -250,15 +250,17 @@ def table(value: Any) -> dict[str, Any]:
     return dict(json.loads(value) if isinstance(value, str) else value or {})
 
 
-def side_by_side(estimated: Mapping[str, Any], took: Mapping[str, Any]) -> list[str]:
-    """Lines that set what was estimated beside what it took, for whatever both know."""
-    whole = Estimate(**{"products": math.nan, **estimated})
-    told: dict[str, Any] = {
-        **estimated,
-        "rank_seconds": whole.points * whole.seconds,
-        "audit": whole.rank_seconds - whole.points * whole.seconds,
-        "wall": whole.wall(int(took.get("ranks", 1))),
-    }
+def side_by_side(estimated: Mapping[str, Any], took: Mapping[str, Any], whole: bool = True) -> list[str]:
+    """Lines that set what was estimated beside what it took, for whatever both know.
+
+    whole  whether no point is left to do; else what all of them take is left out
+    """
+    known = Estimate(**{"products": math.nan, **estimated})
+    told: dict[str, Any] = dict(estimated)
+    if whole:
+        told["rank_seconds"] = known.points * known.seconds
+        told["audit"] = known.rank_seconds - told["rank_seconds"]
+        told["wall"] = known.wall(int(took.get("ranks", 1)))
     rows: list[tuple[str, str, Callable[[float], str]]] = [
         ("seconds", "seconds a point", lambda v: f"{v:.3g} s"),
         ("products", "products a point", lambda v: f"{v:.3g}"),

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+import faulthandler
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 # what tells a rank that a launcher started it, and among how many
 _SIZES = (
@@ -23,6 +25,15 @@ def launched(environ: Mapping[str, str]) -> int:
         if environ.get(name, "").isdigit():
             return int(environ[name])
     return 1
+
+
+def rank_in(environ: Mapping[str, str]) -> int:
+    """Which of them this process is, before any MPI is started; 0 without a launcher."""
+    for name in ("OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK", "MV2_COMM_WORLD_RANK"):
+        if environ.get(name, "").isdigit():
+            return int(environ[name])
+    in_step = "SLURM_STEP_ID" in environ and environ.get("SLURM_STEP_NUM_TASKS", "1") != "1"
+    return int(environ["SLURM_PROCID"]) if in_step and environ.get("SLURM_PROCID", "").isdigit() else 0
 
 
 def check_size(size: int, environ: Mapping[str, str]) -> None:
@@ -62,7 +73,27 @@ def arranged(size: int, team: int = 1, rank_0: str = "auto") -> list[tuple[int, 
     return [tuple(range(start, start + team)) for start in range(first, size, team)]
 
 
-def die_with_parent() -> None:
+@contextmanager
+def meeting(environ: Mapping[str, str]) -> Iterator[None]:
+    """Around the start of MPI, in which ranks wait for each other: no rank stays there for ever.
+
+    Where a launcher that tolerates deaths goes on after one in MPI_Init, the others would wait for the dead inside it,
+    where Python is not heard. After LOSSMAP_MPI_START seconds (600) a watchdog then prints where this rank stands, and
+    ends it with 1. Every rank dies with its launcher.
+    """
+    if launched(environ) > 1:
+        _die_with_parent()
+    if environ.get("OMPI_MCA_mpi_ft_enable", "0") not in ("1", "true"):
+        yield
+        return
+    faulthandler.dump_traceback_later(float(environ.get("LOSSMAP_MPI_START", 600)), exit=True)
+    try:
+        yield
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+
+
+def _die_with_parent() -> None:
     """Ask the kernel to kill this rank when its launcher dies (Linux; elsewhere launchers see to it)."""
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGKILL)

@@ -22,10 +22,11 @@ from collections.abc import Callable, Mapping
 from datetime import datetime
 from types import TracebackType
 
+from lossmap.farm.launch import rank_in
+
 URGENT = (signal.SIGINT, signal.SIGTERM)
 ORDERLY = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
 WRAP_UP = 15.0  # seconds before the end of a batch job that are kept for closing the file and the launcher
-_RANKS = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "MV2_COMM_WORLD_RANK", "SLURM_PROCID")
 TWICE = 1.0  # seconds: launchers and fingers send the same signal twice within this time
 
 _installed: Stop | None = None  # only one at a time can own the process's signals
@@ -99,7 +100,10 @@ class Stop:
             if self._since is not None and now - self._since >= TWICE:
                 os._exit(128 + number)
             self._since = now if self._since is None else self._since
-        self.ask(signal.Signals(number).name, urgent=number in URGENT)
+        name, first = signal.Signals(number).name, self.asked is None
+        self.ask(name, urgent=number in URGENT)
+        if first and rank_in(os.environ) == 0:  # at once: a launcher may kill before anything else can be said
+            os.write(2, f"{name}: no new points; what has been measured is safe\n".encode())
 
     def __enter__(self) -> Stop:
         global _installed
@@ -182,8 +186,7 @@ def job_end(environ: Mapping[str, str], ask: Callable[[list[str]], str] | None =
     if known.isdigit():
         return float(known)
     job = environ.get("SLURM_JOB_ID")
-    rank = next((environ[name] for name in _RANKS if name in environ), "0")
-    if not job or rank != "0":
+    if not job or rank_in(environ) != 0:
         return None
     try:
         text = (ask or _printed)(["scontrol", "show", "job", job])

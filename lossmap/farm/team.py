@@ -23,8 +23,8 @@ from typing import Any, TypeVar
 import numpy as np
 
 from lossmap.farm.dealer import Broken, Nap
-from lossmap.farm.launch import arranged, check_size, die_with_parent, launched
-from lossmap.farm.wire import BYE, Wire
+from lossmap.farm.launch import arranged, check_size, launched, meeting
+from lossmap.farm.wire import BYE, LEFT, Wire
 
 T = TypeVar("T")
 
@@ -172,18 +172,22 @@ class World:
         global _world
         if _world is None:
             environ = os.environ if environ is None else environ
-            _world = cls(_library(environ)) if mpi or (mpi is None and launched(environ) > 1) else cls()
+            with meeting(environ):
+                _world = cls(_library(environ)) if mpi or (mpi is None and launched(environ) > 1) else cls()
             check_size(_world.size, environ)
         return _world
 
     def _join(self, mpi: Any) -> None:
-        wire = self.wire = Wire(mpi, self.host)
-        self.rank, self.size = wire.rank, wire.size
-        self.threads = mpi.Query_thread() == mpi.THREAD_MULTIPLE
-        self._all, self._node = wire.copy(), wire.node()
-        self.node_rank, self.node_size = self._node.rank, self._node.size
+        try:
+            wire = self.wire = Wire(mpi, self.host)
+            self.rank, self.size = wire.rank, wire.size
+            self.threads = mpi.Query_thread() == mpi.THREAD_MULTIPLE
+            self._all, self._node = wire.copy(), wire.node()
+            self.node_rank, self.node_size = self._node.rank, self._node.size
+        except mpi.Exception as error:  # where another has died by now, MPI_Finalize would wait for ever
+            print(f"on {self.host}: the ranks could not meet: {error}; leaving", file=sys.stderr, flush=True)
+            os._exit(LEFT)
         if self.size > 1:
-            die_with_parent()
             sys.excepthook = self._uncaught
             atexit.register(self.leave)  # before mpi4py's MPI_Finalize, for programs that do not call it
 
@@ -270,6 +274,11 @@ class World:
             raise error
         return value  # type: ignore[return-value]
 
+    def once(self, make: Callable[[], T]) -> T:
+        """What `make` returns on rank 0, which alone calls it, told to all; where it raises, all raise."""
+        told: T = self.broadcast(self.together(lambda: make() if self.rank == 0 else None))
+        return told
+
     def once_per_node(self, make: Callable[[], T]) -> T:
         """What `make` returns, called by one rank of each node and handed to the others there.
 
@@ -308,9 +317,9 @@ class World:
         """The ranks of each team, leader first. See `arranged`."""
         return arranged(self.size, team, rank_0)
 
-    def measures(self, rank_0: str = "auto") -> bool:
-        """Whether this rank computes, where each rank is a team of its own."""
-        return any(self.rank in ranks for ranks in self.places(1, rank_0))
+    def measures(self, rank_0: str = "auto", team: int = 1) -> bool:
+        """Whether this rank computes, in teams of this size. Raises ValueError as `arranged`."""
+        return any(self.rank in ranks for ranks in self.places(team, rank_0))
 
     def teams(self, size: int, rank_0: str = "auto") -> Team:
         """Give this rank its team of so many ranks; rank 0, where it only deals, is a team of its own.

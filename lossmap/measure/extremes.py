@@ -47,8 +47,15 @@ class Prepared(Protocol):
     def size(self) -> int:
         """The entries n of theta."""
 
+    @property
+    def batch(self) -> int:
+        """Samples of a batch."""
+
     def at(self, tensors: Mapping[str, Tensor]) -> There:
         """The matrix where the model has these tensors."""
+
+    def smaller(self) -> Prepared | None:
+        """The same with smaller batches and fewer kept values; None where it cannot do with less."""
 
 
 class Extremes:
@@ -84,7 +91,8 @@ class Extremes:
     ) -> None:
         if certify not in CERTIFY:
             raise ValueError(f"--certify is one of {', '.join(CERTIFY)}; got {certify!r}")
-        self.prepared, self.plane, self.which = dict(prepared), plane, which
+        self.prepared: dict[str, Prepared] = dict(prepared)
+        self.plane, self.which = plane, which
         self.parts = parts_of(which)
         for part in self.parts:
             for made in self.prepared.values():
@@ -116,6 +124,22 @@ class Extremes:
     def auditable(self) -> bool:
         """Whether a second, cold look could tell something: starts are a neighbour's, and eigenvalues are read."""
         return not self.cold and self.parts != ("trace",)
+
+    def smaller(self) -> str | None:
+        """Need less memory, after it ran out: half the batches, kept values and vectors. What was done, or None.
+
+        Every rank of a team calls it, also where that is no use, since all must go on from the same vectors.
+        """
+        self.memory //= 2
+        for solved in self._solved.values():
+            solved.forget(self.memory // len(self._jobs))
+        torch.cuda.empty_cache()  # what its allocator holds for batches of the former size; without CUDA nothing
+        made = {split: prepared.smaller() for split, prepared in self.prepared.items()}
+        if all(less is None for less in made.values()):
+            return None
+        self.prepared |= {split: less for split, less in made.items() if less is not None}
+        batch = max(prepared.batch for prepared in self.prepared.values())
+        return f"products over batches of {batch} samples, and half the memory for what is kept, from here on"
 
     def __call__(self, point: Point) -> dict[str, Any]:
         """Read the eigenvalues at a point. Every rank of a team calls with the same point."""
@@ -271,6 +295,11 @@ class Neighbours:
         size = vectors.numel() * vectors.element_size()
         while len(self.held) > min(max(3, self.memory // size), MOST):
             self.held.popitem(last=False)
+
+    def forget(self, memory: int) -> None:
+        """Let go of all points, and hold no more than so many bytes from here on."""
+        self.held.clear()
+        self.memory = memory
 
     def start(self, point: Point) -> Tensor | None:
         """(n, m) vectors to start from: the nearest point's, continued in a straight line where that is possible."""

@@ -142,6 +142,7 @@ class Jobs:
     total     adds a tensor up over the ranks of a team
     choices   how each subject's products are made (see `linearize.prepare`); none: by double backward
     made      matrices that this rank has prepared already
+    limits    the largest batches that memory allows, the newest last; none until it runs out
     """
 
     subjects: tuple[Subject, ...]
@@ -152,6 +153,7 @@ class Jobs:
     total: Total = alone
     choices: tuple[Mapping[str, Any], ...] = ()
     made: dict[tuple[int, str], Any] = field(default_factory=dict, repr=False)
+    limits: list[int] = field(default_factory=list, repr=False)
 
     @property
     def name(self) -> str:
@@ -166,7 +168,7 @@ class Jobs:
     def __call__(self, point: Point) -> dict[str, np.ndarray]:
         """Does the job of this number."""
         job = self.jobs[int(point[0])]
-        subject = self.subjects[job.subject]
+        subject = self._within_limits(self.subjects[job.subject])
         work: Callable[[Subject, str], Sequence[Any]] = getattr(self, "_" + job.kind)
         row = np.full(self.length, np.nan)
         found = packed(work(subject, job.name))
@@ -174,6 +176,24 @@ class Jobs:
             raise ValueError(f"the job {job} has {len(found)} numbers; {self.length} were foreseen")
         row[: len(found)] = found
         return {ROW: row}
+
+    def smaller(self) -> str | None:
+        """Halve the batches, after memory ran out; what was done, or None where they are of one sample already."""
+        batches = [s.problem.data.batch_size for s in self.subjects] + [int(c["batch"]) for c in self.choices]
+        now = self.limits[-1] if self.limits else min(max(batches), max(s.problem.data.samples for s in self.subjects))
+        self.made.clear()
+        torch.cuda.empty_cache()  # what its allocator holds for batches of the former size; without CUDA nothing
+        if now <= 1:
+            return None
+        self.limits.append(now // 2)
+        return f"batches of {now // 2} samples at most from here on"
+
+    def _within_limits(self, subject: Subject) -> Subject:
+        """The subject with batches that memory allows."""
+        data = subject.problem.data
+        if not self.limits or data.batch_size <= self.limits[-1]:
+            return subject
+        return replace(subject, problem=subject.problem.rebatched(self.limits[-1]))
 
     def spectra(self, rows: np.ndarray) -> dict[str, Spectrum]:
         """The spectra by label, from the rows (jobs, length) of a survey; what failed in it is missing in them."""
@@ -187,12 +207,14 @@ class Jobs:
             return {}
         return {s.label: self._layers(i, rows) for i, s in enumerate(self.subjects)}
 
-    def _matrix(self, subject: Subject, parameters: str | None = None) -> Any:
+    def matrix(self, subject: Subject, parameters: str | None = None) -> Any:
         """The subject's matrix; where products are prepared, once for all jobs of this rank."""
         which = parameters or self.asked.parameters
-        i = self.subjects.index(subject)
+        i = next(i for i, s in enumerate(self.subjects) if s.label == subject.label)
         if (i, which) not in self.made:
             choice = self.choices[i] if self.choices and which == self.asked.parameters else None
+            if choice is not None and self.limits:
+                choice = {**choice, "batch": min(int(choice["batch"]), self.limits[-1])}
             self.made[i, which] = curvature(subject.problem, subject.matrix, which, self.total, choice=choice)
         return self.made[i, which]
 
@@ -201,12 +223,12 @@ class Jobs:
         return [loss, norm(slope)]
 
     def _whole(self, subject: Subject, name: str) -> Sequence[Any]:
-        whole = Whole.of(self._matrix(subject))
+        whole = Whole.of(self.matrix(subject))
         return [whole.entries, whole.lack, whole.epsilon]
 
     def _ends(self, subject: Subject, name: str) -> Sequence[Any]:
         a, found = self.asked, []
-        matrix = self._matrix(subject)
+        matrix = self.matrix(subject)
         told: dict[str, Any] = {"tol": a.tol, "confidence": a.confidence, "max_products": a.max_products}
         told["certify"] = True
         for end, count in (("top", a.top), ("bottom", a.bottom)):
@@ -222,19 +244,19 @@ class Jobs:
 
     def _trace(self, subject: Subject, name: str) -> Sequence[Any]:
         a = self.asked
-        t = trace(self._matrix(subject), a.trace_method, products=a.trace_products, error=a.trace_error, seed=a.seed)
+        t = trace(self.matrix(subject), a.trace_method, products=a.trace_products, error=a.trace_error, seed=a.seed)
         method = (*METHODS, "unit vectors").index(t.method)
         return [[t.value, t.error, t.terms, t.products, method, t.size, t.wanted]]
 
     def _density(self, subject: Subject, name: str) -> Sequence[Any]:
-        a, matrix = self.asked, self._matrix(subject)
+        a, matrix = self.asked, self.matrix(subject)
         if name:
             return _of_runs([run(matrix, a.density_steps or 64, seed=a.seed, probe=int(name))])
         return _of_runs(density(matrix, error=a.density_error, steps=a.density_steps, seed=a.seed).runs)
 
     def _block(self, subject: Subject, name: str) -> Sequence[Any]:
-        tensors = self._groups(subject)[name]
-        sizes = _sizes(self._matrix(subject, "all").layout)
+        tensors = self.groups(subject)[name]
+        sizes = _sizes(self.matrix(subject, "all").layout)
         problem = subject.problem
         if sum(sizes[t] for t in tensors) <= self.asked.dense:
             problem, _ = exact_problem(problem)
@@ -252,17 +274,18 @@ class Jobs:
         return [b.values, about, entries, *runs]
 
     def _leak(self, subject: Subject, name: str) -> Sequence[Any]:
-        matrix = self._matrix(subject, "all")
-        where = places(matrix.layout, self._groups(subject)[name])
+        matrix = self.matrix(subject, "all")
+        where = places(matrix.layout, self.groups(subject)[name])
         return list(leak(matrix, name, where, self.asked.probes, self.asked.seed))
 
     def _block_ends(self, subject: Subject, name: str) -> Sequence[Any]:
         pairs = extremes(
-            self._matrix(subject, "all"), "ends", tol=self.asked.tol, seed=f"{self.asked.seed}", certify=True
+            self.matrix(subject, "all"), "ends", tol=self.asked.tol, seed=f"{self.asked.seed}", certify=True
         )
         return [pairs.values, pairs.residuals, [pairs.products, pairs.converged, pairs.scale, pairs.tolerance]]
 
-    def _groups(self, subject: Subject) -> dict[str, tuple[str, ...]]:
+    def groups(self, subject: Subject) -> dict[str, tuple[str, ...]]:
+        """The tensors of each block of the layer by layer reading."""
         names = [n for n, _ in subject.problem.model.named_parameters()]
         return groups_of(names, self.asked.by or "tensor", self.asked.patterns)
 
@@ -276,7 +299,7 @@ class Jobs:
 
     def _spectrum(self, i: int, rows: np.ndarray) -> Spectrum:
         a, subject = self.asked, self.subjects[i]
-        matrix = self._matrix(subject)
+        matrix = self.matrix(subject)
         epsilon, dtype = float(torch.finfo(matrix.dtype).eps), matrix.dtype
         upper = lower = estimate = spread = None
         shares: dict[str, dict[str, float]] = {}
@@ -324,7 +347,7 @@ class Jobs:
         )
 
     def _layers(self, i: int, rows: np.ndarray) -> Layers:
-        subject, groups = self.subjects[i], self._groups(self.subjects[i])
+        subject, groups = self.subjects[i], self.groups(self.subjects[i])
         blocks = []
         for name, (values, about, entries, *runs) in self._found(i, "block", rows).items():
             size, error, epsilon, products, converged = about.tolist()

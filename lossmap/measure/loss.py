@@ -93,9 +93,12 @@ class Losses:
 
     def smaller(self) -> str | None:
         """Halve the batch, after memory ran out; what was done, or None where a batch is one sample already."""
-        if self.way.batch_size == 1:
+        now = min(self.way.batch_size, max(p.data.samples for p in self._problems.values()))
+        if now <= 1:
             return None
-        self._set(replace(self.way, batch_size=max(1, self.way.batch_size // 2)))
+        self._ready = {}  # before room is taken for the same data in another cut
+        torch.cuda.empty_cache()  # what its allocator holds for batches of the former size; without CUDA nothing
+        self._set(replace(self.way, batch_size=now // 2))
         return f"batches of {self.way.batch_size} samples from here on"
 
     def __call__(self, point: Point) -> dict[str, float]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -125,6 +125,21 @@ class Prepared:
     def cut(self) -> Problem:
         """The problem in batches of the chosen size."""
         return self.problem.rebatched(self.choice["batch"])
+
+    @property
+    def batch(self) -> int:
+        """Samples of a batch here, where there are so many."""
+        return min(int(self.choice["batch"]), max(1, self.problem.data.samples))
+
+    def smaller(self) -> Prepared | None:
+        """For less memory: half the batch and half the bytes for kept values, none beside a batch of one sample.
+
+        None where there is nothing left to give up.
+        """
+        if self.batch == 1 and self.memory == 0:
+            return None
+        choice, memory = self.choice | {"batch": max(1, self.batch // 2)}, self.memory // 2 if self.batch > 1 else 0
+        return replace(self, choice=choice, memory=memory)
 
     def at(self, tensors: Mapping[str, Tensor] | None = None) -> Matrix:
         """The curvature where these tensors stand in the model's place; the others, or without any all, as they are.

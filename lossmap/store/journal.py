@@ -186,9 +186,14 @@ class Journal:
         self._end += len(data)
         self._dirty = True
 
-    def sync(self, force: bool = True) -> None:
-        """Bring the records so far to the disk; without `force` only when it is time again."""
-        if not self._dirty or not (force or time.monotonic() - self._synced >= SYNC_EVERY):
+    @property
+    def due(self) -> bool:
+        """Whether it is time to synchronise again."""
+        return self._dirty and time.monotonic() - self._synced >= SYNC_EVERY
+
+    def sync(self) -> None:
+        """Bring the records so far to the disk."""
+        if not self._dirty:
             return
         getattr(os, "fdatasync", os.fsync)(self._file)
         self._synced = time.monotonic()

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
@@ -29,10 +30,15 @@ class Declared:
     settings: Mapping[str, Any]
     points: np.ndarray | None = None
 
-    @property
+    @cached_property
+    def sizes(self) -> dict[str, int]:
+        """Numbers per point of each field, in order."""
+        return {field.name: field.extra[1] if field.extra else 1 for field in self.fields}
+
+    @cached_property
     def width(self) -> int:
-        """Numbers per point."""
-        return sum(field.extra[1] if field.extra else 1 for field in self.fields)
+        """Numbers per point of all fields."""
+        return sum(self.sizes.values())
 
 
 class Store(Protocol):
@@ -139,21 +145,24 @@ class Ledger:
 
     def row(self, measure: str, reading: Reading) -> np.ndarray:
         """A reading as one row of numbers, (width,). Raises ValueError naming what is missing or too much."""
-        fields = self.measures[measure].fields
-        names = [field.name for field in fields]
-        if set(reading) != set(names):
-            missing, more = sorted(set(names) - set(reading)), sorted(set(reading) - set(names))
+        declared = self.measures[measure]
+        if reading.keys() != declared.sizes.keys():
+            missing, more = sorted(declared.sizes.keys() - reading), sorted(reading.keys() - declared.sizes.keys())
             raise ValueError(
-                f"a reading of {measure!r} wants the fields {', '.join(names)}; "
+                f"a reading of {measure!r} wants the fields {', '.join(declared.sizes)}; "
                 f"missing: {', '.join(missing) or 'none'}; unknown: {', '.join(more) or 'none'}"
             )
-        row = np.empty(self.measures[measure].width)
+        row = np.empty(declared.width)
         at = 0
-        for field in fields:
-            size = field.extra[1] if field.extra else 1
-            value = np.asarray(reading[field.name], dtype=np.float64).reshape(-1)
+        for name, size in declared.sizes.items():
+            given = reading[name]
+            if size == 1 and isinstance(given, float):  # by far the most are, and rank 0 meets every one
+                row[at] = given
+                at += 1
+                continue
+            value = np.asarray(given, dtype=np.float64).reshape(-1)
             if value.size != size:
-                raise ValueError(f"the field {field.name!r} takes {size} numbers a point; got {value.size}")
+                raise ValueError(f"the field {name!r} takes {size} numbers a point; got {value.size}")
             row[at : at + size] = value
             at += size
         return row

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import struct
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from lossmap.store.values import Failure, Surface, indices_of, plain, spans
 
 RECENT = 1_000  # points whose time of arrival a reader is told
 HEAD = np.dtype([("index", "<u8"), ("seconds", "<f8"), ("time", "<f8"), ("rank", "<i4")])
+_HEAD = struct.Struct("<Qddi")  # the same for one point, written much faster
 
 
 def journal_of(path: str | os.PathLike[str]) -> Path:
@@ -28,6 +31,12 @@ def journal_of(path: str | os.PathLike[str]) -> Path:
 def packed(**content: Any) -> bytes:
     """Plain values as the payload of a record."""
     return json.dumps(plain(content), separators=(",", ":")).encode()
+
+
+def point(measure: str, index: int, seconds: float, rank: int, row: np.ndarray) -> bytes:
+    """The payload of the record of a point: its measure, when and where it was read, and what, (width,)."""
+    name = measure.encode()
+    return bytes((len(name),)) + name + _HEAD.pack(index, seconds, time.time(), rank) + row.astype("<f8").tobytes()
 
 
 def begun_in(written: log.Contents) -> dict[str, Any] | None:

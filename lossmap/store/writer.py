@@ -23,7 +23,7 @@ from lossmap.store.disk import Path_, explained, place, room, sentence
 from lossmap.store.journal import Busy, Journal
 from lossmap.store.ledger import Ledger, Measures, Reading
 from lossmap.store.netcdf import NotASurface
-from lossmap.store.replay import HEAD, applied, begun_in, declaration, grid_of, journal_of, packed
+from lossmap.store.replay import applied, begun_in, declaration, grid_of, journal_of, packed, point
 from lossmap.store.unfinished import Unfinished, folder_of, save_state
 from lossmap.store.values import DONE, Failure, Group, Surface, plain, spans
 
@@ -47,6 +47,7 @@ class SurfaceFile:
         self._drawn = time.monotonic()
         self._dirty = False
         self._closed = False
+        self._states = folder_of(path).exists()  # whether states of unfinished points may lie there
         self._keep: Path | None = path  # whose groups the next snapshot takes over
 
     @classmethod
@@ -198,11 +199,9 @@ class SurfaceFile:
         """
         with self.ledger.lock:
             row = self.ledger.row(measure, reading)
-            head = np.array([(index, seconds, time.time(), rank)], dtype=HEAD)
-            name = measure.encode()
             self.ledger.check(index)
-            self._append(b"P", bytes((len(name),)) + name + head.tobytes() + row.astype("<f8").tobytes())
-            self.ledger.record(measure, index, reading, seconds, rank)
+            self._append(b"P", point(measure, index, seconds, rank, row))
+            self.ledger.enter(measure, index, row, seconds, rank)
             self._forget(measure, index)
         self.tick()
 
@@ -231,6 +230,7 @@ class SurfaceFile:
 
     def save_unfinished(self, measure: str, index: int, state: Mapping[str, Any]) -> None:
         """Keep the state of a point that was left before its end, in a file of its own, written whole."""
+        self._states = True
         with self._kept():
             save_state(self.path, self.ledger.attributes["file_id"], measure, index, state)
 
@@ -239,17 +239,17 @@ class SurfaceFile:
         return Unfinished(folder_of(self.path), measure, self.ledger.attributes["file_id"])
 
     def _forget(self, measure: str, index: int) -> None:
-        folder = folder_of(self.path)
-        if folder.exists():
-            (folder / f"{measure}-{index}.npz").unlink(missing_ok=True)
+        if self._states:
+            (folder_of(self.path) / f"{measure}-{index}.npz").unlink(missing_ok=True)
 
     def tick(self) -> None:
         """Synchronise and take a snapshot where it is time again. Cheap: call it whenever there is a moment."""
         with self.ledger.lock:
             if self._closed:
                 return
-            with self._kept():
-                self._journal.sync(force=False)
+            if self._journal.due:
+                with self._kept():
+                    self._journal.sync()
             # A large file takes longer to write: no more than a twentieth of the time goes into snapshots.
             if self._dirty and time.monotonic() - self._drawn >= max(self.snapshot_every, 20 * self._cost):
                 try:
@@ -315,8 +315,10 @@ class SurfaceFile:
         self.close()
 
     def _append(self, kind: bytes, payload: bytes) -> None:
-        with self._kept():
+        try:
             self._journal.append(kind, payload)
+        except OSError as error:
+            raise self._said(error) from error
         self._dirty = True
 
     @contextlib.contextmanager
@@ -324,9 +326,12 @@ class SurfaceFile:
         try:
             yield
         except OSError as error:
-            known = sum(int((self.ledger.status(name) == DONE).sum()) for name in self.ledger.measures)
-            safe = f"{known:,} points are safe; mend that and start the same command again"
-            raise sentence(error, self.path, safe) from error
+            raise self._said(error) from error
+
+    def _said(self, error: OSError) -> OSError:
+        """The error for a person, who will want to know how much is safe."""
+        known = sum(int((self.ledger.status(name) == DONE).sum()) for name in self.ledger.measures)
+        return sentence(error, self.path, f"{known:,} points are safe; mend that and start the same command again")
 
 
 def _writer(path: Path) -> str:

@@ -4,15 +4,18 @@ import json
 import re
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import h5py
 import numpy as np
 import pytest
 
+from lossmap import results
 from lossmap.commands.__main__ import main as lossmap
 from lossmap.farm import slurm
 from lossmap.space.grid import Field, Grid
+from lossmap.store.ledger import Ledger
 from lossmap.store.surface import Failure, SurfaceFile, read
 
 SUBJECT = ["--model", "mlp", "--samples", "16", "--batch-size", "16", "--no-probe", "--device", "cpu"]
@@ -176,6 +179,19 @@ def test_resume_goes_on_without_a_flag_from_any_folder_to_the_same_bits(tmp_path
     a, b = read(tmp_path / "whole.h5"), read(tmp_path / "part.h5")
     np.testing.assert_array_equal(a["train_loss"], b["train_loss"])
     assert b.attributes["restarts"] == 1
+
+
+def test_a_stop_is_told_with_the_next_command_and_under_a_launcher_with_the_meaning_of_its_code(monkeypatch):
+    surface = Ledger(Grid.line(count=3), {"loss": ((Field("train_loss", "nats", "mean loss"),), {})}).surface()
+    said = []
+    assert results.finished(Path("two words.h5"), surface, "loss", said.append) == 75
+    assert said == [
+        "stopped in good order: 0 points done, 3 left; the same command goes on, or lossmap resume 'two words.h5'",
+        "result: two words.h5",
+    ]
+    monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "2")
+    results.finished(Path("two words.h5"), surface, "loss", said.append)
+    assert said[-1].startswith("exit code 75") and "the launcher calls it an error" in said[-1]
 
 
 def test_resume_goes_on_with_a_shard(tmp_path):
@@ -391,10 +407,22 @@ def test_an_estimate_of_eigenvalues_counts_products_and_the_audit(capsys):
     assert told["file_size"] > 1e4
 
 
+def test_an_estimate_of_a_spectrum_rehearses_its_parts(capsys):
+    work = ["spectrum", *SUBJECT[:-3], "--no-density", "--trace-products", "20", "--way", "double"]
+    work += ["--surf-file", "s.h5"]
+    assert lossmap(["estimate", "--", *work]) == 0
+    out = capsys.readouterr().out
+    assert "s.h5: 3 parts, all rehearsed over few samples" in out and "all parts" in out
+    assert lossmap(work) == 0
+    assert lossmap(["status", "s.h5"]) == 0
+    assert re.search(r"seconds a point +estimated .* took ", capsys.readouterr().out)
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--", "train"], "train is no survey; there is an estimate for surface and eigenmap"),
+        (["--", "spectrum", "--along", "runs"], "--along reads one checkpoint after the other"),
+        (["--", "train"], "train is no survey; there is an estimate for surface, eigenmap and spectrum"),
         (["--ranks-per-node", "0", "--", *survey()], "--ranks-per-node wants 1 or more; got 0"),
         (["--within", "soon", "--", *survey()], "--time wants M"),
         (["--", *survey("--dataset", "none")], "none"),

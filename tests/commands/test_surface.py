@@ -130,6 +130,30 @@ def test_losses_of_the_original_tool_are_reproduced_on_its_line_of_states_nan_in
         np.testing.assert_array_equal(ours["train_acc"][:-2], stored["train_acc"][:-2])
 
 
+SPY = """\
+import os
+import sys
+
+def spy(event, args):
+    if event == "open" and str(args[0]).endswith(("m.pt", "data.npz")):
+        with open("opened." + os.environ.get("OMPI_COMM_WORLD_RANK", "none"), "a") as file:
+            file.write(f"{args[0]}\\n")
+
+sys.addaudithook(spy)
+"""
+
+
+def test_checkpoint_and_data_are_read_by_one_rank_of_a_node_alone(here, monkeypatch):
+    (here / "sitecustomize.py").write_text(SPY)
+    monkeypatch.setenv("PYTHONPATH", f"{here}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    torch.save(zoo.build("mlp", seed=1).state_dict(), "m.pt")
+    np.savez("data.npz", x=np.random.default_rng(0).normal(size=(20, 1, 8, 8)), y=np.arange(20) % 10)
+    line = "--model mlp --model-file m.pt --dataset npz:data.npz --x=-1:1:4 --no-probe --surf-file a.h5"
+    in_ranks(2, line, here)
+    assert {Path(name).name for name in (here / "opened.0").read_text().split()} == {"m.pt", "data.npz"}
+    assert not (here / "opened.1").exists()
+
+
 def test_a_grid_that_is_not_square_is_stored_row_by_row(here):
     assert run("--model net.py:flat --dataset net.py:data --x=-1:0:3 --y=2:0:4 --surf-file a.h5 --batch-size 30") == 0
     surface = lossmap.read("a.h5")
@@ -240,11 +264,12 @@ def test_a_dry_run_says_what_would_be_done_and_writes_nothing(here, capsys):
     assert set(here.iterdir()) == before
 
 
-def test_the_file_carries_where_it_came_from(here):
+def test_the_file_carries_where_it_came_from(here, capsys):
     torch.save(zoo.build("mlp", seed=1).state_dict(), "m.pt")
     assert run("--model mlp --model-file m.pt --samples 20 --x=-1:1:3 --y=0:1:2 --surf-file a.h5") == 0
+    assert "computing on cpu; " in capsys.readouterr().out
     with h5py.File("a.h5") as file:
-        assert file.attrs["format"] == "lossmap"
+        assert (file.attrs["format"], file.attrs["device"]) == ("lossmap", "cpu")
         for name in ("torch_version", "lossmap_version", "device", "history", "directions_cosine", "start", "end"):
             assert name in file.attrs, name
         assert file["directions/x/1.weight"].shape == (32, 64)

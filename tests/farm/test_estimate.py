@@ -179,6 +179,7 @@ def test_what_was_taken_is_set_beside_what_was_estimated():
     ]
     assert "33.3 min" in lines[2]
     assert lines[2].endswith("6 s")
+    assert estimate.side_by_side(vars(WHOLE), took, whole=False) == [lines[0], lines[1], lines[3]]
     assert estimate.taken(np.full(3, np.nan), None) == {}
     assert estimate.side_by_side(vars(WHOLE), {}) == []
 

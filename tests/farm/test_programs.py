@@ -158,6 +158,12 @@ def test_a_death_that_ends_the_job_loses_nothing(run, tmp_path, undisturbed, ran
     assert int(read(tmp_path / "s.h5").attributes["restarts"]) == 1
 
 
+@pytest.mark.parametrize("ft", [True, False])
+def test_a_death_while_the_ranks_meet_keeps_nobody_waiting_for_ever(run, tmp_path, ft):
+    ended = run("a_rank_dies_at_the_start", tmp_path / "s.h5", ft=ft, LOSSMAP_MPI_START="4")
+    assert ended.code != 0 and ended.err.strip() and not (tmp_path / "s.h5").exists()
+
+
 def test_a_point_that_kills_every_rank_fails_and_the_others_are_read(run, tmp_path, undisturbed):
     ended = run("one_point_kills", tmp_path / "s.h5", ranks=5, ft=True)
     assert (ended.told["outcome"], ended.told["failed"]) == ("failed", 1)
@@ -327,10 +333,11 @@ def test_members_that_sum_different_things_fail_the_point(run):
     assert index == 10 and text == "the ranks of a team sum different things, of [3, 2] numbers"
 
 
-def test_a_member_without_memory_makes_its_own_batches_smaller(run):
+def test_a_member_without_memory_makes_the_batches_of_its_team_smaller(run):
     told = run("shares", 2, "memory", ranks=2).told
-    assert told["outcome"] == "complete"
-    assert any("MemoryError" in note and "batches of 1" in note for note in told["notes"])
+    assert told["outcome"] == "complete" and told["batch"] == 1
+    assert [note.partition(" on ")[0] for note in told["notes"]] == ["rank 1", "rank 1"]
+    assert all("MemoryError" in n and f"batches of {b}" in n for n, b in zip(told["notes"], (2, 1), strict=True))
 
 
 def test_a_death_in_a_team_ends_the_team_and_its_point_is_dealt_again(run):

@@ -187,5 +187,6 @@ def test_only_the_first_rank_asks_scontrol():
     def scontrol(command):
         raise AssertionError("asked")
 
-    assert job_end({"SLURM_JOB_ID": "7", "SLURM_PROCID": "3"}, scontrol) is None
+    step = {"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "4"}
+    assert job_end({**step, "SLURM_PROCID": "3"}, scontrol) is None
     assert job_end({"SLURM_JOB_ID": "7", "SLURM_PROCID": "0", "OMPI_COMM_WORLD_RANK": "2"}, scontrol) is None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -14,6 +16,7 @@ from lossmap.measure.linearize import prepare
 from lossmap.space.directions import Plane, random_plane
 from lossmap.space.grid import Grid, Unfinished
 from lossmap.space.problem import Problem
+from lossmap.survey import survey
 
 
 class Solved:
@@ -246,3 +249,68 @@ def test_the_second_look_has_names_of_its_own_and_does_not_see_the_neighbours():
 def test_what_makes_no_sense_is_refused(told, text):
     with pytest.raises(ValueError, match=text):
         Extremes({"train": Places(rotating)}, line(), **told)
+
+
+class Scarce:
+    """A problem made ready on a machine whose memory bears so many samples at a time."""
+
+    def __init__(self, prepared, room):
+        self.prepared, self.room = prepared, room
+
+    @property
+    def size(self):
+        return self.prepared.size
+
+    @property
+    def batch(self):
+        return self.prepared.batch
+
+    def at(self, tensors):
+        if self.batch > self.room:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return self.prepared.at(tensors)
+
+    def smaller(self):
+        less = self.prepared.smaller()
+        return None if less is None else Scarce(less, self.room)
+
+
+@pytest.mark.parametrize("way", ["linear", "graph", "double"])
+def test_where_memory_runs_out_the_products_are_cut_smaller_and_the_eigenvalues_stay(way):
+    problem = small()
+    plane, grid = random_plane(problem.model, seed=3), Grid.line(-1.0, 1.0, 4)
+    plane = Plane(plane.origin, plane.axes[:1], plane.recipes[:1])
+    ample = survey(Extremes({"train": prepare(problem, way=way)}, plane, tol=1e-8), grid)
+    tight = survey(Extremes({"train": Scarce(prepare(problem, way=way), 5)}, plane, tol=1e-8), grid)
+    assert tight.outcome == "complete"
+    for name in ("max_eig", "min_eig"):
+        assert tight[name] == pytest.approx(ample[name], rel=1e-6)
+    notes = tight.attributes["eigen_notes"].splitlines()
+    assert "CUDA out of memory" in notes[0] and "half the memory for what is kept" in notes[0]
+    batches = [int(note.partition("batches of ")[2].split()[0]) for note in notes]
+    assert batches[-1] <= 5 and all(b == a // 2 for a, b in pairwise(batches))
+
+
+def test_where_nothing_is_left_to_give_up_the_point_fails_for_lack_of_memory():
+    problem = small()
+    plane = random_plane(problem.model)
+    surface = survey(Extremes({"train": Scarce(prepare(problem), 0)}, plane), Grid.square(count=1))
+    assert surface.failures[0].reason.startswith("torch.OutOfMemoryError: CUDA out of memory")
+
+
+def test_what_was_kept_of_other_points_is_let_go_when_memory_runs_out():
+    problem = small()
+    measure = Extremes({"train": prepare(problem, way="double")}, random_plane(problem.model), memory=1 << 20)
+    measure((0.1, 0.2))
+    (solved,) = measure._solved.values()
+    assert solved.start((0.1, 0.3)) is not None
+    assert "half the memory" in measure.smaller()
+    assert solved.start((0.1, 0.3)) is None and solved.memory == measure.memory == 1 << 19
+
+
+def test_less_memory_keeps_fewer_values_and_at_last_none():
+    prepared = prepare(small(), way="linear", memory=1000)
+    steps = []
+    while (prepared := prepared.smaller()) is not None:
+        steps.append((prepared.batch, prepared.memory))
+    assert steps[-1] == (1, 0) and steps[-2][0] == 1 and steps[-2][1] > 0

@@ -7,6 +7,7 @@ from torch import nn
 
 from lossmap.measure.jobs import ROW, Asked, Subject, jobs_of, packed, unpacked
 from lossmap.measure.layers import layers
+from lossmap.measure.linearize import prepare
 from lossmap.measure.spectrum import spectrum
 from lossmap.space.grid import Grid
 from lossmap.space.problem import Problem
@@ -125,3 +126,37 @@ def test_a_row_longer_than_foreseen_is_an_error():
     jobs = replace(jobs_of([Subject("net", problem())], Asked(dense=0)), length=4)
     with pytest.raises(ValueError, match="numbers; 4 were foreseen"):
         jobs((0.0,))
+
+
+class Scarce(nn.Sequential):
+    """A net on a machine whose memory bears ten samples at a time."""
+
+    full = False
+
+    def forward(self, x):
+        if len(x) > 10 and self.full:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("way", ["double", "linear"])
+def test_where_memory_runs_out_the_batches_are_halved_and_the_spectrum_stays(way):
+    ample = problem()
+    net = Scarce(*ample.model).eval()
+    tight = Problem.supervised(net, "crossentropy", ample.data.tensors, batch_size=40)
+    asked = Asked(top=2, dense=0, trace_products=20, density_error=0.1, by="tensor", probes=2)
+    choices = [dict(prepare(tight, way=way).choice) | {"batch": 40}]
+    jobs = jobs_of([Subject("net", tight)], asked, choices=choices)
+    net.full = True
+    surface = survey(jobs, Grid(x=np.arange(float(len(jobs.jobs)))))
+    assert surface.outcome == "complete" and jobs.limits == [20, 10]
+    notes = surface.attributes["spectrum_notes"].splitlines()
+    assert [note.rpartition("; ")[2] for note in notes] == [
+        f"batches of {size} samples at most from here on" for size in (20, 10)
+    ]
+    found = jobs.spectra(surface[ROW])["net"]
+    twin = spectrum(ample, top=2, dense=0, trace_products=20, density_error=0.1, way="double")
+    assert found.top.values == pytest.approx(twin.top.values, rel=1e-3)
+    assert found.loss == pytest.approx(twin.loss, rel=1e-6)
+    jobs.limits.append(1)
+    assert jobs.smaller() is None

@@ -46,7 +46,8 @@ class Shared:
         return f"batches of {self.batch}"
 
 
-surface = survey(Shared(), Grid(np.arange(-10.0, 11.0)), world=world, team=team)
+measure = Shared()
+surface = survey(measure, Grid(np.arange(-10.0, 11.0)), world=world, team=team)
 if world.rank == 0:
     print(
         json.dumps(
@@ -56,6 +57,7 @@ if world.rank == 0:
                 "test_loss": surface["test_loss"].tolist(),
                 "ranks": sorted({int(r) for r in surface["loss_rank"][np.isfinite(surface["loss_rank"])]}),
                 "failures": [(f.index, f.text) for f in surface.failures],
+                "batch": measure.batch,
                 "notes": surface.attributes.get("loss_notes", "").splitlines(),
             }
         ),
