@@ -5,6 +5,7 @@ Whatever a person got wrong is said here, in one sentence, before anything is co
 
 from __future__ import annotations
 
+import functools
 import inspect
 import json
 import logging
@@ -80,7 +81,7 @@ def machine(run: RunSettings, world: World) -> Machine:
 
 def device_of(masks: Sequence[tuple[str, ...]], place: int, run: RunSettings) -> str:
     """The device of the rank at this place of its node."""
-    return devices.device_for(masks, place, run.share_gpus, run.device)
+    return devices.device_for(masks, place, run.ranks_per_gpu, run.device)
 
 
 @dataclass(frozen=True)
@@ -116,16 +117,32 @@ def problem_and_files(settings: Settings, world: World, at: Machine, splits: Seq
 
 
 def at_checkpoint(settings: Settings, say: Callable[[str], None]) -> Settings:
-    """The settings with their checkpoint: of a --model-folder alone the run's last. That there is none is said."""
-    model = settings.model
-    if model.model_file or settings.data.problem:
+    """The settings with what goes without saying, which is said.
+
+    Of a --model-folder alone the run's last checkpoint is taken; without any, the weights as the model makes them.
+    The nets of the papers, which the packaged digits do not fit, take CIFAR-10, as in the original tool.
+    """
+    model, data = settings.model, settings.data
+    if data.problem:
+        return settings
+    own = data.trainloader or data.testloader or "dataset" in settings.given or model.model_args
+    if zoo.of_the_papers(model.model) and not own:
+        say(f"no --dataset: cifar10, for which {model.model} is made; digits32 are packaged images of that size")
+        settings = settings.changed("data", dataset="cifar10")
+    if model.model_file:
         return settings
     if model.model_folder:
         last = str(run_files(model)[-1])
         say(f"the run's last checkpoint is taken, {last}; --model-file names another")
         return settings.changed("model", model_file=last)
+    _factory(model.model)  # a name that is wrong is told before anything else
     say(f"no --model-file: the weights are as {model.model} makes them")
     return settings
+
+
+def _factory(name: str) -> Callable[..., Any]:
+    """What makes the model of this name. Raises ValueError with the nearest names."""
+    return resolve_callable(name) if ":" in name else functools.partial(zoo.build, zoo.known(name))
 
 
 def model_of(settings: ModelSettings, state: Mapping[str, Tensor] | None = None, seed: int = 0) -> nn.Module:
@@ -143,16 +160,15 @@ def model_of(settings: ModelSettings, state: Mapping[str, Tensor] | None = None,
         raise Usage(f"--model-args wants a JSON object; got {settings.model_args!r}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # a model without checkpoint is the same on every rank
-        if ":" in settings.model:
-            factory = resolve_callable(settings.model)
-            try:
-                model = factory(**arguments)
-            except TypeError as error:
-                raise Usage(f"--model {settings.model} could not be called: {error}") from None
-            except Exception as error:  # a stranger's factory may raise anything
-                raise Usage(f"--model {settings.model} fails: {type(error).__name__}: {error}") from error
-        else:
-            model = zoo.build(settings.model, **arguments)
+        factory = _factory(settings.model)
+        try:
+            model = factory(**arguments)
+        except TypeError as error:
+            raise Usage(f"--model {settings.model} could not be called: {error}") from None
+        except Exception as error:  # a stranger's factory may raise anything
+            if ":" not in settings.model:
+                raise
+            raise Usage(f"--model {settings.model} fails: {type(error).__name__}: {error}") from error
     if not isinstance(model, nn.Module):
         raise Usage(f"--model {settings.model} returned {type(model).__name__}; it wants an nn.Module")
     if settings.model_file:

@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     settings = parse((PictureSettings, DrawSettings), argv, prog="lossmap draw", about=__doc__ or "")
     files = [Path(f) for f in settings.picture.files]
     if not files:
-        raise Usage("lossmap draw wants a result file, such as lossmap draw surface.h5")
+        raise Usage("draw wants a result file, such as lossmap draw surface.h5")
     surfaces = [read(f) for f in files]
     if settings.picture.proj_file and _elsewhere(settings.picture.proj_file, surfaces[0]):
         print(f"{settings.picture.proj_file} was projected onto another plane than that of {files[0]}")
@@ -78,7 +78,7 @@ def watch(argv: Sequence[str] | None = None) -> int:
     """Draw a result again and again while it grows; ends with it, by the exit codes of `lossmap status`."""
     settings = parse((PictureSettings, DrawSettings, WatchSettings), argv, prog="lossmap watch", about=__doc__ or "")
     if len(settings.picture.files) != 1:
-        raise Usage(f"lossmap watch wants one result file; got {len(settings.picture.files)}")
+        raise Usage(f"watch wants one result file; got {len(settings.picture.files)}")
     if settings.watch.every <= 0:
         raise Usage(f"--every wants seconds, more than 0; got {settings.watch.every:g}")
     path, known, named = Path(settings.picture.files[0]), -1, False

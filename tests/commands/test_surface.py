@@ -240,6 +240,36 @@ def test_a_dry_run_says_what_would_be_done_and_writes_nothing(here, capsys):
     assert set(here.iterdir()) == before
 
 
+def test_a_dry_run_looks_into_the_file_that_is_there(here, capsys):
+    line = "--model mlp --samples 20 --x=-1:1:3 --surf-file a.h5"
+    assert run(line) == run(line + " --dry-run") == 0
+    assert "would be continued (loss: 3 points done)" in capsys.readouterr().out
+    assert run(line + " --overwrite --dry-run") == 0
+    assert "would be started anew" in capsys.readouterr().out
+    for changed in ("--x=-1:1:4", "--seed 1", "--samples 30"):
+        assert run(f"{line} {changed} --dry-run") == 2
+        assert "holds another survey" in capsys.readouterr().err
+
+
+def test_a_result_without_a_name_is_named_after_what_it_holds_also_in_a_folder(here, capsys):
+    (here / "results").mkdir()
+    assert run("--model mlp --samples 20 --x=-1:1:3 --y=0:1:2 --idx 2 --surf-file results") == 0
+    assert "result: results/mlp_random_s0.2_-1to1x3_0to1x2.h5" in capsys.readouterr().out
+    assert run("--model mlp --samples 20 --x=-1:1:3 --surf-file results/line") == 0
+    assert [p.name for p in sorted((here / "results").iterdir())] == ["line.h5", "mlp_random_s0.2_-1to1x3_0to1x2.h5"]
+
+
+def test_a_picture_that_cannot_be_drawn_hides_no_result(here, capsys, monkeypatch):
+    (here / "a.pdf").mkdir()
+    assert run("--model mlp --samples 20 --x=-1:1:3 --surf-file a.h5 --plot") == 0
+    told = capsys.readouterr()
+    assert told.out.endswith("result: a.h5\n") and "no picture was drawn: " in told.err
+    monkeypatch.setitem(sys.modules, "plotly", None)
+    assert run("--model mlp --samples 20 --x=-1:1:3 --surf-file b.h5 --page") == 2
+    assert "--page wants plotly, which is not installed" in capsys.readouterr().err
+    assert not Path("b.h5").exists()
+
+
 def test_the_file_carries_where_it_came_from(here):
     torch.save(zoo.build("mlp", seed=1).state_dict(), "m.pt")
     assert run("--model mlp --model-file m.pt --samples 20 --x=-1:1:3 --y=0:1:2 --surf-file a.h5") == 0
@@ -273,7 +303,11 @@ MISTAKES = [
     ("--model net.py:flat --model-args {\"a\":1}", "could not be called"),
     ("--model net.py:impatient", "--model net.py:impatient fails: RuntimeError: no time"),
     ("--model net.py", "in that file, name the factory: net.py:factory"),
-    ("--model resnet20", "does the data set fit the model?"),
+    ("--model resnet20", "cifar10 is not in ., data, cifar10/data"),
+    ("--model resnet20 --dataset digits", "does the data set fit the model?"),
+    ("--model mlp --samples 0", "--samples wants 1 or more; got 0"),
+    ("--model mlp --surf-file foreign.h5 --overwrite", "foreign.h5 is no surface file, so it is not overwritten"),
+    ("--model mlp --surf-file nowhere/a.h5 --dry-run", "nowhere does not exist: make it first"),
     ("--dataset digitz", "no data set is named 'digitz'; nearest: digits"),
     ("--dataset bad.npz", "a file of arrays is named npz:bad.npz"),
     ("--model mlp --dataset npz:bad.npz", "one y for each x"),
