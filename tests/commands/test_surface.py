@@ -433,6 +433,9 @@ def test_a_line_between_checkpoints_says_where_it_leaves_the_running_statistics(
     caplog.clear()
     assert run(f"{line} states.h5 --dir-type states") == 0
     assert not caplog.text
+    drawn = lossmap.draw("states.h5").axes[0]
+    assert drawn.get_xlabel() == "x, 0: model, 1: b.pt"
+    assert {0.0, 1.0} <= {mark.get_xdata()[0] for mark in drawn.lines if mark.get_linestyle() == ":"}
     assert run("--model net.py:Small --samples 10 --x=0:1:2 --dry-run") == 0
     assert "no --model-file: the weights are as net.py:Small makes them" in capsys.readouterr().out
 
