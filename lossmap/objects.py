@@ -24,11 +24,12 @@ from lossmap.farm.team import World
 from lossmap.options import DataSettings, ModelSettings, PlaneSettings, RunSettings, Settings, Usage
 from lossmap.space import checkpoints, datasets
 from lossmap.space.callables import resolve_callable
-from lossmap.space.data import Batches, Resident, drained
+from lossmap.space.data import Batches, Resident
 from lossmap.space.directions import Named, Plane, difference, from_vector, normalised, random_axis
 from lossmap.space.grid import Grid
 from lossmap.space.path import principal_axes
 from lossmap.space.problem import Problem, origin_of
+from lossmap.space.sources import taken
 from lossmap.space.vectors import Layout
 from lossmap.store import legacy
 from lossmap.store.surface import read_group
@@ -96,11 +97,17 @@ class Files:
     data: dict[str, Batches]
 
 
-def files_of(model: ModelSettings, data: DataSettings, splits: Sequence[str], neighbours: int = 1) -> Files:
+def files_of(
+    model: ModelSettings,
+    data: DataSettings,
+    splits: Sequence[str],
+    neighbours: int = 1,
+    dtype: torch.dtype | None = None,
+) -> Files:
     """Read the checkpoint and the samples; `world.once_per_node` calls it."""
     state = checkpoints.load_state(model.model_file, unsafe=model.unsafe_load) if model.model_file else None
     own = data.problem or data.trainloader or data.testloader or (":" in data.dataset and ".py:" in data.dataset)
-    read = {} if own else {split: samples_of(model, data, split, neighbours) for split in splits}
+    read = {} if own else {split: samples_of(model, data, split, neighbours, dtype) for split in splits}
     return Files(state, {split: batches for split, batches in read.items() if isinstance(batches, Resident)})
 
 
@@ -112,7 +119,7 @@ def splits_of(data: DataSettings) -> tuple[str, ...]:
 def problem_and_files(settings: Settings, world: World, at: Machine, splits: Sequence[str] = ()) -> dict[str, Problem]:
     """The problems by split, read once per node; every rank calls it, and all raise as one."""
     names = tuple(splits) or splits_of(settings.data)
-    files = world.once_per_node(lambda: files_of(settings.model, settings.data, names, world.node_size))
+    files = world.once_per_node(lambda: files_of(settings.model, settings.data, names, world.node_size, at.dtype))
     return world.together(lambda: problems_of(settings.model, settings.data, at, splits=names, files=files))
 
 
@@ -209,7 +216,7 @@ def problems_of(
         net = model_of(model, files.state, seed)
         loss = resolve_callable(data.loss) if ":" in data.loss else data.loss
         made = {
-            name: Problem.supervised(net, loss, files.data.get(name) or samples_of(model, data, name))
+            name: Problem.supervised(net, loss, files.data.get(name) or samples_of(model, data, name, dtype=at.dtype))
             for name in names
         }
     net = next(iter(made.values())).model.to(at.device, at.dtype)
@@ -219,13 +226,15 @@ def problems_of(
     return made
 
 
-def samples_of(model: ModelSettings, data: DataSettings, split: str, neighbours: int = 1) -> Batches:
+def samples_of(
+    model: ModelSettings, data: DataSettings, split: str, neighbours: int = 1, dtype: torch.dtype | None = None
+) -> Batches:
     """The samples of one split, as settings say."""
     pickled = data.trainloader if split == "train" else data.testloader
     if pickled:
         if not model.unsafe_load:
             raise Usage(f"{pickled} is a pickled loader, which can run code of its own; --unsafe-load if you trust it")
-        batches: Batches = drained(torch.load(pickled, weights_only=False))
+        batches = taken(torch.load(pickled, weights_only=False))
     else:
         batches = datasets.load(
             data.dataset,
@@ -239,6 +248,7 @@ def samples_of(model: ModelSettings, data: DataSettings, split: str, neighbours:
             piece=data.split_idx,
             download=data.download,
             neighbours=neighbours,
+            dtype=dtype,
         )
     return batches
 
