@@ -44,7 +44,7 @@ def test_what_cannot_be_streamed_and_is_too_large_says_so_instead_of_filling_mem
     assert sorted(rows(taken(own))) == [1, 4, 7, 8]
     endless = ((X, Y) for _ in itertools.count())
     for data in (DataLoader(TensorDataset(X, Y), 1, sampler=SubsetRandomSampler(range(12))), endless):
-        with pytest.raises(ValueError, match="batches are more than memory has room for, .*; give a Dataset"):
+        with pytest.raises(ValueError, match=r"batches are more than memory has room for, .*; give a Dataset"):
             taken(data, budget=100)
     with pytest.raises(ValueError, match="the first 3 batches are more"):
         drained([(X, Y)] * 3, budget=500)
