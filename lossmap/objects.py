@@ -10,11 +10,14 @@ import inspect
 import json
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -120,7 +123,30 @@ def problem_and_files(settings: Settings, world: World, at: Machine, splits: Seq
     """The problems by split, read once per node; every rank calls it, and all raise as one."""
     names = tuple(splits) or splits_of(settings.data)
     files = world.once_per_node(lambda: files_of(settings.model, settings.data, names, world.node_size, at.dtype))
-    return world.together(lambda: problems_of(settings.model, settings.data, at, splits=names, files=files))
+    made = world.together(lambda: problems_of(settings.model, settings.data, at, splits=names, files=files))
+    if world.size > 1 and not files.data:  # each rank has made its own
+        told = world.together(lambda: " ".join(datasets.digest(problem.data) for problem in made.values()))
+        advice = "draw them from a generator with a seed of its own, and read the same files on all nodes"
+        world.same(told, "the data", advice)
+    return made
+
+
+@contextmanager
+def _same_chance(seed: int = 0) -> Iterator[None]:
+    """Inside, the global generators of torch, NumPy and Python start from a seed; outside they are as they were.
+
+    A stranger's function then gives the same to every rank, and to every later run.
+    """
+    state, numbers = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed)
+        try:
+            yield
+        finally:
+            random.setstate(state)
+            np.random.set_state(numbers)
 
 
 def at_checkpoint(settings: Settings, say: Callable[[str], None]) -> Settings:
@@ -165,8 +191,7 @@ def model_of(settings: ModelSettings, state: Mapping[str, Tensor] | None = None,
         raise Usage(f"{wanted}; got {settings.model_args!r}: {error}") from None
     if not isinstance(arguments, dict):
         raise Usage(f"--model-args wants a JSON object; got {settings.model_args!r}")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)  # a model without checkpoint is the same on every rank
+    with _same_chance(seed):
         factory = _factory(settings.model)
         try:
             model = factory(**arguments)
@@ -234,22 +259,24 @@ def samples_of(
     if pickled:
         if not model.unsafe_load:
             raise Usage(f"{pickled} is a pickled loader, which can run code of its own; --unsafe-load if you trust it")
-        batches = taken(torch.load(pickled, weights_only=False))
+        with _same_chance():
+            batches = taken(torch.load(pickled, weights_only=False))
     else:
-        batches = datasets.load(
-            data.dataset,
-            split,
-            data_path=data.data_path,
-            normalize=data.normalize,
-            raw=data.raw_data,
-            samples=data.samples,
-            data_seed=data.data_seed,
-            pieces=data.data_split,
-            piece=data.split_idx,
-            download=data.download,
-            neighbours=neighbours,
-            dtype=dtype,
-        )
+        with _same_chance():
+            batches = datasets.load(
+                data.dataset,
+                split,
+                data_path=data.data_path,
+                normalize=data.normalize,
+                raw=data.raw_data,
+                samples=data.samples,
+                data_seed=data.data_seed,
+                pieces=data.data_split,
+                piece=data.split_idx,
+                download=data.download,
+                neighbours=neighbours,
+                dtype=dtype,
+            )
     return batches
 
 
@@ -260,14 +287,15 @@ def _own_problems(
     takes = "split" in inspect.signature(factory).parameters
     made: dict[str, Problem] = {}
     for name in names:
-        problem = factory(split=name) if takes else factory()
-        if isinstance(problem, Mapping):
-            problem = Problem.custom(**problem)
-        elif isinstance(problem, tuple):
-            net, batches, loss, *rest = problem
-            problem = Problem.custom(net, loss, batches)
-            if rest:
-                problem = replace(problem, metrics=rest[0])
+        with _same_chance():  # a loader draws its order when it is read
+            problem = factory(split=name) if takes else factory()
+            if isinstance(problem, Mapping):
+                problem = Problem.custom(**problem)
+            elif isinstance(problem, tuple):
+                net, batches, loss, *rest = problem
+                problem = Problem.custom(net, loss, batches)
+                if rest:
+                    problem = replace(problem, metrics=rest[0])
         if not isinstance(problem, Problem):
             raise Usage(
                 f"--problem {data.problem} returned {type(problem).__name__}; it wants a Problem, or a tuple "
@@ -289,7 +317,7 @@ def _fits(problem: Problem, split: str) -> None:
         value = problem.total(next(iter(problem.data.rebatched(1))))
     except Exception as error:  # a stranger's forward may raise anything
         shapes = [tuple(t.shape) for t in _tensors(next(iter(problem.data.rebatched(1))))]
-        text = str(error).splitlines()[0] if str(error) else type(error).__name__
+        text = str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
         raise Usage(
             f"the model or the loss fails on one {split} sample (a batch of shapes {shapes}): {type(error).__name__}: "
             f"{text}; does the data set fit the model?"

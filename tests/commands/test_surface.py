@@ -17,9 +17,14 @@ from lossmap.commands.surface import main
 from lossmap.space.callables import resolve_callable
 
 NET = """
+import os
+import random
+
+import numpy
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 
 class Small(nn.Module):  # the net of the sample files
@@ -73,6 +78,17 @@ def fails_far_away(outputs, targets):
     return F.cross_entropy(outputs, targets)
 
 
+def by_chance(split):  # a whole problem with weights, points and an order that nobody has seeded
+    net = flat()
+    x = torch.from_numpy(numpy.random.rand(20, 1, 8, 8)).float()
+    y = torch.tensor([random.randrange(10) for _ in range(20)])
+    return net, DataLoader(TensorDataset(x, y), 6, shuffle=True), lambda m, b: F.cross_entropy(m(b[0]), b[1])
+
+
+def of_each_rank(split):
+    return torch.full((4, 1, 8, 8), float(os.getpid())), torch.zeros(4, dtype=torch.int64)
+
+
 def whole(split):
     from lossmap import Problem
 
@@ -92,7 +108,7 @@ def run(line):
     return main(line.split())
 
 
-def in_ranks(ranks, line, folder, timeout=120):
+def in_ranks(ranks, line, folder, timeout=120, code=0):
     mpirun = shutil.which("mpirun", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     if mpirun is None:
         pytest.skip("mpirun is not installed")
@@ -103,8 +119,8 @@ def in_ranks(ranks, line, folder, timeout=120):
     done = subprocess.run(
         command, cwd=folder, env=environ, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout
     )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stdout + done.stderr if code else done.stdout
 
 
 def test_losses_of_the_original_tool_are_reproduced_on_its_plane(here, reference):
@@ -198,6 +214,22 @@ def test_failed_points_are_listed_with_their_reason_and_measured_again_when_aske
 def test_a_whole_problem_of_ones_own_is_surveyed(here):
     assert run("--problem net.py:whole --split both --x=-1:1:3 --surf-file a.h5") == 0
     assert set(lossmap.read("a.h5").measures["loss"]) == {"train_loss", "test_loss"}
+
+
+def test_what_a_function_draws_by_chance_is_the_same_on_every_rank_and_in_every_run(here):
+    grid = "--x=-1:1:4 --no-probe"
+    in_ranks(2, f"--problem net.py:by_chance {grid} --surf-file two.h5", here)
+    before = torch.get_rng_state(), np.random.get_state()[1].tolist()
+    assert run(f"--problem net.py:by_chance {grid} --surf-file one.h5") == 0
+    assert torch.equal(before[0], torch.get_rng_state()) and before[1] == np.random.get_state()[1].tolist()
+    assert np.array_equal(lossmap.read("one.h5")["train_loss"], lossmap.read("two.h5")["train_loss"])
+
+
+def test_data_that_differ_between_ranks_are_refused(here):
+    line = "--model net.py:flat --dataset net.py:of_each_rank --x=-1:1:4 --surf-file a.h5"
+    said = in_ranks(2, line, here, code=2)
+    assert "the data differ between the ranks: " in said and "a generator with a seed of its own" in said
+    assert not Path("a.h5").exists()
 
 
 def test_own_loss_and_mse_are_the_same_for_whole_number_targets(here):
