@@ -5,18 +5,21 @@ Whatever a person got wrong is said here, in one sentence, before anything is co
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
+import functools
 import inspect
 import json
 import logging
 import os
+import random
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -26,11 +29,12 @@ from lossmap.farm.team import World
 from lossmap.options import DataSettings, ModelSettings, PlaneSettings, RunSettings, Settings, Usage
 from lossmap.space import checkpoints, datasets
 from lossmap.space.callables import resolve_callable
-from lossmap.space.data import Batches, Resident, drained
+from lossmap.space.data import Batches, Resident
 from lossmap.space.directions import Named, Plane, difference, from_vector, normalised, random_axis
 from lossmap.space.grid import Grid
 from lossmap.space.path import principal_axes
 from lossmap.space.problem import Problem, origin_of
+from lossmap.space.sources import taken
 from lossmap.space.vectors import Layout
 from lossmap.store import legacy
 from lossmap.store.surface import read_group
@@ -110,7 +114,7 @@ def keep_freed_memory() -> None:
 
     By default large tensors are given back to the system and taken anew, page by page, at each operation.
     """
-    with contextlib.suppress(OSError, AttributeError):
+    with suppress(OSError, AttributeError):
         mallopt = ctypes.CDLL(None).mallopt
         trim, pad, mapped = -1, -2, -3  # M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD of malloc.h
         for option, size in ((mapped, 32 << 20), (trim, 1 << 30), (pad, 64 << 20)):  # 32 MiB is the most it takes
@@ -119,7 +123,7 @@ def keep_freed_memory() -> None:
 
 def device_of(masks: Sequence[tuple[str, ...]], place: int, run: RunSettings) -> str:
     """The device of the rank at this place of its node."""
-    return devices.device_for(masks, place, run.share_gpus, run.device)
+    return devices.device_for(masks, place, run.ranks_per_gpu, run.device)
 
 
 @dataclass(frozen=True)
@@ -134,11 +138,17 @@ class Files:
     data: dict[str, Batches]
 
 
-def files_of(model: ModelSettings, data: DataSettings, splits: Sequence[str], neighbours: int = 1) -> Files:
+def files_of(
+    model: ModelSettings,
+    data: DataSettings,
+    splits: Sequence[str],
+    neighbours: int = 1,
+    dtype: torch.dtype | None = None,
+) -> Files:
     """Read the checkpoint and the samples; `world.once_per_node` calls it."""
     state = checkpoints.load_state(model.model_file, unsafe=model.unsafe_load) if model.model_file else None
     own = data.problem or data.trainloader or data.testloader or (":" in data.dataset and ".py:" in data.dataset)
-    read = {} if own else {split: samples_of(model, data, split, neighbours) for split in splits}
+    read = {} if own else {split: samples_of(model, data, split, neighbours, dtype) for split in splits}
     return Files(state, {split: batches for split, batches in read.items() if isinstance(batches, Resident)})
 
 
@@ -155,21 +165,60 @@ def problem_and_files(
     model  instead of the settings' own
     """
     names, model = tuple(splits) or splits_of(settings.data), model or settings.model
-    files = world.once_per_node(lambda: files_of(model, settings.data, names, world.node_size))
-    return world.together(lambda: problems_of(model, settings.data, at, splits=names, files=files))
+    files = world.once_per_node(lambda: files_of(model, settings.data, names, world.node_size, at.dtype))
+    made = world.together(lambda: problems_of(model, settings.data, at, splits=names, files=files))
+    if world.size > 1 and not files.data:  # each rank has made its own
+        told = world.together(lambda: " ".join(datasets.digest(problem.data) for problem in made.values()))
+        advice = "draw them from a generator with a seed of its own, and read the same files on all nodes"
+        world.same(told, "the data", advice)
+    return made
+
+
+@contextmanager
+def _same_chance(seed: int = 0) -> Iterator[None]:
+    """Inside, the global generators of torch, NumPy and Python start from a seed; outside they are as they were.
+
+    A stranger's function then gives the same to every rank, and to every later run.
+    """
+    state, numbers = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed)
+        try:
+            yield
+        finally:
+            random.setstate(state)
+            np.random.set_state(numbers)
 
 
 def at_checkpoint(settings: Settings, say: Callable[[str], None]) -> Settings:
-    """The settings with their checkpoint: of a --model-folder alone the run's last. That there is none is said."""
-    model = settings.model
-    if model.model_file or settings.data.problem:
+    """The settings with what goes without saying, which is said.
+
+    Of a --model-folder alone the run's last checkpoint is taken; without any, the weights as the model makes them.
+    The nets of the papers, which the packaged digits do not fit, take CIFAR-10, as in the original tool.
+    """
+    model, data = settings.model, settings.data
+    if data.problem:
+        return settings
+    own = data.trainloader or data.testloader or "dataset" in settings.given or model.model_args
+    if zoo.of_the_papers(model.model) and not own:
+        say(f"no --dataset: cifar10, for which {model.model} is made; digits32 are packaged images of that size")
+        settings = settings.changed("data", dataset="cifar10")
+    if model.model_file:
         return settings
     if model.model_folder:
         last = str(run_files(model)[-1])
         say(f"the run's last checkpoint is taken, {last}; --model-file names another")
         return settings.changed("model", model_file=last)
+    _factory(model.model)  # a name that is wrong is told before anything else
     say(f"no --model-file: the weights are as {model.model} makes them")
     return settings
+
+
+def _factory(name: str) -> Callable[..., Any]:
+    """What makes the model of this name. Raises ValueError with the nearest names."""
+    return resolve_callable(name) if ":" in name else functools.partial(zoo.build, zoo.known(name))
 
 
 def model_of(settings: ModelSettings, state: Mapping[str, Tensor] | None = None, seed: int = 0) -> nn.Module:
@@ -185,18 +234,16 @@ def model_of(settings: ModelSettings, state: Mapping[str, Tensor] | None = None,
         raise Usage(f"{wanted}; got {settings.model_args!r}: {error}") from None
     if not isinstance(arguments, dict):
         raise Usage(f"--model-args wants a JSON object; got {settings.model_args!r}")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)  # a model without checkpoint is the same on every rank
-        if ":" in settings.model:
-            factory = resolve_callable(settings.model)
-            try:
-                model = factory(**arguments)
-            except TypeError as error:
-                raise Usage(f"--model {settings.model} could not be called: {error}") from None
-            except Exception as error:  # a stranger's factory may raise anything
-                raise Usage(f"--model {settings.model} fails: {type(error).__name__}: {error}") from error
-        else:
-            model = zoo.build(settings.model, **arguments)
+    with _same_chance(seed):
+        factory = _factory(settings.model)
+        try:
+            model = factory(**arguments)
+        except TypeError as error:
+            raise Usage(f"--model {settings.model} could not be called: {error}") from None
+        except Exception as error:  # a stranger's factory may raise anything
+            if ":" not in settings.model:
+                raise
+            raise Usage(f"--model {settings.model} fails: {type(error).__name__}: {error}") from error
     if not isinstance(model, nn.Module):
         raise Usage(f"--model {settings.model} returned {type(model).__name__}; it wants an nn.Module")
     if settings.model_file:
@@ -237,7 +284,8 @@ def problems_of(
         net = model_of(model, files.state, seed)
         loss = resolve_callable(data.loss) if ":" in data.loss else data.loss
         made = {
-            name: Problem.supervised(net, loss, files.data.get(name) or samples_of(model, data, name)) for name in names
+            name: Problem.supervised(net, loss, files.data.get(name) or samples_of(model, data, name, dtype=at.dtype))
+            for name in names
         }
     net = next(iter(made.values())).model.to(at.device, at.dtype)
     made = {name: replace(p, model=net).to(at.device, at.dtype) for name, p in made.items()}
@@ -246,27 +294,32 @@ def problems_of(
     return made
 
 
-def samples_of(model: ModelSettings, data: DataSettings, split: str, neighbours: int = 1) -> Batches:
+def samples_of(
+    model: ModelSettings, data: DataSettings, split: str, neighbours: int = 1, dtype: torch.dtype | None = None
+) -> Batches:
     """The samples of one split, as settings say."""
     pickled = data.trainloader if split == "train" else data.testloader
     if pickled:
         if not model.unsafe_load:
             raise Usage(f"{pickled} is a pickled loader, which can run code of its own; --unsafe-load if you trust it")
-        batches: Batches = drained(torch.load(pickled, weights_only=False))
+        with _same_chance():
+            batches = taken(torch.load(pickled, weights_only=False))
     else:
-        batches = datasets.load(
-            data.dataset,
-            split,
-            data_path=data.data_path,
-            normalize=data.normalize,
-            raw=data.raw_data,
-            samples=data.samples,
-            data_seed=data.data_seed,
-            pieces=data.data_split,
-            piece=data.split_idx,
-            download=data.download,
-            neighbours=neighbours,
-        )
+        with _same_chance():
+            batches = datasets.load(
+                data.dataset,
+                split,
+                data_path=data.data_path,
+                normalize=data.normalize,
+                raw=data.raw_data,
+                samples=data.samples,
+                data_seed=data.data_seed,
+                pieces=data.data_split,
+                piece=data.split_idx,
+                download=data.download,
+                neighbours=neighbours,
+                dtype=dtype,
+            )
     return batches
 
 
@@ -275,14 +328,15 @@ def _own_problems(model: ModelSettings, data: DataSettings, names: tuple[str, ..
     takes = "split" in inspect.signature(factory).parameters
     made: dict[str, Problem] = {}
     for name in names:
-        problem = factory(split=name) if takes else factory()
-        if isinstance(problem, Mapping):
-            problem = Problem.custom(**problem)
-        elif isinstance(problem, tuple):
-            net, batches, loss, *rest = problem
-            problem = Problem.custom(net, loss, batches)
-            if rest:
-                problem = replace(problem, metrics=rest[0])
+        with _same_chance():  # a loader draws its order when it is read
+            problem = factory(split=name) if takes else factory()
+            if isinstance(problem, Mapping):
+                problem = Problem.custom(**problem)
+            elif isinstance(problem, tuple):
+                net, batches, loss, *rest = problem
+                problem = Problem.custom(net, loss, batches)
+                if rest:
+                    problem = replace(problem, metrics=rest[0])
         if not isinstance(problem, Problem):
             raise Usage(
                 f"--problem {data.problem} returned {type(problem).__name__}; it wants a Problem, or a tuple "
@@ -304,7 +358,7 @@ def _fits(problem: Problem, split: str) -> None:
         value = problem.total(next(iter(problem.data.rebatched(1))))
     except Exception as error:  # a stranger's forward may raise anything
         shapes = [tuple(t.shape) for t in _tensors(next(iter(problem.data.rebatched(1))))]
-        text = str(error).splitlines()[0] if str(error) else type(error).__name__
+        text = str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
         raise Usage(
             f"the model or the loss fails on one {split} sample (a batch of shapes {shapes}): {type(error).__name__}: "
             f"{text}; does the data set fit the model?"

@@ -37,15 +37,17 @@ def setting(
     metavar: str | None = None,
     names: Sequence[str] = (),
     positional: bool = False,
+    least: float | None = None,
 ) -> Any:
     """A dataclass field that is also a flag.
 
     default  its value when nothing is said; a bool makes a switch, a tuple takes several values
     help     one phrase; the default is added to it
     names    further spellings, such as `--loss-name` or `-l`
+    least    the smallest number that makes sense
     """
     metadata = {"help": help, "choices": tuple(choices), "metavar": metavar, "names": tuple(names)}
-    return field(default=default, metadata={**metadata, "positional": positional})
+    return field(default=default, metadata={**metadata, "positional": positional, "least": least})
 
 
 @dataclass(frozen=True)
@@ -79,10 +81,10 @@ class DataSettings:
     normalize: str | None = setting(None, "mean/std per channel, such as 0.5,0.5,0.5/0.2,0.2,0.2", metavar="M/S")
     raw_data: bool = setting(False, "do not normalise the data")
     split: str = setting("train", "samples to read", choices=("train", "test", "both"))
-    samples: int | None = setting(None, "at most so many samples, a fixed random subset", metavar="N")
+    samples: int | None = setting(None, "at most so many samples, a fixed random subset", metavar="N", least=1)
     data_seed: int = setting(0, "seed of that subset", metavar="SEED")
-    data_split: int = setting(1, "cut the data into so many pieces and use one", metavar="PIECES")
-    split_idx: int = setting(0, "which piece, counted from 0", metavar="PIECE")
+    data_split: int = setting(1, "cut the data into so many pieces and use one", metavar="PIECES", least=1)
+    split_idx: int = setting(0, "which piece, counted from 0", metavar="PIECE", least=0)
     trainloader: str | None = setting(None, "pickled DataLoader (needs --unsafe-load)", metavar="FILE")
     testloader: str | None = setting(None, "pickled DataLoader (needs --unsafe-load)", metavar="FILE")
     loss: str = setting(
@@ -133,11 +135,13 @@ class RunSettings:
     overwrite: bool = setting(False, "start anew where the result is already there")
     precision: str = setting("float32", "of all computing", choices=("float32", "tf32", "float64", "bfloat16"))
     device: str = setting("auto", "auto, cpu, cuda or cuda:1", metavar="DEVICE")
-    share_gpus: bool = setting(False, "several ranks may compute on one GPU")
-    threads: int | None = setting(None, "threads of a rank; by default its own cores", metavar="COUNT")
-    batch_size: int | None = setting(None, "images per pass; by default chosen by a short probe", metavar="SAMPLES")
+    ranks_per_gpu: int = setting(1, "ranks that may share one GPU", metavar="RANKS", least=1)
+    threads: int | None = setting(None, "threads of a rank; by default its own cores", metavar="COUNT", least=1)
+    batch_size: int | None = setting(
+        None, "images per pass; by default chosen by a short probe", metavar="SAMPLES", least=1
+    )
     probe: bool = setting(True, "choose the fastest way by a short probe; without it, separate files have equal bits")
-    team: int = setting(1, "ranks that share one point", metavar="RANKS")
+    team: int = setting(1, "ranks that share one point", metavar="RANKS", least=1)
     rank_0: str = setting("auto", "what rank 0 does beside dealing", choices=("auto", "computes", "deals"))
     shard: str | None = setting(None, "compute only shard I of N of the points, such as 1/3", metavar="I/N")
     retry_failed: bool = setting(False, "measure failed points again")
@@ -252,6 +256,13 @@ def _plain(hint: Any) -> type:
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> Any:
+        message = message.removeprefix("argument ")
+        if choice := re.match(r"(\S+): invalid choice: (.+) \(choose from (.+)\)", message):
+            message = f"{choice[1]} is one of {choice[3].replace(chr(39), '')}; got {choice[2]}"
+        elif number := re.match(r"(\S+): invalid (int|float) value: (.+)", message):
+            message = f"{number[1]} wants a {'whole ' if number[2] == 'int' else ''}number; got {number[3]}"
+        elif valueless := re.match(r"(\S+): expected (?:one|at least one) argument", message):
+            message = f"{valueless[1]} wants a value"
         unknown = re.match(r"unrecognized arguments: (\S+)", message)
         if unknown:
             flag = unknown.group(1).split("=")[0]
@@ -381,9 +392,21 @@ def _as(f: Field[Any], group: type, value: Any) -> Any:
         value = kind(value) if kind in (int, float, str) and not isinstance(value, kind) else value
     except (TypeError, ValueError):
         raise Usage(f"{f.name} wants {kind.__name__}; got {value!r}") from None
+    least = f.metadata["least"]
+    if least is not None and not value >= least:
+        raise Usage(f"--{f.name.replace('_', '-')} wants {least} or more; got {value}")
     if f.metadata["choices"] and value not in f.metadata["choices"]:
         raise Usage(f"{f.name} is one of {', '.join(f.metadata['choices'])}; got {value!r}")
     return value
+
+
+def sentence(error: Exception) -> str:
+    """An error as one sentence for a person."""
+    if isinstance(error, KeyError) and error.args:
+        return str(error.args[0])
+    if isinstance(error, OSError) and error.filename and error.strerror:  # not yet put into words
+        return f"{os.fspath(error.filename)}: {error.strerror}"
+    return str(error) or type(error).__name__
 
 
 def launched_rank() -> int:
@@ -405,8 +428,7 @@ def guarded(door: Callable[..., int]) -> Callable[..., int]:
             if os.environ.get("LOSSMAP_DEBUG"):
                 raise
             if launched_rank() == 0:
-                text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
-                print(f"lossmap: {text or type(error).__name__}", file=sys.stderr)
+                print(f"lossmap: {sentence(error)}", file=sys.stderr)
             return 2
 
     return run

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import platform
-import re
 import resource
 import shlex
 import subprocess
@@ -23,12 +23,13 @@ from lossmap.farm.estimate import beside, side_by_side, table, taken
 from lossmap.farm.launch import launched
 from lossmap.farm.shards import Shard
 from lossmap.farm.team import World
+from lossmap.names import result_path
 from lossmap.options import EXIT as EXIT
 from lossmap.options import DrawSettings, RunSettings, Settings, Usage
 from lossmap.space.directions import Plane
 from lossmap.space.grid import Grid
 from lossmap.space.problem import Problem
-from lossmap.store.surface import SurfaceFile, read, training_path
+from lossmap.store.surface import SurfaceFile, looked_into, read, training_path
 from lossmap.store.values import Group, Surface
 
 Say = Callable[[str], None]
@@ -44,16 +45,6 @@ def teller(world: World, notes: Sequence[str] = ()) -> Say:
     for note in notes:
         say(note)
     return say
-
-
-def default_name(settings: Settings, grid: Grid, plane: Plane) -> str:
-    """A result's name made of model, directions and grid, with no character that a shell would mind."""
-    model = Path(settings.model.model_file).stem if settings.model.model_file else settings.data.problem
-    model = model or settings.model.model
-    kinds = "-".join(dict.fromkeys(str(r["kind"]) for r in plane.recipes))
-    spans = [f"{t[0]:g}to{t[-1]:g}x{t.size}" for t in (grid.x, grid.y) if t is not None]
-    seed = f"s{settings.plane.seed}" + (f".{settings.plane.idx}" if settings.plane.idx else "")
-    return re.sub(r"[^\w.+-]+", "-", f"{model}_{kinds}_{seed}_{'_'.join(spans)}") + ".h5"
 
 
 def part(grid: Grid, shard: str | None) -> np.ndarray | None:
@@ -83,9 +74,8 @@ class Kept:
         if timeout is not None and timeout <= 0:
             raise Usage(f"--point-timeout wants seconds, more than 0; got {timeout:g}")
         self.points = part(grid, settings.run.shard)
-        path = Path(settings.run.surf_file or default_name(settings, grid, plane))
-        if path.suffix not in (".h5", ".hdf5", ".nc"):
-            path = path.with_name(path.name + ".h5")
+        drawable(getattr(settings, "draw", DrawSettings()))
+        path = result_path(settings)
         if settings.run.shard:
             path = Shard.parse(settings.run.shard).file(path)
         self.path = path
@@ -153,11 +143,22 @@ class Kept:
             made[f"directions/{name}"] = Group(arrays, {**recipe, "length": length, "digest": self.plane.digest})
         return made
 
-    def describe(self, problems: Mapping[str, Problem], what: str) -> str:
-        """What would be done, for --dry-run."""
-        done = ""
-        if self.path.exists() and not self.settings.run.overwrite:
-            done = "; that file is there already and would be continued"
+    def describe(self, problems: Mapping[str, Problem], what: str, measures: Mapping[str, Any] | None = None) -> str:
+        """What would be done, for --dry-run.
+
+        measures  as of `open`, where they are known before anything is computed: then compared with the file's own
+
+        Raises as `open` does where the run would be refused.
+        """
+        done, overwrite = "", self.settings.run.overwrite
+        there = looked_into(
+            self.path, self.grid, identity=self.file_settings, measures=measures or {}, overwrite=overwrite
+        )
+        if there is not None:
+            counts = "; ".join(f"{name}: {there.counts(name)['done']:,} points done" for name in there.status)
+            done = f"; that file is there already and would be continued ({counts or 'no point done'})"
+        elif self.path.exists():
+            done = "; that file is there already and would be started anew (--overwrite)"
         splits = ", ".join(f"{p.data.samples:,} {split} samples" for split, p in problems.items())
         n = sum(p.numel() for p in next(iter(problems.values())).model.parameters())
         points = len(self.grid) if self.points is None else self.points.size
@@ -203,8 +204,17 @@ def pictures(path: Path, settings: DrawSettings, say: Say) -> None:
         return
     from lossmap.draw.beside import drawn_beside
 
-    for picture in drawn_beside(path, settings):
-        say(f"picture: {picture}")
+    try:
+        for picture in drawn_beside(path, settings):
+            say(f"picture: {picture}")
+    except (OSError, ValueError) as error:  # the points are safe, and are told of
+        print(f"lossmap: no picture was drawn: {error}; lossmap draw {path} tries again", file=sys.stderr)
+
+
+def drawable(settings: DrawSettings) -> None:
+    """Raises Usage where a picture that is wanted later cannot be made."""
+    if settings.page and importlib.util.find_spec("plotly") is None:
+        raise Usage("--page wants plotly, which is not installed: pip install 'lossmap[page]'")
 
 
 def provenance(device: str, ranks: int) -> dict[str, Any]:

@@ -74,9 +74,13 @@ def test_settings_make_themselves_again_from_what_a_file_holds():
     ("line", "text"),
     [
         ("--modle a", "unknown flag --modle; did you mean --model"),
-        ("--seed one", "argument --seed: invalid int value: 'one'"),
-        ("--split all", "argument --split: invalid choice: 'all'"),
-        ("--model", "argument --model: expected one argument"),
+        ("--seed one", "--seed wants a whole number; got 'one'"),
+        ("--split all", "--split is one of train, test, both; got 'all'"),
+        ("--model", "--model wants a value"),
+        ("--stop-after soon", "--stop-after wants a number; got 'soon'"),
+        ("--batch-size 0", "--batch-size wants 1 or more; got 0"),
+        ("--threads=-2", "--threads wants 1 or more; got -2"),
+        ("--split-idx=-1", "--split-idx wants 0 or more; got -1"),
         ("--config /nowhere.toml", "--config /nowhere.toml: No such file or directory"),
     ],
 )
@@ -119,8 +123,12 @@ def test_a_door_turns_errors_into_one_sentence_and_exit_code_2(capsys, monkeypat
     def door():
         raise ValueError("this makes no sense")
 
-    assert door() == 2
-    assert capsys.readouterr().err == "lossmap: this makes no sense\n"
+    @guarded
+    def blind():
+        raise PermissionError(13, "Permission denied", "net.pt")
+
+    assert door() == blind() == 2
+    assert capsys.readouterr().err == "lossmap: this makes no sense\nlossmap: net.pt: Permission denied\n"
     monkeypatch.setenv("OMPI_COMM_WORLD_RANK", "1")
     assert door() == 2
     assert capsys.readouterr().err == ""

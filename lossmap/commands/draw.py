@@ -1,9 +1,12 @@
 """Draw what a result file holds: contours, reliefs, lines, eigenvalue maps; several files side by side.
 
+A training path, a spectrum, the layers, the evolution of a run or a report of health is drawn as what it is.
+
     lossmap draw surface.h5                                  surface.pdf and surface.png
     lossmap draw a.h5 b.h5 --titles with without --output pair.pdf
     lossmap draw surface.h5 --kind 3d --output relief.png
     lossmap draw surface.h5 --page --vtk                     also surface.html, surface.vts
+    lossmap draw spectrum.h5                                 every spectrum, and the layers
     lossmap watch surface.h5                                 draws it again while it grows
 
 Files of the original tool are drawn too. Torch is not needed.
@@ -18,9 +21,12 @@ from pathlib import Path
 
 import numpy as np
 
-from lossmap.draw.beside import show
+from lossmap.draw.beside import saved_beside, show
+from lossmap.draw.choose import PARTS, holds_points, other_kinds
+from lossmap.draw.contents import figures_of
 from lossmap.draw.figures import KINDS, draw, save
 from lossmap.options import DrawSettings, Settings, Usage, guarded, parse, setting
+from lossmap.space.grid import Grid
 from lossmap.store.surface import Group, NotASurface, Surface, being_written, read, training_path
 
 EXIT = {"complete": 0, "failed": 3, "unfinished": 75}
@@ -40,7 +46,10 @@ class PictureSettings:
         names=("-o",),
     )
     kind: str = setting("auto", "kind of picture", choices=KINDS)
-    field: str | None = setting(None, "what to show, such as test_loss, train_acc, max_eig, ratio", metavar="NAME")
+    field: str | None = setting(
+        None, "what to show, such as test_loss, train_acc, max_eig, ratio; of spectra and layers the label",
+        metavar="NAME",
+    )  # fmt: skip
     titles: tuple[str, ...] = setting((), "a title for each file", metavar="TITLE")
     proj_file: str | None = setting(
         None, "training path to draw over the map: another result, or a file of the original tool", metavar="FILE"
@@ -64,13 +73,30 @@ def main(argv: Sequence[str] | None = None) -> int:
     settings = parse((PictureSettings, DrawSettings), argv, prog="lossmap draw", about=__doc__ or "")
     files = [Path(f) for f in settings.picture.files]
     if not files:
-        raise Usage("lossmap draw wants a result file, such as lossmap draw surface.h5")
-    surfaces = [read(f) for f in files]
+        raise Usage("draw wants a result file, such as lossmap draw surface.h5")
+    surfaces = [held_in(f) for f in files]
     if settings.picture.proj_file and _elsewhere(settings.picture.proj_file, surfaces[0]):
         print(f"{settings.picture.proj_file} was projected onto another plane than that of {files[0]}")
     for path in _drawn(settings, files, surfaces):
         print(f"picture: {path}")
+    more = [kind for kind in other_kinds(surfaces[0]) if kind != "path"]
+    if more and settings.picture.kind == "auto" and holds_points(surfaces[0]):
+        print(f"{files[0]} holds {' and '.join(more)} too: --kind {more[0]} draws that")
     return 0
+
+
+def held_in(file: Path) -> Surface:
+    """What a file holds; of the original tool also a training path alone."""
+    try:
+        return read(file)
+    except NotASurface:
+        try:
+            path = training_path(file)
+        except ValueError:
+            path = None
+        if path is None:
+            raise
+        return Surface(Grid(np.zeros(1)), {}, groups={"trajectory": path})
 
 
 @guarded
@@ -78,7 +104,7 @@ def watch(argv: Sequence[str] | None = None) -> int:
     """Draw a result again and again while it grows; ends with it, by the exit codes of `lossmap status`."""
     settings = parse((PictureSettings, DrawSettings, WatchSettings), argv, prog="lossmap watch", about=__doc__ or "")
     if len(settings.picture.files) != 1:
-        raise Usage(f"lossmap watch wants one result file; got {len(settings.picture.files)}")
+        raise Usage(f"watch wants one result file; got {len(settings.picture.files)}")
     if settings.watch.every <= 0:
         raise Usage(f"--every wants seconds, more than 0; got {settings.watch.every:g}")
     path, known, named = Path(settings.picture.files[0]), -1, False
@@ -115,7 +141,7 @@ def line(surface: Surface) -> str:
         if counts["left"] and came.size > 1 and np.ptp(came) > 0:
             rate = (came.size - 1) / float(np.ptp(came))
             part += f", {rate:.3g} points/s, {counts['left'] / rate:,.0f} s left"
-        for name in surface.measures.get(measure, ())[:1]:
+        for name in surface.measures.get(measure, ())[: measure not in PARTS]:
             least = surface.minimum(name)
             if least is not None:
                 part += f", least {name} {least[0]:.4g} at ({', '.join(f'{c:g}' for c in least[1])})"
@@ -126,10 +152,15 @@ def line(surface: Surface) -> str:
 def _drawn(settings: Settings, files: Sequence[Path], surfaces: Sequence[Surface]) -> list[Path]:
     wanted, asked = settings.picture, settings.draw
     stem = files[0].with_suffix("")
-    outputs = [Path(f) for f in wanted.output] or [Path(f"{stem}.pdf"), Path(f"{stem}.png")]
+    outputs = [Path(f) for f in wanted.output]
+    log = True if asked.log else None
+    if len(surfaces) == 1 and not outputs and _beside_a_surface(settings, surfaces[0]):
+        outputs = saved_beside(files[0], figures_of(surfaces[0]), wanted.dpi)
+        _shown(settings, outputs)
+        return outputs
+    outputs = outputs or [Path(f"{stem}.pdf"), Path(f"{stem}.png")]
     outputs += [Path(f"{stem}.html")] if asked.page else []
     outputs += [Path(f"{stem}.vts")] if asked.vtk else []
-    log = True if asked.log else None
     made: list[Path] = []
     figure = None
     for output in dict.fromkeys(outputs):
@@ -151,11 +182,21 @@ def _drawn(settings: Settings, files: Sequence[Path], surfaces: Sequence[Surface
                     trajectory=_path(settings), width=wanted.width,
                 )  # fmt: skip
             made.append(save(figure, output, dpi=wanted.dpi))
-    if asked.show:
-        pictures = [p for p in made if p.suffix in (".png", ".pdf", ".svg", ".html")]
-        if pictures and not show(pictures[-1]):
-            print(f"no viewer was found on this machine to show {pictures[-1]}")
+    _shown(settings, made)
     return made
+
+
+def _beside_a_surface(settings: Settings, surface: Surface) -> bool:
+    """Whether all that a file holds is to be drawn, and that is no surface."""
+    plain = settings.picture.kind == "auto" and settings.picture.field is None
+    wants_points = settings.draw.page or settings.draw.vtk
+    return plain and not wants_points and not holds_points(surface) and bool(other_kinds(surface))
+
+
+def _shown(settings: Settings, made: Sequence[Path]) -> None:
+    pictures = [p for p in made if p.suffix in (".png", ".pdf", ".svg", ".html")]
+    if settings.draw.show and pictures and not show(pictures[-1]):
+        print(f"no viewer was found on this machine to show {pictures[-1]}")
 
 
 def _one(surfaces: Sequence[Surface], output: Path) -> None:

@@ -36,6 +36,8 @@ def line(event: Event, what: str) -> str:
     failed = f", {event.failed:,} failed" if event.failed else ""
     rate = f"{event.rate:.3g} points/s" if event.rate >= 1 or event.rate == 0 else f"{1 / event.rate:.3g} s/point"
     left = f", {clock(event.left)} left" if event.done + event.failed < event.total else f" in {clock(event.seconds)}"
+    if event.rate == 0 and event.total and event.done + event.failed == event.total:
+        rate, left = "all known before", ""
     return f"{what}: {event.done:,} of {event.total:,} points ({share:.0f} %){failed}, {rate}{left}"
 
 

@@ -334,21 +334,7 @@ def with_l2(spectrum: Any, strength: float) -> Any:
 
 def pictures(path: Path) -> list[Path]:
     """Every spectrum, the comparison where there are several, and the layers, beside the result."""
-    from lossmap.draw.spectra import draw_comparison, draw_layers, draw_spectrum
-    from lossmap.draw.style import save
-    from lossmap.store.spectrum import spectra_in
+    from lossmap.draw.beside import saved_beside
+    from lossmap.draw.contents import figures_of
 
-    groups = read(path).groups
-    labels = [label for label, g in spectra_in(str(path)).items() if "top" in g or "node" in g]
-    figures: dict[str, Any] = {f"_{label}": draw_spectrum(str(path), label) for label in labels}
-    if len(labels) > 1:
-        figures["_compared"] = draw_comparison({label: groups[f"spectrum/{label}"] for label in labels})
-    for name in groups:
-        if name.startswith("layers/"):
-            figures[f"_layers_{name.partition('/')[2]}"] = draw_layers(str(path), name.partition("/")[2])
-    stem = path.with_suffix("")
-    return [
-        save(figure, Path(f"{stem}{re.sub(r'[^A-Za-z0-9_.+-]+', '-', name)}{end}"))
-        for name, figure in figures.items()
-        for end in (".pdf", ".png")
-    ]
+    return saved_beside(path, figures_of(read(path)))

@@ -77,12 +77,14 @@ def mark(file: str, surface: Surface) -> str:
 def standing(file: str, surface: Surface, measure: str | None = None) -> dict[str, Any]:
     """All that is told of a result, as plain values."""
     names = list(surface.status) if measure is None else [measure]
-    outcomes = {surface.outcome_of(name) for name in names} or {"unfinished"}
+    outcomes = {surface.outcome_of(name) for name in names}
+    outcomes = outcomes or {"complete" if surface.groups else "unfinished"}  # a plane, a path, a report of health
     known = surface.attributes
     return {
         "file": str(file),
         "outcome": next(word for word in ("unfinished", "failed", "complete") if word in outcomes),
         "shape": list(surface.grid.shape),
+        "groups": sorted(surface.groups),
         "running": being_written(file),
         "start": known.get("start"),
         "end": known.get("end"),
@@ -140,6 +142,8 @@ def rate_of(times: np.ndarray, seconds: np.ndarray, ranks: int) -> float | None:
 def text(now: dict[str, Any]) -> str:
     """The same for a person."""
     words = {"complete": "complete", "failed": "complete but for failed points", "unfinished": "more to do"}
+    if not now["measures"] and now["outcome"] == "complete":
+        return f"{Path(now['file']).name}: no survey, so there is nothing to do; it holds {', '.join(now['groups'])}"
     lines = [f"{Path(now['file']).name}: {' x '.join(map(str, now['shape'][::-1]))} points, {words[now['outcome']]}"]
     for name, m in now["measures"].items():
         total = m["done"] + m["failed"] + m["left"]

@@ -55,10 +55,11 @@ def run(settings: Settings, world: World, walk: Callable[..., Any] = survey) -> 
     plane = objects.plane_and_ranks(settings, world, first.model, lambda kind: curved_direction(first, kind))
     file_settings = world.once(lambda: objects.identity(settings.model, settings.data, plane))
     kept = world.together(lambda: results.Kept("surface", settings, grid, plane, file_settings))
-    if asked.dry_run:
-        say(kept.describe(problems, "losses and accuracies"))
-        return 0
     told = world.once(lambda: objects.measured_with(settings.data, asked, problems))
+    if asked.dry_run:
+        measure = losses(problems, plane, way=Way(first.data.batch_size), settings=told)
+        say(kept.describe(problems, "losses and accuracies", {measure.name: (measure.fields, measure.settings)}))
+        return 0
 
     def way() -> Way:
         if not asked.probe:

@@ -14,8 +14,8 @@ from types import ModuleType
 
 from lossmap.commands import DOORS
 from lossmap.farm.shards import Shard
+from lossmap.names import result_path
 from lossmap.options import Settings, Usage, parse
-from lossmap.space.grid import Grid
 
 MEASURES = {"surface": "loss", "eigenmap": "eigen"}  # the doors that leave a survey behind, and what they measure
 
@@ -89,25 +89,9 @@ def asked(words: Sequence[str]) -> Asked:
     settings: Settings = read(list(words[1:]))
     if settings.run.shard:
         raise Usage("--shard is set by submit itself: ask for --array N")
-    named = settings.run.surf_file
-    result = Path(named or name_of(settings))
-    if result.suffix not in (".h5", ".hdf5", ".nc"):
-        result = result.with_name(result.name + ".h5")
-    more = () if named else ("--surf-file", str(result))
+    result = result_path(settings)
+    more = () if settings.run.surf_file else ("--surf-file", str(result))
     return Asked((*words, *more), result, MEASURES[command], settings)
-
-
-def name_of(settings: Settings) -> str:
-    """A name for a result that was not named, from model, directions and grid, before any of them is made."""
-    plane, grid = settings.plane, Grid.parse(settings.plane.x, settings.plane.y)
-    model = settings.model
-    subject = Path(model.model_file).stem if model.model_file else settings.data.problem or model.model
-    kinds = [plane.xdir or ("to" if model.model_file2 else "random")]
-    if plane.y is not None:
-        kinds.append(plane.ydir or ("to" if model.model_file3 else "random"))
-    spans = [f"{t[0]:g}to{t[-1]:g}x{t.size}" for t in (grid.x, grid.y) if t is not None]
-    seed = f"s{plane.seed}" + (f".{plane.idx}" if plane.idx else "")
-    return re.sub(r"[^\w.+-]+", "-", f"{subject}_{'-'.join(dict.fromkeys(kinds))}_{seed}_{'_'.join(spans)}") + ".h5"
 
 
 def unsharded(path: Path) -> tuple[Path, Shard | None]:

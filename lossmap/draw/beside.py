@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import webbrowser
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
+
+from matplotlib.figure import Figure
 
 from lossmap.draw.choose import best_field, is_line
 from lossmap.draw.figures import draw, save
@@ -45,14 +48,12 @@ def drawn_beside(result: Path, asked: Asked, trajectory: Group | None = None) ->
         surface, vmin=asked.vmin, vmax=asked.vmax, vlevel=asked.vlevel, log=log, loss_max=asked.loss_max,
         trajectory=trajectory,
     )  # fmt: skip
-    made = [
-        save(figure, stem.with_suffix(end) if not stem.suffix else Path(f"{stem}{end}")) for end in (".pdf", ".png")
-    ]
+    made = saved_beside(result, {"": figure})
     shown = made[-1]
     plane = not is_line(surface)
     if plane and best_field(surface).endswith("_loss"):
         figure = draw(surface, "3d", vmin=asked.vmin, vmax=asked.vmax, log=log)
-        made += [save(figure, Path(f"{stem}_3d{end}")) for end in (".pdf", ".png")]
+        made += saved_beside(result, {"_3d": figure})
     if asked.page:
         from lossmap.draw.page import page
 
@@ -64,6 +65,12 @@ def drawn_beside(result: Path, asked: Asked, trajectory: Group | None = None) ->
     if asked.show:
         show(shown)
     return made
+
+
+def saved_beside(result: Path, figures: Mapping[str, Figure], dpi: int = 300) -> list[Path]:
+    """Save figures beside a result, as PDF and PNG; each is named after the result and its key."""
+    stem = result.with_suffix("")
+    return [save(figure, Path(f"{stem}{key}{end}"), dpi) for key, figure in figures.items() for end in (".pdf", ".png")]
 
 
 def show(picture: Path) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 
@@ -12,6 +13,7 @@ from lossmap.space.grid import Field, Grid
 from lossmap.store.values import Surface
 
 Array = np.ndarray
+PARTS = ("spectrum", "along")  # measures that are dealt like points, but over no line or plane
 
 
 @dataclass(frozen=True)
@@ -91,16 +93,48 @@ def eigenvalues(surface: Surface) -> tuple[str, str]:
     return "max_eig", "min_eig"
 
 
+def other_kinds(surface: Surface) -> tuple[str, ...]:
+    """What there is to draw beside a surface: spectrum, layers, evolution, health, path."""
+    groups = surface.groups
+    there = {
+        "spectrum": any(n.startswith("spectrum/") and ("top" in g or "node" in g) for n, g in groups.items()),
+        "layers": any(n.startswith("layers/") and "block" in g for n, g in groups.items()),
+        "evolution": "evolution/results" in groups,
+        "health": "health" in groups,
+        "path": "trajectory" in groups,
+    }
+    return tuple(kind for kind, held in there.items() if held)
+
+
+def _of_points(surface: Surface) -> list[str]:
+    """The fields that are readings at points: no book-keeping, and nothing of the parts of a spectrum or a run."""
+    parts = {name for measure in PARTS for name in surface.measures.get(measure, ())}
+    kept = ("_seconds", "_rank", "_error", "_limit")
+    return [name for name in surface.fields if name not in parts and not name.endswith(kept)]
+
+
+def holds_points(surface: Surface) -> bool:
+    """Whether there is a surface to draw: readings over a line or a plane."""
+    return bool(_of_points(surface))
+
+
 def best_field(surface: Surface) -> str:
     """The field that a picture shows if nothing is said. Raises ValueError where there is none."""
-    names = [n for n in surface.fields if not n.endswith(("_seconds", "_rank", "_error", "_limit"))]
+    names = _of_points(surface)
     for wanted in ("train_loss", "test_loss", "max_eig"):
         if wanted in names:
             return wanted
     if not names:
-        raise ValueError("this surface holds no field to draw")
+        raise ValueError(f"this file holds no surface; it holds: {', '.join(held(surface)) or 'nothing'}")
     about = surface.about[names[0]]
     return names[0] if about.extra is None else f"{names[0]}:0"
+
+
+def held(surface: Surface) -> list[str]:
+    """All that a file holds, in words."""
+    plane = any(name.startswith("directions/") for name in surface.groups)
+    points = ["a surface"] if holds_points(surface) else []
+    return [*points, *other_kinds(surface), *(["directions (lossmap plane FILE tells of them)"] if plane else [])]
 
 
 def axis_labels(surface: Surface) -> tuple[str, str]:
@@ -114,8 +148,8 @@ def _axis(surface: Surface, name: str) -> str:
     kind = str(told.get("kind", ""))
     if kind == "random":
         return f"{name}, random direction"
-    if kind == "to":
-        return f"{name}, 0: model, 1: other model"
+    if kind.startswith("to:"):
+        return f"{name}, 0: model, 1: {Path(kind[3:]).name}"
     if kind.startswith("pca"):
         which = int("".join(c for c in kind if c.isdigit()) or told.get("component", 1))
         path = surface.groups.get("trajectory")

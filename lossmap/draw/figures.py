@@ -21,14 +21,16 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from lossmap.draw import lines, maps
+from lossmap.draw import contents, lines, maps
 from lossmap.draw.choose import (
     Quantity,
     as_line,
     axis_labels,
     best_field,
     eigenvalues,
+    holds_points,
     is_line,
+    other_kinds,
     quantity,
     remarks,
     values_of,
@@ -40,7 +42,7 @@ from lossmap.store.surface import Group, Surface, read
 
 __all__ = ["KINDS", "draw", "save"]
 
-KINDS = ("auto", "filled", "contour", "map", "3d", "line", "eigen")
+KINDS = ("auto", "filled", "contour", "map", "3d", "line", "eigen", *contents.KINDS)
 What = Surface | str | os.PathLike[str]
 
 
@@ -71,11 +73,13 @@ def draw(
     trajectory: Group | Mapping[str, Any] | bool | None = None,
     width: float | None = None,
 ) -> Figure:
-    """A figure of one surface, or of several side by side with common levels.
+    """A figure of one surface, or of several side by side with common levels; or of what else a file holds.
 
     what        a surface, the path of a file, or several of them
-    kind        filled, contour, map (cells, nothing between), 3d, line, eigen; auto takes what fits
-    field       what to show; train_loss if there is one. "ratio" is |min_eig / max_eig|; "name:2" a further dimension
+    kind        filled, contour, map (cells, nothing between), 3d, line, eigen; spectrum, layers, evolution, health,
+                path for what else is there; auto takes what fits
+    field       what to show; train_loss if there is one. "ratio" is |min_eig / max_eig|; "name:2" a further dimension;
+                of spectra and layers the label
     titles      one for each surface
     vmin, vmax, vlevel   ends and step of the levels; log: geometric levels or not, else by what the values span
     loss_max    where the loss axis of a line ends
@@ -100,6 +104,8 @@ def draw(
     wishes = Wishes(vmin, vmax, vlevel, log, loss_max, group, width)
     if kind == "auto":
         kind = _kind(surfaces, field)
+    if kind in contents.KINDS:
+        return contents.draw_content(surfaces, kind, field, titles)
     with styled():
         if all(is_line(s) for s in surfaces):
             if kind in ("3d", "contour", "filled", "map"):
@@ -122,6 +128,8 @@ def _surface(what: What) -> Surface:
 
 
 def _kind(surfaces: Sequence[Surface], field: str | None) -> str:
+    if field is None and not any(holds_points(s) for s in surfaces) and other_kinds(surfaces[0]):
+        return other_kinds(surfaces[0])[0]
     eigen = all("max_eig" in s and "min_eig" in s for s in surfaces)
     if all(is_line(s) for s in surfaces):
         return "eigen" if eigen and field is None else "line"
@@ -375,8 +383,10 @@ def _loss_axis(axes: Any, shown: list[np.ndarray], wishes: Wishes) -> None:
 
 
 def _marks(surface: Surface) -> tuple[float, ...]:
+    """Where models stand on a line: at 0, and of a line between two at 1 as well."""
     group = surface.groups.get("directions/x")
-    return (0.0, 1.0) if group is not None and group.attributes.get("kind") == "to" else (0.0,)
+    between = group is not None and str(group.attributes.get("kind", "")).startswith("to:")
+    return (0.0, 1.0) if between else (0.0,)
 
 
 def _eigen_lines(surfaces: Sequence[Surface], titles: Sequence[str] | None, wishes: Wishes) -> Figure:

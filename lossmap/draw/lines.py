@@ -21,13 +21,14 @@ COLOURS = (BLUE, RED, GREEN, PURPLE, "#b8860b", "#3b3b3b")
 def curve(axes: Axes, x: Array, values: Array, *, colour: str, label: str, dashed: bool = False) -> None:
     """One field along the line, broken where a value is missing."""
     order = np.argsort(x)
-    marker = "o" if x.size <= 41 else None
+    marker = "o" if x.size <= 25 else None
     axes.plot(
         x[order],
         np.where(np.isfinite(values), values, np.nan)[order],
         linestyle="--" if dashed else "-",
         marker=marker,
         markersize=2.4,
+        markerfacecolor="white" if dashed else colour,
         color=colour,
         label=label,
     )

@@ -301,7 +301,12 @@ class World:
 
         return self.together(on_this_node)
 
-    def same(self, digest: str, what: str = "the directions") -> None:
+    def same(
+        self,
+        digest: str,
+        what: str = "the directions",
+        advice: str = "all nodes want the same versions of lossmap, torch and the model file",
+    ) -> None:
         """Raises ValueError on every rank where the ranks hold different things."""
         every = self.gather((digest, self.host))
         others = [rank for rank, (theirs, _) in enumerate(every) if theirs != every[0][0]]
@@ -310,7 +315,7 @@ class World:
             raise ValueError(
                 f"{what} differ between the ranks: {every[0][0][:12]} on rank 0, {every[rank][0][:12]} on rank {rank} "
                 f"({every[rank][1]}){f' and {len(others) - 1} more' if len(others) > 1 else ''}; "
-                "all nodes want the same versions of lossmap, torch and the model file"
+                f"{advice}"
             )
 
     def places(self, team: int = 1, rank_0: str = "auto") -> list[tuple[int, ...]]:

@@ -130,7 +130,7 @@ def _content(path: Path, kind: str, unsafe: bool) -> Any:
             ) from None
         if isinstance(error, OSError):
             raise
-        detail = (str(error).splitlines() or [""])[0][:120]
+        detail = (str(error).splitlines() or [""])[0].partition(". ")[0][:120]
         raise ValueError(
             f"{path} cannot be read: it is cut off, damaged or no checkpoint ({type(error).__name__}: {detail})"
         ) from None

@@ -15,6 +15,8 @@ from typing import Any, Protocol
 import torch
 from torch.utils import _pytree as pytree
 
+from lossmap.space import memory
+
 Batch = Any  # a pytree of tensors whose first dimension counts samples
 
 
@@ -144,11 +146,15 @@ class Streamed:
         return replace(self, device=device or self.device, dtype=dtype or self.dtype)
 
 
-def drained(batches: Any, batch_size: int | None = None) -> Batches:
+def drained(batches: Any, batch_size: int | None = None, budget: int | None = None) -> Batches:
     """Any iterable of batches, a DataLoader for instance, as `Resident` tensors: read once, in its order.
 
-    A tuple, dict or tensor of samples is taken as it is. Raises ValueError where the batches do not fit
-    together, and where a pass draws an endless number of them.
+    A tuple, dict or tensor of samples is taken as it is.
+
+    budget  bytes that the batches may take; by default a quarter of what is free
+
+    Raises ValueError where the batches do not fit together, and where they take more than that: an endless number
+    of them does.
     """
     if isinstance(batches, (Resident, Streamed)):
         return batches if batch_size is None else batches.rebatched(batch_size)
@@ -158,7 +164,15 @@ def drained(batches: Any, batch_size: int | None = None) -> Batches:
         and pytree.tree_leaves(batches)
     ):
         return Resident(batches, batch_size or min(samples_in(batches), 256))
-    drawn = [moved(batch, "cpu", None) for batch in batches]
+    drawn, left = [], memory.room() if budget is None else budget
+    for batch in batches:
+        drawn.append(moved(batch, "cpu", None))
+        left -= sum(t.numel() * t.element_size() for t in pytree.tree_leaves(batch) if isinstance(t, torch.Tensor))
+        if left < 0:
+            raise ValueError(
+                f"the first {len(drawn)} batches are more than memory has room for, a quarter of what is free; give "
+                "a Dataset with a length, or a DataLoader over one without a sampler of its own: that is streamed"
+            )
     if not drawn:
         raise ValueError("the loader gave no batch")
     drawn = [tuple(b) if isinstance(b, list) else b for b in drawn]

@@ -21,10 +21,9 @@ import difflib
 import hashlib
 import inspect
 import logging
-import os
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast
@@ -34,36 +33,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils import _pytree as pytree
-from torch.utils.data import DataLoader, IterableDataset, RandomSampler, SequentialSampler, default_collate
 
-from lossmap.space import cifar
+from lossmap.space import cifar, memory
 from lossmap.space import download as fetching
 from lossmap.space.callables import resolve_callable
 from lossmap.space.data import Batch, Batches, Resident, Streamed, drained, shared_range
 from lossmap.space.problem import targets_of
+from lossmap.space.sources import BATCH, Source, gathered, source_of
 
 log = logging.getLogger(__name__)
 
 NAMES = ("digits", "digits32", "cifar10", "cifar100", "cifar10c:NAME:LEVEL", "npz:FILE", "path/file.py:factory")
 _CIFAR_MEAN, _CIFAR_STD = (125.3, 123.0, 113.9), (63.0, 62.1, 66.7)  # of 255: the original tool's
-SHARE = 0.25  # of the free memory that the samples may take
-
-
-@dataclass(frozen=True)
-class Source:
-    """Samples by their indices.
-
-    fetch    indices -> a batch on the host, ready for the model
-    samples  how many there are
-    """
-
-    fetch: Callable[[Sequence[int]], Batch]
-    samples: int
-
-    def bytes_each(self) -> int:
-        """What a sample takes in memory."""
-        first = pytree.tree_leaves(self.fetch([0]))
-        return sum(leaf.numel() * leaf.element_size() for leaf in first if isinstance(leaf, Tensor))
 
 
 def load(
@@ -91,6 +72,7 @@ def load(
     samples      at most so many: a random subset, drawn from data_seed, in the data's own order
     pieces       the data are cut into so many pieces, of which `piece`, counted from 0, is used
     batch_size   256 where nothing is said
+    dtype        of floating-point numbers; float32 where nothing is said
     download     fetch CIFAR-10-C, 2.9 GB, into data_path (or `data`) where it is not there
     neighbours   ranks on this machine that load the same
     budget       bytes that the samples may take; by default a quarter of what is free, shared by the neighbours
@@ -105,22 +87,14 @@ def load(
     if source.samples < 1:
         raise ValueError(f"{name} holds no sample in its split {split}")
     indices = _chosen(source.samples, samples, data_seed, pieces, piece)
-    size = min(len(indices), 256 if batch_size is None else batch_size)
+    size = min(len(indices), BATCH if batch_size is None else batch_size)
     if budget is None:
-        budget = int(SHARE * free_memory(device) / neighbours)
+        budget = memory.room(device, neighbours)
     streamed = Streamed(source.fetch, indices, size)
     if len(indices) * source.bytes_each() > budget:
         log.info("%s: %d samples are more than memory has room for; they are streamed", name, len(indices))
-        return streamed.to(device, dtype)
-    return Resident(_gathered(streamed), size).to(device, dtype)
-
-
-def _gathered(streamed: Streamed) -> Batch:
-    """All samples of a stream in one batch."""
-    drawn = list(streamed.rebatched(1024))
-    spec = pytree.tree_flatten(drawn[0])[1]
-    columns = zip(*(pytree.tree_leaves(batch) for batch in drawn), strict=True)
-    return pytree.tree_unflatten([torch.cat(c) if isinstance(c[0], Tensor) else c[0] for c in columns], spec)
+        return streamed.to(device, dtype or torch.float32)
+    return Resident(gathered(streamed), size).to(device, dtype or torch.float32)
 
 
 def _chosen(total: int, samples: int | None, seed: int, pieces: int, piece: int) -> Sequence[int]:
@@ -256,14 +230,15 @@ def _own(name: str, split: str, data_path: str | Path | None) -> Source:
         raise ValueError(f'{name} is called with split="train" or "test", which it does not take: {error}') from None
     except ValueError:  # a builtin tells no signature
         pass
-    return _made(factory(split=split), name)
+    return source_of(factory(split=split), name)
 
 
 def _npz(path: Path, split: str) -> Source:
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}")
+    opened = path.open("rb")
     try:
-        with path.open("rb") as opened:
+        with opened:
             file = np.load(opened, allow_pickle=False)
             if not hasattr(file, "files"):
                 raise ValueError("it holds one array, without a name")
@@ -274,91 +249,7 @@ def _npz(path: Path, split: str) -> Source:
     end = "" if split == "train" else "_test"
     if f"x{end}" not in held or f"y{end}" not in held:
         raise ValueError(f"{path} has no x{end} and y{end} for the split {split}; it holds {', '.join(others)}")
-    return _made((held[f"x{end}"], held[f"y{end}"]), str(path))
-
-
-def _made(made: Any, name: str) -> Source:
-    """A source from whatever a person's function gave."""
-    if isinstance(made, (Resident, Streamed)):
-        return _of_batches(made)
-    if isinstance(made, (tuple, list)) and len(made) == 2 and all(isinstance(a, (Tensor, np.ndarray)) for a in made):
-        return _of_arrays(made[0], made[1], name)
-    if isinstance(made, DataLoader):
-        if _plain_loader(made):
-            return _of_dataset(made.dataset, made.collate_fn, name)
-        return _of_batches(drained(made))
-    if isinstance(made, IterableDataset):
-        return _of_batches(drained(DataLoader(made, batch_size=256)))
-    if hasattr(made, "__getitem__") and hasattr(made, "__len__") and not isinstance(made, (dict, list, tuple, str)):
-        return _of_dataset(made, default_collate, name)
-    if isinstance(made, (dict, Tensor)) or hasattr(made, "__iter__"):
-        return _of_batches(drained(made))
-    raise ValueError(f"{name} gave a {type(made).__name__}; wanted (x, y) tensors, a Dataset or a DataLoader")
-
-
-def _of_arrays(x: Tensor | NDArray[Any], y: Tensor | NDArray[Any], name: str) -> Source:
-    x, y = _as_tensor(x, name), _as_tensor(y, name)
-    if x.dim() < 1 or y.dim() < 1 or len(x) != len(y):
-        raise ValueError(f"{name} has x of shape {tuple(x.shape)} and y of shape {tuple(y.shape)}: one y for each x")
-    x = x.float() if x.dtype == torch.uint8 or x.dtype == torch.float64 else x
-    y = y.float() if y.dtype == torch.float64 else (y if y.is_floating_point() else y.long())
-    for what, tensor in (("x", x), ("y", y)):
-        if tensor.is_floating_point() and not tensor.isfinite().all():
-            raise ValueError(f"{name}: {what} has {int((~tensor.isfinite()).sum())} entries that are not finite")
-    return Source(lambda indices: (_taken(x, indices), _taken(y, indices)), len(x))
-
-
-def _as_tensor(values: Tensor | NDArray[Any], name: str) -> Tensor:
-    if isinstance(values, Tensor):
-        return values.detach().cpu()
-    if values.dtype.kind not in "fiub":
-        raise ValueError(f"{name} holds an array of {values.dtype}; wanted numbers")
-    if values.dtype.kind == "u" and values.dtype != np.uint8:
-        values = values.astype(np.int64)
-    return torch.from_numpy(np.ascontiguousarray(values))
-
-
-def _taken(values: Tensor, indices: Sequence[int]) -> Tensor:
-    if isinstance(indices, range):
-        return values[indices.start : indices.stop]
-    return values[torch.as_tensor(indices)]
-
-
-def _of_batches(batches: Any) -> Source:
-    if isinstance(batches, Streamed):
-        inner = batches
-        return Source(lambda indices: inner.fetch([inner.indices[i] for i in indices]), inner.samples)
-    tensors = batches.tensors
-
-    def fetch(indices: Sequence[int]) -> Batch:
-        return pytree.tree_map(lambda t: _taken(t, indices) if isinstance(t, Tensor) else t, tensors)
-
-    return Source(fetch, batches.samples)
-
-
-def _plain_loader(loader: DataLoader[Any]) -> bool:
-    """Whether a loader passes over every sample of a data set once, in whatever order."""
-    sampler = loader.sampler
-    whole = isinstance(sampler, SequentialSampler) or (
-        isinstance(sampler, RandomSampler) and not sampler.replacement and sampler.num_samples == len(sampler)
-    )
-    indexed = not isinstance(loader.dataset, IterableDataset) and hasattr(loader.dataset, "__len__")
-    usual = type(loader.batch_sampler).__module__.startswith("torch.utils.data")
-    all_of_it = indexed and len(cast(Any, sampler)) == len(cast(Any, loader.dataset))
-    return all_of_it and whole and usual and not loader.drop_last
-
-
-def _of_dataset(dataset: Any, collate: Callable[[list[Any]], Any], name: str) -> Source:
-    def fetch(indices: Sequence[int]) -> Batch:
-        batch = collate([dataset[int(i)] for i in indices])
-        return tuple(batch) if isinstance(batch, list) else batch
-
-    if len(dataset):
-        first, again = (pytree.tree_leaves(fetch([0])) for _ in range(2))
-        same = (torch.equal(a, b) for a, b in zip(first, again, strict=True) if isinstance(a, Tensor))
-        if not all(same):
-            log.warning("%s gives other samples at every look (augmentation?): no two passes will agree", name)
-    return Source(fetch, len(dataset))
+    return source_of((held[f"x{end}"], held[f"y{end}"]), str(path))
 
 
 def _parsed(text: str) -> tuple[list[float], list[float]]:
@@ -389,37 +280,6 @@ def _normalised(source: Source, mean: Sequence[float], std: Sequence[float]) -> 
         return ((x - x.new_tensor(mean).view(shape)) / x.new_tensor(std).view(shape), *batch[1:])
 
     return replace(source, fetch=fetch)
-
-
-def free_memory(device: torch.device | str = "cpu") -> int:
-    """Bytes that are free on a device; on the CPU within the limits of the process's control group."""
-    device = torch.device(device)
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    return min(_machine_free(), _group_free(Path("/sys/fs/cgroup")))
-
-
-def _machine_free() -> int:
-    try:
-        told = re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text())
-    except OSError:
-        told = None
-    if told:
-        return int(told.group(1)) * 1024
-    return int(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")) // 2  # no Linux: half of all
-
-
-def _group_free(group: Path) -> int:
-    """What a control group still allows; file caches count as free."""
-    try:
-        most = (group / "memory.max").read_text().strip()
-        if most == "max":
-            return 1 << 62
-        used = int((group / "memory.current").read_text())
-        caches = re.search(r"^inactive_file (\d+)", (group / "memory.stat").read_text(), re.MULTILINE)
-        return max(int(most) - used + (int(caches.group(1)) if caches else 0), 0)
-    except (OSError, ValueError):
-        return 1 << 62
 
 
 def digest(batches: Batches) -> str:

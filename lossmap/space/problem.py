@@ -9,6 +9,7 @@ A problem borrows its model: nothing changes parameters, buffers, mode or `.grad
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -19,8 +20,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lossmap.space.data import Batch, Batches, drained, samples_in
+from lossmap.space.data import Batch, Batches, Resident, samples_in
 from lossmap.space.grid import Point
+from lossmap.space.sources import taken
 
 Outputs = Any
 Criterion = Callable[[Outputs, Any], Tensor]  # (outputs, targets) -> mean over the batch
@@ -72,15 +74,18 @@ class Problem:
     ) -> Problem:
         """A model that is called with inputs, and a loss of (outputs, targets), mean over the batch.
 
-        loss   `crossentropy`, `mse`, or a callable such as `nn.CrossEntropyLoss()`
-        data   a DataLoader, a tuple (inputs, targets) of tensors, or anything that yields such batches;
-               a batch's last entry is the target, what stands before it is given to the model (a tuple as
-               several arguments, a dict as keywords); of a dict batch the target is `labels`, `targets`,
+        loss   `crossentropy`, `mse`, or a callable such as `nn.CrossEntropyLoss()`; its class weights and the
+               targets that it ignores count as in one batch of all samples, whatever the cut
+        data   a DataLoader, a Dataset, a tuple (inputs, targets) of tensors or arrays, or anything that yields such
+               batches, in memory where they fit, else streamed; floating-point numbers are taken in the model's
+               precision; a batch's last entry is the target, what stands before it is given to the model (a tuple
+               as several arguments, a dict as keywords); of a dict batch the target is `labels`, `targets`,
                `target`, `label` or `y`
         """
         criterion, unit = _criterion(loss)
-        probe = drained(data, batch_size)
-        own = {"acc": ACCURACY} if _classifies(probe, loss) else {}
+        batches = taken(data, batch_size)
+        own = {"acc": ACCURACY} if _classifies(batches, loss) else {}
+        total = _summed(loss, criterion, batches)
 
         def summed(outputs: Outputs, batch: Batch) -> Tensor:
             targets = targets_of(batch)
@@ -89,16 +94,16 @@ class Problem:
                     f"{type(loss).__name__} wants targets of the outputs' shape, {tuple(outputs.shape)}; they have "
                     f"{tuple(targets.shape)} and would be broadcast: reshape them, such as y[:, None]"
                 )
-            value = criterion(outputs, targets)
+            value = total(outputs, targets, samples_in(batch))
             if value.dim() != 0:
                 raise ValueError(
                     f"the loss returned shape {tuple(value.shape)}; it wants one number, the mean over the batch "
                     "(PyTorch's criteria: reduction='mean')"
                 )
-            return value * samples_in(batch)
+            return value
 
-        data = _following(model, probe)
-        return cls(model, data, _call, summed, samples_in, own if metrics is None else metrics, True, unit)
+        batches = _following(model, batches, cast=True)
+        return cls(model, batches, _call, summed, samples_in, own if metrics is None else metrics, True, unit)
 
     @classmethod
     def custom(
@@ -136,7 +141,7 @@ class Problem:
         def count(batch: Batch) -> int:
             return value_and_count(model, batch)[1]  # with gradients: the loss may differentiate by its inputs
 
-        data = _following(model, drained(data, batch_size))
+        data = _following(model, taken(data, batch_size))
         return cls(model, data, forward, _itself, count, {}, False, unit)
 
     @cached_property
@@ -174,10 +179,58 @@ class Problem:
         )
 
 
-def _following(model: nn.Module, data: Batches) -> Batches:
-    """The data on the model's device, where the model is not on the CPU."""
+def _following(model: nn.Module, data: Batches, cast: bool = False) -> Batches:
+    """The data on the model's device, where that is not the CPU; with `cast` in its precision, where it has one."""
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    return data if device.type == "cpu" else data.to(device)
+    precisions = {p.dtype for p in model.parameters() if p.is_floating_point()}
+    dtype = precisions.pop() if cast and len(precisions) == 1 else None
+    return data if device.type == "cpu" and dtype is None else data.to(device, dtype)
+
+
+def _summed(loss: str | Criterion, criterion: Criterion, data: Batches) -> Callable[[Outputs, Any, int], Tensor]:
+    """(outputs, targets, samples) -> the loss summed over a batch, so that any cut into batches gives one mean.
+
+    A criterion's mean is multiplied by the samples. That of PyTorch's cross entropy is over the weights of the targets'
+    classes, or over those targets that are not ignored, and so no mean over samples where there are such: its sum is
+    taken then, times samples over weights of all data, which makes the mean that of a single batch.
+    """
+    if getattr(loss, "reduction", "mean") == "sum":
+        return lambda outputs, targets, samples: criterion(outputs, targets)
+    entropy = loss if isinstance(loss, (nn.CrossEntropyLoss, nn.NLLLoss)) else None
+    if loss == "crossentropy" or (entropy is not None and entropy.reduction == "mean"):
+        weight = None if entropy is None else entropy.weight
+        ignored = -100 if entropy is None else entropy.ignore_index
+        scale = _scale(data, weight, ignored)
+        if scale is not None:
+            parts: Criterion = nn.CrossEntropyLoss(reduction="sum")
+            if entropy is not None:
+                parts = copy.copy(entropy)
+                parts.reduction = "sum"
+            return lambda outputs, targets, samples: parts(outputs, targets) * scale
+    return lambda outputs, targets, samples: criterion(outputs, targets) * samples
+
+
+def _scale(data: Batches, weight: Tensor | None, ignored: int) -> float | None:
+    """Samples over the weights of all targets that count; None where every target counts for one.
+
+    Of streamed data one pass is made where there are weights, or several targets a sample.
+    """
+    first = targets_of(next(iter(data.rebatched(1))))
+    if not isinstance(first, Tensor) or first.is_floating_point():  # probabilities: their mean is over samples
+        return None
+    if not isinstance(data, Resident) and weight is None and first.dim() < 2 and ignored < 0:
+        return None
+    total, count = 0.0, 0
+    for batch in data:
+        targets = targets_of(batch)
+        held = targets[targets != ignored]
+        total += float(held.numel() if weight is None else weight.detach().cpu().double()[held.cpu()].sum())
+        count += targets.numel()
+    if weight is None and total == count:
+        return None
+    if total <= 0:
+        raise ValueError("every target is ignored, or has weight 0: there is no loss to speak of")
+    return data.samples / total
 
 
 def _itself(outputs: Outputs, batch: Batch) -> Tensor:
@@ -261,10 +314,7 @@ def _classifies(data: Batches, loss: str | Criterion) -> bool:
     """Whether an accuracy means something: whole-number class targets, one for each sample."""
     if isinstance(loss, nn.Module) and not isinstance(loss, (nn.CrossEntropyLoss, nn.NLLLoss)):
         return False
-    try:
-        targets = targets_of(next(iter(data)))
-    except ValueError:
-        return False
+    targets = targets_of(next(iter(data)))
     whole = (torch.int64, torch.int32, torch.uint8)
     return isinstance(targets, Tensor) and targets.dtype in whole and targets.dim() == 1
 

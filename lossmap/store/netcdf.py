@@ -35,6 +35,10 @@ class NotASurface(ValueError):
     """The file holds no surface that can be read."""
 
 
+class Damaged(NotASurface):
+    """An HDF5 file that HDF5 itself cannot open: its end is missing, for instance."""
+
+
 class _Sink:
     """A file for HDF5 to write into, which keeps a failed write to itself until HDF5 has closed.
 
@@ -315,7 +319,7 @@ def opened(path: Path) -> h5py.File:
         return h5py.File(path, "r", locking=False)
     except OSError as error:
         size = path.stat().st_size
-        raise NotASurface(
+        raise Damaged(
             f"{path} is damaged: HDF5 cannot open it, perhaps because its end is missing ({size:,} bytes are there); "
             f"take a backup, or run with --overwrite ({str(error).splitlines()[0]})"
         ) from None

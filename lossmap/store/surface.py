@@ -18,7 +18,7 @@ from lossmap.store.ledger import Ledger
 from lossmap.store.netcdf import NotASurface
 from lossmap.store.replay import begun_in, grid_of, journal_of, resumed
 from lossmap.store.values import Failure, Group, Surface
-from lossmap.store.writer import SurfaceFile
+from lossmap.store.writer import SurfaceFile, looked_into
 
 __all__ = [
     "Busy",
@@ -32,6 +32,7 @@ __all__ = [
     "SurfaceFile",
     "being_written",
     "journal_of",
+    "looked_into",
     "read",
     "read_group",
     "training_path",

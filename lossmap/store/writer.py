@@ -334,6 +334,30 @@ class SurfaceFile:
         return sentence(error, self.path, f"{known:,} points are safe; mend that and start the same command again")
 
 
+def looked_into(
+    path: Path_,
+    grid: Grid,
+    *,
+    identity: Mapping[str, Any] | None = None,
+    measures: Measures | None = None,
+    overwrite: bool = False,
+) -> Surface | None:
+    """What is known of a survey that `SurfaceFile.open` would continue; None where it would begin a file. Reads only.
+
+    Raises as `open` does where it would refuse.
+    """
+    path = place(path)
+    if overwrite:
+        _ours_to_overwrite(path)
+        return None
+    written = log.read(journal_of(path))
+    if not path.exists() and begun_in(written) is None:
+        return None
+    ledger, there = _continued(path, written)
+    refuse(path, ledger, there, grid, plain(dict(identity or {})), measures or {})
+    return ledger.surface()
+
+
 def _writer(path: Path) -> str:
     begun = begun_in(log.read(path))
     return f" (process {begun['pid']} on {begun['host']})" if begun else ""
@@ -369,9 +393,14 @@ def _continued(path: Path, written: log.Contents) -> tuple[Ledger, Mapping[str, 
 
 
 def _ours_to_overwrite(path: Path) -> None:
-    if not path.exists():
+    """Raise NotASurface where the file is somebody else's, HDF5 or not; an empty or damaged one may go."""
+    if not path.exists() or path.stat().st_size == 0:
         return
-    with contextlib.suppress(OSError), open(path, "rb") as file:
-        if file.read(8) in (b"", netcdf.SIGNATURE):
-            return
-    raise NotASurface(f"{path} is no surface file, so it is not overwritten; name another file")
+    try:
+        with netcdf.opened(path) as file:
+            if not netcdf.is_ours(file):
+                legacy.surface_of(file, path)
+    except netcdf.Damaged:
+        return
+    except NotASurface:
+        raise NotASurface(f"{path} is no surface file, so it is not overwritten; name another file") from None

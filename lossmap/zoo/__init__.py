@@ -52,6 +52,30 @@ def names() -> tuple[str, ...]:
     return tuple(sorted(_NETS))
 
 
+def known(name: str) -> str:
+    """The name of a net as `names()` spells it. Raises ValueError for an unknown one, with the nearest."""
+    plain = _plain(name)
+    if plain not in _NETS:
+        near = difflib.get_close_matches(plain, _NETS, n=3, cutoff=0.5)
+        hint = f"; nearest: {', '.join(near)}" if near else ""
+        hint = f"; in that file, name the factory: {name}:factory" if name.endswith(".py") else hint
+        raise ValueError(
+            f"no net is named {name!r}{hint}. lossmap.zoo.names() lists all; a net of your own is given as "
+            "package.module:factory or path/file.py:factory"
+        )
+    return plain
+
+
+def _plain(name: str) -> str:
+    return name.strip().lower().replace("_", "-")
+
+
+def of_the_papers(name: str) -> bool:
+    """Whether this is a net of the papers, made for CIFAR's 3x32x32 images; of the small ones False, as of no net."""
+    room, _, fixed = _NETS.get(_plain(name), ("small", "", {}))
+    return room != "small" and "channels" not in fixed
+
+
 def build(name: str, *, seed: int | None = None, **settings: Any) -> nn.Module:
     """A net by its name, with PyTorch's usual initialisation.
 
@@ -63,21 +87,13 @@ def build(name: str, *, seed: int | None = None, **settings: Any) -> nn.Module:
     """
     import torch
 
-    plain = name.strip().lower().replace("_", "-")
-    if plain not in _NETS:
-        near = difflib.get_close_matches(plain, _NETS, n=3, cutoff=0.5)
-        hint = f"; nearest: {', '.join(near)}" if near else ""
-        hint = f"; in that file, name the factory: {name}:factory" if name.endswith(".py") else hint
-        raise ValueError(
-            f"no net is named {name!r}{hint}. lossmap.zoo.names() lists all; a net of your own is given as "
-            "package.module:factory or path/file.py:factory"
-        )
+    plain = known(name)
     room, factory, fixed = _NETS[plain]
     make: Callable[..., nn.Module] = getattr(import_module(f"lossmap.zoo.{room}"), factory)
-    known = inspect.signature(make).parameters
+    takes = inspect.signature(make).parameters
     for setting in settings:
-        if setting not in known:
-            raise ValueError(f"{plain} has no setting {setting!r}; it takes {', '.join(known)}")
+        if setting not in takes:
+            raise ValueError(f"{plain} has no setting {setting!r}; it takes {', '.join(takes)}")
     if seed is None:
         return make(**{**fixed, **settings})
     with torch.random.fork_rng(devices=[]):

@@ -80,7 +80,7 @@ def test_a_training_path_of_another_plane_is_told(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("words", "text"),
     [
-        ([], "lossmap draw wants a result file, such as lossmap draw surface.h5"),
+        ([], "draw wants a result file, such as lossmap draw surface.h5"),
         (["nothing.h5"], "there is no file nothing.h5"),
         (["FILE", "--field", "hugo"], "no field 'hugo' here; there are: train_loss, train_acc"),
         (["FILE", "--kind", "eigen"], "this file holds no eigenvalues max_eig and min_eig"),
@@ -176,6 +176,6 @@ def test_watching_tells_of_failures(tmp_path, capsys):
 
 def test_watching_wants_one_file_and_a_pause(tmp_path, capsys):
     assert door.watch(["a.h5", "b.h5"]) == 2
-    assert "lossmap watch wants one result file; got 2" in capsys.readouterr().err
+    assert "watch wants one result file; got 2" in capsys.readouterr().err
     assert door.watch(["a.h5", "--every=0"]) == 2
     assert "--every wants seconds, more than 0; got 0" in capsys.readouterr().err

@@ -35,6 +35,7 @@ def test_seconds_are_said_as_people_say_them(seconds, text):
         (event(failed=2), "losses: 10 of 30 points (40 %), 2 failed, 2 points/s, 9 s left"),
         (event(rate=0.25), "losses: 10 of 30 points (33 %), 4 s/point, 1 min 20 s left"),
         (event(done=30), "losses: 30 of 30 points (100 %), 2 points/s in 8 s"),
+        (event(done=30, rate=0.0), "losses: 30 of 30 points (100 %), all known before"),
         (event(done=0, rate=0.0), "losses: 0 of 30 points (0 %), 0 points/s, - left"),
         (event(done=0, rate=0.0, total=0), "losses: 0 of 0 points (100 %), 0 points/s in 8 s"),
     ],

@@ -17,9 +17,14 @@ from lossmap.commands.surface import main
 from lossmap.space.callables import resolve_callable
 
 NET = """
+import os
+import random
+
+import numpy
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 
 class Small(nn.Module):  # the net of the sample files
@@ -73,6 +78,17 @@ def fails_far_away(outputs, targets):
     return F.cross_entropy(outputs, targets)
 
 
+def by_chance(split):  # a whole problem with weights, points and an order that nobody has seeded
+    net = flat()
+    x = torch.from_numpy(numpy.random.rand(20, 1, 8, 8)).float()
+    y = torch.tensor([random.randrange(10) for _ in range(20)])
+    return net, DataLoader(TensorDataset(x, y), 6, shuffle=True), lambda m, b: F.cross_entropy(m(b[0]), b[1])
+
+
+def of_each_rank(split):
+    return torch.full((4, 1, 8, 8), float(os.getpid())), torch.zeros(4, dtype=torch.int64)
+
+
 def whole(split):
     from lossmap import Problem
 
@@ -92,7 +108,7 @@ def run(line):
     return main(line.split())
 
 
-def in_ranks(ranks, line, folder, timeout=120):
+def in_ranks(ranks, line, folder, timeout=120, code=0):
     mpirun = shutil.which("mpirun", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     if mpirun is None:
         pytest.skip("mpirun is not installed")
@@ -103,8 +119,8 @@ def in_ranks(ranks, line, folder, timeout=120):
     done = subprocess.run(
         command, cwd=folder, env=environ, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout
     )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stdout + done.stderr if code else done.stdout
 
 
 def test_losses_of_the_original_tool_are_reproduced_on_its_plane(here, reference):
@@ -224,6 +240,22 @@ def test_a_whole_problem_of_ones_own_is_surveyed(here):
     assert set(lossmap.read("a.h5").measures["loss"]) == {"train_loss", "test_loss"}
 
 
+def test_what_a_function_draws_by_chance_is_the_same_on_every_rank_and_in_every_run(here):
+    grid = "--x=-1:1:4 --no-probe"
+    in_ranks(2, f"--problem net.py:by_chance {grid} --surf-file two.h5", here)
+    before = torch.get_rng_state(), np.random.get_state()[1].tolist()
+    assert run(f"--problem net.py:by_chance {grid} --surf-file one.h5") == 0
+    assert torch.equal(before[0], torch.get_rng_state()) and before[1] == np.random.get_state()[1].tolist()
+    assert np.array_equal(lossmap.read("one.h5")["train_loss"], lossmap.read("two.h5")["train_loss"])
+
+
+def test_data_that_differ_between_ranks_are_refused(here):
+    line = "--model net.py:flat --dataset net.py:of_each_rank --x=-1:1:4 --surf-file a.h5"
+    said = in_ranks(2, line, here, code=2)
+    assert "the data differ between the ranks: " in said and "a generator with a seed of its own" in said
+    assert not Path("a.h5").exists()
+
+
 def test_own_loss_and_mse_are_the_same_for_whole_number_targets(here):
     line = "--model mlp --samples 20 --x=-1:1:3 --batch-size 20"
     assert run(f"{line} --loss net.py:squared --surf-file a.h5") == 0
@@ -264,6 +296,36 @@ def test_a_dry_run_says_what_would_be_done_and_writes_nothing(here, capsys):
     assert set(here.iterdir()) == before
 
 
+def test_a_dry_run_looks_into_the_file_that_is_there(here, capsys):
+    line = "--model mlp --samples 20 --x=-1:1:3 --surf-file a.h5"
+    assert run(line) == run(line + " --dry-run") == 0
+    assert "would be continued (loss: 3 points done)" in capsys.readouterr().out
+    assert run(line + " --overwrite --dry-run") == 0
+    assert "would be started anew" in capsys.readouterr().out
+    for changed in ("--x=-1:1:4", "--seed 1", "--samples 30"):
+        assert run(f"{line} {changed} --dry-run") == 2
+        assert "holds another survey" in capsys.readouterr().err
+
+
+def test_a_result_without_a_name_is_named_after_what_it_holds_also_in_a_folder(here, capsys):
+    (here / "results").mkdir()
+    assert run("--model mlp --samples 20 --x=-1:1:3 --y=0:1:2 --idx 2 --surf-file results") == 0
+    assert "result: results/mlp_random_s0.2_-1to1x3_0to1x2.h5" in capsys.readouterr().out
+    assert run("--model mlp --samples 20 --x=-1:1:3 --surf-file results/line") == 0
+    assert [p.name for p in sorted((here / "results").iterdir())] == ["line.h5", "mlp_random_s0.2_-1to1x3_0to1x2.h5"]
+
+
+def test_a_picture_that_cannot_be_drawn_hides_no_result(here, capsys, monkeypatch):
+    (here / "a.pdf").mkdir()
+    assert run("--model mlp --samples 20 --x=-1:1:3 --surf-file a.h5 --plot") == 0
+    told = capsys.readouterr()
+    assert told.out.endswith("result: a.h5\n") and "no picture was drawn: " in told.err
+    monkeypatch.setitem(sys.modules, "plotly", None)
+    assert run("--model mlp --samples 20 --x=-1:1:3 --surf-file b.h5 --page") == 2
+    assert "--page wants plotly, which is not installed" in capsys.readouterr().err
+    assert not Path("b.h5").exists()
+
+
 def test_the_file_carries_where_it_came_from(here, capsys):
     torch.save(zoo.build("mlp", seed=1).state_dict(), "m.pt")
     assert run("--model mlp --model-file m.pt --samples 20 --x=-1:1:3 --y=0:1:2 --surf-file a.h5") == 0
@@ -298,7 +360,11 @@ MISTAKES = [
     ('--model net.py:flat --model-args {"a":1}', "could not be called"),
     ("--model net.py:impatient", "--model net.py:impatient fails: RuntimeError: no time"),
     ("--model net.py", "in that file, name the factory: net.py:factory"),
-    ("--model resnet20", "does the data set fit the model?"),
+    ("--model resnet20", "cifar10 is not in ., data, cifar10/data"),
+    ("--model resnet20 --dataset digits", "does the data set fit the model?"),
+    ("--model mlp --samples 0", "--samples wants 1 or more; got 0"),
+    ("--model mlp --surf-file foreign.h5 --overwrite", "foreign.h5 is no surface file, so it is not overwritten"),
+    ("--model mlp --surf-file nowhere/a.h5 --dry-run", "nowhere does not exist: make it first"),
     ("--dataset digitz", "no data set is named 'digitz'; nearest: digits"),
     ("--dataset bad.npz", "a file of arrays is named npz:bad.npz"),
     ("--model mlp --dataset npz:bad.npz", "one y for each x"),
@@ -424,6 +490,9 @@ def test_a_line_between_checkpoints_says_where_it_leaves_the_running_statistics(
     caplog.clear()
     assert run(f"{line} states.h5 --dir-type states") == 0
     assert not caplog.text
+    drawn = lossmap.draw("states.h5").axes[0]
+    assert drawn.get_xlabel() == "x, 0: model, 1: b.pt"
+    assert {0.0, 1.0} <= {mark.get_xdata()[0] for mark in drawn.lines if mark.get_linestyle() == ":"}
     assert run("--model net.py:Small --samples 10 --x=0:1:2 --dry-run") == 0
     assert "no --model-file: the weights are as net.py:Small makes them" in capsys.readouterr().out
 

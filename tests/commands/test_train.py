@@ -69,7 +69,7 @@ def test_a_dry_run_writes_nothing(capsys, tmp_path):
     [
         (["--model", "mpl"], "no net is named 'mpl'; nearest: mlp"),
         (["--split", "both"], "a net is trained on one split"),
-        (["--optimizer", "lbfgs"], "invalid choice"),
+        (["--optimizer", "lbfgs"], "--optimizer is one of "),
         (["--lr", "0"], "a rate above 0"),
         (["--device", "cuda:7"], "this rank sees no GPU"),
         (["--dataset", "digits32"], "does the data set fit the model?"),

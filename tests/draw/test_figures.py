@@ -234,7 +234,7 @@ def test_a_training_path_lies_over_the_map():
 @pytest.mark.parametrize(
     ("told", "label"),
     [
-        ({"kind": "to"}, "x, 0: model, 1: other model"),
+        ({"kind": "to:runs/b.pt"}, "x, 0: model, 1: b.pt"),
         ({"kind": "pca:1"}, "x, principal component 1 (80 %)"),
         ({"kind": "hessian:max"}, "x, hessian max"),
         ({}, "x"),
@@ -247,9 +247,9 @@ def test_the_axes_say_what_they_are(told, label):
 
 
 def test_a_column_keeps_the_name_of_its_axis():
-    groups = {"directions/x": Group({}, {"kind": "random"}), "directions/y": Group({}, {"kind": "to"})}
+    groups = {"directions/x": Group({}, {"kind": "random"}), "directions/y": Group({}, {"kind": "to:b.pt"})}
     surface = plane(Y[:, :1] ** 2, grid=Grid(np.zeros(1), GRID.y), groups=groups)
-    assert draw(surface).axes[0].get_xlabel() == "x, 0: model, 1: other model"
+    assert draw(surface).axes[0].get_xlabel() == "x, 0: model, 1: b.pt"
 
 
 def test_fields_of_every_sort_can_be_chosen():

@@ -4,7 +4,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lossmap import objects
+from lossmap.commands.surface import GROUPS
 from lossmap.farm.devices import assigned, device_for, place_on_node, visible
+from lossmap.options import RunSettings, parse
 
 ALL = ("0", "1", "2", "3")
 
@@ -59,6 +62,16 @@ def test_two_ranks_share_a_gpu_only_when_asked():
     with pytest.raises(ValueError, match=r"3 ranks on this node want 2 GPUs: .* --ranks-per-gpu 2"):
         assigned([("0", "1")] * 3)
     assert sorted(assigned([("0", "1")] * 3, per_gpu=2)) in ([0, 0, 1], [0, 1, 1])
+
+
+def test_ranks_take_gpus_by_the_settings_of_a_run_one_each_if_nothing_is_said():
+    here = [("0", "1")] * 2
+    assert [objects.device_of(here, place, RunSettings()) for place in range(2)] == ["cuda:0", "cuda:1"]
+    assert objects.device_of([()], 0, RunSettings()) == "cpu"
+    with pytest.raises(ValueError, match=r"2 ranks on this node want 1 GPU: .* --ranks-per-gpu 2"):
+        objects.device_of([("0",)] * 2, 1, RunSettings())
+    two = parse(GROUPS, ["--ranks-per-gpu", "2"], prog="lossmap surface", about="").run
+    assert objects.device_of([("0",)] * 2, 1, two) == "cuda:0"
 
 
 @given(st.lists(st.lists(st.sampled_from(ALL), unique=True, min_size=1).map(tuple), max_size=8), st.integers(1, 3))

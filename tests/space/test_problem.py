@@ -125,6 +125,54 @@ def test_loaders_tuples_and_dicts_of_batches_are_taken():
     assert mean(Problem.supervised(net, "crossentropy", streamed)) == pytest.approx(wanted, rel=1e-6)
 
 
+def streamed(x, y):
+    return Streamed(lambda rows: (x[list(rows)], y[list(rows)]), range(len(x)), 3)
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        nn.CrossEntropyLoss(weight=torch.tensor([1.0, 5.0, 0.5])),
+        nn.CrossEntropyLoss(ignore_index=1, label_smoothing=0.1),
+        nn.CrossEntropyLoss(weight=torch.tensor([1.0, 5.0, 0.5]), ignore_index=0),
+        nn.CrossEntropyLoss(),
+        "crossentropy",
+    ],
+    ids=["weights", "ignored", "both", "words left out", "by name"],
+)
+@pytest.mark.parametrize("kind", [tuple, lambda pair: streamed(*pair)], ids=["resident", "streamed"])
+def test_class_weights_and_ignored_targets_count_as_in_one_batch_whatever_the_cut(loss, kind):
+    net = nn.Conv1d(2, 3, 1)
+    x, y = torch.randn(20, 2, 4), torch.randint(0, 3, (20, 4))
+    if loss == "crossentropy" or loss.ignore_index == -100:
+        y[3:9, 1:] = -100
+    whole = nn.CrossEntropyLoss() if loss == "crossentropy" else loss
+    wanted = value(whole(net(x), y))
+    for size in (1, 3, 20):
+        assert mean(Problem.supervised(net, loss, kind((x, y)), batch_size=size)) == pytest.approx(wanted, rel=1e-5)
+    problem = Problem.supervised(net, loss, kind((x, y)))
+    shares = [problem.share(rank, 3) for rank in range(3)]
+    assert sum(value(p.total(b)) for p in shares for b in p.data) / 20 == pytest.approx(wanted, rel=1e-5)
+
+
+def test_a_criterion_that_sums_is_divided_by_the_samples():
+    net, x, y = nn.Linear(3, 2), torch.randn(7, 3), torch.randint(0, 2, (7,))
+    for size in (2, 7):
+        problem = Problem.supervised(net, nn.CrossEntropyLoss(reduction="sum"), (x, y), batch_size=size)
+        assert mean(problem) == pytest.approx(value(F.cross_entropy(net(x), y)), rel=1e-6)
+    with pytest.raises(ValueError, match="every target is ignored, or has weight 0"):
+        Problem.supervised(net, "crossentropy", (x, torch.full((7,), -100)))
+
+
+def test_data_are_taken_in_the_precision_of_the_model():
+    x, y = torch.randn(6, 3, dtype=torch.float64), torch.randn(6, 1, dtype=torch.float64)
+    for net in (nn.Linear(3, 1), nn.Linear(3, 1).double()):
+        for data in ((x, y), (x.float(), y.float()), (x.numpy(), y.numpy())):
+            problem = Problem.supervised(net, "mse", data)
+            assert mean(problem) == pytest.approx(value(F.mse_loss(net.double()(x), y)), rel=1e-5)
+            net.to(next(iter(problem.data))[0].dtype)
+
+
 def test_what_stands_before_the_targets_is_given_to_the_model():
     a, b, c = torch.ones(1), torch.ones(2), torch.ones(3)
     assert inputs_of((a, c)) == ((a,), {})

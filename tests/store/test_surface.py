@@ -318,6 +318,20 @@ def test_what_is_no_surface_is_not_overwritten(tmp_path):
     assert read(empty).counts("loss")["left"] == 15
 
 
+def test_hdf5_of_somebody_else_is_not_overwritten_but_what_is_damaged_is(tmp_path):
+    path = tmp_path / "weights.h5"
+    with h5py.File(path, "w") as file:
+        file["layer"] = np.arange(5.0)
+    before = path.read_bytes()
+    with pytest.raises(NotASurface, match=r"weights.h5 is no surface file, so it is not overwritten"):
+        opened(path, overwrite=True)
+    assert path.read_bytes() == before and os.listdir(tmp_path) == ["weights.h5"]
+    path.write_bytes(before[:200])
+    with opened(path, overwrite=True):
+        pass
+    assert read(path).counts("loss")["left"] == 15
+
+
 def test_a_second_writer_is_told_who_the_first_is(tmp_path):
     path = tmp_path / "s.h5"
     with opened(path), pytest.raises(Busy, match=rf"another process is writing .*s.h5 \(process {os.getpid()} on "):
