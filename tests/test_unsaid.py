@@ -19,7 +19,7 @@ def completed(line, **given):
         ("--mpi --cuda --model vgg9 --x=-1:1:51 --model_file a.t7 --dir_type states", "cifar10"),
         ("--model resnet56_noshort --model_file a.t7", "cifar10"),
         ("--model resnet56 --model_file a.t7 --dataset digits32", "digits32"),
-        ("--model resnet20 --model-file a.t7 --model-args {\"channels\":1}", "digits"),
+        ('--model resnet20 --model-file a.t7 --model-args {"channels":1}', "digits"),
         ("--model mlp --model-file a.pt", "digits"),
         ("--model resnet20-w8 --model-file a.pt", "digits"),
         ("--model net.py:vgg9 --model-file a.pt", "digits"),

@@ -108,6 +108,13 @@ def run(settings: Settings, world: World, walk: Callable[..., Any] = survey) -> 
 
     walk  `survey`; `lossmap estimate` looks at a few points instead
     """
+    # from the start: a signal may come, and the clock goes, while all is made ready
+    with Stop(after=settings.run.stop_after, until=job_end(os.environ)) as stop:
+        return surveyed(settings, world, walk, stop)
+
+
+def surveyed(settings: Settings, world: World, walk: Callable[..., Any], stop: Stop) -> int:
+    """The same, until one is asked to stop."""
     from lossmap import objects
     from lossmap.measure.extremes import Extremes
     from lossmap.measure.gradient import curved_direction
@@ -138,7 +145,6 @@ def run(settings: Settings, world: World, walk: Callable[..., Any] = survey) -> 
         return prepare(first, wanted.parameters, way=way, memory=room).choice | cut
 
     chosen = kept.chosen(world, "eigen", "way", choice)
-    stop = Stop(after=asked.stop_after, until=job_end(os.environ))
 
     def measure(audit: bool = False) -> Extremes:
         return Extremes(
@@ -178,18 +184,15 @@ def run(settings: Settings, world: World, walk: Callable[..., Any] = survey) -> 
         "team": team,
         "point_timeout": asked.point_timeout,
     }
-    with stop:
-        with display(world, "eigenvalues") as progress:
-            surface = walk(cheap, grid, points=kept.points, progress=progress, **told_walk)
-        if cold is not None:
-            with display(world, "audit") as progress:
+    with display(world, "eigenvalues") as progress:
+        surface = walk(cheap, grid, points=kept.points, progress=progress, **told_walk)
+    if cold is not None:
+        with display(world, "audit") as progress:
 
-                def again(points: np.ndarray) -> None:
-                    walk(cold, grid, points=points, progress=progress, **told_walk)
+            def again(points: np.ndarray) -> None:
+                walk(cold, grid, points=points, progress=progress, **told_walk)
 
-                audited(
-                    store, world, again, say, fields=cold.fields, told=cold.settings, tol=wanted.tol, seed=cold.seed
-                )
+            audited(store, world, again, say, fields=cold.fields, told=cold.settings, tol=wanted.tol, seed=cold.seed)
     if store is None:
         return results.EXIT[surface.outcome]
     kept.took(store, "eigen")

@@ -41,6 +41,13 @@ def run(settings: Settings, world: World, walk: Callable[..., Any] = survey) -> 
 
     walk  `survey`; `lossmap estimate` looks at a few points instead
     """
+    # from the start: a signal may come, and the clock goes, while all is made ready
+    with Stop(after=settings.run.stop_after, until=job_end(os.environ)) as stop:
+        return surveyed(settings, world, walk, stop)
+
+
+def surveyed(settings: Settings, world: World, walk: Callable[..., Any], stop: Stop) -> int:
+    """The same, until one is asked to stop."""
     from lossmap import objects
     from lossmap.measure.gradient import curved_direction
     from lossmap.measure.loss import Way, losses, probed
@@ -74,7 +81,7 @@ def run(settings: Settings, world: World, walk: Callable[..., Any] = survey) -> 
     say(at.sentence())
     if plane.cosine is not None:
         say(f"the cosine between the directions is {plane.cosine:.4f}")
-    with Stop(after=asked.stop_after, until=job_end(os.environ)) as stop, display(world, "losses") as progress:
+    with display(world, "losses") as progress:
         surface = walk(
             measure,
             grid,

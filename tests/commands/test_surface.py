@@ -16,6 +16,8 @@ from lossmap import zoo
 from lossmap.commands.surface import main
 from lossmap.space.callables import resolve_callable
 
+ROOT = Path(__file__).resolve().parents[2]
+
 NET = """
 import os
 import random
@@ -208,6 +210,26 @@ def test_one_two_and_three_ranks_give_the_same_bits_and_so_does_going_on(here):
         other = lossmap.read(name)
         for field in ("train_loss", "train_acc", "test_loss", "test_acc"):
             assert np.array_equal(other[field], one[field]), (name, field)
+
+
+@pytest.mark.parametrize("door", ["surface", "eigenmap"])
+def test_a_signal_that_comes_while_all_is_made_ready_stops_in_good_order(here, capsys, door):
+    Path("signalled.py").write_text(
+        "import os, signal\nfrom lossmap import zoo\n"
+        "def net():\n"
+        "    if 'ASKED' in os.environ:\n        os.kill(os.getpid(), signal.SIGUSR1)\n"
+        "    return zoo.build('mlp', seed=0)\n"
+    )
+    line = [door, *["--model", "signalled.py:net", "--samples", "20", "--x=-1:1:3", "--surf-file", "a.h5"]]
+    if door == "eigenmap":
+        line += ["--way", "double", "--certify", "none"]
+    environ = os.environ | {"PYTHONPATH": str(ROOT)}
+    told: dict = {"capture_output": True, "text": True, "timeout": 240}
+    left = subprocess.run([sys.executable, "-m", "lossmap.commands", *line], env={**environ, "ASKED": "1"}, **told)
+    assert left.returncode == 75, left.stderr
+    assert "USR1: no new points" in left.stderr
+    assert lossmap.read("a.h5").outcome == "unfinished"
+    assert subprocess.run([sys.executable, "-m", "lossmap.commands", *line], env=environ, **told).returncode == 0
 
 
 def test_three_shards_cover_the_grid_once(here):
