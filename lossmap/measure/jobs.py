@@ -46,6 +46,7 @@ from lossmap.measure.spectrum import (
     masses_of,
     shares_of,
 )
+from lossmap.measure.successive import ends_of
 from lossmap.measure.trace import METHODS, Trace, check_asked, trace
 from lossmap.space.grid import Field, Point
 from lossmap.space.problem import Problem
@@ -208,13 +209,13 @@ class Jobs:
         a, found = self.asked, []
         matrix = self._matrix(subject)
         told: dict[str, Any] = {"tol": a.tol, "confidence": a.confidence, "max_products": a.max_products}
-        told["certify"] = True
         for end, count in (("top", a.top), ("bottom", a.bottom)):
             if not count:
                 found += [np.zeros(0)] * 5
                 continue
-            pairs = extremes(matrix, f"{end}:{count}", solver=a.solver, seed=f"{a.seed}", **told)
+            pairs = ends_of(matrix, f"{end}:{count}", solver=a.solver, seed=f"{a.seed}", **told)
             about = [*pairs.limits, pairs.products, pairs.converged, pairs.tolerance, pairs.scale, pairs.confidence]
+            about += [pairs.others]
             shares = [list(row.values()) for row in shares_of(((end, pairs),), matrix.layout).values()]
             vectors = pairs.vectors.float().cpu().numpy() if a.vectors else np.zeros((matrix.size, 0))
             found += [pairs.values, pairs.residuals, np.array(about, dtype=np.float64), np.array(shares), vectors]
@@ -445,8 +446,8 @@ def _pairs(parts: Sequence[np.ndarray], dtype: torch.dtype) -> EigenPairs | None
     values, residuals, about, _, vectors = parts
     if not values.size:
         return None
-    upper, low, products, converged, tolerance, scale, confidence = about.tolist()
+    upper, low, products, converged, tolerance, scale, confidence, others = about.tolist()
     held = torch.from_numpy(vectors.copy()).to(dtype)
     return EigenPairs(
-        values, held, residuals, (upper, low), int(products), bool(converged), tolerance, scale, confidence
+        values, held, residuals, (upper, low), int(products), bool(converged), tolerance, scale, confidence, others
     )

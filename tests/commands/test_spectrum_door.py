@@ -24,7 +24,7 @@ def test_a_report_is_printed_stored_and_drawn(here, capsys):
     assert main([*told, "--abs", "2", "--mass-at", "0.001", "--dense", "400"]) == 0
     text = capsys.readouterr().out
     for words in (
-        "Spectrum of the Hessian", "+-", "condition", "2/largest", "trace", "share below -0.001", "by magnitude",
+        "Spectrum of the Hessian", "+-", "condition", "2/largest", "trace", "below -0.001", "by magnitude",
         "Layer by layer", "verdict", "Weights: singular values", "L2 path", "picture: s_train.pdf", "result: s.h5",
     ):  # fmt: skip
         assert words in text, words
