@@ -193,7 +193,8 @@ def problems_of(
         net = model_of(model, files.state, seed)
         loss = resolve_callable(data.loss) if ":" in data.loss else data.loss
         made = {
-            name: Problem.supervised(net, loss, files.data.get(name) or samples_of(model, data, name)) for name in names
+            name: Problem.supervised(net, loss, files.data.get(name) or samples_of(model, data, name))
+            for name in names
         }
     net = next(iter(made.values())).model.to(at.device, at.dtype)
     made = {name: replace(p, model=net).to(at.device, at.dtype) for name, p in made.items()}
@@ -226,7 +227,9 @@ def samples_of(model: ModelSettings, data: DataSettings, split: str, neighbours:
     return batches
 
 
-def _own_problems(model: ModelSettings, data: DataSettings, names: tuple[str, ...], files: Files) -> dict[str, Problem]:
+def _own_problems(
+    model: ModelSettings, data: DataSettings, names: tuple[str, ...], files: Files
+) -> dict[str, Problem]:
     factory = resolve_callable(str(data.problem))
     takes = "split" in inspect.signature(factory).parameters
     made: dict[str, Problem] = {}
@@ -283,7 +286,9 @@ def grid_of(plane: PlaneSettings) -> Grid:
     return Grid.parse(plane.x, plane.y)
 
 
-def plane_and_ranks(settings: Settings, world: World, model: nn.Module, curved: Curved | None = None) -> Plane:
+def plane_and_ranks(
+    settings: Settings, world: World, model: nn.Module, curved: Curved | None = None
+) -> Plane:
     """The plane on every rank: random axes are made from their seed by each, others by rank 0 and told.
 
     Every rank calls it; all raise as one, also where the ranks' planes differ.

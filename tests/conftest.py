@@ -16,6 +16,7 @@ settings.register_profile("ci", deadline=None, derandomize=True)
 settings.load_profile("ci" if os.environ.get("CI") else "anywhere")
 
 
+
 @pytest.fixture(autouse=True)
 def _one_thread_and_seed():
     import torch

@@ -139,10 +139,11 @@ class Share:
         return round(self.low * self.size), round(self.high * self.size)
 
     def __repr__(self) -> str:
-        value, low, high = (f"{100 * share:.3g}" for share in (self.value, self.low, self.high))
+        known = (share if share * self.size >= 0.5 else 0.0 for share in (self.value, self.low, self.high))
+        value, low, high = (f"{100 * share:.3g}" for share in known)
         if low == high:
             return f"{value} %"
-        return f"{value} % ({low} to {high} % at {100 * self.confidence:g} % confidence)"
+        return f"{value} % ({100 * self.confidence:g} % interval {low} to {high} %)"
 
 
 @dataclass(frozen=True, eq=False)

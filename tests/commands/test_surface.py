@@ -270,7 +270,7 @@ MISTAKES = [
     ("--model nowhere.py:net", "there is no file nowhere.py"),
     ("--model mlp --model-args 3", "--model-args wants a JSON object; got '3'"),
     ("--model mlp --model-args {", "--model-args wants JSON"),
-    ('--model net.py:flat --model-args {"a":1}', "could not be called"),
+    ("--model net.py:flat --model-args {\"a\":1}", "could not be called"),
     ("--model net.py:impatient", "--model net.py:impatient fails: RuntimeError: no time"),
     ("--model net.py", "in that file, name the factory: net.py:factory"),
     ("--model resnet20", "does the data set fit the model?"),
