@@ -2,8 +2,8 @@
 
 Each takes a result file, a `Spectrum` or `Layers` from Python, or a mapping of them by label. Eigenvalues stand on an
 axis by their inverse hyperbolic sine, linear near zero and logarithmic beyond, so that the bulk at zero and the few
-large ones are both seen; the band is what is known of it, pointwise, with the confidence that the file states. The smoothed density above it is
-for the eye.
+large ones are both seen; the band is what is known of it, pointwise, with the confidence that the file states. The
+smoothed density above it is for the eye.
 """
 
 from __future__ import annotations

@@ -314,6 +314,15 @@ def _least(seen: float, n: int, s: int, tail: float) -> int:
     return high
 
 
+def check_asked(error: float, steps: int | None, probes: int | None) -> None:
+    """Raises ValueError for an error, steps or probes that make no sense."""
+    if not error > 0.0:
+        raise ValueError(f"the density's error wants a share of the range above 0, such as 0.01; got {error}")
+    for name, number in (("steps", steps), ("probes", probes)):
+        if number is not None and number < 1:
+            raise ValueError(f"the density wants 1 or more {name}; got {number}")
+
+
 def density(
     matrix: Symmetric,
     *,
@@ -336,11 +345,7 @@ def density(
 
     Raises ValueError for what makes no sense, FloatingPointError where a product is not finite.
     """
-    if not error > 0.0:
-        raise ValueError(f"the density's error wants a share of the range above 0, such as 0.01; got {error}")
-    for name, number in (("steps", steps), ("probes", probes)):
-        if number is not None and number < 1:
-            raise ValueError(f"the density wants 1 or more {name}; got {number}")
+    check_asked(error, steps, probes)
     if not 0.0 < confidence < 1.0:
         raise ValueError(f"a confidence is a probability between 0 and 1, such as 0.95; got {confidence}")
     made = list(runs)

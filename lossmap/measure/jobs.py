@@ -22,7 +22,9 @@ import torch
 from lossmap.measure.curvature import alone
 from lossmap.measure.dense import Whole
 from lossmap.measure.density import Density, Run, density, run
-from lossmap.measure.eigen import EigenPairs, extremes
+from lossmap.measure.density import check_asked as check_density
+from lossmap.measure.eigen import EigenPairs, Which, extremes
+from lossmap.measure.eigen import check as check_ends
 from lossmap.measure.layers import (
     Block,
     Layers,
@@ -392,6 +394,9 @@ def _whole_jobs(i: int, n: int, tensors: int, a: Asked) -> list[tuple[Job, int]]
             raise ValueError(f"--{end} wants 0 to 100 eigenvalues; got {count}")
         if count > n:
             raise ValueError(f"--{end} {count}: the matrix has {n} rows, and no more eigenvalues than that")
+    check_ends(Which("top", 1), n, a.tol, a.max_products, a.confidence)
+    if a.density:
+        check_density(a.density_error, a.density_steps, a.density_probes)
     if a.trace_products:
         check_asked(a.trace_method, a.trace_products)
     found = [(Job(i, "gradient"), 8)]

@@ -92,6 +92,9 @@ def test_a_dry_run_writes_nothing(here, capsys):
         (["--precision", "bfloat16"], "spectra want float32 or float64"),
         (["--page"], "--page and --vtk are for surfaces"),
         (["--trace-products", "2"], "wants 6 products or more; got 2"),
+        (["--density-probes", "0"], "the density wants 1 or more probes; got 0"),
+        (["--density-error", "0"], "wants a share of the range above 0"),
+        (["--tol", "0"], "--tol wants a number above 0"),
     ],
 )
 def test_what_makes_no_sense_is_one_sentence(here, capsys, told, text):
