@@ -94,6 +94,7 @@ def test_a_dry_run_writes_nothing(here, capsys):
         (["--trace-products", "2"], "wants 6 products or more; got 2"),
         (["--density-probes", "0"], "the density wants 1 or more probes; got 0"),
         (["--density-error", "0"], "wants a share of the range above 0"),
+        (["--l2", "0.1", "--bottom", "0"], "--l2 wants both ends of the spectrum"),
         (["--tol", "0"], "--tol wants a number above 0"),
     ],
 )
