@@ -9,6 +9,7 @@ power        power iteration with deflation: one vector after the other, the fou
 block        Lanczos from a block of four starts, full reorthogonalisation
 lobpcg       SciPy's LOBPCG, k vectors at once, no preconditioner
 one long     one Lanczos run from one start for all k
+successive   one long run, and a second look at what it left: the way of `lossmap spectrum`
 full QR      all n products with unit vectors, then QR (LAPACK) of the dense matrix: every eigenvalue, also n^3 work
 """
 
@@ -27,6 +28,7 @@ import torch
 from lossmap.measure.curvature import Curvature
 from lossmap.measure.dense import Whole
 from lossmap.measure.eigen import lanczos
+from lossmap.measure.successive import successive
 
 sys.path.insert(0, str(Path(__file__).parent))
 from spectrum import Counted, price_of, table, trained
@@ -96,6 +98,7 @@ def main():
             "block": lambda m, k=k: lanczos(m, f"top:{k}", tol=TOL, block=4).values,
             "lobpcg": lambda m, k=k: lobpcg(m, k, most),
             "one long": lambda m, k=k: lanczos(m, f"top:{k}", tol=TOL).values,
+            "successive": lambda m, k=k: successive(m, f"top:{k}", tol=TOL).values,
         }
         for name, way in ways.items():
             matrix = Counted(values)  # the eigenbasis: all starts are normal vectors, which know no direction

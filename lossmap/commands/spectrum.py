@@ -153,7 +153,8 @@ def asked_of(settings: Settings) -> Any:
     from lossmap.measure.jobs import Asked
 
     s = settings.spectrum
-    numbers(s.l2, "--l2")
+    if numbers(s.l2, "--l2") and not (max(s.top, s.abs) and max(s.bottom, s.abs)):
+        raise Usage("--l2 wants both ends of the spectrum: --top and --bottom 1 or more")
     second = {"none": (), "both": ("inputs", "weights")}.get(s.second_reading, (s.second_reading,))
     by = None if s.layers == "none" and not (s.groups or second) else ("tensor" if s.layers == "none" else s.layers)
     return Asked(

@@ -1,9 +1,9 @@
 """Pictures of spectra: the density with its cumulative and error band, layers on one sheet, checkpoints compared.
 
-Each takes a result file, a `Spectrum` or `Layers` from Python, or a mapping of them by label. The cumulative density is
-drawn as a symmetric-logarithmic picture of eigenvalues, so that the bulk at zero and the few large ones are both seen;
-the band is what is known of it, pointwise, with the confidence that the file states. The smoothed density above it is
-for the eye.
+Each takes a result file, a `Spectrum` or `Layers` from Python, or a mapping of them by label. Eigenvalues stand on an
+axis by their inverse hyperbolic sine, linear near zero and logarithmic beyond, so that the bulk at zero and the few
+large ones are both seen; the band is what is known of it, pointwise, with the confidence that the file states. The
+smoothed density above it is for the eye.
 """
 
 from __future__ import annotations
@@ -87,11 +87,11 @@ def draw_layers(source: Source, label: str | None = None) -> Figure:
         for row, name in enumerate(names):
             _block(left, group, name, row, linear)
         left.axvline(0.0, color=DARK, linewidth=0.6)
-        left.set_xscale("symlog", linthresh=linear, linscale=0.6)
-        _ticks(left, linear, [float(np.min(group["smallest"])), float(np.max(group["largest"]))])
+        left.set_xscale("asinh", linear_width=linear)
+        _ticks(left, linear, [float(np.min(group["smallest"])), float(np.max(group["largest"]))], most=4)
         left.set_yticks(range(len(names)), [f"{n} ({int(s):,})" for n, s in zip(names, group["size"], strict=True)])
         left.set_ylim(len(names) - 0.4, -0.6)
-        left.set_xlabel(f"eigenvalues of the block; linear within {linear:.0e}")
+        left.set_xlabel(f"eigenvalues of the block (linear up to about {linear:.0e})")
         left.set_title(f"Layer by layer{': ' + chosen if chosen != 'layers' else ''}", loc="left")
         _signs(right, group)
     return figure
@@ -176,11 +176,15 @@ def _cumulative(axes: Axes, group: Group, colour: str, label: str, *, band: bool
     if "tick" not in group:
         return
     tick = np.asarray(group["tick"])
-    if band:
-        axes.fill_between(
-            tick, group["cumulative_low"], group["cumulative_high"], color=colour, alpha=0.22, linewidth=0, step="mid"
-        )
-    axes.step(tick, group["cumulative"], where="mid", color=colour, label=label)
+    if int(group.attributes.get("density_probes", 0)) == 0:  # all eigenvalues are known: the staircase itself
+        nodes = np.asarray(group["node"])
+        axes.step([tick[0], *nodes, tick[-1]], [0.0, *np.cumsum(group["weight"]), 1.0], where="post", color=colour,
+                  label=label)  # fmt: skip
+    else:
+        if band:
+            low, high = group["cumulative_low"], group["cumulative_high"]
+            axes.fill_between(tick, low, high, color=colour, alpha=0.22, linewidth=0)
+        axes.plot(tick, group["cumulative"], color=colour, label=label)
     axes.set_ylim(-0.03, 1.03)
 
 
@@ -210,13 +214,13 @@ def _extremes(axes: Axes, found: dict[str, Group]) -> None:
                 )  # fmt: skip
         first = float(group["top"][0]) if "top" in group else float("nan")
         axes.annotate(
-            f"{first:.3g}", (first, i), textcoords="offset points", xytext=(-2, 6), ha="right", fontsize=7,
+            f"{first:.3g}", (first, i), textcoords="offset points", xytext=(0, 6), ha="center", fontsize=7,
             color=COLOURS[i % len(COLOURS)],
         )  # fmt: skip
     axes.axvline(0.0, color=DARK, linewidth=0.6)
-    axes.set_xscale("symlog", linthresh=linear, linscale=0.4)
+    axes.set_xscale("asinh", linear_width=linear)
     every = [float(v) for g in found.values() for n in ("top", "bottom") if n in g for v in g[n]]
-    _ticks(axes, linear, [min(every), max(every)], most=2)
+    _ticks(axes, linear, [min(every), max(every)], most=2, margin=4.0)
     axes.set_yticks(range(len(labels)), labels)
     axes.set_ylim(len(labels) - 0.4, -0.6)
     axes.set_xlabel("extreme eigenvalues")
@@ -230,13 +234,13 @@ def _linear(groups: list[Group]) -> float:
 
 
 def _scale(axes: Axes, linear: float, groups: list[Group]) -> None:
-    axes.set_xscale("symlog", linthresh=linear, linscale=0.7)
+    axes.set_xscale("asinh", linear_width=linear)
     axes.axvline(0.0, color=DARK, linewidth=0.5, zorder=0.5)
     ends = [float(v) for g in groups for n in ("node", "top", "bottom") if n in g for v in (g[n].min(), g[n].max())]
     _ticks(axes, linear, [min(ends), max(ends)] if ends else [0.0, 1.0])
 
 
-def _ticks(axes: Axes, linear: float, ends: list[float], most: int = 3) -> None:
+def _ticks(axes: Axes, linear: float, ends: list[float], most: int = 3, margin: float = 1.6) -> None:
     """Powers of ten that do not run into each other, and zero."""
     low, high = min(ends), max(ends)
     first = int(np.ceil(np.log10(linear) - 1e-9))
@@ -248,7 +252,6 @@ def _ticks(axes: Axes, linear: float, ends: list[float], most: int = 3) -> None:
     axes.set_xticks(sorted(powers), [f"{p:g}" if p == 0 or 1e-3 <= abs(p) < 1e4 else f"{p:.0e}".replace("e-0", "e-")
                                      for p in sorted(powers)])  # fmt: skip
     axes.minorticks_off()
-    margin = 1.6
     axes.set_xlim(
         min(low * margin, -linear) if low < 0 else -linear * 0.5, max(high * margin, linear) if high > 0 else linear
     )

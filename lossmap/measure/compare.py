@@ -68,7 +68,7 @@ class Comparison:
         lines = []
         for label, s in self.spectra.items():
             for t, below, above in s.masses[:1]:
-                lines.append(f"  {label}: share below -{t:g}: {below}; above {t:g}: {above}")
+                lines.append(f"  {label}: eigenvalues below -{t:g}: {below}; above {t:g}: {above}")
         return ["", *lines] if lines else []
 
     def _gap_lines(self, first: str, second: str) -> list[str]:

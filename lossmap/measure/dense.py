@@ -62,7 +62,12 @@ class Whole:
     def pairs(self, which: str) -> EigenPairs:
         """The named ones, as a solver would give them, with nothing beyond them."""
         values, vectors = self.decomposed
-        chosen = Which.parse(which).pick(values)
+        wanted = Which.parse(which)
+        chosen = wanted.pick(values)
+        rest = np.sort(np.delete(values, chosen))
+        others = (
+            nan if not len(rest) else float(rest[-1] + self.error if wanted.kind == "top" else rest[0] - self.error)
+        )
         return EigenPairs(
             values=values[chosen],
             vectors=torch.from_numpy(vectors[:, chosen].copy()).to(self.dtype),
@@ -73,6 +78,7 @@ class Whole:
             tolerance=nan,
             scale=float(np.abs(values).max(initial=0.0)),
             confidence=1.0,
+            others=others,
         )
 
     def trace(self) -> Trace:

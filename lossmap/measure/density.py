@@ -35,7 +35,8 @@ from lossmap.measure.krylov import ROUNDING, Space, Symmetric
 from lossmap.space import chance
 
 LEAST = 48  # steps, where they are chosen: fewer leave the bulk near zero in the dark
-TICKS = 160  # places at which the band is computed
+TICKS = 180  # places at which the band is computed
+NARROW = 1e-3  # of the largest absolute node: the scale of the places that crowd around zero
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,9 +115,12 @@ def _gap(found: Run) -> float:
 
 
 def _ticks(nodes: np.ndarray, low: float, high: float, count: int) -> np.ndarray:
-    """Ascending places between the ends: half of them even, half where the nodes are."""
-    between = np.quantile(nodes, np.linspace(0.0, 1.0, count - count // 2))
-    return np.unique(np.concatenate([np.linspace(low, high, count // 2), between]))
+    """Ascending places between the ends: a third even, a third where the nodes are, a third crowding around zero."""
+    third = count // 3
+    between = np.quantile(nodes, np.linspace(0.0, 1.0, count - 2 * third))
+    scale = NARROW * max(abs(low), abs(high)) or 1.0
+    crowded = scale * np.sinh(np.linspace(np.arcsinh(low / scale), np.arcsinh(high / scale), third))
+    return np.unique(np.concatenate([np.linspace(low, high, third), between, np.clip(crowded, low, high)]))
 
 
 @dataclass(frozen=True)
@@ -135,7 +139,11 @@ class Share:
         return round(self.low * self.size), round(self.high * self.size)
 
     def __repr__(self) -> str:
-        return f"{self.value:.3f} ({self.low:.3f} to {self.high:.3f} at {100 * self.confidence:g}%)"
+        known = (share if share * self.size >= 0.5 else 0.0 for share in (self.value, self.low, self.high))
+        value, low, high = (f"{100 * share:.3g}" for share in known)
+        if low == high:
+            return f"{value} %"
+        return f"{value} % ({100 * self.confidence:g} % interval {low} to {high} %)"
 
 
 @dataclass(frozen=True, eq=False)
@@ -273,8 +281,9 @@ class Density:
             return f"Density(from {low:.4g} to {high:.4g}; exact: all {self.size} eigenvalues)"
         steps = max(len(r.alpha) for r in self.runs)
         return (
-            f"Density(from {low:.4g} to {high:.4g}; {self.probes} probes, {steps} steps, {self.products} products; "
-            f"error at most {100 * self.error:.2g}% of the range at {100 * self.confidence:g}%)"
+            f"Density(from {low:.4g} to {high:.4g}; {self.probes} probe{'s' * (self.probes > 1)} of {steps} steps, "
+            f"{self.products} products; cumulative density off by {100 * self.error:.2g} % of the range at most, "
+            f"on average over it, at {100 * self.confidence:g} % confidence)"
         )
 
     def _bounds(self, t: float) -> tuple[float, float]:
@@ -305,6 +314,15 @@ def _least(seen: float, n: int, s: int, tail: float) -> int:
     return high
 
 
+def check_asked(error: float, steps: int | None, probes: int | None) -> None:
+    """Raises ValueError for an error, steps or probes that make no sense."""
+    if not error > 0.0:
+        raise ValueError(f"the density's error wants a share of the range above 0, such as 0.01; got {error}")
+    for name, number in (("steps", steps), ("probes", probes)):
+        if number is not None and number < 1:
+            raise ValueError(f"the density wants 1 or more {name}; got {number}")
+
+
 def density(
     matrix: Symmetric,
     *,
@@ -327,11 +345,7 @@ def density(
 
     Raises ValueError for what makes no sense, FloatingPointError where a product is not finite.
     """
-    if not error > 0.0:
-        raise ValueError(f"the density's error wants a share of the range above 0, such as 0.01; got {error}")
-    for name, number in (("steps", steps), ("probes", probes)):
-        if number is not None and number < 1:
-            raise ValueError(f"the density wants 1 or more {name}; got {number}")
+    check_asked(error, steps, probes)
     if not 0.0 < confidence < 1.0:
         raise ValueError(f"a confidence is a probability between 0 and 1, such as 0.95; got {confidence}")
     made = list(runs)

@@ -22,7 +22,9 @@ import torch
 from lossmap.measure.curvature import alone
 from lossmap.measure.dense import Whole
 from lossmap.measure.density import Density, Run, density, run
-from lossmap.measure.eigen import EigenPairs, extremes
+from lossmap.measure.density import check_asked as check_density
+from lossmap.measure.eigen import EigenPairs, Which, extremes
+from lossmap.measure.eigen import check as check_ends
 from lossmap.measure.layers import (
     Block,
     Layers,
@@ -46,6 +48,7 @@ from lossmap.measure.spectrum import (
     masses_of,
     shares_of,
 )
+from lossmap.measure.successive import ends_of
 from lossmap.measure.trace import METHODS, Trace, check_asked, trace
 from lossmap.space.grid import Field, Point
 from lossmap.space.problem import Problem
@@ -230,13 +233,13 @@ class Jobs:
         a, found = self.asked, []
         matrix = self.matrix(subject)
         told: dict[str, Any] = {"tol": a.tol, "confidence": a.confidence, "max_products": a.max_products}
-        told["certify"] = True
         for end, count in (("top", a.top), ("bottom", a.bottom)):
             if not count:
                 found += [np.zeros(0)] * 5
                 continue
-            pairs = extremes(matrix, f"{end}:{count}", solver=a.solver, seed=f"{a.seed}", **told)
+            pairs = ends_of(matrix, f"{end}:{count}", solver=a.solver, seed=f"{a.seed}", **told)
             about = [*pairs.limits, pairs.products, pairs.converged, pairs.tolerance, pairs.scale, pairs.confidence]
+            about += [pairs.others]
             shares = [list(row.values()) for row in shares_of(((end, pairs),), matrix.layout).values()]
             vectors = pairs.vectors.float().cpu().numpy() if a.vectors else np.zeros((matrix.size, 0))
             found += [pairs.values, pairs.residuals, np.array(about, dtype=np.float64), np.array(shares), vectors]
@@ -414,6 +417,9 @@ def _whole_jobs(i: int, n: int, tensors: int, a: Asked) -> list[tuple[Job, int]]
             raise ValueError(f"--{end} wants 0 to 100 eigenvalues; got {count}")
         if count > n:
             raise ValueError(f"--{end} {count}: the matrix has {n} rows, and no more eigenvalues than that")
+    check_ends(Which("top", 1), n, a.tol, a.max_products, a.confidence)
+    if a.density:
+        check_density(a.density_error, a.density_steps, a.density_probes)
     if a.trace_products:
         check_asked(a.trace_method, a.trace_products)
     found = [(Job(i, "gradient"), 8)]
@@ -468,8 +474,8 @@ def _pairs(parts: Sequence[np.ndarray], dtype: torch.dtype) -> EigenPairs | None
     values, residuals, about, _, vectors = parts
     if not values.size:
         return None
-    upper, low, products, converged, tolerance, scale, confidence = about.tolist()
+    upper, low, products, converged, tolerance, scale, confidence, others = about.tolist()
     held = torch.from_numpy(vectors.copy()).to(dtype)
     return EigenPairs(
-        values, held, residuals, (upper, low), int(products), bool(converged), tolerance, scale, confidence
+        values, held, residuals, (upper, low), int(products), bool(converged), tolerance, scale, confidence, others
     )

@@ -53,6 +53,8 @@ class EigenPairs:
     products   matrix-vector products spent
     converged  whether every residual is at most tolerance * scale, and all that was asked has been found
     scale      max(abs(value)) over the whole spectrum, as far as it was seen
+    others     with probability `confidence` no eigenvalue but these lies beyond: above those of top:k, below those of
+               bottom:k; NaN where not computed
     """
 
     values: np.ndarray
@@ -64,6 +66,7 @@ class EigenPairs:
     tolerance: float
     scale: float
     confidence: float = nan
+    others: float = nan
 
 
 def check(wanted: Which, n: int, tol: float, max_products: int | None, confidence: float = 0.99) -> None:

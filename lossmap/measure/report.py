@@ -7,7 +7,7 @@ A word is never stronger than its number: each verdict names the eigenvalue that
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import isfinite, isinf, isnan
+from math import ceil, floor, isfinite, isinf, isnan, log10, nan
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -63,8 +63,11 @@ def wrapped(label: str, text: str, *, indent: int = 13) -> list[str]:
     return [f"  {label:<{indent - 2}}{lines[0]}", *(" " * indent + rest for rest in lines[1:])]
 
 
-def verdict_of_ends(largest: tuple[float, float], smallest: tuple[float, float]) -> str:
-    """The shape of a matrix from its extreme eigenvalues (value, error)."""
+def verdict_of_ends(largest: tuple[float, float], smallest: tuple[float, float], lowest: float = nan) -> str:
+    """The shape of a matrix from its extreme eigenvalues (value, error).
+
+    lowest  the limit below which no eigenvalue lies; NaN where there is none
+    """
     (high, high_error), (low, low_error) = largest, smallest
     if not (isfinite(high) and isfinite(low)):
         return "not known: the verdict needs both ends"
@@ -76,6 +79,11 @@ def verdict_of_ends(largest: tuple[float, float], smallest: tuple[float, float])
         return (
             f"indefinite: the loss bends down somewhere (least eigenvalue {lower}), {100 * ratio:.3g} % as strongly as "
             f"it bends up ({upper}); no minimum, to second order"
+        )
+    if low - low_error > 0.0 >= lowest:
+        return (
+            f"positive definite as far as is known: the least eigenvalue found is {lower}, but the limit, "
+            f"{lowest:.4g}, does not exclude one below zero"
         )
     if low - low_error > 0.0:
         return f"positive definite: the loss bends up in every direction (least eigenvalue {lower})"
@@ -99,7 +107,7 @@ def of_step(spectrum: Spectrum) -> str:
     return (
         f"2/largest = {with_error(limit, error)}: above it plain full-batch gradient descent grows along the sharpest "
         "direction of the quadratic model here. It is no limit for other places, for Adam (which rescales), or for "
-        "small batches (whose noise lowers it); momentum b raises it by 1 + b; training often runs at this edge"
+        "small batches (whose noise lowers it); heavy-ball momentum b allows 1 + b times as much"
     )
 
 
@@ -115,6 +123,8 @@ def of_condition(spectrum: Spectrum) -> str:
             text += f" (if it is, the condition number is above {number(high / (low + error))})"
         return text + "; ill-conditioned"
     flag = "; ill-conditioned (above 1,000)" if spectrum.ill_conditioned else ""
+    if spectrum.bottom is not None and spectrum.bottom.limits[1] <= 0.0:
+        flag += "; at least, since the limit does not exclude a smaller eigenvalue"
     return f"{number(value)} = {high:.4g} / {low:.4g}{flag}"
 
 
@@ -122,9 +132,12 @@ def of_pairs(pairs: EigenPairs) -> str:
     """Eigenvalues with their errors, and whether they converged."""
     text = ", ".join(with_error(v, e) for v, e in zip(pairs.values, pairs.residuals, strict=True))
     if not pairs.converged:
+        near = bool((pairs.residuals <= pairs.tolerance * pairs.scale).all())
+        what = "not all are sure of their places" if near else "the errors here are not within"
+        what += "" if near else f" {pairs.tolerance:g} of the largest"
         text += (
-            f"  NOT CONVERGED after {count(pairs.products, 'product')}: the residuals above are not within "
-            f"{pairs.tolerance:g} of the largest; allow more products, or a larger tolerance"
+            f"  NOT CONVERGED after {count(pairs.products, 'product')}: {what}; allow more products, or a larger "
+            "tolerance"
         )
     return text
 
@@ -139,7 +152,7 @@ def of_shares(shares: dict[str, float], most: int = 4) -> str:
 def of_spectrum(s: Spectrum) -> str:
     """The report of one spectrum."""
     kind = {"hessian": "Hessian", "gauss-newton": "Gauss-Newton matrix"}.get(s.matrix, s.matrix)
-    head = f"Spectrum of the {kind}" + (f" of {s.label}" if s.label else "")
+    head = f"Spectrum of the {kind}" + (f": {s.label}" if s.label else "")
     lines = [head]
     over = f" of the mean loss over {count(s.samples, 'sample')}" if s.samples else ""
     unit = f"; eigenvalues in {s.unit} per squared unit of theta" if s.unit not in ("", "1") else ""
@@ -158,13 +171,13 @@ def of_spectrum(s: Spectrum) -> str:
         text = repr(s.density).removeprefix("Density(").removesuffix(")")
         lines += wrapped("density", text + ("" if s.density.met else "; the wanted error was not reached"))
     for t, below, above in s.masses:
-        lines += wrapped("mass", f"share below -{t:g}: {below}; above {t:g}: {above}")
+        lines += wrapped("mass", f"below -{t:g}: {below}; above {t:g}: {above}")
     if s.top is not None and s.bottom is not None:
         lines += wrapped("condition", of_condition(s))
     if s.top is not None:
         lines += wrapped("step size", of_step(s))
     for which, shares in _ends_of(s.shares):
-        lines += wrapped("mass of", f"eigenvector {which}: {of_shares(shares)}")
+        lines += wrapped("lies in", f"eigenvector {which}: {of_shares(shares)}")
     if s.top is not None and s.bottom is not None:
         lines += wrapped("verdict", s.verdict)
     lines += wrapped("cost", count(s.products, "product") + (f", {s.seconds:.2g} s" if isfinite(s.seconds) else ""))
@@ -172,16 +185,28 @@ def of_spectrum(s: Spectrum) -> str:
 
 
 def _limits(s: Spectrum) -> str:
-    """Beyond which no eigenvalue lies, with which probability."""
+    """Beyond which no eigenvalue lies, and no other than those told, with which probability."""
     parts: list[str] = []
     sure = 0.0
-    if s.top is not None and isfinite(s.top.limits[0]):
-        parts.append(f"above {s.top.limits[0]:.4g}")
-        sure = s.top.confidence
-    if s.bottom is not None and isfinite(s.bottom.limits[1]):
-        parts.append(f"below {s.bottom.limits[1]:.4g}")
-        sure = s.bottom.confidence
-    return f"no eigenvalue {', none '.join(parts)}, each with probability {sure:g}" if parts else ""
+    for pairs, side, word, i in ((s.top, 1.0, "above", 0), (s.bottom, -1.0, "below", 1)):
+        if pairs is None or not isfinite(pairs.limits[i]):
+            continue
+        parts.append(f"none {word} {rounded(pairs.limits[i], side)}")
+        if len(pairs.values) > 1 and isfinite(pairs.others):
+            parts[-1] += f", no other {word} {rounded(pairs.others, side)}"
+        sure = pairs.confidence
+    if not parts:
+        return ""
+    how = "exactly, but for rounding" if sure == 1.0 else f"each with probability {sure:g}"
+    return f"eigenvalues: {'; '.join(parts)}; {how}"
+
+
+def rounded(value: float, side: float) -> str:
+    """A limit in four digits, rounded outwards: up where `side` is positive."""
+    if value == 0.0:
+        return "0"
+    unit = 10.0 ** (floor(log10(abs(value))) - 3)
+    return f"{(ceil(value / unit) if side > 0 else floor(value / unit)) * unit:.4g}"
 
 
 def _ends_of(shares: object) -> Sequence[tuple[str, dict[str, float]]]:
@@ -357,7 +382,7 @@ def table(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> list[str]
 def of_layers(found: Layers, *, matrices: int = 6) -> str:
     """The report layer by layer. Matrices up to `matrices` rows are printed."""
     kind = {"hessian": "Hessian", "gauss-newton": "Gauss-Newton matrix"}.get(found.matrix, found.matrix)
-    head = f"Layer by layer: the diagonal blocks of the {kind}" + (f" of {found.label}" if found.label else "")
+    head = f"Layer by layer: the diagonal blocks of the {kind}" + (f": {found.label}" if found.label else "")
     rows: list[tuple[str, ...]] = [
         ("block", "n", "largest", "smallest", "spread", "condition", "error", "+", "-", "0", "gradient", "shape")
     ]

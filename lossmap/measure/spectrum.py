@@ -25,10 +25,11 @@ from lossmap.measure import report
 from lossmap.measure.curvature import Curvature, alone, differentiated, gauss_newton, hessian, refuse_training
 from lossmap.measure.dense import Whole
 from lossmap.measure.density import Density, Share, density
-from lossmap.measure.eigen import EigenPairs, extremes
+from lossmap.measure.eigen import EigenPairs
 from lossmap.measure.krylov import Symmetric
 from lossmap.measure.linearize import prepare
 from lossmap.measure.places import Matrix
+from lossmap.measure.successive import ends_of
 from lossmap.measure.trace import Trace, trace
 from lossmap.space.data import samples_in
 from lossmap.space.problem import Problem
@@ -134,7 +135,8 @@ class Spectrum:
     @property
     def verdict(self) -> str:
         """The shape of the matrix in words, with the numbers that they rest on."""
-        return report.verdict_of_ends(self.largest, self.smallest)
+        lowest = nan if self.bottom is None else self.bottom.limits[1]
+        return report.verdict_of_ends(self.largest, self.smallest, lowest)
 
     def shifted(self, strength: float) -> np.ndarray:
         """The eigenvalues found, with an L2 term strength/2 ||theta||^2 added to the loss at these weights: exact."""
@@ -199,6 +201,9 @@ def stored_spectrum(s: Spectrum) -> tuple[dict[str, np.ndarray], dict[str, objec
     for name, pairs, i in (("upper_limit", s.top, 0), ("lower_limit", s.bottom, 1)):
         if pairs is not None:
             attributes[name] = pairs.limits[i]
+    for name, pairs in (("top_others", s.top), ("bottom_others", s.bottom)):
+        if pairs is not None and isfinite(pairs.others):
+            attributes[name] = pairs.others
     return arrays, attributes
 
 
@@ -255,9 +260,10 @@ def spectrum_of(
         spread = whole.density() if wants_density else None
     else:
         told: dict[str, Any] = {"tol": tol, "solver": solver, "confidence": confidence, "max_products": max_products}
-        told["certify"] = True  # an end that comes in late is missed by residuals alone; few products more tell it
-        upper = extremes(matrix, f"top:{top}", seed=f"{seed}", **told) if top else None
-        lower = extremes(matrix, f"bottom:{bottom}", seed=f"{seed}", **told) if bottom else None
+        upper, lower = (
+            ends_of(matrix, f"{end}:{count}", seed=f"{seed}", **told) if count else None
+            for end, count in (("top", top), ("bottom", bottom))
+        )
         if trace_products:
             estimate = trace(matrix, trace_method, products=trace_products, error=trace_error, seed=seed)
         if wants_density:
@@ -291,9 +297,15 @@ def masses_of(spread: Density | None, mass_at: Sequence[float]) -> tuple[tuple[f
 
 
 def common_masses(spreads: Sequence[Density | None]) -> tuple[float, ...]:
-    """The t that are stated where none is asked for: 1e-3 and 1e-2 of the largest absolute value, rounded."""
-    reach = max((max(abs(end) for end in s.range) for s in spreads if s is not None), default=0.0)
-    return tuple(float(f"{reach * part:.1g}") for part in (1e-3, 1e-2))
+    """The t that are stated where none is asked for: 1e-3 and 1e-2 of the largest absolute value, rounded.
+
+    Where another spectrum's largest is less than a tenth of that, 1e-2 of it as well, so that each has one that tells.
+    """
+    reach = sorted(max(abs(end) for end in s.range) for s in spreads if s is not None)
+    if not reach:
+        return ()
+    chosen = {1e-3 * reach[-1], 1e-2 * reach[-1]} | ({1e-2 * reach[0]} if reach[0] < 0.1 * reach[-1] else set())
+    return tuple(sorted({float(f"{t:.1g}") for t in chosen}))
 
 
 def shares_of(ends: Sequence[tuple[str, EigenPairs | None]], layout: Layout) -> dict[str, dict[str, float]]:

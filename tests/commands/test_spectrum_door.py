@@ -24,7 +24,7 @@ def test_a_report_is_printed_stored_and_drawn(here, capsys):
     assert main([*told, "--abs", "2", "--mass-at", "0.001", "--dense", "400"]) == 0
     text = capsys.readouterr().out
     for words in (
-        "Spectrum of the Hessian", "+-", "condition", "2/largest", "trace", "share below -0.001", "by magnitude",
+        "Spectrum of the Hessian", "+-", "condition", "2/largest", "trace", "below -0.001", "by magnitude",
         "Layer by layer", "verdict", "Weights: singular values", "L2 path", "picture: s_train.pdf", "result: s.h5",
     ):  # fmt: skip
         assert words in text, words
@@ -92,6 +92,10 @@ def test_a_dry_run_writes_nothing(here, capsys):
         (["--precision", "bfloat16"], "spectra want float32 or float64"),
         (["--page"], "--page and --vtk are for surfaces"),
         (["--trace-products", "2"], "wants 6 products or more; got 2"),
+        (["--density-probes", "0"], "the density wants 1 or more probes; got 0"),
+        (["--density-error", "0"], "wants a share of the range above 0"),
+        (["--l2", "0.1", "--bottom", "0"], "--l2 wants both ends of the spectrum"),
+        (["--tol", "0"], "--tol wants a number above 0"),
     ],
 )
 def test_what_makes_no_sense_is_one_sentence(here, capsys, told, text):

@@ -130,7 +130,7 @@ def test_the_mass_below_and_above_is_told_with_its_interval():
     below, above = found.below(-0.01), found.above(0.01)
     assert below.low <= (BULK < -0.01).mean() <= below.high
     assert above.low <= (BULK > 0.01).mean() <= above.high
-    assert "at 95%" in repr(below)
+    assert "95 % interval" in repr(below)
 
 
 def test_an_atom_at_zero_is_not_taken_for_negative_mass():

@@ -109,7 +109,7 @@ def test_the_network_of_six_layers_gets_one_verdict_with_its_numbers():
 
 def test_the_report_of_six_layers_can_be_read():
     text = repr(judged(SIX, label="my net"))
-    assert "of my net" in text and "noise floor" in text
+    assert "Hessian: my net" in text and "noise floor" in text
     assert "negative semidefinite" in text and "infinite" in text
 
 
