@@ -4,7 +4,9 @@
     eigsh     SciPy's ARPACK: the reference, and the fallback
 
 Both take `which`: `ends` (the largest and the smallest), `top:k`, `bottom:k`, `abs:k` (largest in absolute value), and
-stop when every residual ||A x - value x|| is at most tol * max(abs(value)).
+stop when every residual ||A x - value x|| is at most tol * max(abs(value)); of several at one end also when none has
+moved in the last quarter of the products, as a residual says that an eigenvalue is near and not which one. That each is
+in its place, with a probability, is what `successive` finds.
 
 What is known of an answer, and kept apart: an eigenvalue lies within `residuals[i]` of `values[i]` (a theorem, with an
 allowance of `ROUNDING` = 64 epsilons of max(abs(value)) for rounding in the products). That it is the extreme one no
@@ -18,7 +20,7 @@ eigenpairs. Sources: Lanczos (1950); the others in `krylov` and `limits`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import inf, isfinite, nan
 from typing import Any
 
@@ -91,9 +93,11 @@ def lanczos(
     if state is None:
         first, share = _start(matrix, start, noise, seed, block)
         space, limits, held = Space(matrix, first, capacity), (inf, -inf), 0
+        seen: list[tuple[int, np.ndarray]] = []
     else:
         space = Space.restored(matrix, state, capacity)
         share, limits, held = float(state["share"]), (float(state["upper"]), float(state["lower"])), int(state["held"])
+        seen = [(int(row[0]), row[1:][np.isfinite(row[1:])]) for row in np.asarray(state["seen"])]
     most = 10 * n if max_products is None else max_products
 
     while True:
@@ -114,13 +118,18 @@ def lanczos(
             sure = held > again or whole or space.multiplied == n
             if certify and not space.shrunk and not space.drawn:
                 sure = _near(wanted, limits, values, LIMIT_TOLERANCES * max(tol * scale, rounding))
+            if wanted.count > 1 and wanted.kind != "ends":  # what comes in late pushes the others out by a place
+                seen.append((space.products, values[chosen]))
+                still = _settled(seen, 0.5 * max(tol * scale, rounding))
+                sure = sure and (still or whole or space.multiplied == n)
             if spent or (met and sure):
                 break
             if asked:
                 if space.filled * n * item > SAVED:
                     limits = _limits(space, limits, share * delta, rounding)
                     _shrink(space, wanted, max(SAVED // (n * item), wanted.count + 2), values, coordinates)
-                told = {"share": share, "upper": limits[0], "lower": limits[1], "held": held}
+                rows = [[m, *np.pad(v, (0, wanted.count - len(v)), constant_values=nan)] for m, v in seen]
+                told = {"share": share, "upper": limits[0], "lower": limits[1], "held": held, "seen": np.array(rows)}
                 raise Unfinished({**space.state(), **told})
             if full:
                 _shrink(space, wanted, (capacity + wanted.count) // 2, values, coordinates)
@@ -165,6 +174,13 @@ def _limits(space: Space, before: tuple[float, float], delta: float, rounding: f
         min(before[0], upper_limit(alpha, beta, delta) + rounding),
         max(before[1], lower_limit(alpha, beta, delta) - rounding),
     )
+
+
+def _settled(seen: Sequence[tuple[int, np.ndarray]], distance: float) -> bool:
+    """Whether values moved no further than that in the last quarter of the products; `seen`: (products, values)."""
+    products, now = seen[-1]
+    before = [values for at, values in seen if at <= 0.75 * products and len(values) == len(now)]
+    return bool(before) and bool((np.abs(now - before[-1]) <= distance).all())
 
 
 def _near(wanted: Which, limits: tuple[float, float], values: np.ndarray, distance: float) -> bool:

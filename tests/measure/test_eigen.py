@@ -237,20 +237,32 @@ def test_a_certified_search_goes_on_until_its_limits_are_near():
         assert sure.values[1] - sure.limits[1] <= 1e-2 * sure.scale
 
 
+@pytest.mark.parametrize("kind", ["top", "bottom", "abs"])
+def test_several_eigenvalues_stand_in_their_places(kind):
+    values = np.concatenate([-0.02 * 0.7 ** np.arange(60), 3.0 * 0.8 ** np.arange(60), np.zeros(80)])
+    order = {"top": -values, "bottom": values, "abs": -np.abs(values)}[kind]
+    for seed in range(10):
+        for count in (2, 5, 15):
+            found = lanczos(Diagonal(values), f"{kind}:{count}", tol=1e-3, seed=seed)
+            truth = values[np.argsort(order, kind="stable")][:count]
+            assert found.values == pytest.approx(truth, abs=1e-3 * found.scale), (seed, count)
+
+
 # ---- interruption
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("after", [0, 1, 3, 9])
-def test_a_search_that_was_left_goes_on_to_the_same_bits(dtype, after):
+@pytest.mark.parametrize("which", ["ends", "top:4"])
+def test_a_search_that_was_left_goes_on_to_the_same_bits(which, dtype, after):
     matrix = planted(hessian_like(3), 3, dtype)
-    whole = lanczos(matrix, tol=1e-6)
+    whole = lanczos(matrix, which, tol=1e-6)
     asked = iter([False] * after + [True])
     with pytest.raises(Unfinished) as left:
-        lanczos(matrix, tol=1e-6, stop=lambda: next(asked))
+        lanczos(matrix, which, tol=1e-6, stop=lambda: next(asked))
     state = left.value.state
     assert state["products"] == after + 1
-    resumed = lanczos(matrix, tol=1e-6, state=state)
+    resumed = lanczos(matrix, which, tol=1e-6, state=state)
     assert np.array_equal(whole.values, resumed.values) and np.array_equal(whole.residuals, resumed.residuals)
     assert whole.products == resumed.products and torch.equal(whole.vectors, resumed.vectors)
     assert resumed.limits == pytest.approx(whole.limits, rel=1e-12)
