@@ -265,7 +265,7 @@ def test_fields_of_every_sort_can_be_chosen():
 
 
 def test_what_cannot_be_drawn_is_refused_in_a_sentence(tmp_path):
-    with pytest.raises(ValueError, match="a picture is one of auto, filled, contour, map, 3d, line, eigen; got 'pie'"):
+    with pytest.raises(ValueError, match=r"a picture is one of auto, filled, .*; got 'pie'"):
         draw(plane(), "pie")
     with pytest.raises(ValueError, match="there is no surface to draw"):
         draw([])
@@ -281,7 +281,7 @@ def test_what_cannot_be_drawn_is_refused_in_a_sentence(tmp_path):
         draw([line(), plane()])
     with pytest.raises(ValueError, match="lines and planes do not go into one picture, nor does a plane as a line"):
         draw(plane(), "line")
-    with pytest.raises(ValueError, match="this surface holds no field to draw"):
+    with pytest.raises(ValueError, match="this file holds no surface; it holds: nothing"):
         draw(Surface(GRID, {}))
     with pytest.raises(ValueError, match="a relief wants two points or more along both axes"):
         relief(None, Grid(GRID.x, np.zeros(1)), np.zeros((1, 9)), scale_of([np.zeros(1)]), "viridis", ("", "", ""))
