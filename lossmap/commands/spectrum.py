@@ -97,12 +97,19 @@ def run(settings: Settings, world: World, walk: Callable[..., Any] = survey) -> 
 
     walk  `survey`; `lossmap estimate` rehearses the jobs instead
     """
-    from lossmap import objects
-    from lossmap.measure.jobs import ROW, jobs_of
-
     if settings.spectrum.along:
         s = settings.spectrum
         return run_along(settings, world, s.along, top=s.top, tol=s.tol)
+    # from the start: a signal may come, and the clock goes, while all is made ready
+    with Stop(after=settings.run.stop_after, until=job_end(os.environ)) as stop:
+        return surveyed(settings, world, walk, stop)
+
+
+def surveyed(settings: Settings, world: World, walk: Callable[..., Any], stop: Stop) -> int:
+    """The same, until one is asked to stop."""
+    from lossmap import objects
+    from lossmap.measure.jobs import ROW, jobs_of
+
     asked, say = settings.run, results.teller(world, settings.notes)
     if settings.draw.page or settings.draw.vtk:
         raise Usage("--page and --vtk are for surfaces; a spectrum is drawn by --plot")
@@ -132,7 +139,7 @@ def run(settings: Settings, world: World, walk: Callable[..., Any] = survey) -> 
         return _file(path, grid, measure, settings, at.describe(), world.size) if world.rank == 0 else None
 
     store = world.together(opened)
-    with Stop(after=asked.stop_after, until=job_end(os.environ)) as stop, display(world, "spectrum") as progress:
+    with display(world, "spectrum") as progress:
         surface = walk(
             measure, grid, store=store, world=world, stop=stop, progress=progress, retry_failed=asked.retry_failed,
             rank_0=asked.rank_0, team=team, point_timeout=asked.point_timeout,

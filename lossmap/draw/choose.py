@@ -67,8 +67,15 @@ def quantity(surface: Surface, name: str) -> Quantity:
     return Quantity(name, base, label)
 
 
+def short_unit(about: Field) -> str:
+    """A field's unit as it stands at an axis, curvature's in signs; empty where it has none."""
+    unit = about.unit.replace(" per squared unit of theta", r" / $\|\theta\|^2$")
+    return "" if unit == "1" else unit
+
+
 def _unit(about: Field) -> str:
-    return f" ({about.unit})" if len(about.unit) < 12 and about.unit not in ("", "1") else ""
+    unit = short_unit(about)
+    return f" ({unit})" if unit else ""
 
 
 def values_of(surface: Surface, name: str) -> tuple[Array, Array]:

@@ -33,6 +33,7 @@ from lossmap.draw.choose import (
     other_kinds,
     quantity,
     remarks,
+    short_unit,
     values_of,
 )
 from lossmap.draw.levels import Scale, labels, scale_of
@@ -309,8 +310,8 @@ def _eigen_maps(surfaces: Sequence[Surface], titles: Sequence[str] | None, wishe
         bar.ax.tick_params(labelsize=6)
         if name == "ratio":
             bar.set_label(r"blue: $\lambda_\min > 0$, red: $< 0$", fontsize=6)
-        elif name == loss:
-            bar.set_label(surfaces[0].about[name].unit, fontsize=6)
+        else:
+            bar.set_label(short_unit(surfaces[0].about[name]), fontsize=6)
     _beside(figure, told, said)
     return figure
 

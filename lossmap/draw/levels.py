@@ -136,6 +136,7 @@ def labels(levels: np.ndarray) -> list[str]:
     texts: list[str] = []
     for digits in range(3, 17):
         texts = [f"{level:.{digits}g}" for level in levels]
+        texts = [f"{float(t):.0f}" if "e+" in t and abs(float(t)) < 1e6 else t for t in texts]
         if len(set(texts)) == len(set(levels.tolist())):
             break
     return texts
