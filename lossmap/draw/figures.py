@@ -278,7 +278,7 @@ def _eigen_maps(surfaces: Sequence[Surface], titles: Sequence[str] | None, wishe
         f"{title}: {line}" for s, title in zip(surfaces, titles or [], strict=False) for line in remarks(s)
     ]  # fmt: skip
     panel = (width - 0.65 - 0.06 * len(names)) / len(names)
-    height = len(surfaces) * (panel / _shape(surfaces[0]) + 0.1) + 1.1 + 0.1 * len(said)
+    height = len(surfaces) * (panel / _shape(surfaces[0]) + 0.1) + 1.3 + 0.1 * len(said)
     figure = blank(width, height, compressed=True)
     grid = figure.subplots(len(surfaces), len(names), squeeze=False, sharex=True, sharey="row")
     told: list[Patch] = []
