@@ -10,11 +10,11 @@ HDF5 file, and drawn.
 
 import sys
 
-from lossmap.commands.__main__ import main as lossmap
-from lossmap.measure.curvature import Curvature, gauss_newton, hessian
-from lossmap.measure.eigen import EigenPairs, eigsh, extremes
-from lossmap.measure.spectrum import spectrum
-from lossmap.measure.trace import trace
+from lossmap.cli.__main__ import main as lossmap
+from lossmap.curvature.operators import Curvature, gauss_newton, hessian
+from lossmap.linalg.lanczos import EigenPairs, eigsh, extremes
+from lossmap.linalg.trace import trace
+from lossmap.spectra.spectrum import spectrum
 
 __all__ = [
     "Curvature",

@@ -8,9 +8,9 @@ python net_plotter.py watch surface.h5
 
 import sys
 
-from lossmap.commands.__main__ import main as lossmap
-from lossmap.space.directions import Plane, line_between, projected, random_plane
-from lossmap.space.path import principal_axes, trajectory
+from lossmap.cli.__main__ import main as lossmap
+from lossmap.geometry.directions import Plane, line_between, projected, random_plane
+from lossmap.geometry.training_path import principal_axes, trajectory
 
 __all__ = ["Plane", "line_between", "main", "principal_axes", "projected", "random_plane", "trajectory"]
 

@@ -8,9 +8,9 @@ You get max_eig and min_eig at every point, how far off they can be, and maps of
 
 import sys
 
-from lossmap.commands.eigenmap import main
-from lossmap.measure.curvature import Curvature, gauss_newton, hessian
-from lossmap.measure.eigen import EigenPairs, eigsh, extremes
+from lossmap.cli.eigenmap import main
+from lossmap.curvature.operators import Curvature, gauss_newton, hessian
+from lossmap.linalg.lanczos import EigenPairs, eigsh, extremes
 
 __all__ = ["Curvature", "EigenPairs", "eigsh", "extremes", "gauss_newton", "hessian", "main"]
 

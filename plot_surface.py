@@ -8,12 +8,12 @@ You get one HDF5 file with train_loss, train_acc and so on, and pictures with --
 
 import sys
 
-from lossmap.commands.surface import main
-from lossmap.measure.loss import losses
-from lossmap.space.directions import line_between, random_plane
-from lossmap.space.grid import Grid
-from lossmap.space.problem import Problem
-from lossmap.survey import survey
+from lossmap.cli.surface import main
+from lossmap.data.problem import Problem
+from lossmap.geometry.directions import line_between, random_plane
+from lossmap.geometry.grid import Grid
+from lossmap.landscape.loss import losses
+from lossmap.landscape.run_survey import survey
 
 __all__ = ["Grid", "Problem", "line_between", "losses", "main", "random_plane", "survey"]
 

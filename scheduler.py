@@ -9,7 +9,7 @@ python scheduler.py merge surface.h5
 
 import sys
 
-from lossmap.commands.__main__ import main as lossmap
+from lossmap.cli.__main__ import main as lossmap
 
 DOORS = ("estimate", "submit", "status", "resume", "merge")
 

@@ -25,10 +25,10 @@ import numpy as np
 import scipy.sparse.linalg as sparse
 import torch
 
-from lossmap.measure.curvature import Curvature
-from lossmap.measure.dense import Whole
-from lossmap.measure.eigen import lanczos
-from lossmap.measure.successive import successive
+from lossmap.curvature.operators import Curvature
+from lossmap.linalg.deflation import successive
+from lossmap.linalg.dense import Whole
+from lossmap.linalg.lanczos import lanczos
 
 sys.path.insert(0, str(Path(__file__).parent))
 from spectrum import Counted, price_of, table, trained

@@ -28,15 +28,15 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lossmap import zoo
-from lossmap.measure.curvature import Curvature
-from lossmap.measure.eigen import eigsh as arpack
-from lossmap.measure.extremes import Extremes
-from lossmap.measure.linearize import prepare
-from lossmap.objects import keep_freed_memory
-from lossmap.space import datasets
-from lossmap.space.directions import Plane, random_plane
-from lossmap.space.grid import Grid, Point
-from lossmap.space.problem import Problem, placed
+from lossmap.cli.device import keep_freed_memory
+from lossmap.curvature.autotune import prepare
+from lossmap.curvature.operators import Curvature
+from lossmap.data import datasets
+from lossmap.data.problem import Problem, placed
+from lossmap.geometry.directions import Plane, random_plane
+from lossmap.geometry.grid import Grid, Point
+from lossmap.landscape.eigenvalues import Extremes
+from lossmap.linalg.lanczos import eigsh as arpack
 
 Ends = tuple[float, float]
 
@@ -165,7 +165,7 @@ def compared(
 def rows(count: int, low: int, width: int = 51) -> list[Point]:
     """So many points along a serpentine of neighbouring rows of a 51 x 51 plane, from row `low`."""
     grid = Grid.square(-1.0, 1.0, 51)
-    from lossmap.survey import walk
+    from lossmap.landscape.run_survey import walk
 
     inside = [i for i in range(len(grid)) if i // 51 >= low and abs(i % 51 - 25) <= width // 2]
     return [grid.point(int(i)) for i in walk(grid, np.array(inside))[:count]]

@@ -24,7 +24,7 @@ AIM = 0.20
 def lossmap(folder, *words):
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     done = subprocess.run(
-        [sys.executable, "-m", "lossmap.commands", *words],
+        [sys.executable, "-m", "lossmap.cli", *words],
         cwd=folder,
         env=environment,
         stdin=subprocess.DEVNULL,

@@ -30,13 +30,13 @@ from pathlib import Path
 
 import numpy as np
 
-from lossmap.farm.dealer import DONE, HELLO, POINTS, Dealer
-from lossmap.farm.dealing import Dealing
-from lossmap.farm.stop import Stop
-from lossmap.farm.team import World
-from lossmap.space.grid import Field, Grid
-from lossmap.store.surface import SurfaceFile
-from lossmap.survey import Book, survey
+from lossmap.geometry.grid import Field, Grid
+from lossmap.io.read import SurfaceFile
+from lossmap.landscape.run_survey import Book, survey
+from lossmap.parallel.dispatcher import DONE, HELLO, POINTS, Dealer
+from lossmap.parallel.shutdown import Stop
+from lossmap.parallel.work_queue import Dealing
+from lossmap.parallel.world import World
 
 ROOT = Path(__file__).resolve().parents[1]
 ENVIRONMENT = {

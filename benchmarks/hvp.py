@@ -24,11 +24,11 @@ import torch
 from torch import nn
 
 from lossmap import zoo
-from lossmap.measure.curvature import Curvature, gauss_newton
-from lossmap.measure.linearize import prepare
-from lossmap.objects import keep_freed_memory
-from lossmap.space.problem import Problem
-from lossmap.space.vectors import selected
+from lossmap.cli.device import keep_freed_memory
+from lossmap.curvature.autotune import prepare
+from lossmap.curvature.operators import Curvature, gauss_newton
+from lossmap.data.problem import Problem
+from lossmap.geometry.parameter_vector import selected
 
 Clock = Callable[[], float]
 

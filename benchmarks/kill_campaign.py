@@ -25,7 +25,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lossmap.store.surface import read
+from lossmap.io.read import read
 
 ROOT = Path(__file__).resolve().parents[1]
 PROGRAM = ROOT / "tests" / "programs" / "undisturbed.py"

@@ -44,13 +44,13 @@ def compare(folder, count, size, pairs, file):
     """What rank 0 does in the end."""
     import numpy as np
 
-    from lossmap.along import results
-    from lossmap.measure.evolution import Snapshots, evolution
-    from lossmap.measure.verdict import verdict
-    from lossmap.space.grid import Grid
-    from lossmap.store.evolution import fold
-    from lossmap.store.surface import write_surface
-    from lossmap.store.values import Surface
+    from lossmap.dynamics.eigenspaces import Snapshots, evolution
+    from lossmap.dynamics.run import results
+    from lossmap.dynamics.summary import verdict
+    from lossmap.geometry.grid import Grid
+    from lossmap.io.eigenvector_store import fold
+    from lossmap.io.read import write_surface
+    from lossmap.io.surface import Surface
 
     steps = [float(step) for step in range(count)]
     values = np.tile(np.arange(pairs, 0, -1.0), (count, 1))
@@ -63,17 +63,17 @@ def compare(folder, count, size, pairs, file):
 
 def read_again(folder, count, size, pairs, file):
     """What a reader does who wants the words and the pictures."""
-    from lossmap.draw.evolution import draw_evolution
-    from lossmap.draw.style import save
+    from lossmap.plotting.dynamics import draw_evolution
+    from lossmap.plotting.style import save
 
     save(draw_evolution(file), file.with_suffix(".png"), dpi=100)
 
 
 def stage(name, place, count, size, pairs):
     """One stage, in this process; prints its peak and seconds."""
-    for room in ("lossmap.along", "lossmap.draw.evolution"):  # every stage stands on the same imports
+    for room in ("lossmap.dynamics.run", "lossmap.plotting.dynamics"):  # every stage stands on the same imports
         import_module(room)
-    from lossmap.store.evolution import Folder
+    from lossmap.io.eigenvector_store import Folder
 
     file = Path(place) / "run.h5"
     folder, began = Folder.beside(file), time.perf_counter()

@@ -22,15 +22,15 @@ import numpy as np
 import torch
 
 from lossmap import zoo
-from lossmap.measure.curvature import Curvature
-from lossmap.measure.dense import Whole
-from lossmap.measure.density import Density, Run, density, run
-from lossmap.measure.eigen import extremes
-from lossmap.measure.layers import doubled
-from lossmap.measure.trace import METHODS, trace
-from lossmap.space import datasets
-from lossmap.space.problem import Problem
-from lossmap.train import Recipe, train
+from lossmap.curvature.operators import Curvature
+from lossmap.data import datasets
+from lossmap.data.problem import Problem
+from lossmap.linalg.dense import Whole
+from lossmap.linalg.lanczos import extremes
+from lossmap.linalg.spectral_density import Density, Run, density, run
+from lossmap.linalg.trace import METHODS, trace
+from lossmap.spectra.blocks import doubled
+from lossmap.training import Recipe, train
 
 
 class Counted:

@@ -24,14 +24,14 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
-from lossmap.measure.audit import Audit, better
-from lossmap.measure.extremes import Extremes
-from lossmap.measure.linearize import prepare
-from lossmap.space import datasets
-from lossmap.space.directions import random_plane
-from lossmap.space.grid import Grid
-from lossmap.space.problem import Problem
-from lossmap.survey import walk
+from lossmap.curvature.autotune import prepare
+from lossmap.data import datasets
+from lossmap.data.problem import Problem
+from lossmap.geometry.directions import random_plane
+from lossmap.geometry.grid import Grid
+from lossmap.landscape.audit import Audit, better
+from lossmap.landscape.eigenvalues import Extremes
+from lossmap.landscape.run_survey import walk
 
 FIELDS = ("max_eig", "min_eig")
 Ends = np.ndarray  # (points, n) ascending eigenvalues

@@ -17,10 +17,10 @@ from torch.utils.data import DataLoader, TensorDataset
 from torch.utils.flop_counter import FlopCounterMode
 
 from lossmap import zoo
-from lossmap.measure.loss import losses, probed
-from lossmap.space import datasets
-from lossmap.space.directions import random_plane
-from lossmap.space.problem import Problem
+from lossmap.data import datasets
+from lossmap.data.problem import Problem
+from lossmap.geometry.directions import random_plane
+from lossmap.landscape.loss import losses, probed
 
 CASES = (("mlp", "digits", None), ("resnet20-w8", "digits", None), ("resnet20", "digits32", 1024))
 

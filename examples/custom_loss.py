@@ -4,8 +4,8 @@ import torch
 from torch import nn
 
 from lossmap import Problem
-from lossmap.measure.compare import compared, l2_path
-from lossmap.measure.spectrum import spectrum
+from lossmap.spectra.compare import compared, l2_path
+from lossmap.spectra.spectrum import spectrum
 
 
 def loss(model: nn.Module, batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:

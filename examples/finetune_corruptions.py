@@ -26,14 +26,14 @@ import numpy as np
 import torch
 
 from lossmap import zoo
-from lossmap.along import Run, along
-from lossmap.draw.evolution import classic, draw_evolution
-from lossmap.draw.style import save
-from lossmap.space import datasets
-from lossmap.space.checkpoints import load_into
-from lossmap.space.problem import Problem
-from lossmap.store.evolution import results_of, stored
-from lossmap.train import Recipe, readings, train
+from lossmap.data import datasets
+from lossmap.data.checkpoints import load_into
+from lossmap.data.problem import Problem
+from lossmap.dynamics.run import Run, along
+from lossmap.io.eigenvector_store import results_of, stored
+from lossmap.plotting.dynamics import classic, draw_evolution
+from lossmap.plotting.style import save
+from lossmap.training import Recipe, readings, train
 
 log = logging.getLogger("lossmap.finetune")
 

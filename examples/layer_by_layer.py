@@ -4,10 +4,10 @@ import torch
 from torch import nn
 
 from lossmap import Problem
-from lossmap.draw.spectra import draw_layers
-from lossmap.draw.style import save
-from lossmap.measure.layers import judged, layers
-from lossmap.measure.weights import weights
+from lossmap.diagnostics.singular_values import weights
+from lossmap.plotting.spectra import draw_layers
+from lossmap.plotting.style import save
+from lossmap.spectra.blocks import judged, layers
 
 
 def main() -> None:

@@ -7,8 +7,8 @@ from torch.nn.functional import cross_entropy
 
 import lossmap
 from lossmap import zoo
-from lossmap.space import datasets
-from lossmap.train import Recipe, train
+from lossmap.data import datasets
+from lossmap.training import Recipe, train
 
 
 def main(count=21, epochs=10, folder="."):

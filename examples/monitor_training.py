@@ -4,8 +4,8 @@ import torch
 from torch import nn
 
 from lossmap import Problem
-from lossmap.measure.spectrum import spectrum
-from lossmap.space.problem import placed
+from lossmap.data.problem import placed
+from lossmap.spectra.spectrum import spectrum
 
 
 def main(steps: int = 100, every: int = 20, rate: float = 0.5) -> list[tuple[int, float, float, float]]:

@@ -5,9 +5,9 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lossmap import Problem
-from lossmap.draw.spectra import draw_spectrum
-from lossmap.draw.style import save
-from lossmap.measure.spectrum import spectrum
+from lossmap.plotting.spectra import draw_spectrum
+from lossmap.plotting.style import save
+from lossmap.spectra.spectrum import spectrum
 
 
 def trained_model() -> tuple[nn.Module, DataLoader]:

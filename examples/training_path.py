@@ -7,11 +7,10 @@ import numpy as np
 
 import lossmap
 from lossmap import zoo
-from lossmap.space import checkpoints, datasets
-from lossmap.space.directions import Plane
-from lossmap.space.path import principal_axes, trajectory
-from lossmap.space.problem import origin_of
-from lossmap.train import Recipe, train
+from lossmap.data import checkpoints, datasets
+from lossmap.geometry.directions import Plane, origin_of
+from lossmap.geometry.training_path import principal_axes, trajectory
+from lossmap.training import Recipe, train
 
 
 def main(count=15, epochs=6, folder="."):

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 
 from lossmap import zoo
-from lossmap.commands.train import main as train
-from lossmap.store.evolution import results_of
+from lossmap.cli.train import main as train
+from lossmap.io.eigenvector_store import results_of
 
 PLACE = Path(__file__).resolve().parents[1] / "examples" / "finetune_corruptions.py"
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from lossmap.commands.__main__ import DOORS
+from lossmap.cli.__main__ import DOORS
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
@@ -56,7 +56,7 @@ def test_the_laptop_section_works_word_for_word(tmp_path):
     x = rng.standard_normal((60, 20)).astype(np.float32)
     y = (x[:, 0] > 0).astype(np.int64)
     np.savez(tmp_path / "mydata.npz", x=x, y=y, x_test=x[:20], y_test=y[:20])
-    from lossmap.commands.demo import environment
+    from lossmap.cli.demo import environment
 
     bin_folder = Path(sys.executable).parent
     environ = {**environment(), "TMPDIR": "/tmp"}
@@ -79,7 +79,7 @@ def test_every_command_and_flag_on_a_page_exists(page):
     for words in commands(text):
         rest = words[words.index("lossmap") + 1 :]
         assert rest[0] in DOORS or rest[0].startswith("-"), f"{page.name}: {' '.join(words)}"
-    from lossmap.commands.__main__ import main
+    from lossmap.cli.__main__ import main
 
     known: dict[str, str] = {}
     for flag_of in re.findall(r"lossmap (\w+)", text):
@@ -136,7 +136,7 @@ def test_the_front_sides_of_a_checkout_say_what_one_gets(script):
 
 
 def test_the_commands_at_the_root_open_the_same_doors(capsys):
-    from lossmap.commands.__main__ import main
+    from lossmap.cli.__main__ import main
 
     assert main([]) == 2
     assert main(["--help"]) == 0

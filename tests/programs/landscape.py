@@ -9,11 +9,12 @@ import time
 
 import numpy as np
 
-from lossmap.farm.stop import Stop
-from lossmap.farm.team import Team, World
-from lossmap.space.grid import Field, Grid
-from lossmap.store.surface import SurfaceFile
-from lossmap.survey import survey
+from lossmap.geometry.grid import Field, Grid
+from lossmap.io.read import SurfaceFile
+from lossmap.landscape.run_survey import survey
+from lossmap.parallel.shutdown import Stop
+from lossmap.parallel.team import Team
+from lossmap.parallel.world import World
 
 WAVES = np.random.default_rng(0).normal(size=(50, 3))
 

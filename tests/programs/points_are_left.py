@@ -4,7 +4,7 @@ import sys
 
 from landscape import Bowl, Stop, World, run, time
 
-from lossmap.space.grid import Unfinished
+from lossmap.interrupt import Unfinished
 
 STEPS = 20
 

@@ -5,12 +5,12 @@ import sys
 
 import torch
 
-from lossmap.farm.team import World
-from lossmap.measure.loss import losses
-from lossmap.space.directions import random_plane
-from lossmap.space.grid import Grid
-from lossmap.space.problem import Problem
-from lossmap.survey import survey
+from lossmap.data.problem import Problem
+from lossmap.geometry.directions import random_plane
+from lossmap.geometry.grid import Grid
+from lossmap.landscape.loss import losses
+from lossmap.landscape.run_survey import survey
+from lossmap.parallel.world import World
 
 torch.set_num_threads(1)
 world = World.start()

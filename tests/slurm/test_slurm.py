@@ -39,7 +39,7 @@ class Farm:
 
     def lossmap(self, *words, code=0):
         done = subprocess.run(
-            [sys.executable, "-m", "lossmap.commands", *words],
+            [sys.executable, "-m", "lossmap.cli", *words],
             cwd=self.folder,
             env=self.cluster.environment | {"PYTHONPATH": str(Path(__file__).resolve().parents[2])},
             capture_output=True,

@@ -1,0 +1,264 @@
+"""The loss of one batch, and its gradient, as graphs of ATen operations; batch norm folded into its convolution.
+
+The trace is taken with PyTorch's make_fx, with theta, the model's other tensors and the batch as inputs, so that one
+trace serves every place that a map visits; shapes and memory format are fixed in it. In evaluation mode
+
+    batch norm(conv(x, w, b)) = conv(x, w s, (b - mean) s + beta),  s = gamma / sqrt(var + eps),
+
+exact, and still a function of w, gamma and beta: so the graph is folded, not the numbers. The price is one trace per
+batch shape, some tenths of a second to a few seconds. A trace does not see detach, `.data`, no_grad, custom autograd
+functions or random numbers as such, and `linearize` therefore compares before it trusts; what depends on the data's
+values (`.item()`, branches) raises here.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.func import functional_call, functionalize, grad_and_value, vjp
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils import _pytree as pytree
+
+from lossmap.curvature.linearize.graph_builder import packet
+from lossmap.curvature.linearize.jvp import Pushed, linear, note_likes
+from lossmap.curvature.linearize.jvp_rules import aten
+from lossmap.curvature.operators import outputs_and_loss
+from lossmap.data.batches import Batch
+from lossmap.data.problem import Problem
+
+NORMS = (aten.native_batch_norm, aten._native_batch_norm_legit_no_training, aten.cudnn_batch_norm)
+
+
+@dataclass(frozen=True)
+class Steps:
+    """A product in linear steps over one trace; each feeds the next.
+
+    values    (theta and the model's other tensors, the batch's tensors) -> ([kept values of each step], loss)
+    product   (kept values, tangents of theta) -> tangents of the gradient, None where zero
+    pure      the same for `vmap`, writing into no buffer
+    foreign   operations that took PyTorch's forward mode
+    """
+
+    values: Callable[[Sequence[Tensor], Sequence[Tensor]], tuple[Any, Tensor]]
+    product: Callable[[Any, tuple[Tensor, ...]], Sequence[Tensor | None]]
+    pure: Callable[[Any, tuple[Tensor, ...]], Sequence[Tensor | None]]
+    foreign: dict[str, int]
+
+
+class Whole(nn.Module):
+    """A function of a model as a module, so that the model's tensors can be given from outside."""
+
+    def __init__(self, model: nn.Module, function: Callable[[], Any]) -> None:
+        super().__init__()
+        self.model, self.function = model, function
+
+    def forward(self) -> Any:
+        return self.function()
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a trace takes: tensors of theta, the model's others, the tensors of the batch; one after the other."""
+
+    moving: tuple[str, ...]
+    still: tuple[str, ...]
+    spec: Any
+    fixed: tuple[Any, ...]  # leaves of the batch; None where a tensor goes
+
+    @classmethod
+    def of(cls, model: nn.Module, moving: Sequence[str], batch: Batch) -> Inputs:
+        names = [k for k, _ in model.named_parameters()] + [k for k, _ in model.named_buffers()]
+        leaves, spec = pytree.tree_flatten(batch)
+        fixed = tuple(None if isinstance(leaf, Tensor) else leaf for leaf in leaves)
+        return cls(tuple(moving), tuple(k for k in names if k not in set(moving)), spec, fixed)
+
+    def batch(self, tensors: Sequence[Tensor]) -> Batch:
+        """The batch with these tensors in it."""
+        rest = iter(tensors)
+        return pytree.tree_unflatten([next(rest) if leaf is None else leaf for leaf in self.fixed], self.spec)
+
+    def placed(self, model: nn.Module, function: Callable[[nn.Module, Batch], Any]) -> Callable[..., Any]:
+        """The function of (model, batch) as one of the flat inputs."""
+        names = [f"model.{k}" for k in (*self.moving, *self.still)]
+
+        def flat(*inputs: Tensor) -> Any:
+            state = dict(zip(names, inputs, strict=False))
+            batch = self.batch(inputs[len(names) :])
+            return functional_call(Whole(model, lambda: function(model, batch)), state, ())
+
+        return flat
+
+
+def traced(function: Callable[..., Any], inputs: Sequence[Tensor]) -> fx.GraphModule:
+    """The graph of a function of tensors, without mutations, its shapes noted."""
+    # twice: autograd inside the function (a PINN's) is traced as it runs, which functionalize would not let it
+    graph = make_fx(function)(*inputs)
+    for node in list(graph.graph.nodes):  # autograd detaches what it saves; `linearize` finds out about other ones
+        if packet(node) is aten.detach:
+            node.replace_all_uses_with(node.args[0])
+    graph.recompile()
+    return pure(graph, inputs)
+
+
+def pure(function: Callable[..., Any], inputs: Sequence[Tensor]) -> fx.GraphModule:
+    """The graph of a traceable function without mutations, its shapes noted."""
+    graph = make_fx(functionalize(function, remove="mutations"))(*inputs)
+    graph.graph.eliminate_dead_code()
+    graph.recompile()
+    note_likes(graph, inputs)
+    return graph
+
+
+def hessian_steps(
+    problem: Problem, moving: Sequence[str], inputs: Inputs, tensors: Sequence[Tensor], tiled: int
+) -> Steps:
+    """The Hessian's product: the tangent of the gradient's trace."""
+    k = len(moving)
+    loss = folded(traced(inputs.placed(problem.model, lambda m, b: problem.loss(problem.forward(m, b), b)), tensors))
+
+    def gradient(*given: Tensor) -> tuple[Tensor, ...]:
+        slope, value = grad_and_value(lambda theta: loss(*theta, *given[k:]))(given[:k])
+        return (*slope, value)
+
+    step = linear(pure(gradient, tensors), [(range(k), range(k))], [k], tiled)
+
+    def values(state: Sequence[Tensor], batch: Sequence[Tensor]) -> tuple[Any, Tensor]:
+        kept, (value,) = step.values(*state, *batch)
+        return kept, value
+
+    return Steps(values, step.products[0], step.pure[0], step.foreign)
+
+
+def gauss_newton_steps(
+    problem: Problem, moving: Sequence[str], inputs: Inputs, tensors: Sequence[Tensor], tiled: int
+) -> Steps:
+    """Gauss-Newton's: tangents of the outputs, of the loss's gradient in them, and back by the transposed Jacobian."""
+    k = len(moving)
+    batch = tensors[-_tensors_in(inputs) :]
+    many = len(outputs_and_loss(problem, inputs.batch(batch))[0])
+
+    def forward(model: nn.Module, batch: Batch) -> tuple[Tensor, ...]:
+        return tuple(outputs_and_loss(problem, batch)[0])
+
+    def slope(*given: Tensor) -> tuple[Tensor, ...]:
+        return grad_and_value(lambda f: loss_graph(*f, *given[many:]))(given[:many])
+
+    def back(*given: Tensor) -> tuple[Tensor, ...]:
+        rest = given[k : len(tensors)]
+        found, pull = vjp(lambda *theta: net(*theta, *rest), *given[:k])[:2]
+        return (*found, *pull(tuple(given[len(tensors) :])))
+
+    net = folded(traced(inputs.placed(problem.model, forward), tensors))
+    at = [f.detach() for f in net(*tensors)]
+    loss_graph = traced(lambda *given: _loss_at(problem, inputs, many, given), [*at, *batch])
+    jacobian = pure(back, [*tensors, *(torch.zeros_like(f) for f in at)])
+    duals = range(len(tensors), len(tensors) + many)
+    there = linear(jacobian, [(range(k), range(many)), (duals, range(many, many + k))], range(many), tiled)
+    bend = linear(pure(_flattened(slope), [*at, *batch]), [(range(many), range(many))], [many])
+
+    def values(state: Sequence[Tensor], batch: Sequence[Tensor]) -> tuple[Any, Tensor]:
+        kept, found = there.values(*state, *batch, *at)  # the last ones give shapes alone
+        bent, (value,) = bend.values(*found, *batch)
+        return (kept, bent), value
+
+    def chained(ahead: Pushed, curved: Pushed, behind: Pushed) -> Pushed:
+        def product(kept: Any, tangents: tuple[Tensor, ...]) -> tuple[Tensor | None, ...]:
+            moved = _filled(ahead(kept[0], tangents), at)
+            return behind(kept[0], _filled(curved(kept[1], moved), at))
+
+        return product
+
+    product = chained(there.products[0], bend.products[0], there.products[1])
+    pure_product = chained(there.pure[0], bend.pure[0], there.pure[1])
+    return Steps(values, product, pure_product, there.foreign | bend.foreign)
+
+
+def _loss_at(problem: Problem, inputs: Inputs, many: int, given: Sequence[Tensor]) -> Tensor:
+    batch = inputs.batch(given[many:])
+    return outputs_and_loss(problem, batch)[1](given[:many])
+
+
+def _flattened(function: Callable[..., Any]) -> Callable[..., tuple[Tensor, ...]]:
+    def flat(*given: Tensor) -> tuple[Tensor, ...]:
+        return tuple(pytree.tree_leaves(function(*given)))
+
+    return flat
+
+
+def _filled(tangents: Sequence[Tensor | None], like: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    return tuple(torch.zeros_like(f) if t is None else t for t, f in zip(tangents, like, strict=True))
+
+
+def _tensors_in(inputs: Inputs) -> int:
+    return sum(leaf is None for leaf in inputs.fixed)
+
+
+def folded(module: fx.GraphModule) -> fx.GraphModule:
+    """Batch norm in evaluation mode folded into its convolution, or written as one affine map where it has none.
+
+    Raises ValueError for batch norm in training mode.
+    """
+    graph = module.graph
+    for node in list(graph.nodes):
+        if packet(node) is aten.convolution:
+            _subsample_before(graph, node)
+        if packet(node) not in NORMS:
+            continue
+        x, gamma, beta, mean, var = list(node.args)[:5]
+        if packet(node) is not aten._native_batch_norm_legit_no_training and node.args[5]:
+            if mean is not None:
+                raise ValueError("batch norm in training mode: call model.eval() first")
+            continue  # instance norm: the sample's own statistics
+        users = [u for u in node.users if u.users]
+        if any(u.target is not operator.getitem or u.args[1] != 0 for u in users):
+            continue
+        with graph.inserting_before(node):
+            result = _affine(graph, x, gamma, beta, mean, var, node.args[-1])
+        for user in users:
+            user.replace_all_uses_with(result)
+    graph.eliminate_dead_code()
+    module.recompile()
+    return module
+
+
+def _subsample_before(graph: fx.Graph, node: fx.Node) -> None:
+    """A 1x1 convolution with a stride reads few of its inputs: they alone are taken, and it has no stride any more.
+
+    Libraries run the strided one, and above all its transposes, at a fraction of their speed.
+    """
+    args: Any = node.args
+    x, w, b, stride, padding, dilation, transposed, *rest = args
+    if transposed or set(w.meta["like"][0][2:]) != {1} or set(stride) == {1} or set(padding) != {0}:
+        return
+    size = x.meta["like"][0]
+    with graph.inserting_before(node):
+        for dim, step in enumerate(stride, 2):
+            x = graph.call_function(aten.slice.Tensor, (x, dim, 0, size[dim], step))
+    node.args = (x, w, b, [1] * len(stride), padding, dilation, transposed, *rest)
+
+
+def _affine(graph: fx.Graph, x: Any, gamma: Any, beta: Any, mean: Any, var: Any, eps: Any) -> fx.Node:
+    call = graph.call_function
+    scale = call(aten.rsqrt.default, (call(aten.add.Tensor, (var, eps)),))
+    if gamma is not None:
+        scale = call(aten.mul.Tensor, (gamma, scale))
+    shift = call(aten.neg.default, (call(aten.mul.Tensor, (mean, scale)),))
+    if beta is not None:
+        shift = call(aten.add.Tensor, (beta, shift))
+    if packet(x) is aten.convolution and len(x.users) == 1 and not x.args[6]:  # not transposed
+        inner, w, b, *rest = x.args
+        scale_w = call(aten.view.default, (scale, [-1] + [1] * (len(w.meta["like"][0]) - 1)))
+        if b is not None:
+            shift = call(aten.add.Tensor, (shift, call(aten.mul.Tensor, (b, scale))))
+        return call(aten.convolution.default, (inner, call(aten.mul.Tensor, (w, scale_w)), shift, *rest))
+    row = [1, -1] + [1] * (len(x.meta["like"][0]) - 2)
+    stretched = call(aten.mul.Tensor, (x, call(aten.view.default, (scale, row))))
+    return call(aten.add.Tensor, (stretched, call(aten.view.default, (shift, row))))
+
+
+__all__ = ["Inputs", "Steps", "folded", "gauss_newton_steps", "hessian_steps"]

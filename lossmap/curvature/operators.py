@@ -1,0 +1,304 @@
+"""Curvature of the loss: matrices too large to hold, met only through their products.
+
+The loss is a mean over N samples, L(theta) = 1/N sum_i loss(f(theta, x_i), y_i), in the problem's unit. At the
+model's present parameters theta, flat, (n,), the matrices, (n, n), are
+
+    hessian        H = the second derivative of L              any sign
+    gauss_newton   G = 1/N sum_i J_i^T (d2 loss_i / df2) J_i   no negative eigenvalue
+                   with J_i = df(theta, x_i) / dtheta          where loss is convex in f
+
+in that unit per squared unit of theta. Here they are multiplied by double backward, which builds the graph of the
+gradient anew in every product; for many products at one theta, see `linearize.prepare`, which is several times
+cheaper and has this room as its fallback and its twin. Prices: benchmarks/hvp.py.
+Sources: Pearlmutter (1994), doi:10.1162/neco.1994.6.1.147, for Hv; Schraudolph (2002),
+doi:10.1162/08997660260028683, for Gv.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.sparse.linalg import LinearOperator
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from lossmap.curvature.double_backward import twice_differentiable
+from lossmap.data.batches import Batch
+from lossmap.data.problem import Problem
+from lossmap.geometry.parameter_vector import Layout, selected
+
+Parameters = Sequence[Tensor]
+# one batch's share, summed over its samples: (problem, batch, parameters, b tuples of vectors) -> b tuples
+Product = Callable[[Problem, Batch, Parameters, Sequence[Parameters]], list[Sequence[Tensor]]]
+Total = Callable[[Tensor], Tensor]
+
+
+def alone(share: Tensor) -> Tensor:
+    """The total over a team of one."""
+    return share
+
+
+def hessian(
+    problem: Problem, batch: Batch, parameters: Parameters, vectors: Sequence[Parameters]
+) -> list[Sequence[Tensor]]:
+    """One batch's Hessian of the summed loss times each of b vectors, by double backward: one gradient, b passes."""
+    return second_backward(first_backward(problem, batch, parameters), parameters, vectors, keep=False)
+
+
+def first_backward(problem: Problem, batch: Batch, parameters: Parameters) -> Sequence[Tensor]:
+    """The gradient of a batch's summed loss with its graph; zeros where a parameter does not reach the loss."""
+    loss = problem.total(batch)
+    if not loss.requires_grad:
+        return [torch.zeros_like(p) for p in parameters]
+    gradient: Sequence[Tensor] = torch.autograd.grad(loss, parameters, create_graph=True, materialize_grads=True)
+    return gradient
+
+
+def second_backward(
+    gradient: Sequence[Tensor], parameters: Parameters, vectors: Sequence[Parameters], *, keep: bool
+) -> list[Sequence[Tensor]]:
+    """The derivative of gradient . v for each v; `keep` leaves the gradient's graph for further products."""
+    moving = [i for i, g in enumerate(gradient) if g.requires_grad]
+    if not moving:  # the loss is linear in these parameters
+        return [[torch.zeros_like(p) for p in parameters] for _ in vectors]
+    return [
+        torch.autograd.grad(
+            [gradient[i] for i in moving],
+            parameters,
+            [v[i] for i in moving],
+            retain_graph=keep or j + 1 < len(vectors),
+            materialize_grads=True,
+        )
+        for j, v in enumerate(vectors)
+    ]
+
+
+def gauss_newton(
+    problem: Problem, batch: Batch, parameters: Parameters, vectors: Sequence[Parameters]
+) -> list[Sequence[Tensor]]:
+    """One batch's Gauss-Newton matrix of the summed loss times each of b vectors.
+
+    J v is the derivative of u -> J^T u, which is linear in u, along v: so all that PyTorch differentiates twice is
+    covered. Then the loss's own Hessian at the outputs, and J^T by one more backward pass.
+    """
+    results: list[Sequence[Tensor]] = []
+    outputs, loss_of = outputs_and_loss(problem, batch)
+    moving = [f for f in outputs if f.requires_grad]
+    if not moving:
+        return [[torch.zeros_like(p) for p in parameters] for _ in vectors]
+    duals = [torch.zeros_like(f, requires_grad=True) for f in moving]
+    transposed = torch.autograd.grad(moving, parameters, duals, create_graph=True, materialize_grads=True)
+    reached = [i for i, t in enumerate(transposed) if t.requires_grad]
+    leaves = [f.detach().requires_grad_(f.requires_grad) for f in outputs]
+    chosen = [leaf for leaf in leaves if leaf.requires_grad]
+    slope = torch.autograd.grad(loss_of(leaves), chosen, create_graph=True, materialize_grads=True)
+    bent = [i for i, s in enumerate(slope) if s.requires_grad]
+    for v in vectors:
+        if not (bent and reached):  # a loss linear in the outputs, or outputs that no parameter reaches
+            results.append([torch.zeros_like(p) for p in parameters])
+            continue
+        forward = torch.autograd.grad(
+            [transposed[i] for i in reached], duals, [v[i] for i in reached], retain_graph=True, materialize_grads=True
+        )
+        weighted = torch.autograd.grad(
+            [slope[i] for i in bent], chosen, [forward[i] for i in bent], retain_graph=True, materialize_grads=True
+        )
+        results.append(torch.autograd.grad(moving, parameters, weighted, retain_graph=True, materialize_grads=True))
+    return results
+
+
+def outputs_and_loss(problem: Problem, batch: Batch) -> tuple[list[Tensor], Callable[[Sequence[Tensor]], Tensor]]:
+    """The floating-point tensors among the model's outputs, and the summed loss as a function of them.
+
+    Raises ValueError where the problem does not say where the outputs end and the loss begins.
+    """
+    if not problem.separable:
+        raise ValueError(
+            "Gauss-Newton needs outputs and loss as two steps; this problem gives its loss as one "
+            "(Problem.supervised, or Problem(..., forward=, loss=), keep them apart)"
+        )
+    leaves, spec = pytree.tree_flatten(problem.forward(problem.model, batch))
+    floating = [i for i, f in enumerate(leaves) if isinstance(f, Tensor) and f.is_floating_point()]
+    if not floating:
+        raise ValueError(f"the model's outputs hold no floating-point tensor; they are {spec}")
+
+    def loss_of(outputs: Sequence[Tensor]) -> Tensor:
+        filled: list[Any] = list(leaves)
+        for i, f in zip(floating, outputs, strict=True):
+            filled[i] = f
+        return problem.loss(pytree.tree_unflatten(filled, spec), batch)
+
+    return [leaves[i] for i in floating], loss_of
+
+
+@dataclass(frozen=True, eq=False)
+class Curvature:
+    """A symmetric (n, n) matrix over the data, known only by `matrix @ v`.
+
+    problem     the model and loss, and the share of the data that this rank holds
+    product     one batch's share of the product: hessian or gauss_newton
+    parameters  what theta is made of: `weights` (dimension > 1), `all`, or a regular expression
+    total       adds a tensor up over the ranks of a team, each with its own share of the data
+    """
+
+    problem: Problem
+    product: Product = hessian
+    parameters: str = "weights"
+    total: Total = alone
+
+    @cached_property
+    def named(self) -> dict[str, nn.Parameter]:
+        """The parameters that theta is made of, by name, in order."""
+        return selected(self.problem.model, self.parameters)
+
+    @cached_property
+    def layout(self) -> Layout:
+        """How theta is made of them."""
+        return Layout.of(self.named)
+
+    @property
+    def size(self) -> int:
+        """The entries n of theta."""
+        return self.layout.size
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision of the products: the model's."""
+        return next(iter(self.named.values())).dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the products are made."""
+        return next(iter(self.named.values())).device
+
+    def __matmul__(self, v: Tensor) -> Tensor:
+        """The product with v, (n,) -> (n,), or with the columns of a block, (n, b) -> (n, b): one pass over the data.
+
+        Every rank of the team calls with the same v and receives the same answer. It does not depend on how the
+        data are cut into batches or shares, but for rounding.
+
+        Raises ValueError where v has another length, or the model is in training mode, in which batch norm and
+        dropout make L no mean over samples; FloatingPointError where the product is not finite.
+        """
+        refuse_training(self.problem.model)
+        return multiplied(self.layout, v, self.dtype, self.share, lambda: self.problem.samples, self.total)
+
+    def share(self, rows: Tensor) -> Tensor:
+        """The part of this rank, summed over its samples, of the products with b vectors, (b, n) -> (b, n)."""
+        sums = torch.zeros_like(rows)
+        vectors = [self.layout.split(row) for row in rows]
+        parameters = list(self.named.values())
+        with differentiated(self.problem.model, parameters):
+            for batch in self.problem.data:
+                add_rows(sums, self.product(self.problem, batch, parameters, vectors))
+        return sums
+
+    def operator(self) -> LinearOperator:
+        """The matrix for SciPy: NumPy vectors in, NumPy vectors out."""
+        return scipy_operator(self, self.size, self.dtype, self.device)
+
+
+def add_rows(sums: Tensor, products: Sequence[Sequence[Tensor]]) -> None:
+    """Adds b products, each given tensor by tensor, to (b, n)."""
+    for row, parts in zip(sums, products, strict=True):
+        start = 0
+        for part in parts:
+            row[start : start + part.numel()].add_(part.reshape(-1))
+            start += part.numel()
+
+
+def multiplied(
+    layout: Layout,
+    v: Tensor,
+    dtype: torch.dtype,
+    share: Callable[[Tensor], Tensor],
+    samples: Callable[[], int],
+    total: Total,
+) -> Tensor:
+    """The mean over all samples of all ranks, of products whose sum over a rank's samples `share` gives.
+
+    layout   theta's
+    v        (n,) or (n, b)
+    share    (b, n) -> (b, n), the sum over this rank's samples
+    samples  how many they are
+    total    adds up over the ranks, and is called once: the product, the samples, and whether a rank failed, travel
+             together, so that what only one rank notices is raised by all
+    """
+    if v.dim() not in (1, 2) or v.shape[0] != layout.size:
+        n = layout.size
+        raise ValueError(f"v has shape {tuple(v.shape)}; this matrix takes ({n},) or ({n}, b)")
+    wide = torch.promote_types(dtype, torch.float32)  # sums over many batches want more than half precision
+    with torch.inference_mode(False), torch.no_grad():
+        rows = torch.empty(v.numel() // layout.size, layout.size, dtype=dtype, device=v.device)
+        rows.copy_(v.T if v.dim() == 2 else v)
+        message = torch.zeros(rows.numel() + 3, dtype=wide, device=rows.device)
+        failure: Exception | None = None
+        try:
+            message[:-3] = share(rows).reshape(-1)
+            with torch.enable_grad():  # to count them may mean to run a loss that differentiates inside
+                count = samples()
+            message[-3], message[-2] = count // 4096, count % 4096  # two whole numbers, exact in float32
+        except Exception as error:
+            failure = error
+            message.zero_()
+            message[-1] = 1.0
+        message = total(message)
+        if failure is not None:
+            raise failure
+        many, rest, failed = message[-3:].tolist()
+        if failed > 0:
+            raise RuntimeError(f"the product failed on {int(failed)} other rank(s) of the team, which say why")
+        result: Tensor = message[:-3].view(rows.shape) / (4096.0 * many + rest)
+        # asked of the total, so that all ranks raise as one; the sum is cheap, and finite unless an entry is not
+        if not bool(result.sum().isfinite()) and not bool(result.isfinite().all()):
+            raise FloatingPointError("the product is not finite: look at the loss here first")
+        result = result.to(dtype)
+        return result.T.contiguous() if v.dim() == 2 else result[0]
+
+
+def scipy_operator(matrix: Any, size: int, dtype: torch.dtype, device: torch.device) -> LinearOperator:
+    """Anything with `@` over tensors as a LinearOperator of stated dtype."""
+    number = np.dtype(np.float64 if dtype == torch.float64 else np.float32)
+
+    def times(v: np.ndarray) -> np.ndarray:
+        given = torch.from_numpy(np.array(v, dtype=number, order="C", copy=True)).to(device, dtype)
+        product: np.ndarray = (matrix @ given).to("cpu", torch.promote_types(dtype, torch.float32)).numpy()
+        return product
+
+    def column(v: np.ndarray) -> np.ndarray:
+        return times(v.reshape(-1))
+
+    return LinearOperator((size, size), matvec=column, rmatvec=column, matmat=times, rmatmat=times, dtype=number)
+
+
+def refuse_training(model: nn.Module) -> None:
+    """Raises ValueError where dropout or batch norm would make the loss something else than a mean over samples."""
+    if model.training:
+        raise ValueError(
+            "the model is in training mode, in which dropout and batch norm make the loss no mean over samples; "
+            "call model.eval() first"
+        )
+    kinds = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._BatchNorm)
+    for name, module in model.named_modules():
+        if module.training and isinstance(module, kinds):
+            raise ValueError(f"{type(module).__name__} {name!r} is in training mode; call model.eval() first")
+
+
+@contextmanager
+def differentiated(model: nn.Module, parameters: Parameters) -> Iterator[None]:
+    """Inside, these parameters require gradients, also frozen ones, and second derivatives exist."""
+    before = [p.requires_grad for p in parameters]
+    with torch.inference_mode(False), torch.enable_grad(), twice_differentiable(model):
+        for p in parameters:
+            p.requires_grad_(True)
+        try:
+            yield
+        finally:
+            for p, required in zip(parameters, before, strict=True):
+                p.requires_grad_(required)

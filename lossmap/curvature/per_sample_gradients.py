@@ -1,0 +1,262 @@
+"""How the gradients of single samples scatter about their mean: covariance by its Gram matrix.
+
+For samples i = 1..N with gradients g_i (n,) of their losses, mean g, in nats per unit of theta:
+
+    K = (g_i . g_j)            (N, N), the Gram matrix, all that is needed of the g_i
+    C = 1/N sum (g_i - g)(g_i - g)^T      (n, n); its nonzero eigenvalues are those of the centred K, over N
+    concentration              share of tr C in the largest k eigenvalues, and the participation ratio
+    noise scale                tr C' / |G|^2: samples in a batch at which noise and signal are alike. tr C' and |G|^2
+                               are the unbiased estimates, tr C N / (N - 1) and the mean of g_i . g_j over i != j
+    coherence                  mean cosine of two samples' gradients; and the share of samples that pull against g
+
+Error bars: jackknife over samples, from K alone. Price: one gradient per sample where all g_i fit into `memory`
+(then N n numbers are held), else the gradients of a block again for each block before it. Sources: McCandlish et
+al. (2018), arXiv:1812.06162, for the noise scale; Fort et al. (2019), arXiv:1901.09491, for coherence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
+from torch.utils import _pytree as pytree
+
+from lossmap.curvature.operators import differentiated
+from lossmap.data.batches import Batch
+from lossmap.data.problem import Problem, placed
+from lossmap.geometry.parameter_vector import Layout, selected
+from lossmap.linalg.subspaces import participation
+
+Array = np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class Scatter:
+    """Per-sample gradients, by their scalar products.
+
+    gram     (N, N) products g_i . g_j
+    by_tensor  (tensors, N) |g_i|^2 that falls to each tensor
+    names    of the tensors
+    size     n
+    """
+
+    gram: Array
+    by_tensor: Array
+    names: tuple[str, ...]
+    size: int
+
+    @property
+    def samples(self) -> int:
+        """N."""
+        return len(self.gram)
+
+    @cached_property
+    def spectrum(self) -> Array:
+        """(N,) the largest eigenvalues of the covariance C, descending; the others are zero."""
+        return _spectrum(self.gram)
+
+    @property
+    def concentrated(self) -> tuple[float, float]:
+        """The share of the largest eigenvalue, and its error: a jackknife over ten groups of samples."""
+        groups = min(10, self.samples)
+        left = [np.arange(self.samples) % groups != g for g in range(groups)]
+        parts = [_spectrum(self.gram[np.ix_(rest, rest)]) for rest in left]
+        shares = np.array([part[0] / part.sum() if part.sum() > 0 else np.nan for part in parts])
+        spread = np.sqrt((groups - 1) / groups * np.square(shares - shares.mean()).sum())
+        return self.concentration(1), float(spread)
+
+    def concentration(self, k: int = 1) -> float:
+        """The share of the covariance's trace in its k largest eigenvalues; NaN where there is none."""
+        values = self.spectrum
+        total = float(values.sum())
+        return float(values[:k].sum()) / total if total > 0 else float("nan")
+
+    @property
+    def participation(self) -> float:
+        """How many directions the scatter has: (tr C)^2 / tr C^2."""
+        return participation(self.spectrum)
+
+    @property
+    def noise_scale(self) -> tuple[float, float]:
+        """tr C' / |G|^2 in samples, and its standard error; inf where no signal is seen."""
+        return _estimated(_noise_scale, self.gram)
+
+    @property
+    def coherence(self) -> tuple[float, float]:
+        """The mean cosine of two different samples' gradients, and its standard error."""
+        return _estimated(_coherence, self.gram)
+
+    @property
+    def against(self) -> tuple[float, float]:
+        """The share of samples with g_i . (mean of the others) < 0, and its binomial standard error."""
+        others = self.gram.sum(axis=1) - np.diag(self.gram)
+        n = self.samples
+        share = float((others < 0).mean())
+        return share, float(np.sqrt(max(share * (1 - share), 1 / (n + 4)) / n))
+
+    @property
+    def rms(self) -> Array:
+        """(tensors,) root mean square over samples of each tensor's gradient norm."""
+        root: Array = np.sqrt(self.by_tensor.mean(axis=1))
+        return root
+
+
+def _spectrum(gram: Array) -> Array:
+    mean = gram.mean(axis=0)
+    centred = gram - mean[None] - mean[:, None] + mean.mean()
+    values: Array = np.linalg.eigvalsh((centred + centred.T) / 2)[::-1] / len(gram)
+    values = np.maximum(values, 0.0)
+    return values
+
+
+def _noise_scale(total: float, diagonal: float, n: int, cosines: float) -> float:
+    signal = (total - diagonal) / (n * (n - 1))
+    trace = (diagonal - total / n) / (n - 1)
+    return trace / signal if signal > 0 else float("inf")
+
+
+def _coherence(total: float, diagonal: float, n: int, cosines: float) -> float:
+    return cosines / (n * (n - 1))
+
+
+def _estimated(number: Callable[[float, float, int, float], float], gram: Array) -> tuple[float, float]:
+    """A function of sums over K, with its jackknife error: the sums without a sample are K's without a row."""
+    n, diagonal = len(gram), np.diag(gram)
+    length = np.sqrt(np.where(diagonal > 0, diagonal, 1.0))
+    cosines = gram / np.outer(length, length)
+    np.fill_diagonal(cosines, 0.0)
+    total, trace, cosine = float(gram.sum()), float(diagonal.sum()), float(cosines.sum())
+    found = number(total, trace, n, cosine)
+    if n < 3:
+        return found, float("nan")
+    rows, pairs = gram.sum(axis=1), cosines.sum(axis=1)
+    parts = np.array(
+        [number(total - 2 * rows[i] + diagonal[i], trace - diagonal[i], n - 1, cosine - 2 * pairs[i]) for i in range(n)]
+    )
+    if not np.isfinite(parts).all():
+        return found, float("inf")
+    return found, float(np.sqrt((n - 1) / n * np.square(parts - parts.mean()).sum()))
+
+
+class _Whole(nn.Module):
+    """Model and loss as one module of a batch, so that `functional_call` reaches all of it."""
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__()
+        self.model = problem.model
+        self.problem = problem
+
+    def forward(self, batch: Batch) -> Tensor:
+        """The loss, summed over the batch."""
+        return self.problem.loss(self.problem.forward(self.model, batch), batch)
+
+
+def per_sample(problem: Problem, parameters: str = "weights") -> Iterator[Tensor]:
+    """Batch by batch, the gradient of each sample's loss: (B, n), in the problem's batches.
+
+    By `vmap` where the model allows it, else sample by sample. In evaluation mode, else samples are not apart.
+    """
+    named = selected(problem.model, parameters)
+    layout = Layout.of(named)
+    with placed(problem.model, {}):
+        whole = _Whole(problem)
+        still = {name: p.detach() for name, p in whole.named_parameters()}
+        own = {f"model.{name}": p.detach() for name, p in named.items()}
+
+        def loss(values: dict[str, Tensor], sample: Batch) -> Tensor:
+            given = (pytree.tree_map(_alone, sample),)
+            value: Tensor = functional_call(whole, still | values, given)
+            return value
+
+        together = vmap(grad(loss), in_dims=(None, 0), randomness="different")
+        by_vmap = True
+        for batch in problem.data:
+            if by_vmap:
+                try:
+                    found = together(own, batch)
+                except (RuntimeError, NotImplementedError, ValueError):
+                    by_vmap = False
+            if not by_vmap:
+                rows = [_alone_by_backward(problem, sample, named) for sample in _samples(batch)]
+                found = {name: torch.stack([row[name] for row in rows]) for name in own}
+            first = next(iter(found.values()))
+            yield torch.cat([found[f"model.{name}"].reshape(len(first), -1) for name in layout.names], dim=1)
+
+
+def _alone_by_backward(problem: Problem, sample: Batch, named: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+    """The gradient of one sample's loss by a backward pass: also where the loss differentiates by its inputs."""
+    one = pytree.tree_map(_alone, sample)
+    with differentiated(problem.model, list(named.values())):
+        value = problem.loss(problem.forward(problem.model, one), one)
+        parts = torch.autograd.grad(value, list(named.values()), materialize_grads=True)
+    return {f"model.{name}": part for name, part in zip(named, parts, strict=True)}
+
+
+def _alone(leaf: object) -> object:
+    return leaf.unsqueeze(0) if isinstance(leaf, Tensor) else leaf
+
+
+def _samples(batch: Batch) -> Iterator[Batch]:
+    leaves, spec = pytree.tree_flatten(batch)
+    count = next(len(leaf) for leaf in leaves if isinstance(leaf, Tensor))
+    for i in range(count):
+        yield pytree.tree_unflatten([leaf[i] if isinstance(leaf, Tensor) else leaf for leaf in leaves], spec)
+
+
+def scatter(problem: Problem, parameters: str = "weights", *, memory: int = 1 << 30) -> Scatter:
+    """The Gram matrix of all samples' gradients.
+
+    memory  bytes that gradients may take; more blocks of samples are made where they would take more
+
+    Raises ValueError for one sample alone; FloatingPointError where a gradient is not finite.
+    """
+    if problem.data.samples < 2:
+        raise ValueError("a scatter of gradients wants two samples at least")
+    named = selected(problem.model, parameters)
+    layout = Layout.of(named)
+    item = next(iter(named.values())).element_size()
+    n, count = layout.size, problem.data.samples
+    block = min(count, max(1, memory // (2 * n * item)))  # two blocks are held at a time
+    blocks = -(-count // block)
+    gram, by_tensor = np.zeros((count, count)), np.zeros((len(layout.names), count))
+    for a in range(blocks):
+        left = _gradients(problem, parameters, a, blocks)
+        start = count * a // blocks
+        rows = slice(start, start + len(left))
+        gram[rows, rows] = _products(left, left)
+        squares = [p.double().square().sum(1) for p in torch.split(left, list(layout.sizes), dim=1)]
+        by_tensor[:, rows] = torch.stack(squares).cpu().numpy()
+        for b in range(a + 1, blocks):
+            right = _gradients(problem, parameters, b, blocks)
+            columns = slice(count * b // blocks, count * b // blocks + len(right))
+            gram[rows, columns] = _products(left, right)
+            gram[columns, rows] = gram[rows, columns].T
+    if not np.isfinite(gram).all():
+        raise FloatingPointError("a sample's gradient is not finite: look at the loss here first")
+    return Scatter(gram, by_tensor, layout.names, n)
+
+
+def _gradients(problem: Problem, parameters: str, part: int, parts: int) -> Tensor:
+    mine = problem.share(part, parts)
+    rows = torch.empty(0)
+    filled = 0
+    for found in per_sample(mine, parameters):
+        if not filled:
+            rows = found.new_empty(mine.data.samples, found.shape[1])
+        rows[filled : filled + len(found)] = found
+        filled += len(found)
+    return rows
+
+
+def _products(a: Tensor, b: Tensor, width: int = 1 << 16) -> Array:
+    """a b^T, summed up in float64 over blocks of columns."""
+    total = torch.zeros(len(a), len(b), dtype=torch.float64, device=a.device)
+    for start in range(0, a.shape[1], width):
+        total += (a[:, start : start + width] @ b[:, start : start + width].T).double()
+    found: Array = total.cpu().numpy()
+    return found

@@ -1,0 +1,219 @@
+"""Neural collapse: how nearly the last features of a classifier form one simplex of class means.
+
+For features h of dimension d (what the last linear layer is given), classes c = 1..C with means mu_c, their mean mu,
+the scatter within classes S_W and between them S_B, and the last layer's weight W (C, d), rows w_c:
+
+    nc1   tr(S_W S_B^+) / C                                  spread within against between; 0 collapsed
+    nc2   mean |cos(mu_a - mu, mu_b - mu) + 1/(C-1)|, a < b  0 for a simplex: angles as wide and as equal as can be
+    nc2_norms   standard deviation / mean of ||mu_c - mu||   0 where all are equally far out
+    nc3   || W / |W| - M / |M| ||_F^2                        0 where W is proportional to the centred means M (C, d)
+    nc4   share of samples whose nearest class mean is not the class that the net names
+
+S_W = 1/N sum_i (h_i - mu_c)(h_i - mu_c)^T, S_B = 1/C sum_c (mu_c - mu)(mu_c - mu)^T, mu the mean of the mu_c.
+Two passes over the data; memory: groups d^2 float64. Error bars: jackknife over groups of samples (nc1, nc2, nc3),
+binomial (nc4). Source: Papyan, Han and Donoho (2020), doi:10.1073/pnas.2015509117.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from math import sqrt
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lossmap.data.problem import Problem, placed, targets_of
+
+Array = np.ndarray
+
+
+@dataclass(frozen=True)
+class Collapse:
+    """The four numbers with their standard errors, and where the features were read."""
+
+    nc1: float
+    nc2: float
+    nc2_norms: float
+    nc3: float
+    nc4: float
+    errors: dict[str, float]
+    layer: str
+    classes: int
+    features: int
+    samples: int
+
+
+@dataclass(frozen=True, eq=False)
+class Moments:
+    """Features of labelled samples, summed up in g groups of samples.
+
+    counts (g, C); sums (g, C, d) of h - centre_c; scatter (g, d, d) of the same; centres (C, d), any near the means
+    """
+
+    counts: Array
+    sums: Array
+    scatter: Array
+    centres: Array
+
+
+def last_linear(model: nn.Module, batch_forward: Callable[[], object]) -> str:
+    """The name of the last linear layer that the forward pass calls.
+
+    Raises ValueError where there is none: then the layer whose input are the features wants to be named.
+    """
+    called: list[str] = []
+    handles = [
+        module.register_forward_hook(lambda _m, _i, _o, name=name: called.append(name))
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear)
+    ]
+    try:
+        with torch.enable_grad():
+            batch_forward()
+    finally:
+        for handle in handles:
+            handle.remove()
+    if not called:
+        raise ValueError("the model calls no linear layer; name the layer whose input are the features")
+    return called[-1]
+
+
+def features_of(problem: Problem, layer: str) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Batch by batch: the input of a layer (B, d) in float64, the targets (B,), and the classes named (B,)."""
+    try:
+        module = problem.model.get_submodule(layer)
+    except AttributeError:
+        raise ValueError(f"the model has no layer named {layer!r}") from None
+    seen: list[Tensor] = []
+    handle = module.register_forward_pre_hook(lambda _m, given: seen.append(given[0].detach()))
+    try:
+        for batch in problem.data:
+            seen.clear()
+            with torch.enable_grad():  # a loss may differentiate by its inputs
+                outputs = problem.forward(problem.model, batch).detach()
+            targets = targets_of(batch) if outputs.dim() == 2 else None
+            if not seen or not isinstance(targets, Tensor) or targets.dim() != 1 or targets.is_floating_point():
+                raise ValueError(
+                    "neural collapse is of a classifier: outputs (B, C), whole-number targets (B,), and features "
+                    f"that the layer {layer!r} is given"
+                )
+            yield seen[-1].flatten(1).double(), targets.long(), outputs.argmax(1)
+    finally:
+        handle.remove()
+
+
+def numbers(moments: Moments, weight: Array) -> dict[str, float]:
+    """nc1 to nc3 from moments; weight (C, d). Classes without a sample are left out."""
+    counts, sums = moments.counts.sum(0), moments.sums.sum(0)
+    there = counts > 0
+    shift = sums[there] / counts[there, None]
+    means = moments.centres[there] + shift
+    within = (moments.scatter.sum(0) - (shift * counts[there, None]).T @ shift) / counts.sum()
+    out = means - means.mean(axis=0)
+    classes = len(out)
+    # tr(S_W S_B^+): through the thin SVD of the C rows, since S_B has rank C - 1 at most
+    _, sizes, right = np.linalg.svd(out / sqrt(classes), full_matrices=False)
+    apart = sizes[0] > 1e-12 * np.linalg.norm(means)  # else the means differ by rounding alone: dead features
+    kept = sizes > sizes[0] * 1e-7 if apart else np.zeros(len(sizes), dtype=bool)
+    along = np.einsum("kd,de,ke->k", right[kept], within, right[kept])
+    lengths = np.linalg.norm(out, axis=1)
+    unit = out / np.where(lengths > 0, lengths, 1.0)[:, None]
+    pairs = (unit @ unit.T)[np.triu_indices(classes, 1)]
+    rows = weight[there]
+    scale = np.linalg.norm(rows), np.linalg.norm(out) if apart else 0.0
+    dual = np.square(rows / scale[0] - out / scale[1]).sum() if all(scale) else float("nan")
+    return {
+        "nc1": float((along / sizes[kept] ** 2).sum() / classes) if kept.any() else float("inf"),
+        "nc2": float(np.abs(pairs + 1 / (classes - 1)).mean()) if apart else float("nan"),
+        "nc2_norms": float(lengths.std() / lengths.mean()) if apart else float("nan"),
+        "nc3": float(dual),
+    }
+
+
+def collapse(problem: Problem, *, layer: str | None = None, groups: int = 10) -> Collapse:
+    """Measures neural collapse on the problem's samples, in evaluation mode.
+
+    layer   the layer whose input are the features and whose weight is W; by itself: the last linear one
+
+    Raises ValueError where the problem is no classification, or fewer than two classes have samples.
+    """
+    with placed(problem.model, {}) as model:
+        first = next(iter(problem.data))
+        name = layer if layer is not None else last_linear(model, lambda: problem.forward(model, first))
+        weight, centres, there = _first_pass(problem, name)
+        moments, wrong = _second_pass(problem, name, centres, there, groups)
+    found = numbers(moments, weight)
+    errors = _jackknife(moments, weight)
+    samples = problem.data.samples
+    share = wrong / samples if np.isfinite(found["nc1"]) else float("nan")  # else all centres are equally near
+    errors["nc4"] = sqrt(max(share * (1 - share), 1 / (samples + 4)) / samples) if share == share else share
+    return Collapse(
+        **found,
+        nc4=share,
+        errors=errors,
+        layer=name,
+        classes=int(there.sum()),
+        features=weight.shape[1],
+        samples=samples,
+    )
+
+
+def _first_pass(problem: Problem, name: str) -> tuple[Array, Tensor, Tensor]:
+    """The layer's weight (C, d), the class means (C, d), and which classes have samples (C,)."""
+    total, counts, weight = torch.zeros(0), torch.zeros(0), torch.zeros(0)
+    for h, y, _ in features_of(problem, name):
+        if not len(total):
+            own = getattr(problem.model.get_submodule(name), "weight", None)
+            if not isinstance(own, Tensor) or own.dim() != 2 or own.shape[1] != h.shape[1]:
+                raise ValueError(f"the layer {name!r} wants a weight (C, {h.shape[1]}) for its features")
+            weight, total = own.detach().double(), h.new_zeros(own.shape)
+            counts = h.new_zeros(len(own))
+        least, most = int(y.min()), int(y.max())
+        if most >= len(weight) or least < 0:
+            raise ValueError(f"targets range from {least} to {most}; the layer has {len(weight)} outputs")
+        total.index_add_(0, y, h)
+        counts += torch.bincount(y, minlength=len(weight))
+    if int((counts > 0).sum()) < 2:
+        raise ValueError("neural collapse wants samples of two classes at least")
+    return weight.cpu().numpy(), total / counts.clamp(min=1)[:, None], counts > 0
+
+
+def _second_pass(problem: Problem, name: str, centres: Tensor, there: Tensor, groups: int) -> tuple[Moments, int]:
+    classes, d = centres.shape
+    counts = centres.new_zeros(groups, classes)
+    sums, scatter = centres.new_zeros(groups, classes, d), centres.new_zeros(groups, d, d)
+    wrong, seen = 0, torch.zeros(classes, dtype=torch.long, device=centres.device)
+    distant = torch.where(there, 0.0, torch.inf)
+    for h, y, named in features_of(problem, name):
+        away = h - centres[y]
+        one_hot = nn.functional.one_hot(y, classes)
+        turn = (one_hot.cumsum(0) - 1 + seen).gather(1, y[:, None])[:, 0]  # which of its class a sample is
+        seen += one_hot.sum(0)
+        group = turn % groups  # so that each group has its share of each class
+        for g in range(groups):
+            mine = group == g
+            counts[g] += torch.bincount(y[mine], minlength=classes)
+            sums[g].index_add_(0, y[mine], away[mine])
+            scatter[g] += away[mine].T @ away[mine]
+        wrong += int(((torch.cdist(h, centres) + distant).argmin(1) != named).sum())
+    arrays = (t.cpu().numpy() for t in (counts, sums, scatter, centres))
+    return Moments(*arrays), wrong
+
+
+def _jackknife(moments: Moments, weight: Array) -> dict[str, float]:
+    g = len(moments.counts)
+    left_out = []
+    for k in range(g):
+        rest = np.arange(g) != k
+        part = Moments(moments.counts[rest], moments.sums[rest], moments.scatter[rest], moments.centres)
+        if ((part.counts.sum(0) > 0) == (moments.counts.sum(0) > 0)).all():
+            left_out.append(list(numbers(part, weight).values()))
+    names = ("nc1", "nc2", "nc2_norms", "nc3")
+    if len(left_out) < 2:
+        return dict.fromkeys(names, float("nan"))
+    table = np.array(left_out)
+    table[:, ~np.isfinite(table).all(axis=0)] = np.nan
+    spread = np.sqrt((len(table) - 1) / len(table) * np.square(table - table.mean(axis=0)).sum(axis=0))
+    return dict(zip(names, spread.tolist(), strict=True))

@@ -1,0 +1,242 @@
+"""Along a run: the leading eigenpairs at every checkpoint, and what becomes of them.
+
+    run = along(files, problem, path="run.h5", top=10)
+    print(run.words)
+
+Checkpoints are dealt over the ranks of MPI; eigenvectors go to the disk as they come; killed or stopped, the same call
+goes on. When all are there, rank 0 compares them (`measure.evolution`), and keeps the result in group `evolution`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lossmap.data.checkpoints import checkpoints_in, file_sha256, kind_of, sorted_as_people_count
+from lossmap.data.problem import Problem
+from lossmap.dynamics.checkpoint_curvature import SHARES, EachCheckpoint, probed
+from lossmap.dynamics.eigenspaces import Evolution, Snapshots, curvature_along, evolution
+from lossmap.dynamics.summary import Verdict, verdict
+from lossmap.geometry.grid import Grid
+from lossmap.io.eigenvector_store import RESULTS, Folder, fold, stored
+from lossmap.io.read import SurfaceFile, read
+from lossmap.io.surface import DONE, Group, Surface
+from lossmap.landscape.run_survey import Progress, as_stop, survey
+from lossmap.parallel.shutdown import Stop
+from lossmap.parallel.world import World
+
+
+@dataclass(frozen=True)
+class Run:
+    """What came of it, on rank 0.
+
+    outcome  complete, failed (some checkpoints have no reading) or unfinished
+    words    the answers, with the numbers that they rest on; empty while unfinished
+    failures one sentence each
+    """
+
+    path: Path
+    outcome: str
+    words: str
+    failures: tuple[str, ...] = ()
+
+
+def checkpoints(given: Iterable[str | Path]) -> dict[float, Path]:
+    """Checkpoints by step, in the order in which people count; folders stand for the checkpoints in them.
+
+    A step is the last number in a file's name, where all have one and they ascend; else they are numbered from 0.
+    Raises ValueError for a file that is no checkpoint, judged by its content, and where there is none.
+    """
+    files: list[Path] = []
+    for place in given:
+        path = Path(place)
+        if path.is_dir():
+            files += checkpoints_in(path)
+            continue
+        if not path.exists():
+            raise FileNotFoundError(f"there is no checkpoint {path}")
+        if kind_of(path) is None:
+            raise ValueError(f"{path} is no checkpoint (judged by its content): leave it out")
+        files.append(path)
+    if not files:
+        raise ValueError("--along wants checkpoints: files, or folders that hold them")
+    files = sorted_as_people_count(dict.fromkeys(files))
+    numbers = [re.findall(r"\d+", path.stem) for path in files]
+    steps = [float(found[-1]) for found in numbers if found]
+    if len(steps) < len(files) or (np.diff(steps) <= 0).any():
+        steps = [float(i) for i in range(len(files))]
+    return dict(zip(steps, files, strict=True))
+
+
+def along(
+    given: Iterable[str | Path],
+    problem: Problem,
+    *,
+    path: str | Path,
+    top: int = 10,
+    whole: bool = False,
+    tol: float = 1e-3,
+    parameters: str = "weights",
+    centre: bool = False,
+    seed: int = 0,
+    world: World | None = None,
+    stop: Stop | Callable[[], bool] | None = None,
+    progress: Callable[[Progress], None] | None = None,
+    overwrite: bool = False,
+    retry_failed: bool = False,
+    rank_0: str = "auto",
+    way: str = "auto",
+    point_timeout: float | None = None,
+    unsafe: bool = False,
+    settings: Mapping[str, Any] | None = None,
+    attributes: Mapping[str, Any] | None = None,
+    command: str = "lossmap spectrum --along",
+) -> Run:
+    """Measures every checkpoint of a run and compares them. Every rank calls it; rank 0's answer is the whole one.
+
+    problem   the architecture, loss and data
+    top       eigenpairs at each checkpoint
+    whole     the trace, the share of negative eigenvalues and quantiles of all as well
+    settings  what else the file is to compare when it is continued: data, precision
+    way       how products are made: auto (by a probe), linear, graph or double
+    stop      asked between checkpoints, and at every product within one, which is then left and begun again later
+
+    Raises ValueError as `checkpoints` does, and where the file there belongs to another run.
+    """
+    world = World.start() if world is None else world
+    path = Path(path)
+    files = world.together(lambda: checkpoints(given))
+    folder = Folder.beside(path)
+    stop = as_stop(stop)
+    choice = world.once(lambda: _chosen(path, problem, parameters, overwrite, way))
+    measure = EachCheckpoint(
+        problem,
+        files,
+        keep=folder.keep,
+        top=top,
+        whole=whole,
+        tol=tol,
+        parameters=parameters,
+        seed=seed,
+        unsafe=unsafe,
+        choice=choice,
+        settings=settings,
+        stop=stop,
+    )
+    grid = Grid(np.array(list(files)))
+
+    def opened() -> SurfaceFile | None:
+        if world.rank != 0:
+            return None
+        identity = {"run": {f"{step:g}": file_sha256(file) for step, file in files.items()}}
+        told = {measure.name: (measure.fields, measure.settings)}
+        store = SurfaceFile.open(
+            path,
+            grid,
+            identity=identity,
+            measures=told,
+            overwrite=overwrite,
+            attributes=dict(attributes or {}),
+            command=command,
+        )
+        if overwrite:
+            folder.clear()
+        return store
+
+    store = world.together(opened)
+    try:
+        surface = survey(
+            measure, grid, store=store, world=world, stop=stop, progress=progress, retry_failed=retry_failed,
+            rank_0=rank_0, point_timeout=point_timeout,
+        )  # fmt: skip
+    finally:
+        if store is not None:
+            store.close()
+    words = world.together(lambda: _compared(path, folder, surface, centre, problem.unit) if world.rank == 0 else "")
+    if world.rank != 0:
+        return Run(path, surface.outcome, "")
+    failures = tuple(f"{files[grid.point(f.index)[0]]}: {f.reason}" for f in surface.failures)
+    return Run(path, surface.outcome, words, failures)
+
+
+def _chosen(path: Path, problem: Problem, parameters: str, overwrite: bool, way: str) -> dict[str, Any]:
+    """How products are made: as the file says, where the run goes on, else as a probe finds now."""
+    if path.exists() and not overwrite:
+        told = read(path).settings.get("measures", {}).get("along", {}).get("chosen", {})
+        if "way" in told:
+            return dict(told["way"])
+    return probed(problem, parameters, way)
+
+
+def _compared(path: Path, folder: Folder, surface: Surface, centre: bool, unit: str) -> str:
+    """Compares the snapshots that are there, and keeps the result; the words."""
+    if surface.outcome == "unfinished":
+        return ""
+    done = np.nonzero(surface.status["along"] == DONE)[0]
+    if not len(done):
+        return ""
+    steps = surface.grid.x[done].tolist()
+    fields = {name: values[done] for name, values in surface.fields.items()}
+    if RESULTS in surface.groups and surface.groups[RESULTS]["step"].tolist() == steps:
+        held = stored(path)
+        snapshots = Snapshots(held.steps, held.values, held.size, held.blocks, held.residuals)
+        run = evolution(snapshots, centre=centre)
+        folder.clear()  # where an earlier run was killed between its last two steps
+        return str(verdict(run))
+    if RESULTS in surface.groups:  # failed checkpoints were measured again: the others' vectors are in the file
+        folder.fill(path)
+    missing = [step for step in steps if not folder.holds(step)]
+    if missing:
+        raise ValueError(
+            f"the eigenvectors of step {missing[0]:g} are gone from {folder.path}; --overwrite measures all again"
+        )
+    values = fields["eigenvalues"]
+    size = folder.shape(steps[0])[1]
+    snapshots = Snapshots(np.array(steps), values, size, folder.blocks(steps), fields["eigenvalue_errors"])
+    run = evolution(snapshots, centre=centre)
+    answers = verdict(run)
+    fold(path, folder, steps, results(run, answers, fields, unit), values.shape[1])
+    folder.clear()
+    return str(answers)
+
+
+def results(run: Evolution, answers: Verdict, fields: Mapping[str, np.ndarray], unit: str = "1") -> Group:
+    """What a file keeps of a run's comparison, and figures are drawn from."""
+    curved = curvature_along(run.values)
+    if "smallest_eigenvalue" in fields:
+        ends = curvature_along(np.column_stack([run.values, fields["smallest_eigenvalue"]]))
+        curved |= {name: ends[name] for name in ("negative_mass", "lambda_min")}
+    arrays: dict[str, np.ndarray] = {
+        "step": run.steps,
+        "eigenvalue": run.values,
+        "residual": run.residuals if run.residuals is not None else np.full_like(run.values, np.nan),
+        "overlap": run.overlaps,
+        "principal_cosine": run.cosines,
+        "cosine": run.gram.astype(np.float32),
+        "owner": run.owner,
+        "spread": run.spread,
+        "explained": run.pca.explained,
+        "projection": run.pca.projection[:, :2],
+        "track": run.tracks.member,
+        "track_value": run.tracks.values,
+        "track_cosine": run.tracks.cosine,
+        **{f"curvature_{name}": values for name, values in curved.items()},
+        **{name: values for name, values in fields.items() if values.ndim == 1 or name == "quantiles"},
+    }
+    attributes = {
+        "long_name": "eigenvectors along a run, compared",
+        "theta": run.size,
+        "unit": unit,
+        "shares": json.dumps(SHARES),
+        "centred": int(run.pca.centred),
+        "chance_cosine": run.limit,
+        "verdict": str(answers),
+        "answers": json.dumps(answers.to_dict()),
+    }
+    return Group(arrays, attributes)

@@ -1,0 +1,243 @@
+"""Planes: an origin and k axes through parameter space, made from a seed, from models or from vectors.
+
+A random axis is a normal vector of the shape of the parameters, drawn tensor by tensor from (seed, axis, tensor
+name) and then scaled against the origin so that its length means something (Li et al. 2018, arXiv:1712.09913):
+
+    filter   each filter d_i (a slice along the first dimension) to the norm of the origin's: d_i |w_i| / |d_i|
+    layer    each tensor d to the norm of the origin's: d |w| / |d|
+    weight   entry by entry: d * w
+    dfilter  each filter to norm 1;   dlayer   each tensor to norm 1;   none   as drawn
+
+`ignore="biasbn"` leaves tensors of dimension <= 1 (biases, batch norm) at the origin: the axis is 0 there. With
+`ignore="none"` a random axis has a copy of the origin there, as in the original tool: two such axes share that part.
+Tensors of the origin and of the axes are named as in the state dict; lengths are in units of theta.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lossmap.geometry.grid import Point
+from lossmap.geometry.parameter_vector import Layout
+from lossmap.seeding import normal
+from lossmap.sums import dot, norm
+
+Named = Mapping[str, Tensor]
+NORMS = ("filter", "layer", "weight", "dfilter", "dlayer", "none")
+IGNORES = ("biasbn", "none")
+
+
+@dataclass(frozen=True, eq=False)
+class Plane:
+    """An origin and k = 1 or 2 axes.
+
+    origin   the tensors at point 0, by name, in the order of the state dict
+    axes     k mappings with the same names and shapes
+    recipes  k dicts that say how each axis was made: kind, norm, ignore, seed, source (JSON-able)
+    """
+
+    origin: Named
+    axes: tuple[Named, ...]
+    recipes: tuple[Mapping[str, Any], ...]
+
+    def __post_init__(self) -> None:
+        if len(self.axes) not in (1, 2):
+            raise ValueError(f"a plane has one axis or two; got {len(self.axes)}")
+        for axis in self.axes:
+            _alike(self.origin, axis, "the axis")
+        for name, tensor in self.origin.items():
+            if not bool(torch.isfinite(tensor).all()):
+                raise ValueError(f"the model's tensor {name!r} holds values that are not finite; no plane starts there")
+
+    def at(self, point: Point) -> dict[str, Tensor]:
+        """The tensors at a point: origin + sum_i point[i] * axes[i]; always from the origin, so without drift."""
+        if len(point) != len(self.axes):
+            raise ValueError(f"the point has {len(point)} coordinates; this plane has {len(self.axes)} axes")
+        return move_point(self.origin, self.axes, point)
+
+    @cached_property
+    def lengths(self) -> tuple[float, ...]:
+        """The Euclidean norm of each axis, in units of theta."""
+        return tuple(dot(a, a) ** 0.5 for a in self._flat)
+
+    @cached_property
+    def cosine(self) -> float | None:
+        """The cosine between the two axes; None on a line, NaN where an axis has no length."""
+        if len(self.axes) == 1:
+            return None
+        x, y = self._flat
+        scale = self.lengths[0] * self.lengths[1]
+        return dot(x, y) / scale if scale > 0 else float("nan")
+
+    @property
+    def _flat(self) -> list[Tensor]:
+        return [Layout.of(self.origin).flatten(axis) for axis in self.axes]
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 over origin and axes, in their order, as float32 on the CPU: equal on every rank."""
+        total = hashlib.sha256()
+        for named in (self.origin, *self.axes):
+            for name, tensor in named.items():
+                total.update(name.encode() + b"\x1f")
+                total.update(tensor.detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
+        return total.hexdigest()
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Plane:
+        """The same plane there, in that precision."""
+
+        def there(named: Named) -> dict[str, Tensor]:
+            return {k: t.to(device=device, dtype=dtype) for k, t in named.items()}
+
+        return Plane(there(self.origin), tuple(there(a) for a in self.axes), self.recipes)
+
+    def __repr__(self) -> str:
+        kinds = ", ".join(str(r.get("kind", "own")) for r in self.recipes)
+        angle = "" if self.cosine is None else f", cosine {self.cosine:.3f}"
+        n = sum(t.numel() for t in self.origin.values())
+        return f"Plane({len(self.axes)} axes: {kinds}; {n:,} entries{angle})"
+
+
+def random_plane(
+    model: nn.Module,
+    axes: int = 2,
+    seed: int = 0,
+    *,
+    norm: str | Sequence[str] = "filter",
+    ignore: str | Sequence[str] = "biasbn",
+    states: bool = False,
+) -> Plane:
+    """A plane (or line) through the model along random directions; the same for the same seed anywhere."""
+    origin = origin_of(model, states)
+    norms, ignores = _each(norm, axes), _each(ignore, axes)
+    made = [random_axis(origin, seed, i, norm=norms[i], ignore=ignores[i]) for i in range(axes)]
+    recipes = [
+        {"kind": "random", "norm": norms[i], "ignore": ignores[i], "seed": seed, "states": states} for i in range(axes)
+    ]
+    return Plane(origin, tuple(made), tuple(recipes))
+
+
+def line_between(model: nn.Module, other: Named | nn.Module, *, states: bool = False, ignore: str = "none") -> Plane:
+    """The line from the model (0) to another of the same architecture (1)."""
+    origin = origin_of(model, states)
+    axis = difference(origin, other.state_dict() if isinstance(other, nn.Module) else other)
+    recipe = {"kind": "to", "norm": "none", "ignore": ignore, "states": states}
+    return Plane(origin, (normalised(axis, origin, "none", ignore),), (recipe,))
+
+
+def random_axis(
+    origin: Named, seed: int | str, index: int, *, norm: str = "filter", ignore: str = "biasbn"
+) -> dict[str, Tensor]:
+    """One random direction, made on the CPU in float32 from (seed, axis index, tensor name), then normalised."""
+    drawn = {
+        name: normal(w.numel(), "direction", seed, index, name).view(w.shape).to(w.device, w.dtype)
+        for name, w in origin.items()
+    }
+    scaled = normalised(drawn, origin, norm, ignore)
+    if ignore == "none":
+        scaled |= {name: w.clone() for name, w in origin.items() if w.dim() <= 1}
+    return scaled
+
+
+def difference(origin: Named, other: Named) -> dict[str, Tensor]:
+    """Other - origin, over the origin's names. Raises ValueError naming what is missing or of another shape."""
+    _alike(origin, other, "the other model")
+    return {k: other[k].detach().to(w.device, w.dtype) - w for k, w in origin.items()}
+
+
+def normalised(axis: Named, origin: Named, norm: str, ignore: str) -> dict[str, Tensor]:
+    """The axis scaled against the origin; see the head of this room."""
+    if norm not in NORMS:
+        raise ValueError(f"unknown normalisation {norm!r}; there are {', '.join(NORMS)}")
+    if ignore not in IGNORES:
+        raise ValueError(f"unknown ignore {ignore!r}; there are {', '.join(IGNORES)}")
+    return {name: _scaled(axis[name], w, norm, ignore) for name, w in origin.items()}
+
+
+def _scaled(d: Tensor, w: Tensor, how: str, ignore: str) -> Tensor:
+    if ignore == "biasbn" and w.dim() <= 1:
+        return torch.zeros_like(w)
+    if how == "none":
+        return d
+    if how == "weight":
+        return d * w
+    if how == "layer":
+        return d * (norm(w) / (norm(d) + 1e-10))
+    if how == "dlayer":
+        return d / (norm(d) + 1e-10)
+    if w.dim() <= 1:  # its filters are single entries, whose direction is their sign
+        return torch.sign(d) * (w.abs() if how == "filter" else 1.0)
+    # filters: slices along the first dimension; their norms in float64, so that no rounding shows in the scale
+    rows = d.reshape(d.shape[0], -1).double()
+    lengths = rows.norm(dim=1) + 1e-10
+    target = w.reshape(w.shape[0], -1).double().norm(dim=1) if how == "filter" else torch.ones_like(lengths)
+    scaled: Tensor = (d.double() * (target / lengths).view(-1, *[1] * (d.dim() - 1))).to(d.dtype)
+    return scaled
+
+
+def from_vector(v: Tensor, layout: Layout, origin: Named) -> dict[str, Tensor]:
+    """A flat vector over some of the origin's tensors (an eigenvector, a gradient) as an axis; 0 elsewhere."""
+    parts = layout.unflatten(v)
+    return {
+        name: parts[name].to(w.device, w.dtype).view(w.shape) if name in parts else torch.zeros_like(w)
+        for name, w in origin.items()
+    }
+
+
+def projected(plane: Plane, tensors: Named) -> tuple[tuple[float, ...], float]:
+    """The coordinates of a model in the plane by least squares, and its distance from there, in units of theta.
+
+    Axes need be neither orthogonal nor of length one.
+    """
+    layout = Layout.of(plane.origin)
+    away = layout.flatten(difference(plane.origin, tensors)).double()
+    axes = torch.stack([layout.flatten(axis).double() for axis in plane.axes], 1)  # (n, k)
+    coordinates = torch.linalg.lstsq(axes.T @ axes, axes.T @ away[:, None]).solution[:, 0]
+    return tuple(coordinates.tolist()), float((away - axes @ coordinates).norm())
+
+
+def _each(value: str | Sequence[str], axes: int) -> list[str]:
+    values = [value] * axes if isinstance(value, str) else list(value)
+    if len(values) != axes:
+        raise ValueError(f"{axes} axes want as many settings; got {values}")
+    return values
+
+
+def _alike(origin: Named, other: Named, what: str) -> None:
+    missing = [k for k in origin if k not in other]
+    if missing:
+        raise ValueError(f"{what} has no tensor named {', '.join(map(repr, missing[:5]))}")
+    for name, w in origin.items():
+        if other[name].shape != w.shape:
+            raise ValueError(
+                f"{what}'s tensor {name!r} has shape {tuple(other[name].shape)}; the model's has {tuple(w.shape)}"
+            )
+
+
+def origin_of(model: nn.Module, states: bool = False) -> dict[str, Tensor]:
+    """The model's parameters, and with `states` its floating-point buffers: clones, by name, in its order."""
+    named: dict[str, Tensor] = dict(model.named_parameters())
+    if states:
+        named |= {k: b for k, b in model.named_buffers() if b.is_floating_point()}
+        order = list(model.state_dict())
+        named = {k: named[k] for k in order if k in named}
+    return {k: t.detach().clone() for k, t in named.items()}
+
+
+def move_point(origin: Mapping[str, Tensor], axes: Sequence[Mapping[str, Tensor]], point: Point) -> dict[str, Tensor]:
+    """origin + sum_i point[i] * axes[i], tensor by tensor. Zero coordinates add nothing, exactly."""
+    moved: dict[str, Tensor] = {}
+    for name, start in origin.items():
+        value = start
+        for coordinate, axis in zip(point, axes, strict=True):
+            if coordinate != 0.0:
+                value = torch.add(value, axis[name], alpha=coordinate)
+        moved[name] = value
+    return moved

@@ -1,0 +1,121 @@
+"""The grid: the ticks of the axes, and the points that they span. Needs NumPy alone.
+
+A grid has k = 1 or 2 axes, x first. Arrays over it are stored (x,) or (y, x): row r, column c belongs to
+the y tick r and the x tick c. The flat index of a point counts in C order through that shape: in 2-D
+index = r * len(x) + c. A field is what a measure reads at each point: a name with a unit.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+Point = tuple[float, ...]  # (k,): the coordinates along x, and in 2-D y
+
+
+@dataclass(frozen=True)
+class Field:
+    """A quantity read at each point.
+
+    name       as in the file, such as train_loss
+    unit       such as nats, percent, 1 (the `units` of the file)
+    long_name  one phrase for axes and colour bars
+    extra      a further dimension (name, length) behind y, x; none for most fields
+    """
+
+    name: str
+    unit: str
+    long_name: str
+    extra: tuple[str, int] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Grid:
+    """The ticks along x, and in 2-D along y. Ascending or descending, evenly spaced or not."""
+
+    x: np.ndarray  # (nx,) float64
+    y: np.ndarray | None = None  # (ny,) float64; None in 1-D
+
+    def __post_init__(self) -> None:
+        for name in ("x", "y"):
+            ticks = getattr(self, name)
+            if ticks is None:
+                continue
+            ticks = np.asarray(ticks, dtype=np.float64)
+            if ticks.ndim != 1 or ticks.size == 0 or not np.isfinite(ticks).all():
+                raise ValueError(f"the {name} axis wants a row of finite numbers, at least one; got {ticks!r}")
+            object.__setattr__(self, name, ticks)
+
+    @classmethod
+    def parse(cls, x: str, y: str | None = None) -> Grid:
+        """A grid from `low:high:count` texts, as on the command line.
+
+        Raises ValueError with what came, what was wanted and an example.
+        """
+        return cls(_ticks("x", x), None if y is None else _ticks("y", y))
+
+    @classmethod
+    def square(cls, low: float = -1.0, high: float = 1.0, count: int = 25) -> Grid:
+        """The same evenly spaced ticks along x and y."""
+        ticks = np.linspace(low, high, count)
+        return cls(ticks, ticks.copy())
+
+    @classmethod
+    def line(cls, low: float = -1.0, high: float = 1.0, count: int = 51) -> Grid:
+        """Evenly spaced ticks along one axis."""
+        return cls(np.linspace(low, high, count))
+
+    @property
+    def axes(self) -> int:
+        """The number of axes k, 1 or 2."""
+        return 1 if self.y is None else 2
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(x,) or (y, x): the shape of every field."""
+        return (self.x.size,) if self.y is None else (self.y.size, self.x.size)
+
+    def __len__(self) -> int:
+        return math.prod(self.shape)
+
+    def point(self, index: int) -> Point:
+        """The coordinates (x,) or (x, y) of the point with this flat index."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"point {index} of a grid of {len(self)}")
+        if self.y is None:
+            return (float(self.x[index]),)
+        r, c = divmod(index, self.x.size)
+        return (float(self.x[c]), float(self.y[r]))
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Grid) or self.axes != other.axes:
+            return False
+        return np.array_equal(self.x, other.x) and (
+            self.y is None or (other.y is not None and np.array_equal(self.y, other.y))
+        )
+
+    def __repr__(self) -> str:
+        def span(ticks: np.ndarray) -> str:
+            return f"{ticks[0]:g}:{ticks[-1]:g}:{ticks.size}"
+
+        return f"Grid(x={span(self.x)})" if self.y is None else f"Grid(x={span(self.x)}, y={span(self.y)})"
+
+
+def _ticks(axis: str, text: str) -> np.ndarray:
+    wanted = f"--{axis} wants low:high:count, such as --{axis}=-1:1:51"
+    parts = text.split(":")
+    if len(parts) != 3:
+        raise ValueError(f"{wanted}; got {text!r}")
+    try:
+        low, high, count = float(parts[0]), float(parts[1]), int(parts[2])
+    except ValueError:
+        raise ValueError(f"{wanted}; got {text!r}") from None
+    if count < 1:
+        raise ValueError(f"{wanted}, with a count of 1 or more; got {text!r}")
+    if not np.isfinite([low, high]).all():
+        raise ValueError(f"{wanted}, with finite ends; got {text!r}")
+    if count > 1 and low == high:
+        raise ValueError(f"{wanted}: {count} points need two different ends; got {text!r}")
+    return np.linspace(low, high, count)

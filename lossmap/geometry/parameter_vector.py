@@ -1,0 +1,75 @@
+"""Flat vectors over named tensors: theta and its like, (n,), and which parameters they are made of."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+
+import torch
+from torch import Tensor, nn
+
+Named = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Which tensors a flat vector is made of: names and shapes, in the order of the state dict."""
+
+    names: tuple[str, ...]
+    shapes: tuple[tuple[int, ...], ...]
+
+    @classmethod
+    def of(cls, named: Named) -> Layout:
+        """The layout of these tensors, in their order."""
+        return cls(tuple(named), tuple(tuple(t.shape) for t in named.values()))
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Entries of each tensor."""
+        return tuple(prod(s) for s in self.shapes)
+
+    @property
+    def size(self) -> int:
+        """The entries n of a flat vector."""
+        return sum(self.sizes)
+
+    def flatten(self, named: Named) -> Tensor:
+        """Named tensors -> (n,). Raises KeyError for a name that is missing."""
+        return torch.cat([named[name].reshape(-1) for name in self.names])
+
+    def split(self, v: Tensor) -> list[Tensor]:
+        """(n,) -> the tensors in order, views of v. Raises ValueError for another length."""
+        if v.shape != (self.size,):
+            raise ValueError(f"the vector has shape {tuple(v.shape)}; this layout takes ({self.size},)")
+        return [part.view(s) for part, s in zip(torch.split(v, list(self.sizes)), self.shapes, strict=True)]
+
+    def unflatten(self, v: Tensor) -> dict[str, Tensor]:
+        """(n,) -> named tensors, views of v."""
+        return dict(zip(self.names, self.split(v), strict=True))
+
+
+def selected(model: nn.Module, which: str = "weights") -> dict[str, nn.Parameter]:
+    """The model's parameters to differentiate by, in order.
+
+    which  `weights`: those of dimension > 1, as in the paper; `all`; or a regular expression that is
+           searched in the names. A name of a module selects all below it: `layer1` or `fc`.
+
+    Raises ValueError where nothing matches, with the nearest names.
+    """
+    named = dict(model.named_parameters())
+    if which == "all":
+        chosen = named
+    elif which == "weights":
+        chosen = {k: p for k, p in named.items() if p.dim() > 1}
+    else:
+        try:
+            pattern = re.compile(which)
+        except re.error as error:
+            raise ValueError(f"{which!r} is no regular expression: {error}") from None
+        chosen = {k: p for k, p in named.items() if pattern.search(k)}
+    if not chosen:
+        some = ", ".join(list(named)[:8]) + (", ..." if len(named) > 8 else "")
+        raise ValueError(f"no parameter matches {which!r}; the model has {some or 'none'}")
+    return chosen

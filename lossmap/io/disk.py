@@ -1,0 +1,62 @@
+"""Writing to disks: what the operating system says about it, as one sentence each, before anything is computed."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from lossmap.io.memory_store import Ledger
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+Path_ = str | os.PathLike[str]
+
+
+class DiskFull(OSError):
+    """No room on the disk. What was recorded before is safe."""
+
+
+def place(path: Path_) -> Path:
+    """The file behind the name, links followed. Raises where its folder is not there or it is a folder itself."""
+    path = Path(os.path.realpath(path))
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder; a surface is a file, such as {path / 'surface.h5'}")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"the folder {path.parent} does not exist: make it first, or name another file")
+    return path
+
+
+def room(path: Path, ledger: Ledger) -> None:
+    """Raise OSError (no space) where the disk can hardly take the file, its successor and the journal."""
+    widths = sum(declared.width + 2 for declared in ledger.measures.values())
+    arrays = sum(a.nbytes for group in ledger.groups.values() for a in group.arrays.values())
+    needed = len(ledger.grid) * (3 * 8 * widths + 40 * len(ledger.measures)) + 2 * arrays + 50_000
+    disk = os.statvfs(path.parent)
+    if disk.f_blocks and disk.f_bavail * disk.f_frsize < needed:
+        raise OSError(errno.ENOSPC, f"the survey needs about {max(1, needed // 1_000_000):,} MB")
+
+
+@contextlib.contextmanager
+def explained(path: Path, consequence: str) -> Iterator[None]:
+    """Turn what the operating system says about writing into one sentence."""
+    try:
+        yield
+    except OSError as error:
+        raise sentence(error, path, consequence) from error
+
+
+def sentence(error: OSError, path: Path, consequence: str) -> OSError:
+    """The error with its sentence: which file, why, and what follows."""
+    if isinstance(error, DiskFull):
+        return error
+    if error.errno in FULL:
+        needs = f" ({error.strerror})" if "MB" in str(error.strerror) else ""
+        told: OSError = DiskFull(f"the disk that holds {path} is full{needs}: {consequence}")
+    elif isinstance(error, PermissionError) or error.errno == errno.EROFS:
+        told = PermissionError(f"{path} cannot be written: no permission in {path.parent}; {consequence}")
+    else:
+        told = type(error)(f"{path} cannot be written ({error.strerror or error}): {consequence}")
+    told.errno = error.errno
+    return told

@@ -1,0 +1,288 @@
+"""The ledger: what a survey has learnt so far, in memory, one array a field. NumPy alone.
+
+A survey without a file keeps its points here alone; the writer of a file keeps them here and in its journal.
+Memory: 8 bytes a point for each field and two more, seconds and rank, of each measure.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, Protocol
+
+import numpy as np
+
+from lossmap.geometry.grid import Field, Grid
+from lossmap.io.surface import DONE, FAILED, TO_DO, Failure, Group, Surface, plain
+
+Reading = Mapping[str, Any]  # field name -> number, or array where the field has a further dimension
+Measures = Mapping[str, tuple[Sequence[Field], Mapping[str, Any]]]  # name -> (fields, settings)
+
+
+@dataclass(frozen=True)
+class Declared:
+    """A measure as the store sees it: its fields, what it was told, and its points where they are not all."""
+
+    fields: tuple[Field, ...]
+    settings: Mapping[str, Any]
+    points: np.ndarray | None = None
+
+    @cached_property
+    def sizes(self) -> dict[str, int]:
+        """Numbers per point of each field, in order."""
+        return {field.name: field.extra[1] if field.extra else 1 for field in self.fields}
+
+    @cached_property
+    def width(self) -> int:
+        """Numbers per point of all fields."""
+        return sum(self.sizes.values())
+
+
+class Store(Protocol):
+    """What a survey writes its points down in: a ledger, or the writer of a file."""
+
+    @property
+    def only(self) -> np.ndarray: ...
+    def settings(self, measure: str) -> dict[str, Any]: ...
+    def declare(
+        self, name: str, fields: Sequence[Field], settings: Mapping[str, Any], points: np.ndarray | None = None
+    ) -> None: ...
+    def todo(self, measure: str, retry_failed: bool = False) -> np.ndarray: ...
+    def record(self, measure: str, index: int, reading: Reading, seconds: float, rank: int = 0) -> None: ...
+    def fail(self, measure: str, index: int, failure: Failure) -> None: ...
+    def save_unfinished(self, measure: str, index: int, state: Mapping[str, Any]) -> None: ...
+    def unfinished(self, measure: str) -> Mapping[int, dict[str, Any]]: ...
+    def note(self, **attributes: Any) -> None: ...
+    def put(self, name: str, group: Group) -> None: ...
+    def tick(self) -> None: ...
+    def surface(self) -> Surface: ...
+    def close(self) -> None: ...
+
+
+def bookkeeping(measure: str) -> tuple[Field, Field]:
+    """The two fields that say where the time went."""
+    return (
+        Field(f"{measure}_seconds", "s", f"time spent on the point by the measure {measure}"),
+        Field(f"{measure}_rank", "1", f"rank that computed the point for the measure {measure}"),
+    )
+
+
+class Ledger:
+    """The points of a survey, done, failed and left. One writer; its methods may be called from any thread.
+
+    grid      the ticks
+    measures  {name: (fields, settings)}
+    only      the flat indices that are to be done here; all, if left out
+    """
+
+    def __init__(self, grid: Grid, measures: Measures | None = None, *, only: np.ndarray | None = None) -> None:
+        self.grid = grid
+        self._only = np.arange(len(grid)) if only is None else np.unique(np.asarray(only, dtype=np.int64))
+        self.measures: dict[str, Declared] = {}
+        self.attributes: dict[str, Any] = {"start": _now()}
+        self.groups: dict[str, Group] = {}
+        self.lock = threading.RLock()
+        self._values: dict[str, np.ndarray] = {}  # by measure, (points, width): one row a point
+        self._seconds: dict[str, np.ndarray] = {}
+        self._rank: dict[str, np.ndarray] = {}
+        self._status: dict[str, np.ndarray] = {}
+        self._failures: dict[tuple[str, int], Failure] = {}
+        self._unfinished: dict[str, dict[int, dict[str, Any]]] = {}
+        for name, (fields, settings) in (measures or {}).items():
+            self.declare(name, fields, settings)
+
+    @property
+    def only(self) -> np.ndarray:
+        """The flat indices that are to be done here."""
+        return self._only
+
+    @only.setter
+    def only(self, indices: np.ndarray) -> None:
+        self._only = np.unique(np.asarray(indices, dtype=np.int64))
+
+    def declare(
+        self, name: str, fields: Sequence[Field], settings: Mapping[str, Any], points: np.ndarray | None = None
+    ) -> None:
+        """Make room for a measure, of these points alone where they are given (an audit).
+
+        Raises ValueError where another measure has a field of the same name.
+        """
+        for other, declared in self.measures.items():
+            shared = {f.name for f in fields} & {f.name for f in declared.fields}
+            if shared and other != name:
+                raise ValueError(f"the measures {other!r} and {name!r} both read {', '.join(sorted(shared))}")
+        self.measures[name] = Declared(
+            tuple(fields), plain(dict(settings)), None if points is None else np.unique(np.asarray(points, np.int64))
+        )
+        if name not in self._status:
+            n = len(self.grid)
+            self._values[name] = np.full((n, self.measures[name].width), np.nan)
+            self._seconds[name] = np.full(n, np.nan)
+            self._rank[name] = np.full(n, np.nan)
+            self._status[name] = np.full(n, TO_DO, dtype=np.uint8)
+
+    def settings(self, measure: str) -> dict[str, Any]:
+        """What the measure was told, and under "chosen" what its probe chose."""
+        return dict(self.measures[measure].settings)
+
+    def todo(self, measure: str, retry_failed: bool = False) -> np.ndarray:
+        """The flat indices that are still to be done, ascending."""
+        points = self.measures[measure].points
+        here = self.only if points is None else np.intersect1d(self.only, points)
+        status = self._status[measure][here]
+        wanted = status == TO_DO
+        if retry_failed:
+            wanted |= status == FAILED
+        result: np.ndarray = here[wanted]
+        return result
+
+    def status(self, measure: str) -> np.ndarray:
+        """The statuses by flat index, as they stand; not to be written to."""
+        return self._status[measure]
+
+    def row(self, measure: str, reading: Reading) -> np.ndarray:
+        """A reading as one row of numbers, (width,). Raises ValueError naming what is missing or too much."""
+        declared = self.measures[measure]
+        if reading.keys() != declared.sizes.keys():
+            missing, more = sorted(declared.sizes.keys() - reading), sorted(reading.keys() - declared.sizes.keys())
+            raise ValueError(
+                f"a reading of {measure!r} wants the fields {', '.join(declared.sizes)}; "
+                f"missing: {', '.join(missing) or 'none'}; unknown: {', '.join(more) or 'none'}"
+            )
+        row = np.empty(declared.width)
+        at = 0
+        for name, size in declared.sizes.items():
+            given = reading[name]
+            if size == 1 and isinstance(given, float):  # by far the most are, and rank 0 meets every one
+                row[at] = given
+                at += 1
+                continue
+            value = np.asarray(given, dtype=np.float64).reshape(-1)
+            if value.size != size:
+                raise ValueError(f"the field {name!r} takes {size} numbers a point; got {value.size}")
+            row[at : at + size] = value
+            at += size
+        return row
+
+    def enter(self, measure: str, index: Any, rows: np.ndarray, seconds: Any, rank: Any) -> None:
+        """Enter one point, or many at once (index (p,), rows (p, width)); a later entry replaces an earlier one."""
+        self._values[measure][index] = rows
+        self._seconds[measure][index] = seconds
+        self._rank[measure][index] = rank
+        self._status[measure][index] = DONE
+        if self._failures:
+            for i in np.atleast_1d(index):
+                self._failures.pop((measure, int(i)), None)
+
+    def record(self, measure: str, index: int, reading: Reading, seconds: float, rank: int = 0) -> None:
+        """Enter a point that is done."""
+        with self.lock:
+            self.check(index)
+            self.enter(measure, index, self.row(measure, reading), seconds, rank)
+            self._unfinished.get(measure, {}).pop(index, None)
+
+    def fail(self, measure: str, index: int, failure: Failure) -> None:
+        """Enter a point that failed; its fields become NaN."""
+        with self.lock:
+            self.check(index)
+            self._values[measure][index] = np.nan
+            self._seconds[measure][index] = np.nan
+            self._rank[measure][index] = failure.rank
+            self._status[measure][index] = FAILED
+            self._failures[measure, index] = replace(failure, measure=measure, index=index)
+            self._unfinished.get(measure, {}).pop(index, None)
+
+    def check(self, index: int) -> None:
+        """Raises IndexError where the grid has no such point."""
+        if not 0 <= index < len(self.grid):
+            raise IndexError(f"point {index} of a grid of {len(self.grid)}")
+
+    def save_unfinished(self, measure: str, index: int, state: Mapping[str, Any]) -> None:
+        """Keep the state of a point that was left before its end."""
+        self._unfinished.setdefault(measure, {})[index] = dict(state)
+
+    def unfinished(self, measure: str) -> Mapping[int, dict[str, Any]]:
+        """The states of the points that were left before their end, by flat index."""
+        return self._unfinished.get(measure, {})
+
+    def note(self, **attributes: Any) -> None:
+        """Keep root attributes: what an audit found, what a probe chose."""
+        with self.lock:
+            self.attributes |= plain(attributes)
+
+    def put(self, name: str, group: Group) -> None:
+        """Keep a group of arrays beside the fields."""
+        with self.lock:
+            self.groups[name] = group
+
+    def tick(self) -> None:
+        """Nothing to synchronise in memory; for the same use as a file."""
+
+    def close(self) -> None:
+        """Nothing to close in memory; for the same use as a file."""
+        self.note(end=_now())
+
+    def complete(self) -> bool:
+        """Whether no point of any measure is left to do."""
+        return all(self.todo(name).size == 0 for name in self.measures)
+
+    def surface(
+        self, settings: Mapping[str, Any] | None = None, recent: Mapping[str, np.ndarray] | None = None
+    ) -> Surface:
+        """What is known by now, as a value of its own."""
+        with self.lock:
+            fields, about = {}, {}
+            shape = self.grid.shape
+            for name, declared in self.measures.items():
+                at = 0
+                for field in declared.fields:
+                    size = field.extra[1] if field.extra else 1
+                    block = self._values[name][:, at : at + size]
+                    fields[field.name] = block.reshape((*shape, size) if field.extra else shape).copy()
+                    about[field.name] = field
+                    at += size
+            for name in self.measures:
+                seconds, rank = bookkeeping(name)
+                fields[seconds.name] = self._seconds[name].reshape(shape).copy()
+                fields[rank.name] = self._rank[name].reshape(shape).copy()
+                about |= {seconds.name: seconds, rank.name: rank}
+            return Surface(
+                self.grid,
+                fields,
+                about,
+                {name: status.reshape(shape).copy() for name, status in self._status.items()},
+                {name: tuple(f.name for f in declared.fields) for name, declared in self.measures.items()},
+                settings or {"measures": {n: plain(d.settings) for n, d in self.measures.items()}},
+                tuple(self._failures[key] for key in sorted(self._failures)),
+                dict(self.attributes),
+                dict(self.groups),
+                {name: d.points for name, d in self.measures.items() if d.points is not None},
+                recent or {},
+            )
+
+    @classmethod
+    def of(cls, surface: Surface) -> Ledger:
+        """A ledger that goes on from this surface."""
+        ledger = cls(surface.grid)
+        told = surface.settings.get("measures", {})
+        for name, names in surface.measures.items():
+            fields = [surface.about[n] for n in names]
+            ledger.declare(name, fields, told.get(name, {}), surface.parts.get(name))
+            if fields:
+                columns = [surface.fields[n].reshape(len(surface.grid), -1) for n in names]
+                ledger._values[name][:] = np.concatenate(columns, axis=1)
+            ledger._status[name][:] = surface.status[name].reshape(-1)
+            for target, field in zip((ledger._seconds, ledger._rank), bookkeeping(name), strict=True):
+                if field.name in surface.fields:
+                    target[name][:] = surface.fields[field.name].reshape(-1)
+        ledger._failures = {(f.measure, f.index): f for f in surface.failures}
+        ledger.attributes = dict(surface.attributes)
+        ledger.groups = dict(surface.groups)
+        return ledger
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

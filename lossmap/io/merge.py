@@ -1,0 +1,168 @@
+"""Merging: the shards of a survey, each a file of its own over the whole grid, become the one file of one job.
+
+Shards belong together when grid, plane, model and the settings of each measure are equal. Where two of them have
+read the same point, the first named counts. What probes chose on different machines may differ, and is noted.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lossmap.io.memory_store import bookkeeping
+from lossmap.io.read import being_written, read, write_surface
+from lossmap.io.resume_check import Refused, axis_differences, short
+from lossmap.io.surface import FAILED, Surface, canonical, differences, spans
+
+OF_A_SHARD = ("shard_points", "shard")
+
+
+def merge(paths: Sequence[str | os.PathLike[str]], output: str | os.PathLike[str], overwrite: bool = False) -> Surface:
+    """Merge the shards into one file and return its surface; `missing(surface)` says what it still lacks.
+
+    Raises Refused naming each difference where the shards do not belong together, ValueError where there is none or
+    one is still being written, FileExistsError where the output is there; otherwise as `read` and `write_surface`.
+    """
+    files = [Path(p) for p in paths]
+    if not files:
+        raise ValueError("there are no shards to merge")
+    output = Path(output)
+    if output.exists() and not overwrite:
+        raise FileExistsError(f"{output} exists; name another file with --output, or say --overwrite")
+    for file in files:
+        if being_written(file):
+            raise ValueError(f"{file} is still being written; merge when its job has ended")
+    surface = merged([read(f) for f in files], [str(f) for f in files], output.name)
+    write_surface(output, surface, overwrite=overwrite, tensors_from=files[0])
+    return surface
+
+
+def merged(shards: Sequence[Surface], names: Sequence[str], result: str = "") -> Surface:
+    """The surface that the shards make together. Raises Refused naming each difference between them."""
+    first = shards[0]
+    for shard, name in zip(shards[1:], names[1:], strict=True):
+        found = list(_differences(first, shard))
+        if found:
+            told = "; ".join(f"{what} is {short(a)} there, {short(b)} here" for what, a, b in found)
+            raise Refused(f"{names[0]} and {name} are no shards of one survey: {told}", found)
+    fields, about, status, measures = {}, {}, {}, {}
+    for measure in dict.fromkeys(m for shard in shards for m in shard.status):
+        having = [shard for shard in shards if measure in shard.status]
+        source = _sources([shard.status[measure] for shard in having])
+        states = np.stack([shard.status[measure] for shard in having])
+        status[measure] = np.take_along_axis(states, source[None], axis=0)[0]
+        measures[measure] = having[0].measures[measure]
+        for field in (*measures[measure], *(f.name for f in bookkeeping(measure))):
+            if all(field in shard for shard in having):
+                stacked = np.stack([shard[field] for shard in having])
+                index = source.reshape((1, *source.shape) + (1,) * (stacked.ndim - 1 - source.ndim))
+                fields[field] = np.take_along_axis(stacked, index, axis=0)[0]
+                about[field] = having[0].about[field]
+    failures = {
+        (f.measure, f.index): f
+        for shard in reversed(shards)
+        for f in shard.failures
+        if f.measure in status and status[f.measure].reshape(-1)[f.index] == FAILED
+    }
+    return replace(
+        first,
+        fields=fields,
+        about=about,
+        status=status,
+        measures=measures,
+        settings=_settings(shards),
+        failures=tuple(failures[key] for key in sorted(failures)),
+        attributes=_attributes(shards, names, result),
+        groups={name: group for shard in reversed(shards) for name, group in shard.groups.items()},
+        parts=_parts(shards, status),
+        recent={},
+    )
+
+
+def missing(surface: Surface) -> list[str]:
+    """One line for each measure that lacks points: how many, and which."""
+    lines = []
+    for measure in surface.status:
+        indices = surface.missing(measure)
+        if indices.size:
+            first = ", ".join(f"{c:g}" for c in surface.grid.point(int(indices[0])))
+            counts = surface.counts(measure)
+            which = spans(indices)
+            which = which if len(which) <= 200 else f"{which[:200].rpartition(',')[0]},..."
+            lines.append(
+                f"{measure}: {counts['left']:,} points missing and {counts['failed']:,} failed, of "
+                f"{len(surface.grid):,}: by index {which} (the first at ({first}))"
+            )
+    return lines
+
+
+def _differences(ours: Surface, theirs: Surface) -> list[tuple[str, Any, Any]]:
+    found: list[tuple[str, Any, Any]] = list(axis_differences(ours.grid, theirs.grid))
+    found += differences(ours.settings.get("file", {}), theirs.settings.get("file", {}))
+    digests = (ours.attributes.get("directions_digest"), theirs.attributes.get("directions_digest"))
+    if digests[0] != digests[1]:
+        found.append(("directions", *digests))
+    mine, other = ours.settings.get("measures", {}), theirs.settings.get("measures", {})
+    for measure in mine.keys() & other.keys():
+        found += [(f"{measure}: {what}", a, b) for what, a, b in differences(mine[measure], other[measure])]
+        if measure in ours.measures and measure in theirs.measures:
+            names = ours.measures[measure], theirs.measures[measure]
+            if names[0] != names[1]:
+                found.append((f"{measure}: fields", ", ".join(names[0]), ", ".join(names[1])))
+    return found
+
+
+def _sources(states: Sequence[np.ndarray]) -> np.ndarray:
+    """Which shard each point comes from: the first that is done, else that failed, else any."""
+    worth = np.array([1, 3, 2])  # of to do, done, failed
+    return np.asarray(np.argmax(np.stack([worth[state] for state in states]), axis=0))
+
+
+def _settings(shards: Sequence[Surface]) -> dict[str, Any]:
+    measures: dict[str, Any] = {}
+    for shard in reversed(shards):
+        measures |= shard.settings.get("measures", {})
+    return {"file": shards[0].settings.get("file", {}), "measures": measures}
+
+
+def _parts(shards: Sequence[Surface], status: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """An audit's points are those of all shards."""
+    made = {}
+    for measure in status:
+        having = [shard for shard in shards if measure in shard.status]
+        if all(measure in shard.parts for shard in having):
+            made[measure] = np.unique(np.concatenate([shard.parts[measure] for shard in having]))
+    return made
+
+
+def _attributes(shards: Sequence[Surface], names: Sequence[str], result: str) -> dict[str, Any]:
+    kept = {k: v for k, v in shards[0].attributes.items() if k not in OF_A_SHARD}
+    for name, value in kept.items():
+        if name.startswith("resolved_"):  # from which a survey is resumed: not as a shard any more
+            told = json.loads(value) if isinstance(value, str) else dict(value)
+            told["settings"] = {**told.get("settings", {}), "shard": None, "surf_file": result or None}
+            kept[name] = told
+    starts = [str(s.attributes["start"]) for s in shards if "start" in s.attributes]
+    ends = [str(s.attributes["end"]) for s in shards if "end" in s.attributes]
+    now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    kept |= {
+        "file_id": secrets.token_hex(8),
+        "restarts": sum(int(s.attributes.get("restarts", 0)) for s in shards),
+        "history": f"{kept.get('history', '')}\n{now} merged {len(shards)} shards: {', '.join(names)}".strip(),
+        **({"start": min(starts)} if starts else {}),
+        **({"end": max(ends)} if len(ends) == len(shards) else {}),
+    }
+    chosen = {canonical({m: told.get("chosen") for m, told in s.settings.get("measures", {}).items()}) for s in shards}
+    if len(chosen) > 1:
+        kept["merge_note"] = "probes chose differently in the shards, so last bits may differ: " + "; ".join(
+            sorted(chosen)
+        )
+    return kept

@@ -1,0 +1,76 @@
+"""Spectra and layers as a file keeps them: groups `spectrum/LABEL` and `layers/LABEL` of arrays and attributes.
+
+    spectrum/LABEL   top, top_error, bottom, bottom_error (m,); node, weight; tick, cumulative, cumulative_low,
+                     cumulative_high; mass_at, mass_below and mass_above (t, [value, low, high]); share_by_tensor
+                     (vector, tensor); on request top_vectors, bottom_vectors (n, m)
+    layers/LABEL     one row a block: block, size, largest, smallest, error, floor, positive, negative and zero
+                     ([from, to]), gradient_norm, kind, verdict, outside; and for each block `eigenvalues:NAME`,
+                     `matrix:NAME` where it was made whole, `nodes:NAME` and `weights:NAME` where it was not
+
+Both carry their report as it was printed, in the attribute `report`. NumPy alone; the surface file does the writing.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from lossmap.io.read import read
+from lossmap.io.surface import Group
+
+SPECTRUM, LAYERS, WEIGHTS = "spectrum", "layers", "weights"
+
+
+class Stored(Protocol):
+    """A value that says what a file keeps of it."""
+
+    def stored(self) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+        """Arrays and attributes by name."""
+
+
+Source = str | os.PathLike[str] | Stored | Mapping[str, Any]
+
+
+def group_of(value: Stored) -> Group:
+    """What a file keeps of a spectrum or of layers."""
+    arrays, attributes = value.stored()
+    return Group(dict(arrays), {k: v for k, v in attributes.items() if v is not None})
+
+
+def place_of(kind: str, label: str) -> str:
+    """The group's name; a label with slashes stays one level deep."""
+    return f"{kind}/{label.replace('/', '_') or 'whole'}"
+
+
+def spectra_in(source: Source) -> dict[str, Group]:
+    """The spectra by label: of a result file, of a value, or of a mapping of values.
+
+    Raises ValueError where there is none.
+    """
+    return _found(source, SPECTRUM, "top")
+
+
+def layers_in(source: Source) -> dict[str, Group]:
+    """The layer by layer readings by label. Raises ValueError where there is none."""
+    return _found(source, LAYERS, "block")
+
+
+def _found(source: Source, kind: str, mark: str) -> dict[str, Group]:
+    if isinstance(source, (str, os.PathLike)):
+        held = read(source).groups
+        found = {name.partition("/")[2]: group for name, group in held.items() if name.startswith(kind + "/")}
+        where = str(source)
+    elif isinstance(source, Mapping):
+        found = {str(label): v if isinstance(v, Group) else group_of(v) for label, v in source.items()}
+        where = "what was given"
+    else:
+        group = group_of(source)
+        found = {str(group.attributes.get("label") or kind): group}
+        where = type(source).__name__
+    if kind == LAYERS:
+        found = {label: g for label, g in found.items() if mark in g}
+    if not found:
+        more = " (lossmap spectrum --layers tensor makes them)" if kind == LAYERS else " (lossmap spectrum makes them)"
+        raise ValueError(f"{where} holds no {kind}{more}")
+    return found

@@ -1,0 +1,289 @@
+"""What a survey leaves behind, as values: a surface with its fields, statuses, failures and groups. NumPy alone.
+
+A field is float64, (y, x) in 2-D and (x,) in 1-D, with one further dimension behind where it has one; NaN where
+nothing is known. A status is uint8 of the same shape: 0 to do, 1 done, 2 failed. NaN with status 1 is a result.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from lossmap.geometry.grid import Field, Grid
+
+TO_DO, DONE, FAILED = 0, 1, 2
+
+# Fields whose name says it all: files of the original tool, and surfaces made by hand, carry no units.
+KNOWN = {
+    about.name: about
+    for about in (
+        Field("train_loss", "nats", "mean loss over the training samples"),
+        Field("test_loss", "nats", "mean loss over the test samples"),
+        Field("train_acc", "percent", "accuracy on the training samples"),
+        Field("test_acc", "percent", "accuracy on the test samples"),
+        Field("max_eig", "nats per squared unit of theta", "largest eigenvalue of the Hessian"),
+        Field("min_eig", "nats per squared unit of theta", "smallest eigenvalue of the Hessian"),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a point has no reading.
+
+    index  the flat index of the point
+    rank   the rank that tried, and host: its machine
+    text   the error, with its traceback where there is one
+    """
+
+    index: int
+    rank: int
+    host: str
+    text: str
+    measure: str = ""
+
+    @property
+    def reason(self) -> str:
+        """The last line that says something: of a traceback, the error itself."""
+        lines = [line.strip() for line in self.text.splitlines() if line.strip()]
+        return lines[-1] if lines else "no reason was given"
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """Arrays that belong together beside the fields: a direction, a trajectory, a spectrum."""
+
+    arrays: Mapping[str, np.ndarray] = field(default_factory=dict)
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self.arrays[name]
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.arrays
+
+
+@dataclass(frozen=True, eq=False)
+class Surface:
+    """A surveyed line or plane.
+
+    grid        the ticks
+    fields      arrays by name, (y, x) or (x,), float64, NaN where not known
+    about       unit and long name of each field; those that are left out are looked up or named after themselves
+    status      by measure, uint8 of the grid's shape; one measure that is done where a field is finite, if left out
+    measures    the names of the fields that each measure reads
+    settings    {"file": {...}, "measures": {name: {...}}}: what the survey was told
+    failures    why points with status 2 have no reading
+    attributes  the root attributes of the file: versions, start, end, restarts, audit and so on
+    groups      trajectory, spectrum, ...; of `directions/x` the attributes alone (`read_group` brings the tensors)
+    parts       by measure: the flat indices that it is to hold, where that is not the whole grid (an audit)
+    recent      by measure: when its newest points came, seconds since the epoch; empty unless a journal lies beside
+    """
+
+    grid: Grid
+    fields: Mapping[str, np.ndarray]
+    about: Mapping[str, Field] = field(default_factory=dict)
+    status: Mapping[str, np.ndarray] = field(default_factory=dict)
+    measures: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    failures: tuple[Failure, ...] = ()
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+    groups: Mapping[str, Group] = field(default_factory=dict)
+    parts: Mapping[str, np.ndarray] = field(default_factory=dict)
+    recent: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        shape = self.grid.shape
+        fields = {name: np.asarray(a, dtype=np.float64) for name, a in self.fields.items()}
+        for name, a in fields.items():
+            if a.shape[: len(shape)] != shape:
+                raise ValueError(f"the field {name!r} has shape {a.shape}; this grid wants {shape} (y, x)")
+        about = {
+            name: self.about.get(name) or replace(KNOWN.get(name, Field(name, "1", name.replace("_", " "))))
+            for name in fields
+        }
+        status = {name: np.asarray(a, dtype=np.uint8) for name, a in self.status.items()}
+        for name, states in status.items():
+            if states.shape != shape:
+                raise ValueError(f"the status of {name!r} has shape {states.shape}; this grid wants {shape} (y, x)")
+        measures = {name: tuple(self.measures.get(name, ())) for name in status}
+        if not status and fields:
+            known = np.zeros(shape, dtype=bool)
+            for a in fields.values():
+                known |= np.isfinite(a).reshape(*shape, -1).any(axis=-1)
+            status = {"loss": known.astype(np.uint8)}
+            measures = {"loss": tuple(fields)}
+        for name, value in (("fields", fields), ("about", about), ("status", status), ("measures", measures)):
+            object.__setattr__(self, name, value)
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        """The field of this name; raises KeyError with the names that there are."""
+        if name not in self.fields:
+            raise KeyError(f"no field {name!r} here; there are: {', '.join(sorted(self.fields)) or 'none'}")
+        return self.fields[name]
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.fields
+
+    def status_of(self, name: str) -> np.ndarray:
+        """The status array behind a field: that of the measure that reads it."""
+        for measure, names in self.measures.items():
+            if name in names:
+                return self.status[measure]
+        values = self[name].reshape(*self.grid.shape, -1)
+        known: np.ndarray = np.isfinite(values).any(axis=-1)
+        return known.astype(np.uint8)
+
+    def wanted(self, measure: str | None = None) -> np.ndarray:
+        """The flat indices that are to be read here: all, or the part of a shard, or of an audit."""
+        text = str(self.attributes.get("shard_points", ""))
+        mine = indices_of(text) if text else np.arange(len(self.grid))
+        return np.intersect1d(mine, self.parts[measure]) if measure is not None and measure in self.parts else mine
+
+    def outcome_of(self, measure: str) -> str:
+        """How that measure stands: "complete", "failed" (complete but for failed points) or "unfinished"."""
+        if measure not in self.status:
+            return "unfinished"
+        status = self.status[measure].reshape(-1)[self.wanted(measure)]
+        if (status == TO_DO).any():
+            return "unfinished"
+        return "failed" if (status == FAILED).any() else "complete"
+
+    @property
+    def outcome(self) -> str:
+        """The worst over the measures: "unfinished", then "failed", then "complete"."""
+        outcomes = {self.outcome_of(measure) for measure in self.status} or {"unfinished"}
+        return next(word for word in ("unfinished", "failed", "complete") if word in outcomes)
+
+    def counts(self, measure: str) -> dict[str, int]:
+        """How many points are done, failed and left."""
+        status = self.status[measure].reshape(-1)[self.wanted(measure)]
+        return {
+            "done": int((status == DONE).sum()),
+            "failed": int((status == FAILED).sum()),
+            "left": int((status == TO_DO).sum()),
+        }
+
+    def missing(self, measure: str) -> np.ndarray:
+        """The flat indices of points with no reading, though one is wanted: to do, or failed."""
+        wanted = self.wanted(measure)
+        result: np.ndarray = wanted[self.status[measure].reshape(-1)[wanted] != DONE]
+        return result
+
+    def minimum(self, name: str) -> tuple[float, tuple[float, ...]] | None:
+        """The least finite value of a field and its point; None where there is none."""
+        values = self[name].reshape(len(self.grid), -1)[:, 0]
+        if not np.isfinite(values).any():
+            return None
+        index = int(np.nanargmin(np.where(np.isfinite(values), values, np.nan)))
+        return float(values[index]), self.grid.point(index)
+
+    def to_xarray(self) -> Any:
+        """The fields and statuses as an xarray.Dataset. Raises ImportError where xarray is not installed."""
+        import xarray
+
+        dims = ("xcoordinates",) if self.grid.y is None else ("ycoordinates", "xcoordinates")
+        coordinates = {"xcoordinates": self.grid.x}
+        if self.grid.y is not None:
+            coordinates["ycoordinates"] = self.grid.y
+        content: dict[str, Any] = {}
+        for name, values in self.fields.items():
+            about = self.about[name]
+            behind = (about.extra[0],) if about.extra else ()
+            content[name] = ((*dims, *behind), values, {"units": about.unit, "long_name": about.long_name})
+        for name, values in self.status.items():
+            content[f"{name}_status"] = (dims, values)
+        return xarray.Dataset(content, coords=coordinates, attrs=plain(self.attributes))
+
+    def __repr__(self) -> str:
+        grid = self.grid
+        span = f"x {grid.x[0]:g} to {grid.x[-1]:g}"
+        if grid.y is not None:
+            span += f", y {grid.y[0]:g} to {grid.y[-1]:g}"
+        lines = [f"Surface of {' x '.join(str(n) for n in reversed(grid.shape))} points, {span}; {self.outcome}"]
+        for measure in self.status:
+            counts = ", ".join(f"{count:,} {word}" for word, count in self.counts(measure).items())
+            lines.append(f"  {measure}: {counts}")
+        bookkeeping = {f"{m}_{what}" for m in self.status for what in ("seconds", "rank")}
+        for name in self.fields:
+            if name in bookkeeping:
+                continue
+            about, least = self.about[name], self.minimum(name)
+            unit = "" if about.unit in ("", "1") else f" {about.unit}"
+            if least is None:
+                lines.append(f"  {name}: no finite value")
+            else:
+                place = ", ".join(f"{c:g}" for c in least[1])
+                most = float(np.max(self.fields[name][np.isfinite(self.fields[name])]))
+                lines.append(f"  {name}: {least[0]:.6g} at ({place}) to {most:.6g}{unit}")
+        if self.groups:
+            lines.append(f"  groups: {', '.join(self.groups)}")
+        return "\n".join(lines)
+
+
+def plain(value: Any) -> Any:
+    """The value as JSON would give it back: tuples become lists, NumPy scalars numbers, the rest text."""
+    return json.loads(json.dumps(value, default=_plain, sort_keys=False))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, Mapping):
+        return dict(value)
+    if isinstance(value, (set, frozenset)):
+        return sorted(value, key=str)
+    return str(value)
+
+
+def canonical(value: Any) -> str:
+    """The JSON text of a value with its keys sorted: equal for equal settings."""
+    return json.dumps(plain(value), sort_keys=True, separators=(",", ":"))
+
+
+def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    """(name, here, there) for each entry that differs, names of nested settings joined by dots.
+
+    What stands under "chosen" (by a probe) is no difference: it is taken up again, not asked for.
+    """
+    left, right = dict(_leaves(plain(dict(ours)))), dict(_leaves(plain(dict(theirs))))
+    absent = "(not set)"
+    for name in sorted(left.keys() | right.keys()):
+        here, there = left.get(name, absent), right.get(name, absent)
+        if canonical(here) != canonical(there):
+            yield name, here, there
+
+
+def _leaves(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, inner in value.items():
+        if name == "chosen":
+            continue
+        if isinstance(inner, dict) and inner:
+            yield from _leaves(inner, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", inner
+
+
+def spans(indices: np.ndarray) -> str:
+    """Indices as text, runs drawn together: 0-4,7,9-11."""
+    indices = np.unique(np.asarray(indices, dtype=np.int64))
+    if indices.size == 0:
+        return ""
+    runs = np.split(indices, np.flatnonzero(np.diff(indices) > 1) + 1)
+    return ",".join(str(run[0]) if run.size == 1 else f"{run[0]}-{run[-1]}" for run in runs)
+
+
+def indices_of(text: str) -> np.ndarray:
+    """The indices behind such a text."""
+    parts: list[np.ndarray] = []
+    for run in text.split(","):
+        if run:
+            low, _, high = run.partition("-")
+            parts.append(np.arange(int(low), int(high or low) + 1))
+    return np.concatenate(parts) if parts else np.zeros(0, dtype=np.int64)

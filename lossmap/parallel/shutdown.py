@@ -1,0 +1,200 @@
+"""When to stop: signals, and a clock of one's own.
+
+    INT, TERM         no new points; a point in progress is left where its measure can do so (mpirun kills a
+                      quarter of a second after TERM). A second time, a second or more later: the end at once,
+                      with 130 or 143
+    USR1, USR2, HUP   no new points; those in progress may end, for `grace` seconds. They may repeat
+    the clock         no point that cannot end in time, by what points have cost so far
+
+Python runs its signal handlers between two steps of the main thread, which may sit in one long product; so the
+signal's number is written to a pipe (signal.set_wakeup_fd), at once, and a small thread reads it there.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from types import TracebackType
+
+from lossmap.parallel.launcher import rank_in
+
+URGENT = (signal.SIGINT, signal.SIGTERM)
+ORDERLY = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
+WRAP_UP = 15.0  # seconds before the end of a batch job that are kept for closing the file and the launcher
+TWICE = 1.0  # seconds: launchers and fingers send the same signal twice within this time
+
+_installed: Stop | None = None  # only one at a time can own the process's signals
+
+
+class Stop:
+    """Whether one is asked to stop. Calling it asks for a measure inside a point: must it be left now?
+
+    after    seconds from now at which everything must have ended
+    until    the end of the batch job as a time of day (time.time()); everything ends WRAP_UP seconds before
+    grace    seconds that points in progress are given after USR1, USR2 or HUP where no end is known
+
+    As a context manager it takes the process's signals, and gives them back where no stop was asked for; else it keeps
+    them, since they may come again while the program ends. May be asked from any thread.
+    """
+
+    def __init__(self, *, after: float | None = None, until: float | None = None, grace: float = 30.0) -> None:
+        if after is not None and after < 0:
+            raise ValueError(f"--stop-after wants seconds, 0 or more; got {after}")
+        ends = [time.monotonic() + after] if after is not None else []
+        if until is not None:
+            ends.append(time.monotonic() + until - time.time() - WRAP_UP)
+        self._end = min(ends, default=float("inf"))  # on the monotonic clock
+        self._grace = grace
+        self._leave_at = float("inf")
+        self._since: float | None = None  # of the first INT or TERM
+        self._listeners: list[Callable[[], object]] = []
+        self._before: dict[int, object] = {}
+        self._left = False  # the `with` is over, yet the signals are kept
+        self.asked: str | None = None  # why, once one was asked: no new points from then on
+
+    def __call__(self) -> bool:
+        """Whether a point in progress must be left now."""
+        for listener in tuple(self._listeners):
+            listener()
+        now = time.monotonic()
+        return now >= self._leave_at or now >= self._end
+
+    def left(self) -> float:
+        """Seconds to the end, infinite where none is known."""
+        return self._end - time.monotonic()
+
+    def fits(self, seconds: float) -> bool:
+        """Whether something that takes so long would end in time; where not, one is asked to stop."""
+        if self.left() < seconds:
+            self.ask("the time limit")
+        return self.asked is None
+
+    def ask(self, why: str, urgent: bool = False) -> None:
+        """Ask for a stop in good order, from within the program."""
+        if self.asked is None:
+            self.asked = why
+        now = time.monotonic()
+        self._leave_at = min(self._leave_at, now if urgent else now + self._grace)
+
+    @property
+    def urgent(self) -> bool:
+        """Whether points in progress must be left, without asking the listeners."""
+        now = time.monotonic()
+        return now >= self._leave_at or now >= self._end
+
+    def listen(self, listener: Callable[[], object]) -> Callable[[], None]:
+        """Call `listener` whenever the stop is called, so that it can ask too; returns what ends that."""
+        self._listeners.append(listener)
+        return lambda: self._listeners.remove(listener)
+
+    def signalled(self, number: int) -> None:
+        """What a signal means."""
+        if number in URGENT:
+            now = time.monotonic()
+            if self._since is not None and now - self._since >= TWICE:
+                os._exit(128 + number)
+            self._since = now if self._since is None else self._since
+        name, first = signal.Signals(number).name, self.asked is None
+        self.ask(name, urgent=number in URGENT)
+        if first and rank_in(os.environ) == 0:  # at once: a launcher may kill before anything else can be said
+            os.write(2, f"{name}: no new points; what has been measured is safe\n".encode())
+
+    def __enter__(self) -> Stop:
+        global _installed
+        if threading.current_thread() is not threading.main_thread():
+            return self  # signals belong to the main thread; the clock works all the same
+        if _installed is not None and _installed is not self:
+            if not _installed._left:
+                return self  # within another one, which has the signals
+            _installed.close()
+        _installed, self._left = self, False
+        self._reading, self._writing = os.pipe()
+        os.set_blocking(self._writing, False)
+        self._wakeup = signal.set_wakeup_fd(self._writing, warn_on_full_buffer=False)
+        for number in (*URGENT, *ORDERLY):
+            self._before[number] = signal.signal(number, _nothing)
+        self._thread = threading.Thread(target=self._read, name="lossmap-signals", daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._left = True
+        if self.asked is None:  # else the same signal may come again while the program closes its files
+            self.close()
+
+    def close(self) -> None:
+        """Give the signals back."""
+        global _installed
+        if _installed is not self:
+            return
+        for number, handler in self._before.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
+        signal.set_wakeup_fd(self._wakeup)
+        os.write(self._writing, b"\0")
+        self._thread.join()
+        os.close(self._writing)
+        os.close(self._reading)
+        _installed = None
+
+    def _read(self) -> None:
+        while (number := os.read(self._reading, 1)[0]) != 0:
+            if number in self._before:
+                self.signalled(number)
+
+
+def _nothing(number: int, frame: object) -> None:
+    """A handler must be there, or the signal would end the process; the thread does the work."""
+
+
+def _in_child() -> None:
+    """A forked child (a data loader's worker) must neither swallow signals nor report them to its parent."""
+    global _installed
+    if _installed is not None:
+        signal.set_wakeup_fd(-1)
+        for number in _installed._before:
+            signal.signal(number, signal.SIG_DFL)
+        _installed = None
+
+
+def _at_exit() -> None:
+    """Python resets its handlers before MPI_Finalize runs; a late USR1 must not kill a program that has ended well."""
+    if _installed is not None and _installed.asked is not None:
+        for number in ORDERLY:
+            signal.signal(number, signal.SIG_IGN)
+
+
+os.register_at_fork(after_in_child=_in_child)
+atexit.register(_at_exit)
+
+
+def job_end(environ: Mapping[str, str], ask: Callable[[list[str]], str] | None = None) -> float | None:
+    """When the batch job ends (as time.time()), from SLURM's variable or from scontrol; None without SLURM.
+
+    ask  runs a command and returns what it prints
+
+    Of many ranks only the first asks scontrol, so that a thousand do not; the others follow rank 0.
+    """
+    known = environ.get("SLURM_JOB_END_TIME", "")
+    if known.isdigit():
+        return float(known)
+    job = environ.get("SLURM_JOB_ID")
+    if not job or rank_in(environ) != 0:
+        return None
+    try:
+        text = (ask or _printed)(["scontrol", "show", "job", job])
+        value = next(word[8:] for word in text.split() if word.startswith("EndTime="))
+        return datetime.fromisoformat(value).timestamp()
+    except (OSError, subprocess.SubprocessError, StopIteration, ValueError):
+        return None  # no scontrol here, or a job without an end: no clock, then
+
+
+def _printed(command: list[str]) -> str:
+    return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout

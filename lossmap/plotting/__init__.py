@@ -1,0 +1,1 @@
+"""Figures, an interactive page, and VTK files. Nothing here imports torch."""

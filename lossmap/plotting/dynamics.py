@@ -1,0 +1,273 @@
+"""Pictures of a run: its eigenvectors' principal components, cosines and overlaps, its eigenvalues and curvature.
+
+Each is drawn from group `evolution/results` of a result file alone. Levels of chance stand in the pictures as dashed
+lines, where a number would mean nothing without them. `classic` writes the four of the classic experiment by its names.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from lossmap.io.eigenvector_store import results_of
+from lossmap.io.surface import Group
+from lossmap.plotting.style import BLUE, COLUMN, DARK, GREEN, PAGE, PURPLE, RED, blank, save, styled
+
+Source = str | os.PathLike[str] | Group
+MOST = 20  # components that are drawn, and tracks
+
+
+def _group(source: Source) -> Group:
+    return source if isinstance(source, Group) else results_of(source)
+
+
+def _number(group: Group, question: str, name: str) -> float:
+    answers: dict[str, Any] = json.loads(str(group.attributes["answers"]))
+    return float(answers.get(question, {}).get("numbers", {}).get(name, np.nan))
+
+
+def pca_variance(axes: Axes, group: Group) -> None:
+    """Shares of the variance, and what the first would have by chance."""
+    shares = group["explained"][:MOST]
+    axes.bar(np.arange(1, len(shares) + 1), 100 * shares, color=BLUE, width=0.75)
+    chance = _number(group, "dimension", "first_by_chance")
+    if np.isfinite(chance):
+        axes.axhline(100 * chance, color=DARK, ls="--", lw=0.8, label=f"first by chance, {100 * chance:.2g} %")
+        axes.legend()
+    axes.set(xlabel="component", ylabel="explained variance, %")
+
+
+def pca_cumulative_variance(axes: Axes, group: Group) -> None:
+    """Cumulative shares, with the components that 90 % take."""
+    held = 100 * np.cumsum(group["explained"])
+    needed = int(np.searchsorted(held, 90 - 1e-10)) + 1
+    shown = min(len(held), max(MOST, needed + 2))
+    axes.plot(np.arange(1, shown + 1), held[:shown], color=BLUE, marker="o", ms=2.5)
+    axes.axhline(90, color=DARK, ls="--", lw=0.8)
+    axes.axvline(needed, color=DARK, ls="--", lw=0.8, label=f"90 % take {needed}")
+    axes.set(xlabel="components", ylabel="cumulative variance, %", ylim=(0, 104))
+    axes.legend(loc="lower right")
+
+
+def pca_projection(axes: Axes, group: Group) -> None:
+    """Eigenvectors in the plane of the first two components, coloured by step; lines follow the first three tracks."""
+    places, owner, steps = group["projection"], group["owner"], group["step"]
+    if places.shape[1] < 2:
+        places = np.column_stack([places, np.zeros(len(places))])
+    tracks = group["track"][group["track"] >= 0]
+    for k in range(3):
+        mine = tracks == k
+        if mine.sum() > 1:
+            axes.plot(places[mine, 0], places[mine, 1], color=DARK, lw=0.5, zorder=1)
+    dots = axes.scatter(places[:, 0], places[:, 1], c=steps[owner], cmap="viridis", s=9, lw=0, zorder=2)
+    _bar(axes, dots, "step")
+    shares = 100 * group["explained"]
+    second = shares[1] if len(shares) > 1 else 0.0
+    axes.set(xlabel=f"first component ({shares[0]:.0f} %)", ylabel=f"second component ({second:.0f} %)")
+    axes.margins(0.08)
+
+
+def cosine_similarity(axes: Axes, group: Group) -> None:
+    """|cosine| of all pairs of eigenvectors, snapshot by snapshot."""
+    table = np.abs(group["cosine"])
+    picture = axes.imshow(table, cmap="viridis", vmin=0, vmax=1, interpolation="nearest", aspect="auto")
+    limit = float(group.attributes["chance_cosine"])
+    _bar(axes, picture, f"|cosine| (chance: below {limit:.2g})")
+    _by_step(axes, group)
+    axes.set(xlabel="eigenvector, by step", ylabel="eigenvector, by step")
+
+
+def overlaps(axes: Axes, group: Group) -> None:
+    """Overlaps of all pairs of snapshots."""
+    picture = axes.imshow(group["overlap"], cmap="viridis", vmin=0, vmax=1, interpolation="nearest", aspect="auto")
+    chance = _number(group, "related", "chance")
+    _bar(axes, picture, f"overlap (chance {chance:.2g})")
+    steps = group["step"]
+    ticks = np.unique(np.linspace(0, len(steps) - 1, min(len(steps), 5)).astype(int))
+    names = [f"{steps[i]:g}" for i in ticks]
+    axes.set(xlabel="step", ylabel="step", xticks=ticks, yticks=ticks, xticklabels=names, yticklabels=names)
+
+
+def successive(axes: Axes, group: Group) -> None:
+    """Overlaps with the snapshot before, the first and the last; in grey the first of these, angle by angle."""
+    steps, table = group["step"], group["overlap"]
+    for i, column in enumerate((group["principal_cosine"] ** 2).T):
+        axes.plot(steps[1:], column, color="0.75", lw=0.5, zorder=0, label="" if i else "by angle")
+    axes.plot(steps[1:], np.diag(table, 1), color=BLUE, label="the one before")
+    axes.plot(steps, table[0], color=RED, label="the first")
+    axes.plot(steps, table[-1], color=GREEN, label="the last")
+    chance = _number(group, "related", "chance")
+    if np.isfinite(chance):
+        axes.axhline(chance, color=DARK, ls="--", lw=0.8, label="chance")
+    axes.set(xlabel="step", ylabel="overlap with", ylim=(-0.03, 1.05))
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncol=5, columnspacing=0.7, handlelength=1.0)
+
+
+def tracks(axes: Axes, group: Group) -> None:
+    """Eigenvalues, followed through their crossings."""
+    steps = group["step"]
+    for k, line in enumerate(group["track_value"][: 3 * MOST]):
+        axes.plot(steps, line, lw=0.9, marker="o", ms=1.6, color=f"C{k % 10}")
+    values = group["eigenvalue"][np.isfinite(group["eigenvalue"])]
+    if values.min() > 0 and values.max() > 20 * values.min():
+        axes.set_yscale("log")
+    axes.set(xlabel="step", ylabel="eigenvalues, along tracks")
+
+
+def participation(axes: Axes, group: Group) -> None:
+    """How many weights each eigenvector moves, as a share of all: its participation ratio, along tracks."""
+    steps, member, owner = group["step"], group["track"], group["owner"]
+    followed = member[member >= 0]
+    for k in range(min(int(followed.max()) + 1, 3 * MOST)):
+        mine = followed == k
+        axes.plot(steps[owner[mine]], group["spread"][mine], lw=0.9, marker="o", ms=1.6, color=f"C{k % 10}")
+    n = int(group.attributes["theta"])
+    axes.axhline((n + 2) / (3 * n), color=DARK, ls="--", lw=0.8, label="a random vector's, 1/3")
+    axes.set(xlabel="step", ylabel="participation ratio / n", yscale="log")
+    axes.legend()
+
+
+def curvature(axes: Axes, group: Group) -> None:
+    """The loss, and the smallest eigenvalue beside it."""
+    steps = group["step"]
+    if "loss" in group:
+        axes.plot(steps, group["loss"], color=BLUE)
+    axes.set_xlabel("step")
+    unit = str(group.attributes.get("unit", ""))
+    axes.set_ylabel(f"loss, {unit}" if unit not in ("", "1") else "loss", color=BLUE)
+    other: Axes = axes.twinx()
+    other.plot(steps, group["curvature_lambda_min"], color=RED)
+    other.axhline(0, color=RED, lw=0.5, ls=":")
+    other.set_ylabel("smallest eigenvalue", color=RED)
+
+
+def volume(axes: Axes, group: Group) -> None:
+    """Effective rank and sum of logarithms of the eigenvalues measured."""
+    steps = group["step"]
+    axes.plot(steps, group["curvature_effective_rank"], color=GREEN)
+    axes.set_xlabel("step")
+    axes.set_ylabel("effective rank", color=GREEN)
+    other: Axes = axes.twinx()
+    logs = group["curvature_log_volume"]
+    other.plot(steps, np.where(np.isfinite(logs), logs, np.nan), color=PURPLE)
+    r = int(np.isfinite(group["eigenvalue"]).sum(axis=1).max())
+    other.set_ylabel(rf"$\sum \log|\lambda|$ of {r}", color=PURPLE)
+
+
+def density(axes: Axes, group: Group) -> None:
+    """All eigenvalues by quantiles, where they were measured (--whole)."""
+    if "quantiles" not in group:
+        axes.text(0.5, 0.5, "not measured: see --whole", ha="center", va="center", color=DARK, transform=axes.transAxes)
+        axes.set(xlabel="step", ylabel="all eigenvalues", xticks=(), yticks=())
+        return
+    steps, table = group["step"], group["quantiles"]
+    shares = [float(share) for share in json.loads(str(group.attributes["shares"]))]
+    half = len(shares) // 2
+    for i in range(half):
+        label = f"{100 * shares[i]:g} to {100 * shares[-1 - i]:g} %"
+        axes.fill_between(steps, table[:, i], table[:, -1 - i], color=PURPLE, alpha=0.25, lw=0, label=label)
+    axes.plot(steps, table[:, half], color=PURPLE, label="median")
+    reach = float(np.nanmax(np.abs(table)))
+    axes.set_yscale("symlog", linthresh=max(reach * 1e-2, 1e-300))
+    axes.set(xlabel="step", ylabel="all eigenvalues")
+    axes.legend()
+
+
+def negative(axes: Axes, group: Group) -> None:
+    """The negative part of curvature: of what was measured, and where known of the whole spectrum with its bounds."""
+    steps = group["step"]
+    axes.plot(steps, group["curvature_negative_mass"], color=RED, label="of the ends measured")
+    if "negative_share" in group:
+        axes.fill_between(steps, group["negative_share_low"], group["negative_share_high"], color=BLUE, alpha=0.2, lw=0)
+        axes.plot(steps, group["negative_share"], color=BLUE, label="share of all eigenvalues, 95 %")
+    axes.set(xlabel="step", ylabel="negative mass")
+    axes.set_ylim(bottom=0)
+    axes.legend()
+
+
+def _bar(axes: Axes, picture: Any, label: str) -> None:
+    """A colour bar that stands close to its picture."""
+    axes.figure.colorbar(picture, cax=axes.inset_axes((1.03, 0.0, 0.045, 1.0)), label=label)
+
+
+def _by_step(axes: Axes, group: Group) -> None:
+    """Ticks in the middle of each snapshot's rows."""
+    owner, steps = group["owner"], group["step"]
+    middle = np.array([np.nonzero(owner == t)[0].mean() for t in range(len(steps))])
+    shown = np.unique(np.linspace(0, len(steps) - 1, min(len(steps), 5)).astype(int))
+    names = [f"{steps[i]:g}" for i in shown]
+    axes.set(xticks=middle[shown], yticks=middle[shown], xticklabels=names, yticklabels=names)
+
+
+CLASSIC: dict[str, Callable[[Axes, Group], None]] = {
+    "pca_variance": pca_variance,
+    "pca_cumulative_variance": pca_cumulative_variance,
+    "pca_projection": pca_projection,
+    "cosine_similarity": cosine_similarity,
+}
+PANELS: dict[str, Callable[[Axes, Group], None]] = CLASSIC | {
+    "overlaps": overlaps,
+    "successive": successive,
+    "tracks": tracks,
+    "participation": participation,
+    "curvature": curvature,
+    "volume": volume,
+    "negative": negative,
+    "density": density,
+}
+
+
+def draw_panel(source: Source, panel: str) -> Figure:
+    """One picture alone, by its name in `PANELS`. Raises ValueError for a name that is not there."""
+    if panel not in PANELS:
+        raise ValueError(f"there is no picture {panel!r} of a run; there are {', '.join(PANELS)}")
+    with styled():
+        figure = blank(COLUMN, 2.6)
+        PANELS[panel](figure.subplots(), _group(source))
+    return figure
+
+
+def draw_evolution(source: Source) -> Figure:
+    """A run on one sheet: the answers in words, and the pictures that they rest on."""
+    group = _group(source)
+    with styled():
+        figure = blank(PAGE, 9.4)
+        grid = figure.add_gridspec(6, 2, height_ratios=(0.7, 1, 1, 1, 1, 1))
+        _words(figure.add_subplot(grid[0, :]), group)
+        order = ("tracks", "successive", "pca_variance", "pca_projection", "overlaps", "cosine_similarity",
+                 "participation", "negative", "curvature", "volume")  # fmt: skip
+        for i, name in enumerate(order):
+            PANELS[name](figure.add_subplot(grid[1 + i // 2, i % 2]), group)
+    return figure
+
+
+def _words(axes: Axes, group: Group) -> None:
+    axes.axis("off")
+    lines: list[str] = []
+    for line in str(group.attributes["verdict"]).splitlines():
+        lines += _wrapped(line, 116)
+    axes.text(0, 1, "\n".join(lines), va="top", ha="left", fontsize=6, family="monospace", transform=axes.transAxes)
+
+
+def _wrapped(line: str, width: int) -> list[str]:
+    lines, rest = [], line
+    while len(rest) > width:
+        cut = rest.rfind(" ", 0, width)
+        lines.append(rest[:cut])
+        rest = " " * 12 + rest[cut + 1 :]
+    return [*lines, rest]
+
+
+def classic(source: Source, folder: str | os.PathLike[str], *, panels: tuple[str, ...] = tuple(PANELS)) -> list[Path]:
+    """Writes each picture under its name into a folder, as PNG; the four of the classic experiment among them."""
+    place = Path(folder)
+    place.mkdir(parents=True, exist_ok=True)
+    group = _group(source)
+    return [save(draw_panel(group, name), place / f"{name}.png", dpi=200) for name in panels]

@@ -1,0 +1,220 @@
+"""A network's health on one sheet: findings in words, and beside them the numbers that they rest on.
+
+Drawn from what `Health.to_dict()` gives, or from group `health` of a result file.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from math import ceil, floor, log10
+from typing import Any
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+
+from lossmap.io.read import read
+from lossmap.plotting.style import BLUE, DARK, GREEN, PAGE, PURPLE, RED, blank, styled
+
+Report = Mapping[str, Any]
+COLOURS = {"serious": RED, "moderate": "#b8860b", "note": BLUE}
+SHOWN = 6  # findings on the sheet; the report has all
+
+
+def report_in(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The report that a result file holds. Raises KeyError where it holds none."""
+    groups = read(path).groups
+    if "health" not in groups:
+        raise KeyError(f"{os.fspath(path)} holds no health report (lossmap health --surf-file makes one)")
+    found: dict[str, Any] = json.loads(str(groups["health"].attributes["report"]))
+    return found
+
+
+def draw_health(source: Report | str | os.PathLike[str]) -> Figure:
+    """The sheet."""
+    report = source if isinstance(source, Mapping) else report_in(source)
+    findings = report["findings"]
+    tall = 0.75 + 0.62 * min(len(findings), SHOWN)
+    with styled():
+        figure = blank(PAGE, 6.0 + tall)
+        grid = figure.add_gridspec(4, 2, height_ratios=(tall / 2, 1, 1, 1))
+        _findings(figure.add_subplot(grid[0, :]), report)
+        panels = (_singular_values, _gains, _units, _gradients, _hessian, _collapse)
+        for i, panel in enumerate(panels):
+            panel(figure.add_subplot(grid[1 + i // 2, i % 2]), report)
+    return figure
+
+
+def _findings(axes: Axes, report: Report) -> None:
+    axes.axis("off")
+    axes.set(xlim=(0, 1), ylim=(0, 1))
+    findings = report["findings"]
+    said = {0: "no finding", 1: "1 finding"}.get(len(findings), f"{len(findings)} findings")
+    other = report.get("held_out_samples", 0)
+    beside = f", {other:,} held out" if other else ""
+    shown = findings[:SHOWN]
+    height = 1.0 / (0.75 + 0.62 * len(shown))
+
+    def write(top: float, text: str, **told: Any) -> None:
+        """A line that takes no room from the panels, however long it is."""
+        axes.text(0, top, text, va="top", **told).set_in_layout(False)
+
+    write(1, f"{report['label']}: {said}", fontsize=10, weight="bold")
+    examined = f"{report['parameters']:,} parameters, {report['samples']:,} samples{beside}"
+    write(1 - 0.22 * height, examined, fontsize=6.5, color=DARK)
+    for i, finding in enumerate(shown):
+        top = 1 - height * (0.5 + 0.62 * i)
+        more = f" (and {len(findings) - SHOWN} more)" if i == SHOWN - 1 and len(findings) > SHOWN else ""
+        write(top, f"{finding['rule']}, {finding['where']}{more}", color=COLOURS[finding["level"]], weight="bold")
+        write(top - 0.2 * height, _wrap(finding["evidence"], 135, 1), fontsize=6.5)
+        tries = "to try: " + "; ".join(t["what"] for t in finding["tries"])
+        write(top - 0.36 * height, _wrap(tries, 150, 1), fontsize=6, color=DARK)
+    if not findings:
+        text = (
+            "Nothing is beyond its threshold by two standard errors. That is no proof of health: see what was examined."
+        )
+        write(1 - height * 0.5, text, fontsize=7)
+
+
+def _wrap(text: str, width: int, most: int) -> str:
+    lines = [""]
+    for word in text.split():
+        if len(lines[-1]) + len(word) + 1 > width:
+            lines.append("")
+        lines[-1] += (" " if lines[-1] else "") + word
+    return "\n".join(lines[:most]) + (" ..." if len(lines) > most else "")
+
+
+def _absent(axes: Axes, report: Report, name: str, title: str) -> None:
+    axes.axis("off")
+    why = report["skipped"].get(name, "not asked for")
+    axes.text(0.5, 0.5, f"{title}: not examined\n{_wrap(why, 48, 4)}", ha="center", va="center", color=DARK)
+
+
+def _singular_values(axes: Axes, report: Report) -> None:
+    layers = report.get("weights")
+    if not layers:
+        _absent(axes, report, "weights", "weights")
+        return
+    shades = np.linspace(0.1, 0.85, len(layers))
+    for shade, layer in zip(shades, layers, strict=True):
+        values = np.maximum(layer["singular_values"], 1e-12)  # a layer of zeros has its place below the axis
+        colour = colormaps["viridis"](shade)
+        axes.plot(np.arange(1, len(values) + 1), values, color=colour, lw=0.9, label=layer["name"])
+    axes.set(xscale="log", yscale="log", xlabel="index", ylabel="singular values")
+    top = max(layer["spectral_norm"] for layer in layers)
+    low = max(min(min(x["singular_values"]) for x in layers), 1e-4 * top, 1e-12) * 0.7
+    axes.set_ylim(bottom=low)
+    if top < 100 * low:
+        axes.yaxis.set_minor_formatter(NullFormatter())
+        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.set_title("weights, first layer dark", loc="left")
+    if len(layers) <= 5:
+        axes.legend()
+
+
+def _gains(axes: Axes, report: Report) -> None:
+    gains = [g for g in report.get("gains", ()) if g["gain"] is not None]
+    if not gains:
+        _absent(axes, report, "signals", "gains")
+        return
+    places = np.arange(len(gains))
+    judged = [not (g["first"] or g["last"]) for g in gains]
+    values = np.array([g["gain"] for g in gains])
+    errors = np.array([g["error"] or 0.0 for g in gains])
+    colours = [BLUE if mine else "0.7" for mine in judged]
+    axes.errorbar(places, values, yerr=2 * errors, fmt="none", ecolor=DARK, lw=0.8)
+    axes.scatter(places, values, c=colours, s=14, zorder=3)
+    axes.scatter([], [], c="0.7", s=14, label="not judged")
+    axes.axhline(10, color=RED, ls="--", lw=0.8, label="thresholds")
+    axes.axhline(0.05, color=RED, ls="--", lw=0.8)
+    axes.axhline(1, color=DARK, lw=0.5)
+    axes.set(yscale="log", xlabel="layer", ylabel="gain, normalisation included")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.legend(ncol=2)
+    axes.set_title("signals: what leaves over what enters", loc="left")
+
+
+def _units(axes: Axes, report: Report) -> None:
+    seen = report.get("activations")
+    if not seen:
+        _absent(axes, report, "signals", "units")
+        return
+    places = np.arange(len(seen))
+    axes.bar(places, [100 * a["dead"] / a["units"] for a in seen], color=RED, label="dead")
+    rates = [np.nan if a["rate"] is None else 100 * a["rate"] for a in seen]
+    axes.plot(places, rates, color=BLUE, marker="o", ms=2.5, label="firing rate")
+    ends = [np.nan if a["saturated"] is None else 100 * a["saturated"] for a in seen]
+    if np.isfinite(ends).any():
+        axes.plot(places, ends, color=PURPLE, marker="s", ms=2.5, label="saturated")
+    axes.axhline(30, color=RED, ls="--", lw=0.8, label="dead: threshold")
+    axes.set(xlabel="activation", ylabel="%", ylim=(0, 104))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.legend(loc="upper right")
+    axes.set_title("units", loc="left")
+
+
+def _gradients(axes: Axes, report: Report) -> None:
+    found = report.get("gradients")
+    if not found:
+        _absent(axes, report, "gradients", "gradients")
+        return
+    values = np.array(found["spectrum"])
+    values = values[values > 1e-6 * max(values.max(), 1e-300)]
+    if not len(values):
+        axes.axis("off")
+        axes.text(0.5, 0.5, "gradients: those of all samples are the same", ha="center", va="center", color=DARK)
+        return
+    axes.plot(np.arange(1, len(values) + 1), values, color=GREEN)
+    axes.set(xscale="log", yscale="log", xlabel="index", ylabel="eigenvalues of covariance")
+    scale = report["numbers"].get("noise_scale", {})
+    text = f"noise scale {scale['value']:.3g} samples" if scale.get("value") is not None else "no signal is seen"
+    axes.set_title(f"{found['samples']:,} gradients: {text}", loc="left")
+
+
+def _hessian(axes: Axes, report: Report) -> None:
+    found = report.get("hessian")
+    if not found:
+        _absent(axes, report, "hessian", "Hessian")
+        return
+    values, errors = np.array(found["values"]), np.array(found["errors"])
+    if "density" in found:
+        nodes, shares = np.array(found["density"]["nodes"]), np.array(found["density"]["shares"])
+        order = np.argsort(nodes)
+        held = np.concatenate([[0.0], np.cumsum(shares[order])])
+        axes.step(np.concatenate([nodes[order][:1], nodes[order]]), held, where="post", color=PURPLE)
+    for value, error in zip(values, errors, strict=True):
+        axes.axvspan(value - error, value + error, color=RED, alpha=0.5, lw=0)
+        axes.axvline(value, color=RED, lw=0.8)
+    reach = max(abs(values).max(), 1e-300)
+    axes.set_xscale("symlog", linthresh=reach * 1e-2)
+    decades = [10.0**k for k in range(ceil(log10(reach * 1e-2)), floor(log10(reach)) + 1)]
+    axes.set_xticks([*(-d for d in decades if -d >= values.min() * 1.5), 0.0, *decades])
+    axes.set(xlabel="eigenvalue of the Hessian", ylabel="share below", ylim=(0, 1.02))
+    trace = found.get("trace")
+    text = f", trace {trace['value']:.3g} +- {trace['error']:.1g}" if trace else ""
+    axes.set_title(f"Hessian: {values.min():.2g} to {values.max():.3g}{text}", loc="left")
+
+
+def _collapse(axes: Axes, report: Report) -> None:
+    names = [n for n in ("nc1", "nc2", "nc2_norms", "nc3", "nc4") if n in report["numbers"]]
+    if not names:
+        _absent(axes, report, "collapse", "neural collapse")
+        return
+    values = [report["numbers"][n]["value"] for n in names]
+    errors = [2 * (report["numbers"][n]["error"] or 0.0) for n in names]
+    places = np.arange(len(names))
+    axes.bar(places, [np.nan if v is None else v for v in values], yerr=errors, color=BLUE, width=0.6,
+             error_kw={"lw": 0.8})  # fmt: skip
+    titles = {"nc1": "NC1\nspread", "nc2": "NC2\nangles", "nc2_norms": "NC2\nnorms", "nc3": "NC3\nduality",
+              "nc4": "NC4\ncentres"}  # fmt: skip
+    axes.set_xticks(places, [titles[n] for n in names])
+    axes.set_title("neural collapse: all 0 where it is whole", loc="left")
+    if max((v for v in values if v is not None), default=0.0) > 5:
+        axes.set_yscale("symlog", linthresh=1.0)
+    axes.set_ylim(bottom=0)

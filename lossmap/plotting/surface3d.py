@@ -1,0 +1,83 @@
+"""A plane as a relief in three dimensions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.ticker import MaxNLocator
+
+from lossmap.geometry.grid import Grid
+from lossmap.plotting.contour_levels import Scale
+from lossmap.plotting.contour_levels import labels as texts
+from lossmap.plotting.maps import norm_of
+
+MOST_TICKS = 6
+MOST = 150  # facets along each side; finer grids are thinned for the picture
+
+
+def relief(axes: Any, grid: Grid, values: np.ndarray, scale: Scale, cmap: str, labels: tuple[str, str, str]) -> None:
+    """The surface over its grid; heights by decades where the scale is geometric, cut at the ends of the scale.
+
+    Points without a finite value leave a hole.
+    """
+    y = np.zeros(1) if grid.y is None else grid.y
+    if min(values.shape) < 2:
+        raise ValueError(f"a relief wants two points or more along both axes; this grid has {values.shape}")
+    norm = norm_of(scale)
+    shown = np.where(np.isfinite(values), np.clip(values, scale.low, scale.high), np.nan)
+    height = np.log10(shown) if scale.log else shown
+    across, up = np.meshgrid(grid.x, y)
+    # A facet has the colour of the mean of its corners; where one is missing there is none.
+    facets = 0.25 * (height[1:, 1:] + height[1:, :-1] + height[:-1, 1:] + height[:-1, :-1])
+    colours = matplotlib.colormaps[cmap](norm(10.0**facets if scale.log else facets))
+    step = max(1, -(-max(values.shape) // MOST))
+    drawn = axes.plot_surface(
+        across,
+        up,
+        height,
+        rstride=step,
+        cstride=step,
+        facecolors=_spread(colours, values.shape),
+        linewidth=0.12,
+        edgecolor=(0, 0, 0, 0.35),
+        antialiased=True,
+        shade=False,
+    )
+    drawn.set_rasterized(values.size > 2500)
+    low, high = (np.log10(scale.low), np.log10(scale.high)) if scale.log else (scale.low, scale.high)
+    axes.set_zlim(low, high if high > low else low + 1)
+    decades = np.arange(np.ceil(low - 1e-9), np.floor(high + 1e-9) + 1) if scale.log else np.zeros(0)
+    if decades.size >= 2:
+        decades = decades[:: -(-decades.size // MOST_TICKS)]
+        axes.set_zticks(decades, [_power(d) for d in decades])
+    else:
+        shown = scale.levels[:: max(1, -(-scale.levels.size // MOST_TICKS))]
+        axes.set_zticks(np.log10(shown) if scale.log else shown, texts(shown))
+    axes.set_xlabel(labels[0], labelpad=-7)
+    axes.set_ylabel(labels[1], labelpad=-7)
+    axes.zaxis.set_rotate_label(False)
+    axes.set_zlabel(labels[2], labelpad=-4, rotation=90)
+    axes.tick_params(pad=-3, labelsize=6)
+    axes.tick_params(axis="z", pad=-1)
+    axes.xaxis.set_major_locator(MaxNLocator(2))
+    axes.yaxis.set_major_locator(MaxNLocator(2))
+    axes.view_init(elev=32, azim=-58)
+    for axis in (axes.xaxis, axes.yaxis, axes.zaxis):
+        axis.pane.set_facecolor((1, 1, 1, 0))
+        axis.pane.set_edgecolor("0.8")
+    axes.grid(False)
+    axes.set_box_aspect((1, 1, 0.75), zoom=0.95)
+
+
+def _spread(colours: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Facet colours in an array of the grid's shape, as plot_surface wants them."""
+    result = np.empty((*shape, 4))
+    result[:-1, :-1] = colours
+    result[-1, :-1], result[:-1, -1], result[-1, -1] = colours[-1], colours[:, -1], colours[-1, -1]
+    return result
+
+
+def _power(exponent: float) -> str:
+    return f"{10.0**exponent:g}" if -2 <= exponent <= 3 else f"$10^{{{int(exponent)}}}$"

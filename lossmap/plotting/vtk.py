@@ -1,0 +1,141 @@
+"""Files for ParaView: the surface as a structured grid (.vts) or as polygons (.vtp), every field on its points.
+
+The height is the field, or its decimal logarithm where its levels are geometric, scaled to half the width of the
+plane; the numbers themselves stand beside it as point data. Points without a finite height are hidden in a .vts and
+left out of a .vtp. A training path goes into a .vtp beside. Format: VTK XML, inline base64
+(docs.vtk.org/en/latest/vtk_file_formats/vtkxml_file_format.html). NumPy alone.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from lossmap.io.read import Surface, read
+from lossmap.plotting.contour_levels import scale_of
+from lossmap.plotting.quantities import best_field, is_line, quantity, values_of
+from lossmap.plotting.style import whole
+
+TYPES = {"f8": "Float64", "i8": "Int64", "u1": "UInt8"}
+HIDDEN = 2  # vtkDataSetAttributes::HIDDENPOINT
+
+
+def vtk(
+    what: Surface | str | os.PathLike[str],
+    path: str | os.PathLike[str],
+    field: str | None = None,
+    *,
+    log: bool | None = None,
+    vmax: float | None = None,
+) -> list[Path]:
+    """Write the surface, and its training path where it has one; returns the files written.
+
+    vmax  heights above it are cut off there
+
+    Raises ValueError for another ending, or for a line, which has no surface; otherwise as `read`.
+    """
+    path = Path(path)
+    if path.suffix not in (".vts", ".vtp"):
+        raise ValueError(f"a file for ParaView ends in .vts or .vtp; got {str(path)!r}")
+    surface = what if isinstance(what, Surface) else read(what)
+    if is_line(surface):
+        raise ValueError("a line has no surface for ParaView; draw it, or read the file itself")
+    name = field or best_field(surface)
+    values, _ = values_of(surface, quantity(surface, name).name)
+    cut = values if vmax is None else np.minimum(values, vmax)
+    scale = scale_of([cut], log=log)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        height = np.log10(cut) if scale.log else cut.copy()
+    height[~np.isfinite(height)] = np.nan
+    y = np.zeros(1) if surface.grid.y is None else surface.grid.y
+    least = float(np.nanmin(height)) if np.isfinite(height).any() else 0.0
+    most = float(np.nanmax(height)) if np.isfinite(height).any() else 0.0
+    width = max(float(np.ptp(surface.grid.x)), float(np.ptp(y)))
+    height = (height - least) * (0.5 * width / (most - least) if most > least else 1.0)
+    across, up = np.meshgrid(surface.grid.x, y)
+    points = np.stack([across, up, height], axis=-1).reshape(-1, 3)
+    data = {n: a.reshape(len(points), -1) for n, a in surface.fields.items()}
+    data |= {f"{m}_status": s.reshape(-1, 1) for m, s in surface.status.items()}
+    if path.suffix == ".vts":
+        text = _structured(values.shape, points, data, name)
+    else:
+        text = _polygons(values.shape, points, data, name)
+    with whole(path) as part:
+        part.write_text(text)
+    trail = surface.groups.get("trajectory")
+    if trail is None or "x" not in trail or "y" not in trail:
+        return [path]
+    beside = path.with_name(f"{path.stem}_trajectory.vtp")
+    with whole(beside) as part:
+        part.write_text(_trail(np.asarray(trail["x"]), np.asarray(trail["y"]), 0.51 * width))
+    return [path, beside]
+
+
+def _array(name: str, values: np.ndarray, components: int = 1) -> str:
+    kind = {"f": "f8", "i": "i8", "u": "u1"}[values.dtype.kind]
+    data = np.ascontiguousarray(values, dtype="<" + kind).tobytes()
+    text = base64.b64encode(np.uint64(len(data)).tobytes() + data).decode()
+    return (
+        f'<DataArray type="{TYPES[kind]}" Name="{name}" NumberOfComponents="{components}" format="binary">'
+        f"{text}</DataArray>\n"
+    )
+
+
+def _file(kind: str, inside: str) -> str:
+    return (
+        f'<?xml version="1.0"?>\n<VTKFile type="{kind}" version="1.0" byte_order="LittleEndian" '
+        f'header_type="UInt64">\n<{kind}{inside}</{kind}>\n</VTKFile>\n'
+    )
+
+
+def _fields(data: Mapping[str, np.ndarray], name: str) -> str:
+    arrays = "".join(_array(n, a, a.shape[1]) for n, a in data.items())
+    scalars = f' Scalars="{name}"' if name in data else ""
+    return f"<PointData{scalars}>\n{arrays}</PointData>\n"
+
+
+def _structured(shape: tuple[int, ...], points: np.ndarray, data: Mapping[str, np.ndarray], name: str) -> str:
+    hidden = ~np.isfinite(points[:, 2])
+    ghosts = np.where(hidden, HIDDEN, 0).astype("u1").reshape(-1, 1)
+    placed = points.copy()
+    placed[hidden, 2] = 0.0
+    extent = f"0 {shape[1] - 1} 0 {shape[0] - 1} 0 0"
+    inside = (
+        f' WholeExtent="{extent}">\n<Piece Extent="{extent}">\n'
+        + _fields({**data, "vtkGhostType": ghosts}, name)
+        + f"<Points>\n{_array('Points', placed, 3)}</Points>\n</Piece>\n"
+    )
+    return _file("StructuredGrid", inside)
+
+
+def _polygons(shape: tuple[int, ...], points: np.ndarray, data: Mapping[str, np.ndarray], name: str) -> str:
+    known = np.isfinite(points[:, 2])
+    number = np.cumsum(known) - 1
+    index = np.arange(len(points)).reshape(shape)
+    corners = np.stack([index[:-1, :-1], index[:-1, 1:], index[1:, 1:], index[1:, :-1]], axis=-1).reshape(-1, 4)
+    quads = number[corners[known[corners].all(axis=1)]]
+    kept = {n: a[known] for n, a in data.items()}
+    return _file("PolyData", _piece(points[known], quads, "Polys", _fields(kept, name)))
+
+
+def _trail(x: np.ndarray, y: np.ndarray, height: float) -> str:
+    points = np.stack([x, y, np.full(x.size, height)], axis=-1)
+    step = np.arange(x.size).reshape(-1, 1)
+    return _file("PolyData", _piece(points, np.arange(x.size)[None], "Lines", _fields({"step": step}, "step")))
+
+
+def _piece(points: np.ndarray, cells: np.ndarray, kind: str, fields: str) -> str:
+    counts = " ".join(
+        f'NumberOf{what}="{len(cells) if what == kind else 0}"' for what in ("Verts", "Lines", "Strips", "Polys")
+    )
+    width = cells.shape[1]
+    offsets = np.arange(1, len(cells) + 1) * width
+    return (
+        f'>\n<Piece NumberOfPoints="{len(points)}" {counts}>\n{fields}'
+        f"<Points>\n{_array('Points', points, 3)}</Points>\n"
+        f"<{kind}>\n{_array('connectivity', cells.reshape(-1))}{_array('offsets', offsets)}</{kind}>\n</Piece>\n"
+    )

@@ -1,0 +1,152 @@
+"""Spectra side by side: checkpoints, training against test samples, an L2 term.
+
+An L2 term strength/2 ||theta||^2 adds strength times the identity to the Hessian over the parameters that it covers:
+at fixed weights every eigenvalue moves up by just that, and no product is needed. What a net retrained with it has is
+another question, and wants retraining.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import inf, isfinite
+
+import numpy as np
+
+from lossmap.report.text import number, table, with_error, wrapped
+from lossmap.spectra.spectrum import Spectrum, common_masses, masses_of
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Several spectra by label, in order. Print it for the table; `draw` shows it as one figure."""
+
+    spectra: Mapping[str, Spectrum]
+
+    def __getitem__(self, label: str) -> Spectrum:
+        return self.spectra[label]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.spectra)
+
+    def gap(self, first: str, second: str) -> dict[str, tuple[float, float]]:
+        """second - first of loss, largest and smallest eigenvalue and trace, each with its error."""
+        a, b = self.spectra[first], self.spectra[second]
+        found = {"loss": (b.loss - a.loss, 0.0)}
+        for name, one, two in (("largest", a.largest, b.largest), ("smallest", a.smallest, b.smallest)):
+            found[name] = (two[0] - one[0], one[1] + two[1])
+        if a.trace is not None and b.trace is not None:
+            found["trace"] = (b.trace.value - a.trace.value, float(np.hypot(a.trace.error, b.trace.error)))
+        return found
+
+    def __repr__(self) -> str:
+        head = ("", "n", "loss", "gradient", "largest", "smallest", "trace", "condition", "2/largest")
+        rows: list[Sequence[str]] = [head]
+        for label, s in self.spectra.items():
+            trace = "-" if s.trace is None else with_error(s.trace.value, s.trace.error)
+            rows.append(
+                (
+                    label,
+                    f"{s.size:,}",
+                    f"{s.loss:.4g}",
+                    f"{s.gradient_norm:.3g}",
+                    with_error(*s.largest),
+                    with_error(*s.smallest),
+                    trace,
+                    number(s.condition),
+                    number(s.step_limit[0]),
+                )
+            )
+        lines = ["Side by side", "", *("  " + line for line in table(rows, right=range(1, 9)))]
+        lines += self._masses()
+        labels = list(self.spectra)
+        if len(labels) == 2:
+            lines += ["", *self._gap_lines(*labels)]
+        return "\n".join(lines)
+
+    def _masses(self) -> list[str]:
+        lines = []
+        for label, s in self.spectra.items():
+            for t, below, above in s.masses[:1]:
+                lines.append(f"  {label}: eigenvalues below -{t:g}: {below}; above {t:g}: {above}")
+        return ["", *lines] if lines else []
+
+    def _gap_lines(self, first: str, second: str) -> list[str]:
+        parts = []
+        for name, (value, error) in self.gap(first, second).items():
+            if isfinite(value):
+                told = "" if name == "loss" or abs(value) > error else " (within the error)"
+                parts.append(f"{name} {value:+.4g}" + (f" +- {error:.1g}" if error else "") + told)
+        return wrapped("gap", f"{second} - {first}: " + ", ".join(parts))
+
+
+def compared(spectra: Mapping[str, Spectrum]) -> Comparison:
+    """The comparison. Raises ValueError where there is nothing to compare."""
+    if not spectra:
+        raise ValueError("there are no spectra to compare")
+    stated = {tuple(t for t, _, _ in s.masses) for s in spectra.values()}
+    if len(stated) > 1:  # masses can be compared at the same t alone
+        common = common_masses([s.density for s in spectra.values()])
+        spectra = {label: replace(s, masses=masses_of(s.density, common)) for label, s in spectra.items()}
+    return Comparison(dict(spectra))
+
+
+@dataclass(frozen=True)
+class L2Path:
+    """Strength against eigenvalues.
+
+    strengths  (p,) of strength/2 ||theta||^2
+    largest, smallest   (p,) at fixed weights: exact shifts, so with the errors of strength 0
+    errors              of largest and of smallest
+    retrained           for each strength the spectrum of a net retrained with it, where asked for: with the L2 term
+    """
+
+    strengths: np.ndarray
+    largest: np.ndarray
+    smallest: np.ndarray
+    errors: tuple[float, float]
+    retrained: tuple[Spectrum, ...] = ()
+
+    @property
+    def conditions(self) -> np.ndarray:
+        """(p,) condition numbers, inf where the smallest is not positive beyond its error."""
+        sure = self.smallest - self.errors[1] > 0.0
+        return np.where(sure, self.largest / np.where(sure, self.smallest, 1.0), inf)
+
+    @property
+    def convex_from(self) -> float:
+        """The strength from which on no eigenvalue is negative at these weights."""
+        return max(0.0, -float(self.smallest[0] - self.strengths[0]))
+
+    def __repr__(self) -> str:
+        head = ["strength", "largest", "smallest", "condition", "2/largest"]
+        more = ["retrained: loss", "largest", "smallest"] if self.retrained else []
+        rows = [head + more]
+        for i, strength in enumerate(self.strengths):
+            limit = 2.0 / self.largest[i] if self.largest[i] > 0 else inf
+            row = [f"{strength:g}", f"{self.largest[i]:.5g}", f"{self.smallest[i]:.5g}"]
+            row += [number(self.conditions[i]), number(limit)]
+            if self.retrained:
+                s = self.retrained[i]
+                row += [f"{s.loss:.4g}", with_error(*s.largest), with_error(*s.smallest)]
+            rows.append(row)
+        lines = ["L2 path: strength/2 ||theta||^2 added to the loss; at fixed weights an exact shift", ""]
+        lines += ["  " + line for line in table(rows, right=range(len(rows[0])))]
+        lines.append(
+            f"  (errors: largest +- {self.errors[0]:.1g}, smallest +- {self.errors[1]:.1g}; no eigenvalue is negative "
+            f"from strength {self.convex_from:.4g} on)"
+        )
+        return "\n".join(lines)
+
+
+def l2_path(spectrum: Spectrum, strengths: Sequence[float], retrained: Sequence[Spectrum] = ()) -> L2Path:
+    """The path of a spectrum's ends. Raises ValueError for negative strengths, or a spectrum without both ends."""
+    given = np.asarray(sorted(strengths), dtype=np.float64)
+    if not given.size or not np.isfinite(given).all() or given[0] < 0.0:
+        raise ValueError(f"an L2 path wants strengths of 0 or more, at least one; got {list(strengths)}")
+    if retrained and len(retrained) != len(given):
+        raise ValueError(f"{len(retrained)} retrained spectra for {len(given)} strengths")
+    (high, high_error), (low, low_error) = spectrum.largest, spectrum.smallest
+    if high != high or low != low:
+        raise ValueError("an L2 path wants both ends of the spectrum: top and bottom 1 or more")
+    return L2Path(given, high + given, low + given, (high_error, low_error), tuple(retrained))

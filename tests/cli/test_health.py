@@ -1,0 +1,53 @@
+"""The door of health: printed, drawn, as JSON, in the file; one sentence for what makes no sense."""
+
+from __future__ import annotations
+
+import json
+
+import torch
+
+from lossmap import zoo
+from lossmap.cli.health import main
+from lossmap.io.read import read
+from lossmap.plotting.health import draw_health, report_in
+
+FEW = ["--model", "mlp", "--samples", "200", "--hessian-samples", "40", "--density-error", "0.2", "--device", "cpu"]
+
+
+def ill(folder):
+    model = zoo.build("mlp", seed=0)
+    with torch.no_grad():
+        model[3].bias.fill_(-1e3)
+    torch.save(model.state_dict(), folder / "ill.pt")
+    return str(folder / "ill.pt")
+
+
+def test_the_report_is_printed_drawn_written_and_kept(tmp_path, capsys):
+    places = {name: str(tmp_path / name) for name in ("h.json", "h.png", "h.h5")}
+    told = ["--json", places["h.json"], "--sheet", places["h.png"], "--surf-file", places["h.h5"]]
+    assert main([*FEW, "--model-file", ill(tmp_path), *told]) == 0
+    said = capsys.readouterr().out
+    assert "Health of ill.pt" in said and "200 samples, 200 held out" in said
+    assert "dead layer, 4  [serious]" in said and "may mean" in said
+    written = json.loads((tmp_path / "h.json").read_text())
+    assert written["findings"][0]["level"] == "serious"
+    assert (tmp_path / "h.png").stat().st_size > 10_000
+    assert report_in(places["h.h5"]) == written
+    assert read(places["h.h5"]).groups["health"]["nc1"].shape == (2,)
+    draw_health(places["h.h5"])
+
+
+def test_json_alone_can_be_read_by_a_program_and_serious_findings_can_fail(tmp_path, capsys):
+    some = ["--examinations", "weights", "signals", "--json", "-", "--fail-on-serious", "--no-held-out"]
+    assert main([*FEW, "--model-file", ill(tmp_path), *some]) == 3
+    read = json.loads(capsys.readouterr().out)
+    assert read["samples"] == 200 and read["held_out_samples"] == 0
+    assert main([*FEW, "--model-file", ill(tmp_path), *some[:-2], "--split", "test"]) == 0
+    assert json.loads(capsys.readouterr().out)["held_out_samples"] == 0
+
+
+def test_what_makes_no_sense_is_one_sentence(capsys):
+    assert main([*FEW, "--split", "both"]) == 2
+    assert "examined on one split" in capsys.readouterr().err
+    assert main([*FEW, "--examinations", "pulse"]) == 2
+    assert "no examination 'pulse'" in capsys.readouterr().err

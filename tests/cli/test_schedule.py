@@ -1,0 +1,452 @@
+"""estimate, submit, status, resume and merge, as a person types them. The real SLURM is in tests/slurm."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import h5py
+import numpy as np
+import pytest
+
+from lossmap.cli import output as results
+from lossmap.cli.__main__ import main as lossmap
+from lossmap.geometry.grid import Field, Grid
+from lossmap.io.memory_store import Ledger
+from lossmap.io.read import Failure, SurfaceFile, read
+from lossmap.parallel import slurm
+
+SUBJECT = ["--model", "mlp", "--samples", "16", "--batch-size", "16", "--no-probe", "--device", "cpu"]
+PLANE = ["--x=-1:1:4", "--y=-1:1:3"]
+LOSS = Field("train_loss", "nats", "mean loss")
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("LOSSMAP_SITE", raising=False)
+
+
+def survey(*more):
+    return ["surface", *SUBJECT, *PLANE, *more]
+
+
+def written(path, done=range(5), failed=(), close=True):
+    """A result of 4 x 3 points as a survey would leave it."""
+    file = SurfaceFile.open(path, Grid.parse("-1:1:4", "-1:1:3"), measures={"loss": ([LOSS], {})})
+    for i in done:
+        file.record("loss", i, {"train_loss": float(i)}, 0.1 * (i + 1), i % 2)
+    for i in failed:
+        file.fail("loss", i, Failure(i, 1, "node7", "Traceback ...\nValueError: too steep"))
+    if close:
+        file.close()
+    return file
+
+
+# ---- status
+
+
+@pytest.mark.parametrize(
+    ("done", "failed", "code", "words"),
+    [
+        (range(12), (), 0, "complete"),
+        (range(11), (11,), 3, "complete but for failed points"),
+        (range(5), (5,), 75, "more to do"),
+    ],
+)
+def test_status_exits_by_what_the_file_says(tmp_path, capsys, done, failed, code, words):
+    written("s.h5", done, failed)
+    assert lossmap(["status", "s.h5"]) == code
+    assert capsys.readouterr().out.splitlines()[0] == f"s.h5: 4 x 3 points, {words}"
+
+
+def test_status_of_no_file_makes_no_sense(capsys):
+    assert lossmap(["status", "s.h5"]) == 2
+    assert capsys.readouterr().err == "lossmap: there is no file s.h5\n"
+
+
+def test_status_tells_failures_slow_points_slow_ranks_and_whether_anybody_writes(capsys):
+    file = written("s.h5", range(5), (5,), close=False)
+    assert lossmap(["status", "s.h5"]) == 75
+    out = capsys.readouterr().out
+    assert "loss: 5 of 12 done, 1 failed, 6 left" in out
+    assert "slowest points: (-1, 0) 0.5 s; (1, -1) 0.4 s" in out
+    assert re.search(r"slowest of 2 ranks, seconds a point: rank \d 0.3 s; rank \d 0.3 s", out)
+    assert "failed: (-0.333333, 0) on rank 1, node7: ValueError: too steep" in out
+    assert "a process is writing it" in out
+    file.close()
+    lossmap(["status", "s.h5"])
+    assert "no process is writing it: lossmap resume goes on" in capsys.readouterr().out
+
+
+def test_status_tells_a_machine_everything(capsys):
+    written("s.h5", range(5), (5,))
+    assert lossmap(["status", "--json", "s.h5"]) == 75
+    told = json.loads(capsys.readouterr().out)
+    assert (told["outcome"], told["restarts"], told["running"], told["shape"]) == ("unfinished", 0, False, [3, 4])
+    loss = told["measures"]["loss"]
+    assert (loss["done"], loss["failed"], loss["left"], loss["ranks"]) == (5, 1, 6, 2)
+    assert loss["slowest_points"][0] == {"index": 4, "point": [-1.0, 0.0], "seconds": 0.5}
+    assert loss["failures"][0]["reason"] == "ValueError: too steep"
+    assert loss["took"]["rank_seconds"] == pytest.approx(1.5)
+    assert loss["rate"] > 0
+    assert loss["seconds_left"] == pytest.approx(6 / loss["rate"])
+
+
+def test_the_mark_changes_with_every_point_and_every_saved_state_and_with_nothing_else(capsys):
+    def mark():
+        assert lossmap(["status", "s.h5", "--mark"]) == 0
+        return capsys.readouterr().out
+
+    written("s.h5", (), close=True)
+    marks = [mark(), mark()]
+    assert marks == ["nothing\n"] * 2
+    file = SurfaceFile.open("s.h5", Grid.parse("-1:1:4", "-1:1:3"), measures={"loss": ([LOSS], {})})
+    assert mark() == "nothing\n"
+    file.record("loss", 3, {"train_loss": 1.0}, 0.1)
+    marks.append(mark())
+    file.fail("loss", 4, Failure(4, 0, "here", "no"))
+    marks.append(mark())
+    file.save_unfinished("loss", 5, {"a": np.zeros(3)})
+    marks.append(mark())
+    file.save_unfinished("loss", 5, {"a": np.ones(3)})
+    marks.append(mark())
+    file.close()
+    assert len(set(marks)) == 5
+    assert mark() == marks[-1]
+
+
+def test_watching_ends_with_the_survey(monkeypatch, capsys):
+    written("s.h5", range(5))
+
+    def finish(seconds):
+        file = SurfaceFile.open("s.h5", Grid.parse("-1:1:4", "-1:1:3"), measures={"loss": ([LOSS], {})})
+        for i in range(5, 12):
+            file.record("loss", i, {"train_loss": float(i)}, 0.1)
+        file.close()
+
+    monkeypatch.setattr("lossmap.cli.status.time.sleep", finish)
+    assert lossmap(["status", "s.h5", "--watch"]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("loss")]
+    assert lines[0].startswith("loss: 5 of 12 done, 0 failed, 7 left")
+    assert lines[1] == "loss: 12 of 12 done, 0 failed, 0 left"
+
+
+def test_watching_wants_a_sensible_pause(capsys):
+    written("s.h5")
+    assert lossmap(["status", "s.h5", "--watch", "--every", "0"]) == 2
+    assert "--every wants more than 0 seconds; got 0" in capsys.readouterr().err
+
+
+def test_pauses_between_attempts_do_not_slow_the_rate():
+    from lossmap.cli.status import rate_of
+
+    times = np.concatenate([np.arange(10.0), 5000 + np.arange(10.0)])
+    assert rate_of(times, np.full(20, 1.0), 1) == pytest.approx(1.0)
+    assert rate_of(np.zeros(0), np.full(4, 2.0), 4) == pytest.approx(2.0)
+    assert rate_of(np.zeros(0), np.zeros(0), 0) is None
+
+
+def test_status_merge_and_submit_need_no_torch(tmp_path):
+    written("s.h5", range(12))
+    program = (
+        "import sys; sys.modules['torch'] = None; sys.modules['mpi4py'] = None\n"
+        "from lossmap.cli.__main__ import main\n"
+        "codes = [main(['status', 's.h5']), main(['merge', 's.h5', '--output', 't.h5'])]\n"
+        "codes.append(main(['submit', '--dry-run', '--', 'resume', 's.h5']))\n"
+        "sys.exit(codes != [0, 0, 0])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+# ---- resume
+
+
+def test_resume_goes_on_without_a_flag_from_any_folder_to_the_same_bits(tmp_path, monkeypatch, capsys):
+    (tmp_path / "own.py").write_text(
+        "import torch\nfrom lossmap import zoo\n\ndef net():\n    return zoo.build('mlp', seed=1)\n"
+    )
+    work = survey("--model", "own.py:net")
+    assert lossmap([*work, "--surf-file", "whole.h5"]) == 0
+    assert lossmap([*work, "--surf-file", "part.h5", "--stop-after", "0"]) == 75
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    assert lossmap(["resume", str(tmp_path / "part.h5")]) == 0
+    a, b = read(tmp_path / "whole.h5"), read(tmp_path / "part.h5")
+    np.testing.assert_array_equal(a["train_loss"], b["train_loss"])
+    assert b.attributes["restarts"] == 1
+
+
+def test_a_stop_is_told_with_the_next_command_and_under_a_launcher_with_the_meaning_of_its_code(monkeypatch):
+    surface = Ledger(Grid.line(count=3), {"loss": ((Field("train_loss", "nats", "mean loss"),), {})}).surface()
+    said = []
+    assert results.finished(Path("two words.h5"), surface, "loss", said.append) == 75
+    assert said == [
+        "stopped in good order: 0 points done, 3 left; the same command goes on, or lossmap resume 'two words.h5'",
+        "result: two words.h5",
+    ]
+    monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "2")
+    results.finished(Path("two words.h5"), surface, "loss", said.append)
+    assert said[-1].startswith("exit code 75") and "the launcher calls it an error" in said[-1]
+
+
+def test_resume_goes_on_with_a_shard(tmp_path):
+    assert lossmap([*survey("--surf-file", "s.h5", "--shard", "2/3"), "--stop-after", "0"]) == 75
+    assert lossmap(["resume", "s.shard-2-of-3.h5"]) == 0
+    assert read("s.shard-2-of-3.h5").counts("loss") == {"done": 4, "failed": 0, "left": 0}
+    assert [p.name for p in tmp_path.glob("*.h5")] == ["s.shard-2-of-3.h5"]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--retry-failed", "s.h5"], "the result comes first: lossmap resume FILE --retry-failed"),
+        (["s.h5"], "does not say how it was made"),
+        (["none.h5"], "there is no file"),
+    ],
+)
+def test_resume_says_what_is_wrong(words, said, capsys):
+    written("s.h5")
+    assert lossmap(["resume", *words]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_resume_says_where_a_survey_was_begun_if_that_is_gone(tmp_path, capsys, monkeypatch):
+    folder = tmp_path / "gone"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    lossmap([*survey("--surf-file", str(tmp_path / "s.h5")), "--stop-after", "0"])
+    monkeypatch.chdir(tmp_path)
+    folder.rmdir()
+    assert lossmap(["resume", "s.h5"]) == 2
+    assert f"was begun in {folder}, which is not here" in capsys.readouterr().err
+
+
+def test_resume_without_a_file_shows_how(capsys):
+    assert lossmap(["resume"]) == 2
+    assert lossmap(["resume", "--help"]) == 0
+    assert "usage: lossmap resume FILE" in capsys.readouterr().out
+
+
+# ---- merge
+
+
+def test_shards_merge_to_the_file_of_one_job(capsys):
+    assert lossmap(survey("--surf-file", "whole.h5")) == 0
+    for i in (1, 2, 3):
+        assert lossmap(survey("--surf-file", "s.h5", "--shard", f"{i}/3")) == 0
+    assert lossmap(["merge", "s.h5"]) == 0
+    assert "merged 3 shards into s.h5: complete" in capsys.readouterr().out
+    with h5py.File("whole.h5") as a, h5py.File("s.h5") as b:
+        fields = {n for n in a if isinstance(a[n], h5py.Dataset)}
+        assert fields == {n for n in b if isinstance(b[n], h5py.Dataset)}
+        for name in fields - {"loss_seconds"}:
+            np.testing.assert_array_equal(a[name][()], b[name][()], err_msg=name)
+
+
+def test_merge_says_which_points_and_which_files_are_missing(capsys):
+    for i in (1, 3):
+        lossmap(survey("--surf-file", "s.h5", "--shard", f"{i}/3"))
+    assert lossmap(["merge", "s.shard-1-of-3.h5", "s.shard-3-of-3.h5"]) == 75
+    out = capsys.readouterr().out
+    assert "4 points missing and 0 failed, of 12: by index 4-7" in out
+    assert "no file there: s.shard-2-of-3.h5" in out
+    lossmap(survey("--surf-file", "s.h5", "--shard", "2/3"))
+    assert lossmap(["merge", "s.h5", "--overwrite"]) == 0
+
+
+def test_merge_refuses_shards_that_do_not_belong_together(capsys):
+    lossmap(survey("--surf-file", "s.h5", "--shard", "1/2"))
+    lossmap(survey("--surf-file", "s.h5", "--shard", "2/2", "--seed", "1"))
+    assert lossmap(["merge", "s.h5"]) == 2
+    assert "are no shards of one survey: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "name the result whose shards are to be merged"),
+        (["s.h5"], "no shards of s.h5 lie beside it, such as s.shard-1-of-3.h5"),
+        (["a.shard-1-of-2.h5", "b.shard-2-of-2.h5"], "these are shards of a.h5, b.h5: say --output FILE"),
+    ],
+)
+def test_merge_says_what_it_wants(words, said, capsys):
+    assert lossmap(["merge", *words]) == 2
+    assert said in capsys.readouterr().err
+
+
+# ---- submit
+
+
+def test_dry_run_shows_the_script_and_does_nothing(tmp_path, capsys):
+    assert lossmap(["submit", "--dry-run", "--nodes", "2", "--time", "2:00:00", "--", *survey()]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("#!/usr/bin/env bash\n# lossmap surface, 2 ranks on 2 nodes, for mlp_random_s0_")
+    assert "#SBATCH --time=02:00:00\n" in out
+    assert '"$result" --measure loss; state=$?' in out
+    assert "    --surf-file mlp_random_s0_-1to1x4_-1to1x3.h5\n" in out
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_name_that_submit_gives_is_the_one_that_the_survey_would_choose(capsys):
+    assert lossmap(survey("--dry-run")) == 0
+    own = re.search(r"result +(\S+)", capsys.readouterr().out)[1]
+    lossmap(["submit", "--dry-run", "--", *survey()])
+    assert f"--surf-file {own}\n" in capsys.readouterr().out
+
+
+def test_submit_sends_the_script_that_it_keeps_and_says_how_to_cancel(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(slurm, "_printed", lambda command: "41\n" if command[0] == "sbatch" else "MaxArraySize = 9")
+    assert lossmap(["submit", "--array", "3", "--", *survey("--surf-file", "a b.h5")]) == 0
+    out = capsys.readouterr().out.splitlines()
+    assert out == [
+        f"submitted as 41 by {tmp_path}/a b.h5.sbatch",
+        "to cancel:  scancel 41",
+        f"to look at: lossmap status '{tmp_path}/a b.shard-1-of-3.h5'",
+        f"at the end: lossmap merge '{tmp_path}/a b.h5'",
+    ]
+    text = (tmp_path / "a b.h5.sbatch").read_text()
+    assert "#SBATCH --array=1-3" in text
+    assert lossmap(["submit", "--array", "9", "--", *survey()]) == 2
+    assert "this cluster's arrays end at 8 (MaxArraySize); got --array 9" in capsys.readouterr().err
+
+
+def test_one_rank_for_each_gpu_and_more_only_when_asked(capsys):
+    lossmap(["submit", "--dry-run", "--gpus-per-node", "4", "--", *survey()])
+    out = capsys.readouterr().out
+    assert "--ntasks-per-node=4" in out
+    assert "#SBATCH --gpus-per-node=4" in out
+    assert "--ranks-per-gpu" not in out
+    lossmap(["submit", "--dry-run", "--gpus-per-node", "4", "--ranks-per-gpu", "2", "--", *survey()])
+    out = capsys.readouterr().out
+    assert "--ntasks-per-node=8" in out
+    assert "    --ranks-per-gpu 2\n" in out
+    assert lossmap(["submit", "--dry-run", "--gpus-per-node", "2", "--ranks-per-node", "3", "--", *survey()]) == 2
+    assert "3 ranks on 2 GPUs of a node: some would share a GPU" in capsys.readouterr().err
+
+
+def test_the_site_file_is_named_or_found_in_the_environment(tmp_path, capsys, monkeypatch):
+    (tmp_path / "site.toml").write_text('partition = "long"\n')
+    lossmap(["submit", "--dry-run", "--site", "site.toml", "--", *survey()])
+    assert "#SBATCH --partition=long" in capsys.readouterr().out
+    monkeypatch.setenv("LOSSMAP_SITE", str(tmp_path / "site.toml"))
+    lossmap(["submit", "--dry-run", "--", *survey()])
+    assert "#SBATCH --partition=long" in capsys.readouterr().out
+
+
+def test_a_command_without_a_survey_is_run_and_nothing_is_asked_of_it(capsys):
+    assert lossmap(["submit", "--dry-run", "--", "spectrum", "--model", "mlp"]) == 0
+    out = capsys.readouterr().out
+    assert "result=''" in out
+    assert "work=(\n    spectrum\n    --model mlp\n)" in out
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--nodes", "2"], "what is to be run stands behind two dashes"),
+        (["--"], "nothing stands behind the two dashes"),
+        (["--nodes", "0", "--", *survey()], "--nodes wants 1 or more; got 0"),
+        (["--cpus-per-rank", "0", "--", *survey()], "--cpus-per-rank wants 1 or more; got 0"),
+        (["--time", "soon", "--", *survey()], "--time wants M, M:S"),
+        (["--", *survey("--overwrite")], "--overwrite would begin anew at each restart"),
+        (["--", *survey("--shard", "1/2")], "--shard is set by submit itself: ask for --array N"),
+        (["--", *survey("--modle", "x")], "unknown flag --modle; did you mean --model"),
+        (["--", "surfaces"], "unknown command 'surfaces'; did you mean surface"),
+        (["--", "resume"], "resume wants the result to go on with"),
+        (["--chain", "2", "--", "spectrum"], "spectrum leaves no survey behind"),
+        (["--site", "none.toml", "--", *survey()], "there is no site file none.toml"),
+    ],
+)
+def test_submit_says_what_makes_no_sense_and_writes_nothing(words, said, capsys, tmp_path):
+    assert lossmap(["submit", *words]) == 2
+    assert said in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+# ---- estimate
+
+
+def test_an_estimate_is_told_kept_and_set_beside_what_the_survey_took(tmp_path, capsys):
+    assert lossmap(["estimate", "--ranks-per-node", "2", "--", *survey("--surf-file", "s.h5")]) == 0
+    out = capsys.readouterr().out
+    assert "s.h5: 12 points, of which " in out
+    for word in (
+        "a point  ",
+        "memory  ",
+        "file  ",
+        "all points  ",
+        "node-hours",
+        "to run it:  lossmap submit --nodes 1",
+    ):
+        assert word in out
+    assert [p.name for p in tmp_path.iterdir()] == ["s.h5.estimate.json"]
+    assert lossmap(survey("--surf-file", "s.h5")) == 0
+    assert "seconds a point" in capsys.readouterr().out
+    surface = read("s.h5")
+    assert json.loads(surface.attributes["loss_estimate"])["points"] == 12
+    assert json.loads(surface.attributes["loss_took"])["points"] == 12
+    (tmp_path / "s.h5.estimate.json").unlink()
+    assert lossmap(["status", "s.h5"]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"from begin to end, 1 ranks +estimated .* took ", out)
+    assert re.search(r"file +estimated .* took ", out)
+
+
+def test_an_estimate_of_eigenvalues_counts_products_and_the_audit(capsys):
+    work = ["eigenmap", *SUBJECT, *PLANE, "--surf-file", "e.h5"]
+    assert lossmap(["estimate", "--json", "--", *work]) == 0
+    told = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert told["products"] > 1
+    assert (told["points"], told["again"]) == (12, 12)
+    assert told["memory"] > 1e7
+    assert told["file_size"] > 1e4
+
+
+def test_an_estimate_of_a_spectrum_rehearses_its_parts(capsys):
+    work = ["spectrum", *SUBJECT[:-3], "--no-density", "--trace-products", "20", "--way", "double"]
+    work += ["--surf-file", "s.h5"]
+    assert lossmap(["estimate", "--", *work]) == 0
+    out = capsys.readouterr().out
+    assert "s.h5: 3 parts, all rehearsed over few samples" in out and "all parts" in out
+    assert lossmap(work) == 0
+    assert lossmap(["status", "s.h5"]) == 0
+    assert re.search(r"seconds a point +estimated .* took ", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--", "spectrum", "--along", "runs"], "--along reads one checkpoint after the other"),
+        (["--", "train"], "train is no survey; there is an estimate for surface, eigenmap and spectrum"),
+        (["--ranks-per-node", "0", "--", *survey()], "--ranks-per-node wants 1 or more; got 0"),
+        (["--within", "soon", "--", *survey()], "--time wants M"),
+        (["--", *survey("--dataset", "none")], "none"),
+    ],
+)
+def test_an_estimate_says_what_makes_no_sense(words, said, capsys, tmp_path):
+    assert lossmap(["estimate", *words]) == 2
+    assert said in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_estimate_is_made_by_one_process(monkeypatch, capsys):
+    monkeypatch.setattr("lossmap.cli.estimate.World.start", lambda: SimpleNamespace(size=2))
+    assert lossmap(["estimate", "--", *survey()]) == 2
+    assert "an estimate is made by one process; this one was started with 2 ranks" in capsys.readouterr().err
+
+
+def test_a_door_that_ends_without_a_walk_leaves_no_estimate(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr("lossmap.cli.estimate.room_of", lambda command: SimpleNamespace(run=lambda *a, **k: 0))
+    assert lossmap(["estimate", "--", *survey()]) == 2
+    assert "surface ended before a point was looked at" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_estimate_for_a_team_shares_the_seconds_of_a_point(capsys):
+    lossmap(["estimate", "--json", "--ranks-per-node", "4", "--", *survey("--team", "2", "--threads", "1")])
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["per_node"] == 2

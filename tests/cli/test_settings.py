@@ -1,0 +1,148 @@
+import subprocess
+import sys
+
+import pytest
+
+from lossmap.cli.setting_groups import DataSettings, DrawSettings, ModelSettings, PlaneSettings, RunSettings
+from lossmap.cli.settings import Usage, guarded, parse
+
+ALL = (ModelSettings, DataSettings, PlaneSettings, RunSettings, DrawSettings)
+
+
+def read(line, **more):
+    return parse(ALL, line.split(), prog="lossmap surface", about="test", **more)
+
+
+def test_hyphens_and_underscores_are_the_same():
+    assert read("--model-file a.pt").model.model_file == read("--model_file a.pt").model.model_file == "a.pt"
+    assert read("--dir_type=states").plane.dir_type == "states"
+
+
+def test_ranges_that_begin_with_a_minus_are_taken_with_and_without_an_equals_sign():
+    assert read("--x -1:1:51").plane.x == read("--x=-1:1:51").plane.x == "-1:1:51"
+    assert read("--y -.5:1:3").plane.y == "-.5:1:3"
+
+
+ORIGINAL = [  # command lines as its README and scripts have them
+    "--mpi --cuda --model vgg9 --x=-0.5:1.5:401 --dir_type states --model_file a.t7 --model_file2 b.t7 --plot",
+    "--mpi --cuda --model resnet56 --x=-1:1:51 --model_file m.t7 --dir_type weights --xnorm filter "
+    "--xignore biasbn --plot",
+    "--mpi --cuda --model resnet56 --x=-1:1:51 --y=-1:1:51 --model_file m.t7 --dir_type weights --xnorm filter "
+    "--xignore biasbn --ynorm filter --yignore biasbn  --plot",
+    "--x=-1:1:5 --threads 4 --ngpu 2 --batch_size 64 --dataset cifar10 --datapath cifar10/data --raw_data "
+    "--data_split 2 --split_idx 1 --trainloader a --testloader b --model resnet56 --model_folder f --model_file a "
+    "--model_file2 b --model_file3 c --loss_name mse --dir_file d --dir_type states --y=-1:1:5 --xnorm layer "
+    "--ynorm weight --xignore biasbn --yignore biasbn --same_dir --idx 3 --surf_file s --proj_file p --loss_max 5 "
+    "--vmax 10 --vmin 0.1 --vlevel 0.5 --show --log --plot",
+]
+
+
+@pytest.mark.parametrize("line", ORIGINAL)
+def test_command_lines_of_the_original_tool_are_understood(line):
+    settings = read(line)
+    assert settings.draw.plot
+    if "--cuda" in line:
+        assert settings.run.device == "cuda"
+    if "--mpi" in line:
+        assert any("--mpi is not needed any more" in note for note in settings.notes)
+
+
+def test_a_config_file_gives_defaults_and_flags_win(tmp_path):
+    config = tmp_path / "run.toml"
+    config.write_text('dataset = "digits32"\nseed = 4\n[run]\nbatch-size = 32\n[model]\nmodel-args = {depth = 20}\n')
+    settings = read(f"--config {config} --seed 5")
+    assert (settings.data.dataset, settings.plane.seed, settings.run.batch_size) == ("digits32", 5, 32)
+    assert settings.model.model_args == '{"depth": 20}'
+    assert {"dataset", "seed", "batch_size"} <= settings.given
+
+
+def test_settings_make_themselves_again_from_what_a_file_holds():
+    settings = read("--model mlp --x 0:1:3 --overwrite --stop-after 5")
+    again = read("", given=settings.resolved())
+    assert again.resolved() == settings.resolved()
+
+
+@pytest.mark.parametrize(
+    ("line", "text"),
+    [
+        ("--modle a", "unknown flag --modle; did you mean --model"),
+        ("--seed one", "--seed wants a whole number; got 'one'"),
+        ("--split all", "--split is one of train, test, both; got 'all'"),
+        ("--model", "--model wants a value"),
+        ("--stop-after soon", "--stop-after wants a number; got 'soon'"),
+        ("--batch-size 0", "--batch-size wants 1 or more; got 0"),
+        ("--threads=-2", "--threads wants 1 or more; got -2"),
+        ("--split-idx=-1", "--split-idx wants 0 or more; got -1"),
+        ("--config /nowhere.toml", "--config /nowhere.toml: No such file or directory"),
+    ],
+)
+def test_each_mistake_is_one_sentence(line, text):
+    with pytest.raises(Usage) as error:
+        read(line)
+    assert text in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("sede = 1", "unknown setting 'sede'; did you mean seed"),
+        ("seed = 'one'", "seed wants int; got 'one'"),
+        ("overwrite = 1", "overwrite wants true or false; got 1"),
+        ("split = 'all'", "split is one of train, test, both; got 'all'"),
+        ("= 3", "is no TOML"),
+    ],
+)
+def test_mistakes_in_a_config_file_are_one_sentence_too(tmp_path, text, message):
+    config = tmp_path / "run.toml"
+    config.write_text(text)
+    with pytest.raises(Usage) as error:
+        read(f"--config {config}")
+    assert message in str(error.value)
+
+
+def test_help_names_each_flag_and_its_default(capsys):
+    with pytest.raises(SystemExit) as leave:
+        read("--help")
+    assert leave.value.code == 0
+    text = capsys.readouterr().out
+    for flag in ("--model-file2", "--xignore", "--stop-after", "--vlevel", "--no-store-directions", "--config"):
+        assert flag in text
+    assert "(default: resnet20-w8)" in text
+
+
+def test_a_door_turns_errors_into_one_sentence_and_exit_code_2(capsys, monkeypatch):
+    @guarded
+    def door():
+        raise ValueError("this makes no sense")
+
+    @guarded
+    def blind():
+        raise PermissionError(13, "Permission denied", "net.pt")
+
+    assert door() == blind() == 2
+    assert capsys.readouterr().err == "lossmap: this makes no sense\nlossmap: net.pt: Permission denied\n"
+    monkeypatch.setenv("OMPI_COMM_WORLD_RANK", "1")
+    assert door() == 2
+    assert capsys.readouterr().err == ""
+    monkeypatch.setenv("LOSSMAP_DEBUG", "1")
+    with pytest.raises(ValueError, match="no sense"):
+        door()
+
+
+def test_a_reader_who_has_seen_enough_is_no_error():
+    code = (
+        "import sys\nfrom lossmap.cli.settings import guarded\n"
+        "@guarded\ndef door():\n    for i in range(100_000):\n        print(i)\n    return 0\n"
+        "sys.exit(door())"
+    )
+    door = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    door.stdout.readline()
+    door.stdout.close()
+    assert door.stderr.read() == b""
+    door.stderr.close()
+    assert door.wait() == 141
+
+
+def test_reading_options_does_not_wake_torch():
+    code = "import sys, lossmap.cli.settings, lossmap.cli.__main__; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,106 @@
+"""`lossmap spectrum` as a person uses it: a report, a file, pictures, and one sentence where it makes no sense."""
+
+import numpy as np
+import pytest
+import torch
+
+from lossmap import zoo
+from lossmap.cli.spectrum import main
+from lossmap.io.read import read
+from lossmap.io.spectrum_layout import layers_in, spectra_in
+
+QUICK = ["--model", "mlp", "--samples", "64", "--way", "double", "--device", "cpu", "--threads", "1"]
+LITTLE = ["--top", "2", "--trace-products", "8", "--density-steps", "8", "--density-probes", "2"]
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_a_report_is_printed_stored_and_drawn(here, capsys):
+    told = [*QUICK, *LITTLE, "--surf-file", "s.h5", "--layers", "module", "--weights", "--l2", "0,0.1", "--plot"]
+    assert main([*told, "--abs", "2", "--mass-at", "0.001", "--dense", "400"]) == 0
+    text = capsys.readouterr().out
+    for words in (
+        "Spectrum of the Hessian", "+-", "condition", "2/largest", "trace", "below -0.001", "by magnitude",
+        "Layer by layer", "verdict", "Weights: singular values", "L2 path", "picture: s_train.pdf", "result: s.h5",
+    ):  # fmt: skip
+        assert words in text, words
+    group = spectra_in("s.h5")["train"]
+    assert group["top"].shape == (2,) and "Spectrum of the Hessian" in group.attributes["report"]
+    assert list(layers_in("s.h5")["train"]["block"]) == ["1", "3", "5"]
+    assert (here / "s_layers_train.png").stat().st_size > 5000
+    assert read("s.h5").outcome_of("spectrum") == "complete"
+    before = group["top"]
+    assert main([*told, "--abs", "2", "--mass-at", "0.001", "--dense", "400"]) == 0  # nothing is left to do
+    assert np.array_equal(spectra_in("s.h5")["train"]["top"], before)
+    assert main([*QUICK, "--surf-file", "s.h5", "--top", "3"]) == 2
+    assert "top" in capsys.readouterr().err
+
+
+def test_checkpoints_and_splits_stand_side_by_side(here, capsys):
+    for name, seed in (("a.pt", 0), ("b.pt", 1)):
+        torch.manual_seed(seed)
+        torch.save(zoo.build("mlp").state_dict(), name)
+    told = [*QUICK, *LITTLE, "--no-density", "--model-file", "a.pt", "--compare", "second=b.pt", "--split", "both"]
+    assert main([*told, "--surf-file", "c.h5", "--matrix", "gauss-newton", "--plot"]) == 0
+    text = capsys.readouterr().out
+    assert "Side by side" in text and "second train" in text and "a test" in text and "Gauss-Newton" in text
+    assert list(spectra_in("c.h5")) == ["a train", "a test", "second train", "second test"]
+    assert (here / "c_compared.pdf").exists()
+
+
+def test_retraining_along_the_l2_path_is_done_on_request(here, capsys):
+    told = [*QUICK, "--top", "1", "--no-density", "--trace", "none", "--l2", "0", "0.01", "--l2-retrain", "1"]
+    assert main([*told, "--surf-file", "l.h5"]) == 0
+    assert "retrained: loss" in capsys.readouterr().out
+    assert read("l.h5").groups["spectrum/l2_path"]["retrained_largest"].shape == (2,)
+
+
+def test_what_was_stopped_goes_on_without_flags_to_the_same_numbers(here, capsys):
+    from lossmap.cli.resume import main as resume
+
+    told = [*QUICK, *LITTLE, "--no-density", "--top", "2"]
+    assert main([*told, "--surf-file", "whole.h5"]) == 0
+    assert main([*told, "--surf-file", "parts.h5", "--stop-after", "0.001"]) == 75
+    assert "the same command goes on" in capsys.readouterr().out
+    assert resume(["parts.h5"]) == 0
+    one, two = (spectra_in(f"{name}.h5")["train"] for name in ("whole", "parts"))
+    assert np.array_equal(one["top"], two["top"]) and one.attributes["trace"] == two.attributes["trace"]
+
+
+def test_a_dry_run_writes_nothing(here, capsys):
+    assert main([*QUICK, "--dry-run"]) == 0
+    text = capsys.readouterr().out
+    assert "nothing was written" in text and "density" in text
+    assert not list(here.glob("*.h5"))
+
+
+@pytest.mark.parametrize(
+    ("told", "text"),
+    [
+        (["--top", "101"], "--top wants 0 to 100 eigenvalues; got 101"),
+        (["--parameters", "5.bias", "--top", "11"], "--top 11: the matrix has 10 rows, and no more eigenvalues"),
+        (["--parameters", "fc9"], "no parameter matches 'fc9'"),
+        (["--groups", "head=fc9"], "no parameter matches 'fc9'"),
+        (["--l2", "much"], "--l2 wants numbers such as 0.001 0.01; got much"),
+        (["--mass-at=-1"], "--mass-at wants numbers of 0 or more"),
+        (["--compare", "=x"], "--compare wants LABEL=FILE or LABEL=MODEL@FILE; got '=x'"),
+        (["--compare", "mlp=x.pt"], "two checkpoints are called 'mlp'"),
+        (["--precision", "bfloat16"], "spectra want float32 or float64"),
+        (["--page"], "--page and --vtk are for surfaces"),
+        (["--trace-products", "2"], "wants 6 products or more; got 2"),
+        (["--density-probes", "0"], "the density wants 1 or more probes; got 0"),
+        (["--density-error", "0"], "wants a share of the range above 0"),
+        (["--l2", "0.1", "--bottom", "0"], "--l2 wants both ends of the spectrum"),
+        (["--tol", "0"], "--tol wants a number above 0"),
+    ],
+)
+def test_what_makes_no_sense_is_one_sentence(here, capsys, told, text):
+    code = main([*QUICK, *told, "--surf-file", "e.h5"])
+    said = capsys.readouterr()
+    assert text in said.err + said.out
+    assert code == 2
+    assert "Traceback" not in said.err

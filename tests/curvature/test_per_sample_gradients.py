@@ -1,0 +1,151 @@
+"""Per-sample gradients and their spectra against dense twins, and known mixtures of signal and noise."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from lossmap.curvature.per_sample_gradients import Scatter, per_sample, scatter
+from lossmap.data.problem import Problem
+
+
+def net():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.Tanh(), nn.Flatten(), nn.Linear(12, 4)).double()
+
+
+def problem(model=None, samples=11, batch=4):
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(samples, 1, 4, 4, generator=generator, dtype=torch.float64)
+    y = torch.randint(0, 4, (samples,), generator=generator)
+    return Problem.supervised(model or net(), "crossentropy", (x, y), batch_size=batch)
+
+
+def dense(given):
+    model, (x, y) = given.model.eval(), given.data.tensors
+    rows = []
+    for i in range(len(x)):
+        loss = nn.functional.cross_entropy(model(x[i : i + 1]), y[i : i + 1])
+        parts = torch.autograd.grad(loss, [p for p in model.parameters() if p.dim() > 1])
+        rows.append(torch.cat([p.reshape(-1) for p in parts]))
+    return torch.stack(rows).numpy()
+
+
+def test_per_sample_gradients_are_those_of_each_sample_alone():
+    given = problem()
+    found = torch.cat(list(per_sample(given))).numpy()
+    np.testing.assert_allclose(found, dense(given), atol=1e-12)
+
+
+def test_the_spectrum_is_that_of_the_dense_covariance():
+    given = problem(samples=11)
+    rows = dense(given)
+    expected = np.linalg.eigvalsh(np.cov(rows.T, bias=True))[::-1]
+    found = scatter(given)
+    np.testing.assert_allclose(found.spectrum, expected[:11], atol=1e-12)
+    assert (found.spectrum >= 0).all()
+    np.testing.assert_allclose(found.concentration(2), expected[:2].sum() / expected.sum(), rtol=1e-9)
+    np.testing.assert_allclose(found.participation, expected.sum() ** 2 / (expected**2).sum(), rtol=1e-9)
+    assert found.names == ("0.weight", "4.weight") and found.size == rows.shape[1] == 27 + 48
+    np.testing.assert_allclose(found.by_tensor[0], (rows[:, :27] ** 2).sum(1), rtol=1e-10)
+    np.testing.assert_allclose(found.rms[1], np.sqrt((rows[:, 27:] ** 2).sum(1).mean()), rtol=1e-10)
+
+
+@pytest.mark.parametrize("memory", [1, 75 * 8 * 2 * 3, 1 << 30])
+@pytest.mark.parametrize("batch", [1, 5, 11])
+def test_neither_batches_nor_memory_change_the_gram_matrix(memory, batch):
+    rows = dense(problem())
+    np.testing.assert_allclose(scatter(problem(batch=batch), memory=memory).gram, rows @ rows.T, atol=1e-12)
+
+
+class Moody(nn.Module):
+    """Its forward pass looks at a value, which vmap refuses."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(3, 2)
+
+    def forward(self, x):
+        out = self.layer(x)
+        return out if out.sum().item() > 0 else 2 * out
+
+
+def test_models_that_vmap_refuses_are_differentiated_sample_by_sample():
+    torch.manual_seed(0)
+    data = (torch.randn(7, 3), torch.arange(7) % 2)
+    given = Problem.supervised(Moody(), "crossentropy", data, batch_size=3)
+    found = torch.cat(list(per_sample(given)))
+    for i in range(7):
+        loss = nn.functional.cross_entropy(given.model(data[0][i : i + 1]), data[1][i : i + 1])
+        torch.testing.assert_close(found[i], torch.autograd.grad(loss, given.model.layer.weight)[0].reshape(-1))
+
+
+def test_the_model_comes_back_as_it_was():
+    model = net().train()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    scatter(problem(model))
+    assert model.training and all(p.grad is None and p.requires_grad for p in model.parameters())
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+def of(rows):
+    return Scatter(rows @ rows.T, np.square(rows).sum(1)[None], ("w",), rows.shape[1])
+
+
+def test_the_noise_scale_of_planted_signal_and_noise_is_found_within_its_error():
+    generator = np.random.default_rng(0)
+    n, signal, sigma = 50, 1.5, 2.0
+    mean = np.zeros(n)
+    mean[0] = signal
+    found, error = of(mean + sigma * generator.standard_normal((400, n))).noise_scale
+    expected = n * sigma**2 / signal**2
+    assert abs(found - expected) < 4 * error and error < 0.2 * expected
+
+
+def test_the_jackknife_error_of_the_noise_scale_is_the_spread_over_draws():
+    draws = [of(1.0 + np.random.default_rng(k).standard_normal((60, 10))).noise_scale for k in range(60)]
+    spread = np.std([value for value, _ in draws])
+    assert 0.6 * spread < np.mean([error for _, error in draws]) < 1.6 * spread
+
+
+def test_the_error_of_the_concentration_is_near_its_spread_over_draws():
+    scale = np.array([3.0, 1, 1, 1, 1])
+    draws = [of(np.random.default_rng(k).standard_normal((80, 5)) * scale).concentrated for k in range(60)]
+    spread = np.std([value for value, _ in draws])
+    assert 0.6 * spread < np.mean([error for _, error in draws]) < 1.6 * spread
+    assert np.mean([value for value, _ in draws]) == pytest.approx(9 / 13, abs=0.05)
+
+
+def test_gradients_without_signal_have_an_infinite_noise_scale():
+    rows = np.concatenate([np.eye(6), -np.eye(6)])
+    assert of(rows).noise_scale[0] == np.inf
+
+
+def test_coherence_is_one_for_equal_gradients_and_its_formula_for_opposed_ones():
+    assert of(np.ones((5, 3))).coherence[0] == pytest.approx(1.0)
+    rows = np.array([[1.0], [1.0], [1.0], [-1.0]])
+    found = of(rows)
+    assert found.coherence[0] == pytest.approx((6 - 6) / 12)
+    assert found.against[0] == pytest.approx(0.25)
+
+
+def test_equal_gradients_have_no_scatter():
+    found = of(np.ones((4, 3)))
+    assert np.isnan(found.concentration()) and np.isnan(found.participation)
+    assert found.noise_scale[0] == 0.0
+
+
+def test_two_samples_have_no_error_bar():
+    assert np.isnan(of(np.array([[1.0, 0.0], [1.0, 1.0]])).noise_scale[1])
+
+
+def test_what_makes_no_scatter_is_refused():
+    with pytest.raises(ValueError, match="wants two samples at least"):
+        scatter(problem(samples=1))
+    broken = net()
+    with torch.no_grad():
+        broken[4].weight.fill_(float("nan"))
+    with pytest.raises(FloatingPointError, match="gradient is not finite"):
+        scatter(problem(broken))

@@ -1,0 +1,56 @@
+"""Functions of one's own, by name."""
+
+import sys
+
+import pytest
+
+from lossmap.data.import_by_name import resolve_callable
+
+
+def test_a_function_of_a_package_is_found():
+    import math
+
+    assert resolve_callable("math:sqrt") is math.sqrt
+    assert resolve_callable("collections:OrderedDict.fromkeys")("ab") == {"a": None, "b": None}
+
+
+def test_a_function_in_a_file_is_found_and_the_file_runs_once(tmp_path):
+    (tmp_path / "nets.py").write_text("from beside_nets import value\ndef net(): return value\nclass A: pass\n")
+    (tmp_path / "beside_nets.py").write_text("value = 7\n")
+    spec = f"{tmp_path / 'nets.py'}:net"
+    assert resolve_callable(spec)() == 7
+    assert resolve_callable(spec) is resolve_callable(spec)
+    made = resolve_callable(f"{tmp_path / 'nets.py'}:A")()
+    assert sys.modules[type(made).__module__].A is type(made)
+
+
+def test_a_module_in_the_current_folder_is_found(tmp_path, monkeypatch):
+    (tmp_path / "here_it_is.py").write_text("def f(): return 1\n")
+    monkeypatch.chdir(tmp_path)
+    assert resolve_callable("here_it_is:f")() == 1
+
+
+@pytest.mark.parametrize(
+    ("spec", "text"),
+    [
+        ("math", "'math' wants the form package.module:function or path/file.py:function"),
+        ("math:", "wants the form"),
+        (":sqrt", "wants the form"),
+        ("math:sqr", "math has nothing named 'sqr'; it has sqrt"),
+        ("math:pi", "math:pi is a float and cannot be called"),
+        ("no_such_package_here:f", "importing no_such_package_here failed: ModuleNotFoundError"),
+        ("nowhere/file.py:f", r"there is no file nowhere/file\.py"),
+    ],
+)
+def test_a_wrong_name_gets_its_sentence(spec, text):
+    with pytest.raises(ValueError, match=text):
+        resolve_callable(spec)
+
+
+@pytest.mark.parametrize("code", ["1 / 0", "import no_such_thing", "def f(:", "raise SystemExit(1)"])
+def test_a_file_that_fails_is_named_and_forgotten(tmp_path, code):
+    (tmp_path / "bad.py").write_text(code)
+    with pytest.raises(ValueError, match=r"importing .*bad\.py failed: "):
+        resolve_callable(f"{tmp_path / 'bad.py'}:f")
+    (tmp_path / "bad.py").write_text("def f(): return 2")
+    assert resolve_callable(f"{tmp_path / 'bad.py'}:f")() == 2

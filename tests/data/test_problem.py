@@ -1,0 +1,333 @@
+"""Problems: sums that no cut changes, conventions of the losses, a model that is borrowed and given back."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from lossmap.data.batches import Resident, Streamed
+from lossmap.data.problem import ACCURACY, Metric, Problem, inputs_of, placed, targets_of
+from lossmap.geometry.directions import move_point, origin_of
+
+
+class Net(nn.Module):
+    """With batch norm and dropout, in training mode, with a gradient: what a borrower could spoil."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(1, 2, 3)
+        self.bn = nn.BatchNorm2d(2)
+        self.drop = nn.Dropout(0.5)
+        self.fc = nn.Linear(2 * 6 * 6, 4)
+
+    def forward(self, x):
+        return self.fc(self.drop(self.bn(self.conv(x))).flatten(1))
+
+
+def images(samples=30):
+    g = torch.Generator().manual_seed(1)
+    return torch.randn(samples, 1, 8, 8, generator=g), torch.randint(0, 4, (samples,), generator=g)
+
+
+def value(scalar):
+    return float(scalar.detach())
+
+
+def mean(problem):
+    with torch.no_grad():
+        return float(sum(problem.total(b).double() for b in problem.data)) / problem.samples
+
+
+@settings(max_examples=30, deadline=None)
+@given(size=st.integers(1, 40), ranks=st.integers(1, 5), loss=st.sampled_from(["crossentropy", "mse"]))
+def test_any_cut_and_any_shares_give_the_same_mean(size, ranks, loss):
+    torch.manual_seed(0)
+    net = Net().eval().double()
+    x, y = images()
+    problem = Problem.supervised(net, loss, (x.double(), y), batch_size=30)
+    shares = [problem.rebatched(size).share(rank, ranks) for rank in range(ranks)]
+    with torch.no_grad():
+        total = sum(float(share.total(b)) for share in shares for b in share.data)
+    assert sum(share.samples for share in shares) == 30
+    assert total / 30 == pytest.approx(mean(problem), rel=1e-12)
+
+
+def test_unequal_batches_weigh_by_their_samples():
+    x = torch.tensor([[1.0], [1.0], [5.0]])
+    problem = Problem.supervised(nn.Identity(), "mse", (x, torch.zeros(3, 1)), batch_size=2)
+    assert mean(problem) == pytest.approx(9.0)  # the mean of the batch means would be 13
+
+
+def test_the_loss_is_that_of_pytorch():
+    torch.manual_seed(0)
+    net, (x, y) = Net().eval(), images()
+    for given_loss in ("crossentropy", nn.CrossEntropyLoss(), F.cross_entropy):
+        problem = Problem.supervised(net, given_loss, (x, y), batch_size=7)
+        assert mean(problem) == pytest.approx(value(F.cross_entropy(net(x), y)), rel=1e-6)
+    assert problem.unit == "1" and Problem.supervised(net, "crossentropy", (x, y)).unit == "nats"
+
+
+def test_mse_is_the_mean_over_samples_and_outputs():
+    net, x, y = nn.Linear(3, 2), torch.randn(5, 3), torch.randn(5, 2)
+    assert mean(Problem.supervised(net, "mse", (x, y))) == pytest.approx(value(nn.MSELoss()(net(x), y)), rel=1e-6)
+
+
+def test_mse_of_whole_number_targets_is_of_the_softmax_against_one_hot():
+    net, x, y = nn.Linear(3, 4), torch.randn(5, 3), torch.tensor([0, 3, 1, 1, 2])
+    wanted = ((net(x).softmax(1) - torch.eye(4)[y]) ** 2).mean()
+    assert mean(Problem.supervised(net, "mse", (x, y))) == pytest.approx(value(wanted), rel=1e-6)
+
+
+def test_the_accuracy_is_in_percent_and_only_where_it_means_something():
+    net, (x, y) = Net().eval(), images()
+    problem = Problem.supervised(net, "crossentropy", (x, y), batch_size=7)
+    total = sum(value(ACCURACY.total(net(b[0]), b)) for b in problem.data)
+    assert total / 30 == pytest.approx(100 * value((net(x).argmax(1) == y).double().mean()))
+    assert value(ACCURACY.total(torch.eye(3), (None, torch.eye(3)))) == 300  # one-hot targets
+    assert set(problem.metrics) == {"acc"}
+    assert not Problem.supervised(nn.Linear(1, 1), "mse", (torch.ones(2, 1), torch.ones(2, 1))).metrics
+    assert not Problem.supervised(net, nn.MSELoss(), (x, y)).metrics
+    own = {"top": Metric(lambda o, b: o.sum(), "1", "a sum")}
+    assert Problem.supervised(net, "crossentropy", (x, y), metrics=own).metrics == own
+
+
+def test_loaders_tuples_and_dicts_of_batches_are_taken():
+    x, y = torch.randn(6, 3), torch.randint(0, 2, (6,))
+    net = nn.Linear(3, 2)
+    wanted = value(F.cross_entropy(net(x), y))
+    loader = DataLoader(TensorDataset(x, y), batch_size=4)
+    assert mean(Problem.supervised(net, "crossentropy", loader)) == pytest.approx(wanted, rel=1e-6)
+
+    class Words(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = net
+
+        def forward(self, ids, scale=None):
+            return self.net(ids if scale is None else ids * scale)
+
+    held = {"ids": x, "labels": y}
+    assert mean(Problem.supervised(Words(), "crossentropy", held)) == pytest.approx(wanted, rel=1e-6)
+    several = (x / 2, torch.full((6, 1), 2.0), y)
+    assert mean(Problem.supervised(Words(), "crossentropy", several)) == pytest.approx(wanted, rel=1e-6)
+    streamed = Streamed(lambda rows: (x[list(rows)], y[list(rows)]), range(6), 4)
+    assert mean(Problem.supervised(net, "crossentropy", streamed)) == pytest.approx(wanted, rel=1e-6)
+
+
+def streamed(x, y):
+    return Streamed(lambda rows: (x[list(rows)], y[list(rows)]), range(len(x)), 3)
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        nn.CrossEntropyLoss(weight=torch.tensor([1.0, 5.0, 0.5])),
+        nn.CrossEntropyLoss(ignore_index=1, label_smoothing=0.1),
+        nn.CrossEntropyLoss(weight=torch.tensor([1.0, 5.0, 0.5]), ignore_index=0),
+        nn.CrossEntropyLoss(),
+        "crossentropy",
+    ],
+    ids=["weights", "ignored", "both", "words left out", "by name"],
+)
+@pytest.mark.parametrize("kind", [tuple, lambda pair: streamed(*pair)], ids=["resident", "streamed"])
+def test_class_weights_and_ignored_targets_count_as_in_one_batch_whatever_the_cut(loss, kind):
+    net = nn.Conv1d(2, 3, 1)
+    x, y = torch.randn(20, 2, 4), torch.randint(0, 3, (20, 4))
+    if loss == "crossentropy" or loss.ignore_index == -100:
+        y[3:9, 1:] = -100
+    whole = nn.CrossEntropyLoss() if loss == "crossentropy" else loss
+    wanted = value(whole(net(x), y))
+    for size in (1, 3, 20):
+        assert mean(Problem.supervised(net, loss, kind((x, y)), batch_size=size)) == pytest.approx(wanted, rel=1e-5)
+    problem = Problem.supervised(net, loss, kind((x, y)))
+    shares = [problem.share(rank, 3) for rank in range(3)]
+    assert sum(value(p.total(b)) for p in shares for b in p.data) / 20 == pytest.approx(wanted, rel=1e-5)
+
+
+def test_a_criterion_that_sums_is_divided_by_the_samples():
+    net, x, y = nn.Linear(3, 2), torch.randn(7, 3), torch.randint(0, 2, (7,))
+    for size in (2, 7):
+        problem = Problem.supervised(net, nn.CrossEntropyLoss(reduction="sum"), (x, y), batch_size=size)
+        assert mean(problem) == pytest.approx(value(F.cross_entropy(net(x), y)), rel=1e-6)
+    with pytest.raises(ValueError, match="every target is ignored, or has weight 0"):
+        Problem.supervised(net, "crossentropy", (x, torch.full((7,), -100)))
+
+
+def test_data_are_taken_in_the_precision_of_the_model():
+    x, y = torch.randn(6, 3, dtype=torch.float64), torch.randn(6, 1, dtype=torch.float64)
+    for net in (nn.Linear(3, 1), nn.Linear(3, 1).double()):
+        for data in ((x, y), (x.float(), y.float()), (x.numpy(), y.numpy())):
+            problem = Problem.supervised(net, "mse", data)
+            assert mean(problem) == pytest.approx(value(F.mse_loss(net.double()(x), y)), rel=1e-5)
+            net.to(next(iter(problem.data))[0].dtype)
+
+
+def test_what_stands_before_the_targets_is_given_to_the_model():
+    a, b, c = torch.ones(1), torch.ones(2), torch.ones(3)
+    assert inputs_of((a, c)) == ((a,), {})
+    assert inputs_of((a, b, c)) == ((a, b), {})
+    assert inputs_of(((a, b), c)) == ((a, b), {})
+    assert inputs_of(({"p": a}, c)) == ((), {"p": a})
+    assert inputs_of({"p": a, "target": c}) == ((), {"p": a})
+    for name in ("labels", "targets", "target", "label", "y"):
+        assert targets_of({"p": a, name: c}) is c
+
+
+def test_a_loss_of_ones_own_may_hold_a_regulariser_and_count_its_samples():
+    net, x = nn.Linear(2, 1, bias=False), torch.randn(6, 2)
+
+    def regular(model, batch):
+        return (model(batch) ** 2).mean() + 0.1 * model.weight.square().sum()
+
+    problem = Problem.custom(net, regular, x, batch_size=4)
+    wanted = value((net(x) ** 2).mean() + 0.1 * net.weight.square().sum())
+    assert mean(problem) == pytest.approx(wanted, rel=1e-6) and not problem.separable
+    words = Problem.custom(net, lambda m, b: ((m(b) ** 2).sum(), 3 * len(b)), x, reduction="sum", batch_size=4)
+    assert words.samples == 18 and mean(words) == pytest.approx(value((net(x) ** 2).sum()) / 18, rel=1e-6)
+
+
+def test_a_loss_may_differentiate_by_its_inputs():
+    net = nn.Sequential(nn.Linear(1, 4), nn.Tanh(), nn.Linear(4, 1))
+
+    def residual(model, batch):
+        x = batch.requires_grad_()
+        slope = torch.autograd.grad(model(x).sum(), x, create_graph=True)[0]
+        return ((slope - 1) ** 2).mean(), len(x)
+
+    problem = Problem.custom(net, residual, torch.linspace(0, 1, 7)[:, None], batch_size=3)
+    assert problem.samples == 7
+    assert all(torch.isfinite(problem.total(b)) for b in problem.data)
+
+
+def test_the_data_move_and_the_model_stays():
+    net = Net()
+    problem = Problem.supervised(net, "crossentropy", images()).to("cpu", torch.float64)
+    assert next(iter(problem.data))[0].dtype == torch.float64 and net.fc.weight.dtype == torch.float32
+
+
+def test_a_problem_tells_what_it_is():
+    text = repr(Problem.supervised(Net(), "crossentropy", images()))
+    assert text == "Problem(Net, 316 parameters, 30 samples, metrics: acc)"
+
+
+def snapshot(model):
+    return (
+        {k: (t, t.clone(), t.data_ptr()) for k, t in model.state_dict(keep_vars=True).items()},
+        [m.training for m in model.modules()],
+        [None if p.grad is None else p.grad.clone() for p in model.parameters()],
+    )
+
+
+@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize("training", [False, True])
+def test_a_placed_model_is_given_back_bit_for_bit(fails, training):
+    net = Net().train(training)
+    net.drop.train(not training)
+    x, y = images()
+    F.cross_entropy(net(x), y).backward()
+    tensors, modes, gradients = snapshot(net)
+    away = {k: torch.randn_like(t) for k, t in origin_of(net, states=True).items()}
+    try:
+        with placed(net, away) as there:
+            assert there is net and not any(m.training for m in net.modules())
+            assert all(torch.equal(t, away[k]) for k, t in net.state_dict().items() if k in away)
+            net(x)
+            if fails:
+                raise RuntimeError("inside")
+    except RuntimeError:
+        assert fails
+    after, modes_after, gradients_after = snapshot(net)
+    assert modes_after == modes
+    for name, (tensor, values, place) in tensors.items():
+        assert after[name][0] is tensor and after[name][2] == place and torch.equal(after[name][1], values)
+    assert all(torch.equal(a, b) for a, b in zip(gradients, gradients_after, strict=True))
+
+
+def test_a_place_may_name_some_tensors_only():
+    net = nn.Linear(2, 2)
+    bias = net.bias.detach().clone()
+    with placed(net, {"weight": torch.eye(2)}):
+        torch.testing.assert_close(net(torch.ones(1, 2)), (1 + bias)[None])
+    with pytest.raises(KeyError, match="the model has no tensor named 'wieght'"), placed(net, {"wieght": torch.eye(2)}):
+        pass
+
+
+def test_an_origin_is_a_copy_in_the_models_order():
+    net = Net()
+    origin = origin_of(net)
+    assert list(origin) == [k for k, _ in net.named_parameters()]
+    states = origin_of(net, states=True)
+    assert list(states) == [k for k in net.state_dict() if "num_batches" not in k]
+    origin["fc.weight"].zero_()
+    assert net.fc.weight.abs().sum() > 0 and not origin["fc.weight"].requires_grad
+
+
+def test_points_are_sums_of_axes_and_zero_adds_nothing():
+    origin = {"a": torch.tensor([1.0, 2.0]), "b": torch.tensor([0.1])}
+    axes = [
+        {"a": torch.tensor([1.0, 0.0]), "b": torch.tensor([2.0])},
+        {"a": torch.full((2,), torch.inf), "b": origin["b"]},
+    ]
+    there = move_point(origin, axes, (0.5, 0.0))
+    assert there["a"].tolist() == [1.5, 2.0] and there["b"].item() == pytest.approx(1.1)
+    assert all(torch.equal(move_point(origin, axes, (0.0, 0.0))[k], origin[k]) for k in origin)
+
+
+@pytest.mark.parametrize(
+    ("make", "text"),
+    [
+        (
+            lambda: Problem.supervised(Net(), "crossentrpy", images()),
+            "unknown loss 'crossentrpy'; there are crossentropy",
+        ),
+        (
+            lambda: Problem.custom(Net(), None, images(), reduction="median"),
+            "reduction is 'mean' or 'sum'; got 'median'",
+        ),
+        (lambda: targets_of({"a": 1}), "a dict batch wants its targets under one of"),
+        (lambda: targets_of(torch.ones(2)), r"a batch wants inputs and targets; got Tensor\. For other shapes see"),
+    ],
+)
+def test_what_makes_no_problem_gets_its_sentence(make, text):
+    with pytest.raises(ValueError, match=text):
+        make()
+
+
+def test_mse_of_one_output_takes_targets_without_its_dimension():
+    net, x, y = nn.Linear(3, 1), torch.randn(7, 3), torch.randn(7)
+    assert mean(Problem.supervised(net, "mse", (x, y))) == pytest.approx(value(nn.MSELoss()(net(x)[:, 0], y)), rel=1e-6)
+
+
+def test_targets_that_would_be_broadcast_and_the_cross_entropy_of_one_output_are_refused():
+    net, x, y = nn.Linear(3, 1), torch.randn(7, 3), torch.randn(7)
+    for loss in (nn.MSELoss(), nn.L1Loss()):
+        with pytest.raises(ValueError, match=r"wants targets of the outputs' shape, \(7, 1\); they have \(7,\)"):
+            mean(Problem.supervised(net, loss, (x, y)))
+    with pytest.raises(ValueError, match="the cross entropy of one output is 0 everywhere"):
+        mean(Problem.supervised(net, "crossentropy", (x, y[:, None])))
+
+
+def test_a_loss_that_is_no_mean_gets_its_sentence():
+    x, y = images()
+    problem = Problem.supervised(Net(), nn.CrossEntropyLoss(reduction="none"), Resident((x, y), 5))
+    with pytest.raises(
+        ValueError, match=r"the loss returned shape \(5,\); it wants one number, the mean over the batch"
+    ):
+        problem.total(next(iter(problem.data)))
+    own = Problem.custom(nn.Linear(1, 1), lambda m, b: m(b), torch.ones(3, 1))
+    with pytest.raises(ValueError, match=r"the loss returned .*3, 1.*; it wants one number per batch"):
+        own.total(next(iter(own.data)))
+
+
+def test_the_data_follow_a_model_to_its_device():
+    model = torch.nn.Linear(3, 2, device="meta")
+    data = torch.randn(5, 3), torch.randint(2, (5,))
+    for problem in (
+        Problem.supervised(model, "crossentropy", data),
+        Problem.custom(model, lambda m, b: m(b[0]).sum(), data),
+    ):
+        assert all(t.device.type == "meta" for t in next(iter(problem.data)))
+        assert problem.total(next(iter(problem.data))).device.type == "meta"

@@ -1,0 +1,155 @@
+"""Neural collapse is 0 at a constructed simplex frame, and what it was made to be off it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from lossmap.data.problem import Problem
+from lossmap.diagnostics.neural_collapse import collapse
+
+
+def simplex(classes, d):
+    """Unit vectors, (C, d), with cosines -1/(C-1)."""
+    frame = np.eye(classes) - 1 / classes
+    frame /= np.linalg.norm(frame, axis=1)[:, None]
+    turn = np.linalg.qr(np.random.default_rng(0).standard_normal((d, d)))[0]
+    return frame @ turn[:classes]
+
+
+def measured(features, targets, weight, batch=64, **told):
+    net = nn.Sequential(nn.Identity(), nn.Linear(weight.shape[1], weight.shape[0])).double()
+    with torch.no_grad():
+        net[1].weight.copy_(torch.as_tensor(weight))
+        net[1].bias.zero_()
+    data = (torch.as_tensor(features), torch.as_tensor(targets))
+    return collapse(Problem.supervised(net, "crossentropy", data, batch_size=batch), **told)
+
+
+def labelled(classes, each):
+    return np.arange(classes * each) % classes
+
+
+def test_a_simplex_frame_without_spread_is_collapsed_wholly():
+    frame, y = simplex(5, 8), labelled(5, 30)
+    found = measured(3.0 * frame[y] + 0.7, y, 2.0 * frame)
+    assert found.layer == "1" and (found.classes, found.features, found.samples) == (5, 8, 150)
+    for name in ("nc1", "nc2", "nc2_norms", "nc3", "nc4"):
+        assert getattr(found, name) == pytest.approx(0.0, abs=1e-12), name
+    assert found.errors["nc1"] == pytest.approx(0.0, abs=1e-12)
+
+
+def test_isotropic_spread_gives_the_nc1_of_its_formula():
+    classes, d, sigma = 4, 6, 0.2
+    frame, y = simplex(classes, d), labelled(classes, 20_000)
+    noise = sigma * np.random.default_rng(1).standard_normal((len(y), d))
+    found = measured(frame[y] + noise, y, frame, batch=4096)
+    # S_B of unit vectors in a simplex: 1/(C-1) on its C - 1 dimensions
+    expected = sigma**2 * (classes - 1) * (classes - 1) / classes
+    assert abs(found.nc1 - expected) < 4 * found.errors["nc1"]
+    assert 0 < found.errors["nc1"] < 0.05 * expected
+
+
+def test_nc1_is_the_dense_trace_with_the_pseudoinverse():
+    generator = np.random.default_rng(2)
+    y = generator.integers(0, 3, 90)
+    h = generator.standard_normal((90, 7)) + generator.standard_normal((3, 7))[y]
+    found = measured(h, y, generator.standard_normal((3, 7)))
+    means = np.stack([h[y == c].mean(0) for c in range(3)])
+    within = sum(np.outer(a - means[c], a - means[c]) for a, c in zip(h, y, strict=True)) / 90
+    out = means - means.mean(0)
+    assert found.nc1 == pytest.approx(np.trace(within @ np.linalg.pinv(out.T @ out / 3)) / 3, rel=1e-9)
+
+
+def test_orthogonal_means_are_off_the_simplex_by_what_their_angles_are():
+    y = labelled(3, 10)
+    out = np.eye(3)[:, :] * np.array([1.0, 1.0, 1.0])
+    found = measured(out[y], y, out)  # centred, orthonormal means are a simplex
+    assert found.nc2 == pytest.approx(0.0, abs=1e-12)
+    line = np.array([[-1.0, 0.0], [0.0, 0.0], [1.0, 0.0]]) + np.array([0.0, 1.0])
+    found = measured(line[y], y, line)
+    # cosines of the centred means: two with the middle one, which is zero, count 0; the ends -1; a simplex has -1/2
+    assert found.nc2 == pytest.approx(0.5, abs=1e-12)
+    assert found.nc2_norms == pytest.approx(np.std([1, 0, 1]) / np.mean([1, 0, 1]))
+
+
+def test_a_weight_at_right_angles_to_the_means_has_self_duality_two():
+    frame, y = simplex(3, 6), labelled(3, 10)
+    other = np.linalg.svd(frame)[2][3:6]
+    assert measured(frame[y], y, other).nc3 == pytest.approx(2.0)
+    assert measured(frame[y], y, -frame).nc3 == pytest.approx(4.0)
+
+
+def test_the_nearest_centre_disagrees_where_the_weight_names_another_class():
+    frame, y = simplex(4, 5), labelled(4, 25)
+    swapped = frame[[1, 0, 2, 3]]
+    found = measured(frame[y], y, swapped)
+    assert found.nc4 == pytest.approx(0.5)
+    assert found.errors["nc4"] == pytest.approx(0.05)
+
+
+def test_cutting_into_batches_changes_nothing():
+    generator = np.random.default_rng(4)
+    y = generator.integers(0, 3, 50)
+    h, w = generator.standard_normal((50, 4)), generator.standard_normal((3, 4))
+    one, many = measured(h, y, w, batch=50), measured(h, y, w, batch=7)
+    for name in ("nc1", "nc2", "nc2_norms", "nc3", "nc4"):
+        assert getattr(one, name) == pytest.approx(getattr(many, name), rel=1e-10)
+    assert one.errors == pytest.approx(many.errors, rel=1e-8)
+
+
+def test_the_jackknife_error_is_near_the_spread_over_repeated_draws():
+    found = []
+    for seed in range(40):
+        generator = np.random.default_rng(seed)
+        y = labelled(3, 100)
+        frame = simplex(3, 4)
+        found.append(measured(frame[y] + 0.5 * generator.standard_normal((300, 4)), y, frame))
+    spread = np.std([f.nc1 for f in found])
+    assert 0.5 * spread < np.mean([f.errors["nc1"] for f in found]) < 2 * spread
+
+
+def test_classes_without_samples_are_left_out():
+    frame = simplex(3, 6)
+    weight = np.concatenate([frame, np.ones((1, 6))])
+    y = labelled(3, 20)
+    found = measured(frame[y], y, weight)
+    assert found.classes == 3 and found.nc3 == pytest.approx(0.0, abs=1e-12)
+
+
+def test_features_that_are_the_same_for_all_have_no_simplex():
+    y = labelled(3, 20)
+    found = measured(np.full((60, 4), 0.3), y, np.eye(3, 4))
+    assert found.nc1 == np.inf and np.isnan([found.nc2, found.nc2_norms, found.nc3, found.nc4]).all()
+    assert np.isnan(found.errors["nc1"])
+
+
+def test_the_layer_may_be_named_and_the_model_comes_back_as_it_was():
+    net = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3)).train()
+    data = (torch.randn(30, 4), torch.arange(30) % 3)
+    found = collapse(Problem.supervised(net, "crossentropy", data), layer="2")
+    assert found.layer == "2" and found.features == 6 and net.training
+    assert not net[2]._forward_pre_hooks and all(p.grad is None for p in net.parameters())
+
+
+def test_what_is_no_classifier_is_refused():
+    data = (torch.randn(12, 4), torch.arange(12) % 3)
+    net = nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 3))
+    with pytest.raises(ValueError, match="no layer named 'head'"):
+        collapse(Problem.supervised(net, "crossentropy", data), layer="head")
+    with pytest.raises(ValueError, match="calls no linear layer"):
+        collapse(Problem.supervised(nn.Conv1d(4, 3, 1), "mse", (torch.randn(3, 4, 1), torch.randn(3, 3, 1))))
+    with pytest.raises(ValueError, match="collapse is of a classifier"):
+        collapse(Problem.supervised(net, "mse", (torch.randn(12, 4), torch.randn(12, 3))))
+    with pytest.raises(ValueError, match="samples of two classes"):
+        collapse(Problem.supervised(net, "crossentropy", (torch.randn(5, 4), torch.zeros(5, dtype=torch.long))))
+    with pytest.raises(ValueError, match=r"wants a weight \(C, 6\)"):
+        collapse(
+            Problem.supervised(nn.Sequential(nn.Linear(4, 6), nn.Identity(), nn.Linear(6, 3)), "crossentropy", data),
+            layer="1",
+        )
+    wide = (torch.randn(12, 4), torch.arange(12) % 3)
+    with pytest.raises(ValueError, match="the layer has 2 outputs"):
+        collapse(Problem.supervised(nn.Sequential(nn.Linear(4, 2)), "crossentropy", wide), layer="0")

@@ -1,0 +1,84 @@
+"""Singular values of weights: closed forms, and every kind of layer."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from lossmap.diagnostics.singular_values import weights
+
+
+def of(values, m=7, k=5):
+    """A linear layer with these singular values."""
+    g = torch.Generator().manual_seed(0)
+    u = torch.linalg.qr(torch.randn(m, m, generator=g))[0][:, : len(values)]
+    v = torch.linalg.qr(torch.randn(k, k, generator=g))[0][:, : len(values)]
+    layer = nn.Linear(k, m, bias=False)
+    layer.weight.data = u @ torch.diag(torch.tensor(values)) @ v.T
+    return layer
+
+
+def test_planted_singular_values_are_found_with_all_that_follows_from_them():
+    found = weights(of([4.0, 2.0, 2.0, 1.0, 1.0]))["weight"]
+    assert found.values == pytest.approx([4, 2, 2, 1, 1], rel=1e-5)
+    assert found.spectral_norm == pytest.approx(4.0, rel=1e-5)
+    assert found.frobenius_norm == pytest.approx(np.sqrt(26), rel=1e-5)
+    assert found.condition == pytest.approx(4.0, rel=1e-5)
+    assert found.stable_rank == pytest.approx(26 / 16, rel=1e-5)
+    p = np.array([4, 2, 2, 1, 1]) / 10
+    assert found.effective_rank == pytest.approx(np.exp(-(p * np.log(p)).sum()), rel=1e-5)
+    assert found.near_zero == 0
+
+
+def test_the_norm_is_that_of_w_and_not_of_w_times_its_transpose():
+    layer = of([3.0, 1.0])
+    found = weights(layer)["weight"].spectral_norm
+    assert found == pytest.approx(float(torch.linalg.matrix_norm(layer.weight.detach(), 2)), rel=1e-6)
+    w = layer.weight.detach()
+    assert found != pytest.approx(float(torch.linalg.matrix_norm(w @ w.T, 2)), rel=1e-2)
+
+
+def test_small_singular_values_are_counted_and_zero_ones_make_the_condition_infinite():
+    found = weights(of([1.0, 1.0, 1e-4]))["weight"]
+    assert found.near_zero == 3 and found.condition > 1e4  # two of five are zero but for rounding in float32
+    zero = nn.Linear(4, 3)
+    nn.init.zeros_(zero.weight)
+    held = weights(zero)["weight"]
+    assert held.condition == np.inf and held.near_zero == 3
+    assert np.isnan(held.stable_rank) and np.isnan(held.effective_rank)
+
+
+def test_convolutions_embeddings_and_attention_are_read_as_matrices():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 8, 5)
+            self.up = nn.ConvTranspose2d(4, 6, 3)
+            self.table = nn.Embedding(20, 6)
+            self.attention = nn.MultiheadAttention(6, 2)
+            self.norm = nn.BatchNorm2d(8)
+
+    found = weights(Net())
+    assert found["conv.weight"].shape == (8, 75)
+    assert found["up.weight"].shape == (6, 36)
+    assert found["table.weight"].shape == (20, 6) and len(found["table.weight"].values) == 6
+    assert found["attention.in_proj_weight"].kind == "MultiheadAttention"
+    assert "norm.weight" not in [w.name for w in found]
+    text = repr(found)
+    assert "conv.weight" in text and "8 x 75" in text and "of W itself" in text
+    assert "near zero" in repr(found["conv.weight"])
+
+
+def test_a_name_that_is_not_there_is_named():
+    with pytest.raises(KeyError, match="there is no weight 'fc'; there are weight"):
+        weights(nn.Linear(2, 2))["fc"]
+
+
+def test_a_model_without_matrices_and_one_that_is_not_finite_are_refused():
+    with pytest.raises(ValueError, match="no weight of two or more dimensions"):
+        weights(nn.BatchNorm1d(3))
+    layer = nn.Linear(2, 2)
+    with torch.no_grad():
+        layer.weight[0, 0] = float("nan")
+    with pytest.raises(ValueError, match="weight holds values that are not finite"):
+        weights(layer)

@@ -1,0 +1,144 @@
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from lossmap.geometry.directions import (
+    Plane,
+    difference,
+    from_vector,
+    line_between,
+    normalised,
+    origin_of,
+    projected,
+    random_axis,
+    random_plane,
+)
+from lossmap.geometry.parameter_vector import Layout
+from lossmap.sums import norm
+
+
+def net():
+    return nn.Sequential(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(12, 4))
+
+
+def test_filter_normalisation_gives_each_filter_the_norm_of_the_models():
+    model = net()
+    plane = random_plane(model, norm="filter")
+    for axis in plane.axes:
+        for name in ("0.weight", "3.weight"):
+            ours, theirs = axis[name].flatten(1).norm(dim=1), plane.origin[name].flatten(1).norm(dim=1)
+            torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=0)
+
+
+def test_the_other_normalisations_do_what_their_names_say():
+    origin = origin_of(net())
+    drawn = random_axis(origin, 0, 0, norm="none")
+    for name, w in origin.items():
+        if w.dim() <= 1:
+            continue
+        d = drawn[name]
+        made = {how: normalised(drawn, origin, how, "biasbn")[name] for how in ("layer", "weight", "dfilter", "dlayer")}
+        assert norm(made["layer"]) == pytest.approx(norm(w), rel=1e-5)
+        assert norm(made["dlayer"]) == pytest.approx(1.0, rel=1e-5)
+        torch.testing.assert_close(made["weight"], d * w)
+        torch.testing.assert_close(made["dfilter"].flatten(1).norm(dim=1), torch.ones(d.shape[0]))
+        for vector in (made["layer"], made["dlayer"]):
+            assert torch.cosine_similarity(vector.flatten(), d.flatten(), dim=0) == pytest.approx(1.0, abs=1e-5)
+
+
+def test_biasbn_ignored_means_zero_there_and_none_a_copy_of_the_weights_as_in_the_original():
+    origin = origin_of(net(), states=True)
+    ignored, copied = random_axis(origin, 0, 0, ignore="biasbn"), random_axis(origin, 0, 0, ignore="none")
+    for name, w in origin.items():
+        if w.dim() <= 1:
+            assert not ignored[name].any()
+            assert torch.equal(copied[name], w)
+
+
+def test_the_same_seed_gives_the_same_plane_and_other_seeds_another():
+    model = net()
+    assert random_plane(model, seed=3).digest == random_plane(model, seed=3).digest
+    assert random_plane(model, seed=3).digest != random_plane(model, seed=4).digest
+
+
+def test_default_directions_are_nearly_orthogonal():
+    model = nn.Sequential(nn.Linear(100, 100), nn.Linear(100, 10))
+    assert abs(random_plane(model).cosine) < 0.05
+    assert random_plane(model, axes=1).cosine is None
+
+
+def test_states_move_running_statistics_and_weights_do_not():
+    model = net()
+    assert "1.running_mean" in random_plane(model, states=True).origin
+    assert "1.running_mean" not in random_plane(model).origin
+    assert "1.num_batches_tracked" not in random_plane(model, states=True).origin
+
+
+def test_a_line_between_models_is_at_each_of_them():
+    a, b = net(), net()
+    line = line_between(a, b)
+    for point, model in (((0.0,), a), ((1.0,), b)):
+        for name, p in model.named_parameters():
+            torch.testing.assert_close(line.at(point)[name], p.detach(), atol=1e-6, rtol=1e-5)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.floats(-3, 3, width=32), st.floats(-3, 3, width=32))
+def test_a_point_is_origin_plus_its_axes_and_projects_back_onto_itself(x, y):
+    plane = random_plane(net()).to(dtype=torch.float64)
+    there = plane.at((x, y))
+    name = "3.weight"
+    torch.testing.assert_close(there[name], plane.origin[name] + x * plane.axes[0][name] + y * plane.axes[1][name])
+    (back_x, back_y), residual = projected(plane, there)
+    assert (back_x, back_y) == pytest.approx((x, y), abs=1e-9)
+    assert residual < 1e-9
+
+
+def test_axes_that_are_neither_orthogonal_nor_of_length_one_project_right():
+    origin = {"w": torch.zeros(3, 2)}
+    x = {"w": torch.tensor([[3.0, 0], [0, 0], [0, 0]])}
+    y = {"w": torch.tensor([[1.0, 2], [0, 0], [0, 0]])}
+    plane = Plane(origin, (x, y), ({}, {}))
+    (a, b), residual = projected(plane, {"w": torch.tensor([[4.0, 2], [5, 0], [0, 0]])})
+    assert (a, b) == pytest.approx((1.0, 1.0))
+    assert residual == pytest.approx(5.0)
+
+
+def test_a_vector_over_some_parameters_is_zero_elsewhere():
+    origin = origin_of(net())
+    layout = Layout.of({"3.weight": origin["3.weight"]})
+    axis = from_vector(torch.arange(48.0), layout, origin)
+    assert torch.equal(axis["3.weight"].flatten(), torch.arange(48.0))
+    assert not axis["0.weight"].any()
+
+
+def test_an_axis_without_length_has_no_cosine():
+    zeros = {"w": torch.zeros(2, 2)}
+    assert math.isnan(Plane({"w": torch.ones(2, 2)}, (zeros, zeros), ({}, {})).cosine)
+
+
+def test_what_does_not_fit_together_is_said():
+    model = net()
+    with pytest.raises(ValueError, match=r"no tensor named '0\.weight'"):
+        line_between(model, nn.Linear(2, 2))
+    with pytest.raises(ValueError, match=r"'0.weight' has shape \(5, 2, 3, 3\); the model's has \(3, 2, 3, 3\)"):
+        difference(origin_of(model), {**origin_of(model), "0.weight": torch.zeros(5, 2, 3, 3)})
+    with pytest.raises(ValueError, match="unknown normalisation 'filters'"):
+        random_plane(model, norm="filters")
+    with pytest.raises(ValueError, match="unknown ignore 'bn'"):
+        random_plane(model, ignore="bn")
+    with pytest.raises(ValueError, match="2 axes want as many settings"):
+        random_plane(model, norm=["filter"])
+    plane = random_plane(model)
+    with pytest.raises(ValueError, match="the point has 1 coordinates; this plane has 2 axes"):
+        plane.at((0.0,))
+    with pytest.raises(ValueError, match="one axis or two; got 3"):
+        Plane(plane.origin, (plane.axes[0],) * 3, ())
+    with torch.no_grad():
+        model[3].weight[0, 0] = math.inf
+    with pytest.raises(ValueError, match=r"'3\.weight' holds values that are not finite"):
+        random_plane(model)

@@ -1,0 +1,75 @@
+"""Flat vectors: there and back, which tensors are meant, and sums in float64."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from lossmap.geometry.parameter_vector import Layout, selected
+from lossmap.sums import dot, norm, norm_of
+
+SHAPES = st.lists(st.lists(st.integers(1, 4), max_size=3).map(tuple), min_size=1, max_size=5)
+
+
+@given(shapes=SHAPES)
+def test_flattening_is_undone_by_unflattening(shapes):
+    named = {f"t{i}": torch.randn(s) for i, s in enumerate(shapes)}
+    layout = Layout.of(named)
+    flat = layout.flatten(named)
+    assert flat.shape == (layout.size,) and layout.size == sum(t.numel() for t in named.values())
+    back = layout.unflatten(flat)
+    assert list(back) == list(named) and all(torch.equal(back[k], t) for k, t in named.items())
+    assert all(torch.equal(a, b) for a, b in zip(layout.split(flat), named.values(), strict=True))
+
+
+def test_parts_are_views_of_the_vector():
+    layout = Layout(("a", "b"), ((2, 2), ()))
+    v = torch.zeros(5)
+    layout.unflatten(v)["a"][1, 1] = 7.0
+    assert v[3] == 7.0 and layout.sizes == (4, 1)
+
+
+def net():
+    return nn.ModuleDict({"first": nn.Linear(2, 3), "bn": nn.BatchNorm1d(3), "second": nn.Linear(3, 1)})
+
+
+def test_weights_all_and_expressions_select_parameters():
+    model = net()
+    assert list(selected(model)) == ["first.weight", "second.weight"]
+    assert list(selected(model, "all")) == [k for k, _ in model.named_parameters()]
+    assert list(selected(model, "second")) == ["second.weight", "second.bias"]
+    assert list(selected(model, r"bias$")) == ["first.bias", "bn.bias", "second.bias"]
+    assert selected(model)["first.weight"] is model["first"].weight
+
+
+def test_what_selects_nothing_gets_its_sentence():
+    with pytest.raises(ValueError, match=r"no parameter matches 'conv'; the model has first\.weight, first\.bias"):
+        selected(net(), "conv")
+    with pytest.raises(ValueError, match=r"no parameter matches 'weights'; the model has none"):
+        selected(nn.ReLU())
+    with pytest.raises(ValueError, match=r"'\(' is no regular expression: missing \)"):
+        selected(net(), "(")
+
+
+def test_a_vector_of_another_length_gets_its_sentence():
+    with pytest.raises(ValueError, match=r"the vector has shape \(3,\); this layout takes \(4,\)"):
+        Layout(("a",), ((2, 2),)).split(torch.ones(3))
+    with pytest.raises(KeyError, match="b"):
+        Layout(("b",), ((1,),)).flatten({"a": torch.ones(1)})
+
+
+@pytest.mark.parametrize("entries", [1, 1000, (1 << 20) - 1, 3_000_001])
+def test_sums_are_those_of_float64(entries):
+    g = torch.Generator().manual_seed(entries)
+    a, b = torch.rand(entries, generator=g), torch.rand(entries, generator=g)
+    assert dot(a, b) == pytest.approx(float(a.double() @ b.double()), rel=1e-13)
+    wide = a.numpy().astype(np.longdouble)  # float64 sums in one sequence are themselves off by 1e-13
+    assert norm(a) == pytest.approx(float(np.sqrt((wide * wide).sum())), rel=1e-13)
+    assert dot(a.double(), b.double()) == pytest.approx(dot(a, b), rel=1e-13)
+
+
+def test_the_norm_over_several_tensors_is_that_of_all_entries():
+    parts = [torch.randn(3, 4), torch.randn(5), torch.tensor(2.0)]
+    assert norm_of(parts) == pytest.approx(norm(torch.cat([p.flatten() for p in parts])), rel=1e-12)

@@ -1,0 +1,48 @@
+import pytest
+import torch
+from torch import nn
+
+from lossmap.geometry.directions import Plane, origin_of
+from lossmap.geometry.parameter_vector import Layout
+from lossmap.geometry.training_path import principal_axes, trajectory
+
+
+def walk(steps, seed=0):
+    torch.manual_seed(seed)
+    model = nn.Linear(6, 5)
+    states, state = [], origin_of(model)
+    for _ in range(steps):
+        state = {k: t + torch.randn_like(t) for k, t in state.items()}
+        states.append(state)
+    return states[-1], states
+
+
+def test_principal_axes_equal_the_singular_vectors_of_the_path():
+    origin, states = walk(9)
+    layout = Layout.of(origin)
+    matrix = torch.stack([layout.flatten(s) - layout.flatten(origin) for s in states]).double()
+    _, values, rows = torch.linalg.svd(matrix, full_matrices=False)
+    found = principal_axes(origin, states, 2)
+    for i, axis in enumerate(found.axes):
+        v = layout.flatten(axis).double()
+        assert float(v.norm()) == pytest.approx(1.0, abs=1e-5)
+        assert abs(float(v @ rows[i])) == pytest.approx(1.0, abs=1e-5)
+        assert found.explained[i] == pytest.approx(float(values[i] ** 2 / (values**2).sum()), rel=1e-6)
+
+
+def test_the_shadow_of_the_path_ends_at_zero_and_keeps_true_lengths():
+    origin, states = walk(9)
+    found = principal_axes(origin, states, 2)
+    shadow = trajectory(Plane(origin, found.axes, ({}, {})), states)
+    assert shadow["x"][-1] == pytest.approx(0, abs=1e-6)
+    layout = Layout.of(origin)
+    for i, state in enumerate(states):
+        length = float((layout.flatten(state) - layout.flatten(origin)).norm())
+        seen = (shadow["x"][i] ** 2 + shadow["y"][i] ** 2 + shadow["residual"][i] ** 2) ** 0.5
+        assert seen == pytest.approx(length, rel=1e-5, abs=1e-6)
+
+
+def test_a_path_with_too_few_dimensions_is_refused_with_its_number():
+    origin, states = walk(2)
+    with pytest.raises(ValueError, match="2 checkpoints that span 1 dimensions about its end; 2 axes want more"):
+        principal_axes(origin, states, 2)

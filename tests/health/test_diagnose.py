@@ -1,0 +1,325 @@
+"""Each finding is provoked once, and none is made of a healthy net; a verdict is never stronger than its evidence."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from lossmap import zoo
+from lossmap.data import datasets
+from lossmap.data.batches import Resident, Streamed
+from lossmap.data.problem import Problem
+from lossmap.health import rules as findings
+from lossmap.health.diagnose import diagnose_network_health, examined, subset
+from lossmap.linalg.power_law import Tail
+from lossmap.training import Recipe, train
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def data():
+    return datasets.load("digits", "train")
+
+
+def trained(data, model=None, epochs=8, **told):
+    model = model or zoo.build("mlp", seed=0)
+    train(Problem.supervised(model, "crossentropy", data), Recipe(epochs=epochs, **told))
+    return model
+
+
+@pytest.fixture(scope="module")
+def healthy(data):
+    return trained(data).state_dict()
+
+
+@pytest.fixture
+def net(healthy):
+    model = zoo.build("mlp")
+    model.load_state_dict(healthy)
+    return model.eval()
+
+
+def rules(health):
+    return [f.rule for f in health.findings]
+
+
+def test_a_healthy_net_gets_a_short_report_without_findings(net, data):
+    health = diagnose_network_health(net, data, loss="crossentropy", rate=0.01, momentum=0.9)
+    assert health.findings == () and not health.skipped
+    text = repr(health)
+    assert "no finding" in text and len(text.splitlines()) < 30
+    assert "largest eigenvalue" in text and "+-" in text
+
+
+@pytest.mark.slow
+def test_the_healthy_demo_net_has_no_finding(data):
+    model = trained(data, zoo.build("resnet20-w8", seed=0), epochs=12)
+    health = diagnose_network_health(
+        model, data, held_out=datasets.load("digits", "test"), samples=64, rate=0.05, momentum=0.9, nesterov=True,
+        density_error=None, label="the demo net",
+    )  # fmt: skip
+    assert health.findings == (), health
+    assert not health.skipped and health.collapse.nc1 < 0.3
+
+
+def test_a_dead_layer_is_found_with_what_it_cuts_off(net, data):
+    with torch.no_grad():
+        net[3].bias.fill_(-1e3)
+    health = diagnose_network_health(net, data, examinations=("signals", "gradients"))
+    first = next(f for f in health.findings if f.rule == "dead layer")
+    assert (first.value, first.where, first.level) == (1.0, "4", findings.SERIOUS)
+    assert "32 of 32" in first.evidence and "95 % confidence" in first.evidence
+    assert any("leaky" in t.what for t in first.tries) and all(t.doubt for t in first.tries)
+    silent = next(f for f in health.findings if f.rule == "no gradient")
+    assert "1.weight" in silent.evidence and "3.weight" in silent.evidence
+
+
+def test_an_exploding_layer_is_found_by_what_passes_it(net, data):
+    with torch.no_grad():
+        net[3].weight.mul_(100.0)
+    health = diagnose_network_health(net, data, examinations=("signals",))
+    found = next(f for f in health.findings if f.rule == "exploding layer")
+    assert found.where == "3" and found.value > 50 and 0 < found.error < 0.1 * found.value
+    assert any("normalisation" in t.what for t in found.tries)
+
+
+def test_large_weights_before_a_normalisation_are_no_finding(data):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 32), nn.BatchNorm1d(32), nn.ReLU(),
+                          nn.Linear(32, 10))  # fmt: skip
+    with torch.no_grad():
+        model[3].weight.mul_(1000.0)
+    trained(data, model)
+    health = diagnose_network_health(model, data, examinations=("weights", "signals"))
+    assert health.activity.gains[1].alone > 100 and "exploding layer" not in rules(health)
+
+
+def test_a_vanishing_layer_is_found(net, data):
+    with torch.no_grad():
+        net[3].weight.mul_(0.001)
+        net[3].bias.fill_(0.001)
+    assert "vanishing layer" in rules(diagnose_network_health(net, data, examinations=("signals",)))
+
+
+def test_a_layer_of_rank_one_is_found(net, data):
+    with torch.no_grad():
+        net[3].weight.copy_(torch.outer(net[3].weight[:, 0], net[3].weight[0]))
+    health = diagnose_network_health(net, data, examinations=("weights",))
+    (found,) = [f for f in health.findings if f.rule == "rank-deficient layer"]
+    assert found.where == "3.weight" and found.value == pytest.approx(1.0, abs=1e-3) and "31 singular" in found.evidence
+
+
+def test_label_noise_is_found_and_the_suspects_are_the_flipped(data):
+    x, y = data.tensors
+    generator = torch.Generator().manual_seed(0)
+    flipped = torch.rand(len(y), generator=generator) < 0.25
+    noisy = (x, torch.where(flipped, (y + 3) % 10, y))
+    model = trained(Resident(noisy, 256), epochs=20)
+    health = diagnose_network_health(model, noisy, examinations=("signals",))
+    (found,) = health.findings
+    assert found.rule == "label noise" and abs(found.value - 0.25) < 0.08
+    assert flipped[health.labels.suspects[:100]].float().mean() > 0.9
+
+
+def test_a_net_at_the_edge_of_stability_is_found_and_called_no_fault(data):
+    small = subset(Problem.supervised(zoo.build("mlp", seed=1), "crossentropy", data), 500)
+    rate = 0.3
+    train(small, Recipe(epochs=100, batch_size=500, rate=rate, momentum=0.0, nesterov=False, weight_decay=0.0,
+                        schedule="constant"))  # fmt: skip
+    health = examined(small, examinations=("hessian",), rate=rate, density_error=None)
+    found = next(f for f in health.findings if "edge of stability" in f.rule)
+    assert 0.9 < found.value < 1.5 and found.error < 0.01
+    assert all("edge" not in f.rule for f in examined(small, examinations=("hessian",), rate=rate / 10,
+                                                       density_error=None).findings)  # fmt: skip
+
+
+def test_an_untrained_net_is_no_better_than_chance(data):
+    health = diagnose_network_health(zoo.build("mlp", seed=0), data, examinations=("signals",))
+    assert rules(health)[0] == "no better than chance"
+
+
+def test_saturated_units_are_found(data):
+    model = zoo.build("mlp", seed=0, activation="tanh")
+    with torch.no_grad():
+        model[1].weight.mul_(100.0)
+    assert "saturated units" in rules(diagnose_network_health(model, data, examinations=("signals",)))
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.5, 0.9])
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_what_a_step_bears_is_where_the_optimiser_begins_to_grow(momentum, nesterov):
+    rate, limit = 0.1, findings.bearable(0.1, momentum, nesterov)
+    for factor, grows in ((0.99, False), (1.01, True)):
+        theta = torch.ones(1, dtype=torch.float64, requires_grad=True)
+        optimiser = torch.optim.SGD([theta], lr=rate, momentum=momentum, nesterov=nesterov and momentum > 0)
+        sizes = []
+        for _ in range(2):
+            for _ in range(1000):
+                theta.grad = factor * limit * theta.detach()  # of the loss factor limit theta^2 / 2
+                optimiser.step()
+            sizes.append(abs(float(theta.detach())))
+        assert (sizes[1] > sizes[0]) == grows
+
+
+def test_what_was_learned_by_heart_shows_on_held_out_samples(data):
+    x, y = data.tensors
+    wrong = torch.randint(10, (len(y),), generator=torch.Generator().manual_seed(0))
+    model = trained(Resident((x[:200], wrong[:200]), 200), epochs=150, batch_size=50, weight_decay=0.0)
+    health = diagnose_network_health(
+        model, (x[:200], wrong[:200]), held_out=(x[200:600], y[200:600]), examinations=("signals",)
+    )
+    found = next(f for f in health.findings if f.rule == "learned by heart")
+    assert found.value > 0.5 and "400 held out" in found.evidence
+    assert health.numbers()["held_out_accuracy"]["value"] == health.held_out.accuracy
+    assert "200 samples, 400 held out" in repr(health)
+    assert json.loads(health.to_json())["held_out_samples"] == 400
+
+
+def told(**parts):
+    """A health of which only these parts are known."""
+    blank = dict.fromkeys(("activity", "gradients", "weights", "labels", "held_out", "spectrum", "collapse", "rate"))
+    blank |= {"tails": {}, "momentum": 0.0, "nesterov": False, "gradient_ratio_error": lambda a, b: 1.0}
+    return SimpleNamespace(**(blank | parts))
+
+
+def curvature(values, low=-0.01, error=0.001):
+    values = np.array(values)
+    return SimpleNamespace(
+        largest=(values[0], error), smallest=(low, error),
+        top=SimpleNamespace(values=values, residuals=np.full(len(values), error)),
+    )  # fmt: skip
+
+
+CONSTRUCTED = {
+    "negative curvature": (told(spectrum=curvature([10.0, 9], low=-3.0)), told(spectrum=curvature([10.0, 9]))),
+    "ill-conditioned": (
+        told(spectrum=curvature([1000.0, 5, 4, 3, 2])), told(spectrum=curvature([50.0, 5, 4, 3, 2]))
+    ),
+    "beyond the edge of stability": (
+        told(spectrum=curvature([30.0]), rate=0.1), told(spectrum=curvature([30.0]), rate=0.1, momentum=0.9)
+    ),
+    "unbalanced gradients": (
+        told(gradients=SimpleNamespace(rms=np.array([5000.0, 1]), names=("a", "b"), samples=10)),
+        told(gradients=SimpleNamespace(rms=np.array([50.0, 1]), names=("a", "b"), samples=10)),
+    ),
+    "one direction of gradients": (
+        told(gradients=SimpleNamespace(rms=np.ones(1), names=("a",), samples=50, concentrated=(0.95, 0.01))),
+        told(gradients=SimpleNamespace(rms=np.ones(1), names=("a",), samples=50, concentrated=(0.5, 0.01))),
+    ),
+    "light-tailed weights": (
+        told(tails={"w": Tail(9.0, 0.5, 1.0, 100, 200, 0.05, 0.6)}),
+        told(tails={"w": Tail(3.0, 0.5, 1.0, 100, 200, 0.05, 0.6)}),
+    ),
+    "features without order by class": (
+        told(collapse=SimpleNamespace(nc4=0.6, errors={"nc4": 0.02}, layer="fc", samples=500)),
+        told(collapse=SimpleNamespace(nc4=0.1, errors={"nc4": 0.02}, layer="fc", samples=500)),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("rule", CONSTRUCTED)
+def test_a_rule_finds_what_was_constructed_and_not_its_healthy_twin(rule):
+    ill, well = CONSTRUCTED[rule]
+    (found,) = findings.judged(ill)[0]
+    assert found.rule == rule and found.source and found.means and found.tries
+    assert findings.judged(well) == ((), ())
+
+
+def test_a_number_within_two_errors_of_its_threshold_is_undecided():
+    unsure = told(collapse=SimpleNamespace(nc4=0.27, errors={"nc4": 0.02}, layer="fc", samples=500))
+    sure, undecided = findings.judged(unsure)
+    assert sure == () and undecided[0].rule == "features without order by class"
+    unknown = told(spectrum=curvature([10.0, 9], low=-3.0, error=float("nan")))
+    assert findings.judged(unknown)[0][0].rule == "negative curvature"
+
+
+def test_power_laws_that_are_refused_are_no_finding():
+    assert findings.judged(told(tails={"w": Tail(9.0, 0.5, 1.0, 100, 200, 0.3, 0.0)})) == ((), ())
+
+
+def test_findings_are_ranked_by_gravity_then_by_excess(net, data):
+    with torch.no_grad():
+        net[3].weight.copy_(torch.outer(net[3].weight[:, 0], net[3].weight[0]) * 1000)
+        net[1].bias[:12] = -1e3
+    health = diagnose_network_health(net, data, examinations=("weights", "signals"))
+    levels = [f.level for f in health.findings]
+    assert levels == sorted(levels, reverse=True) and levels[0] == findings.SERIOUS and len(set(levels)) > 1
+    assert rules(health).index("exploding layer") < rules(health).index("dead units")
+
+
+def test_the_report_and_the_json_carry_numbers_thresholds_sources_and_doubts(net, data):
+    with torch.no_grad():
+        net[3].weight.mul_(100.0)
+    health = diagnose_network_health(net, data, examinations=("weights", "signals", "collapse"), label="a net")
+    text = repr(health)
+    for part in ("Health of a net", "exploding layer, 3  [serious]", "threshold 10", "may mean", "try", "but "):
+        assert part in text
+    read = json.loads(health.to_json())
+    finding = next(f for f in read["findings"] if f["rule"] == "exploding layer")
+    assert finding["threshold"] == 10.0 and finding["tries"][0]["doubt"] and finding["level"] == "serious"
+    assert read["numbers"]["nc1"]["error"] > 0 and len(read["weights"]) == 3
+
+
+def test_what_does_not_apply_is_left_out_and_told_why():
+    model = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 1))
+    x = torch.randn(40, 3)
+    health = diagnose_network_health(model, (x, x[:, :1]), loss="mse")
+    assert set(health.skipped) == {"collapse", "labels"} and "classifier" in health.skipped["labels"]
+    assert "not examined" in repr(health) and health.gradients is not None and health.spectrum is not None
+    json.loads(health.to_json())
+
+
+def residual(model, t):
+    """u' = -u: a loss that differentiates by its inputs."""
+    t = t.clone().requires_grad_(True)
+    u = model(t)
+    (slope,) = torch.autograd.grad(u.sum(), t, create_graph=True)
+    return (slope + u).square().mean()
+
+
+def test_a_loss_with_derivatives_by_its_inputs_is_examined_in_all_that_applies():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(1, 8), nn.Tanh(), nn.Linear(8, 1)).double()
+    t = torch.linspace(0, 2, 24, dtype=torch.float64)[:, None]
+    health = examined(Problem.custom(model, residual, t))
+    assert set(health.skipped) == {"collapse", "labels"} and "classifier" in health.skipped["labels"]
+    weights = [model[0].weight, model[2].weight]
+    rows = [torch.cat([g.flatten() for g in torch.autograd.grad(residual(model, one[None]), weights)]) for one in t]
+    rows = torch.stack(rows).numpy()
+    np.testing.assert_allclose(health.gradients.gram, rows @ rows.T, atol=1e-12)
+    assert len(health.activity.activations) == 1 and health.spectrum.loss == pytest.approx(residual(model, t).item())
+
+
+def test_the_model_comes_back_as_it_was(data):
+    model = zoo.build("mlp", seed=0).train()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    diagnose_network_health(model, data, samples=32, density_error=None)
+    assert model.training and all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_a_subset_is_the_same_for_a_seed_and_keeps_its_order(data):
+    problem = Problem.supervised(zoo.build("mlp"), "crossentropy", data)
+    one, same, other = subset(problem, 50), subset(problem, 50), subset(problem, 50, seed=1)
+    assert torch.equal(one.data.tensors[0], same.data.tensors[0]) and one.data.samples == 50
+    assert not torch.equal(one.data.tensors[0], other.data.tensors[0])
+    assert subset(problem, 10**6) is problem
+    x, y = data.tensors
+    streamed = problem.with_data(Streamed(lambda i: (x[list(i)], y[list(i)]), range(len(y)), 64))
+    assert torch.equal(next(iter(subset(streamed, 50).data))[1], one.data.tensors[1])
+
+
+def test_an_examination_that_there_is_not_is_refused(net, data):
+    with pytest.raises(ValueError, match="no examination 'pulse'; there are weights"):
+        diagnose_network_health(net, data, examinations=("pulse",))

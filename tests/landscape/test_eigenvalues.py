@@ -1,0 +1,317 @@
+"""The map of eigenvalues against dense float64 Hessians at every point, and its ways of starting, stopping, failing."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.func import functional_call
+
+from lossmap.curvature.autotune import prepare
+from lossmap.data.problem import Problem
+from lossmap.geometry.directions import Plane, random_plane
+from lossmap.geometry.grid import Grid
+from lossmap.interrupt import Unfinished
+from lossmap.landscape import eigenvalues as room
+from lossmap.landscape.eigenvalues import Extremes, Neighbours, continued
+from lossmap.landscape.run_survey import survey
+
+
+class Solved:
+    """A matrix known whole, with a loss."""
+
+    def __init__(self, entries, loss=1.0):
+        self.entries = torch.as_tensor(entries)
+        self.size, self.dtype, self.device, self.value = len(entries), self.entries.dtype, torch.device("cpu"), loss
+
+    def __matmul__(self, v):
+        return self.entries @ v
+
+    def loss(self):
+        return self.value
+
+
+class Places:
+    """In place of a prepared problem: a function from the plane's tensors to a matrix."""
+
+    def __init__(self, make):
+        self.make, self.size = make, make(0.0).size
+
+    def at(self, tensors):
+        return self.make(float(tensors["w"][0]))
+
+
+def line():
+    return Plane({"w": torch.zeros(2)}, ({"w": torch.tensor([1.0, 0.0])},), ({},))
+
+
+def small(activation=nn.Tanh, dtype=torch.float64, samples=40):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 6), activation(), nn.Linear(6, 5), activation(), nn.Linear(5, 3)).to(dtype)
+    x, y = torch.randn(samples, 4, dtype=dtype), torch.randint(3, (samples,))
+    optimizer = torch.optim.Adam(net.parameters(), 0.05)
+    for _ in range(60):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(net(x), y).backward()
+        optimizer.step()
+    net.zero_grad()
+    return Problem.supervised(net.eval(), "crossentropy", (x, y), batch_size=16)
+
+
+def dense_ends(problem, tensors):
+    """The twin, by another channel: torch.func in float64 and NumPy."""
+    x, y = (t.double() if t.is_floating_point() else t for t in problem.data.tensors)
+    state = {k: t.double() for k, t in tensors.items()}
+    moving = [k for k, t in state.items() if t.dim() > 1]
+    sizes = [state[k].numel() for k in moving]
+
+    def loss(theta):
+        parts = {k: p.view(state[k].shape) for k, p in zip(moving, theta.split(sizes), strict=True)}
+        return nn.functional.cross_entropy(functional_call(problem.model, {**state, **parts}, (x,)), y)
+
+    theta = torch.cat([state[k].reshape(-1) for k in moving])
+    return np.linalg.eigvalsh(torch.func.jacrev(torch.func.grad(loss))(theta).detach().numpy())
+
+
+@pytest.mark.parametrize(("dtype", "tol"), [(torch.float64, 1e-3), (torch.float64, 1e-8), (torch.float32, 1e-3)])
+@pytest.mark.parametrize("certify", ["audit", "each"])
+def test_every_point_of_a_plane_is_within_its_bounds_of_the_dense_hessian(dtype, tol, certify):
+    problem = small(dtype=dtype)
+    plane, grid = random_plane(problem.model, seed=3), Grid.square(-2.0, 2.0, 5)
+    measure = Extremes({"train": prepare(problem, way="double")}, plane, tol=tol, certify=certify)
+    negative = 0
+    for i in range(len(grid)):
+        reading, truth = measure(grid.point(i)), dense_ends(problem, plane.at(grid.point(i)))
+        scale = np.abs(truth).max()
+        for end, value in (("max", truth[-1]), ("min", truth[0])):
+            assert abs(reading[f"{end}_eig"] - value) <= 10 * tol * scale
+            assert np.abs(truth - reading[f"{end}_eig"]).min() <= reading[f"{end}_eig_error"] <= tol * scale
+        assert reading["min_eig_limit"] <= truth[0] and truth[-1] <= reading["max_eig_limit"]
+        if certify == "each":
+            assert reading["max_eig_limit"] - reading["max_eig"] <= 10 * tol * scale * 1.01
+        negative += truth[0] < -0.01 * scale
+    assert negative > 5  # far from the minimum
+
+
+def test_a_map_of_a_relu_net_agrees_with_the_dense_hessian_by_every_solver():
+    problem = small(nn.ReLU)
+    plane = random_plane(problem.model, seed=1)
+    for solver in ("lanczos", "eigsh"):
+        measure = Extremes({"train": prepare(problem, way="double")}, plane, solver=solver, tol=1e-6)
+        for point in ((0.0, 0.0), (0.5, -1.0), (0.6, -1.0), (0.7, -1.0)):
+            truth = dense_ends(problem, plane.at(point))
+            reading = measure(point)
+            assert [reading["max_eig"], reading["min_eig"]] == pytest.approx(truth[[-1, 0]], abs=1e-5 * truth[-1])
+
+
+def test_the_mean_squared_error_of_a_linear_net_has_the_eigenvalues_of_its_data():
+    torch.manual_seed(1)
+    x, y = torch.randn(30, 5).double(), torch.randn(30, 2).double()
+    net = nn.Linear(5, 2, bias=False).double()
+    measure = Extremes(
+        {"train": prepare(Problem.supervised(net, "mse", (x, y)), way="double")}, random_plane(net), tol=1e-9
+    )
+    truth = torch.linalg.eigvalsh(2 / (30 * 2) * x.T @ x)
+    reading = measure((0.3, 0.4))
+    assert [reading["max_eig"], reading["min_eig"]] == pytest.approx([truth[-1].item(), truth[0].item()], rel=1e-8)
+
+
+def test_a_hessian_of_zeros_has_zero_ends():
+    net = nn.Linear(3, 2).double()
+    problem = Problem.custom(net, lambda model, batch: model(batch[0]).sum(), (torch.randn(8, 3).double(),))
+    reading = Extremes({"train": prepare(problem, way="double")}, random_plane(net))((0.0, 1.0))
+    assert {reading[f"{end}_eig{what}"] for end in ("max", "min") for what in ("", "_error", "_limit")} == {0.0}
+    assert reading["products"] == 1.0
+
+
+def test_where_the_loss_is_not_finite_the_point_is_done_and_unknown():
+    measure = Extremes({"train": Places(lambda t: Solved(np.eye(3), loss=np.inf))}, line(), "ends,abs:2,trace")
+    reading = measure((1.0,))
+    assert reading["products"] == 0.0 and np.isnan(reading["max_eig"]) and np.isnan(reading["trace"])
+    assert np.isnan(reading["abs_eig"]).all() and reading["abs_eig"].shape == (2,)
+
+
+def test_a_product_that_is_not_finite_at_a_finite_loss_is_a_failure_of_the_point():
+    measure = Extremes({"train": Places(lambda t: Solved(np.full((3, 3), np.nan)))}, line())
+    with pytest.raises(FloatingPointError, match="product 1 is not finite"):
+        measure((1.0,))
+
+
+def rotating(t, n=80):
+    """Eigenvectors that turn with t, and eigenvalues that change with it."""
+    values = torch.linspace(-0.3, 0.3, n, dtype=torch.float64)
+    values[0], values[-1] = -1.0 - 0.1 * t, 3.0 + t
+    drawn = torch.randn(n, n, generator=torch.Generator().manual_seed(0), dtype=torch.float64) / n**0.5
+    turn = torch.linalg.matrix_exp(2.0 * t * (drawn - drawn.T))
+    return Solved(turn @ torch.diag(values) @ turn.T)
+
+
+def test_neighbours_save_products_and_a_straight_line_saves_more(monkeypatch):
+    ticks = np.linspace(0.0, 2.0, 21)
+
+    def spent(**told):
+        measure = Extremes({"train": Places(rotating)}, line(), tol=1e-3, **told)
+        readings = [measure((float(t),)) for t in ticks]
+        assert [r["max_eig"] for r in readings] == pytest.approx(3.0 + ticks, abs=1e-3 * 5)
+        return sum(r["products"] for r in readings)
+
+    straight = spent()
+    monkeypatch.setattr(room, "ALIGNED", 2.0)
+    beside = spent()
+    assert straight < beside < spent(certify="each")
+
+
+def test_the_continued_vector_follows_the_turn_whatever_the_sign():
+    angles = torch.tensor([0.0, 0.2, 0.4], dtype=torch.float64)
+    a, b, c = torch.stack([angles.cos(), angles.sin()], 0).unbind(1)
+    for sign in (1.0, -1.0):
+        ahead = continued(b[:, None], sign * a[:, None])[:, 0]
+        assert float(ahead @ c) > 0.9995 and float(ahead.norm()) == pytest.approx(1.0)
+    across = continued(torch.eye(2)[:, :1], torch.eye(2)[:, 1:])
+    assert torch.equal(across, torch.eye(2)[:, :1])  # a crossing: the nearest is taken as it is
+
+
+def test_the_nearest_point_is_measured_in_theta_and_the_memory_is_bounded():
+    plane = Plane({"w": torch.zeros(2)}, ({"w": torch.tensor([10.0, 0.0])}, {"w": torch.tensor([0.0, 1.0])}), ({}, {}))
+    held = Neighbours(plane, memory=0)
+    assert held.start((0.0, 0.0)) is None
+    one, two = torch.tensor([[1.0], [0.0]]), torch.tensor([[0.0], [1.0]])
+    held.keep((0.5, 0.0), one)
+    held.keep((0.0, 2.0), two)
+    assert torch.equal(held.start((0.0, 0.0)), two)
+    held.keep((9.0, 9.0), torch.full((2, 1), torch.nan))
+    for t in range(5):
+        held.keep((float(t), 7.0), one)
+    assert list(held.held) == [(2.0, 7.0), (3.0, 7.0), (4.0, 7.0)]
+
+
+def test_what_else_may_be_read_stands_in_fields_of_its_own():
+    entries = np.diag([5.0, 4.0, -3.0, 1.0, 0.5])
+    measure = Extremes(
+        {"train": Places(lambda t: Solved(entries)), "test": Places(lambda t: Solved(2 * entries))},
+        line(),
+        "top:2,bottom:1,abs:3,trace",
+        tol=1e-9,
+    )
+    reading = measure((0.0,))
+    assert set(reading) == {f.name for f in measure.fields}
+    assert reading["top_eig"] == pytest.approx([5, 4]) and reading["max_eig"] == pytest.approx(5)
+    assert reading["bottom_eig"] == pytest.approx([-3]) and reading["min_eig"] == pytest.approx(-3)
+    assert reading["test_abs_eig"] == pytest.approx([10, 8, -6])
+    assert reading["test_trace"] == pytest.approx(15.0) and reading["trace_error"] < 1e-10
+    assert reading["products"] > 10
+    assert {f.extra for f in measure.fields if f.name == "top_eig"} == {("top", 2)}
+    assert {f.unit for f in measure.fields} == {"1", "nats per squared unit of theta"}
+
+
+def test_a_point_that_was_left_goes_on_to_the_same_reading():
+    splits = {"train": Places(rotating), "test": Places(lambda t: rotating(t + 1))}
+    whole = Extremes(splits, line(), "top:3,trace", tol=1e-6)
+    wanted = whole((0.5,))
+    for after in (0, 5, 12, 20):
+        asked = iter([False] * after + [True] + [False] * 1000)
+        measure = Extremes(splits, line(), "top:3,trace", tol=1e-6, stop=lambda asked=asked: next(asked))
+        with pytest.raises(Unfinished) as left:
+            measure((0.5,))
+        assert all(isinstance(v, (int, float, np.ndarray, bool)) for v in left.value.state.values())
+        resumed = Extremes(splits, line(), "top:3,trace", tol=1e-6).resume((0.5,), left.value.state)
+        assert {k: np.asarray(v).tolist() for k, v in resumed.items()} == {
+            k: np.asarray(v).tolist() for k, v in wanted.items()
+        }
+
+
+def test_the_second_look_has_names_of_its_own_and_does_not_see_the_neighbours():
+    told = {"tol": 1e-2, "solver": "eigsh", "settings": {"data": "x"}}
+    cheap, cold = (Extremes({"train": Places(rotating)}, line(), audit=a, **told) for a in (False, True))
+    assert (cheap.name, cold.name, cold.settings["solver"]) == ("eigen", "audit", "lanczos")
+    assert cheap.auditable and not cold.auditable
+    assert not Extremes({"train": Places(rotating)}, line(), "trace").auditable
+    assert cheap.settings["data"] == "x" and cheap.settings["start"] == "neighbour"
+    first = cold((0.5,))
+    for t in (0.6, 0.7):
+        cold((t,))
+    assert cold((0.5,)) == first
+    assert set(first) == {f"audit_{f.name}" for f in cheap.fields}
+    assert first["audit_max_eig_limit"] - first["audit_max_eig"] <= 0.1 * 3.5
+
+
+@pytest.mark.parametrize(
+    ("told", "text"),
+    [
+        ({"certify": "some"}, "--certify is one of audit, each, none; got 'some'"),
+        ({"which": "ends,top:3"}, "--which names the same eigenvalues twice: 'ends,top:3'; top:k and bottom:k hold"),
+        ({"which": "top:3,top:2"}, "--which names the same eigenvalues twice"),
+        ({"which": "top"}, "--which wants ends, top:k, bottom:k or abs:k, such as top:5; got 'top'"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(told, text):
+    with pytest.raises(ValueError, match=text):
+        Extremes({"train": Places(rotating)}, line(), **told)
+
+
+class Scarce:
+    """A problem made ready on a machine whose memory bears so many samples at a time."""
+
+    def __init__(self, prepared, room):
+        self.prepared, self.room = prepared, room
+
+    @property
+    def size(self):
+        return self.prepared.size
+
+    @property
+    def batch(self):
+        return self.prepared.batch
+
+    def at(self, tensors):
+        if self.batch > self.room:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return self.prepared.at(tensors)
+
+    def smaller(self):
+        less = self.prepared.smaller()
+        return None if less is None else Scarce(less, self.room)
+
+
+@pytest.mark.parametrize("way", ["linear", "graph", "double"])
+def test_where_memory_runs_out_the_products_are_cut_smaller_and_the_eigenvalues_stay(way):
+    problem = small()
+    plane, grid = random_plane(problem.model, seed=3), Grid.line(-1.0, 1.0, 4)
+    plane = Plane(plane.origin, plane.axes[:1], plane.recipes[:1])
+    ample = survey(Extremes({"train": prepare(problem, way=way)}, plane, tol=1e-8), grid)
+    tight = survey(Extremes({"train": Scarce(prepare(problem, way=way), 5)}, plane, tol=1e-8), grid)
+    assert tight.outcome == "complete"
+    for name in ("max_eig", "min_eig"):
+        assert tight[name] == pytest.approx(ample[name], rel=1e-6)
+    notes = tight.attributes["eigen_notes"].splitlines()
+    assert "CUDA out of memory" in notes[0] and "half the memory for what is kept" in notes[0]
+    batches = [int(note.partition("batches of ")[2].split()[0]) for note in notes]
+    assert batches[-1] <= 5 and all(b == a // 2 for a, b in pairwise(batches))
+
+
+def test_where_nothing_is_left_to_give_up_the_point_fails_for_lack_of_memory():
+    problem = small()
+    plane = random_plane(problem.model)
+    surface = survey(Extremes({"train": Scarce(prepare(problem), 0)}, plane), Grid.square(count=1))
+    assert surface.failures[0].reason.startswith("torch.OutOfMemoryError: CUDA out of memory")
+
+
+def test_what_was_kept_of_other_points_is_let_go_when_memory_runs_out():
+    problem = small()
+    measure = Extremes({"train": prepare(problem, way="double")}, random_plane(problem.model), memory=1 << 20)
+    measure((0.1, 0.2))
+    (solved,) = measure._solved.values()
+    assert solved.start((0.1, 0.3)) is not None
+    assert "half the memory" in measure.smaller()
+    assert solved.start((0.1, 0.3)) is None and solved.memory == measure.memory == 1 << 19
+
+
+def test_less_memory_keeps_fewer_values_and_at_last_none():
+    prepared = prepare(small(), way="linear", memory=1000)
+    steps = []
+    while (prepared := prepared.smaller()) is not None:
+        steps.append((prepared.batch, prepared.memory))
+    assert steps[-1] == (1, 0) and steps[-2][0] == 1 and steps[-2][1] > 0

@@ -1,0 +1,207 @@
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from lossmap.data.batches import Streamed
+from lossmap.data.problem import Problem
+from lossmap.geometry.directions import line_between, move_point, random_plane
+from lossmap.landscape.fold_batchnorm import folded
+from lossmap.landscape.loss import Losses, Way, losses, plain, probed
+
+
+class Net(nn.Module):
+    def __init__(self, width=4):
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(3, width, 3, padding=1, bias=False), nn.BatchNorm2d(width)
+        self.conv2, self.bn2 = nn.Conv2d(width, width, 3, stride=2), nn.BatchNorm2d(width)
+        self.fc, self.bn3 = nn.Linear(width * 9, 6), nn.BatchNorm1d(6)
+        self.out = nn.Linear(6, 5)
+
+    def forward(self, x):
+        x = F.relu(self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x))))))
+        return self.out(F.relu(self.bn3(self.fc(x.flatten(1)))))
+
+
+@pytest.fixture
+def net():
+    net = Net()
+    for _ in range(5):
+        net(torch.randn(32, 3, 8, 8))
+    return net.eval()
+
+
+@pytest.fixture
+def data():
+    return torch.randn(83, 3, 8, 8), torch.randint(5, (83,))
+
+
+def by_hand(net, plane, point, x, y):
+    moved = move_point(plane.origin, plane.axes, point)
+    with torch.no_grad():
+        outputs = torch.func.functional_call(net, moved, (x,))
+    return F.cross_entropy(outputs, y).item(), 100 * (outputs.argmax(1) == y).double().mean().item()
+
+
+@pytest.mark.parametrize("batch", [1, 7, 40, 83])
+@pytest.mark.parametrize("fold", [False, True])
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("states", [False, True])
+def test_any_way_through_the_data_gives_the_mean_over_samples(net, data, batch, fold, last, states):
+    plane = random_plane(net, states=states)
+    measure = losses(Problem.supervised(net, "crossentropy", data), plane, way=Way(batch, last, fold))
+    for point in [(0.0, 0.0), (0.3, -0.2), (-1.0, 1.0)]:
+        reading = measure(point)
+        loss, accuracy = by_hand(net, plane, point, *data)
+        assert reading["train_loss"] == pytest.approx(loss, rel=2e-5)
+        assert reading["train_acc"] == pytest.approx(accuracy, abs=1e-9)
+
+
+def test_in_float64_folding_changes_nothing_but_rounding(net, data):
+    net, data = net.double(), (data[0].double(), data[1])
+    plane = random_plane(net, states=True)
+    problem = Problem.supervised(net, "crossentropy", data)
+    for point in [(0.0, 0.0), (0.7, -0.4)]:
+        one = losses(problem, plane, way=Way(83))(point)["train_loss"]
+        other = losses(problem, plane, way=Way(83, True, True))(point)["train_loss"]
+        assert other == pytest.approx(one, rel=1e-12)
+
+
+def test_every_batch_norm_behind_a_layer_is_folded(net):
+    graph, layers = folded(net)
+    assert len(layers) == 3
+    assert not any(n.op == "call_module" and "bn" in str(n.target) for n in graph.graph.nodes)
+
+
+def test_a_model_that_branches_on_its_data_is_not_folded():
+    class Branches(Net):
+        def forward(self, x):
+            return super().forward(x if x.sum() > 0 else -x)
+
+    assert folded(Branches()) is None
+    assert folded(nn.Linear(3, 2)) is None
+
+
+def test_train_and_test_are_read_at_once(net, data):
+    plane = random_plane(net, axes=1)
+    splits = {"train": data, "test": (data[0][:20], data[1][:20])}
+    problems = {k: Problem.supervised(net, "crossentropy", d) for k, d in splits.items()}
+    measure = losses(problems, plane, way=Way(16))
+    assert [f.name for f in measure.fields] == ["train_loss", "train_acc", "test_loss", "test_acc"]
+    reading = measure((0.4,))
+    for split, (x, y) in splits.items():
+        assert reading[f"{split}_loss"] == pytest.approx(by_hand(net, plane, (0.4,), x, y)[0], rel=1e-5)
+
+
+def test_nan_and_inf_are_results(net, data):
+    plane = random_plane(net, axes=1)
+    way = Way(83)
+    far = losses(Problem.supervised(net, "crossentropy", data), plane, way=way)((1e30,))
+    assert not math.isfinite(far["train_loss"])
+    custom = Problem.custom(net, lambda m, b: m(b[0]).sum() * float("inf"), data)
+    assert not math.isfinite(losses(custom, plane, way=way)((0.0,))["train_loss"])
+
+
+def test_the_model_comes_back_untouched_and_points_do_not_drift(net, data):
+    net.train()
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    pointers = {k: p.data_ptr() for k, p in net.named_parameters()}
+    plane = random_plane(net, states=True)
+    measure = losses(Problem.supervised(net, "crossentropy", data), plane, way=Way(32, True, True))
+    first = measure((0.1, 0.2))
+    for i in range(20):
+        measure((0.05 * i, -0.7))
+    assert measure((0.1, 0.2)) == first
+    assert net.training and all(m.training for m in net.modules())
+    assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
+    assert {k: p.data_ptr() for k, p in net.named_parameters()} == pointers
+    assert all(p.grad is None for p in net.parameters())
+
+
+def test_a_forward_that_raises_gives_the_model_back_and_passes_the_reason_on(net, data):
+    problem = Problem.supervised(net, "crossentropy", (torch.randn(4, 5, 8, 8), data[1][:4]))
+    measure = losses(problem, random_plane(net), way=Way(4))
+    with pytest.raises(RuntimeError, match="to have 3 channels"):
+        measure((0.5, 0.5))
+    assert torch.equal(net.conv1.weight, measure.plane.origin["conv1.weight"])
+
+
+def test_the_probe_chooses_a_way_that_gives_the_same_losses(net, data):
+    problem = Problem.supervised(net, "crossentropy", data)
+    plane = random_plane(net)
+    way = probed(problem, plane, seconds=0.5)
+    assert 1 <= way.batch_size <= 83
+    chosen, twin = losses(problem, plane, way=way), losses(problem, plane, way=plain(problem))
+    assert chosen((0.5, 0.1))["train_loss"] == pytest.approx(twin((0.5, 0.1))["train_loss"], rel=1e-5)
+    assert chosen.settings["chosen"]["way"]["batch_size"] == way.batch_size
+
+
+def test_a_smaller_batch_is_half_until_one_sample_is_left(net, data):
+    measure = losses(Problem.supervised(net, "crossentropy", data), random_plane(net), way=Way(3))
+    before = measure((0.2, 0.2))["train_loss"]
+    assert "batches of 1 samples" in measure.smaller()
+    assert measure.smaller() is None
+    assert measure((0.2, 0.2))["train_loss"] == pytest.approx(before, rel=1e-6)
+
+
+def test_streamed_data_give_the_same_losses_as_resident(net, data):
+    plane = random_plane(net)
+    streamed = Streamed(lambda rows: tuple(t[list(rows)] for t in data), range(83), 10)
+    one = losses(Problem.supervised(net, "crossentropy", streamed), plane, way=Way(10, True))
+    other = losses(Problem.supervised(net, "crossentropy", data), plane, way=Way(10, True))
+    assert one((0.3, 0.1)) == other((0.3, 0.1))
+
+
+def test_shares_added_up_over_a_team_are_the_whole(net, data):
+    problem = Problem.supervised(net, "crossentropy", data)
+    plane = random_plane(net)
+    parts = []
+    for rank in range(3):
+        Losses({"train": problem.share(rank, 3)}, plane, Way(16), total=lambda t: parts.append(t) or t)((0.3, 0.3))
+    whole = losses(problem, plane, way=Way(16))((0.3, 0.3))
+    total = sum(parts)
+    assert total[0] == 83
+    assert (total[1] / total[0]).item() == pytest.approx(whole["train_loss"], rel=1e-6)
+    assert (total[2] / total[0]).item() == whole["train_acc"]
+
+
+def test_a_failure_on_another_rank_of_the_team_is_raised_here_too(net, data):
+    def total(t):
+        return torch.cat([t[:-1], t[-1:] + 1])
+
+    measure = losses(Problem.supervised(net, "crossentropy", data), random_plane(net), way=Way(83), total=total)
+    with pytest.raises(RuntimeError, match="another rank of this point's team failed"):
+        measure((0.0, 0.0))
+
+
+def test_a_loss_that_differentiates_by_its_inputs_works():
+    net = nn.Sequential(nn.Linear(1, 8), nn.Tanh(), nn.Linear(8, 1))
+    x = torch.linspace(0, 1, 11)[:, None]
+
+    def residual(model, batch):
+        points = batch.clone().requires_grad_(True)
+        u = model(points)
+        (du,) = torch.autograd.grad(u.sum(), points, create_graph=True)
+        return (du - u).square().mean()
+
+    problem = Problem.custom(net, residual, x, batch_size=4)
+    plane = random_plane(net, axes=1)
+    measure = losses(problem, plane, way=Way(4))
+    assert [f.name for f in measure.fields] == ["train_loss"]
+    assert measure((0.0,))["train_loss"] == pytest.approx(residual(net, x).item(), rel=1e-5)
+
+
+def test_a_line_between_models_ends_at_the_second(net, data):
+    other = Net().eval()
+    line = line_between(net, other, states=True)
+    measure = losses(Problem.supervised(net, "crossentropy", data), line, way=Way(83))
+    with torch.no_grad():
+        assert measure((1.0,))["train_loss"] == pytest.approx(F.cross_entropy(other(data[0]), data[1]).item(), rel=1e-4)
+
+
+def test_a_survey_wants_one_model(net, data):
+    problems = {"train": Problem.supervised(net, "mse", data), "test": Problem.supervised(Net(), "mse", data)}
+    with pytest.raises(ValueError, match="want one model between them"):
+        losses(problems, random_plane(net))

@@ -1,0 +1,314 @@
+"""The walk in one process: what is measured, what fails, what is left, what is told."""
+
+import itertools
+import logging
+import re
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from lossmap.geometry.grid import Field, Grid
+from lossmap.interrupt import Unfinished
+from lossmap.io.memory_store import Ledger
+from lossmap.io.read import SurfaceFile, read
+from lossmap.landscape.run_survey import Elsewhere, Progress, survey, walk
+from lossmap.parallel.evaluate import out_of_memory
+from lossmap.parallel.shutdown import Stop
+from lossmap.parallel.team import Team
+from lossmap.parallel.world import World
+
+GRID = Grid(np.linspace(-1, 1, 5), np.linspace(0, 2, 4))
+
+
+class Bowl:
+    name = "loss"
+    fields = (Field("train_loss", "nats", "mean loss"), Field("parts", "nats", "parts", extra=("part", 2)))
+
+    def __init__(self, act=lambda point: None):
+        self.act, self.settings, self.points = act, {"kind": "bowl"}, []
+
+    def __call__(self, point):
+        self.points.append(point)
+        self.act(point)
+        return {"train_loss": point[0] ** 2 + 10 * point[-1], "parts": [point[0] ** 2, 10 * point[-1]]}
+
+
+def raising(error, *at):
+    def act(point):
+        if point in at or not at:
+            raise error
+
+    return act
+
+
+def ledger(measure=None):
+    measure = measure or Bowl()
+    return Ledger(GRID, {"loss": (measure.fields, measure.settings)})
+
+
+def test_every_point_is_read_once_and_stands_where_it_belongs():
+    measure = Bowl()
+    surface = survey(measure, GRID)
+    x, y = np.meshgrid(GRID.x, GRID.y)
+    assert np.array_equal(surface["train_loss"], x**2 + 10 * y)
+    assert np.array_equal(surface["parts"], np.stack([x**2, 10 * y], axis=-1))
+    assert len(measure.points) == 20 == len(set(measure.points))
+    assert surface.outcome == "complete" and (surface["loss_rank"] == 0).all()
+
+
+def test_a_line_on_a_plane_and_a_plane_on_a_line_are_refused():
+    measure = Bowl()
+    measure.plane = SimpleNamespace(axes=(1, 2))
+    assert survey(measure, GRID).outcome == "complete"
+    with pytest.raises(ValueError, match=r"the grid has 1 and the plane 2 axes; a line is Grid\.line"):
+        survey(measure, Grid.line(count=3))
+
+
+def test_each_next_point_is_a_neighbour_of_the_last():
+    for grid in (GRID, Grid.line(count=7), Grid(np.array([1.0]), np.arange(3.0))):
+        ticks = [divmod(int(i), grid.x.size) for i in walk(grid, np.arange(len(grid)))]
+        assert all(abs(r - s) + abs(c - d) == 1 for (r, c), (s, d) in itertools.pairwise(ticks))
+        assert len(ticks) == len(grid)
+    assert walk(GRID, np.array([0, 5, 9])).tolist() == [0, 9, 5]
+
+
+def test_points_that_the_store_knows_are_not_measured_again(tmp_path):
+    measure = Bowl(raising(KeyboardInterrupt(), (0.0, 2.0)))
+    with (
+        SurfaceFile.open(tmp_path / "s.h5", GRID, measures={"loss": (measure.fields, {})}) as store,
+        pytest.raises(KeyboardInterrupt),
+    ):
+        survey(measure, GRID, store=store)
+    done = read(tmp_path / "s.h5").counts("loss")["done"]
+    assert done == 17
+    again = Bowl()
+    with SurfaceFile.open(tmp_path / "s.h5", GRID, measures={"loss": (measure.fields, {})}) as store:
+        surface = survey(again, GRID, store=store)
+    assert len(again.points) == 3 and surface.outcome == "complete"
+
+
+def test_a_subset_of_the_points_may_be_asked_for():
+    measure, events = Bowl(), []
+    surface = survey(measure, GRID, points=[7, 3, 3], progress=events.append)
+    assert np.flatnonzero(surface.status["loss"]).tolist() == [3, 7]
+    assert (events[-1].done, events[-1].total) == (2, 2)
+    assert surface.outcome == "complete"
+
+
+@pytest.mark.parametrize("points", [[-1], [20, 3]])
+def test_points_beyond_the_grid_are_refused(points):
+    with pytest.raises(ValueError, match="points want flat indices from 0 to 19; got"):
+        survey(Bowl(), GRID, points=points)
+
+
+def test_a_time_limit_of_nothing_is_refused():
+    with pytest.raises(ValueError, match="--point-timeout wants seconds, more than 0; got 0"):
+        survey(Bowl(), GRID, point_timeout=0)
+
+
+def test_a_point_that_raises_is_tried_twice_and_then_fails(caplog):
+    measure = Bowl(raising(ArithmeticError("no loss here"), (0.0, 0.0)))
+    surface = survey(measure, GRID)
+    (failure,) = surface.failures
+    assert measure.points.count((0.0, 0.0)) == 2 and len(measure.points) == 21
+    assert (failure.index, failure.rank, failure.reason) == (2, 0, "ArithmeticError: no loss here")
+    assert failure.host == World().host and "Traceback" in failure.text
+    assert surface.outcome == "failed" and np.isnan(surface["train_loss"][0, 2])
+    assert re.search(r"point 2 failed on rank 0 on \S+; it is tried once more: ArithmeticError", caplog.text)
+
+
+def test_failed_points_are_measured_again_only_when_asked():
+    store = ledger()
+    survey(Bowl(raising(OSError("once"), (0.0, 0.0))), GRID, store=store)
+    measure = Bowl()
+    assert survey(measure, GRID, store=store).outcome == "failed" and measure.points == []
+    assert survey(measure, GRID, store=store, retry_failed=True).outcome == "complete"
+    assert measure.points == [(0.0, 0.0)]
+
+
+@pytest.mark.parametrize(
+    ("reading", "text"),
+    [
+        ({"train_loss": 1.0}, "announced the fields parts, train_loss and returned train_loss"),
+        ({}, "returned none"),
+        ({"train_loss": 1.0, "parts": [1.0]}, "the field 'parts' takes 2 numbers a point; the measure returned 1"),
+        ({"train_loss": "much", "parts": [1, 2]}, "could not convert string to float"),
+    ],
+)
+def test_a_reading_that_is_not_what_was_announced_is_a_failure(reading, text):
+    class Wrong(Bowl):
+        def __call__(self, point):
+            return reading
+
+    surface = survey(Wrong(), Grid.line(count=1))
+    assert surface.outcome == "failed" and text in surface.failures[0].reason
+
+
+class Steps(Bowl):
+    """A point of four steps, left after two of them the first time."""
+
+    def __init__(self):
+        super().__init__()
+        self.resumed = []
+
+    def __call__(self, point):
+        if point == (0.0, 0.0):
+            raise Unfinished({"step": 2, "vector": np.arange(3.0)})
+        return super().__call__(point)
+
+    def resume(self, point, state):
+        self.resumed.append((point, state["step"], state["vector"].tolist()))
+        return super().__call__(point)
+
+
+def test_a_point_that_was_left_is_taken_up_with_its_state(tmp_path):
+    first, second = Steps(), Steps()
+    measures = {"loss": (first.fields, {})}
+    with SurfaceFile.open(tmp_path / "s.h5", GRID, measures=measures) as store:
+        assert survey(first, GRID, store=store).outcome == "unfinished"
+    assert len(first.points) == 2
+    with SurfaceFile.open(tmp_path / "s.h5", GRID, measures=measures) as store:
+        assert survey(second, GRID, store=store).outcome == "complete"
+    assert second.resumed == [((0.0, 0.0), 2, [0.0, 1.0, 2.0])]
+
+
+def test_a_point_left_without_a_state_is_begun_anew():
+    class Once(Bowl):
+        left = False
+
+        def __call__(self, point):
+            if not self.left:
+                self.left = True
+                raise Unfinished
+            return super().__call__(point)
+
+    measure, store = Once(), ledger()
+    assert survey(measure, GRID, store=store).outcome == "unfinished"
+    assert survey(measure, GRID, store=store).outcome == "complete"
+
+
+class Hungry(Bowl):
+    batch = 8
+
+    def __call__(self, point):
+        if self.batch > 2:
+            raise MemoryError("too much")
+        return super().__call__(point)
+
+    def smaller(self):
+        self.batch //= 2
+        return f"batches of {self.batch}" if self.batch else None
+
+
+def test_where_memory_runs_out_the_batch_is_halved_until_it_fits(caplog):
+    measure = Hungry()
+    surface = survey(measure, GRID)
+    assert surface.outcome == "complete" and measure.batch == 2
+    notes = surface.attributes["loss_notes"].splitlines()
+    assert [note.partition(": ")[2] for note in notes] == [
+        f"memory ran out (MemoryError: too much); batches of {size}" for size in (4, 2)
+    ]
+
+
+def test_where_nothing_is_small_enough_the_point_fails():
+    class Insatiable(Hungry):
+        def __call__(self, point):
+            raise MemoryError("too much")
+
+    assert survey(Insatiable(), Grid.line(count=1)).failures[0].reason == "MemoryError: too much"
+
+
+def test_without_a_way_to_be_smaller_lack_of_memory_is_a_failure():
+    assert survey(Bowl(raising(MemoryError())), Grid.line(count=2)).outcome == "failed"
+
+
+class OutOfMemoryError(RuntimeError):
+    """As torch names its own."""
+
+
+@pytest.mark.parametrize(
+    ("error", "answer"),
+    [
+        (OutOfMemoryError("x"), True),
+        (MemoryError(), True),
+        (
+            RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 7 bytes"),
+            True,
+        ),
+        (RuntimeError("DefaultCPUAllocator: not enough memory: you tried"), True),
+        (RuntimeError("CUDA error: out of memory"), True),
+        (RuntimeError("shapes cannot be multiplied"), False),
+        (ValueError("out of memory"), False),
+    ],
+)
+def test_lack_of_memory_is_known_by_name_or_words(error, answer):
+    assert out_of_memory(error) is answer
+
+
+def test_a_stop_leaves_the_rest_to_do():
+    stop = Stop()
+    measure = Bowl(lambda point: stop.ask("somebody") if len(measure.points) == 5 else None)
+    surface = survey(measure, GRID, stop=stop)
+    assert surface.outcome == "unfinished" and surface.counts("loss") == {"done": 5, "failed": 0, "left": 15}
+
+
+def test_any_function_may_ask_for_the_stop():
+    measure = Bowl()
+    assert survey(measure, GRID, stop=lambda: len(measure.points) >= 4).outcome == "unfinished"
+    assert 4 <= len(measure.points) < 8
+
+
+def test_no_point_is_begun_that_cannot_end_in_time():
+    import time
+
+    measure = Bowl(lambda point: time.sleep(0.1))
+    began = time.monotonic()
+    assert survey(measure, GRID, stop=Stop(after=0.45)).outcome == "unfinished"
+    assert 2 <= len(measure.points) <= 4 and time.monotonic() - began < 0.45
+
+
+def test_progress_says_how_far_and_how_fast():
+    events = []
+    survey(Bowl(raising(OSError("no"), (0.0, 0.0))), GRID, progress=events.append)
+    last = events[-1]
+    assert (last.measure, last.done, last.failed, last.total, last.ranks) == ("loss", 19, 1, 20, 1)
+    assert last.rate > 0 and last.left == 0
+    assert [event.note[:14] for event in events if event.note] == ["point 2 failed"] * 2
+
+
+@pytest.mark.parametrize(
+    ("done", "rate", "left"), [(0, 0.0, float("inf")), (10, 2.0, 5.0), (20, 0.0, 0.0), (20, 4.0, 0.0)]
+)
+def test_the_time_left_follows_from_the_rate(done, rate, left):
+    assert Progress("loss", done, 0, 20, rate, 1.0, 1).left == left
+
+
+def test_without_a_display_what_happens_goes_to_the_log_as_a_warning(caplog):
+    caplog.set_level(logging.INFO)
+    act = raising(OSError("no"), (0.0, 0.0))
+    survey(Bowl(act), GRID)
+    survey(Bowl(act), GRID, progress=lambda event: None)
+    assert [record.levelname for record in caplog.records] == ["WARNING"] * 2 + ["INFO"] * 2
+
+
+def test_what_the_store_raises_ends_the_survey():
+    class Full(Ledger):
+        def record(self, *what, **more):
+            raise OSError("the disk is full")
+
+    store = Full(GRID, {"loss": (Bowl.fields, {})})
+    with pytest.raises(OSError, match="the disk is full"):
+        survey(Bowl(), GRID, store=store)
+
+
+def test_teams_that_do_not_fit_are_refused():
+    with pytest.raises(ValueError, match="teams of 2 do not divide 1 computing ranks"):
+        World().teams(2)
+    with pytest.raises(ValueError, match="rank 0 cannot only deal"):
+        survey(Bowl(), GRID, rank_0="deals")
+    assert survey(Bowl(), GRID, team=Team.alone()).outcome == "complete"
+
+
+def test_other_ranks_are_told_how_it_ended():
+    assert Elsewhere("failed").outcome == "failed"

@@ -1,0 +1,368 @@
+"""Figures: each kind for each shape of data, what is missing shown as missing, and files that a journal takes."""
+
+import subprocess
+import sys
+from dataclasses import replace
+
+import matplotlib
+import numpy as np
+import pytest
+from matplotlib.collections import PatchCollection, QuadMesh
+from matplotlib.contour import QuadContourSet
+
+from lossmap.geometry.grid import Field, Grid
+from lossmap.io.read import Group, Surface, write_surface
+from lossmap.plotting import maps
+from lossmap.plotting.contour_levels import scale_of
+from lossmap.plotting.figures import draw, save
+from lossmap.plotting.quantities import audited, best_field, quantity, remarks, values_of
+from lossmap.plotting.style import FORMATS
+from lossmap.plotting.surface3d import relief
+
+GRID = Grid(np.linspace(-1, 1, 9), np.linspace(-0.5, 1, 7))
+X, Y = np.meshgrid(GRID.x, GRID.y)
+
+
+def plane(z=None, status=None, grid=GRID, **more):
+    z = 0.01 + X**2 + 3 * Y**2 if z is None else z
+    status = np.ones(grid.shape, "u1") if status is None else status
+    return Surface(grid, {"train_loss": z}, status={"loss": status}, measures={"loss": ("train_loss",)}, **more)
+
+
+def eigen(grid=GRID, **more):
+    x, y = np.meshgrid(grid.x, [0.0] if grid.y is None else grid.y)
+    high, low = (2 + x**2 + y**2).reshape(grid.shape), (0.05 - x**2).reshape(grid.shape)
+    fields = {
+        "train_loss": high - 2, "max_eig": high, "min_eig": low, "max_eig_error": high * 1e-3,
+        "min_eig_error": high * 2e-3, "max_eig_limit": high * 1.01,
+    }  # fmt: skip
+    return Surface(
+        grid, fields, status={"loss": np.ones(grid.shape), "eigen": np.ones(grid.shape)},
+        measures={"loss": ("train_loss",), "eigen": tuple(fields)[1:]},
+        settings={"measures": {"eigen": {"confidence": 0.99}}}, **more,
+    )  # fmt: skip
+
+
+def line(n=9, **fields):
+    x = np.linspace(-0.5, 1.5, n)
+    fields = fields or {"train_loss": 0.01 + x**2, "train_acc": 100 - 10 * x**2}
+    return Surface(Grid(x), fields, status={"loss": np.ones(n)}, measures={"loss": tuple(fields)})
+
+
+def texts(figure):
+    return [t.get_text() for t in figure.findobj(matplotlib.text.Text) if t.get_text()]
+
+
+def test_a_plane_of_losses_is_filled_with_units_and_levels(tmp_path):
+    figure = draw(plane(groups={"directions/x": Group({}, {"kind": "random"})}))
+    assert figure.get_figwidth() == 3.3
+    said = texts(figure)
+    assert "training loss (nats)" in said and "x, random direction" in said and "y" in said
+    assert {"0.01", "0.1", "1"} <= set(said)
+    axes = figure.axes[0]
+    (bands, _) = [c for c in axes.collections if isinstance(c, QuadContourSet)]
+    assert list(bands.levels) == list(scale_of([plane()["train_loss"]]).levels)
+    assert bands.get_cmap().name == "viridis"
+    assert (axes.get_xlim(), axes.get_ylim()) == ((-1, 1), (-0.5, 1))
+    assert any(line.get_marker() == "+" for line in axes.lines)  # the model at the centre
+
+
+def test_rows_are_y_and_columns_are_x_on_a_grid_that_is_not_square():
+    z = np.arange(63.0).reshape(7, 9)
+    mesh = next(c for c in draw(plane(z), "map").axes[0].collections if isinstance(c, QuadMesh))
+    assert np.array_equal(mesh.get_array().reshape(7, 9), z)
+    assert np.allclose(mesh.get_coordinates()[0, :, 0], maps.edges(GRID.x))
+    assert np.allclose(mesh.get_coordinates()[:, 0, 1], maps.edges(GRID.y))
+
+
+def test_missing_and_failed_points_are_hatched_and_results_that_are_not_finite_crossed():
+    z, status = 0.01 + X**2 + Y**2, np.ones(GRID.shape, "u1")
+    status[1, 2:5], status[3, 3] = 0, 2
+    z[5, 6], z[0, 0] = np.nan, np.inf
+    z[status != 1] = np.nan
+    for kind in ("filled", "contour", "map"):
+        figure = draw(plane(z, status), kind)
+        axes = figure.axes[0]
+        hatched = [c for c in axes.collections if isinstance(c, PatchCollection) and c.get_hatch()]
+        boxes = [p.get_extents() for c in hatched for p in c.get_paths()]
+        across, up = maps.edges(GRID.x), maps.edges(GRID.y)
+        found = sorted([round(float(v), 6) for v in (*b.min, *b.max)] for b in boxes)
+        wanted = [[across[2], up[1], across[5], up[2]], [across[3], up[3], across[4], up[4]]]
+        assert np.allclose(found, sorted(wanted))
+        (crosses,) = [line for line in axes.lines if line.get_marker() == "x"]
+        assert sorted(zip(*crosses.get_data(), strict=True)) == sorted([(GRID.x[0], GRID.y[0]), (GRID.x[6], GRID.y[5])])
+        labels = [t.get_text() for t in figure.legends[0].get_texts()]
+        assert labels == ["not computed or failed", "\N{MULTIPLICATION SIGN} not finite"]
+
+
+NAN = np.full(GRID.shape, np.nan)
+ODD = {
+    "constant": plane(np.full(GRID.shape, 0.5)),
+    "zero": plane(np.zeros(GRID.shape)),
+    "all NaN": plane(NAN),
+    "nothing done": plane(NAN, np.zeros(GRID.shape)),
+    "infinite": plane(np.full(GRID.shape, np.inf)),
+    "one value": plane(np.where(X**2 + Y**2 == 0, 0.3, np.nan), (X**2 + Y**2 == 0).astype("u1")),
+    "negative": plane(X + Y - 5),
+    "both signs": plane(X * Y),
+    "with a zero": plane(X**2 + Y**2),
+    "many decades": plane(10.0 ** (12 * (X**2 + Y**2) - 6)),
+    "hardly different": plane(1e8 + X),
+    "2x2": plane(np.arange(4.0).reshape(2, 2), grid=Grid(np.arange(2.0), np.arange(2.0))),
+    "descending": plane(np.arange(12.0).reshape(3, 4), grid=Grid(np.arange(4.0)[::-1], np.arange(3.0)[::-1])),
+    "a single point": plane(np.ones((1, 1)), grid=Grid(np.zeros(1), np.zeros(1))),
+    "a row": plane(X[:1] ** 2, grid=Grid(GRID.x, np.zeros(1))),
+    "a column": plane(Y[:, :1] ** 2, grid=Grid(np.zeros(1), GRID.y)),
+    "a line of one point": line(1, train_loss=np.ones(1)),
+    "a line of NaN": line(5, train_loss=np.full(5, np.nan)),
+    "a negative line": line(5, train_loss=np.arange(5.0) - 9),
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_odd_surfaces_can_be_drawn(name, tmp_path):
+    surface = ODD[name]
+    flat = surface.grid.y is None or 1 in surface.grid.shape
+    every = ("filled", "contour", "map", "3d") if name in ("constant", "all NaN") else ("filled", "3d")
+    for kind in ("line",) if flat else every:
+        draw(surface, kind).canvas.draw()
+    both = {"max_eig": surface["train_loss"], "min_eig": -surface["train_loss"]}
+    twin = Surface(surface.grid, both, status={"eigen": surface.status["loss"]}, measures={"eigen": tuple(both)})
+    draw(twin).canvas.draw()
+
+
+def test_a_relief_is_drawn_by_decades_and_cut_at_the_ends():
+    figure = draw(plane(), "3d", vmax=1)
+    axes = figure.axes[0]
+    assert axes.get_zlim() == (-2, 0) and axes.get_zlabel() == "training loss (nats)"
+    assert axes.get_zticklabels()[0].get_text() == "0.01"
+
+
+def test_a_line_shows_loss_and_accuracy_on_two_axes():
+    figure = draw(line())
+    left, right = figure.axes
+    assert left.get_ylabel() == "training loss (nats)" and right.get_ylabel() == "training accuracy (percent)"
+    assert left.get_yscale() == "log" and right.get_yscale() == "linear" and right.get_ylim() == (-3, 103)
+    assert list(left.lines[0].get_ydata()) == list(line()["train_loss"])
+    assert draw(line(), log=None, loss_max=0.5).axes[0].get_ylim()[1] == 0.5
+    assert draw(line(train_loss=np.arange(1, 10.0)), log=True).axes[0].get_yscale() == "log"
+
+
+def test_train_and_test_stand_in_one_frame():
+    x = np.linspace(0, 1, 9)
+    both = line(9, train_loss=x + 1, test_loss=x + 2, train_acc=x, test_acc=x)
+    figure = draw(both)
+    assert [t.get_text() for t in figure.legends[0].get_texts()] == ["train", "test"]
+    assert figure.axes[0].get_ylabel() == "mean loss (nats)" and figure.axes[1].get_ylabel() == "accuracy (percent)"
+    assert len(draw(both, field="test_loss").axes) == 1
+
+
+def test_missing_points_of_a_line_are_hatched_bands():
+    surface = line()
+    status = np.ones(9, "u1")
+    status[2], status[4] = 0, 2
+    z = np.where(status == 1, surface["train_loss"], np.nan)
+    z[8] = np.nan
+    figure = draw(replace(surface, fields={"train_loss": z}, about={}, status={"loss": status}))
+    assert len([p for p in figure.axes[0].patches if p.get_hatch()]) == 2
+    assert next(t.get_text() for t in figure.legends[0].get_texts()) == "not computed or failed"
+
+
+def test_several_surfaces_stand_side_by_side_with_common_levels():
+    figure = draw([plane(), plane(10 * (0.01 + X**2))], titles=["with", "without"])
+    one, two = figure.axes[:2]
+    assert (one.get_title(), two.get_title()) == ("with", "without") and figure.get_figwidth() == 6.75
+    levels = [next(c for c in a.collections if isinstance(c, QuadContourSet)).levels for a in (one, two)]
+    assert np.array_equal(*levels)
+    four = draw([plane()] * 4)
+    assert [a.get_title() for a in four.axes[:4]] == ["a", "b", "c", "d"]
+    relief = draw([plane(), plane(10 * (0.01 + X**2))], "3d")
+    assert relief.axes[0].get_zlim() == relief.axes[1].get_zlim()
+    lines = draw([line(), line(5)], titles=["one", "two"])
+    assert [t.get_text() for t in lines.axes[0].get_legend().get_texts()] == ["one", "two"]
+
+
+def test_eigenvalues_are_drawn_beside_the_loss_with_their_bounds():
+    told = {"audit_points": 52, "audit_misses": 0, "audit_miss_bound": 0.056}
+    figure = draw(eigen(attributes=told))
+    heads = [a.get_title() for a in figure.axes[:4]]
+    assert heads == ["loss", r"$\lambda_\max$", r"$\lambda_\min$", r"$|\lambda_\min / \lambda_\max|$"]
+    below = figure.get_supxlabel().replace("\N{NO-BREAK SPACE}", " ")
+    assert "an eigenvalue lies within 0.2 % of max |\N{GREEK SMALL LETTER LAMDA}| of each end" in below
+    assert "99 % limits within 1 % at 63 points" in below
+    assert "audit: 0 misses at 52 points solved again (95 % bound: 5.6 %)" in below
+
+
+def test_the_ratio_is_centred_on_white_and_red_where_the_smallest_is_negative():
+    surface = eigen()
+    values, _ = values_of(surface, "ratio")
+    assert np.allclose(np.abs(values), np.abs(surface["min_eig"] / surface["max_eig"]))
+    assert (np.sign(values) == -np.sign(surface["min_eig"])).all()
+    axes = draw(surface, field="ratio").axes[0]
+    mesh = next(c for c in axes.collections if isinstance(c, QuadMesh))
+    assert mesh.get_cmap().name == "RdBu_r" and mesh.norm.vmin == -mesh.norm.vmax
+    zero = Surface(GRID, {"max_eig": np.zeros(GRID.shape), "min_eig": np.zeros(GRID.shape)})
+    assert (values_of(zero, "ratio")[0] == 0).all()
+
+
+def test_pairs_of_eigenmaps_share_their_colours_by_column():
+    figure = draw([eigen(), eigen()], titles=["a", "b"])
+    assert figure.axes[0].get_ylabel() == "a\ny" and figure.axes[4].get_ylabel() == "b\ny"
+    assert "a: an eigenvalue lies within" in figure.get_supxlabel()
+
+
+def test_eigenvalues_along_a_line_have_bands_for_their_bounds():
+    figure = draw(eigen(Grid(np.linspace(-1, 1, 11))))
+    loss, ends, ratio = figure.axes
+    assert loss.get_ylabel() == "loss (nats)" and len(ends.lines) >= 2 and len(ends.collections) == 3
+    assert ratio.get_ylabel().startswith(r"$|\lambda_\min/\lambda_\max|$")
+    several = draw([eigen(Grid(np.linspace(-1, 1, 11)))] * 2, "eigen", titles=["a", "b"])
+    assert len(several.axes[1].get_legend().get_texts()) == 4
+
+
+def test_a_training_path_lies_over_the_map():
+    path = {"x": np.array([-0.9, -0.2, 0.0]), "y": np.array([0.9, 0.3, 0.0])}
+    own = draw(plane(groups={"trajectory": Group(path)}))
+    given = draw(plane(), trajectory=path)
+    for figure in (own, given):
+        assert any(np.array_equal(line.get_xdata(), path["x"]) for line in figure.axes[0].lines)
+        assert figure.axes[0].get_xlim() == (-1, 1)
+    without = draw(plane(groups={"trajectory": Group(path)}), trajectory=False)
+    assert not any(np.array_equal(line.get_xdata(), path["x"]) for line in without.axes[0].lines)
+
+
+@pytest.mark.parametrize(
+    ("told", "label"),
+    [
+        ({"kind": "to:runs/b.pt"}, "x, 0: model, 1: b.pt"),
+        ({"kind": "pca:1"}, "x, principal component 1 (80 %)"),
+        ({"kind": "hessian:max"}, "x, hessian max"),
+        ({}, "x"),
+    ],
+)
+def test_the_axes_say_what_they_are(told, label):
+    path = Group({"x": np.zeros(2), "y": np.zeros(2), "explained_variance_ratio": np.array([0.8, 0.1])})
+    surface = plane(groups={"directions/x": Group({}, told), "trajectory": path})
+    assert draw(surface).axes[0].get_xlabel() == label
+
+
+def test_a_column_keeps_the_name_of_its_axis():
+    groups = {"directions/x": Group({}, {"kind": "random"}), "directions/y": Group({}, {"kind": "to:b.pt"})}
+    surface = plane(Y[:, :1] ** 2, grid=Grid(np.zeros(1), GRID.y), groups=groups)
+    assert draw(surface).axes[0].get_xlabel() == "x, 0: model, 1: b.pt"
+
+
+def test_fields_of_every_sort_can_be_chosen():
+    extra = Field("top", "1", "largest eigenvalues", ("k", 2))
+    fields = {"test_acc": 50 + 40 * X, "mine": X, "top": np.stack([X, Y], axis=-1)}
+    surface = Surface(GRID, fields, {"top": extra})
+    assert draw(surface, field="test_acc").axes[-1].get_ylabel() == "test accuracy (percent)"
+    assert draw(surface, field="mine").axes[-1].get_ylabel() == "mine"
+    assert draw(surface, field="top:1").axes[-1].get_ylabel() == "largest eigenvalues, 1"
+    assert best_field(Surface(GRID, {"top": fields["top"]}, {"top": extra})) == "top:0"
+    with pytest.raises(ValueError, match="'top' holds 2 numbers a point: name one, top:0 and so on"):
+        draw(surface, field="top")
+
+
+def test_what_cannot_be_drawn_is_refused_in_a_sentence(tmp_path):
+    with pytest.raises(ValueError, match=r"a picture is one of auto, filled, .*; got 'pie'"):
+        draw(plane(), "pie")
+    with pytest.raises(ValueError, match="there is no surface to draw"):
+        draw([])
+    with pytest.raises(ValueError, match="2 surfaces want as many titles; got 1"):
+        draw([plane(), plane()], titles=["a"])
+    with pytest.raises(ValueError, match="no field 'hugo' here; there are: train_loss"):
+        draw(plane(), field="hugo")
+    with pytest.raises(ValueError, match="this file holds no eigenvalues max_eig and min_eig; lossmap eigenmap"):
+        draw(plane(), "eigen")
+    with pytest.raises(ValueError, match="a line has no picture of the kind '3d'; take line, or eigen"):
+        draw(line(), "3d")
+    with pytest.raises(ValueError, match="lines and planes do not go into one picture"):
+        draw([line(), plane()])
+    with pytest.raises(ValueError, match="lines and planes do not go into one picture, nor does a plane as a line"):
+        draw(plane(), "line")
+    with pytest.raises(ValueError, match="this file holds no surface; it holds: nothing"):
+        draw(Surface(GRID, {}))
+    with pytest.raises(ValueError, match="a relief wants two points or more along both axes"):
+        relief(None, Grid(GRID.x, np.zeros(1)), np.zeros((1, 9)), scale_of([np.zeros(1)]), "viridis", ("", "", ""))
+
+
+def test_files_of_the_original_tool_are_drawn(reference):
+    folder = reference / "original_tool"
+    assert "training loss (nats)" in texts(draw(folder / "plane_surf.h5"))
+    assert "training accuracy (percent)" in texts(draw(folder / "line_surf.h5"))
+
+
+def test_pdf_carries_its_fonts_and_pictures_repeat(tmp_path):
+    one, two = tmp_path / "a.pdf", tmp_path / "b.pdf"
+    save(draw(plane()), one)
+    save(draw(plane()), two)
+    data = one.read_bytes()
+    assert b"/FontFile2" in data and b"/Type3" not in data and b"/Subtype /CIDFontType2" in data
+    assert data == two.read_bytes()
+    assert save(draw(plane()), tmp_path / "a.png").read_bytes()[:4] == b"\x89PNG"
+    assert save(draw(plane()), tmp_path / "a.svg").read_text().startswith("<?xml")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.pdf", "a.png", "a.svg", "b.pdf"]
+
+
+def test_saving_where_it_cannot_be_is_told_in_a_sentence(tmp_path, monkeypatch):
+    figure = draw(plane())
+    with pytest.raises(ValueError, match=f"a picture is one of {', '.join(FORMATS)}, by the ending of its name; got"):
+        save(figure, tmp_path / "a.h5")
+    (tmp_path / "a.pdf").mkdir()
+    with pytest.raises(IsADirectoryError, match=r"a.pdf is a folder; name a file in it"):
+        save(figure, tmp_path / "a.pdf")
+    with pytest.raises(FileNotFoundError, match=r"the folder .*none does not exist"):
+        save(figure, tmp_path / "none" / "a.pdf")
+
+    def refuse(error):
+        def savefig(*args, **kwargs):
+            raise error
+
+        return savefig
+
+    monkeypatch.setattr(figure, "savefig", refuse(PermissionError(13, "Permission denied")))
+    with pytest.raises(PermissionError, match=r"b.pdf cannot be written: no permission in"):
+        save(figure, tmp_path / "b.pdf")
+    monkeypatch.setattr(figure, "savefig", refuse(OSError(28, "No space left on device")))
+    with pytest.raises(OSError, match=r"b.pdf cannot be written: No space left on device"):
+        save(figure, tmp_path / "b.pdf")
+    monkeypatch.setattr(figure, "savefig", refuse(RuntimeError("inside")))
+    with pytest.raises(RuntimeError, match="inside"):
+        save(figure, tmp_path / "b.pdf")
+    assert [p.name for p in tmp_path.iterdir()] == ["a.pdf"]
+
+
+def test_the_users_own_settings_are_left_alone(tmp_path):
+    before = dict(matplotlib.rcParams)
+    save(draw(plane()), tmp_path / "a.png")
+    assert dict(matplotlib.rcParams) == before
+
+
+def test_remarks_are_silent_where_nothing_is_known():
+    assert remarks(plane()) == [] and audited(plane()) == ""
+    bare = Surface(GRID, {"max_eig": X, "min_eig": X, "max_eig_error": NAN})
+    assert remarks(bare) == []
+    assert (
+        audited(plane(attributes={"audit_points": 20, "audit_misses": 1})) == "audit: 1 miss at 20 points solved again"
+    )
+
+
+def test_long_quantities_name_their_unit():
+    assert quantity(plane(), "train_loss").label == "training loss (nats)"
+    made = Surface(GRID, {"products": X}, {"products": Field("products", "calls", "products spent")})
+    assert quantity(made, "products").label == "products spent (calls)"
+    assert quantity(
+        Surface(GRID, {"max_eig": X}, {"max_eig": Field("max_eig", "nats", "e")}), "max_eig"
+    ).label.endswith("(nats)")
+
+
+def test_drawing_wakes_neither_torch_nor_pyplot(tmp_path):
+    write_surface(tmp_path / "s.h5", eigen())
+    program = (
+        "import sys\nfrom lossmap.cli.draw import main\n"
+        f"assert main([{str(tmp_path / 's.h5')!r}, '--page', '--vtk']) == 0\n"
+        "found = [m for m in ('torch', 'matplotlib.pyplot', 'mpi4py') if m in sys.modules]\nassert not found, found\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
+    assert sorted(p.suffix for p in tmp_path.iterdir()) == [".h5", ".html", ".pdf", ".png", ".vts"]

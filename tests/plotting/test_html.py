@@ -1,0 +1,68 @@
+"""The page: one file without a network, both views linked, numbers and missing points told."""
+
+import json
+import re
+import sys
+
+import numpy as np
+import pytest
+
+from lossmap.geometry.grid import Grid
+from lossmap.io.read import Group, Surface, write_surface
+from lossmap.plotting.html import page
+
+pytest.importorskip("plotly")
+GRID = Grid(np.linspace(-1, 1, 5), np.linspace(0, 1, 3))
+
+
+def surface(**more):
+    x, y = np.meshgrid(GRID.x, GRID.y)
+    loss = 0.001 + x**2 + y
+    status = np.ones(GRID.shape, "u1")
+    status[0, 0], status[0, 1] = 0, 2
+    loss = np.where(status == 1, loss, np.nan)
+    return Surface(
+        GRID, {"train_loss": loss, "max_eig": 2 + x, "min_eig": -y}, status={"loss": status},
+        measures={"loss": ("train_loss",)}, **more,
+    )  # fmt: skip
+
+
+def traces(path):
+    text = path.read_text()
+    found = re.search(r'Plotly\.newPlot\(\s*"lossmap",\s*', text)
+    data, end = json.JSONDecoder().raw_decode(text[found.end() :])
+    rest = text[found.end() + end :].lstrip(", \n")
+    layout, _ = json.JSONDecoder().raw_decode(rest)
+    return data, layout, text
+
+
+def test_the_page_holds_both_views_and_the_link_between_them(tmp_path):
+    write_surface(tmp_path / "s.h5", surface(groups={"trajectory": Group({"x": np.zeros(2), "y": np.ones(2)})}))
+    made = page(tmp_path / "s.h5", tmp_path / "s.html")
+    data, layout, text = traces(made)
+    assert [t["type"] for t in data] == ["surface", "heatmap", "scatter3d", "scatter", "scatter"]
+    assert "plotly_hover" in text and "getElementById('lossmap')" in text and "<title>s.h5</title>" in text
+    assert not re.search(r'<script[^>]+src="http', text)
+    assert data[0]["customdata"][0][:3] == ["not computed", "failed", "0.001"]
+    labels = [b["label"] for b in layout["updatemenus"][0]["buttons"]]
+    assert labels[0] == "train_loss (nats)" and labels[-1] == "|min_eig / max_eig|, red: min_eig < 0"
+    assert layout["scene"]["zaxis"]["ticktext"][0] == "0.001"  # heights by decades, labelled with the losses
+
+
+def test_a_line_has_an_axis_for_each_unit(tmp_path):
+    line = Surface(Grid(np.arange(3.0)), {"train_loss": np.ones(3), "train_acc": np.array([1, np.nan, 3.0])})
+    data, layout, _ = traces(page(line, tmp_path / "l.html", title="a < b & c"))
+    assert [t["yaxis"] for t in data] == ["y", "y2"]
+    assert layout["yaxis2"]["title"]["text"] == "percent"
+    assert "<title>a &lt; b &amp; c</title>" in (tmp_path / "l.html").read_text()
+
+
+@pytest.mark.parametrize("value", [0.5, np.nan, -1.0])
+def test_a_surface_of_one_value_has_a_page(tmp_path, value):
+    page(Surface(GRID, {"train_loss": np.full(GRID.shape, value)}), tmp_path / "s.html")
+
+
+def test_without_plotly_the_sentence_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "plotly.graph_objects", None)
+    with pytest.raises(ImportError, match=r"needs plotly, which is not installed: pip install 'lossmap\[page\]'"):
+        page(surface(), tmp_path / "s.html")

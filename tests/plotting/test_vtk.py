@@ -1,0 +1,73 @@
+"""Files for ParaView, read back with an XML parser of another make."""
+
+import base64
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+
+from lossmap.geometry.grid import Grid
+from lossmap.io.read import Group, Surface, write_surface
+from lossmap.plotting.vtk import vtk
+
+GRID = Grid(np.linspace(-1, 1, 5), np.linspace(0, 1, 3))
+X, Y = np.meshgrid(GRID.x, GRID.y)
+
+
+def arrays(path):
+    made = {}
+    for item in ElementTree.parse(path).iter("DataArray"):
+        raw = base64.b64decode(item.text)
+        kind = {"Float64": "<f8", "Int64": "<i8", "UInt8": "u1"}[item.get("type")]
+        assert int(np.frombuffer(raw[:8], "<u8")[0]) == len(raw) - 8
+        made[item.get("Name")] = np.frombuffer(raw[8:], kind)
+    return made
+
+
+def surface():
+    z = 1 + X**2 + Y
+    z[1, 2] = np.nan
+    return Surface(GRID, {"train_loss": z}, groups={"trajectory": Group({"x": np.array([1.0, 0]), "y": np.zeros(2)})})
+
+
+def test_a_structured_grid_holds_every_point_and_hides_those_without_a_height(tmp_path):
+    write_surface(tmp_path / "s.h5", surface())
+    made = vtk(tmp_path / "s.h5", tmp_path / "s.vts")
+    assert [p.name for p in made] == ["s.vts", "s_trajectory.vtp"]
+    found = arrays(made[0])
+    points = found["Points"].reshape(-1, 3)
+    assert np.array_equal(points[:, 0], X.ravel()) and np.array_equal(points[:, 1], Y.ravel())
+    assert np.array_equal(found["train_loss"], surface()["train_loss"].ravel(), equal_nan=True)
+    assert list(np.flatnonzero(found["vtkGhostType"])) == [7] and found["loss_status"][7] == 0
+    known = np.delete(np.arange(15), 7)
+    # The losses span 2 nats, the plane is 2 wide: half a unit of height for each nat.
+    assert np.allclose(points[known, 2], 0.5 * (found["train_loss"][known] - 1))
+    assert ElementTree.parse(made[0]).find(".//Piece").get("Extent") == "0 4 0 2 0 0"
+    assert list(arrays(made[1])["step"]) == [0, 1]
+
+
+def test_polygons_leave_out_the_cells_around_a_missing_point(tmp_path):
+    found = arrays(vtk(surface(), tmp_path / "s.vtp")[0])
+    assert found["Points"].size == 14 * 3
+    quads = found["connectivity"].reshape(-1, 4)
+    assert len(quads) == 8 - 4 and quads.max() == 13
+    assert list(found["offsets"]) == [4, 8, 12, 16]
+
+
+def test_heights_may_be_logarithms_and_cut(tmp_path):
+    z = 10.0 ** (2 * X)
+    found = arrays(vtk(Surface(GRID, {"train_loss": z}), tmp_path / "s.vts")[0])
+    assert np.allclose(found["Points"].reshape(-1, 3)[:5, 2], [0, 0.25, 0.5, 0.75, 1])
+    cut = arrays(vtk(Surface(GRID, {"train_loss": z}), tmp_path / "s.vts", vmax=1.0)[0])
+    assert np.allclose(cut["Points"].reshape(-1, 3)[:5, 2], [0, 0.5, 1, 1, 1])
+    flat = arrays(vtk(Surface(GRID, {"train_loss": X * 0}), tmp_path / "s.vts", "train_loss")[0])
+    assert (flat["Points"].reshape(-1, 3)[:, 2] == 0).all()
+    none = arrays(vtk(Surface(GRID, {"train_loss": X * np.nan}), tmp_path / "s.vts")[0])
+    assert (none["vtkGhostType"] == 2).all()
+
+
+def test_lines_and_other_endings_are_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"a file for ParaView ends in .vts or .vtp; got '.*s.obj'"):
+        vtk(surface(), tmp_path / "s.obj")
+    with pytest.raises(ValueError, match="a line has no surface for ParaView"):
+        vtk(Surface(Grid(GRID.x), {"train_loss": GRID.x}), tmp_path / "s.vts")

@@ -1,0 +1,395 @@
+"""Layer by layer: blocks against dense sub-blocks, verdicts in words, zero blocks explained, the shortfall measured."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from lossmap.data.problem import Problem
+from lossmap.diagnostics.layer_signals import signals
+from lossmap.geometry.parameter_vector import Layout
+from lossmap.linalg.block_norms import Restricted, shortfall
+from lossmap.spectra.blocks import block_matrix, exact_problem, groups_of, judged, layers, places, read_block
+from lossmap.spectra.layer_hessian import pieces
+
+
+@dataclass(frozen=True)
+class Held:
+    entries: torch.Tensor
+
+    @property
+    def size(self):
+        return len(self.entries)
+
+    @property
+    def dtype(self):
+        return self.entries.dtype
+
+    @property
+    def device(self):
+        return self.entries.device
+
+    def __matmul__(self, v):
+        return self.entries @ v
+
+
+def data(samples=40):
+    g = torch.Generator().manual_seed(1)
+    x = torch.randn(samples, 6, generator=g)
+    return x, x[:, :3].argmax(1)
+
+
+def net(*stack, seed=0):
+    torch.manual_seed(seed)
+    made = stack or (nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3))
+    return nn.Sequential(*made).eval()
+
+
+def problem_of(model):
+    return Problem.supervised(model, "crossentropy", data(), batch_size=16)
+
+
+def dense(model):
+    """The whole Hessian over all parameters, float64, by reverse over reverse."""
+    own = {k: p.detach().double() for k, p in model.named_parameters()}
+    layout, (x, y) = Layout.of(own), data()
+
+    def of(flat):
+        parts = torch.split(flat, list(layout.sizes))
+        given = {k: p.view(s) for k, s, p in zip(layout.names, layout.shapes, parts, strict=True)}
+        return F.cross_entropy(torch.func.functional_call(model, given, (x.double(),)), y)
+
+    return torch.func.jacrev(torch.func.grad(of))(layout.flatten(own)), layout
+
+
+SIX = {
+    "layer1": [0.0, 0.0],
+    "layer2": [0.0, 0.0, 0.0],
+    "layer3": [-0.057, 0.0],
+    "layer4": [1.9e-9, 0.0709],
+    "layer5": [0.01, 0.02, 0.03],
+    "layer6": [-0.002, 0.0, 0.04],
+}
+
+
+def test_six_layers_get_the_verdicts_that_their_numbers_allow():
+    found = judged(SIX)
+    kinds = [b.kind for b in found.blocks]
+    assert kinds == [
+        "zero", "zero", "negative semidefinite", "positive semidefinite", "positive definite", "indefinite"
+    ]  # fmt: skip
+    assert "bends down along 1 direction (least -0.057)" in found["layer3"].verdict
+    assert "no saddle" in found["layer3"].verdict
+    assert found["layer4"].zero == (1, 1) and found["layer4"].positive == (1, 1)
+    assert 1.9e-9 < found["layer4"].floor < 1e-5, "1.9e-9 beside 0.07 is zero, and the floor is stated"
+    assert found["layer4"].condition == np.inf
+    assert found["layer5"].condition == pytest.approx(3.0) and found["layer5"].spread == pytest.approx(0.02)
+    assert "a saddle" in found["layer6"].verdict and "5% of the largest" in found["layer6"].verdict
+
+
+def test_the_network_of_six_layers_gets_one_verdict_with_its_numbers():
+    verdict = judged(SIX).verdict
+    assert verdict.startswith("2 of 6 blocks are zero (layer1, layer2)")
+    assert "Block layer3 bends down (-0.057" in verdict and "80.4% of the largest upward bend, 0.0709" in verdict
+    assert "interlacing" in verdict and "no minimum" in verdict
+    assert "2/0.0709 = 28.21" in verdict
+
+
+def test_the_report_of_six_layers_can_be_read():
+    text = repr(judged(SIX, label="my net"))
+    assert "Hessian: my net" in text and "noise floor" in text
+    assert "negative semidefinite" in text and "infinite" in text
+
+
+def test_a_network_whose_blocks_are_all_zero_is_said_to_be_so():
+    assert "Every block is zero (a, b)" in judged({"a": [0.0], "b": [0.0, 0.0]}).verdict
+
+
+def test_other_shapes_have_their_words():
+    found = judged({"down": [-1.0, -2.0], "up": [1.0, 2.0]})
+    assert "a maximum in these parameters" in found["down"].verdict
+    assert "positive definite" in repr(found["up"])
+    assert "No block bends down" in judged({"up": [1.0, 2.0], "flat": [0.0, 3.0]}).verdict
+    with pytest.raises(KeyError, match="there is no block 'x'; there are down, up"):
+        found["x"]
+
+
+def test_given_eigenvalues_must_be_numbers():
+    with pytest.raises(ValueError, match="a: eigenvalues want a row of finite numbers"):
+        judged({"a": [float("nan")]})
+
+
+@pytest.mark.parametrize("by", ["tensor", "module"])
+def test_every_block_equals_its_part_of_the_dense_matrix(by):
+    model = net()
+    whole, layout = dense(model)
+    found = layers(problem_of(model), by)
+    assert [b.name for b in found.blocks] == (
+        ["0.weight", "0.bias", "2.weight", "2.bias"] if by == "tensor" else ["0", "2"]
+    )
+    for block in found.blocks:
+        at = places(layout, block.tensors)
+        part = whole[at][:, at].numpy()
+        assert block.entries == pytest.approx(part, abs=1e-12)
+        assert block.values == pytest.approx(np.linalg.eigvalsh(part), abs=1e-12)
+        assert block.whole and block.error < 1e-10
+
+
+def test_an_iterative_block_agrees_with_the_dense_one_within_its_error():
+    model = net()
+    small, large = layers(problem_of(model), "module"), layers(problem_of(model), "module", dense=0, tol=1e-6)
+    for a, b in zip(small.blocks, large.blocks, strict=True):
+        assert not b.whole and abs(b.largest - a.largest) <= b.error and abs(b.smallest - a.smallest) <= b.error
+        assert b.positive[0] <= a.positive[0] <= b.positive[1]
+        assert b.negative[0] <= a.negative[0] <= b.negative[1]
+        assert b.zero[0] <= a.zero[0] <= b.zero[1]
+    assert "iterative" not in repr(small) and "-" in repr(large)
+
+
+def test_the_whole_matrix_and_the_shortfall_stand_beside_the_blocks():
+    model = net()
+    whole, layout = dense(model)
+    found = layers(problem_of(model), probes=60, tol=1e-6)
+    values = torch.linalg.eigvalsh(whole).numpy()
+    assert found.whole.values == pytest.approx([values[-1], values[0]], abs=1e-5)
+    inside = sum(float((whole[at][:, at] ** 2).sum()) for at in (places(layout, [n]) for n in layout.names))
+    truth = 1 - inside / float((whole**2).sum())
+    assert abs(found.shortfall.share - truth) < 4 * found.shortfall.error
+    assert found.shortfall.error < 0.03
+    assert "outside the blocks" in found.verdict
+    assert "from" in found.verdict and found.products > 0
+
+
+def test_blocks_that_bend_down_only_together_are_noticed():
+    """f = a b: each block is zero or up, the whole is a saddle."""
+
+    class Product(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(1))
+
+    problem = Problem.custom(Product().eval(), lambda m, x: (m.a * m.b).sum() + 0 * x.sum(), torch.ones(4, 1))
+    found = layers(problem)
+    assert [b.kind for b in found.blocks] == ["zero", "zero"]
+    assert found.whole.values == pytest.approx([1.0, -1.0])
+    assert found.shortfall.share == 1.0
+    uneven = replace(found, blocks=(replace(found.blocks[0], values=np.array([2.0])), found.blocks[1]))
+    assert "blocks bend down together, which none of them shows" in uneven.verdict
+
+
+def test_dead_units_are_the_reason_given_for_zero_blocks():
+    model = net(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 3))
+    with torch.no_grad():
+        model[0].bias.fill_(-100.0)
+    found = layers(problem_of(model))
+    assert found["0.weight"].kind == found["2.weight"].kind == "zero"
+    assert "no gradient comes back" in found["0.weight"].why
+    assert "all 4 units of 0 are dead" in found["0.weight"].why
+    assert "no signal comes in" in found["2.weight"].why and "before it" in found["2.weight"].why
+    assert found["4.bias"].kind != "zero"
+    text = repr(found)
+    assert "What passes through the layers" in text and "4 of 4 units dead" in text
+    assert "nothing is learnt there as it stands" in found.verdict
+
+
+def test_a_loss_that_is_linear_in_a_layer_is_not_called_dead():
+    model = net(nn.Linear(6, 1))
+    problem = Problem.custom(model, lambda m, b: m(b).mean(), data()[0])
+    found = layers(problem)
+    assert "the loss is linear in it here" in found["0.weight"].why
+    assert "The gradient still moves 0.weight, 0.bias" in found.verdict
+    assert "Every block is zero" in found.verdict
+
+
+def test_a_module_that_is_never_called_is_said_to_be_so():
+    class Idle(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.used, self.idle = nn.Linear(6, 3), nn.Linear(2, 2)
+
+        def forward(self, x):
+            return self.used(x)
+
+    torch.manual_seed(0)
+    found = layers(problem_of(Idle().eval()))
+    assert "its module is never called" in found["idle.weight"].why
+
+
+def test_signals_are_the_numbers_that_they_say():
+    model = net(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 3))
+    x, _ = data()
+    found = signals(problem_of(model))
+    z = model[0](x).detach()
+    assert found["0"].input == pytest.approx(float((x**2).mean().sqrt()), rel=1e-5)
+    assert found["0"].output == pytest.approx(float((z**2).mean().sqrt()), rel=1e-5)
+    assert found["0"].active == pytest.approx(float((z > 0).float().mean()), rel=1e-6)
+    assert found["0"].behind.dead == int((z.max(0).values <= 0).sum()) and found["0"].behind.kind == "relu"
+    assert found["2"].behind is None and found["0"].calls == 3
+    p = F.one_hot(data()[1], 3) - model(x).softmax(1).detach()
+    assert found["2"].gradient == pytest.approx(float((p**2).mean().sqrt()), rel=1e-4)
+    assert list(found) == ["0", "2"] and "active" in repr(found["0"])
+
+
+class Called(nn.Module):
+    """A net that calls its ReLUs as functions, one layer twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.out = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 3)
+
+    def forward(self, x):
+        x = F.relu(self.b(F.relu(self.a(F.relu(self.a(x))))))
+        return self.out(x)
+
+
+def test_a_dead_layer_before_a_relu_that_is_called_as_a_function_is_named():
+    torch.manual_seed(0)
+    model = Called().eval()
+    with torch.no_grad():
+        model.b.bias.fill_(-1e3)
+    found = signals(problem_of(model))
+    assert found["b"].all_dead and not found["a"].all_dead and found["out"].behind is None
+    x, _ = data()
+    first = torch.relu(model.a(x))
+    silent = ((first == 0) & (torch.relu(model.a(first)) == 0)).all(0)
+    assert found["a"].behind.dead == int(silent.sum()) and found["a"].behind.units == 6
+    assert "b are dead" in {b.name: b for b in layers(problem_of(model)).blocks}["out.weight"].why
+
+
+def test_groups_are_made_of_tensors_modules_and_regular_expressions():
+    names = ["a.weight", "a.bias", "b.weight", "w"]
+    assert groups_of(names) == {n: (n,) for n in names}
+    assert groups_of(names, "module") == {"a": ("a.weight", "a.bias"), "b": ("b.weight",), "the model itself": ("w",)}
+    assert groups_of(names, patterns=["first=^a", "^b"]) == {"first": ("a.weight", "a.bias"), "^b": ("b.weight",)}
+
+
+@pytest.mark.parametrize(
+    ("patterns", "text"),
+    [
+        (["fc9"], "no parameter matches 'fc9'; there are a.weight, a.bias"),
+        (["a", "weight"], "a.weight is matched by 'a' and by 'weight'; a tensor belongs to one block"),
+        (["("], r"'\(' is no regular expression"),
+    ],
+)
+def test_patterns_that_make_no_sense_are_refused(patterns, text):
+    with pytest.raises(ValueError, match=text):
+        groups_of(["a.weight", "a.bias"], patterns=patterns)
+
+
+def test_an_unknown_way_of_cutting_is_named():
+    with pytest.raises(ValueError, match="layers are taken by tensor or module, or by regular expressions; got 'head'"):
+        groups_of(["a"], "head")
+
+
+def test_any_matrix_can_be_cut_into_blocks():
+    g = torch.Generator().manual_seed(0)
+    a = torch.randn(9, 9, generator=g, dtype=torch.float64)
+    a = a + a.T
+    at = torch.tensor([1, 4, 5])
+    block = Restricted(Held(a), at)
+    v = torch.randn(3, generator=g, dtype=torch.float64)
+    assert torch.allclose(block @ v, a[at][:, at] @ v)
+    assert read_block(block, "mine").values == pytest.approx(torch.linalg.eigvalsh(a[at][:, at]).numpy())
+    assert block.size == 3 and block.device == a.device
+
+
+def test_a_block_diagonal_matrix_leaves_nothing_out():
+    a = torch.block_diag(torch.ones(3, 3), 2 * torch.ones(2, 2)).double()
+    found = shortfall(Held(a), {"a": torch.arange(3), "b": torch.arange(3, 5)})
+    assert found.share == 0.0 and found.error == 0.0 and found.by_block == {"a": 0.0, "b": 0.0}
+    assert shortfall(Held(0 * a), {"a": torch.arange(3), "b": torch.arange(3, 5)}).share == 0.0
+    with pytest.raises(ValueError, match="wants 2 probes or more; got 1"):
+        shortfall(Held(a), {"a": torch.arange(3)}, probes=1)
+
+
+def test_a_block_of_the_problem_is_the_matrix_of_its_parameters_alone():
+    problem = problem_of(net())
+    assert block_matrix(problem, "hessian", ["0.bias", "2.weight"]).size == 20
+
+
+def test_a_model_that_does_not_run_in_float64_is_computed_as_it_is_and_says_so():
+    class Stubborn(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(6, 3)
+
+        def forward(self, x):
+            if x.dtype == torch.float64:
+                raise RuntimeError("not in float64, please")
+            return self.fc(x)
+
+    problem = problem_of(Stubborn().eval())
+    same, notes = exact_problem(problem)
+    assert same is problem and "not in float64, please" in notes[0]
+    assert "not in float64, please" in " ".join(repr(layers(problem)).split())
+
+
+def test_what_a_file_keeps_has_one_row_a_block():
+    arrays, attributes = layers(problem_of(net()), "module").stored()
+    assert list(arrays["block"]) == ["0", "2"] and arrays["positive"].shape == (2, 2)
+    assert arrays["matrix:0"].shape == (35, 35) and len(arrays["eigenvalues:2"]) == 18
+    assert {"outside", "whole_largest", "verdict", "report"} <= set(attributes)
+    large, _ = layers(problem_of(net()), "module", dense=0).stored()
+    assert "nodes:0" in large and "matrix:0" not in large
+
+
+def test_second_reading_by_inputs_is_the_mean_second_derivative_of_the_summed_output():
+    model = net(nn.Linear(3, 2), nn.Tanh(), nn.Linear(2, 1), nn.Sigmoid())
+    x = torch.randn(7, 3, generator=torch.Generator().manual_seed(2))
+    problem = Problem.custom(model, lambda m, b: m(b).mean(), x)
+    first, second = pieces(problem, "inputs")
+    w, b = model[0].weight.detach().double(), model[0].bias.detach().double()
+    z = x.double() @ w.T + b
+    bend = -2 * torch.tanh(z) * (1 - torch.tanh(z) ** 2)  # tanh''
+    expected = torch.einsum("no,oi,oj->ij", bend, w, w) / 7
+    assert first.entries == pytest.approx(expected.numpy(), abs=1e-12)
+    assert first.activation == "Tanh" and first.outputs == 2
+    assert second.outputs == 1 and second.ranks == 1
+    assert "rank 1 at most, having 1 output" in second.verdict
+
+
+def test_second_reading_by_weights_is_block_diagonal_over_outputs():
+    model = net(nn.Linear(3, 2), nn.Tanh(), nn.Linear(2, 1))
+    x = torch.randn(7, 3, generator=torch.Generator().manual_seed(2))
+    first = pieces(Problem.custom(model, lambda m, b: m(b).mean(), x), "weights")[0]
+    assert first.entries.shape == (6, 6) and first.entries[:3, 3:] == pytest.approx(np.zeros((3, 3)))
+    z = (x.double() @ model[0].weight.detach().double().T + model[0].bias.detach().double())[:, 0]
+    bend = -2 * torch.tanh(z) * (1 - torch.tanh(z) ** 2)
+    expected = torch.einsum("n,ni,nj->ij", bend, x.double(), x.double()) / 7
+    assert first.entries[:3, :3] == pytest.approx(expected.numpy(), abs=1e-12)
+
+
+def test_a_piecewise_linear_piece_is_zero_by_construction_and_not_dead():
+    model = net(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 3))
+    found = layers(problem_of(model), second=("inputs", "weights"))
+    first = found.pieces[0]
+    assert first.flat and first.kind_of == "zero" and "says nothing about dead units" in first.verdict
+    assert "no activation module behind it" in found.pieces[1].verdict
+    text = repr(found)
+    assert "Second reading" in text and "not the loss's Hessian" in text
+
+
+def test_convolutions_are_read_a_second_time_too_and_large_pieces_are_named():
+    model = net(nn.Unflatten(1, (1, 2, 3)), nn.Conv2d(1, 2, 2), nn.Softplus(), nn.Flatten(), nn.Linear(4, 3))
+    conv, fc = pieces(problem_of(model), "inputs")
+    assert conv.size == 6 and conv.values[0] > -1e-12 and conv.values[-1] > 0
+    assert "positive" in conv.kind_of and "Piece(1, by its inputs" in repr(conv)
+    skipped = pieces(problem_of(model), "weights", dense=4)[0]
+    assert "not computed: 8 numbers, more than the 4" in skipped.verdict
+    assert fc.flat
+
+
+def test_a_curved_piece_whose_inputs_lie_where_it_is_straight_is_told_from_a_flat_one():
+    model = net(nn.Linear(2, 1, bias=False), nn.Tanh())
+    with torch.no_grad():
+        model[0].weight.zero_()
+    piece = pieces(Problem.custom(model, lambda m, b: m(b).mean(), torch.ones(4, 2)), "weights")[0]
+    assert "though Tanh is curved" in piece.verdict
+
+
+def test_another_second_reading_is_refused():
+    with pytest.raises(ValueError, match="by its inputs or its weights; got 'outputs'"):
+        pieces(problem_of(net()), "outputs")

@@ -1,0 +1,355 @@
+"""The spectrum of a network against its dense Hessian, closed forms, and what a new user gets wrong."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from lossmap.curvature.checks import check_mean
+from lossmap.curvature.gradient import loss_and_gradient
+from lossmap.data.problem import Problem
+from lossmap.geometry.parameter_vector import Layout
+from lossmap.linalg.krylov_space import Symmetric
+from lossmap.spectra.compare import compared, l2_path
+from lossmap.spectra.spectrum import masses_of, share_by_tensor, spectrum, spectrum_of
+
+
+class Held:
+    """A dense matrix met through products."""
+
+    def __init__(self, entries):
+        self.entries = entries
+        self.size, self.dtype, self.device = len(entries), entries.dtype, entries.device
+
+    def __matmul__(self, v):
+        return self.entries @ v
+
+
+def planted(values, seed=0):
+    values = torch.as_tensor(np.asarray(values, dtype=float))
+    g = torch.Generator().manual_seed(seed)
+    q = torch.linalg.qr(torch.randn(len(values), len(values), generator=g, dtype=torch.float64))[0]
+    return Held((q * values) @ q.T)
+
+
+def net(dtype=torch.float64):
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3)).to(dtype).eval()
+
+
+def data(samples=40, dtype=torch.float64, seed=1):
+    g = torch.Generator().manual_seed(seed)
+    x = torch.randn(samples, 6, generator=g, dtype=torch.float64)
+    return x.to(dtype), (x @ torch.randn(6, 3, generator=g, dtype=torch.float64)).argmax(1)
+
+
+def dense(model, loss, names):
+    """The twin: reverse over reverse, of the loss over the named parameters, (n, n)."""
+    own = dict(model.named_parameters())
+    sizes = [own[k].numel() for k in names]
+
+    def of(flat):
+        parts = torch.split(flat, sizes)
+        given = {k: p.view(own[k].shape) for k, p in zip(names, parts, strict=True)}
+        return loss(lambda x: torch.func.functional_call(model, given, (x,)))
+
+    return torch.func.jacrev(torch.func.grad(of))(torch.cat([own[k].detach().reshape(-1) for k in names])).detach()
+
+
+@pytest.fixture
+def problem():
+    return Problem.supervised(net(), "crossentropy", data(), batch_size=16)
+
+
+@pytest.fixture
+def truth(problem):
+    x, y = data()
+    return dense(problem.model, lambda f: F.cross_entropy(f(x), y), ["0.weight", "2.weight"])
+
+
+@pytest.mark.parametrize("dense_up_to", [300, 0], ids=["made whole", "by products"])
+def test_every_number_agrees_with_the_dense_hessian(problem, truth, dense_up_to):
+    s = spectrum(
+        problem, top=4, bottom=2, tol=1e-8, dense=dense_up_to, mass_at=(1e-3,), density_error=0.2, way="double"
+    )
+    values = torch.linalg.eigvalsh(truth).numpy()
+    assert s.size == 45 and s.samples == 40 and s.unit == "nats"
+    assert s.top.values == pytest.approx(values[::-1][:4], abs=1e-7)
+    assert s.bottom.values == pytest.approx(values[:2], abs=1e-7)
+    assert (np.abs(s.top.values - values[::-1][:4]) <= s.top.residuals + 1e-12).all()
+    assert s.trace.value == pytest.approx(values.sum(), rel=1e-9)
+    t, below, above = s.masses[0]
+    assert t == 1e-3
+    assert below.low <= (values < -1e-3).mean() <= below.high
+    assert above.low <= (values > 1e-3).mean() <= above.high
+    assert s.converged and s.condition == np.inf and s.ill_conditioned
+    assert s.step_limit[0] == pytest.approx(2 / values[-1])
+
+
+def test_all_parameters_and_a_regular_expression_may_be_asked_for(problem):
+    assert spectrum(problem, parameters="all", density_error=None).size == 53
+    assert spectrum(problem, parameters="2\\.weight", density_error=None).size == 15
+
+
+def test_gauss_newton_agrees_with_its_definition(problem):
+    x, _ = data()
+    model, names = problem.model, ["0.weight", "2.weight"]
+    own = dict(model.named_parameters())
+    jacobian = torch.func.jacrev(lambda p: torch.func.functional_call(model, p, (x,)))({k: own[k] for k in names})
+    j = torch.cat([jacobian[k].reshape(40, 3, -1) for k in names], 2)
+    p = model(x).softmax(1)
+    h = torch.diag_embed(p) - p[:, :, None] * p[:, None]
+    g = torch.einsum("noa,nop,npb->ab", j, h, j) / 40
+    s = spectrum(problem, matrix="gauss-newton", top=3)
+    assert s.top.values == pytest.approx(torch.linalg.eigvalsh(g).flip(0)[:3].detach().numpy(), abs=1e-10)
+    assert s.smallest[0] > -1e-10
+    assert "Gauss-Newton" in repr(s)
+
+
+def test_softmax_regression_at_zero_has_its_closed_form():
+    """H = (1/N X^T X) kron (diag(p) - p p^T) with p = 1/3 everywhere: eigenvalues lambda_i(X^T X/N)/3, twice, and 0."""
+    x, y = data()
+    model = nn.Linear(6, 3, bias=False).double()
+    nn.init.zeros_(model.weight)
+    s = spectrum(Problem.supervised(model.eval(), "crossentropy", (x, y)), top=12, bottom=6)
+    second = torch.linalg.eigvalsh(x.T @ x / 40).flip(0) / 3
+    assert s.top.values == pytest.approx(second.repeat_interleave(2).numpy(), abs=1e-10)
+    assert s.bottom.values == pytest.approx(np.zeros(6), abs=1e-10)
+    assert s.condition == np.inf
+    assert "cannot be told from zero" in s.verdict
+
+
+def test_linear_regression_has_its_closed_form_and_a_finite_condition():
+    x = data()[0]
+    model = nn.Linear(6, 2, bias=False).double().eval()
+    s = spectrum(Problem.supervised(model, "mse", (x, torch.zeros(40, 2).double())), top=2, bottom=1)
+    values = torch.linalg.eigvalsh(x.T @ x).numpy() * 2 / (40 * 2)
+    assert s.largest[0] == pytest.approx(values[-1])
+    assert s.condition == pytest.approx(values[-1] / values[0])
+    assert not s.ill_conditioned
+    assert "positive definite" in s.verdict
+
+
+def test_a_deep_linear_net_at_the_origin_is_indefinite_with_known_ends():
+    """At W = 0 of f = W2 W1 x the Hessian of 1/2 ||f - y||^2 is -[0, S; S^T, 0] of S = mean y x^T, ends -+ its norm."""
+    x, _ = data()
+    y = x[:, :2] * 3.0
+    model = nn.Sequential(nn.Linear(6, 1, bias=False), nn.Linear(1, 2, bias=False)).double().eval()
+    for p in model.parameters():
+        nn.init.zeros_(p)
+    problem = Problem.custom(model, lambda m, b: 0.5 * ((m(b[0]) - b[1]) ** 2).sum(1).mean(), (x, y))
+    s = spectrum(problem, top=1, bottom=1)
+    strongest = float(torch.linalg.svdvals(y.T @ x / 40)[0])
+    assert s.largest[0] == pytest.approx(strongest) and s.smallest[0] == pytest.approx(-strongest)
+    assert s.gradient_norm == 0.0
+    assert "indefinite" in s.verdict and "100 %" in s.verdict
+    assert s.shares["top 1"]["0.weight"] == pytest.approx(0.5)
+
+
+def test_an_ill_conditioned_matrix_is_flagged_and_an_uncertain_one_is_infinite():
+    s = spectrum_of(planted(np.geomspace(1e-3, 10.0, 50)))
+    assert s.condition == pytest.approx(1e4, rel=1e-6) and s.ill_conditioned
+    assert "ill-conditioned (above 1,000)" in repr(s)
+    loose = spectrum_of(planted(np.geomspace(1e-7, 10.0, 400)), tol=1e-2, trace_products=0, density_error=None)
+    assert loose.condition == np.inf
+    assert "is not positive beyond its error" in repr(loose)
+
+
+def test_the_largest_by_magnitude_come_from_both_ends():
+    s = spectrum_of(planted([5.0, -4.0, 3.0, 0.1, -2.0, 0.0]), top=3, bottom=3)
+    values, errors = s.largest_by_magnitude(3)
+    assert values == pytest.approx([5.0, -4.0, 3.0])
+    assert len(errors) == 3
+    assert s.values == pytest.approx([5.0, 3.0, 0.1, 0.0, -2.0, -4.0])
+    with pytest.raises(ValueError, match="the 4 largest by magnitude want 4 eigenvalues at both ends; there are 3"):
+        s.largest_by_magnitude(4)
+
+
+@pytest.mark.parametrize(
+    ("values", "word"),
+    [
+        ([1.0, 2.0, 3.0], "positive definite"),
+        ([-1.0, -2.0, -3.0], "negative definite"),
+        ([0.0, 0.0, 0.0], "zero: no curvature"),
+        ([-1.0, 0.0, 0.0], "negative semidefinite"),
+        ([1.0, 0.0, 0.0], "positive semidefinite"),
+        ([-1.0, 0.0, 2.0], "indefinite"),
+    ],
+)
+def test_verdicts_say_the_shape_with_its_numbers(values, word):
+    assert word in spectrum_of(planted(values), top=1, bottom=1).verdict
+
+
+def test_a_verdict_needs_both_ends_and_a_step_limit_a_positive_one():
+    s = spectrum_of(planted([1.0, 2.0, 3.0]), top=1, bottom=0)
+    assert "needs both ends" in s.verdict and np.isnan(s.condition)
+    down = spectrum_of(planted([-1.0, -2.0, -3.0]), top=1, bottom=1)
+    assert down.step_limit[0] == np.inf and "sets no limit to a step" in repr(down)
+
+
+def test_the_report_tells_non_convergence_with_its_residual():
+    s = spectrum_of(planted(np.linspace(-1, 1, 400)), max_products=6, trace_products=0, density_error=None)
+    assert not s.converged
+    assert "NOT CONVERGED after 6 products" in repr(s)
+
+
+def test_shares_of_an_eigenvector_add_up_to_one(problem, truth):
+    s = spectrum(problem, top=2)
+    vectors = torch.linalg.eigh(truth)[1]
+    for i, name in ((-1, "top 1"), (-2, "top 2"), (0, "bottom 1")):
+        assert s.shares[name]["0.weight"] == pytest.approx(float((vectors[:30, i] ** 2).sum()), abs=1e-6)
+        assert sum(s.shares[name].values()) == pytest.approx(1.0)
+    layout = Layout(("a", "b"), ((2,), (1,)))
+    assert np.isnan(share_by_tensor(torch.zeros(3), layout)["a"])
+
+
+def test_any_cut_into_batches_gives_the_same_and_never_an_average_of_eigenvalues(problem):
+    whole = spectrum(problem.rebatched(40), dense=0, density_error=None, tol=1e-8)
+    parts = spectrum(problem.rebatched(7), dense=0, density_error=None, tol=1e-8)
+    assert parts.top.values == pytest.approx(whole.top.values, abs=1e-9)
+    assert parts.loss == pytest.approx(whole.loss) and parts.gradient_norm == pytest.approx(whole.gradient_norm)
+
+
+def test_two_ranks_of_a_team_find_what_one_finds(problem):
+    """Played by one process: the other rank's share is added to every sum."""
+    shares = [problem.share(i, 2) for i in range(2)]
+    sums = [loss_and_gradient(s, total=lambda t: t) for s in shares]
+    loss = sum(v * s.samples for (v, _), s in zip(sums, shares, strict=True)) / 40
+    assert loss == pytest.approx(loss_and_gradient(problem)[0])
+
+
+def test_the_model_is_given_back_untouched(problem):
+    before = {k: v.clone() for k, v in problem.model.state_dict().items()}
+    problem.model[0].weight.requires_grad_(False)
+    spectrum(problem, top=2)
+    assert all(torch.equal(v, before[k]) for k, v in problem.model.state_dict().items())
+    assert all(p.grad is None for p in problem.model.parameters())
+    assert not problem.model[0].weight.requires_grad and problem.model[2].weight.requires_grad
+
+
+def test_a_loss_with_a_regulariser_inside_is_shifted_by_it():
+    model, (x, y) = net(), data()
+    plain = Problem.custom(model, lambda m, b: F.cross_entropy(m(b[0]), b[1]), (x, y))
+    decayed = Problem.custom(
+        model, lambda m, b: F.cross_entropy(m(b[0]), b[1]) + 0.05 * sum((p**2).sum() for p in m.parameters()), (x, y)
+    )
+    a, b = spectrum(plain, top=3), spectrum(decayed, top=3)
+    assert b.top.values == pytest.approx(a.top.values + 0.1)
+    assert a.shifted(0.1)[:3] == pytest.approx(b.top.values)
+
+
+def test_what_a_file_keeps_is_arrays_and_attributes(problem):
+    arrays, attributes = spectrum(problem, top=3, density_steps=5, density_probes=2).stored()
+    assert arrays["top"].shape == (3,) and arrays["share_by_tensor"].shape == (4, 2)
+    assert arrays["mass_below"].shape == (2, 3)
+    assert attributes["trace_low"] <= attributes["trace"] <= attributes["trace_high"]
+    assert isinstance(Held(torch.eye(2)), object) and hasattr(Symmetric, "size")
+
+
+def test_spectra_stand_side_by_side_with_their_gap(problem):
+    test = Problem.supervised(problem.model, "crossentropy", data(30, seed=7))
+    both = compared({"train": spectrum(problem), "test": spectrum(test)})
+    gap = both.gap("train", "test")
+    assert gap["largest"][0] == pytest.approx(both["test"].largest[0] - both["train"].largest[0])
+    text = repr(both)
+    assert "test - train: loss" in text and list(both) == ["train", "test"]
+    with pytest.raises(ValueError, match="there are no spectra to compare"):
+        compared({})
+
+
+def test_an_l2_path_is_the_exact_shift_at_fixed_weights(problem):
+    s = spectrum(problem, parameters="all", top=1)
+    path = l2_path(s, [0.1, 0.0, 1.0])
+    strong = Problem.custom(
+        problem.model,
+        lambda m, b: F.cross_entropy(m(b[0]), b[1]) + 0.5 * sum((p**2).sum() for p in m.parameters()),
+        data(),
+    )
+    shifted = spectrum(strong, parameters="all", top=1)
+    assert path.largest[2] == pytest.approx(shifted.largest[0], abs=1e-9)
+    assert path.smallest[2] == pytest.approx(shifted.smallest[0], abs=1e-9)
+    assert path.conditions[0] == np.inf and path.conditions[2] == pytest.approx(shifted.condition, rel=1e-6)
+    assert path.convex_from == pytest.approx(-s.smallest[0])
+    assert "exact shift" in repr(path)
+
+
+def test_an_l2_path_carries_retrained_spectra_on_request(problem):
+    s = spectrum(problem, top=1)
+    path = l2_path(s, [0.0, 0.1], [s, s])
+    assert "retrained: loss" in repr(path)
+    with pytest.raises(ValueError, match="1 retrained spectra for 2 strengths"):
+        l2_path(s, [0.0, 0.1], [s])
+    with pytest.raises(ValueError, match="strengths of 0 or more"):
+        l2_path(s, [-1.0])
+    with pytest.raises(ValueError, match="wants both ends"):
+        l2_path(spectrum(problem, bottom=0), [0.1])
+
+
+def test_a_model_in_training_mode_is_refused(problem):
+    problem.model.train()
+    with pytest.raises(ValueError, match=r"training mode.*call model.eval\(\) first"):
+        spectrum(problem)
+    problem.model.eval()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_weights_in_half_precision_are_refused(dtype):
+    problem = Problem.supervised(net(dtype), "crossentropy", data(dtype=dtype))
+    with pytest.raises(ValueError, match=r"drown in rounding; call model.float\(\) first"):
+        spectrum(problem, check=False)
+
+
+@pytest.mark.parametrize(
+    "loss", [nn.CrossEntropyLoss(reduction="sum"), nn.CrossEntropyLoss(weight=torch.tensor([1.0, 5.0, 0.2]).double())]
+)
+def test_a_loss_that_is_no_mean_is_refused(loss):
+    with pytest.raises(ValueError, match="the loss is no mean over samples"):
+        spectrum(Problem.custom(net(), lambda model, batch: loss(model(batch[0]), batch[1]), data()))
+    check_mean(Problem.supervised(net(), loss, data()))  # there its kind is known, and it is divided as it should be
+
+
+def test_a_loss_that_is_a_mean_is_not_refused(problem):
+    check_mean(problem)
+    check_mean(Problem.supervised(net(), "mse", (data()[0], torch.zeros(40, 3).double())))
+    check_mean(
+        Problem.custom(net(), lambda m, b: F.cross_entropy(m(b[0]), b[1], reduction="sum"), data(), reduction="sum")
+    )
+
+
+def test_more_eigenvalues_than_rows_are_refused(problem):
+    with pytest.raises(ValueError, match="top 46: the matrix has 45 rows, and no more eigenvalues than that"):
+        spectrum(problem, top=46)
+    with pytest.raises(ValueError, match="bottom wants 0 to 100 eigenvalues; got 101"):
+        spectrum(problem, bottom=101)
+
+
+def test_parameters_that_match_nothing_are_named(problem):
+    with pytest.raises(ValueError, match="no parameter matches 'fc9'"):
+        spectrum(problem, parameters="fc9")
+
+
+def test_an_unknown_matrix_is_named(problem):
+    with pytest.raises(ValueError, match="the matrix is one of hessian, gauss-newton; got 'fisher'"):
+        spectrum(problem, matrix="fisher")
+
+
+def test_a_loss_that_is_not_finite_has_no_curvature():
+    model = net()
+    with torch.no_grad():
+        model[2].bias[0] = float("inf")
+    with pytest.raises(FloatingPointError, match="there is no curvature to read here"):
+        spectrum(Problem.supervised(model, "crossentropy", data()), check=False)
+
+
+def test_masses_want_a_threshold_of_zero_or_more(problem):
+    s = spectrum(problem)
+    with pytest.raises(ValueError, match="for t of 0 or more; got -1"):
+        masses_of(s.density, (-1.0,))
+    assert masses_of(None, (1.0,)) == ()
+
+
+def test_the_linearised_way_finds_the_same(problem):
+    a = spectrum(problem, dense=0, top=2, density_error=None, tol=1e-8, way="double")
+    b = spectrum(problem, dense=0, top=2, density_error=None, tol=1e-8, way="linear")
+    assert b.top.values == pytest.approx(a.top.values, abs=1e-9)
