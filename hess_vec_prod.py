@@ -11,13 +11,13 @@ HDF5 file, and drawn.
 import sys
 
 from lossmap.cli.__main__ import main as lossmap
-from lossmap.curvature.operators import Curvature, gauss_newton, hessian
+from lossmap.curvature.operators import CurvatureOperator, gauss_newton, hessian
 from lossmap.linalg.lanczos import EigenPairs, eigsh, extremes
 from lossmap.linalg.trace import trace
 from lossmap.spectra.spectrum import spectrum
 
 __all__ = [
-    "Curvature",
+    "CurvatureOperator",
     "EigenPairs",
     "eigsh",
     "extremes",

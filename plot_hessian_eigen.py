@@ -9,10 +9,10 @@ You get max_eig and min_eig at every point, how far off they can be, and maps of
 import sys
 
 from lossmap.cli.eigenmap import main
-from lossmap.curvature.operators import Curvature, gauss_newton, hessian
+from lossmap.curvature.operators import CurvatureOperator, gauss_newton, hessian
 from lossmap.linalg.lanczos import EigenPairs, eigsh, extremes
 
-__all__ = ["Curvature", "EigenPairs", "eigsh", "extremes", "gauss_newton", "hessian", "main"]
+__all__ = ["CurvatureOperator", "EigenPairs", "eigsh", "extremes", "gauss_newton", "hessian", "main"]
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -25,9 +25,9 @@ import numpy as np
 import scipy.sparse.linalg as sparse
 import torch
 
-from lossmap.curvature.operators import Curvature
+from lossmap.curvature.operators import CurvatureOperator
 from lossmap.linalg.deflation import successive
-from lossmap.linalg.dense import Whole
+from lossmap.linalg.dense import DenseMatrix
 from lossmap.linalg.lanczos import lanczos
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -82,9 +82,9 @@ def main():
     flags.add_argument("--quick", action="store_true", help="a small matrix, to see that it runs")
     quick = flags.parse_args().quick
     problem = trained(128 if quick else 512, 3 if quick else 30)
-    operator = Curvature(problem, parameters="5.weight" if quick else "weights")
+    operator = CurvatureOperator(problem, parameters="5.weight" if quick else "weights")
     start = time.perf_counter()
-    whole = Whole.of(operator)
+    whole = DenseMatrix.of(operator)
     made = time.perf_counter()
     values = whole.decomposed[0]
     qr = time.perf_counter() - made

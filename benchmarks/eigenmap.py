@@ -7,7 +7,7 @@ resnet20  digits at 32x32x3, neighbouring points of a row of a 51 x 51 plane
 
 classic   the original tool: two `eigsh(k=1, tol=1e-2)` runs, the second shifted; double backward, and a DataLoader with
           batches of 128 gone through for every product, with its workers and without; at some of the points
-ours      `Extremes` at 1e-2 and 1e-3, as `lossmap eigenmap` runs it; the first point is not counted
+ours      `EigenvalueMap` at 1e-2 and 1e-3, as `lossmap eigenmap` runs it; the first point is not counted
 truth     ARPACK with double backward in float64, both ends: at every point of the MLP to 1e-10, and for ResNet-20 to
           1e-5 (of an eigenvalue that is an error of 1e-10 beside its gap) at the points where classic runs
 
@@ -30,12 +30,12 @@ from torch.utils.data import DataLoader, TensorDataset
 from lossmap import zoo
 from lossmap.cli.device import keep_freed_memory
 from lossmap.curvature.autotune import prepare
-from lossmap.curvature.operators import Curvature
+from lossmap.curvature.operators import CurvatureOperator
 from lossmap.data import datasets
-from lossmap.data.problem import Problem, placed
+from lossmap.data.problem import Problem, temporary_parameters
 from lossmap.geometry.directions import Plane, random_plane
 from lossmap.geometry.grid import Grid, Point
-from lossmap.landscape.eigenvalues import Extremes
+from lossmap.landscape.eigenvalues import EigenvalueMap
 from lossmap.linalg.lanczos import eigsh as arpack
 
 Ends = tuple[float, float]
@@ -68,8 +68,8 @@ def truths(problem: Problem, plane: Plane, points: dict[int, Point], tol: float)
     found = {}
     for i, point in points.items():
         tensors = {k: t.double() for k, t in plane.at(point).items()}
-        with placed(model, tensors):
-            values = arpack(Curvature(wide), tol=tol).values
+        with temporary_parameters(model, tensors):
+            values = arpack(CurvatureOperator(wide), tol=tol).values
         found[i] = (float(values[0]), float(values[1]))
     model.float().load_state_dict(kept)
     torch.set_num_threads(threads)
@@ -96,7 +96,7 @@ def classic(problem: Problem, plane: Plane, point: Point, workers: int) -> tuple
                 t += h
         return torch.cat([t.reshape(-1) for t in total]).numpy()
 
-    with placed(model, plane.at(point)):
+    with temporary_parameters(model, plane.at(point)):
         n = sum(p.numel() for p in model.parameters() if p.dim() > 1)
         first = float(eigsh(LinearOperator((n, n), product, dtype=np.float32), k=1, tol=1e-2)[0][0])
         shift = 0.51 * first
@@ -145,7 +145,7 @@ def compared(
     print(f"  prepared in {took:.1f} s: {choice['way']}, batches of {choice['batch']}, {choice['format']}")
     for tol in (1e-2, 1e-3):
         for what, told in (("ours, from neighbours", {}), ("ours, cold with limits (audit)", {"certify": "each"})):
-            measure = Extremes({"train": ready}, plane, tol=tol, **told)
+            measure = EigenvalueMap({"train": ready}, plane, tol=tol, **told)
             measure(points[0])
             chosen = range(1, len(points)) if not told else some
             errors, spent, began = [], 0.0, time.perf_counter()

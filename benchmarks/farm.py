@@ -32,10 +32,10 @@ import numpy as np
 
 from lossmap.geometry.grid import Field, Grid
 from lossmap.io.read import SurfaceFile
-from lossmap.landscape.run_survey import Book, survey
-from lossmap.parallel.dispatcher import DONE, HELLO, POINTS, Dealer
+from lossmap.landscape.run_survey import Recorder, survey
+from lossmap.parallel.dispatcher import DONE, HELLO, POINTS, Dispatcher
 from lossmap.parallel.shutdown import Stop
-from lossmap.parallel.work_queue import Dealing
+from lossmap.parallel.work_queue import WorkQueue
 from lossmap.parallel.world import World
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -200,9 +200,9 @@ def places(number: int, folder: str) -> None:
     """Role: the dealer alone, before so many places, each of which is given twenty points."""
     grid, measure = line(20 * number if number > 1000 else 20_000), Sleep(0.0)
     with SurfaceFile.open(Path(folder) / "s.h5", grid, measures={"loss": (measure.fields, measure.settings)}) as store:
-        book = Book(store, "loss", grid, None, number, None, False)
+        book = Recorder(store, "loss", grid, None, number, None, False)
         ranks = [(rank,) for rank in range(1, number + 1)]
-        dealer = Dealer(Instant(number), Dealing(book.order, number), ranks, book, stop=Stop(), patience=60.0)
+        dealer = Dispatcher(Instant(number), WorkQueue(book.order, number), ranks, book, stop=Stop(), patience=60.0)
         used = cpu()
         while not dealer.over:
             dealer.step()

@@ -26,7 +26,7 @@ from torch import nn
 from lossmap import zoo
 from lossmap.cli.device import keep_freed_memory
 from lossmap.curvature.autotune import prepare
-from lossmap.curvature.operators import Curvature, gauss_newton
+from lossmap.curvature.operators import CurvatureOperator, gauss_newton
 from lossmap.data.problem import Problem
 from lossmap.geometry.parameter_vector import selected
 
@@ -115,7 +115,7 @@ def row(name: str, threads: int, quick: bool, clock: Clock) -> str:
         x = data[0].contiguous(memory_format=form)
         for size in sorted({min(size, samples) for size in (32, 128, 512)}):
             other = Problem.supervised(laid, "crossentropy", (x, data[1]), batch_size=size)
-            classic = Curvature(other)
+            classic = CurvatureOperator(other)
             works[f"gradient {form} {size}"] = lambda p=other: gradient(p)  # type: ignore[misc]
             works[f"double {form} {size}"] = lambda c=classic: c @ block[:, 0]  # type: ignore[misc]
     bare = convolutions(net, data[0], prepared.choice["batch"])

@@ -44,20 +44,20 @@ def compare(folder, count, size, pairs, file):
     """What rank 0 does in the end."""
     import numpy as np
 
-    from lossmap.dynamics.eigenspaces import Snapshots, evolution
+    from lossmap.dynamics.eigenspaces import Snapshots, compare_eigenspaces
     from lossmap.dynamics.run import results
-    from lossmap.dynamics.summary import verdict
+    from lossmap.dynamics.summary import summarize
     from lossmap.geometry.grid import Grid
-    from lossmap.io.eigenvector_store import fold
+    from lossmap.io.eigenvector_store import move_into_file
     from lossmap.io.read import write_surface
     from lossmap.io.surface import Surface
 
     steps = [float(step) for step in range(count)]
     values = np.tile(np.arange(pairs, 0, -1.0), (count, 1))
-    run = evolution(Snapshots(np.array(steps), values, size, folder.blocks(steps)))
-    answers = verdict(run)
+    run = compare_eigenspaces(Snapshots(np.array(steps), values, size, folder.blocks(steps)))
+    answers = summarize(run)
     write_surface(file, Surface(Grid(np.array(steps)), {"loss": np.zeros(count)}))
-    fold(file, folder, steps, results(run, answers, {}), pairs)
+    move_into_file(file, folder, steps, results(run, answers, {}), pairs)
     print(answers, file=sys.stderr)
 
 
@@ -73,10 +73,10 @@ def stage(name, place, count, size, pairs):
     """One stage, in this process; prints its peak and seconds."""
     for room in ("lossmap.dynamics.run", "lossmap.plotting.dynamics"):  # every stage stands on the same imports
         import_module(room)
-    from lossmap.io.eigenvector_store import Folder
+    from lossmap.io.eigenvector_store import VectorFolder
 
     file = Path(place) / "run.h5"
-    folder, began = Folder.beside(file), time.perf_counter()
+    folder, began = VectorFolder.beside(file), time.perf_counter()
     if name == "keep":
         keep(folder, count, size, pairs)
     elif name == "compare and fold":

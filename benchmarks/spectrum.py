@@ -22,12 +22,12 @@ import numpy as np
 import torch
 
 from lossmap import zoo
-from lossmap.curvature.operators import Curvature
+from lossmap.curvature.operators import CurvatureOperator
 from lossmap.data import datasets
 from lossmap.data.problem import Problem
-from lossmap.linalg.dense import Whole
+from lossmap.linalg.dense import DenseMatrix
 from lossmap.linalg.lanczos import extremes
-from lossmap.linalg.spectral_density import Density, Run, density, run
+from lossmap.linalg.spectral_density import Density, LanczosRun, density, lanczos_run
 from lossmap.linalg.trace import METHODS, trace
 from lossmap.spectra.blocks import doubled
 from lossmap.training import Recipe, train
@@ -57,7 +57,9 @@ def trained(samples, epochs):
 
 def price_of(problem, repeats=20):
     """Seconds of one product with the net, float32, double backward."""
-    single = Curvature(Problem.supervised(problem.model.float(), "crossentropy", problem.data.to(dtype=torch.float32)))
+    single = CurvatureOperator(
+        Problem.supervised(problem.model.float(), "crossentropy", problem.data.to(dtype=torch.float32))
+    )
     v = torch.randn(single.size)
     single @ v
     start = time.perf_counter()
@@ -107,7 +109,7 @@ def without_reorthogonalisation(matrix, steps, seed):
         v = w / beta
         alphas.append(alpha)
         betas.append(beta)
-    return Run(np.array(alphas), np.array(betas), weight)
+    return LanczosRun(np.array(alphas), np.array(betas), weight)
 
 
 def classic_curve(found, values):
@@ -141,9 +143,10 @@ def densities(matrix, values, steps, seeds):
         rows.append((name, all_runs[0].products, f"{distance:.2e}", ghosts, raw, mine))
         return all_runs[0]
 
-    one = row("full, 1 probe", [[run(matrix, steps, seed=s)] for s in range(seeds)])
+    one = row("full, 1 probe", [[lanczos_run(matrix, steps, seed=s)] for s in range(seeds)])
     row(
-        "full, 10 probes", [[run(matrix, steps, seed=s, probe=p) for p in range(10)] for s in range(max(1, seeds // 3))]
+        "full, 10 probes",
+        [[lanczos_run(matrix, steps, seed=s, probe=p) for p in range(10)] for s in range(max(1, seeds // 3))],
     )
     row("none, 1 probe", [[without_reorthogonalisation(matrix, steps, s)] for s in range(seeds)])
     rows.append(("classic curve", steps, f"{classic_curve(one, values):.2e}", "", "", ""))
@@ -193,7 +196,7 @@ def main():
     asked = flags.parse_args()
     quick, seeds = asked.quick, 3 if asked.quick else asked.seeds
     problem = trained(128 if quick else 512, 3 if quick else 30)
-    whole = Whole.of(Curvature(problem, parameters="5.weight" if quick else "weights"))
+    whole = DenseMatrix.of(CurvatureOperator(problem, parameters="5.weight" if quick else "weights"))
     matrix, values = Counted(whole.entries), whole.decomposed[0]
     price = price_of(problem)
     print(f"n = {matrix.size:,}, eigenvalues {values[0]:.4g} to {values[-1]:.4g}\n")

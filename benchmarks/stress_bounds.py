@@ -30,7 +30,7 @@ from lossmap.data.problem import Problem
 from lossmap.geometry.directions import random_plane
 from lossmap.geometry.grid import Grid
 from lossmap.landscape.audit import Audit, better
-from lossmap.landscape.eigenvalues import Extremes
+from lossmap.landscape.eigenvalues import EigenvalueMap
 from lossmap.landscape.run_survey import walk
 
 FIELDS = ("max_eig", "min_eig")
@@ -109,7 +109,7 @@ def dense(problem: Problem, tensors: dict[str, Tensor]) -> np.ndarray:
     return np.linalg.eigvalsh(rows.numpy())
 
 
-def mapped(measure: Extremes, grid: Grid) -> dict[str, np.ndarray]:
+def mapped(measure: EigenvalueMap, grid: Grid) -> dict[str, np.ndarray]:
     """The fields over the grid, (points,), read along the survey's way."""
     found = {f.name: np.full(len(grid), np.nan) for f in measure.fields}
     for i in walk(grid, np.arange(len(grid))):
@@ -125,7 +125,9 @@ def far(found: dict[str, np.ndarray], truth: Ends) -> np.ndarray:
     return result
 
 
-def repaired(grid: Grid, warm: dict[str, np.ndarray], cold: Extremes, tol: float) -> tuple[dict[str, np.ndarray], dict]:
+def repaired(
+    grid: Grid, warm: dict[str, np.ndarray], cold: EigenvalueMap, tol: float
+) -> tuple[dict[str, np.ndarray], dict]:
     """The map after its audit, and the audit's report."""
     n = len(grid)
     second = {name: np.full(n, np.nan) for name in warm}
@@ -155,9 +157,9 @@ def count(
     if truth is None:
         truth = np.stack([dense(problem, plane.at(grid.point(i))) for i in range(len(grid))])
     ready = {"train": prepare(problem, way=way)}
-    warm = mapped(Extremes(ready, plane, tol=tol), grid)
-    cold = mapped(Extremes(ready, plane, tol=tol, certify="each"), grid)
-    kept, report = repaired(grid, warm, Extremes(ready, plane, tol=tol, audit=True), tol)
+    warm = mapped(EigenvalueMap(ready, plane, tol=tol), grid)
+    cold = mapped(EigenvalueMap(ready, plane, tol=tol, certify="each"), grid)
+    kept, report = repaired(grid, warm, EigenvalueMap(ready, plane, tol=tol, audit=True), tol)
     broken = np.zeros(len(grid), dtype=bool)
     for found in (warm, cold):
         for end in FIELDS:

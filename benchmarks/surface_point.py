@@ -20,7 +20,7 @@ from lossmap import zoo
 from lossmap.data import datasets
 from lossmap.data.problem import Problem
 from lossmap.geometry.directions import random_plane
-from lossmap.landscape.loss import losses, probed
+from lossmap.landscape.loss import losses, probe_forward_plan
 
 CASES = (("mlp", "digits", None), ("resnet20-w8", "digits", None), ("resnet20", "digits32", 1024))
 
@@ -62,7 +62,7 @@ def case(name, dataset, samples, points, threads):
     data = datasets.load(dataset, "train", samples=samples)
     problem = Problem.supervised(net, "crossentropy", data)
     plane = random_plane(net)
-    way = probed(problem, plane)
+    way = probe_forward_plan(problem, plane)
     ours = losses(problem, plane, way=way)
     tensors = data.tensors
     times = {"classic": [], "ours": []}

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from lossmap import Problem
-from lossmap.spectra.compare import compared, l2_path
+from lossmap.spectra.compare import compare, l2_path
 from lossmap.spectra.spectrum import spectrum
 
 
@@ -31,7 +31,7 @@ def main() -> None:
 
     train = spectrum(Problem.custom(model, loss, (x[:200], y[:200])), parameters="all")
     test = spectrum(Problem.custom(model, loss, (x[200:], y[200:])), parameters="all")
-    print(compared({"train": train, "test": test}))
+    print(compare({"train": train, "test": test}))
     print()
     print(l2_path(train, [0.0, 1e-3, 1e-2, 1e-1]))
 

@@ -29,8 +29,8 @@ from lossmap import zoo
 from lossmap.data import datasets
 from lossmap.data.checkpoints import load_into
 from lossmap.data.problem import Problem
-from lossmap.dynamics.run import Run, along
-from lossmap.io.eigenvector_store import results_of, stored
+from lossmap.dynamics.run import Run, run_dynamics
+from lossmap.io.eigenvector_store import read_vectors, results_of
 from lossmap.plotting.dynamics import classic, draw_evolution
 from lossmap.plotting.style import save
 from lossmap.training import Recipe, readings, train
@@ -91,7 +91,7 @@ def told(problem: Problem) -> str:
 
 def layout(folder: Path, result: Path) -> None:
     """The folders of the classic experiment, from the result file."""
-    held, found = stored(result), results_of(result)
+    held, found = read_vectors(result), results_of(result)
     for name in ("eigen_vectors", "hessian_matrices", "pca_results", "plots"):
         (folder / name).mkdir(exist_ok=True)
     owner = found["owner"]
@@ -161,7 +161,7 @@ def experiment(args: argparse.Namespace, folder: Path) -> Run:
     log.info("after: %s", told(problem))
     fixed = datasets.load(name, split, data_path=path, samples=args.hessian_batch_size)
     result = folder / "hessian_analysis.h5"
-    run = along(
+    run = run_dynamics(
         [folder / "models"],
         Problem.supervised(model, "crossentropy", fixed),
         path=result,

@@ -4,10 +4,10 @@ import torch
 from torch import nn
 
 from lossmap import Problem
-from lossmap.diagnostics.singular_values import weights
+from lossmap.diagnostics.singular_values import singular_values
 from lossmap.plotting.spectra import draw_layers
 from lossmap.plotting.style import save
-from lossmap.spectra.blocks import judged, layers
+from lossmap.spectra.blocks import layers, verdicts_of
 
 
 def main() -> None:
@@ -25,11 +25,11 @@ def main() -> None:
     print(found)
     save(draw_layers(found), "layer_by_layer.png")
     print()
-    print(weights(model))
+    print(singular_values(model))
 
     print()
     print(
-        judged(
+        verdicts_of(
             {
                 "layer 1": [0.0, 0.0],
                 "layer 2": [0.0, 0.0, 0.0],

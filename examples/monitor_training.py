@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from lossmap import Problem
-from lossmap.data.problem import placed
+from lossmap.data.problem import temporary_parameters
 from lossmap.spectra.spectrum import spectrum
 
 
@@ -20,7 +20,7 @@ def main(steps: int = 100, every: int = 20, rate: float = 0.5) -> list[tuple[int
     print(f"step   loss    largest            smallest           2/rate = {2 / rate:g}")
     for step in range(steps + 1):
         if step % every == 0:
-            with placed(model, {}):  # in evaluation mode, given back as it was
+            with temporary_parameters(model, {}):  # in evaluation mode, given back as it was
                 s = spectrum(problem, top=1, bottom=1, trace_products=0, density_error=None)
             seen.append((step, s.loss, s.largest[0], s.smallest[0]))
             print(f"{step:4d}   {s.loss:.4f}  {s.largest[0]:.4f} +- {s.largest[1]:.0e}", end="   ")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 
-class Unfinished(Exception):
+class Interrupted(Exception):
     """Raised by a measure that was asked to stop inside a point; `state` lets it go on there later.
 
     state  a dict of arrays and plain values, small enough to be sent and saved; may be empty

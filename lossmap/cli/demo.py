@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-from lossmap.cli.settings import Usage, guarded, parse, setting
+from lossmap.cli.settings import UsageError, guarded, parse, setting
 
 NETS = {"resnet20-w8": "with skip connections", "resnet20-w8-noshort": "without"}
 
@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     settings = parse((DemoSettings,), argv, prog="lossmap demo", about=__doc__ or "")
     demo = settings.demo
     if demo.count < 2 or demo.ranks < 1:
-        raise Usage("the demo wants --count 2 or more and --ranks 1 or more")
+        raise UsageError("the demo wants --count 2 or more and --ranks 1 or more")
     folder = Path(demo.folder)
     folder.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from lossmap.cli.setting_groups import RunSettings
-from lossmap.cli.settings import Usage
+from lossmap.cli.settings import UsageError
 from lossmap.parallel import devices
 from lossmap.parallel.world import World
 
@@ -74,7 +74,7 @@ def machine(run: RunSettings, world: World) -> Machine:
     there = torch.device(device)
     tf32 = run.precision == "tf32"
     if tf32 and there.type != "cuda":
-        raise Usage("--precision tf32 is a mode of GPUs; on a CPU use float32")
+        raise UsageError("--precision tf32 is a mode of GPUs; on a CPU use float32")
     torch.backends.cuda.matmul.allow_tf32 = tf32
     torch.backends.cudnn.allow_tf32 = tf32
     dtype = torch.float64 if run.precision == "float64" else torch.float32

@@ -22,13 +22,13 @@ from pathlib import Path
 import numpy as np
 
 from lossmap.cli.setting_groups import DrawSettings
-from lossmap.cli.settings import Settings, Usage, guarded, parse, setting
+from lossmap.cli.settings import Settings, UsageError, guarded, parse, setting
 from lossmap.geometry.grid import Grid
-from lossmap.io.read import Group, NotASurface, Surface, being_written, read, training_path
+from lossmap.io.read import Group, NotASurface, Surface, is_being_written, read, training_path
 from lossmap.plotting.dispatch import figures_of
 from lossmap.plotting.figures import KINDS, draw, save
 from lossmap.plotting.quantities import PARTS, holds_points, other_kinds
-from lossmap.plotting.save_next_to import saved_beside, show
+from lossmap.plotting.save_next_to import save_next_to, show
 
 EXIT = {"complete": 0, "failed": 3, "unfinished": 75}
 
@@ -74,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     settings = parse((PictureSettings, DrawSettings), argv, prog="lossmap draw", about=__doc__ or "")
     files = [Path(f) for f in settings.picture.files]
     if not files:
-        raise Usage("draw wants a result file, such as lossmap draw surface.h5")
+        raise UsageError("draw wants a result file, such as lossmap draw surface.h5")
     surfaces = [held_in(f) for f in files]
     if settings.picture.proj_file and _elsewhere(settings.picture.proj_file, surfaces[0]):
         print(f"{settings.picture.proj_file} was projected onto another plane than that of {files[0]}")
@@ -105,12 +105,12 @@ def watch(argv: Sequence[str] | None = None) -> int:
     """Draw a result again and again while it grows; ends with it, by the exit codes of `lossmap status`."""
     settings = parse((PictureSettings, DrawSettings, WatchSettings), argv, prog="lossmap watch", about=__doc__ or "")
     if len(settings.picture.files) != 1:
-        raise Usage(f"watch wants one result file; got {len(settings.picture.files)}")
+        raise UsageError(f"watch wants one result file; got {len(settings.picture.files)}")
     if settings.watch.every <= 0:
-        raise Usage(f"--every wants seconds, more than 0; got {settings.watch.every:g}")
+        raise UsageError(f"--every wants seconds, more than 0; got {settings.watch.every:g}")
     path, known, named = Path(settings.picture.files[0]), -1, False
     while True:
-        written = being_written(path)  # asked first: who stops after that has written what we read now
+        written = is_being_written(path)  # asked first: who stops after that has written what we read now
         surface = read(path)
         done = sum(surface.counts(measure)["done"] for measure in surface.status)
         if done != known:
@@ -156,7 +156,7 @@ def _drawn(settings: Settings, files: Sequence[Path], surfaces: Sequence[Surface
     outputs = [Path(f) for f in wanted.output]
     log = True if asked.log else None
     if len(surfaces) == 1 and not outputs and _beside_a_surface(settings, surfaces[0]):
-        outputs = saved_beside(files[0], figures_of(surfaces[0]), wanted.dpi)
+        outputs = save_next_to(files[0], figures_of(surfaces[0]), wanted.dpi)
         _shown(settings, outputs)
         return outputs
     outputs = outputs or [Path(f"{stem}.pdf"), Path(f"{stem}.png")]
@@ -202,7 +202,7 @@ def _shown(settings: Settings, made: Sequence[Path]) -> None:
 
 def _one(surfaces: Sequence[Surface], output: Path) -> None:
     if len(surfaces) > 1:
-        raise Usage(f"{output} holds one surface; {len(surfaces)} files were given")
+        raise UsageError(f"{output} holds one surface; {len(surfaces)} files were given")
 
 
 def _titles(files: Sequence[Path]) -> list[str] | None:

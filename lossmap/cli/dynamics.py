@@ -13,7 +13,7 @@ from typing import Any
 
 from lossmap.cli import output
 from lossmap.cli.progress import display
-from lossmap.cli.settings import Settings, Usage
+from lossmap.cli.settings import Settings, UsageError
 from lossmap.parallel.shutdown import Stop, job_end
 from lossmap.parallel.world import World
 
@@ -26,41 +26,41 @@ def unheard(told: Any) -> list[str]:
     return ["--" + name.replace("_", "-") for name in given]
 
 
-def run_along(settings: Settings, world: World, given: tuple[str, ...], *, top: int, tol: float) -> int:
+def run_command(settings: Settings, world: World, given: tuple[str, ...], *, top: int, tol: float) -> int:
     """Measure every checkpoint, say what became of the eigenvectors, and draw it; the exit code.
 
     settings  with the groups model, data, run and draw, and `spectrum` for parameters, seed and density
     given     checkpoints, or folders of them
     """
     from lossmap.cli import device, load_problem
-    from lossmap.dynamics.run import along, checkpoints
+    from lossmap.dynamics.run import find_checkpoints, run_dynamics
 
-    asked, say = settings.run, output.teller(world, settings.notes)
+    asked, say = settings.run, output.rank_0_printer(world, settings.notes)
     if settings.model.model_file:
-        raise Usage("--along names the checkpoints itself: leave --model-file out")
+        raise UsageError("--along names the checkpoints itself: leave --model-file out")
     if settings.data.split == "both":
-        raise Usage("a run is followed on one split: --split train or --split test")
+        raise UsageError("a run is followed on one split: --split train or --split test")
     if asked.team != 1 or asked.shard:
-        raise Usage("--along deals whole checkpoints to ranks: leave --team and --shard out")
+        raise UsageError("--along deals whole checkpoints to ranks: leave --team and --shard out")
     if flags := unheard(settings.spectrum):
-        raise Usage(f"--along follows the largest eigenvalues of the Hessian: leave {', '.join(flags)} out")
+        raise UsageError(f"--along follows the largest eigenvalues of the Hessian: leave {', '.join(flags)} out")
     at = device.machine(asked, world)
     if at.autocast is not None:
-        raise Usage("--precision bfloat16 is for losses; eigenvalues want float32 or float64")
+        raise UsageError("--precision bfloat16 is for losses; eigenvalues want float32 or float64")
     path = Path(asked.surf_file or "along.h5")
     path = path if path.suffix in (".h5", ".hdf5", ".nc") else path.with_name(path.name + ".h5")
     problem = load_problem.problem_and_files(settings, world, at)[settings.data.split]
     if asked.batch_size:
         problem = problem.rebatched(asked.batch_size)
     if asked.dry_run:
-        files = world.together(lambda: checkpoints(given))
+        files = world.together(lambda: find_checkpoints(given))
         names = ", ".join(f.name for f in files.values())
         say(f"would read the {top} largest eigenvalues at {len(files)} checkpoints: {names}")
         say(f"  result  {path}\nnothing was computed, and nothing was written (--dry-run)")
         return 0
     wanted = settings.spectrum
     with Stop(after=asked.stop_after, until=job_end(os.environ)) as stop, display(world, "checkpoints") as progress:
-        run = along(
+        run = run_dynamics(
             given,
             problem,
             path=path,

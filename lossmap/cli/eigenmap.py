@@ -19,9 +19,9 @@ import numpy as np
 from lossmap.cli import output
 from lossmap.cli.progress import display
 from lossmap.cli.setting_groups import DataSettings, DrawSettings, ModelSettings, PlaneSettings, RunSettings
-from lossmap.cli.settings import Settings, Usage, guarded, parse, setting
+from lossmap.cli.settings import Settings, UsageError, guarded, parse, setting
 from lossmap.io.read import NotASurface, read
-from lossmap.landscape.audit_loop import audited
+from lossmap.landscape.audit_loop import run_audit
 from lossmap.landscape.run_survey import survey
 from lossmap.parallel.shutdown import Stop, job_end
 from lossmap.parallel.world import World
@@ -75,7 +75,7 @@ def taken_over(path: str) -> dict[str, Any]:
     if told is None:
         axes = {"x": surface.grid.x} | ({} if surface.grid.y is None else {"y": surface.grid.y})
         if any(t.size > 1 and not np.allclose(t, np.linspace(t[0], t[-1], t.size)) for t in axes.values()):
-            raise Usage(f"--like {path}: its ticks are not evenly spaced, and it does not say how it was made")
+            raise UsageError(f"--like {path}: its ticks are not evenly spaced, and it does not say how it was made")
         return {name: f"{float(t[0])!r}:{float(t[-1])!r}:{t.size}" for name, t in axes.items()}
     told = json.loads(told) if isinstance(told, str) else told
     given = {k: v for k, v in told["settings"].items() if k not in ONCE}
@@ -90,7 +90,7 @@ def _spared(path: Path, overwrite: bool) -> None:
     except NotASurface:
         return
     if "loss" in held:
-        raise Usage(f"--overwrite would delete the losses of {path} too; name another file with --surf-file")
+        raise UsageError(f"--overwrite would delete the losses of {path} too; name another file with --surf-file")
 
 
 def run(settings: Settings, world: World, walk: Callable[..., Any] = survey) -> int:
@@ -108,20 +108,20 @@ def surveyed(settings: Settings, world: World, walk: Callable[..., Any], stop: S
     from lossmap.cli import device, load_plane, load_problem
     from lossmap.curvature.autotune import free_memory, prepare
     from lossmap.landscape.curvature_directions import curved_direction
-    from lossmap.landscape.eigenvalues import Extremes
+    from lossmap.landscape.eigenvalues import EigenvalueMap
 
-    asked, wanted, say = settings.run, settings.eigen, output.teller(world, settings.notes)
+    asked, wanted, say = settings.run, settings.eigen, output.rank_0_printer(world, settings.notes)
     settings = world.together(lambda: load_problem.at_checkpoint(settings, say))
     grid = world.together(lambda: load_plane.grid_of(settings.plane))
     team = world.together(lambda: world.teams(asked.team, asked.rank_0))
     at = device.machine(asked, world)
     if at.autocast is not None:
-        raise Usage("--precision bfloat16 is for losses; eigenvalues want float32 or float64")
+        raise UsageError("--precision bfloat16 is for losses; eigenvalues want float32 or float64")
     problems = load_problem.problem_and_files(settings, world, at)
     first = next(iter(problems.values()))
     plane = load_plane.plane_and_ranks(settings, world, first.model, lambda kind: curved_direction(first, kind))
     file_settings = world.once(lambda: load_problem.identity(settings.model, settings.data, plane))
-    kept = world.together(lambda: output.Kept("eigenmap", settings, grid, plane, file_settings))
+    kept = world.together(lambda: output.OutputFile("eigenmap", settings, grid, plane, file_settings))
     world.once(lambda: _spared(kept.path, asked.overwrite))
     if asked.dry_run:
         say(kept.describe(problems, "eigenvalues"))
@@ -138,8 +138,8 @@ def surveyed(settings: Settings, world: World, walk: Callable[..., Any], stop: S
 
     chosen = kept.chosen(world, "eigen", "way", choice)
 
-    def measure(audit: bool = False) -> Extremes:
-        return Extremes(
+    def measure(audit: bool = False) -> EigenvalueMap:
+        return EigenvalueMap(
             prepared,
             plane,
             wanted.which,
@@ -184,7 +184,7 @@ def surveyed(settings: Settings, world: World, walk: Callable[..., Any], stop: S
             def again(points: np.ndarray) -> None:
                 walk(cold, grid, points=points, progress=progress, **told_walk)
 
-            audited(store, world, again, say, fields=cold.fields, told=cold.settings, tol=wanted.tol, seed=cold.seed)
+            run_audit(store, world, again, say, fields=cold.fields, told=cold.settings, tol=wanted.tol, seed=cold.seed)
     if store is None:
         return output.EXIT[surface.outcome]
     kept.took(store, "eigen")

@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lossmap.cli.settings import Settings, Usage, guarded, parse, setting
+from lossmap.cli.settings import Settings, UsageError, guarded, parse, setting
 from lossmap.cli.wrapped_command import MEASURES, Asked, asked, room_of, split
 from lossmap.parallel import cost_model
 from lossmap.parallel.cost_model import Estimate, size_text, span_text
@@ -50,12 +50,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     goal = minutes_of(told.within) * 60
     work = meant(words)
     if work.settings is None or work.result is None or work.measure is None:
-        raise Usage(f"{work.command} is no survey; there is an estimate for {', '.join(MEASURES)} and spectrum")
+        raise UsageError(f"{work.command} is no survey; there is an estimate for {', '.join(MEASURES)} and spectrum")
     if told.ranks_per_node is not None and told.ranks_per_node < 1:
-        raise Usage(f"--ranks-per-node wants 1 or more; got {told.ranks_per_node}")
+        raise UsageError(f"--ranks-per-node wants 1 or more; got {told.ranks_per_node}")
     world = World.start()
     if world.size > 1:
-        raise Usage(f"an estimate is made by one process; this one was started with {world.size} ranks")
+        raise UsageError(f"an estimate is made by one process; this one was started with {world.size} ranks")
     found = looked_at(work, work.settings, told.ranks_per_node, world)
     kept = cost_model.keep(work.result, work.measure, found)
     if told.json:
@@ -74,7 +74,7 @@ def meant(words: Sequence[str]) -> Asked:
     room = room_of("spectrum")
     settings = parse(room.GROUPS, list(words[1:]), prog="lossmap spectrum", about=room.__doc__ or "")
     if settings.spectrum.along:
-        raise Usage("--along reads one checkpoint after the other: estimate one of them, with --model-file")
+        raise UsageError("--along reads one checkpoint after the other: estimate one of them, with --model-file")
     return replace(work, result=room.result_of(settings), measure="spectrum", settings=settings)
 
 
@@ -138,9 +138,9 @@ def walk(settings: Settings, per_node: int, cuda: bool) -> Callable[..., Any]:
 
 def of_parts(measure: Any, known: dict[str, Any]) -> Estimate:
     """The estimate of a spectrum, from a rehearsal of its parts."""
-    from lossmap.spectra.cost import rehearsed
+    from lossmap.spectra.cost import rehearse
 
-    costs, setup = rehearsed(measure, time.perf_counter)
+    costs, setup = rehearse(measure, time.perf_counter)
     seconds = [cost.seconds for cost in costs]
     mean, products = sum(seconds) / len(costs), sum(cost.products for cost in costs) / len(costs)
     told = {"seconds": mean, "first": mean, "least": min(seconds), "most": max(seconds), "looked_at": len(costs)}

@@ -18,11 +18,11 @@ import numpy as np
 
 from lossmap.cli import output
 from lossmap.cli.setting_groups import DataSettings, ModelSettings, RunSettings
-from lossmap.cli.settings import Settings, Usage, guarded, launched_rank, parse, setting
+from lossmap.cli.settings import Settings, UsageError, guarded, launched_rank, parse, setting
 from lossmap.parallel.world import World
 
 if TYPE_CHECKING:
-    from lossmap.health.diagnose import Health
+    from lossmap.health.diagnose import Diagnosis
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     groups = (ModelSettings, DataSettings, HealthSettings)
     settings = parse(groups, argv, prog="lossmap health", about=__doc__ or "")
     if settings.data.split == "both":
-        raise Usage(
+        raise UsageError(
             "a network is examined on one split, --split train or --split test; of training samples, accuracy and "
             "labels are judged on the test split too (--held-out)"
         )
@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(settings: Settings) -> int:
     """Examine, then print, draw and keep what was asked for. Under mpirun rank 0 alone does."""
     from lossmap.cli import device, load_problem
-    from lossmap.health.diagnose import examined
+    from lossmap.health.diagnose import diagnose
     from lossmap.health.finding import SERIOUS
 
     if launched_rank() != 0:
@@ -80,7 +80,7 @@ def run(settings: Settings) -> int:
     if wanted.batch_size:
         problem = problem.rebatched(wanted.batch_size)
     model = settings.model
-    health = examined(
+    health = diagnose(
         problem,
         examinations=wanted.examinations,
         samples=wanted.hessian_samples,
@@ -94,14 +94,14 @@ def run(settings: Settings) -> int:
         seed=wanted.seed,
         label=Path(model.model_file).name if model.model_file else settings.data.problem or f"{model.model}, untrained",
     )
-    say = output.teller(world, settings.notes)
+    say = output.rank_0_printer(world, settings.notes)
     say(health.to_json() if wanted.json == "-" else repr(health))
     kept(health, settings, say)
     serious = any(finding.level == SERIOUS for finding in health.findings)
     return 3 if wanted.fail_on_serious and serious else 0
 
 
-def kept(health: Health, settings: Settings, say: output.Say) -> None:
+def kept(health: Diagnosis, settings: Settings, say: output.Say) -> None:
     """The JSON, the sheet, and the group in a result file."""
     wanted = settings.health
     if wanted.json not in (None, "-"):

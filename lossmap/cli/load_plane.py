@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lossmap.cli.load_problem import logger, run_files
 from lossmap.cli.setting_groups import ModelSettings, PlaneSettings
-from lossmap.cli.settings import Settings, Usage
+from lossmap.cli.settings import Settings, UsageError
 from lossmap.data import checkpoints
 from lossmap.geometry.directions import Named, Plane, difference, from_vector, normalised, origin_of, random_axis
 from lossmap.geometry.grid import Grid
@@ -61,7 +61,7 @@ def plane_of(model: nn.Module, of: ModelSettings, plane: PlaneSettings, curved: 
     origin = origin_of(model, states)
     count = 1 if plane.y is None else 2
     if plane.ydir and count == 1:
-        raise Usage(f"--ydir {plane.ydir} wants ticks along y too, such as --y=-1:1:51")
+        raise UsageError(f"--ydir {plane.ydir} wants ticks along y too, such as --y=-1:1:51")
     if plane.dir_file and Path(plane.dir_file).exists():
         return _from_file(model, plane, origin, count)
     kinds = [plane.xdir or (f"to:{of.model_file2}" if of.model_file2 else "random")]
@@ -106,7 +106,7 @@ def _made(
     if kind in ("gradient", "hessian:max", "hessian:min") and curved is not None:
         v, layout = curved(kind)
         return from_vector(v, layout, origin), {}
-    raise Usage(
+    raise UsageError(
         f"unknown direction {kind!r}; there are random, to:FILE, pca:1, hessian:max, hessian:min, gradient, and "
         "file:FILE:name"
     )
@@ -141,21 +141,21 @@ def _axis_in(path: str, name: str, model: nn.Module, origin: Named) -> dict[str,
     try:
         found: Mapping[str, Any] = read_group(path, f"directions/{name}").arrays
         if not found:
-            raise Usage(f"{path} holds the recipe of the direction {name} alone (--no-store-directions)")
+            raise UsageError(f"{path} holds the recipe of the direction {name} alone (--no-store-directions)")
     except KeyError:
         theirs = legacy.directions(path)
         if name not in theirs:
-            raise Usage(f"{path} holds no direction {name!r}; it has {', '.join(theirs)}") from None
+            raise UsageError(f"{path} holds no direction {name!r}; it has {', '.join(theirs)}") from None
         parameters = {k: tuple(p.shape) for k, p in model.named_parameters()}
         states = {k: tuple(t.shape) for k, t in model.state_dict().items()}
         found = legacy.matched(theirs[name], parameters, states)
     missing = [k for k in origin if k not in found]
     if missing and not any(k in found for k in origin):
-        raise Usage(f"{path}: the direction has no tensor named {missing[0]!r}; it belongs to another model")
+        raise UsageError(f"{path}: the direction has no tensor named {missing[0]!r}; it belongs to another model")
     axis: dict[str, Tensor] = {}
     for k, w in origin.items():
         d = torch.as_tensor(found[k]) if k in found else torch.zeros(())
         if k in found and d.numel() != w.numel():
-            raise Usage(f"{path}: the direction of {k!r} has shape {tuple(d.shape)}; the model's {tuple(w.shape)}")
+            raise UsageError(f"{path}: the direction of {k!r} has shape {tuple(d.shape)}; the model's {tuple(w.shape)}")
         axis[k] = d.to(w.device, w.dtype).reshape(w.shape) if k in found else torch.zeros_like(w)
     return axis

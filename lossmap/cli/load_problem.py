@@ -23,11 +23,11 @@ from torch import Tensor, nn
 from lossmap import zoo
 from lossmap.cli.device import Machine
 from lossmap.cli.setting_groups import DataSettings, ModelSettings, RunSettings
-from lossmap.cli.settings import Settings, Usage
+from lossmap.cli.settings import Settings, UsageError
 from lossmap.data import checkpoints, datasets
 from lossmap.data.batches import Batches, Resident
 from lossmap.data.import_by_name import resolve_callable
-from lossmap.data.loaders import taken
+from lossmap.data.loaders import as_batches
 from lossmap.data.problem import Problem
 from lossmap.geometry.directions import Plane
 from lossmap.parallel.world import World
@@ -140,21 +140,21 @@ def model_of(settings: ModelSettings, state: Mapping[str, Tensor] | None = None,
         arguments = json.loads(settings.model_args) if settings.model_args else {}
     except json.JSONDecodeError as error:
         wanted = "--model-args wants JSON such as '{\"depth\": 20}'"
-        raise Usage(f"{wanted}; got {settings.model_args!r}: {error}") from None
+        raise UsageError(f"{wanted}; got {settings.model_args!r}: {error}") from None
     if not isinstance(arguments, dict):
-        raise Usage(f"--model-args wants a JSON object; got {settings.model_args!r}")
+        raise UsageError(f"--model-args wants a JSON object; got {settings.model_args!r}")
     with _same_chance(seed):
         factory = _factory(settings.model)
         try:
             model = factory(**arguments)
         except TypeError as error:
-            raise Usage(f"--model {settings.model} could not be called: {error}") from None
+            raise UsageError(f"--model {settings.model} could not be called: {error}") from None
         except Exception as error:  # a stranger's factory may raise anything
             if ":" not in settings.model:
                 raise
-            raise Usage(f"--model {settings.model} fails: {type(error).__name__}: {error}") from error
+            raise UsageError(f"--model {settings.model} fails: {type(error).__name__}: {error}") from error
     if not isinstance(model, nn.Module):
-        raise Usage(f"--model {settings.model} returned {type(model).__name__}; it wants an nn.Module")
+        raise UsageError(f"--model {settings.model} returned {type(model).__name__}; it wants an nn.Module")
     if settings.model_file:
         _load(model, settings, state)
     _finite(model, settings.model_file or "the model's initial state")
@@ -166,13 +166,13 @@ def _load(model: nn.Module, settings: ModelSettings, state: Mapping[str, Tensor]
         checkpoints.load_into(model, state or str(settings.model_file), unsafe=settings.unsafe_load)
     except ValueError as error:  # the state does not know its file's name
         text = str(error)
-        raise Usage(text.replace("the checkpoint", str(settings.model_file), 1) if state else text) from None
+        raise UsageError(text.replace("the checkpoint", str(settings.model_file), 1) if state else text) from None
 
 
 def _finite(model: nn.Module, where: str) -> None:
     for name, tensor in model.state_dict().items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise Usage(f"{where}: {name} holds values that are not finite; a landscape around it has no meaning")
+            raise UsageError(f"{where}: {name} holds values that are not finite; a landscape around it has no meaning")
 
 
 def problems_of(
@@ -210,9 +210,11 @@ def samples_of(
     pickled = data.trainloader if split == "train" else data.testloader
     if pickled:
         if not model.unsafe_load:
-            raise Usage(f"{pickled} is a pickled loader, which can run code of its own; --unsafe-load if you trust it")
+            raise UsageError(
+                f"{pickled} is a pickled loader, which can run code of its own; --unsafe-load if you trust it"
+            )
         with _same_chance():
-            batches = taken(torch.load(pickled, weights_only=False))
+            batches = as_batches(torch.load(pickled, weights_only=False))
     else:
         with _same_chance():
             batches = datasets.load(
@@ -247,13 +249,15 @@ def _own_problems(model: ModelSettings, data: DataSettings, names: tuple[str, ..
                 if rest:
                     problem = replace(problem, metrics=rest[0])
         if not isinstance(problem, Problem):
-            raise Usage(
+            raise UsageError(
                 f"--problem {data.problem} returned {type(problem).__name__}; it wants a Problem, or a tuple "
                 "(model, batches, loss(model, batch))"
             )
         made[name] = problem
         if not takes and len(names) > 1:
-            raise Usage(f"--problem {data.problem} has one split only; give it a parameter `split`, or --split train")
+            raise UsageError(
+                f"--problem {data.problem} has one split only; give it a parameter `split`, or --split train"
+            )
     net = next(iter(made.values())).model
     if model.model_file:
         _load(net, model, files.state)
@@ -268,12 +272,12 @@ def _fits(problem: Problem, split: str) -> None:
     except Exception as error:  # a stranger's forward may raise anything
         shapes = [tuple(t.shape) for t in _tensors(next(iter(problem.data.rebatched(1))))]
         text = str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
-        raise Usage(
+        raise UsageError(
             f"the model or the loss fails on one {split} sample (a batch of shapes {shapes}): {type(error).__name__}: "
             f"{text}; does the data set fit the model?"
         ) from error
     if not isinstance(value, Tensor) or value.dim() != 0:
-        raise Usage("the loss wants one number per batch")
+        raise UsageError("the loss wants one number per batch")
     if "acc" in problem.metrics and problem.separable:
         outputs = problem.forward(problem.model, next(iter(problem.data.rebatched(1))))
         datasets.labels_within(problem.data, outputs.shape[1])
@@ -288,14 +292,14 @@ def _tensors(batch: Any) -> list[Tensor]:
 def run_files(of: ModelSettings) -> list[Path]:
     """The checkpoints of --model-folder, in the order in which people count."""
     if not of.model_folder:
-        raise Usage("a pca direction wants --model-folder, the folder with the run's checkpoints")
+        raise UsageError("a pca direction wants --model-folder, the folder with the run's checkpoints")
     folder = Path(of.model_folder)
     if not folder.is_dir():
-        raise Usage(f"--model-folder {folder} is no folder")
+        raise UsageError(f"--model-folder {folder} is no folder")
     endings = {".pt", ".pth", ".t7", ".pkl", ".ckpt", ".safetensors"}
     files = [f for f in folder.iterdir() if f.suffix in endings]
     if not files:
-        raise Usage(f"--model-folder {folder} holds no checkpoint (*.pt, *.pth, *.t7, *.pkl, *.safetensors)")
+        raise UsageError(f"--model-folder {folder} holds no checkpoint (*.pt, *.pth, *.t7, *.pkl, *.safetensors)")
     return [Path(f) for f in checkpoints.sorted_as_people_count(files)]
 
 

@@ -14,10 +14,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lossmap.cli.settings import EXIT, Usage, guarded, parse, setting
+from lossmap.cli.settings import EXIT, UsageError, guarded, parse, setting
 from lossmap.cli.wrapped_command import unsharded
 from lossmap.io.merge import merge, missing
-from lossmap.parallel.shards import beside
+from lossmap.parallel.shards import sibling_shards
 
 
 @dataclass(frozen=True)
@@ -52,18 +52,18 @@ def meant(files: Sequence[str], output: str | None) -> tuple[list[Path], Path]:
     """The shards and the file that they make. Raises Usage where the names do not say."""
     paths = [Path(f) for f in files]
     if not paths:
-        raise Usage("name the result whose shards are to be merged, or the shards: lossmap merge surface.h5")
+        raise UsageError("name the result whose shards are to be merged, or the shards: lossmap merge surface.h5")
     if output is not None:
         return paths, Path(output)
     wholes = {unsharded(path)[0] for path in paths}
     if len(wholes) > 1:
-        raise Usage(f"these are shards of {', '.join(sorted(map(str, wholes)))}: say --output FILE")
+        raise UsageError(f"these are shards of {', '.join(sorted(map(str, wholes)))}: say --output FILE")
     whole = wholes.pop()
     if paths != [whole]:
         return paths, whole
-    found = beside(whole)
+    found = sibling_shards(whole)
     if not found:
-        raise Usage(f"no shards of {whole} lie beside it, such as {whole.stem}.shard-1-of-3{whole.suffix}")
+        raise UsageError(f"no shards of {whole} lie beside it, such as {whole.stem}.shard-1-of-3{whole.suffix}")
     return found, whole
 
 

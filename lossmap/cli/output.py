@@ -22,13 +22,13 @@ from lossmap import __version__
 from lossmap.cli.output_path import result_path
 from lossmap.cli.setting_groups import DrawSettings, RunSettings
 from lossmap.cli.settings import EXIT as EXIT
-from lossmap.cli.settings import Settings, Usage
+from lossmap.cli.settings import Settings, UsageError
 from lossmap.data.problem import Problem
 from lossmap.geometry.directions import Plane
 from lossmap.geometry.grid import Grid
-from lossmap.io.read import SurfaceFile, looked_into, read, training_path
+from lossmap.io.read import SurfaceFile, inspect_existing, read, training_path
 from lossmap.io.surface import Group, Surface
-from lossmap.parallel.cost_model import beside, side_by_side, table, taken
+from lossmap.parallel.cost_model import measured_cost, side_by_side, stored_estimate, table
 from lossmap.parallel.launcher import launched
 from lossmap.parallel.shards import Shard
 from lossmap.parallel.world import World
@@ -36,7 +36,7 @@ from lossmap.parallel.world import World
 Say = Callable[[str], None]
 
 
-def teller(world: World, notes: Sequence[str] = ()) -> Say:
+def rank_0_printer(world: World, notes: Sequence[str] = ()) -> Say:
     """A function that prints on rank 0 alone; it says the notes first."""
 
     def say(text: str) -> None:
@@ -54,11 +54,11 @@ def part(grid: Grid, shard: str | None) -> np.ndarray | None:
         return None
     points = Shard.parse(shard).points(grid.shape)
     if points.size == 0:
-        raise Usage(f"--shard {shard} holds no point: the grid has only {len(grid)}")
+        raise UsageError(f"--shard {shard} holds no point: the grid has only {len(grid)}")
     return points
 
 
-class Kept:
+class OutputFile:
     """The result of a door: where it goes, what it belongs to, how it ends.
 
     command   the door's name, from which `resume` starts it again
@@ -73,7 +73,7 @@ class Kept:
         self.file_settings = dict(file_settings)
         timeout = settings.run.point_timeout
         if timeout is not None and timeout <= 0:
-            raise Usage(f"--point-timeout wants seconds, more than 0; got {timeout:g}")
+            raise UsageError(f"--point-timeout wants seconds, more than 0; got {timeout:g}")
         self.points = part(grid, settings.run.shard)
         drawable(getattr(settings, "draw", DrawSettings()))
         path = result_path(settings)
@@ -111,7 +111,11 @@ class Kept:
             attributes={
                 **provenance(device, ranks),
                 "command": self.command,
-                **{f"{name}_estimate": told for name, told in (beside(self.path) or {}).items() if name in measures},
+                **{
+                    f"{name}_estimate": told
+                    for name, told in (stored_estimate(self.path) or {}).items()
+                    if name in measures
+                },
                 f"resolved_{self.command}": {"settings": self.settings.resolved(), "folder": os.getcwd()},
                 "directions_cosine": self.plane.cosine if self.plane.cosine is not None else float("nan"),
                 "directions_digest": self.plane.digest,
@@ -130,7 +134,7 @@ class Kept:
         known["ranks"] = int(surface.attributes.get("ranks", 1))
         if measure == "eigen" and "audit_seconds" in surface:
             known["audit"] = float(np.nansum(surface["audit_seconds"]))
-        store.note(**{f"{measure}_took": taken(surface[f"{measure}_seconds"], products, **known)})
+        store.note(**{f"{measure}_took": measured_cost(surface[f"{measure}_seconds"], products, **known)})
 
     def groups(self) -> dict[str, Group]:
         """The directions, or, where they are not to be stored, their recipes and digest."""
@@ -152,7 +156,7 @@ class Kept:
         Raises as `open` does where the run would be refused.
         """
         done, overwrite = "", self.settings.run.overwrite
-        there = looked_into(
+        there = inspect_existing(
             self.path, self.grid, identity=self.file_settings, measures=measures or {}, overwrite=overwrite
         )
         if there is not None:
@@ -203,10 +207,10 @@ def pictures(path: Path, settings: DrawSettings, say: Say) -> None:
     """Draw what was asked for, beside the result."""
     if not (settings.plot or settings.page or settings.vtk or settings.show):
         return
-    from lossmap.plotting.save_next_to import drawn_beside
+    from lossmap.plotting.save_next_to import draw_next_to
 
     try:
-        for picture in drawn_beside(path, settings):
+        for picture in draw_next_to(path, settings):
             say(f"picture: {picture}")
     except (OSError, ValueError) as error:  # the points are safe, and are told of
         print(f"lossmap: no picture was drawn: {error}; lossmap draw {path} tries again", file=sys.stderr)
@@ -215,7 +219,7 @@ def pictures(path: Path, settings: DrawSettings, say: Say) -> None:
 def drawable(settings: DrawSettings) -> None:
     """Raises Usage where a picture that is wanted later cannot be made."""
     if settings.page and importlib.util.find_spec("plotly") is None:
-        raise Usage("--page wants plotly, which is not installed: pip install 'lossmap[page]'")
+        raise UsageError("--page wants plotly, which is not installed: pip install 'lossmap[page]'")
 
 
 def provenance(device: str, ranks: int) -> dict[str, Any]:

@@ -17,7 +17,7 @@ import numpy as np
 
 from lossmap.cli import output
 from lossmap.cli.setting_groups import DataSettings, ModelSettings, PlaneSettings, RunSettings
-from lossmap.cli.settings import Settings, Usage, guarded, parse, setting
+from lossmap.cli.settings import Settings, UsageError, guarded, parse, setting
 from lossmap.data.problem import Problem
 from lossmap.geometry.directions import Plane
 from lossmap.geometry.grid import Grid
@@ -87,16 +87,16 @@ def make(settings: Settings, world: World) -> int:
     from lossmap.io.read import SurfaceFile
     from lossmap.landscape.curvature_directions import curved_direction
 
-    say = output.teller(world, settings.notes)
+    say = output.rank_0_printer(world, settings.notes)
     asked = settings.plane
     out = asked.proj_file or asked.dir_file
     if not out:
-        raise Usage("name a file to keep the plane in (--dir-file), or the path on it (--proj-file)")
+        raise UsageError("name a file to keep the plane in (--dir-file), or the path on it (--proj-file)")
     if Path(out).exists() and not settings.run.overwrite:
-        raise Usage(f"{out} exists; --overwrite makes it anew")
+        raise UsageError(f"{out} exists; --overwrite makes it anew")
     files = world.together(lambda: load_problem.run_files(settings.model)) if settings.model.model_folder else []
     if asked.proj_file and not files:
-        raise Usage("a path to project wants --model-folder, the folder with the run's checkpoints")
+        raise UsageError("a path to project wants --model-folder, the folder with the run's checkpoints")
     if files and not settings.model.model_file:  # the run's last checkpoint is the origin
         settings = settings.changed("model", model_file=str(files[-1]))
     if asked.ydir and not asked.y:
@@ -116,7 +116,9 @@ def make(settings: Settings, world: World) -> int:
             say(f"axis {i + 1} explains {100 * share:.1f} % of the path (of a long random walk: {chance} %)")
         farthest = groups["trajectory"]["residual"].max()
         say(f"{len(files)} checkpoints projected; the farthest lies {farthest:.4g} outside the plane")
-    kept = output.Kept("plane", settings, grid, plane, load_problem.identity(settings.model, settings.data, plane))
+    kept = output.OutputFile(
+        "plane", settings, grid, plane, load_problem.identity(settings.model, settings.data, plane)
+    )
     store = SurfaceFile.open(
         out,
         grid,
@@ -140,11 +142,11 @@ def path_on(plane: Plane, problem: Problem, files: Sequence[Path], unsafe: bool 
     from lossmap.data import checkpoints
     from lossmap.geometry.directions import difference
     from lossmap.geometry.training_path import trajectory
-    from lossmap.landscape.loss import losses, plain
+    from lossmap.landscape.loss import losses, plain_forward
 
     states = [checkpoints.load_state(f, unsafe=unsafe) for f in files]
     arrays = dict(trajectory(plane, states, [_step(f, i) for i, f in enumerate(files)]))
-    way = plain(problem)
+    way = plain_forward(problem)
     lines = [Plane(plane.origin, (difference(plane.origin, state),), ({},)) for state in states]
     arrays["loss"] = np.array([losses(problem, line, way=way)((1.0,))["train_loss"] for line in lines])
     shares = [r["explained_variance_ratio"] for r in plane.recipes if "explained_variance_ratio" in r]

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lossmap.cli.settings import Usage, guarded
+from lossmap.cli.settings import UsageError, guarded
 from lossmap.cli.wrapped_command import MEASURES, room_of, unsharded
 from lossmap.io.read import read
 from lossmap.io.surface import Surface
@@ -30,13 +30,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"usage: lossmap resume FILE [flags]\n\n{__doc__}")
         return 0 if words else 2
     if words[0].startswith("-"):
-        raise Usage(f"the result comes first: lossmap resume FILE {words[0]} ...")
+        raise UsageError(f"the result comes first: lossmap resume FILE {words[0]} ...")
     path = Path(words[0]).absolute()
     surface = read(path)
     command = command_of(surface, path)
     given, folder = settings_of(surface, command, path)
     if not folder.is_dir():
-        raise Usage(f"{path} was begun in {folder}, which is not here; its model and data were named from there")
+        raise UsageError(f"{path} was begun in {folder}, which is not here; its model and data were named from there")
     os.chdir(folder)
     code: int = room_of(command).main(words[1:], given=given)
     return code
@@ -48,7 +48,9 @@ def command_of(surface: Surface, path: Path) -> str:
     measures = MEASURES | {"spectrum": parts}
     known = [c for c in measures if f"resolved_{c}" in surface.attributes]
     if not known:
-        raise Usage(f"{path} does not say how it was made (it is no result of a lossmap survey): nothing to resume")
+        raise UsageError(
+            f"{path} does not say how it was made (it is no result of a lossmap survey): nothing to resume"
+        )
     last = surface.attributes.get("command")
     known.sort(key=lambda command: command != last)
     unfinished = [c for c in known if surface.outcome_of(measures[c]) == "unfinished"]

@@ -25,7 +25,7 @@ from lossmap.parallel.launcher import rank_in
 EXIT = {"complete": 0, "failed": 3, "unfinished": 75}  # a door's exit code, by how its result stands
 
 
-class Usage(ValueError):
+class UsageError(ValueError):
     """What was asked makes no sense; the text is one sentence for a person. The doors exit with 2."""
 
 
@@ -154,7 +154,7 @@ class _Parser(argparse.ArgumentParser):
             known = [s for a in self._actions for s in a.option_strings]
             near = difflib.get_close_matches(flag, known, 3, 0.6)
             message = f"unknown flag {flag}" + (f"; did you mean {' or '.join(near)}?" if near else "; see --help")
-        raise Usage(message)
+        raise UsageError(message)
 
 
 def _parser(groups: Sequence[type], prog: str, about: str) -> tuple[_Parser, dict[str, type]]:
@@ -239,11 +239,11 @@ def _toml(path: Path, home: Mapping[str, type]) -> dict[str, Any]:
     try:
         text = path.read_bytes().decode()
     except OSError as error:
-        raise Usage(f"--config {path}: {error.strerror}") from None
+        raise UsageError(f"--config {path}: {error.strerror}") from None
     try:
         tree = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise Usage(f"--config {path} is no TOML: {error}") from None
+        raise UsageError(f"--config {path} is no TOML: {error}") from None
     flat: dict[str, Any] = {}
 
     def gather(table: Mapping[str, Any]) -> None:
@@ -256,7 +256,7 @@ def _toml(path: Path, home: Mapping[str, type]) -> dict[str, Any]:
             if name not in home:
                 near = difflib.get_close_matches(name, home, 3, 0.6)
                 hint = f"; did you mean {' or '.join(near)}?" if near else ""
-                raise Usage(f"--config {path}: unknown setting {key!r}{hint}")
+                raise UsageError(f"--config {path}: unknown setting {key!r}{hint}")
             flat[name] = json.dumps(value) if isinstance(value, dict) else value
 
     gather(tree)
@@ -272,16 +272,16 @@ def _as(f: Field[Any], group: type, value: Any) -> Any:
         return tuple(value) if isinstance(value, (list, tuple)) else (value,)
     kind = _plain(hint)
     if kind is bool and not isinstance(value, bool):
-        raise Usage(f"{f.name} wants true or false; got {value!r}")
+        raise UsageError(f"{f.name} wants true or false; got {value!r}")
     try:
         value = kind(value) if kind in (int, float, str) and not isinstance(value, kind) else value
     except (TypeError, ValueError):
-        raise Usage(f"{f.name} wants {kind.__name__}; got {value!r}") from None
+        raise UsageError(f"{f.name} wants {kind.__name__}; got {value!r}") from None
     least = f.metadata["least"]
     if least is not None and not value >= least:
-        raise Usage(f"--{f.name.replace('_', '-')} wants {least} or more; got {value}")
+        raise UsageError(f"--{f.name.replace('_', '-')} wants {least} or more; got {value}")
     if f.metadata["choices"] and value not in f.metadata["choices"]:
-        raise Usage(f"{f.name} is one of {', '.join(f.metadata['choices'])}; got {value!r}")
+        raise UsageError(f"{f.name} is one of {', '.join(f.metadata['choices'])}; got {value!r}")
     return value
 
 

@@ -20,10 +20,10 @@ from typing import Any
 import numpy as np
 
 from lossmap.cli import output
-from lossmap.cli.dynamics import run_along
+from lossmap.cli.dynamics import run_command
 from lossmap.cli.progress import display
 from lossmap.cli.setting_groups import DataSettings, DrawSettings, ModelSettings, RunSettings
-from lossmap.cli.settings import Settings, Usage, guarded, parse, setting
+from lossmap.cli.settings import Settings, UsageError, guarded, parse, setting
 from lossmap.geometry.grid import Grid
 from lossmap.io.read import SurfaceFile, read
 from lossmap.io.spectrum_layout import LAYERS, SPECTRUM, group_of, place_of
@@ -90,7 +90,7 @@ def run(settings: Settings, world: World, walk: Callable[..., Any] = survey) -> 
     """
     if settings.spectrum.along:
         s = settings.spectrum
-        return run_along(settings, world, s.along, top=s.top, tol=s.tol)
+        return run_command(settings, world, s.along, top=s.top, tol=s.tol)
     # from the start: a signal may come, and the clock goes, while all is made ready
     with Stop(after=settings.run.stop_after, until=job_end(os.environ)) as stop:
         return surveyed(settings, world, walk, stop)
@@ -99,23 +99,23 @@ def run(settings: Settings, world: World, walk: Callable[..., Any] = survey) -> 
 def surveyed(settings: Settings, world: World, walk: Callable[..., Any], stop: Stop) -> int:
     """The same, until one is asked to stop."""
     from lossmap.cli import device, load_problem
-    from lossmap.spectra.tasks import ROW, jobs_of
+    from lossmap.spectra.tasks import ROW, make_tasks
 
-    asked, say = settings.run, output.teller(world, settings.notes)
+    asked, say = settings.run, output.rank_0_printer(world, settings.notes)
     if settings.draw.page or settings.draw.vtk:
-        raise Usage("--page and --vtk are for surfaces; a spectrum is drawn by --plot")
+        raise UsageError("--page and --vtk are for surfaces; a spectrum is drawn by --plot")
     if not settings.spectrum.compare:
         settings = load_problem.at_checkpoint(settings, say)
     wanted, path = world.together(lambda: (asked_of(settings), result_of(settings)))
     team = world.together(lambda: world.teams(asked.team, asked.rank_0))
     at = device.machine(asked, world)
     if at.autocast is not None:
-        raise Usage("--precision bfloat16 is for losses; spectra want float32 or float64")
+        raise UsageError("--precision bfloat16 is for losses; spectra want float32 or float64")
     subjects = subjects_of(settings, world, at, team)
     told = world.once(lambda: told_of(settings, wanted, subjects))
     choices = world.once(lambda: choices_of(settings, subjects, path))
     measure = world.together(
-        lambda: jobs_of(
+        lambda: make_tasks(
             subjects, wanted, settings=told | {"chosen": {"ways": choices}}, total=team.sum, choices=choices
         )
     )
@@ -148,14 +148,14 @@ def surveyed(settings: Settings, world: World, walk: Callable[..., Any], stop: S
 
 def asked_of(settings: Settings) -> Any:
     """What is wanted of every subject, from the flags. Raises Usage for numbers that are none."""
-    from lossmap.spectra.tasks import Asked
+    from lossmap.spectra.tasks import SpectrumRequest
 
     s = settings.spectrum
     if numbers(s.l2, "--l2") and not (max(s.top, s.abs) and max(s.bottom, s.abs)):
-        raise Usage("--l2 wants both ends of the spectrum: --top and --bottom 1 or more")
+        raise UsageError("--l2 wants both ends of the spectrum: --top and --bottom 1 or more")
     second = {"none": (), "both": ("inputs", "weights")}.get(s.second_reading, (s.second_reading,))
     by = None if s.layers == "none" and not (s.groups or second) else ("tensor" if s.layers == "none" else s.layers)
-    return Asked(
+    return SpectrumRequest(
         top=max(s.top, s.abs), bottom=max(s.bottom, s.abs), trace_method="xtrace" if s.trace == "none" else s.trace,
         trace_products=0 if s.trace == "none" else s.trace_products, trace_error=s.trace_error, density=s.density,
         density_error=s.density_error, density_steps=s.density_steps, density_probes=s.density_probes,
@@ -170,9 +170,9 @@ def numbers(texts: Sequence[str], flag: str) -> tuple[float, ...]:
     try:
         found = tuple(float(t) for text in texts for t in str(text).split(",") if t)
     except ValueError:
-        raise Usage(f"{flag} wants numbers such as 0.001 0.01; got {' '.join(map(str, texts))}") from None
+        raise UsageError(f"{flag} wants numbers such as 0.001 0.01; got {' '.join(map(str, texts))}") from None
     if any(not 0.0 <= t < np.inf for t in found):
-        raise Usage(f"{flag} wants numbers of 0 or more; got {' '.join(map(str, texts))}")
+        raise UsageError(f"{flag} wants numbers of 0 or more; got {' '.join(map(str, texts))}")
     return found
 
 
@@ -197,9 +197,9 @@ def models_of(settings: Settings) -> dict[str, ModelSettings]:
             label, what = Path(text.rpartition("@")[2]).stem, text
         model, at_sign, file = what.rpartition("@")
         if not label or not file:
-            raise Usage(f"--compare wants LABEL=FILE or LABEL=MODEL@FILE; got {text!r}")
+            raise UsageError(f"--compare wants LABEL=FILE or LABEL=MODEL@FILE; got {text!r}")
         if label in found:
-            raise Usage(f"--compare: two checkpoints are called {label!r}; give one another label")
+            raise UsageError(f"--compare: two checkpoints are called {label!r}; give one another label")
         found[label] = replace(m, model=model if at_sign else m.model, model_file=file)
     return found
 
@@ -271,24 +271,24 @@ def _file(path: Path, grid: Grid, measure: Any, settings: Settings, device: str,
 
 def told_all(measure: Any, rows: np.ndarray, settings: Settings, store: SurfaceFile, say: output.Say) -> None:
     """Print every report, and put it into the file."""
-    from lossmap.diagnostics.singular_values import weights
-    from lossmap.spectra.compare import compared, l2_path
+    from lossmap.diagnostics.singular_values import singular_values
+    from lossmap.spectra.compare import compare, l2_path
 
     s = settings.spectrum
     spectra, layers = measure.spectra(rows), measure.layers(rows)
     for label, spectrum in spectra.items():
         say(f"\n{spectrum!r}")
         if s.abs:
-            from lossmap.report.text import with_error
+            from lossmap.report.text import value_with_error
 
             found = zip(*spectrum.largest_by_magnitude(s.abs), strict=True)
-            say(f"  by magnitude: {', '.join(with_error(v, e) for v, e in found)}")
+            say(f"  by magnitude: {', '.join(value_with_error(v, e) for v, e in found)}")
         store.put(place_of(SPECTRUM, label), group_of(spectrum))
     for label, reading in layers.items():
         say(f"\n{reading!r}")
         store.put(place_of(LAYERS, label), group_of(reading))
     if len(spectra) > 1:
-        say(f"\n{compared(spectra)!r}")
+        say(f"\n{compare(spectra)!r}")
     if s.l2:
         first = measure.subjects[0]
         retrained = retrained_with(first.samples_of, numbers(s.l2, "--l2"), s)
@@ -302,7 +302,7 @@ def told_all(measure: Any, rows: np.ndarray, settings: Settings, store: SurfaceF
                       "retrained_smallest": np.array([r.smallest[0] for r in retrained])}  # fmt: skip
         store.put("spectrum/l2_path", Group(dict(arrays), {"report": repr(found_path)}))
     if s.weights:
-        table = weights(measure.subjects[0].problem.model)
+        table = singular_values(measure.subjects[0].problem.model)
         say(f"\n{table!r}")
         held = {w.name.replace("/", "_"): w.values for w in table}
         store.put("weights/singular_values", Group(held, {"report": repr(table)}))
@@ -334,6 +334,6 @@ def with_l2(spectrum: Any, strength: float) -> Any:
 def pictures(path: Path) -> list[Path]:
     """Every spectrum, the comparison where there are several, and the layers, beside the result."""
     from lossmap.plotting.dispatch import figures_of
-    from lossmap.plotting.save_next_to import saved_beside
+    from lossmap.plotting.save_next_to import save_next_to
 
-    return saved_beside(path, figures_of(read(path)))
+    return save_next_to(path, figures_of(read(path)))

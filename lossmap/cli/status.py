@@ -17,10 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from lossmap.cli.settings import EXIT, Usage, guarded, parse, setting
-from lossmap.io.read import being_written, read
+from lossmap.cli.settings import EXIT, UsageError, guarded, parse, setting
+from lossmap.io.read import is_being_written, read
 from lossmap.io.surface import Surface
-from lossmap.parallel.cost_model import beside, side_by_side, span_text, table, taken
+from lossmap.parallel.cost_model import measured_cost, side_by_side, span_text, stored_estimate, table
 
 SHOWN = 5  # slowest points and ranks, and failures, that the text names
 
@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Open this door."""
     told = parse((StatusSettings,), argv, prog="lossmap status", about=__doc__ or "").status
     if not told.every > 0:
-        raise Usage(f"--every wants more than 0 seconds; got {told.every:g}")
+        raise UsageError(f"--every wants more than 0 seconds; got {told.every:g}")
     while True:
         surface = read(told.file)
         if told.mark:
@@ -85,7 +85,7 @@ def standing(file: str, surface: Surface, measure: str | None = None) -> dict[st
         "outcome": next(word for word in ("unfinished", "failed", "complete") if word in outcomes),
         "shape": list(surface.grid.shape),
         "groups": sorted(surface.groups),
-        "running": being_written(file),
+        "running": is_being_written(file),
         "start": known.get("start"),
         "end": known.get("end"),
         "restarts": int(known.get("restarts", 0)),
@@ -97,7 +97,7 @@ def standing(file: str, surface: Surface, measure: str | None = None) -> dict[st
 def estimates_of(file: str, surface: Surface) -> dict[str, Any]:
     """The estimates that were made before, by measure: those in the result, else those that lie beside it."""
     within = {name: table(surface.attributes.get(f"{name}_estimate")) for name in surface.status}
-    return (beside(file) or {}) | {name: told for name, told in within.items() if told}
+    return (stored_estimate(file) or {}) | {name: told for name, told in within.items() if told}
 
 
 def one_measure(surface: Surface, name: str) -> dict[str, Any]:
@@ -117,7 +117,7 @@ def one_measure(surface: Surface, name: str) -> dict[str, Any]:
         **counts,
         "rate": rate,
         "seconds_left": counts["left"] / rate if rate else (0.0 if not counts["left"] else None),
-        "took": taken(every, products) | table(surface.attributes.get(f"{name}_took")),
+        "took": measured_cost(every, products) | table(surface.attributes.get(f"{name}_took")),
         "ranks": len(means),
         "slowest_points": [{"index": int(i), "point": grid.point(int(i)), "seconds": float(every[i])} for i in slowest],
         "slowest_ranks": [{"rank": r, "seconds": mean, "points": n} for mean, r, n in means[:SHOWN]],

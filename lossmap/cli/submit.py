@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from lossmap.cli.settings import Usage, guarded, parse, setting
+from lossmap.cli.settings import UsageError, guarded, parse, setting
 from lossmap.cli.wrapped_command import Asked, asked, split
 from lossmap.parallel import slurm
 from lossmap.parallel.shards import Shard
@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     most = slurm.largest_array() if job.array > 1 else None
     if most is not None and job.array > most:
-        raise Usage(f"this cluster's arrays end at {most} (MaxArraySize); got --array {job.array}")
+        raise UsageError(f"this cluster's arrays end at {most} (MaxArraySize); got --array {job.array}")
     path = slurm.keep(job, text)
     sent = slurm.send(path, job.chain)
     print(f"submitted as {' '.join(sent.jobs)} by {path}")
@@ -74,21 +74,21 @@ def job_of(told: SubmitSettings, work: Asked) -> Job:
     for flag in ("gpus_per_node", "ranks_per_gpu", "cpus_per_rank"):
         value = getattr(told, flag)
         if value is not None and value < (0 if flag == "gpus_per_node" else 1):
-            raise Usage(f"--{flag.replace('_', '-')} wants 1 or more; got {value}")
+            raise UsageError(f"--{flag.replace('_', '-')} wants 1 or more; got {value}")
     ranks = told.ranks_per_node or max(1, told.gpus_per_node * told.ranks_per_gpu)
     words = list(work.words)
     if told.gpus_per_node:
         most = told.gpus_per_node * told.ranks_per_gpu
         if ranks > most:
             needed = -(-ranks // told.gpus_per_node)
-            raise Usage(
+            raise UsageError(
                 f"{ranks} ranks on {told.gpus_per_node} GPUs of a node: some would share a GPU; "
                 f"if that is meant, add --ranks-per-gpu {needed}"
             )
         if told.ranks_per_gpu > 1:
             words += ["--ranks-per-gpu", str(told.ranks_per_gpu)]
     if work.overwrites:
-        raise Usage(f"--overwrite would begin anew at each restart: remove {work.result} first, and leave it out")
+        raise UsageError(f"--overwrite would begin anew at each restart: remove {work.result} first, and leave it out")
     job = Job(
         tuple(words),
         work.result,

@@ -42,9 +42,9 @@ def surveyed(settings: Settings, world: World, walk: Callable[..., Any], stop: S
     """The same, until one is asked to stop."""
     from lossmap.cli import device, load_plane, load_problem
     from lossmap.landscape.curvature_directions import curved_direction
-    from lossmap.landscape.loss import Way, losses, probed
+    from lossmap.landscape.loss import ForwardPlan, losses, probe_forward_plan
 
-    asked, say = settings.run, output.teller(world, settings.notes)
+    asked, say = settings.run, output.rank_0_printer(world, settings.notes)
     settings = world.together(lambda: load_problem.at_checkpoint(settings, say))
     grid = world.together(lambda: load_plane.grid_of(settings.plane))
     team = world.together(lambda: world.teams(asked.team, asked.rank_0))
@@ -53,17 +53,17 @@ def surveyed(settings: Settings, world: World, walk: Callable[..., Any], stop: S
     first = next(iter(problems.values()))
     plane = load_plane.plane_and_ranks(settings, world, first.model, lambda kind: curved_direction(first, kind))
     file_settings = world.once(lambda: load_problem.identity(settings.model, settings.data, plane))
-    kept = world.together(lambda: output.Kept("surface", settings, grid, plane, file_settings))
+    kept = world.together(lambda: output.OutputFile("surface", settings, grid, plane, file_settings))
     told = world.once(lambda: load_problem.measured_with(settings.data, asked, problems))
     if asked.dry_run:
-        measure = losses(problems, plane, way=Way(first.data.batch_size), settings=told)
+        measure = losses(problems, plane, way=ForwardPlan(first.data.batch_size), settings=told)
         say(kept.describe(problems, "losses and accuracies", {measure.name: (measure.fields, measure.settings)}))
         return 0
 
-    def way() -> Way:
+    def way() -> ForwardPlan:
         if not asked.probe:
-            return Way(asked.batch_size or first.data.batch_size)
-        return probed(first, plane, autocast=at.autocast, batch_size=asked.batch_size)
+            return ForwardPlan(asked.batch_size or first.data.batch_size)
+        return probe_forward_plan(first, plane, autocast=at.autocast, batch_size=asked.batch_size)
 
     chosen = kept.chosen(world, "loss", "way", way)
     shared = {split: p.share(team.rank, team.size) if team.size > 1 else p for split, p in problems.items()}

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lossmap.cli.setting_groups import DataSettings, ModelSettings, RunSettings
-from lossmap.cli.settings import Settings, Usage, guarded, launched_rank, parse, setting
+from lossmap.cli.settings import Settings, UsageError, guarded, launched_rank, parse, setting
 from lossmap.parallel.shutdown import Stop, job_end
 from lossmap.parallel.world import World
 
@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Open this door: 0 complete, 2 makes no sense, 75 stopped in good order with more to do."""
     settings = parse((ModelSettings, DataSettings, TrainSettings), argv, prog="lossmap train", about=__doc__ or "")
     if settings.data.split == "both":
-        raise Usage("a net is trained on one split: --split train or --split test")
+        raise UsageError("a net is trained on one split: --split train or --split test")
     if launched_rank() != 0:  # training is for one process; under mpirun the others have nothing to do
         return 0
     return run(settings)

@@ -14,7 +14,7 @@ from types import ModuleType
 
 from lossmap.cli import DOORS
 from lossmap.cli.output_path import result_path
-from lossmap.cli.settings import Settings, Usage, parse
+from lossmap.cli.settings import Settings, UsageError, parse
 from lossmap.parallel.shards import Shard
 
 MEASURES = {"surface": "loss", "eigenmap": "eigen"}  # the doors that leave a survey behind, and what they measure
@@ -58,13 +58,13 @@ def split(argv: Sequence[str] | None, example: str) -> tuple[list[str], list[str
     if "--" not in words:
         if {"-h", "--help"} & set(words):
             return words, []
-        raise Usage(f"what is to be run stands behind two dashes: {example}")
+        raise UsageError(f"what is to be run stands behind two dashes: {example}")
     at = words.index("--")
     behind = words[at + 1 :]
     if behind and behind[0] == "lossmap":
         behind = behind[1:]
     if not behind:
-        raise Usage(f"nothing stands behind the two dashes; for example: {example}")
+        raise UsageError(f"nothing stands behind the two dashes; for example: {example}")
     return words[:at], behind
 
 
@@ -74,12 +74,12 @@ def asked(words: Sequence[str]) -> Asked:
     if command == "resume":
         files = [word for word in words[1:] if not word.startswith("-")]
         if not files:
-            raise Usage("resume wants the result to go on with: resume FILE")
+            raise UsageError("resume wants the result to go on with: resume FILE")
         return Asked(tuple(words), Path(files[0]))
     if command not in DOORS:
         near = difflib.get_close_matches(command, DOORS, 2, 0.5)
         hint = f"; did you mean {' or '.join(near)}?" if near else "; see lossmap --help"
-        raise Usage(f"unknown command {command!r}{hint}")
+        raise UsageError(f"unknown command {command!r}{hint}")
     if command not in MEASURES:
         return Asked(tuple(words))
     room = room_of(command)
@@ -88,7 +88,7 @@ def asked(words: Sequence[str]) -> Asked:
     )
     settings: Settings = read(list(words[1:]))
     if settings.run.shard:
-        raise Usage("--shard is set by submit itself: ask for --array N")
+        raise UsageError("--shard is set by submit itself: ask for --array N")
     result = result_path(settings)
     more = () if settings.run.surf_file else ("--surf-file", str(result))
     return Asked((*words, *more), result, MEASURES[command], settings)

@@ -36,25 +36,32 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lossmap.curvature.linearized_operator import Choice, Few, Matrix, Prepared, disagreement, tracing
+from lossmap.curvature.linearized_operator import (
+    BatchList,
+    HvpPlan,
+    LinearizedOperator,
+    OperatorFactory,
+    disagreement,
+    tracing,
+)
 from lossmap.curvature.operators import (
     Product,
     Total,
-    alone,
     differentiated,
     first_backward,
     gauss_newton,
     hessian,
     outputs_and_loss,
+    single_rank,
 )
-from lossmap.data.problem import Problem, placed
+from lossmap.data.problem import Problem, temporary_parameters
 from lossmap.geometry.parameter_vector import Layout, selected
 from lossmap.seeding import generator
 from lossmap.sums import norm
 
 log = logging.getLogger("lossmap")
 
-WAYS = ("auto", "linear", "graph", "double")
+BACKENDS = ("auto", "linear", "graph", "double")
 FIRST = 32  # the batch at which the probe starts
 TILED = 16  # the least channels of 3x3 convolutions with which tiles are tried
 ROUNDED = 32  # how far tiles may round, in units of the precision
@@ -76,11 +83,11 @@ def prepare(
     parameters: str = "weights",
     product: Product = hessian,
     *,
-    total: Total = alone,
+    total: Total = single_rank,
     way: str = "auto",
-    choice: Choice | None = None,
+    choice: HvpPlan | None = None,
     memory: int | None = None,
-) -> Prepared:
+) -> OperatorFactory:
     """What many products at many places have in common, made once.
 
     parameters  `weights` (dimension > 1), `all`, or a regular expression
@@ -92,24 +99,24 @@ def prepare(
     The model's mode does not matter: products are those of evaluation mode. Where `linear` cannot be trusted, the log
     says why and another way is taken. Raises ValueError where there is no such way or parameter.
     """
-    if way not in WAYS:
-        raise ValueError(f"unknown way {way!r}; there are {', '.join(WAYS)}")
+    if way not in BACKENDS:
+        raise ValueError(f"unknown way {way!r}; there are {', '.join(BACKENDS)}")
     device = next(iter(selected(problem.model, parameters).values())).device
     room = free_memory(device) // 3 if memory is None else memory
-    plain: Choice = {"way": "double", "batch": problem.data.batch_size, "format": "contiguous", "block": "apart"}
-    begun = Prepared(problem, parameters, product, total, plain, room)
+    plain: HvpPlan = {"way": "double", "batch": problem.data.batch_size, "format": "contiguous", "block": "apart"}
+    begun = OperatorFactory(problem, parameters, product, total, plain, room)
     if product is gauss_newton:
         with tracing(problem):
             outputs_and_loss(problem, next(iter(problem.rebatched(1).data)))
     wish = way if choice is None else str(choice["way"])
     if choice is not None:
-        begun = Prepared(problem, parameters, product, total, dict(choice), room)
+        begun = OperatorFactory(problem, parameters, product, total, dict(choice), room)
     reason = disagreement(begun) if wish in ("auto", "linear") else None
     if reason is not None:
         log.warning("products are not linearised, but made by double backward: %s", reason)
     if choice is not None:
         way_left = {} if reason is None else {"way": "double"}
-        return Prepared(problem, parameters, product, total, begun.choice | way_left, room)
+        return OperatorFactory(problem, parameters, product, total, begun.choice | way_left, room)
     allowed = {"linear", "graph", "double"} if way == "auto" else {way}
     if reason is not None:
         allowed = (allowed - {"linear"}) or {"double"}
@@ -122,7 +129,7 @@ def prepare(
 class Probe:
     """The search for the cheapest way, while it lasts. Not a result: `chosen` makes a Prepared."""
 
-    def __init__(self, begun: Prepared) -> None:
+    def __init__(self, begun: OperatorFactory) -> None:
         self.begun = begun
         self.samples = begun.problem.data.samples
         self.deadline = time.process_time() + PROBE
@@ -132,9 +139,9 @@ class Probe:
         self.clock = time.thread_time if alone_at_work else time.perf_counter
         self.images = any(p.dim() == 4 for p in begun.problem.model.parameters())
 
-    def chosen(self, allowed: set[str]) -> Prepared:
+    def chosen(self, allowed: set[str]) -> OperatorFactory:
         """The cheapest among these ways, with its cut, memory format, and what else there is to choose."""
-        found = [f for f in (self.climb(way) for way in WAYS if way in allowed) if f is not None]
+        found = [f for f in (self.climb(way) for way in BACKENDS if way in allowed) if f is not None]
         best = found[0]
         for other in found[1:]:
             best = self.better(best, other)
@@ -142,16 +149,16 @@ class Probe:
             return self.recorded(self.blocks(best))
         return self.recorded(best.choice)
 
-    def recorded(self, choice: Choice) -> Prepared:
+    def recorded(self, choice: HvpPlan) -> OperatorFactory:
         """With the seconds that were measured beside the choice."""
         record = {k: float(f"{t:.3g}") for k, t in self.seconds.items()}
         return self.told(choice | {"seconds_per_sample": record})
 
-    def told(self, choice: Choice) -> Prepared:
+    def told(self, choice: HvpPlan) -> OperatorFactory:
         """As begun, with this choice."""
         return replace(self.begun, choice=choice)
 
-    def climb(self, way: str) -> Entrant | None:
+    def climb(self, way: str) -> Candidate | None:
         """Both memory formats at the first cut, then larger cuts as long as they gain, or else smaller ones."""
         plain = {"way": way, "batch": min(FIRST, self.samples), "format": "contiguous", "block": "apart"}
         best = self.entrant(plain)
@@ -178,7 +185,7 @@ class Probe:
                 break
         return best
 
-    def tiled(self, best: Entrant) -> Entrant:
+    def tiled(self, best: Candidate) -> Candidate:
         """With 3x3 convolutions of many channels done by tiles, as long as that gains and rounds well enough."""
         plain = best
         shapes = [p.shape for p in self.begun.problem.model.parameters() if p.dim() == 4 and p.shape[2:] == (3, 3)]
@@ -193,27 +200,27 @@ class Probe:
                 best = tried
         return best
 
-    def blocks(self, best: Entrant) -> Choice:
+    def blocks(self, best: Candidate) -> HvpPlan:
         """Four vectors together by vmap, if that is cheaper than one after the other."""
         if "tiled" in best.choice:
             return best.choice
-        together = Entrant(self, best.choice | {"block": "together"}, vectors=4)
+        together = Candidate(self, best.choice | {"block": "together"}, vectors=4)
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("error", UserWarning)
                 together.work()
         except (RuntimeError, UserWarning):  # an operation that vmap does not know, or loops over
             return best.choice
-        apart = Entrant(self, best.choice, vectors=4)
+        apart = Candidate(self, best.choice, vectors=4)
         return together.choice if in_turns([apart, together], self.clock)[1] is together else best.choice
 
-    def entrant(self, choice: Choice) -> Entrant | None:
+    def entrant(self, choice: HvpPlan) -> Candidate | None:
         """A way with its first batch prepared; None where it does not run."""
         if choice["way"] == "graph":
             one = self.one(self.told(choice))
             size = one.problem.data.samples
             choice = choice | {"kept_per_sample": graph_bytes(one.problem, one.layout) // size}
-        made = Entrant(self, choice)
+        made = Candidate(self, choice)
         try:
             made.work()
         except RuntimeError:  # too large for the memory, or in a format that some operation does not take
@@ -222,23 +229,23 @@ class Probe:
             return None
         return made
 
-    def better(self, best: Entrant, tried: Entrant, margin: float = 1.0) -> Entrant:
+    def better(self, best: Candidate, tried: Candidate, margin: float = 1.0) -> Candidate:
         """The cheaper per sample, both timed in turns; the first unless the second is cheaper by the margin."""
         (first, second), _ = in_turns([best, tried], self.clock)
         for entrant, seconds in ((best, first), (tried, second)):
             self.seconds[entrant.name] = min(seconds, self.seconds.get(entrant.name, seconds))
         return tried if second < margin * first else best
 
-    def one(self, prepared: Prepared) -> Prepared:
+    def one(self, prepared: OperatorFactory) -> OperatorFactory:
         """The same over its first batch alone."""
         batch = next(iter(prepared.cut.data))
-        return replace(prepared, problem=prepared.problem.with_data(Few([batch])), total=alone)
+        return replace(prepared, problem=prepared.problem.with_data(BatchList([batch])), total=single_rank)
 
 
-class Entrant:
+class Candidate:
     """A choice that can be timed: its product over one batch with some vectors."""
 
-    def __init__(self, probe: Probe, choice: Choice, vectors: int = 1) -> None:
+    def __init__(self, probe: Probe, choice: HvpPlan, vectors: int = 1) -> None:
         self.choice, self.prepared = choice, probe.told(choice)
         one = probe.one(self.prepared)
         self.samples = one.problem.data.samples
@@ -252,8 +259,8 @@ class Entrant:
 
 
 def in_turns(
-    entrants: Sequence[Entrant], clock: Callable[[], float], rounds: int = 4
-) -> tuple[tuple[float, ...], Entrant]:
+    entrants: Sequence[Candidate], clock: Callable[[], float], rounds: int = 4
+) -> tuple[tuple[float, ...], Candidate]:
     """The least seconds per sample of each, in turns, so that a change of load meets all alike; and the cheapest."""
     least = [float("inf")] * len(entrants)
     for _ in range(rounds):
@@ -266,7 +273,7 @@ def in_turns(
     return tuple(least), entrants[least.index(min(least))]
 
 
-class Allocated(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class AllocationCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the bytes of all results inside: more than a graph of them can hold."""
 
     def __init__(self) -> None:
@@ -285,11 +292,15 @@ def graph_bytes(problem: Problem, layout: Layout) -> int:
     """A bound of the memory that the gradient's graphs over these few batches would keep."""
     own = dict(problem.model.named_parameters())
     parameters = [own[k] for k in layout.names]
-    with placed(problem.model, {}), differentiated(problem.model, parameters), Allocated() as counted:
+    with (
+        temporary_parameters(problem.model, {}),
+        differentiated(problem.model, parameters),
+        AllocationCounter() as counted,
+    ):
         for batch in problem.data:
             first_backward(problem, batch, parameters)
     total: int = counted.bytes
     return total
 
 
-__all__ = ["Choice", "Matrix", "Prepared", "prepare"]
+__all__ = ["HvpPlan", "LinearizedOperator", "OperatorFactory", "prepare"]

@@ -8,22 +8,22 @@ from typing import Any
 import torch
 
 from lossmap.curvature.autotune import prepare
-from lossmap.curvature.linearized_operator import Matrix
-from lossmap.curvature.operators import Curvature, Total, alone, gauss_newton, hessian, refuse_training
+from lossmap.curvature.linearized_operator import LinearizedOperator
+from lossmap.curvature.operators import CurvatureOperator, Total, gauss_newton, hessian, refuse_training, single_rank
 from lossmap.data.problem import Problem
 
 MATRICES = {"hessian": hessian, "gauss-newton": gauss_newton}
 
 
-def curvature(
+def build_operator(
     problem: Problem,
     matrix: str,
     parameters: str,
-    total: Total = alone,
+    total: Total = single_rank,
     *,
     way: str = "double",
     choice: Mapping[str, Any] | None = None,
-) -> Curvature | Matrix:
+) -> CurvatureOperator | LinearizedOperator:
     """The named matrix of a problem, its products made by `way` (see `linearize.prepare`), or as `choice` says.
 
     Raises ValueError for what cannot be differentiated twice in good faith.
@@ -31,7 +31,7 @@ def curvature(
     if matrix not in MATRICES:
         raise ValueError(f"the matrix is one of {', '.join(MATRICES)}; got {matrix!r}")
     refuse_training(problem.model)
-    plain = Curvature(problem, MATRICES[matrix], parameters, total)
+    plain = CurvatureOperator(problem, MATRICES[matrix], parameters, total)
     if plain.dtype not in (torch.float32, torch.float64):
         raise ValueError(
             f"the weights are {str(plain.dtype).removeprefix('torch.')}, in which second derivatives drown in "

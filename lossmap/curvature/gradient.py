@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lossmap.curvature.operators import Total, alone, differentiated
-from lossmap.data.problem import Problem, placed
+from lossmap.curvature.operators import Total, differentiated, single_rank
+from lossmap.data.problem import Problem, temporary_parameters
 from lossmap.geometry.parameter_vector import Layout, selected
 
 
-def gradient(problem: Problem, parameters: str = "all") -> tuple[Tensor, Layout]:
+def mean_gradient(problem: Problem, parameters: str = "all") -> tuple[Tensor, Layout]:
     """The gradient of the mean loss at the model's present parameters, (n,), in evaluation mode, and its layout.
 
     Divided by samples, so that any cut into batches gives the same; nothing is left in `.grad`.
@@ -18,7 +18,7 @@ def gradient(problem: Problem, parameters: str = "all") -> tuple[Tensor, Layout]
     named = selected(problem.model, parameters)
     layout = Layout.of(named)
     total: Tensor | None = None
-    with placed(problem.model, {}):
+    with temporary_parameters(problem.model, {}):
         for batch in problem.data:
             parts = torch.autograd.grad(problem.total(batch), list(named.values()), materialize_grads=True)
             flat = torch.cat([p.reshape(-1) for p in parts]).detach()
@@ -31,7 +31,9 @@ def gradient(problem: Problem, parameters: str = "all") -> tuple[Tensor, Layout]
     return mean, layout
 
 
-def loss_and_gradient(problem: Problem, parameters: str = "weights", total: Total = alone) -> tuple[float, Tensor]:
+def loss_and_gradient(
+    problem: Problem, parameters: str = "weights", total: Total = single_rank
+) -> tuple[float, Tensor]:
     """The mean loss and its gradient by the chosen parameters, (n,) in float64, over all ranks of a team."""
     named = list(selected(problem.model, parameters).values())
     size = sum(p.numel() for p in named)

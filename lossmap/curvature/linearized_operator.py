@@ -1,6 +1,7 @@
 """A place: the curvature at one theta, by each of the ways that `linearize` chooses from.
 
-`Prepared` is what many places have in common: the problem, how products are made, and the traces so far. A way is a
+`OperatorFactory` is what many places have in common: the problem, how products are made, and the traces so far. A way
+is a
 function (prepared, the model's tensors there) -> (share, losses): this rank's sums over its samples, of products with
 b vectors, (b, n) -> (b, n), and of the loss. Whatever can fail on one rank alone happens inside them.
 """
@@ -20,22 +21,28 @@ from torch.func import functional_call, vmap
 from torch.utils import _pytree as pytree
 
 from lossmap.curvature.double_backward import twice_differentiable
-from lossmap.curvature.linearize.trace import Inputs, Steps, Whole, gauss_newton_steps, hessian_steps
+from lossmap.curvature.linearize.trace import (
+    Inputs,
+    LinearizedProgram,
+    ModelFunction,
+    gauss_newton_steps,
+    hessian_steps,
+)
 from lossmap.curvature.operators import (
-    Curvature,
+    CurvatureOperator,
     Product,
     Total,
     add_rows,
-    alone,
     first_backward,
     gauss_newton,
     hessian,
-    multiplied,
+    mean_product,
     scipy_operator,
     second_backward,
+    single_rank,
 )
 from lossmap.data.batches import Batch, moved, samples_in
-from lossmap.data.problem import Problem, placed
+from lossmap.data.problem import Problem, temporary_parameters
 from lossmap.geometry.parameter_vector import Layout, selected
 from lossmap.seeding import generator
 from lossmap.sums import norm
@@ -44,11 +51,11 @@ FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channel
 CHECKED = 4  # samples on which linear is compared with double backward
 TOLERANCE = 1e-9  # the relative difference between them that float64 explains
 
-Choice = dict[str, Any]
+HvpPlan = dict[str, Any]
 
 
 @dataclass(frozen=True, eq=False)
-class Matrix:
+class LinearizedOperator:
     """The curvature at one place: `matrix @ v` and `matrix.loss()`, until the tensors of that place change.
 
     layout   theta's
@@ -69,8 +76,10 @@ class Matrix:
         return self.layout.size
 
     def __matmul__(self, v: Tensor) -> Tensor:
-        """The product with v, (n,) -> (n,), or with the columns of a block, (n, b) -> (n, b); as `Curvature`'s."""
-        return multiplied(self.layout, v, self.dtype, self.share, self.samples, self.total)
+        """The product with v, (n,) -> (n,), or with the columns of a block, (n, b) -> (n, b); as
+        `CurvatureOperator`'s.
+        """
+        return mean_product(self.layout, v, self.dtype, self.share, self.samples, self.total)
 
     def loss(self) -> float:
         """The mean loss here, over all samples of all ranks; it may be NaN or infinite, which is no error."""
@@ -96,7 +105,7 @@ class Matrix:
 
 
 @dataclass(frozen=True, eq=False)
-class Prepared:
+class OperatorFactory:
     """What does not depend on the place. Make one by `prepare`; `at` gives the matrix at a place.
 
     choice  how products are made: way, batch, format, block, and the probe's seconds per sample (JSON-able);
@@ -108,9 +117,9 @@ class Prepared:
     parameters: str
     product: Product
     total: Total
-    choice: Choice
+    choice: HvpPlan
     memory: int
-    steps: dict[Any, Steps] = field(default_factory=dict, repr=False)  # by the batch's shape
+    steps: dict[Any, LinearizedProgram] = field(default_factory=dict, repr=False)  # by the batch's shape
 
     @cached_property
     def layout(self) -> Layout:
@@ -132,7 +141,7 @@ class Prepared:
         """Samples of a batch here, where there are so many."""
         return min(int(self.choice["batch"]), max(1, self.problem.data.samples))
 
-    def smaller(self) -> Prepared | None:
+    def smaller(self) -> OperatorFactory | None:
         """For less memory: half the batch and half the bytes for kept values, none beside a batch of one sample.
 
         None where there is nothing left to give up.
@@ -142,7 +151,7 @@ class Prepared:
         choice, memory = self.choice | {"batch": max(1, self.batch // 2)}, self.memory // 2 if self.batch > 1 else 0
         return replace(self, choice=choice, memory=memory)
 
-    def at(self, tensors: Mapping[str, Tensor] | None = None) -> Matrix:
+    def at(self, tensors: Mapping[str, Tensor] | None = None) -> LinearizedOperator:
         """The curvature where these tensors stand in the model's place; the others, or without any all, as they are.
 
         Parameters and buffers by their names in the state dict; the model itself is not changed. The values that
@@ -160,33 +169,35 @@ class Prepared:
         state |= {k: t.detach().to(own[k].device, own[k].dtype) for k, t in (tensors or {}).items()}
         place = {"linear": linear_place, "graph": graph_place, "double": double_place}[self.choice["way"]]
         share, losses = place(self, state)
-        return Matrix(self.layout, first.dtype, first.device, lambda: self.problem.samples, self.total, share, losses)
+        return LinearizedOperator(
+            self.layout, first.dtype, first.device, lambda: self.problem.samples, self.total, share, losses
+        )
 
 
 Place = tuple[Callable[[Tensor], Tensor], Callable[[], Tensor]]  # share and losses of a Matrix
 
 
-def double_place(prepared: Prepared, state: Mapping[str, Tensor]) -> Place:
+def double_place(prepared: OperatorFactory, state: Mapping[str, Tensor]) -> Place:
     """Double backward at a place: the fallback and the twin."""
-    curvature = Curvature(prepared.cut, prepared.product, prepared.parameters)
+    curvature = CurvatureOperator(prepared.cut, prepared.product, prepared.parameters)
 
     def share(rows: Tensor) -> Tensor:
-        with placed(prepared.problem.model, state):
+        with temporary_parameters(prepared.problem.model, state):
             return curvature.share(rows)
 
     return share, lambda: summed_loss(prepared, state)
 
 
-def summed_loss(prepared: Prepared, state: Mapping[str, Tensor]) -> Tensor:
+def summed_loss(prepared: OperatorFactory, state: Mapping[str, Tensor]) -> Tensor:
     """The loss summed over this rank's samples at a place, by forward passes alone."""
     losses: list[Tensor] = []
-    with placed(prepared.problem.model, state) as model, torch.enable_grad(), twice_differentiable(model):
+    with temporary_parameters(prepared.problem.model, state) as model, torch.enable_grad(), twice_differentiable(model):
         for batch in prepared.cut.data:
             losses.append(prepared.cut.total(batch).detach().double())
     return torch.stack(losses).sum()
 
 
-def graph_place(prepared: Prepared, state: Mapping[str, Tensor]) -> Place:
+def graph_place(prepared: OperatorFactory, state: Mapping[str, Tensor]) -> Place:
     """The gradient's graph of each batch kept, as far as memory goes; a second backward pass per vector."""
     problem, names = prepared.cut, prepared.layout.names
     theta = [state[k].requires_grad_(True) for k in names]  # a detached tensor: the model's own is not touched
@@ -195,8 +206,8 @@ def graph_place(prepared: Prepared, state: Mapping[str, Tensor]) -> Place:
     room = prepared.memory
 
     def graph_of(batch: Batch) -> Sequence[Tensor]:
-        module = Whole(problem.model, lambda: first_backward(problem, batch, theta))
-        with placed(problem.model, {}), torch.enable_grad(), twice_differentiable(problem.model):
+        module = ModelFunction(problem.model, lambda: first_backward(problem, batch, theta))
+        with temporary_parameters(problem.model, {}), torch.enable_grad(), twice_differentiable(problem.model):
             made: Sequence[Tensor] = functional_call(module, whole, ())
         return made
 
@@ -215,17 +226,17 @@ def graph_place(prepared: Prepared, state: Mapping[str, Tensor]) -> Place:
     return share, lambda: summed_loss(prepared, state)
 
 
-def linear_place(prepared: Prepared, state: Mapping[str, Tensor]) -> Place:
+def linear_place(prepared: OperatorFactory, state: Mapping[str, Tensor]) -> Place:
     """The values that tangents meet, of each batch, as far as memory goes; tangents alone per vector."""
     problem, layout, choice = prepared.cut, prepared.layout, prepared.choice
     form = FORMATS[choice["format"]]
     laid = {k: laid_out(t, form) for k, t in state.items()}
-    places: list[tuple[Steps, Any | None]] = []
+    places: list[tuple[LinearizedProgram, Any | None]] = []
     losses: list[Tensor] = []
     given = {t.untyped_storage().data_ptr() for t in laid.values()}
     room = prepared.memory
 
-    def valued(batch: Batch) -> tuple[Steps, Any, Tensor]:
+    def valued(batch: Batch) -> tuple[LinearizedProgram, Any, Tensor]:
         inputs = Inputs.of(problem.model, layout.names, batch)
         leaves = [laid_out(t, form) for t in pytree.tree_leaves(batch) if isinstance(t, Tensor)]
         ordered = [laid[k] for k in (*inputs.moving, *inputs.still)]
@@ -233,7 +244,7 @@ def linear_place(prepared: Prepared, state: Mapping[str, Tensor]) -> Place:
         kept, loss = steps.values(ordered, leaves)
         return steps, kept, loss
 
-    def walk() -> Iterator[tuple[Steps, Any]]:
+    def walk() -> Iterator[tuple[LinearizedProgram, Any]]:
         """Steps and kept values of each batch; those beyond the memory are computed anew every time."""
         if places and all(kept is not None for _, kept in places):
             yield from places
@@ -278,7 +289,7 @@ def linear_place(prepared: Prepared, state: Mapping[str, Tensor]) -> Place:
     return share, loss
 
 
-def together(steps: Steps, kept: Any, block: tuple[Tensor, ...]) -> list[list[Tensor]]:
+def together(steps: LinearizedProgram, kept: Any, block: tuple[Tensor, ...]) -> list[list[Tensor]]:
     """The products with b vectors, tangents (b, ...), in one pass by vmap; zeros written out."""
 
     def filled(tangents: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -304,7 +315,9 @@ def bytes_of(values: Any, given: set[int]) -> int:
     return size
 
 
-def steps_for(prepared: Prepared, inputs: Inputs, state: Sequence[Tensor], leaves: Sequence[Tensor]) -> Steps:
+def steps_for(
+    prepared: OperatorFactory, inputs: Inputs, state: Sequence[Tensor], leaves: Sequence[Tensor]
+) -> LinearizedProgram:
     """The trace for this shape of batch, made when first met."""
     tiled = prepared.choice.get("tiled", 0)
     shapes = tuple((t.shape, t.stride(), t.dtype) for t in leaves)
@@ -316,17 +329,17 @@ def steps_for(prepared: Prepared, inputs: Inputs, state: Sequence[Tensor], leave
     return prepared.steps[key]
 
 
-STEPS: dict[Product, Callable[..., Steps]] = {hessian: hessian_steps, gauss_newton: gauss_newton_steps}
+STEPS: dict[Product, Callable[..., LinearizedProgram]] = {hessian: hessian_steps, gauss_newton: gauss_newton_steps}
 
 
 @contextmanager
 def tracing(problem: Problem) -> Iterator[None]:
     """Evaluation mode, and no kernel that has no second derivative."""
-    with placed(problem.model, {}), torch.enable_grad(), twice_differentiable(problem.model):
+    with temporary_parameters(problem.model, {}), torch.enable_grad(), twice_differentiable(problem.model):
         yield
 
 
-def disagreement(prepared: Prepared) -> str | None:
+def disagreement(prepared: OperatorFactory) -> str | None:
     """Why products may not be linearised: one compared with double backward in float64, at the model's own place.
 
     In the memory format of the choice, since operations differ in what they make of it.
@@ -342,10 +355,10 @@ def disagreement(prepared: Prepared) -> str | None:
         n = prepared.size
         rows = torch.randn(1, n, generator=generator("disagreement", n), dtype=torch.float64)
         rows = rows.to(next(iter(state.values())).device)
-        alike = Few(few)
-        small = Prepared(problem.with_data(alike), prepared.parameters, prepared.product, alone,
+        alike = BatchList(few)
+        small = OperatorFactory(problem.with_data(alike), prepared.parameters, prepared.product, single_rank,
                          prepared.choice | {"way": "linear", "batch": CHECKED, "block": "apart"}, 1 << 40)  # fmt: skip
-        with torch.no_grad(), placed(model, state):
+        with torch.no_grad(), temporary_parameters(model, state):
             truth = double_place(small, state)[0](rows)
             ours = linear_place(small, state)[0](rows)
     except Exception as error:  # whatever a stranger's model does under a tracer: then it is differentiated as it is
@@ -359,7 +372,7 @@ def disagreement(prepared: Prepared) -> str | None:
 
 
 @dataclass(frozen=True, eq=False)
-class Few:
+class BatchList:
     """A handful of batches in place of the data they were taken from."""
 
     batches: Sequence[Batch]
@@ -375,11 +388,11 @@ class Few:
     def __iter__(self) -> Iterator[Batch]:
         return iter(self.batches)
 
-    def rebatched(self, size: int) -> Few:
+    def rebatched(self, size: int) -> BatchList:
         return self
 
-    def share(self, rank: int, size: int) -> Few:
+    def share(self, rank: int, size: int) -> BatchList:
         return self
 
-    def to(self, device: Any = None, dtype: torch.dtype | None = None) -> Few:
-        return Few([moved(b, device, dtype) for b in self.batches])
+    def to(self, device: Any = None, dtype: torch.dtype | None = None) -> BatchList:
+        return BatchList([moved(b, device, dtype) for b in self.batches])

@@ -39,7 +39,7 @@ Product = Callable[[Problem, Batch, Parameters, Sequence[Parameters]], list[Sequ
 Total = Callable[[Tensor], Tensor]
 
 
-def alone(share: Tensor) -> Tensor:
+def single_rank(share: Tensor) -> Tensor:
     """The total over a team of one."""
     return share
 
@@ -138,7 +138,7 @@ def outputs_and_loss(problem: Problem, batch: Batch) -> tuple[list[Tensor], Call
 
 
 @dataclass(frozen=True, eq=False)
-class Curvature:
+class CurvatureOperator:
     """A symmetric (n, n) matrix over the data, known only by `matrix @ v`.
 
     problem     the model and loss, and the share of the data that this rank holds
@@ -150,7 +150,7 @@ class Curvature:
     problem: Problem
     product: Product = hessian
     parameters: str = "weights"
-    total: Total = alone
+    total: Total = single_rank
 
     @cached_property
     def named(self) -> dict[str, nn.Parameter]:
@@ -187,7 +187,7 @@ class Curvature:
         dropout make L no mean over samples; FloatingPointError where the product is not finite.
         """
         refuse_training(self.problem.model)
-        return multiplied(self.layout, v, self.dtype, self.share, lambda: self.problem.samples, self.total)
+        return mean_product(self.layout, v, self.dtype, self.share, lambda: self.problem.samples, self.total)
 
     def share(self, rows: Tensor) -> Tensor:
         """The part of this rank, summed over its samples, of the products with b vectors, (b, n) -> (b, n)."""
@@ -213,7 +213,7 @@ def add_rows(sums: Tensor, products: Sequence[Sequence[Tensor]]) -> None:
             start += part.numel()
 
 
-def multiplied(
+def mean_product(
     layout: Layout,
     v: Tensor,
     dtype: torch.dtype,

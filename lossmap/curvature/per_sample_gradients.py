@@ -28,7 +28,7 @@ from torch.utils import _pytree as pytree
 
 from lossmap.curvature.operators import differentiated
 from lossmap.data.batches import Batch
-from lossmap.data.problem import Problem, placed
+from lossmap.data.problem import Problem, temporary_parameters
 from lossmap.geometry.parameter_vector import Layout, selected
 from lossmap.linalg.subspaces import participation
 
@@ -36,7 +36,7 @@ Array = np.ndarray
 
 
 @dataclass(frozen=True, eq=False)
-class Scatter:
+class GradientCovariance:
     """Per-sample gradients, by their scalar products.
 
     gram     (N, N) products g_i . g_j
@@ -163,7 +163,7 @@ def per_sample(problem: Problem, parameters: str = "weights") -> Iterator[Tensor
     """
     named = selected(problem.model, parameters)
     layout = Layout.of(named)
-    with placed(problem.model, {}):
+    with temporary_parameters(problem.model, {}):
         whole = _Whole(problem)
         still = {name: p.detach() for name, p in whole.named_parameters()}
         own = {f"model.{name}": p.detach() for name, p in named.items()}
@@ -208,7 +208,7 @@ def _samples(batch: Batch) -> Iterator[Batch]:
         yield pytree.tree_unflatten([leaf[i] if isinstance(leaf, Tensor) else leaf for leaf in leaves], spec)
 
 
-def scatter(problem: Problem, parameters: str = "weights", *, memory: int = 1 << 30) -> Scatter:
+def gradient_covariance(problem: Problem, parameters: str = "weights", *, memory: int = 1 << 30) -> GradientCovariance:
     """The Gram matrix of all samples' gradients.
 
     memory  bytes that gradients may take; more blocks of samples are made where they would take more
@@ -238,7 +238,7 @@ def scatter(problem: Problem, parameters: str = "weights", *, memory: int = 1 <<
             gram[columns, rows] = gram[rows, columns].T
     if not np.isfinite(gram).all():
         raise FloatingPointError("a sample's gradient is not finite: look at the loss here first")
-    return Scatter(gram, by_tensor, layout.names, n)
+    return GradientCovariance(gram, by_tensor, layout.names, n)
 
 
 def _gradients(problem: Problem, parameters: str, part: int, parts: int) -> Tensor:

@@ -39,7 +39,7 @@ from lossmap.data import cifar
 from lossmap.data import download as fetching
 from lossmap.data.batches import Batch, Batches, Resident, Streamed, drained, shared_range
 from lossmap.data.import_by_name import resolve_callable
-from lossmap.data.loaders import BATCH, Source, gathered, source_of
+from lossmap.data.loaders import BATCH, Source, collect_in_memory, source_of
 from lossmap.data.problem import targets_of
 
 log = logging.getLogger(__name__)
@@ -95,7 +95,7 @@ def load(
     if len(indices) * source.bytes_each() > budget:
         log.info("%s: %d samples are more than memory has room for; they are streamed", name, len(indices))
         return streamed.to(device, dtype or torch.float32)
-    return Resident(gathered(streamed), size).to(device, dtype or torch.float32)
+    return Resident(collect_in_memory(streamed), size).to(device, dtype or torch.float32)
 
 
 def _chosen(total: int, samples: int | None, seed: int, pieces: int, piece: int) -> Sequence[int]:

@@ -43,7 +43,7 @@ class Source:
         return sum(leaf.numel() * leaf.element_size() for leaf in first if isinstance(leaf, Tensor))
 
 
-def taken(data: Any, batch_size: int | None = None, budget: int | None = None) -> Batches:
+def as_batches(data: Any, batch_size: int | None = None, budget: int | None = None) -> Batches:
     """A DataLoader, a Dataset, a tuple or dict of tensors or arrays, or any iterable of batches, as batches.
 
     budget  bytes that the samples may take in memory; by default a quarter of what is free
@@ -68,7 +68,7 @@ def taken(data: Any, batch_size: int | None = None, budget: int | None = None) -
     return drained(loader, batch_size, budget)
 
 
-def gathered(streamed: Streamed) -> Batch:
+def collect_in_memory(streamed: Streamed) -> Batch:
     """All samples of a stream in one batch."""
     drawn = list(streamed.rebatched(1024))
     spec = pytree.tree_flatten(drawn[0])[1]

@@ -4,7 +4,7 @@
 
 A loss is asked for a batch's *sum* over samples, so that any cut into batches, and any shares among ranks,
 give the same mean. The usual criteria of PyTorch are means over the batch and are multiplied by its samples.
-A problem borrows its model: nothing changes parameters, buffers, mode or `.grad` but inside `placed`.
+A problem borrows its model: nothing changes parameters, buffers, mode or `.grad` but inside `temporary_parameters`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lossmap.data.batches import Batch, Batches, Resident, samples_in
-from lossmap.data.loaders import taken
+from lossmap.data.loaders import as_batches
 from lossmap.geometry.directions import move_point, origin_of
 
 Outputs = Any
@@ -83,7 +83,7 @@ class Problem:
                `target`, `label` or `y`
         """
         criterion, unit = _criterion(loss)
-        batches = taken(data, batch_size)
+        batches = as_batches(data, batch_size)
         own = {"acc": ACCURACY} if _classifies(batches, loss) else {}
         total = _summed(loss, criterion, batches)
 
@@ -141,7 +141,7 @@ class Problem:
         def count(batch: Batch) -> int:
             return value_and_count(model, batch)[1]  # with gradients: the loss may differentiate by its inputs
 
-        data = _following(model, taken(data, batch_size))
+        data = _following(model, as_batches(data, batch_size))
         return cls(model, data, forward, _itself, count, {}, False, unit)
 
     @cached_property
@@ -320,7 +320,7 @@ def _classifies(data: Batches, loss: str | Criterion) -> bool:
 
 
 @contextmanager
-def placed(model: nn.Module, tensors: Mapping[str, Tensor]) -> Iterator[nn.Module]:
+def temporary_parameters(model: nn.Module, tensors: Mapping[str, Tensor]) -> Iterator[nn.Module]:
     """The model at another place, in evaluation mode; given back untouched.
 
     tensors  values for parameters and buffers, by their names in the state dict; the others stay
@@ -346,4 +346,13 @@ def placed(model: nn.Module, tensors: Mapping[str, Tensor]) -> Iterator[nn.Modul
             module.training = training
 
 
-__all__ = ["ACCURACY", "Metric", "Problem", "inputs_of", "move_point", "origin_of", "placed", "targets_of"]
+__all__ = [
+    "ACCURACY",
+    "Metric",
+    "Problem",
+    "inputs_of",
+    "move_point",
+    "origin_of",
+    "targets_of",
+    "temporary_parameters",
+]

@@ -32,8 +32,8 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from lossmap.curvature.gradient import gradient
-from lossmap.data.problem import Problem, placed
+from lossmap.curvature.gradient import mean_gradient
+from lossmap.data.problem import Problem, temporary_parameters
 
 Array = np.ndarray
 
@@ -87,7 +87,7 @@ class Gain:
 
 
 @dataclass(frozen=True)
-class Activity:
+class ActivationStatistics:
     """What was seen in one pass."""
 
     activations: tuple[Activation, ...]
@@ -249,15 +249,19 @@ class Watch:
         self.units[name].add(values, len(result))
 
 
-def activity(problem: Problem) -> Activity:
+def activation_statistics(problem: Problem) -> ActivationStatistics:
     """Watches one pass over the problem's data. The model comes back as it was."""
     model = problem.model
-    with placed(model, {}), torch.enable_grad(), watching(model) as watch:  # a loss may differentiate by its inputs
+    with (
+        temporary_parameters(model, {}),
+        torch.enable_grad(),
+        watching(model) as watch,
+    ):  # a loss may differentiate by its inputs
         for batch in problem.data:
             watch.again()
             problem.forward(model, batch)
     names = list(watch.flows)
-    return Activity(
+    return ActivationStatistics(
         tuple(watch.activations().values()),
         tuple(flow.result(name, name == names[0], name == names[-1]) for name, flow in watch.flows.items()),
         problem.data.samples,
@@ -296,5 +300,5 @@ def _root_of_ratio(above: Array, below: Array) -> tuple[float, float]:
 
 def gradient_norms(problem: Problem, parameters: str = "weights") -> dict[str, float]:
     """The norm of the mean loss's gradient, tensor by tensor, in nats per unit of theta."""
-    flat, layout = gradient(problem, parameters)
+    flat, layout = mean_gradient(problem, parameters)
     return {name: float(part.double().norm()) for name, part in layout.unflatten(flat).items()}

@@ -17,13 +17,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lossmap.data.problem import Problem, placed, targets_of
+from lossmap.data.problem import Problem, targets_of, temporary_parameters
 
 Array = np.ndarray
 
 
 @dataclass(frozen=True, eq=False)
-class Labels:
+class LabelNoise:
     """What a classifier thinks of its labels."""
 
     joint: Array  # (C, C) samples labelled i, confidently j
@@ -53,11 +53,11 @@ def _deviation(share: float, count: int) -> float:
     return float(np.sqrt(max(share * (1 - share), 1 / (count + 4)) / count))
 
 
-def labels(problem: Problem) -> Labels:
+def label_noise(problem: Problem) -> LabelNoise:
     """One pass over the data in evaluation mode. Raises ValueError where the problem is no classification."""
     probabilities: list[Tensor] = []
     targets: list[Tensor] = []
-    with placed(problem.model, {}), torch.enable_grad():  # a loss may differentiate by its inputs
+    with temporary_parameters(problem.model, {}), torch.enable_grad():  # a loss may differentiate by its inputs
         for batch in problem.data:
             outputs = problem.forward(problem.model, batch)
             y = targets_of(batch) if isinstance(outputs, Tensor) and outputs.dim() == 2 else None
@@ -68,7 +68,7 @@ def labels(problem: Problem) -> Labels:
     return judged(torch.cat(probabilities).numpy(), torch.cat(targets).numpy())
 
 
-def judged(p: Array, y: Array) -> Labels:
+def judged(p: Array, y: Array) -> LabelNoise:
     """The same from probabilities (N, C) and labels (N,)."""
     classes = p.shape[1]
     own = p[np.arange(len(y)), y]
@@ -85,7 +85,7 @@ def judged(p: Array, y: Array) -> Labels:
     with np.errstate(divide="ignore"):
         surprise = -np.log(own)
     share = count[count > 0] / len(y)
-    return Labels(
+    return LabelNoise(
         joint=joint,
         accuracy=float((p.argmax(axis=1) == y).mean()),
         surprise=(float(surprise.mean()), float(surprise.std() / np.sqrt(len(y)))),

@@ -24,13 +24,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lossmap.data.problem import Problem, placed, targets_of
+from lossmap.data.problem import Problem, targets_of, temporary_parameters
 
 Array = np.ndarray
 
 
 @dataclass(frozen=True)
-class Collapse:
+class NeuralCollapse:
     """The four numbers with their standard errors, and where the features were read."""
 
     nc1: float
@@ -132,14 +132,14 @@ def numbers(moments: Moments, weight: Array) -> dict[str, float]:
     }
 
 
-def collapse(problem: Problem, *, layer: str | None = None, groups: int = 10) -> Collapse:
+def neural_collapse(problem: Problem, *, layer: str | None = None, groups: int = 10) -> NeuralCollapse:
     """Measures neural collapse on the problem's samples, in evaluation mode.
 
     layer   the layer whose input are the features and whose weight is W; by itself: the last linear one
 
     Raises ValueError where the problem is no classification, or fewer than two classes have samples.
     """
-    with placed(problem.model, {}) as model:
+    with temporary_parameters(problem.model, {}) as model:
         first = next(iter(problem.data))
         name = layer if layer is not None else last_linear(model, lambda: problem.forward(model, first))
         weight, centres, there = _first_pass(problem, name)
@@ -149,7 +149,7 @@ def collapse(problem: Problem, *, layer: str | None = None, groups: int = 10) ->
     samples = problem.data.samples
     share = wrong / samples if np.isfinite(found["nc1"]) else float("nan")  # else all centres are equally near
     errors["nc4"] = sqrt(max(share * (1 - share), 1 / (samples + 4)) / samples) if share == share else share
-    return Collapse(
+    return NeuralCollapse(
         **found,
         nc4=share,
         errors=errors,

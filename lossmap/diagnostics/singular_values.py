@@ -91,7 +91,7 @@ class LayerWeights:
 
 
 @dataclass(frozen=True)
-class Weights:
+class SingularValueTable:
     """All layers' weights. Print it for the table."""
 
     layers: tuple[LayerWeights, ...]
@@ -109,7 +109,7 @@ class Weights:
         return of_weights(self)
 
 
-def weights(model: nn.Module, *, near: float = NEAR) -> Weights:
+def singular_values(model: nn.Module, *, near: float = NEAR) -> SingularValueTable:
     """The singular values of every weight of two or more dimensions.
 
     Raises ValueError where the model has none, or one that is not finite.
@@ -127,7 +127,7 @@ def weights(model: nn.Module, *, near: float = NEAR) -> Weights:
             found.append(LayerWeights(full, type(module).__name__, (matrix.shape[0], matrix.shape[1]), values, near))
     if not found:
         raise ValueError("the model has no weight of two or more dimensions")
-    return Weights(tuple(found))
+    return SingularValueTable(tuple(found))
 
 
 def as_matrix(module: nn.Module, weight: Tensor) -> Tensor:

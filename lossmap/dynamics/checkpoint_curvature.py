@@ -23,16 +23,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lossmap.curvature.autotune import Prepared, prepare
-from lossmap.curvature.build import curvature
+from lossmap.curvature.autotune import OperatorFactory, prepare
+from lossmap.curvature.build import build_operator
 from lossmap.curvature.checks import check_mean
 from lossmap.curvature.gradient import loss_and_gradient
 from lossmap.data.checkpoints import load_into
 from lossmap.data.problem import Problem
 from lossmap.geometry.grid import Field, Point
 from lossmap.geometry.parameter_vector import selected
-from lossmap.interrupt import Unfinished
-from lossmap.linalg.krylov_space import Symmetric
+from lossmap.interrupt import Interrupted
+from lossmap.linalg.krylov_space import SymmetricOperator
 from lossmap.linalg.spectral_density import Density
 from lossmap.spectra.spectrum import spectrum_of
 from lossmap.sums import norm
@@ -63,7 +63,7 @@ def quantiles(spread: Density | None, shares: Sequence[float] = SHARES) -> np.nd
 class Leavable:
     """A matrix that asks before every product whether the point must be left, and then raises Unfinished."""
 
-    matrix: Symmetric
+    matrix: SymmetricOperator
     stop: Callable[[], bool]
 
     @property
@@ -84,11 +84,11 @@ class Leavable:
     def __matmul__(self, v: Tensor) -> Tensor:
         """The product with v, (n,) or (n, b)."""
         if self.stop():
-            raise Unfinished
+            raise Interrupted
         return self.matrix @ v
 
 
-class EachCheckpoint:
+class CheckpointCurvature:
     """The measure `along`.
 
     files     checkpoint by step
@@ -123,7 +123,7 @@ class EachCheckpoint:
         if not 1 <= top <= n:
             raise ValueError(f"--top wants 1 to {n} eigenvalues, as many as there are parameters at most; got {top}")
         self.problem = replace(problem, model=copy.deepcopy(problem.model).eval())
-        curvature(self.problem, "hessian", parameters)  # says what cannot be differentiated twice
+        build_operator(self.problem, "hessian", parameters)  # says what cannot be differentiated twice
         check_mean(self.problem)
         self.choice = dict(choice) if choice is not None else None
         self.files, self.keep, self.top, self.whole = dict(files), keep, top, whole
@@ -155,7 +155,7 @@ class EachCheckpoint:
             )
 
     @cached_property
-    def prepared(self) -> Prepared:
+    def prepared(self) -> OperatorFactory:
         """What products at all checkpoints have in common."""
         choice = probed(self.problem, self.parameters) if self.choice is None else self.choice
         return prepare(self.problem, self.parameters, choice=choice)

@@ -273,7 +273,7 @@ def cosines_between(snapshots: Snapshots, gram: Array) -> tuple[Array, Array]:
 
 
 @dataclass(frozen=True, eq=False)
-class Evolution:
+class EigenspaceDynamics:
     """What became of the eigenvectors along a run. Its answer in words: `verdict.verdict(evolution)`."""
 
     steps: Array  # (s,)
@@ -290,7 +290,7 @@ class Evolution:
     limit: float  # the |cosine| that chance reaches between two snapshots with probability 1 %
 
 
-def evolution(snapshots: Snapshots, *, centre: bool = False) -> Evolution:
+def compare_eigenspaces(snapshots: Snapshots, *, centre: bool = False) -> EigenspaceDynamics:
     """Everything from one reading of the eigenvectors."""
     seen = products(snapshots)
     s, r = snapshots.present.shape
@@ -298,7 +298,7 @@ def evolution(snapshots: Snapshots, *, centre: bool = False) -> Evolution:
     followed = tracks(snapshots, seen.gram, limit)
     signed = seen.gram * np.outer(followed.signs, followed.signs)
     overlaps, cosines = cosines_between(snapshots, seen.gram)
-    return Evolution(
+    return EigenspaceDynamics(
         steps=snapshots.steps,
         values=snapshots.values,
         residuals=snapshots.residuals,

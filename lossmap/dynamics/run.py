@@ -20,11 +20,11 @@ import numpy as np
 
 from lossmap.data.checkpoints import checkpoints_in, file_sha256, kind_of, sorted_as_people_count
 from lossmap.data.problem import Problem
-from lossmap.dynamics.checkpoint_curvature import SHARES, EachCheckpoint, probed
-from lossmap.dynamics.eigenspaces import Evolution, Snapshots, curvature_along, evolution
-from lossmap.dynamics.summary import Verdict, verdict
+from lossmap.dynamics.checkpoint_curvature import SHARES, CheckpointCurvature, probed
+from lossmap.dynamics.eigenspaces import EigenspaceDynamics, Snapshots, compare_eigenspaces, curvature_along
+from lossmap.dynamics.summary import Summary, summarize
 from lossmap.geometry.grid import Grid
-from lossmap.io.eigenvector_store import RESULTS, Folder, fold, stored
+from lossmap.io.eigenvector_store import RESULTS, VectorFolder, move_into_file, read_vectors
 from lossmap.io.read import SurfaceFile, read
 from lossmap.io.surface import DONE, Group, Surface
 from lossmap.landscape.run_survey import Progress, as_stop, survey
@@ -47,7 +47,7 @@ class Run:
     failures: tuple[str, ...] = ()
 
 
-def checkpoints(given: Iterable[str | Path]) -> dict[float, Path]:
+def find_checkpoints(given: Iterable[str | Path]) -> dict[float, Path]:
     """Checkpoints by step, in the order in which people count; folders stand for the checkpoints in them.
 
     A step is the last number in a file's name, where all have one and they ascend; else they are numbered from 0.
@@ -74,7 +74,7 @@ def checkpoints(given: Iterable[str | Path]) -> dict[float, Path]:
     return dict(zip(steps, files, strict=True))
 
 
-def along(
+def run_dynamics(
     given: Iterable[str | Path],
     problem: Problem,
     *,
@@ -107,15 +107,15 @@ def along(
     way       how products are made: auto (by a probe), linear, graph or double
     stop      asked between checkpoints, and at every product within one, which is then left and begun again later
 
-    Raises ValueError as `checkpoints` does, and where the file there belongs to another run.
+    Raises ValueError as `find_checkpoints` does, and where the file there belongs to another run.
     """
     world = World.start() if world is None else world
     path = Path(path)
-    files = world.together(lambda: checkpoints(given))
-    folder = Folder.beside(path)
+    files = world.together(lambda: find_checkpoints(given))
+    folder = VectorFolder.beside(path)
     stop = as_stop(stop)
     choice = world.once(lambda: _chosen(path, problem, parameters, overwrite, way))
-    measure = EachCheckpoint(
+    measure = CheckpointCurvature(
         problem,
         files,
         keep=folder.keep,
@@ -174,7 +174,7 @@ def _chosen(path: Path, problem: Problem, parameters: str, overwrite: bool, way:
     return probed(problem, parameters, way)
 
 
-def _compared(path: Path, folder: Folder, surface: Surface, centre: bool, unit: str) -> str:
+def _compared(path: Path, folder: VectorFolder, surface: Surface, centre: bool, unit: str) -> str:
     """Compares the snapshots that are there, and keeps the result; the words."""
     if surface.outcome == "unfinished":
         return ""
@@ -184,11 +184,11 @@ def _compared(path: Path, folder: Folder, surface: Surface, centre: bool, unit: 
     steps = surface.grid.x[done].tolist()
     fields = {name: values[done] for name, values in surface.fields.items()}
     if RESULTS in surface.groups and surface.groups[RESULTS]["step"].tolist() == steps:
-        held = stored(path)
+        held = read_vectors(path)
         snapshots = Snapshots(held.steps, held.values, held.size, held.blocks, held.residuals)
-        run = evolution(snapshots, centre=centre)
+        run = compare_eigenspaces(snapshots, centre=centre)
         folder.clear()  # where an earlier run was killed between its last two steps
-        return str(verdict(run))
+        return str(summarize(run))
     if RESULTS in surface.groups:  # failed checkpoints were measured again: the others' vectors are in the file
         folder.fill(path)
     missing = [step for step in steps if not folder.holds(step)]
@@ -199,14 +199,14 @@ def _compared(path: Path, folder: Folder, surface: Surface, centre: bool, unit: 
     values = fields["eigenvalues"]
     size = folder.shape(steps[0])[1]
     snapshots = Snapshots(np.array(steps), values, size, folder.blocks(steps), fields["eigenvalue_errors"])
-    run = evolution(snapshots, centre=centre)
-    answers = verdict(run)
-    fold(path, folder, steps, results(run, answers, fields, unit), values.shape[1])
+    run = compare_eigenspaces(snapshots, centre=centre)
+    answers = summarize(run)
+    move_into_file(path, folder, steps, results(run, answers, fields, unit), values.shape[1])
     folder.clear()
     return str(answers)
 
 
-def results(run: Evolution, answers: Verdict, fields: Mapping[str, np.ndarray], unit: str = "1") -> Group:
+def results(run: EigenspaceDynamics, answers: Summary, fields: Mapping[str, np.ndarray], unit: str = "1") -> Group:
     """What a file keeps of a run's comparison, and figures are drawn from."""
     curved = curvature_along(run.values)
     if "smallest_eigenvalue" in fields:

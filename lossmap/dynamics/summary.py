@@ -19,7 +19,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from lossmap.dynamics.eigenspaces import Evolution
+from lossmap.dynamics.eigenspaces import EigenspaceDynamics
 from lossmap.linalg import subspaces
 
 Array = np.ndarray
@@ -50,7 +50,7 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Summary:
     """All answers; `print` shows them."""
 
     answers: tuple[Answer, ...]
@@ -69,13 +69,13 @@ class Verdict:
         return {a.question: {"answer": a.answer, "words": a.words, "numbers": a.numbers} for a in self.answers}
 
 
-def verdict(run: Evolution, thresholds: Thresholds | None = None) -> Verdict:
+def summarize(run: EigenspaceDynamics, thresholds: Thresholds | None = None) -> Summary:
     """The answers for a run. They rest on the overlaps and the uncentred PCA, which no sign changes."""
     limits = thresholds or Thresholds()
     s, r = len(run.steps), int(np.isfinite(run.values).sum(axis=1).max())
     if s < 2:
         nothing = Answer("related", "cannot say", "one snapshot alone says nothing about a run")
-        return Verdict((nothing,))
+        return Summary((nothing,))
     related = _related(run, limits)
     if related.answer == "no":
         blank = "successive snapshots are as far apart as chance puts them: nothing turns here, each is new"
@@ -85,7 +85,7 @@ def verdict(run: Evolution, thresholds: Thresholds | None = None) -> Verdict:
             Answer("clustered", "no", blank),
             Answer("course", "random", blank),
         ]
-        return Verdict((related, *rest))
+        return Summary((related, *rest))
     jumps = jumps_of(run, limits)
     answers: list[Callable[[], Answer]] = [
         lambda: _stable(run, r, limits),
@@ -93,17 +93,17 @@ def verdict(run: Evolution, thresholds: Thresholds | None = None) -> Verdict:
         lambda: _clustered(run, jumps, limits),
         lambda: _course(run, r, jumps, limits),
     ]
-    return Verdict((related, *(answer() for answer in answers)))
+    return Summary((related, *(answer() for answer in answers)))
 
 
-def _expected(run: Evolution) -> tuple[Array, Array]:
+def _expected(run: EigenspaceDynamics) -> tuple[Array, Array]:
     """(s - 1,) mean and standard deviation of successive overlaps by chance."""
     held = np.isfinite(run.values).sum(axis=1)
     pairs = [subspaces.chance_overlap(run.size, int(p), int(q)) for p, q in pairwise(held)]
     return np.array([mean for mean, _ in pairs]), np.array([deviation for _, deviation in pairs])
 
 
-def _related(run: Evolution, limits: Thresholds) -> Answer:
+def _related(run: EigenspaceDynamics, limits: Thresholds) -> Answer:
     successive = np.diag(run.overlaps, 1)
     mean, deviation = _expected(run)
     if not deviation.all():
@@ -118,7 +118,7 @@ def _related(run: Evolution, limits: Thresholds) -> Answer:
     return Answer("related", "yes" if yes else "no", words, numbers)
 
 
-def _stable(run: Evolution, r: int, limits: Thresholds) -> Answer:
+def _stable(run: EigenspaceDynamics, r: int, limits: Thresholds) -> Answer:
     s = len(run.steps)
     pairs = run.overlaps[np.triu_indices(s, 1)]
     mean, ends, least = float(pairs.mean()), float(run.overlaps[0, -1]), float(pairs.min())
@@ -134,7 +134,7 @@ def _stable(run: Evolution, r: int, limits: Thresholds) -> Answer:
     return Answer("stable", answer, words, numbers)
 
 
-def _dimension(run: Evolution, r: int, limits: Thresholds) -> Answer:
+def _dimension(run: EigenspaceDynamics, r: int, limits: Thresholds) -> Answer:
     s, m = len(run.steps), len(run.owner)
     sizes = subspaces.participation(run.pca.explained)
     chance = subspaces.chance_participation(run.size, s, max(m // s, 1))
@@ -157,7 +157,7 @@ def _dimension(run: Evolution, r: int, limits: Thresholds) -> Answer:
     return Answer("dimension", answer, f"{said[answer]}: {tail}", numbers)
 
 
-def jumps_of(run: Evolution, thresholds: Thresholds | None = None) -> list[int]:
+def jumps_of(run: EigenspaceDynamics, thresholds: Thresholds | None = None) -> list[int]:
     """Indices t after which the subspace jumped: its loss of overlap from t to t + 1 stands out of the run's."""
     limits = thresholds or Thresholds()
     loss = 1.0 - np.diag(run.overlaps, 1)
@@ -169,7 +169,7 @@ def jumps_of(run: Evolution, thresholds: Thresholds | None = None) -> list[int]:
     return [int(t) for t in np.nonzero(loss > bar)[0]]
 
 
-def _clustered(run: Evolution, jumps: list[int], limits: Thresholds) -> Answer:
+def _clustered(run: EigenspaceDynamics, jumps: list[int], limits: Thresholds) -> Answer:
     s = len(run.steps)
     if s < limits.snapshots:
         return Answer("clustered", "cannot say", f"{s} snapshots are too few; {limits.snapshots} at least")
@@ -195,7 +195,7 @@ def _clustered(run: Evolution, jumps: list[int], limits: Thresholds) -> Answer:
     return Answer("clustered", "yes" if yes else "no", words, numbers)
 
 
-def picture_share(run: Evolution, tries: int = 999, seed: int = 0) -> tuple[float, float]:
+def picture_share(run: EigenspaceDynamics, tries: int = 999, seed: int = 0) -> tuple[float, float]:
     """How far steps explain places in the plane of the first two components: share of variance, and its p.
 
     Signs count for nothing: places are |projections|. p by permutation of the steps (Anderson, 2001,
@@ -218,7 +218,7 @@ def picture_share(run: Evolution, tries: int = 999, seed: int = 0) -> tuple[floa
     return found, (beaten + 1) / (tries + 1)
 
 
-def _course(run: Evolution, r: int, jumps: list[int], limits: Thresholds) -> Answer:
+def _course(run: EigenspaceDynamics, r: int, jumps: list[int], limits: Thresholds) -> Answer:
     s, loss = len(run.steps), 1.0 - np.diag(run.overlaps, 1)
     if s < limits.snapshots:
         return Answer("course", "cannot say", f"{s} snapshots are too few; {limits.snapshots} at least")

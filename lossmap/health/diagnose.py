@@ -30,18 +30,18 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from lossmap.curvature.per_sample_gradients import scatter
+from lossmap.curvature.per_sample_gradients import gradient_covariance
 from lossmap.data.batches import Resident, Streamed
-from lossmap.data.problem import Criterion, Problem, placed
-from lossmap.diagnostics.activations import activity, gradient_norms
-from lossmap.diagnostics.label_noise import labels
-from lossmap.diagnostics.neural_collapse import collapse
-from lossmap.diagnostics.singular_values import weights
+from lossmap.data.problem import Criterion, Problem, temporary_parameters
+from lossmap.diagnostics.activations import activation_statistics, gradient_norms
+from lossmap.diagnostics.label_noise import label_noise
+from lossmap.diagnostics.neural_collapse import neural_collapse
+from lossmap.diagnostics.singular_values import singular_values
 from lossmap.geometry.parameter_vector import selected
 from lossmap.health.finding import LEVELS, Finding
 from lossmap.health.measurements import Measurements
-from lossmap.health.rules import judged
-from lossmap.linalg.power_law import LEAST, Tail, tail
+from lossmap.health.rules import apply_rules
+from lossmap.linalg.power_law import MIN_TAIL_SIZE, PowerLawTail, power_law_tail
 from lossmap.report.health import of_health
 from lossmap.seeding import generator
 from lossmap.spectra.spectrum import Spectrum, spectrum
@@ -51,12 +51,12 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
-class Health(Measurements):
+class Diagnosis(Measurements):
     """What was measured, and what the rules find in it. Print it for the report."""
 
     @cached_property
     def _judged(self) -> tuple[tuple[Finding, ...], tuple[Finding, ...]]:
-        return judged(self)
+        return apply_rules(self)
 
     @property
     def findings(self) -> tuple[Finding, ...]:
@@ -127,16 +127,16 @@ class Health(Measurements):
 
 def diagnose_network_health(
     model: nn.Module, loader: Any, loss: str | Criterion = "crossentropy", *, held_out: Any = None, **told: Any
-) -> Health:
+) -> Diagnosis:
     """Examines a model on the data of a loader, and its accuracy on those of a second one, `held_out`.
 
-    `told` as `examined` takes it: rate, momentum, samples, layer, ...
+    `told` as `diagnose` takes it: rate, momentum, samples, layer, ...
     """
     other = Problem.supervised(model, loss, held_out) if held_out is not None else None
-    return examined(Problem.supervised(model, loss, loader), held_out=other, **told)
+    return diagnose(Problem.supervised(model, loss, loader), held_out=other, **told)
 
 
-def examined(
+def diagnose(
     problem: Problem,
     *,
     held_out: Problem | None = None,
@@ -150,7 +150,7 @@ def examined(
     density_error: float | None = 0.05,
     seed: int = 0,
     label: str = "",
-) -> Health:
+) -> Diagnosis:
     """Examines a problem's model, in evaluation mode; it comes back as it was.
 
     held_out  the same model over samples that it was not trained on: accuracy and labels are judged there too
@@ -176,26 +176,28 @@ def examined(
             skipped[name] = str(error).split("\n")[0] or type(error).__name__
             return None
 
-    with placed(problem.model, {}):
-        w = tried("weights", "weights", lambda: weights(problem.model))
-        fits: dict[str, Tail] = {}
+    with temporary_parameters(problem.model, {}):
+        w = tried("weights", "weights", lambda: singular_values(problem.model))
+        fits: dict[str, PowerLawTail] = {}
         for x in w or ():
-            if int((x.values > 0).sum()) >= LEAST:
-                fit = tried(f"tail of {x.name}", "weights", partial(tail, x.values**2, seed=seed))
+            if int((x.values > 0).sum()) >= MIN_TAIL_SIZE:
+                fit = tried(f"tail of {x.name}", "weights", partial(power_law_tail, x.values**2, seed=seed))
                 fits |= {x.name: fit} if fit is not None else {}
-        return Health(
+        return Diagnosis(
             label=label or type(problem.model).__name__,
             size=sum(p.numel() for p in problem.model.parameters()),
             samples=problem.data.samples,
             weights=w,
             tails=fits,
-            gradients=tried("gradients", "gradients", lambda: scatter(few, parameters)),
+            gradients=tried("gradients", "gradients", lambda: gradient_covariance(few, parameters)),
             gradient_norms=tried("gradient norms", "signals", lambda: gradient_norms(problem, parameters)) or {},
             spectrum=tried("hessian", "hessian", lambda: _spectrum_of(few, parameters, density_error, seed)),
-            collapse=tried("collapse", "collapse", lambda: collapse(problem, layer=layer)),
-            activity=tried("signals", "signals", lambda: activity(problem)),
-            labels=tried("labels", "signals", lambda: labels(problem)),
-            held_out=tried("held-out labels", "signals", lambda: labels(held_out)) if held_out is not None else None,
+            collapse=tried("collapse", "collapse", lambda: neural_collapse(problem, layer=layer)),
+            activity=tried("signals", "signals", lambda: activation_statistics(problem)),
+            labels=tried("labels", "signals", lambda: label_noise(problem)),
+            held_out=tried("held-out labels", "signals", lambda: label_noise(held_out))
+            if held_out is not None
+            else None,
             rate=rate,
             momentum=momentum,
             nesterov=nesterov,
@@ -229,7 +231,7 @@ def _of_finding(f: Finding) -> dict[str, Any]:
     return {**fields, "level": LEVELS[f.level], "tries": [vars(t) for t in f.tries]}
 
 
-def _of_tail(fit: Tail | None) -> dict[str, Any] | None:
+def _of_tail(fit: PowerLawTail | None) -> dict[str, Any] | None:
     return None if fit is None else {**vars(fit), "plausible": fit.plausible}
 
 

@@ -15,7 +15,7 @@ LEVELS = {SERIOUS: "serious", MODERATE: "moderate", NOTE: "note"}
 
 
 @dataclass(frozen=True)
-class Try:
+class Suggestion:
     """Something that could be tried: what, who says so, and what speaks against it."""
 
     what: str
@@ -41,7 +41,7 @@ class Finding:
     evidence: str
     means: str
     source: str
-    tries: tuple[Try, ...] = field(default=(), repr=False)
+    tries: tuple[Suggestion, ...] = field(default=(), repr=False)
 
     @property
     def severity(self) -> str:

@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from lossmap.curvature.per_sample_gradients import Scatter
-from lossmap.diagnostics.activations import Activity
-from lossmap.diagnostics.label_noise import Labels
-from lossmap.diagnostics.neural_collapse import Collapse
-from lossmap.diagnostics.singular_values import Weights
-from lossmap.linalg.power_law import Tail
+from lossmap.curvature.per_sample_gradients import GradientCovariance
+from lossmap.diagnostics.activations import ActivationStatistics
+from lossmap.diagnostics.label_noise import LabelNoise
+from lossmap.diagnostics.neural_collapse import NeuralCollapse
+from lossmap.diagnostics.singular_values import SingularValueTable
+from lossmap.linalg.power_law import PowerLawTail
 from lossmap.spectra.spectrum import Spectrum
 
 
@@ -27,15 +27,15 @@ class Measurements:
     label: str
     size: int
     samples: int
-    weights: Weights | None = None
-    tails: Mapping[str, Tail] = field(default_factory=dict)
-    gradients: Scatter | None = None
+    weights: SingularValueTable | None = None
+    tails: Mapping[str, PowerLawTail] = field(default_factory=dict)
+    gradients: GradientCovariance | None = None
     gradient_norms: Mapping[str, float] = field(default_factory=dict)
     spectrum: Spectrum | None = None
-    collapse: Collapse | None = None
-    activity: Activity | None = None
-    labels: Labels | None = None
-    held_out: Labels | None = None
+    collapse: NeuralCollapse | None = None
+    activity: ActivationStatistics | None = None
+    labels: LabelNoise | None = None
+    held_out: LabelNoise | None = None
     rate: float | None = None
     momentum: float = 0.0
     nesterov: bool = False

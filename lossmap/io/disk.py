@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from lossmap.io.memory_store import Ledger
+from lossmap.io.memory_store import MemoryStore
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 Path_ = str | os.PathLike[str]
@@ -28,7 +28,7 @@ def place(path: Path_) -> Path:
     return path
 
 
-def room(path: Path, ledger: Ledger) -> None:
+def room(path: Path, ledger: MemoryStore) -> None:
     """Raise OSError (no space) where the disk can hardly take the file, its successor and the journal."""
     widths = sum(declared.width + 2 for declared in ledger.measures.values())
     arrays = sum(a.nbytes for group in ledger.groups.values() for a in group.arrays.values())

@@ -31,13 +31,13 @@ Blocks = Callable[[], Iterator[np.ndarray]]
 
 
 @dataclass(frozen=True)
-class Folder:
+class VectorFolder:
     """Where eigenvectors lie while a run is measured."""
 
     path: Path
 
     @classmethod
-    def beside(cls, file: str | os.PathLike[str]) -> Folder:
+    def beside(cls, file: str | os.PathLike[str]) -> VectorFolder:
         """The folder that belongs to a result file."""
         return cls(Path(f"{os.fspath(file)}.vectors"))
 
@@ -116,7 +116,7 @@ class Folder:
         return self.path / f"{step:012.3f}.npy".replace(".000.npy", ".npy")
 
 
-def fold(file: Path, folder: Folder, steps: Sequence[float], results: Group, pairs: int) -> None:
+def move_into_file(file: Path, folder: VectorFolder, steps: Sequence[float], results: Group, pairs: int) -> None:
     """Writes the eigenvectors of these steps, and what was made of them, into the result file: whole or not at all.
 
     pairs  the most that a snapshot has; others are filled up with NaN
@@ -146,7 +146,7 @@ def _rewritten(file: Path) -> Iterator[h5py.File]:
     sync_folder(file.parent)
 
 
-def _write_vectors(place: h5py.Group, folder: Folder, steps: Sequence[float], pairs: int) -> None:
+def _write_vectors(place: h5py.Group, folder: VectorFolder, steps: Sequence[float], pairs: int) -> None:
     n = folder.shape(steps[0])[1]
     vectors = place.create_dataset("eigenvector", (len(steps), pairs, n), dtype="f4", fillvalue=np.nan)
     vectors.attrs.update({"units": "1", "long_name": "eigenvectors of unit length, in the order of the eigenvalues"})
@@ -186,7 +186,7 @@ class Stored:
     blocks: Blocks
 
 
-def stored(path: str | os.PathLike[str], block: int = BLOCK) -> Stored:
+def read_vectors(path: str | os.PathLike[str], block: int = BLOCK) -> Stored:
     """The eigenpairs in a result file; the vectors are read by blocks when they are asked for.
 
     Raises KeyError where the file holds none.

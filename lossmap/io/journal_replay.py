@@ -14,8 +14,8 @@ import numpy as np
 
 from lossmap.geometry.grid import Field, Grid
 from lossmap.io import journal as log
-from lossmap.io.memory_store import Declared, Ledger
-from lossmap.io.surface import Failure, Surface, indices_of, plain, spans
+from lossmap.io.memory_store import Declared, MemoryStore
+from lossmap.io.surface import Failure, Surface, indices_of, spans, to_plain
 
 RECENT = 1_000  # points whose time of arrival a reader is told
 HEAD = np.dtype([("index", "<u8"), ("seconds", "<f8"), ("time", "<f8"), ("rank", "<i4")])
@@ -30,7 +30,7 @@ def journal_of(path: str | os.PathLike[str]) -> Path:
 
 def packed(**content: Any) -> bytes:
     """Plain values as the payload of a record."""
-    return json.dumps(plain(content), separators=(",", ":")).encode()
+    return json.dumps(to_plain(content), separators=(",", ":")).encode()
 
 
 def point(measure: str, index: int, seconds: float, rank: int, row: np.ndarray) -> bytes:
@@ -52,7 +52,7 @@ def grid_of(begun: Mapping[str, Any]) -> Grid:
     return Grid(np.array(begun["x"]), None if begun["y"] is None else np.array(begun["y"]))
 
 
-def applied(ledger: Ledger, written: log.Contents) -> dict[str, list[np.ndarray]]:
+def applied(ledger: MemoryStore, written: log.Contents) -> dict[str, list[np.ndarray]]:
     """Enter what the journal holds, in its order; the times at which points came in the last run, by measure."""
     came: dict[str, list[np.ndarray]] = {}
     for kind, payloads in log.runs(written.records):
@@ -92,7 +92,7 @@ def declaration(declared: Declared) -> dict[str, Any]:
     }
 
 
-def _declare(ledger: Ledger, measures: Mapping[str, Any]) -> None:
+def _declare(ledger: MemoryStore, measures: Mapping[str, Any]) -> None:
     for name, told in measures.items():
         fields = [Field(f[0], f[1], f[2], tuple(f[3]) if f[3] else None) for f in told["fields"]]
         ledger.declare(name, fields, told["settings"], None if told["points"] is None else indices_of(told["points"]))
@@ -107,7 +107,7 @@ def _by_measure(payloads: list[bytes]) -> Iterator[tuple[str, list[bytes]]]:
         yield name.decode(), content
 
 
-def resumed(ledger: Ledger, written: log.Contents) -> Surface:
+def resumed(ledger: MemoryStore, written: log.Contents) -> Surface:
     """The surface of a ledger after what the journal knows better."""
     came = applied(ledger, written)
     begun = begun_in(written)

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from lossmap.geometry.grid import Field, Grid
-from lossmap.io.surface import DONE, FAILED, TO_DO, Failure, Group, Surface, plain
+from lossmap.io.surface import DONE, FAILED, TO_DO, Failure, Group, Surface, to_plain
 
 Reading = Mapping[str, Any]  # field name -> number, or array where the field has a further dimension
 Measures = Mapping[str, tuple[Sequence[Field], Mapping[str, Any]]]  # name -> (fields, settings)
@@ -70,7 +70,7 @@ def bookkeeping(measure: str) -> tuple[Field, Field]:
     )
 
 
-class Ledger:
+class MemoryStore:
     """The points of a survey, done, failed and left. One writer; its methods may be called from any thread.
 
     grid      the ticks
@@ -115,7 +115,7 @@ class Ledger:
             if shared and other != name:
                 raise ValueError(f"the measures {other!r} and {name!r} both read {', '.join(sorted(shared))}")
         self.measures[name] = Declared(
-            tuple(fields), plain(dict(settings)), None if points is None else np.unique(np.asarray(points, np.int64))
+            tuple(fields), to_plain(dict(settings)), None if points is None else np.unique(np.asarray(points, np.int64))
         )
         if name not in self._status:
             n = len(self.grid)
@@ -211,7 +211,7 @@ class Ledger:
     def note(self, **attributes: Any) -> None:
         """Keep root attributes: what an audit found, what a probe chose."""
         with self.lock:
-            self.attributes |= plain(attributes)
+            self.attributes |= to_plain(attributes)
 
     def put(self, name: str, group: Group) -> None:
         """Keep a group of arrays beside the fields."""
@@ -255,7 +255,7 @@ class Ledger:
                 about,
                 {name: status.reshape(shape).copy() for name, status in self._status.items()},
                 {name: tuple(f.name for f in declared.fields) for name, declared in self.measures.items()},
-                settings or {"measures": {n: plain(d.settings) for n, d in self.measures.items()}},
+                settings or {"measures": {n: to_plain(d.settings) for n, d in self.measures.items()}},
                 tuple(self._failures[key] for key in sorted(self._failures)),
                 dict(self.attributes),
                 dict(self.groups),
@@ -264,7 +264,7 @@ class Ledger:
             )
 
     @classmethod
-    def of(cls, surface: Surface) -> Ledger:
+    def of(cls, surface: Surface) -> MemoryStore:
         """A ledger that goes on from this surface."""
         ledger = cls(surface.grid)
         told = surface.settings.get("measures", {})

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from lossmap.io.memory_store import bookkeeping
-from lossmap.io.read import being_written, read, write_surface
+from lossmap.io.read import is_being_written, read, write_surface
 from lossmap.io.resume_check import Refused, axis_differences, short
 from lossmap.io.surface import FAILED, Surface, canonical, differences, spans
 
@@ -38,7 +38,7 @@ def merge(paths: Sequence[str | os.PathLike[str]], output: str | os.PathLike[str
     if output.exists() and not overwrite:
         raise FileExistsError(f"{output} exists; name another file with --output, or say --overwrite")
     for file in files:
-        if being_written(file):
+        if is_being_written(file):
             raise ValueError(f"{file} is still being written; merge when its job has ended")
     surface = merged([read(f) for f in files], [str(f) for f in files], output.name)
     write_surface(output, surface, overwrite=overwrite, tensors_from=files[0])

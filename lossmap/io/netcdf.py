@@ -19,7 +19,7 @@ import h5py
 import numpy as np
 
 from lossmap.geometry.grid import Field, Grid
-from lossmap.io.surface import Failure, Group, Surface, indices_of, plain, spans
+from lossmap.io.surface import Failure, Group, Surface, indices_of, spans, to_plain
 
 FORMAT, VERSION = "lossmap", 1
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
@@ -128,7 +128,7 @@ def sync_folder(folder: Path) -> None:
 
 def _write(file: h5py.File, surface: Surface, keep: Path | None) -> None:
     grid, settings = surface.grid, surface.settings
-    text = json.dumps(plain(settings))
+    text = json.dumps(to_plain(settings))
     given = {name: value for name, value in surface.attributes.items() if name not in OWN}
     root = {
         "format": FORMAT,
@@ -272,7 +272,7 @@ def group_names(file: h5py.File) -> Iterator[str]:
 
 def _put(place: h5py.Group, name: str, value: Any) -> None:
     """An attribute as netCDF likes it: text, numbers and rows of them; anything else as JSON."""
-    value = plain(value) if not isinstance(value, (np.ndarray, np.generic)) else value
+    value = to_plain(value) if not isinstance(value, (np.ndarray, np.generic)) else value
     if value is None:
         value = "none"
     if isinstance(value, bool):
@@ -293,7 +293,7 @@ def _got(value: Any) -> Any:
 
 def digest(settings: Mapping[str, Any]) -> str:
     """SHA-256 of the settings as JSON with sorted keys."""
-    return hashlib.sha256(json.dumps(plain(settings), sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(to_plain(settings), sort_keys=True).encode()).hexdigest()
 
 
 def opened(path: Path) -> h5py.File:

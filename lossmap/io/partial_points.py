@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from lossmap.io.surface import plain
+from lossmap.io.surface import to_plain
 
 
 def folder_of(path: Path) -> Path:
@@ -23,7 +23,7 @@ def folder_of(path: Path) -> Path:
 def save_state(path: Path, file_id: str, measure: str, index: int, state: Mapping[str, Any]) -> None:
     """Keep the state of a point, written whole. Raises OSError where there is no room."""
     arrays = {name: np.asarray(v) for name, v in state.items() if _is_array(v)}
-    rest = {name: plain(v) for name, v in state.items() if name not in arrays}
+    rest = {name: to_plain(v) for name, v in state.items() if name not in arrays}
     about = {"id": file_id, "names": list(arrays), "plain": rest}
     content: dict[str, Any] = {f"a{i}": a for i, a in enumerate(arrays.values())}
     target = folder_of(path) / f"{measure}-{index}.npz"

@@ -14,25 +14,25 @@ from lossmap.io import legacy, netcdf
 from lossmap.io.disk import DiskFull, Path_, explained, place
 from lossmap.io.journal import Busy
 from lossmap.io.journal_replay import begun_in, grid_of, journal_of, resumed
-from lossmap.io.memory_store import Ledger
+from lossmap.io.memory_store import MemoryStore
 from lossmap.io.netcdf import NotASurface
 from lossmap.io.resume_check import Refused
 from lossmap.io.surface import Failure, Group, Surface
-from lossmap.io.writer import SurfaceFile, looked_into
+from lossmap.io.writer import SurfaceFile, inspect_existing
 
 __all__ = [
     "Busy",
     "DiskFull",
     "Failure",
     "Group",
-    "Ledger",
+    "MemoryStore",
     "NotASurface",
     "Refused",
     "Surface",
     "SurfaceFile",
-    "being_written",
+    "inspect_existing",
+    "is_being_written",
     "journal_of",
-    "looked_into",
     "read",
     "read_group",
     "training_path",
@@ -67,14 +67,14 @@ def _stamp(path: Path) -> tuple[int, int] | None:
 def _snapshot(path: Path, written: log.Contents) -> Surface:
     begun = begun_in(written)
     if begun is not None and not path.exists():
-        return resumed(Ledger(grid_of(begun)), written)
+        return resumed(MemoryStore(grid_of(begun)), written)
     with netcdf.opened(path) as file:
         if not netcdf.is_ours(file):
             return legacy.surface_of(file, path)
         surface = netcdf.read_file(file, path)
     if begun is None or begun["id"] != surface.attributes.get("file_id"):
         return surface
-    return resumed(Ledger.of(surface), written)
+    return resumed(MemoryStore.of(surface), written)
 
 
 def training_path(path: Path_, directions_file: Path_ | None = None) -> Group:
@@ -101,7 +101,7 @@ def read_group(path: Path_, name: str) -> Group:
         return netcdf.read_group_of(file, name)
 
 
-def being_written(path: Path_) -> bool:
+def is_being_written(path: Path_) -> bool:
     """Whether some process is writing this surface now; False where the file system cannot tell."""
     return log.is_locked(journal_of(path))
 

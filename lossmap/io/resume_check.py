@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from lossmap.geometry.grid import Field, Grid
-from lossmap.io.memory_store import Ledger, Measures
+from lossmap.io.memory_store import Measures, MemoryStore
 from lossmap.io.surface import canonical, differences
 
 
@@ -26,7 +26,7 @@ class Refused(ValueError):
 
 def refuse(
     path: Path,
-    ledger: Ledger,
+    ledger: MemoryStore,
     there: Mapping[str, Any],
     grid: Grid,
     identity: Mapping[str, Any],

@@ -197,7 +197,7 @@ class Surface:
             content[name] = ((*dims, *behind), values, {"units": about.unit, "long_name": about.long_name})
         for name, values in self.status.items():
             content[f"{name}_status"] = (dims, values)
-        return xarray.Dataset(content, coords=coordinates, attrs=plain(self.attributes))
+        return xarray.Dataset(content, coords=coordinates, attrs=to_plain(self.attributes))
 
     def __repr__(self) -> str:
         grid = self.grid
@@ -225,7 +225,7 @@ class Surface:
         return "\n".join(lines)
 
 
-def plain(value: Any) -> Any:
+def to_plain(value: Any) -> Any:
     """The value as JSON would give it back: tuples become lists, NumPy scalars numbers, the rest text."""
     return json.loads(json.dumps(value, default=_plain, sort_keys=False))
 
@@ -244,7 +244,7 @@ def _plain(value: Any) -> Any:
 
 def canonical(value: Any) -> str:
     """The JSON text of a value with its keys sorted: equal for equal settings."""
-    return json.dumps(plain(value), sort_keys=True, separators=(",", ":"))
+    return json.dumps(to_plain(value), sort_keys=True, separators=(",", ":"))
 
 
 def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
@@ -252,7 +252,7 @@ def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> Iterator[
 
     What stands under "chosen" (by a probe) is no difference: it is taken up again, not asked for.
     """
-    left, right = dict(_leaves(plain(dict(ours)))), dict(_leaves(plain(dict(theirs))))
+    left, right = dict(_leaves(to_plain(dict(ours)))), dict(_leaves(to_plain(dict(theirs))))
     absent = "(not set)"
     for name in sorted(left.keys() | right.keys()):
         here, there = left.get(name, absent), right.get(name, absent)

@@ -21,11 +21,11 @@ from lossmap.io import legacy, netcdf
 from lossmap.io.disk import Path_, explained, place, room, sentence
 from lossmap.io.journal import Busy, Journal
 from lossmap.io.journal_replay import applied, begun_in, declaration, grid_of, journal_of, packed, point
-from lossmap.io.memory_store import Ledger, Measures, Reading
+from lossmap.io.memory_store import Measures, MemoryStore, Reading
 from lossmap.io.netcdf import NotASurface
 from lossmap.io.partial_points import Unfinished, folder_of, save_state
 from lossmap.io.resume_check import refuse
-from lossmap.io.surface import DONE, Failure, Group, Surface, plain, spans
+from lossmap.io.surface import DONE, Failure, Group, Surface, spans, to_plain
 
 logger = logging.getLogger(__name__)
 HISTORY = 20_000  # characters of history that are kept, the newest
@@ -37,7 +37,7 @@ class SurfaceFile:
     ledger  what is known by now, in memory
     """
 
-    def __init__(self, path: Path, ledger: Ledger, journal: Journal, settings: Mapping[str, Any]) -> None:
+    def __init__(self, path: Path, ledger: MemoryStore, journal: Journal, settings: Mapping[str, Any]) -> None:
         self.path = path
         self.ledger = ledger
         self.snapshot_every = 30.0
@@ -106,11 +106,11 @@ class SurfaceFile:
         overwrite: bool,
         only: np.ndarray | None,
     ) -> SurfaceFile:
-        identity = plain(dict(identity))
+        identity = to_plain(dict(identity))
         begun = begun_in(journal.contents)
         if overwrite:
             _ours_to_overwrite(path)
-            ledger = Ledger(grid, measures, only=only)
+            ledger = MemoryStore(grid, measures, only=only)
             with explained(path, "nothing was changed"):
                 room(path, ledger)
                 journal.clear()
@@ -129,7 +129,7 @@ class SurfaceFile:
             if not ledger.complete():
                 ledger.attributes["restarts"] = int(ledger.attributes.get("restarts", 0)) + 1
         else:
-            ledger = Ledger(grid, measures, only=only)
+            ledger = MemoryStore(grid, measures, only=only)
         with explained(path, "nothing was changed"):
             room(path, ledger)
         return cls(path, ledger, journal, identity)
@@ -139,7 +139,7 @@ class SurfaceFile:
         now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         history = "\n".join(line for line in (str(kept.get("history", "")), f"{now} {command}".strip()) if line)
         ledger.groups |= groups
-        kept |= plain(dict(attributes))
+        kept |= to_plain(dict(attributes))
         kept |= {"file_id": kept.get("file_id") or secrets.token_hex(8), "history": history[-HISTORY:]}
         kept.setdefault("restarts", 0)
         kept.pop("end", None)
@@ -173,7 +173,7 @@ class SurfaceFile:
 
     def settings_of_all(self) -> dict[str, Any]:
         """The settings of the file and of each measure, as they stand in it."""
-        return {"file": self._identity, "measures": {n: plain(d.settings) for n, d in self.ledger.measures.items()}}
+        return {"file": self._identity, "measures": {n: to_plain(d.settings) for n, d in self.ledger.measures.items()}}
 
     def declare(
         self, name: str, fields: Sequence[Field], settings: Mapping[str, Any], points: np.ndarray | None = None
@@ -334,7 +334,7 @@ class SurfaceFile:
         return sentence(error, self.path, f"{known:,} points are safe; mend that and start the same command again")
 
 
-def looked_into(
+def inspect_existing(
     path: Path_,
     grid: Grid,
     *,
@@ -354,7 +354,7 @@ def looked_into(
     if not path.exists() and begun_in(written) is None:
         return None
     ledger, there = _continued(path, written)
-    refuse(path, ledger, there, grid, plain(dict(identity or {})), measures or {})
+    refuse(path, ledger, there, grid, to_plain(dict(identity or {})), measures or {})
     return ledger.surface()
 
 
@@ -363,11 +363,11 @@ def _writer(path: Path) -> str:
     return f" (process {begun['pid']} on {begun['host']})" if begun else ""
 
 
-def _continued(path: Path, written: log.Contents) -> tuple[Ledger, Mapping[str, Any]]:
+def _continued(path: Path, written: log.Contents) -> tuple[MemoryStore, Mapping[str, Any]]:
     """The ledger of what is there, and the file's own settings."""
     begun = begun_in(written)
     if not path.exists():
-        ledger = Ledger(grid_of(begun or {}))
+        ledger = MemoryStore(grid_of(begun or {}))
         applied(ledger, written)
         settings: Mapping[str, Any] = (begun or {})["identity"]
         return ledger, settings
@@ -384,7 +384,7 @@ def _continued(path: Path, written: log.Contents) -> tuple[Ledger, Mapping[str, 
             f"{journal_of(path)} belongs to another file than {path}: move one of them away, or start anew "
             "with --overwrite"
         )
-    ledger = Ledger.of(surface)
+    ledger = MemoryStore.of(surface)
     if "shard_points" in surface.attributes:
         ledger.only = surface.wanted()
     applied(ledger, written)

@@ -1,8 +1,8 @@
 """The audit of a map of eigenvalues: some points are solved again, cold and with limits, and misses are counted.
 
 A cheap point starts from its neighbour and can miss an end that the neighbour's vectors do not contain; a residual
-cannot tell. So a random part of the points is solved a second time, independently (`Extremes(..., audit=True)`), and
-compared. A miss is an end that the second look found further out, by more than the tolerance times max(abs(value)).
+cannot tell. So a random part of the points is solved a second time, independently (`EigenvalueMap(..., audit=True)`),
+and compared. A miss is an end that the second look found further out, by more than the tolerance times max(abs(value)).
 Where there is one, the neighbouring points are solved again too, and so on until no neighbour shows a miss; all that
 was solved twice keeps the more extreme of its two answers.
 

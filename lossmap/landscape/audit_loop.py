@@ -21,7 +21,7 @@ from lossmap.parallel.world import World
 MEASURE, FIRST = "audit", "eigen"
 
 
-def audited(
+def run_audit(
     store: Store | None,
     world: World,
     walk: Callable[[np.ndarray], Any],

@@ -24,8 +24,8 @@ from torch import Tensor
 
 from lossmap.geometry.directions import Plane
 from lossmap.geometry.grid import Field, Point
-from lossmap.interrupt import Unfinished
-from lossmap.linalg.krylov_space import Symmetric
+from lossmap.interrupt import Interrupted
+from lossmap.linalg.krylov_space import SymmetricOperator
 from lossmap.linalg.lanczos import EigenPairs, Which, check, extremes
 from lossmap.linalg.trace import trace
 
@@ -34,7 +34,7 @@ MOST = 512
 ALIGNED = 0.8  # a vector is continued in a straight line where the last two make an angle with a cosine above this
 
 
-class There(Symmetric, Protocol):
+class There(SymmetricOperator, Protocol):
     """The matrix at one point, which knows the loss there."""
 
     def loss(self) -> float:
@@ -59,7 +59,7 @@ class Prepared(Protocol):
         """The same with smaller batches and fewer kept values; None where it cannot do with less."""
 
 
-class Extremes:
+class EigenvalueMap:
     """The measure: `measure(point)` -> reading.
 
     prepared      by split, {"train": ...}: the fields of the first have no prefix, those of the others `test_`
@@ -161,9 +161,9 @@ class Extremes:
                 finite = isfinite(matrix.loss())
             try:
                 found = self._read(matrix, split, part, point, space or None) if finite else {}
-            except Unfinished as left:
+            except Interrupted as left:
                 kept = {f"reading:{k}": v for k, v in reading.items()}
-                raise Unfinished({"job": i, **kept, **{f"space:{k}": v for k, v in left.state.items()}}) from None
+                raise Interrupted({"job": i, **kept, **{f"space:{k}": v for k, v in left.state.items()}}) from None
             space = None
             products = f"{self.prefixes[split]}products"
             found[products] = reading.get(products, 0.0) + found.get(products, 0.0)

@@ -21,10 +21,10 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from lossmap.data.batches import Batch, Resident, Streamed
-from lossmap.data.problem import Problem, placed
+from lossmap.data.problem import Problem, temporary_parameters
 from lossmap.geometry.directions import Plane
 from lossmap.geometry.grid import Field, Point
-from lossmap.landscape.fold_batchnorm import FoldedLayer, folded
+from lossmap.landscape.fold_batchnorm import FoldedLayer, fold_batchnorm
 
 logger = logging.getLogger("lossmap")
 
@@ -35,7 +35,7 @@ def alone(tensor: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Way:
+class ForwardPlan:
     """How a pass over the data is made: what the probe chooses, and the file records.
 
     batch_size     samples per pass
@@ -48,7 +48,7 @@ class Way:
     fold: bool = False
 
 
-class Losses:
+class LossMap:
     """The measure: `losses(point)` -> reading. Made by `losses(...)`.
 
     Raises ValueError where the model or the loss do not fit the data; what a model's forward raises is passed on.
@@ -60,7 +60,7 @@ class Losses:
         self,
         problems: Mapping[str, Problem],
         plane: Plane,
-        way: Way,
+        way: ForwardPlan,
         *,
         total: Callable[[Tensor], Tensor] = alone,
         autocast: torch.dtype | None = None,
@@ -76,13 +76,13 @@ class Losses:
         self._gradients = not all(p.separable for p in problems.values())
         self._set(way)
 
-    def _set(self, way: Way) -> None:
+    def _set(self, way: ForwardPlan) -> None:
         self.way = way
         self._format = torch.channels_last if way.channels_last else torch.contiguous_format
         self._ready = {s: p.with_data(_formatted(p.data, way)) for s, p in self._problems.items()}
         self._graph: nn.Module | None = None
         self._layers: list[FoldedLayer] = []
-        made = folded(self.model) if way.fold else None
+        made = fold_batchnorm(self.model) if way.fold else None
         if made is not None:
             self._graph, self._layers = made
 
@@ -108,7 +108,7 @@ class Losses:
             tensors = {k: t.contiguous(memory_format=self._format) if t.dim() == 4 else t for k, t in tensors.items()}
         error: BaseException | None = None
         sums: list[Tensor] = []
-        with placed(self.model, tensors), self._mode():
+        with temporary_parameters(self.model, tensors), self._mode():
             for layer in self._layers:
                 layer.refresh(self._format)
             for problem in self._ready.values():
@@ -158,11 +158,11 @@ def losses(
     problem: Problem | Mapping[str, Problem],
     plane: Plane,
     *,
-    way: Way | Mapping[str, Any] | None = None,
+    way: ForwardPlan | Mapping[str, Any] | None = None,
     total: Callable[[Tensor], Tensor] = alone,
     autocast: torch.dtype | None = None,
     settings: Mapping[str, Any] | None = None,
-) -> Losses:
+) -> LossMap:
     """The measure of losses on a plane.
 
     problem   one problem (read as `train`), or one per split: {"train": ..., "test": ...}, over the same model
@@ -174,25 +174,25 @@ def losses(
     if len({id(p.model) for p in problems.values()}) != 1:
         raise ValueError("the problems of a survey want one model between them")
     if isinstance(way, Mapping):
-        way = Way(**way)
+        way = ForwardPlan(**way)
     if way is None:
-        way = probed(next(iter(problems.values())), plane, autocast=autocast)
-    return Losses(problems, plane, way, total=total, autocast=autocast, settings=settings)
+        way = probe_forward_plan(next(iter(problems.values())), plane, autocast=autocast)
+    return LossMap(problems, plane, way, total=total, autocast=autocast, settings=settings)
 
 
-def plain(problem: Problem) -> Way:
+def plain_forward(problem: Problem) -> ForwardPlan:
     """The way without any device: the data's own batches, nothing folded."""
-    return Way(problem.data.batch_size)
+    return ForwardPlan(problem.data.batch_size)
 
 
-def probed(
+def probe_forward_plan(
     problem: Problem,
     plane: Plane,
     *,
     autocast: torch.dtype | None = None,
     seconds: float = 2.0,
     batch_size: int | None = None,
-) -> Way:
+) -> ForwardPlan:
     """The fastest way found by trying some for about so many seconds: first the form, then the batch size.
 
     batch_size  where it is given, only the form is chosen
@@ -207,10 +207,10 @@ def probed(
         for t in pytree.tree_leaves(next(iter(problem.data.rebatched(1))))
     )
     first = _Trial(problem, plane, autocast)
-    best = Way(start)
+    best = ForwardPlan(start)
     best_time = first.seconds(best)
     forms = [(False, True)] if images else []
-    if problem.separable and folded(problem.model) is not None and first.agrees(replace(best, fold=True), best):
+    if problem.separable and fold_batchnorm(problem.model) is not None and first.agrees(replace(best, fold=True), best):
         forms += [(True, False)] + ([(True, True)] if images else [])
     for fold, last in forms:
         way = replace(best, fold=fold, channels_last=last)
@@ -242,12 +242,12 @@ class _Trial:
         self.problem, self.plane, self.autocast = problem, plane, autocast
         self.origin = (0.0,) * len(plane.axes)
 
-    def measure(self, way: Way, samples: int) -> Losses:
+    def measure(self, way: ForwardPlan, samples: int) -> LossMap:
         data = self.problem.data
         part = data.share(0, max(1, data.samples // samples)) if samples < data.samples else data
-        return Losses({"train": self.problem.with_data(part)}, self.plane, way, autocast=self.autocast)
+        return LossMap({"train": self.problem.with_data(part)}, self.plane, way, autocast=self.autocast)
 
-    def seconds(self, way: Way) -> float:
+    def seconds(self, way: ForwardPlan) -> float:
         measure = self.measure(way, way.batch_size)
         counted = sum(p.data.samples for p in measure._ready.values())
         least = float("inf")
@@ -262,13 +262,13 @@ class _Trial:
                 break
         return least / counted
 
-    def agrees(self, way: Way, other: Way) -> bool:
+    def agrees(self, way: ForwardPlan, other: ForwardPlan) -> bool:
         ours = self.measure(way, way.batch_size)(self.origin)["train_loss"]
         theirs = self.measure(other, other.batch_size)(self.origin)["train_loss"]
         return abs(ours - theirs) <= 1e-4 * max(abs(theirs), 1e-3) or (ours != ours and theirs != theirs)
 
 
-def _formatted(data: Any, way: Way) -> Any:
+def _formatted(data: Any, way: ForwardPlan) -> Any:
     data = data.rebatched(way.batch_size)
     if not way.channels_last:
         return data

@@ -20,15 +20,26 @@ from typing import Any, Protocol, cast
 import numpy as np
 
 from lossmap.geometry.grid import Field, Grid, Point
-from lossmap.interrupt import Unfinished
-from lossmap.io.memory_store import Ledger
+from lossmap.interrupt import Interrupted
+from lossmap.io.memory_store import MemoryStore
 from lossmap.io.surface import Failure, Surface
-from lossmap.parallel.dispatcher import ASKED, END, HALTED, NOTE, Broken, Dealer, Loop, Lost, Nap, Place
-from lossmap.parallel.evaluate import Attempt
-from lossmap.parallel.mpi_messages import Wire
+from lossmap.parallel.dispatcher import (
+    ASKED,
+    END,
+    HALTED,
+    NOTE,
+    Dispatcher,
+    LocalChannel,
+    LostPoint,
+    PollBackoff,
+    TeamBroken,
+    Worker,
+)
+from lossmap.parallel.evaluate import PointEvaluator
+from lossmap.parallel.mpi_messages import Channel
 from lossmap.parallel.shutdown import Stop
 from lossmap.parallel.team import Team
-from lossmap.parallel.work_queue import Dealing
+from lossmap.parallel.work_queue import WorkQueue
 from lossmap.parallel.world import World
 
 logger = logging.getLogger("lossmap")
@@ -143,16 +154,16 @@ def survey(
     stop = as_stop(stop)
     watchdog = 3 * point_timeout if point_timeout is not None and world.tolerant and world.rank != 0 else None
     sizes = {field.name: field.extra[1] if field.extra else 1 for field in measure.fields}
-    attempt = Attempt(measure, grid.point, sizes, team, Unfinished, watchdog)
+    attempt = PointEvaluator(measure, grid.point, sizes, team, Interrupted, watchdog)
     if world.rank != 0:
         return cast(Surface, _work(world, attempt, stop))
     wanted = None if points is None else np.unique(np.fromiter(points, dtype=np.int64))
     if wanted is not None and wanted.size and not 0 <= wanted[0] <= wanted[-1] < len(grid):
         raise ValueError(f"points want flat indices from 0 to {len(grid) - 1}; got {wanted[0]} to {wanted[-1]}")
     if store is None:
-        store = Ledger(grid)
+        store = MemoryStore(grid)
         store.declare(measure.name, measure.fields, measure.settings, wanted)
-    book = Book(store, measure.name, grid, progress, len(places), wanted, retry_failed)
+    book = Recorder(store, measure.name, grid, progress, len(places), wanted, retry_failed)
     _lead(world, list(places), book, attempt, stop, point_timeout)
     return store.surface()
 
@@ -163,7 +174,7 @@ def walk(grid: Grid, indices: np.ndarray) -> np.ndarray:
     return np.asarray(indices, dtype=np.int64)[np.argsort(r * grid.x.size + np.where(r % 2, grid.x.size - 1 - c, c))]
 
 
-class Book:
+class Recorder:
     """What rank 0 does with what comes in: the store, the log, the progress."""
 
     def __init__(
@@ -200,7 +211,7 @@ class Book:
         self.done += 1
         self.read_now += 1
 
-    def broke(self, lost: Lost, final: bool) -> None:
+    def broke(self, lost: LostPoint, final: bool) -> None:
         failure = Failure(lost.index, lost.rank, lost.host, lost.text, self.measure)
         place = f"point {lost.index} failed on rank {lost.rank} on {lost.host}"
         if final:
@@ -222,7 +233,7 @@ class Book:
         logger.log(logging.WARNING if self.progress is None else logging.INFO, text)
         self._tell(text)
 
-    def moved(self, dealing: Dealing) -> None:
+    def moved(self, dealing: WorkQueue) -> None:
         self.store.tick()
         if time.monotonic() - self._told > 0.2 or dealing.finished:
             self._tell("")
@@ -245,8 +256,8 @@ class Book:
 def _lead(
     world: World,
     places: list[tuple[int, ...]],
-    book: Book,
-    attempt: Attempt,
+    book: Recorder,
+    attempt: PointEvaluator,
     stop: Stop,
     patience: float | None,
 ) -> None:
@@ -257,8 +268,8 @@ def _lead(
     whole = places[0][0] == 0  # whether this rank has a team that waits for word
     try:
         while True:
-            loop, dealing = Loop(wire), Dealing(order, len(places))
-            dealer = Dealer(
+            loop, dealing = LocalChannel(wire), WorkQueue(order, len(places))
+            dealer = Dispatcher(
                 loop, dealing, places, book, stop=stop, serial=world.surveys, state=book.state, patience=patience
             )
             whole = _round(world, loop, dealer, places[0][0] == 0, attempt, stop) and whole
@@ -277,7 +288,9 @@ def _lead(
                 world.wire.send((world.surveys, END, *end), rank)
 
 
-def _round(world: World, loop: Loop, dealer: Dealer, measures: bool, attempt: Attempt, stop: Stop) -> bool:
+def _round(
+    world: World, loop: LocalChannel, dealer: Dispatcher, measures: bool, attempt: PointEvaluator, stop: Stop
+) -> bool:
     """Deal until it is over; where rank 0 measures too, beside it or, where MPI allows no threads, between points.
 
     Returns whether rank 0's own team is whole.
@@ -285,7 +298,7 @@ def _round(world: World, loop: Loop, dealer: Dealer, measures: bool, attempt: At
     if not measures:
         _until(lambda: dealer.over, dealer.step)
         return False
-    place = Place(loop.end(), attempt, stop=stop, serial=dealer.serial, host=world.host)
+    place = Worker(loop.end(), attempt, stop=stop, serial=dealer.serial, host=world.host)
     attempt.note = lambda text: place.tell(NOTE, text)
     if world.size == 1 or not world.threads:
         _until(lambda: dealer.over, lambda: dealer.step() | place.step())
@@ -316,16 +329,16 @@ def _round(world: World, loop: Loop, dealer: Dealer, measures: bool, attempt: At
 
 
 def _until(over: Callable[[], bool], step: Callable[[], bool]) -> None:
-    nap = Nap()
+    nap = PollBackoff()
     while not over():
         nap.after(step())
 
 
-def _work(world: World, attempt: Attempt, stop: Stop) -> Elsewhere:
+def _work(world: World, attempt: PointEvaluator, stop: Stop) -> Elsewhere:
     """The part of every other rank: measure what is dealt, or follow the leader of one's team."""
-    team, serial, wire = attempt.team, world.surveys, cast(Wire, world.wire)
+    team, serial, wire = attempt.team, world.surveys, cast(Channel, world.wire)
     if team.leads:
-        place = Place(wire, attempt, stop=stop, serial=serial, host=world.host)
+        place = Worker(wire, attempt, stop=stop, serial=serial, host=world.host)
         attempt.note = lambda text: place.tell(NOTE, text)
         silent = stop.listen(place.listen)
         _until(lambda: place.end is not None, place.step)
@@ -339,7 +352,7 @@ def _work(world: World, attempt: Attempt, stop: Stop) -> Elsewhere:
     return Elsewhere(outcome)
 
 
-def _follow(wire: Wire, serial: int, attempt: Attempt, stop: Stop) -> tuple[Any, ...]:
+def _follow(wire: Channel, serial: int, attempt: PointEvaluator, stop: Stop) -> tuple[Any, ...]:
     """A team member's part. Where the team has died, wait for the end of the survey."""
     told = False
 
@@ -353,8 +366,8 @@ def _follow(wire: Wire, serial: int, attempt: Attempt, stop: Stop) -> tuple[Any,
     attempt.note = lambda text: wire.send((serial, NOTE, text), 0)
     try:
         return attempt.follow()
-    except Broken:
-        nap = Nap()
+    except TeamBroken:
+        nap = PollBackoff()
         while (came := wire.receive()) is None or came[1][:2] != (serial, END):
             nap.after(came is not None)
         return came[1][2:]

@@ -15,16 +15,16 @@ import scipy.sparse.linalg as sparse
 import torch
 
 from lossmap import seeding
-from lossmap.interrupt import Unfinished
+from lossmap.interrupt import Interrupted
 from lossmap.linalg.eigenpairs import EigenPairs, Which, check
-from lossmap.linalg.krylov_space import ROUNDING, Symmetric
+from lossmap.linalg.krylov_space import ROUNDING, SymmetricOperator
 from lossmap.linalg.probabilistic_bounds import NONE
 
 DENSE = 24  # up to this dimension eigsh multiplies with every unit vector instead
 
 
 def eigsh(
-    matrix: Symmetric,
+    matrix: SymmetricOperator,
     which: str = "ends",
     *,
     tol: float = 1e-3,
@@ -49,7 +49,7 @@ def eigsh(
 
     def product(v: np.ndarray) -> np.ndarray:
         if stop is not None and stop():
-            raise Unfinished
+            raise Interrupted
         image = matrix @ torch.from_numpy(np.array(v).reshape(n)).to(matrix.device, matrix.dtype)
         seen["products"] += 1
         length = float(image.double().norm())

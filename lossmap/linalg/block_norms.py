@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from lossmap import seeding
-from lossmap.linalg.krylov_space import Symmetric
+from lossmap.linalg.krylov_space import SymmetricOperator
 from lossmap.sums import norm
 
 
 @dataclass(frozen=True)
-class Shortfall:
+class OffDiagonalEnergy:
     """What the block-diagonal picture leaves out.
 
     share     of the squared Frobenius norm of the whole matrix, what lies outside the blocks; error: its standard error
@@ -35,7 +35,7 @@ class Shortfall:
 class Restricted:
     """The diagonal block of any symmetric matrix at these indices: a full product for each of its own."""
 
-    matrix: Symmetric
+    matrix: SymmetricOperator
     indices: Tensor  # (size,)
 
     @property
@@ -60,7 +60,9 @@ class Restricted:
         return (self.matrix @ padded)[self.indices]
 
 
-def leak(matrix: Symmetric, name: str, indices: Tensor, probes: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def block_leakage(
+    matrix: SymmetricOperator, name: str, indices: Tensor, probes: int, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Squared lengths of products with random signs in one block: what stays inside, (probes,), and what leaves it."""
     inside, outside = np.zeros(probes), np.zeros(probes)
     for i in range(probes):
@@ -74,22 +76,26 @@ def leak(matrix: Symmetric, name: str, indices: Tensor, probes: int, seed: int) 
     return inside, outside
 
 
-def shortfall(matrix: Symmetric, where: Mapping[str, Tensor], *, probes: int = 4, seed: int = 0) -> Shortfall:
+def off_diagonal_energy(
+    matrix: SymmetricOperator, where: Mapping[str, Tensor], *, probes: int = 4, seed: int = 0
+) -> OffDiagonalEnergy:
     """How much of a matrix lies outside its diagonal blocks, from products with random signs in one block at a time.
 
     where  the indices of each block
     """
     if probes < 2:
         raise ValueError(f"a share with a standard error wants 2 probes or more; got {probes}")
-    return shortfall_of({name: leak(matrix, name, indices, probes, seed) for name, indices in where.items()})
+    return energy_from_leakage(
+        {name: block_leakage(matrix, name, indices, probes, seed) for name, indices in where.items()}
+    )
 
 
-def shortfall_of(leaks: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Shortfall:
-    """The shares from what `leak` saw of each block."""
+def energy_from_leakage(leaks: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> OffDiagonalEnergy:
+    """The shares from what `block_leakage` saw of each block."""
     inside, outside = (np.array([pair[i] for pair in leaks.values()]) for i in (0, 1))  # (blocks, probes)
     both = inside + outside
     out, all_of = outside.sum(0), both.sum(0)
     share = float(out.sum() / all_of.sum()) if all_of.sum() > 0.0 else 0.0
     spread = (out - share * all_of) / (all_of.mean() or 1.0)  # the ratio's linear part
     own = {name: float(outside[b].sum() / (both[b].sum() or 1.0)) for b, name in enumerate(leaks)}
-    return Shortfall(share, float(spread.std(ddof=1) / np.sqrt(len(out))), own, both.size)
+    return OffDiagonalEnergy(share, float(spread.std(ddof=1) / np.sqrt(len(out))), own, both.size)

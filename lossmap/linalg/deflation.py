@@ -26,13 +26,13 @@ import torch
 from torch import Tensor
 
 from lossmap import seeding
-from lossmap.linalg.krylov_space import ROUNDING, Space, Symmetric
+from lossmap.linalg.krylov_space import ROUNDING, KrylovSpace, SymmetricOperator
 from lossmap.linalg.lanczos import LIMIT_TOLERANCES, SOLVERS, EigenPairs, Which, check, extremes, lanczos
 from lossmap.linalg.probabilistic_bounds import least_component, lower_limit, upper_limit
 
 
 def successive(
-    matrix: Symmetric,
+    matrix: SymmetricOperator,
     which: str,
     *,
     tol: float = 1e-3,
@@ -75,7 +75,7 @@ def successive(
     return search.found(sign * other)
 
 
-def ends_of(matrix: Symmetric, which: str, *, solver: str = "auto", **told: Any) -> EigenPairs:
+def successive_eigenpairs(matrix: SymmetricOperator, which: str, *, solver: str = "auto", **told: Any) -> EigenPairs:
     """`top:k` or `bottom:k` by the named solver: `successive`, or SciPy's eigsh, which tells no limits."""
     if solver == "eigsh":
         return extremes(matrix, which, solver=solver, **told)
@@ -91,7 +91,7 @@ class Remaining:
     taken  (n, k) orthonormal but for rounding, in the matrix's precision
     """
 
-    matrix: Symmetric
+    matrix: SymmetricOperator
     taken: Tensor
     sigma: float
 
@@ -131,7 +131,7 @@ class _Search:
 
     def __init__(
         self,
-        matrix: Symmetric,
+        matrix: SymmetricOperator,
         wanted: Which,
         tol: float,
         confidence: float,
@@ -143,7 +143,7 @@ class _Search:
         self.matrix, self.wanted, self.tol, self.confidence, self.memory = matrix, wanted, tol, confidence, memory
         self.capacity = min(n, max(memory // (n * item), 2 * wanted.count + 16))
         start = seeding.normal(n, "eigen start", seed, 0).double()
-        self.space = Space(matrix, (start / start.norm())[:, None].to(matrix.device), self.capacity)
+        self.space = KrylovSpace(matrix, (start / start.norm())[:, None].to(matrix.device), self.capacity)
         self.delta = least_component(n, confidence)
         self.most = 10 * n if max_products is None else max_products
         self.spent = 0  # products of second looks

@@ -14,14 +14,14 @@ from math import nan
 import numpy as np
 import torch
 
-from lossmap.linalg.krylov_space import ROUNDING, Symmetric
+from lossmap.linalg.krylov_space import ROUNDING, SymmetricOperator
 from lossmap.linalg.lanczos import EigenPairs, Which
 from lossmap.linalg.spectral_density import Density
 from lossmap.linalg.trace import Trace
 
 
 @dataclass(frozen=True, eq=False)
-class Whole:
+class DenseMatrix:
     """All of a symmetric matrix.
 
     entries  (n, n) float64, its symmetric part
@@ -35,7 +35,7 @@ class Whole:
     dtype: torch.dtype = torch.float64
 
     @classmethod
-    def of(cls, matrix: Symmetric) -> Whole:
+    def of(cls, matrix: SymmetricOperator) -> DenseMatrix:
         """By n products with unit vectors. Raises FloatingPointError where one is not finite."""
         n = matrix.size
         measured = np.zeros((n, n))

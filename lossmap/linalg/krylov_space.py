@@ -26,7 +26,7 @@ CHUNK = 1 << 20  # columns converted to float64 at a time
 ROUNDING = 64.0  # the allowance for rounding in products, in units of the precision's epsilon
 
 
-class Symmetric(Protocol):
+class SymmetricOperator(Protocol):
     """A real symmetric matrix known by its products."""
 
     @property
@@ -44,14 +44,14 @@ class Symmetric(Protocol):
     def __matmul__(self, v: Tensor, /) -> Tensor: ...
 
 
-class Space:
+class KrylovSpace:
     """The search space while it grows. Not a result: `eigen` makes frozen values of it.
 
     capacity  vectors that may be held at most
     start     (n, b) first vectors, not zero and linearly independent
     """
 
-    def __init__(self, matrix: Symmetric, start: Tensor, capacity: int) -> None:
+    def __init__(self, matrix: SymmetricOperator, start: Tensor, capacity: int) -> None:
         n = matrix.size
         self.matrix = matrix
         self.capacity = min(capacity, n)
@@ -164,7 +164,7 @@ class Space:
         }
 
     @classmethod
-    def restored(cls, matrix: Symmetric, state: dict[str, Any], capacity: int) -> Space:
+    def restored(cls, matrix: SymmetricOperator, state: dict[str, Any], capacity: int) -> KrylovSpace:
         """The space that `state` was taken of. Raises ValueError where it belongs to another matrix."""
         space = cls(matrix, torch.empty((matrix.size, 0)), capacity)
         basis = torch.from_numpy(np.array(state["basis"], dtype=np.uint8)).view(matrix.dtype)

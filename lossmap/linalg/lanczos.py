@@ -29,13 +29,13 @@ import torch
 from torch import Tensor
 
 from lossmap import seeding
-from lossmap.interrupt import Unfinished
+from lossmap.interrupt import Interrupted
 from lossmap.linalg.arpack import eigsh
 from lossmap.linalg.eigenpairs import EigenPairs, Which, check
-from lossmap.linalg.krylov_space import ROUNDING, Space, Symmetric
+from lossmap.linalg.krylov_space import ROUNDING, KrylovSpace, SymmetricOperator
 from lossmap.linalg.probabilistic_bounds import least_component, lower_limit, upper_limit
 
-__all__ = ["EigenPairs", "Symmetric", "Which", "check", "eigsh", "extremes", "lanczos"]
+__all__ = ["EigenPairs", "SymmetricOperator", "Which", "check", "eigsh", "extremes", "lanczos"]
 
 SOLVERS = ("auto", "lanczos", "eigsh")
 LIMIT_TOLERANCES = 10.0  # with `certify`, how near a limit must come to its value, in tolerances
@@ -43,7 +43,7 @@ NOISE = 0.1  # length of the random part of a warm start, beside a warm part of 
 SAVED = 1 << 28  # bytes of a search space that is left to be resumed; of a larger one its best vectors are kept
 
 
-def extremes(matrix: Symmetric, which: str = "ends", *, solver: str = "auto", **told: Any) -> EigenPairs:
+def extremes(matrix: SymmetricOperator, which: str = "ends", *, solver: str = "auto", **told: Any) -> EigenPairs:
     """The eigenpairs by the named solver, `auto` being lanczos; `told` as those two take it.
 
     Raises ValueError for a solver that is not there.
@@ -54,7 +54,7 @@ def extremes(matrix: Symmetric, which: str = "ends", *, solver: str = "auto", **
 
 
 def lanczos(
-    matrix: Symmetric,
+    matrix: SymmetricOperator,
     which: str = "ends",
     *,
     tol: float = 1e-3,
@@ -92,10 +92,10 @@ def lanczos(
     delta = least_component(n, confidence) if block == 1 else 0.0
     if state is None:
         first, share = _start(matrix, start, noise, seed, block)
-        space, limits, held = Space(matrix, first, capacity), (inf, -inf), 0
+        space, limits, held = KrylovSpace(matrix, first, capacity), (inf, -inf), 0
         seen: list[tuple[int, np.ndarray]] = []
     else:
-        space = Space.restored(matrix, state, capacity)
+        space = KrylovSpace.restored(matrix, state, capacity)
         share, limits, held = float(state["share"]), (float(state["upper"]), float(state["lower"])), int(state["held"])
         seen = [(int(row[0]), row[1:][np.isfinite(row[1:])]) for row in np.asarray(state["seen"])]
     most = 10 * n if max_products is None else max_products
@@ -130,7 +130,7 @@ def lanczos(
                     _shrink(space, wanted, max(SAVED // (n * item), wanted.count + 2), values, coordinates)
                 rows = [[m, *np.pad(v, (0, wanted.count - len(v)), constant_values=nan)] for m, v in seen]
                 told = {"share": share, "upper": limits[0], "lower": limits[1], "held": held, "seen": np.array(rows)}
-                raise Unfinished({**space.state(), **told})
+                raise Interrupted({**space.state(), **told})
             if full:
                 _shrink(space, wanted, (capacity + wanted.count) // 2, values, coordinates)
         if space.multiplied == space.filled:
@@ -140,13 +140,15 @@ def lanczos(
     return _pairs(space, wanted, chosen, values, coordinates, lengths + rounding, limits, tol, confidence, met)
 
 
-def _shrink(space: Space, wanted: Which, count: int, values: np.ndarray, coordinates: np.ndarray) -> None:
+def _shrink(space: KrylovSpace, wanted: Which, count: int, values: np.ndarray, coordinates: np.ndarray) -> None:
     """Restarts the search from its so many best vectors."""
     keep = wanted.pick(values, min(len(values), count))
     space.shrink(coordinates[:, keep], values[keep])
 
 
-def _start(matrix: Symmetric, start: Tensor | None, noise: float, seed: int | str, block: int) -> tuple[Tensor, float]:
+def _start(
+    matrix: SymmetricOperator, start: Tensor | None, noise: float, seed: int | str, block: int
+) -> tuple[Tensor, float]:
     """The first vectors (n, block), and the weight of the random part in the (one) vector of length one."""
     n = matrix.size
     drawn = torch.stack([seeding.normal(n, "eigen start", seed, i) for i in range(block)], 1).double()
@@ -165,7 +167,7 @@ def _start(matrix: Symmetric, start: Tensor | None, noise: float, seed: int | st
     return mixed, noise / float(mixed[:, 0].norm())
 
 
-def _limits(space: Space, before: tuple[float, float], delta: float, rounding: float) -> tuple[float, float]:
+def _limits(space: KrylovSpace, before: tuple[float, float], delta: float, rounding: float) -> tuple[float, float]:
     """The limits at this step where they are tighter than those before; from a single unshrunk run alone."""
     if delta == 0.0 or space.shrunk or space.drawn:
         return before
@@ -191,7 +193,7 @@ def _near(wanted: Which, limits: tuple[float, float], values: np.ndarray, distan
 
 
 def _pairs(
-    space: Space,
+    space: KrylovSpace,
     wanted: Which,
     chosen: np.ndarray,
     values: np.ndarray,

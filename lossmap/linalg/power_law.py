@@ -20,12 +20,12 @@ from dataclasses import dataclass
 import numpy as np
 
 Array = np.ndarray
-LEAST = 50  # values in a tail that can be fitted in earnest
+MIN_TAIL_SIZE = 50  # values in a tail that can be fitted in earnest
 STARTS = 60  # values of x_min that are tried, at most
 
 
 @dataclass(frozen=True)
-class Tail:
+class PowerLawTail:
     """A fitted power law."""
 
     alpha: float
@@ -39,7 +39,7 @@ class Tail:
     @property
     def enough(self) -> bool:
         """Whether the tail has values enough for the fit to mean anything."""
-        return self.count >= LEAST
+        return self.count >= MIN_TAIL_SIZE
 
     @property
     def plausible(self) -> bool:
@@ -48,20 +48,20 @@ class Tail:
 
     def __repr__(self) -> str:
         if not self.enough:
-            return f"no tail to fit: {self.count} of {self.total} values, {LEAST} wanted"
+            return f"no tail to fit: {self.count} of {self.total} values, {MIN_TAIL_SIZE} wanted"
         word = "not refused" if self.plausible else "refused"
         fit = f"alpha {self.alpha:.2f} +- {self.error:.2f} over {self.count} values"
         return f"{fit}; a power law is {word} (p {self.p:.2f})"
 
 
-def tail(values: Array, *, draws: int = 100, seed: int = 0) -> Tail:
+def power_law_tail(values: Array, *, draws: int = 100, seed: int = 0) -> PowerLawTail:
     """Fits the tail of positive values. Raises ValueError where fewer than two differ."""
     x = np.sort(values[values > 0].astype(np.float64))
     if len(x) < 2 or x[0] == x[-1]:
         raise ValueError(f"a tail wants two different positive values at least; got {len(x)} positive")
     alpha, start, count, distance = _fit(x)
-    if count < LEAST:
-        return Tail(alpha, float("nan"), start, count, len(x), distance, float("nan"))
+    if count < MIN_TAIL_SIZE:
+        return PowerLawTail(alpha, float("nan"), start, count, len(x), distance, float("nan"))
     chance = np.random.default_rng(seed)
     again = [_fit(np.sort(chance.choice(x, len(x))))[0] for _ in range(draws)]
     below = x[x < start]
@@ -72,7 +72,7 @@ def tail(values: Array, *, draws: int = 100, seed: int = 0) -> Tail:
         rest = chance.choice(below, len(x) - above) if len(below) else np.empty(0)
         made = np.sort(np.concatenate([rest, drawn]))
         worse += len(made) > 1 and _fit(made)[3] >= distance
-    return Tail(alpha, float(np.std(again)), start, count, len(x), distance, worse / draws)
+    return PowerLawTail(alpha, float(np.std(again)), start, count, len(x), distance, worse / draws)
 
 
 def _fit(x: Array) -> tuple[float, float, int, float]:

@@ -32,7 +32,7 @@ from scipy.linalg import eigh_tridiagonal
 from scipy.stats import beta as beta_distribution
 
 from lossmap import seeding
-from lossmap.linalg.krylov_space import ROUNDING, Space, Symmetric
+from lossmap.linalg.krylov_space import ROUNDING, KrylovSpace, SymmetricOperator
 
 LEAST = 48  # steps, where they are chosen: fewer leave the bulk near zero in the dark
 TICKS = 180  # places at which the band is computed
@@ -40,7 +40,7 @@ NARROW = 1e-3  # of the largest absolute node: the scale of the places that crow
 
 
 @dataclass(frozen=True, eq=False)
-class Run:
+class LanczosRun:
     """One probe's Lanczos run.
 
     alpha   (m,) and beta (m,): the tridiagonal matrix, and the length of the vector that would come next
@@ -84,14 +84,16 @@ def _radau(alpha: np.ndarray, beta: np.ndarray, t: float) -> float:
         return float(t + beta[-1] ** 2 / pivot)
 
 
-def run(matrix: Symmetric, steps: int, *, seed: int | str = 0, probe: int = 0, error: float | None = None) -> Run:
+def lanczos_run(
+    matrix: SymmetricOperator, steps: int, *, seed: int | str = 0, probe: int = 0, error: float | None = None
+) -> LanczosRun:
     """A Lanczos run from the normal vector of this seed and probe.
 
     error  goes on only until half the area between the bounds is at most this share of the range, looked at every
-           eighth step from `LEAST` on
+           eighth step from `MIN_TAIL_SIZE` on
     """
     g = seeding.normal(matrix.size, "density probe", seed, probe).double()
-    space = Space(matrix, g[:, None], min(steps + 1, matrix.size))
+    space = KrylovSpace(matrix, g[:, None], min(steps + 1, matrix.size))
     weight = float((g * g).sum())
     while True:
         space.step()
@@ -99,12 +101,12 @@ def run(matrix: Symmetric, steps: int, *, seed: int | str = 0, probe: int = 0, e
         looked = error is not None and space.multiplied >= LEAST and space.multiplied % 8 == 0
         if done or looked or space.multiplied >= steps:
             alpha, beta = space.tridiagonal()
-            found = Run(alpha, beta, weight, done)
+            found = LanczosRun(alpha, beta, weight, done)
             if done or space.multiplied >= steps or (error is not None and _gap(found) <= error):
                 return found
 
 
-def _gap(found: Run) -> float:
+def _gap(found: LanczosRun) -> float:
     """Half the area between a run's bounds, over its range."""
     nodes, _ = found.quadrature
     if nodes[-1] == nodes[0]:
@@ -124,7 +126,7 @@ def _ticks(nodes: np.ndarray, low: float, high: float, count: int) -> np.ndarray
 
 
 @dataclass(frozen=True)
-class Share:
+class MassInterval:
     """A share of the n eigenvalues, as known: value, and from low to high with the stated confidence."""
 
     value: float
@@ -158,7 +160,7 @@ class Density:
     known       all n eigenvalues, where the matrix was small enough to be had whole; there are no runs then
     """
 
-    runs: tuple[Run, ...]
+    runs: tuple[LanczosRun, ...]
     size: int
     epsilon: float
     confidence: float = 0.95
@@ -198,25 +200,27 @@ class Density:
         """By how much rounding in the products may have moved a node."""
         return ROUNDING * self.epsilon * max(abs(self.range[0]), abs(self.range[1]))
 
-    def cumulative(self, t: float) -> Share:
+    def cumulative(self, t: float) -> MassInterval:
         """F(t): the share of eigenvalues <= t. Ties within the allowance for rounding widen the interval."""
         low, high = self._bounds(t - self.allowance)[0], self._bounds(t + self.allowance)[1]
         middle = self._bounds(t)
         if self.known is not None:
-            return Share(middle[0], low, high, self.size, self.confidence)
+            return MassInterval(middle[0], low, high, self.size, self.confidence)
         tail = 0.5 * (1.0 - self.confidence)
         least = _least(low, self.size, self.probes, tail)
         most = self.size - _least(1.0 - high, self.size, self.probes, tail)
-        return Share(0.5 * (middle[0] + middle[1]), least / self.size, most / self.size, self.size, self.confidence)
+        return MassInterval(
+            0.5 * (middle[0] + middle[1]), least / self.size, most / self.size, self.size, self.confidence
+        )
 
-    def below(self, t: float) -> Share:
+    def below(self, t: float) -> MassInterval:
         """The share of eigenvalues < t, such as the mass below -t. At a tie it may be more: see `cumulative`."""
         return self.cumulative(float(np.nextafter(t, -np.inf)))
 
-    def above(self, t: float) -> Share:
+    def above(self, t: float) -> MassInterval:
         """The share of eigenvalues > t."""
         f = self.cumulative(t)
-        return Share(1.0 - f.value, 1.0 - f.high, 1.0 - f.low, self.size, self.confidence)
+        return MassInterval(1.0 - f.value, 1.0 - f.high, 1.0 - f.low, self.size, self.confidence)
 
     @cached_property
     def band(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -324,7 +328,7 @@ def check_asked(error: float, steps: int | None, probes: int | None) -> None:
 
 
 def density(
-    matrix: Symmetric,
+    matrix: SymmetricOperator,
     *,
     error: float = 0.01,
     steps: int | None = None,
@@ -332,7 +336,7 @@ def density(
     confidence: float = 0.95,
     max_products: int = 400,
     seed: int | str = 0,
-    runs: Sequence[Run] = (),
+    runs: Sequence[LanczosRun] = (),
 ) -> Density:
     """The density by stochastic Lanczos quadrature.
 
@@ -351,12 +355,12 @@ def density(
     made = list(runs)
     if not made:
         most = steps if steps is not None else max(1, max_products // 2 if probes is None else max_products // probes)
-        made.append(run(matrix, most, seed=seed, probe=0, error=error / 2 if steps is None else None))
+        made.append(lanczos_run(matrix, most, seed=seed, probe=0, error=error / 2 if steps is None else None))
     each = steps if steps is not None else len(made[0].alpha)
     epsilon = float(torch.finfo(matrix.dtype).eps)
     wanted = len(made) if probes is None else probes
     while True:
-        made += [run(matrix, each, seed=seed, probe=i) for i in range(len(made), wanted)]
+        made += [lanczos_run(matrix, each, seed=seed, probe=i) for i in range(len(made), wanted)]
         found = Density(tuple(made), matrix.size, epsilon, confidence, error)
         if probes is not None or found.error <= error:
             return found

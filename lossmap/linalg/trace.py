@@ -28,7 +28,7 @@ from scipy.stats import t as student
 from torch import Tensor
 
 from lossmap import seeding
-from lossmap.linalg.krylov_space import ROUNDING, Symmetric
+from lossmap.linalg.krylov_space import ROUNDING, SymmetricOperator
 
 METHODS = ("xtrace", "hutch++", "hutchinson")
 
@@ -85,7 +85,7 @@ class Trace:
 
 
 def trace(
-    matrix: Symmetric,
+    matrix: SymmetricOperator,
     method: str = "xtrace",
     *,
     products: int = 60,
@@ -127,7 +127,7 @@ def check_asked(method: str, products: int) -> None:
         raise ValueError(f"a trace with a standard error wants 6 products or more; got {products}")
 
 
-def by_unit_vectors(matrix: Symmetric, wanted: float = inf, spent: int = 0) -> Trace:
+def by_unit_vectors(matrix: SymmetricOperator, wanted: float = inf, spent: int = 0) -> Trace:
     """The sum of the diagonal, by n products."""
     n = matrix.size
     diagonal = np.zeros(n)
@@ -139,7 +139,7 @@ def by_unit_vectors(matrix: Symmetric, wanted: float = inf, spent: int = 0) -> T
     return Trace(float(diagonal.sum()), rounding, n, n + spent, "unit vectors", n, wanted)
 
 
-def hutchinson(matrix: Symmetric, products: int, *, seed: int | str = 0) -> Trace:
+def hutchinson(matrix: SymmetricOperator, products: int, *, seed: int | str = 0) -> Trace:
     """The mean of w^T A w over random signs w."""
     n = matrix.size
     terms = np.zeros(products)
@@ -149,7 +149,7 @@ def hutchinson(matrix: Symmetric, products: int, *, seed: int | str = 0) -> Trac
     return _of(terms, products, "hutchinson", n)
 
 
-def hutch_plus_plus(matrix: Symmetric, products: int, *, seed: int | str = 0) -> Trace:
+def hutch_plus_plus(matrix: SymmetricOperator, products: int, *, seed: int | str = 0) -> Trace:
     """A third of the products finds a subspace, a third takes its trace, a third is Hutchinson outside of it."""
     n, s = matrix.size, products // 3
     sketch = _images(matrix, _signs(matrix, "trace sketch", seed, 0, s))
@@ -168,7 +168,7 @@ class Sketch:
     basis    Q (n, s) orthonormal, its first columns span those of Y;   turned  Z = A Q
     """
 
-    def __init__(self, matrix: Symmetric, seed: int | str) -> None:
+    def __init__(self, matrix: SymmetricOperator, seed: int | str) -> None:
         self.matrix, self.seed, self.products = matrix, seed, 0
         empty = torch.empty((matrix.size, 0), dtype=torch.float64, device=matrix.device)
         self.probes, self.images, self.basis, self.turned = empty, empty, empty, empty
@@ -193,7 +193,7 @@ class Sketch:
         self.products += 2 * (s - have)
 
 
-def xtrace(matrix: Symmetric, products: int, *, seed: int | str = 0, sketch: Sketch | None = None) -> Trace:
+def xtrace(matrix: SymmetricOperator, products: int, *, seed: int | str = 0, sketch: Sketch | None = None) -> Trace:
     """Half of the products finds the subspace, half takes its trace; every probe is left out once.
 
     With Q_i the basis without probe i, the terms are tr(Q_i^T A Q_i) + c_i v_i^T A v_i, v_i = (1 - Q_i Q_i^T) w_i, and
@@ -256,12 +256,12 @@ def _of(terms: np.ndarray, products: int, method: str, n: int) -> Trace:
     return Trace(float(terms.mean()), error, len(terms), products, method, n)
 
 
-def _signs(matrix: Symmetric, purpose: str, seed: int | str, first: int, last: int) -> Tensor:
+def _signs(matrix: SymmetricOperator, purpose: str, seed: int | str, first: int, last: int) -> Tensor:
     columns = [seeding.signs(matrix.size, purpose, seed, i) for i in range(first, last)]
     return torch.stack(columns, 1).to(matrix.device, matrix.dtype)
 
 
-def _images(matrix: Symmetric, block: Tensor) -> Tensor:
+def _images(matrix: SymmetricOperator, block: Tensor) -> Tensor:
     """A V for a block (n, b), in float64."""
     return torch.stack([_checked(matrix @ v.to(matrix.dtype)) for v in block.unbind(1)], 1)
 

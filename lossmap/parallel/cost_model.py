@@ -217,11 +217,11 @@ def keep(result: str | Path, measure: str, estimate: Estimate) -> Path:
     """Write the estimate of a measure beside the result-to-be; those of other measures stay."""
     path = file_of(result)
     known = {k: v for k, v in asdict(estimate).items() if not (isinstance(v, float) and math.isnan(v))}
-    path.write_text(json.dumps((beside(result) or {}) | {measure: known}, indent=1) + "\n")
+    path.write_text(json.dumps((stored_estimate(result) or {}) | {measure: known}, indent=1) + "\n")
     return path
 
 
-def beside(result: str | Path) -> dict[str, Any] | None:
+def stored_estimate(result: str | Path) -> dict[str, Any] | None:
     """The estimates that lie beside a result, by measure; None where there are none that can be read."""
     try:
         found = json.loads(file_of(result).read_text())
@@ -230,7 +230,7 @@ def beside(result: str | Path) -> dict[str, Any] | None:
     return found if isinstance(found, dict) else None
 
 
-def taken(seconds: np.ndarray, products: np.ndarray | None, **known: Any) -> dict[str, Any]:
+def measured_cost(seconds: np.ndarray, products: np.ndarray | None, **known: Any) -> dict[str, Any]:
     """What a measure really took, in the estimate's words: from the seconds (and products) of the points that are done.
 
     known  what those do not say: wall (seconds from begin to end), ranks, audit (seconds), memory, file_size

@@ -1,7 +1,8 @@
 """Who measures which point: the talk between rank 0 and the places, apart from MPI.
 
-A *place* is a team that measures points, led by one rank; place 0's leader may be rank 0 itself. `Dealer` is rank 0's
-side of the talk, one short `step` at a time, and `Place` the other; both know the wire only as a `Link`. What travels
+A *place* is a team that measures points, led by one rank; place 0's leader may be rank 0 itself. `Dispatcher` is rank
+0's
+side of the talk, one short `step` at a time, and `Worker` the other; both know the wire only as a `Link`. What travels
 are tuples whose first entry says what they are, see the constants. No step waits, so that one thread can serve
 thousands of places. A point costs rank 0 some tens of microseconds: benchmarks/farm.py.
 """
@@ -16,7 +17,7 @@ from queue import Empty, SimpleQueue
 from typing import Any, Protocol
 
 from lossmap.parallel.shutdown import Stop
-from lossmap.parallel.work_queue import DEATHS, Dealing
+from lossmap.parallel.work_queue import DEATHS, WorkQueue
 
 # from a place to the dealer
 HELLO, DONE, FAILED, UNFINISHED, HALTED, ASKED, NOTE, LOST = range(8)
@@ -38,7 +39,7 @@ class Link(Protocol):
 
 
 @dataclass(frozen=True)
-class Lost:
+class LostPoint:
     """A point that failed, and where."""
 
     index: int
@@ -53,7 +54,7 @@ class Book(Protocol):
     def read(self, index: int, reading: dict[str, Any], seconds: float, rank: int) -> None:
         """A point is read."""
 
-    def broke(self, lost: Lost, final: bool) -> None:
+    def broke(self, lost: LostPoint, final: bool) -> None:
         """A point failed; `final` where it is not dealt again."""
 
     def left(self, index: int, state: dict[str, Any]) -> None:
@@ -62,7 +63,7 @@ class Book(Protocol):
     def note(self, text: str) -> None:
         """Something that a person will want to know."""
 
-    def moved(self, dealing: Dealing) -> None:
+    def moved(self, dealing: WorkQueue) -> None:
         """Called ten times a second, and at the end."""
 
 
@@ -78,7 +79,7 @@ class _Desk:
     ranks: tuple[int, ...] = field(default=())
 
 
-class Dealer:
+class Dispatcher:
     """Rank 0's side: deals, takes answers, notices deaths, stops in good order.
 
     link      the wire
@@ -94,7 +95,7 @@ class Dealer:
     def __init__(
         self,
         link: Link,
-        dealing: Dealing,
+        dealing: WorkQueue,
         places: Iterable[Sequence[int]],
         book: Book,
         *,
@@ -168,7 +169,7 @@ class Dealer:
             before = index in self.dealing.state
             final = self.dealing.failed(place, index, now)
             if not before:
-                self.book.broke(Lost(index, rank, desk.host, text), final)
+                self.book.broke(LostPoint(index, rank, desk.host, text), final)
                 self.hungry.update(self.dealing.alive)
         elif kind == UNFINISHED:
             _, index, state = message
@@ -218,7 +219,7 @@ class Dealer:
         self.book.note(f"{why}; points dealt again: {', '.join(map(str, again)) or 'none'}")
         if broken is not None:
             text = f"{DEATHS} ranks died while they measured this point, the last one: {why}"
-            self.book.broke(Lost(broken, desk.rank, desk.host, text), True)
+            self.book.broke(LostPoint(broken, desk.rank, desk.host, text), True)
         self.hungry.update(self.dealing.alive)
 
     def _watch(self, now: float) -> None:
@@ -252,11 +253,11 @@ class Dealer:
         return [desk.rank for desk in self.desks if desk.stuck_at < float("inf")]
 
 
-class Place:
+class Worker:
     """The other side: takes points from the dealer and measures them, one a step.
 
     attempt  (index, state) -> an answer (DONE, index, reading, seconds), (FAILED, index, text) or
-             (UNFINISHED, index, state); never raises, but `Broken` where the place can measure no more
+             (UNFINISHED, index, state); never raises, but `TeamBroken` where the place can measure no more
     """
 
     def __init__(
@@ -312,7 +313,7 @@ class Place:
             halted = self.halted
             try:
                 self.tell(*self.attempt(index, state))
-            except Broken as error:
+            except TeamBroken as error:
                 self.broken = True
                 self.queue.clear()
                 self.tell(LOST, str(error))
@@ -321,11 +322,11 @@ class Place:
         return moved
 
 
-class Broken(BaseException):
+class TeamBroken(BaseException):
     """A place can measure no more: a member of its team has died. No Exception, so that a measure does not catch it."""
 
 
-class Loop:
+class LocalChannel:
     """Rank 0's own place beside the wire: what the dealer sends to rank 0 stays in the process.
 
     wire  the link to the other ranks, or None in a single process
@@ -358,9 +359,9 @@ class Loop:
 
 @dataclass(frozen=True)
 class LoopEnd:
-    """The end of a `Loop` that rank 0's own place holds."""
+    """The end of a `LocalChannel` that rank 0's own place holds."""
 
-    loop: Loop
+    loop: LocalChannel
 
     def send(self, message: tuple[Any, ...], rank: int) -> None:
         self.loop.inward.put(message)
@@ -375,7 +376,7 @@ class LoopEnd:
         return frozenset()
 
 
-class Nap:
+class PollBackoff:
     """Sleeps between polls: .1 ms at first, growing to 2 ms while nothing comes. Waiting ranks use 2 % of a core."""
 
     def __init__(self, shortest: float = 1e-4, longest: float = 2e-3) -> None:

@@ -19,14 +19,14 @@ from typing import Any, cast
 import numpy as np
 
 from lossmap.parallel.dispatcher import DONE, FAILED, UNFINISHED
-from lossmap.parallel.team import Fallen, Team
+from lossmap.parallel.team import PeerFailed, Team
 
 logger = logging.getLogger("lossmap")
 
 FINE, RAISED, LEFT, MEMORY = range(4)  # what a team settles about a point; the largest counts
 
 
-class Attempt:
+class PointEvaluator:
     """One try at a point, by the whole team; what comes of it is a message to the dealer, and never an exception.
 
     measure   point -> reading
@@ -89,7 +89,7 @@ class Attempt:
                 resume = getattr(self.measure, "resume", None) if state is not None else None
                 value = self._checked(self.measure(point) if resume is None else resume(point, state))
             code = FINE
-        except Fallen as fallen:  # settled already
+        except PeerFailed as fallen:  # settled already
             return fallen.code, fallen.why
         except self.left as left:
             code, value = LEFT, getattr(left, "state", {})
@@ -99,7 +99,7 @@ class Attempt:
             value = place + traceback.format_exc()
         try:
             settled = self.team.settle(code)
-        except Fallen as fallen:
+        except PeerFailed as fallen:
             return fallen.code, fallen.why
         return settled, value if settled == code else None
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from lossmap.parallel.dispatcher import Broken, Nap
+from lossmap.parallel.dispatcher import PollBackoff, TeamBroken
 
 LEFT = 70
 TALK, BYE = 1, 2  # tags
@@ -25,7 +25,7 @@ _EAGER = 2048  # bytes: a longer message needs both sides, and rank 0 must not w
 _PIECE = 1 << 28  # bytes in one message of a broadcast: counts are 32-bit in many an MPI
 
 
-class Wire:
+class Channel:
     """What joins the ranks of a world.
 
     mpi        the module mpi4py.MPI
@@ -93,7 +93,7 @@ class Wire:
 
     def flush(self, seconds: float = 60.0) -> None:
         """Wait until everything that was sent has been taken."""
-        nap, until = Nap(), time.monotonic() + seconds
+        nap, until = PollBackoff(), time.monotonic() + seconds
         while self._sending and time.monotonic() < until:
             self._sending = [(request, kept) for request, kept in self._sending if not self._passed(request)]
             if self._sending:
@@ -133,7 +133,7 @@ class Wire:
 
     def wait(self, request: Any, ranks: Sequence[int] | None = None) -> None:
         """Wait for a collective by asking and sleeping. Raises Broken where one of its ranks dies meanwhile."""
-        nap = Nap(shortest=5e-6)
+        nap = PollBackoff(shortest=5e-6)
         concerned = set(range(self.size) if ranks is None else ranks)
         while True:
             try:
@@ -144,13 +144,13 @@ class Wire:
                     raise
                 self._looked = 0.0
                 lost = sorted(self.dead() & concerned)
-                raise Broken(f"rank {', '.join(map(str, lost)) or '?'} has died") from None
+                raise TeamBroken(f"rank {', '.join(map(str, lost)) or '?'} has died") from None
             self._leave_an_orphan()
             if self.meanwhile is not None:
                 self.meanwhile()
             lost = sorted(self.dead() & concerned)
             if lost:
-                raise Broken(f"rank {', '.join(map(str, lost))} has died")
+                raise TeamBroken(f"rank {', '.join(map(str, lost))} has died")
             nap.after(False)
 
     def gather(self, comm: Any, value: Any, ranks: Sequence[int]) -> list[Any]:

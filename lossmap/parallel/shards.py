@@ -42,7 +42,7 @@ class Shard:
         return path.with_name(f"{path.stem}.shard-{self.index}-of-{self.count}{path.suffix}")
 
 
-def beside(result: str | Path) -> list[Path]:
+def sibling_shards(result: str | Path) -> list[Path]:
     """The shards of this result that lie in its folder, in order.
 
     Raises ValueError where shards of different counts lie there: nobody can know which ones are meant.

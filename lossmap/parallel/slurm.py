@@ -1,6 +1,6 @@
 """SLURM: one readable batch script, and its submission. Standard library alone; no accounting database is needed.
 
-A `Job` says what is to run and on how much of a cluster, a `Site` what is peculiar to the cluster; `script` makes
+A `Task` says what is to run and on how much of a cluster, a `Site` what is peculiar to the cluster; `script` makes
 the text of the batch script from both and from the template `job.sbatch` beside this room; `send` hands it to
 sbatch. How a job ends is told by the result file alone (`lossmap status`), since launchers do not hand on what
 the ranks returned. The script stops in good order on USR1, which SLURM sends `warning` seconds before the limit.

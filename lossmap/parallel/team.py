@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from lossmap.parallel.mpi_messages import Wire
+from lossmap.parallel.mpi_messages import Channel
 
 _HEAD = 32  # numbers in the head of a team's sum; small sums travel in it
 
@@ -21,7 +21,7 @@ class Team:
 
     def __init__(
         self,
-        wire: Wire | None = None,
+        wire: Channel | None = None,
         comm: Any = None,
         ranks: Sequence[int] = (0,),
         places: Sequence[tuple[int, ...]] = (),
@@ -44,7 +44,7 @@ class Team:
         """The sum over the team of a tensor, an array or a number: the same bits on every rank.
 
         One Allreduce for small sums, two for larger ones. Tensors on a GPU go through the host. Raises
-        `Fallen` on all other ranks where one has raised instead of coming here.
+        `PeerFailed` on all other ranks where one has raised instead of coming here.
         """
         if self.size == 1:
             return value
@@ -60,14 +60,14 @@ class Team:
         return stop if self.size == 1 else lambda: self.any(stop())
 
     def settle(self, code: int) -> int:
-        """The largest of the ranks' codes; other than 0, it makes ranks that still sum raise `Fallen`."""
+        """The largest of the ranks' codes; other than 0, it makes ranks that still sum raise `PeerFailed`."""
         if self.size == 1:
             return code
         head = np.zeros(_HEAD)
         head[0], head[1] = max(code, 0), -1.0
         codes, sizes = self._head(head)
         if codes == 0 and (sizes != -1.0).any():
-            raise Fallen(1, "the ranks of a team disagree about what comes next: one sums, another has finished")
+            raise PeerFailed(1, "the ranks of a team disagree about what comes next: one sums, another has finished")
         return int(codes)
 
     def broadcast(self, value: Any = None) -> Any:
@@ -79,7 +79,7 @@ class Team:
         return [value] if self.size == 1 else self._wire.gather(self.comm, value, self.ranks)
 
     @property
-    def _wire(self) -> Wire:
+    def _wire(self) -> Channel:
         if self.wire is None:
             raise ValueError("a team of several ranks wants the wire of its world")
         return self.wire
@@ -99,9 +99,9 @@ class Team:
             head[2 : 2 + array.size] = array.reshape(-1)
         code, sizes = self._head(head)
         if code:
-            raise Fallen(int(code))
+            raise PeerFailed(int(code))
         if (sizes != array.size).any():
-            raise Fallen(1, f"the ranks of a team sum different things, of {sizes.astype(int).tolist()} numbers")
+            raise PeerFailed(1, f"the ranks of a team sum different things, of {sizes.astype(int).tolist()} numbers")
         if small:  # added in the order of the ranks, by every rank: the same bits everywhere
             total: np.ndarray = self._heads[:, 2 : 2 + array.size].sum(axis=0)
             return total.reshape(array.shape)
@@ -110,7 +110,7 @@ class Team:
         return result
 
 
-class Fallen(BaseException):
+class PeerFailed(BaseException):
     """Another rank of the team has raised at this point. No Exception, so that a measure does not catch it.
 
     code  the largest of the ranks' codes: see `Team.settle`

@@ -28,7 +28,7 @@ class _Run:
     high: int
 
 
-class Dealing:
+class WorkQueue:
     """Which points are to do, in progress, read and broken. Knows neither ranks nor messages.
 
     order    the points to do, such that neighbours in it are neighbours on the grid

@@ -22,9 +22,9 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from lossmap.parallel.dispatcher import Broken, Nap
+from lossmap.parallel.dispatcher import PollBackoff, TeamBroken
 from lossmap.parallel.launcher import arranged, check_size, launched, meeting
-from lossmap.parallel.mpi_messages import BYE, LEFT, Wire
+from lossmap.parallel.mpi_messages import BYE, LEFT, Channel
 from lossmap.parallel.team import Team, _array, _like
 
 T = TypeVar("T")
@@ -47,7 +47,7 @@ class World:
         self.gone: frozenset[int] = frozenset()  # ranks that all survivors agree to be dead
         self.stuck: frozenset[int] = frozenset()  # ranks that answer no more, as all others agree
         self.surveys = 0
-        self.wire: Wire | None = None
+        self.wire: Channel | None = None
         self._left = False
         if mpi is not None:
             self._join(mpi)
@@ -69,7 +69,7 @@ class World:
 
     def _join(self, mpi: Any) -> None:
         try:
-            wire = self.wire = Wire(mpi, self.host)
+            wire = self.wire = Channel(mpi, self.host)
             self.rank, self.size = wire.rank, wire.size
             self.threads = mpi.Query_thread() == mpi.THREAD_MULTIPLE
             self._all, self._node = wire.copy(), wire.node()
@@ -117,13 +117,13 @@ class World:
         """The ranks beside 0 that are still with us, as all of them know."""
         return set(range(1, self.size)) - self.gone - self.stuck
 
-    def _awaited(self, wire: Wire) -> tuple[int, Any]:
+    def _awaited(self, wire: Channel) -> tuple[int, Any]:
         """The next message of those that take the place of collectives after a death, and its sender."""
-        nap = Nap()
+        nap = PollBackoff()
         while (came := wire.receive()) is None or came[1][0] != _TOGETHER:
             lost = self._others() & wire.dead()
             if self.rank == 0 and lost:
-                raise Broken(f"rank {', '.join(map(str, sorted(lost)))} has died")
+                raise TeamBroken(f"rank {', '.join(map(str, sorted(lost)))} has died")
             nap.after(came is not None)
         return came[0], came[1][1]
 
@@ -253,7 +253,7 @@ class World:
             wire.flush(1.0)
             time.sleep(2.0 if self.stuck else 0.05)  # where a rank is stuck, rank 0 ends the job now
             os._exit(code)
-        waiting, nap, began = set(range(1, self.size)) - self.dead(), Nap(), time.monotonic()
+        waiting, nap, began = set(range(1, self.size)) - self.dead(), PollBackoff(), time.monotonic()
         while waiting and time.monotonic() < began + (5.0 if waiting - self.stuck else 1.0):
             came = wire.receive(BYE)
             waiting -= self.dead()
@@ -265,9 +265,9 @@ class World:
         time.sleep(0.05)
         os._exit(code)
 
-    def _parted(self, wire: Wire) -> bool:
+    def _parted(self, wire: Channel) -> bool:
         """Wait until every rank is at its end; whether nobody died meanwhile."""
-        nap = Nap()
+        nap = PollBackoff()
         if self.rank != 0:
             wire.send((), 0, BYE)
         waiting = set(range(1, self.size)) if self.rank == 0 else {0}
@@ -284,7 +284,7 @@ class World:
             wire.flush(5.0)
         return True
 
-    def _finalize(self, wire: Wire, code: int) -> None:
+    def _finalize(self, wire: Channel, code: int) -> None:
         """MPI_Finalize, which would wait for ever for a rank that is killed between the goodbye and here."""
         done = threading.Event()
 

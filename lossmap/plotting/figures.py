@@ -39,7 +39,7 @@ from lossmap.plotting.quantities import (
     values_of,
 )
 from lossmap.plotting.style import BLUE, COLUMN, PAGE, RED, blank, save, styled
-from lossmap.plotting.surface3d import relief
+from lossmap.plotting.surface3d import draw_surface3d
 
 __all__ = ["KINDS", "draw", "save"]
 
@@ -259,7 +259,7 @@ def _reliefs(surfaces: Sequence[Surface], name: str, titles: Sequence[str] | Non
         axes = figure.add_subplot(rows, columns, i + 1, projection="3d", computed_zorder=False)
         # Only the leftmost names the height, else there is no room between the reliefs.
         short = ("x", "y", what.label if columns == 1 else what.symbol)
-        relief(axes, surface.grid, every[i], scale, what.cmap, short)
+        draw_surface3d(axes, surface.grid, every[i], scale, what.cmap, short)
         if titles:
             axes.set_title(titles[i], y=0.97)
     return figure

@@ -1,6 +1,6 @@
 """A network's health on one sheet: findings in words, and beside them the numbers that they rest on.
 
-Drawn from what `Health.to_dict()` gives, or from group `health` of a result file.
+Drawn from what `Diagnosis.to_dict()` gives, or from group `health` of a result file.
 """
 
 from __future__ import annotations

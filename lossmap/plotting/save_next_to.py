@@ -35,7 +35,7 @@ class Asked(Protocol):
     def vlevel(self) -> float | None: ...
 
 
-def drawn_beside(result: Path, asked: Asked, trajectory: Group | None = None) -> list[Path]:
+def draw_next_to(result: Path, asked: Asked, trajectory: Group | None = None) -> list[Path]:
     """Draw a result into files beside it, named after it; returns them.
 
     surface.h5 becomes surface.pdf and surface.png; of a plane also surface_3d.pdf and surface_3d.png; with --page
@@ -48,12 +48,12 @@ def drawn_beside(result: Path, asked: Asked, trajectory: Group | None = None) ->
         surface, vmin=asked.vmin, vmax=asked.vmax, vlevel=asked.vlevel, log=log, loss_max=asked.loss_max,
         trajectory=trajectory,
     )  # fmt: skip
-    made = saved_beside(result, {"": figure})
+    made = save_next_to(result, {"": figure})
     shown = made[-1]
     plane = not is_line(surface)
     if plane and best_field(surface).endswith("_loss"):
         figure = draw(surface, "3d", vmin=asked.vmin, vmax=asked.vmax, log=log)
-        made += saved_beside(result, {"_3d": figure})
+        made += save_next_to(result, {"_3d": figure})
     if asked.page:
         from lossmap.plotting.html import page
 
@@ -67,7 +67,7 @@ def drawn_beside(result: Path, asked: Asked, trajectory: Group | None = None) ->
     return made
 
 
-def saved_beside(result: Path, figures: Mapping[str, Figure], dpi: int = 300) -> list[Path]:
+def save_next_to(result: Path, figures: Mapping[str, Figure], dpi: int = 300) -> list[Path]:
     """Save figures beside a result, as PDF and PNG; each is named after the result and its key."""
     stem = result.with_suffix("")
     return [save(figure, Path(f"{stem}{key}{end}"), dpi) for key, figure in figures.items() for end in (".pdf", ".png")]

@@ -1,6 +1,7 @@
 """Pictures of spectra: the density with its cumulative and error band, layers on one sheet, checkpoints compared.
 
-Each takes a result file, a `Spectrum` or `Layers` from Python, or a mapping of them by label. Eigenvalues stand on an
+Each takes a result file, a `Spectrum` or `BlockSpectra` from Python, or a mapping of them by label. Eigenvalues stand
+on an
 axis by their inverse hyperbolic sine, linear near zero and logarithmic beyond, so that the bulk at zero and the few
 large ones are both seen; the band is what is known of it, pointwise, with the confidence that the file states. The
 smoothed density above it is for the eye.

@@ -17,7 +17,9 @@ MOST_TICKS = 6
 MOST = 150  # facets along each side; finer grids are thinned for the picture
 
 
-def relief(axes: Any, grid: Grid, values: np.ndarray, scale: Scale, cmap: str, labels: tuple[str, str, str]) -> None:
+def draw_surface3d(
+    axes: Any, grid: Grid, values: np.ndarray, scale: Scale, cmap: str, labels: tuple[str, str, str]
+) -> None:
     """The surface over its grid; heights by decades where the scale is geometric, cut at the ends of the scale.
 
     Points without a finite value leave a hole.

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from math import isfinite
 from typing import Any
 
-from lossmap.report.text import count, counts, number, some, table, with_error, wrapped
+from lossmap.report.text import count, counts, number, some, table, value_with_error, wrapped
 
 
 def of_block(b: Any) -> str:
@@ -68,13 +68,13 @@ def of_network(found: Any) -> str:
         (top, least), (error, least_error) = found.whole.values.tolist(), found.whole.residuals.tolist()
         alone = f"{number(min(0.0, low.smallest) if low.negative[0] else 0.0)} to {number(high.largest)}"
         parts.append(
-            f"The whole matrix, over all parameters of the blocks, goes from {with_error(least, least_error)} to "
-            f"{with_error(top, error)}, the blocks from {alone}"
+            f"The whole matrix, over all parameters of the blocks, goes from {value_with_error(least, least_error)} to "
+            f"{value_with_error(top, error)}, the blocks from {alone}"
         )
         if least + least_error < 0.0 and not low.negative[0]:
             parts.append("So blocks bend down together, which none of them shows by itself")
-    if found.shortfall is not None:
-        parts.append(f"What the block-diagonal picture leaves out: {found.shortfall}")
+    if found.off_diagonal_energy is not None:
+        parts.append(f"What the block-diagonal picture leaves out: {found.off_diagonal_energy}")
     return ". ".join(parts) + "."
 
 
@@ -169,7 +169,7 @@ def of_layers(found: Any, *, matrices: int = 6) -> str:
         lines += ["", "  What passes through the layers:"]
         lines += [f"    {s.module or 'the model'}  {s}" for s in shown_signals]
     for at in ("inputs", "weights"):
-        mine = [p for p in found.pieces if p.at == at]
+        mine = [p for p in found.layer_hessians if p.at == at]
         if mine:
             lines += ["", f"  Second reading: each layer with its activation as a function by itself, by its {at}"]
             lines.append("  (second derivative of its summed output, averaged over samples; not the loss's Hessian):")

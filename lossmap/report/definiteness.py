@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from math import isfinite, nan
 
-from lossmap.report.text import with_error
+from lossmap.report.text import value_with_error
 
 
 def verdict_of_ends(largest: tuple[float, float], smallest: tuple[float, float], lowest: float = nan) -> str:
@@ -15,7 +15,7 @@ def verdict_of_ends(largest: tuple[float, float], smallest: tuple[float, float],
     (high, high_error), (low, low_error) = largest, smallest
     if not (isfinite(high) and isfinite(low)):
         return "not known: the verdict needs both ends"
-    upper, lower = with_error(high, high_error), with_error(low, low_error)
+    upper, lower = value_with_error(high, high_error), value_with_error(low, low_error)
     if high == low == 0.0:
         return "zero: no curvature at all"
     if low + low_error < 0.0 < high - high_error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import isfinite
 from typing import Any
 
-from lossmap.report.text import with_error, wrapped
+from lossmap.report.text import value_with_error, wrapped
 
 WORDS = {
     "accuracy": "share of the samples that are named as labelled",
@@ -43,7 +43,7 @@ def of_health(health: Any) -> list[str]:
     ]
     for i, f in enumerate(health.findings, 1):
         lines += ["", f"  {i}. {f.rule}, {f.where}  [{f.severity}]"]
-        lines += wrapped("number", f"{with_error(f.value, f.error)}; threshold {f.threshold:g} ({f.source})")
+        lines += wrapped("number", f"{value_with_error(f.value, f.error)}; threshold {f.threshold:g} ({f.source})")
         lines += wrapped("evidence", f.evidence)
         lines += wrapped("may mean", f.means)
         for t in f.tries:
@@ -53,13 +53,13 @@ def of_health(health: Any) -> list[str]:
     if health.undecided:
         lines.append("")
         for f in health.undecided:
-            number = f"{with_error(f.value, f.error)} against {f.threshold:g}"
+            number = f"{value_with_error(f.value, f.error)} against {f.threshold:g}"
             lines += wrapped("undecided", f"{f.rule}, {f.where}: {number}: not told apart by two standard errors")
     lines.append("")
     for name, entry in health.numbers().items():
         value = entry["value"]
         if value == value:
-            number = with_error(value, entry["error"]) if isfinite(value) else "none is seen"
+            number = value_with_error(value, entry["error"]) if isfinite(value) else "none is seen"
             lines.append(f"  {name.replace('_', ' '):<27}{number:<21}{WORDS[name].format(unit=health.unit)}".rstrip())
     for name, why in health.skipped.items():
         lines += wrapped("not examined", f"{name}: {why}", indent=17)

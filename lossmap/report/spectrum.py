@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from math import isfinite, isinf, isnan
 from typing import Any
 
-from lossmap.report.text import count, number, rounded, with_error, wrapped
+from lossmap.report.text import count, number, rounded, value_with_error, wrapped
 
 
 def of_step(spectrum: Any) -> str:
@@ -15,9 +15,9 @@ def of_step(spectrum: Any) -> str:
     if isinf(limit):
         return "2/largest: none; the largest eigenvalue is not positive, so curvature sets no limit to a step here"
     return (
-        f"2/largest = {with_error(limit, error)}: above it plain full-batch gradient descent grows along the sharpest "
-        "direction of the quadratic model here. It is no limit for other places, for Adam (which rescales), or for "
-        "small batches (whose noise lowers it); heavy-ball momentum b allows 1 + b times as much"
+        f"2/largest = {value_with_error(limit, error)}: above it plain full-batch gradient descent grows along the "
+        "sharpest direction of the quadratic model here. It is no limit for other places, for Adam (which rescales), or "
+        "for small batches (whose noise lowers it); heavy-ball momentum b allows 1 + b times as much"
     )
 
 
@@ -28,7 +28,7 @@ def of_condition(spectrum: Any) -> str:
     if isnan(value):
         return "not known: it needs both ends"
     if isinf(value):
-        text = f"infinite: the least eigenvalue, {with_error(low, error)}, is not positive beyond its error"
+        text = f"infinite: the least eigenvalue, {value_with_error(low, error)}, is not positive beyond its error"
         if low + error > 0.0 and high > 0.0:
             text += f" (if it is, the condition number is above {number(high / (low + error))})"
         return text + "; ill-conditioned"
@@ -40,7 +40,7 @@ def of_condition(spectrum: Any) -> str:
 
 def of_pairs(pairs: Any) -> str:
     """Eigenvalues with their errors, and whether they converged."""
-    text = ", ".join(with_error(v, e) for v, e in zip(pairs.values, pairs.residuals, strict=True))
+    text = ", ".join(value_with_error(v, e) for v, e in zip(pairs.values, pairs.residuals, strict=True))
     if not pairs.converged:
         near = bool((pairs.residuals <= pairs.tolerance * pairs.scale).all())
         what = "not all are sure of their places" if near else "the errors here are not within"

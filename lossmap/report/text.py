@@ -12,7 +12,7 @@ from math import ceil, floor, isfinite, isinf, isnan, log10
 WIDTH = 110
 
 
-def with_error(value: float, error: float) -> str:
+def value_with_error(value: float, error: float) -> str:
     """`12.345 +- 0.012`: as many digits as the error leaves meaningful."""
     if isnan(value):
         return "not found"

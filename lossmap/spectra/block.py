@@ -118,7 +118,7 @@ class Block:
         return f"Block({self.name}, {self.size} parameters: {self.verdict})"
 
 
-def floored(blocks: Sequence[Block], scale: float = 0.0) -> tuple[Block, ...]:
+def with_noise_floor(blocks: Sequence[Block], scale: float = 0.0) -> tuple[Block, ...]:
     """The blocks with their noise floors, which need the network's largest absolute eigenvalue: theirs, or `scale`."""
     top = max([scale, *(b.scale for b in blocks)])
     return tuple(replace(b, floor=max(RELATIVE * b.scale, ROUNDING * b.epsilon * top)) for b in blocks)

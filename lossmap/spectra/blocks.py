@@ -5,13 +5,14 @@ tensors, modules, or whatever regular expressions say. Small blocks are made who
 their extreme eigenvalues and their density.
 
 What blocks say of the whole (n, n) matrix, by Cauchy's interlacing: its largest eigenvalue is at least the largest of
-any block, its smallest at most the smallest of any block. What they do not say is measured: `shortfall` multiplies the
+any block, its smallest at most the smallest of any block. What they do not say is measured: `off_diagonal_energy`
+multiplies the
 whole matrix with vectors that live in one block alone, and sees how much of the answer falls outside of it.
 
 An eigenvalue counts as zero below the noise floor: `RELATIVE` = 1e-6 of the block's own largest, or 64 roundings of
 the precision beside the network's largest, whichever is more. Price: a small block as many products as it has
-parameters, a large one some tens; `shortfall` as many as blocks times probes. Source: Horn and Johnson, Matrix
-Analysis, 4.3.
+parameters, a large one some tens; `off_diagonal_energy` as many as blocks times probes. Source: Horn and Johnson,
+Matrix Analysis, 4.3.
 """
 
 from __future__ import annotations
@@ -27,22 +28,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lossmap.curvature.build import curvature
+from lossmap.curvature.build import build_operator
 from lossmap.curvature.checks import check_mean
 from lossmap.curvature.gradient import loss_and_gradient
-from lossmap.curvature.operators import Total, alone
+from lossmap.curvature.operators import Total, single_rank
 from lossmap.data.batches import Batch, moved, samples_in
 from lossmap.data.problem import Problem
 from lossmap.diagnostics.layer_signals import Signal, signals, why_zero
 from lossmap.geometry.parameter_vector import Layout, selected
-from lossmap.linalg.block_norms import Shortfall, shortfall
-from lossmap.linalg.dense import Whole
-from lossmap.linalg.krylov_space import ROUNDING, Symmetric
+from lossmap.linalg.block_norms import OffDiagonalEnergy, off_diagonal_energy
+from lossmap.linalg.dense import DenseMatrix
+from lossmap.linalg.krylov_space import ROUNDING, SymmetricOperator
 from lossmap.linalg.lanczos import EigenPairs, extremes
 from lossmap.linalg.spectral_density import density
 from lossmap.report.blocks import of_layers, of_network
-from lossmap.spectra.block import Block, floored
-from lossmap.spectra.layer_hessian import Piece, pieces
+from lossmap.spectra.block import Block, with_noise_floor
+from lossmap.spectra.layer_hessian import LayerHessian, layer_hessians
 from lossmap.sums import norm
 
 DENSE = 256  # blocks up to this size are made whole
@@ -51,7 +52,7 @@ Groups = Mapping[str, tuple[str, ...]]  # label -> names of its tensors
 
 
 @dataclass(frozen=True, eq=False)
-class Layers:
+class BlockSpectra:
     """All blocks, and the whole beside them. Print it for the report.
 
     whole      largest and smallest eigenvalue of the whole matrix over all parameters; None where not asked for
@@ -66,9 +67,9 @@ class Layers:
     matrix: str = "hessian"
     label: str = ""
     whole: EigenPairs | None = None
-    shortfall: Shortfall | None = None
+    off_diagonal_energy: OffDiagonalEnergy | None = None
     signals: Mapping[str, Signal] = field(default_factory=dict)
-    pieces: tuple[Piece, ...] = ()
+    layer_hessians: tuple[LayerHessian, ...] = ()
     notes: tuple[str, ...] = ()
     seconds: float = nan
 
@@ -81,7 +82,7 @@ class Layers:
     @property
     def products(self) -> int:
         """Products spent: with blocks, and with the whole matrix."""
-        extra = (self.whole, self.shortfall)
+        extra = (self.whole, self.off_diagonal_energy)
         return sum(b.products for b in self.blocks) + sum(e.products for e in extra if e is not None)
 
     @property
@@ -97,7 +98,7 @@ class Layers:
         return of_layers(self)
 
 
-def stored_layers(found: Layers) -> tuple[dict[str, np.ndarray], dict[str, object]]:
+def stored_layers(found: BlockSpectra) -> tuple[dict[str, np.ndarray], dict[str, object]]:
     """One row a block; for each block its eigenvalues, and its matrix or its density, named after it."""
     blocks = found.blocks
     arrays: dict[str, np.ndarray] = {
@@ -115,23 +116,25 @@ def stored_layers(found: Layers) -> tuple[dict[str, np.ndarray], dict[str, objec
             arrays[f"matrix:{own}"] = b.entries
         if b.density is not None:
             arrays[f"nodes:{own}"], arrays[f"weights:{own}"] = b.density.nodes
-    if found.shortfall is not None:
-        arrays["outside"] = np.array([found.shortfall.by_block[b.name] for b in blocks])
-    for p in found.pieces:
+    if found.off_diagonal_energy is not None:
+        arrays["outside"] = np.array([found.off_diagonal_energy.by_block[b.name] for b in blocks])
+    for p in found.layer_hessians:
         if not p.skipped:
             arrays[f"piece_{p.at}:{p.name}"] = p.values
     attributes: dict[str, object] = {
         "label": found.label, "matrix": found.matrix, "by": found.by, "verdict": found.verdict,
         "products": found.products, "seconds": found.seconds, "notes": "; ".join(found.notes), "report": repr(found),
     }  # fmt: skip
-    if found.shortfall is not None:
-        attributes |= {"outside": found.shortfall.share, "outside_error": found.shortfall.error}
+    if found.off_diagonal_energy is not None:
+        attributes |= {"outside": found.off_diagonal_energy.share, "outside_error": found.off_diagonal_energy.error}
     if found.whole is not None:
         attributes |= {"whole_largest": found.whole.values[0], "whole_smallest": found.whole.values[1]}
     return arrays, attributes
 
 
-def judged(blocks: Mapping[str, Sequence[float]], *, dtype: torch.dtype = torch.float32, label: str = "") -> Layers:
+def verdicts_of(
+    blocks: Mapping[str, Sequence[float]], *, dtype: torch.dtype = torch.float32, label: str = ""
+) -> BlockSpectra:
     """Verdicts on eigenvalues that somebody has computed already, by the name of each layer.
 
     dtype  the precision that they were computed in, which sets the noise floor
@@ -144,7 +147,7 @@ def judged(blocks: Mapping[str, Sequence[float]], *, dtype: torch.dtype = torch.
             raise ValueError(f"{name}: eigenvalues want a row of finite numbers, at least one; got {given!r}")
         error = ROUNDING * epsilon * float(np.abs(values).max())
         made.append(Block(name, (name,), values.size, values, error, epsilon=epsilon))
-    return Layers(floored(made), "given", label=label)
+    return BlockSpectra(with_noise_floor(made), "given", label=label)
 
 
 def groups_of(names: Sequence[str], by: str = "tensor", patterns: Sequence[str] = ()) -> dict[str, tuple[str, ...]]:
@@ -185,7 +188,7 @@ def groups_of(names: Sequence[str], by: str = "tensor", patterns: Sequence[str] 
     return groups
 
 
-def places(layout: Layout, tensors: Sequence[str]) -> Tensor:
+def indices_of(layout: Layout, tensors: Sequence[str]) -> Tensor:
     """The indices of these tensors' entries in a flat vector."""
     starts = dict(zip(layout.names, np.concatenate([[0], np.cumsum(layout.sizes)[:-1]]).tolist(), strict=True))
     sizes = dict(zip(layout.names, layout.sizes, strict=True))
@@ -193,7 +196,7 @@ def places(layout: Layout, tensors: Sequence[str]) -> Tensor:
 
 
 def read_block(
-    matrix: Symmetric,
+    matrix: SymmetricOperator,
     name: str,
     tensors: Sequence[str] = (),
     *,
@@ -206,7 +209,7 @@ def read_block(
     """The spectrum of one block, given as a matrix of its own; whole up to the size `dense`."""
     began, epsilon = time.perf_counter(), float(torch.finfo(matrix.dtype).eps)
     if matrix.size <= dense:
-        whole = Whole.of(matrix)
+        whole = DenseMatrix.of(matrix)
         values, error, products = whole.decomposed[0], whole.error, matrix.size
         block = Block(name, tuple(tensors), matrix.size, values, error, whole.entries, epsilon=epsilon)
         return replace(block, products=products, seconds=time.perf_counter() - began)
@@ -226,9 +229,11 @@ def read_block(
     )
 
 
-def block_matrix(problem: Problem, matrix: str, tensors: Sequence[str], total: Total = alone) -> Symmetric:
+def block_matrix(
+    problem: Problem, matrix: str, tensors: Sequence[str], total: Total = single_rank
+) -> SymmetricOperator:
     """The block of these tensors, which costs less than a product with all parameters."""
-    return curvature(problem, matrix, "^(?:" + "|".join(re.escape(n) for n in tensors) + ")$", total)
+    return build_operator(problem, matrix, "^(?:" + "|".join(re.escape(n) for n in tensors) + ")$", total)
 
 
 def doubled(problem: Problem) -> Problem:
@@ -272,10 +277,10 @@ def layers(
     whole: bool = True,
     probes: int = 4,
     second: Sequence[str] = (),
-    total: Total = alone,
+    total: Total = single_rank,
     label: str = "",
     seed: int = 0,
-) -> Layers:
+) -> BlockSpectra:
     """Every layer's own block of the Hessian of the mean loss, with a verdict on each and on the network.
 
     by             tensor, module; or patterns: regular expressions, `label=regex`
@@ -289,7 +294,7 @@ def layers(
     """
     began = time.perf_counter()
     check_mean(problem)
-    everything = curvature(problem, matrix, parameters, total)
+    everything = build_operator(problem, matrix, parameters, total)
     groups = groups_of(everything.layout.names, by, patterns)
     twin, notes = exact_problem(problem)
     found = [
@@ -309,31 +314,31 @@ def layers(
         ends = extremes(everything, "ends", tol=tol, seed=f"{seed}", certify=True)
     left_out = None
     if probes and len(groups) > 1:
-        covered = {name: places(everything.layout, names) for name, names in groups.items()}
-        left_out = shortfall(everything, covered, probes=probes, seed=seed)
-    readings = tuple(p for at in second for p in pieces(problem, at, dense=dense))
-    return assembled(
+        covered = {name: indices_of(everything.layout, names) for name, names in groups.items()}
+        left_out = off_diagonal_energy(everything, covered, probes=probes, seed=seed)
+    readings = tuple(p for at in second for p in layer_hessians(problem, at, dense=dense))
+    return assemble(
         found, problem, by if not patterns else "pattern", matrix, ends, left_out, readings, notes, total, label=label,
         seconds=time.perf_counter() - began,
     )  # fmt: skip
 
 
-def assembled(
+def assemble(
     found: Sequence[Block],
     problem: Problem,
     by: str,
     matrix: str = "hessian",
     ends: EigenPairs | None = None,
-    left_out: Shortfall | None = None,
-    readings: tuple[Piece, ...] = (),
+    left_out: OffDiagonalEnergy | None = None,
+    readings: tuple[LayerHessian, ...] = (),
     notes: tuple[str, ...] = (),
-    total: Total = alone,
+    total: Total = single_rank,
     *,
     label: str = "",
     seconds: float = nan,
-) -> Layers:
+) -> BlockSpectra:
     """The blocks with their noise floors and gradients; zero blocks explained by the signals of one pass."""
-    blocks = floored(found, 0.0 if ends is None else ends.scale)
+    blocks = with_noise_floor(found, 0.0 if ends is None else ends.scale)
     _, slope = loss_and_gradient(problem, "all", total)
     layout = Layout.of(selected(problem.model, "all"))
     by_tensor = layout.unflatten(slope)
@@ -346,7 +351,7 @@ def assembled(
             module = block.tensors[0].rpartition(".")[0]
             why = why_zero(module, passing, length)
         complete.append(replace(block, gradient_norm=length, why=why))
-    return Layers(tuple(complete), by, matrix, label, ends, left_out, passing, readings, notes, seconds)
+    return BlockSpectra(tuple(complete), by, matrix, label, ends, left_out, passing, readings, notes, seconds)
 
 
 def _size(layout: Layout, names: Sequence[str]) -> int:

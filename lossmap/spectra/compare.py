@@ -13,7 +13,7 @@ from math import inf, isfinite
 
 import numpy as np
 
-from lossmap.report.text import number, table, with_error, wrapped
+from lossmap.report.text import number, table, value_with_error, wrapped
 from lossmap.spectra.spectrum import Spectrum, common_masses, masses_of
 
 
@@ -43,15 +43,15 @@ class Comparison:
         head = ("", "n", "loss", "gradient", "largest", "smallest", "trace", "condition", "2/largest")
         rows: list[Sequence[str]] = [head]
         for label, s in self.spectra.items():
-            trace = "-" if s.trace is None else with_error(s.trace.value, s.trace.error)
+            trace = "-" if s.trace is None else value_with_error(s.trace.value, s.trace.error)
             rows.append(
                 (
                     label,
                     f"{s.size:,}",
                     f"{s.loss:.4g}",
                     f"{s.gradient_norm:.3g}",
-                    with_error(*s.largest),
-                    with_error(*s.smallest),
+                    value_with_error(*s.largest),
+                    value_with_error(*s.smallest),
                     trace,
                     number(s.condition),
                     number(s.step_limit[0]),
@@ -80,7 +80,7 @@ class Comparison:
         return wrapped("gap", f"{second} - {first}: " + ", ".join(parts))
 
 
-def compared(spectra: Mapping[str, Spectrum]) -> Comparison:
+def compare(spectra: Mapping[str, Spectrum]) -> Comparison:
     """The comparison. Raises ValueError where there is nothing to compare."""
     if not spectra:
         raise ValueError("there are no spectra to compare")
@@ -128,7 +128,7 @@ class L2Path:
             row += [number(self.conditions[i]), number(limit)]
             if self.retrained:
                 s = self.retrained[i]
-                row += [f"{s.loss:.4g}", with_error(*s.largest), with_error(*s.smallest)]
+                row += [f"{s.loss:.4g}", value_with_error(*s.largest), value_with_error(*s.smallest)]
             rows.append(row)
         lines = ["L2 path: strength/2 ||theta||^2 added to the loss; at fixed weights an exact shift", ""]
         lines += ["  " + line for line in table(rows, right=range(len(rows[0])))]

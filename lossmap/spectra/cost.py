@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from lossmap.seeding import generator
-from lossmap.spectra.tasks import Job, Jobs, Subject
+from lossmap.spectra.tasks import SpectrumTasks, Subject, Task
 
 SAMPLES = 256  # of each split, over which the parts are rehearsed
 TIMED = 3  # products of each subject that are timed, after a first one
@@ -28,7 +28,7 @@ class Cost:
     seconds: float
 
 
-def rehearsed(jobs: Jobs, clock: Callable[[], float], samples: int = SAMPLES) -> tuple[list[Cost], float]:
+def rehearse(jobs: SpectrumTasks, clock: Callable[[], float], samples: int = SAMPLES) -> tuple[list[Cost], float]:
     """The cost of every job, in their order, and the seconds that a rank needs before its first product is quick.
 
     clock  in seconds
@@ -50,7 +50,7 @@ def rehearsed(jobs: Jobs, clock: Callable[[], float], samples: int = SAMPLES) ->
     return told, max(0.0, sum(setups))
 
 
-def products_of(jobs: Jobs, samples: int = SAMPLES) -> list[int]:
+def products_of(jobs: SpectrumTasks, samples: int = SAMPLES) -> list[int]:
     """The products that each job takes over so few samples, a gradient counted as one."""
     counted: list[int] = []
     size = 1
@@ -75,7 +75,7 @@ def _few(subject: Subject, samples: int) -> Subject:
     return replace(subject, problem=subject.problem.share(0, parts))
 
 
-def _size(jobs: Jobs, job: Job) -> int:
+def _size(jobs: SpectrumTasks, job: Task) -> int:
     """The length of the vectors that the job multiplies."""
     subject = jobs.subjects[job.subject]
     if job.kind not in ("block", "block_ends", "leak"):

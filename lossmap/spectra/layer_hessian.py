@@ -46,7 +46,7 @@ SAMPLES = 256  # of a layer's inputs that are averaged over
 
 
 @dataclass(frozen=True, eq=False)
-class Piece:
+class LayerHessian:
     """One layer with its activation, by itself.
 
     at          inputs or weights: what it is differentiated by
@@ -94,7 +94,9 @@ class Piece:
         return f"Piece({self.name}, by its {self.at}: {self.verdict})"
 
 
-def pieces(problem: Problem, at: str = "inputs", *, dense: int = 256, samples: int = SAMPLES) -> tuple[Piece, ...]:
+def layer_hessians(
+    problem: Problem, at: str = "inputs", *, dense: int = 256, samples: int = SAMPLES
+) -> tuple[LayerHessian, ...]:
     """The second reading of every linear and convolutional layer, in the order in which they are called.
 
     at       inputs or weights
@@ -146,7 +148,9 @@ def _met(problem: Problem, samples: int) -> list[tuple[str, nn.Module, nn.Module
     ]
 
 
-def _piece(name: str, module: nn.Module, follower: nn.Module | None, inputs: Tensor, at: str, dense: int) -> Piece:
+def _piece(
+    name: str, module: nn.Module, follower: nn.Module | None, inputs: Tensor, at: str, dense: int
+) -> LayerHessian:
     layer = copy.deepcopy(module).double().cpu()
     act: Callable[[Tensor], Tensor] = copy.deepcopy(follower).double().cpu() if follower is not None else nn.Identity()
     x = inputs.double().cpu()
@@ -159,7 +163,7 @@ def _piece(name: str, module: nn.Module, follower: nn.Module | None, inputs: Ten
     told = (name, kind, activation, at, size, outputs)
     if size > dense:
         text = f"{size:,} numbers, more than the {dense} that are made whole"
-        return Piece(*told, np.zeros(0), None, len(x), 0, flat, text)
+        return LayerHessian(*told, np.zeros(0), None, len(x), 0, flat, text)
 
     def by_inputs(flat_x: Tensor) -> Tensor:
         total: Tensor = act(layer(flat_x.view(x[:1].shape))).sum()
@@ -179,4 +183,4 @@ def _piece(name: str, module: nn.Module, follower: nn.Module | None, inputs: Ten
         mean += each.sum(0)
         ranks = max(ranks, int(torch.linalg.matrix_rank(each, rtol=1e-9, hermitian=True).max()))
     entries = (0.5 * (mean + mean.T) / len(x)).numpy()
-    return Piece(*told, np.linalg.eigvalsh(entries), entries, len(x), ranks, flat)
+    return LayerHessian(*told, np.linalg.eigvalsh(entries), entries, len(x), ranks, flat)

@@ -20,17 +20,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lossmap.curvature.build import curvature
+from lossmap.curvature.build import build_operator
 from lossmap.curvature.checks import check_mean
 from lossmap.curvature.gradient import loss_and_gradient
-from lossmap.curvature.operators import Total, alone
+from lossmap.curvature.operators import Total, single_rank
 from lossmap.data.problem import Problem
 from lossmap.geometry.parameter_vector import Layout
-from lossmap.linalg.deflation import ends_of
-from lossmap.linalg.dense import Whole
-from lossmap.linalg.krylov_space import Symmetric
+from lossmap.linalg.deflation import successive_eigenpairs
+from lossmap.linalg.dense import DenseMatrix
+from lossmap.linalg.krylov_space import SymmetricOperator
 from lossmap.linalg.lanczos import EigenPairs
-from lossmap.linalg.spectral_density import Density, Share, density
+from lossmap.linalg.spectral_density import Density, MassInterval, density
 from lossmap.linalg.trace import Trace, trace
 from lossmap.report.definiteness import verdict_of_ends
 from lossmap.report.spectrum import of_spectrum
@@ -61,7 +61,7 @@ class Spectrum:
     bottom: EigenPairs | None
     trace: Trace | None
     density: Density | None
-    masses: tuple[tuple[float, Share, Share], ...] = ()
+    masses: tuple[tuple[float, MassInterval, MassInterval], ...] = ()
     shares: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     samples: int = 0
     unit: str = "1"
@@ -207,7 +207,7 @@ def stored_spectrum(s: Spectrum) -> tuple[dict[str, np.ndarray], dict[str, objec
 
 
 def spectrum_of(
-    matrix: Symmetric,
+    matrix: SymmetricOperator,
     *,
     top: int = 5,
     bottom: int = 1,
@@ -250,7 +250,7 @@ def spectrum_of(
     wants_density = density_error is not None or density_steps is not None or density_probes is not None
     upper = lower = estimate = spread = None
     if n <= dense:
-        whole, products = Whole.of(matrix), n
+        whole, products = DenseMatrix.of(matrix), n
         upper, lower = (
             (whole.pairs(f"top:{top}") if top else None),
             (whole.pairs(f"bottom:{bottom}") if bottom else None),
@@ -260,7 +260,7 @@ def spectrum_of(
     else:
         told: dict[str, Any] = {"tol": tol, "solver": solver, "confidence": confidence, "max_products": max_products}
         upper, lower = (
-            ends_of(matrix, f"{end}:{count}", seed=f"{seed}", **told) if count else None
+            successive_eigenpairs(matrix, f"{end}:{count}", seed=f"{seed}", **told) if count else None
             for end, count in (("top", top), ("bottom", bottom))
         )
         if trace_products:
@@ -285,7 +285,7 @@ def spectrum_of(
     )
 
 
-def masses_of(spread: Density | None, mass_at: Sequence[float]) -> tuple[tuple[float, Share, Share], ...]:
+def masses_of(spread: Density | None, mass_at: Sequence[float]) -> tuple[tuple[float, MassInterval, MassInterval], ...]:
     """For each t the share of eigenvalues below -t and above t. Raises ValueError for a negative t."""
     if spread is None:
         return ()
@@ -328,7 +328,7 @@ def spectrum(
     *,
     matrix: str = "hessian",
     parameters: str = "weights",
-    total: Total = alone,
+    total: Total = single_rank,
     label: str = "",
     check: bool = True,
     way: str = "auto",
@@ -349,9 +349,9 @@ def spectrum(
     began = time.perf_counter()
     if check:
         check_mean(problem)
-    if curvature(problem, matrix, parameters, total).size <= int(told.get("dense", 300)) and way == "auto":
+    if build_operator(problem, matrix, parameters, total).size <= int(told.get("dense", 300)) and way == "auto":
         way = "double"  # so few products that no probe pays
-    operator = curvature(problem, matrix, parameters, total, way=way)
+    operator = build_operator(problem, matrix, parameters, total, way=way)
     loss, slope = loss_and_gradient(problem, parameters, total)
     if not isfinite(loss):
         raise FloatingPointError(f"the loss is {loss} at these weights: there is no curvature to read here")

@@ -2,9 +2,10 @@
 
 A subject is one matrix: a checkpoint's Hessian over one split. Its jobs are its ends, its trace, its density (or one
 job a probe where their number is stated), its gradient, and in the layer by layer reading one a block and one for what
-that block leaves out. `Jobs` is a measure whose point is the number of the job: a survey over Grid(x=arange(jobs))
-deals, journals and resumes them. A job's reading is a row of numbers, packed arrays; `Jobs.spectra` and `Jobs.layers`
-make values of the rows again.
+that block leaves out. `SpectrumTasks` is a measure whose point is the number of the job: a survey over
+Grid(x=arange(jobs))
+deals, journals and resumes them. A job's reading is a row of numbers, packed arrays; `SpectrumTasks.spectra` and
+`SpectrumTasks.layers` make values of the rows again.
 
 Every job is the same whoever does it: its random numbers come from the seed and its name.
 """
@@ -19,24 +20,32 @@ from typing import Any
 import numpy as np
 import torch
 
-from lossmap.curvature.build import curvature
+from lossmap.curvature.build import build_operator
 from lossmap.curvature.checks import check_mean
 from lossmap.curvature.gradient import loss_and_gradient
-from lossmap.curvature.operators import Total, alone
+from lossmap.curvature.operators import Total, single_rank
 from lossmap.data.problem import Problem
 from lossmap.geometry.grid import Field, Point
 from lossmap.geometry.parameter_vector import Layout
-from lossmap.linalg.block_norms import leak, shortfall_of
-from lossmap.linalg.deflation import ends_of
-from lossmap.linalg.dense import Whole
+from lossmap.linalg.block_norms import block_leakage, energy_from_leakage
+from lossmap.linalg.deflation import successive_eigenpairs
+from lossmap.linalg.dense import DenseMatrix
 from lossmap.linalg.lanczos import EigenPairs, Which, extremes
 from lossmap.linalg.lanczos import check as check_ends
-from lossmap.linalg.spectral_density import Density, Run, density, run
+from lossmap.linalg.spectral_density import Density, LanczosRun, density, lanczos_run
 from lossmap.linalg.spectral_density import check_asked as check_density
 from lossmap.linalg.trace import METHODS, Trace, check_asked, trace
 from lossmap.spectra.block import Block
-from lossmap.spectra.blocks import Layers, assembled, block_matrix, exact_problem, groups_of, places, read_block
-from lossmap.spectra.layer_hessian import pieces
+from lossmap.spectra.blocks import (
+    BlockSpectra,
+    assemble,
+    block_matrix,
+    exact_problem,
+    groups_of,
+    indices_of,
+    read_block,
+)
+from lossmap.spectra.layer_hessian import layer_hessians
 from lossmap.spectra.spectrum import Spectrum, common_masses, masses_of, shares_of
 from lossmap.sums import norm
 
@@ -44,7 +53,7 @@ ROW = "spectrum_result"
 
 
 @dataclass(frozen=True)
-class Asked:
+class SpectrumRequest:
     """What is wanted of every subject.
 
     dense        up to this size the whole matrix, or block, is made
@@ -115,7 +124,7 @@ def unpacked(row: np.ndarray) -> list[np.ndarray]:
 
 
 @dataclass(frozen=True)
-class Job:
+class Task:
     """One piece of work: for which subject, of which kind, and which one of that kind."""
 
     subject: int
@@ -124,8 +133,8 @@ class Job:
 
 
 @dataclass(frozen=True, eq=False)
-class Jobs:
-    """The measure. Made by `jobs_of`.
+class SpectrumTasks:
+    """The measure. Made by `make_tasks`.
 
     settings  what it was told, for the file
     total     adds a tensor up over the ranks of a team
@@ -135,11 +144,11 @@ class Jobs:
     """
 
     subjects: tuple[Subject, ...]
-    asked: Asked
-    jobs: tuple[Job, ...]
+    asked: SpectrumRequest
+    jobs: tuple[Task, ...]
     length: int
     settings: Mapping[str, Any] = field(default_factory=dict)
-    total: Total = alone
+    total: Total = single_rank
     choices: tuple[Mapping[str, Any], ...] = ()
     made: dict[tuple[int, str], Any] = field(default_factory=dict, repr=False)
     limits: list[int] = field(default_factory=list, repr=False)
@@ -190,7 +199,7 @@ class Jobs:
         stated = self.asked.mass_at or common_masses([s.density for s in found.values()])
         return {label: replace(s, masses=masses_of(s.density, stated)) for label, s in found.items()}
 
-    def layers(self, rows: np.ndarray) -> dict[str, Layers]:
+    def layers(self, rows: np.ndarray) -> dict[str, BlockSpectra]:
         """The layer by layer readings by label."""
         if self.asked.by is None and not self.asked.patterns:
             return {}
@@ -204,7 +213,7 @@ class Jobs:
             choice = self.choices[i] if self.choices and which == self.asked.parameters else None
             if choice is not None and self.limits:
                 choice = {**choice, "batch": min(int(choice["batch"]), self.limits[-1])}
-            self.made[i, which] = curvature(subject.problem, subject.matrix, which, self.total, choice=choice)
+            self.made[i, which] = build_operator(subject.problem, subject.matrix, which, self.total, choice=choice)
         return self.made[i, which]
 
     def _gradient(self, subject: Subject, name: str) -> Sequence[Any]:
@@ -212,7 +221,7 @@ class Jobs:
         return [loss, norm(slope)]
 
     def _whole(self, subject: Subject, name: str) -> Sequence[Any]:
-        whole = Whole.of(self.matrix(subject))
+        whole = DenseMatrix.of(self.matrix(subject))
         return [whole.entries, whole.lack, whole.epsilon]
 
     def _ends(self, subject: Subject, name: str) -> Sequence[Any]:
@@ -223,7 +232,7 @@ class Jobs:
             if not count:
                 found += [np.zeros(0)] * 5
                 continue
-            pairs = ends_of(matrix, f"{end}:{count}", solver=a.solver, seed=f"{a.seed}", **told)
+            pairs = successive_eigenpairs(matrix, f"{end}:{count}", solver=a.solver, seed=f"{a.seed}", **told)
             about = [*pairs.limits, pairs.products, pairs.converged, pairs.tolerance, pairs.scale, pairs.confidence]
             about += [pairs.others]
             shares = [list(row.values()) for row in shares_of(((end, pairs),), matrix.layout).values()]
@@ -240,7 +249,7 @@ class Jobs:
     def _density(self, subject: Subject, name: str) -> Sequence[Any]:
         a, matrix = self.asked, self.matrix(subject)
         if name:
-            return _of_runs([run(matrix, a.density_steps or 64, seed=a.seed, probe=int(name))])
+            return _of_runs([lanczos_run(matrix, a.density_steps or 64, seed=a.seed, probe=int(name))])
         return _of_runs(density(matrix, error=a.density_error, steps=a.density_steps, seed=a.seed).runs)
 
     def _block(self, subject: Subject, name: str) -> Sequence[Any]:
@@ -264,8 +273,8 @@ class Jobs:
 
     def _leak(self, subject: Subject, name: str) -> Sequence[Any]:
         matrix = self.matrix(subject, "all")
-        where = places(matrix.layout, self.groups(subject)[name])
-        return list(leak(matrix, name, where, self.asked.probes, self.asked.seed))
+        where = indices_of(matrix.layout, self.groups(subject)[name])
+        return list(block_leakage(matrix, name, where, self.asked.probes, self.asked.seed))
 
     def _block_ends(self, subject: Subject, name: str) -> Sequence[Any]:
         pairs = extremes(
@@ -294,7 +303,7 @@ class Jobs:
         shares: dict[str, dict[str, float]] = {}
         products = 0
         for entries, lack, eps in self._found(i, "whole", rows).values():
-            whole = Whole(entries, float(lack), float(eps), dtype)
+            whole = DenseMatrix(entries, float(lack), float(eps), dtype)
             upper = whole.pairs(f"top:{a.top}") if a.top else None
             lower = whole.pairs(f"bottom:{a.bottom}") if a.bottom else None
             estimate = whole.trace() if a.trace_products else None
@@ -335,7 +344,7 @@ class Jobs:
             keep_vectors=a.vectors,
         )
 
-    def _layers(self, i: int, rows: np.ndarray) -> Layers:
+    def _layers(self, i: int, rows: np.ndarray) -> BlockSpectra:
         subject, groups = self.subjects[i], self.groups(self.subjects[i])
         blocks = []
         for name, (values, about, entries, *runs) in self._found(i, "block", rows).items():
@@ -353,28 +362,28 @@ class Jobs:
         leaks = self._found(i, "leak", rows)
         left_out = None
         if len(leaks) == len(blocks) > 1:
-            left_out = shortfall_of({name: (inside, outside) for name, (inside, outside) in leaks.items()})
+            left_out = energy_from_leakage({name: (inside, outside) for name, (inside, outside) in leaks.items()})
         full = subject.samples_of
-        readings = tuple(p for at in self.asked.second for p in pieces(full, at, dense=self.asked.dense))
+        readings = tuple(p for at in self.asked.second for p in layer_hessians(full, at, dense=self.asked.dense))
         by = "pattern" if self.asked.patterns else self.asked.by or "tensor"
         _, notes = exact_problem(full)
-        return assembled(blocks, full, by, subject.matrix, ends, left_out, readings, notes, label=subject.label)
+        return assemble(blocks, full, by, subject.matrix, ends, left_out, readings, notes, label=subject.label)
 
 
-def jobs_of(
+def make_tasks(
     subjects: Sequence[Subject],
-    asked: Asked,
+    asked: SpectrumRequest,
     *,
     settings: Mapping[str, Any] | None = None,
-    total: Total = alone,
+    total: Total = single_rank,
     choices: Sequence[Mapping[str, Any]] = (),
     check: bool = True,
-) -> Jobs:
+) -> SpectrumTasks:
     """The jobs of these subjects, the longest first.
 
     Raises ValueError as `spectrum` and `layers` do, before anything long begins.
     """
-    jobs: list[Job] = []
+    jobs: list[Task] = []
     lengths: list[int] = []
     labels = [s.label for s in subjects]
     if len(set(labels)) != len(labels):
@@ -383,7 +392,7 @@ def jobs_of(
     for i, subject in enumerate(subjects):
         if check:
             check_mean(subject.problem)
-        matrix = curvature(subject.problem, subject.matrix, asked.parameters, total)
+        matrix = build_operator(subject.problem, subject.matrix, asked.parameters, total)
         for made, length in [
             *_whole_jobs(i, matrix.size, len(matrix.layout.names), asked),
             *_layer_jobs(i, subject, asked),
@@ -393,10 +402,10 @@ def jobs_of(
     first = {"density": 0, "trace": 1, "ends": 2, "whole": 2, "block_ends": 3, "block": 4, "leak": 5, "gradient": 6}
     order = sorted(range(len(jobs)), key=lambda j: first[jobs[j].kind])
     chosen = tuple(jobs[j] for j in order)
-    return Jobs(tuple(subjects), asked, chosen, max(lengths), settings or {}, total, tuple(choices))
+    return SpectrumTasks(tuple(subjects), asked, chosen, max(lengths), settings or {}, total, tuple(choices))
 
 
-def _whole_jobs(i: int, n: int, tensors: int, a: Asked) -> list[tuple[Job, int]]:
+def _whole_jobs(i: int, n: int, tensors: int, a: SpectrumRequest) -> list[tuple[Task, int]]:
     """A subject's own jobs, with the numbers that each of their rows may need."""
     for end, count in (("top", a.top), ("bottom", a.bottom)):
         if not 0 <= count <= 100:
@@ -408,36 +417,36 @@ def _whole_jobs(i: int, n: int, tensors: int, a: Asked) -> list[tuple[Job, int]]
         check_density(a.density_error, a.density_steps, a.density_probes)
     if a.trace_products:
         check_asked(a.trace_method, a.trace_products)
-    found = [(Job(i, "gradient"), 8)]
+    found = [(Task(i, "gradient"), 8)]
     if n <= a.dense:
-        return [*found, (Job(i, "whole"), n * n + 16)]
+        return [*found, (Task(i, "whole"), n * n + 16)]
     if a.top or a.bottom:
         kept = n * (a.top + a.bottom) if a.vectors else 0
-        found.append((Job(i, "ends"), (a.top + a.bottom) * (tensors + 2) + kept + 80))
+        found.append((Task(i, "ends"), (a.top + a.bottom) * (tensors + 2) + kept + 80))
     if a.trace_products:
-        found.append((Job(i, "trace"), 16))
+        found.append((Task(i, "trace"), 16))
     if a.density and a.density_probes:
-        found += [(Job(i, "density", str(p)), 2 * (a.density_steps or 64) + 16) for p in range(a.density_probes)]
+        found += [(Task(i, "density", str(p)), 2 * (a.density_steps or 64) + 16) for p in range(a.density_probes)]
     elif a.density:
-        found.append((Job(i, "density"), _DENSITY_ROW))
+        found.append((Task(i, "density"), _DENSITY_ROW))
     return found
 
 
 _DENSITY_ROW = 8192  # 400 products as alpha and beta, with room for the heads of many short runs
 
 
-def _layer_jobs(i: int, subject: Subject, a: Asked) -> list[tuple[Job, int]]:
+def _layer_jobs(i: int, subject: Subject, a: SpectrumRequest) -> list[tuple[Task, int]]:
     if a.by is None and not a.patterns:
         return []
     layout = Layout.of(dict(subject.problem.model.named_parameters()))
     groups = groups_of(layout.names, a.by or "tensor", a.patterns)
     sizes = _sizes(layout)
-    found = [(Job(i, "block_ends"), 32)]
+    found = [(Task(i, "block_ends"), 32)]
     for name, tensors in groups.items():
         n = sum(sizes[t] for t in tensors)
-        found.append((Job(i, "block", name), n * n + n + 32 if n <= a.dense else _DENSITY_ROW))
+        found.append((Task(i, "block", name), n * n + n + 32 if n <= a.dense else _DENSITY_ROW))
         if a.probes and len(groups) > 1:
-            found.append((Job(i, "leak", name), 2 * a.probes + 8))
+            found.append((Task(i, "leak", name), 2 * a.probes + 8))
     return found
 
 
@@ -445,13 +454,13 @@ def _sizes(layout: Layout) -> dict[str, int]:
     return dict(zip(layout.names, layout.sizes, strict=True))
 
 
-def _of_runs(runs: Sequence[Run]) -> list[Any]:
+def _of_runs(runs: Sequence[LanczosRun]) -> list[Any]:
     return [part for r in runs for part in (r.alpha, r.beta, [r.weight, float(r.exact)])]
 
 
-def _to_runs(parts: Sequence[np.ndarray]) -> list[Run]:
+def _to_runs(parts: Sequence[np.ndarray]) -> list[LanczosRun]:
     return [
-        Run(alpha, beta, float(about[0]), bool(about[1]))
+        LanczosRun(alpha, beta, float(about[0]), bool(about[1]))
         for alpha, beta, about in zip(parts[::3], parts[1::3], parts[2::3], strict=True)
     ]
 

@@ -117,13 +117,13 @@ class Asked:
 
 def test_a_result_gets_its_pictures_beside_it(file, tmp_path, monkeypatch):
     monkeypatch.setattr(save_next_to.webbrowser, "open", lambda uri: True)
-    made = save_next_to.drawn_beside(file, Asked(page=True, vtk=True, show=True))
+    made = save_next_to.draw_next_to(file, Asked(page=True, vtk=True, show=True))
     assert [p.name for p in made] == [
         "run.1.pdf", "run.1.png", "run.1_3d.pdf", "run.1_3d.png", "run.1.html", "run.1.vts",
     ]  # fmt: skip
     line = tmp_path / "line.h5"
     write_surface(line, Surface(Grid(GRID.x), {"train_loss": GRID.x**2}))
-    assert [p.name for p in save_next_to.drawn_beside(line, Asked(log=True, vtk=True))] == ["line.pdf", "line.png"]
+    assert [p.name for p in save_next_to.draw_next_to(line, Asked(log=True, vtk=True))] == ["line.pdf", "line.png"]
 
 
 def begun(path, count):

@@ -19,7 +19,7 @@ from lossmap.cli.health import main as health
 from lossmap.cli.resume import main as resume
 from lossmap.cli.spectrum import main
 from lossmap.cli.train import main as train
-from lossmap.io.eigenvector_store import Folder, results_of
+from lossmap.io.eigenvector_store import VectorFolder, results_of
 from lossmap.io.read import read
 
 MPIRUN = shutil.which("mpirun", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
@@ -133,7 +133,7 @@ def test_killed_alone_and_stopped_over_ranks_a_run_goes_on_to_the_same_bits(tmp_
     subprocess.run(words("whole.h5", 1), check=True, timeout=200, **told)
     for name, ranks, number in (("alone.h5", 1, signal.SIGKILL), ("ranks.h5", 3, signal.SIGUSR1)):
         begun = subprocess.Popen(words(name, ranks), **told)
-        vectors = Folder.beside(tmp_path / name).path
+        vectors = VectorFolder.beside(tmp_path / name).path
         ends = time.monotonic() + 200
         while not list(vectors.glob("*.npy")) and begun.poll() is None and time.monotonic() < ends:
             time.sleep(0.01)

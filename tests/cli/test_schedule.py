@@ -14,7 +14,7 @@ import pytest
 from lossmap.cli import output as results
 from lossmap.cli.__main__ import main as lossmap
 from lossmap.geometry.grid import Field, Grid
-from lossmap.io.memory_store import Ledger
+from lossmap.io.memory_store import MemoryStore
 from lossmap.io.read import Failure, SurfaceFile, read
 from lossmap.parallel import slurm
 
@@ -182,7 +182,7 @@ def test_resume_goes_on_without_a_flag_from_any_folder_to_the_same_bits(tmp_path
 
 
 def test_a_stop_is_told_with_the_next_command_and_under_a_launcher_with_the_meaning_of_its_code(monkeypatch):
-    surface = Ledger(Grid.line(count=3), {"loss": ((Field("train_loss", "nats", "mean loss"),), {})}).surface()
+    surface = MemoryStore(Grid.line(count=3), {"loss": ((Field("train_loss", "nats", "mean loss"),), {})}).surface()
     said = []
     assert results.finished(Path("two words.h5"), surface, "loss", said.append) == 75
     assert said == [

@@ -4,7 +4,7 @@ import sys
 import pytest
 
 from lossmap.cli.setting_groups import DataSettings, DrawSettings, ModelSettings, PlaneSettings, RunSettings
-from lossmap.cli.settings import Usage, guarded, parse
+from lossmap.cli.settings import UsageError, guarded, parse
 
 ALL = (ModelSettings, DataSettings, PlaneSettings, RunSettings, DrawSettings)
 
@@ -77,7 +77,7 @@ def test_settings_make_themselves_again_from_what_a_file_holds():
     ],
 )
 def test_each_mistake_is_one_sentence(line, text):
-    with pytest.raises(Usage) as error:
+    with pytest.raises(UsageError) as error:
         read(line)
     assert text in str(error.value)
 
@@ -95,7 +95,7 @@ def test_each_mistake_is_one_sentence(line, text):
 def test_mistakes_in_a_config_file_are_one_sentence_too(tmp_path, text, message):
     config = tmp_path / "run.toml"
     config.write_text(text)
-    with pytest.raises(Usage) as error:
+    with pytest.raises(UsageError) as error:
         read(f"--config {config}")
     assert message in str(error.value)
 

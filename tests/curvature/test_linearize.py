@@ -15,7 +15,7 @@ from lossmap.curvature.linearize.graph_builder import packet
 from lossmap.curvature.linearize.trace import folded, traced
 from lossmap.curvature.linearize.winograd import outputs, outputs_back, tiles, tiles_back, weights, weights_back
 from lossmap.curvature.linearized_operator import bytes_of, disagreement
-from lossmap.curvature.operators import Curvature, gauss_newton, hessian
+from lossmap.curvature.operators import CurvatureOperator, gauss_newton, hessian
 from lossmap.data.batches import Resident
 from lossmap.data.problem import Problem
 from lossmap.geometry.directions import random_plane
@@ -189,7 +189,7 @@ def test_a_linearised_product_is_double_backwards(name, product, parameters, cap
     prepared = prepare(problem, parameters, product, choice=LINEAR | {"batch": 7})
     assert prepared.choice["way"] == "linear" and "not linearised" not in caplog.text
     block = torch.randn(prepared.size, 2, dtype=torch.float64)
-    truth = Curvature(problem, product, parameters) @ block
+    truth = CurvatureOperator(problem, product, parameters) @ block
     torch.testing.assert_close(prepared.at() @ block, truth, rtol=1e-9, atol=1e-12)
 
 
@@ -207,7 +207,7 @@ def test_a_place_is_another_model_and_the_model_stays(way):
     assert all(p.grad is None and p.requires_grad for p in model.parameters())
     for point, place, product in zip(((0.0, 0.0), (0.3, -0.2)), places, products, strict=True):
         model.load_state_dict(before | plane.at(point))
-        torch.testing.assert_close(product, Curvature(problem) @ v, rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(product, CurvatureOperator(problem) @ v, rtol=1e-9, atol=1e-12)
         torch.testing.assert_close(place @ v, product, rtol=1e-9, atol=1e-12)
         whole = next(iter(problem.rebatched(7).data))
         assert place.loss() == pytest.approx(problem.total(whole).item() / 7, rel=1e-12)
@@ -218,8 +218,8 @@ def test_a_place_is_another_model_and_the_model_stays(way):
 @pytest.mark.parametrize("way", ["linear", "graph", "double"])
 def test_products_are_those_of_evaluation_mode_and_modes_are_given_back(way):
     problem = case("residual")
-    v = torch.randn(Curvature(problem).size, dtype=torch.float64)
-    truth = Curvature(problem) @ v
+    v = torch.randn(CurvatureOperator(problem).size, dtype=torch.float64)
+    truth = CurvatureOperator(problem) @ v
     problem.model.train()
     torch.testing.assert_close(prepare(problem, way=way).at() @ v, truth, rtol=1e-9, atol=1e-12)
     assert problem.model.training and problem.model[1].training
@@ -228,12 +228,12 @@ def test_products_are_those_of_evaluation_mode_and_modes_are_given_back(way):
 @pytest.mark.parametrize("name", ["stopped", "custom", "branching"])
 def test_what_a_trace_does_not_see_falls_back_and_says_so(name, caplog):
     problem = case(name)
-    v = torch.randn(Curvature(problem).size, dtype=torch.float64)
+    v = torch.randn(CurvatureOperator(problem).size, dtype=torch.float64)
     prepared = prepare(problem)
     assert prepared.choice["way"] in ("graph", "double")
     assert [r.levelno for r in caplog.records if r.name == "lossmap"] == [logging.WARNING]
     assert "products are not linearised, but made by double backward" in caplog.text
-    torch.testing.assert_close(prepared.at() @ v, Curvature(problem) @ v, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(prepared.at() @ v, CurvatureOperator(problem) @ v, rtol=1e-9, atol=1e-12)
     assert prepare(problem, choice=LINEAR).choice["way"] == "double"  # also when told to
 
 
@@ -246,7 +246,7 @@ def test_a_product_without_rules_is_made_by_double_backward(caplog):
     prepared = prepare(problem, product=twice)
     assert prepared.choice["way"] == "double" and "there are no rules" in caplog.text
     v = torch.randn(prepared.size, dtype=torch.float64)
-    torch.testing.assert_close(prepared.at() @ v, 2 * (Curvature(problem) @ v))
+    torch.testing.assert_close(prepared.at() @ v, 2 * (CurvatureOperator(problem) @ v))
 
 
 @pytest.mark.parametrize("form", ["contiguous", "channels_last"])
@@ -254,8 +254,8 @@ def test_a_product_without_rules_is_made_by_double_backward(caplog):
 def test_memory_formats_tiles_and_blocks_change_nothing(form, product):
     problem = case("residual")
     for parameters, options in (("weights", ({"tiled": 2}, {"block": "together"})), ("all", ({"tiled": 2},))):
-        block = torch.randn(Curvature(problem, parameters=parameters).size, 3, dtype=torch.float64)
-        truth = Curvature(problem, product, parameters) @ block
+        block = torch.randn(CurvatureOperator(problem, parameters=parameters).size, 3, dtype=torch.float64)
+        truth = CurvatureOperator(problem, product, parameters) @ block
         for more in options:
             choice = LINEAR | {"batch": 7, "format": form} | more
             prepared = prepare(problem, parameters, product, choice=choice)
@@ -265,8 +265,8 @@ def test_memory_formats_tiles_and_blocks_change_nothing(form, product):
 
 def test_values_beyond_the_memory_are_computed_anew():
     problem = case("residual")
-    v = torch.randn(Curvature(problem).size, dtype=torch.float64)
-    truth = Curvature(problem) @ v
+    v = torch.randn(CurvatureOperator(problem).size, dtype=torch.float64)
+    truth = CurvatureOperator(problem) @ v
     for way in ("linear", "graph"):
         choice = LINEAR | {"way": way, "kept_per_sample": 10_000}
         for memory in (0, 30_000):
@@ -284,8 +284,8 @@ def test_bytes_count_each_storage_once_and_none_that_is_there_anyhow():
 
 def test_any_cut_and_shares_give_the_same_product():
     problem = case("residual")
-    v = torch.randn(Curvature(problem).size, dtype=torch.float64)
-    truth = Curvature(problem) @ v
+    v = torch.randn(CurvatureOperator(problem).size, dtype=torch.float64)
+    truth = CurvatureOperator(problem) @ v
     for batch in (2, 5):
         torch.testing.assert_close(prepare(problem, choice=LINEAR | {"batch": batch}).at() @ v, truth)
     sent = []
@@ -328,8 +328,8 @@ def test_tiles_that_round_too_much_are_not_taken(monkeypatch):
 
 def test_float32_is_as_near_to_float64_as_double_backward():
     single, double = case("residual", torch.float32), case("residual")
-    v = torch.randn(Curvature(double).size, dtype=torch.float64)
-    truth = Curvature(double) @ v
+    v = torch.randn(CurvatureOperator(double).size, dtype=torch.float64)
+    truth = CurvatureOperator(double) @ v
     for more in ({}, {"tiled": 2, "format": "channels_last"}):
         product = prepare(single, choice=LINEAR | more).at() @ v.float()
         assert product.dtype == torch.float32
@@ -424,7 +424,7 @@ def test_a_strided_convolution_of_single_entries_takes_what_it_reads_and_has_no_
     problem = Problem.supervised(model.eval(), "crossentropy", data)
     prepared = prepare(problem, choice=LINEAR)
     v = torch.randn(prepared.size, dtype=torch.float64)
-    torch.testing.assert_close(prepared.at() @ v, Curvature(problem) @ v, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(prepared.at() @ v, CurvatureOperator(problem) @ v, rtol=1e-9, atol=1e-12)
     graph = folded(traced(lambda w, x: (layer.forward(x) * w).sum(), (torch.ones((), dtype=torch.float64),
                                                                      model[:2](data[0]).detach())))  # fmt: skip
     strides = [set(n.args[3]) for n in graph.graph.nodes if packet(n) is torch.ops.aten.convolution]

@@ -14,7 +14,7 @@ from torch import nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from lossmap.curvature.operators import Curvature, gauss_newton, hessian
+from lossmap.curvature.operators import CurvatureOperator, gauss_newton, hessian
 from lossmap.data.batches import Resident
 from lossmap.data.problem import Problem
 
@@ -160,7 +160,7 @@ def columns(matrix):
 @pytest.mark.parametrize("name", CASES)
 def test_the_hessian_is_the_dense_one(name, parameters):
     problem = case(name)
-    matrix = Curvature(problem, parameters=parameters)
+    matrix = CurvatureOperator(problem, parameters=parameters)
     truth, tolerance = dense(problem, matrix.layout.names)
     torch.testing.assert_close(columns(matrix), truth, rtol=tolerance, atol=tolerance / 10)
 
@@ -168,7 +168,7 @@ def test_the_hessian_is_the_dense_one(name, parameters):
 @pytest.mark.parametrize("name", ["mlp", "convolutional", "attention", "recurrent", "shared", "several"])
 def test_gauss_newton_is_the_jacobian_around_the_losses_own_hessian(name):
     problem = case(name)
-    matrix = Curvature(problem, gauss_newton, parameters="all")
+    matrix = CurvatureOperator(problem, gauss_newton, parameters="all")
     theta, model = matrix.named, problem.model
     truth = torch.zeros(matrix.size, matrix.size, dtype=torch.float64)
     with sdpa_kernel(SDPBackend.MATH):
@@ -194,7 +194,7 @@ def test_linear_regression_by_the_convention_of_its_loss():
     truth = torch.kron(torch.eye(outputs), torch.ones(1)).double()
     truth = torch.kron(truth, 2 / (11 * outputs) * x.T @ x)
     for product in (hessian, gauss_newton):
-        matrix = Curvature(Problem.supervised(model, nn.MSELoss(), Resident((x, y), 4)), product)
+        matrix = CurvatureOperator(Problem.supervised(model, nn.MSELoss(), Resident((x, y), 4)), product)
         torch.testing.assert_close(columns(matrix), truth, rtol=1e-12, atol=1e-14)
 
 
@@ -206,7 +206,7 @@ def test_softmax_regression_in_closed_form():
     bends = torch.diag_embed(p) - p[:, :, None] * p[:, None, :]
     truth = sum(torch.kron(b, torch.outer(a, a)) for a, b in zip(x, bends, strict=True)) / 9
     for product in (hessian, gauss_newton):
-        matrix = Curvature(Problem.supervised(model, "crossentropy", Resident((x, y), 4)), product)
+        matrix = CurvatureOperator(Problem.supervised(model, "crossentropy", Resident((x, y), 4)), product)
         torch.testing.assert_close(columns(matrix), truth, rtol=1e-12, atol=1e-14)
 
 
@@ -217,7 +217,7 @@ def test_a_deep_linear_net_at_its_saddle_has_the_curvature_of_the_correlation():
     model = nn.Sequential(nn.Linear(3, 1, bias=False), nn.Linear(1, 2, bias=False)).double().eval()
     for p in model.parameters():
         p.data.zero_()
-    matrix = Curvature(Problem.supervised(model, nn.MSELoss(), Resident((x, y), 3)))
+    matrix = CurvatureOperator(Problem.supervised(model, nn.MSELoss(), Resident((x, y), 3)))
     cross = -2 / (10 * 2) * y.T @ x  # (2, 3)
     truth = torch.zeros(5, 5, dtype=torch.float64)
     truth[3:, :3], truth[:3, 3:] = cross, cross.T
@@ -231,7 +231,7 @@ def test_a_deep_linear_net_at_its_saddle_has_the_curvature_of_the_correlation():
 @settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
 @given(seed=st.integers(0, 10**6), scale=st.floats(-3, 3), product=st.sampled_from([hessian, gauss_newton]))
 def test_products_are_linear_and_symmetric(seed, scale, product):
-    matrix = Curvature(case("convolutional"), product)
+    matrix = CurvatureOperator(case("convolutional"), product)
     torch.manual_seed(seed)
     u, v = torch.randn(2, matrix.size, dtype=torch.float64)
     hu, hv = matrix @ u, matrix @ v
@@ -243,14 +243,14 @@ def test_products_are_linear_and_symmetric(seed, scale, product):
 @given(size=st.integers(1, 9), name=st.sampled_from(["mlp", "attention", "recurrent", "several"]))
 def test_any_cut_into_batches_gives_the_same_product(size, name):
     problem = case(name)
-    v = torch.randn(Curvature(problem).size, dtype=torch.float64)
-    whole, cut = Curvature(problem.rebatched(7)) @ v, Curvature(problem.rebatched(size)) @ v
+    v = torch.randn(CurvatureOperator(problem).size, dtype=torch.float64)
+    whole, cut = CurvatureOperator(problem.rebatched(7)) @ v, CurvatureOperator(problem.rebatched(size)) @ v
     torch.testing.assert_close(cut, whole, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("product", [hessian, gauss_newton])
 def test_a_block_is_its_columns(product):
-    matrix = Curvature(case("convolutional"), product)
+    matrix = CurvatureOperator(case("convolutional"), product)
     block = torch.randn(matrix.size, 3, dtype=torch.float64)
     result = matrix @ block
     assert result.shape == (matrix.size, 3)
@@ -260,14 +260,16 @@ def test_a_block_is_its_columns(product):
 
 def test_shares_of_unequal_size_add_up_to_the_whole():
     problem = case("mlp")
-    v = torch.randn(Curvature(problem).size, dtype=torch.float64)
+    v = torch.randn(CurvatureOperator(problem).size, dtype=torch.float64)
     sent = []
-    parts = [Curvature(problem.share(rank, 3), total=lambda t: sent.append(t.clone()) or t) for rank in range(3)]
+    parts = [
+        CurvatureOperator(problem.share(rank, 3), total=lambda t: sent.append(t.clone()) or t) for rank in range(3)
+    ]
     for part in parts:
         part @ v
     assert len(sent) == 3  # one total per product and rank
-    joined = Curvature(problem.share(0, 3), total=lambda t: sum(sent)) @ v
-    torch.testing.assert_close(joined, Curvature(problem) @ v, rtol=1e-12, atol=1e-14)
+    joined = CurvatureOperator(problem.share(0, 3), total=lambda t: sum(sent)) @ v
+    torch.testing.assert_close(joined, CurvatureOperator(problem) @ v, rtol=1e-12, atol=1e-14)
 
 
 def test_a_failure_of_another_rank_is_raised_here_too():
@@ -279,7 +281,7 @@ def test_a_failure_of_another_rank_is_raised_here_too():
         return share + neighbour
 
     with pytest.raises(RuntimeError, match="failed on 1 other rank"):
-        Curvature(problem, total=with_a_failed_neighbour) @ torch.zeros(32, dtype=torch.float64)
+        CurvatureOperator(problem, total=with_a_failed_neighbour) @ torch.zeros(32, dtype=torch.float64)
 
 
 def test_a_failure_of_this_rank_reaches_the_others_before_it_is_raised():
@@ -288,7 +290,9 @@ def test_a_failure_of_this_rank_reaches_the_others_before_it_is_raised():
 
     model = nn.Linear(2, 2).eval()
     sent = []
-    matrix = Curvature(Problem.custom(model, broken, (torch.zeros(3, 2),)), total=lambda t: sent.append(t.clone()) or t)
+    matrix = CurvatureOperator(
+        Problem.custom(model, broken, (torch.zeros(3, 2),)), total=lambda t: sent.append(t.clone()) or t
+    )
     with pytest.raises(ZeroDivisionError, match="no loss here"):
         matrix @ torch.zeros(4)
     assert sent[0][-1] == 1.0 and not sent[0][:-1].any()
@@ -296,27 +300,27 @@ def test_a_failure_of_this_rank_reaches_the_others_before_it_is_raised():
 
 def test_a_regular_expression_chooses_the_parameters():
     problem = case("convolutional")
-    matrix = Curvature(problem, parameters=r"^3\.")
+    matrix = CurvatureOperator(problem, parameters=r"^3\.")
     assert matrix.layout.names == ("3.weight", "3.bias")
     torch.testing.assert_close(columns(matrix), dense(problem, matrix.layout.names)[0], rtol=1e-9, atol=1e-11)
 
 
 def test_a_parameter_that_does_not_reach_the_loss_gives_zeros():
-    matrix = Curvature(case("several"), parameters="idle")
+    matrix = CurvatureOperator(case("several"), parameters="idle")
     assert not columns(matrix).any()
-    assert not columns(Curvature(case("several"), gauss_newton, parameters="idle")).any()
+    assert not columns(CurvatureOperator(case("several"), gauss_newton, parameters="idle")).any()
 
 
 def test_a_loss_linear_in_theta_has_no_curvature():
     model = nn.Linear(3, 1).eval()
     data = (torch.randn(4, 3), torch.zeros(4))
     problem = Problem.supervised(model, lambda f, y: f.mean(), data)
-    assert not columns(Curvature(problem, parameters="all")).any()
-    assert not columns(Curvature(problem, gauss_newton, parameters="all")).any()
+    assert not columns(CurvatureOperator(problem, parameters="all")).any()
+    assert not columns(CurvatureOperator(problem, gauss_newton, parameters="all")).any()
 
 
 def test_float64_and_float32_are_kept_all_through():
-    double, single = Curvature(case("mlp")), Curvature(case("mlp", torch.float32))
+    double, single = CurvatureOperator(case("mlp")), CurvatureOperator(case("mlp", torch.float32))
     v = torch.randn(double.size, dtype=torch.float64)
     assert (double @ v).dtype == torch.float64 and (single @ v.float()).dtype == torch.float32
     torch.testing.assert_close((single @ v.float()).double(), double @ v, rtol=1e-4, atol=1e-6)
@@ -324,7 +328,7 @@ def test_float64_and_float32_are_kept_all_through():
 
 def test_scipy_receives_an_operator_with_its_dtype():
     for dtype, number in ((torch.float64, np.float64), (torch.float32, np.float32)):
-        matrix = Curvature(case("mlp", dtype))
+        matrix = CurvatureOperator(case("mlp", dtype))
         operator = matrix.operator()
         assert operator.dtype == number and operator.shape == (32, 32)
         block = np.random.default_rng(0).normal(size=(32, 2)).astype(number)
@@ -342,7 +346,7 @@ def test_the_problem_is_given_back_untouched(name, product):
     frozen = next(model.parameters()).requires_grad_(False)
     before = {k: t.clone() for k, t in model.state_dict().items()}
     fast = torch.backends.mha.get_fastpath_enabled()
-    matrix = Curvature(problem, product)
+    matrix = CurvatureOperator(problem, product)
     with torch.no_grad():
         matrix @ torch.randn(matrix.size, dtype=torch.float64)
     assert all(p.grad is None for p in model.parameters())
@@ -352,7 +356,7 @@ def test_the_problem_is_given_back_untouched(name, product):
 
 
 def test_products_come_out_of_inference_mode_and_no_grad():
-    matrix = Curvature(case("mlp"))
+    matrix = CurvatureOperator(case("mlp"))
     v = torch.randn(32, dtype=torch.float64)
     outside = matrix @ v
     for mode in (torch.no_grad, torch.inference_mode, contextlib.nullcontext):
@@ -364,32 +368,32 @@ def test_training_mode_is_refused():
     problem = case("convolutional")
     problem.model.train()
     with pytest.raises(ValueError, match=r"training mode.*call model\.eval\(\) first"):
-        Curvature(problem) @ torch.zeros(34, dtype=torch.float64)
+        CurvatureOperator(problem) @ torch.zeros(34, dtype=torch.float64)
     problem.model.eval()
     problem.model[1].train()
     with pytest.raises(ValueError, match=r"BatchNorm2d '1' is in training mode; call model\.eval\(\) first"):
-        Curvature(problem) @ torch.zeros(34, dtype=torch.float64)
+        CurvatureOperator(problem) @ torch.zeros(34, dtype=torch.float64)
 
 
 def test_a_vector_of_another_length_is_refused():
     with pytest.raises(ValueError, match=r"v has shape \(31,\); this matrix takes \(32,\) or \(32, b\)"):
-        Curvature(case("mlp")) @ torch.zeros(31, dtype=torch.float64)
+        CurvatureOperator(case("mlp")) @ torch.zeros(31, dtype=torch.float64)
 
 
 def test_a_product_that_is_not_finite_is_an_error():
     problem = case("mlp")
     problem.model[0].weight.data[0, 0] = float("nan")
     with pytest.raises(FloatingPointError, match="not finite: look at the loss here first"):
-        Curvature(problem) @ torch.ones(32, dtype=torch.float64)
+        CurvatureOperator(problem) @ torch.ones(32, dtype=torch.float64)
 
 
 def test_gauss_newton_wants_outputs_and_loss_apart():
     with pytest.raises(ValueError, match="Gauss-Newton needs outputs and loss as two steps"):
-        Curvature(case("physical"), gauss_newton) @ torch.zeros(12, dtype=torch.float64)
+        CurvatureOperator(case("physical"), gauss_newton) @ torch.zeros(12, dtype=torch.float64)
 
 
 def test_gauss_newton_wants_outputs_to_differentiate():
     problem = Problem.supervised(nn.Linear(2, 2).eval(), "mse", (torch.zeros(3, 2), torch.zeros(3, 2)))
     problem = Problem(problem.model, problem.data, lambda m, b: 3, problem.loss, problem.count, {})
     with pytest.raises(ValueError, match="hold no floating-point tensor"):
-        Curvature(problem, gauss_newton) @ torch.zeros(4)
+        CurvatureOperator(problem, gauss_newton) @ torch.zeros(4)

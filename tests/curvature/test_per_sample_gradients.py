@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from lossmap.curvature.per_sample_gradients import Scatter, per_sample, scatter
+from lossmap.curvature.per_sample_gradients import GradientCovariance, gradient_covariance, per_sample
 from lossmap.data.problem import Problem
 
 
@@ -43,7 +43,7 @@ def test_the_spectrum_is_that_of_the_dense_covariance():
     given = problem(samples=11)
     rows = dense(given)
     expected = np.linalg.eigvalsh(np.cov(rows.T, bias=True))[::-1]
-    found = scatter(given)
+    found = gradient_covariance(given)
     np.testing.assert_allclose(found.spectrum, expected[:11], atol=1e-12)
     assert (found.spectrum >= 0).all()
     np.testing.assert_allclose(found.concentration(2), expected[:2].sum() / expected.sum(), rtol=1e-9)
@@ -57,7 +57,7 @@ def test_the_spectrum_is_that_of_the_dense_covariance():
 @pytest.mark.parametrize("batch", [1, 5, 11])
 def test_neither_batches_nor_memory_change_the_gram_matrix(memory, batch):
     rows = dense(problem())
-    np.testing.assert_allclose(scatter(problem(batch=batch), memory=memory).gram, rows @ rows.T, atol=1e-12)
+    np.testing.assert_allclose(gradient_covariance(problem(batch=batch), memory=memory).gram, rows @ rows.T, atol=1e-12)
 
 
 class Moody(nn.Module):
@@ -85,13 +85,13 @@ def test_models_that_vmap_refuses_are_differentiated_sample_by_sample():
 def test_the_model_comes_back_as_it_was():
     model = net().train()
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    scatter(problem(model))
+    gradient_covariance(problem(model))
     assert model.training and all(p.grad is None and p.requires_grad for p in model.parameters())
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
 
 def of(rows):
-    return Scatter(rows @ rows.T, np.square(rows).sum(1)[None], ("w",), rows.shape[1])
+    return GradientCovariance(rows @ rows.T, np.square(rows).sum(1)[None], ("w",), rows.shape[1])
 
 
 def test_the_noise_scale_of_planted_signal_and_noise_is_found_within_its_error():
@@ -143,9 +143,9 @@ def test_two_samples_have_no_error_bar():
 
 def test_what_makes_no_scatter_is_refused():
     with pytest.raises(ValueError, match="wants two samples at least"):
-        scatter(problem(samples=1))
+        gradient_covariance(problem(samples=1))
     broken = net()
     with torch.no_grad():
         broken[4].weight.fill_(float("nan"))
     with pytest.raises(FloatingPointError, match="gradient is not finite"):
-        scatter(problem(broken))
+        gradient_covariance(problem(broken))

@@ -8,7 +8,7 @@ import torch
 from torch.utils.data import DataLoader, SubsetRandomSampler, TensorDataset
 
 from lossmap.data.batches import Resident, Streamed, drained
-from lossmap.data.loaders import taken
+from lossmap.data.loaders import as_batches
 
 X, Y = torch.arange(24.0).reshape(12, 2), torch.arange(12)
 
@@ -23,28 +23,28 @@ def rows(batches):
     ids=["data set", "loader", "shuffled loader"],
 )
 def test_what_fits_is_kept_and_what_does_not_is_streamed_in_its_order(data):
-    here, there = taken(data), taken(data, budget=100)
+    here, there = as_batches(data), as_batches(data, budget=100)
     assert isinstance(here, Resident) and isinstance(there, Streamed)
     assert rows(here) == rows(here) and sorted(rows(here)) == list(range(12))
     assert rows(there) == rows(there.rebatched(7)) == list(range(12))
     assert torch.equal(torch.cat([x for x, _ in there]), X)
-    assert taken(data, 4).batch_size == taken(data, 4, budget=100).batch_size == 4
+    assert as_batches(data, 4).batch_size == as_batches(data, 4, budget=100).batch_size == 4
 
 
 def test_arrays_are_taken_as_tensors_are():
     for data in ((X.numpy(), Y.numpy()), {"x": X.numpy(), "labels": Y.numpy()}):
-        assert taken(data).samples == 12
-    assert torch.equal(taken((X.numpy(), Y.numpy())).tensors[0], X)
+        assert as_batches(data).samples == 12
+    assert torch.equal(as_batches((X.numpy(), Y.numpy())).tensors[0], X)
     with pytest.raises(ValueError, match="data holds an array of <U1; wanted numbers"):
-        taken((np.array(["a"]), np.array([1])))
+        as_batches((np.array(["a"]), np.array([1])))
 
 
 def test_what_cannot_be_streamed_and_is_too_large_says_so_instead_of_filling_memory():
     own = DataLoader(TensorDataset(X, Y), 5, sampler=SubsetRandomSampler([4, 1, 7, 8]))
-    assert sorted(rows(taken(own))) == [1, 4, 7, 8]
+    assert sorted(rows(as_batches(own))) == [1, 4, 7, 8]
     endless = ((X, Y) for _ in itertools.count())
     for data in (DataLoader(TensorDataset(X, Y), 1, sampler=SubsetRandomSampler(range(12))), endless):
         with pytest.raises(ValueError, match=r"batches are more than memory has room for, .*; give a Dataset"):
-            taken(data, budget=100)
+            as_batches(data, budget=100)
     with pytest.raises(ValueError, match="the first 3 batches are more"):
         drained([(X, Y)] * 3, budget=500)

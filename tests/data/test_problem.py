@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lossmap.data.batches import Resident, Streamed
-from lossmap.data.problem import ACCURACY, Metric, Problem, inputs_of, placed, targets_of
+from lossmap.data.problem import ACCURACY, Metric, Problem, inputs_of, targets_of, temporary_parameters
 from lossmap.geometry.directions import move_point, origin_of
 
 
@@ -231,7 +231,7 @@ def test_a_placed_model_is_given_back_bit_for_bit(fails, training):
     tensors, modes, gradients = snapshot(net)
     away = {k: torch.randn_like(t) for k, t in origin_of(net, states=True).items()}
     try:
-        with placed(net, away) as there:
+        with temporary_parameters(net, away) as there:
             assert there is net and not any(m.training for m in net.modules())
             assert all(torch.equal(t, away[k]) for k, t in net.state_dict().items() if k in away)
             net(x)
@@ -249,9 +249,12 @@ def test_a_placed_model_is_given_back_bit_for_bit(fails, training):
 def test_a_place_may_name_some_tensors_only():
     net = nn.Linear(2, 2)
     bias = net.bias.detach().clone()
-    with placed(net, {"weight": torch.eye(2)}):
+    with temporary_parameters(net, {"weight": torch.eye(2)}):
         torch.testing.assert_close(net(torch.ones(1, 2)), (1 + bias)[None])
-    with pytest.raises(KeyError, match="the model has no tensor named 'wieght'"), placed(net, {"wieght": torch.eye(2)}):
+    with (
+        pytest.raises(KeyError, match="the model has no tensor named 'wieght'"),
+        temporary_parameters(net, {"wieght": torch.eye(2)}),
+    ):
         pass
 
 

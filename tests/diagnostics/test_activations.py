@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from lossmap.data.problem import Problem
-from lossmap.diagnostics.activations import activity, gradient_norms
+from lossmap.diagnostics.activations import activation_statistics, gradient_norms
 
 
 def problem(model, x=None, batch=16, outputs=3):
@@ -23,7 +23,7 @@ def test_rates_and_dead_units_are_counted_one_by_one():
     with torch.no_grad():
         model[0].bias[2], model[0].bias[5] = -1e3, -1e3
     given = problem(model)
-    (found,) = activity(given).activations
+    (found,) = activation_statistics(given).activations
     hidden = torch.relu(model[0](given.data.tensors[0]))
     assert (found.name, found.kind, found.units, found.dead, found.dormant) == ("1", "relu", 6, 2, 2)
     assert found.rate == pytest.approx(float((hidden > 0).double().mean()))
@@ -48,7 +48,7 @@ def test_activations_called_as_functions_are_seen_too_and_channels_are_units():
     with torch.no_grad():
         model.a.weight[3] = 0.0
         model.a.bias[3] = -1.0
-    found = activity(problem(model, torch.randn(20, 1, 4, 4))).activations
+    found = activation_statistics(problem(model, torch.randn(20, 1, 4, 4))).activations
     assert [a.name for a in found] == ["", "#2", "#3", "#4"]
     assert [a.kind for a in found] == ["relu", "relu", "relu", "tanh"]
     assert all(a.units == 5 for a in found) and found[0].dead == 1
@@ -58,13 +58,13 @@ def test_tanh_saturates_where_it_was_driven():
     model = nn.Sequential(nn.Linear(4, 2, bias=False), nn.Tanh(), nn.Linear(2, 3))
     with torch.no_grad():
         model[0].weight.copy_(torch.tensor([[1e4, 0, 0, 0], [0, 1e-4, 0, 0.0]]))
-    (found,) = activity(problem(model)).activations
+    (found,) = activation_statistics(problem(model)).activations
     assert found.saturated == pytest.approx(0.5) and found.dead == 0 and np.isnan(found.rate)
 
 
 def test_features_of_a_sequence_stand_last():
     model = nn.Sequential(nn.Linear(4, 6), nn.GELU(), nn.Flatten(), nn.Linear(30, 3))
-    (found,) = activity(problem(model, torch.randn(9, 5, 4))).activations
+    (found,) = activation_statistics(problem(model, torch.randn(9, 5, 4))).activations
     assert found.units == 6 and found.kind == "gelu"
 
 
@@ -74,7 +74,7 @@ def test_the_gain_of_a_scaled_rotation_is_its_scale():
     with torch.no_grad():
         model[0].weight.copy_(7.0 * turn)
         model[1].weight.copy_(0.2 * turn)
-    found = activity(problem(model)).gains
+    found = activation_statistics(problem(model)).gains
     assert [g.gain for g in found[:2]] == pytest.approx([7.0, 0.2], rel=1e-5)
     assert found[0].error == pytest.approx(0.0, abs=1e-5)
     assert found[0].first and found[2].last and not found[1].first and not found[1].last
@@ -88,14 +88,14 @@ def test_a_normalisation_right_behind_a_layer_is_taken_into_account():
     for _ in range(100):
         model(x)  # running statistics
     model.eval()
-    found = activity(problem(model, x)).gains[0]
+    found = activation_statistics(problem(model, x)).gains[0]
     assert found.norm == "1" and found.alone > 300
     assert found.gain == pytest.approx(1.0 / found.entering, rel=0.05)
 
 
 def test_a_normalisation_elsewhere_is_not():
     model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.BatchNorm1d(8), nn.Linear(8, 3)).eval()
-    found = activity(problem(model)).gains[0]
+    found = activation_statistics(problem(model)).gains[0]
     assert found.norm is None and found.gain == found.alone
 
 
@@ -103,14 +103,14 @@ def test_the_error_of_a_gain_is_its_spread_over_draws():
     model = nn.Sequential(nn.Linear(4, 3, bias=False))
     with torch.no_grad():
         model[0].weight.copy_(torch.tensor([[3.0, 0, 0, 0], [0, 1.0, 0, 0], [0, 0, 0.1, 0]]))
-    draws = [activity(problem(model, torch.randn(50, 4))).gains[0] for _ in range(60)]
+    draws = [activation_statistics(problem(model, torch.randn(50, 4))).gains[0] for _ in range(60)]
     spread = np.std([g.gain for g in draws])
     assert 0.6 * spread < np.mean([g.error for g in draws]) < 1.6 * spread
 
 
 def test_cutting_into_batches_changes_nothing_and_the_model_comes_back():
     model = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 3)).train()
-    one, many = activity(problem(model, batch=100)), activity(problem(model, batch=7))
+    one, many = activation_statistics(problem(model, batch=100)), activation_statistics(problem(model, batch=7))
     assert repr(one.activations) == repr(many.activations)
     assert [g.gain for g in one.gains] == pytest.approx([g.gain for g in many.gains])
     assert model.training and not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
@@ -118,7 +118,7 @@ def test_cutting_into_batches_changes_nothing_and_the_model_comes_back():
 
 def test_a_signal_of_zeros_has_no_gain():
     model = nn.Sequential(nn.Linear(4, 3, bias=False))
-    assert np.isnan(activity(problem(model, torch.zeros(5, 4))).gains[0].gain)
+    assert np.isnan(activation_statistics(problem(model, torch.zeros(5, 4))).gains[0].gain)
 
 
 def test_gradient_norms_are_those_of_the_mean_loss():

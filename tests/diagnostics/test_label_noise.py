@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from lossmap.data.problem import Problem
-from lossmap.diagnostics.label_noise import judged, labels
+from lossmap.diagnostics.label_noise import judged, label_noise
 
 
 def sure(y, classes, seed=0, own=0.9):
@@ -50,7 +50,7 @@ def test_a_class_without_samples_takes_none():
 def test_the_model_is_asked_in_evaluation_mode_batch_by_batch():
     model = nn.Sequential(nn.Linear(3, 4), nn.Dropout(0.9)).train()
     x, y = torch.randn(20, 3), torch.arange(20) % 4
-    found = labels(Problem.supervised(model, "crossentropy", (x, y), batch_size=6))
+    found = label_noise(Problem.supervised(model, "crossentropy", (x, y), batch_size=6))
     with torch.no_grad():
         expected = judged(model.eval()(x).double().softmax(1).numpy(), y.numpy())
     np.testing.assert_array_equal(found.joint, expected.joint)
@@ -59,7 +59,7 @@ def test_the_model_is_asked_in_evaluation_mode_batch_by_batch():
 
 def test_what_has_no_classes_is_refused():
     with pytest.raises(ValueError, match="labels are of a classifier"):
-        labels(Problem.supervised(nn.Linear(2, 1), "mse", (torch.randn(4, 2), torch.randn(4, 1))))
+        label_noise(Problem.supervised(nn.Linear(2, 1), "mse", (torch.randn(4, 2), torch.randn(4, 1))))
 
 
 def test_probabilities_that_are_not_finite_leave_the_noise_unknown():

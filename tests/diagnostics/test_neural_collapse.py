@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from lossmap.data.problem import Problem
-from lossmap.diagnostics.neural_collapse import collapse
+from lossmap.diagnostics.neural_collapse import neural_collapse
 
 
 def simplex(classes, d):
@@ -25,7 +25,7 @@ def measured(features, targets, weight, batch=64, **told):
         net[1].weight.copy_(torch.as_tensor(weight))
         net[1].bias.zero_()
     data = (torch.as_tensor(features), torch.as_tensor(targets))
-    return collapse(Problem.supervised(net, "crossentropy", data, batch_size=batch), **told)
+    return neural_collapse(Problem.supervised(net, "crossentropy", data, batch_size=batch), **told)
 
 
 def labelled(classes, each):
@@ -129,7 +129,7 @@ def test_features_that_are_the_same_for_all_have_no_simplex():
 def test_the_layer_may_be_named_and_the_model_comes_back_as_it_was():
     net = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3)).train()
     data = (torch.randn(30, 4), torch.arange(30) % 3)
-    found = collapse(Problem.supervised(net, "crossentropy", data), layer="2")
+    found = neural_collapse(Problem.supervised(net, "crossentropy", data), layer="2")
     assert found.layer == "2" and found.features == 6 and net.training
     assert not net[2]._forward_pre_hooks and all(p.grad is None for p in net.parameters())
 
@@ -138,18 +138,18 @@ def test_what_is_no_classifier_is_refused():
     data = (torch.randn(12, 4), torch.arange(12) % 3)
     net = nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 3))
     with pytest.raises(ValueError, match="no layer named 'head'"):
-        collapse(Problem.supervised(net, "crossentropy", data), layer="head")
+        neural_collapse(Problem.supervised(net, "crossentropy", data), layer="head")
     with pytest.raises(ValueError, match="calls no linear layer"):
-        collapse(Problem.supervised(nn.Conv1d(4, 3, 1), "mse", (torch.randn(3, 4, 1), torch.randn(3, 3, 1))))
+        neural_collapse(Problem.supervised(nn.Conv1d(4, 3, 1), "mse", (torch.randn(3, 4, 1), torch.randn(3, 3, 1))))
     with pytest.raises(ValueError, match="collapse is of a classifier"):
-        collapse(Problem.supervised(net, "mse", (torch.randn(12, 4), torch.randn(12, 3))))
+        neural_collapse(Problem.supervised(net, "mse", (torch.randn(12, 4), torch.randn(12, 3))))
     with pytest.raises(ValueError, match="samples of two classes"):
-        collapse(Problem.supervised(net, "crossentropy", (torch.randn(5, 4), torch.zeros(5, dtype=torch.long))))
+        neural_collapse(Problem.supervised(net, "crossentropy", (torch.randn(5, 4), torch.zeros(5, dtype=torch.long))))
     with pytest.raises(ValueError, match=r"wants a weight \(C, 6\)"):
-        collapse(
+        neural_collapse(
             Problem.supervised(nn.Sequential(nn.Linear(4, 6), nn.Identity(), nn.Linear(6, 3)), "crossentropy", data),
             layer="1",
         )
     wide = (torch.randn(12, 4), torch.arange(12) % 3)
     with pytest.raises(ValueError, match="the layer has 2 outputs"):
-        collapse(Problem.supervised(nn.Sequential(nn.Linear(4, 2)), "crossentropy", wide), layer="0")
+        neural_collapse(Problem.supervised(nn.Sequential(nn.Linear(4, 2)), "crossentropy", wide), layer="0")

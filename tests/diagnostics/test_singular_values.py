@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from lossmap.diagnostics.singular_values import weights
+from lossmap.diagnostics.singular_values import singular_values
 
 
 def of(values, m=7, k=5):
@@ -19,7 +19,7 @@ def of(values, m=7, k=5):
 
 
 def test_planted_singular_values_are_found_with_all_that_follows_from_them():
-    found = weights(of([4.0, 2.0, 2.0, 1.0, 1.0]))["weight"]
+    found = singular_values(of([4.0, 2.0, 2.0, 1.0, 1.0]))["weight"]
     assert found.values == pytest.approx([4, 2, 2, 1, 1], rel=1e-5)
     assert found.spectral_norm == pytest.approx(4.0, rel=1e-5)
     assert found.frobenius_norm == pytest.approx(np.sqrt(26), rel=1e-5)
@@ -32,18 +32,18 @@ def test_planted_singular_values_are_found_with_all_that_follows_from_them():
 
 def test_the_norm_is_that_of_w_and_not_of_w_times_its_transpose():
     layer = of([3.0, 1.0])
-    found = weights(layer)["weight"].spectral_norm
+    found = singular_values(layer)["weight"].spectral_norm
     assert found == pytest.approx(float(torch.linalg.matrix_norm(layer.weight.detach(), 2)), rel=1e-6)
     w = layer.weight.detach()
     assert found != pytest.approx(float(torch.linalg.matrix_norm(w @ w.T, 2)), rel=1e-2)
 
 
 def test_small_singular_values_are_counted_and_zero_ones_make_the_condition_infinite():
-    found = weights(of([1.0, 1.0, 1e-4]))["weight"]
+    found = singular_values(of([1.0, 1.0, 1e-4]))["weight"]
     assert found.near_zero == 3 and found.condition > 1e4  # two of five are zero but for rounding in float32
     zero = nn.Linear(4, 3)
     nn.init.zeros_(zero.weight)
-    held = weights(zero)["weight"]
+    held = singular_values(zero)["weight"]
     assert held.condition == np.inf and held.near_zero == 3
     assert np.isnan(held.stable_rank) and np.isnan(held.effective_rank)
 
@@ -58,7 +58,7 @@ def test_convolutions_embeddings_and_attention_are_read_as_matrices():
             self.attention = nn.MultiheadAttention(6, 2)
             self.norm = nn.BatchNorm2d(8)
 
-    found = weights(Net())
+    found = singular_values(Net())
     assert found["conv.weight"].shape == (8, 75)
     assert found["up.weight"].shape == (6, 36)
     assert found["table.weight"].shape == (20, 6) and len(found["table.weight"].values) == 6
@@ -71,14 +71,14 @@ def test_convolutions_embeddings_and_attention_are_read_as_matrices():
 
 def test_a_name_that_is_not_there_is_named():
     with pytest.raises(KeyError, match="there is no weight 'fc'; there are weight"):
-        weights(nn.Linear(2, 2))["fc"]
+        singular_values(nn.Linear(2, 2))["fc"]
 
 
 def test_a_model_without_matrices_and_one_that_is_not_finite_are_refused():
     with pytest.raises(ValueError, match="no weight of two or more dimensions"):
-        weights(nn.BatchNorm1d(3))
+        singular_values(nn.BatchNorm1d(3))
     layer = nn.Linear(2, 2)
     with torch.no_grad():
         layer.weight[0, 0] = float("nan")
     with pytest.raises(ValueError, match="weight holds values that are not finite"):
-        weights(layer)
+        singular_values(layer)

@@ -8,7 +8,7 @@ import scipy.linalg
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lossmap.dynamics.eigenspaces import Snapshots, components, curvature_along, evolution, products
+from lossmap.dynamics.eigenspaces import Snapshots, compare_eigenspaces, components, curvature_along, products
 
 
 def frame(n, r, seed=0):
@@ -67,7 +67,7 @@ def test_signs_of_eigenvectors_change_nothing_but_their_projections_sign(seed):
     generator = np.random.default_rng(seed)
     vectors = [np.linalg.qr(generator.standard_normal((20, 3)))[0] for _ in range(4)]
     flipped = [v * generator.choice([-1.0, 1.0], 3) for v in vectors]
-    a, b = evolution(run(vectors)), evolution(run(flipped))
+    a, b = compare_eigenspaces(run(vectors)), compare_eigenspaces(run(flipped))
     np.testing.assert_allclose(a.pca.explained, b.pca.explained, atol=1e-12)
     np.testing.assert_allclose(a.overlaps, b.overlaps, atol=1e-12)
     np.testing.assert_array_equal(a.tracks.member, b.tracks.member)
@@ -77,12 +77,14 @@ def test_signs_of_eigenvectors_change_nothing_but_their_projections_sign(seed):
 def test_a_rotation_of_a_degenerate_space_changes_no_overlap():
     vectors, _ = rotating()
     turned = [v @ np.linalg.qr(np.random.default_rng(k).standard_normal((3, 3)))[0] for k, v in enumerate(vectors)]
-    np.testing.assert_allclose(evolution(run(vectors)).overlaps, evolution(run(turned)).overlaps, atol=1e-12)
+    np.testing.assert_allclose(
+        compare_eigenspaces(run(vectors)).overlaps, compare_eigenspaces(run(turned)).overlaps, atol=1e-12
+    )
 
 
 def test_a_rotating_planted_subspace_is_measured_exactly():
     vectors, turns = rotating()
-    found = evolution(run(vectors))
+    found = compare_eigenspaces(run(vectors))
     np.testing.assert_allclose(found.overlaps, np.cos(turns[:, None] - turns[None, :]) ** 2, atol=1e-12)
     np.testing.assert_allclose(found.cosines, np.cos(turns[1]), atol=1e-12)
     angles = scipy.linalg.subspace_angles(vectors[0], vectors[4])
@@ -94,7 +96,7 @@ def test_eigenvectors_are_followed_through_a_crossing_by_value():
     one, other = np.linspace(5, 1, s), np.linspace(2, 4, s)
     order = [np.argsort([-a, -b]) for a, b in zip(one, other, strict=True)]
     values = [np.array([a, b])[k] for a, b, k in zip(one, other, order, strict=True)]
-    found = evolution(run([basis[:, k] for k in order], values)).tracks
+    found = compare_eigenspaces(run([basis[:, k] for k in order], values)).tracks
     np.testing.assert_allclose(found.values, [one, other], atol=1e-12)
     assert found.crossings == ((3.0, 5.0, 0, 1),)  # they meet at 4
     np.testing.assert_allclose(found.cosine[:, 1:], 1.0, atol=1e-12)
@@ -105,14 +107,14 @@ def test_a_snapshot_at_which_two_vectors_mix_does_not_lose_the_tracks():
     mixed = basis @ (np.array([[1, 1], [1, -1.0]]) / np.sqrt(2))
     vectors = [basis, basis, mixed, basis[:, ::-1], basis[:, ::-1]]
     values = [np.array([5.0, 2]), np.array([4.5, 3]), np.array([4.0, 4]), np.array([5.0, 3]), np.array([6.0, 2])]
-    found = evolution(run(vectors, values)).tracks
+    found = compare_eigenspaces(run(vectors, values)).tracks
     assert found.member[0, 0] == found.member[3, 1] == found.member[4, 1]
     assert found.member[0, 1] == found.member[3, 0]
 
 
 def test_a_track_ends_where_its_vector_leaves_and_another_begins():
     basis = frame(1000, 3)
-    found = evolution(run([basis[:, :2], basis[:, :2], basis[:, [0, 2]], basis[:, [0, 2]]])).tracks
+    found = compare_eigenspaces(run([basis[:, :2], basis[:, :2], basis[:, [0, 2]], basis[:, [0, 2]]])).tracks
     np.testing.assert_array_equal(found.member, [[0, 1], [0, 1], [0, 2], [0, 2]])
     assert np.isnan(found.values[1, 2]) and np.isnan(found.values[2, 1]) and np.isnan(found.cosine[2, 2])
 
@@ -120,15 +122,15 @@ def test_a_track_ends_where_its_vector_leaves_and_another_begins():
 def test_signs_are_made_to_agree_along_a_track():
     vectors, _ = rotating(angle=0.5)
     flipped = [v * (-1.0) ** k for k, v in enumerate(vectors)]
-    found = evolution(run(flipped), centre=True)
-    reference = evolution(run(vectors), centre=True)
+    found = compare_eigenspaces(run(flipped), centre=True)
+    reference = compare_eigenspaces(run(vectors), centre=True)
     np.testing.assert_allclose(found.pca.explained, reference.pca.explained, atol=1e-12)
     assert (found.gram[found.owner == 0][:, found.owner == 1].diagonal() > 0).all()
 
 
 def test_snapshots_may_hold_different_numbers_of_pairs():
     basis = frame(30, 4)
-    found = evolution(run([basis[:, :2], basis, basis[:, :3]], [np.ones(2), np.arange(4.0), np.ones(3)]))
+    found = compare_eigenspaces(run([basis[:, :2], basis, basis[:, :3]], [np.ones(2), np.arange(4.0), np.ones(3)]))
     np.testing.assert_allclose(found.overlaps, 1.0, atol=1e-12)
     assert np.isnan(found.cosines[0, 2]) and found.owner.tolist() == [0, 0, 1, 1, 1, 1, 2, 2, 2]
     assert found.tracks.member[0].tolist() == [0, 1, -1, -1]
@@ -136,7 +138,7 @@ def test_snapshots_may_hold_different_numbers_of_pairs():
 
 def test_float32_vectors_give_overlaps_to_single_precision():
     vectors, turns = rotating(n=5000)
-    found = evolution(run([v.astype(np.float32) for v in vectors]))
+    found = compare_eigenspaces(run([v.astype(np.float32) for v in vectors]))
     np.testing.assert_allclose(found.overlaps[0], np.cos(turns) ** 2, atol=2e-6)
 
 

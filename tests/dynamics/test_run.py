@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch import nn
 
-from lossmap.curvature.operators import Curvature
+from lossmap.curvature.operators import CurvatureOperator
 from lossmap.data.checkpoints import load_into
 from lossmap.data.problem import Problem
-from lossmap.dynamics.checkpoint_curvature import SHARES, EachCheckpoint, Leavable
-from lossmap.dynamics.run import along, checkpoints
-from lossmap.io.eigenvector_store import Folder, results_of, stored
+from lossmap.dynamics.checkpoint_curvature import SHARES, CheckpointCurvature, Leavable
+from lossmap.dynamics.run import find_checkpoints, run_dynamics
+from lossmap.io.eigenvector_store import VectorFolder, read_vectors, results_of
 from lossmap.io.read import read
 
 
@@ -41,7 +41,7 @@ def turned(model, folder, steps, broken=()):
 
 def dense(given, path, top):
     load_into(given.model, path)
-    matrix = Curvature(given)
+    matrix = CurvatureOperator(given)
     whole = np.stack([(matrix @ torch.eye(matrix.size)[i]).double().numpy() for i in range(matrix.size)])
     values, vectors = np.linalg.eigh((whole + whole.T) / 2)
     return values[::-1][:top], vectors[:, ::-1][:, :top], values[0]
@@ -51,9 +51,9 @@ def dense(given, path, top):
 def test_every_checkpoint_has_the_eigenpairs_of_its_dense_hessian(tmp_path, wide):
     given = problem(wide)
     folder = turned(given.model, tmp_path / "run", [0, 2, 10])
-    run = along([folder], given, path=tmp_path / "a.h5", top=3, tol=1e-5)
+    run = run_dynamics([folder], given, path=tmp_path / "a.h5", top=3, tol=1e-5)
     assert run.outcome == "complete" and "stable" in run.words
-    held, surface = stored(tmp_path / "a.h5"), read(tmp_path / "a.h5")
+    held, surface = read_vectors(tmp_path / "a.h5"), read(tmp_path / "a.h5")
     assert held.steps.tolist() == [0, 2, 10]
     rows = np.concatenate(list(held.blocks()), axis=1).reshape(3, 3, -1)
     for i, step in enumerate((0, 2, 10)):
@@ -65,22 +65,22 @@ def test_every_checkpoint_has_the_eigenpairs_of_its_dense_hessian(tmp_path, wide
             np.testing.assert_allclose(np.abs(np.sum(rows[i] * vectors.T, axis=1)), 1.0, atol=1e-4)
         cosines = np.linalg.svd(rows[i] @ vectors, compute_uv=False)
         assert cosines.min() > 0.99
-    assert not Folder.beside(tmp_path / "a.h5").path.exists()
+    assert not VectorFolder.beside(tmp_path / "a.h5").path.exists()
 
 
 def test_the_model_that_was_given_is_not_moved(tmp_path):
     given = problem()
     before = {k: v.clone() for k, v in given.model.state_dict().items()}
-    along([turned(given.model, tmp_path / "run", [1, 2])], given, path=tmp_path / "a.h5", top=2)
+    run_dynamics([turned(given.model, tmp_path / "run", [1, 2])], given, path=tmp_path / "a.h5", top=2)
     assert all(torch.equal(v, before[k]) for k, v in given.model.state_dict().items())
 
 
 def counted(monkeypatch):
     """Every product of a run, as it is asked for, and every checkpoint that is begun."""
     products, begun = [], []
-    multiply, measure = Leavable.__matmul__, EachCheckpoint.__call__
+    multiply, measure = Leavable.__matmul__, CheckpointCurvature.__call__
     monkeypatch.setattr(Leavable, "__matmul__", lambda self, v: (products.append(len(begun)), multiply(self, v))[1])
-    monkeypatch.setattr(EachCheckpoint, "__call__", lambda self, p: (begun.append(p[0]), measure(self, p))[1])
+    monkeypatch.setattr(CheckpointCurvature, "__call__", lambda self, p: (begun.append(p[0]), measure(self, p))[1])
     return products, begun
 
 
@@ -89,7 +89,7 @@ def same(one, other):
     for name in b.arrays:
         if name != "along_seconds":
             np.testing.assert_array_equal(a[name], b[name])
-    vectors = [np.concatenate(list(stored(path).blocks()), axis=1) for path in (one, other)]
+    vectors = [np.concatenate(list(read_vectors(path).blocks()), axis=1) for path in (one, other)]
     np.testing.assert_array_equal(*vectors)
 
 
@@ -98,58 +98,58 @@ def test_a_run_that_is_stopped_within_checkpoints_goes_on_to_the_same_bits(tmp_p
     given = problem(wide)
     folder = turned(given.model, tmp_path / "run", range(4))
     products, begun = counted(monkeypatch)
-    whole = along([folder], given, path=tmp_path / "b.h5", top=2)
+    whole = run_dynamics([folder], given, path=tmp_path / "b.h5", top=2)
     assert begun == [0, 1, 2, 3]
     each = [products.count(k + 1) for k in range(4)]
     for most in (each[0] // 2, each[0] + each[1] // 2, each[1] + each[2] - 1):  # within 0; within 1; at the end of 2
         products.clear()
         begun.clear()
-        part = along([folder], given, path=tmp_path / "a.h5", top=2, stop=lambda most=most: len(products) > most)
+        part = run_dynamics([folder], given, path=tmp_path / "a.h5", top=2, stop=lambda most=most: len(products) > most)
         assert part.outcome == "unfinished" and part.words == ""
     assert (read(tmp_path / "a.h5").status["along"] == 1).tolist() == [True, True, False, False]
-    assert Folder.beside(tmp_path / "a.h5").path.exists()
+    assert VectorFolder.beside(tmp_path / "a.h5").path.exists()
     begun.clear()
-    assert along([folder], given, path=tmp_path / "a.h5", top=2).words == whole.words and begun == [2, 3]
+    assert run_dynamics([folder], given, path=tmp_path / "a.h5", top=2).words == whole.words and begun == [2, 3]
     same(tmp_path / "a.h5", tmp_path / "b.h5")
-    assert not Folder.beside(tmp_path / "a.h5").path.exists()
+    assert not VectorFolder.beside(tmp_path / "a.h5").path.exists()
     begun.clear()
-    assert along([folder], given, path=tmp_path / "a.h5", top=2).words == whole.words and not begun
+    assert run_dynamics([folder], given, path=tmp_path / "a.h5", top=2).words == whole.words and not begun
 
 
 def test_vectors_left_by_a_run_that_was_killed_at_its_very_end_are_cleared(tmp_path, monkeypatch):
     given = problem()
     folder = turned(given.model, tmp_path / "run", range(3))
-    monkeypatch.setattr(Folder, "clear", lambda self: None)
-    whole = along([folder], given, path=tmp_path / "a.h5", top=2)
+    monkeypatch.setattr(VectorFolder, "clear", lambda self: None)
+    whole = run_dynamics([folder], given, path=tmp_path / "a.h5", top=2)
     monkeypatch.undo()
-    assert Folder.beside(tmp_path / "a.h5").path.exists()
-    assert along([folder], given, path=tmp_path / "a.h5", top=2).words == whole.words
-    assert not Folder.beside(tmp_path / "a.h5").path.exists()
+    assert VectorFolder.beside(tmp_path / "a.h5").path.exists()
+    assert run_dynamics([folder], given, path=tmp_path / "a.h5", top=2).words == whole.words
+    assert not VectorFolder.beside(tmp_path / "a.h5").path.exists()
 
 
 def test_a_checkpoint_that_failed_is_measured_again_beside_the_vectors_in_the_file(tmp_path, monkeypatch):
     given = problem()
     folder = turned(given.model, tmp_path / "run", range(4))
-    measure = EachCheckpoint.__call__
+    measure = CheckpointCurvature.__call__
 
     def without_memory(self, point):
         if point == (2.0,):
             raise RuntimeError("no memory today")
         return measure(self, point)
 
-    monkeypatch.setattr(EachCheckpoint, "__call__", without_memory)
-    assert along([folder], given, path=tmp_path / "a.h5", top=2).outcome == "failed"
+    monkeypatch.setattr(CheckpointCurvature, "__call__", without_memory)
+    assert run_dynamics([folder], given, path=tmp_path / "a.h5", top=2).outcome == "failed"
     monkeypatch.undo()
-    assert along([folder], given, path=tmp_path / "a.h5", top=2).outcome == "failed"
-    assert along([folder], given, path=tmp_path / "a.h5", top=2, retry_failed=True).outcome == "complete"
-    along([folder], given, path=tmp_path / "b.h5", top=2)
+    assert run_dynamics([folder], given, path=tmp_path / "a.h5", top=2).outcome == "failed"
+    assert run_dynamics([folder], given, path=tmp_path / "a.h5", top=2, retry_failed=True).outcome == "complete"
+    run_dynamics([folder], given, path=tmp_path / "b.h5", top=2)
     same(tmp_path / "a.h5", tmp_path / "b.h5")
 
 
 def test_a_checkpoint_that_fails_is_told_and_the_others_are_compared(tmp_path):
     given = problem()
     folder = turned(given.model, tmp_path / "run", range(5), broken=(3,))
-    run = along([folder], given, path=tmp_path / "a.h5", top=2)
+    run = run_dynamics([folder], given, path=tmp_path / "a.h5", top=2)
     assert run.outcome == "failed" and len(run.failures) == 1 and "epoch_3.pt" in run.failures[0]
     assert results_of(tmp_path / "a.h5")["step"].tolist() == [0, 1, 2, 4]
 
@@ -157,29 +157,31 @@ def test_a_checkpoint_that_fails_is_told_and_the_others_are_compared(tmp_path):
 def test_vectors_that_are_gone_are_asked_for_in_a_sentence(tmp_path):
     given = problem()
     folder = turned(given.model, tmp_path / "run", range(4))
-    along([folder], given, path=tmp_path / "a.h5", top=2, stop=lambda: Folder.beside(tmp_path / "a.h5").holds(1))
-    Folder.beside(tmp_path / "a.h5").clear()
+    run_dynamics(
+        [folder], given, path=tmp_path / "a.h5", top=2, stop=lambda: VectorFolder.beside(tmp_path / "a.h5").holds(1)
+    )
+    VectorFolder.beside(tmp_path / "a.h5").clear()
     with pytest.raises(ValueError, match="are gone from"):
-        along([folder], given, path=tmp_path / "a.h5", top=2)
-    assert along([folder], given, path=tmp_path / "a.h5", top=2, overwrite=True).outcome == "complete"
+        run_dynamics([folder], given, path=tmp_path / "a.h5", top=2)
+    assert run_dynamics([folder], given, path=tmp_path / "a.h5", top=2, overwrite=True).outcome == "complete"
 
 
 def test_another_run_is_not_mixed_into_a_file(tmp_path):
     given = problem()
-    along([turned(given.model, tmp_path / "run", range(3))], given, path=tmp_path / "a.h5", top=2)
+    run_dynamics([turned(given.model, tmp_path / "run", range(3))], given, path=tmp_path / "a.h5", top=2)
     other = turned(small().eval(), tmp_path / "other", [0, 1, 2], broken=(1,))
     with pytest.raises(ValueError, match="run"):
-        along([other], given, path=tmp_path / "a.h5", top=2)
+        run_dynamics([other], given, path=tmp_path / "a.h5", top=2)
 
 
 def test_the_whole_reading_has_trace_and_negative_share_with_bounds(tmp_path):
     given = problem()
-    along([turned(given.model, tmp_path / "run", [0, 1])], given, path=tmp_path / "a.h5", top=2, whole=True)
+    run_dynamics([turned(given.model, tmp_path / "run", [0, 1])], given, path=tmp_path / "a.h5", top=2, whole=True)
     found = read(tmp_path / "a.h5")
     assert (found["negative_share_low"] <= found["negative_share_high"]).all() and np.isfinite(found["trace"]).all()
     assert np.isfinite(results_of(tmp_path / "a.h5")["negative_share"]).all()
     load_into(given.model, tmp_path / "run" / "epoch_1.pt")
-    matrix = Curvature(given)
+    matrix = CurvatureOperator(given)
     whole = np.stack([(matrix @ torch.eye(matrix.size)[i]).double().numpy() for i in range(matrix.size)])
     values = np.linalg.eigvalsh((whole + whole.T) / 2)
     wanted = [values[int(np.ceil(share * len(values))) - 1] for share in SHARES]
@@ -190,22 +192,25 @@ def test_checkpoints_are_sorted_as_people_count_and_judged_by_content(tmp_path):
     for name in ("epoch_10.pt", "epoch_2.pkl", "epoch_1.bin"):
         torch.save(small().state_dict(), tmp_path / name)
     (tmp_path / "notes_3.pt").write_text("no checkpoint")
-    assert list(checkpoints([tmp_path])) == [1, 2, 10]
-    assert list(checkpoints([tmp_path / "epoch_10.pt", tmp_path / "epoch_2.pkl", tmp_path / "epoch_2.pkl"])) == [2, 10]
+    assert list(find_checkpoints([tmp_path])) == [1, 2, 10]
+    assert list(find_checkpoints([tmp_path / "epoch_10.pt", tmp_path / "epoch_2.pkl", tmp_path / "epoch_2.pkl"])) == [
+        2,
+        10,
+    ]
     with pytest.raises(ValueError, match=r"notes_3\.pt is no checkpoint"):
-        checkpoints([tmp_path / "notes_3.pt"])
+        find_checkpoints([tmp_path / "notes_3.pt"])
     with pytest.raises(FileNotFoundError, match="there is no checkpoint"):
-        checkpoints([tmp_path / "epoch_3.pt"])
+        find_checkpoints([tmp_path / "epoch_3.pt"])
     with pytest.raises(ValueError, match="wants checkpoints"):
-        checkpoints([])
+        find_checkpoints([])
 
 
 def test_files_without_numbers_are_counted(tmp_path):
     for name in ("early.pt", "late.pt"):
         torch.save(small().state_dict(), tmp_path / name)
-    assert list(checkpoints([tmp_path])) == [0, 1]
+    assert list(find_checkpoints([tmp_path])) == [0, 1]
 
 
 def test_more_eigenvalues_than_parameters_are_refused(tmp_path):
     with pytest.raises(ValueError, match="--top wants 1 to 48 eigenvalues"):
-        EachCheckpoint(problem(), {}, keep=lambda s, v: None, top=100)
+        CheckpointCurvature(problem(), {}, keep=lambda s, v: None, top=100)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from lossmap.dynamics.eigenspaces import Snapshots, evolution
-from lossmap.dynamics.summary import Thresholds, jumps_of, picture_share, verdict
+from lossmap.dynamics.eigenspaces import Snapshots, compare_eigenspaces
+from lossmap.dynamics.summary import Thresholds, jumps_of, picture_share, summarize
 
 
 def frame(n, r, seed=0):
@@ -14,12 +14,12 @@ def frame(n, r, seed=0):
 
 
 def judged(vectors, **told):
-    return verdict(run(vectors), **told)
+    return summarize(run(vectors), **told)
 
 
 def run(vectors):
     r = vectors[0].shape[1]
-    return evolution(Snapshots.of(list(range(len(vectors))), [np.arange(r, 0, -1.0)] * len(vectors), vectors))
+    return compare_eigenspaces(Snapshots.of(list(range(len(vectors))), [np.arange(r, 0, -1.0)] * len(vectors), vectors))
 
 
 def noisy(v, size, seed):

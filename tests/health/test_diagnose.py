@@ -15,8 +15,8 @@ from lossmap.data import datasets
 from lossmap.data.batches import Resident, Streamed
 from lossmap.data.problem import Problem
 from lossmap.health import rules as findings
-from lossmap.health.diagnose import diagnose_network_health, examined, subset
-from lossmap.linalg.power_law import Tail
+from lossmap.health.diagnose import diagnose, diagnose_network_health, subset
+from lossmap.linalg.power_law import PowerLawTail
 from lossmap.training import Recipe, train
 
 
@@ -137,10 +137,10 @@ def test_a_net_at_the_edge_of_stability_is_found_and_called_no_fault(data):
     rate = 0.3
     train(small, Recipe(epochs=100, batch_size=500, rate=rate, momentum=0.0, nesterov=False, weight_decay=0.0,
                         schedule="constant"))  # fmt: skip
-    health = examined(small, examinations=("hessian",), rate=rate, density_error=None)
+    health = diagnose(small, examinations=("hessian",), rate=rate, density_error=None)
     found = next(f for f in health.findings if "edge of stability" in f.rule)
     assert 0.9 < found.value < 1.5 and found.error < 0.01
-    assert all("edge" not in f.rule for f in examined(small, examinations=("hessian",), rate=rate / 10,
+    assert all("edge" not in f.rule for f in diagnose(small, examinations=("hessian",), rate=rate / 10,
                                                        density_error=None).findings)  # fmt: skip
 
 
@@ -218,8 +218,8 @@ CONSTRUCTED = {
         told(gradients=SimpleNamespace(rms=np.ones(1), names=("a",), samples=50, concentrated=(0.5, 0.01))),
     ),
     "light-tailed weights": (
-        told(tails={"w": Tail(9.0, 0.5, 1.0, 100, 200, 0.05, 0.6)}),
-        told(tails={"w": Tail(3.0, 0.5, 1.0, 100, 200, 0.05, 0.6)}),
+        told(tails={"w": PowerLawTail(9.0, 0.5, 1.0, 100, 200, 0.05, 0.6)}),
+        told(tails={"w": PowerLawTail(3.0, 0.5, 1.0, 100, 200, 0.05, 0.6)}),
     ),
     "features without order by class": (
         told(collapse=SimpleNamespace(nc4=0.6, errors={"nc4": 0.02}, layer="fc", samples=500)),
@@ -231,21 +231,21 @@ CONSTRUCTED = {
 @pytest.mark.parametrize("rule", CONSTRUCTED)
 def test_a_rule_finds_what_was_constructed_and_not_its_healthy_twin(rule):
     ill, well = CONSTRUCTED[rule]
-    (found,) = findings.judged(ill)[0]
+    (found,) = findings.apply_rules(ill)[0]
     assert found.rule == rule and found.source and found.means and found.tries
-    assert findings.judged(well) == ((), ())
+    assert findings.apply_rules(well) == ((), ())
 
 
 def test_a_number_within_two_errors_of_its_threshold_is_undecided():
     unsure = told(collapse=SimpleNamespace(nc4=0.27, errors={"nc4": 0.02}, layer="fc", samples=500))
-    sure, undecided = findings.judged(unsure)
+    sure, undecided = findings.apply_rules(unsure)
     assert sure == () and undecided[0].rule == "features without order by class"
     unknown = told(spectrum=curvature([10.0, 9], low=-3.0, error=float("nan")))
-    assert findings.judged(unknown)[0][0].rule == "negative curvature"
+    assert findings.apply_rules(unknown)[0][0].rule == "negative curvature"
 
 
 def test_power_laws_that_are_refused_are_no_finding():
-    assert findings.judged(told(tails={"w": Tail(9.0, 0.5, 1.0, 100, 200, 0.3, 0.0)})) == ((), ())
+    assert findings.apply_rules(told(tails={"w": PowerLawTail(9.0, 0.5, 1.0, 100, 200, 0.3, 0.0)})) == ((), ())
 
 
 def test_findings_are_ranked_by_gravity_then_by_excess(net, data):
@@ -292,7 +292,7 @@ def test_a_loss_with_derivatives_by_its_inputs_is_examined_in_all_that_applies()
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(1, 8), nn.Tanh(), nn.Linear(8, 1)).double()
     t = torch.linspace(0, 2, 24, dtype=torch.float64)[:, None]
-    health = examined(Problem.custom(model, residual, t))
+    health = diagnose(Problem.custom(model, residual, t))
     assert set(health.skipped) == {"collapse", "labels"} and "classifier" in health.skipped["labels"]
     weights = [model[0].weight, model[2].weight]
     rows = [torch.cat([g.flatten() for g in torch.autograd.grad(residual(model, one[None]), weights)]) for one in t]

@@ -10,7 +10,15 @@ import xarray
 
 from lossmap.geometry.grid import Grid
 from lossmap.io import read as surface_room
-from lossmap.io.eigenvector_store import RESULTS, VECTORS, Folder, fold, put_group, results_of, stored
+from lossmap.io.eigenvector_store import (
+    RESULTS,
+    VECTORS,
+    VectorFolder,
+    move_into_file,
+    put_group,
+    read_vectors,
+    results_of,
+)
 from lossmap.io.read import Refused, read, read_group, write_surface
 from lossmap.io.surface import Group, Surface
 
@@ -24,7 +32,7 @@ def flat(steps):
 
 
 def made(tmp_path, counts=(3, 2, 3)):
-    folder, steps = Folder(tmp_path / "v"), [10.0, 20.0, 120.0][: len(counts)]
+    folder, steps = VectorFolder(tmp_path / "v"), [10.0, 20.0, 120.0][: len(counts)]
     kept = [vectors(i, r) for i, r in enumerate(counts)]
     for step, rows in zip(steps, kept, strict=True):
         folder.keep(step, rows)
@@ -46,7 +54,7 @@ def test_blocks_are_the_columns_of_all_rows_stacked(tmp_path, block):
 
 
 def test_a_snapshot_is_whole_or_not_there(tmp_path):
-    folder = Folder.beside(tmp_path / "run.h5")
+    folder = VectorFolder.beside(tmp_path / "run.h5")
     assert folder.path.name == "run.h5.vectors" and not folder.holds(3)
     folder.keep(3, vectors(0))
     folder.keep(3, vectors(1))
@@ -58,8 +66,8 @@ def test_a_snapshot_is_whole_or_not_there(tmp_path):
 
 def test_the_file_holds_vectors_and_results_and_gives_them_back_by_blocks(tmp_path):
     file, folder, steps, kept, results = made(tmp_path)
-    fold(file, folder, steps, results, 3)
-    held = stored(file, block=400)
+    move_into_file(file, folder, steps, results, 3)
+    held = read_vectors(file, block=400)
     assert held.size == 50 and held.steps.tolist() == steps
     blocks = list(held.blocks())
     assert len(blocks) > 3
@@ -70,22 +78,22 @@ def test_the_file_holds_vectors_and_results_and_gives_them_back_by_blocks(tmp_pa
 
 def test_reading_the_file_does_not_bring_the_vectors(tmp_path):
     file, folder, steps, _, results = made(tmp_path)
-    fold(file, folder, steps, results, 3)
+    move_into_file(file, folder, steps, results, 3)
     assert not read(file).groups[VECTORS].arrays
     assert read_group(file, VECTORS)["eigenvector"].shape == (3, 3, 50)
 
 
 def test_the_vectors_stay_when_the_file_is_written_anew(tmp_path):
     file, folder, steps, _, results = made(tmp_path)
-    fold(file, folder, steps, results, 3)
+    move_into_file(file, folder, steps, results, 3)
     with surface_room.SurfaceFile.open(file, Grid(np.array(steps))) as again:
         again.put("spectrum", Group({"top": np.ones(2)}))
-    assert stored(file).size == 50 and read(file).groups["spectrum"]["top"].tolist() == [1, 1]
+    assert read_vectors(file).size == 50 and read(file).groups["spectrum"]["top"].tolist() == [1, 1]
 
 
 def test_netcdf_readers_open_both_groups(tmp_path):
     file, folder, steps, _, results = made(tmp_path)
-    fold(file, folder, steps, results, 3)
+    move_into_file(file, folder, steps, results, 3)
     with xarray.open_dataset(file, engine="h5netcdf", group=VECTORS) as found:
         assert found["eigenvector"].dims == ("step", "pair", "theta")
     with xarray.open_dataset(file, engine="h5netcdf", group=RESULTS) as found:
@@ -94,14 +102,14 @@ def test_netcdf_readers_open_both_groups(tmp_path):
 
 def test_folding_again_replaces_and_a_failure_changes_nothing(tmp_path):
     file, folder, steps, kept, results = made(tmp_path)
-    fold(file, folder, steps, results, 3)
+    move_into_file(file, folder, steps, results, 3)
     before = file.read_bytes()
     with pytest.raises(FileNotFoundError):
-        fold(file, folder, [*steps, 999.0], results, 3)
+        move_into_file(file, folder, [*steps, 999.0], results, 3)
     assert file.read_bytes() == before and not file.with_name("run.h5.part").exists()
     folder.keep(steps[0], -kept[0])
-    fold(file, folder, steps, results, 3)
-    np.testing.assert_array_equal(next(stored(file).blocks())[:3], -kept[0])
+    move_into_file(file, folder, steps, results, 3)
+    np.testing.assert_array_equal(next(read_vectors(file).blocks())[:3], -kept[0])
 
 
 def test_missing_snapshots_are_named(tmp_path):
@@ -113,7 +121,7 @@ def test_missing_snapshots_are_named(tmp_path):
 def test_a_file_without_a_run_says_so(tmp_path):
     write_surface(tmp_path / "a.h5", flat([0.0, 1.0]))
     with pytest.raises(KeyError, match="holds no evolution along a run"):
-        stored(tmp_path / "a.h5")
+        read_vectors(tmp_path / "a.h5")
 
 
 def test_a_group_is_put_into_a_new_file_or_one_that_is_there(tmp_path):

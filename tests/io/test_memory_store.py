@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from lossmap.geometry.grid import Field, Grid
-from lossmap.io.memory_store import Ledger, Store
+from lossmap.io.memory_store import MemoryStore, Store
 from lossmap.io.read import Failure, Group, SurfaceFile
 
 FIELDS = (Field("train_loss", "nats", "loss"), Field("top", "1", "top", extra=("k", 2)))
@@ -12,7 +12,7 @@ GRID = Grid(np.linspace(0, 1, 4), np.array([0.0, 1.0]))
 
 
 def ledger(**more):
-    return Ledger(GRID, {"loss": (FIELDS, {"split": "train"})}, **more)
+    return MemoryStore(GRID, {"loss": (FIELDS, {"split": "train"})}, **more)
 
 
 def reading(index):
@@ -77,7 +77,7 @@ def test_a_ledger_goes_on_from_a_surface():
     store = ledger()
     store.record("loss", 0, reading(0), 0.1, 3)
     store.fail("loss", 1, Failure(1, 1, "h", "broke"))
-    again = Ledger.of(store.surface())
+    again = MemoryStore.of(store.surface())
     assert list(again.todo("loss", retry_failed=True)) == list(range(1, 8))
     assert again.surface()["loss_rank"][0, 0] == 3 and again.surface().failures == store.surface().failures
     assert again.settings("loss") == {"split": "train"}

@@ -26,7 +26,7 @@ from lossmap.io.read import (
     Refused,
     Surface,
     SurfaceFile,
-    being_written,
+    is_being_written,
     journal_of,
     read,
     read_group,
@@ -164,13 +164,13 @@ def test_readers_see_the_points_that_are_only_in_the_journal(tmp_path):
         store.record("loss", index, reading(index), 0.25, 0)
     with h5py.File(path) as file:
         assert np.isnan(file["train_loss"]).all()  # no snapshot yet
-    assert being_written(path)
+    assert is_being_written(path)
     surface = read(path)
     assert surface.counts("loss") == {"done": 5, "failed": 0, "left": 10}
     assert len(surface.recent["loss"]) == 5
     store.close()
     store.close()
-    assert not being_written(path)
+    assert not is_being_written(path)
 
 
 def test_the_journal_alone_is_enough(tmp_path):

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lossmap.geometry.grid import Grid
-from lossmap.io.surface import Failure, Group, Surface, canonical, differences, indices_of, plain, spans
+from lossmap.io.surface import Failure, Group, Surface, canonical, differences, indices_of, spans, to_plain
 
 GRID = Grid(np.array([-1.0, 0.0, 1.0]), np.array([0.0, 2.0]))
 
@@ -78,8 +78,8 @@ def test_runs_are_drawn_together():
 
 def test_plain_is_what_json_gives_back():
     told = {"a": (1, 2), "b": np.float64(0.5), "c": Path("x"), "d": np.arange(2), "e": {3, 1}}
-    assert plain(told)["a"] == [1, 2] and plain(told)["b"] == 0.5 and plain(told)["c"] == "x"
-    assert plain(told)["d"] == [0, 1] and plain(told)["e"] == [1, 3]
+    assert to_plain(told)["a"] == [1, 2] and to_plain(told)["b"] == 0.5 and to_plain(told)["c"] == "x"
+    assert to_plain(told)["d"] == [0, 1] and to_plain(told)["e"] == [1, 3]
     assert canonical({"b": 1, "a": (2,)}) == '{"a":[2],"b":1}'
 
 

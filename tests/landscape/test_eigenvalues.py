@@ -14,9 +14,9 @@ from lossmap.curvature.autotune import prepare
 from lossmap.data.problem import Problem
 from lossmap.geometry.directions import Plane, random_plane
 from lossmap.geometry.grid import Grid
-from lossmap.interrupt import Unfinished
+from lossmap.interrupt import Interrupted
 from lossmap.landscape import eigenvalues as room
-from lossmap.landscape.eigenvalues import Extremes, Neighbours, continued
+from lossmap.landscape.eigenvalues import EigenvalueMap, Neighbours, continued
 from lossmap.landscape.run_survey import survey
 
 
@@ -81,7 +81,7 @@ def dense_ends(problem, tensors):
 def test_every_point_of_a_plane_is_within_its_bounds_of_the_dense_hessian(dtype, tol, certify):
     problem = small(dtype=dtype)
     plane, grid = random_plane(problem.model, seed=3), Grid.square(-2.0, 2.0, 5)
-    measure = Extremes({"train": prepare(problem, way="double")}, plane, tol=tol, certify=certify)
+    measure = EigenvalueMap({"train": prepare(problem, way="double")}, plane, tol=tol, certify=certify)
     negative = 0
     for i in range(len(grid)):
         reading, truth = measure(grid.point(i)), dense_ends(problem, plane.at(grid.point(i)))
@@ -100,7 +100,7 @@ def test_a_map_of_a_relu_net_agrees_with_the_dense_hessian_by_every_solver():
     problem = small(nn.ReLU)
     plane = random_plane(problem.model, seed=1)
     for solver in ("lanczos", "eigsh"):
-        measure = Extremes({"train": prepare(problem, way="double")}, plane, solver=solver, tol=1e-6)
+        measure = EigenvalueMap({"train": prepare(problem, way="double")}, plane, solver=solver, tol=1e-6)
         for point in ((0.0, 0.0), (0.5, -1.0), (0.6, -1.0), (0.7, -1.0)):
             truth = dense_ends(problem, plane.at(point))
             reading = measure(point)
@@ -111,7 +111,7 @@ def test_the_mean_squared_error_of_a_linear_net_has_the_eigenvalues_of_its_data(
     torch.manual_seed(1)
     x, y = torch.randn(30, 5).double(), torch.randn(30, 2).double()
     net = nn.Linear(5, 2, bias=False).double()
-    measure = Extremes(
+    measure = EigenvalueMap(
         {"train": prepare(Problem.supervised(net, "mse", (x, y)), way="double")}, random_plane(net), tol=1e-9
     )
     truth = torch.linalg.eigvalsh(2 / (30 * 2) * x.T @ x)
@@ -122,20 +122,20 @@ def test_the_mean_squared_error_of_a_linear_net_has_the_eigenvalues_of_its_data(
 def test_a_hessian_of_zeros_has_zero_ends():
     net = nn.Linear(3, 2).double()
     problem = Problem.custom(net, lambda model, batch: model(batch[0]).sum(), (torch.randn(8, 3).double(),))
-    reading = Extremes({"train": prepare(problem, way="double")}, random_plane(net))((0.0, 1.0))
+    reading = EigenvalueMap({"train": prepare(problem, way="double")}, random_plane(net))((0.0, 1.0))
     assert {reading[f"{end}_eig{what}"] for end in ("max", "min") for what in ("", "_error", "_limit")} == {0.0}
     assert reading["products"] == 1.0
 
 
 def test_where_the_loss_is_not_finite_the_point_is_done_and_unknown():
-    measure = Extremes({"train": Places(lambda t: Solved(np.eye(3), loss=np.inf))}, line(), "ends,abs:2,trace")
+    measure = EigenvalueMap({"train": Places(lambda t: Solved(np.eye(3), loss=np.inf))}, line(), "ends,abs:2,trace")
     reading = measure((1.0,))
     assert reading["products"] == 0.0 and np.isnan(reading["max_eig"]) and np.isnan(reading["trace"])
     assert np.isnan(reading["abs_eig"]).all() and reading["abs_eig"].shape == (2,)
 
 
 def test_a_product_that_is_not_finite_at_a_finite_loss_is_a_failure_of_the_point():
-    measure = Extremes({"train": Places(lambda t: Solved(np.full((3, 3), np.nan)))}, line())
+    measure = EigenvalueMap({"train": Places(lambda t: Solved(np.full((3, 3), np.nan)))}, line())
     with pytest.raises(FloatingPointError, match="product 1 is not finite"):
         measure((1.0,))
 
@@ -153,7 +153,7 @@ def test_neighbours_save_products_and_a_straight_line_saves_more(monkeypatch):
     ticks = np.linspace(0.0, 2.0, 21)
 
     def spent(**told):
-        measure = Extremes({"train": Places(rotating)}, line(), tol=1e-3, **told)
+        measure = EigenvalueMap({"train": Places(rotating)}, line(), tol=1e-3, **told)
         readings = [measure((float(t),)) for t in ticks]
         assert [r["max_eig"] for r in readings] == pytest.approx(3.0 + ticks, abs=1e-3 * 5)
         return sum(r["products"] for r in readings)
@@ -190,7 +190,7 @@ def test_the_nearest_point_is_measured_in_theta_and_the_memory_is_bounded():
 
 def test_what_else_may_be_read_stands_in_fields_of_its_own():
     entries = np.diag([5.0, 4.0, -3.0, 1.0, 0.5])
-    measure = Extremes(
+    measure = EigenvalueMap(
         {"train": Places(lambda t: Solved(entries)), "test": Places(lambda t: Solved(2 * entries))},
         line(),
         "top:2,bottom:1,abs:3,trace",
@@ -209,15 +209,15 @@ def test_what_else_may_be_read_stands_in_fields_of_its_own():
 
 def test_a_point_that_was_left_goes_on_to_the_same_reading():
     splits = {"train": Places(rotating), "test": Places(lambda t: rotating(t + 1))}
-    whole = Extremes(splits, line(), "top:3,trace", tol=1e-6)
+    whole = EigenvalueMap(splits, line(), "top:3,trace", tol=1e-6)
     wanted = whole((0.5,))
     for after in (0, 5, 12, 20):
         asked = iter([False] * after + [True] + [False] * 1000)
-        measure = Extremes(splits, line(), "top:3,trace", tol=1e-6, stop=lambda asked=asked: next(asked))
-        with pytest.raises(Unfinished) as left:
+        measure = EigenvalueMap(splits, line(), "top:3,trace", tol=1e-6, stop=lambda asked=asked: next(asked))
+        with pytest.raises(Interrupted) as left:
             measure((0.5,))
         assert all(isinstance(v, (int, float, np.ndarray, bool)) for v in left.value.state.values())
-        resumed = Extremes(splits, line(), "top:3,trace", tol=1e-6).resume((0.5,), left.value.state)
+        resumed = EigenvalueMap(splits, line(), "top:3,trace", tol=1e-6).resume((0.5,), left.value.state)
         assert {k: np.asarray(v).tolist() for k, v in resumed.items()} == {
             k: np.asarray(v).tolist() for k, v in wanted.items()
         }
@@ -225,10 +225,10 @@ def test_a_point_that_was_left_goes_on_to_the_same_reading():
 
 def test_the_second_look_has_names_of_its_own_and_does_not_see_the_neighbours():
     told = {"tol": 1e-2, "solver": "eigsh", "settings": {"data": "x"}}
-    cheap, cold = (Extremes({"train": Places(rotating)}, line(), audit=a, **told) for a in (False, True))
+    cheap, cold = (EigenvalueMap({"train": Places(rotating)}, line(), audit=a, **told) for a in (False, True))
     assert (cheap.name, cold.name, cold.settings["solver"]) == ("eigen", "audit", "lanczos")
     assert cheap.auditable and not cold.auditable
-    assert not Extremes({"train": Places(rotating)}, line(), "trace").auditable
+    assert not EigenvalueMap({"train": Places(rotating)}, line(), "trace").auditable
     assert cheap.settings["data"] == "x" and cheap.settings["start"] == "neighbour"
     first = cold((0.5,))
     for t in (0.6, 0.7):
@@ -249,7 +249,7 @@ def test_the_second_look_has_names_of_its_own_and_does_not_see_the_neighbours():
 )
 def test_what_makes_no_sense_is_refused(told, text):
     with pytest.raises(ValueError, match=text):
-        Extremes({"train": Places(rotating)}, line(), **told)
+        EigenvalueMap({"train": Places(rotating)}, line(), **told)
 
 
 class Scarce:
@@ -281,8 +281,8 @@ def test_where_memory_runs_out_the_products_are_cut_smaller_and_the_eigenvalues_
     problem = small()
     plane, grid = random_plane(problem.model, seed=3), Grid.line(-1.0, 1.0, 4)
     plane = Plane(plane.origin, plane.axes[:1], plane.recipes[:1])
-    ample = survey(Extremes({"train": prepare(problem, way=way)}, plane, tol=1e-8), grid)
-    tight = survey(Extremes({"train": Scarce(prepare(problem, way=way), 5)}, plane, tol=1e-8), grid)
+    ample = survey(EigenvalueMap({"train": prepare(problem, way=way)}, plane, tol=1e-8), grid)
+    tight = survey(EigenvalueMap({"train": Scarce(prepare(problem, way=way), 5)}, plane, tol=1e-8), grid)
     assert tight.outcome == "complete"
     for name in ("max_eig", "min_eig"):
         assert tight[name] == pytest.approx(ample[name], rel=1e-6)
@@ -295,13 +295,13 @@ def test_where_memory_runs_out_the_products_are_cut_smaller_and_the_eigenvalues_
 def test_where_nothing_is_left_to_give_up_the_point_fails_for_lack_of_memory():
     problem = small()
     plane = random_plane(problem.model)
-    surface = survey(Extremes({"train": Scarce(prepare(problem), 0)}, plane), Grid.square(count=1))
+    surface = survey(EigenvalueMap({"train": Scarce(prepare(problem), 0)}, plane), Grid.square(count=1))
     assert surface.failures[0].reason.startswith("torch.OutOfMemoryError: CUDA out of memory")
 
 
 def test_what_was_kept_of_other_points_is_let_go_when_memory_runs_out():
     problem = small()
-    measure = Extremes({"train": prepare(problem, way="double")}, random_plane(problem.model), memory=1 << 20)
+    measure = EigenvalueMap({"train": prepare(problem, way="double")}, random_plane(problem.model), memory=1 << 20)
     measure((0.1, 0.2))
     (solved,) = measure._solved.values()
     assert solved.start((0.1, 0.3)) is not None

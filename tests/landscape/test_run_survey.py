@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from lossmap.geometry.grid import Field, Grid
-from lossmap.interrupt import Unfinished
-from lossmap.io.memory_store import Ledger
+from lossmap.interrupt import Interrupted
+from lossmap.io.memory_store import MemoryStore
 from lossmap.io.read import SurfaceFile, read
 from lossmap.landscape.run_survey import Elsewhere, Progress, survey, walk
 from lossmap.parallel.evaluate import out_of_memory
@@ -44,7 +44,7 @@ def raising(error, *at):
 
 def ledger(measure=None):
     measure = measure or Bowl()
-    return Ledger(GRID, {"loss": (measure.fields, measure.settings)})
+    return MemoryStore(GRID, {"loss": (measure.fields, measure.settings)})
 
 
 def test_every_point_is_read_once_and_stands_where_it_belongs():
@@ -154,7 +154,7 @@ class Steps(Bowl):
 
     def __call__(self, point):
         if point == (0.0, 0.0):
-            raise Unfinished({"step": 2, "vector": np.arange(3.0)})
+            raise Interrupted({"step": 2, "vector": np.arange(3.0)})
         return super().__call__(point)
 
     def resume(self, point, state):
@@ -180,7 +180,7 @@ def test_a_point_left_without_a_state_is_begun_anew():
         def __call__(self, point):
             if not self.left:
                 self.left = True
-                raise Unfinished
+                raise Interrupted
             return super().__call__(point)
 
     measure, store = Once(), ledger()
@@ -293,7 +293,7 @@ def test_without_a_display_what_happens_goes_to_the_log_as_a_warning(caplog):
 
 
 def test_what_the_store_raises_ends_the_survey():
-    class Full(Ledger):
+    class Full(MemoryStore):
         def record(self, *what, **more):
             raise OSError("the disk is full")
 

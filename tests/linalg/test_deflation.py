@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from lossmap.linalg.deflation import Remaining, ends_of, successive
-from lossmap.linalg.dense import Whole
+from lossmap.linalg.deflation import Remaining, successive, successive_eigenpairs
+from lossmap.linalg.dense import DenseMatrix
 
 
 class Diagonal:
@@ -93,13 +93,15 @@ def test_what_remains_is_the_matrix_with_the_directions_taken_out():
             return a @ v
 
     out = torch.eye(8, dtype=torch.float64) - q @ q.T
-    rest = Whole.of(Remaining(Held(np.zeros(8)), q, -7.0))
+    rest = DenseMatrix.of(Remaining(Held(np.zeros(8)), q, -7.0))
     assert rest.entries == pytest.approx((out @ a @ out - 7.0 * q @ q.T).numpy(), abs=1e-12)
 
 
 def test_solvers_agree_and_eigsh_tells_no_limits():
     values = np.r_[9.0, 7.0, 5.0, BULK]
-    ours, theirs = (ends_of(Diagonal(values), "top:3", solver=solver, tol=1e-6) for solver in ("auto", "eigsh"))
+    ours, theirs = (
+        successive_eigenpairs(Diagonal(values), "top:3", solver=solver, tol=1e-6) for solver in ("auto", "eigsh")
+    )
     assert ours.values == pytest.approx(theirs.values, abs=1e-4)
     assert np.isnan(theirs.others) and ours.others >= 0.9
 
@@ -114,4 +116,4 @@ def test_solvers_agree_and_eigsh_tells_no_limits():
 )
 def test_what_makes_no_sense_is_refused(which, told, text):
     with pytest.raises(ValueError, match=text):
-        ends_of(Diagonal(np.arange(5.0)), which, **told)
+        successive_eigenpairs(Diagonal(np.arange(5.0)), which, **told)

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lossmap.interrupt import Unfinished
+from lossmap.interrupt import Interrupted
 from lossmap.linalg import lanczos as eigen
 from lossmap.linalg import probabilistic_bounds
 from lossmap.linalg.lanczos import eigsh, extremes, lanczos
@@ -259,7 +259,7 @@ def test_a_search_that_was_left_goes_on_to_the_same_bits(which, dtype, after):
     matrix = planted(hessian_like(3), 3, dtype)
     whole = lanczos(matrix, which, tol=1e-6)
     asked = iter([False] * after + [True])
-    with pytest.raises(Unfinished) as left:
+    with pytest.raises(Interrupted) as left:
         lanczos(matrix, which, tol=1e-6, stop=lambda: next(asked))
     state = left.value.state
     assert state["products"] == after + 1
@@ -273,7 +273,7 @@ def test_a_search_space_too_large_to_save_keeps_its_best_vectors(monkeypatch):
     monkeypatch.setattr(eigen, "SAVED", 6 * 158 * 8)
     matrix = planted(hessian_like(3), 3)
     asked = iter([False] * 12 + [True])
-    with pytest.raises(Unfinished) as left:
+    with pytest.raises(Interrupted) as left:
         lanczos(matrix, tol=1e-10, stop=lambda: next(asked))
     assert len(left.value.state["basis"]) <= 8
     resumed = lanczos(matrix, tol=1e-10, state=left.value.state)
@@ -281,14 +281,14 @@ def test_a_search_space_too_large_to_save_keeps_its_best_vectors(monkeypatch):
 
 
 def test_a_saved_space_of_another_matrix_is_refused():
-    with pytest.raises(Unfinished) as left:
+    with pytest.raises(Interrupted) as left:
         lanczos(planted(hessian_like(3)), stop=lambda: True)
     with pytest.raises(ValueError, match="vectors of 158 numbers; this matrix takes 5"):
         lanczos(Dense(np.eye(5)), state=left.value.state)
 
 
 def test_eigsh_can_be_left_and_begins_again():
-    with pytest.raises(Unfinished) as left:
+    with pytest.raises(Interrupted) as left:
         eigsh(planted(hessian_like(3)), stop=lambda: True)
     assert left.value.state == {}
 

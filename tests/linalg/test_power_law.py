@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from lossmap.linalg.power_law import tail
+from lossmap.linalg.power_law import power_law_tail
 
 
 def pareto(alpha, count, seed=0):
@@ -14,34 +14,34 @@ def pareto(alpha, count, seed=0):
 
 @pytest.mark.parametrize("alpha", [2.0, 3.5])
 def test_a_planted_exponent_is_found_within_its_error(alpha):
-    found = tail(pareto(alpha, 800))
+    found = power_law_tail(pareto(alpha, 800))
     assert abs(found.alpha - alpha) < 4 * found.error and found.error < 0.15 * alpha
     assert found.plausible and "not refused" in repr(found)
 
 
 def test_a_tail_behind_a_body_is_found_where_it_begins():
     values = np.concatenate([np.random.default_rng(1).uniform(0.1, 1.0, 600), pareto(3.0, 400)])
-    found = tail(values)
+    found = power_law_tail(values)
     assert 0.7 < found.start < 1.6 and abs(found.alpha - 3.0) < 4 * found.error
 
 
 def test_the_spectrum_of_a_random_matrix_is_refused_as_a_power_law():
     w = np.random.default_rng(2).standard_normal((600, 400))
-    found = tail(np.linalg.svd(w, compute_uv=False) ** 2)
+    found = power_law_tail(np.linalg.svd(w, compute_uv=False) ** 2)
     assert not found.plausible
 
 
 def test_the_error_is_the_spread_over_draws():
-    draws = [tail(pareto(2.5, 200, seed=k), draws=25) for k in range(16)]
+    draws = [power_law_tail(pareto(2.5, 200, seed=k), draws=25) for k in range(16)]
     spread = np.std([t.alpha for t in draws])
     assert 0.4 * spread < np.mean([t.error for t in draws]) < 2.5 * spread
 
 
 def test_a_few_values_are_told_to_be_too_few():
-    found = tail(pareto(2.0, 30))
+    found = power_law_tail(pareto(2.0, 30))
     assert not found.enough and not found.plausible and np.isnan(found.error) and "50 wanted" in repr(found)
 
 
 def test_no_values_are_refused():
     with pytest.raises(ValueError, match="two different positive values"):
-        tail(np.array([0.0, 1.0, 1.0]))
+        power_law_tail(np.array([0.0, 1.0, 1.0]))

@@ -7,8 +7,8 @@ import pytest
 import torch
 from scipy.stats import binom
 
-from lossmap.linalg.dense import Whole
-from lossmap.linalg.spectral_density import Density, density, run
+from lossmap.linalg.dense import DenseMatrix
+from lossmap.linalg.spectral_density import Density, density, lanczos_run
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def share(values, t):
 
 def test_the_quadrature_integrates_polynomials_of_the_probes_measure_exactly():
     matrix, m = of(BULK), 7
-    made = run(matrix, m, seed=1)
+    made = lanczos_run(matrix, m, seed=1)
     from lossmap.seeding import normal
 
     g = normal(n, "density probe", 1, 0).double().numpy()
@@ -68,7 +68,7 @@ def test_the_quadrature_integrates_polynomials_of_the_probes_measure_exactly():
 def test_the_bounds_hold_the_probes_own_measure_everywhere(steps):
     from lossmap.seeding import normal
 
-    made = run(of(BULK), steps, seed=5)
+    made = lanczos_run(of(BULK), steps, seed=5)
     g = normal(n, "density probe", 5, 0).double().numpy()
     measure = g**2 / (g**2).sum()
     for t in np.r_[np.linspace(-0.1, 5.2, 80), made.quadrature[0][1:-1] + 1e-7]:
@@ -78,7 +78,7 @@ def test_the_bounds_hold_the_probes_own_measure_everywhere(steps):
 
 
 def test_a_run_that_ends_by_itself_knows_its_measure():
-    made = run(of(np.r_[np.zeros(30), np.ones(20), 3 * np.ones(10)]), 50)
+    made = lanczos_run(of(np.r_[np.zeros(30), np.ones(20), 3 * np.ones(10)]), 50)
     assert made.exact and len(made.alpha) == 3
     assert made.bounds(0.5)[0] == made.bounds(0.5)[1]
 
@@ -121,7 +121,7 @@ def test_the_band_holds_the_true_cumulative_density():
 
 
 def test_one_probe_of_100_steps_comes_as_near_as_the_quadrature_can():
-    distances = [Density((run(of(BULK), 100, seed=s),), n, 2e-16).wasserstein(BULK) for s in range(3)]
+    distances = [Density((lanczos_run(of(BULK), 100, seed=s),), n, 2e-16).wasserstein(BULK) for s in range(3)]
     assert max(distances) / np.ptp(BULK) < 8e-3
 
 
@@ -149,7 +149,7 @@ def test_a_zero_matrix_has_one_node():
 def test_no_ghosts_appear_after_many_steps():
     """Full reorthogonalisation: the largest eigenvalue counts once, however long the run."""
     values = np.r_[np.linspace(0, 1, 120), 50.0]
-    nodes, weights = run(of(values), 100).quadrature
+    nodes, weights = lanczos_run(of(values), 100).quadrature
     assert (nodes > 40).sum() == 1
     assert weights[nodes > 40].sum() < 0.1
 
@@ -162,7 +162,7 @@ def test_the_smoothed_density_integrates_to_one():
 
 
 def test_a_matrix_that_is_held_whole_has_no_error():
-    whole = Whole.of(of(BULK))
+    whole = DenseMatrix.of(of(BULK))
     found = whole.density()
     assert found.error == 0.0 and found.products == n and "exact" in repr(found)
     assert found.wasserstein(BULK) < 1e-12
@@ -201,7 +201,7 @@ def test_what_makes_no_sense_is_refused(told, text):
 
 def test_a_whole_matrix_that_is_not_finite_is_an_error():
     with pytest.raises(FloatingPointError, match="not finite: look at the loss here first"):
-        Whole.of(of([1.0, np.inf, 2.0]))
+        DenseMatrix.of(of([1.0, np.inf, 2.0]))
 
 
 def test_what_was_asked_for_is_kept():

@@ -156,19 +156,19 @@ def test_node_hours_count_whole_nodes():
 
 def test_an_estimate_is_kept_beside_its_result_one_for_each_measure(tmp_path):
     result = tmp_path / "s.h5"
-    assert cost_model.beside(result) is None
+    assert cost_model.stored_estimate(result) is None
     cost_model.keep(result, "loss", WHOLE)
     cost_model.keep(result, "eigen", Estimate(**{**vars(WHOLE), "products": math.nan}))
-    found = cost_model.beside(result)
+    found = cost_model.stored_estimate(result)
     assert found["loss"]["seconds"] == 2.0
     assert found["eigen"].get("products") is None
     cost_model.file_of(result).write_text("[")
-    assert cost_model.beside(result) is None
+    assert cost_model.stored_estimate(result) is None
 
 
 def test_what_was_taken_is_set_beside_what_was_estimated():
     seconds = np.array([[1.0, 3.0], [np.nan, 2.0]])
-    took = cost_model.taken(seconds, np.array([[8.0, 12.0], [np.nan, 10.0]]), memory=310_000_000)
+    took = cost_model.measured_cost(seconds, np.array([[8.0, 12.0], [np.nan, 10.0]]), memory=310_000_000)
     assert (took["points"], took["seconds"], took["rank_seconds"], took["products"]) == (3, 2.0, 6.0, 10.0)
     lines = cost_model.side_by_side(vars(WHOLE), took)
     assert [line.split("  ")[0] for line in lines] == [
@@ -180,7 +180,7 @@ def test_what_was_taken_is_set_beside_what_was_estimated():
     assert "33.3 min" in lines[2]
     assert lines[2].endswith("6 s")
     assert cost_model.side_by_side(vars(WHOLE), took, whole=False) == [lines[0], lines[1], lines[3]]
-    assert cost_model.taken(np.full(3, np.nan), None) == {}
+    assert cost_model.measured_cost(np.full(3, np.nan), None) == {}
     assert cost_model.side_by_side(vars(WHOLE), {}) == []
 
 

@@ -7,13 +7,24 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lossmap.parallel.dispatcher import DONE, END, FAILED, NOTE, UNFINISHED, Broken, Dealer, Loop, Nap, Place
+from lossmap.parallel.dispatcher import (
+    DONE,
+    END,
+    FAILED,
+    NOTE,
+    UNFINISHED,
+    Dispatcher,
+    LocalChannel,
+    PollBackoff,
+    TeamBroken,
+    Worker,
+)
 from lossmap.parallel.shutdown import Stop
-from lossmap.parallel.work_queue import Dealing
+from lossmap.parallel.work_queue import WorkQueue
 
 
 def dealing_of(count, places, present=None):
-    dealing = Dealing(range(count), places)
+    dealing = WorkQueue(range(count), places)
     dealing.alive.update(range(places) if present is None else present)
     return dealing
 
@@ -155,8 +166,8 @@ class Farm:
     def __init__(self, count, ranks, attempt, patience=None, stop=None):
         self.now = 0.0
         self.wire, self.book, self.stop = Wire(ranks + 1), Book(), stop or Stop()
-        self.dealing = Dealing(range(count), ranks)
-        self.dealer = Dealer(
+        self.dealing = WorkQueue(range(count), ranks)
+        self.dealer = Dispatcher(
             self.wire.end(0),
             self.dealing,
             [(rank,) for rank in range(1, ranks + 1)],
@@ -166,7 +177,7 @@ class Farm:
             clock=lambda: self.now,
         )
         self.places = {
-            rank: Place(
+            rank: Worker(
                 self.wire.end(rank), lambda i, s, rank=rank: attempt(rank, i, s), stop=Stop(), host=f"node{rank}"
             )
             for rank in range(1, ranks + 1)
@@ -289,7 +300,7 @@ def test_no_point_is_begun_that_cannot_end_in_time(rng):
 def test_a_broken_team_says_so_and_its_points_go_elsewhere(rng):
     def attempt(rank, index, state):
         if rank == 2:
-            raise Broken("rank 7 has died")
+            raise TeamBroken("rank 7 has died")
         return squared(rank, index, state)
 
     farm = Farm(30, 2, attempt).run(rng)
@@ -314,7 +325,7 @@ def test_notes_name_their_rank_and_host(rng):
 
 def test_rank_0_speaks_with_its_own_place_within_the_process():
     wire = Wire(2)
-    loop = Loop(wire.end(0))
+    loop = LocalChannel(wire.end(0))
     end = loop.end()
     loop.send(("to myself",), 0)
     loop.send(("to rank 1",), 1)
@@ -325,11 +336,11 @@ def test_rank_0_speaks_with_its_own_place_within_the_process():
     assert [loop.receive(), loop.receive(), loop.receive()] == [(0, ("back",)), (1, ("hello",)), None]
     wire.gone.add(1)
     assert loop.dead() == {1} and end.dead() == frozenset()
-    assert Loop().receive() is None and Loop().dead() == frozenset()
+    assert LocalChannel().receive() is None and LocalChannel().dead() == frozenset()
 
 
 def test_naps_grow_while_nothing_comes_and_shrink_when_something_does():
-    nap = Nap(1e-6, 8e-6)
+    nap = PollBackoff(1e-6, 8e-6)
     lengths = []
     for moved in (False, False, False, False, False, True, False):
         lengths.append(nap.length)

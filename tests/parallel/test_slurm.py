@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lossmap.parallel import slurm
-from lossmap.parallel.shards import Shard, beside
+from lossmap.parallel.shards import Shard, sibling_shards
 from lossmap.parallel.slurm import Job, Site
 
 JOB = Job(("surface", "--x=-1:1:5"), Path("/data/s.h5"), Path("/data"))
@@ -298,7 +298,7 @@ def test_shards_are_found_beside_their_result_also_those_that_have_only_a_journa
     names = ["s.shard-2-of-3.h5", "s.shard-1-of-3.h5", "s.shard-3-of-3.h5.journal", "t.shard-1-of-3.h5", "s.h5"]
     for name in names:
         (tmp_path / name).touch()
-    assert [p.name for p in beside(tmp_path / "s.h5")] == [f"s.shard-{i}-of-3.h5" for i in (1, 2, 3)]
+    assert [p.name for p in sibling_shards(tmp_path / "s.h5")] == [f"s.shard-{i}-of-3.h5" for i in (1, 2, 3)]
     (tmp_path / "s.shard-1-of-2.h5").touch()
     with pytest.raises(ValueError, match="lie shards of 2 and 3: name the ones to merge"):
-        beside(tmp_path / "s.h5")
+        sibling_shards(tmp_path / "s.h5")

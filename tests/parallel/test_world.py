@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from lossmap.parallel import world as room
-from lossmap.parallel.dispatcher import Broken
+from lossmap.parallel.dispatcher import TeamBroken
 from lossmap.parallel.launcher import arranged, check_size, launched
-from lossmap.parallel.mpi_messages import Wire
-from lossmap.parallel.team import Fallen, Team
+from lossmap.parallel.mpi_messages import Channel
+from lossmap.parallel.team import PeerFailed, Team
 from lossmap.parallel.world import World
 
 
@@ -176,16 +176,16 @@ def test_a_stop_is_agreed_by_the_whole_team():
 
 
 def test_a_member_that_has_raised_makes_the_others_fall():
-    with pytest.raises(Fallen, match="another rank of the team could not go on") as caught:
+    with pytest.raises(PeerFailed, match="another rank of the team could not go on") as caught:
         pair(3.0).sum(1.0)
     assert caught.value.code == 3 and caught.value.why is None
     assert pair(2.0).settle(1) == 2 and pair(0.0, -1.0).settle(0) == 0
 
 
 def test_members_that_disagree_about_what_comes_next_fall():
-    with pytest.raises(Fallen, match=r"sum different things, of \[1, 2\] numbers"):
+    with pytest.raises(PeerFailed, match=r"sum different things, of \[1, 2\] numbers"):
         pair(0.0, 2.0).sum(1.0)
-    with pytest.raises(Fallen, match="disagree about what comes next: one sums, another has finished"):
+    with pytest.raises(PeerFailed, match="disagree about what comes next: one sums, another has finished"):
         pair(0.0, 2.0).settle(0)
 
 
@@ -202,7 +202,7 @@ class Silence:
 def test_who_dies_after_the_first_death_is_not_waited_for():
     world = World()
     world.wire, world.size, world.gone = Silence(), 3, frozenset({1})
-    with pytest.raises(Broken, match="rank 2 has died"):
+    with pytest.raises(TeamBroken, match="rank 2 has died"):
         world.gather("here")
 
 
@@ -218,7 +218,7 @@ def wire():
     class Mpi:
         Exception = News
 
-    wire = object.__new__(Wire)
+    wire = object.__new__(Channel)
     wire.mpi, wire._news, wire.rank, wire.size, wire.meanwhile = Mpi, {75}, 0, 3, None
     wire.tolerant, wire._dead, wire._looked = False, frozenset({2}), 0.0
     return wire
@@ -236,11 +236,11 @@ def test_a_collective_without_one_of_its_ranks_is_given_up(wire):
         def Test(self):
             raise News(self.kind)
 
-    with pytest.raises(Broken, match="rank 2 has died"):
+    with pytest.raises(TeamBroken, match="rank 2 has died"):
         wire.wait(Never())
-    with pytest.raises(Broken, match="rank 2 has died"):
+    with pytest.raises(TeamBroken, match="rank 2 has died"):
         wire.wait(Failing(75))
-    with pytest.raises(Broken, match=r"rank \? has died"):
+    with pytest.raises(TeamBroken, match=r"rank \? has died"):
         wire.wait(Failing(75), ranks=[0, 1])
     with pytest.raises(News):
         wire.wait(Failing(3))

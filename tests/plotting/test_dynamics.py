@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from lossmap.dynamics.eigenspaces import Snapshots, evolution
+from lossmap.dynamics.eigenspaces import Snapshots, compare_eigenspaces
 from lossmap.dynamics.run import results
-from lossmap.dynamics.summary import verdict
+from lossmap.dynamics.summary import summarize
 from lossmap.plotting.dynamics import CLASSIC, PANELS, classic, draw_evolution, draw_panel
 
 
@@ -19,13 +19,13 @@ def group(s=8, r=3, negative=False):
     basis = np.linalg.qr(np.random.default_rng(0).standard_normal((80, 2 * r)))[0]
     vectors = [np.cos(a) * basis[:, :r] + np.sin(a) * basis[:, r:] for a in np.linspace(0, 1.2, s)]
     values = [np.arange(r, 0, -1.0) + 0.1 * t for t in range(s)]
-    run = evolution(Snapshots.of([10 * t for t in range(s)], values, vectors))
+    run = compare_eigenspaces(Snapshots.of([10 * t for t in range(s)], values, vectors))
     fields = {"loss": np.linspace(1, 0.1, s), "smallest_eigenvalue": np.full(s, -0.2)}
     if negative:
         fields |= {"negative_share": np.full(s, 0.3), "negative_share_low": np.full(s, 0.2),
                    "negative_share_high": np.full(s, 0.4),
                    "quantiles": np.tile(np.linspace(-1, 3, 7), (s, 1))}  # fmt: skip
-    return results(run, verdict(run), fields)
+    return results(run, summarize(run), fields)
 
 
 @pytest.mark.parametrize("panel", PANELS)

@@ -17,7 +17,7 @@ from lossmap.plotting.contour_levels import scale_of
 from lossmap.plotting.figures import draw, save
 from lossmap.plotting.quantities import audited, best_field, quantity, remarks, values_of
 from lossmap.plotting.style import FORMATS
-from lossmap.plotting.surface3d import relief
+from lossmap.plotting.surface3d import draw_surface3d
 
 GRID = Grid(np.linspace(-1, 1, 9), np.linspace(-0.5, 1, 7))
 X, Y = np.meshgrid(GRID.x, GRID.y)
@@ -284,7 +284,9 @@ def test_what_cannot_be_drawn_is_refused_in_a_sentence(tmp_path):
     with pytest.raises(ValueError, match="this file holds no surface; it holds: nothing"):
         draw(Surface(GRID, {}))
     with pytest.raises(ValueError, match="a relief wants two points or more along both axes"):
-        relief(None, Grid(GRID.x, np.zeros(1)), np.zeros((1, 9)), scale_of([np.zeros(1)]), "viridis", ("", "", ""))
+        draw_surface3d(
+            None, Grid(GRID.x, np.zeros(1)), np.zeros((1, 9)), scale_of([np.zeros(1)]), "viridis", ("", "", "")
+        )
 
 
 def test_files_of_the_original_tool_are_drawn(reference):

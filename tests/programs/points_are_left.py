@@ -4,7 +4,7 @@ import sys
 
 from landscape import Bowl, Stop, World, run, time
 
-from lossmap.interrupt import Unfinished
+from lossmap.interrupt import Interrupted
 
 STEPS = 20
 
@@ -22,7 +22,7 @@ class Long(Bowl):
         while step < STEPS:
             if self.stop():
                 print(f"rank {World.start().rank} leaves at step {step}", file=sys.stderr, flush=True)
-                raise Unfinished({"step": step, "sum": total})
+                raise Interrupted({"step": step, "sum": total})
             time.sleep(0.02)
             step, total = step + 1, total + 1 / (step + 1)
         return super().__call__(point) | {"train_acc": total}

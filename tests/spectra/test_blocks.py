@@ -11,9 +11,9 @@ from torch import nn
 from lossmap.data.problem import Problem
 from lossmap.diagnostics.layer_signals import signals
 from lossmap.geometry.parameter_vector import Layout
-from lossmap.linalg.block_norms import Restricted, shortfall
-from lossmap.spectra.blocks import block_matrix, exact_problem, groups_of, judged, layers, places, read_block
-from lossmap.spectra.layer_hessian import pieces
+from lossmap.linalg.block_norms import Restricted, off_diagonal_energy
+from lossmap.spectra.blocks import block_matrix, exact_problem, groups_of, indices_of, layers, read_block, verdicts_of
+from lossmap.spectra.layer_hessian import layer_hessians
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ SIX = {
 
 
 def test_six_layers_get_the_verdicts_that_their_numbers_allow():
-    found = judged(SIX)
+    found = verdicts_of(SIX)
     kinds = [b.kind for b in found.blocks]
     assert kinds == [
         "zero", "zero", "negative semidefinite", "positive semidefinite", "positive definite", "indefinite"
@@ -91,7 +91,7 @@ def test_six_layers_get_the_verdicts_that_their_numbers_allow():
 
 
 def test_the_network_of_six_layers_gets_one_verdict_with_its_numbers():
-    verdict = judged(SIX).verdict
+    verdict = verdicts_of(SIX).verdict
     assert verdict.startswith("2 of 6 blocks are zero (layer1, layer2)")
     assert "Block layer3 bends down (-0.057" in verdict and "80.4% of the largest upward bend, 0.0709" in verdict
     assert "interlacing" in verdict and "no minimum" in verdict
@@ -99,27 +99,27 @@ def test_the_network_of_six_layers_gets_one_verdict_with_its_numbers():
 
 
 def test_the_report_of_six_layers_can_be_read():
-    text = repr(judged(SIX, label="my net"))
+    text = repr(verdicts_of(SIX, label="my net"))
     assert "Hessian: my net" in text and "noise floor" in text
     assert "negative semidefinite" in text and "infinite" in text
 
 
 def test_a_network_whose_blocks_are_all_zero_is_said_to_be_so():
-    assert "Every block is zero (a, b)" in judged({"a": [0.0], "b": [0.0, 0.0]}).verdict
+    assert "Every block is zero (a, b)" in verdicts_of({"a": [0.0], "b": [0.0, 0.0]}).verdict
 
 
 def test_other_shapes_have_their_words():
-    found = judged({"down": [-1.0, -2.0], "up": [1.0, 2.0]})
+    found = verdicts_of({"down": [-1.0, -2.0], "up": [1.0, 2.0]})
     assert "a maximum in these parameters" in found["down"].verdict
     assert "positive definite" in repr(found["up"])
-    assert "No block bends down" in judged({"up": [1.0, 2.0], "flat": [0.0, 3.0]}).verdict
+    assert "No block bends down" in verdicts_of({"up": [1.0, 2.0], "flat": [0.0, 3.0]}).verdict
     with pytest.raises(KeyError, match="there is no block 'x'; there are down, up"):
         found["x"]
 
 
 def test_given_eigenvalues_must_be_numbers():
     with pytest.raises(ValueError, match="a: eigenvalues want a row of finite numbers"):
-        judged({"a": [float("nan")]})
+        verdicts_of({"a": [float("nan")]})
 
 
 @pytest.mark.parametrize("by", ["tensor", "module"])
@@ -131,7 +131,7 @@ def test_every_block_equals_its_part_of_the_dense_matrix(by):
         ["0.weight", "0.bias", "2.weight", "2.bias"] if by == "tensor" else ["0", "2"]
     )
     for block in found.blocks:
-        at = places(layout, block.tensors)
+        at = indices_of(layout, block.tensors)
         part = whole[at][:, at].numpy()
         assert block.entries == pytest.approx(part, abs=1e-12)
         assert block.values == pytest.approx(np.linalg.eigvalsh(part), abs=1e-12)
@@ -155,10 +155,10 @@ def test_the_whole_matrix_and_the_shortfall_stand_beside_the_blocks():
     found = layers(problem_of(model), probes=60, tol=1e-6)
     values = torch.linalg.eigvalsh(whole).numpy()
     assert found.whole.values == pytest.approx([values[-1], values[0]], abs=1e-5)
-    inside = sum(float((whole[at][:, at] ** 2).sum()) for at in (places(layout, [n]) for n in layout.names))
+    inside = sum(float((whole[at][:, at] ** 2).sum()) for at in (indices_of(layout, [n]) for n in layout.names))
     truth = 1 - inside / float((whole**2).sum())
-    assert abs(found.shortfall.share - truth) < 4 * found.shortfall.error
-    assert found.shortfall.error < 0.03
+    assert abs(found.off_diagonal_energy.share - truth) < 4 * found.off_diagonal_energy.error
+    assert found.off_diagonal_energy.error < 0.03
     assert "outside the blocks" in found.verdict
     assert "from" in found.verdict and found.products > 0
 
@@ -175,7 +175,7 @@ def test_blocks_that_bend_down_only_together_are_noticed():
     found = layers(problem)
     assert [b.kind for b in found.blocks] == ["zero", "zero"]
     assert found.whole.values == pytest.approx([1.0, -1.0])
-    assert found.shortfall.share == 1.0
+    assert found.off_diagonal_energy.share == 1.0
     uneven = replace(found, blocks=(replace(found.blocks[0], values=np.array([2.0])), found.blocks[1]))
     assert "blocks bend down together, which none of them shows" in uneven.verdict
 
@@ -298,11 +298,11 @@ def test_any_matrix_can_be_cut_into_blocks():
 
 def test_a_block_diagonal_matrix_leaves_nothing_out():
     a = torch.block_diag(torch.ones(3, 3), 2 * torch.ones(2, 2)).double()
-    found = shortfall(Held(a), {"a": torch.arange(3), "b": torch.arange(3, 5)})
+    found = off_diagonal_energy(Held(a), {"a": torch.arange(3), "b": torch.arange(3, 5)})
     assert found.share == 0.0 and found.error == 0.0 and found.by_block == {"a": 0.0, "b": 0.0}
-    assert shortfall(Held(0 * a), {"a": torch.arange(3), "b": torch.arange(3, 5)}).share == 0.0
+    assert off_diagonal_energy(Held(0 * a), {"a": torch.arange(3), "b": torch.arange(3, 5)}).share == 0.0
     with pytest.raises(ValueError, match="wants 2 probes or more; got 1"):
-        shortfall(Held(a), {"a": torch.arange(3)}, probes=1)
+        off_diagonal_energy(Held(a), {"a": torch.arange(3)}, probes=1)
 
 
 def test_a_block_of_the_problem_is_the_matrix_of_its_parameters_alone():
@@ -340,7 +340,7 @@ def test_second_reading_by_inputs_is_the_mean_second_derivative_of_the_summed_ou
     model = net(nn.Linear(3, 2), nn.Tanh(), nn.Linear(2, 1), nn.Sigmoid())
     x = torch.randn(7, 3, generator=torch.Generator().manual_seed(2))
     problem = Problem.custom(model, lambda m, b: m(b).mean(), x)
-    first, second = pieces(problem, "inputs")
+    first, second = layer_hessians(problem, "inputs")
     w, b = model[0].weight.detach().double(), model[0].bias.detach().double()
     z = x.double() @ w.T + b
     bend = -2 * torch.tanh(z) * (1 - torch.tanh(z) ** 2)  # tanh''
@@ -354,7 +354,7 @@ def test_second_reading_by_inputs_is_the_mean_second_derivative_of_the_summed_ou
 def test_second_reading_by_weights_is_block_diagonal_over_outputs():
     model = net(nn.Linear(3, 2), nn.Tanh(), nn.Linear(2, 1))
     x = torch.randn(7, 3, generator=torch.Generator().manual_seed(2))
-    first = pieces(Problem.custom(model, lambda m, b: m(b).mean(), x), "weights")[0]
+    first = layer_hessians(Problem.custom(model, lambda m, b: m(b).mean(), x), "weights")[0]
     assert first.entries.shape == (6, 6) and first.entries[:3, 3:] == pytest.approx(np.zeros((3, 3)))
     z = (x.double() @ model[0].weight.detach().double().T + model[0].bias.detach().double())[:, 0]
     bend = -2 * torch.tanh(z) * (1 - torch.tanh(z) ** 2)
@@ -365,19 +365,19 @@ def test_second_reading_by_weights_is_block_diagonal_over_outputs():
 def test_a_piecewise_linear_piece_is_zero_by_construction_and_not_dead():
     model = net(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 3))
     found = layers(problem_of(model), second=("inputs", "weights"))
-    first = found.pieces[0]
+    first = found.layer_hessians[0]
     assert first.flat and first.kind_of == "zero" and "says nothing about dead units" in first.verdict
-    assert "no activation module behind it" in found.pieces[1].verdict
+    assert "no activation module behind it" in found.layer_hessians[1].verdict
     text = repr(found)
     assert "Second reading" in text and "not the loss's Hessian" in text
 
 
 def test_convolutions_are_read_a_second_time_too_and_large_pieces_are_named():
     model = net(nn.Unflatten(1, (1, 2, 3)), nn.Conv2d(1, 2, 2), nn.Softplus(), nn.Flatten(), nn.Linear(4, 3))
-    conv, fc = pieces(problem_of(model), "inputs")
+    conv, fc = layer_hessians(problem_of(model), "inputs")
     assert conv.size == 6 and conv.values[0] > -1e-12 and conv.values[-1] > 0
     assert "positive" in conv.kind_of and "Piece(1, by its inputs" in repr(conv)
-    skipped = pieces(problem_of(model), "weights", dense=4)[0]
+    skipped = layer_hessians(problem_of(model), "weights", dense=4)[0]
     assert "not computed: 8 numbers, more than the 4" in skipped.verdict
     assert fc.flat
 
@@ -386,10 +386,10 @@ def test_a_curved_piece_whose_inputs_lie_where_it_is_straight_is_told_from_a_fla
     model = net(nn.Linear(2, 1, bias=False), nn.Tanh())
     with torch.no_grad():
         model[0].weight.zero_()
-    piece = pieces(Problem.custom(model, lambda m, b: m(b).mean(), torch.ones(4, 2)), "weights")[0]
+    piece = layer_hessians(Problem.custom(model, lambda m, b: m(b).mean(), torch.ones(4, 2)), "weights")[0]
     assert "though Tanh is curved" in piece.verdict
 
 
 def test_another_second_reading_is_refused():
     with pytest.raises(ValueError, match="by its inputs or its weights; got 'outputs'"):
-        pieces(problem_of(net()), "outputs")
+        layer_hessians(problem_of(net()), "outputs")

@@ -6,15 +6,17 @@ import torch
 from torch import nn
 
 from lossmap.data.problem import Problem
-from lossmap.spectra.cost import products_of, rehearsed
-from lossmap.spectra.tasks import ROW, Asked, Subject, jobs_of
+from lossmap.spectra.cost import products_of, rehearse
+from lossmap.spectra.tasks import ROW, SpectrumRequest, Subject, make_tasks
 
 
 def jobs(samples=40, **asked):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 30), nn.Tanh(), nn.Linear(30, 3)).eval()
     x = torch.randn(samples, 6, generator=torch.Generator().manual_seed(1))
-    return jobs_of([Subject("net", Problem.supervised(model, "crossentropy", (x, x[:, :3].argmax(1))))], Asked(**asked))
+    return make_tasks(
+        [Subject("net", Problem.supervised(model, "crossentropy", (x, x[:, :3].argmax(1))))], SpectrumRequest(**asked)
+    )
 
 
 def test_products_are_those_that_the_parts_say_they_took():
@@ -33,7 +35,7 @@ def test_products_are_those_that_the_parts_say_they_took():
 def test_a_part_costs_its_products_at_the_price_of_one_over_all_samples():
     measure = jobs(samples=400, dense=0, density=False, trace_products=30)
     seconds = iter(np.arange(1000.0) ** 2)  # each interval longer than the last: the median of three counts
-    costs, setup = rehearsed(measure, lambda: next(seconds), samples=40)
+    costs, setup = rehearse(measure, lambda: next(seconds), samples=40)
     price = 5.0**2 + 6.0**2 - 2 * 5.0 * 5.0  # of the second timed product: from 5 to 6 on this clock
     assert [c.products for c in costs] == products_of(measure, 40)
     assert [c.seconds for c in costs] == pytest.approx([c.products * price for c in costs])

@@ -10,8 +10,8 @@ from lossmap.curvature.checks import check_mean
 from lossmap.curvature.gradient import loss_and_gradient
 from lossmap.data.problem import Problem
 from lossmap.geometry.parameter_vector import Layout
-from lossmap.linalg.krylov_space import Symmetric
-from lossmap.spectra.compare import compared, l2_path
+from lossmap.linalg.krylov_space import SymmetricOperator
+from lossmap.spectra.compare import compare, l2_path
 from lossmap.spectra.spectrum import masses_of, share_by_tensor, spectrum, spectrum_of
 
 
@@ -244,18 +244,18 @@ def test_what_a_file_keeps_is_arrays_and_attributes(problem):
     assert arrays["top"].shape == (3,) and arrays["share_by_tensor"].shape == (4, 2)
     assert arrays["mass_below"].shape == (2, 3)
     assert attributes["trace_low"] <= attributes["trace"] <= attributes["trace_high"]
-    assert isinstance(Held(torch.eye(2)), object) and hasattr(Symmetric, "size")
+    assert isinstance(Held(torch.eye(2)), object) and hasattr(SymmetricOperator, "size")
 
 
 def test_spectra_stand_side_by_side_with_their_gap(problem):
     test = Problem.supervised(problem.model, "crossentropy", data(30, seed=7))
-    both = compared({"train": spectrum(problem), "test": spectrum(test)})
+    both = compare({"train": spectrum(problem), "test": spectrum(test)})
     gap = both.gap("train", "test")
     assert gap["largest"][0] == pytest.approx(both["test"].largest[0] - both["train"].largest[0])
     text = repr(both)
     assert "test - train: loss" in text and list(both) == ["train", "test"]
     with pytest.raises(ValueError, match="there are no spectra to compare"):
-        compared({})
+        compare({})
 
 
 def test_an_l2_path_is_the_exact_shift_at_fixed_weights(problem):

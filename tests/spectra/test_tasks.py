@@ -11,7 +11,7 @@ from lossmap.geometry.grid import Grid
 from lossmap.landscape.run_survey import survey
 from lossmap.spectra.blocks import layers
 from lossmap.spectra.spectrum import spectrum
-from lossmap.spectra.tasks import ROW, Asked, Subject, jobs_of, packed, unpacked
+from lossmap.spectra.tasks import ROW, SpectrumRequest, Subject, make_tasks, packed, unpacked
 
 
 def problem(seed=1):
@@ -37,7 +37,7 @@ def test_arrays_of_any_shape_survive_packing():
 
 def test_jobs_give_the_spectrum_of_the_direct_way():
     direct = spectrum(problem(), top=3, bottom=2, dense=0, density_error=0.1, way="double")
-    jobs = jobs_of([Subject("net", problem())], Asked(top=3, bottom=2, dense=0, density_error=0.1))
+    jobs = make_tasks([Subject("net", problem())], SpectrumRequest(top=3, bottom=2, dense=0, density_error=0.1))
     dealt = jobs.spectra(rows_of(jobs))["net"]
     assert dealt.top.values == pytest.approx(direct.top.values) and dealt.top.limits == direct.top.limits
     assert dealt.trace.value == direct.trace.value and dealt.trace.products == direct.trace.products
@@ -49,7 +49,7 @@ def test_jobs_give_the_spectrum_of_the_direct_way():
 
 
 def test_a_small_matrix_is_one_job_and_exact():
-    jobs = jobs_of([Subject("net", problem())], Asked(parameters="2\\.", vectors=True))
+    jobs = make_tasks([Subject("net", problem())], SpectrumRequest(parameters="2\\.", vectors=True))
     assert sorted(j.kind for j in jobs.jobs) == ["gradient", "whole"]
     found = jobs.spectra(rows_of(jobs))["net"]
     assert found.trace.exact and found.density.known is not None and found.keep_vectors
@@ -57,7 +57,9 @@ def test_a_small_matrix_is_one_job_and_exact():
 
 
 def test_any_order_gives_the_same_bits():
-    jobs = jobs_of([Subject("net", problem())], Asked(dense=20, density_steps=8, density_probes=3, by="tensor"))
+    jobs = make_tasks(
+        [Subject("net", problem())], SpectrumRequest(dense=20, density_steps=8, density_probes=3, by="tensor")
+    )
     assert [j.name for j in jobs.jobs if j.kind == "density"] == ["0", "1", "2"]
     order = list(range(len(jobs.jobs)))
     assert np.array_equal(rows_of(jobs), rows_of(jobs, order[::-1]), equal_nan=True)
@@ -65,29 +67,29 @@ def test_any_order_gives_the_same_bits():
 
 def test_layers_are_those_of_the_direct_way_and_several_subjects_share_a_scale():
     subjects = [Subject("train", problem()), Subject("test", problem(2))]
-    jobs = jobs_of(subjects, Asked(by="module", dense=200, second=("inputs",)))
+    jobs = make_tasks(subjects, SpectrumRequest(by="module", dense=200, second=("inputs",)))
     rows = rows_of(jobs)
     found, direct = jobs.layers(rows)["train"], layers(problem(), "module", dense=200)
     for a, b in zip(found.blocks, direct.blocks, strict=True):
         assert a.kind == b.kind
         assert a.values == pytest.approx(b.values, abs=2 * b.error)
     assert found["2"].entries == pytest.approx(direct["2"].entries)
-    assert found.shortfall.share == pytest.approx(direct.shortfall.share)
+    assert found.off_diagonal_energy.share == pytest.approx(direct.off_diagonal_energy.share)
     assert found.whole.values == pytest.approx(direct.whole.values)
-    assert found.pieces and "Second reading" in repr(found)
+    assert found.layer_hessians and "Second reading" in repr(found)
     spectra = jobs.spectra(rows)
     assert [t for t, _, _ in spectra["train"].masses] == [t for t, _, _ in spectra["test"].masses]
 
 
 def test_a_survey_deals_them():
-    jobs = jobs_of([Subject("net", problem())], Asked(dense=0, density=False, trace_products=0, top=1))
+    jobs = make_tasks([Subject("net", problem())], SpectrumRequest(dense=0, density=False, trace_products=0, top=1))
     surface = survey(jobs, Grid(np.arange(len(jobs.jobs))))
     assert surface.outcome_of("spectrum") == "complete"
     assert np.isfinite(jobs.spectra(surface.fields[ROW])["net"].largest[0])
 
 
 def test_what_failed_is_missing_and_the_rest_stands():
-    jobs = jobs_of([Subject("net", problem())], Asked(dense=0, density=False, by="tensor"))
+    jobs = make_tasks([Subject("net", problem())], SpectrumRequest(dense=0, density=False, by="tensor"))
     rows = rows_of(jobs)
     rows[[i for i, j in enumerate(jobs.jobs) if j.kind == "trace"]] = np.nan
     found = jobs.spectra(rows)["net"]
@@ -98,32 +100,32 @@ def test_what_failed_is_missing_and_the_rest_stands():
 
 
 def test_no_layers_are_read_where_none_are_asked_for():
-    jobs = jobs_of([Subject("net", problem())], Asked(dense=0))
-    assert jobs.layers(rows_of(jobs_of([Subject("net", problem())], Asked(dense=0)))) == {}
+    jobs = make_tasks([Subject("net", problem())], SpectrumRequest(dense=0))
+    assert jobs.layers(rows_of(make_tasks([Subject("net", problem())], SpectrumRequest(dense=0)))) == {}
 
 
 @pytest.mark.parametrize(
     ("asked", "text"),
     [
-        (Asked(top=101), "--top wants 0 to 100 eigenvalues; got 101"),
-        (Asked(top=1, bottom=50, parameters="2\\.bias"), "--bottom 50: the matrix has 3 rows"),
-        (Asked(patterns=("fc9",)), "no parameter matches 'fc9'"),
+        (SpectrumRequest(top=101), "--top wants 0 to 100 eigenvalues; got 101"),
+        (SpectrumRequest(top=1, bottom=50, parameters="2\\.bias"), "--bottom 50: the matrix has 3 rows"),
+        (SpectrumRequest(patterns=("fc9",)), "no parameter matches 'fc9'"),
     ],
 )
 def test_what_makes_no_sense_is_refused_before_anything_long_begins(asked, text):
     with pytest.raises(ValueError, match=text):
-        jobs_of([Subject("net", problem())], asked)
+        make_tasks([Subject("net", problem())], asked)
 
 
 def test_two_subjects_of_one_name_are_refused():
     with pytest.raises(ValueError, match="two subjects are called 'net'"):
-        jobs_of([Subject("net", problem()), Subject("net", problem())], Asked())
+        make_tasks([Subject("net", problem()), Subject("net", problem())], SpectrumRequest())
 
 
 def test_a_row_longer_than_foreseen_is_an_error():
     from dataclasses import replace
 
-    jobs = replace(jobs_of([Subject("net", problem())], Asked(dense=0)), length=4)
+    jobs = replace(make_tasks([Subject("net", problem())], SpectrumRequest(dense=0)), length=4)
     with pytest.raises(ValueError, match="numbers; 4 were foreseen"):
         jobs((0.0,))
 
@@ -144,9 +146,9 @@ def test_where_memory_runs_out_the_batches_are_halved_and_the_spectrum_stays(way
     ample = problem()
     net = Scarce(*ample.model).eval()
     tight = Problem.supervised(net, "crossentropy", ample.data.tensors, batch_size=40)
-    asked = Asked(top=2, dense=0, trace_products=20, density_error=0.1, by="tensor", probes=2)
+    asked = SpectrumRequest(top=2, dense=0, trace_products=20, density_error=0.1, by="tensor", probes=2)
     choices = [dict(prepare(tight, way=way).choice) | {"batch": 40}]
-    jobs = jobs_of([Subject("net", tight)], asked, choices=choices)
+    jobs = make_tasks([Subject("net", tight)], asked, choices=choices)
     net.full = True
     surface = survey(jobs, Grid(x=np.arange(float(len(jobs.jobs)))))
     assert surface.outcome == "complete" and jobs.limits == [20, 10]

@@ -15,7 +15,7 @@ from lossmap.curvature.linearize import winograd
 aten = torch.ops.aten
 
 
-class Push:
+class GraphBuilder:
     """The product's graph while it is made. What rules may ask: t, v, once, call, add, empty and filled.
 
     values   the values' graph, to which rules may add what is to be computed once

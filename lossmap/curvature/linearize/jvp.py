@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, fx
 from torch.fx import Node
 
-from lossmap.curvature.linearize.graph_builder import Push, aten
+from lossmap.curvature.linearize.graph_builder import GraphBuilder, aten
 from lossmap.curvature.linearize.propagate import propagate
 
 Pushed = Callable[[tuple[Any, ...], tuple[Tensor, ...]], tuple[Tensor | None, ...]]
@@ -64,7 +64,7 @@ def linear(
     returned = returned if isinstance(returned, (list, tuple)) else (returned,)
     kept: dict[Node, int] = {}
     made: dict[Any, Node] = {}
-    pushes = [Push(values, list(copies.values()), moving, kept, made, tiled) for moving, _ in wishes]
+    pushes = [GraphBuilder(values, list(copies.values()), moving, kept, made, tiled) for moving, _ in wishes]
     for push, (_, outputs) in zip(pushes, wishes, strict=True):
         propagate(push, [returned[i] for i in outputs])
     used = [node for node in kept if any(node in push.reading and push.reading[node].users for push in pushes)]

@@ -19,13 +19,15 @@ from torch import Tensor
 from torch.fx import Node
 
 from lossmap.curvature.linearize import winograd
-from lossmap.curvature.linearize.graph_builder import Push, nodes_in, packet
+from lossmap.curvature.linearize.graph_builder import GraphBuilder, nodes_in, packet
 
 aten = torch.ops.aten
-Rule = Callable[[Push, Node], Any]  # -> the tangent of the node's result: a node of the product, or None for zero
+Rule = Callable[
+    [GraphBuilder, Node], Any
+]  # -> the tangent of the node's result: a node of the product, or None for zero
 
 
-def foreign(s: Push, node: Node) -> Any:
+def foreign(s: GraphBuilder, node: Node) -> Any:
     """PyTorch's forward mode of one operation."""
     name = str(packet(node))
     s.foreign[name] = s.foreign.get(name, 0) + 1
@@ -68,7 +70,7 @@ def tangent_of(op: Callable[..., Any], args: Any, kwargs: dict[str, Any], tangen
 def linear_in(*places: int) -> Rule:
     """The rule of an operation that is linear in one argument, or in several together; the others by value."""
 
-    def rule(s: Push, node: Node) -> Any:
+    def rule(s: GraphBuilder, node: Node) -> Any:
         if all(s.t(node.args[i]) is None for i in places if i < len(node.args)):
             return None
         args = [s.filled(a) if i in places else s.v(a) for i, a in enumerate(node.args)]
@@ -80,7 +82,7 @@ def linear_in(*places: int) -> Rule:
 def shaped_by(place: int, *shapes: int) -> Rule:
     """As `linear_in(place)`, where other arguments are asked for their shape alone."""
 
-    def rule(s: Push, node: Node) -> Any:
+    def rule(s: GraphBuilder, node: Node) -> Any:
         if s.t(node.args[place]) is None:
             return None
         args = [
@@ -92,21 +94,21 @@ def shaped_by(place: int, *shapes: int) -> Rule:
     return rule
 
 
-def reshaped(s: Push, node: Node) -> Any:
+def reshaped(s: GraphBuilder, node: Node) -> Any:
     # a tangent need not have its value's strides, so that a view of it may have to copy
     return s.call(aten.reshape.default, s.t(node.args[0]), node.args[1])
 
 
-def same(s: Push, node: Node) -> Any:
+def same(s: GraphBuilder, node: Node) -> Any:
     return s.t(node.args[0])
 
 
-def joined(s: Push, node: Node) -> Any:
+def joined(s: GraphBuilder, node: Node) -> Any:
     tensors = [s.filled(a) for a in node.args[0]]  # type: ignore[union-attr]
     return s.call(node.target, tensors, *node.args[1:], **node.kwargs)
 
 
-def widened(s: Push, node: Node, tangent: Any, source: Any) -> Any:
+def widened(s: GraphBuilder, node: Node, tangent: Any, source: Any) -> Any:
     """A tangent of the shape of one operand, in the shape of the result."""
     shape = node.meta["like"][0]
     if isinstance(source, Node) and source.meta["like"] is not None and source.meta["like"][0] == shape:
@@ -114,7 +116,7 @@ def widened(s: Push, node: Node, tangent: Any, source: Any) -> Any:
     return s.call(aten.expand.default, tangent, list(shape))
 
 
-def added(s: Push, node: Node, sign: int = 1) -> Any:
+def added(s: GraphBuilder, node: Node, sign: int = 1) -> Any:
     a, b = node.args[:2]
     factor = node.kwargs.get("alpha", 1) * sign  # type: ignore[operator]
     ta, tb = s.t(a), s.t(b)
@@ -128,11 +130,11 @@ def added(s: Push, node: Node, sign: int = 1) -> Any:
     return result
 
 
-def subtracted(s: Push, node: Node) -> Any:
+def subtracted(s: GraphBuilder, node: Node) -> Any:
     return added(s, node, -1)
 
 
-def sum_of(s: Push, a: Any, b: Any) -> Any:
+def sum_of(s: GraphBuilder, a: Any, b: Any) -> Any:
     """The sum of two tangents that are known to be of one shape."""
     result = s.add(a, b)
     if a is not None and b is not None:
@@ -140,7 +142,7 @@ def sum_of(s: Push, a: Any, b: Any) -> Any:
     return result
 
 
-def multiplied(s: Push, node: Node) -> Any:
+def multiplied(s: GraphBuilder, node: Node) -> Any:
     a, b = node.args[:2]
     ta, tb = s.t(a), s.t(b)
     left = None if ta is None else s.call(aten.mul.Tensor, ta, s.v(b))
@@ -148,7 +150,7 @@ def multiplied(s: Push, node: Node) -> Any:
     return sum_of(s, left, right)
 
 
-def divided(s: Push, node: Node) -> Any:
+def divided(s: GraphBuilder, node: Node) -> Any:
     a, b = node.args[:2]
     if len(node.args) > 2 or node.kwargs:
         return foreign(s, node)
@@ -159,7 +161,7 @@ def divided(s: Push, node: Node) -> Any:
     return s.call(aten.div.Tensor, top, s.v(b))
 
 
-def matrix_product(s: Push, node: Node) -> Any:
+def matrix_product(s: GraphBuilder, node: Node) -> Any:
     a, b = node.args[:2]
     ta, tb = s.t(a), s.t(b)
     left = None if ta is None else s.call(node.target, ta, s.v(b))
@@ -167,7 +169,7 @@ def matrix_product(s: Push, node: Node) -> Any:
     return sum_of(s, left, right)
 
 
-def affine(s: Push, node: Node) -> Any:
+def affine(s: GraphBuilder, node: Node) -> Any:
     """addmm and baddbmm: beta c + alpha a b."""
     c, a, b = node.args[:3]
     product = aten.mm.default if packet(node) is aten.addmm else aten.bmm.default
@@ -185,7 +187,7 @@ def affine(s: Push, node: Node) -> Any:
     return widened(s, node, tc, c) if result is None else s.call(aten.add.Tensor, result, tc)
 
 
-def convolved(s: Push, node: Node) -> Any:
+def convolved(s: GraphBuilder, node: Node) -> Any:
     x, w, b, *rest = node.args
     tx, tw, tb = s.t(x), s.t(w), s.t(b)
     shape = list(node.meta["like"][0])
@@ -204,13 +206,13 @@ def convolved(s: Push, node: Node) -> Any:
     return sum_of(s, left, right)
 
 
-def spread(s: Push, tb: Any, shape: list[int]) -> Any:
+def spread(s: GraphBuilder, tb: Any, shape: list[int]) -> Any:
     """A bias over the images."""
     flat = s.call(aten.reshape.default, tb, [1, -1] + [1] * (len(shape) - 2))
     return s.call(aten.expand.default, flat, shape)
 
 
-def two(s: Push, first: tuple[Any, Any] | None, second: tuple[Any, Any] | None) -> Any:
+def two(s: GraphBuilder, first: tuple[Any, Any] | None, second: tuple[Any, Any] | None) -> Any:
     """The sum of one or two products of tiled arrays."""
     if first is None or second is None:
         there = second if first is None else first
@@ -218,7 +220,7 @@ def two(s: Push, first: tuple[Any, Any] | None, second: tuple[Any, Any] | None) 
     return s.call(winograd.two_products, *first, *second)
 
 
-def convolved_back(s: Push, node: Node) -> Any:
+def convolved_back(s: GraphBuilder, node: Node) -> Any:
     args: Any = node.args
     g, x, w, sizes, *rest, mask = args
     tg, tx, tw = s.t(g), s.t(x), s.t(w)
@@ -241,7 +243,7 @@ def convolved_back(s: Push, node: Node) -> Any:
     return tuple(parts)
 
 
-def convolved_back_by_tiles(s: Push, node: Node, want: list[bool]) -> Any:
+def convolved_back_by_tiles(s: GraphBuilder, node: Node, want: list[bool]) -> Any:
     g, x, w = node.args[:3]
     tg, tx, tw = s.t(g), s.t(x), s.t(w)
     parts: list[Any] = [None, None, None]
@@ -269,7 +271,7 @@ def convolved_back_by_tiles(s: Push, node: Node, want: list[bool]) -> Any:
     return tuple(parts)
 
 
-def entry(s: Push, node: Node) -> Any:
+def entry(s: GraphBuilder, node: Node) -> Any:
     of, index = node.args
     tangent = s.t(of)
     if isinstance(tangent, tuple):
@@ -277,23 +279,23 @@ def entry(s: Push, node: Node) -> Any:
     return None if tangent is None else s.call(operator.getitem, tangent, index)
 
 
-def rectified(s: Push, node: Node) -> Any:
+def rectified(s: GraphBuilder, node: Node) -> Any:
     return s.call(aten.threshold_backward.default, s.t(node.args[0]), s.v(node), 0)
 
 
-def masked(s: Push, node: Node) -> Any:
+def masked(s: GraphBuilder, node: Node) -> Any:
     tg = s.t(node.args[0])
     return None if tg is None else s.call(aten.threshold_backward.default, tg, s.v(node.args[1]), node.args[2])
 
 
-def log_softmax(s: Push, node: Node) -> Any:
+def log_softmax(s: GraphBuilder, node: Node) -> Any:
     t, dim = s.t(node.args[0]), node.args[1]
     p = s.v(s.once(aten.exp.default, node))
     mean = s.call(aten.sum.dim_IntList, s.call(aten.mul.Tensor, p, t), [dim], True)
     return s.call(aten.sub.Tensor, t, mean)
 
 
-def log_softmax_back(s: Push, node: Node) -> Any:
+def log_softmax_back(s: GraphBuilder, node: Node) -> Any:
     g, y, dim = node.args[:3]
     tg, ty = s.t(g), s.t(y)
     p = s.once(aten.exp.default, y)
@@ -307,19 +309,19 @@ def log_softmax_back(s: Push, node: Node) -> Any:
     return result
 
 
-def softmax(s: Push, node: Node) -> Any:
+def softmax(s: GraphBuilder, node: Node) -> Any:
     t, dim = s.t(node.args[0]), node.args[1]
     weighted = s.call(aten.mul.Tensor, s.v(node), t)
     total = s.call(aten.sum.dim_IntList, weighted, [dim], True)
     return s.call(aten.sub.Tensor, weighted, s.call(aten.mul.Tensor, s.v(node), total))
 
 
-def sigmoid(s: Push, node: Node) -> Any:
+def sigmoid(s: GraphBuilder, node: Node) -> Any:
     slope = s.once(aten.sigmoid_backward.default, s.once(aten.ones_like.default, node), node)
     return s.call(aten.mul.Tensor, s.t(node.args[0]), s.v(slope))
 
 
-def sigmoid_back(s: Push, node: Node) -> Any:
+def sigmoid_back(s: GraphBuilder, node: Node) -> Any:
     """g y (1 - y)."""
     g, y = node.args[:2]
     tg, ty = s.t(g), s.t(y)
@@ -333,12 +335,12 @@ def sigmoid_back(s: Push, node: Node) -> Any:
     return result
 
 
-def tanh(s: Push, node: Node) -> Any:
+def tanh(s: GraphBuilder, node: Node) -> Any:
     slope = s.once(aten.tanh_backward.default, s.once(aten.ones_like.default, node), node)
     return s.call(aten.mul.Tensor, s.t(node.args[0]), s.v(slope))
 
 
-def tanh_back(s: Push, node: Node) -> Any:
+def tanh_back(s: GraphBuilder, node: Node) -> Any:
     """g (1 - y^2)."""
     g, y = node.args[:2]
     tg, ty = s.t(g), s.t(y)
@@ -352,7 +354,7 @@ def tanh_back(s: Push, node: Node) -> Any:
     return result
 
 
-def mse_loss_back(s: Push, node: Node) -> Any:
+def mse_loss_back(s: GraphBuilder, node: Node) -> Any:
     """Linear in g, and in the two operands together."""
     g, a, b, *reduction = node.args
     tg = s.t(g)
@@ -362,11 +364,11 @@ def mse_loss_back(s: Push, node: Node) -> Any:
     return result
 
 
-def exponential(s: Push, node: Node) -> Any:
+def exponential(s: GraphBuilder, node: Node) -> Any:
     return s.call(aten.mul.Tensor, s.t(node.args[0]), s.v(node))
 
 
-def power(s: Push, node: Node) -> Any:
+def power(s: GraphBuilder, node: Node) -> Any:
     x, exponent = node.args
     if not isinstance(exponent, (int, float)):
         return foreign(s, node)

@@ -7,11 +7,11 @@ from typing import Any
 
 from torch.fx import Node
 
-from lossmap.curvature.linearize.graph_builder import Push, nodes_in, packet
+from lossmap.curvature.linearize.graph_builder import GraphBuilder, nodes_in, packet
 from lossmap.curvature.linearize.jvp_rules import CONSTANT, RULES, foreign
 
 
-def propagate(push: Push, wanted: Sequence[Any]) -> None:
+def propagate(push: GraphBuilder, wanted: Sequence[Any]) -> None:
     """Push the tangents through all that the wanted outputs depend on, and close the product's graph."""
     live: set[Node] = set(nodes_in(wanted))
     for node in reversed(push.trace):

@@ -35,7 +35,7 @@ NORMS = (aten.native_batch_norm, aten._native_batch_norm_legit_no_training, aten
 
 
 @dataclass(frozen=True)
-class Steps:
+class LinearizedProgram:
     """A product in linear steps over one trace; each feeds the next.
 
     values    (theta and the model's other tensors, the batch's tensors) -> ([kept values of each step], loss)
@@ -50,7 +50,7 @@ class Steps:
     foreign: dict[str, int]
 
 
-class Whole(nn.Module):
+class ModelFunction(nn.Module):
     """A function of a model as a module, so that the model's tensors can be given from outside."""
 
     def __init__(self, model: nn.Module, function: Callable[[], Any]) -> None:
@@ -89,7 +89,7 @@ class Inputs:
         def flat(*inputs: Tensor) -> Any:
             state = dict(zip(names, inputs, strict=False))
             batch = self.batch(inputs[len(names) :])
-            return functional_call(Whole(model, lambda: function(model, batch)), state, ())
+            return functional_call(ModelFunction(model, lambda: function(model, batch)), state, ())
 
         return flat
 
@@ -116,7 +116,7 @@ def pure(function: Callable[..., Any], inputs: Sequence[Tensor]) -> fx.GraphModu
 
 def hessian_steps(
     problem: Problem, moving: Sequence[str], inputs: Inputs, tensors: Sequence[Tensor], tiled: int
-) -> Steps:
+) -> LinearizedProgram:
     """The Hessian's product: the tangent of the gradient's trace."""
     k = len(moving)
     loss = folded(traced(inputs.placed(problem.model, lambda m, b: problem.loss(problem.forward(m, b), b)), tensors))
@@ -131,12 +131,12 @@ def hessian_steps(
         kept, (value,) = step.values(*state, *batch)
         return kept, value
 
-    return Steps(values, step.products[0], step.pure[0], step.foreign)
+    return LinearizedProgram(values, step.products[0], step.pure[0], step.foreign)
 
 
 def gauss_newton_steps(
     problem: Problem, moving: Sequence[str], inputs: Inputs, tensors: Sequence[Tensor], tiled: int
-) -> Steps:
+) -> LinearizedProgram:
     """Gauss-Newton's: tangents of the outputs, of the loss's gradient in them, and back by the transposed Jacobian."""
     k = len(moving)
     batch = tensors[-_tensors_in(inputs) :]
@@ -175,7 +175,7 @@ def gauss_newton_steps(
 
     product = chained(there.products[0], bend.products[0], there.products[1])
     pure_product = chained(there.pure[0], bend.pure[0], there.pure[1])
-    return Steps(values, product, pure_product, there.foreign | bend.foreign)
+    return LinearizedProgram(values, product, pure_product, there.foreign | bend.foreign)
 
 
 def _loss_at(problem: Problem, inputs: Inputs, many: int, given: Sequence[Tensor]) -> Tensor:
@@ -261,4 +261,4 @@ def _affine(graph: fx.Graph, x: Any, gamma: Any, beta: Any, mean: Any, var: Any,
     return call(aten.add.Tensor, (stretched, call(aten.view.default, (shift, row))))
 
 
-__all__ = ["Inputs", "Steps", "folded", "gauss_newton_steps", "hessian_steps"]
+__all__ = ["Inputs", "LinearizedProgram", "folded", "gauss_newton_steps", "hessian_steps"]
