@@ -16,8 +16,8 @@ def of_step(spectrum: Any) -> str:
         return "2/largest: none; the largest eigenvalue is not positive, so curvature sets no limit to a step here"
     return (
         f"2/largest = {value_with_error(limit, error)}: above it plain full-batch gradient descent grows along the "
-        "sharpest direction of the quadratic model here. It is no limit for other places, for Adam (which rescales), or "
-        "for small batches (whose noise lowers it); heavy-ball momentum b allows 1 + b times as much"
+        "sharpest direction of the quadratic model here. It is no limit for other places, for Adam (which rescales), "
+        "or for small batches (whose noise lowers it); heavy-ball momentum b allows 1 + b times as much"
     )
 
 
