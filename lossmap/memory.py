@@ -1,47 +1,177 @@
-"""Memory that is free, and the share of it that samples may take; within the limits of a control group."""
+"""Free memory of host and device, within the limits of the job: control groups (v2 and v1) and SLURM's.
+
+    free = min over the limits L of (L - used + inactive file caches)        bytes
+
+One function says how much is free, `free_memory`, and it alone divides by the ranks that share the memory; everything
+else in the package asks it. A GPU is asked by CUDA itself. A host is the smallest of
+
+    the machine        MemAvailable of /proc/meminfo
+    control group v2   memory.max and memory.high of the group in /proc/self/cgroup and of every group above it
+    control group v1   memory.limit_in_bytes of the same
+    SLURM              SLURM_MEM_PER_NODE, _PER_CPU or _PER_GPU, in MiB; it may be enforced by polling, without a group
+
+since the kernel enforces every limit on the way up, and a job's own group is rarely the root that a look at
+/sys/fs/cgroup/memory.max would see. File caches that are not in active use are given back under pressure and count as
+free. Price: some ten small files, below 1 ms.
+
+Sources: the kernel's Documentation/admin-guide/cgroup-v2.rst and cgroup-v1/memory.rst, man 5 proc; sbatch's output
+environment variables (slurm.schedmd.com/sbatch.html).
+"""
 
 from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
 
-SHARE = 0.25  # of what is free, for the samples of one problem
+SAMPLE_SHARE = 0.25  # of what is free, for the samples of one problem
+UNLIMITED = 1 << 62  # bytes; what is "free" under a limit that is not there
+MIB = 1 << 20
+_UNITS = {"": MIB, "K": 1 << 10, "M": MIB, "G": 1 << 30, "T": 1 << 40}  # SLURM's numbers without a suffix are MiB
 
 
-def room(device: torch.device | str = "cpu", neighbours: int = 1) -> int:
-    """Bytes that samples may take on a device which so many ranks share."""
-    return int(SHARE * free_memory(device) / neighbours)
+def sample_budget(device: torch.device | str = "cpu", ranks_sharing: int = 1) -> int:
+    """The bytes that the samples of one problem may take on a device; see `free_memory` for the arguments."""
+    return int(SAMPLE_SHARE * free_memory(device, ranks_sharing))
 
 
-def free_memory(device: torch.device | str = "cpu") -> int:
-    """Bytes that are free on a device; on the CPU within the limits of the process's control group."""
+def free_memory(
+    device: torch.device | str = "cpu",
+    ranks_sharing: int = 1,
+    *,
+    root: Path = Path("/"),
+    environ: Mapping[str, str] | None = None,
+) -> int:
+    """The bytes of free memory on a device, for each of the ranks that share it.
+
+    device         a CUDA device is asked by `torch.cuda.mem_get_info`; any other counts as the host
+    ranks_sharing  ranks on this host (or this GPU) that are to divide what is free, this one included
+    root           the folder that holds /proc and /sys, for tests
+    environ        the environment variables; os.environ by default
+
+    Raises ValueError where ranks_sharing < 1. A file that is missing or cannot be read sets no limit.
+    """
+    if ranks_sharing < 1:
+        raise ValueError(f"ranks_sharing must be >= 1; got {ranks_sharing}")
     device = torch.device(device)
     if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    return min(_machine_free(), _group_free(Path("/sys/fs/cgroup")))
+        free = int(torch.cuda.mem_get_info(device)[0])
+    else:
+        variables = os.environ if environ is None else environ
+        slurm = _free_under_slurm(variables, _resident_size(root) * ranks_sharing)
+        free = min(_free_on_machine(root), _free_in_groups(root), slurm)
+    return free // ranks_sharing
 
 
-def _machine_free() -> int:
-    try:
-        told = re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text())
-    except OSError:
-        told = None
-    if told:
-        return int(told.group(1)) * 1024
+def _free_on_machine(root: Path) -> int:
+    available = re.search(r"MemAvailable:\s+(\d+) kB", _read(root / "proc/meminfo"))
+    if available:
+        return int(available.group(1)) * 1024
     return int(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")) // 2  # no Linux: half of all
 
 
-def _group_free(group: Path) -> int:
-    """What a control group still allows; file caches count as free."""
+def _resident_size(root: Path) -> int:
+    """The bytes of this process in memory."""
+    resident = re.search(r"VmRSS:\s+(\d+) kB", _read(root / "proc/self/status"))
+    return int(resident.group(1)) * 1024 if resident else 0
+
+
+def _free_in_groups(root: Path) -> int:
+    """What the control groups of this process still allow, of both versions."""
+    free = [UNLIMITED]
+    for line in _read(root / "proc/self/cgroup").splitlines() or ["0::/"]:
+        number, controllers, path = [*line.split(":", 2), "", ""][:3]
+        mounts = root / "sys/fs/cgroup"
+        if number == "0" and not controllers:
+            for mount in (mounts, mounts / "unified"):  # the second where both versions are in use
+                free += [_free_in_group_v2(group) for group in _groups(mount, path)]
+        elif "memory" in controllers.split(","):
+            for mount in dict.fromkeys((mounts / "memory", mounts / controllers)):
+                free += [_free_in_group_v1(group) for group in _groups(mount, path)]
+    return min(free)
+
+
+def _groups(mount: Path, path: str) -> Iterator[Path]:
+    """The folder of a control group and of every one above it.
+
+    In a container the path may be the host's, of which only the last part, or nothing, is to be seen under the mount:
+    folders that are not there set no limit, and the mount itself is always looked at.
+    """
+    names = [name for name in path.split("/") if name]
+    if ".." in names:  # a group outside of the namespace: nothing of its way is visible
+        names = []
+    for depth in range(len(names), -1, -1):
+        yield mount.joinpath(*names[:depth])
+
+
+def _free_in_group_v2(group: Path) -> int:
+    limits = [_number(group / name) for name in ("memory.max", "memory.high")]
+    used, caches = _number(group / "memory.current"), _cached(group, "inactive_file")
+    return _left_of(limits, used, caches)
+
+
+def _free_in_group_v1(group: Path) -> int:
+    used, caches = _number(group / "memory.usage_in_bytes"), _cached(group, "total_inactive_file")
+    return _left_of([_number(group / "memory.limit_in_bytes")], used, caches)
+
+
+def _left_of(limits: list[int | None], used: int | None, caches: int) -> int:
+    limit = min((value for value in limits if value is not None), default=UNLIMITED)
+    if limit >= UNLIMITED:  # v1 writes "none" as the largest multiple of a page below 2^63
+        return UNLIMITED
+    return min(max(limit - max((used or 0) - caches, 0), 0), limit)
+
+
+def _cached(group: Path, name: str) -> int:
+    """The bytes of file caches that the kernel would drop first."""
+    caches = re.search(rf"^{name} (\d+)", _read(group / "memory.stat"), re.MULTILINE)
+    return int(caches.group(1)) if caches else 0
+
+
+def _free_under_slurm(environ: Mapping[str, str], used: int) -> int:
+    """SLURM's limit for the job on this node, less the bytes that its ranks use."""
+    if "SLURM_JOB_ID" not in environ:
+        return UNLIMITED
+    limits = [
+        _slurm_bytes(environ.get("SLURM_MEM_PER_NODE", "")),
+        _slurm_bytes(environ.get("SLURM_MEM_PER_CPU", ""))
+        * _count(environ, "SLURM_CPUS_ON_NODE", "SLURM_JOB_CPUS_PER_NODE"),
+        _slurm_bytes(environ.get("SLURM_MEM_PER_GPU", ""))
+        * _count(environ, "SLURM_GPUS_ON_NODE", "SLURM_GPUS_PER_NODE"),
+    ]
+    limit = min((value for value in limits if value > 0), default=UNLIMITED)  # 0 stands for all of the node
+    return UNLIMITED if limit == UNLIMITED else max(limit - used, 0)
+
+
+def _slurm_bytes(text: str) -> int:
+    """Bytes of "4096" (MiB) or "4G"; 0 for anything else."""
+    number = re.fullmatch(r"(\d+)([KMGT]?)B?", text.strip().upper())
+    return int(number.group(1)) * _UNITS[number.group(2)] if number else 0
+
+
+def _count(environ: Mapping[str, str], *names: str) -> int:
+    """The number of CPUs or GPUs on this node that the first of these variables states: "8", "8(x2)", "a100:4".
+
+    1 where none does, so that the limit is too low rather than too high.
+    """
+    for name in names:
+        number = re.match(r"(?:[\w.-]+:)?(\d+)", environ.get(name, ""))
+        if number:
+            return int(number.group(1))
+    return 1
+
+
+def _number(path: Path) -> int | None:
+    """The number that a file holds; None for "max" and where there is no such file."""
+    text = _read(path).strip()
+    return int(text) if text.isdigit() else None
+
+
+def _read(path: Path) -> str:
     try:
-        most = (group / "memory.max").read_text().strip()
-        if most == "max":
-            return 1 << 62
-        used = int((group / "memory.current").read_text())
-        caches = re.search(r"^inactive_file (\d+)", (group / "memory.stat").read_text(), re.MULTILINE)
-        return max(int(most) - used + (int(caches.group(1)) if caches else 0), 0)
+        return path.read_text()
     except (OSError, ValueError):
-        return 1 << 62
+        return ""

@@ -51,13 +51,13 @@ def files_of(
     model: ModelSettings,
     data: DataSettings,
     splits: Sequence[str],
-    neighbours: int = 1,
+    ranks_sharing: int = 1,
     dtype: torch.dtype | None = None,
 ) -> Files:
     """Read the checkpoint and the samples; `world.once_per_node` calls it."""
     state = checkpoints.load_state(model.model_file, unsafe=model.unsafe_load) if model.model_file else None
     own = data.problem or data.trainloader or data.testloader or (":" in data.dataset and ".py:" in data.dataset)
-    read = {} if own else {split: samples_of(model, data, split, neighbours, dtype) for split in splits}
+    read = {} if own else {split: samples_of(model, data, split, ranks_sharing, dtype) for split in splits}
     return Files(state, {split: batches for split, batches in read.items() if isinstance(batches, Resident)})
 
 
@@ -75,7 +75,9 @@ def problem_and_files(
     """
     names, model = tuple(splits) or splits_of(settings.data), model or settings.model
     files = world.once_per_node(lambda: files_of(model, settings.data, names, world.node_size, at.dtype))
-    made = world.together(lambda: problems_of(model, settings.data, at, splits=names, files=files))
+    made = world.together(
+        lambda: problems_of(model, settings.data, at, splits=names, files=files, ranks_sharing=world.node_size)
+    )
     if world.size > 1 and not files.data:  # each rank has made its own
         told = world.together(lambda: " ".join(datasets.digest(problem.data) for problem in made.values()))
         advice = "draw them from a generator with a seed of its own, and read the same files on all nodes"
@@ -183,6 +185,7 @@ def problems_of(
     splits: tuple[str, ...] = (),
     files: Files | None = None,
     seed: int = 0,
+    ranks_sharing: int = 1,
 ) -> dict[str, Problem]:
     """The problems by split, over one model, on the machine's device and in its precision."""
     names = splits or splits_of(data)
@@ -193,7 +196,9 @@ def problems_of(
         net = model_of(model, files.state, seed)
         loss = resolve_callable(data.loss) if ":" in data.loss else data.loss
         made = {
-            name: Problem.supervised(net, loss, files.data.get(name) or samples_of(model, data, name, dtype=at.dtype))
+            name: Problem.supervised(
+                net, loss, files.data.get(name) or samples_of(model, data, name, ranks_sharing, at.dtype)
+            )
             for name in names
         }
     net = next(iter(made.values())).model.to(at.device, at.dtype)
@@ -204,7 +209,7 @@ def problems_of(
 
 
 def samples_of(
-    model: ModelSettings, data: DataSettings, split: str, neighbours: int = 1, dtype: torch.dtype | None = None
+    model: ModelSettings, data: DataSettings, split: str, ranks_sharing: int = 1, dtype: torch.dtype | None = None
 ) -> Batches:
     """The samples of one split, as settings say."""
     pickled = data.trainloader if split == "train" else data.testloader
@@ -214,7 +219,7 @@ def samples_of(
                 f"{pickled} is a pickled loader, which can run code of its own; --unsafe-load if you trust it"
             )
         with _same_chance():
-            batches = as_batches(torch.load(pickled, weights_only=False))
+            batches = as_batches(torch.load(pickled, weights_only=False), ranks_sharing=ranks_sharing)
     else:
         with _same_chance():
             batches = datasets.load(
@@ -228,7 +233,7 @@ def samples_of(
                 pieces=data.data_split,
                 piece=data.split_idx,
                 download=data.download,
-                neighbours=neighbours,
+                ranks_sharing=ranks_sharing,
                 dtype=dtype,
             )
     return batches

@@ -146,12 +146,15 @@ class Streamed:
         return replace(self, device=device or self.device, dtype=dtype or self.dtype)
 
 
-def drained(batches: Any, batch_size: int | None = None, budget: int | None = None) -> Batches:
+def drained(
+    batches: Any, batch_size: int | None = None, budget: int | None = None, *, ranks_sharing: int = 1
+) -> Batches:
     """Any iterable of batches, a DataLoader for instance, as `Resident` tensors: read once, in its order.
 
     A tuple, dict or tensor of samples is taken as it is.
 
-    budget  bytes that the batches may take; by default a quarter of what is free
+    budget         bytes that the batches may take; by default `memory.sample_budget`, a quarter of what is free
+    ranks_sharing  ranks that share the memory of this host and load the same; divides that default
 
     Raises ValueError where the batches do not fit together, and where they take more than that: an endless number
     of them does.
@@ -164,7 +167,7 @@ def drained(batches: Any, batch_size: int | None = None, budget: int | None = No
         and pytree.tree_leaves(batches)
     ):
         return Resident(batches, batch_size or min(samples_in(batches), 256))
-    drawn, left = [], memory.room() if budget is None else budget
+    drawn, left = [], memory.sample_budget(ranks_sharing=ranks_sharing) if budget is None else budget
     for batch in batches:
         drawn.append(moved(batch, "cpu", None))
         left -= sum(t.numel() * t.element_size() for t in pytree.tree_leaves(batch) if isinstance(t, torch.Tensor))

@@ -63,7 +63,7 @@ def load(
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
     download: bool = False,
-    neighbours: int = 1,
+    ranks_sharing: int = 1,
     budget: int | None = None,
 ) -> Resident | Streamed:
     """A split of a data set, as batches in a fixed order.
@@ -75,8 +75,8 @@ def load(
     batch_size   256 where nothing is said
     dtype        of floating-point numbers; float32 where nothing is said
     download     fetch CIFAR-10-C, 2.9 GB, into data_path (or `data`) where it is not there
-    neighbours   ranks on this machine that load the same
-    budget       bytes that the samples may take; by default a quarter of what is free, shared by the neighbours
+    ranks_sharing  ranks that share the memory of this host (or GPU) and load the same
+    budget       bytes that the samples may take; by default `memory.sample_budget(device, ranks_sharing)`
 
     Raises ValueError and FileNotFoundError, in one sentence, where the name, the files or the shapes are wrong.
     """
@@ -84,13 +84,13 @@ def load(
         raise ValueError(f"a split is train or test; got {split!r}")
     if download:
         data_path = _downloaded(name, data_path)
-    source = _source(name, split, data_path, normalize, raw)
+    source = _source(name, split, data_path, normalize, raw, ranks_sharing)
     if source.samples < 1:
         raise ValueError(f"{name} holds no sample in its split {split}")
     indices = _chosen(source.samples, samples, data_seed, pieces, piece)
     size = min(len(indices), BATCH if batch_size is None else batch_size)
     if budget is None:
-        budget = memory.room(device, neighbours)
+        budget = memory.sample_budget(device, ranks_sharing)
     streamed = Streamed(source.fetch, indices, size)
     if len(indices) * source.bytes_each() > budget:
         log.info("%s: %d samples are more than memory has room for; they are streamed", name, len(indices))
@@ -110,7 +110,9 @@ def _chosen(total: int, samples: int | None, seed: int, pieces: int, piece: int)
     return [int(i) for i in np.sort(start + chance.permutation(stop - start)[:samples])]
 
 
-def _source(name: str, split: str, data_path: str | Path | None, normalize: str | None, raw: bool) -> Source:
+def _source(
+    name: str, split: str, data_path: str | Path | None, normalize: str | None, raw: bool, ranks_sharing: int
+) -> Source:
     plain, corruption, level = _split_corruption(name)
     key = plain.lower()
     means: tuple[Sequence[float], Sequence[float]] | None = None
@@ -128,7 +130,7 @@ def _source(name: str, split: str, data_path: str | Path | None, normalize: str 
         whole = 255.0
         means = _of_255(_CIFAR_MEAN), _of_255(_CIFAR_STD)
     else:
-        source = _own(plain, split, data_path)
+        source = _own(plain, split, data_path, ranks_sharing)
         if corruption is not None:
             raise ValueError(f"{plain} cannot be corrupted: only digits, digits32, cifar10 and cifar100 can")
         return source if normalize is None or raw else _normalised(source, *_parsed(normalize))
@@ -216,7 +218,7 @@ def _cifar10c(name: str, split: str, data_path: str | Path | None) -> tuple[NDAr
     return cifar.corrupted(corruption, int(level), data_path)
 
 
-def _own(name: str, split: str, data_path: str | Path | None) -> Source:
+def _own(name: str, split: str, data_path: str | Path | None, ranks_sharing: int) -> Source:
     if name.lower().startswith("npz:"):
         return _npz(Path(data_path or ".") / name[4:], split)
     if ":" not in name:
@@ -231,7 +233,7 @@ def _own(name: str, split: str, data_path: str | Path | None) -> Source:
         raise ValueError(f'{name} is called with split="train" or "test", which it does not take: {error}') from None
     except ValueError:  # a builtin tells no signature
         pass
-    return source_of(factory(split=split), name)
+    return source_of(factory(split=split), name, ranks_sharing)
 
 
 def _npz(path: Path, split: str) -> Source:

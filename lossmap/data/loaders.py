@@ -1,7 +1,7 @@
 """Data as people have them, arrays, Datasets and loaders, made into batches in a fixed order.
 
-Samples live in memory while they take no more than a quarter of what is free (`memory.SHARE`): a loader is drained
-once. What is larger is streamed from its Dataset in the same order, batch by batch, in the Dataset's own order; a
+Samples live in memory while they take no more than a quarter of what is free (`memory.SAMPLE_SHARE`): a loader is
+drained once. What is larger is streamed from its Dataset in the same order, batch by batch, in the Dataset's own order; a
 loader that has none, or draws by a sampler of its own, cannot be, and says so.
 """
 
@@ -43,16 +43,19 @@ class Source:
         return sum(leaf.numel() * leaf.element_size() for leaf in first if isinstance(leaf, Tensor))
 
 
-def as_batches(data: Any, batch_size: int | None = None, budget: int | None = None) -> Batches:
+def as_batches(
+    data: Any, batch_size: int | None = None, budget: int | None = None, *, ranks_sharing: int = 1
+) -> Batches:
     """A DataLoader, a Dataset, a tuple or dict of tensors or arrays, or any iterable of batches, as batches.
 
-    budget  bytes that the samples may take in memory; by default a quarter of what is free
+    budget         bytes that the samples may take in memory; by default `memory.sample_budget`, a quarter of the free
+    ranks_sharing  ranks that share the memory of this host and load the same; divides that default
 
     Raises ValueError where the batches do not fit together, or are too many for memory and cannot be streamed.
     """
     if isinstance(data, (tuple, dict)) and any(isinstance(leaf, np.ndarray) for leaf in pytree.tree_leaves(data)):
         data = pytree.tree_map(lambda leaf: _as_tensor(leaf, "data") if isinstance(leaf, np.ndarray) else leaf, data)
-    budget = memory.room() if budget is None else budget
+    budget = memory.sample_budget(ranks_sharing=ranks_sharing) if budget is None else budget
     collate: Callable[[list[Any]], Any]
     if isinstance(data, DataLoader) and _plain_loader(data):
         dataset, collate, size = data.dataset, data.collate_fn, batch_size or data.batch_size or BATCH
@@ -76,8 +79,8 @@ def collect_in_memory(streamed: Streamed) -> Batch:
     return pytree.tree_unflatten([torch.cat(c) if isinstance(c[0], Tensor) else c[0] for c in columns], spec)
 
 
-def source_of(made: Any, name: str) -> Source:
-    """A source from whatever a person's function gave."""
+def source_of(made: Any, name: str, ranks_sharing: int = 1) -> Source:
+    """A source from whatever a user's function returned; the ranks that share this host divide its memory."""
     if isinstance(made, (Resident, Streamed)):
         return _of_batches(made)
     if isinstance(made, (tuple, list)) and len(made) == 2 and all(isinstance(a, (Tensor, np.ndarray)) for a in made):
@@ -85,13 +88,13 @@ def source_of(made: Any, name: str) -> Source:
     if isinstance(made, DataLoader):
         if _plain_loader(made):
             return of_dataset(made.dataset, made.collate_fn, name)
-        return _of_batches(drained(made))
+        return _of_batches(drained(made, ranks_sharing=ranks_sharing))
     if isinstance(made, IterableDataset):
-        return _of_batches(drained(DataLoader(made, batch_size=BATCH)))
+        return _of_batches(drained(DataLoader(made, batch_size=BATCH), ranks_sharing=ranks_sharing))
     if hasattr(made, "__getitem__") and hasattr(made, "__len__") and not isinstance(made, (dict, list, tuple, str)):
         return of_dataset(made, default_collate, name)
     if isinstance(made, (dict, Tensor)) or hasattr(made, "__iter__"):
-        return _of_batches(drained(made))
+        return _of_batches(drained(made, ranks_sharing=ranks_sharing))
     raise ValueError(f"{name} gave a {type(made).__name__}; wanted (x, y) tensors, a Dataset or a DataLoader")
 
 
