@@ -61,7 +61,7 @@ SITUATIONS = {
     ),
     "SLURM, all of the node": ({}, SLURM | {"SLURM_MEM_PER_NODE": "0"}, 60 * GIB),
     "SLURM by CPU": ({}, SLURM | {"SLURM_MEM_PER_CPU": "1024", "SLURM_CPUS_ON_NODE": "8"}, 8 * GIB),
-    "SLURM by CPU, nodes alike": ({}, SLURM | {"SLURM_MEM_PER_CPU": "1G", "SLURM_JOB_CPUS_PER_NODE": "8(x2),4"}, 8 * GIB),
+    "SLURM by CPU, by node": ({}, SLURM | {"SLURM_MEM_PER_CPU": "1G", "SLURM_JOB_CPUS_PER_NODE": "8(x2),4"}, 8 * GIB),
     "SLURM by CPU, of unknown number": ({}, SLURM | {"SLURM_MEM_PER_CPU": "1024"}, GIB),
     "SLURM by GPU": ({}, SLURM | {"SLURM_MEM_PER_GPU": "8192", "SLURM_GPUS_ON_NODE": "2"}, 16 * GIB),
     "SLURM by GPU of a kind": ({}, SLURM | {"SLURM_MEM_PER_GPU": "8192", "SLURM_GPUS_PER_NODE": "a100:2"}, 16 * GIB),

@@ -1,8 +1,8 @@
 """Data as people have them, arrays, Datasets and loaders, made into batches in a fixed order.
 
 Samples live in memory while they take no more than a quarter of what is free (`memory.SAMPLE_SHARE`): a loader is
-drained once. What is larger is streamed from its Dataset in the same order, batch by batch, in the Dataset's own order; a
-loader that has none, or draws by a sampler of its own, cannot be, and says so.
+drained once. What is larger is streamed from its Dataset in the same order, batch by batch, in the Dataset's own
+order; a loader that has none, or draws by a sampler of its own, cannot be, and says so.
 """
 
 from __future__ import annotations
