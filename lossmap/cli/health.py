@@ -121,6 +121,5 @@ def kept(health: Diagnosis, settings: Settings, say: output.Say) -> None:
             attributes: dict[str, Any] = {"long_name": "one place alone", "command": "health"}
             return Surface(Grid(np.zeros(1)), {}, settings={"file": settings.resolved()}, attributes=attributes)
 
-        arrays = {name: np.array([n["value"], n["error"]], dtype=np.float64) for name, n in health.numbers().items()}
-        put_group(wanted.surf_file, "health", Group(arrays, {"report": health.to_json(indent=None)}), fresh)
+        put_group(wanted.surf_file, "health", Group(*health.stored()), fresh)
         say(f"kept in: {wanted.surf_file}")

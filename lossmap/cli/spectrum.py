@@ -304,8 +304,7 @@ def told_all(measure: Any, rows: np.ndarray, settings: Settings, store: SurfaceF
     if s.weights:
         table = singular_values(measure.subjects[0].problem.model)
         say(f"\n{table!r}")
-        held = {w.name.replace("/", "_"): w.values for w in table}
-        store.put("weights/singular_values", Group(held, {"report": repr(table)}))
+        store.put("weights/singular_values", group_of(table))
     say("")
 
 

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from lossmap.curvature.operators import differentiated
 from lossmap.data.problem import Problem
 from lossmap.diagnostics.activations import Activation, watching
+from lossmap.report.signals import SignalSummary, signal_text
 
 
 @dataclass(frozen=True)
@@ -45,13 +46,17 @@ class Signal:
         """Whether a ReLU behind it shuts all of its units for all samples."""
         return self.behind is not None and self.behind.all_dead
 
-    def __repr__(self) -> str:
-        seen = self.behind
-        dead = f", {seen.dead} of {seen.units} units dead" if seen is not None and seen.dead else ""
-        return (
-            f"{self.kind}: input {self.input:.2g}, output {self.output:.2g} (rms), {100 * self.active:.0f} % active"
-            f"{dead}, gradient {self.gradient:.2g}"
+    def summary(self) -> SignalSummary:
+        """What a report says of it, and a file keeps as one row."""
+        dead = units = 0
+        if self.behind is not None:
+            dead, units = self.behind.dead, self.behind.units
+        return SignalSummary(
+            self.module, self.kind, self.input, self.output, self.active, self.gradient, dead=dead, units=units
         )
+
+    def __repr__(self) -> str:
+        return signal_text(self.summary())
 
 
 class _Tally:

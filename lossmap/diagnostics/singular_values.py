@@ -23,7 +23,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lossmap.report.blocks import of_weights
+from lossmap.report.singular_values import WeightSummary, singular_values_report, summaries_text
+from lossmap.report.stored import REPORT_VERSION, StoredReport
 from lossmap.report.text import number
 
 NEAR = 1e-3
@@ -82,6 +83,22 @@ class LayerWeights:
         """How many lie below `near` of the largest; all of a zero matrix."""
         return int((self.values <= self.near * self.values[0]).sum())
 
+    def summary(self) -> WeightSummary:
+        """What the table says of it."""
+        return WeightSummary(
+            name=self.name,
+            layer=self.kind,
+            rows=self.shape[0],
+            columns=self.shape[1],
+            norm=self.spectral_norm,
+            smallest=float(self.values[-1]),
+            condition=self.condition,
+            stable_rank=self.stable_rank,
+            effective_rank=self.effective_rank,
+            near_zero=self.near_zero,
+            count=len(self.values),
+        )
+
     def __repr__(self) -> str:
         return (
             f"LayerWeights({self.name}, {self.shape[0]} x {self.shape[1]}: norm {self.spectral_norm:.4g}, condition "
@@ -105,8 +122,17 @@ class SingularValueTable:
     def __iter__(self) -> Iterator[LayerWeights]:
         return iter(self.layers)
 
+    def stored(self) -> tuple[dict[str, np.ndarray], dict[str, object]]:
+        """What a file keeps of it: the singular values of each weight, by its name, and the report's attributes."""
+        arrays = {layer.name.replace("/", "_"): layer.values for layer in self.layers}
+        return arrays, {**self._report().attributes, "report": repr(self)}
+
+    def _report(self) -> StoredReport:
+        summaries = [layer.summary() for layer in self.layers]
+        return StoredReport({}, {"layers": summaries_text(summaries), "report_version": REPORT_VERSION})
+
     def __repr__(self) -> str:
-        return of_weights(self)
+        return singular_values_report(self._report())
 
 
 def singular_values(model: nn.Module, *, near: float = NEAR) -> SingularValueTable:

@@ -42,7 +42,8 @@ from lossmap.health.finding import LEVELS, Finding
 from lossmap.health.measurements import Measurements
 from lossmap.health.rules import apply_rules
 from lossmap.linalg.power_law import MIN_TAIL_SIZE, PowerLawTail, power_law_tail
-from lossmap.report.health import of_health
+from lossmap.report.health import health_report
+from lossmap.report.stored import StoredReport
 from lossmap.seeding import generator
 from lossmap.spectra.spectrum import Spectrum, spectrum
 
@@ -74,6 +75,7 @@ class Diagnosis(Measurements):
             "label": self.label,
             "parameters": self.size,
             "samples": self.samples,
+            "unit": self.unit,
             "rate": self.rate,
             "momentum": self.momentum,
             "nesterov": self.nesterov,
@@ -121,8 +123,13 @@ class Diagnosis(Measurements):
         """`to_dict` as text."""
         return json.dumps(self.to_dict(), indent=indent)
 
+    def stored(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """What a file keeps of it: each chief number as [value, error], and all the rest as JSON, `report`."""
+        arrays = {name: np.array([n["value"], n["error"]], dtype=np.float64) for name, n in self.numbers().items()}
+        return arrays, {"report": self.to_json(indent=None)}
+
     def __repr__(self) -> str:
-        return "\n".join(of_health(self))
+        return health_report(StoredReport(*self.stored()))
 
 
 def diagnose_network_health(

@@ -33,6 +33,7 @@ from scipy.stats import beta as beta_distribution
 
 from lossmap import seeding
 from lossmap.linalg.krylov_space import ROUNDING, KrylovSpace, SymmetricOperator
+from lossmap.report.estimates import density_text, mass_text
 
 LEAST = 48  # steps, where they are chosen: fewer leave the bulk near zero in the dark
 TICKS = 180  # places at which the band is computed
@@ -141,11 +142,7 @@ class MassInterval:
         return round(self.low * self.size), round(self.high * self.size)
 
     def __repr__(self) -> str:
-        known = (share if share * self.size >= 0.5 else 0.0 for share in (self.value, self.low, self.high))
-        value, low, high = (f"{100 * share:.3g}" for share in known)
-        if low == high:
-            return f"{value} %"
-        return f"{value} % ({100 * self.confidence:g} % interval {low} to {high} %)"
+        return mass_text((self.value, self.low, self.high), self.size, self.confidence)
 
 
 @dataclass(frozen=True, eq=False)
@@ -178,6 +175,11 @@ class Density:
     def probes(self) -> int:
         """How many random starts s."""
         return len(self.runs)
+
+    @property
+    def steps(self) -> int:
+        """Steps of the longest run; 0 where all eigenvalues are known."""
+        return max((len(r.alpha) for r in self.runs), default=0)
 
     @cached_property
     def nodes(self) -> tuple[np.ndarray, np.ndarray]:
@@ -280,15 +282,8 @@ class Density:
         return float((np.abs(found - known) * np.diff(places)).sum())
 
     def __repr__(self) -> str:
-        low, high = self.range
-        if self.known is not None:
-            return f"Density(from {low:.4g} to {high:.4g}; exact: all {self.size} eigenvalues)"
-        steps = max(len(r.alpha) for r in self.runs)
-        return (
-            f"Density(from {low:.4g} to {high:.4g}; {self.probes} probe{'s' * (self.probes > 1)} of {steps} steps, "
-            f"{self.products} products; cumulative density off by {100 * self.error:.2g} % of the range at most, "
-            f"on average over it, at {100 * self.confidence:g} % confidence)"
-        )
+        effort = (self.probes, self.steps, self.products)
+        return f"Density({density_text(self.range, self.size, effort, self.error, self.confidence)})"
 
     def _bounds(self, t: float) -> tuple[float, float]:
         """The probes' bounds at t, averaged with their weights."""

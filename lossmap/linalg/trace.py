@@ -29,6 +29,7 @@ from torch import Tensor
 
 from lossmap import seeding
 from lossmap.linalg.krylov_space import ROUNDING, SymmetricOperator
+from lossmap.report.estimates import trace_text
 
 METHODS = ("xtrace", "hutch++", "hutchinson")
 
@@ -74,14 +75,7 @@ class Trace:
         return self.value - width, self.value + width
 
     def __repr__(self) -> str:
-        if self.exact:
-            return f"{self.value:.6g} (exact: {self.products} unit vectors)"
-        kind = "jackknife standard error, rather too large" if self.method == "xtrace" else "standard error"
-        low, high = self.interval()
-        return (
-            f"{self.value:.4g} +- {self.error:.2g} ({kind}; 95 % interval {low:.4g} to {high:.4g}; {self.method}, "
-            f"{self.products} products)"
-        )
+        return trace_text(self.value, self.error, self.interval(), self.method, self.products)
 
 
 def trace(

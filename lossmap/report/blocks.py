@@ -1,189 +1,243 @@
-"""Reports of diagonal blocks, of layers by themselves, and of the singular values of weights."""
+"""The report of a matrix's diagonal blocks: definiteness of each, what they say of the network, and the table.
+
+Rendered from the arrays and attributes that `spectra.blocks.stored_layers` names and a file's group `layers/LABEL`
+holds. Eigenvalues are in the unit of the loss per squared unit of theta. Source of what blocks say of the whole: Horn
+and Johnson, Matrix Analysis, 4.3 (Cauchy's interlacing).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from math import isfinite
-from typing import Any
 
-from lossmap.report.text import count, counts, number, some, table, value_with_error, wrapped
+from lossmap.report.layer_hessian import layer_hessian_lines
+from lossmap.report.signals import signal_lines
+from lossmap.report.stored import StoredReport, array_names, rows_of
+from lossmap.report.text import (
+    MATRICES,
+    cost,
+    count,
+    counts,
+    number,
+    some,
+    table,
+    titled,
+    value_with_error,
+    wrapped,
+)
+
+HEAD = (
+    "block", "n", "largest", "smallest", "spread", "condition", "error", "+", "-", "0", "gradient", "definiteness",
+)  # fmt: skip
+LEGEND = (
+    "  +, -, 0: eigenvalues above, below and within the noise floor of each block (1e-6 of its largest, or",
+    "  64 roundings of the network's largest); a-b: a range, with 95% confidence. Blocks whose counts are",
+    "  single numbers were computed in full; of the others extreme eigenvalues and density are known",
+)
+WITHOUT_NEGATIVE = ("zero", "positive definite", "positive semidefinite")
 
 
-def of_block(b: Any) -> str:
-    """One block's verdict, with the numbers that it rests on."""
-    up, down, flat = (some(c, "direction") for c in (b.positive, b.negative, b.zero))
+@dataclass(frozen=True)
+class BlockSummary:
+    """What a report says of one block.
+
+    module        of its first tensor
+    error         an eigenvalue lies within this distance of `largest`, and of `smallest`
+    floor         below it an eigenvalue counts as zero
+    positive, negative, zero   how many eigenvalues, (from, to)
+    kind          the definiteness in a word or two
+    why           of a zero block: why it is zero
+    """
+
+    name: str
+    module: str
+    size: int
+    largest: float
+    smallest: float
+    spread: float
+    condition: float
+    error: float
+    floor: float
+    gradient_norm: float
+    converged: bool
+    positive: tuple[int, int]
+    negative: tuple[int, int]
+    zero: tuple[int, int]
+    kind: str
+    why: str
+
+
+ARRAYS = array_names(BlockSummary) | {"name": "block"}
+
+
+def block_text(b: BlockSummary) -> str:
+    """One block's definiteness, with the numbers that it rests on."""
     high, low, floor = number(b.largest), number(b.smallest), f"{b.floor:.1e}"
-    kind = b.kind
-    if kind == "zero":
-        text = f"zero: all {b.size:,} eigenvalues are within the noise floor of {floor}; no curvature by itself"
-        return text + (f": {b.why}" if b.why else "")
-    if kind == "positive definite":
-        return f"positive definite: bends up in every direction, least {low}, largest {high}"
-    if kind == "positive semidefinite":
-        return f"positive semidefinite: bends up along {up} (largest {high}), flat along {flat} (below {floor})"
-    if kind == "negative definite":
-        return f"negative definite: bends down in every direction, from {low} to {high}; a maximum in these parameters"
-    if kind == "negative semidefinite":
-        return (
-            f"negative semidefinite: bends down along {down} (least {low}), flat along {flat} (below {floor}); no "
-            "saddle in these parameters, since nothing bends up"
+    up, down, flat = (some(c, "eigenvalue") for c in (b.positive, b.negative, b.zero))
+    text = f"from {low} to {high}, each +- {b.error:.1g}; {counts(b.positive)} positive, {counts(b.negative)} negative "
+    text += f"beyond {floor}"
+    if b.kind == "zero":
+        text = f"all {b.size:,} eigenvalues are within the noise floor of {floor}; no curvature by itself"
+        if b.why:
+            text += f": {b.why}"
+    elif b.kind == "positive definite":
+        text = f"smallest eigenvalue {low}, largest {high}"
+    elif b.kind == "positive semidefinite":
+        text = f"{up} positive (largest {high}), {flat} zero (below {floor})"
+    elif b.kind == "negative definite":
+        text = f"negative curvature in every direction, from {low} to {high}; a maximum in these parameters"
+    elif b.kind == "negative semidefinite":
+        text = (
+            f"{down} negative (smallest {low}), {flat} zero (below {floor}); no saddle in these parameters, since none "
+            "is positive"
         )
-    if kind == "indefinite":
-        return (
-            f"indefinite: bends up along {up} (largest {high}) and down along {down} (least {low}, "
-            f"{100 * abs(b.smallest) / b.largest:.3g}% of the largest); a saddle in these parameters where the "
-            "gradient is zero"
+    elif b.kind == "indefinite":
+        text = (
+            f"{up} positive (largest {high}), {down} negative (smallest {low}, {_percent(b.smallest, b.largest)} of "
+            "the largest); a saddle in these parameters where the gradient is zero"
         )
-    return f"{kind}: from {low} to {high}, each +- {b.error:.1g}; {up} up, {down} down beyond {floor}"
+    return f"{b.kind}: {text}"
 
 
-def of_network(found: Any) -> str:
+def _percent(part: float, of: float) -> str:
+    return f"{100 * abs(part) / of:.3g}%"
+
+
+def network_text(stored: StoredReport) -> str:
     """What the blocks together say of the network."""
-    blocks = found.blocks
+    blocks = rows_of(stored, BlockSummary, ARRAYS)
     zero = [b for b in blocks if b.kind == "zero"]
     low = min(blocks, key=lambda b: b.smallest)
     high = max(blocks, key=lambda b: b.largest)
-    parts = [_of_zero(zero, len(blocks))]
+    parts = [_zero_blocks_text(zero, len(blocks))]
     if low.negative[0]:
-        share = abs(low.smallest) / high.largest if high.largest > high.floor else 0.0
-        beside = (
-            f", {100 * share:.3g}% of the largest upward bend, {number(high.largest)} in {high.name}" if share else ""
-        )
-        parts.append(
-            f"Block {low.name} bends down ({number(low.smallest)}{beside}). The whole matrix then has an eigenvalue at "
-            "or below that (interlacing): to second order this is no minimum, and gradient descent can still go down"
-        )
+        parts.append(_negative_text(low, high))
     elif len(zero) < len(blocks):
-        known = all(b.kind in ("zero", "positive definite", "positive semidefinite") for b in blocks)
-        parts.append(
-            ("No block bends down beyond its noise floor" if known else "No block is known to bend down")
-            + "; only the whole matrix can say whether blocks do so together"
-        )
+        opening = "No block is known to have negative curvature"
+        if all(b.kind in WITHOUT_NEGATIVE for b in blocks):
+            opening = "No block has negative curvature beyond its noise floor"
+        parts.append(f"{opening}; whether blocks have it together only the whole matrix can say")
     if high.largest > high.floor:
+        top = number(high.largest)
         parts.append(
-            f"The strongest bend of a block is {number(high.largest)}, in {high.name}: steps of plain gradient descent "
-            f"above 2/{number(high.largest)} = {number(2 / high.largest)} are too large for it alone"
+            f"The largest eigenvalue of a block is {top}, in {high.name}: for it alone the stability threshold of "
+            f"plain gradient descent is 2/{top} = {number(2 / high.largest)}"
         )
-    if found.whole is not None:
-        (top, least), (error, least_error) = found.whole.values.tolist(), found.whole.residuals.tolist()
-        alone = f"{number(min(0.0, low.smallest) if low.negative[0] else 0.0)} to {number(high.largest)}"
-        parts.append(
-            f"The whole matrix, over all parameters of the blocks, goes from {value_with_error(least, least_error)} to "
-            f"{value_with_error(top, error)}, the blocks from {alone}"
-        )
-        if least + least_error < 0.0 and not low.negative[0]:
-            parts.append("So blocks bend down together, which none of them shows by itself")
-    if found.off_diagonal_energy is not None:
-        parts.append(f"What the block-diagonal picture leaves out: {found.off_diagonal_energy}")
+    parts += _whole_matrix_texts(stored, low, high)
+    if "outside" in stored.attributes:
+        parts.append(f"Off-diagonal energy, which the block-diagonal picture leaves out: {_energy_text(stored)}")
     return ". ".join(parts) + "."
 
 
-def _of_zero(zero: Sequence[Any], of: int) -> str:
+def _negative_text(low: BlockSummary, high: BlockSummary) -> str:
+    """The block with the most negative curvature, and what it means for the whole."""
+    beside = ""
+    if high.largest > high.floor:
+        share = _percent(low.smallest, high.largest)
+        beside = f", {share} of the largest eigenvalue, {number(high.largest)} in {high.name}"
+    return (
+        f"Block {low.name} has negative curvature ({number(low.smallest)}{beside}). The whole matrix then has an "
+        "eigenvalue at or below that (interlacing): not a minimum, to second order, and gradient descent can still "
+        "decrease the loss"
+    )
+
+
+def _whole_matrix_texts(stored: StoredReport, low: BlockSummary, high: BlockSummary) -> Iterator[str]:
+    """The range of the whole matrix beside that of the blocks."""
+    if "whole_largest" not in stored.attributes:
+        return
+    top, bottom = stored.number("whole_largest"), stored.number("whole_smallest")
+    top_error, bottom_error = stored.number("whole_largest_error"), stored.number("whole_smallest_error")
+    lowest = 0.0
+    if low.negative[0]:
+        lowest = min(0.0, low.smallest)
+    yield (
+        f"The whole matrix, over all parameters of the blocks, goes from {value_with_error(bottom, bottom_error)} to "
+        f"{value_with_error(top, top_error)}, the blocks from {number(lowest)} to {number(high.largest)}"
+    )
+    if bottom + bottom_error < 0.0 and not low.negative[0]:
+        yield "So the blocks have negative curvature together, which none of them shows by itself"
+
+
+def _energy_text(stored: StoredReport) -> str:
+    share, error = stored.number("outside"), stored.number("outside_error")
+    return f"{100 * share:.1f}% +- {100 * error:.1g}% of the squared entries lie outside the blocks"
+
+
+def _zero_blocks_text(zero: Sequence[BlockSummary], of: int) -> str:
     """What it means that some blocks are zero."""
     if not zero:
         return f"None of {count(of, 'block')} is zero"
-    names = ", ".join(b.name for b in zero)
-    some = f"{len(zero)} of {count(of, 'block')} {'is' if len(zero) == 1 else 'are'} zero"
-    text = (
-        f"{'Every block is zero' if len(zero) == of else some} ({names}): second order says nothing about these "
-        "parameters by themselves; a Newton step needs damping there"
-    )
-    still = [b for b in zero if b.gradient_norm == 0.0]
-    moved = [b for b in zero if b.gradient_norm > 0.0]
-    if still:
-        text += (
-            f". The gradient is zero too for {', '.join(b.name for b in still)}: nothing is learnt there as it stands"
-        )
-    if moved:
-        text += f". The gradient still moves {', '.join(b.name for b in moved)}"
+    verb = {1: "is"}.get(len(zero), "are")
+    text = f"{len(zero)} of {count(of, 'block')} {verb} zero"
+    if len(zero) == of:
+        text = "Every block is zero"
+    text += f" ({_names(zero)}): second order says nothing about these parameters by themselves; a Newton step "
+    text += "requires damping there"
+    at_rest = [b for b in zero if b.gradient_norm == 0.0]
+    moving = [b for b in zero if b.gradient_norm > 0.0]
+    if at_rest:
+        text += f". The gradient is zero too for {_names(at_rest)}: these parameters do not train at this point"
+    if moving:
+        text += f". The gradient still moves {_names(moving)}"
     return text
 
 
-def of_weights(found: Any) -> str:
-    """The table of singular values."""
-    rows = [("weight", "layer", "matrix", "norm", "least", "condition", "stable rank", "effective rank", "near zero")]
-    for w in found:
-        rows.append(
-            (
-                w.name,
-                w.kind,
-                f"{w.shape[0]} x {w.shape[1]}",
-                f"{w.spectral_norm:.4g}",
-                f"{w.values[-1]:.3g}",
-                number(w.condition),
-                f"{w.stable_rank:.3g}",
-                f"{w.effective_rank:.3g}",
-                f"{w.near_zero} of {len(w.values)}",
-            )
-        )
-    lines = ["Weights: singular values of each layer's matrix W (norm: of W itself, not of W W^T)", ""]
-    return "\n".join([*lines, *("  " + line for line in table(rows, right=range(2, 9)))])
+def _names(blocks: Sequence[BlockSummary]) -> str:
+    return ", ".join(b.name for b in blocks)
 
 
-def of_piece(p: Any) -> str:
-    """What a layer with its activation, by itself, says."""
-    if p.skipped:
-        return f"not computed: {p.skipped}"
-    name = p.activation if p.activation != "none seen" else "no activation module behind it"
-    if p.flat:
-        return f"zero by construction: piecewise linear ({name}); this says nothing about dead units"
-    if p.kind_of == "zero":
-        return f"zero within {p.floor:.1e}, though {name} is curved: its inputs lie where it is straight"
-    bound = ""
-    if p.at == "inputs" and p.outputs < p.size:
-        bound = f"; one sample's has rank {p.outputs} at most, having {count(p.outputs, 'output')} (seen: {p.ranks})"
-    return f"{p.kind_of}: from {number(float(p.values[0]))} to {number(float(p.values[-1]))}{bound}"
-
-
-def of_layers(found: Any, *, matrices: int = 6) -> str:
-    """The report layer by layer. Matrices up to `matrices` rows are printed."""
-    kind = {"hessian": "Hessian", "gauss-newton": "Gauss-Newton matrix"}.get(found.matrix, found.matrix)
-    head = f"Layer by layer: the diagonal blocks of the {kind}" + (f": {found.label}" if found.label else "")
-    rows: list[tuple[str, ...]] = [
-        ("block", "n", "largest", "smallest", "spread", "condition", "error", "+", "-", "0", "gradient", "shape")
-    ]
-    for b in found.blocks:
-        values = (b.largest, b.smallest, b.spread, b.condition)
-        shown = [number(v) if abs(v) > b.floor else f"{v:.1e}" for v in values[:3]] + [number(values[3])]
-        gradient = f"{b.gradient_norm:.2g}" if isfinite(b.gradient_norm) else "-"
-        how = "" if b.converged else " NOT CONVERGED"
-        shown.append(f"{b.error:.0e}")
-        signs = [counts(c) for c in (b.positive, b.negative, b.zero)]
-        rows.append((b.name, f"{b.size:,}", *shown, *signs, gradient, b.kind + how))
-    lines = [head, "", *("  " + line for line in table(rows, right=range(1, 11))), ""]
-    lines.append(
-        "  +, -, 0: eigenvalues above, below and within the noise floor of each block (1e-6 of its largest, or"
-    )
-    lines.append("  64 roundings beside the network's largest); a-b: from and to, with 95% confidence. Blocks whose")
-    lines.append("  counts are single numbers were made whole; of the others the ends and the density are known")
-    for b in found.blocks:
-        if b.entries is not None and b.size <= matrices:
-            lines += ["", f"  {b.name}: matrix and eigenvalues"]
-            lines += ["    " + "  ".join(f"{v: .4e}" for v in row) for row in b.entries]
-            lines.append("    eigenvalues " + "  ".join(f"{v: .4e}" for v in b.values))
+def blocks_report(stored: StoredReport, *, matrices: int = 6) -> str:
+    """The report layer by layer, several lines. Matrices up to `matrices` rows are printed."""
+    blocks = rows_of(stored, BlockSummary, ARRAYS)
+    matrix = stored.text("matrix")
+    head = f"Layer by layer: the diagonal blocks of the {MATRICES.get(matrix, matrix)}"
+    rows = [HEAD, *(_row(b) for b in blocks)]
+    lines = [titled(head, stored.text("label")), ""]
+    lines += ["  " + line for line in table(rows, right=range(1, 11))]
+    lines += ["", *LEGEND]
+    for b in blocks:
+        if b.size <= matrices:
+            lines += _matrix_lines(stored, b)
     lines.append("")
-    for b in found.blocks:
-        lines += wrapped(b.name, b.verdict, indent=max(14, min(34, max(len(x.name) for x in found.blocks) + 4)))
-    shown_signals = [s for m, s in found.signals.items() if any(_module(b.tensors[0]) == m for b in found.blocks)]
-    if shown_signals and any(b.kind == "zero" for b in found.blocks):
-        lines += ["", "  What passes through the layers:"]
-        lines += [f"    {s.module or 'the model'}  {s}" for s in shown_signals]
-    for at in ("inputs", "weights"):
-        mine = [p for p in found.layer_hessians if p.at == at]
-        if mine:
-            lines += ["", f"  Second reading: each layer with its activation as a function by itself, by its {at}"]
-            lines.append("  (second derivative of its summed output, averaged over samples; not the loss's Hessian):")
-            for p in mine:
-                lines += wrapped(p.name, f"{p.kind} + {p.activation}: {p.verdict}", indent=20)
+    indent = max(14, min(34, max(len(b.name) for b in blocks) + 4))
+    for b in blocks:
+        lines += wrapped(b.name, block_text(b), indent=indent)
+    if any(b.kind == "zero" for b in blocks):
+        lines += signal_lines(stored, {b.module for b in blocks})
+    lines += layer_hessian_lines(stored)
     lines += [""]
-    for note in found.notes:
+    for note in stored.texts("note"):
         lines += wrapped("note", note)
-    lines += wrapped("verdict", found.verdict)
-    lines += wrapped(
-        "cost", count(found.products, "product") + (f", {found.seconds:.2g} s" if isfinite(found.seconds) else "")
-    )
+    lines += wrapped("network", network_text(stored))
+    lines += wrapped("cost", cost(int(stored.number("products")), stored.number("seconds")))
     return "\n".join(lines)
 
 
-def _module(tensor: str) -> str:
-    return tensor.rpartition(".")[0]
+def _row(b: BlockSummary) -> tuple[str, ...]:
+    """A block's row of the table."""
+    cells = []
+    for value in (b.largest, b.smallest, b.spread):
+        text = number(value)
+        if abs(value) <= b.floor:
+            text = f"{value:.1e}"
+        cells.append(text)
+    gradient = "-"
+    if isfinite(b.gradient_norm):
+        gradient = f"{b.gradient_norm:.2g}"
+    signs = [counts(c) for c in (b.positive, b.negative, b.zero)]
+    kind = b.kind + " NOT CONVERGED" * (not b.converged)
+    return (b.name, f"{b.size:,}", *cells, number(b.condition), f"{b.error:.0e}", *signs, gradient, kind)
+
+
+def _matrix_lines(stored: StoredReport, b: BlockSummary) -> list[str]:
+    """A small block's entries and eigenvalues, where it was computed in full."""
+    own = b.name.replace("/", "_")
+    if f"matrix:{own}" not in stored:
+        return []
+    lines = ["", f"  {b.name}: matrix and eigenvalues"]
+    for row in stored.arrays[f"matrix:{own}"]:
+        lines.append("    " + "  ".join(f"{v: .4e}" for v in row))
+    lines.append("    eigenvalues " + "  ".join(f"{v: .4e}" for v in stored.arrays[f"eigenvalues:{own}"]))
+    return lines

@@ -7,55 +7,60 @@ from math import isfinite, nan
 from lossmap.report.text import value_with_error
 
 
-def verdict_of_ends(largest: tuple[float, float], smallest: tuple[float, float], lowest: float = nan) -> str:
-    """The shape of a matrix from its extreme eigenvalues (value, error).
+def definiteness_of_ends(largest: tuple[float, float], smallest: tuple[float, float], lowest: float = nan) -> str:
+    """The definiteness of a matrix from its extreme eigenvalues (value, error), in one sentence.
 
     lowest  the limit below which no eigenvalue lies; NaN where there is none
     """
     (high, high_error), (low, low_error) = largest, smallest
     if not (isfinite(high) and isfinite(low)):
-        return "not known: the verdict needs both ends"
+        return "unknown: it requires both ends of the spectrum"
     upper, lower = value_with_error(high, high_error), value_with_error(low, low_error)
     if high == low == 0.0:
         return "zero: no curvature at all"
     if low + low_error < 0.0 < high - high_error:
-        ratio = abs(low) / high
         return (
-            f"indefinite: the loss bends down somewhere (least eigenvalue {lower}), {100 * ratio:.3g} % as strongly as "
-            f"it bends up ({upper}); no minimum, to second order"
-        )
-    if low - low_error > 0.0 >= lowest:
-        return (
-            f"positive definite as far as is known: the least eigenvalue found is {lower}, but the limit, "
-            f"{lowest:.4g}, does not exclude one below zero"
+            f"indefinite: negative curvature (smallest eigenvalue {lower}), {100 * abs(low) / high:.3g} % of the "
+            f"largest eigenvalue ({upper}); not a minimum, to second order"
         )
     if low - low_error > 0.0:
-        return f"positive definite: the loss bends up in every direction (least eigenvalue {lower})"
+        if lowest <= 0.0:
+            return (
+                f"positive definite as far as is known: the smallest eigenvalue found is {lower}, but the limit, "
+                f"{lowest:.4g}, does not exclude a negative one"
+            )
+        return f"positive definite: positive curvature in every direction (smallest eigenvalue {lower})"
     if high + high_error < 0.0:
-        return f"negative definite: the loss bends down in every direction (largest eigenvalue {upper})"
+        return f"negative definite: negative curvature in every direction (largest eigenvalue {upper})"
     if high - high_error > 0.0:
         return (
-            f"positive semidefinite as far as is known: the least eigenvalue, {lower}, cannot be told from zero; flat "
-            f"or nearly flat directions, the strongest upward bend {upper}"
+            f"positive semidefinite as far as is known: the smallest eigenvalue, {lower}, is zero within its error; "
+            f"flat or nearly flat directions; largest eigenvalue {upper}"
         )
     if low + low_error < 0.0:
-        return f"negative semidefinite as far as is known: {lower} to {upper}, nothing bends up beyond the error"
-    return f"zero as far as is known: no eigenvalue, {lower} to {upper}, can be told from zero"
+        return f"negative semidefinite as far as is known: {lower} to {upper}, no positive curvature beyond the error"
+    return f"zero as far as is known: every eigenvalue, {lower} to {upper}, is zero within its error"
 
 
 def kind_of(positive: tuple[int, int], negative: tuple[int, int], zero: tuple[int, int], size: int) -> str:
-    """The shape from how many eigenvalues are positive, negative and zero, each from and to."""
-    (p, most_p), (q, most_q) = positive, negative
-    if p and q:
+    """The definiteness in a word or two, from how many of `size` eigenvalues are positive, negative and zero.
+
+    Each count is a range, (from, to), equal where it is known.
+    """
+    if positive[0] and negative[0]:
         return "indefinite"
-    if most_p == most_q == 0:
+    if positive[1] == negative[1] == 0:
         return "zero"
-    if p:
-        if p == size:
-            return "positive definite"
-        return "positive semidefinite" if most_q == 0 else "positive, as far as is known"
-    if q:
-        if q == size:
-            return "negative definite"
-        return "negative semidefinite" if most_p == 0 else "negative, as far as is known"
+    if positive[0]:
+        return _one_sign("positive", positive[0], negative[1], size)
+    if negative[0]:
+        return _one_sign("negative", negative[0], positive[1], size)
     return "not known"
+
+
+def _one_sign(word: str, count: int, most_others: int, size: int) -> str:
+    if count == size:
+        return f"{word} definite"
+    if most_others == 0:
+        return f"{word} semidefinite"
+    return f"{word}, as far as is known"

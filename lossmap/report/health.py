@@ -1,66 +1,121 @@
-"""The report of a diagnosis."""
+"""The report of a diagnosis: findings, what is undecided, and the chief numbers with their standard errors.
+
+Rendered from the JSON of `Diagnosis.to_dict`, which a file's group `health` holds in its attribute `report`, and from
+the arrays beside it, one a number, [value, standard error]: JSON knows no infinity.
+"""
 
 from __future__ import annotations
 
-from math import isfinite
+import json
+from collections.abc import Mapping, Sequence
+from math import inf, isfinite, isnan, nan
 from typing import Any
 
-from lossmap.report.text import value_with_error, wrapped
+from lossmap.report.stored import StoredReport
+from lossmap.report.text import count, value_with_error, wrapped
 
-WORDS = {
-    "accuracy": "share of the samples that are named as labelled",
-    "surprise": "mean -log p of the label, nats",
-    "label_noise": "share of confident samples that are surely another class",
-    "held_out_accuracy": "the same, of samples not trained on",
-    "held_out_surprise": "nats",
-    "held_out_label_noise": "with the net's own mistakes",
-    "loss": "{unit}, mean over the Hessian's samples",
-    "largest_eigenvalue": "of the Hessian, {unit} per squared unit of theta",
-    "smallest_eigenvalue": "",
-    "trace": "",
-    "noise_scale": "batch size at which a step is half noise",
-    "coherence": "mean cosine of two samples' gradients",
-    "gradients_first_direction": "share of the gradients' scatter along it",
-    "pulling_against": "share of samples whose gradient opposes the others' mean",
-    "nc1": "spread within classes against between them; 0: collapsed",
-    "nc2": "how far class means' cosines are off a simplex's; 0: none",
-    "nc2_norms": "spread of the lengths of class means, relative",
-    "nc3": "distance of the last layer's weights from the class means",
-    "nc4": "share of samples nearer to another class mean than to that named",
-    "dead_units": "units that fire in no sample",
-    "units": "that could",
-    "largest_spectral_norm": "of any layer's weights",
-    "least_stable_rank": "of any layer's weights",
+INDENT = 14
+ANY_LAYER = "of the weights of any layer"
+NUMBERS = {  # by its name in the file: title, what it is
+    "accuracy": ("accuracy", "share of samples classified as labelled"),
+    "surprise": ("negative log-likelihood", "mean over the samples, nats"),
+    "label_noise": ("label noise", "share of confident samples that are predicted another class"),
+    "held_out_accuracy": ("held-out accuracy", "on samples that were not trained on"),
+    "held_out_surprise": ("held-out log-likelihood", "negative, mean over these samples, nats"),
+    "held_out_label_noise": ("held-out label noise", "includes the errors of the network"),
+    "loss": ("loss", "{unit}, mean over the samples of the Hessian"),
+    "largest_eigenvalue": ("largest eigenvalue", "of the Hessian, {unit} per squared unit of theta"),
+    "smallest_eigenvalue": ("smallest eigenvalue", ""),
+    "trace": ("trace", ""),
+    "noise_scale": ("noise scale", "batch size at which noise is half of a step"),
+    "coherence": ("gradient coherence", "mean cosine of two samples' gradients"),
+    "gradients_first_direction": ("top-eigenvalue share", "of the trace of the gradient covariance"),
+    "pulling_against": ("negative alignment", "share of samples whose gradient opposes the others' mean"),
+    "nc1": ("nc1", "variability within classes over that between them; 0: collapsed"),
+    "nc2": ("nc2", "deviation of the class means' cosines from a simplex's; 0: none"),
+    "nc2_norms": ("nc2 norms", "spread of the norms of class means, relative"),
+    "nc3": ("nc3", "distance of the last layer's weights from the class means"),
+    "nc4": ("nc4", "share of samples nearer to another class mean than to that predicted"),
+    "dead_units": ("dead units", "that are active for no sample"),
+    "units": ("units", "of all activations"),
+    "largest_spectral_norm": ("largest spectral norm", ANY_LAYER),
+    "least_stable_rank": ("smallest stable rank", ANY_LAYER),
 }
 
 
-def of_health(health: Any) -> list[str]:
-    """The lines of a diagnosis: findings, what is undecided, the chief numbers."""
-    counted = {0: "no finding", 1: "1 finding"}.get(len(health.findings), f"{len(health.findings)} findings")
-    beside = f", {health.held_out.samples:,} held out" if health.held_out is not None else ""
-    lines = [
-        f"Health of {health.label}: {counted}  ({health.size:,} parameters, {health.samples:,} samples{beside})",
-    ]
-    for i, f in enumerate(health.findings, 1):
-        lines += ["", f"  {i}. {f.rule}, {f.where}  [{f.severity}]"]
-        lines += wrapped("number", f"{value_with_error(f.value, f.error)}; threshold {f.threshold:g} ({f.source})")
-        lines += wrapped("evidence", f.evidence)
-        lines += wrapped("may mean", f.means)
-        for t in f.tries:
-            doubt = f"; but {t.doubt}" if t.doubt != "-" else ""
-            by = f" ({t.source})" if t.source != "-" else ""
-            lines += wrapped("try", f"{t.what}{by}{doubt}")
-    if health.undecided:
-        lines.append("")
-        for f in health.undecided:
-            number = f"{value_with_error(f.value, f.error)} against {f.threshold:g}"
-            lines += wrapped("undecided", f"{f.rule}, {f.where}: {number}: not told apart by two standard errors")
-    lines.append("")
-    for name, entry in health.numbers().items():
-        value = entry["value"]
-        if value == value:
-            number = value_with_error(value, entry["error"]) if isfinite(value) else "none is seen"
-            lines.append(f"  {name.replace('_', ' '):<27}{number:<21}{WORDS[name].format(unit=health.unit)}".rstrip())
-    for name, why in health.skipped.items():
+def health_report(stored: StoredReport) -> str:
+    """The report of a diagnosis, several lines."""
+    report: dict[str, Any] = json.loads(stored.text("report"))
+    findings, undecided = report["findings"], report["undecided"]
+    held_out = report.get("held_out_samples", 0)
+    number = {0: "no finding"}.get(len(findings), count(len(findings), "finding"))
+    beside = f", {held_out:,} held out" * bool(held_out)
+    size = f"{report['parameters']:,} parameters, {report['samples']:,} samples{beside}"
+    lines = [f"Health of {report['label']}: {number}  ({size})"]
+    for i, finding in enumerate(findings, 1):
+        lines += _finding_lines(i, finding)
+    lines += [""] * bool(undecided)
+    for finding in undecided:
+        text = f"{_estimate(finding)} against {finding['threshold']:g}: not resolved at two standard errors"
+        lines += wrapped("undecided", f"{finding['rule']}, {finding['where']}: {text}", indent=INDENT)
+    lines += ["", *_number_lines(stored, report)]
+    for name, why in report["skipped"].items():
         lines += wrapped("not examined", f"{name}: {why}", indent=17)
+    return "\n".join(lines)
+
+
+def _finding_lines(i: int, finding: Mapping[str, Any]) -> list[str]:
+    """One finding: its number, evidence, what it may mean, and what could be tried."""
+    lines = ["", f"  {i}. {finding['rule']}, {finding['where']}  [{finding['level']}]"]
+    number = f"{_estimate(finding)}; threshold {finding['threshold']:g} ({finding['source']})"
+    texts = [("number", number), ("evidence", finding["evidence"]), ("may mean", finding["means"])]
+    texts += [("try", _suggestion_text(suggestion)) for suggestion in finding["tries"]]
+    for label, text in texts:
+        lines += wrapped(label, text, indent=INDENT)
     return lines
+
+
+def _suggestion_text(suggestion: Mapping[str, str]) -> str:
+    text = suggestion["what"]
+    if suggestion["source"] != "-":
+        text += f" ({suggestion['source']})"
+    caveat = suggestion.get("caveat", suggestion["doubt"])  # 0.1 wrote `doubt` alone
+    if caveat != "-":
+        text += f"; caveat: {caveat}"
+    return text
+
+
+def _estimate(finding: Mapping[str, Any]) -> str:
+    """A finding's value with its error. JSON has None for what is not finite, and a finding is never NaN."""
+    value, error = finding["value"], finding["error"]
+    if value is None:
+        value = inf
+    if error is None:
+        error = nan
+    return value_with_error(value, error)
+
+
+def _number_lines(stored: StoredReport, report: Mapping[str, Any]) -> list[str]:
+    """The chief numbers, one a line, with what each is."""
+    lines = []
+    unit = report.get("unit", "nats")
+    for name, entry in report["numbers"].items():
+        value, error = _exact(stored, name, entry)
+        if isnan(value):
+            continue
+        text = "none is seen"
+        if isfinite(value):
+            text = value_with_error(value, error)
+        title, what = NUMBERS.get(name, (name.replace("_", " "), ""))
+        lines.append(f"  {title:<27}{text:<21}{what.format(unit=unit)}".rstrip())
+    return lines
+
+
+def _exact(stored: StoredReport, name: str, entry: Mapping[str, float | None]) -> Sequence[float]:
+    """A number and its error: as the array holds them, else as JSON does, where None is NaN."""
+    if name in stored:
+        value, error = stored.arrays[name].tolist()
+        return value, error
+    numbers = (entry["value"], entry["error"])
+    value, error = (nan if number is None else number for number in numbers)
+    return value, error

@@ -1,117 +1,209 @@
-"""The report of a spectrum: ends, trace, density, condition and step size, with error bars."""
+"""The report of one spectrum: ends, trace, density, condition number and stability threshold, with error bars.
+
+Rendered from the arrays and attributes that `spectra.spectrum.stored_spectrum` names and a file's group
+`spectrum/LABEL` holds. Eigenvalues are in the unit of the loss per squared unit of theta.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import isfinite, isinf, isnan
-from typing import Any
+from dataclasses import dataclass
+from math import isfinite, isinf, isnan, nan
 
-from lossmap.report.text import count, number, rounded, value_with_error, wrapped
+import numpy as np
+
+from lossmap.report.definiteness import definiteness_of_ends
+from lossmap.report.estimates import density_text, mass_text, trace_text
+from lossmap.report.stored import StoredReport
+from lossmap.report.text import MATRICES, cost, count, number, rounded, titled, value_with_error, wrapped
+
+NOT_MET = "; the requested error was not reached"
+LEADING = {"top 1": "lambda_1", "bottom 1": "lambda_n"}
 
 
-def of_step(spectrum: Any) -> str:
-    """What the largest eigenvalue means for a step size, and what it does not."""
-    limit, error = spectrum.step_limit
-    if isinf(limit):
-        return "2/largest: none; the largest eigenvalue is not positive, so curvature sets no limit to a step here"
-    return (
-        f"2/largest = {value_with_error(limit, error)}: above it plain full-batch gradient descent grows along the "
-        "sharpest direction of the quadratic model here. It is no limit for other places, for Adam (which rescales), "
-        "or for small batches (whose noise lowers it); heavy-ball momentum b allows 1 + b times as much"
+@dataclass(frozen=True, eq=False)
+class StoredEnd:
+    """The eigenvalues at one end of a spectrum, the most extreme first.
+
+    values, errors  (m,) an eigenvalue lies within the error of each
+    tolerance       requested, relative to `scale`, the largest absolute eigenvalue
+    limit           with probability `confidence` no eigenvalue lies beyond; NaN where not computed
+    others          with that probability no eigenvalue but these lies beyond; NaN where not computed
+    """
+
+    values: np.ndarray
+    errors: np.ndarray
+    converged: bool
+    tolerance: float
+    scale: float
+    products: int
+    limit: float
+    others: float
+    confidence: float
+
+    @property
+    def extreme(self) -> tuple[float, float]:
+        """The most extreme eigenvalue and its error."""
+        return float(self.values[0]), float(self.errors[0])
+
+
+def end_of(stored: StoredReport, name: str) -> StoredEnd | None:
+    """The end `top` or `bottom`; None where it was not computed."""
+    if name not in stored:
+        return None
+    limit = {"top": "upper_limit", "bottom": "lower_limit"}[name]
+    return StoredEnd(
+        values=stored.arrays[name],
+        errors=stored.arrays[f"{name}_error"],
+        converged=stored.flag(f"{name}_converged"),
+        tolerance=stored.number(f"{name}_tolerance"),
+        scale=stored.number(f"{name}_scale"),
+        products=int(stored.number(f"{name}_products")),
+        limit=stored.number(limit),
+        others=stored.number(f"{name}_others"),
+        confidence=stored.number(f"{name}_confidence"),
     )
 
 
-def of_condition(spectrum: Any) -> str:
-    """The condition number in words."""
-    (high, _), (low, error) = spectrum.largest, spectrum.smallest
-    value = spectrum.condition
-    if isnan(value):
-        return "not known: it needs both ends"
-    if isinf(value):
-        text = f"infinite: the least eigenvalue, {value_with_error(low, error)}, is not positive beyond its error"
-        if low + error > 0.0 and high > 0.0:
-            text += f" (if it is, the condition number is above {number(high / (low + error))})"
-        return text + "; ill-conditioned"
-    flag = "; ill-conditioned (above 1,000)" if spectrum.ill_conditioned else ""
-    if spectrum.bottom is not None and spectrum.bottom.limits[1] <= 0.0:
-        flag += "; at least, since the limit does not exclude a smaller eigenvalue"
-    return f"{number(value)} = {high:.4g} / {low:.4g}{flag}"
-
-
-def of_pairs(pairs: Any) -> str:
-    """Eigenvalues with their errors, and whether they converged."""
-    text = ", ".join(value_with_error(v, e) for v, e in zip(pairs.values, pairs.residuals, strict=True))
-    if not pairs.converged:
-        near = bool((pairs.residuals <= pairs.tolerance * pairs.scale).all())
-        what = "not all are sure of their places" if near else "the errors here are not within"
-        what += "" if near else f" {pairs.tolerance:g} of the largest"
-        text += (
-            f"  NOT CONVERGED after {count(pairs.products, 'product')}: {what}; allow more products, or a larger "
-            "tolerance"
-        )
-    return text
-
-
-def of_shares(shares: dict[str, float], most: int = 4) -> str:
-    """`fc2.weight 61 %, fc1.weight 30 %, ...`: where a vector's mass lies, largest first."""
-    order = sorted(shares.items(), key=lambda item: -item[1])
-    shown = ", ".join(f"{name} {100 * share:.0f} %" for name, share in order[:most])
-    return shown + (", ..." if len(order) > most else "")
-
-
-def of_spectrum(s: Any) -> str:
-    """The report of one spectrum."""
-    kind = {"hessian": "Hessian", "gauss-newton": "Gauss-Newton matrix"}.get(s.matrix, s.matrix)
-    head = f"Spectrum of the {kind}" + (f": {s.label}" if s.label else "")
-    lines = [head]
-    over = f" of the mean loss over {count(s.samples, 'sample')}" if s.samples else ""
-    unit = f"; eigenvalues in {s.unit} per squared unit of theta" if s.unit not in ("", "1") else ""
-    lines += wrapped("of", f"{count(s.size, 'parameter')}{over}, {s.precision}{unit}")
-    if isfinite(s.loss):
-        lines += wrapped("loss", f"{s.loss:.6g}; gradient norm {s.gradient_norm:.4g}")
-    for name, pairs in (("largest", s.top), ("smallest", s.bottom)):
-        if pairs is not None:
-            lines += wrapped(name, of_pairs(pairs))
-    limits = _limits(s)
+def spectrum_report(stored: StoredReport) -> str:
+    """The report of one spectrum, several lines."""
+    top, bottom = end_of(stored, "top"), end_of(stored, "bottom")
+    matrix = stored.text("matrix")
+    lines = [titled(f"Spectrum of the {MATRICES.get(matrix, matrix)}", stored.text("label"))]
+    lines += wrapped("of", _subject(stored))
+    if isfinite(stored.number("loss")):
+        slope = stored.number("gradient_norm")
+        lines += wrapped("loss", f"{stored.number('loss'):.6g}; gradient norm {slope:.4g}")
+    for name, end in (("largest", top), ("smallest", bottom)):
+        if end is not None:
+            lines += wrapped(name, end_text(end))
+    limits = _limits(top, bottom)
     if limits:
         lines += wrapped("limits", limits)
-    if s.trace is not None:
-        lines += wrapped("trace", repr(s.trace) + ("" if s.trace.met else "; the wanted error was not reached"))
-    if s.density is not None:
-        text = repr(s.density).removeprefix("Density(").removesuffix(")")
-        lines += wrapped("density", text + ("" if s.density.met else "; the wanted error was not reached"))
-    for t, below, above in s.masses:
-        lines += wrapped("mass", f"below -{t:g}: {below}; above {t:g}: {above}")
-    if s.top is not None and s.bottom is not None:
-        lines += wrapped("condition", of_condition(s))
-    if s.top is not None:
-        lines += wrapped("step size", of_step(s))
-    for which, shares in _ends_of(s.shares):
-        lines += wrapped("lies in", f"eigenvector {which}: {of_shares(shares)}")
-    if s.top is not None and s.bottom is not None:
-        lines += wrapped("verdict", s.verdict)
-    lines += wrapped("cost", count(s.products, "product") + (f", {s.seconds:.2g} s" if isfinite(s.seconds) else ""))
+    lines += _estimates(stored)
+    if top is not None and bottom is not None:
+        lines += wrapped("condition", condition_text(stored, top, bottom))
+    if top is not None:
+        lines += wrapped("stability", stability_text(*top.extreme))
+    for which, shares in _localization(stored):
+        lines += wrapped("localization", f"eigenvector of {which}: {shares_text(shares)}")
+    if top is not None and bottom is not None:
+        lines += wrapped("definiteness", definiteness_of_ends(top.extreme, bottom.extreme, bottom.limit))
+    lines += wrapped("cost", cost(int(stored.number("products")), stored.number("seconds")))
     return "\n".join(lines)
 
 
-def _limits(s: Any) -> str:
-    """Beyond which no eigenvalue lies, and no other than those told, with which probability."""
+def _subject(stored: StoredReport) -> str:
+    """Parameters, samples, precision and unit."""
+    text = count(int(stored.number("size")), "parameter")
+    samples = int(stored.number("samples", 0.0))
+    if samples:
+        text += f" of the mean loss over {count(samples, 'sample')}"
+    text += f", {stored.text('precision')}"
+    if stored.text("unit") not in ("", "1"):
+        text += f"; eigenvalues in {stored.text('unit')} per squared unit of theta"
+    return text
+
+
+def _estimates(stored: StoredReport) -> list[str]:
+    """Trace, density, and the shares of eigenvalues beyond the stated limits."""
+    lines: list[str] = []
+    if "trace" in stored.attributes:
+        interval = (stored.number("trace_low"), stored.number("trace_high"))
+        value, error = stored.number("trace"), stored.number("trace_error")
+        text = trace_text(value, error, interval, stored.text("trace_method"), int(stored.number("trace_products")))
+        lines += wrapped("trace", text + NOT_MET * (not stored.flag("trace_met")))
+    size, sure = int(stored.number("size")), stored.number("density_confidence")
+    if "node" in stored:
+        nodes = stored.arrays["node"]
+        probes, steps, products = (int(stored.number(f"density_{k}")) for k in ("probes", "steps", "products"))
+        ends, error = (float(nodes[0]), float(nodes[-1])), stored.number("density_error")
+        text = density_text(ends, size, (probes, steps, products), error, sure)
+        lines += wrapped("density", text + NOT_MET * (not stored.flag("density_met")))
+    if "mass_at" in stored:
+        for row in stored.rows(at="mass_at", below="mass_below", above="mass_above"):
+            below, above = (mass_text(row[side], size, sure) for side in ("below", "above"))
+            lines += wrapped("mass", f"below -{row['at']:g}: {below}; above {row['at']:g}: {above}")
+    return lines
+
+
+def stability_text(largest: float, error: float) -> str:
+    """The stability threshold of plain gradient descent, 2/lambda_max, and what it does not bound."""
+    if isnan(largest):
+        return "threshold 2/lambda_max: unknown"
+    if largest <= 0.0:
+        return "threshold 2/lambda_max: none; the largest eigenvalue is not positive, so curvature sets no limit"
+    threshold = value_with_error(2.0 / largest, 2.0 * error / largest**2)
+    return (
+        f"threshold 2/lambda_max = {threshold}: above this step size full-batch gradient descent diverges along the "
+        "leading eigenvector of the local quadratic model. It does not bound steps at other points, of Adam (which "
+        "rescales), or with small batches (whose noise lowers it); heavy-ball momentum b raises it by 1 + b"
+    )
+
+
+def condition_text(stored: StoredReport, top: StoredEnd, bottom: StoredEnd) -> str:
+    """The condition number in words."""
+    (high, _), (low, error) = top.extreme, bottom.extreme
+    value = stored.number("condition")
+    if isnan(value):
+        return "unknown: it requires both ends of the spectrum"
+    if isinf(value):
+        text = f"infinite: the smallest eigenvalue, {value_with_error(low, error)}, is not positive beyond its error"
+        if low + error > 0.0 and high > 0.0:
+            text += f" (if it is, the condition number is above {number(high / (low + error))})"
+        return text + "; ill-conditioned"
+    text = f"{number(value)} = {high:.4g} / {low:.4g}"
+    if stored.flag("ill_conditioned"):
+        text += "; ill-conditioned (above 1,000)"
+    if bottom.limit <= 0.0:
+        text += "; a lower bound, since the limit does not exclude a smaller eigenvalue"
+    return text
+
+
+def end_text(end: StoredEnd) -> str:
+    """Eigenvalues with their errors, and whether they converged."""
+    text = ", ".join(value_with_error(v, e) for v, e in zip(end.values, end.errors, strict=True))
+    if end.converged:
+        return text
+    what = f"the errors here are not within {end.tolerance:g} of the largest"
+    if bool((end.errors <= end.tolerance * end.scale).all()):
+        what = "the order of some eigenvalues is uncertain"
+    return (
+        f"{text}  NOT CONVERGED after {count(end.products, 'product')}: {what}; allow more products, or a larger "
+        "tolerance"
+    )
+
+
+def shares_text(shares: dict[str, float], most: int = 4) -> str:
+    """`fc2.weight 61 %, fc1.weight 30 %, ...`: the share of a vector's squared norm in each tensor, largest first."""
+    order = sorted(shares.items(), key=lambda item: -item[1])
+    return ", ".join([f"{name} {100 * share:.0f} %" for name, share in order[:most]] + ["..."] * (len(order) > most))
+
+
+def _limits(top: StoredEnd | None, bottom: StoredEnd | None) -> str:
+    """Beyond which no eigenvalue lies, and none but those reported, and with which probability."""
     parts: list[str] = []
-    sure = 0.0
-    for pairs, side, word, i in ((s.top, 1.0, "above", 0), (s.bottom, -1.0, "below", 1)):
-        if pairs is None or not isfinite(pairs.limits[i]):
+    confidence = nan
+    for end, side, word in ((top, 1.0, "above"), (bottom, -1.0, "below")):
+        if end is None or not isfinite(end.limit):
             continue
-        parts.append(f"none {word} {rounded(pairs.limits[i], side)}")
-        if len(pairs.values) > 1 and isfinite(pairs.others):
-            parts[-1] += f", no other {word} {rounded(pairs.others, side)}"
-        sure = pairs.confidence
+        part = f"none {word} {rounded(end.limit, side)}"
+        if len(end.values) > 1 and isfinite(end.others):
+            part += f", no other {word} {rounded(end.others, side)}"
+        parts.append(part)
+        confidence = end.confidence
     if not parts:
         return ""
-    how = "exactly, but for rounding" if sure == 1.0 else f"each with probability {sure:g}"
+    how = f"each with probability {confidence:g}"
+    if confidence == 1.0:
+        how = "exact up to rounding"
     return f"eigenvalues: {'; '.join(parts)}; {how}"
 
 
-def _ends_of(shares: object) -> Sequence[tuple[str, dict[str, float]]]:
-    """The extreme vectors' shares: the largest eigenvalue's and the smallest's."""
-    table: dict[str, dict[str, float]] = dict(shares)  # type: ignore[call-overload]
-    return [(name, table[name]) for name in ("top 1", "bottom 1") if name in table and len(table[name]) > 1]
+def _localization(stored: StoredReport) -> Sequence[tuple[str, dict[str, float]]]:
+    """The leading eigenvectors' shares by tensor, where there are several tensors."""
+    tensors = stored.texts("tensor")
+    if len(tensors) < 2:
+        return []
+    rows = dict(zip(stored.texts("vector"), np.asarray(stored.arrays["share_by_tensor"]).tolist(), strict=True))
+    return [(LEADING[v], dict(zip(tensors, rows[v], strict=True))) for v in LEADING if v in rows]

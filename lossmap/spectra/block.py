@@ -10,7 +10,7 @@ import numpy as np
 
 from lossmap.linalg.krylov_space import ROUNDING
 from lossmap.linalg.spectral_density import Density
-from lossmap.report.blocks import of_block
+from lossmap.report.blocks import BlockSummary, block_text
 from lossmap.report.definiteness import kind_of
 
 RELATIVE = 1e-6
@@ -100,7 +100,28 @@ class Block:
     @property
     def verdict(self) -> str:
         """The shape in words, with the numbers it rests on."""
-        return of_block(self)
+        return block_text(self.summary())
+
+    def summary(self) -> BlockSummary:
+        """What a report says of it, and a file keeps as one row."""
+        return BlockSummary(
+            name=self.name,
+            module=self.tensors[0].rpartition(".")[0],
+            size=self.size,
+            largest=self.largest,
+            smallest=self.smallest,
+            spread=self.spread,
+            condition=self.condition,
+            error=float(self.error),
+            floor=self.floor,
+            gradient_norm=self.gradient_norm,
+            converged=self.converged,
+            positive=self.positive,
+            negative=self.negative,
+            zero=self.zero,
+            kind=self.kind,
+            why=self.why,
+        )
 
     def _count(self, sign: float) -> tuple[int, int]:
         values = sign * self.values

@@ -41,7 +41,10 @@ from lossmap.linalg.dense import DenseMatrix
 from lossmap.linalg.krylov_space import ROUNDING, SymmetricOperator
 from lossmap.linalg.lanczos import EigenPairs, extremes
 from lossmap.linalg.spectral_density import density
-from lossmap.report.blocks import of_layers, of_network
+from lossmap.report import blocks as report_blocks
+from lossmap.report import layer_hessian as report_layer_hessian
+from lossmap.report import signals as report_signals
+from lossmap.report.stored import REPORT_VERSION, StoredReport, columns_of
 from lossmap.spectra.block import Block, with_noise_floor
 from lossmap.spectra.layer_hessian import LayerHessian, layer_hessians
 from lossmap.sums import norm
@@ -88,48 +91,56 @@ class BlockSpectra:
     @property
     def verdict(self) -> str:
         """What the blocks together say of the network."""
-        return of_network(self)
+        return report_blocks.network_text(_report_of(self))
 
     def stored(self) -> tuple[dict[str, np.ndarray], dict[str, object]]:
         """What a file keeps of it, and a figure draws: arrays and attributes by name."""
         return stored_layers(self)
 
     def __repr__(self) -> str:
-        return of_layers(self)
+        return report_blocks.blocks_report(_report_of(self))
 
 
 def stored_layers(found: BlockSpectra) -> tuple[dict[str, np.ndarray], dict[str, object]]:
     """One row a block; for each block its eigenvalues, and its matrix or its density, named after it."""
-    blocks = found.blocks
-    arrays: dict[str, np.ndarray] = {
-        name: np.array([getattr(b, name) for b in blocks])
-        for name in ("size", "largest", "smallest", "spread", "condition", "error", "floor", "gradient_norm")
-    }
-    for name in ("positive", "negative", "zero"):
-        arrays[name] = np.array([getattr(b, name) for b in blocks])  # (blocks, 2): from and to
-    for name in ("name", "kind", "verdict"):
-        arrays["block" if name == "name" else name] = np.array([getattr(b, name) for b in blocks], dtype=object)
-    for b in blocks:
+    report = _report_of(found)
+    arrays, attributes = dict(report.arrays), dict(report.attributes)
+    arrays["verdict"] = np.array([b.verdict for b in found.blocks], dtype=object)
+    for b in found.blocks:
+        if b.density is not None:
+            own = b.name.replace("/", "_")
+            arrays[f"nodes:{own}"], arrays[f"weights:{own}"] = b.density.nodes
+    if found.off_diagonal_energy is not None:
+        arrays["outside"] = np.array([found.off_diagonal_energy.by_block[b.name] for b in found.blocks])
+    for p in found.layer_hessians:
+        if not p.skipped:
+            arrays[f"piece_{p.at}:{p.name}"] = p.values
+    attributes |= {"by": found.by, "notes": "; ".join(found.notes), "verdict": found.verdict, "report": repr(found)}
+    return arrays, attributes
+
+
+def _report_of(found: BlockSpectra) -> StoredReport:
+    """The part of what is stored that the report is rendered from."""
+    arrays = columns_of([b.summary() for b in found.blocks], report_blocks.ARRAYS)
+    arrays |= columns_of([p.summary() for p in found.layer_hessians], report_layer_hessian.ARRAYS)
+    arrays |= columns_of([s.summary() for s in found.signals.values()], report_signals.ARRAYS)
+    arrays["note"] = np.array(found.notes, dtype=object)
+    for b in found.blocks:
         own = b.name.replace("/", "_")
         arrays[f"eigenvalues:{own}"] = b.values
         if b.entries is not None:
             arrays[f"matrix:{own}"] = b.entries
-        if b.density is not None:
-            arrays[f"nodes:{own}"], arrays[f"weights:{own}"] = b.density.nodes
-    if found.off_diagonal_energy is not None:
-        arrays["outside"] = np.array([found.off_diagonal_energy.by_block[b.name] for b in blocks])
-    for p in found.layer_hessians:
-        if not p.skipped:
-            arrays[f"piece_{p.at}:{p.name}"] = p.values
     attributes: dict[str, object] = {
-        "label": found.label, "matrix": found.matrix, "by": found.by, "verdict": found.verdict,
-        "products": found.products, "seconds": found.seconds, "notes": "; ".join(found.notes), "report": repr(found),
+        "label": found.label, "matrix": found.matrix, "products": found.products, "seconds": found.seconds,
+        "report_version": REPORT_VERSION,
     }  # fmt: skip
     if found.off_diagonal_energy is not None:
         attributes |= {"outside": found.off_diagonal_energy.share, "outside_error": found.off_diagonal_energy.error}
     if found.whole is not None:
         attributes |= {"whole_largest": found.whole.values[0], "whole_smallest": found.whole.values[1]}
-    return arrays, attributes
+        largest_error, smallest_error = found.whole.residuals
+        attributes |= {"whole_largest_error": largest_error, "whole_smallest_error": smallest_error}
+    return StoredReport(arrays, attributes)
 
 
 def verdicts_of(

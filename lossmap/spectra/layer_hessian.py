@@ -19,6 +19,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import nan
 from typing import Any
 
 import numpy as np
@@ -29,8 +30,8 @@ from torch.func import functional_call, grad, jacrev, vmap
 from lossmap.curvature.operators import differentiated
 from lossmap.data.problem import Problem
 from lossmap.linalg.krylov_space import ROUNDING
-from lossmap.report.blocks import of_piece
 from lossmap.report.definiteness import kind_of
+from lossmap.report.layer_hessian import LayerHessianSummary, layer_hessian_text
 
 AT = ("inputs", "weights")
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -88,10 +89,31 @@ class LayerHessian:
     @property
     def verdict(self) -> str:
         """What it says, and what it does not."""
-        return of_piece(self)
+        return layer_hessian_text(self.summary())
+
+    def summary(self) -> LayerHessianSummary:
+        """What a report says of it, and a file keeps as one row."""
+        ends = (nan, nan)
+        if len(self.values):
+            ends = (float(self.values[0]), float(self.values[-1]))
+        return LayerHessianSummary(
+            name=self.name,
+            layer=self.kind,
+            activation=self.activation,
+            at=self.at,
+            size=self.size,
+            outputs=self.outputs,
+            rank=self.ranks,
+            is_piecewise_linear=self.flat,
+            floor=self.floor,
+            smallest=ends[0],
+            largest=ends[1],
+            definiteness=self.kind_of,
+            skipped=self.skipped,
+        )
 
     def __repr__(self) -> str:
-        return f"Piece({self.name}, by its {self.at}: {self.verdict})"
+        return f"LayerHessian({self.name}, with respect to its {self.at}: {self.verdict})"
 
 
 def layer_hessians(

@@ -32,8 +32,9 @@ from lossmap.linalg.krylov_space import SymmetricOperator
 from lossmap.linalg.lanczos import EigenPairs
 from lossmap.linalg.spectral_density import Density, MassInterval, density
 from lossmap.linalg.trace import Trace, trace
-from lossmap.report.definiteness import verdict_of_ends
-from lossmap.report.spectrum import of_spectrum
+from lossmap.report.definiteness import definiteness_of_ends
+from lossmap.report.spectrum import spectrum_report
+from lossmap.report.stored import REPORT_VERSION, StoredReport
 from lossmap.sums import norm
 
 ILL_CONDITIONED = 1000.0
@@ -135,7 +136,7 @@ class Spectrum:
     def verdict(self) -> str:
         """The shape of the matrix in words, with the numbers that they rest on."""
         lowest = nan if self.bottom is None else self.bottom.limits[1]
-        return verdict_of_ends(self.largest, self.smallest, lowest)
+        return definiteness_of_ends(self.largest, self.smallest, lowest)
 
     def shifted(self, strength: float) -> np.ndarray:
         """The eigenvalues found, with an L2 term strength/2 ||theta||^2 added to the loss at these weights: exact."""
@@ -146,7 +147,7 @@ class Spectrum:
         return stored_spectrum(self)
 
     def __repr__(self) -> str:
-        return of_spectrum(self)
+        return spectrum_report(_report_of(self))
 
     def _joined(self) -> tuple[np.ndarray, np.ndarray]:
         """Both ends as one descending row; where they overlap (all n were found) each once."""
@@ -165,45 +166,56 @@ def _first(pairs: EigenPairs | None) -> tuple[float, float]:
 
 def stored_spectrum(s: Spectrum) -> tuple[dict[str, np.ndarray], dict[str, object]]:
     """Arrays: ends with errors, nodes and weights, the band, masses, shares by tensor. The rest as attributes."""
-    arrays: dict[str, np.ndarray] = {}
+    report = _report_of(s)
+    arrays, attributes = dict(report.arrays), dict(report.attributes)
     for name, pairs in (("top", s.top), ("bottom", s.bottom)):
-        if pairs is not None:
-            arrays |= {name: pairs.values, f"{name}_error": pairs.residuals}
-            if s.keep_vectors:
-                arrays[f"{name}_vectors"] = pairs.vectors.float().cpu().numpy()
+        if pairs is not None and s.keep_vectors:
+            arrays[f"{name}_vectors"] = pairs.vectors.float().cpu().numpy()
     if s.density is not None:
-        nodes, weights = s.density.nodes
         ticks, value, low, high = s.density.band
-        arrays |= {"node": nodes, "weight": weights, "tick": ticks, "cumulative": value}
+        arrays |= {"weight": s.density.nodes[1], "tick": ticks, "cumulative": value}
         arrays |= {"cumulative_low": low, "cumulative_high": high}
+    attributes |= {"step_limit": s.step_limit[0], "converged": s.converged, "verdict": s.verdict, "report": repr(s)}
+    return arrays, attributes
+
+
+def _report_of(s: Spectrum) -> StoredReport:
+    """The part of what is stored that the report is rendered from."""
+    arrays: dict[str, np.ndarray] = {}
+    attributes: dict[str, object] = {
+        "label": s.label, "matrix": s.matrix, "size": s.size, "samples": s.samples, "precision": s.precision,
+        "unit": s.unit, "loss": s.loss, "gradient_norm": s.gradient_norm, "condition": s.condition,
+        "ill_conditioned": s.ill_conditioned, "products": s.products, "seconds": s.seconds,
+        "report_version": REPORT_VERSION,
+    }  # fmt: skip
+    for name, limit, pairs, i in (("top", "upper_limit", s.top, 0), ("bottom", "lower_limit", s.bottom, 1)):
+        if pairs is None:
+            continue
+        arrays |= {name: pairs.values, f"{name}_error": pairs.residuals}
+        attributes |= {limit: pairs.limits[i], f"{name}_confidence": pairs.confidence, f"{name}_scale": pairs.scale}
+        attributes |= {f"{name}_converged": pairs.converged, f"{name}_tolerance": pairs.tolerance}
+        attributes[f"{name}_products"] = pairs.products
+        if isfinite(pairs.others):
+            attributes[f"{name}_others"] = pairs.others
+    if s.trace is not None:
+        low, high = s.trace.interval()
+        attributes |= {"trace": s.trace.value, "trace_error": s.trace.error, "trace_method": s.trace.method}
+        attributes |= {"trace_low": low, "trace_high": high, "trace_products": s.trace.products}
+        attributes["trace_met"] = s.trace.met
+    if s.density is not None:
+        arrays["node"] = s.density.nodes[0]
+        attributes |= {"density_error": s.density.error, "density_confidence": s.density.confidence}
+        attributes |= {"density_probes": s.density.probes, "density_products": s.density.products}
+        attributes |= {"density_steps": s.density.steps, "density_met": s.density.met}
     if s.masses:
         arrays["mass_at"] = np.array([t for t, _, _ in s.masses])
-        for name, i in (("mass_below", 1), ("mass_above", 2)):
-            arrays[name] = np.array([[m[i].value, m[i].low, m[i].high] for m in s.masses])  # type: ignore[union-attr]
+        for name, masses in (("mass_below", [b for _, b, _ in s.masses]), ("mass_above", [a for _, _, a in s.masses])):
+            arrays[name] = np.array([[m.value, m.low, m.high] for m in masses])
     if s.shares:
         arrays["vector"] = np.array(list(s.shares), dtype=object)
         arrays["tensor"] = np.array(list(next(iter(s.shares.values()))), dtype=object)
         arrays["share_by_tensor"] = np.array([list(row.values()) for row in s.shares.values()])
-    attributes: dict[str, object] = {
-        "label": s.label, "matrix": s.matrix, "size": s.size, "samples": s.samples, "precision": s.precision,
-        "unit": s.unit, "loss": s.loss, "gradient_norm": s.gradient_norm, "condition": s.condition,
-        "step_limit": s.step_limit[0], "converged": s.converged, "products": s.products, "seconds": s.seconds,
-        "verdict": s.verdict, "report": repr(s),
-    }  # fmt: skip
-    if s.trace is not None:
-        low_trace, high_trace = s.trace.interval()
-        attributes |= {"trace": s.trace.value, "trace_error": s.trace.error, "trace_method": s.trace.method}
-        attributes |= {"trace_low": low_trace, "trace_high": high_trace}
-    if s.density is not None:
-        attributes |= {"density_error": s.density.error, "density_confidence": s.density.confidence}
-        attributes |= {"density_probes": s.density.probes}
-    for name, pairs, i in (("upper_limit", s.top, 0), ("lower_limit", s.bottom, 1)):
-        if pairs is not None:
-            attributes[name] = pairs.limits[i]
-    for name, pairs in (("top_others", s.top), ("bottom_others", s.bottom)):
-        if pairs is not None and isfinite(pairs.others):
-            attributes[name] = pairs.others
-    return arrays, attributes
+    return StoredReport(arrays, attributes)
 
 
 def spectrum_of(

@@ -25,7 +25,7 @@ def test_a_report_is_printed_stored_and_drawn(here, capsys):
     text = capsys.readouterr().out
     for words in (
         "Spectrum of the Hessian", "+-", "condition", "2/largest", "trace", "below -0.001", "by magnitude",
-        "Layer by layer", "verdict", "Weights: singular values", "L2 path", "picture: s_train.pdf", "result: s.h5",
+        "Layer by layer", "definiteness", "Weights: singular values", "L2 path", "picture: s_train.pdf", "result: s.h5",
     ):  # fmt: skip
         assert words in text, words
     group = spectra_in("s.h5")["train"]

@@ -263,7 +263,7 @@ def test_the_report_and_the_json_carry_numbers_thresholds_sources_and_doubts(net
         net[3].weight.mul_(100.0)
     health = diagnose_network_health(net, data, examinations=("weights", "signals", "collapse"), label="a net")
     text = repr(health)
-    for part in ("Health of a net", "exploding layer, 3  [serious]", "threshold 10", "may mean", "try", "but "):
+    for part in ("Health of a net", "exploding layer, 3  [serious]", "threshold 10", "may mean", "try", "caveat: "):
         assert part in text
     read = json.loads(health.to_json())
     finding = next(f for f in read["findings"] if f["rule"] == "exploding layer")

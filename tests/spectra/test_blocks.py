@@ -81,7 +81,7 @@ def test_six_layers_get_the_verdicts_that_their_numbers_allow():
     assert kinds == [
         "zero", "zero", "negative semidefinite", "positive semidefinite", "positive definite", "indefinite"
     ]  # fmt: skip
-    assert "bends down along 1 direction (least -0.057)" in found["layer3"].verdict
+    assert "1 eigenvalue negative (smallest -0.057)" in found["layer3"].verdict
     assert "no saddle" in found["layer3"].verdict
     assert found["layer4"].zero == (1, 1) and found["layer4"].positive == (1, 1)
     assert 1.9e-9 < found["layer4"].floor < 1e-5, "1.9e-9 beside 0.07 is zero, and the floor is stated"
@@ -93,8 +93,9 @@ def test_six_layers_get_the_verdicts_that_their_numbers_allow():
 def test_the_network_of_six_layers_gets_one_verdict_with_its_numbers():
     verdict = verdicts_of(SIX).verdict
     assert verdict.startswith("2 of 6 blocks are zero (layer1, layer2)")
-    assert "Block layer3 bends down (-0.057" in verdict and "80.4% of the largest upward bend, 0.0709" in verdict
-    assert "interlacing" in verdict and "no minimum" in verdict
+    assert "Block layer3 has negative curvature (-0.057" in verdict
+    assert "80.4% of the largest eigenvalue, 0.0709 in layer4" in verdict
+    assert "interlacing" in verdict and "not a minimum" in verdict
     assert "2/0.0709 = 28.21" in verdict
 
 
@@ -112,7 +113,7 @@ def test_other_shapes_have_their_words():
     found = verdicts_of({"down": [-1.0, -2.0], "up": [1.0, 2.0]})
     assert "a maximum in these parameters" in found["down"].verdict
     assert "positive definite" in repr(found["up"])
-    assert "No block bends down" in verdicts_of({"up": [1.0, 2.0], "flat": [0.0, 3.0]}).verdict
+    assert "No block has negative curvature" in verdicts_of({"up": [1.0, 2.0], "flat": [0.0, 3.0]}).verdict
     with pytest.raises(KeyError, match="there is no block 'x'; there are down, up"):
         found["x"]
 
@@ -177,7 +178,7 @@ def test_blocks_that_bend_down_only_together_are_noticed():
     assert found.whole.values == pytest.approx([1.0, -1.0])
     assert found.off_diagonal_energy.share == 1.0
     uneven = replace(found, blocks=(replace(found.blocks[0], values=np.array([2.0])), found.blocks[1]))
-    assert "blocks bend down together, which none of them shows" in uneven.verdict
+    assert "blocks have negative curvature together, which none of them shows" in uneven.verdict
 
 
 def test_dead_units_are_the_reason_given_for_zero_blocks():
@@ -191,8 +192,8 @@ def test_dead_units_are_the_reason_given_for_zero_blocks():
     assert "no signal comes in" in found["2.weight"].why and "before it" in found["2.weight"].why
     assert found["4.bias"].kind != "zero"
     text = repr(found)
-    assert "What passes through the layers" in text and "4 of 4 units dead" in text
-    assert "nothing is learnt there as it stands" in found.verdict
+    assert "Signals through the layers" in text and "4 of 4 units dead" in text
+    assert "do not train at this point" in found.verdict
 
 
 def test_a_loss_that_is_linear_in_a_layer_is_not_called_dead():
@@ -348,7 +349,7 @@ def test_second_reading_by_inputs_is_the_mean_second_derivative_of_the_summed_ou
     assert first.entries == pytest.approx(expected.numpy(), abs=1e-12)
     assert first.activation == "Tanh" and first.outputs == 2
     assert second.outputs == 1 and second.ranks == 1
-    assert "rank 1 at most, having 1 output" in second.verdict
+    assert "rank at most 1, having 1 output" in second.verdict
 
 
 def test_second_reading_by_weights_is_block_diagonal_over_outputs():
@@ -369,14 +370,14 @@ def test_a_piecewise_linear_piece_is_zero_by_construction_and_not_dead():
     assert first.flat and first.kind_of == "zero" and "says nothing about dead units" in first.verdict
     assert "no activation module behind it" in found.layer_hessians[1].verdict
     text = repr(found)
-    assert "Second reading" in text and "not the loss's Hessian" in text
+    assert "Per-layer output Hessian" in text and "not of the loss" in text
 
 
 def test_convolutions_are_read_a_second_time_too_and_large_pieces_are_named():
     model = net(nn.Unflatten(1, (1, 2, 3)), nn.Conv2d(1, 2, 2), nn.Softplus(), nn.Flatten(), nn.Linear(4, 3))
     conv, fc = layer_hessians(problem_of(model), "inputs")
     assert conv.size == 6 and conv.values[0] > -1e-12 and conv.values[-1] > 0
-    assert "positive" in conv.kind_of and "Piece(1, by its inputs" in repr(conv)
+    assert "positive" in conv.kind_of and "LayerHessian(1, with respect to its inputs" in repr(conv)
     skipped = layer_hessians(problem_of(model), "weights", dense=4)[0]
     assert "not computed: 8 numbers, more than the 4" in skipped.verdict
     assert fc.flat

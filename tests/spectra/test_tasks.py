@@ -76,7 +76,7 @@ def test_layers_are_those_of_the_direct_way_and_several_subjects_share_a_scale()
     assert found["2"].entries == pytest.approx(direct["2"].entries)
     assert found.off_diagonal_energy.share == pytest.approx(direct.off_diagonal_energy.share)
     assert found.whole.values == pytest.approx(direct.whole.values)
-    assert found.layer_hessians and "Second reading" in repr(found)
+    assert found.layer_hessians and "Per-layer output Hessian" in repr(found)
     spectra = jobs.spectra(rows)
     assert [t for t, _, _ in spectra["train"].masses] == [t for t, _, _ in spectra["test"].masses]
 

@@ -1,0 +1,124 @@
+"""A report of a live result and the one rendered from its file are the same text, for every kind, without torch."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from lossmap.data.problem import Problem
+from lossmap.diagnostics.singular_values import singular_values
+from lossmap.geometry.grid import Grid
+from lossmap.health.diagnose import diagnose
+from lossmap.io.eigenvector_store import put_group
+from lossmap.io.read import read, write_surface
+from lossmap.io.spectrum_layout import group_of
+from lossmap.io.surface import Group, Surface
+from lossmap.report.render import report_of_group
+from lossmap.spectra.blocks import layers, verdicts_of
+from lossmap.spectra.spectrum import spectrum
+
+
+def net():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 3)).eval()
+
+
+def problem(model=None):
+    x = torch.randn(40, 6, generator=torch.Generator().manual_seed(1))
+    return Problem.supervised(model or net(), "crossentropy", (x, torch.arange(40) % 3), batch_size=16)
+
+
+def dead():
+    model = net()
+    with torch.no_grad():
+        model[2].bias.fill_(-50.0)
+    return model
+
+
+def linear():
+    x = torch.randn(40, 6, generator=torch.Generator().manual_seed(1))
+    return Problem.supervised(nn.Linear(6, 2, bias=False).eval(), "mse", (x, torch.zeros(40, 2)))
+
+
+SPECTRA = {
+    "in full": lambda: spectrum(problem(), top=3, bottom=2, label="train"),
+    "by products": lambda: spectrum(problem(), top=3, dense=0, density_probes=2, density_steps=8, mass_at=(0.1,)),
+    "not converged": lambda: spectrum(problem(), dense=0, max_products=4, trace_products=6, density_error=None),
+    "of one end": lambda: spectrum(problem(), bottom=0, trace_products=0, density_error=None),
+    "of one tensor": lambda: spectrum(problem(), matrix="gauss-newton", parameters="0.weight", density_error=0.5),
+    "with a condition": lambda: spectrum(linear(), top=2),
+}
+LAYERS = {
+    "in full": lambda: layers(problem(), label="train"),
+    "by products": lambda: layers(problem(), "module", dense=4, density_error=0.3),
+    "dead": lambda: layers(problem(dead()), second=("inputs", "weights"), dense=20),
+    "alone": lambda: layers(problem(), "module", whole=False, probes=0, matrix="gauss-newton"),
+    "stated": lambda: verdicts_of({"a": [0.0, 0.0], "b/c": [-1.0, 0.0], "d": [-1.0, -2.0], "e": [-1.0, 3.0]}),
+}
+
+
+def read_again(folder, name, group):
+    """The group as it comes out of a file."""
+    write_surface(folder / "a.h5", Surface(Grid(np.zeros(1)), {}, groups={name: group}))
+    return read(folder / "a.h5").groups[name]
+
+
+def rendered(name, group):
+    """The report of a group without the text that was stored with it."""
+    attributes = {key: value for key, value in group.attributes.items() if key != "report"}
+    return report_of_group(name, group.arrays, attributes)
+
+
+@pytest.mark.parametrize("case", SPECTRA)
+def test_a_spectrum_is_reported_from_its_file_as_it_was_live(tmp_path, case):
+    live = SPECTRA[case]()
+    group = read_again(tmp_path, "spectrum/train", group_of(live))
+    assert rendered("spectrum/train", group) == repr(live)
+    assert ("definiteness" in repr(live)) == (live.bottom is not None)
+
+
+@pytest.mark.parametrize("case", LAYERS)
+def test_layers_are_reported_from_their_file_as_they_were_live(tmp_path, case):
+    live = LAYERS[case]()
+    group = read_again(tmp_path, "layers/train", group_of(live))
+    assert rendered("layers/train", group) == repr(live)
+    assert ("Per-layer output Hessian" in repr(live)) == (case == "dead")
+    assert ("Signals through the layers" in repr(live)) == (case == "dead")
+
+
+def test_singular_values_are_reported_from_their_file_as_they_were_live(tmp_path):
+    model = net()
+    with torch.no_grad():
+        model[2].weight.zero_()
+    live = singular_values(model)
+    group = read_again(tmp_path, "weights/singular_values", group_of(live))
+    assert rendered("weights/singular_values", group) == repr(live) and "infinite" in repr(live)
+    assert set(group.arrays) == {"0.weight", "2.weight", "4.weight"}  # a figure draws each
+
+
+@pytest.mark.parametrize("examinations", [("weights", "signals", "gradients", "hessian", "collapse"), ("signals",)])
+def test_health_is_reported_from_its_file_as_it_was_live(tmp_path, examinations):
+    live = diagnose(problem(dead()), held_out=problem(), examinations=examinations, rate=0.1)
+    assert live.findings
+    put_group(tmp_path / "h.h5", "health", Group(*live.stored()), lambda: Surface(Grid(np.zeros(1)), {}))
+    group = read(tmp_path / "h.h5").groups["health"]
+    assert report_of_group("health", group.arrays, group.attributes) == repr(live)
+    json.loads(group.attributes["report"])
+
+
+def test_a_file_of_an_earlier_version_gives_the_text_that_it_holds():
+    group = Group({"top": np.ones(2), "top_error": np.zeros(2)}, {"label": "train", "report": "as it was printed"})
+    for name in ("spectrum/train", "layers/train", "weights/singular_values", "spectrum/l2_path", "other"):
+        assert report_of_group(name, group.arrays, group.attributes) == "as it was printed"
+    assert report_of_group("spectrum/train", {}, {}) == ""
+
+
+def test_reports_need_no_torch():
+    code = "import sys, lossmap.report.render; sys.exit('torch' in sys.modules or 'matplotlib' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
