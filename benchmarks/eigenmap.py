@@ -140,9 +140,9 @@ def compared(
         print(line(f"classic, {number} workers", spent / len(some), slow[number], errors, 1e-2), flush=True)
     began = time.perf_counter()
     ready = prepare(problem)
-    choice = ready.choice
+    plan = ready.plan
     took = time.perf_counter() - began
-    print(f"  prepared in {took:.1f} s: {choice['way']}, batches of {choice['batch']}, {choice['format']}")
+    print(f"  prepared in {took:.1f} s: {plan.backend}, batches of {plan.batch_size}, {plan.memory_format}")
     for tol in (1e-2, 1e-3):
         for what, told in (("ours, from neighbours", {}), ("ours, cold with limits (audit)", {"certify": "each"})):
             measure = EigenvalueMap({"train": ready}, plane, tol=tol, **told)

@@ -118,7 +118,7 @@ def row(name: str, threads: int, quick: bool, clock: Clock) -> str:
             classic = CurvatureOperator(other)
             works[f"gradient {form} {size}"] = lambda p=other: gradient(p)  # type: ignore[misc]
             works[f"double {form} {size}"] = lambda c=classic: c @ block[:, 0]  # type: ignore[misc]
-    bare = convolutions(net, data[0], prepared.choice["batch"])
+    bare = convolutions(net, data[0], prepared.plan.batch_size)
     if bare is not None:
         works["bare"] = bare
     taken = least(works, 2 if quick else 6, clock)
@@ -127,9 +127,7 @@ def row(name: str, threads: int, quick: bool, clock: Clock) -> str:
     linear = taken["linear"]
     blocks = ", ".join(f"{taken[f'block {b}'] / b / unit:.2f}" for b in (2, 4, 8))
     floor = f"{taken['bare'] / unit:.2f}" if "bare" in taken else "-"
-    chosen = " ".join(
-        f"{k} {prepared.choice[k]}" for k in ("way", "batch", "format", "tiled", "block") if k in prepared.choice
-    )
+    chosen = f"{prepared.plan.label}{', by vmap' if prepared.plan.vectorized else ''}"
     return (
         f"| {name} | {samples} | {threads} | {1e3 * unit:.1f} ms | {double / unit:.2f} | **{linear / unit:.2f}** | "
         f"**{double / linear:.2f}** | {floor} | {blocks} | {taken['newton'] / unit:.2f} | {chosen} |"

@@ -149,14 +149,14 @@ def repaired(
 
 
 def count(
-    name: str, tol: float, side: int, dtype: torch.dtype, samples: int, truth: Ends | None = None, way: str = "auto"
+    name: str, tol: float, side: int, dtype: torch.dtype, samples: int, truth: Ends | None = None, backend: str = "auto"
 ) -> tuple[Count, Ends]:
     """One net at one tolerance."""
     problem = trained(NETS[name], dtype, samples)
     plane, grid = random_plane(problem.model, seed=1), Grid.square(-1.0, 1.0, side)
     if truth is None:
         truth = np.stack([dense(problem, plane.at(grid.point(i))) for i in range(len(grid))])
-    ready = {"train": prepare(problem, way=way)}
+    ready = {"train": prepare(problem, backend=backend)}
     warm = mapped(EigenvalueMap(ready, plane, tol=tol), grid)
     cold = mapped(EigenvalueMap(ready, plane, tol=tol, certify="each"), grid)
     kept, report = repaired(grid, warm, EigenvalueMap(ready, plane, tol=tol, audit=True), tol)

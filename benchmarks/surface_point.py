@@ -62,8 +62,8 @@ def case(name, dataset, samples, points, threads):
     data = datasets.load(dataset, "train", samples=samples)
     problem = Problem.supervised(net, "crossentropy", data)
     plane = random_plane(net)
-    way = probe_forward_plan(problem, plane)
-    ours = losses(problem, plane, way=way)
+    plan = probe_forward_plan(problem, plane)
+    ours = losses(problem, plane, plan=plan)
     tensors = data.tensors
     times = {"classic": [], "ours": []}
     ours((0.0, 0.0))
@@ -85,7 +85,7 @@ def case(name, dataset, samples, points, threads):
         net(tensors[0][:8])
     work = counter.get_total_flops() / 8 * data.samples / 1e9
     median = {k: statistics.median(v) for k, v in times.items()}
-    return way, median, work
+    return plan, median, work
 
 
 def main():
@@ -100,9 +100,9 @@ def main():
     print("|---|---|---|---|---|---|---|")
     for name, dataset, samples in CASES:
         count = 64 if asked.quick else samples
-        way, median, work = case(name, dataset, count, 2 if asked.quick else asked.points, asked.threads)
+        plan, median, work = case(name, dataset, count, 2 if asked.quick else asked.points, asked.threads)
         ratio, share = median["classic"] / median["ours"], work / median["ours"] / speed
-        forms = [f"batch {way.batch_size}"] + ["channels last"] * way.channels_last + ["folded"] * way.fold
+        forms = [f"batch {plan.batch_size}"] + ["channels last"] * plan.channels_last + ["folded"] * plan.fold
         times = f"{median['classic']:.4f} | {median['ours']:.5f} | {ratio:.1f} | {share:.0%}"
         print(f"| {name} | {count or 1437} | {times} | {', '.join(forms)} |", flush=True)
 

@@ -75,7 +75,7 @@ def run_command(settings: Settings, world: World, given: tuple[str, ...], *, top
             overwrite=asked.overwrite,
             retry_failed=asked.retry_failed,
             rank_0=asked.rank_0,
-            way=wanted.way,
+            backend=wanted.way,
             point_timeout=asked.point_timeout,
             unsafe=settings.model.unsafe_load,
             settings=load_problem.measured_with(settings.data, asked, {settings.data.split: problem}),

@@ -106,9 +106,10 @@ def run(settings: Settings, world: World, walk: Callable[..., Any] = survey) -> 
 def surveyed(settings: Settings, world: World, walk: Callable[..., Any], stop: Stop) -> int:
     """The same, until one is asked to stop."""
     from lossmap.cli import device, load_plane, load_problem
-    from lossmap.curvature.autotune import free_memory, prepare
+    from lossmap.curvature.autotune import prepare
     from lossmap.landscape.curvature_directions import curved_direction
     from lossmap.landscape.eigenvalues import EigenvalueMap
+    from lossmap.memory import free_memory
 
     asked, wanted, say = settings.run, settings.eigen, output.rank_0_printer(world, settings.notes)
     settings = world.together(lambda: load_problem.at_checkpoint(settings, say))
@@ -134,7 +135,7 @@ def surveyed(settings: Settings, world: World, walk: Callable[..., Any], stop: S
     def choice() -> dict[str, Any]:
         way = wanted.way if asked.probe or wanted.way != "auto" else "double"
         cut = {"batch": asked.batch_size} if asked.batch_size else {}
-        return prepare(first, wanted.parameters, way=way, memory=room).choice | cut
+        return prepare(first, wanted.parameters, backend=way, memory=room).plan.stored() | cut
 
     chosen = kept.chosen(world, "eigen", "way", choice)
 
@@ -158,7 +159,7 @@ def surveyed(settings: Settings, world: World, walk: Callable[..., Any], stop: S
 
     shared = {split: p.share(team.rank, team.size) if team.size > 1 else p for split, p in problems.items()}
     prepared = {
-        split: prepare(p, wanted.parameters, total=team.sum, choice=chosen, memory=room) for split, p in shared.items()
+        split: prepare(p, wanted.parameters, total=team.sum, plan=chosen, memory=room) for split, p in shared.items()
     }
     cheap = world.together(measure)
     cold = measure(audit=True) if wanted.certify == "audit" and cheap.auditable else None

@@ -146,9 +146,9 @@ def path_on(plane: Plane, problem: Problem, files: Sequence[Path], unsafe: bool 
 
     states = [checkpoints.load_state(f, unsafe=unsafe) for f in files]
     arrays = dict(trajectory(plane, states, [_step(f, i) for i, f in enumerate(files)]))
-    way = plain_forward(problem)
+    plan = plain_forward(problem)
     lines = [Plane(plane.origin, (difference(plane.origin, state),), ({},)) for state in states]
-    arrays["loss"] = np.array([losses(problem, line, way=way)((1.0,))["train_loss"] for line in lines])
+    arrays["loss"] = np.array([losses(problem, line, plan=plan)((1.0,))["train_loss"] for line in lines])
     shares = [r["explained_variance_ratio"] for r in plane.recipes if "explained_variance_ratio" in r]
     return Group({**arrays, "explained_variance_ratio": np.array(shares)})
 

@@ -253,7 +253,7 @@ def choices_of(settings: Settings, subjects: Sequence[Any], path: Path) -> list[
         earlier = read(path).settings.get("measures", {}).get("spectrum", {}).get("chosen", {}).get("ways")
         if earlier is not None and len(earlier) == len(subjects):
             return list(earlier)
-    return [prepare(x.problem, s.parameters, MATRICES[x.matrix], way=s.way).choice for x in subjects]
+    return [prepare(x.problem, s.parameters, MATRICES[x.matrix], backend=s.way).plan.stored() for x in subjects]
 
 
 def _file(path: Path, grid: Grid, measure: Any, settings: Settings, device: str, ranks: int) -> SurfaceFile:
@@ -319,7 +319,9 @@ def retrained_with(problem: Any, strengths: Sequence[float], s: SpectrumSettings
     for strength in sorted(strengths):
         twin = replace(problem, model=copy.deepcopy(problem.model))
         train(twin, Recipe(epochs=s.l2_retrain, rate=0.01, weight_decay=strength, seed=s.seed))
-        read_again = spectrum(twin, parameters=s.parameters, top=1, trace_products=0, density_error=None, way="double")
+        read_again = spectrum(
+            twin, parameters=s.parameters, top=1, trace_products=0, density_error=None, backend="double-backward"
+        )
         found.append(with_l2(read_again, strength))
     return found
 

@@ -56,18 +56,18 @@ def surveyed(settings: Settings, world: World, walk: Callable[..., Any], stop: S
     kept = world.together(lambda: output.OutputFile("surface", settings, grid, plane, file_settings))
     told = world.once(lambda: load_problem.measured_with(settings.data, asked, problems))
     if asked.dry_run:
-        measure = losses(problems, plane, way=ForwardPlan(first.data.batch_size), settings=told)
+        measure = losses(problems, plane, plan=ForwardPlan(first.data.batch_size), settings=told)
         say(kept.describe(problems, "losses and accuracies", {measure.name: (measure.fields, measure.settings)}))
         return 0
 
-    def way() -> ForwardPlan:
+    def probed() -> ForwardPlan:
         if not asked.probe:
             return ForwardPlan(asked.batch_size or first.data.batch_size)
         return probe_forward_plan(first, plane, autocast=at.autocast, batch_size=asked.batch_size)
 
-    chosen = kept.chosen(world, "loss", "way", way)
+    chosen = kept.chosen(world, "loss", "way", probed)
     shared = {split: p.share(team.rank, team.size) if team.size > 1 else p for split, p in problems.items()}
-    measure = losses(shared, plane, way=chosen, total=team.sum, autocast=at.autocast, settings=told)
+    measure = losses(shared, plane, plan=chosen, total=team.sum, autocast=at.autocast, settings=told)
     measures = {measure.name: (measure.fields, measure.settings)}
     store = world.together(lambda: kept.open(measures, at.describe(), world.size) if world.rank == 0 else None)
     say(at.sentence())

@@ -1,32 +1,24 @@
-"""Many products at one theta, several times cheaper: all that does not depend on the vector is done once.
+"""Chooses how products are computed, by a short probe: backend, batch size, memory format, Winograd tiles, vmap.
 
-A map visits many points with one model, and at each wants many products with the curvature there. `prepare` does once
-what depends on neither; `at` does once per point what does not depend on the vector:
+A map visits many points with one model, and needs many products with the curvature at each. `prepare` does once what
+depends on neither; `at` does once per point what does not depend on the vector:
 
-    prepared = prepare(problem)                  # traces, compares with double backward, probes
-    matrix = prepared.at(plane.at(point))        # computes the values that products read, when first asked
-    matrix @ v, matrix.loss()
+    factory = prepare(problem)                   # traces, compares with double backward, probes
+    operator = factory.at(plane.at(point))       # computes the values that products read, when first asked
+    operator @ v, operator.loss()
 
-    way       what is kept                                      units of a layer's work in a product (gradient: 3)
-    linear    the values that tangents meet (see `tangents`)    6; Gauss-Newton 4
-    graph     the gradient's graph, as autograd keeps it        6, and none of the layers folded; Hessian only
-    double    nothing: `curvature.Curvature`                    9; Gauss-Newton 8
-
-Of a linear way's 3x3 convolutions with many channels, tiles (see `winograd`) save up to three multiplications in four.
-All are exact. `linear` is compared with double backward in float64 on a few samples before its first use and given up,
-with a line to the log, where the two differ or the trace fails: it sees through detach, `.data`, no_grad, custom
-autograd functions and random numbers. Kept values stay within a bound of memory; batches beyond it are computed anew in
-every product. Prices as measured: benchmarks/hvp.py. After Pearlmutter (1994), doi:10.1162/neco.1994.6.1.147, and the
-linearisation of JAX (Radul, Paszke, Frostig, Johnson and Maclaurin 2022, arXiv:2204.10923).
+The backends and their prices stand in `hvp_plan`; all are exact. `linearized` is compared with double backward in
+float64 on a few samples before its first use and given up, with a line to the log, where the two differ or the trace
+fails: a trace sees through detach, `.data`, no_grad, custom autograd functions and random numbers. Prices as measured:
+benchmarks/hvp.py.
 """
 
 from __future__ import annotations
 
 import logging
-import os
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -36,14 +28,9 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lossmap.curvature.linearized_operator import (
-    BatchList,
-    HvpPlan,
-    LinearizedOperator,
-    OperatorFactory,
-    disagreement,
-    tracing,
-)
+from lossmap.curvature.backends import differentiable_evaluation
+from lossmap.curvature.hvp_plan import BACKENDS, HvpPlan, backend_of
+from lossmap.curvature.linearized_operator import BatchList, LinearizedOperator, OperatorFactory, disagreement
 from lossmap.curvature.operators import (
     Product,
     Total,
@@ -56,26 +43,17 @@ from lossmap.curvature.operators import (
 )
 from lossmap.data.problem import Problem, temporary_parameters
 from lossmap.geometry.parameter_vector import Layout, selected
+from lossmap.memory import free_memory
 from lossmap.seeding import generator
 from lossmap.sums import norm
 
 log = logging.getLogger("lossmap")
 
-BACKENDS = ("auto", "linear", "graph", "double")
-FIRST = 32  # the batch at which the probe starts
-TILED = 16  # the least channels of 3x3 convolutions with which tiles are tried
-ROUNDED = 32  # how far tiles may round, in units of the precision
-PROBE = 30.0  # processor seconds after which the probe tries nothing further
-
-
-def free_memory(device: torch.device) -> int:
-    """Bytes that could be had on this device now."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (ValueError, OSError, AttributeError):
-        return 2 << 30
+FIRST_BATCH_SIZE = 32  # at which the probe starts
+MIN_BATCH_SIZE = 8  # below which it does not go
+MIN_WINOGRAD_CHANNELS = 16  # of 3x3 convolutions with which tiles are tried
+MAX_WINOGRAD_ROUNDING = 32  # of tiles, in units of the precision
+MAX_PROBE_SECONDS = 30.0  # of processor time, after which the probe tries nothing further
 
 
 def prepare(
@@ -84,193 +62,204 @@ def prepare(
     product: Product = hessian,
     *,
     total: Total = single_rank,
-    way: str = "auto",
-    choice: HvpPlan | None = None,
+    backend: str = "auto",
+    plan: HvpPlan | Mapping[str, Any] | None = None,
     memory: int | None = None,
 ) -> OperatorFactory:
-    """What many products at many places have in common, made once.
+    """What many products at many points have in common, made once.
 
+    problem     model, loss and this rank's share of the data
     parameters  `weights` (dimension > 1), `all`, or a regular expression
     product     hessian or gauss_newton
-    way         `linear`, `graph`, `double`, or `auto`: the cheapest by a short probe on this machine
-    choice      what an earlier `prepare` chose, here or on another rank: no probe
+    total       adds a tensor up over the ranks of a team
+    backend     `linearized`, `retained-graph`, `double-backward`, or `auto`: the cheapest by a short probe here
+    plan        what an earlier `prepare` chose, here, on another rank, or as a file holds it: no probe
     memory      bytes for kept values; by default a third of what is free now (give less where ranks share it)
 
-    The model's mode does not matter: products are those of evaluation mode. Where `linear` cannot be trusted, the log
-    says why and another way is taken. Raises ValueError where there is no such way or parameter.
+    The model's mode does not matter: products are those of evaluation mode. Where `linearized` cannot be trusted, the
+    log says why and another backend is taken. Raises ValueError where there is no such backend or parameter, or for
+    Gauss-Newton where the problem does not keep outputs and loss apart.
     """
-    if way not in BACKENDS:
-        raise ValueError(f"unknown way {way!r}; there are {', '.join(BACKENDS)}")
+    backend = backend_of(backend)
     device = next(iter(selected(problem.model, parameters).values())).device
-    room = free_memory(device) // 3 if memory is None else memory
-    plain: HvpPlan = {"way": "double", "batch": problem.data.batch_size, "format": "contiguous", "block": "apart"}
-    begun = OperatorFactory(problem, parameters, product, total, plain, room)
+    if memory is None:
+        memory = free_memory(device) // 3
+    if plan is None:
+        start = HvpPlan("double-backward", problem.data.batch_size)
+    else:
+        start = plan if isinstance(plan, HvpPlan) else HvpPlan.from_stored(plan)
+        backend = start.backend
+    factory = OperatorFactory(problem, parameters, product, total, start, memory)
     if product is gauss_newton:
-        with tracing(problem):
+        with differentiable_evaluation(problem):
             outputs_and_loss(problem, next(iter(problem.rebatched(1).data)))
-    wish = way if choice is None else str(choice["way"])
-    if choice is not None:
-        begun = OperatorFactory(problem, parameters, product, total, dict(choice), room)
-    reason = disagreement(begun) if wish in ("auto", "linear") else None
+    reason = disagreement(factory) if backend in ("auto", "linearized") else None
     if reason is not None:
         log.warning("products are not linearised, but made by double backward: %s", reason)
-    if choice is not None:
-        way_left = {} if reason is None else {"way": "double"}
-        return OperatorFactory(problem, parameters, product, total, begun.choice | way_left, room)
-    allowed = {"linear", "graph", "double"} if way == "auto" else {way}
-    if reason is not None:
-        allowed = (allowed - {"linear"}) or {"double"}
-    if product is not hessian:
-        allowed = (allowed - {"graph"}) or {"double"}
+    if plan is not None:
+        return factory if reason is None else replace(factory, plan=replace(start, backend="double-backward"))
     with torch.inference_mode(False), torch.no_grad():
-        return Probe(begun).chosen(allowed)
+        return Probe(factory).best(_candidates(backend, product, linearizable=reason is None))
+
+
+def _candidates(backend: str, product: Product, *, linearizable: bool) -> set[str]:
+    """The backends among which the probe chooses; double backward where nothing else is left."""
+    candidates = set(BACKENDS) if backend == "auto" else {backend}
+    if not linearizable:
+        candidates.discard("linearized")
+    if product is not hessian:
+        candidates.discard("retained-graph")
+    return candidates or {"double-backward"}
 
 
 class Probe:
-    """The search for the cheapest way, while it lasts. Not a result: `chosen` makes a Prepared."""
+    """The search for the cheapest plan, while it lasts. Not a result: `best` makes an `OperatorFactory`."""
 
-    def __init__(self, begun: OperatorFactory) -> None:
-        self.begun = begun
-        self.samples = begun.problem.data.samples
-        self.deadline = time.process_time() + PROBE
-        self.seconds: dict[str, float] = {}  # per sample and product
+    def __init__(self, factory: OperatorFactory) -> None:
+        self.factory = factory
+        self.samples = factory.problem.data.samples
+        self.deadline = time.process_time() + MAX_PROBE_SECONDS
+        self.seconds: dict[str, float] = {}  # per sample and product, by the plan's label
         # of one thread, what it worked itself: others on the same cores do not count
-        alone_at_work = torch.get_num_threads() == 1 and next(begun.problem.model.parameters()).device.type == "cpu"
-        self.clock = time.thread_time if alone_at_work else time.perf_counter
-        self.images = any(p.dim() == 4 for p in begun.problem.model.parameters())
+        single_thread = torch.get_num_threads() == 1 and next(factory.problem.model.parameters()).device.type == "cpu"
+        self.clock = time.thread_time if single_thread else time.perf_counter
+        self.images = any(p.dim() == 4 for p in factory.problem.model.parameters())
 
-    def chosen(self, allowed: set[str]) -> OperatorFactory:
-        """The cheapest among these ways, with its cut, memory format, and what else there is to choose."""
-        found = [f for f in (self.climb(way) for way in BACKENDS if way in allowed) if f is not None]
-        best = found[0]
-        for other in found[1:]:
-            best = self.better(best, other)
-        if best.choice["way"] == "linear":
-            return self.recorded(self.blocks(best))
-        return self.recorded(best.choice)
+    def best(self, backends: set[str]) -> OperatorFactory:
+        """The cheapest among these backends, with its batch size, memory format, and what else there is to choose."""
+        searched = (self.search(backend) for backend in BACKENDS if backend in backends)
+        winner, *others = [candidate for candidate in searched if candidate is not None]
+        for other in others:
+            winner = self.cheaper(winner, other)
+        plan = winner.plan
+        if plan.backend == "linearized":
+            plan = self.with_vmap(winner)
+        record = {label: float(f"{seconds:.3g}") for label, seconds in self.seconds.items()}
+        return self.with_plan(replace(plan, seconds_per_sample=record))
 
-    def recorded(self, choice: HvpPlan) -> OperatorFactory:
-        """With the seconds that were measured beside the choice."""
-        record = {k: float(f"{t:.3g}") for k, t in self.seconds.items()}
-        return self.told(choice | {"seconds_per_sample": record})
+    def with_plan(self, plan: HvpPlan) -> OperatorFactory:
+        """The factory with this plan."""
+        return replace(self.factory, plan=plan)
 
-    def told(self, choice: HvpPlan) -> OperatorFactory:
-        """As begun, with this choice."""
-        return replace(self.begun, choice=choice)
-
-    def climb(self, way: str) -> Candidate | None:
-        """Both memory formats at the first cut, then larger cuts as long as they gain, or else smaller ones."""
-        plain = {"way": way, "batch": min(FIRST, self.samples), "format": "contiguous", "block": "apart"}
-        best = self.entrant(plain)
-        if way == "linear" and self.images:
-            other = self.entrant(plain | {"format": "channels_last"})
-            # an operation may not know the other format, or take it otherwise
-            winner = self.better(best, other) if best and other else best or other
-            if winner is not best and winner is not None and disagreement(winner.prepared) is None:
-                best = winner
+    def search(self, backend: str) -> Candidate | None:
+        """Both memory formats at the first batch size, then larger batches as long as they gain, else smaller ones."""
+        first = HvpPlan(backend, min(FIRST_BATCH_SIZE, self.samples))
+        best = self.candidate(first)
+        if backend == "linearized" and self.images:
+            best = self.with_channels_last(best, first)
         if best is None:
             return None
-        if best.choice["format"] == "channels_last":
-            best = self.tiled(best)
+        if best.plan.memory_format == "channels_last":
+            best = self.with_winograd(best)
         for factor in (2.0, 0.5):
-            while time.process_time() < self.deadline:
-                size = min(int(best.choice["batch"] * factor), self.samples)
-                if size < 8 or size == best.choice["batch"]:
-                    break
-                tried = self.entrant(best.choice | {"batch": size})
-                if tried is None or self.better(best, tried, 0.97) is best:
-                    break
-                best = tried
-            if best.choice["batch"] > plain["batch"]:
-                break
+            best = self.with_batches_scaled(best, factor)
+            if best.plan.batch_size > first.batch_size:
+                break  # larger ones gained, so that smaller ones will not
         return best
 
-    def tiled(self, best: Candidate) -> Candidate:
+    def with_batches_scaled(self, best: Candidate, factor: float) -> Candidate:
+        """Batches larger or smaller by the factor, again and again as long as that gains 3 %."""
+        while time.process_time() < self.deadline:
+            size = min(int(best.plan.batch_size * factor), self.samples)
+            if size < MIN_BATCH_SIZE or size == best.plan.batch_size:
+                break
+            scaled = self.candidate(replace(best.plan, batch_size=size))
+            if scaled is None or self.cheaper(best, scaled, 0.97) is best:
+                break
+            best = scaled
+        return best
+
+    def with_channels_last(self, best: Candidate | None, plan: HvpPlan) -> Candidate | None:
+        """The plan in channels-last format, if that runs and is cheaper, and its products are right."""
+        other = self.candidate(replace(plan, memory_format="channels_last"))
+        if other is None or (best is not None and self.cheaper(best, other) is best):
+            return best
+        # an operation may not know the other format, or take it otherwise
+        return other if disagreement(other.factory) is None else best
+
+    def with_winograd(self, best: Candidate) -> Candidate:
         """With 3x3 convolutions of many channels done by tiles, as long as that gains and rounds well enough."""
         plain = best
-        shapes = [p.shape for p in self.begun.problem.model.parameters() if p.dim() == 4 and p.shape[2:] == (3, 3)]
-        for channels in sorted({min(s[:2]) for s in shapes if min(s[:2]) >= TILED}, reverse=True)[:3]:
+        shapes = [p.shape for p in self.factory.problem.model.parameters() if p.dim() == 4 and p.shape[2:] == (3, 3)]
+        channels = {min(s[:2]) for s in shapes if min(s[:2]) >= MIN_WINOGRAD_CHANNELS}
+        for threshold in sorted(channels, reverse=True)[:3]:  # widest layers first: they gain the most
             if time.process_time() > self.deadline:
                 break
-            tried = self.entrant(plain.choice | {"tiled": channels})
-            if tried is None or self.better(best, tried) is best:
+            tiled = self.candidate(replace(plain.plan, winograd_channels=threshold))
+            if tiled is None or self.cheaper(best, tiled) is best:
                 continue
-            ours, theirs = tried.work(), plain.work()
-            if norm(ours - theirs) <= ROUNDED * torch.finfo(ours.dtype).eps * norm(theirs):
-                best = tried
+            product, reference = tiled.work(), plain.work()
+            if norm(product - reference) <= MAX_WINOGRAD_ROUNDING * torch.finfo(product.dtype).eps * norm(reference):
+                best = tiled
         return best
 
-    def blocks(self, best: Candidate) -> HvpPlan:
+    def with_vmap(self, best: Candidate) -> HvpPlan:
         """Four vectors together by vmap, if that is cheaper than one after the other."""
-        if "tiled" in best.choice:
-            return best.choice
-        together = Candidate(self, best.choice | {"block": "together"}, vectors=4)
+        if best.plan.winograd_channels:
+            return best.plan
+        together = Candidate(self, replace(best.plan, vectorized=True), vectors=4)
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("error", UserWarning)
                 together.work()
         except (RuntimeError, UserWarning):  # an operation that vmap does not know, or loops over
-            return best.choice
-        apart = Candidate(self, best.choice, vectors=4)
-        return together.choice if in_turns([apart, together], self.clock)[1] is together else best.choice
+            return best.plan
+        apart = Candidate(self, best.plan, vectors=4)
+        apart_seconds, together_seconds = in_turns([apart, together], self.clock)
+        return together.plan if together_seconds < apart_seconds else best.plan
 
-    def entrant(self, choice: HvpPlan) -> Candidate | None:
-        """A way with its first batch prepared; None where it does not run."""
-        if choice["way"] == "graph":
-            one = self.one(self.told(choice))
-            size = one.problem.data.samples
-            choice = choice | {"kept_per_sample": graph_bytes(one.problem, one.layout) // size}
-        made = Candidate(self, choice)
+    def candidate(self, plan: HvpPlan) -> Candidate | None:
+        """A plan with its first batch prepared; None where it does not run."""
+        if plan.backend == "retained-graph":
+            few = self.first_batch(self.with_plan(plan))
+            plan = replace(plan, graph_bytes=graph_bytes(few.problem, few.layout) // few.problem.data.samples)
+        candidate = Candidate(self, plan)
         try:
-            made.work()
+            candidate.work()
         except RuntimeError:  # too large for the memory, or in a format that some operation does not take
-            if choice["way"] == "double":
+            if plan.backend == "double-backward":
                 raise
             return None
-        return made
+        return candidate
 
-    def better(self, best: Candidate, tried: Candidate, margin: float = 1.0) -> Candidate:
+    def cheaper(self, best: Candidate, other: Candidate, margin: float = 1.0) -> Candidate:
         """The cheaper per sample, both timed in turns; the first unless the second is cheaper by the margin."""
-        (first, second), _ = in_turns([best, tried], self.clock)
-        for entrant, seconds in ((best, first), (tried, second)):
-            self.seconds[entrant.name] = min(seconds, self.seconds.get(entrant.name, seconds))
-        return tried if second < margin * first else best
+        first, second = in_turns([best, other], self.clock)
+        for candidate, seconds in ((best, first), (other, second)):
+            label = candidate.plan.label
+            self.seconds[label] = min(seconds, self.seconds.get(label, seconds))
+        return other if second < margin * first else best
 
-    def one(self, prepared: OperatorFactory) -> OperatorFactory:
+    def first_batch(self, factory: OperatorFactory) -> OperatorFactory:
         """The same over its first batch alone."""
-        batch = next(iter(prepared.cut.data))
-        return replace(prepared, problem=prepared.problem.with_data(BatchList([batch])), total=single_rank)
+        batch = next(iter(factory.batched.data))
+        return replace(factory, problem=factory.problem.with_data(BatchList([batch])), total=single_rank)
 
 
 class Candidate:
-    """A choice that can be timed: its product over one batch with some vectors."""
+    """A plan that can be timed: its product over one batch with some vectors."""
 
-    def __init__(self, probe: Probe, choice: HvpPlan, vectors: int = 1) -> None:
-        self.choice, self.prepared = choice, probe.told(choice)
-        one = probe.one(self.prepared)
-        self.samples = one.problem.data.samples
-        matrix = one.at()
-        drawn = torch.randn(vectors, one.size, generator=generator("probe", vectors, one.size))
-        rows = drawn.to(matrix.device, matrix.dtype)
-        self.device = matrix.device
-        self.work: Callable[[], Tensor] = partial(matrix.share, rows)
-        tiled = f" tiled from {choice['tiled']}" if "tiled" in choice else ""
-        self.name = f"{choice['way']} {choice['batch']} {choice['format']}{tiled}"
+    def __init__(self, probe: Probe, plan: HvpPlan, vectors: int = 1) -> None:
+        self.plan, self.factory = plan, probe.with_plan(plan)
+        few = probe.first_batch(self.factory)
+        self.samples = few.problem.data.samples
+        operator = few.at()
+        self.device = operator.device
+        rows = torch.randn(vectors, few.size, generator=generator("probe", vectors, few.size))
+        self.work: Callable[[], Tensor] = partial(operator.products.local_sum, rows.to(self.device, operator.dtype))
 
 
-def in_turns(
-    entrants: Sequence[Candidate], clock: Callable[[], float], rounds: int = 4
-) -> tuple[tuple[float, ...], Candidate]:
-    """The least seconds per sample of each, in turns, so that a change of load meets all alike; and the cheapest."""
-    least = [float("inf")] * len(entrants)
+def in_turns(candidates: Sequence[Candidate], clock: Callable[[], float], rounds: int = 4) -> tuple[float, ...]:
+    """The smallest seconds per sample of each, timed in turns, so that a change of load meets all alike."""
+    smallest = [float("inf")] * len(candidates)
     for _ in range(rounds):
-        for i, entrant in enumerate(entrants):
+        for i, candidate in enumerate(candidates):
             start = clock()
-            entrant.work()
-            if entrant.device.type == "cuda":
-                torch.cuda.synchronize(entrant.device)
-            least[i] = min(least[i], (clock() - start) / entrant.samples)
-    return tuple(least), entrants[least.index(min(least))]
+            candidate.work()
+            if candidate.device.type == "cuda":
+                torch.cuda.synchronize(candidate.device)
+            smallest[i] = min(smallest[i], (clock() - start) / candidate.samples)
+    return tuple(smallest)
 
 
 class AllocationCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -283,23 +272,23 @@ class AllocationCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         for leaf in pytree.tree_leaves(result):
-            if isinstance(leaf, Tensor) and leaf._base is None:
+            if isinstance(leaf, Tensor) and leaf._base is None:  # a view takes no bytes of its own
                 self.bytes += leaf.untyped_storage().nbytes()
         return result
 
 
 def graph_bytes(problem: Problem, layout: Layout) -> int:
-    """A bound of the memory that the gradient's graphs over these few batches would keep."""
+    """A bound of the bytes that the gradient's graphs over these few batches would take."""
     own = dict(problem.model.named_parameters())
     parameters = [own[k] for k in layout.names]
     with (
         temporary_parameters(problem.model, {}),
         differentiated(problem.model, parameters),
-        AllocationCounter() as counted,
+        AllocationCounter() as counter,
     ):
         for batch in problem.data:
             first_backward(problem, batch, parameters)
-    total: int = counted.bytes
+    total: int = counter.bytes
     return total
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from lossmap.curvature.autotune import prepare
+from lossmap.curvature.hvp_plan import HvpPlan, backend_of
 from lossmap.curvature.linearized_operator import LinearizedOperator
 from lossmap.curvature.operators import CurvatureOperator, Total, gauss_newton, hessian, refuse_training, single_rank
 from lossmap.data.problem import Problem
@@ -21,15 +22,22 @@ def build_operator(
     parameters: str,
     total: Total = single_rank,
     *,
-    way: str = "double",
-    choice: Mapping[str, Any] | None = None,
+    backend: str = "double-backward",
+    plan: HvpPlan | Mapping[str, Any] | None = None,
 ) -> CurvatureOperator | LinearizedOperator:
-    """The named matrix of a problem, its products made by `way` (see `linearize.prepare`), or as `choice` says.
+    """The named matrix of a problem, (n, n), at the model's present parameters.
 
-    Raises ValueError for what cannot be differentiated twice in good faith.
+    matrix      `hessian` or `gauss-newton`
+    parameters  `weights` (dimension > 1), `all`, or a regular expression
+    total       adds a tensor up over the ranks of a team
+    backend     of its products, see `autotune.prepare`; not asked for where a plan is given
+    plan        what an earlier probe chose, as a value or as a file holds it
+
+    Raises ValueError for what cannot be differentiated twice in good faith: a model in training mode, or with weights
+    in less than float32; and for an unknown matrix, backend or parameter.
     """
     if matrix not in MATRICES:
-        raise ValueError(f"the matrix is one of {', '.join(MATRICES)}; got {matrix!r}")
+        raise ValueError(f"the matrix must be one of {', '.join(MATRICES)}; got {matrix!r}")
     refuse_training(problem.model)
     plain = CurvatureOperator(problem, MATRICES[matrix], parameters, total)
     if plain.dtype not in (torch.float32, torch.float64):
@@ -37,7 +45,6 @@ def build_operator(
             f"the weights are {str(plain.dtype).removeprefix('torch.')}, in which second derivatives drown in "
             "rounding; call model.float() first"
         )
-    if way == "double" and choice is None:
+    if plan is None and backend_of(backend) == "double-backward":
         return plain
-    given = None if choice is None else dict(choice)
-    return prepare(problem, parameters, MATRICES[matrix], total=total, way=way, choice=given).at()
+    return prepare(problem, parameters, MATRICES[matrix], total=total, backend=backend, plan=plan).at()

@@ -1,6 +1,15 @@
-"""The gradient of the mean loss, and directions made of it and of the Hessian's ends, for planes through them."""
+"""The mean loss and its gradient at the model's present parameters, in one pass over the data.
+
+    L(theta) = 1/N sum_i loss_i,   g = dL/dtheta  (n,)        in the problem's unit, and that per unit of theta
+
+Sums over samples are accumulated in float64 and divided by the samples of all ranks of a team, so that no cut into
+batches or shares changes the result but for rounding. Price: one forward and one backward pass.
+"""
 
 from __future__ import annotations
+
+from math import isfinite
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,42 +19,57 @@ from lossmap.data.problem import Problem, temporary_parameters
 from lossmap.geometry.parameter_vector import Layout, selected
 
 
-def mean_gradient(problem: Problem, parameters: str = "all") -> tuple[Tensor, Layout]:
-    """The gradient of the mean loss at the model's present parameters, (n,), in evaluation mode, and its layout.
+class LossAndGradient(NamedTuple):
+    """The mean loss, its gradient (n,) in float64, and how the parameters lie in it."""
 
-    Divided by samples, so that any cut into batches gives the same; nothing is left in `.grad`.
+    loss: float
+    gradient: Tensor
+    layout: Layout
+
+
+def loss_and_gradient(problem: Problem, parameters: str = "weights", total: Total = single_rank) -> LossAndGradient:
+    """The mean loss and its gradient over all samples of all ranks, in evaluation mode; `.grad` is not touched.
+
+    problem     model, loss and this rank's share of the data
+    parameters  `weights` (dimension > 1), `all`, or a regular expression
+    total       adds a tensor up over the ranks of a team; called once
+
+    A loss that is NaN or infinite is a result, with whatever its gradient is. Raises FloatingPointError where the loss
+    is finite and its gradient is not; ValueError where the data hold no sample; what the model raises, and then
+    RuntimeError on the other ranks of the team.
     """
     named = selected(problem.model, parameters)
     layout = Layout.of(named)
-    total: Tensor | None = None
-    with temporary_parameters(problem.model, {}):
-        for batch in problem.data:
-            parts = torch.autograd.grad(problem.total(batch), list(named.values()), materialize_grads=True)
-            flat = torch.cat([p.reshape(-1) for p in parts]).detach()
-            total = flat if total is None else total + flat
-    if total is None:
-        raise ValueError("the data hold no batch")
-    mean = total / problem.samples
-    if not bool(mean.isfinite().all()):
-        raise FloatingPointError("the gradient is not finite: look at the loss here first")
-    return mean, layout
+    # gradient, loss, samples and whether this rank failed travel together, so that all ranks raise as one
+    message = torch.zeros(layout.size + 3, dtype=torch.float64, device=next(iter(named.values())).device)
+    failure: Exception | None = None
+    try:
+        _add_local_sums(message, problem, list(named.values()), layout.size)
+        message[-2] = float(problem.samples)
+    except Exception as error:
+        failure = error
+        message.zero_()
+        message[-1] = 1.0
+    message = total(message)
+    if failure is not None:
+        raise failure
+    loss_sum, samples, failed = message[-3:].tolist()
+    if failed > 0:
+        raise RuntimeError(f"the gradient failed on {int(failed)} other rank(s) of the team, which say why")
+    if samples == 0:
+        raise ValueError("the data hold no sample; the gradient is a mean over samples")
+    loss, gradient = loss_sum / samples, message[:-3] / samples
+    if isfinite(loss) and not bool(gradient.isfinite().all()):
+        raise FloatingPointError(f"the loss is {loss:g}, but its gradient is not finite at these parameters")
+    return LossAndGradient(loss, gradient, layout)
 
 
-def loss_and_gradient(
-    problem: Problem, parameters: str = "weights", total: Total = single_rank
-) -> tuple[float, Tensor]:
-    """The mean loss and its gradient by the chosen parameters, (n,) in float64, over all ranks of a team."""
-    named = list(selected(problem.model, parameters).values())
-    size = sum(p.numel() for p in named)
-    sums = torch.zeros(size + 2, dtype=torch.float64, device=named[0].device)
-    with differentiated(problem.model, named):
+def _add_local_sums(message: Tensor, problem: Problem, parameters: list[torch.nn.Parameter], size: int) -> None:
+    """Adds this rank's sums over samples: of the gradient into the first `size` entries, of the loss into the next."""
+    with temporary_parameters(problem.model, {}), differentiated(problem.model, parameters):
         for batch in problem.data:
             loss = problem.total(batch)
-            if loss.requires_grad:
-                parts = torch.autograd.grad(loss, named, materialize_grads=True)
-                sums[:size] += torch.cat([p.reshape(-1) for p in parts]).double()
-            sums[size] += float(loss.detach())
-    sums[-1] = float(problem.samples)
-    sums = total(sums)
-    mean = sums / sums[-1]
-    return float(mean[size]), mean[:size]
+            if loss.requires_grad:  # else no chosen parameter reaches the loss, and the gradient is zero
+                parts = torch.autograd.grad(loss, parameters, materialize_grads=True)
+                message[:size] += torch.cat([part.reshape(-1) for part in parts]).double()
+            message[size] += float(loss.detach())

@@ -48,7 +48,7 @@ def hessian(
     problem: Problem, batch: Batch, parameters: Parameters, vectors: Sequence[Parameters]
 ) -> list[Sequence[Tensor]]:
     """One batch's Hessian of the summed loss times each of b vectors, by double backward: one gradient, b passes."""
-    return second_backward(first_backward(problem, batch, parameters), parameters, vectors, keep=False)
+    return second_backward(first_backward(problem, batch, parameters), parameters, vectors, retain_graph=False)
 
 
 def first_backward(problem: Problem, batch: Batch, parameters: Parameters) -> Sequence[Tensor]:
@@ -61,9 +61,9 @@ def first_backward(problem: Problem, batch: Batch, parameters: Parameters) -> Se
 
 
 def second_backward(
-    gradient: Sequence[Tensor], parameters: Parameters, vectors: Sequence[Parameters], *, keep: bool
+    gradient: Sequence[Tensor], parameters: Parameters, vectors: Sequence[Parameters], *, retain_graph: bool
 ) -> list[Sequence[Tensor]]:
-    """The derivative of gradient . v for each v; `keep` leaves the gradient's graph for further products."""
+    """The derivative of gradient . v for each v; `retain_graph` leaves the gradient's graph for more."""
     moving = [i for i, g in enumerate(gradient) if g.requires_grad]
     if not moving:  # the loss is linear in these parameters
         return [[torch.zeros_like(p) for p in parameters] for _ in vectors]
@@ -72,7 +72,7 @@ def second_backward(
             [gradient[i] for i in moving],
             parameters,
             [v[i] for i in moving],
-            retain_graph=keep or j + 1 < len(vectors),
+            retain_graph=retain_graph or j + 1 < len(vectors),
             materialize_grads=True,
         )
         for j, v in enumerate(vectors)
@@ -187,9 +187,9 @@ class CurvatureOperator:
         dropout make L no mean over samples; FloatingPointError where the product is not finite.
         """
         refuse_training(self.problem.model)
-        return mean_product(self.layout, v, self.dtype, self.share, lambda: self.problem.samples, self.total)
+        return mean_product(self.layout, v, self.dtype, self.local_sum, lambda: self.problem.samples, self.total)
 
-    def share(self, rows: Tensor) -> Tensor:
+    def local_sum(self, rows: Tensor) -> Tensor:
         """The part of this rank, summed over its samples, of the products with b vectors, (b, n) -> (b, n)."""
         sums = torch.zeros_like(rows)
         vectors = [self.layout.split(row) for row in rows]
@@ -217,15 +217,15 @@ def mean_product(
     layout: Layout,
     v: Tensor,
     dtype: torch.dtype,
-    share: Callable[[Tensor], Tensor],
+    local_sum: Callable[[Tensor], Tensor],
     samples: Callable[[], int],
     total: Total,
 ) -> Tensor:
-    """The mean over all samples of all ranks, of products whose sum over a rank's samples `share` gives.
+    """The mean over all samples of all ranks, of products whose sum over a rank's samples `local_sum` gives.
 
     layout   theta's
     v        (n,) or (n, b)
-    share    (b, n) -> (b, n), the sum over this rank's samples
+    local_sum  (b, n) -> (b, n), the sum over this rank's samples
     samples  how many they are
     total    adds up over the ranks, and is called once: the product, the samples, and whether a rank failed, travel
              together, so that what only one rank notices is raised by all
@@ -240,7 +240,7 @@ def mean_product(
         message = torch.zeros(rows.numel() + 3, dtype=wide, device=rows.device)
         failure: Exception | None = None
         try:
-            message[:-3] = share(rows).reshape(-1)
+            message[:-3] = local_sum(rows).reshape(-1)
             with torch.enable_grad():  # to count them may mean to run a loss that differentiates inside
                 count = samples()
             message[-3], message[-2] = count // 4096, count % 4096  # two whole numbers, exact in float32

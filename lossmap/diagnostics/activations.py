@@ -25,6 +25,7 @@ import copy
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any
 
 import numpy as np
@@ -32,7 +33,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from lossmap.curvature.gradient import mean_gradient
+from lossmap.curvature.gradient import loss_and_gradient
 from lossmap.data.problem import Problem, temporary_parameters
 
 Array = np.ndarray
@@ -300,5 +301,7 @@ def _root_of_ratio(above: Array, below: Array) -> tuple[float, float]:
 
 def gradient_norms(problem: Problem, parameters: str = "weights") -> dict[str, float]:
     """The norm of the mean loss's gradient, tensor by tensor, in nats per unit of theta."""
-    flat, layout = mean_gradient(problem, parameters)
-    return {name: float(part.double().norm()) for name, part in layout.unflatten(flat).items()}
+    loss, gradient, layout = loss_and_gradient(problem, parameters)
+    if not isfinite(loss):
+        raise FloatingPointError(f"the loss is {loss} at these parameters: its gradient has no norm")
+    return {name: float(part.norm()) for name, part in layout.unflatten(gradient).items()}

@@ -27,6 +27,7 @@ from lossmap.curvature.autotune import OperatorFactory, prepare
 from lossmap.curvature.build import build_operator
 from lossmap.curvature.checks import check_mean
 from lossmap.curvature.gradient import loss_and_gradient
+from lossmap.curvature.hvp_plan import HvpPlan, backend_of
 from lossmap.data.checkpoints import load_into
 from lossmap.data.problem import Problem
 from lossmap.geometry.grid import Field, Point
@@ -42,11 +43,12 @@ DENSE = 300  # up to so many parameters the matrix is made whole, and no probe p
 Keep = Callable[[float, np.ndarray], None]  # (step, vectors (r, n) float32)
 
 
-def probed(problem: Problem, parameters: str = "weights", way: str = "auto") -> dict[str, Any]:
+def probed(problem: Problem, parameters: str = "weights", backend: str = "auto") -> dict[str, Any]:
     """How products are made best here: the choice of `linearize.prepare`, JSON-able, the same for all ranks."""
-    plain = {"way": "double", "batch": problem.data.batch_size, "format": "contiguous", "block": "apart"}
     small = sum(p.numel() for p in selected(problem.model, parameters).values()) <= DENSE
-    return plain if small or way == "double" else dict(prepare(problem, parameters, way=way).choice)
+    if small or backend_of(backend) == "double-backward":
+        return HvpPlan("double-backward", problem.data.batch_size).stored()
+    return prepare(problem, parameters, backend=backend).plan.stored()
 
 
 def quantiles(spread: Density | None, shares: Sequence[float] = SHARES) -> np.ndarray:
@@ -158,13 +160,13 @@ class CheckpointCurvature:
     def prepared(self) -> OperatorFactory:
         """What products at all checkpoints have in common."""
         choice = probed(self.problem, self.parameters) if self.choice is None else self.choice
-        return prepare(self.problem, self.parameters, choice=choice)
+        return prepare(self.problem, self.parameters, plan=choice)
 
     def __call__(self, point: Point) -> dict[str, Any]:
         """The reading of one checkpoint; its eigenvectors have been kept."""
         step = point[0]
         load_into(self.problem.model, self.files[step], unsafe=self.unsafe)
-        loss, slope = loss_and_gradient(self.problem, self.parameters)
+        loss, slope, _ = loss_and_gradient(self.problem, self.parameters)
         if not isfinite(loss):
             raise FloatingPointError(
                 f"the loss is {loss} at {self.files[step].name}: there is no curvature to read here"

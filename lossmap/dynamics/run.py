@@ -91,7 +91,7 @@ def run_dynamics(
     overwrite: bool = False,
     retry_failed: bool = False,
     rank_0: str = "auto",
-    way: str = "auto",
+    backend: str = "auto",
     point_timeout: float | None = None,
     unsafe: bool = False,
     settings: Mapping[str, Any] | None = None,
@@ -104,7 +104,7 @@ def run_dynamics(
     top       eigenpairs at each checkpoint
     whole     the trace, the share of negative eigenvalues and quantiles of all as well
     settings  what else the file is to compare when it is continued: data, precision
-    way       how products are made: auto (by a probe), linear, graph or double
+    backend   of products: auto (by a probe), linearized, retained-graph or double-backward
     stop      asked between checkpoints, and at every product within one, which is then left and begun again later
 
     Raises ValueError as `find_checkpoints` does, and where the file there belongs to another run.
@@ -114,7 +114,7 @@ def run_dynamics(
     files = world.together(lambda: find_checkpoints(given))
     folder = VectorFolder.beside(path)
     stop = as_stop(stop)
-    choice = world.once(lambda: _chosen(path, problem, parameters, overwrite, way))
+    choice = world.once(lambda: _chosen(path, problem, parameters, overwrite, backend))
     measure = CheckpointCurvature(
         problem,
         files,
@@ -165,13 +165,13 @@ def run_dynamics(
     return Run(path, surface.outcome, words, failures)
 
 
-def _chosen(path: Path, problem: Problem, parameters: str, overwrite: bool, way: str) -> dict[str, Any]:
+def _chosen(path: Path, problem: Problem, parameters: str, overwrite: bool, backend: str) -> dict[str, Any]:
     """How products are made: as the file says, where the run goes on, else as a probe finds now."""
     if path.exists() and not overwrite:
         told = read(path).settings.get("measures", {}).get("along", {}).get("chosen", {})
         if "way" in told:
             return dict(told["way"])
-    return probed(problem, parameters, way)
+    return probed(problem, parameters, backend)
 
 
 def _compared(path: Path, folder: VectorFolder, surface: Surface, centre: bool, unit: str) -> str:

@@ -2,28 +2,48 @@
 
 from __future__ import annotations
 
+from math import isfinite
+
 from torch import Tensor
 
-from lossmap.curvature.gradient import mean_gradient
+from lossmap.curvature.gradient import loss_and_gradient
+from lossmap.curvature.operators import CurvatureOperator
 from lossmap.data.problem import Problem, temporary_parameters
 from lossmap.geometry.parameter_vector import Layout
+from lossmap.linalg.lanczos import extremes
 from lossmap.sums import norm
+
+EIGENVECTOR_TOL = 1e-3  # relative, of the eigenvalue; a picture needs no more
 
 
 def curved_direction(problem: Problem, kind: str, seed: int = 0) -> tuple[Tensor, Layout]:
-    """A unit vector, (n,): `gradient`, or an extreme eigenvector of the Hessian, `hessian:max` or `hessian:min`."""
-    if kind == "gradient":
-        v, layout = mean_gradient(problem)
-        length = norm(v)
-        if length == 0:
-            raise ValueError("the gradient is zero here: no direction can be made of it")
-        return v / length, layout
-    from lossmap.curvature.operators import CurvatureOperator
-    from lossmap.linalg.lanczos import extremes
+    """A direction of length one, (n,) in the model's precision, and how the parameters lie in it.
 
+    kind  `gradient` of the mean loss by all parameters, or an extreme eigenvector of the Hessian by the weights:
+          `hessian:max`, `hessian:min`
+    seed  of the eigenvectors' start
+
+    Raises ValueError where the gradient is zero, or for another kind; FloatingPointError where the loss or its
+    derivatives are not finite.
+    """
+    if kind == "gradient":
+        return _gradient_direction(problem)
+    columns = {"hessian:max": 0, "hessian:min": -1}
+    if kind not in columns:
+        raise ValueError(f"the direction must be one of gradient, {', '.join(columns)}; got {kind!r}")
     with temporary_parameters(problem.model, {}):
-        matrix = CurvatureOperator(problem)
-        pairs = extremes(matrix, tol=1e-3, seed=seed)
-    column = {"hessian:max": 0, "hessian:min": -1}[kind]
-    v = pairs.vectors[:, column]
-    return v / norm(v), matrix.layout
+        operator = CurvatureOperator(problem)
+        pairs = extremes(operator, tol=EIGENVECTOR_TOL, seed=seed)
+    v = pairs.vectors[:, columns[kind]]
+    return v / norm(v), operator.layout
+
+
+def _gradient_direction(problem: Problem) -> tuple[Tensor, Layout]:
+    loss, gradient, layout = loss_and_gradient(problem, "all")
+    if not isfinite(loss):
+        raise FloatingPointError(f"the loss is {loss} at these parameters: no direction can be made of its gradient")
+    v = gradient.to(next(problem.model.parameters()).dtype)
+    length = norm(v)
+    if length == 0:
+        raise ValueError("the gradient is zero here: no direction can be made of it")
+    return v / length, layout

@@ -48,7 +48,7 @@ class FoldedLayer(nn.Module):
         return folded
 
 
-def fold_batchnorm(model: nn.Module) -> tuple[fx.GraphModule, list[FoldedLayer]] | None:
+def fold_batchnorm_modules(model: nn.Module) -> tuple[fx.GraphModule, list[FoldedLayer]] | None:
     """The model with every pair folded that can be, and the folded layers; None where nothing can be.
 
     The result shares the model's tensors. None as well where torch.fx cannot trace the model (branches on data).

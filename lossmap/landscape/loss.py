@@ -11,27 +11,26 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
+from math import isnan
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from lossmap.curvature.operators import Total, single_rank
 from lossmap.data.batches import Batch, Resident, Streamed
 from lossmap.data.problem import Problem, temporary_parameters
 from lossmap.geometry.directions import Plane
 from lossmap.geometry.grid import Field, Point
-from lossmap.landscape.fold_batchnorm import FoldedLayer, fold_batchnorm
+from lossmap.landscape.fold_batchnorm import FoldedLayer, fold_batchnorm_modules
 
 logger = logging.getLogger("lossmap")
 
-
-def alone(tensor: Tensor) -> Tensor:
-    """The total over a team of one."""
-    return tensor
+GAIN = 0.97  # a plan is taken where it needs less than this part of the time of the best so far
 
 
 @dataclass(frozen=True)
@@ -60,61 +59,64 @@ class LossMap:
         self,
         problems: Mapping[str, Problem],
         plane: Plane,
-        way: ForwardPlan,
+        plan: ForwardPlan,
         *,
-        total: Callable[[Tensor], Tensor] = alone,
+        total: Total = single_rank,
         autocast: torch.dtype | None = None,
         settings: Mapping[str, Any] | None = None,
     ) -> None:
         self.plane = plane
         self.total = total
         self.autocast = autocast
-        self._told = dict(settings or {})
+        self._settings = dict(settings or {})
         self._problems = dict(problems)
         self.model = next(iter(problems.values())).model
         self.fields = tuple(f for split, p in problems.items() for f in _fields(split, p))
         self._gradients = not all(p.separable for p in problems.values())
-        self._set(way)
+        self._use(plan)
 
-    def _set(self, way: ForwardPlan) -> None:
-        self.way = way
-        self._format = torch.channels_last if way.channels_last else torch.contiguous_format
-        self._ready = {s: p.with_data(_formatted(p.data, way)) for s, p in self._problems.items()}
+    def _use(self, plan: ForwardPlan) -> None:
+        self.plan = plan
+        self._format = torch.contiguous_format
+        if plan.channels_last:
+            self._format = torch.channels_last
+        self._planned = {s: p.with_data(_formatted(p.data, plan)) for s, p in self._problems.items()}
         self._graph: nn.Module | None = None
         self._layers: list[FoldedLayer] = []
-        made = fold_batchnorm(self.model) if way.fold else None
-        if made is not None:
-            self._graph, self._layers = made
+        if plan.fold:
+            folded = fold_batchnorm_modules(self.model)
+            if folded is not None:
+                self._graph, self._layers = folded
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What it was told, and the way that the probe chose."""
-        return {**self._told, "chosen": {"way": asdict(self.way)}}
+        """What is stored of it: the settings it was made with, and under "chosen" the plan of its passes."""
+        return {**self._settings, "chosen": {"way": asdict(self.plan)}}
 
     def smaller(self) -> str | None:
         """Halve the batch, after memory ran out; what was done, or None where a batch is one sample already."""
-        now = min(self.way.batch_size, max(p.data.samples for p in self._problems.values()))
+        now = min(self.plan.batch_size, max(p.data.samples for p in self._problems.values()))
         if now <= 1:
             return None
-        self._ready = {}  # before room is taken for the same data in another cut
+        self._planned = {}  # before memory is taken for the same data in other batches
         torch.cuda.empty_cache()  # what its allocator holds for batches of the former size; without CUDA nothing
-        self._set(replace(self.way, batch_size=now // 2))
-        return f"batches of {self.way.batch_size} samples from here on"
+        self._use(replace(self.plan, batch_size=now // 2))
+        return f"batches of {self.plan.batch_size} samples from here on"
 
     def __call__(self, point: Point) -> dict[str, float]:
         """Read the losses at a point. Every rank of a team calls with the same point and gets the same reading."""
         tensors = self.plane.at(point)
-        if self.way.channels_last:
+        if self.plan.channels_last:
             tensors = {k: t.contiguous(memory_format=self._format) if t.dim() == 4 else t for k, t in tensors.items()}
         error: BaseException | None = None
         sums: list[Tensor] = []
         with temporary_parameters(self.model, tensors), self._mode():
             for layer in self._layers:
                 layer.refresh(self._format)
-            for problem in self._ready.values():
+            for problem in self._planned.values():
                 try:
                     sums.append(self._pass(problem))
-                except Exception as raised:  # asked of the team's total below, so that all its ranks raise as one
+                except Exception as raised:  # joins the team's total below, so that all its ranks raise as one
                     error = raised
                     sums.append(torch.zeros(2 + len(problem.metrics), dtype=torch.float64))
         flag = torch.tensor([float(error is not None)], dtype=torch.float64)
@@ -125,7 +127,7 @@ class LossMap:
         if sums[-1] > 0:
             raise RuntimeError("another rank of this point's team failed; its report names the reason")
         reading: dict[str, float] = {}
-        for (split, problem), part in zip(self._ready.items(), sums, strict=False):
+        for (split, problem), part in zip(self._planned.items(), sums, strict=False):
             samples, values = float(part[0]), (part[1:] / part[0]).tolist()
             if samples == 0:
                 raise ValueError("the data hold no sample")
@@ -158,30 +160,34 @@ def losses(
     problem: Problem | Mapping[str, Problem],
     plane: Plane,
     *,
-    way: ForwardPlan | Mapping[str, Any] | None = None,
-    total: Callable[[Tensor], Tensor] = alone,
+    plan: ForwardPlan | Mapping[str, Any] | None = None,
+    total: Total = single_rank,
     autocast: torch.dtype | None = None,
     settings: Mapping[str, Any] | None = None,
 ) -> LossMap:
     """The measure of losses on a plane.
 
     problem   one problem (read as `train`), or one per split: {"train": ..., "test": ...}, over the same model
-    way       how to pass over the data; chosen by a probe of a second or two when not given
+    plane     origin and axes; a point is a tuple of its coordinates
+    plan      how to pass over the data, as a value or as a file holds it; without it a probe of a second or two chooses
     total     adds a float64 tensor over the ranks of a team, each holding its share of the data
     autocast  a lower precision for the layers that bear it, such as torch.bfloat16
+    settings  to be stored with the readings
+
+    Raises ValueError where the problems are not over one model.
     """
     problems = {"train": problem} if isinstance(problem, Problem) else dict(problem)
     if len({id(p.model) for p in problems.values()}) != 1:
-        raise ValueError("the problems of a survey want one model between them")
-    if isinstance(way, Mapping):
-        way = ForwardPlan(**way)
-    if way is None:
-        way = probe_forward_plan(next(iter(problems.values())), plane, autocast=autocast)
-    return LossMap(problems, plane, way, total=total, autocast=autocast, settings=settings)
+        raise ValueError("the problems of a survey must share one model; got several")
+    if isinstance(plan, Mapping):
+        plan = ForwardPlan(**plan)
+    if plan is None:
+        plan = probe_forward_plan(next(iter(problems.values())), plane, autocast=autocast)
+    return LossMap(problems, plane, plan, total=total, autocast=autocast, settings=settings)
 
 
 def plain_forward(problem: Problem) -> ForwardPlan:
-    """The way without any device: the data's own batches, nothing folded."""
+    """The plan without any probe: the data's own batches, nothing folded."""
     return ForwardPlan(problem.data.batch_size)
 
 
@@ -193,104 +199,133 @@ def probe_forward_plan(
     seconds: float = 2.0,
     batch_size: int | None = None,
 ) -> ForwardPlan:
-    """The fastest way found by trying some for about so many seconds: first the form, then the batch size.
+    """The fastest plan among those that can be tried in about this time: first the form, then the batch size.
 
-    batch_size  where it is given, only the form is chosen
+    problem     whose data are passed over; a pass may be over a part of them
+    plane       the losses are read at its origin
+    autocast    a lower precision, as in `losses`
+    seconds     after which no further batch size is tried
+    batch_size  where it is given, only memory format and folding are chosen
 
-    A folded way is taken only if its loss agrees with the plain one to 1e-4 at the origin.
+    A plan with folding is taken only if its loss agrees with the plain one to 1e-4 at the origin.
     """
-    began = time.perf_counter()
-    samples = problem.data.samples
-    start = min(batch_size or 64, samples)
+    deadline = time.perf_counter() + seconds
+    trial = _Trial(problem, plane, autocast)
+    best = ForwardPlan(min(batch_size or 64, problem.data.samples))
+    fastest = trial.seconds(best)
+    for form in _forms(problem, trial, best):
+        taken = trial.seconds(form)
+        if taken < GAIN * fastest:
+            best, fastest = form, taken
+    if batch_size is None:
+        best, fastest = _with_best_batch_size(trial, best, fastest, deadline)
+    logger.info("the probe chose %s, %.3g s a pass", best, fastest * problem.data.samples)
+    return best
+
+
+def _forms(problem: Problem, trial: _Trial, plain: ForwardPlan) -> list[ForwardPlan]:
+    """The other memory format, folding, and both: those that apply to this problem."""
     images = any(
         isinstance(t, Tensor) and t.dim() == 4 and t.is_floating_point()
         for t in pytree.tree_leaves(next(iter(problem.data.rebatched(1))))
     )
-    first = _Trial(problem, plane, autocast)
-    best = ForwardPlan(start)
-    best_time = first.seconds(best)
-    forms = [(False, True)] if images else []
-    if problem.separable and fold_batchnorm(problem.model) is not None and first.agrees(replace(best, fold=True), best):
-        forms += [(True, False)] + ([(True, True)] if images else [])
-    for fold, last in forms:
-        way = replace(best, fold=fold, channels_last=last)
-        taken = first.seconds(way)
-        if taken < 0.97 * best_time:
-            best, best_time = way, taken
-    sizes = set() if batch_size else {samples} | {2**i for i in range(3, 14) if 2**i < samples}
-    for ladder in (sorted(s for s in sizes if s > start), sorted((s for s in sizes if s < start), reverse=True)):
-        worse = 0
+    last, folded = replace(plain, channels_last=True), replace(plain, fold=True)
+    foldable = problem.separable and fold_batchnorm_modules(problem.model) is not None and trial.agrees(folded, plain)
+    forms = [last] if images else []
+    if foldable:
+        forms.append(folded)
+    if foldable and images:
+        forms.append(replace(last, fold=True))
+    return forms
+
+
+def _with_best_batch_size(
+    trial: _Trial, best: ForwardPlan, fastest: float, deadline: float
+) -> tuple[ForwardPlan, float]:
+    """Larger batches, then smaller ones, each until two in a row are slower or memory or time runs out."""
+    first, samples = best.batch_size, trial.problem.data.samples
+    sizes = {samples} | {2**i for i in range(3, 14) if 2**i < samples}
+    for ladder in (sorted(s for s in sizes if s > first), sorted((s for s in sizes if s < first), reverse=True)):
+        slower = 0
         for size in ladder:
-            if time.perf_counter() - began > seconds or worse == 2:
+            if time.perf_counter() > deadline or slower == 2:
                 break
             try:
-                taken = first.seconds(replace(best, batch_size=size))
+                taken = trial.seconds(replace(best, batch_size=size))
             except (MemoryError, RuntimeError) as error:
                 logger.info("batches of %d samples do not fit: %s", size, error)
                 break
-            worse = 0 if taken < best_time else worse + 1
-            if taken < 0.97 * best_time:
-                best, best_time = replace(best, batch_size=size), taken
-    logger.info("the probe chose %s, %.3g s a pass", best, best_time * samples)
-    return best
+            slower = 0 if taken < fastest else slower + 1
+            if taken < GAIN * fastest:
+                best, fastest = replace(best, batch_size=size), taken
+    return best, fastest
 
 
 class _Trial:
-    """Seconds per sample of one pass in a given way, the least of a few."""
+    """Times a pass over some of the data by a given plan, at the plane's origin."""
 
     def __init__(self, problem: Problem, plane: Plane, autocast: torch.dtype | None) -> None:
         self.problem, self.plane, self.autocast = problem, plane, autocast
         self.origin = (0.0,) * len(plane.axes)
 
-    def measure(self, way: ForwardPlan, samples: int) -> LossMap:
+    def measure(self, plan: ForwardPlan) -> LossMap:
+        """The losses over about one batch of the data."""
         data = self.problem.data
-        part = data.share(0, max(1, data.samples // samples)) if samples < data.samples else data
-        return LossMap({"train": self.problem.with_data(part)}, self.plane, way, autocast=self.autocast)
+        if plan.batch_size < data.samples:
+            data = data.share(0, max(1, data.samples // plan.batch_size))
+        return LossMap({"train": self.problem.with_data(data)}, self.plane, plan, autocast=self.autocast)
 
-    def seconds(self, way: ForwardPlan) -> float:
-        measure = self.measure(way, way.batch_size)
-        counted = sum(p.data.samples for p in measure._ready.values())
-        least = float("inf")
+    def seconds(self, plan: ForwardPlan) -> float:
+        """Per sample: the smallest of three passes after one to warm up; of one where it takes half a second."""
+        measure = self.measure(plan)
+        samples = sum(p.data.samples for p in measure._planned.values())
+        smallest = float("inf")
         for i in range(4):
             start = time.perf_counter()
             measure(self.origin)
             taken = time.perf_counter() - start
-            if i:  # the first one warms up
-                least = min(least, taken)
+            if i or taken > 0.5:
+                smallest = min(smallest, taken)
             if taken > 0.5:
-                least = min(least, taken)
                 break
-        return least / counted
+        return smallest / samples
 
-    def agrees(self, way: ForwardPlan, other: ForwardPlan) -> bool:
-        ours = self.measure(way, way.batch_size)(self.origin)["train_loss"]
-        theirs = self.measure(other, other.batch_size)(self.origin)["train_loss"]
-        return abs(ours - theirs) <= 1e-4 * max(abs(theirs), 1e-3) or (ours != ours and theirs != theirs)
+    def agrees(self, plan: ForwardPlan, other: ForwardPlan) -> bool:
+        """Whether two plans give the same loss to 1e-4, or both NaN."""
+        ours, theirs = (self.measure(p)(self.origin)["train_loss"] for p in (plan, other))
+        return abs(ours - theirs) <= 1e-4 * max(abs(theirs), 1e-3) or (isnan(ours) and isnan(theirs))
 
 
-def _formatted(data: Any, way: ForwardPlan) -> Any:
-    data = data.rebatched(way.batch_size)
-    if not way.channels_last:
+def _formatted(data: Any, plan: ForwardPlan) -> Any:
+    """The data in the plan's batches and memory format."""
+    data = data.rebatched(plan.batch_size)
+    if not plan.channels_last:
         return data
-
-    def last(batch: Batch) -> Batch:
-        return pytree.tree_map(
-            lambda t: t.contiguous(memory_format=torch.channels_last) if isinstance(t, Tensor) and t.dim() == 4 else t,
-            batch,
-        )
-
     if isinstance(data, Resident):
-        return replace(data, tensors=last(data.tensors))
+        return replace(data, tensors=_channels_last(data.tensors))
     if isinstance(data, Streamed):
         fetch = data.fetch
-        return replace(data, fetch=lambda indices: last(fetch(indices)))
+        return replace(data, fetch=lambda indices: _channels_last(fetch(indices)))
     return data
 
 
+def _channels_last(batch: Batch) -> Batch:
+    """A batch whose 4-d tensors are in channels-last format."""
+
+    def formatted(leaf: Any) -> Any:
+        if isinstance(leaf, Tensor) and leaf.dim() == 4:
+            return leaf.contiguous(memory_format=torch.channels_last)
+        return leaf
+
+    return pytree.tree_map(formatted, batch)
+
+
 def _fields(split: str, problem: Problem) -> list[Field]:
-    over = {"train": "training", "test": "test"}.get(split, split)
-    own = [Field(f"{split}_loss", problem.unit, f"mean loss over the {over} samples")]
-    return own + [
-        Field(f"{split}_{name}", metric.unit, f"{metric.long_name} over the {over} samples")
-        for name, metric in problem.metrics.items()
+    samples = f"{'training' if split == 'train' else split} samples"
+    return [
+        Field(f"{split}_loss", problem.unit, f"mean loss over the {samples}"),
+        *(
+            Field(f"{split}_{name}", metric.unit, f"{metric.long_name} over the {samples}")
+            for name, metric in problem.metrics.items()
+        ),
     ]

@@ -35,7 +35,7 @@ from lossmap.curvature.operators import Total, single_rank
 from lossmap.data.batches import Batch, moved, samples_in
 from lossmap.data.problem import Problem
 from lossmap.diagnostics.layer_signals import Signal, signals, why_zero
-from lossmap.geometry.parameter_vector import Layout, selected
+from lossmap.geometry.parameter_vector import Layout
 from lossmap.linalg.block_norms import OffDiagonalEnergy, off_diagonal_energy
 from lossmap.linalg.dense import DenseMatrix
 from lossmap.linalg.krylov_space import ROUNDING, SymmetricOperator
@@ -350,8 +350,7 @@ def assemble(
 ) -> BlockSpectra:
     """The blocks with their noise floors and gradients; zero blocks explained by the signals of one pass."""
     blocks = with_noise_floor(found, 0.0 if ends is None else ends.scale)
-    _, slope = loss_and_gradient(problem, "all", total)
-    layout = Layout.of(selected(problem.model, "all"))
+    _, slope, layout = loss_and_gradient(problem, "all", total)
     by_tensor = layout.unflatten(slope)
     passing = signals(problem)
     complete = []

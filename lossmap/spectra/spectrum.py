@@ -343,7 +343,7 @@ def spectrum(
     total: Total = single_rank,
     label: str = "",
     check: bool = True,
-    way: str = "auto",
+    backend: str = "auto",
     **told: Any,
 ) -> Spectrum:
     """The spectrum of the mean loss of a model over its data, at its present weights.
@@ -352,7 +352,7 @@ def spectrum(
     parameters  weights (of dimension > 1, as in the paper), all, or a regular expression
     total       adds a tensor up over the ranks of a team, each with its own share of the data
     check       refuses a loss that is no mean over samples
-    way         how products are made, see `linearize.prepare`; auto: the cheapest by a short probe
+    backend     of products, see `autotune.prepare`; auto: the cheapest by a short probe
     told        as `spectrum_of` takes it: top, bottom, trace_products, density_error, mass_at, tol, seed, ...
 
     Raises ValueError with one sentence for a model in training mode, weights in half precision, a loss that is no
@@ -361,10 +361,10 @@ def spectrum(
     began = time.perf_counter()
     if check:
         check_mean(problem)
-    if build_operator(problem, matrix, parameters, total).size <= int(told.get("dense", 300)) and way == "auto":
-        way = "double"  # so few products that no probe pays
-    operator = build_operator(problem, matrix, parameters, total, way=way)
-    loss, slope = loss_and_gradient(problem, parameters, total)
+    if build_operator(problem, matrix, parameters, total).size <= int(told.get("dense", 300)) and backend == "auto":
+        backend = "double-backward"  # so few products that no probe pays
+    operator = build_operator(problem, matrix, parameters, total, backend=backend)
+    loss, slope, _ = loss_and_gradient(problem, parameters, total)
     if not isfinite(loss):
         raise FloatingPointError(f"the loss is {loss} at these weights: there is no curvature to read here")
     found = spectrum_of(operator, label=label, name=matrix, layout=operator.layout, **told)

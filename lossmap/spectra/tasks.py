@@ -213,11 +213,11 @@ class SpectrumTasks:
             choice = self.choices[i] if self.choices and which == self.asked.parameters else None
             if choice is not None and self.limits:
                 choice = {**choice, "batch": min(int(choice["batch"]), self.limits[-1])}
-            self.made[i, which] = build_operator(subject.problem, subject.matrix, which, self.total, choice=choice)
+            self.made[i, which] = build_operator(subject.problem, subject.matrix, which, self.total, plan=choice)
         return self.made[i, which]
 
     def _gradient(self, subject: Subject, name: str) -> Sequence[Any]:
-        loss, slope = loss_and_gradient(subject.problem, self.asked.parameters, self.total)
+        loss, slope, _ = loss_and_gradient(subject.problem, self.asked.parameters, self.total)
         return [loss, norm(slope)]
 
     def _whole(self, subject: Subject, name: str) -> Sequence[Any]:

@@ -1,9 +1,10 @@
-"""Linearised products against double backward and dense truth, the choice among ways, and what falls back."""
+"""Linearized products against double backward and dense truth, the choice among backends, and what falls back."""
 
 from __future__ import annotations
 
 import json
 import logging
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,10 +12,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from lossmap.curvature.autotune import Probe, prepare
+from lossmap.curvature.backends import bytes_of
+from lossmap.curvature.hvp_plan import BACKENDS, HvpPlan, backend_of
 from lossmap.curvature.linearize.graph_builder import packet
-from lossmap.curvature.linearize.trace import folded, traced
+from lossmap.curvature.linearize.trace import fold_batchnorm_in_graph, traced
 from lossmap.curvature.linearize.winograd import outputs, outputs_back, tiles, tiles_back, weights, weights_back
-from lossmap.curvature.linearized_operator import bytes_of, disagreement
+from lossmap.curvature.linearized_operator import disagreement
 from lossmap.curvature.operators import CurvatureOperator, gauss_newton, hessian
 from lossmap.data.batches import Resident
 from lossmap.data.problem import Problem
@@ -175,7 +178,7 @@ def case(name, dtype=torch.float64, cut=3):
     return problem.to(dtype=dtype)
 
 
-LINEAR = {"way": "linear", "batch": 3, "format": "contiguous", "block": "apart"}
+LINEAR = HvpPlan("linearized", 3)
 TRACED = ("mlp", "activations", "residual", "images", "attention", "recurrent", "shared", "squares", "regularised",
           "physical")  # fmt: skip
 PRODUCTS = [(name, hessian, "all") for name in TRACED]
@@ -186,42 +189,42 @@ PRODUCTS += [("residual", hessian, "weights"), ("residual", gauss_newton, "weigh
 @pytest.mark.parametrize(("name", "product", "parameters"), PRODUCTS)
 def test_a_linearised_product_is_double_backwards(name, product, parameters, caplog):
     problem = case(name)
-    prepared = prepare(problem, parameters, product, choice=LINEAR | {"batch": 7})
-    assert prepared.choice["way"] == "linear" and "not linearised" not in caplog.text
+    prepared = prepare(problem, parameters, product, plan=replace(LINEAR, batch_size=7))
+    assert prepared.plan.backend == "linearized" and "not linearised" not in caplog.text
     block = torch.randn(prepared.size, 2, dtype=torch.float64)
     truth = CurvatureOperator(problem, product, parameters) @ block
     torch.testing.assert_close(prepared.at() @ block, truth, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("way", ["linear", "graph", "double"])
-def test_a_place_is_another_model_and_the_model_stays(way):
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_point_is_another_model_and_the_model_stays(backend):
     problem = case("residual")
     model = problem.model
     plane = random_plane(model, 2, 1, states=True)
-    prepared = prepare(problem, choice=LINEAR | {"way": way, "kept_per_sample": 1})
+    prepared = prepare(problem, plan=replace(LINEAR, backend=backend, graph_bytes=1))
     before = {k: t.clone() for k, t in model.state_dict().items()}
     v = torch.randn(prepared.size, dtype=torch.float64)
-    places = [prepared.at(plane.at(point)) for point in ((0.0, 0.0), (0.3, -0.2))]
-    products = [place @ v for place in places]  # both at once: neither disturbs the other
+    operators = [prepared.at(plane.at(point)) for point in ((0.0, 0.0), (0.3, -0.2))]
+    products = [operator @ v for operator in operators]  # both at once: neither disturbs the other
     assert all(torch.equal(t, before[k]) for k, t in model.state_dict().items())
     assert all(p.grad is None and p.requires_grad for p in model.parameters())
-    for point, place, product in zip(((0.0, 0.0), (0.3, -0.2)), places, products, strict=True):
+    for point, operator, product in zip(((0.0, 0.0), (0.3, -0.2)), operators, products, strict=True):
         model.load_state_dict(before | plane.at(point))
         torch.testing.assert_close(product, CurvatureOperator(problem) @ v, rtol=1e-9, atol=1e-12)
-        torch.testing.assert_close(place @ v, product, rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(operator @ v, product, rtol=1e-9, atol=1e-12)
         whole = next(iter(problem.rebatched(7).data))
-        assert place.loss() == pytest.approx(problem.total(whole).item() / 7, rel=1e-12)
+        assert operator.loss() == pytest.approx(problem.total(whole).item() / 7, rel=1e-12)
         model.load_state_dict(before)
-    assert prepared.at().loss() == pytest.approx(places[0].loss(), rel=1e-12)
+    assert prepared.at().loss() == pytest.approx(operators[0].loss(), rel=1e-12)
 
 
-@pytest.mark.parametrize("way", ["linear", "graph", "double"])
-def test_products_are_those_of_evaluation_mode_and_modes_are_given_back(way):
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_products_are_those_of_evaluation_mode_and_modes_are_given_back(backend):
     problem = case("residual")
     v = torch.randn(CurvatureOperator(problem).size, dtype=torch.float64)
     truth = CurvatureOperator(problem) @ v
     problem.model.train()
-    torch.testing.assert_close(prepare(problem, way=way).at() @ v, truth, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(prepare(problem, backend=backend).at() @ v, truth, rtol=1e-9, atol=1e-12)
     assert problem.model.training and problem.model[1].training
 
 
@@ -230,11 +233,11 @@ def test_what_a_trace_does_not_see_falls_back_and_says_so(name, caplog):
     problem = case(name)
     v = torch.randn(CurvatureOperator(problem).size, dtype=torch.float64)
     prepared = prepare(problem)
-    assert prepared.choice["way"] in ("graph", "double")
+    assert prepared.plan.backend in ("retained-graph", "double-backward")
     assert [r.levelno for r in caplog.records if r.name == "lossmap"] == [logging.WARNING]
     assert "products are not linearised, but made by double backward" in caplog.text
     torch.testing.assert_close(prepared.at() @ v, CurvatureOperator(problem) @ v, rtol=1e-9, atol=1e-12)
-    assert prepare(problem, choice=LINEAR).choice["way"] == "double"  # also when told to
+    assert prepare(problem, plan=LINEAR).plan.backend == "double-backward"  # also where a plan asks for it
 
 
 def test_a_product_without_rules_is_made_by_double_backward(caplog):
@@ -244,7 +247,7 @@ def test_a_product_without_rules_is_made_by_double_backward(caplog):
         return [[2 * part for part in row] for row in hessian(problem, batch, parameters, vectors)]
 
     prepared = prepare(problem, product=twice)
-    assert prepared.choice["way"] == "double" and "there are no rules" in caplog.text
+    assert prepared.plan.backend == "double-backward" and "there are no rules" in caplog.text
     v = torch.randn(prepared.size, dtype=torch.float64)
     torch.testing.assert_close(prepared.at() @ v, 2 * (CurvatureOperator(problem) @ v))
 
@@ -253,13 +256,16 @@ def test_a_product_without_rules_is_made_by_double_backward(caplog):
 @pytest.mark.parametrize("product", [hessian, gauss_newton])
 def test_memory_formats_tiles_and_blocks_change_nothing(form, product):
     problem = case("residual")
-    for parameters, options in (("weights", ({"tiled": 2}, {"block": "together"})), ("all", ({"tiled": 2},))):
+    for parameters, options in (
+        ("weights", ({"winograd_channels": 2}, {"vectorized": True})),
+        ("all", ({"winograd_channels": 2},)),
+    ):
         block = torch.randn(CurvatureOperator(problem, parameters=parameters).size, 3, dtype=torch.float64)
         truth = CurvatureOperator(problem, product, parameters) @ block
         for more in options:
-            choice = LINEAR | {"batch": 7, "format": form} | more
-            prepared = prepare(problem, parameters, product, choice=choice)
-            assert prepared.choice["way"] == "linear"
+            plan = replace(LINEAR, batch_size=7, memory_format=form, **more)
+            prepared = prepare(problem, parameters, product, plan=plan)
+            assert prepared.plan.backend == "linearized"
             torch.testing.assert_close(prepared.at() @ block, truth, rtol=1e-8, atol=1e-11)
 
 
@@ -267,13 +273,13 @@ def test_values_beyond_the_memory_are_computed_anew():
     problem = case("residual")
     v = torch.randn(CurvatureOperator(problem).size, dtype=torch.float64)
     truth = CurvatureOperator(problem) @ v
-    for way in ("linear", "graph"):
-        choice = LINEAR | {"way": way, "kept_per_sample": 10_000}
+    for backend in ("linearized", "retained-graph"):
+        plan = replace(LINEAR, backend=backend, graph_bytes=10_000)
         for memory in (0, 30_000):
-            matrix = prepare(problem, choice=choice, memory=memory).at()
+            matrix = prepare(problem, plan=plan, memory=memory).at()
             for _ in range(2):
                 torch.testing.assert_close(matrix @ v, truth, rtol=1e-9, atol=1e-12)
-            assert matrix.loss() == pytest.approx(prepare(problem, way="double").at().loss(), rel=1e-12)
+            assert matrix.loss() == pytest.approx(prepare(problem, backend="double-backward").at().loss(), rel=1e-12)
 
 
 def test_bytes_count_each_storage_once_and_none_that_is_there_anyhow():
@@ -287,67 +293,67 @@ def test_any_cut_and_shares_give_the_same_product():
     v = torch.randn(CurvatureOperator(problem).size, dtype=torch.float64)
     truth = CurvatureOperator(problem) @ v
     for batch in (2, 5):
-        torch.testing.assert_close(prepare(problem, choice=LINEAR | {"batch": batch}).at() @ v, truth)
+        torch.testing.assert_close(prepare(problem, plan=replace(LINEAR, batch_size=batch)).at() @ v, truth)
     sent = []
     for rank in range(2):
-        prepare(problem.share(rank, 2), total=lambda t: sent.append(t.clone()) or t, choice=LINEAR).at() @ v
-    joined = prepare(problem.share(0, 2), total=lambda t: sum(sent), choice=LINEAR).at() @ v
+        prepare(problem.share(rank, 2), total=lambda t: sent.append(t.clone()) or t, plan=LINEAR).at() @ v
+    joined = prepare(problem.share(0, 2), total=lambda t: sum(sent), plan=LINEAR).at() @ v
     torch.testing.assert_close(joined, truth)
 
 
-def test_the_choice_can_be_told_and_given_again():
+def test_a_plan_can_be_stored_and_used_again():
     problem = case("residual", torch.float32)
     prepared = prepare(problem)
-    told = json.loads(json.dumps(prepared.choice))
-    again = prepare(problem, choice=told)
-    assert again.choice == prepared.choice
+    entries = json.loads(json.dumps(prepared.plan.stored()))
+    again = prepare(problem, plan=entries)
+    assert again.plan == prepared.plan
     v = torch.randn(prepared.size)
     assert torch.equal(prepared.at() @ v, again.at() @ v)
-    assert {"way", "batch", "format", "block", "seconds_per_sample"} <= set(told)
+    assert {"way", "batch", "format", "block", "seconds_per_sample"} <= set(entries)
 
 
 def test_the_probe_takes_the_cheapest_of_what_it_measured():
     problem = case("mlp")
     prepared = prepare(problem)
-    record, choice = prepared.choice["seconds_per_sample"], prepared.choice
+    record = prepared.plan.seconds_per_sample
     assert {key.split()[0] for key in record} == {"linear", "graph", "double"}
-    assert f"{choice['way']} {choice['batch']} {choice['format']}" in record
+    assert prepared.plan.label in record
 
 
 def test_tiles_that_round_too_much_are_not_taken(monkeypatch):
     problem = case("residual", torch.float32)
-    begun = prepare(problem, choice=LINEAR | {"format": "channels_last"})
+    begun = prepare(problem, plan=replace(LINEAR, memory_format="channels_last"))
     probe = Probe(begun)
-    monkeypatch.setattr(probe, "better", lambda best, tried: tried)
-    monkeypatch.setattr("lossmap.curvature.autotune.TILED", 4)
-    monkeypatch.setattr("lossmap.curvature.autotune.ROUNDED", 0.0)
-    assert "tiled" not in probe.tiled(probe.entrant(begun.choice)).choice
-    monkeypatch.setattr("lossmap.curvature.autotune.ROUNDED", 1000.0)
-    assert probe.tiled(probe.entrant(begun.choice)).choice["tiled"] == 4
+    monkeypatch.setattr(probe, "cheaper", lambda best, other: other)
+    monkeypatch.setattr("lossmap.curvature.autotune.MIN_WINOGRAD_CHANNELS", 4)
+    monkeypatch.setattr("lossmap.curvature.autotune.MAX_WINOGRAD_ROUNDING", 0.0)
+    assert probe.with_winograd(probe.candidate(begun.plan)).plan.winograd_channels == 0
+    monkeypatch.setattr("lossmap.curvature.autotune.MAX_WINOGRAD_ROUNDING", 1000.0)
+    assert probe.with_winograd(probe.candidate(begun.plan)).plan.winograd_channels == 4
 
 
 def test_float32_is_as_near_to_float64_as_double_backward():
     single, double = case("residual", torch.float32), case("residual")
     v = torch.randn(CurvatureOperator(double).size, dtype=torch.float64)
     truth = CurvatureOperator(double) @ v
-    for more in ({}, {"tiled": 2, "format": "channels_last"}):
-        product = prepare(single, choice=LINEAR | more).at() @ v.float()
+    for more in ({}, {"winograd_channels": 2, "memory_format": "channels_last"}):
+        product = prepare(single, plan=replace(LINEAR, **more)).at() @ v.float()
         assert product.dtype == torch.float32
         assert float((product.double() - truth).norm() / truth.norm()) < 1e-5
 
 
-def test_a_loss_that_is_not_finite_is_told_and_its_product_raises():
+def test_a_loss_that_is_not_finite_is_returned_and_its_product_raises():
     problem = case("mlp")
     bad = {"0.weight": torch.full((4, 5), float("nan"), dtype=torch.float64)}
-    for way in ("linear", "double"):
-        matrix = prepare(problem, way=way).at(bad)
+    for backend in ("linearized", "double-backward"):
+        matrix = prepare(problem, backend=backend).at(bad)
         assert matrix.loss() != matrix.loss()
         with pytest.raises(FloatingPointError, match="not finite"):
             matrix @ torch.zeros(32, dtype=torch.float64)
 
 
 def test_the_operator_goes_to_scipy():
-    matrix = prepare(case("mlp"), way="linear").at()
+    matrix = prepare(case("mlp"), backend="linearized").at()
     operator = matrix.operator()
     assert operator.shape == (32, 32) and operator.dtype == "float64"
     assert operator.matvec(torch.ones(32).numpy()) == pytest.approx(
@@ -357,7 +363,7 @@ def test_the_operator_goes_to_scipy():
 
 def test_a_loss_that_fails_on_one_rank_is_raised_by_all():
     problem = case("mlp")
-    matrix = prepare(problem, way="double", total=lambda t: t + torch.tensor([0.0, -torch.inf])).at()
+    matrix = prepare(problem, backend="double-backward", total=lambda t: t + torch.tensor([0.0, -torch.inf])).at()
     with pytest.raises(RuntimeError, match="failed on another rank"):
         matrix.loss()
 
@@ -366,18 +372,22 @@ def test_a_loss_that_fails_on_one_rank_is_raised_by_all():
 
     sent = []
     broken_problem = Problem.custom(problem.model, broken, problem.data)
-    failing = prepare(broken_problem, choice=LINEAR | {"way": "double"}, total=lambda t: sent.append(t) or t).at()
+    failing = prepare(
+        broken_problem, plan=replace(LINEAR, backend="double-backward"), total=lambda t: sent.append(t) or t
+    ).at()
     with pytest.raises(ZeroDivisionError, match="no loss here"):
         failing.loss()
     assert float(sent[0][1]) == -float("inf")
 
 
-def test_unknown_names_and_ways_are_refused():
+def test_unknown_names_and_backends_are_refused():
     problem = case("mlp")
     with pytest.raises(KeyError, match=r"the model has no tensor named 'no\.such'"):
-        prepare(problem, way="double").at({"no.such": torch.zeros(1)})
-    with pytest.raises(ValueError, match="unknown way 'magic'; there are auto, linear, graph, double"):
-        prepare(problem, way="magic")
+        prepare(problem, backend="double-backward").at({"no.such": torch.zeros(1)})
+    with pytest.raises(
+        ValueError, match="must be one of auto, linearized, retained-graph, double-backward; got 'magic'"
+    ):
+        prepare(problem, backend="magic")
     with pytest.raises(ValueError, match="Gauss-Newton needs outputs and loss as two steps"):
         prepare(case("physical"), product=gauss_newton)
 
@@ -393,7 +403,7 @@ def test_batch_norm_in_training_mode_inside_is_not_folded():
         return value
 
     odd = Problem.custom(problem.model, always_training, problem.data)
-    reason = disagreement(prepare(odd, choice=LINEAR | {"way": "double"}))
+    reason = disagreement(prepare(odd, plan=replace(LINEAR, backend="double-backward")))
     assert reason is not None and "batch norm in training mode: call model.eval() first" in reason
 
 
@@ -409,8 +419,8 @@ def test_tiles_are_the_convolution_and_its_transposes():
         (weights, weights_back, w, [], torch.randn(36, 3, 5, dtype=torch.float64)),
         (outputs_back, outputs, g, [[2, 5, 8, 12]], torch.randn(36, 12, 5, dtype=torch.float64)),
     )
-    for forward, back, a, told, b in pairs:  # <forward a, b> = <a, back b>
-        torch.testing.assert_close((forward(a) * b).sum(), (a * back(b, *told)).sum(), rtol=1e-12, atol=1e-12)
+    for forward, back, a, shape, b in pairs:  # <forward a, b> = <a, back b>
+        torch.testing.assert_close((forward(a) * b).sum(), (a * back(b, *shape)).sum(), rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize(("layer", "image"), [(nn.Conv2d(3, 4, 1, 2), (5, 6)), (nn.Conv1d(3, 4, 1, 3), (8,)),
@@ -422,11 +432,55 @@ def test_a_strided_convolution_of_single_entries_takes_what_it_reads_and_has_no_
     data = torch.randn(6, 2, *image, dtype=torch.float64), torch.arange(6) % 3
     model(data[0])
     problem = Problem.supervised(model.eval(), "crossentropy", data)
-    prepared = prepare(problem, choice=LINEAR)
+    prepared = prepare(problem, plan=LINEAR)
     v = torch.randn(prepared.size, dtype=torch.float64)
     torch.testing.assert_close(prepared.at() @ v, CurvatureOperator(problem) @ v, rtol=1e-9, atol=1e-12)
-    graph = folded(traced(lambda w, x: (layer.forward(x) * w).sum(), (torch.ones((), dtype=torch.float64),
-                                                                     model[:2](data[0]).detach())))  # fmt: skip
+    tensors = torch.ones((), dtype=torch.float64), model[:2](data[0]).detach()
+    graph = fold_batchnorm_in_graph(traced(lambda w, x: (layer.forward(x) * w).sum(), tensors))
     strides = [set(n.args[3]) for n in graph.graph.nodes if packet(n) is torch.ops.aten.convolution]
     padded = set(layer.padding) != {0}
     assert strides == [set(layer.stride) if padded else {1}]
+
+
+def test_a_backend_has_two_spellings():
+    for name, old in zip(BACKENDS, ("linear", "graph", "double"), strict=True):
+        assert backend_of(name) == backend_of(old) == name
+    assert backend_of("auto") == "auto"
+    with pytest.raises(ValueError, match="got 'fast'"):
+        backend_of("fast")
+
+
+def test_plans_of_version_0_1_are_read_and_written_alike():
+    old = {"way": "linear", "batch": 64, "format": "channels_last", "block": "apart", "tiled": 16,
+           "seconds_per_sample": {"linear 64 channels_last tiled from 16": 0.1}}  # fmt: skip
+    plan = HvpPlan.from_stored(old)
+    assert plan == HvpPlan("linearized", 64, "channels_last", False, 16, 0, old["seconds_per_sample"])
+    assert plan.stored() == old and plan.label in old["seconds_per_sample"]
+    graph = {"way": "graph", "batch": 8, "format": "contiguous", "block": "apart", "kept_per_sample": 123}
+    assert HvpPlan.from_stored(graph).stored() == graph
+    double = {"way": "double", "batch": 8, "format": "contiguous", "block": "apart"}
+    assert HvpPlan.from_stored(double).stored() == double
+    together = double | {"way": "linear", "block": "together"}
+    assert HvpPlan.from_stored(together).vectorized and HvpPlan.from_stored(together).stored() == together
+    assert HvpPlan.from_stored({"backend": "linearized", "batch": 5}) == HvpPlan("linearized", 5)
+    for wrong in ({"batch": 5}, {"way": "linear"}, {"way": "auto", "batch": 5}, {"way": "fast", "batch": 5}):
+        with pytest.raises(ValueError, match="got"):
+            HvpPlan.from_stored(wrong)
+
+
+def test_a_batch_that_failed_once_is_met_again_by_the_next_product():
+    problem = case("mlp")
+    operator = prepare(problem, plan=LINEAR).at()
+    v = torch.randn(operator.size, dtype=torch.float64)
+    evaluate, calls = operator.products._evaluate, []
+
+    def failing_once(batch):
+        calls.append(batch)
+        if len(calls) == 2:
+            raise MemoryError("no memory for the second batch")
+        return evaluate(batch)
+
+    object.__setattr__(operator.products, "_evaluate", failing_once)
+    with pytest.raises(MemoryError):
+        operator @ v
+    torch.testing.assert_close(operator @ v, CurvatureOperator(problem) @ v, rtol=1e-9, atol=1e-12)

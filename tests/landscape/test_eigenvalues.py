@@ -81,7 +81,7 @@ def dense_ends(problem, tensors):
 def test_every_point_of_a_plane_is_within_its_bounds_of_the_dense_hessian(dtype, tol, certify):
     problem = small(dtype=dtype)
     plane, grid = random_plane(problem.model, seed=3), Grid.square(-2.0, 2.0, 5)
-    measure = EigenvalueMap({"train": prepare(problem, way="double")}, plane, tol=tol, certify=certify)
+    measure = EigenvalueMap({"train": prepare(problem, backend="double-backward")}, plane, tol=tol, certify=certify)
     negative = 0
     for i in range(len(grid)):
         reading, truth = measure(grid.point(i)), dense_ends(problem, plane.at(grid.point(i)))
@@ -100,7 +100,7 @@ def test_a_map_of_a_relu_net_agrees_with_the_dense_hessian_by_every_solver():
     problem = small(nn.ReLU)
     plane = random_plane(problem.model, seed=1)
     for solver in ("lanczos", "eigsh"):
-        measure = EigenvalueMap({"train": prepare(problem, way="double")}, plane, solver=solver, tol=1e-6)
+        measure = EigenvalueMap({"train": prepare(problem, backend="double-backward")}, plane, solver=solver, tol=1e-6)
         for point in ((0.0, 0.0), (0.5, -1.0), (0.6, -1.0), (0.7, -1.0)):
             truth = dense_ends(problem, plane.at(point))
             reading = measure(point)
@@ -112,7 +112,9 @@ def test_the_mean_squared_error_of_a_linear_net_has_the_eigenvalues_of_its_data(
     x, y = torch.randn(30, 5).double(), torch.randn(30, 2).double()
     net = nn.Linear(5, 2, bias=False).double()
     measure = EigenvalueMap(
-        {"train": prepare(Problem.supervised(net, "mse", (x, y)), way="double")}, random_plane(net), tol=1e-9
+        {"train": prepare(Problem.supervised(net, "mse", (x, y)), backend="double-backward")},
+        random_plane(net),
+        tol=1e-9,
     )
     truth = torch.linalg.eigvalsh(2 / (30 * 2) * x.T @ x)
     reading = measure((0.3, 0.4))
@@ -122,7 +124,7 @@ def test_the_mean_squared_error_of_a_linear_net_has_the_eigenvalues_of_its_data(
 def test_a_hessian_of_zeros_has_zero_ends():
     net = nn.Linear(3, 2).double()
     problem = Problem.custom(net, lambda model, batch: model(batch[0]).sum(), (torch.randn(8, 3).double(),))
-    reading = EigenvalueMap({"train": prepare(problem, way="double")}, random_plane(net))((0.0, 1.0))
+    reading = EigenvalueMap({"train": prepare(problem, backend="double-backward")}, random_plane(net))((0.0, 1.0))
     assert {reading[f"{end}_eig{what}"] for end in ("max", "min") for what in ("", "_error", "_limit")} == {0.0}
     assert reading["products"] == 1.0
 
@@ -276,13 +278,13 @@ class Scarce:
         return None if less is None else Scarce(less, self.room)
 
 
-@pytest.mark.parametrize("way", ["linear", "graph", "double"])
-def test_where_memory_runs_out_the_products_are_cut_smaller_and_the_eigenvalues_stay(way):
+@pytest.mark.parametrize("backend", ["linearized", "retained-graph", "double-backward"])
+def test_where_memory_runs_out_the_products_are_cut_smaller_and_the_eigenvalues_stay(backend):
     problem = small()
     plane, grid = random_plane(problem.model, seed=3), Grid.line(-1.0, 1.0, 4)
     plane = Plane(plane.origin, plane.axes[:1], plane.recipes[:1])
-    ample = survey(EigenvalueMap({"train": prepare(problem, way=way)}, plane, tol=1e-8), grid)
-    tight = survey(EigenvalueMap({"train": Scarce(prepare(problem, way=way), 5)}, plane, tol=1e-8), grid)
+    ample = survey(EigenvalueMap({"train": prepare(problem, backend=backend)}, plane, tol=1e-8), grid)
+    tight = survey(EigenvalueMap({"train": Scarce(prepare(problem, backend=backend), 5)}, plane, tol=1e-8), grid)
     assert tight.outcome == "complete"
     for name in ("max_eig", "min_eig"):
         assert tight[name] == pytest.approx(ample[name], rel=1e-6)
@@ -301,7 +303,9 @@ def test_where_nothing_is_left_to_give_up_the_point_fails_for_lack_of_memory():
 
 def test_what_was_kept_of_other_points_is_let_go_when_memory_runs_out():
     problem = small()
-    measure = EigenvalueMap({"train": prepare(problem, way="double")}, random_plane(problem.model), memory=1 << 20)
+    measure = EigenvalueMap(
+        {"train": prepare(problem, backend="double-backward")}, random_plane(problem.model), memory=1 << 20
+    )
     measure((0.1, 0.2))
     (solved,) = measure._solved.values()
     assert solved.start((0.1, 0.3)) is not None
@@ -310,7 +314,7 @@ def test_what_was_kept_of_other_points_is_let_go_when_memory_runs_out():
 
 
 def test_less_memory_keeps_fewer_values_and_at_last_none():
-    prepared = prepare(small(), way="linear", memory=1000)
+    prepared = prepare(small(), backend="linearized", memory=1000)
     steps = []
     while (prepared := prepared.smaller()) is not None:
         steps.append((prepared.batch, prepared.memory))

@@ -8,7 +8,7 @@ from torch import nn
 from lossmap.data.batches import Streamed
 from lossmap.data.problem import Problem
 from lossmap.geometry.directions import line_between, move_point, random_plane
-from lossmap.landscape.fold_batchnorm import fold_batchnorm
+from lossmap.landscape.fold_batchnorm import fold_batchnorm_modules
 from lossmap.landscape.loss import ForwardPlan, LossMap, losses, plain_forward, probe_forward_plan
 
 
@@ -51,7 +51,7 @@ def by_hand(net, plane, point, x, y):
 @pytest.mark.parametrize("states", [False, True])
 def test_any_way_through_the_data_gives_the_mean_over_samples(net, data, batch, fold, last, states):
     plane = random_plane(net, states=states)
-    measure = losses(Problem.supervised(net, "crossentropy", data), plane, way=ForwardPlan(batch, last, fold))
+    measure = losses(Problem.supervised(net, "crossentropy", data), plane, plan=ForwardPlan(batch, last, fold))
     for point in [(0.0, 0.0), (0.3, -0.2), (-1.0, 1.0)]:
         reading = measure(point)
         loss, accuracy = by_hand(net, plane, point, *data)
@@ -64,13 +64,13 @@ def test_in_float64_folding_changes_nothing_but_rounding(net, data):
     plane = random_plane(net, states=True)
     problem = Problem.supervised(net, "crossentropy", data)
     for point in [(0.0, 0.0), (0.7, -0.4)]:
-        one = losses(problem, plane, way=ForwardPlan(83))(point)["train_loss"]
-        other = losses(problem, plane, way=ForwardPlan(83, True, True))(point)["train_loss"]
+        one = losses(problem, plane, plan=ForwardPlan(83))(point)["train_loss"]
+        other = losses(problem, plane, plan=ForwardPlan(83, True, True))(point)["train_loss"]
         assert other == pytest.approx(one, rel=1e-12)
 
 
 def test_every_batch_norm_behind_a_layer_is_folded(net):
-    graph, layers = fold_batchnorm(net)
+    graph, layers = fold_batchnorm_modules(net)
     assert len(layers) == 3
     assert not any(n.op == "call_module" and "bn" in str(n.target) for n in graph.graph.nodes)
 
@@ -80,15 +80,15 @@ def test_a_model_that_branches_on_its_data_is_not_folded():
         def forward(self, x):
             return super().forward(x if x.sum() > 0 else -x)
 
-    assert fold_batchnorm(Branches()) is None
-    assert fold_batchnorm(nn.Linear(3, 2)) is None
+    assert fold_batchnorm_modules(Branches()) is None
+    assert fold_batchnorm_modules(nn.Linear(3, 2)) is None
 
 
 def test_train_and_test_are_read_at_once(net, data):
     plane = random_plane(net, axes=1)
     splits = {"train": data, "test": (data[0][:20], data[1][:20])}
     problems = {k: Problem.supervised(net, "crossentropy", d) for k, d in splits.items()}
-    measure = losses(problems, plane, way=ForwardPlan(16))
+    measure = losses(problems, plane, plan=ForwardPlan(16))
     assert [f.name for f in measure.fields] == ["train_loss", "train_acc", "test_loss", "test_acc"]
     reading = measure((0.4,))
     for split, (x, y) in splits.items():
@@ -97,11 +97,11 @@ def test_train_and_test_are_read_at_once(net, data):
 
 def test_nan_and_inf_are_results(net, data):
     plane = random_plane(net, axes=1)
-    way = ForwardPlan(83)
-    far = losses(Problem.supervised(net, "crossentropy", data), plane, way=way)((1e30,))
+    plan = ForwardPlan(83)
+    far = losses(Problem.supervised(net, "crossentropy", data), plane, plan=plan)((1e30,))
     assert not math.isfinite(far["train_loss"])
     custom = Problem.custom(net, lambda m, b: m(b[0]).sum() * float("inf"), data)
-    assert not math.isfinite(losses(custom, plane, way=way)((0.0,))["train_loss"])
+    assert not math.isfinite(losses(custom, plane, plan=plan)((0.0,))["train_loss"])
 
 
 def test_the_model_comes_back_untouched_and_points_do_not_drift(net, data):
@@ -109,7 +109,7 @@ def test_the_model_comes_back_untouched_and_points_do_not_drift(net, data):
     before = {k: v.clone() for k, v in net.state_dict().items()}
     pointers = {k: p.data_ptr() for k, p in net.named_parameters()}
     plane = random_plane(net, states=True)
-    measure = losses(Problem.supervised(net, "crossentropy", data), plane, way=ForwardPlan(32, True, True))
+    measure = losses(Problem.supervised(net, "crossentropy", data), plane, plan=ForwardPlan(32, True, True))
     first = measure((0.1, 0.2))
     for i in range(20):
         measure((0.05 * i, -0.7))
@@ -122,7 +122,7 @@ def test_the_model_comes_back_untouched_and_points_do_not_drift(net, data):
 
 def test_a_forward_that_raises_gives_the_model_back_and_passes_the_reason_on(net, data):
     problem = Problem.supervised(net, "crossentropy", (torch.randn(4, 5, 8, 8), data[1][:4]))
-    measure = losses(problem, random_plane(net), way=ForwardPlan(4))
+    measure = losses(problem, random_plane(net), plan=ForwardPlan(4))
     with pytest.raises(RuntimeError, match="to have 3 channels"):
         measure((0.5, 0.5))
     assert torch.equal(net.conv1.weight, measure.plane.origin["conv1.weight"])
@@ -131,15 +131,15 @@ def test_a_forward_that_raises_gives_the_model_back_and_passes_the_reason_on(net
 def test_the_probe_chooses_a_way_that_gives_the_same_losses(net, data):
     problem = Problem.supervised(net, "crossentropy", data)
     plane = random_plane(net)
-    way = probe_forward_plan(problem, plane, seconds=0.5)
-    assert 1 <= way.batch_size <= 83
-    chosen, twin = losses(problem, plane, way=way), losses(problem, plane, way=plain_forward(problem))
+    plan = probe_forward_plan(problem, plane, seconds=0.5)
+    assert 1 <= plan.batch_size <= 83
+    chosen, twin = losses(problem, plane, plan=plan), losses(problem, plane, plan=plain_forward(problem))
     assert chosen((0.5, 0.1))["train_loss"] == pytest.approx(twin((0.5, 0.1))["train_loss"], rel=1e-5)
-    assert chosen.settings["chosen"]["way"]["batch_size"] == way.batch_size
+    assert chosen.settings["chosen"]["way"]["batch_size"] == plan.batch_size
 
 
 def test_a_smaller_batch_is_half_until_one_sample_is_left(net, data):
-    measure = losses(Problem.supervised(net, "crossentropy", data), random_plane(net), way=ForwardPlan(3))
+    measure = losses(Problem.supervised(net, "crossentropy", data), random_plane(net), plan=ForwardPlan(3))
     before = measure((0.2, 0.2))["train_loss"]
     assert "batches of 1 samples" in measure.smaller()
     assert measure.smaller() is None
@@ -149,8 +149,8 @@ def test_a_smaller_batch_is_half_until_one_sample_is_left(net, data):
 def test_streamed_data_give_the_same_losses_as_resident(net, data):
     plane = random_plane(net)
     streamed = Streamed(lambda rows: tuple(t[list(rows)] for t in data), range(83), 10)
-    one = losses(Problem.supervised(net, "crossentropy", streamed), plane, way=ForwardPlan(10, True))
-    other = losses(Problem.supervised(net, "crossentropy", data), plane, way=ForwardPlan(10, True))
+    one = losses(Problem.supervised(net, "crossentropy", streamed), plane, plan=ForwardPlan(10, True))
+    other = losses(Problem.supervised(net, "crossentropy", data), plane, plan=ForwardPlan(10, True))
     assert one((0.3, 0.1)) == other((0.3, 0.1))
 
 
@@ -162,7 +162,7 @@ def test_shares_added_up_over_a_team_are_the_whole(net, data):
         LossMap({"train": problem.share(rank, 3)}, plane, ForwardPlan(16), total=lambda t: parts.append(t) or t)(
             (0.3, 0.3)
         )
-    whole = losses(problem, plane, way=ForwardPlan(16))((0.3, 0.3))
+    whole = losses(problem, plane, plan=ForwardPlan(16))((0.3, 0.3))
     total = sum(parts)
     assert total[0] == 83
     assert (total[1] / total[0]).item() == pytest.approx(whole["train_loss"], rel=1e-6)
@@ -173,7 +173,9 @@ def test_a_failure_on_another_rank_of_the_team_is_raised_here_too(net, data):
     def total(t):
         return torch.cat([t[:-1], t[-1:] + 1])
 
-    measure = losses(Problem.supervised(net, "crossentropy", data), random_plane(net), way=ForwardPlan(83), total=total)
+    measure = losses(
+        Problem.supervised(net, "crossentropy", data), random_plane(net), plan=ForwardPlan(83), total=total
+    )
     with pytest.raises(RuntimeError, match="another rank of this point's team failed"):
         measure((0.0, 0.0))
 
@@ -190,7 +192,7 @@ def test_a_loss_that_differentiates_by_its_inputs_works():
 
     problem = Problem.custom(net, residual, x, batch_size=4)
     plane = random_plane(net, axes=1)
-    measure = losses(problem, plane, way=ForwardPlan(4))
+    measure = losses(problem, plane, plan=ForwardPlan(4))
     assert [f.name for f in measure.fields] == ["train_loss"]
     assert measure((0.0,))["train_loss"] == pytest.approx(residual(net, x).item(), rel=1e-5)
 
@@ -198,12 +200,12 @@ def test_a_loss_that_differentiates_by_its_inputs_works():
 def test_a_line_between_models_ends_at_the_second(net, data):
     other = Net().eval()
     line = line_between(net, other, states=True)
-    measure = losses(Problem.supervised(net, "crossentropy", data), line, way=ForwardPlan(83))
+    measure = losses(Problem.supervised(net, "crossentropy", data), line, plan=ForwardPlan(83))
     with torch.no_grad():
         assert measure((1.0,))["train_loss"] == pytest.approx(F.cross_entropy(other(data[0]), data[1]).item(), rel=1e-4)
 
 
 def test_a_survey_wants_one_model(net, data):
     problems = {"train": Problem.supervised(net, "mse", data), "test": Problem.supervised(Net(), "mse", data)}
-    with pytest.raises(ValueError, match="want one model between them"):
+    with pytest.raises(ValueError, match="must share one model"):
         losses(problems, random_plane(net))

@@ -27,7 +27,7 @@ def stress():
 def test_promises_are_kept_at_points_met_from_their_neighbours(stress, name):
     truth = None
     for tol in (1e-2, 1e-3):
-        found, truth = stress.count(name, tol, 6, torch.float32, 40, truth, way="double")
+        found, truth = stress.count(name, tol, 6, torch.float32, 40, truth, backend="double-backward")
         assert found.error == 0, found.where
         assert found.limit_max <= 1 and found.limit_min <= 1
         assert found.missed_repaired <= found.missed_warm <= 4

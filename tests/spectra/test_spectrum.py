@@ -71,7 +71,14 @@ def truth(problem):
 @pytest.mark.parametrize("dense_up_to", [300, 0], ids=["made whole", "by products"])
 def test_every_number_agrees_with_the_dense_hessian(problem, truth, dense_up_to):
     s = spectrum(
-        problem, top=4, bottom=2, tol=1e-8, dense=dense_up_to, mass_at=(1e-3,), density_error=0.2, way="double"
+        problem,
+        top=4,
+        bottom=2,
+        tol=1e-8,
+        dense=dense_up_to,
+        mass_at=(1e-3,),
+        density_error=0.2,
+        backend="double-backward",
     )
     values = torch.linalg.eigvalsh(truth).numpy()
     assert s.size == 45 and s.samples == 40 and s.unit == "nats"
@@ -215,7 +222,7 @@ def test_two_ranks_of_a_team_find_what_one_finds(problem):
     """Played by one process: the other rank's share is added to every sum."""
     shares = [problem.share(i, 2) for i in range(2)]
     sums = [loss_and_gradient(s, total=lambda t: t) for s in shares]
-    loss = sum(v * s.samples for (v, _), s in zip(sums, shares, strict=True)) / 40
+    loss = sum(v * s.samples for (v, *_), s in zip(sums, shares, strict=True)) / 40
     assert loss == pytest.approx(loss_and_gradient(problem)[0])
 
 
@@ -330,7 +337,7 @@ def test_parameters_that_match_nothing_are_named(problem):
 
 
 def test_an_unknown_matrix_is_named(problem):
-    with pytest.raises(ValueError, match="the matrix is one of hessian, gauss-newton; got 'fisher'"):
+    with pytest.raises(ValueError, match="the matrix must be one of hessian, gauss-newton; got 'fisher'"):
         spectrum(problem, matrix="fisher")
 
 
@@ -350,6 +357,6 @@ def test_masses_want_a_threshold_of_zero_or_more(problem):
 
 
 def test_the_linearised_way_finds_the_same(problem):
-    a = spectrum(problem, dense=0, top=2, density_error=None, tol=1e-8, way="double")
-    b = spectrum(problem, dense=0, top=2, density_error=None, tol=1e-8, way="linear")
+    a = spectrum(problem, dense=0, top=2, density_error=None, tol=1e-8, backend="double-backward")
+    b = spectrum(problem, dense=0, top=2, density_error=None, tol=1e-8, backend="linearized")
     assert b.top.values == pytest.approx(a.top.values, abs=1e-9)

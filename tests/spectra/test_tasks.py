@@ -36,7 +36,7 @@ def test_arrays_of_any_shape_survive_packing():
 
 
 def test_jobs_give_the_spectrum_of_the_direct_way():
-    direct = spectrum(problem(), top=3, bottom=2, dense=0, density_error=0.1, way="double")
+    direct = spectrum(problem(), top=3, bottom=2, dense=0, density_error=0.1, backend="double-backward")
     jobs = make_tasks([Subject("net", problem())], SpectrumRequest(top=3, bottom=2, dense=0, density_error=0.1))
     dealt = jobs.spectra(rows_of(jobs))["net"]
     assert dealt.top.values == pytest.approx(direct.top.values) and dealt.top.limits == direct.top.limits
@@ -141,13 +141,13 @@ class Scarce(nn.Sequential):
         return super().forward(x)
 
 
-@pytest.mark.parametrize("way", ["double", "linear"])
-def test_where_memory_runs_out_the_batches_are_halved_and_the_spectrum_stays(way):
+@pytest.mark.parametrize("backend", ["double-backward", "linearized"])
+def test_where_memory_runs_out_the_batches_are_halved_and_the_spectrum_stays(backend):
     ample = problem()
     net = Scarce(*ample.model).eval()
     tight = Problem.supervised(net, "crossentropy", ample.data.tensors, batch_size=40)
     asked = SpectrumRequest(top=2, dense=0, trace_products=20, density_error=0.1, by="tensor", probes=2)
-    choices = [dict(prepare(tight, way=way).choice) | {"batch": 40}]
+    choices = [prepare(tight, backend=backend).plan.stored() | {"batch": 40}]
     jobs = make_tasks([Subject("net", tight)], asked, choices=choices)
     net.full = True
     surface = survey(jobs, Grid(x=np.arange(float(len(jobs.jobs)))))
@@ -157,7 +157,7 @@ def test_where_memory_runs_out_the_batches_are_halved_and_the_spectrum_stays(way
         f"batches of {size} samples at most from here on" for size in (20, 10)
     ]
     found = jobs.spectra(surface[ROW])["net"]
-    twin = spectrum(ample, top=2, dense=0, trace_products=20, density_error=0.1, way="double")
+    twin = spectrum(ample, top=2, dense=0, trace_products=20, density_error=0.1, backend="double-backward")
     assert found.top.values == pytest.approx(twin.top.values, rel=1e-3)
     assert found.loss == pytest.approx(twin.loss, rel=1e-6)
     jobs.limits.append(1)

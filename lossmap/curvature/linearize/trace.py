@@ -40,14 +40,14 @@ class LinearizedProgram:
 
     values    (theta and the model's other tensors, the batch's tensors) -> ([kept values of each step], loss)
     product   (kept values, tangents of theta) -> tangents of the gradient, None where zero
-    pure      the same for `vmap`, writing into no buffer
-    foreign   operations that took PyTorch's forward mode
+    product_for_vmap  the same, writing into no buffer
+    forward_mode  operations without a rule, which took PyTorch's own forward mode, and how often
     """
 
     values: Callable[[Sequence[Tensor], Sequence[Tensor]], tuple[Any, Tensor]]
     product: Callable[[Any, tuple[Tensor, ...]], Sequence[Tensor | None]]
-    pure: Callable[[Any, tuple[Tensor, ...]], Sequence[Tensor | None]]
-    foreign: dict[str, int]
+    product_for_vmap: Callable[[Any, tuple[Tensor, ...]], Sequence[Tensor | None]]
+    forward_mode: dict[str, int]
 
 
 class ModelFunction(nn.Module):
@@ -68,19 +68,19 @@ class Inputs:
     moving: tuple[str, ...]
     still: tuple[str, ...]
     spec: Any
-    fixed: tuple[Any, ...]  # leaves of the batch; None where a tensor goes
+    constants: tuple[Any, ...]  # leaves of the batch; None where a tensor goes
 
     @classmethod
     def of(cls, model: nn.Module, moving: Sequence[str], batch: Batch) -> Inputs:
         names = [k for k, _ in model.named_parameters()] + [k for k, _ in model.named_buffers()]
         leaves, spec = pytree.tree_flatten(batch)
-        fixed = tuple(None if isinstance(leaf, Tensor) else leaf for leaf in leaves)
-        return cls(tuple(moving), tuple(k for k in names if k not in set(moving)), spec, fixed)
+        constants = tuple(None if isinstance(leaf, Tensor) else leaf for leaf in leaves)
+        return cls(tuple(moving), tuple(k for k in names if k not in set(moving)), spec, constants)
 
     def batch(self, tensors: Sequence[Tensor]) -> Batch:
         """The batch with these tensors in it."""
         rest = iter(tensors)
-        return pytree.tree_unflatten([next(rest) if leaf is None else leaf for leaf in self.fixed], self.spec)
+        return pytree.tree_unflatten([next(rest) if leaf is None else leaf for leaf in self.constants], self.spec)
 
     def placed(self, model: nn.Module, function: Callable[[nn.Module, Batch], Any]) -> Callable[..., Any]:
         """The function of (model, batch) as one of the flat inputs."""
@@ -114,18 +114,25 @@ def pure(function: Callable[..., Any], inputs: Sequence[Tensor]) -> fx.GraphModu
     return graph
 
 
-def hessian_steps(
-    problem: Problem, moving: Sequence[str], inputs: Inputs, tensors: Sequence[Tensor], tiled: int
+def linearize_hessian(
+    problem: Problem, inputs: Inputs, tensors: Sequence[Tensor], winograd_channels: int
 ) -> LinearizedProgram:
-    """The Hessian's product: the tangent of the gradient's trace."""
-    k = len(moving)
-    loss = folded(traced(inputs.placed(problem.model, lambda m, b: problem.loss(problem.forward(m, b), b)), tensors))
+    """The Hessian's product: the tangent of the gradient's trace.
+
+    inputs             how `tensors` stand for theta, the model's other tensors and the batch
+    tensors            at which the trace is taken
+    winograd_channels  3x3 convolutions of at least this many channels use tiles; 0: none
+    """
+    k = len(inputs.moving)
+    loss = fold_batchnorm_in_graph(
+        traced(inputs.placed(problem.model, lambda m, b: problem.loss(problem.forward(m, b), b)), tensors)
+    )
 
     def gradient(*given: Tensor) -> tuple[Tensor, ...]:
         slope, value = grad_and_value(lambda theta: loss(*theta, *given[k:]))(given[:k])
         return (*slope, value)
 
-    step = linear(pure(gradient, tensors), [(range(k), range(k))], [k], tiled)
+    step = linear(pure(gradient, tensors), [(range(k), range(k))], [k], winograd_channels)
 
     def values(state: Sequence[Tensor], batch: Sequence[Tensor]) -> tuple[Any, Tensor]:
         kept, (value,) = step.values(*state, *batch)
@@ -134,11 +141,14 @@ def hessian_steps(
     return LinearizedProgram(values, step.products[0], step.pure[0], step.foreign)
 
 
-def gauss_newton_steps(
-    problem: Problem, moving: Sequence[str], inputs: Inputs, tensors: Sequence[Tensor], tiled: int
+def linearize_gauss_newton(
+    problem: Problem, inputs: Inputs, tensors: Sequence[Tensor], winograd_channels: int
 ) -> LinearizedProgram:
-    """Gauss-Newton's: tangents of the outputs, of the loss's gradient in them, and back by the transposed Jacobian."""
-    k = len(moving)
+    """Gauss-Newton's: tangents of the outputs, of the loss's gradient in them, and back by the transposed Jacobian.
+
+    Arguments as in `linearize_hessian`.
+    """
+    k = len(inputs.moving)
     batch = tensors[-_tensors_in(inputs) :]
     many = len(outputs_and_loss(problem, inputs.batch(batch))[0])
 
@@ -153,12 +163,12 @@ def gauss_newton_steps(
         found, pull = vjp(lambda *theta: net(*theta, *rest), *given[:k])[:2]
         return (*found, *pull(tuple(given[len(tensors) :])))
 
-    net = folded(traced(inputs.placed(problem.model, forward), tensors))
+    net = fold_batchnorm_in_graph(traced(inputs.placed(problem.model, forward), tensors))
     at = [f.detach() for f in net(*tensors)]
     loss_graph = traced(lambda *given: _loss_at(problem, inputs, many, given), [*at, *batch])
     jacobian = pure(back, [*tensors, *(torch.zeros_like(f) for f in at)])
     duals = range(len(tensors), len(tensors) + many)
-    there = linear(jacobian, [(range(k), range(many)), (duals, range(many, many + k))], range(many), tiled)
+    there = linear(jacobian, [(range(k), range(many)), (duals, range(many, many + k))], range(many), winograd_channels)
     bend = linear(pure(_flattened(slope), [*at, *batch]), [(range(many), range(many))], [many])
 
     def values(state: Sequence[Tensor], batch: Sequence[Tensor]) -> tuple[Any, Tensor]:
@@ -195,10 +205,10 @@ def _filled(tangents: Sequence[Tensor | None], like: Sequence[Tensor]) -> tuple[
 
 
 def _tensors_in(inputs: Inputs) -> int:
-    return sum(leaf is None for leaf in inputs.fixed)
+    return sum(leaf is None for leaf in inputs.constants)
 
 
-def folded(module: fx.GraphModule) -> fx.GraphModule:
+def fold_batchnorm_in_graph(module: fx.GraphModule) -> fx.GraphModule:
     """Batch norm in evaluation mode folded into its convolution, or written as one affine map where it has none.
 
     Raises ValueError for batch norm in training mode.
@@ -261,4 +271,4 @@ def _affine(graph: fx.Graph, x: Any, gamma: Any, beta: Any, mean: Any, var: Any,
     return call(aten.add.Tensor, (stretched, call(aten.view.default, (shift, row))))
 
 
-__all__ = ["Inputs", "LinearizedProgram", "folded", "gauss_newton_steps", "hessian_steps"]
+__all__ = ["Inputs", "LinearizedProgram", "fold_batchnorm_in_graph", "linearize_gauss_newton", "linearize_hessian"]

@@ -1,0 +1,250 @@
+"""The three backends of a product at one point theta: double backward, retained graph, linearized.
+
+Each takes a problem (model, loss, this rank's share of the data) and the model's tensors at the point, and gives sums
+over this rank's samples: of the products with b vectors, (b, n) -> (b, n), and of the loss. Whatever can fail on one
+rank alone happens inside these two methods, where `mean_product` catches it for the team.
+
+What a backend keeps between products (graphs, values) stays within a bound of bytes: batches beyond it are computed
+anew in every product. After Pearlmutter (1994), doi:10.1162/neco.1994.6.1.147, and the linearisation of JAX (Radul,
+Paszke, Frostig, Johnson and Maclaurin 2022, arXiv:2204.10923). Prices: benchmarks/hvp.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.func import functional_call, vmap
+from torch.utils import _pytree as pytree
+
+from lossmap.curvature.double_backward import twice_differentiable
+from lossmap.curvature.hvp_plan import HvpPlan
+from lossmap.curvature.linearize.trace import (
+    Inputs,
+    LinearizedProgram,
+    ModelFunction,
+    linearize_gauss_newton,
+    linearize_hessian,
+)
+from lossmap.curvature.operators import (
+    CurvatureOperator,
+    Product,
+    add_rows,
+    first_backward,
+    gauss_newton,
+    hessian,
+    second_backward,
+)
+from lossmap.data.batches import Batch, samples_in
+from lossmap.data.problem import Problem, temporary_parameters
+from lossmap.geometry.parameter_vector import Layout
+
+MEMORY_FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+LINEARIZATIONS: dict[Product, Callable[..., LinearizedProgram]] = {
+    hessian: linearize_hessian,
+    gauss_newton: linearize_gauss_newton,
+}
+
+
+class PointProducts(Protocol):
+    """What a backend offers at one point."""
+
+    def local_sum(self, rows: Tensor) -> Tensor:
+        """The products with b vectors, (b, n) -> (b, n), summed over this rank's samples."""
+
+    def local_loss(self) -> Tensor:
+        """The loss, summed over this rank's samples: a float64 number."""
+
+
+class DoubleBackwardProducts:
+    """Double backward: keeps nothing. The fallback of the other two, and what they are compared with."""
+
+    def __init__(self, problem: Problem, parameters: str, product: Product, state: Mapping[str, Tensor]) -> None:
+        self.problem, self.state = problem, state
+        self.curvature = CurvatureOperator(problem, product, parameters)
+
+    def local_sum(self, rows: Tensor) -> Tensor:
+        """(b, n) -> (b, n), summed over this rank's samples."""
+        with temporary_parameters(self.problem.model, self.state):
+            return self.curvature.local_sum(rows)
+
+    def local_loss(self) -> Tensor:
+        """The loss, summed over this rank's samples."""
+        return forward_loss(self.problem, self.state)
+
+
+class RetainedGraphProducts:
+    """The gradient's graph of each batch is kept, as far as memory goes; one more backward pass per vector."""
+
+    def __init__(
+        self, problem: Problem, layout: Layout, plan: HvpPlan, state: Mapping[str, Tensor], memory: int
+    ) -> None:
+        self.problem, self.layout, self.plan, self.state = problem, layout, plan, state
+        # detached tensors: the model's own are not touched
+        self.theta = [state[name].requires_grad_(True) for name in layout.names]
+        self._free_bytes = memory
+        self._graphs: list[Sequence[Tensor] | None] = []  # by batch; None beyond the memory
+
+    def local_sum(self, rows: Tensor) -> Tensor:
+        """(b, n) -> (b, n), summed over this rank's samples."""
+        sums = torch.zeros_like(rows)
+        vectors = [self.layout.split(row) for row in rows]
+        for i, batch in enumerate(self.problem.data):
+            if i == len(self._graphs):
+                self._free_bytes -= self.plan.graph_bytes * samples_in(batch)
+                self._graphs.append(self._graph(batch) if self._free_bytes >= 0 else None)
+            graph = self._graphs[i]
+            retain = graph is not None
+            add_rows(sums, second_backward(graph or self._graph(batch), self.theta, vectors, retain_graph=retain))
+        return sums
+
+    def local_loss(self) -> Tensor:
+        """The loss, summed over this rank's samples."""
+        return forward_loss(self.problem, self.state)
+
+    def _graph(self, batch: Batch) -> Sequence[Tensor]:
+        """The gradient of a batch's summed loss by theta, with its graph."""
+        model = self.problem.model
+        function = ModelFunction(model, lambda: first_backward(self.problem, batch, self.theta))
+        tensors = {f"model.{name}": t for name, t in self.state.items()}
+        with differentiable_evaluation(self.problem):
+            gradient: Sequence[Tensor] = functional_call(function, tensors, ())
+        return gradient
+
+
+class LinearizedProducts:
+    """The values that tangents meet are kept of each batch, as far as memory goes; tangents alone per vector."""
+
+    def __init__(
+        self,
+        problem: Problem,
+        layout: Layout,
+        product: Product,
+        plan: HvpPlan,
+        state: Mapping[str, Tensor],
+        memory: int,
+        programs: dict[Any, LinearizedProgram],
+    ) -> None:
+        self.problem, self.layout, self.product, self.plan = problem, layout, product, plan
+        self.programs = programs  # by the shape of a batch; shared by all points
+        self._format = MEMORY_FORMATS[plan.memory_format]
+        self._state = {name: in_format(t, self._format) for name, t in state.items()}
+        # the model's own tensors are there anyhow: values that share their storage cost nothing
+        self._own_storages = {t.untyped_storage().data_ptr() for t in self._state.values()}
+        self._free_bytes = memory
+        self._batches: list[tuple[LinearizedProgram, Any | None]] = []  # program and values; None beyond the memory
+        self._losses: list[Tensor] = []
+        self._complete = False  # whether a pass has met every batch
+
+    def local_sum(self, rows: Tensor) -> Tensor:
+        """(b, n) -> (b, n), summed over this rank's samples."""
+        sums = torch.zeros_like(rows)
+        if len(rows) > 1 and self.plan.vectorized:
+            split = torch.split(rows, list(self.layout.sizes), 1)
+            block = tuple(t.view(len(rows), *s) for t, s in zip(split, self.layout.shapes, strict=True))
+            for program, values in self._linearized():
+                add_rows(sums, vectorized_product(program, values, block))
+            return sums
+        vectors = [tuple(in_format(t, self._format) for t in self.layout.split(row)) for row in rows]
+        targets = [self.layout.split(row) for row in sums]  # views: what is added to them arrives in the sums
+        for program, values in self._linearized():
+            for vector, target in zip(vectors, targets, strict=True):
+                add_parts(target, program.product(values, vector))
+        return sums
+
+    def local_loss(self) -> Tensor:
+        """The loss, summed over this rank's samples: computed together with the values."""
+        if not self._complete:
+            for _ in self._linearized():
+                pass
+        return torch.stack(self._losses).sum()
+
+    def _linearized(self) -> Iterator[tuple[LinearizedProgram, Any]]:
+        """Program and values of each batch; those beyond the memory are computed anew every time."""
+        if self._complete and all(values is not None for _, values in self._batches):
+            yield from self._batches  # without a look at the data, which may be read from a disk
+            return
+        for i, batch in enumerate(self.problem.data):
+            if i < len(self._batches) and self._batches[i][1] is not None:
+                yield self._batches[i]
+                continue
+            program, values, loss = self._evaluate(batch)
+            if i == len(self._batches):
+                self._losses.append(loss.detach().double())
+                self._free_bytes -= bytes_of(values, self._own_storages)
+                self._batches.append((program, values if self._free_bytes >= 0 else None))
+            yield program, values
+        self._complete = True  # not reached where a batch failed: then the next pass meets the rest
+
+    def _evaluate(self, batch: Batch) -> tuple[LinearizedProgram, Any, Tensor]:
+        """The program for a batch of this shape, the values that its products read, and the summed loss."""
+        inputs = Inputs.of(self.problem.model, self.layout.names, batch)
+        leaves = [in_format(t, self._format) for t in pytree.tree_leaves(batch) if isinstance(t, Tensor)]
+        tensors = [self._state[name] for name in (*inputs.moving, *inputs.still)]
+        program = self._program(inputs, tensors, leaves)
+        values, loss = program.values(tensors, leaves)
+        return program, values, loss
+
+    def _program(self, inputs: Inputs, tensors: Sequence[Tensor], leaves: Sequence[Tensor]) -> LinearizedProgram:
+        """The program for this shape of batch, traced when first met."""
+        shapes = tuple((t.shape, t.stride(), t.dtype) for t in leaves)
+        # strides belong to the key: a trace fixes the memory format too
+        key = (str(inputs.spec), tuple(map(repr, inputs.constants)), shapes, self.plan.winograd_channels)
+        if key not in self.programs:
+            with differentiable_evaluation(self.problem):
+                self.programs[key] = LINEARIZATIONS[self.product](
+                    self.problem, inputs, [*tensors, *leaves], self.plan.winograd_channels
+                )
+        return self.programs[key]
+
+
+def forward_loss(problem: Problem, state: Mapping[str, Tensor]) -> Tensor:
+    """The loss at a point, summed over this rank's samples, by forward passes alone: a float64 number."""
+    losses: list[Tensor] = []
+    with temporary_parameters(problem.model, state) as model, torch.enable_grad(), twice_differentiable(model):
+        for batch in problem.data:
+            losses.append(problem.total(batch).detach().double())
+    return torch.stack(losses).sum()
+
+
+def vectorized_product(program: LinearizedProgram, values: Any, block: tuple[Tensor, ...]) -> list[list[Tensor]]:
+    """The products with b vectors, given as tangents (b, ...), in one pass by vmap; zeros written out."""
+
+    def dense(tangents: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        results = program.product_for_vmap(values, tangents)
+        return tuple(torch.zeros_like(t) if r is None else r for r, t in zip(results, tangents, strict=True))
+
+    products = vmap(dense)(block)
+    return [[part[i] for part in products] for i in range(len(block[0]))]
+
+
+def add_parts(targets: Sequence[Tensor], parts: Sequence[Tensor | None]) -> None:
+    """Adds each part of a product in place; None is zero."""
+    for target, part in zip(targets, parts, strict=True):
+        if part is not None:
+            target.add_(part)
+
+
+def in_format(tensor: Tensor, memory_format: torch.memory_format) -> Tensor:
+    """A four-dimensional tensor in this memory format; others as they are."""
+    return tensor.contiguous(memory_format=memory_format) if tensor.dim() == 4 else tensor
+
+
+def bytes_of(values: Any, own_storages: set[int]) -> int:
+    """The bytes that values occupy, each storage counted once, beyond the storages (by address) that exist anyhow."""
+    counted, size = set(own_storages), 0
+    for leaf in pytree.tree_leaves(values):
+        if isinstance(leaf, Tensor) and leaf.untyped_storage().data_ptr() not in counted:
+            counted.add(leaf.untyped_storage().data_ptr())
+            size += leaf.untyped_storage().nbytes()
+    return size
+
+
+@contextmanager
+def differentiable_evaluation(problem: Problem) -> Iterator[None]:
+    """Inside, the model is in evaluation mode, and no kernel without a second derivative is used."""
+    with temporary_parameters(problem.model, {}), torch.enable_grad(), twice_differentiable(problem.model):
+        yield
