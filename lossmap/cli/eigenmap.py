@@ -130,7 +130,7 @@ def surveyed(settings: Settings, world: World, walk: Callable[..., Any], stop: S
     told = world.once(
         lambda: load_problem.measured_with(settings.data, asked, problems) | {"parameters": wanted.parameters}
     )
-    room = free_memory(at.device) // 3 // world.node_size
+    room = free_memory(at.device, world.node_size) // 3
 
     def choice() -> dict[str, Any]:
         way = wanted.way if asked.probe or wanted.way != "auto" else "double"

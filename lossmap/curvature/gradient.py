@@ -44,8 +44,7 @@ def loss_and_gradient(problem: Problem, parameters: str = "weights", total: Tota
     message = torch.zeros(layout.size + 3, dtype=torch.float64, device=next(iter(named.values())).device)
     failure: Exception | None = None
     try:
-        _add_local_sums(message, problem, list(named.values()), layout.size)
-        message[-2] = float(problem.samples)
+        _add_local_sums(message, problem, list(named.values()))
     except Exception as error:
         failure = error
         message.zero_()
@@ -64,12 +63,13 @@ def loss_and_gradient(problem: Problem, parameters: str = "weights", total: Tota
     return LossAndGradient(loss, gradient, layout)
 
 
-def _add_local_sums(message: Tensor, problem: Problem, parameters: list[torch.nn.Parameter], size: int) -> None:
-    """Adds this rank's sums over samples: of the gradient into the first `size` entries, of the loss into the next."""
+def _add_local_sums(message: Tensor, problem: Problem, parameters: list[torch.nn.Parameter]) -> None:
+    """Adds this rank's sums over samples to (gradient, loss, samples, failed)."""
     with temporary_parameters(problem.model, {}), differentiated(problem.model, parameters):
         for batch in problem.data:
             loss = problem.total(batch)
             if loss.requires_grad:  # else no chosen parameter reaches the loss, and the gradient is zero
                 parts = torch.autograd.grad(loss, parameters, materialize_grads=True)
-                message[:size] += torch.cat([part.reshape(-1) for part in parts]).double()
-            message[size] += float(loss.detach())
+                message[:-3] += torch.cat([part.reshape(-1) for part in parts]).double()
+            message[-3] += float(loss.detach())
+        message[-2] = float(problem.samples)  # with gradients: to count them may mean to run a loss
