@@ -2,6 +2,7 @@
 
 import json
 
+import h5py
 import numpy as np
 import pytest
 
@@ -138,3 +139,32 @@ def test_merging_asks_for_shards_that_are_at_rest_and_a_free_place(tmp_path):
         pytest.raises(ValueError, match=r"b.h5 is still being written"),
     ):
         merge([tmp_path / "b.h5"], tmp_path / "all.h5")
+
+
+def original(path, losses, accuracies):
+    """A surface file as the original tool leaves it: -1 where it has not computed a point."""
+    with h5py.File(path, "w") as file:
+        file["xcoordinates"], file["train_loss"], file["train_acc"] = np.linspace(-1, 1, 4), losses, accuracies
+    return path
+
+
+def test_two_halves_of_the_original_tool_make_one_result(tmp_path):
+    one = original(tmp_path / "a.h5", [0.5, 0.25, -1.0, -1.0], [90.0, 95.0, -1.0, -1.0])
+    two = original(tmp_path / "b.h5", [-1.0, -1.0, 0.75, np.nan], [-1.0, -1.0, 80.0, 10.0])
+    merge([one, two], tmp_path / "all.h5")
+    surface = read(tmp_path / "all.h5")
+    assert surface.outcome == "complete" and missing(surface) == []
+    assert np.array_equal(surface["train_loss"], [0.5, 0.25, 0.75, np.nan], equal_nan=True)
+    assert list(surface["train_acc"]) == [90.0, 95.0, 80.0, 10.0] and list(surface.status["loss"]) == [1, 1, 1, 1]
+
+
+@pytest.mark.parametrize("name", ["plane_surf.h5", "line_surf.h5"])
+def test_the_sample_results_of_the_original_tool_merge(reference, tmp_path, name):
+    sample = reference / "original_tool" / name
+    merge([sample], tmp_path / "all.h5")
+    before, after = read(sample), read(tmp_path / "all.h5")
+    assert after.outcome == "complete" and list(after.fields) == list(before.fields)
+    for field in before.fields:
+        assert np.array_equal(after[field], before[field], equal_nan=True), field
+    with h5py.File(tmp_path / "all.h5") as file:
+        assert file.attrs["format"] == "lossmap"
