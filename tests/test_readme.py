@@ -44,6 +44,20 @@ def test_the_python_of_the_readme_works_and_is_about_five_lines(tmp_path, monkey
     assert model.training
 
 
+def test_the_measure_in_contributing_works(tmp_path):
+    import lossmap
+
+    namespace: dict = {}
+    exec(blocks("python", (ROOT / "CONTRIBUTING.md").read_text())[0], namespace)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
+    problem = lossmap.Problem.supervised(model, nn.CrossEntropyLoss(), (torch.randn(20, 4), torch.randint(3, (20,))))
+    plane = lossmap.random_plane(model)
+    surface = lossmap.survey(namespace["ConfidenceMap"](problem, plane), lossmap.Grid.square(-1, 1, 3))
+    expected = model(problem.data.tensors[0]).softmax(-1).amax(-1).mean().detach()
+    assert surface["train_confidence"][1, 1] == pytest.approx(float(expected), rel=1e-6)
+    lossmap.draw(surface, field="train_confidence").savefig(tmp_path / "confidence.png")
+
+
 @pytest.mark.slow
 def test_the_laptop_section_works_word_for_word(tmp_path):
     section = README.split("## On a laptop")[1].split("## In Python")[0]
