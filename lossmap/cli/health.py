@@ -22,7 +22,7 @@ from lossmap.cli.settings import Settings, UsageError, guarded, launched_rank, p
 from lossmap.parallel.world import World
 
 if TYPE_CHECKING:
-    from lossmap.health.diagnose import Diagnosis
+    from lossmap.health.diagnosis import Diagnosis
 
 
 @dataclass(frozen=True)

@@ -28,13 +28,13 @@ class LabelNoise:
 
     joint: Array  # (C, C) samples labelled i, confidently j
     accuracy: float
-    surprise: tuple[float, float]  # mean -log of the label's probability, nats, and its standard error
-    entropy: float  # of the labels' frequencies, nats: the surprise of one who knows nothing else
-    suspects: Array  # indices of samples confidently of another class, the surest first
+    negative_log_likelihood: tuple[float, float]  # mean -log of the label's probability, nats, and standard error
+    entropy: float  # of the labels' frequencies, nats: the likelihood of predicting these alone
+    suspected_errors: Array  # indices of samples confidently of another class, the most confident first
     samples: int
 
     @property
-    def hits(self) -> tuple[float, float]:
+    def accuracy_estimate(self) -> tuple[float, float]:
         """The accuracy and its binomial standard error."""
         return self.accuracy, _deviation(self.accuracy, self.samples)
 
@@ -83,13 +83,13 @@ def judged(p: Array, y: Array) -> LabelNoise:
     other = np.nonzero(sure & (named != y))[0]
     order = np.argsort(own[other] - p[other, named[other]], kind="stable")
     with np.errstate(divide="ignore"):
-        surprise = -np.log(own)
+        likelihood = -np.log(own)
     share = count[count > 0] / len(y)
     return LabelNoise(
         joint=joint,
         accuracy=float((p.argmax(axis=1) == y).mean()),
-        surprise=(float(surprise.mean()), float(surprise.std() / np.sqrt(len(y)))),
+        negative_log_likelihood=(float(likelihood.mean()), float(likelihood.std() / np.sqrt(len(y)))),
         entropy=float(-(share * np.log(share)).sum()),
-        suspects=other[order],
+        suspected_errors=other[order],
         samples=len(y),
     )

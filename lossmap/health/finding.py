@@ -6,29 +6,36 @@ from dataclasses import dataclass, field
 from math import inf, isfinite, log
 
 SERIOUS, MODERATE, NOTE = 3, 2, 1
-
-
-CHANCE = "no better than chance"
-
-
 LEVELS = {SERIOUS: "serious", MODERATE: "moderate", NOTE: "note"}
+CHANCE_LEVEL = "chance-level"  # the rule that comes before all others
 
 
 @dataclass(frozen=True)
 class Suggestion:
-    """Something that could be tried: what, who says so, and what speaks against it."""
+    """Something that could be tried.
+
+    what    in a few words
+    source  who proposed or examined it; - for none
+    caveat  what speaks against it; - for nothing
+    """
 
     what: str
     source: str
-    doubt: str
+    caveat: str
 
 
 @dataclass(frozen=True)
 class Finding:
     """One number beyond its threshold.
 
-    error   its standard error; 0 where the number is exact
-    sense   whether it is above or below its threshold
+    rule       its name
+    where      the layer, tensor or data that it is about
+    value      the number, with its standard `error`; 0 where it is exact
+    threshold  with its `source`
+    sense      `above` or `below`: on which side of the threshold it is a finding
+    level      SERIOUS, MODERATE or NOTE
+    evidence   the number in one sentence; `means`: what it may mean
+    tries      what could be tried
     """
 
     rule: str
@@ -49,18 +56,20 @@ class Finding:
         return LEVELS[self.level]
 
     @property
-    def beyond(self) -> float:
-        """How far the number is beyond its threshold, in its own direction."""
-        return self.value - self.threshold if self.sense == "above" else self.threshold - self.value
+    def excess(self) -> float:
+        """How far the number is beyond its threshold, in its own direction; negative where it is not."""
+        if self.sense == "above":
+            return self.value - self.threshold
+        return self.threshold - self.value
 
     @property
-    def sure(self) -> bool:
-        """Whether it is beyond by two standard errors."""
-        return not self.beyond < 2 * self.error
+    def is_significant(self) -> bool:
+        """Whether it is beyond by two standard errors; an unknown error (NaN) does not make it undecided."""
+        return not self.excess < 2 * self.error
 
     @property
-    def rank(self) -> tuple[int, float]:
-        """What findings are sorted by: the gravest first, then how many times beyond the threshold."""
+    def sort_key(self) -> tuple[int, float]:
+        """The most severe first, then how many times beyond the threshold."""
         if self.value <= 0 or self.threshold <= 0 or not isfinite(self.value):
             return (-self.level, -inf)
         return (-self.level, -abs(log(self.value / self.threshold)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import inf, nan
 
 import numpy as np
 
@@ -15,13 +16,23 @@ from lossmap.diagnostics.singular_values import SingularValueTable
 from lossmap.linalg.power_law import PowerLawTail
 from lossmap.spectra.spectrum import Spectrum
 
+Estimate = tuple[float, float]  # value and standard error; error 0 where exact
+
 
 @dataclass(frozen=True, eq=False)
 class Measurements:
-    """What was measured of a network, before any judgement.
+    """What was measured of a network, before any judgement; None, or empty, where it was not.
 
-    samples   examined; of which gradients and Hessian take a subset
-    held_out  what the net thinks of the labels of samples that it was not trained on
+    label      of the network, for the report
+    size       number of its parameters
+    samples    examined; gradients and Hessian are of a subset
+    weights    singular values; `tails`: power laws fitted to their squares, by tensor
+    gradients  covariance of per-sample gradients; `gradient_norms`: of the mean gradient, by tensor
+    spectrum   of the Hessian of the mean loss
+    labels     confident learning on the samples examined; `held_out`: on samples that were not trained on
+    rate       the learning rate, with its momentum (Nesterov's or heavy-ball), where stated
+    unit       of the loss
+    skipped    why a part could not be measured, by its name
     """
 
     label: str
@@ -43,41 +54,65 @@ class Measurements:
     skipped: Mapping[str, str] = field(default_factory=dict)
 
     def gradient_ratio_error(self, above: int, below: int) -> float:
-        """The jackknife error of the ratio of two tensors' root mean square gradients."""
+        """The jackknife standard error of the ratio of two tensors' root mean square gradients.
+
+        above, below  their places in `gradients.names`; NaN without gradients
+        """
         if self.gradients is None:
-            return float("nan")
+            return nan
         a, b = self.gradients.by_tensor[above], self.gradients.by_tensor[below]
         rest = b.sum() - b
         if not (rest > 0).all():
-            return float("inf")
+            return inf
         parts = np.sqrt(np.maximum(a.sum() - a, 0.0) / rest)
         return float(np.sqrt((len(a) - 1) / len(a) * np.square(parts - parts.mean()).sum()))
 
     def numbers(self) -> dict[str, dict[str, float]]:
-        """The chief numbers, {name: {value, error}}; error 0 where exact."""
-        found: dict[str, tuple[float, float]] = {}
-        for before, seen in (("", self.labels), ("held_out_", self.held_out)):
-            if seen is not None:
-                found[f"{before}accuracy"] = seen.hits
-                found[f"{before}surprise"] = seen.surprise
-                found[f"{before}label_noise"] = seen.noise
-        if self.spectrum is not None:
-            found["loss"] = (self.spectrum.loss, 0.0)
-            found["largest_eigenvalue"], found["smallest_eigenvalue"] = self.spectrum.largest, self.spectrum.smallest
-            if self.spectrum.trace is not None:
-                found["trace"] = (self.spectrum.trace.value, self.spectrum.trace.error)
-        if self.gradients is not None:
-            found["noise_scale"] = self.gradients.noise_scale
-            found["coherence"] = self.gradients.coherence
-            found["gradients_first_direction"] = self.gradients.concentrated
-            found["pulling_against"] = self.gradients.against
+        """The chief numbers, {name: {value, error}}; the names stand in files and stay. Error 0 where exact."""
+        parts = (self._label_numbers(), self._curvature_numbers(), self._gradient_numbers(), self._layer_numbers())
+        return {name: {"value": value, "error": error} for numbers in parts for name, (value, error) in numbers.items()}
+
+    def _label_numbers(self) -> dict[str, Estimate]:
+        numbers: dict[str, Estimate] = {}
+        for prefix, labels in (("", self.labels), ("held_out_", self.held_out)):
+            if labels is None:
+                continue
+            numbers[f"{prefix}accuracy"] = labels.accuracy_estimate
+            numbers[f"{prefix}surprise"] = labels.negative_log_likelihood
+            numbers[f"{prefix}label_noise"] = labels.noise
+        return numbers
+
+    def _curvature_numbers(self) -> dict[str, Estimate]:
+        if self.spectrum is None:
+            return {}
+        numbers = {
+            "loss": (self.spectrum.loss, 0.0),
+            "largest_eigenvalue": self.spectrum.largest,
+            "smallest_eigenvalue": self.spectrum.smallest,
+        }
+        if self.spectrum.trace is not None:
+            numbers["trace"] = (self.spectrum.trace.value, self.spectrum.trace.error)
+        return numbers
+
+    def _gradient_numbers(self) -> dict[str, Estimate]:
+        if self.gradients is None:
+            return {}
+        return {
+            "noise_scale": self.gradients.noise_scale,
+            "coherence": self.gradients.coherence,
+            "gradients_first_direction": self.gradients.concentrated,
+            "pulling_against": self.gradients.against,
+        }
+
+    def _layer_numbers(self) -> dict[str, Estimate]:
+        numbers: dict[str, Estimate] = {}
         if self.collapse is not None:
             for name in ("nc1", "nc2", "nc2_norms", "nc3", "nc4"):
-                found[name] = (getattr(self.collapse, name), self.collapse.errors[name])
+                numbers[name] = (getattr(self.collapse, name), self.collapse.errors[name])
         if self.activity is not None:
-            found["dead_units"] = (float(sum(a.dead for a in self.activity.activations)), 0.0)
-            found["units"] = (float(sum(a.units for a in self.activity.activations)), 0.0)
+            numbers["dead_units"] = (float(sum(a.dead for a in self.activity.activations)), 0.0)
+            numbers["units"] = (float(sum(a.units for a in self.activity.activations)), 0.0)
         if self.weights is not None:
-            found["largest_spectral_norm"] = (max(w.spectral_norm for w in self.weights), 0.0)
-            found["least_stable_rank"] = (min(w.stable_rank for w in self.weights), 0.0)
-        return {name: {"value": value, "error": error} for name, (value, error) in found.items()}
+            numbers["largest_spectral_norm"] = (max(w.spectral_norm for w in self.weights), 0.0)
+            numbers["least_stable_rank"] = (min(w.stable_rank for w in self.weights), 0.0)
+        return numbers

@@ -19,9 +19,9 @@ ANY_LAYER = "of the weights of any layer"
 NUMBERS = {  # by its name in the file: title, what it is
     "accuracy": ("accuracy", "share of samples classified as labelled"),
     "surprise": ("negative log-likelihood", "mean over the samples, nats"),
-    "label_noise": ("label noise", "share of confident samples that are predicted another class"),
-    "held_out_accuracy": ("held-out accuracy", "on samples that were not trained on"),
-    "held_out_surprise": ("held-out log-likelihood", "negative, mean over these samples, nats"),
+    "label_noise": ("label noise", "share of confident samples predicted otherwise"),
+    "held_out_accuracy": ("held-out accuracy", "of samples that were not trained on"),
+    "held_out_surprise": ("held-out negative log-likelihood", "mean over these samples, nats"),
     "held_out_label_noise": ("held-out label noise", "includes the errors of the network"),
     "loss": ("loss", "{unit}, mean over the samples of the Hessian"),
     "largest_eigenvalue": ("largest eigenvalue", "of the Hessian, {unit} per squared unit of theta"),
@@ -30,13 +30,13 @@ NUMBERS = {  # by its name in the file: title, what it is
     "noise_scale": ("noise scale", "batch size at which noise is half of a step"),
     "coherence": ("gradient coherence", "mean cosine of two samples' gradients"),
     "gradients_first_direction": ("top-eigenvalue share", "of the trace of the gradient covariance"),
-    "pulling_against": ("negative alignment", "share of samples whose gradient opposes the others' mean"),
-    "nc1": ("nc1", "variability within classes over that between them; 0: collapsed"),
-    "nc2": ("nc2", "deviation of the class means' cosines from a simplex's; 0: none"),
-    "nc2_norms": ("nc2 norms", "spread of the norms of class means, relative"),
-    "nc3": ("nc3", "distance of the last layer's weights from the class means"),
-    "nc4": ("nc4", "share of samples nearer to another class mean than to that predicted"),
-    "dead_units": ("dead units", "that are active for no sample"),
+    "pulling_against": ("negative alignment", "share of gradients that oppose the others' mean"),
+    "nc1": ("nc1", "within-class over between-class variability"),
+    "nc2": ("nc2", "deviation of class-mean cosines from a simplex"),
+    "nc2_norms": ("nc2 norms", "relative spread of the norms of class means"),
+    "nc3": ("nc3", "distance of last-layer weights from class means"),
+    "nc4": ("nc4", "share of samples nearer to another class mean"),
+    "dead_units": ("dead units", "active for no sample"),
     "units": ("units", "of all activations"),
     "largest_spectral_norm": ("largest spectral norm", ANY_LAYER),
     "least_stable_rank": ("smallest stable rank", ANY_LAYER),
@@ -107,7 +107,7 @@ def _number_lines(stored: StoredReport, report: Mapping[str, Any]) -> list[str]:
         if isfinite(value):
             text = value_with_error(value, error)
         title, what = NUMBERS.get(name, (name.replace("_", " "), ""))
-        lines.append(f"  {title:<27}{text:<21}{what.format(unit=unit)}".rstrip())
+        lines.append(f"  {title:<34}{text:<20}{what.format(unit=unit)}".rstrip())
     return lines
 
 

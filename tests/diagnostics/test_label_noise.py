@@ -27,7 +27,7 @@ def test_flipped_labels_are_counted(rate):
     found = judged(sure(truth, 5), y)
     share, error = found.noise
     assert abs(share - flipped.mean()) < max(4 * error, 0.02)
-    assert set(found.suspects) <= set(np.nonzero(flipped)[0])
+    assert set(found.suspected_errors) <= set(np.nonzero(flipped)[0])
     assert found.accuracy == pytest.approx(1 - flipped.mean())
 
 
@@ -39,7 +39,7 @@ def test_the_joint_counts_are_those_of_the_definition():
     np.testing.assert_array_equal(found.joint, [[1, 0], [0, 2]])
     found = judged(np.vstack([p, [0.95, 0.05]]), np.append(y, 1))
     np.testing.assert_array_equal(found.joint, [[1, 0], [1, 2]])
-    assert found.suspects.tolist() == [5] and found.noise[0] == pytest.approx(0.25)
+    assert found.suspected_errors.tolist() == [5] and found.noise[0] == pytest.approx(0.25)
 
 
 def test_a_class_without_samples_takes_none():
@@ -66,8 +66,8 @@ def test_probabilities_that_are_not_finite_leave_the_noise_unknown():
     assert np.isnan(judged(np.full((3, 2), np.nan), np.array([0, 1, 0])).noise[0])
 
 
-def test_surprise_and_entropy_are_those_of_the_definition():
+def test_negative_log_likelihood_and_entropy_are_those_of_the_definition():
     p = np.array([[0.5, 0.5], [0.25, 0.75], [0.25, 0.75], [0.25, 0.75]])
     found = judged(p, np.array([0, 0, 1, 1]))
-    assert found.surprise[0] == pytest.approx(-np.log([0.5, 0.25, 0.75, 0.75]).mean())
+    assert found.negative_log_likelihood[0] == pytest.approx(-np.log([0.5, 0.25, 0.75, 0.75]).mean())
     assert found.entropy == pytest.approx(np.log(2))

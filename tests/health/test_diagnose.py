@@ -14,8 +14,10 @@ from lossmap import zoo
 from lossmap.data import datasets
 from lossmap.data.batches import Resident, Streamed
 from lossmap.data.problem import Problem
-from lossmap.health import rules as findings
+from lossmap.health.curvature_rules import stability_limit
 from lossmap.health.diagnose import diagnose, diagnose_network_health, subset
+from lossmap.health.finding import SERIOUS
+from lossmap.health.rules import apply_rules
 from lossmap.linalg.power_law import PowerLawTail
 from lossmap.training import Recipe, train
 
@@ -57,7 +59,7 @@ def rules(health):
 
 def test_a_healthy_net_gets_a_short_report_without_findings(net, data):
     health = diagnose_network_health(net, data, loss="crossentropy", rate=0.01, momentum=0.9)
-    assert health.findings == () and not health.skipped
+    assert health.findings == () and not health.measurements.skipped
     text = repr(health)
     assert "no finding" in text and len(text.splitlines()) < 30
     assert "largest eigenvalue" in text and "+-" in text
@@ -71,7 +73,7 @@ def test_the_healthy_demo_net_has_no_finding(data):
         density_error=None, label="the demo net",
     )  # fmt: skip
     assert health.findings == (), health
-    assert not health.skipped and health.collapse.nc1 < 0.3
+    assert not health.measurements.skipped and health.measurements.collapse.nc1 < 0.3
 
 
 def test_a_dead_layer_is_found_with_what_it_cuts_off(net, data):
@@ -79,9 +81,9 @@ def test_a_dead_layer_is_found_with_what_it_cuts_off(net, data):
         net[3].bias.fill_(-1e3)
     health = diagnose_network_health(net, data, examinations=("signals", "gradients"))
     first = next(f for f in health.findings if f.rule == "dead layer")
-    assert (first.value, first.where, first.level) == (1.0, "4", findings.SERIOUS)
+    assert (first.value, first.where, first.level) == (1.0, "4", SERIOUS)
     assert "32 of 32" in first.evidence and "95 % confidence" in first.evidence
-    assert any("leaky" in t.what for t in first.tries) and all(t.doubt for t in first.tries)
+    assert any("leaky" in t.what for t in first.tries) and all(t.caveat for t in first.tries)
     silent = next(f for f in health.findings if f.rule == "no gradient")
     assert "1.weight" in silent.evidence and "3.weight" in silent.evidence
 
@@ -92,7 +94,7 @@ def test_an_exploding_layer_is_found_by_what_passes_it(net, data):
     health = diagnose_network_health(net, data, examinations=("signals",))
     found = next(f for f in health.findings if f.rule == "exploding layer")
     assert found.where == "3" and found.value > 50 and 0 < found.error < 0.1 * found.value
-    assert any("normalisation" in t.what for t in found.tries)
+    assert any("normalization" in t.what for t in found.tries)
 
 
 def test_large_weights_before_a_normalisation_are_no_finding(data):
@@ -102,7 +104,7 @@ def test_large_weights_before_a_normalisation_are_no_finding(data):
         model[3].weight.mul_(1000.0)
     trained(data, model)
     health = diagnose_network_health(model, data, examinations=("weights", "signals"))
-    assert health.activity.gains[1].alone > 100 and "exploding layer" not in rules(health)
+    assert health.measurements.activity.gains[1].alone > 100 and "exploding layer" not in rules(health)
 
 
 def test_a_vanishing_layer_is_found(net, data):
@@ -129,7 +131,7 @@ def test_label_noise_is_found_and_the_suspects_are_the_flipped(data):
     health = diagnose_network_health(model, noisy, examinations=("signals",))
     (found,) = health.findings
     assert found.rule == "label noise" and abs(found.value - 0.25) < 0.08
-    assert flipped[health.labels.suspects[:100]].float().mean() > 0.9
+    assert flipped[health.measurements.labels.suspected_errors[:100]].float().mean() > 0.9
 
 
 def test_a_net_at_the_edge_of_stability_is_found_and_called_no_fault(data):
@@ -144,9 +146,9 @@ def test_a_net_at_the_edge_of_stability_is_found_and_called_no_fault(data):
                                                        density_error=None).findings)  # fmt: skip
 
 
-def test_an_untrained_net_is_no_better_than_chance(data):
+def test_an_untrained_net_is_at_chance_level(data):
     health = diagnose_network_health(zoo.build("mlp", seed=0), data, examinations=("signals",))
-    assert rules(health)[0] == "no better than chance"
+    assert rules(health)[0] == "chance-level"
 
 
 def test_saturated_units_are_found(data):
@@ -158,8 +160,8 @@ def test_saturated_units_are_found(data):
 
 @pytest.mark.parametrize("momentum", [0.0, 0.5, 0.9])
 @pytest.mark.parametrize("nesterov", [False, True])
-def test_what_a_step_bears_is_where_the_optimiser_begins_to_grow(momentum, nesterov):
-    rate, limit = 0.1, findings.bearable(0.1, momentum, nesterov)
+def test_the_stability_limit_is_where_the_optimiser_begins_to_grow(momentum, nesterov):
+    rate, limit = 0.1, stability_limit(0.1, momentum, nesterov)
     for factor, grows in ((0.99, False), (1.01, True)):
         theta = torch.ones(1, dtype=torch.float64, requires_grad=True)
         optimiser = torch.optim.SGD([theta], lr=rate, momentum=momentum, nesterov=nesterov and momentum > 0)
@@ -172,21 +174,21 @@ def test_what_a_step_bears_is_where_the_optimiser_begins_to_grow(momentum, neste
         assert (sizes[1] > sizes[0]) == grows
 
 
-def test_what_was_learned_by_heart_shows_on_held_out_samples(data):
+def test_memorization_shows_on_held_out_samples(data):
     x, y = data.tensors
     wrong = torch.randint(10, (len(y),), generator=torch.Generator().manual_seed(0))
     model = trained(Resident((x[:200], wrong[:200]), 200), epochs=150, batch_size=50, weight_decay=0.0)
     health = diagnose_network_health(
         model, (x[:200], wrong[:200]), held_out=(x[200:600], y[200:600]), examinations=("signals",)
     )
-    found = next(f for f in health.findings if f.rule == "learned by heart")
+    found = next(f for f in health.findings if f.rule == "memorization (generalization gap)")
     assert found.value > 0.5 and "400 held out" in found.evidence
-    assert health.numbers()["held_out_accuracy"]["value"] == health.held_out.accuracy
+    assert health.numbers()["held_out_accuracy"]["value"] == health.measurements.held_out.accuracy
     assert "200 samples, 400 held out" in repr(health)
     assert json.loads(health.to_json())["held_out_samples"] == 400
 
 
-def told(**parts):
+def measured(**parts):
     """A health of which only these parts are known."""
     blank = dict.fromkeys(("activity", "gradients", "weights", "labels", "held_out", "spectrum", "collapse", "rate"))
     blank |= {"tails": {}, "momentum": 0.0, "nesterov": False, "gradient_ratio_error": lambda a, b: 1.0}
@@ -202,28 +204,28 @@ def curvature(values, low=-0.01, error=0.001):
 
 
 CONSTRUCTED = {
-    "negative curvature": (told(spectrum=curvature([10.0, 9], low=-3.0)), told(spectrum=curvature([10.0, 9]))),
+    "negative curvature": (measured(spectrum=curvature([10.0, 9], low=-3.0)), measured(spectrum=curvature([10.0, 9]))),
     "ill-conditioned": (
-        told(spectrum=curvature([1000.0, 5, 4, 3, 2])), told(spectrum=curvature([50.0, 5, 4, 3, 2]))
+        measured(spectrum=curvature([1000.0, 5, 4, 3, 2])), measured(spectrum=curvature([50.0, 5, 4, 3, 2]))
     ),
     "beyond the edge of stability": (
-        told(spectrum=curvature([30.0]), rate=0.1), told(spectrum=curvature([30.0]), rate=0.1, momentum=0.9)
+        measured(spectrum=curvature([30.0]), rate=0.1), measured(spectrum=curvature([30.0]), rate=0.1, momentum=0.9)
     ),
     "unbalanced gradients": (
-        told(gradients=SimpleNamespace(rms=np.array([5000.0, 1]), names=("a", "b"), samples=10)),
-        told(gradients=SimpleNamespace(rms=np.array([50.0, 1]), names=("a", "b"), samples=10)),
+        measured(gradients=SimpleNamespace(rms=np.array([5000.0, 1]), names=("a", "b"), samples=10)),
+        measured(gradients=SimpleNamespace(rms=np.array([50.0, 1]), names=("a", "b"), samples=10)),
     ),
-    "one direction of gradients": (
-        told(gradients=SimpleNamespace(rms=np.ones(1), names=("a",), samples=50, concentrated=(0.95, 0.01))),
-        told(gradients=SimpleNamespace(rms=np.ones(1), names=("a",), samples=50, concentrated=(0.5, 0.01))),
+    "dominant gradient direction": (
+        measured(gradients=SimpleNamespace(rms=np.ones(1), names=("a",), samples=50, concentrated=(0.95, 0.01))),
+        measured(gradients=SimpleNamespace(rms=np.ones(1), names=("a",), samples=50, concentrated=(0.5, 0.01))),
     ),
     "light-tailed weights": (
-        told(tails={"w": PowerLawTail(9.0, 0.5, 1.0, 100, 200, 0.05, 0.6)}),
-        told(tails={"w": PowerLawTail(3.0, 0.5, 1.0, 100, 200, 0.05, 0.6)}),
+        measured(tails={"w": PowerLawTail(9.0, 0.5, 1.0, 100, 200, 0.05, 0.6)}),
+        measured(tails={"w": PowerLawTail(3.0, 0.5, 1.0, 100, 200, 0.05, 0.6)}),
     ),
-    "features without order by class": (
-        told(collapse=SimpleNamespace(nc4=0.6, errors={"nc4": 0.02}, layer="fc", samples=500)),
-        told(collapse=SimpleNamespace(nc4=0.1, errors={"nc4": 0.02}, layer="fc", samples=500)),
+    "class means not separated": (
+        measured(collapse=SimpleNamespace(nc4=0.6, errors={"nc4": 0.02}, layer="fc", samples=500)),
+        measured(collapse=SimpleNamespace(nc4=0.1, errors={"nc4": 0.02}, layer="fc", samples=500)),
     ),
 }  # fmt: skip
 
@@ -231,34 +233,34 @@ CONSTRUCTED = {
 @pytest.mark.parametrize("rule", CONSTRUCTED)
 def test_a_rule_finds_what_was_constructed_and_not_its_healthy_twin(rule):
     ill, well = CONSTRUCTED[rule]
-    (found,) = findings.apply_rules(ill)[0]
+    (found,) = apply_rules(ill)[0]
     assert found.rule == rule and found.source and found.means and found.tries
-    assert findings.apply_rules(well) == ((), ())
+    assert apply_rules(well) == ((), ())
 
 
 def test_a_number_within_two_errors_of_its_threshold_is_undecided():
-    unsure = told(collapse=SimpleNamespace(nc4=0.27, errors={"nc4": 0.02}, layer="fc", samples=500))
-    sure, undecided = findings.apply_rules(unsure)
-    assert sure == () and undecided[0].rule == "features without order by class"
-    unknown = told(spectrum=curvature([10.0, 9], low=-3.0, error=float("nan")))
-    assert findings.apply_rules(unknown)[0][0].rule == "negative curvature"
+    unsure = measured(collapse=SimpleNamespace(nc4=0.27, errors={"nc4": 0.02}, layer="fc", samples=500))
+    sure, undecided = apply_rules(unsure)
+    assert sure == () and undecided[0].rule == "class means not separated"
+    unknown = measured(spectrum=curvature([10.0, 9], low=-3.0, error=float("nan")))
+    assert apply_rules(unknown)[0][0].rule == "negative curvature"
 
 
 def test_power_laws_that_are_refused_are_no_finding():
-    assert findings.apply_rules(told(tails={"w": PowerLawTail(9.0, 0.5, 1.0, 100, 200, 0.3, 0.0)})) == ((), ())
+    assert apply_rules(measured(tails={"w": PowerLawTail(9.0, 0.5, 1.0, 100, 200, 0.3, 0.0)})) == ((), ())
 
 
-def test_findings_are_ranked_by_gravity_then_by_excess(net, data):
+def test_findings_are_ranked_by_severity_then_by_excess(net, data):
     with torch.no_grad():
         net[3].weight.copy_(torch.outer(net[3].weight[:, 0], net[3].weight[0]) * 1000)
         net[1].bias[:12] = -1e3
     health = diagnose_network_health(net, data, examinations=("weights", "signals"))
     levels = [f.level for f in health.findings]
-    assert levels == sorted(levels, reverse=True) and levels[0] == findings.SERIOUS and len(set(levels)) > 1
+    assert levels == sorted(levels, reverse=True) and levels[0] == SERIOUS and len(set(levels)) > 1
     assert rules(health).index("exploding layer") < rules(health).index("dead units")
 
 
-def test_the_report_and_the_json_carry_numbers_thresholds_sources_and_doubts(net, data):
+def test_the_report_and_the_json_carry_numbers_thresholds_sources_and_caveats(net, data):
     with torch.no_grad():
         net[3].weight.mul_(100.0)
     health = diagnose_network_health(net, data, examinations=("weights", "signals", "collapse"), label="a net")
@@ -267,7 +269,11 @@ def test_the_report_and_the_json_carry_numbers_thresholds_sources_and_doubts(net
         assert part in text
     read = json.loads(health.to_json())
     finding = next(f for f in read["findings"] if f["rule"] == "exploding layer")
-    assert finding["threshold"] == 10.0 and finding["tries"][0]["doubt"] and finding["level"] == "serious"
+    assert (
+        finding["threshold"] == 10.0
+        and finding["tries"][0]["caveat"] == finding["tries"][0]["doubt"] != ""
+        and finding["level"] == "serious"
+    )
     assert read["numbers"]["nc1"]["error"] > 0 and len(read["weights"]) == 3
 
 
@@ -275,8 +281,15 @@ def test_what_does_not_apply_is_left_out_and_told_why():
     model = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 1))
     x = torch.randn(40, 3)
     health = diagnose_network_health(model, (x, x[:, :1]), loss="mse")
-    assert set(health.skipped) == {"collapse", "labels"} and "classifier" in health.skipped["labels"]
-    assert "not examined" in repr(health) and health.gradients is not None and health.spectrum is not None
+    assert (
+        set(health.measurements.skipped) == {"collapse", "labels"}
+        and "classifier" in health.measurements.skipped["labels"]
+    )
+    assert (
+        "not examined" in repr(health)
+        and health.measurements.gradients is not None
+        and health.measurements.spectrum is not None
+    )
     json.loads(health.to_json())
 
 
@@ -293,12 +306,17 @@ def test_a_loss_with_derivatives_by_its_inputs_is_examined_in_all_that_applies()
     model = nn.Sequential(nn.Linear(1, 8), nn.Tanh(), nn.Linear(8, 1)).double()
     t = torch.linspace(0, 2, 24, dtype=torch.float64)[:, None]
     health = diagnose(Problem.custom(model, residual, t))
-    assert set(health.skipped) == {"collapse", "labels"} and "classifier" in health.skipped["labels"]
+    assert (
+        set(health.measurements.skipped) == {"collapse", "labels"}
+        and "classifier" in health.measurements.skipped["labels"]
+    )
     weights = [model[0].weight, model[2].weight]
     rows = [torch.cat([g.flatten() for g in torch.autograd.grad(residual(model, one[None]), weights)]) for one in t]
     rows = torch.stack(rows).numpy()
-    np.testing.assert_allclose(health.gradients.gram, rows @ rows.T, atol=1e-12)
-    assert len(health.activity.activations) == 1 and health.spectrum.loss == pytest.approx(residual(model, t).item())
+    np.testing.assert_allclose(health.measurements.gradients.gram, rows @ rows.T, atol=1e-12)
+    assert len(health.measurements.activity.activations) == 1 and health.measurements.spectrum.loss == pytest.approx(
+        residual(model, t).item()
+    )
 
 
 def test_the_model_comes_back_as_it_was(data):

@@ -1,0 +1,158 @@
+"""A diagnosis: measurements and what the rules find in them, as report, as JSON and as a group of a file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import isfinite
+from typing import Any
+
+import numpy as np
+
+from lossmap.health.finding import Finding
+from lossmap.health.measurements import Measurements
+from lossmap.linalg.power_law import PowerLawTail
+from lossmap.report.health import health_report
+from lossmap.report.stored import StoredReport
+from lossmap.spectra.spectrum import Spectrum
+
+
+@dataclass(frozen=True, eq=False)
+class Diagnosis:
+    """What was measured, and what the rules find in it. Print it for the report.
+
+    findings   what is beyond its threshold by two standard errors, the most severe first
+    undecided  what is beyond its threshold, but not by two standard errors
+    """
+
+    measurements: Measurements
+    findings: tuple[Finding, ...]
+    undecided: tuple[Finding, ...]
+
+    def numbers(self) -> dict[str, dict[str, float]]:
+        """The chief numbers, {name: {value, error}}; error 0 where exact."""
+        return self.measurements.numbers()
+
+    def summary(self) -> str:
+        """The report, several lines."""
+        return health_report(StoredReport(*self.stored()))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything but the large matrices, as JSON-able values; numbers that are not finite become None.
+
+        The keys stand in files, and stay. Two are given twice: a suggestion's `caveat` is also `doubt`, as version 0.1
+        called it.
+        """
+        m = self.measurements
+        held_out_samples = 0
+        if m.held_out is not None:
+            held_out_samples = m.held_out.samples
+        plain: dict[str, Any] = {
+            "label": m.label,
+            "parameters": m.size,
+            "samples": m.samples,
+            "unit": m.unit,
+            "rate": m.rate,
+            "momentum": m.momentum,
+            "nesterov": m.nesterov,
+            "held_out_samples": held_out_samples,
+            "findings": [_finding_dict(f) for f in self.findings],
+            "undecided": [_finding_dict(f) for f in self.undecided],
+            "numbers": self.numbers(),
+            "skipped": dict(m.skipped),
+            **_parts_dict(m),
+        }
+        return _json_able(plain)  # type: ignore[no-any-return]
+
+    def to_json(self, indent: int | None = 1) -> str:
+        """`to_dict` as text."""
+        return json.dumps(self.to_dict(), indent=indent)
+
+    def stored(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """What a file keeps of it: each chief number as [value, error], and all the rest as JSON, `report`."""
+        arrays = {name: np.array([n["value"], n["error"]], dtype=np.float64) for name, n in self.numbers().items()}
+        return arrays, {"report": self.to_json(indent=None)}
+
+    def __repr__(self) -> str:
+        return self.summary()
+
+
+def _finding_dict(f: Finding) -> dict[str, Any]:
+    fields = {name: value for name, value in vars(f).items() if name not in ("tries", "level")}
+    tries = [{**vars(suggestion), "doubt": suggestion.caveat} for suggestion in f.tries]
+    return {**fields, "level": f.severity, "tries": tries}
+
+
+def _parts_dict(m: Measurements) -> dict[str, Any]:
+    """The measurements that there are."""
+    parts: dict[str, Any] = {}
+    if m.weights is not None:
+        parts["weights"] = [
+            {
+                "name": w.name,
+                "shape": list(w.shape),
+                "spectral_norm": w.spectral_norm,
+                "condition": w.condition,
+                "stable_rank": w.stable_rank,
+                "effective_rank": w.effective_rank,
+                "near_zero": w.near_zero,
+                "singular_values": w.values.tolist(),
+                "tail": _tail_dict(m.tails.get(w.name)),
+            }
+            for w in m.weights
+        ]
+    if m.gradients is not None:
+        parts["gradients"] = {
+            "samples": m.gradients.samples,
+            "spectrum": m.gradients.spectrum.tolist(),
+            "participation": m.gradients.participation,
+            "rms": dict(zip(m.gradients.names, m.gradients.rms.tolist(), strict=True)),
+            "mean": dict(m.gradient_norms),
+        }
+    if m.spectrum is not None:
+        parts["hessian"] = _spectrum_dict(m.spectrum)
+    if m.activity is not None:
+        parts["activations"] = [vars(a) | {"silence": a.silence} for a in m.activity.activations]
+        parts["gains"] = [vars(g) for g in m.activity.gains]
+    if m.labels is not None:
+        parts["suspects"] = m.labels.suspected_errors.tolist()
+    if m.held_out is not None:
+        parts["held_out_suspects"] = m.held_out.suspected_errors.tolist()
+    return parts
+
+
+def _tail_dict(fit: PowerLawTail | None) -> dict[str, Any] | None:
+    if fit is None:
+        return None
+    return {**vars(fit), "plausible": fit.plausible}
+
+
+def _spectrum_dict(s: Spectrum) -> dict[str, Any]:
+    plain: dict[str, Any] = {
+        "samples": s.samples,
+        "values": s.values.tolist(),
+        "errors": s.errors.tolist(),
+        "verdict": s.verdict,
+        "gradient_norm": s.gradient_norm,
+        "masses": [{"t": t, "below": vars(low), "above": vars(high)} for t, low, high in s.masses],
+    }
+    if s.trace is not None:
+        plain["trace"] = {"value": s.trace.value, "error": s.trace.error}
+    if s.density is not None:
+        nodes, shares = s.density.nodes
+        plain["density"] = {"nodes": nodes.tolist(), "shares": shares.tolist()}
+    return plain
+
+
+def _json_able(value: Any) -> Any:
+    """Plain values; what is not finite becomes None, which JSON knows."""
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float) and not isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {str(k): _json_able(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_json_able(v) for v in value]
+    return value
