@@ -5,15 +5,26 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MKL_NUM_THREADS", "1")
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
-# no deadlines on busy machines; in CI the same examples each time, so that a red run is a change's own fault
-settings.register_profile("anywhere", deadline=None)
-settings.register_profile("ci", deadline=None, derandomize=True)
-settings.load_profile("ci" if os.environ.get("CI") else "anywhere")
+# No deadlines on busy machines. The same examples each time, so that a red run is a change's own fault and green means
+# green; LOSSMAP_RANDOM_TESTS=1 draws new ones for a developer who looks for faults, but never in CI.
+settings.register_profile("fixed", deadline=None, derandomize=True)
+settings.register_profile("random", deadline=None)
+
+
+def hypothesis_profile(environ: Mapping[str, str]) -> str:
+    """The Hypothesis profile for these environment variables."""
+    if environ.get("CI") or environ.get("LOSSMAP_RANDOM_TESTS") != "1":
+        return "fixed"
+    return "random"
+
+
+settings.load_profile(hypothesis_profile(os.environ))
 
 
 @pytest.fixture(autouse=True)

@@ -1,14 +1,23 @@
-"""Levels: where the lines of a map run, at round numbers, geometric where the values span decades. NumPy alone."""
+"""Levels: where the lines of a map run, at round numbers, geometric where the values span decades. NumPy alone.
+
+Levels lie between SMALLEST and LARGEST in size, well within double precision, so that ratios, products and decimal
+roundings of any two of them are finite, also beside the 1e250 at which matplotlib ends an open band: what lies beyond
+is drawn as below or above the ends.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
-WIDE = 20.0  # largest over smallest positive value from which levels are geometric
+GEOMETRIC_FROM = 20.0  # largest over smallest positive value from which levels are geometric
+SMALLEST, LARGEST = 1e-50, 1e50  # absolute values that a level, or a span of levels, may have beside 0
+FLAT_SPAN = 1e-9  # relative to the larger end: a narrower span is one value
+MAX_LEVELS = 1000
 # Round steps within a decade, coarse to fine.
 SERIES: tuple[tuple[float, ...], ...] = (
     (1,),
@@ -24,7 +33,7 @@ class Scale:
     """How values become colours and lines.
 
     low, high  the ends of the colours
-    levels     ascending, round, between them; at least one
+    levels     (levels,) ascending, round, between them; at least one
     log        geometric
     below      some values lie under `low`, and above: over `high`
     """
@@ -39,8 +48,10 @@ class Scale:
     @property
     def extend(self) -> Literal["neither", "min", "max", "both"]:
         """For matplotlib: which ends of the colour bar are pointed."""
+        if self.below and self.above:
+            return "both"
         if self.below:
-            return "both" if self.above else "min"
+            return "min"
         return "max" if self.above else "neither"
 
     @property
@@ -58,64 +69,111 @@ def scale_of(
     log: bool | None = None,
     count: int = 12,
 ) -> Scale:
-    """A common scale for several arrays; NaN and infinities have no say in it.
+    """A common scale for several arrays, of any shapes; NaN and infinities are left out of account.
 
-    low, high, step  as a person wants them (--vmin --vmax --vlevel); a step makes even levels
-    log              geometric or not; left out, whether the values are positive and span a factor of WIDE
-    count            about so many levels
+    low, high, step  ends and step of the levels (--vmin --vmax --vlevel), in the values' unit; a step makes even levels
+    log              geometric or not; left out, whether the values are positive and span a factor of GEOMETRIC_FROM
+    count            approximate number of levels
 
-    Raises ValueError where low is not below high, or the step is not positive.
+    Raises ValueError where low is not below high, an end is not finite or beyond LARGEST, or the step is not positive
+    or makes more than MAX_LEVELS levels.
     """
-    known = np.concatenate([a[np.isfinite(a)].reshape(-1) for a in values]) if values else np.zeros(0)
+    _check_ends(low, high, step)
+    known = _finite(values)
     if known.size == 0:
         return Scale(0.0, 1.0, np.zeros(0), False, False, False)
-    least, most = float(known.min()), float(known.max())
-    if low is not None and high is not None and not low < high:
-        raise ValueError(f"--vmin wants to be below --vmax; got {low:g} and {high:g}")
-    if step is not None and step <= 0:
-        raise ValueError(f"--vlevel wants a step above 0; got {step:g}")
-    bottom, top = least if low is None else low, most if high is None else high
+    smallest, largest = float(known.min()), float(known.max())
+    bottom = _within(smallest) if low is None else low
+    top = _within(largest) if high is None else high
     if log is None:
-        log = step is None and bottom > 0 and top > WIDE * bottom
-    positive = known[known > 0]
-    if log and bottom <= 0:
-        bottom = float(positive.min()) if positive.size else 0.0
-    log = log and bottom > 0 and top > bottom
-    if not top - bottom > 1e-9 * max(abs(top), abs(bottom)):
-        return Scale(bottom, top, np.array([bottom]), False, least < bottom, most > top)
+        log = step is None and bottom > 0 and top > GEOMETRIC_FROM * bottom
+    if log:
+        bottom = _positive_end(bottom, top, known)
+    log = log and 0 < bottom < top
+    if top - bottom <= max(FLAT_SPAN * max(abs(top), abs(bottom)), SMALLEST):
+        return Scale(bottom, max(bottom, top), np.array([bottom]), False, smallest < bottom, largest > top)
     if step is not None:
-        if (top - bottom) / step > 1000:
-            raise ValueError(f"--vlevel {step:g} makes more than 1,000 levels between {bottom:g} and {top:g}")
-        levels = bottom + step * np.arange(int(np.floor((top - bottom) / step * (1 + 1e-12))) + 1)
-        if levels.size == 1:
-            levels = np.array([bottom, top])
+        levels = _stepped(bottom, top, step)
     elif log:
         levels = geometric(bottom, top, count)
     else:
         levels = even(bottom, top, count)
-    # The colours begin and end at a level, so that each band of the colour bar is whole.
-    low_end = levels[0] if low is None else bottom
-    high_end = levels[-1] if high is None else top
-    levels = levels[(levels >= low_end) & (levels <= high_end)]
-    if levels.size == 0 or levels[0] > low_end:
-        levels = np.concatenate([[low_end], levels])
-    if levels[-1] < high_end:
-        levels = np.concatenate([levels, [high_end]])
-    return Scale(float(levels[0]), float(levels[-1]), levels, bool(log), least < levels[0], most > levels[-1])
+    levels = _ended(levels, low, high)
+    return Scale(float(levels[0]), float(levels[-1]), levels, bool(log), smallest < levels[0], largest > levels[-1])
+
+
+def _check_ends(low: float | None, high: float | None, step: float | None) -> None:
+    for flag, end in (("--vmin", low), ("--vmax", high)):
+        if end is not None and not abs(end) <= LARGEST:
+            raise ValueError(f"{flag} must lie between {-LARGEST:g} and {LARGEST:g}; got {end:g}")
+    if low is not None and high is not None and not low < high:
+        raise ValueError(f"--vmin must be below --vmax; got {low:g} and {high:g}")
+    if step is not None and not 0 < step < math.inf:
+        raise ValueError(f"--vlevel must be > 0; got {step:g}")
+
+
+def _finite(values: Sequence[np.ndarray]) -> np.ndarray:
+    """All finite entries of all arrays, (entries,)."""
+    return np.concatenate([np.zeros(0), *(a[np.isfinite(a)].reshape(-1) for a in values)])
+
+
+def _within(value: float) -> float:
+    return min(max(value, -LARGEST), LARGEST)
+
+
+def _positive_end(bottom: float, top: float, known: np.ndarray) -> float:
+    """The lower end of geometric levels; it stays as it is where no value is positive."""
+    positive = known[known > 0]
+    if bottom <= 0 and positive.size:
+        bottom = float(positive.min())
+    return min(SMALLEST, top) if 0 < bottom < SMALLEST else bottom
+
+
+def _stepped(bottom: float, top: float, step: float) -> np.ndarray:
+    """Levels from the bottom upwards at a step that was asked for; the two ends where it is wider than the span."""
+    if (top - bottom) / step > MAX_LEVELS:
+        raise ValueError(
+            f"--vlevel {step:g} makes more than {MAX_LEVELS:,} levels between {bottom:g} and {top:g}: take a larger one"
+        )
+    levels = bottom + step * np.arange(int(np.floor((top - bottom) / step * (1 + 1e-12))) + 1)
+    if levels.size == 1:
+        return np.array([bottom, top])
+    return levels
+
+
+def _ended(levels: np.ndarray, low: float | None, high: float | None) -> np.ndarray:
+    """The levels between the ends that were asked for, which become levels themselves.
+
+    The colours begin and end at a level, so that each band of the colour bar is whole.
+    """
+    first = float(levels[0]) if low is None else low
+    last = float(levels[-1]) if high is None else high
+    levels = levels[(levels >= first) & (levels <= last)]
+    if levels.size == 0 or levels[0] > first:
+        levels = np.concatenate([[first], levels])
+    if levels[-1] < last:
+        levels = np.concatenate([levels, [last]])
+    return levels
 
 
 def geometric(low: float, high: float, count: int = 12) -> np.ndarray:
-    """Round levels, each a nearly constant factor above the last, that enclose low and high."""
+    """Round levels, (levels,), each a nearly constant factor above the last, that enclose low and high.
+
+    SMALLEST <= low < high <= LARGEST; count is approximate.
+    """
     decades = np.log10(high / low)
     series = min(SERIES, key=lambda s: abs(decades * len(s) - count))
     first, last = int(np.floor(np.log10(low))), int(np.ceil(np.log10(high)))
-    skip = max(1, round(decades / count)) if len(series) == 1 else 1
-    ladder = np.array([m * 10.0**e for e in range(first, last + skip, skip) for m in series])
+    stride = max(1, round(decades / count)) if len(series) == 1 else 1
+    ladder = np.array([m * 10.0**e for e in range(first, last + stride, stride) for m in series])
     return _enclosing(ladder, low, high)
 
 
 def even(low: float, high: float, count: int = 12) -> np.ndarray:
-    """Round levels at even steps that enclose low and high."""
+    """Round levels, (levels,), at even steps, that enclose low and high.
+
+    high - low > SMALLEST, and both at most LARGEST in size; count is approximate.
+    """
     rough = (high - low) / count
     unit = 10.0 ** np.floor(np.log10(rough))
     step = unit * min((1, 2, 2.5, 5, 10), key=lambda m: abs(np.log(m * unit / rough)))
@@ -125,18 +183,25 @@ def even(low: float, high: float, count: int = 12) -> np.ndarray:
 
 
 def _enclosing(ladder: np.ndarray, low: float, high: float) -> np.ndarray:
+    """The part of an ascending ladder from the last step at or below low to the first at or above high."""
     below, above = np.flatnonzero(ladder <= low * (1 + 1e-12)), np.flatnonzero(ladder >= high * (1 - 1e-12))
-    begin = below[-1] if below.size else 0
-    end = above[0] if above.size else ladder.size - 1
+    begin = max(below, default=0)
+    end = min(above, default=ladder.size - 1)
     return ladder[begin : end + 1]
 
 
 def labels(levels: np.ndarray) -> list[str]:
-    """The levels as texts, with as few digits as tell them apart."""
+    """The levels, (levels,), as texts, with as few digits as keep them apart."""
     texts: list[str] = []
     for digits in range(3, 17):
-        texts = [f"{level:.{digits}g}" for level in levels]
-        texts = [f"{float(t):.0f}" if "e+" in t and abs(float(t)) < 1e6 else t for t in texts]
+        texts = [_plain(f"{level:.{digits}g}") for level in levels]
         if len(set(texts)) == len(set(levels.tolist())):
             break
     return texts
+
+
+def _plain(text: str) -> str:
+    """A number without an exponent below a million: 1.25e+05 -> 125000."""
+    if "e+" in text and abs(float(text)) < 1e6:
+        return f"{float(text):.0f}"
+    return text

@@ -11,7 +11,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from lossmap.io.surface import DONE
-from lossmap.plotting.contour_levels import WIDE
+from lossmap.plotting.contour_levels import GEOMETRIC_FROM
 from lossmap.plotting.style import BLUE, DARK, GREEN, GREY, PURPLE, RED
 
 Array = np.ndarray
@@ -92,4 +92,4 @@ def frame(axes: Axes, x: Array, label: str, marks: Sequence[float] = (0.0,)) -> 
 def wants_log(values: Sequence[Array]) -> bool:
     """Whether all values are positive and span so much that a logarithmic axis shows more."""
     known = np.concatenate([a[np.isfinite(a)].reshape(-1) for a in values])
-    return bool(known.size and known.min() > 0 and known.max() > WIDE * known.min())
+    return bool(known.size and known.min() > 0 and known.max() > GEOMETRIC_FROM * known.min())

@@ -2,10 +2,13 @@
 
 import numpy as np
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from lossmap.plotting.contour_levels import even, geometric, labels, scale_of
+from lossmap.geometry.grid import Grid
+from lossmap.io.read import Surface
+from lossmap.plotting.contour_levels import SMALLEST, even, geometric, labels, scale_of
+from lossmap.plotting.figures import draw, save
 
 FINITE = st.floats(-1e6, 1e6, allow_nan=False)
 POSITIVE = st.floats(1e-8, 1e8)
@@ -34,9 +37,49 @@ def test_any_numbers_have_a_scale(values):
     scale = scale_of([np.array(values)])
     assert scale.low <= scale.high and (np.diff(scale.levels) > 0).all()
     known = np.array(values)[np.isfinite(values)]
+    known[(known > 0) & (known < SMALLEST)] = 0.0  # beyond any level: see the test of values of any size
+    scale = scale_of([known])
     if known.size and not scale.flat:
         assert (scale.levels[0] <= known.min() and scale.levels[-1] >= known.max()) or np.ptp(known) < 1e-3
         assert scale.extend == "neither" or np.ptp(known) < 1e-3
+
+
+ANY_SIZE = st.floats(allow_nan=False, allow_infinity=False)  # denormals, and up to 1.8e308
+
+
+@given(st.lists(ANY_SIZE, min_size=1, max_size=6), st.sampled_from([None, True, False]))
+@example([0.0, 1.1125369292536007e-308], None)
+@example([5e-324, 1e-323], True)
+@example([2.0250890053264356e-107, 3.1226045101375714e-148], None)
+@example([-1.7e308, 1.7e308], None)
+@example([1e-308, 1e308], None)
+@example([1.0, 1.0 + 2.1e-9], None)
+@example([-5e-324], True)
+@example([-3.0, -1.0], True)
+@example([1.7976931348623157e308], False)
+@np.errstate(over="raise", invalid="raise", divide="raise")
+def test_values_of_any_size_have_finite_ascending_levels(values, log):
+    known = np.array(values)
+    scale = scale_of([known], log=log)
+    assert 1 <= scale.levels.size <= 60 and np.isfinite(scale.levels).all() and (np.diff(scale.levels) > 0).all()
+    assert np.isfinite([scale.low, scale.high]).all() and scale.low <= scale.high
+    assert not scale.log or scale.low > 0
+    if not scale.flat:
+        assert scale.below == (known.min() < scale.low) and scale.above == (known.max() > scale.high)
+        inside = np.clip(known, -1e50, 1e50)
+        slack = 1e-6 * (scale.high - scale.low)
+        if not (scale.log and known.min() < 1e-50):
+            assert scale.low <= inside.min() + slack
+        assert scale.high >= inside.max() - slack
+
+
+@pytest.mark.parametrize("kind", ["filled", "contour", "map", "3d"])
+@pytest.mark.parametrize("values", [(0.0, 1.1125369292536007e-308), (5e-324, 1e-100), (-1e200, 1e300), (3.0, 3.0)])
+def test_values_of_any_size_are_drawn(kind, values, tmp_path):
+    grid = Grid(np.arange(3.0), np.arange(2.0))
+    field = np.linspace(0.0, 1.0, 6).reshape(2, 3) * (values[1] - values[0]) + values[0]
+    surface = Surface(grid, {"train_loss": field}, {})
+    assert save(draw(surface, kind), tmp_path / "a.png", dpi=40).stat().st_size > 1000
 
 
 def test_losses_over_decades_get_geometric_levels_and_narrow_or_negative_ones_even():
@@ -63,18 +106,24 @@ def test_a_person_may_set_ends_and_step():
     assert cut.log and cut.low <= 0.5 and cut.below
 
 
-def test_what_makes_no_sense_is_refused():
-    with pytest.raises(ValueError, match="--vmin wants to be below --vmax; got 3 and 2"):
+def test_impossible_ends_and_steps_are_refused():
+    with pytest.raises(ValueError, match="--vmin must be below --vmax; got 3 and 2"):
         scale_of([np.ones(1)], low=3, high=2)
-    with pytest.raises(ValueError, match="--vlevel wants a step above 0; got 0"):
+    with pytest.raises(ValueError, match="--vlevel must be > 0; got 0"):
         scale_of([np.ones(1)], step=0)
     with pytest.raises(ValueError, match="makes more than 1,000 levels between 0 and 10"):
         scale_of([np.array([0.0, 10.0])], step=1e-5)
+    with pytest.raises(ValueError, match="--vlevel must be > 0; got nan"):
+        scale_of([np.ones(1)], step=np.nan)
+    for end in (np.nan, np.inf, 1e200):
+        with pytest.raises(ValueError, match=r"--vmax must lie between -1e\+50 and 1e\+50; got"):
+            scale_of([np.ones(1)], high=end)
 
 
 def test_one_value_or_none_has_a_flat_scale():
     assert scale_of([np.full(3, 0.5)]).flat and scale_of([np.full(3, np.nan)]).flat and scale_of([]).flat
     assert scale_of([np.zeros(2)], log=True).flat
+    assert scale_of([np.array([5.0, 9.0])], high=2.0).flat  # no value lies below the end
 
 
 @given(st.lists(FINITE, min_size=1, max_size=8, unique=True))
