@@ -165,10 +165,10 @@ def compared(
 def rows(count: int, low: int, width: int = 51) -> list[Point]:
     """So many points along a serpentine of neighbouring rows of a 51 x 51 plane, from row `low`."""
     grid = Grid.square(-1.0, 1.0, 51)
-    from lossmap.landscape.run_survey import walk
+    from lossmap.landscape.survey_recorder import serpentine_order
 
     inside = [i for i in range(len(grid)) if i // 51 >= low and abs(i % 51 - 25) <= width // 2]
-    return [grid.point(int(i)) for i in walk(grid, np.array(inside))[:count]]
+    return [grid.point(int(i)) for i in serpentine_order(grid, np.array(inside))[:count]]
 
 
 def mlp(quick: bool, workers: Sequence[int]) -> None:

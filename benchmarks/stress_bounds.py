@@ -31,7 +31,7 @@ from lossmap.geometry.directions import random_plane
 from lossmap.geometry.grid import Grid
 from lossmap.landscape.audit import Audit, better
 from lossmap.landscape.eigenvalues import EigenvalueMap
-from lossmap.landscape.run_survey import walk
+from lossmap.landscape.survey_recorder import serpentine_order
 
 FIELDS = ("max_eig", "min_eig")
 Ends = np.ndarray  # (points, n) ascending eigenvalues
@@ -112,7 +112,7 @@ def dense(problem: Problem, tensors: dict[str, Tensor]) -> np.ndarray:
 def mapped(measure: EigenvalueMap, grid: Grid) -> dict[str, np.ndarray]:
     """The fields over the grid, (points,), read along the survey's way."""
     found = {f.name: np.full(len(grid), np.nan) for f in measure.fields}
-    for i in walk(grid, np.arange(len(grid))):
+    for i in serpentine_order(grid, np.arange(len(grid))):
         for name, value in measure(grid.point(int(i))).items():
             found[name][i] = value
     return found

@@ -29,7 +29,7 @@ TABLE = {
 }
 # library -> the only places that may import it
 HOMES = {
-    "mpi4py": {"parallel.world"},
+    "mpi4py": {"parallel.mpi_library"},
     "h5py": {"io"},
     "matplotlib": {"plotting"},
     "plotly": {"plotting"},

@@ -58,10 +58,10 @@ class Machine:
 
 def machine(run: RunSettings, world: World) -> Machine:
     """Make this process ready: its device, its threads, its precision; no TF32 unless asked. All ranks call it."""
-    measures = world.measures(run.rank_0, run.team)
+    measures = world.computes(run.rank_0, run.team)
     # CUDA counts its devices without starting; a rank that only deals wants none
     count = 0 if run.device == "cpu" or not measures else torch.cuda.device_count()
-    shown = world.gather((world.host, devices.visible(os.environ, count)))
+    shown = world.gather((world.host, devices.visible_devices(os.environ, count)))
     here = [mask for host, mask in shown if host == world.host]
     place = sum(host == world.host for host, _ in shown[: world.rank])
     device = device_of(here, place, run) if measures else "cpu"

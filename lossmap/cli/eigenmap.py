@@ -114,7 +114,7 @@ def surveyed(settings: Settings, world: World, walk: Callable[..., Any], stop: S
     asked, wanted, say = settings.run, settings.eigen, output.rank_0_printer(world, settings.notes)
     settings = world.together(lambda: load_problem.at_checkpoint(settings, say))
     grid = world.together(lambda: load_plane.grid_of(settings.plane))
-    team = world.together(lambda: world.teams(asked.team, asked.rank_0))
+    team = world.together(lambda: world.team(asked.team, asked.rank_0))
     at = device.machine(asked, world)
     if at.autocast is not None:
         raise UsageError("--precision bfloat16 is for losses; eigenvalues want float32 or float64")
@@ -176,6 +176,7 @@ def surveyed(settings: Settings, world: World, walk: Callable[..., Any], stop: S
         "rank_0": asked.rank_0,
         "team": team,
         "point_timeout": asked.point_timeout,
+        "share_values": False,
     }
     with display(world, "eigenvalues") as progress:
         surface = walk(cheap, grid, points=kept.points, progress=progress, **told_walk)
@@ -187,12 +188,12 @@ def surveyed(settings: Settings, world: World, walk: Callable[..., Any], stop: S
 
             run_audit(store, world, again, say, fields=cold.fields, told=cold.settings, tol=wanted.tol, seed=cold.seed)
     if store is None:
-        return output.EXIT[surface.outcome]
+        return output.EXIT[surface.outcome_of("eigen")]
     kept.took(store, "eigen")
     store.close()
     output.pictures(kept.path, settings.draw, say)
-    code = output.finished(kept.path, store.surface(), "eigen", say, asked.overwrite, stop.asked)
+    code = output.finished(kept.path, store.surface(), "eigen", say, asked.overwrite, stop.reason)
     if cold is not None and store.surface().outcome_of("audit") != "complete" and code != 75:
         say("the audit is not complete:")
-        code = max(code, output.finished(kept.path, store.surface(), "audit", say, asked.overwrite, stop.asked))
+        code = max(code, output.finished(kept.path, store.surface(), "audit", say, asked.overwrite, stop.reason))
     return code

@@ -45,7 +45,7 @@ def plane_and_ranks(settings: Settings, world: World, model: nn.Module, curved: 
         plane = told.to(device)
     if plane is None:  # pragma: no cover
         raise RuntimeError("no plane was made")
-    world.same(plane.digest)
+    world.check_same(plane.digest)
     return plane
 
 

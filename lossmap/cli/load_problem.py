@@ -81,7 +81,7 @@ def problem_and_files(
     if world.size > 1 and not files.data:  # each rank has made its own
         told = world.together(lambda: " ".join(datasets.digest(problem.data) for problem in made.values()))
         advice = "draw them from a generator with a seed of its own, and read the same files on all nodes"
-        world.same(told, "the data", advice)
+        world.check_same(told, "the data", advice)
     return made
 
 

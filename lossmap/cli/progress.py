@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TextIO
 
-from lossmap.landscape.run_survey import Progress as Event
+from lossmap.landscape.survey_recorder import Progress as Event
 from lossmap.parallel.world import World
 
 EVERY = 5.0  # seconds between plain lines

@@ -107,7 +107,7 @@ def surveyed(settings: Settings, world: World, walk: Callable[..., Any], stop: S
     if not settings.spectrum.compare:
         settings = load_problem.at_checkpoint(settings, say)
     wanted, path = world.together(lambda: (asked_of(settings), result_of(settings)))
-    team = world.together(lambda: world.teams(asked.team, asked.rank_0))
+    team = world.together(lambda: world.team(asked.team, asked.rank_0))
     at = device.machine(asked, world)
     if at.autocast is not None:
         raise UsageError("--precision bfloat16 is for losses; spectra want float32 or float64")
@@ -133,10 +133,10 @@ def surveyed(settings: Settings, world: World, walk: Callable[..., Any], stop: S
     with display(world, "spectrum") as progress:
         surface = walk(
             measure, grid, store=store, world=world, stop=stop, progress=progress, retry_failed=asked.retry_failed,
-            rank_0=asked.rank_0, team=team, point_timeout=asked.point_timeout,
+            rank_0=asked.rank_0, team=team, point_timeout=asked.point_timeout, share_values=False,
         )  # fmt: skip
     if store is None:
-        return output.EXIT[surface.outcome]
+        return output.EXIT[surface.outcome_of(measure.name)]
     if surface.outcome != "unfinished":
         told_all(measure, surface.fields[ROW], settings, store, say)
     store.close()

@@ -47,7 +47,7 @@ def surveyed(settings: Settings, world: World, walk: Callable[..., Any], stop: S
     asked, say = settings.run, output.rank_0_printer(world, settings.notes)
     settings = world.together(lambda: load_problem.at_checkpoint(settings, say))
     grid = world.together(lambda: load_plane.grid_of(settings.plane))
-    team = world.together(lambda: world.teams(asked.team, asked.rank_0))
+    team = world.together(lambda: world.team(asked.team, asked.rank_0))
     at = device.machine(asked, world)
     problems = load_problem.problem_and_files(settings, world, at)
     first = next(iter(problems.values()))
@@ -86,10 +86,11 @@ def surveyed(settings: Settings, world: World, walk: Callable[..., Any], stop: S
             rank_0=asked.rank_0,
             team=team,
             point_timeout=asked.point_timeout,
+            share_values=False,
         )
     if store is None:
-        return output.EXIT[surface.outcome]
+        return output.EXIT[surface.outcome_of(measure.name)]
     kept.took(store, measure.name)
     store.close()
     output.pictures(kept.path, settings.draw, say)
-    return output.finished(kept.path, store.surface(), measure.name, say, asked.overwrite, stop.asked)
+    return output.finished(kept.path, store.surface(), measure.name, say, asked.overwrite, stop.reason)

@@ -96,7 +96,7 @@ def run(settings: Settings) -> int:
             every=asked.every,
             resume=asked.resume,
             observers=[_teller(recipe, problem.data.samples)],
-            stop=lambda: stop() or stop.asked is not None,
+            stop=lambda: stop() or stop.reason is not None,
         )
     if history.stopped:
         then = "the same command goes on" if folder else "nothing is kept without --folder"

@@ -27,7 +27,8 @@ from lossmap.geometry.grid import Grid
 from lossmap.io.eigenvector_store import RESULTS, VectorFolder, move_into_file, read_vectors
 from lossmap.io.read import SurfaceFile, read
 from lossmap.io.surface import DONE, Group, Surface
-from lossmap.landscape.run_survey import Progress, as_stop, survey
+from lossmap.landscape.run_survey import as_stop, survey
+from lossmap.landscape.survey_recorder import Progress
 from lossmap.parallel.shutdown import Stop
 from lossmap.parallel.world import World
 
@@ -153,14 +154,14 @@ def run_dynamics(
     try:
         surface = survey(
             measure, grid, store=store, world=world, stop=stop, progress=progress, retry_failed=retry_failed,
-            rank_0=rank_0, point_timeout=point_timeout,
+            rank_0=rank_0, point_timeout=point_timeout, share_values=False,
         )  # fmt: skip
     finally:
         if store is not None:
             store.close()
     words = world.together(lambda: _compared(path, folder, surface, centre, problem.unit) if world.rank == 0 else "")
     if world.rank != 0:
-        return Run(path, surface.outcome, "")
+        return Run(path, surface.outcome_of(measure.name), "")
     failures = tuple(f"{files[grid.point(f.index)[0]]}: {f.reason}" for f in surface.failures)
     return Run(path, surface.outcome, words, failures)
 

@@ -1,58 +1,60 @@
-"""The walk: deal the points that are not yet done, measure them, write them down.
+"""Evaluate a measure at every pending grid point, in one process or over MPI, and record the results.
 
-    survey(measure, grid) -> Surface           in one process, or over all ranks that a launcher started
+    survey(measure, grid) -> Surface           over all ranks that a launcher started, and on each of them
 
-A measure is point -> reading, a dict of numbers or small arrays by field. Rank 0 deals the points along a
-serpentine over the grid, so that a rank's next point is a neighbour of its last one; each reading is written down as it
-comes. A point that raises is tried once more, elsewhere where there is another rank, and is then a failure with
-its reason. What a survey costs beside its measure: benchmarks/farm.py.
+A measure is point -> reading, a dict of numbers or small arrays by field. Rank 0 dispatches the points along a
+serpentine over the grid, so that a worker's next point is a neighbour of its last one; each reading is recorded as it
+arrives. A point that raises is tried once more, elsewhere where there is another worker, and is then a failure with its
+reason. Price: what a survey costs beside its measure is in benchmarks/farm.py.
 """
 
 from __future__ import annotations
 
-import logging
+import pickle
+import sys
 import threading
-import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any, Protocol, cast
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any, NoReturn, Protocol, cast
 
 import numpy as np
 
 from lossmap.geometry.grid import Field, Grid, Point
-from lossmap.interrupt import Interrupted
-from lossmap.io.memory_store import MemoryStore
-from lossmap.io.surface import Failure, Surface
-from lossmap.parallel.dispatcher import (
-    ASKED,
+from lossmap.io.memory_store import MemoryStore, Store
+from lossmap.io.surface import Surface
+from lossmap.landscape.survey_recorder import Progress, Recorder
+from lossmap.parallel.dispatcher import Dispatcher
+from lossmap.parallel.evaluate import PointEvaluator
+from lossmap.parallel.messages import (
     END,
     HALTED,
     NOTE,
-    Dispatcher,
+    STOP_REQUEST,
+    Channel,
     LocalChannel,
-    LostPoint,
+    Message,
     PollBackoff,
-    TeamBroken,
-    Worker,
+    WorkerLost,
 )
-from lossmap.parallel.evaluate import PointEvaluator
-from lossmap.parallel.mpi_messages import Channel
+from lossmap.parallel.mpi_channel import MpiChannel
 from lossmap.parallel.shutdown import Stop
 from lossmap.parallel.team import Team
 from lossmap.parallel.work_queue import WorkQueue
+from lossmap.parallel.worker import Worker
 from lossmap.parallel.world import World
 
-logger = logging.getLogger("lossmap")
+WATCHDOG_FACTOR = 3  # times the point timeout, after which the kernel ends a stuck rank where that ends no job
 
 
 class Measure(Protocol):
-    """What is read at each point.
+    """What is evaluated at each point.
 
     name      prefix of its status, seconds and rank in the file
     fields    what a reading holds
-    settings  what it was told, and what its probe chose
+    settings  what it was made with, and under "chosen" what a probe has chosen
 
-    May have `resume(point, state)`, which goes on at a point that it left by raising Unfinished(state), and
+    May have `resume(point, state)`, which goes on at a point that it left by raising Interrupted(state), and
     `smaller()`, which makes it need less memory and says how, or returns None where it cannot; where memory runs out
     on one rank of a team, all its ranks call it.
     """
@@ -64,49 +66,6 @@ class Measure(Protocol):
     @property
     def settings(self) -> Mapping[str, Any]: ...
     def __call__(self, point: Point) -> Mapping[str, Any]: ...
-
-
-class Store(Protocol):
-    """Where points are written down: a SurfaceFile, or in memory a Ledger."""
-
-    def todo(self, measure: str, retry_failed: bool = False) -> np.ndarray: ...
-    def record(self, measure: str, index: int, reading: Mapping[str, Any], seconds: float, rank: int = 0) -> None: ...
-    def fail(self, measure: str, index: int, failure: Failure) -> None: ...
-    def save_unfinished(self, measure: str, index: int, state: Mapping[str, Any]) -> None: ...
-    def unfinished(self, measure: str) -> Mapping[int, dict[str, Any]]: ...
-    def note(self, **attributes: Any) -> None: ...
-    def tick(self) -> None: ...
-    def surface(self) -> Surface: ...
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How a survey stands, as told to `progress` on rank 0."""
-
-    measure: str
-    done: int  # points read, those of earlier runs included
-    failed: int
-    total: int
-    rate: float  # points a second, in this run; 0 before the first
-    seconds: float  # since this run began
-    ranks: int  # that measure
-    note: str = ""  # something that happened: a death, a failure, a stuck rank
-
-    @property
-    def left(self) -> float:
-        """Seconds still to go, infinite before the first point."""
-        todo = self.total - self.done - self.failed
-        return todo / self.rate if self.rate > 0 else 0.0 if todo == 0 else float("inf")
-
-
-@dataclass(frozen=True)
-class Elsewhere:
-    """What `survey` returns on ranks other than 0, which hold no surface: how it ended.
-
-    outcome  complete, failed (complete but for failed points) or unfinished, as on rank 0
-    """
-
-    outcome: str
 
 
 def survey(
@@ -122,25 +81,31 @@ def survey(
     rank_0: str = "auto",
     team: Team | None = None,
     point_timeout: float | None = None,
+    share_values: bool = True,
 ) -> Surface:
-    """Measure every point of the grid that the store does not know yet; every rank calls it alike.
+    """Evaluate the measure at every point of the grid that the store does not know yet; all ranks call it alike.
 
-    store          where points are written down, on rank 0: a SurfaceFile, or in memory where left out
-    world          the ranks; those that a launcher started where left out
-    stop           asked for a stop in good order: a `Stop`, or any function that says so
+    store          where points are recorded, on rank 0: a SurfaceFile; None: in memory
+    world          the ranks; None: those that a launcher started
+    stop           a `Stop`, or a function that returns whether to stop; the survey can be resumed from its store
     progress       called on rank 0 a few times a second
-    points         the flat indices to measure, instead of all
-    retry_failed   measure failed points again
-    rank_0         `computes` too, only `deals`, or `auto`
-    team           this rank's team (`world.teams`), where several ranks share a point
-    point_timeout  seconds after which a rank that does not answer is reported and its point dealt again
+    points         the flat indices to evaluate; None: all
+    retry_failed   whether failed points are evaluated again
+    rank_0         `computes` too, only `deals`, or `auto`: computes with up to 32 ranks
+    team           this rank's team (`world.team`), where several ranks share a point
+    point_timeout  seconds after which a rank that does not answer is reported and its point dispatched again
+    share_values   whether ranks other than 0 get the fields and groups too, or only statuses and settings. Price: one
+                   broadcast of 8 bytes a value, and that memory on every rank
 
-    Returns the surface, whose `outcome` is complete, failed or unfinished; on other ranks than 0 the outcome alone.
-    Raises ValueError where grid and plane differ in axes, or the teams do not fit the ranks, and what the store
-    raises, such as OSError on a full disk.
+    Returns the surface, on every rank; its `outcome` is complete, failed (complete but for failed points) or
+    unfinished. A rank that was given up as stuck, and one that rank 0's surface cannot reach since another has died
+    meanwhile, leaves the program with a sentence.
+
+    Raises ValueError where grid and plane differ in their number of axes, for flat indices beyond the grid, and where
+    the teams do not fit the ranks; and, on every rank, what the store raises, such as OSError on a full disk.
     """
     if point_timeout is not None and point_timeout <= 0:
-        raise ValueError(f"--point-timeout wants seconds, more than 0; got {point_timeout:g}")
+        raise ValueError(f"--point-timeout must be > 0 seconds; got {point_timeout:g}")
     plane = getattr(measure, "plane", None)
     if plane is not None and len(plane.axes) != grid.axes:
         raise ValueError(
@@ -149,243 +114,224 @@ def survey(
         )
     world = World.start() if world is None else world
     team = Team.alone() if team is None else team
-    places = team.places or world.places(rank_0=rank_0)
+    all_teams = team.all_teams or world.team_ranks(rank_0=rank_0)
     world.surveys += 1
     stop = as_stop(stop)
-    watchdog = 3 * point_timeout if point_timeout is not None and world.tolerant and world.rank != 0 else None
+    # where a death ends the job, a stuck rank is left alone until rank 0 has closed its file
+    watchdog = None
+    if point_timeout is not None and world.tolerant and world.rank != 0:
+        watchdog = WATCHDOG_FACTOR * point_timeout
     sizes = {field.name: field.extra[1] if field.extra else 1 for field in measure.fields}
-    attempt = PointEvaluator(measure, grid.point, sizes, team, Interrupted, watchdog)
+    evaluate = PointEvaluator(measure, grid.point, sizes, team, watchdog)
     if world.rank != 0:
-        return cast(Surface, _work(world, attempt, stop))
-    wanted = None if points is None else np.unique(np.fromiter(points, dtype=np.int64))
-    if wanted is not None and wanted.size and not 0 <= wanted[0] <= wanted[-1] < len(grid):
-        raise ValueError(f"points want flat indices from 0 to {len(grid) - 1}; got {wanted[0]} to {wanted[-1]}")
+        return _work(world, evaluate, stop)
+    indices = _checked_indices(points, grid)
     if store is None:
         store = MemoryStore(grid)
-        store.declare(measure.name, measure.fields, measure.settings, wanted)
-    book = Recorder(store, measure.name, grid, progress, len(places), wanted, retry_failed)
-    _lead(world, list(places), book, attempt, stop, point_timeout)
-    return store.surface()
+        store.declare(measure.name, measure.fields, measure.settings, indices)
+    recorder = Recorder(store, measure.name, grid, progress, len(all_teams), indices, retry_failed)
+    _lead(world, list(all_teams), recorder, evaluate, stop, point_timeout)
+    surface = store.surface()
+    _send_surface(world, surface if share_values else replace(surface, fields={}, about={}, groups={}))
+    return surface
 
 
-def walk(grid: Grid, indices: np.ndarray) -> np.ndarray:
-    """The indices along a serpentine over the grid: each next point is a neighbour of the last."""
-    r, c = np.divmod(np.asarray(indices, dtype=np.int64), grid.x.size)
-    return np.asarray(indices, dtype=np.int64)[np.argsort(r * grid.x.size + np.where(r % 2, grid.x.size - 1 - c, c))]
+def _checked_indices(points: Iterable[int] | None, grid: Grid) -> np.ndarray | None:
+    if points is None:
+        return None
+    indices = np.unique(np.fromiter(points, dtype=np.int64))
+    if indices.size and not 0 <= indices[0] <= indices[-1] < len(grid):
+        raise ValueError(f"points must be flat indices from 0 to {len(grid) - 1}; got {indices[0]} to {indices[-1]}")
+    return indices
 
 
-class Recorder:
-    """What rank 0 does with what comes in: the store, the log, the progress."""
-
-    def __init__(
-        self,
-        store: Store,
-        measure: str,
-        grid: Grid,
-        progress: Callable[[Progress], None] | None,
-        ranks: int,
-        points: np.ndarray | None,
-        retry_failed: bool,
-    ) -> None:
-        self.store, self.measure, self.progress, self.ranks = store, measure, progress, ranks
-        known = store.surface()
-        wanted = known.wanted(measure) if points is None else points
-        status = known.status[measure].reshape(-1)[wanted]
-        self.order = walk(grid, np.intersect1d(store.todo(measure, retry_failed), wanted))
-        self.total = wanted.size
-        self.done = int((status == 1).sum())
-        self.failed = 0 if retry_failed else int((status == 2).sum())
-        self.states = store.unfinished(measure)
-        self.begun = set(self.states)
-        self.read_now = 0
-        self.began = time.monotonic()
-        self.notes: list[str] = []
-        self._told = float("-inf")
-
-    def state(self, index: int) -> Any:
-        """What an earlier run left of a point, or None."""
-        return self.states[index] if index in self.begun else None
-
-    def read(self, index: int, reading: dict[str, Any], seconds: float, rank: int) -> None:
-        self.store.record(self.measure, index, reading, seconds, rank)
-        self.done += 1
-        self.read_now += 1
-
-    def broke(self, lost: LostPoint, final: bool) -> None:
-        failure = Failure(lost.index, lost.rank, lost.host, lost.text, self.measure)
-        place = f"point {lost.index} failed on rank {lost.rank} on {lost.host}"
-        if final:
-            self.failed += 1
-            self.store.fail(self.measure, lost.index, failure)
-        self.say(f"{place}{'' if final else '; it is tried once more'}: {failure.reason}")
-
-    def left(self, index: int, state: dict[str, Any]) -> None:
-        if state:
-            self.store.save_unfinished(self.measure, index, state)
-
-    def note(self, text: str) -> None:
-        self.notes.append(text)
-        self.store.note(**{f"{self.measure}_notes": "\n".join(self.notes[-100:])})
-        self.say(text)
-
-    def say(self, text: str) -> None:
-        """To the person who watches, or to the log."""
-        logger.log(logging.WARNING if self.progress is None else logging.INFO, text)
-        self._tell(text)
-
-    def moved(self, dealing: WorkQueue) -> None:
-        self.store.tick()
-        if time.monotonic() - self._told > 0.2 or dealing.finished:
-            self._tell("")
-
-    def _tell(self, note: str) -> None:
-        self._told = time.monotonic()
-        if self.progress is not None:
-            seconds = self._told - self.began
-            rate = self.read_now / seconds if seconds > 0 else 0.0
-            args = (self.measure, self.done, self.failed, self.total, rate, seconds, self.ranks, note)
-            self.progress(Progress(*args))
-
-    def outcome(self) -> str:
-        """How the points that were asked for stand."""
-        if self.done + self.failed < self.total:
-            return "unfinished"
-        return "failed" if self.failed else "complete"
+# ---- rank 0
 
 
 def _lead(
     world: World,
-    places: list[tuple[int, ...]],
-    book: Recorder,
-    attempt: PointEvaluator,
+    teams: list[tuple[int, ...]],
+    recorder: Recorder,
+    evaluate: PointEvaluator,
     stop: Stop,
-    patience: float | None,
+    point_timeout: float | None,
 ) -> None:
-    """Rank 0's part: deal, and measure too where it leads a place."""
-    order = book.order
-    wire = world.wire
+    """Rank 0's part: dispatch, and evaluate too where it leads a worker; at the end, however it comes, send END."""
+    order = recorder.order
+    channel: Channel | None = world.channel
     stuck: set[int] = set()
-    whole = places[0][0] == 0  # whether this rank has a team that waits for word
+    computes = team_is_whole = teams[0][0] == 0
+    failure: BaseException | None = None
     try:
         while True:
-            loop, dealing = LocalChannel(wire), WorkQueue(order, len(places))
-            dealer = Dispatcher(
-                loop, dealing, places, book, stop=stop, serial=world.surveys, state=book.state, patience=patience
-            )
-            whole = _round(world, loop, dealer, places[0][0] == 0, attempt, stop) and whole
-            stuck |= set(dealer.stuck) - {0}
-            if dealing.finished or stop.asked is not None or places == [(0,)] or attempt.team.places:
+            local, queue = LocalChannel(channel), WorkQueue(order, len(teams))
+            dispatcher = Dispatcher(
+                local, queue, teams, recorder, stop=stop, survey_id=world.surveys, saved_state=recorder.saved_state,
+                point_timeout=point_timeout,
+            )  # fmt: skip
+            team_is_whole = _run_round(world, local, dispatcher, computes, evaluate, stop) and team_is_whole
+            stuck |= set(dispatcher.stuck_ranks) - {0}
+            # nobody is left to evaluate, and points are: rank 0 can, unless it was one of a team
+            if queue.finished or stop.reason is not None or teams == [(0,)] or evaluate.team.all_teams:
                 break
-            book.note("no other rank is left; rank 0 goes on alone")
-            order, places, wire = np.array([i for i in order if int(i) not in dealing.state]), [(0,)], None
+            recorder.note("no other rank is left; rank 0 goes on alone")
+            order = np.array([i for i in order if int(i) not in queue.status])
+            teams, channel, computes = [(0,)], None, True
+    except BaseException as error:  # such as a full disk: the others must not wait for a surface
+        failure = error
+        raise
     finally:
-        world.gone, world.stuck = world.dead(), frozenset(stuck)
-        end = (book.outcome(), world.gone, world.stuck)
-        if whole:
-            attempt.release(end)
-        for rank in set(range(1, world.size)) - world.gone:
-            if world.wire is not None:
-                world.wire.send((world.surveys, END, *end), rank)
+        world.dead_ranks, world.stuck_ranks = world.dead(), frozenset(stuck)
+        end = (world.dead_ranks, world.stuck_ranks, _portable(failure))
+        if team_is_whole:
+            evaluate.release(end)
+        if world.channel is not None:
+            for rank in set(range(1, world.size)) - world.dead_ranks:
+                world.channel.send((world.surveys, END, *end), rank)
 
 
-def _round(
-    world: World, loop: LocalChannel, dealer: Dispatcher, measures: bool, attempt: PointEvaluator, stop: Stop
+def _run_round(
+    world: World, channel: LocalChannel, dispatcher: Dispatcher, computes: bool, evaluate: PointEvaluator, stop: Stop
 ) -> bool:
-    """Deal until it is over; where rank 0 measures too, beside it or, where MPI allows no threads, between points.
+    """Dispatch until it is over; where rank 0 evaluates too, beside that or, where MPI allows no threads, in turns.
 
-    Returns whether rank 0's own team is whole.
+    Returns whether rank 0 leads a team and has lost none of it.
     """
-    if not measures:
-        _until(lambda: dealer.over, dealer.step)
+    if not computes:
+        _repeat(dispatcher.step, until=lambda: dispatcher.is_over)
         return False
-    place = Worker(loop.end(), attempt, stop=stop, serial=dealer.serial, host=world.host)
-    attempt.note = lambda text: place.tell(NOTE, text)
+    worker = Worker(channel.worker_end(), evaluate, stop=stop, survey_id=dispatcher.survey_id, host=world.host)
+    evaluate.note = lambda text: worker.send(NOTE, text)
     if world.size == 1 or not world.threads:
-        _until(lambda: dealer.over, lambda: dealer.step() | place.step())
+        # `|`: both step each time
+        _repeat(lambda: dispatcher.step() | worker.step(), until=lambda: dispatcher.is_over)
     else:
-        errors: list[BaseException] = []
+        _run_threaded(channel, dispatcher, worker, stop)
+    return not worker.broken
 
-        def deal() -> None:
-            try:
-                _until(lambda: dealer.over, dealer.step)
-            except BaseException as error:
-                errors.append(error)
-            finally:
-                loop.send((dealer.serial, END), 0)
 
-        thread = threading.Thread(target=deal, name="lossmap-dealer")
-        thread.start()
+def _run_threaded(channel: LocalChannel, dispatcher: Dispatcher, worker: Worker, stop: Stop) -> None:
+    """The dispatcher in a thread, so that others need not wait for rank 0's own points; errors of both are raised."""
+    errors: list[BaseException] = []
+
+    def dispatch() -> None:
         try:
-            _until(lambda: place.end is not None, place.step)
-        except BaseException:
-            stop.ask("an error on rank 0", urgent=True)
-            place.tell(HALTED)
-            raise
+            _repeat(dispatcher.step, until=lambda: dispatcher.is_over)
+        except BaseException as error:
+            errors.append(error)
         finally:
-            thread.join()
-        if errors:
-            raise errors[0]
-    return not place.broken
+            channel.send((dispatcher.survey_id, END), 0)  # to rank 0's own worker, which waits for it
 
-
-def _until(over: Callable[[], bool], step: Callable[[], bool]) -> None:
-    nap = PollBackoff()
-    while not over():
-        nap.after(step())
-
-
-def _work(world: World, attempt: PointEvaluator, stop: Stop) -> Elsewhere:
-    """The part of every other rank: measure what is dealt, or follow the leader of one's team."""
-    team, serial, wire = attempt.team, world.surveys, cast(Channel, world.wire)
-    if team.leads:
-        place = Worker(wire, attempt, stop=stop, serial=serial, host=world.host)
-        attempt.note = lambda text: place.tell(NOTE, text)
-        silent = stop.listen(place.listen)
-        _until(lambda: place.end is not None, place.step)
-        silent()
-        end = cast(tuple[Any, ...], place.end)
-        if not place.broken:
-            attempt.release(end)
-    else:
-        end = _follow(wire, serial, attempt, stop)
-    outcome, world.gone, world.stuck = end
-    return Elsewhere(outcome)
-
-
-def _follow(wire: Channel, serial: int, attempt: PointEvaluator, stop: Stop) -> tuple[Any, ...]:
-    """A team member's part. Where the team has died, wait for the end of the survey."""
-    told = False
-
-    def tell() -> None:
-        nonlocal told
-        if stop.asked is not None and not told:
-            told = True
-            wire.send((serial, ASKED, stop.asked, stop.urgent), 0)
-
-    wire.meanwhile = tell
-    attempt.note = lambda text: wire.send((serial, NOTE, text), 0)
+    thread = threading.Thread(target=dispatch, name="lossmap-dispatcher")
+    thread.start()
     try:
-        return attempt.follow()
-    except TeamBroken:
-        nap = PollBackoff()
-        while (came := wire.receive()) is None or came[1][:2] != (serial, END):
-            nap.after(came is not None)
-        return came[1][2:]
+        _repeat(worker.step, until=lambda: worker.end is not None)
+    except BaseException:
+        stop.request("an error on rank 0", urgent=True)
+        worker.send(HALTED)  # it will answer no more: the thread must not wait for that
+        raise
     finally:
-        wire.meanwhile = None
+        thread.join()
+    if errors:
+        raise errors[0]
+
+
+def _repeat(step: Callable[[], bool], until: Callable[[], bool]) -> None:
+    """Call `step`, with pauses while it has nothing to do."""
+    backoff = PollBackoff()
+    while not until():
+        backoff.after(step())
+
+
+def _send_surface(world: World, surface: Surface) -> None:
+    with suppress(WorkerLost):  # rank 0 has what it needs; the others leave: see _receive_surface
+        world.broadcast(surface)
+
+
+def _portable(error: BaseException | None) -> BaseException | None:
+    """The error, or where it cannot be pickled one that says as much."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return RuntimeError(f"{type(error).__name__} on rank 0: {error}")
+    return error
+
+
+# ---- the other ranks
+
+
+def _work(world: World, evaluate: PointEvaluator, stop: Stop) -> Surface:
+    """The part of every other rank: evaluate what is dispatched, or follow the leader of its team."""
+    survey_id, channel = world.surveys, cast(MpiChannel, world.channel)
+    if evaluate.team.leads:
+        worker = Worker(channel, evaluate, stop=stop, survey_id=survey_id, host=world.host)
+        evaluate.note = lambda text: worker.send(NOTE, text)
+        remove_listener = stop.add_listener(worker.listen)  # by which a measure hears of a HALT within a point
+        _repeat(worker.step, until=lambda: worker.end is not None)
+        remove_listener()
+        end = cast(Message, worker.end)
+        if not worker.broken:
+            evaluate.release(end)
+    else:
+        end = _follow(channel, survey_id, evaluate, stop)
+    world.dead_ranks, world.stuck_ranks, failure = end
+    return _receive_surface(world, failure)
+
+
+def _follow(channel: MpiChannel, survey_id: int, evaluate: PointEvaluator, stop: Stop) -> Message:
+    """A team member's part. Where the team has lost a rank, wait for the end of the survey."""
+    is_reported = False
+
+    def report_stop() -> None:
+        nonlocal is_reported
+        if stop.reason is not None and not is_reported:
+            is_reported = True
+            channel.send((survey_id, STOP_REQUEST, stop.reason, stop.urgent), 0)
+
+    channel.meanwhile = report_stop
+    evaluate.note = lambda text: channel.send((survey_id, NOTE, text), 0)
+    try:
+        return evaluate.follow()
+    except WorkerLost:
+        backoff = PollBackoff()
+        while (arrived := channel.receive()) is None or arrived[1][:2] != (survey_id, END):
+            backoff.after(arrived is not None)
+        return arrived[1][2:]
+    finally:
+        channel.meanwhile = None
+
+
+def _receive_surface(world: World, failure: BaseException | None) -> Surface:
+    if world.rank in world.stuck_ranks:  # the others have agreed to go on without this rank
+        _leave(world, "it did not answer in time, and the survey has ended without it")
+    if failure is not None:
+        raise failure
+    try:
+        return cast(Surface, world.broadcast())
+    except WorkerLost as error:
+        _leave(world, f"{error} while the surface was sent")
+
+
+def _leave(world: World, reason: str) -> NoReturn:
+    # with 0, since rank 0's exit code is to be the program's
+    print(f"rank {world.rank} on {world.host}: {reason}; leaving", file=sys.stderr, flush=True)
+    raise SystemExit(world.leave(0))
 
 
 def as_stop(stop: Stop | Callable[[], bool] | None) -> Stop:
-    """A stop that asks the function, where there is one: by it a measure can ask too, within a point."""
+    """A `Stop` that calls the function, where there is one: so that a measure asks it within a point too.
+
+    stop  a `Stop`, which is returned as it is; a function that returns whether to stop; or None: never
+    """
     if isinstance(stop, Stop):
         return stop
     wrapped = Stop()
     if stop is not None:
-        asked = stop
+        requested = stop
 
         def listener() -> None:
-            if asked():
-                wrapped.ask("the program asked for it", urgent=True)
+            if requested():
+                wrapped.request("the program requested it", urgent=True)
 
-        wrapped.listen(listener)
+        wrapped.add_listener(listener)
     return wrapped

@@ -1,1 +1,1 @@
-"""WHO does it: the team (the only room that knows MPI), the dealer, SLURM."""
+"""Parallel execution: ranks and teams over MPI, dispatcher and workers, devices, SLURM, cost model, shutdown."""

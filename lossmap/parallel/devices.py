@@ -1,6 +1,6 @@
-"""Which GPU a rank takes, decided before CUDA starts. Pure functions: no GPU is needed to know.
+"""Which GPU a rank uses, decided before CUDA starts. Pure functions, which need neither a GPU nor torch.
 
-A rank's place on its node comes from MPI's shared-memory split (`World.node_rank`), or from the launcher's
+A rank's number on its node comes from MPI's shared-memory split (`World.node_rank`), or from the launcher's
 variables where there is no MPI. CUDA_VISIBLE_DEVICES is respected: a launcher that hands one GPU to each task shows
 each a single one; a launcher that shows all GPUs to every task leaves it to the ranks to divide them.
 """
@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-# (rank on the node, ranks on the node), in the order in which they are believed: SLURM's last, since under
-# mpirun inside a job it is the place of the daemon, 0 for all
-_PLACES = (
+# (rank on the node, ranks on the node), the most trustworthy first: SLURM's last, since under mpirun inside a job they
+# are those of the daemon, 0 for all
+_NODE_VARIABLES = (
     ("OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE"),
     ("MPI_LOCALRANKID", "MPI_LOCALNRANKS"),
     ("MV2_COMM_WORLD_LOCAL_RANK", "MV2_COMM_WORLD_LOCAL_SIZE"),
@@ -20,9 +20,9 @@ _PLACES = (
 )
 
 
-def place_on_node(environ: Mapping[str, str]) -> tuple[int, int]:
-    """Find the rank's place on its node and the ranks there in the launcher's variables; (0, 1) without a launcher."""
-    for rank, size in _PLACES:
+def node_rank(environ: Mapping[str, str]) -> tuple[int, int]:
+    """(the rank's number on its node, the ranks there) by the launcher's variables; (0, 1) without a launcher."""
+    for rank, size in _NODE_VARIABLES:
         if not environ.get(rank, "").isdigit():
             continue
         if rank == "SLURM_LOCALID":
@@ -34,10 +34,11 @@ def place_on_node(environ: Mapping[str, str]) -> tuple[int, int]:
     return 0, 1
 
 
-def visible(environ: Mapping[str, str], count: int) -> tuple[str, ...]:
+def visible_devices(environ: Mapping[str, str], count: int) -> tuple[str, ...]:
     """The names of the devices that this rank may use, in the order of their numbers within it.
 
-    count  how many CUDA says there are, with CUDA_VISIBLE_DEVICES taken into account (torch.cuda.device_count())
+    environ  the process's variables
+    count    how many CUDA says there are, with CUDA_VISIBLE_DEVICES taken into account (torch.cuda.device_count())
     """
     shown = environ.get("CUDA_VISIBLE_DEVICES")
     if shown is None:
@@ -46,63 +47,69 @@ def visible(environ: Mapping[str, str], count: int) -> tuple[str, ...]:
     return tuple(names[:count])
 
 
-def assigned(masks: Sequence[tuple[str, ...]], per_gpu: int = 1) -> list[int]:
-    """For each rank of a node, which of the devices that it sees it takes; -1 for ranks that see none.
+def assign_devices(masks: Sequence[tuple[str, ...]], per_gpu: int = 1) -> list[int]:
+    """For each rank of a node, the number of the device that it uses among those it sees; -1 where it sees none.
 
-    masks    what each rank sees, in the order of the ranks; ranks that want no device show ()
+    masks    the devices that each rank sees, in the order of the ranks; () for ranks that need none
     per_gpu  ranks that may share one device; they are spread out first
 
     Raises ValueError where there are fewer devices than that allows.
     """
-    wanting = [rank for rank, mask in enumerate(masks) if mask]
-    taken: dict[tuple[str, int], int] = {}  # (device, seat on it) -> rank
+    needing = [rank for rank, mask in enumerate(masks) if mask]
+    rank_at: dict[tuple[str, int], int] = {}  # (device, slot on it) -> rank
 
     def find(rank: int, tried: set[tuple[str, int]]) -> bool:
-        """Take a free seat, or one whose holder can move to another (an augmenting path)."""
-        seats = [(name, number) for number in range(per_gpu) for name in masks[rank]]
-        for seat in sorted(seats, key=lambda seat: seat in taken):
-            if seat not in tried:
-                tried.add(seat)
-                if seat not in taken or find(taken[seat], tried):
-                    taken[seat] = rank
+        """Assign a free slot, or one whose rank can move to another (bipartite matching by augmenting paths)."""
+        slots = [(name, number) for number in range(per_gpu) for name in masks[rank]]
+        for slot in sorted(slots, key=lambda slot: slot in rank_at):
+            if slot not in tried:
+                tried.add(slot)
+                if slot not in rank_at or find(rank_at[slot], tried):
+                    rank_at[slot] = rank
                     return True
         return False
 
-    if not all(find(rank, set()) for rank in wanting):
+    if not all(find(rank, set()) for rank in needing):
         devices = len({name for mask in masks for name in mask})
-        need = -(-len(wanting) // devices)
+        need = -(-len(needing) // devices)
         raise ValueError(
-            f"{len(wanting)} ranks on this node want {devices} GPU{'s' if devices > 1 else ''}: start fewer ranks, "
+            f"{len(needing)} ranks on this node need a GPU, and it has {_count(devices)}: start fewer ranks, "
             f"or let several share one with --ranks-per-gpu {need}"
         )
-    chosen = {rank: masks[rank].index(name) for (name, _), rank in taken.items()}
+    chosen = {rank: masks[rank].index(name) for (name, _), rank in rank_at.items()}
     return [chosen.get(rank, -1) for rank in range(len(masks))]
 
 
-def device_for(masks: Sequence[tuple[str, ...]], rank: int, per_gpu: int = 1, asked: str = "auto") -> str:
+def device_for(masks: Sequence[tuple[str, ...]], rank: int, per_gpu: int = 1, device: str = "auto") -> str:
     """The device of one rank of a node, as torch names it: `cpu`, `cuda:0`, ...
 
-    asked  what --device says: `auto`, `cpu`, `cuda`, or `cuda:1` for one device that all ranks of the node take
+    masks, per_gpu  as for `assign_devices`
+    rank            the rank's number on its node
+    device          `auto`, `cpu`, `cuda`, or `cuda:1` for one device that all ranks of the node use
 
-    Raises ValueError where `cuda` is asked for and there is none, and as `assigned`.
+    Raises ValueError where `cuda` is requested and there is none, and as `assign_devices`.
     """
-    kind, _, number = asked.partition(":")
-    if asked not in ("auto", "cpu", "cuda") and not (kind == "cuda" and number.isdigit()):
-        raise ValueError(f"--device wants auto, cpu, cuda, or cuda:0, cuda:1 and so on; got {asked!r}")
+    kind, _, number = device.partition(":")
+    if device not in ("auto", "cpu", "cuda") and not (kind == "cuda" and number.isdigit()):
+        raise ValueError(f"--device must be auto, cpu, cuda, or cuda:0, cuda:1 and so on; got {device!r}")
     mask = masks[rank]
-    if asked == "cpu" or (asked == "auto" and not mask):
+    if device == "cpu" or (device == "auto" and not mask):
         return "cpu"
     if not mask:
         raise ValueError(
-            f"--device {asked}, but this rank sees no GPU: look at CUDA_VISIBLE_DEVICES, and whether torch has CUDA"
+            f"--device {device}, but this rank sees no GPU: look at CUDA_VISIBLE_DEVICES, and whether torch has CUDA"
         )
     if number == "":
-        return f"cuda:{assigned(masks, per_gpu)[rank]}"
+        return f"cuda:{assign_devices(masks, per_gpu)[rank]}"
     if int(number) >= len(mask):
-        raise ValueError(f"--device {asked}, but this rank sees {len(mask)} GPU{'s' if len(mask) > 1 else ''}")
+        raise ValueError(f"--device {device}, but this rank sees {_count(len(mask))}")
     same = [other for other, theirs in enumerate(masks) if theirs[int(number) :][:1] == (mask[int(number)],)]
     if len(same) > per_gpu:
         raise ValueError(
-            f"--device {asked} puts {len(same)} ranks on one GPU: use --device cuda, or --ranks-per-gpu {len(same)}"
+            f"--device {device} puts {len(same)} ranks on one GPU: use --device cuda, or --ranks-per-gpu {len(same)}"
         )
-    return asked
+    return device
+
+
+def _count(devices: int) -> str:
+    return f"{devices} GPUs" if devices > 1 else f"{devices} GPU"

@@ -1,46 +1,43 @@
-"""Who measures which point: the talk between rank 0 and the places, apart from MPI.
+"""The dispatcher: rank 0 hands out points, takes answers, notices deaths and stuck workers, and stops the survey.
 
-A *place* is a team that measures points, led by one rank; place 0's leader may be rank 0 itself. `Dispatcher` is rank
-0's
-side of the talk, one short `step` at a time, and `Worker` the other; both know the wire only as a `Link`. What travels
-are tuples whose first entry says what they are, see the constants. No step waits, so that one thread can serve
-thousands of places. A point costs rank 0 some tens of microseconds: benchmarks/farm.py.
+It knows the ranks only through a `Channel` (see `messages`) and keeps its accounts in a `WorkQueue`. No step waits, so
+that one thread serves thousands of workers. Price: some tens of microseconds of rank 0 a point (benchmarks/farm.py).
 """
 
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
-from queue import Empty, SimpleQueue
+from dataclasses import dataclass
 from typing import Any, Protocol
 
+from lossmap.parallel.messages import (
+    DONE,
+    FAILED,
+    HALT,
+    HALTED,
+    HELLO,
+    INTERRUPTED,
+    LOST,
+    NOTE,
+    POINTS,
+    STOP_REQUEST,
+    Channel,
+    Message,
+)
 from lossmap.parallel.shutdown import Stop
-from lossmap.parallel.work_queue import DEATHS, WorkQueue
+from lossmap.parallel.work_queue import MAX_DEATHS_PER_POINT, WorkQueue
 
-# from a place to the dealer
-HELLO, DONE, FAILED, UNFINISHED, HALTED, ASKED, NOTE, LOST = range(8)
-# from the dealer to a place
-POINTS, HALT, END = range(8, 11)
-
-
-class Link(Protocol):
-    """One end of the talk between the dealer and the places."""
-
-    def send(self, message: tuple[Any, ...], rank: int) -> None:
-        """Send without waiting. A message to a dead rank is lost without a word."""
-
-    def receive(self) -> tuple[int, tuple[Any, ...]] | None:
-        """The next message that has come and the rank it came from, or None."""
-
-    def dead(self) -> frozenset[int]:
-        """The ranks that are known to have died."""
+MAX_MESSAGES_PER_STEP = 256  # then deaths, stuck workers and the stop are looked at, whatever else has arrived
+CHECK_INTERVAL = 2e-3  # seconds between looks at deaths and the stop while no message arrives
+REPORT_INTERVAL = 0.1  # seconds between calls of Recorder.progress
+RUNNING, NO_NEW_POINTS, LEAVE_POINTS = range(3)  # how far the survey is halted
+NEVER = float("inf")
 
 
 @dataclass(frozen=True)
-class LostPoint:
-    """A point that failed, and where."""
+class PointFailure:
+    """A point that failed: its flat index, the rank and host that tried it, and the traceback."""
 
     index: int
     rank: int
@@ -48,344 +45,260 @@ class LostPoint:
     text: str
 
 
-class Book(Protocol):
-    """Where rank 0 writes what comes in. Called by one thread at a time."""
+class Recorder(Protocol):
+    """Where rank 0 records what arrives. Called by one thread at a time."""
 
-    def read(self, index: int, reading: dict[str, Any], seconds: float, rank: int) -> None:
-        """A point is read."""
+    def record(self, index: int, reading: dict[str, Any], seconds: float, rank: int) -> None:
+        """A point was evaluated."""
 
-    def broke(self, lost: LostPoint, final: bool) -> None:
-        """A point failed; `final` where it is not dealt again."""
+    def fail(self, failure: PointFailure, final: bool) -> None:
+        """A point failed; `final` where it is not tried again."""
 
-    def left(self, index: int, state: dict[str, Any]) -> None:
-        """A point was left before its end."""
+    def save_state(self, index: int, state: dict[str, Any]) -> None:
+        """A point was left before its end, in this state."""
 
     def note(self, text: str) -> None:
-        """Something that a person will want to know."""
+        """Something that a person will want to know: a death, a stuck rank, smaller batches."""
 
-    def moved(self, dealing: WorkQueue) -> None:
-        """Called ten times a second, and at the end."""
+    def progress(self, queue: WorkQueue) -> None:
+        """Called every REPORT_INTERVAL seconds, and at the end."""
 
 
 @dataclass
-class _Desk:
-    """What the dealer knows of a place."""
+class WorkerState:
+    """What the dispatcher knows of a worker."""
 
-    rank: int
+    ranks: tuple[int, ...]  # its team, leader first
     host: str = ""
-    present: bool = False  # has said hello, and is neither lost nor dead
+    present: bool = False  # has said HELLO, and is neither lost nor stuck
     halted: bool = False
-    stuck_at: float = float("inf")  # when it was found stuck
-    ranks: tuple[int, ...] = field(default=())
+    stuck_since: float = NEVER
+
+    @property
+    def leader(self) -> int:
+        """The rank that speaks for the team."""
+        return self.ranks[0]
 
 
 class Dispatcher:
-    """Rank 0's side: deals, takes answers, notices deaths, stops in good order.
+    """Rank 0's side of a survey, one short `step` at a time.
 
-    link      the wire
-    dealing   the bookkeeping
-    places    the ranks of each place, its leader first
-    book      where what comes in is written
-    stop      asked before points are dealt
-    serial    which survey of this program this is: answers to an earlier one are not taken for answers to it
-    state     index -> what an earlier run left of a point, or None
-    patience  seconds after which a place that does not answer is stuck; None: it may take its time
+    channel        to the workers
+    queue          which points are to do, in progress, done and failed
+    teams          the ranks of each worker, leader first
+    recorder       where answers are written
+    stop           asked before points are dispatched
+    survey_id      number of this survey within the program; answers to an earlier one are ignored
+    saved_state    index -> the state in which an earlier run left the point, or None
+    point_timeout  seconds after which a worker that does not answer counts as stuck; None: no limit
     """
 
     def __init__(
         self,
-        link: Link,
-        dealing: WorkQueue,
-        places: Iterable[Sequence[int]],
-        book: Book,
+        channel: Channel,
+        queue: WorkQueue,
+        teams: Iterable[Sequence[int]],
+        recorder: Recorder,
         *,
         stop: Stop,
-        serial: int = 0,
-        state: Callable[[int], Any] = lambda index: None,
-        patience: float | None = None,
+        survey_id: int = 0,
+        saved_state: Callable[[int], Any] = lambda index: None,
+        point_timeout: float | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.link, self.dealing, self.book, self.stop = link, dealing, book, stop
-        self.desks = [_Desk(ranks[0], ranks=tuple(ranks)) for ranks in places]
-        self.by_rank = {rank: place for place, desk in enumerate(self.desks) for rank in desk.ranks}
-        self.serial, self.state, self.patience, self.clock = serial, state, patience, clock
-        self.buried: set[int] = set()
-        self.hungry: set[int] = set()
-        self.halting = 0  # 0 not, 1 no new points, 2 leave those in progress
-        self.over = False
-        self._looked = self._told = self._counted = float("-inf")
+        self.channel, self.queue, self.recorder, self.stop = channel, queue, recorder, stop
+        self.workers = [WorkerState(tuple(ranks)) for ranks in teams]
+        self.worker_of_rank = {rank: number for number, worker in enumerate(self.workers) for rank in worker.ranks}
+        self.survey_id, self.saved_state, self.point_timeout, self.clock = survey_id, saved_state, point_timeout, clock
+        self.dead_ranks: set[int] = set()
+        self.idle: set[int] = set()  # workers that may have room for further points
+        self.halt_level = RUNNING
+        self.is_over = False
+        self._last_check = self._last_report = self._last_timeout_check = float("-inf")
+        self._handlers: dict[int, Callable[..., None]] = {
+            HELLO: self._on_hello,
+            DONE: self._on_done,
+            FAILED: self._on_failed,
+            INTERRUPTED: self._on_interrupted,
+            HALTED: self._on_halted,
+            NOTE: self._on_note,
+            LOST: self._on_lost,
+        }
 
     def step(self) -> bool:
-        """Do what can be done now; whether that was anything."""
+        """Do all that can be done now without waiting; whether a message had arrived."""
         now = self.clock()
-        moved = False
-        for _ in range(256):
-            came = self.link.receive()
-            if came is None:
-                break
-            moved = True
-            rank, (serial, *message) = came
-            if serial == self.serial:
-                self._take(rank, message, now)
-        if moved or now - self._looked > 2e-3:
-            self._looked = now
-            self._bury(now)
-            self._watch(now)
-        if not self.halting:
-            self._serve(now)
-        if now - self._told > 0.1 or self.dealing.finished:
-            self._told = now
-            self.book.moved(self.dealing)
-        self.over = self.dealing.finished or (self.halting > 0 and all(d.halted or not d.present for d in self.desks))
-        self.over = self.over or not (self.halting or self._hopeful())
-        return moved
-
-    def _hopeful(self) -> bool:
-        """Whether a place is there, or may still come."""
-        late = float("-inf") if self.patience is None else self.clock() - 2 * self.patience
-        return any(d.present or (d.stuck_at > late and not set(d.ranks) & self.buried) for d in self.desks)
-
-    def _take(self, rank: int, message: list[Any], now: float) -> None:
-        kind = message[0]
-        place = self.by_rank.get(rank)
-        if kind == ASKED:
-            self.stop.ask(f"{message[1]} on rank {rank}", urgent=message[2])
-            return
-        if place is None or rank in self.buried:
-            return
-        desk = self.desks[place]
-        if kind == HELLO:
-            desk.host, desk.present = message[1], True
-            self.dealing.alive.add(place)
-            self.dealing.heard[place] = now
-            if self.halting:
-                self._send(place, HALT, self.halting > 1)
-        elif kind == DONE:
-            _, index, reading, seconds = message
-            if self.dealing.done(place, index, seconds, now):
-                self.book.read(index, reading, seconds, rank)
-        elif kind == FAILED:
-            _, index, text = message
-            before = index in self.dealing.state
-            final = self.dealing.failed(place, index, now)
-            if not before:
-                self.book.broke(LostPoint(index, rank, desk.host, text), final)
-                self.hungry.update(self.dealing.alive)
-        elif kind == UNFINISHED:
-            _, index, state = message
-            self.dealing.held[place].pop(index, None)
-            if index not in self.dealing.state:
-                self.book.left(index, state)
-            if not self.halting:  # a measure may have a reason of its own, such as a memory that runs full
-                self.stop.ask(f"a point was left on rank {rank}")
-        elif kind == HALTED:
-            desk.halted = True
-        elif kind == NOTE:
-            self.book.note(f"rank {rank} on {desk.host}: {message[1]}")
-        elif kind == LOST:
-            self._lose(place, message[1])
-        if kind in (DONE, FAILED) and desk.stuck_at < float("inf"):
-            desk.stuck_at, desk.present = float("inf"), True
-            self.book.note(f"rank {rank} on {desk.host} answers again")
-        if desk.present:
-            self.hungry.add(place)
-
-    def _serve(self, now: float) -> None:
-        if not self.stop.fits(self.dealing.worst()):
-            return
-        while self.hungry:
-            place = self.hungry.pop()
-            if self.desks[place].present:
-                dealt = self.dealing.deal(place, now)
-                if dealt:
-                    self._send(place, POINTS, [(index, self.state(index)) for index in dealt])
-
-    def _bury(self, now: float) -> None:
-        for rank in sorted(self.link.dead() - self.buried):
-            self.buried.add(rank)
-            place = self.by_rank.get(rank)
-            host = f" on {self.desks[place].host}" if place is not None and self.desks[place].host else ""
-            if place is None or not self.desks[place].present:
-                self.book.note(f"rank {rank}{host} has died")
-            else:
-                self._lose(place, f"rank {rank}{host} has died")
-
-    def _lose(self, place: int, why: str) -> None:
-        desk = self.desks[place]
-        if not desk.present:
-            return
-        desk.present = False
-        again, broken = self.dealing.lost(place)
-        self.book.note(f"{why}; points dealt again: {', '.join(map(str, again)) or 'none'}")
-        if broken is not None:
-            text = f"{DEATHS} ranks died while they measured this point, the last one: {why}"
-            self.book.broke(LostPoint(broken, desk.rank, desk.host, text), True)
-        self.hungry.update(self.dealing.alive)
-
-    def _watch(self, now: float) -> None:
-        """Look for stuck places, and at the stop."""
-        if self.patience is not None and now - self._counted > self.patience / 20:  # it looks at every place
-            self._counted = now
-            for place, index in self.dealing.overdue(now, self.patience):
-                desk = self.desks[place]
-                desk.stuck_at, desk.present = now, False
-                self.dealing.stuck(place)
-                self.book.note(
-                    f"rank {desk.rank} on {desk.host} has not answered for {self.patience:g} s at point {index}; "
-                    "the point is dealt again"
-                )
-                self.hungry.update(self.dealing.alive)
-        urgent = self.stop()  # asks its listeners too
-        self.stop.fits(self.dealing.worst())
-        wanted = 0 if self.stop.asked is None else 2 if urgent else 1
-        if wanted > self.halting:
-            self.halting = wanted
-            for place, desk in enumerate(self.desks):
-                if desk.present:
-                    self._send(place, HALT, wanted > 1)
-
-    def _send(self, place: int, *message: Any) -> None:
-        self.link.send((self.serial, *message), self.desks[place].rank)
+        received = self._receive_all(now)
+        # the system is asked for deaths at most every CHECK_INTERVAL: the call costs as much as a message
+        if received or now - self._last_check > CHECK_INTERVAL:
+            self._last_check = now
+            self._check_deaths()
+            self._check_timeouts(now)
+            self._check_stop()
+        if self.halt_level == RUNNING:
+            self._dispatch(now)
+        if now - self._last_report > REPORT_INTERVAL or self.queue.finished:
+            self._last_report = now
+            self.recorder.progress(self.queue)
+        self.is_over = self._ended()
+        return received
 
     @property
-    def stuck(self) -> list[int]:
-        """The ranks that were reported stuck and have not answered since."""
-        return [desk.rank for desk in self.desks if desk.stuck_at < float("inf")]
+    def stuck_ranks(self) -> list[int]:
+        """The leaders of workers that were reported stuck and have not answered since."""
+        return [worker.leader for worker in self.workers if worker.stuck_since < NEVER]
 
+    def _ended(self) -> bool:
+        if self.queue.finished:
+            return True
+        if self.halt_level > RUNNING:  # a worker that is lost or stuck will never say HALTED
+            return all(worker.halted or not worker.present for worker in self.workers)
+        return not self._worker_expected()
 
-class Worker:
-    """The other side: takes points from the dealer and measures them, one a step.
+    def _worker_expected(self) -> bool:
+        """Whether a worker is present, or may still come: a stuck one gets twice the timeout to answer after all."""
+        oldest = float("-inf")
+        if self.point_timeout is not None:
+            oldest = self.clock() - 2 * self.point_timeout
+        return any(
+            worker.present or (worker.stuck_since > oldest and self.dead_ranks.isdisjoint(worker.ranks))
+            for worker in self.workers
+        )
 
-    attempt  (index, state) -> an answer (DONE, index, reading, seconds), (FAILED, index, text) or
-             (UNFINISHED, index, state); never raises, but `TeamBroken` where the place can measure no more
-    """
+    # ---- messages
 
-    def __init__(
-        self,
-        link: Link,
-        attempt: Callable[[int, Any], tuple[Any, ...]],
-        *,
-        stop: Stop,
-        serial: int = 0,
-        host: str = "",
-        dealer: int = 0,
-    ) -> None:
-        self.link, self.attempt, self.stop, self.serial, self.dealer = link, attempt, stop, serial, dealer
-        self.queue: deque[tuple[int, Any]] = deque()
-        self.end: tuple[Any, ...] | None = None  # what the dealer said at the end
-        self.halted = self.told = self.broken = False
-        self.tell(HELLO, host)
+    def _receive_all(self, now: float) -> bool:
+        for count in range(MAX_MESSAGES_PER_STEP):
+            arrived = self.channel.receive()
+            if arrived is None:
+                return count > 0
+            rank, (survey_id, *message) = arrived
+            if survey_id == self.survey_id:  # else an answer to an earlier survey, from a rank that was stuck in it
+                self._receive(rank, message, now)
+        return True
 
-    def tell(self, *message: Any) -> None:
-        """Send something to the dealer."""
-        self.link.send((self.serial, *message), self.dealer)
+    def _receive(self, rank: int, message: list[Any], now: float) -> None:
+        kind, *content = message
+        if kind == STOP_REQUEST:  # any rank may send it, not leaders alone: signals reach them all
+            reason, urgent = content
+            self.stop.request(f"{reason} on rank {rank}", urgent=urgent)
+            return
+        number = self.worker_of_rank.get(rank)
+        if number is None or rank in self.dead_ranks:  # its points are with others by now
+            return
+        self._handlers[kind](number, rank, now, *content)
+        worker = self.workers[number]
+        if kind in (DONE, FAILED) and worker.stuck_since < NEVER:
+            worker.stuck_since, worker.present = NEVER, True
+            self.recorder.note(f"rank {rank} on {worker.host} answers again")
+        if worker.present:
+            self.idle.add(number)
 
-    def listen(self) -> bool:
-        """Take what has come. Also called from inside a point, so that a measure hears of a stop."""
-        heard = False
-        while self.end is None and (came := self.link.receive()) is not None:
-            serial, kind, *rest = came[1]
-            if serial != self.serial:
+    def _on_hello(self, number: int, rank: int, now: float, host: str) -> None:
+        worker = self.workers[number]
+        worker.host, worker.present = host, True
+        self.queue.active.add(number)
+        self.queue.last_answer[number] = now
+        if self.halt_level > RUNNING:  # it came after HALT had gone out to the others
+            self._send(number, HALT, self.halt_level == LEAVE_POINTS)
+
+    def _on_done(self, number: int, rank: int, now: float, index: int, reading: Any, seconds: float) -> None:
+        # of a point that was dispatched twice, after a timeout, the first answer counts
+        if self.queue.complete(number, index, seconds, now):
+            self.recorder.record(index, reading, seconds, rank)
+
+    def _on_failed(self, number: int, rank: int, now: float, index: int, text: str) -> None:
+        already_known = index in self.queue.status
+        final = self.queue.fail(number, index, now)
+        if not already_known:
+            self.recorder.fail(PointFailure(index, rank, self.workers[number].host, text), final)
+            self.idle.update(self.queue.active)  # the point is to be tried by any of them
+
+    def _on_interrupted(self, number: int, rank: int, now: float, index: int, state: dict[str, Any]) -> None:
+        self.queue.in_progress[number].pop(index, None)
+        if index not in self.queue.status:
+            self.recorder.save_state(index, state)
+        if self.halt_level == RUNNING:  # the measure had a reason of its own, such as a memory that runs full
+            self.stop.request(f"a point was left on rank {rank}")
+
+    def _on_halted(self, number: int, rank: int, now: float) -> None:
+        self.workers[number].halted = True
+
+    def _on_note(self, number: int, rank: int, now: float, text: str) -> None:
+        self.recorder.note(f"rank {rank} on {self.workers[number].host}: {text}")
+
+    def _on_lost(self, number: int, rank: int, now: float, text: str) -> None:
+        self._lose(number, text)
+
+    # ---- sending
+
+    def _send(self, number: int, *message: Any) -> None:
+        packet: Message = (self.survey_id, *message)
+        self.channel.send(packet, self.workers[number].leader)
+
+    def _dispatch(self, now: float) -> None:
+        # no point is begun that cannot end in time, by the slowest of the recent ones
+        if not self.stop.allows(self.queue.recent_max_seconds()):
+            return
+        while self.idle:
+            number = self.idle.pop()
+            if not self.workers[number].present:
                 continue
-            heard = True
-            if kind == POINTS and not self.halted and not self.broken:
-                self.queue.extend(rest[0])
-            elif kind == HALT:
-                self.halted = self.told = True
-                self.queue.clear()
-                self.stop.ask("rank 0", urgent=rest[0])
-            elif kind == END:
-                self.end = tuple(rest)
-        if self.stop.asked is not None and not self.told:
-            self.told = True
-            self.tell(ASKED, self.stop.asked, self.stop.urgent)
-        return heard
+            indices = self.queue.dispatch(number, now)
+            if indices:
+                self._send(number, POINTS, [(index, self.saved_state(index)) for index in indices])
 
-    def step(self) -> bool:
-        """Listen, and measure one point where there is one; whether anything was done."""
-        halted = self.halted
-        moved = self.listen()
-        if self.halted and not halted:
-            self.tell(HALTED)
-        if self.queue and self.end is None and self.stop.asked is None:
-            moved = True
-            index, state = self.queue.popleft()
-            halted = self.halted
-            try:
-                self.tell(*self.attempt(index, state))
-            except TeamBroken as error:
-                self.broken = True
-                self.queue.clear()
-                self.tell(LOST, str(error))
-            if self.halted and not halted:
-                self.tell(HALTED)
-        return moved
+    # ---- what goes wrong
 
+    def _check_deaths(self) -> None:
+        for rank in sorted(self.channel.dead() - self.dead_ranks):
+            self.dead_ranks.add(rank)
+            number = self.worker_of_rank.get(rank)
+            worker = None if number is None else self.workers[number]
+            name = f"rank {rank}"
+            if worker is not None and worker.host:
+                name += f" on {worker.host}"
+            if number is None or worker is None or not worker.present:  # it held no points
+                self.recorder.note(f"{name} has died")
+            else:
+                self._lose(number, f"{name} has died")
 
-class TeamBroken(BaseException):
-    """A place can measure no more: a member of its team has died. No Exception, so that a measure does not catch it."""
+    def _lose(self, number: int, reason: str) -> None:
+        """A worker is gone: its points go to others, except one that has killed too many."""
+        worker = self.workers[number]
+        if not worker.present:  # lost before: a team of several may lose its ranks one after another
+            return
+        worker.present = False
+        requeued, fatal = self.queue.remove_worker(number)
+        self.recorder.note(f"{reason}; points dispatched again: {', '.join(map(str, requeued)) or 'none'}")
+        if fatal is not None:
+            text = f"{MAX_DEATHS_PER_POINT} ranks died while they measured this point, the last one: {reason}"
+            self.recorder.fail(PointFailure(fatal, worker.leader, worker.host, text), True)
+        self.idle.update(self.queue.active)
 
+    def _check_timeouts(self, now: float) -> None:
+        # looks at every worker, so not at every step
+        if self.point_timeout is None or now - self._last_timeout_check <= self.point_timeout / 20:
+            return
+        self._last_timeout_check = now
+        for number, index in self.queue.overdue(now, self.point_timeout):
+            worker = self.workers[number]
+            worker.stuck_since, worker.present = now, False
+            self.queue.suspend_worker(number)
+            self.recorder.note(
+                f"rank {worker.leader} on {worker.host} has not answered for {self.point_timeout:g} s at point "
+                f"{index}; the point is dispatched again"
+            )
+            self.idle.update(self.queue.active)
 
-class LocalChannel:
-    """Rank 0's own place beside the wire: what the dealer sends to rank 0 stays in the process.
-
-    wire  the link to the other ranks, or None in a single process
-    """
-
-    def __init__(self, wire: Link | None = None, rank: int = 0) -> None:
-        self.wire, self.rank = wire, rank
-        self.inward: SimpleQueue[tuple[Any, ...]] = SimpleQueue()
-        self.outward: SimpleQueue[tuple[Any, ...]] = SimpleQueue()
-
-    def send(self, message: tuple[Any, ...], rank: int) -> None:
-        if rank == self.rank:
-            self.outward.put(message)
-        elif self.wire is not None:
-            self.wire.send(message, rank)
-
-    def receive(self) -> tuple[int, tuple[Any, ...]] | None:
-        try:
-            return self.rank, self.inward.get_nowait()
-        except Empty:
-            return None if self.wire is None else self.wire.receive()
-
-    def dead(self) -> frozenset[int]:
-        return frozenset() if self.wire is None else self.wire.dead()
-
-    def end(self) -> LoopEnd:
-        """The place's end."""
-        return LoopEnd(self)
-
-
-@dataclass(frozen=True)
-class LoopEnd:
-    """The end of a `LocalChannel` that rank 0's own place holds."""
-
-    loop: LocalChannel
-
-    def send(self, message: tuple[Any, ...], rank: int) -> None:
-        self.loop.inward.put(message)
-
-    def receive(self) -> tuple[int, tuple[Any, ...]] | None:
-        try:
-            return self.loop.rank, self.loop.outward.get_nowait()
-        except Empty:
-            return None
-
-    def dead(self) -> frozenset[int]:
-        return frozenset()
-
-
-class PollBackoff:
-    """Sleeps between polls: .1 ms at first, growing to 2 ms while nothing comes. Waiting ranks use 2 % of a core."""
-
-    def __init__(self, shortest: float = 1e-4, longest: float = 2e-3) -> None:
-        self.shortest, self.longest, self.length = shortest, longest, shortest
-
-    def after(self, moved: bool) -> None:
-        """Sleep where nothing was done."""
-        if moved:
-            self.length = self.shortest
-        else:
-            time.sleep(self.length)
-            self.length = min(2 * self.length, self.longest)
+    def _check_stop(self) -> None:
+        urgent = self.stop()  # calls its listeners too
+        self.stop.allows(self.queue.recent_max_seconds())  # for the clock: it requests the stop where time is short
+        if self.stop.reason is None:
+            return
+        level = LEAVE_POINTS if urgent else NO_NEW_POINTS
+        if level > self.halt_level:
+            self.halt_level = level
+            for number, worker in enumerate(self.workers):
+                if worker.present:
+                    self._send(number, HALT, level == LEAVE_POINTS)

@@ -1,8 +1,8 @@
-"""One try at a point, by all ranks of a team together; whatever comes of it is a message.
+"""The evaluation of one point, by all ranks of a team together; whatever comes of it is a message.
 
-Where a rank of a team raises, the others would sum for ever: so each sum, and each end of a point, settles first
-whether anybody has raised (`Team.settle`), and all leave the point as one. Lack of memory is no failure where the
-measure can make do with less.
+Where a rank of a team raises, the others would wait in their sum for ever: so each sum, and each end of a point, first
+settles whether anybody has raised (`Team.settle`), and all leave the point as one. Lack of memory is no failure where
+the measure can make do with less.
 """
 
 from __future__ import annotations
@@ -18,117 +18,130 @@ from typing import Any, cast
 
 import numpy as np
 
-from lossmap.parallel.dispatcher import DONE, FAILED, UNFINISHED
+from lossmap.interrupt import Interrupted
+from lossmap.parallel.messages import DONE, FAILED, INTERRUPTED, Message
 from lossmap.parallel.team import PeerFailed, Team
 
 logger = logging.getLogger("lossmap")
 
-FINE, RAISED, LEFT, MEMORY = range(4)  # what a team settles about a point; the largest counts
+OK, RAISED, LEFT, NO_MEMORY = range(4)  # what the ranks of a team settle about a point; the largest counts
 
 
 class PointEvaluator:
-    """One try at a point, by the whole team; what comes of it is a message to the dealer, and never an exception.
+    """Evaluates points with the whole team; what comes of it is a message for the dispatcher, never an exception.
 
-    measure   point -> reading
-    point     the coordinates of the point with an index
-    sizes     how many numbers each field of a reading has
-    left      what the measure raises when it leaves a point; has a `state`
-    patience  seconds after which the kernel ends this rank, since it answers no more; None: never
+    measure        point -> reading
+    point          flat index -> the coordinates of the point
+    field_sizes    how many numbers each field of a reading has
+    team           the ranks that share a point
+    point_timeout  seconds after which the kernel ends this rank, since it answers no more; None: never
+
+    `note` is called with texts for the log; it may be replaced.
     """
 
     def __init__(
         self,
         measure: Callable[[Any], Mapping[str, Any]],
         point: Callable[[int], Any],
-        sizes: Mapping[str, int],
+        field_sizes: Mapping[str, int],
         team: Team,
-        left: type[Exception],
-        patience: float | None = None,
+        point_timeout: float | None = None,
     ) -> None:
-        self.measure, self.point, self.sizes = measure, point, dict(sizes)
-        self.team, self.left, self.patience = team, left, patience
+        self.measure, self.point, self.field_sizes = measure, point, dict(field_sizes)
+        self.team, self.point_timeout = team, point_timeout
         self.note: Callable[[str], None] = logger.warning
 
-    def __call__(self, index: int, state: Any) -> tuple[Any, ...]:
-        """Try the point; members of the team follow."""
+    def __call__(self, index: int, state: Any) -> Message:
+        """The leader's part: evaluate the point, from an earlier run's state where that is not None.
+
+        Returns (DONE, index, reading, seconds), (FAILED, index, text) or (INTERRUPTED, index, state).
+        """
         self.team.broadcast((index, state))
-        return self.once(index, state)
+        return self.evaluate(index, state)
 
-    def follow(self) -> tuple[Any, ...]:
-        """A member's part: try what the leader tries, until it says how the survey ended."""
+    def follow(self) -> Message:
+        """A member's part: evaluate what the leader evaluates, until it hands on the END message's content."""
         while True:
-            index, told = self.team.broadcast()
+            index, content = self.team.broadcast()
             if index is None:
-                return cast(tuple[Any, ...], told)
-            self.once(index, told)
+                return cast(Message, content)
+            self.evaluate(index, content)
 
-    def release(self, end: tuple[Any, ...]) -> None:
-        """Tell the members how the survey ended."""
+    def release(self, end: Message) -> None:
+        """Hand the content of the END message to the members."""
         self.team.broadcast((None, end))
 
-    def once(self, index: int, state: Any) -> tuple[Any, ...]:
-        """Try the point, again where memory ran out and the measure can do with less."""
+    def evaluate(self, index: int, state: Any) -> Message:
+        """Evaluate the point, again where memory ran out and the measure can do with less."""
         while True:
             began = time.perf_counter()
-            code, value = self._measured(index, state)
-            if code == FINE:
+            code, value = self._attempt(index, state)
+            if code == OK:
                 return DONE, index, value, time.perf_counter() - began
             values = [value for value in self.team.gather(value) if value is not None]
             if code == LEFT:
-                return UNFINISHED, index, next((v for v in values if isinstance(v, dict)), {})
+                return INTERRUPTED, index, next((v for v in values if isinstance(v, dict)), {})
             text = next((v for v in values if isinstance(v, str)), "no rank of the team says why")
-            if code == RAISED or not self._smaller(value is not None, text):
+            if code == RAISED or not self._shrink(value is not None, text):
                 return FAILED, index, text
 
-    def _measured(self, index: int, state: Any) -> tuple[int, Any]:
-        """(what the team settled, this rank's part of it: the reading, the state, or the error as text)."""
+    def _attempt(self, index: int, state: Any) -> tuple[int, Any]:
+        """(the team's code, this rank's part of it: the reading, the state, or the error as text)."""
         value: Any = None
         try:
-            with _watched(self.patience):
-                point = self.point(index)
-                resume = getattr(self.measure, "resume", None) if state is not None else None
-                value = self._checked(self.measure(point) if resume is None else resume(point, state))
-            code = FINE
-        except PeerFailed as fallen:  # settled already
-            return fallen.code, fallen.why
-        except self.left as left:
-            code, value = LEFT, getattr(left, "state", {})
+            with _watchdog(self.point_timeout):
+                value = self._checked(self._reading(index, state))
+            code = OK
+        except PeerFailed as failed:  # settled already
+            return failed.code, failed.reason
+        except Interrupted as left:
+            code, value = LEFT, left.state
         except Exception as error:
-            code = MEMORY if out_of_memory(error) and hasattr(self.measure, "smaller") else RAISED
-            place = "" if self.team.size == 1 else f"on rank {self.team.rank} of the team:\n"
-            value = place + traceback.format_exc()
+            code = RAISED
+            if out_of_memory(error) and hasattr(self.measure, "smaller"):
+                code = NO_MEMORY
+            value = traceback.format_exc()
+            if self.team.size > 1:
+                value = f"on rank {self.team.rank} of the team:\n{value}"
         try:
             settled = self.team.settle(code)
-        except PeerFailed as fallen:
-            return fallen.code, fallen.why
+        except PeerFailed as failed:
+            return failed.code, failed.reason
         return settled, value if settled == code else None
 
-    def _smaller(self, mine: bool, text: str) -> bool:
-        """After memory ran out, here where `mine`: make do with less, on all ranks of the team or on none.
+    def _reading(self, index: int, state: Any) -> Mapping[str, Any]:
+        point = self.point(index)
+        if state is not None and hasattr(self.measure, "resume"):
+            resumed: Mapping[str, Any] = self.measure.resume(point, state)
+            return resumed
+        return self.measure(point)
+
+    def _shrink(self, failed_here: bool, text: str) -> bool:
+        """After memory ran out, on this rank where `failed_here`: make do with less on all ranks of the team, or none.
 
         On all, since a measure may keep something from point to point that must be the same on each of them.
         """
-        gc.collect()  # what the failed try left in circles, before room is made anew
+        gc.collect()  # what the failed attempt left in reference cycles, before memory is allocated anew
+        change: str | None = None
         try:
-            said: str | None = self.measure.smaller()  # type: ignore[attr-defined]
+            change = self.measure.smaller()  # type: ignore[attr-defined]
         except Exception as error:  # there may not even be room to change anything
             logger.warning("after memory ran out: %s", error)
-            said = None
-        if self.team.settle(FINE if said is not None else RAISED) != FINE:
+        if self.team.settle(RAISED if change is None else OK) != OK:
             return False
-        if mine:
-            self.note(f"memory ran out ({text.strip().splitlines()[-1]}); {said}")
+        if failed_here:
+            self.note(f"memory ran out ({text.strip().splitlines()[-1]}); {change}")
         return True
 
     def _checked(self, reading: Mapping[str, Any]) -> dict[str, Any]:
-        """The reading as numbers and arrays, with just the fields that were announced."""
-        if set(reading) != set(self.sizes):
+        """The reading as numbers and arrays, with just the fields that were declared."""
+        if set(reading) != set(self.field_sizes):
             raise ValueError(
-                f"the measure announced the fields {', '.join(sorted(self.sizes))} and returned "
+                f"the measure declared the fields {', '.join(sorted(self.field_sizes))} and returned "
                 f"{', '.join(sorted(reading)) or 'none'}"
             )
         checked: dict[str, Any] = {}
-        for name, size in self.sizes.items():
+        for name, size in self.field_sizes.items():
             values = np.asarray(reading[name], dtype=np.float64)
             if values.size != size:
                 raise ValueError(f"the field {name!r} takes {size} numbers a point; the measure returned {values.size}")
@@ -137,18 +150,18 @@ class PointEvaluator:
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether an allocator said no: CUDA's, the CPU's, or Python's own. Known by name, without torch."""
+    """Whether an allocator refused: CUDA's, the CPU's, or Python's own. Known by name and text, without torch."""
     kinds = {kind.__name__ for kind in type(error).__mro__}
+    if kinds & {"OutOfMemoryError", "MemoryError"}:
+        return True
     text = str(error).lower()
-    said = ("can't allocate memory", "not enough memory", "out of memory")
-    return bool(kinds & {"OutOfMemoryError", "MemoryError"}) or (
-        isinstance(error, RuntimeError) and any(words in text for words in said)
-    )
+    phrases = ("can't allocate memory", "not enough memory", "out of memory")
+    return isinstance(error, RuntimeError) and any(phrase in text for phrase in phrases)
 
 
 @contextmanager
-def _watched(seconds: float | None) -> Iterator[None]:
-    """The kernel ends this process where the block takes so long, even inside a call that never returns."""
+def _watchdog(seconds: float | None) -> Iterator[None]:
+    """The kernel ends this process where the block takes longer, even inside a call that never returns."""
     if seconds is None:
         yield
         return

@@ -9,8 +9,11 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
-# what tells a rank that a launcher started it, and among how many
-_SIZES = (
+MAX_RANKS_WITH_COMPUTING_RANK_0 = 32  # with more, the dispatcher is busy enough
+START_TIMEOUT = 600  # seconds for the start of MPI, unless LOSSMAP_MPI_START says otherwise
+
+# variables by which a launcher says how many ranks it has started
+_SIZE_VARIABLES = (
     "OMPI_COMM_WORLD_SIZE",  # Open MPI
     "PMI_SIZE",  # MPICH, Intel MPI, Cray
     "MV2_COMM_WORLD_SIZE",  # MVAPICH
@@ -20,8 +23,8 @@ _SIZES = (
 
 
 def launched(environ: Mapping[str, str]) -> int:
-    """How many ranks the launcher says it started; 1 without a launcher."""
-    for name in _SIZES:
+    """How many ranks the launcher has started, by its variables; 1 without a launcher."""
+    for name in _SIZE_VARIABLES:
         if environ.get(name, "").isdigit():
             return int(environ[name])
     return 1
@@ -41,52 +44,65 @@ def check_size(size: int, environ: Mapping[str, str]) -> None:
     tasks = environ.get("SLURM_STEP_NUM_TASKS", "")
     if size == 1 and tasks.isdigit() and int(tasks) > 1 and "OMPI_COMM_WORLD_SIZE" not in environ:
         raise ValueError(
-            f"srun started {tasks} tasks, but MPI sees one rank: this MPI library wants another "
+            f"srun started {tasks} tasks, but MPI sees one rank: this MPI library needs another "
             "srun --mpi=... (see srun --mpi=list; Open MPI: pmix), or mpirun"
         )
 
 
-def arranged(size: int, team: int = 1, rank_0: str = "auto") -> list[tuple[int, ...]]:
-    """The ranks of each team, its leader first, among so many ranks.
+def arrange_teams(size: int, team_size: int = 1, rank_0: str = "auto") -> list[tuple[int, ...]]:
+    """The ranks of each team, leader first.
 
-    rank_0  `computes` too, or only `deals`; `auto`: computes with up to 32 ranks, where the teams come out even
+    size       ranks in all
+    team_size  ranks that share a point
+    rank_0     `computes` too, or only `deals` (dispatches); `auto`: computes with up to 32 ranks, unless the teams come
+               out even only the other way
 
     Raises ValueError where the computing ranks cannot be divided so, with the nearest numbers that can.
     """
     if rank_0 not in ("auto", "computes", "deals"):
-        raise ValueError(f"--rank-0 is computes, deals or auto; got {rank_0!r}")
-    if team < 1:
-        raise ValueError(f"a team wants at least one rank; got {team}")
+        raise ValueError(f"--rank-0 must be computes, deals or auto; got {rank_0!r}")
+    if team_size < 1:
+        raise ValueError(f"a team must have at least one rank; got {team_size}")
     if size == 1 and rank_0 == "deals":
-        raise ValueError("rank 0 cannot only deal where it is the only rank")
-    first = {"computes": 0, "deals": 1, "auto": int(size > 32)}[rank_0]
-    if rank_0 == "auto" and (size - first) % team and size - 1 + first >= team and (size - 1 + first) % team == 0:
-        first = 1 - first
+        raise ValueError("--rank-0 deals needs a second rank to compute; there is one rank")
+    first = _first_computing_rank(size, team_size, rank_0)
     computing = size - first
-    if computing % team or computing == 0:
-        low, high = computing // team * team + first, -(-max(computing, 1) // team) * team + first
-        near = f"{low} or {high}" if low > first else f"{high}"
+    if computing % team_size or computing == 0:
+        low = computing // team_size * team_size + first
+        high = -(-max(computing, 1) // team_size) * team_size + first
+        possible = f"{low} or {high}" if low > first else f"{high}"
+        reason = " (rank 0 only dispatches)" if first else ""
         raise ValueError(
-            f"teams of {team} do not divide {computing} computing ranks"
-            f"{' (rank 0 only deals)' if first else ''}; start {near} ranks in all"
+            f"teams of {team_size} do not divide {computing} computing ranks{reason}; start {possible} ranks in all"
         )
-    return [tuple(range(start, start + team)) for start in range(first, size, team)]
+    return [tuple(range(start, start + team_size)) for start in range(first, size, team_size)]
+
+
+def _first_computing_rank(size: int, team_size: int, rank_0: str) -> int:
+    """0 where rank 0 computes, 1 where it only dispatches."""
+    if rank_0 != "auto":
+        return int(rank_0 == "deals")
+    first = int(size > MAX_RANKS_WITH_COMPUTING_RANK_0)
+    other = 1 - first
+    if (size - first) % team_size and size - other >= team_size and (size - other) % team_size == 0:
+        return other
+    return first
 
 
 @contextmanager
-def meeting(environ: Mapping[str, str]) -> Iterator[None]:
-    """Around the start of MPI, in which ranks wait for each other: no rank stays there for ever.
+def start_watchdog(environ: Mapping[str, str]) -> Iterator[None]:
+    """A context for the start of MPI, in which ranks wait for each other: no rank stays there for ever.
 
     Where a launcher that tolerates deaths goes on after one in MPI_Init, the others would wait for the dead inside it,
-    where Python is not heard. After LOSSMAP_MPI_START seconds (600) a watchdog then prints where this rank stands, and
-    ends it with 1. Every rank dies with its launcher.
+    where Python's signal handlers do not run. After LOSSMAP_MPI_START seconds a watchdog prints the traceback and ends
+    this rank with 1. Every rank dies with its launcher.
     """
     if launched(environ) > 1:
         _die_with_parent()
     if environ.get("OMPI_MCA_mpi_ft_enable", "0") not in ("1", "true"):
         yield
         return
-    faulthandler.dump_traceback_later(float(environ.get("LOSSMAP_MPI_START", 600)), exit=True)
+    faulthandler.dump_traceback_later(float(environ.get("LOSSMAP_MPI_START", START_TIMEOUT)), exit=True)
     try:
         yield
     finally:

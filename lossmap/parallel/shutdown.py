@@ -1,7 +1,7 @@
-"""When to stop: signals, and a clock of one's own.
+"""Orderly shutdown: a stop requested by a signal, by the clock, or by the program.
 
     INT, TERM         no new points; a point in progress is left where its measure can do so (mpirun kills a
-                      quarter of a second after TERM). A second time, a second or more later: the end at once,
+                      quarter of a second after TERM). A second time, a second or more later: immediate exit
                       with 130 or 143
     USR1, USR2, HUP   no new points; those in progress may end, for `grace` seconds. They may repeat
     the clock         no point that cannot end in time, by what points have cost so far
@@ -24,39 +24,42 @@ from types import TracebackType
 
 from lossmap.parallel.launcher import rank_in
 
-URGENT = (signal.SIGINT, signal.SIGTERM)
-ORDERLY = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
-WRAP_UP = 15.0  # seconds before the end of a batch job that are kept for closing the file and the launcher
-TWICE = 1.0  # seconds: launchers and fingers send the same signal twice within this time
+URGENT_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+ORDERLY_SIGNALS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
+WRAP_UP_SECONDS = 15.0  # before the end of a batch job, kept for closing the file and the launcher
+REPEAT_SECONDS = 1.0  # launchers and fingers send the same signal twice within this time: that counts once
 
 _installed: Stop | None = None  # only one at a time can own the process's signals
 
 
 class Stop:
-    """Whether one is asked to stop. Calling it asks for a measure inside a point: must it be left now?
+    """Whether a stop is requested. Calling it answers a measure inside a point: must the point be left now?
 
-    after    seconds from now at which everything must have ended
-    until    the end of the batch job as a time of day (time.time()); everything ends WRAP_UP seconds before
-    grace    seconds that points in progress are given after USR1, USR2 or HUP where no end is known
+    after   seconds from now at which everything must have ended
+    until   the end of the batch job as a time of day (time.time()); everything ends WRAP_UP_SECONDS before
+    grace   seconds that points in progress are given after USR1, USR2 or HUP where no end is known
+    reason  why a stop was requested: there are no new points from then on; None before
 
-    As a context manager it takes the process's signals, and gives them back where no stop was asked for; else it keeps
-    them, since they may come again while the program ends. May be asked from any thread.
+    As a context manager it handles the process's signals, and restores the former handlers where no stop was requested;
+    else it keeps them, since they may come again while the program ends. May be called from any thread.
+
+    Raises ValueError for a negative `after`.
     """
 
     def __init__(self, *, after: float | None = None, until: float | None = None, grace: float = 30.0) -> None:
         if after is not None and after < 0:
-            raise ValueError(f"--stop-after wants seconds, 0 or more; got {after}")
+            raise ValueError(f"--stop-after must be >= 0 seconds; got {after:g}")
         ends = [time.monotonic() + after] if after is not None else []
         if until is not None:
-            ends.append(time.monotonic() + until - time.time() - WRAP_UP)
+            ends.append(time.monotonic() + until - time.time() - WRAP_UP_SECONDS)
         self._end = min(ends, default=float("inf"))  # on the monotonic clock
         self._grace = grace
         self._leave_at = float("inf")
-        self._since: float | None = None  # of the first INT or TERM
+        self._first_urgent: float | None = None  # of the first INT or TERM
         self._listeners: list[Callable[[], object]] = []
-        self._before: dict[int, object] = {}
-        self._left = False  # the `with` is over, yet the signals are kept
-        self.asked: str | None = None  # why, once one was asked: no new points from then on
+        self._former_handlers: dict[int, object] = {}
+        self._is_over = False  # the `with` is over, yet the signals are kept
+        self.reason: str | None = None
 
     def __call__(self) -> bool:
         """Whether a point in progress must be left now."""
@@ -65,20 +68,20 @@ class Stop:
         now = time.monotonic()
         return now >= self._leave_at or now >= self._end
 
-    def left(self) -> float:
+    def seconds_left(self) -> float:
         """Seconds to the end, infinite where none is known."""
         return self._end - time.monotonic()
 
-    def fits(self, seconds: float) -> bool:
-        """Whether something that takes so long would end in time; where not, one is asked to stop."""
-        if self.left() < seconds:
-            self.ask("the time limit")
-        return self.asked is None
+    def allows(self, seconds: float) -> bool:
+        """Whether something that takes so many seconds may begin; requests a stop where it would not end in time."""
+        if self.seconds_left() < seconds:
+            self.request("the time limit")
+        return self.reason is None
 
-    def ask(self, why: str, urgent: bool = False) -> None:
-        """Ask for a stop in good order, from within the program."""
-        if self.asked is None:
-            self.asked = why
+    def request(self, reason: str, urgent: bool = False) -> None:
+        """Request a stop from within the program; `urgent`: points in progress are left too."""
+        if self.reason is None:  # the first reason is the one to report
+            self.reason = reason
         now = time.monotonic()
         self._leave_at = min(self._leave_at, now if urgent else now + self._grace)
 
@@ -88,21 +91,21 @@ class Stop:
         now = time.monotonic()
         return now >= self._leave_at or now >= self._end
 
-    def listen(self, listener: Callable[[], object]) -> Callable[[], None]:
-        """Call `listener` whenever the stop is called, so that it can ask too; returns what ends that."""
+    def add_listener(self, listener: Callable[[], object]) -> Callable[[], None]:
+        """Call `listener` whenever the stop is called, so that it can request one; returns what removes it."""
         self._listeners.append(listener)
         return lambda: self._listeners.remove(listener)
 
-    def signalled(self, number: int) -> None:
-        """What a signal means."""
-        if number in URGENT:
+    def handle_signal(self, number: int) -> None:
+        """Request the stop that a signal means."""
+        if number in URGENT_SIGNALS:
             now = time.monotonic()
-            if self._since is not None and now - self._since >= TWICE:
+            if self._first_urgent is not None and now - self._first_urgent >= REPEAT_SECONDS:
                 os._exit(128 + number)
-            self._since = now if self._since is None else self._since
-        name, first = signal.Signals(number).name, self.asked is None
-        self.ask(name, urgent=number in URGENT)
-        if first and rank_in(os.environ) == 0:  # at once: a launcher may kill before anything else can be said
+            self._first_urgent = now if self._first_urgent is None else self._first_urgent
+        name, first = signal.Signals(number).name, self.reason is None
+        self.request(name, urgent=number in URGENT_SIGNALS)
+        if first and rank_in(os.environ) == 0:  # at once: a launcher may kill before anything else can be printed
             os.write(2, f"{name}: no new points; what has been measured is safe\n".encode())
 
     def __enter__(self) -> Stop:
@@ -110,15 +113,15 @@ class Stop:
         if threading.current_thread() is not threading.main_thread():
             return self  # signals belong to the main thread; the clock works all the same
         if _installed is not None and _installed is not self:
-            if not _installed._left:
+            if not _installed._is_over:
                 return self  # within another one, which has the signals
             _installed.close()
-        _installed, self._left = self, False
+        _installed, self._is_over = self, False
         self._reading, self._writing = os.pipe()
         os.set_blocking(self._writing, False)
         self._wakeup = signal.set_wakeup_fd(self._writing, warn_on_full_buffer=False)
-        for number in (*URGENT, *ORDERLY):
-            self._before[number] = signal.signal(number, _nothing)
+        for number in (*URGENT_SIGNALS, *ORDERLY_SIGNALS):
+            self._former_handlers[number] = signal.signal(number, _ignore)
         self._thread = threading.Thread(target=self._read, name="lossmap-signals", daemon=True)
         self._thread.start()
         return self
@@ -126,16 +129,16 @@ class Stop:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._left = True
-        if self.asked is None:  # else the same signal may come again while the program closes its files
+        self._is_over = True
+        if self.reason is None:  # else the same signal may come again while the program closes its files
             self.close()
 
     def close(self) -> None:
-        """Give the signals back."""
+        """Restore the former signal handlers."""
         global _installed
         if _installed is not self:
             return
-        for number, handler in self._before.items():
+        for number, handler in self._former_handlers.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
         signal.set_wakeup_fd(self._wakeup)
         os.write(self._writing, b"\0")
@@ -146,11 +149,11 @@ class Stop:
 
     def _read(self) -> None:
         while (number := os.read(self._reading, 1)[0]) != 0:
-            if number in self._before:
-                self.signalled(number)
+            if number in self._former_handlers:
+                self.handle_signal(number)
 
 
-def _nothing(number: int, frame: object) -> None:
+def _ignore(number: int, frame: object) -> None:
     """A handler must be there, or the signal would end the process; the thread does the work."""
 
 
@@ -159,15 +162,15 @@ def _in_child() -> None:
     global _installed
     if _installed is not None:
         signal.set_wakeup_fd(-1)
-        for number in _installed._before:
+        for number in _installed._former_handlers:
             signal.signal(number, signal.SIG_DFL)
         _installed = None
 
 
 def _at_exit() -> None:
     """Python resets its handlers before MPI_Finalize runs; a late USR1 must not kill a program that has ended well."""
-    if _installed is not None and _installed.asked is not None:
-        for number in ORDERLY:
+    if _installed is not None and _installed.reason is not None:
+        for number in ORDERLY_SIGNALS:
             signal.signal(number, signal.SIG_IGN)
 
 
@@ -175,12 +178,13 @@ os.register_at_fork(after_in_child=_in_child)
 atexit.register(_at_exit)
 
 
-def job_end(environ: Mapping[str, str], ask: Callable[[list[str]], str] | None = None) -> float | None:
+def job_end(environ: Mapping[str, str], run: Callable[[list[str]], str] | None = None) -> float | None:
     """When the batch job ends (as time.time()), from SLURM's variable or from scontrol; None without SLURM.
 
-    ask  runs a command and returns what it prints
+    environ  the process's variables
+    run      runs a command and returns what it prints
 
-    Of many ranks only the first asks scontrol, so that a thousand do not; the others follow rank 0.
+    Of many ranks only the first calls scontrol, so that a thousand do not; the others follow rank 0.
     """
     known = environ.get("SLURM_JOB_END_TIME", "")
     if known.isdigit():
@@ -189,12 +193,12 @@ def job_end(environ: Mapping[str, str], ask: Callable[[list[str]], str] | None =
     if not job or rank_in(environ) != 0:
         return None
     try:
-        text = (ask or _printed)(["scontrol", "show", "job", job])
+        text = (run or _output_of)(["scontrol", "show", "job", job])
         value = next(word[8:] for word in text.split() if word.startswith("EndTime="))
         return datetime.fromisoformat(value).timestamp()
     except (OSError, subprocess.SubprocessError, StopIteration, ValueError):
         return None  # no scontrol here, or a job without an end: no clock, then
 
 
-def _printed(command: list[str]) -> str:
+def _output_of(command: list[str]) -> str:
     return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout

@@ -1,8 +1,8 @@
-"""The bookkeeping of a survey: which points are to do, in progress, read and broken. Knows neither ranks nor messages.
+"""The accounts of a survey: which points are to do, in progress, done and failed. Knows neither ranks nor messages.
 
-A *place* is whoever measures points: a team of ranks. Every place owns a run of the points' order, so that its next
-point is a neighbour of its last; who has finished takes the back half of the longest run that is left. A place holds
-few points at a time: one where points are slow, some more where the way to rank 0 would count, fewer towards the end.
+Every worker owns a segment of the points' order, so that its next point is a neighbour of its last; a worker that has
+finished takes the back half of the longest segment that is left (work stealing). A worker holds few points at a time:
+one where points are slow, some more where the way to rank 0 would count, fewer towards the end.
 """
 
 from __future__ import annotations
@@ -13,174 +13,199 @@ from dataclasses import dataclass
 
 import numpy as np
 
-TODO, READ, BROKEN = 0, 1, 2  # what is known of a point, as in the file's status
-DEATHS = 3  # a point during which so many ranks died is not dealt again
-MOST = 64  # points that one place may hold
-RECENT = 256  # points by whose slowest one the cost of the next is judged
-AHEAD = 0.05  # seconds of work that a place should hold, to bridge the way to rank 0
+POINT_DONE, POINT_FAILED = 1, 2  # as in the file's status
+MAX_DEATHS_PER_POINT = 3  # a point during which so many ranks died is not dispatched again
+MAX_POINTS_PER_WORKER = 64
+RECENT_POINTS = 256  # points by whose slowest one the cost of the next is judged
+PREFETCH_SECONDS = 0.05  # work that a worker should hold, to bridge the way to rank 0
 
 
 @dataclass
-class _Run:
-    """The part of the order that a place will measure: from `low` to `high`, its end not included."""
+class _Segment:
+    """The part of the order that a worker will evaluate: from `low` to `high`, its end not included."""
 
     low: int
     high: int
 
+    def __len__(self) -> int:
+        return self.high - self.low
+
 
 class WorkQueue:
-    """Which points are to do, in progress, read and broken. Knows neither ranks nor messages.
+    """Which points are to do, in progress, done and failed.
 
-    order    the points to do, such that neighbours in it are neighbours on the grid
-    places   how many places there may be
+    order    flat indices of the points to do, such that neighbours in it are neighbours on the grid
+    workers  how many workers there may be; they are numbered from 0
     """
 
-    def __init__(self, order: Sequence[int] | np.ndarray, places: int) -> None:
+    def __init__(self, order: Sequence[int] | np.ndarray, workers: int) -> None:
         self.order = np.asarray(order, dtype=np.int64)
-        total = self.order.size
-        self.runs = [_Run(total * i // places, total * (i + 1) // places) for i in range(places)]
-        self.lengths = np.array([run.high - run.low for run in self.runs])
-        self.undealt = total
-        self.total = total
-        self.state: dict[int, int] = {}  # of the points that are read or broken
-        self.again: deque[tuple[int, int | None]] = deque()  # points to deal again, and the place to avoid
-        self.held: list[dict[int, float]] = [{} for _ in range(places)]  # in progress: when dealt
-        self.heard = [0.0] * places  # when a place last answered
-        self.failures: dict[int, int] = {}
-        self.deaths: dict[int, int] = {}
-        self.alive: set[int] = set()  # places that take points
-        self.seconds = 0.0  # of all points measured
-        self.measured = 0
-        self.slowest = [0.0, 0.0]  # of the last RECENT points or fewer, and of as many before them
+        self.total = self.order.size
+        self.segments = [_Segment(self.total * i // workers, self.total * (i + 1) // workers) for i in range(workers)]
+        # beside the segments, since the longest of thousands is looked for at every theft
+        self.lengths = np.array([len(segment) for segment in self.segments])
+        self.unassigned = self.total  # points in the segments
+        self.status: dict[int, int] = {}  # of the points that are done or failed
+        self.requeued: deque[tuple[int, int]] = deque()  # points to dispatch again, and the worker to avoid
+        self.in_progress: list[dict[int, float]] = [{} for _ in range(workers)]  # index -> when dispatched, in order
+        self.last_answer = [0.0] * workers
+        self.failures: dict[int, int] = {}  # index -> how often it raised
+        self.deaths: dict[int, int] = {}  # index -> how many ranks died during it
+        self.active: set[int] = set()  # workers that take points
+        self.seconds = 0.0  # of all points evaluated
+        self.evaluated = 0
+        # two windows, so that one slow point long ago does not shorten the survey: the last RECENT_POINTS or fewer,
+        # and as many before them
+        self.slowest = [0.0, 0.0]
 
     @property
     def finished(self) -> bool:
         """Whether nothing is left to do."""
-        return len(self.state) == self.total
+        return len(self.status) == self.total
 
     @property
-    def left(self) -> int:
-        """The points that are neither read nor broken."""
-        return self.total - len(self.state)
+    def remaining(self) -> int:
+        """The number of points that are neither done nor failed."""
+        return self.total - len(self.status)
 
-    def cost(self) -> float:
+    def mean_seconds(self) -> float:
         """Mean seconds of a point so far; 0 at the start."""
-        return self.seconds / self.measured if self.measured else 0.0
+        return self.seconds / self.evaluated if self.evaluated else 0.0
 
-    def worst(self) -> float:
-        """Seconds of the slowest of the points measured lately."""
+    def recent_max_seconds(self) -> float:
+        """Seconds of the slowest of the recent points; 0 at the start."""
         return max(self.slowest)
 
-    def wants(self, place: int) -> int:
-        """How many more points the place should be given now."""
-        cost = self.cost()
-        depth = 2 if not self.measured else 1 if cost > 10 * AHEAD else min(MOST, 2 + int(AHEAD / max(cost, 1e-6)))
-        share = (self.undealt + len(self.again)) / max(1, len(self.alive))
-        if self.measured:  # slow points must not wait behind slow points while other places run out
-            share *= cost / max(self.worst(), 1e-9)
-        return min(depth, 1 + int(share / 2)) - len(self.held[place])
+    def free_slots(self, worker: int) -> int:
+        """How many more points the worker should be given now; may be negative."""
+        mean = self.mean_seconds()
+        if not self.evaluated:
+            depth = 2  # nothing is known of the cost yet: one to evaluate, one to bridge the way
+        elif mean > 10 * PREFETCH_SECONDS:
+            depth = 1
+        else:
+            depth = min(MAX_POINTS_PER_WORKER, 2 + int(PREFETCH_SECONDS / max(mean, 1e-6)))
+        share = (self.unassigned + len(self.requeued)) / max(1, len(self.active))
+        if self.evaluated:  # slow points must not wait behind slow points while other workers run out
+            share *= mean / max(self.recent_max_seconds(), 1e-9)
+        return min(depth, 1 + int(share / 2)) - len(self.in_progress[worker])
 
-    def deal(self, place: int, now: float) -> list[int]:
-        """Points for a place that asks, none where there is nothing for it."""
-        dealt: list[int] = []
-        for _ in range(self.wants(place)):
-            index = self._again(place)
+    def dispatch(self, worker: int, now: float) -> list[int]:
+        """Flat indices of points for a worker to evaluate next; empty where there are none for it.
+
+        now  seconds, on any clock that the other calls use too
+        """
+        indices: list[int] = []
+        for _ in range(self.free_slots(worker)):
+            index = self._take_requeued(worker)
             if index is None:
-                index = self._next(place)
+                index = self._take_next(worker)
             if index is None:
                 break
-            self.held[place][index] = now
-            dealt.append(index)
-        return dealt
+            self.in_progress[worker][index] = now
+            indices.append(index)
+        return indices
 
-    def _again(self, place: int) -> int | None:
-        for _ in range(len(self.again)):
-            index, avoid = self.again.popleft()
-            if index in self.state:
+    def _take_requeued(self, worker: int) -> int | None:
+        """A point that failed, or was lost with its worker; elsewhere than where that happened, if possible."""
+        for _ in range(len(self.requeued)):
+            index, avoid = self.requeued.popleft()
+            if index in self.status:  # a late answer has come meanwhile
                 continue
-            if (avoid == place and self.alive - {place}) or index in self.held[place]:
-                self.again.append((index, avoid))
+            if (avoid == worker and self.active - {worker}) or index in self.in_progress[worker]:
+                self.requeued.append((index, avoid))
                 continue
             return index
         return None
 
-    def _next(self, place: int) -> int | None:
-        run = self.runs[place]
-        if run.low == run.high:
+    def _take_next(self, worker: int) -> int | None:
+        """The next point of the worker's own segment; with none left there, of half of the longest one."""
+        segment = self.segments[worker]
+        if not len(segment):
             longest = int(self.lengths.argmax())
-            other = self.runs[longest]
+            other = self.segments[longest]
+            # the back half: the owner goes on at the front, beside its last point
             middle = (other.low + other.high) // 2
-            run.low, run.high, other.high = middle, other.high, middle
-            self.lengths[longest] = other.high - other.low
-            if run.low == run.high:
+            segment.low, segment.high, other.high = middle, other.high, middle
+            self.lengths[longest] = len(other)
+            if not len(segment):
                 return None
-        index = int(self.order[run.low])
-        run.low += 1
-        self.undealt -= 1
-        self.lengths[place] = run.high - run.low
+        index = int(self.order[segment.low])
+        segment.low += 1
+        self.unassigned -= 1
+        self.lengths[worker] = len(segment)
         return index
 
-    def done(self, place: int, index: int, seconds: float, now: float) -> bool:
-        """A reading has come; whether it counts: not where the point had been settled before."""
-        self._answered(place, index, now)
+    def complete(self, worker: int, index: int, seconds: float, now: float) -> bool:
+        """A point was evaluated in so many seconds; whether it counts: not where it was settled before."""
+        self._answered(worker, index, now)
         self.seconds += seconds
-        self.measured += 1
-        if self.measured % RECENT == 0:
+        self.evaluated += 1
+        if self.evaluated % RECENT_POINTS == 0:
             self.slowest = [0.0, self.slowest[0]]
         self.slowest[0] = max(self.slowest[0], seconds)
-        return self._settle(index, READ)
+        return self._settle(index, POINT_DONE)
 
-    def failed(self, place: int, index: int, now: float) -> bool:
-        """The point raised; whether it is broken for good. The first time it is dealt again, elsewhere."""
-        self._answered(place, index, now)
-        if index in self.state:
+    def fail(self, worker: int, index: int, now: float) -> bool:
+        """A point raised; whether it has failed for good. After the first time it is tried again, elsewhere."""
+        self._answered(worker, index, now)
+        if index in self.status:
             return False
         self.failures[index] = self.failures.get(index, 0) + 1
         if self.failures[index] > 1:
-            return self._settle(index, BROKEN)
-        self.again.append((index, place))
+            return self._settle(index, POINT_FAILED)
+        self.requeued.append((index, worker))
         return False
 
-    def lost(self, place: int) -> tuple[list[int], int | None]:
-        """A place is gone: the points that are dealt again, and one that is broken since it killed too often."""
-        self.alive.discard(place)
-        held, self.held[place] = list(self.held[place]), {}
-        held = [index for index in held if index not in self.state]
-        broken = None
-        if held:
-            running = held[0]
-            self.deaths[running] = self.deaths.get(running, 0) + 1
-            if self.deaths[running] >= DEATHS:
-                broken = running
-                self._settle(running, BROKEN)
-        again = [index for index in held if index != broken]
-        self.again.extendleft((index, place) for index in reversed(again))
-        return again, broken
+    def remove_worker(self, worker: int) -> tuple[list[int], int | None]:
+        """A worker has died: the points that are dispatched again, and one that is not, since it killed too often."""
+        pending = self._withdraw(worker)
+        fatal = None
+        if pending:
+            current = pending[0]  # a worker evaluates its points in order: this one was running
+            self.deaths[current] = self.deaths.get(current, 0) + 1
+            if self.deaths[current] >= MAX_DEATHS_PER_POINT:
+                fatal = current
+                self._settle(current, POINT_FAILED)
+                pending = pending[1:]
+        self._requeue(pending, worker)
+        return pending, fatal
 
     def overdue(self, now: float, limit: float) -> list[tuple[int, int]]:
-        """Places that have been at one point for longer than the limit, with that point."""
+        """(worker, index) where a worker has been at one point for longer than `limit` seconds."""
         late = []
-        for place in self.alive:
-            index = next(iter(self.held[place]), None)
-            if index is not None and now - max(self.held[place][index], self.heard[place]) > limit:
-                late.append((place, index))
+        for worker in self.active:
+            index = next(iter(self.in_progress[worker]), None)
+            if index is None:
+                continue
+            # the point began when it was dispatched or, where others were before it, at the last answer
+            if now - max(self.in_progress[worker][index], self.last_answer[worker]) > limit:
+                late.append((worker, index))
         return late
 
-    def stuck(self, place: int) -> list[int]:
-        """Deal again what a stuck place holds; it is given nothing more until it answers."""
-        self.alive.discard(place)
-        held, self.held[place] = list(self.held[place]), {}
-        again = [index for index in held if index not in self.state]
-        self.again.extendleft((index, place) for index in reversed(again))
-        return again
+    def suspend_worker(self, worker: int) -> list[int]:
+        """Dispatch again the points of a stuck worker, which gets no more until it answers; returns them."""
+        pending = self._withdraw(worker)
+        self._requeue(pending, worker)
+        return pending
 
-    def _answered(self, place: int, index: int, now: float) -> None:
-        self.held[place].pop(index, None)
-        self.heard[place] = now
-        self.alive.add(place)
+    def _withdraw(self, worker: int) -> list[int]:
+        """Take all points from a worker; returns those that are not settled."""
+        self.active.discard(worker)
+        held, self.in_progress[worker] = self.in_progress[worker], {}
+        return [index for index in held if index not in self.status]
 
-    def _settle(self, index: int, state: int) -> bool:
-        if index in self.state:
+    def _requeue(self, indices: Sequence[int], avoid: int) -> None:
+        # at the front: whatever waits there is late already
+        self.requeued.extendleft((index, avoid) for index in reversed(indices))
+
+    def _answered(self, worker: int, index: int, now: float) -> None:
+        self.in_progress[worker].pop(index, None)
+        self.last_answer[worker] = now
+        self.active.add(worker)
+
+    def _settle(self, index: int, status: int) -> bool:
+        if index in self.status:
             return False
-        self.state[index] = state
+        self.status[index] = status
         return True

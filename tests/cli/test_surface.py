@@ -405,7 +405,7 @@ MISTAKES = [
     ("--model mlp --xignore bn", "unknown ignore 'bn'"),
     ("--model mlp --loss foo", "unknown loss 'foo'"),
     ("--model mlp --precision tf32", "--precision tf32 is a mode of GPUs"),
-    ("--model mlp --shard 4/3", "--shard wants I/N"),
+    ("--model mlp --shard 4/3", "--shard must be I/N"),
     ("--model mlp --x 0:1:2 --shard 3/3", "--shard 3/3 holds no point"),
     ("--model mlp --trainloader loader.pkl", "--unsafe-load if you trust it"),
     ("--model mlp --point-timeout 0", "--point-timeout wants seconds"),

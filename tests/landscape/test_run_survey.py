@@ -1,4 +1,4 @@
-"""The walk in one process: what is measured, what fails, what is left, what is told."""
+"""Surveys in one process: what is evaluated, what fails, what is left to do, what is reported."""
 
 import itertools
 import logging
@@ -12,7 +12,8 @@ from lossmap.geometry.grid import Field, Grid
 from lossmap.interrupt import Interrupted
 from lossmap.io.memory_store import MemoryStore
 from lossmap.io.read import SurfaceFile, read
-from lossmap.landscape.run_survey import Elsewhere, Progress, survey, walk
+from lossmap.landscape.run_survey import survey
+from lossmap.landscape.survey_recorder import Progress, serpentine_order
 from lossmap.parallel.evaluate import out_of_memory
 from lossmap.parallel.shutdown import Stop
 from lossmap.parallel.team import Team
@@ -67,10 +68,10 @@ def test_a_line_on_a_plane_and_a_plane_on_a_line_are_refused():
 
 def test_each_next_point_is_a_neighbour_of_the_last():
     for grid in (GRID, Grid.line(count=7), Grid(np.array([1.0]), np.arange(3.0))):
-        ticks = [divmod(int(i), grid.x.size) for i in walk(grid, np.arange(len(grid)))]
+        ticks = [divmod(int(i), grid.x.size) for i in serpentine_order(grid, np.arange(len(grid)))]
         assert all(abs(r - s) + abs(c - d) == 1 for (r, c), (s, d) in itertools.pairwise(ticks))
         assert len(ticks) == len(grid)
-    assert walk(GRID, np.array([0, 5, 9])).tolist() == [0, 9, 5]
+    assert serpentine_order(GRID, np.array([0, 5, 9])).tolist() == [0, 9, 5]
 
 
 def test_points_that_the_store_knows_are_not_measured_again(tmp_path):
@@ -98,12 +99,12 @@ def test_a_subset_of_the_points_may_be_asked_for():
 
 @pytest.mark.parametrize("points", [[-1], [20, 3]])
 def test_points_beyond_the_grid_are_refused(points):
-    with pytest.raises(ValueError, match="points want flat indices from 0 to 19; got"):
+    with pytest.raises(ValueError, match="points must be flat indices from 0 to 19; got"):
         survey(Bowl(), GRID, points=points)
 
 
 def test_a_time_limit_of_nothing_is_refused():
-    with pytest.raises(ValueError, match="--point-timeout wants seconds, more than 0; got 0"):
+    with pytest.raises(ValueError, match="--point-timeout must be > 0 seconds; got 0"):
         survey(Bowl(), GRID, point_timeout=0)
 
 
@@ -130,13 +131,13 @@ def test_failed_points_are_measured_again_only_when_asked():
 @pytest.mark.parametrize(
     ("reading", "text"),
     [
-        ({"train_loss": 1.0}, "announced the fields parts, train_loss and returned train_loss"),
+        ({"train_loss": 1.0}, "declared the fields parts, train_loss and returned train_loss"),
         ({}, "returned none"),
         ({"train_loss": 1.0, "parts": [1.0]}, "the field 'parts' takes 2 numbers a point; the measure returned 1"),
         ({"train_loss": "much", "parts": [1, 2]}, "could not convert string to float"),
     ],
 )
-def test_a_reading_that_is_not_what_was_announced_is_a_failure(reading, text):
+def test_a_reading_that_is_not_what_was_declared_is_a_failure(reading, text):
     class Wrong(Bowl):
         def __call__(self, point):
             return reading
@@ -248,7 +249,7 @@ def test_lack_of_memory_is_known_by_name_or_words(error, answer):
 
 def test_a_stop_leaves_the_rest_to_do():
     stop = Stop()
-    measure = Bowl(lambda point: stop.ask("somebody") if len(measure.points) == 5 else None)
+    measure = Bowl(lambda point: stop.request("somebody") if len(measure.points) == 5 else None)
     surface = survey(measure, GRID, stop=stop)
     assert surface.outcome == "unfinished" and surface.counts("loss") == {"done": 5, "failed": 0, "left": 15}
 
@@ -304,11 +305,7 @@ def test_what_the_store_raises_ends_the_survey():
 
 def test_teams_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match="teams of 2 do not divide 1 computing ranks"):
-        World().teams(2)
-    with pytest.raises(ValueError, match="rank 0 cannot only deal"):
+        World().team(2)
+    with pytest.raises(ValueError, match="--rank-0 deals needs a second rank"):
         survey(Bowl(), GRID, rank_0="deals")
     assert survey(Bowl(), GRID, team=Team.alone()).outcome == "complete"
-
-
-def test_other_ranks_are_told_how_it_ended():
-    assert Elsewhere("failed").outcome == "failed"

@@ -1,9 +1,10 @@
-"""The farm as it runs: programs under mpirun, judged by what they print and by the file."""
+"""Surveys over MPI: programs under mpirun, judged by what they print and by the file."""
 
 import contextlib
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -138,7 +139,7 @@ def test_two_ranks_both_compute_about_equally(run, tmp_path):
 def test_a_killed_worker_is_survived_where_the_mpi_allows_it(run, tmp_path, undisturbed):
     ended = run("a_rank_is_killed", tmp_path / "s.h5", 2, ft=True)
     assert ended.told["outcome"] == "complete"
-    assert "rank 2 on" in ended.told["notes"][0] and "has died; points dealt again" in ended.told["notes"][0]
+    assert "rank 2 on" in ended.told["notes"][0] and "has died; points dispatched again" in ended.told["notes"][0]
     assert same_bits(read(tmp_path / "s.h5"), undisturbed)
 
 
@@ -214,7 +215,7 @@ def test_a_rank_without_memory_makes_its_batches_smaller_and_goes_on(run, tmp_pa
 
 
 @pytest.mark.parametrize(("seconds", "ft"), [(1.2, False), (600, True), (600, False)])
-def test_a_stuck_rank_is_reported_and_its_point_dealt_again(run, tmp_path, undisturbed, seconds, ft):
+def test_a_stuck_rank_is_reported_and_its_point_dispatched_again(run, tmp_path, undisturbed, seconds, ft):
     ended = run("a_rank_is_stuck", tmp_path / "s.h5", seconds, ft=ft)
     assert ended.told["outcome"] == "complete"
     assert any("rank 1 on" in n and "has not answered for 0.5 s at point" in n for n in ended.told["notes"])
@@ -340,7 +341,7 @@ def test_a_member_without_memory_makes_the_batches_of_its_team_smaller(run):
     assert all("MemoryError" in n and f"batches of {b}" in n for n, b in zip(told["notes"], (2, 1), strict=True))
 
 
-def test_a_death_in_a_team_ends_the_team_and_its_point_is_dealt_again(run):
+def test_a_death_in_a_team_ends_the_team_and_its_point_is_dispatched_again(run):
     told = run("shares", 2, "killed", ranks=4, ft=True).told
     assert told["outcome"] == "complete"
     assert any("rank 3" in note and "has died" in note for note in told["notes"])
@@ -377,8 +378,7 @@ def test_an_error_that_nobody_catches_ends_all_ranks(run):
 
 def test_surveys_may_follow_one_another_and_ranks_come_late(run):
     every = run("many_surveys").told
-    assert every[0] == [["complete", 25], ["complete", 25], ["complete", 2], ["complete", 25]]
-    assert every[1] == every[2] == [["complete"]] * 4
+    assert every == [[["complete", 25], ["complete", 25], ["complete", 2], ["complete", 25]]] * 3
 
 
 def test_after_a_death_the_others_go_on(run):
@@ -397,3 +397,31 @@ def test_ranks_die_with_their_launcher(tmp_path):
         assert time.monotonic() < until, "ranks were left behind"
         time.sleep(0.05)
     assert started.ended().code == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("ranks", [0, 2])
+def test_every_rank_gets_the_surface_that_the_readme_prints_and_draws(run, tmp_path, ranks):
+    ended = run("readme_snippet", tmp_path, ranks=ranks)
+    assert ended.code == 0, ended.err
+    assert ended.out.count("Surface of 3 x 3 points") == max(ranks, 1)
+    assert len(set(re.findall(r"loss .*", ended.out))) == 1
+    assert sorted(p.name for p in tmp_path.glob("*.pdf")) == [f"surface-{rank}.pdf" for rank in range(max(ranks, 1))]
+
+
+def test_every_rank_holds_the_same_values(run):
+    everywhere, statuses = run("every_rank_has_the_surface").told
+    assert len(everywhere) == 3 and all(one == everywhere[0] for one in everywhere)
+    assert everywhere[0]["outcome"] == "failed" and everywhere[0]["failures"] == [[0, "ArithmeticError: no loss"]]
+    assert [sorted(one["fields"]) for one in statuses] == [everywhere[0]["fields"], [], []]
+    assert all(one["outcome"] == "failed" and one["counts"] == everywhere[0]["counts"] for one in statuses)
+
+
+def test_an_error_of_the_store_is_raised_on_every_rank(run):
+    assert run("the_store_raises").told == [["OSError", "the store is full"]] * 3
+
+
+def test_survivors_of_a_death_hold_the_same_values(run):
+    told = run("every_rank_has_the_surface", "dies", ranks=4, ft=True).told
+    here, gone = told[0][0], told[0][2]
+    assert gone is None and all(one == here for one in (told[0][1], told[0][3]))
+    assert here["outcome"] == "failed" and len(here["sum"]) == 16

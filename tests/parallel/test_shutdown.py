@@ -11,7 +11,7 @@ from datetime import datetime
 import pytest
 
 from lossmap.parallel import shutdown
-from lossmap.parallel.shutdown import ORDERLY, URGENT, WRAP_UP, Stop, job_end
+from lossmap.parallel.shutdown import ORDERLY_SIGNALS, URGENT_SIGNALS, WRAP_UP_SECONDS, Stop, job_end
 
 
 @pytest.fixture
@@ -29,18 +29,18 @@ def until(condition):
         time.sleep(0.001)
 
 
-@pytest.mark.parametrize("number", ORDERLY)
+@pytest.mark.parametrize("number", ORDERLY_SIGNALS)
 def test_usr1_usr2_and_hup_ask_for_no_new_points_and_let_the_others_end(stop, number):
     for _ in range(3):
         os.kill(os.getpid(), number)
-    until(lambda: stop.asked)
-    assert stop.asked == signal.Signals(number).name and not stop() and not stop.fits(0)
+    until(lambda: stop.reason)
+    assert stop.reason == signal.Signals(number).name and not stop() and not stop.allows(0)
 
 
-@pytest.mark.parametrize("number", URGENT)
+@pytest.mark.parametrize("number", URGENT_SIGNALS)
 def test_int_and_term_ask_to_leave_the_points_in_progress(stop, number):
     os.kill(os.getpid(), number)
-    until(lambda: stop.asked)
+    until(lambda: stop.reason)
     assert stop() and stop.urgent
 
 
@@ -49,7 +49,7 @@ def test_a_signal_is_noted_while_the_main_thread_sits_in_one_long_call(stop):
 
     def watch():
         os.kill(os.getpid(), signal.SIGUSR1)
-        until(lambda: stop.asked)
+        until(lambda: stop.reason)
         seen.append(time.monotonic())
 
     thread = threading.Thread(target=watch)
@@ -63,7 +63,7 @@ def test_a_signal_is_noted_while_the_main_thread_sits_in_one_long_call(stop):
 
 def test_points_in_progress_are_given_so_many_seconds():
     stop = Stop(grace=0.05)
-    stop.ask("USR1")
+    stop.request("USR1")
     assert not stop()
     time.sleep(0.06)
     assert stop()
@@ -71,56 +71,56 @@ def test_points_in_progress_are_given_so_many_seconds():
 
 def test_the_clock_lets_begin_what_can_end_in_time():
     stop = Stop(after=10)
-    assert stop.fits(9) and stop.asked is None
-    assert not stop.fits(11) and stop.asked == "the time limit"
+    assert stop.allows(9) and stop.reason is None
+    assert not stop.allows(11) and stop.reason == "the time limit"
     assert not stop() and Stop(after=0)()
 
 
 def test_the_earlier_of_two_ends_counts_and_a_jobs_end_leaves_time_to_close_the_file():
-    assert Stop(after=1000, until=time.time() + 100).left() == pytest.approx(100 - WRAP_UP, abs=1)
-    assert Stop(after=10, until=time.time() + 100).left() == pytest.approx(10, abs=1)
-    assert Stop().left() == float("inf")
+    assert Stop(after=1000, until=time.time() + 100).seconds_left() == pytest.approx(100 - WRAP_UP_SECONDS, abs=1)
+    assert Stop(after=10, until=time.time() + 100).seconds_left() == pytest.approx(10, abs=1)
+    assert Stop().seconds_left() == float("inf")
 
 
 def test_seconds_below_zero_are_refused():
-    with pytest.raises(ValueError, match="--stop-after wants seconds, 0 or more; got -1"):
+    with pytest.raises(ValueError, match="--stop-after must be >= 0 seconds; got -1"):
         Stop(after=-1)
 
 
 def test_listeners_are_asked_whenever_the_stop_is():
     stop = Stop()
-    silent = stop.listen(lambda: stop.ask("somebody else", urgent=True))
-    assert stop() and stop.asked == "somebody else"
+    silent = stop.add_listener(lambda: stop.request("somebody else", urgent=True))
+    assert stop() and stop.reason == "somebody else"
     silent()
     assert stop._listeners == []
 
 
 def test_signals_are_given_back_where_no_stop_was_asked_for():
-    before = [signal.getsignal(number) for number in (*URGENT, *ORDERLY)]
+    before = [signal.getsignal(number) for number in (*URGENT_SIGNALS, *ORDERLY_SIGNALS)]
     with Stop():
         assert signal.getsignal(signal.SIGUSR1) is not before[2]
-    assert [signal.getsignal(number) for number in (*URGENT, *ORDERLY)] == before
+    assert [signal.getsignal(number) for number in (*URGENT_SIGNALS, *ORDERLY_SIGNALS)] == before
 
 
 def test_signals_are_kept_after_a_stop_until_the_next_one_takes_them():
     before = signal.getsignal(signal.SIGUSR1)
     with Stop() as first:
         os.kill(os.getpid(), signal.SIGUSR1)
-        until(lambda: first.asked)
+        until(lambda: first.reason)
     os.kill(os.getpid(), signal.SIGUSR1)  # would end the process
     with Stop() as second:
         os.kill(os.getpid(), signal.SIGUSR2)
-        until(lambda: second.asked)
+        until(lambda: second.reason)
     second.close()
-    assert (first.asked, second.asked) == ("SIGUSR1", "SIGUSR2")
+    assert (first.reason, second.reason) == ("SIGUSR1", "SIGUSR2")
     assert signal.getsignal(signal.SIGUSR1) == before
 
 
 def test_a_stop_within_another_leaves_it_the_signals(stop):
     with Stop() as inner:
         os.kill(os.getpid(), signal.SIGUSR1)
-        until(lambda: stop.asked)
-    assert inner.asked is None
+        until(lambda: stop.reason)
+    assert inner.reason is None
 
 
 def test_a_thread_other_than_the_main_one_takes_no_signals():
@@ -150,7 +150,7 @@ with Stop() as stop:
         # a forked child dies of a TERM, and its parent does not take the signal for its own
         (
             "child = os.fork()\n    if not child: time.sleep(60)\n    time.sleep(.3); os.kill(child, 15)\n"
-            "    sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) + 100 + bool(stop.asked))",
+            "    sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) + 100 + bool(stop.reason))",
             85,
         ),
     ],

@@ -290,7 +290,7 @@ def test_a_shard_of_a_plane_is_made_of_whole_rows():
 
 @pytest.mark.parametrize("text", ["0/3", "4/3", "1", "a/b", "1/3/3", ""])
 def test_other_shards_are_refused(text):
-    with pytest.raises(ValueError, match="--shard wants I/N with I from 1 to N"):
+    with pytest.raises(ValueError, match="--shard must be I/N with I from 1 to N"):
         Shard.parse(text)
 
 
@@ -300,5 +300,5 @@ def test_shards_are_found_beside_their_result_also_those_that_have_only_a_journa
         (tmp_path / name).touch()
     assert [p.name for p in sibling_shards(tmp_path / "s.h5")] == [f"s.shard-{i}-of-3.h5" for i in (1, 2, 3)]
     (tmp_path / "s.shard-1-of-2.h5").touch()
-    with pytest.raises(ValueError, match="lie shards of 2 and 3: name the ones to merge"):
+    with pytest.raises(ValueError, match="shards of 2 and 3 lie beside .*; name the files to merge"):
         sibling_shards(tmp_path / "s.h5")

@@ -2,15 +2,16 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from lossmap.parallel import world as room
-from lossmap.parallel.dispatcher import TeamBroken
-from lossmap.parallel.launcher import arranged, check_size, launched
-from lossmap.parallel.mpi_messages import Channel
+from lossmap.parallel import world as world_module
+from lossmap.parallel.launcher import arrange_teams, check_size, launched
+from lossmap.parallel.messages import WorkerLost
+from lossmap.parallel.mpi_channel import MpiChannel
 from lossmap.parallel.team import PeerFailed, Team
 from lossmap.parallel.world import World
 
@@ -20,23 +21,22 @@ def test_one_rank_alone_needs_no_mpi():
         "import sys; sys.modules['mpi4py'] = None\n"
         "from lossmap.parallel.world import Team, World\n"
         "world = World.start()\n"
-        "assert (world.rank, world.size, world.teams(1).size, Team.alone().sum(3)) == (0, 1, 1, 3)\n"
+        "assert (world.rank, world.size, world.team(1).size, Team.alone().sum(3)) == (0, 1, 1, 3)\n"
     )
     environ = {"PATH": "/usr/bin"}
-    subprocess.run([sys.executable, "-c", script], check=True, env=environ, cwd=room.__file__.split("/lossmap/")[0])
+    subprocess.run([sys.executable, "-c", script], check=True, env=environ, cwd=Path(world_module.__file__).parents[2])
 
 
 def test_alone_everything_is_what_it_was():
     world, team = World(), Team.alone()
     tensor = torch.arange(3.0)
     assert team.sum(tensor) is tensor and world.sum(2) == 2
-    asked = bool
-    assert team.agreed(asked) is asked
+    assert team.agreed(bool) is bool
     assert team.any(True) and not team.any(False) and team.settle(3) == 3 and team.leads
     assert world.broadcast("x") == "x" == team.broadcast("x")
     assert world.gather(1) == [1] == team.gather(1)
     assert world.together(lambda: 5) == 5 == world.once_per_node(lambda: 5)
-    assert world.same("abc") is None
+    assert world.check_same("abc") is None
     assert world.dead() == frozenset() and world.leave(3) == 3
     with world as same:
         assert same is world
@@ -52,7 +52,7 @@ def test_alone_errors_are_raised_as_they_are():
 
 
 @pytest.mark.parametrize(
-    ("size", "team", "rank_0", "places"),
+    ("size", "team", "rank_0", "teams"),
     [
         (1, 1, "auto", [(0,)]),
         (3, 1, "auto", [(0,), (1,), (2,)]),
@@ -63,28 +63,33 @@ def test_alone_errors_are_raised_as_they_are():
         (6, 3, "computes", [(0, 1, 2), (3, 4, 5)]),
     ],
 )
-def test_ranks_are_arranged_in_teams(size, team, rank_0, places):
-    assert arranged(size, team, rank_0) == places
+def test_ranks_are_arranged_in_teams(size, team, rank_0, teams):
+    assert arrange_teams(size, team, rank_0) == teams
 
 
-def test_rank_0_only_deals_where_there_are_many_ranks():
-    assert arranged(32)[0] == (0,) and arranged(33)[0] == (1,)
+def test_rank_0_only_dispatches_where_there_are_many_ranks():
+    assert arrange_teams(32)[0] == (0,) and arrange_teams(33)[0] == (1,)
 
 
 @pytest.mark.parametrize(
     ("size", "team", "rank_0", "text"),
     [
         (5, 3, "auto", "teams of 3 do not divide 5 computing ranks; start 3 or 6 ranks in all"),
-        (5, 3, "deals", r"teams of 3 do not divide 4 computing ranks \(rank 0 only deals\); start 4 or 7 ranks in all"),
+        (
+            5,
+            3,
+            "deals",
+            r"teams of 3 do not divide 4 computing ranks \(rank 0 only dispatches\); start 4 or 7 ranks",
+        ),
         (1, 2, "auto", "teams of 2 do not divide 1 computing ranks; start 2 ranks in all"),
-        (4, 0, "auto", "a team wants at least one rank; got 0"),
-        (4, 1, "sleeps", "--rank-0 is computes, deals or auto; got 'sleeps'"),
-        (1, 1, "deals", "rank 0 cannot only deal where it is the only rank"),
+        (4, 0, "auto", "a team must have at least one rank; got 0"),
+        (4, 1, "sleeps", "--rank-0 must be computes, deals or auto; got 'sleeps'"),
+        (1, 1, "deals", "--rank-0 deals needs a second rank to compute; there is one rank"),
     ],
 )
 def test_an_arrangement_that_cannot_be_names_the_nearest_that_can(size, team, rank_0, text):
     with pytest.raises(ValueError, match=text):
-        arranged(size, team, rank_0)
+        arrange_teams(size, team, rank_0)
 
 
 @pytest.mark.parametrize(
@@ -112,16 +117,16 @@ def test_tasks_that_see_only_themselves_are_an_error():
 
 def test_a_launcher_without_mpi4py_is_an_error_that_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "mpi4py", None)
-    monkeypatch.setattr(room, "_world", None)
+    monkeypatch.setattr(world_module, "_world", None)
     with pytest.raises(ImportError, match=r"a launcher started 4 ranks, but mpi4py is not installed .*lossmap\[mpi\]"):
         World.start(environ={"OMPI_COMM_WORLD_SIZE": "4"})
 
 
-def test_a_team_of_several_ranks_wants_its_world():
+def test_a_team_of_several_ranks_needs_its_world():
     class Two:
         rank, size = 0, 2
 
-    with pytest.raises(ValueError, match="a team of several ranks wants the wire of its world"):
+    with pytest.raises(ValueError, match="a team of several ranks needs the channel of its world"):
         Team(comm=Two()).sum(1.0)
 
 
@@ -178,7 +183,7 @@ def test_a_stop_is_agreed_by_the_whole_team():
 def test_a_member_that_has_raised_makes_the_others_fall():
     with pytest.raises(PeerFailed, match="another rank of the team could not go on") as caught:
         pair(3.0).sum(1.0)
-    assert caught.value.code == 3 and caught.value.why is None
+    assert caught.value.code == 3 and caught.value.reason is None
     assert pair(2.0).settle(1) == 2 and pair(0.0, -1.0).settle(0) == 0
 
 
@@ -190,7 +195,9 @@ def test_members_that_disagree_about_what_comes_next_fall():
 
 
 class Silence:
-    """A wire on which nobody answers; rank 2 has died."""
+    """A channel on which nobody answers; rank 2 has died."""
+
+    rank, size = 0, 3
 
     def receive(self):
         return None
@@ -201,12 +208,12 @@ class Silence:
 
 def test_who_dies_after_the_first_death_is_not_waited_for():
     world = World()
-    world.wire, world.size, world.gone = Silence(), 3, frozenset({1})
-    with pytest.raises(TeamBroken, match="rank 2 has died"):
+    world.channel, world.size, world.dead_ranks = Silence(), 3, frozenset({1})
+    with pytest.raises(WorkerLost, match="rank 2 has died"):
         world.gather("here")
 
 
-class News(Exception):
+class ProcessFailed(Exception):
     """As mpi4py's, with the class of a failed process."""
 
     def Get_error_class(self):
@@ -214,17 +221,17 @@ class News(Exception):
 
 
 @pytest.fixture
-def wire():
+def channel():
     class Mpi:
-        Exception = News
+        Exception = ProcessFailed
 
-    wire = object.__new__(Channel)
-    wire.mpi, wire._news, wire.rank, wire.size, wire.meanwhile = Mpi, {75}, 0, 3, None
-    wire.tolerant, wire._dead, wire._looked = False, frozenset({2}), 0.0
-    return wire
+    channel = object.__new__(MpiChannel)
+    channel.mpi, channel._failure_classes, channel.rank, channel.size, channel.meanwhile = Mpi, {75}, 0, 3, None
+    channel.tolerant, channel._dead, _last_check = False, frozenset({2}), 0.0
+    return channel
 
 
-def test_a_collective_without_one_of_its_ranks_is_given_up(wire):
+def test_a_collective_without_one_of_its_ranks_is_given_up(channel):
     class Never:
         def Test(self):
             return False
@@ -234,13 +241,13 @@ def test_a_collective_without_one_of_its_ranks_is_given_up(wire):
             self.kind = kind
 
         def Test(self):
-            raise News(self.kind)
+            raise ProcessFailed(self.kind)
 
-    with pytest.raises(TeamBroken, match="rank 2 has died"):
-        wire.wait(Never())
-    with pytest.raises(TeamBroken, match="rank 2 has died"):
-        wire.wait(Failing(75))
-    with pytest.raises(TeamBroken, match=r"rank \? has died"):
-        wire.wait(Failing(75), ranks=[0, 1])
-    with pytest.raises(News):
-        wire.wait(Failing(3))
+    with pytest.raises(WorkerLost, match="rank 2 has died"):
+        channel.wait(Never())
+    with pytest.raises(WorkerLost, match="rank 2 has died"):
+        channel.wait(Failing(75))
+    with pytest.raises(WorkerLost, match=r"rank \? has died"):
+        channel.wait(Failing(75), ranks=[0, 1])
+    with pytest.raises(ProcessFailed):
+        channel.wait(Failing(3))

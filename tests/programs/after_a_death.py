@@ -21,7 +21,7 @@ again = survey(Bowl(0.005), Grid.square(count=6), world=world)
 every = world.gather(world.rank)
 total = world.sum(1.5), world.together(lambda: 7), world.once_per_node(lambda: 8)
 if world.rank == 0:
-    print(json.dumps([surface.outcome, again.outcome, word, sorted(world.gone), every, total]), flush=True)
+    print(json.dumps([surface.outcome, again.outcome, word, sorted(world.dead_ranks), every, total]), flush=True)
 elif word != "go on":
     sys.exit(world.leave(1))
 sys.exit(world.leave())

@@ -70,7 +70,7 @@ def run(measure, path, count=12, stop=None, **settings):
                     "ranks": sorted({int(r) for r in ranks[np.isfinite(ranks)]}),
                     "notes": notes,
                     "measured": measure.number,
-                    "asked": stop.asked,
+                    "asked": stop.reason,
                 }
             ),
             flush=True,

@@ -10,7 +10,7 @@ from landscape import Field, Grid, World, survey, time
 
 size, what = int(sys.argv[1]), sys.argv[2] if len(sys.argv) > 2 else "nothing"
 world = World.start()
-team = world.teams(size)
+team = world.team(size)
 NUMBERS = np.random.default_rng(1).integers(-1000, 1000, size=1001).astype(float)  # sums of whole numbers are exact
 mine = NUMBERS[1001 * team.rank // team.size : 1001 * (team.rank + 1) // team.size]
 WEIGHTS = np.arange(200.0)

@@ -14,7 +14,7 @@ from lossmap.parallel.world import World
 
 torch.set_num_threads(1)
 world = World.start()
-team = world.teams(int(sys.argv[1]))
+team = world.team(int(sys.argv[1]))
 torch.manual_seed(0)
 model = torch.nn.Sequential(torch.nn.Linear(5, 8), torch.nn.Tanh(), torch.nn.Linear(8, 3)).double()
 problem = Problem.supervised(model, "crossentropy", (torch.randn(101, 5).double(), torch.randint(0, 3, (101,))))

@@ -1,0 +1,95 @@
+"""The end of a program of several ranks: together where all are alive, without MPI_Finalize where one is not.
+
+MPI_Finalize waits for every rank, for ever where one has died or is stuck; so the ranks say goodbye to rank 0 by
+message first.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from collections.abc import Set
+
+from lossmap.parallel.messages import PollBackoff
+from lossmap.parallel.mpi_channel import BYE, MpiChannel
+
+FLUSH_SECONDS = 5.0  # for messages that are still on their way
+GOODBYE_SECONDS = 5.0  # that rank 0 waits for the others after a death
+STUCK_GOODBYE_SECONDS = 1.0  # where only stuck ranks are missing
+FINALIZE_SECONDS = 10.0  # for MPI_Finalize
+LAST_WORDS_SECONDS = 0.05  # for a goodbye, and for what was printed, to get out
+
+
+def all_at_end(channel: MpiChannel) -> bool:
+    """Wait until every rank is here; whether nobody died meanwhile."""
+    backoff = PollBackoff()
+    if channel.rank == 0:
+        waiting = set(range(1, channel.size))
+    else:
+        channel.send((), 0, BYE)
+        waiting = {0}
+    while waiting:
+        arrived = channel.receive(BYE)
+        if arrived is not None:
+            waiting.discard(arrived[0])
+        if waiting and channel.dead():  # with nobody to wait for, the others are ending MPI too
+            return False
+        backoff.after(arrived is not None)
+    if channel.rank == 0:
+        for rank in range(1, channel.size):
+            channel.send((), rank, BYE)
+        channel.flush(FLUSH_SECONDS)
+    return True
+
+
+def finalize(channel: MpiChannel, code: int) -> None:
+    """MPI_Finalize, which would wait for ever for a rank that is killed between the goodbye and here."""
+    done = threading.Event()
+
+    def exit_if_late() -> None:
+        if not done.wait(FINALIZE_SECONDS):
+            os._exit(code)
+
+    _flush_output()
+    threading.Thread(target=exit_if_late, name="lossmap-end", daemon=True).start()
+    channel.mpi.Finalize()
+    done.set()
+
+
+def exit_without_finalize(channel: MpiChannel, stuck: Set[int], code: int) -> None:
+    """Leave the process, after an exchange of goodbyes with rank 0. Never returns.
+
+    stuck  the ranks that do not answer: where one does not say goodbye, rank 0 ends the job
+    code   the exit code
+    """
+    _flush_output()
+    backoff = PollBackoff()
+    if channel.rank != 0:
+        channel.send((), 0, BYE)
+        # an exit code other than 0 makes the launcher end the job: not before rank 0 has closed its file
+        while channel.receive(BYE) is None:
+            backoff.after(False)
+        os._exit(code)
+    waiting, began = set(range(1, channel.size)) - channel.dead(), time.monotonic()
+    while waiting:
+        limit = GOODBYE_SECONDS if waiting - stuck else STUCK_GOODBYE_SECONDS
+        if time.monotonic() >= began + limit:
+            channel.comm.Abort(code)  # a rank that answers no more would keep the launcher waiting
+        arrived = channel.receive(BYE)
+        waiting -= channel.dead()
+        if arrived is not None:
+            waiting.discard(arrived[0])
+        backoff.after(arrived is not None)
+    for rank in set(range(1, channel.size)) - channel.dead():
+        channel.send((), rank, BYE)
+    channel.flush(1.0)
+    time.sleep(LAST_WORDS_SECONDS)
+    os._exit(code)
+
+
+def _flush_output() -> None:
+    # os._exit does not
+    sys.stdout.flush()
+    sys.stderr.flush()
