@@ -5,7 +5,7 @@ import io
 import pytest
 
 from lossmap.cli.progress import _Lines, clock, display, line
-from lossmap.landscape.run_survey import Progress
+from lossmap.landscape.survey_recorder import Progress
 from lossmap.parallel.world import World
 
 

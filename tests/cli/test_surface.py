@@ -202,7 +202,7 @@ def test_one_two_and_three_ranks_give_the_same_bits_and_so_does_going_on(here):
         from lossmap.parallel.shutdown import Stop
 
         asked = iter(range(10_000))
-        patch.setattr(Stop, "fits", lambda self, seconds: next(asked) < 5 or bool(self.ask("enough")))
+        patch.setattr(Stop, "allows", lambda self, seconds: next(asked) < 5 or bool(self.request("enough")))
         assert run(f"{line} stopped.h5") == 75
     assert 0 < lossmap.read("stopped.h5").counts("loss")["done"] < 12
     assert run(f"{line} stopped.h5") == 0

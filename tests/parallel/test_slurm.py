@@ -300,5 +300,5 @@ def test_shards_are_found_beside_their_result_also_those_that_have_only_a_journa
         (tmp_path / name).touch()
     assert [p.name for p in sibling_shards(tmp_path / "s.h5")] == [f"s.shard-{i}-of-3.h5" for i in (1, 2, 3)]
     (tmp_path / "s.shard-1-of-2.h5").touch()
-    with pytest.raises(ValueError, match="shards of 2 and 3 lie beside .*; name the files to merge"):
+    with pytest.raises(ValueError, match=r"shards of 2 and 3 lie beside .*; name the files to merge"):
         sibling_shards(tmp_path / "s.h5")
