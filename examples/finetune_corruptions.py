@@ -171,11 +171,11 @@ def experiment(args: argparse.Namespace, folder: Path) -> Run:
     )
     for failure in run.failures:
         log.info("failed: %s", failure)
-    for line in run.words.splitlines():
+    for line in run.summary.splitlines():
         log.info(line)
-    if run.words:
+    if run.summary:
         layout(folder, result)
-        print(run.words)
+        print(run.summary)
         print(f"figures in {folder / 'plots'}, all numbers in {result}")
     return run
 

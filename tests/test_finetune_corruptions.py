@@ -31,7 +31,7 @@ def test_the_experiment_leaves_the_classic_folders_and_goes_on_where_it_was(tmp_
     words = ["--save-dir", str(folder), "--threads", "1", "--hessian-batch-size", "32", "--r", "4"]
     words += ["--batch-size", "128", "--epochs", "1", "--save-interval", "6", "--corruption-level", "5"]
     run = room.main(words)
-    assert run.outcome == "complete" and "course:" in run.words
+    assert run.outcome == "complete" and "course:" in run.summary
     steps = [0, 6, 12]
     assert results_of(folder / "hessian_analysis.h5")["step"].tolist() == steps
     for step in steps:
@@ -46,7 +46,7 @@ def test_the_experiment_leaves_the_classic_folders_and_goes_on_where_it_was(tmp_
     log = (folder / "hessian_analysis.log").read_text()
     assert "gaussian_noise:5" in log and "after: loss" in log and "course:" in log
     again = room.main([*words, "--resume"])
-    assert again.words == run.words
+    assert again.summary == run.summary
     with pytest.raises(ValueError):
         room.main(words)
 

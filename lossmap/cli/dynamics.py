@@ -84,11 +84,11 @@ def run_command(settings: Settings, world: World, given: tuple[str, ...], *, top
         )
     for failure in run.failures:
         say(f"failed: {failure}")
-    if run.words:
-        say(run.words)
+    if run.summary:
+        say(run.summary)
     if run.outcome == "unfinished":
         say("stopped in good order with checkpoints left; the same command goes on")
-    elif world.rank == 0 and run.words and (settings.draw.plot or settings.draw.show):
+    elif world.rank == 0 and run.summary and (settings.draw.plot or settings.draw.show):
         from lossmap.plotting.dynamics import draw_evolution
         from lossmap.plotting.style import save
 

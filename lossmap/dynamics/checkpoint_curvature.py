@@ -3,9 +3,10 @@
     point   (step,): the number of a checkpoint; its file is loaded into a copy of the model
 
 Each reading has the r largest eigenvalues with their errors, the smallest, the loss and the gradient's norm; `whole`
-adds the trace, the share of negative eigenvalues with its bounds, and quantiles of all eigenvalues. The eigenvectors go
-another way, by `keep`, before the reading is given. What products have in common is prepared once for all checkpoints
-(`linearize`), by a choice that a probe made once for the run. Price: the products of `spectrum_of` at each point, and
+adds the trace, the share of negative eigenvalues with its bounds, and quantiles of all eigenvalues. The eigenvectors are
+stored apart, by `store_vectors`, before the reading is returned. What products have in common is prepared once for all
+checkpoints (`curvature.autotune`), by a plan that a probe made once for the run. Units: those of the loss, per squared
+unit of theta. Price: the products of `spectrum_of` at each point, and
 one gradient.
 """
 
@@ -35,16 +36,20 @@ from lossmap.geometry.parameter_vector import selected
 from lossmap.interrupt import Interrupted
 from lossmap.linalg.krylov_space import SymmetricOperator
 from lossmap.linalg.spectral_density import Density
-from lossmap.spectra.spectrum import spectrum_of
+from lossmap.spectra.spectrum import Spectrum, spectrum_of
 from lossmap.sums import norm
 
-SHARES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)  # of the eigenvalues, that lie below the quantiles told
-DENSE = 300  # up to so many parameters the matrix is made whole, and no probe pays
-Keep = Callable[[float, np.ndarray], None]  # (step, vectors (r, n) float32)
+SHARES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)  # of the eigenvalues, that lie below the quantiles
+TRACE_PRODUCTS, DENSITY_ERROR = 60, 0.02  # of the whole spectrum; the error as a share of its range
+DENSE = 300  # up to this number of parameters the matrix is computed in full, and no probe pays
+StoreVectors = Callable[[float, np.ndarray], None]  # (step, vectors (r, n) float32)
 
 
 def probed(problem: Problem, parameters: str = "weights", backend: str = "auto") -> dict[str, Any]:
-    """How products are made best here: the choice of `linearize.prepare`, JSON-able, the same for all ranks."""
+    """How products are made best here: the plan of `curvature.autotune.prepare`, JSON-able, the same for all ranks.
+
+    parameters  of the Hessian; backend: auto (by a probe), linearized, retained-graph or double-backward
+    """
     small = sum(p.numel() for p in selected(problem.model, parameters).values()) <= DENSE
     if small or backend_of(backend) == "double-backward":
         return HvpPlan("double-backward", problem.data.batch_size).stored()
@@ -57,8 +62,8 @@ def quantiles(spread: Density | None, shares: Sequence[float] = SHARES) -> np.nd
         return np.full(len(shares), nan)
     nodes, weights = spread.nodes
     reached = np.searchsorted(np.cumsum(weights), np.asarray(shares) - 1e-12)
-    found: np.ndarray = nodes[np.minimum(reached, len(nodes) - 1)]
-    return found
+    values: np.ndarray = nodes[np.minimum(reached, len(nodes) - 1)]
+    return values
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,16 +96,22 @@ class Leavable:
 
 
 class CheckpointCurvature:
-    """The measure `along`.
+    """The measure named `along` in files.
 
-    files     checkpoint by step
     problem   the model's architecture, the loss and the data, the same at every checkpoint
-    top       r, the largest eigenvalues wanted
-    keep      takes the eigenvectors; what it was given is safe when it returns
+    files     checkpoint by step
+    store_vectors  takes the eigenvectors (step, (r, n) float32); they are safe on the disk when it returns
+    top       r, number of largest eigenvalues
     whole     measures trace and density too
-    choice    how products are made, as `probed` chose
-    settings  beside its own, what the file is to say of it
-    stop      asked at every product: where it says so the checkpoint is left, and begun again when the run goes on
+    tol       of the eigenvalues, relative to the largest absolute value
+    parameters  of the Hessian: weights (dimension > 1), all, or a regular expression
+    unsafe    loads pickled checkpoints that may run code
+    plan      how products are made, as `probed` chose
+    settings  stored beside its own
+    stop      asked at every product: where it returns True the checkpoint is left, and measured again on resuming
+
+    Raises ValueError for more eigenvalues than parameters, a loss that is not a mean over samples, or a model that
+    cannot be differentiated twice.
     """
 
     name = "along"
@@ -110,30 +121,39 @@ class CheckpointCurvature:
         problem: Problem,
         files: Mapping[float, Path],
         *,
-        keep: Keep,
+        store_vectors: StoreVectors,
         top: int = 10,
         whole: bool = False,
         tol: float = 1e-3,
         parameters: str = "weights",
         seed: int = 0,
         unsafe: bool = False,
-        choice: Mapping[str, Any] | None = None,
+        plan: Mapping[str, Any] | None = None,
         settings: Mapping[str, Any] | None = None,
         stop: Callable[[], bool] = lambda: False,
     ) -> None:
         n = sum(p.numel() for p in selected(problem.model, parameters).values())
         if not 1 <= top <= n:
-            raise ValueError(f"--top wants 1 to {n} eigenvalues, as many as there are parameters at most; got {top}")
+            raise ValueError(f"--top must be 1 to {n}, the number of parameters; got {top}")
         self.problem = replace(problem, model=copy.deepcopy(problem.model).eval())
         build_operator(self.problem, "hessian", parameters)  # says what cannot be differentiated twice
         check_mean(self.problem)
-        self.choice = dict(choice) if choice is not None else None
-        self.files, self.keep, self.top, self.whole = dict(files), keep, top, whole
+        self.plan: dict[str, Any] | None = None
+        if plan is not None:
+            self.plan = dict(plan)
+        self.files, self.store_vectors, self.top, self.whole = dict(files), store_vectors, top, whole
         self.parameters, self.unsafe, self.stop = parameters, unsafe, stop
-        self.told: dict[str, Any] = {"tol": tol, "seed": seed}
-        self.settings = {**(settings or {}), **self.told, "parameters": parameters, "top": top, "whole": whole}
-        if self.choice is not None:
-            self.settings["chosen"] = {"way": self.choice}
+        self.tol, self.seed = tol, seed
+        self.settings = {
+            **(settings or {}),
+            "tol": tol,
+            "seed": seed,
+            "parameters": parameters,
+            "top": top,
+            "whole": whole,
+        }
+        if self.plan is not None:
+            self.settings["chosen"] = {"way": self.plan}
         curved = f"{problem.unit} per squared unit of theta"
         self.fields: tuple[Field, ...] = (
             Field("eigenvalues", curved, "largest eigenvalues of the Hessian", ("pair", top)),
@@ -150,58 +170,75 @@ class CheckpointCurvature:
                 Field("trace_error", curved, "standard error of the trace"),
                 Field("negative_below", curved, "eigenvalues below minus this count as negative"),
                 Field("negative_share", "1", "share of negative eigenvalues"),
-                Field("negative_share_low", "1", "least share of negative eigenvalues, 95 %"),
+                Field("negative_share_low", "1", "smallest share of negative eigenvalues, 95 %"),
                 Field("negative_share_high", "1", "largest share of negative eigenvalues, 95 %"),
                 Field("quantiles", curved, f"shares {SHARES} of the eigenvalues lie below", ("share", len(SHARES))),
                 Field("density_error", "1", "error of the density of eigenvalues, as a share of its range"),
             )
 
     @cached_property
-    def prepared(self) -> OperatorFactory:
+    def factory(self) -> OperatorFactory:
         """What products at all checkpoints have in common."""
-        choice = probed(self.problem, self.parameters) if self.choice is None else self.choice
-        return prepare(self.problem, self.parameters, plan=choice)
+        plan = self.plan
+        if plan is None:
+            plan = probed(self.problem, self.parameters)
+        return prepare(self.problem, self.parameters, plan=plan)
 
     def __call__(self, point: Point) -> dict[str, Any]:
-        """The reading of one checkpoint; its eigenvectors have been kept."""
+        """The reading of one checkpoint, whose eigenvectors have been stored by then.
+
+        Raises FloatingPointError where the loss is not finite, Interrupted where `stop` says so.
+        """
         step = point[0]
         load_into(self.problem.model, self.files[step], unsafe=self.unsafe)
         loss, slope, _ = loss_and_gradient(self.problem, self.parameters)
         if not isfinite(loss):
             raise FloatingPointError(
-                f"the loss is {loss} at {self.files[step].name}: there is no curvature to read here"
+                f"the loss is {loss} at {self.files[step].name}: no curvature can be measured there"
             )
-        found = spectrum_of(
-            Leavable(self.prepared.at(), self.stop),
+        trace_products: int = 0
+        density_error: float | None = None
+        if self.whole:
+            trace_products, density_error = TRACE_PRODUCTS, DENSITY_ERROR
+        spectrum = spectrum_of(
+            Leavable(self.factory.at(), self.stop),
             top=self.top,
             bottom=1,
-            trace_products=60 if self.whole else 0,
-            density_error=0.02 if self.whole else None,
+            trace_products=trace_products,
+            density_error=density_error,
             dense=DENSE,
-            **self.told,
+            tol=self.tol,
+            seed=self.seed,
         )
-        if found.top is None:  # pragma: no cover
-            raise ValueError("no eigenvalue was found")
-        self.keep(step, found.top.vectors.T.float().cpu().numpy())
+        if spectrum.top is None:  # pragma: no cover
+            raise ValueError("no eigenvalue was computed")
+        self.store_vectors(step, spectrum.top.vectors.T.float().cpu().numpy())
         reading: dict[str, Any] = {
-            "eigenvalues": found.top.values,
-            "eigenvalue_errors": found.top.residuals,
-            "smallest_eigenvalue": found.smallest[0],
-            "smallest_eigenvalue_error": found.smallest[1],
+            "eigenvalues": spectrum.top.values,
+            "eigenvalue_errors": spectrum.top.residuals,
+            "smallest_eigenvalue": spectrum.smallest[0],
+            "smallest_eigenvalue_error": spectrum.smallest[1],
             "loss": loss,
             "gradient_norm": norm(slope),
-            "products": found.products,
+            "products": spectrum.products,
         }
-        if self.whole and found.trace is not None:
-            t, below, _ = found.masses[0]
-            reading |= {
-                "trace": found.trace.value,
-                "trace_error": found.trace.error,
-                "negative_below": t,
-                "negative_share": below.value,
-                "negative_share_low": below.low,
-                "negative_share_high": below.high,
-                "quantiles": quantiles(found.density),
-                "density_error": found.density.error if found.density is not None else nan,
-            }
+        if self.whole:
+            reading |= _whole_spectrum(spectrum)
         return reading
+
+
+def _whole_spectrum(spectrum: Spectrum) -> dict[str, Any]:
+    """Trace, share of negative eigenvalues and quantiles; nothing where they were not computed."""
+    if spectrum.trace is None or spectrum.density is None:
+        return {}
+    t, below, _ = spectrum.masses[0]
+    return {
+        "trace": spectrum.trace.value,
+        "trace_error": spectrum.trace.error,
+        "negative_below": t,
+        "negative_share": below.value,
+        "negative_share_low": below.low,
+        "negative_share_high": below.high,
+        "quantiles": quantiles(spectrum.density),
+        "density_error": spectrum.density.error,
+    }

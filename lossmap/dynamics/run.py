@@ -1,10 +1,10 @@
-"""Along a run: the leading eigenpairs at every checkpoint, and what becomes of them.
+"""Curvature along a training run: the leading eigenpairs at every checkpoint, and how their eigenspace rotates.
 
-    run = along(files, problem, path="run.h5", top=10)
-    print(run.words)
+    run = run_dynamics(files, problem, path="run.h5", top=10)
+    print(run.summary)
 
-Checkpoints are dealt over the ranks of MPI; eigenvectors go to the disk as they come; killed or stopped, the same call
-goes on. When all are there, rank 0 compares them (`measure.evolution`), and keeps the result in group `evolution`.
+Checkpoints are dispatched to the ranks of MPI; eigenvectors go to the disk as they come; killed or interrupted, the
+same call resumes. When all are there, rank 0 compares them (`eigenspaces`), and stores the result in group `evolution`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ import numpy as np
 from lossmap.data.checkpoints import checkpoints_in, file_sha256, kind_of, sorted_as_people_count
 from lossmap.data.problem import Problem
 from lossmap.dynamics.checkpoint_curvature import SHARES, CheckpointCurvature, probed
-from lossmap.dynamics.eigenspaces import EigenspaceDynamics, Snapshots, compare_eigenspaces, curvature_along
+from lossmap.dynamics.eigenspaces import EigenspaceDynamics, compare_eigenspaces, curvature_along
+from lossmap.dynamics.snapshots import Snapshots
 from lossmap.dynamics.summary import Summary, summarize
 from lossmap.geometry.grid import Grid
 from lossmap.io.eigenvector_store import RESULTS, VectorFolder, move_into_file, read_vectors
@@ -34,39 +35,40 @@ from lossmap.parallel.world import World
 
 
 @dataclass(frozen=True)
-class Run:
-    """What came of it, on rank 0.
+class RunDynamics:
+    """The result of a run, on rank 0.
 
-    outcome  complete, failed (some checkpoints have no reading) or unfinished
-    words    the answers, with the numbers that they rest on; empty while unfinished
+    path     of the result file
+    outcome  complete, failed (some checkpoints could not be measured) or unfinished
+    summary  the answers, with the numbers that they rest on; empty while unfinished
     failures one sentence each
     """
 
     path: Path
     outcome: str
-    words: str
+    summary: str
     failures: tuple[str, ...] = ()
 
 
-def find_checkpoints(given: Iterable[str | Path]) -> dict[float, Path]:
+def find_checkpoints(paths: Iterable[str | Path]) -> dict[float, Path]:
     """Checkpoints by step, in the order in which people count; folders stand for the checkpoints in them.
 
     A step is the last number in a file's name, where all have one and they ascend; else they are numbered from 0.
-    Raises ValueError for a file that is no checkpoint, judged by its content, and where there is none.
+    Raises FileNotFoundError for a path that does not exist, ValueError for a file that is not a checkpoint, judged by
+    its content, and where there is none.
     """
     files: list[Path] = []
-    for place in given:
-        path = Path(place)
+    for path in map(Path, paths):
         if path.is_dir():
             files += checkpoints_in(path)
             continue
         if not path.exists():
             raise FileNotFoundError(f"there is no checkpoint {path}")
         if kind_of(path) is None:
-            raise ValueError(f"{path} is no checkpoint (judged by its content): leave it out")
+            raise ValueError(f"{path} is not a checkpoint (judged by its content); leave it out")
         files.append(path)
     if not files:
-        raise ValueError("--along wants checkpoints: files, or folders that hold them")
+        raise ValueError("there are no checkpoints to measure; name files, or folders that hold them")
     files = sorted_as_people_count(dict.fromkeys(files))
     numbers = [re.findall(r"\d+", path.stem) for path in files]
     steps = [float(found[-1]) for found in numbers if found]
@@ -76,7 +78,7 @@ def find_checkpoints(given: Iterable[str | Path]) -> dict[float, Path]:
 
 
 def run_dynamics(
-    given: Iterable[str | Path],
+    checkpoints: Iterable[str | Path],
     problem: Problem,
     *,
     path: str | Path,
@@ -98,35 +100,41 @@ def run_dynamics(
     settings: Mapping[str, Any] | None = None,
     attributes: Mapping[str, Any] | None = None,
     command: str = "lossmap spectrum --along",
-) -> Run:
+) -> RunDynamics:
     """Measures every checkpoint of a run and compares them. Every rank calls it; rank 0's answer is the whole one.
 
+    checkpoints  files, or folders that hold them
     problem   the architecture, loss and data
-    top       eigenpairs at each checkpoint
+    path      of the result file; an existing one of the same run is continued
+    top       number of largest eigenvalues, with their eigenvectors, at each checkpoint
+    tol       of the eigenvalues, relative to the largest absolute value
+    parameters  of the Hessian: weights (dimension > 1), all, or a regular expression
+    centre    PCA about the mean instead of about zero
     whole     the trace, the share of negative eigenvalues and quantiles of all as well
     settings  what else the file is to compare when it is continued: data, precision
     backend   of products: auto (by a probe), linearized, retained-graph or double-backward
     stop      asked between checkpoints, and at every product within one, which is then left and begun again later
 
-    Raises ValueError as `find_checkpoints` does, and where the file there belongs to another run.
+    Returns the result; on other ranks than 0 without summary and failures. Raises ValueError as `find_checkpoints`
+    does, and where the file there belongs to another run.
     """
     world = World.start() if world is None else world
     path = Path(path)
-    files = world.together(lambda: find_checkpoints(given))
+    files = world.together(lambda: find_checkpoints(checkpoints))
     folder = VectorFolder.beside(path)
     stop = as_stop(stop)
-    choice = world.once(lambda: _chosen(path, problem, parameters, overwrite, backend))
+    plan = world.once(lambda: _stored_plan(path, problem, parameters, overwrite, backend))
     measure = CheckpointCurvature(
         problem,
         files,
-        keep=folder.keep,
+        store_vectors=folder.keep,
         top=top,
         whole=whole,
         tol=tol,
         parameters=parameters,
         seed=seed,
         unsafe=unsafe,
-        choice=choice,
+        plan=plan,
         settings=settings,
         stop=stop,
     )
@@ -136,12 +144,11 @@ def run_dynamics(
         if world.rank != 0:
             return None
         identity = {"run": {f"{step:g}": file_sha256(file) for step, file in files.items()}}
-        told = {measure.name: (measure.fields, measure.settings)}
         store = SurfaceFile.open(
             path,
             grid,
             identity=identity,
-            measures=told,
+            measures={measure.name: (measure.fields, measure.settings)},
             overwrite=overwrite,
             attributes=dict(attributes or {}),
             command=command,
@@ -159,24 +166,30 @@ def run_dynamics(
     finally:
         if store is not None:
             store.close()
-    words = world.together(lambda: _compared(path, folder, surface, centre, problem.unit) if world.rank == 0 else "")
+
+    def compared() -> str:
+        if world.rank != 0:
+            return ""
+        return _compare_and_store(path, folder, surface, centre, problem.unit)
+
+    summary = world.together(compared)
     if world.rank != 0:
-        return Run(path, surface.outcome_of(measure.name), "")
+        return RunDynamics(path, surface.outcome_of(measure.name), "")
     failures = tuple(f"{files[grid.point(f.index)[0]]}: {f.reason}" for f in surface.failures)
-    return Run(path, surface.outcome, words, failures)
+    return RunDynamics(path, surface.outcome, summary, failures)
 
 
-def _chosen(path: Path, problem: Problem, parameters: str, overwrite: bool, backend: str) -> dict[str, Any]:
+def _stored_plan(path: Path, problem: Problem, parameters: str, overwrite: bool, backend: str) -> dict[str, Any]:
     """How products are made: as the file says, where the run goes on, else as a probe finds now."""
     if path.exists() and not overwrite:
-        told = read(path).settings.get("measures", {}).get("along", {}).get("chosen", {})
-        if "way" in told:
-            return dict(told["way"])
+        stored = read(path).settings.get("measures", {}).get("along", {}).get("chosen", {})
+        if "way" in stored:
+            return dict(stored["way"])
     return probed(problem, parameters, backend)
 
 
-def _compared(path: Path, folder: VectorFolder, surface: Surface, centre: bool, unit: str) -> str:
-    """Compares the snapshots that are there, and keeps the result; the words."""
+def _compare_and_store(path: Path, folder: VectorFolder, surface: Surface, centre: bool, unit: str) -> str:
+    """Compares the snapshots that are there, and stores the result; the answers in words."""
     if surface.outcome == "unfinished":
         return ""
     done = np.nonzero(surface.status["along"] == DONE)[0]
@@ -185,8 +198,8 @@ def _compared(path: Path, folder: VectorFolder, surface: Surface, centre: bool, 
     steps = surface.grid.x[done].tolist()
     fields = {name: values[done] for name, values in surface.fields.items()}
     if RESULTS in surface.groups and surface.groups[RESULTS]["step"].tolist() == steps:
-        held = read_vectors(path)
-        snapshots = Snapshots(held.steps, held.values, held.size, held.blocks, held.residuals)
+        stored = read_vectors(path)
+        snapshots = Snapshots(stored.steps, stored.values, stored.size, stored.blocks, stored.residuals)
         run = compare_eigenspaces(snapshots, centre=centre)
         folder.clear()  # where an earlier run was killed between its last two steps
         return str(summarize(run))
@@ -195,7 +208,7 @@ def _compared(path: Path, folder: VectorFolder, surface: Surface, centre: bool, 
     missing = [step for step in steps if not folder.holds(step)]
     if missing:
         raise ValueError(
-            f"the eigenvectors of step {missing[0]:g} are gone from {folder.path}; --overwrite measures all again"
+            f"the eigenvectors of step {missing[0]:g} are missing from {folder.path}; --overwrite measures all again"
         )
     values = fields["eigenvalues"]
     size = folder.shape(steps[0])[1]
@@ -208,20 +221,26 @@ def _compared(path: Path, folder: VectorFolder, surface: Surface, centre: bool, 
 
 
 def results(run: EigenspaceDynamics, answers: Summary, fields: Mapping[str, np.ndarray], unit: str = "1") -> Group:
-    """What a file keeps of a run's comparison, and figures are drawn from."""
+    """The group of a file that figures are drawn from: what became of the leading eigenspace, and of its curvature.
+
+    fields  by checkpoint, as measured; unit: of the loss. The names of arrays and attributes stand in files, and stay
+    """
     curved = curvature_along(run.values)
     if "smallest_eigenvalue" in fields:
         ends = curvature_along(np.column_stack([run.values, fields["smallest_eigenvalue"]]))
         curved |= {name: ends[name] for name in ("negative_mass", "lambda_min")}
+    residuals = run.residuals
+    if residuals is None:
+        residuals = np.full_like(run.values, np.nan)
     arrays: dict[str, np.ndarray] = {
         "step": run.steps,
         "eigenvalue": run.values,
-        "residual": run.residuals if run.residuals is not None else np.full_like(run.values, np.nan),
+        "residual": residuals,
         "overlap": run.overlaps,
         "principal_cosine": run.cosines,
         "cosine": run.gram.astype(np.float32),
         "owner": run.owner,
-        "spread": run.spread,
+        "spread": run.participation,
         "explained": run.pca.explained,
         "projection": run.pca.projection[:, :2],
         "track": run.tracks.member,

@@ -8,7 +8,8 @@ import scipy.linalg
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lossmap.dynamics.eigenspaces import Snapshots, compare_eigenspaces, components, curvature_along, products
+from lossmap.dynamics.eigenspaces import compare_eigenspaces, components, curvature_along
+from lossmap.dynamics.snapshots import Snapshots, row_statistics
 
 
 def frame(n, r, seed=0):
@@ -36,16 +37,16 @@ def test_the_gram_matrix_is_the_dense_one_whatever_the_blocks():
         50,
         lambda: (np.concatenate([v.T for v in vectors])[:, a : a + 7] for a in range(0, 50, 7)),
     )
-    found = products(snapshots)
+    found = row_statistics(snapshots)
     np.testing.assert_allclose(found.gram, rows @ rows.T, atol=1e-12)
-    np.testing.assert_allclose(found.spread, 1 / (50 * (rows**4).sum(axis=1)), rtol=1e-12)
+    np.testing.assert_allclose(found.participation, 1 / (50 * (rows**4).sum(axis=1)), rtol=1e-12)
 
 
-def test_spread_is_one_over_n_for_a_single_weight_and_one_for_all_alike():
+def test_participation_is_one_over_n_for_a_single_weight_and_one_for_all_alike():
     vectors = np.stack([np.eye(64)[3], np.full(64, 0.125), np.random.default_rng(0).standard_normal(64)], axis=1)
-    found = products(run([vectors]))
-    np.testing.assert_allclose(found.spread[:2], [1 / 64, 1.0], rtol=1e-12)
-    assert 0.15 < found.spread[2] < 0.6
+    found = row_statistics(run([vectors]))
+    np.testing.assert_allclose(found.participation[:2], [1 / 64, 1.0], rtol=1e-12)
+    assert 0.15 < found.participation[2] < 0.6
 
 
 @pytest.mark.parametrize("centre", [False, True])
@@ -155,19 +156,19 @@ def test_curvature_along_a_run_is_what_its_eigenvalues_say():
 
 def test_what_is_no_run_is_refused():
     v = frame(10, 2)
-    with pytest.raises(ValueError, match="the steps of a run ascend"):
+    with pytest.raises(ValueError, match="the steps of a run must ascend"):
         run([v, v], steps=[3, 1])
     with pytest.raises(ValueError, match="2 steps, 1 sets of eigenvalues"):
         Snapshots.of([0, 1], [np.ones(2)], [v])
-    with pytest.raises(ValueError, match=r"step 1: 2 eigenvalues want eigenvectors \(10, 2\)"):
+    with pytest.raises(ValueError, match=r"step 1: 2 eigenvalues require eigenvectors of shape \(10, 2\)"):
         Snapshots.of([0, 1], [np.ones(2)] * 2, [v, v[:8]])
-    with pytest.raises(ValueError, match="each an eigenpair at least"):
+    with pytest.raises(ValueError, match="each snapshot at least one eigenpair"):
         Snapshots(np.arange(2), np.array([[1.0], [np.nan]]), 5, list)
-    with pytest.raises(ValueError, match="want as many rows of eigenvalues"):
+    with pytest.raises(ValueError, match="require an array of eigenvalues with as many rows"):
         Snapshots(np.arange(3), np.ones((2, 1)), 5, list)
     with pytest.raises(ValueError, match="has 1 rows; the snapshots have 2"):
-        products(Snapshots(np.arange(2), np.ones((2, 1)), 5, lambda: [np.ones((1, 5))]))
+        row_statistics(Snapshots(np.arange(2), np.ones((2, 1)), 5, lambda: [np.ones((1, 5))]))
     with pytest.raises(ValueError, match="4 columns together; the vectors have 5"):
-        products(Snapshots(np.arange(2), np.ones((2, 1)), 5, lambda: [np.ones((2, 4))]))
+        row_statistics(Snapshots(np.arange(2), np.ones((2, 1)), 5, lambda: [np.ones((2, 4))]))
     with pytest.raises(ValueError, match="an eigenvector of step 1 is zero or not finite"):
-        products(run([v, v * 0]))
+        row_statistics(run([v, v * 0]))

@@ -52,7 +52,7 @@ def test_every_checkpoint_has_the_eigenpairs_of_its_dense_hessian(tmp_path, wide
     given = problem(wide)
     folder = turned(given.model, tmp_path / "run", [0, 2, 10])
     run = run_dynamics([folder], given, path=tmp_path / "a.h5", top=3, tol=1e-5)
-    assert run.outcome == "complete" and "stable" in run.words
+    assert run.outcome == "complete" and "stable" in run.summary
     held, surface = read_vectors(tmp_path / "a.h5"), read(tmp_path / "a.h5")
     assert held.steps.tolist() == [0, 2, 10]
     rows = np.concatenate(list(held.blocks()), axis=1).reshape(3, 3, -1)
@@ -105,15 +105,15 @@ def test_a_run_that_is_stopped_within_checkpoints_goes_on_to_the_same_bits(tmp_p
         products.clear()
         begun.clear()
         part = run_dynamics([folder], given, path=tmp_path / "a.h5", top=2, stop=lambda most=most: len(products) > most)
-        assert part.outcome == "unfinished" and part.words == ""
+        assert part.outcome == "unfinished" and part.summary == ""
     assert (read(tmp_path / "a.h5").status["along"] == 1).tolist() == [True, True, False, False]
     assert VectorFolder.beside(tmp_path / "a.h5").path.exists()
     begun.clear()
-    assert run_dynamics([folder], given, path=tmp_path / "a.h5", top=2).words == whole.words and begun == [2, 3]
+    assert run_dynamics([folder], given, path=tmp_path / "a.h5", top=2).summary == whole.summary and begun == [2, 3]
     same(tmp_path / "a.h5", tmp_path / "b.h5")
     assert not VectorFolder.beside(tmp_path / "a.h5").path.exists()
     begun.clear()
-    assert run_dynamics([folder], given, path=tmp_path / "a.h5", top=2).words == whole.words and not begun
+    assert run_dynamics([folder], given, path=tmp_path / "a.h5", top=2).summary == whole.summary and not begun
 
 
 def test_vectors_left_by_a_run_that_was_killed_at_its_very_end_are_cleared(tmp_path, monkeypatch):
@@ -123,7 +123,7 @@ def test_vectors_left_by_a_run_that_was_killed_at_its_very_end_are_cleared(tmp_p
     whole = run_dynamics([folder], given, path=tmp_path / "a.h5", top=2)
     monkeypatch.undo()
     assert VectorFolder.beside(tmp_path / "a.h5").path.exists()
-    assert run_dynamics([folder], given, path=tmp_path / "a.h5", top=2).words == whole.words
+    assert run_dynamics([folder], given, path=tmp_path / "a.h5", top=2).summary == whole.summary
     assert not VectorFolder.beside(tmp_path / "a.h5").path.exists()
 
 
@@ -146,7 +146,7 @@ def test_a_checkpoint_that_failed_is_measured_again_beside_the_vectors_in_the_fi
     same(tmp_path / "a.h5", tmp_path / "b.h5")
 
 
-def test_a_checkpoint_that_fails_is_told_and_the_others_are_compared(tmp_path):
+def test_a_checkpoint_that_fails_is_reported_and_the_others_are_compared(tmp_path):
     given = problem()
     folder = turned(given.model, tmp_path / "run", range(5), broken=(3,))
     run = run_dynamics([folder], given, path=tmp_path / "a.h5", top=2)
@@ -161,7 +161,7 @@ def test_vectors_that_are_gone_are_asked_for_in_a_sentence(tmp_path):
         [folder], given, path=tmp_path / "a.h5", top=2, stop=lambda: VectorFolder.beside(tmp_path / "a.h5").holds(1)
     )
     VectorFolder.beside(tmp_path / "a.h5").clear()
-    with pytest.raises(ValueError, match="are gone from"):
+    with pytest.raises(ValueError, match="are missing from"):
         run_dynamics([folder], given, path=tmp_path / "a.h5", top=2)
     assert run_dynamics([folder], given, path=tmp_path / "a.h5", top=2, overwrite=True).outcome == "complete"
 
@@ -197,11 +197,11 @@ def test_checkpoints_are_sorted_as_people_count_and_judged_by_content(tmp_path):
         2,
         10,
     ]
-    with pytest.raises(ValueError, match=r"notes_3\.pt is no checkpoint"):
+    with pytest.raises(ValueError, match=r"notes_3\.pt is not a checkpoint"):
         find_checkpoints([tmp_path / "notes_3.pt"])
-    with pytest.raises(FileNotFoundError, match="there is no checkpoint"):
+    with pytest.raises(FileNotFoundError, match="there is not a checkpoint"):
         find_checkpoints([tmp_path / "epoch_3.pt"])
-    with pytest.raises(ValueError, match="wants checkpoints"):
+    with pytest.raises(ValueError, match="there are no checkpoints to measure"):
         find_checkpoints([])
 
 
@@ -212,5 +212,5 @@ def test_files_without_numbers_are_counted(tmp_path):
 
 
 def test_more_eigenvalues_than_parameters_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="--top wants 1 to 48 eigenvalues"):
-        CheckpointCurvature(problem(), {}, keep=lambda s, v: None, top=100)
+    with pytest.raises(ValueError, match="--top must be 1 to 48"):
+        CheckpointCurvature(problem(), {}, store_vectors=lambda s, v: None, top=100)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from lossmap.dynamics.eigenspaces import Snapshots, compare_eigenspaces
+from lossmap.dynamics.eigenspaces import compare_eigenspaces
+from lossmap.dynamics.snapshots import Snapshots
 from lossmap.dynamics.summary import Thresholds, jumps_of, picture_share, summarize
 
 
@@ -65,21 +66,21 @@ def test_a_jump_is_called_a_jump_with_its_step_and_the_run_clustered():
     old, new = frame(300, 3, 1), frame(300, 3, 2)
     found = judged([noisy(old if t < 7 else new, 0.1, t) for t in range(15)])
     assert found["course"].answer == "jumping" and found["course"].numbers["first_jump"] == 6
-    assert "from 6 to 7" in found["course"].words and "3 of 3 directions left" in found["course"].words
+    assert "from 6 to 7" in found["course"].sentence and "3 of 3 directions left" in found["course"].sentence
     assert found["clustered"].answer == "yes" and found["clustered"].numbers["phases"] == 2
     assert found["clustered"].numbers["picture_probability"] < 0.05
 
 
-def test_one_direction_that_leaves_is_told_from_a_whole_subspace_that_turns():
+def test_one_direction_that_leaves_is_distinguished_from_a_whole_subspace_that_turns():
     basis = frame(300, 4)
     found = judged([basis[:, [0, 1, 2 if t < 5 else 3]] for t in range(12)])
-    assert "1 of 3 directions left" in found["course"].words
+    assert "1 of 3 directions left" in found["course"].sentence
 
 
-def test_a_single_bad_snapshot_is_told_as_there_and_back():
+def test_a_single_bad_snapshot_is_reported_as_there_and_back():
     basis = frame(300, 3)
     found = judged([basis if t != 6 else frame(300, 3, 9) for t in range(12)])
-    assert found["course"].answer == "jumping" and "back again" in found["course"].words
+    assert found["course"].answer == "jumping" and "back again" in found["course"].sentence
 
 
 def test_a_random_run_is_called_random():
@@ -103,7 +104,7 @@ def test_snapshots_too_far_apart_leave_the_course_open():
     assert judged(chain)["course"].answer == "cannot say"
 
 
-def test_few_snapshots_are_told_to_be_too_few():
+def test_few_snapshots_are_reported_to_be_too_few():
     basis = frame(100, 2)
     assert words(judged([basis])) == {"related": "cannot say"}
     found = judged([basis, noisy(basis, 0.1, 0), noisy(basis, 0.1, 1)])
@@ -137,6 +138,6 @@ def test_one_vector_a_step_has_no_share_of_the_picture_to_explain():
 
 def test_a_question_that_was_not_asked_is_named():
     found = judged([frame(100, 2)] * 6)
-    with pytest.raises(KeyError, match="asked were related, stable"):
+    with pytest.raises(KeyError, match="there are related, stable"):
         found["colour"]
     assert found.to_dict()["stable"]["answer"] == "yes"

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from lossmap.dynamics.eigenspaces import Snapshots, compare_eigenspaces
+from lossmap.dynamics.eigenspaces import compare_eigenspaces
 from lossmap.dynamics.run import results
+from lossmap.dynamics.snapshots import Snapshots
 from lossmap.dynamics.summary import summarize
 from lossmap.plotting.dynamics import CLASSIC, PANELS, classic, draw_evolution, draw_panel
 
