@@ -29,7 +29,7 @@ from lossmap import zoo
 from lossmap.data import datasets
 from lossmap.data.checkpoints import load_into
 from lossmap.data.problem import Problem
-from lossmap.dynamics.run import Run, run_dynamics
+from lossmap.dynamics.run import RunDynamics, run_dynamics
 from lossmap.io.eigenvector_store import read_vectors, results_of
 from lossmap.plotting.dynamics import classic, draw_evolution
 from lossmap.plotting.style import save
@@ -123,7 +123,7 @@ def layout(folder: Path, result: Path) -> None:
     save(draw_evolution(result), folder / "plots" / "evolution.png", dpi=200)
 
 
-def main(argv: list[str] | None = None) -> Run:
+def main(argv: list[str] | None = None) -> RunDynamics:
     """Fine-tune, measure, compare, draw."""
     args = options(argv)
     if args.threads:
@@ -144,7 +144,7 @@ def main(argv: list[str] | None = None) -> Run:
         handler.close()
 
 
-def experiment(args: argparse.Namespace, folder: Path) -> Run:
+def experiment(args: argparse.Namespace, folder: Path) -> RunDynamics:
     """All steps, each into the log."""
     log.info("settings: %s", vars(args))
     if args.cifar10c_path:

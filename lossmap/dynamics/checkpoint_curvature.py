@@ -3,11 +3,10 @@
     point   (step,): the number of a checkpoint; its file is loaded into a copy of the model
 
 Each reading has the r largest eigenvalues with their errors, the smallest, the loss and the gradient's norm; `whole`
-adds the trace, the share of negative eigenvalues with its bounds, and quantiles of all eigenvalues. The eigenvectors are
-stored apart, by `store_vectors`, before the reading is returned. What products have in common is prepared once for all
-checkpoints (`curvature.autotune`), by a plan that a probe made once for the run. Units: those of the loss, per squared
-unit of theta. Price: the products of `spectrum_of` at each point, and
-one gradient.
+adds the trace, the share of negative eigenvalues with its bounds, and quantiles of all eigenvalues. The eigenvectors
+are stored apart, by `store_vectors`, before the reading is returned. What products have in common is prepared once for
+all checkpoints (`curvature.autotune`), by a plan that a probe made once for the run. Units: those of the loss, per
+squared unit of theta. Price: the products of `spectrum_of` at each point, and one gradient.
 """
 
 from __future__ import annotations

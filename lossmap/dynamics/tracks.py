@@ -77,8 +77,10 @@ def _assigned(gram: Array, earlier: Sequence[Sequence[int]], rows: Array, limit:
     """
     if not earlier:
         return {}
-    newest = np.abs(gram[np.ix_([track[-1] for track in earlier], rows)])
-    before = np.abs(gram[np.ix_([track[-2:][0] for track in earlier], rows)])  # the newest where there is but one
+    last = np.array([track[-1] for track in earlier])
+    last_but_one = np.array([track[-2:][0] for track in earlier])  # the last where there is but one
+    newest = np.abs(gram[np.ix_(last, rows)])
+    before = np.abs(gram[np.ix_(last_but_one, rows)])
     pairs = zip(*linear_sum_assignment(-(newest + MEMORY * before)), strict=True)
     return {int(j): int(i) for i, j in pairs if max(newest[i, j], before[i, j]) > limit}
 
