@@ -86,7 +86,7 @@ def main():
     start = time.perf_counter()
     whole = DenseMatrix.of(operator)
     made = time.perf_counter()
-    values = whole.decomposed[0]
+    values = whole.eigendecomposition[0]
     qr = time.perf_counter() - made
     price = price_of(problem)
     n, truth, most = len(values), values[::-1], 200 if quick else 20_000

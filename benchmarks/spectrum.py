@@ -27,7 +27,8 @@ from lossmap.data import datasets
 from lossmap.data.problem import Problem
 from lossmap.linalg.dense import DenseMatrix
 from lossmap.linalg.lanczos import extremes
-from lossmap.linalg.spectral_density import Density, LanczosRun, density, lanczos_run
+from lossmap.linalg.quadrature import LanczosRun, lanczos_run
+from lossmap.linalg.spectral_density import Density, density
 from lossmap.linalg.trace import METHODS, trace
 from lossmap.spectra.blocks import doubled
 from lossmap.training import Recipe, train
@@ -197,7 +198,7 @@ def main():
     quick, seeds = asked.quick, 3 if asked.quick else asked.seeds
     problem = trained(128 if quick else 512, 3 if quick else 30)
     whole = DenseMatrix.of(CurvatureOperator(problem, parameters="5.weight" if quick else "weights"))
-    matrix, values = Counted(whole.entries), whole.decomposed[0]
+    matrix, values = Counted(whole.entries), whole.eigendecomposition[0]
     price = price_of(problem)
     print(f"n = {matrix.size:,}, eigenvalues {values[0]:.4g} to {values[-1]:.4g}\n")
     traces(matrix, values, seeds, 10 * seeds)

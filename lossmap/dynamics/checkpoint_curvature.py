@@ -13,15 +13,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from math import isfinite, nan
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from lossmap.curvature.autotune import OperatorFactory, prepare
 from lossmap.curvature.build import build_operator
@@ -32,8 +30,7 @@ from lossmap.data.checkpoints import load_into
 from lossmap.data.problem import Problem
 from lossmap.geometry.grid import Field, Point
 from lossmap.geometry.parameter_vector import selected
-from lossmap.interrupt import Interrupted
-from lossmap.linalg.krylov_space import SymmetricOperator
+from lossmap.linalg.operator import interruptible
 from lossmap.linalg.spectral_density import Density
 from lossmap.spectra.spectrum import Spectrum, spectrum_of
 from lossmap.sums import norm
@@ -63,35 +60,6 @@ def quantiles(spread: Density | None, shares: Sequence[float] = SHARES) -> np.nd
     reached = np.searchsorted(np.cumsum(weights), np.asarray(shares) - 1e-12)
     values: np.ndarray = nodes[np.minimum(reached, len(nodes) - 1)]
     return values
-
-
-@dataclass(frozen=True, eq=False)
-class Leavable:
-    """A matrix that asks before every product whether the point must be left, and then raises Unfinished."""
-
-    matrix: SymmetricOperator
-    stop: Callable[[], bool]
-
-    @property
-    def size(self) -> int:
-        """Its rows."""
-        return self.matrix.size
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of its products."""
-        return self.matrix.dtype
-
-    @property
-    def device(self) -> torch.device:
-        """Where they are made."""
-        return self.matrix.device
-
-    def __matmul__(self, v: Tensor) -> Tensor:
-        """The product with v, (n,) or (n, b)."""
-        if self.stop():
-            raise Interrupted
-        return self.matrix @ v
 
 
 class CheckpointCurvature:
@@ -200,7 +168,7 @@ class CheckpointCurvature:
         if self.whole:
             trace_products, density_error = TRACE_PRODUCTS, DENSITY_ERROR
         spectrum = spectrum_of(
-            Leavable(self.factory.at(), self.stop),
+            interruptible(self.factory.at(), self.stop),
             top=self.top,
             bottom=1,
             trace_products=trace_products,

@@ -25,8 +25,8 @@ from torch import Tensor
 from lossmap.geometry.directions import Plane
 from lossmap.geometry.grid import Field, Point
 from lossmap.interrupt import Interrupted
-from lossmap.linalg.krylov_space import SymmetricOperator
-from lossmap.linalg.lanczos import EigenPairs, Which, check, extremes
+from lossmap.linalg.lanczos import EigenPairs, Which, check_eigenvalue_request, extremes
+from lossmap.linalg.operator import SymmetricOperator
 from lossmap.linalg.trace import trace
 
 CERTIFY = ("audit", "each", "none")
@@ -97,7 +97,9 @@ class EigenvalueMap:
         self.parts = parts_of(which)
         for part in self.parts:
             for made in self.prepared.values():
-                check(Which.parse("ends" if part == "trace" else part), made.size, tol, max_products, confidence)
+                check_eigenvalue_request(
+                    Which.parse("ends" if part == "trace" else part), made.size, tol, max_products, confidence
+                )
         self.certify, self.seed, self.stop, self.unit, self.audit = certify, seed, stop, unit, audit
         self.cold = audit or certify == "each"
         self.name = "audit" if audit else "eigen"

@@ -1,4 +1,9 @@
-"""How much of a symmetric matrix lies outside its diagonal blocks, estimated from products with random signs."""
+"""How much of a symmetric operator lies outside its diagonal blocks, estimated from products with random signs.
+
+For a vector w of independent signs in the columns of block b, E ||(A w)_rows||^2 is the squared Frobenius norm of the
+entries A[rows, b] (Hutchinson's estimator of tr A^T A). Symbols: n the dimension. Price: one product for each probe and
+block. Source: Hutchinson (1990), doi:10.1080/03610919008812866.
+"""
 
 from __future__ import annotations
 
@@ -10,16 +15,20 @@ import torch
 from torch import Tensor
 
 from lossmap import seeding
-from lossmap.linalg.krylov_space import SymmetricOperator
+from lossmap.linalg.operator import SymmetricOperator
 from lossmap.sums import norm
+
+Leakage = tuple[np.ndarray, np.ndarray]  # squared norms inside and outside of a block, (probes,) each
 
 
 @dataclass(frozen=True)
 class OffDiagonalEnergy:
     """What the block-diagonal picture leaves out.
 
-    share     of the squared Frobenius norm of the whole matrix, what lies outside the blocks; error: its standard error
+    share     of the squared Frobenius norm of the whole operator, what lies outside the blocks
+    error     its standard error
     by_block  for each block the share of its own columns that lies outside of it
+    products  operator-vector products spent
     """
 
     share: float
@@ -31,45 +40,18 @@ class OffDiagonalEnergy:
         return f"{100 * self.share:.1f}% +- {100 * self.error:.1g}% of the squared entries lie outside the blocks"
 
 
-@dataclass(frozen=True, eq=False)
-class Restricted:
-    """The diagonal block of any symmetric matrix at these indices: a full product for each of its own."""
+def block_leakage(operator: SymmetricOperator, name: str, indices: Tensor, probes: int, seed: int) -> Leakage:
+    """Squared lengths of products with random signs in one block: what stays inside, (probes,), and what leaves it.
 
-    matrix: SymmetricOperator
-    indices: Tensor  # (size,)
-
-    @property
-    def size(self) -> int:
-        """The dimension of the block."""
-        return len(self.indices)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The whole matrix's precision."""
-        return self.matrix.dtype
-
-    @property
-    def device(self) -> torch.device:
-        """Where the products are made."""
-        return self.matrix.device
-
-    def __matmul__(self, v: Tensor) -> Tensor:
-        """The product with v, (size,) -> (size,)."""
-        padded = torch.zeros(self.matrix.size, dtype=self.dtype, device=self.device)
-        padded[self.indices] = v
-        return (self.matrix @ padded)[self.indices]
-
-
-def block_leakage(
-    matrix: SymmetricOperator, name: str, indices: Tensor, probes: int, seed: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Squared lengths of products with random signs in one block: what stays inside, (probes,), and what leaves it."""
+    name     of the block, by which the signs are seeded
+    indices  (size,) of the block's rows
+    """
     inside, outside = np.zeros(probes), np.zeros(probes)
     for i in range(probes):
-        v = torch.zeros(matrix.size, dtype=matrix.dtype, device=matrix.device)
+        v = torch.zeros(operator.size, dtype=operator.dtype, device=operator.device)
         signs = seeding.signs(len(indices), "shortfall probe", seed, name, i)
-        v[indices] = signs.to(matrix.device, matrix.dtype)
-        image = matrix @ v
+        v[indices] = signs.to(operator.device, operator.dtype)
+        image = operator @ v
         inside[i] = norm(image[indices]) ** 2
         image[indices] = 0.0
         outside[i] = norm(image) ** 2
@@ -77,25 +59,30 @@ def block_leakage(
 
 
 def off_diagonal_energy(
-    matrix: SymmetricOperator, where: Mapping[str, Tensor], *, probes: int = 4, seed: int = 0
+    operator: SymmetricOperator, blocks: Mapping[str, Tensor], *, probes: int = 4, seed: int = 0
 ) -> OffDiagonalEnergy:
-    """How much of a matrix lies outside its diagonal blocks, from products with random signs in one block at a time.
+    """How much of an operator lies outside its diagonal blocks.
 
-    where  the indices of each block
+    blocks  the indices of each block, (size,), by name
+    probes  products for each block
+
+    Raises ValueError for fewer than 2 probes, which have no standard error.
     """
     if probes < 2:
-        raise ValueError(f"a share with a standard error wants 2 probes or more; got {probes}")
+        raise ValueError(f"the number of probes must be >= 2 for a standard error; got {probes}")
     return energy_from_leakage(
-        {name: block_leakage(matrix, name, indices, probes, seed) for name, indices in where.items()}
+        {name: block_leakage(operator, name, indices, probes, seed) for name, indices in blocks.items()}
     )
 
 
-def energy_from_leakage(leaks: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> OffDiagonalEnergy:
-    """The shares from what `block_leakage` saw of each block."""
-    inside, outside = (np.array([pair[i] for pair in leaks.values()]) for i in (0, 1))  # (blocks, probes)
+def energy_from_leakage(leakages: Mapping[str, Leakage]) -> OffDiagonalEnergy:
+    """The shares from what `block_leakage` measured of each block; the error by the linear part of the ratio."""
+    inside, outside = (np.array([pair[i] for pair in leakages.values()]) for i in (0, 1))  # (blocks, probes)
     both = inside + outside
-    out, all_of = outside.sum(0), both.sum(0)
-    share = float(out.sum() / all_of.sum()) if all_of.sum() > 0.0 else 0.0
-    spread = (out - share * all_of) / (all_of.mean() or 1.0)  # the ratio's linear part
-    own = {name: float(outside[b].sum() / (both[b].sum() or 1.0)) for b, name in enumerate(leaks)}
-    return OffDiagonalEnergy(share, float(spread.std(ddof=1) / np.sqrt(len(out))), own, both.size)
+    numerators, denominators = outside.sum(0), both.sum(0)
+    share = 0.0
+    if denominators.sum() > 0.0:
+        share = float(numerators.sum() / denominators.sum())
+    spread = (numerators - share * denominators) / (denominators.mean() or 1.0)
+    by_block = {name: float(outside[b].sum() / (both[b].sum() or 1.0)) for b, name in enumerate(leakages)}
+    return OffDiagonalEnergy(share, float(spread.std(ddof=1) / np.sqrt(len(numerators))), by_block, both.size)

@@ -1,4 +1,4 @@
-"""Successive eigenvalues: the k largest or smallest of a symmetric matrix, each in its place.
+"""Successive eigenvalues: the k largest or smallest of a symmetric operator, each in its place.
 
 A residual says that an eigenvalue is near, not which one. A search from one start sees one copy of a multiple
 eigenvalue, and may pass over another that comes in late: what follows then stands one place too far out. Two things
@@ -8,31 +8,59 @@ columns of V (n, k), is taken out, and the largest eigenvalue of what is left is
     B = (1 - V V^T) A (1 - V V^T) + sigma V V^T        sigma at the other end of the spectrum
 
 However V came about, at most k eigenvalues of A lie above the largest of B's (Courant and Fischer; Horn and Johnson,
-Matrix Analysis, 4.2), and beyond B's limit none of B's lies, with the stated probability (see `limits`). Where B has
-one beyond the k-th, it is taken into the search, which goes on.
+Matrix Analysis (2013), 4.2), and beyond B's limit none of B's lies, with the stated probability (see
+`probabilistic_bounds`). Where B has one beyond the k-th, it is taken into the search, which goes on.
 
-Price: some 2 k products where k is large, and for the second look 10 to 30 (`benchmarks/deflation.py`). Memory: the
-basis, bounded by `memory` bytes, and as much again while looking a second time. Letters: n the dimension, k as above.
+Price: some 2 k products where k is large, and for the second search 10 to 30 (`benchmarks/deflation.py`). Memory: the
+basis, bounded by `memory` bytes, and as much again in the second search. Symbols: n the dimension, k as above.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from math import inf, isfinite, nan
-from typing import Any
+from math import isfinite, nan
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from lossmap import seeding
-from lossmap.linalg.krylov_space import ROUNDING, KrylovSpace, SymmetricOperator
-from lossmap.linalg.lanczos import LIMIT_TOLERANCES, SOLVERS, EigenPairs, Which, check, extremes, lanczos
-from lossmap.linalg.probabilistic_bounds import least_component, lower_limit, upper_limit
+from lossmap.linalg.arpack import eigsh
+from lossmap.linalg.eigenpairs import EigenPairs, Which, check_eigenvalue_request
+from lossmap.linalg.krylov_space import KrylovSpace, RitzPairs, basis_capacity
+from lossmap.linalg.lanczos import check_solver, lanczos, restart
+from lossmap.linalg.operator import Rounding, SymmetricOperator, deflated
+from lossmap.linalg.probabilistic_bounds import least_component
+from lossmap.linalg.stopping import MAX_LIMIT_GAP, Criteria, Search, decide, without_history
+
+READING_SHARE = 16  # Ritz values are computed where the space has grown by one part in so many since the last time
+
+
+def successive_eigenpairs(
+    operator: SymmetricOperator,
+    which: str,
+    *,
+    solver: str = "auto",
+    tol: float = 1e-3,
+    confidence: float = 0.99,
+    max_products: int | None = None,
+    memory: int = 1 << 30,
+    seed: int | str = 0,
+) -> EigenPairs:
+    """`top:k` or `bottom:k` by the solver of that name.
+
+    solver  auto or lanczos: `successive`, whose arguments the others are; eigsh: SciPy's, without limits, confidence
+            and memory
+
+    Raises ValueError for an unknown solver, and what the solver raises.
+    """
+    check_solver(solver)
+    if solver == "eigsh":
+        return eigsh(operator, which, tol=tol, seed=seed, max_products=max_products)
+    return successive(
+        operator, which, tol=tol, confidence=confidence, max_products=max_products, memory=memory, seed=seed
+    )
 
 
 def successive(
-    matrix: SymmetricOperator,
+    operator: SymmetricOperator,
     which: str,
     *,
     tol: float = 1e-3,
@@ -43,226 +71,190 @@ def successive(
 ) -> EigenPairs:
     """The eigenpairs `top:k` or `bottom:k`, and a limit on all others.
 
-    tol           relative to max(abs(eigenvalue)): of every residual, and of every place
+    operator      A (n, n), symmetric
+    which         top:k or bottom:k
+    tol           relative to the largest absolute eigenvalue: of every residual, and of every place
+    confidence    of the limits, a probability
     max_products  spends no more; None: 10 n. Where it does not suffice, `converged` is False
     memory        bytes for the basis; when it is full, the search is restarted from its best vectors
+    seed          of the random starts
 
-    Raises ValueError for what makes no sense, FloatingPointError where a product is not finite.
+    Raises ValueError for arguments out of range, FloatingPointError where a product is not finite, or where the whole
+    space was used and the products turn out not to be symmetric.
     """
-    wanted = Which.parse(which)
-    if wanted.kind not in ("top", "bottom"):
-        raise ValueError(f"successive eigenvalues are top:k or bottom:k; got {which!r}")
-    check(wanted, matrix.size, tol, max_products, confidence)
-    if wanted.count == 1:
-        told = {"tol": tol, "confidence": confidence, "max_products": max_products, "memory": memory}
-        return lanczos(matrix, which, certify=True, seed=seed, **told)  # type: ignore[arg-type]
-    search = _Search(matrix, wanted, tol, confidence, max_products, memory, seed)
-    sign, other = 1.0 if wanted.kind == "top" else -1.0, nan
-    while search.settle():
-        if search.whole:
-            other = sign * search.next
-            break
-        left = search.second_look(seed)
-        last, slack = search.values[search.chosen[-1]], search.slack
-        other = sign * left.limits[0 if sign > 0 else 1]
-        if not isfinite(other) or sign * left.values[0] <= sign * last + slack:
-            search.met &= isfinite(other) and other <= sign * last + (1.0 + LIMIT_TOLERANCES) * slack
-            break
-        other = nan
-        for value, vector in zip(left.values, left.vectors.unbind(1), strict=True):
-            if sign * value > sign * last:
-                search.space.append(vector.double())
-    return search.found(sign * other)
+    request = Which.parse(which)
+    if request.kind not in ("top", "bottom"):
+        raise ValueError(f"successive eigenvalues must be top:k or bottom:k; got {which!r}")
+    check_eigenvalue_request(request, operator.size, tol, max_products, confidence)
+    if request.count == 1:  # the extreme one has no place to miss: its limit alone says what lies beyond
+        return lanczos(
+            operator,
+            which,
+            certify=True,
+            seed=seed,
+            tol=tol,
+            confidence=confidence,
+            max_products=max_products,
+            memory=memory,
+        )
+    return SuccessiveSearch(operator, request, tol, confidence, max_products, memory, seed).run()
 
 
-def successive_eigenpairs(matrix: SymmetricOperator, which: str, *, solver: str = "auto", **told: Any) -> EigenPairs:
-    """`top:k` or `bottom:k` by the named solver: `successive`, or SciPy's eigsh, which tells no limits."""
-    if solver == "eigsh":
-        return extremes(matrix, which, solver=solver, **told)
-    if solver not in SOLVERS:
-        raise ValueError(f"--solver is one of {', '.join(SOLVERS)}; got {solver!r}")
-    return successive(matrix, which, **told)
+class SuccessiveSearch:
+    """The search while it grows from one start, and from what was passed over: a working state, not a result.
 
-
-@dataclass(frozen=True, eq=False)
-class Remaining:
-    """What is left of a matrix when some directions are taken out; those get the eigenvalue `sigma`.
-
-    taken  (n, k) orthonormal but for rounding, in the matrix's precision
+    `settle` and `second_search` take turns until nothing is left beyond the k-th value.
     """
-
-    matrix: SymmetricOperator
-    taken: Tensor
-    sigma: float
-
-    @property
-    def size(self) -> int:
-        """The dimension n."""
-        return self.matrix.size
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The whole matrix's precision."""
-        return self.matrix.dtype
-
-    @property
-    def device(self) -> torch.device:
-        """Where the products are made."""
-        return self.matrix.device
-
-    def __matmul__(self, v: Tensor) -> Tensor:
-        """The product with v, (n,) -> (n,)."""
-        inside = self.inside(v.double())
-        outside = v.double() - inside
-        image = (self.matrix @ outside.to(v.dtype)).double()
-        return (image - self.inside(image) + self.sigma * inside).to(v.dtype)
-
-    def inside(self, v: Tensor) -> Tensor:
-        """The part of a float64 vector in the directions taken out, (n,); no copy of all of them is made."""
-        part = torch.zeros_like(v)
-        for column in self.taken.unbind(1):
-            double = column.double()
-            part += (double @ v) * double
-        return part
-
-
-class _Search:
-    """The search space while it grows from one start, and from what was passed over. Not a result."""
 
     def __init__(
         self,
-        matrix: SymmetricOperator,
-        wanted: Which,
+        operator: SymmetricOperator,
+        request: Which,
         tol: float,
         confidence: float,
         max_products: int | None,
         memory: int,
         seed: int | str,
     ) -> None:
-        n, item = matrix.size, torch.finfo(matrix.dtype).bits // 8
-        self.matrix, self.wanted, self.tol, self.confidence, self.memory = matrix, wanted, tol, confidence, memory
-        self.capacity = min(n, max(memory // (n * item), 2 * wanted.count + 16))
+        n = operator.size
+        self.operator, self.memory, self.confidence, self.seed = operator, memory, confidence, seed
         start = seeding.normal(n, "eigen start", seed, 0).double()
-        self.space = KrylovSpace(matrix, (start / start.norm())[:, None].to(matrix.device), self.capacity)
-        self.delta = least_component(n, confidence)
-        self.most = 10 * n if max_products is None else max_products
-        self.spent = 0  # products of second looks
-        self.looks = 0
-        self.limits = (inf, -inf)
-        self.met = False
-        self.values = self.lengths = self.coordinates = np.zeros(0)
-        self.chosen = np.zeros(0, dtype=int)
+        capacity = basis_capacity(operator, memory, 2 * request.count + 16)
+        self.space = KrylovSpace(operator, (start / start.norm())[:, None].to(operator.device), capacity)
+        self.criteria = Criteria(
+            request=request,
+            tolerance=tol,
+            rounding=Rounding.of(operator),
+            max_products=10 * n if max_products is None else max_products,
+            component=least_component(n, confidence),
+            certify=True,
+            track_limits=True,  # its readings are few
+            seek_copies=True,
+        )
+        self.search = Search()
+        self.ritz = RitzPairs(np.zeros(0), np.zeros((0, 0)), np.zeros(0))
+        self.second_searches = 0
+        self.second_products = 0
+        self.is_converged = False
+
+    @property
+    def sign(self) -> float:
+        """+1 where the largest are requested, -1 where the smallest: sign * value falls from place to place."""
+        return {"top": 1.0, "bottom": -1.0}[self.criteria.request.kind]
 
     @property
     def products(self) -> int:
         """All products so far."""
-        return self.space.products + self.spent
+        return self.space.products + self.second_products
 
     @property
-    def scale(self) -> float:
-        """max(abs(value)) as far as it was seen."""
-        return float(np.abs(self.values).max())
+    def chosen(self) -> np.ndarray:
+        """Indices of the requested Ritz values, the most extreme first."""
+        return self.criteria.request.pick(self.ritz.values)
 
-    @property
-    def rounding(self) -> float:
-        """The allowance for rounding in the products."""
-        return ROUNDING * self.space.epsilon * self.scale
-
-    @property
-    def slack(self) -> float:
-        """What counts as near: the tolerance, no less than rounding allows."""
-        return max(self.tol * self.scale, 2.0 * self.rounding)
-
-    @property
-    def whole(self) -> bool:
-        """Whether all n eigenvalues are known."""
-        return self.space.multiplied == self.matrix.size
-
-    @property
-    def next(self) -> float:
-        """The eigenvalue behind the wanted ones where all are known, with its allowance; NaN where there is none."""
-        if self.wanted.count == self.matrix.size:
-            return nan
-        at = -1 - self.wanted.count if self.wanted.kind == "top" else self.wanted.count
-        return float(self.values[at] + (self.rounding if self.wanted.kind == "top" else -self.rounding))
+    def run(self) -> EigenPairs:
+        """The eigenpairs, and in `others` the limit on all that are not among them."""
+        others = nan
+        while self.settle():
+            if self.space.is_complete:
+                others = self.next_value()
+                break
+            remaining = self.second_search()
+            last, slack = float(self.ritz.values[self.chosen[-1]]), self.criteria.slack(self.ritz)
+            bound = remaining.limits[0 if self.sign > 0 else 1]
+            is_beyond = self.sign * remaining.values[0] > self.sign * last + slack
+            if not (isfinite(bound) and is_beyond):
+                # Nothing of what is left lies beyond the last place; it is proven where the bound is near, too.
+                gap = self.sign * (bound - last)
+                self.is_converged = isfinite(bound) and gap <= (1.0 + MAX_LIMIT_GAP) * slack
+                others = bound
+                break
+            self.take_in(remaining, last)
+        return self.result(others)
 
     def settle(self) -> bool:
-        """Goes on until the wanted values are near and do not move; False where the products did not suffice."""
-        space, k, n = self.space, self.wanted.count, self.matrix.size
-        seen: list[tuple[int, np.ndarray]] = []
-        self.met = False
-        looked = 0
+        """Goes on until the requested values are near and do not move; False where the products did not suffice."""
+        space, request = self.space, self.criteria.request
+        self.search, self.is_converged = without_history(self.search), False
+        last_reading = 0
         while True:
-            full, spent = space.filled >= self.capacity < n, self.products >= self.most
-            due = space.multiplied >= min(looked + max(1, space.multiplied // 16), n)
-            if space.multiplied and (due or full or spent):
-                looked = space.multiplied
+            # The Ritz values of j vectors cost j^3: computed at every step they would outweigh the products.
+            due = last_reading + max(1, space.multiplied // READING_SHARE)
+            is_due = space.multiplied >= min(due, self.operator.size)
+            is_spent = self.products >= self.criteria.max_products
+            if space.multiplied and (is_due or is_spent or space.is_full):
+                last_reading = space.multiplied
                 self.read()
-                near = len(self.chosen) == k and bool((self.lengths[self.chosen] + self.rounding <= self.slack).all())
-                before = [v for m, v in seen if m <= 0.75 * space.multiplied and len(v) == k]
-                now = self.values[self.chosen]
-                still = bool(before) and bool((np.abs(now - before[-1]) <= 0.5 * self.slack).all())
-                seen.append((space.multiplied, now))
-                self.met = near and (self.whole or (still and self.certain()))
-                if self.met or spent or self.whole:
-                    return self.met
-                if full:
-                    keep = self.wanted.pick(self.values, (self.capacity + k) // 2)
-                    space.shrink(self.coordinates[:, keep], self.values[keep])
-                    seen, looked = [], space.multiplied
-            if space.multiplied == space.filled:  # an invariant subspace: what it hides comes from a fresh start
+                if self.search.is_finished:
+                    return self.is_converged
+                if space.is_full:
+                    restart(space, request, (space.capacity + request.count) // 2, self.ritz)
+                    # What moved before says nothing of the restarted space, which counts its products anew.
+                    self.search, last_reading = without_history(self.search), space.multiplied
+            if space.is_invariant:  # what it hides, such as copies, comes from a fresh start
                 space.draw("successive")
             space.step()
 
     def read(self) -> None:
-        """Takes the Ritz values, and the limits where there is one start and the space was not shrunk."""
-        space = self.space
-        self.values, self.coordinates, self.lengths = space.ritz()
-        self.chosen = self.wanted.pick(self.values)
-        if space.shrunk or space.drawn or space.filled > space.multiplied + 1 or self.looks:
-            return
-        alpha, beta = space.tridiagonal()
-        upper = upper_limit(alpha, beta, self.delta) + self.rounding
-        lower = lower_limit(alpha, beta, self.delta) - self.rounding
-        self.limits = (min(self.limits[0], upper), max(self.limits[1], lower))
-
-    def certain(self) -> bool:
-        """Whether the limit of the end is near its value, as far as it can be told."""
-        if self.space.shrunk or self.space.drawn or self.looks:
-            return True
-        top = self.wanted.kind == "top"
-        gap = self.limits[0] - self.values[-1] if top else self.values[0] - self.limits[1]
-        return bool(gap <= LIMIT_TOLERANCES * self.slack)
-
-    def second_look(self, seed: int | str) -> EigenPairs:
-        """The most extreme of what is left, from a fresh start; each look asks for twice as many as the one before."""
-        k, kind = self.wanted.count, self.wanted.kind
-        taken = self.space.vectors(self.coordinates[:, self.chosen])
-        rest = Remaining(self.matrix, taken, -self.scale if kind == "top" else self.scale)
-        count = min(2**self.looks, k, self.matrix.size)
-        self.looks += 1
-        left = lanczos(
-            rest, f"{kind}:{count}", tol=self.tol, seed=f"{seed} others {self.looks}", certify=True,
-            confidence=self.confidence, max_products=max(1, self.most - self.products), memory=self.memory,
-        )  # fmt: skip
-        self.spent += left.products
-        return left
-
-    def found(self, others: float) -> EigenPairs:
-        """The answer."""
-        k, chosen = self.wanted.count, self.chosen
-        missing = k - len(chosen)
-        vectors = self.space.vectors(self.coordinates[:, chosen])
-        upper, lower = self.limits
-        return EigenPairs(
-            values=np.concatenate([self.values[chosen], np.full(missing, nan)]),
-            vectors=torch.cat([vectors, vectors.new_full((len(vectors), missing), nan)], 1),
-            residuals=np.concatenate([self.lengths[chosen] + self.rounding, np.full(missing, nan)]),
-            limits=(upper if isfinite(upper) else nan, lower if isfinite(lower) else nan),
+        """Computes the Ritz values, and decides whether the search may stop."""
+        self.ritz = self.space.ritz()
+        self.search = decide(
+            self.criteria,
+            self.search,
+            self.space,
+            self.ritz,
             products=self.products,
-            converged=self.met and missing == 0,
-            tolerance=self.tol,
-            scale=self.scale,
+            progress=self.space.multiplied,
+        )
+        self.is_converged = self.search.is_met
+
+    def next_value(self) -> float:
+        """Of a complete space, the eigenvalue behind the requested ones with its allowance; NaN where there is none."""
+        k, request = self.criteria.request.count, self.criteria.request
+        order = request.pick(self.ritz.values, k + 1)
+        if len(order) == k:
+            return nan
+        return float(self.ritz.values[order[k]] + self.sign * self.criteria.allowance(self.ritz))
+
+    def second_search(self) -> EigenPairs:
+        """The most extreme of what is left, from a fresh start; each search requests twice as many as the last."""
+        request = self.criteria.request
+        found = self.space.vectors(self.ritz.coordinates[:, self.chosen])
+        remaining = deflated(self.operator, found, -self.sign * self.ritz.scale)
+        count = min(2**self.second_searches, request.count, self.operator.size)
+        self.second_searches += 1
+        pairs = lanczos(
+            remaining,
+            f"{request.kind}:{count}",
+            tol=self.criteria.tolerance,
+            seed=f"{self.seed} others {self.second_searches}",
+            certify=True,
+            confidence=self.confidence,
+            max_products=max(1, self.criteria.max_products - self.products),
+            memory=self.memory,
+        )
+        self.second_products += pairs.products
+        return pairs
+
+    def take_in(self, remaining: EigenPairs, last: float) -> None:
+        """Joins to the space the vectors of all values that lie beyond the last one."""
+        for value, vector in zip(remaining.values, remaining.vectors.unbind(1), strict=True):
+            if self.sign * value > self.sign * last:
+                self.space.join(vector.double())
+
+    def result(self, others: float) -> EigenPairs:
+        """The requested eigenpairs as they stand."""
+        chosen = self.chosen
+        return EigenPairs.padded(
+            self.criteria.request.count,
+            values=self.ritz.values[chosen],
+            vectors=self.space.vectors(self.ritz.coordinates[:, chosen]),
+            residuals=self.ritz.lengths[chosen] + self.criteria.allowance(self.ritz),
+            limits=self.search.limits,
+            products=self.products,
+            converged=self.is_converged,
+            tolerance=self.criteria.tolerance,
+            scale=self.ritz.scale,
             confidence=self.confidence,
             others=others,
         )

@@ -1,8 +1,8 @@
-"""A matrix small enough to be had whole: n products with the unit vectors, and then everything is exact.
+"""An operator small enough to be had whole: n products with the unit vectors, and then everything is exact.
 
-What remains is rounding: eigenvalues are those of the symmetric part, within `ROUNDING` = 64 epsilons of the products'
-precision times the largest absolute value, plus half the measured lack of symmetry. Price: n products, n^3
-multiplications in float64, n^2 numbers.
+What remains is rounding: eigenvalues are those of the symmetric part, within the allowance for rounding in the products
+(see `operator.Rounding`) and half the measured lack of symmetry (Weyl's inequality). Price: n products, n^3
+multiplications in float64, n^2 numbers. Symbols: n the dimension.
 """
 
 from __future__ import annotations
@@ -14,60 +14,66 @@ from math import nan
 import numpy as np
 import torch
 
-from lossmap.linalg.krylov_space import ROUNDING, SymmetricOperator
-from lossmap.linalg.lanczos import EigenPairs, Which
+from lossmap.linalg.eigenpairs import EigenPairs, Which
+from lossmap.linalg.operator import Rounding, SymmetricOperator, finite_product
 from lossmap.linalg.spectral_density import Density
 from lossmap.linalg.trace import Trace
 
 
 @dataclass(frozen=True, eq=False)
 class DenseMatrix:
-    """All of a symmetric matrix.
+    """All entries of a symmetric operator.
 
-    entries  (n, n) float64, its symmetric part
-    lack     the spectral norm's bound of what was not symmetric, from rounding in the products
-    epsilon  the rounding of the products
+    entries    (n, n) float64, its symmetric part
+    asymmetry  a bound of the spectral norm of the antisymmetric part, from rounding in the products
+    epsilon    the unit roundoff of the products
+    dtype      the precision of eigenvectors
+    rounding   the operator's measured rounding, in the unit of its eigenvalues; None where none was measured
     """
 
     entries: np.ndarray
-    lack: float
+    asymmetry: float
     epsilon: float
     dtype: torch.dtype = torch.float64
+    rounding: float | None = None
 
     @classmethod
-    def of(cls, matrix: SymmetricOperator) -> DenseMatrix:
+    def of(cls, operator: SymmetricOperator) -> DenseMatrix:
         """By n products with unit vectors. Raises FloatingPointError where one is not finite."""
-        n = matrix.size
+        n = operator.size
         measured = np.zeros((n, n))
         for j in range(n):
-            unit = torch.zeros(n, dtype=matrix.dtype, device=matrix.device)
+            unit = torch.zeros(n, dtype=operator.dtype, device=operator.device)
             unit[j] = 1.0
-            measured[:, j] = (matrix @ unit).double().cpu().numpy()
-        if not np.isfinite(measured).all():
-            raise FloatingPointError("a product with the matrix is not finite: look at the loss here first")
-        lack = float(np.linalg.norm(measured - measured.T)) / 2.0
-        return cls(0.5 * (measured + measured.T), lack, float(torch.finfo(matrix.dtype).eps), matrix.dtype)
+            measured[:, j] = finite_product(operator, unit).cpu().numpy()
+        asymmetry = float(np.linalg.norm(measured - measured.T)) / 2.0
+        rounding = Rounding.of(operator)
+        return cls(0.5 * (measured + measured.T), asymmetry, rounding.epsilon, operator.dtype, rounding.measured)
 
     @cached_property
-    def decomposed(self) -> tuple[np.ndarray, np.ndarray]:
-        """Eigenvalues ascending (n,) and vectors (n, n)."""
+    def eigendecomposition(self) -> tuple[np.ndarray, np.ndarray]:
+        """Eigenvalues ascending (n,) and vectors (n, n), in columns."""
         values, vectors = np.linalg.eigh(self.entries)
         return values, vectors
 
     @property
+    def scale(self) -> float:
+        """The largest absolute eigenvalue."""
+        return float(np.abs(self.eigendecomposition[0]).max(initial=0.0))
+
+    @property
     def error(self) -> float:
         """An eigenvalue of the true matrix lies within this distance of each."""
-        return ROUNDING * self.epsilon * float(np.abs(self.decomposed[0]).max(initial=0.0)) + self.lack
+        return Rounding(self.epsilon, self.rounding).allowance(self.scale) + self.asymmetry
 
     def pairs(self, which: str) -> EigenPairs:
-        """The named ones, as a solver would give them, with nothing beyond them."""
-        values, vectors = self.decomposed
-        wanted = Which.parse(which)
-        chosen = wanted.pick(values)
-        rest = np.sort(np.delete(values, chosen))
-        others = (
-            nan if not len(rest) else float(rest[-1] + self.error if wanted.kind == "top" else rest[0] - self.error)
-        )
+        """The eigenpairs of `ends`, `top:k`, `bottom:k` or `abs:k`, as a solver returns them, and what lies beyond.
+
+        Raises ValueError for another `which`.
+        """
+        values, vectors = self.eigendecomposition
+        request = Which.parse(which)
+        chosen = request.pick(values)
         return EigenPairs(
             values=values[chosen],
             vectors=torch.from_numpy(vectors[:, chosen].copy()).to(self.dtype),
@@ -76,9 +82,9 @@ class DenseMatrix:
             products=len(values),
             converged=True,
             tolerance=nan,
-            scale=float(np.abs(values).max(initial=0.0)),
+            scale=self.scale,
             confidence=1.0,
-            others=others,
+            others=self._others(request, np.delete(values, chosen)),
         )
 
     def trace(self) -> Trace:
@@ -88,4 +94,13 @@ class DenseMatrix:
 
     def density(self) -> Density:
         """All eigenvalues."""
-        return Density((), len(self.entries), self.epsilon, known=self.decomposed[0])
+        values = self.eigendecomposition[0]
+        return Density((), len(values), self.epsilon, eigenvalues=values, rounding=self.rounding)
+
+    def _others(self, request: Which, rest: np.ndarray) -> float:
+        """Beyond which none of the eigenvalues that were not requested lies; NaN where there are none."""
+        if not len(rest):
+            return nan
+        if request.kind == "top":
+            return float(rest.max() + self.error)
+        return float(rest.min() - self.error)

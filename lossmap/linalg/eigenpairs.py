@@ -1,22 +1,30 @@
-"""What is asked of a solver, and what it answers: eigenpairs with their error bars and their cost.
+"""What is requested of an eigenvalue solver, and what it returns: eigenpairs with their error bars and their cost.
 
-Letters: n the dimension of the matrix, m the eigenpairs.
+Symbols: n the dimension of the operator, m the eigenpairs. Eigenvalues, residuals and limits are in the operator's
+unit.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from math import nan
+from math import isfinite, nan
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from lossmap.linalg.probabilistic_bounds import least_component
 
+KINDS = ("top", "bottom", "abs")  # of requests that bear a number
+
 
 @dataclass(frozen=True)
 class Which:
-    """Which eigenvalues are asked for: `kind` is ends, top, bottom or abs; `count` of them."""
+    """Which eigenvalues are requested.
+
+    kind   ends (the largest and the smallest), top, bottom, or abs (largest in absolute value)
+    count  number of them
+    """
 
     kind: str
     count: int
@@ -27,34 +35,44 @@ class Which:
         kind, _, number = text.partition(":")
         if text == "ends":
             return cls("ends", 2)
-        if kind in ("top", "bottom", "abs") and number.isdigit() and int(number) > 0:
+        if kind in KINDS and number.isdigit() and int(number) > 0:
             return cls(kind, int(number))
-        raise ValueError(f"--which wants ends, top:k, bottom:k or abs:k, such as top:5; got {text!r}")
+        raise ValueError(f"--which must be ends, top:k, bottom:k or abs:k, e.g. top:5; got {text!r}")
 
     def pick(self, values: np.ndarray, count: int | None = None) -> np.ndarray:
-        """Indices into ascending values, the most extreme first; for ends the largest, then the smallest."""
-        have, wanted = len(values), self.count if count is None else count
+        """Indices into ascending values, the most extreme first; for ends the largest, then the smallest, and inwards.
+
+        values  (j,) ascending
+        count   number of indices; None: as requested. Fewer come back where there are fewer values, but for ends
+        """
+        available = len(values)
+        count = self.count if count is None else count
         if self.kind == "ends":
-            return np.array([have - 1 - i // 2 if i % 2 == 0 else i // 2 for i in range(wanted)])
+            steps = np.arange(count)
+            return np.where(steps % 2 == 0, available - 1 - steps // 2, steps // 2)
         if self.kind == "abs":
-            return np.argsort(-np.abs(values), kind="stable")[:wanted]
-        ascending = np.arange(have)
-        return ascending[:wanted] if self.kind == "bottom" else ascending[::-1][:wanted]
+            return np.argsort(-np.abs(values), kind="stable")[:count]
+        ascending = np.arange(available)
+        if self.kind == "bottom":
+            return ascending[:count]
+        return ascending[::-1][:count]
 
 
 @dataclass(frozen=True, eq=False)
 class EigenPairs:
     """Eigenvalues with their error bars and their cost.
 
-    values     (m,) the most extreme first; of `ends` the largest, then the smallest; NaN where none was found
-    vectors    (n, m) of length one, in the matrix's precision
-    residuals  (m,) an eigenvalue lies within this distance: the residual's length and the allowance for rounding
-    limits     (upper, lower): each with probability `confidence` no eigenvalue lies beyond; NaN where not computed
-    products   matrix-vector products spent
-    converged  whether every residual is at most tolerance * scale, and all that was asked has been found
-    scale      max(abs(value)) over the whole spectrum, as far as it was seen
-    others     with probability `confidence` no eigenvalue but these lies beyond: above those of top:k, below those of
-               bottom:k; NaN where not computed
+    values      (m,) the most extreme first; of `ends` the largest, then the smallest; NaN where none was found
+    vectors     (n, m) of length one, in the operator's precision
+    residuals   (m,) an eigenvalue lies within this distance: the residual's length and the allowance for rounding
+    limits      (upper, lower): each with probability `confidence` no eigenvalue lies beyond; NaN where not computed
+    products    operator-vector products spent
+    converged   whether every residual is within the tolerance, and all that was requested has been found
+    tolerance   relative to `scale`
+    scale       max(abs(value)) over the whole spectrum, as far as it was seen
+    confidence  of the limits, a probability
+    others      with probability `confidence` no eigenvalue but these lies beyond: above those of top:k, below those of
+                bottom:k; NaN where not computed
     """
 
     values: np.ndarray
@@ -68,13 +86,54 @@ class EigenPairs:
     confidence: float = nan
     others: float = nan
 
+    @classmethod
+    def padded(
+        cls,
+        count: int,
+        *,
+        values: np.ndarray,
+        vectors: Tensor,
+        residuals: np.ndarray,
+        limits: tuple[float, float],
+        products: int,
+        converged: bool,
+        tolerance: float,
+        scale: float,
+        confidence: float = nan,
+        others: float = nan,
+    ) -> EigenPairs:
+        """`count` eigenpairs of which perhaps only the first q were found: the others are NaN, and not converged.
 
-def check(wanted: Which, n: int, tol: float, max_products: int | None, confidence: float = 0.99) -> None:
-    """Raises ValueError where what is asked of a matrix of n rows makes no sense."""
+        values (q,), vectors (n, q) and residuals (q,); limits that are not finite become NaN; the rest as above.
+        """
+        missing = max(0, count - len(values))
+        absent = np.full(missing, nan)
+        upper, lower = (limit if isfinite(limit) else nan for limit in limits)
+        return cls(
+            values=np.concatenate([values, absent]),
+            vectors=torch.cat([vectors, vectors.new_full((len(vectors), missing), nan)], 1),
+            residuals=np.concatenate([residuals, absent]),
+            limits=(upper, lower),
+            products=products,
+            converged=converged and missing == 0,
+            tolerance=tolerance,
+            scale=scale,
+            confidence=confidence,
+            others=others,
+        )
+
+
+def check_eigenvalue_request(
+    request: Which, n: int, tol: float, max_products: int | None, confidence: float = 0.99
+) -> None:
+    """Raises ValueError where a request cannot be met by an operator of n rows, or an option is out of range."""
     if not tol > 0.0:
-        raise ValueError(f"--tol wants a number above 0, such as 1e-3; got {tol}")
-    if wanted.kind != "ends" and wanted.count > n:
-        raise ValueError(f"{wanted.kind}:{wanted.count} of a matrix of {n} rows: it has no more eigenvalues")
+        raise ValueError(f"--tol must be > 0, e.g. 1e-3; got {tol}")
+    if request.kind != "ends" and request.count > n:
+        raise ValueError(
+            f"{request.kind}:{request.count} requested of an operator of {n} rows, which has {n} eigenvalues; "
+            f"request at most {request.kind}:{n}"
+        )
     if max_products is not None and max_products < 1:
-        raise ValueError(f"--max-products wants 1 or more; got {max_products}")
-    least_component(n, confidence)
+        raise ValueError(f"--max-products must be >= 1; got {max_products}")
+    least_component(n, confidence)  # raises where the confidence is no probability

@@ -1,216 +1,292 @@
-"""The space in which eigenvalues are sought: a basis, and the matrix as seen from it.
+"""The space in which eigenvalues are sought: a basis, and the operator A as seen from it.
 
-    V  (n, k)   orthonormal, in the matrix's precision; j <= k of its vectors have been multiplied
+    V  (n, k)   orthonormal, in the operator's precision; j <= k of its vectors have been multiplied
     H  (k, j)   V^T A V[:, :j] in float64, so that A V[:, :j] = V H but for rounding
 
-Each step multiplies the oldest vector not yet multiplied and appends what is new in the answer. From one start that is
-the Lanczos method with full reorthogonalisation; from several, the band Lanczos of Ruhe (1979), doi:10.2307/2006299;
-after `shrink`, the thick restart of Wu and Simon (2000), doi:10.1137/S0895479898334605. Because H is measured whole,
-they need no cases of their own, and rounding in the products shows as a lack of symmetry that enters the residuals.
+Each step multiplies the oldest vector not yet multiplied and appends what is new in the product. From one start that is
+the Lanczos method with full reorthogonalisation (Lanczos 1950, doi:10.6028/jres.045.026); from several, the band
+Lanczos method of Ruhe (1979), doi:10.2307/2006299; after `restart`, the thick restart of Wu and Simon (2000),
+doi:10.1137/S0895479898334605. Because H is measured whole, they need no cases of their own, and rounding in the
+products shows as a lack of symmetry that enters the residuals.
 
-Price of a step: one product, and 8 n k multiplications; dots accumulate in float64, every vector is orthogonalised
-twice ("twice is enough": Giraud, Langou and Rozloznik 2005). Memory: n k numbers.
+Price of a step: one product, and 8 n k multiplications; dot products accumulate in float64, every vector is
+orthogonalised twice ("twice is enough": Giraud, Langou and Rozloznik (2005), doi:10.1016/j.camwa.2005.08.009).
+Memory: n k numbers. Symbols: theta a Ritz value, s its coordinates in the basis, x = V s its Ritz vector.
 """
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from lossmap import seeding
+from lossmap.linalg.operator import SymmetricOperator, finite_product
 
-CHUNK = 1 << 20  # columns converted to float64 at a time
-ROUNDING = 64.0  # the allowance for rounding in products, in units of the precision's epsilon
+COLUMNS_AT_ONCE = 1 << 20  # columns converted to float64 at a time, so that the copies stay small beside n k
+DEPENDENCE_EPSILONS = 16.0  # a remainder of at most so many epsilons of the whole vector is rounding, not a direction
+MAX_DRAWS = 8  # random vectors tried before a space is said to have no outside
+INITIAL_ROWS = 16  # vectors for which there is memory at first
 
 
-class SymmetricOperator(Protocol):
-    """A real symmetric matrix known by its products."""
+@dataclass(frozen=True, eq=False)
+class RitzPairs:
+    """The eigenpairs of the operator as seen from the space.
+
+    values       theta (j,), ascending
+    coordinates  (j, j), column i those of the vector of value i
+    lengths      (j,) of the residuals A x - theta x, without an allowance for rounding
+    """
+
+    values: np.ndarray
+    coordinates: np.ndarray
+    lengths: np.ndarray
 
     @property
-    def size(self) -> int:
-        """The dimension n."""
+    def scale(self) -> float:
+        """The largest absolute value."""
+        return float(np.abs(self.values).max())
 
-    @property
-    def dtype(self) -> torch.dtype:
-        """The precision of the vectors it takes and gives."""
 
-    @property
-    def device(self) -> torch.device:
-        """Where those vectors live."""
-
-    def __matmul__(self, v: Tensor, /) -> Tensor: ...
+def basis_capacity(operator: SymmetricOperator, memory: int, minimum: int) -> int:
+    """Vectors that a basis may hold within `memory` bytes: at least `minimum`, at most n."""
+    bytes_per_vector = operator.size * torch.finfo(operator.dtype).bits // 8
+    return min(operator.size, max(memory // bytes_per_vector, minimum))
 
 
 class KrylovSpace:
-    """The search space while it grows. Not a result: `eigen` makes frozen values of it.
+    """The search space while it grows: a working state, of which solvers make frozen results.
 
-    capacity  vectors that may be held at most
-    start     (n, b) first vectors, not zero and linearly independent
+    operator   A
+    start      (n, b) first vectors, not zero and linearly independent
+    capacity   most vectors that may be held
+
+    filled         k, vectors in the basis; multiplied  j, those whose product is known
+    projected      H, with room to grow
+    lost           (j,) lengths of remainders that were taken for rounding and not appended
+    products       operator-vector products spent
+    draws          random vectors that were appended
+    is_single_run  whether all vectors come from one start, without a restart: then H is tridiagonal but for rounding
     """
 
-    def __init__(self, matrix: SymmetricOperator, start: Tensor, capacity: int) -> None:
-        n = matrix.size
-        self.matrix = matrix
+    def __init__(self, operator: SymmetricOperator, start: Tensor, capacity: int) -> None:
+        n = operator.size
+        self.operator = operator
         self.capacity = min(capacity, n)
-        self.basis = torch.empty((min(16, self.capacity), n), dtype=matrix.dtype, device=matrix.device)
-        self.filled = 0  # k
-        self.multiplied = 0  # j
-        self.projected = np.zeros((len(self.basis) + 1, len(self.basis)))
-        self.lost = np.zeros(len(self.basis))  # lengths of what was taken for rounding and not appended
+        rows = min(INITIAL_ROWS, self.capacity)
+        self.basis = torch.empty((rows, n), dtype=operator.dtype, device=operator.device)
+        self.filled = 0
+        self.multiplied = 0
+        self.projected = np.zeros((rows + 1, rows))
+        self.lost = np.zeros(rows)
         self.products = 0
-        self.shrunk = False
-        self.drawn = 0
+        self.draws = 0
+        self.is_single_run = start.shape[1] <= 1
         for column in start.unbind(1):
-            self.append(column.to(device=matrix.device, dtype=torch.float64))
+            self._append(column.to(device=operator.device, dtype=torch.float64))
 
     @property
     def epsilon(self) -> float:
-        """The rounding of the matrix's precision."""
-        return float(torch.finfo(self.matrix.dtype).eps)
+        """The unit roundoff of the operator's precision."""
+        return float(torch.finfo(self.operator.dtype).eps)
 
-    def append(self, vector: Tensor) -> float:
-        """Takes in what is new in a vector, (n,); returns its length, 0 where nothing is."""
-        before = float(vector.norm())
-        rest, _ = self._new_part(vector)
-        length = float(rest.norm())
-        if length <= 16 * self.epsilon * before or self.filled == self.capacity:
-            return 0.0
-        self._room()
-        self.basis[self.filled] = rest / length
-        self.filled += 1
-        return length
+    @property
+    def is_invariant(self) -> bool:
+        """Whether A maps the space into itself: every vector is multiplied, and nothing new came."""
+        return self.multiplied == self.filled
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether it is all of R^n, multiplied: nothing is left to be sought."""
+        return self.multiplied == self.operator.size
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the memory is used up before the dimension is."""
+        return self.filled >= self.capacity < self.operator.size
+
+    @property
+    def asymmetry(self) -> float:
+        """The largest |u.Av - v.Au| over unit vectors of the multiplied space: the spectral norm of H - H^T."""
+        square = self.projected[: self.multiplied, : self.multiplied]
+        return float(np.linalg.norm(square - square.T, 2))
+
+    def join(self, vector: Tensor) -> float:
+        """Takes in what is new in a float64 vector, (n,); returns its length, 0 where nothing is."""
+        self.is_single_run = False
+        return self._append(vector)
 
     def draw(self, *purpose: str | int) -> None:
-        """Appends a random vector, orthogonal to the basis: the way on out of an invariant subspace."""
-        self.drawn += 1
-        self.append(seeding.normal(self.matrix.size, *purpose, "again", self.drawn).to(self.matrix.device).double())
+        """Appends a random vector, orthogonal to the basis: the way on out of an invariant subspace.
+
+        purpose  what the generator is seeded by. Raises FloatingPointError where no vector has anything new.
+        """
+        self.is_single_run = False
+        for _ in range(MAX_DRAWS):
+            self.draws += 1
+            vector = seeding.normal(self.operator.size, *purpose, "again", self.draws)
+            if self._append(vector.to(self.operator.device).double()) > 0.0:
+                return
+        raise FloatingPointError(
+            f"no direction outside of the {self.filled} basis vectors was found in {MAX_DRAWS} draws: the basis has "
+            "lost its orthogonality"
+        )
 
     def step(self) -> None:
-        """Multiplies the next vector. Raises FloatingPointError where the product is not finite."""
+        """Multiplies the next vector, of which there must be one. Raises FloatingPointError for a non-finite product.
+
+        One step of H: the coordinates of A v_j in the basis, and below them the length of what is new in it.
+        """
         j = self.multiplied
-        image = (self.matrix @ self.basis[j]).to(torch.float64)
+        image = finite_product(self.operator, self.basis[j], self.products + 1)
         self.products += 1
-        before = float(image.norm())
-        if not np.isfinite(before):
-            raise FloatingPointError(f"product {self.products} is not finite: look at the loss here first")
-        rest, coefficients = self._new_part(image)
-        length = float(rest.norm())
+        remainder, coefficients = self._remainder(image)
+        length = float(remainder.norm())
         self.projected[: self.filled, j] = coefficients
         self.multiplied += 1
-        scale = max(before, float(np.abs(self.projected).max()))
-        if length <= 16 * self.epsilon * scale or self.filled == self.matrix.size:
+        # A remainder of the size of rounding has a random direction: to append it would bring in ghosts. It is noted,
+        # since as a part of the product it belongs to the residuals.
+        scale = max(float(image.norm()), float(np.abs(self.projected).max()))
+        if length <= DEPENDENCE_EPSILONS * self.epsilon * scale or self.filled == self.operator.size:
             self.lost[j] = length
             return
-        self._room()
-        self.basis[self.filled] = rest / length
+        self._reserve()
+        self.basis[self.filled] = remainder / length
         self.projected[self.filled, j] = length
         self.filled += 1
 
-    def ritz(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Ritz values ascending (j,), their coordinates (j, j) and the lengths of their residuals (j,).
+    def ritz(self) -> RitzPairs:
+        """The Ritz pairs, (H + H^T) / 2 s = theta s over the multiplied vectors.
 
-        The residuals are those of the whole measured H, its lack of symmetry included, not of its symmetric part.
+        The residuals are those of the whole measured H, its lack of symmetry included: ||H s - theta s||, and what was
+        lost, ||diag(lost) s||, at right angles to it.
         """
-        k, j = self.filled, self.multiplied
-        measured = self.projected[:k, :j]
-        square = measured[:j]
+        measured = self.projected[: self.filled, : self.multiplied]
+        square = measured[: self.multiplied]
         values, coordinates = np.linalg.eigh(0.5 * (square + square.T))
-        missing = measured @ coordinates
-        missing[:j] -= coordinates * values
-        squares = (missing**2).sum(0) + ((self.lost[:j, None] * coordinates) ** 2).sum(0)
-        return values, coordinates, np.sqrt(squares)
+        residuals = measured @ coordinates
+        residuals[: self.multiplied] -= coordinates * values
+        lost = self.lost[: self.multiplied, None] * coordinates
+        return RitzPairs(values, coordinates, np.sqrt((residuals**2).sum(0) + (lost**2).sum(0)))
 
     def vectors(self, coordinates: np.ndarray) -> Tensor:
-        """Coordinates (j, m) -> the vectors (n, m) of length one."""
-        found = self._combine(coordinates)
-        lengths = torch.linalg.vector_norm(found, dim=0, dtype=torch.float64)
-        return found.div(lengths.to(found.dtype))
+        """Coordinates (j, m) -> the vectors (n, m) of length one, in the operator's precision."""
+        vectors = self._combine(coordinates)
+        lengths = torch.linalg.vector_norm(vectors, dim=0, dtype=torch.float64)
+        return vectors.div(lengths.to(vectors.dtype))
 
     def tridiagonal(self) -> tuple[np.ndarray, np.ndarray]:
-        """alpha (j,) and beta (j,) of a run from one start that was not shrunk."""
-        j = self.multiplied
-        alpha, below = np.diag(self.projected)[:j].copy(), np.diag(self.projected, -1)[:j].copy()
-        floor = 16 * self.epsilon * float(np.abs(self.projected).max(initial=0.0))
-        return alpha, np.maximum(below, np.maximum(self.lost[:j], floor))
+        """Diagonal alpha (j,) and subdiagonal beta (j,) of a single run; the last beta links to the next vector.
 
-    def shrink(self, coordinates: np.ndarray, values: np.ndarray) -> None:
-        """Keeps these Ritz vectors (j, m) and the vectors not yet multiplied, and drops the rest."""
+        No beta is below rounding: a limit made from a zero would claim more than the products can show.
+        """
+        j = self.multiplied
+        alpha, beta = np.diag(self.projected)[:j].copy(), np.diag(self.projected, -1)[:j].copy()
+        floor = DEPENDENCE_EPSILONS * self.epsilon * float(np.abs(self.projected).max(initial=0.0))
+        return alpha, np.maximum(beta, np.maximum(self.lost[:j], floor))
+
+    def restart(self, coordinates: np.ndarray, values: np.ndarray) -> None:
+        """Keeps m Ritz vectors, by coordinates (j, m) and values (m,), and the vectors not yet multiplied.
+
+        H becomes diag(values) with the links of the pending vectors below it: an arrow, whose further columns the next
+        steps measure as always (thick restart).
+        """
         k, j, m = self.filled, self.multiplied, len(values)
         pending = self.basis[j:k].clone()
         links = self.projected[j:k, :j] @ coordinates
         lost = np.sqrt(((self.lost[:j, None] * coordinates) ** 2).sum(0))
-        kept = self._combine(coordinates)
-        self.basis[:m] = kept.T
+        self.basis[:m] = self._combine(coordinates).T
         self.basis[m : m + k - j] = pending
         self.projected[:] = 0.0
         self.projected[:m, :m] = np.diag(values)
         self.projected[m : m + k - j, :m] = links
         self.lost[:] = 0.0
         self.lost[:m] = lost
-        self.filled, self.multiplied, self.shrunk = m + k - j, m, True
+        self.filled, self.multiplied, self.is_single_run = m + k - j, m, False
 
     def state(self) -> dict[str, Any]:
-        """All that is needed to go on later, as arrays and plain values."""
+        """All that is needed to go on later, as arrays and plain values; the names are those of version 0.1's files."""
         return {
             "basis": self.basis[: self.filled].cpu().view(torch.uint8).numpy().copy(),
             "projected": self.projected[: self.filled, : self.multiplied].copy(),
             "lost": self.lost[: self.multiplied].copy(),
             "products": self.products,
-            "shrunk": self.shrunk,
-            "drawn": self.drawn,
+            "shrunk": not self.is_single_run,
+            "drawn": self.draws,
         }
 
     @classmethod
-    def restored(cls, matrix: SymmetricOperator, state: dict[str, Any], capacity: int) -> KrylovSpace:
-        """The space that `state` was taken of. Raises ValueError where it belongs to another matrix."""
-        space = cls(matrix, torch.empty((matrix.size, 0)), capacity)
-        basis = torch.from_numpy(np.array(state["basis"], dtype=np.uint8)).view(matrix.dtype)
-        if basis.dim() != 2 or basis.shape[1] != matrix.size:
+    def restored(cls, operator: SymmetricOperator, state: dict[str, Any], capacity: int) -> KrylovSpace:
+        """The space that `state` was taken of. Raises ValueError where it belongs to another operator."""
+        space = cls(operator, torch.empty((operator.size, 0)), capacity)
+        # As bytes: the vectors go on bit by bit, and a precision that NumPy does not know is no obstacle.
+        basis = torch.from_numpy(np.array(state["basis"], dtype=np.uint8)).view(operator.dtype)
+        if basis.dim() != 2 or basis.shape[1] != operator.size:
             raise ValueError(
-                f"the saved search space has vectors of {basis.shape[-1]} numbers; this matrix takes {matrix.size}"
+                f"the saved search space has vectors of {basis.shape[-1]} numbers; this operator takes {operator.size}"
             )
         for row in basis:
-            space._room()
-            space.basis[space.filled] = row.to(matrix.device)
+            space._reserve()
+            space.basis[space.filled] = row.to(operator.device)
             space.filled += 1
         projected = np.asarray(state["projected"], dtype=np.float64)
         space.multiplied = projected.shape[1]
         space.projected[: space.filled, : space.multiplied] = projected
         space.lost[: space.multiplied] = state["lost"]
-        space.products, space.shrunk, space.drawn = int(state["products"]), bool(state["shrunk"]), int(state["drawn"])
+        space.products, space.draws = int(state["products"]), int(state["drawn"])
+        space.is_single_run = not state["shrunk"] and space.draws == 0
         return space
 
-    def _new_part(self, vector: Tensor) -> tuple[Tensor, np.ndarray]:
-        """A float64 vector minus its part in the basis, and the coordinates of that part, (k,)."""
-        held = self.basis[: self.filled]
-        rest = vector.clone()
+    def _append(self, vector: Tensor) -> float:
+        """Appends what is new in a float64 vector, (n,); returns its length, 0 where nothing is or may be appended."""
+        remainder, _ = self._remainder(vector)
+        length = float(remainder.norm())
+        threshold = DEPENDENCE_EPSILONS * self.epsilon * float(vector.norm())
+        if length <= threshold or self.filled == self.capacity:
+            return 0.0
+        self._reserve()
+        self.basis[self.filled] = remainder / length
+        self.filled += 1
+        return length
+
+    def _remainder(self, vector: Tensor) -> tuple[Tensor, np.ndarray]:
+        """(1 - V V^T) v for a float64 vector (n,), and the coordinates V^T v, (k,)."""
+        remainder = vector.clone()
         total = torch.zeros(self.filled, dtype=torch.float64, device=vector.device)
+        # The first pass leaves rounding of the size of what it takes out; the second takes that out too.
         for _ in range(2):
             part = torch.zeros_like(total)
-            for columns, x in zip(torch.split(held, CHUNK, 1), torch.split(rest, CHUNK), strict=True):
+            for columns, x in self._blocks(remainder):
                 part += columns.double() @ x
-            for columns, x in zip(torch.split(held, CHUNK, 1), torch.split(rest, CHUNK), strict=True):
+            for columns, x in self._blocks(remainder):
                 x -= part @ columns.double()
             total += part
-        return rest, total.cpu().numpy()
+        return remainder, total.cpu().numpy()
+
+    def _blocks(self, vector: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Blocks of columns of the basis, (k, c), with the same rows of a vector, (c,), as views."""
+        basis = self.basis[: self.filled]
+        return zip(torch.split(basis, COLUMNS_AT_ONCE, 1), torch.split(vector, COLUMNS_AT_ONCE), strict=True)
 
     def _combine(self, coordinates: np.ndarray) -> Tensor:
         """(j, m) -> (n, m) in the basis's precision, added up in float64."""
         weights = torch.from_numpy(np.ascontiguousarray(coordinates)).to(self.basis.device)
-        held = self.basis[: self.multiplied]
-        return torch.cat([(columns.double().T @ weights).to(held.dtype) for columns in torch.split(held, CHUNK, 1)])
+        blocks = torch.split(self.basis[: self.multiplied], COLUMNS_AT_ONCE, 1)
+        return torch.cat([(columns.double().T @ weights).to(columns.dtype) for columns in blocks])
 
-    def _room(self) -> None:
-        """Makes room for one more vector."""
-        have = len(self.basis)
-        if self.filled < have:
+    def _reserve(self) -> None:
+        """Makes room for one more vector, doubling the memory up to the capacity; a restart needs one beyond it."""
+        rows = len(self.basis)
+        if self.filled < rows:
             return
-        size = min(max(2 * have, 1), max(self.capacity, self.filled + 1))
-        basis = torch.empty((size, self.matrix.size), dtype=self.basis.dtype, device=self.basis.device)
-        basis[:have] = self.basis
+        size = min(max(2 * rows, 1), max(self.capacity, self.filled + 1))
+        basis = torch.empty((size, self.operator.size), dtype=self.basis.dtype, device=self.basis.device)
+        basis[:rows] = self.basis
         projected = np.zeros((size + 1, size))
-        projected[: have + 1, :have] = self.projected
-        self.basis, self.projected, self.lost = basis, projected, np.concatenate([self.lost, np.zeros(size - have)])
+        projected[: rows + 1, :rows] = self.projected
+        lost = np.concatenate([self.lost, np.zeros(size - rows)])
+        self.basis, self.projected, self.lost = basis, projected, lost

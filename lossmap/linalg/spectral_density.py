@@ -1,22 +1,21 @@
-"""The density of a matrix's eigenvalues, from few products, with an error band that can be relied on.
+"""The density of an operator's eigenvalues by stochastic Lanczos quadrature, with an error band.
 
     F(t) = the share of the n eigenvalues that are <= t         the cumulative density, from 0 to 1
 
 A Lanczos run of m steps from a random vector g gives the m-point Gauss quadrature of the measure that g sees: nodes
-and weights. What is not known of F has two parts, and both are told:
+and weights (see `quadrature`). What is not known of F has two parts, and both are reported:
 
-    quadrature  whatever the unseen moments are, g's own cumulative measure at t lies between the weights of the nodes
-                below t and that plus the weight of a node put at t (Chebyshev, Markov, Stieltjes): a theorem
+    quadrature  g's own cumulative measure at t lies between two bounds of the Gauss-Radau rule: a theorem
     chance      for s normal vectors g_i, weighted by their squared lengths, the measure at t is distributed as
                 Beta(s k/2, s (n - k)/2), where k = n F(t) is the number of eigenvalues <= t: exactly, whatever the
                 matrix. Read backwards it is an interval for k with the stated confidence, for one probe already
 
 The band is the two together, pointwise in t. Half of its area over the range bounds how far the drawn curve may be from
-the truth in Wasserstein distance; steps and probes are added until it is as small as wanted.
+the truth in Wasserstein distance; steps and probes are added until it is as small as requested.
 
-Letters: n the dimension, m steps, s probes. Price: m s products; memory n m. Full reorthogonalisation, since a run that
-loses orthogonality counts its top eigenvalues several times. Sources: Golub and Meurant (1994); Lin, Saad and Yang
-(2016), doi:10.1137/130934283; Ghorbani, Krishnan and Xiao (2019), arXiv:1901.10159.
+Symbols: n the dimension, m steps, s probes; t and eigenvalues in the operator's unit. Price: m s products; memory n m.
+Sources: Golub and Meurant (1994); Lin, Saad and Yang (2016), doi:10.1137/130934283; Ghorbani, Krishnan and Xiao (2019),
+arXiv:1901.10159.
 """
 
 from __future__ import annotations
@@ -27,108 +26,26 @@ from functools import cached_property
 from math import ceil
 
 import numpy as np
-import torch
-from scipy.linalg import eigh_tridiagonal
 from scipy.stats import beta as beta_distribution
 
-from lossmap import seeding
-from lossmap.linalg.krylov_space import ROUNDING, KrylovSpace, SymmetricOperator
+from lossmap.linalg.operator import Rounding, SymmetricOperator
+from lossmap.linalg.quadrature import LanczosRun, crowded_ticks, lanczos_run
 from lossmap.report.estimates import density_text, mass_text
 
-LEAST = 48  # steps, where they are chosen: fewer leave the bulk near zero in the dark
-TICKS = 180  # places at which the band is computed
-NARROW = 1e-3  # of the largest absolute node: the scale of the places that crowd around zero
-
-
-@dataclass(frozen=True, eq=False)
-class LanczosRun:
-    """One probe's Lanczos run.
-
-    alpha   (m,) and beta (m,): the tridiagonal matrix, and the length of the vector that would come next
-    weight  the squared length of the normal vector that it was started from
-    exact   whether the run ended by itself: its quadrature is then the measure itself
-    """
-
-    alpha: np.ndarray
-    beta: np.ndarray
-    weight: float
-    exact: bool = False
-
-    @cached_property
-    def quadrature(self) -> tuple[np.ndarray, np.ndarray]:
-        """Nodes ascending (m,) and their weights (m,), which add up to one."""
-        nodes, vectors = eigh_tridiagonal(self.alpha, self.beta[:-1])
-        return nodes, vectors[0] ** 2
-
-    def bounds(self, t: float) -> tuple[float, float]:
-        """Between what the measure of (-inf, t] lies: from the Gauss-Radau rule with a node at t."""
-        nodes, weights = self.quadrature
-        if self.exact:
-            share = float(weights[nodes <= t].sum())
-            return share, share
-        last = _radau(self.alpha, self.beta, t)
-        if not np.isfinite(last):
-            return float(weights[nodes < t].sum()), float(weights[nodes <= t].sum())
-        nodes, vectors = eigh_tridiagonal(np.append(self.alpha, last), self.beta)
-        weights = vectors[0] ** 2
-        own = int(np.abs(nodes - t).argmin())
-        below = float(weights[:own].sum())
-        return min(below, 1.0), min(below + float(weights[own]), 1.0)
-
-
-def _radau(alpha: np.ndarray, beta: np.ndarray, t: float) -> float:
-    """The last diagonal entry that makes t an eigenvalue: t - beta_m^2 / (the last pivot of T - t)."""
-    with np.errstate(divide="ignore", invalid="ignore"):
-        pivot = alpha[0] - t
-        for a, b in zip(alpha[1:], beta[:-1], strict=True):
-            pivot = a - t - b * b / pivot
-        return float(t + beta[-1] ** 2 / pivot)
-
-
-def lanczos_run(
-    matrix: SymmetricOperator, steps: int, *, seed: int | str = 0, probe: int = 0, error: float | None = None
-) -> LanczosRun:
-    """A Lanczos run from the normal vector of this seed and probe.
-
-    error  goes on only until half the area between the bounds is at most this share of the range, looked at every
-           eighth step from `MIN_TAIL_SIZE` on
-    """
-    g = seeding.normal(matrix.size, "density probe", seed, probe).double()
-    space = KrylovSpace(matrix, g[:, None], min(steps + 1, matrix.size))
-    weight = float((g * g).sum())
-    while True:
-        space.step()
-        done = space.multiplied == space.filled  # nothing new: an invariant subspace
-        looked = error is not None and space.multiplied >= LEAST and space.multiplied % 8 == 0
-        if done or looked or space.multiplied >= steps:
-            alpha, beta = space.tridiagonal()
-            found = LanczosRun(alpha, beta, weight, done)
-            if done or space.multiplied >= steps or (error is not None and _gap(found) <= error):
-                return found
-
-
-def _gap(found: LanczosRun) -> float:
-    """Half the area between a run's bounds, over its range."""
-    nodes, _ = found.quadrature
-    if nodes[-1] == nodes[0]:
-        return 0.0
-    ticks = _ticks(nodes, nodes[0], nodes[-1], 40)
-    bounds = np.array([found.bounds(t) for t in ticks])
-    return float(np.trapezoid(bounds[:, 1] - bounds[:, 0], ticks)) / 2.0 / float(nodes[-1] - nodes[0])
-
-
-def _ticks(nodes: np.ndarray, low: float, high: float, count: int) -> np.ndarray:
-    """Ascending places between the ends: a third even, a third where the nodes are, a third crowding around zero."""
-    third = count // 3
-    between = np.quantile(nodes, np.linspace(0.0, 1.0, count - 2 * third))
-    scale = NARROW * max(abs(low), abs(high)) or 1.0
-    crowded = scale * np.sinh(np.linspace(np.arcsinh(low / scale), np.arcsinh(high / scale), third))
-    return np.unique(np.concatenate([np.linspace(low, high, third), between, np.clip(crowded, low, high)]))
+BAND_TICKS = 180  # places at which the band is computed
+MAX_ENUMERATED_SIZE = 4096  # up to this dimension every count is tried, above it the counts are bisected
+NEGLIGIBLE_SHARE = 1e-14  # a share of rounding, from which no eigenvalue is inferred
 
 
 @dataclass(frozen=True)
 class MassInterval:
-    """A share of the n eigenvalues, as known: value, and from low to high with the stated confidence."""
+    """A share of the n eigenvalues with its interval.
+
+    value       the estimate, from 0 to 1
+    low, high   between them the share lies with the stated confidence
+    size        the dimension n
+    confidence  a probability
+    """
 
     value: float
     low: float
@@ -138,7 +55,7 @@ class MassInterval:
 
     @property
     def count(self) -> tuple[int, int]:
-        """From how many to how many eigenvalues, inclusive."""
+        """The smallest and the largest number of eigenvalues in the interval, inclusive."""
         return round(self.low * self.size), round(self.high * self.size)
 
     def __repr__(self) -> str:
@@ -149,31 +66,33 @@ class MassInterval:
 class Density:
     """The spectrum as a distribution: raw nodes, cumulative with its band, smoothed on request.
 
-    runs        one for each probe
-    size        the dimension n
-    epsilon     the rounding of the products, relative to the largest absolute eigenvalue
-    confidence  of the band and of shares, pointwise
-    wanted      the error asked for, as a share of the range
-    known       all n eigenvalues, where the matrix was small enough to be had whole; there are no runs then
+    runs         one for each probe
+    size         the dimension n
+    epsilon      the unit roundoff of the products
+    confidence   of the band and of shares, pointwise
+    target       the error requested, as a share of the range
+    eigenvalues  all n of them, where the operator was small enough to be made dense; there are no runs then
+    rounding     the operator's measured rounding, in the unit of its eigenvalues; None where none was measured
     """
 
     runs: tuple[LanczosRun, ...]
     size: int
     epsilon: float
     confidence: float = 0.95
-    wanted: float = np.inf
-    known: np.ndarray | None = None
+    target: float = np.inf
+    eigenvalues: np.ndarray | None = None
+    rounding: float | None = None
 
     @property
     def products(self) -> int:
-        """Matrix-vector products spent."""
-        if self.known is not None:
+        """Operator-vector products spent."""
+        if self.eigenvalues is not None:
             return self.size
         return sum(len(r.alpha) for r in self.runs)
 
     @property
     def probes(self) -> int:
-        """How many random starts s."""
+        """The number of random starts s."""
         return len(self.runs)
 
     @property
@@ -184,8 +103,8 @@ class Density:
     @cached_property
     def nodes(self) -> tuple[np.ndarray, np.ndarray]:
         """All probes' nodes, ascending, and their weights, which add up to one."""
-        if self.known is not None:
-            return np.sort(self.known), np.full(self.size, 1.0 / self.size)
+        if self.eigenvalues is not None:
+            return np.sort(self.eigenvalues), np.full(self.size, 1.0 / self.size)
         nodes = np.concatenate([r.quadrature[0] for r in self.runs])
         weights = np.concatenate([r.quadrature[1] * r.weight for r in self.runs])
         order = np.argsort(nodes, kind="stable")
@@ -199,21 +118,21 @@ class Density:
 
     @property
     def allowance(self) -> float:
-        """By how much rounding in the products may have moved a node."""
-        return ROUNDING * self.epsilon * max(abs(self.range[0]), abs(self.range[1]))
+        """How far rounding in the products may have moved a node."""
+        scale = max(abs(self.range[0]), abs(self.range[1]))
+        return Rounding(self.epsilon, self.rounding).allowance(scale)
 
     def cumulative(self, t: float) -> MassInterval:
         """F(t): the share of eigenvalues <= t. Ties within the allowance for rounding widen the interval."""
         low, high = self._bounds(t - self.allowance)[0], self._bounds(t + self.allowance)[1]
         middle = self._bounds(t)
-        if self.known is not None:
+        if self.eigenvalues is not None:
             return MassInterval(middle[0], low, high, self.size, self.confidence)
         tail = 0.5 * (1.0 - self.confidence)
-        least = _least(low, self.size, self.probes, tail)
-        most = self.size - _least(1.0 - high, self.size, self.probes, tail)
-        return MassInterval(
-            0.5 * (middle[0] + middle[1]), least / self.size, most / self.size, self.size, self.confidence
-        )
+        fewest = smallest_count(low, self.size, self.probes, tail)
+        most = self.size - smallest_count(1.0 - high, self.size, self.probes, tail)
+        value = 0.5 * (middle[0] + middle[1])
+        return MassInterval(value, fewest / self.size, most / self.size, self.size, self.confidence)
 
     def below(self, t: float) -> MassInterval:
         """The share of eigenvalues < t, such as the mass below -t. At a tie it may be more: see `cumulative`."""
@@ -229,20 +148,21 @@ class Density:
         """Ticks t, and there F(t) with its lower and upper limit, each (ticks,)."""
         low, high = self.range
         margin = max(0.02 * (high - low), 2 * self.allowance)
-        ticks = _ticks(self.nodes[0], low - margin, high + margin, TICKS)
+        ticks = crowded_ticks(self.nodes[0], low - margin, high + margin, BAND_TICKS)
         shares = [self.cumulative(t) for t in ticks]
-        value, least, most = (np.array([getattr(s, name) for s in shares]) for name in ("value", "low", "high"))
-        accumulate = np.maximum.accumulate
-        return ticks, accumulate(value), accumulate(least), np.minimum.accumulate(most[::-1])[::-1]
+        value, lower, upper = np.array([(s.value, s.low, s.high) for s in shares]).T
+        # F never falls: a limit at one tick holds at all ticks behind it, or before it.
+        rising = np.maximum.accumulate
+        return ticks, rising(value), rising(lower), np.minimum.accumulate(upper[::-1])[::-1]
 
     @cached_property
     def error(self) -> float:
         """Half the area of the band, as a share of the range: how far off, in Wasserstein distance, F may be."""
         low, high = self.range
-        if high == low or self.known is not None:
+        if high == low or self.eigenvalues is not None:
             return 0.0
-        ticks, _, least, most = self.band
-        return float(np.trapezoid(most - least, ticks)) / 2.0 / (high - low)
+        ticks, _, lower, upper = self.band
+        return float(np.trapezoid(upper - lower, ticks)) / 2.0 / (high - low)
 
     @cached_property
     def quadrature_error(self) -> float:
@@ -256,8 +176,8 @@ class Density:
 
     @property
     def met(self) -> bool:
-        """Whether the wanted error was reached."""
-        return self.error <= self.wanted
+        """Whether the requested error was reached."""
+        return self.error <= self.target
 
     def smoothed(self, t: np.ndarray, width: float | None = None) -> np.ndarray:
         """The density at t, (ticks,), each node drawn as a Gaussian of this standard deviation, per unit of t.
@@ -267,19 +187,24 @@ class Density:
         """
         nodes, weights = self.nodes
         low, high = self.range
-        sigma = max(0.01 * (high - low), self.allowance, 1e-30) if width is None else width
+        sigma = width
+        if sigma is None:
+            sigma = max(0.01 * (high - low), self.allowance, 1e-30)
         z = (np.asarray(t)[:, None] - nodes) / sigma
         total: np.ndarray = np.exp(-0.5 * z * z) @ weights / (sigma * np.sqrt(2 * np.pi))
         return total
 
     def wasserstein(self, eigenvalues: np.ndarray) -> float:
-        """The Wasserstein distance of the raw nodes to a known spectrum, in the unit of the eigenvalues."""
+        """The Wasserstein distance of the raw nodes to a known spectrum (n,), in the unit of the eigenvalues.
+
+        In one dimension it is the area between the two cumulative densities.
+        """
         nodes, weights = self.nodes
         true = np.sort(eigenvalues)
-        places = np.sort(np.concatenate([nodes, true]))
-        found = np.concatenate([[0.0], np.cumsum(weights)])[np.searchsorted(nodes, places[:-1], side="right")]
-        known = np.searchsorted(true, places[:-1], side="right") / len(true)
-        return float((np.abs(found - known) * np.diff(places)).sum())
+        ticks = np.sort(np.concatenate([nodes, true]))
+        estimated = np.concatenate([[0.0], np.cumsum(weights)])[np.searchsorted(nodes, ticks[:-1], side="right")]
+        exact = np.searchsorted(true, ticks[:-1], side="right") / len(true)
+        return float((np.abs(estimated - exact) * np.diff(ticks)).sum())
 
     def __repr__(self) -> str:
         effort = (self.probes, self.steps, self.products)
@@ -287,43 +212,49 @@ class Density:
 
     def _bounds(self, t: float) -> tuple[float, float]:
         """The probes' bounds at t, averaged with their weights."""
-        if self.known is not None:
-            share = float((self.known <= t).mean())
+        if self.eigenvalues is not None:
+            share = float((self.eigenvalues <= t).mean())
             return share, share
         total = sum(r.weight for r in self.runs)
         pairs = [(r.weight, *r.bounds(t)) for r in self.runs]
         return sum(w * low for w, low, _ in pairs) / total, sum(w * high for w, _, high in pairs) / total
 
 
-def _least(seen: float, n: int, s: int, tail: float) -> int:
-    """The smallest k for which s probes see a share of `seen` or more with at least this probability."""
-    if seen <= 1e-14:
+def smallest_count(share: float, n: int, s: int, tail: float) -> int:
+    """The smallest count k of n eigenvalues for which s probes see `share` or more with at least probability `tail`.
+
+    The share that s normal probes see of k eigenvalues is distributed as Beta(s k / 2, s (n - k) / 2); the probability
+    of a share or more grows with k. Returns n where no smaller count will do.
+    """
+    if share <= NEGLIGIBLE_SHARE:
         return 0
     k = np.arange(1, n)
-    if n <= 4096:
-        enough = beta_distribution.sf(seen, 0.5 * s * k, 0.5 * s * (n - k)) >= tail
-        return int(k[enough][0]) if enough.any() else n
-    low, high = 0, n  # the probability grows with k: bisection
+    if n <= MAX_ENUMERATED_SIZE:
+        is_enough = beta_distribution.sf(share, 0.5 * s * k, 0.5 * s * (n - k)) >= tail
+        return int(k[is_enough][0]) if is_enough.any() else n
+    low, high = 0, n
     while high - low > 1:
         middle = (low + high) // 2
-        if float(beta_distribution.sf(seen, 0.5 * s * middle, 0.5 * s * (n - middle))) >= tail:
+        if float(beta_distribution.sf(share, 0.5 * s * middle, 0.5 * s * (n - middle))) >= tail:
             high = middle
         else:
             low = middle
     return high
 
 
-def check_asked(error: float, steps: int | None, probes: int | None) -> None:
-    """Raises ValueError for an error, steps or probes that make no sense."""
+def check_density_request(error: float, steps: int | None, probes: int | None, confidence: float = 0.95) -> None:
+    """Raises ValueError where the error, steps, probes or confidence are out of range."""
     if not error > 0.0:
-        raise ValueError(f"the density's error wants a share of the range above 0, such as 0.01; got {error}")
+        raise ValueError(f"the density's error must be a share of the range > 0, e.g. 0.01; got {error}")
     for name, number in (("steps", steps), ("probes", probes)):
         if number is not None and number < 1:
-            raise ValueError(f"the density wants 1 or more {name}; got {number}")
+            raise ValueError(f"the density's {name} must be >= 1; got {number}")
+    if not 0.0 < confidence < 1.0:
+        raise ValueError(f"the density's confidence must be a probability between 0 and 1, e.g. 0.95; got {confidence}")
 
 
 def density(
-    matrix: SymmetricOperator,
+    operator: SymmetricOperator,
     *,
     error: float = 0.01,
     steps: int | None = None,
@@ -335,33 +266,53 @@ def density(
 ) -> Density:
     """The density by stochastic Lanczos quadrature.
 
-    error         the largest wanted Wasserstein distance to the truth, as a share of the range: steps are added while
-                  the quadrature's part of the band is more than half of it, probes until the whole fits
-    steps         so many for each probe; None: chosen by the first probe
-    probes        so many; None: chosen
+    operator      A (n, n), symmetric
+    error         the largest Wasserstein distance to the truth, as a share of the range: steps are added while the
+                  quadrature's part of the band is more than half of it, probes until the whole fits
+    steps         for each probe; None: chosen by the first probe
+    probes        number of random starts; None: chosen
+    confidence    of the band, pointwise
     max_products  spends no more than that where it chooses
-    runs          runs made already with the same seed, the first probes of it
+    seed          of the probes
+    runs          made already with the same seed: its first probes
 
-    Raises ValueError for what makes no sense, FloatingPointError where a product is not finite.
+    Raises ValueError for arguments out of range, FloatingPointError where a product is not finite.
     """
-    check_asked(error, steps, probes)
-    if not 0.0 < confidence < 1.0:
-        raise ValueError(f"a confidence is a probability between 0 and 1, such as 0.95; got {confidence}")
-    made = list(runs)
-    if not made:
-        most = steps if steps is not None else max(1, max_products // 2 if probes is None else max_products // probes)
-        made.append(lanczos_run(matrix, most, seed=seed, probe=0, error=error / 2 if steps is None else None))
-    each = steps if steps is not None else len(made[0].alpha)
-    epsilon = float(torch.finfo(matrix.dtype).eps)
-    wanted = len(made) if probes is None else probes
+    check_density_request(error, steps, probes, confidence)
+    runs = list(runs)
+    if not runs:
+        runs.append(first_run(operator, error, steps, probes, max_products, seed))
+    each = steps if steps is not None else len(runs[0].alpha)
+    rounding = Rounding.of(operator)
+    count = len(runs) if probes is None else probes
     while True:
-        made += [lanczos_run(matrix, each, seed=seed, probe=i) for i in range(len(made), wanted)]
-        found = Density(tuple(made), matrix.size, epsilon, confidence, error)
-        if probes is not None or found.error <= error:
-            return found
-        chance_part = found.error - found.quadrature_error
-        left = max(error - found.quadrature_error, 0.1 * error)  # what more probes may still leave
-        wanted = max(len(made) + 1, ceil(len(made) * (chance_part / left) ** 2))
-        wanted = min(wanted, max_products // max(each, 1))
-        if wanted <= len(made):
-            return found
+        runs += [lanczos_run(operator, each, seed=seed, probe=i) for i in range(len(runs), count)]
+        estimate = Density(tuple(runs), operator.size, rounding.epsilon, confidence, error, rounding=rounding.measured)
+        if probes is not None or estimate.error <= error:
+            return estimate
+        count = min(probes_for(estimate), max_products // max(each, 1))
+        if count <= len(runs):
+            return estimate
+
+
+def first_run(
+    operator: SymmetricOperator,
+    error: float,
+    steps: int | None,
+    probes: int | None,
+    max_products: int,
+    seed: int | str,
+) -> LanczosRun:
+    """The first probe's run, of the steps given, or of those that bring its own band to half of the error."""
+    if steps is not None:
+        return lanczos_run(operator, steps, seed=seed, probe=0)
+    # Where the probes are chosen too, half of the products are left for a second one.
+    most = max(1, max_products // (probes or 2))
+    return lanczos_run(operator, most, seed=seed, probe=0, error=error / 2)
+
+
+def probes_for(estimate: Density) -> int:
+    """The number of probes that should bring the band to its target: chance falls with their root."""
+    chance = estimate.error - estimate.quadrature_error
+    left = max(estimate.target - estimate.quadrature_error, 0.1 * estimate.target)
+    return max(estimate.probes + 1, ceil(estimate.probes * (chance / left) ** 2))

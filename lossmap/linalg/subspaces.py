@@ -1,7 +1,7 @@
-"""Subspaces met through scalar products alone, and how near they lie to each other by chance.
+"""Subspaces known by scalar products alone, and how near they lie to each other by chance.
 
-Two subspaces of R^n are given by rows, p and q of them, known only by their Gram matrices: with these
-small matrices everything below costs nothing in n. Rows need not be quite orthonormal.
+Two subspaces of R^n are given by rows, p and q of them, known only by their Gram matrices: with these small matrices
+nothing below costs more with a larger n. Rows need not be quite orthonormal.
 
     cosines    of the principal angles, descending: singular values of Q_a Q_b^T, Q with orthonormal rows
     overlap    sum of cosines^2 / min(p, q), in [0, 1]: 1 where one contains the other
@@ -18,27 +18,28 @@ What chance gives, for subspaces drawn uniformly (Haar) in R^n; real, independen
 Sources: Bjorck and Golub (1973), doi:10.1090/S0025-5718-1973-0348991-3, for the angles; Collins and Sniady
 (2006), doi:10.1007/s00220-006-1554-3, for moments over the orthogonal group; Kesten (1959),
 doi:10.1090/S0002-9947-1959-0109367-6, and Voiculescu, Dykema and Nica, Free Random Variables (1992), for the
-edge. Angles below some 4e-4 cannot be told from 0 when the vectors are float32.
+edge. Angles below some 4e-4 cannot be distinguished from 0 where the vectors are float32. Price: (p + q)^3.
 """
 
 from __future__ import annotations
 
-from math import exp, lgamma, pi, sqrt
+from math import exp, lgamma, nan, pi, sqrt
 
 import numpy as np
 from scipy import special
 
 Array = np.ndarray
+MIN_RELATIVE_EIGENVALUE = 1e-10  # of a Gram matrix, to its largest: below it rows depend on each other
 
 
 def inverse_root(gram: Array) -> Array:
-    """A matrix W, (rank, p), that makes rows with this Gram matrix orthonormal: W gram W^T = 1.
+    """A matrix W, (rank, p), that makes rows with this Gram matrix (p, p) orthonormal: W gram W^T = 1.
 
     Rows that depend on others are dropped with their direction.
     """
     values, vectors = np.linalg.eigh(gram)
-    kept = values > values[-1] * 1e-10
-    root: Array = (vectors[:, kept] / np.sqrt(values[kept])).T
+    independent = values > values[-1] * MIN_RELATIVE_EIGENVALUE
+    root: Array = (vectors[:, independent] / np.sqrt(values[independent])).T
     return root
 
 
@@ -53,7 +54,7 @@ def principal_cosines(own: Array, cross: Array, other: Array) -> Array:
 
 
 def overlap_of(cosines: Array) -> float:
-    """The mean of the cosines squared: 1 where the smaller subspace lies in the larger, 0 at right angles."""
+    """The mean of the squared cosines (m,): 1 where the smaller subspace lies in the larger, 0 at right angles."""
     return float(np.mean(np.square(cosines)))
 
 
@@ -63,11 +64,11 @@ def chance_cosine(n: int) -> float:
 
 
 def chance_cosine_limit(n: int, tries: int = 1, confidence: float = 0.99) -> float:
-    """The |cosine| which, with this probability, none of so many independent tries exceeds."""
+    """The |cosine| in R^n which, with probability `confidence`, none of `tries` independent ones exceeds."""
     if n < 2:
         return 1.0
-    missed = -np.expm1(np.log(confidence) / max(tries, 1))  # allowed to each try
-    return float(np.sqrt(special.betainccinv(0.5, (n - 1) / 2, missed)))
+    tail = -np.expm1(np.log(confidence) / max(tries, 1))  # of each try: 1 - confidence^(1/tries)
+    return float(np.sqrt(special.betainccinv(0.5, (n - 1) / 2, tail)))
 
 
 def chance_overlap(n: int, p: int, q: int) -> tuple[float, float]:
@@ -80,7 +81,7 @@ def chance_overlap(n: int, p: int, q: int) -> tuple[float, float]:
 
 
 def chance_largest(n: int, s: int, r: int) -> float:
-    """The largest eigenvalue of the Gram matrix of s uniform subspaces' r orthonormal rows each, for large n."""
+    """The largest eigenvalue of the (s r, s r) Gram matrix of s uniform subspaces of dimension r, for large n."""
     a = r / n
     if s < 2:
         return 1.0
@@ -90,12 +91,14 @@ def chance_largest(n: int, s: int, r: int) -> float:
 
 
 def chance_participation(n: int, s: int, r: int) -> float:
-    """The participation ratio (sum l)^2 / sum l^2 of that matrix's eigenvalues, with the mean of sum l^2."""
+    """The participation ratio (sum l)^2 / E sum l^2 of the eigenvalues l of `chance_largest`'s matrix."""
     m = s * r
     return m**2 / (m + s * (s - 1) * r**2 / n)
 
 
 def participation(weights: Array) -> float:
-    """(sum w)^2 / sum w^2 of weights >= 0: how many of them count; NaN where all are zero."""
+    """(sum w)^2 / sum w^2 of weights (m,) >= 0: the effective number of them; NaN where all are zero."""
     total = float(np.sum(weights))
-    return total**2 / float(np.sum(np.square(weights))) if total > 0 else float("nan")
+    if not total > 0:
+        return nan
+    return total**2 / float(np.sum(np.square(weights)))

@@ -8,7 +8,7 @@ from math import inf, nan
 
 import numpy as np
 
-from lossmap.linalg.krylov_space import ROUNDING
+from lossmap.linalg.operator import Rounding
 from lossmap.linalg.spectral_density import Density
 from lossmap.report.blocks import BlockSummary, block_text
 from lossmap.report.definiteness import kind_of
@@ -142,4 +142,4 @@ class Block:
 def with_noise_floor(blocks: Sequence[Block], scale: float = 0.0) -> tuple[Block, ...]:
     """The blocks with their noise floors, which need the network's largest absolute eigenvalue: theirs, or `scale`."""
     top = max([scale, *(b.scale for b in blocks)])
-    return tuple(replace(b, floor=max(RELATIVE * b.scale, ROUNDING * b.epsilon * top)) for b in blocks)
+    return tuple(replace(b, floor=max(RELATIVE * b.scale, Rounding(b.epsilon).allowance(top))) for b in blocks)

@@ -38,8 +38,8 @@ from lossmap.diagnostics.layer_signals import Signal, signals, why_zero
 from lossmap.geometry.parameter_vector import Layout
 from lossmap.linalg.block_norms import OffDiagonalEnergy, off_diagonal_energy
 from lossmap.linalg.dense import DenseMatrix
-from lossmap.linalg.krylov_space import ROUNDING, SymmetricOperator
 from lossmap.linalg.lanczos import EigenPairs, extremes
+from lossmap.linalg.operator import Rounding, SymmetricOperator
 from lossmap.linalg.spectral_density import density
 from lossmap.report import blocks as report_blocks
 from lossmap.report import layer_hessian as report_layer_hessian
@@ -156,7 +156,7 @@ def verdicts_of(
         values = np.sort(np.asarray(given, dtype=np.float64))
         if values.ndim != 1 or not values.size or not np.isfinite(values).all():
             raise ValueError(f"{name}: eigenvalues want a row of finite numbers, at least one; got {given!r}")
-        error = ROUNDING * epsilon * float(np.abs(values).max())
+        error = Rounding(epsilon).allowance(float(np.abs(values).max()))
         made.append(Block(name, (name,), values.size, values, error, epsilon=epsilon))
     return BlockSpectra(with_noise_floor(made), "given", label=label)
 
@@ -221,7 +221,7 @@ def read_block(
     began, epsilon = time.perf_counter(), float(torch.finfo(matrix.dtype).eps)
     if matrix.size <= dense:
         whole = DenseMatrix.of(matrix)
-        values, error, products = whole.decomposed[0], whole.error, matrix.size
+        values, error, products = whole.eigendecomposition[0], whole.error, matrix.size
         block = Block(name, tuple(tensors), matrix.size, values, error, whole.entries, epsilon=epsilon)
         return replace(block, products=products, seconds=time.perf_counter() - began)
     pairs = extremes(matrix, "ends", tol=tol, seed=f"{seed} {name}", max_products=max_products, certify=True)

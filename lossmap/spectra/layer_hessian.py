@@ -29,7 +29,7 @@ from torch.func import functional_call, grad, jacrev, vmap
 
 from lossmap.curvature.operators import differentiated
 from lossmap.data.problem import Problem
-from lossmap.linalg.krylov_space import ROUNDING
+from lossmap.linalg.operator import Rounding
 from lossmap.report.definiteness import kind_of
 from lossmap.report.layer_hessian import LayerHessianSummary, layer_hessian_text
 
@@ -77,7 +77,7 @@ class LayerHessian:
     def floor(self) -> float:
         """Below it an eigenvalue counts as zero: 1e-6 of the largest, or 64 roundings in float64."""
         scale = float(np.abs(self.values).max(initial=0.0))
-        return max(1e-6 * scale, ROUNDING * float(np.finfo(float).eps) * max(scale, 1.0))
+        return max(1e-6 * scale, Rounding(float(np.finfo(float).eps)).allowance(max(scale, 1.0)))
 
     @property
     def kind_of(self) -> str:

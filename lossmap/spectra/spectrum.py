@@ -28,8 +28,8 @@ from lossmap.data.problem import Problem
 from lossmap.geometry.parameter_vector import Layout
 from lossmap.linalg.deflation import successive_eigenpairs
 from lossmap.linalg.dense import DenseMatrix
-from lossmap.linalg.krylov_space import SymmetricOperator
 from lossmap.linalg.lanczos import EigenPairs
+from lossmap.linalg.operator import SymmetricOperator
 from lossmap.linalg.spectral_density import Density, MassInterval, density
 from lossmap.linalg.trace import Trace, trace
 from lossmap.report.definiteness import definiteness_of_ends

@@ -30,11 +30,10 @@ from lossmap.geometry.parameter_vector import Layout
 from lossmap.linalg.block_norms import block_leakage, energy_from_leakage
 from lossmap.linalg.deflation import successive_eigenpairs
 from lossmap.linalg.dense import DenseMatrix
-from lossmap.linalg.lanczos import EigenPairs, Which, extremes
-from lossmap.linalg.lanczos import check as check_ends
-from lossmap.linalg.spectral_density import Density, LanczosRun, density, lanczos_run
-from lossmap.linalg.spectral_density import check_asked as check_density
-from lossmap.linalg.trace import METHODS, Trace, check_asked, trace
+from lossmap.linalg.lanczos import EigenPairs, Which, check_eigenvalue_request, extremes
+from lossmap.linalg.quadrature import LanczosRun, lanczos_run
+from lossmap.linalg.spectral_density import Density, check_density_request, density
+from lossmap.linalg.trace import METHODS, Trace, check_trace_request, trace
 from lossmap.spectra.block import Block
 from lossmap.spectra.blocks import (
     BlockSpectra,
@@ -222,7 +221,7 @@ class SpectrumTasks:
 
     def _whole(self, subject: Subject, name: str) -> Sequence[Any]:
         whole = DenseMatrix.of(self.matrix(subject))
-        return [whole.entries, whole.lack, whole.epsilon]
+        return [whole.entries, whole.asymmetry, whole.epsilon]
 
     def _ends(self, subject: Subject, name: str) -> Sequence[Any]:
         a, found = self.asked, []
@@ -244,7 +243,7 @@ class SpectrumTasks:
         a = self.asked
         t = trace(self.matrix(subject), a.trace_method, products=a.trace_products, error=a.trace_error, seed=a.seed)
         method = (*METHODS, "unit vectors").index(t.method)
-        return [[t.value, t.error, t.terms, t.products, method, t.size, t.wanted]]
+        return [[t.value, t.error, t.terms, t.products, method, t.size, t.target]]
 
     def _density(self, subject: Subject, name: str) -> Sequence[Any]:
         a, matrix = self.asked, self.matrix(subject)
@@ -412,11 +411,11 @@ def _whole_jobs(i: int, n: int, tensors: int, a: SpectrumRequest) -> list[tuple[
             raise ValueError(f"--{end} wants 0 to 100 eigenvalues; got {count}")
         if count > n:
             raise ValueError(f"--{end} {count}: the matrix has {n} rows, and no more eigenvalues than that")
-    check_ends(Which("top", 1), n, a.tol, a.max_products, a.confidence)
+    check_eigenvalue_request(Which("top", 1), n, a.tol, a.max_products, a.confidence)
     if a.density:
-        check_density(a.density_error, a.density_steps, a.density_probes)
+        check_density_request(a.density_error, a.density_steps, a.density_probes)
     if a.trace_products:
-        check_asked(a.trace_method, a.trace_products)
+        check_trace_request(a.trace_method, a.trace_products)
     found = [(Task(i, "gradient"), 8)]
     if n <= a.dense:
         return [*found, (Task(i, "whole"), n * n + 16)]

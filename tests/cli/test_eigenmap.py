@@ -261,12 +261,12 @@ def test_nothing_is_done_in_a_dry_run(here, capsys):
     ("flags", "text"),
     [
         ("--precision bfloat16", "--precision bfloat16 is for losses; eigenvalues want float32 or float64"),
-        ("--tol 0", "--tol wants a number above 0"),
-        ("--which most", "--which wants ends, top:k, bottom:k or abs:k"),
-        ("--confidence 2", "--confidence wants a probability between 0 and 1"),
-        ("--certify each --max-products 0", "--max-products wants 1 or more"),
+        ("--tol 0", "--tol must be > 0"),
+        ("--which most", "--which must be ends, top:k, bottom:k or abs:k"),
+        ("--confidence 2", "--confidence must be a probability between 0 and 1"),
+        ("--certify each --max-products 0", "--max-products must be >= 1"),
         ("--parameters nothing", "no parameter matches 'nothing'"),
-        ("--which top:99", "top:99 of a matrix of 20 rows"),
+        ("--which top:99", "top:99 requested of an operator of 20 rows"),
         ("--like missing.h5", "missing.h5"),
     ],
 )

@@ -91,11 +91,11 @@ def test_a_dry_run_writes_nothing(here, capsys):
         (["--compare", "mlp=x.pt"], "two checkpoints are called 'mlp'"),
         (["--precision", "bfloat16"], "spectra want float32 or float64"),
         (["--page"], "--page and --vtk are for surfaces"),
-        (["--trace-products", "2"], "wants 6 products or more; got 2"),
-        (["--density-probes", "0"], "the density wants 1 or more probes; got 0"),
-        (["--density-error", "0"], "wants a share of the range above 0"),
+        (["--trace-products", "2"], "products must be >= 6 for a standard error; got 2"),
+        (["--density-probes", "0"], "the density's probes must be >= 1; got 0"),
+        (["--density-error", "0"], "must be a share of the range > 0"),
         (["--l2", "0.1", "--bottom", "0"], "--l2 wants both ends of the spectrum"),
-        (["--tol", "0"], "--tol wants a number above 0"),
+        (["--tol", "0"], "--tol must be > 0"),
     ],
 )
 def test_what_makes_no_sense_is_one_sentence(here, capsys, told, text):

@@ -10,10 +10,11 @@ from torch import nn
 from lossmap.curvature.operators import CurvatureOperator
 from lossmap.data.checkpoints import load_into
 from lossmap.data.problem import Problem
-from lossmap.dynamics.checkpoint_curvature import SHARES, CheckpointCurvature, Leavable
+from lossmap.dynamics.checkpoint_curvature import SHARES, CheckpointCurvature
 from lossmap.dynamics.run import find_checkpoints, run_dynamics
 from lossmap.io.eigenvector_store import VectorFolder, read_vectors, results_of
 from lossmap.io.read import read
+from lossmap.linalg.operator import InterruptibleProduct
 
 PLAIN = "double-backward"
 
@@ -80,8 +81,12 @@ def test_the_model_that_was_given_is_not_moved(tmp_path):
 def counted(monkeypatch):
     """Every product of a run, as it is asked for, and every checkpoint that is begun."""
     products, begun = [], []
-    multiply, measure = Leavable.__matmul__, CheckpointCurvature.__call__
-    monkeypatch.setattr(Leavable, "__matmul__", lambda self, v: (products.append(len(begun)), multiply(self, v))[1])
+    multiply, measure = InterruptibleProduct.__call__, CheckpointCurvature.__call__
+    monkeypatch.setattr(
+        InterruptibleProduct,
+        "__call__",
+        lambda self, inner, v: (products.append(len(begun)), multiply(self, inner, v))[1],
+    )
     monkeypatch.setattr(CheckpointCurvature, "__call__", lambda self, p: (begun.append(p[0]), measure(self, p))[1])
     return products, begun
 

@@ -246,7 +246,7 @@ def test_the_second_look_has_names_of_its_own_and_does_not_see_the_neighbours():
         ({"certify": "some"}, "--certify is one of audit, each, none; got 'some'"),
         ({"which": "ends,top:3"}, "--which names the same eigenvalues twice: 'ends,top:3'; top:k and bottom:k hold"),
         ({"which": "top:3,top:2"}, "--which names the same eigenvalues twice"),
-        ({"which": "top"}, "--which wants ends, top:k, bottom:k or abs:k, such as top:5; got 'top'"),
+        ({"which": "top"}, "--which must be ends, top:k, bottom:k or abs:k, e.g. top:5; got 'top'"),
     ],
 )
 def test_what_makes_no_sense_is_refused(told, text):

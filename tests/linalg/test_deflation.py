@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from lossmap.linalg.deflation import Remaining, successive, successive_eigenpairs
+from lossmap.linalg.deflation import successive, successive_eigenpairs
 from lossmap.linalg.dense import DenseMatrix
+from lossmap.linalg.operator import deflated
 
 
 class Diagonal:
@@ -93,7 +94,7 @@ def test_what_remains_is_the_matrix_with_the_directions_taken_out():
             return a @ v
 
     out = torch.eye(8, dtype=torch.float64) - q @ q.T
-    rest = DenseMatrix.of(Remaining(Held(np.zeros(8)), q, -7.0))
+    rest = DenseMatrix.of(deflated(Held(np.zeros(8)), q, -7.0))
     assert rest.entries == pytest.approx((out @ a @ out - 7.0 * q @ q.T).numpy(), abs=1e-12)
 
 
@@ -109,9 +110,9 @@ def test_solvers_agree_and_eigsh_tells_no_limits():
 @pytest.mark.parametrize(
     ("which", "told", "text"),
     [
-        ("ends", {}, "are top:k or bottom:k; got 'ends'"),
-        ("top:9", {}, "top:9 of a matrix of 5 rows"),
-        ("top:2", {"solver": "magic"}, "--solver is one of auto, lanczos, eigsh; got 'magic'"),
+        ("ends", {}, "must be top:k or bottom:k; got 'ends'"),
+        ("top:9", {}, "top:9 requested of an operator of 5 rows"),
+        ("top:2", {"solver": "magic"}, "--solver must be one of auto, lanczos, eigsh; got 'magic'"),
     ],
 )
 def test_what_makes_no_sense_is_refused(which, told, text):

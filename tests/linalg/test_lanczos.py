@@ -209,7 +209,7 @@ def test_limits_of_cold_starts_are_broken_no_more_often_than_promised(confidence
     runs, broken = 400, np.zeros(2)
     for seed in range(runs):
         values = hessian_like(seed % 7, 120)
-        found = lanczos(Diagonal(values), tol=0.05, again=0, seed=seed, confidence=confidence)
+        found = lanczos(Diagonal(values), tol=0.05, extra_steps=0, seed=seed, confidence=confidence)
         broken += [values[-1] > found.limits[0], values[0] < found.limits[1]]
     allowed = runs * (1 - confidence) + 3 * np.sqrt(runs * (1 - confidence) * confidence)
     assert (broken <= allowed).all()
@@ -221,7 +221,7 @@ def test_limits_of_warm_starts_hold_though_the_start_is_orthogonal_to_the_extrem
     values = np.array([-1.5, -1.0, *np.linspace(-0.3, 0.3, 80), 1.0, 1.5])
     start = torch.eye(len(values), dtype=torch.float64)[:, [-2, 1]]
     for seed in range(runs):
-        found = lanczos(Diagonal(values), tol=0.01, again=0, start=start, seed=seed, confidence=confidence)
+        found = lanczos(Diagonal(values), tol=0.01, extra_steps=0, start=start, seed=seed, confidence=confidence)
         broken += [values[-1] > found.limits[0], values[0] < found.limits[1]]
         missed += found.values[0] < 1.4
     assert missed > 5  # a residual alone does not know
@@ -270,7 +270,7 @@ def test_a_search_that_was_left_goes_on_to_the_same_bits(which, dtype, after):
 
 
 def test_a_search_space_too_large_to_save_keeps_its_best_vectors(monkeypatch):
-    monkeypatch.setattr(eigen, "SAVED", 6 * 158 * 8)
+    monkeypatch.setattr(eigen, "MAX_SAVED_BYTES", 6 * 158 * 8)
     matrix = planted(hessian_like(3), 3)
     asked = iter([False] * 12 + [True])
     with pytest.raises(Interrupted) as left:
@@ -283,7 +283,7 @@ def test_a_search_space_too_large_to_save_keeps_its_best_vectors(monkeypatch):
 def test_a_saved_space_of_another_matrix_is_refused():
     with pytest.raises(Interrupted) as left:
         lanczos(planted(hessian_like(3)), stop=lambda: True)
-    with pytest.raises(ValueError, match="vectors of 158 numbers; this matrix takes 5"):
+    with pytest.raises(ValueError, match="vectors of 158 numbers; this operator takes 5"):
         lanczos(Dense(np.eye(5)), state=left.value.state)
 
 
@@ -326,14 +326,17 @@ def test_a_product_that_is_not_finite_is_an_error():
 @pytest.mark.parametrize(
     ("told", "text"),
     [
-        ({"which": "middle"}, "--which wants ends, top:k, bottom:k or abs:k, such as top:5; got 'middle'"),
-        ({"which": "top:0"}, "--which wants .* got 'top:0'"),
-        ({"which": "top:9"}, "top:9 of a matrix of 3 rows: it has no more eigenvalues"),
-        ({"solver": "magic"}, "--solver is one of auto, lanczos, eigsh; got 'magic'"),
-        ({"tol": 0.0}, "--tol wants a number above 0, such as 1e-3; got 0.0"),
-        ({"max_products": 0}, "--max-products wants 1 or more; got 0"),
-        ({"confidence": 1.0}, "--confidence wants a probability between 0 and 1, such as 0.99; got 1.0"),
-        ({"start": torch.zeros(2, 2)}, r"the start vectors have shape \(2, 2\); this matrix wants \(3, q\)"),
+        ({"which": "middle"}, "--which must be ends, top:k, bottom:k or abs:k, e.g. top:5; got 'middle'"),
+        ({"which": "top:0"}, "--which must be .* got 'top:0'"),
+        (
+            {"which": "top:9"},
+            "top:9 requested of an operator of 3 rows, which has 3 eigenvalues",
+        ),
+        ({"solver": "magic"}, "--solver must be one of auto, lanczos, eigsh; got 'magic'"),
+        ({"tol": 0.0}, "--tol must be > 0, e.g. 1e-3; got 0.0"),
+        ({"max_products": 0}, "--max-products must be >= 1; got 0"),
+        ({"confidence": 1.0}, "--confidence must be a probability between 0 and 1, e.g. 0.99; got 1.0"),
+        ({"start": torch.zeros(2, 2)}, r"the start vectors must have shape \(3, q\); got \(2, 2\)"),
     ],
 )
 def test_what_makes_no_sense_is_refused(told, text):

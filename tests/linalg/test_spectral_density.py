@@ -171,12 +171,12 @@ def test_a_matrix_that_is_held_whole_has_no_error():
 
 
 def test_large_dimensions_are_searched_by_halves():
-    from lossmap.linalg.spectral_density import _least
+    from lossmap.linalg.spectral_density import smallest_count
 
     for n_, seen in ((5000, 0.3), (4096, 0.001), (100_000, 0.999)):
-        k = _least(seen, n_, 2, 0.025)
+        k = smallest_count(seen, n_, 2, 0.025)
         assert 0 < k <= n_
-    assert _least(0.3, 4096, 1, 0.025) == pytest.approx(_least(0.3, 4097, 1, 0.025), abs=1)
+    assert smallest_count(0.3, 4096, 1, 0.025) == pytest.approx(smallest_count(0.3, 4097, 1, 0.025), abs=1)
 
 
 def test_probes_are_added_only_as_far_as_they_help():
@@ -188,10 +188,10 @@ def test_probes_are_added_only_as_far_as_they_help():
 @pytest.mark.parametrize(
     ("told", "text"),
     [
-        ({"error": 0.0}, "wants a share of the range above 0"),
-        ({"steps": 0}, "wants 1 or more steps; got 0"),
-        ({"probes": 0}, "wants 1 or more probes; got 0"),
-        ({"confidence": 1.0}, "a confidence is a probability between 0 and 1"),
+        ({"error": 0.0}, "must be a share of the range > 0"),
+        ({"steps": 0}, "steps must be >= 1; got 0"),
+        ({"probes": 0}, "probes must be >= 1; got 0"),
+        ({"confidence": 1.0}, "the density's confidence must be a probability between 0 and 1"),
     ],
 )
 def test_what_makes_no_sense_is_refused(told, text):

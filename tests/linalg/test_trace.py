@@ -191,7 +191,7 @@ def test_an_unknown_method_is_named():
 
 
 def test_too_few_products_are_refused():
-    with pytest.raises(ValueError, match="wants 6 products or more; got 3"):
+    with pytest.raises(ValueError, match="products must be >= 6 for a standard error; got 3"):
         trace(planted(np.ones(9)), products=3)
 
 

@@ -10,7 +10,7 @@ from lossmap.curvature.checks import check_mean
 from lossmap.curvature.gradient import loss_and_gradient
 from lossmap.data.problem import Problem
 from lossmap.geometry.parameter_vector import Layout
-from lossmap.linalg.krylov_space import SymmetricOperator
+from lossmap.linalg.operator import SymmetricOperator
 from lossmap.spectra.compare import compare, l2_path
 from lossmap.spectra.spectrum import masses_of, share_by_tensor, spectrum, spectrum_of
 

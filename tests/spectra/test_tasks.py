@@ -52,7 +52,7 @@ def test_a_small_matrix_is_one_job_and_exact():
     jobs = make_tasks([Subject("net", problem())], SpectrumRequest(parameters="2\\.", vectors=True))
     assert sorted(j.kind for j in jobs.jobs) == ["gradient", "whole"]
     found = jobs.spectra(rows_of(jobs))["net"]
-    assert found.trace.exact and found.density.known is not None and found.keep_vectors
+    assert found.trace.exact and found.density.eigenvalues is not None and found.keep_vectors
     assert "top_vectors" in found.stored()[0]
 
 

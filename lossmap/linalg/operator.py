@@ -1,0 +1,172 @@
+"""Symmetric operators: what a solver needs to know of a matrix that is met only through its products `A @ v`.
+
+    SymmetricOperator  the interface: size, dtype, device and `@`
+    Rounding           how far rounding in the products may move an eigenvalue: the one place where that is decided
+    MappedOperator     an operator made of another one by a function of the operator and the vector
+    interruptible      raises `Interrupted` before a product where the caller is to stop
+    deflated           B = (1 - V V^T) A (1 - V V^T) + sigma V V^T
+
+Symbols: n the dimension; A in the unit of its eigenvalues. Price: that of the inner product; `deflated` adds 8 n k
+multiplications for k vectors. Source of deflation: Saad, Numerical Methods for Large Eigenvalue Problems (2011), 4.2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import isfinite
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from lossmap.interrupt import Interrupted
+
+ROUNDING_EPSILONS = 64.0  # the allowance where rounding was not measured, in epsilons of the largest |eigenvalue|
+
+
+class SymmetricOperator(Protocol):
+    """A real symmetric matrix, (n, n), known by its products.
+
+    An operator may also have an attribute `rounding`: a float, how far rounding in its products may move an
+    eigenvalue, in the unit of the eigenvalues, as measured for this operator; see `Rounding`.
+    """
+
+    @property
+    def size(self) -> int:
+        """The dimension n."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision of the vectors that it takes and returns."""
+
+    @property
+    def device(self) -> torch.device:
+        """The device of those vectors."""
+
+    def __matmul__(self, v: Tensor, /) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """How far rounding in the products may move an eigenvalue.
+
+    epsilon   unit roundoff of the products' precision, `torch.finfo(dtype).eps`
+    measured  the operator's own measurement, in the unit of its eigenvalues; None where there is none, and
+              `ROUNDING_EPSILONS` epsilons of the largest absolute eigenvalue are assumed
+    """
+
+    epsilon: float
+    measured: float | None = None
+
+    @classmethod
+    def of(cls, operator: SymmetricOperator) -> Rounding:
+        """The rounding of an operator: its attribute `rounding` where it has one, else by its precision."""
+        return cls(float(torch.finfo(operator.dtype).eps), getattr(operator, "rounding", None))
+
+    def allowance(self, scale: float) -> float:
+        """The distance, in the unit of the eigenvalues, where the largest absolute eigenvalue is `scale`."""
+        if self.measured is not None:
+            return self.measured
+        return ROUNDING_EPSILONS * self.epsilon * scale
+
+
+@dataclass(frozen=True, eq=False)
+class MappedOperator:
+    """An operator of the same size, precision and device as another one, with a product made from it.
+
+    inner    the operator inside
+    product  (inner, v) -> the product with v, of v's shape and precision. It must keep the operator symmetric, and
+             move no eigenvalue of the inner operator further than rounding does
+    """
+
+    inner: SymmetricOperator
+    product: Callable[[SymmetricOperator, Tensor], Tensor]
+
+    @property
+    def size(self) -> int:
+        """The dimension n."""
+        return self.inner.size
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The inner operator's precision."""
+        return self.inner.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """The inner operator's device."""
+        return self.inner.device
+
+    @property
+    def rounding(self) -> float | None:
+        """The inner operator's measured rounding, in the unit of its eigenvalues; None where none was measured."""
+        return getattr(self.inner, "rounding", None)
+
+    def __matmul__(self, v: Tensor) -> Tensor:
+        """The product with v, (n,) -> (n,)."""
+        return self.product(self.inner, v)
+
+
+@dataclass(frozen=True)
+class InterruptibleProduct:
+    """The product of `interruptible`."""
+
+    stop: Callable[[], bool]
+
+    def __call__(self, inner: SymmetricOperator, v: Tensor) -> Tensor:
+        """The inner product with v, (n,) or (n, b). Raises Interrupted where `stop` says so."""
+        if self.stop():
+            raise Interrupted
+        return inner @ v
+
+
+@dataclass(frozen=True, eq=False)
+class DeflatedProduct:
+    """The product of `deflated`."""
+
+    vectors: Tensor
+    sigma: float
+
+    def __call__(self, inner: SymmetricOperator, v: Tensor) -> Tensor:
+        """((1 - V V^T) A (1 - V V^T) + sigma V V^T) v for v (n,), added up in float64."""
+        inside = self.projection(v.double())
+        outside = v.double() - inside
+        image = (inner @ outside.to(v.dtype)).double()
+        return (image - self.projection(image) + self.sigma * inside).to(v.dtype)
+
+    def projection(self, v: Tensor) -> Tensor:
+        """V V^T v for a float64 vector (n,), column by column: no float64 copy of all columns is made."""
+        part = torch.zeros_like(v)
+        for column in self.vectors.unbind(1):
+            double = column.double()
+            part += (double @ v) * double
+        return part
+
+
+def interruptible(operator: SymmetricOperator, stop: Callable[[], bool]) -> MappedOperator:
+    """The same operator, but for asking `stop` before every product; where it is true, Interrupted is raised."""
+    return MappedOperator(operator, InterruptibleProduct(stop))
+
+
+def deflated(operator: SymmetricOperator, vectors: Tensor, sigma: float) -> MappedOperator:
+    """The operator with some directions taken out, which get the eigenvalue sigma instead.
+
+    vectors  V (n, k), orthonormal but for rounding, in the operator's precision
+    sigma    in the unit of the eigenvalues; at the other end of the spectrum it is out of a search's way
+    """
+    return MappedOperator(operator, DeflatedProduct(vectors, sigma))
+
+
+def finite_product(operator: SymmetricOperator, v: Tensor, number: int | None = None) -> Tensor:
+    """The product with v, (n,) -> (n,) in float64. Raises FloatingPointError where it is not finite.
+
+    number  which product of the search it is, for the message
+    """
+    image = (operator @ v).double()
+    if isfinite(float(image.sum())):
+        return image
+    subject = f"product {number}"
+    if number is None:
+        subject = "a product with the operator"
+    raise FloatingPointError(f"{subject} is not finite: look at the loss here first")
