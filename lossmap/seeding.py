@@ -1,4 +1,8 @@
-"""Chance as a generator made from what it is for: the same numbers on every rank, device and machine."""
+"""Random numbers from a generator made of what they are for: the same on every rank, device and machine.
+
+A purpose is a sequence of names and numbers, such as ("direction", seed, axis, tensor name). It is hashed (SHA-256)
+to the seed of a generator on the CPU, so that no number depends on what was drawn before it, or on who draws it.
+"""
 
 from __future__ import annotations
 
@@ -6,18 +10,21 @@ import hashlib
 
 import torch
 
-
-def generator(*what: str | int) -> torch.Generator:
-    """A CPU generator seeded by its purpose, such as ("direction", seed, axis, tensor name)."""
-    text = "\x1f".join(str(part) for part in what).encode()
-    return torch.Generator("cpu").manual_seed(int.from_bytes(hashlib.sha256(text).digest()[:8], "little") >> 1)
+SEPARATOR = "\x1f"  # between the parts of a purpose; no name contains it
 
 
-def normal(n: int, *what: str | int) -> torch.Tensor:
+def generator(*purpose: str | int) -> torch.Generator:
+    """A generator on the CPU, seeded by its purpose."""
+    text = SEPARATOR.join(str(part) for part in purpose).encode()
+    seed = int.from_bytes(hashlib.sha256(text).digest()[:8], "little") >> 1  # torch takes 63 bits
+    return torch.Generator("cpu").manual_seed(seed)
+
+
+def normal(n: int, *purpose: str | int) -> torch.Tensor:
     """(n,) standard normal numbers, float32 on the CPU, made from their purpose alone."""
-    return torch.randn(n, generator=generator(*what), dtype=torch.float32)
+    return torch.randn(n, generator=generator(*purpose), dtype=torch.float32)
 
 
-def signs(n: int, *what: str | int) -> torch.Tensor:
-    """(n,) numbers +1 or -1 with equal chance, float32 on the CPU."""
-    return torch.randint(0, 2, (n,), generator=generator(*what)).to(torch.float32).mul_(2).sub_(1)
+def signs(n: int, *purpose: str | int) -> torch.Tensor:
+    """(n,) numbers +1 or -1 with equal probability, float32 on the CPU, made from their purpose alone."""
+    return torch.randint(0, 2, (n,), generator=generator(*purpose)).to(torch.float32).mul_(2).sub_(1)

@@ -57,9 +57,9 @@ def test_a_search_through_the_whole_space_ends_at_the_dense_eigenvalues(n, dtype
         truth = np.linalg.eigvalsh(operator.entries.double().numpy())
         epsilon = torch.finfo(dtype).eps
         for which in requests(n):
-            # a tolerance that no residual meets: only the space's end stops the search
+            # no residual with its allowance meets this tolerance: only the whole space does
             pairs = lanczos(operator, which, tol=1e-30, certify=certify, seed=seed)
-            assert pairs.converged and pairs.products <= n, which
+            assert pairs.products <= n and pairs.converged == (pairs.products == n), which
             assert pairs.values == pytest.approx(truth[Which.parse(which).pick(truth)], abs=64 * epsilon * pairs.scale)
             assert (pairs.residuals <= 128 * epsilon * pairs.scale).all()
 
@@ -99,6 +99,7 @@ def test_a_block_of_starts_ends_with_the_space_though_it_has_no_limits(kind):
     operator = Dense(symmetric(7))
     truth = np.linalg.eigvalsh(operator.entries.numpy())
     pairs = lanczos(operator, which, tol=1e-30, block=3, certify=True)
+    assert pairs.products == 7
     assert pairs.values == pytest.approx(truth[Which.parse(which).pick(truth)], abs=1e-13)
     assert pairs.converged and np.isnan(pairs.limits).all()
 
