@@ -146,8 +146,11 @@ def _ended(levels: np.ndarray, low: float | None, high: float | None) -> np.ndar
 
     The colours begin and end at a level, so that each band of the colour bar is whole.
     """
-    first = float(levels[0]) if low is None else low
-    last = float(levels[-1]) if high is None else high
+    first, last = float(levels[0]), float(levels[-1])
+    if low is not None:
+        first = low
+    if high is not None:
+        last = high
     levels = levels[(levels >= first) & (levels <= last)]
     if levels.size == 0 or levels[0] > first:
         levels = np.concatenate([[first], levels])

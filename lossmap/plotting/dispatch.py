@@ -3,7 +3,7 @@
     evolution   the eigenvectors of a run, on one sheet
     spectrum    one spectrum, or several compared
     layers      the Hessian layer by layer
-    health      the sheet of an examination
+    health      the sheet of health measurements and findings
     path        a training path on its plane; loss and distance from the plane along it
 
 The files that `lossmap spectrum`, `health` and `plane` leave behind are drawn so by `lossmap draw FILE`.
@@ -23,13 +23,14 @@ from lossmap.io.surface import Group
 from lossmap.plotting import maps
 from lossmap.plotting.dynamics import draw_evolution
 from lossmap.plotting.health import draw_health
-from lossmap.plotting.lines import wants_log
-from lossmap.plotting.quantities import axis_labels, held, other_kinds
+from lossmap.plotting.lines import suits_log_axis
+from lossmap.plotting.quantities import axis_labels, contents_of, other_kinds
 from lossmap.plotting.spectra import draw_comparison, draw_layers, draw_spectrum
-from lossmap.plotting.style import BLUE, COLUMN, PAGE, RED, blank, styled
+from lossmap.plotting.style import BLUE, COLUMN, PAGE, RED, new_figure, style_context
 
 KINDS = ("spectrum", "layers", "evolution", "health", "path")
 MARGIN = 0.08  # of the path's extent, around it
+ALONG = {"loss": (BLUE, "loss at the checkpoint"), "residual": (RED, "distance from the plane")}  # colour, label
 
 
 def draw_content(surfaces: Sequence[Surface], kind: str, label: str | None, titles: Sequence[str] | None) -> Figure:
@@ -42,15 +43,17 @@ def draw_content(surfaces: Sequence[Surface], kind: str, label: str | None, titl
     """
     for surface in surfaces:
         if kind not in other_kinds(surface):
-            raise ValueError(f"this file holds no {kind}; it holds: {', '.join(held(surface)) or 'nothing'}")
+            raise ValueError(f"this file holds no {kind}; it holds: {', '.join(contents_of(surface)) or 'nothing'}")
     if len(surfaces) > 1:
         if kind != "spectrum":
             raise ValueError(f"a picture of the kind {kind} shows one file; got {len(surfaces)}")
-        return draw_comparison(_together([spectra_of(s) for s in surfaces], titles))
+        return draw_comparison(_merged([spectra_of(s) for s in surfaces], titles))
     surface = surfaces[0]
     if kind == "spectrum":
         spectra = spectra_of(surface)
-        return draw_comparison(spectra) if label is None and len(spectra) > 1 else draw_spectrum(spectra, label)
+        if label is None and len(spectra) > 1:
+            return draw_comparison(spectra)
+        return draw_spectrum(spectra, label)
     if kind == "layers":
         return draw_layers(labelled(surface, "layers"), label)
     if kind == "evolution":
@@ -63,19 +66,20 @@ def draw_content(surfaces: Sequence[Surface], kind: str, label: str | None, titl
 def figures_of(surface: Surface) -> dict[str, Figure]:
     """All pictures of what a file holds beside its surface, by what is added to the file's name for each."""
     kinds = other_kinds(surface)
-    found: dict[str, Figure] = {}
+    figures: dict[str, Figure] = {}
     if "spectrum" in kinds:
         spectra = spectra_of(surface)
-        found = {f"_{_safe(label)}": draw_spectrum(spectra, label) for label in spectra}
+        figures = {f"_{_safe(label)}": draw_spectrum(spectra, label) for label in spectra}
         if len(spectra) > 1:
-            found["_compared"] = draw_comparison(spectra)
+            figures["_compared"] = draw_comparison(spectra)
     if "layers" in kinds:
         layers = labelled(surface, "layers")
-        found |= {f"_layers_{_safe(label)}": draw_layers(layers, label) for label in layers}
+        figures |= {f"_layers_{_safe(label)}": draw_layers(layers, label) for label in layers}
     for kind in ("evolution", "health", "path"):
         if kind in kinds:
-            found["" if len(kinds) == 1 else f"_{kind}"] = draw_content([surface], kind, None, None)
-    return found
+            suffix = "" if len(kinds) == 1 else f"_{kind}"
+            figures[suffix] = draw_content([surface], kind, None, None)
+    return figures
 
 
 def labelled(surface: Surface, kind: str) -> dict[str, Group]:
@@ -88,13 +92,14 @@ def spectra_of(surface: Surface) -> dict[str, Group]:
     return {label: g for label, g in labelled(surface, "spectrum").items() if "top" in g or "node" in g}
 
 
-def _together(found: Sequence[Mapping[str, Group]], titles: Sequence[str] | None) -> dict[str, Group]:
-    names = titles or [chr(97 + i) for i in range(len(found))]
-    return {
-        name if len(spectra) == 1 else f"{name} {label}": group
-        for name, spectra in zip(names, found, strict=True)
-        for label, group in spectra.items()
-    }
+def _merged(spectra_by_file: Sequence[Mapping[str, Group]], titles: Sequence[str] | None) -> dict[str, Group]:
+    """The spectra of several files, labelled by the files' titles, and by their own labels where a file has several."""
+    merged: dict[str, Group] = {}
+    names = titles or [chr(ord("a") + i) for i in range(len(spectra_by_file))]
+    for name, spectra in zip(names, spectra_by_file, strict=True):
+        for label, group in spectra.items():
+            merged[f"{name} {label}" if len(spectra) > 1 else name] = group
+    return merged
 
 
 def _safe(label: str) -> str:
@@ -105,27 +110,25 @@ def draw_path(surface: Surface) -> Figure:
     """A training path on its plane, start open and end filled; beside it the loss, and how far outside the plane."""
     group = surface.groups["trajectory"]
     x = np.asarray(group["x"], dtype=np.float64)
-    y = np.asarray(group["y"], dtype=np.float64) if "y" in group else np.zeros_like(x)
-    steps = np.asarray(group["step"], dtype=np.float64) if "step" in group else np.arange(x.size)
-    along = [name for name in ("loss", "residual") if name in group and np.isfinite(group[name]).any()]
-    with styled():
-        figure = blank(PAGE if along else COLUMN, 2.6)
-        panels = figure.subplots(1, 2 if along else 1, squeeze=False)[0]
+    y = np.asarray(group.arrays.get("y", np.zeros_like(x)), dtype=np.float64)
+    steps = np.asarray(group.arrays.get("step", np.arange(x.size)), dtype=np.float64)
+    along = [name for name in ALONG if name in group and np.isfinite(group[name]).any()]
+    with style_context():
+        width, columns = (PAGE, 2) if along else (COLUMN, 1)
+        figure = new_figure(width, 2.6)
+        panels = figure.subplots(1, columns, squeeze=False)[0]
         panels[0].set_xlim(*_around(x))
         panels[0].set_ylim(*_around(y))
         maps.path(panels[0], x, y)
         for axis, label in zip((panels[0].xaxis, panels[0].yaxis), axis_labels(surface), strict=True):
             axis.set_label_text(label)
         for i, name in enumerate(along):
-            colour, words = {
-                "loss": (BLUE, "loss at the checkpoint"),
-                "residual": (RED, "distance from the plane"),
-            }[name]
+            colour, words = ALONG[name]
             axes = panels[1] if i == 0 else panels[1].twinx()
             axes.plot(steps, group[name], ".-", color=colour)
             axes.set_ylabel(words, color=colour)
             axes.tick_params(axis="y", colors=colour)
-            if name == "loss" and wants_log([np.asarray(group[name])]):
+            if name == "loss" and suits_log_axis([np.asarray(group[name])]):
                 axes.set_yscale("log")
         if along:
             panels[1].set_xlabel("step")
@@ -133,6 +136,7 @@ def draw_path(surface: Surface) -> Figure:
 
 
 def _around(values: np.ndarray) -> tuple[float, float]:
+    """The ends of an axis, with a margin around the values."""
     low, high = float(values.min()), float(values.max())
-    room = MARGIN * (high - low or 1.0)
-    return low - room, high + room
+    margin = MARGIN * (high - low or 1.0)
+    return low - margin, high + margin

@@ -1,4 +1,4 @@
-"""Pictures of a run: its eigenvectors' principal components, cosines and overlaps, its eigenvalues and curvature.
+"""Pictures of a training run: its eigenvectors' principal components, cosines and overlaps, its eigenvalues, curvature.
 
 Each is drawn from group `evolution/results` of a result file alone. Levels of chance stand in the pictures as dashed
 lines, where a number would mean nothing without them. `classic` writes the four of the classic experiment by its names.
@@ -18,10 +18,10 @@ from matplotlib.figure import Figure
 
 from lossmap.io.eigenvector_store import results_of
 from lossmap.io.surface import Group
-from lossmap.plotting.style import BLUE, COLUMN, DARK, GREEN, PAGE, PURPLE, RED, blank, save, styled
+from lossmap.plotting.style import BLUE, COLUMN, DARK, GREEN, PAGE, PURPLE, RED, new_figure, save, style_context
 
 Source = str | os.PathLike[str] | Group
-MOST = 20  # components that are drawn, and tracks
+MAX_COMPONENTS = 20  # that are drawn; of tracks three times as many
 
 
 def _group(source: Source) -> Group:
@@ -35,7 +35,7 @@ def _number(group: Group, question: str, name: str) -> float:
 
 def pca_variance(axes: Axes, group: Group) -> None:
     """Shares of the variance, and what the first would have by chance."""
-    shares = group["explained"][:MOST]
+    shares = group["explained"][:MAX_COMPONENTS]
     axes.bar(np.arange(1, len(shares) + 1), 100 * shares, color=BLUE, width=0.75)
     chance = _number(group, "dimension", "first_by_chance")
     if np.isfinite(chance):
@@ -46,10 +46,10 @@ def pca_variance(axes: Axes, group: Group) -> None:
 
 def pca_cumulative_variance(axes: Axes, group: Group) -> None:
     """Cumulative shares, with the components that 90 % take."""
-    held = 100 * np.cumsum(group["explained"])
-    needed = int(np.searchsorted(held, 90 - 1e-10)) + 1
-    shown = min(len(held), max(MOST, needed + 2))
-    axes.plot(np.arange(1, shown + 1), held[:shown], color=BLUE, marker="o", ms=2.5)
+    cumulative = 100 * np.cumsum(group["explained"])
+    needed = int(np.searchsorted(cumulative, 90 - 1e-10)) + 1
+    shown = min(len(cumulative), max(MAX_COMPONENTS, needed + 2))
+    axes.plot(np.arange(1, shown + 1), cumulative[:shown], color=BLUE, marker="o", ms=2.5)
     axes.axhline(90, color=DARK, ls="--", lw=0.8)
     axes.axvline(needed, color=DARK, ls="--", lw=0.8, label=f"90 % take {needed}")
     axes.set(xlabel="components", ylabel="cumulative variance, %", ylim=(0, 104))
@@ -58,18 +58,18 @@ def pca_cumulative_variance(axes: Axes, group: Group) -> None:
 
 def pca_projection(axes: Axes, group: Group) -> None:
     """Eigenvectors in the plane of the first two components, coloured by step; lines follow the first three tracks."""
-    places, owner, steps = group["projection"], group["owner"], group["step"]
-    if places.shape[1] < 2:
-        places = np.column_stack([places, np.zeros(len(places))])
+    coordinates, owner, steps = group["projection"], group["owner"], group["step"]
+    if coordinates.shape[1] < 2:
+        coordinates = np.column_stack([coordinates, np.zeros(len(coordinates))])
     tracks = group["track"][group["track"] >= 0]
     for k in range(3):
         mine = tracks == k
         if mine.sum() > 1:
-            axes.plot(places[mine, 0], places[mine, 1], color=DARK, lw=0.5, zorder=1)
-    dots = axes.scatter(places[:, 0], places[:, 1], c=steps[owner], cmap="viridis", s=9, lw=0, zorder=2)
+            axes.plot(coordinates[mine, 0], coordinates[mine, 1], color=DARK, lw=0.5, zorder=1)
+    dots = axes.scatter(coordinates[:, 0], coordinates[:, 1], c=steps[owner], cmap="viridis", s=9, lw=0, zorder=2)
     _bar(axes, dots, "step")
     shares = 100 * group["explained"]
-    second = shares[1] if len(shares) > 1 else 0.0
+    second = np.append(shares, 0.0)[1]
     axes.set(xlabel=f"first component ({shares[0]:.0f} %)", ylabel=f"second component ({second:.0f} %)")
     axes.margins(0.08)
 
@@ -113,7 +113,7 @@ def successive(axes: Axes, group: Group) -> None:
 def tracks(axes: Axes, group: Group) -> None:
     """Eigenvalues, followed through their crossings."""
     steps = group["step"]
-    for k, line in enumerate(group["track_value"][: 3 * MOST]):
+    for k, line in enumerate(group["track_value"][: 3 * MAX_COMPONENTS]):
         axes.plot(steps, line, lw=0.9, marker="o", ms=1.6, color=f"C{k % 10}")
     values = group["eigenvalue"][np.isfinite(group["eigenvalue"])]
     if values.min() > 0 and values.max() > 20 * values.min():
@@ -125,7 +125,7 @@ def participation(axes: Axes, group: Group) -> None:
     """How many weights each eigenvector moves, as a share of all: its participation ratio, along tracks."""
     steps, member, owner = group["step"], group["track"], group["owner"]
     followed = member[member >= 0]
-    for k in range(min(int(followed.max()) + 1, 3 * MOST)):
+    for k in range(min(int(followed.max()) + 1, 3 * MAX_COMPONENTS)):
         mine = followed == k
         axes.plot(steps[owner[mine]], group["spread"][mine], lw=0.9, marker="o", ms=1.6, color=f"C{k % 10}")
     n = int(group.attributes["theta"])
@@ -164,7 +164,15 @@ def volume(axes: Axes, group: Group) -> None:
 def density(axes: Axes, group: Group) -> None:
     """All eigenvalues by quantiles, where they were measured (--whole)."""
     if "quantiles" not in group:
-        axes.text(0.5, 0.5, "not measured: see --whole", ha="center", va="center", color=DARK, transform=axes.transAxes)
+        axes.text(
+            0.5,
+            0.5,
+            "not measured: see --whole",
+            ha="center",
+            va="center",
+            color=DARK,
+            transform=axes.transAxes,
+        )
         axes.set(xlabel="step", ylabel="all eigenvalues", xticks=(), yticks=())
         return
     steps, table = group["step"], group["quantiles"]
@@ -228,8 +236,8 @@ def draw_panel(source: Source, panel: str) -> Figure:
     """One picture alone, by its name in `PANELS`. Raises ValueError for a name that is not there."""
     if panel not in PANELS:
         raise ValueError(f"there is no picture {panel!r} of a run; there are {', '.join(PANELS)}")
-    with styled():
-        figure = blank(COLUMN, 2.6)
+    with style_context():
+        figure = new_figure(COLUMN, 2.6)
         PANELS[panel](figure.subplots(), _group(source))
     return figure
 
@@ -237,8 +245,8 @@ def draw_panel(source: Source, panel: str) -> Figure:
 def draw_evolution(source: Source) -> Figure:
     """A run on one sheet: the answers in words, and the pictures that they rest on."""
     group = _group(source)
-    with styled():
-        figure = blank(PAGE, 9.4)
+    with style_context():
+        figure = new_figure(PAGE, 9.4)
         grid = figure.add_gridspec(6, 2, height_ratios=(0.7, 1, 1, 1, 1, 1))
         _words(figure.add_subplot(grid[0, :]), group)
         order = ("tracks", "successive", "pca_variance", "pca_projection", "overlaps", "cosine_similarity",
@@ -266,8 +274,14 @@ def _wrapped(line: str, width: int) -> list[str]:
 
 
 def classic(source: Source, folder: str | os.PathLike[str], *, panels: tuple[str, ...] = tuple(PANELS)) -> list[Path]:
-    """Writes each picture under its name into a folder, as PNG; the four of the classic experiment among them."""
-    place = Path(folder)
-    place.mkdir(parents=True, exist_ok=True)
+    """Write each picture under its name into a folder, as PNG, and return the paths.
+
+    source  a result file, or its group `evolution/results`
+    panels  names in `PANELS`; all, with the four of the classic experiment, if left out
+
+    Raises ValueError for a name that is not there.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
     group = _group(source)
-    return [save(draw_panel(group, name), place / f"{name}.png", dpi=200) for name in panels]
+    return [save(draw_panel(group, name), folder / f"{name}.png", dpi=200) for name in panels]

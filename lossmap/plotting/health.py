@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import ceil, floor, log10
 from typing import Any
 
@@ -18,11 +18,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from lossmap.io.read import read
-from lossmap.plotting.style import BLUE, DARK, GREEN, PAGE, PURPLE, RED, blank, styled
+from lossmap.plotting.style import BLUE, DARK, GREEN, PAGE, PURPLE, RED, new_figure, style_context
 
 Report = Mapping[str, Any]
 COLOURS = {"serious": RED, "moderate": "#b8860b", "note": BLUE}
-SHOWN = 6  # findings on the sheet; the report has all
+MAX_FINDINGS = 6  # on the sheet; the report has all
 
 
 def report_in(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -30,17 +30,20 @@ def report_in(path: str | os.PathLike[str]) -> dict[str, Any]:
     groups = read(path).groups
     if "health" not in groups:
         raise KeyError(f"{os.fspath(path)} holds no health report (lossmap health --surf-file makes one)")
-    found: dict[str, Any] = json.loads(str(groups["health"].attributes["report"]))
-    return found
+    report: dict[str, Any] = json.loads(str(groups["health"].attributes["report"]))
+    return report
 
 
 def draw_health(source: Report | str | os.PathLike[str]) -> Figure:
-    """The sheet."""
+    """The sheet of a report as `Diagnosis.to_dict` makes it, or of the one that a result file holds.
+
+    Raises KeyError where the file holds none; otherwise as `read`.
+    """
     report = source if isinstance(source, Mapping) else report_in(source)
     findings = report["findings"]
-    tall = 0.75 + 0.62 * min(len(findings), SHOWN)
-    with styled():
-        figure = blank(PAGE, 6.0 + tall)
+    tall = 0.75 + 0.62 * min(len(findings), MAX_FINDINGS)
+    with style_context():
+        figure = new_figure(PAGE, 6.0 + tall)
         grid = figure.add_gridspec(4, 2, height_ratios=(tall / 2, 1, 1, 1))
         _findings(figure.add_subplot(grid[0, :]), report)
         panels = (_singular_values, _gains, _units, _gradients, _hessian, _collapse)
@@ -53,23 +56,25 @@ def _findings(axes: Axes, report: Report) -> None:
     axes.axis("off")
     axes.set(xlim=(0, 1), ylim=(0, 1))
     findings = report["findings"]
-    said = {0: "no finding", 1: "1 finding"}.get(len(findings), f"{len(findings)} findings")
-    other = report.get("held_out_samples", 0)
-    beside = f", {other:,} held out" if other else ""
-    shown = findings[:SHOWN]
+    summary = {0: "no finding", 1: "1 finding"}.get(len(findings), f"{len(findings)} findings")
+    shown = findings[:MAX_FINDINGS]
     height = 1.0 / (0.75 + 0.62 * len(shown))
 
-    def write(top: float, text: str, **told: Any) -> None:
-        """A line that takes no room from the panels, however long it is."""
-        axes.text(0, top, text, va="top", **told).set_in_layout(False)
+    def write(top: float, text: str, **look: Any) -> None:
+        """Write a line that takes no space from the panels, however long it is."""
+        axes.text(0, top, text, va="top", **look).set_in_layout(False)
 
-    write(1, f"{report['label']}: {said}", fontsize=10, weight="bold")
-    examined = f"{report['parameters']:,} parameters, {report['samples']:,} samples{beside}"
+    write(1, f"{report['label']}: {summary}", fontsize=10, weight="bold")
+    examined = f"{report['parameters']:,} parameters, {report['samples']:,} samples"
+    if report.get("held_out_samples"):
+        examined += f", {report['held_out_samples']:,} held out"
     write(1 - 0.22 * height, examined, fontsize=6.5, color=DARK)
     for i, finding in enumerate(shown):
         top = 1 - height * (0.5 + 0.62 * i)
-        more = f" (and {len(findings) - SHOWN} more)" if i == SHOWN - 1 and len(findings) > SHOWN else ""
-        write(top, f"{finding['rule']}, {finding['where']}{more}", color=COLOURS[finding["level"]], weight="bold")
+        headline = f"{finding['rule']}, {finding['where']}"
+        if i == MAX_FINDINGS - 1 and len(findings) > MAX_FINDINGS:
+            headline += f" (and {len(findings) - MAX_FINDINGS} more)"
+        write(top, headline, color=COLOURS[finding["level"]], weight="bold")
         write(top - 0.2 * height, _wrap(finding["evidence"], 135, 1), fontsize=6.5)
         tries = "to try: " + "; ".join(t["what"] for t in finding["tries"])
         write(top - 0.36 * height, _wrap(tries, 150, 1), fontsize=6, color=DARK)
@@ -80,18 +85,22 @@ def _findings(axes: Axes, report: Report) -> None:
         write(1 - height * 0.5, text, fontsize=7)
 
 
-def _wrap(text: str, width: int, most: int) -> str:
+def _wrap(text: str, width: int, max_lines: int) -> str:
+    """The text in lines of fewer characters than `width`; what is beyond the last line is left out."""
     lines = [""]
     for word in text.split():
         if len(lines[-1]) + len(word) + 1 > width:
             lines.append("")
-        lines[-1] += (" " if lines[-1] else "") + word
-    return "\n".join(lines[:most]) + (" ..." if len(lines) > most else "")
+        lines[-1] = f"{lines[-1]} {word}".lstrip()
+    wrapped = "\n".join(lines[:max_lines])
+    if len(lines) > max_lines:
+        return f"{wrapped} ..."
+    return wrapped
 
 
 def _absent(axes: Axes, report: Report, name: str, title: str) -> None:
     axes.axis("off")
-    why = report["skipped"].get(name, "not asked for")
+    why = report["skipped"].get(name, "not requested")
     axes.text(0.5, 0.5, f"{title}: not examined\n{_wrap(why, 48, 4)}", ha="center", va="center", color=DARK)
 
 
@@ -102,7 +111,7 @@ def _singular_values(axes: Axes, report: Report) -> None:
         return
     shades = np.linspace(0.1, 0.85, len(layers))
     for shade, layer in zip(shades, layers, strict=True):
-        values = np.maximum(layer["singular_values"], 1e-12)  # a layer of zeros has its place below the axis
+        values = np.maximum(layer["singular_values"], 1e-12)  # a layer of zeros stands below the axis
         colour = colormaps["viridis"](shade)
         axes.plot(np.arange(1, len(values) + 1), values, color=colour, lw=0.9, label=layer["name"])
     axes.set(xscale="log", yscale="log", xlabel="index", ylabel="singular values")
@@ -123,13 +132,12 @@ def _gains(axes: Axes, report: Report) -> None:
     if not gains:
         _absent(axes, report, "signals", "gains")
         return
-    places = np.arange(len(gains))
-    judged = [not (g["first"] or g["last"]) for g in gains]
+    layers = np.arange(len(gains))
     values = np.array([g["gain"] for g in gains])
     errors = np.array([g["error"] or 0.0 for g in gains])
-    colours = [BLUE if mine else "0.7" for mine in judged]
-    axes.errorbar(places, values, yerr=2 * errors, fmt="none", ecolor=DARK, lw=0.8)
-    axes.scatter(places, values, c=colours, s=14, zorder=3)
+    colours = ["0.7" if g["first"] or g["last"] else BLUE for g in gains]
+    axes.errorbar(layers, values, yerr=2 * errors, fmt="none", ecolor=DARK, lw=0.8)
+    axes.scatter(layers, values, c=colours, s=14, zorder=3)
     axes.scatter([], [], c="0.7", s=14, label="not judged")
     axes.axhline(10, color=RED, ls="--", lw=0.8, label="thresholds")
     axes.axhline(0.05, color=RED, ls="--", lw=0.8)
@@ -141,17 +149,16 @@ def _gains(axes: Axes, report: Report) -> None:
 
 
 def _units(axes: Axes, report: Report) -> None:
-    seen = report.get("activations")
-    if not seen:
+    activations = report.get("activations")
+    if not activations:
         _absent(axes, report, "signals", "units")
         return
-    places = np.arange(len(seen))
-    axes.bar(places, [100 * a["dead"] / a["units"] for a in seen], color=RED, label="dead")
-    rates = [np.nan if a["rate"] is None else 100 * a["rate"] for a in seen]
-    axes.plot(places, rates, color=BLUE, marker="o", ms=2.5, label="firing rate")
-    ends = [np.nan if a["saturated"] is None else 100 * a["saturated"] for a in seen]
-    if np.isfinite(ends).any():
-        axes.plot(places, ends, color=PURPLE, marker="s", ms=2.5, label="saturated")
+    index = np.arange(len(activations))
+    axes.bar(index, [100 * a["dead"] / a["units"] for a in activations], color=RED, label="dead")
+    axes.plot(index, 100 * _numbers(activations, "rate"), color=BLUE, marker="o", ms=2.5, label="firing rate")
+    saturated = 100 * _numbers(activations, "saturated")
+    if np.isfinite(saturated).any():
+        axes.plot(index, saturated, color=PURPLE, marker="s", ms=2.5, label="saturated")
     axes.axhline(30, color=RED, ls="--", lw=0.8, label="dead: threshold")
     axes.set(xlabel="activation", ylabel="%", ylim=(0, 104))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -159,12 +166,17 @@ def _units(axes: Axes, report: Report) -> None:
     axes.set_title("units", loc="left")
 
 
+def _numbers(entries: Sequence[Mapping[str, Any]], name: str) -> np.ndarray:
+    """A number of each entry, (entries,); NaN where it is None."""
+    return np.array([entry[name] for entry in entries], dtype=np.float64)
+
+
 def _gradients(axes: Axes, report: Report) -> None:
-    found = report.get("gradients")
-    if not found:
+    gradients = report.get("gradients")
+    if not gradients:
         _absent(axes, report, "gradients", "gradients")
         return
-    values = np.array(found["spectrum"])
+    values = np.array(gradients["spectrum"])
     values = values[values > 1e-6 * max(values.max(), 1e-300)]
     if not len(values):
         axes.axis("off")
@@ -173,21 +185,23 @@ def _gradients(axes: Axes, report: Report) -> None:
     axes.plot(np.arange(1, len(values) + 1), values, color=GREEN)
     axes.set(xscale="log", yscale="log", xlabel="index", ylabel="eigenvalues of covariance")
     scale = report["numbers"].get("noise_scale", {})
-    text = f"noise scale {scale['value']:.3g} samples" if scale.get("value") is not None else "no signal is seen"
-    axes.set_title(f"{found['samples']:,} gradients: {text}", loc="left")
+    text = "no signal is seen"
+    if scale.get("value") is not None:
+        text = f"noise scale {scale['value']:.3g} samples"
+    axes.set_title(f"{gradients['samples']:,} gradients: {text}", loc="left")
 
 
 def _hessian(axes: Axes, report: Report) -> None:
-    found = report.get("hessian")
-    if not found:
+    hessian = report.get("hessian")
+    if not hessian:
         _absent(axes, report, "hessian", "Hessian")
         return
-    values, errors = np.array(found["values"]), np.array(found["errors"])
-    if "density" in found:
-        nodes, shares = np.array(found["density"]["nodes"]), np.array(found["density"]["shares"])
+    values, errors = np.array(hessian["values"]), np.array(hessian["errors"])
+    if "density" in hessian:
+        nodes, shares = np.array(hessian["density"]["nodes"]), np.array(hessian["density"]["shares"])
         order = np.argsort(nodes)
-        held = np.concatenate([[0.0], np.cumsum(shares[order])])
-        axes.step(np.concatenate([nodes[order][:1], nodes[order]]), held, where="post", color=PURPLE)
+        below = np.concatenate([[0.0], np.cumsum(shares[order])])
+        axes.step(np.concatenate([nodes[order][:1], nodes[order]]), below, where="post", color=PURPLE)
     for value, error in zip(values, errors, strict=True):
         axes.axvspan(value - error, value + error, color=RED, alpha=0.5, lw=0)
         axes.axvline(value, color=RED, lw=0.8)
@@ -196,9 +210,10 @@ def _hessian(axes: Axes, report: Report) -> None:
     decades = [10.0**k for k in range(ceil(log10(reach * 1e-2)), floor(log10(reach)) + 1)]
     axes.set_xticks([*(-d for d in decades if -d >= values.min() * 1.5), 0.0, *decades])
     axes.set(xlabel="eigenvalue of the Hessian", ylabel="share below", ylim=(0, 1.02))
-    trace = found.get("trace")
-    text = f", trace {trace['value']:.3g} +- {trace['error']:.1g}" if trace else ""
-    axes.set_title(f"Hessian: {values.min():.2g} to {values.max():.3g}{text}", loc="left")
+    title = f"Hessian: {values.min():.2g} to {values.max():.3g}"
+    if hessian.get("trace"):
+        title += f", trace {hessian['trace']['value']:.3g} +- {hessian['trace']['error']:.1g}"
+    axes.set_title(title, loc="left")
 
 
 def _collapse(axes: Axes, report: Report) -> None:
@@ -206,15 +221,15 @@ def _collapse(axes: Axes, report: Report) -> None:
     if not names:
         _absent(axes, report, "collapse", "neural collapse")
         return
-    values = [report["numbers"][n]["value"] for n in names]
+    values = _numbers([report["numbers"][n] for n in names], "value")
     errors = [2 * (report["numbers"][n]["error"] or 0.0) for n in names]
-    places = np.arange(len(names))
-    axes.bar(places, [np.nan if v is None else v for v in values], yerr=errors, color=BLUE, width=0.6,
+    index = np.arange(len(names))
+    axes.bar(index, values, yerr=errors, color=BLUE, width=0.6,
              error_kw={"lw": 0.8})  # fmt: skip
     titles = {"nc1": "NC1\nspread", "nc2": "NC2\nangles", "nc2_norms": "NC2\nnorms", "nc3": "NC3\nduality",
               "nc4": "NC4\ncentres"}  # fmt: skip
-    axes.set_xticks(places, [titles[n] for n in names])
+    axes.set_xticks(index, [titles[n] for n in names])
     axes.set_title("neural collapse: all 0 where it is whole", loc="left")
-    if max((v for v in values if v is not None), default=0.0) > 5:
+    if max(values[np.isfinite(values)], default=0.0) > 5:
         axes.set_yscale("symlog", linthresh=1.0)
     axes.set_ylim(bottom=0)

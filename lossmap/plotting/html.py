@@ -1,6 +1,6 @@
-"""An interactive page: relief and map side by side, linked, in one HTML file that needs no network.
+"""An interactive page: a surface in 3-D and a map side by side, linked, in one HTML file that needs no network.
 
-Hovering over either marks the same point in both and tells its coordinates and values. The page holds the drawing
+Hovering over either marks the same point in both and shows its coordinates and values. The page holds the drawing
 library (4.7 MB) and the data. Needs plotly, the extra `page`.
 """
 
@@ -14,11 +14,12 @@ import numpy as np
 
 from lossmap.io.read import Surface, read
 from lossmap.io.surface import FAILED, TO_DO
-from lossmap.plotting.contour_levels import scale_of
-from lossmap.plotting.quantities import as_line, best_field, is_line, quantity, values_of
-from lossmap.plotting.style import whole
+from lossmap.plotting.contour_levels import Scale, scale_of
+from lossmap.plotting.maps import y_ticks
+from lossmap.plotting.quantities import Quantity, as_line, best_field, is_line, quantity, values_of
+from lossmap.plotting.style import appears_whole
 
-# Marks the hovered point in both views. Trace 0 is the relief, 1 the map, 2 and 3 the marks.
+# Marks the hovered point in both views. Trace 0 is the surface in 3-D, 1 the map, 2 and 3 the marks.
 LINK = """
 var page = document.getElementById('{plot_id}'), busy = false;
 page.on('plotly_hover', function (event) {
@@ -35,7 +36,11 @@ page.on('plotly_hover', function (event) {
 
 
 def page(what: Surface | str | os.PathLike[str], path: str | os.PathLike[str], title: str | None = None) -> Path:
-    """Write the page of a surface.
+    """Write the page of a surface, and return its path.
+
+    what   a surface, or the path of a result file
+    path   the HTML file to write
+    title  of the page; the file's name if left out
 
     Raises ImportError where plotly is missing, with the command that installs it; as `read` and `draw` otherwise.
     """
@@ -44,10 +49,16 @@ def page(what: Surface | str | os.PathLike[str], path: str | os.PathLike[str], t
         from plotly.io import to_html
     except ImportError:
         raise ImportError("the page needs plotly, which is not installed: pip install 'lossmap[page]'") from None
-    surface = what if isinstance(what, Surface) else read(what)
-    title = title or (Path(what).name if isinstance(what, (str, os.PathLike)) else "loss surface")
-    best_field(surface)
-    figure = _line(graph, as_line(surface)) if is_line(surface) else _plane(graph, surface)
+    if isinstance(what, Surface):
+        surface, name = what, "loss surface"
+    else:
+        surface, name = read(what), Path(what).name
+    title = title or name
+    best_field(surface)  # raises where there is none
+    if is_line(surface):
+        figure, script = _line(graph, as_line(surface)), None
+    else:
+        figure, script = _plane(graph, surface), LINK
     figure.update_layout(title={"text": title, "x": 0.01}, template="plotly_white", autosize=True, font={"size": 13})
     text = to_html(
         figure,
@@ -55,12 +66,12 @@ def page(what: Surface | str | os.PathLike[str], path: str | os.PathLike[str], t
         full_html=True,
         div_id="lossmap",
         default_height="94vh",
-        post_script=None if is_line(surface) else LINK,
+        post_script=script,
         config={"displaylogo": False, "responsive": True},
     )
     text = text.replace("<head>", f"<head><title>{_escaped(title)}</title>", 1)
     path = Path(path)
-    with whole(path) as part:
+    with appears_whole(path) as part:
         part.write_text(text, encoding="utf-8")
     return path
 
@@ -84,43 +95,65 @@ def _view(surface: Surface, name: str) -> dict[str, Any]:
     values, status = values_of(surface, name)
     scale = scale_of([values], log=False if what.even else None)
     finite = np.where(np.isfinite(values), values, np.nan)
-    heights = np.log10(np.where(finite > 0, finite, np.nan)) if scale.log else finite
+    levels = scale.levels[:: max(1, scale.levels.size // 8)]
+    if scale.log:
+        heights, ticks = np.log10(np.where(finite > 0, finite, np.nan)), np.log10(levels)
+    else:
+        heights, ticks = finite, levels
+    low, high, colours = _ends_and_colours(what, scale, finite)
+    return {
+        "label": _label(surface, name),
+        "heights": heights,
+        "words": _words(values, status, name),
+        "ends": (low, high),
+        "colours": colours,
+        "tickvals": [float(t) for t in ticks],
+        "ticktext": [f"{t:.3g}" for t in levels],
+    }
+
+
+def _ends_and_colours(what: Quantity, scale: Scale, finite: np.ndarray) -> tuple[float, float, str]:
+    """Where the colours of the heights begin and end, and the colour scale in plotly's spelling."""
+    low, high, colours = scale.low, scale.high, what.cmap.capitalize()
+    if what.signed:
+        high = float(max(np.abs(finite[np.isfinite(finite)]), default=1.0))
+        low, colours = -high, "RdBu_r" if what.cmap == "RdBu_r" else "RdBu"
+    elif scale.log:
+        low, high = float(np.log10(low)), float(np.log10(high))
+    if low == high:
+        return low - 0.5, high + 0.5, colours
+    return low, high, colours
+
+
+def _words(values: np.ndarray, status: np.ndarray, name: str) -> np.ndarray:
+    """What hovering shows at each point: the number, or why there is none; of the shape of the values."""
     numbers = np.abs(values) if name == "ratio" else values
     words = np.array([f"{v:.6g}" for v in numbers.flat], dtype=object)
     words[status.reshape(-1) == TO_DO] = "not computed"
     words[status.reshape(-1) == FAILED] = "failed"
-    ticks = scale.levels[:: max(1, scale.levels.size // 8)] if not scale.flat else scale.levels
-    if what.signed:
-        most = float(np.nanmax(np.abs(finite))) if np.isfinite(finite).any() else 1.0
-        ends, colours = (-most, most), "RdBu_r" if what.cmap == "RdBu_r" else "RdBu"
-    else:
-        ends, colours = (scale.low, scale.high), what.cmap.capitalize()
-        if scale.log:
-            ends = (float(np.log10(ends[0])), float(np.log10(ends[1])))
-    if ends[0] == ends[1]:
-        ends = (ends[0] - 0.5, ends[1] + 0.5)
+    return words.reshape(values.shape)
+
+
+def _label(surface: Surface, name: str) -> str:
+    """A field's name with its unit, in plain text."""
+    if name == "ratio":
+        return "|min_eig / max_eig|, red: min_eig < 0"
     about = surface.about.get(name)
-    unit = "" if about is None or about.unit in ("", "1") else f" ({about.unit})"
-    return {
-        "label": "|min_eig / max_eig|, red: min_eig < 0" if name == "ratio" else name + unit,
-        "heights": heights,
-        "words": words.reshape(values.shape),
-        "ends": ends,
-        "colours": colours,
-        "tickvals": [float(np.log10(t)) if scale.log else float(t) for t in ticks],
-        "ticktext": [f"{t:.3g}" for t in ticks],
-    }
+    if about is None or about.unit in ("", "1"):
+        return name
+    return f"{name} ({about.unit})"
 
 
 def _plane(graph: Any, surface: Surface) -> Any:
+    """The figure of a plane: its surface in 3-D, its map, the marks under the mouse, and a menu of fields."""
     grid = surface.grid
     views = {name: _view(surface, name) for name in _names(surface)}
     first = next(iter(views.values()))
-    y = np.zeros(1) if grid.y is None else grid.y
+    y = y_ticks(grid)
     hover = "x %{x:.4g}<br>y %{y:.4g}<br>%{customdata}<extra></extra>"
     bar = {"tickvals": first["tickvals"], "ticktext": first["ticktext"], "title": {"text": first["label"]}, "x": 1.0}
     shared = {"colorscale": first["colours"], "cmin": first["ends"][0], "cmax": first["ends"][1]}
-    relief = graph.Surface(
+    surface_3d = graph.Surface(
         x=grid.x, y=y, z=first["heights"], customdata=first["words"], hovertemplate=hover, showscale=False,
         contours={"z": {"show": True, "usecolormap": False, "color": "rgba(0,0,0,.25)", "width": 1}}, **shared,
     )  # fmt: skip
@@ -128,8 +161,9 @@ def _plane(graph: Any, surface: Surface) -> Any:
         x=grid.x, y=y, z=first["heights"], customdata=first["words"], hovertemplate=hover, colorbar=bar,
         colorscale=first["colours"], zmin=first["ends"][0], zmax=first["ends"][1], hoverongaps=True,
     )  # fmt: skip
-    centre_here = grid.x.min() <= 0 <= grid.x.max() and y.min() <= 0 <= y.max()
-    middle = ([0.0], [0.0]) if centre_here else ([float(grid.x[0])], [float(y[0])])
+    middle = ([0.0], [0.0])
+    if not (grid.x.min() <= 0 <= grid.x.max() and y.min() <= 0 <= y.max()):
+        middle = ([float(grid.x[0])], [float(y[0])])
     marks = [
         graph.Scatter3d(
             x=middle[0], y=middle[1], z=[None], mode="markers", hoverinfo="skip", showlegend=False,
@@ -149,7 +183,7 @@ def _plane(graph: Any, surface: Surface) -> Any:
                 line={"color": "black", "width": 1.5}, marker={"size": 4},
             )
         ]  # fmt: skip
-    figure = graph.Figure([relief, flat, *marks, *trail])
+    figure = graph.Figure([surface_3d, flat, *marks, *trail])
     figure.update_layout(
         scene={
             "domain": {"x": [0.0, 0.52], "y": [0.0, 1.0]},
@@ -210,6 +244,7 @@ def _button(view: dict[str, Any]) -> dict[str, Any]:
 
 
 def _line(graph: Any, surface: Surface) -> Any:
+    """The figure of a line: every field, by its unit on the left or the right axis."""
     figure = graph.Figure()
     names = [n for n in surface.fields if surface.about[n].extra is None and not n.endswith(("_rank", "_seconds"))]
     axes = list(dict.fromkeys(surface.about[n].unit for n in names))

@@ -16,33 +16,36 @@ from lossmap.plotting.style import BLUE, DARK, GREEN, GREY, PURPLE, RED
 
 Array = np.ndarray
 COLOURS = (BLUE, RED, GREEN, PURPLE, "#b8860b", "#3b3b3b")
+MAX_MARKED_POINTS = 25  # on a curve with more, points have no marks
 
 
 def curve(axes: Axes, x: Array, values: Array, *, colour: str, label: str, dashed: bool = False) -> None:
-    """One field along the line, broken where a value is missing."""
+    """One field along the line, x and values (n,), broken where a value is missing."""
     order = np.argsort(x)
-    marker = "o" if x.size <= 25 else None
+    style, face = "-", colour
+    if dashed:
+        style, face = "--", "white"
     axes.plot(
         x[order],
         np.where(np.isfinite(values), values, np.nan)[order],
-        linestyle="--" if dashed else "-",
-        marker=marker,
+        linestyle=style,
+        marker="o" if x.size <= MAX_MARKED_POINTS else None,
         markersize=2.4,
-        markerfacecolor="white" if dashed else colour,
+        markerfacecolor=face,
         color=colour,
         label=label,
     )
 
 
 def band(axes: Axes, x: Array, low: Array, high: Array, colour: str) -> None:
-    """The room between two bounds, lightly."""
+    """The area between two bounds, (n,) each, shaded lightly."""
     order = np.argsort(x)
     axes.fill_between(x[order], low[order], high[order], color=colour, alpha=0.2, linewidth=0.0)
 
 
-def blanks(axes: Axes, x: Array, values: Array, status: Array) -> list[Patch]:
-    """Mark the points without a value along the line; what the legend is to say of them."""
-    told = []
+def mark_missing(axes: Axes, x: Array, values: Array, status: Array) -> list[Patch]:
+    """Mark the points without a value along the line; all arrays are (n,). Returns patches for the legend."""
+    patches = []
     borders = _borders(x)
     missing, odd = status != DONE, (status == DONE) & ~np.isfinite(values)
     words = {0: "not computed", 2: "failed"}
@@ -55,13 +58,13 @@ def blanks(axes: Axes, x: Array, values: Array, status: Array) -> list[Patch]:
         for i in np.flatnonzero(mask):
             axes.axvspan(*borders[i], linewidth=0.0, zorder=0.2, **how)
         if mask.any():
-            told.append(Patch(linewidth=0.0, label=word, **how))
+            patches.append(Patch(linewidth=0.0, label=word, **how))
     if odd.any():
         middle = np.full(int(odd.sum()), 0.5)
         axes.plot(
             x[odd], middle, "x", color=DARK, markersize=4, markeredgewidth=0.7, transform=axes.get_xaxis_transform()
         )
-    return told
+    return patches
 
 
 def _borders(x: Array) -> Array:
@@ -89,7 +92,7 @@ def frame(axes: Axes, x: Array, label: str, marks: Sequence[float] = (0.0,)) -> 
             axes.axvline(mark, color="0.55", linewidth=0.6, linestyle=":", zorder=0.6)
 
 
-def wants_log(values: Sequence[Array]) -> bool:
+def suits_log_axis(values: Sequence[Array]) -> bool:
     """Whether all values are positive and span so much that a logarithmic axis shows more."""
     known = np.concatenate([a[np.isfinite(a)].reshape(-1) for a in values])
     return bool(known.size and known.min() > 0 and known.max() > GEOMETRIC_FROM * known.min())

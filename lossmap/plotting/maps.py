@@ -43,11 +43,12 @@ def norm_of(scale: Scale) -> Normalize:
 
 def centred(values: list[Array], limit: float | None = None) -> Normalize:
     """Colours that are white at 0 and reach as far to both sides; by decades where most values are far from the end."""
-    known = np.concatenate([np.abs(a[np.isfinite(a)]).reshape(-1) for a in values])
-    most = float(known.max()) if known.size and known.max() > 0 else 1.0
+    sizes = np.concatenate([np.abs(a[np.isfinite(a)]).reshape(-1) for a in values])
+    sizes = sizes[sizes > 0]
+    most = float(max(sizes, default=1.0))
     if limit is not None:
         return CenteredNorm(0.0, min(most, limit))
-    usual = float(np.median(known[known > 0])) if (known > 0).any() else most
+    usual = float(np.median(sizes)) if sizes.size else most
     if most > 50 * usual:
         return SymLogNorm(usual, vmin=-most, vmax=most)
     return CenteredNorm(0.0, most)
@@ -55,7 +56,7 @@ def centred(values: list[Array], limit: float | None = None) -> Normalize:
 
 def filled(axes: Axes, grid: Grid, values: Array, scale: Scale, cmap: str) -> ScalarMappable:
     """Bands between levels, with thin lines; cells below, so that no gap opens beside a missing point."""
-    x, y = grid.x, _y(grid)
+    x, y = grid.x, y_ticks(grid)
     if scale.flat or min(values.shape) < 2:
         return cells(axes, grid, values, norm_of(scale), cmap)
     colours = matplotlib.colormaps[cmap].with_extremes()
@@ -80,7 +81,7 @@ def contour(axes: Axes, grid: Grid, values: Array, scale: Scale, cmap: str) -> S
     clean = np.ma.masked_invalid(values)
     drawn = None
     if not clean.mask.all():
-        drawn = _lines(axes, grid.x, _y(grid), clean, scale, cmap=cmap, norm=norm, linewidths=0.8)
+        drawn = _lines(axes, grid.x, y_ticks(grid), clean, scale, cmap=cmap, norm=norm, linewidths=0.8)
     if drawn is not None:
         for text in axes.clabel(drawn, drawn.levels[::2], fmt="%g", fontsize=5.5, inline_spacing=2):
             text.set_rotation_mode("anchor")
@@ -98,7 +99,7 @@ def _mesh(axes: Axes, grid: Grid, values: Array, norm: Normalize, colours: Any) 
     shown = np.ma.masked_invalid(values)
     axes.pcolormesh(
         edges(grid.x),
-        edges(_y(grid)),
+        edges(y_ticks(grid)),
         shown,
         norm=norm,
         cmap=colours,
@@ -121,27 +122,29 @@ def _finite_ends(scale: Scale) -> tuple[float, float]:
     return scale.low - span, scale.high + span
 
 
-def blanks(axes: Axes, grid: Grid, values: Array, status: Array) -> list[Patch]:
-    """Mark the points without a value; what the legend is to say of them."""
-    told = []
+def mark_missing(axes: Axes, grid: Grid, values: Array, status: Array) -> list[Patch]:
+    """Mark the points without a value; values and status are (ny, nx). Returns patches for the legend."""
+    patches = []
     missing, odd = status != DONE, (status == DONE) & ~np.isfinite(values)
     if missing.any():
         _patches(axes, grid, missing, facecolor=GREY, edgecolor=DARK, hatch="//////", linewidth=0.0)
         words = {0: "not computed", 2: "failed"}
         both = " or ".join(word for code, word in words.items() if (status == code).any())
-        told.append(Patch(facecolor=GREY, edgecolor=DARK, hatch="//////", linewidth=0.0, label=both))
+        patches.append(Patch(facecolor=GREY, edgecolor=DARK, hatch="//////", linewidth=0.0, label=both))
     if odd.any():
         _patches(axes, grid, odd, facecolor="white", edgecolor="none")
         rows, columns = np.nonzero(odd)
         size = np.clip(120 / max(values.shape), 2.0, 6.0)
-        axes.plot(grid.x[columns], _y(grid)[rows], "x", color=DARK, markersize=size, markeredgewidth=0.6, zorder=3)
-        told.append(Patch(facecolor="white", edgecolor=DARK, linewidth=0.5, label="\N{MULTIPLICATION SIGN} not finite"))
-    return told
+        axes.plot(grid.x[columns], y_ticks(grid)[rows], "x", color=DARK, markersize=size, markeredgewidth=0.6, zorder=3)
+        patches.append(
+            Patch(facecolor="white", edgecolor=DARK, linewidth=0.5, label="\N{MULTIPLICATION SIGN} not finite")
+        )
+    return patches
 
 
 def _patches(axes: Axes, grid: Grid, mask: Array, **look: Any) -> None:
     """Rectangles over the cells of a mask, the neighbours in a row drawn as one."""
-    across, up = edges(grid.x), edges(_y(grid))
+    across, up = edges(grid.x), edges(y_ticks(grid))
     rectangles = []
     for row in range(mask.shape[0]):
         columns = np.flatnonzero(mask[row])
@@ -159,9 +162,9 @@ def frame(axes: Axes, grid: Grid, labels: tuple[str, str], cells: bool = True) -
 
     cells  reach out to the borders of the outer cells; else to the outer points, as far as lines go
     """
-    x, y = edges(grid.x), edges(_y(grid))
+    x, y = edges(grid.x), edges(y_ticks(grid))
     if not cells and min(x.size, y.size) > 2:
-        x, y = grid.x, _y(grid)
+        x, y = grid.x, y_ticks(grid)
     axes.set_xlim(x.min(), x.max())
     axes.set_ylim(y.min(), y.max())
     wide, high = np.ptp(x), np.ptp(y)
@@ -184,5 +187,8 @@ def path(axes: Axes, x: Array, y: Array) -> None:
         )  # fmt: skip
 
 
-def _y(grid: Grid) -> Array:
-    return np.zeros(1) if grid.y is None else grid.y
+def y_ticks(grid: Grid) -> Array:
+    """The ticks along y, (ny,); of a line a single 0."""
+    if grid.y is None:
+        return np.zeros(1)
+    return grid.y

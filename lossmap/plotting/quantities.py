@@ -1,19 +1,18 @@
-"""What a picture shows: the fields, their short and long names, their colours, and what is to be said beside them."""
+"""What a picture shows: the fields, their short and long names with units, their colours; and what a file holds."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from lossmap.geometry.grid import Field, Grid
-from lossmap.io.surface import Surface
+from lossmap.io.surface import Group, Surface
 from lossmap.plotting.style import ACCURACY, LOSS, RATIO
 
 Array = np.ndarray
-PARTS = ("spectrum", "along")  # measures that are dealt like points, but over no line or plane
+PARTS = ("spectrum", "along")  # measures that are dispatched like points, but over no line or plane
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,7 @@ def quantity(surface: Surface, name: str) -> Quantity:
         known = [n for n in surface.fields if not n.endswith(("_seconds", "_rank"))]
         raise ValueError(f"no field {name!r} here; there are: {', '.join(known) or 'none'}")
     about = surface.about[base]
-    label = f"{about.long_name} ({about.unit})" if about.unit not in ("", "1") else about.long_name
+    label = about.long_name + _in_brackets(about.unit)
     if about.extra is not None:
         if not index.isdigit() or int(index) >= about.extra[1]:
             raise ValueError(f"the field {base!r} holds {about.extra[1]} numbers a point: name one, {base}:0 and so on")
@@ -74,8 +73,12 @@ def short_unit(about: Field) -> str:
 
 
 def _unit(about: Field) -> str:
-    unit = short_unit(about)
-    return f" ({unit})" if unit else ""
+    return _in_brackets(short_unit(about))
+
+
+def _in_brackets(unit: str) -> str:
+    """A unit behind a name; nothing for a number without unit."""
+    return "" if unit in ("", "1") else f" ({unit})"
 
 
 def values_of(surface: Surface, name: str) -> tuple[Array, Array]:
@@ -90,7 +93,9 @@ def values_of(surface: Surface, name: str) -> tuple[Array, Array]:
         return np.where((low == 0) & (high == 0), 0.0, ratio), surface.status_of("max_eig")
     base, _, index = name.partition(":")
     values = surface[base]
-    return (values[..., int(index)] if index else values), surface.status_of(base)
+    if index:
+        values = values[..., int(index)]
+    return values, surface.status_of(base)
 
 
 def eigenvalues(surface: Surface) -> tuple[str, str]:
@@ -103,21 +108,21 @@ def eigenvalues(surface: Surface) -> tuple[str, str]:
 def other_kinds(surface: Surface) -> tuple[str, ...]:
     """What there is to draw beside a surface: spectrum, layers, evolution, health, path."""
     groups = surface.groups
-    there = {
+    is_held = {
         "spectrum": any(n.startswith("spectrum/") and ("top" in g or "node" in g) for n, g in groups.items()),
         "layers": any(n.startswith("layers/") and "block" in g for n, g in groups.items()),
         "evolution": "evolution/results" in groups,
         "health": "health" in groups,
         "path": "trajectory" in groups,
     }
-    return tuple(kind for kind, held in there.items() if held)
+    return tuple(kind for kind in is_held if is_held[kind])
 
 
 def _of_points(surface: Surface) -> list[str]:
     """The fields that are readings at points: no book-keeping, and nothing of the parts of a spectrum or a run."""
     parts = {name for measure in PARTS for name in surface.measures.get(measure, ())}
-    kept = ("_seconds", "_rank", "_error", "_limit")
-    return [name for name in surface.fields if name not in parts and not name.endswith(kept)]
+    beside = ("_seconds", "_rank", "_error", "_limit")  # book-keeping, and what belongs to another field
+    return [name for name in surface.fields if name not in parts and not name.endswith(beside)]
 
 
 def holds_points(surface: Surface) -> bool:
@@ -128,20 +133,23 @@ def holds_points(surface: Surface) -> bool:
 def best_field(surface: Surface) -> str:
     """The field that a picture shows if nothing is said. Raises ValueError where there is none."""
     names = _of_points(surface)
-    for wanted in ("train_loss", "test_loss", "max_eig"):
-        if wanted in names:
-            return wanted
+    for name in ("train_loss", "test_loss", "max_eig"):
+        if name in names:
+            return name
     if not names:
-        raise ValueError(f"this file holds no surface; it holds: {', '.join(held(surface)) or 'nothing'}")
+        raise ValueError(f"this file holds no surface; it holds: {', '.join(contents_of(surface)) or 'nothing'}")
     about = surface.about[names[0]]
     return names[0] if about.extra is None else f"{names[0]}:0"
 
 
-def held(surface: Surface) -> list[str]:
+def contents_of(surface: Surface) -> list[str]:
     """All that a file holds, in words."""
-    plane = any(name.startswith("directions/") for name in surface.groups)
-    points = ["a surface"] if holds_points(surface) else []
-    return [*points, *other_kinds(surface), *(["directions (lossmap plane FILE tells of them)"] if plane else [])]
+    contents = list(other_kinds(surface))
+    if holds_points(surface):
+        contents.insert(0, "a surface")
+    if any(name.startswith("directions/") for name in surface.groups):
+        contents.append("directions (see lossmap plane FILE)")
+    return contents
 
 
 def axis_labels(surface: Surface) -> tuple[str, str]:
@@ -150,22 +158,27 @@ def axis_labels(surface: Surface) -> tuple[str, str]:
 
 
 def _axis(surface: Surface, name: str) -> str:
-    group = surface.groups.get(f"directions/{name}")
-    told = dict(group.attributes) if group is not None else {}
-    kind = str(told.get("kind", ""))
+    group = surface.groups.get(f"directions/{name}", Group({}))
+    kind = str(group.attributes.get("kind", ""))
+    if not kind:
+        return name
     if kind == "random":
         return f"{name}, random direction"
     if kind.startswith("to:"):
         return f"{name}, 0: model, 1: {Path(kind[3:]).name}"
     if kind.startswith("pca"):
-        which = int("".join(c for c in kind if c.isdigit()) or told.get("component", 1))
-        path = surface.groups.get("trajectory")
-        share = ""
-        if path is not None and "explained_variance_ratio" in path:
-            ratio = np.atleast_1d(path["explained_variance_ratio"])
-            share = f" ({100 * float(ratio[which - 1]):.0f} %)" if which <= ratio.size else ""
-        return f"{name}, principal component {which}{share}"
-    return f"{name}, {kind.replace(':', ' ')}" if kind else name
+        component = int("".join(c for c in kind if c.isdigit()) or group.attributes.get("component", 1))
+        return f"{name}, principal component {component}{_explained(surface, component)}"
+    return f"{name}, {kind.replace(':', ' ')}"
+
+
+def _explained(surface: Surface, component: int) -> str:
+    """The share of the variance of a training path that a component explains, as " (85 %)"; empty if not known."""
+    path = surface.groups.get("trajectory", Group({}))
+    ratios = np.atleast_1d(path.arrays.get("explained_variance_ratio", ()))
+    if component > ratios.size:
+        return ""
+    return f" ({100 * float(ratios[component - 1]):.0f} %)"
 
 
 def as_line(surface: Surface) -> Surface:
@@ -189,60 +202,3 @@ def as_line(surface: Surface) -> Surface:
 def is_line(surface: Surface) -> bool:
     """Whether there is but one axis with more than one tick."""
     return surface.grid.y is None or 1 in surface.grid.shape
-
-
-def remarks(surface: Surface) -> list[str]:
-    """How sure the eigenvalues are, one line each; none where there is nothing to say."""
-    lines = []
-    if "max_eig" in surface and "min_eig" in surface:
-        size = np.fmax(np.abs(surface["max_eig"]), np.abs(surface["min_eig"]))
-        with np.errstate(divide="ignore", invalid="ignore"):
-            worst = _worst(surface, ("max_eig_error", "min_eig_error"), size, from_value=False)
-            limit = _worst(surface, ("max_eig_limit", "min_eig_limit"), size, from_value=True)
-        told = []
-        if worst is not None:
-            told.append(
-                f"an eigenvalue lies within {_share(worst[0])} of max |\N{GREEK SMALL LETTER LAMDA}| of each end"
-            )
-        if limit is not None:
-            sure = surface.settings.get("measures", {}).get("eigen", {}).get("confidence")
-            share = f"{_share(float(sure))} limits" if sure is not None else "limits"
-            told.append(f"{share} within {_share(limit[0])} at {limit[1]:,} points")
-        if told:
-            lines.append("; ".join(told))
-    audit = audited(surface)
-    return lines + ([audit] if audit else [])
-
-
-def _share(value: float) -> str:
-    return f"{100 * value:.2g}\N{NO-BREAK SPACE}%"  # a line never breaks before the sign
-
-
-def _worst(surface: Surface, names: Sequence[str], size: Array, from_value: bool) -> tuple[float, int] | None:
-    found = []
-    for name in names:
-        if name in surface:
-            values = surface[name]
-            if from_value:
-                values = np.abs(values - surface[name.removesuffix("_limit")])
-            relative = values / np.where(size > 0, size, np.nan)
-            if np.isfinite(relative).any():
-                found.append(relative)
-    if not found:
-        return None
-    both = np.fmax.reduce(found)
-    return float(np.nanmax(np.where(np.isfinite(both), both, np.nan))), int(np.isfinite(both).sum())
-
-
-def audited(surface: Surface) -> str:
-    """What the audit found, in one line; empty where there was none.
-
-    Reads the root attributes audit_points, audit_misses and audit_miss_bound (the 95 % upper bound of the share).
-    """
-    told = surface.attributes
-    points = told.get("audit_points")
-    if points is None or not int(points):
-        return ""
-    misses, bound = int(told.get("audit_misses", 0)), told.get("audit_miss_bound")
-    ceiling = f" ({_share(0.95)} bound: {_share(float(bound))})" if bound is not None else ""
-    return f"audit: {misses} {'miss' if misses == 1 else 'misses'} at {int(points)} points solved again{ceiling}"

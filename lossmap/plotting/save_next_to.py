@@ -1,4 +1,4 @@
-"""The pictures that lie beside a result: PDF and PNG, a relief, a page, a file for ParaView, as asked for."""
+"""The pictures that lie beside a result: PDF and PNG, a surface in 3-D, a page, a file for ParaView, as set."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from lossmap.plotting.figures import draw, save
 from lossmap.plotting.quantities import best_field, is_line
 
 
-class Asked(Protocol):
-    """What is asked for; lossmap.cli.setting_groups.DrawSettings is one."""
+class DrawOptions(Protocol):
+    """What to draw, and how; lossmap.cli.setting_groups.DrawSettings is one."""
 
     @property
     def page(self) -> bool: ...
@@ -35,36 +35,36 @@ class Asked(Protocol):
     def vlevel(self) -> float | None: ...
 
 
-def draw_next_to(result: Path, asked: Asked, trajectory: Group | None = None) -> list[Path]:
-    """Draw a result into files beside it, named after it; returns them.
+def draw_next_to(result: Path, options: DrawOptions, trajectory: Group | None = None) -> list[Path]:
+    """Draw a result into files beside it, named after it; returns their paths.
 
     surface.h5 becomes surface.pdf and surface.png; of a plane also surface_3d.pdf and surface_3d.png; with --page
     surface.html; with --vtk surface.vts. With --show the PNG opens on the screen.
     """
     surface = read(result)
     stem = result.with_suffix("")
-    log = True if asked.log else None
+    log = True if options.log else None
     figure = draw(
-        surface, vmin=asked.vmin, vmax=asked.vmax, vlevel=asked.vlevel, log=log, loss_max=asked.loss_max,
+        surface, vmin=options.vmin, vmax=options.vmax, vlevel=options.vlevel, log=log, loss_max=options.loss_max,
         trajectory=trajectory,
     )  # fmt: skip
-    made = save_next_to(result, {"": figure})
-    shown = made[-1]
+    paths = save_next_to(result, {"": figure})
+    png = paths[-1]
     plane = not is_line(surface)
     if plane and best_field(surface).endswith("_loss"):
-        figure = draw(surface, "3d", vmin=asked.vmin, vmax=asked.vmax, log=log)
-        made += save_next_to(result, {"_3d": figure})
-    if asked.page:
+        figure = draw(surface, "3d", vmin=options.vmin, vmax=options.vmax, log=log)
+        paths += save_next_to(result, {"_3d": figure})
+    if options.page:
         from lossmap.plotting.html import page
 
-        made.append(page(surface, Path(f"{stem}.html"), title=result.name))
-    if asked.vtk and plane:
+        paths.append(page(surface, Path(f"{stem}.html"), title=result.name))
+    if options.vtk and plane:
         from lossmap.plotting.vtk import vtk
 
-        made += vtk(surface, Path(f"{stem}.vts"), log=log, vmax=asked.vmax)
-    if asked.show:
-        show(shown)
-    return made
+        paths += vtk(surface, Path(f"{stem}.vts"), log=log, vmax=options.vmax)
+    if options.show:
+        show(png)
+    return paths
 
 
 def save_next_to(result: Path, figures: Mapping[str, Figure], dpi: int = 300) -> list[Path]:

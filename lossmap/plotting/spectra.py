@@ -1,10 +1,9 @@
 """Pictures of spectra: the density with its cumulative and error band, layers on one sheet, checkpoints compared.
 
 Each takes a result file, a `Spectrum` or `BlockSpectra` from Python, or a mapping of them by label. Eigenvalues stand
-on an
-axis by their inverse hyperbolic sine, linear near zero and logarithmic beyond, so that the bulk at zero and the few
-large ones are both seen; the band is what is known of it, pointwise, with the confidence that the file states. The
-smoothed density above it is for the eye.
+on an axis by their inverse hyperbolic sine, linear near zero and logarithmic beyond, so that the bulk at zero and the
+few large ones are both visible; the band is what is known of it, pointwise, with the confidence that the file states.
+The smoothed density above it is for the eye.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from matplotlib.figure import Figure
 
 from lossmap.io.spectrum_layout import Source, layers_in, spectra_in
 from lossmap.io.surface import Group
-from lossmap.plotting.style import BLUE, COLUMN, DARK, GREEN, PAGE, PURPLE, RED, blank, styled
+from lossmap.plotting.style import BLUE, COLUMN, DARK, GREEN, PAGE, PURPLE, RED, new_figure, style_context
 
 COLOURS = (BLUE, RED, GREEN, PURPLE, "#b8860b", "#3b3b3b")
 
@@ -27,44 +26,45 @@ def draw_spectrum(source: Source, label: str | None = None) -> Figure:
 
     label  which of the file's spectra; the first, if left out. Raises ValueError for a label that is not there.
     """
-    found = spectra_in(source)
-    chosen = next(iter(found)) if label is None else label
-    if chosen not in found:
-        raise ValueError(f"there is no spectrum {chosen!r}; there are {', '.join(found)}")
-    group = found[chosen]
-    with styled():
-        figure = blank(COLUMN, 3.4)
+    spectra = spectra_in(source)
+    if label is None:
+        label = next(iter(spectra))
+    if label not in spectra:
+        raise ValueError(f"there is no spectrum {label!r}; there are {', '.join(spectra)}")
+    group = spectra[label]
+    with style_context():
+        figure = new_figure(COLUMN, 3.4)
         upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(1, 1.25))
         linear = _linear([group])
-        _density(upper, group, linear, BLUE, chosen)
-        _cumulative(lower, group, BLUE, chosen, band=True)
+        _density(upper, group, linear, BLUE, label)
+        _cumulative(lower, group, BLUE, label)
         for axes in (upper, lower):
             _ends(axes, group)
             _scale(axes, linear, [group])
         upper.set_ylabel("density, smoothed")
         lower.set_ylabel("share of eigenvalues below")
         lower.set_xlabel(_axis(group))
-        upper.set_title(_title(group, chosen), loc="left")
+        upper.set_title(_title(group, label), loc="left")
         _note(lower, group)
     return figure
 
 
 def draw_comparison(source: Source) -> Figure:
     """Several spectra: cumulative densities with their bands on one axis, and the extreme eigenvalues beside."""
-    found = spectra_in(source)
-    with styled():
-        figure = blank(PAGE, 2.6)
+    spectra = spectra_in(source)
+    with style_context():
+        figure = new_figure(PAGE, 2.6)
         left, right = figure.subplots(1, 2, width_ratios=(1.5, 1))
-        groups = list(found.values())
+        groups = list(spectra.values())
         linear = _linear(groups)
-        for i, (label, group) in enumerate(found.items()):
-            _cumulative(left, group, COLOURS[i % len(COLOURS)], label, band=True)
+        for i, (label, group) in enumerate(spectra.items()):
+            _cumulative(left, group, COLOURS[i % len(COLOURS)], label)
         _scale(left, linear, groups)
         left.set_xlabel(_axis(groups[0]))
         left.set_ylabel("share of eigenvalues below")
         if any("tick" in g for g in groups):
             left.legend(loc="upper left")
-        _extremes(right, found)
+        _extremes(right, spectra)
     return figure
 
 
@@ -73,14 +73,15 @@ def draw_layers(source: Source, label: str | None = None) -> Figure:
 
     label  which of the file's readings; the first, if left out. Raises ValueError for a label that is not there.
     """
-    found = layers_in(source)
-    chosen = next(iter(found)) if label is None else label
-    if chosen not in found:
-        raise ValueError(f"there are no layers {chosen!r}; there are {', '.join(found)}")
-    group = found[chosen]
+    readings = layers_in(source)
+    if label is None:
+        label = next(iter(readings))
+    if label not in readings:
+        raise ValueError(f"there are no layers {label!r}; there are {', '.join(readings)}")
+    group = readings[label]
     names = [str(n) for n in group["block"]]
-    with styled():
-        figure = blank(PAGE, 0.9 + 0.27 * len(names))
+    with style_context():
+        figure = new_figure(PAGE, 0.9 + 0.27 * len(names))
         left, right = figure.subplots(1, 2, sharey=True, width_ratios=(2.6, 1))
         floor = float(np.max(group["floor"], initial=0.0))
         reach = float(np.max(np.abs([group["largest"], group["smallest"]])))
@@ -89,28 +90,27 @@ def draw_layers(source: Source, label: str | None = None) -> Figure:
             _block(left, group, name, row, linear)
         left.axvline(0.0, color=DARK, linewidth=0.6)
         left.set_xscale("asinh", linear_width=linear)
-        _ticks(left, linear, [float(np.min(group["smallest"])), float(np.max(group["largest"]))], most=4)
+        _ticks(left, linear, [float(np.min(group["smallest"])), float(np.max(group["largest"]))], count=4)
         left.set_yticks(range(len(names)), [f"{n} ({int(s):,})" for n, s in zip(names, group["size"], strict=True)])
         left.set_ylim(len(names) - 0.4, -0.6)
         left.set_xlabel(f"eigenvalues of the block (linear up to about {linear:.0e})")
-        left.set_title(f"Layer by layer{': ' + chosen if chosen != 'layers' else ''}", loc="left")
+        left.set_title("Layer by layer" if label == "layers" else f"Layer by layer: {label}", loc="left")
         _signs(right, group)
     return figure
 
 
 def _block(axes: Axes, group: Group, name: str, row: int, linear: float) -> None:
     """One block's eigenvalues: a tick each, or the nodes of its density, darker where more weight is."""
-    own = name.replace("/", "_")
-    zero = str(group["kind"][row]) == "zero"
-    if zero:
+    key = name.replace("/", "_")
+    if str(group["kind"][row]) == "zero":
         axes.text(linear * 1.3, row, "zero", va="center", color=DARK, fontsize=7)
         return
-    values = np.asarray(group[f"eigenvalues:{own}"])
+    values = np.asarray(group[f"eigenvalues:{key}"])
     axes.plot([values.min(), values.max()], [row, row], color="0.8", linewidth=0.8, zorder=1)
     nodes, strength = values, np.ones(len(values))
-    if f"nodes:{own}" in group:
-        nodes = np.asarray(group[f"nodes:{own}"])
-        weights = np.asarray(group[f"weights:{own}"])
+    if f"nodes:{key}" in group:
+        nodes = np.asarray(group[f"nodes:{key}"])
+        weights = np.asarray(group[f"weights:{key}"])
         strength = np.clip(0.25 + 0.75 * np.sqrt(weights / weights.max()), 0.0, 1.0)
         nodes, strength = np.append(nodes, values), np.append(strength, np.ones(len(values)))
     elif len(values) > 40:
@@ -149,11 +149,11 @@ def _density(axes: Axes, group: Group, linear: float, colour: str, label: str) -
         axes.text(0.5, 0.5, "no density was asked for", transform=axes.transAxes, ha="center", color=DARK)
         return
     nodes, weights = np.asarray(group["node"]), np.asarray(group["weight"])
-    place = _bent(nodes, linear)
-    low, high = place.min(), place.max()
-    width = _widths(place, int(group.attributes.get("density_probes", 0)), max(0.015 * (high - low), 1e-6))
+    position = _bent(nodes, linear)
+    low, high = position.min(), position.max()
+    width = _widths(position, int(group.attributes.get("density_probes", 0)), max(0.015 * (high - low), 1e-6))
     u = np.linspace(low - 4 * width[0], high + 4 * width[-1], 800)
-    z = (u[:, None] - place) / width
+    z = (u[:, None] - position) / width
     curve = np.exp(-0.5 * z * z) @ (weights / (width * np.sqrt(2 * np.pi)))
     x = _unbent(u, linear)
     axes.fill_between(x, curve, 0.0, where=list(x >= 0), color=colour, alpha=0.35, linewidth=0)
@@ -163,17 +163,18 @@ def _density(axes: Axes, group: Group, linear: float, colour: str, label: str) -
     axes.set_ylim(max(float(curve.max()) * 1e-4, 1e-12), float(curve.max()) * 2)
 
 
-def _widths(place: np.ndarray, probes: int, least: float) -> np.ndarray:
-    """A standard deviation for each node: half of the way to the neighbours of its own probe, not less than `least`."""
-    if probes == 0 or len(place) <= 2 * probes:
-        return np.full(len(place), least)
-    i = np.arange(len(place))
-    away = place[np.minimum(i + probes, len(place) - 1)] - place[np.maximum(i - probes, 0)]
-    result: np.ndarray = np.maximum(away / 4.0, least)
+def _widths(position: np.ndarray, probes: int, smallest: float) -> np.ndarray:
+    """A standard deviation for each node: half-way to the neighbours of its probe, not below `smallest`; (nodes,)."""
+    if probes == 0 or len(position) <= 2 * probes:
+        return np.full(len(position), smallest)
+    i = np.arange(len(position))
+    distance = position[np.minimum(i + probes, len(position) - 1)] - position[np.maximum(i - probes, 0)]
+    result: np.ndarray = np.maximum(distance / 4.0, smallest)
     return result
 
 
-def _cumulative(axes: Axes, group: Group, colour: str, label: str, *, band: bool) -> None:
+def _cumulative(axes: Axes, group: Group, colour: str, label: str) -> None:
+    """The share of eigenvalues below each value, with its band where it is an estimate."""
     if "tick" not in group:
         return
     tick = np.asarray(group["tick"])
@@ -182,9 +183,8 @@ def _cumulative(axes: Axes, group: Group, colour: str, label: str, *, band: bool
         axes.step([tick[0], *nodes, tick[-1]], [0.0, *np.cumsum(group["weight"]), 1.0], where="post", color=colour,
                   label=label)  # fmt: skip
     else:
-        if band:
-            low, high = group["cumulative_low"], group["cumulative_high"]
-            axes.fill_between(tick, low, high, color=colour, alpha=0.22, linewidth=0)
+        low, high = group["cumulative_low"], group["cumulative_high"]
+        axes.fill_between(tick, low, high, color=colour, alpha=0.22, linewidth=0)
         axes.plot(tick, group["cumulative"], color=colour, label=label)
     axes.set_ylim(-0.03, 1.03)
 
@@ -200,12 +200,12 @@ def _ends(axes: Axes, group: Group) -> None:
             )  # fmt: skip
 
 
-def _extremes(axes: Axes, found: dict[str, Group]) -> None:
+def _extremes(axes: Axes, spectra: dict[str, Group]) -> None:
     """Largest and smallest eigenvalues of each, with error bars."""
-    labels = list(found)
-    reach = max(float(np.nanmax(np.abs([*g["top"], *g["bottom"]]))) for g in found.values() if "top" in g)
+    labels = list(spectra)
+    reach = max(float(np.nanmax(np.abs([*g["top"], *g["bottom"]]))) for g in spectra.values() if "top" in g)
     linear = max(1e-3 * reach, 1e-300)
-    for i, group in enumerate(found.values()):
+    for i, group in enumerate(spectra.values()):
         for name, marker in (("top", "^"), ("bottom", "v")):
             if name in group:
                 values, errors = np.asarray(group[name]), np.asarray(group[f"{name}_error"])
@@ -213,15 +213,15 @@ def _extremes(axes: Axes, found: dict[str, Group]) -> None:
                     values, np.full(len(values), i), xerr=errors, fmt=marker, color=COLOURS[i % len(COLOURS)],
                     markersize=4, elinewidth=0.8, capsize=1.5, markerfacecolor="none", markeredgewidth=0.8,
                 )  # fmt: skip
-        first = float(group["top"][0]) if "top" in group else float("nan")
+        first = float(group.arrays.get("top", [float("nan")])[0])
         axes.annotate(
             f"{first:.3g}", (first, i), textcoords="offset points", xytext=(0, 6), ha="center", fontsize=7,
             color=COLOURS[i % len(COLOURS)],
         )  # fmt: skip
     axes.axvline(0.0, color=DARK, linewidth=0.6)
     axes.set_xscale("asinh", linear_width=linear)
-    every = [float(v) for g in found.values() for n in ("top", "bottom") if n in g for v in g[n]]
-    _ticks(axes, linear, [min(every), max(every)], most=2, margin=4.0)
+    ends = [float(v) for g in spectra.values() for n in ("top", "bottom") if n in g for v in g[n]]
+    _ticks(axes, linear, [min(ends), max(ends)], count=2, margin=4.0)
     axes.set_yticks(range(len(labels)), labels)
     axes.set_ylim(len(labels) - 0.4, -0.6)
     axes.set_xlabel("extreme eigenvalues")
@@ -238,24 +238,34 @@ def _scale(axes: Axes, linear: float, groups: list[Group]) -> None:
     axes.set_xscale("asinh", linear_width=linear)
     axes.axvline(0.0, color=DARK, linewidth=0.5, zorder=0.5)
     ends = [float(v) for g in groups for n in ("node", "top", "bottom") if n in g for v in (g[n].min(), g[n].max())]
-    _ticks(axes, linear, [min(ends), max(ends)] if ends else [0.0, 1.0])
+    _ticks(axes, linear, ends or [0.0, 1.0])
 
 
-def _ticks(axes: Axes, linear: float, ends: list[float], most: int = 3, margin: float = 1.6) -> None:
-    """Powers of ten that do not run into each other, and zero."""
-    low, high = min(ends), max(ends)
+def _ticks(axes: Axes, linear: float, values: list[float], count: int = 3, margin: float = 1.6) -> None:
+    """Zero, and powers of ten that do not run into each other, `count` on each side at most."""
+    low, high = min(values), max(values)
     first = int(np.ceil(np.log10(linear) - 1e-9))
-    powers: list[float] = [0.0]
+    ticks: list[float] = [0.0]
     for sign, end in ((1.0, high), (-1.0, -low)):
-        last = int(np.floor(np.log10(end))) if end > linear else first - 1
-        step = max(1, -(-(last - first + 1) // most))
-        powers += [sign * 10.0**p for p in range(last, first - 1, -step)]
-    axes.set_xticks(sorted(powers), [f"{p:g}" if p == 0 or 1e-3 <= abs(p) < 1e4 else f"{p:.0e}".replace("e-0", "e-")
-                                     for p in sorted(powers)])  # fmt: skip
+        if end > linear:
+            last = int(np.floor(np.log10(end)))
+            step = max(1, -(-(last - first + 1) // count))
+            ticks += [sign * 10.0**p for p in range(last, first - 1, -step)]
+    ticks.sort()
+    axes.set_xticks(ticks, [_power(tick) for tick in ticks])
     axes.minorticks_off()
-    axes.set_xlim(
-        min(low * margin, -linear) if low < 0 else -linear * 0.5, max(high * margin, linear) if high > 0 else linear
-    )
+    left, right = -linear * 0.5, linear
+    if low < 0:
+        left = min(low * margin, -linear)
+    if high > 0:
+        right = max(high * margin, linear)
+    axes.set_xlim(left, right)
+
+
+def _power(tick: float) -> str:
+    if tick == 0 or 1e-3 <= abs(tick) < 1e4:
+        return f"{tick:g}"
+    return f"{tick:.0e}".replace("e-0", "e-")
 
 
 def _bent(x: np.ndarray, linear: float) -> np.ndarray:
@@ -270,9 +280,13 @@ def _unbent(u: np.ndarray, linear: float) -> np.ndarray:
 
 
 def _axis(group: Group) -> str:
+    """The label of an axis of eigenvalues, with their unit."""
+    matrix = {"hessian": "Hessian", "gauss-newton": "Gauss-Newton"}.get(str(group.attributes.get("matrix")), "matrix")
+    label = f"eigenvalue of the {matrix}"
     unit = str(group.attributes.get("unit", "1"))
-    what = {"hessian": "Hessian", "gauss-newton": "Gauss-Newton"}.get(str(group.attributes.get("matrix")), "matrix")
-    return f"eigenvalue of the {what}" + (f" ({unit})" if unit not in ("1", "") else "")
+    if unit in ("1", ""):
+        return label
+    return f"{label} ({unit})"
 
 
 def _title(group: Group, label: str) -> str:
@@ -282,7 +296,10 @@ def _title(group: Group, label: str) -> str:
 
 def _note(axes: Axes, group: Group) -> None:
     """What the band is."""
-    a: Any = group.attributes
-    if "density_confidence" in a:
-        text = f"band: {100 * float(a['density_confidence']):g} %, pointwise" if int(a["density_probes"]) else "exact"
-        axes.text(0.98, 0.14, text, transform=axes.transAxes, ha="right", fontsize=7, color=DARK)
+    attributes: Any = group.attributes
+    if "density_confidence" not in attributes:
+        return
+    text = "exact"
+    if int(attributes["density_probes"]):
+        text = f"band: {100 * float(attributes['density_confidence']):g} %, pointwise"
+    axes.text(0.98, 0.14, text, transform=axes.transAxes, ha="right", fontsize=7, color=DARK)

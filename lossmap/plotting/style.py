@@ -55,13 +55,13 @@ FORMATS = ("pdf", "png", "svg", "eps", "jpg", "tif", "webp")
 
 
 @contextlib.contextmanager
-def styled() -> Iterator[None]:
-    """Inside, what is drawn has this look; outside, the user's own settings are as they were."""
+def style_context() -> Iterator[None]:
+    """Inside, what is drawn has this look; outside, the user's own matplotlib settings are as they were."""
     with matplotlib.rc_context(STYLE):
         yield
 
 
-def blank(width: float, height: float, compressed: bool = False) -> Figure:
+def new_figure(width: float, height: float, compressed: bool = False) -> Figure:
     """An empty figure of this size in inches, laid out so that nothing overlaps; compressed around square panels."""
     figure = Figure(figsize=(width, height), layout="compressed" if compressed else "constrained")
     FigureCanvasAgg(figure)
@@ -71,7 +71,9 @@ def blank(width: float, height: float, compressed: bool = False) -> Figure:
 
 
 def save(figure: Figure, path: str | os.PathLike[str], dpi: int = 300) -> Path:
-    """Write a figure as its ending says (pdf, png, svg, ...); the file appears whole or not at all.
+    """Write a figure as its ending says (pdf, png, svg, ...) and return its path; it appears whole or not at all.
+
+    dpi  of pixel formats, and of what is rasterized in the others
 
     Raises ValueError for an ending that is no picture; FileNotFoundError, PermissionError or OSError in a sentence.
     """
@@ -82,13 +84,13 @@ def save(figure: Figure, path: str | os.PathLike[str], dpi: int = 300) -> Path:
         raise ValueError(f"a picture is one of {', '.join(FORMATS)}, by the ending of its name; got {str(path)!r}")
     # Dates in the file would make two drawings of the same surface differ.
     metadata: dict[str, Any] = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}.get(kind, {})
-    with whole(path) as part, matplotlib.rc_context(STYLE):
+    with appears_whole(path) as part, matplotlib.rc_context(STYLE):
         figure.savefig(part, format=kind, dpi=dpi, metadata=metadata or None)
     return path
 
 
 @contextlib.contextmanager
-def whole(path: Path) -> Iterator[Path]:
+def appears_whole(path: Path) -> Iterator[Path]:
     """A place to write to, which becomes the file when all is written: it appears whole or not at all.
 
     Raises IsADirectoryError, FileNotFoundError, PermissionError or OSError with one sentence.

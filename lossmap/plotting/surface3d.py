@@ -1,4 +1,4 @@
-"""A plane as a relief in three dimensions."""
+"""A plane as a surface in three dimensions."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from matplotlib.ticker import MaxNLocator
 from lossmap.geometry.grid import Grid
 from lossmap.plotting.contour_levels import Scale
 from lossmap.plotting.contour_levels import labels as texts
-from lossmap.plotting.maps import norm_of
+from lossmap.plotting.maps import norm_of, y_ticks
 
-MOST_TICKS = 6
-MOST = 150  # facets along each side; finer grids are thinned for the picture
+MAX_TICKS = 6
+MAX_FACETS = 150  # facets along each side; finer grids are thinned for the picture
 
 
 def draw_surface3d(
@@ -22,20 +22,23 @@ def draw_surface3d(
 ) -> None:
     """The surface over its grid; heights by decades where the scale is geometric, cut at the ends of the scale.
 
-    Points without a finite value leave a hole.
+    values  (ny, nx); points without a finite value leave a hole
+    labels  of the axes x, y and z
+
+    Raises ValueError where the grid has fewer than two points along an axis.
     """
-    y = np.zeros(1) if grid.y is None else grid.y
     if min(values.shape) < 2:
-        raise ValueError(f"a relief wants two points or more along both axes; this grid has {values.shape}")
-    norm = norm_of(scale)
-    shown = np.where(np.isfinite(values), np.clip(values, scale.low, scale.high), np.nan)
-    height = np.log10(shown) if scale.log else shown
-    across, up = np.meshgrid(grid.x, y)
+        raise ValueError(f"a surface in 3-D needs two points or more along both axes; this grid has {values.shape}")
+    clipped = np.where(np.isfinite(values), np.clip(values, scale.low, scale.high), np.nan)
+    height = _heights(clipped, scale)
+    across, up = np.meshgrid(grid.x, y_ticks(grid))
     # A facet has the colour of the mean of its corners; where one is missing there is none.
     facets = 0.25 * (height[1:, 1:] + height[1:, :-1] + height[:-1, 1:] + height[:-1, :-1])
-    colours = matplotlib.colormaps[cmap](norm(10.0**facets if scale.log else facets))
-    step = max(1, -(-max(values.shape) // MOST))
-    drawn = axes.plot_surface(
+    if scale.log:
+        facets = 10.0**facets
+    colours = matplotlib.colormaps[cmap](norm_of(scale)(facets))
+    step = max(1, -(-max(values.shape) // MAX_FACETS))
+    polygons = axes.plot_surface(
         across,
         up,
         height,
@@ -47,16 +50,8 @@ def draw_surface3d(
         antialiased=True,
         shade=False,
     )
-    drawn.set_rasterized(values.size > 2500)
-    low, high = (np.log10(scale.low), np.log10(scale.high)) if scale.log else (scale.low, scale.high)
-    axes.set_zlim(low, high if high > low else low + 1)
-    decades = np.arange(np.ceil(low - 1e-9), np.floor(high + 1e-9) + 1) if scale.log else np.zeros(0)
-    if decades.size >= 2:
-        decades = decades[:: -(-decades.size // MOST_TICKS)]
-        axes.set_zticks(decades, [_power(d) for d in decades])
-    else:
-        shown = scale.levels[:: max(1, -(-scale.levels.size // MOST_TICKS))]
-        axes.set_zticks(np.log10(shown) if scale.log else shown, texts(shown))
+    polygons.set_rasterized(values.size > 2500)
+    _set_height_axis(axes, scale)
     axes.set_xlabel(labels[0], labelpad=-7)
     axes.set_ylabel(labels[1], labelpad=-7)
     axes.zaxis.set_rotate_label(False)
@@ -73,8 +68,28 @@ def draw_surface3d(
     axes.set_box_aspect((1, 1, 0.75), zoom=0.95)
 
 
+def _heights(values: np.ndarray, scale: Scale) -> np.ndarray:
+    """The values, or their decimal logarithms where the scale is geometric."""
+    heights: np.ndarray = np.log10(values) if scale.log else values
+    return heights
+
+
+def _set_height_axis(axes: Any, scale: Scale) -> None:
+    """Ends and ticks of the z axis: whole decades where there are two or more, else the levels."""
+    low, high = (float(end) for end in _heights(np.array([scale.low, scale.high]), scale))
+    axes.set_zlim(low, high if high > low else low + 1)
+    if scale.log:
+        decades = np.arange(np.ceil(low - 1e-9), np.floor(high + 1e-9) + 1)
+        if decades.size >= 2:
+            decades = decades[:: -(-decades.size // MAX_TICKS)]
+            axes.set_zticks(decades, [_power(d) for d in decades])
+            return
+    levels = scale.levels[:: max(1, -(-scale.levels.size // MAX_TICKS))]
+    axes.set_zticks(_heights(levels, scale), texts(levels))
+
+
 def _spread(colours: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Facet colours in an array of the grid's shape, as plot_surface wants them."""
+    """Facet colours in an array of the grid's shape, as plot_surface takes them."""
     result = np.empty((*shape, 4))
     result[:-1, :-1] = colours
     result[-1, :-1], result[:-1, -1], result[-1, -1] = colours[-1], colours[:, -1], colours[-1, -1]

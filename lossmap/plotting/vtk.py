@@ -17,8 +17,9 @@ import numpy as np
 
 from lossmap.io.read import Surface, read
 from lossmap.plotting.contour_levels import scale_of
+from lossmap.plotting.maps import y_ticks
 from lossmap.plotting.quantities import best_field, is_line, quantity, values_of
-from lossmap.plotting.style import whole
+from lossmap.plotting.style import appears_whole
 
 TYPES = {"f8": "Float64", "i8": "Int64", "u1": "UInt8"}
 HIDDEN = 2  # vtkDataSetAttributes::HIDDENPOINT
@@ -34,45 +35,58 @@ def vtk(
 ) -> list[Path]:
     """Write the surface, and its training path where it has one; returns the files written.
 
-    vmax  heights above it are cut off there
+    what   a surface, or the path of a result file
+    path   the file to write, .vts or .vtp
+    field  the height; train_loss if there is one
+    log    logarithmic heights or not; by what the values span if left out
+    vmax   heights above it are cut off there
 
     Raises ValueError for another ending, or for a line, which has no surface; otherwise as `read`.
     """
     path = Path(path)
     if path.suffix not in (".vts", ".vtp"):
         raise ValueError(f"a file for ParaView ends in .vts or .vtp; got {str(path)!r}")
-    surface = what if isinstance(what, Surface) else read(what)
+    surface = what
+    if not isinstance(surface, Surface):
+        surface = read(surface)
     if is_line(surface):
         raise ValueError("a line has no surface for ParaView; draw it, or read the file itself")
     name = field or best_field(surface)
     values, _ = values_of(surface, quantity(surface, name).name)
-    cut = values if vmax is None else np.minimum(values, vmax)
-    scale = scale_of([cut], log=log)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        height = np.log10(cut) if scale.log else cut.copy()
-    height[~np.isfinite(height)] = np.nan
-    y = np.zeros(1) if surface.grid.y is None else surface.grid.y
-    least = float(np.nanmin(height)) if np.isfinite(height).any() else 0.0
-    most = float(np.nanmax(height)) if np.isfinite(height).any() else 0.0
-    width = max(float(np.ptp(surface.grid.x)), float(np.ptp(y)))
-    height = (height - least) * (0.5 * width / (most - least) if most > least else 1.0)
-    across, up = np.meshgrid(surface.grid.x, y)
+    if vmax is not None:
+        values = np.minimum(values, vmax)
+    across, up = np.meshgrid(surface.grid.x, y_ticks(surface.grid))
+    width = max(float(np.ptp(across)), float(np.ptp(up)))
+    height = _heights(values, log, 0.5 * width)
     points = np.stack([across, up, height], axis=-1).reshape(-1, 3)
     data = {n: a.reshape(len(points), -1) for n, a in surface.fields.items()}
     data |= {f"{m}_status": s.reshape(-1, 1) for m, s in surface.status.items()}
-    if path.suffix == ".vts":
-        text = _structured(values.shape, points, data, name)
-    else:
-        text = _polygons(values.shape, points, data, name)
-    with whole(path) as part:
+    write = _structured if path.suffix == ".vts" else _polygons
+    text = write(values.shape, points, data, name)
+    with appears_whole(path) as part:
         part.write_text(text)
     trail = surface.groups.get("trajectory")
     if trail is None or "x" not in trail or "y" not in trail:
         return [path]
     beside = path.with_name(f"{path.stem}_trajectory.vtp")
-    with whole(beside) as part:
+    with appears_whole(beside) as part:
         part.write_text(_trail(np.asarray(trail["x"]), np.asarray(trail["y"]), 0.51 * width))
     return [path, beside]
+
+
+def _heights(values: np.ndarray, log: bool | None, top: float) -> np.ndarray:
+    """The values, or their decimal logarithms, from 0 to `top`; NaN where a height is not finite."""
+    height = values.copy()
+    if scale_of([values], log=log).log:
+        with np.errstate(divide="ignore", invalid="ignore"):
+            height = np.log10(values)
+    height[~np.isfinite(height)] = np.nan
+    known = height[np.isfinite(height)]
+    lowest, highest = float(min(known, default=0.0)), float(max(known, default=0.0))
+    height -= lowest
+    if highest > lowest:
+        height *= top / (highest - lowest)
+    return height
 
 
 def _array(name: str, values: np.ndarray, components: int = 1) -> str:
@@ -101,13 +115,13 @@ def _fields(data: Mapping[str, np.ndarray], name: str) -> str:
 def _structured(shape: tuple[int, ...], points: np.ndarray, data: Mapping[str, np.ndarray], name: str) -> str:
     hidden = ~np.isfinite(points[:, 2])
     ghosts = np.where(hidden, HIDDEN, 0).astype("u1").reshape(-1, 1)
-    placed = points.copy()
-    placed[hidden, 2] = 0.0
+    finite = points.copy()
+    finite[hidden, 2] = 0.0
     extent = f"0 {shape[1] - 1} 0 {shape[0] - 1} 0 0"
     inside = (
         f' WholeExtent="{extent}">\n<Piece Extent="{extent}">\n'
         + _fields({**data, "vtkGhostType": ghosts}, name)
-        + f"<Points>\n{_array('Points', placed, 3)}</Points>\n</Piece>\n"
+        + f"<Points>\n{_array('Points', finite, 3)}</Points>\n</Piece>\n"
     )
     return _file("StructuredGrid", inside)
 
@@ -118,8 +132,8 @@ def _polygons(shape: tuple[int, ...], points: np.ndarray, data: Mapping[str, np.
     index = np.arange(len(points)).reshape(shape)
     corners = np.stack([index[:-1, :-1], index[:-1, 1:], index[1:, 1:], index[1:, :-1]], axis=-1).reshape(-1, 4)
     quads = number[corners[known[corners].all(axis=1)]]
-    kept = {n: a[known] for n, a in data.items()}
-    return _file("PolyData", _piece(points[known], quads, "Polys", _fields(kept, name)))
+    data = {n: a[known] for n, a in data.items()}
+    return _file("PolyData", _piece(points[known], quads, "Polys", _fields(data, name)))
 
 
 def _trail(x: np.ndarray, y: np.ndarray, height: float) -> str:
@@ -129,9 +143,8 @@ def _trail(x: np.ndarray, y: np.ndarray, height: float) -> str:
 
 
 def _piece(points: np.ndarray, cells: np.ndarray, kind: str, fields: str) -> str:
-    counts = " ".join(
-        f'NumberOf{what}="{len(cells) if what == kind else 0}"' for what in ("Verts", "Lines", "Strips", "Polys")
-    )
+    numbers = dict.fromkeys(("Verts", "Lines", "Strips", "Polys"), 0) | {kind: len(cells)}
+    counts = " ".join(f'NumberOf{what}="{number}"' for what, number in numbers.items())
     width = cells.shape[1]
     offsets = np.arange(1, len(cells) + 1) * width
     return (

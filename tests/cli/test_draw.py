@@ -85,7 +85,7 @@ def test_a_training_path_of_another_plane_is_told(tmp_path, capsys):
         (["FILE", "--field", "hugo"], "no field 'hugo' here; there are: train_loss, train_acc"),
         (["FILE", "--kind", "eigen"], "this file holds no eigenvalues max_eig and min_eig"),
         (["FILE", "--output", "a.txt"], "a picture is one of pdf, png"),
-        (["FILE", "--titles", "a", "b"], "1 surfaces want as many titles; got 2"),
+        (["FILE", "--titles", "a", "b"], "titles must be one for each of 1 surfaces; got 2"),
         (["FILE", "--colour", "red"], "unknown flag --colour"),
     ],
 )

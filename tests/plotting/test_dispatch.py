@@ -57,9 +57,9 @@ def test_draw_shows_what_a_file_holds(files, name, made, said, capsys):
     assert said in words(lossmap.draw(files / f"{name}.h5"))
 
 
-def test_a_plane_alone_is_told_of_and_not_drawn(files, capsys):
+def test_a_plane_alone_is_named_and_not_drawn(files, capsys):
     assert draw.main([str(files / "plane.h5")]) == 2
-    assert "it holds: directions (lossmap plane FILE tells of them)" in capsys.readouterr().err
+    assert "it holds: directions (see lossmap plane FILE)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["plane", "path", "health"])

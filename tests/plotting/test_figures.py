@@ -15,7 +15,8 @@ from lossmap.io.read import Group, Surface, write_surface
 from lossmap.plotting import maps
 from lossmap.plotting.contour_levels import scale_of
 from lossmap.plotting.figures import draw, save
-from lossmap.plotting.quantities import audited, best_field, quantity, remarks, values_of
+from lossmap.plotting.notes import accuracy_notes, audit_note
+from lossmap.plotting.quantities import best_field, quantity, values_of
 from lossmap.plotting.style import FORMATS
 from lossmap.plotting.surface3d import draw_surface3d
 
@@ -131,7 +132,7 @@ def test_odd_surfaces_can_be_drawn(name, tmp_path):
     draw(twin).canvas.draw()
 
 
-def test_a_relief_is_drawn_by_decades_and_cut_at_the_ends():
+def test_a_surface_in_3d_is_drawn_by_decades_and_cut_at_the_ends():
     figure = draw(plane(), "3d", vmax=1)
     axes = figure.axes[0]
     assert axes.get_zlim() == (-2, 0) and axes.get_zlabel() == "training loss (nats)"
@@ -176,8 +177,8 @@ def test_several_surfaces_stand_side_by_side_with_common_levels():
     assert np.array_equal(*levels)
     four = draw([plane()] * 4)
     assert [a.get_title() for a in four.axes[:4]] == ["a", "b", "c", "d"]
-    relief = draw([plane(), plane(10 * (0.01 + X**2))], "3d")
-    assert relief.axes[0].get_zlim() == relief.axes[1].get_zlim()
+    surfaces = draw([plane(), plane(10 * (0.01 + X**2))], "3d")
+    assert surfaces.axes[0].get_zlim() == surfaces.axes[1].get_zlim()
     lines = draw([line(), line(5)], titles=["one", "two"])
     assert [t.get_text() for t in lines.axes[0].get_legend().get_texts()] == ["one", "two"]
 
@@ -265,11 +266,11 @@ def test_fields_of_every_sort_can_be_chosen():
 
 
 def test_what_cannot_be_drawn_is_refused_in_a_sentence(tmp_path):
-    with pytest.raises(ValueError, match=r"a picture is one of auto, filled, .*; got 'pie'"):
+    with pytest.raises(ValueError, match=r"kind must be one of auto, filled, .*; got 'pie'"):
         draw(plane(), "pie")
     with pytest.raises(ValueError, match="there is no surface to draw"):
         draw([])
-    with pytest.raises(ValueError, match="2 surfaces want as many titles; got 1"):
+    with pytest.raises(ValueError, match="titles must be one for each of 2 surfaces; got 1"):
         draw([plane(), plane()], titles=["a"])
     with pytest.raises(ValueError, match="no field 'hugo' here; there are: train_loss"):
         draw(plane(), field="hugo")
@@ -283,7 +284,7 @@ def test_what_cannot_be_drawn_is_refused_in_a_sentence(tmp_path):
         draw(plane(), "line")
     with pytest.raises(ValueError, match="this file holds no surface; it holds: nothing"):
         draw(Surface(GRID, {}))
-    with pytest.raises(ValueError, match="a relief wants two points or more along both axes"):
+    with pytest.raises(ValueError, match="a surface in 3-D needs two points or more along both axes"):
         draw_surface3d(
             None, Grid(GRID.x, np.zeros(1)), np.zeros((1, 9)), scale_of([np.zeros(1)]), "viridis", ("", "", "")
         )
@@ -342,11 +343,12 @@ def test_the_users_own_settings_are_left_alone(tmp_path):
 
 
 def test_remarks_are_silent_where_nothing_is_known():
-    assert remarks(plane()) == [] and audited(plane()) == ""
+    assert accuracy_notes(plane()) == [] and audit_note(plane()) == ""
     bare = Surface(GRID, {"max_eig": X, "min_eig": X, "max_eig_error": NAN})
-    assert remarks(bare) == []
+    assert accuracy_notes(bare) == []
     assert (
-        audited(plane(attributes={"audit_points": 20, "audit_misses": 1})) == "audit: 1 miss at 20 points solved again"
+        audit_note(plane(attributes={"audit_points": 20, "audit_misses": 1}))
+        == "audit: 1 miss at 20 points solved again"
     )
 
 

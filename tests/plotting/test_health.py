@@ -41,7 +41,7 @@ def test_the_sheet_shows_every_examination_and_the_findings():
 def test_what_was_not_examined_says_so():
     report = diagnose_network_health(net(), data(), examinations=("weights",)).to_dict()
     said = texts(draw_health(report))
-    assert said.count("not examined") == 5 and "not asked for" in said
+    assert said.count("not examined") == 5 and "not requested" in said
 
 
 def test_more_findings_than_fit_are_counted():

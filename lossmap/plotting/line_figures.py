@@ -1,0 +1,191 @@
+"""Figures of lines: loss and accuracy on two axes, one field of several files, the extreme eigenvalues along a line."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+
+from lossmap.io.read import Surface
+from lossmap.plotting import lines
+from lossmap.plotting.notes import accuracy_notes
+from lossmap.plotting.panels import LOSS_NAMES, FigureOptions, add_legend_and_notes, common_loss
+from lossmap.plotting.quantities import (
+    axis_labels,
+    best_field,
+    eigenvalues,
+    quantity,
+    values_of,
+)
+from lossmap.plotting.style import BLUE, COLUMN, RED, new_figure
+
+
+def draw_lines(
+    surfaces: Sequence[Surface], field: str | None, titles: Sequence[str] | None, options: FigureOptions
+) -> Figure:
+    """Loss on the left axis, accuracy on the right; one field of several surfaces in several colours.
+
+    field  what to draw; losses and accuracies if left out; titles: one for each surface
+
+    Raises ValueError where a surface does not hold the field.
+    """
+    figure = new_figure(options.width or COLUMN, 2.4)
+    axes = figure.subplots()
+    first = surfaces[0]
+    if len(surfaces) == 1 and (field is None or field.endswith(("_loss", "_acc"))):
+        patches = _draw_loss_and_accuracy(figure, axes, first, field, options)
+    else:
+        patches = _draw_field(axes, surfaces, field or best_field(first), titles, options)
+    if titles and len(surfaces) == 1:
+        axes.set_title(titles[0])
+    lines.frame(axes, np.concatenate([s.grid.x for s in surfaces]), axis_labels(first)[0], _model_ticks(first))
+    add_legend_and_notes(figure, patches, [])
+    return figure
+
+
+def _draw_field(
+    axes: Any, surfaces: Sequence[Surface], name: str, titles: Sequence[str] | None, options: FigureOptions
+) -> list[Patch]:
+    """One field of each surface in a colour of its own; returns the legend's patches of missing points."""
+    what = quantity(surfaces[0], name)
+    patches: list[Patch] = []
+    for i, surface in enumerate(surfaces):
+        values, status = values_of(surface, quantity(surface, name).name)
+        title = what.symbol
+        if titles:
+            title = titles[i]
+        lines.curve(axes, surface.grid.x, values, colour=_colour(i), label=title, dashed=i >= len(lines.COLOURS))
+        patches += lines.mark_missing(axes, surface.grid.x, values, status)
+    axes.set_ylabel(what.label)
+    _set_loss_axis(axes, [values_of(s, name)[0] for s in surfaces], options)
+    if len(surfaces) > 1:
+        axes.legend()
+    return patches
+
+
+def _colour(index: int) -> str:
+    return lines.COLOURS[index % len(lines.COLOURS)]
+
+
+def _draw_loss_and_accuracy(
+    figure: Figure, axes: Any, surface: Surface, field: str | None, options: FigureOptions
+) -> list[Patch]:
+    """Losses on the left axis and, unless a field is named, accuracies on the right; returns the legend's patches."""
+    names = [n for n in LOSS_NAMES if n in surface]
+    accuracies = [n for n in ("train_acc", "test_acc") if n in surface and field is None]
+    if field is not None or not names:
+        names = [field or best_field(surface)]
+    x = surface.grid.x
+    patches: list[Patch] = []
+    arrays = []
+    for name in names:
+        values, status = values_of(surface, quantity(surface, name).name)
+        arrays.append(values)
+        lines.curve(axes, x, values, colour=BLUE, label=name.split("_")[0], dashed=name.startswith("test"))
+        patches += lines.mark_missing(axes, x, values, status)
+    axes.set_ylabel(quantity(surface, names[0]).label)
+    if len(names) > 1:
+        axes.set_ylabel(f"mean loss ({surface.about[names[0]].unit})")
+    _set_loss_axis(axes, arrays, options)
+    if accuracies:
+        axes.yaxis.label.set_color(BLUE)
+        axes.tick_params(axis="y", colors=BLUE)
+        _draw_accuracies(axes.twinx(), surface, accuracies)
+    if len(names) > 1:
+        figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=2)
+    return patches
+
+
+def _draw_accuracies(axes: Any, surface: Surface, names: Sequence[str]) -> None:
+    """Accuracies, percent, on an axis of their own at the right."""
+    for name in names:
+        label = name.split("_")[0]
+        lines.curve(axes, surface.grid.x, surface[name], colour=RED, label=label, dashed=name.startswith("test"))
+    axes.set_ylabel(quantity(surface, names[0]).label)
+    if len(names) > 1:
+        axes.set_ylabel("accuracy (percent)")
+    axes.yaxis.label.set_color(RED)
+    axes.tick_params(axis="y", colors=RED)
+    axes.set_ylim(-3, 103)
+
+
+def _set_loss_axis(axes: Any, arrays: list[np.ndarray], options: FigureOptions) -> None:
+    """Logarithmic where that was asked for or shows more, and the ends that were asked for."""
+    if options.log or (options.log is None and lines.suits_log_axis(arrays)):
+        known = np.concatenate([a[np.isfinite(a)].reshape(-1) for a in arrays])
+        if (known > 0).any():
+            axes.set_yscale("log")
+    top = options.vmax if options.loss_max is None else options.loss_max
+    if top is not None or options.vmin is not None:
+        axes.set_ylim(bottom=options.vmin, top=top)
+
+
+def _model_ticks(surface: Surface) -> tuple[float, ...]:
+    """Where models stand on a line: at 0, and of a line between two at 1 as well."""
+    group = surface.groups.get("directions/x")
+    if group is not None and str(group.attributes.get("kind", "")).startswith("to:"):
+        return (0.0, 1.0)
+    return (0.0,)
+
+
+def draw_eigenvalue_lines(surfaces: Sequence[Surface], titles: Sequence[str] | None, options: FigureOptions) -> Figure:
+    """The loss if there is one, the two ends with their bounds, and their ratio, one above the other.
+
+    Raises ValueError where a surface holds no eigenvalues.
+    """
+    for surface in surfaces:
+        eigenvalues(surface)
+    loss = common_loss(surfaces)
+    rows = 2 + (loss is not None)
+    figure = new_figure(options.width or COLUMN, 1.35 * rows + 0.6)
+    grid = figure.subplots(rows, 1, sharex=True)
+    upper, lower = grid[-2], grid[-1]
+    alone = len(surfaces) == 1
+    patches: list[Patch] = []
+    for i, surface in enumerate(surfaces):
+        colours = dict.fromkeys(("loss", "max_eig", "min_eig", "ratio"), _colour(i))
+        if alone:
+            colours = {"loss": BLUE, "max_eig": RED, "min_eig": BLUE, "ratio": "0.2"}
+        title = titles[i] if titles else ""
+        if loss is not None:
+            lines.curve(grid[0], surface.grid.x, surface[loss], colour=colours["loss"], label=title)
+        for name in ("max_eig", "min_eig"):
+            patches += _draw_end(upper, surface, name, title, colours[name])
+        ratio, _ = values_of(surface, "ratio")
+        lines.curve(lower, surface.grid.x, ratio, colour=colours["ratio"], label=title)
+    if loss is not None:
+        grid[0].set_ylabel(f"loss ({surfaces[0].about[loss].unit})")
+        _set_loss_axis(grid[0], [s[loss] for s in surfaces], options)
+    upper.set_ylabel("eigenvalue")
+    upper.axhline(0, color="0.6", linewidth=0.5)
+    upper.legend(fontsize=6, ncols=max(1, len(surfaces)))
+    lower.axhline(0, color="0.6", linewidth=0.5)
+    lower.set_ylabel(r"$|\lambda_\min/\lambda_\max|$" + "\n" + r"($+$: $\lambda_\min<0$)")
+    ticks = np.concatenate([s.grid.x for s in surfaces])
+    for axes in grid[:-1]:
+        lines.frame(axes, ticks, "", _model_ticks(surfaces[0]))
+    lines.frame(lower, ticks, axis_labels(surfaces[0])[0], _model_ticks(surfaces[0]))
+    notes: list[str] = []
+    if alone:
+        notes = accuracy_notes(surfaces[0])
+        if titles:
+            grid[0].set_title(titles[0])
+    add_legend_and_notes(figure, patches, notes)
+    return figure
+
+
+def _draw_end(axes: Any, surface: Surface, name: str, title: str, colour: str) -> list[Patch]:
+    """One end of the spectrum along the line, with its errors and its limit; returns the legend's patches."""
+    x = surface.grid.x
+    values, status = values_of(surface, name)
+    label = f"{title} {quantity(surface, name).symbol}".strip()
+    lines.curve(axes, x, values, colour=colour, label=label, dashed=name == "min_eig")
+    if f"{name}_error" in surface:
+        error = surface[f"{name}_error"]
+        lines.band(axes, x, values - error, values + error, colour)
+    if f"{name}_limit" in surface:
+        lines.band(axes, x, values, surface[f"{name}_limit"], colour)
+    return lines.mark_missing(axes, x, values, status)

@@ -1,0 +1,86 @@
+"""What figures of planes and of lines share: the caller's options, how panels stand, the legend and notes below.
+
+Widths and heights are inches.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+
+from lossmap.io.read import Group, Surface
+from lossmap.plotting import maps
+from lossmap.plotting.contour_levels import Scale, scale_of
+from lossmap.plotting.quantities import Quantity
+from lossmap.plotting.style import COLUMN, PAGE
+
+LOSS_NAMES = ("train_loss", "test_loss")
+CHARACTERS_PER_INCH = 23  # of the notes below a figure
+
+
+@dataclass(frozen=True)
+class FigureOptions:
+    """The caller's options for a figure, beside its kind; see `draw`."""
+
+    vmin: float | None = None
+    vmax: float | None = None
+    vlevel: float | None = None
+    log: bool | None = None
+    loss_max: float | None = None
+    trajectory: Group | bool | None = None
+    width: float | None = None
+
+    def scale(self, arrays: Sequence[np.ndarray], what: Quantity) -> Scale:
+        """The common scale of these arrays."""
+        log = self.log
+        if what.even and log is None:
+            log = False
+        return scale_of(arrays, low=self.vmin, high=self.vmax, step=self.vlevel, log=log)
+
+    def training_path(self, surface: Surface) -> Group | None:
+        """The path to draw over a map, with arrays x and y; None for none."""
+        if self.trajectory is False:
+            return None
+        path = surface.groups.get("trajectory")
+        if isinstance(self.trajectory, Group):
+            path = self.trajectory
+        if path is None or "x" not in path or "y" not in path:
+            return None
+        return path
+
+
+def layout_of(panels: int, width: float | None) -> tuple[int, int, float]:
+    """Rows, columns and width of a figure of so many panels; a width that is given stays."""
+    columns = min(panels, 3)
+    if panels == 4:
+        columns = 2
+    default = COLUMN if columns == 1 else PAGE
+    return -(-panels // columns), columns, width or default
+
+
+def panel_ratio(surface: Surface) -> float:
+    """Width over height of a map's panel, as `maps.frame` will make it."""
+    ratio = float(np.ptp(maps.edges(surface.grid.x)) / np.ptp(maps.edges(maps.y_ticks(surface.grid))))
+    return ratio if 0.4 < ratio < 2.5 else 1.2
+
+
+def common_loss(surfaces: Sequence[Surface]) -> str | None:
+    """The first loss that all surfaces hold; None where there is none."""
+    return next((name for name in LOSS_NAMES if all(name in surface for surface in surfaces)), None)
+
+
+def add_legend_and_notes(figure: Figure, patches: Sequence[Patch], notes: Sequence[str]) -> None:
+    """A legend of the marks below the panels, and under it how sure the numbers are."""
+    unique = {str(patch.get_label()): patch for patch in patches}
+    if unique:
+        figure.legend(
+            handles=list(unique.values()), loc="outside lower center", ncols=len(unique), fontsize=6.5, handlelength=1.6
+        )
+    if notes:
+        width = int(CHARACTERS_PER_INCH * figure.get_figwidth())
+        figure.supxlabel("\n".join(textwrap.fill(line, width) for line in notes), fontsize=5.8, color="0.3")

@@ -1,0 +1,221 @@
+"""Figures of planes: maps side by side with common levels, surfaces in three dimensions, maps of eigenvalues.
+
+Price: a map of 51x51 takes about half a second.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from lossmap.io.read import Surface
+from lossmap.plotting import maps
+from lossmap.plotting.contour_levels import Scale, labels, scale_of
+from lossmap.plotting.notes import accuracy_notes
+from lossmap.plotting.panels import FigureOptions, add_legend_and_notes, common_loss, layout_of, panel_ratio
+from lossmap.plotting.quantities import (
+    Quantity,
+    axis_labels,
+    eigenvalues,
+    quantity,
+    short_unit,
+    values_of,
+)
+from lossmap.plotting.style import PAGE, new_figure
+from lossmap.plotting.surface3d import draw_surface3d
+
+MAX_RATIO = 1.0  # |min_eig / max_eig| at which its colours end
+
+
+def draw_maps(
+    surfaces: Sequence[Surface], name: str, kind: str, titles: Sequence[str] | None, options: FigureOptions
+) -> Figure:
+    """One quantity of several planes side by side, with one colour bar.
+
+    name  the quantity, as in `quantity`; kind: filled, contour or map; titles: one for each surface
+
+    Raises ValueError where a surface does not hold the quantity.
+    """
+    what = quantity(surfaces[0], name)
+    readings = [values_of(s, quantity(s, name).name) for s in surfaces]
+    arrays = [values for values, _ in readings]
+    if what.signed and kind != "contour":
+        kind = "map"
+    notes = []
+    if "eig" in name or name == "ratio":
+        notes = accuracy_notes(surfaces[0])
+    rows, columns, width = layout_of(len(surfaces), options.width)
+    panel = (width - 0.85 - 0.3 * columns) / columns
+    gap = 0.3 if titles else 0.12
+    height = rows * (panel / panel_ratio(surfaces[0]) + gap) + 0.45 + 0.12 * len(notes)
+    figure = new_figure(width, height, compressed=True)
+    grid = figure.subplots(rows, columns, squeeze=False, sharex="col", sharey="row")
+    scale = options.scale(arrays, what)
+    patches: list[Patch] = []
+    mappable: Any = None
+    for i, (axes, surface, (values, status)) in enumerate(zip(grid.flat, surfaces, readings, strict=False)):
+        mappable = _map(axes, surface, values, what, kind, scale, arrays)
+        patches += maps.mark_missing(axes, surface.grid, values, status)
+        _frame_panel(axes, surface, options, kind, left=i % columns == 0, bottom=i + columns >= len(surfaces))
+        if titles:
+            axes.set_title(titles[i])
+    for axes in grid.flat[len(surfaces) :]:
+        axes.set_axis_off()
+    bar = figure.colorbar(mappable, ax=list(grid.flat), shrink=1.0, pad=0.02, aspect=24, extend=_extend(what, scale))
+    _set_bar_ticks(bar, what, scale, kind)
+    bar.set_label(what.label)
+    add_legend_and_notes(figure, patches, notes)
+    return figure
+
+
+def _map(
+    axes: Any, surface: Surface, values: np.ndarray, what: Quantity, kind: str, scale: Scale, arrays: list[np.ndarray]
+) -> Any:
+    """Draw one map; arrays: the values of all panels, which share their colours."""
+    if what.signed:
+        limit = MAX_RATIO if what.name == "ratio" else None
+        return maps.cells(axes, surface.grid, values, maps.centred(arrays, limit), what.cmap)
+    if kind == "map":
+        return maps.cells(axes, surface.grid, values, maps.norm_of(scale), what.cmap)
+    painter = {"contour": maps.contour, "filled": maps.filled}[kind]
+    return painter(axes, surface.grid, values, scale, what.cmap)
+
+
+def _frame_panel(
+    axes: Any, surface: Surface, options: FigureOptions, kind: str, left: bool = True, bottom: bool = True
+) -> None:
+    """Limits, labels at the left and the bottom of the figure alone, few ticks, the training path."""
+    maps.frame(axes, surface.grid, axis_labels(surface), cells=kind == "map")
+    if not left:
+        axes.set_ylabel("")
+    if bottom:
+        axes.tick_params(labelbottom=True)
+    else:
+        axes.set_xlabel("")
+    _set_round_ticks(axes, 5)
+    path = options.training_path(surface)
+    if path is not None:
+        maps.path(axes, np.asarray(path["x"]), np.asarray(path["y"]))
+
+
+def _set_round_ticks(axes: Any, count: int) -> None:
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(MaxNLocator(count, steps=[1, 2, 5, 10]))
+
+
+def _extend(what: Quantity, scale: Scale) -> str | None:
+    return None if what.signed else scale.extend
+
+
+def _set_bar_ticks(bar: Any, what: Quantity, scale: Scale, kind: str) -> None:
+    """Ticks at the levels, as many as can be read."""
+    bar.outline.set_linewidth(0.5)
+    if what.name == "ratio":
+        bar.formatter = FuncFormatter(lambda value, _: f"{abs(value):.3g}")
+        bar.locator = MaxNLocator(4)
+        bar.update_ticks()
+        return
+    most = 4 if bar.orientation == "horizontal" else 12
+    if not scale.flat and (what.signed or (kind == "map" and not scale.log)):
+        bar.locator = MaxNLocator(min(most, 6))
+        bar.formatter = FuncFormatter(lambda value, _: f"{value:.6g}")
+        bar.update_ticks()
+        return
+    shown = scale.levels[:: max(1, -(-(scale.levels.size - 1) // most))]
+    bar.set_ticks(shown, labels=labels(shown))
+    bar.ax.minorticks_off()
+
+
+def draw_surfaces_3d(
+    surfaces: Sequence[Surface], name: str, titles: Sequence[str] | None, options: FigureOptions
+) -> Figure:
+    """One quantity of several planes as surfaces in three dimensions, on a common scale; arguments as `draw_maps`."""
+    what = quantity(surfaces[0], name)
+    arrays = [values_of(s, quantity(s, name).name)[0] for s in surfaces]
+    scale = options.scale(arrays, what)
+    rows, columns, width = layout_of(len(surfaces), options.width)
+    figure = new_figure(width, rows * width / columns * 0.86)
+    # In full only where there is one column, else there is no room between the surfaces.
+    height_label = what.label if columns == 1 else what.symbol
+    for i, surface in enumerate(surfaces):
+        axes = figure.add_subplot(rows, columns, i + 1, projection="3d", computed_zorder=False)
+        draw_surface3d(axes, surface.grid, arrays[i], scale, what.cmap, ("x", "y", height_label))
+        if titles:
+            axes.set_title(titles[i], y=0.97)
+    return figure
+
+
+def draw_eigenvalue_maps(surfaces: Sequence[Surface], titles: Sequence[str] | None, options: FigureOptions) -> Figure:
+    """A row for each surface: loss if there is one, the two ends, their ratio; a colour bar below each column.
+
+    Raises ValueError where a surface holds no eigenvalues.
+    """
+    for surface in surfaces:
+        eigenvalues(surface)
+    names = ["max_eig", "min_eig", "ratio"]
+    loss = common_loss(surfaces)
+    if loss is not None:
+        names.insert(0, loss)
+    width = options.width or PAGE
+    notes = _notes_of_all(surfaces, titles)
+    panel = (width - 0.65 - 0.06 * len(names)) / len(names)
+    height = len(surfaces) * (panel / panel_ratio(surfaces[0]) + 0.1) + 1.3 + 0.1 * len(notes)
+    figure = new_figure(width, height, compressed=True)
+    grid = figure.subplots(len(surfaces), len(names), squeeze=False, sharex=True, sharey="row")
+    patches: list[Patch] = []
+    for column, name in enumerate(names):
+        what = quantity(surfaces[0], name)
+        readings = [values_of(s, name) for s in surfaces]
+        arrays = [values for values, _ in readings]
+        kind, scale = "map", scale_of(arrays, count=8)
+        if name == loss:
+            kind, scale = "filled", options.scale(arrays, what)
+        mappable: Any = None
+        for row, (surface, (values, status)) in enumerate(zip(surfaces, readings, strict=True)):
+            axes = grid[row, column]
+            mappable = _map(axes, surface, values, what, kind, scale, arrays)
+            patches += maps.mark_missing(axes, surface.grid, values, status)
+            last = row == len(surfaces) - 1
+            _frame_panel(axes, surface, options, "map", left=column == 0, bottom=last)
+            _set_round_ticks(axes, 3)
+            if last:
+                axes.set_xlabel("x")
+            if column == 0:
+                axes.set_ylabel("y")
+        grid[0, column].set_title(what.symbol)
+        bar = _add_bar_below(figure, mappable, list(grid[:, column]), what, scale, kind)
+        bar.set_label(_bar_label(surfaces[0], name), fontsize=6)
+    for axes, title in zip(grid[:, 0], titles or (), strict=False):
+        axes.set_ylabel(f"{title}\ny")
+    add_legend_and_notes(figure, patches, notes)
+    return figure
+
+
+def _add_bar_below(figure: Figure, mappable: Any, column: list[Any], what: Quantity, scale: Scale, kind: str) -> Any:
+    """A horizontal colour bar below a column of panels; returned, to be labelled."""
+    extend = _extend(what, scale) if kind == "filled" else None
+    bar = figure.colorbar(
+        mappable, ax=column, orientation="horizontal", pad=0.03, aspect=16, shrink=0.95, extend=extend
+    )
+    _set_bar_ticks(bar, what, scale, kind)
+    bar.ax.tick_params(labelsize=6)
+    return bar
+
+
+def _bar_label(surface: Surface, name: str) -> str:
+    if name == "ratio":
+        return r"blue: $\lambda_\min > 0$, red: $< 0$"
+    return short_unit(surface.about[name])
+
+
+def _notes_of_all(surfaces: Sequence[Surface], titles: Sequence[str] | None) -> list[str]:
+    """How sure the eigenvalues are; of several surfaces each line with its title."""
+    if len(surfaces) == 1:
+        return accuracy_notes(surfaces[0])
+    titled = zip(surfaces, titles or [], strict=False)
+    return [f"{title}: {line}" for surface, title in titled for line in accuracy_notes(surface)]
