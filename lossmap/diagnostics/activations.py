@@ -1,16 +1,16 @@
 """How units are used and layers amplify: firing rates, dead and saturated units, gains with their error bars.
 
-One forward pass over the data, in evaluation mode. For a unit (a channel, or a feature) over all samples and places:
+One forward pass over the data, in evaluation mode. For a unit (a channel, or a feature) over all samples and positions:
 
-    rate       share of places at which a ReLU-like activation is above zero
+    rate       share of positions at which a ReLU-like activation is above zero
     dead       units that never fire. Of a unit silent in N samples it is known, with 95 % confidence, that it fires in
-               fewer than 3/N of them (the rule of three): samples are counted, not places, which are not independent
+               fewer than 3/N of them (the rule of three): samples are counted, not positions, which are not independent
     dormant    units whose mean |output| is at most .025 of their layer's mean (the measure of Sokar et al. 2023,
                arXiv:2302.12902; the threshold ours)
-    saturated  share of places at which a bounded activation (tanh, sigmoid) is within .01 of its end
+    saturated  share of positions at which a bounded activation (tanh, sigmoid) is within .01 of its end
 
-Activations are seen where they are called, as modules or as functions; `behind` names the module whose output went
-straight in. This is the one place that knows what rectifies, and what is dead. For a layer with weights:
+Activations are recorded where they are called, as modules or as functions; `behind` names the module whose output went
+straight in. Only this module defines what rectifies, and what is dead. For a layer with weights:
 
     gain       root mean square of what leaves over that of what enters; where the layer's output goes straight into a
                normalisation, what leaves the normalisation: a weight's size alone says nothing there
@@ -25,7 +25,7 @@ import copy
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from math import isfinite
+from math import isfinite, nan
 from typing import Any
 
 import numpy as np
@@ -50,7 +50,10 @@ BY_FEATURE = (nn.Linear, nn.LayerNorm, nn.Embedding)
 
 @dataclass(frozen=True)
 class Activation:
-    """One place in the network where an activation function is called."""
+    """One call of an activation function in the network.
+
+    The field names stand in the JSON of a diagnosis.
+    """
 
     name: str  # the module that it is called in, numbered where there are several
     kind: str
@@ -60,7 +63,7 @@ class Activation:
     dormant: int
     saturated: float  # NaN where the function has no ends
     samples: int
-    behind: str | None = None  # the module whose output it was given
+    behind: str | None = None  # the module whose output is its input
 
     @property
     def all_dead(self) -> bool:
@@ -89,7 +92,7 @@ class Gain:
 
 @dataclass(frozen=True)
 class ActivationStatistics:
-    """What was seen in one pass."""
+    """Activations and gains of one pass over `samples` samples."""
 
     activations: tuple[Activation, ...]
     gains: tuple[Gain, ...]
@@ -103,35 +106,42 @@ class _Units:
         self.kind, self.behind = kind, behind
         self.fired = torch.zeros(width, dtype=torch.float64)
         self.size = torch.zeros(width, dtype=torch.float64)
-        self.places = self.samples = 0
+        self.positions = self.samples = 0
         self.ends = 0.0
 
     def add(self, values: Tensor, samples: int) -> None:
-        """Takes in (places, units)."""
+        """Adds outputs, (positions, units)."""
         self.fired += (values > 0).sum(0).cpu()
         self.size += values.double().abs().sum(0).cpu()
         if self.kind in BOUNDED:
             low, high = BOUNDED[self.kind]
             self.ends += float(((values < low + 0.01) | (values > high - 0.01)).sum())
-        self.places += len(values)
+        self.positions += len(values)
         self.samples += samples
 
     def join(self, other: _Units) -> None:
-        """Takes in what another call of the same function, behind the same module, has seen."""
+        """Adds the sums of another call of the same function behind the same module."""
         self.fired, self.size = self.fired + other.fired, self.size + other.size
-        self.places, self.ends = self.places + other.places, self.ends + other.ends
+        self.positions, self.ends = self.positions + other.positions, self.ends + other.ends
 
     def result(self, name: str) -> Activation:
-        rectifies, count = self.kind in RECTIFIERS, len(self.fired)
-        size = self.size / self.places
+        count = len(self.fired)
+        outputs = self.positions * count
+        size = self.size / self.positions
+        rate = saturated = nan
+        dead = 0
+        if self.kind in RECTIFIERS:
+            rate, dead = float(self.fired.sum() / outputs), int((self.fired == 0).sum())
+        if self.kind in BOUNDED:
+            saturated = self.ends / outputs
         return Activation(
             name=name,
             kind=self.kind,
             units=count,
-            rate=float(self.fired.sum() / (self.places * count)) if rectifies else float("nan"),
-            dead=int((self.fired == 0).sum()) if rectifies else 0,
+            rate=rate,
+            dead=dead,
             dormant=int((size <= DORMANT * size.mean()).sum()),
-            saturated=self.ends / (self.places * count) if self.kind in BOUNDED else float("nan"),
+            saturated=saturated,
             samples=self.samples,
             behind=self.behind,
         )
@@ -162,28 +172,28 @@ class _Flow:
 
 
 class _Functions(TorchFunctionMode):
-    """Sees every activation function that is called, and tells of it."""
+    """Reports every activation function that is called: its name, its input and its output."""
 
-    def __init__(self, told: Callable[[str, Any, Tensor], None]) -> None:
+    def __init__(self, report: Callable[[str, Any, Tensor], None]) -> None:
         super().__init__()
-        self.told = told
+        self.report = report
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         name = getattr(func, "__name__", "").rstrip("_")
         if name in RECTIFIERS or name in LEAKY or name in BOUNDED:
-            self.told(name, args[0] if args else None, result)
+            self.report(name, next(iter(args), None), result)
         return result
 
 
-class Watch:
-    """Stands by while the data pass: which module is running, what it was given, and what it gave.
+class ActivationRecorder:
+    """Records, while the data pass, which module is running, its input and its output.
 
-    with watching(model) as watch:
+    with recording(model) as recorder:
         for batch in data:
-            watch.again()
+            recorder.begin_batch()
             model(...)
-    watch.activations()
+    recorder.activations()
     """
 
     def __init__(self) -> None:
@@ -191,94 +201,104 @@ class Watch:
         self.flows: dict[str, _Flow] = {}
         self.inside = [""]
         self.calls: dict[str, int] = {}
-        self.latest: tuple[str, Tensor] | None = None  # the layer called last, and what it gave
-        self.given: tuple[str, Tensor] | None = None  # the module that ended last, whichever it is, and what it gave
+        self.latest: tuple[str, Tensor] | None = None  # the layer called last, and its output
+        self.output: tuple[str, Tensor] | None = None  # the module that ended last, of any kind, and its output
         self.by_channel = False
 
-    def again(self) -> None:
+    def begin_batch(self) -> None:
         """A further batch begins."""
         self.calls.clear()
 
     def activations(self) -> dict[str, Activation]:
-        """What was seen at each place, in the order of the calls."""
+        """Each call of an activation function, in the order of the calls."""
         return {name: units.result(name) for name, units in self.units.items()}
 
     def rectified(self) -> dict[str, Activation]:
-        """By module: the rectifying activation straight behind it; of several calls a unit is dead if it is in all."""
-        found: dict[str, _Units] = {}
+        """By module: the rectifying activation directly behind it; of several calls a unit is dead if it is in all."""
+        sums: dict[str, _Units] = {}
         for units in self.units.values():
             if units.behind is None or units.kind not in RECTIFIERS:
                 continue
-            if units.behind in found:
-                found[units.behind].join(units)
+            if units.behind in sums:
+                sums[units.behind].join(units)
             else:
-                found[units.behind] = copy.copy(units)
-        return {behind: units.result(behind) for behind, units in found.items()}
+                sums[units.behind] = copy.copy(units)
+        return {behind: units.result(behind) for behind, units in sums.items()}
 
     def enters(self, name: str) -> Callable[..., None]:
-        return lambda _module, _given: self.inside.append(name)
+        """The hook that runs before the module of this name."""
+        return lambda _module, _inputs: self.inside.append(name)
 
     def leaves(self, name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, given: tuple[Any, ...], out: Any) -> None:
+        """The hook that runs after the module of this name."""
+
+        def hook(module: nn.Module, inputs: tuple[Any, ...], out: Any) -> None:
             self.inside.pop()
             if isinstance(out, Tensor):
-                self.given = (name, out)
+                self.output = (name, out)
             if isinstance(module, BY_CHANNEL + BY_FEATURE):
                 self.by_channel = isinstance(module, BY_CHANNEL)
             if isinstance(module, WEIGHTED) and isinstance(out, Tensor):
                 flow = self.flows.setdefault(name, _Flow())
-                flow.entering.append(_mean_square(given[0]))
+                flow.entering.append(_mean_square(inputs[0]))
                 flow.leaving.append(_mean_square(out))
                 flow.alone.append(flow.leaving[-1])
                 self.latest = (name, out)
-            elif isinstance(module, NORMS) and self.latest is not None and given[0] is self.latest[1]:
+            elif isinstance(module, NORMS) and self.latest is not None and inputs[0] is self.latest[1]:
                 flow = self.flows[self.latest[0]]
                 flow.norm = name
                 flow.leaving[-1] = _mean_square(out)
 
         return hook
 
-    def told(self, kind: str, given: Any, result: Tensor) -> None:
-        place = self.inside[-1]
-        self.calls[place] = self.calls.get(place, 0) + 1
-        name = place if self.calls[place] == 1 else f"{place}#{self.calls[place]}"
-        axis = 1 if self.by_channel or result.dim() < 3 else result.dim() - 1
+    def add_call(self, kind: str, argument: Any, result: Tensor) -> None:
+        """Records one call of an activation function: its name, its input and its output."""
+        module = self.inside[-1]
+        self.calls[module] = self.calls.get(module, 0) + 1
+        name = module
+        if self.calls[module] > 1:
+            name = f"{module}#{self.calls[module]}"
+        axis = 1  # channels, or features of (B, features)
+        if result.dim() >= 3 and not self.by_channel:
+            axis = result.dim() - 1
         values = result.detach().movedim(axis, -1).reshape(-1, result.shape[axis])
         if name not in self.units:
-            straight = self.given is not None and self.given[1] is given
-            self.units[name] = _Units(kind, values.shape[1], self.given[0] if straight and self.given else None)
+            behind = None
+            if self.output is not None and self.output[1] is argument:
+                behind = self.output[0]
+            self.units[name] = _Units(kind, values.shape[1], behind)
         self.units[name].add(values, len(result))
 
 
 def activation_statistics(problem: Problem) -> ActivationStatistics:
-    """Watches one pass over the problem's data. The model comes back as it was."""
+    """Activations and gains over one pass of the problem's data, in evaluation mode. The model comes back as it was."""
     model = problem.model
     with (
         temporary_parameters(model, {}),
         torch.enable_grad(),
-        watching(model) as watch,
+        recording(model) as recorder,
     ):  # a loss may differentiate by its inputs
         for batch in problem.data:
-            watch.again()
+            recorder.begin_batch()
             problem.forward(model, batch)
-    names = list(watch.flows)
+    names = list(recorder.flows)
     return ActivationStatistics(
-        tuple(watch.activations().values()),
-        tuple(flow.result(name, name == names[0], name == names[-1]) for name, flow in watch.flows.items()),
+        tuple(recorder.activations().values()),
+        tuple(flow.result(name, name == names[0], name == names[-1]) for name, flow in recorder.flows.items()),
         problem.data.samples,
     )
 
 
 @contextmanager
-def watching(model: nn.Module) -> Iterator[Watch]:
-    """A watch over every module and activation function of the model, until the block ends."""
-    watch = Watch()
+def recording(model: nn.Module) -> Iterator[ActivationRecorder]:
+    """A recorder of every module and activation function of the model, until the block ends."""
+    recorder = ActivationRecorder()
     with ExitStack() as stack:
         for name, module in model.named_modules():
-            stack.callback(module.register_forward_pre_hook(watch.enters(name)).remove)
-            stack.callback(module.register_forward_hook(watch.leaves(name)).remove)
-        stack.enter_context(_Functions(watch.told))
-        yield watch
+            stack.callback(module.register_forward_pre_hook(recorder.enters(name)).remove)
+            stack.callback(module.register_forward_hook(recorder.leaves(name)).remove)
+        stack.enter_context(_Functions(recorder.add_call))
+        yield recorder
 
 
 def _mean_square(signal: Tensor) -> Tensor:
@@ -290,17 +310,20 @@ def _root_of_ratio(above: Array, below: Array) -> tuple[float, float]:
     """The root of the ratio of two means over samples, with its jackknife error."""
     n = len(above)
     if not below.sum() > 0:
-        return float("nan"), float("nan")
-    found = float(np.sqrt(above.sum() / below.sum()))
+        return nan, nan
+    ratio = float(np.sqrt(above.sum() / below.sum()))
     rest = below.sum() - below
     if n < 3 or not (rest > 0).all():
-        return found, float("nan")
+        return ratio, nan
     parts = np.sqrt(np.maximum(above.sum() - above, 0.0) / rest)
-    return found, float(np.sqrt((n - 1) / n * np.square(parts - parts.mean()).sum()))
+    return ratio, float(np.sqrt((n - 1) / n * np.square(parts - parts.mean()).sum()))
 
 
 def gradient_norms(problem: Problem, parameters: str = "weights") -> dict[str, float]:
-    """The norm of the mean loss's gradient, tensor by tensor, in nats per unit of theta."""
+    """The norm of the mean loss's gradient, tensor by tensor, in the unit of the loss per unit of theta.
+
+    parameters  weights (dimension > 1), all, or a regular expression
+    """
     loss, gradient, layout = loss_and_gradient(problem, parameters)
     if not isfinite(loss):
         raise FloatingPointError(f"the loss is {loss} at these parameters: its gradient has no norm")

@@ -1,17 +1,18 @@
-"""Labels that the network is sure are others: an estimate of label noise by confident learning.
+"""Labels that the network confidently contradicts: an estimate of label noise by confident learning.
 
 For each class j, t_j is the mean probability of j over the samples that are labelled j. A sample labelled i counts as
 confidently j where its probability of j reaches t_j, the largest such. The share of confident samples for which j is
 not i estimates the label noise; its error is binomial.
 
-A network that has learned its wrong labels by heart is sure of them: the estimate falls to 0 on samples it was trained
-on for long. On held-out samples it does not. It also counts honest mistakes of a poor classifier as noise. Source:
-Northcutt, Jiang and Chuang (2021), doi:10.1613/jair.1.12125 (arXiv:1911.00068).
+A network that has memorized wrong labels is confident of them: the estimate falls to 0 on samples it was trained on for
+long. On held-out samples it does not. It also counts the errors of a poor classifier as noise. Source: Northcutt, Jiang
+and Chuang (2021), doi:10.1613/jair.1.12125 (arXiv:1911.00068).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import nan
 
 import numpy as np
 import torch
@@ -24,7 +25,7 @@ Array = np.ndarray
 
 @dataclass(frozen=True, eq=False)
 class LabelNoise:
-    """What a classifier thinks of its labels."""
+    """Confident learning on labelled samples: C classes."""
 
     joint: Array  # (C, C) samples labelled i, confidently j
     accuracy: float
@@ -43,45 +44,50 @@ class LabelNoise:
         """The share of confident samples with another label, and its standard error; NaN where none is confident."""
         confident = int(self.joint.sum())
         if not confident:
-            return float("nan"), float("nan")
+            return nan, nan
         share = 1.0 - float(np.trace(self.joint)) / confident
         return share, _deviation(share, confident)
 
 
 def _deviation(share: float, count: int) -> float:
-    """The standard error of a share of so many; not 0 where all or none were seen."""
+    """The standard error of a share of `count`; not 0 where the share is 0 or 1."""
     return float(np.sqrt(max(share * (1 - share), 1 / (count + 4)) / count))
 
 
 def label_noise(problem: Problem) -> LabelNoise:
-    """One pass over the data in evaluation mode. Raises ValueError where the problem is no classification."""
+    """The estimate from one pass over the data in evaluation mode.
+
+    Raises ValueError where the problem is not a classification: outputs (B, C), whole-number targets (B,).
+    """
     probabilities: list[Tensor] = []
     targets: list[Tensor] = []
     with temporary_parameters(problem.model, {}), torch.enable_grad():  # a loss may differentiate by its inputs
         for batch in problem.data:
             outputs = problem.forward(problem.model, batch)
-            y = targets_of(batch) if isinstance(outputs, Tensor) and outputs.dim() == 2 else None
+            y = None
+            if isinstance(outputs, Tensor) and outputs.dim() == 2:
+                y = targets_of(batch)
             if not isinstance(y, Tensor) or y.dim() != 1 or y.is_floating_point():
-                raise ValueError("labels are of a classifier: outputs (B, C) and whole-number targets (B,)")
+                raise ValueError("label noise requires a classifier: outputs (B, C) and whole-number targets (B,)")
             probabilities.append(outputs.detach().double().softmax(1).cpu())
             targets.append(y.long().cpu())
-    return judged(torch.cat(probabilities).numpy(), torch.cat(targets).numpy())
+    return confident_learning(torch.cat(probabilities).numpy(), torch.cat(targets).numpy())
 
 
-def judged(p: Array, y: Array) -> LabelNoise:
-    """The same from probabilities (N, C) and labels (N,)."""
+def confident_learning(p: Array, y: Array) -> LabelNoise:
+    """The estimate from probabilities p (N, C) and labels y (N,)."""
     classes = p.shape[1]
     own = p[np.arange(len(y)), y]
     count = np.bincount(y, minlength=classes)
     bar = np.bincount(y, weights=own, minlength=classes) / np.maximum(count, 1)
     bar[count == 0] = np.inf  # of a class without samples nothing is known
     reached = np.where(p >= bar, p, -1.0)
-    sure = reached.max(axis=1) >= 0
-    named = reached.argmax(axis=1)
+    confident = reached.max(axis=1) >= 0
+    predicted = reached.argmax(axis=1)
     joint = np.zeros((classes, classes), dtype=np.int64)
-    np.add.at(joint, (y[sure], named[sure]), 1)
-    other = np.nonzero(sure & (named != y))[0]
-    order = np.argsort(own[other] - p[other, named[other]], kind="stable")
+    np.add.at(joint, (y[confident], predicted[confident]), 1)
+    other = np.nonzero(confident & (predicted != y))[0]
+    order = np.argsort(own[other] - p[other, predicted[other]], kind="stable")
     with np.errstate(divide="ignore"):
         likelihood = -np.log(own)
     share = count[count > 0] / len(y)

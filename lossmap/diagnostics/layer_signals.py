@@ -4,7 +4,7 @@ For every module with parameters of its own, over all samples in evaluation mode
 
     input, output   root mean square of what enters and leaves
     active          share of its outputs that are above zero (what a ReLU behind it lets through)
-    behind          the rectifying activation straight behind it, with its dead units (`activity`); None without one
+    behind          the rectifying activation directly behind it, with its dead units (`activations`); None without one
     gradient        root mean square of the derivative of the mean loss by its outputs, times N
     reached         share of those derivatives that are not zero
 
@@ -13,7 +13,7 @@ They explain a block of the Hessian that is zero: no signal comes in, or no grad
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import nan, sqrt
 from typing import Any
@@ -23,13 +23,17 @@ from torch import Tensor, nn
 
 from lossmap.curvature.operators import differentiated
 from lossmap.data.problem import Problem
-from lossmap.diagnostics.activations import Activation, watching
+from lossmap.diagnostics.activations import Activation, recording
 from lossmap.report.signals import SignalSummary, signal_text
 
 
 @dataclass(frozen=True)
 class Signal:
-    """One module's signals; NaN where nothing was seen, such as a module that is never called."""
+    """One module's signals; NaN where there is none, as of a module that is never called.
+
+    calls   how often it was called
+    behind  the rectifying activation directly behind it
+    """
 
     module: str
     kind: str
@@ -72,7 +76,8 @@ class _Tally:
             if isinstance(x, Tensor) and x.is_floating_point():
                 self.squares_in += float((x.detach().double() ** 2).sum())
                 self.entries_in += x.numel()
-        output = output[0] if isinstance(output, tuple) and output else output
+        if isinstance(output, tuple) and output:
+            output = output[0]
         if not (isinstance(output, Tensor) and output.is_floating_point()):
             return
         z = output.detach()
@@ -95,24 +100,24 @@ def signals(problem: Problem) -> dict[str, Signal]:
     tallies = {m: _Tally() for m in own.values()}
     order: dict[nn.Module, None] = {}
 
-    def seen(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+    def record(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         order[module] = None
         tallies[module].forward(inputs, output)
 
     parameters = list(model.parameters())
     handles = []
     try:
-        handles = [m.register_forward_hook(seen) for m in tallies]
-        with differentiated(model, parameters), watching(model) as watch:
+        handles = [m.register_forward_hook(record) for m in tallies]
+        with differentiated(model, parameters), recording(model) as recorder:
             for batch in problem.data:
-                watch.again()
+                recorder.begin_batch()
                 loss = problem.total(batch)
                 if loss.requires_grad:
                     torch.autograd.grad(loss, parameters, allow_unused=True)
     finally:
         for handle in handles:
             handle.remove()
-    names, behind = {m: name for name, m in own.items()}, watch.rectified()
+    names, behind = {m: name for name, m in own.items()}, recorder.rectified()
     never = [m for m in tallies if m not in order]
     return {names[m]: _signal(names[m], m, tallies[m], behind.get(names[m])) for m in [*order, *never]}
 
@@ -122,30 +127,44 @@ def _signal(name: str, module: nn.Module, t: _Tally, behind: Activation | None) 
         module=name,
         kind=type(module).__name__,
         calls=t.calls,
-        input=sqrt(t.squares_in / t.entries_in) if t.entries_in else nan,
-        output=sqrt(t.squares / t.entries) if t.entries else nan,
-        active=t.above / t.entries if t.entries else nan,
-        gradient=sqrt(t.slopes / t.derivatives) if t.derivatives else 0.0,
-        reached=t.nonzero / t.derivatives if t.derivatives else 0.0,
+        input=sqrt(_ratio(t.squares_in, t.entries_in, nan)),
+        output=sqrt(_ratio(t.squares, t.entries, nan)),
+        active=_ratio(t.above, t.entries, nan),
+        gradient=sqrt(_ratio(t.slopes, t.derivatives, 0.0)),
+        reached=_ratio(t.nonzero, t.derivatives, 0.0),
         behind=behind,
     )
 
 
-def why_zero(module: str, found: Mapping[str, Signal], gradient_norm: float) -> str:
-    """Why a module's block of the Hessian is zero, as far as its signals tell."""
-    signal = found.get(module)
+def _ratio(part: float, of: int, otherwise: float) -> float:
+    if not of:
+        return otherwise
+    return part / of
+
+
+def why_zero(module: str, by_module: Mapping[str, Signal], gradient_norm: float) -> str:
+    """Why a module's block of the Hessian is zero, as far as its signals show.
+
+    by_module      the signals of all modules, in the order of the calls
+    gradient_norm  of the mean loss by this module's parameters
+    """
+    signal = by_module.get(module)
     if signal is None or signal.calls == 0:
         return "its module is never called: the loss does not depend on it"
-    order = list(found)
-    before, behind = order[: order.index(module)], order[order.index(module) :]
+    order = list(by_module.values())
+    before, behind = order[: order.index(signal)], order[order.index(signal) :]
     if signal.input == 0.0:
-        culprit = next((found[m] for m in reversed(before) if found[m].all_dead or found[m].output == 0.0), None)
-        by = "" if culprit is None else f" ({_culprit(culprit)} before it)"
-        return f"no signal comes in: its input is 0 for all samples{by}"
+        text = "no signal comes in: its input is 0 for all samples"
+        cause = _first_blocking(before[::-1])
+        if cause is not None:
+            text += f" ({_blocking_text(cause)} before it)"
+        return text
     if signal.gradient == 0.0:
-        culprit = next((found[m] for m in behind if found[m].all_dead or found[m].output == 0.0), None)
-        by = "something behind it blocks them" if culprit is None else _culprit(culprit)
-        return f"no gradient comes back: the loss's derivatives by its outputs are 0 for all samples ({by})"
+        why = "something behind it blocks them"
+        cause = _first_blocking(behind)
+        if cause is not None:
+            why = _blocking_text(cause)
+        return f"no gradient comes back: the loss's derivatives by its outputs are 0 for all samples ({why})"
     if gradient_norm > 0.0:
         return f"the loss is linear in it here: its gradient is {gradient_norm:.2g}, and does not change with it"
     return (
@@ -154,8 +173,13 @@ def why_zero(module: str, found: Mapping[str, Signal], gradient_norm: float) -> 
     )
 
 
-def _culprit(signal: Signal) -> str:
-    if signal.all_dead:
-        units = signal.behind.units if signal.behind is not None else 0
-        return f"all {units} units of {signal.module or 'the model'} are dead: never above 0 before their ReLU"
-    return f"{signal.module or 'the model'} gives 0 for all samples"
+def _first_blocking(signals: Sequence[Signal]) -> Signal | None:
+    """The first that lets nothing through: dead behind its ReLU, or zero."""
+    return next((signal for signal in signals if signal.all_dead or signal.output == 0.0), None)
+
+
+def _blocking_text(signal: Signal) -> str:
+    name = signal.module or "the model"
+    if signal.all_dead and signal.behind is not None:
+        return f"all {signal.behind.units} units of {name} are dead: never above 0 before their ReLU"
+    return f"the output of {name} is 0 for all samples"

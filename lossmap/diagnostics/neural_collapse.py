@@ -1,13 +1,13 @@
 """Neural collapse: how nearly the last features of a classifier form one simplex of class means.
 
-For features h of dimension d (what the last linear layer is given), classes c = 1..C with means mu_c, their mean mu,
+For features h of dimension d (the input of the last linear layer), classes c = 1..C with means mu_c, their mean mu,
 the scatter within classes S_W and between them S_B, and the last layer's weight W (C, d), rows w_c:
 
     nc1   tr(S_W S_B^+) / C                                  spread within against between; 0 collapsed
     nc2   mean |cos(mu_a - mu, mu_b - mu) + 1/(C-1)|, a < b  0 for a simplex: angles as wide and as equal as can be
     nc2_norms   standard deviation / mean of ||mu_c - mu||   0 where all are equally far out
     nc3   || W / |W| - M / |M| ||_F^2                        0 where W is proportional to the centred means M (C, d)
-    nc4   share of samples whose nearest class mean is not the class that the net names
+    nc4   share of samples whose nearest class mean is not the class predicted
 
 S_W = 1/N sum_i (h_i - mu_c)(h_i - mu_c)^T, S_B = 1/C sum_c (mu_c - mu)(mu_c - mu)^T, mu the mean of the mu_c.
 Two passes over the data; memory: groups d^2 float64. Error bars: jackknife over groups of samples (nc1, nc2, nc3),
@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from math import sqrt
+from math import inf, nan, sqrt
 
 import numpy as np
 import torch
@@ -31,7 +31,7 @@ Array = np.ndarray
 
 @dataclass(frozen=True)
 class NeuralCollapse:
-    """The four numbers with their standard errors, and where the features were read."""
+    """The four numbers with their standard errors, and where the features were taken: the input of `layer`."""
 
     nc1: float
     nc2: float
@@ -61,7 +61,7 @@ class Moments:
 def last_linear(model: nn.Module, batch_forward: Callable[[], object]) -> str:
     """The name of the last linear layer that the forward pass calls.
 
-    Raises ValueError where there is none: then the layer whose input are the features wants to be named.
+    Raises ValueError where there is none: then the layer whose input are the features must be named.
     """
     called: list[str] = []
     handles = [
@@ -81,25 +81,30 @@ def last_linear(model: nn.Module, batch_forward: Callable[[], object]) -> str:
 
 
 def features_of(problem: Problem, layer: str) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Batch by batch: the input of a layer (B, d) in float64, the targets (B,), and the classes named (B,)."""
+    """Batch by batch: the input of a layer (B, d) in float64, the targets (B,), and the predicted classes (B,).
+
+    Raises ValueError where there is no such layer, or the problem is not a classification.
+    """
     try:
         module = problem.model.get_submodule(layer)
     except AttributeError:
         raise ValueError(f"the model has no layer named {layer!r}") from None
-    seen: list[Tensor] = []
-    handle = module.register_forward_pre_hook(lambda _m, given: seen.append(given[0].detach()))
+    inputs: list[Tensor] = []
+    handle = module.register_forward_pre_hook(lambda _m, args: inputs.append(args[0].detach()))
     try:
         for batch in problem.data:
-            seen.clear()
+            inputs.clear()
             with torch.enable_grad():  # a loss may differentiate by its inputs
                 outputs = problem.forward(problem.model, batch).detach()
-            targets = targets_of(batch) if outputs.dim() == 2 else None
-            if not seen or not isinstance(targets, Tensor) or targets.dim() != 1 or targets.is_floating_point():
+            targets = None
+            if outputs.dim() == 2:
+                targets = targets_of(batch)
+            if not inputs or not isinstance(targets, Tensor) or targets.dim() != 1 or targets.is_floating_point():
                 raise ValueError(
-                    "neural collapse is of a classifier: outputs (B, C), whole-number targets (B,), and features "
-                    f"that the layer {layer!r} is given"
+                    "neural collapse requires a classifier: outputs (B, C), whole-number targets (B,), and a layer "
+                    f"that is called; got the layer {layer!r}"
                 )
-            yield seen[-1].flatten(1).double(), targets.long(), outputs.argmax(1)
+            yield inputs[-1].flatten(1).double(), targets.long(), outputs.argmax(1)
     finally:
         handle.remove()
 
@@ -115,20 +120,22 @@ def numbers(moments: Moments, weight: Array) -> dict[str, float]:
     classes = len(out)
     # tr(S_W S_B^+): through the thin SVD of the C rows, since S_B has rank C - 1 at most
     _, sizes, right = np.linalg.svd(out / sqrt(classes), full_matrices=False)
-    apart = sizes[0] > 1e-12 * np.linalg.norm(means)  # else the means differ by rounding alone: dead features
-    kept = sizes > sizes[0] * 1e-7 if apart else np.zeros(len(sizes), dtype=bool)
-    along = np.einsum("kd,de,ke->k", right[kept], within, right[kept])
+    if not sizes[0] > 1e-12 * np.linalg.norm(means):  # the means differ by rounding alone: dead features
+        return {"nc1": inf, "nc2": nan, "nc2_norms": nan, "nc3": nan}
+    nonzero = sizes > sizes[0] * 1e-7
+    along = np.einsum("kd,de,ke->k", right[nonzero], within, right[nonzero])
     lengths = np.linalg.norm(out, axis=1)
     unit = out / np.where(lengths > 0, lengths, 1.0)[:, None]
     pairs = (unit @ unit.T)[np.triu_indices(classes, 1)]
     rows = weight[there]
-    scale = np.linalg.norm(rows), np.linalg.norm(out) if apart else 0.0
-    dual = np.square(rows / scale[0] - out / scale[1]).sum() if all(scale) else float("nan")
+    duality = nan
+    if np.linalg.norm(rows) > 0.0:
+        duality = float(np.square(rows / np.linalg.norm(rows) - out / np.linalg.norm(out)).sum())
     return {
-        "nc1": float((along / sizes[kept] ** 2).sum() / classes) if kept.any() else float("inf"),
-        "nc2": float(np.abs(pairs + 1 / (classes - 1)).mean()) if apart else float("nan"),
-        "nc2_norms": float(lengths.std() / lengths.mean()) if apart else float("nan"),
-        "nc3": float(dual),
+        "nc1": float((along / sizes[nonzero] ** 2).sum() / classes),
+        "nc2": float(np.abs(pairs + 1 / (classes - 1)).mean()),
+        "nc2_norms": float(lengths.std() / lengths.mean()),
+        "nc3": duality,
     }
 
 
@@ -141,16 +148,20 @@ def neural_collapse(problem: Problem, *, layer: str | None = None, groups: int =
     """
     with temporary_parameters(problem.model, {}) as model:
         first = next(iter(problem.data))
-        name = layer if layer is not None else last_linear(model, lambda: problem.forward(model, first))
+        name = layer
+        if name is None:
+            name = last_linear(model, lambda: problem.forward(model, first))
         weight, centres, there = _first_pass(problem, name)
         moments, wrong = _second_pass(problem, name, centres, there, groups)
-    found = numbers(moments, weight)
+    estimates = numbers(moments, weight)
     errors = _jackknife(moments, weight)
     samples = problem.data.samples
-    share = wrong / samples if np.isfinite(found["nc1"]) else float("nan")  # else all centres are equally near
-    errors["nc4"] = sqrt(max(share * (1 - share), 1 / (samples + 4)) / samples) if share == share else share
+    share = errors["nc4"] = nan  # of dead features: all centres are equally near
+    if np.isfinite(estimates["nc1"]):
+        share = wrong / samples
+        errors["nc4"] = sqrt(max(share * (1 - share), 1 / (samples + 4)) / samples)
     return NeuralCollapse(
-        **found,
+        **estimates,
         nc4=share,
         errors=errors,
         layer=name,
@@ -167,16 +178,16 @@ def _first_pass(problem: Problem, name: str) -> tuple[Array, Tensor, Tensor]:
         if not len(total):
             own = getattr(problem.model.get_submodule(name), "weight", None)
             if not isinstance(own, Tensor) or own.dim() != 2 or own.shape[1] != h.shape[1]:
-                raise ValueError(f"the layer {name!r} wants a weight (C, {h.shape[1]}) for its features")
+                raise ValueError(f"the layer {name!r} must have a weight (C, {h.shape[1]}) for its features")
             weight, total = own.detach().double(), h.new_zeros(own.shape)
             counts = h.new_zeros(len(own))
-        least, most = int(y.min()), int(y.max())
-        if most >= len(weight) or least < 0:
-            raise ValueError(f"targets range from {least} to {most}; the layer has {len(weight)} outputs")
+        lowest, highest = int(y.min()), int(y.max())
+        if highest >= len(weight) or lowest < 0:
+            raise ValueError(f"targets range from {lowest} to {highest}; the layer has {len(weight)} outputs")
         total.index_add_(0, y, h)
         counts += torch.bincount(y, minlength=len(weight))
     if int((counts > 0).sum()) < 2:
-        raise ValueError("neural collapse wants samples of two classes at least")
+        raise ValueError("neural collapse requires samples of two classes or more")
     return weight.cpu().numpy(), total / counts.clamp(min=1)[:, None], counts > 0
 
 
@@ -184,20 +195,20 @@ def _second_pass(problem: Problem, name: str, centres: Tensor, there: Tensor, gr
     classes, d = centres.shape
     counts = centres.new_zeros(groups, classes)
     sums, scatter = centres.new_zeros(groups, classes, d), centres.new_zeros(groups, d, d)
-    wrong, seen = 0, torch.zeros(classes, dtype=torch.long, device=centres.device)
+    wrong, counted = 0, torch.zeros(classes, dtype=torch.long, device=centres.device)
     distant = torch.where(there, 0.0, torch.inf)
-    for h, y, named in features_of(problem, name):
+    for h, y, predicted in features_of(problem, name):
         away = h - centres[y]
         one_hot = nn.functional.one_hot(y, classes)
-        turn = (one_hot.cumsum(0) - 1 + seen).gather(1, y[:, None])[:, 0]  # which of its class a sample is
-        seen += one_hot.sum(0)
+        turn = (one_hot.cumsum(0) - 1 + counted).gather(1, y[:, None])[:, 0]  # which of its class a sample is
+        counted += one_hot.sum(0)
         group = turn % groups  # so that each group has its share of each class
         for g in range(groups):
             mine = group == g
             counts[g] += torch.bincount(y[mine], minlength=classes)
             sums[g].index_add_(0, y[mine], away[mine])
             scatter[g] += away[mine].T @ away[mine]
-        wrong += int(((torch.cdist(h, centres) + distant).argmin(1) != named).sum())
+        wrong += int(((torch.cdist(h, centres) + distant).argmin(1) != predicted).sum())
     arrays = (t.cpu().numpy() for t in (counts, sums, scatter, centres))
     return Moments(*arrays), wrong
 
@@ -212,7 +223,7 @@ def _jackknife(moments: Moments, weight: Array) -> dict[str, float]:
             left_out.append(list(numbers(part, weight).values()))
     names = ("nc1", "nc2", "nc2_norms", "nc3")
     if len(left_out) < 2:
-        return dict.fromkeys(names, float("nan"))
+        return dict.fromkeys(names, nan)
     table = np.array(left_out)
     table[:, ~np.isfinite(table).all(axis=0)] = np.nan
     spread = np.sqrt((len(table) - 1) / len(table) * np.square(table - table.mean(axis=0)).sum(axis=0))

@@ -62,12 +62,16 @@ class LayerWeights:
     def condition(self) -> float:
         """Largest over smallest of all min(m, k)."""
         floor = float(np.finfo(float).eps) * max(self.shape) * self.spectral_norm
-        return self.spectral_norm / float(self.values[-1]) if self.values[-1] > floor else inf
+        if not self.values[-1] > floor:
+            return inf
+        return self.spectral_norm / float(self.values[-1])
 
     @property
     def stable_rank(self) -> float:
         """sum s^2 / s_1^2; NaN for a zero matrix."""
-        return float((self.values**2).sum() / self.values[0] ** 2) if self.values[0] > 0.0 else nan
+        if not self.values[0] > 0.0:
+            return nan
+        return float((self.values**2).sum() / self.values[0] ** 2)
 
     @property
     def effective_rank(self) -> float:
@@ -136,24 +140,26 @@ class SingularValueTable:
 
 
 def singular_values(model: nn.Module, *, near: float = NEAR) -> SingularValueTable:
-    """The singular values of every weight of two or more dimensions.
+    """The singular values of every weight of two or more dimensions, in float64.
+
+    near  the share of a weight's largest below which a singular value counts as near zero
 
     Raises ValueError where the model has none, or one that is not finite.
     """
-    found = []
+    layers = []
     for title, module in model.named_modules():
         for name, parameter in module.named_parameters(recurse=False):
             if parameter.dim() < 2 or not parameter.is_floating_point():
                 continue
-            full = f"{title}.{name}" if title else name
+            full = f"{title}.{name}".lstrip(".")
             matrix = as_matrix(module, parameter)
             if not bool(matrix.isfinite().all()):
                 raise ValueError(f"{full} holds values that are not finite: it has no singular values")
             values = torch.linalg.svdvals(matrix).cpu().numpy()
-            found.append(LayerWeights(full, type(module).__name__, (matrix.shape[0], matrix.shape[1]), values, near))
-    if not found:
+            layers.append(LayerWeights(full, type(module).__name__, (matrix.shape[0], matrix.shape[1]), values, near))
+    if not layers:
         raise ValueError("the model has no weight of two or more dimensions")
-    return SingularValueTable(tuple(found))
+    return SingularValueTable(tuple(layers))
 
 
 def as_matrix(module: nn.Module, weight: Tensor) -> Tensor:

@@ -118,7 +118,8 @@ def run_dynamics(
     Returns the result; on other ranks than 0 without summary and failures. Raises ValueError as `find_checkpoints`
     does, and where the file there belongs to another run.
     """
-    world = World.start() if world is None else world
+    if world is None:
+        world = World.start()
     path = Path(path)
     files = world.together(lambda: find_checkpoints(checkpoints))
     folder = VectorFolder.beside(path)

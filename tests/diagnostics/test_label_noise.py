@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from lossmap.data.problem import Problem
-from lossmap.diagnostics.label_noise import judged, label_noise
+from lossmap.diagnostics.label_noise import confident_learning, label_noise
 
 
 def sure(y, classes, seed=0, own=0.9):
@@ -24,7 +24,7 @@ def test_flipped_labels_are_counted(rate):
     truth = generator.integers(0, 5, 2000)
     flipped = generator.random(2000) < rate
     y = np.where(flipped, (truth + 1) % 5, truth)
-    found = judged(sure(truth, 5), y)
+    found = confident_learning(sure(truth, 5), y)
     share, error = found.noise
     assert abs(share - flipped.mean()) < max(4 * error, 0.02)
     assert set(found.suspected_errors) <= set(np.nonzero(flipped)[0])
@@ -35,15 +35,15 @@ def test_the_joint_counts_are_those_of_the_definition():
     p = np.array([[0.9, 0.1], [0.8, 0.2], [0.1, 0.9], [0.7, 0.3], [0.3, 0.7]])
     y = np.array([0, 0, 1, 1, 1])
     # t_0 = .85, t_1 = (.9 + .3 + .7) / 3 = .633; confident: 0, 2, 4
-    found = judged(p, y)
+    found = confident_learning(p, y)
     np.testing.assert_array_equal(found.joint, [[1, 0], [0, 2]])
-    found = judged(np.vstack([p, [0.95, 0.05]]), np.append(y, 1))
+    found = confident_learning(np.vstack([p, [0.95, 0.05]]), np.append(y, 1))
     np.testing.assert_array_equal(found.joint, [[1, 0], [1, 2]])
     assert found.suspected_errors.tolist() == [5] and found.noise[0] == pytest.approx(0.25)
 
 
 def test_a_class_without_samples_takes_none():
-    found = judged(np.array([[0.1, 0.0, 0.9], [0.2, 0.1, 0.7]]), np.array([0, 0]))
+    found = confident_learning(np.array([[0.1, 0.0, 0.9], [0.2, 0.1, 0.7]]), np.array([0, 0]))
     assert found.joint[:, 2].sum() == 0
 
 
@@ -52,22 +52,22 @@ def test_the_model_is_asked_in_evaluation_mode_batch_by_batch():
     x, y = torch.randn(20, 3), torch.arange(20) % 4
     found = label_noise(Problem.supervised(model, "crossentropy", (x, y), batch_size=6))
     with torch.no_grad():
-        expected = judged(model.eval()(x).double().softmax(1).numpy(), y.numpy())
+        expected = confident_learning(model.eval()(x).double().softmax(1).numpy(), y.numpy())
     np.testing.assert_array_equal(found.joint, expected.joint)
     assert found.samples == 20
 
 
 def test_what_has_no_classes_is_refused():
-    with pytest.raises(ValueError, match="labels are of a classifier"):
+    with pytest.raises(ValueError, match="label noise requires a classifier"):
         label_noise(Problem.supervised(nn.Linear(2, 1), "mse", (torch.randn(4, 2), torch.randn(4, 1))))
 
 
 def test_probabilities_that_are_not_finite_leave_the_noise_unknown():
-    assert np.isnan(judged(np.full((3, 2), np.nan), np.array([0, 1, 0])).noise[0])
+    assert np.isnan(confident_learning(np.full((3, 2), np.nan), np.array([0, 1, 0])).noise[0])
 
 
 def test_negative_log_likelihood_and_entropy_are_those_of_the_definition():
     p = np.array([[0.5, 0.5], [0.25, 0.75], [0.25, 0.75], [0.25, 0.75]])
-    found = judged(p, np.array([0, 0, 1, 1]))
+    found = confident_learning(p, np.array([0, 0, 1, 1]))
     assert found.negative_log_likelihood[0] == pytest.approx(-np.log([0.5, 0.25, 0.75, 0.75]).mean())
     assert found.entropy == pytest.approx(np.log(2))

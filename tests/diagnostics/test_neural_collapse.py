@@ -141,11 +141,11 @@ def test_what_is_no_classifier_is_refused():
         neural_collapse(Problem.supervised(net, "crossentropy", data), layer="head")
     with pytest.raises(ValueError, match="calls no linear layer"):
         neural_collapse(Problem.supervised(nn.Conv1d(4, 3, 1), "mse", (torch.randn(3, 4, 1), torch.randn(3, 3, 1))))
-    with pytest.raises(ValueError, match="collapse is of a classifier"):
+    with pytest.raises(ValueError, match="collapse requires a classifier"):
         neural_collapse(Problem.supervised(net, "mse", (torch.randn(12, 4), torch.randn(12, 3))))
     with pytest.raises(ValueError, match="samples of two classes"):
         neural_collapse(Problem.supervised(net, "crossentropy", (torch.randn(5, 4), torch.zeros(5, dtype=torch.long))))
-    with pytest.raises(ValueError, match=r"wants a weight \(C, 6\)"):
+    with pytest.raises(ValueError, match=r"must have a weight \(C, 6\)"):
         neural_collapse(
             Problem.supervised(nn.Sequential(nn.Linear(4, 6), nn.Identity(), nn.Linear(6, 3)), "crossentropy", data),
             layer="1",
