@@ -1,4 +1,4 @@
-"""Any loss of model and batch, a regulariser inside too; training against test samples; an L2 path."""
+"""Any loss of model and batch, including a regularizer; training and test samples compared; an L2 path."""
 
 import torch
 from torch import nn
@@ -9,7 +9,7 @@ from lossmap.spectra.spectrum import spectrum
 
 
 def loss(model: nn.Module, batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-    """The mean over the batch's samples; whatever does not depend on them, such as a penalty, is added once."""
+    """The mean over the batch's samples; terms that do not depend on them, such as a penalty, are added once."""
     inputs, targets = batch
     fit = nn.functional.smooth_l1_loss(model(inputs), targets)
     penalty = sum(p.square().sum() for p in model.parameters())
@@ -17,7 +17,7 @@ def loss(model: nn.Module, batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Te
 
 
 def main() -> None:
-    """Two spectra side by side, and what more of the penalty would do."""
+    """Two spectra compared, and the effect of a larger penalty."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(5, 16), nn.Tanh(), nn.Linear(16, 1))
     x = torch.randn(300, 5)

@@ -1,4 +1,4 @@
-"""Every layer's own block of the Hessian, with a verdict in words; why one is zero; a layer as a function by itself."""
+"""The diagonal block of the Hessian of each layer: its definiteness, why one is zero, and the layer output Hessian."""
 
 import torch
 from torch import nn
@@ -11,19 +11,19 @@ from lossmap.spectra.blocks import layers, verdicts_of
 
 
 def main() -> None:
-    """A net with one dead layer, and eigenvalues that somebody has computed already."""
+    """A network with one dead layer, and eigenvalues from elsewhere."""
     torch.manual_seed(0)
     model = nn.Sequential(
         nn.Linear(10, 8), nn.Tanh(), nn.Linear(8, 3), nn.ReLU(), nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 2)
     )
     with torch.no_grad():
-        model[2].bias.fill_(-50.0)  # no input lifts these units above zero any more
+        model[2].bias.fill_(-50.0)  # no input activates these units any more
     x = torch.randn(200, 10)
     problem = Problem.supervised(model.eval(), nn.CrossEntropyLoss(), (x, (x[:, 0] > 0).long()))
 
-    found = layers(problem, "module", second=("inputs",))
-    print(found)
-    save(draw_layers(found), "layer_by_layer.png")
+    blocks = layers(problem, "module", second=("inputs",))
+    print(blocks)
+    save(draw_layers(blocks), "layer_by_layer.png")
     print()
     print(singular_values(model))
 

@@ -1,4 +1,4 @@
-"""The loss along the line between two trained models, with BN running statistics moved along too.
+"""The loss on the line between two trained models, including the running statistics of batch norm.
 
 Run it: python examples/line_between_models.py
 """
@@ -14,7 +14,7 @@ from lossmap.training import Recipe, train
 def main(count=21, epochs=10, folder="."):
     data = datasets.load("digits", "train")
     models = []
-    for seed in (0, 1):  # two starts, one net
+    for seed in (0, 1):  # two initializations of one network
         model = zoo.build("cnn", seed=seed)
         problem = lossmap.Problem.supervised(model, cross_entropy, data)
         train(problem, Recipe(epochs=epochs, seed=seed))

@@ -1,4 +1,4 @@
-"""The Hessian spectrum of a model of one's own, in three lines: a Problem, a spectrum, a report with error bars."""
+"""The Hessian spectrum of your own model in three lines: a Problem, a spectrum, a report with error bars."""
 
 import torch
 from torch import nn
@@ -11,7 +11,7 @@ from lossmap.spectra.spectrum import spectrum
 
 
 def trained_model() -> tuple[nn.Module, DataLoader]:
-    """Something of one's own: any model, and any loader that yields (inputs, targets)."""
+    """Any model, and any loader that yields (inputs, targets)."""
     torch.manual_seed(0)
     inputs = torch.randn(400, 20)
     targets = (inputs[:, :4] + 0.3 * torch.randn(400, 4)).argmax(1)
@@ -27,7 +27,7 @@ def trained_model() -> tuple[nn.Module, DataLoader]:
 
 
 def main() -> None:
-    """Report and picture."""
+    """Report and figure."""
     model, loader = trained_model()
 
     problem = Problem.supervised(model, nn.CrossEntropyLoss(), loader)

@@ -1,7 +1,7 @@
-"""A whole problem of one's own: a small physics-informed network for u' = -u, u(0) = 1.
+"""A problem of your own: a small physics-informed network for u' = -u, u(0) = 1.
 
-Run it:            python examples/own_problem.py
-From the doors:    lossmap surface --problem examples/own_problem.py:problem --x=-1:1:25 --y=-1:1:25 --plot
+Run it:              python examples/own_problem.py
+On the command line: lossmap surface --problem examples/own_problem.py:problem --x=-1:1:25 --y=-1:1:25 --plot
 """
 
 import torch
@@ -11,7 +11,7 @@ import lossmap
 
 
 def residual(model, batch):
-    """The mean over the batch's points of the squared residual, and of the boundary's: any loss of model and batch."""
+    """Any loss of model and batch: the mean squared residual over the batch's points, plus that of the boundary."""
     t = batch.clone().requires_grad_(True)
     u = model(t)
     (slope,) = torch.autograd.grad(u.sum(), t, create_graph=True)
@@ -19,7 +19,7 @@ def residual(model, batch):
 
 
 def problem(steps=300):
-    """What --problem calls: the problem, trained here."""
+    """The function that --problem calls: the problem, with the model trained here."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(1, 16), nn.Tanh(), nn.Linear(16, 1))
     t = torch.linspace(0, 2, 64)[:, None]

@@ -1,6 +1,6 @@
-"""A loss surface in Python: no files, no flags. Run it: python examples/surface_in_python.py
+"""A loss surface in Python, without files and flags. Run it: python examples/surface_in_python.py
 
-The model is your own nn.Module, the data a DataLoader or a tuple of tensors; the model comes back untouched.
+The model is your own nn.Module, the data a DataLoader or a tuple of tensors; the model is not changed.
 """
 
 import torch

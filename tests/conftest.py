@@ -1,4 +1,4 @@
-"""What every test stands on: one thread, a fixed seed, the reference files where they are."""
+"""For every test: one thread, a fixed seed, the reference files."""
 
 import os
 

@@ -236,7 +236,7 @@ def test_a_module_opens_by_saying_what_it_is():
 
 
 @pytest.mark.parametrize("module", LIGHT)
-def test_pictures_and_files_do_not_wake_torch_or_mpi(module):
+def test_pictures_and_files_do_not_import_torch_or_mpi(module):
     code = f"import sys, {module}; assert not {{'torch', 'mpi4py'}} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 

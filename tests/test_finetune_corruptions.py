@@ -1,4 +1,4 @@
-"""The ready experiment through the whole chain: trained, fine-tuned, measured, compared, drawn; and taken up again."""
+"""The experiment end to end: trained, fine-tuned, evaluated, compared, drawn, resumed."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from lossmap import zoo
 from lossmap.cli.train import main as train
 from lossmap.io.eigenvector_store import results_of
 
-PLACE = Path(__file__).resolve().parents[1] / "examples" / "finetune_corruptions.py"
+SCRIPT = Path(__file__).resolve().parents[1] / "examples" / "finetune_corruptions.py"
 
 
 def experiment():
-    spec = importlib.util.spec_from_file_location("finetune_corruptions", PLACE)
-    room = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(room)
-    return room
+    spec = importlib.util.spec_from_file_location("finetune_corruptions", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.mark.slow
-def test_the_experiment_leaves_the_classic_folders_and_goes_on_where_it_was(tmp_path):
-    room = experiment()
+def test_the_experiment_writes_the_classic_folders_and_resumes(tmp_path):
+    module = experiment()
     folder = tmp_path / "ft"
     words = ["--save-dir", str(folder), "--threads", "1", "--hessian-batch-size", "32", "--r", "4"]
     words += ["--batch-size", "128", "--epochs", "1", "--save-interval", "6", "--corruption-level", "5"]
-    run = room.main(words)
+    run = module.main(words)
     assert run.outcome == "complete" and "course:" in run.summary
     steps = [0, 6, 12]
     assert results_of(folder / "hessian_analysis.h5")["step"].tolist() == steps
@@ -45,10 +45,10 @@ def test_the_experiment_leaves_the_classic_folders_and_goes_on_where_it_was(tmp_
     assert np.load(folder / "pca_results" / "pca.npz")["cumulative"][-1] == pytest.approx(1.0)
     log = (folder / "hessian_analysis.log").read_text()
     assert "gaussian_noise:5" in log and "after: loss" in log and "course:" in log
-    again = room.main([*words, "--resume"])
+    again = module.main([*words, "--resume"])
     assert again.summary == run.summary
     with pytest.raises(ValueError):
-        room.main(words)
+        module.main(words)
 
 
 def published(folder):
@@ -98,8 +98,8 @@ def test_a_net_trained_on_cifar_files_is_fine_tuned_on_those_of_cifar_10_c(tmp_p
     assert f"before, on cifar10c:gaussian_noise:4: loss {loss:.4f}" in (folder / "hessian_analysis.log").read_text()
 
 
-def test_cifar_files_want_a_trained_net_and_a_place_to_go_to(tmp_path):
-    with pytest.raises(SystemExit, match="wants --cifar10c-path"):
+def test_cifar_files_need_a_trained_model_and_a_folder(tmp_path):
+    with pytest.raises(SystemExit, match="needs --cifar10c-path"):
         experiment().main(["--download", "--save-dir", str(tmp_path / "ft")])
-    with pytest.raises(SystemExit, match="wants --model-file"):
+    with pytest.raises(SystemExit, match="needs --model-file"):
         experiment().main(["--cifar10c-path", str(tmp_path), "--save-dir", str(tmp_path / "ft")])

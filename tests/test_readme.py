@@ -1,4 +1,4 @@
-"""What the README says is run: its commands, its Python, its flags, its links; and the front sides of the doors."""
+"""What the README says is run: its commands, its Python, its flags, its links; and the scripts of a checkout."""
 
 import re
 import shlex
@@ -144,12 +144,12 @@ def test_every_link_and_file_on_a_page_is_there(page):
 
 
 @pytest.mark.parametrize("script", sorted(p.name for p in ROOT.glob("*.py")))
-def test_the_front_sides_of_a_checkout_say_what_one_gets(script):
+def test_the_scripts_of_a_checkout_print_their_help(script):
     done = subprocess.run([sys.executable, str(ROOT / script), "--help"], capture_output=True, text=True, check=True)
     assert len(done.stdout) > 200
 
 
-def test_the_commands_at_the_root_open_the_same_doors(capsys):
+def test_the_command_at_the_root_lists_and_suggests_commands(capsys):
     from lossmap.cli.__main__ import main
 
     assert main([]) == 2

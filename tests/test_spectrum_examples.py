@@ -1,4 +1,4 @@
-"""The examples about spectra are run, and the notebook is executed anew."""
+"""The examples about spectra are run, and the notebook is executed again."""
 
 import importlib.util
 from pathlib import Path
@@ -23,7 +23,7 @@ def load(name):
         ("layer_by_layer", ("units of 2 are dead", "no saddle", "Weights: singular values")),
     ],
 )
-def test_an_example_says_what_it_promises(name, words, tmp_path, monkeypatch, capsys):
+def test_an_example_prints_its_results(name, words, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     load(name).main()
     text = " ".join(capsys.readouterr().out.split())
@@ -31,10 +31,10 @@ def test_an_example_says_what_it_promises(name, words, tmp_path, monkeypatch, ca
         assert word in text, word
 
 
-def test_monitoring_sees_the_curvature_change_while_the_loss_falls(capsys):
-    seen = load("monitor_training").main(steps=20, every=10)
-    assert [step for step, *_ in seen] == [0, 10, 20]
-    assert seen[-1][1] < seen[0][1] and seen[0][3] < seen[-1][3] < 0
+def test_monitoring_shows_the_curvature_change_while_the_loss_falls(capsys):
+    history = load("monitor_training").main(steps=20, every=10)
+    assert [step for step, *_ in history] == [0, 10, 20]
+    assert history[-1][1] < history[0][1] and history[0][3] < history[-1][3] < 0
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""The trainer: the same bits after a stop, honest steps, checkpoints that others read."""
+"""The trainer: the same bits after an interruption, exact steps, checkpoints that other programs read."""
 
 import csv
 import json
@@ -147,7 +147,7 @@ def test_least_squares_are_solved():
     assert len(history.epoch_losses()) == 60 and history.epoch_losses()[-1] < 1e-6
 
 
-def test_a_problem_of_ones_own_is_trained():
+def test_a_problem_of_your_own_is_trained():
     model = nn.Linear(2, 1)
     problem = Problem.custom(model, lambda m, b: ((m(b) - 1.0) ** 2).mean(), torch.randn(32, 2))
     train(problem, Recipe(epochs=30, batch_size=8, rate=0.1, weight_decay=0.0))
@@ -247,12 +247,12 @@ def test_a_loss_that_blows_up_is_an_error_with_its_step(tmp_path):
         ({"momentum": 1.0}, "a momentum from 0 to below 1"),
     ],
 )
-def test_a_recipe_that_makes_no_sense_gets_its_sentence(told, text):
+def test_an_invalid_recipe_is_refused_in_one_message(told, text):
     with pytest.raises(ValueError, match=text):
         Recipe(**told)
 
 
-def test_what_cannot_be_trained_gets_its_sentence(tmp_path):
+def test_what_cannot_be_trained_is_reported_in_one_message(tmp_path):
     with pytest.raises(ValueError, match="checkpoints come every step at the most; got every=0"):
         train(digits(dropping()), folder=tmp_path, every=0)
     frozen = dropping().requires_grad_(False)
@@ -272,7 +272,7 @@ def test_a_saved_file_appears_whole_or_not_at_all(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_recorder_leaves_checkpoints_from_a_loop_of_ones_own(tmp_path):
+def test_a_recorder_leaves_checkpoints_from_a_loop_of_your_own(tmp_path):
     model = dropping().train()
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
     recorder = Recorder(tmp_path, every=2)

@@ -1,0 +1,293 @@
+"""What the farm costs: dealing rate, efficiency, CPU of waiting ranks, a grid of a million points.
+
+    python benchmarks/farm.py [--quick] [--only rate efficiency places waiting million] [--ranks 2 4 8 16 32 64]
+
+Points only sleep (or do nothing), so that more ranks than cores tell the truth about the dealing.
+
+rate        points a second that rank 0 deals and writes down, and its CPU time for each: the model in docs/scaling.md
+efficiency  sleeping / (computing ranks * time), costs varying tenfold, against a static split with an Allreduce after
+            each point (the way of the original tool), each beside the best that such a dealing, or such a lock step,
+            could do with these points if it cost nothing itself
+places      rank 0's CPU time for a point with up to 10,000 places, which answer at once and without any MPI
+waiting     CPU of ranks that have nothing to do
+million     memory, sizes and rate along a grid of 1000 x 1000 points in one process
+"""
+
+from __future__ import annotations
+
+import argparse
+import heapq
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections import deque
+from pathlib import Path
+
+import numpy as np
+
+from lossmap.geometry.grid import Field, Grid
+from lossmap.io.read import SurfaceFile
+from lossmap.landscape.run_survey import Recorder, survey
+from lossmap.parallel.dispatcher import DONE, HELLO, POINTS, Dispatcher
+from lossmap.parallel.shutdown import Stop
+from lossmap.parallel.work_queue import WorkQueue
+from lossmap.parallel.world import World
+
+ROOT = Path(__file__).resolve().parents[1]
+ENVIRONMENT = {
+    "OMPI_ALLOW_RUN_AS_ROOT": "1",
+    "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
+    "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
+    "PRTE_MCA_hwloc_default_binding_policy": "none",
+    "OMPI_MCA_btl": "^ofi",
+    "OMP_NUM_THREADS": "1",
+    "PYTHONPATH": str(ROOT),
+}
+
+
+def costs(count: int, mean: float) -> np.ndarray:
+    """Seconds of each point: log-uniform between 1 and 10, scaled to this mean."""
+    drawn = 10 ** np.random.default_rng(0).uniform(size=count)
+    return drawn * mean / drawn.mean()
+
+
+class Sleep:
+    """A measure that only sleeps."""
+
+    name = "loss"
+    fields = (Field("train_loss", "nats", "mean loss"), Field("train_acc", "percent", "accuracy"))
+
+    def __init__(self, seconds: np.ndarray | float, heard=lambda number: None) -> None:
+        self.seconds, self.heard, self.number, self.settings = seconds, heard, 0, {"kind": "sleep"}
+
+    def __call__(self, point):
+        self.number += 1
+        self.heard(self.number)
+        seconds = self.seconds if isinstance(self.seconds, float) else float(self.seconds[int(point[0])])
+        if seconds:
+            time.sleep(seconds)
+        return {"train_loss": point[0], "train_acc": point[0]}
+
+
+def cpu() -> float:
+    """CPU seconds of this process so far."""
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return used.ru_utime + used.ru_stime
+
+
+def line(count: int) -> Grid:
+    """A line of so many points, whose coordinate is their number."""
+    return Grid(np.arange(float(count)))
+
+
+def rate(world: World, count: int, folder: str) -> None:
+    """Role: points of no cost, rank 0 only deals."""
+    grid, measure, store = line(count), Sleep(0.0), None
+    if world.rank == 0:
+        store = SurfaceFile.open(Path(folder) / "s.h5", grid, measures={"loss": (measure.fields, measure.settings)})
+    began, used = time.perf_counter(), cpu()
+    survey(measure, grid, world=world, store=store, rank_0="deals")
+    if store is not None:
+        wall, busy = time.perf_counter() - began, cpu() - used
+        print(json.dumps({"points_per_s": count / wall, "cpu_us_per_point": 1e6 * busy / count}))
+        store.close()
+
+
+def efficiency(world: World, count: int, mean: float) -> None:
+    """Role: the dealt survey."""
+    seconds = costs(count * world.size, mean)
+    world.sum(0)
+    began = time.perf_counter()
+    survey(Sleep(seconds), line(seconds.size), world=world)
+    if world.rank == 0:
+        wall, computing = time.perf_counter() - began, len(world.places())
+        told = {"computing": computing, "efficiency": seconds.sum() / (computing * wall)}
+        told |= {"of_all": seconds.sum() / (world.size * wall), "best": handed_out(seconds, computing)}
+        print(json.dumps(told))
+
+
+def handed_out(seconds: np.ndarray, ranks: int) -> float:
+    """The efficiency of dealing that costs nothing: each point to the rank that is free first."""
+    free = [0.0] * ranks
+    for cost in seconds:
+        heapq.heapreplace(free, free[0] + cost)
+    return float(seconds.sum() / (ranks * max(free)))
+
+
+def lockstep(world: World, count: int, mean: float) -> None:
+    """Role: a static split into equal runs, and an Allreduce of the whole array after each point."""
+    seconds = costs(count * world.size, mean)
+    mine = np.split(seconds, world.size)
+    array = np.zeros(seconds.size)
+    world.sum(0)
+    began = time.perf_counter()
+    for step in range(count):
+        time.sleep(mine[world.rank][step])
+        world.wire.comm.Allreduce(array.copy(), array)
+    if world.rank == 0:
+        wall = time.perf_counter() - began
+        best = seconds.sum() / (world.size * np.array(mine).max(axis=0).sum())
+        print(json.dumps({"efficiency": seconds.sum() / (world.size * wall), "best": best}))
+
+
+def waiting(world: World, seconds: float) -> None:
+    """Role: one point that sleeps long; all but one rank wait."""
+    world.sum(0)
+    began, used = time.perf_counter(), cpu()
+    measure = Sleep(seconds)
+    survey(measure, line(1), world=world, rank_0="deals")
+    busy = (cpu() - used) / (time.perf_counter() - began)
+    every = world.gather((measure.number, busy))
+    if world.rank == 0:
+        idle = [share for rank, (number, share) in enumerate(every) if rank and not number]
+        print(json.dumps({"waiting": float(np.mean(idle)), "worst": max(idle), "rank_0": every[0][1]}))
+
+
+def million(side: int, folder: str) -> None:
+    """Role: a large grid in one process, looked at ten times on the way."""
+    grid, path = Grid.square(count=side), Path(folder) / "s.h5"
+    looks: list[tuple[int, float, int, int]] = []
+
+    def heard(number: int) -> None:
+        if number % (side * side // 10) == 0:
+            memory = int(Path("/proc/self/status").read_text().partition("VmRSS:")[2].split()[0])
+            journal = os.path.getsize(f"{path}.journal")
+            looks.append((number, time.perf_counter(), memory, journal))
+
+    measure = Sleep(0.0, heard)
+    with SurfaceFile.open(path, grid, measures={"loss": (measure.fields, measure.settings)}) as store:
+        began = time.perf_counter()
+        survey(measure, grid, store=store)
+        closing = time.perf_counter()
+    print(json.dumps({
+        "points": side * side,
+        "seconds": closing - began,
+        "closing": time.perf_counter() - closing,
+        "rates": [
+            (b[0] - a[0]) / (b[1] - a[1]) for a, b in zip([(0, began, 0, 0), *looks[:-1]], looks, strict=True)
+        ],
+        "memory_mb": [look[2] / 1024 for look in looks],
+        "journal_bytes_per_point": looks[-1][3] / looks[-1][0],
+        "file_bytes_per_point": path.stat().st_size / side**2,
+    }))  # fmt: skip
+
+
+class Instant:
+    """A link to places that answer each point at once."""
+
+    def __init__(self, places: int) -> None:
+        reading = {"train_loss": 1.0, "train_acc": 1.0}
+        self.answer = lambda index: (0, DONE, index, reading, 1.0)
+        self.waiting = deque((rank, (0, HELLO, "host")) for rank in range(1, places + 1))
+
+    def send(self, message: tuple, rank: int) -> None:
+        if message[1] == POINTS:
+            self.waiting.extend((rank, self.answer(index)) for index, _ in message[2])
+
+    def receive(self) -> tuple | None:
+        return self.waiting.popleft() if self.waiting else None
+
+    def dead(self) -> frozenset:
+        return frozenset()
+
+
+def places(number: int, folder: str) -> None:
+    """Role: the dealer alone, before so many places, each of which is given twenty points."""
+    grid, measure = line(20 * number if number > 1000 else 20_000), Sleep(0.0)
+    with SurfaceFile.open(Path(folder) / "s.h5", grid, measures={"loss": (measure.fields, measure.settings)}) as store:
+        book = Recorder(store, "loss", grid, None, number, None, False)
+        ranks = [(rank,) for rank in range(1, number + 1)]
+        dealer = Dispatcher(Instant(number), WorkQueue(book.order, number), ranks, book, stop=Stop(), patience=60.0)
+        used = cpu()
+        while not dealer.over:
+            dealer.step()
+        print(json.dumps({"cpu_us_per_point": 1e6 * (cpu() - used) / len(grid)}))
+
+
+ROLES = {"rate": rate, "efficiency": efficiency, "lockstep": lockstep, "waiting": waiting}
+
+
+def started(role: str, *args: object, ranks: int = 0) -> dict:
+    """What a role says, run on so many ranks."""
+    command = [sys.executable, __file__, "--role", json.dumps([role, *args])]
+    if ranks:
+        mpirun = shutil.which("mpirun", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+        command = [str(mpirun), "-n", str(ranks), *command]
+    with tempfile.TemporaryDirectory() as folder:
+        environment = {**os.environ, **ENVIRONMENT, "TMPDIR": folder}
+        ended = subprocess.run(command, env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    if ended.returncode:
+        raise RuntimeError(f"{role} on {ranks} ranks ended with {ended.returncode}:\n{ended.stderr}")
+    return json.loads(ended.stdout.strip().splitlines()[-1])
+
+
+def main() -> None:
+    """Run the parts that are asked for and print their figures."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--quick", action="store_true")
+    parts = ["rate", "places", "efficiency", "waiting", "million"]
+    parser.add_argument("--only", nargs="+", default=parts, choices=parts)
+    parser.add_argument("--ranks", nargs="+", type=int)
+    parser.add_argument("--role", type=json.loads, help=argparse.SUPPRESS)
+    told = parser.parse_args()
+    if told.role:
+        role, *args = told.role
+        if role in ("million", "places"):
+            return {"million": million, "places": places}[role](*args, os.environ["TMPDIR"])
+        world = World.start()
+        ROLES[role](world, *args, *([os.environ["TMPDIR"]] if role == "rate" else []))
+        world.leave()
+        return None
+    if "rate" in told.only:
+        for workers in [1, 4] if told.quick else [1, 4, 16]:
+            found = started("rate", 5_000 if told.quick else 100_000, ranks=workers + 1)
+            print(
+                f"rate: {workers:2d} workers, points of no cost: {found['points_per_s']:,.0f} points/s, "
+                f"{found['cpu_us_per_point']:.0f} us of rank 0's CPU each: it could deal "
+                f"{1e6 / found['cpu_us_per_point']:,.0f} points/s",
+                flush=True,
+            )
+    if "places" in told.only:
+        for number in [10, 100] if told.quick else [10, 100, 1_000, 10_000]:
+            found = started("places", number)
+            price = f"{found['cpu_us_per_point']:.0f} us of rank 0's CPU for a point, without MPI"
+            print(f"places: {number:6,}: {price}", flush=True)
+    if "efficiency" in told.only:
+        count, mean = (10, 0.05) if told.quick else (40, 0.25)
+        print(f"efficiency: {count} points a rank, {mean:g} s on average, costs from 1 to 10")
+        for ranks in told.ranks or ([2, 8] if told.quick else [2, 4, 8, 16, 32, 64]):
+            dealt, locked = (started(role, count, mean, ranks=ranks) for role in ("efficiency", "lockstep"))
+            print(
+                f"efficiency: {ranks:2d} ranks, of which {dealt['computing']} compute: dealt "
+                f"{100 * dealt['efficiency']:.1f} % of those (at best {100 * dealt['best']:.1f} %), "
+                f"{100 * dealt['of_all']:.1f} % of all; lock step {100 * locked['efficiency']:.1f} % (at best "
+                f"{100 * locked['best']:.1f} %)",
+                flush=True,
+            )
+    if "waiting" in told.only:
+        for ranks in [4] if told.quick else [4, 16]:
+            found = started("waiting", 2.0 if told.quick else 10.0, ranks=ranks)
+            print(
+                f"waiting: {ranks} ranks: {100 * found['waiting']:.1f} % of a core each while they wait (worst "
+                f"{100 * found['worst']:.1f} %), rank 0 {100 * found['rank_0']:.1f} %",
+                flush=True,
+            )
+    if "million" in told.only:
+        found = started("million", 100 if told.quick else 1000)
+        memory, rates = found["memory_mb"], found["rates"]
+        print(
+            f"million: {found['points']:,} points in {found['seconds']:.0f} s, closed in {found['closing']:.1f} s; "
+            f"{rates[0]:,.0f} points/s in the first tenth, {rates[-1]:,.0f} in the last; memory {memory[0]:.0f} MB "
+            f"after a tenth, {memory[-1]:.0f} MB at the end; journal {found['journal_bytes_per_point']:.0f} and file "
+            f"{found['file_bytes_per_point']:.0f} bytes a point"
+        )
+    return None
+
+
+if __name__ == "__main__":
+    main()
