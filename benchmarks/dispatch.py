@@ -1,6 +1,6 @@
 """What the farm costs: dealing rate, efficiency, CPU of waiting ranks, a grid of a million points.
 
-    python benchmarks/farm.py [--quick] [--only rate efficiency places waiting million] [--ranks 2 4 8 16 32 64]
+    python benchmarks/dispatch.py [--quick] [--only rate efficiency places waiting million] [--ranks 2 4 8 16 32 64]
 
 Points only sleep (or do nothing), so that more ranks than cores tell the truth about the dealing.
 
@@ -32,8 +32,10 @@ import numpy as np
 
 from lossmap.geometry.grid import Field, Grid
 from lossmap.io.read import SurfaceFile
-from lossmap.landscape.run_survey import Recorder, survey
-from lossmap.parallel.dispatcher import DONE, HELLO, POINTS, Dispatcher
+from lossmap.landscape.run_survey import survey
+from lossmap.landscape.survey_recorder import Recorder
+from lossmap.parallel.dispatcher import Dispatcher
+from lossmap.parallel.messages import DONE, HELLO, POINTS
 from lossmap.parallel.shutdown import Stop
 from lossmap.parallel.work_queue import WorkQueue
 from lossmap.parallel.world import World
@@ -105,7 +107,7 @@ def efficiency(world: World, count: int, mean: float) -> None:
     began = time.perf_counter()
     survey(Sleep(seconds), line(seconds.size), world=world)
     if world.rank == 0:
-        wall, computing = time.perf_counter() - began, len(world.places())
+        wall, computing = time.perf_counter() - began, len(world.team_ranks())
         told = {"computing": computing, "efficiency": seconds.sum() / (computing * wall)}
         told |= {"of_all": seconds.sum() / (world.size * wall), "best": handed_out(seconds, computing)}
         print(json.dumps(told))
@@ -128,7 +130,7 @@ def lockstep(world: World, count: int, mean: float) -> None:
     began = time.perf_counter()
     for step in range(count):
         time.sleep(mine[world.rank][step])
-        world.wire.comm.Allreduce(array.copy(), array)
+        world.channel.comm.Allreduce(array.copy(), array)
     if world.rank == 0:
         wall = time.perf_counter() - began
         best = seconds.sum() / (world.size * np.array(mine).max(axis=0).sum())
@@ -200,12 +202,13 @@ def places(number: int, folder: str) -> None:
     """Role: the dealer alone, before so many places, each of which is given twenty points."""
     grid, measure = line(20 * number if number > 1000 else 20_000), Sleep(0.0)
     with SurfaceFile.open(Path(folder) / "s.h5", grid, measures={"loss": (measure.fields, measure.settings)}) as store:
-        book = Recorder(store, "loss", grid, None, number, None, False)
+        recorder = Recorder(store, "loss", grid, None, number, None, False)
         ranks = [(rank,) for rank in range(1, number + 1)]
-        dealer = Dispatcher(Instant(number), WorkQueue(book.order, number), ranks, book, stop=Stop(), patience=60.0)
+        queue = WorkQueue(recorder.order, number)
+        dispatcher = Dispatcher(Instant(number), queue, ranks, recorder, stop=Stop(), point_timeout=60.0)
         used = cpu()
-        while not dealer.over:
-            dealer.step()
+        while not dispatcher.is_over:
+            dispatcher.step()
         print(json.dumps({"cpu_us_per_point": 1e6 * (cpu() - used) / len(grid)}))
 
 

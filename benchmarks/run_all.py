@@ -19,7 +19,7 @@ ORDER = (
     "eigenmap",
     "spectrum",
     "deflation",
-    "farm",
+    "dispatch",
     "estimate",
     "memory",
 )

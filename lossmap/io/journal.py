@@ -11,7 +11,7 @@ A record is
 
 Each record goes to the operating system in one write, so the death of the process tears nothing that was
 recorded; the death of the machine can tear what was not yet synchronised. A torn end is cut off when a writer
-opens the file; a damaged stretch before sound records is stepped over. Price: see benchmarks/farm.py.
+opens the file; a damaged stretch before sound records is stepped over. Price: see benchmarks/dispatch.py.
 """
 
 from __future__ import annotations

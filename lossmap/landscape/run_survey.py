@@ -5,7 +5,7 @@
 A measure is point -> reading, a dict of numbers or small arrays by field. Rank 0 dispatches the points along a
 serpentine over the grid, so that a worker's next point is a neighbour of its last one; each reading is recorded as it
 arrives. A point that raises is tried once more, elsewhere where there is another worker, and is then a failure with its
-reason. Price: what a survey costs beside its measure is in benchmarks/farm.py.
+reason. Price: what a survey costs beside its measure is in benchmarks/dispatch.py.
 """
 
 from __future__ import annotations
