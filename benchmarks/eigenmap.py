@@ -1,17 +1,17 @@
-"""What a point of an eigenmap costs, against the classic way: products, seconds, and true accuracy, in one run.
+"""Cost of a point of an eigenmap against the original tool: products, seconds, and true accuracy, in one run.
 
     python benchmarks/eigenmap.py [--quick] [--only mlp resnet20] [--workers 2]
 
-mlp       64-32-32-10, 512 digits, two neighbouring rows of a 51 x 51 plane
-resnet20  digits at 32x32x3, neighbouring points of a row of a 51 x 51 plane
+mlp       64-32-32-10, 512 digits, two neighboring rows of a 51 x 51 plane
+resnet20  digits at 32x32x3, neighboring points of a row of a 51 x 51 plane
 
 classic   the original tool: two `eigsh(k=1, tol=1e-2)` runs, the second shifted; double backward, and a DataLoader with
-          batches of 128 gone through for every product, with its workers and without; at some of the points
+          batches of 128 for every product, with workers and without; at some of the points
 ours      `EigenvalueMap` at 1e-2 and 1e-3, as `lossmap eigenmap` runs it; the first point is not counted
 truth     ARPACK with double backward in float64, both ends: at every point of the MLP to 1e-10, and for ResNet-20 to
           1e-5 (of an eigenvalue that is an error of 1e-10 beside its gap) at the points where classic runs
 
-beyond counts points with an end off by more than the tolerance, off is the worst end beside max(abs(value)).
+beyond counts points with an end off by more than the tolerance, off is the worse end relative to max(abs(value)).
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ Ends = tuple[float, float]
 
 
 def trained(model: str, data: str, epochs: int, rate: float, samples: int | None = None) -> nn.Module:
-    """A net of the zoo, trained by plain means on the digits."""
+    """A model of the zoo, trained by plain SGD on the digits."""
     torch.manual_seed(0)
     net = zoo.build(model)
     x, y = datasets.load(data, "train", samples=samples).tensors
@@ -58,26 +58,26 @@ def trained(model: str, data: str, epochs: int, rate: float, samples: int | None
 
 
 def truths(problem: Problem, plane: Plane, points: dict[int, Point], tol: float) -> dict[int, Ends]:
-    """Both ends at each point, in float64; on all cores, since no time is taken here."""
+    """Both ends at each point, in float64; on all cores, since this is not timed."""
     threads = torch.get_num_threads()
     torch.set_num_threads(os.cpu_count() or 1)
     model = problem.model
-    kept = {k: t.clone() for k, t in model.state_dict().items()}
+    state = {k: t.clone() for k, t in model.state_dict().items()}
     model.double()
     wide = problem.to(dtype=torch.float64)
-    found = {}
+    ends = {}
     for i, point in points.items():
         tensors = {k: t.double() for k, t in plane.at(point).items()}
         with temporary_parameters(model, tensors):
             values = arpack(CurvatureOperator(wide), tol=tol).values
-        found[i] = (float(values[0]), float(values[1]))
-    model.float().load_state_dict(kept)
+        ends[i] = (float(values[0]), float(values[1]))
+    model.float().load_state_dict(state)
     torch.set_num_threads(threads)
-    return found
+    return ends
 
 
 def classic(problem: Problem, plane: Plane, point: Point, workers: int) -> tuple[Ends, int]:
-    """The way of the original tool at one point: the ends, and the products spent."""
+    """The original tool at one point: the ends, and the number of products."""
     model = problem.model
     loader = DataLoader(TensorDataset(*problem.data.tensors), batch_size=128, num_workers=workers)
     samples, spent = problem.data.samples, 0
@@ -105,9 +105,9 @@ def classic(problem: Problem, plane: Plane, point: Point, workers: int) -> tuple
     return (max(first, second), min(first, second)), spent
 
 
-def off(found: Ends, truth: Ends) -> float:
-    """The worse end's error beside max(abs(value))."""
-    return max(abs(a - b) for a, b in zip(found, truth, strict=True)) / max(map(abs, truth))
+def off(ends: Ends, truth: Ends) -> float:
+    """The worse end's error relative to max(abs(value))."""
+    return max(abs(a - b) for a, b in zip(ends, truth, strict=True)) / max(map(abs, truth))
 
 
 def line(what: str, products: float, seconds: float, errors: Sequence[float], tol: float) -> str:
@@ -127,14 +127,14 @@ def compared(
     known: Sequence[int],
     truth_tol: float = 1e-10,
 ) -> None:
-    """Print a block of lines for one net; the truth is computed at the points `known`, classic runs at `some`."""
+    """Print a block of lines for one model; the truth is computed at the points `known`, classic runs at `some`."""
     truth = truths(problem, plane, {i: points[i] for i in known}, truth_tol)
     slow: dict[int, float] = {}
     for number in workers:
         errors, spent, began = [], 0, time.perf_counter()
         for i in some:
-            found, products = classic(problem, plane, points[i], number)
-            errors.append(off(found, truth[i]))
+            ends, products = classic(problem, plane, points[i], number)
+            errors.append(off(ends, truth[i]))
             spent += products
         slow[number] = (time.perf_counter() - began) / len(some)
         print(line(f"classic, {number} workers", spent / len(some), slow[number], errors, 1e-2), flush=True)
@@ -144,10 +144,10 @@ def compared(
     took = time.perf_counter() - began
     print(f"  prepared in {took:.1f} s: {plan.backend}, batches of {plan.batch_size}, {plan.memory_format}")
     for tol in (1e-2, 1e-3):
-        for what, told in (("ours, from neighbours", {}), ("ours, cold with limits (audit)", {"certify": "each"})):
-            measure = EigenvalueMap({"train": ready}, plane, tol=tol, **told)
+        for what, keywords in (("ours, from neighbors", {}), ("ours, cold with limits (audit)", {"certify": "each"})):
+            measure = EigenvalueMap({"train": ready}, plane, tol=tol, **keywords)
             measure(points[0])
-            chosen = range(1, len(points)) if not told else some
+            chosen = range(1, len(points)) if not keywords else some
             errors, spent, began = [], 0.0, time.perf_counter()
             for i in chosen:
                 reading = measure(points[i])
@@ -163,7 +163,7 @@ def compared(
 
 
 def rows(count: int, low: int, width: int = 51) -> list[Point]:
-    """So many points along a serpentine of neighbouring rows of a 51 x 51 plane, from row `low`."""
+    """The first `count` points of a serpentine over neighboring rows of a 51 x 51 plane, from row `low`."""
     grid = Grid.square(-1.0, 1.0, 51)
     from lossmap.landscape.survey_recorder import serpentine_order
 
@@ -197,15 +197,15 @@ NETS: dict[str, Callable[[bool, Sequence[int]], None]] = {"mlp": mlp, "resnet20"
 
 
 def main() -> None:
-    """Print a block for each net."""
+    """Print a block for each model."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="few points and images, to see that it runs")
+    parser.add_argument("--quick", action="store_true", help="few points and images, as a smoke test")
     parser.add_argument("--only", nargs="*", choices=tuple(NETS), default=tuple(NETS))
-    parser.add_argument("--workers", nargs="*", type=int, default=(2, 0), help="of the classic way's loaders")
-    told = parser.parse_args()
+    parser.add_argument("--workers", nargs="*", type=int, default=(2, 0), help="workers of the original tool's loaders")
+    options = parser.parse_args()
     keep_freed_memory()
-    for name in told.only:
-        NETS[name](told.quick, (0,) if told.quick else told.workers)
+    for name in options.only:
+        NETS[name](options.quick, (0,) if options.quick else options.workers)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""How near an estimate comes to what a survey then takes: five runs each, of losses and of eigenvalues.
+"""Accuracy of an estimate against the measured cost of the survey: five runs each, of losses and of eigenvalues.
 
     python benchmarks/estimate.py [--quick] [--runs 5]
 
-Each run is what a person types: `lossmap estimate`, then `lossmap surface` (the demo's survey: ResNet-20 of width 8 on
-the digits, 25 x 25 points, trained) or `lossmap eigenmap` (256 samples, 9 x 9 points), one rank with one thread. Said
-is the estimate of all points' seconds against the sum over the points that were measured, the audit included. The
-aim: within 20 %.
+Each run consists of the commands `lossmap estimate`, then `lossmap surface` (the demo's survey: ResNet-20 of width 8 on
+the digits, 25 x 25 points, trained) or `lossmap eigenmap` (256 samples, 9 x 9 points), one rank with one thread. It
+prints the estimated seconds of all points relative to the measured sum over the points, including the audit. Goal:
+within 20 %.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ def lossmap(folder, *words):
 
 
 def compared(folder, result, work):
-    """(what, estimated, taken) of one run."""
+    """(quantity, estimated, measured) of one run."""
     lossmap(folder, "estimate", "--", *work, "--surf-file", result)
     lossmap(folder, *work, "--surf-file", result)
-    told = json.loads(lossmap(folder, "status", "--json", result))
-    name = next(iter(told["estimate"]))
-    estimated, took = told["estimate"][name], told["measures"][name]["took"]
+    status = json.loads(lossmap(folder, "status", "--json", result))
+    name = next(iter(status["estimate"]))
+    estimated, took = status["estimate"][name], status["measures"][name]["took"]
     whole = estimated["points"] * estimated["seconds"]
     yield "seconds", whole, took["rank_seconds"]
     if "products" in estimated:
@@ -58,16 +58,16 @@ def main():
     flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     flags.add_argument("--quick", action="store_true", help="one run, of few points")
     flags.add_argument("--runs", type=int, default=5)
-    asked = flags.parse_args()
-    runs, loss_count, eigen_count = (1, 5, 3) if asked.quick else (asked.runs, 25, 9)
+    options = flags.parse_args()
+    runs, loss_count, eigen_count = (1, 5, 3) if options.quick else (options.runs, 25, 9)
     with tempfile.TemporaryDirectory() as folder:
         subject = ["--model", "resnet20-w8"]
-        lossmap(folder, "train", *subject, "--epochs", "1" if asked.quick else "12", "--final", "net.pt")
+        lossmap(folder, "train", *subject, "--epochs", "1" if options.quick else "12", "--final", "net.pt")
         subject += ["--model-file", "net.pt"]
         sides = {n: [f"--x=-1:1:{n}", f"--y=-1:1:{n}"] for n in (loss_count, eigen_count)}
         works = {
             "demo survey": ["surface", *subject, *sides[loss_count]],
-            "eigenmap": ["eigenmap", *subject, *sides[eigen_count], "--samples", "32" if asked.quick else "256"],
+            "eigenmap": ["eigenmap", *subject, *sides[eigen_count], "--samples", "32" if options.quick else "256"],
         }
         for title, work in works.items():
             print(f"{title}: estimated / taken, {runs} runs")

@@ -1,11 +1,11 @@
-"""The price of one Hessian-vector product, in gradients of the same data and against plain double backward.
+"""Cost of one Hessian-vector product, in gradients over the same data and against plain double backward.
 
-Prints a Markdown table: for each net and number of threads the best gradient and the best double backward over memory
-formats and batch sizes, what `prepare` chose, and its price alone, in blocks of 2, 4 and 8 vectors (each vector's part
-of it), and for the Gauss-Newton matrix. All are timed in turns, so that a change of the machine's load meets all of
-them alike; the least time counts. `bare` is what the convolutions of a product cost by themselves, each with its
-operands at hand: two forward, and two backward in input and weight, in the chosen batches; no product that uses these
-kernels can be cheaper.
+Prints a Markdown table: for each model and number of threads the best gradient and the best double backward over memory
+formats and batch sizes, what `prepare` chose, and its cost for one vector, for blocks of 2, 4 and 8 vectors (per
+vector), and for the Gauss-Newton matrix. All are timed alternately, so that the load of the machine affects all of them
+alike; the minimum counts. `bare` is the cost of the convolutions of a product alone, with their operands in memory: two
+forward, and two backward in input and weight, in the chosen batches; no product that uses these kernels can be
+cheaper.
 
     python benchmarks/hvp.py [--quick] [--threads 1,2] [--cpu-time]
 """
@@ -34,17 +34,17 @@ Clock = Callable[[], float]
 
 
 def net_of(name: str) -> tuple[nn.Module, tuple[int, ...], int]:
-    """A net of the zoo, the shape of its input, and how many samples to take."""
+    """A model of the zoo, the shape of its input, and the number of samples."""
     net = zoo.build(name, seed=0)
     shape, samples = {"resnet20": ((3, 32, 32), 128), "resnet20-w8": ((1, 8, 8), 512), "mlp": ((1, 8, 8), 512)}[name]
     torch.manual_seed(0)
-    for _ in range(2):  # running statistics that are of the data
+    for _ in range(2):  # running statistics of the data
         net(torch.randn(32, *shape))
     return net.eval(), shape, samples
 
 
-def least(works: dict[str, Callable[[], object]], rounds: int, clock: Clock) -> dict[str, float]:
-    """The least seconds of each, all taken in turns."""
+def minimum(works: dict[str, Callable[[], object]], rounds: int, clock: Clock) -> dict[str, float]:
+    """The minimal seconds of each, all timed alternately."""
     taken = dict.fromkeys(works, float("inf"))
     for turn in range(rounds + 1):
         for name, work in works.items():
@@ -56,10 +56,10 @@ def least(works: dict[str, Callable[[], object]], rounds: int, clock: Clock) -> 
 
 
 def convolutions(net: nn.Module, x: torch.Tensor, size: int) -> Callable[[], None] | None:
-    """The convolutions of one product over all samples, in batches of this size; None where the net has none."""
-    met: list[tuple[nn.Conv2d, torch.Size, torch.Size]] = []
+    """The convolutions of one product over all samples, in batches of this size; None where the model has none."""
+    calls: list[tuple[nn.Conv2d, torch.Size, torch.Size]] = []
     kinds = [m for m in net.modules() if isinstance(m, nn.Conv2d)]
-    hooks = [m.register_forward_hook(lambda m, x, y: met.append((m, x[0].shape, y.shape))) for m in kinds]
+    hooks = [m.register_forward_hook(lambda m, x, y: calls.append((m, x[0].shape, y.shape))) for m in kinds]
     with torch.no_grad():
         net(x[:size])
     for hook in hooks:
@@ -68,7 +68,7 @@ def convolutions(net: nn.Module, x: torch.Tensor, size: int) -> Callable[[], Non
     ready = [
         (m, torch.randn(a).contiguous(memory_format=last), torch.randn(b).contiguous(memory_format=last),
          m.weight.detach().contiguous(memory_format=last))
-        for m, a, b in met
+        for m, a, b in calls
     ]  # fmt: skip
 
     def work() -> None:
@@ -82,7 +82,7 @@ def convolutions(net: nn.Module, x: torch.Tensor, size: int) -> Callable[[], Non
                     if i or turn:
                         torch.ops.aten.convolution_backward(b, a, w, None, *rest, both)
 
-    return work if met else None
+    return work if calls else None
 
 
 def row(name: str, threads: int, quick: bool, clock: Clock) -> str:
@@ -121,7 +121,7 @@ def row(name: str, threads: int, quick: bool, clock: Clock) -> str:
     bare = convolutions(net, data[0], prepared.plan.batch_size)
     if bare is not None:
         works["bare"] = bare
-    taken = least(works, 2 if quick else 6, clock)
+    taken = minimum(works, 2 if quick else 6, clock)
     unit = min(t for k, t in taken.items() if k.startswith("gradient"))
     double = min(t for k, t in taken.items() if k.startswith("double"))
     linear = taken["linear"]
@@ -136,21 +136,21 @@ def row(name: str, threads: int, quick: bool, clock: Clock) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="few samples and rounds: a try, no measurement")
+    parser.add_argument("--quick", action="store_true", help="few samples and rounds, as a smoke test")
     parser.add_argument("--threads", default="1,2", help="numbers of threads, separated by commas")
     parser.add_argument("--nets", default="resnet20,resnet20-w8,mlp", help="names in the zoo, separated by commas")
     parser.add_argument("--cpu-time", action="store_true", help="processor seconds: for one thread on a busy machine")
-    told = parser.parse_args()
+    options = parser.parse_args()
     keep_freed_memory()
-    clock = time.thread_time if told.cpu_time else time.perf_counter
+    clock = time.thread_time if options.cpu_time else time.perf_counter
     print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}, "
-          f"{datetime.date.today().isoformat()}{', a quick try' if told.quick else ''}\n")  # fmt: skip
-    print("Prices in gradients; blocks per vector.\n")
+          f"{datetime.date.today().isoformat()}{', smoke test' if options.quick else ''}\n")  # fmt: skip
+    print("Costs in gradients; blocks per vector.\n")
     print("| net | samples | threads | gradient | double backward | ours | times cheaper | bare | blocks of 2, 4, 8 | "
           "Gauss-Newton | chosen |\n|---|---|---|---|---|---|---|---|---|---|---|")  # fmt: skip
-    for name in told.nets.split(","):
-        for threads in map(int, told.threads.split(",")):
-            print(row(name, threads, told.quick, clock), flush=True)
+    for name in options.nets.split(","):
+        for threads in map(int, options.threads.split(",")):
+            print(row(name, threads, options.quick, clock), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
-"""SIGKILLs random ranks of real surveys at random moments, and looks whether anything is lost.
+"""SIGKILLs random ranks of surveys at random times, and checks that nothing is lost.
 
     python benchmarks/kill_campaign.py [KILLS] [--without-ft] [--ranks 4] [--seed 0]
 
-Each round surveys a grid into a file under mpirun (fault tolerance on, unless --without-ft) and kills one, two or three
-random ranks at random moments, rank 0 among them; one job in twenty is shot at while it starts. A job that ends so is
-started again until the file is complete; in the end every point must have the value that an undisturbed process gives
-it, bit for bit. Between the attempts the file must open, and may only gain points. Prints kills, hangs, files that did
-not open, points lost or wrong.
+Each round surveys a grid into a file under mpirun (with fault tolerance, unless --without-ft) and kills one to three
+random ranks at random times, including rank 0; one job in twenty is attacked at its start. A job that ends is started
+again until the file is complete; finally every point must have the value of an undisturbed process, bit for bit.
+Between attempts the file must open, and may only gain points. Prints kills, hangs, files that did not open, and lost or
+wrong points.
 """
 
 from __future__ import annotations
@@ -36,71 +36,71 @@ ENVIRONMENT = {
     "PRTE_MCA_hwloc_default_binding_policy": "none",
     "OMPI_MCA_btl": "^ofi",
     "OMP_NUM_THREADS": "1",
-    "PYTHONFAULTHANDLER": "1",  # a rank that hangs says where
+    "PYTHONFAULTHANDLER": "1",  # a hanging rank prints its stack
     "LOSSMAP_MPI_START": "60",
     "PYTHONPATH": str(ROOT),
 }
-EARLY = 0.05  # of the jobs are shot at while they start
-HANG = 300.0  # seconds: an attempt takes one or two, and a busy machine is no hang
+EARLY = 0.05  # share of the jobs that are attacked while they start
+HANG = 300.0  # seconds: an attempt takes one or two; long enough for a busy machine
 
 
 @dataclass
 class Tally:
-    """What a campaign has seen."""
+    """The counts of a campaign."""
 
     kills: int = 0
     of_rank_0: int = 0
     rounds: int = 0
     attempts: int = 0
-    survived: int = 0  # attempts that lost a rank and completed all the same
+    survived: int = 0  # attempts that lost a rank and completed
     hangs: int = 0
     unopened: int = 0
     lost: int = 0
     wrong: int = 0
     orphans: int = 0
-    said: list[str] = field(default_factory=list)
+    messages: list[str] = field(default_factory=list)
 
     @property
     def clean(self) -> bool:
-        """Whether nothing was lost, nothing hung, every file opened and nobody was left behind."""
+        """Whether nothing was lost, nothing hung, every file opened and no process remained."""
         return not (self.hangs or self.unopened or self.lost or self.wrong or self.orphans)
 
     def __str__(self) -> str:
         return (
             f"{self.kills} kills ({self.of_rank_0} of rank 0) in {self.rounds} surveys and {self.attempts} jobs, "
-            f"{self.survived} of which went on after a death: {self.hangs} hangs, {self.unopened} files that did not "
-            f"open, {self.lost} surveys with lost points, {self.wrong} with wrong ones, {self.orphans} orphans"
+            f"{self.survived} of which survived the loss of a rank: {self.hangs} hangs, {self.unopened} files that did "
+            f"not open, {self.lost} surveys with lost points, {self.wrong} with wrong ones, {self.orphans} orphans"
         )
 
 
 def ranks_below(pid: int) -> dict[int, int]:
     """{rank: process id} of the Python processes below a launcher, by their environment."""
-    found: dict[int, int] = {}
-    look = [pid]
-    while look:
-        pid = look.pop()
+    ranks: dict[int, int] = {}
+    pending = [pid]
+    while pending:
+        pid = pending.pop()
         try:
             for task in os.listdir(f"/proc/{pid}/task"):
-                look += map(int, Path(f"/proc/{pid}/task/{task}/children").read_text().split())
+                pending += map(int, Path(f"/proc/{pid}/task/{task}/children").read_text().split())
             words = Path(f"/proc/{pid}/environ").read_bytes().decode().split("\0")
-            told = dict(word.split("=", 1) for word in words if "=" in word)
+            environment = dict(word.split("=", 1) for word in words if "=" in word)
             python = "python" in os.path.basename(os.readlink(f"/proc/{pid}/exe"))
         except OSError:
             continue
-        if python and "OMPI_COMM_WORLD_RANK" in told:
-            found[int(told["OMPI_COMM_WORLD_RANK"])] = pid
-    return found
+        if python and "OMPI_COMM_WORLD_RANK" in environment:
+            ranks[int(environment["OMPI_COMM_WORLD_RANK"])] = pid
+    return ranks
 
 
-def known(path: Path) -> np.ndarray:
-    """The points that the file knows."""
+def completed(path: Path) -> np.ndarray:
+    """The points that are complete in the file."""
     return read(path).status["loss"] == 1 if path.exists() else np.zeros(0, dtype=bool)
 
 
 def attempt(
     folder: Path, path: Path, ranks: int, ft: bool, victims: list[int], chance: random.Random, tally: Tally
 ) -> None:
-    """One job, with these victims killed one after the other at random moments."""
+    """One job, whose victims are killed one after the other at random times."""
     mpirun = shutil.which("mpirun", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     command = [str(mpirun), *(["--with-ft", "ulfm"] if ft else []), "-n", str(ranks)]
     journal = path.with_name(path.name + ".journal")
@@ -120,13 +120,13 @@ def attempt(
         if not early and journal.exists() and journal.stat().st_size > journal_before:
             break
         time.sleep(0.01)
-    found: dict[int, int] = {}
+    processes: dict[int, int] = {}
     for victim in victims:
         time.sleep(chance.uniform(0, 0.35))
-        found |= ranks_below(job.pid)
-        if victim in found and os.path.exists(f"/proc/{found[victim]}"):
+        processes |= ranks_below(job.pid)
+        if victim in processes and os.path.exists(f"/proc/{processes[victim]}"):
             try:
-                os.kill(found[victim], signal.SIGKILL)
+                os.kill(processes[victim], signal.SIGKILL)
             except ProcessLookupError:
                 continue
             tally.kills += 1
@@ -141,20 +141,20 @@ def attempt(
         time.sleep(1.0)
         os.killpg(job.pid, signal.SIGKILL)
         out, _ = job.communicate()
-        tally.said.append(f"a job hung after the kills of {victims}:\n{out.decode(errors='replace')[-8000:]}")
+        tally.messages.append(f"a job hung after the kills of {victims}:\n{out.decode(errors='replace')[-8000:]}")
     time.sleep(0.05)
-    for pid in found.values():
+    for pid in processes.values():
         if os.path.exists(f"/proc/{pid}") and Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z":
             tally.orphans += 1
             os.kill(pid, signal.SIGKILL)
 
 
-def survey_under_fire(ranks: int, ft: bool, truth: dict[str, bytes], chance: random.Random, tally: Tally) -> None:
+def survey_under_attack(ranks: int, ft: bool, truth: dict[str, bytes], chance: random.Random, tally: Tally) -> None:
     """One survey, until its file is complete; ranks are killed in its first attempts."""
     tally.rounds += 1
     with tempfile.TemporaryDirectory() as name:
         folder, path = Path(name), Path(name) / "s.h5"
-        before = known(path)
+        before = completed(path)
         for number in range(12):
             if not ft:
                 victims = [chance.randrange(ranks)] if number < 3 else []
@@ -162,28 +162,28 @@ def survey_under_fire(ranks: int, ft: bool, truth: dict[str, bytes], chance: ran
                 victims = chance.sample(range(ranks), chance.randint(1, ranks - 1)) if number < 2 else []
             attempt(folder, path, ranks, ft, victims, chance, tally)
             try:
-                now = known(path)
+                now = completed(path)
             except Exception as error:
                 tally.unopened += 1
-                tally.said.append(f"{type(error).__name__}: {error}")
+                tally.messages.append(f"{type(error).__name__}: {error}")
                 return
             if before.size and (before & ~now).any():
                 tally.lost += 1
-                tally.said.append(f"{int((before & ~now).sum())} points were known before and are not now")
+                tally.messages.append(f"{int((before & ~now).sum())} points were complete before and are not now")
             before = now
             if now.size and now.all():
                 break
         else:
             tally.lost += 1
-            tally.said.append(f"{int((~before).sum())} points are still to do after 12 jobs")
+            tally.messages.append(f"{int((~before).sum())} points are pending after 12 jobs")
             return
         surface = read(path)
         if any(surface[name].tobytes() != bits for name, bits in truth.items()):
             tally.wrong += 1
 
 
-def campaign(kills: int, *, ft: bool = True, ranks: int = 4, seed: int = 0, say: bool = False) -> Tally:
-    """Surveys under fire until so many ranks have been killed."""
+def campaign(kills: int, *, ft: bool = True, ranks: int = 4, seed: int = 0, verbose: bool = False) -> Tally:
+    """Surveys under attack until this number of ranks has been killed."""
     chance, tally = random.Random(seed), Tally()
     with tempfile.TemporaryDirectory() as name:
         path = Path(name) / "s.h5"
@@ -192,27 +192,27 @@ def campaign(kills: int, *, ft: bool = True, ranks: int = 4, seed: int = 0, say:
         surface = read(path)
         truth = {field: surface[field].tobytes() for field in ("train_loss", "train_acc")}
     while tally.kills < kills:
-        said = len(tally.said)
-        survey_under_fire(ranks, ft, truth, chance, tally)
-        if say and tally.said[said:]:
-            print(*tally.said[said:], sep="\n", flush=True)
-        if say and tally.rounds % 10 == 0:
+        count = len(tally.messages)
+        survey_under_attack(ranks, ft, truth, chance, tally)
+        if verbose and tally.messages[count:]:
+            print(*tally.messages[count:], sep="\n", flush=True)
+        if verbose and tally.rounds % 10 == 0:
             print(tally, flush=True)
     return tally
 
 
 def main() -> int:
-    """Run a campaign and say how it went; 0 where nothing was lost."""
+    """Run a campaign and print its counts; 0 where nothing was lost."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("kills", type=int, nargs="?", default=1000)
     parser.add_argument(
-        "--without-ft", action="store_true", help="an MPI without fault tolerance: a death ends the job"
+        "--without-ft", action="store_true", help="MPI without fault tolerance: the loss of a rank ends the job"
     )
     parser.add_argument("--ranks", type=int, default=4)
     parser.add_argument("--seed", type=int, default=0)
-    told = parser.parse_args()
+    options = parser.parse_args()
     began = time.monotonic()
-    tally = campaign(told.kills, ft=not told.without_ft, ranks=told.ranks, seed=told.seed, say=True)
+    tally = campaign(options.kills, ft=not options.without_ft, ranks=options.ranks, seed=options.seed, verbose=True)
     print(f"{tally}; {time.monotonic() - began:.0f} s")
     return 0 if tally.clean else 1
 

@@ -1,11 +1,11 @@
-"""Memory of a run: eigenvectors of many checkpoints kept, compared and folded into the result file.
+"""Memory of a training run: eigenvectors of many checkpoints stored, compared and moved into the result file.
 
     python benchmarks/memory.py                          100 checkpoints, n = 272,000 (ResNet-20), r = 20
     python benchmarks/memory.py --checkpoints 10 --size 5000 --pairs 5
 
-A subspace that turns slowly stands for the solver's answers, one checkpoint at a time, so that what is measured is the
-keeping and comparing, not the solver. Each stage runs in a process of its own; its peak is the kernel's (VmHWM), and
-told above that of a process that has only imported lossmap.
+A slowly rotating subspace replaces the results of the solver, one checkpoint at a time, so that storing and comparing
+are measured, not the solver. Each stage runs in its own process; its peak is the kernel's (VmHWM), and is also reported
+relative to a process that has only imported lossmap.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from pathlib import Path
 
 
 def peak() -> int:
-    """The most memory that this process has held, in bytes."""
+    """The peak memory of this process, in bytes."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("VmHWM"):
             return int(line.split()[1]) * 1024
-    raise OSError("this system does not tell VmHWM")
+    raise OSError("this system has no VmHWM")
 
 
-def keep(folder, count, size, pairs):
-    """What the ranks do: one snapshot's vectors at a time to the disk."""
+def store(folder, count, size, pairs):
+    """The ranks' part: the vectors of one snapshot at a time to the disk."""
     import numpy as np
 
     chance = np.random.default_rng(0)
@@ -41,7 +41,7 @@ def keep(folder, count, size, pairs):
 
 
 def compare(folder, count, size, pairs, file):
-    """What rank 0 does in the end."""
+    """The part of rank 0 at the end."""
     import numpy as np
 
     from lossmap.dynamics.eigenspaces import Snapshots, compare_eigenspaces
@@ -62,29 +62,29 @@ def compare(folder, count, size, pairs, file):
 
 
 def read_again(folder, count, size, pairs, file):
-    """What a reader does who wants the words and the pictures."""
+    """Reading the answers and drawing the figures."""
     from lossmap.plotting.dynamics import draw_evolution
     from lossmap.plotting.style import save
 
     save(draw_evolution(file), file.with_suffix(".png"), dpi=100)
 
 
-def stage(name, place, count, size, pairs):
+def stage(name, directory, count, size, pairs):
     """One stage, in this process; prints its peak and seconds."""
-    for room in ("lossmap.dynamics.run", "lossmap.plotting.dynamics"):  # every stage stands on the same imports
-        import_module(room)
+    for module in ("lossmap.dynamics.run", "lossmap.plotting.dynamics"):  # every stage has the same imports
+        import_module(module)
     from lossmap.io.eigenvector_store import VectorFolder
 
-    file = Path(place) / "run.h5"
+    file = Path(directory) / "run.h5"
     folder, began = VectorFolder.beside(file), time.perf_counter()
-    if name == "keep":
-        keep(folder, count, size, pairs)
-    elif name == "compare and fold":
+    if name == "store":
+        store(folder, count, size, pairs)
+    elif name == "compare and move":
         compare(folder, count, size, pairs, file)
     elif name == "read and draw":
         read_again(folder, count, size, pairs, file)
-    told = {"bytes": peak(), "seconds": time.perf_counter() - began}
-    print(json.dumps(told | {"file": file.stat().st_size if file.exists() else 0}))
+    values = {"bytes": peak(), "seconds": time.perf_counter() - began}
+    print(json.dumps(values | {"file": file.stat().st_size if file.exists() else 0}))
 
 
 def main(argv=None):
@@ -93,25 +93,25 @@ def main(argv=None):
     parser.add_argument("--size", type=int, default=272_000)
     parser.add_argument("--pairs", type=int, default=20)
     parser.add_argument("--stage", help=argparse.SUPPRESS)
-    parser.add_argument("--place", help=argparse.SUPPRESS)
+    parser.add_argument("--directory", help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.stage:
-        stage(args.stage, args.place, args.checkpoints, args.size, args.pairs)
+        stage(args.stage, args.directory, args.checkpoints, args.size, args.pairs)
         return []
     whole = 4 * args.checkpoints * args.size * args.pairs
     print(f"{args.checkpoints} checkpoints, n = {args.size:,}, r = {args.pairs}: {whole / 1e6:,.0f} MB of vectors")
     rows = []
-    with tempfile.TemporaryDirectory() as place:
-        for name in ("import", "keep", "compare and fold", "read and draw"):
-            words = [sys.executable, __file__, "--stage", name, "--place", place]
+    with tempfile.TemporaryDirectory() as directory:
+        for name in ("import", "store", "compare and move", "read and draw"):
+            words = [sys.executable, __file__, "--stage", name, "--directory", directory]
             for flag in ("checkpoints", "size", "pairs"):
                 words += [f"--{flag}", str(getattr(args, flag))]
             out = subprocess.run(words, check=True, capture_output=True, text=True).stdout
-            told = json.loads(out.splitlines()[-1])
-            rows.append({"stage": name, **told})
-            above = (told["bytes"] - rows[0]["bytes"]) / 1e6
-            print(f"{name:18} peak {told['bytes'] / 1e6:7.0f} MB, {above:6.0f} above import, {told['seconds']:6.1f} s, "
-                  f"file {told['file'] / 1e6:,.0f} MB")  # fmt: skip
+            values = json.loads(out.splitlines()[-1])
+            rows.append({"stage": name, **values})
+            above = (values["bytes"] - rows[0]["bytes"]) / 1e6
+            print(f"{name:18} peak {values['bytes'] / 1e6:7.0f} MB, {above:6.0f} above import, "
+                  f"{values['seconds']:6.1f} s, file {values['file'] / 1e6:,.0f} MB")  # fmt: skip
     return rows
 
 

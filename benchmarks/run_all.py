@@ -1,6 +1,6 @@
-"""Run every benchmark, one after the other, and print what each prints. `make bench`; --quick to see that they run.
+"""Run every benchmark, one after the other, and print its output. `make bench`; --quick for a smoke test.
 
-Each row of RESULTS.md is copied from such a run, with the machine and the date. Nothing else should run beside.
+Each row of RESULTS.md is copied from such a run, with the machine and the date. Nothing else should run meanwhile.
 """
 
 import argparse
@@ -26,7 +26,7 @@ ORDER = (
 
 
 def machine():
-    """What the figures were measured on, in one line."""
+    """The machine, in one line."""
     model = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():
@@ -39,13 +39,13 @@ def main():
     flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     flags.add_argument("--quick", action="store_true")
     flags.add_argument("names", nargs="*", help=f"which: {', '.join(ORDER)}; all by default")
-    asked = flags.parse_args()
+    options = flags.parse_args()
     print(machine(), flush=True)
     failed = []
-    for name in asked.names or ORDER:
+    for name in options.names or ORDER:
         print(f"\n## {name}\n", flush=True)
         start = time.perf_counter()
-        command = [sys.executable, str(HERE / f"{name}.py"), *(["--quick"] if asked.quick else [])]
+        command = [sys.executable, str(HERE / f"{name}.py"), *(["--quick"] if options.quick else [])]
         if subprocess.run(command, check=False).returncode:
             failed.append(name)
         print(f"\n({time.perf_counter() - start:.0f} s)", flush=True)

@@ -1,13 +1,13 @@
-"""Trace, density and top eigenvalues to the same true accuracy: ours against the plain ways, dense float64 truth.
+"""Trace, density and largest eigenvalues to the same true accuracy: ours and plain methods, dense float64 reference.
 
     python benchmarks/spectrum.py [--quick]
 
-The MLP 64-32-32-10 trained on 512 digits (3,392 weights). Its Hessian is made whole in float64 once; estimators meet it
-through products alone, counted. A product's price is measured on the net itself, so seconds = products x price + own.
+The MLP 64-32-32-10 trained on 512 digits (3,392 weights). Its Hessian is formed in float64 once; estimators use its
+products alone, which are counted. The cost of a product is measured on the model: seconds = products x cost + own.
 
-trace      relative error of 100 products over seeds: Hutchinson, Hutch++, XTrace; how often 95 %
-           intervals hold the truth (XTrace and the density, whose probes know no direction, in the eigenbasis)
-density    Wasserstein distance to the true spectrum, as a share of its range, of 100 steps: full reorthogonalisation
+trace      relative error of 100 products over seeds: Hutchinson, Hutch++, XTrace; coverage of the 95 %
+           intervals (XTrace and the density, whose probes are rotation invariant, in the eigenbasis)
+density    Wasserstein distance to the true spectrum, as a share of its range, of 100 steps: full reorthogonalization
            with 1 and 10 probes, none at all (plain three-term recurrence) and its ghosts, and the smoothed curve of the
            classic tools; negative mass as raw node weights and as ours, with its interval
 top 5      products until all five are within 1e-3 of the largest: power iteration with deflation, eigsh, Lanczos
@@ -35,7 +35,7 @@ from lossmap.training import Recipe, train
 
 
 class Counted:
-    """A dense float64 matrix met through its products, which it counts."""
+    """A dense float64 matrix that counts its products."""
 
     def __init__(self, entries):
         self.entries = torch.as_tensor(entries)
@@ -48,7 +48,7 @@ class Counted:
 
 
 def trained(samples, epochs):
-    """The net, trained, and its problem in float64."""
+    """The trained model and its problem, in float64."""
     torch.manual_seed(0)
     model = zoo.build("mlp")
     problem = Problem.supervised(model, "crossentropy", datasets.load("digits", "train", samples=samples))
@@ -57,7 +57,7 @@ def trained(samples, epochs):
 
 
 def price_of(problem, repeats=20):
-    """Seconds of one product with the net, float32, double backward."""
+    """Seconds of one product with the model, float32, double backward."""
     single = CurvatureOperator(
         Problem.supervised(problem.model.float(), "crossentropy", problem.data.to(dtype=torch.float32))
     )
@@ -70,7 +70,7 @@ def price_of(problem, repeats=20):
 
 
 def table(rows):
-    """Rows under each other."""
+    """Print rows with aligned columns."""
     widths = [max(len(str(row[i])) for row in rows) for i in range(len(rows[0]))]
     for row in rows:
         print("  " + "  ".join(str(c).ljust(w) for c, w in zip(row, widths, strict=True)).rstrip())
@@ -80,12 +80,12 @@ def table(rows):
 def traces(full, values, seeds, coverage):
     truth = values.sum()
     print(f"trace, 100 products, {seeds} seeds; exact {truth:.6g}")
-    rows = [("way", "mean error", "largest", "stated error", f"95 % interval holds it ({coverage} seeds, 24 products)")]
+    rows = [("method", "mean error", "largest", "stated error", f"coverage at 95 % ({coverage} seeds, 24 products)")]
     for method in reversed(METHODS):
         matrix = Counted(values) if method == "xtrace" else full
-        found = [trace(matrix, method, products=100, seed=s) for s in range(seeds)]
-        errors = np.array([abs(f.value - truth) / truth for f in found])
-        stated = np.mean([f.error / truth for f in found])
+        results = [trace(matrix, method, products=100, seed=s) for s in range(seeds)]
+        errors = np.array([abs(r.value - truth) / truth for r in results])
+        stated = np.mean([r.error / truth for r in results])
         hits = 0
         for s in range(coverage):
             low, high = trace(matrix, method, products=24, seed=s).interval()
@@ -97,7 +97,7 @@ def traces(full, values, seeds, coverage):
     table(rows)
 
 
-def without_reorthogonalisation(matrix, steps, seed):
+def without_reorthogonalization(matrix, steps, seed):
     """The three-term recurrence alone, as classic tools run it."""
     v = torch.randn(matrix.size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     weight, v = float(v @ v), v / v.norm()
@@ -113,9 +113,9 @@ def without_reorthogonalisation(matrix, steps, seed):
     return LanczosRun(np.array(alphas), np.array(betas), weight)
 
 
-def classic_curve(found, values):
+def classic_curve(density_, values):
     """Wasserstein distance of the smoothed curve, sigma a hundredth of the range, as a share of the range."""
-    nodes, weights = found.nodes
+    nodes, weights = density_.nodes
     spread = float(np.ptp(values))
     t = np.linspace(values[0] - 0.1 * spread, values[-1] + 0.1 * spread, 10_000)
     curve = np.exp(-0.5 * ((t[:, None] - nodes) / (0.01 * spread)) ** 2) @ weights
@@ -131,7 +131,14 @@ def densities(matrix, values, steps, seeds):
     print(f"density, {steps} steps, {seeds} seeds; true negative share {np.mean(values < 0):.3f}, below -{t:.2g} "
           f"{np.mean(values < -t):.3f}")  # fmt: skip
     rows = [
-        ("way", "products", "distance/range", "ghosts at the top", "negative: raw nodes", f"below -{t:.2g}: ours, 95 %")
+        (
+            "method",
+            "products",
+            "distance/range",
+            "ghosts at the top",
+            "negative: raw nodes",
+            f"below -{t:.2g}: ours, 95 %",
+        )
     ]
 
     def row(name, runs):
@@ -149,56 +156,56 @@ def densities(matrix, values, steps, seeds):
         "full, 10 probes",
         [[lanczos_run(matrix, steps, seed=s, probe=p) for p in range(10)] for s in range(max(1, seeds // 3))],
     )
-    row("none, 1 probe", [[without_reorthogonalisation(matrix, steps, s)] for s in range(seeds)])
+    row("none, 1 probe", [[without_reorthogonalization(matrix, steps, s)] for s in range(seeds)])
     rows.append(("classic curve", steps, f"{classic_curve(one, values):.2e}", "", "", ""))
     chosen = density(matrix)
     rows.append(
         ("ours, by default", chosen.products, f"{chosen.wasserstein(values) / spread:.2e}", 0, "", chosen.below(-t))
     )
     table(rows)
-    print(f"  the last one says of itself: {chosen!r}\n")
+    print(f"  the last one as reported: {chosen!r}\n")
 
 
 def deflated(matrix, values, k, tol, most=20_000):
-    """Power iteration with deflation; stops, unlike the tools that it plays, only when truly within tol."""
-    kept, start = [], matrix.products
-    wanted = values[np.argsort(-np.abs(values))][:k]
+    """Power iteration with deflation; stops, unlike the tools that it models, only when truly within tol."""
+    vectors, start = [], matrix.products
+    targets = values[np.argsort(-np.abs(values))][:k]
     for i in range(k):
         v = torch.randn(matrix.size, generator=torch.Generator().manual_seed(i), dtype=torch.float64)
         while matrix.products - start < most:
-            for q in kept:
+            for q in vectors:
                 v = v - (q @ v) * q
             v = v / v.norm()
             w = matrix @ v
-            if abs(float(v @ w) - wanted[i]) <= tol * abs(values).max():
+            if abs(float(v @ w) - targets[i]) <= tol * abs(values).max():
                 break
             v = w
-        kept.append(v)
+        vectors.append(v)
     return matrix.products - start
 
 
 def tops(matrix, values, price, k=5, tol=1e-3):
     print(f"top {k} within {tol:g} of the largest; one product {1e3 * price:.2f} ms")
-    rows = [("way", "products", "seconds of products", "true error / largest")]
+    rows = [("method", "products", "seconds of products", "true error / largest")]
     spent = deflated(matrix, values, k, tol)
     rows.append(("power iteration, deflation (true stop)", spent, f"{spent * price:.3f}", f"<= {tol:g}"))
     truth = values[::-1][:k]
     for solver in ("eigsh", "lanczos"):
-        found = extremes(matrix, f"top:{k}", solver=solver, tol=tol)
-        error = np.abs(found.values - truth).max() / values[-1]
-        rows.append((solver, found.products, f"{found.products * price:.3f}", f"{error:.1e}"))
+        pairs = extremes(matrix, f"top:{k}", solver=solver, tol=tol)
+        error = np.abs(pairs.values - truth).max() / values[-1]
+        rows.append((solver, pairs.products, f"{pairs.products * price:.3f}", f"{error:.1e}"))
     table(rows)
 
 
 def main():
     flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    flags.add_argument("--quick", action="store_true", help="a smaller net and fewer seeds, to see that it runs")
+    flags.add_argument("--quick", action="store_true", help="a smaller model and fewer seeds, as a smoke test")
     flags.add_argument("--seeds", type=int, default=20, help="for the trace; ten times as many for its intervals")
-    asked = flags.parse_args()
-    quick, seeds = asked.quick, 3 if asked.quick else asked.seeds
+    options = flags.parse_args()
+    quick, seeds = options.quick, 3 if options.quick else options.seeds
     problem = trained(128 if quick else 512, 3 if quick else 30)
-    whole = DenseMatrix.of(CurvatureOperator(problem, parameters="5.weight" if quick else "weights"))
-    matrix, values = Counted(whole.entries), whole.eigendecomposition[0]
+    dense = DenseMatrix.of(CurvatureOperator(problem, parameters="5.weight" if quick else "weights"))
+    matrix, values = Counted(dense.entries), dense.eigendecomposition[0]
     price = price_of(problem)
     print(f"n = {matrix.size:,}, eigenvalues {values[0]:.4g} to {values[-1]:.4g}\n")
     traces(matrix, values, seeds, 10 * seeds)

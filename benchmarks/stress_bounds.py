@@ -1,9 +1,9 @@
-"""How often an eigenmap breaks its promises: over a thousand points of small nets against dense float64 Hessians.
+"""How often the bounds of an eigenmap are violated: over a thousand points of small models, dense float64 Hessians.
 
     python benchmarks/stress_bounds.py [--quick] [--side 21] [--precision float32]
 
-Each net is trained on the packaged digits and mapped over a random plane, along the survey's serpentine, at 1e-2 and
-1e-3. At each point the dense Hessian (torch.func, float64; another channel than the products) tells the truth.
+Each model is trained on the packaged digits and mapped over a random plane, along the survey's serpentine, at 1e-2 and
+1e-3. At each point the dense Hessian (torch.func, float64, independent of the products) is the reference.
 
 error   points where no true eigenvalue lies within max_eig_error of max_eig, or of the other end   must be 0
 limit   points whose true end lies beyond its 99 % limit, by end                                    at most 20 in 1,000
@@ -56,7 +56,7 @@ NETS: dict[str, Callable[[], nn.Module]] = {"tanh": tanh, "relu": relu, "convolu
 
 @dataclass
 class Count:
-    """What was found over some points."""
+    """The counts over some points."""
 
     points: int = 0
     error: int = 0
@@ -68,14 +68,14 @@ class Count:
     worst_warm: float = 0.0  # in tolerances
     worst_cold: float = 0.0
     audited: int = 0
-    seen: int = 0  # misses that the audit's random choice saw
+    detected: int = 0  # misses in the audit's random sample
     products_warm: float = 0.0
     products_cold: float = 0.0
     where: list[str] = field(default_factory=list)
 
 
 def trained(make: Callable[[], nn.Module], dtype: torch.dtype, samples: int, steps: int = 150) -> Problem:
-    """A net on some digits, trained by Adam over all of them at once."""
+    """A model on some digits, trained by full-batch Adam."""
     torch.manual_seed(0)
     net = make().to(dtype)
     problem = Problem.supervised(net, "crossentropy", datasets.load("digits", "train", samples=samples)).to(
@@ -110,17 +110,17 @@ def dense(problem: Problem, tensors: dict[str, Tensor]) -> np.ndarray:
 
 
 def mapped(measure: EigenvalueMap, grid: Grid) -> dict[str, np.ndarray]:
-    """The fields over the grid, (points,), read along the survey's way."""
-    found = {f.name: np.full(len(grid), np.nan) for f in measure.fields}
+    """The fields over the grid, (points,), in the order of a survey."""
+    fields = {f.name: np.full(len(grid), np.nan) for f in measure.fields}
     for i in serpentine_order(grid, np.arange(len(grid))):
         for name, value in measure(grid.point(int(i))).items():
-            found[name][i] = value
-    return found
+            fields[name][i] = value
+    return fields
 
 
-def far(found: dict[str, np.ndarray], truth: Ends) -> np.ndarray:
-    """How far the worse end is off, beside max(abs(value)), (points,)."""
-    off = np.maximum(np.abs(found["max_eig"] - truth[:, -1]), np.abs(found["min_eig"] - truth[:, 0]))
+def far(fields: dict[str, np.ndarray], truth: Ends) -> np.ndarray:
+    """The error of the worse end relative to max(abs(value)), (points,)."""
+    off = np.maximum(np.abs(fields["max_eig"] - truth[:, -1]), np.abs(fields["min_eig"] - truth[:, 0]))
     result: np.ndarray = off / np.abs(truth).max(1)
     return result
 
@@ -141,17 +141,17 @@ def repaired(
             for name, value in cold(grid.point(int(i))).items():
                 second[name.removeprefix("audit_")][i] = value
         status[points] = 1
-    kept = {name: values.copy() for name, values in warm.items()}
+    fields = {name: values.copy() for name, values in warm.items()}
     for i in np.flatnonzero(status):
         for name, value in better({k: v[i] for k, v in warm.items()}, {k: v[i] for k, v in second.items()}).items():
-            kept[name][i] = value
-    return kept, audit.report()
+            fields[name][i] = value
+    return fields, audit.report()
 
 
 def count(
     name: str, tol: float, side: int, dtype: torch.dtype, samples: int, truth: Ends | None = None, backend: str = "auto"
 ) -> tuple[Count, Ends]:
-    """One net at one tolerance."""
+    """One model at one tolerance."""
     problem = trained(NETS[name], dtype, samples)
     plane, grid = random_plane(problem.model, seed=1), Grid.square(-1.0, 1.0, side)
     if truth is None:
@@ -159,12 +159,12 @@ def count(
     ready = {"train": prepare(problem, backend=backend)}
     warm = mapped(EigenvalueMap(ready, plane, tol=tol), grid)
     cold = mapped(EigenvalueMap(ready, plane, tol=tol, certify="each"), grid)
-    kept, report = repaired(grid, warm, EigenvalueMap(ready, plane, tol=tol, audit=True), tol)
+    after, report = repaired(grid, warm, EigenvalueMap(ready, plane, tol=tol, audit=True), tol)
     broken = np.zeros(len(grid), dtype=bool)
-    for found in (warm, cold):
+    for fields in (warm, cold):
         for end in FIELDS:
-            nearest = np.abs(truth - found[end][:, None]).min(1)
-            broken |= nearest > found[f"{end}_error"]
+            nearest = np.abs(truth - fields[end][:, None]).min(1)
+            broken |= nearest > fields[f"{end}_error"]
     beyond = [warm["max_eig_limit"] < truth[:, -1], warm["min_eig_limit"] > truth[:, 0]]
     result = Count(
         points=len(grid),
@@ -172,12 +172,12 @@ def count(
         limit_max=int(beyond[0].sum()),
         limit_min=int(beyond[1].sum()),
         missed_warm=int((far(warm, truth) > tol).sum()),
-        missed_repaired=int((far(kept, truth) > tol).sum()),
+        missed_repaired=int((far(after, truth) > tol).sum()),
         missed_cold=int((far(cold, truth) > tol).sum()),
         worst_warm=float(far(warm, truth).max() / tol),
         worst_cold=float(far(cold, truth).max() / tol),
         audited=report["audited"],
-        seen=report["misses"],
+        detected=report["misses"],
         products_warm=float(warm["products"].mean()),
         products_cold=float(cold["products"].mean()),
         where=[f"{name} at {grid.point(int(i))}" for i in np.flatnonzero(broken)],
@@ -186,32 +186,32 @@ def count(
 
 
 def main() -> int:
-    """Print a line for each net and tolerance, the totals, and both as JSON."""
+    """Print a line for each model and tolerance, the totals, and both as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="few points, to see that it runs")
-    parser.add_argument("--side", type=int, default=21, help="points along each axis of each net's plane")
+    parser.add_argument("--quick", action="store_true", help="few points, as a smoke test")
+    parser.add_argument("--side", type=int, default=21, help="points along each axis of each plane")
     parser.add_argument("--samples", type=int, default=200)
     parser.add_argument("--precision", default="float32", choices=("float32", "float64"))
-    told = parser.parse_args()
-    side = 5 if told.quick else told.side
+    options = parser.parse_args()
+    side = 5 if options.quick else options.side
     began, rows, total = time.perf_counter(), {}, Count()
     for name in NETS:
         truth: Ends | None = None
         for tol in (1e-2, 1e-3):
-            found, truth = count(name, tol, side, getattr(torch, told.precision), told.samples, truth)
-            rows[f"{name} {tol:g}"] = asdict(found)
+            counts, truth = count(name, tol, side, getattr(torch, options.precision), options.samples, truth)
+            rows[f"{name} {tol:g}"] = asdict(counts)
             for key in ("points", "error", "limit_max", "limit_min", "missed_warm", "missed_repaired", "missed_cold"):
-                setattr(total, key, getattr(total, key) + getattr(found, key))
+                setattr(total, key, getattr(total, key) + getattr(counts, key))
             print(
-                f"{name:12} tol {tol:g}, {found.points} points: errors broken {found.error}; beyond the limit "
-                f"{found.limit_max} max, {found.limit_min} min; missed {found.missed_warm} warm (worst "
-                f"{found.worst_warm:.2g} tol), {found.missed_repaired} after the audit ({found.audited} audited, "
-                f"{found.seen} seen), {found.missed_cold} cold; products {found.products_warm:.1f} warm, "
-                f"{found.products_cold:.1f} cold",
+                f"{name:12} tol {tol:g}, {counts.points} points: errors violated {counts.error}; beyond the limit "
+                f"{counts.limit_max} max, {counts.limit_min} min; missed {counts.missed_warm} warm (worst "
+                f"{counts.worst_warm:.2g} tol), {counts.missed_repaired} after the audit ({counts.audited} audited, "
+                f"{counts.detected} detected), {counts.missed_cold} cold; products {counts.products_warm:.1f} warm, "
+                f"{counts.products_cold:.1f} cold",
                 flush=True,
             )
     print(
-        f"in all {total.points} points, {told.precision}: errors broken {total.error}, beyond the limit "
+        f"in all {total.points} points, {options.precision}: errors violated {total.error}, beyond the limit "
         f"{total.limit_max} max and {total.limit_min} min, missed {total.missed_warm} warm, {total.missed_repaired} "
         f"after the audit, {total.missed_cold} cold; {time.perf_counter() - began:.0f} s"
     )

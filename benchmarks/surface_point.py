@@ -3,9 +3,9 @@
     python benchmarks/surface_point.py [--threads 2] [--points 5] [--quick]
 
 Classic, as the original tool has it: the weights are set from lists of tensors; a DataLoader with two workers starts
-anew at every point and gives batches of 128; `.item()` after each batch. Ours: data in memory, the way that the
-probe chooses. The two take turns in one process, a classic point, then five of ours; the ratio is that of the medians.
-The share of the machine is what the forward pass's multiplications reach of a large float32 matrix product's speed.
+at every point and yields batches of 128; `.item()` after each batch. Ours: data in memory, the forward plan that the
+probe chooses. The two alternate in one process, a classic point, then five of ours; the ratio is that of the medians.
+The share of the machine is the speed of the forward pass's multiplications, relative to a large float32 matrix product.
 """
 
 import argparse
@@ -26,7 +26,7 @@ CASES = (("mlp", "digits", None), ("resnet20-w8", "digits", None), ("resnet20", 
 
 
 def classic(net, plane, tensors, point, workers=2):
-    """One point in the way of the original tool: mean loss and accuracy."""
+    """One point as the original tool computes it: mean loss and accuracy."""
     parameters = list(net.parameters())
     start, (x, y) = list(plane.origin.values()), [list(a.values()) for a in plane.axes]
     for p, w, dx, dy in zip(parameters, start, x, y, strict=True):
@@ -45,7 +45,7 @@ def classic(net, plane, tensors, point, workers=2):
 
 
 def peak(threads):
-    """GFLOP/s of a large float32 matrix product with so many threads."""
+    """GFLOP/s of a large float32 matrix product with this number of threads."""
     torch.set_num_threads(threads)
     a = torch.randn(2048, 2048)
     best = float("inf")
@@ -92,15 +92,15 @@ def main():
     flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     flags.add_argument("--threads", type=int, default=2)
     flags.add_argument("--points", type=int, default=7)
-    flags.add_argument("--quick", action="store_true", help="few samples and points, to see that it runs")
-    asked = flags.parse_args()
-    speed = peak(asked.threads)
-    print(f"{asked.threads} threads, matrix product {speed:.0f} GFLOP/s, torch {torch.__version__}")
+    flags.add_argument("--quick", action="store_true", help="few samples and points, as a smoke test")
+    options = flags.parse_args()
+    speed = peak(options.threads)
+    print(f"{options.threads} threads, matrix product {speed:.0f} GFLOP/s, torch {torch.__version__}")
     print("| net | samples | classic, s/point | ours, s/point | ratio | share of the machine | way |")
     print("|---|---|---|---|---|---|---|")
     for name, dataset, samples in CASES:
-        count = 64 if asked.quick else samples
-        plan, median, work = case(name, dataset, count, 2 if asked.quick else asked.points, asked.threads)
+        count = 64 if options.quick else samples
+        plan, median, work = case(name, dataset, count, 2 if options.quick else options.points, options.threads)
         ratio, share = median["classic"] / median["ours"], work / median["ours"] / speed
         forms = [f"batch {plan.batch_size}"] + ["channels last"] * plan.channels_last + ["folded"] * plan.fold
         times = f"{median['classic']:.4f} | {median['ours']:.5f} | {ratio:.1f} | {share:.0%}"

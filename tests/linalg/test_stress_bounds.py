@@ -1,4 +1,4 @@
-"""A reduced form of benchmarks/stress_bounds.py: the promises of an eigenmap, counted against dense Hessians."""
+"""A reduced form of benchmarks/stress_bounds.py: violated bounds of an eigenmap, counted against dense Hessians."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ def stress():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["tanh", "relu", "convolution"])
-def test_promises_are_kept_at_points_met_from_their_neighbours(stress, name):
+def test_bounds_hold_at_points_reached_from_their_neighbors(stress, name):
     truth = None
     for tol in (1e-2, 1e-3):
-        found, truth = stress.count(name, tol, 6, torch.float32, 40, truth, backend="double-backward")
-        assert found.error == 0, found.where
-        assert found.limit_max <= 1 and found.limit_min <= 1
-        assert found.missed_repaired <= found.missed_warm <= 4
-        assert found.products_warm <= found.products_cold + 1.0  # the points are far apart
+        counts, truth = stress.count(name, tol, 6, torch.float32, 40, truth, backend="double-backward")
+        assert counts.error == 0, counts.where
+        assert counts.limit_max <= 1 and counts.limit_min <= 1
+        assert counts.missed_repaired <= counts.missed_warm <= 4
+        assert counts.products_warm <= counts.products_cold + 1.0  # the points are far apart

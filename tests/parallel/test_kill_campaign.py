@@ -26,6 +26,6 @@ def campaign(monkeypatch):
 @pytest.mark.parametrize(("kills", "ft"), [(38, True), (12, False)])
 def test_random_kills_lose_nothing(campaign, kills, ft):
     tally = campaign(kills, ft=ft, seed=kills)
-    assert tally.clean, f"{tally}\n" + "\n".join(tally.said)
+    assert tally.clean, f"{tally}\n" + "\n".join(tally.messages)
     assert tally.kills >= kills and tally.of_rank_0 > 0
     assert tally.survived > 0 or not ft
