@@ -1,7 +1,7 @@
 """The dispatcher: rank 0 hands out points, takes answers, notices deaths and stuck workers, and stops the survey.
 
 It knows the ranks only through a `Channel` (see `messages`) and keeps its accounts in a `WorkQueue`. No step waits, so
-that one thread serves thousands of workers. Price: some tens of microseconds of rank 0 a point (benchmarks/dispatch.py).
+that one thread serves thousands of workers. Cost: tens of microseconds of rank 0 per point (benchmarks/dispatch.py).
 """
 
 from __future__ import annotations
