@@ -25,7 +25,7 @@ def completed(line, **given):
         ("--model net.py:vgg9 --model-file a.pt", "digits"),
     ],
 )
-def test_nets_of_the_papers_read_cifar10_where_no_data_are_named(line, wanted):
+def test_models_of_the_papers_use_cifar10_by_default(line, wanted):
     settings, said = completed(line)
     assert settings.data.dataset == wanted
     assert [text.startswith("no --dataset: cifar10, for which") for text in said] == [True] * (wanted == "cifar10")
@@ -35,7 +35,7 @@ def test_data_that_a_result_names_are_kept():
     assert completed("--model vgg9 --model-file a.t7", dataset="digits32")[0].data.dataset == "digits32"
 
 
-def test_the_last_checkpoint_of_a_folder_is_taken_and_a_model_without_any_is_told_of(tmp_path):
+def test_the_last_checkpoint_of_a_folder_is_used_and_a_model_without_any_is_reported(tmp_path):
     for name in ("step_2.pt", "step_10.pt"):
         (tmp_path / name).touch()
     settings, said = completed(f"--model mlp --model-folder {tmp_path}")

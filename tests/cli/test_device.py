@@ -1,4 +1,4 @@
-"""What a process is told before it computes."""
+"""The device and the threads of a process."""
 
 from __future__ import annotations
 

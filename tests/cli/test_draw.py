@@ -1,4 +1,4 @@
-"""The doors `lossmap draw` and `lossmap watch`."""
+"""The commands `lossmap draw` and `lossmap watch`."""
 
 import threading
 import time
@@ -66,7 +66,7 @@ def test_a_training_path_is_taken_from_another_file(file, tmp_path, capsys):
     assert "run.1.h5 holds no training path" in capsys.readouterr().err
 
 
-def test_a_training_path_of_another_plane_is_told(tmp_path, capsys):
+def test_a_training_path_of_another_plane_is_reported(tmp_path, capsys):
     trail = Group({"x": np.zeros(2), "y": np.ones(2), "step": np.arange(2)})
     for name, digest in (("path", "a"), ("same", "a"), ("other", "b")):
         groups = {"directions/x": Group({}, {"kind": "random", "digest": digest}), "trajectory": trail}
@@ -89,13 +89,13 @@ def test_a_training_path_of_another_plane_is_told(tmp_path, capsys):
         (["FILE", "--colour", "red"], "unknown flag --colour"),
     ],
 )
-def test_what_makes_no_sense_ends_with_2_and_one_sentence(file, words, text, capsys):
+def test_invalid_options_end_with_2_and_one_message(file, words, text, capsys):
     assert door.main([str(file) if w == "FILE" else w for w in words]) == 2
     told = capsys.readouterr().err
     assert text in told and len(told.splitlines()) == 1
 
 
-def test_showing_opens_the_picture_or_says_that_nothing_can(file, monkeypatch, capsys):
+def test_show_opens_the_figure_or_reports_that_no_viewer_exists(file, monkeypatch, capsys):
     opened = []
     monkeypatch.setattr(save_next_to.webbrowser, "open", lambda uri: bool(opened.append(uri)))
     assert door.main([str(file), "--show"]) == 0
@@ -164,7 +164,7 @@ def test_watching_what_nobody_writes_says_so(tmp_path, capsys):
     assert not (tmp_path / "s.pdf").exists()
 
 
-def test_watching_tells_of_failures(tmp_path, capsys):
+def test_watch_reports_failures(tmp_path, capsys):
     from lossmap.io.read import Failure
 
     path = tmp_path / "s.h5"
@@ -174,7 +174,7 @@ def test_watching_tells_of_failures(tmp_path, capsys):
     assert "loss: 19 of 20 points, 1 failed" in capsys.readouterr().out
 
 
-def test_watching_wants_one_file_and_a_pause(tmp_path, capsys):
+def test_watch_needs_one_file_and_a_positive_interval(tmp_path, capsys):
     assert door.watch(["a.h5", "b.h5"]) == 2
     assert "watch wants one result file; got 2" in capsys.readouterr().err
     assert door.watch(["a.h5", "--every=0"]) == 2

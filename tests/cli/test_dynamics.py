@@ -52,7 +52,7 @@ def command(run, result):
             str(result)]  # fmt: skip
 
 
-def test_a_run_is_followed_told_and_drawn(run, tmp_path, capsys):
+def test_a_run_is_evaluated_reported_and_drawn(run, tmp_path, capsys):
     assert main([*command(run, tmp_path / "a.h5"), "--plot"]) == 0
     said = capsys.readouterr().out
     assert "stable:" in said and "course:" in said
@@ -109,14 +109,14 @@ def test_a_dry_run_writes_nothing(run, tmp_path, capsys):
         (["--matrix", "both", "--weights"], "leave --matrix, --weights out"),
     ],
 )
-def test_what_makes_no_sense_is_one_sentence(run, tmp_path, capsys, more, sentence):
+def test_invalid_options_give_one_message(run, tmp_path, capsys, more, sentence):
     assert main([*command(run, tmp_path / "a.h5"), *more]) == 2
     assert sentence in capsys.readouterr().err
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(MPIRUN is None, reason="there is no mpirun here")
-def test_killed_alone_and_stopped_over_ranks_a_run_goes_on_to_the_same_bits(tmp_path):
+def test_killed_in_one_process_or_interrupted_over_ranks_a_run_resumes_to_the_same_bits(tmp_path):
     folder = tmp_path / "run"
     folder.mkdir()
     model = zoo.build("mlp", seed=0)

@@ -1,4 +1,4 @@
-"""The door as a person uses it: into the file of a surface, audited, interrupted, in ranks, refused."""
+"""The command `lossmap eigenmap`: into the file of a surface, audited, interrupted, over ranks, refused."""
 
 import json
 import os
@@ -172,7 +172,7 @@ eigenmap.run(parse(eigenmap.GROUPS, sys.argv[2:], prog="", about=""), World(), w
 
 
 @pytest.mark.parametrize(("dies", "measure"), [("1", "eigen"), ("2", "audit")])
-def test_a_map_killed_in_its_first_pass_or_in_its_audit_goes_on(here, dies, measure):
+def test_a_map_killed_in_its_first_pass_or_in_its_audit_is_resumed(here, dies, measure):
     line = f"{ASKED} --way double --surf-file e.h5"
     environ = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(
@@ -188,13 +188,13 @@ def test_a_map_killed_in_its_first_pass_or_in_its_audit_goes_on(here, dies, meas
     assert np.abs(found["max_eig"] - top).max() <= 1e-3 * top.max()
 
 
-def test_a_map_that_was_told_to_stop_has_more_to_do(here, capsys):
+def test_an_interrupted_map_is_unfinished(here, capsys):
     assert run(f"{ASKED} --way double --surf-file e.h5 --stop-after 0") == 75
     assert "the same command goes on" in capsys.readouterr().out
     assert run(f"{ASKED} --way double --surf-file e.h5") == 0
 
 
-def test_a_point_can_be_left_inside_and_goes_on_to_the_same_bits(here):
+def test_an_interrupted_point_resumes_to_the_same_bits(here):
     line = f"{ASKED} --way double --certify each"
     assert run(f"{line} --surf-file whole.h5") == 0
     settings = parse(GROUPS, f"{line} --surf-file left.h5".split(), prog="", about="")
@@ -233,7 +233,7 @@ def test_points_whose_loss_is_not_finite_are_done(here):
     assert found.attributes["audit_points"] == np.isfinite(found["max_eig"]).sum()
 
 
-def test_the_picture_tells_of_the_audit(here):
+def test_the_figure_states_the_audit(here):
     assert run(f"{ASKED} --way double --surf-file e.h5 --plot") == 0
     assert list(here.glob("e*.pdf")) and list(here.glob("e*.png"))
 
@@ -270,7 +270,7 @@ def test_nothing_is_done_in_a_dry_run(here, capsys):
         ("--like missing.h5", "missing.h5"),
     ],
 )
-def test_what_makes_no_sense_is_refused_and_nothing_is_written(here, capsys, flags, text):
+def test_invalid_options_are_refused_and_nothing_is_written(here, capsys, flags, text):
     assert run(f"{ASKED} --surf-file e.h5 {flags}") == 2
     error = capsys.readouterr().err
     assert text in error and "Traceback" not in error

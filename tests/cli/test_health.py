@@ -1,4 +1,4 @@
-"""The door of health: printed, drawn, as JSON, in the file; one sentence for what makes no sense."""
+"""The command `lossmap health`: printed, drawn, as JSON, in the file; one message for invalid options."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_json_alone_can_be_read_by_a_program_and_serious_findings_can_fail(tmp_p
     assert json.loads(capsys.readouterr().out)["held_out_samples"] == 0
 
 
-def test_what_makes_no_sense_is_one_sentence(capsys):
+def test_invalid_options_give_one_message(capsys):
     assert main([*FEW, "--split", "both"]) == 2
     assert "examined on one split" in capsys.readouterr().err
     assert main([*FEW, "--examinations", "pulse"]) == 2

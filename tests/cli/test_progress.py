@@ -40,7 +40,7 @@ def test_seconds_are_said_as_people_say_them(seconds, text):
         (event(done=0, rate=0.0, total=0), "losses: 0 of 0 points (100 %), 0 points/s in 8 s"),
     ],
 )
-def test_a_line_says_how_far_how_fast_and_how_long_still(told, text):
+def test_a_progress_line_has_the_fraction_the_rate_and_the_remaining_time(told, text):
     assert line(told, "losses") == text
 
 

@@ -62,12 +62,12 @@ def test_status_exits_by_what_the_file_says(tmp_path, capsys, done, failed, code
     assert capsys.readouterr().out.splitlines()[0] == f"s.h5: 4 x 3 points, {words}"
 
 
-def test_status_of_no_file_makes_no_sense(capsys):
+def test_status_of_no_file_is_a_usage_error(capsys):
     assert lossmap(["status", "s.h5"]) == 2
     assert capsys.readouterr().err == "lossmap: there is no file s.h5\n"
 
 
-def test_status_tells_failures_slow_points_slow_ranks_and_whether_anybody_writes(capsys):
+def test_status_reports_failures_slow_points_slow_ranks_and_a_running_writer(capsys):
     file = written("s.h5", range(5), (5,), close=False)
     assert lossmap(["status", "s.h5"]) == 75
     out = capsys.readouterr().out
@@ -81,7 +81,7 @@ def test_status_tells_failures_slow_points_slow_ranks_and_whether_anybody_writes
     assert "no process is writing it: lossmap resume goes on" in capsys.readouterr().out
 
 
-def test_status_tells_a_machine_everything(capsys):
+def test_status_as_json_is_complete(capsys):
     written("s.h5", range(5), (5,))
     assert lossmap(["status", "--json", "s.h5"]) == 75
     told = json.loads(capsys.readouterr().out)
@@ -134,7 +134,7 @@ def test_watching_ends_with_the_survey(monkeypatch, capsys):
     assert lines[1] == "loss: 12 of 12 done, 0 failed, 0 left"
 
 
-def test_watching_wants_a_sensible_pause(capsys):
+def test_watch_needs_a_positive_interval(capsys):
     written("s.h5")
     assert lossmap(["status", "s.h5", "--watch", "--every", "0"]) == 2
     assert "--every wants more than 0 seconds; got 0" in capsys.readouterr().err
@@ -165,7 +165,7 @@ def test_status_merge_and_submit_need_no_torch(tmp_path):
 # ---- resume
 
 
-def test_resume_goes_on_without_a_flag_from_any_folder_to_the_same_bits(tmp_path, monkeypatch, capsys):
+def test_resume_without_flags_from_any_folder_ends_with_the_same_bits(tmp_path, monkeypatch, capsys):
     (tmp_path / "own.py").write_text(
         "import torch\nfrom lossmap import zoo\n\ndef net():\n    return zoo.build('mlp', seed=1)\n"
     )
@@ -181,7 +181,7 @@ def test_resume_goes_on_without_a_flag_from_any_folder_to_the_same_bits(tmp_path
     assert b.attributes["restarts"] == 1
 
 
-def test_a_stop_is_told_with_the_next_command_and_under_a_launcher_with_the_meaning_of_its_code(monkeypatch):
+def test_an_interruption_is_reported_with_the_next_command_and_under_a_launcher_with_its_exit_code(monkeypatch):
     surface = MemoryStore(Grid.line(count=3), {"loss": ((Field("train_loss", "nats", "mean loss"),), {})}).surface()
     said = []
     assert results.finished(Path("two words.h5"), surface, "loss", said.append) == 75
@@ -194,7 +194,7 @@ def test_a_stop_is_told_with_the_next_command_and_under_a_launcher_with_the_mean
     assert said[-1].startswith("exit code 75") and "the launcher calls it an error" in said[-1]
 
 
-def test_resume_goes_on_with_a_shard(tmp_path):
+def test_resume_continues_a_shard(tmp_path):
     assert lossmap([*survey("--surf-file", "s.h5", "--shard", "2/3"), "--stop-after", "0"]) == 75
     assert lossmap(["resume", "s.shard-2-of-3.h5"]) == 0
     assert read("s.shard-2-of-3.h5").counts("loss") == {"done": 4, "failed": 0, "left": 0}
@@ -274,7 +274,7 @@ def test_merge_refuses_shards_that_do_not_belong_together(capsys):
         (["a.shard-1-of-2.h5", "b.shard-2-of-2.h5"], "these are shards of a.h5, b.h5: say --output FILE"),
     ],
 )
-def test_merge_says_what_it_wants(words, said, capsys):
+def test_merge_reports_what_it_needs(words, said, capsys):
     assert lossmap(["merge", *words]) == 2
     assert said in capsys.readouterr().err
 
@@ -315,7 +315,7 @@ def test_submit_sends_the_script_that_it_keeps_and_says_how_to_cancel(tmp_path, 
     assert "this cluster's arrays end at 8 (MaxArraySize); got --array 9" in capsys.readouterr().err
 
 
-def test_one_rank_for_each_gpu_and_more_only_when_asked(capsys):
+def test_one_rank_per_gpu_and_more_only_on_request(capsys):
     lossmap(["submit", "--dry-run", "--gpus-per-node", "4", "--", *survey()])
     out = capsys.readouterr().out
     assert "--ntasks-per-node=4" in out
@@ -338,7 +338,7 @@ def test_the_site_file_is_named_or_found_in_the_environment(tmp_path, capsys, mo
     assert "#SBATCH --partition=long" in capsys.readouterr().out
 
 
-def test_a_command_without_a_survey_is_run_and_nothing_is_asked_of_it(capsys):
+def test_a_command_without_a_survey_is_run_without_a_status(capsys):
     assert lossmap(["submit", "--dry-run", "--", "spectrum", "--model", "mlp"]) == 0
     out = capsys.readouterr().out
     assert "result=''" in out
@@ -362,7 +362,7 @@ def test_a_command_without_a_survey_is_run_and_nothing_is_asked_of_it(capsys):
         (["--site", "none.toml", "--", *survey()], "there is no site file none.toml"),
     ],
 )
-def test_submit_says_what_makes_no_sense_and_writes_nothing(words, said, capsys, tmp_path):
+def test_submit_reports_invalid_options_and_writes_nothing(words, said, capsys, tmp_path):
     assert lossmap(["submit", *words]) == 2
     assert said in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
@@ -371,7 +371,7 @@ def test_submit_says_what_makes_no_sense_and_writes_nothing(words, said, capsys,
 # ---- estimate
 
 
-def test_an_estimate_is_told_kept_and_set_beside_what_the_survey_took(tmp_path, capsys):
+def test_an_estimate_is_printed_stored_and_compared_with_the_measured_cost(tmp_path, capsys):
     assert lossmap(["estimate", "--ranks-per-node", "2", "--", *survey("--surf-file", "s.h5")]) == 0
     out = capsys.readouterr().out
     assert "s.h5: 12 points, of which " in out
@@ -428,7 +428,7 @@ def test_an_estimate_of_a_spectrum_rehearses_its_parts(capsys):
         (["--", *survey("--dataset", "none")], "none"),
     ],
 )
-def test_an_estimate_says_what_makes_no_sense(words, said, capsys, tmp_path):
+def test_estimate_reports_invalid_options(words, said, capsys, tmp_path):
     assert lossmap(["estimate", *words]) == 2
     assert said in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
@@ -440,7 +440,7 @@ def test_an_estimate_is_made_by_one_process(monkeypatch, capsys):
     assert "an estimate is made by one process; this one was started with 2 ranks" in capsys.readouterr().err
 
 
-def test_a_door_that_ends_without_a_walk_leaves_no_estimate(monkeypatch, capsys, tmp_path):
+def test_a_command_that_ends_without_a_survey_writes_no_estimate(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr("lossmap.cli.estimate.room_of", lambda command: SimpleNamespace(run=lambda *a, **k: 0))
     assert lossmap(["estimate", "--", *survey()]) == 2
     assert "surface ended before a point was looked at" in capsys.readouterr().err

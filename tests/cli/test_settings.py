@@ -76,7 +76,7 @@ def test_settings_make_themselves_again_from_what_a_file_holds():
         ("--config /nowhere.toml", "--config /nowhere.toml: No such file or directory"),
     ],
 )
-def test_each_mistake_is_one_sentence(line, text):
+def test_each_mistake_is_one_message(line, text):
     with pytest.raises(UsageError) as error:
         read(line)
     assert text in str(error.value)
@@ -110,7 +110,7 @@ def test_help_names_each_flag_and_its_default(capsys):
     assert "(default: resnet20-w8)" in text
 
 
-def test_a_door_turns_errors_into_one_sentence_and_exit_code_2(capsys, monkeypatch):
+def test_a_command_turns_errors_into_one_message_and_exit_code_2(capsys, monkeypatch):
     @guarded
     def door():
         raise ValueError("this makes no sense")
@@ -129,7 +129,7 @@ def test_a_door_turns_errors_into_one_sentence_and_exit_code_2(capsys, monkeypat
         door()
 
 
-def test_a_reader_who_has_seen_enough_is_no_error():
+def test_a_closed_pipe_is_no_error():
     code = (
         "import sys\nfrom lossmap.cli.settings import guarded\n"
         "@guarded\ndef door():\n    for i in range(100_000):\n        print(i)\n    return 0\n"
@@ -143,6 +143,6 @@ def test_a_reader_who_has_seen_enough_is_no_error():
     assert door.wait() == 141
 
 
-def test_reading_options_does_not_wake_torch():
+def test_reading_options_does_not_import_torch():
     code = "import sys, lossmap.cli.settings, lossmap.cli.__main__; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

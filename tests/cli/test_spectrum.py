@@ -1,4 +1,4 @@
-"""`lossmap spectrum` as a person uses it: a report, a file, pictures, and one sentence where it makes no sense."""
+"""The command `lossmap spectrum`: report, file, figures, and one message for invalid options."""
 
 import numpy as np
 import pytest
@@ -59,7 +59,7 @@ def test_retraining_along_the_l2_path_is_done_on_request(here, capsys):
     assert read("l.h5").groups["spectrum/l2_path"]["retrained_largest"].shape == (2,)
 
 
-def test_what_was_stopped_goes_on_without_flags_to_the_same_numbers(here, capsys):
+def test_an_interrupted_spectrum_is_resumed_without_flags_to_the_same_numbers(here, capsys):
     from lossmap.cli.resume import main as resume
 
     told = [*QUICK, *LITTLE, "--no-density", "--top", "2"]
@@ -98,7 +98,7 @@ def test_a_dry_run_writes_nothing(here, capsys):
         (["--tol", "0"], "--tol must be > 0"),
     ],
 )
-def test_what_makes_no_sense_is_one_sentence(here, capsys, told, text):
+def test_invalid_options_give_one_message(here, capsys, told, text):
     code = main([*QUICK, *told, "--surf-file", "e.h5"])
     said = capsys.readouterr()
     assert text in said.err + said.out

@@ -1,4 +1,4 @@
-"""The door as a person uses it: what is right, what is refused, what goes on where it was."""
+"""The command `lossmap surface`: results, refused options, resumed files."""
 
 import os
 import shutil
@@ -213,7 +213,7 @@ def test_one_two_and_three_ranks_give_the_same_bits_and_so_does_going_on(here):
 
 
 @pytest.mark.parametrize("door", ["surface", "eigenmap"])
-def test_a_signal_that_comes_while_all_is_made_ready_stops_in_good_order(here, capsys, door):
+def test_a_signal_during_setup_interrupts_the_command_resumably(here, capsys, door):
     Path("signalled.py").write_text(
         "import os, signal\nfrom lossmap import zoo\n"
         "def net():\n"
@@ -245,7 +245,7 @@ def test_three_shards_cover_the_grid_once(here):
     assert (seen == 1).all()
 
 
-def test_failed_points_are_listed_with_their_reason_and_measured_again_when_asked(here, capsys):
+def test_failed_points_are_listed_with_their_reason_and_evaluated_again_on_request(here, capsys):
     line = "--model mlp --samples 20 --loss net.py:fails_far_away --x=0:300:3 --surf-file a.h5"
     assert run(line) == 3
     out = capsys.readouterr().out
@@ -257,7 +257,7 @@ def test_failed_points_are_listed_with_their_reason_and_measured_again_when_aske
     assert run(line + " --retry-failed") == 3
 
 
-def test_a_whole_problem_of_ones_own_is_surveyed(here):
+def test_a_whole_problem_of_your_own_is_surveyed(here):
     assert run("--problem net.py:whole --split both --x=-1:1:3 --surf-file a.h5") == 0
     assert set(lossmap.read("a.h5").measures["loss"]) == {"train_loss", "test_loss"}
 

@@ -1,4 +1,4 @@
-"""The training door, as people open it."""
+"""The command `lossmap train`."""
 
 import pytest
 import torch
@@ -26,7 +26,7 @@ def test_a_net_is_trained_and_said_how_well(capsys, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["net.pt"]
 
 
-def test_the_same_command_goes_on_to_the_same_bits(capsys, tmp_path):
+def test_the_same_command_resumes_to_the_same_bits(capsys, tmp_path):
     assert main([*QUICK, "--folder", "a", "--seed", "3"]) == 0
     assert main([*QUICK, "--folder", "b", "--seed", "3", "--stop-after", "0"]) == 75
     assert "stopped after step 1; the same command goes on" in capsys.readouterr().out
@@ -38,7 +38,7 @@ def test_the_same_command_goes_on_to_the_same_bits(capsys, tmp_path):
     assert torch.equal(c[1].weight, zoo.build("mlp", seed=3)[1].weight)
 
 
-def test_a_model_and_data_of_ones_own_are_trained(capsys, tmp_path):
+def test_a_model_and_data_of_your_own_are_trained(capsys, tmp_path):
     (tmp_path / "own.py").write_text(
         "import torch\n"
         "def net(): return torch.nn.Linear(3, 2)\n"
@@ -77,7 +77,7 @@ def test_a_dry_run_writes_nothing(capsys, tmp_path):
         (["--epoch", "3"], "unknown flag --epoch; did you mean --epochs"),
     ],
 )
-def test_what_makes_no_sense_ends_with_2_and_one_sentence(capsys, tmp_path, flags, text):
+def test_invalid_options_end_with_2_and_one_message(capsys, tmp_path, flags, text):
     if torch.cuda.is_available() and "cuda:7" in flags:
         pytest.skip("there is a GPU here")
     assert main(flags) == 2

@@ -55,7 +55,7 @@ def test_shares_of_unequal_size_add_up_to_the_whole():
     assert joined.loss == pytest.approx(whole.loss, rel=1e-13)
 
 
-def test_it_is_that_of_evaluation_mode_and_the_model_is_given_back_untouched():
+def test_it_is_that_of_evaluation_mode_and_the_model_is_restored():
     given = problem()
     truth = loss_and_gradient(given, "all").gradient
     given.model.train()

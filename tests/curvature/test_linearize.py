@@ -219,7 +219,7 @@ def test_a_point_is_another_model_and_the_model_stays(backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_products_are_those_of_evaluation_mode_and_modes_are_given_back(backend):
+def test_products_are_those_of_evaluation_mode_and_modes_are_restored(backend):
     problem = case("residual")
     v = torch.randn(CurvatureOperator(problem).size, dtype=torch.float64)
     truth = CurvatureOperator(problem) @ v

@@ -340,7 +340,7 @@ def test_scipy_receives_an_operator_with_its_dtype():
 
 @pytest.mark.parametrize("product", [hessian, gauss_newton])
 @pytest.mark.parametrize("name", ["convolutional", "attention"])
-def test_the_problem_is_given_back_untouched(name, product):
+def test_the_problem_is_restored(name, product):
     problem = case(name)
     model = problem.model
     frozen = next(model.parameters()).requires_grad_(False)
@@ -387,12 +387,12 @@ def test_a_product_that_is_not_finite_is_an_error():
         CurvatureOperator(problem) @ torch.ones(32, dtype=torch.float64)
 
 
-def test_gauss_newton_wants_outputs_and_loss_apart():
+def test_gauss_newton_needs_outputs_and_loss_separately():
     with pytest.raises(ValueError, match="Gauss-Newton needs outputs and loss as two steps"):
         CurvatureOperator(case("physical"), gauss_newton) @ torch.zeros(12, dtype=torch.float64)
 
 
-def test_gauss_newton_wants_outputs_to_differentiate():
+def test_gauss_newton_needs_outputs_to_differentiate():
     problem = Problem.supervised(nn.Linear(2, 2).eval(), "mse", (torch.zeros(3, 2), torch.zeros(3, 2)))
     problem = Problem(problem.model, problem.data, lambda m, b: 3, problem.loss, problem.count, {})
     with pytest.raises(ValueError, match="hold no floating-point tensor"):

@@ -105,6 +105,6 @@ def test_tensors_are_taken_as_they_are():
         (lambda: shared_range(5, 3, 3), "rank 3 of 3 ranks"),
     ],
 )
-def test_what_does_not_fit_gets_its_sentence(make, text):
+def test_what_does_not_fit_is_reported_in_one_message(make, text):
     with pytest.raises(ValueError, match=text):
         make()

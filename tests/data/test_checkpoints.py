@@ -123,7 +123,7 @@ def test_no_code_in_a_file_is_run(tmp_path, monkeypatch, save):
     assert not (tmp_path / "trap").exists()
 
 
-def test_a_whole_module_is_read_only_when_asked_for_and_loudly(tmp_path, caplog):
+def test_a_whole_module_is_loaded_only_on_request_and_with_a_warning(tmp_path, caplog):
     module = nn.Linear(2, 2)
     for name, save in (("a", torch.save), ("b", save_legacy), ("c", save_pickle)):
         save(module, tmp_path / name)
@@ -136,7 +136,7 @@ def test_a_whole_module_is_read_only_when_asked_for_and_loudly(tmp_path, caplog)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_torchscript_is_read_only_when_asked_for(tmp_path, caplog):
+def test_torchscript_is_loaded_only_on_request(tmp_path, caplog):
     module = nn.Linear(2, 2)
     torch.jit.script(module).save(tmp_path / "a.pt")
     with pytest.raises(ValueError, match="it is a TorchScript archive"):
@@ -194,7 +194,7 @@ def test_a_file_without_tensors_by_name_gets_a_sentence(tmp_path, content):
         load_state(tmp_path / "a.pt")
 
 
-def test_a_missing_file_is_answered_with_its_neighbours(tmp_path):
+def test_a_missing_file_is_answered_with_its_neighbors(tmp_path):
     (tmp_path / "model_300.t7").touch()
     with pytest.raises(FileNotFoundError, match=r"there is no file .*model_30\.t7; beside it: model_300\.t7"):
         load_state(tmp_path / "model_30.t7")
@@ -204,7 +204,7 @@ def test_a_missing_file_is_answered_with_its_neighbours(tmp_path):
         load_state(tmp_path)
 
 
-def test_another_architecture_is_told_by_names_and_nothing_is_changed(net, tmp_path):
+def test_another_architecture_is_reported_by_names_and_nothing_is_changed(net, tmp_path):
     state = Net(outputs=5).state_dict()
     state["extra"] = torch.ones(1)
     del state["conv.bias"]
@@ -284,7 +284,7 @@ def test_a_folder_is_judged_by_content(net, tmp_path):
         checkpoints_in(tmp_path / "none")
 
 
-def test_the_header_of_safetensors_is_told_from_text(tmp_path):
+def test_the_header_of_safetensors_is_distinguished_from_text(tmp_path):
     header = json.dumps({}).encode()
     (tmp_path / "a").write_bytes(struct.pack("<Q", len(header)) + header)
     assert kind_of(tmp_path / "a") == "safetensors"

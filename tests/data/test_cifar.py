@@ -106,21 +106,21 @@ class Trap:
         (b"text", "is no batch of cifar10"),
     ],
 )
-def test_a_damaged_python_batch_gets_its_sentence(tmp_path, content, text, capsys):
+def test_a_damaged_python_batch_is_reported_in_one_message(tmp_path, content, text, capsys):
     (tmp_path / "test_batch").write_bytes(content)
     with pytest.raises(ValueError, match=text):
         cifar.images("cifar10", "test", tmp_path)
     assert "trap" not in capsys.readouterr().out
 
 
-def test_a_binary_file_that_is_cut_off_gets_its_sentence(tmp_path, planes):
+def test_a_binary_file_that_is_cut_off_is_reported_in_one_message(tmp_path, planes):
     binary(tmp_path, *planes)
     (tmp_path / "test_batch.bin").write_bytes((tmp_path / "test_batch.bin").read_bytes()[:-1])
     with pytest.raises(ValueError, match="holds 9218 bytes, no whole number of records of 3073: it is cut off"):
         cifar.images("cifar10", "test", tmp_path)
 
 
-def test_missing_files_are_told_with_what_is_wanted(tmp_path, monkeypatch):
+def test_missing_files_are_reported_with_what_is_needed(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     wanted = "wanted cifar-10-batches-bin/data_batch_1.bin or cifar-10-batches-py/data_batch_1; unpack it there"
     with pytest.raises(FileNotFoundError, match=wanted):
@@ -168,7 +168,7 @@ def test_wrong_questions_to_cifar10c_get_their_sentence(cifar10c, tmp_path, monk
         load("cifar10c:fog:1", "test")
 
 
-def test_cifar10c_is_downloaded_only_where_it_is_asked_for_and_missing(cifar10c, tmp_path, monkeypatch):
+def test_cifar10c_is_downloaded_only_on_request_and_where_missing(cifar10c, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     asked = []
 

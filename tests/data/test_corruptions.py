@@ -237,7 +237,7 @@ def test_clouds_fill_the_range_from_0_to_1():
         (lambda: corrupt(scenes(2), "fog", 1, indices=[1]), "2 images want as many indices"),
     ],
 )
-def test_what_makes_no_sense_gets_its_sentence(call, text):
+def test_invalid_arguments_give_one_message(call, text):
     with pytest.raises(ValueError, match=text):
         call()
 

@@ -75,7 +75,7 @@ def test_pieces_cover_all_samples_once():
         load("digits", pieces=4, piece=4)
 
 
-def test_data_stand_where_and_how_they_are_asked_for():
+def test_data_have_the_requested_device_and_precision():
     x, y = load("digits", samples=4, dtype=torch.float64).tensors
     assert x.dtype == torch.float64 and y.dtype == torch.int64
 
@@ -100,7 +100,7 @@ def test_normalising_takes_off_the_mean_and_divides_by_the_deviation():
         ("1,2/1,2", r"has 2 channels; the inputs have shape \(1, 8, 8\)"),
     ],
 )
-def test_a_wrong_normalisation_gets_its_sentence(text, wanted):
+def test_a_wrong_normalisation_is_reported_in_one_message(text, wanted):
     with pytest.raises(ValueError, match=wanted):
         load("digits", samples=3, normalize=text)
 
@@ -140,7 +140,7 @@ def test_wrong_arrays_get_their_sentence(tmp_path, arrays, text):
         load(f"npz:{tmp_path / 'a.npz'}")
 
 
-def test_a_wrong_npz_file_gets_its_sentence(tmp_path):
+def test_a_wrong_npz_file_is_reported_in_one_message(tmp_path):
     with pytest.raises(FileNotFoundError, match="there is no file"):
         load(f"npz:{tmp_path / 'none.npz'}")
     np.savez(tmp_path / "a.npz", x=np.ones((300, 200)), y=np.ones(300))
@@ -172,7 +172,7 @@ def test_whatever_a_function_returns_is_read_in_a_fixed_order(tmp_path, code, bu
     assert torch.equal(x, torch.arange(10.0).view(5, 2)) and torch.equal(y, torch.arange(5))
 
 
-def test_a_function_is_asked_for_its_split(tmp_path):
+def test_a_function_is_called_with_the_split(tmp_path):
     code = (
         "def data(split): return torch.ones(3 if split == 'train' else 2, 1), torch.ones(3 if split == 'train' else 2)"
     )
@@ -230,7 +230,7 @@ def test_augmentation_in_a_data_set_is_noticed(tmp_path, caplog):
         ("def data(split): return []", "the loader gave no batch"),
     ],
 )
-def test_a_function_that_returns_something_else_gets_its_sentence(tmp_path, code, text):
+def test_a_function_that_returns_something_else_is_reported_in_one_message(tmp_path, code, text):
     with pytest.raises(ValueError, match=text):
         load(own(tmp_path, code))
 
@@ -246,12 +246,12 @@ def test_a_function_that_returns_something_else_gets_its_sentence(tmp_path, code
         ("cifar10c:fog", "wants the form cifar10c:gaussian_noise:5"),
     ],
 )
-def test_a_wrong_name_gets_its_sentence(name, text):
+def test_a_wrong_name_is_reported_in_one_message(name, text):
     with pytest.raises(ValueError, match=text):
         load(name)
 
 
-def test_a_wrong_split_or_number_gets_its_sentence():
+def test_a_wrong_split_or_number_is_reported_in_one_message():
     with pytest.raises(ValueError, match="a split is train or test; got 'both'"):
         load("digits", "both")
     with pytest.raises(ValueError, match="at least one sample is wanted; got 0"):
@@ -293,7 +293,7 @@ def test_the_memory_budget_decides_whether_samples_are_streamed():
     assert isinstance(load("digits", samples=10, budget=10 * each - 1), Streamed)
 
 
-def test_labels_beyond_the_outputs_are_told():
+def test_labels_beyond_the_outputs_are_reported():
     batches = load("digits")
     labels_within(batches, 10)
     labels_within(load("digits", budget=0), 3)  # a stream is not read for it

@@ -42,7 +42,7 @@ def test_a_module_in_the_current_folder_is_found(tmp_path, monkeypatch):
         ("nowhere/file.py:f", r"there is no file nowhere/file\.py"),
     ],
 )
-def test_a_wrong_name_gets_its_sentence(spec, text):
+def test_a_wrong_name_is_reported_in_one_message(spec, text):
     with pytest.raises(ValueError, match=text):
         resolve_callable(spec)
 

@@ -1,4 +1,4 @@
-"""Problems: sums that no cut changes, conventions of the losses, a model that is borrowed and given back."""
+"""Problems: sums that do not depend on the batches, conventions of the losses, a model that is restored."""
 
 import pytest
 import torch
@@ -176,7 +176,7 @@ def test_what_stands_before_the_targets_is_given_to_the_model():
         assert targets_of({"p": a, name: c}) is c
 
 
-def test_a_loss_of_ones_own_may_hold_a_regulariser_and_count_its_samples():
+def test_a_loss_of_your_own_may_hold_a_regulariser_and_count_its_samples():
     net, x = nn.Linear(2, 1, bias=False), torch.randn(6, 2)
 
     def regular(model, batch):
@@ -208,7 +208,7 @@ def test_the_data_move_and_the_model_stays():
     assert next(iter(problem.data))[0].dtype == torch.float64 and net.fc.weight.dtype == torch.float32
 
 
-def test_a_problem_tells_what_it_is():
+def test_the_repr_of_a_problem_describes_it():
     text = repr(Problem.supervised(Net(), "crossentropy", images()))
     assert text == "Problem(Net, 316 parameters, 30 samples, metrics: acc)"
 
@@ -223,7 +223,7 @@ def snapshot(model):
 
 @pytest.mark.parametrize("fails", [False, True])
 @pytest.mark.parametrize("training", [False, True])
-def test_a_placed_model_is_given_back_bit_for_bit(fails, training):
+def test_temporary_parameters_are_restored_bit_for_bit(fails, training):
     net = Net().train(training)
     net.drop.train(not training)
     x, y = images()
@@ -246,7 +246,7 @@ def test_a_placed_model_is_given_back_bit_for_bit(fails, training):
     assert all(torch.equal(a, b) for a, b in zip(gradients, gradients_after, strict=True))
 
 
-def test_a_place_may_name_some_tensors_only():
+def test_temporary_parameters_may_be_some_tensors_only():
     net = nn.Linear(2, 2)
     bias = net.bias.detach().clone()
     with temporary_parameters(net, {"weight": torch.eye(2)}):
@@ -294,7 +294,7 @@ def test_points_are_sums_of_axes_and_zero_adds_nothing():
         (lambda: targets_of(torch.ones(2)), r"a batch wants inputs and targets; got Tensor\. For other shapes see"),
     ],
 )
-def test_what_makes_no_problem_gets_its_sentence(make, text):
+def test_what_makes_no_problem_is_reported_in_one_message(make, text):
     with pytest.raises(ValueError, match=text):
         make()
 
@@ -313,7 +313,7 @@ def test_targets_that_would_be_broadcast_and_the_cross_entropy_of_one_output_are
         mean(Problem.supervised(net, "crossentropy", (x, y[:, None])))
 
 
-def test_a_loss_that_is_no_mean_gets_its_sentence():
+def test_a_loss_that_is_no_mean_is_reported_in_one_message():
     x, y = images()
     problem = Problem.supervised(Net(), nn.CrossEntropyLoss(reduction="none"), Resident((x, y), 5))
     with pytest.raises(

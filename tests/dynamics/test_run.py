@@ -79,7 +79,7 @@ def test_the_model_that_was_given_is_not_moved(tmp_path):
 
 
 def counted(monkeypatch):
-    """Every product of a run, as it is asked for, and every checkpoint that is begun."""
+    """Every product of a run, and every checkpoint that is begun."""
     products, begun = [], []
     multiply, measure = InterruptibleProduct.__call__, CheckpointCurvature.__call__
     monkeypatch.setattr(
@@ -101,7 +101,7 @@ def same(one, other):
 
 
 @pytest.mark.parametrize("wide", [6, 60])  # below and above what is made dense
-def test_a_run_that_is_stopped_within_checkpoints_goes_on_to_the_same_bits(tmp_path, monkeypatch, wide):
+def test_a_run_interrupted_within_checkpoints_resumes_to_the_same_bits(tmp_path, monkeypatch, wide):
     given = problem(wide)  # a probe may choose differently for two files
     folder = turned(given.model, tmp_path / "run", range(4))
     products, begun = counted(monkeypatch)
@@ -168,7 +168,7 @@ def test_a_checkpoint_that_fails_is_reported_and_the_others_are_compared(tmp_pat
     assert results_of(tmp_path / "a.h5")["step"].tolist() == [0, 1, 2, 4]
 
 
-def test_vectors_that_are_gone_are_asked_for_in_a_sentence(tmp_path):
+def test_missing_vectors_are_reported_in_one_message(tmp_path):
     given = problem()
     folder = turned(given.model, tmp_path / "run", range(4))
     run_dynamics(

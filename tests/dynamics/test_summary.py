@@ -136,7 +136,7 @@ def test_one_vector_a_step_has_no_share_of_the_picture_to_explain():
     assert np.isnan(picture_share(run([frame(50, 1, k) for k in range(6)]))[0])
 
 
-def test_a_question_that_was_not_asked_is_named():
+def test_an_unanswered_question_is_named():
     found = judged([frame(100, 2)] * 6)
     with pytest.raises(KeyError, match="there are related, stable"):
         found["colour"]

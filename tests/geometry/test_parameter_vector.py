@@ -44,7 +44,7 @@ def test_weights_all_and_expressions_select_parameters():
     assert selected(model)["first.weight"] is model["first"].weight
 
 
-def test_what_selects_nothing_gets_its_sentence():
+def test_what_selects_nothing_is_reported_in_one_message():
     with pytest.raises(ValueError, match=r"no parameter matches 'conv'; the model has first\.weight, first\.bias"):
         selected(net(), "conv")
     with pytest.raises(ValueError, match=r"no parameter matches 'weights'; the model has none"):
@@ -53,7 +53,7 @@ def test_what_selects_nothing_gets_its_sentence():
         selected(net(), "(")
 
 
-def test_a_vector_of_another_length_gets_its_sentence():
+def test_a_vector_of_another_length_is_reported_in_one_message():
     with pytest.raises(ValueError, match=r"the vector has shape \(3,\); this layout takes \(4,\)"):
         Layout(("a",), ((2, 2),)).split(torch.ones(3))
     with pytest.raises(KeyError, match="b"):

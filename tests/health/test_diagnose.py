@@ -277,7 +277,7 @@ def test_the_report_and_the_json_carry_numbers_thresholds_sources_and_caveats(ne
     assert read["numbers"]["nc1"]["error"] > 0 and len(read["weights"]) == 3
 
 
-def test_what_does_not_apply_is_left_out_and_told_why():
+def test_what_does_not_apply_is_left_out_with_the_reason():
     model = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 1))
     x = torch.randn(40, 3)
     health = diagnose_network_health(model, (x, x[:, :1]), loss="mse")

@@ -102,7 +102,7 @@ def test_a_journal_removed_by_its_last_writer_is_made_anew(tmp_path):
     assert path.exists()
 
 
-def test_the_lock_is_asked_for_again_where_the_file_vanished_meanwhile(tmp_path, monkeypatch):
+def test_the_lock_is_requested_again_where_the_file_vanished_meanwhile(tmp_path, monkeypatch):
     path, real, calls = tmp_path / "j", log.fcntl.flock, []
 
     def flock(file, how):
@@ -145,7 +145,7 @@ def test_a_full_disk_leaves_the_records_before_as_they_were(tmp_path, monkeypatc
 
     def write(file, data):
         if len(data) > 5:
-            return real(file, data[:5])  # a short write, and then no more room
+            return real(file, data[:5])  # a short write, and then a full disk
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "write", write)

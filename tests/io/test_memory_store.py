@@ -63,7 +63,7 @@ def test_a_failed_point_has_no_numbers():
     assert store.surface().failures == () and store.status("loss")[2] == 1
 
 
-def test_a_part_of_the_points_can_be_all_that_is_wanted():
+def test_a_measure_may_need_only_some_of_the_points():
     store = ledger(only=np.array([5, 1]))
     assert list(store.todo("loss")) == [1, 5]
     for index in (1, 5):
@@ -73,7 +73,7 @@ def test_a_part_of_the_points_can_be_all_that_is_wanted():
     assert not store.complete()
 
 
-def test_a_ledger_goes_on_from_a_surface():
+def test_a_store_continues_from_a_surface():
     store = ledger()
     store.record("loss", 0, reading(0), 0.1, 3)
     store.fail("loss", 1, Failure(1, 1, "h", "broke"))

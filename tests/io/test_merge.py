@@ -56,7 +56,7 @@ def test_three_shards_make_the_file_of_one_job(tmp_path):
         assert store.todo("loss").size == 0
 
 
-def test_points_that_no_shard_has_are_told(tmp_path):
+def test_points_that_no_shard_has_are_reported(tmp_path):
     one = shard(tmp_path / "a.h5", np.arange(6), skip=(2, 3), failing=(5,))
     two = shard(tmp_path / "b.h5", np.arange(6, 11))
     made = merge([one, two], tmp_path / "all.h5")
@@ -128,7 +128,7 @@ def test_an_audit_over_part_of_the_points_is_joined(tmp_path):
     assert list(made.parts["audit"]) == [2, 3] and made.outcome == "complete" and missing(made) == []
 
 
-def test_merging_asks_for_shards_that_are_at_rest_and_a_free_place(tmp_path):
+def test_merging_needs_shards_without_a_writer_and_a_free_path(tmp_path):
     with pytest.raises(ValueError, match="there are no shards to merge"):
         merge([], tmp_path / "all.h5")
     one = shard(tmp_path / "a.h5", None)

@@ -144,7 +144,7 @@ def test_a_line_and_a_further_dimension_come_back(tmp_path):
         assert data.top_eig.dims == ("xcoordinates", "eigen_index")
 
 
-def test_an_interrupted_survey_goes_on_where_it_was(tmp_path):
+def test_an_interrupted_survey_is_resumed(tmp_path):
     path = filled(tmp_path / "s.h5", range(6))
     assert journal_of(path).exists() and read(path).outcome == "unfinished"
     with opened(path) as store:
@@ -332,7 +332,7 @@ def test_hdf5_of_somebody_else_is_not_overwritten_but_what_is_damaged_is(tmp_pat
     assert read(path).counts("loss")["left"] == 15
 
 
-def test_a_second_writer_is_told_who_the_first_is(tmp_path):
+def test_a_second_writer_learns_who_the_first_is(tmp_path):
     path = tmp_path / "s.h5"
     with opened(path), pytest.raises(Busy, match=rf"another process is writing .*s.h5 \(process {os.getpid()} on "):
         opened(path)
@@ -343,7 +343,7 @@ def test_a_second_writer_is_told_who_the_first_is(tmp_path):
     held.close()
 
 
-def test_without_locks_the_writer_says_so_and_goes_on(tmp_path, monkeypatch, caplog):
+def test_without_locks_the_writer_reports_it_and_continues(tmp_path, monkeypatch, caplog):
     def flock(file, how):
         raise OSError(errno.ENOSYS, "Function not implemented")
 
@@ -520,7 +520,7 @@ def test_a_newer_format_asks_for_a_newer_lossmap(tmp_path):
         read(path)
 
 
-def test_a_place_that_cannot_be_written_is_named_before_anything_is_computed(tmp_path, monkeypatch):
+def test_a_path_that_cannot_be_written_is_reported_before_anything_is_computed(tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError, match=r"the folder .*nowhere does not exist"):
         opened(tmp_path / "nowhere" / "s.h5")
     with pytest.raises(IsADirectoryError, match="is a folder; a surface is a file"):
@@ -555,7 +555,7 @@ def small_disk(folder, size):
         subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-def test_a_disk_that_fills_loses_nothing_and_the_survey_goes_on_later(tmp_path):
+def test_a_full_disk_loses_nothing_and_the_survey_is_resumed_later(tmp_path):
     grid = Grid.square(count=20)
     with small_disk(tmp_path / "disk", "400k") as disk:
         path = disk / "s.h5"
@@ -604,7 +604,7 @@ def test_a_snapshot_that_fails_does_not_end_the_survey(tmp_path, monkeypatch, ca
     assert read(tmp_path / "s.h5").counts("loss")["done"] == 1
 
 
-def test_a_write_that_fails_inside_hdf5_is_told_and_leaves_the_old_file(tmp_path, monkeypatch):
+def test_a_write_that_fails_inside_hdf5_is_reported_and_leaves_the_old_file(tmp_path, monkeypatch):
     path = filled(tmp_path / "s.h5")
     before = path.read_bytes()
     calls = []

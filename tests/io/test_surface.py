@@ -19,7 +19,7 @@ def surface(**more):
     return Surface(GRID, {"train_loss": z}, status=status, measures={"loss": ("train_loss",)}, **more)
 
 
-def test_the_repr_tells_coordinates_counts_and_minima():
+def test_the_repr_has_coordinates_counts_and_minima():
     text = repr(surface(groups={"spectrum": Group()}))
     assert text.splitlines() == [
         "Surface of 3 x 2 points, x -1 to 1, y 0 to 2; unfinished",

@@ -38,7 +38,7 @@ def test_points_that_come_in_later_leave_the_others_choice_alone():
     assert len(np.intersect1d(sample(every, 400, 0), sample(without, 400, 0))) == 17
 
 
-def test_a_point_has_eight_neighbours_in_a_plane_and_two_on_a_line():
+def test_a_point_has_eight_neighbors_in_a_plane_and_two_on_a_line():
     grid = Grid(np.arange(5.0), np.arange(4.0))
     assert neighbours(grid, [7]).tolist() == [1, 2, 3, 6, 8, 11, 12, 13]
     assert neighbours(grid, [0, 19]).tolist() == [1, 5, 6, 13, 14, 18]

@@ -151,7 +151,7 @@ def rotating(t, n=80):
     return Solved(turn @ torch.diag(values) @ turn.T)
 
 
-def test_neighbours_save_products_and_a_straight_line_saves_more(monkeypatch):
+def test_neighbors_save_products_and_a_straight_line_saves_more(monkeypatch):
     ticks = np.linspace(0.0, 2.0, 21)
 
     def spent(**told):
@@ -209,7 +209,7 @@ def test_what_else_may_be_read_stands_in_fields_of_its_own():
     assert {f.unit for f in measure.fields} == {"1", "nats per squared unit of theta"}
 
 
-def test_a_point_that_was_left_goes_on_to_the_same_reading():
+def test_an_interrupted_point_resumes_to_the_same_reading():
     splits = {"train": Places(rotating), "test": Places(lambda t: rotating(t + 1))}
     whole = EigenvalueMap(splits, line(), "top:3,trace", tol=1e-6)
     wanted = whole((0.5,))
@@ -225,7 +225,7 @@ def test_a_point_that_was_left_goes_on_to_the_same_reading():
         }
 
 
-def test_the_second_look_has_names_of_its_own_and_does_not_see_the_neighbours():
+def test_the_second_look_has_names_of_its_own_and_does_not_see_the_neighbors():
     told = {"tol": 1e-2, "solver": "eigsh", "settings": {"data": "x"}}
     cheap, cold = (EigenvalueMap({"train": Places(rotating)}, line(), audit=a, **told) for a in (False, True))
     assert (cheap.name, cold.name, cold.settings["solver"]) == ("eigen", "audit", "lanczos")
@@ -249,7 +249,7 @@ def test_the_second_look_has_names_of_its_own_and_does_not_see_the_neighbours():
         ({"which": "top"}, "--which must be ends, top:k, bottom:k or abs:k, e.g. top:5; got 'top'"),
     ],
 )
-def test_what_makes_no_sense_is_refused(told, text):
+def test_invalid_arguments_are_refused(told, text):
     with pytest.raises(ValueError, match=text):
         EigenvalueMap({"train": Places(rotating)}, line(), **told)
 

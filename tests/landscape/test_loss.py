@@ -205,7 +205,7 @@ def test_a_line_between_models_ends_at_the_second(net, data):
         assert measure((1.0,))["train_loss"] == pytest.approx(F.cross_entropy(other(data[0]), data[1]).item(), rel=1e-4)
 
 
-def test_a_survey_wants_one_model(net, data):
+def test_a_survey_needs_one_model(net, data):
     problems = {"train": Problem.supervised(net, "mse", data), "test": Problem.supervised(Net(), "mse", data)}
     with pytest.raises(ValueError, match="must share one model"):
         losses(problems, random_plane(net))

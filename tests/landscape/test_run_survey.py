@@ -89,7 +89,7 @@ def test_points_that_the_store_knows_are_not_measured_again(tmp_path):
     assert len(again.points) == 3 and surface.outcome == "complete"
 
 
-def test_a_subset_of_the_points_may_be_asked_for():
+def test_a_subset_of_the_points_may_be_requested():
     measure, events = Bowl(), []
     surface = survey(measure, GRID, points=[7, 3, 3], progress=events.append)
     assert np.flatnonzero(surface.status["loss"]).tolist() == [3, 7]
@@ -119,7 +119,7 @@ def test_a_point_that_raises_is_tried_twice_and_then_fails(caplog):
     assert re.search(r"point 2 failed on rank 0 on \S+; it is tried once more: ArithmeticError", caplog.text)
 
 
-def test_failed_points_are_measured_again_only_when_asked():
+def test_failed_points_are_measured_again_only_on_request():
     store = ledger()
     survey(Bowl(raising(OSError("once"), (0.0, 0.0))), GRID, store=store)
     measure = Bowl()

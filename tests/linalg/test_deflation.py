@@ -1,4 +1,4 @@
-"""Successive eigenvalues: each in its place, copies counted, nothing passed over; against spectra planted or dense."""
+"""Successive eigenvalues: ranks, multiplicities and completeness, against planted and dense spectra."""
 
 import numpy as np
 import pytest
@@ -31,7 +31,7 @@ CROWD = np.r_[85.0, 16.0, 14.0, 12.0, 11.0, np.geomspace(9, 1e-3, 150), -np.geom
     ("values", "which", "count"),
     [(COPIES, "top", 5), (COPIES, "top", 12), (-COPIES, "bottom", 5), (CROWD, "top", 20), (CROWD, "bottom", 100)],
 )
-def test_each_eigenvalue_stands_in_its_place_copies_and_crowds_too(values, which, count, dtype):
+def test_each_eigenvalue_has_its_rank_also_in_clusters_and_with_copies(values, which, count, dtype):
     order = np.sort(values)
     truth = order[::-1] if which == "top" else order
     scale = np.abs(values).max()
@@ -98,7 +98,7 @@ def test_what_remains_is_the_matrix_with_the_directions_taken_out():
     assert rest.entries == pytest.approx((out @ a @ out - 7.0 * q @ q.T).numpy(), abs=1e-12)
 
 
-def test_solvers_agree_and_eigsh_tells_no_limits():
+def test_solvers_agree_and_eigsh_returns_no_limits():
     values = np.r_[9.0, 7.0, 5.0, BULK]
     ours, theirs = (
         successive_eigenpairs(Diagonal(values), "top:3", solver=solver, tol=1e-6) for solver in ("auto", "eigsh")
@@ -115,6 +115,6 @@ def test_solvers_agree_and_eigsh_tells_no_limits():
         ("top:2", {"solver": "magic"}, "--solver must be one of auto, lanczos, eigsh; got 'magic'"),
     ],
 )
-def test_what_makes_no_sense_is_refused(which, told, text):
+def test_invalid_arguments_are_refused(which, told, text):
     with pytest.raises(ValueError, match=text):
         successive_eigenpairs(Diagonal(np.arange(5.0)), which, **told)

@@ -229,7 +229,7 @@ def test_limits_of_warm_starts_hold_though_the_start_is_orthogonal_to_the_extrem
     assert (broken >= teeth).all()
 
 
-def test_a_certified_search_goes_on_until_its_limits_are_near():
+def test_a_certified_search_continues_until_its_limits_are_close():
     for seed in range(20):
         values = hessian_like(seed)
         plain, sure = (lanczos(Diagonal(values), seed=seed, certify=c) for c in (False, True))
@@ -239,7 +239,7 @@ def test_a_certified_search_goes_on_until_its_limits_are_near():
 
 
 @pytest.mark.parametrize("kind", ["top", "bottom", "abs"])
-def test_several_eigenvalues_stand_in_their_places(kind):
+def test_several_eigenvalues_have_their_ranks(kind):
     values = np.concatenate([-0.02 * 0.7 ** np.arange(60), 3.0 * 0.8 ** np.arange(60), np.zeros(80)])
     order = {"top": -values, "bottom": values, "abs": -np.abs(values)}[kind]
     for seed in range(10):
@@ -255,7 +255,7 @@ def test_several_eigenvalues_stand_in_their_places(kind):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("after", [0, 1, 3, 9])
 @pytest.mark.parametrize("which", ["ends", "top:4"])
-def test_a_search_that_was_left_goes_on_to_the_same_bits(which, dtype, after):
+def test_an_interrupted_search_resumes_to_the_same_bits(which, dtype, after):
     matrix = planted(hessian_like(3), 3, dtype)
     whole = lanczos(matrix, which, tol=1e-6)
     asked = iter([False] * after + [True])
@@ -339,6 +339,6 @@ def test_a_product_that_is_not_finite_is_an_error():
         ({"start": torch.zeros(2, 2)}, r"the start vectors must have shape \(3, q\); got \(2, 2\)"),
     ],
 )
-def test_what_makes_no_sense_is_refused(told, text):
+def test_invalid_arguments_are_refused(told, text):
     with pytest.raises(ValueError, match=text):
         extremes(Dense(np.eye(3)), **told)

@@ -1,4 +1,4 @@
-"""Power laws that were planted are found, and others refused."""
+"""Planted power laws are detected, and others rejected."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_the_error_is_the_spread_over_draws():
     assert 0.4 * spread < np.mean([t.error for t in draws]) < 2.5 * spread
 
 
-def test_a_few_values_are_told_to_be_too_few():
+def test_a_few_values_are_reported_as_too_few():
     found = power_law_tail(pareto(2.0, 30))
     assert not found.enough and not found.plausible and np.isnan(found.error)
     assert "at least 50 are needed" in repr(found)

@@ -125,7 +125,7 @@ def test_one_probe_of_100_steps_comes_as_near_as_the_quadrature_can():
     assert max(distances) / np.ptp(BULK) < 8e-3
 
 
-def test_the_mass_below_and_above_is_told_with_its_interval():
+def test_the_mass_below_and_above_has_its_interval():
     found = density(of(BULK), steps=60, probes=8)
     below, above = found.below(-0.01), found.above(0.01)
     assert below.low <= (BULK < -0.01).mean() <= below.high
@@ -161,7 +161,7 @@ def test_the_smoothed_density_integrates_to_one():
     assert np.trapezoid(found.smoothed(t, width=0.3), t) == pytest.approx(1.0, abs=1e-3)
 
 
-def test_a_matrix_that_is_held_whole_has_no_error():
+def test_a_dense_matrix_has_no_error():
     whole = DenseMatrix.of(of(BULK))
     found = whole.density()
     assert found.error == 0.0 and found.products == n and "exact" in repr(found)
@@ -194,7 +194,7 @@ def test_probes_are_added_only_as_far_as_they_help():
         ({"confidence": 1.0}, "the density's confidence must be a probability between 0 and 1"),
     ],
 )
-def test_what_makes_no_sense_is_refused(told, text):
+def test_invalid_arguments_are_refused(told, text):
     with pytest.raises(ValueError, match=text):
         density(of(BULK), **told)
 
@@ -204,5 +204,5 @@ def test_a_whole_matrix_that_is_not_finite_is_an_error():
         DenseMatrix.of(of([1.0, np.inf, 2.0]))
 
 
-def test_what_was_asked_for_is_kept():
+def test_the_request_is_stored():
     assert isinstance(density(of(BULK), error=0.5), Density)

@@ -12,7 +12,7 @@ from lossmap.linalg.trace import METHODS, Sketch, trace, xtrace
 
 @dataclass(frozen=True)
 class Dense:
-    """A matrix that is held, met through its products alone."""
+    """A dense matrix that offers its products alone."""
 
     entries: torch.Tensor
 
@@ -160,7 +160,7 @@ def test_xtrace_equals_its_definition_probe_by_probe():
     assert found.error == pytest.approx(np.sqrt(((without - without.mean()) ** 2).sum()), rel=1e-9)
 
 
-def test_more_products_are_spent_until_the_wanted_error_is_met_and_none_is_wasted():
+def test_products_are_spent_until_the_target_error_is_met_and_none_is_wasted():
     matrix = planted(SPECTRA["poly"])
     found = trace(matrix, products=8, error=1e-3)
     assert found.met and found.error <= 1e-3 * abs(found.value)

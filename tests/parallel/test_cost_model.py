@@ -44,7 +44,7 @@ class Clock:
         return {"products": 4 * cost} if self.counts else {}
 
 
-def test_one_looks_at_the_middle_the_corners_and_halfway_and_walks_inwards():
+def test_the_sample_is_center_corners_and_points_between_from_outside_inwards():
     outer, halfway = cost_model.places((5, 9))
     assert [walk[0] for walk in outer] == [22, 0, 8, 36, 44]
     assert outer[1] == [0, 1, 2]
@@ -54,7 +54,7 @@ def test_one_looks_at_the_middle_the_corners_and_halfway_and_walks_inwards():
 
 
 @given(st.integers(1, 6), st.integers(1, 40))
-def test_every_place_lies_on_the_grid_and_no_corner_is_met_twice(rows, columns):
+def test_every_sampled_point_is_on_the_grid_and_no_corner_comes_twice(rows, columns):
     for shape in ((columns,), (rows, columns)):
         outer, halfway = cost_model.places(shape)
         starts = [walk[0] for walk in outer + halfway]
@@ -94,7 +94,7 @@ def test_a_cost_that_grows_with_the_squared_distance_is_met(shape):
 
 
 @pytest.mark.parametrize("counts", [True, False])
-def test_set_up_and_points_from_afar_are_told_apart_from_near_ones(counts):
+def test_setup_and_points_without_a_near_start_are_separated_from_the_others(counts):
     def cost(index, before):
         return 1.0 if before is not None and abs(index - before) == 1 else 3.0
 
@@ -116,7 +116,7 @@ def test_a_grid_of_one_point_has_an_estimate():
     assert (found.seconds, found.setup, found.wall(1)) == pytest.approx((2.0, 0.0, 2.0))
 
 
-def test_the_mean_over_the_grid_is_exact_for_equal_costs_and_stays_within_what_was_seen():
+def test_the_mean_over_the_grid_is_exact_for_equal_costs_and_within_the_measured_range():
     samples = [Sample(i, 0, False, 2.0) for i in (0, 4, 12, 20, 24)]
     assert cost_model.over_grid(samples, lambda s: s.seconds, (5, 5)) == pytest.approx((2.0, 2.0))
     assert cost_model.over_grid(samples[:1], lambda s: s.seconds, (5, 5)) == pytest.approx((2.0, 2.0))

@@ -54,12 +54,12 @@ def test_a_rank_moves_over_for_one_that_sees_less():
     assert assign_devices([("0", "1"), ("0",)]) == [1, 0]
 
 
-def test_a_rank_that_wants_none_takes_none():
+def test_a_rank_that_needs_no_gpu_takes_none():
     assert assign_devices([(), ALL, ALL]) == [-1, 0, 1]
     assert device_for([(), ALL], 0) == "cpu" and device_for([(), ALL], 1) == "cuda:0"
 
 
-def test_two_ranks_share_a_gpu_only_when_asked():
+def test_two_ranks_share_a_gpu_only_on_request():
     with pytest.raises(ValueError, match=r"3 ranks on this node need a GPU, and it has 2 GPUs: .* --ranks-per-gpu 2"):
         assign_devices([("0", "1")] * 3)
     assert sorted(assign_devices([("0", "1")] * 3, per_gpu=2)) in ([0, 0, 1], [0, 1, 1])
@@ -104,6 +104,6 @@ def test_the_device_is_named_as_torch_names_it():
         ([("0", "1")] * 2, "cuda:1", "--device cuda:1 puts 2 ranks on one GPU: .* --ranks-per-gpu 2"),
     ],
 )
-def test_a_device_that_cannot_be_had_is_one_sentence(masks, asked, text):
+def test_a_device_that_cannot_be_had_is_one_message(masks, asked, text):
     with pytest.raises(ValueError, match=text):
         device_for(masks, 0, device=asked)

@@ -29,7 +29,7 @@ def queue_of(count, workers, present=None):
     return queue
 
 
-def test_each_worker_gets_a_segment_of_neighbours():
+def test_each_worker_gets_a_segment_of_neighbors():
     queue = queue_of(100, 4)
     first = [queue.dispatch(worker, 0.0) for worker in range(4)]
     assert first == [[0, 1], [25, 26], [50, 51], [75, 76]]

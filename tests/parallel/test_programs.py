@@ -174,7 +174,7 @@ def test_a_point_that_kills_every_rank_fails_and_the_others_are_read(run, tmp_pa
     assert np.array_equal(surface["train_loss"][rest], undisturbed["train_loss"][rest])
 
 
-def test_when_all_workers_have_died_rank_0_goes_on_alone(run, tmp_path):
+def test_when_all_workers_have_died_rank_0_continues_alone(run, tmp_path):
     ended = run("one_point_kills", tmp_path / "s.h5", ranks=2, ft=True)
     assert ended.told["outcome"] == "complete", ended.err
     assert "no other rank is left; rank 0 goes on alone" in ended.told["notes"]
@@ -204,7 +204,7 @@ def test_nan_and_infinity_are_results(run, tmp_path):
     assert np.isnan(surface["train_loss"][-1, 0]) and surface["train_acc"][-1, 0] == np.inf
 
 
-def test_a_rank_without_memory_makes_its_batches_smaller_and_goes_on(run, tmp_path, undisturbed):
+def test_a_rank_without_memory_makes_its_batches_smaller_and_continues(run, tmp_path, undisturbed):
     ended = run("memory_runs_out", tmp_path / "s.h5", ranks=2)
     told = ended.told
     assert (told["outcome"], told["failed"], told["ranks"]) == ("failed", 1, [0, 1])
@@ -222,7 +222,7 @@ def test_a_stuck_rank_is_reported_and_its_point_dispatched_again(run, tmp_path, 
     assert same_bits(read(tmp_path / "s.h5"), undisturbed)
 
 
-def test_a_full_disk_is_one_sentence_and_loses_nothing(run, tmp_path):
+def test_a_full_disk_is_one_message_and_loses_nothing(run, tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", disk], capture_output=True)

@@ -61,7 +61,7 @@ def test_a_signal_is_noted_while_the_main_thread_sits_in_one_long_call(stop):
     assert seen[0] - began < max(1.0, sleeping)
 
 
-def test_points_in_progress_are_given_so_many_seconds():
+def test_points_in_progress_have_a_limited_time_to_end():
     stop = Stop(grace=0.05)
     stop.request("USR1")
     assert not stop()
@@ -87,7 +87,7 @@ def test_seconds_below_zero_are_refused():
         Stop(after=-1)
 
 
-def test_listeners_are_asked_whenever_the_stop_is():
+def test_listeners_are_polled_whenever_the_stop_is():
     stop = Stop()
     silent = stop.add_listener(lambda: stop.request("somebody else", urgent=True))
     assert stop() and stop.reason == "somebody else"
@@ -95,7 +95,7 @@ def test_listeners_are_asked_whenever_the_stop_is():
     assert stop._listeners == []
 
 
-def test_signals_are_given_back_where_no_stop_was_asked_for():
+def test_signal_handlers_are_restored_where_no_stop_was_requested():
     before = [signal.getsignal(number) for number in (*URGENT_SIGNALS, *ORDERLY_SIGNALS)]
     with Stop():
         assert signal.getsignal(signal.SIGUSR1) is not before[2]

@@ -40,7 +40,7 @@ def test_a_script_has_no_placeholder_left_and_is_sound_bash():
         assert subprocess.run(["bash", "-n"], input=text, text=True, capture_output=True).stderr == ""
 
 
-def test_the_directives_ask_for_what_the_job_wants():
+def test_the_directives_request_what_the_job_needs():
     job = replace(
         JOB, nodes=2, ranks_per_node=4, gpus_per_node=4, cpus_per_rank=8, minutes=90, memory="64G", requeue=True
     )
@@ -218,7 +218,7 @@ def test_the_example_site_file_is_a_site_also_with_everything_uncommented(tmp_pa
         ("=", "is no TOML"),
     ],
 )
-def test_a_site_file_that_makes_no_sense_is_refused(tmp_path, text, said):
+def test_an_invalid_site_file_is_refused(tmp_path, text, said):
     path = tmp_path / "site.toml"
     path.write_text(text)
     with pytest.raises(ValueError, match=said):
@@ -257,7 +257,7 @@ def test_without_sbatch_one_is_sent_to_a_login_node():
         slurm.send(Path("/data/s.sbatch"), 1, ask)
 
 
-def test_the_largest_array_is_asked_of_the_cluster():
+def test_the_largest_array_is_queried_from_the_cluster():
     assert slurm.largest_array(lambda command: "A = 1\nMaxArraySize            = 1001\n") == 1000
     assert slurm.largest_array(lambda command: "nothing") is None
 

@@ -75,7 +75,7 @@ def test_the_loss_along_a_path_is_that_of_its_checkpoints(files):
     assert np.array_equal(right.lines[0].get_ydata(), held["loss"])
 
 
-def test_layers_and_labels_are_asked_for_by_name(files, tmp_path, capsys):
+def test_layers_and_labels_are_selected_by_name(files, tmp_path, capsys):
     picture = ["-o", str(tmp_path / "a.png")]
     assert draw.main([str(files / "spectrum.h5"), "--kind", "layers", "--field", "train", *picture]) == 0
     assert draw.main([str(files / "spectrum.h5"), "--field", "valid", "--kind", "spectrum", *picture]) == 2

@@ -93,6 +93,6 @@ def test_a_picture_that_there_is_not_is_refused():
         draw_panel(group(), "pie")
 
 
-def test_drawing_does_not_wake_torch():
+def test_drawing_does_not_import_torch():
     code = "import sys, lossmap.plotting.dynamics, lossmap.plotting.health; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -265,7 +265,7 @@ def test_fields_of_every_sort_can_be_chosen():
         draw(surface, field="top")
 
 
-def test_what_cannot_be_drawn_is_refused_in_a_sentence(tmp_path):
+def test_what_cannot_be_drawn_is_refused_in_one_message(tmp_path):
     with pytest.raises(ValueError, match=r"kind must be one of auto, filled, .*; got 'pie'"):
         draw(plane(), "pie")
     with pytest.raises(ValueError, match="there is no surface to draw"):
@@ -308,7 +308,7 @@ def test_pdf_carries_its_fonts_and_pictures_repeat(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.pdf", "a.png", "a.svg", "b.pdf"]
 
 
-def test_saving_where_it_cannot_be_is_told_in_a_sentence(tmp_path, monkeypatch):
+def test_saving_where_it_cannot_be_is_reported_in_one_message(tmp_path, monkeypatch):
     figure = draw(plane())
     with pytest.raises(ValueError, match=f"a picture is one of {', '.join(FORMATS)}, by the ending of its name; got"):
         save(figure, tmp_path / "a.h5")
@@ -361,7 +361,7 @@ def test_long_quantities_name_their_unit():
     ).label.endswith("(nats)")
 
 
-def test_drawing_wakes_neither_torch_nor_pyplot(tmp_path):
+def test_drawing_imports_neither_torch_nor_pyplot(tmp_path):
     write_surface(tmp_path / "s.h5", eigen())
     program = (
         "import sys\nfrom lossmap.cli.draw import main\n"

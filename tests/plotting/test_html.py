@@ -1,4 +1,4 @@
-"""The page: one file without a network, both views linked, numbers and missing points told."""
+"""The page: one file without a network, both views linked, numbers and missing points shown."""
 
 import json
 import re

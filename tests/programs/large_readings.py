@@ -1,4 +1,4 @@
-"""large_readings.py: readings of a megabyte, from a slow rank and a quick one; rank 0 only deals."""
+"""large_readings.py: readings of a megabyte, from a slow rank and a quick one; rank 0 only dispatches."""
 
 import json
 import sys

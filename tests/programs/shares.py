@@ -1,4 +1,4 @@
-"""shares.py SIZE [WHAT]: a team shares 1,000 numbers; what happens to one of its members is asked for by WHAT."""
+"""shares.py SIZE [WHAT]: a team shares 1,000 numbers; WHAT says what happens to one of its members."""
 
 import json
 import os

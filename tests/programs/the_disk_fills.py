@@ -1,4 +1,4 @@
-"""the_disk_fills.py FILE: something else takes all the room on the disk in the middle of the survey."""
+"""the_disk_fills.py FILE: another program fills the disk in the middle of the survey."""
 
 import os
 import sys

@@ -108,7 +108,7 @@ def same(a, b):
         np.testing.assert_array_equal(a[name], b[name], err_msg=name)
 
 
-def test_a_job_that_is_signalled_goes_back_into_the_queue_and_completes_as_if_undisturbed(farm, undisturbed):
+def test_a_signaled_job_is_requeued_and_completes_as_if_undisturbed(farm, undisturbed):
     result = 'the "result".h5'
     (farm.folder / "slow loss.py").write_text(LOSS.replace("= 0.1", "= 0.1 if again else 0.6"))
     (job,) = farm.submit("--nodes", "2", "--requeue", work=farm.survey(result, 8))

@@ -164,7 +164,7 @@ def test_the_whole_matrix_and_the_shortfall_stand_beside_the_blocks():
     assert "from" in found.verdict and found.products > 0
 
 
-def test_blocks_that_bend_down_only_together_are_noticed():
+def test_negative_curvature_that_no_single_block_has_is_noticed():
     """f = a b: each block is zero or up, the whole is a saddle."""
 
     class Product(nn.Module):
@@ -275,7 +275,7 @@ def test_groups_are_made_of_tensors_modules_and_regular_expressions():
         (["("], r"'\(' is no regular expression"),
     ],
 )
-def test_patterns_that_make_no_sense_are_refused(patterns, text):
+def test_invalid_patterns_are_refused(patterns, text):
     with pytest.raises(ValueError, match=text):
         groups_of(["a.weight", "a.bias"], patterns=patterns)
 
@@ -332,8 +332,8 @@ def test_second_reading_by_inputs_is_the_mean_second_derivative_of_the_summed_ou
     first, second = layer_hessians(problem, "inputs")
     w, b = model[0].weight.detach().double(), model[0].bias.detach().double()
     z = x.double() @ w.T + b
-    bend = -2 * torch.tanh(z) * (1 - torch.tanh(z) ** 2)  # tanh''
-    expected = torch.einsum("no,oi,oj->ij", bend, w, w) / 7
+    curvature = -2 * torch.tanh(z) * (1 - torch.tanh(z) ** 2)  # tanh''
+    expected = torch.einsum("no,oi,oj->ij", curvature, w, w) / 7
     assert first.entries == pytest.approx(expected.numpy(), abs=1e-12)
     assert first.activation == "Tanh" and first.outputs == 2
     assert second.outputs == 1 and second.ranks == 1
@@ -346,8 +346,8 @@ def test_second_reading_by_weights_is_block_diagonal_over_outputs():
     first = layer_hessians(Problem.custom(model, lambda m, b: m(b).mean(), x), "weights")[0]
     assert first.entries.shape == (6, 6) and first.entries[:3, 3:] == pytest.approx(np.zeros((3, 3)))
     z = (x.double() @ model[0].weight.detach().double().T + model[0].bias.detach().double())[:, 0]
-    bend = -2 * torch.tanh(z) * (1 - torch.tanh(z) ** 2)
-    expected = torch.einsum("n,ni,nj->ij", bend, x.double(), x.double()) / 7
+    curvature = -2 * torch.tanh(z) * (1 - torch.tanh(z) ** 2)
+    expected = torch.einsum("n,ni,nj->ij", curvature, x.double(), x.double()) / 7
     assert first.entries[:3, :3] == pytest.approx(expected.numpy(), abs=1e-12)
 
 
@@ -371,7 +371,7 @@ def test_convolutions_are_read_a_second_time_too_and_large_pieces_are_named():
     assert fc.flat
 
 
-def test_a_curved_piece_whose_inputs_lie_where_it_is_straight_is_told_from_a_flat_one():
+def test_a_curved_layer_at_inputs_where_it_is_linear_is_distinguished_from_a_linear_one():
     model = net(nn.Linear(2, 1, bias=False), nn.Tanh())
     with torch.no_grad():
         model[0].weight.zero_()

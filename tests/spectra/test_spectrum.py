@@ -94,7 +94,7 @@ def test_every_number_agrees_with_the_dense_hessian(problem, truth, dense_up_to)
     assert s.step_limit[0] == pytest.approx(2 / values[-1])
 
 
-def test_all_parameters_and_a_regular_expression_may_be_asked_for(problem):
+def test_all_parameters_and_a_regular_expression_may_be_requested(problem):
     assert spectrum(problem, parameters="all", density_error=None).size == 53
     assert spectrum(problem, parameters="2\\.weight", density_error=None).size == 15
 
@@ -195,7 +195,7 @@ def test_a_verdict_needs_both_ends_and_a_step_limit_a_positive_one():
     assert down.step_limit[0] == np.inf and "so curvature sets no limit" in " ".join(repr(down).split())
 
 
-def test_the_report_tells_non_convergence_with_its_residual():
+def test_the_report_states_non_convergence_with_its_residual():
     s = spectrum_of(planted(np.linspace(-1, 1, 400)), max_products=6, trace_products=0, density_error=None)
     assert not s.converged
     assert "NOT CONVERGED after 6 products" in repr(s)
@@ -226,7 +226,7 @@ def test_two_ranks_of_a_team_find_what_one_finds(problem):
     assert loss == pytest.approx(loss_and_gradient(problem)[0])
 
 
-def test_the_model_is_given_back_untouched(problem):
+def test_the_model_is_restored(problem):
     before = {k: v.clone() for k, v in problem.model.state_dict().items()}
     problem.model[0].weight.requires_grad_(False)
     spectrum(problem, top=2)

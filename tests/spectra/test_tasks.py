@@ -1,4 +1,4 @@
-"""Jobs: dealt in any order, interrupted or not, they give what the direct way gives."""
+"""Tasks: in any order, interrupted or not, they give the results of the direct computation."""
 
 import numpy as np
 import pytest
@@ -99,7 +99,7 @@ def test_what_failed_is_missing_and_the_rest_stands():
         jobs.layers(rows)
 
 
-def test_no_layers_are_read_where_none_are_asked_for():
+def test_no_layers_are_computed_where_none_are_requested():
     jobs = make_tasks([Subject("net", problem())], SpectrumRequest(dense=0))
     assert jobs.layers(rows_of(make_tasks([Subject("net", problem())], SpectrumRequest(dense=0)))) == {}
 
@@ -112,7 +112,7 @@ def test_no_layers_are_read_where_none_are_asked_for():
         (SpectrumRequest(patterns=("fc9",)), "no parameter matches 'fc9'"),
     ],
 )
-def test_what_makes_no_sense_is_refused_before_anything_long_begins(asked, text):
+def test_invalid_requests_are_refused_before_anything_long_begins(asked, text):
     with pytest.raises(ValueError, match=text):
         make_tasks([Subject("net", problem())], asked)
 

@@ -137,7 +137,7 @@ def test_an_unknown_name_is_answered_with_the_nearest():
         ("resnet18", {"depth": 20}, "has the depths 18, 34, 50, 101, 152; got 20"),
     ],
 )
-def test_a_wrong_setting_gets_its_sentence(name, settings, text):
+def test_a_wrong_setting_is_reported_in_one_message(name, settings, text):
     with pytest.raises(ValueError, match=text):
         zoo.build(name, **settings)
 
