@@ -19,7 +19,7 @@ from lossmap.linalg.operator import Rounding, SymmetricOperator, finite_product
 from lossmap.linalg.probabilistic_bounds import NO_LIMITS
 
 MAX_DENSE_SIZE = 24  # up to this dimension every unit vector is multiplied instead
-MIN_ARNOLDI_VECTORS = 20  # SciPy's own least number of vectors held
+MIN_ARNOLDI_VECTORS = 20  # the smallest number of vectors that SciPy works with
 ARPACK_NAMES = {"ends": "BE", "top": "LA", "bottom": "SA", "abs": "LM"}
 
 

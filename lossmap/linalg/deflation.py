@@ -127,12 +127,13 @@ class SuccessiveSearch:
             rounding=Rounding.of(operator),
             max_products=10 * n if max_products is None else max_products,
             component=least_component(n, confidence),
-            certify=True,
+            certify=True,  # nothing may be missed beyond the first value: the others are counted from it
             track_limits=True,  # its readings are few
             seek_copies=True,
         )
         self.search = Search()
         self.ritz = RitzPairs(np.zeros(0), np.zeros((0, 0)), np.zeros(0))
+        # Products on the deflated operator are products with A too, and count against the same limit.
         self.second_searches = 0
         self.second_products = 0
         self.is_converged = False
@@ -156,11 +157,12 @@ class SuccessiveSearch:
         """The eigenpairs, and in `others` the limit on all that are not among them."""
         others = nan
         while self.settle():
-            if self.space.is_complete:
+            if self.space.is_complete:  # the next value is known itself; no bound is needed
                 others = self.next_value()
                 break
             remaining = self.second_search()
             last, slack = float(self.ritz.values[self.chosen[-1]]), self.criteria.slack(self.ritz)
+            # The limit of B bounds all eigenvalues of A but at most k, however good the vectors taken out are.
             bound = remaining.limits[0 if self.sign > 0 else 1]
             is_beyond = self.sign * remaining.values[0] > self.sign * last + slack
             if not (isfinite(bound) and is_beyond):
@@ -175,6 +177,7 @@ class SuccessiveSearch:
     def settle(self) -> bool:
         """Goes on until the requested values are near and do not move; False where the products did not suffice."""
         space, request = self.space, self.criteria.request
+        # Vectors that were joined have changed the values: the history from before them proves nothing.
         self.search, self.is_converged = without_history(self.search), False
         last_reading = 0
         while True:
@@ -211,6 +214,7 @@ class SuccessiveSearch:
     def next_value(self) -> float:
         """Of a complete space, the eigenvalue behind the requested ones with its allowance; NaN where there is none."""
         k, request = self.criteria.request.count, self.criteria.request
+        # The allowance is added outwards, so that the value bounds all eigenvalues that were not requested.
         order = request.pick(self.ritz.values, k + 1)
         if len(order) == k:
             return nan
@@ -221,12 +225,14 @@ class SuccessiveSearch:
         request = self.criteria.request
         found = self.space.vectors(self.ritz.coordinates[:, self.chosen])
         remaining = deflated(self.operator, found, -self.sign * self.ritz.scale)
+        # One is enough where nothing was passed over, the usual case; many copies would take as many rounds.
         count = min(2**self.second_searches, request.count, self.operator.size)
         self.second_searches += 1
         pairs = lanczos(
             remaining,
             f"{request.kind}:{count}",
             tol=self.criteria.tolerance,
+            # A start that knows nothing of the first one: what that did not contain, this one does.
             seed=f"{self.seed} others {self.second_searches}",
             certify=True,
             confidence=self.confidence,
@@ -238,6 +244,7 @@ class SuccessiveSearch:
 
     def take_in(self, remaining: EigenPairs, last: float) -> None:
         """Joins to the space the vectors of all values that lie beyond the last one."""
+        # Joined and not substituted: the space finds by itself which of its values they displace.
         for value, vector in zip(remaining.values, remaining.vectors.unbind(1), strict=True):
             if self.sign * value > self.sign * last:
                 self.space.join(vector.double())

@@ -81,11 +81,13 @@ class KrylovSpace:
         self.basis = torch.empty((rows, n), dtype=operator.dtype, device=operator.device)
         self.filled = 0
         self.multiplied = 0
+        # One row more than columns: the last product's link to the vector that comes next.
         self.projected = np.zeros((rows + 1, rows))
         self.lost = np.zeros(rows)
         self.products = 0
         self.draws = 0
         self.is_single_run = start.shape[1] <= 1
+        # In float64 and one after the other: dependent columns of a start are dropped, not normalised rounding.
         for column in start.unbind(1):
             self._append(column.to(device=operator.device, dtype=torch.float64))
 
@@ -117,6 +119,7 @@ class KrylovSpace:
 
     def join(self, vector: Tensor) -> float:
         """Takes in what is new in a float64 vector, (n,); returns its length, 0 where nothing is."""
+        # Whatever was chosen with the spectrum in view is no random start: the bounds no longer hold for the space.
         self.is_single_run = False
         return self._append(vector)
 
@@ -127,7 +130,7 @@ class KrylovSpace:
         """
         self.is_single_run = False
         for _ in range(MAX_DRAWS):
-            self.draws += 1
+            self.draws += 1  # in the seed, so that a resumed search draws what it would have drawn
             vector = seeding.normal(self.operator.size, *purpose, "again", self.draws)
             if self._append(vector.to(self.operator.device).double()) > 0.0:
                 return
@@ -142,6 +145,7 @@ class KrylovSpace:
         One step of H: the coordinates of A v_j in the basis, and below them the length of what is new in it.
         """
         j = self.multiplied
+        # In float64 from here on: a dot product in float32 is off by more than a residual at millions of entries.
         image = finite_product(self.operator, self.basis[j], self.products + 1)
         self.products += 1
         remainder, coefficients = self._remainder(image)
@@ -167,6 +171,7 @@ class KrylovSpace:
         """
         measured = self.projected[: self.filled, : self.multiplied]
         square = measured[: self.multiplied]
+        # The symmetric part, whose eigenvalues are real; what it leaves out enters the residuals below.
         values, coordinates = np.linalg.eigh(0.5 * (square + square.T))
         residuals = measured @ coordinates
         residuals[: self.multiplied] -= coordinates * values
@@ -176,6 +181,7 @@ class KrylovSpace:
     def vectors(self, coordinates: np.ndarray) -> Tensor:
         """Coordinates (j, m) -> the vectors (n, m) of length one, in the operator's precision."""
         vectors = self._combine(coordinates)
+        # The basis is orthonormal to its own precision only, and its combinations have length one no nearer.
         lengths = torch.linalg.vector_norm(vectors, dim=0, dtype=torch.float64)
         return vectors.div(lengths.to(vectors.dtype))
 
@@ -196,8 +202,10 @@ class KrylovSpace:
         steps measure as always (thick restart).
         """
         k, j, m = self.filled, self.multiplied, len(values)
+        # Vectors whose product is not known stay: the residuals of all Ritz vectors lie along them.
         pending = self.basis[j:k].clone()
         links = self.projected[j:k, :j] @ coordinates
+        # What was lost lies at right angles to the basis in unknown directions: its parts add up by their squares.
         lost = np.sqrt(((self.lost[:j, None] * coordinates) ** 2).sum(0))
         self.basis[:m] = self._combine(coordinates).T
         self.basis[m : m + k - j] = pending
@@ -238,6 +246,7 @@ class KrylovSpace:
         space.projected[: space.filled, : space.multiplied] = projected
         space.lost[: space.multiplied] = state["lost"]
         space.products, space.draws = int(state["products"]), int(state["drawn"])
+        # Version 0.1 stored restarts and draws apart; either ends a single run.
         space.is_single_run = not state["shrunk"] and space.draws == 0
         return space
 
@@ -245,6 +254,7 @@ class KrylovSpace:
         """Appends what is new in a float64 vector, (n,); returns its length, 0 where nothing is or may be appended."""
         remainder, _ = self._remainder(vector)
         length = float(remainder.norm())
+        # Against the vector's own length, not the operator's: whatever its unit, it is a direction that counts.
         threshold = DEPENDENCE_EPSILONS * self.epsilon * float(vector.norm())
         if length <= threshold or self.filled == self.capacity:
             return 0.0

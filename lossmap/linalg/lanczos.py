@@ -131,6 +131,7 @@ def lanczos(
     request = Which.parse(which)
     n = operator.size
     check_eigenvalue_request(request, n, tol, max_products, confidence)
+    # Fewer vectors than this could not hold a restart from the best ones and make progress.
     capacity = basis_capacity(operator, memory, 2 * request.count + 8 + block)
     if state is None:
         vectors, random_share = start_vectors(operator, start, noise, seed, block)
@@ -152,7 +153,7 @@ def lanczos(
     )
 
     while True:
-        if space.multiplied:
+        if space.multiplied:  # before the first product there is nothing to decide on
             ritz = space.ritz()
             before = search
             search = decide(criteria, before, space, ritz, products=space.products, progress=space.products)
@@ -162,6 +163,7 @@ def lanczos(
                 # The state before this step's decision: the resumed search takes the decision again, not twice.
                 raise Interrupted({**saved_state(criteria, before, space, ritz), "share": random_share})
             if space.is_full:
+                # Half way between what is requested and what fits: fewer forget too much, more restart too often.
                 restart(space, request, (capacity + request.count) // 2, ritz)
         if space.is_invariant:  # nothing more comes from these starts: what they do not see comes from a random one
             space.draw(seed)
@@ -181,14 +183,17 @@ def start_vectors(
     random = torch.stack([seeding.normal(n, "eigen start", seed, i) for i in range(block)], 1).double()
     random /= random.norm(dim=0)
     random = random.to(operator.device)
+    # A neighbour's vectors may be NaN where its own search failed; that costs the warm start, not this point.
     if start is None or not bool(start.isfinite().all()):
         return random, 1.0
     if start.dim() != 2 or start.shape[0] != n:
         raise ValueError(f"the start vectors must have shape ({n}, q); got {tuple(start.shape)}")
+    # One vector that holds all of them: a single run finds each, and keeps its limits.
     warm = start.to(device=operator.device, dtype=torch.float64).sum(1)
     length = float(warm.norm())
     if length == 0.0:
         return random, 1.0
+    # Only the first start is warm; the others of a block stay random, to see further copies.
     mixed = noise * random
     mixed[:, 0] += warm / length
     return mixed, noise / float(mixed[:, 0].norm())

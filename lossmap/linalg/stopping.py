@@ -131,6 +131,7 @@ def decide(
     repeats = 0
     if is_near:
         repeats = search.repeats + 1
+    # Before the limits: of products that are not symmetric nothing below would be true.
     if space.is_complete and not is_near:
         refuse_asymmetry(space, criteria.allowance(ritz))
 
@@ -141,7 +142,9 @@ def decide(
 
     # The whole space holds every eigenvalue; an invariant part of it all that this start can see.
     is_closed = space.is_complete or (space.is_invariant and not criteria.seek_copies)
+    # An end that comes in late disturbs the residuals within a step or two: it is waited for.
     is_sure = is_closed or repeats > criteria.extra_steps
+    # A space that was restarted or joined gives no limits to wait for: the residuals must do.
     if criteria.certify and space.is_single_run and not space.is_complete:
         is_sure = limits_are_near(criteria.request, limits, ritz.values, MAX_LIMIT_GAP * criteria.resolution(ritz))
     history = search.history
@@ -170,6 +173,7 @@ def is_near_enough(criteria: Criteria, space: KrylovSpace, ritz: RitzPairs) -> b
 def is_settled(history: History, distance: float) -> bool:
     """Whether no value of the last row has moved further than `distance` in the last quarter of the products."""
     products, values = history[-1]
+    # Only rows of as many values count: with fewer, the places were others.
     earlier = [v for m, v in history if m <= SETTLED_SHARE * products and len(v) == len(values)]
     return bool(earlier) and bool((np.abs(values - earlier[-1]) <= distance).all())
 
@@ -191,6 +195,7 @@ def tightened(
     """
     if component == 0.0 or not space.is_single_run:
         return limits
+    # The bound is that of the measured matrix; the true one may differ by rounding, outwards.
     alpha, beta = space.tridiagonal()
     return (
         min(limits[0], upper_limit(alpha, beta, component) + allowance),
