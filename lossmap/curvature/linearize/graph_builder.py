@@ -1,4 +1,8 @@
-"""The graph of a linearised product while it is made: what the rules of `jvp_rules` ask for and add to."""
+"""The graph of a linearized product while it is built: what the rules of `jvp_rules` ask for and add to.
+
+Two graphs grow together. The *values* graph is the trace, to which rules may add what depends on theta alone; it is run
+once per theta. The *product* graph reads some of those values and the tangents, and is run once per vector.
+"""
 
 from __future__ import annotations
 
@@ -16,14 +20,14 @@ aten = torch.ops.aten
 
 
 class GraphBuilder:
-    """The product's graph while it is made. What rules may ask: t, v, once, call, add, empty and filled.
+    """One product's graph while it is built. What rules may use: the methods from `tangent` on.
 
-    values   the values' graph, to which rules may add what is to be computed once
-    trace    its first nodes: those of the trace
-    moving   which inputs have tangents
-    kept     the values that rules read, numbered; shared by all pushes through one trace
-    made     further values, by operation and arguments; shared as well
-    tiled    the least channels of convolutions that are done by tiles
+    values             the values' graph, to which rules may add what is to be computed once
+    trace              its first nodes: those of the trace
+    moving             which inputs have tangents
+    kept               the values that products read, numbered; shared by all builders over one trace
+    derived            further values, by operation and arguments; shared as well
+    winograd_channels  3x3 convolutions of at least this many channels use tiles; 0: none
     """
 
     def __init__(
@@ -32,86 +36,105 @@ class GraphBuilder:
         trace: list[Node],
         moving: Sequence[int],
         kept: dict[Node, int],
-        made: dict[Any, Node],
-        tiled: int,
+        derived: dict[Any, Node],
+        winograd_channels: int,
     ) -> None:
-        self.values, self.trace, self.kept, self.made, self.tiled = values, trace, kept, made, tiled
-        self.transformed: dict[Any, Node] = {}
+        self.values, self.trace, self.kept, self.derived = values, trace, kept, derived
+        self.winograd_channels = winograd_channels
         self.product = fx.Graph()
-        self.given = self.product.placeholder("values")
-        self.entering = self.product.placeholder("tangents")
-        self.reading: dict[Node, Node] = {}
-        self.foreign: dict[str, int] = {}
-        self.tangents: dict[Node, Any] = {}
-        holders = [n for n in trace if n.op == "placeholder"]
+        self.values_input = self.product.placeholder("values")
+        self.tangents_input = self.product.placeholder("tangents")
+        self.readings: dict[Node, Node] = {}  # of the values' graph -> where the product reads it
+        self.forward_mode: dict[str, int] = {}  # operations without a rule, and how often
+        self.tangents: dict[Node, Any] = {}  # nodes of the trace -> of the product
+        self._transformed: dict[Any, Node] = {}
+        inputs = [n for n in trace if n.op == "placeholder"]
         for i, index in enumerate(moving):
-            self.tangents[holders[index]] = self.product.call_function(operator.getitem, (self.entering, i))
+            self.tangents[inputs[index]] = self.product.call_function(operator.getitem, (self.tangents_input, i))
 
-    # what the rules ask for
-
-    def t(self, argument: Any) -> Any:
-        """The tangent of an argument; None where it is zero."""
+    def tangent(self, argument: Any) -> Any:
+        """The tangent of an argument, a node of the product; None where it is zero."""
         return self.tangents.get(argument) if isinstance(argument, Node) else None
 
-    def v(self, argument: Any) -> Any:
-        """The value of an argument, kept for the products."""
+    def value(self, argument: Any) -> Any:
+        """The value of an argument in the product; a node of the trace is kept for it, anything else is itself."""
         if isinstance(argument, (list, tuple)):
-            return type(argument)(self.v(a) for a in argument)
+            return type(argument)(self.value(a) for a in argument)
         if not isinstance(argument, Node):
             return argument
-        if argument not in self.reading:
+        if argument not in self.readings:
             index = self.kept.setdefault(argument, len(self.kept))
-            self.reading[argument] = self.product.call_function(operator.getitem, (self.given, index))
-        return self.reading[argument]
+            self.readings[argument] = self.product.call_function(operator.getitem, (self.values_input, index))
+        return self.readings[argument]
 
     def once(self, op: Any, *args: Any) -> Node:
-        """A further value, computed once per theta."""
+        """A further value, computed once per theta: a node of the values' graph."""
         key = (op, *(tuple(a) if isinstance(a, list) else a for a in args))
-        if key not in self.made:
-            result = self.values.call_function(op, args)
-            result.meta["like"] = next(nodes_in(args)).meta["like"]
-            self.made[key] = result
-        return self.made[key]
+        if key not in self.derived:
+            node = self.values.call_function(op, args)
+            # the first argument's: of derived values only the dtype is read
+            node.meta["like"] = next(nodes_in(args)).meta["like"]
+            self.derived[key] = node
+        return self.derived[key]
 
     def transform(self, op: Any, tangent: Node) -> Node:
-        """A transform of a tangent, made once for all that read it."""
-        if (op, tangent) not in self.transformed:
-            self.transformed[op, tangent] = self.call(op, tangent)
-        return self.transformed[op, tangent]
+        """A transform of a tangent, made once for all that read it: forwards and backwards."""
+        if (op, tangent) not in self._transformed:
+            self._transformed[op, tangent] = self.call(op, tangent)
+        return self._transformed[op, tangent]
 
-    def by_tiles(self, x: Any, w: Any, rest: Sequence[Any]) -> bool:
-        """Whether a convolution is one that is done by tiles; `rest` from the stride on."""
+    def uses_winograd(self, x: Any, w: Any, rest: Sequence[Any]) -> bool:
+        """Whether a convolution uses tiles; `rest` are its arguments from the stride on."""
         stride, padding, dilation, transposed, _, groups = rest[:6]
         (x_shape, dtype, _), (w_shape, _, _) = x.meta["like"], w.meta["like"]
-        if not self.tiled or min(w_shape[:2]) < self.tiled or transposed or groups != 1:
+        threshold = self.winograd_channels
+        if not threshold or min(w_shape[:2]) < threshold or transposed or groups != 1:
             return False
-        wide = dtype in (torch.float32, torch.float64)
-        return wide and winograd.fits(x_shape, w_shape, stride, padding, dilation)
+        # tiles round some ten times more than a direct convolution: too much in half precision
+        precise = dtype in (torch.float32, torch.float64)
+        return precise and winograd.fits(x_shape, w_shape, stride, padding, dilation)
 
     def call(self, op: Any, *args: Any, **kwargs: Any) -> Node:
         """An operation of the product."""
         return self.product.call_function(op, args, kwargs)
 
-    def add(self, a: Any, b: Any) -> Any:
-        """The sum of two tangents, either of which may be zero."""
-        if a is None or b is None:
-            return b if a is None else a
-        return self.call(aten.add.Tensor, a, b)
+    def apply(self, op: Any, tangent: Any, *arguments: Any) -> Any:
+        """An operation linear in its first argument: of a tangent, and the values of others; None where it is zero."""
+        if tangent is None:
+            return None
+        return self.call(op, tangent, *(self.value(a) for a in arguments))
 
-    def empty(self, node: Node) -> Node:
-        """A tensor of which only shape, dtype and device are asked: one number, expanded."""
+    def bilinear(self, op: Any, a: Any, b: Any) -> Any:
+        """The tangent of a bilinear operation: op(tangent of a, b) + op(a, tangent of b)."""
+        left, right = self.apply(op, self.tangent(a), b), None
+        if self.tangent(b) is not None:
+            right = self.call(op, self.value(a), self.tangent(b))
+        return self.sum_of(left, right)
+
+    def sum_of(self, a: Any, b: Any) -> Any:
+        """The sum of two tangents of one shape, either of which may be zero."""
+        if a is None:
+            return b
+        if b is None:
+            return a
+        result = self.call(aten.add.Tensor, a, b)
+        result.meta["same"] = True  # no broadcasting: `reuse_buffers` may write the sum into an operand
+        return result
+
+    def like(self, node: Node) -> Node:
+        """A tensor of which only shape, dtype and device are read: one number, expanded."""
         shape, dtype, device = node.meta["like"]
         return self.call(aten.expand.default, self.call(torch.zeros, (), dtype=dtype, device=device), list(shape))
 
-    def filled(self, node: Any) -> Any:
-        """The tangent of an argument, zeros written out."""
-        tangent = self.t(node)
+    def dense_tangent(self, argument: Any) -> Any:
+        """The tangent of an argument, zeros written out; of what is no node, its zero."""
+        tangent = self.tangent(argument)
         if tangent is not None:
             return tangent
-        if not isinstance(node, Node):
-            return 0 if isinstance(node, (int, float)) else node
-        shape, dtype, device = node.meta["like"]
-        return self.call(torch.zeros, list(shape), dtype=dtype, device=device)
+        if isinstance(argument, Node):
+            shape, dtype, device = argument.meta["like"]
+            return self.call(torch.zeros, list(shape), dtype=dtype, device=device)
+        return 0 if isinstance(argument, (int, float)) else argument
 
 
 def nodes_in(argument: Any) -> Iterator[Node]:
@@ -126,5 +149,5 @@ def nodes_in(argument: Any) -> Iterator[Node]:
 
 
 def packet(node: Node) -> Any:
-    """An operation whatever its overload."""
+    """An operation whatever its overload: aten.add for aten.add.Tensor and aten.add.Scalar."""
     return getattr(node.target, "overloadpacket", node.target)

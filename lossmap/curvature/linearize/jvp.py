@@ -8,12 +8,14 @@ is computed once per theta. So a trace is split into two graphs:
     product   (values, tangents of the moving inputs) -> tangents of the chosen outputs
 
 Operations without a rule take PyTorch's own forward mode, one operation at a time. Both graphs end up as plain Python
-functions, in which a tensor is let go after its last use.
+functions, in which a tensor is freed after its last use. After Radul, Paszke, Frostig, Johnson and Maclaurin (2022),
+arXiv:2204.10923.
 """
 
 from __future__ import annotations
 
 import operator
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,64 +27,78 @@ from torch.fx import Node
 from lossmap.curvature.linearize.graph_builder import GraphBuilder, aten
 from lossmap.curvature.linearize.propagate import propagate
 
-Pushed = Callable[[tuple[Any, ...], tuple[Tensor, ...]], tuple[Tensor | None, ...]]
+# (kept values, tangents of the moving inputs) -> tangents of the outputs, None where zero
+Pushforward = Callable[[tuple[Any, ...], tuple[Tensor, ...]], tuple[Tensor | None, ...]]
 
 
 @dataclass(frozen=True, eq=False)
-class Linear:
+class Linearization:
     """A trace split in two.
 
-    values    (*inputs) -> (kept values, (the trace's own results))
-    products  for each wish, (kept values, tangents of the moving inputs) -> tangents of the outputs, None where zero
-    pure      the same without writing into buffers, as `vmap` wants them
-    foreign   operations that took PyTorch's forward mode, and how often
+    values             (*inputs) -> (kept values, (the trace's own results))
+    products           for each requested map, its pushforward
+    products_for_vmap  the same without writing into buffers, as `vmap` needs them
+    forward_mode       operations that took PyTorch's forward mode, and how often
     """
 
     values: Callable[..., tuple[tuple[Any, ...], tuple[Any, ...]]]
-    products: tuple[Pushed, ...]
-    pure: tuple[Pushed, ...]
-    foreign: dict[str, int]
+    products: tuple[Pushforward, ...]
+    products_for_vmap: tuple[Pushforward, ...]
+    forward_mode: dict[str, int]
 
 
-def linear(
+def linearize(
     module: fx.GraphModule,
-    wishes: Sequence[tuple[Sequence[int], Sequence[int]]],
+    maps: Sequence[tuple[Sequence[int], Sequence[int]]],
     results: Sequence[int] = (),
-    tiled: int = 0,
-) -> Linear:
+    winograd_channels: int = 0,
+) -> Linearization:
     """Splits a trace, whose nodes carry `meta["like"]` (see `note_likes`).
 
-    wishes   pairs: which inputs have tangents, and whose tangents are wanted among what the trace returns
-    results  which of the trace's own results `values` should return
-    tiled    3x3 convolutions with so many channels or more are done by tiles (see `winograd`); 0: none
+    maps               pairs: which inputs have tangents, and whose tangents are returned among the trace's results
+    results            which of the trace's own results `values` should return
+    winograd_channels  3x3 convolutions of at least this many channels use tiles (see `winograd`); 0: none
     """
     values = fx.Graph()
     copies: dict[Node, Node] = {}  # nodes of the trace -> of values
     returned: Any = values.graph_copy(module.graph, copies)
     for node, copy in copies.items():
         copy.meta = dict(node.meta)
-    returned = returned if isinstance(returned, (list, tuple)) else (returned,)
+    if not isinstance(returned, (list, tuple)):
+        returned = (returned,)
     kept: dict[Node, int] = {}
-    made: dict[Any, Node] = {}
-    pushes = [GraphBuilder(values, list(copies.values()), moving, kept, made, tiled) for moving, _ in wishes]
-    for push, (_, outputs) in zip(pushes, wishes, strict=True):
-        propagate(push, [returned[i] for i in outputs])
-    used = [node for node in kept if any(node in push.reading and push.reading[node].users for push in pushes)]
-    for push in pushes:
+    derived: dict[Any, Node] = {}
+    trace = list(copies.values())
+    builders = [GraphBuilder(values, trace, moving, kept, derived, winograd_channels) for moving, _ in maps]
+    for builder, (_, outputs) in zip(builders, maps, strict=True):
+        propagate(builder, [returned[i] for i in outputs])
+    _number_readings(values, builders, kept, [returned[i] for i in results])
+    forward_mode: Counter[str] = Counter()
+    for builder in builders:
+        forward_mode.update(builder.forward_mode)
+    # compiled before buffers are reused: vmap cannot write a batched tensor into one that is not
+    products_for_vmap = tuple(compiled(module, builder.product) for builder in builders)
+    for builder in builders:
+        reuse_buffers(builder.product)
+    products = tuple(compiled(module, builder.product) for builder in builders)
+    return Linearization(compiled(module, values), products, products_for_vmap, dict(forward_mode))
+
+
+def _number_readings(
+    values: fx.Graph, builders: Sequence[GraphBuilder], kept: dict[Node, int], results: Sequence[Any]
+) -> None:
+    """Close the values' graph with what products still read of it, numbered anew: dead code has gone from them."""
+    used = [node for node in kept if any(_reads(builder, node) for builder in builders)]
+    for builder in builders:
         for index, node in enumerate(used):
-            if node in push.reading:
-                push.reading[node].args = (push.given, index)
-    values.output((tuple(used), tuple(returned[i] for i in results)))
+            if node in builder.readings:
+                builder.readings[node].args = (builder.values_input, index)
+    values.output((tuple(used), tuple(results)))
     values.eliminate_dead_code()
-    foreign: dict[str, int] = {}
-    for push in pushes:
-        for name, count in push.foreign.items():
-            foreign[name] = foreign.get(name, 0) + count
-    pure = tuple(compiled(module, push.product) for push in pushes)
-    for push in pushes:
-        reuse_buffers(push.product)
-    products = tuple(compiled(module, push.product) for push in pushes)
-    return Linear(compiled(module, values), products, pure, foreign)
+
+
+def _reads(builder: GraphBuilder, node: Node) -> bool:
+    return node in builder.readings and bool(builder.readings[node].users)
 
 
 def note_likes(module: fx.GraphModule, inputs: Sequence[Tensor]) -> None:
@@ -91,9 +107,9 @@ def note_likes(module: fx.GraphModule, inputs: Sequence[Tensor]) -> None:
     class Noting(fx.Interpreter):
         def run_node(self, node: Node) -> Any:
             result = super().run_node(node)
-            node.meta["like"] = (
-                (tuple(result.shape), result.dtype, result.device) if isinstance(result, Tensor) else None
-            )
+            node.meta["like"] = None
+            if isinstance(result, Tensor):
+                node.meta["like"] = (tuple(result.shape), result.dtype, result.device)
             return result
 
     with torch.no_grad():
@@ -105,12 +121,13 @@ def compiled(module: fx.GraphModule, graph: fx.Graph) -> Callable[..., Any]:
     quick = fx.Graph()
     quick.output(quick.graph_copy(graph, {}))
     for node in quick.nodes:
-        if node.op == "call_function" and node.target in QUICK:
-            node.target = QUICK[node.target]
+        if node.op == "call_function" and node.target in QUICK_BINDINGS:
+            node.target = QUICK_BINDINGS[node.target]
     return fx.GraphModule(module, quick).forward
 
 
-QUICK = {
+# an operation through torch.ops costs some microseconds more, which small layers feel
+QUICK_BINDINGS = {
     aten.mm.default: torch.mm,
     aten.bmm.default: torch.bmm,
     aten.mul.Tensor: torch.mul,
@@ -127,31 +144,37 @@ QUICK = {
 }
 
 # results that nothing else holds, into which a sum or a factor may be written
-FRESH = {aten.convolution.default, aten.mm.default, aten.bmm.default, aten.mul.Tensor, aten.add.Tensor,
-         aten.threshold_backward.default, aten.add_.Tensor, aten.mul_.Tensor, aten.neg.default,
-         aten.threshold_backward.grad_input}  # fmt: skip
+OWN_RESULTS = {aten.convolution.default, aten.mm.default, aten.bmm.default, aten.mul.Tensor, aten.add.Tensor,
+               aten.threshold_backward.default, aten.add_.Tensor, aten.mul_.Tensor, aten.neg.default,
+               aten.threshold_backward.grad_input}  # fmt: skip
 
 
 def reuse_buffers(graph: fx.Graph) -> None:
     """Sums and masks are written into an operand that is of no further use: fewer allocations, fewer page faults."""
-
-    def fresh(node: Any, shape_of: Node) -> bool:
-        if not isinstance(node, Node) or len(node.users) != 1:
-            return False
-        if node.target is operator.getitem:  # of an operation with several results: each is its own
-            maker = node.args[0]
-            return isinstance(maker, Node) and maker.target is aten.convolution_backward.default
-        return node.target in FRESH
-
     for node in list(graph.nodes):
         if node.op != "call_function":
             continue
         if node.target is aten.add.Tensor and not node.kwargs and len(node.args) == 2 and "same" in node.meta:
-            a, b = node.args
-            for first, second in ((a, b), (b, a)):
-                if fresh(first, node):
-                    node.target, node.args = aten.add_.Tensor, (first, second)
-                    break
-        elif node.target is aten.threshold_backward.default and fresh(node.args[0], node):
+            _add_in_place(node)
+        elif node.target is aten.threshold_backward.default and _is_reusable(node.args[0]):
             node.target = aten.threshold_backward.grad_input
             node.kwargs = {"grad_input": node.args[0]}
+
+
+def _add_in_place(node: Node) -> None:
+    """Write a sum of two tensors of one shape into the first operand that may be overwritten, if there is one."""
+    a, b = node.args
+    for target, other in ((a, b), (b, a)):
+        if _is_reusable(target):
+            node.target, node.args = aten.add_.Tensor, (target, other)
+            return
+
+
+def _is_reusable(node: Any) -> bool:
+    """Whether a node's result is a tensor of its own that this one user alone reads."""
+    if not isinstance(node, Node) or len(node.users) != 1:
+        return False
+    if node.target is operator.getitem:  # of an operation with several results: each is its own
+        source = node.args[0]
+        return isinstance(source, Node) and source.target is aten.convolution_backward.default
+    return node.target in OWN_RESULTS

@@ -1,7 +1,7 @@
 """The loss of one batch, and its gradient, as graphs of ATen operations; batch norm folded into its convolution.
 
 The trace is taken with PyTorch's make_fx, with theta, the model's other tensors and the batch as inputs, so that one
-trace serves every place that a map visits; shapes and memory format are fixed in it. In evaluation mode
+trace serves every point that a map visits; shapes and memory format are fixed in it. In evaluation mode
 
     batch norm(conv(x, w, b)) = conv(x, w s, (b - mean) s + beta),  s = gamma / sqrt(var + eps),
 
@@ -24,9 +24,8 @@ from torch.func import functional_call, functionalize, grad_and_value, vjp
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
-from lossmap.curvature.linearize.graph_builder import packet
-from lossmap.curvature.linearize.jvp import Pushed, linear, note_likes
-from lossmap.curvature.linearize.jvp_rules import aten
+from lossmap.curvature.linearize.graph_builder import aten, packet
+from lossmap.curvature.linearize.jvp import Pushforward, linearize, note_likes
 from lossmap.curvature.operators import outputs_and_loss
 from lossmap.data.batches import Batch
 from lossmap.data.problem import Problem
@@ -58,20 +57,28 @@ class ModelFunction(nn.Module):
         self.model, self.function = model, function
 
     def forward(self) -> Any:
+        """What the function returns."""
         return self.function()
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a trace takes: tensors of theta, the model's others, the tensors of the batch; one after the other."""
+    """What a trace takes: tensors of theta, the model's others, the tensors of the batch; one after the other.
+
+    moving     names of theta's tensors
+    still      names of the model's other tensors
+    spec       how the batch is built of its leaves, for `torch.utils._pytree`
+    constants  the leaves of the batch; None where a tensor stands
+    """
 
     moving: tuple[str, ...]
     still: tuple[str, ...]
     spec: Any
-    constants: tuple[Any, ...]  # leaves of the batch; None where a tensor goes
+    constants: tuple[Any, ...]
 
     @classmethod
     def of(cls, model: nn.Module, moving: Sequence[str], batch: Batch) -> Inputs:
+        """What a trace over this batch takes, with the tensors named in `moving` as theta."""
         names = [k for k, _ in model.named_parameters()] + [k for k, _ in model.named_buffers()]
         leaves, spec = pytree.tree_flatten(batch)
         constants = tuple(None if isinstance(leaf, Tensor) else leaf for leaf in leaves)
@@ -79,19 +86,25 @@ class Inputs:
 
     def batch(self, tensors: Sequence[Tensor]) -> Batch:
         """The batch with these tensors in it."""
-        rest = iter(tensors)
-        return pytree.tree_unflatten([next(rest) if leaf is None else leaf for leaf in self.constants], self.spec)
+        remaining = iter(tensors)
+        leaves = [next(remaining) if leaf is None else leaf for leaf in self.constants]
+        return pytree.tree_unflatten(leaves, self.spec)
 
-    def placed(self, model: nn.Module, function: Callable[[nn.Module, Batch], Any]) -> Callable[..., Any]:
-        """The function of (model, batch) as one of the flat inputs."""
+    @property
+    def batch_tensors(self) -> int:
+        """How many tensors a batch holds."""
+        return sum(leaf is None for leaf in self.constants)
+
+    def flat(self, model: nn.Module, function: Callable[[nn.Module, Batch], Any]) -> Callable[..., Any]:
+        """The function of (model, batch) as one of the tensors, one after the other."""
         names = [f"model.{k}" for k in (*self.moving, *self.still)]
 
-        def flat(*inputs: Tensor) -> Any:
+        def flat_function(*inputs: Tensor) -> Any:
             state = dict(zip(names, inputs, strict=False))
             batch = self.batch(inputs[len(names) :])
             return functional_call(ModelFunction(model, lambda: function(model, batch)), state, ())
 
-        return flat
+        return flat_function
 
 
 def traced(function: Callable[..., Any], inputs: Sequence[Tensor]) -> fx.GraphModule:
@@ -124,21 +137,23 @@ def linearize_hessian(
     winograd_channels  3x3 convolutions of at least this many channels use tiles; 0: none
     """
     k = len(inputs.moving)
-    loss = fold_batchnorm_in_graph(
-        traced(inputs.placed(problem.model, lambda m, b: problem.loss(problem.forward(m, b), b)), tensors)
-    )
 
-    def gradient(*given: Tensor) -> tuple[Tensor, ...]:
-        slope, value = grad_and_value(lambda theta: loss(*theta, *given[k:]))(given[:k])
+    def batch_loss(model: nn.Module, batch: Batch) -> Tensor:
+        return problem.loss(problem.forward(model, batch), batch)
+
+    loss = fold_batchnorm_in_graph(traced(inputs.flat(problem.model, batch_loss), tensors))
+
+    def gradient(*flat: Tensor) -> tuple[Tensor, ...]:
+        slope, value = grad_and_value(lambda theta: loss(*theta, *flat[k:]))(flat[:k])
         return (*slope, value)
 
-    step = linear(pure(gradient, tensors), [(range(k), range(k))], [k], winograd_channels)
+    step = linearize(pure(gradient, tensors), [(range(k), range(k))], [k], winograd_channels)
 
     def values(state: Sequence[Tensor], batch: Sequence[Tensor]) -> tuple[Any, Tensor]:
         kept, (value,) = step.values(*state, *batch)
         return kept, value
 
-    return LinearizedProgram(values, step.products[0], step.pure[0], step.foreign)
+    return LinearizedProgram(values, step.products[0], step.products_for_vmap[0], step.forward_mode)
 
 
 def linearize_gauss_newton(
@@ -146,66 +161,64 @@ def linearize_gauss_newton(
 ) -> LinearizedProgram:
     """Gauss-Newton's: tangents of the outputs, of the loss's gradient in them, and back by the transposed Jacobian.
 
-    Arguments as in `linearize_hessian`.
+    Two traces are linearized: of the net with its pullback, whose tangents by theta give J v and whose tangents by the
+    duals give J^T u; and of the loss's gradient by the outputs. Arguments as in `linearize_hessian`.
     """
-    k = len(inputs.moving)
-    batch = tensors[-_tensors_in(inputs) :]
-    many = len(outputs_and_loss(problem, inputs.batch(batch))[0])
+    k, end = len(inputs.moving), len(tensors)
+    batch = tensors[end - inputs.batch_tensors :]
+    count = len(outputs_and_loss(problem, inputs.batch(batch))[0])  # tensors among the outputs
 
     def forward(model: nn.Module, batch: Batch) -> tuple[Tensor, ...]:
         return tuple(outputs_and_loss(problem, batch)[0])
 
-    def slope(*given: Tensor) -> tuple[Tensor, ...]:
-        return grad_and_value(lambda f: loss_graph(*f, *given[many:]))(given[:many])
+    def loss_of(*flat: Tensor) -> Tensor:
+        return outputs_and_loss(problem, inputs.batch(flat[count:]))[1](flat[:count])
 
-    def back(*given: Tensor) -> tuple[Tensor, ...]:
-        rest = given[k : len(tensors)]
-        found, pull = vjp(lambda *theta: net(*theta, *rest), *given[:k])[:2]
-        return (*found, *pull(tuple(given[len(tensors) :])))
+    net = fold_batchnorm_in_graph(traced(inputs.flat(problem.model, forward), tensors))
+    outputs = [f.detach() for f in net(*tensors)]
+    loss_graph = traced(loss_of, [*outputs, *batch])
 
-    net = fold_batchnorm_in_graph(traced(inputs.placed(problem.model, forward), tensors))
-    at = [f.detach() for f in net(*tensors)]
-    loss_graph = traced(lambda *given: _loss_at(problem, inputs, many, given), [*at, *batch])
-    jacobian = pure(back, [*tensors, *(torch.zeros_like(f) for f in at)])
-    duals = range(len(tensors), len(tensors) + many)
-    there = linear(jacobian, [(range(k), range(many)), (duals, range(many, many + k))], range(many), winograd_channels)
-    bend = linear(pure(_flattened(slope), [*at, *batch]), [(range(many), range(many))], [many])
+    def net_and_pullback(*flat: Tensor) -> tuple[Tensor, ...]:
+        values, pull = vjp(lambda *theta: net(*theta, *flat[k:end]), *flat[:k])[:2]
+        return (*values, *pull(tuple(flat[end:])))
+
+    def loss_slope(*flat: Tensor) -> tuple[Tensor, ...]:
+        slope, value = grad_and_value(lambda f: loss_graph(*f, *flat[count:]))(flat[:count])
+        return (*slope, value)
+
+    duals = range(end, end + count)
+    jacobian = linearize(
+        pure(net_and_pullback, [*tensors, *(torch.zeros_like(f) for f in outputs)]),
+        [(range(k), range(count)), (duals, range(count, count + k))],
+        range(count),
+        winograd_channels,
+    )
+    curvature = linearize(pure(loss_slope, [*outputs, *batch]), [(range(count), range(count))], [count])
 
     def values(state: Sequence[Tensor], batch: Sequence[Tensor]) -> tuple[Any, Tensor]:
-        kept, found = there.values(*state, *batch, *at)  # the last ones give shapes alone
-        bent, (value,) = bend.values(*found, *batch)
-        return (kept, bent), value
+        of_net, predictions = jacobian.values(*state, *batch, *outputs)  # the duals: shapes alone are read
+        of_loss, (loss,) = curvature.values(*predictions, *batch)
+        return (of_net, of_loss), loss
 
-    def chained(ahead: Pushed, curved: Pushed, behind: Pushed) -> Pushed:
-        def product(kept: Any, tangents: tuple[Tensor, ...]) -> tuple[Tensor | None, ...]:
-            moved = _filled(ahead(kept[0], tangents), at)
-            return behind(kept[0], _filled(curved(kept[1], moved), at))
+    def chained(ahead: Pushforward, curved: Pushforward, back: Pushforward) -> Pushforward:
+        def product(values: Any, tangents: tuple[Tensor, ...]) -> tuple[Tensor | None, ...]:
+            of_net, of_loss = values
+            moved = _dense(ahead(of_net, tangents), outputs)
+            return back(of_net, _dense(curved(of_loss, moved), outputs))
 
         return product
 
-    product = chained(there.products[0], bend.products[0], there.products[1])
-    pure_product = chained(there.pure[0], bend.pure[0], there.pure[1])
-    return LinearizedProgram(values, product, pure_product, there.foreign | bend.foreign)
+    return LinearizedProgram(
+        values,
+        chained(jacobian.products[0], curvature.products[0], jacobian.products[1]),
+        chained(jacobian.products_for_vmap[0], curvature.products_for_vmap[0], jacobian.products_for_vmap[1]),
+        jacobian.forward_mode | curvature.forward_mode,
+    )
 
 
-def _loss_at(problem: Problem, inputs: Inputs, many: int, given: Sequence[Tensor]) -> Tensor:
-    batch = inputs.batch(given[many:])
-    return outputs_and_loss(problem, batch)[1](given[:many])
-
-
-def _flattened(function: Callable[..., Any]) -> Callable[..., tuple[Tensor, ...]]:
-    def flat(*given: Tensor) -> tuple[Tensor, ...]:
-        return tuple(pytree.tree_leaves(function(*given)))
-
-    return flat
-
-
-def _filled(tangents: Sequence[Tensor | None], like: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    return tuple(torch.zeros_like(f) if t is None else t for t, f in zip(tangents, like, strict=True))
-
-
-def _tensors_in(inputs: Inputs) -> int:
-    return sum(leaf is None for leaf in inputs.constants)
+def _dense(tangents: Sequence[Tensor | None], likes: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Tangents with zeros written out."""
+    return tuple(torch.zeros_like(f) if t is None else t for t, f in zip(tangents, likes, strict=True))
 
 
 def fold_batchnorm_in_graph(module: fx.GraphModule) -> fx.GraphModule:
