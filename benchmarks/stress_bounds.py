@@ -134,7 +134,7 @@ def repaired(
     status = np.zeros(n, dtype=np.uint8)
     while True:
         audit = Audit(grid, warm, second, status, np.arange(n), tol, 0)
-        points = audit.wanted()
+        points = audit.pending()
         if not points.size:
             break
         for i in points:

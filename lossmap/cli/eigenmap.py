@@ -186,7 +186,9 @@ def surveyed(settings: Settings, world: World, walk: Callable[..., Any], stop: S
             def again(points: np.ndarray) -> None:
                 walk(cold, grid, points=points, progress=progress, **told_walk)
 
-            run_audit(store, world, again, say, fields=cold.fields, told=cold.settings, tol=wanted.tol, seed=cold.seed)
+            run_audit(
+                store, world, again, say, fields=cold.fields, settings=cold.settings, tol=wanted.tol, seed=cold.seed
+            )
     if store is None:
         return output.EXIT[surface.outcome_of("eigen")]
     kept.took(store, "eigen")

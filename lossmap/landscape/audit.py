@@ -1,10 +1,10 @@
 """The audit of a map of eigenvalues: some points are solved again, cold and with limits, and misses are counted.
 
-A cheap point starts from its neighbour and can miss an end that the neighbour's vectors do not contain; a residual
-cannot tell. So a random part of the points is solved a second time, independently (`EigenvalueMap(..., audit=True)`),
-and compared. A miss is an end that the second look found further out, by more than the tolerance times max(abs(value)).
-Where there is one, the neighbouring points are solved again too, and so on until no neighbour shows a miss; all that
-was solved twice keeps the more extreme of its two answers.
+A cheap point starts from its neighbour and can miss an extreme eigenvalue that the neighbour's vectors do not contain; a
+residual cannot show it. So a random part of the points is solved a second time, independently
+(`EigenvalueMap(..., audit=True)`), and compared. A miss is an end that the second solution found further out, by more
+than the tolerance times max(abs(value)). Where there is one, the neighbouring points are solved again too, and so on
+until no neighbour shows a miss; all that was solved twice keeps the more extreme of its two answers.
 
 The share of misses among all points has the exact binomial upper bound of Clopper and Pearson (1934),
 doi:10.1093/biomet/26.4.404, one-sided at 95 %: 0 misses in 52 still allow 5.6 %. Everything here is made anew from the
@@ -25,56 +25,66 @@ from scipy.stats import beta
 from lossmap import seeding
 from lossmap.geometry.grid import Grid
 
-SHARE, LEAST = 0.02, 20  # of the points, and at least so many
-BOUND = 0.95
+AUDITED_SHARE = 0.02  # of the points
+MIN_AUDITED = 20  # points
+BOUND_CONFIDENCE = 0.95
 TO_DO, DONE = 0, 1
 Values = Mapping[str, np.ndarray]  # by field, (points,) or (points, k)
 
 
 def sample(candidates: np.ndarray, points: int, seed: int) -> np.ndarray:
-    """Which of these flat indices are audited, ascending; a random choice by the seed alone.
+    """Which points are audited: a random choice by the seed alone, flat indices, ascending.
 
-    points  of the whole grid. Where candidates join or leave, the others' places in the choice stay.
+    candidates  flat indices of the points that may be chosen
+    points      of the whole grid; where candidates join or leave, the others stay chosen or not
     """
+    # an order of all points, so that one that joins or leaves the candidates does not shift the others
     order = torch.randperm(points, generator=seeding.generator("audit", seed)).numpy()
-    count = min(len(candidates), max(LEAST, int(np.ceil(SHARE * len(candidates)))))
+    count = min(len(candidates), max(MIN_AUDITED, int(np.ceil(AUDITED_SHARE * len(candidates)))))
     chosen: np.ndarray = np.sort(order[np.isin(order, candidates)][:count])
     return chosen
 
 
 def neighbours(grid: Grid, indices: Iterable[int]) -> np.ndarray:
-    """The flat indices beside these, ascending: up to 8 in 2-D, 2 in 1-D; the given ones left out."""
+    """The flat indices beside these, ascending: up to 8 in 2-D, 2 in 1-D; without these themselves."""
     own = {int(i) for i in indices}
     width, height = grid.x.size, 1 if grid.y is None else grid.y.size
-    found: set[int] = set()
+    beside: set[int] = set()
     for i in own:
         r, c = divmod(i, width)
-        found |= {
+        beside |= {
             s * width + d
             for s in range(max(r - 1, 0), min(r + 2, height))
             for d in range(max(c - 1, 0), min(c + 2, width))
         }
-    return np.array(sorted(found - own), dtype=np.int64)
+    return np.array(sorted(beside - own), dtype=np.int64)
 
 
 def excess(cheap: Values, audited: Values) -> dict[str, np.ndarray]:
-    """By field, (points,): how much further out the second look found it, beside max(abs(value)); NaN if unknown.
+    """By field, (points,): how much further out the second solution lies, relative to max(abs(value)); NaN if unknown.
 
     The fields are those of eigenvalues, named as the cheap ones: max_eig, min_eig, top_eig, ...
     """
     names = [name for name in cheap if name.endswith("_eig") and name in audited]
-    found: dict[str, np.ndarray] = {}
+    gaps: dict[str, np.ndarray] = {}
     for name in names:
         test = "test_" if name.startswith("test_") else ""
-        kin = [n for n in names if n.startswith("test_") == bool(test)]
-        scale = np.max([_largest(values[n]) for n in kin for values in (cheap, audited)], axis=0)
-        ours, theirs = _rows(cheap[name]), _rows(audited[name])
-        kind = name.removeprefix(test).partition("_")[0]
-        gap = theirs - ours if kind in ("max", "top") else ours - theirs if kind in ("min", "bottom") else None
-        gap = np.abs(theirs) - np.abs(ours) if gap is None else gap
+        same_split = [n for n in names if n.startswith("test_") == bool(test)]
+        scale = np.max([_largest(values[n]) for n in same_split for values in (cheap, audited)], axis=0)
+        gap = _outward(name.removeprefix(test).partition("_")[0], _rows(cheap[name]), _rows(audited[name]))
         with np.errstate(invalid="ignore", divide="ignore"):
-            found[name] = np.where(scale > 0.0, gap.max(1) / scale, np.where(np.isnan(scale), np.nan, 0.0))
-    return found
+            # where all eigenvalues are zero, nothing was missed; where one is unknown, neither is this
+            gaps[name] = np.where(scale > 0.0, gap.max(1) / scale, np.where(np.isnan(scale), np.nan, 0.0))
+    return gaps
+
+
+def _outward(kind: str, cheap: np.ndarray, audited: np.ndarray) -> np.ndarray:
+    """How much further out the audited values lie: upwards, downwards, or in absolute value."""
+    if kind in ("max", "top"):
+        return audited - cheap
+    if kind in ("min", "bottom"):
+        return cheap - audited
+    return np.abs(audited) - np.abs(cheap)
 
 
 def _rows(values: np.ndarray) -> np.ndarray:
@@ -88,11 +98,13 @@ def _largest(values: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True, eq=False)
 class Audit:
-    """How the audit of a map stands.
+    """The state of a map's audit, computed from the arrays of its file.
 
-    cheap, audited  the fields of both looks, by the cheap ones' names
-    status          (points,) of the second look: 0 to do, 1 done, 2 failed
+    cheap, audited  the fields of both solutions, by the cheap ones' names: (points,) or (points, k)
+    status          (points,) of the second solution: 0 to do, 1 done, 2 failed
     own             the flat indices of this survey: all, or a shard's
+    tol             relative to max(abs(value)): beyond it an eigenvalue counts as missed
+    seed            of the random choice
     """
 
     grid: Grid
@@ -123,17 +135,16 @@ class Audit:
             points: np.ndarray = np.flatnonzero((np.array(list(far.values())) > self.tol).any(0))
         return points
 
-    def wanted(self) -> np.ndarray:
+    def pending(self) -> np.ndarray:
         """The points that are to be solved again next, none where the audit is over."""
-        todo = self.chosen[self.status[self.chosen] == TO_DO]
-        if todo.size == 0:
+        points: np.ndarray = self.chosen[self.status[self.chosen] == TO_DO]
+        if points.size == 0:  # the random choice first, so that it alone is counted
             beside = np.intersect1d(neighbours(self.grid, self.missed), self.solved)
-            todo = beside[self.status[beside] == TO_DO]
-        points: np.ndarray = todo
+            points = beside[self.status[beside] == TO_DO]
         return points
 
     def report(self) -> dict[str, Any]:
-        """What was found, as plain values for the file and the picture.
+        """The result, as plain values for the file and the picture.
 
         audited       points of the random choice that were solved again
         misses        how many of them missed an end; by field under `misses_by_field`
@@ -150,7 +161,7 @@ class Audit:
             "misses": len(inside),
             "misses_by_field": {name: int((e > self.tol).sum()) for name, e in far.items()},
             "upper_bound": upper_bound(len(inside), len(chosen)),
-            "confidence_of_bound": BOUND,
+            "confidence_of_bound": BOUND_CONFIDENCE,
             "tolerance": self.tol,
             "worst": max((float(e.max(initial=0.0)) for e in far.values()), default=0.0) / self.tol,
             "solved_again": int((self.status == DONE).sum()) - len(chosen),
@@ -160,36 +171,47 @@ class Audit:
         }
 
 
-def upper_bound(misses: int, audited: int, confidence: float = BOUND) -> float:
-    """The largest share of misses that is still compatible with what was counted: exact, one-sided."""
+def upper_bound(misses: int, audited: int, confidence: float = BOUND_CONFIDENCE) -> float:
+    """The largest share of misses that is still compatible with the count: Clopper and Pearson's, one-sided.
+
+    misses, audited  points
+    confidence       with which the true share lies below
+
+    1 where every audited point missed, or none was audited.
+    """
     if misses >= audited:
         return 1.0
     return float(beta.ppf(confidence, misses + 1, audited - misses))
 
 
-def sentence(found: Mapping[str, Any]) -> str:
-    """The report for a person."""
-    if not found["audited"]:
+def sentence(report: Mapping[str, Any]) -> str:
+    """The result of `Audit.report` in a sentence."""
+    if not report["audited"]:
         return "audit: there was no point to be solved again"
-    again = f"; {found['solved_again']:,} points beside them were solved again" if found["solved_again"] else ""
+    again = ""
+    if report["solved_again"]:
+        again = f"; {report['solved_again']:,} points beside them were solved again"
     return (
-        f"audit: {found['misses']} of {found['audited']} points missed an end by more than {found['tolerance']:g} "
-        f"of max(abs); with 95 % confidence at most {100 * found['upper_bound']:.2g} % of all points do{again}"
+        f"audit: {report['misses']} of {report['audited']} points missed an end by more than {report['tolerance']:g} "
+        f"of max(abs); with 95 % confidence at most {100 * report['upper_bound']:.2g} % of all points do{again}"
     )
 
 
 def better(cheap: Mapping[str, Any], audited: Mapping[str, Any]) -> dict[str, Any]:
-    """The more extreme ends of two readings of one point, by the cheap names. Done twice, it changes nothing."""
-    kept = dict(cheap)
+    """The more extreme eigenvalues of two readings of one point, by the cheap names; idempotent."""
+    best = dict(cheap)
     for name in cheap:
         if not name.endswith("_eig"):
             continue
         one = {n: np.asarray(v, dtype=np.float64).reshape(1, -1) for n, v in ((name, cheap[name]),)}
         other = {name: np.asarray(audited[name], dtype=np.float64).reshape(1, -1)}
         if excess(one, other)[name][0] > 0.0:
-            kept |= {n: audited[n] for n in (name, f"{name}_error", f"{name}_limit") if n in cheap}
+            best |= {n: audited[n] for n in (name, f"{name}_error", f"{name}_limit") if n in cheap}
         elif f"{name}_limit" in cheap:  # the cold search's limit is the nearer one, where it does not contradict
             limit, value = audited[f"{name}_limit"], cheap[name]
-            beyond = limit >= value if "max_eig" in name else limit <= value
-            kept[f"{name}_limit"] = limit if beyond else cheap[f"{name}_limit"]
-    return kept
+            beyond = limit <= value
+            if "max_eig" in name:
+                beyond = limit >= value
+            if beyond:
+                best[f"{name}_limit"] = limit
+    return best

@@ -1,7 +1,8 @@
-"""Batch norm in evaluation mode folded into the convolution or linear layer before it: fewer passes over memory.
+"""Batch norm modules in evaluation mode folded into the layer before them: fewer passes over memory.
 
 In evaluation mode batch norm is an affine map with fixed numbers, so that conv -> batch norm is one convolution with
 weight w * s and bias (b - mean) * s + beta, s = gamma / sqrt(var + eps), per output channel. Exact but for rounding.
+On the level of ATen operations, where weights stay inputs, `curvature.linearize.trace.fold_batchnorm_in_graph` does it.
 The model is traced once by torch.fx; at each point the folded weights are computed anew from its present tensors.
 """
 
@@ -57,7 +58,7 @@ def fold_batchnorm_modules(model: nn.Module) -> tuple[fx.GraphModule, list[Folde
         return None
     try:
         traced = fx.symbolic_trace(model)
-    except Exception:  # whatever a stranger's forward does under a tracer: then it is run as it is
+    except Exception:  # user code may raise any exception under a tracer: then it is run as it is
         return None
     modules = dict(traced.named_modules())
     calls = Counter(n.target for n in traced.graph.nodes if n.op == "call_module")

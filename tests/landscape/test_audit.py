@@ -88,7 +88,7 @@ def test_around_a_miss_the_audit_spreads_until_no_neighbour_shows_one():
     wrong = [r * 20 + c for r in range(20) for c in range(max(column - 1, 0), min(column + 2, 20)) if abs(r - row) < 3]
     survey = Survey(grid, wrong)
     rounds = []
-    while (points := survey.audit().wanted()).size:
+    while (points := survey.audit().pending()).size:
         rounds.append(len(points))
         survey.solve(points)
     report = survey.audit().report()
@@ -105,10 +105,10 @@ def test_around_a_miss_the_audit_spreads_until_no_neighbour_shows_one():
 
 def test_a_map_without_a_miss_is_audited_once():
     survey = Survey(Grid.line(count=51), [], dead=range(5))
-    points = survey.audit().wanted()
+    points = survey.audit().pending()
     assert len(points) == 20 and points.min() >= 5
     survey.solve(points)
-    assert survey.audit().wanted().size == 0
+    assert survey.audit().pending().size == 0
     assert sentence(survey.audit().report()) == (
         "audit: 0 of 20 points missed an end by more than 0.001 of max(abs); "
         "with 95 % confidence at most 14 % of all points do"
@@ -117,15 +117,15 @@ def test_a_map_without_a_miss_is_audited_once():
 
 def test_an_audit_that_failed_at_a_point_does_not_count_it():
     survey = Survey(Grid.line(count=30), [])
-    points = survey.audit().wanted()
+    points = survey.audit().pending()
     survey.solve(points[1:])
     survey.status[points[0]] = 2
-    assert survey.audit().wanted().size == 0 and survey.audit().report()["audited"] == 19
+    assert survey.audit().pending().size == 0 and survey.audit().report()["audited"] == 19
 
 
 def test_a_map_where_nothing_is_known_has_nothing_to_audit():
     survey = Survey(Grid.line(count=9), [], dead=range(9))
-    assert survey.audit().wanted().size == 0
+    assert survey.audit().pending().size == 0
     assert survey.audit().report()["upper_bound"] == 1.0
     assert sentence(survey.audit().report()) == "audit: there was no point to be solved again"
 

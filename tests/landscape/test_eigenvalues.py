@@ -178,16 +178,16 @@ def test_the_continued_vector_follows_the_turn_whatever_the_sign():
 
 def test_the_nearest_point_is_measured_in_theta_and_the_memory_is_bounded():
     plane = Plane({"w": torch.zeros(2)}, ({"w": torch.tensor([10.0, 0.0])}, {"w": torch.tensor([0.0, 1.0])}), ({}, {}))
-    held = Neighbours(plane, memory=0)
-    assert held.start((0.0, 0.0)) is None
+    neighbours = Neighbours(plane, memory=0)
+    assert neighbours.start((0.0, 0.0)) is None
     one, two = torch.tensor([[1.0], [0.0]]), torch.tensor([[0.0], [1.0]])
-    held.keep((0.5, 0.0), one)
-    held.keep((0.0, 2.0), two)
-    assert torch.equal(held.start((0.0, 0.0)), two)
-    held.keep((9.0, 9.0), torch.full((2, 1), torch.nan))
+    neighbours.add((0.5, 0.0), one)
+    neighbours.add((0.0, 2.0), two)
+    assert torch.equal(neighbours.start((0.0, 0.0)), two)
+    neighbours.add((9.0, 9.0), torch.full((2, 1), torch.nan))
     for t in range(5):
-        held.keep((float(t), 7.0), one)
-    assert list(held.held) == [(2.0, 7.0), (3.0, 7.0), (4.0, 7.0)]
+        neighbours.add((float(t), 7.0), one)
+    assert list(neighbours.points) == [(2.0, 7.0), (3.0, 7.0), (4.0, 7.0)]
 
 
 def test_what_else_may_be_read_stands_in_fields_of_its_own():
@@ -243,7 +243,7 @@ def test_the_second_look_has_names_of_its_own_and_does_not_see_the_neighbors():
 @pytest.mark.parametrize(
     ("told", "text"),
     [
-        ({"certify": "some"}, "--certify is one of audit, each, none; got 'some'"),
+        ({"certify": "some"}, "--certify must be one of audit, each, none; got 'some'"),
         ({"which": "ends,top:3"}, "--which names the same eigenvalues twice: 'ends,top:3'; top:k and bottom:k hold"),
         ({"which": "top:3,top:2"}, "--which names the same eigenvalues twice"),
         ({"which": "top"}, "--which must be ends, top:k, bottom:k or abs:k, e.g. top:5; got 'top'"),
