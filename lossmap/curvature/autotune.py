@@ -97,7 +97,9 @@ def prepare(
     if reason is not None:
         log.warning("products are not linearised, but made by double backward: %s", reason)
     if plan is not None:
-        return factory if reason is None else replace(factory, plan=replace(start, backend="double-backward"))
+        if reason is None:
+            return factory
+        return replace(factory, plan=replace(start, backend="double-backward"))
     with torch.inference_mode(False), torch.no_grad():
         return Probe(factory).best(_candidates(backend, product, linearizable=reason is None))
 
@@ -175,7 +177,9 @@ class Probe:
         if other is None or (best is not None and self.cheaper(best, other) is best):
             return best
         # an operation may not know the other format, or take it otherwise
-        return other if disagreement(other.factory) is None else best
+        if disagreement(other.factory) is not None:
+            return best
+        return other
 
     def with_winograd(self, best: Candidate) -> Candidate:
         """With 3x3 convolutions of many channels done by tiles, as long as that gains and rounds well enough."""

@@ -8,8 +8,8 @@ model's present parameters theta, flat, (n,), the matrices, (n, n), are
                    with J_i = df(theta, x_i) / dtheta          where loss is convex in f
 
 in that unit per squared unit of theta. Here they are multiplied by double backward, which builds the graph of the
-gradient anew in every product; for many products at one theta, see `linearize.prepare`, which is several times
-cheaper and has this room as its fallback and its twin. Prices: benchmarks/hvp.py.
+gradient anew in every product; for many products at one theta, see `autotune.prepare`, which is several times
+cheaper and falls back to this module. Prices: benchmarks/hvp.py.
 Sources: Pearlmutter (1994), doi:10.1162/neco.1994.6.1.147, for Hv; Schraudolph (2002),
 doi:10.1162/08997660260028683, for Gv.
 """
@@ -233,7 +233,7 @@ def mean_product(
     if v.dim() not in (1, 2) or v.shape[0] != layout.size:
         n = layout.size
         raise ValueError(f"v has shape {tuple(v.shape)}; this matrix takes ({n},) or ({n}, b)")
-    wide = torch.promote_types(dtype, torch.float32)  # sums over many batches want more than half precision
+    wide = torch.promote_types(dtype, torch.float32)  # half precision is too coarse for sums over many batches
     with torch.inference_mode(False), torch.no_grad():
         rows = torch.empty(v.numel() // layout.size, layout.size, dtype=dtype, device=v.device)
         rows.copy_(v.T if v.dim() == 2 else v)
@@ -255,7 +255,7 @@ def mean_product(
         if failed > 0:
             raise RuntimeError(f"the product failed on {int(failed)} other rank(s) of the team, which say why")
         result: Tensor = message[:-3].view(rows.shape) / (4096.0 * many + rest)
-        # asked of the total, so that all ranks raise as one; the sum is cheap, and finite unless an entry is not
+        # of the total, so that all ranks raise as one; the sum is cheap, and finite unless an entry is not
         if not bool(result.sum().isfinite()) and not bool(result.isfinite().all()):
             raise FloatingPointError("the product is not finite: look at the loss here first")
         result = result.to(dtype)
@@ -267,8 +267,8 @@ def scipy_operator(matrix: Any, size: int, dtype: torch.dtype, device: torch.dev
     number = np.dtype(np.float64 if dtype == torch.float64 else np.float32)
 
     def times(v: np.ndarray) -> np.ndarray:
-        given = torch.from_numpy(np.array(v, dtype=number, order="C", copy=True)).to(device, dtype)
-        product: np.ndarray = (matrix @ given).to("cpu", torch.promote_types(dtype, torch.float32)).numpy()
+        vectors = torch.from_numpy(np.array(v, dtype=number, order="C", copy=True)).to(device, dtype)
+        product: np.ndarray = (matrix @ vectors).to("cpu", torch.promote_types(dtype, torch.float32)).numpy()
         return product
 
     def column(v: np.ndarray) -> np.ndarray:

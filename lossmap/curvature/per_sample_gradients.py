@@ -7,7 +7,7 @@ For samples i = 1..N with gradients g_i (n,) of their losses, mean g, in nats pe
     concentration              share of tr C in the largest k eigenvalues, and the participation ratio
     noise scale                tr C' / |G|^2: samples in a batch at which noise and signal are alike. tr C' and |G|^2
                                are the unbiased estimates, tr C N / (N - 1) and the mean of g_i . g_j over i != j
-    coherence                  mean cosine of two samples' gradients; and the share of samples that pull against g
+    coherence                  mean cosine of two samples' gradients; the share of negative alignment to g
 
 Error bars: jackknife over samples, from K alone. Price: one gradient per sample where all g_i fit into `memory`
 (then N n numbers are held), else the gradients of a block again for each block before it. Sources: McCandlish et
@@ -39,10 +39,10 @@ Array = np.ndarray
 class GradientCovariance:
     """Per-sample gradients, by their scalar products.
 
-    gram     (N, N) products g_i . g_j
-    by_tensor  (tensors, N) |g_i|^2 that falls to each tensor
-    names    of the tensors
-    size     n
+    gram       (N, N) products g_i . g_j
+    by_tensor  (tensors, N) the part of |g_i|^2 in each tensor
+    names      of the tensors
+    size       n, the entries of theta
     """
 
     gram: Array
@@ -62,7 +62,7 @@ class GradientCovariance:
 
     @property
     def concentrated(self) -> tuple[float, float]:
-        """The share of the largest eigenvalue, and its error: a jackknife over ten groups of samples."""
+        """The top eigenvalue's share of the trace, and its error: a jackknife over ten groups of samples."""
         groups = min(10, self.samples)
         left = [np.arange(self.samples) % groups != g for g in range(groups)]
         parts = [_spectrum(self.gram[np.ix_(rest, rest)]) for rest in left]
@@ -83,7 +83,7 @@ class GradientCovariance:
 
     @property
     def noise_scale(self) -> tuple[float, float]:
-        """tr C' / |G|^2 in samples, and its standard error; inf where no signal is seen."""
+        """tr C' / |G|^2 in samples, and its standard error; inf where the signal is not above 0."""
         return _estimated(_noise_scale, self.gram)
 
     @property
@@ -93,7 +93,7 @@ class GradientCovariance:
 
     @property
     def against(self) -> tuple[float, float]:
-        """The share of samples with g_i . (mean of the others) < 0, and its binomial standard error."""
+        """Negative alignment: the share of samples with g_i . (mean of the others) < 0, and its standard error."""
         others = self.gram.sum(axis=1) - np.diag(self.gram)
         n = self.samples
         share = float((others < 0).mean())
@@ -131,19 +131,19 @@ def _estimated(number: Callable[[float, float, int, float], float], gram: Array)
     cosines = gram / np.outer(length, length)
     np.fill_diagonal(cosines, 0.0)
     total, trace, cosine = float(gram.sum()), float(diagonal.sum()), float(cosines.sum())
-    found = number(total, trace, n, cosine)
+    value = number(total, trace, n, cosine)
     if n < 3:
-        return found, float("nan")
+        return value, float("nan")
     rows, pairs = gram.sum(axis=1), cosines.sum(axis=1)
     parts = np.array(
         [number(total - 2 * rows[i] + diagonal[i], trace - diagonal[i], n - 1, cosine - 2 * pairs[i]) for i in range(n)]
     )
     if not np.isfinite(parts).all():
-        return found, float("inf")
-    return found, float(np.sqrt((n - 1) / n * np.square(parts - parts.mean()).sum()))
+        return value, float("inf")
+    return value, float(np.sqrt((n - 1) / n * np.square(parts - parts.mean()).sum()))
 
 
-class _Whole(nn.Module):
+class _BatchLoss(nn.Module):
     """Model and loss as one module of a batch, so that `functional_call` reaches all of it."""
 
     def __init__(self, problem: Problem) -> None:
@@ -159,18 +159,18 @@ class _Whole(nn.Module):
 def per_sample(problem: Problem, parameters: str = "weights") -> Iterator[Tensor]:
     """Batch by batch, the gradient of each sample's loss: (B, n), in the problem's batches.
 
-    By `vmap` where the model allows it, else sample by sample. In evaluation mode, else samples are not apart.
+    By `vmap` where the model allows it, else sample by sample. In evaluation mode, since batch norm would mix samples.
     """
     named = selected(problem.model, parameters)
     layout = Layout.of(named)
     with temporary_parameters(problem.model, {}):
-        whole = _Whole(problem)
-        still = {name: p.detach() for name, p in whole.named_parameters()}
+        function = _BatchLoss(problem)
+        constants = {name: p.detach() for name, p in function.named_parameters()}
         own = {f"model.{name}": p.detach() for name, p in named.items()}
 
         def loss(values: dict[str, Tensor], sample: Batch) -> Tensor:
-            given = (pytree.tree_map(_alone, sample),)
-            value: Tensor = functional_call(whole, still | values, given)
+            arguments = (pytree.tree_map(_as_batch, sample),)
+            value: Tensor = functional_call(function, constants | values, arguments)
             return value
 
         together = vmap(grad(loss), in_dims=(None, 0), randomness="different")
@@ -178,26 +178,26 @@ def per_sample(problem: Problem, parameters: str = "weights") -> Iterator[Tensor
         for batch in problem.data:
             if by_vmap:
                 try:
-                    found = together(own, batch)
+                    gradients = together(own, batch)
                 except (RuntimeError, NotImplementedError, ValueError):
                     by_vmap = False
             if not by_vmap:
-                rows = [_alone_by_backward(problem, sample, named) for sample in _samples(batch)]
-                found = {name: torch.stack([row[name] for row in rows]) for name in own}
-            first = next(iter(found.values()))
-            yield torch.cat([found[f"model.{name}"].reshape(len(first), -1) for name in layout.names], dim=1)
+                rows = [_gradient_by_backward(problem, sample, named) for sample in _samples(batch)]
+                gradients = {name: torch.stack([row[name] for row in rows]) for name in own}
+            first = next(iter(gradients.values()))
+            yield torch.cat([gradients[f"model.{name}"].reshape(len(first), -1) for name in layout.names], dim=1)
 
 
-def _alone_by_backward(problem: Problem, sample: Batch, named: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+def _gradient_by_backward(problem: Problem, sample: Batch, named: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
     """The gradient of one sample's loss by a backward pass: also where the loss differentiates by its inputs."""
-    one = pytree.tree_map(_alone, sample)
+    one = pytree.tree_map(_as_batch, sample)
     with differentiated(problem.model, list(named.values())):
         value = problem.loss(problem.forward(problem.model, one), one)
         parts = torch.autograd.grad(value, list(named.values()), materialize_grads=True)
     return {f"model.{name}": part for name, part in zip(named, parts, strict=True)}
 
 
-def _alone(leaf: object) -> object:
+def _as_batch(leaf: object) -> object:
     return leaf.unsqueeze(0) if isinstance(leaf, Tensor) else leaf
 
 
@@ -216,12 +216,12 @@ def gradient_covariance(problem: Problem, parameters: str = "weights", *, memory
     Raises ValueError for one sample alone; FloatingPointError where a gradient is not finite.
     """
     if problem.data.samples < 2:
-        raise ValueError("a scatter of gradients wants two samples at least")
+        raise ValueError(f"the covariance of gradients needs at least 2 samples; got {problem.data.samples}")
     named = selected(problem.model, parameters)
     layout = Layout.of(named)
     item = next(iter(named.values())).element_size()
     n, count = layout.size, problem.data.samples
-    block = min(count, max(1, memory // (2 * n * item)))  # two blocks are held at a time
+    block = min(count, max(1, memory // (2 * n * item)))  # two blocks are in memory at a time
     blocks = -(-count // block)
     gram, by_tensor = np.zeros((count, count)), np.zeros((len(layout.names), count))
     for a in range(blocks):
@@ -245,11 +245,11 @@ def _gradients(problem: Problem, parameters: str, part: int, parts: int) -> Tens
     mine = problem.share(part, parts)
     rows = torch.empty(0)
     filled = 0
-    for found in per_sample(mine, parameters):
+    for gradients in per_sample(mine, parameters):
         if not filled:
-            rows = found.new_empty(mine.data.samples, found.shape[1])
-        rows[filled : filled + len(found)] = found
-        filled += len(found)
+            rows = gradients.new_empty(mine.data.samples, gradients.shape[1])
+        rows[filled : filled + len(gradients)] = gradients
+        filled += len(gradients)
     return rows
 
 
@@ -258,5 +258,5 @@ def _products(a: Tensor, b: Tensor, width: int = 1 << 16) -> Array:
     total = torch.zeros(len(a), len(b), dtype=torch.float64, device=a.device)
     for start in range(0, a.shape[1], width):
         total += (a[:, start : start + width] @ b[:, start : start + width].T).double()
-    found: Array = total.cpu().numpy()
-    return found
+    products: Array = total.cpu().numpy()
+    return products

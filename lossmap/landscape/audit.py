@@ -1,7 +1,7 @@
 """The audit of a map of eigenvalues: some points are solved again, cold and with limits, and misses are counted.
 
-A cheap point starts from its neighbour and can miss an extreme eigenvalue that the neighbour's vectors do not contain; a
-residual cannot show it. So a random part of the points is solved a second time, independently
+A cheap point starts from its neighbour and can miss an extreme eigenvalue that the neighbour's vectors do not contain;
+a residual cannot show it. So a random part of the points is solved a second time, independently
 (`EigenvalueMap(..., audit=True)`), and compared. A miss is an end that the second solution found further out, by more
 than the tolerance times max(abs(value)). Where there is one, the neighbouring points are solved again too, and so on
 until no neighbour shows a miss; all that was solved twice keeps the more extreme of its two answers.
@@ -80,11 +80,12 @@ def excess(cheap: Values, audited: Values) -> dict[str, np.ndarray]:
 
 def _outward(kind: str, cheap: np.ndarray, audited: np.ndarray) -> np.ndarray:
     """How much further out the audited values lie: upwards, downwards, or in absolute value."""
-    if kind in ("max", "top"):
-        return audited - cheap
     if kind in ("min", "bottom"):
-        return cheap - audited
-    return np.abs(audited) - np.abs(cheap)
+        cheap, audited = -cheap, -audited
+    elif kind == "abs":
+        cheap, audited = np.abs(cheap), np.abs(audited)
+    gap: np.ndarray = audited - cheap
+    return gap
 
 
 def _rows(values: np.ndarray) -> np.ndarray:

@@ -115,7 +115,9 @@ class EigenvalueMap:
         first, *others = self.prepared
         self.prefixes = {first: "", **{split: f"{split}_" for split in others}}
         own = [f for split in self.prepared for f in fields_of(self.parts, self.prefixes[split], split, unit)]
-        self.fields = tuple(_renamed(f, "audit_") for f in own) if audit else tuple(own)
+        if audit:
+            own = [_renamed(f, "audit_") for f in own]
+        self.fields = tuple(own)
         self._tasks = [(split, part) for split in self.prepared for part in self.parts]
         self._solved = {task: Neighbours(plane, memory // len(self._tasks)) for task in self._tasks}
 
@@ -168,7 +170,9 @@ class EigenvalueMap:
                 matrix = self.prepared[split].at(tensors)
                 finite = isfinite(matrix.loss())
             try:
-                fields = self._read(matrix, split, part, point, space or None) if finite else {}
+                fields = {}
+                if finite:
+                    fields = self._read(matrix, split, part, point, space or None)
             except Interrupted as left:
                 done = {f"reading:{k}": v for k, v in reading.items()}
                 raise Interrupted({"job": i, **done, **{f"space:{k}": v for k, v in left.state.items()}}) from None
@@ -223,7 +227,7 @@ def parts_of(which: str) -> tuple[str, ...]:
 def fields_of(parts: tuple[str, ...], prefix: str, split: str, unit: str) -> list[Field]:
     """The fields that these parts read."""
     per = f"{unit} per squared unit of theta"
-    over = "" if not prefix else f" over the {split} samples"
+    over = f" over the {split} samples" if prefix else ""  # the first split is an attribute of the file
     fields: list[Field] = []
     words = {"max": "largest", "min": "smallest"}
     for part in parts:
@@ -255,12 +259,13 @@ def fields_of(parts: tuple[str, ...], prefix: str, split: str, unit: str) -> lis
 def reading_of(pairs: EigenPairs, which: Which) -> dict[str, Any]:
     """The fields of one search."""
     reading: dict[str, Any] = {"products": float(pairs.products)}
+    limits = dict(zip(("max", "min"), pairs.limits, strict=True))
     columns = {"ends": {"max": 0, "min": 1}, "top": {"max": 0}, "bottom": {"min": 0}, "abs": {}}[which.kind]
     for end, column in columns.items():
         reading |= {
             f"{end}_eig": float(pairs.values[column]),
             f"{end}_eig_error": float(pairs.residuals[column]),
-            f"{end}_eig_limit": pairs.limits[0 if end == "max" else 1],
+            f"{end}_eig_limit": limits[end],
         }
     if which.kind != "ends":
         reading |= {f"{which.kind}_eig": pairs.values, f"{which.kind}_eig_error": pairs.residuals}
@@ -275,7 +280,9 @@ def _nothing(field: Field) -> Any:
     """What a field reads where the loss is not finite: no product was spent, and nothing is known."""
     if field.name.endswith("products"):
         return 0.0
-    return np.full(field.extra[1], nan) if field.extra else nan
+    if field.extra:
+        return np.full(field.extra[1], nan)
+    return nan
 
 
 @dataclass(frozen=True)

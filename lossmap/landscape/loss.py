@@ -136,7 +136,9 @@ class LossMap:
         return reading
 
     def _mode(self) -> AbstractContextManager[Any]:
-        return nullcontext() if self._gradients else torch.inference_mode()
+        if self._gradients:  # the loss may differentiate by its inputs
+            return nullcontext()
+        return torch.inference_mode()
 
     def _pass(self, problem: Problem) -> Tensor:
         """(2 + metrics,) float64: samples, loss sum, metric sums; one pass over the data."""
@@ -231,7 +233,9 @@ def _forms(problem: Problem, trial: _Trial, plain: ForwardPlan) -> list[ForwardP
     )
     last, folded = replace(plain, channels_last=True), replace(plain, fold=True)
     foldable = problem.separable and fold_batchnorm_modules(problem.model) is not None and trial.agrees(folded, plain)
-    forms = [last] if images else []
+    forms = []
+    if images:
+        forms.append(last)
     if foldable:
         forms.append(folded)
     if foldable and images:
