@@ -141,8 +141,8 @@ def test_two_samples_have_no_error_bar():
     assert np.isnan(of(np.array([[1.0, 0.0], [1.0, 1.0]])).noise_scale[1])
 
 
-def test_what_makes_no_scatter_is_refused():
-    with pytest.raises(ValueError, match="wants two samples at least"):
+def test_one_sample_has_no_covariance():
+    with pytest.raises(ValueError, match="needs at least 2 samples; got 1"):
         gradient_covariance(problem(samples=1))
     broken = net()
     with torch.no_grad():
