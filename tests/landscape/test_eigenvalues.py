@@ -15,7 +15,7 @@ from lossmap.data.problem import Problem
 from lossmap.geometry.directions import Plane, random_plane
 from lossmap.geometry.grid import Grid
 from lossmap.interrupt import Interrupted
-from lossmap.landscape import eigenvalues as room
+from lossmap.landscape import eigenvalues
 from lossmap.landscape.eigenvalues import EigenvalueMap, Neighbours, continued
 from lossmap.landscape.run_survey import survey
 
@@ -161,7 +161,7 @@ def test_neighbors_save_products_and_a_straight_line_saves_more(monkeypatch):
         return sum(r["products"] for r in readings)
 
     straight = spent()
-    monkeypatch.setattr(room, "ALIGNED", 2.0)
+    monkeypatch.setattr(eigenvalues, "MIN_COSINE", 2.0)
     beside = spent()
     assert straight < beside < spent(certify="each")
 
