@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if world.size > 1:
         raise UsageError(f"an estimate is made by one process; this one was started with {world.size} ranks")
     found = looked_at(work, work.settings, told.ranks_per_node, world)
-    kept = cost_model.keep(work.result, work.measure, found)
+    kept = cost_model.write_estimate(work.result, work.measure, found)
     if told.json:
         print(json.dumps({k: None if v != v else v for k, v in asdict(found).items()}))
     else:
@@ -117,7 +117,7 @@ def walk(settings: Settings, per_node: int, cuda: bool) -> Callable[..., Any]:
             return measure(grid.point(index))
 
         parts = measure.name == "spectrum"
-        samples = [] if parts else cost_model.look(measured, grid.shape, time.perf_counter)
+        samples = [] if parts else cost_model.sample_points(measured, grid.shape, time.perf_counter)
         audited = settings.resolved().get("certify") == "audit" and measure.name == "eigen"
         again = min(len(grid), max(AUDIT_LEAST, math.ceil(AUDITED * len(grid)))) if audited else 0
         chosen = measure.settings.get("chosen", {})
@@ -131,7 +131,7 @@ def walk(settings: Settings, per_node: int, cuda: bool) -> Callable[..., Any]:
             "per_node": per_node,
             "choice": json.dumps(chosen) if chosen else "",
         }
-        raise Looked(of_parts(measure, known) if parts else cost_model.estimated(samples, grid.shape, **known))
+        raise Looked(of_parts(measure, known) if parts else cost_model.fit_estimate(samples, grid.shape, **known))
 
     return look
 

@@ -28,7 +28,7 @@ from lossmap.geometry.directions import Plane
 from lossmap.geometry.grid import Grid
 from lossmap.io.read import SurfaceFile, inspect_existing, read, training_path
 from lossmap.io.surface import Group, Surface
-from lossmap.parallel.cost_model import measured_cost, side_by_side, stored_estimate, table
+from lossmap.parallel.cost_model import decode_cost, measured_cost, side_by_side, stored_estimate
 from lossmap.parallel.launcher import launched
 from lossmap.parallel.shards import Shard
 from lossmap.parallel.world import World
@@ -126,7 +126,7 @@ class OutputFile:
     def took(self, store: SurfaceFile, measure: str) -> None:
         """Write into the file what the measure took by now, beside what was estimated."""
         surface = store.surface()
-        known = table(surface.attributes.get(f"{measure}_took"))
+        known = decode_cost(surface.attributes.get(f"{measure}_took"))
         products = surface["products"] if "products" in surface.measures[measure] else None
         wall = float(known.get("wall", 0.0)) + time.monotonic() - self.began
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
@@ -193,7 +193,7 @@ def finished(
         say(f"{stopped}: {left}; the same command{without} goes on, or lossmap resume {shlex.quote(str(path))}")
     elif outcome == "failed":
         say(f"complete, but {counts['failed']:,} points failed; --retry-failed measures them again")
-    estimated, took = (table(surface.attributes.get(f"{measure}_{what}")) for what in ("estimate", "took"))
+    estimated, took = (decode_cost(surface.attributes.get(f"{measure}_{what}")) for what in ("estimate", "took"))
     for line in side_by_side(estimated, took, not counts["left"]) if estimated else ():
         say(line)
     say(f"result: {path}")

@@ -20,7 +20,7 @@ import numpy as np
 from lossmap.cli.settings import EXIT, UsageError, guarded, parse, setting
 from lossmap.io.read import is_being_written, read
 from lossmap.io.surface import Surface
-from lossmap.parallel.cost_model import measured_cost, side_by_side, span_text, stored_estimate, table
+from lossmap.parallel.cost_model import decode_cost, measured_cost, side_by_side, span_text, stored_estimate
 
 SHOWN = 5  # slowest points and ranks, and failures, that the text names
 
@@ -96,7 +96,7 @@ def standing(file: str, surface: Surface, measure: str | None = None) -> dict[st
 
 def estimates_of(file: str, surface: Surface) -> dict[str, Any]:
     """The estimates that were made before, by measure: those in the result, else those that lie beside it."""
-    within = {name: table(surface.attributes.get(f"{name}_estimate")) for name in surface.status}
+    within = {name: decode_cost(surface.attributes.get(f"{name}_estimate")) for name in surface.status}
     return (stored_estimate(file) or {}) | {name: told for name, told in within.items() if told}
 
 
@@ -117,7 +117,7 @@ def one_measure(surface: Surface, name: str) -> dict[str, Any]:
         **counts,
         "rate": rate,
         "seconds_left": counts["left"] / rate if rate else (0.0 if not counts["left"] else None),
-        "took": measured_cost(every, products) | table(surface.attributes.get(f"{name}_took")),
+        "took": measured_cost(every, products) | decode_cost(surface.attributes.get(f"{name}_took")),
         "ranks": len(means),
         "slowest_points": [{"index": int(i), "point": grid.point(int(i)), "seconds": float(every[i])} for i in slowest],
         "slowest_ranks": [{"rank": r, "seconds": mean, "points": n} for mean, r, n in means[:SHOWN]],

@@ -16,7 +16,8 @@ from lossmap.cli.settings import UsageError, guarded, parse, setting
 from lossmap.cli.wrapped_command import Asked, asked, split
 from lossmap.parallel import slurm
 from lossmap.parallel.shards import Shard
-from lossmap.parallel.slurm import Job, Site
+from lossmap.parallel.slurm import Job
+from lossmap.parallel.slurm_site import Site, read_site
 
 
 @dataclass(frozen=True)
@@ -44,15 +45,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     own, words = split(argv, "lossmap submit --nodes 2 -- surface --model resnet20-w8 ...")
     told = parse((SubmitSettings,), own, prog="lossmap submit", about=__doc__ or "").submit
     site, job = site_of(told.site), job_of(told, asked(words))
-    text = slurm.script(job, site)
+    text = slurm.batch_script(job, site)
     if told.dry_run:
         print(text, end="")
         return 0
     most = slurm.largest_array() if job.array > 1 else None
     if most is not None and job.array > most:
         raise UsageError(f"this cluster's arrays end at {most} (MaxArraySize); got --array {job.array}")
-    path = slurm.keep(job, text)
-    sent = slurm.send(path, job.chain)
+    path = slurm.write_script(job, text)
+    sent = slurm.submit(path, job.chain)
     print(f"submitted as {' '.join(sent.jobs)} by {path}")
     print(f"to cancel:  {sent.cancel}")
     if job.result is not None:
@@ -66,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def site_of(named: str | None) -> Site:
     """The site file that was named, or the environment's, or none."""
     path = named or os.environ.get("LOSSMAP_SITE")
-    return slurm.read_site(path) if path else Site()
+    return read_site(path) if path else Site()
 
 
 def job_of(told: SubmitSettings, work: Asked) -> Job:

@@ -112,10 +112,10 @@ def survey(
             f"the grid has {grid.axes} and the plane {len(plane.axes)} axes; a line is Grid.line with axes=1, "
             "a plane Grid.square with axes=2"
         )
-    world = World.start() if world is None else world
-    team = Team.alone() if team is None else team
+    world = world or World.start()
+    team = team or Team.alone()
     all_teams = team.all_teams or world.team_ranks(rank_0=rank_0)
-    world.surveys += 1
+    world.surveys += 1  # on every rank alike: a late message of an earlier survey is known by it
     stop = as_stop(stop)
     # where a death ends the job, a stuck rank is left alone until rank 0 has closed its file
     watchdog = None
@@ -132,7 +132,10 @@ def survey(
     recorder = Recorder(store, measure.name, grid, progress, len(all_teams), indices, retry_failed)
     _lead(world, list(all_teams), recorder, evaluate, stop, point_timeout)
     surface = store.surface()
-    _send_surface(world, surface if share_values else replace(surface, fields={}, about={}, groups={}))
+    shared = surface
+    if not share_values:
+        shared = replace(surface, fields={}, about={}, groups={})
+    _send_surface(world, shared)
     return surface
 
 
@@ -175,12 +178,14 @@ def _lead(
             if queue.finished or stop.reason is not None or teams == [(0,)] or evaluate.team.all_teams:
                 break
             recorder.note("no other rank is left; rank 0 goes on alone")
+            # without the channel: a message that comes from a stuck rank after all is no longer read
             order = np.array([i for i in order if int(i) not in queue.status])
             teams, channel, computes = [(0,)], None, True
     except BaseException as error:  # such as a full disk: the others must not wait for a surface
         failure = error
         raise
     finally:
+        # from here on all survivors agree on who is left, by this one message
         world.dead_ranks, world.stuck_ranks = world.dead(), frozenset(stuck)
         end = (world.dead_ranks, world.stuck_ranks, _portable(failure))
         if team_is_whole:
@@ -203,7 +208,7 @@ def _run_round(
     worker = Worker(channel.worker_end(), evaluate, stop=stop, survey_id=dispatcher.survey_id, host=world.host)
     evaluate.note = lambda text: worker.send(NOTE, text)
     if world.size == 1 or not world.threads:
-        # `|`: both step each time
+        # `|` and not `or`: both step each time
         _repeat(lambda: dispatcher.step() | worker.step(), until=lambda: dispatcher.is_over)
     else:
         _run_threaded(channel, dispatcher, worker, stop)
@@ -270,7 +275,7 @@ def _work(world: World, evaluate: PointEvaluator, stop: Stop) -> Surface:
         _repeat(worker.step, until=lambda: worker.end is not None)
         remove_listener()
         end = cast(Message, worker.end)
-        if not worker.broken:
+        if not worker.broken:  # else the members wait for END themselves
             evaluate.release(end)
     else:
         end = _follow(channel, survey_id, evaluate, stop)
@@ -288,11 +293,12 @@ def _follow(channel: MpiChannel, survey_id: int, evaluate: PointEvaluator, stop:
             is_reported = True
             channel.send((survey_id, STOP_REQUEST, stop.reason, stop.urgent), 0)
 
-    channel.meanwhile = report_stop
+    channel.meanwhile = report_stop  # a member is always inside a collective of its team, and polls there
     evaluate.note = lambda text: channel.send((survey_id, NOTE, text), 0)
     try:
         return evaluate.follow()
     except WorkerLost:
+        # members need no message but END; the leader, if it is left, has reported the loss
         backoff = PollBackoff()
         while (arrived := channel.receive()) is None or arrived[1][:2] != (survey_id, END):
             backoff.after(arrived is not None)
@@ -333,5 +339,6 @@ def as_stop(stop: Stop | Callable[[], bool] | None) -> Stop:
             if requested():
                 wrapped.request("the program requested it", urgent=True)
 
+        # as a listener: the dispatcher asks between points and a measure within one, and both get its answer
         wrapped.add_listener(listener)
     return wrapped

@@ -41,7 +41,9 @@ class Progress:
         remaining = self.total - self.done - self.failed
         if remaining == 0:
             return 0.0
-        return remaining / self.rate if self.rate > 0 else float("inf")
+        if self.rate == 0:
+            return float("inf")
+        return remaining / self.rate
 
 
 def serpentine_order(grid: Grid, indices: np.ndarray) -> np.ndarray:
@@ -86,10 +88,14 @@ class Recorder:
         if points is None:
             points = surface.wanted(measure)
         status = surface.status[measure].reshape(-1)[points]
-        self.order = serpentine_order(grid, np.intersect1d(store.todo(measure, retry_failed), points))
+        self.order = serpentine_order(
+            grid, np.intersect1d(store.todo(measure, retry_failed), points, assume_unique=True)
+        )
         self.total = points.size
         self.done = int((status == DONE).sum())
-        self.failed = 0 if retry_failed else int((status == FAILED).sum())
+        self.failed = int((status == FAILED).sum())
+        if retry_failed:
+            self.failed = 0
         self._states = store.unfinished(measure)
         # by this set alone, since the store's states grow while points are left in this run
         self._interrupted_before = set(self._states)
@@ -128,7 +134,9 @@ class Recorder:
 
     def announce(self, text: str) -> None:
         """Show a text in the display or, where there is none, in the log as a warning."""
-        level = logging.WARNING if self._progress is None else logging.INFO
+        level = logging.INFO  # a display shows it
+        if self._progress is None:
+            level = logging.WARNING
         logger.log(level, text)
         self._report(text)
 

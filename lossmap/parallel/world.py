@@ -69,8 +69,9 @@ class World:
         """
         global _world
         if _world is None:
-            environ = os.environ if environ is None else environ
-            use_mpi = launched(environ) > 1 if mpi is None else mpi
+            if environ is None:
+                environ = os.environ
+            use_mpi = mpi or (mpi is None and launched(environ) > 1)
             with start_watchdog(environ):
                 _world = cls(load_mpi(environ)) if use_mpi else cls()
             check_size(_world.size, environ)
@@ -81,13 +82,14 @@ class World:
             channel = self.channel = MpiChannel(mpi, self.host)
             self.rank, self.size = channel.rank, channel.size
             self.threads = mpi.Query_thread() == mpi.THREAD_MULTIPLE
+            # communicators of their own, so that collectives and messages cannot meet
             self._all, self._node = channel.copy(), channel.node()
             self.node_rank, self.node_size = self._node.rank, self._node.size
         except mpi.Exception as error:  # where another has died by now, MPI_Finalize would wait for ever
             print(f"on {self.host}: the ranks could not connect: {error}; leaving", file=sys.stderr, flush=True)
             os._exit(EXIT_LOST)
         if self.size > 1:
-            sys.excepthook = self._abort_on_error
+            sys.excepthook = self._abort_on_error  # Python would end this rank alone
             atexit.register(self.leave)  # before mpi4py's MPI_Finalize, for programs that do not call it
 
     # ---- who is there
@@ -117,7 +119,7 @@ class World:
         if self.channel is None or self.size == 1:
             return value
         array = to_host_array(value)
-        if not self.is_whole:
+        if not self.is_whole:  # MPI's own collectives would fail for ever: see survivors
             return like(value, np.sum([part for part in self.gather(array) if part is not None], axis=0))
         result = np.array(array, order="C")
         self.channel.wait(self._all.Iallreduce(self.channel.mpi.IN_PLACE, result))
@@ -155,7 +157,10 @@ class World:
         except Exception as raised:
             error = raised
         if self.size > 1:
-            report = None if error is None else (type(error).__name__, str(error), self.host)
+            report = None
+            if error is not None:
+                report = (type(error).__name__, str(error), self.host)
+            # every rank gathers, whether it raised or not: the collective in which none waits in vain
             reports = self.gather(report)
             first = next((rank for rank, other in enumerate(reports) if other is not None), None)
             if first is not None and first != self.rank:
@@ -211,7 +216,9 @@ class World:
         if others:
             rank = others[0]
             other, host = reports[rank]
-            more = f" and {len(others) - 1} more" if len(others) > 1 else ""
+            more = ""
+            if len(others) > 1:
+                more = f" and {len(others) - 1} more"
             raise ValueError(
                 f"{what} differ between the ranks: {expected[:12]} on rank 0, {other[:12]} on rank {rank} "
                 f"({host}){more}; {advice}"
@@ -237,6 +244,7 @@ class World:
         all_teams = self.team_ranks(size, rank_0)
         if self.channel is None or size == 1:
             return Team()
+        # a number of its own for a rank 0 that only dispatches: all ranks of the world must split together
         mine = next((number for number, ranks in enumerate(all_teams) if self.rank in ranks), len(all_teams))
         comm = self.channel.split(mine)
         if mine == len(all_teams):
@@ -255,7 +263,7 @@ class World:
         channel = self.channel
         if channel is None or self.size == 1 or self._has_left:
             return code
-        self._has_left = True
+        self._has_left = True  # atexit calls it again
         channel.flush(world_exit.FLUSH_SECONDS)
         if self.is_whole and not self.dead() and world_exit.all_at_end(channel):
             world_exit.finalize(channel, code)

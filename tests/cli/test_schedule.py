@@ -300,7 +300,7 @@ def test_the_name_that_submit_gives_is_the_one_that_the_survey_would_choose(caps
 
 
 def test_submit_sends_the_script_that_it_keeps_and_says_how_to_cancel(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(slurm, "_printed", lambda command: "41\n" if command[0] == "sbatch" else "MaxArraySize = 9")
+    monkeypatch.setattr(slurm, "_output_of", lambda command: "41\n" if command[0] == "sbatch" else "MaxArraySize = 9")
     assert lossmap(["submit", "--array", "3", "--", *survey("--surf-file", "a b.h5")]) == 0
     out = capsys.readouterr().out.splitlines()
     assert out == [
@@ -350,15 +350,15 @@ def test_a_command_without_a_survey_is_run_without_a_status(capsys):
     [
         (["--nodes", "2"], "what is to be run stands behind two dashes"),
         (["--"], "nothing stands behind the two dashes"),
-        (["--nodes", "0", "--", *survey()], "--nodes wants 1 or more; got 0"),
+        (["--nodes", "0", "--", *survey()], "--nodes must be >= 1; got 0"),
         (["--cpus-per-rank", "0", "--", *survey()], "--cpus-per-rank wants 1 or more; got 0"),
-        (["--time", "soon", "--", *survey()], "--time wants M, M:S"),
+        (["--time", "soon", "--", *survey()], "--time must be M, M:S"),
         (["--", *survey("--overwrite")], "--overwrite would begin anew at each restart"),
         (["--", *survey("--shard", "1/2")], "--shard is set by submit itself: ask for --array N"),
         (["--", *survey("--modle", "x")], "unknown flag --modle; did you mean --model"),
         (["--", "surfaces"], "unknown command 'surfaces'; did you mean surface"),
         (["--", "resume"], "resume wants the result to go on with"),
-        (["--chain", "2", "--", "spectrum"], "spectrum leaves no survey behind"),
+        (["--chain", "2", "--", "spectrum"], "are for surveys; spectrum writes none"),
         (["--site", "none.toml", "--", *survey()], "there is no site file none.toml"),
     ],
 )
@@ -423,8 +423,8 @@ def test_an_estimate_of_a_spectrum_rehearses_its_parts(capsys):
     [
         (["--", "spectrum", "--along", "runs"], "--along reads one checkpoint after the other"),
         (["--", "train"], "train is no survey; there is an estimate for surface, eigenmap and spectrum"),
-        (["--ranks-per-node", "0", "--", *survey()], "--ranks-per-node wants 1 or more; got 0"),
-        (["--within", "soon", "--", *survey()], "--time wants M"),
+        (["--ranks-per-node", "0", "--", *survey()], "--ranks-per-node must be >= 1; got 0"),
+        (["--within", "soon", "--", *survey()], "--time must be M"),
         (["--", *survey("--dataset", "none")], "none"),
     ],
 )

@@ -45,7 +45,7 @@ class Clock:
 
 
 def test_the_sample_is_center_corners_and_points_between_from_outside_inwards():
-    outer, halfway = cost_model.places((5, 9))
+    outer, halfway = cost_model.sample_sites((5, 9))
     assert [walk[0] for walk in outer] == [22, 0, 8, 36, 44]
     assert outer[1] == [0, 1, 2]
     assert outer[2] == [8, 7, 6]
@@ -56,7 +56,7 @@ def test_the_sample_is_center_corners_and_points_between_from_outside_inwards():
 @given(st.integers(1, 6), st.integers(1, 40))
 def test_every_sampled_point_is_on_the_grid_and_no_corner_comes_twice(rows, columns):
     for shape in ((columns,), (rows, columns)):
-        outer, halfway = cost_model.places(shape)
+        outer, halfway = cost_model.sample_sites(shape)
         starts = [walk[0] for walk in outer + halfway]
         assert len(set(starts)) == len(starts)
         if rows > 2 and len(shape) == 2 and columns > 4:
@@ -70,15 +70,15 @@ def test_every_sampled_point_is_on_the_grid_and_no_corner_comes_twice(rows, colu
 
 def test_slow_points_are_looked_at_as_seldom_as_can_be():
     clock = Clock(lambda index, before: 10.0)
-    samples = cost_model.look(clock.measured, (51, 51), clock)
+    samples = cost_model.sample_points(clock.measured, (51, 51), clock)
     assert len(samples) == 11
-    assert [s.near for s in samples] == [False, True] * 5 + [False]
+    assert [s.warm for s in samples] == [False, True] * 5 + [False]
     assert samples[0].index == samples[-1].index
 
 
 def test_quick_points_are_looked_at_more_often():
     clock = Clock(lambda index, before: 0.001)
-    assert len(cost_model.look(clock.measured, (51, 51), clock)) == 9 * (1 + cost_model.STEPS) + 1
+    assert len(cost_model.sample_points(clock.measured, (51, 51), clock)) == 9 * (1 + cost_model.MAX_NEIGHBOURS) + 1
 
 
 @pytest.mark.parametrize("shape", [(41,), (41, 41)])
@@ -87,7 +87,7 @@ def test_a_cost_that_grows_with_the_squared_distance_is_met(shape):
     square = side**2 if len(shape) == 1 else (side[:, None] ** 2 + side**2)
     costs = 1 + square.reshape(-1)
     clock = Clock(lambda index, before: float(costs[index]))
-    found = cost_model.estimated(cost_model.look(clock.measured, shape, clock), shape)
+    found = cost_model.fit_estimate(cost_model.sample_points(clock.measured, shape, clock), shape)
     assert found.seconds == pytest.approx(costs.mean(), rel=1e-6)
     assert found.least <= found.seconds <= found.most
     assert found.products == pytest.approx(4 * costs.mean())
@@ -99,7 +99,7 @@ def test_setup_and_points_without_a_near_start_are_separated_from_the_others(cou
         return 1.0 if before is not None and abs(index - before) == 1 else 3.0
 
     clock = Clock(cost, 5.0, counts)
-    found = cost_model.estimated(cost_model.look(clock.measured, (11, 11), clock), (11, 11), again=20)
+    found = cost_model.fit_estimate(cost_model.sample_points(clock.measured, (11, 11), clock), (11, 11), again=20)
     assert (found.setup, found.first, found.seconds) == pytest.approx((5.0, 3.0, 1.0))
     assert found.rank_seconds == pytest.approx(121 * 1.0 + 20 * 3.0)
     assert math.isnan(found.products) is not counts
@@ -107,22 +107,24 @@ def test_setup_and_points_without_a_near_start_are_separated_from_the_others(cou
 
 def test_a_start_at_a_point_that_is_known_does_not_make_up_a_set_up():
     clock = Clock(lambda index, before: 1.0 if index in clock.asked[:-1] else 3.0)
-    assert cost_model.estimated(cost_model.look(clock.measured, (11, 11), clock), (11, 11)).setup == pytest.approx(0.0)
+    assert cost_model.fit_estimate(
+        cost_model.sample_points(clock.measured, (11, 11), clock), (11, 11)
+    ).setup == pytest.approx(0.0)
 
 
 def test_a_grid_of_one_point_has_an_estimate():
     clock = Clock(lambda index, before: 2.0)
-    found = cost_model.estimated(cost_model.look(clock.measured, (1,), clock), (1,))
+    found = cost_model.fit_estimate(cost_model.sample_points(clock.measured, (1,), clock), (1,))
     assert (found.seconds, found.setup, found.wall(1)) == pytest.approx((2.0, 0.0, 2.0))
 
 
 def test_the_mean_over_the_grid_is_exact_for_equal_costs_and_within_the_measured_range():
     samples = [Sample(i, 0, False, 2.0) for i in (0, 4, 12, 20, 24)]
-    assert cost_model.over_grid(samples, lambda s: s.seconds, (5, 5)) == pytest.approx((2.0, 2.0))
-    assert cost_model.over_grid(samples[:1], lambda s: s.seconds, (5, 5)) == pytest.approx((2.0, 2.0))
+    assert cost_model.grid_means(samples, lambda s: s.seconds, (5, 5)) == pytest.approx((2.0, 2.0))
+    assert cost_model.grid_means(samples[:1], lambda s: s.seconds, (5, 5)) == pytest.approx((2.0, 2.0))
     steep = [Sample(0, 1, False, 9.0), Sample(1, 1, True, 1.0)]
-    assert all(1.0 <= mean <= 9.0 for mean in cost_model.over_grid(steep, lambda s: s.seconds, (5, 5)))
-    assert all(math.isnan(mean) for mean in cost_model.over_grid(samples, lambda s: s.products, (5, 5)))
+    assert all(1.0 <= mean <= 9.0 for mean in cost_model.grid_means(steep, lambda s: s.seconds, (5, 5)))
+    assert all(math.isnan(mean) for mean in cost_model.grid_means(samples, lambda s: s.products, (5, 5)))
 
 
 def test_more_ranks_end_sooner_and_never_before_their_slowest_point():
@@ -136,18 +138,18 @@ def test_the_fitting_number_of_ranks_ends_in_time_and_a_smaller_one_does_not():
     for goal in (100.0, 300.0, 1000.0, 1e6):
         ranks = WHOLE.ranks_for(goal)
         step = 1 if ranks <= WHOLE.per_node else WHOLE.per_node
-        assert WHOLE.wall(ranks) * cost_model.SPARE <= goal
-        assert ranks == 1 or WHOLE.wall(ranks - step) * cost_model.SPARE > goal
+        assert WHOLE.wall(ranks) * cost_model.LIMIT_MARGIN <= goal
+        assert ranks == 1 or WHOLE.wall(ranks - step) * cost_model.LIMIT_MARGIN > goal
 
 
 def test_no_more_ranks_are_proposed_than_the_points_keep_busy():
-    assert WHOLE.ranks_for(1.0) == WHOLE.points // cost_model.BREAK_EVEN
+    assert WHOLE.ranks_for(1.0) == WHOLE.points // cost_model.MIN_POINTS_PER_RANK
 
 
 def test_the_time_limit_is_longer_than_the_estimate_and_in_fives():
     for ranks in (1, 7, 100):
         assert WHOLE.limit(ranks) % 5 == 0
-        assert WHOLE.limit(ranks) * 60 >= WHOLE.wall(ranks) * cost_model.SPARE
+        assert WHOLE.limit(ranks) * 60 >= WHOLE.wall(ranks) * cost_model.LIMIT_MARGIN
 
 
 def test_node_hours_count_whole_nodes():
@@ -157,12 +159,12 @@ def test_node_hours_count_whole_nodes():
 def test_an_estimate_is_kept_beside_its_result_one_for_each_measure(tmp_path):
     result = tmp_path / "s.h5"
     assert cost_model.stored_estimate(result) is None
-    cost_model.keep(result, "loss", WHOLE)
-    cost_model.keep(result, "eigen", Estimate(**{**vars(WHOLE), "products": math.nan}))
+    cost_model.write_estimate(result, "loss", WHOLE)
+    cost_model.write_estimate(result, "eigen", Estimate(**{**vars(WHOLE), "products": math.nan}))
     found = cost_model.stored_estimate(result)
     assert found["loss"]["seconds"] == 2.0
     assert found["eigen"].get("products") is None
-    cost_model.file_of(result).write_text("[")
+    cost_model.estimate_path(result).write_text("[")
     assert cost_model.stored_estimate(result) is None
 
 
@@ -185,9 +187,9 @@ def test_what_was_taken_is_set_beside_what_was_estimated():
 
 
 def test_a_table_is_read_as_dict_or_as_text():
-    assert cost_model.table('{"a": 1}') == cost_model.table({"a": 1}) == {"a": 1}
-    assert cost_model.table(None) == {}
-    assert json.loads(json.dumps(cost_model.table({"a": 1}))) == {"a": 1}
+    assert cost_model.decode_cost('{"a": 1}') == cost_model.decode_cost({"a": 1}) == {"a": 1}
+    assert cost_model.decode_cost(None) == {}
+    assert json.loads(json.dumps(cost_model.decode_cost({"a": 1}))) == {"a": 1}
 
 
 @pytest.mark.parametrize(

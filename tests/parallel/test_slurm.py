@@ -14,14 +14,15 @@ from hypothesis import strategies as st
 
 from lossmap.parallel import slurm
 from lossmap.parallel.shards import Shard, sibling_shards
-from lossmap.parallel.slurm import Job, Site
+from lossmap.parallel.slurm import Job
+from lossmap.parallel.slurm_site import Site, read_site
 
 JOB = Job(("surface", "--x=-1:1:5"), Path("/data/s.h5"), Path("/data"))
 AWKWARD = ["a b", "it's", 'say "x"', "$HOME", "`id`", "a\nb", "--x=-1:1:5", "*", "\\", "", "ü", "#", "%j", "@work@"]
 
 
 def lines(job=JOB, site=None):
-    return slurm.script(job, site or Site()).splitlines()
+    return slurm.batch_script(job, site or Site()).splitlines()
 
 
 def directives(job=JOB, site=None):
@@ -35,7 +36,7 @@ def test_the_template_in_the_package_is_the_one_that_people_read():
 
 def test_a_script_has_no_placeholder_left_and_is_sound_bash():
     for job in (JOB, replace(JOB, nodes=2, array=3, requeue=True), Job(("health",), None, Path("/data"))):
-        text = slurm.script(job, Site())
+        text = slurm.batch_script(job, Site())
         assert not re.search(r"@[a-z]+@", text)
         assert subprocess.run(["bash", "-n"], input=text, text=True, capture_output=True).stderr == ""
 
@@ -80,7 +81,7 @@ def test_an_array_names_the_shard_of_each_task():
 
 def bash(job, *variables):
     """The result and the words that the script would run, as bash reads them."""
-    text = slurm.script(job, Site())
+    text = slurm.batch_script(job, Site())
     begin, end = text.index("result="), text.index("# SLURM sends")
     program = text[begin:end] + 'printf \'%s\\0\' "$result" "${work[@]}"\n'
     environment = dict(os.environ, **dict(v.split("=", 1) for v in variables))
@@ -103,7 +104,7 @@ def test_awkward_folders_are_quoted_as_sbatch_reads_them():
 
 def test_a_path_that_sbatch_cannot_take_is_refused():
     with pytest.raises(ValueError, match="no path with a backslash or a line break"):
-        slurm.script(replace(JOB, folder=Path("/a\\b")), Site())
+        slurm.batch_script(replace(JOB, folder=Path("/a\\b")), Site())
 
 
 @pytest.mark.parametrize(
@@ -124,8 +125,8 @@ def test_one_rank_needs_no_launcher():
 
 
 def test_several_ranks_need_one():
-    with pytest.raises(ValueError, match="runs one rank a job; 2 ranks want srun, mpirun or wheel"):
-        slurm.script(replace(JOB, nodes=2), Site(launcher="none"))
+    with pytest.raises(ValueError, match="runs one rank a job; 2 ranks need srun, mpirun or wheel"):
+        slurm.batch_script(replace(JOB, nodes=2), Site(launcher="none"))
 
 
 def test_modules_environment_and_lines_of_the_site_come_first_and_in_order():
@@ -172,7 +173,7 @@ def test_time_limits_are_read_as_slurm_reads_them(text, minutes):
 
 
 @pytest.mark.parametrize(
-    ("text", "said"), [("2h", "--time wants M, M:S"), ("", "--time wants M"), ("0", "more than nothing")]
+    ("text", "said"), [("2h", "--time must be M, M:S"), ("", "--time must be M"), ("0", "--time must be > 0")]
 )
 def test_other_time_limits_are_refused(text, said):
     with pytest.raises(ValueError, match=said):
@@ -181,27 +182,27 @@ def test_other_time_limits_are_refused(text, said):
 
 @pytest.mark.parametrize("flag", ["nodes", "ranks_per_node", "array", "chain"])
 def test_nothing_of_something_is_refused(flag):
-    with pytest.raises(ValueError, match=f"--{flag.replace('_', '-')} wants 1 or more; got 0"):
+    with pytest.raises(ValueError, match=f"--{flag.replace('_', '-')} must be >= 1; got 0"):
         replace(JOB, **{flag: 0})
 
 
 def test_only_surveys_can_be_cut_or_repeated():
-    with pytest.raises(ValueError, match="health leaves no survey behind"):
+    with pytest.raises(ValueError, match="are for surveys; health writes none"):
         Job(("health",), None, Path("/data"), requeue=True)
 
 
 def test_a_site_file_is_read(tmp_path):
     path = tmp_path / "site.toml"
     path.write_text('partition = "gpu"\nmodules = ["a", "b"]\nwarning = 300\n[environment]\nA = "1"\n')
-    assert slurm.read_site(path) == Site(partition="gpu", modules=("a", "b"), warning=300, environment={"A": "1"})
+    assert read_site(path) == Site(partition="gpu", modules=("a", "b"), warning=300, environment={"A": "1"})
 
 
 def test_the_example_site_file_is_a_site_also_with_everything_uncommented(tmp_path):
     path = Path(__file__).resolve().parents[2] / "slurm" / "site.toml"
-    assert slurm.read_site(path) == Site()
+    assert read_site(path) == Site()
     whole = tmp_path / "site.toml"
     whole.write_text(re.sub(r"^# (?=[a-zA-Z_]+ = |\[)", "", path.read_text(), flags=re.MULTILINE))
-    site = slurm.read_site(whole)
+    site = read_site(whole)
     assert all(getattr(site, f.name) for f in fields(Site))
 
 
@@ -210,19 +211,19 @@ def test_the_example_site_file_is_a_site_also_with_everything_uncommented(tmp_pa
     [
         ("partitoin = 'a'", "which no site has; did you mean partition"),
         ("colour = 'a'", "which no site has; it may hold partition, account"),
-        ("partition = 3", "wants a text for 'partition'; got 3"),
-        ("modules = 'a'", "wants a list of texts"),
-        ("environment = 'a'", "wants a table of texts"),
-        ("warning = 0", "wants a whole number, 1 or more"),
-        ("launcher = 'aprun'", "the launcher is one of srun, mpirun, wheel, none; got 'aprun'"),
-        ("=", "is no TOML"),
+        ("partition = 3", "'partition' must be a string; got 3"),
+        ("modules = 'a'", "must be a list of strings"),
+        ("environment = 'a'", "must be a table of strings"),
+        ("warning = 0", "must be an integer >= 1"),
+        ("launcher = 'aprun'", "the launcher must be one of srun, mpirun, wheel, none; got 'aprun'"),
+        ("=", "is not TOML"),
     ],
 )
 def test_an_invalid_site_file_is_refused(tmp_path, text, said):
     path = tmp_path / "site.toml"
     path.write_text(text)
     with pytest.raises(ValueError, match=said):
-        slurm.read_site(path)
+        read_site(path)
 
 
 def test_a_chain_waits_link_by_link_and_is_cancelled_by_one_command():
@@ -232,7 +233,7 @@ def test_a_chain_waits_link_by_link_and_is_cancelled_by_one_command():
         asked.append(command)
         return f"{100 + len(asked)};cluster\n"
 
-    sent = slurm.send(Path("/data/s.h5.sbatch"), 3, ask)
+    sent = slurm.submit(Path("/data/s.h5.sbatch"), 3, ask)
     assert sent.jobs == ("101", "102", "103")
     assert sent.cancel == "scancel 101 102 103"
     assert asked[0] == ["sbatch", "--parsable", "/data/s.h5.sbatch"]
@@ -246,7 +247,7 @@ def test_what_sbatch_says_is_handed_on_with_the_jobs_already_sent():
         raise subprocess.CalledProcessError(1, command, stderr="sbatch: error: Job violates\naccounting policy\n")
 
     with pytest.raises(RuntimeError, match=r"sbatch refused .*violates accounting policy; already in the queue: 7"):
-        slurm.send(Path("/data/s.sbatch"), 2, ask)
+        slurm.submit(Path("/data/s.sbatch"), 2, ask)
 
 
 def test_without_sbatch_one_is_sent_to_a_login_node():
@@ -254,7 +255,7 @@ def test_without_sbatch_one_is_sent_to_a_login_node():
         raise FileNotFoundError
 
     with pytest.raises(RuntimeError, match="no sbatch here"):
-        slurm.send(Path("/data/s.sbatch"), 1, ask)
+        slurm.submit(Path("/data/s.sbatch"), 1, ask)
 
 
 def test_the_largest_array_is_queried_from_the_cluster():
@@ -269,7 +270,7 @@ def test_the_largest_array_is_queried_from_the_cluster():
 
 def test_a_script_is_kept_beside_the_result(tmp_path):
     job = replace(JOB, result=tmp_path / "s.h5")
-    assert slurm.keep(job, "text") == tmp_path / "s.h5.sbatch"
+    assert slurm.write_script(job, "text") == tmp_path / "s.h5.sbatch"
     assert [p.name for p in tmp_path.iterdir()] == ["s.h5.sbatch"]
 
 
