@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if work.settings is None or work.result is None or work.measure is None:
         raise UsageError(f"{work.command} is no survey; there is an estimate for {', '.join(MEASURES)} and spectrum")
     if told.ranks_per_node is not None and told.ranks_per_node < 1:
-        raise UsageError(f"--ranks-per-node wants 1 or more; got {told.ranks_per_node}")
+        raise UsageError(f"--ranks-per-node must be >= 1; got {told.ranks_per_node}")
     world = World.start()
     if world.size > 1:
         raise UsageError(f"an estimate is made by one process; this one was started with {world.size} ranks")

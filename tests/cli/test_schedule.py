@@ -393,7 +393,7 @@ def test_an_estimate_is_printed_stored_and_compared_with_the_measured_cost(tmp_p
     (tmp_path / "s.h5.estimate.json").unlink()
     assert lossmap(["status", "s.h5"]) == 0
     out = capsys.readouterr().out
-    assert re.search(r"from begin to end, 1 ranks +estimated .* took ", out)
+    assert re.search(r"from start to end, 1 ranks +estimated .* took ", out)
     assert re.search(r"file +estimated .* took ", out)
 
 
