@@ -1,5 +1,6 @@
 """What the README says is run: its commands, its Python, its flags, its links; and the scripts of a checkout."""
 
+import ast
 import re
 import shlex
 import subprocess
@@ -56,6 +57,53 @@ def test_the_measure_in_contributing_works(tmp_path):
     expected = model(problem.data.tensors[0]).softmax(-1).amax(-1).mean().detach()
     assert surface["train_confidence"][1, 1] == pytest.approx(float(expected), rel=1e-6)
     lossmap.draw(surface, field="train_confidence").savefig(tmp_path / "confidence.png")
+
+
+def test_the_solver_in_contributing_works():
+    namespace: dict = {}
+    exec(blocks("python", (ROOT / "CONTRIBUTING.md").read_text())[1], namespace)
+
+    class Operator:
+        size, dtype, device = 3, torch.float64, torch.device("cpu")
+
+        def __matmul__(self, v):
+            return entries @ v
+
+    entries = torch.diag(torch.tensor([-1.0, 2.0, 5.0], dtype=torch.float64)) + 0.1
+    pairs = namespace["power_iteration"](Operator(), tol=1e-6)
+    largest = np.linalg.eigvalsh(entries.numpy())[-1]
+    assert pairs.converged and abs(pairs.values[0] - largest) <= pairs.residuals[0] + 1e-12
+
+
+def test_the_figure_in_contributing_works():
+    from lossmap.io.surface import Group
+
+    namespace: dict = {}
+    exec(blocks("python", (ROOT / "CONTRIBUTING.md").read_text())[2], namespace)
+    figure = namespace["draw_singular_values"](Group({"fc.weight": np.array([3.0, 2.0, 1.0])}))
+    assert list(figure.axes[0].lines[0].get_ydata()) == [3.0, 2.0, 1.0]
+
+
+def literals(path):
+    """The string literals of a module that are no docstrings; what an f-string fills in is a null character."""
+    tree = ast.parse(path.read_text())
+    bare = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.JoinedStr):
+            yield "".join(str(v.value) if isinstance(v, ast.Constant) else "\0" for v in node.values)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in bare:
+            yield node.value
+
+
+def test_the_messages_in_the_troubleshooting_tables_exist():
+    texts = "\n".join(text for path in (ROOT / "lossmap").rglob("*.py") for text in literals(path))
+    quoted = re.findall(r"^\| `([^`]+)` \|", README.split("## Troubleshooting")[1], re.MULTILINE)
+    quoted += re.findall(r'^- \*"([^"]+)"', (ROOT / "docs" / "spectra.md").read_text(), re.MULTILINE)
+    assert len(quoted) > 12
+    for message in quoted:  # numbers, dots and the names of flags and precisions are filled in
+        parts = re.split(r"\d+|\.\.\.|float16|^--x|^top", message)
+        pattern = "[^\\n]{0,60}?".join(re.escape(part.strip()) for part in parts if part.strip())
+        assert re.search(pattern, texts), f"no message says {message!r}"
 
 
 @pytest.mark.slow
