@@ -95,7 +95,7 @@ def prepare(
             outputs_and_loss(problem, next(iter(problem.rebatched(1).data)))
     reason = disagreement(factory) if backend in ("auto", "linearized") else None
     if reason is not None:
-        log.warning("products are not linearised, but made by double backward: %s", reason)
+        log.warning("products are not linearized, but made by double backward: %s", reason)
     if plan is not None:
         if reason is None:
             return factory

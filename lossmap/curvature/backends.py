@@ -5,7 +5,7 @@ over this rank's samples: of the products with b vectors, (b, n) -> (b, n), and 
 rank alone happens inside these two methods, where `mean_product` catches it for the team.
 
 What a backend keeps between products (graphs, values) stays within a bound of bytes: batches beyond it are computed
-anew in every product. After Pearlmutter (1994), doi:10.1162/neco.1994.6.1.147, and the linearisation of JAX (Radul,
+anew in every product. After Pearlmutter (1994), doi:10.1162/neco.1994.6.1.147, and the linearization of JAX (Radul,
 Paszke, Frostig, Johnson and Maclaurin 2022, arXiv:2204.10923). Prices: benchmarks/hvp.py.
 """
 

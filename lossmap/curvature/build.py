@@ -24,6 +24,7 @@ def build_operator(
     *,
     backend: str = "double-backward",
     plan: HvpPlan | Mapping[str, Any] | None = None,
+    memory: int | None = None,
 ) -> CurvatureOperator | LinearizedOperator:
     """The named matrix of a problem, (n, n), at the model's present parameters.
 
@@ -32,6 +33,7 @@ def build_operator(
     total       adds a tensor up over the ranks of a team
     backend     of its products, see `autotune.prepare`; not asked for where a plan is given
     plan        what an earlier probe chose, as a value or as a file holds it
+    memory      bytes for kept values, see `autotune.prepare`; give less where ranks share the memory
 
     Raises ValueError for what cannot be differentiated twice in good faith: a model in training mode, or with weights
     in less than float32; and for an unknown matrix, backend or parameter.
@@ -47,4 +49,4 @@ def build_operator(
         )
     if plan is None and backend_of(backend) == "double-backward":
         return plain
-    return prepare(problem, parameters, MATRICES[matrix], total=total, backend=backend, plan=plan).at()
+    return prepare(problem, parameters, MATRICES[matrix], total=total, backend=backend, plan=plan, memory=memory).at()

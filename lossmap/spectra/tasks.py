@@ -137,7 +137,7 @@ class SpectrumTasks:
 
     settings  what it was told, for the file
     total     adds a tensor up over the ranks of a team
-    choices   how each subject's products are made (see `linearize.prepare`); none: by double backward
+    choices   how each subject's products are made (see `autotune.prepare`); none: by double backward
     made      matrices that this rank has prepared already
     limits    the largest batches that memory allows, the newest last; none until it runs out
     """

@@ -187,10 +187,10 @@ PRODUCTS += [("residual", hessian, "weights"), ("residual", gauss_newton, "weigh
 
 
 @pytest.mark.parametrize(("name", "product", "parameters"), PRODUCTS)
-def test_a_linearised_product_is_double_backwards(name, product, parameters, caplog):
+def test_a_linearized_product_is_double_backwards(name, product, parameters, caplog):
     problem = case(name)
     prepared = prepare(problem, parameters, product, plan=replace(LINEAR, batch_size=7))
-    assert prepared.plan.backend == "linearized" and "not linearised" not in caplog.text
+    assert prepared.plan.backend == "linearized" and "not linearized" not in caplog.text
     block = torch.randn(prepared.size, 2, dtype=torch.float64)
     truth = CurvatureOperator(problem, product, parameters) @ block
     torch.testing.assert_close(prepared.at() @ block, truth, rtol=1e-9, atol=1e-12)
@@ -235,7 +235,7 @@ def test_what_a_trace_does_not_see_falls_back_and_says_so(name, caplog):
     prepared = prepare(problem)
     assert prepared.plan.backend in ("retained-graph", "double-backward")
     assert [r.levelno for r in caplog.records if r.name == "lossmap"] == [logging.WARNING]
-    assert "products are not linearised, but made by double backward" in caplog.text
+    assert "products are not linearized, but made by double backward" in caplog.text
     torch.testing.assert_close(prepared.at() @ v, CurvatureOperator(problem) @ v, rtol=1e-9, atol=1e-12)
     assert prepare(problem, plan=LINEAR).plan.backend == "double-backward"  # also where a plan asks for it
 

@@ -356,7 +356,7 @@ def test_masses_want_a_threshold_of_zero_or_more(problem):
     assert masses_of(None, (1.0,)) == ()
 
 
-def test_the_linearised_way_finds_the_same(problem):
+def test_the_linearized_backend_finds_the_same(problem):
     a = spectrum(problem, dense=0, top=2, density_error=None, tol=1e-8, backend="double-backward")
     b = spectrum(problem, dense=0, top=2, density_error=None, tol=1e-8, backend="linearized")
     assert b.top.values == pytest.approx(a.top.values, abs=1e-9)

@@ -25,7 +25,7 @@ class GraphBuilder:
     values             the values' graph, to which rules may add what is to be computed once
     trace              its first nodes: those of the trace
     moving             which inputs have tangents
-    kept               the values that products read, numbered; shared by all builders over one trace
+    needed             the values that products read, numbered; shared by all builders over one trace
     derived            further values, by operation and arguments; shared as well
     winograd_channels  3x3 convolutions of at least this many channels use tiles; 0: none
     """
@@ -35,13 +35,14 @@ class GraphBuilder:
         values: fx.Graph,
         trace: list[Node],
         moving: Sequence[int],
-        kept: dict[Node, int],
+        needed: dict[Node, int],
         derived: dict[Any, Node],
         winograd_channels: int,
     ) -> None:
-        self.values, self.trace, self.kept, self.derived = values, trace, kept, derived
+        self.values, self.trace, self.needed, self.derived = values, trace, needed, derived
         self.winograd_channels = winograd_channels
         self.product = fx.Graph()
+        # two inputs, each a tuple: how many values there are is known only when all rules have asked
         self.values_input = self.product.placeholder("values")
         self.tangents_input = self.product.placeholder("tangents")
         self.readings: dict[Node, Node] = {}  # of the values' graph -> where the product reads it
@@ -63,12 +64,14 @@ class GraphBuilder:
         if not isinstance(argument, Node):
             return argument
         if argument not in self.readings:
-            index = self.kept.setdefault(argument, len(self.kept))
+            # numbered over all builders, so that a value that two products read is computed and held once
+            index = self.needed.setdefault(argument, len(self.needed))
             self.readings[argument] = self.product.call_function(operator.getitem, (self.values_input, index))
         return self.readings[argument]
 
     def once(self, op: Any, *args: Any) -> Node:
         """A further value, computed once per theta: a node of the values' graph."""
+        # lists are no dictionary keys
         key = (op, *(tuple(a) if isinstance(a, list) else a for a in args))
         if key not in self.derived:
             node = self.values.call_function(op, args)
@@ -100,7 +103,7 @@ class GraphBuilder:
 
     def apply(self, op: Any, tangent: Any, *arguments: Any) -> Any:
         """An operation linear in its first argument: of a tangent, and the values of others; None where it is zero."""
-        if tangent is None:
+        if tangent is None:  # and no value is kept for what would not be read
             return None
         return self.call(op, tangent, *(self.value(a) for a in arguments))
 
@@ -123,7 +126,7 @@ class GraphBuilder:
 
     def like(self, node: Node) -> Node:
         """A tensor of which only shape, dtype and device are read: one number, expanded."""
-        shape, dtype, device = node.meta["like"]
+        shape, dtype, device = node.meta["like"]  # noted when the trace was taken
         return self.call(aten.expand.default, self.call(torch.zeros, (), dtype=dtype, device=device), list(shape))
 
     def dense_tangent(self, argument: Any) -> Any:
@@ -134,6 +137,7 @@ class GraphBuilder:
         if isinstance(argument, Node):
             shape, dtype, device = argument.meta["like"]
             return self.call(torch.zeros, list(shape), dtype=dtype, device=device)
+        # a number has the tangent 0; None and flags stay what they are
         return 0 if isinstance(argument, (int, float)) else argument
 
 

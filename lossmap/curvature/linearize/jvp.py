@@ -66,13 +66,13 @@ def linearize(
         copy.meta = dict(node.meta)
     if not isinstance(returned, (list, tuple)):
         returned = (returned,)
-    kept: dict[Node, int] = {}
+    needed: dict[Node, int] = {}
     derived: dict[Any, Node] = {}
-    trace = list(copies.values())
-    builders = [GraphBuilder(values, trace, moving, kept, derived, winograd_channels) for moving, _ in maps]
+    trace = list(copies.values())  # before rules add nodes: tangents go through the trace alone
+    builders = [GraphBuilder(values, trace, moving, needed, derived, winograd_channels) for moving, _ in maps]
     for builder, (_, outputs) in zip(builders, maps, strict=True):
         propagate(builder, [returned[i] for i in outputs])
-    _number_readings(values, builders, kept, [returned[i] for i in results])
+    _number_readings(values, builders, needed, [returned[i] for i in results])
     forward_mode: Counter[str] = Counter()
     for builder in builders:
         forward_mode.update(builder.forward_mode)
@@ -85,12 +85,12 @@ def linearize(
 
 
 def _number_readings(
-    values: fx.Graph, builders: Sequence[GraphBuilder], kept: dict[Node, int], results: Sequence[Any]
+    values: fx.Graph, builders: Sequence[GraphBuilder], needed: dict[Node, int], results: Sequence[Any]
 ) -> None:
     """Close the values' graph with what products still read of it, numbered anew: dead code has gone from them."""
-    used = [node for node in kept if any(_reads(builder, node) for builder in builders)]
+    used = [node for node in needed if any(_reads(builder, node) for builder in builders)]
     for builder in builders:
-        for index, node in enumerate(used):
+        for index, node in enumerate(used):  # the position in the tuple that `values` returns
             if node in builder.readings:
                 builder.readings[node].args = (builder.values_input, index)
     values.output((tuple(used), tuple(results)))
@@ -118,7 +118,7 @@ def note_likes(module: fx.GraphModule, inputs: Sequence[Tensor]) -> None:
 
 def compiled(module: fx.GraphModule, graph: fx.Graph) -> Callable[..., Any]:
     """The graph as a Python function; PyTorch's own bindings where they are quicker than the operator's."""
-    quick = fx.Graph()
+    quick = fx.Graph()  # a copy: the caller's is still to be changed or compiled otherwise
     quick.output(quick.graph_copy(graph, {}))
     for node in quick.nodes:
         if node.op == "call_function" and node.target in QUICK_BINDINGS:
@@ -126,7 +126,7 @@ def compiled(module: fx.GraphModule, graph: fx.Graph) -> Callable[..., Any]:
     return fx.GraphModule(module, quick).forward
 
 
-# an operation through torch.ops costs some microseconds more, which small layers feel
+# a call through torch.ops has more overhead, which small layers feel
 QUICK_BINDINGS = {
     aten.mm.default: torch.mm,
     aten.bmm.default: torch.bmm,
@@ -154,6 +154,7 @@ def reuse_buffers(graph: fx.Graph) -> None:
     for node in list(graph.nodes):
         if node.op != "call_function":
             continue
+        # without `same` the sum may broadcast, and would not fit into an operand
         if node.target is aten.add.Tensor and not node.kwargs and len(node.args) == 2 and "same" in node.meta:
             _add_in_place(node)
         elif node.target is aten.threshold_backward.default and _is_reusable(node.args[0]):

@@ -32,6 +32,7 @@ def forward_mode(build: GraphBuilder, node: Node) -> Any:
     op = node.target
     assert callable(op)
 
+    # a node of the product may call any Python function; this one carries the operation
     def dual_call(args: Any, kwargs: dict[str, Any], tangents: Any) -> Any:
         return tangent_of(op, args, kwargs, tangents)
 
@@ -75,6 +76,7 @@ def linear_in(*positions: int) -> Rule:
     def rule(build: GraphBuilder, node: Node) -> Any:
         if all(build.tangent(node.args[i]) is None for i in positions if i < len(node.args)):
             return None
+        # together: an argument without a tangent beside one with it takes part as zeros
         args = [build.dense_tangent(a) if i in positions else build.value(a) for i, a in enumerate(node.args)]
         return build.call(node.target, *args, **{k: build.value(a) for k, a in node.kwargs.items()})
 
@@ -110,6 +112,7 @@ def identity(build: GraphBuilder, node: Node) -> Any:
 
 
 def concatenation(build: GraphBuilder, node: Node) -> Any:
+    # zeros for those without a tangent, which take up their place
     tensors = [build.dense_tangent(a) for a in node.args[0]]  # type: ignore[union-attr]
     return build.call(node.target, tensors, *node.args[1:], **node.kwargs)
 
@@ -230,6 +233,7 @@ def softmax(build: GraphBuilder, node: Node) -> Any:
 
 
 def sigmoid(build: GraphBuilder, node: Node) -> Any:
+    # y (1 - y), by the operation that computes it in one pass
     slope = build.once(aten.sigmoid_backward.default, build.once(aten.ones_like.default, node), node)
     return build.call(aten.mul.Tensor, build.tangent(node.args[0]), build.value(slope))
 
@@ -274,6 +278,7 @@ def mse_loss_backward(build: GraphBuilder, node: Node) -> Any:
 
 
 def exponential(build: GraphBuilder, node: Node) -> Any:
+    # its own derivative
     return build.call(aten.mul.Tensor, build.tangent(node.args[0]), build.value(node))
 
 
@@ -281,7 +286,7 @@ def power(build: GraphBuilder, node: Node) -> Any:
     x, exponent = node.args
     if not isinstance(exponent, (int, float)):
         return forward_mode(build, node)
-    if exponent == 2:
+    if exponent == 2:  # squares are common, and need no power
         slope = build.once(aten.mul.Tensor, x, 2)
     else:
         slope = build.once(aten.mul.Tensor, build.once(aten.pow.Tensor_Scalar, x, exponent - 1), exponent)
@@ -296,6 +301,7 @@ CONSTANT = {
     aten.round, aten.logical_not, aten.logical_and, aten.logical_or, aten.bitwise_not,
 }  # fmt: skip
 
+# by overload packet; what is missing takes PyTorch's forward mode, which is right but slower
 RULES: dict[Any, Rule] = {
     aten.view: reshape, aten._unsafe_view: reshape, aten.reshape: reshape,
     aten.detach: identity, aten.alias: identity, aten.lift_fresh_copy: identity,

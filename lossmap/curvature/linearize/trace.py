@@ -141,17 +141,19 @@ def linearize_hessian(
     def batch_loss(model: nn.Module, batch: Batch) -> Tensor:
         return problem.loss(problem.forward(model, batch), batch)
 
+    # folded before it is differentiated, so that the gradient is that of the folded graph
     loss = fold_batchnorm_in_graph(traced(inputs.flat(problem.model, batch_loss), tensors))
 
     def gradient(*flat: Tensor) -> tuple[Tensor, ...]:
+        # the loss comes with it: one forward pass serves both
         slope, value = grad_and_value(lambda theta: loss(*theta, *flat[k:]))(flat[:k])
         return (*slope, value)
 
     step = linearize(pure(gradient, tensors), [(range(k), range(k))], [k], winograd_channels)
 
     def values(state: Sequence[Tensor], batch: Sequence[Tensor]) -> tuple[Any, Tensor]:
-        kept, (value,) = step.values(*state, *batch)
-        return kept, value
+        needed, (value,) = step.values(*state, *batch)
+        return needed, value
 
     return LinearizedProgram(values, step.products[0], step.products_for_vmap[0], step.forward_mode)
 
@@ -179,6 +181,7 @@ def linearize_gauss_newton(
     loss_graph = traced(loss_of, [*outputs, *batch])
 
     def net_and_pullback(*flat: Tensor) -> tuple[Tensor, ...]:
+        # as one trace, so that forward and backward share the activations
         values, pull = vjp(lambda *theta: net(*theta, *flat[k:end]), *flat[:k])[:2]
         return (*values, *pull(tuple(flat[end:])))
 
@@ -203,6 +206,7 @@ def linearize_gauss_newton(
     def chained(ahead: Pushforward, curved: Pushforward, back: Pushforward) -> Pushforward:
         def product(values: Any, tangents: tuple[Tensor, ...]) -> tuple[Tensor | None, ...]:
             of_net, of_loss = values
+            # J v, then the loss's Hessian at the outputs, then J^T
             moved = _dense(ahead(of_net, tangents), outputs)
             return back(of_net, _dense(curved(of_loss, moved), outputs))
 
@@ -238,6 +242,7 @@ def fold_batchnorm_in_graph(module: fx.GraphModule) -> fx.GraphModule:
                 raise ValueError("batch norm in training mode: call model.eval() first")
             continue  # instance norm: the sample's own statistics
         users = [u for u in node.users if u.users]
+        # only the first result is replaced; the saved mean and variance would be read by a backward pass
         if any(u.target is not operator.getitem or u.args[1] != 0 for u in users):
             continue
         with graph.inserting_before(node):
@@ -267,18 +272,21 @@ def _subsample_before(graph: fx.Graph, node: fx.Node) -> None:
 
 def _affine(graph: fx.Graph, x: Any, gamma: Any, beta: Any, mean: Any, var: Any, eps: Any) -> fx.Node:
     call = graph.call_function
+    # in the graph, not in numbers: gamma and beta stay inputs that may have tangents
     scale = call(aten.rsqrt.default, (call(aten.add.Tensor, (var, eps)),))
     if gamma is not None:
         scale = call(aten.mul.Tensor, (gamma, scale))
     shift = call(aten.neg.default, (call(aten.mul.Tensor, (mean, scale)),))
     if beta is not None:
         shift = call(aten.add.Tensor, (beta, shift))
-    if packet(x) is aten.convolution and len(x.users) == 1 and not x.args[6]:  # not transposed
+    # another reader needs the convolution as it is; a transposed one has its output channels elsewhere
+    if packet(x) is aten.convolution and len(x.users) == 1 and not x.args[6]:
         inner, w, b, *rest = x.args
         scale_w = call(aten.view.default, (scale, [-1] + [1] * (len(w.meta["like"][0]) - 1)))
         if b is not None:
             shift = call(aten.add.Tensor, (shift, call(aten.mul.Tensor, (b, scale))))
         return call(aten.convolution.default, (inner, call(aten.mul.Tensor, (w, scale_w)), shift, *rest))
+    # no convolution before it: one multiplication and one addition
     row = [1, -1] + [1] * (len(x.meta["like"][0]) - 2)
     stretched = call(aten.mul.Tensor, (x, call(aten.view.default, (scale, row))))
     return call(aten.add.Tensor, (stretched, call(aten.view.default, (shift, row))))
