@@ -99,7 +99,7 @@ def run(settings: Settings, world: World, walk: Callable[..., Any] = survey) -> 
 def surveyed(settings: Settings, world: World, walk: Callable[..., Any], stop: Stop) -> int:
     """The same, until one is asked to stop."""
     from lossmap.cli import device, load_problem
-    from lossmap.spectra.tasks import ROW, make_tasks
+    from lossmap.spectra.tasks import make_tasks
 
     asked, say = settings.run, output.rank_0_printer(world, settings.notes)
     if settings.draw.page or settings.draw.vtk:
@@ -120,11 +120,13 @@ def surveyed(settings: Settings, world: World, walk: Callable[..., Any], stop: S
         )
     )
     if asked.dry_run:
-        kinds = ", ".join(dict.fromkeys(f"{j.kind} {j.name}".strip() for j in measure.jobs))
-        say(f"would do {len(measure.jobs)} parts for {', '.join(s.label for s in subjects)}: {kinds}\n  result  {path}")
+        kinds = ", ".join(dict.fromkeys(f"{t.kind} {t.name}".strip() for t in measure.tasks))
+        say(
+            f"would do {len(measure.tasks)} parts for {', '.join(s.label for s in subjects)}: {kinds}\n  result  {path}"
+        )
         say("nothing was computed, and nothing was written (--dry-run)")
         return 0
-    grid = Grid(np.arange(len(measure.jobs)))
+    grid = Grid(np.arange(len(measure.tasks)))
 
     def opened() -> SurfaceFile | None:
         return _file(path, grid, measure, settings, at.describe(), world.size) if world.rank == 0 else None
@@ -138,7 +140,7 @@ def surveyed(settings: Settings, world: World, walk: Callable[..., Any], stop: S
     if store is None:
         return output.EXIT[surface.outcome_of(measure.name)]
     if surface.outcome != "unfinished":
-        told_all(measure, surface.fields[ROW], settings, store, say)
+        told_all(measure, settings, store, say)
     store.close()
     if surface.outcome != "unfinished" and (settings.draw.plot or settings.draw.show):
         for picture in pictures(path):
@@ -148,7 +150,7 @@ def surveyed(settings: Settings, world: World, walk: Callable[..., Any], stop: S
 
 def asked_of(settings: Settings) -> Any:
     """What is wanted of every subject, from the flags. Raises Usage for numbers that are none."""
-    from lossmap.spectra.tasks import SpectrumRequest
+    from lossmap.spectra.request import SpectrumRequest
 
     s = settings.spectrum
     if numbers(s.l2, "--l2") and not (max(s.top, s.abs) and max(s.bottom, s.abs)):
@@ -207,7 +209,7 @@ def models_of(settings: Settings) -> dict[str, ModelSettings]:
 def subjects_of(settings: Settings, world: World, at: Any, team: Any) -> list[Any]:
     """Every checkpoint, split and matrix that was asked for. Every rank calls it."""
     from lossmap.cli import load_problem
-    from lossmap.spectra.tasks import Subject
+    from lossmap.spectra.request import Subject
 
     matrix = settings.spectrum.matrix
     kinds = ("hessian", "gauss-newton") if matrix == "both" else (matrix,)
@@ -266,16 +268,18 @@ def _file(path: Path, grid: Grid, measure: Any, settings: Settings, device: str,
         overwrite=settings.run.overwrite,
         command="lossmap spectrum",
         attributes={**output.provenance(device, ranks), "command": "spectrum", "resolved_spectrum": resolved},
+        expected_bytes=measure.expected_bytes,
+        upgrades={measure.name: measure.from_legacy},
     )
 
 
-def told_all(measure: Any, rows: np.ndarray, settings: Settings, store: SurfaceFile, say: output.Say) -> None:
+def told_all(measure: Any, settings: Settings, store: SurfaceFile, say: output.Say) -> None:
     """Print every report, and put it into the file."""
     from lossmap.diagnostics.singular_values import singular_values
     from lossmap.spectra.compare import compare, l2_path
 
     s = settings.spectrum
-    spectra, layers = measure.spectra(rows), measure.layers(rows)
+    spectra, layers = measure.spectra(store.arrays), measure.layers(store.arrays)
     for label, spectrum in spectra.items():
         say(f"\n{spectrum!r}")
         if s.abs:

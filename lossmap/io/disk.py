@@ -11,15 +11,19 @@ from pathlib import Path
 from lossmap.io.memory_store import MemoryStore
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
-Path_ = str | os.PathLike[str]
+SMALLEST = 50_000  # bytes of a file that holds hardly anything
+PathLike = str | os.PathLike[str]
 
 
 class DiskFull(OSError):
     """No room on the disk. What was recorded before is safe."""
 
 
-def place(path: Path_) -> Path:
-    """The file behind the name, links followed. Raises where its folder is not there or it is a folder itself."""
+def resolved(path: PathLike) -> Path:
+    """The file behind the name, links followed.
+
+    Raises IsADirectoryError where it is a folder, FileNotFoundError where its own folder does not exist.
+    """
     path = Path(os.path.realpath(path))
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder; a surface is a file, such as {path / 'surface.h5'}")
@@ -28,11 +32,15 @@ def place(path: Path_) -> Path:
     return path
 
 
-def room(path: Path, ledger: MemoryStore) -> None:
-    """Raise OSError (no space) where the disk can hardly take the file, its successor and the journal."""
-    widths = sum(declared.width + 2 for declared in ledger.measures.values())
-    arrays = sum(a.nbytes for group in ledger.groups.values() for a in group.arrays.values())
-    needed = len(ledger.grid) * (3 * 8 * widths + 40 * len(ledger.measures)) + 2 * arrays + 50_000
+def check_free_space(path: Path, memory: MemoryStore, arriving: int = 0) -> None:
+    """Raise OSError (no space) where the disk can hardly take the file, its successor and the journal.
+
+    arriving  bytes of the groups that will come with the readings
+    """
+    widths = sum(declared.width + 2 for declared in memory.measures.values())
+    arrays = sum(a.nbytes for group in memory.groups.values() for a in group.arrays.values())
+    # Fields and arriving groups lie in the file, in its successor while that is written, and in the journal.
+    needed = len(memory.grid) * (3 * 8 * widths + 40 * len(memory.measures)) + 3 * arriving + 2 * arrays + SMALLEST
     disk = os.statvfs(path.parent)
     if disk.f_blocks and disk.f_bavail * disk.f_frsize < needed:
         raise OSError(errno.ENOSPC, f"the survey needs about {max(1, needed // 1_000_000):,} MB")
@@ -44,19 +52,19 @@ def explained(path: Path, consequence: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise sentence(error, path, consequence) from error
+        raise explanation(error, path, consequence) from error
 
 
-def sentence(error: OSError, path: Path, consequence: str) -> OSError:
+def explanation(error: OSError, path: Path, consequence: str) -> OSError:
     """The error with its sentence: which file, why, and what follows."""
     if isinstance(error, DiskFull):
         return error
     if error.errno in FULL:
         needs = f" ({error.strerror})" if "MB" in str(error.strerror) else ""
-        told: OSError = DiskFull(f"the disk that holds {path} is full{needs}: {consequence}")
+        explained_error: OSError = DiskFull(f"the disk that holds {path} is full{needs}: {consequence}")
     elif isinstance(error, PermissionError) or error.errno == errno.EROFS:
-        told = PermissionError(f"{path} cannot be written: no permission in {path.parent}; {consequence}")
+        explained_error = PermissionError(f"{path} cannot be written: no permission in {path.parent}; {consequence}")
     else:
-        told = type(error)(f"{path} cannot be written ({error.strerror or error}): {consequence}")
-    told.errno = error.errno
-    return told
+        explained_error = type(error)(f"{path} cannot be written ({error.strerror or error}): {consequence}")
+    explained_error.errno = error.errno
+    return explained_error

@@ -21,9 +21,10 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from lossmap.io.netcdf import opened, sync_folder
+from lossmap.io.netcdf_read import open_hdf5
 from lossmap.io.read import Refused, journal_of, read, write_surface
 from lossmap.io.surface import Group, Surface
+from lossmap.io.whole_file import sync_folder
 
 VECTORS, RESULTS = "evolution/eigenvectors", "evolution/results"
 BLOCK = 1 << 25  # bytes of a block of columns
@@ -88,7 +89,7 @@ class VectorFolder:
 
     def fill(self, file: Path) -> None:
         """Takes back from a result file the snapshots that it holds and the folder does not, one at a time."""
-        with opened(file) as held:
+        with open_hdf5(file) as held:
             place = held[VECTORS]
             for i, step in enumerate(place["step"][:]):
                 if not self.holds(float(step)):
@@ -195,12 +196,12 @@ def read_vectors(path: str | os.PathLike[str], block: int = BLOCK) -> Stored:
     results = results_of(path)
     values = results["eigenvalue"]
     present = np.isfinite(values)
-    with opened(path) as file:
+    with open_hdf5(path) as file:
         n = int(file[VECTORS]["eigenvector"].shape[-1])
     width = max(1, block // (4 * values.size))
 
     def read_blocks() -> Iterator[np.ndarray]:
-        with opened(path) as file:
+        with open_hdf5(path) as file:
             vectors = file[VECTORS]["eigenvector"]
             for start in range(0, n, width):
                 yield vectors[:, :, start : min(start + width, n)][present]

@@ -3,7 +3,8 @@
 A record is
 
     mark    2 bytes, F5 4C        where a reader can take hold again behind a damaged stretch
-    kind    1 byte                b"O" a run began, b"M" a measure, b"P" a point, b"F" a failure, b"N" notes
+    kind    1 byte                b"O" a run began, b"M" a measure, b"A" an array of the next point,
+                          b"P" a point, b"F" a failure, b"N" notes
     spare   1 byte, 0
     length  uint32, little-endian  of the payload
     check   uint32, little-endian  CRC-32 of kind, length and payload
@@ -28,7 +29,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 MARK = b"\xf5L"
-KINDS = b"OMPFN"
+KINDS = b"OMAPFN"
 HEAD = struct.Struct("<2sBBII")
 SYNC_EVERY = 0.25  # seconds: a sync takes some 5 ms, so at most 2 % of the time goes into it
 
@@ -176,9 +177,9 @@ class Journal:
         """Hand one record to the operating system. On failure (a full disk) the file is as it was before."""
         data = packed(kind, payload)
         try:
-            written = 0
-            while written < len(data):
-                written += os.write(self._file, data[written:])
+            written, view = 0, memoryview(data)
+            while written < len(view):
+                written += os.write(self._file, view[written:])
         except OSError:
             os.ftruncate(self._file, self._end)
             os.lseek(self._file, self._end, os.SEEK_SET)

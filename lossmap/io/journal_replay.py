@@ -1,4 +1,8 @@
-"""From the journal back to what is known: runs, measures, points, failures and notes, entered in their order."""
+"""What the records of a journal hold, and from the journal back to what is known, entered in the order of the records.
+
+The first record of a run (kind O) names grid, settings and measures; points (P) and failures (F) follow. The arrays of
+a point that has groups (A) come before its own record, and count once that has come.
+"""
 
 from __future__ import annotations
 
@@ -15,11 +19,13 @@ import numpy as np
 from lossmap.geometry.grid import Field, Grid
 from lossmap.io import journal as log
 from lossmap.io.memory_store import Declared, MemoryStore
-from lossmap.io.surface import Failure, Surface, indices_of, spans, to_plain
+from lossmap.io.surface import Failure, Group, Surface, indices_of, spans, to_plain
 
-RECENT = 1_000  # points whose time of arrival a reader is told
-HEAD = np.dtype([("index", "<u8"), ("seconds", "<f8"), ("time", "<f8"), ("rank", "<i4")])
-_HEAD = struct.Struct("<Qddi")  # the same for one point, written much faster
+RECENT = 1_000  # points of each measure whose time of arrival a reader learns
+PIECE = 1 << 28  # bytes of an array in one record
+_POINT = np.dtype([("index", "<u8"), ("seconds", "<f8"), ("time", "<f8"), ("rank", "<i4")])
+_POINT_HEAD = struct.Struct("<Qddi")  # the same for one point, written much faster
+_LENGTH = struct.Struct("<I")
 
 
 def journal_of(path: str | os.PathLike[str]) -> Path:
@@ -28,63 +34,114 @@ def journal_of(path: str | os.PathLike[str]) -> Path:
     return path.with_name(path.name + ".journal")
 
 
-def packed(**content: Any) -> bytes:
+def json_payload(**content: Any) -> bytes:
     """Plain values as the payload of a record."""
     return json.dumps(to_plain(content), separators=(",", ":")).encode()
 
 
-def point(measure: str, index: int, seconds: float, rank: int, row: np.ndarray) -> bytes:
-    """The payload of the record of a point: its measure, when and where it was read, and what, (width,)."""
+def point_payload(measure: str, index: int, seconds: float, rank: int, row: np.ndarray) -> bytes:
+    """The payload of the record of a point: its measure, when and where it was read, and its fields, (width,)."""
     name = measure.encode()
-    return bytes((len(name),)) + name + _HEAD.pack(index, seconds, time.time(), rank) + row.astype("<f8").tobytes()
+    head = _POINT_HEAD.pack(index, seconds, time.time(), rank)
+    return bytes((len(name),)) + name + head + row.astype("<f8").tobytes()
 
 
-def begun_in(written: log.Contents) -> dict[str, Any] | None:
-    """The last record of a run's beginning."""
-    for record in reversed(written.records):
+def array_payloads(measure: str, index: int, group: str, name: str, array: np.ndarray) -> Iterator[bytes]:
+    """The payloads of the records of one array in a group of a point's reading.
+
+    Each is the length of a head (uint32), the head as JSON, and up to `PIECE` bytes of numbers in C order: the length
+    of a record is a uint32 too, and eigenvectors may take more bytes than that.
+    """
+    numbers = memoryview(array.tobytes())
+    about = {"measure": measure, "index": index, "group": group, "name": name}
+    for start in range(0, max(1, len(numbers)), PIECE):
+        head = json_payload(**about, dtype=array.dtype.str, shape=array.shape, start=start)
+        yield _LENGTH.pack(len(head)) + head + numbers[start : start + PIECE]
+
+
+class _Arriving:
+    """Arrays whose point has not come yet. Those that a killed run left never count: the point is computed again."""
+
+    def __init__(self) -> None:
+        self._points: dict[tuple[str, int], dict[str, dict[str, np.ndarray]]] = {}
+
+    def add(self, payload: bytes) -> None:
+        """Take one piece of an array."""
+        (length,) = _LENGTH.unpack_from(payload)
+        begin = _LENGTH.size + length
+        head = json.loads(payload[_LENGTH.size : begin])
+        groups = self._points.setdefault((head["measure"], head["index"]), {})
+        arrays = groups.setdefault(head["group"], {})
+        if head["start"] == 0:
+            arrays[head["name"]] = np.empty(head["shape"], dtype=np.dtype(head["dtype"]))
+        piece = np.frombuffer(payload, dtype=np.uint8, offset=begin)
+        # as bytes, since a piece may end within a number
+        flat = arrays[head["name"]].reshape(-1).view(np.uint8)
+        flat[head["start"] : head["start"] + piece.size] = piece
+
+    def of(self, measure: str, indices: np.ndarray) -> dict[str, Group]:
+        """The groups of points whose own record has come now."""
+        groups: dict[str, Group] = {}
+        for index in indices.tolist():
+            arrived = self._points.pop((measure, index), {})
+            groups |= {name: Group(arrays) for name, arrays in arrived.items()}
+        return groups
+
+
+def last_start(contents: log.Contents) -> dict[str, Any] | None:
+    """The newest record of a run's start; None where there is none."""
+    for record in reversed(contents.records):
         if record.kind == b"O":
             return dict(json.loads(record.payload))
     return None
 
 
-def grid_of(begun: Mapping[str, Any]) -> Grid:
-    """The grid that a run's beginning tells of."""
-    return Grid(np.array(begun["x"]), None if begun["y"] is None else np.array(begun["y"]))
+def grid_of(start: Mapping[str, Any]) -> Grid:
+    """The grid in the record of a run's start."""
+    return Grid(np.array(start["x"]), None if start["y"] is None else np.array(start["y"]))
 
 
-def applied(ledger: MemoryStore, written: log.Contents) -> dict[str, list[np.ndarray]]:
+def replay(memory: MemoryStore, contents: log.Contents) -> dict[str, list[np.ndarray]]:
     """Enter what the journal holds, in its order; the times at which points came in the last run, by measure."""
-    came: dict[str, list[np.ndarray]] = {}
-    for kind, payloads in log.runs(written.records):
+    times: dict[str, list[np.ndarray]] = {}
+    arriving = _Arriving()
+    for kind, payloads in log.runs(contents.records):
         if kind == b"O":
-            came = {}
+            times, arriving = {}, _Arriving()
             for payload in payloads:
-                begun = json.loads(payload)
-                _declare(ledger, begun["measures"])
-                ledger.attributes = dict(begun["attributes"])
-                if "shard_points" in ledger.attributes:
-                    ledger.only = indices_of(ledger.attributes["shard_points"])
+                _start(memory, json.loads(payload))
+        elif kind == b"A":
+            for payload in payloads:
+                arriving.add(payload)
         elif kind == b"P":
-            for name, rows in _by_measure(payloads):
-                dtype = np.dtype([*HEAD.descr, ("values", "<f8", (ledger.measures[name].width,))])
-                block = np.frombuffer(b"".join(rows), dtype=dtype)
-                ledger.enter(name, block["index"].astype(np.int64), block["values"], block["seconds"], block["rank"])
-                came.setdefault(name, []).append(block["time"][-RECENT:].copy())
+            # Points come in long runs of records, and are entered together: thousands take milliseconds.
+            for name, points in _points_by_measure(memory, payloads):
+                indices = points["index"].astype(np.int64)
+                memory.insert(name, indices, points["values"], points["seconds"], points["rank"])
+                memory.groups |= arriving.of(name, indices)
+                times.setdefault(name, []).append(points["time"][-RECENT:].copy())
         elif kind == b"M":
             for payload in payloads:
-                _declare(ledger, json.loads(payload))
+                _declare(memory, json.loads(payload))
         elif kind == b"F":
             for payload in payloads:
                 f = json.loads(payload)
-                ledger.fail(f["measure"], f["index"], Failure(f["index"], f["rank"], f["host"], f["text"]))
+                memory.fail(f["measure"], f["index"], Failure(f["index"], f["rank"], f["host"], f["text"]))
         else:
             for payload in payloads:
-                ledger.note(**json.loads(payload))
-    return came
+                memory.note(**json.loads(payload))
+    return times
+
+
+def _start(memory: MemoryStore, start: Mapping[str, Any]) -> None:
+    _declare(memory, start["measures"])
+    memory.attributes = dict(start["attributes"])
+    if "shard_points" in memory.attributes:
+        memory.only = indices_of(memory.attributes["shard_points"])
 
 
 def declaration(declared: Declared) -> dict[str, Any]:
-    """A measure as the journal tells of it."""
+    """A measure as the journal describes it."""
     return {
         "fields": [[f.name, f.unit, f.long_name, f.extra] for f in declared.fields],
         "settings": declared.settings,
@@ -92,25 +149,30 @@ def declaration(declared: Declared) -> dict[str, Any]:
     }
 
 
-def _declare(ledger: MemoryStore, measures: Mapping[str, Any]) -> None:
-    for name, told in measures.items():
-        fields = [Field(f[0], f[1], f[2], tuple(f[3]) if f[3] else None) for f in told["fields"]]
-        ledger.declare(name, fields, told["settings"], None if told["points"] is None else indices_of(told["points"]))
+def _declare(memory: MemoryStore, measures: Mapping[str, Any]) -> None:
+    for name, described in measures.items():
+        fields = [Field(f[0], f[1], f[2], tuple(f[3]) if f[3] else None) for f in described["fields"]]
+        points = None if described["points"] is None else indices_of(described["points"])
+        memory.declare(name, fields, described["settings"], points)
 
 
-def _by_measure(payloads: list[bytes]) -> Iterator[tuple[str, list[bytes]]]:
+def _points_by_measure(memory: MemoryStore, payloads: list[bytes]) -> Iterator[tuple[str, np.ndarray]]:
+    """The points of each measure, as `_POINT` with their `values` (width,) behind."""
     rows: dict[bytes, list[bytes]] = {}
     for payload in payloads:
-        behind = 1 + payload[0]
-        rows.setdefault(payload[1:behind], []).append(payload[behind:])
+        begin = 1 + payload[0]  # behind the name of the measure
+        rows.setdefault(payload[1:begin], []).append(payload[begin:])
     for name, content in rows.items():
-        yield name.decode(), content
+        measure = name.decode()
+        dtype = np.dtype([*_POINT.descr, ("values", "<f8", (memory.measures[measure].width,))])
+        yield measure, np.frombuffer(b"".join(content), dtype=dtype)
 
 
-def resumed(ledger: MemoryStore, written: log.Contents) -> Surface:
-    """The surface of a ledger after what the journal knows better."""
-    came = applied(ledger, written)
-    begun = begun_in(written)
-    recent = {name: np.concatenate(parts)[-RECENT:] for name, parts in came.items()}
-    told = {name: declared.settings for name, declared in ledger.measures.items()}
-    return ledger.surface({"file": begun["identity"] if begun else {}, "measures": told}, recent)
+def surface_after(memory: MemoryStore, contents: log.Contents) -> Surface:
+    """The surface of what a snapshot holds and of what the journal knows better."""
+    times = replay(memory, contents)
+    start = last_start(contents)
+    recent = {name: np.concatenate(parts)[-RECENT:] for name, parts in times.items()}
+    measures = {name: declared.settings for name, declared in memory.measures.items()}
+    identity = {} if start is None else start["identity"]
+    return memory.surface({"file": identity, "measures": measures}, recent)

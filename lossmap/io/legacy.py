@@ -20,7 +20,8 @@ import h5py
 import numpy as np
 
 from lossmap.geometry.grid import Grid
-from lossmap.io.netcdf import NotASurface, X, Y, opened
+from lossmap.io.netcdf_read import NotASurface, open_hdf5
+from lossmap.io.netcdf_write import X, Y
 from lossmap.io.surface import DONE, TO_DO, Group, Surface
 
 PAIRS = (("train_loss", "train_acc"), ("test_loss", "test_acc"))
@@ -71,7 +72,7 @@ def directions(path: str | os.PathLike[str]) -> dict[str, list[np.ndarray]]:
 
     Raises NotASurface where the file holds none; otherwise as `lossmap.io.read.read`.
     """
-    with opened(Path(path)) as file:
+    with open_hdf5(Path(path)) as file:
         found = {}
         for axis in ("x", "y"):
             group = file.get(f"{axis}direction")
@@ -113,7 +114,7 @@ def trajectory(path: str | os.PathLike[str], directions_file: str | os.PathLike[
 
     Raises NotASurface where the file holds none.
     """
-    with opened(Path(path)) as file:
+    with open_hdf5(Path(path)) as file:
         if "proj_xcoord" not in file:
             raise NotASurface(f"{path} holds no trajectory: proj_xcoord is not there")
         x = np.asarray(file["proj_xcoord"][()], dtype=np.float64)
@@ -121,7 +122,7 @@ def trajectory(path: str | os.PathLike[str], directions_file: str | os.PathLike[
         if "proj_ycoord" in file:
             arrays["y"] = np.asarray(file["proj_ycoord"][()], dtype=np.float64)
     if directions_file is not None:
-        with opened(Path(directions_file)) as file:
+        with open_hdf5(Path(directions_file)) as file:
             if "explained_variance_ratio_" in file:
                 arrays["explained_variance_ratio"] = np.asarray(file["explained_variance_ratio_"][()])
     return Group(arrays)

@@ -1,4 +1,4 @@
-"""The ledger: what a survey has learnt so far, in memory, one array a field. NumPy alone.
+"""Results held in memory: the points of a survey so far, one array a field. NumPy alone.
 
 A survey without a file keeps its points here alone; the writer of a file keeps them here and in its journal.
 Memory: 8 bytes a point for each field and two more, seconds and rank, of each measure.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Protocol
@@ -18,13 +18,18 @@ import numpy as np
 from lossmap.geometry.grid import Field, Grid
 from lossmap.io.surface import DONE, FAILED, TO_DO, Failure, Group, Surface, to_plain
 
-Reading = Mapping[str, Any]  # field name -> number, or array where the field has a further dimension
+# field name -> number, or array where the field has a further dimension; group name -> {array name: array}
+Reading = Mapping[str, Any]
 Measures = Mapping[str, tuple[Sequence[Field], Mapping[str, Any]]]  # name -> (fields, settings)
+
+
+# (flat index, {field of an earlier version: numbers}) -> the reading of today
+Convert = Callable[[int, Mapping[str, Any]], Reading]
 
 
 @dataclass(frozen=True)
 class Declared:
-    """A measure as the store sees it: its fields, what it was told, and its points where they are not all."""
+    """A measure as the store sees it: its fields, its settings, and its points where they are not all."""
 
     fields: tuple[Field, ...]
     settings: Mapping[str, Any]
@@ -41,8 +46,36 @@ class Declared:
         return sum(self.sizes.values())
 
 
+def groups_in(reading: Reading) -> dict[str, Group]:
+    """The groups of a reading: its values that are dicts of named arrays, of any shapes and precisions."""
+    return {
+        name: Group({key: np.asarray(array) for key, array in value.items()})
+        for name, value in reading.items()
+        if isinstance(value, dict)
+    }
+
+
+class GroupArrays(Mapping[str, Mapping[str, np.ndarray]]):
+    """The arrays of a store's groups by the group's name, each group read when it is asked for."""
+
+    def __init__(self, names: Collection[str], group: Callable[[str], Group]) -> None:
+        self._names, self._group = names, group
+
+    def __getitem__(self, name: str) -> Mapping[str, np.ndarray]:
+        return self._group(name).arrays
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names  # without reading it
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
 class Store(Protocol):
-    """What a survey writes its points down in: a ledger, or the writer of a file."""
+    """Where a survey records its points: memory, or the writer of a file."""
 
     @property
     def only(self) -> np.ndarray: ...
@@ -108,6 +141,8 @@ class MemoryStore:
     ) -> None:
         """Make room for a measure, of these points alone where they are given (an audit).
 
+        A measure that is here already keeps its points; its numbers too, unless it now has other fields.
+
         Raises ValueError where another measure has a field of the same name.
         """
         for other, declared in self.measures.items():
@@ -117,15 +152,16 @@ class MemoryStore:
         self.measures[name] = Declared(
             tuple(fields), to_plain(dict(settings)), None if points is None else np.unique(np.asarray(points, np.int64))
         )
+        n, width = len(self.grid), self.measures[name].width
+        if name not in self._values or self._values[name].shape[1] != width:
+            self._values[name] = np.full((n, width), np.nan)
         if name not in self._status:
-            n = len(self.grid)
-            self._values[name] = np.full((n, self.measures[name].width), np.nan)
             self._seconds[name] = np.full(n, np.nan)
             self._rank[name] = np.full(n, np.nan)
             self._status[name] = np.full(n, TO_DO, dtype=np.uint8)
 
     def settings(self, measure: str) -> dict[str, Any]:
-        """What the measure was told, and under "chosen" what its probe chose."""
+        """The measure's settings, and under "chosen" what its probe chose."""
         return dict(self.measures[measure].settings)
 
     def todo(self, measure: str, retry_failed: bool = False) -> np.ndarray:
@@ -144,8 +180,12 @@ class MemoryStore:
         return self._status[measure]
 
     def row(self, measure: str, reading: Reading) -> np.ndarray:
-        """A reading as one row of numbers, (width,). Raises ValueError naming what is missing or too much."""
+        """The fields of a reading as one row of numbers, (width,); its groups are left out.
+
+        Raises ValueError naming what is missing or too much.
+        """
         declared = self.measures[measure]
+        reading = {name: value for name, value in reading.items() if not isinstance(value, dict)}
         if reading.keys() != declared.sizes.keys():
             missing, more = sorted(declared.sizes.keys() - reading), sorted(reading.keys() - declared.sizes.keys())
             raise ValueError(
@@ -167,7 +207,7 @@ class MemoryStore:
             at += size
         return row
 
-    def enter(self, measure: str, index: Any, rows: np.ndarray, seconds: Any, rank: Any) -> None:
+    def insert(self, measure: str, index: Any, rows: np.ndarray, seconds: Any, rank: Any) -> None:
         """Enter one point, or many at once (index (p,), rows (p, width)); a later entry replaces an earlier one."""
         self._values[measure][index] = rows
         self._seconds[measure][index] = seconds
@@ -181,7 +221,8 @@ class MemoryStore:
         """Enter a point that is done."""
         with self.lock:
             self.check(index)
-            self.enter(measure, index, self.row(measure, reading), seconds, rank)
+            self.insert(measure, index, self.row(measure, reading), seconds, rank)
+            self.groups |= groups_in(reading)
             self._unfinished.get(measure, {}).pop(index, None)
 
     def fail(self, measure: str, index: int, failure: Failure) -> None:
@@ -209,7 +250,7 @@ class MemoryStore:
         return self._unfinished.get(measure, {})
 
     def note(self, **attributes: Any) -> None:
-        """Keep root attributes: what an audit found, what a probe chose."""
+        """Keep root attributes: the outcome of an audit, what a probe chose."""
         with self.lock:
             self.attributes |= to_plain(attributes)
 
@@ -224,6 +265,29 @@ class MemoryStore:
     def close(self) -> None:
         """Nothing to close in memory; for the same use as a file."""
         self.note(end=_now())
+
+    def upgrade(self, measure: str, fields: Sequence[Field], convert: Convert) -> None:
+        """Take the points that an earlier version kept in other fields over into these fields, and groups.
+
+        convert  each field has its numbers, (extra,) or (1,)
+        """
+        declared, rows = self.measures[measure], self._values[measure]
+        ends = np.cumsum(list(declared.sizes.values()))[:-1]
+        done = [int(index) for index in np.flatnonzero(self._status[measure] == DONE)]
+        readings = {i: convert(i, dict(zip(declared.sizes, np.split(rows[i], ends), strict=True))) for i in done}
+        self.declare(measure, fields, declared.settings, declared.points)
+        for index, reading in readings.items():
+            self._values[measure][index] = self.row(measure, reading)
+            self.groups |= groups_in(reading)
+
+    def group(self, name: str) -> Group:
+        """The group of this name with its arrays. Raises KeyError where there is none."""
+        return self.groups[name]
+
+    @property
+    def arrays(self) -> GroupArrays:
+        """The arrays of the groups, by name."""
+        return GroupArrays(tuple(self.groups), self.group)
 
     def complete(self) -> bool:
         """Whether no point of any measure is left to do."""
@@ -265,23 +329,23 @@ class MemoryStore:
 
     @classmethod
     def of(cls, surface: Surface) -> MemoryStore:
-        """A ledger that goes on from this surface."""
-        ledger = cls(surface.grid)
-        told = surface.settings.get("measures", {})
+        """A memory that goes on from this surface."""
+        memory = cls(surface.grid)
+        settings = surface.settings.get("measures", {})
         for name, names in surface.measures.items():
             fields = [surface.about[n] for n in names]
-            ledger.declare(name, fields, told.get(name, {}), surface.parts.get(name))
+            memory.declare(name, fields, settings.get(name, {}), surface.parts.get(name))
             if fields:
                 columns = [surface.fields[n].reshape(len(surface.grid), -1) for n in names]
-                ledger._values[name][:] = np.concatenate(columns, axis=1)
-            ledger._status[name][:] = surface.status[name].reshape(-1)
-            for target, field in zip((ledger._seconds, ledger._rank), bookkeeping(name), strict=True):
+                memory._values[name][:] = np.concatenate(columns, axis=1)
+            memory._status[name][:] = surface.status[name].reshape(-1)
+            for target, field in zip((memory._seconds, memory._rank), bookkeeping(name), strict=True):
                 if field.name in surface.fields:
                     target[name][:] = surface.fields[field.name].reshape(-1)
-        ledger._failures = {(f.measure, f.index): f for f in surface.failures}
-        ledger.attributes = dict(surface.attributes)
-        ledger.groups = dict(surface.groups)
-        return ledger
+        memory._failures = {(f.measure, f.index): f for f in surface.failures}
+        memory.attributes = dict(surface.attributes)
+        memory.groups = dict(surface.groups)
+        return memory
 
 
 def _now() -> str:

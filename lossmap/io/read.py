@@ -10,15 +10,17 @@ from __future__ import annotations
 from pathlib import Path
 
 from lossmap.io import journal as log
-from lossmap.io import legacy, netcdf
-from lossmap.io.disk import DiskFull, Path_, explained, place
+from lossmap.io import legacy, netcdf_read
+from lossmap.io.continuation import inspect_existing
+from lossmap.io.disk import DiskFull, PathLike, explained, resolved
 from lossmap.io.journal import Busy
-from lossmap.io.journal_replay import begun_in, grid_of, journal_of, resumed
+from lossmap.io.journal_replay import grid_of, journal_of, last_start, surface_after
 from lossmap.io.memory_store import MemoryStore
-from lossmap.io.netcdf import NotASurface
+from lossmap.io.netcdf_read import NotASurface
+from lossmap.io.netcdf_write import group_names, write_result
 from lossmap.io.resume_check import Refused
 from lossmap.io.surface import Failure, Group, Surface
-from lossmap.io.writer import SurfaceFile, inspect_existing
+from lossmap.io.writer import SurfaceFile
 
 __all__ = [
     "Busy",
@@ -40,7 +42,7 @@ __all__ = [
 ]
 
 
-def read(path: Path_) -> Surface:
+def read(path: PathLike) -> Surface:
     """The surface in a file, with whatever its journal knows better. Reads only; may be called while a survey runs.
 
     Files of the original tool are read too. Raises FileNotFoundError, IsADirectoryError, PermissionError or
@@ -65,19 +67,19 @@ def _stamp(path: Path) -> tuple[int, int] | None:
 
 
 def _snapshot(path: Path, written: log.Contents) -> Surface:
-    begun = begun_in(written)
-    if begun is not None and not path.exists():
-        return resumed(MemoryStore(grid_of(begun)), written)
-    with netcdf.opened(path) as file:
-        if not netcdf.is_ours(file):
+    start = last_start(written)
+    if start is not None and not path.exists():
+        return surface_after(MemoryStore(grid_of(start)), written)
+    with netcdf_read.open_hdf5(path) as file:
+        if not netcdf_read.is_ours(file):
             return legacy.surface_of(file, path)
-        surface = netcdf.read_file(file, path)
-    if begun is None or begun["id"] != surface.attributes.get("file_id"):
+        surface = netcdf_read.read_surface(file, path)
+    if start is None or start["id"] != surface.attributes.get("file_id"):
         return surface
-    return resumed(MemoryStore.of(surface), written)
+    return surface_after(MemoryStore.of(surface), written)
 
 
-def training_path(path: Path_, directions_file: Path_ | None = None) -> Group:
+def training_path(path: PathLike, directions_file: PathLike | None = None) -> Group:
     """The training path that a result holds, or a file of the original tool. Raises ValueError where there is none."""
     try:
         return legacy.trajectory(path, directions_file)
@@ -88,34 +90,36 @@ def training_path(path: Path_, directions_file: Path_ | None = None) -> Group:
         return groups["trajectory"]
 
 
-def read_group(path: Path_, name: str) -> Group:
+def read_group(path: PathLike, name: str) -> Group:
     """A group of a surface file with all its arrays, such as `directions/x`.
 
     Raises KeyError naming the groups that there are; otherwise as `read`.
     """
     path = Path(path)
-    with netcdf.opened(path) as file:
+    with netcdf_read.open_hdf5(path) as file:
         if name not in file:
-            there = ", ".join(netcdf.group_names(file)) or "none"
+            there = ", ".join(group_names(file)) or "none"
             raise KeyError(f"{path} holds no group {name!r}; there are: {there}")
-        return netcdf.read_group_of(file, name)
+        return netcdf_read.read_group_of(file, name)
 
 
-def is_being_written(path: Path_) -> bool:
+def is_being_written(path: PathLike) -> bool:
     """Whether some process is writing this surface now; False where the file system cannot tell."""
     return log.is_locked(journal_of(path))
 
 
-def write_surface(path: Path_, surface: Surface, overwrite: bool = False, tensors_from: Path_ | None = None) -> None:
+def write_surface(
+    path: PathLike, surface: Surface, overwrite: bool = False, tensors_from: PathLike | None = None
+) -> None:
     """Write a surface that is already there as a value: it appears whole or not at all.
 
     tensors_from  an earlier file, from which the tensors of the directions are copied; `read` leaves them behind
 
     Raises FileExistsError where there is a file and `overwrite` is not given; DiskFull; OSError.
     """
-    path = place(path)
+    path = resolved(path)
     if path.exists() and not overwrite:
         raise FileExistsError(f"{path} exists; name another file, or say overwrite")
     with explained(path, "nothing was changed"):
-        keep = None if tensors_from is None else Path(tensors_from)
-        netcdf.write_whole(path, surface, keep)
+        earlier = None if tensors_from is None else Path(tensors_from)
+        write_result(path, surface, earlier)

@@ -26,25 +26,26 @@ class Refused(ValueError):
 
 def refuse(
     path: Path,
-    ledger: MemoryStore,
+    memory: MemoryStore,
     there: Mapping[str, Any],
     grid: Grid,
     identity: Mapping[str, Any],
     measures: Measures,
 ) -> None:
     """Raise Refused where grid, settings of the file (`there`) or of a measure differ, naming each difference."""
-    found = list(axis_differences(ledger.grid, grid))
+    found = list(axis_differences(memory.grid, grid))
     found += differences(there, identity)
     for name, (fields, settings) in measures.items():
-        if name in ledger.measures:
-            known = ledger.measures[name]
+        if name in memory.measures:
+            known = memory.measures[name]
             found += [(f"{name}: {what}", a, b) for what, a, b in differences(known.settings, settings)]
             if [f.name for f in known.fields] != [f.name for f in fields] or known.width != _width(fields):
                 found.append((f"{name}: fields", _names(known.fields), _names(fields)))
     if found:
-        told = "; ".join(f"{name} is {short(a)} in the file, {short(b)} asked for" for name, a, b in found)
+        described = "; ".join(f"{name} is {short(a)} in the file, {short(b)} asked for" for name, a, b in found)
         raise Refused(
-            f"{path} holds another survey: {told}. Ask for the same, name another file, or start anew with --overwrite",
+            f"{path} holds another survey: {described}. "
+            "Ask for the same, name another file, or start anew with --overwrite",
             found,
         )
 

@@ -1,4 +1,8 @@
-"""The one writer of a surface file: it may die at any moment, and no recorded point is lost."""
+"""The one writer of a surface file: it may die at any moment, and no recorded point is lost.
+
+A point goes to the journal first (see journal.py) and into memory; the file is a snapshot of the memory, written
+anew now and then. A reading's groups (the arrays of a task) go the same way, one record an array, the point last.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,6 @@ import contextlib
 import logging
 import os
 import secrets
-import shutil
 import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,43 +20,42 @@ import numpy as np
 
 from lossmap.geometry.grid import Field, Grid
 from lossmap.io import journal as log
-from lossmap.io import legacy, netcdf
-from lossmap.io.disk import Path_, explained, place, room, sentence
+from lossmap.io import netcdf_read
+from lossmap.io.continuation import Survey, Upgrades, begin_anew, take_up
+from lossmap.io.disk import PathLike, explained, explanation, resolved
 from lossmap.io.journal import Busy, Journal
-from lossmap.io.journal_replay import applied, begun_in, declaration, grid_of, journal_of, packed, point
-from lossmap.io.memory_store import Measures, MemoryStore, Reading
-from lossmap.io.netcdf import NotASurface
+from lossmap.io.journal_replay import array_payloads, declaration, journal_of, json_payload, last_start, point_payload
+from lossmap.io.memory_store import GroupArrays, Measures, MemoryStore, Reading, groups_in
 from lossmap.io.partial_points import Unfinished, folder_of, save_state
 from lossmap.io.resume_check import refuse
+from lossmap.io.snapshots import Snapshots, without_large
 from lossmap.io.surface import DONE, Failure, Group, Surface, spans, to_plain
 
 logger = logging.getLogger(__name__)
-HISTORY = 20_000  # characters of history that are kept, the newest
+MAX_HISTORY = 20_000  # characters, the newest
 
 
 class SurfaceFile:
     """Rank 0's writer of one surface file. `open` makes it; use it in a `with`, or call `close`.
 
-    ledger  what is known by now, in memory
+    path    the file, links followed
+    memory  what is known by now; of large groups that are in the file, the attributes alone
     """
 
-    def __init__(self, path: Path, ledger: MemoryStore, journal: Journal, settings: Mapping[str, Any]) -> None:
+    def __init__(self, path: Path, memory: MemoryStore, journal: Journal, identity: Mapping[str, Any]) -> None:
         self.path = path
-        self.ledger = ledger
-        self.snapshot_every = 30.0
+        self.memory = memory
         self._journal = journal
-        self._identity = settings
-        self._cost = 0.0  # seconds that the last snapshot took
-        self._drawn = time.monotonic()
-        self._dirty = False
+        self._identity = identity
+        self._snapshots = Snapshots(path, earlier=path)
+        self._dirty = False  # whether the journal knows more than the file
         self._closed = False
         self._states = folder_of(path).exists()  # whether states of unfinished points may lie there
-        self._keep: Path | None = path  # whose groups the next snapshot takes over
 
     @classmethod
     def open(
         cls,
-        path: Path_,
+        path: PathLike,
         grid: Grid,
         *,
         identity: Mapping[str, Any] | None = None,
@@ -63,117 +65,85 @@ class SurfaceFile:
         attributes: Mapping[str, Any] | None = None,
         command: str = "",
         only: np.ndarray | None = None,
+        expected_bytes: int = 0,
+        upgrades: Upgrades | None = None,
     ) -> SurfaceFile:
         """Create the file, or continue the one that is there, and lock it.
 
-        identity    settings of the file: model files, plane; compared with those of the file that is there
-        measures    {name: (fields, settings)}; compared, each with its own; entries under "chosen" are not
-                    compared but taken up from the file: see `settings`
-        groups      arrays to stand beside the fields; `directions/x` one array for each tensor
-        attributes  root attributes: versions, digests, devices
-        command     one line for the `history`
-        only        the flat indices that this file is to hold (a shard); all, if left out
+        identity        settings of the file: model files, plane; compared with those of the file that is there
+        measures        {name: (fields, settings)}; compared, each with its own; entries under "chosen" are not
+                        compared but taken up from the file: see `settings`
+        groups          arrays to stand beside the fields; `directions/x` one array for each tensor
+        attributes      root attributes: versions, digests, devices
+        command         one line for the `history`
+        only            the flat indices that this file is to hold (a shard); all, if left out
+        expected_bytes  of the groups that will come with the readings, for a look at the disk
+        upgrades        by measure, what makes today's reading of the fields in which an earlier version kept it
 
         Raises Refused naming each difference; Busy where another process writes the file; NotASurface where the
         file there is not ours; DiskFull or OSError where nothing can be written. Then nothing is changed.
         """
-        path = place(path)
-        beside = journal_of(path)
-        fresh = not beside.exists()
-        with explained(path, "nothing was changed"):
-            try:
-                journal = Journal(beside)
-            except Busy:
-                raise Busy(f"another process is writing {path}{_writer(beside)}; wait for it, or end it") from None
-        if journal.unlocked:
-            logger.warning("the file system of %s knows no locks; see to it that only one job writes it", path)
+        path = resolved(path)
+        survey = Survey(grid, to_plain(dict(identity or {})), measures or {}, only, expected_bytes, upgrades or {})
+        fresh = not journal_of(path).exists()
+        journal = _locked_journal(path)
         try:
-            store = cls._opened(path, grid, journal, identity or {}, measures or {}, overwrite, only)
-            store._begin(groups or {}, attributes or {}, command)
+            upgraded = False
+            if overwrite:
+                memory = begin_anew(path, journal, survey)
+            else:
+                memory, upgraded = take_up(path, journal, survey)
+            file = cls(path, memory, journal, survey.identity)
+            if overwrite:
+                file._snapshots.earlier = None
+            if upgraded:
+                # Before the journal says that the measure has no such fields any more, what was made of them is safe.
+                file.snapshot()
+            file._begin(groups or {}, attributes or {}, command)
         except BaseException:
             journal.close(remove=fresh)
             raise
-        return store
-
-    @classmethod
-    def _opened(
-        cls,
-        path: Path,
-        grid: Grid,
-        journal: Journal,
-        identity: Mapping[str, Any],
-        measures: Measures,
-        overwrite: bool,
-        only: np.ndarray | None,
-    ) -> SurfaceFile:
-        identity = to_plain(dict(identity))
-        begun = begun_in(journal.contents)
-        if overwrite:
-            _ours_to_overwrite(path)
-            ledger = MemoryStore(grid, measures, only=only)
-            with explained(path, "nothing was changed"):
-                room(path, ledger)
-                journal.clear()
-                shutil.rmtree(folder_of(path), ignore_errors=True)
-            store = cls(path, ledger, journal, identity)
-            store._keep = None
-            return store
-        if path.exists() or begun is not None:
-            ledger, there = _continued(path, journal.contents)
-            refuse(path, ledger, there, grid, identity, measures)
-            if only is not None:
-                ledger.only = np.unique(np.asarray(only, dtype=np.int64))
-            for name, (fields, settings) in measures.items():
-                if name not in ledger.measures:
-                    ledger.declare(name, fields, settings)
-            if not ledger.complete():
-                ledger.attributes["restarts"] = int(ledger.attributes.get("restarts", 0)) + 1
-        else:
-            ledger = MemoryStore(grid, measures, only=only)
-        with explained(path, "nothing was changed"):
-            room(path, ledger)
-        return cls(path, ledger, journal, identity)
+        return file
 
     def _begin(self, groups: Mapping[str, Group], attributes: Mapping[str, Any], command: str) -> None:
-        ledger, kept = self.ledger, self.ledger.attributes
-        now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        history = "\n".join(line for line in (str(kept.get("history", "")), f"{now} {command}".strip()) if line)
-        ledger.groups |= groups
-        kept |= to_plain(dict(attributes))
-        kept |= {"file_id": kept.get("file_id") or secrets.token_hex(8), "history": history[-HISTORY:]}
-        kept.setdefault("restarts", 0)
-        kept.pop("end", None)
-        if ledger.only.size < len(ledger.grid):
-            kept["shard_points"] = spans(ledger.only)
-        y = None if ledger.grid.y is None else ledger.grid.y.tolist()
-        self._append(
-            b"O",
-            packed(
-                id=kept["file_id"],
-                x=ledger.grid.x.tolist(),
-                y=y,
-                identity=self._identity,
-                measures={name: declaration(declared) for name, declared in ledger.measures.items()},
-                attributes=kept,
-                host=socket.gethostname(),
-                pid=os.getpid(),
-            ),
+        """Record that a run begins, with all that a reader needs of it, and write the first snapshot."""
+        memory, root = self.memory, self.memory.attributes
+        memory.groups |= groups
+        history = [str(root.get("history", "")), f"{_now()} {command}".strip()]
+        root |= to_plain(dict(attributes))
+        root["file_id"] = root.get("file_id") or secrets.token_hex(8)
+        root["history"] = "\n".join(line for line in history if line)[-MAX_HISTORY:]
+        root.setdefault("restarts", 0)
+        root.pop("end", None)
+        if memory.only.size < len(memory.grid):
+            root["shard_points"] = spans(memory.only)
+        start = json_payload(
+            id=root["file_id"],
+            x=memory.grid.x,
+            y=memory.grid.y,
+            identity=self._identity,
+            measures={name: declaration(declared) for name, declared in memory.measures.items()},
+            attributes=root,
+            host=socket.gethostname(),
+            pid=os.getpid(),
         )
+        self._append(b"O", start)
         self._journal.sync()
         self.snapshot()
 
     @property
     def only(self) -> np.ndarray:
         """The flat indices that this file is to hold."""
-        return self.ledger.only
+        return self.memory.only
 
     def settings(self, measure: str) -> dict[str, Any]:
-        """What the measure was told, and under "chosen" what a probe once chose, as the file has it."""
-        return self.ledger.settings(measure)
+        """The measure's settings, and under "chosen" what a probe once chose, as the file has it."""
+        return self.memory.settings(measure)
 
-    def settings_of_all(self) -> dict[str, Any]:
+    def all_settings(self) -> dict[str, Any]:
         """The settings of the file and of each measure, as they stand in it."""
-        return {"file": self._identity, "measures": {n: to_plain(d.settings) for n, d in self.ledger.measures.items()}}
+        measures = {name: to_plain(declared.settings) for name, declared in self.memory.measures.items()}
+        return {"file": self._identity, "measures": measures}
 
     def declare(
         self, name: str, fields: Sequence[Field], settings: Mapping[str, Any], points: np.ndarray | None = None
@@ -182,123 +152,141 @@ class SurfaceFile:
 
         A measure that is in the file already goes on; its points may change. Raises Refused where its settings differ.
         """
-        with self.ledger.lock:
-            refuse(self.path, self.ledger, {}, self.ledger.grid, {}, {name: (fields, settings)})
-            told = self.ledger.settings(name) if name in self.ledger.measures else settings
-            self.ledger.declare(name, fields, told, points)
-            self._append(b"M", packed(**{name: declaration(self.ledger.measures[name])}))
+        with self.memory.lock:
+            refuse(self.path, self.memory, {}, self.memory.grid, {}, {name: (fields, settings)})
+            if name in self.memory.measures:  # with what a probe chose for it
+                settings = self.memory.settings(name)
+            self.memory.declare(name, fields, settings, points)
+            self._append(b"M", json_payload(**{name: declaration(self.memory.measures[name])}))
 
     def todo(self, measure: str, retry_failed: bool = False) -> np.ndarray:
         """The flat indices that are still to be done, ascending."""
-        return self.ledger.todo(measure, retry_failed)
+        return self.memory.todo(measure, retry_failed)
 
     def record(self, measure: str, index: int, reading: Reading, seconds: float, rank: int = 0) -> None:
-        """Keep a point that is done: from here on no death of the process loses it.
+        """Keep a point that is done, the groups of its reading with it: no death of the process loses it from here on.
 
         Raises DiskFull where there is no room: everything recorded before is safe.
         """
-        with self.ledger.lock:
-            row = self.ledger.row(measure, reading)
-            self.ledger.check(index)
-            self._append(b"P", point(measure, index, seconds, rank, row))
-            self.ledger.enter(measure, index, row, seconds, rank)
+        with self.memory.lock:
+            row, groups = self.memory.row(measure, reading), groups_in(reading)
+            self.memory.check(index)
+            for name, group in groups.items():
+                for key, array in group.arrays.items():
+                    for payload in array_payloads(measure, index, name, key, array):
+                        self._append(b"A", payload)
+            # The point's own record comes last: the arrays before it count from then on, or never.
+            self._append(b"P", point_payload(measure, index, seconds, rank, row))
+            self.memory.insert(measure, index, row, seconds, rank)
+            self.memory.groups |= groups
             self._forget(measure, index)
         self.tick()
 
     def fail(self, measure: str, index: int, failure: Failure) -> None:
-        """Keep a point that failed, with its reason."""
-        with self.ledger.lock:
-            self.ledger.check(index)
-            self._append(
-                b"F", packed(measure=measure, index=index, rank=failure.rank, host=failure.host, text=failure.text)
+        """Keep a point that failed, with its reason. Raises DiskFull as `record` does."""
+        with self.memory.lock:
+            self.memory.check(index)
+            payload = json_payload(
+                measure=measure, index=index, rank=failure.rank, host=failure.host, text=failure.text
             )
-            self.ledger.fail(measure, index, failure)
+            self._append(b"F", payload)
+            self.memory.fail(measure, index, failure)
             self._forget(measure, index)
         self.tick()
 
     def note(self, **attributes: Any) -> None:
-        """Keep root attributes: what an audit found, and the like."""
-        with self.ledger.lock:
-            self._append(b"N", packed(**attributes))
-            self.ledger.note(**attributes)
+        """Keep root attributes: the outcome of an audit, and the like."""
+        with self.memory.lock:
+            self._append(b"N", json_payload(**attributes))
+            self.memory.note(**attributes)
 
     def put(self, name: str, group: Group) -> None:
         """Keep a group of arrays beside the fields; written to the file at once."""
-        with self.ledger.lock:
-            self.ledger.put(name, group)
+        with self.memory.lock:
+            self.memory.put(name, group)
             self.snapshot()
+
+    def group(self, name: str) -> Group:
+        """The group of this name with its arrays, read from the file where they are not in memory.
+
+        Raises KeyError where there is none.
+        """
+        with self.memory.lock:
+            group = self.memory.group(name)
+            if group.arrays:
+                return group
+            with netcdf_read.open_hdf5(self.path) as file:
+                return netcdf_read.read_group_of(file, name)
+
+    @property
+    def arrays(self) -> GroupArrays:
+        """The arrays of the groups, by name; each group is read when it is asked for."""
+        return GroupArrays(tuple(self.memory.groups), self.group)
 
     def save_unfinished(self, measure: str, index: int, state: Mapping[str, Any]) -> None:
         """Keep the state of a point that was left before its end, in a file of its own, written whole."""
         self._states = True
-        with self._kept():
-            save_state(self.path, self.ledger.attributes["file_id"], measure, index, state)
+        with self._explained():
+            save_state(self.path, self.memory.attributes["file_id"], measure, index, state)
 
     def unfinished(self, measure: str) -> Mapping[int, dict[str, Any]]:
         """The states of the points that were left before their end, by flat index; each is read when asked for."""
-        return Unfinished(folder_of(self.path), measure, self.ledger.attributes["file_id"])
+        return Unfinished(folder_of(self.path), measure, self.memory.attributes["file_id"])
 
     def _forget(self, measure: str, index: int) -> None:
+        # Most surveys leave no states: then no point costs a look at the file system.
         if self._states:
             (folder_of(self.path) / f"{measure}-{index}.npz").unlink(missing_ok=True)
 
     def tick(self) -> None:
         """Synchronise and take a snapshot where it is time again. Cheap: call it whenever there is a moment."""
-        with self.ledger.lock:
+        with self.memory.lock:
             if self._closed:
                 return
             if self._journal.due:
-                with self._kept():
+                with self._explained():
                     self._journal.sync()
-            # A large file takes longer to write: no more than a twentieth of the time goes into snapshots.
-            if self._dirty and time.monotonic() - self._drawn >= max(self.snapshot_every, 20 * self._cost):
+            if self._dirty and self._snapshots.due:
                 try:
                     self.snapshot()
                 except OSError as error:
+                    # The journal has every point: a survey does not end because a snapshot failed.
                     logger.warning("%s", error)
 
     def flush(self) -> None:
         """Bring every point to the disk now."""
-        with self.ledger.lock, self._kept():
+        with self.memory.lock, self._explained():
             self._journal.sync()
 
     def surface(self) -> Surface:
         """What is known by now, as a value."""
-        return self.ledger.surface(settings=self.settings_of_all())
+        return self.memory.surface(settings=self.all_settings())
 
     def snapshot(self) -> None:
         """Write the file anew from what is known, beside, and rename it over.
 
         Raises DiskFull or OSError where that fails; the file in place and the journal stay as they were.
         """
-        with self.ledger.lock:
-            begin = time.monotonic()
-            self._drawn = begin
-            try:
-                with self._kept():
-                    self._journal.sync()
-                    netcdf.write_whole(self.path, self.surface(), self._keep)
-            finally:
-                self._drawn = time.monotonic()
-                self._cost = self._drawn - begin
-            self._dirty, self._keep = False, self.path
-            # Directions may be as large as the model: once in the file they are copied from snapshot to snapshot.
-            for name, group in self.ledger.groups.items():
-                if name.startswith(netcdf.LARGE):
-                    self.ledger.groups[name] = Group({}, group.attributes)
+        with self.memory.lock:
+            with self._explained():
+                # The journal first: a file must never know a point that the journal could still lose.
+                self._journal.sync()
+                self._snapshots.write(self.surface())
+            self._dirty = False
+            self.memory.groups = without_large(self.memory.groups)
 
     def close(self) -> None:
         """Write the last snapshot and let go of the file. The journal goes when no point is left to do.
 
         Raises DiskFull or OSError where the snapshot cannot be written: then the journal stays, and all is in it.
         """
-        with self.ledger.lock:
+        with self.memory.lock:
             if self._closed:
                 return
             self._closed = True
-            complete = self.ledger.complete()
+            complete = self.memory.complete()
             if complete:
-                self.ledger.note(end=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))
+                self.memory.note(end=_now())
             try:
                 self.snapshot()
             except BaseException:
@@ -306,101 +294,48 @@ class SurfaceFile:
                 raise
             with contextlib.suppress(OSError):
                 folder_of(self.path).rmdir()  # only if nothing is left in it
+            # Last of all, and still locked: whoever finds no journal finds the complete file.
             self._journal.close(remove=complete)
 
     def __enter__(self) -> SurfaceFile:
         return self
 
-    def __exit__(self, *what: object) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.close()
 
     def _append(self, kind: bytes, payload: bytes) -> None:
-        try:
+        with self._explained():
             self._journal.append(kind, payload)
-        except OSError as error:
-            raise self._said(error) from error
         self._dirty = True
 
     @contextlib.contextmanager
-    def _kept(self) -> Iterator[None]:
+    def _explained(self) -> Iterator[None]:
+        """Raise what the operating system says with how much is safe, which a person will want to know."""
         try:
             yield
         except OSError as error:
-            raise self._said(error) from error
-
-    def _said(self, error: OSError) -> OSError:
-        """The error for a person, who will want to know how much is safe."""
-        known = sum(int((self.ledger.status(name) == DONE).sum()) for name in self.ledger.measures)
-        return sentence(error, self.path, f"{known:,} points are safe; mend that and start the same command again")
+            done = sum(int((self.memory.status(name) == DONE).sum()) for name in self.memory.measures)
+            consequence = f"{done:,} points are safe; mend that and start the same command again"
+            raise explanation(error, self.path, consequence) from error
 
 
-def inspect_existing(
-    path: Path_,
-    grid: Grid,
-    *,
-    identity: Mapping[str, Any] | None = None,
-    measures: Measures | None = None,
-    overwrite: bool = False,
-) -> Surface | None:
-    """What is known of a survey that `SurfaceFile.open` would continue; None where it would begin a file. Reads only.
-
-    Raises as `open` does where it would refuse.
-    """
-    path = place(path)
-    if overwrite:
-        _ours_to_overwrite(path)
-        return None
-    written = log.read(journal_of(path))
-    if not path.exists() and begun_in(written) is None:
-        return None
-    ledger, there = _continued(path, written)
-    refuse(path, ledger, there, grid, to_plain(dict(identity or {})), measures or {})
-    return ledger.surface()
+def _locked_journal(path: Path) -> Journal:
+    """The journal beside a file, locked for this process. Raises Busy naming the process that writes it."""
+    beside = journal_of(path)
+    with explained(path, "nothing was changed"):
+        try:
+            journal = Journal(beside)
+        except Busy:
+            raise Busy(f"another process is writing {path}{_writer(beside)}; wait for it, or end it") from None
+    if journal.unlocked:
+        logger.warning("the file system of %s knows no locks; see to it that only one job writes it", path)
+    return journal
 
 
 def _writer(path: Path) -> str:
-    begun = begun_in(log.read(path))
-    return f" (process {begun['pid']} on {begun['host']})" if begun else ""
+    start = last_start(log.read(path))
+    return "" if start is None else f" (process {start['pid']} on {start['host']})"
 
 
-def _continued(path: Path, written: log.Contents) -> tuple[MemoryStore, Mapping[str, Any]]:
-    """The ledger of what is there, and the file's own settings."""
-    begun = begun_in(written)
-    if not path.exists():
-        ledger = MemoryStore(grid_of(begun or {}))
-        applied(ledger, written)
-        settings: Mapping[str, Any] = (begun or {})["identity"]
-        return ledger, settings
-    with netcdf.opened(path) as file:
-        if not netcdf.is_ours(file):
-            legacy.surface_of(file, path)
-            raise NotASurface(
-                f"{path} is a surface file of the original tool: it can be read and drawn, but not continued; "
-                "name another file"
-            )
-        surface = netcdf.read_file(file, path)
-    if begun is not None and begun["id"] != surface.attributes.get("file_id"):
-        raise NotASurface(
-            f"{journal_of(path)} belongs to another file than {path}: move one of them away, or start anew "
-            "with --overwrite"
-        )
-    ledger = MemoryStore.of(surface)
-    if "shard_points" in surface.attributes:
-        ledger.only = surface.wanted()
-    applied(ledger, written)
-    told: Mapping[str, Any] = surface.settings.get("file", {})
-    return ledger, told
-
-
-def _ours_to_overwrite(path: Path) -> None:
-    """Raise NotASurface where the file is somebody else's, HDF5 or not; an empty or damaged one may go."""
-    if not path.exists() or path.stat().st_size == 0:
-        return
-    try:
-        with netcdf.opened(path) as file:
-            if not netcdf.is_ours(file):
-                legacy.surface_of(file, path)
-    except netcdf.Damaged:
-        return
-    except NotASurface:
-        raise NotASurface(f"{path} is no surface file, so it is not overwritten; name another file") from None
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

@@ -51,7 +51,8 @@ class Measure(Protocol):
     """What is evaluated at each point.
 
     name      prefix of its status, seconds and rank in the file
-    fields    what a reading holds
+    fields    what a reading holds; beside them, or alone, it may hold groups: {group name: {array name: array}}, of
+              any shapes, written as they arrive
     settings  what it was made with, and under "chosen" what a probe has chosen
 
     May have `resume(point, state)`, which goes on at a point that it left by raising Interrupted(state), and

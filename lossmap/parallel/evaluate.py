@@ -134,19 +134,30 @@ class PointEvaluator:
         return True
 
     def _checked(self, reading: Mapping[str, Any]) -> dict[str, Any]:
-        """The reading as numbers and arrays, with just the fields that were declared."""
+        """The reading as numbers and arrays, with just the fields that were declared, and its groups of arrays."""
+        groups = {name: _named_arrays(name, value) for name, value in reading.items() if isinstance(value, dict)}
+        reading = {name: value for name, value in reading.items() if name not in groups}
         if set(reading) != set(self.field_sizes):
             raise ValueError(
                 f"the measure declared the fields {', '.join(sorted(self.field_sizes))} and returned "
                 f"{', '.join(sorted(reading)) or 'none'}"
             )
-        checked: dict[str, Any] = {}
+        checked: dict[str, Any] = dict(groups)
         for name, size in self.field_sizes.items():
             values = np.asarray(reading[name], dtype=np.float64)
             if values.size != size:
                 raise ValueError(f"the field {name!r} takes {size} numbers a point; the measure returned {values.size}")
             checked[name] = float(values) if values.ndim == 0 else values
         return checked
+
+
+def _named_arrays(group: str, arrays: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """The arrays of a group in a reading: numbers or text, of any shape."""
+    checked = {name: np.asarray(array) for name, array in arrays.items()}
+    for name, array in checked.items():
+        if array.dtype.kind not in "biufU":
+            raise ValueError(f"{group}/{name} must be an array of numbers or text; got {array.dtype}")
+    return checked
 
 
 def out_of_memory(error: BaseException) -> bool:

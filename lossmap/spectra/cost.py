@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from lossmap.seeding import generator
-from lossmap.spectra.tasks import SpectrumTasks, Subject, Task
+from lossmap.spectra.request import Subject, Task
+from lossmap.spectra.tasks import SpectrumTasks
 
 SAMPLES = 256  # of each split, over which the parts are rehearsed
 TIMED = 3  # products of each subject that are timed, after a first one
@@ -28,16 +29,16 @@ class Cost:
     seconds: float
 
 
-def rehearse(jobs: SpectrumTasks, clock: Callable[[], float], samples: int = SAMPLES) -> tuple[list[Cost], float]:
-    """The cost of every job, in their order, and the seconds that a rank needs before its first product is quick.
+def rehearse(tasks: SpectrumTasks, clock: Callable[[], float], samples: int = SAMPLES) -> tuple[list[Cost], float]:
+    """The cost of every task, in their order, and the seconds that a rank needs before its first product is quick.
 
     clock  in seconds
-    Raises what a job raises.
+    Raises what a task raises.
     """
-    costs, setups, prices = products_of(jobs, samples), [], []
-    for subject in jobs.subjects:
+    costs, setups, prices = products_of(tasks, samples), [], []
+    for subject in tasks.subjects:
         begun = clock()
-        matrix = jobs.matrix(subject)  # traced and compared with double backward
+        matrix = tasks.matrix(subject)  # traced and compared with double backward
         v = torch.randn(matrix.size, generator=generator("rehearsal", matrix.size)).to(matrix.device, matrix.dtype)
         took = []
         for _ in range(1 + TIMED):
@@ -46,12 +47,12 @@ def rehearse(jobs: SpectrumTasks, clock: Callable[[], float], samples: int = SAM
             took.append(clock() - start)
         prices.append(statistics.median(took[1:]))
         setups.append(clock() - begun - (1 + TIMED) * prices[-1])
-    told = [Cost(n, n * prices[job.subject]) for n, job in zip(costs, jobs.jobs, strict=True)]
+    told = [Cost(n, n * prices[task.subject]) for n, task in zip(costs, tasks.tasks, strict=True)]
     return told, max(0.0, sum(setups))
 
 
-def products_of(jobs: SpectrumTasks, samples: int = SAMPLES) -> list[int]:
-    """The products that each job takes over so few samples, a gradient counted as one."""
+def products_of(tasks: SpectrumTasks, samples: int = SAMPLES) -> list[int]:
+    """The products that each task takes over so few samples, a gradient counted as one."""
     counted: list[int] = []
     size = 1
 
@@ -60,13 +61,13 @@ def products_of(jobs: SpectrumTasks, samples: int = SAMPLES) -> list[int]:
         counted.append((message.numel() - 3) // size)
         return message
 
-    few = replace(jobs, subjects=tuple(_few(s, samples) for s in jobs.subjects), total=total, choices=(), made={})
+    few = replace(tasks, subjects=tuple(_few(s, samples) for s in tasks.subjects), total=total, choices=(), made={})
     found = []
-    for number, job in enumerate(jobs.jobs):
-        size = _size(few, job)
+    for number, task in enumerate(tasks.tasks):
+        size = _size(few, task)
         counted.clear()
         few((float(number),))
-        found.append(1 if job.kind == "gradient" else sum(counted))
+        found.append(1 if task.kind == "gradient" else sum(counted))
     return found
 
 
@@ -75,11 +76,11 @@ def _few(subject: Subject, samples: int) -> Subject:
     return replace(subject, problem=subject.problem.share(0, parts))
 
 
-def _size(jobs: SpectrumTasks, job: Task) -> int:
-    """The length of the vectors that the job multiplies."""
-    subject = jobs.subjects[job.subject]
-    if job.kind not in ("block", "block_ends", "leak"):
-        return int(jobs.matrix(subject).size)
-    layout = jobs.matrix(subject, "all").layout
+def _size(tasks: SpectrumTasks, task: Task) -> int:
+    """The length of the vectors that the task multiplies."""
+    subject = tasks.subjects[task.subject]
+    if task.kind not in ("block", "block_ends", "leak"):
+        return int(tasks.matrix(subject).size)
+    layout = tasks.matrix(subject, "all").layout
     sizes = dict(zip(layout.names, layout.sizes, strict=True))
-    return sum(sizes[t] for t in jobs.groups(subject)[job.name]) if job.kind == "block" else int(layout.size)
+    return sum(sizes[t] for t in subject.groups(tasks.request)[task.name]) if task.kind == "block" else int(layout.size)

@@ -166,6 +166,9 @@ def test_the_same_command_on_a_complete_file_finds_nothing_to_do(folder, capsys,
         assert run(line.removeprefix("mpirun -n 2 ")) == COMPLETE[name]["exit codes"]["same command again"]
     assert "Traceback" not in capsys.readouterr().err
     for field, values in before.fields.items():
+        if field == "spectrum_result":  # an intermediate store, which is in groups now
+            assert field not in read(name)
+            continue
         np.testing.assert_array_equal(read(name)[field], values, err_msg=field)
 
 

@@ -16,7 +16,7 @@ import pytest
 
 from lossmap.geometry.grid import Field, Grid
 from lossmap.io import journal as log
-from lossmap.io import netcdf
+from lossmap.io import netcdf_read, netcdf_write, whole_file
 from lossmap.io.read import (
     Busy,
     DiskFull,
@@ -87,7 +87,7 @@ def test_the_file_is_netcdf_with_scales_units_and_fill_values(tmp_path):
         assert file.attrs["format"] == "lossmap" and file.attrs["format_version"] == 1
         assert file.attrs["Conventions"] == "CF-1.11"
         assert json.loads(file.attrs["settings"])["file"] == IDENTITY
-        assert file.attrs["settings_digest"] == netcdf.digest({"file": IDENTITY, "measures": {"loss": SETTINGS}})
+        assert file.attrs["settings_digest"] == netcdf_write.digest({"file": IDENTITY, "measures": {"loss": SETTINGS}})
         assert json.loads(file.attrs["versions"]) == {"torch": "2"}
         assert file.attrs["gpu"] == 1 and file.attrs["note"] == "none"
         loss = file["train_loss"]
@@ -374,7 +374,7 @@ def test_groups_stay_through_snapshots_and_measures(tmp_path):
     with opened(path, groups=groups) as store:
         store.record("loss", 0, reading(0), 0.1)
         store.snapshot()
-        assert store.ledger.groups["directions/x"].arrays == {}  # not held in memory any longer
+        assert store.memory.groups["directions/x"].arrays == {}  # not held in memory any longer
         store.put("evolution", Group({"step": np.arange(2), "names": np.array(["a", "b"])}))
     with opened(path) as store:
         store.record("loss", 1, reading(1), 0.1)
@@ -509,7 +509,7 @@ def test_an_unreadable_file_has_its_sentence(tmp_path, monkeypatch):
 
     monkeypatch.setattr("builtins.open", refuse)
     with pytest.raises(PermissionError, match=r"s.h5 cannot be read: you have no permission"):
-        netcdf.opened(path)
+        netcdf_read.open_hdf5(path)
 
 
 def test_a_newer_format_asks_for_a_newer_lossmap(tmp_path):
@@ -590,13 +590,13 @@ def test_a_full_disk_loses_nothing_and_the_survey_is_resumed_later(tmp_path):
 
 def test_a_snapshot_that_fails_does_not_end_the_survey(tmp_path, monkeypatch, caplog):
     store = opened(tmp_path / "s.h5")
-    store.snapshot_every = 0.0
-    store._cost = 0.0
+    store._snapshots.every = 0.0
+    store._snapshots._cost = 0.0
 
     def full(*args, **kwargs):
         raise OSError(errno.EDQUOT, "Disk quota exceeded")
 
-    monkeypatch.setattr(netcdf.os, "fsync", full)
+    monkeypatch.setattr(whole_file.os, "fsync", full)
     store.record("loss", 0, reading(0), 0.1)
     assert "is full: 1 points are safe" in caplog.text
     monkeypatch.undo()
@@ -622,8 +622,8 @@ def test_a_write_that_fails_inside_hdf5_is_reported_and_leaves_the_old_file(tmp_
                 raise OSError(errno.ENOSPC, "No space left on device")
             return self.file.write(data)
 
-    real = netcdf._Sink
-    monkeypatch.setattr(netcdf, "_Sink", lambda file: real(Full(file)))
+    real = whole_file._Sink
+    monkeypatch.setattr(whole_file, "_Sink", lambda file: real(Full(file)))
     with pytest.raises(DiskFull, match="is full: nothing was changed"):
         write_surface(path, read(path), overwrite=True)
     assert path.read_bytes() == before and os.listdir(tmp_path) == ["s.h5"]
@@ -640,10 +640,10 @@ def test_snapshots_take_no_more_than_a_twentieth_of_the_time(tmp_path, monkeypat
     store = opened(tmp_path / "s.h5")
     drawn = []
     monkeypatch.setattr(store, "snapshot", lambda: drawn.append(1))
-    store.snapshot_every, store._cost, store._drawn = 0.0, 1.0, store._drawn
+    store._snapshots.every, store._snapshots._cost = 0.0, 1.0
     store.record("loss", 0, reading(0), 0.1)
     assert not drawn
-    store._drawn -= 20.5
+    store._snapshots._ended -= 20.5
     store.tick()
     assert drawn
     monkeypatch.undo()

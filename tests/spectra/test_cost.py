@@ -7,10 +7,11 @@ from torch import nn
 
 from lossmap.data.problem import Problem
 from lossmap.spectra.cost import products_of, rehearse
-from lossmap.spectra.tasks import ROW, SpectrumRequest, Subject, make_tasks
+from lossmap.spectra.request import SpectrumRequest, Subject
+from lossmap.spectra.tasks import make_tasks
 
 
-def jobs(samples=40, **asked):
+def tasks(samples=40, **asked):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 30), nn.Tanh(), nn.Linear(30, 3)).eval()
     x = torch.randn(samples, 6, generator=torch.Generator().manual_seed(1))
@@ -20,11 +21,11 @@ def jobs(samples=40, **asked):
 
 
 def test_products_are_those_that_the_parts_say_they_took():
-    measure = jobs(dense=0, density_error=0.1, trace_products=30, by="tensor", probes=2)
-    counted = dict(zip(measure.jobs, products_of(measure, 40), strict=True))
-    rows = np.stack([measure((float(i),))[ROW] for i in range(len(measure.jobs))])
-    spectrum, layers = measure.spectra(rows)["net"], measure.layers(rows)["net"]
-    of = {kind: sum(n for job, n in counted.items() if job.kind == kind) for kind in {j.kind for j in counted}}
+    measure = tasks(dense=0, density_error=0.1, trace_products=30, by="tensor", probes=2)
+    counted = dict(zip(measure.tasks, products_of(measure, 40), strict=True))
+    readings = {group: arrays for i in range(len(measure.tasks)) for group, arrays in measure((float(i),)).items()}
+    spectrum, layers = measure.spectra(readings)["net"], measure.layers(readings)["net"]
+    of = {kind: sum(n for task, n in counted.items() if task.kind == kind) for kind in {t.kind for t in counted}}
     assert of["trace"] == spectrum.trace.products
     assert of["density"] == spectrum.density.products
     assert of["ends"] == spectrum.top.products + spectrum.bottom.products
@@ -33,7 +34,7 @@ def test_products_are_those_that_the_parts_say_they_took():
 
 
 def test_a_part_costs_its_products_at_the_price_of_one_over_all_samples():
-    measure = jobs(samples=400, dense=0, density=False, trace_products=30)
+    measure = tasks(samples=400, dense=0, density=False, trace_products=30)
     seconds = iter(np.arange(1000.0) ** 2)  # each interval longer than the last: the median of three counts
     costs, setup = rehearse(measure, lambda: next(seconds), samples=40)
     price = 5.0**2 + 6.0**2 - 2 * 5.0 * 5.0  # of the second timed product: from 5 to 6 on this clock

@@ -1,4 +1,4 @@
-"""Tasks: in any order, interrupted or not, they give the results of the direct computation."""
+"""Tasks: in any order, interrupted or not, they give the results of the direct computation, as named arrays."""
 
 import numpy as np
 import pytest
@@ -10,8 +10,9 @@ from lossmap.data.problem import Problem
 from lossmap.geometry.grid import Grid
 from lossmap.landscape.run_survey import survey
 from lossmap.spectra.blocks import layers
+from lossmap.spectra.request import SpectrumRequest, Subject, Task, group_names
 from lossmap.spectra.spectrum import spectrum
-from lossmap.spectra.tasks import ROW, SpectrumRequest, Subject, make_tasks, packed, unpacked
+from lossmap.spectra.tasks import make_tasks
 
 
 def problem(seed=1):
@@ -21,24 +22,39 @@ def problem(seed=1):
     return Problem.supervised(model, "crossentropy", (x, x[:, :3].argmax(1)))
 
 
-def rows_of(jobs, order=None):
-    rows = np.full((len(jobs.jobs), jobs.length), np.nan)
-    for i in range(len(jobs.jobs)) if order is None else order:
-        rows[i] = jobs((float(i),))[ROW]
-    return rows
+def readings_of(tasks, order=None):
+    numbers = range(len(tasks.tasks)) if order is None else order
+    return {group: arrays for i in numbers for group, arrays in tasks((float(i),)).items()}
 
 
-def test_arrays_of_any_shape_survive_packing():
-    arrays = [np.float64(3.0), np.zeros((0, 4)), np.arange(6.0).reshape(2, 3), np.array([np.nan, np.inf])]
-    back = unpacked(np.append(packed(arrays), [np.nan] * 5))
-    assert [a.shape for a in back] == [np.shape(a) for a in arrays]
-    assert all(np.array_equal(a, b, equal_nan=True) for a, b in zip(arrays, back, strict=True))
+def arrays_in(surface):
+    return {name: group.arrays for name, group in surface.groups.items()}
 
 
-def test_jobs_give_the_spectrum_of_the_direct_way():
+def test_each_task_has_a_group_of_its_own_whatever_its_name():
+    subjects = [Subject("a/b", problem()), Subject("a_b", problem()), Subject("", problem())]
+    tasks = [Task(0, "leak", "x/y"), Task(1, "leak", "x_y"), Task(2, "ends")]
+    assert group_names(subjects, tasks) == ("tasks/a_b/leak/x_y", "tasks/a_b/leak/x_y~2", "tasks/whole/ends")
+
+
+def test_a_reading_is_named_arrays_with_shapes_and_types_of_their_own():
+    tasks = make_tasks(
+        [Subject("net", problem())], SpectrumRequest(top=3, bottom=0, dense=0, vectors=True, by="tensor")
+    )
+    readings = readings_of(tasks)
+    assert set(readings) == set(tasks.groups)
+    ends = readings["tasks/net/ends"]
+    assert ends["top_vectors"].shape == (270, 3) and ends["top_vectors"].dtype == np.float32
+    assert ends["top"].shape == (3,) and ends["top_limits"].shape == (2,) and "bottom" not in ends
+    assert str(readings["tasks/net/trace"]["method"]) == "xtrace"
+    assert readings["tasks/net/leak/0.weight"]["inside"].shape == (4,)
+    assert readings["tasks/net/density"]["steps"].sum() == readings["tasks/net/density"]["alpha"].size
+
+
+def test_tasks_give_the_spectrum_of_the_direct_way():
     direct = spectrum(problem(), top=3, bottom=2, dense=0, density_error=0.1, backend="double-backward")
-    jobs = make_tasks([Subject("net", problem())], SpectrumRequest(top=3, bottom=2, dense=0, density_error=0.1))
-    dealt = jobs.spectra(rows_of(jobs))["net"]
+    tasks = make_tasks([Subject("net", problem())], SpectrumRequest(top=3, bottom=2, dense=0, density_error=0.1))
+    dealt = tasks.spectra(readings_of(tasks))["net"]
     assert dealt.top.values == pytest.approx(direct.top.values) and dealt.top.limits == direct.top.limits
     assert dealt.trace.value == direct.trace.value and dealt.trace.products == direct.trace.products
     assert np.array_equal(dealt.density.nodes[0], direct.density.nodes[0])
@@ -48,28 +64,31 @@ def test_jobs_give_the_spectrum_of_the_direct_way():
     assert dealt.products == direct.products and dealt.converged == direct.converged
 
 
-def test_a_small_matrix_is_one_job_and_exact():
-    jobs = make_tasks([Subject("net", problem())], SpectrumRequest(parameters="2\\.", vectors=True))
-    assert sorted(j.kind for j in jobs.jobs) == ["gradient", "whole"]
-    found = jobs.spectra(rows_of(jobs))["net"]
+def test_a_small_matrix_is_one_task_and_exact():
+    tasks = make_tasks([Subject("net", problem())], SpectrumRequest(parameters="2\\.", vectors=True))
+    assert sorted(t.kind for t in tasks.tasks) == ["gradient", "whole"]
+    found = tasks.spectra(readings_of(tasks))["net"]
     assert found.trace.exact and found.density.eigenvalues is not None and found.keep_vectors
     assert "top_vectors" in found.stored()[0]
 
 
 def test_any_order_gives_the_same_bits():
-    jobs = make_tasks(
+    tasks = make_tasks(
         [Subject("net", problem())], SpectrumRequest(dense=20, density_steps=8, density_probes=3, by="tensor")
     )
-    assert [j.name for j in jobs.jobs if j.kind == "density"] == ["0", "1", "2"]
-    order = list(range(len(jobs.jobs)))
-    assert np.array_equal(rows_of(jobs), rows_of(jobs, order[::-1]), equal_nan=True)
+    assert [t.name for t in tasks.tasks if t.kind == "density"] == ["0", "1", "2"]
+    order = list(range(len(tasks.tasks)))
+    there, back = readings_of(tasks), readings_of(tasks, order[::-1])
+    assert there.keys() == back.keys()
+    for group, arrays in there.items():
+        assert {n: a.tobytes() for n, a in arrays.items()} == {n: a.tobytes() for n, a in back[group].items()}, group
 
 
 def test_layers_are_those_of_the_direct_way_and_several_subjects_share_a_scale():
     subjects = [Subject("train", problem()), Subject("test", problem(2))]
-    jobs = make_tasks(subjects, SpectrumRequest(by="module", dense=200, second=("inputs",)))
-    rows = rows_of(jobs)
-    found, direct = jobs.layers(rows)["train"], layers(problem(), "module", dense=200)
+    tasks = make_tasks(subjects, SpectrumRequest(by="module", dense=200, second=("inputs",)))
+    readings = readings_of(tasks)
+    found, direct = tasks.layers(readings)["train"], layers(problem(), "module", dense=200)
     for a, b in zip(found.blocks, direct.blocks, strict=True):
         assert a.kind == b.kind
         assert a.values == pytest.approx(b.values, abs=2 * b.error)
@@ -77,37 +96,37 @@ def test_layers_are_those_of_the_direct_way_and_several_subjects_share_a_scale()
     assert found.off_diagonal_energy.share == pytest.approx(direct.off_diagonal_energy.share)
     assert found.whole.values == pytest.approx(direct.whole.values)
     assert found.layer_hessians and "Per-layer output Hessian" in repr(found)
-    spectra = jobs.spectra(rows)
+    spectra = tasks.spectra(readings)
     assert [t for t, _, _ in spectra["train"].masses] == [t for t, _, _ in spectra["test"].masses]
 
 
-def test_a_survey_deals_them():
-    jobs = make_tasks([Subject("net", problem())], SpectrumRequest(dense=0, density=False, trace_products=0, top=1))
-    surface = survey(jobs, Grid(np.arange(len(jobs.jobs))))
+def test_a_survey_dispatches_them():
+    tasks = make_tasks([Subject("net", problem())], SpectrumRequest(dense=0, density=False, trace_products=0, top=1))
+    surface = survey(tasks, Grid(np.arange(len(tasks.tasks))))
     assert surface.outcome_of("spectrum") == "complete"
-    assert np.isfinite(jobs.spectra(surface.fields[ROW])["net"].largest[0])
+    assert np.isfinite(tasks.spectra(arrays_in(surface))["net"].largest[0])
 
 
 def test_what_failed_is_missing_and_the_rest_stands():
-    jobs = make_tasks([Subject("net", problem())], SpectrumRequest(dense=0, density=False, by="tensor"))
-    rows = rows_of(jobs)
-    rows[[i for i, j in enumerate(jobs.jobs) if j.kind == "trace"]] = np.nan
-    found = jobs.spectra(rows)["net"]
+    tasks = make_tasks([Subject("net", problem())], SpectrumRequest(dense=0, density=False, by="tensor"))
+    readings = readings_of(tasks)
+    del readings["tasks/net/trace"]
+    found = tasks.spectra(readings)["net"]
     assert found.trace is None and found.top is not None
-    rows[[i for i, j in enumerate(jobs.jobs) if j.kind == "block"]] = np.nan
+    readings = {group: arrays for group, arrays in readings.items() if "/block/" not in group}
     with pytest.raises(ValueError, match="no block of net could be read"):
-        jobs.layers(rows)
+        tasks.layers(readings)
 
 
 def test_no_layers_are_computed_where_none_are_requested():
-    jobs = make_tasks([Subject("net", problem())], SpectrumRequest(dense=0))
-    assert jobs.layers(rows_of(make_tasks([Subject("net", problem())], SpectrumRequest(dense=0)))) == {}
+    tasks = make_tasks([Subject("net", problem())], SpectrumRequest(dense=0))
+    assert tasks.layers(readings_of(make_tasks([Subject("net", problem())], SpectrumRequest(dense=0)))) == {}
 
 
 @pytest.mark.parametrize(
     ("asked", "text"),
     [
-        (SpectrumRequest(top=101), "--top wants 0 to 100 eigenvalues; got 101"),
+        (SpectrumRequest(top=101), "--top must be 0 to 100; got 101"),
         (SpectrumRequest(top=1, bottom=50, parameters="2\\.bias"), "--bottom 50: the matrix has 3 rows"),
         (SpectrumRequest(patterns=("fc9",)), "no parameter matches 'fc9'"),
     ],
@@ -120,14 +139,6 @@ def test_invalid_requests_are_refused_before_anything_long_begins(asked, text):
 def test_two_subjects_of_one_name_are_refused():
     with pytest.raises(ValueError, match="two subjects are called 'net'"):
         make_tasks([Subject("net", problem()), Subject("net", problem())], SpectrumRequest())
-
-
-def test_a_row_longer_than_foreseen_is_an_error():
-    from dataclasses import replace
-
-    jobs = replace(make_tasks([Subject("net", problem())], SpectrumRequest(dense=0)), length=4)
-    with pytest.raises(ValueError, match="numbers; 4 were foreseen"):
-        jobs((0.0,))
 
 
 class Scarce(nn.Sequential):
@@ -148,17 +159,17 @@ def test_where_memory_runs_out_the_batches_are_halved_and_the_spectrum_stays(bac
     tight = Problem.supervised(net, "crossentropy", ample.data.tensors, batch_size=40)
     asked = SpectrumRequest(top=2, dense=0, trace_products=20, density_error=0.1, by="tensor", probes=2)
     choices = [prepare(tight, backend=backend).plan.stored() | {"batch": 40}]
-    jobs = make_tasks([Subject("net", tight)], asked, choices=choices)
+    tasks = make_tasks([Subject("net", tight)], asked, choices=choices)
     net.full = True
-    surface = survey(jobs, Grid(x=np.arange(float(len(jobs.jobs)))))
-    assert surface.outcome == "complete" and jobs.limits == [20, 10]
+    surface = survey(tasks, Grid(x=np.arange(float(len(tasks.tasks)))))
+    assert surface.outcome == "complete" and tasks.limits == [20, 10]
     notes = surface.attributes["spectrum_notes"].splitlines()
     assert [note.rpartition("; ")[2] for note in notes] == [
         f"batches of {size} samples at most from here on" for size in (20, 10)
     ]
-    found = jobs.spectra(surface[ROW])["net"]
+    found = tasks.spectra(arrays_in(surface))["net"]
     twin = spectrum(ample, top=2, dense=0, trace_products=20, density_error=0.1, backend="double-backward")
     assert found.top.values == pytest.approx(twin.top.values, rel=1e-3)
     assert found.loss == pytest.approx(twin.loss, rel=1e-6)
-    jobs.limits.append(1)
-    assert jobs.smaller() is None
+    tasks.limits.append(1)
+    assert tasks.smaller() is None

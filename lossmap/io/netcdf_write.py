@@ -1,0 +1,263 @@
+"""The result file, written: HDF5 that is also netCDF-4, read by xarray, ncdump, ParaView and h5py.
+
+Root: dimension scales `xcoordinates` (x,) and in 2-D `ycoordinates` (y,); every field float64, (y, x) or (x,), with
+its scales attached, `units` and `long_name`; `<measure>_status` uint8. Groups hold what belongs beside the fields:
+directions, spectra, and under `tasks/` the arrays of each task of a measure without fields.
+The layout follows the netCDF-4 format specification (Unidata, "Creating netCDF-4 files with HDF5").
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from lossmap.io.surface import Group, Surface, spans, to_plain
+from lossmap.io.whole_file import write_hdf5
+
+FORMAT, VERSION = "lossmap", 1
+CONVENTIONS = "CF-1.11"
+X, Y = "xcoordinates", "ycoordinates"
+# Attributes that the file itself keeps; whatever else stands at the root was passed in by the writer.
+OWN = ("format", "format_version", "Conventions", "settings", "settings_digest")
+TASKS = "tasks/"
+LARGE = (
+    "directions/",
+    "evolution/eigenvectors",
+    TASKS,
+)  # their arrays stay in the file until they are asked for
+SCALES = ("step", "point")  # arrays of a group that number its other arrays
+NO_VARIABLE = "This is a netCDF dimension but not a netCDF variable."  # the format's own words
+
+
+def write_result(path: Path, surface: Surface, earlier: Path | None = None) -> None:
+    """Write the file whole or not at all.
+
+    earlier  a file whose groups are taken over where the surface has none of that name, or only attributes
+
+    Raises OSError where that fails; the file in place is then as it was.
+    """
+    write_hdf5(path, lambda file: _write(file, surface, earlier))
+
+
+def digest(settings: Mapping[str, Any]) -> str:
+    """SHA-256 of the settings as JSON with sorted keys."""
+    return hashlib.sha256(json.dumps(to_plain(settings), sort_keys=True).encode()).hexdigest()
+
+
+def _write(file: h5py.File, surface: Surface, earlier: Path | None) -> None:
+    settings = surface.settings
+    root = {
+        "format": FORMAT,
+        "format_version": VERSION,
+        "Conventions": CONVENTIONS,
+        **{name: value for name, value in surface.attributes.items() if name not in OWN},
+        "settings": json.dumps(to_plain(settings)),
+        "settings_digest": digest(settings),
+    }
+    for name, value in root.items():
+        _write_attribute(file, name, value)
+    axes = _write_axes(file, surface)
+    for name, values in surface.fields.items():
+        _write_field(file, axes, name, values, surface)
+    for measure, values in surface.status.items():
+        _write_status(file, axes, measure, values, surface)
+    _write_groups(file, surface, earlier)
+
+
+def _write_axes(file: h5py.File, surface: Surface) -> list[str]:
+    """The ticks as dimension scales; their names, in the order of a field's axes."""
+    axes = {X: surface.grid.x}
+    if surface.grid.y is not None:
+        axes = {Y: surface.grid.y, X: surface.grid.x}
+    for name, ticks in axes.items():
+        scale = file.create_dataset(name, data=ticks)
+        scale.make_scale(name)
+        scale.attrs.update({"units": "1", "long_name": f"{name[0]}, in lengths of the {name[0]} direction"})
+    return list(axes)
+
+
+def _write_field(file: h5py.File, axes: list[str], name: str, values: np.ndarray, surface: Surface) -> None:
+    about = surface.about[name]
+    field = file.create_dataset(name, data=values, dtype="f8", fillvalue=np.nan)
+    attributes = {"units": about.unit, "long_name": about.long_name, "_FillValue": np.array([np.nan])}
+    measure = next((m for m, fields in surface.measures.items() if name in fields), None)
+    if measure is not None:
+        attributes["measure"] = measure
+        split = _split(name, surface.settings.get("measures", {}).get(measure, {}))
+        if split:
+            attributes["split"] = split
+    field.attrs.update(attributes)
+    _attach(file, field, axes)
+    if values.ndim > len(axes):
+        extra = about.extra[0] if about.extra else f"{name}_index"
+        if extra not in file:
+            file.create_dataset(extra, data=np.arange(values.shape[-1])).make_scale(extra)
+        field.dims[len(axes)].attach_scale(file[extra])
+
+
+def _split(field: str, settings: Mapping[str, Any]) -> str:
+    """The part of the data that a field was read from, by its prefix, else the first of its measure's."""
+    samples, split = settings.get("samples"), settings.get("split")
+    splits = [split] if split else []
+    if isinstance(samples, dict):
+        splits = list(samples)
+    prefixed = [split for split in splits if field.startswith(f"{split}_")]
+    return next(iter(prefixed + splits), "")
+
+
+def _write_status(file: h5py.File, axes: list[str], measure: str, values: np.ndarray, surface: Surface) -> None:
+    status = file.create_dataset(f"{measure}_status", data=values)
+    status.attrs.update(
+        {
+            "flag_values": np.array([0, 1, 2], "u1"),
+            "flag_meanings": "todo done failed",
+            "long_name": f"state of each point of the measure {measure}",
+            "measure": measure,
+            "fields": json.dumps(surface.measures[measure]),
+        }
+    )
+    if measure in surface.parts:
+        status.attrs["points"] = spans(surface.parts[measure])
+    _attach(file, status, axes)
+
+
+def _attach(file: h5py.File, dataset: h5py.Dataset, axes: list[str]) -> None:
+    for axis, name in enumerate(axes):
+        dataset.dims[axis].attach_scale(file[name])
+
+
+def _write_groups(file: h5py.File, surface: Surface, earlier: Path | None) -> None:
+    groups = dict(surface.groups)
+    if surface.failures:
+        groups["failures"] = _failures_group(surface)
+    for name, group in groups.items():
+        if group.arrays or not name.startswith(LARGE):
+            _write_group(file, name, group)
+    if earlier is not None and earlier.exists():
+        with h5py.File(earlier, "r", locking=False) as source:
+            _take_over(source, file, skip=set(groups) | {"failures"})
+    for name, group in groups.items():
+        if name not in file:  # a direction of which nothing but the recipe is stored
+            _write_group(file, name, group)
+
+
+def _failures_group(surface: Surface) -> Group:
+    failures = surface.failures
+    points = np.array([surface.grid.point(f.index) for f in failures], dtype=np.float64)
+    arrays = {"point": np.array([f.index for f in failures], dtype=np.int64), "x": points[:, 0]}
+    if surface.grid.y is not None:
+        arrays["y"] = points[:, 1]
+    arrays["rank"] = np.array([f.rank for f in failures], dtype=np.int64)
+    for name in ("measure", "host", "text"):
+        arrays[name] = np.array([getattr(f, name) for f in failures], dtype=object)
+    return Group(arrays, {"long_name": "points without a reading, by flat index in C order, and why"})
+
+
+def _write_group(file: h5py.File, name: str, group: Group) -> None:
+    target = file[name] if name in file else file.create_group(name, track_order=True)
+    for key, value in group.attributes.items():
+        _write_attribute(target, key, value)
+    for key, array in group.arrays.items():
+        _write_array(target, key, np.asarray(array))
+    if name.startswith(TASKS):
+        _name_dimensions(target)
+        return
+    scale = next((key for key in SCALES if key in group.arrays and np.ndim(group.arrays[key]) == 1), None)
+    if scale is None:
+        return
+    target[scale].make_scale(scale)
+    for key in group.arrays:
+        if key != scale and target[key].shape[:1] == target[scale].shape:
+            target[key].dims[0].attach_scale(target[scale])
+
+
+def _write_array(target: h5py.Group, name: str, array: np.ndarray) -> None:
+    """An array in a type that netCDF knows: it has no booleans, no half floats, and text of any length."""
+    if array.dtype.kind in "OU":
+        target.create_dataset(name, data=array.astype(object), dtype=h5py.string_dtype())
+    elif array.dtype.kind == "b":
+        target.create_dataset(name, data=array.astype("u1"))
+    elif array.dtype == np.float16:
+        target.create_dataset(name, data=array.astype("f4"))
+    else:
+        target.create_dataset(name, data=array)
+
+
+def _name_dimensions(target: h5py.Group) -> None:
+    """Give every axis of a group's arrays a dimension, named after its length: `n256`.
+
+    netCDF wants one for each axis, and xarray two names for two axes of one array. The scales have a length and no
+    numbers, so that they take no room.
+    """
+    for dataset in [item for item in target.values() if not is_dimension(item)]:
+        for axis, length in enumerate(dataset.shape):
+            name = f"n{length}" + "_other" * dataset.shape[:axis].count(length)
+            if name not in target:
+                scale = target.create_dataset(name, (length,), dtype=">f4")
+                scale.make_scale(f"{NO_VARIABLE}{length:10d}")
+            dataset.dims[axis].attach_scale(target[name])
+
+
+def is_dimension(item: h5py.HLObject) -> bool:
+    """Whether a dataset is the length of a dimension and nothing else."""
+    if not isinstance(item, h5py.Dataset):
+        return False
+    name = item.attrs.get("NAME", b"")
+    return bytes(name).startswith(NO_VARIABLE.encode()) if isinstance(name, bytes) else False
+
+
+def _take_over(source: h5py.File, file: h5py.File, skip: set[str]) -> None:
+    """Copy the groups of an earlier file, by HDF5 itself: large directions never pass through memory as a whole."""
+    for name in group_names(source):
+        if name in file or (name in skip and not name.startswith(LARGE)):
+            continue
+        parent, _, leaf = name.rpartition("/")
+        target = file.require_group(parent) if parent else file
+        if name.startswith(TASKS):
+            _copy_task(source[name], file.create_group(name, track_order=True))
+        else:
+            source.copy(name, target, name=leaf)
+        if parent:
+            for key in set(source[parent].attrs) - set(target.attrs):
+                target.attrs[key] = source[parent].attrs[key]
+
+
+def _copy_task(source: h5py.Group, target: h5py.Group) -> None:
+    """The arrays without their dimensions, which refer to the file that they stand in, and are made anew."""
+    for key, value in source.attrs.items():
+        target.attrs[key] = value
+    for key, item in source.items():
+        if not is_dimension(item):
+            source.copy(item, target, name=key, without_attrs=True)
+    _name_dimensions(target)
+
+
+def group_names(place: h5py.Group, prefix: str = "") -> Iterator[str]:
+    """The groups in an open file, at any depth; where a group holds groups, those instead of it."""
+    for name, item in place.items():
+        if not isinstance(item, h5py.Group):
+            continue
+        if any(isinstance(value, h5py.Group) for value in item.values()):
+            yield from group_names(item, f"{prefix}{name}/")
+        else:
+            yield f"{prefix}{name}"
+
+
+def _write_attribute(target: h5py.Group, name: str, value: Any) -> None:
+    """An attribute as netCDF likes it: text, numbers and rows of them; anything else as JSON."""
+    if not isinstance(value, (np.ndarray, np.generic)):
+        value = to_plain(value)
+    if value is None:
+        value = "none"
+    if isinstance(value, bool):
+        value = int(value)
+    if isinstance(value, (dict, list)):
+        numbers = isinstance(value, list) and value and all(type(v) in (int, float) for v in value)
+        value = np.array(value) if numbers else json.dumps(value)
+    target.attrs[name] = value
