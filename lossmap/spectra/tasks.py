@@ -50,7 +50,7 @@ class SpectrumTasks:
     expected_bytes  what the arrays of all tasks will take, about
     settings        what the readings depend on, for the file
     total           adds a tensor up over the ranks of a team
-    choices         how each subject's products are made (see `linearize.prepare`); none: by double backward
+    choices         how each subject's products are made (see `autotune.prepare`); none: by double backward
     made            matrices that this rank has prepared already
     limits          the largest batches that memory allows, the newest last; none until it runs out
     """

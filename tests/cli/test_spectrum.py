@@ -81,7 +81,7 @@ def test_a_dry_run_writes_nothing(here, capsys):
 @pytest.mark.parametrize(
     ("told", "text"),
     [
-        (["--top", "101"], "--top wants 0 to 100 eigenvalues; got 101"),
+        (["--top", "101"], "--top must be 0 to 100; got 101"),
         (["--parameters", "5.bias", "--top", "11"], "--top 11: the matrix has 10 rows, and no more eigenvalues"),
         (["--parameters", "fc9"], "no parameter matches 'fc9'"),
         (["--groups", "head=fc9"], "no parameter matches 'fc9'"),

@@ -385,7 +385,7 @@ MISTAKES = [
     ("--model resnet20", "cifar10 is not in ., data, cifar10/data"),
     ("--model resnet20 --dataset digits", "does the data set fit the model?"),
     ("--model mlp --samples 0", "--samples wants 1 or more; got 0"),
-    ("--model mlp --surf-file foreign.h5 --overwrite", "foreign.h5 is no surface file, so it is not overwritten"),
+    ("--model mlp --surf-file foreign.h5 --overwrite", "foreign.h5 is not a surface file, so it is not overwritten"),
     ("--model mlp --surf-file nowhere/a.h5 --dry-run", "nowhere does not exist: make it first"),
     ("--dataset digitz", "no data set is named 'digitz'; nearest: digits"),
     ("--dataset bad.npz", "a file of arrays is named npz:bad.npz"),

@@ -306,7 +306,7 @@ def test_overwriting_starts_anew(tmp_path):
 def test_what_is_no_surface_is_not_overwritten(tmp_path):
     path = tmp_path / "thesis.pdf"
     path.write_text("years of work")
-    with pytest.raises(NotASurface, match=r"thesis.pdf is no surface file, so it is not overwritten"):
+    with pytest.raises(NotASurface, match=r"thesis.pdf is not a surface file, so it is not overwritten"):
         opened(path, overwrite=True)
     with pytest.raises(NotASurface, match="is no HDF5 file"):
         opened(path)
@@ -323,7 +323,7 @@ def test_hdf5_of_somebody_else_is_not_overwritten_but_what_is_damaged_is(tmp_pat
     with h5py.File(path, "w") as file:
         file["layer"] = np.arange(5.0)
     before = path.read_bytes()
-    with pytest.raises(NotASurface, match=r"weights.h5 is no surface file, so it is not overwritten"):
+    with pytest.raises(NotASurface, match=r"weights.h5 is not a surface file, so it is not overwritten"):
         opened(path, overwrite=True)
     assert path.read_bytes() == before and os.listdir(tmp_path) == ["weights.h5"]
     path.write_bytes(before[:200])
