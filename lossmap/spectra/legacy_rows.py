@@ -17,6 +17,9 @@ TRACE_METHODS = ("xtrace", "hutch++", "hutchinson", "unit vectors")  # by the nu
 END_NUMBERS = ("products", "converged", "tolerance", "scale", "confidence", "others")  # behind the two limits
 
 
+TYPES = {"products": np.int64, "size": np.int64, "terms": np.int64, "converged": np.bool_}  # all else is float64
+
+
 def arrays_of_row(kind: str, row: np.ndarray) -> Arrays:
     """The named arrays of a task of this kind, from its row (length,).
 
@@ -24,7 +27,8 @@ def arrays_of_row(kind: str, row: np.ndarray) -> Arrays:
     """
     if kind not in _DECODERS:
         raise ValueError(f"version 0.1 had no task of the kind {kind!r}; its kinds were {', '.join(_DECODERS)}")
-    return _DECODERS[kind](_parts(row))
+    arrays = _DECODERS[kind](_parts(row))
+    return {name: np.asarray(array, TYPES.get(name.rpartition("_")[2])) for name, array in arrays.items()}
 
 
 def _parts(row: np.ndarray) -> list[np.ndarray]:

@@ -87,8 +87,9 @@ def test_every_kind_of_row_gives_the_arrays_of_today(asked):
         assert decoded.keys() == arrays.keys(), task
         for name, array in arrays.items():
             assert np.shape(decoded[name]) == array.shape, (task, name)
+            assert decoded[name].dtype == array.dtype, (task, name)
             if array.dtype.kind == "U":
-                assert decoded[name] == str(array)
+                assert str(decoded[name]) == str(array)
             else:
                 assert np.array_equal(decoded[name], array, equal_nan=True), (task, name)
 
