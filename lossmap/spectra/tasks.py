@@ -226,10 +226,10 @@ class SpectrumTasks:
             parts = replace(parts, trace=task_arrays.to_trace(arrays))
         runs = [run for a in self._done(i, "density", readings).values() for run in task_arrays.to_runs(a)]
         if runs:
-            # with a stated number of probes there is no error goal to miss
-            goal = inf if request.density_probes else request.density_error
+            # with a stated number of probes there is no error target to miss
+            target = inf if request.density_probes else request.density_error
             epsilon = float(torch.finfo(matrix.dtype).eps)
-            parts = replace(parts, density=Density(tuple(runs), matrix.size, epsilon, 0.95, goal))
+            parts = replace(parts, density=Density(tuple(runs), matrix.size, epsilon, 0.95, target))
         slope = next(iter(self._done(i, "gradient", readings).values()), {"loss": nan, "gradient_norm": nan})
         return Spectrum(
             label=subject.label,
