@@ -87,7 +87,7 @@ class Dispatcher:
     queue          which points are to do, in progress, done and failed
     teams          the ranks of each worker, leader first
     recorder       where answers are written
-    stop           asked before points are dispatched
+    stop           consulted before points are dispatched
     survey_id      number of this survey within the program; answers to an earlier one are ignored
     saved_state    index -> the state in which an earlier run left the point, or None
     point_timeout  seconds after which a worker that does not answer counts as stuck; None: no limit
@@ -129,7 +129,7 @@ class Dispatcher:
         """Do all that can be done now without waiting; whether a message had arrived."""
         now = self.clock()
         received = self._receive_all(now)
-        # the system is asked for deaths at most every CHECK_INTERVAL: the call costs as much as a message
+        # MPI is queried for deaths at most every CHECK_INTERVAL: the call costs as much as a message
         if received or now - self._last_check > CHECK_INTERVAL:
             self._last_check = now
             self._check_deaths()
