@@ -1,7 +1,7 @@
 """Curvature at one checkpoint, or along a run of them, and the health of a network.
 
     python hess_vec_prod.py --model resnet20-w8 --model-file net.pt            `lossmap spectrum`
-    python hess_vec_prod.py --along run/*.pt --model resnet20-w8               how it turns along a run
+    python hess_vec_prod.py dynamics run --model resnet20-w8                   `lossmap dynamics`
     python hess_vec_prod.py health --model resnet20-w8 --model-file net.pt     `lossmap health`
 
 You get eigenpairs, trace and spectral density with their error bars, whole and layer by layer, as a report, in one
@@ -28,11 +28,13 @@ __all__ = [
     "trace",
 ]
 
+COMMANDS = ("spectrum", "dynamics", "health")
+
 
 def main() -> int:
-    """Open the door that was named; `spectrum` without a name."""
+    """Run the command that is named first; `spectrum` without a name. Returns its exit code."""
     words = sys.argv[1:]
-    return lossmap(words if words[:1] in (["spectrum"], ["health"]) else ["spectrum", *words])
+    return lossmap(words if words and words[0] in COMMANDS else ["spectrum", *words])
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Makes and inspects planes, projects a training path, draws what a file holds: `lossmap plane | draw | watch`.
+"""Makes and inspects planes, projects a training path, draws result files: `lossmap plane | draw | watch`.
 
 python net_plotter.py --model resnet20-w8 --model-file net.pt --y=-1:1:51 --dir-file plane.h5
 python net_plotter.py --model resnet20-w8 --model-folder run --xdir pca:1 --ydir pca:2 --proj-file path.h5
@@ -15,10 +15,13 @@ from lossmap.geometry.training_path import principal_axes, trajectory
 __all__ = ["Plane", "line_between", "main", "principal_axes", "projected", "random_plane", "trajectory"]
 
 
+COMMANDS = ("plane", "draw", "watch")
+
+
 def main() -> int:
-    """Open the door that was named; `plane` without a name."""
+    """Run the command that is named first; `plane` without a name. Returns its exit code."""
     words = sys.argv[1:]
-    return lossmap(words if words[:1] in (["draw"], ["watch"], ["plane"]) else ["plane", *words])
+    return lossmap(words if words and words[0] in COMMANDS else ["plane", *words])
 
 
 if __name__ == "__main__":

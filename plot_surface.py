@@ -3,7 +3,7 @@
     python plot_surface.py --model resnet20-w8 --model-file net.pt --x=-1:1:51 --y=-1:1:51 --plot
     mpirun -n 4 python plot_surface.py ...          the ranks share the points
 
-You get one HDF5 file with train_loss, train_acc and so on, and pictures with --plot; killed, the same command goes on.
+You get one HDF5 file with train_loss, train_acc and so on, and pictures with --plot; killed, the same command resumes.
 """
 
 import sys

@@ -2,7 +2,7 @@
 
 python scheduler.py estimate -- surface --model resnet56 --model-file net.t7 --x=-1:1:51 --y=-1:1:51
 python scheduler.py submit --nodes 2 --time 4:00:00 --requeue -- surface ...
-python scheduler.py status surface.h5           exits 0 complete, 3 some points failed, 75 more to do
+python scheduler.py status surface.h5           exits 0 complete, 3 some points failed, 75 unfinished
 python scheduler.py resume surface.h5
 python scheduler.py merge surface.h5
 """
@@ -11,12 +11,12 @@ import sys
 
 from lossmap.cli.__main__ import main as lossmap
 
-DOORS = ("estimate", "submit", "status", "resume", "merge")
+COMMANDS = ("estimate", "submit", "status", "resume", "merge")
 
 
 def main() -> int:
-    """Open the door that was named."""
-    if len(sys.argv) < 2 or sys.argv[1] not in DOORS:
+    """Run the command that is named first; returns its exit code."""
+    if len(sys.argv) < 2 or sys.argv[1] not in COMMANDS:
         print(__doc__)
         return 0 if sys.argv[1:] in (["-h"], ["--help"]) else 2
     return lossmap(sys.argv[1:])

@@ -28,7 +28,6 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lossmap import zoo
-from lossmap.cli.device import keep_freed_memory
 from lossmap.curvature.autotune import prepare
 from lossmap.curvature.operators import CurvatureOperator
 from lossmap.data import datasets
@@ -37,6 +36,7 @@ from lossmap.geometry.directions import Plane, random_plane
 from lossmap.geometry.grid import Grid, Point
 from lossmap.landscape.eigenvalues import EigenvalueMap
 from lossmap.linalg.lanczos import eigsh as arpack
+from lossmap.parallel.process import keep_freed_memory
 
 Ends = tuple[float, float]
 

@@ -24,11 +24,11 @@ import torch
 from torch import nn
 
 from lossmap import zoo
-from lossmap.cli.device import keep_freed_memory
 from lossmap.curvature.autotune import prepare
 from lossmap.curvature.operators import CurvatureOperator, gauss_newton
 from lossmap.data.problem import Problem
 from lossmap.geometry.parameter_vector import selected
+from lossmap.parallel.process import keep_freed_memory
 
 Clock = Callable[[], float]
 

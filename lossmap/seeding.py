@@ -7,7 +7,11 @@ to the seed of a generator on the CPU, so that no number depends on what was dra
 from __future__ import annotations
 
 import hashlib
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 
+import numpy as np
 import torch
 
 SEPARATOR = "\x1f"  # between the parts of a purpose; no name contains it
@@ -28,3 +32,21 @@ def normal(n: int, *purpose: str | int) -> torch.Tensor:
 def signs(n: int, *purpose: str | int) -> torch.Tensor:
     """(n,) numbers +1 or -1 with equal probability, float32 on the CPU, made from their purpose alone."""
     return torch.randint(0, 2, (n,), generator=generator(*purpose)).to(torch.float32).mul_(2).sub_(1)
+
+
+@contextmanager
+def same_random_state(seed: int = 0) -> Iterator[None]:
+    """Inside, the global generators of torch, NumPy and Python start from a seed; outside they are as before.
+
+    User code, such as a factory, then gives the same to every rank, and to every later run.
+    """
+    python_state, numpy_state = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed)
+        try:
+            yield
+        finally:
+            random.setstate(python_state)
+            np.random.set_state(numpy_state)

@@ -15,7 +15,7 @@ GROUND = {"report", "interrupt", "memory", "seeding", "sums", "zoo"}  # import n
 TABLE = {
     "dynamics": {"spectra", "landscape", "diagnostics", "curvature", "linalg", "io", "parallel", "geometry", "data"},
     "health": {"spectra", "diagnostics", "curvature", "linalg", "geometry", "data"},
-    "spectra": {"diagnostics", "curvature", "linalg", "geometry", "data"},
+    "spectra": {"training", "diagnostics", "curvature", "linalg", "geometry", "data"},
     "landscape": {"curvature", "linalg", "parallel", "io", "geometry", "data"},
     "diagnostics": {"curvature", "linalg", "geometry", "data"},
     "training": {"curvature", "linalg", "data", "geometry"},

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from lossmap.cli.__main__ import DOORS
+from lossmap.cli.__main__ import COMMANDS
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
@@ -140,7 +140,7 @@ def test_every_command_and_flag_on_a_page_exists(page):
     text = page.read_text()
     for words in commands(text):
         rest = words[words.index("lossmap") + 1 :]
-        assert rest[0] in DOORS or rest[0].startswith("-"), f"{page.name}: {' '.join(words)}"
+        assert rest[0] in COMMANDS or rest[0].startswith("-"), f"{page.name}: {' '.join(words)}"
     from lossmap.cli.__main__ import main
 
     known: dict[str, str] = {}
@@ -148,7 +148,7 @@ def test_every_command_and_flag_on_a_page_exists(page):
         known.setdefault(flag_of, "")
     for words in commands(text):
         rest = words[words.index("lossmap") + 1 :]
-        if rest[0] not in DOORS:
+        if rest[0] not in COMMANDS:
             continue
         for door, part in _parts(rest):
             help_text = _help(main, door)

@@ -1,4 +1,4 @@
-"""The one console entry: `lossmap COMMAND ...` finds the door and opens it."""
+"""The console entry point: `lossmap COMMAND ...` imports the module of that subcommand and runs it."""
 
 from __future__ import annotations
 
@@ -7,21 +7,33 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-from lossmap.cli import DOORS
-from lossmap.cli.settings import launched_rank
+from lossmap.cli import COMMANDS
+from lossmap.cli.entry_point import launched_rank
 
 
 def usage() -> str:
-    """What `lossmap --help` prints."""
-    rows = "\n".join(f"  {name:10} {about}" for name, (_, _, about) in DOORS.items())
+    """The text of `lossmap --help`."""
+    rows = "\n".join(f"  {name:10} {summary}" for name, (_, _, summary) in COMMANDS.items())
     return (
         "usage: lossmap COMMAND [flags]\n\nSurvey the loss landscape of a trained network, and read its curvature.\n\n"
-        f"commands:\n{rows}\n\nlossmap COMMAND --help tells the flags. Under mpirun or srun the ranks share the work."
+        f"commands:\n{rows}\n\nlossmap COMMAND --help lists the flags, with examples. Under mpirun or srun the ranks "
+        "share the work.\n\nEXAMPLES\n"
+        "  lossmap surface --model mlp --x=-1:1:11 --y=-1:1:11 --plot\n"
+        "  lossmap spectrum --model resnet20-w8 --model-file net.pt\n"
+        "  lossmap demo"
     )
 
 
+def unknown_command(name: str) -> str:
+    """The error for a command that does not exist, with the nearest ones."""
+    nearest = difflib.get_close_matches(name, COMMANDS, 2, 0.5)
+    if nearest:
+        return f"unknown command {name!r}; did you mean {' or '.join(nearest)}?"
+    return f"unknown command {name!r}; see lossmap --help"
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Open the door that was named; returns its exit code."""
+    """Run the subcommand that is named first; returns its exit code, or 2 for a usage error."""
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] in ("-h", "--help", "help"):
         print(usage())
@@ -32,14 +44,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"lossmap {__version__}")
         return 0
     name, rest = words[0], words[1:]
-    if name not in DOORS:
-        near = difflib.get_close_matches(name, DOORS, 2, 0.5)
-        hint = f"; did you mean {' or '.join(near)}?" if near else "; see lossmap --help"
+    if name not in COMMANDS:
         if launched_rank() == 0:
-            print(f"lossmap: unknown command {name!r}{hint}", file=sys.stderr)
+            print(f"lossmap: {unknown_command(name)}", file=sys.stderr)
         return 2
-    room, door, _ = DOORS[name]
-    code: int = getattr(import_module(room), door)(rest)
+    module, function, _ = COMMANDS[name]
+    code: int = getattr(import_module(module), function)(rest)
     return code
 
 

@@ -1,98 +1,189 @@
-"""What `lossmap spectrum --along run/*.pt` does: the leading eigenpairs at every checkpoint of a run, compared.
+"""`lossmap dynamics`, hess_vec_prod.py dynamics: the leading Hessian eigenpairs along a training run, compared.
 
-No door of its own: the door of the spectrum opens it. Checkpoints are dealt over the ranks of mpirun or srun; the
-eigenvectors go to the disk as they come; stopped or killed, the same command goes on.
+Checkpoints are files, or folders of them; their steps are the last numbers in their names. You learn whether the
+leading eigenspace stands still or rotates, and how sharpness changes. Checkpoints are shared among the ranks of mpirun
+or srun; eigenvectors go to the disk as they come. Interrupted or killed, the same command resumes.
 """
 
 from __future__ import annotations
 
 import os
-from dataclasses import fields
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from lossmap.cli import output
+from lossmap.cli.command_line import Command
+from lossmap.cli.entry_point import guarded
+from lossmap.cli.output_path import with_ending
 from lossmap.cli.progress import display
-from lossmap.cli.settings import Settings, UsageError
+from lossmap.cli.setting_groups import (
+    DataSettings,
+    DrawSettings,
+    ModelSettings,
+    RunSettings,
+    hvp_backend_setting,
+    parameters_setting,
+)
+from lossmap.cli.settings import Settings, UsageError, flag_of, setting
+from lossmap.io.provenance import provenance
 from lossmap.parallel.shutdown import Stop, job_end
 from lossmap.parallel.world import World
 
-HEARD = ("parameters", "top", "tol", "along", "whole", "seed", "way")  # of the flags of spectrum
+DEFAULT_RESULT = "dynamics.h5"
 
 
-def unheard(told: Any) -> list[str]:
-    """Flags of spectrum that were given, and that a run does not hear."""
-    given = [f.name for f in fields(told) if f.name not in HEARD and getattr(told, f.name) != f.default]
-    return ["--" + name.replace("_", "-") for name in given]
+@dataclass(frozen=True)
+class DynamicsSettings:
+    """Hessian options."""
+
+    checkpoints: tuple[str, ...] = setting(
+        (), "checkpoints of a run, or folders of them", metavar="FILE", positional=True, former=("--along",)
+    )
+    top: int = setting(5, "number of largest eigenvalues", metavar="K", minimum=1)
+    full_spectrum: bool = setting(
+        False, "trace, negative share and spectral density at every checkpoint too", names=("--whole",)
+    )
+    tol: float = setting(1e-3, "accuracy of the ends, relative to max(abs(eigenvalue))", metavar="TOL", above=0)
+    parameters: str = parameters_setting()
+    seed: int = setting(0, "seed of probes and start vectors", metavar="SEED")
+    hvp_backend: str = hvp_backend_setting()
 
 
-def run_command(settings: Settings, world: World, given: tuple[str, ...], *, top: int, tol: float) -> int:
-    """Measure every checkpoint, say what became of the eigenvectors, and draw it; the exit code.
+# A run is followed on one split, whole checkpoints go to single ranks, and its figures are not those of a surface.
+INAPPLICABLE = (
+    *("model_file", "model_file2", "model_file3", "team", "shard", "probe"),
+    *("page", "vtk", "log", "loss_max", "vmax", "vmin", "vlevel"),
+)
+COMMAND = Command(
+    "dynamics",
+    __doc__ or "",
+    (DynamicsSettings, ModelSettings, DataSettings, RunSettings, DrawSettings),
+    (
+        "lossmap dynamics run --model resnet20-w8 --top 5 --plot",
+        "lossmap dynamics run/step_000100.pt run/step_000200.pt --model mlp --full-spectrum",
+        "mpirun -n 4 lossmap dynamics --model-folder run --model resnet20-w8 --samples 512 --surf-file run.h5",
+    ),
+    without=frozenset(INAPPLICABLE),
+)
 
-    settings  with the groups model, data, run and draw, and `spectrum` for parameters, seed and density
-    given     checkpoints, or folders of them
+
+@guarded
+def main(argv: Sequence[str] | None = None, defaults: dict[str, Any] | None = None) -> int:
+    """Run the command: 0 complete, 2 usage error, 3 completed with failed checkpoints, 75 interrupted, resumable."""
+    settings = COMMAND.parse(argv, defaults)
+    world = World.start()
+    return world.leave(run(settings, world))
+
+
+def from_spectrum(settings: Settings) -> Settings:
+    """The settings of `lossmap dynamics` that `lossmap spectrum --along ...` of version 0.1 stands for.
+
+    Raises UsageError for flags of `spectrum` that have no meaning along a run.
     """
-    from lossmap.cli import device, load_problem
-    from lossmap.dynamics.run import find_checkpoints, run_dynamics
-
-    asked, say = settings.run, output.rank_0_printer(world, settings.notes)
     if settings.model.model_file:
-        raise UsageError("--along names the checkpoints itself: leave --model-file out")
+        raise UsageError("--along names the checkpoints itself; leave --model-file out")
+    if settings.run.team != 1 or settings.run.shard:
+        raise UsageError("--along dispatches whole checkpoints to single ranks; leave --team and --shard out")
+    spectrum = settings.spectrum
+    meant = {f.name for f in fields(DynamicsSettings)} | {"along"}
+    ignored = [f.name for f in fields(spectrum) if f.name not in meant and getattr(spectrum, f.name) != f.default]
+    if ignored:
+        flags = ", ".join(map(flag_of, ignored))
+        raise UsageError(f"--along follows the largest eigenvalues of the Hessian; leave {flags} out")
+    values = settings.resolved()
+    values |= {"checkpoints": values["along"], "model_folder": None, "surf_file": values["surf_file"] or "along.h5"}
+    return COMMAND.parse([], values).noted(*settings.notes, "`spectrum --along` is the command `lossmap dynamics` now")
+
+
+def checkpoints_of(settings: Settings) -> tuple[str, ...]:
+    """The checkpoints or folders that are named. Raises UsageError where there are none, or both forms."""
+    files: tuple[str, ...] = settings.dynamics.checkpoints
+    folder = settings.model.model_folder
+    if files and folder:
+        raise UsageError(f"name the checkpoints or --model-folder, not both; got {' '.join(files)} and {folder}")
+    if not files and not folder:
+        raise UsageError("name the checkpoints of a run, or a folder of them: lossmap dynamics run --model ...")
+    return files or (folder,)
+
+
+def run(settings: Settings, world: World) -> int:
+    """Measure every checkpoint, report how the leading eigenspace changes, and draw it; the exit code."""
+    from lossmap.cli import device, load_problem
+    from lossmap.dynamics.run import run_dynamics
+
+    execution, options = settings.run, settings.dynamics
+    say = output.rank_0_printer(world, settings.notes)
+    sources = checkpoints_of(settings)
     if settings.data.split == "both":
-        raise UsageError("a run is followed on one split: --split train or --split test")
-    if asked.team != 1 or asked.shard:
-        raise UsageError("--along deals whole checkpoints to ranks: leave --team and --shard out")
-    if flags := unheard(settings.spectrum):
-        raise UsageError(f"--along follows the largest eigenvalues of the Hessian: leave {', '.join(flags)} out")
-    at = device.machine(asked, world)
-    if at.autocast is not None:
-        raise UsageError("--precision bfloat16 is for losses; eigenvalues want float32 or float64")
-    path = Path(asked.surf_file or "along.h5")
-    path = path if path.suffix in (".h5", ".hdf5", ".nc") else path.with_name(path.name + ".h5")
-    problem = load_problem.problem_and_files(settings, world, at)[settings.data.split]
-    if asked.batch_size:
-        problem = problem.rebatched(asked.batch_size)
-    if asked.dry_run:
-        files = world.together(lambda: find_checkpoints(given))
-        names = ", ".join(f.name for f in files.values())
-        say(f"would read the {top} largest eigenvalues at {len(files)} checkpoints: {names}")
-        say(f"  result  {path}\nnothing was computed, and nothing was written (--dry-run)")
+        raise UsageError("a run is followed on one split; use --split train or --split test")
+    machine = device.prepare_machine(execution, world)
+    device.refuse_bfloat16(machine)
+    path = with_ending(Path(execution.surf_file or DEFAULT_RESULT))
+    problem = load_problem.problem_and_files(settings, world, machine)[settings.data.split]
+    if execution.batch_size:
+        problem = problem.rebatched(execution.batch_size)
+    if execution.dry_run:
+        say(dry_run(sources, options.top, path, world))
         return 0
-    wanted = settings.spectrum
-    with Stop(after=asked.stop_after, until=job_end(os.environ)) as stop, display(world, "checkpoints") as progress:
-        run = run_dynamics(
-            given,
+    resolved = {"settings": settings.resolved(), "folder": os.getcwd()}
+    with Stop(after=execution.stop_after, until=job_end(os.environ)) as stop, display(world, "checkpoints") as progress:
+        result = run_dynamics(
+            sources,
             problem,
             path=path,
-            top=top,
-            whole=wanted.whole,
-            tol=tol,
-            parameters=wanted.parameters,
-            seed=wanted.seed,
+            top=options.top,
+            whole=options.full_spectrum,
+            tol=options.tol,
+            parameters=options.parameters,
+            seed=options.seed,
             world=world,
             stop=stop,
             progress=progress,
-            overwrite=asked.overwrite,
-            retry_failed=asked.retry_failed,
-            rank_0=asked.rank_0,
-            backend=wanted.way,
-            point_timeout=asked.point_timeout,
+            overwrite=execution.overwrite,
+            retry_failed=execution.retry_failed,
+            rank_0=execution.rank_0,
+            backend=options.hvp_backend,
+            point_timeout=execution.point_timeout,
             unsafe=settings.model.unsafe_load,
-            settings=load_problem.measured_with(settings.data, asked, {settings.data.split: problem}),
-            attributes=output.provenance(at.describe(), world.size)
-            | {"command": "spectrum", "resolved_spectrum": {"settings": settings.resolved(), "folder": os.getcwd()}},
+            settings=load_problem.measured_with(settings.data, execution, {settings.data.split: problem}),
+            attributes=provenance(machine.describe(), world.size)
+            | {"command": "dynamics", "resolved_dynamics": resolved},
+            command="lossmap dynamics",
         )
-    for failure in run.failures:
+    for failure in result.failures:
         say(f"failed: {failure}")
-    if run.summary:
-        say(run.summary)
-    if run.outcome == "unfinished":
-        say("stopped in good order with checkpoints left; the same command goes on")
-    elif world.rank == 0 and run.summary and (settings.draw.plot or settings.draw.show):
-        from lossmap.plotting.dynamics import draw_evolution
-        from lossmap.plotting.style import save
-
-        for ending in (".pdf", ".png"):
-            say(f"picture: {save(draw_evolution(path), path.with_suffix(ending))}")
+    if result.summary:
+        say(result.summary)
+    if result.outcome == "unfinished":
+        say("interrupted with checkpoints left; run the same command again to resume")
+    elif world.rank == 0 and result.summary and (settings.draw.plot or settings.draw.show):
+        draw(path, settings, say)
     say(f"result: {path}")
-    return output.EXIT[run.outcome]
+    return output.EXIT_CODES[result.outcome]
+
+
+def dry_run(sources: Sequence[str], top: int, path: Path, world: World) -> str:
+    """What the command would do. Every rank calls it."""
+    from lossmap.dynamics.run import find_checkpoints
+
+    files = world.together(lambda: find_checkpoints(sources))
+    names = ", ".join(f.name for f in files.values())
+    return (
+        f"would compute the {top} largest eigenvalues at {len(files)} checkpoints: {names}\n"
+        f"  result  {path}\nnothing was computed, and nothing was written (--dry-run)"
+    )
+
+
+def draw(path: Path, settings: Settings, say: output.Printer) -> None:
+    """The figure of the run beside the result, and on the screen with --show."""
+    from lossmap.plotting.dynamics import draw_evolution
+    from lossmap.plotting.save_next_to import show
+    from lossmap.plotting.style import save
+
+    pictures = [save(draw_evolution(path), path.with_suffix(ending)) for ending in (".pdf", ".png")]
+    for picture in pictures:
+        say(f"picture: {picture}")
+    if settings.draw.show and not show(pictures[-1]):
+        say(f"no viewer was found on this machine to show {pictures[-1]}")

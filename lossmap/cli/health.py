@@ -1,9 +1,9 @@
-"""`lossmap health`: examine a network's weights, gradients, Hessian, features and signals, and say what may be wrong.
+"""`lossmap health`: examine a network's weights, gradients, Hessian, features and signals for what may be wrong.
 
 Each finding comes with its number and error bar, its threshold and source, what it may mean and what could be tried. A
-healthy net gets a short report. Curvature, gradients, features and signals are those of one split, by default of the
-training samples; accuracy and labels are judged on the test samples too. Exit code 0 whatever was found;
---fail-on-serious makes serious findings 3.
+healthy network gets a short report. Curvature, gradients, features and signals are those of one split, by default
+of the training samples; accuracy and labels are judged on the test samples too. The exit code is 0 whatever was found,
+or 3 for serious findings with --fail-on-serious.
 """
 
 from __future__ import annotations
@@ -17,8 +17,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lossmap.cli import output
-from lossmap.cli.setting_groups import DataSettings, ModelSettings, RunSettings
-from lossmap.cli.settings import Settings, UsageError, guarded, launched_rank, parse, setting
+from lossmap.cli.command_line import Command
+from lossmap.cli.entry_point import guarded, launched_rank
+from lossmap.cli.setting_groups import DataSettings, ModelSettings, RunSettings, parameters_setting
+from lossmap.cli.settings import Settings, UsageError, setting
 from lossmap.parallel.world import World
 
 if TYPE_CHECKING:
@@ -27,35 +29,60 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class HealthSettings:
-    """The examination."""
+    """Examination options."""
 
     examinations: tuple[str, ...] = setting(
-        ("weights", "gradients", "hessian", "collapse", "signals"), "which of the five are made"
+        ("weights", "gradients", "hessian", "collapse", "signals"),
+        "examinations to make, of these five",
+        metavar="NAME",
     )
     hessian_samples: int = setting(512, "samples for gradients and Hessian, at most", metavar="SAMPLES")
-    lr: float | None = setting(None, "learning rate: judge the edge of stability", metavar="RATE", names=("--rate",))
-    momentum: float = setting(0.0, "of the steps taken with it", metavar="SHARE")
-    nesterov: bool = setting(False, "the momentum is Nesterov's, as lossmap train's is by default")
-    held_out: bool = setting(True, "judge accuracy and labels on the test split too, where there is one")
-    layer: str | None = setting(None, "whose input are the features; by itself the last linear one", metavar="NAME")
-    parameters: str = setting("weights", "weights (dimension > 1), all, or a regular expression", metavar="WHICH")
+    lr: float | None = setting(
+        None, "learning rate, by which the edge of stability is judged", metavar="RATE", names=("--rate",)
+    )
+    momentum: float = setting(0.0, "momentum of the steps taken with it", metavar="SHARE")
+    nesterov: bool = setting(False, "Nesterov's momentum, which `lossmap train` has by default")
+    held_out: bool = setting(True, "accuracy and labels on the test split too, where there is one")
+    layer: str | None = setting(
+        None, "layer whose input are the features; by default the last linear one", metavar="NAME"
+    )
+    parameters: str = parameters_setting()
     density_error: float = setting(0.05, "error of the spectral density, as a share of its range", metavar="SHARE")
-    seed: int = setting(0, "of probes and of the subset of samples", metavar="SEED")
-    json: str | None = setting(None, "write the report as JSON here; - prints it instead", metavar="FILE")
-    sheet: str | None = setting(None, "draw it on one sheet here: .pdf, .png, .svg", metavar="FILE")
-    surf_file: str | None = setting(None, "keep it in this result file, group health", metavar="FILE")
-    fail_on_serious: bool = setting(False, "exit with 3 where a finding is serious")
-    precision: str = setting("float32", "of all computing", choices=("float32", "tf32", "float64"))
+    seed: int = setting(0, "seed of probes and of the subset of samples", metavar="SEED")
+    json: str | None = setting(None, "report as machine-readable JSON; - prints it instead", metavar="FILE")
+    figure: str | None = setting(
+        None, "report as a figure on one page: .pdf, .png, .svg", metavar="FILE", former=("--sheet",)
+    )
+    surf_file: str | None = setting(None, "result file that gets the report, in group health", metavar="FILE")
+    fail_on_serious: bool = setting(False, "exit code 3 where a finding is serious")
+    precision: str = setting(
+        "float32", "floating-point format of all computing", choices=("float32", "tf32", "float64")
+    )
     device: str = setting("auto", "auto, cpu, cuda or cuda:1", metavar="DEVICE")
-    threads: int | None = setting(None, "threads to use; by default this process's cores", metavar="COUNT")
-    batch_size: int | None = setting(None, "samples per pass", metavar="SAMPLES")
+    threads: int | None = setting(
+        None, "number of threads; by default the cores of this process", metavar="COUNT", minimum=1
+    )
+    batch_size: int | None = setting(
+        None, "number of samples per pass; by default chosen", metavar="SAMPLES", minimum=1
+    )
+
+
+COMMAND = Command(
+    "health",
+    __doc__ or "",
+    (ModelSettings, DataSettings, HealthSettings),
+    (
+        "lossmap health --model resnet20-w8 --model-file net.pt --lr 0.1 --momentum 0.9",
+        "lossmap health --model mlp --model-file net.pt --examinations weights signals --json report.json",
+        "lossmap health --model resnet20-w8 --model-file net.pt --figure health.pdf --fail-on-serious",
+    ),
+)
 
 
 @guarded
 def main(argv: Sequence[str] | None = None) -> int:
-    """Open this door: 0 examined, 2 makes no sense, 3 a serious finding where that was asked for."""
-    groups = (ModelSettings, DataSettings, HealthSettings)
-    settings = parse(groups, argv, prog="lossmap health", about=__doc__ or "")
+    """Run the command: 0 examined, 2 usage error, 3 a serious finding with --fail-on-serious."""
+    settings = COMMAND.parse(argv)
     if settings.data.split == "both":
         raise UsageError(
             "a network is examined on one split, --split train or --split test; of training samples, accuracy and "
@@ -65,61 +92,68 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(settings: Settings) -> int:
-    """Examine, then print, draw and keep what was asked for. Under mpirun rank 0 alone does."""
+    """Examine, then print, draw and store the report; the exit code. Under mpirun rank 0 alone does."""
     from lossmap.cli import device, load_problem
     from lossmap.health.diagnose import diagnose
     from lossmap.health.finding import SERIOUS
 
     if launched_rank() != 0:
         return 0
-    wanted, world = settings.health, World.start(mpi=False)
-    here = RunSettings(precision=wanted.precision, device=wanted.device, threads=wanted.threads)
-    at = device.machine(here, world)
-    settings = load_problem.at_checkpoint(settings, lambda text: print(text, file=sys.stderr))
-    problem = load_problem.problems_of(settings.model, settings.data, at)[settings.data.split]
-    if wanted.batch_size:
-        problem = problem.rebatched(wanted.batch_size)
-    model = settings.model
-    health = diagnose(
+    options, world = settings.health, World.start(mpi=False)
+    execution = RunSettings(precision=options.precision, device=options.device, threads=options.threads)
+    machine = device.prepare_machine(execution, world)
+    settings = load_problem.with_default_problem(settings, lambda text: print(text, file=sys.stderr))
+    problem = load_problem.problems_of(settings.model, settings.data, machine)[settings.data.split]
+    if options.batch_size:
+        problem = problem.rebatched(options.batch_size)
+    test = load_problem.held_out_problem(problem.model, settings, machine) if options.held_out else None
+    diagnosis = diagnose(
         problem,
-        examinations=wanted.examinations,
-        samples=wanted.hessian_samples,
-        rate=wanted.lr,
-        momentum=wanted.momentum,
-        nesterov=wanted.nesterov,
-        held_out=load_problem.held_out(problem.model, settings, at) if wanted.held_out else None,
-        layer=wanted.layer,
-        parameters=wanted.parameters,
-        density_error=wanted.density_error,
-        seed=wanted.seed,
-        label=Path(model.model_file).name if model.model_file else settings.data.problem or f"{model.model}, untrained",
+        examinations=options.examinations,
+        samples=options.hessian_samples,
+        rate=options.lr,
+        momentum=options.momentum,
+        nesterov=options.nesterov,
+        held_out=test,
+        layer=options.layer,
+        parameters=options.parameters,
+        density_error=options.density_error,
+        seed=options.seed,
+        label=label_of(settings),
     )
     say = output.rank_0_printer(world, settings.notes)
-    say(health.to_json() if wanted.json == "-" else repr(health))
-    kept(health, settings, say)
-    serious = any(finding.level == SERIOUS for finding in health.findings)
-    return 3 if wanted.fail_on_serious and serious else 0
+    say(diagnosis.to_json() if options.json == "-" else repr(diagnosis))
+    store(diagnosis, settings, say)
+    is_serious = any(finding.level == SERIOUS for finding in diagnosis.findings)
+    return 3 if options.fail_on_serious and is_serious else 0
 
 
-def kept(health: Diagnosis, settings: Settings, say: output.Say) -> None:
-    """The JSON, the sheet, and the group in a result file."""
-    wanted = settings.health
-    if wanted.json not in (None, "-"):
-        Path(wanted.json).write_text(health.to_json() + "\n")
-        say(f"report: {wanted.json}")
-    if wanted.sheet:
+def label_of(settings: Settings) -> str:
+    """The name of the network in the report."""
+    if settings.model.model_file:
+        return Path(settings.model.model_file).name
+    return settings.data.problem or f"{settings.model.model}, untrained"
+
+
+def store(diagnosis: Diagnosis, settings: Settings, say: output.Printer) -> None:
+    """Write the JSON, the figure, and the group in a result file that the settings name."""
+    options = settings.health
+    if options.json not in (None, "-"):
+        Path(options.json).write_text(diagnosis.to_json() + "\n")
+        say(f"report: {options.json}")
+    if options.figure:
         from lossmap.plotting.health import draw_health
         from lossmap.plotting.style import save
 
-        say(f"sheet: {save(draw_health(health.to_dict()), wanted.sheet)}")
-    if wanted.surf_file:
+        say(f"figure: {save(draw_health(diagnosis.to_dict()), options.figure)}")
+    if options.surf_file:
         from lossmap.geometry.grid import Grid
         from lossmap.io.eigenvector_store import put_group
         from lossmap.io.surface import Group, Surface
 
-        def fresh() -> Surface:
-            attributes: dict[str, Any] = {"long_name": "one place alone", "command": "health"}
+        def new_result() -> Surface:
+            attributes: dict[str, Any] = {"long_name": "a single point", "command": "health"}
             return Surface(Grid(np.zeros(1)), {}, settings={"file": settings.resolved()}, attributes=attributes)
 
-        put_group(wanted.surf_file, "health", Group(*health.stored()), fresh)
-        say(f"kept in: {wanted.surf_file}")
+        put_group(options.surf_file, "health", Group(*diagnosis.stored()), new_result)
+        say(f"stored in: {options.surf_file}")

@@ -1,11 +1,8 @@
 """`lossmap merge FILE`: join the shards of an array into the file that one job would have written.
 
-    lossmap merge surface.h5                            the shards that lie beside it
-    lossmap merge surface.shard-*-of-3.h5               these, into surface.h5
-    lossmap merge one.h5 other.h5 --output both.h5      any results of one survey
-
-It needs neither torch nor MPI. Shards that do not belong together are refused, naming what differs; points that are
-missing are named. The exit code is that of the merged file: 0 complete, 3 some points failed, 75 some are missing.
+It needs neither torch nor MPI. Shards that do not belong together are refused, naming what differs; missing points are
+named. Without --output, named shards go into the result that they belong to. The exit code is that of the merged file:
+0 complete, 3 some points failed, 75 some are missing.
 """
 
 from __future__ import annotations
@@ -14,42 +11,60 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lossmap.cli.settings import EXIT, UsageError, guarded, parse, setting
-from lossmap.cli.wrapped_command import unsharded
+from lossmap.cli.command_line import Command
+from lossmap.cli.entry_point import EXIT_CODES, guarded
+from lossmap.cli.settings import UsageError, setting
 from lossmap.io.merge import merge, missing
-from lossmap.parallel.shards import sibling_shards
+from lossmap.parallel.shards import sibling_shards, unsharded
 
 
 @dataclass(frozen=True)
 class MergeSettings:
-    """What to join."""
+    """Merge options."""
 
-    files: tuple[str, ...] = setting((), "the result, or its shards", metavar="FILE", positional=True)
-    output: str | None = setting(None, "where to; by default the result that the shards belong to", metavar="FILE")
-    overwrite: bool = setting(False, "replace a merged file that is there")
+    files: tuple[str, ...] = setting(
+        (), "result whose shards lie beside it, or its shards", metavar="FILE", positional=True
+    )
+    output: str | None = setting(None, "merged file; by default the result that the shards belong to", metavar="FILE")
+    overwrite: bool = setting(False, "replacement of a merged file that exists")
+
+
+COMMAND = Command(
+    "merge",
+    __doc__ or "",
+    (MergeSettings,),
+    (
+        "lossmap merge surface.h5",
+        "lossmap merge surface.shard-1-of-2.h5 surface.shard-2-of-2.h5",
+        "lossmap merge one.h5 other.h5 --output both.h5",
+    ),
+)
 
 
 @guarded
 def main(argv: Sequence[str] | None = None) -> int:
-    """Open this door."""
-    told = parse((MergeSettings,), argv, prog="lossmap merge", about=__doc__ or "").merge
-    shards, output = meant(told.files, told.output)
-    surface = merge(shards, output, overwrite=told.overwrite)
+    """Run the command: 0 complete, 2 usage error, 3 some points failed, 75 some points are missing."""
+    options = COMMAND.parse(argv).merge
+    shards, output = shards_and_output(options.files, options.output)
+    surface = merge(shards, output, overwrite=options.overwrite)
     print(f"merged {len(shards)} shards into {output}: {surface.outcome}")
     if "merge_note" in surface.attributes:
         print(surface.attributes["merge_note"])
     for line in missing(surface):
         print(line)
     if surface.outcome == "unfinished":
-        absent = absent_of(shards)
+        absent = absent_shards(shards)
         if absent:
-            print(f"no file there: {', '.join(map(str, absent))}")
-        print(f"`lossmap resume` on a shard goes on with it, then merge again with --overwrite; on {output}, with all")
-    return EXIT[surface.outcome]
+            print(f"missing files: {', '.join(map(str, absent))}")
+        print(
+            "`lossmap resume` on a shard completes it, then merge again with --overwrite; "
+            f"`lossmap resume {output}` computes all missing points"
+        )
+    return EXIT_CODES[surface.outcome]
 
 
-def meant(files: Sequence[str], output: str | None) -> tuple[list[Path], Path]:
-    """The shards and the file that they make. Raises Usage where the names do not say."""
+def shards_and_output(files: Sequence[str], output: str | None) -> tuple[list[Path], Path]:
+    """The shards and the file that they make. Raises UsageError where the names do not determine it."""
     paths = [Path(f) for f in files]
     if not paths:
         raise UsageError("name the result whose shards are to be merged, or the shards: lossmap merge surface.h5")
@@ -57,20 +72,24 @@ def meant(files: Sequence[str], output: str | None) -> tuple[list[Path], Path]:
         return paths, Path(output)
     wholes = {unsharded(path)[0] for path in paths}
     if len(wholes) > 1:
-        raise UsageError(f"these are shards of {', '.join(sorted(map(str, wholes)))}: say --output FILE")
+        raise UsageError(
+            f"these are shards of {', '.join(sorted(map(str, wholes)))}; name the merged file with --output FILE"
+        )
     whole = wholes.pop()
     if paths != [whole]:
         return paths, whole
-    found = sibling_shards(whole)
-    if not found:
+    shards = sibling_shards(whole)
+    if not shards:
         raise UsageError(f"no shards of {whole} lie beside it, such as {whole.stem}.shard-1-of-3{whole.suffix}")
-    return found, whole
+    return shards, whole
 
 
-def absent_of(shards: Sequence[Path]) -> list[Path]:
-    """The shards that should be there and are not."""
-    known = [unsharded(path) for path in shards]
-    wanted = {
-        type(shard)(i, shard.count).file(whole) for whole, shard in known if shard for i in range(1, shard.count + 1)
+def absent_shards(shards: Sequence[Path]) -> list[Path]:
+    """The shards of the same arrays that do not exist."""
+    expected = {
+        type(shard)(i, shard.count).file(whole)
+        for whole, shard in map(unsharded, shards)
+        if shard
+        for i in range(1, shard.count + 1)
     }
-    return sorted(wanted - set(shards))
+    return sorted(expected - set(shards))

@@ -1,6 +1,6 @@
-"""The name of a result: what `--surf-file` says, else one made of model, directions and grid.
+"""The name of a result: `--surf-file`, else one made of model, directions and grid.
 
-Made of the settings alone, so that `submit` knows the file that a job will write before a plane is there.
+It depends on the settings alone, so that `submit` knows the file that a job will write before a plane exists.
 """
 
 from __future__ import annotations
@@ -13,51 +13,62 @@ from lossmap.cli.settings import Settings
 from lossmap.geometry.grid import Grid
 
 ENDINGS = (".h5", ".hdf5", ".nc")
-LONGEST = 200  # characters of a name, which file systems limit to 255 with what is added
+MAX_NAME_LENGTH = 200  # characters; file systems allow 255, and suffixes are added
 
 
-def result_path(settings: Settings) -> Path:
-    """Where the result goes: .h5 is added where no ending says HDF5; in a folder it takes its own name."""
-    named = settings.run.surf_file
-    path = Path(named or "")
-    if path.is_dir():
-        return path / default_name(settings)
+def with_ending(path: Path) -> Path:
+    """The path of an HDF5 file: .h5 is added where its ending is no other one of HDF5."""
     return path if path.suffix in ENDINGS else path.with_name(path.name + ".h5")
 
 
-def default_name(settings: Settings) -> str:
-    """A name made of model, directions and grid, with no character that a shell would mind.
+def result_path(settings: Settings) -> Path:
+    """Where the result of a survey goes: .h5 is added where it is missing; a folder gets a file of the default name."""
+    path = Path(settings.run.surf_file or "")
+    return path / default_name(settings) if path.is_dir() else with_ending(path)
 
-    A checkpoint is named with its folder, as people call those of several runs alike (model_300.t7).
+
+def default_name(settings: Settings) -> str:
+    """A name made of model, directions and grid, without characters that are special in a shell.
+
+    A checkpoint is named with its folder, as checkpoints of several runs often share a name (model_300.t7).
     """
     model, plane = settings.model, settings.plane
-    subject = _called(model.model_file) if model.model_file else settings.data.problem or model.model
-    kinds = [_kind(plane.xdir, model.model_file2, plane.xnorm)]
-    if plane.y is not None:
-        kinds.append(_kind(plane.ydir, model.model_file3, plane.ynorm))
-    if plane.dir_file:
-        kinds = [Path(plane.dir_file).stem]
-    if plane.dir_type == "states":
-        kinds.append("states")
+    subject = settings.data.problem or model.model
+    if model.model_file:
+        subject = _checkpoint_name(model.model_file)
     grid = Grid.parse(plane.x, plane.y)
     spans = [f"{t[0]:g}to{t[-1]:g}x{t.size}" for t in (grid.x, grid.y) if t is not None]
-    seed = f"s{plane.seed}" + (f".{plane.idx}" if plane.idx else "")
-    name = re.sub(r"[^\w.+-]+", "-", f"{subject}_{'-'.join(dict.fromkeys(kinds))}_{seed}_{'_'.join(spans)}")
-    if len(name) > LONGEST:
-        name = f"{name[: LONGEST - 9]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    seed = f"s{plane.seed}.{plane.idx}" if plane.idx else f"s{plane.seed}"
+    name = f"{subject}_{'-'.join(dict.fromkeys(_directions(settings)))}_{seed}_{'_'.join(spans)}"
+    name = re.sub(r"[^\w.+-]+", "-", name)
+    if len(name) > MAX_NAME_LENGTH:
+        name = f"{name[: MAX_NAME_LENGTH - 9]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
     return name + ".h5"
 
 
-def _called(file: str) -> str:
+def _directions(settings: Settings) -> list[str]:
+    model, plane = settings.model, settings.plane
+    if plane.dir_file:
+        names = [Path(plane.dir_file).stem]
+    else:
+        names = [_direction(plane.xdir, model.model_file2, plane.xnorm)]
+        if plane.y is not None:
+            names.append(_direction(plane.ydir, model.model_file3, plane.ynorm))
+    return [*names, "states"] if plane.dir_type == "states" else names
+
+
+def _checkpoint_name(file: str) -> str:
     path = Path(file)
     return f"{path.parent.name}_{path.stem}" if path.parent.name else path.stem
 
 
-def _kind(direction: str | None, file: str | None, norm: str | None) -> str:
-    """A direction in a few words; of its normalisation what is not the usual one."""
+def _direction(direction: str | None, file: str | None, norm: str | None) -> str:
+    """A short name of a direction, with its normalization where that is not the default."""
     if direction is None and file:
-        return f"to-{_called(file)}"
-    what, _, rest = (direction or "random").partition(":")
-    told = f"{what}-{_called(rest) if what == 'to' else rest}" if rest else what
-    usual = "filter" if what == "random" else "none"
-    return f"{told}-{norm}" if norm not in (None, usual) else told
+        return f"to-{_checkpoint_name(file)}"
+    kind, _, rest = (direction or "random").partition(":")
+    name = kind
+    if rest:
+        name += f"-{_checkpoint_name(rest)}" if kind == "to" else f"-{rest}"
+    default = "filter" if kind == "random" else "none"
+    return name if norm in (None, default) else f"{name}-{norm}"

@@ -1,4 +1,4 @@
-"""How a survey shows itself on rank 0: a live bar on a terminal, else a plain line every few seconds."""
+"""The progress of a survey on rank 0: a live bar on a terminal, else a plain line every few seconds."""
 
 from __future__ import annotations
 
@@ -9,62 +9,69 @@ from contextlib import contextmanager
 from typing import TextIO
 
 from lossmap.landscape.survey_recorder import Progress as Event
+from lossmap.parallel.pace import duration_text
 from lossmap.parallel.world import World
 
-EVERY = 5.0  # seconds between plain lines
+LINE_INTERVAL = 5.0  # seconds between plain lines
 
 Show = Callable[[Event], None]
 
 
-def clock(seconds: float) -> str:
-    """Seconds as people read them: 8 s, 3 min 20 s, 2 h 05 min, 4 days 3 h; a dash where unknown."""
-    if seconds != seconds or seconds == float("inf"):
-        return "-"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    if whole < 86400:
-        return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
-    return f"{whole // 86400} days {whole % 86400 // 3600} h"
+def progress_line(event: Event, what: str, unit: str = "point") -> str:
+    """One plain line: how far, how fast, how long still, what failed.
 
-
-def line(event: Event, what: str) -> str:
-    """One plain line: what, how far, how fast, how long still, what failed."""
-    share = 100.0 * (event.done + event.failed) / event.total if event.total else 100.0
+    what  the word before the numbers, such as `losses`
+    unit  what is counted, in the singular
+    """
+    settled = event.done + event.failed
+    share = 100.0 * settled / event.total if event.total else 100.0
     failed = f", {event.failed:,} failed" if event.failed else ""
-    rate = f"{event.rate:.3g} points/s" if event.rate >= 1 or event.rate == 0 else f"{1 / event.rate:.3g} s/point"
-    left = f", {clock(event.left)} left" if event.done + event.failed < event.total else f" in {clock(event.seconds)}"
-    if event.rate == 0 and event.total and event.done + event.failed == event.total:
-        rate, left = "all known before", ""
-    return f"{what}: {event.done:,} of {event.total:,} points ({share:.0f} %){failed}, {rate}{left}"
+    return f"{what}: {event.done:,} of {event.total:,} {unit}s ({share:.0f} %){failed}, {_pace(event, unit)}"
+
+
+def _pace(event: Event, unit: str) -> str:
+    settled = event.done + event.failed
+    if event.rate == 0 and event.total and settled == event.total:
+        return "all known before"
+    rate = f"{event.rate:.3g} {unit}s/s"
+    if 0 < event.rate < 1:
+        rate = f"{1 / event.rate:.3g} s/{unit}"
+    if settled < event.total:
+        return f"{rate}, {duration_text(event.left)} left"
+    return f"{rate} in {duration_text(event.seconds)}"
 
 
 @contextmanager
-def display(world: World, what: str, file: TextIO | None = None) -> Iterator[Show | None]:
+def display(world: World, what: str, file: TextIO | None = None, unit: str = "point") -> Iterator[Show | None]:
     """A function for `survey(progress=...)`; None on other ranks than 0.
 
     what  the word before the numbers, such as `losses`
+    file  where to; by default stderr
+    unit  what is counted, in the singular
     """
     if world.rank != 0:
         yield None
         return
     file = sys.stderr if file is None else file
     if file.isatty():
-        with _bar(what, file) as show:
+        with _bar(what, file, unit) as show:
             yield show
     else:
-        yield _Lines(what, file)
+        yield _Lines(what, file, unit=unit)
 
 
 class _Lines:
-    """A line at the start, every few seconds, at the end, and for each thing that happened."""
+    """A line every few seconds, one at the end, and one for each note of an event."""
 
     def __init__(
-        self, what: str, file: TextIO, every: float = EVERY, now: Callable[[], float] = time.monotonic
+        self,
+        what: str,
+        file: TextIO,
+        every: float = LINE_INTERVAL,
+        now: Callable[[], float] = time.monotonic,
+        unit: str = "point",
     ) -> None:
-        self.what, self.file, self.every, self.now = what, file, every, now
+        self.what, self.file, self.every, self.now, self.unit = what, file, every, now, unit
         self.next, self.ended = now() + every, False
 
     def __call__(self, event: Event) -> None:
@@ -73,11 +80,11 @@ class _Lines:
         over = event.done + event.failed >= event.total
         if self.now() >= self.next or (over and not self.ended):
             self.next, self.ended = self.now() + self.every, over
-            print(line(event, self.what), file=self.file, flush=True)
+            print(progress_line(event, self.what, self.unit), file=self.file, flush=True)
 
 
 @contextmanager
-def _bar(what: str, file: TextIO) -> Iterator[Show]:
+def _bar(what: str, file: TextIO, unit: str) -> Iterator[Show]:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn
 
@@ -88,7 +95,7 @@ def _bar(what: str, file: TextIO) -> Iterator[Show]:
         def show(event: Event) -> None:
             if event.note:
                 bars.console.print(f"{what}: {event.note}", markup=False, highlight=False)
-            text = line(event, what).partition(": ")[2]
+            text = progress_line(event, what, unit).partition(": ")[2]
             bars.update(task, completed=event.done + event.failed, total=event.total, text=text)
 
         yield show

@@ -1,4 +1,4 @@
-"""`lossmap resume FILE`: go on with a result, by the settings that it holds; no flags are needed.
+"""`lossmap resume FILE`: continue a result, with the settings that it holds; no flags are needed.
 
 Flags of the command that made it may follow, such as --retry-failed or --batch-size. It may run under mpirun or srun
 like any survey, also with another number of ranks than before.
@@ -13,54 +13,76 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lossmap.cli.settings import UsageError, guarded
-from lossmap.cli.wrapped_command import MEASURES, room_of, unsharded
+from lossmap.cli.entry_point import guarded
+from lossmap.cli.settings import UsageError
+from lossmap.cli.wrapped_command import SURVEYS, TASKS, module_of
 from lossmap.io.read import read
 from lossmap.io.surface import Surface
+from lossmap.parallel.shards import unsharded
 
 # What belongs to one run alone, and is not taken up again.
 ONCE = ("overwrite", "dry_run", "stop_after", "retry_failed", "plot", "page", "vtk", "show")
+EXAMPLES = (
+    "lossmap resume surface.h5",
+    "lossmap resume surface.h5 --retry-failed --batch-size 64",
+    "mpirun -n 4 lossmap resume eigenmap.h5",
+)
 
 
 @guarded
 def main(argv: Sequence[str] | None = None) -> int:
-    """Open this door, and behind it the one that the result names; returns that one's exit code."""
+    """Run the command that the result names; returns that one's exit code, or 2 for a usage error."""
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] in ("-h", "--help"):
-        print(f"usage: lossmap resume FILE [flags]\n\n{__doc__}")
+        examples = "\n  ".join(["EXAMPLES", *EXAMPLES])
+        print(f"usage: lossmap resume FILE [flags]\n\n{__doc__}\n{examples}")
         return 0 if words else 2
     if words[0].startswith("-"):
-        raise UsageError(f"the result comes first: lossmap resume FILE {words[0]} ...")
+        raise UsageError(f"the result must come first: lossmap resume FILE {words[0]} ...")
     path = Path(words[0]).absolute()
     surface = read(path)
     command = command_of(surface, path)
-    given, folder = settings_of(surface, command, path)
+    defaults, folder = settings_of(surface, command, path)
     if not folder.is_dir():
-        raise UsageError(f"{path} was begun in {folder}, which is not here; its model and data were named from there")
+        raise UsageError(
+            f"{path} was started in {folder}, which does not exist here; its model and data were named from there"
+        )
     os.chdir(folder)
-    code: int = room_of(command).main(words[1:], given=given)
+    code: int = module_of(command).main(words[1:], defaults=defaults)
     return code
 
 
+def stored_under(surface: Surface, command: str) -> str | None:
+    """The attribute that holds the settings of a command; None where the result was not made by it.
+
+    Version 0.1 had no `dynamics`: it stored a run as `spectrum`, told apart by its measure.
+    """
+    if command in TASKS and TASKS[command] not in surface.status:
+        return None
+    names = ["resolved_dynamics", "resolved_spectrum"] if command == "dynamics" else [f"resolved_{command}"]
+    return next((name for name in names if name in surface.attributes), None)
+
+
 def command_of(surface: Surface, path: Path) -> str:
-    """The command to go on with: the one that ran last, or else one that has more to do."""
-    parts = "along" if "along" in surface.status else "spectrum"  # dealt as points are, over no plane
-    measures = MEASURES | {"spectrum": parts}
-    known = [c for c in measures if f"resolved_{c}" in surface.attributes]
-    if not known:
+    """The command to continue with: the one that ran last, or else one that is unfinished."""
+    measures = SURVEYS | TASKS
+    commands = [c for c in measures if stored_under(surface, c)]
+    if not commands:
         raise UsageError(
-            f"{path} does not say how it was made (it is no result of a lossmap survey): nothing to resume"
+            f"{path} does not say how it was made (it is not a result of a lossmap survey): nothing to resume"
         )
     last = surface.attributes.get("command")
-    known.sort(key=lambda command: command != last)
-    unfinished = [c for c in known if surface.outcome_of(measures[c]) == "unfinished"]
-    return (unfinished or known)[0]
+    commands.sort(key=lambda command: command != last)
+    unfinished = [c for c in commands if surface.outcome_of(measures[c]) == "unfinished"]
+    return (unfinished or commands)[0]
 
 
 def settings_of(surface: Surface, command: str, path: Path) -> tuple[dict[str, Any], Path]:
-    """The settings of that command as the result holds them, and the folder in which it was begun."""
-    told = surface.attributes[f"resolved_{command}"]
-    told = json.loads(told) if isinstance(told, str) else told
-    given = {name: value for name, value in told["settings"].items() if name not in ONCE}
-    whole, _ = unsharded(path) if given.get("shard") else (path, None)
-    return given | {"surf_file": str(whole)}, Path(told["folder"])
+    """The settings of that command as the result holds them, and the folder in which it was started."""
+    stored = surface.attributes[stored_under(surface, command) or ""]
+    stored = json.loads(stored) if isinstance(stored, str) else stored
+    values = {name: value for name, value in stored["settings"].items() if name not in ONCE}
+    if values.get("along"):  # a run of version 0.1: only the checkpoints that it names were read
+        values["model_folder"] = None
+    whole = unsharded(path)[0] if values.get("shard") else path
+    return values | {"surf_file": str(whole)}, Path(stored["folder"])

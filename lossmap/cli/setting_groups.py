@@ -3,30 +3,55 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from lossmap.cli.settings import setting
+from lossmap.curvature.hvp_plan import BACKENDS
+
+# What version 0.1 called the backends of products, on the command line.
+FORMER_BACKENDS = {"linear": "linearized", "graph": "retained-graph", "double": "double-backward"}
+
+
+def hvp_backend_setting() -> Any:
+    """The flag --hvp-backend, which version 0.1 called --way."""
+    return setting(
+        "auto",
+        "backend of Hessian-vector products; auto: the fastest of a short probe",
+        choices=("auto", *BACKENDS),
+        former=("--way",),
+        former_values=FORMER_BACKENDS,
+    )
+
+
+def parameters_setting() -> Any:
+    """The flag --parameters of the commands that measure a Hessian."""
+    return setting(
+        "weights",
+        "parameters of the Hessian: weights (dimension > 1), all, or a regular expression",
+        metavar="WHICH",
+    )
 
 
 @dataclass(frozen=True)
 class ModelSettings:
-    """The network."""
+    """Model options."""
 
     model: str = setting(
-        "resnet20-w8", "a name of the zoo, package.module:factory, or path/file.py:factory", metavar="NAME"
+        "resnet20-w8", "name in the zoo, package.module:factory, or path/file.py:factory", metavar="NAME"
     )
-    model_args: str | None = setting(None, "keywords for the factory, as JSON: '{\"depth\": 20}'", metavar="JSON")
+    model_args: str | None = setting(None, "keywords of the factory, as JSON: '{\"depth\": 20}'", metavar="JSON")
     model_file: str | None = setting(
         None, "checkpoint of the model: .pt .pth .t7 .safetensors", metavar="FILE", names=("-m",)
     )
     model_file2: str | None = setting(None, "checkpoint that the x axis leads to", metavar="FILE")
     model_file3: str | None = setting(None, "checkpoint that the y axis leads to", metavar="FILE")
     model_folder: str | None = setting(None, "folder of a run's checkpoints, for --xdir pca:1", metavar="FOLDER")
-    unsafe_load: bool = setting(False, "load pickled files that can run code of their own: only files you trust")
+    unsafe_load: bool = setting(False, "loading of pickled files, which can run code of their own: trusted files only")
 
 
 @dataclass(frozen=True)
 class DataSettings:
-    """The samples and the loss."""
+    """Data options."""
 
     dataset: str = setting(
         "digits",
@@ -34,14 +59,18 @@ class DataSettings:
         metavar="NAME",
     )
     data_path: str | None = setting(None, "folder of the data set's files", metavar="FOLDER", names=("--datapath",))
-    download: bool = setting(False, "fetch CIFAR-10-C into --data-path where it is not there, and check it")
+    download: bool = setting(False, "download of CIFAR-10-C into --data-path where it is missing, with its check sum")
     normalize: str | None = setting(None, "mean/std per channel, such as 0.5,0.5,0.5/0.2,0.2,0.2", metavar="M/S")
-    raw_data: bool = setting(False, "do not normalise the data")
-    split: str = setting("train", "samples to read", choices=("train", "test", "both"))
-    samples: int | None = setting(None, "at most so many samples, a fixed random subset", metavar="N", least=1)
+    raw_data: bool = setting(False, "data without normalization")
+    split: str = setting("train", "split of the samples", choices=("train", "test", "both"))
+    samples: int | None = setting(
+        None, "number of samples at most, a fixed random subset; by default all", metavar="N", minimum=1
+    )
     data_seed: int = setting(0, "seed of that subset", metavar="SEED")
-    data_split: int = setting(1, "cut the data into so many pieces and use one", metavar="PIECES", least=1)
-    split_idx: int = setting(0, "which piece, counted from 0", metavar="PIECE", least=0)
+    data_split: int = setting(
+        1, "number of pieces that the data are cut into; one is used", metavar="PIECES", minimum=1
+    )
+    split_idx: int = setting(0, "index of the piece, from 0", metavar="PIECE", minimum=0)
     trainloader: str | None = setting(None, "pickled DataLoader (needs --unsafe-load)", metavar="FILE")
     testloader: str | None = setting(None, "pickled DataLoader (needs --unsafe-load)", metavar="FILE")
     loss: str = setting(
@@ -55,11 +84,13 @@ class DataSettings:
 
 @dataclass(frozen=True)
 class PlaneSettings:
-    """The line or plane, and the points on it."""
+    """Plane options."""
 
     x: str = setting("-1:1:51", "ticks along x", metavar="LOW:HIGH:COUNT")
-    y: str | None = setting(None, "ticks along y; none for a line", metavar="LOW:HIGH:COUNT")
-    dir_type: str = setting("weights", "move weights, or states with running statistics", choices=("weights", "states"))
+    y: str | None = setting(None, "ticks along y; by default none, which makes a line", metavar="LOW:HIGH:COUNT")
+    dir_type: str = setting(
+        "weights", "weights alone, or states with running statistics", choices=("weights", "states")
+    )
     xdir: str | None = setting(
         None,
         "random, to:FILE, pca:1, hessian:max, hessian:min, gradient, file:FILE:name; by default random",
@@ -70,53 +101,62 @@ class PlaneSettings:
         None, "filter, layer, weight, dfilter, dlayer, none; by default filter if random, else none", metavar="NORM"
     )
     ynorm: str | None = setting(None, "the same for y", metavar="NORM")
-    xignore: str | None = setting(None, "biasbn or none; by default biasbn if random, else none", metavar="WHAT")
-    yignore: str | None = setting(None, "the same for y", metavar="WHAT")
-    same_dir: bool = setting(False, "y is the same random direction as x")
-    idx: int = setting(0, "number of a repeated experiment: other random directions", metavar="NUMBER")
-    seed: int = setting(0, "of directions, probes and start vectors", metavar="SEED")
-    dir_file: str | None = setting(
-        None, "file of directions: taken from it if it is there, else written to it", metavar="FILE"
-    )
-    proj_file: str | None = setting(None, "a training path to draw on the plane", metavar="FILE")
-    store_directions: bool = setting(True, "keep the directions in the result")
+    xignore: str | None = setting(None, "biasbn or none; by default biasbn if random, else none", metavar="WHICH")
+    yignore: str | None = setting(None, "the same for y", metavar="WHICH")
+    same_dir: bool = setting(False, "the same random direction for y as for x")
+    idx: int = setting(0, "number of a repeated experiment, with other random directions", metavar="NUMBER")
+    seed: int = setting(0, "seed of directions, probes and start vectors", metavar="SEED")
+    dir_file: str | None = setting(None, "file of directions: read if it exists, else written", metavar="FILE")
+    proj_file: str | None = setting(None, "training path to draw on the plane", metavar="FILE")
+    store_directions: bool = setting(True, "storage of the directions in the result")
 
 
 @dataclass(frozen=True)
 class RunSettings:
-    """Where and how it runs."""
+    """Execution options."""
 
     surf_file: str | None = setting(
-        None, "the result, .h5; by default named after model, plane and grid", metavar="FILE"
+        None, "result file, .h5; by default named after model, plane and grid", metavar="FILE"
     )
-    overwrite: bool = setting(False, "start anew where the result is already there")
-    precision: str = setting("float32", "of all computing", choices=("float32", "tf32", "float64", "bfloat16"))
+    overwrite: bool = setting(False, "new start where the result exists")
+    precision: str = setting(
+        "float32", "floating-point format of all computing", choices=("float32", "tf32", "float64", "bfloat16")
+    )
     device: str = setting("auto", "auto, cpu, cuda or cuda:1", metavar="DEVICE")
-    ranks_per_gpu: int = setting(1, "ranks that may share one GPU", metavar="RANKS", least=1)
-    threads: int | None = setting(None, "threads of a rank; by default its own cores", metavar="COUNT", least=1)
-    batch_size: int | None = setting(
-        None, "images per pass; by default chosen by a short probe", metavar="SAMPLES", least=1
+    ranks_per_gpu: int = setting(1, "number of ranks that may share one GPU", metavar="RANKS", minimum=1)
+    threads: int | None = setting(
+        None, "number of threads of a rank; by default its own cores", metavar="COUNT", minimum=1
     )
-    probe: bool = setting(True, "choose the fastest way by a short probe; without it, separate files have equal bits")
-    team: int = setting(1, "ranks that share one point", metavar="RANKS", least=1)
-    rank_0: str = setting("auto", "what rank 0 does beside dealing", choices=("auto", "computes", "deals"))
-    shard: str | None = setting(None, "compute only shard I of N of the points, such as 1/3", metavar="I/N")
-    retry_failed: bool = setting(False, "measure failed points again")
-    stop_after: float | None = setting(None, "stop in good order after so many seconds", metavar="SECONDS")
-    point_timeout: float | None = setting(None, "deal a point again after so many seconds", metavar="SECONDS")
-    dry_run: bool = setting(False, "say what would be done, and do nothing")
+    batch_size: int | None = setting(
+        None, "number of samples per pass; by default chosen by a short probe", metavar="SAMPLES", minimum=1
+    )
+    probe: bool = setting(
+        True, "short probe that chooses the fastest method; without it, separate files agree bit for bit"
+    )
+    team: int = setting(1, "number of ranks that share one point", metavar="RANKS", minimum=1)
+    rank_0: str = setting(
+        "auto", "whether rank 0 computes beside dispatching; auto: with up to 32 ranks",
+        choices=("auto", "computes", "deals"),
+    )  # fmt: skip
+    shard: str | None = setting(None, "shard I of N of the points, such as 1/3; by default all", metavar="I/N")
+    retry_failed: bool = setting(False, "another attempt at failed points")
+    stop_after: float | None = setting(None, "seconds after which it stops, resumable", metavar="SECONDS")
+    point_timeout: float | None = setting(
+        None, "seconds after which a point is dispatched again", metavar="SECONDS", above=0
+    )
+    dry_run: bool = setting(False, "summary of what would be done, without doing it")
 
 
 @dataclass(frozen=True)
 class DrawSettings:
-    """Pictures after computing."""
+    """Plot options."""
 
-    plot: bool = setting(False, "draw the result, PDF and PNG")
-    page: bool = setting(False, "make an interactive page")
-    vtk: bool = setting(False, "write a file for ParaView")
-    show: bool = setting(False, "open the picture on the screen")
+    plot: bool = setting(False, "figure of the result, PDF and PNG")
+    page: bool = setting(False, "interactive HTML page")
+    vtk: bool = setting(False, "file for ParaView")
+    show: bool = setting(False, "figure on the screen")
     log: bool = setting(False, "logarithmic levels")
-    loss_max: float | None = setting(None, "cut the loss axis here, in 1-D", metavar="LOSS")
+    loss_max: float | None = setting(None, "upper end of the loss axis, in 1-D", metavar="LOSS")
     vmax: float | None = setting(None, "largest level", metavar="LOSS")
     vmin: float | None = setting(None, "smallest level", metavar="LOSS")
     vlevel: float | None = setting(None, "step of the levels", metavar="LOSS")

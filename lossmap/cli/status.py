@@ -1,7 +1,7 @@
-"""`lossmap status FILE`: how far a result is, from the files alone, also while a job writes them.
+"""`lossmap status FILE`: the progress of a result, from the files alone, also while a job writes them.
 
 It needs neither torch nor MPI, so a login node will do. The exit code is what scripts ask for: 0 complete, 3
-complete but for failed points, 75 more to do, 2 no result there.
+completed with failed points, 75 unfinished, 2 no result there.
 """
 
 from __future__ import annotations
@@ -17,50 +17,65 @@ from typing import Any
 
 import numpy as np
 
-from lossmap.cli.settings import EXIT, UsageError, guarded, parse, setting
+from lossmap.cli.command_line import Command
+from lossmap.cli.entry_point import EXIT_CODES, guarded
+from lossmap.cli.settings import setting
 from lossmap.io.read import is_being_written, read
 from lossmap.io.surface import Surface
 from lossmap.parallel.cost_model import decode_cost, measured_cost, side_by_side, span_text, stored_estimate
+from lossmap.parallel.pace import means_by_rank, rate_of
 
-SHOWN = 5  # slowest points and ranks, and failures, that the text names
+MAX_SHOWN = 5  # slowest points and ranks, and failures, that the text names
 
 
 @dataclass(frozen=True)
 class StatusSettings:
-    """What to tell."""
+    """Status options."""
 
-    file: str = setting(MISSING, "the result", metavar="FILE", positional=True)
-    json: bool = setting(False, "tell it to a machine")
-    watch: bool = setting(False, "tell it again and again until all is done")
-    every: float = setting(5.0, "seconds between two looks of --watch", metavar="SECONDS")
-    mark: bool = setting(False, "tell only a mark that changes whenever anything gets done")
-    measure: str | None = setting(None, "look at this measure alone: loss or eigen", metavar="NAME")
+    file: str = setting(MISSING, "result file", metavar="FILE", positional=True)
+    json: bool = setting(False, "machine-readable JSON output")
+    watch: bool = setting(False, "repeated output until the result is complete")
+    interval: float = setting(
+        5.0, "seconds between two outputs of --watch", metavar="SECONDS", former=("--every",), above=0
+    )
+    fingerprint: bool = setting(False, "only a text that changes whenever anything gets done", former=("--mark",))
+    measure: str | None = setting(None, "this measure alone, such as loss or eigen; by default all", metavar="NAME")
+
+
+COMMAND = Command(
+    "status",
+    __doc__ or "",
+    (StatusSettings,),
+    (
+        "lossmap status surface.h5",
+        "lossmap status surface.h5 --watch --interval 30",
+        "lossmap status surface.h5 --json",
+    ),
+)
 
 
 @guarded
 def main(argv: Sequence[str] | None = None) -> int:
-    """Open this door."""
-    told = parse((StatusSettings,), argv, prog="lossmap status", about=__doc__ or "").status
-    if not told.every > 0:
-        raise UsageError(f"--every wants more than 0 seconds; got {told.every:g}")
+    """Run the command: 0 complete, 2 usage error, 3 completed with failed points, 75 unfinished."""
+    options = COMMAND.parse(argv).status
     while True:
-        surface = read(told.file)
-        if told.mark:
-            print(mark(told.file, surface))
+        surface = read(options.file)
+        if options.fingerprint:
+            print(fingerprint(options.file, surface))
             return 0
-        now = standing(told.file, surface, told.measure)
-        if told.watch and not told.json and sys.stdout.isatty():
+        progress = progress_of(options.file, surface, options.measure)
+        if options.watch and not options.json and sys.stdout.isatty():
             print("\x1b[H\x1b[2J", end="")
-        print(json.dumps(now) if told.json else text(now), flush=True)
-        if not told.watch or now["outcome"] != "unfinished":
-            return EXIT[now["outcome"]]
+        print(json.dumps(progress) if options.json else text(progress), flush=True)
+        if not options.watch or progress["outcome"] != "unfinished":
+            return EXIT_CODES[progress["outcome"]]
         try:
-            time.sleep(told.every)
+            time.sleep(options.interval)
         except KeyboardInterrupt:
-            return EXIT[now["outcome"]]
+            return EXIT_CODES[progress["outcome"]]
 
 
-def mark(file: str, surface: Surface) -> str:
+def fingerprint(file: str, surface: Surface) -> str:
     """A text that changes whenever a point is settled, or the state of an unfinished point is saved."""
     counts = {name: surface.counts(name) for name in surface.status}
     parts = [f"{name} {c['done']}+{c['failed']}" for name, c in counts.items() if c["done"] + c["failed"]]
@@ -74,53 +89,56 @@ def mark(file: str, surface: Surface) -> str:
     return ", ".join(parts) or "nothing"
 
 
-def standing(file: str, surface: Surface, measure: str | None = None) -> dict[str, Any]:
-    """All that is told of a result, as plain values."""
+def progress_of(file: str, surface: Surface, measure: str | None = None) -> dict[str, Any]:
+    """All that is reported of a result, as values that JSON can hold.
+
+    measure  this one alone
+    """
     names = list(surface.status) if measure is None else [measure]
     outcomes = {surface.outcome_of(name) for name in names}
-    outcomes = outcomes or {"complete" if surface.groups else "unfinished"}  # a plane, a path, a report of health
-    known = surface.attributes
+    if not outcomes:  # no survey; a plane, a path or a report of health is complete as it is
+        outcomes = {"complete"} if surface.groups else {"unfinished"}
+    attributes = surface.attributes
     return {
         "file": str(file),
         "outcome": next(word for word in ("unfinished", "failed", "complete") if word in outcomes),
         "shape": list(surface.grid.shape),
         "groups": sorted(surface.groups),
         "running": is_being_written(file),
-        "start": known.get("start"),
-        "end": known.get("end"),
-        "restarts": int(known.get("restarts", 0)),
-        "measures": {name: one_measure(surface, name) for name in names if name in surface.status},
+        "start": attributes.get("start"),
+        "end": attributes.get("end"),
+        "restarts": int(attributes.get("restarts", 0)),
+        "measures": {name: progress_of_measure(surface, name) for name in names if name in surface.status},
         "estimate": estimates_of(file, surface),
     }
 
 
 def estimates_of(file: str, surface: Surface) -> dict[str, Any]:
-    """The estimates that were made before, by measure: those in the result, else those that lie beside it."""
-    within = {name: decode_cost(surface.attributes.get(f"{name}_estimate")) for name in surface.status}
-    return (stored_estimate(file) or {}) | {name: told for name, told in within.items() if told}
+    """The estimates that were made before, by measure: those in the result, else those in the file beside it."""
+    stored = {name: decode_cost(surface.attributes.get(f"{name}_estimate")) for name in surface.status}
+    return (stored_estimate(file) or {}) | {name: estimate for name, estimate in stored.items() if estimate}
 
 
-def one_measure(surface: Surface, name: str) -> dict[str, Any]:
-    """How one measure stands: counts, rate, time left, the slowest points and ranks, failures."""
+def progress_of_measure(surface: Surface, name: str) -> dict[str, Any]:
+    """The progress of one measure: counts, rate, time left, the slowest points and ranks, failures."""
     counts, grid = surface.counts(name), surface.grid
-    every = surface.fields.get(f"{name}_seconds", np.full(grid.shape, np.nan)).reshape(-1)
-    ranks = surface.fields.get(f"{name}_rank", np.full(grid.shape, np.nan)).reshape(-1)
+    unknown = np.full(grid.shape, np.nan)
+    every = surface.fields.get(f"{name}_seconds", unknown).reshape(-1)
+    ranks = surface.fields.get(f"{name}_rank", unknown).reshape(-1)
     products = surface["products"] if "products" in surface.measures.get(name, ()) else None
     timed = np.flatnonzero(np.isfinite(every))
-    seconds, who = every[timed], ranks[timed]
-    slowest = timed[np.argsort(-seconds, kind="stable")[:SHOWN]]
-    means = sorted(
-        ((float(seconds[who == r].mean()), int(r), int((who == r).sum())) for r in np.unique(who)), reverse=True
-    )
-    rate = rate_of(surface.recent.get(name, np.zeros(0)), seconds, len(means))
+    slowest = timed[np.argsort(-every[timed], kind="stable")[:MAX_SHOWN]]
+    means = means_by_rank(every[timed], ranks[timed])
+    rate = rate_of(surface.recent.get(name, np.zeros(0)), every[timed], len(means))
+    seconds_left = counts["left"] / rate if rate else None
     return {
         **counts,
         "rate": rate,
-        "seconds_left": counts["left"] / rate if rate else (0.0 if not counts["left"] else None),
+        "seconds_left": seconds_left if counts["left"] else 0.0,
         "took": measured_cost(every, products) | decode_cost(surface.attributes.get(f"{name}_took")),
         "ranks": len(means),
         "slowest_points": [{"index": int(i), "point": grid.point(int(i)), "seconds": float(every[i])} for i in slowest],
-        "slowest_ranks": [{"rank": r, "seconds": mean, "points": n} for mean, r, n in means[:SHOWN]],
+        "slowest_ranks": [{"rank": r, "seconds": mean, "points": n} for mean, r, n in means[:MAX_SHOWN]],
         "failures": [
             {"index": f.index, "point": grid.point(f.index), "rank": f.rank, "host": f.host, "reason": f.reason}
             for f in surface.failures
@@ -129,50 +147,49 @@ def one_measure(surface: Surface, name: str) -> dict[str, Any]:
     }
 
 
-def rate_of(times: np.ndarray, seconds: np.ndarray, ranks: int) -> float | None:
-    """Points a second: from when the newest ones came, pauses between attempts left out; else by what points cost."""
-    gaps = np.diff(np.sort(times))
-    if seconds.size:
-        gaps = gaps[gaps <= 10 * seconds.max() + 1.0]
-    if gaps.size >= 3 and gaps.sum() > 0:
-        return float(gaps.size / gaps.sum())
-    return float(ranks / seconds.mean()) if seconds.size and seconds.mean() > 0 else None
+OUTCOMES = {"complete": "complete", "failed": "completed with failed points", "unfinished": "unfinished"}
 
 
-def text(now: dict[str, Any]) -> str:
-    """The same for a person."""
-    words = {"complete": "complete", "failed": "complete but for failed points", "unfinished": "more to do"}
-    if not now["measures"] and now["outcome"] == "complete":
-        return f"{Path(now['file']).name}: no survey, so there is nothing to do; it holds {', '.join(now['groups'])}"
-    lines = [f"{Path(now['file']).name}: {' x '.join(map(str, now['shape'][::-1]))} points, {words[now['outcome']]}"]
-    for name, m in now["measures"].items():
-        total = m["done"] + m["failed"] + m["left"]
-        line = f"{name}: {m['done']:,} of {total:,} done, {m['failed']:,} failed, {m['left']:,} left"
-        if m["left"] and m["rate"]:
-            line += f"; {m['rate']:.3g} points a second, {span_text(m['seconds_left'])} to go"
-        lines.append(line)
-        if m["took"]:
-            lines.append(f"  a point takes {m['took']['seconds']:.3g} s, the slowest {m['took']['most']:.3g} s")
-            points = "; ".join(f"{place(p['point'])} {p['seconds']:.3g} s" for p in m["slowest_points"])
-            lines.append(f"  slowest points: {points}")
-        if m["ranks"] > 1:
-            rows = "; ".join(f"rank {r['rank']} {r['seconds']:.3g} s" for r in m["slowest_ranks"])
-            lines.append(f"  slowest of {m['ranks']} ranks, seconds a point: {rows}")
-        for f in m["failures"][:SHOWN]:
-            lines.append(f"  failed: {place(f['point'])} on rank {f['rank']}, {f['host']}: {f['reason']}")
-        if len(m["failures"]) > SHOWN:
-            lines.append(f"  and {len(m['failures']) - SHOWN} more failed; --json tells all")
-    for name, m in now["measures"].items():
-        if m["took"] and name in now["estimate"]:
-            lines += [f"  {line}" for line in side_by_side(now["estimate"][name], m["took"], not m["left"])]
-    lines.append(f"started {now['start'] or 'at an unknown time'}, restarts: {now['restarts']}")
-    if now["outcome"] == "unfinished":
-        lines.append(
-            "a process is writing it" if now["running"] else "no process is writing it: lossmap resume goes on"
-        )
+def text(progress: dict[str, Any]) -> str:
+    """The progress for a person."""
+    name = Path(progress["file"]).name
+    if not progress["measures"] and progress["outcome"] == "complete":
+        return f"{name}: not a survey, so there is nothing to do; it holds {', '.join(progress['groups'])}"
+    shape = " x ".join(map(str, progress["shape"][::-1]))
+    lines = [f"{name}: {shape} points, {OUTCOMES[progress['outcome']]}"]
+    for measure, m in progress["measures"].items():
+        lines += _measure_lines(measure, m)
+    for measure, m in progress["measures"].items():
+        if m["took"] and measure in progress["estimate"]:
+            comparison = side_by_side(progress["estimate"][measure], m["took"], not m["left"])
+            lines += [f"  {line}" for line in comparison]
+    lines.append(f"started {progress['start'] or 'at an unknown time'}, restarts: {progress['restarts']}")
+    if progress["outcome"] == "unfinished":
+        running = "a process is writing it"
+        lines.append(running if progress["running"] else "no process is writing it: lossmap resume continues it")
     return "\n".join(lines)
 
 
-def place(point: Sequence[float]) -> str:
+def _measure_lines(name: str, m: dict[str, Any]) -> list[str]:
+    total = m["done"] + m["failed"] + m["left"]
+    line = f"{name}: {m['done']:,} of {total:,} done, {m['failed']:,} failed, {m['left']:,} left"
+    if m["left"] and m["rate"]:
+        line += f"; {m['rate']:.3g} points a second, {span_text(m['seconds_left'])} to go"
+    lines = [line]
+    if m["took"]:
+        lines.append(f"  a point takes {m['took']['seconds']:.3g} s, the slowest {m['took']['most']:.3g} s")
+        points = "; ".join(f"{point_text(p['point'])} {p['seconds']:.3g} s" for p in m["slowest_points"])
+        lines.append(f"  slowest points: {points}")
+    if m["ranks"] > 1:
+        rows = "; ".join(f"rank {r['rank']} {r['seconds']:.3g} s" for r in m["slowest_ranks"])
+        lines.append(f"  slowest of {m['ranks']} ranks, seconds a point: {rows}")
+    for f in m["failures"][:MAX_SHOWN]:
+        lines.append(f"  failed: {point_text(f['point'])} on rank {f['rank']}, {f['host']}: {f['reason']}")
+    if len(m["failures"]) > MAX_SHOWN:
+        lines.append(f"  and {len(m['failures']) - MAX_SHOWN} more failed; --json lists all")
+    return lines
+
+
+def point_text(point: Sequence[float]) -> str:
     """A point's coordinates."""
     return "(" + ", ".join(f"{c:g}" for c in point) + ")"

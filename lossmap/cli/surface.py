@@ -1,6 +1,6 @@
 """`lossmap surface`, plot_surface.py: losses and accuracies over a line or plane, into one HDF5 file, drawn.
 
-Under mpirun or srun the ranks share the points. Killed or stopped, the same command goes on where it was.
+Under mpirun or srun the ranks share the points. Interrupted or killed, the same command resumes.
 """
 
 from __future__ import annotations
@@ -10,87 +10,98 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from lossmap.cli import output
+from lossmap.cli.command_line import Command
+from lossmap.cli.entry_point import guarded
 from lossmap.cli.progress import display
 from lossmap.cli.setting_groups import DataSettings, DrawSettings, ModelSettings, PlaneSettings, RunSettings
-from lossmap.cli.settings import Settings, guarded, parse
+from lossmap.cli.settings import Settings
 from lossmap.landscape.run_survey import survey
 from lossmap.parallel.shutdown import Stop, job_end
 from lossmap.parallel.world import World
 
-GROUPS = (ModelSettings, DataSettings, PlaneSettings, RunSettings, DrawSettings)
+COMMAND = Command(
+    "surface",
+    __doc__ or "",
+    (ModelSettings, DataSettings, PlaneSettings, RunSettings, DrawSettings),
+    (
+        "lossmap surface --model resnet20-w8 --model-file net.pt --x=-1:1:25 --y=-1:1:25 --plot",
+        "lossmap surface --model mlp --model-file a.pt --model-file2 b.pt --x=-0.5:1.5:41 --surf-file line.h5",
+        "mpirun -n 4 lossmap surface --model resnet56 --model-file net.t7 --data-path cifar10 --x=-1:1:51 --y=-1:1:51",
+    ),
+)
 
 
 @guarded
-def main(argv: Sequence[str] | None = None, given: dict[str, Any] | None = None) -> int:
-    """Open this door: 0 complete, 2 makes no sense, 3 complete but for failed points, 75 more to do."""
-    settings = parse(GROUPS, argv, prog="lossmap surface", about=__doc__ or "", given=given)
+def main(argv: Sequence[str] | None = None, defaults: dict[str, Any] | None = None) -> int:
+    """Run the command: 0 complete, 2 usage error, 3 completed with failed points, 75 interrupted, resumable."""
+    settings = COMMAND.parse(argv, defaults)
     world = World.start()
     return world.leave(run(settings, world))
 
 
-def run(settings: Settings, world: World, walk: Callable[..., Any] = survey) -> int:
-    """Make the problem and the plane, walk the grid, keep and draw the result.
+def run(settings: Settings, world: World, survey: Callable[..., Any] = survey) -> int:
+    """Make the problem and the plane, survey the grid, store and draw the result. Every rank calls it.
 
-    walk  `survey`; `lossmap estimate` looks at a few points instead
+    survey  `lossmap estimate` passes a function that measures a few points instead
     """
-    # from the start: a signal may come, and the clock goes, while all is made ready
+    # from the start: a signal may come, and the clock runs, while everything is prepared
     with Stop(after=settings.run.stop_after, until=job_end(os.environ)) as stop:
-        return surveyed(settings, world, walk, stop)
+        return _run(settings, world, survey, stop)
 
 
-def surveyed(settings: Settings, world: World, walk: Callable[..., Any], stop: Stop) -> int:
-    """The same, until one is asked to stop."""
+def _run(settings: Settings, world: World, survey: Callable[..., Any], stop: Stop) -> int:
     from lossmap.cli import device, load_plane, load_problem
     from lossmap.landscape.curvature_directions import curved_direction
     from lossmap.landscape.loss import ForwardPlan, losses, probe_forward_plan
 
-    asked, say = settings.run, output.rank_0_printer(world, settings.notes)
-    settings = world.together(lambda: load_problem.at_checkpoint(settings, say))
+    execution, say = settings.run, output.rank_0_printer(world, settings.notes)
+    settings = world.together(lambda: load_problem.with_default_problem(settings, say))
     grid = world.together(lambda: load_plane.grid_of(settings.plane))
-    team = world.together(lambda: world.team(asked.team, asked.rank_0))
-    at = device.machine(asked, world)
-    problems = load_problem.problem_and_files(settings, world, at)
+    team = world.together(lambda: world.team(execution.team, execution.rank_0))
+    machine = device.prepare_machine(execution, world)
+    problems = load_problem.problem_and_files(settings, world, machine)
     first = next(iter(problems.values()))
     plane = load_plane.plane_and_ranks(settings, world, first.model, lambda kind: curved_direction(first, kind))
     file_settings = world.once(lambda: load_problem.identity(settings.model, settings.data, plane))
-    kept = world.together(lambda: output.OutputFile("surface", settings, grid, plane, file_settings))
-    told = world.once(lambda: load_problem.measured_with(settings.data, asked, problems))
-    if asked.dry_run:
-        measure = losses(problems, plane, plan=ForwardPlan(first.data.batch_size), settings=told)
-        say(kept.describe(problems, "losses and accuracies", {measure.name: (measure.fields, measure.settings)}))
+    result = world.together(lambda: output.OutputFile("surface", settings, grid, plane, file_settings))
+    identity = world.once(lambda: load_problem.measured_with(settings.data, execution, problems))
+    if execution.dry_run:
+        measure = losses(problems, plane, plan=ForwardPlan(first.data.batch_size), settings=identity)
+        measures = {measure.name: (measure.fields, measure.settings)}
+        say(result.describe(problems, "losses and accuracies", measures))
         return 0
 
-    def probed() -> ForwardPlan:
-        if not asked.probe:
-            return ForwardPlan(asked.batch_size or first.data.batch_size)
-        return probe_forward_plan(first, plane, autocast=at.autocast, batch_size=asked.batch_size)
+    def probe() -> ForwardPlan:
+        if not execution.probe:
+            return ForwardPlan(execution.batch_size or first.data.batch_size)
+        return probe_forward_plan(first, plane, autocast=machine.autocast, batch_size=execution.batch_size)
 
-    chosen = kept.chosen(world, "loss", "way", probed)
-    shared = {split: p.share(team.rank, team.size) if team.size > 1 else p for split, p in problems.items()}
-    measure = losses(shared, plane, plan=chosen, total=team.sum, autocast=at.autocast, settings=told)
+    plan = result.chosen(world, "loss", "way", probe)
+    shares = load_problem.team_shares(problems, team)
+    measure = losses(shares, plane, plan=plan, total=team.sum, autocast=machine.autocast, settings=identity)
     measures = {measure.name: (measure.fields, measure.settings)}
-    store = world.together(lambda: kept.open(measures, at.describe(), world.size) if world.rank == 0 else None)
-    say(at.sentence())
+    store = world.together(lambda: result.open(measures, machine.describe(), world.size) if world.rank == 0 else None)
+    say(machine.sentence())
     if plane.cosine is not None:
         say(f"the cosine between the directions is {plane.cosine:.4f}")
     with display(world, "losses") as progress:
-        surface = walk(
+        surface = survey(
             measure,
             grid,
             store=store,
             world=world,
             stop=stop,
             progress=progress,
-            points=kept.points,
-            retry_failed=asked.retry_failed,
-            rank_0=asked.rank_0,
+            points=result.points,
+            retry_failed=execution.retry_failed,
+            rank_0=execution.rank_0,
             team=team,
-            point_timeout=asked.point_timeout,
+            point_timeout=execution.point_timeout,
             share_values=False,
         )
     if store is None:
-        return output.EXIT[surface.outcome_of(measure.name)]
-    kept.took(store, measure.name)
+        return output.EXIT_CODES[surface.outcome_of(measure.name)]
+    result.store_cost(store, measure.name)
     store.close()
-    output.pictures(kept.path, settings.draw, say)
-    return output.finished(kept.path, store.surface(), measure.name, say, asked.overwrite, stop.reason)
+    output.draw_pictures(result.path, settings.draw, say)
+    return output.report_end(result.path, store.surface(), measure.name, say, execution.overwrite, stop.reason)

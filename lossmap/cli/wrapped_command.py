@@ -1,10 +1,7 @@
-"""What stands behind the two dashes of `estimate` and `submit`: a command, its settings, and the file it will write."""
+"""The command behind the two dashes of `estimate` and `submit`: its settings, and the file that it will write."""
 
 from __future__ import annotations
 
-import difflib
-import functools
-import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,22 +9,23 @@ from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
-from lossmap.cli import DOORS
+from lossmap.cli import COMMANDS
+from lossmap.cli.__main__ import unknown_command
 from lossmap.cli.output_path import result_path
-from lossmap.cli.settings import Settings, UsageError, parse
-from lossmap.parallel.shards import Shard
+from lossmap.cli.settings import Settings, UsageError
 
-MEASURES = {"surface": "loss", "eigenmap": "eigen"}  # the doors that leave a survey behind, and what they measure
+# command -> the measure of its result; a survey of a grid, and what is dispatched task by task over no grid
+SURVEYS = {"surface": "loss", "eigenmap": "eigen"}
+TASKS = {"spectrum": "spectrum", "dynamics": "along"}
 
 
 @dataclass(frozen=True)
-class Asked:
+class WrappedCommand:
     """A command to be run.
 
     words     the command and its flags; those of a survey name its result
-    command   its first word
-    result    the file that it will write; None for a command that leaves no survey behind
-    measure   what of the result it measures; None: all there is
+    result    the file that it will write; None for a command that is no survey
+    measure   what of the result it measures; None: all of it
     settings  of a survey; None for other commands
     """
 
@@ -43,60 +41,54 @@ class Asked:
 
     @property
     def overwrites(self) -> bool:
-        """Whether it would begin anew each time it is started."""
+        """Whether it would start anew each time it is run."""
         return self.settings is not None and bool(self.settings.run.overwrite)
 
 
-def room_of(command: str) -> ModuleType:
-    """The room of a door that surveys."""
-    return import_module(f"lossmap.cli.{command}")
+def module_of(command: str) -> ModuleType:
+    """The module of a subcommand."""
+    return import_module(COMMANDS[command][0])
 
 
-def split(argv: Sequence[str] | None, example: str) -> tuple[list[str], list[str]]:
-    """The words before the two dashes, and those behind them."""
+def split_at_dashes(argv: Sequence[str] | None, example: str) -> tuple[list[str], list[str]]:
+    """The words before the two dashes, and those behind them. Raises UsageError, with an example, where none are."""
     words = list(sys.argv[1:] if argv is None else argv)
     if "--" not in words:
         if {"-h", "--help"} & set(words):
             return words, []
-        raise UsageError(f"what is to be run stands behind two dashes: {example}")
+        raise UsageError(f"the command to run must stand behind two dashes: {example}")
     at = words.index("--")
     behind = words[at + 1 :]
     if behind and behind[0] == "lossmap":
         behind = behind[1:]
     if not behind:
-        raise UsageError(f"nothing stands behind the two dashes; for example: {example}")
+        raise UsageError(f"no command stands behind the two dashes; for example: {example}")
     return words[:at], behind
 
 
-def asked(words: Sequence[str]) -> Asked:
-    """The command behind the dashes, checked as it will check itself. Raises Usage with one sentence."""
+def read_settings(words: Sequence[str]) -> Settings:
+    """The settings of a command, checked as it will check them itself. Raises UsageError."""
+    module = module_of(words[0])
+    rest = list(words[1:])
+    settings: Settings = module.read_settings(rest) if words[0] == "eigenmap" else module.COMMAND.parse(rest)
+    return settings
+
+
+def wrapped_command(words: Sequence[str]) -> WrappedCommand:
+    """The command of these words. Raises UsageError with one sentence."""
     command = words[0]
     if command == "resume":
         files = [word for word in words[1:] if not word.startswith("-")]
         if not files:
-            raise UsageError("resume wants the result to go on with: resume FILE")
-        return Asked(tuple(words), Path(files[0]))
-    if command not in DOORS:
-        near = difflib.get_close_matches(command, DOORS, 2, 0.5)
-        hint = f"; did you mean {' or '.join(near)}?" if near else "; see lossmap --help"
-        raise UsageError(f"unknown command {command!r}{hint}")
-    if command not in MEASURES:
-        return Asked(tuple(words))
-    room = room_of(command)
-    read = getattr(room, "parsed", None) or functools.partial(
-        parse, room.GROUPS, prog=f"lossmap {command}", about=room.__doc__ or ""
-    )
-    settings: Settings = read(list(words[1:]))
+            raise UsageError("resume needs the result to go on with: resume FILE")
+        return WrappedCommand(tuple(words), Path(files[0]))
+    if command not in COMMANDS:
+        raise UsageError(unknown_command(command))
+    if command not in SURVEYS:
+        return WrappedCommand(tuple(words))
+    settings = read_settings(words)
     if settings.run.shard:
-        raise UsageError("--shard is set by submit itself: ask for --array N")
+        raise UsageError("--shard is set by submit itself; use --array N")
     result = result_path(settings)
-    more = () if settings.run.surf_file else ("--surf-file", str(result))
-    return Asked((*words, *more), result, MEASURES[command], settings)
-
-
-def unsharded(path: Path) -> tuple[Path, Shard | None]:
-    """The result that a shard belongs to, and which shard it is; the path itself and None for a whole result."""
-    found = re.fullmatch(r"(.+)\.shard-(\d+)-of-(\d+)", path.stem)
-    if not found:
-        return path, None
-    return path.with_name(found[1] + path.suffix), Shard(int(found[2]), int(found[3]))
+    named = () if settings.run.surf_file else ("--surf-file", str(result))
+    return WrappedCommand((*words, *named), result, SURVEYS[command], settings)

@@ -59,3 +59,11 @@ def sibling_shards(result: str | Path) -> list[Path]:
         counts = " and ".join(str(n) for n in sorted(by_count))
         raise ValueError(f"shards of {counts} lie beside {path}; name the files to merge")
     return [shard for shards in by_count.values() for _, shard in sorted(shards.items())]
+
+
+def unsharded(path: Path) -> tuple[Path, Shard | None]:
+    """The result that a shard belongs to, and which shard it is; the path itself and None for a whole result."""
+    match = re.fullmatch(r"(.+)\.shard-(\d+)-of-(\d+)", path.stem)
+    if not match:
+        return path, None
+    return path.with_name(match[1] + path.suffix), Shard(int(match[2]), int(match[3]))

@@ -1,16 +1,15 @@
-"""What goes without saying is said: the data and the checkpoint that nobody named."""
+"""Defaults that are reported: the data and the checkpoint that were not named."""
 
 import pytest
 
 from lossmap.cli import load_problem
-from lossmap.cli.settings import parse
-from lossmap.cli.surface import GROUPS
+from lossmap.cli.surface import COMMAND
 
 
 def completed(line, **given):
     said = []
-    settings = parse(GROUPS, line.split(), prog="lossmap surface", about="", given=given or None)
-    return load_problem.at_checkpoint(settings, said.append), said
+    settings = COMMAND.parse(line.split(), given)
+    return load_problem.with_default_problem(settings, said.append), said
 
 
 @pytest.mark.parametrize(
@@ -40,6 +39,6 @@ def test_the_last_checkpoint_of_a_folder_is_used_and_a_model_without_any_is_repo
         (tmp_path / name).touch()
     settings, said = completed(f"--model mlp --model-folder {tmp_path}")
     assert settings.model.model_file == str(tmp_path / "step_10.pt") and "the run's last checkpoint" in said[0]
-    assert completed("--model mlp")[1] == ["no --model-file: the weights are as mlp makes them"]
+    assert completed("--model mlp")[1] == ["no --model-file: the weights are as mlp initializes them"]
     with pytest.raises(ValueError, match="no net is named 'mpl'; nearest: mlp"):
         completed("--model mpl")

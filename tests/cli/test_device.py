@@ -1,4 +1,4 @@
-"""The device and the threads of a process."""
+"""The memory settings of a process, made before it computes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 PROGRAM = """
 import resource, sys
 import torch
-from lossmap.cli.device import keep_freed_memory
+from lossmap.parallel.process import keep_freed_memory
 
 def faults(rounds):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -26,7 +26,7 @@ print(faults(20))
 """
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is told anything")
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a setting of glibc")
 def test_memory_that_is_freed_and_taken_again_is_not_fetched_from_the_system_anew():
-    told = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True, timeout=120)
-    assert float(told.stdout) < 100  # of the 7,800 pages that 32 MB are
+    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True, timeout=120)
+    assert float(done.stdout) < 100  # of the 7,800 pages that 32 MB are

@@ -8,7 +8,7 @@ import h5py
 import numpy as np
 import pytest
 
-from lossmap.cli import draw as door
+from lossmap.cli import draw as command
 from lossmap.geometry.grid import Field, Grid
 from lossmap.io.read import Group, Surface, SurfaceFile, write_surface
 from lossmap.plotting import save_next_to
@@ -30,25 +30,25 @@ def names(folder):
 
 
 def test_a_file_is_drawn_beside_itself(file, tmp_path, capsys):
-    assert door.main([str(file)]) == 0
+    assert command.main([str(file)]) == 0
     assert names(tmp_path) == ["run.1.h5", "run.1.pdf", "run.1.png"]
     assert f"picture: {tmp_path / 'run.1.pdf'}" in capsys.readouterr().out
 
 
 def test_outputs_are_what_their_endings_say(file, tmp_path):
     outputs = [str(tmp_path / n) for n in ("a.svg", "a.html", "a.vtp")]
-    assert door.main([str(file), "--output", *outputs, "--field", "train_acc", "--kind", "contour"]) == 0
+    assert command.main([str(file), "--output", *outputs, "--field", "train_acc", "--kind", "contour"]) == 0
     assert names(tmp_path) == ["a.html", "a.svg", "a.vtp", "run.1.h5"]
-    assert door.main([str(file), "--vmin=0.1", "--vmax", "10", "--vlevel", "0.5", "-o", outputs[0]]) == 0
-    assert door.main([str(file), "--log", "--width", "5", "--dpi", "50", "-o", str(tmp_path / "b.png")]) == 0
+    assert command.main([str(file), "--vmin=0.1", "--vmax", "10", "--vlevel", "0.5", "-o", outputs[0]]) == 0
+    assert command.main([str(file), "--log", "--width", "5", "--dpi", "50", "-o", str(tmp_path / "b.png")]) == 0
 
 
 def test_several_files_stand_side_by_side(file, tmp_path, capsys):
     pair = str(tmp_path / "pair.pdf")
-    assert door.main([str(file), str(file), "--titles", "one", "two", "--output", pair]) == 0
-    assert door.main([str(file), str(file), "--kind", "3d", "--output", pair]) == 0
-    assert door.main([str(file), str(file), "--output", str(tmp_path / "pair.html")]) == 2
-    assert "pair.html holds one surface; 2 files were given" in capsys.readouterr().err
+    assert command.main([str(file), str(file), "--titles", "one", "two", "--output", pair]) == 0
+    assert command.main([str(file), str(file), "--kind", "3d", "--output", pair]) == 0
+    assert command.main([str(file), str(file), "--output", str(tmp_path / "pair.html")]) == 2
+    assert "pair.html holds one surface; got 2 files" in capsys.readouterr().err
 
 
 def test_a_training_path_is_taken_from_another_file(file, tmp_path, capsys):
@@ -59,10 +59,10 @@ def test_a_training_path_is_taken_from_another_file(file, tmp_path, capsys):
     trail = Group({"x": np.zeros(2), "y": np.ones(2), "step": np.arange(2)})
     write_surface(own, Surface(GRID, {"train_loss": X}, groups={"trajectory": trail}))
     picture = ["-o", str(tmp_path / "a.png")]
-    assert door.main([str(file), "--proj-file", str(legacy), *picture]) == 0
-    assert door.main([str(file), "--proj_file", str(own), *picture]) == 0
-    assert door.main([str(own), "--no-trajectory", *picture]) == 0
-    assert door.main([str(own), "--proj-file", str(file), *picture]) == 2
+    assert command.main([str(file), "--proj-file", str(legacy), *picture]) == 0
+    assert command.main([str(file), "--proj_file", str(own), *picture]) == 0
+    assert command.main([str(own), "--no-trajectory", *picture]) == 0
+    assert command.main([str(own), "--proj-file", str(file), *picture]) == 2
     assert "run.1.h5 holds no training path" in capsys.readouterr().err
 
 
@@ -73,14 +73,14 @@ def test_a_training_path_of_another_plane_is_reported(tmp_path, capsys):
         write_surface(tmp_path / f"{name}.h5", Surface(GRID, {"train_loss": X}, groups=groups))
     for name, told in (("same", False), ("other", True)):
         words = [str(tmp_path / f"{name}.h5"), "--proj-file", str(tmp_path / "path.h5"), "-o", str(tmp_path / "a.png")]
-        assert door.main(words) == 0
+        assert command.main(words) == 0
         assert ("was projected onto another plane" in capsys.readouterr().out) is told
 
 
 @pytest.mark.parametrize(
     ("words", "text"),
     [
-        ([], "draw wants a result file, such as lossmap draw surface.h5"),
+        ([], "draw needs a result file, such as lossmap draw surface.h5"),
         (["nothing.h5"], "there is no file nothing.h5"),
         (["FILE", "--field", "hugo"], "no field 'hugo' here; there are: train_loss, train_acc"),
         (["FILE", "--kind", "eigen"], "this file holds no eigenvalues max_eig and min_eig"),
@@ -90,7 +90,7 @@ def test_a_training_path_of_another_plane_is_reported(tmp_path, capsys):
     ],
 )
 def test_invalid_options_end_with_2_and_one_message(file, words, text, capsys):
-    assert door.main([str(file) if w == "FILE" else w for w in words]) == 2
+    assert command.main([str(file) if w == "FILE" else w for w in words]) == 2
     told = capsys.readouterr().err
     assert text in told and len(told.splitlines()) == 1
 
@@ -98,7 +98,7 @@ def test_invalid_options_end_with_2_and_one_message(file, words, text, capsys):
 def test_show_opens_the_figure_or_reports_that_no_viewer_exists(file, monkeypatch, capsys):
     opened = []
     monkeypatch.setattr(save_next_to.webbrowser, "open", lambda uri: bool(opened.append(uri)))
-    assert door.main([str(file), "--show"]) == 0
+    assert command.main([str(file), "--show"]) == 0
     assert opened[0].startswith("file:///") and opened[0].endswith("run.1.png")
     assert "no viewer was found on this machine to show" in capsys.readouterr().out
 
@@ -145,22 +145,22 @@ def test_watching_ends_with_the_survey(tmp_path, capsys):
 
     worker = threading.Thread(target=go_on)
     worker.start()
-    assert door.watch([str(path), "--every", "0.1"]) == 0
+    assert command.watch([str(path), "--interval", "0.1"]) == 0
     worker.join()
     told = capsys.readouterr().out.splitlines()
     assert told[0].startswith("loss: 5 of 20 points, ") and "points/s" in told[0] and "s left" in told[0]
-    assert told[0].endswith("least train_loss 0 at (-1, 0)")
+    assert told[0].endswith("smallest train_loss 0 at (-1, 0)")
     assert told[1].startswith("picture: ") and sum(line.startswith("picture") for line in told) == 1
-    assert told[-1].startswith("loss: 20 of 20 points, least")
+    assert told[-1].startswith("loss: 20 of 20 points, smallest")
     assert names(tmp_path) == ["s.h5", "s.pdf", "s.png"]
 
 
-def test_watching_what_nobody_writes_says_so(tmp_path, capsys):
+def test_watch_reports_that_no_process_writes(tmp_path, capsys):
     path = tmp_path / "s.h5"
     begun(path, 0).close()
-    assert door.watch([str(path)]) == 75
+    assert command.watch([str(path)]) == 75
     told = capsys.readouterr().out
-    assert told.splitlines()[0] == "loss: 0 of 20 points" and "nobody is writing" in told
+    assert told.splitlines()[0] == "loss: 0 of 20 points" and "no process is writing" in told
     assert not (tmp_path / "s.pdf").exists()
 
 
@@ -170,12 +170,12 @@ def test_watch_reports_failures(tmp_path, capsys):
     path = tmp_path / "s.h5"
     with begun(path, 19) as store:
         store.fail("loss", 19, Failure(19, 0, "h", "broke"))
-    assert door.watch([str(path)]) == 3
+    assert command.watch([str(path)]) == 3
     assert "loss: 19 of 20 points, 1 failed" in capsys.readouterr().out
 
 
 def test_watch_needs_one_file_and_a_positive_interval(tmp_path, capsys):
-    assert door.watch(["a.h5", "b.h5"]) == 2
-    assert "watch wants one result file; got 2" in capsys.readouterr().err
-    assert door.watch(["a.h5", "--every=0"]) == 2
-    assert "--every wants seconds, more than 0; got 0" in capsys.readouterr().err
+    assert command.watch(["a.h5", "b.h5"]) == 2
+    assert "watch needs one result file; got 2" in capsys.readouterr().err
+    assert command.watch(["a.h5", "--every=0"]) == 2
+    assert "--interval must be > 0; got 0" in capsys.readouterr().err

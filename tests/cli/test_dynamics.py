@@ -1,7 +1,8 @@
-"""`lossmap spectrum --along`: a run followed from the command line, alone and over ranks."""
+"""`lossmap dynamics`: a run followed from the command line, alone and over ranks."""
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -15,9 +16,10 @@ import pytest
 import torch
 
 from lossmap import zoo
+from lossmap.cli.dynamics import main
 from lossmap.cli.health import main as health
 from lossmap.cli.resume import main as resume
-from lossmap.cli.spectrum import main
+from lossmap.cli.spectrum import main as spectrum
 from lossmap.cli.train import main as train
 from lossmap.io.eigenvector_store import VectorFolder, results_of
 from lossmap.io.read import read
@@ -48,8 +50,7 @@ def run(tmp_path):
 
 def command(run, result):
     files = [str(f) for f in sorted(run.iterdir())]
-    return ["--model", "mlp", "--samples", "64", "--device", "cpu", "--top", "3", "--along", *files, "--surf-file",
-            str(result)]  # fmt: skip
+    return [*files, "--model", "mlp", "--samples", "64", "--device", "cpu", "--top", "3", "--surf-file", str(result)]
 
 
 def test_a_run_is_evaluated_reported_and_drawn(run, tmp_path, capsys):
@@ -62,7 +63,7 @@ def test_a_run_is_evaluated_reported_and_drawn(run, tmp_path, capsys):
 
 def test_a_run_that_was_stopped_is_resumed_without_flags(run, tmp_path, capsys, monkeypatch):
     assert main([*command(run, tmp_path / "a.h5"), "--stop-after", "0"]) == 75
-    assert "the same command goes on" in capsys.readouterr().out
+    assert "run the same command again to resume" in capsys.readouterr().out
     monkeypatch.chdir(tmp_path)
     assert resume([str(tmp_path / "a.h5")]) == 0
     assert "course:" in capsys.readouterr().out
@@ -84,11 +85,11 @@ def test_a_loss_with_derivatives_by_its_inputs_is_trained_followed_and_examined(
         "    return model, torch.linspace(0, 2, 16)[:, None], residual\n"
     )
     own = ["--problem", "pinn.py:problem", "--device", "cpu"]
-    assert train([*own, "--epochs", "2", "--every", "1", "--lr", "0.001"]) == 0
+    assert train([*own, "--epochs", "2", "--save-every", "1", "--lr", "0.001"]) == 0
     said = capsys.readouterr().out
     assert "train: loss" in said and "test: loss" not in said
-    assert main([*own, "--along", "run", "--top", "2"]) == 0
-    assert main([*own, "--top", "2"]) == 0
+    assert main(["run", *own, "--top", "2"]) == 0
+    assert spectrum([*own, "--top", "2"]) == 0
     assert health([*own, "--examinations", "hessian", "signals"]) == 0
     assert "Health of pinn.py:problem" in capsys.readouterr().out
 
@@ -102,16 +103,75 @@ def test_a_dry_run_writes_nothing(run, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("more", "sentence"),
     [
-        (["--model-file", "x.pt"], "names the checkpoints itself"),
+        (["--model-file", "x.pt"], "unknown flag --model-file"),
         (["--split", "both"], "followed on one split"),
-        (["--shard", "1/2"], "deals whole checkpoints to ranks"),
-        (["--precision", "bfloat16"], "eigenvalues want float32 or float64"),
-        (["--matrix", "both", "--weights"], "leave --matrix, --weights out"),
+        (["--shard", "1/2"], "unknown flag --shard"),
+        (["--precision", "bfloat16"], "eigenvalues must be float32 or float64"),
+        (["--matrix", "both"], "unknown flag --matrix"),
+        (["--model-folder", "run"], "name the checkpoints or --model-folder, not both"),
+        (["--top", "0"], "--top must be >= 1; got 0"),
     ],
 )
 def test_invalid_options_give_one_message(run, tmp_path, capsys, more, sentence):
     assert main([*command(run, tmp_path / "a.h5"), *more]) == 2
     assert sentence in capsys.readouterr().err
+
+
+def test_no_checkpoints_are_a_usage_error(capsys):
+    assert main(["--model", "mlp"]) == 2
+    assert "name the checkpoints of a run" in capsys.readouterr().err
+
+
+def test_checkpoints_may_follow_the_flags_or_be_a_folder(run, tmp_path, capsys):
+    few = ["--model", "mlp", "--samples", "64", "--dry-run"]
+    for words in ([*few, str(run)], [str(run), *few], [*few, "--model-folder", str(run)]):
+        assert main(words) == 0
+        assert "4 checkpoints: epoch_0.pkl" in capsys.readouterr().out
+
+
+def along(run, result):
+    files = command(run, result)
+    return ["--along", *files[:4], *files[4:]]
+
+
+def test_spectrum_along_is_the_same_command_and_says_so(run, tmp_path, capsys):
+    assert spectrum([*along(run, tmp_path / "a.h5"), "--way", "double"]) == 0
+    assert "`spectrum --along` is the command `lossmap dynamics` now" in capsys.readouterr().out
+    assert main([*command(run, tmp_path / "b.h5"), "--hvp-backend", "double-backward"]) == 0
+    assert main([*command(run, tmp_path / "a.h5"), "--hvp-backend", "double-backward"]) == 0  # one and the same file
+    a, b = results_of(tmp_path / "a.h5"), results_of(tmp_path / "b.h5")
+    np.testing.assert_array_equal(a["eigenvalue"], b["eigenvalue"])
+
+
+@pytest.mark.parametrize(
+    ("more", "sentence"),
+    [
+        (["--model-file", "x.pt"], "names the checkpoints itself"),
+        (["--team", "2"], "dispatches whole checkpoints"),
+        (["--matrix", "both", "--weights"], "leave --matrix, --singular-values out"),
+    ],
+)
+def test_spectrum_along_refuses_what_has_no_meaning_along_a_run(run, tmp_path, capsys, more, sentence):
+    assert spectrum([*along(run, tmp_path / "a.h5"), *more]) == 2
+    assert sentence in capsys.readouterr().err
+
+
+def test_a_run_that_version_0_1_began_is_resumed(run, tmp_path, capsys, monkeypatch):
+    """Its file names the command `spectrum`, and its settings are those of that command, under their names then."""
+    import h5py
+
+    path = tmp_path / "old.h5"
+    assert main([*command(run, path), "--stop-after", "0", "--whole", "--hvp-backend", "double-backward"]) == 75
+    settings = {"model": "mlp", "samples": 64, "device": "cpu", "top": 3, "bottom": 1, "whole": True, "way": "double"}
+    settings |= {"along": [str(f) for f in run.iterdir()], "surf_file": "elsewhere.h5", "density": True, "dense": 256}
+    with h5py.File(path, "r+") as file:
+        del file.attrs["resolved_dynamics"]
+        file.attrs["command"] = "spectrum"
+        file.attrs["resolved_spectrum"] = json.dumps({"settings": settings, "folder": str(tmp_path)})
+    monkeypatch.chdir(tmp_path)
+    assert resume([str(path)]) == 0
+    assert "course:" in capsys.readouterr().out
+    assert "trace" in results_of(path).arrays
 
 
 @pytest.mark.slow
@@ -127,8 +187,8 @@ def test_killed_in_one_process_or_interrupted_over_ranks_a_run_resumes_to_the_sa
 
     def words(name, ranks):
         launch = [MPIRUN, "-n", str(ranks)] if ranks > 1 else []
-        door = [sys.executable, "-m", "lossmap.cli", "spectrum", *command(folder, tmp_path / name)]
-        return [*launch, *door, "--way", "double"]
+        program = [sys.executable, "-m", "lossmap", "dynamics", *command(folder, tmp_path / name)]
+        return [*launch, *program, "--hvp-backend", "double-backward"]
 
     subprocess.run(words("whole.h5", 1), check=True, timeout=200, **told)
     for name, ranks, number in (("alone.h5", 1, signal.SIGKILL), ("ranks.h5", 3, signal.SIGUSR1)):

@@ -13,8 +13,7 @@ import torch
 
 import lossmap
 from lossmap.cli import eigenmap, surface, wrapped_command
-from lossmap.cli.eigenmap import GROUPS, main
-from lossmap.cli.settings import parse
+from lossmap.cli.eigenmap import COMMAND, main
 from lossmap.geometry.directions import random_plane
 from lossmap.io.read import write_surface
 from lossmap.landscape import audit
@@ -99,7 +98,7 @@ def test_eigenvalues_go_into_the_file_of_a_surface_and_are_those_of_softmax_regr
 
 
 def test_a_finished_map_stays_as_it_is_and_other_settings_are_refused(here, capsys):
-    line = f"{ASKED} --way double --surf-file e.h5"
+    line = f"{ASKED} --hvp-backend double-backward --surf-file e.h5"
     assert run(line) == 0
     before = lossmap.read("e.h5")
     assert run(line) == 0
@@ -113,7 +112,7 @@ def test_a_finished_map_stays_as_it_is_and_other_settings_are_refused(here, caps
 
 
 def test_without_an_audit_there_is_none_and_it_can_be_made_later(here):
-    line = f"{ASKED} --way double --surf-file e.h5"
+    line = f"{ASKED} --hvp-backend double-backward --surf-file e.h5"
     assert run(f"{line} --certify none") == 0
     assert "audit" not in lossmap.read("e.h5").status
     assert run(line) == 0
@@ -132,7 +131,9 @@ def test_a_missed_point_and_its_neighbourhood_are_computed_again(here, monkeypat
         return pairs
 
     monkeypatch.setattr(extremes, "extremes", spoiled)
-    line = "--model net.py:flat --dataset net.py:data --x=-1:1:9 --y=-1:1:9 --way double --surf-file e.h5"
+    line = (
+        "--model net.py:flat --dataset net.py:data --x=-1:1:9 --y=-1:1:9 --hvp-backend double-backward --surf-file e.h5"
+    )
     grid = lossmap.Grid.parse("-1:1:9", "-1:1:9")
     chosen = int(audit.sample(np.arange(81), 81, 0)[7])
     outside = next(i for i in audit.neighbours(grid, [chosen]) if i not in audit.sample(np.arange(81), 81, 0))
@@ -152,28 +153,27 @@ DIES = """
 import os, sys
 from lossmap.cli import eigenmap
 from lossmap.parallel.world import World
-from lossmap.cli.settings import parse
 from lossmap.landscape.run_survey import survey
 
-walks = []
+surveys = []
 
 
-def walk(measure, grid, **told):
-    walks.append(measure.name)
-    if len(walks) == int(sys.argv[1]):
-        points = range(30) if told["points"] is None else told["points"]
-        survey(measure, grid, **(told | {"points": list(points)[:7]}))
+def dying_survey(measure, grid, **options):
+    surveys.append(measure.name)
+    if len(surveys) == int(sys.argv[1]):
+        points = range(30) if options["points"] is None else options["points"]
+        survey(measure, grid, **(options | {"points": list(points)[:7]}))
         os._exit(9)
-    return survey(measure, grid, **told)
+    return survey(measure, grid, **options)
 
 
-eigenmap.run(parse(eigenmap.GROUPS, sys.argv[2:], prog="", about=""), World(), walk)
+eigenmap.run(eigenmap.COMMAND.parse(sys.argv[2:]), World(), dying_survey)
 """
 
 
 @pytest.mark.parametrize(("dies", "measure"), [("1", "eigen"), ("2", "audit")])
 def test_a_map_killed_in_its_first_pass_or_in_its_audit_is_resumed(here, dies, measure):
-    line = f"{ASKED} --way double --surf-file e.h5"
+    line = f"{ASKED} --hvp-backend double-backward --surf-file e.h5"
     environ = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         [sys.executable, "-c", DIES, dies, *line.split()], env=environ, capture_output=True, text=True
@@ -189,15 +189,15 @@ def test_a_map_killed_in_its_first_pass_or_in_its_audit_is_resumed(here, dies, m
 
 
 def test_an_interrupted_map_is_unfinished(here, capsys):
-    assert run(f"{ASKED} --way double --surf-file e.h5 --stop-after 0") == 75
-    assert "the same command goes on" in capsys.readouterr().out
-    assert run(f"{ASKED} --way double --surf-file e.h5") == 0
+    assert run(f"{ASKED} --hvp-backend double-backward --surf-file e.h5 --stop-after 0") == 75
+    assert "run the same command again to resume" in capsys.readouterr().out
+    assert run(f"{ASKED} --hvp-backend double-backward --surf-file e.h5") == 0
 
 
 def test_an_interrupted_point_resumes_to_the_same_bits(here):
-    line = f"{ASKED} --way double --certify each"
+    line = f"{ASKED} --hvp-backend double-backward --certify each"
     assert run(f"{line} --surf-file whole.h5") == 0
-    settings = parse(GROUPS, f"{line} --surf-file left.h5".split(), prog="", about="")
+    settings = COMMAND.parse(f"{line} --surf-file left.h5".split())
 
     def walk(measure, grid, **told):
         products = iter(range(10_000))
@@ -213,7 +213,7 @@ def test_an_interrupted_point_resumes_to_the_same_bits(here):
 
 
 def test_both_splits_more_eigenvalues_and_the_trace_have_fields_of_their_own(here):
-    assert run(f"{ASKED} --way double --split both --which top:3,trace --surf-file e.h5") == 0
+    assert run(f"{ASKED} --hvp-backend double-backward --split both --which top:3,trace --surf-file e.h5") == 0
     found = lossmap.read("e.h5")
     assert found["top_eig"].shape == (5, 6, 3) and found["test_trace_error"].shape == (5, 6)
     for split, prefix in (("train", ""), ("test", "test_")):
@@ -225,8 +225,8 @@ def test_both_splits_more_eigenvalues_and_the_trace_have_fields_of_their_own(her
 
 
 def test_points_whose_loss_is_not_finite_are_done(here):
-    line = "--model net.py:flat --dataset net.py:data --loss net.py:no_number --x=0:40:4 --way double --surf-file e.h5"
-    assert run(line) == 0
+    line = "--model net.py:flat --dataset net.py:data --loss net.py:no_number --x=0:40:4 --surf-file e.h5"
+    assert run(f"{line} --hvp-backend double-backward") == 0
     found = lossmap.read("e.h5")
     assert found.status["eigen"].tolist() == [1, 1, 1, 1]
     assert np.isfinite(found["max_eig"][0]) and np.isnan(found["max_eig"][-1]) and found["products"][-1] == 0
@@ -234,33 +234,33 @@ def test_points_whose_loss_is_not_finite_are_done(here):
 
 
 def test_the_figure_states_the_audit(here):
-    assert run(f"{ASKED} --way double --surf-file e.h5 --plot") == 0
+    assert run(f"{ASKED} --hvp-backend double-backward --surf-file e.h5 --plot") == 0
     assert list(here.glob("e*.pdf")) and list(here.glob("e*.png"))
 
 
 def test_a_file_of_the_original_tool_lends_its_grid(here, reference):
     theirs = reference / "original_tool" / "line_surf.h5"
-    line = f"--like {theirs} --model net.py:flat --dataset net.py:data --way double --certify none --surf-file e.h5"
-    assert run(line) == 0
+    line = f"--like {theirs} --model net.py:flat --dataset net.py:data --certify none --surf-file e.h5"
+    assert run(f"{line} --hvp-backend double-backward") == 0
     np.testing.assert_allclose(lossmap.read("e.h5").grid.x, lossmap.read(theirs).grid.x)
 
 
 def test_what_is_submitted_like_a_surface_goes_into_its_file(here):
     assert surface.main(f"{ASKED} --surf-file s.h5 --samples 20".split()) == 0
-    work = wrapped_command.asked(["eigenmap", "--like", "s.h5", "--tol", "1e-2"])
+    work = wrapped_command.wrapped_command(["eigenmap", "--like", "s.h5", "--tol", "1e-2"])
     assert work.result == Path("s.h5") and work.measure == "eigen"
     assert work.settings.plane.x == "-1:1:6" and work.settings.data.samples == 20 and work.settings.eigen.tol == 1e-2
 
 
 def test_nothing_is_done_in_a_dry_run(here, capsys):
     assert run(f"{ASKED} --surf-file e.h5 --dry-run") == 0
-    assert "would read eigenvalues at 30 points" in capsys.readouterr().out and not Path("e.h5").exists()
+    assert "would compute eigenvalues at 30 points" in capsys.readouterr().out and not Path("e.h5").exists()
 
 
 @pytest.mark.parametrize(
     ("flags", "text"),
     [
-        ("--precision bfloat16", "--precision bfloat16 is for losses; eigenvalues want float32 or float64"),
+        ("--precision bfloat16", "the precision of eigenvalues must be float32 or float64"),
         ("--tol 0", "--tol must be > 0"),
         ("--which most", "--which must be ends, top:k, bottom:k or abs:k"),
         ("--confidence 2", "--confidence must be a probability between 0 and 1"),
@@ -298,7 +298,7 @@ def test_ranks_give_the_same_bits_and_teams_the_same_numbers(here):
         pytest.skip("mpirun is not installed")
     from lossmap.cli.demo import environment
 
-    line = f"{ASKED} --way double --certify each --batch-size 30"
+    line = f"{ASKED} --hvp-backend double-backward --certify each --batch-size 30"
     assert run(f"{line} --surf-file one.h5") == 0
     for name, more in (("ranks", ""), ("team", "--team 2")):
         words = [*line.split(), *more.split(), "--surf-file", f"{name}.h5"]

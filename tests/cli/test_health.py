@@ -24,7 +24,7 @@ def ill(folder):
 
 def test_the_report_is_printed_drawn_written_and_kept(tmp_path, capsys):
     places = {name: str(tmp_path / name) for name in ("h.json", "h.png", "h.h5")}
-    told = ["--json", places["h.json"], "--sheet", places["h.png"], "--surf-file", places["h.h5"]]
+    told = ["--json", places["h.json"], "--figure", places["h.png"], "--surf-file", places["h.h5"]]
     assert main([*FEW, "--model-file", ill(tmp_path), *told]) == 0
     said = capsys.readouterr().out
     assert "Health of ill.pt" in said and "200 samples, 200 held out" in said

@@ -1,4 +1,4 @@
-"""What objects say of themselves; what they do is tested where they are used."""
+"""The devices of a run, as the log names them."""
 
 import pytest
 import torch

@@ -4,13 +4,12 @@ import re
 
 import pytest
 
-from lossmap.cli.output_path import LONGEST, result_path
-from lossmap.cli.settings import parse
-from lossmap.cli.surface import GROUPS
+from lossmap.cli.output_path import MAX_NAME_LENGTH, result_path
+from lossmap.cli.surface import COMMAND
 
 
 def name(line):
-    return str(result_path(parse(GROUPS, line.split(), prog="lossmap surface", about="")))
+    return str(result_path(COMMAND.parse(line.split())))
 
 
 def test_the_surveys_of_the_original_scripts_have_a_name_each():
@@ -53,4 +52,4 @@ def test_a_result_is_named_after_what_it_holds(line, wanted):
 def test_a_long_name_is_cut_and_stays_its_own():
     long = [f"--model-file {'x' * 150}/{'y' * 60}{i}.pt --x=0:1:3" for i in range(2)]
     names = [name(line) for line in long]
-    assert names[0] != names[1] and all(len(n) == LONGEST + 3 for n in names)
+    assert names[0] != names[1] and all(len(n) == MAX_NAME_LENGTH + 3 for n in names)

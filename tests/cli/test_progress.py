@@ -1,11 +1,12 @@
-"""What a person sees while a survey runs: plain lines, and a bar where there is a terminal."""
+"""Progress of a survey: plain lines, and a bar on a terminal."""
 
 import io
 
 import pytest
 
-from lossmap.cli.progress import _Lines, clock, display, line
+from lossmap.cli.progress import _Lines, display, progress_line
 from lossmap.landscape.survey_recorder import Progress
+from lossmap.parallel.pace import duration_text
 from lossmap.parallel.world import World
 
 
@@ -24,8 +25,8 @@ def event(done=10, failed=0, rate=2.0, seconds=8.0, note="", total=30):
         (float("nan"), "-"),
     ],
 )
-def test_seconds_are_said_as_people_say_them(seconds, text):
-    assert clock(seconds) == text
+def test_durations_are_written_as_people_read_them(seconds, text):
+    assert duration_text(seconds) == text
 
 
 @pytest.mark.parametrize(
@@ -41,7 +42,7 @@ def test_seconds_are_said_as_people_say_them(seconds, text):
     ],
 )
 def test_a_progress_line_has_the_fraction_the_rate_and_the_remaining_time(told, text):
-    assert line(told, "losses") == text
+    assert progress_line(told, "losses") == text
 
 
 def test_lines_come_every_few_seconds_at_the_end_and_when_something_happens():

@@ -52,8 +52,8 @@ def written(path, done=range(5), failed=(), close=True):
     ("done", "failed", "code", "words"),
     [
         (range(12), (), 0, "complete"),
-        (range(11), (11,), 3, "complete but for failed points"),
-        (range(5), (5,), 75, "more to do"),
+        (range(11), (11,), 3, "completed with failed points"),
+        (range(5), (5,), 75, "unfinished"),
     ],
 )
 def test_status_exits_by_what_the_file_says(tmp_path, capsys, done, failed, code, words):
@@ -78,7 +78,7 @@ def test_status_reports_failures_slow_points_slow_ranks_and_a_running_writer(cap
     assert "a process is writing it" in out
     file.close()
     lossmap(["status", "s.h5"])
-    assert "no process is writing it: lossmap resume goes on" in capsys.readouterr().out
+    assert "no process is writing it: lossmap resume continues it" in capsys.readouterr().out
 
 
 def test_status_as_json_is_complete(capsys):
@@ -137,11 +137,11 @@ def test_watching_ends_with_the_survey(monkeypatch, capsys):
 def test_watch_needs_a_positive_interval(capsys):
     written("s.h5")
     assert lossmap(["status", "s.h5", "--watch", "--every", "0"]) == 2
-    assert "--every wants more than 0 seconds; got 0" in capsys.readouterr().err
+    assert "--interval must be > 0; got 0" in capsys.readouterr().err
 
 
 def test_pauses_between_attempts_do_not_slow_the_rate():
-    from lossmap.cli.status import rate_of
+    from lossmap.parallel.pace import rate_of
 
     times = np.concatenate([np.arange(10.0), 5000 + np.arange(10.0)])
     assert rate_of(times, np.full(20, 1.0), 1) == pytest.approx(1.0)
@@ -184,13 +184,13 @@ def test_resume_without_flags_from_any_folder_ends_with_the_same_bits(tmp_path, 
 def test_an_interruption_is_reported_with_the_next_command_and_under_a_launcher_with_its_exit_code(monkeypatch):
     surface = MemoryStore(Grid.line(count=3), {"loss": ((Field("train_loss", "nats", "mean loss"),), {})}).surface()
     said = []
-    assert results.finished(Path("two words.h5"), surface, "loss", said.append) == 75
+    assert results.report_end(Path("two words.h5"), surface, "loss", said.append) == 75
     assert said == [
-        "stopped in good order: 0 points done, 3 left; the same command goes on, or lossmap resume 'two words.h5'",
+        "interrupted: 0 points done, 3 left; run the same command again to resume, or lossmap resume 'two words.h5'",
         "result: two words.h5",
     ]
     monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "2")
-    results.finished(Path("two words.h5"), surface, "loss", said.append)
+    results.report_end(Path("two words.h5"), surface, "loss", said.append)
     assert said[-1].startswith("exit code 75") and "the launcher calls it an error" in said[-1]
 
 
@@ -204,7 +204,7 @@ def test_resume_continues_a_shard(tmp_path):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--retry-failed", "s.h5"], "the result comes first: lossmap resume FILE --retry-failed"),
+        (["--retry-failed", "s.h5"], "the result must come first: lossmap resume FILE --retry-failed"),
         (["s.h5"], "does not say how it was made"),
         (["none.h5"], "there is no file"),
     ],
@@ -223,7 +223,7 @@ def test_resume_says_where_a_survey_was_begun_if_that_is_gone(tmp_path, capsys, 
     monkeypatch.chdir(tmp_path)
     folder.rmdir()
     assert lossmap(["resume", "s.h5"]) == 2
-    assert f"was begun in {folder}, which is not here" in capsys.readouterr().err
+    assert f"was started in {folder}, which does not exist here" in capsys.readouterr().err
 
 
 def test_resume_without_a_file_shows_how(capsys):
@@ -254,7 +254,7 @@ def test_merge_says_which_points_and_which_files_are_missing(capsys):
     assert lossmap(["merge", "s.shard-1-of-3.h5", "s.shard-3-of-3.h5"]) == 75
     out = capsys.readouterr().out
     assert "4 points missing and 0 failed, of 12: by index 4-7" in out
-    assert "no file there: s.shard-2-of-3.h5" in out
+    assert "missing files: s.shard-2-of-3.h5" in out
     lossmap(survey("--surf-file", "s.h5", "--shard", "2/3"))
     assert lossmap(["merge", "s.h5", "--overwrite"]) == 0
 
@@ -271,7 +271,10 @@ def test_merge_refuses_shards_that_do_not_belong_together(capsys):
     [
         ([], "name the result whose shards are to be merged"),
         (["s.h5"], "no shards of s.h5 lie beside it, such as s.shard-1-of-3.h5"),
-        (["a.shard-1-of-2.h5", "b.shard-2-of-2.h5"], "these are shards of a.h5, b.h5: say --output FILE"),
+        (
+            ["a.shard-1-of-2.h5", "b.shard-2-of-2.h5"],
+            "these are shards of a.h5, b.h5; name the merged file with --output FILE",
+        ),
     ],
 )
 def test_merge_reports_what_it_needs(words, said, capsys):
@@ -312,7 +315,7 @@ def test_submit_sends_the_script_that_it_keeps_and_says_how_to_cancel(tmp_path, 
     text = (tmp_path / "a b.h5.sbatch").read_text()
     assert "#SBATCH --array=1-3" in text
     assert lossmap(["submit", "--array", "9", "--", *survey()]) == 2
-    assert "this cluster's arrays end at 8 (MaxArraySize); got --array 9" in capsys.readouterr().err
+    assert "--array must be <= 8 on this cluster (MaxArraySize); got 9" in capsys.readouterr().err
 
 
 def test_one_rank_per_gpu_and_more_only_on_request(capsys):
@@ -348,16 +351,16 @@ def test_a_command_without_a_survey_is_run_without_a_status(capsys):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--nodes", "2"], "what is to be run stands behind two dashes"),
-        (["--"], "nothing stands behind the two dashes"),
+        (["--nodes", "2"], "the command to run must stand behind two dashes"),
+        (["--"], "no command stands behind the two dashes"),
         (["--nodes", "0", "--", *survey()], "--nodes must be >= 1; got 0"),
-        (["--cpus-per-rank", "0", "--", *survey()], "--cpus-per-rank wants 1 or more; got 0"),
+        (["--cpus-per-rank", "0", "--", *survey()], "--cpus-per-rank must be >= 1; got 0"),
         (["--time", "soon", "--", *survey()], "--time must be M, M:S"),
-        (["--", *survey("--overwrite")], "--overwrite would begin anew at each restart"),
-        (["--", *survey("--shard", "1/2")], "--shard is set by submit itself: ask for --array N"),
+        (["--", *survey("--overwrite")], "--overwrite would start anew at each restart"),
+        (["--", *survey("--shard", "1/2")], "--shard is set by submit itself; use --array N"),
         (["--", *survey("--modle", "x")], "unknown flag --modle; did you mean --model"),
         (["--", "surfaces"], "unknown command 'surfaces'; did you mean surface"),
-        (["--", "resume"], "resume wants the result to go on with"),
+        (["--", "resume"], "resume needs the result to go on with"),
         (["--chain", "2", "--", "spectrum"], "are for surveys; spectrum writes none"),
         (["--site", "none.toml", "--", *survey()], "there is no site file none.toml"),
     ],
@@ -408,11 +411,11 @@ def test_an_estimate_of_eigenvalues_counts_products_and_the_audit(capsys):
 
 
 def test_an_estimate_of_a_spectrum_rehearses_its_parts(capsys):
-    work = ["spectrum", *SUBJECT[:-3], "--no-density", "--trace-products", "20", "--way", "double"]
+    work = ["spectrum", *SUBJECT[:-3], "--no-density", "--trace-products", "20", "--hvp-backend", "double-backward"]
     work += ["--surf-file", "s.h5"]
     assert lossmap(["estimate", "--", *work]) == 0
     out = capsys.readouterr().out
-    assert "s.h5: 3 parts, all rehearsed over few samples" in out and "all parts" in out
+    assert "s.h5: 3 tasks, all rehearsed over few samples" in out and "all tasks" in out
     assert lossmap(work) == 0
     assert lossmap(["status", "s.h5"]) == 0
     assert re.search(r"seconds a point +estimated .* took ", capsys.readouterr().out)
@@ -422,7 +425,7 @@ def test_an_estimate_of_a_spectrum_rehearses_its_parts(capsys):
     ("words", "said"),
     [
         (["--", "spectrum", "--along", "runs"], "--along reads one checkpoint after the other"),
-        (["--", "train"], "train is no survey; there is an estimate for surface, eigenmap and spectrum"),
+        (["--", "train"], "train is not a survey; an estimate needs one of surface, eigenmap, spectrum"),
         (["--ranks-per-node", "0", "--", *survey()], "--ranks-per-node must be >= 1; got 0"),
         (["--within", "soon", "--", *survey()], "--time must be M"),
         (["--", *survey("--dataset", "none")], "none"),
@@ -441,9 +444,9 @@ def test_an_estimate_is_made_by_one_process(monkeypatch, capsys):
 
 
 def test_a_command_that_ends_without_a_survey_writes_no_estimate(monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr("lossmap.cli.estimate.room_of", lambda command: SimpleNamespace(run=lambda *a, **k: 0))
+    monkeypatch.setattr("lossmap.cli.estimate.module_of", lambda command: SimpleNamespace(run=lambda *a, **k: 0))
     assert lossmap(["estimate", "--", *survey()]) == 2
-    assert "surface ended before a point was looked at" in capsys.readouterr().err
+    assert "surface ended before a point was measured" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 

@@ -3,8 +3,10 @@ import sys
 
 import pytest
 
+from lossmap.cli.command_line import parse
+from lossmap.cli.entry_point import guarded
 from lossmap.cli.setting_groups import DataSettings, DrawSettings, ModelSettings, PlaneSettings, RunSettings
-from lossmap.cli.settings import UsageError, guarded, parse
+from lossmap.cli.settings import UsageError
 
 ALL = (ModelSettings, DataSettings, PlaneSettings, RunSettings, DrawSettings)
 
@@ -53,12 +55,12 @@ def test_a_config_file_gives_defaults_and_flags_win(tmp_path):
     settings = read(f"--config {config} --seed 5")
     assert (settings.data.dataset, settings.plane.seed, settings.run.batch_size) == ("digits32", 5, 32)
     assert settings.model.model_args == '{"depth": 20}'
-    assert {"dataset", "seed", "batch_size"} <= settings.given
+    assert {"dataset", "seed", "batch_size"} <= settings.explicit
 
 
 def test_settings_make_themselves_again_from_what_a_file_holds():
     settings = read("--model mlp --x 0:1:3 --overwrite --stop-after 5")
-    again = read("", given=settings.resolved())
+    again = read("", defaults=settings.resolved())
     assert again.resolved() == settings.resolved()
 
 
@@ -66,13 +68,13 @@ def test_settings_make_themselves_again_from_what_a_file_holds():
     ("line", "text"),
     [
         ("--modle a", "unknown flag --modle; did you mean --model"),
-        ("--seed one", "--seed wants a whole number; got 'one'"),
-        ("--split all", "--split is one of train, test, both; got 'all'"),
-        ("--model", "--model wants a value"),
-        ("--stop-after soon", "--stop-after wants a number; got 'soon'"),
-        ("--batch-size 0", "--batch-size wants 1 or more; got 0"),
-        ("--threads=-2", "--threads wants 1 or more; got -2"),
-        ("--split-idx=-1", "--split-idx wants 0 or more; got -1"),
+        ("--seed one", "--seed must be a whole number; got 'one'"),
+        ("--split all", "--split must be one of train, test, both; got 'all'"),
+        ("--model", "--model needs a value"),
+        ("--stop-after soon", "--stop-after must be a number; got 'soon'"),
+        ("--batch-size 0", "--batch-size must be >= 1; got 0"),
+        ("--threads=-2", "--threads must be >= 1; got -2"),
+        ("--split-idx=-1", "--split-idx must be >= 0; got -1"),
         ("--config /nowhere.toml", "--config /nowhere.toml: No such file or directory"),
     ],
 )
@@ -86,10 +88,10 @@ def test_each_mistake_is_one_message(line, text):
     ("text", "message"),
     [
         ("sede = 1", "unknown setting 'sede'; did you mean seed"),
-        ("seed = 'one'", "seed wants int; got 'one'"),
-        ("overwrite = 1", "overwrite wants true or false; got 1"),
-        ("split = 'all'", "split is one of train, test, both; got 'all'"),
-        ("= 3", "is no TOML"),
+        ("seed = 'one'", "seed must be a whole number; got 'one'"),
+        ("overwrite = 1", "overwrite must be true or false; got 1"),
+        ("split = 'all'", "split must be one of train, test, both; got 'all'"),
+        ("= 3", "is not TOML"),
     ],
 )
 def test_mistakes_in_a_config_file_are_one_sentence_too(tmp_path, text, message):
@@ -112,28 +114,28 @@ def test_help_names_each_flag_and_its_default(capsys):
 
 def test_a_command_turns_errors_into_one_message_and_exit_code_2(capsys, monkeypatch):
     @guarded
-    def door():
-        raise ValueError("this makes no sense")
+    def command():
+        raise ValueError("this is wrong")
 
     @guarded
     def blind():
         raise PermissionError(13, "Permission denied", "net.pt")
 
-    assert door() == blind() == 2
-    assert capsys.readouterr().err == "lossmap: this makes no sense\nlossmap: net.pt: Permission denied\n"
+    assert command() == blind() == 2
+    assert capsys.readouterr().err == "lossmap: this is wrong\nlossmap: net.pt: Permission denied\n"
     monkeypatch.setenv("OMPI_COMM_WORLD_RANK", "1")
-    assert door() == 2
+    assert command() == 2
     assert capsys.readouterr().err == ""
     monkeypatch.setenv("LOSSMAP_DEBUG", "1")
-    with pytest.raises(ValueError, match="no sense"):
-        door()
+    with pytest.raises(ValueError, match="is wrong"):
+        command()
 
 
 def test_a_closed_pipe_is_no_error():
     code = (
-        "import sys\nfrom lossmap.cli.settings import guarded\n"
-        "@guarded\ndef door():\n    for i in range(100_000):\n        print(i)\n    return 0\n"
-        "sys.exit(door())"
+        "import sys\nfrom lossmap.cli.entry_point import guarded\n"
+        "@guarded\ndef command():\n    for i in range(100_000):\n        print(i)\n    return 0\n"
+        "sys.exit(command())"
     )
     door = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     door.stdout.readline()

@@ -9,7 +9,7 @@ from lossmap.cli.spectrum import main
 from lossmap.io.read import read
 from lossmap.io.spectrum_layout import layers_in, spectra_in
 
-QUICK = ["--model", "mlp", "--samples", "64", "--way", "double", "--device", "cpu", "--threads", "1"]
+QUICK = ["--model", "mlp", "--samples", "64", "--hvp-backend", "double-backward", "--device", "cpu", "--threads", "1"]
 LITTLE = ["--top", "2", "--trace-products", "8", "--density-steps", "8", "--density-probes", "2"]
 
 
@@ -20,8 +20,19 @@ def here(tmp_path, monkeypatch):
 
 
 def test_a_report_is_printed_stored_and_drawn(here, capsys):
-    told = [*QUICK, *LITTLE, "--surf-file", "s.h5", "--layers", "module", "--weights", "--l2", "0,0.1", "--plot"]
-    assert main([*told, "--abs", "2", "--mass-at", "0.001", "--dense", "400"]) == 0
+    told = [
+        *QUICK,
+        *LITTLE,
+        "--surf-file",
+        "s.h5",
+        "--layers",
+        "module",
+        "--singular-values",
+        "--l2",
+        "0,0.1",
+        "--plot",
+    ]
+    assert main([*told, "--abs", "2", "--tail-mass", "0.001", "--dense-limit", "400"]) == 0
     text = capsys.readouterr().out
     for words in (
         "Spectrum of the Hessian", "+-", "condition", "2/largest", "trace", "below -0.001", "by magnitude",
@@ -34,7 +45,7 @@ def test_a_report_is_printed_stored_and_drawn(here, capsys):
     assert (here / "s_layers_train.png").stat().st_size > 5000
     assert read("s.h5").outcome_of("spectrum") == "complete"
     before = group["top"]
-    assert main([*told, "--abs", "2", "--mass-at", "0.001", "--dense", "400"]) == 0  # nothing is left to do
+    assert main([*told, "--abs", "2", "--tail-mass", "0.001", "--dense-limit", "400"]) == 0  # nothing is left to do
     assert np.array_equal(spectra_in("s.h5")["train"]["top"], before)
     assert main([*QUICK, "--surf-file", "s.h5", "--top", "3"]) == 2
     assert "top" in capsys.readouterr().err
@@ -65,7 +76,7 @@ def test_an_interrupted_spectrum_is_resumed_without_flags_to_the_same_numbers(he
     told = [*QUICK, *LITTLE, "--no-density", "--top", "2"]
     assert main([*told, "--surf-file", "whole.h5"]) == 0
     assert main([*told, "--surf-file", "parts.h5", "--stop-after", "0.001"]) == 75
-    assert "the same command goes on" in capsys.readouterr().out
+    assert "run the same command again to resume" in capsys.readouterr().out
     assert resume(["parts.h5"]) == 0
     one, two = (spectra_in(f"{name}.h5")["train"] for name in ("whole", "parts"))
     assert np.array_equal(one["top"], two["top"]) and one.attributes["trace"] == two.attributes["trace"]
@@ -85,16 +96,16 @@ def test_a_dry_run_writes_nothing(here, capsys):
         (["--parameters", "5.bias", "--top", "11"], "--top 11: the matrix has 10 rows, and no more eigenvalues"),
         (["--parameters", "fc9"], "no parameter matches 'fc9'"),
         (["--groups", "head=fc9"], "no parameter matches 'fc9'"),
-        (["--l2", "much"], "--l2 wants numbers such as 0.001 0.01; got much"),
-        (["--mass-at=-1"], "--mass-at wants numbers of 0 or more"),
-        (["--compare", "=x"], "--compare wants LABEL=FILE or LABEL=MODEL@FILE; got '=x'"),
+        (["--l2", "much"], "--l2 must be numbers, such as 0.001 0.01; got much"),
+        (["--mass-at=-1"], "--tail-mass must be numbers >= 0"),
+        (["--compare", "=x"], "--compare must be LABEL=FILE or LABEL=MODEL@FILE; got '=x'"),
         (["--compare", "mlp=x.pt"], "two checkpoints are called 'mlp'"),
-        (["--precision", "bfloat16"], "spectra want float32 or float64"),
+        (["--precision", "bfloat16"], "must be float32 or float64"),
         (["--page"], "--page and --vtk are for surfaces"),
         (["--trace-products", "2"], "products must be >= 6 for a standard error; got 2"),
         (["--density-probes", "0"], "the density's probes must be >= 1; got 0"),
         (["--density-error", "0"], "must be a share of the range > 0"),
-        (["--l2", "0.1", "--bottom", "0"], "--l2 wants both ends of the spectrum"),
+        (["--l2", "0.1", "--bottom", "0"], "--l2 needs both ends of the spectrum"),
         (["--tol", "0"], "--tol must be > 0"),
     ],
 )

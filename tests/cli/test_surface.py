@@ -222,7 +222,7 @@ def test_a_signal_during_setup_interrupts_the_command_resumably(here, capsys, do
     )
     line = [door, *["--model", "signalled.py:net", "--samples", "20", "--x=-1:1:3", "--surf-file", "a.h5"]]
     if door == "eigenmap":
-        line += ["--way", "double", "--certify", "none"]
+        line += ["--hvp-backend", "double-backward", "--certify", "none"]
     environ = os.environ | {"PYTHONPATH": str(ROOT)}
     told: dict = {"capture_output": True, "text": True, "timeout": 240}
     left = subprocess.run([sys.executable, "-m", "lossmap.cli", *line], env={**environ, "ASKED": "1"}, **told)
@@ -344,7 +344,7 @@ def test_a_picture_that_cannot_be_drawn_hides_no_result(here, capsys, monkeypatc
     assert told.out.endswith("result: a.h5\n") and "no picture was drawn: " in told.err
     monkeypatch.setitem(sys.modules, "plotly", None)
     assert run("--model mlp --samples 20 --x=-1:1:3 --surf-file b.h5 --page") == 2
-    assert "--page wants plotly, which is not installed" in capsys.readouterr().err
+    assert "--page needs plotly, which is not installed" in capsys.readouterr().err
     assert not Path("b.h5").exists()
 
 
@@ -374,17 +374,17 @@ MISTAKES = [
     ("--model cnn --model-file mlp.pt", "mlp.pt is of another architecture"),
     ("--model mlp --model-file nan.pt", "nan.pt has entries that are not finite: 1.weight"),
     ("--model net.py:broken", "'my forward is broken'"),
-    ("--model net.py:number", "returned int; it wants an nn.Module"),
+    ("--model net.py:number", "must return an nn.Module; got int"),
     ("--model net.py:nothing", "net.py has nothing named 'nothing'"),
     ("--model nowhere.py:net", "there is no file nowhere.py"),
-    ("--model mlp --model-args 3", "--model-args wants a JSON object; got '3'"),
-    ("--model mlp --model-args {", "--model-args wants JSON"),
+    ("--model mlp --model-args 3", "--model-args must be a JSON object; got '3'"),
+    ("--model mlp --model-args {", "--model-args must be JSON"),
     ('--model net.py:flat --model-args {"a":1}', "could not be called"),
     ("--model net.py:impatient", "--model net.py:impatient fails: RuntimeError: no time"),
     ("--model net.py", "in that file, name the factory: net.py:factory"),
     ("--model resnet20", "cifar10 is not in ., data, cifar10/data"),
     ("--model resnet20 --dataset digits", "does the data set fit the model?"),
-    ("--model mlp --samples 0", "--samples wants 1 or more; got 0"),
+    ("--model mlp --samples 0", "--samples must be >= 1; got 0"),
     ("--model mlp --surf-file foreign.h5 --overwrite", "foreign.h5 is not a surface file, so it is not overwritten"),
     ("--model mlp --surf-file nowhere/a.h5 --dry-run", "nowhere does not exist: make it first"),
     ("--dataset digitz", "no data set is named 'digitz'; nearest: digits"),
@@ -395,10 +395,10 @@ MISTAKES = [
     ("--model mlp --device cuda", "--device cuda"),
     ("--model mlp --team 2", "start 2 ranks"),
     ("--model mlp --xdir blah", "unknown direction 'blah'"),
-    ("--model mlp --ydir random", "--ydir random wants ticks along y too"),
+    ("--model mlp --ydir random", "--ydir random needs ticks along y too"),
     ("--model mlp --y=0:1:2 --proj-file nowhere.h5", "there is no file nowhere.h5"),
     ("--model mlp --xdir pca:1", "--model-folder"),
-    ("--model mlp --xdir pca:1 --model-folder nowhere", "--model-folder nowhere is no folder"),
+    ("--model mlp --xdir pca:1 --model-folder nowhere", "--model-folder nowhere is not a folder"),
     ("--model mlp --xdir pca:2 --model-folder .", "span 0 dimensions"),
     ("--model mlp --xdir to:nowhere.pt", "there is no file nowhere.pt"),
     ("--model mlp --xnorm filters", "unknown normalisation 'filters'"),
@@ -408,9 +408,9 @@ MISTAKES = [
     ("--model mlp --shard 4/3", "--shard must be I/N"),
     ("--model mlp --x 0:1:2 --shard 3/3", "--shard 3/3 holds no point"),
     ("--model mlp --trainloader loader.pkl", "--unsafe-load if you trust it"),
-    ("--model mlp --point-timeout 0", "--point-timeout wants seconds"),
-    ("--problem net.py:number", "it wants a Problem, or a tuple"),
-    ("--problem net.py:flat --split both", "it wants a Problem, or a tuple"),
+    ("--model mlp --point-timeout 0", "--point-timeout must be > 0; got 0"),
+    ("--problem net.py:number", "must return a Problem, or a tuple"),
+    ("--problem net.py:flat --split both", "must return a Problem, or a tuple"),
 ]
 
 
@@ -516,7 +516,7 @@ def test_a_line_between_checkpoints_says_where_it_leaves_the_running_statistics(
     assert drawn.get_xlabel() == "x, 0: model, 1: b.pt"
     assert {0.0, 1.0} <= {mark.get_xdata()[0] for mark in drawn.lines if mark.get_linestyle() == ":"}
     assert run("--model net.py:Small --samples 10 --x=0:1:2 --dry-run") == 0
-    assert "no --model-file: the weights are as net.py:Small makes them" in capsys.readouterr().out
+    assert "no --model-file: the weights are as net.py:Small initializes them" in capsys.readouterr().out
 
 
 def test_a_result_without_directions_keeps_their_recipe_and_digest(here, capsys):
@@ -528,4 +528,4 @@ def test_a_result_without_directions_keeps_their_recipe_and_digest(here, capsys)
     assert not group.arrays and group.attributes["kind"] == "random" and len(group.attributes["digest"]) == 64
     assert run(line) == 0
     assert run("--model mlp --samples 20 --x=0:1:2 --dir-file a.h5 --surf-file b.h5") == 2
-    assert "the recipe of the direction x alone" in capsys.readouterr().err
+    assert "holds only the recipe of the direction x" in capsys.readouterr().err

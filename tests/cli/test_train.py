@@ -29,7 +29,7 @@ def test_a_net_is_trained_and_said_how_well(capsys, tmp_path):
 def test_the_same_command_resumes_to_the_same_bits(capsys, tmp_path):
     assert main([*QUICK, "--folder", "a", "--seed", "3"]) == 0
     assert main([*QUICK, "--folder", "b", "--seed", "3", "--stop-after", "0"]) == 75
-    assert "stopped after step 1; the same command goes on" in capsys.readouterr().out
+    assert "interrupted after step 1; run the same command again to resume" in capsys.readouterr().out
     assert main([*QUICK, "--folder", "b", "--seed", "3"]) == 0
     a, b = (load_state(checkpoints_in(tmp_path / f)[-1]) for f in ("a", "b"))
     assert all(torch.equal(a[k], b[k]) for k in a)
@@ -44,7 +44,7 @@ def test_a_model_and_data_of_your_own_are_trained(capsys, tmp_path):
         "def net(): return torch.nn.Linear(3, 2)\n"
         "def data(split): return torch.ones(8, 3), torch.zeros(8, dtype=torch.int64)\n"
     )
-    assert main(["--model", "own.py:net", "--dataset", "own.py:data", "--epochs", "1", "--every", "1"]) == 0
+    assert main(["--model", "own.py:net", "--dataset", "own.py:data", "--epochs", "1", "--save-every", "1"]) == 0
     assert [p.name for p in checkpoints_in("run")] == ["step_000000.pt", "step_000001.pt"]
     assert "run/step_000001.pt" in capsys.readouterr().out
 
@@ -68,8 +68,8 @@ def test_a_dry_run_writes_nothing(capsys, tmp_path):
     ("flags", "text"),
     [
         (["--model", "mpl"], "no net is named 'mpl'; nearest: mlp"),
-        (["--split", "both"], "a net is trained on one split"),
-        (["--optimizer", "lbfgs"], "--optimizer is one of "),
+        (["--split", "both"], "a network is trained on one split"),
+        (["--optimizer", "lbfgs"], "--optimizer must be one of "),
         (["--lr", "0"], "a rate above 0"),
         (["--device", "cuda:7"], "this rank sees no GPU"),
         (["--dataset", "digits32"], "does the data set fit the model?"),

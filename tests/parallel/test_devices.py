@@ -6,8 +6,7 @@ from hypothesis import strategies as st
 
 from lossmap.cli import device
 from lossmap.cli.setting_groups import RunSettings
-from lossmap.cli.settings import parse
-from lossmap.cli.surface import GROUPS
+from lossmap.cli.surface import COMMAND
 from lossmap.parallel.devices import assign_devices, device_for, node_rank, visible_devices
 
 ALL = ("0", "1", "2", "3")
@@ -71,7 +70,7 @@ def test_ranks_take_gpus_by_the_settings_of_a_run_one_each_if_nothing_is_said():
     assert device.device_of([()], 0, RunSettings()) == "cpu"
     with pytest.raises(ValueError, match=r"2 ranks on this node need a GPU, and it has 1 GPU: .* --ranks-per-gpu 2"):
         device.device_of([("0",)] * 2, 1, RunSettings())
-    two = parse(GROUPS, ["--ranks-per-gpu", "2"], prog="lossmap surface", about="").run
+    two = COMMAND.parse(["--ranks-per-gpu", "2"]).run
     assert device.device_of([("0",)] * 2, 1, two) == "cuda:0"
 
 

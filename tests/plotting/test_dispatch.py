@@ -65,7 +65,7 @@ def test_a_plane_alone_is_named_and_not_drawn(files, capsys):
 @pytest.mark.parametrize("name", ["plane", "path", "health"])
 def test_a_file_without_a_survey_has_nothing_left_to_do(files, name, capsys):
     assert status.main([str(files / f"{name}.h5")]) == 0
-    assert f"{name}.h5: no survey, so there is nothing to do; it holds " in capsys.readouterr().out
+    assert f"{name}.h5: not a survey, so there is nothing to do; it holds " in capsys.readouterr().out
 
 
 def test_the_loss_along_a_path_is_that_of_its_checkpoints(files):

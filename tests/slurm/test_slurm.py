@@ -123,7 +123,7 @@ def test_a_signaled_job_is_requeued_and_completes_as_if_undisturbed(farm, undist
     told = farm.status(result)
     assert (told["outcome"], told["restarts"], told["measures"]["loss"]["ranks"]) == ("complete", 1, 2)
     log = farm.log(result)
-    assert "stopped in good order" in log
+    assert "interrupted" in log
     assert f"attempt 2 of job {job}" in log
 
 

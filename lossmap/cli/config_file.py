@@ -1,0 +1,56 @@
+"""Settings in a TOML file: `--config run.toml`. Tables are for the reader; their names have no meaning."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import sys
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from lossmap.cli.settings import UsageError
+
+
+def read_config(path: Path, known: Collection[str], former: Mapping[str, str]) -> dict[str, Any]:
+    """The settings of a TOML file by their present names.
+
+    known   the names of all settings
+    former  further names, and the present name of each
+
+    Raises UsageError where the file cannot be read, is not TOML, or names a setting that does not exist.
+    """
+    flat: dict[str, Any] = {}
+    for key, value in _entries(_tree(path)):
+        name = key.replace("-", "_")
+        name = former.get(name, name)
+        if name not in known:
+            nearest = difflib.get_close_matches(name, known, 3, 0.6)
+            hint = f"; did you mean {' or '.join(nearest)}?" if nearest else ""
+            raise UsageError(f"--config {path}: unknown setting {key!r}{hint}")
+        flat[name] = json.dumps(value) if isinstance(value, dict) else value
+    return flat
+
+
+def _tree(path: Path) -> dict[str, Any]:
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:  # pragma: no cover
+        import tomli as tomllib
+    try:
+        text = path.read_bytes().decode()
+    except OSError as error:
+        raise UsageError(f"--config {path}: {error.strerror}") from None
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"--config {path} is not TOML: {error}") from None
+
+
+def _entries(table: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """The entries of a table and of the tables in it; a table whose name ends in `args` is itself a value."""
+    for key, value in table.items():
+        if isinstance(value, dict) and not key.endswith("args"):
+            yield from _entries(value)
+        else:
+            yield key, value

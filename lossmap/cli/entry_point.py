@@ -1,0 +1,49 @@
+"""What every subcommand's main function shares: exit codes, and errors turned into one sentence on stderr."""
+
+from __future__ import annotations
+
+import functools
+import os
+import signal
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from lossmap.parallel.launcher import rank_in
+
+EXIT_CODES = {"complete": 0, "failed": 3, "unfinished": 75}  # by the outcome of a result
+EXPECTED_ERRORS = (ValueError, OSError, ImportError, KeyError, RuntimeError, ArithmeticError)
+
+
+def error_sentence(error: Exception) -> str:
+    """An error as one sentence for a person."""
+    if isinstance(error, KeyError) and error.args:
+        return str(error.args[0])
+    if isinstance(error, OSError) and error.filename and error.strerror:  # raised by the system: no sentence yet
+        return f"{os.fspath(error.filename)}: {error.strerror}"
+    return str(error) or type(error).__name__
+
+
+def launched_rank() -> int:
+    """The rank of this process by the launcher's variables, before any MPI is started; 0 without a launcher."""
+    return rank_in(os.environ)
+
+
+def guarded(main: Callable[..., int]) -> Callable[..., int]:
+    """A main function whose errors are printed as one sentence, with exit code 2; LOSSMAP_DEBUG=1 raises them."""
+
+    @functools.wraps(main)
+    def run(*args: Any, **kwargs: Any) -> int:
+        try:
+            return main(*args, **kwargs)
+        except BrokenPipeError:  # the reader, such as `head`, has closed the pipe: not an error
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 128 + signal.SIGPIPE
+        except EXPECTED_ERRORS as error:
+            if os.environ.get("LOSSMAP_DEBUG"):
+                raise
+            if launched_rank() == 0:
+                print(f"lossmap: {error_sentence(error)}", file=sys.stderr)
+            return 2
+
+    return run

@@ -1,0 +1,92 @@
+"""The model that the settings name, with its checkpoint; and the checkpoints of a run."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from lossmap import zoo
+from lossmap.cli.setting_groups import ModelSettings
+from lossmap.cli.settings import UsageError
+from lossmap.data import checkpoints
+from lossmap.data.checks import check_finite
+from lossmap.data.import_by_name import resolve_callable
+from lossmap.seeding import same_random_state
+
+CHECKPOINT_ENDINGS = {".pt", ".pth", ".t7", ".pkl", ".ckpt", ".safetensors"}
+
+
+def factory_of(name: str) -> Callable[..., Any]:
+    """The function that makes the model of this name. Raises ValueError with the nearest names."""
+    return resolve_callable(name) if ":" in name else functools.partial(zoo.build, zoo.known(name))
+
+
+def model_of(settings: ModelSettings, state: Mapping[str, Tensor] | None = None, seed: int = 0) -> nn.Module:
+    """The model, with its checkpoint where there is one, in evaluation mode, on the CPU in its own precision.
+
+    state  the tensors of --model-file, where they have been read already
+    seed   draws the weights of a model without checkpoint
+
+    Raises UsageError where it cannot be made, is no module, or has values that are not finite.
+    """
+    model = _called(settings, _keywords(settings.model_args), seed)
+    if not isinstance(model, nn.Module):
+        raise UsageError(f"--model {settings.model} must return an nn.Module; got {type(model).__name__}")
+    if settings.model_file:
+        load_checkpoint(model, settings, state)
+    check_finite(model, settings.model_file or "the model's initial state")
+    return model.eval()
+
+
+def _keywords(text: str | None) -> dict[str, Any]:
+    """The keywords of --model-args."""
+    try:
+        keywords = json.loads(text) if text else {}
+    except json.JSONDecodeError as error:
+        example = "--model-args must be JSON such as '{\"depth\": 20}'"
+        raise UsageError(f"{example}; got {text!r}: {error}") from None
+    if not isinstance(keywords, dict):
+        raise UsageError(f"--model-args must be a JSON object; got {text!r}")
+    return keywords
+
+
+def _called(settings: ModelSettings, keywords: dict[str, Any], seed: int) -> Any:
+    with same_random_state(seed):
+        factory = factory_of(settings.model)
+        try:
+            return factory(**keywords)
+        except TypeError as error:
+            raise UsageError(f"--model {settings.model} could not be called: {error}") from None
+        except Exception as error:  # user code may raise any exception
+            if ":" not in settings.model:
+                raise
+            raise UsageError(f"--model {settings.model} fails: {type(error).__name__}: {error}") from error
+
+
+def load_checkpoint(model: nn.Module, settings: ModelSettings, state: Mapping[str, Tensor] | None) -> None:
+    """Load --model-file into a model; `state` where its tensors have been read already."""
+    try:
+        checkpoints.load_into(model, state or str(settings.model_file), unsafe=settings.unsafe_load)
+    except ValueError as error:
+        text = str(error)
+        if state:  # tensors do not know the name of their file
+            text = text.replace("the checkpoint", str(settings.model_file), 1)
+        raise UsageError(text) from None
+
+
+def run_files(settings: ModelSettings) -> list[Path]:
+    """The checkpoints of --model-folder, in the natural order of their numbers. Raises UsageError without any."""
+    if not settings.model_folder:
+        raise UsageError("a pca direction needs --model-folder, the folder with the run's checkpoints")
+    folder = Path(settings.model_folder)
+    if not folder.is_dir():
+        raise UsageError(f"--model-folder {folder} is not a folder")
+    files = [f for f in folder.iterdir() if f.suffix in CHECKPOINT_ENDINGS]
+    if not files:
+        raise UsageError(f"--model-folder {folder} holds no checkpoint (*.pt, *.pth, *.t7, *.pkl, *.safetensors)")
+    return [Path(f) for f in checkpoints.sorted_as_people_count(files)]

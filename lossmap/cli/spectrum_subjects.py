@@ -1,0 +1,107 @@
+"""The subjects of `lossmap spectrum`: each checkpoint, split and matrix, and what identifies their tasks in a file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lossmap.cli import load_problem
+from lossmap.cli.device import Machine
+from lossmap.cli.setting_groups import ModelSettings
+from lossmap.cli.settings import Settings, UsageError
+from lossmap.data import checkpoints, datasets
+from lossmap.io.read import read
+from lossmap.parallel.world import World
+from lossmap.spectra.request import Subject
+
+if TYPE_CHECKING:
+    from lossmap.parallel.team import Team
+    from lossmap.spectra.request import SpectrumRequest
+
+
+def models_of(settings: Settings) -> dict[str, ModelSettings]:
+    """The checkpoints by label: that of the flags first, then those of --compare. Raises UsageError for bad labels."""
+    model: ModelSettings = settings.model
+    models = {own_label(settings) if settings.spectrum.compare else "": model}
+    for text in settings.spectrum.compare:
+        label, equals, source = text.partition("=")
+        if not equals:
+            label, source = Path(text.rpartition("@")[2]).stem, text
+        name, at_sign, file = source.rpartition("@")
+        if not label or not file:
+            raise UsageError(f"--compare must be LABEL=FILE or LABEL=MODEL@FILE; got {text!r}")
+        if label in models:
+            raise UsageError(f"--compare: two checkpoints are called {label!r}; give one another label")
+        models[label] = replace(model, model=name if at_sign else model.model, model_file=file)
+    return models
+
+
+def own_label(settings: Settings) -> str:
+    """The label of the checkpoint of the flags."""
+    if settings.model.model_file:
+        return Path(settings.model.model_file).stem
+    return str(settings.data.problem or settings.model.model)
+
+
+def make_subjects(settings: Settings, world: World, machine: Machine, team: Team) -> list[Subject]:
+    """Every checkpoint, split and matrix of the settings. Every rank calls it."""
+    matrix = settings.spectrum.matrix
+    matrices = ("hessian", "gauss-newton") if matrix == "both" else (matrix,)
+    subjects = []
+    for title, model in models_of(settings).items():
+        problems = load_problem.problem_and_files(settings, world, machine, model=model)
+        shares = load_problem.team_shares(problems, team)
+        for split, problem in problems.items():
+            for kind in matrices:
+                parts = [title] if title else []
+                if len(problems) > 1 or not title:
+                    parts.append(split)
+                if len(matrices) > 1:
+                    parts.append(kind)
+                subjects.append(Subject(" ".join(parts), shares[split], kind, problem))
+    return subjects
+
+
+def identity_of(settings: Settings, request: SpectrumRequest, subjects: Sequence[Subject]) -> dict[str, Any]:
+    """What the tasks depend on: stored with them, and compared when a run resumes."""
+    files = {label: m.model_file for label, m in models_of(settings).items() if m.model_file}
+    return {
+        **asdict(request),
+        "model": settings.data.problem or settings.model.model,
+        "files (SHA-256)": {label: checkpoints.file_sha256(f) for label, f in files.items()},
+        "dataset": settings.data.problem or settings.data.dataset,
+        "data (SHA-256)": {s.label: datasets.digest(s.samples_of.data) for s in subjects},
+        "loss": settings.data.loss,
+        "matrix": settings.spectrum.matrix,
+        "precision": settings.run.precision,
+    }
+
+
+def backend_choices(
+    settings: Settings, subjects: Sequence[Subject], path: Path, memory: int | None = None
+) -> list[dict[str, Any]]:
+    """The backend of each subject's products: as an earlier run of this file chose, or as a probe chooses now.
+
+    path    the result
+    memory  bytes for values that a backend keeps
+
+    Empty choices mean double backward, which needs no preparation.
+    """
+    from lossmap.curvature.autotune import prepare
+    from lossmap.curvature.build import MATRICES
+
+    options = settings.spectrum
+    if options.hvp_backend == "double-backward":
+        return []
+    if path.exists() and not settings.run.overwrite:
+        earlier = read(path).settings.get("measures", {}).get("spectrum", {}).get("chosen", {}).get("ways")
+        if earlier is not None and len(earlier) == len(subjects):
+            return list(earlier)
+    return [
+        prepare(
+            subject.problem, options.parameters, MATRICES[subject.matrix], backend=options.hvp_backend, memory=memory
+        ).plan.stored()
+        for subject in subjects
+    ]

@@ -1,0 +1,49 @@
+"""Checks of a problem before anything is computed: finite weights, and one sample through the model and the loss."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lossmap.data.datasets import labels_within
+from lossmap.data.problem import Problem
+
+
+def check_finite(model: nn.Module, where: str) -> None:
+    """Raise ValueError where a parameter or buffer has values that are not finite."""
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise ValueError(f"{where}: {name} has values that are not finite; a landscape around it is undefined")
+
+
+def check_one_sample(problem: Problem, split: str) -> None:
+    """Put one sample through the model and the loss, so that a misfit is reported before a thousand points fail.
+
+    Raises ValueError with the shapes of the sample.
+    """
+    try:
+        value = problem.total(next(iter(problem.data.rebatched(1))))
+    except Exception as error:  # user code may raise any exception
+        shapes = [tuple(t.shape) for t in _tensors(next(iter(problem.data.rebatched(1))))]
+        text = str(error).splitlines()[0].rstrip(".") if str(error) else "no message"
+        raise ValueError(
+            f"the model or the loss fails on one {split} sample (a batch of shapes {shapes}): {type(error).__name__}: "
+            f"{text}; does the data set fit the model?"
+        ) from error
+    if not isinstance(value, Tensor) or value.dim() != 0:
+        raise ValueError(f"the loss must return one number per batch; got {_described(value)}")
+    if "acc" in problem.metrics and problem.separable:
+        outputs = problem.forward(problem.model, next(iter(problem.data.rebatched(1))))
+        labels_within(problem.data, outputs.shape[1])
+
+
+def _described(value: Any) -> str:
+    return f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+
+
+def _tensors(batch: Any) -> list[Tensor]:
+    from torch.utils import _pytree as pytree
+
+    return [t for t in pytree.tree_leaves(batch) if isinstance(t, Tensor)]

@@ -1,0 +1,62 @@
+"""Where a result comes from: versions, machine and job, for the root attributes of its file."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+LIBRARIES = ("torch", "numpy", "h5py", "mpi4py")
+JOB_VARIABLES = ("SLURM_JOB_ID", "SLURM_ARRAY_TASK_ID")
+
+
+def provenance(device: str, ranks: int) -> dict[str, Any]:
+    """Versions, machine and job.
+
+    device  the names of the devices of all ranks
+    ranks   the number of ranks
+    """
+    record: dict[str, Any] = {
+        "lossmap_version": sys.modules["lossmap"].__version__,
+        "python_version": platform.python_version(),
+        "device": device,
+        "ranks": ranks,
+        "command_line": " ".join(sys.argv),
+    }
+    record |= {f"{name}_version": _version(name) for name in LIBRARIES}
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.version.cuda:
+        record["cuda_version"] = str(torch.version.cuda)
+    mpi = sys.modules.get("mpi4py.MPI")
+    if mpi is not None:
+        record["mpi_library"] = mpi.Get_library_version().split("\n")[0].strip("\0 ")
+    record |= {k.lower(): v for k, v in os.environ.items() if k in JOB_VARIABLES}
+    root = Path(__file__).resolve().parents[2]
+    if (root / ".git").exists():
+        record |= _checkout(root)
+    return record
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "none"
+
+
+def _checkout(folder: Path) -> dict[str, Any]:
+    """The commit of a git checkout, and whether tracked files differ from it; empty without git."""
+
+    def git(*words: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(folder), *words], capture_output=True, text=True, check=True, timeout=10
+        ).stdout.strip()
+
+    try:
+        return {"git_commit": git("rev-parse", "HEAD"), "git_dirty": int(bool(git("status", "--porcelain", "-uno")))}
+    except (OSError, subprocess.SubprocessError):
+        return {}

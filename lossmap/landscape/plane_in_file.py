@@ -1,0 +1,65 @@
+"""Directions that lie in a file: of a result, or of the original tool."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lossmap.data import checkpoints
+from lossmap.geometry.directions import Named, Plane
+from lossmap.io import legacy
+from lossmap.io.read import read_group
+
+
+def plane_in_file(path: str, model: nn.Module, origin: Named, names: tuple[str, ...]) -> Plane:
+    """The plane of a result or direction file.
+
+    origin  the tensors of the model by name, at which the plane begins
+    names   x, or x and y
+
+    Raises ValueError where the file has no such directions, or they belong to another model.
+    """
+    digest = checkpoints.file_sha256(path)
+    axes, recipes = [], []
+    for name in names:
+        axes.append(axis_in_file(path, name, model, origin))
+        recipes.append({"kind": f"file:{Path(path).name}:{name}", "norm": "none", "ignore": "none", "sha256": digest})
+    return Plane(origin, tuple(axes), tuple(recipes))
+
+
+def axis_in_file(path: str, name: str, model: nn.Module, origin: Named) -> dict[str, Tensor]:
+    """An axis of a result file, or of a direction file of the original tool, over the origin's tensors."""
+    arrays = _arrays_of_axis(path, name, model)
+    missing = [k for k in origin if k not in arrays]
+    if len(missing) == len(origin):
+        raise ValueError(f"{path}: the direction has no tensor named {missing[0]!r}; it belongs to another model")
+    axis: dict[str, Tensor] = {}
+    for k, w in origin.items():
+        if k not in arrays:  # the axis of another --dir-type or --parameters: nothing moves along this tensor
+            axis[k] = torch.zeros_like(w)
+            continue
+        d = torch.as_tensor(arrays[k])
+        if d.numel() != w.numel():
+            raise ValueError(f"{path}: the direction of {k!r} has shape {tuple(d.shape)}; the model's {tuple(w.shape)}")
+        axis[k] = d.to(w.device, w.dtype).reshape(w.shape)
+    return axis
+
+
+def _arrays_of_axis(path: str, name: str, model: nn.Module) -> Mapping[str, Any]:
+    """The arrays of an axis by the names of the model's tensors. Raises ValueError where the file has none."""
+    try:
+        arrays = read_group(path, f"directions/{name}").arrays
+    except KeyError:
+        directions = legacy.directions(path)
+        if name not in directions:
+            raise ValueError(f"{path} holds no direction {name!r}; it has {', '.join(directions)}") from None
+        parameters = {k: tuple(p.shape) for k, p in model.named_parameters()}
+        states = {k: tuple(t.shape) for k, t in model.state_dict().items()}
+        return legacy.matched(directions[name], parameters, states)
+    if not arrays:
+        raise ValueError(f"{path} holds only the recipe of the direction {name} (--no-store-directions)")
+    return arrays
