@@ -1,7 +1,11 @@
 """The weights themselves: singular values of every linear, convolutional and embedding layer. No data, no loss.
 
 A layer's weight is read as the matrix W (m, k) that maps what enters one output to it: a linear layer's (out, in), a
-convolution's (out, in x kernel), an embedding's (entries, width). Of its singular values s_1 >= s_2 >= ...
+convolution's (out, in x kernel), an embedding's (entries, width). A convolution with g groups connects only the channels
+of one group: its W is block diagonal, g blocks of (out/g, in/g x kernel), and its singular values are those of all
+blocks together; so for a depthwise one, g = in. A transposed convolution, whose weight is stored as (in, out/g, kernel),
+is read as its matrix (out, in x kernel) alike. A reparametrized weight (weight or spectral normalization) is read as the
+weight that the layer applies. Of the singular values s_1 >= s_2 >= ...
 
     spectral norm   s_1, of W itself (that of W W^T is its square); a convolution's norm as a map of whole images is
                     another number, at most s_1 times the root of the kernel's size
@@ -10,7 +14,7 @@ convolution's (out, in x kernel), an embedding's (entries, width). Of its singul
     effective rank  exp of the entropy of s_i / sum s (Roy and Vetterli 2007)
     near zero       how many lie below `near` = 1e-3 of s_1
 
-Price: one singular value decomposition a layer, in float64.
+Price: one singular value decomposition a layer, or block, in float64.
 """
 
 from __future__ import annotations
@@ -22,13 +26,21 @@ from math import exp, inf, nan
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.nn.utils.parametrize import ParametrizationList
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
-from lossmap.report.singular_values import WeightSummary, singular_values_report, summaries_text
+from lossmap.report.singular_values import (
+    WeightSummary,
+    matrix_text,
+    singular_values_report,
+    summaries_text,
+)
 from lossmap.report.stored import REPORT_VERSION, StoredReport
 from lossmap.report.text import number
 
 NEAR = 1e-3
-TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,6 +52,7 @@ class LayerWeights:
     shape   (m, k) of the matrix it was read as
     values  (min(m, k),) singular values, descending
     near    the share of the largest below which one counts as near zero
+    blocks  number of equal diagonal blocks that W consists of: a convolution's groups
     """
 
     name: str
@@ -47,6 +60,7 @@ class LayerWeights:
     shape: tuple[int, int]
     values: np.ndarray
     near: float = NEAR
+    blocks: int = 1
 
     @property
     def spectral_norm(self) -> float:
@@ -101,11 +115,12 @@ class LayerWeights:
             effective_rank=self.effective_rank,
             near_zero=self.near_zero,
             count=len(self.values),
+            blocks=self.blocks,
         )
 
     def __repr__(self) -> str:
         return (
-            f"LayerWeights({self.name}, {self.shape[0]} x {self.shape[1]}: norm {self.spectral_norm:.4g}, condition "
+            f"LayerWeights({self.name}, {matrix_text(*self.shape, self.blocks)}: norm {self.spectral_norm:.4g}, condition "
             f"{number(self.condition)}, stable rank {self.stable_rank:.3g}, effective rank "
             f"{self.effective_rank:.3g}, {self.near_zero} near zero)"
         )
@@ -148,23 +163,67 @@ def singular_values(model: nn.Module, *, near: float = NEAR) -> SingularValueTab
     """
     layers = []
     for title, module in model.named_modules():
-        for name, parameter in module.named_parameters(recurse=False):
-            if parameter.dim() < 2 or not parameter.is_floating_point():
+        for name, weight in applied_weights(module):
+            if weight.dim() < 2 or not weight.is_floating_point() or not weight.numel():
                 continue
             full = f"{title}.{name}".lstrip(".")
-            matrix = as_matrix(module, parameter)
-            if not bool(matrix.isfinite().all()):
+            blocks = as_blocks(module, weight)
+            if not bool(blocks.isfinite().all()):
                 raise ValueError(f"{full} holds values that are not finite: it has no singular values")
-            values = torch.linalg.svdvals(matrix).cpu().numpy()
-            layers.append(LayerWeights(full, type(module).__name__, (matrix.shape[0], matrix.shape[1]), values, near))
+            values = torch.linalg.svdvals(blocks).flatten().sort(descending=True).values.cpu().numpy()
+            count, rows, columns = blocks.shape
+            shape = (count * rows, count * columns)
+            layers.append(LayerWeights(full, type(module).__name__, shape, values, near, count))
     if not layers:
         raise ValueError("the model has no weight of two or more dimensions")
     return SingularValueTable(tuple(layers))
 
 
-def as_matrix(module: nn.Module, weight: Tensor) -> Tensor:
-    """A layer's weight as the matrix (outputs, what enters one of them), float64."""
+def applied_weights(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """A module's own weights by name, as its forward pass applies them.
+
+    Of a reparametrized weight, such as W = g v / ||v||, it is W and not the tensors that it is made of.
+    """
+    if isinstance(module, ParametrizationList):
+        return  # its tensors stand for a weight of the module that holds it
+    replaced: set[str] = set()
+    with torch.no_grad():
+        for hook in module._forward_pre_hooks.values():
+            # torch.nn.utils.weight_norm and spectral_norm write the weight in such a hook before each forward pass.
+            if isinstance(hook, WeightNorm):
+                replaced |= {f"{hook.name}_g", f"{hook.name}_v"}
+                yield hook.name, hook.compute_weight(module)
+            elif isinstance(hook, SpectralNorm):
+                replaced.add(f"{hook.name}_orig")
+                yield hook.name, hook.compute_weight(module, do_power_iteration=False)
+        for name in getattr(module, "parametrizations", {}):
+            yield name, _parametrized(module, name)
+    for name, parameter in module.named_parameters(recurse=False):
+        if name not in replaced:
+            yield name, parameter
+
+
+def _parametrized(module: nn.Module, name: str) -> Tensor:
+    """The weight that a parametrization makes, in evaluation mode: spectral normalization updates itself in training."""
+    parametrization = module.parametrizations[name]  # type: ignore[index]
+    modes = {m: m.training for m in parametrization.modules()}
+    try:
+        for m in modes:
+            m.training = False
+        weight: Tensor = getattr(module, name)
+    finally:
+        for m, mode in modes.items():
+            m.training = mode
+    return weight
+
+
+def as_blocks(module: nn.Module, weight: Tensor) -> Tensor:
+    """A layer's weight as its diagonal blocks (blocks, outputs of one, what enters one of these), float64."""
     w = weight.detach().double()
-    if isinstance(module, TRANSPOSED):
-        w = w.transpose(0, 1)
-    return w.reshape(w.shape[0], -1)
+    groups = 1
+    if isinstance(module, _ConvNd) and w.dim() > 2:
+        groups = module.groups
+    w = w.reshape(groups, w.shape[0] // groups, *w.shape[1:])
+    if isinstance(module, _ConvTransposeNd):
+        w = w.transpose(1, 2)  # stored as (in, out/g, kernel)
+    return w.flatten(2)

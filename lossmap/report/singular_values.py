@@ -16,7 +16,8 @@ HEAD = ("weight", "layer", "matrix", "norm", "smallest", "condition", "stable ra
 class WeightSummary:
     """What the table says of one weight, read as the matrix W (rows, columns).
 
-    norm  its largest singular value, of W itself; near_zero of count lie near zero
+    norm    its largest singular value, of W itself; near_zero of count lie near zero
+    blocks  number of diagonal blocks that W consists of
     """
 
     name: str
@@ -30,6 +31,14 @@ class WeightSummary:
     effective_rank: float
     near_zero: int
     count: int
+    blocks: int = 1
+
+
+def matrix_text(rows: int, columns: int, blocks: int) -> str:
+    """`12 x 72`, or `12 x 72 in 4 blocks` of a block-diagonal matrix."""
+    if blocks == 1:
+        return f"{rows} x {columns}"
+    return f"{rows} x {columns} in {blocks} blocks"
 
 
 def summaries_text(summaries: Sequence[WeightSummary]) -> str:
@@ -46,7 +55,7 @@ def singular_values_report(stored: StoredReport) -> str:
             (
                 w.name,
                 w.layer,
-                f"{w.rows} x {w.columns}",
+                matrix_text(w.rows, w.columns, w.blocks),
                 f"{w.norm:.4g}",
                 f"{w.smallest:.3g}",
                 number(w.condition),

@@ -82,3 +82,79 @@ def test_a_model_without_matrices_and_one_that_is_not_finite_are_refused():
         layer.weight[0, 0] = float("nan")
     with pytest.raises(ValueError, match="weight holds values that are not finite"):
         singular_values(layer)
+
+
+def block_diagonal(layer):
+    """Dense truth by NumPy: the matrix (out, in x kernel), a group's outputs connected to its own inputs alone."""
+    w, groups = layer.weight.detach().double().numpy(), layer.groups
+    place = int(np.prod(w.shape[2:]))
+    matrix = np.zeros((layer.out_channels, layer.in_channels * place))
+    outs, ins = layer.out_channels // groups, layer.in_channels // groups
+    for o in range(layer.out_channels):
+        group = o // outs
+        for i in range(ins):
+            channel = group * ins + i
+            kernel = w[channel, o % outs] if layer.transposed else w[o, i]
+            matrix[o, channel * place : (channel + 1) * place] = kernel.ravel()
+    return matrix
+
+
+GROUPED = {
+    "plain": lambda: nn.Conv2d(3, 5, 3),
+    "grouped": lambda: nn.Conv2d(8, 12, 3, groups=4),
+    "depthwise": lambda: nn.Conv2d(10, 10, 5, groups=10),
+    "multiplier": lambda: nn.Conv2d(6, 12, 3, groups=6),
+    "pointwise grouped": lambda: nn.Conv2d(4, 12, 1, groups=2),
+    "grouped in 1d": lambda: nn.Conv1d(4, 6, 7, groups=2),
+    "grouped in 3d": lambda: nn.Conv3d(6, 4, (1, 2, 3), groups=2),
+    "transposed": lambda: nn.ConvTranspose2d(5, 4, 3),
+    "transposed grouped in 1d": lambda: nn.ConvTranspose1d(6, 4, 4, groups=2),
+    "transposed depthwise": lambda: nn.ConvTranspose2d(7, 7, 3, groups=7),
+    "transposed grouped in 3d": lambda: nn.ConvTranspose3d(4, 8, 2, groups=4),
+}
+
+
+@pytest.mark.parametrize("make", GROUPED.values(), ids=GROUPED)
+def test_a_convolution_is_block_diagonal_by_its_groups(make):
+    torch.manual_seed(9)
+    layer = make()
+    result = singular_values(layer)["weight"]
+    dense = block_diagonal(layer)
+    truth = np.linalg.svd(dense, compute_uv=False)
+    assert result.shape == dense.shape and len(result.values) == min(dense.shape)
+    assert result.values == pytest.approx(truth, abs=1e-12)
+    assert result.stable_rank == pytest.approx((truth**2).sum() / truth[0] ** 2)
+    assert (f"in {layer.groups} blocks" in repr(result)) == (layer.groups > 1)
+
+
+def test_the_matrix_maps_what_lies_under_the_kernel_to_the_outputs_of_one_place():
+    torch.manual_seed(3)
+    layer = nn.Conv2d(6, 4, 3, groups=2, bias=False).double()
+    x = torch.randn(1, 6, 3, 3, dtype=torch.float64)
+    assert block_diagonal(layer) @ x.flatten().numpy() == pytest.approx(layer(x).flatten().detach().numpy())
+
+
+@pytest.mark.parametrize(
+    "normalize",
+    [
+        nn.utils.parametrizations.weight_norm,
+        nn.utils.parametrizations.spectral_norm,
+        nn.utils.spectral_norm,
+        lambda layer: nn.utils.weight_norm(layer, "weight"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_a_normalized_weight_is_read_as_the_layer_applies_it(normalize):
+    torch.manual_seed(4)
+    layer = normalize(nn.Conv1d(4, 6, 3, groups=2))
+    with torch.no_grad():  # magnitudes other than those of the directions
+        for name, parameter in layer.named_parameters():
+            if name.endswith(("weight_g", "original0")):
+                parameter.mul_(torch.linspace(0.5, 2.0, parameter.numel()).view_as(parameter))
+    before = {k: v.clone() for k, v in layer.state_dict().items()}
+    table = singular_values(layer)
+    assert all(torch.equal(before[k], v) for k, v in layer.state_dict().items()) and layer.training
+    layer.eval()(torch.zeros(1, 4, 5))  # the hooks write the weight
+    assert [w.name for w in table] == ["weight"]
+    truth = np.linalg.svd(block_diagonal(layer), compute_uv=False)
+    assert table["weight"].values == pytest.approx(truth, abs=1e-6)
