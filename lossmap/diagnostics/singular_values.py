@@ -1,11 +1,11 @@
 """The weights themselves: singular values of every linear, convolutional and embedding layer. No data, no loss.
 
-A layer's weight is read as the matrix W (m, k) that maps what enters one output to it: a linear layer's (out, in), a
-convolution's (out, in x kernel), an embedding's (entries, width). A convolution with g groups connects only the channels
-of one group: its W is block diagonal, g blocks of (out/g, in/g x kernel), and its singular values are those of all
-blocks together; so for a depthwise one, g = in. A transposed convolution, whose weight is stored as (in, out/g, kernel),
-is read as its matrix (out, in x kernel) alike. A reparametrized weight (weight or spectral normalization) is read as the
-weight that the layer applies. Of the singular values s_1 >= s_2 >= ...
+A layer's weight is read as the matrix W (m, k) that maps what enters one output to it: a linear layer's is (out, in), a
+convolution's (out, in x kernel), an embedding's (entries, width). A convolution with g groups connects channels within
+a group only: its W is block diagonal, g blocks of (out/g, in/g x kernel), and its singular values are those of all
+blocks together. Transposed convolutions, whose weight is stored as (in, out/g, kernel), are read as (out, in x kernel)
+too; a reparametrized weight (weight or spectral normalization) as the weight that the layer applies.
+Of the singular values s_1 >= s_2 >= ...
 
     spectral norm   s_1, of W itself (that of W W^T is its square); a convolution's norm as a map of whole images is
                     another number, at most s_1 times the root of the kernel's size
@@ -120,8 +120,8 @@ class LayerWeights:
 
     def __repr__(self) -> str:
         return (
-            f"LayerWeights({self.name}, {matrix_text(*self.shape, self.blocks)}: norm {self.spectral_norm:.4g}, condition "
-            f"{number(self.condition)}, stable rank {self.stable_rank:.3g}, effective rank "
+            f"LayerWeights({self.name}, {matrix_text(*self.shape, self.blocks)}: norm {self.spectral_norm:.4g}, "
+            f"condition {number(self.condition)}, stable rank {self.stable_rank:.3g}, effective rank "
             f"{self.effective_rank:.3g}, {self.near_zero} near zero)"
         )
 
@@ -204,7 +204,7 @@ def applied_weights(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def _parametrized(module: nn.Module, name: str) -> Tensor:
-    """The weight that a parametrization makes, in evaluation mode: spectral normalization updates itself in training."""
+    """The weight that a parametrization makes in evaluation mode: in training, spectral ones update themselves."""
     parametrization = module.parametrizations[name]  # type: ignore[index]
     modes = {m: m.training for m in parametrization.modules()}
     try:

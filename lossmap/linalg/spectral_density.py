@@ -9,9 +9,12 @@ and weights (see `quadrature`). What is not known of F has two parts, and both a
     chance      for s normal vectors g_i, weighted by their squared lengths, the measure at t is distributed as
                 Beta(s k/2, s (n - k)/2), where k = n F(t) is the number of eigenvalues <= t: exactly, whatever the
                 matrix. Read backwards it is an interval for k with the stated confidence, for one probe already
+                (see `eigenvalue_counts`)
 
-The band is the two together, pointwise in t. Half of its area over the range bounds how far the drawn curve may be from
-the truth in Wasserstein distance; steps and probes are added until it is as small as requested.
+The interval of a share at one t, such as the mass below -t, is pointwise. The band is simultaneous: with the stated
+confidence F lies within it at all t together, beyond the outermost nodes too. So the largest distance of the nodes'
+own curve to the edges of the band, integrated over t, bounds their Wasserstein distance to the truth with that
+confidence: this is the error that is reported, and steps and probes are added until it is as small as requested.
 
 Symbols: n the dimension, m steps, s probes; t and eigenvalues in the operator's unit. Price: m s products; memory n m.
 Sources: Golub and Meurant (1994); Lin, Saad and Yang (2016), doi:10.1137/130934283; Ghorbani, Krishnan and Xiao (2019),
@@ -26,15 +29,17 @@ from functools import cached_property
 from math import ceil
 
 import numpy as np
-from scipy.stats import beta as beta_distribution
 
+from lossmap.linalg.eigenvalue_counts import count_ranges, pointwise_tail, simultaneous_tail
 from lossmap.linalg.operator import Rounding, SymmetricOperator
 from lossmap.linalg.quadrature import LanczosRun, crowded_ticks, lanczos_run
 from lossmap.report.estimates import density_text, mass_text
 
-BAND_TICKS = 180  # places at which the band is computed
-MAX_ENUMERATED_SIZE = 4096  # up to this dimension every count is tried, above it the counts are bisected
-NEGLIGIBLE_SHARE = 1e-14  # a share of rounding, from which no eigenvalue is inferred
+BAND_TICKS = 150  # places at which the band is computed at first
+REFINED_CELLS = 40  # of these, cells in which the band changes most are halved
+QUADRATURE_SHARE = 0.4  # of the error, for half the area of a run's bounds: its nodes are off by up to 1.5 of that
+
+MAX_MARGIN_DOUBLINGS = 30  # beyond the outermost nodes, until no eigenvalue can lie further out
 
 
 @dataclass(frozen=True)
@@ -69,7 +74,7 @@ class Density:
     runs         one for each probe
     size         the dimension n
     epsilon      the unit roundoff of the products
-    confidence   of the band and of shares, pointwise
+    confidence   of the band, simultaneously in t, and of each share by itself
     target       the error requested, as a share of the range
     eigenvalues  all n of them, where the operator was small enough to be made dense; there are no runs then
     rounding     the operator's measured rounding, in the unit of its eigenvalues; None where none was measured
@@ -128,11 +133,10 @@ class Density:
         middle = self._bounds(t)
         if self.eigenvalues is not None:
             return MassInterval(middle[0], low, high, self.size, self.confidence)
-        tail = 0.5 * (1.0 - self.confidence)
-        fewest = smallest_count(low, self.size, self.probes, tail)
-        most = self.size - smallest_count(1.0 - high, self.size, self.probes, tail)
+        tail = pointwise_tail(self.confidence)
+        fewest, most = count_ranges(np.array([low]), np.array([high]), self.size, self.probes, tail)
         value = 0.5 * (middle[0] + middle[1])
-        return MassInterval(value, fewest / self.size, most / self.size, self.size, self.confidence)
+        return MassInterval(value, fewest[0] / self.size, most[0] / self.size, self.size, self.confidence)
 
     def below(self, t: float) -> MassInterval:
         """The share of eigenvalues < t, such as the mass below -t. At a tie it may be more: see `cumulative`."""
@@ -145,34 +149,89 @@ class Density:
 
     @cached_property
     def band(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Ticks t, and there F(t) with its lower and upper limit, each (ticks,)."""
-        low, high = self.range
-        margin = max(0.02 * (high - low), 2 * self.allowance)
-        ticks = crowded_ticks(self.nodes[0], low - margin, high + margin, BAND_TICKS)
-        shares = [self.cumulative(t) for t in ticks]
-        value, lower, upper = np.array([(s.value, s.low, s.high) for s in shares]).T
-        # F never falls: a limit at one tick holds at all ticks behind it, or before it.
-        rising = np.maximum.accumulate
-        return ticks, rising(value), rising(lower), np.minimum.accumulate(upper[::-1])[::-1]
+        """Ticks t, and there F(t) with its lower and upper limit, each (ticks,); the limits hold at all t together."""
+        ticks, low, high = self._seen
+        if self.eigenvalues is not None:
+            return ticks, 0.5 * (low + high), low, high
+        return ticks, 0.5 * (low + high), *self._limits(low, high)
 
     @cached_property
     def error(self) -> float:
-        """Half the area of the band, as a share of the range: how far off, in Wasserstein distance, F may be."""
-        low, high = self.range
-        if high == low or self.eigenvalues is not None:
-            return 0.0
+        """How far off, in Wasserstein distance, the nodes may be from the truth, as a share of the range.
+
+        Infinite where one step, or none, shows no range.
+        """
         ticks, _, lower, upper = self.band
-        return float(np.trapezoid(upper - lower, ticks)) / 2.0 / (high - low)
+        return self._largest_distance(ticks, lower, upper)
 
     @cached_property
     def quadrature_error(self) -> float:
         """The part of it that more steps would take away; the rest is chance, and falls with the root of the probes."""
+        return self._largest_distance(*self._seen)
+
+    def _largest_distance(self, ticks: np.ndarray, lower: np.ndarray, upper: np.ndarray) -> float:
+        """The largest Wasserstein distance of the nodes to a distribution within these limits, over the range."""
         low, high = self.range
-        if high == low:
+        if self.eigenvalues is not None or (high == low and all(r.exact for r in self.runs)):
             return 0.0
-        ticks, *_ = self.band
-        bounds = np.array([self._bounds(t) for t in ticks])
-        return float(np.trapezoid(bounds[:, 1] - bounds[:, 0], ticks)) / 2.0 / (high - low)
+        if high == low:
+            return np.inf
+        nodes, weights = self.nodes
+        t = np.union1d(ticks, nodes)
+        lower, upper = np.interp(t, ticks, lower), np.interp(t, ticks, upper)
+        # The nodes' own curve is a step function; between its steps it is farthest from one limit or the other.
+        curve = np.concatenate([[0.0], np.cumsum(weights)])[np.searchsorted(nodes, t[:-1], side="right")]
+        at_left = np.maximum(upper[:-1] - curve, curve - lower[:-1])
+        at_right = np.maximum(upper[1:] - curve, curve - lower[1:])
+        return float((0.5 * (at_left + at_right) * np.diff(t)).sum()) / (high - low)
+
+    @cached_property
+    def _seen(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Ticks, and between which bounds the share lies that the probes see up to there, each (ticks,).
+
+        The ticks reach as far out as an eigenvalue may lie, and are closer where the bounds change.
+        """
+        low, high = self.range
+        margin = max(0.02 * (high - low), 2 * self.allowance)
+        nodes = self.nodes[0]
+        ticks = crowded_ticks(nodes, low - margin, high + margin, BAND_TICKS)
+        if self.eigenvalues is None:
+            ticks = np.concatenate([self._margin(-1.0, margin)[::-1], ticks, self._margin(1.0, margin)])
+        below, above = self._seen_at(ticks)
+        if self.eigenvalues is None:
+            change = np.diff(ticks) * (np.diff(below) + np.diff(above))
+            worst = np.argsort(-change, kind="stable")[:REFINED_CELLS]
+            halves = 0.5 * (ticks[worst] + ticks[worst + 1])
+            more = self._seen_at(halves)
+            ticks, below, above = (np.concatenate(p) for p in ((ticks, halves), (below, more[0]), (above, more[1])))
+        order = np.argsort(ticks, kind="stable")
+        # F never falls: a limit at one tick holds at all ticks behind it, or before it.
+        below = np.maximum.accumulate(below[order])
+        return ticks[order], below, np.minimum.accumulate(above[order][::-1])[::-1]
+
+    def _margin(self, side: float, first: float) -> np.ndarray:
+        """Ticks ever further beyond the last node, up to where no eigenvalue lies any more; side -1 below, 1 above."""
+        end = self.range[int(side > 0)]
+        distances: list[float] = []
+        while len(distances) < MAX_MARGIN_DOUBLINGS:
+            before, after = self._seen_at(np.array([end + side * first]))
+            lower, upper = self._limits(before, after)
+            if (side < 0 and upper[0] == 0.0) or (side > 0 and lower[0] == 1.0):
+                break
+            first *= 2.0
+            distances.append(first)
+        return end + side * np.array(distances)
+
+    def _seen_at(self, ticks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The bounds of the share seen at each tick, each (ticks,), widened by the allowance for rounding."""
+        below = np.array([self._bounds(t - self.allowance)[0] for t in ticks])
+        return below, np.array([self._bounds(t + self.allowance)[1] for t in ticks])
+
+    def _limits(self, below: np.ndarray, above: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The limits of F for bounds of the share seen, each (ticks,), simultaneously in t."""
+        tail = simultaneous_tail(self.size, self.confidence)
+        fewest, most = count_ranges(below, above, self.size, self.probes, tail)
+        return fewest / self.size, most / self.size
 
     @property
     def met(self) -> bool:
@@ -220,28 +279,6 @@ class Density:
         return sum(w * low for w, low, _ in pairs) / total, sum(w * high for w, _, high in pairs) / total
 
 
-def smallest_count(share: float, n: int, s: int, tail: float) -> int:
-    """The smallest count k of n eigenvalues for which s probes see `share` or more with at least probability `tail`.
-
-    The share that s normal probes see of k eigenvalues is distributed as Beta(s k / 2, s (n - k) / 2); the probability
-    of a share or more grows with k. Returns n where no smaller count will do.
-    """
-    if share <= NEGLIGIBLE_SHARE:
-        return 0
-    k = np.arange(1, n)
-    if n <= MAX_ENUMERATED_SIZE:
-        is_enough = beta_distribution.sf(share, 0.5 * s * k, 0.5 * s * (n - k)) >= tail
-        return int(k[is_enough][0]) if is_enough.any() else n
-    low, high = 0, n
-    while high - low > 1:
-        middle = (low + high) // 2
-        if float(beta_distribution.sf(share, 0.5 * s * middle, 0.5 * s * (n - middle))) >= tail:
-            high = middle
-        else:
-            low = middle
-    return high
-
-
 def check_density_request(error: float, steps: int | None, probes: int | None, confidence: float = 0.95) -> None:
     """Raises ValueError where the error, steps, probes or confidence are out of range."""
     if not error > 0.0:
@@ -268,10 +305,10 @@ def density(
 
     operator      A (n, n), symmetric
     error         the largest Wasserstein distance to the truth, as a share of the range: steps are added while the
-                  quadrature's part of the band is more than half of it, probes until the whole fits
+                  quadrature's part of it is more than about half of that, probes until the whole fits
     steps         for each probe; None: chosen by the first probe
     probes        number of random starts; None: chosen
-    confidence    of the band, pointwise
+    confidence    of the error and of the band, simultaneously in t
     max_products  spends no more than that where it chooses
     seed          of the probes
     runs          made already with the same seed: its first probes
@@ -303,12 +340,12 @@ def first_run(
     max_products: int,
     seed: int | str,
 ) -> LanczosRun:
-    """The first probe's run, of the steps given, or of those that bring its own band to half of the error."""
+    """The first probe's run, of the steps given, or of those that its share of the error takes."""
     if steps is not None:
         return lanczos_run(operator, steps, seed=seed, probe=0)
     # Where the probes are chosen too, half of the products are left for a second one.
     most = max(1, max_products // (probes or 2))
-    return lanczos_run(operator, most, seed=seed, probe=0, error=error / 2)
+    return lanczos_run(operator, most, seed=seed, probe=0, error=QUADRATURE_SHARE * error)
 
 
 def probes_for(estimate: Density) -> int:

@@ -2,8 +2,8 @@
 
 Each takes a result file, a `Spectrum` or `BlockSpectra` from Python, or a mapping of them by label. Eigenvalues stand
 on an axis by their inverse hyperbolic sine, linear near zero and logarithmic beyond, so that the bulk at zero and the
-few large ones are both visible; the band is what is known of it, pointwise, with the confidence that the file states.
-The smoothed density above it is for the eye.
+few large ones are both visible; the band is what is known of it, at all t together, with the confidence that the file
+states. The smoothed density above it is for the eye.
 """
 
 from __future__ import annotations
@@ -301,5 +301,6 @@ def _note(axes: Axes, group: Group) -> None:
         return
     text = "exact"
     if int(attributes["density_probes"]):
-        text = f"band: {100 * float(attributes['density_confidence']):g} %, pointwise"
+        kind = attributes.get("density_band", "pointwise")  # as of files of version 0.1
+        text = f"band: {100 * float(attributes['density_confidence']):g} %, {kind}"
     axes.text(0.98, 0.14, text, transform=axes.transAxes, ha="right", fontsize=7, color=DARK)

@@ -206,6 +206,7 @@ def _report_of(s: Spectrum) -> StoredReport:
         arrays["node"] = s.density.nodes[0]
         attributes |= {"density_error": s.density.error, "density_confidence": s.density.confidence}
         attributes |= {"density_probes": s.density.probes, "density_products": s.density.products}
+        attributes["density_band"] = "simultaneous"
         attributes |= {"density_steps": s.density.steps, "density_met": s.density.met}
     if s.masses:
         arrays["mass_at"] = np.array([t for t, _, _ in s.masses])

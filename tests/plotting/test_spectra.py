@@ -54,6 +54,12 @@ def test_a_spectrum_shows_density_band_and_ends(tmp_path):
     assert save(figure, tmp_path / "s.pdf").stat().st_size > 1000
 
 
+def test_a_band_that_holds_at_all_t_together_says_so():
+    group = spectrum()
+    now = Group(group.arrays, {**group.attributes, "density_band": "simultaneous"})
+    assert "band: 95 %, simultaneous" in texts(draw_spectrum({"net": now}))
+
+
 def test_an_exact_density_says_so():
     assert "exact" in texts(draw_spectrum({"net": spectrum(probes=0)}))
 
