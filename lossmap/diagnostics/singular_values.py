@@ -205,8 +205,8 @@ def applied_weights(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 def _parametrized(module: nn.Module, name: str) -> Tensor:
     """The weight that a parametrization makes in evaluation mode: in training, spectral ones update themselves."""
-    parametrization = module.parametrizations[name]  # type: ignore[index]
-    modes = {m: m.training for m in parametrization.modules()}
+    parametrizations = module.get_submodule("parametrizations")
+    modes = {m: m.training for m in parametrizations.modules()}
     try:
         for m in modes:
             m.training = False
