@@ -76,7 +76,9 @@ def _free_on_machine(root: Path) -> int:
 def _resident_size(root: Path) -> int:
     """The bytes of this process in memory."""
     resident = re.search(r"VmRSS:\s+(\d+) kB", _read(root / "proc/self/status"))
-    return int(resident.group(1)) * 1024 if resident else 0
+    if resident is None:
+        return 0
+    return int(resident.group(1)) * 1024
 
 
 def _free_in_groups(root: Path) -> int:
@@ -128,7 +130,9 @@ def _left_of(limits: list[int | None], used: int | None, caches: int) -> int:
 def _cached(group: Path, name: str) -> int:
     """The bytes of file caches that the kernel would drop first."""
     caches = re.search(rf"^{name} (\d+)", _read(group / "memory.stat"), re.MULTILINE)
-    return int(caches.group(1)) if caches else 0
+    if caches is None:
+        return 0
+    return int(caches.group(1))
 
 
 def _free_under_slurm(environ: Mapping[str, str], used: int) -> int:
@@ -143,13 +147,17 @@ def _free_under_slurm(environ: Mapping[str, str], used: int) -> int:
         * _count(environ, "SLURM_GPUS_ON_NODE", "SLURM_GPUS_PER_NODE"),
     ]
     limit = min((value for value in limits if value > 0), default=UNLIMITED)  # 0 stands for all of the node
-    return UNLIMITED if limit == UNLIMITED else max(limit - used, 0)
+    if limit == UNLIMITED:
+        return UNLIMITED
+    return max(limit - used, 0)
 
 
 def _slurm_bytes(text: str) -> int:
     """Bytes of "4096" (MiB) or "4G"; 0 for anything else."""
     number = re.fullmatch(r"(\d+)([KMGT]?)B?", text.strip().upper())
-    return int(number.group(1)) * _UNITS[number.group(2)] if number else 0
+    if number is None:
+        return 0
+    return int(number.group(1)) * _UNITS[number.group(2)]
 
 
 def _count(environ: Mapping[str, str], *names: str) -> int:

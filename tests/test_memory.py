@@ -112,11 +112,11 @@ def test_every_reader_of_samples_divides_by_the_ranks(monkeypatch, tmp_path):
         assert isinstance(loaders.as_batches(loader, ranks_sharing=ranks), kind)
         assert isinstance(datasets.load("digits", samples=30, ranks_sharing=ranks), kind)  # 7920 bytes
     for read in (
-        lambda ranks: batches.drained(iter(loader), ranks_sharing=ranks),
+        lambda ranks: batches.read_into_memory(iter(loader), ranks_sharing=ranks),
         lambda ranks: loaders.source_of(iter(loader), "loader", ranks),
     ):
         assert read(1).samples == 100
-        with pytest.raises(ValueError, match="more than memory has room for"):
+        with pytest.raises(ValueError, match="more than the memory for samples"):
             read(4)
     (tmp_path / "own.py").write_text(
         "import torch\n\ndef data(split):\n"
@@ -124,5 +124,5 @@ def test_every_reader_of_samples_divides_by_the_ranks(monkeypatch, tmp_path):
     )
     name = f"{tmp_path / 'own.py'}:data"
     assert datasets.load(name).samples == 100
-    with pytest.raises(ValueError, match="more than memory has room for"):
+    with pytest.raises(ValueError, match="more than the memory for samples"):
         datasets.load(name, ranks_sharing=4)

@@ -30,7 +30,7 @@ from lossmap.curvature.backends import (
 from lossmap.curvature.hvp_plan import HvpPlan
 from lossmap.curvature.linearize.trace import LinearizedProgram
 from lossmap.curvature.operators import Product, Total, mean_product, scipy_operator, single_rank
-from lossmap.data.batches import Batch, moved, samples_in
+from lossmap.data.batches import Batch, move_batch, samples_in
 from lossmap.data.problem import Problem, temporary_parameters
 from lossmap.geometry.parameter_vector import Layout, selected
 from lossmap.seeding import generator
@@ -205,7 +205,7 @@ def disagreement(factory: OperatorFactory) -> str | None:
 def _compared_products(factory: OperatorFactory) -> tuple[Tensor, Tensor]:
     """One product with a random vector, (1, n) float64, by double backward and linearized."""
     problem = factory.problem.rebatched(CHECKED_SAMPLES)
-    few = BatchList([moved(next(iter(problem.data)), None, torch.float64)])
+    few = BatchList([move_batch(next(iter(problem.data)), None, torch.float64)])
     state = {k: t.detach() for k, t in named_tensors(problem).items()}
     state = {k: t.double() if t.is_floating_point() else t for k, t in state.items()}
     rows = torch.randn(1, factory.size, generator=generator("disagreement", factory.size), dtype=torch.float64)
@@ -246,4 +246,4 @@ class BatchList:
 
     def to(self, device: Any = None, dtype: torch.dtype | None = None) -> BatchList:
         """On another device, floating-point tensors in another precision."""
-        return BatchList([moved(b, device, dtype) for b in self.batches])
+        return BatchList([move_batch(b, device, dtype) for b in self.batches])

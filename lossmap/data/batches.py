@@ -48,10 +48,28 @@ def samples_in(batch: Batch) -> int:
     for leaf in pytree.tree_leaves(batch):
         if isinstance(leaf, torch.Tensor) and leaf.dim() > 0:
             return int(leaf.shape[0])
-    raise ValueError(f"a batch wants at least one tensor with a first dimension of samples; got {type(batch)}")
+    raise ValueError(f"a batch must hold at least one tensor, its first dimension the samples; got {type(batch)}")
 
 
-def moved(batch: Batch, device: torch.device | str | None, dtype: torch.dtype | None) -> Batch:
+def map_tensors(function: Callable[[torch.Tensor], torch.Tensor], batch: Batch) -> Batch:
+    """The batch with a function applied to every tensor in it; other leaves stay."""
+    return pytree.tree_map(lambda leaf: function(leaf) if isinstance(leaf, torch.Tensor) else leaf, batch)
+
+
+def join_batches(batches: Sequence[Batch]) -> Batch:
+    """One batch of all samples of batches of one structure; leaves other than tensors are the first batch's.
+
+    Raises ValueError where the structures differ.
+    """
+    structures = {pytree.tree_flatten(batch)[1] for batch in batches}
+    if len(structures) != 1:
+        raise ValueError("the loader's batches differ in structure; all must be the same tuple or dict")
+    columns = zip(*(pytree.tree_leaves(batch) for batch in batches), strict=True)
+    joined = [torch.cat(column) if isinstance(column[0], torch.Tensor) else column[0] for column in columns]
+    return pytree.tree_unflatten(joined, structures.pop())
+
+
+def move_batch(batch: Batch, device: torch.device | str | None, dtype: torch.dtype | None) -> Batch:
     """The batch on a device; floating-point tensors in dtype, others as they are."""
     # towards a GPU the copy may overlap; from one, the host would read before it has arrived
     overlaps = device is not None and torch.device(device).type == "cuda"
@@ -59,16 +77,17 @@ def moved(batch: Batch, device: torch.device | str | None, dtype: torch.dtype | 
     def move(leaf: Any) -> Any:
         if not isinstance(leaf, torch.Tensor):
             return leaf
-        floating = dtype is not None and leaf.is_floating_point()
-        return leaf.to(device=device, dtype=dtype if floating else None, non_blocking=overlaps)
+        if leaf.is_floating_point():
+            return leaf.to(device=device, dtype=dtype, non_blocking=overlaps)
+        return leaf.to(device=device, non_blocking=overlaps)
 
     return pytree.tree_map(move, batch)
 
 
 def shared_range(samples: int, rank: int, size: int) -> tuple[int, int]:
-    """The first and one past the last sample of a rank's share."""
+    """The first and one past the last sample of a rank's share. Raises ValueError for a rank that is not below size."""
     if not 0 <= rank < size:
-        raise ValueError(f"rank {rank} of {size} ranks")
+        raise ValueError(f"rank must be >= 0 and < {size}, the number of ranks; got {rank}")
     return samples * rank // size, samples * (rank + 1) // size
 
 
@@ -80,17 +99,16 @@ class Resident:
     batch_size: int
 
     def __post_init__(self) -> None:
-        lengths = {
-            int(t.shape[0]) if t.dim() else -1 for t in pytree.tree_leaves(self.tensors) if isinstance(t, torch.Tensor)
-        }
+        tensors = [t for t in pytree.tree_leaves(self.tensors) if isinstance(t, torch.Tensor)]
+        lengths = {(*t.shape, -1)[0] for t in tensors}  # -1 of a scalar
         if len(lengths) != 1 or -1 in lengths:
             raise ValueError(
-                f"inputs and targets want the same number of samples; got first dimensions {sorted(lengths)}"
+                f"inputs and targets must have the same number of samples; got first dimensions {sorted(lengths)}"
             )
         if lengths == {0}:
-            raise ValueError("the data hold no sample")
+            raise ValueError("the data must hold at least one sample; got none")
         if self.batch_size < 1:
-            raise ValueError(f"a batch wants at least one sample; got {self.batch_size}")
+            raise ValueError(f"batch_size must be >= 1; got {self.batch_size}")
 
     @property
     def samples(self) -> int:
@@ -101,7 +119,7 @@ class Resident:
             yield self._rows(start, min(start + self.batch_size, self.samples))
 
     def _rows(self, start: int, stop: int) -> Batch:
-        return pytree.tree_map(lambda t: t[start:stop] if isinstance(t, torch.Tensor) else t, self.tensors)
+        return map_tensors(lambda t: t[start:stop], self.tensors)
 
     def rebatched(self, size: int) -> Resident:
         return replace(self, batch_size=size)
@@ -110,7 +128,7 @@ class Resident:
         return replace(self, tensors=self._rows(*shared_range(self.samples, rank, size)))
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Resident:
-        return replace(self, tensors=moved(self.tensors, device, dtype))
+        return replace(self, tensors=move_batch(self.tensors, device, dtype))
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,7 +151,7 @@ class Streamed:
 
     def __iter__(self) -> Iterator[Batch]:
         for start in range(0, self.samples, self.batch_size):
-            yield moved(self.fetch(self.indices[start : start + self.batch_size]), self.device, self.dtype)
+            yield move_batch(self.fetch(self.indices[start : start + self.batch_size]), self.device, self.dtype)
 
     def rebatched(self, size: int) -> Streamed:
         return replace(self, batch_size=size)
@@ -146,7 +164,7 @@ class Streamed:
         return replace(self, device=device or self.device, dtype=dtype or self.dtype)
 
 
-def drained(
+def read_into_memory(
     batches: Any, batch_size: int | None = None, budget: int | None = None, *, ranks_sharing: int = 1
 ) -> Batches:
     """Any iterable of batches, a DataLoader for instance, as `Resident` tensors: read once, in its order.
@@ -160,29 +178,27 @@ def drained(
     of them does.
     """
     if isinstance(batches, (Resident, Streamed)):
-        return batches if batch_size is None else batches.rebatched(batch_size)
+        if batch_size is None:
+            return batches
+        return batches.rebatched(batch_size)
     if isinstance(batches, torch.Tensor) or (
         isinstance(batches, (tuple, dict))
         and all(isinstance(leaf, torch.Tensor) for leaf in pytree.tree_leaves(batches))
         and pytree.tree_leaves(batches)
     ):
         return Resident(batches, batch_size or min(samples_in(batches), 256))
-    drawn, left = [], memory.sample_budget(ranks_sharing=ranks_sharing) if budget is None else budget
+    if budget is None:
+        budget = memory.sample_budget(ranks_sharing=ranks_sharing)
+    collected: list[Batch] = []
     for batch in batches:
-        drawn.append(moved(batch, "cpu", None))
-        left -= sum(t.numel() * t.element_size() for t in pytree.tree_leaves(batch) if isinstance(t, torch.Tensor))
-        if left < 0:
+        collected.append(move_batch(batch, "cpu", None))
+        budget -= sum(t.numel() * t.element_size() for t in pytree.tree_leaves(batch) if isinstance(t, torch.Tensor))
+        if budget < 0:
             raise ValueError(
-                f"the first {len(drawn)} batches are more than memory has room for, a quarter of what is free; give "
-                "a Dataset with a length, or a DataLoader over one without a sampler of its own: that is streamed"
+                f"the first {len(collected)} batches are more than the memory for samples, a quarter of what is free; "
+                "give a Dataset with a length, or a DataLoader over one without a sampler of its own: that is streamed"
             )
-    if not drawn:
-        raise ValueError("the loader gave no batch")
-    drawn = [tuple(b) if isinstance(b, list) else b for b in drawn]
-    specs = {pytree.tree_flatten(b)[1] for b in drawn}
-    if len(specs) != 1:
-        raise ValueError("the loader's batches differ in structure; all want the same tuple or dict")
-    spec = specs.pop()
-    columns = zip(*(pytree.tree_leaves(b) for b in drawn), strict=True)
-    joined = [torch.cat(c) if isinstance(c[0], torch.Tensor) else c[0] for c in columns]
-    return Resident(pytree.tree_unflatten(joined, spec), batch_size or samples_in(drawn[0]))
+    if not collected:
+        raise ValueError("the loader must yield at least one batch; got none")
+    collected = [tuple(batch) if isinstance(batch, list) else batch for batch in collected]
+    return Resident(join_batches(collected), batch_size or samples_in(collected[0]))

@@ -1,7 +1,7 @@
 """Checkpoints: the tensors of a trained model, by name, whatever the file is called.
 
-Read are PyTorch's files (zip and legacy format), plain pickles of tensors or arrays, and safetensors; told
-apart by their first bytes, never by the suffix. The tensors may stand plain or under `state_dict`, `model`,
+Read are PyTorch's files (zip and legacy format), plain pickles of tensors or arrays, and safetensors; distinguished
+by their first bytes, never by the suffix. The tensors may stand plain or under `state_dict`, `model`,
 `net` or `params`; the prefixes `module.` and `_orig_mod.`, left by wrappers, are taken off. No code from a file
 is run, unless `unsafe` is asked for, which says so loudly.
 """
@@ -32,14 +32,14 @@ log = logging.getLogger(__name__)
 
 State = dict[str, Tensor]
 
-# where tensors stand in people's files
+# the entries under which users' files hold their tensors
 _UNDER = ("state_dict", "model", "net", "params", "model_state_dict", "module", "weights")
 _LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the magic number of the legacy format, pickled
-_SHOWN = 8  # names in one error
+_MAX_LISTED = 8  # names in one error
 
 
 def kind_of(path: str | Path) -> str | None:
-    """What a file is by its content: one of four forms, `torchscript`, or None for what is no checkpoint.
+    """What a file is by its content: one of four forms, `torchscript`, or None for what is not a checkpoint.
 
     The forms are `zip`, `legacy`, `pickle` and `safetensors`.
     """
@@ -53,7 +53,9 @@ def kind_of(path: str | Path) -> str | None:
             return "legacy"
         if len(head) > 8 and head[8:9] == b"{" and struct.unpack("<Q", head[:8])[0] < 100_000_000 and size > 9:
             return "safetensors"
-    return "pickle" if head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05") else None
+    if head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
+        return "pickle"
+    return None
 
 
 def _kind_of_zip(file: BinaryIO) -> str | None:
@@ -63,7 +65,9 @@ def _kind_of_zip(file: BinaryIO) -> str | None:
         return "zip"
     if any(name.endswith("constants.pkl") for name in names):
         return "torchscript"
-    return "zip" if any(name.endswith("data.pkl") for name in names) else None
+    if any(name.endswith("data.pkl") for name in names):
+        return "zip"
+    return None
 
 
 def load_state(path: str | Path, unsafe: bool = False) -> State:
@@ -71,19 +75,21 @@ def load_state(path: str | Path, unsafe: bool = False) -> State:
 
     unsafe  where a file holds more than tensors, read it all the same, running whatever code it names
 
-    Raises FileNotFoundError; ValueError, in one sentence, for a file that is cut off, is no checkpoint, or
+    Raises FileNotFoundError; ValueError, in one sentence, for a file that is cut off, is not a checkpoint, or
     holds more than tensors.
     """
     path = Path(path)
     if not path.exists():
+        message = f"there is no file {path}"
         near = difflib.get_close_matches(path.name, _names_in(path.parent), 3)
-        hint = f"; beside it: {', '.join(near)}" if near else ""
-        raise FileNotFoundError(f"there is no file {path}{hint}")
+        if near:
+            message += f"; beside it: {', '.join(near)}"
+        raise FileNotFoundError(message)
     if path.is_dir():
         raise ValueError(f"{path} is a folder; a checkpoint is one file")
     kind = kind_of(path)
     if kind is None:
-        what = "is empty" if path.stat().st_size == 0 else "is no checkpoint"
+        what = "is not a checkpoint" if path.stat().st_size else "is empty"
         raise ValueError(f"{path} {what}: neither PyTorch's formats nor safetensors")
     state = _state_in(_content(path, kind, unsafe))
     if state is None:
@@ -94,7 +100,9 @@ def load_state(path: str | Path, unsafe: bool = False) -> State:
 
 
 def _names_in(folder: Path) -> list[str]:
-    return [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
+    if not folder.is_dir():
+        return []
+    return [entry.name for entry in folder.iterdir()]
 
 
 def _allowed() -> list[Any]:
@@ -122,7 +130,7 @@ def _content(path: Path, kind: str, unsafe: bool) -> Any:
     except Exception as error:
         refused = _what_was_refused(error)
         if refused and unsafe:
-            return _whole(path, kind)
+            return _unsafe_content(path, kind)
         if refused:
             raise ValueError(
                 f"{path} holds more than tensors ({refused}), and reading that could run code; save "
@@ -132,7 +140,7 @@ def _content(path: Path, kind: str, unsafe: bool) -> Any:
             raise
         detail = (str(error).splitlines() or [""])[0].partition(". ")[0][:120]
         raise ValueError(
-            f"{path} cannot be read: it is cut off, damaged or no checkpoint ({type(error).__name__}: {detail})"
+            f"{path} cannot be read: it is cut off, damaged or not a checkpoint ({type(error).__name__}: {detail})"
         ) from None
 
 
@@ -142,13 +150,15 @@ def _what_was_refused(error: Exception) -> str:
     if isinstance(error, safe_unpickle.Refused):
         return text
     for pattern in (r"Unsupported global: GLOBAL (\S+)", r"Trying to (?:call|instantiate|load) .*?(\S+\.\S+)"):
-        found = re.search(pattern, text)
-        if found:
-            return f"it asks for {found.group(1).rstrip('.')}"
-    return "it is refused by weights_only" if "WeightsUnpickler error" in text and "Unsupported" in text else ""
+        match = re.search(pattern, text)
+        if match:
+            return f"it asks for {match.group(1).rstrip('.')}"
+    if "WeightsUnpickler error" in text and "Unsupported" in text:
+        return "it is refused by weights_only"
+    return ""
 
 
-def _whole(path: Path, kind: str) -> Any:
+def _unsafe_content(path: Path, kind: str) -> Any:
     log.warning("UNSAFE: reading %s with all that it names; code inside it runs now, with your rights", path)
     with path.open("rb") as file, warnings.catch_warnings():
         if kind == "pickle":
@@ -164,9 +174,9 @@ def _state_in(content: Any) -> State | None:
     if not isinstance(content, Mapping) or not content:
         return None
     tensors = {k: _tensor(v) for k, v in content.items() if isinstance(k, str)}
-    found = {k: t for k, t in tensors.items() if t is not None}
-    if len(found) == len(content):
-        return found
+    state = {k: t for k, t in tensors.items() if t is not None}
+    if len(state) == len(content):
+        return state
     for key in _UNDER:
         inside = _state_in(content.get(key))
         if inside is not None:
@@ -212,34 +222,39 @@ def load_into(
     Raises ValueError where the checkpoint is of another architecture, with the names that are missing, not
     expected, or of other shapes; then nothing has been changed.
     """
-    origin = "the checkpoint" if isinstance(state, Mapping) else str(state)
-    given = dict(state) if isinstance(state, Mapping) else load_state(state, unsafe)
+    if isinstance(state, Mapping):
+        origin, tensors = "the checkpoint", dict(state)
+    else:
+        origin, tensors = str(state), load_state(state, unsafe)
     own = model.state_dict()
-    if own and all(name.startswith("module.") for name in own) and not any(k.startswith("module.") for k in given):
-        given = {f"module.{name}": tensor for name, tensor in given.items()}  # a wrapped model, to be loaded as it is
+    wrapped = bool(own) and all(name.startswith("module.") for name in own)
+    if wrapped and not any(name.startswith("module.") for name in tensors):
+        tensors = {f"module.{name}": tensor for name, tensor in tensors.items()}  # loaded as it is
     # old checkpoints lack the counters of batch norm, which no evaluation reads
-    missing = [k for k in own if k not in given and not k.endswith("num_batches_tracked")]
-    unexpected = [k for k in given if k not in own and not k.endswith("num_batches_tracked")]
+    missing = [k for k in own if k not in tensors and not k.endswith("num_batches_tracked")]
+    unexpected = [k for k in tensors if k not in own and not k.endswith("num_batches_tracked")]
     shapes = [
-        f"{k} is {tuple(given[k].shape)} there and {tuple(own[k].shape)} here"
+        f"{k} is {tuple(tensors[k].shape)} there and {tuple(own[k].shape)} here"
         for k in own
-        if k in given and given[k].shape != own[k].shape
+        if k in tensors and tensors[k].shape != own[k].shape
     ]
-    told = [
+    differences = [
         f"{what}: {_listed(names)}"
         for what, names in (("missing", missing), ("unexpected", unexpected), ("other shapes", shapes))
         if names
     ]
-    if told:
-        raise ValueError(f"{origin} is of another architecture than {type(model).__name__}; {'; '.join(told)}")
+    if differences:
+        raise ValueError(f"{origin} is of another architecture than {type(model).__name__}; {'; '.join(differences)}")
     if finite:
-        finite_or_named(given, origin)
-    model.load_state_dict({k: given[k] for k in own if k in given}, strict=False)
+        finite_or_named(tensors, origin)
+    model.load_state_dict({k: tensors[k] for k in own if k in tensors}, strict=False)
 
 
 def _listed(names: list[str]) -> str:
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more
+    text = ", ".join(names[:_MAX_LISTED])
+    if len(names) > _MAX_LISTED:
+        text += f" and {len(names) - _MAX_LISTED} more"
+    return text
 
 
 def file_sha256(path: str | Path) -> str:
@@ -270,11 +285,11 @@ def checkpoints_in(folder: str | Path) -> list[Path]:
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {folder}")
-    found = []
+    paths = []
     for path in folder.iterdir():
         with contextlib.suppress(OSError):
             if path.is_file() and kind_of(path) is not None:
-                found.append(path)
-    if not found:
+                paths.append(path)
+    if not paths:
         raise ValueError(f"the folder {folder} holds no checkpoint")
-    return sorted_as_people_count(found)
+    return sorted_as_people_count(paths)

@@ -25,9 +25,19 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
 
-Images = NDArray[np.float32]  # (N, H, W, C), 0..1
+from lossmap.data.image_operations import (
+    Draw,
+    Images,
+    box_matrix,
+    luma,
+    plasma_clouds,
+    sampled,
+    smeared,
+    smoothed,
+    zoomed,
+)
+
 Strength = tuple[float, ...]
-Draw = Callable[[Callable[[np.random.Generator], Any]], NDArray[np.float32]]  # one draw an image, stacked
 
 # name -> severities 1 to 5; what the numbers are stands at each function
 STRENGTHS: dict[str, tuple[Strength, ...]] = {
@@ -68,7 +78,7 @@ def known(name: str, level: int | str) -> tuple[str, int]:
         hint = f"nearest: {', '.join(near)}" if near else f"there are {', '.join(STRENGTHS)}"
         raise ValueError(f"no corruption is named {name!r}; {hint}")
     if str(level) not in ("1", "2", "3", "4", "5"):
-        raise ValueError(f"severities are 1 to 5; got {level!r}")
+        raise ValueError(f"the severity must be 1 to 5; got {level!r}")
     return plain, int(level)
 
 
@@ -90,22 +100,25 @@ def corrupt(
     """
     name, level = known(name, level)
     if images.ndim != 4 or images.shape[3] not in (1, 3):
-        raise ValueError(f"images want shape (N, H, W, 1 or 3); got {images.shape}")
-    whole = images.dtype == np.uint8
-    if not whole and images.dtype.kind != "f":
-        raise ValueError(f"images are uint8 0..255 or floating-point 0..1; got {images.dtype}")
-    numbers = np.arange(len(images)) if indices is None else np.asarray(indices)
+        raise ValueError(f"images must have shape (N, H, W, 1 or 3); got {images.shape}")
+    is_bytes = images.dtype == np.uint8
+    if not is_bytes and images.dtype.kind != "f":
+        raise ValueError(f"images must be uint8 0..255 or floating-point 0..1; got {images.dtype}")
+    numbers = np.asarray(range(len(images)) if indices is None else indices)
     if numbers.shape != (len(images),):
-        raise ValueError(f"{len(images)} images want as many indices; got {numbers.shape}")
+        raise ValueError(f"indices must be one for each of {len(images)} images; got shape {numbers.shape}")
     key = int.from_bytes(hashlib.sha256(f"{seed}\x1f{name}\x1f{stream}".encode()).digest()[:16], "little")
     result = np.empty_like(images, order="C")
     for start in range(0, len(images), _CHUNK):
         part = slice(start, start + _CHUNK)
         x = images[part].astype(np.float32)
-        x = x / np.float32(255.0) if whole else x
+        if is_bytes:
+            x = x / np.float32(255.0)
         chances = [np.random.Generator(np.random.Philox(key=key, counter=[0, 0, int(i), 0])) for i in numbers[part]]
         x = np.clip(_METHODS[name](x, STRENGTHS[name][level - 1], _drawing(chances)), 0.0, 1.0)
-        result[part] = np.rint(x * np.float32(255.0)).astype(np.uint8) if whole else x
+        if is_bytes:
+            x = np.rint(x * np.float32(255.0)).astype(np.uint8)
+        result[part] = x
     return result
 
 
@@ -127,7 +140,7 @@ def speckle_noise(x: Images, strength: Strength, draw: Draw) -> Images:
 
 
 def shot_noise(x: Images, strength: Strength, draw: Draw) -> Images:
-    """As many photons as a Poisson process gives: so many at value 1."""
+    """The photons of a Poisson process; the strength is their mean number at value 1."""
     photons = strength[0]
     rows = iter(np.clip(x, 0.0, 1.0).astype(np.float64) * photons)
     return draw(lambda c: c.poisson(next(rows)) / photons)
@@ -142,12 +155,7 @@ def impulse_noise(x: Images, strength: Strength, draw: Draw) -> Images:
 
 def gaussian_blur(x: Images, strength: Strength, draw: Draw) -> Images:
     """Smoothed by a normal curve of deviation sigma."""
-    return _smoothed(x, strength[0])
-
-
-def _smoothed(x: Images, sigma: float) -> Images:
-    blurred: Images = ndimage.gaussian_filter(x, (0, sigma, sigma, 0), mode="nearest")
-    return blurred
+    return smoothed(x, strength[0])
 
 
 def defocus_blur(x: Images, strength: Strength, draw: Draw) -> Images:
@@ -166,12 +174,12 @@ def defocus_blur(x: Images, strength: Strength, draw: Draw) -> Images:
 
 
 def glass_blur(x: Images, strength: Strength, draw: Draw) -> Images:
-    """Smoothed, pixels exchanged with neighbours in so many passes, smoothed again.
+    """Smoothed, pixels exchanged with neighbours in several passes, smoothed again.
 
     As in the benchmark a shift of at most d is one of -d, ..., d - 1.
     """
     sigma, reach, passes = strength[0], int(strength[1]), int(strength[2])
-    x = _smoothed(x, sigma).copy()
+    x = smoothed(x, sigma).copy()
     _, height, width, _ = x.shape
     shape = (passes, height, width, 2)
     shifts = draw(lambda c: c.integers(-reach, reach, shape)).astype(np.int64)
@@ -179,36 +187,18 @@ def glass_blur(x: Images, strength: Strength, draw: Draw) -> Images:
     for turn in range(passes):
         for row in range(height - reach - 1, reach - 1, -1):
             for column in range(width - reach - 1, reach - 1, -1):
-                there = row + shifts[:, turn, row, column, 0], column + shifts[:, turn, row, column, 1]
-                kept = x[:, row, column].copy()
-                x[:, row, column] = x[every, there[0], there[1]]
-                x[every, there[0], there[1]] = kept
-    return _smoothed(x, sigma)
+                other = row + shifts[:, turn, row, column, 0], column + shifts[:, turn, row, column, 1]
+                before = x[:, row, column].copy()
+                x[:, row, column] = x[every, other[0], other[1]]
+                x[every, other[0], other[1]] = before
+    return smoothed(x, sigma)
 
 
 def motion_blur(x: Images, strength: Strength, draw: Draw) -> Images:
     """Smeared to one side along a line of this radius with a normal curve, at an angle of -45..45 degrees."""
     radius, sigma = strength
     angles = draw(lambda c: c.uniform(-45.0, 45.0))
-    return _smeared(x, radius, sigma, angles)
-
-
-def _smeared(x: Images, radius: float, sigma: float, degrees: NDArray[np.float32]) -> Images:
-    """(N, H, W, C) smeared, each image at its own angle."""
-    steps = np.arange(2 * int(radius) + 1)
-    weights = np.exp(-(steps**2) / (2.0 * sigma**2))
-    weights /= weights.sum()
-    angles = np.deg2rad(degrees.astype(np.float64))
-    every = np.arange(len(x))[:, None, None]
-    rows, columns = np.arange(x.shape[1]), np.arange(x.shape[2])
-    smeared = np.zeros_like(x)
-    for step, weight in zip(steps, weights, strict=True):
-        down = np.rint(step * np.sin(angles)).astype(np.int64)[:, None]
-        right = np.rint(step * np.cos(angles)).astype(np.int64)[:, None]
-        row = np.clip(rows + down, 0, len(rows) - 1)
-        column = np.clip(columns + right, 0, len(columns) - 1)
-        smeared += np.float32(weight) * x[every, row[:, :, None], column[:, None, :]]
-    return smeared
+    return smeared(x, radius, sigma, angles)
 
 
 def zoom_blur(x: Images, strength: Strength, draw: Draw) -> Images:
@@ -216,56 +206,28 @@ def zoom_blur(x: Images, strength: Strength, draw: Draw) -> Images:
     factors = [1.0 + 0.01 * i for i in range(round(100 * (strength[0] - 1.0)))]
     total = x.copy()
     for factor in factors:
-        total += _zoomed(x, factor)
+        total += zoomed(x, factor)
     return total / np.float32(len(factors) + 1)
-
-
-def _zoomed(x: Images, factor: float) -> Images:
-    """(N, H, W, C) enlarged about its centre, linearly."""
-    down, across = (_stretch(length, factor) for length in x.shape[1:3])
-    once = np.einsum("rh,nhwc->nrwc", down, x, optimize=True)
-    enlarged: Images = np.einsum("sw,nrwc->nrsc", across, once, optimize=True)
-    return enlarged
-
-
-def _stretch(length: int, factor: float) -> NDArray[np.float32]:
-    """(length, length): what linear enlarging by a factor about the centre does along one axis."""
-    centre = (length - 1) / 2.0
-    places = (np.arange(length) - centre) / factor + centre
-    low = np.clip(np.floor(places).astype(np.int64), 0, max(length - 2, 0))
-    matrix = np.zeros((length, length), np.float32)
-    every = np.arange(length)
-    matrix[every, low] = 1.0 - (places - low)
-    if length > 1:
-        matrix[every, low + 1] += places - low
-    return matrix
 
 
 def snow(x: Images, strength: Strength, draw: Draw) -> Images:
     """Flakes (mean, spread, zoom, threshold) smeared (radius, sigma) at -135..-45 degrees, on a paler image."""
-    mean, spread, zoom, threshold, radius, sigma, kept = strength
+    mean, spread, zoom, threshold, radius, sigma, share = strength
     flakes = mean + spread * draw(lambda c: c.standard_normal(x.shape[1:3], np.float32))
-    layer = _zoomed(flakes[..., None].astype(np.float32), zoom)
+    layer = zoomed(flakes[..., None].astype(np.float32), zoom)
     layer = np.clip(np.where(layer < threshold, 0.0, layer), 0.0, 1.0).astype(np.float32)
-    layer = _smeared(layer, radius, sigma, draw(lambda c: c.uniform(-135.0, -45.0)))
-    pale = np.maximum(x, _grey(x) * 1.5 + 0.5)
-    whiter = np.float32(kept) * x + np.float32(1.0 - kept) * pale
+    layer = smeared(layer, radius, sigma, draw(lambda c: c.uniform(-135.0, -45.0)))
+    pale = np.maximum(x, luma(x) * 1.5 + 0.5)
+    whiter = np.float32(share) * x + np.float32(1.0 - share) * pale
     snowed: Images = whiter + layer + layer[:, ::-1, ::-1]
     return snowed
-
-
-def _grey(x: Images) -> Images:
-    """(N, H, W, 1) the luma of an image."""
-    if x.shape[3] == 1:
-        return x
-    return (x @ np.array([0.299, 0.587, 0.114], np.float32))[..., None]
 
 
 def frost(x: Images, strength: Strength, draw: Draw) -> Images:
     """The image's share and the frost's, added; the frost drawn by a random process, bluish-white ridges."""
     image, ice = strength
-    cloud = _plasma(x.shape[1:3], 1.6, draw)
-    needles = 1.0 - np.abs(2.0 * _plasma(x.shape[1:3], 1.25, draw) - 1.0)
+    cloud = plasma_clouds(x.shape[1:3], 1.6, draw)
+    needles = 1.0 - np.abs(2.0 * plasma_clouds(x.shape[1:3], 1.25, draw) - 1.0)
     pale = np.clip(0.25 + 0.45 * cloud + 0.5 * needles**3, 0.0, 1.0).astype(np.float32)
     tint = np.array([0.86, 0.95, 1.0] if x.shape[3] == 3 else [0.94], np.float32)
     frosted: Images = np.float32(image) * x + np.float32(ice) * pale[..., None] * tint
@@ -276,34 +238,9 @@ def fog(x: Images, strength: Strength, draw: Draw) -> Images:
     """A plasma of this strength added, brightness kept within that of the image."""
     amount, decay = np.float32(strength[0]), strength[1]
     brightest = x.max(axis=(1, 2, 3), keepdims=True)
-    fogged = x + amount * _plasma(x.shape[1:3], decay, draw)[..., None]
-    whole: Images = fogged * brightest / (brightest + amount)
-    return whole
-
-
-def _plasma(shape: tuple[int, int], decay: float, draw: Draw) -> NDArray[np.float32]:
-    """(N, H, W) clouds of 0..1 by diamonds and squares on a torus; an octave's amplitude falls by decay squared."""
-    size = 1 << max(2, (max(shape) - 1).bit_length())
-    chance = draw(lambda c: c.uniform(-1.0, 1.0, (size, size)))
-    field = np.zeros_like(chance)
-    step, amplitude = size, 1.0
-    while step > 1:
-        half = step // 2
-        corners = field[:, ::step, ::step]
-        pairs = corners + np.roll(corners, -1, 1)
-        middle = (slice(None), slice(half, None, step), slice(half, None, step))
-        field[middle] = (pairs + np.roll(pairs, -1, 2)) / 4.0 + amplitude * chance[middle]
-        centres = field[middle]
-        for axis, edge in (
-            (2, (slice(None), slice(None, None, step), slice(half, None, step))),
-            (1, (slice(None), slice(half, None, step), slice(None, None, step))),
-        ):
-            around = corners + np.roll(corners, -1, axis) + centres + np.roll(centres, 1, 3 - axis)
-            field[edge] = around / 4.0 + amplitude * chance[edge]
-        step, amplitude = half, amplitude / decay**2
-    low, high = field.min((1, 2), keepdims=True), field.max((1, 2), keepdims=True)
-    cloud: NDArray[np.float32] = ((field - low) / (high - low))[:, : shape[0], : shape[1]]
-    return cloud
+    fogged = x + amount * plasma_clouds(x.shape[1:3], decay, draw)[..., None]
+    dimmed: Images = fogged * brightest / (brightest + amount)
+    return dimmed
 
 
 def brightness(x: Images, strength: Strength, draw: Draw) -> Images:
@@ -322,10 +259,10 @@ def saturate(x: Images, strength: Strength, draw: Draw) -> Images:
     value = x.max(3, keepdims=True)
     spread = value - x.min(3, keepdims=True)
     saturation = spread / np.where(value > 0, value, 1.0)
-    wanted = np.clip(saturation * factor + added, 0.0, 1.0)
+    changed = np.clip(saturation * factor + added, 0.0, 1.0)
     # how far each channel lies below the value, as a share of the spread; a grey pixel's hue is red by convention
     below = np.where(spread > 0, (value - x) / np.where(spread > 0, spread, 1.0), np.array([0, 1, 1], np.float32))
-    coloured: Images = value * (1.0 - below * wanted)
+    coloured: Images = value * (1.0 - below * changed)
     return coloured
 
 
@@ -341,53 +278,26 @@ def elastic_transform(x: Images, strength: Strength, draw: Draw) -> Images:
     height, width = x.shape[1:3]
     amplitude, sigma, jitter = (s * min(height, width) for s in strength)
     corners = np.array([[1.0, 1.0], [1.0, -1.0], [-1.0, -1.0]]) * (min(height, width) // 3)
-    moved = corners + draw(lambda c: c.uniform(-jitter, jitter, (3, 2)) if jitter else np.zeros((3, 2)))
+    displaced = corners + draw(lambda c: c.uniform(-jitter, jitter, (3, 2)) if jitter else np.zeros((3, 2)))
     # output -> input, about the centre: three corners of a square go where chance has moved them
-    affine = np.linalg.solve(np.column_stack([corners, np.ones(3)]), moved)  # (N, 3, 2)
+    affine = np.linalg.solve(np.column_stack([corners, np.ones(3)]), displaced)  # (N, 3, 2)
     across = (np.arange(length) - (length - 1) / 2.0 for length in (height, width))
     rows, columns = np.meshgrid(*across, indexing="ij")
-    places = np.stack([rows, columns, np.ones_like(rows)], -1) @ affine[:, None]  # (N, H, W, 2)
+    positions = np.stack([rows, columns, np.ones_like(rows)], -1) @ affine[:, None]  # (N, H, W, 2)
     if amplitude:
         chance = draw(lambda c: c.uniform(-1.0, 1.0, (height, width, 2)))
-        places = places + amplitude * ndimage.gaussian_filter(chance, (0, sigma, sigma, 0), mode="reflect", truncate=3)
-    return _sampled(x, places[..., 0] + (height - 1) / 2.0, places[..., 1] + (width - 1) / 2.0)
-
-
-def _sampled(x: Images, rows: NDArray[Any], columns: NDArray[Any]) -> Images:
-    """(N, H, W, C) read between pixels, linearly, mirrored beyond the edges; rows and columns (N, H, W)."""
-    every = np.arange(len(x))[:, None, None]
-    low, left = np.floor(rows), np.floor(columns)
-    total = np.zeros_like(x)
-    for down in (0, 1):
-        for right in (0, 1):
-            share = np.abs(1 - down - (rows - low)) * np.abs(1 - right - (columns - left))
-            row, column = (
-                _mirrored(place.astype(np.int64), length)
-                for place, length in ((low + down, x.shape[1]), (left + right, x.shape[2]))
-            )
-            total += share[..., None].astype(np.float32) * x[every, row, column]
-    return total
-
-
-def _mirrored(places: NDArray[np.int64], length: int) -> NDArray[np.int64]:
-    """Places beyond the edges of 0..length - 1, mirrored at them."""
-    folded = places % (2 * length)
-    return np.where(folded < length, folded, 2 * length - 1 - folded)
+        positions = positions + amplitude * ndimage.gaussian_filter(
+            chance, (0, sigma, sigma, 0), mode="reflect", truncate=3
+        )
+    return sampled(x, positions[..., 0] + (height - 1) / 2.0, positions[..., 1] + (width - 1) / 2.0)
 
 
 def pixelate(x: Images, strength: Strength, draw: Draw) -> Images:
     """Made smaller to this share, and enlarged again, by box filters."""
-    down, across = (_boxed(length, int(length * strength[0])) for length in x.shape[1:3])
+    down, across = (box_matrix(length, int(length * strength[0])) for length in x.shape[1:3])
     once = np.einsum("rh,nhwc->nrwc", down, x, optimize=True)
     coarse: Images = np.einsum("sw,nrwc->nrsc", across, once, optimize=True)
     return coarse
-
-
-def _boxed(length: int, smaller: int) -> NDArray[np.float32]:
-    """(length, length): what Pillow's box filter does along one axis, down to `smaller` and back."""
-    there = Image.fromarray(np.eye(length, dtype=np.float32)).resize((length, smaller), Image.Resampling.BOX)
-    back = there.resize((length, length), Image.Resampling.BOX)
-    return np.asarray(back, np.float32)
 
 
 def jpeg_compression(x: Images, strength: Strength, draw: Draw) -> Images:
@@ -395,9 +305,9 @@ def jpeg_compression(x: Images, strength: Strength, draw: Draw) -> Images:
     bytes_of = np.rint(np.clip(x, 0.0, 1.0) * 255.0).astype(np.uint8)
     back = np.empty_like(x)
     for i, image in enumerate(bytes_of):
-        held = io.BytesIO()
-        Image.fromarray(image[..., 0] if x.shape[3] == 1 else image).save(held, "JPEG", quality=int(strength[0]))
-        back[i] = np.asarray(Image.open(held), np.float32).reshape(x.shape[1:]) / 255.0
+        buffer = io.BytesIO()
+        Image.fromarray(image[..., 0] if x.shape[3] == 1 else image).save(buffer, "JPEG", quality=int(strength[0]))
+        back[i] = np.asarray(Image.open(buffer), np.float32).reshape(x.shape[1:]) / 255.0
     return back
 
 

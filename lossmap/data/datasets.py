@@ -1,4 +1,4 @@
-"""Data sets by name: digits, CIFAR, arrays in a file, a function of one's own; as batches in a fixed order.
+"""Data sets by name: digits, CIFAR, arrays in a file, a user's function; as batches in a fixed order.
 
     digits           packaged: 1797 real images 1x8x8, values 0..1. Optical Recognition of Handwritten Digits,
                      E. Alpaydin and C. Kaynak, UCI Machine Learning Repository (1998), doi:10.24432/C50P49,
@@ -9,7 +9,7 @@
     npz:FILE         arrays x, y, and x_test, y_test where there are any, as given
     file.py:factory  called with split="train" or "test"; returns (x, y), a Dataset or a DataLoader
 
-`digits+fog:3` corrupts the images of a set: every image by chance of its own, so that a subset is corrupted
+`digits+fog:3` corrupts the images of a set: every image by random numbers of its own, so that a subset is corrupted
 as the whole would be. Images are float32, divided by their largest possible value, and for CIFAR normalised as
 the published nets were trained. Samples live in memory while they take no more than a quarter of what is free;
 larger sets are streamed in the same order.
@@ -22,7 +22,7 @@ import hashlib
 import inspect
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -37,12 +37,14 @@ from torch.utils import _pytree as pytree
 from lossmap import memory
 from lossmap.data import cifar
 from lossmap.data import download as fetching
-from lossmap.data.batches import Batch, Batches, Resident, Streamed, drained, shared_range
+from lossmap.data.batches import Batch, Batches, Resident, Streamed, read_into_memory, shared_range
 from lossmap.data.import_by_name import resolve_callable
-from lossmap.data.loaders import BATCH, Source, collect_in_memory, source_of
+from lossmap.data.loaders import DEFAULT_BATCH_SIZE, Source, collect_in_memory, source_of
 from lossmap.data.problem import targets_of
 
 log = logging.getLogger(__name__)
+
+_ARRAYS = {"train": ("x", "y"), "test": ("x_test", "y_test")}  # the names in npz files, the packaged one and users'
 
 NAMES = ("digits", "digits32", "cifar10", "cifar100", "cifar10c:NAME:LEVEL", "npz:FILE", "path/file.py:factory")
 _CIFAR_MEAN, _CIFAR_STD = (125.3, 123.0, 113.9), (63.0, 62.1, 66.7)  # of 255: the original tool's
@@ -70,10 +72,10 @@ def load(
 
     normalize    "mean/std", one number each or one a channel, such as "0.5,0.5,0.5/0.2,0.2,0.2"
     raw          no normalisation
-    samples      at most so many: a random subset, drawn from data_seed, in the data's own order
-    pieces       the data are cut into so many pieces, of which `piece`, counted from 0, is used
-    batch_size   256 where nothing is said
-    dtype        of floating-point numbers; float32 where nothing is said
+    samples      at most this many: a random subset, drawn from data_seed, in the data's own order
+    pieces       the number of pieces into which the data are cut, of which `piece`, counted from 0, is used
+    batch_size   samples in a batch; DEFAULT_BATCH_SIZE if left out
+    dtype        of floating-point numbers; float32 if left out
     download     fetch CIFAR-10-C, 2.9 GB, into data_path (or `data`) where it is not there
     ranks_sharing  ranks that share the memory of this host (or GPU) and load the same
     budget       bytes that the samples may take; by default `memory.sample_budget(device, ranks_sharing)`
@@ -81,31 +83,32 @@ def load(
     Raises ValueError and FileNotFoundError, in one sentence, where the name, the files or the shapes are wrong.
     """
     if split not in ("train", "test"):
-        raise ValueError(f"a split is train or test; got {split!r}")
+        raise ValueError(f"split must be train or test; got {split!r}")
     if download:
         data_path = _downloaded(name, data_path)
     source = _source(name, split, data_path, normalize, raw, ranks_sharing)
     if source.samples < 1:
         raise ValueError(f"{name} holds no sample in its split {split}")
-    indices = _chosen(source.samples, samples, data_seed, pieces, piece)
-    size = min(len(indices), BATCH if batch_size is None else batch_size)
+    indices = _subset(source.samples, samples, data_seed, pieces, piece)
+    size = DEFAULT_BATCH_SIZE if batch_size is None else batch_size
+    size = min(len(indices), size)
     if budget is None:
         budget = memory.sample_budget(device, ranks_sharing)
     streamed = Streamed(source.fetch, indices, size)
     if len(indices) * source.bytes_each() > budget:
-        log.info("%s: %d samples are more than memory has room for; they are streamed", name, len(indices))
+        log.info("%s: %d samples are more than the memory for samples; they are streamed", name, len(indices))
         return streamed.to(device, dtype or torch.float32)
     return Resident(collect_in_memory(streamed), size).to(device, dtype or torch.float32)
 
 
-def _chosen(total: int, samples: int | None, seed: int, pieces: int, piece: int) -> Sequence[int]:
+def _subset(total: int, samples: int | None, seed: int, pieces: int, piece: int) -> Sequence[int]:
     if not 0 <= piece < pieces <= total:
         raise ValueError(f"piece {piece} of {pieces} pieces of {total} samples: pieces are counted from 0")
     start, stop = shared_range(total, piece, pieces)
     if samples is None or samples >= stop - start:
         return range(start, stop)
     if samples < 1:
-        raise ValueError(f"at least one sample is wanted; got {samples}")
+        raise ValueError(f"samples must be >= 1; got {samples}")
     chance = np.random.default_rng([seed, 0x5A3])
     return [int(i) for i in np.sort(start + chance.permutation(stop - start)[:samples])]
 
@@ -130,12 +133,26 @@ def _source(
         whole = 255.0
         means = _of_255(_CIFAR_MEAN), _of_255(_CIFAR_STD)
     else:
-        source = _own(plain, split, data_path, ranks_sharing)
+        source = _user_source(plain, split, data_path, ranks_sharing)
         if corruption is not None:
             raise ValueError(f"{plain} cannot be corrupted: only digits, digits32, cifar10 and cifar100 can")
-        return source if normalize is None or raw else _normalised(source, *_parsed(normalize))
+        if normalize is None or raw:
+            return source
+        return _normalised(source, *_parsed(normalize))
     if normalize is not None:
         means = _parsed(normalize)
+
+    fetch = _image_fetcher(images, labels, whole, split, corruption, level)
+    source = Source(fetch, len(images))
+    if raw or means is None:
+        return source
+    return _normalised(source, *means)
+
+
+def _image_fetcher(
+    images: NDArray[Any], labels: NDArray[np.int64], whole: float, split: str, corruption: str | None, level: int
+) -> Callable[[Sequence[int]], Batch]:
+    """Indices -> (x, y) of images (N, H, W, C): x (B, C, H, W) float32 in units of `whole`, corrupted where asked."""
 
     def fetch(indices: Sequence[int]) -> Batch:
         rows = _rows(indices)
@@ -145,31 +162,32 @@ def _source(
 
             if x.dtype == np.uint8 and whole != 255.0:
                 x = x.astype(np.float32) / np.float32(whole)
-            counted = np.arange(len(images))[rows]
-            x = corrupt(x, corruption, level, seed=0, indices=counted, stream=split)
-        scale = whole if x.dtype == np.uint8 else 1.0
+            numbers = np.arange(len(images))[rows]
+            x = corrupt(x, corruption, level, seed=0, indices=numbers, stream=split)
         tensor = torch.from_numpy(np.ascontiguousarray(x.transpose(0, 3, 1, 2)).astype(np.float32))
-        tensor = tensor.div_(scale)
+        if x.dtype == np.uint8:
+            tensor = tensor.div_(whole)
         return tensor, torch.from_numpy(np.ascontiguousarray(labels[rows]))
 
-    source = Source(fetch, len(images))
-    return source if raw or means is None else _normalised(source, *means)
+    return fetch
 
 
 def _rows(indices: Sequence[int]) -> Any:
     """Indices as NumPy takes them: a range as a slice, which copies nothing of a mapped file."""
-    return slice(indices.start, indices.stop) if isinstance(indices, range) else np.asarray(indices)
+    if isinstance(indices, range):
+        return slice(indices.start, indices.stop)
+    return np.asarray(indices)
 
 
 def _split_corruption(name: str) -> tuple[str, str | None, int]:
-    found = re.fullmatch(r"(digits|digits32|cifar10|cifar100)\+([^:+]+):([^:+]+)", name.strip(), re.IGNORECASE)
-    if found is None:
+    match = re.fullmatch(r"(digits|digits32|cifar10|cifar100)\+([^:+]+):([^:+]+)", name.strip(), re.IGNORECASE)
+    if match is None:
         if re.match(r"(digits|cifar)\w*\+", name, re.IGNORECASE):
-            raise ValueError(f"{name!r} wants the form digits+gaussian_noise:5")
+            raise ValueError(f"{name!r} must have the form digits+gaussian_noise:5")
         return name.strip(), None, 0
     from lossmap.data.corruptions import known
 
-    plain, corruption, level = found.groups()
+    plain, corruption, level = match.groups()
     return plain, *known(corruption, level)
 
 
@@ -185,9 +203,9 @@ def _packaged() -> dict[str, NDArray[np.uint8]]:
 
 def _digits(split: str) -> tuple[NDArray[Any], NDArray[np.int64]]:
     """(N, 8, 8, 1) of 0..16, and labels."""
-    end = "" if split == "train" else "_test"
-    held = _packaged()
-    return held[f"x{end}"][..., None], held[f"y{end}"].astype(np.int64)
+    x, y = _ARRAYS[split]
+    arrays = _packaged()
+    return arrays[x][..., None], arrays[y].astype(np.int64)
 
 
 def _enlarged(images: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -203,7 +221,7 @@ def _downloaded(name: str, data_path: str | Path | None) -> Path:
     if not name.lower().startswith("cifar10c:"):
         raise ValueError(f"only cifar10c:NAME:LEVEL can be downloaded; got {name!r}")
     folder = Path(data_path or "data")
-    if any((place / "labels.npy").is_file() for place in (folder, folder / "CIFAR-10-C")):
+    if any((parent / "labels.npy").is_file() for parent in (folder, folder / "CIFAR-10-C")):
         return folder
     return fetching.fetch_cifar10c(folder)
 
@@ -212,26 +230,29 @@ def _cifar10c(name: str, split: str, data_path: str | Path | None) -> tuple[NDAr
     _, _, rest = name.partition(":")
     corruption, _, level = rest.partition(":")
     if not corruption or not level.isdigit():
-        raise ValueError(f"{name!r} wants the form cifar10c:gaussian_noise:5")
+        raise ValueError(f"{name!r} must have the form cifar10c:gaussian_noise:5")
     if split != "test":
         raise ValueError(f"{name} has test images alone; ask for the split test")
     return cifar.corrupted(corruption, int(level), data_path)
 
 
-def _own(name: str, split: str, data_path: str | Path | None, ranks_sharing: int) -> Source:
+def _user_source(name: str, split: str, data_path: str | Path | None, ranks_sharing: int) -> Source:
     if name.lower().startswith("npz:"):
         return _npz(Path(data_path or ".") / name[4:], split)
     if ":" not in name:
+        hint = ""
         near = difflib.get_close_matches(name, NAMES, 3, 0.5)
-        hint = f"; nearest: {', '.join(near)}" if near else ""
-        hint = f"; a file of arrays is named npz:{name}" if name.endswith(".npz") else hint
+        if name.endswith(".npz"):
+            hint = f"; a file of arrays is named npz:{name}"
+        elif near:
+            hint = f"; nearest: {', '.join(near)}"
         raise ValueError(f"no data set is named {name!r}{hint}. There are {', '.join(NAMES)}")
     factory = resolve_callable(name)
     try:
         inspect.signature(factory).bind(split=split)
     except TypeError as error:
         raise ValueError(f'{name} is called with split="train" or "test", which it does not take: {error}') from None
-    except ValueError:  # a builtin tells no signature
+    except ValueError:  # a builtin shows no signature
         pass
     return source_of(factory(split=split), name, ranks_sharing)
 
@@ -245,14 +266,14 @@ def _npz(path: Path, split: str) -> Source:
             file = np.load(opened, allow_pickle=False)
             if not hasattr(file, "files"):
                 raise ValueError("it holds one array, without a name")
-            held = {key: file[key] for key in file.files if key in ("x", "y", "x_test", "y_test")}
-            others = list(file.files)
+            arrays = {key: file[key] for key in _ARRAYS[split] if key in file.files}
+            names = list(file.files)
     except Exception as error:  # zipfile, zlib, struct and NumPy each have errors of their own for a damaged file
-        raise ValueError(f"{path} is no npz file of arrays x and y: {error}") from None
-    end = "" if split == "train" else "_test"
-    if f"x{end}" not in held or f"y{end}" not in held:
-        raise ValueError(f"{path} has no x{end} and y{end} for the split {split}; it holds {', '.join(others)}")
-    return source_of((held[f"x{end}"], held[f"y{end}"]), str(path))
+        raise ValueError(f"{path} is not an npz file of arrays x and y: {error}") from None
+    x, y = _ARRAYS[split]
+    if x not in arrays or y not in arrays:
+        raise ValueError(f"{path} must hold {x} and {y} for the split {split}; it holds {', '.join(names)}")
+    return source_of((arrays[x], arrays[y]), str(path))
 
 
 def _parsed(text: str) -> tuple[list[float], list[float]]:
@@ -261,20 +282,20 @@ def _parsed(text: str) -> tuple[list[float], list[float]]:
         mean, std = ([float(value) for value in part.split(",")] for part in text.split("/"))
     except ValueError:
         raise ValueError(
-            f"--normalize wants mean/std, such as 0.5/0.25 or 0.5,0.5,0.5/0.2,0.2,0.2; got {text!r}"
+            f"--normalize must be mean/std, such as 0.5/0.25 or 0.5,0.5,0.5/0.2,0.2,0.2; got {text!r}"
         ) from None
     if len({len(mean), len(std)} - {1}) > 1 or not all(s > 0 for s in std):
-        raise ValueError(f"--normalize wants as many means as positive standard deviations; got {text!r}")
+        raise ValueError(f"--normalize must have as many means as standard deviations, and these > 0; got {text!r}")
     return mean, std
 
 
 def _normalised(source: Source, mean: Sequence[float], std: Sequence[float]) -> Source:
-    """A source whose inputs have the mean taken off and are divided by the standard deviation, by channel."""
+    """A source whose inputs have the mean subtracted and are divided by the standard deviation, by channel."""
 
     def fetch(indices: Sequence[int]) -> Batch:
         batch = source.fetch(indices)
         if not isinstance(batch, tuple) or not isinstance(batch[0], Tensor) or not batch[0].is_floating_point():
-            raise ValueError("--normalize wants batches (x, y) whose x are floating-point numbers")
+            raise ValueError("--normalize needs batches (x, y) whose x are floating-point numbers")
         x = batch[0]
         channels = max(len(mean), len(std))
         if channels > 1 and (x.dim() < 2 or x.shape[1] != channels):
@@ -288,7 +309,7 @@ def _normalised(source: Source, mean: Sequence[float], std: Sequence[float]) -> 
 def digest(batches: Batches) -> str:
     """The SHA-256 of the samples in their order, in hexadecimal; the cut into batches does not matter.
 
-    Of streamed data, all indices and 256 evenly spread samples are looked at.
+    Of streamed data, all indices and 256 evenly spread samples are hashed.
     """
     total = hashlib.sha256()
     if isinstance(batches, Streamed):
@@ -296,7 +317,7 @@ def digest(batches: Batches) -> str:
         step = max(1, batches.samples // 256)
         batch = batches.fetch([batches.indices[i] for i in range(0, batches.samples, step)])
     else:
-        batch = cast(Resident, drained(batches)).tensors
+        batch = cast(Resident, read_into_memory(batches)).tensors
     for leaf in pytree.tree_leaves(batch):
         if isinstance(leaf, Tensor):
             total.update(f"{leaf.dtype} {tuple(leaf.shape)}".encode())
@@ -307,12 +328,12 @@ def digest(batches: Batches) -> str:
 
 
 def labels_within(batches: Batches, classes: int) -> None:
-    """Raises ValueError where a whole-number target of samples in memory is none of so many classes."""
+    """Raises ValueError where a whole-number target of samples in memory is not a class 0 to classes - 1."""
     if not isinstance(batches, Resident):
         return
     targets = targets_of(batches.tensors)
     if not isinstance(targets, Tensor) or targets.is_floating_point():
         return
-    held = targets[targets != -100]  # cross entropy leaves these out
-    if held.numel() and not 0 <= int(held.min()) <= int(held.max()) < classes:
-        raise ValueError(f"the targets run from {held.min()} to {held.max()}; the model has {classes} outputs")
+    counted = targets[targets != -100]  # cross entropy leaves these out
+    if counted.numel() and not 0 <= int(counted.min()) <= int(counted.max()) < classes:
+        raise ValueError(f"the targets run from {counted.min()} to {counted.max()}; the model has {classes} outputs")

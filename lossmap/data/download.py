@@ -29,7 +29,7 @@ def fetch(
     """The file that an address holds, in a folder; what is there already, and right, is not fetched again.
 
     md5, sha256  its checksum, in hexadecimal: at least one
-    progress     told of the bytes that came and of all that are to come, where that is known
+    progress     called with the bytes that came and the bytes in all, None where that is not known
 
     The file appears whole: it is written beside, checked, then renamed. Raises ConnectionError, with what to do,
     where the address cannot be reached, and ValueError for a wrong checksum, in which case nothing is left.
@@ -48,7 +48,7 @@ def fetch(
         _copy(url, beside, progress)
         wrong = _wrong(beside, md5, sha256)
         if wrong:
-            raise ValueError(f"what came from {url} is not the file: {wrong}; nothing was kept")
+            raise ValueError(f"what came from {url} is not the file: {wrong}; nothing was saved")
         os.replace(beside, target)
     except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
         reason = getattr(error, "reason", error)
@@ -80,20 +80,20 @@ def _copy(url: str, target: Path, progress: Callable[[int, int | None], None] | 
 
 def _wrong(path: Path, md5: str | None, sha256: str | None) -> str:
     """What is wrong with a file; empty where it is the one that was asked for."""
-    for kind, wanted in (("md5", md5), ("sha256", sha256)):
-        if wanted is None:
+    for kind, expected in (("md5", md5), ("sha256", sha256)):
+        if expected is None:
             continue
         digest = hashlib.new(kind, usedforsecurity=False)
         with path.open("rb") as file:
             while block := file.read(1 << 20):
                 digest.update(block)
-        if digest.hexdigest() != wanted.lower():
-            return f"its {kind} is {digest.hexdigest()}, wanted {wanted}"
+        if digest.hexdigest() != expected.lower():
+            return f"its {kind} is {digest.hexdigest()}, expected {expected}"
     return ""
 
 
 def fetch_cifar10c(folder: str | Path, *, url: str = CIFAR10C, md5: str = CIFAR10C_MD5) -> Path:
-    """CIFAR-10-C, 2.9 GB, fetched, checked and unpacked: the folder that holds its .npy files."""
+    """Fetch CIFAR-10-C, 2.9 GB, check and unpack it; returns the folder of its .npy files. Raises as `fetch`."""
     archive = fetch(url, folder, md5=md5)
     target = Path(folder) / "CIFAR-10-C"
     with tempfile.TemporaryDirectory(prefix=".CIFAR-10-C.", dir=folder) as beside, tarfile.open(archive) as tar:

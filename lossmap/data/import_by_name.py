@@ -1,4 +1,4 @@
-"""Functions of one's own by name: `package.module:function`, or `path/file.py:function`."""
+"""A user's functions by name: `package.module:function`, or `path/file.py:function`."""
 
 from __future__ import annotations
 
@@ -22,18 +22,20 @@ def resolve_callable(spec: str) -> Callable[..., Any]:
     """
     home, colon, name = spec.rpartition(":")
     if not colon or not home or not name:
-        raise ValueError(f"{spec!r} wants the form package.module:function or path/file.py:function")
+        raise ValueError(f"{spec!r} must have the form package.module:function or path/file.py:function")
     module = _from_file(Path(home)) if home.endswith(".py") else _from_package(home)
-    found: Any = module
+    value: Any = module
     for part in name.split("."):
-        if not hasattr(found, part):
-            near = difflib.get_close_matches(part, [n for n in vars(found) if not n.startswith("_")], 3)
-            hint = f"; it has {', '.join(near)}" if near else ""
-            raise ValueError(f"{home} has nothing named {part!r}{hint}")
-        found = getattr(found, part)
-    if not callable(found):
-        raise ValueError(f"{spec} is a {type(found).__name__} and cannot be called")
-    result: Callable[..., Any] = found
+        if not hasattr(value, part):
+            near = difflib.get_close_matches(part, [n for n in vars(value) if not n.startswith("_")], 3)
+            message = f"{home} has nothing named {part!r}"
+            if near:
+                message += f"; it has {', '.join(near)}"
+            raise ValueError(message)
+        value = getattr(value, part)
+    if not callable(value):
+        raise ValueError(f"{spec} is a {type(value).__name__} and cannot be called")
+    result: Callable[..., Any] = value
     return result
 
 
@@ -55,7 +57,7 @@ def _from_file(path: Path) -> ModuleType:
     if spec is None or spec.loader is None:
         raise ValueError(f"{path} cannot be imported")
     module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # before it runs, as dataclasses and pickles want
+    sys.modules[name] = module  # before it runs, which dataclasses and pickles rely on
     try:
         _search(path.parent)
         spec.loader.exec_module(module)

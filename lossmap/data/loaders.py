@@ -1,7 +1,7 @@
 """Data as people have them, arrays, Datasets and loaders, made into batches in a fixed order.
 
 Samples live in memory while they take no more than a quarter of what is free (`memory.SAMPLE_SHARE`): a loader is
-drained once. What is larger is streamed from its Dataset in the same order, batch by batch, in the Dataset's own
+read once. What is larger is streamed from its Dataset in the same order, batch by batch, in the Dataset's own
 order; a loader that has none, or draws by a sampler of its own, cannot be, and says so.
 """
 
@@ -20,10 +20,10 @@ from torch.utils import _pytree as pytree
 from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, SequentialSampler, default_collate
 
 from lossmap import memory
-from lossmap.data.batches import Batch, Batches, Resident, Streamed, drained
+from lossmap.data.batches import Batch, Batches, Resident, Streamed, join_batches, map_tensors, read_into_memory
 
 log = logging.getLogger(__name__)
-BATCH = 256  # samples of a batch, where nobody says
+DEFAULT_BATCH_SIZE = 256
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Source:
     samples: int
 
     def bytes_each(self) -> int:
-        """What a sample takes in memory."""
+        """The bytes that a sample takes in memory."""
         first = pytree.tree_leaves(self.fetch([0]))
         return sum(leaf.numel() * leaf.element_size() for leaf in first if isinstance(leaf, Tensor))
 
@@ -48,6 +48,7 @@ def as_batches(
 ) -> Batches:
     """A DataLoader, a Dataset, a tuple or dict of tensors or arrays, or any iterable of batches, as batches.
 
+    batch_size     samples in a batch; if left out the loader's own, else DEFAULT_BATCH_SIZE
     budget         bytes that the samples may take in memory; by default `memory.sample_budget`, a quarter of the free
     ranks_sharing  ranks that share the memory of this host and load the same; divides that default
 
@@ -55,72 +56,80 @@ def as_batches(
     """
     if isinstance(data, (tuple, dict)) and any(isinstance(leaf, np.ndarray) for leaf in pytree.tree_leaves(data)):
         data = pytree.tree_map(lambda leaf: _as_tensor(leaf, "data") if isinstance(leaf, np.ndarray) else leaf, data)
-    budget = memory.sample_budget(ranks_sharing=ranks_sharing) if budget is None else budget
+    if budget is None:
+        budget = memory.sample_budget(ranks_sharing=ranks_sharing)
     collate: Callable[[list[Any]], Any]
     if isinstance(data, DataLoader) and _plain_loader(data):
-        dataset, collate, size = data.dataset, data.collate_fn, batch_size or data.batch_size or BATCH
+        dataset, collate, size = data.dataset, data.collate_fn, batch_size or data.batch_size or DEFAULT_BATCH_SIZE
     elif isinstance(data, Dataset) and not isinstance(data, IterableDataset) and hasattr(data, "__len__"):
-        dataset, collate, size = data, default_collate, batch_size or BATCH
+        dataset, collate, size = data, default_collate, batch_size or DEFAULT_BATCH_SIZE
     else:
-        return drained(data, batch_size, budget)
+        return read_into_memory(data, batch_size, budget)
     fetch, samples = _fetch(dataset, collate), len(cast(Any, dataset))
     if samples and samples * Source(fetch, samples).bytes_each() > budget:
-        log.info("%d samples are more than memory has room for; they are streamed", samples)
+        log.info("%d samples are more than the memory for samples; they are streamed", samples)
         return Streamed(of_dataset(dataset, collate, type(dataset).__name__).fetch, range(samples), size)
-    loader = data if isinstance(data, DataLoader) else DataLoader(data, size)
-    return drained(loader, batch_size, budget)
+    if not isinstance(data, DataLoader):
+        data = DataLoader(data, size)
+    return read_into_memory(data, batch_size, budget)
 
 
 def collect_in_memory(streamed: Streamed) -> Batch:
     """All samples of a stream in one batch."""
-    drawn = list(streamed.rebatched(1024))
-    spec = pytree.tree_flatten(drawn[0])[1]
-    columns = zip(*(pytree.tree_leaves(batch) for batch in drawn), strict=True)
-    return pytree.tree_unflatten([torch.cat(c) if isinstance(c[0], Tensor) else c[0] for c in columns], spec)
+    return join_batches(list(streamed.rebatched(1024)))
 
 
-def source_of(made: Any, name: str, ranks_sharing: int = 1) -> Source:
-    """A source from whatever a user's function returned; the ranks that share this host divide its memory."""
-    if isinstance(made, (Resident, Streamed)):
-        return _of_batches(made)
-    if isinstance(made, (tuple, list)) and len(made) == 2 and all(isinstance(a, (Tensor, np.ndarray)) for a in made):
-        return _of_arrays(made[0], made[1], name)
-    if isinstance(made, DataLoader):
-        if _plain_loader(made):
-            return of_dataset(made.dataset, made.collate_fn, name)
-        return _of_batches(drained(made, ranks_sharing=ranks_sharing))
-    if isinstance(made, IterableDataset):
-        return _of_batches(drained(DataLoader(made, batch_size=BATCH), ranks_sharing=ranks_sharing))
-    if hasattr(made, "__getitem__") and hasattr(made, "__len__") and not isinstance(made, (dict, list, tuple, str)):
-        return of_dataset(made, default_collate, name)
-    if isinstance(made, (dict, Tensor)) or hasattr(made, "__iter__"):
-        return _of_batches(drained(made, ranks_sharing=ranks_sharing))
-    raise ValueError(f"{name} gave a {type(made).__name__}; wanted (x, y) tensors, a Dataset or a DataLoader")
+def source_of(value: Any, name: str, ranks_sharing: int = 1) -> Source:
+    """A source from whatever a user's function returned; the ranks that share this host divide its memory.
+
+    Raises ValueError, which names the function, where it is neither tensors, a Dataset nor batches.
+    """
+    if isinstance(value, (Resident, Streamed)):
+        return _of_batches(value)
+    if isinstance(value, (tuple, list)) and len(value) == 2 and all(isinstance(a, (Tensor, np.ndarray)) for a in value):
+        return _of_arrays(value[0], value[1], name)
+    if isinstance(value, DataLoader):
+        if _plain_loader(value):
+            return of_dataset(value.dataset, value.collate_fn, name)
+        return _of_batches(read_into_memory(value, ranks_sharing=ranks_sharing))
+    if isinstance(value, IterableDataset):
+        return _of_batches(
+            read_into_memory(DataLoader(value, batch_size=DEFAULT_BATCH_SIZE), ranks_sharing=ranks_sharing)
+        )
+    if hasattr(value, "__getitem__") and hasattr(value, "__len__") and not isinstance(value, (dict, list, tuple, str)):
+        return of_dataset(value, default_collate, name)
+    if isinstance(value, (dict, Tensor)) or hasattr(value, "__iter__"):
+        return _of_batches(read_into_memory(value, ranks_sharing=ranks_sharing))
+    raise ValueError(f"{name} must return (x, y) tensors, a Dataset or a DataLoader; got {type(value).__name__}")
 
 
 def _of_arrays(x: Tensor | NDArray[Any], y: Tensor | NDArray[Any], name: str) -> Source:
     x, y = _as_tensor(x, name), _as_tensor(y, name)
     if x.dim() < 1 or y.dim() < 1 or len(x) != len(y):
-        raise ValueError(f"{name} has x of shape {tuple(x.shape)} and y of shape {tuple(y.shape)}: one y for each x")
-    x = x.float() if x.dtype == torch.uint8 else x
-    y = y if y.is_floating_point() else y.long()
+        raise ValueError(
+            f"{name} has x of shape {tuple(x.shape)} and y of shape {tuple(y.shape)}: there must be one y for each x"
+        )
+    if x.dtype == torch.uint8:
+        x = x.float()
+    if not y.is_floating_point():
+        y = y.long()
     for what, tensor in (("x", x), ("y", y)):
         if tensor.is_floating_point() and not tensor.isfinite().all():
             raise ValueError(f"{name}: {what} has {int((~tensor.isfinite()).sum())} entries that are not finite")
-    return Source(lambda indices: (_taken(x, indices), _taken(y, indices)), len(x))
+    return Source(lambda indices: (_rows(x, indices), _rows(y, indices)), len(x))
 
 
 def _as_tensor(values: Tensor | NDArray[Any], name: str) -> Tensor:
     if isinstance(values, Tensor):
         return values.detach().cpu()
     if values.dtype.kind not in "fiub":
-        raise ValueError(f"{name} holds an array of {values.dtype}; wanted numbers")
+        raise ValueError(f"the arrays of {name} must hold numbers; got {values.dtype}")
     if values.dtype.kind == "u" and values.dtype != np.uint8:
         values = values.astype(np.int64)
     return torch.from_numpy(np.ascontiguousarray(values))
 
 
-def _taken(values: Tensor, indices: Sequence[int]) -> Tensor:
+def _rows(values: Tensor, indices: Sequence[int]) -> Tensor:
     if isinstance(indices, range):
         return values[indices.start : indices.stop]
     return values[torch.as_tensor(indices)]
@@ -133,7 +142,7 @@ def _of_batches(batches: Any) -> Source:
     tensors = batches.tensors
 
     def fetch(indices: Sequence[int]) -> Batch:
-        return pytree.tree_map(lambda t: _taken(t, indices) if isinstance(t, Tensor) else t, tensors)
+        return map_tensors(lambda t: _rows(t, indices), tensors)
 
     return Source(fetch, batches.samples)
 
@@ -153,17 +162,19 @@ def _plain_loader(loader: DataLoader[Any]) -> bool:
 def _fetch(dataset: Any, collate: Callable[[list[Any]], Any]) -> Callable[[Sequence[int]], Batch]:
     def fetch(indices: Sequence[int]) -> Batch:
         batch = collate([dataset[int(i)] for i in indices])
-        return tuple(batch) if isinstance(batch, list) else batch
+        if isinstance(batch, list):
+            return tuple(batch)
+        return batch
 
     return fetch
 
 
 def of_dataset(dataset: Any, collate: Callable[[list[Any]], Any], name: str) -> Source:
-    """A source of a Dataset's samples, put together by `collate`; one that gives others at every look is told of."""
+    """A source of a Dataset's samples, put together by `collate`; of one that gives others each time the log warns."""
     fetch = _fetch(dataset, collate)
     if len(dataset):
         first, again = (pytree.tree_leaves(fetch([0])) for _ in range(2))
         same = (torch.equal(a, b) for a, b in zip(first, again, strict=True) if isinstance(a, Tensor))
         if not all(same):
-            log.warning("%s gives other samples at every look (augmentation?): no two passes will agree", name)
+            log.warning("%s gives other samples each time (augmentation?): no two passes will agree", name)
     return Source(fetch, len(dataset))

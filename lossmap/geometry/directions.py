@@ -49,7 +49,7 @@ class Plane:
 
     def __post_init__(self) -> None:
         if len(self.axes) not in (1, 2):
-            raise ValueError(f"a plane has one axis or two; got {len(self.axes)}")
+            raise ValueError(f"a plane must have one axis or two; got {len(self.axes)}")
         for axis in self.axes:
             _alike(self.origin, axis, "the axis")
         for name, tensor in self.origin.items():
@@ -74,7 +74,9 @@ class Plane:
             return None
         x, y = self._flat
         scale = self.lengths[0] * self.lengths[1]
-        return dot(x, y) / scale if scale > 0 else float("nan")
+        if scale <= 0:
+            return float("nan")
+        return dot(x, y) / scale
 
     @property
     def _flat(self) -> list[Tensor]:
@@ -91,18 +93,20 @@ class Plane:
         return total.hexdigest()
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Plane:
-        """The same plane there, in that precision."""
+        """The same plane on a device, in a precision; as it is where they are left out."""
 
-        def there(named: Named) -> dict[str, Tensor]:
+        def move(named: Named) -> dict[str, Tensor]:
             return {k: t.to(device=device, dtype=dtype) for k, t in named.items()}
 
-        return Plane(there(self.origin), tuple(there(a) for a in self.axes), self.recipes)
+        return Plane(move(self.origin), tuple(move(a) for a in self.axes), self.recipes)
 
     def __repr__(self) -> str:
         kinds = ", ".join(str(r.get("kind", "own")) for r in self.recipes)
-        angle = "" if self.cosine is None else f", cosine {self.cosine:.3f}"
         n = sum(t.numel() for t in self.origin.values())
-        return f"Plane({len(self.axes)} axes: {kinds}; {n:,} entries{angle})"
+        text = f"{len(self.axes)} axes: {kinds}; {n:,} entries"
+        if self.cosine is not None:
+            text += f", cosine {self.cosine:.3f}"
+        return f"Plane({text})"
 
 
 def random_plane(
@@ -114,20 +118,32 @@ def random_plane(
     ignore: str | Sequence[str] = "biasbn",
     states: bool = False,
 ) -> Plane:
-    """A plane (or line) through the model along random directions; the same for the same seed anywhere."""
+    """A plane (or line) through the model along random directions; the same for the same seed anywhere.
+
+    axes    1 or 2
+    norm    how each axis is scaled, one of NORMS, or one for each axis; ignore: one of IGNORES, the same way
+    states  whether floating-point buffers (batch norm's statistics) move too
+
+    Raises ValueError for an unknown norm or ignore, and where the model holds values that are not finite.
+    """
     origin = origin_of(model, states)
     norms, ignores = _each(norm, axes), _each(ignore, axes)
-    made = [random_axis(origin, seed, i, norm=norms[i], ignore=ignores[i]) for i in range(axes)]
+    directions = [random_axis(origin, seed, i, norm=norms[i], ignore=ignores[i]) for i in range(axes)]
     recipes = [
         {"kind": "random", "norm": norms[i], "ignore": ignores[i], "seed": seed, "states": states} for i in range(axes)
     ]
-    return Plane(origin, tuple(made), tuple(recipes))
+    return Plane(origin, tuple(directions), tuple(recipes))
 
 
 def line_between(model: nn.Module, other: Named | nn.Module, *, states: bool = False, ignore: str = "none") -> Plane:
-    """The line from the model (0) to another of the same architecture (1)."""
+    """The line from the model (0) to another of the same architecture (1), a module or its tensors by name.
+
+    Raises ValueError where names or shapes differ.
+    """
     origin = origin_of(model, states)
-    axis = difference(origin, other.state_dict() if isinstance(other, nn.Module) else other)
+    if isinstance(other, nn.Module):
+        other = other.state_dict()
+    axis = difference(origin, other)
     recipe = {"kind": "to", "norm": "none", "ignore": ignore, "states": states}
     return Plane(origin, (normalised(axis, origin, "none", ignore),), (recipe,))
 
@@ -136,11 +152,11 @@ def random_axis(
     origin: Named, seed: int | str, index: int, *, norm: str = "filter", ignore: str = "biasbn"
 ) -> dict[str, Tensor]:
     """One random direction, made on the CPU in float32 from (seed, axis index, tensor name), then normalised."""
-    drawn = {
+    raw = {
         name: normal(w.numel(), "direction", seed, index, name).view(w.shape).to(w.device, w.dtype)
         for name, w in origin.items()
     }
-    scaled = normalised(drawn, origin, norm, ignore)
+    scaled = normalised(raw, origin, norm, ignore)
     if ignore == "none":
         scaled |= {name: w.clone() for name, w in origin.items() if w.dim() <= 1}
     return scaled
@@ -153,11 +169,11 @@ def difference(origin: Named, other: Named) -> dict[str, Tensor]:
 
 
 def normalised(axis: Named, origin: Named, norm: str, ignore: str) -> dict[str, Tensor]:
-    """The axis scaled against the origin; see the head of this room."""
+    """The axis scaled against the origin; norm and ignore as at the head of this module."""
     if norm not in NORMS:
-        raise ValueError(f"unknown normalisation {norm!r}; there are {', '.join(NORMS)}")
+        raise ValueError(f"norm must be one of {', '.join(NORMS)}; got {norm!r}")
     if ignore not in IGNORES:
-        raise ValueError(f"unknown ignore {ignore!r}; there are {', '.join(IGNORES)}")
+        raise ValueError(f"ignore must be one of {', '.join(IGNORES)}; got {ignore!r}")
     return {name: _scaled(axis[name], w, norm, ignore) for name, w in origin.items()}
 
 
@@ -173,11 +189,15 @@ def _scaled(d: Tensor, w: Tensor, how: str, ignore: str) -> Tensor:
     if how == "dlayer":
         return d / (norm(d) + 1e-10)
     if w.dim() <= 1:  # its filters are single entries, whose direction is their sign
-        return torch.sign(d) * (w.abs() if how == "filter" else 1.0)
+        if how == "filter":
+            return torch.sign(d) * w.abs()
+        return torch.sign(d)
     # filters: slices along the first dimension; their norms in float64, so that no rounding shows in the scale
     rows = d.reshape(d.shape[0], -1).double()
     lengths = rows.norm(dim=1) + 1e-10
-    target = w.reshape(w.shape[0], -1).double().norm(dim=1) if how == "filter" else torch.ones_like(lengths)
+    target = torch.ones_like(lengths)
+    if how == "filter":
+        target = w.reshape(w.shape[0], -1).double().norm(dim=1)
     scaled: Tensor = (d.double() * (target / lengths).view(-1, *[1] * (d.dim() - 1))).to(d.dtype)
     return scaled
 
@@ -185,10 +205,11 @@ def _scaled(d: Tensor, w: Tensor, how: str, ignore: str) -> Tensor:
 def from_vector(v: Tensor, layout: Layout, origin: Named) -> dict[str, Tensor]:
     """A flat vector over some of the origin's tensors (an eigenvector, a gradient) as an axis; 0 elsewhere."""
     parts = layout.unflatten(v)
-    return {
-        name: parts[name].to(w.device, w.dtype).view(w.shape) if name in parts else torch.zeros_like(w)
-        for name, w in origin.items()
-    }
+    axis = {name: torch.zeros_like(w) for name, w in origin.items()}
+    for name, part in parts.items():
+        if name in axis:
+            axis[name] = part.to(axis[name].device, axis[name].dtype).view(axis[name].shape)
+    return axis
 
 
 def projected(plane: Plane, tensors: Named) -> tuple[tuple[float, ...], float]:
@@ -197,16 +218,16 @@ def projected(plane: Plane, tensors: Named) -> tuple[tuple[float, ...], float]:
     Axes need be neither orthogonal nor of length one.
     """
     layout = Layout.of(plane.origin)
-    away = layout.flatten(difference(plane.origin, tensors)).double()
+    offset = layout.flatten(difference(plane.origin, tensors)).double()  # (n,)
     axes = torch.stack([layout.flatten(axis).double() for axis in plane.axes], 1)  # (n, k)
-    coordinates = torch.linalg.lstsq(axes.T @ axes, axes.T @ away[:, None]).solution[:, 0]
-    return tuple(coordinates.tolist()), float((away - axes @ coordinates).norm())
+    coordinates = torch.linalg.lstsq(axes.T @ axes, axes.T @ offset[:, None]).solution[:, 0]
+    return tuple(coordinates.tolist()), float((offset - axes @ coordinates).norm())
 
 
 def _each(value: str | Sequence[str], axes: int) -> list[str]:
     values = [value] * axes if isinstance(value, str) else list(value)
     if len(values) != axes:
-        raise ValueError(f"{axes} axes want as many settings; got {values}")
+        raise ValueError(f"settings must be one for each of {axes} axes; got {values}")
     return values
 
 
@@ -233,11 +254,11 @@ def origin_of(model: nn.Module, states: bool = False) -> dict[str, Tensor]:
 
 def move_point(origin: Mapping[str, Tensor], axes: Sequence[Mapping[str, Tensor]], point: Point) -> dict[str, Tensor]:
     """origin + sum_i point[i] * axes[i], tensor by tensor. Zero coordinates add nothing, exactly."""
-    moved: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     for name, start in origin.items():
         value = start
         for coordinate, axis in zip(point, axes, strict=True):
             if coordinate != 0.0:
                 value = torch.add(value, axis[name], alpha=coordinate)
-        moved[name] = value
-    return moved
+        tensors[name] = value
+    return tensors

@@ -45,16 +45,18 @@ class Grid:
                 continue
             ticks = np.asarray(ticks, dtype=np.float64)
             if ticks.ndim != 1 or ticks.size == 0 or not np.isfinite(ticks).all():
-                raise ValueError(f"the {name} axis wants a row of finite numbers, at least one; got {ticks!r}")
+                raise ValueError(f"the {name} axis must be a row of finite numbers, at least one; got {ticks!r}")
             object.__setattr__(self, name, ticks)
 
     @classmethod
     def parse(cls, x: str, y: str | None = None) -> Grid:
         """A grid from `low:high:count` texts, as on the command line.
 
-        Raises ValueError with what came, what was wanted and an example.
+        Raises ValueError with what came, what is needed and an example.
         """
-        return cls(_ticks("x", x), None if y is None else _ticks("y", y))
+        if y is None:
+            return cls(_ticks("x", x))
+        return cls(_ticks("x", x), _ticks("y", y))
 
     @classmethod
     def square(cls, low: float = -1.0, high: float = 1.0, count: int = 25) -> Grid:
@@ -75,7 +77,9 @@ class Grid:
     @property
     def shape(self) -> tuple[int, ...]:
         """(x,) or (y, x): the shape of every field."""
-        return (self.x.size,) if self.y is None else (self.y.size, self.x.size)
+        if self.y is None:
+            return (self.x.size,)
+        return (self.y.size, self.x.size)
 
     def __len__(self) -> int:
         return math.prod(self.shape)
@@ -83,7 +87,7 @@ class Grid:
     def point(self, index: int) -> Point:
         """The coordinates (x,) or (x, y) of the point with this flat index."""
         if not 0 <= index < len(self):
-            raise IndexError(f"point {index} of a grid of {len(self)}")
+            raise IndexError(f"the index must be >= 0 and < {len(self)}, the number of points; got {index}")
         if self.y is None:
             return (float(self.x[index]),)
         r, c = divmod(index, self.x.size)
@@ -100,22 +104,24 @@ class Grid:
         def span(ticks: np.ndarray) -> str:
             return f"{ticks[0]:g}:{ticks[-1]:g}:{ticks.size}"
 
-        return f"Grid(x={span(self.x)})" if self.y is None else f"Grid(x={span(self.x)}, y={span(self.y)})"
+        if self.y is None:
+            return f"Grid(x={span(self.x)})"
+        return f"Grid(x={span(self.x)}, y={span(self.y)})"
 
 
 def _ticks(axis: str, text: str) -> np.ndarray:
-    wanted = f"--{axis} wants low:high:count, such as --{axis}=-1:1:51"
+    needed = f"--{axis} must be low:high:count, such as --{axis}=-1:1:51"
     parts = text.split(":")
     if len(parts) != 3:
-        raise ValueError(f"{wanted}; got {text!r}")
+        raise ValueError(f"{needed}; got {text!r}")
     try:
         low, high, count = float(parts[0]), float(parts[1]), int(parts[2])
     except ValueError:
-        raise ValueError(f"{wanted}; got {text!r}") from None
+        raise ValueError(f"{needed}; got {text!r}") from None
     if count < 1:
-        raise ValueError(f"{wanted}, with a count of 1 or more; got {text!r}")
+        raise ValueError(f"{needed}, with a count of 1 or more; got {text!r}")
     if not np.isfinite([low, high]).all():
-        raise ValueError(f"{wanted}, with finite ends; got {text!r}")
+        raise ValueError(f"{needed}, with finite ends; got {text!r}")
     if count > 1 and low == high:
-        raise ValueError(f"{wanted}: {count} points need two different ends; got {text!r}")
+        raise ValueError(f"{needed}: {count} points need two different ends; got {text!r}")
     return np.linspace(low, high, count)

@@ -60,16 +60,18 @@ def selected(model: nn.Module, which: str = "weights") -> dict[str, nn.Parameter
     """
     named = dict(model.named_parameters())
     if which == "all":
-        chosen = named
+        parameters = named
     elif which == "weights":
-        chosen = {k: p for k, p in named.items() if p.dim() > 1}
+        parameters = {k: p for k, p in named.items() if p.dim() > 1}
     else:
         try:
             pattern = re.compile(which)
         except re.error as error:
-            raise ValueError(f"{which!r} is no regular expression: {error}") from None
-        chosen = {k: p for k, p in named.items() if pattern.search(k)}
-    if not chosen:
-        some = ", ".join(list(named)[:8]) + (", ..." if len(named) > 8 else "")
-        raise ValueError(f"no parameter matches {which!r}; the model has {some or 'none'}")
-    return chosen
+            raise ValueError(f"{which!r} is not a regular expression: {error}") from None
+        parameters = {k: p for k, p in named.items() if pattern.search(k)}
+    if not parameters:
+        names = list(named)[:8]
+        if len(named) > 8:
+            names.append("...")
+        raise ValueError(f"no parameter matches {which!r}; the model has {', '.join(names) or 'none'}")
+    return parameters

@@ -29,7 +29,8 @@ from torch.utils import _pytree as pytree
 
 from lossmap.curvature.per_sample_gradients import gradient_covariance
 from lossmap.data.batches import Resident, Streamed
-from lossmap.data.problem import Criterion, Problem, temporary_parameters
+from lossmap.data.criteria import Criterion
+from lossmap.data.problem import Problem, temporary_parameters
 from lossmap.diagnostics.activations import activation_statistics, gradient_norms
 from lossmap.diagnostics.label_noise import label_noise
 from lossmap.diagnostics.neural_collapse import neural_collapse

@@ -32,7 +32,7 @@ from lossmap.curvature.build import build_operator
 from lossmap.curvature.checks import check_mean
 from lossmap.curvature.gradient import loss_and_gradient
 from lossmap.curvature.operators import Total, single_rank
-from lossmap.data.batches import Batch, moved, samples_in
+from lossmap.data.batches import Batch, move_batch, samples_in
 from lossmap.data.problem import Problem
 from lossmap.diagnostics.layer_signals import Signal, signals, why_zero
 from lossmap.geometry.parameter_vector import Layout
@@ -252,7 +252,7 @@ def doubled(problem: Problem) -> Problem:
     own = next(problem.model.parameters()).dtype
 
     def count(batch: Batch) -> int:  # a problem may count with its own model, which stays as it is
-        return problem.count(moved(batch, None, own))
+        return problem.count(move_batch(batch, None, own))
 
     twin = replace(
         problem,

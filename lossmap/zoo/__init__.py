@@ -4,7 +4,7 @@ The nets of Li et al., "Visualizing the loss landscape of neural nets" (2018, ar
 tensor names and shapes under which their checkpoints were published; they take 3x32x32 images. The small
 ones (`mlp`, `cnn`, `resnet20-w8`, ...) take the packaged digits, 1x8x8. Hyphens and underscores in names are one.
 
-Looking at the names wakes no torch; building a net does.
+Listing the names imports no torch; building a net does.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import nn
 
-# name -> (room, factory, what the name fixes)
+# name -> (module, factory, the settings that the name fixes)
 _NETS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "mlp": ("small", "mlp", {}),
     "cnn": ("small", "cnn", {}),
@@ -56,9 +56,12 @@ def known(name: str) -> str:
     """The name of a net as `names()` spells it. Raises ValueError for an unknown one, with the nearest."""
     plain = _plain(name)
     if plain not in _NETS:
+        hint = ""
         near = difflib.get_close_matches(plain, _NETS, n=3, cutoff=0.5)
-        hint = f"; nearest: {', '.join(near)}" if near else ""
-        hint = f"; in that file, name the factory: {name}:factory" if name.endswith(".py") else hint
+        if name.endswith(".py"):
+            hint = f"; in that file, name the factory: {name}:factory"
+        elif near:
+            hint = f"; nearest: {', '.join(near)}"
         raise ValueError(
             f"no net is named {name!r}{hint}. lossmap.zoo.names() lists all; a net of your own is given as "
             "package.module:factory or path/file.py:factory"
@@ -72,8 +75,8 @@ def _plain(name: str) -> str:
 
 def of_the_papers(name: str) -> bool:
     """Whether this is a net of the papers, made for CIFAR's 3x32x32 images; of the small ones False, as of no net."""
-    room, _, fixed = _NETS.get(_plain(name), ("small", "", {}))
-    return room != "small" and "channels" not in fixed
+    module, _, fixed = _NETS.get(_plain(name), ("small", "", {}))
+    return module != "small" and "channels" not in fixed
 
 
 def build(name: str, *, seed: int | None = None, **settings: Any) -> nn.Module:
@@ -83,17 +86,17 @@ def build(name: str, *, seed: int | None = None, **settings: Any) -> nn.Module:
               generator is drawn from, as with any net
     settings  what the factory takes: `classes`, `channels`, and `width`, `depth` or `skip` where it has them
 
-    Raises ValueError for an unknown name, with the nearest ones, and for a setting that the net has not.
+    Raises ValueError for an unknown name, with the nearest ones, and for a setting that the net does not have.
     """
     import torch
 
     plain = known(name)
-    room, factory, fixed = _NETS[plain]
-    make: Callable[..., nn.Module] = getattr(import_module(f"lossmap.zoo.{room}"), factory)
-    takes = inspect.signature(make).parameters
+    module, factory, fixed = _NETS[plain]
+    make: Callable[..., nn.Module] = getattr(import_module(f"lossmap.zoo.{module}"), factory)
+    accepted = inspect.signature(make).parameters
     for setting in settings:
-        if setting not in takes:
-            raise ValueError(f"{plain} has no setting {setting!r}; it takes {', '.join(takes)}")
+        if setting not in accepted:
+            raise ValueError(f"{plain} has no setting {setting!r}; it takes {', '.join(accepted)}")
     if seed is None:
         return make(**{**fixed, **settings})
     with torch.random.fork_rng(devices=[]):

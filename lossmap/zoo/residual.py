@@ -111,7 +111,7 @@ class Residual(nn.Module):
 def thin(depth: int = 20, width: int = 16, skip: bool = True, channels: int = 3, classes: int = 10) -> Residual:
     """The CIFAR family: depth 6m + 2, stages of width, 2 width, 4 width."""
     if depth < 8 or (depth - 2) % 6:
-        raise ValueError(f"this family has depths 8, 14, 20, ... (6m + 2); got {depth}")
+        raise ValueError(f"depth must be one of 8, 14, 20, ... (6m + 2); got {depth}")
     blocks = [(depth - 2) // 6] * 3
     return Residual(BasicBlock, blocks, width, skip=skip, channels=channels, classes=classes)
 
@@ -128,6 +128,6 @@ _BLOCKS: dict[int, tuple[type[BasicBlock] | type[Bottleneck], list[int]]] = {
 def wide_stem(depth: int = 18, width: int = 64, skip: bool = True, channels: int = 3, classes: int = 10) -> Residual:
     """The ImageNet family behind a stem for small images: depths 18, 34, 50, 101, 152."""
     if depth not in _BLOCKS:
-        raise ValueError(f"this family has the depths {', '.join(map(str, _BLOCKS))}; got {depth}")
+        raise ValueError(f"depth must be one of {', '.join(map(str, _BLOCKS))}; got {depth}")
     block, blocks = _BLOCKS[depth]
     return Residual(block, blocks, width, skip=skip, channels=channels, classes=classes)

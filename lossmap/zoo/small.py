@@ -25,7 +25,7 @@ def _activation(name: str) -> nn.Module:
 def mlp(widths: Sequence[int] = (64, 32, 32, 10), activation: str = "relu") -> nn.Sequential:
     """Fully connected layers 64-32-32-10: 3,392 weights and 74 biases."""
     if len(widths) < 2:
-        raise ValueError(f"an mlp wants at least the widths of its input and output; got {list(widths)}")
+        raise ValueError(f"widths must hold those of the input and the output at least; got {list(widths)}")
     layers: list[nn.Module] = [nn.Flatten()]
     for here, there in pairwise(widths):
         layers += [nn.Linear(here, there), _activation(activation)]

@@ -70,7 +70,7 @@ def test_a_dry_run_writes_nothing(capsys, tmp_path):
         (["--model", "mpl"], "no net is named 'mpl'; nearest: mlp"),
         (["--split", "both"], "a network is trained on one split"),
         (["--optimizer", "lbfgs"], "--optimizer must be one of "),
-        (["--lr", "0"], "a rate above 0"),
+        (["--lr", "0"], "rate must be > 0"),
         (["--device", "cuda:7"], "this rank sees no GPU"),
         (["--dataset", "digits32"], "does the data set fit the model?"),
         (["--model", "mlp", "--model-args", '{"widths": [64, 7]}'], "the targets run from 0 to 9; the model has 7"),

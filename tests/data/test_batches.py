@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader, TensorDataset
 
-from lossmap.data.batches import Resident, Streamed, drained, moved, samples_in, shared_range
+from lossmap.data.batches import Resident, Streamed, move_batch, read_into_memory, samples_in, shared_range
 
 
 def resident(samples, size=4):
@@ -52,12 +52,12 @@ def test_only_floating_point_tensors_change_their_type():
         assert next(iter(batches.to()))[0].dtype == torch.float32
     there = streamed(5).to("cpu", torch.float64).to(None, None)
     assert (there.device, there.dtype) == ("cpu", torch.float64)
-    assert moved({"a": torch.ones(2), "name": "text"}, None, torch.float16)["name"] == "text"
+    assert move_batch({"a": torch.ones(2), "name": "text"}, None, torch.float16)["name"] == "text"
 
 
 def test_a_loader_is_read_once_in_its_order():
     x, y = torch.randn(10, 3), torch.arange(10)
-    got = drained(DataLoader(TensorDataset(x, y), batch_size=4))
+    got = read_into_memory(DataLoader(TensorDataset(x, y), batch_size=4))
     assert isinstance(got, Resident) and got.batch_size == 4 and got.samples == 10
     assert torch.equal(got.tensors[0], x) and torch.equal(got.tensors[1], y)
 
@@ -75,7 +75,7 @@ def test_a_loader_is_read_once_in_its_order():
     ids=["dict", "nested tuple", "tensor"],
 )
 def test_batches_of_any_structure_are_joined(batches):
-    got = drained(iter(batches))
+    got = read_into_memory(iter(batches))
     assert got.samples == 3 and [samples_in(b) for b in got] == [2, 1]
     spec = torch.utils._pytree.tree_flatten(batches[0])[1]
     assert torch.utils._pytree.tree_flatten(next(iter(got)))[1] == spec
@@ -83,10 +83,10 @@ def test_batches_of_any_structure_are_joined(batches):
 
 def test_tensors_are_taken_as_they_are():
     x, y = torch.ones(300, 2), torch.ones(300)
-    assert drained((x, y)).batch_size == 256 and drained((x, y)).tensors[0] is x
-    assert drained(x, batch_size=7).batch_size == 7
-    assert drained({"x": x, "y": y}).samples == 300
-    assert drained(resident(5)).batch_size == 4 and drained(streamed(5), 2).batch_size == 2
+    assert read_into_memory((x, y)).batch_size == 256 and read_into_memory((x, y)).tensors[0] is x
+    assert read_into_memory(x, batch_size=7).batch_size == 7
+    assert read_into_memory({"x": x, "y": y}).samples == 300
+    assert read_into_memory(resident(5)).batch_size == 4 and read_into_memory(streamed(5), 2).batch_size == 2
 
 
 @pytest.mark.parametrize(
@@ -97,12 +97,15 @@ def test_tensors_are_taken_as_they_are():
             r"the same number of samples; got first dimensions \[2, 3\]",
         ),
         (lambda: Resident((torch.ones(3), torch.tensor(1.0)), 1), "the same number of samples"),
-        (lambda: Resident((torch.ones(0),), 1), "the data hold no sample"),
-        (lambda: Resident((torch.ones(1),), 0), "a batch wants at least one sample; got 0"),
-        (lambda: drained([]), "the loader gave no batch"),
-        (lambda: drained([torch.ones(2), (torch.ones(2), torch.ones(2))]), "the loader's batches differ in structure"),
-        (lambda: samples_in("text"), "a batch wants at least one tensor"),
-        (lambda: shared_range(5, 3, 3), "rank 3 of 3 ranks"),
+        (lambda: Resident((torch.ones(0),), 1), "the data must hold at least one sample"),
+        (lambda: Resident((torch.ones(1),), 0), "batch_size must be >= 1; got 0"),
+        (lambda: read_into_memory([]), "the loader must yield at least one batch"),
+        (
+            lambda: read_into_memory([torch.ones(2), (torch.ones(2), torch.ones(2))]),
+            "the loader's batches differ in structure",
+        ),
+        (lambda: samples_in("text"), "a batch must hold at least one tensor"),
+        (lambda: shared_range(5, 3, 3), "rank must be >= 0 and < 3"),
     ],
 )
 def test_what_does_not_fit_is_reported_in_one_message(make, text):

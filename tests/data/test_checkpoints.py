@@ -161,7 +161,7 @@ def test_a_file_that_is_cut_off_is_said_to_be(net, tmp_path, save, share):
     save(net.state_dict(), tmp_path / "a.pt")
     whole = (tmp_path / "a.pt").read_bytes()
     (tmp_path / "a.pt").write_bytes(whole[: max(12, int(len(whole) * share))])
-    with pytest.raises(ValueError, match=r"a\.pt (cannot be read: it is cut off|is no checkpoint)"):
+    with pytest.raises(ValueError, match=r"a\.pt (cannot be read: it is cut off|is not a checkpoint)"):
         load_state(tmp_path / "a.pt")
 
 
@@ -169,8 +169,8 @@ def test_a_file_that_is_cut_off_is_said_to_be(net, tmp_path, save, share):
     ("content", "text"),
     [
         (b"", "is empty"),
-        (b"hello world, this is text", "is no checkpoint: neither PyTorch's formats nor safetensors"),
-        (b"\x89HDF\r\n\x1a\n" + bytes(100), "is no checkpoint"),
+        (b"hello world, this is text", "is not a checkpoint: neither PyTorch's formats nor safetensors"),
+        (b"\x89HDF\r\n\x1a\n" + bytes(100), "is not a checkpoint"),
         (struct.pack("<Q", 30) + b"{" + bytes(40), "cannot be read"),
     ],
 )
@@ -183,7 +183,7 @@ def test_what_is_no_checkpoint_gets_a_sentence(tmp_path, content, text):
 
 def test_an_archive_of_arrays_is_no_checkpoint(tmp_path):
     np.savez(tmp_path / "a.npz", x=np.ones(3))
-    with pytest.raises(ValueError, match="is no checkpoint"):
+    with pytest.raises(ValueError, match="is not a checkpoint"):
         load_state(tmp_path / "a.npz")
 
 

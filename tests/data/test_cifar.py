@@ -99,7 +99,7 @@ class Trap:
     [
         (pickle.dumps({"data": Trap()}), "is no batch of cifar10: it asks for .*print, which could run code"),
         (pickle.dumps([1]), "is no batch of cifar10: it holds a list"),
-        (pickle.dumps({"data": np.zeros((2, 5), np.uint8), "labels": [0, 1]}), r"its data want shape \(N, 3072\)"),
+        (pickle.dumps({"data": np.zeros((2, 5), np.uint8), "labels": [0, 1]}), r"its data must have shape \(N, 3072\)"),
         (pickle.dumps({"data": np.zeros((2, 3072), np.uint8), "labels": [0]}), "2 images and 1 labels"),
         (pickle.dumps({"data": np.zeros((1, 3072), np.uint8), "labels": [11]}), "the label 11; cifar10 has 10 classes"),
         (pickle.dumps({"data": np.zeros((2, 3072), np.uint8), "labels": [0, 1]})[:300], "is no batch of cifar10"),
@@ -122,7 +122,7 @@ def test_a_binary_file_that_is_cut_off_is_reported_in_one_message(tmp_path, plan
 
 def test_missing_files_are_reported_with_what_is_needed(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    wanted = "wanted cifar-10-batches-bin/data_batch_1.bin or cifar-10-batches-py/data_batch_1; unpack it there"
+    wanted = "needed cifar-10-batches-bin/data_batch_1.bin or cifar-10-batches-py/data_batch_1; unpack it there"
     with pytest.raises(FileNotFoundError, match=wanted):
         load("cifar10")
 
@@ -154,11 +154,11 @@ def test_wrong_questions_to_cifar10c_get_their_sentence(cifar10c, tmp_path, monk
     monkeypatch.chdir(tmp_path / "CIFAR-10-C")
     with pytest.raises(ValueError, match="has test images alone; ask for the split test"):
         load("cifar10c:fog:3")
-    with pytest.raises(ValueError, match="severities of CIFAR-10-C are 1 to 5; got 6"):
+    with pytest.raises(ValueError, match="the severity of CIFAR-10-C must be 1 to 5; got 6"):
         load("cifar10c:fog:6", "test")
     with pytest.raises(FileNotFoundError, match=r"there is no frost\.npy; the folder holds fog"):
         load("cifar10c:frost:1", "test")
-    with pytest.raises(FileNotFoundError, match=r"CIFAR-10-C is not in .*nowhere: wanted labels\.npy and fog\.npy"):
+    with pytest.raises(FileNotFoundError, match=r"CIFAR-10-C is not in .*nowhere: needed labels\.npy and fog\.npy"):
         load("cifar10c:fog:1", "test", data_path="nowhere")
     np.save("frost.npy", np.zeros((10, 8, 8, 3), np.uint8))
     with pytest.raises(ValueError, match=r"frost\.npy has shape \(10, 8, 8, 3\) of uint8.*CIFAR-10-C has \(50000, 32"):

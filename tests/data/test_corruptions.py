@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from lossmap.data import corruptions
+from lossmap.data import corruptions, image_operations
 from lossmap.data.corruptions import EXTRA, STRENGTHS, corrupt, known
 
 TABLE = Path(__file__).parents[3] / "shared" / "reference" / "corruptions.json"
@@ -188,7 +188,7 @@ def test_zooming_agrees_with_reading_between_pixels():
     places = (np.arange(9) - 4) / 1.25 + 4
     rows, columns = np.meshgrid(places, places, indexing="ij")
     wanted = ndimage.map_coordinates(x[0, ..., 0], [rows, columns], order=1)
-    np.testing.assert_allclose(corruptions._zoomed(x, 1.25)[0, ..., 0], wanted, atol=1e-6)
+    np.testing.assert_allclose(image_operations.zoomed(x, 1.25)[0, ..., 0], wanted, atol=1e-6)
 
 
 def test_reading_between_pixels_is_scipys():
@@ -196,7 +196,7 @@ def test_reading_between_pixels_is_scipys():
     rng = np.random.default_rng(0)
     rows, columns = rng.uniform(-8, 16, (2, 1, 9, 9))
     wanted = [ndimage.map_coordinates(x[0, ..., c], [rows[0], columns[0]], order=1, mode="reflect") for c in range(3)]
-    np.testing.assert_allclose(corruptions._sampled(x, rows, columns)[0], np.stack(wanted, -1), atol=1e-5)
+    np.testing.assert_allclose(image_operations.sampled(x, rows, columns)[0], np.stack(wanted, -1), atol=1e-5)
 
 
 def test_exchanged_pixels_of_glass_are_the_same_pixels():
@@ -209,17 +209,19 @@ def test_exchanged_pixels_of_glass_are_the_same_pixels():
 def test_smearing_moves_a_point_along_its_line():
     x = np.zeros((1, 15, 15, 1), np.float32)
     x[0, 7, 7] = 1.0
-    out = corruptions._smeared(x, 3, 1.0, np.zeros(1, np.float32))
+    out = image_operations.smeared(x, 3, 1.0, np.zeros(1, np.float32))
     assert out[0, :7].sum() == 0 and out[0, 8:].sum() == 0
     assert abs(float(out.sum()) - 1) < 1e-6 and out[0, 7, 7] == out.max()
 
 
 def test_clouds_fill_the_range_from_0_to_1():
     draw = corruptions._drawing([np.random.default_rng(i) for i in range(3)])
-    clouds = corruptions._plasma((32, 20), 2.0, draw)
+    clouds = image_operations.plasma_clouds((32, 20), 2.0, draw)
     assert clouds.shape == (3, 32, 20) and clouds.min() >= 0 and clouds.max() <= 1
     rough, smooth = (
-        np.abs(np.diff(corruptions._plasma((32, 32), decay, corruptions._drawing([np.random.default_rng(0)])))).mean()
+        np.abs(
+            np.diff(image_operations.plasma_clouds((32, 32), decay, corruptions._drawing([np.random.default_rng(0)])))
+        ).mean()
         for decay in (1.2, 3.0)
     )
     assert rough > 2 * smooth
@@ -230,11 +232,14 @@ def test_clouds_fill_the_range_from_0_to_1():
     [
         (lambda: known("gausian_noise", 1), "no corruption is named 'gausian_noise'; nearest: gaussian_noise"),
         (lambda: known("qqq", 1), "no corruption is named 'qqq'; there are gaussian_noise"),
-        (lambda: known("fog", 0), "severities are 1 to 5; got 0"),
-        (lambda: corrupt(np.zeros((2, 8, 8)), "fog", 1), r"images want shape \(N, H, W, 1 or 3\); got \(2, 8, 8\)"),
-        (lambda: corrupt(np.zeros((2, 3, 8, 8)), "fog", 1), "images want shape"),
-        (lambda: corrupt(np.zeros((2, 8, 8, 1), int), "fog", 1), "images are uint8 0..255 or floating-point 0..1"),
-        (lambda: corrupt(scenes(2), "fog", 1, indices=[1]), "2 images want as many indices"),
+        (lambda: known("fog", 0), "the severity must be 1 to 5; got 0"),
+        (
+            lambda: corrupt(np.zeros((2, 8, 8)), "fog", 1),
+            r"images must have shape \(N, H, W, 1 or 3\); got \(2, 8, 8\)",
+        ),
+        (lambda: corrupt(np.zeros((2, 3, 8, 8)), "fog", 1), "images must have shape"),
+        (lambda: corrupt(np.zeros((2, 8, 8, 1), int), "fog", 1), "images must be uint8 0..255 or floating-point 0..1"),
+        (lambda: corrupt(scenes(2), "fog", 1, indices=[1]), "indices must be one for each of 2 images"),
     ],
 )
 def test_invalid_arguments_give_one_message(call, text):

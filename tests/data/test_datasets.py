@@ -92,11 +92,11 @@ def test_normalising_takes_off_the_mean_and_divides_by_the_deviation():
 @pytest.mark.parametrize(
     ("text", "wanted"),
     [
-        ("0.5", "wants mean/std, such as 0.5/0.25"),
-        ("a/b", "wants mean/std"),
-        ("1/2/3", "wants mean/std"),
-        ("0.5/0", "as many means as positive standard deviations"),
-        ("1,2/1,2,3", "as many means as positive standard deviations"),
+        ("0.5", "must be mean/std, such as 0.5/0.25"),
+        ("a/b", "must be mean/std"),
+        ("1/2/3", "must be mean/std"),
+        ("0.5/0", "as many means as standard deviations, and these > 0"),
+        ("1,2/1,2,3", "as many means as standard deviations, and these > 0"),
         ("1,2/1,2", r"has 2 channels; the inputs have shape \(1, 8, 8\)"),
     ],
 )
@@ -127,10 +127,13 @@ def test_token_numbers_stay_whole(tmp_path):
 @pytest.mark.parametrize(
     ("arrays", "text"),
     [
-        ({"x": np.ones((3, 2))}, r"has no x and y for the split train; it holds x"),
-        ({"x": np.ones((3, 2)), "y": np.ones(2)}, r"x of shape \(3, 2\) and y of shape \(2,\): one y for each x"),
+        ({"x": np.ones((3, 2))}, r"must hold x and y for the split train; it holds x"),
+        (
+            {"x": np.ones((3, 2)), "y": np.ones(2)},
+            r"x of shape \(3, 2\) and y of shape \(2,\): there must be one y for each x",
+        ),
         ({"x": np.array([[1.0, np.nan]]), "y": np.ones(1)}, "x has 1 entries that are not finite"),
-        ({"x": np.array(["a"]), "y": np.ones(1)}, "holds an array of <U1; wanted numbers"),
+        ({"x": np.array(["a"]), "y": np.ones(1)}, "must hold numbers; got <U1"),
         ({"x": np.ones((0, 2)), "y": np.ones(0)}, "holds no sample in its split train"),
     ],
 )
@@ -149,7 +152,7 @@ def test_a_wrong_npz_file_is_reported_in_one_message(tmp_path):
     np.save(tmp_path / "one.npy", np.ones(3))
     np.savez(tmp_path / "objects.npz", x=np.array([None]), y=np.ones(1))
     for name in ("cut.npz", "one.npy", "objects.npz"):
-        with pytest.raises(ValueError, match="is no npz file of arrays x and y"):
+        with pytest.raises(ValueError, match="is not an npz file of arrays x and y"):
             load(f"npz:{tmp_path / name}")
 
 
@@ -218,16 +221,16 @@ def test_augmentation_in_a_data_set_is_noticed(tmp_path, caplog):
     )
     with caplog.at_level(logging.WARNING):
         load(own(tmp_path, code))
-    assert "other samples at every look" in caplog.text
+    assert "other samples each time" in caplog.text
 
 
 @pytest.mark.parametrize(
     ("code", "text"),
     [
         ("def data(): return 1", r'is called with split="train" or "test", which it does not take'),
-        ("def data(split): return 3", r"gave a int; wanted \(x, y\) tensors, a Dataset or a DataLoader"),
+        ("def data(split): return 3", r"must return \(x, y\) tensors, a Dataset or a DataLoader; got int"),
         ("def data(split): return torch.ones(3), torch.ones(2)", "one y for each x"),
-        ("def data(split): return []", "the loader gave no batch"),
+        ("def data(split): return []", "the loader must yield at least one batch"),
     ],
 )
 def test_a_function_that_returns_something_else_is_reported_in_one_message(tmp_path, code, text):
@@ -239,11 +242,11 @@ def test_a_function_that_returns_something_else_is_reported_in_one_message(tmp_p
     ("name", "text"),
     [
         ("digit", "no data set is named 'digit'; nearest: digits"),
-        ("digits+fog", "wants the form digits\\+gaussian_noise:5"),
+        ("digits+fog", "must have the form digits\\+gaussian_noise:5"),
         ("mnist+fog:1", "no data set is named 'mnist\\+fog:1'|importing"),
         ("digits+fogg:1", "no corruption is named 'fogg'; nearest: fog"),
-        ("digits+fog:6", "severities are 1 to 5; got '6'"),
-        ("cifar10c:fog", "wants the form cifar10c:gaussian_noise:5"),
+        ("digits+fog:6", "the severity must be 1 to 5; got '6'"),
+        ("cifar10c:fog", "must have the form cifar10c:gaussian_noise:5"),
     ],
 )
 def test_a_wrong_name_is_reported_in_one_message(name, text):
@@ -252,11 +255,11 @@ def test_a_wrong_name_is_reported_in_one_message(name, text):
 
 
 def test_a_wrong_split_or_number_is_reported_in_one_message():
-    with pytest.raises(ValueError, match="a split is train or test; got 'both'"):
+    with pytest.raises(ValueError, match="split must be train or test; got 'both'"):
         load("digits", "both")
-    with pytest.raises(ValueError, match="at least one sample is wanted; got 0"):
+    with pytest.raises(ValueError, match="samples must be >= 1; got 0"):
         load("digits", samples=0)
-    with pytest.raises(ValueError, match="a batch wants at least one sample; got 0"):
+    with pytest.raises(ValueError, match="batch_size must be >= 1; got 0"):
         load("digits", batch_size=0)
 
 

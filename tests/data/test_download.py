@@ -68,7 +68,7 @@ def test_a_damaged_file_is_fetched_again(server, tmp_path):
 def test_a_wrong_checksum_leaves_nothing(server, tmp_path):
     folder, address = server
     (folder / "a.bin").write_bytes(b"other")
-    with pytest.raises(ValueError, match=r"is not the file: its md5 is .*, wanted 0+; nothing was kept"):
+    with pytest.raises(ValueError, match=r"is not the file: its md5 is .*, expected 0+; nothing was saved"):
         fetch(f"{address}/a.bin", tmp_path / "to", md5="0" * 32)
     assert not (tmp_path / "to").exists()
     with pytest.raises(ValueError, match="a file is fetched only with its checksum: md5 or sha256"):

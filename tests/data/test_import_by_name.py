@@ -33,9 +33,9 @@ def test_a_module_in_the_current_folder_is_found(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("spec", "text"),
     [
-        ("math", "'math' wants the form package.module:function or path/file.py:function"),
-        ("math:", "wants the form"),
-        (":sqrt", "wants the form"),
+        ("math", "'math' must have the form package.module:function or path/file.py:function"),
+        ("math:", "must have the form"),
+        (":sqrt", "must have the form"),
         ("math:sqr", "math has nothing named 'sqr'; it has sqrt"),
         ("math:pi", "math:pi is a float and cannot be called"),
         ("no_such_package_here:f", "importing no_such_package_here failed: ModuleNotFoundError"),

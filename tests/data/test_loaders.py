@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, SubsetRandomSampler, TensorDataset
 
-from lossmap.data.batches import Resident, Streamed, drained
+from lossmap.data.batches import Resident, Streamed, read_into_memory
 from lossmap.data.loaders import as_batches
 
 X, Y = torch.arange(24.0).reshape(12, 2), torch.arange(12)
@@ -35,7 +35,7 @@ def test_arrays_are_taken_as_tensors_are():
     for data in ((X.numpy(), Y.numpy()), {"x": X.numpy(), "labels": Y.numpy()}):
         assert as_batches(data).samples == 12
     assert torch.equal(as_batches((X.numpy(), Y.numpy())).tensors[0], X)
-    with pytest.raises(ValueError, match="data holds an array of <U1; wanted numbers"):
+    with pytest.raises(ValueError, match="the arrays of data must hold numbers; got <U1"):
         as_batches((np.array(["a"]), np.array([1])))
 
 
@@ -44,7 +44,7 @@ def test_what_cannot_be_streamed_and_is_too_large_says_so_instead_of_filling_mem
     assert sorted(rows(as_batches(own))) == [1, 4, 7, 8]
     endless = ((X, Y) for _ in itertools.count())
     for data in (DataLoader(TensorDataset(X, Y), 1, sampler=SubsetRandomSampler(range(12))), endless):
-        with pytest.raises(ValueError, match=r"batches are more than memory has room for, .*; give a Dataset"):
+        with pytest.raises(ValueError, match=r"batches are more than the memory for samples, .*; give a Dataset"):
             as_batches(data, budget=100)
     with pytest.raises(ValueError, match="the first 3 batches are more"):
-        drained([(X, Y)] * 3, budget=500)
+        read_into_memory([(X, Y)] * 3, budget=500)

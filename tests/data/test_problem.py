@@ -288,10 +288,13 @@ def test_points_are_sums_of_axes_and_zero_adds_nothing():
         ),
         (
             lambda: Problem.custom(Net(), None, images(), reduction="median"),
-            "reduction is 'mean' or 'sum'; got 'median'",
+            "reduction must be 'mean' or 'sum'; got 'median'",
         ),
-        (lambda: targets_of({"a": 1}), "a dict batch wants its targets under one of"),
-        (lambda: targets_of(torch.ones(2)), r"a batch wants inputs and targets; got Tensor\. For other shapes see"),
+        (lambda: targets_of({"a": 1}), "a dict batch must hold its targets under one of"),
+        (
+            lambda: targets_of(torch.ones(2)),
+            r"a batch must hold inputs and targets; got Tensor\. For other batches see",
+        ),
     ],
 )
 def test_what_makes_no_problem_is_reported_in_one_message(make, text):
@@ -307,7 +310,7 @@ def test_mse_of_one_output_takes_targets_without_its_dimension():
 def test_targets_that_would_be_broadcast_and_the_cross_entropy_of_one_output_are_refused():
     net, x, y = nn.Linear(3, 1), torch.randn(7, 3), torch.randn(7)
     for loss in (nn.MSELoss(), nn.L1Loss()):
-        with pytest.raises(ValueError, match=r"wants targets of the outputs' shape, \(7, 1\); they have \(7,\)"):
+        with pytest.raises(ValueError, match=r"must have the outputs' shape, \(7, 1\); they have \(7,\)"):
             mean(Problem.supervised(net, loss, (x, y)))
     with pytest.raises(ValueError, match="the cross entropy of one output is 0 everywhere"):
         mean(Problem.supervised(net, "crossentropy", (x, y[:, None])))
@@ -316,12 +319,10 @@ def test_targets_that_would_be_broadcast_and_the_cross_entropy_of_one_output_are
 def test_a_loss_that_is_no_mean_is_reported_in_one_message():
     x, y = images()
     problem = Problem.supervised(Net(), nn.CrossEntropyLoss(reduction="none"), Resident((x, y), 5))
-    with pytest.raises(
-        ValueError, match=r"the loss returned shape \(5,\); it wants one number, the mean over the batch"
-    ):
+    with pytest.raises(ValueError, match=r"the loss must be one number, the mean over the batch; got shape \(5,\)"):
         problem.total(next(iter(problem.data)))
     own = Problem.custom(nn.Linear(1, 1), lambda m, b: m(b), torch.ones(3, 1))
-    with pytest.raises(ValueError, match=r"the loss returned .*3, 1.*; it wants one number per batch"):
+    with pytest.raises(ValueError, match=r"the loss must return one number per batch; got .*3, 1"):
         own.total(next(iter(own.data)))
 
 

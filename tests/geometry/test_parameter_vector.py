@@ -49,7 +49,7 @@ def test_what_selects_nothing_is_reported_in_one_message():
         selected(net(), "conv")
     with pytest.raises(ValueError, match=r"no parameter matches 'weights'; the model has none"):
         selected(nn.ReLU())
-    with pytest.raises(ValueError, match=r"'\(' is no regular expression: missing \)"):
+    with pytest.raises(ValueError, match=r"'\(' is not a regular expression: missing \)"):
         selected(net(), "(")
 
 

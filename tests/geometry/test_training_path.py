@@ -44,5 +44,5 @@ def test_the_shadow_of_the_path_ends_at_zero_and_keeps_true_lengths():
 
 def test_a_path_with_too_few_dimensions_is_refused_with_its_number():
     origin, states = walk(2)
-    with pytest.raises(ValueError, match="2 checkpoints that span 1 dimensions about its end; 2 axes want more"):
+    with pytest.raises(ValueError, match="2 checkpoints that span 1 dimensions; count must not exceed that; got 2"):
         principal_axes(origin, states, 2)

@@ -131,10 +131,10 @@ def test_an_unknown_name_is_answered_with_the_nearest():
     ("name", "settings", "text"),
     [
         ("mlp", {"depth": 3}, "mlp has no setting 'depth'; it takes widths, activation"),
-        ("mlp", {"widths": [3]}, "at least the widths of its input and output"),
+        ("mlp", {"widths": [3]}, "widths must hold those of the input and the output at least"),
         ("mlp", {"activation": "swosh"}, "no activation is named 'swosh'"),
         ("resnet20", {"depth": 21}, r"6m \+ 2\); got 21"),
-        ("resnet18", {"depth": 20}, "has the depths 18, 34, 50, 101, 152; got 20"),
+        ("resnet18", {"depth": 20}, "depth must be one of 18, 34, 50, 101, 152; got 20"),
     ],
 )
 def test_a_wrong_setting_is_reported_in_one_message(name, settings, text):

@@ -121,7 +121,7 @@ def test_a_run_of_other_settings_is_refused_by_name(tmp_path):
     with pytest.raises(ValueError, match="holds a run already, up to step_000004"):
         train(digits(dropping()), recipe, folder=tmp_path, resume=False)
     torch.save({"a": 1}, tmp_path / "step_000009.pt")
-    with pytest.raises(ValueError, match=r"step_000009\.pt is no checkpoint of this trainer"):
+    with pytest.raises(ValueError, match=r"step_000009\.pt is not a checkpoint of this trainer"):
         train(digits(dropping()), recipe, folder=tmp_path)
 
 
@@ -183,7 +183,7 @@ def test_rates_follow_their_schedule():
 
 
 def test_augmented_images_are_shifted_ones():
-    from lossmap.training import _augmented
+    from lossmap.training.trainer import _augmented
 
     x = torch.arange(1.0, 65).view(1, 1, 8, 8).expand(500, 1, 8, 8)
     y = torch.zeros(500)
@@ -197,7 +197,7 @@ def test_augmented_images_are_shifted_ones():
     flipped = {tuple(torch.tensor(a).view(8, 8).flip(1).flatten().tolist()) for a in allowed}
     assert both == allowed | flipped
     assert not torch.equal(out, _augmented((x, y), Recipe(augment="shift"), 4)[0])
-    with pytest.raises(ValueError, match=r"augmentation wants batches \(images, targets\)"):
+    with pytest.raises(ValueError, match=r"augmentation needs batches \(images, targets\)"):
         _augmented((x[:, 0], y), Recipe(augment="shift"), 3)
 
 
@@ -230,7 +230,7 @@ def test_a_loss_that_blows_up_is_an_error_with_its_step(tmp_path):
     model = nn.Linear(2, 1)
     x = 1e3 * torch.randn(64, 2)
     with pytest.raises(
-        FloatingPointError, match=r"the loss is (inf|nan) at step \d+, at a rate of .*: try a smaller one"
+        FloatingPointError, match=r"the loss is (inf|nan) at step \d+, at a rate of .*: take a smaller one"
     ):
         train(Problem.supervised(model, "mse", (x, x[:, :1])), Recipe(rate=1e3, epochs=200), folder=tmp_path)
     assert not model.training and checkpoints_in(tmp_path)
@@ -239,12 +239,12 @@ def test_a_loss_that_blows_up_is_an_error_with_its_step(tmp_path):
 @pytest.mark.parametrize(
     ("told", "text"),
     [
-        ({"optimizer": "lbfgs"}, "optimizer is one of sgd, adam; got 'lbfgs'"),
-        ({"schedule": "up"}, "schedule is one of constant, cosine, step"),
-        ({"augment": "cut"}, "augment is one of none, shift, shift-flip"),
-        ({"epochs": 0}, "an epoch and a sample at least"),
-        ({"rate": 0.0}, "a rate above 0"),
-        ({"momentum": 1.0}, "a momentum from 0 to below 1"),
+        ({"optimizer": "lbfgs"}, "optimizer must be one of sgd, adam; got 'lbfgs'"),
+        ({"schedule": "up"}, "schedule must be one of constant, cosine, step"),
+        ({"augment": "cut"}, "augment must be one of none, shift, shift-flip"),
+        ({"epochs": 0}, "epochs and batch_size must be >= 1"),
+        ({"rate": 0.0}, "rate must be > 0"),
+        ({"momentum": 1.0}, "momentum >= 0 and < 1"),
     ],
 )
 def test_an_invalid_recipe_is_refused_in_one_message(told, text):
@@ -253,7 +253,7 @@ def test_an_invalid_recipe_is_refused_in_one_message(told, text):
 
 
 def test_what_cannot_be_trained_is_reported_in_one_message(tmp_path):
-    with pytest.raises(ValueError, match="checkpoints come every step at the most; got every=0"):
+    with pytest.raises(ValueError, match="every must be >= 1; got 0"):
         train(digits(dropping()), folder=tmp_path, every=0)
     frozen = dropping().requires_grad_(False)
     with pytest.raises(ValueError, match="the model has no parameter to train"):
@@ -262,7 +262,7 @@ def test_what_cannot_be_trained_is_reported_in_one_message(tmp_path):
     class Other:
         samples, batch_size = 3, 3
 
-    with pytest.raises(TypeError, match="training wants Resident or Streamed data; got Other"):
+    with pytest.raises(TypeError, match="training needs Resident or Streamed data; got Other"):
         train(digits(dropping()).with_data(Other()))
 
 
@@ -330,7 +330,7 @@ def test_the_recorded_ends_are_those_of_a_dense_hessian():
 
 
 def test_a_recorder_says_what_it_cannot_record(tmp_path):
-    with pytest.raises(ValueError, match="a recorder records every step at the most; got every=0"):
+    with pytest.raises(ValueError, match="every must be >= 1; got 0"):
         Recorder(tmp_path, every=0)
     model = nn.Linear(1, 1)
     nn.init.constant_(model.weight, math.nan)

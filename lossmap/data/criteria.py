@@ -1,0 +1,157 @@
+"""Losses and metrics of supervised problems, as sums over the samples of a batch.
+
+    L = 1/N sum_i loss(f(x_i), y_i)            N samples, nats for cross entropy
+
+PyTorch's criteria are means over a batch; their sums here give the same L for any cut into batches.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lossmap.data.batch_parts import targets_of
+from lossmap.data.batches import Batch, Batches, Resident, samples_in
+
+Outputs = Any
+Criterion = Callable[[Outputs, Any], Tensor]  # (outputs, targets) -> mean over the batch
+SummedCriterion = Callable[[Outputs, Any, int], Tensor]  # (outputs, targets, samples) -> sum over the batch
+ELEMENTWISE = (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss)  # PyTorch broadcasts these with a warning
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A further mean over samples, such as the accuracy.
+
+    total  (outputs, batch) -> its sum over the batch's samples, a scalar tensor
+    """
+
+    total: Callable[[Outputs, Batch], Tensor]
+    unit: str
+    long_name: str
+
+
+def _correct(outputs: Outputs, batch: Batch) -> Tensor:
+    """100 times the samples of a batch whose largest output is their target's."""
+    targets = targets_of(batch)
+    if targets.dim() == outputs.dim():  # one-hot or probabilities
+        targets = targets.argmax(-1)
+    percent: Tensor = 100.0 * (outputs.argmax(1) == targets).sum()
+    return percent
+
+
+ACCURACY = Metric(_correct, "percent", "accuracy")
+
+
+def _mse(outputs: Tensor, targets: Tensor) -> Tensor:
+    """nn.MSELoss: mean over samples and outputs; whole-number targets: softmax against one-hot."""
+    if not targets.is_floating_point() and targets.dim() < outputs.dim():
+        return F.mse_loss(outputs.softmax(1), F.one_hot(targets, outputs.shape[1]).to(outputs.dtype))
+    if outputs.shape == (*targets.shape, 1):  # one output: a column beside a row would be broadcast to a table
+        targets = targets.unsqueeze(-1)
+    return F.mse_loss(outputs, targets)
+
+
+def _crossentropy(outputs: Tensor, targets: Tensor) -> Tensor:
+    """F.cross_entropy of two outputs or more."""
+    if outputs.dim() > 1 and outputs.shape[1] == 1:
+        raise ValueError("the cross entropy of one output is 0 everywhere; for regression take the loss mse")
+    return F.cross_entropy(outputs, targets)
+
+
+def criterion_and_unit(loss: str | Criterion) -> tuple[Criterion, str]:
+    """The criterion of a name, or the function itself, and the unit of its values."""
+    if isinstance(loss, nn.CrossEntropyLoss):
+        return loss, "nats"
+    if not isinstance(loss, str):
+        return loss, "1"
+    if loss == "crossentropy":
+        return _crossentropy, "nats"
+    if loss == "mse":
+        return _mse, "1"
+    raise ValueError(f"unknown loss {loss!r}; there are crossentropy and mse, or a function of your own")
+
+
+def has_class_labels(data: Batches, loss: str | Criterion) -> bool:
+    """Whether an accuracy means something: whole-number class targets, one for each sample."""
+    if isinstance(loss, nn.Module) and not isinstance(loss, (nn.CrossEntropyLoss, nn.NLLLoss)):
+        return False
+    targets = targets_of(next(iter(data)))
+    whole = (torch.int64, torch.int32, torch.uint8)
+    return isinstance(targets, Tensor) and targets.dtype in whole and targets.dim() == 1
+
+
+def total_of(loss: str | Criterion, criterion: Criterion, data: Batches) -> Callable[[Outputs, Batch], Tensor]:
+    """(outputs, batch) -> the loss summed over the batch, a scalar.
+
+    The function raises ValueError for targets that would be broadcast, and for a loss that is no scalar.
+    """
+    total = summed_criterion(loss, criterion, data)
+
+    def summed(outputs: Outputs, batch: Batch) -> Tensor:
+        targets = targets_of(batch)
+        if isinstance(loss, ELEMENTWISE) and outputs.shape != targets.shape:
+            raise ValueError(
+                f"the targets of {type(loss).__name__} must have the outputs' shape, {tuple(outputs.shape)}; they have "
+                f"{tuple(targets.shape)} and would be broadcast: reshape them, such as y[:, None]"
+            )
+        value = total(outputs, targets, samples_in(batch))
+        if value.dim() != 0:
+            raise ValueError(
+                f"the loss must be one number, the mean over the batch; got shape {tuple(value.shape)} "
+                "(PyTorch's criteria: reduction='mean')"
+            )
+        return value
+
+    return summed
+
+
+def summed_criterion(loss: str | Criterion, criterion: Criterion, data: Batches) -> SummedCriterion:
+    """The loss summed over a batch, so that any cut into batches gives one mean.
+
+    A criterion's mean is multiplied by the samples. That of PyTorch's cross entropy is over the weights of the targets'
+    classes, or over those targets that are not ignored, and so no mean over samples where there are such: its sum is
+    taken then, times samples over weights of all data, which makes the mean that of a single batch.
+    """
+    if getattr(loss, "reduction", "mean") == "sum":
+        return lambda outputs, targets, samples: criterion(outputs, targets)
+    entropy = nn.CrossEntropyLoss() if loss == "crossentropy" else loss
+    if isinstance(entropy, (nn.CrossEntropyLoss, nn.NLLLoss)) and entropy.reduction == "mean":
+        scale = _samples_per_weight(data, entropy.weight, entropy.ignore_index)
+        if scale is not None:
+            sum_of = copy.copy(entropy)
+            sum_of.reduction = "sum"
+            return lambda outputs, targets, samples: sum_of(outputs, targets) * scale
+    return lambda outputs, targets, samples: criterion(outputs, targets) * samples
+
+
+def _samples_per_weight(data: Batches, weight: Tensor | None, ignored: int) -> float | None:
+    """Samples over the weights of all targets that count; None where every target counts for one.
+
+    Of streamed data one pass is made where there are weights, or several targets a sample.
+    """
+    first = targets_of(next(iter(data.rebatched(1))))
+    if not isinstance(first, Tensor) or first.is_floating_point():  # probabilities: their mean is over samples
+        return None
+    if not isinstance(data, Resident) and weight is None and first.dim() < 2 and ignored < 0:
+        return None
+    total, count = 0.0, 0
+    for batch in data:
+        targets = targets_of(batch)
+        counted = targets[targets != ignored]
+        if weight is None:
+            total += counted.numel()
+        else:
+            total += float(weight.detach().cpu().double()[counted.cpu()].sum())
+        count += targets.numel()
+    if weight is None and total == count:
+        return None
+    if total <= 0:
+        raise ValueError("every target is ignored, or has weight 0: the loss is undefined")
+    return data.samples / total
