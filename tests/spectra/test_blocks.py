@@ -272,7 +272,7 @@ def test_groups_are_made_of_tensors_modules_and_regular_expressions():
     [
         (["fc9"], "no parameter matches 'fc9'; there are a.weight, a.bias"),
         (["a", "weight"], "a.weight is matched by 'a' and by 'weight'; a tensor belongs to one block"),
-        (["("], r"'\(' is not a regular expression"),
+        (["("], r"'\(' is no regular expression"),
     ],
 )
 def test_invalid_patterns_are_refused(patterns, text):
