@@ -194,7 +194,7 @@ class LinearizedProducts:
         # strides belong to the key: a trace fixes the memory format too
         key = (str(inputs.spec), tuple(map(repr, inputs.constants)), shapes, self.plan.winograd_channels)
         if key not in self.programs:
-            with differentiable_evaluation(self.problem):
+            with differentiable_evaluation(self.problem, "logistic"):
                 self.programs[key] = LINEARIZATIONS[self.product](
                     self.problem, inputs, [*tensors, *leaves], self.plan.winograd_channels
                 )
@@ -244,7 +244,10 @@ def bytes_of(values: Any, own_storages: set[int]) -> int:
 
 
 @contextmanager
-def differentiable_evaluation(problem: Problem) -> Iterator[None]:
-    """Inside, the model is in evaluation mode, and no kernel without a second derivative is used."""
-    with temporary_parameters(problem.model, {}), torch.enable_grad(), twice_differentiable(problem.model):
+def differentiable_evaluation(problem: Problem, forms: str = "all") -> Iterator[None]:
+    """Inside, the model is in evaluation mode, and no kernel without a second derivative is used.
+
+    forms  as in `twice_differentiable`
+    """
+    with temporary_parameters(problem.model, {}), torch.enable_grad(), twice_differentiable(problem.model, forms):
         yield

@@ -1,8 +1,9 @@
-"""What PyTorch cannot differentiate twice by default, and the way round it: attention and recurrent nets.
+"""What PyTorch cannot differentiate twice by default, or only with cancellation, and the way round it.
 
 The fused kernels of `scaled_dot_product_attention`, and with them `MultiheadAttention` and the transformer layers,
 have no second derivative; the plain formula has. The encoder layers' fast path, taken where no gradient is asked
-for, is no traceable function either; nor are cuDNN's recurrent nets twice differentiable.
+for, is no traceable function either; nor are cuDNN's recurrent nets twice differentiable. Functions that saturate are
+taken in forms that do not cancel (`lossmap.data.stable_losses`).
 """
 
 from __future__ import annotations
@@ -14,17 +15,22 @@ import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from lossmap.data.stable_losses import stable_forms
+
 
 @contextmanager
-def twice_differentiable(model: nn.Module) -> Iterator[None]:
-    """Inside, what the model computes has second derivatives; the switches are put back afterwards."""
+def twice_differentiable(model: nn.Module, forms: str = "all") -> Iterator[None]:
+    """Inside, what the model computes has second derivatives; the switches are put back afterwards.
+
+    forms  which functions do not cancel, see `stable_forms`; in a trace `logistic`, whose rules see to the others
+    """
     fast = torch.backends.mha.get_fastpath_enabled()
     cudnn = torch.backends.cudnn.enabled
     torch.backends.mha.set_fastpath_enabled(False)
     if any(isinstance(module, nn.RNNBase) for module in model.modules()):
         torch.backends.cudnn.enabled = False
     try:
-        with sdpa_kernel(SDPBackend.MATH):
+        with sdpa_kernel(SDPBackend.MATH), stable_forms(forms):
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)

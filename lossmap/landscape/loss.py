@@ -24,6 +24,7 @@ from torch.utils import _pytree as pytree
 from lossmap.curvature.operators import Total, single_rank
 from lossmap.data.batches import Batch, Resident, Streamed
 from lossmap.data.problem import Problem, temporary_parameters
+from lossmap.data.stable_losses import stable_forms
 from lossmap.geometry.directions import Plane
 from lossmap.geometry.grid import Field, Point
 from lossmap.landscape.fold_batchnorm import FoldedLayer, fold_batchnorm_modules
@@ -110,7 +111,7 @@ class LossMap:
             tensors = {k: t.contiguous(memory_format=self._format) if t.dim() == 4 else t for k, t in tensors.items()}
         error: BaseException | None = None
         sums: list[Tensor] = []
-        with temporary_parameters(self.model, tensors), self._mode():
+        with temporary_parameters(self.model, tensors), self._mode(), stable_forms("losses"):
             for layer in self._layers:
                 layer.refresh(self._format)
             for problem in self._planned.values():

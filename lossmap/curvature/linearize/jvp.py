@@ -26,6 +26,7 @@ from torch.fx import Node
 
 from lossmap.curvature.linearize.graph_builder import GraphBuilder, aten
 from lossmap.curvature.linearize.propagate import propagate
+from lossmap.curvature.linearize.saturating_rules import use_arguments
 
 # (kept values, tangents of the moving inputs) -> tangents of the outputs, None where zero
 Pushforward = Callable[[tuple[Any, ...], tuple[Tensor, ...]], tuple[Tensor | None, ...]]
@@ -59,6 +60,7 @@ def linearize(
     results            which of the trace's own results `values` should return
     winograd_channels  3x3 convolutions of at least this many channels use tiles (see `winograd`); 0: none
     """
+    use_arguments(module.graph)
     values = fx.Graph()
     copies: dict[Node, Node] = {}  # nodes of the trace -> of values
     returned: Any = values.graph_copy(module.graph, copies)

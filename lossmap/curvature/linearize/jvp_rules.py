@@ -21,6 +21,7 @@ from torch.fx import Node
 
 from lossmap.curvature.linearize.convolution_rules import convolution, convolution_backward
 from lossmap.curvature.linearize.graph_builder import GraphBuilder, aten, nodes_in, packet
+from lossmap.curvature.linearize.saturating_rules import SATURATING_RULES
 
 Rule = Callable[[GraphBuilder, Node], Any]
 
@@ -200,55 +201,12 @@ def threshold_backward(build: GraphBuilder, node: Node) -> Any:
     return build.apply(aten.threshold_backward.default, build.tangent(g), x, threshold)
 
 
-def log_softmax(build: GraphBuilder, node: Node) -> Any:
-    """With p = exp(y): t - sum(p t)."""
-    t, dim = build.tangent(node.args[0]), node.args[1]
-    p = build.value(build.once(aten.exp.default, node))
-    mean = build.call(aten.sum.dim_IntList, build.call(aten.mul.Tensor, p, t), [dim], True)
-    return build.call(aten.sub.Tensor, t, mean)
-
-
-def log_softmax_backward(build: GraphBuilder, node: Node) -> Any:
-    """Of g - p sum(g), with p = exp(y): tg - p sum(tg) - p sum(g) ty."""
-    g, y, dim = node.args[:3]
-    tg, ty = build.tangent(g), build.tangent(y)
-    p = build.once(aten.exp.default, y)
-    result = None
-    if tg is not None:
-        total = build.call(aten.sum.dim_IntList, tg, [dim], True)
-        result = build.call(aten.sub.Tensor, tg, build.call(aten.mul.Tensor, build.value(p), total))
-    if ty is not None:
-        minus_total = build.once(aten.neg.default, build.once(aten.sum.dim_IntList, g, [dim], True))
-        slope = build.once(aten.mul.Tensor, p, minus_total)
-        result = build.sum_of(result, build.call(aten.mul.Tensor, build.value(slope), ty))
-    return result
-
-
-def softmax(build: GraphBuilder, node: Node) -> Any:
-    """With the result p: p t - p sum(p t)."""
-    t, dim = build.tangent(node.args[0]), node.args[1]
-    weighted = build.call(aten.mul.Tensor, build.value(node), t)
-    total = build.call(aten.sum.dim_IntList, weighted, [dim], True)
-    return build.call(aten.sub.Tensor, weighted, build.call(aten.mul.Tensor, build.value(node), total))
-
-
-def sigmoid(build: GraphBuilder, node: Node) -> Any:
-    # y (1 - y), by the operation that computes it in one pass
-    slope = build.once(aten.sigmoid_backward.default, build.once(aten.ones_like.default, node), node)
-    return build.call(aten.mul.Tensor, build.tangent(node.args[0]), build.value(slope))
-
-
 def sigmoid_backward(build: GraphBuilder, node: Node) -> Any:
     """Of g y (1 - y): tg y (1 - y) + g (1 - 2 y) ty."""
     g, y = node.args[:2]
     slope = build.once(aten.sigmoid_backward.default, build.once(aten.ones_like.default, y), y)
     second = build.once(aten.mul.Tensor, g, build.once(aten.add.Tensor, build.once(aten.mul.Tensor, y, -2), 1))
     return _chain(build, build.tangent(g), slope, build.tangent(y), second)
-
-
-def tanh(build: GraphBuilder, node: Node) -> Any:
-    slope = build.once(aten.tanh_backward.default, build.once(aten.ones_like.default, node), node)
-    return build.call(aten.mul.Tensor, build.tangent(node.args[0]), build.value(slope))
 
 
 def tanh_backward(build: GraphBuilder, node: Node) -> Any:
@@ -265,6 +223,11 @@ def _chain(build: GraphBuilder, tg: Any, slope: Node, ty: Any, second: Node) -> 
     if ty is not None:
         right = build.call(aten.mul.Tensor, build.value(second), ty)
     return build.sum_of(left, right)
+
+
+def log1p(build: GraphBuilder, node: Node) -> Any:
+    slope = build.once(aten.reciprocal.default, build.once(aten.add.Tensor, node.args[0], 1))
+    return build.call(aten.mul.Tensor, build.tangent(node.args[0]), build.value(slope))
 
 
 def mse_loss_backward(build: GraphBuilder, node: Node) -> Any:
@@ -311,10 +274,8 @@ RULES: dict[Any, Rule] = {
     aten.addmm: affine, aten.baddbmm: affine,
     aten.convolution: convolution, aten.convolution_backward: convolution_backward,
     aten.relu: relu, aten.threshold_backward: threshold_backward,
-    aten._log_softmax: log_softmax, aten._log_softmax_backward_data: log_softmax_backward, aten._softmax: softmax,
-    aten.sigmoid: sigmoid, aten.sigmoid_backward: sigmoid_backward, aten.tanh: tanh,
-    aten.tanh_backward: tanh_backward,
-    aten.exp: exponential,
+    aten.sigmoid_backward: sigmoid_backward, aten.tanh_backward: tanh_backward,
+    aten.exp: exponential, aten.log1p: log1p,
     aten.mse_loss_backward: mse_loss_backward, aten.pow: power,
     operator.getitem: entry,
     aten.nll_loss_forward: linear_in(0), aten.nll_loss_backward: shaped_by(0, 1),
@@ -322,6 +283,7 @@ RULES: dict[Any, Rule] = {
     aten.max_pool2d_with_indices_backward: shaped_by(0, 1), aten.index_put: linear_in(0, 2),
     aten.where: linear_in(1, 2),
 }  # fmt: skip
+RULES |= SATURATING_RULES
 RULES |= {
     op: linear_in(0)
     for op in (

@@ -1,0 +1,334 @@
+"""Forms of saturating functions whose values and derivatives do not cancel, put in the place of PyTorch's own.
+
+    cross entropy, log softmax    y_c = d_c - log(1 + sum_{j != k} exp d_j), with d_c = x_c - x_k relative to the
+                                  largest logit x_k, and d_k a true constant 0
+    softmax, attention            p_c = exp(d_c) / (1 + sum_{j != k} exp d_j)
+    logistic losses               log(1 + exp x) = max(x, 0) + log(1 + exp(-|x|))
+    tanh, sigmoid                 by exp(-2 |x|) and exp(-|x|)
+
+PyTorch computes derivatives of these from their results: 1 - p with p -> 1, 1 - y^2 with y -> 1. Where a network fits
+its data such terms cancel, and what rounding leaves, of the order eps |x|^2 for a Hessian, may be larger than the
+Hessian itself. It is systematic: neither noise nor another order of the samples shows it. Here every such term is made
+of numbers as small as itself, so that float32 keeps five digits of value, gradient and Hessian down to a loss of 1e-20.
+
+`stable_forms` puts them in place for all that runs inside, functions, methods and modules alike; the model and its
+criterion stay as they are. Price: log softmax about two of PyTorch's; `benchmarks/stable_forms.py`.
+"""
+
+from __future__ import annotations
+
+import math
+import types
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+MEAN, SUM = 1, 2  # PyTorch's numbers of reductions; 0 is none
+MAX_PLAIN_INPUT = 3.0  # of tanh and sigmoid, below which their plain derivatives lose at most two digits
+FULL_PRECISIONS = (torch.float32, torch.float64)
+
+Form = Callable[..., Tensor]
+
+
+def leading(x: Tensor, dim: int) -> tuple[Tensor, Tensor, Tensor]:
+    """What softmax and its kin are made of: (mask of the largest entry, differences to it, sum of the others' exp).
+
+    The differences are -inf at the largest itself, so that its exponential is a true 0. The sum keeps `dim`, and is NaN
+    where PyTorch's softmax is: where the largest entry is not finite.
+    """
+    k = x.detach().argmax(dim, keepdim=True)
+    shape = [1] * x.dim()
+    shape[dim] = -1
+    mask = torch.arange(x.shape[dim], device=x.device).view(shape) == k
+    largest = x.gather(dim, k)
+    differences = (x - largest).masked_fill(mask, -math.inf)
+    others = differences.exp().sum(dim, keepdim=True)
+    return mask, differences, others.masked_fill(~largest.detach().isfinite(), math.nan)
+
+
+def stable_log_softmax(x: Tensor, dim: int) -> Tensor:
+    """log softmax of x along `dim`, in the unit of x (nats)."""
+    mask, differences, others = leading(x, dim)
+    return differences.masked_fill(mask, 0.0) - others.log1p()
+
+
+def stable_softmax(x: Tensor, dim: int) -> Tensor:
+    """Softmax of x along `dim`."""
+    mask, differences, others = leading(x, dim)
+    return differences.exp().masked_fill(mask, 1.0) / (1.0 + others)
+
+
+def shrinking(x: Tensor) -> Tensor:
+    """-|x|, with a derivative also at 0: that of x, which suits functions that are smooth there."""
+    return torch.where(x > 0, -x, x)
+
+
+def stable_softplus(x: Tensor) -> Tensor:
+    """log(1 + exp x)."""
+    return x.masked_fill(x <= 0, 0.0) + shrinking(x).exp().log1p()
+
+
+def stable_sigmoid(x: Tensor) -> Tensor:
+    """1 / (1 + exp(-x))."""
+    small = shrinking(x).exp()
+    return small.masked_fill(x > 0, 1.0) / (1.0 + small)
+
+
+def stable_tanh(x: Tensor) -> Tensor:
+    """The hyperbolic tangent: -expm1(-2 |x|) / (1 + exp(-2 |x|)), with its sign."""
+    exponent = 2.0 * shrinking(x)
+    size = torch.expm1(exponent) / (1.0 + exponent.exp())
+    return torch.where(x > 0, -size, size)
+
+
+# PyTorch's functions under the names by which a mode meets them, each by the form above; None of them where a form does
+# not apply, and PyTorch's own is taken.
+
+
+def _is_covered(x: Any) -> bool:
+    """Whether an argument is a plain floating-point tensor, outside of autocast, whose precisions are its own."""
+    if not isinstance(x, Tensor) or not x.is_floating_point() or x.numel() == 0 or x.dim() == 0:
+        return False
+    if x.layout != torch.strided or x.is_nested:
+        return False
+    return not torch.is_autocast_enabled(x.device.type)
+
+
+def _precise(x: Tensor) -> Tensor:
+    """A tensor in float32 at least, as PyTorch itself computes softmax in half precision."""
+    return x if x.dtype in FULL_PRECISIONS else x.float()
+
+
+def _log_softmax(input: Tensor, dim: int, dtype: torch.dtype | None = None) -> Tensor:
+    x = input if dtype is None else input.to(dtype)
+    return stable_log_softmax(_precise(x), dim).to(x.dtype)
+
+
+def _softmax(input: Tensor, dim: int, dtype: torch.dtype | None = None) -> Tensor:
+    x = input if dtype is None else input.to(dtype)
+    return stable_softmax(_precise(x), dim).to(x.dtype)
+
+
+def _cross_entropy(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    reduction: int = MEAN,
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """`torch._C._nn.cross_entropy_loss` over the stable log softmax; ATen/native/LossNLL.cpp in these terms."""
+    classes = 0 if input.dim() == 1 else 1
+    logs = stable_log_softmax(_precise(input), classes)
+    if weight is not None:
+        weight = weight.to(logs.dtype)
+    if target.shape == input.shape:
+        loss = _soft_cross_entropy(logs, target, weight, reduction, classes, label_smoothing)
+    else:
+        loss = F.nll_loss(logs, target, weight, ignore_index=ignore_index, reduction=("none", "mean", "sum")[reduction])
+        if label_smoothing > 0.0:
+            smooth = _smooth_part(logs, target, weight, reduction, ignore_index)
+            loss = (1.0 - label_smoothing) * loss + smooth * (label_smoothing / logs.shape[classes])
+    return loss.to(input.dtype)
+
+
+def _soft_cross_entropy(
+    logs: Tensor, target: Tensor, weight: Tensor | None, reduction: int, classes: int, label_smoothing: float
+) -> Tensor:
+    """The cross entropy with probabilities as targets; its mean is over samples, whatever the weights."""
+    count = logs.shape[classes]
+    if label_smoothing > 0.0:
+        target = target * (1.0 - label_smoothing) + label_smoothing / count
+    parts = -(logs * target)
+    if weight is not None:
+        parts = parts * _along(weight, logs, classes)
+    if reduction == MEAN:
+        return parts.sum() / (logs.numel() / count)
+    return parts.sum() if reduction == SUM else parts.sum(classes)
+
+
+def _smooth_part(logs: Tensor, target: Tensor, weight: Tensor | None, reduction: int, ignore_index: int) -> Tensor:
+    """The part of label smoothing: every class alike, of the targets that count."""
+    classes = 0 if logs.dim() == 1 else 1
+    weighted = logs if weight is None else logs * _along(weight, logs, classes)
+    ignored = target == ignore_index
+    parts = (-weighted.sum(classes)).masked_fill(ignored, 0.0)
+    if reduction == MEAN:
+        counted = torch.ones_like(parts)
+        if weight is not None:
+            counted = weight[target.masked_fill(ignored, 0)]
+        return parts.sum() / counted.masked_fill(ignored, 0.0).sum()
+    return parts.sum() if reduction == SUM else parts
+
+
+def _along(weight: Tensor, like: Tensor, dim: int) -> Tensor:
+    """Weights (C,) in the shape in which they multiply `like` along one dimension."""
+    shape = [1] * like.dim()
+    shape[dim] = -1
+    return weight.view(shape)
+
+
+def _logistic_loss(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    pos_weight: Tensor | None = None,
+    reduction: int = MEAN,
+) -> Tensor:
+    """`binary_cross_entropy_with_logits`: (1 - y) log(1 + exp x) + w y log(1 + exp(-x)), w the weight of positives."""
+    x = _precise(input)
+    positive = target if pos_weight is None else target * pos_weight.to(x.dtype)
+    common = shrinking(x).exp().log1p()
+    loss = (1.0 - target) * (x.masked_fill(x <= 0, 0.0) + common) + positive * ((-x).masked_fill(x > 0, 0.0) + common)
+    if weight is not None:
+        loss = loss * weight.to(x.dtype)
+    if reduction == MEAN:
+        loss = loss.mean()
+    elif reduction == SUM:
+        loss = loss.sum()
+    return loss.to(input.dtype)
+
+
+def _log_sigmoid(input: Tensor) -> Tensor:
+    return -stable_softplus(-_precise(input)).to(input.dtype)
+
+
+def _softplus(input: Tensor, beta: float = 1.0, threshold: float = 20.0) -> Tensor:
+    x = _precise(input)
+    return torch.where(x * beta > threshold, x, stable_softplus(x * beta) / beta).to(input.dtype)
+
+
+def _attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """`scaled_dot_product_attention` by its formula; rows of which all is masked give 0, as PyTorch's do."""
+    factor = math.sqrt(1.0 / math.sqrt(query.shape[-1]) if scale is None else abs(scale))
+    if enable_gqa:
+        key = key.repeat_interleave(query.shape[-3] // key.shape[-3], -3)
+        value = value.repeat_interleave(query.shape[-3] // value.shape[-3], -3)
+    scores = (query * factor) @ (key.transpose(-2, -1) * math.copysign(factor, 1.0 if scale is None else scale))
+    if is_causal:
+        attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+    if attn_mask is None:
+        return _softmax(scores, -1) @ value
+    if attn_mask.dtype == torch.bool:
+        attn_mask = torch.zeros_like(attn_mask, dtype=scores.dtype).masked_fill(~attn_mask, -math.inf)
+    scores = scores + attn_mask
+    empty = (scores.detach() == -math.inf).all(-1, keepdim=True)
+    return _softmax(scores.masked_fill(empty, 0.0), -1).masked_fill(empty, 0.0) @ value
+
+
+def _is_saturated(x: Tensor) -> bool:
+    """Whether an activation's derivative is read, and cancels somewhere; under transforms it is taken to."""
+    if not (torch.is_grad_enabled() and x.requires_grad):
+        return False
+    if torch._C._functorch.is_functorch_wrapped_tensor(x):
+        return True
+    return bool((x.detach().abs() > MAX_PLAIN_INPUT).any())
+
+
+def _tanh(input: Tensor) -> Tensor:
+    return stable_tanh(_precise(input)).to(input.dtype) if _is_saturated(input) else torch.tanh(input)
+
+
+def _sigmoid(input: Tensor) -> Tensor:
+    return stable_sigmoid(_precise(input)).to(input.dtype) if _is_saturated(input) else torch.sigmoid(input)
+
+
+LOGISTIC_FORMS: Mapping[str, Form] = {
+    "binary_cross_entropy_with_logits": _logistic_loss,
+    "log_sigmoid": _log_sigmoid,
+    "softplus": _softplus,
+}
+LOSS_FORMS: Mapping[str, Form] = {
+    **LOGISTIC_FORMS,
+    "cross_entropy_loss": _cross_entropy,
+    "log_softmax": _log_softmax,
+    "special_log_softmax": _log_softmax,
+}
+ALL_FORMS: Mapping[str, Form] = {
+    **LOSS_FORMS,
+    "softmax": _softmax,
+    "special_softmax": _softmax,
+    "scaled_dot_product_attention": _attention,
+    "tanh": _tanh,
+    "sigmoid": _sigmoid,
+    "special_expit": _sigmoid,
+}
+FORMS: Mapping[str, Mapping[str, Form]] = {"logistic": LOGISTIC_FORMS, "losses": LOSS_FORMS, "all": ALL_FORMS}
+
+# functions of torch.nn.functional, written in Python, inside which such functions are called
+COMPOSITES = (
+    "binary_cross_entropy_with_logits", "cross_entropy", "gumbel_softmax", "log_softmax",
+    "multi_head_attention_forward", "multilabel_soft_margin_loss", "softmax", "softmin",
+)  # fmt: skip
+
+
+def _never(*_: Any) -> bool:
+    """In the place of `has_torch_function`: no."""
+    return False
+
+
+def _unchecked(function: types.FunctionType) -> types.FunctionType:
+    """The same function without its own look for modes, which would lead back to the mode that runs it."""
+    checks = ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic")
+    scope = {**function.__globals__, **dict.fromkeys(checks, _never)}
+    copied = types.FunctionType(function.__code__, scope, function.__name__, function.__defaults__)
+    copied.__kwdefaults__ = function.__kwdefaults__
+    return copied
+
+
+UNCHECKED = {getattr(F, name): _unchecked(getattr(F, name)) for name in COMPOSITES}
+
+
+class StableForms(TorchFunctionMode):
+    """Runs a function's stable form in its place, wherever in a model it is called."""
+
+    def __init__(self, forms: Mapping[str, Form]) -> None:
+        super().__init__()
+        self.forms = forms
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Called by PyTorch in the place of `func`, with the mode itself off."""
+        kwargs = kwargs or {}
+        if func in UNCHECKED:
+            with self:
+                return UNCHECKED[func](*args, **kwargs)
+        form = self.forms.get(getattr(func, "__name__", ""))
+        if form is None or not _is_covered(args[0] if args else kwargs.get("input", kwargs.get("query"))):
+            return func(*args, **kwargs)
+        if kwargs.get("out") is not None or (form is _attention and not _is_plain_attention(*args, **kwargs)):
+            return func(*args, **kwargs)
+        return form(*args, **{name: value for name, value in kwargs.items() if name != "out"})
+
+
+def _is_plain_attention(query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> bool:
+    """Whether the formula applies: without dropout."""
+    dropout = args[1] if len(args) > 1 else kwargs.get("dropout_p", 0.0)
+    return not dropout and query.shape[-1] > 0
+
+
+@contextmanager
+def stable_forms(forms: str = "all") -> Iterator[None]:
+    """Inside, functions that saturate are computed by forms that do not cancel.
+
+    forms  `all`: values and derivatives of losses, softmax, attention, tanh and sigmoid; `losses`: losses alone, for
+           passes without derivatives; `logistic`: those losses for which the linearized product has no rules of its own
+    """
+    with StableForms(FORMS[forms]):
+        yield
+
+
+__all__ = ["stable_forms", "stable_log_softmax", "stable_sigmoid", "stable_softmax", "stable_softplus", "stable_tanh"]
