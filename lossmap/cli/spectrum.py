@@ -35,7 +35,7 @@ from lossmap.cli.settings import Settings, UsageError, setting
 from lossmap.geometry.grid import Grid
 from lossmap.io.provenance import provenance
 from lossmap.io.read import SurfaceFile, read
-from lossmap.io.spectrum_layout import LAYERS, SPECTRUM, group_of, place_of
+from lossmap.io.spectrum_layout import LAYERS, SPECTRUM, group_name, group_of
 from lossmap.io.surface import Group
 from lossmap.landscape.run_survey import survey
 from lossmap.parallel.shutdown import Stop, job_end
@@ -263,10 +263,10 @@ def report_all(measure: Any, settings: Settings, store: SurfaceFile, say: output
 
             pairs = zip(*spectrum.largest_by_magnitude(options.abs), strict=True)
             say(f"  by magnitude: {', '.join(value_with_error(v, e) for v, e in pairs)}")
-        store.put(place_of(SPECTRUM, label), group_of(spectrum))
+        store.put(group_name(SPECTRUM, label), group_of(spectrum))
     for label, layers in measure.layers(store.arrays).items():
         say(f"\n{layers!r}")
-        store.put(place_of(LAYERS, label), group_of(layers))
+        store.put(group_name(LAYERS, label), group_of(layers))
     if len(spectra) > 1:
         say(f"\n{compare(spectra)!r}")
     if options.l2:

@@ -32,7 +32,8 @@ from lossmap.geometry.grid import Field, Point
 from lossmap.geometry.parameter_vector import selected
 from lossmap.linalg.operator import interruptible
 from lossmap.linalg.spectral_density import Density
-from lossmap.spectra.spectrum import Spectrum, spectrum_of
+from lossmap.spectra.spectrum import spectrum_of
+from lossmap.spectra.spectrum_result import Spectrum
 from lossmap.sums import norm
 
 SHARES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)  # of the eigenvalues, that lie below the quantiles

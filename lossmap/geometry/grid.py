@@ -30,6 +30,11 @@ class Field:
     long_name: str
     extra: tuple[str, int] | None = None
 
+    @property
+    def size(self) -> int:
+        """Numbers per point."""
+        return 1 if self.extra is None else self.extra[1]
+
 
 @dataclass(frozen=True, eq=False)
 class Grid:

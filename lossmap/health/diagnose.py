@@ -41,7 +41,8 @@ from lossmap.health.measurements import Measurements
 from lossmap.health.rules import apply_rules
 from lossmap.linalg.power_law import MIN_TAIL_SIZE, PowerLawTail, power_law_tail
 from lossmap.seeding import generator
-from lossmap.spectra.spectrum import Spectrum, spectrum
+from lossmap.spectra.spectrum import spectrum
+from lossmap.spectra.spectrum_result import Spectrum
 
 EXAMINATIONS = ("weights", "gradients", "hessian", "collapse", "signals")
 DENSITY_ERROR = 0.05  # of the spectral density, as a share of its range

@@ -15,7 +15,7 @@ from lossmap.health.measurements import Measurements
 from lossmap.linalg.power_law import PowerLawTail
 from lossmap.report.health import health_report
 from lossmap.report.stored import StoredReport
-from lossmap.spectra.spectrum import Spectrum
+from lossmap.spectra.spectrum_result import Spectrum
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,7 +14,7 @@ from lossmap.diagnostics.label_noise import LabelNoise
 from lossmap.diagnostics.neural_collapse import NeuralCollapse
 from lossmap.diagnostics.singular_values import SingularValueTable
 from lossmap.linalg.power_law import PowerLawTail
-from lossmap.spectra.spectrum import Spectrum
+from lossmap.spectra.spectrum_result import Spectrum
 
 Estimate = tuple[float, float]  # value and standard error; error 0 where exact
 

@@ -45,28 +45,28 @@ class VectorFolder:
     def keep(self, step: float, vectors: np.ndarray) -> None:
         """Writes one snapshot's eigenvectors, (r, n); they are on the disk when this returns."""
         self.path.mkdir(parents=True, exist_ok=True)
-        place = self._place(step)
-        part = place.with_name(place.name + ".part")
+        target = self._file(step)
+        part = target.with_name(target.name + ".part")
         with open(part, "wb") as file:
             np.save(file, np.ascontiguousarray(vectors, dtype=np.float32))
             file.flush()
             os.fsync(file.fileno())
-        os.replace(part, place)
+        os.replace(part, target)
         sync_folder(self.path)
 
     def holds(self, step: float) -> bool:
         """Whether a snapshot is there."""
-        return self._place(step).exists()
+        return self._file(step).exists()
 
     def shape(self, step: float) -> tuple[int, int]:
         """(r, n) of a snapshot."""
-        r, n = np.load(self._place(step), mmap_mode="r").shape
+        r, n = np.load(self._file(step), mmap_mode="r").shape
         return int(r), int(n)
 
     def snapshot(self, step: float) -> np.ndarray:
         """One snapshot's eigenvectors, (r, n)."""
-        found: np.ndarray = np.load(self._place(step))
-        return found
+        vectors: np.ndarray = np.load(self._file(step))
+        return vectors
 
     def blocks(self, steps: Sequence[float], block: int = BLOCK) -> Blocks:
         """Blocks of columns of all these snapshots' rows stacked, (m, b) each, as `measure.evolution` reads them.
@@ -89,11 +89,11 @@ class VectorFolder:
 
     def fill(self, file: Path) -> None:
         """Takes back from a result file the snapshots that it holds and the folder does not, one at a time."""
-        with open_hdf5(file) as held:
-            place = held[VECTORS]
-            for i, step in enumerate(place["step"][:]):
+        with open_hdf5(file) as result:
+            stored = result[VECTORS]
+            for i, step in enumerate(stored["step"][:]):
                 if not self.holds(float(step)):
-                    rows = place["eigenvector"][i]
+                    rows = stored["eigenvector"][i]
                     self.keep(float(step), rows[np.isfinite(rows[:, 0])])
 
     def clear(self) -> None:
@@ -102,7 +102,7 @@ class VectorFolder:
 
     def _columns(self, step: float, start: int, stop: int) -> np.ndarray:
         """Read by seeking, not mapped: mapped pages count as memory of the process."""
-        with open(self._place(step), "rb") as file:
+        with open(self._file(step), "rb") as file:
             version = np.lib.format.read_magic(file)
             reader = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
             (rows, n), _, dtype = reader[version](file)
@@ -113,7 +113,7 @@ class VectorFolder:
                 out[row] = np.fromfile(file, dtype=dtype, count=stop - start)
         return out
 
-    def _place(self, step: float) -> Path:
+    def _file(self, step: float) -> Path:
         return self.path / f"{step:012.3f}.npy".replace(".000.npy", ".npy")
 
 
@@ -147,14 +147,14 @@ def _rewritten(file: Path) -> Iterator[h5py.File]:
     sync_folder(file.parent)
 
 
-def _write_vectors(place: h5py.Group, folder: VectorFolder, steps: Sequence[float], pairs: int) -> None:
+def _write_vectors(target: h5py.Group, folder: VectorFolder, steps: Sequence[float], pairs: int) -> None:
     n = folder.shape(steps[0])[1]
-    vectors = place.create_dataset("eigenvector", (len(steps), pairs, n), dtype="f4", fillvalue=np.nan)
+    vectors = target.create_dataset("eigenvector", (len(steps), pairs, n), dtype="f4", fillvalue=np.nan)
     vectors.attrs.update({"units": "1", "long_name": "eigenvectors of unit length, in the order of the eigenvalues"})
     scales = {"step": np.asarray(steps, dtype=np.float64), "pair": np.arange(pairs), "theta": np.arange(n, dtype="i4")}
     for axis, (name, ticks) in enumerate(scales.items()):
-        place.create_dataset(name, data=ticks).make_scale(name)
-        vectors.dims[axis].attach_scale(place[name])
+        target.create_dataset(name, data=ticks).make_scale(name)
+        vectors.dims[axis].attach_scale(target[name])
     for i, step in enumerate(steps):
         rows = folder.snapshot(step)
         vectors[i, : len(rows)] = rows
@@ -162,22 +162,22 @@ def _write_vectors(place: h5py.Group, folder: VectorFolder, steps: Sequence[floa
             vectors[i, len(rows) :] = np.nan
 
 
-def _write_results(place: h5py.Group, results: Group) -> None:
+def _write_results(target: h5py.Group, results: Group) -> None:
     scales: set[str] = set()
     for name, value in results.attributes.items():
-        place.attrs[name] = value
+        target.attrs[name] = value
     for name, array in results.arrays.items():
-        dataset = place.create_dataset(name, data=array)
+        dataset = target.create_dataset(name, data=array)
         for axis, length in enumerate(array.shape):
-            scale = f"n{length}" + ("_other" if length in array.shape[:axis] else "")  # readers want two names
+            scale = f"n{length}" + "_other" * (length in array.shape[:axis])  # xarray needs two names
             if scale not in scales:
-                place.create_dataset(scale, data=np.arange(length)).make_scale(scale)
+                target.create_dataset(scale, data=np.arange(length)).make_scale(scale)
                 scales.add(scale)
-            dataset.dims[axis].attach_scale(place[scale])
+            dataset.dims[axis].attach_scale(target[scale])
 
 
 @dataclass(frozen=True, eq=False)
-class Stored:
+class StoredEigenpairs:
     """The eigenpairs of a run as a file holds them."""
 
     steps: np.ndarray  # (s,)
@@ -187,8 +187,8 @@ class Stored:
     blocks: Blocks
 
 
-def read_vectors(path: str | os.PathLike[str], block: int = BLOCK) -> Stored:
-    """The eigenpairs in a result file; the vectors are read by blocks when they are asked for.
+def read_vectors(path: str | os.PathLike[str], block: int = BLOCK) -> StoredEigenpairs:
+    """The eigenpairs in a result file; the vectors are read by blocks on demand.
 
     Raises KeyError where the file holds none.
     """
@@ -206,15 +206,15 @@ def read_vectors(path: str | os.PathLike[str], block: int = BLOCK) -> Stored:
             for start in range(0, n, width):
                 yield vectors[:, :, start : min(start + width, n)][present]
 
-    return Stored(results["step"], values, results["residual"], n, read_blocks)
+    return StoredEigenpairs(results["step"], values, results["residual"], n, read_blocks)
 
 
 def results_of(path: str | os.PathLike[str]) -> Group:
     """What was made of a run. Raises KeyError where the file holds none."""
-    held = read(path).groups
-    if RESULTS not in held:
+    groups = read(path).groups
+    if RESULTS not in groups:
         raise KeyError(f"{os.fspath(path)} holds no evolution along a run (lossmap spectrum --along makes it)")
-    return held[RESULTS]
+    return groups[RESULTS]
 
 
 def put_group(path: str | os.PathLike[str], name: str, group: Group, fresh: Callable[[], Surface]) -> None:
@@ -222,11 +222,11 @@ def put_group(path: str | os.PathLike[str], name: str, group: Group, fresh: Call
 
     fresh  makes the rest of a new file
 
-    Raises Refused where a survey is writing the file, or wants to go on.
+    Raises Refused where a survey is writing the file, or is not complete.
     """
     path = Path(path)
     if journal_of(path).exists():
-        raise Refused(f"a survey is writing {path}, or wants to go on; finish it first, or name another file")
+        raise Refused(f"a survey is writing {path}, or is not complete; finish it first, or name another file")
     if not path.exists():
         write_surface(path, fresh())
     with _rewritten(path) as out:

@@ -120,17 +120,19 @@ def replay(memory: MemoryStore, contents: log.Contents) -> dict[str, list[np.nda
                 memory.insert(name, indices, points["values"], points["seconds"], points["rank"])
                 memory.groups |= arriving.of(name, indices)
                 times.setdefault(name, []).append(points["time"][-RECENT:].copy())
-        elif kind == b"M":
-            for payload in payloads:
-                _declare(memory, json.loads(payload))
-        elif kind == b"F":
-            for payload in payloads:
-                f = json.loads(payload)
-                memory.fail(f["measure"], f["index"], Failure(f["index"], f["rank"], f["host"], f["text"]))
         else:
             for payload in payloads:
-                memory.note(**json.loads(payload))
+                _REPLAYED[kind](memory, json.loads(payload))
     return times
+
+
+def _fail(memory: MemoryStore, failure: Mapping[str, Any]) -> None:
+    index = failure["index"]
+    memory.fail(failure["measure"], index, Failure(index, failure["rank"], failure["host"], failure["text"]))
+
+
+def _note(memory: MemoryStore, attributes: Mapping[str, Any]) -> None:
+    memory.note(**attributes)
 
 
 def _start(memory: MemoryStore, start: Mapping[str, Any]) -> None:
@@ -154,6 +156,9 @@ def _declare(memory: MemoryStore, measures: Mapping[str, Any]) -> None:
         fields = [Field(f[0], f[1], f[2], tuple(f[3]) if f[3] else None) for f in described["fields"]]
         points = None if described["points"] is None else indices_of(described["points"])
         memory.declare(name, fields, described["settings"], points)
+
+
+_REPLAYED = {b"M": _declare, b"F": _fail, b"N": _note}
 
 
 def _points_by_measure(memory: MemoryStore, payloads: list[bytes]) -> Iterator[tuple[str, np.ndarray]]:

@@ -38,7 +38,7 @@ class Declared:
     @cached_property
     def sizes(self) -> dict[str, int]:
         """Numbers per point of each field, in order."""
-        return {field.name: field.extra[1] if field.extra else 1 for field in self.fields}
+        return {field.name: field.size for field in self.fields}
 
     @cached_property
     def width(self) -> int:
@@ -189,18 +189,18 @@ class MemoryStore:
         if reading.keys() != declared.sizes.keys():
             missing, more = sorted(declared.sizes.keys() - reading), sorted(reading.keys() - declared.sizes.keys())
             raise ValueError(
-                f"a reading of {measure!r} wants the fields {', '.join(declared.sizes)}; "
+                f"a reading of {measure!r} must have the fields {', '.join(declared.sizes)}; "
                 f"missing: {', '.join(missing) or 'none'}; unknown: {', '.join(more) or 'none'}"
             )
         row = np.empty(declared.width)
         at = 0
         for name, size in declared.sizes.items():
-            given = reading[name]
-            if size == 1 and isinstance(given, float):  # by far the most are, and rank 0 meets every one
-                row[at] = given
+            number = reading[name]
+            if size == 1 and isinstance(number, float):  # by far the most are, and rank 0 meets every one
+                row[at] = number
                 at += 1
                 continue
-            value = np.asarray(given, dtype=np.float64).reshape(-1)
+            value = np.asarray(number, dtype=np.float64).reshape(-1)
             if value.size != size:
                 raise ValueError(f"the field {name!r} takes {size} numbers a point; got {value.size}")
             row[at : at + size] = value
@@ -303,7 +303,7 @@ class MemoryStore:
             for name, declared in self.measures.items():
                 at = 0
                 for field in declared.fields:
-                    size = field.extra[1] if field.extra else 1
+                    size = field.size
                     block = self._values[name][:, at : at + size]
                     fields[field.name] = block.reshape((*shape, size) if field.extra else shape).copy()
                     about[field.name] = field

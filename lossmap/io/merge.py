@@ -49,10 +49,10 @@ def merged(shards: Sequence[Surface], names: Sequence[str], result: str = "") ->
     """The surface that the shards make together. Raises Refused naming each difference between them."""
     first = shards[0]
     for shard, name in zip(shards[1:], names[1:], strict=True):
-        found = list(_differences(first, shard))
-        if found:
-            told = "; ".join(f"{what} is {short(a)} there, {short(b)} here" for what, a, b in found)
-            raise Refused(f"{names[0]} and {name} are no shards of one survey: {told}", found)
+        unequal = _differences(first, shard)
+        if unequal:
+            described = "; ".join(f"{what} is {short(a)} there, {short(b)} here" for what, a, b in unequal)
+            raise Refused(f"{names[0]} and {name} are not shards of one survey: {described}", unequal)
     fields, about, status, measures = {}, {}, {}, {}
     for measure in dict.fromkeys(m for shard in shards for m in shard.status):
         having = [shard for shard in shards if measure in shard.status]
@@ -105,19 +105,19 @@ def missing(surface: Surface) -> list[str]:
 
 
 def _differences(ours: Surface, theirs: Surface) -> list[tuple[str, Any, Any]]:
-    found: list[tuple[str, Any, Any]] = list(axis_differences(ours.grid, theirs.grid))
-    found += differences(ours.settings.get("file", {}), theirs.settings.get("file", {}))
+    unequal: list[tuple[str, Any, Any]] = list(axis_differences(ours.grid, theirs.grid))
+    unequal += differences(ours.settings.get("file", {}), theirs.settings.get("file", {}))
     digests = (ours.attributes.get("directions_digest"), theirs.attributes.get("directions_digest"))
     if digests[0] != digests[1]:
-        found.append(("directions", *digests))
+        unequal.append(("directions", *digests))
     mine, other = ours.settings.get("measures", {}), theirs.settings.get("measures", {})
     for measure in mine.keys() & other.keys():
-        found += [(f"{measure}: {what}", a, b) for what, a, b in differences(mine[measure], other[measure])]
+        unequal += [(f"{measure}: {what}", a, b) for what, a, b in differences(mine[measure], other[measure])]
         if measure in ours.measures and measure in theirs.measures:
             names = ours.measures[measure], theirs.measures[measure]
             if names[0] != names[1]:
-                found.append((f"{measure}: fields", ", ".join(names[0]), ", ".join(names[1])))
-    return found
+                unequal.append((f"{measure}: fields", ", ".join(names[0]), ", ".join(names[1])))
+    return unequal
 
 
 def _sources(states: Sequence[np.ndarray]) -> np.ndarray:
@@ -144,25 +144,25 @@ def _parts(shards: Sequence[Surface], status: Mapping[str, np.ndarray]) -> dict[
 
 
 def _attributes(shards: Sequence[Surface], names: Sequence[str], result: str) -> dict[str, Any]:
-    kept = {k: v for k, v in shards[0].attributes.items() if k not in OF_A_SHARD}
-    for name, value in kept.items():
+    attributes = {k: v for k, v in shards[0].attributes.items() if k not in OF_A_SHARD}
+    for name, value in attributes.items():
         if name.startswith("resolved_"):  # from which a survey is resumed: not as a shard any more
-            told = json.loads(value) if isinstance(value, str) else dict(value)
-            told["settings"] = {**told.get("settings", {}), "shard": None, "surf_file": result or None}
-            kept[name] = told
+            resolved = json.loads(value) if isinstance(value, str) else dict(value)
+            resolved["settings"] = {**resolved.get("settings", {}), "shard": None, "surf_file": result or None}
+            attributes[name] = resolved
     starts = [str(s.attributes["start"]) for s in shards if "start" in s.attributes]
     ends = [str(s.attributes["end"]) for s in shards if "end" in s.attributes]
     now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    kept |= {
+    attributes |= {
         "file_id": secrets.token_hex(8),
         "restarts": sum(int(s.attributes.get("restarts", 0)) for s in shards),
-        "history": f"{kept.get('history', '')}\n{now} merged {len(shards)} shards: {', '.join(names)}".strip(),
+        "history": f"{attributes.get('history', '')}\n{now} merged {len(shards)} shards: {', '.join(names)}".strip(),
         **({"start": min(starts)} if starts else {}),
         **({"end": max(ends)} if len(ends) == len(shards) else {}),
     }
-    chosen = {canonical({m: told.get("chosen") for m, told in s.settings.get("measures", {}).items()}) for s in shards}
+    chosen = {canonical({m: own.get("chosen") for m, own in s.settings.get("measures", {}).items()}) for s in shards}
     if len(chosen) > 1:
-        kept["merge_note"] = "probes chose differently in the shards, so last bits may differ: " + "; ".join(
+        attributes["merge_note"] = "probes chose differently in the shards, so last bits may differ: " + "; ".join(
             sorted(chosen)
         )
-    return kept
+    return attributes

@@ -1,4 +1,4 @@
-"""What was asked for against what is in the file: each difference by its name."""
+"""The request against what is in the file: each difference by its name."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from lossmap.io.surface import canonical, differences
 
 
 class Refused(ValueError):
-    """What was asked for does not belong into the file that is there.
+    """The request does not belong into the file that is there.
 
-    differences  (name, in the file, asked for)
+    differences  (name, in the file, requested)
     """
 
     def __init__(self, text: str, differences: Sequence[tuple[str, Any, Any]] = ()) -> None:
@@ -33,20 +33,20 @@ def refuse(
     measures: Measures,
 ) -> None:
     """Raise Refused where grid, settings of the file (`there`) or of a measure differ, naming each difference."""
-    found = list(axis_differences(memory.grid, grid))
-    found += differences(there, identity)
+    unequal = list(axis_differences(memory.grid, grid))
+    unequal += differences(there, identity)
     for name, (fields, settings) in measures.items():
         if name in memory.measures:
             known = memory.measures[name]
-            found += [(f"{name}: {what}", a, b) for what, a, b in differences(known.settings, settings)]
+            unequal += [(f"{name}: {what}", a, b) for what, a, b in differences(known.settings, settings)]
             if [f.name for f in known.fields] != [f.name for f in fields] or known.width != _width(fields):
-                found.append((f"{name}: fields", _names(known.fields), _names(fields)))
-    if found:
-        described = "; ".join(f"{name} is {short(a)} in the file, {short(b)} asked for" for name, a, b in found)
+                unequal.append((f"{name}: fields", _names(known.fields), _names(fields)))
+    if unequal:
+        described = "; ".join(f"{name} is {short(a)} in the file, {short(b)} asked for" for name, a, b in unequal)
         raise Refused(
             f"{path} holds another survey: {described}. "
             "Ask for the same, name another file, or start anew with --overwrite",
-            found,
+            unequal,
         )
 
 
@@ -56,7 +56,9 @@ def axis_differences(ours: Grid, theirs: Grid) -> Iterator[tuple[str, str, str]]
         a, b = getattr(ours, name), getattr(theirs, name)
         if (a is None) != (b is None) or (a is not None and not np.array_equal(a, b)):
             here, there = _span(a), _span(b)
-            yield name, here, there if here != there else f"{there}, with other ticks between"
+            if here == there:
+                there = f"{there}, with other ticks between"
+            yield name, here, there
 
 
 def _span(ticks: np.ndarray | None) -> str:
@@ -64,7 +66,7 @@ def _span(ticks: np.ndarray | None) -> str:
 
 
 def _width(fields: Sequence[Field]) -> int:
-    return sum(field.extra[1] if field.extra else 1 for field in fields)
+    return sum(field.size for field in fields)
 
 
 def _names(fields: Sequence[Field]) -> str:

@@ -20,6 +20,7 @@ from lossmap.io.read import read
 from lossmap.io.surface import Group
 
 SPECTRUM, LAYERS, WEIGHTS = "spectrum", "layers", "weights"
+MADE_BY = {SPECTRUM: "lossmap spectrum", LAYERS: "lossmap spectrum --layers tensor"}
 
 
 class Stored(Protocol):
@@ -38,7 +39,7 @@ def group_of(value: Stored) -> Group:
     return Group(dict(arrays), {k: v for k, v in attributes.items() if v is not None})
 
 
-def place_of(kind: str, label: str) -> str:
+def group_name(kind: str, label: str) -> str:
     """The group's name; a label with slashes stays one level deep."""
     return f"{kind}/{label.replace('/', '_') or 'whole'}"
 
@@ -48,29 +49,30 @@ def spectra_in(source: Source) -> dict[str, Group]:
 
     Raises ValueError where there is none.
     """
-    return _found(source, SPECTRUM, "top")
+    return _groups(source, SPECTRUM, "top")
 
 
 def layers_in(source: Source) -> dict[str, Group]:
     """The layer by layer readings by label. Raises ValueError where there is none."""
-    return _found(source, LAYERS, "block")
+    return _groups(source, LAYERS, "block")
 
 
-def _found(source: Source, kind: str, mark: str) -> dict[str, Group]:
-    if isinstance(source, (str, os.PathLike)):
-        held = read(source).groups
-        found = {name.partition("/")[2]: group for name, group in held.items() if name.startswith(kind + "/")}
-        where = str(source)
-    elif isinstance(source, Mapping):
-        found = {str(label): v if isinstance(v, Group) else group_of(v) for label, v in source.items()}
-        where = "what was given"
-    else:
-        group = group_of(source)
-        found = {str(group.attributes.get("label") or kind): group}
-        where = type(source).__name__
+def _groups(source: Source, kind: str, required: str) -> dict[str, Group]:
+    """The groups of a kind by label; of layers those alone that hold the required array."""
+    groups, name = _labelled(source, kind)
     if kind == LAYERS:
-        found = {label: g for label, g in found.items() if mark in g}
-    if not found:
-        more = " (lossmap spectrum --layers tensor makes them)" if kind == LAYERS else " (lossmap spectrum makes them)"
-        raise ValueError(f"{where} holds no {kind}{more}")
-    return found
+        groups = {label: group for label, group in groups.items() if required in group}
+    if not groups:
+        raise ValueError(f"{name} holds no {kind} ({MADE_BY[kind]} makes them)")
+    return groups
+
+
+def _labelled(source: Source, kind: str) -> tuple[dict[str, Group], str]:
+    """The groups by label, and what an error calls the source."""
+    if isinstance(source, (str, os.PathLike)):
+        stored = read(source).groups
+        return {name.partition("/")[2]: g for name, g in stored.items() if name.startswith(kind + "/")}, str(source)
+    if isinstance(source, Mapping):
+        return {str(label): v if isinstance(v, Group) else group_of(v) for label, v in source.items()}, "the argument"
+    group = group_of(source)
+    return {str(group.attributes.get("label") or kind): group}, type(source).__name__

@@ -141,8 +141,12 @@ class Surface:
     def wanted(self, measure: str | None = None) -> np.ndarray:
         """The flat indices that are to be read here: all, or the part of a shard, or of an audit."""
         text = str(self.attributes.get("shard_points", ""))
-        mine = indices_of(text) if text else np.arange(len(self.grid))
-        return np.intersect1d(mine, self.parts[measure]) if measure is not None and measure in self.parts else mine
+        indices = np.arange(len(self.grid))
+        if text:
+            indices = indices_of(text)
+        if measure is not None and measure in self.parts:
+            indices = np.intersect1d(indices, self.parts[measure])
+        return indices
 
     def outcome_of(self, measure: str) -> str:
         """How that measure stands: "complete", "failed" (complete but for failed points) or "unfinished"."""
@@ -213,15 +217,18 @@ class Surface:
             if name in bookkeeping:
                 continue
             about, least = self.about[name], self.minimum(name)
-            unit = "" if about.unit in ("", "1") else f" {about.unit}"
+            unit = f" {about.unit}" * (about.unit not in ("", "1"))
             if least is None:
                 lines.append(f"  {name}: no finite value")
             else:
                 place = ", ".join(f"{c:g}" for c in least[1])
                 most = float(np.max(self.fields[name][np.isfinite(self.fields[name])]))
                 lines.append(f"  {name}: {least[0]:.6g} at ({place}) to {most:.6g}{unit}")
-        if self.groups:
-            lines.append(f"  groups: {', '.join(self.groups)}")
+        groups = [name for name in self.groups if not name.startswith("tasks/")]
+        if len(groups) < len(self.groups):  # one group a task: too many to name
+            groups.append(f"tasks ({len(self.groups) - len(groups):,})")
+        if groups:
+            lines.append(f"  groups: {', '.join(groups)}")
         return "\n".join(lines)
 
 

@@ -1,8 +1,8 @@
 """The report of a matrix's diagonal blocks: definiteness of each, what they say of the network, and the table.
 
-Rendered from the arrays and attributes that `spectra.blocks.stored_layers` names and a file's group `layers/LABEL`
-holds. Eigenvalues are in the unit of the loss per squared unit of theta. Source of what blocks say of the whole: Horn
-and Johnson, Matrix Analysis, 4.3 (Cauchy's interlacing).
+Rendered from the arrays and attributes that `spectra.block_spectra.stored_layers` names and that a file's group
+`layers/LABEL` holds. Eigenvalues are in the unit of the loss per squared unit of theta. Source of what blocks say of
+the whole: Horn and Johnson, Matrix Analysis, 4.3 (Cauchy's interlacing).
 """
 
 from __future__ import annotations

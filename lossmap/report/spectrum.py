@@ -1,6 +1,6 @@
 """The report of one spectrum: ends, trace, density, condition number and stability threshold, with error bars.
 
-Rendered from the arrays and attributes that `spectra.spectrum.stored_spectrum` names and a file's group
+Rendered from the arrays and attributes that `spectra.spectrum_result.stored_spectrum` names and a file's group
 `spectrum/LABEL` holds. Eigenvalues are in the unit of the loss per squared unit of theta.
 """
 

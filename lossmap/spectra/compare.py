@@ -2,7 +2,7 @@
 
 An L2 term strength/2 ||theta||^2 adds strength times the identity to the Hessian over the parameters that it covers:
 at fixed weights every eigenvalue moves up by just that, and no product is needed. What a net retrained with it has is
-another question, and wants retraining.
+another question, and requires retraining.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from math import inf, isfinite
 import numpy as np
 
 from lossmap.report.text import number, table, value_with_error, wrapped
-from lossmap.spectra.spectrum import Spectrum, common_masses, masses_of
+from lossmap.spectra.spectrum_result import Spectrum
+from lossmap.spectra.summaries import common_masses, masses_of
 
 
 @dataclass(frozen=True)
@@ -32,18 +33,20 @@ class Comparison:
     def gap(self, first: str, second: str) -> dict[str, tuple[float, float]]:
         """second - first of loss, largest and smallest eigenvalue and trace, each with its error."""
         a, b = self.spectra[first], self.spectra[second]
-        found = {"loss": (b.loss - a.loss, 0.0)}
+        gaps = {"loss": (b.loss - a.loss, 0.0)}
         for name, one, two in (("largest", a.largest, b.largest), ("smallest", a.smallest, b.smallest)):
-            found[name] = (two[0] - one[0], one[1] + two[1])
+            gaps[name] = (two[0] - one[0], one[1] + two[1])
         if a.trace is not None and b.trace is not None:
-            found["trace"] = (b.trace.value - a.trace.value, float(np.hypot(a.trace.error, b.trace.error)))
-        return found
+            gaps["trace"] = (b.trace.value - a.trace.value, float(np.hypot(a.trace.error, b.trace.error)))
+        return gaps
 
     def __repr__(self) -> str:
         head = ("", "n", "loss", "gradient", "largest", "smallest", "trace", "condition", "2/largest")
         rows: list[Sequence[str]] = [head]
         for label, s in self.spectra.items():
-            trace = "-" if s.trace is None else value_with_error(s.trace.value, s.trace.error)
+            trace = "-"
+            if s.trace is not None:
+                trace = value_with_error(s.trace.value, s.trace.error)
             rows.append(
                 (
                     label,
@@ -69,14 +72,20 @@ class Comparison:
         for label, s in self.spectra.items():
             for t, below, above in s.masses[:1]:
                 lines.append(f"  {label}: eigenvalues below -{t:g}: {below}; above {t:g}: {above}")
-        return ["", *lines] if lines else []
+        if lines:
+            lines.insert(0, "")
+        return lines
 
     def _gap_lines(self, first: str, second: str) -> list[str]:
         parts = []
         for name, (value, error) in self.gap(first, second).items():
             if isfinite(value):
-                told = "" if name == "loss" or abs(value) > error else " (within the error)"
-                parts.append(f"{name} {value:+.4g}" + (f" +- {error:.1g}" if error else "") + told)
+                text = f"{name} {value:+.4g}"
+                if error:
+                    text += f" +- {error:.1g}"
+                if name != "loss" and abs(value) <= error:
+                    text += " (within the error)"
+                parts.append(text)
         return wrapped("gap", f"{second} - {first}: " + ", ".join(parts))
 
 
@@ -98,7 +107,7 @@ class L2Path:
     strengths  (p,) of strength/2 ||theta||^2
     largest, smallest   (p,) at fixed weights: exact shifts, so with the errors of strength 0
     errors              of largest and of smallest
-    retrained           for each strength the spectrum of a net retrained with it, where asked for: with the L2 term
+    retrained           for each strength the spectrum of a net retrained with it, with the L2 term; or none
     """
 
     strengths: np.ndarray
@@ -120,10 +129,13 @@ class L2Path:
 
     def __repr__(self) -> str:
         head = ["strength", "largest", "smallest", "condition", "2/largest"]
-        more = ["retrained: loss", "largest", "smallest"] if self.retrained else []
-        rows = [head + more]
+        if self.retrained:
+            head += ["retrained: loss", "largest", "smallest"]
+        rows = [head]
         for i, strength in enumerate(self.strengths):
-            limit = 2.0 / self.largest[i] if self.largest[i] > 0 else inf
+            limit = inf
+            if self.largest[i] > 0:
+                limit = 2.0 / self.largest[i]
             row = [f"{strength:g}", f"{self.largest[i]:.5g}", f"{self.smallest[i]:.5g}"]
             row += [number(self.conditions[i]), number(limit)]
             if self.retrained:
@@ -141,12 +153,12 @@ class L2Path:
 
 def l2_path(spectrum: Spectrum, strengths: Sequence[float], retrained: Sequence[Spectrum] = ()) -> L2Path:
     """The path of a spectrum's ends. Raises ValueError for negative strengths, or a spectrum without both ends."""
-    given = np.asarray(sorted(strengths), dtype=np.float64)
-    if not given.size or not np.isfinite(given).all() or given[0] < 0.0:
-        raise ValueError(f"an L2 path wants strengths of 0 or more, at least one; got {list(strengths)}")
-    if retrained and len(retrained) != len(given):
-        raise ValueError(f"{len(retrained)} retrained spectra for {len(given)} strengths")
+    ascending = np.asarray(sorted(strengths), dtype=np.float64)
+    if not ascending.size or not np.isfinite(ascending).all() or ascending[0] < 0.0:
+        raise ValueError(f"the strengths of an L2 path must be >= 0, at least one; got {list(strengths)}")
+    if retrained and len(retrained) != len(ascending):
+        raise ValueError(f"{len(retrained)} retrained spectra for {len(ascending)} strengths")
     (high, high_error), (low, low_error) = spectrum.largest, spectrum.smallest
     if high != high or low != low:
-        raise ValueError("an L2 path wants both ends of the spectrum: top and bottom 1 or more")
-    return L2Path(given, high + given, low + given, (high_error, low_error), tuple(retrained))
+        raise ValueError("an L2 path needs both ends of the spectrum: top and bottom 1 or more")
+    return L2Path(ascending, high + ascending, low + ascending, (high_error, low_error), tuple(retrained))

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from lossmap.seeding import generator
+from lossmap.spectra.block_groups import size_of
 from lossmap.spectra.request import Subject, Task
 from lossmap.spectra.tasks import SpectrumTasks
 
@@ -82,5 +83,6 @@ def _size(tasks: SpectrumTasks, task: Task) -> int:
     if task.kind not in ("block", "block_ends", "leak"):
         return int(tasks.matrix(subject).size)
     layout = tasks.matrix(subject, "all").layout
-    sizes = dict(zip(layout.names, layout.sizes, strict=True))
-    return sum(sizes[t] for t in subject.groups(tasks.request)[task.name]) if task.kind == "block" else int(layout.size)
+    if task.kind == "block":
+        return size_of(layout, subject.groups(tasks.request)[task.name])
+    return int(layout.size)

@@ -17,8 +17,7 @@ the layer is then read alone. Price: one pass over the data, and n products of a
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import nan
 from typing import Any
 
@@ -35,7 +34,7 @@ from lossmap.report.layer_hessian import LayerHessianSummary, layer_hessian_text
 
 AT = ("inputs", "weights")
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-FLAT = (
+PIECEWISE_LINEAR = (
     nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.RReLU, nn.Threshold, nn.Hardtanh, nn.Hardshrink, nn.Softshrink,
     nn.Identity,
 )  # fmt: skip
@@ -55,8 +54,8 @@ class LayerHessian:
     entries     (n, n), or None
     outputs     how many it sums over
     samples     inputs that were averaged over
-    ranks       the highest rank seen for a single sample
-    flat        whether the piece is piecewise linear, so that zero is no finding
+    ranks       the highest rank for a single sample
+    flat        whether the layer with its activation is piecewise linear, so that zero is no finding
     skipped     why it was not computed, or empty
     """
 
@@ -119,42 +118,51 @@ class LayerHessian:
 def layer_hessians(
     problem: Problem, at: str = "inputs", *, dense: int = 256, samples: int = SAMPLES
 ) -> tuple[LayerHessian, ...]:
-    """The second reading of every linear and convolutional layer, in the order in which they are called.
+    """The per-layer output Hessian of every linear and convolutional layer, in the order in which they are called.
 
     at       inputs or weights
-    dense    larger pieces are named and skipped
-    samples  so many of a layer's inputs, the first ones, are averaged over
+    dense    larger ones are named and skipped
+    samples  number of a layer's inputs, the first ones, that are averaged over
 
     Raises ValueError for another `at`.
     """
     if at not in AT:
-        raise ValueError(f"a layer is read a second time by its {' or its '.join(AT)}; got {at!r}")
-    return tuple(
-        _piece(name, module, follower, inputs[:samples], at, dense)
-        for name, module, follower, inputs in _met(problem, samples)
-    )
+        raise ValueError(f"a per-layer output Hessian is taken by {' or '.join(AT)}; got {at!r}")
+    return tuple(_layer_hessian(layer, at, dense, samples) for layer in _layers_as_called(problem, samples))
 
 
-def _met(problem: Problem, samples: int) -> list[tuple[str, nn.Module, nn.Module | None, Tensor]]:
-    """The layers as called: name, module, the activation behind it, and the inputs that the data bring."""
+@dataclass(frozen=True, eq=False)
+class _CalledLayer:
+    """A layer, the activation behind it (None where there is none), and the inputs that the data bring."""
+
+    name: str
+    module: nn.Module
+    activation: nn.Module | None
+    inputs: Tensor
+
+
+def _layers_as_called(problem: Problem, samples: int) -> list[_CalledLayer]:
+    """The layers in the order in which they are called, each with at least so many samples of its inputs."""
     model = problem.model
     names: dict[nn.Module, str] = {m: n for n, m in model.named_modules() if isinstance(m, LAYERS)}
-    came: dict[nn.Module, list[Tensor]] = {}
+    inputs_of: dict[nn.Module, list[Tensor]] = {}
     behind: dict[nn.Module, nn.Module] = {}
-    last: list[nn.Module] = []
+    last: list[nn.Module] = []  # the module that was called before; none at the beginning of a batch
 
-    def seen(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+    def record(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         if last and last[0] in names:
             behind.setdefault(last[0], module)
         last[:] = [module]
         if module in names:
-            held = came.setdefault(module, [])
-            if sum(len(x) for x in held) < samples:
-                width = inputs[0].shape[-1] if isinstance(module, nn.Linear) else None
+            parts = inputs_of.setdefault(module, [])
+            if sum(len(part) for part in parts) < samples:
                 x = inputs[0].detach()
-                held.append(x.reshape(-1, width) if width is not None else x)
+                if isinstance(module, nn.Linear):  # all dimensions before the last count as samples
+                    x = x.reshape(-1, x.shape[-1])
+                parts.append(x)
 
-    handles = [m.register_forward_hook(seen) for m in model.modules() if not any(True for _ in m.children())]
+    # Modules without children alone: of a container and its last member only the latter is called "behind".
+    handles = [m.register_forward_hook(record) for m in model.modules() if not any(True for _ in m.children())]
     try:
         with differentiated(model, []), torch.no_grad():
             for batch in problem.data:
@@ -163,39 +171,52 @@ def _met(problem: Problem, samples: int) -> list[tuple[str, nn.Module, nn.Module
     finally:
         for handle in handles:
             handle.remove()
-    activations = FLAT + CURVED
-    return [
-        (names[m], m, behind[m] if isinstance(behind.get(m), activations) else None, torch.cat(held))
-        for m, held in came.items()
-    ]
+    layers = []
+    for module, parts in inputs_of.items():
+        activation = behind.get(module)
+        if not isinstance(activation, PIECEWISE_LINEAR + CURVED):
+            activation = None
+        layers.append(_CalledLayer(names[module], module, activation, torch.cat(parts)))
+    return layers
 
 
-def _piece(
-    name: str, module: nn.Module, follower: nn.Module | None, inputs: Tensor, at: str, dense: int
-) -> LayerHessian:
-    layer = copy.deepcopy(module).double().cpu()
-    act: Callable[[Tensor], Tensor] = copy.deepcopy(follower).double().cpu() if follower is not None else nn.Identity()
-    x = inputs.double().cpu()
-    flat = follower is None or isinstance(follower, FLAT)
+def _layer_hessian(called: _CalledLayer, at: str, dense: int, samples: int) -> LayerHessian:
+    """Computed on the host in float64, over copies of the layer and its activation."""
+    layer = copy.deepcopy(called.module).double().cpu()
+    activation: nn.Module = nn.Identity()
+    if called.activation is not None:
+        activation = copy.deepcopy(called.activation).double().cpu()
+    x = called.inputs[:samples].double().cpu()
+    weight = dict(layer.named_parameters())["weight"].detach()
+    size = {"inputs": x[0].numel(), "weights": weight.numel()}[at]
     with torch.no_grad():
         outputs = layer(x[:1]).numel()
-    weight = dict(layer.named_parameters())["weight"].detach()
-    size = x[0].numel() if at == "inputs" else weight.numel()
-    kind, activation = type(module).__name__, "none seen" if follower is None else type(follower).__name__
-    told = (name, kind, activation, at, size, outputs)
+    result = LayerHessian(
+        name=called.name,
+        kind=type(called.module).__name__,
+        activation="none seen" if called.activation is None else type(called.activation).__name__,
+        at=at,
+        size=size,
+        outputs=outputs,
+        values=np.zeros(0),
+        entries=None,
+        samples=len(x),
+        ranks=0,
+        flat=called.activation is None or isinstance(called.activation, PIECEWISE_LINEAR),
+    )
     if size > dense:
-        text = f"{size:,} numbers, more than the {dense} that are made whole"
-        return LayerHessian(*told, np.zeros(0), None, len(x), 0, flat, text)
+        return replace(result, skipped=f"{size:,} numbers, more than the {dense} that are made whole")
 
     def by_inputs(flat_x: Tensor) -> Tensor:
-        total: Tensor = act(layer(flat_x.view(x[:1].shape))).sum()
+        total: Tensor = activation(layer(flat_x.view(x[:1].shape))).sum()
         return total
 
     def by_weights(flat_w: Tensor, one: Tensor) -> Tensor:
-        total: Tensor = act(functional_call(layer, {"weight": flat_w.view(weight.shape)}, (one[None],))).sum()
+        total: Tensor = activation(functional_call(layer, {"weight": flat_w.view(weight.shape)}, (one[None],))).sum()
         return total
 
     mean, ranks = torch.zeros(size, size, dtype=torch.float64), 0
+    # 2^21 numbers at a time: 16 MB of second derivatives
     for chunk in torch.split(x, max(1, (1 << 21) // (size * size))):
         if at == "inputs":
             each = vmap(jacrev(grad(by_inputs)))(chunk.reshape(len(chunk), -1))
@@ -205,4 +226,4 @@ def _piece(
         mean += each.sum(0)
         ranks = max(ranks, int(torch.linalg.matrix_rank(each, rtol=1e-9, hermitian=True).max()))
     entries = (0.5 * (mean + mean.T) / len(x)).numpy()
-    return LayerHessian(*told, np.linalg.eigvalsh(entries), entries, len(x), ranks, flat)
+    return replace(result, values=np.linalg.eigvalsh(entries), entries=entries, ranks=ranks)

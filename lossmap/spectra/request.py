@@ -25,9 +25,9 @@ from lossmap.geometry.parameter_vector import Layout
 from lossmap.linalg.lanczos import Which, check_eigenvalue_request
 from lossmap.linalg.spectral_density import check_density_request
 from lossmap.linalg.trace import check_trace_request
-from lossmap.spectra.blocks import groups_of
+from lossmap.spectra.block_groups import groups_of, size_of
+from lossmap.spectra.spectrum import MAX_EIGENVALUES
 
-MAX_EIGENVALUES = 100  # of one end
 # The order in which tasks are dispatched, by kind: the longest first, so that no rank is left with a long one at the
 # end. It also numbers the tasks in a file, so it stays as it is; a subject has either "ends" or "whole".
 LONGEST_FIRST = {"density": 0, "trace": 1, "ends": 2, "whole": 2, "block_ends": 3, "block": 4, "leak": 5, "gradient": 6}
@@ -169,11 +169,10 @@ def _layer_tasks(i: int, subject: Subject, request: SpectrumRequest) -> Iterator
     if not request.layerwise:
         return
     layout = Layout.of(dict(subject.problem.model.named_parameters()))
-    sizes = dict(zip(layout.names, layout.sizes, strict=True))
     groups = subject.groups(request)
     yield Task(i, "block_ends"), SMALL
     for name, tensors in groups.items():
-        n = sum(sizes[t] for t in tensors)
+        n = size_of(layout, tensors)
         yield Task(i, "block", name), 8 * n * n + SMALL if n <= request.dense else LANCZOS_BYTES
         if request.probes and len(groups) > 1:
             yield Task(i, "leak", name), SMALL

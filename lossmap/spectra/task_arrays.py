@@ -32,7 +32,7 @@ from lossmap.linalg.quadrature import LanczosRun
 from lossmap.linalg.spectral_density import Density
 from lossmap.linalg.trace import Trace
 from lossmap.spectra.block import Block
-from lossmap.spectra.spectrum import shares_of
+from lossmap.spectra.summaries import shares_of
 
 Arrays = Mapping[str, Any]  # name -> array, or number
 ENDS = ("top", "bottom")

@@ -29,11 +29,14 @@ from lossmap.linalg.quadrature import lanczos_run
 from lossmap.linalg.spectral_density import Density, density
 from lossmap.linalg.trace import Trace, trace
 from lossmap.spectra import task_arrays
-from lossmap.spectra.blocks import BlockSpectra, assemble, block_matrix, exact_problem, indices_of, read_block
+from lossmap.spectra.block_groups import indices_of, size_of
+from lossmap.spectra.block_spectra import BlockSpectra
+from lossmap.spectra.blocks import assemble, block_matrix, exact_problem, read_block
 from lossmap.spectra.layer_hessian import layer_hessians
 from lossmap.spectra.legacy_rows import ROW, arrays_of_row
 from lossmap.spectra.request import LONGEST_FIRST, SpectrumRequest, Subject, Task, group_names, tasks_of
-from lossmap.spectra.spectrum import Spectrum, common_masses, masses_of, shares_of
+from lossmap.spectra.spectrum_result import Spectrum
+from lossmap.spectra.summaries import common_masses, masses_of, shares_of
 from lossmap.spectra.task_arrays import Arrays
 from lossmap.sums import norm
 
@@ -183,9 +186,7 @@ class SpectrumTasks:
     def _block(self, subject: Subject, name: str) -> Arrays:
         request, problem = self.request, subject.problem
         tensors = subject.groups(request)[name]
-        layout = self.matrix(subject, "all").layout
-        sizes = dict(zip(layout.names, layout.sizes, strict=True))
-        if sum(sizes[t] for t in tensors) <= request.dense:
+        if size_of(self.matrix(subject, "all").layout, tensors) <= request.dense:
             problem, _ = exact_problem(problem)
         own = block_matrix(problem, subject.matrix, tensors, self.total)
         block = read_block(own, name, tensors, dense=request.dense, tol=request.tol, seed=request.seed)
@@ -264,7 +265,17 @@ class SpectrumTasks:
         by = "pattern" if request.patterns else request.by or "tensor"
         _, notes = exact_problem(full)
         energy = self._off_diagonal_energy(i, len(blocks), readings)
-        return assemble(blocks, full, by, subject.matrix, ends, energy, second, notes, label=subject.label)
+        return assemble(
+            blocks,
+            full,
+            by,
+            subject.matrix,
+            ends=ends,
+            energy=energy,
+            hessians=second,
+            notes=notes,
+            label=subject.label,
+        )
 
     def _off_diagonal_energy(self, i: int, blocks: int, readings: Readings) -> OffDiagonalEnergy | None:
         """What the blocks leave out: an answer only where every one of them was read and asked for it."""

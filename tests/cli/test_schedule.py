@@ -263,7 +263,7 @@ def test_merge_refuses_shards_that_do_not_belong_together(capsys):
     lossmap(survey("--surf-file", "s.h5", "--shard", "1/2"))
     lossmap(survey("--surf-file", "s.h5", "--shard", "2/2", "--seed", "1"))
     assert lossmap(["merge", "s.h5"]) == 2
-    assert "are no shards of one survey: " in capsys.readouterr().err
+    assert "are not shards of one survey: " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

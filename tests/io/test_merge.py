@@ -93,7 +93,7 @@ def test_many_missing_points_are_not_all_listed(tmp_path):
 )
 def test_shards_that_do_not_belong_together_are_refused_by_the_difference(tmp_path, odd, text):
     one, two = shard(tmp_path / "a.h5", np.arange(6)), shard(tmp_path / "b.h5", np.arange(6, 12), **odd)
-    with pytest.raises(Refused, match=f"a.h5 and .*b.h5 are no shards of one survey: {text}"):
+    with pytest.raises(Refused, match=f"a.h5 and .*b.h5 are not shards of one survey: {text}"):
         merge([one, two], tmp_path / "all.h5")
     assert not (tmp_path / "all.h5").exists()
 

@@ -5,7 +5,7 @@ import pytest
 
 from lossmap.geometry.grid import Grid
 from lossmap.io.read import SurfaceFile
-from lossmap.io.spectrum_layout import group_of, layers_in, place_of, spectra_in
+from lossmap.io.spectrum_layout import group_name, group_of, layers_in, spectra_in
 
 
 class Value:
@@ -22,14 +22,14 @@ def test_a_group_leaves_out_what_is_not_there():
 
 
 def test_labels_with_slashes_stay_one_level_deep():
-    assert place_of("spectrum", "run/a") == "spectrum/run_a"
-    assert place_of("spectrum", "") == "spectrum/whole"
+    assert group_name("spectrum", "run/a") == "spectrum/run_a"
+    assert group_name("spectrum", "") == "spectrum/whole"
 
 
 def test_a_file_gives_back_what_was_put_into_it(tmp_path):
     store = SurfaceFile.open(tmp_path / "s.h5", Grid(np.arange(2)), measures={})
-    store.put(place_of("spectrum", "net"), group_of(Value(top=[2.0, 1.0])))
-    store.put(place_of("layers", "net"), group_of(Value(block=np.array(["a"], dtype=object))))
+    store.put(group_name("spectrum", "net"), group_of(Value(top=[2.0, 1.0])))
+    store.put(group_name("layers", "net"), group_of(Value(block=np.array(["a"], dtype=object))))
     store.close()
     found = spectra_in(tmp_path / "s.h5")
     assert list(found) == ["net"] and found["net"]["top"].tolist() == [2.0, 1.0]

@@ -72,6 +72,7 @@ def test_arrays_come_back_with_their_shapes_and_types_from_memory_and_from_the_f
     surface = read(tmp_path / "s.h5")
     assert surface.outcome == "complete" and not surface.groups[group_of(1)].arrays  # large: read when asked for
     same(read_group(tmp_path / "s.h5", group_of(1)), 1)
+    assert "  groups: tasks (4)" in repr(surface)
 
 
 @pytest.mark.parametrize("snapshots", [1, 3])

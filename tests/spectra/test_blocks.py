@@ -12,7 +12,8 @@ from lossmap.data.problem import Problem
 from lossmap.diagnostics.layer_signals import signals
 from lossmap.geometry.parameter_vector import Layout
 from lossmap.linalg.block_norms import off_diagonal_energy
-from lossmap.spectra.blocks import block_matrix, exact_problem, groups_of, indices_of, layers, verdicts_of
+from lossmap.spectra.block_groups import groups_of, indices_of
+from lossmap.spectra.blocks import block_matrix, exact_problem, layers, verdicts_of
 from lossmap.spectra.layer_hessian import layer_hessians
 
 
@@ -119,7 +120,7 @@ def test_other_shapes_have_their_words():
 
 
 def test_given_eigenvalues_must_be_numbers():
-    with pytest.raises(ValueError, match="a: eigenvalues want a row of finite numbers"):
+    with pytest.raises(ValueError, match="a: eigenvalues must be a row of finite numbers"):
         verdicts_of({"a": [float("nan")]})
 
 
@@ -272,7 +273,7 @@ def test_groups_are_made_of_tensors_modules_and_regular_expressions():
     [
         (["fc9"], "no parameter matches 'fc9'; there are a.weight, a.bias"),
         (["a", "weight"], "a.weight is matched by 'a' and by 'weight'; a tensor belongs to one block"),
-        (["("], r"'\(' is no regular expression"),
+        (["("], r"'\(' is not a regular expression"),
     ],
 )
 def test_invalid_patterns_are_refused(patterns, text):
@@ -380,5 +381,5 @@ def test_a_curved_layer_at_inputs_where_it_is_linear_is_distinguished_from_a_lin
 
 
 def test_another_second_reading_is_refused():
-    with pytest.raises(ValueError, match="by its inputs or its weights; got 'outputs'"):
+    with pytest.raises(ValueError, match="taken by inputs or weights; got 'outputs'"):
         layer_hessians(problem_of(net()), "outputs")

@@ -12,7 +12,8 @@ from lossmap.data.problem import Problem
 from lossmap.geometry.parameter_vector import Layout
 from lossmap.linalg.operator import SymmetricOperator
 from lossmap.spectra.compare import compare, l2_path
-from lossmap.spectra.spectrum import masses_of, share_by_tensor, spectrum, spectrum_of
+from lossmap.spectra.spectrum import spectrum, spectrum_of
+from lossmap.spectra.summaries import masses_of, share_by_tensor
 
 
 class Held:
@@ -169,7 +170,7 @@ def test_the_largest_by_magnitude_come_from_both_ends():
     assert values == pytest.approx([5.0, -4.0, 3.0])
     assert len(errors) == 3
     assert s.values == pytest.approx([5.0, 3.0, 0.1, 0.0, -2.0, -4.0])
-    with pytest.raises(ValueError, match="the 4 largest by magnitude want 4 eigenvalues at both ends; there are 3"):
+    with pytest.raises(ValueError, match="the 4 largest by magnitude need 4 eigenvalues at both ends; there are 3"):
         s.largest_by_magnitude(4)
 
 
@@ -327,7 +328,7 @@ def test_a_loss_that_is_a_mean_is_not_refused(problem):
 def test_more_eigenvalues_than_rows_are_refused(problem):
     with pytest.raises(ValueError, match="top 46: the matrix has 45 rows, and no more eigenvalues than that"):
         spectrum(problem, top=46)
-    with pytest.raises(ValueError, match="bottom wants 0 to 100 eigenvalues; got 101"):
+    with pytest.raises(ValueError, match="bottom must be 0 to 100; got 101"):
         spectrum(problem, bottom=101)
 
 
@@ -351,7 +352,7 @@ def test_a_loss_that_is_not_finite_has_no_curvature():
 
 def test_masses_want_a_threshold_of_zero_or_more(problem):
     s = spectrum(problem)
-    with pytest.raises(ValueError, match="for t of 0 or more; got -1"):
+    with pytest.raises(ValueError, match="needs t >= 0; got -1"):
         masses_of(s.density, (-1.0,))
     assert masses_of(None, (1.0,)) == ()
 

@@ -1,0 +1,114 @@
+"""The spectra of all diagonal blocks of a matrix beside those of the whole: a value, and what a file keeps of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from math import nan
+
+import numpy as np
+
+from lossmap.diagnostics.layer_signals import Signal
+from lossmap.linalg.block_norms import OffDiagonalEnergy
+from lossmap.linalg.lanczos import EigenPairs
+from lossmap.report import blocks as report_blocks
+from lossmap.report import layer_hessian as report_layer_hessian
+from lossmap.report import signals as report_signals
+from lossmap.report.stored import REPORT_VERSION, StoredReport, columns_of
+from lossmap.spectra.block import Block
+from lossmap.spectra.layer_hessian import LayerHessian
+
+
+@dataclass(frozen=True, eq=False)
+class BlockSpectra:
+    """All blocks, and the whole beside them. Print it for the report.
+
+    by                   how the blocks were cut: tensor, module, pattern, or given
+    whole                the largest and the smallest eigenvalue over all parameters; None where not computed
+    off_diagonal_energy  what the blocks leave out; None where not computed
+    signals              by module, what passes through it
+    layer_hessians       per-layer output Hessians: each layer with its activation as a function by itself
+    notes                what else a reader of the report should know
+    """
+
+    blocks: tuple[Block, ...]
+    by: str
+    matrix: str = "hessian"
+    label: str = ""
+    whole: EigenPairs | None = None
+    off_diagonal_energy: OffDiagonalEnergy | None = None
+    signals: Mapping[str, Signal] = field(default_factory=dict)
+    layer_hessians: tuple[LayerHessian, ...] = ()
+    notes: tuple[str, ...] = ()
+    seconds: float = nan
+
+    def __getitem__(self, name: str) -> Block:
+        for block in self.blocks:
+            if block.name == name:
+                return block
+        raise KeyError(f"there is no block {name!r}; there are {', '.join(b.name for b in self.blocks)}")
+
+    @property
+    def products(self) -> int:
+        """Products spent: with blocks, and with the whole matrix."""
+        extra = (self.whole, self.off_diagonal_energy)
+        return sum(b.products for b in self.blocks) + sum(e.products for e in extra if e is not None)
+
+    @property
+    def verdict(self) -> str:
+        """What the blocks together say of the network."""
+        return report_blocks.network_text(_report_of(self))
+
+    def stored(self) -> tuple[dict[str, np.ndarray], dict[str, object]]:
+        """What a file keeps of it, and a figure draws: arrays and attributes by name."""
+        return stored_layers(self)
+
+    def __repr__(self) -> str:
+        return report_blocks.blocks_report(_report_of(self))
+
+
+def stored_layers(spectra: BlockSpectra) -> tuple[dict[str, np.ndarray], dict[str, object]]:
+    """One row a block; for each block its eigenvalues, and its matrix or its density, named after it."""
+    report = _report_of(spectra)
+    arrays, attributes = dict(report.arrays), dict(report.attributes)
+    arrays["verdict"] = np.array([b.verdict for b in spectra.blocks], dtype=object)
+    for b in spectra.blocks:
+        if b.density is not None:
+            own = b.name.replace("/", "_")
+            arrays[f"nodes:{own}"], arrays[f"weights:{own}"] = b.density.nodes
+    if spectra.off_diagonal_energy is not None:
+        arrays["outside"] = np.array([spectra.off_diagonal_energy.by_block[b.name] for b in spectra.blocks])
+    for p in spectra.layer_hessians:
+        if not p.skipped:
+            arrays[f"piece_{p.at}:{p.name}"] = p.values
+    attributes |= {
+        "by": spectra.by,
+        "notes": "; ".join(spectra.notes),
+        "verdict": spectra.verdict,
+        "report": repr(spectra),
+    }
+    return arrays, attributes
+
+
+def _report_of(spectra: BlockSpectra) -> StoredReport:
+    """The part of what is stored that the report is rendered from."""
+    arrays = columns_of([b.summary() for b in spectra.blocks], report_blocks.ARRAYS)
+    arrays |= columns_of([p.summary() for p in spectra.layer_hessians], report_layer_hessian.ARRAYS)
+    arrays |= columns_of([s.summary() for s in spectra.signals.values()], report_signals.ARRAYS)
+    arrays["note"] = np.array(spectra.notes, dtype=object)
+    for b in spectra.blocks:
+        own = b.name.replace("/", "_")
+        arrays[f"eigenvalues:{own}"] = b.values
+        if b.entries is not None:
+            arrays[f"matrix:{own}"] = b.entries
+    attributes: dict[str, object] = {
+        "label": spectra.label, "matrix": spectra.matrix, "products": spectra.products, "seconds": spectra.seconds,
+        "report_version": REPORT_VERSION,
+    }  # fmt: skip
+    if spectra.off_diagonal_energy is not None:
+        attributes |= {"outside": spectra.off_diagonal_energy.share, "outside_error": spectra.off_diagonal_energy.error}
+    if spectra.whole is not None:
+        attributes |= {"whole_largest": spectra.whole.values[0], "whole_smallest": spectra.whole.values[1]}
+        largest_error, smallest_error = spectra.whole.residuals
+        attributes |= {"whole_largest_error": largest_error, "whole_smallest_error": smallest_error}
+    return StoredReport(arrays, attributes)
