@@ -15,7 +15,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from lossmap.data.problem import Problem
-from lossmap.spectra.spectrum import Spectrum, spectrum
+from lossmap.spectra.spectrum import spectrum
+from lossmap.spectra.spectrum_result import Spectrum
 from lossmap.training import Recipe, train
 
 RETRAINING_RATE = 0.01  # learning rate, small enough to start from a trained model

@@ -288,9 +288,9 @@ def test_an_l2_path_carries_retrained_spectra_on_request(problem):
     assert "retrained: loss" in repr(path)
     with pytest.raises(ValueError, match="1 retrained spectra for 2 strengths"):
         l2_path(s, [0.0, 0.1], [s])
-    with pytest.raises(ValueError, match="strengths of 0 or more"):
+    with pytest.raises(ValueError, match="strengths of an L2 path must be >= 0"):
         l2_path(s, [-1.0])
-    with pytest.raises(ValueError, match="wants both ends"):
+    with pytest.raises(ValueError, match="needs both ends"):
         l2_path(spectrum(problem, bottom=0), [0.1])
 
 
