@@ -70,4 +70,5 @@ def audit_note(surface: Surface) -> str:
     ceiling = ""
     if bound is not None:
         ceiling = f" ({_percent(AUDIT_CONFIDENCE)} bound: {_percent(float(bound))})"
-    return f"audit: {misses} {'miss' if misses == 1 else 'misses'} at {points} points solved again{ceiling}"
+    noun = {1: "miss"}.get(misses, "misses")
+    return f"audit: {misses} {noun} at {points} points solved again{ceiling}"
