@@ -6,9 +6,11 @@ a residual cannot show it. So a random part of the points is solved a second tim
 than the tolerance times max(abs(value)). Where there is one, the neighbouring points are solved again too, and so on
 until no neighbour shows a miss; all that was solved twice keeps the more extreme of its two answers.
 
-The share of misses among all points has the exact binomial upper bound of Clopper and Pearson (1934),
-doi:10.1093/biomet/26.4.404, one-sided at 95 %: 0 misses in 52 still allow 5.6 %. Everything here is made anew from the
-arrays of a file, so that a survey that was killed goes on with its audit where it was.
+How many of all points are missed has an exact upper bound, one-sided at 95 %: the largest number of which a random
+choice without replacement would show so few with a probability above 5 % (hypergeometric, after Clopper and Pearson
+1934, doi:10.1093/biomet/26.4.404). 0 misses in 52 of 2,601 points still allow 5.5 %; where all points were audited, the
+number is the count itself. Everything here is made anew from the arrays of a file, so that a survey that was killed
+goes on with its audit where it was.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.stats import beta
+from scipy.stats import hypergeom
 
 from lossmap import seeding
 from lossmap.geometry.grid import Grid
@@ -147,9 +149,9 @@ class Audit:
     def report(self) -> dict[str, Any]:
         """The result, as plain values for the file and the picture.
 
-        audited       points of the random choice that were solved again
+        audited       points of the random choice that were solved again, of so many `candidates`
         misses        how many of them missed an end; by field under `misses_by_field`
-        upper_bound   of the share of misses among all points, at 95 %
+        upper_bound   of the share of misses among the candidates, at 95 %; exact where all of them were audited
         worst         the largest excess among them, in tolerances
         solved_again  points beside misses that were solved again too; `missed_beside` of them had missed
         points        the flat indices of all points that missed
@@ -157,11 +159,13 @@ class Audit:
         chosen = self.chosen[self.status[self.chosen] == DONE]
         far = {name: e[chosen] for name, e in excess(self.cheap, self.audited).items()}
         inside = np.intersect1d(self.missed, chosen)
+        bound = upper_bound(len(inside), len(chosen), len(self.solved))
         return {
             "audited": len(chosen),
             "misses": len(inside),
             "misses_by_field": {name: int((e > self.tol).sum()) for name, e in far.items()},
-            "upper_bound": upper_bound(len(inside), len(chosen)),
+            "candidates": len(self.solved),
+            "upper_bound": max(bound, len(self.missed) / max(len(self.solved), 1)),
             "confidence_of_bound": BOUND_CONFIDENCE,
             "tolerance": self.tol,
             "worst": max((float(e.max(initial=0.0)) for e in far.values()), default=0.0) / self.tol,
@@ -172,29 +176,42 @@ class Audit:
         }
 
 
-def upper_bound(misses: int, audited: int, confidence: float = BOUND_CONFIDENCE) -> float:
-    """The largest share of misses that is still compatible with the count: Clopper and Pearson's, one-sided.
+def upper_bound(misses: int, audited: int, points: int, confidence: float = BOUND_CONFIDENCE) -> float:
+    """The largest share of misses among all points that is still compatible with the count, one-sided.
 
-    misses, audited  points
-    confidence       with which the true share lies below
+    misses, audited  points, chosen at random without replacement
+    points           in all, audited ones included
+    confidence       with which the true share lies at or below
 
-    1 where every audited point missed, or none was audited.
+    1 where none was audited; the share itself where all were.
     """
-    if misses >= audited:
+    if not audited:
         return 1.0
-    return float(beta.ppf(confidence, misses + 1, audited - misses))
+    # The chance of so few misses falls with their number among all points: bisection for the last that is not rare.
+    low, high = misses, misses + points - audited
+    while low < high:
+        total = (low + high + 1) // 2
+        if float(hypergeom.cdf(misses, points, total, audited)) > 1.0 - confidence:
+            low = total
+        else:
+            high = total - 1
+    return low / points
 
 
 def sentence(report: Mapping[str, Any]) -> str:
     """The result of `Audit.report` in a sentence."""
-    if not report["audited"]:
+    audited, misses = report["audited"], report["misses"]
+    if not audited:
         return "audit: there was no point to be solved again"
     again = ""
     if report["solved_again"]:
         again = f"; {report['solved_again']:,} points beside them were solved again"
+    missed = f"missed an end by more than {report['tolerance']:g} of max(abs)"
+    if audited == report.get("candidates"):
+        return f"audit: {misses} of all {audited} points {missed}: every point was solved again{again}"
     return (
-        f"audit: {report['misses']} of {report['audited']} points missed an end by more than {report['tolerance']:g} "
-        f"of max(abs); with 95 % confidence at most {100 * report['upper_bound']:.2g} % of all points do{again}"
+        f"audit: {misses} of {audited} points {missed}; with 95 % confidence at most "
+        f"{100 * report['upper_bound']:.2g} % of all points do{again}"
     )
 
 

@@ -100,6 +100,7 @@ def conclude(store: Store, say: Callable[[str], None], tol: float, seed: int) ->
         store.note(
             audit=report,
             audit_points=report["audited"],
+            audit_candidates=report["candidates"],
             audit_misses=report["misses"],
             audit_miss_bound=report["upper_bound"],
         )

@@ -9,13 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import log
 
 import numpy as np
 import torch
+from scipy.special import expit
+from scipy.stats import t as student
 from torch import Tensor
 
 from lossmap import seeding
 from lossmap.linalg.operator import SymmetricOperator
+from lossmap.report.estimates import energy_text
 from lossmap.sums import norm
 
 Leakage = tuple[np.ndarray, np.ndarray]  # squared norms inside and outside of a block, (probes,) each
@@ -26,18 +30,35 @@ class OffDiagonalEnergy:
     """What the block-diagonal picture leaves out.
 
     share     of the squared Frobenius norm of the whole operator, what lies outside the blocks
-    error     its standard error
+    error     its jackknife standard error
     by_block  for each block the share of its own columns that lies outside of it
     products  operator-vector products spent
+    spread    the jackknife standard error of the log of the odds, log share / (1 - share)
+    probes    for each block
     """
 
     share: float
     error: float
     by_block: Mapping[str, float]
     products: int
+    spread: float = 0.0
+    probes: int = 2
+
+    def interval(self, confidence: float = 0.95) -> tuple[float, float]:
+        """(low, high) between which the share lies with about this probability.
+
+        Student's t on the log of the odds, with two degrees of freedom fewer than there are probes, one at least: the
+        squared lengths of few products are skewed, most of all where one eigenvector outweighs all others.
+        `benchmarks/coverage.py` counts how often it holds the truth.
+        """
+        if self.spread == 0.0:
+            return self.share, self.share
+        width = float(student.ppf(0.5 + 0.5 * confidence, max(self.probes - 2, 1))) * self.spread
+        odds = log(self.share) - log(1.0 - self.share)
+        return float(expit(odds - width)), float(expit(odds + width))
 
     def __repr__(self) -> str:
-        return f"{100 * self.share:.1f}% +- {100 * self.error:.1g}% of the squared entries lie outside the blocks"
+        return energy_text(self.share, self.interval())
 
 
 def block_leakage(operator: SymmetricOperator, name: str, indices: Tensor, probes: int, seed: int) -> Leakage:
@@ -76,13 +97,25 @@ def off_diagonal_energy(
 
 
 def energy_from_leakage(leakages: Mapping[str, Leakage]) -> OffDiagonalEnergy:
-    """The shares from what `block_leakage` measured of each block; the error by the linear part of the ratio."""
+    """The shares from what `block_leakage` measured of each block, with their error by the jackknife.
+
+    Each product is left out in turn, of one block after the other, since blocks are probed independently.
+    """
     inside, outside = (np.array([pair[i] for pair in leakages.values()]) for i in (0, 1))  # (blocks, probes)
     both = inside + outside
-    numerators, denominators = outside.sum(0), both.sum(0)
-    share = 0.0
-    if denominators.sum() > 0.0:
-        share = float(numerators.sum() / denominators.sum())
-    spread = (numerators - share * denominators) / (denominators.mean() or 1.0)
     by_block = {name: float(outside[b].sum() / (both[b].sum() or 1.0)) for b, name in enumerate(leakages)}
-    return OffDiagonalEnergy(share, float(spread.std(ddof=1) / np.sqrt(len(numerators))), by_block, both.size)
+    probes = both.shape[1]
+    if not outside.any():
+        return OffDiagonalEnergy(0.0, 0.0, by_block, both.size, probes=probes)
+    share = float(outside.sum() / both.sum())
+    if not inside.any():
+        return OffDiagonalEnergy(1.0, 0.0, by_block, both.size, probes=probes)
+    # By the log of the odds, so that the interval stays between 0 and 1, and is wide where one product has it all.
+    left_out = probes / (probes - 1)
+    inner, outer = (left_out * (part.sum(1, keepdims=True) - part) for part in (inside, outside))
+    others = (part.sum() - part.sum(1, keepdims=True) for part in (inside, outside))
+    inner, outer = (part + other for part, other in zip((inner, outer), others, strict=True))
+    tiny = np.finfo(float).tiny
+    odds = np.log(np.maximum(outer, tiny)) - np.log(np.maximum(inner, tiny))
+    spread = float(np.sqrt((probes - 1) / probes * ((odds - odds.mean(1, keepdims=True)) ** 2).sum()))
+    return OffDiagonalEnergy(share, share * (1.0 - share) * spread, by_block, both.size, spread, probes)

@@ -61,14 +61,17 @@ def _largest_relative(arrays: Sequence[np.ndarray], size: np.ndarray) -> tuple[f
 def audit_note(surface: Surface) -> str:
     """What the audit found, in one line; empty where there was none.
 
-    Reads the root attributes audit_points, audit_misses and audit_miss_bound (the 95 % upper bound of the share).
+    Reads the root attributes audit_points, audit_misses, audit_candidates (of how many points those were chosen), and
+    audit_miss_bound (the 95 % upper bound of the share).
     """
     points = int(surface.attributes.get("audit_points") or 0)
     if not points:
         return ""
     misses, bound = int(surface.attributes.get("audit_misses", 0)), surface.attributes.get("audit_miss_bound")
     ceiling = ""
-    if bound is not None:
+    if surface.attributes.get("audit_candidates") == points:
+        ceiling = ", which are all"
+    elif bound is not None:
         ceiling = f" ({_percent(AUDIT_CONFIDENCE)} bound: {_percent(float(bound))})"
     noun = {1: "miss"}.get(misses, "misses")
     return f"audit: {misses} {noun} at {points} points solved again{ceiling}"

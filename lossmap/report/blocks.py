@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import isfinite
 
+from lossmap.report.estimates import energy_text
 from lossmap.report.layer_hessian import layer_hessian_lines
 from lossmap.report.signals import signal_lines
 from lossmap.report.stored import StoredReport, array_names, rows_of
@@ -161,8 +162,7 @@ def _whole_matrix_texts(stored: StoredReport, low: BlockSummary, high: BlockSumm
 
 
 def _energy_text(stored: StoredReport) -> str:
-    share, error = stored.number("outside"), stored.number("outside_error")
-    return f"{100 * share:.1f}% +- {100 * error:.1g}% of the squared entries lie outside the blocks"
+    return energy_text(stored.number("outside"), (stored.number("outside_low"), stored.number("outside_high")))
 
 
 def _zero_blocks_text(zero: Sequence[BlockSummary], of: int) -> str:

@@ -30,6 +30,15 @@ def mass_text(shares: Sequence[float], size: int, confidence: float) -> str:
     return f"{100 * value:.3g} % ({100 * confidence:g} % interval {100 * low:.3g} to {100 * high:.3g} %)"
 
 
+def energy_text(share: float, interval: tuple[float, float]) -> str:
+    """What lies outside of the diagonal blocks, as a share of the squared entries, with its 95 % interval."""
+    text = f"{100 * share:.1f}%"
+    low, high = (f"{100 * end:.2g}" for end in interval)
+    if low != high:
+        text += f" (95 % interval {low} to {high}%)"
+    return f"{text} of the squared entries lie outside the blocks"
+
+
 def density_text(ends: tuple[float, float], size: int, effort: tuple[int, int, int], error: float, sure: float) -> str:
     """A spectral density: its range, what it cost, and how far its cumulative may be off.
 

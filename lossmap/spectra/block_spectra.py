@@ -106,6 +106,8 @@ def _report_of(spectra: BlockSpectra) -> StoredReport:
         "report_version": REPORT_VERSION,
     }  # fmt: skip
     if spectra.off_diagonal_energy is not None:
+        low, high = spectra.off_diagonal_energy.interval()
+        attributes |= {"outside_low": low, "outside_high": high}
         attributes |= {"outside": spectra.off_diagonal_energy.share, "outside_error": spectra.off_diagonal_energy.error}
     if spectra.whole is not None:
         attributes |= {"whole_largest": spectra.whole.values[0], "whole_smallest": spectra.whole.values[1]}

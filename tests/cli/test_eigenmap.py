@@ -89,7 +89,7 @@ def test_eigenvalues_go_into_the_file_of_a_surface_and_are_those_of_softmax_regr
     assert (found["max_eig_limit"] >= top).all() and (found["min_eig_limit"] <= bottom).all()
     assert found.attributes["split"] == "train" and found.outcome == "complete"
     assert found.attributes["audit_points"] == 20 and found.attributes["audit_misses"] == 0
-    assert found.attributes["audit_miss_bound"] == pytest.approx(audit.upper_bound(0, 20))
+    assert found.attributes["audit_miss_bound"] == pytest.approx(audit.upper_bound(0, 20, 30))
     assert np.isfinite(found["audit_max_eig"]).sum() == 20
     told = found.settings["measures"]
     assert told["eigen"]["chosen"]["way"]["way"] in ("linear", "graph", "double")

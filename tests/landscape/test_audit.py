@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import comb
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -13,16 +15,47 @@ from lossmap.landscape import audit
 from lossmap.landscape.audit import Audit, better, excess, neighbours, sample, sentence, upper_bound
 
 
-def test_no_miss_in_52_points_still_allows_5_6_percent():
-    assert upper_bound(0, 52) == pytest.approx(1 - 0.05 ** (1 / 52), rel=1e-12)
-    assert round(100 * upper_bound(0, 52), 1) == 5.6
-    assert upper_bound(3, 3) == 1.0 and upper_bound(0, 0) == 1.0
+def test_no_miss_in_52_points_of_2601_still_allows_5_5_percent():
+    assert round(100 * upper_bound(0, 52, 2601), 1) == 5.5
+    assert upper_bound(0, 52, 10**8) == pytest.approx(1 - 0.05 ** (1 / 52), rel=1e-6)  # Clopper and Pearson's
+    assert upper_bound(3, 3, 10**8) == 1.0 and upper_bound(0, 0, 9) == 1.0 and upper_bound(0, 0, 0) == 1.0
 
 
-@given(st.integers(1, 200), st.integers(0, 199))
-def test_at_the_bound_so_few_misses_have_a_chance_of_five_percent(audited, misses):
-    if misses < audited:
-        assert binom.cdf(misses, audited, upper_bound(misses, audited)) == pytest.approx(0.05, rel=1e-6)
+@given(st.integers(1, 60), st.integers(1, 59), st.integers(0, 400))
+def test_at_the_bound_so_few_misses_have_a_chance_above_five_percent_and_beyond_it_none(audited, misses, others):
+    """By counting: of all choices of the audited points, those with so few of the missed ones."""
+    misses, points = min(misses, audited), audited + others
+    bound = round(upper_bound(misses, audited, points) * points)
+
+    def chance(total):
+        ways = sum(comb(total, k) * comb(points - total, audited - k) for k in range(misses + 1))
+        return ways / comb(points, audited)
+
+    assert misses <= bound <= points - (audited - misses)
+    assert chance(bound) > 0.05 - 1e-12
+    assert bound == points - (audited - misses) or chance(bound + 1) <= 0.05 + 1e-12
+
+
+@pytest.mark.parametrize("missed", [0, 1, 3])
+def test_where_all_points_were_audited_the_count_is_exact(missed):
+    assert upper_bound(missed, 3, 3) == missed / 3
+    survey = Survey(Grid.line(count=3), range(missed))
+    survey.solve(survey.audit().pending())
+    report = survey.audit().report()
+    assert (report["audited"], report["candidates"], report["misses"]) == (3, 3, missed)
+    assert report["upper_bound"] == missed / 3
+    assert sentence(report) == (
+        f"audit: {missed} of all 3 points missed an end by more than 0.001 of max(abs): every point was solved again"
+    )
+
+
+def test_the_bound_holds_at_its_rate():
+    """200 choices of 20 of 60 points, 9 of which are missed."""
+    hits = 0
+    for seed in range(200):
+        misses = int((sample(np.arange(60), 60, seed) < 9).sum())
+        hits += upper_bound(misses, 20, 60) >= 9 / 60
+    assert hits >= binom.ppf(0.0005, 200, 0.95)
 
 
 def test_two_percent_are_chosen_and_twenty_at_least_and_all_of_a_few():
@@ -99,7 +132,7 @@ def test_around_a_miss_the_audit_spreads_until_no_neighbour_shows_one():
     assert report["misses_by_field"] == {"max_eig": len(chosen), "min_eig": 0}
     assert report["missed_beside"] == len(wrong) - len(chosen)
     assert report["solved_again"] == survey.status.sum() - 20
-    assert report["worst"] == pytest.approx(0.1 / 1e-3) and report["upper_bound"] == upper_bound(len(chosen), 20)
+    assert report["worst"] == pytest.approx(0.1 / 1e-3) and report["upper_bound"] == upper_bound(len(chosen), 20, 400)
     assert "solved again" in sentence(report)
 
 
@@ -111,7 +144,7 @@ def test_a_map_without_a_miss_is_audited_once():
     assert survey.audit().pending().size == 0
     assert sentence(survey.audit().report()) == (
         "audit: 0 of 20 points missed an end by more than 0.001 of max(abs); "
-        "with 95 % confidence at most 14 % of all points do"
+        "with 95 % confidence at most 8.7 % of all points do"
     )
 
 

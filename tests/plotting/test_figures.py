@@ -192,6 +192,8 @@ def test_eigenvalues_are_drawn_beside_the_loss_with_their_bounds():
     assert "an eigenvalue lies within 0.2 % of max |\N{GREEK SMALL LETTER LAMDA}| of each end" in below
     assert "99 % limits within 1 % at 63 points" in below
     assert "audit: 0 misses at 52 points solved again (95 % bound: 5.6 %)" in below
+    every = draw(eigen(attributes=told | {"audit_candidates": 52})).get_supxlabel()
+    assert "audit: 0 misses at 52 points solved again, which are all" in every.replace("\n", " ")
 
 
 def test_the_ratio_is_centred_on_white_and_red_where_the_smallest_is_negative():

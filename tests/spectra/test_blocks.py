@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from scipy.stats import binom
 from torch import nn
 
 from lossmap.data.problem import Problem
 from lossmap.diagnostics.layer_signals import signals
 from lossmap.geometry.parameter_vector import Layout
-from lossmap.linalg.block_norms import off_diagonal_energy
+from lossmap.linalg.block_norms import energy_from_leakage, off_diagonal_energy
 from lossmap.spectra.block_groups import groups_of, indices_of
 from lossmap.spectra.blocks import block_matrix, exact_problem, layers, verdicts_of
 from lossmap.spectra.layer_hessian import layer_hessians
@@ -290,9 +291,38 @@ def test_a_block_diagonal_matrix_leaves_nothing_out():
     a = torch.block_diag(torch.ones(3, 3), 2 * torch.ones(2, 2)).double()
     found = off_diagonal_energy(Held(a), {"a": torch.arange(3), "b": torch.arange(3, 5)})
     assert found.share == 0.0 and found.error == 0.0 and found.by_block == {"a": 0.0, "b": 0.0}
+    assert found.interval() == (0.0, 0.0)
     assert off_diagonal_energy(Held(0 * a), {"a": torch.arange(3), "b": torch.arange(3, 5)}).share == 0.0
     with pytest.raises(ValueError, match="probes must be >= 2 for a standard error; got 1"):
         off_diagonal_energy(Held(a), {"a": torch.arange(3)}, probes=1)
+
+
+@pytest.mark.parametrize("outliers", [1, 10])
+@pytest.mark.parametrize("rows", [(100, 100), (60, 20, 100, 10, 10)])
+def test_the_interval_of_the_off_diagonal_energy_holds_the_truth_at_its_rate(outliers, rows):
+    """Four products a block, and few eigenvectors that outweigh all others: the squared lengths are skewed."""
+    r = np.random.default_rng(outliers)
+    v = np.linalg.qr(r.standard_normal((200, outliers)) * np.repeat(r.lognormal(size=len(rows)), rows)[:, None])[0]
+    noise = 1e-3 * r.standard_normal((200, 200))
+    a = (v * 10.0 / np.arange(1, outliers + 1)) @ v.T + noise + noise.T
+    blocks = dict(enumerate(torch.arange(200).split(rows)))
+    inside = sum((a[np.ix_(at, at)] ** 2).sum() for at in blocks.values())
+    truth, hits = 1 - inside / (a**2).sum(), 0
+    for seed in range(200):
+        energy = off_diagonal_energy(Held(torch.tensor(a)), {str(b): at for b, at in blocks.items()}, seed=seed)
+        low, high = energy.interval()
+        assert 0.0 <= low <= energy.share <= high <= 1.0
+        hits += low <= truth <= high
+    assert hits >= binom.ppf(0.0005, 200, 0.95)
+    assert "95 % interval" in repr(energy)
+
+
+def test_energy_that_one_product_alone_has_seen_is_hardly_known():
+    energy = energy_from_leakage({"a": (np.ones(4), np.array([0.0, 0.0, 0.0, 1.0])), "b": (np.ones(4), np.zeros(4))})
+    low, high = energy.interval()
+    assert energy.share == pytest.approx(1 / 9) and low < 0.01 and high > 0.9
+    everything = energy_from_leakage({"a": (np.zeros(4), np.ones(4))})
+    assert everything.share == 1.0 and everything.interval() == (1.0, 1.0)
 
 
 def test_a_block_of_the_problem_is_the_matrix_of_its_parameters_alone():
