@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from lossmap.cli import COMMANDS
-from lossmap.cli.entry_point import launched_rank
+from lossmap.cli.entry_point import command_words, launched_rank
 
 
 def usage() -> str:
@@ -34,10 +34,13 @@ def unknown_command(name: str) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the subcommand that is named first; returns its exit code, or 2 for a usage error."""
-    words = list(sys.argv[1:] if argv is None else argv)
-    if not words or words[0] in ("-h", "--help", "help"):
+    words = command_words(argv)
+    if not words:
         print(usage())
-        return 0 if words else 2
+        return 2
+    if words[0] in ("-h", "--help", "help"):
+        print(usage())
+        return 0
     if words[0] in ("--version", "-V"):
         from lossmap import __version__
 

@@ -9,13 +9,13 @@ from __future__ import annotations
 import argparse
 import difflib
 import re
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple, get_type_hints
 
 from lossmap.cli.config_file import read_config
+from lossmap.cli.entry_point import command_words
 from lossmap.cli.settings import (
     Settings,
     UsageError,
@@ -84,7 +84,7 @@ def parse(
 
     Raises UsageError with one sentence; `--help` prints and leaves with SystemExit(0).
     """
-    line = _normalized(list(sys.argv[1:] if argv is None else argv), groups)
+    line = _normalized(command_words(argv), groups)
     parser, home = _parser(groups, prog, about, examples, without)
     flags = vars(parser.parse_intermixed_args(line.tokens))
     values = {k: v for k, v in renamed(defaults or {}, groups).items() if k in home}
@@ -138,11 +138,12 @@ def _parser(
     parser = _Parser(
         prog=prog,
         description=about,
-        epilog="\n  ".join(["EXAMPLES", *examples]) if examples else None,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
         argument_default=argparse.SUPPRESS,
     )
+    if examples:
+        parser.epilog = "\n  ".join(["EXAMPLES", *examples])
     home: dict[str, type] = {}
     for group in groups:
         section = parser.add_argument_group((group.__doc__ or "").strip().splitlines()[0].rstrip("."))
@@ -169,8 +170,10 @@ def _options(f: Field[Any], hint: Any) -> dict[str, Any]:
     """The keywords of `add_argument` for a setting."""
     meta, default = f.metadata, f.default
     text = meta["help"].replace("%", "%%")
+    if hint is bool and default is True:
+        return {"action": argparse.BooleanOptionalAction, "help": text}
     if hint is bool:
-        return {"action": argparse.BooleanOptionalAction if default is True else "store_true", "help": text}
+        return {"action": "store_true", "help": text}
     if default not in (None, ()) and default is not MISSING:
         shown = " ".join(map(str, default)) if isinstance(default, tuple) else default
         text += f" (default: {shown})".replace("%", "%%")
@@ -219,9 +222,9 @@ def _normalized(argv: list[str], groups: Sequence[type]) -> _Line:
             if RETIRED[flag][0] and not equals:
                 next(rest, None)
             continue
-        following = argv[i + 1] if i + 1 < len(argv) else ""
-        if not equals and flag in own and re.match(r"-[\d.]", following):
-            equals, value = "=", following  # argparse would take a range that begins with a minus for a flag
+        following = argv[i + 1 : i + 2]
+        if not equals and flag in own and following and re.match(r"-[\d.]", following[0]):
+            equals, value = "=", following[0]  # argparse would take a range that begins with a minus for a flag
             next(rest, None)
         line.tokens.append(flag + equals + value)
     return line

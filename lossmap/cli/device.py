@@ -15,6 +15,8 @@ from lossmap.parallel import devices
 from lossmap.parallel.process import keep_freed_memory, threads_of_rank
 from lossmap.parallel.world import World
 
+DTYPES = {"float64": torch.float64}  # by --precision, of parameters and data; float32 for all others
+AUTOCAST = {"bfloat16": torch.bfloat16}
 MAX_NODES_NAMED = 8  # in the line of the log that names GPUs
 
 
@@ -58,7 +60,9 @@ class Machine:
         if len(nodes) > MAX_NODES_NAMED:
             text += f" and {len(nodes) - MAX_NODES_NAMED} more nodes"
         text += f"; {_counted(self.threads, 'thread')}"
-        return text + " each" if len(self.every) > 1 else text
+        if len(self.every) > 1:
+            text += " each"
+        return text
 
 
 def _counted(number: int, noun: str) -> str:
@@ -72,11 +76,15 @@ def prepare_machine(run: RunSettings, world: World) -> Machine:
     """
     computes = world.computes(run.rank_0, run.team)
     # CUDA counts its devices without a context, which would take memory; a rank that only dispatches needs none
-    count = torch.cuda.device_count() if computes and run.device != "cpu" else 0
+    count = 0
+    if computes and run.device != "cpu":
+        count = torch.cuda.device_count()
     visible = world.gather((world.host, devices.visible_devices(os.environ, count)))
     neighbours = [mask for host, mask in visible if host == world.host]
     place = sum(host == world.host for host, _ in visible[: world.rank])
-    device = torch.device(device_of(neighbours, place, run) if computes else "cpu")
+    device = torch.device("cpu")
+    if computes:
+        device = torch.device(device_of(neighbours, place, run))
     threads = threads_of_rank(run.threads, len(neighbours))
     torch.set_num_threads(threads)
     keep_freed_memory()
@@ -88,8 +96,8 @@ def prepare_machine(run: RunSettings, world: World) -> Machine:
     sharing = sum(one is not None and one[:2] == (world.host, gpu) for one in every)
     return Machine(
         device,
-        torch.float64 if run.precision == "float64" else torch.float32,
-        torch.bfloat16 if run.precision == "bfloat16" else None,
+        DTYPES.get(run.precision, torch.float32),
+        AUTOCAST.get(run.precision),
         threads,
         tuple(one for one in every if one is not None),
         max(1, sharing),

@@ -196,14 +196,16 @@ def _outputs(settings: Settings, first: Path) -> list[Path]:
 
 def _logarithmic(settings: Settings) -> bool | None:
     """Logarithmic levels where --log says so; None leaves it to the figure."""
-    return True if settings.draw.log else None
+    return settings.draw.log or None
 
 
 def _draw_images(
     settings: Settings, files: Sequence[Path], surfaces: Sequence[Surface], images: Sequence[Path]
 ) -> list[Path]:
     picture, levels = settings.picture, settings.draw
-    titles = picture.titles or ([f.stem for f in files] if len(files) > 1 else None)
+    titles = picture.titles or None
+    if titles is None and len(files) > 1:
+        titles = [f.stem for f in files]
     figure = draw(
         list(surfaces),
         picture.kind,

@@ -7,7 +7,6 @@ eigenvalue are counted, reported and computed again. Interrupted or killed, the 
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -29,7 +28,7 @@ from lossmap.cli.setting_groups import (
     hvp_backend_setting,
     parameters_setting,
 )
-from lossmap.cli.settings import Settings, UsageError, setting
+from lossmap.cli.settings import Settings, UsageError, decode_settings, setting
 from lossmap.io.read import NotASurface, read
 from lossmap.landscape.audit_loop import run_audit
 from lossmap.landscape.run_survey import survey
@@ -103,7 +102,7 @@ def settings_like(path: str) -> dict[str, Any]:
         if any(t.size > 1 and not np.allclose(t, np.linspace(t[0], t[-1], t.size)) for t in axes.values()):
             raise UsageError(f"--like {path}: its ticks are not evenly spaced, and it does not say how it was made")
         return {name: f"{float(t[0])!r}:{float(t[-1])!r}:{t.size}" for name, t in axes.items()}
-    stored = json.loads(stored) if isinstance(stored, str) else stored
+    stored = decode_settings(stored)
     values = {k: v for k, v in stored["settings"].items() if k not in ONCE}
     values |= {k: str(Path(stored["folder"], values[k])) for k in PATHS if values.get(k)}
     return values | {"surf_file": str(path)}
@@ -111,8 +110,10 @@ def settings_like(path: str) -> dict[str, Any]:
 
 def _refuse_loss_of_losses(path: Path, overwrite: bool) -> None:
     """Raise UsageError where --overwrite would delete more than eigenvalues."""
+    if not overwrite or not path.exists():
+        return
     try:
-        measures = read(path).status if overwrite and path.exists() else {}
+        measures = read(path).status
     except NotASurface:
         return
     if "loss" in measures:
@@ -160,8 +161,10 @@ def _run(settings: Settings, world: World, survey: Callable[..., Any], stop: Sto
         backend = options.hvp_backend
         if backend == "auto" and not execution.probe:
             backend = "double-backward"
-        cut = {"batch": execution.batch_size} if execution.batch_size else {}
-        return prepare(first, options.parameters, backend=backend, memory=memory).plan.stored() | cut
+        plan = prepare(first, options.parameters, backend=backend, memory=memory).plan.stored()
+        if execution.batch_size:
+            plan["batch"] = execution.batch_size
+        return plan
 
     choice = result.chosen(world, "eigen", "way", probe)
     operators = {
@@ -188,9 +191,11 @@ def _run(settings: Settings, world: World, survey: Callable[..., Any], stop: Sto
         )
 
     warm = world.together(measure)
-    cold = measure(audit=True) if options.certify == "audit" and warm.auditable else None
+    cold: EigenvalueMap | None = None
+    if options.certify == "audit" and warm.auditable:
+        cold = measure(audit=True)
     measures = {m.name: (m.fields, m.settings) for m in (warm, cold) if m is not None}
-    store = world.together(lambda: result.open(measures, machine.describe(), world.size) if world.rank == 0 else None)
+    store = output.on_rank_0(world, lambda: result.open(measures, machine.describe(), world.size))
     say(machine.sentence())
     if store is not None:
         store.note(split=next(iter(problems)))

@@ -6,13 +6,18 @@ import functools
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from lossmap.parallel.launcher import rank_in
 
 EXIT_CODES = {"complete": 0, "failed": 3, "unfinished": 75}  # by the outcome of a result
 EXPECTED_ERRORS = (ValueError, OSError, ImportError, KeyError, RuntimeError, ArithmeticError)
+
+
+def command_words(argv: Sequence[str] | None) -> list[str]:
+    """The words of a command line: these, or those of the process."""
+    return list(sys.argv[1:] if argv is None else argv)
 
 
 def error_sentence(error: Exception) -> str:

@@ -137,7 +137,9 @@ def make_estimate(work: WrappedCommand, settings: Settings, ranks_per_node: int 
 
 
 def _ranks_that_fit(cuda: bool, gpus: int, cores: int, threads: int | None) -> int:
-    return gpus or 1 if cuda else max(1, cores // (threads or 1))
+    if cuda:
+        return max(1, gpus)
+    return max(1, cores // (threads or 1))
 
 
 def trial_survey(settings: Settings, per_node: int, cuda: bool) -> Callable[..., Any]:
@@ -152,7 +154,9 @@ def trial_survey(settings: Settings, per_node: int, cuda: bool) -> Callable[...,
             return measure(grid.point(index))
 
         is_spectrum = measure.name == "spectrum"
-        samples = [] if is_spectrum else cost_model.sample_points(timed, grid.shape, time.perf_counter)
+        samples: list[Any] = []
+        if not is_spectrum:
+            samples = cost_model.sample_points(timed, grid.shape, time.perf_counter)
         again = 0
         if settings.resolved().get("certify") == "audit" and measure.name == "eigen":
             again = min(len(grid), max(MIN_AUDIT_POINTS, math.ceil(AUDIT_SHARE * len(grid))))

@@ -106,7 +106,9 @@ def run(settings: Settings) -> int:
     problem = load_problem.problems_of(settings.model, settings.data, machine)[settings.data.split]
     if options.batch_size:
         problem = problem.rebatched(options.batch_size)
-    test = load_problem.held_out_problem(problem.model, settings, machine) if options.held_out else None
+    test = None
+    if options.held_out:
+        test = load_problem.held_out_problem(problem.model, settings, machine)
     diagnosis = diagnose(
         problem,
         examinations=options.examinations,
@@ -125,7 +127,9 @@ def run(settings: Settings) -> int:
     say(diagnosis.to_json() if options.json == "-" else repr(diagnosis))
     store(diagnosis, settings, say)
     is_serious = any(finding.level == SERIOUS for finding in diagnosis.findings)
-    return 3 if options.fail_on_serious and is_serious else 0
+    if options.fail_on_serious and is_serious:
+        return 3
+    return 0
 
 
 def label_of(settings: Settings) -> str:

@@ -23,7 +23,9 @@ CHECKPOINT_ENDINGS = {".pt", ".pth", ".t7", ".pkl", ".ckpt", ".safetensors"}
 
 def factory_of(name: str) -> Callable[..., Any]:
     """The function that makes the model of this name. Raises ValueError with the nearest names."""
-    return resolve_callable(name) if ":" in name else functools.partial(zoo.build, zoo.known(name))
+    if ":" in name:
+        return resolve_callable(name)
+    return functools.partial(zoo.build, zoo.known(name))
 
 
 def model_of(settings: ModelSettings, state: Mapping[str, Tensor] | None = None, seed: int = 0) -> nn.Module:
@@ -46,7 +48,7 @@ def model_of(settings: ModelSettings, state: Mapping[str, Tensor] | None = None,
 def _keywords(text: str | None) -> dict[str, Any]:
     """The keywords of --model-args."""
     try:
-        keywords = json.loads(text) if text else {}
+        keywords = json.loads(text or "{}")
     except json.JSONDecodeError as error:
         example = "--model-args must be JSON such as '{\"depth\": 20}'"
         raise UsageError(f"{example}; got {text!r}: {error}") from None

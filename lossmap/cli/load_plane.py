@@ -47,7 +47,9 @@ def plane_and_ranks(settings: Settings, world: World, model: nn.Module, curved: 
     plane = world.together(make)
     if not is_random and world.size > 1:
         device = next(model.parameters()).device
-        plane = world.broadcast(None if plane is None else plane.to("cpu")).to(device)
+        if plane is not None:  # on rank 0
+            plane = plane.to("cpu")
+        plane = world.broadcast(plane).to(device)
     if plane is None:  # pragma: no cover
         raise RuntimeError("no plane was made")
     world.check_same(plane.digest)
@@ -79,12 +81,13 @@ def _axis(
     file = {"x": files.model_file2, "y": files.model_file3}[name]
     kind = getattr(plane, f"{name}dir") or (f"to:{file}" if file else "random")
     is_random = kind == "random"
-    norm = getattr(plane, f"{name}norm") or ("filter" if is_random else "none")
-    ignore = getattr(plane, f"{name}ignore") or ("biasbn" if is_random else "none")
+    default_norm, default_ignore = ("filter", "biasbn") if is_random else ("none", "none")
+    norm = getattr(plane, f"{name}norm") or default_norm
+    ignore = getattr(plane, f"{name}ignore") or default_ignore
     recipe: dict[str, Any] = {"kind": kind, "norm": norm, "ignore": ignore, "states": plane.dir_type == "states"}
     if is_random:
         seed = f"{plane.seed}/{plane.idx}" if plane.idx else plane.seed
-        index = 1 if name == "y" and not plane.same_dir else 0
+        index = int(name == "y" and not plane.same_dir)
         axis = random_axis(origin, seed, index, norm=norm, ignore=ignore)
         return axis, recipe | {"seed": plane.seed, "idx": plane.idx, "index": index}
     computed, details = _computed_axis(kind, model, origin, files, curved)

@@ -50,7 +50,9 @@ def files_of(
     dtype: torch.dtype | None = None,
 ) -> Files:
     """Read the checkpoint and the samples; `world.once_per_node` calls it."""
-    state = checkpoints.load_state(model.model_file, unsafe=model.unsafe_load) if model.model_file else None
+    state = None
+    if model.model_file:
+        state = checkpoints.load_state(model.model_file, unsafe=model.unsafe_load)
     if data.problem or data.trainloader or data.testloader or ".py:" in data.dataset:
         return Files(state, {})  # made by user code, on every rank
     batches = {split: samples_of(model, data, split, ranks_sharing, dtype) for split in splits}
@@ -157,7 +159,7 @@ def samples_of(
     model: ModelSettings, data: DataSettings, split: str, ranks_sharing: int = 1, dtype: torch.dtype | None = None
 ) -> Batches:
     """The samples of one split, as settings say."""
-    pickled = data.trainloader if split == "train" else data.testloader
+    pickled = getattr(data, f"{split}loader")
     if pickled and not model.unsafe_load:
         raise UsageError(
             f"{pickled} is a pickled loader, which can run code of its own; add --unsafe-load if you trust it"

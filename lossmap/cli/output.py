@@ -45,6 +45,11 @@ def rank_0_printer(world: World, notes: Sequence[str] = ()) -> Printer:
     return say
 
 
+def on_rank_0(world: World, open_file: Callable[[], SurfaceFile]) -> SurfaceFile | None:
+    """The file on rank 0, None on all others; every rank calls it, and all raise as one."""
+    return world.together(lambda: open_file() if world.rank == 0 else None)
+
+
 def shard_points(grid: Grid, shard: str | None) -> np.ndarray | None:
     """The flat indices of this shard of an array; None for all points. Raises UsageError where it has none."""
     if shard is None:
@@ -73,9 +78,9 @@ class OutputFile:
         self.path = result_path(settings)
         if settings.run.shard:
             self.path = Shard.parse(settings.run.shard).file(self.path)
-        # `lossmap plane` writes the file of --proj-file itself
-        proj_file = settings.plane.proj_file if command != "plane" else None
-        self.trajectory = training_path(proj_file) if proj_file and grid.axes == 2 else None
+        self.trajectory: Group | None = None
+        if settings.plane.proj_file and grid.axes == 2 and command != "plane":  # which writes that file itself
+            self.trajectory = training_path(settings.plane.proj_file)
         self.started = time.monotonic()
 
     def chosen(self, world: World, measure: str, name: str, probe: Callable[[], Any]) -> Any:
@@ -91,7 +96,9 @@ class OutputFile:
                 if name in stored:
                     return stored[name]
             choice = probe()
-            return asdict(choice) if is_dataclass(choice) and not isinstance(choice, type) else choice
+            if is_dataclass(choice) and not isinstance(choice, type):
+                return asdict(choice)
+            return choice
 
         return world.once(choose)
 
@@ -136,7 +143,9 @@ class OutputFile:
 
     def groups(self) -> dict[str, Group]:
         """The directions, or, where they are not to be stored, their recipes and digest; and the training path."""
-        groups = {} if self.trajectory is None else {"trajectory": self.trajectory}
+        groups: dict[str, Group] = {}
+        if self.trajectory is not None:
+            groups["trajectory"] = self.trajectory
         axes = zip(("x", "y"), self.plane.axes, self.plane.recipes, self.plane.lengths, strict=False)
         for name, axis, recipe, length in axes:
             arrays = {}
@@ -197,8 +206,9 @@ def report_end(
     elif outcome == "failed":
         say(f"complete, but {counts['failed']:,} points failed; --retry-failed measures them again")
     estimated, took = (decode_cost(surface.attributes.get(f"{measure}_{what}")) for what in ("estimate", "took"))
-    for line in side_by_side(estimated, took, not counts["left"]) if estimated else ():
-        say(line)
+    if estimated:
+        for line in side_by_side(estimated, took, not counts["left"]):
+            say(line)
     say(f"result: {path}")
     code = EXIT_CODES[outcome]
     if code and launched(os.environ) > 1:

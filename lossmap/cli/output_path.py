@@ -54,12 +54,14 @@ def _directions(settings: Settings) -> list[str]:
         names = [_direction(plane.xdir, model.model_file2, plane.xnorm)]
         if plane.y is not None:
             names.append(_direction(plane.ydir, model.model_file3, plane.ynorm))
-    return [*names, "states"] if plane.dir_type == "states" else names
+    if plane.dir_type == "states":
+        names.append("states")
+    return names
 
 
 def _checkpoint_name(file: str) -> str:
     path = Path(file)
-    return f"{path.parent.name}_{path.stem}" if path.parent.name else path.stem
+    return "_".join(part for part in (path.parent.name, path.stem) if part)
 
 
 def _direction(direction: str | None, file: str | None, norm: str | None) -> str:
@@ -67,8 +69,10 @@ def _direction(direction: str | None, file: str | None, norm: str | None) -> str
     if direction is None and file:
         return f"to-{_checkpoint_name(file)}"
     kind, _, rest = (direction or "random").partition(":")
-    name = kind
-    if rest:
-        name += f"-{_checkpoint_name(rest)}" if kind == "to" else f"-{rest}"
+    if kind == "to":
+        rest = _checkpoint_name(rest)
+    name = "-".join(part for part in (kind, rest) if part)
     default = "filter" if kind == "random" else "none"
-    return name if norm in (None, default) else f"{name}-{norm}"
+    if norm in (None, default):
+        return name
+    return f"{name}-{norm}"

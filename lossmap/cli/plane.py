@@ -63,7 +63,9 @@ def make(settings: Settings, world: World) -> int:
 
     say = output.rank_0_printer(world, settings.notes)
     path = _output_path(settings)
-    files = world.together(lambda: run_files(settings.model)) if settings.model.model_folder else []
+    files: list[Path] = []
+    if settings.model.model_folder:
+        files = world.together(lambda: run_files(settings.model))
     settings = _with_origin_and_ticks(settings, files)
     machine = device.prepare_machine(settings.run, world)
     problem = load_problem.problem_and_files(settings, world, machine, ("train",))["train"]
@@ -82,8 +84,8 @@ def make(settings: Settings, world: World) -> int:
     _store(path, grid, result, groups, provenance(machine.describe(), world.size))
     say(f"result: {path}")
     if settings.plane.proj_file:
-        ticks = {"x": grid.x} if grid.y is None else {"x": grid.x, "y": grid.y}
-        spans = " ".join(f"--{name}={t[0]:.3g}:{t[-1]:.3g}:{t.size}" for name, t in ticks.items())
+        ticks = (("x", grid.x), ("y", grid.y))
+        spans = " ".join(f"--{name}={t[0]:.3g}:{t[-1]:.3g}:{t.size}" for name, t in ticks if t is not None)
         say(f"a surface with the path: lossmap surface ... --dir-file {path} --proj-file {path} {spans}")
     return 0
 

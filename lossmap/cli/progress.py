@@ -52,7 +52,7 @@ def display(world: World, what: str, file: TextIO | None = None, unit: str = "po
     if world.rank != 0:
         yield None
         return
-    file = sys.stderr if file is None else file
+    file = file or sys.stderr
     if file.isatty():
         with _bar(what, file, unit) as show:
             yield show

@@ -6,15 +6,13 @@ like any survey, also with another number of ranks than before.
 
 from __future__ import annotations
 
-import json
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lossmap.cli.entry_point import guarded
-from lossmap.cli.settings import UsageError
+from lossmap.cli.entry_point import command_words, guarded
+from lossmap.cli.settings import UsageError, decode_settings
 from lossmap.cli.wrapped_command import SURVEYS, TASKS, module_of
 from lossmap.io.read import read
 from lossmap.io.surface import Surface
@@ -32,11 +30,13 @@ EXAMPLES = (
 @guarded
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command that the result names; returns that one's exit code, or 2 for a usage error."""
-    words = list(sys.argv[1:] if argv is None else argv)
-    if not words or words[0] in ("-h", "--help"):
-        examples = "\n  ".join(["EXAMPLES", *EXAMPLES])
-        print(f"usage: lossmap resume FILE [flags]\n\n{__doc__}\n{examples}")
-        return 0 if words else 2
+    words = command_words(argv)
+    if not words:
+        print(usage())
+        return 2
+    if words[0] in ("-h", "--help"):
+        print(usage())
+        return 0
     if words[0].startswith("-"):
         raise UsageError(f"the result must come first: lossmap resume FILE {words[0]} ...")
     path = Path(words[0]).absolute()
@@ -52,6 +52,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     return code
 
 
+def usage() -> str:
+    """The text of `lossmap resume --help`."""
+    examples = "\n  ".join(["EXAMPLES", *EXAMPLES])
+    return f"usage: lossmap resume FILE [flags]\n\n{__doc__}\n{examples}"
+
+
 def stored_under(surface: Surface, command: str) -> str | None:
     """The attribute that holds the settings of a command; None where the result was not made by it.
 
@@ -59,7 +65,9 @@ def stored_under(surface: Surface, command: str) -> str | None:
     """
     if command in TASKS and TASKS[command] not in surface.status:
         return None
-    names = ["resolved_dynamics", "resolved_spectrum"] if command == "dynamics" else [f"resolved_{command}"]
+    names = [f"resolved_{command}"]
+    if command == "dynamics":
+        names.append("resolved_spectrum")
     return next((name for name in names if name in surface.attributes), None)
 
 
@@ -79,10 +87,10 @@ def command_of(surface: Surface, path: Path) -> str:
 
 def settings_of(surface: Surface, command: str, path: Path) -> tuple[dict[str, Any], Path]:
     """The settings of that command as the result holds them, and the folder in which it was started."""
-    stored = surface.attributes[stored_under(surface, command) or ""]
-    stored = json.loads(stored) if isinstance(stored, str) else stored
+    stored = decode_settings(surface.attributes[stored_under(surface, command) or ""])
     values = {name: value for name, value in stored["settings"].items() if name not in ONCE}
     if values.get("along"):  # a run of version 0.1: only the checkpoints that it names were read
         values["model_folder"] = None
-    whole = unsharded(path)[0] if values.get("shard") else path
-    return values | {"surf_file": str(whole)}, Path(stored["folder"])
+    if values.get("shard"):
+        path, _ = unsharded(path)
+    return values | {"surf_file": str(path)}, Path(stored["folder"])

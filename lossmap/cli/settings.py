@@ -8,6 +8,7 @@ and in the settings that a result file holds. No torch is imported here: a figur
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import Field, field, fields, replace
@@ -128,6 +129,11 @@ def renamed(values: Mapping[str, Any], groups: Iterable[type]) -> dict[str, Any]
     return {name: value for name, value in present.items() if name in known}
 
 
+def decode_settings(stored: Any) -> dict[str, Any]:
+    """The `settings` and the `folder` of a command as a result file holds them, in JSON or decoded already."""
+    return dict(json.loads(stored) if isinstance(stored, str) else stored)
+
+
 def plain_type(hint: Any) -> type:
     """The type behind `int | None` or `tuple[str, ...]`."""
     inner = [a for a in get_args(hint) if a not in (type(None), Ellipsis)]
@@ -152,7 +158,8 @@ def convert(f: Field[Any], group: type, value: Any) -> Any:
     if kind is bool and not isinstance(value, bool):
         raise UsageError(f"{f.name} must be true or false; got {value!r}")
     try:
-        value = kind(value) if kind in KINDS and not isinstance(value, kind) else value
+        if kind in KINDS and not isinstance(value, kind):
+            value = kind(value)
     except (TypeError, ValueError):
         raise UsageError(f"{f.name} must be {KINDS[kind]}; got {value!r}") from None
     return _in_range(f, value)

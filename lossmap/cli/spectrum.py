@@ -152,11 +152,7 @@ def _run(settings: Settings, world: World, survey: Callable[..., Any], stop: Sto
         say("nothing was computed, and nothing was written (--dry-run)")
         return 0
     grid = Grid(np.arange(len(measure.tasks)))
-
-    def open_file() -> SurfaceFile | None:
-        return _file(path, grid, measure, settings, machine.describe(), world.size) if world.rank == 0 else None
-
-    store = world.together(open_file)
+    store = output.on_rank_0(world, lambda: _file(path, grid, measure, settings, machine.describe(), world.size))
     with display(world, "spectrum", unit="task") as progress:
         surface = survey(
             measure, grid, store=store, world=world, stop=stop, progress=progress, retry_failed=execution.retry_failed,
@@ -181,12 +177,14 @@ def request_of(settings: Settings) -> Any:
     top, bottom = max(s.top, s.abs), max(s.bottom, s.abs)
     if numbers(s.l2, "--l2") and not (top and bottom):
         raise UsageError("--l2 needs both ends of the spectrum: --top and --bottom must be >= 1")
-    has_trace = s.trace != "none"
+    trace, trace_products = s.trace, s.trace_products
+    if s.trace == "none":
+        trace, trace_products = "xtrace", 0  # no products: no trace
     return SpectrumRequest(
         top=top,
         bottom=bottom,
-        trace_method=s.trace if has_trace else "xtrace",
-        trace_products=s.trace_products if has_trace else 0,
+        trace_method=trace,
+        trace_products=trace_products,
         trace_error=s.trace_error,
         density=s.density,
         density_error=s.density_error,
@@ -210,7 +208,9 @@ def _layers_by(options: SpectrumSettings) -> str | None:
     """What a block of the layers' table is: a tensor or a module; None without that table."""
     if options.layers != "none":
         return options.layers
-    return "tensor" if options.groups or options.layer_output_hessian != "none" else None
+    if options.groups or options.layer_output_hessian != "none":
+        return "tensor"
+    return None
 
 
 def numbers(texts: Sequence[str], flag: str) -> tuple[float, ...]:

@@ -34,7 +34,9 @@ def models_of(settings: Settings) -> dict[str, ModelSettings]:
             raise UsageError(f"--compare must be LABEL=FILE or LABEL=MODEL@FILE; got {text!r}")
         if label in models:
             raise UsageError(f"--compare: two checkpoints are called {label!r}; give one another label")
-        models[label] = replace(model, model=name if at_sign else model.model, model_file=file)
+        if not at_sign:
+            name = model.model
+        models[label] = replace(model, model=name, model_file=file)
     return models
 
 
@@ -55,12 +57,12 @@ def make_subjects(settings: Settings, world: World, machine: Machine, team: Team
         shares = load_problem.team_shares(problems, team)
         for split, problem in problems.items():
             for kind in matrices:
-                parts = [title] if title else []
+                parts = [title]
                 if len(problems) > 1 or not title:
                     parts.append(split)
                 if len(matrices) > 1:
                     parts.append(kind)
-                subjects.append(Subject(" ".join(parts), shares[split], kind, problem))
+                subjects.append(Subject(" ".join(filter(None, parts)), shares[split], kind, problem))
     return subjects
 
 

@@ -80,7 +80,7 @@ def fingerprint(file: str, surface: Surface) -> str:
     counts = {name: surface.counts(name) for name in surface.status}
     parts = [f"{name} {c['done']}+{c['failed']}" for name, c in counts.items() if c["done"] + c["failed"]]
     folder = Path(f"{file}.unfinished")
-    states = sorted(folder.glob("*.npz")) if folder.is_dir() else []
+    states = sorted(folder.glob("*.npz"))
     if states:
         check = 0
         for state in states:
@@ -94,10 +94,12 @@ def progress_of(file: str, surface: Surface, measure: str | None = None) -> dict
 
     measure  this one alone
     """
-    names = list(surface.status) if measure is None else [measure]
+    names = [measure] if measure is not None else list(surface.status)
     outcomes = {surface.outcome_of(name) for name in names}
     if not outcomes:  # no survey; a plane, a path or a report of health is complete as it is
-        outcomes = {"complete"} if surface.groups else {"unfinished"}
+        outcomes = {"complete"}
+        if not surface.groups:
+            outcomes = {"unfinished"}
     attributes = surface.attributes
     return {
         "file": str(file),
@@ -130,11 +132,15 @@ def progress_of_measure(surface: Surface, name: str) -> dict[str, Any]:
     slowest = timed[np.argsort(-every[timed], kind="stable")[:MAX_SHOWN]]
     means = means_by_rank(every[timed], ranks[timed])
     rate = rate_of(surface.recent.get(name, np.zeros(0)), every[timed], len(means))
-    seconds_left = counts["left"] / rate if rate else None
+    seconds_left = None
+    if not counts["left"]:
+        seconds_left = 0.0
+    elif rate:
+        seconds_left = counts["left"] / rate
     return {
         **counts,
         "rate": rate,
-        "seconds_left": seconds_left if counts["left"] else 0.0,
+        "seconds_left": seconds_left,
         "took": measured_cost(every, products) | decode_cost(surface.attributes.get(f"{name}_took")),
         "ranks": len(means),
         "slowest_points": [{"index": int(i), "point": grid.point(int(i)), "seconds": float(every[i])} for i in slowest],
@@ -147,6 +153,7 @@ def progress_of_measure(surface: Surface, name: str) -> dict[str, Any]:
     }
 
 
+WRITING = {True: "a process is writing it", False: "no process is writing it: lossmap resume continues it"}
 OUTCOMES = {"complete": "complete", "failed": "completed with failed points", "unfinished": "unfinished"}
 
 
@@ -165,8 +172,7 @@ def text(progress: dict[str, Any]) -> str:
             lines += [f"  {line}" for line in comparison]
     lines.append(f"started {progress['start'] or 'at an unknown time'}, restarts: {progress['restarts']}")
     if progress["outcome"] == "unfinished":
-        running = "a process is writing it"
-        lines.append(running if progress["running"] else "no process is writing it: lossmap resume continues it")
+        lines.append(WRITING[progress["running"]])
     return "\n".join(lines)
 
 

@@ -87,7 +87,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def site_of(path: str | None) -> Site:
     """The site file that is named, or the environment's, or none."""
     path = path or os.environ.get("LOSSMAP_SITE")
-    return read_site(path) if path else Site()
+    if not path:
+        return Site()
+    return read_site(path)
 
 
 def job_of(options: SubmitSettings, work: WrappedCommand) -> Job:

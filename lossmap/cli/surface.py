@@ -80,7 +80,7 @@ def _run(settings: Settings, world: World, survey: Callable[..., Any], stop: Sto
     shares = load_problem.team_shares(problems, team)
     measure = losses(shares, plane, plan=plan, total=team.sum, autocast=machine.autocast, settings=identity)
     measures = {measure.name: (measure.fields, measure.settings)}
-    store = world.together(lambda: result.open(measures, machine.describe(), world.size) if world.rank == 0 else None)
+    store = output.on_rank_0(world, lambda: result.open(measures, machine.describe(), world.size))
     say(machine.sentence())
     if plane.cosine is not None:
         say(f"the cosine between the directions is {plane.cosine:.4f}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -11,6 +10,7 @@ from types import ModuleType
 
 from lossmap.cli import COMMANDS
 from lossmap.cli.__main__ import unknown_command
+from lossmap.cli.entry_point import command_words
 from lossmap.cli.output_path import result_path
 from lossmap.cli.settings import Settings, UsageError
 
@@ -52,7 +52,7 @@ def module_of(command: str) -> ModuleType:
 
 def split_at_dashes(argv: Sequence[str] | None, example: str) -> tuple[list[str], list[str]]:
     """The words before the two dashes, and those behind them. Raises UsageError, with an example, where none are."""
-    words = list(sys.argv[1:] if argv is None else argv)
+    words = command_words(argv)
     if "--" not in words:
         if {"-h", "--help"} & set(words):
             return words, []
@@ -69,8 +69,10 @@ def split_at_dashes(argv: Sequence[str] | None, example: str) -> tuple[list[str]
 def read_settings(words: Sequence[str]) -> Settings:
     """The settings of a command, checked as it will check them itself. Raises UsageError."""
     module = module_of(words[0])
-    rest = list(words[1:])
-    settings: Settings = module.read_settings(rest) if words[0] == "eigenmap" else module.COMMAND.parse(rest)
+    parse = module.COMMAND.parse
+    if words[0] == "eigenmap":  # whose defaults may come from the file of --like
+        parse = module.read_settings
+    settings: Settings = parse(list(words[1:]))
     return settings
 
 
@@ -90,5 +92,6 @@ def wrapped_command(words: Sequence[str]) -> WrappedCommand:
     if settings.run.shard:
         raise UsageError("--shard is set by submit itself; use --array N")
     result = result_path(settings)
-    named = () if settings.run.surf_file else ("--surf-file", str(result))
-    return WrappedCommand((*words, *named), result, SURVEYS[command], settings)
+    if not settings.run.surf_file:
+        words = [*words, "--surf-file", str(result)]
+    return WrappedCommand(tuple(words), result, SURVEYS[command], settings)
