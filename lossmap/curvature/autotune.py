@@ -7,9 +7,10 @@ depends on neither; `at` does once per point what does not depend on the vector:
     operator = factory.at(plane.at(point))       # computes the values that products read, when first asked
     operator @ v, operator.loss()
 
-The backends and their prices stand in `hvp_plan`; all are exact. `linearized` is compared with double backward in
-float64 on a few samples before its first use and given up, with a line to the log, where the two differ or the trace
-fails: a trace sees through detach, `.data`, no_grad, custom autograd functions and random numbers. Prices as measured:
+The backends and their prices stand in `hvp_plan`; all are exact where PyTorch's derivatives are. Before their first
+use they are compared with differences of the gradient in float64 on a few samples (`product_check`), and given up,
+with a line to the log, where they differ or fail: a trace sees through detach, `.data`, no_grad and random numbers,
+double backward through what a custom autograd function keeps. Prices as measured:
 benchmarks/hvp.py.
 """
 
@@ -28,7 +29,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lossmap.curvature.backends import differentiable_evaluation
+from lossmap.curvature.backends import LINEARIZATIONS, differentiable_evaluation
 from lossmap.curvature.hvp_plan import BACKENDS, HvpPlan, backend_of
 from lossmap.curvature.linearized_operator import BatchList, LinearizedOperator, OperatorFactory, disagreement
 from lossmap.curvature.operators import (
@@ -41,6 +42,7 @@ from lossmap.curvature.operators import (
     outputs_and_loss,
     single_rank,
 )
+from lossmap.curvature.product_check import check_product
 from lossmap.data.problem import Problem, temporary_parameters
 from lossmap.geometry.parameter_vector import Layout, selected
 from lossmap.memory import free_memory
@@ -65,6 +67,7 @@ def prepare(
     backend: str = "auto",
     plan: HvpPlan | Mapping[str, Any] | None = None,
     memory: int | None = None,
+    check: bool = True,
 ) -> OperatorFactory:
     """What many products at many points have in common, made once.
 
@@ -75,10 +78,11 @@ def prepare(
     backend     `linearized`, `retained-graph`, `double-backward`, or `auto`: the cheapest by a short probe here
     plan        what an earlier `prepare` chose, here, on another rank, or as a file holds it: no probe
     memory      bytes for kept values; by default a third of what is free now (give less where ranks share it)
+    check       compares products with differences of the gradient (`product_check`); without, with double backward
 
-    The model's mode does not matter: products are those of evaluation mode. Where `linearized` cannot be trusted, the
-    log says why and another backend is taken. Raises ValueError where there is no such backend or parameter, or for
-    Gauss-Newton where the problem does not keep outputs and loss apart.
+    The model's mode does not matter: products are those of evaluation mode. Where a backend cannot be trusted, the log
+    says why and another is taken. Raises ValueError where there is no such backend or parameter, where no backend gives
+    the second derivative of this loss, or for Gauss-Newton where the problem does not keep outputs and loss apart.
     """
     backend = backend_of(backend)
     device = next(iter(selected(problem.model, parameters).values())).device
@@ -93,25 +97,58 @@ def prepare(
     if product is gauss_newton:
         with differentiable_evaluation(problem):
             outputs_and_loss(problem, next(iter(problem.rebatched(1).data)))
-    reason = disagreement(factory) if backend in ("auto", "linearized") else None
-    if reason is not None:
-        log.warning("products are not linearized, but made by double backward: %s", reason)
+    rejected = _rejected(factory, backend, check)
+    factory = replace(factory, fallback="double-backward" not in rejected)
+    candidates = _candidates(backend, product, rejected)
+    for other, reason in rejected.items():
+        if backend in ("auto", other):
+            log.warning("products are not %s, but made by %s: %s", _WORDS[other], _by(candidates), reason)
     if plan is not None:
-        if reason is None:
+        if start.backend in candidates:
             return factory
-        return replace(factory, plan=replace(start, backend="double-backward"))
+        return replace(factory, plan=replace(start, backend=next(iter(candidates))))
     with torch.inference_mode(False), torch.no_grad():
-        return Probe(factory).best(_candidates(backend, product, linearizable=reason is None))
+        return Probe(factory).best(candidates)
 
 
-def _candidates(backend: str, product: Product, *, linearizable: bool) -> set[str]:
-    """The backends among which the probe chooses; double backward where nothing else is left."""
+_WORDS = {
+    "linearized": "linearized",
+    "retained-graph": "made by a retained graph",
+    "double-backward": "made by double backward",
+}
+
+
+def _by(candidates: set[str]) -> str:
+    """The backends that are left, in words."""
+    return " or ".join(b.replace("-", " ") for b in reversed(BACKENDS) if b in candidates)
+
+
+def _rejected(factory: OperatorFactory, backend: str, check: bool) -> dict[str, str]:
+    """The backends that are not to be used, each with the reason; among those that come into question."""
+    judged = ["double-backward"]
+    if factory.product is hessian and backend in ("auto", "retained-graph"):
+        judged.append("retained-graph")
+    if backend in ("auto", "linearized"):
+        judged.append("linearized")
+    if factory.product not in LINEARIZATIONS:
+        return {"linearized": "there are no rules for this product"}
+    if check:
+        result = check_product(factory.problem, factory.parameters, factory.product, backends=judged)
+        if not result.unchecked:
+            return dict(result.rejected)
+    reason = disagreement(factory) if "linearized" in judged else None
+    return {} if reason is None else {"linearized": reason}
+
+
+def _candidates(backend: str, product: Product, rejected: Mapping[str, str]) -> set[str]:
+    """The backends among which the probe chooses; double backward, or what else is right, where nothing is left."""
     candidates = set(BACKENDS) if backend == "auto" else {backend}
-    if not linearizable:
-        candidates.discard("linearized")
+    candidates -= set(rejected)
     if product is not hessian:
         candidates.discard("retained-graph")
-    return candidates or {"double-backward"}
+    if candidates:
+        return candidates
+    return {"linearized" if "double-backward" in rejected else "double-backward"}
 
 
 class Probe:
@@ -130,7 +167,10 @@ class Probe:
     def best(self, backends: set[str]) -> OperatorFactory:
         """The cheapest among these backends, with its batch size, memory format, and what else there is to choose."""
         searched = (self.search(backend) for backend in BACKENDS if backend in backends)
-        winner, *others = [candidate for candidate in searched if candidate is not None]
+        runs = [candidate for candidate in searched if candidate is not None]
+        if not runs:  # what was asked for does not run in the model's own precision
+            runs = [self.candidate(HvpPlan("double-backward", min(FIRST_BATCH_SIZE, self.samples)))]  # type: ignore[list-item]
+        winner, *others = runs
         for other in others:
             winner = self.cheaper(winner, other)
         plan = winner.plan
@@ -177,7 +217,7 @@ class Probe:
         if other is None or (best is not None and self.cheaper(best, other) is best):
             return best
         # an operation may not know the other format, or take it otherwise
-        if disagreement(other.factory) is not None:
+        if disagreement(other.factory, "double-backward" if self.factory.fallback else "linearized") is not None:
             return best
         return other
 

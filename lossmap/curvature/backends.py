@@ -11,6 +11,7 @@ Paszke, Frostig, Johnson and Maclaurin 2022, arXiv:2204.10923). Prices: benchmar
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
@@ -42,7 +43,11 @@ from lossmap.data.batches import Batch, samples_in
 from lossmap.data.problem import Problem, temporary_parameters
 from lossmap.geometry.parameter_vector import Layout
 
+log = logging.getLogger("lossmap")
+
 MEMORY_FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+MEMORY_ERRORS = (MemoryError, torch.OutOfMemoryError)
+MAX_LOSS_ERROR = {torch.float64: 1e-8, torch.float32: 1e-3}  # of the trace's loss, relative; what rounding explains
 LINEARIZATIONS: dict[Product, Callable[..., LinearizedProgram]] = {
     hessian: linearize_hessian,
     gauss_newton: linearize_gauss_newton,
@@ -113,6 +118,41 @@ class RetainedGraphProducts:
         with differentiable_evaluation(self.problem):
             gradient: Sequence[Tensor] = functional_call(function, tensors, ())
         return gradient
+
+
+class FallbackProducts:
+    """Linearized products, by double backward from the first failure at this point on.
+
+    A trace does not see everything that depends on values (shapes, branches, numbers read from a tensor), so that it
+    may fit one point and fail at another, or give the values of the first: then its loss is not the model's.
+    """
+
+    def __init__(self, linearized: LinearizedProducts, fallback: Callable[[], PointProducts]) -> None:
+        self.current: PointProducts = linearized
+        self._fallback = fallback
+
+    def local_sum(self, rows: Tensor) -> Tensor:
+        """(b, n) -> (b, n), summed over this rank's samples."""
+        return self._or_fallback(lambda products: products.local_sum(rows))
+
+    def local_loss(self) -> Tensor:
+        """The loss, summed over this rank's samples."""
+        return self._or_fallback(lambda products: products.local_loss())
+
+    def _or_fallback(self, work: Callable[[PointProducts], Tensor]) -> Tensor:
+        if not isinstance(self.current, LinearizedProducts):
+            return work(self.current)
+        try:
+            return work(self.current)
+        except MEMORY_ERRORS:
+            raise
+        except Exception as error:  # whatever the model's own operations raise where the trace does not fit
+            if "alloc" in str(error):  # the CPU's allocator raises RuntimeError
+                raise
+            lines = str(error).strip().splitlines() or ["no reason given"]
+            log.warning("products at this point are made by double backward: %s: %s", type(error).__name__, lines[0])
+        self.current = self._fallback()  # values of the failed trace are let go
+        return work(self.current)
 
 
 class LinearizedProducts:
@@ -186,7 +226,22 @@ class LinearizedProducts:
         tensors = [self._state[name] for name in (*inputs.moving, *inputs.still)]
         program = self._program(inputs, tensors, leaves)
         values, loss = program.values(tensors, leaves)
+        if not self._batches:  # the first batch at this point
+            self._compare_loss(batch, loss)
         return program, values, loss
+
+    def _compare_loss(self, batch: Batch, loss: Tensor) -> None:
+        """Raises ValueError where the trace's loss is not the model's: it holds values of another point."""
+        state = self._state
+        with (
+            temporary_parameters(self.problem.model, state),
+            torch.enable_grad(),
+            twice_differentiable(self.problem.model),
+        ):
+            own = self.problem.total(batch).detach()
+        gap, size = float((loss.detach() - own).abs()), float(own.abs())
+        if gap > MAX_LOSS_ERROR[loss.dtype] * (size + samples_in(batch) * 1e-3):
+            raise ValueError(f"the trace gives the loss {float(loss):.6g} and the model {float(own):.6g}")
 
     def _program(self, inputs: Inputs, tensors: Sequence[Tensor], leaves: Sequence[Tensor]) -> LinearizedProgram:
         """The program for this shape of batch, traced when first met."""

@@ -11,6 +11,7 @@ from lossmap.curvature.autotune import prepare
 from lossmap.curvature.hvp_plan import HvpPlan, backend_of
 from lossmap.curvature.linearized_operator import LinearizedOperator
 from lossmap.curvature.operators import CurvatureOperator, Total, gauss_newton, hessian, refuse_training, single_rank
+from lossmap.curvature.product_check import check_product
 from lossmap.data.problem import Problem
 
 MATRICES = {"hessian": hessian, "gauss-newton": gauss_newton}
@@ -25,6 +26,7 @@ def build_operator(
     backend: str = "double-backward",
     plan: HvpPlan | Mapping[str, Any] | None = None,
     memory: int | None = None,
+    check: bool = True,
 ) -> CurvatureOperator | LinearizedOperator:
     """The named matrix of a problem, (n, n), at the model's present parameters.
 
@@ -34,9 +36,11 @@ def build_operator(
     backend     of its products, see `autotune.prepare`; not asked for where a plan is given
     plan        what an earlier probe chose, as a value or as a file holds it
     memory      bytes for kept values, see `autotune.prepare`; give less where ranks share the memory
+    check       compares products with differences of the gradient, once for a problem (see `product_check`)
 
     Raises ValueError for what cannot be differentiated twice in good faith: a model in training mode, or with weights
-    in less than float32; and for an unknown matrix, backend or parameter.
+    in less than float32, or an operation without a right second derivative; and for an unknown matrix, backend or
+    parameter.
     """
     if matrix not in MATRICES:
         raise ValueError(f"the matrix must be one of {', '.join(MATRICES)}; got {matrix!r}")
@@ -47,6 +51,12 @@ def build_operator(
             f"the weights are {str(plain.dtype).removeprefix('torch.')}, in which second derivatives drown in "
             "rounding; call model.float() first"
         )
+    product = MATRICES[matrix]
     if plan is None and backend_of(backend) == "double-backward":
-        return plain
-    return prepare(problem, parameters, MATRICES[matrix], total=total, backend=backend, plan=plan, memory=memory).at()
+        # one point alone, so that a distant one need not be looked at
+        if not (check and check_product(problem, parameters, product, distant=False).rejected):
+            return plain
+        backend = "linearized"
+    return prepare(
+        problem, parameters, product, total=total, backend=backend, plan=plan, memory=memory, check=check
+    ).at()

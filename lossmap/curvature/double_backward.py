@@ -2,8 +2,9 @@
 
 The fused kernels of `scaled_dot_product_attention`, and with them `MultiheadAttention` and the transformer layers,
 have no second derivative; the plain formula has. The encoder layers' fast path, taken where no gradient is asked
-for, is no traceable function either; nor are cuDNN's recurrent nets twice differentiable. Functions that saturate are
-taken in forms that do not cancel (`lossmap.data.stable_losses`).
+for, is no traceable function either; nor are cuDNN's and oneDNN's recurrent nets twice differentiable. Other operations
+are computed by their formulas (`formulas`), and functions that saturate in forms that do not cancel
+(`lossmap.data.stable_losses`).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from lossmap.curvature.formulas import ByFormula
 from lossmap.data.stable_losses import stable_forms
 
 
@@ -26,12 +28,15 @@ def twice_differentiable(model: nn.Module, forms: str = "all") -> Iterator[None]
     """
     fast = torch.backends.mha.get_fastpath_enabled()
     cudnn = torch.backends.cudnn.enabled
+    onednn = torch._C._get_mkldnn_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     if any(isinstance(module, nn.RNNBase) for module in model.modules()):
         torch.backends.cudnn.enabled = False
+        torch._C._set_mkldnn_enabled(False)  # the public `flags` warns about another switch
     try:
-        with sdpa_kernel(SDPBackend.MATH), stable_forms(forms):
+        with sdpa_kernel(SDPBackend.MATH), stable_forms(forms), ByFormula():
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
         torch.backends.cudnn.enabled = cudnn
+        torch._C._set_mkldnn_enabled(onednn)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ from torch import Tensor
 from lossmap.curvature.backends import (
     LINEARIZATIONS,
     DoubleBackwardProducts,
+    FallbackProducts,
     LinearizedProducts,
     PointProducts,
     RetainedGraphProducts,
@@ -110,6 +111,7 @@ class OperatorFactory:
     plan        how products are computed; given to `prepare` on another rank, or on resuming, it is taken as it is
     memory      bytes that kept values may take
     programs    the traces so far, by the shape of a batch
+    fallback    whether double backward may take over at a point where the trace fails
     """
 
     problem: Problem
@@ -119,6 +121,7 @@ class OperatorFactory:
     plan: HvpPlan
     memory: int
     programs: dict[Any, LinearizedProgram] = field(default_factory=dict, repr=False)
+    fallback: bool = False
 
     @cached_property
     def layout(self) -> Layout:
@@ -166,15 +169,21 @@ class OperatorFactory:
         state = {k: t.detach() for k, t in own.items()}
         state |= {k: t.detach().to(own[k].device, own[k].dtype) for k, t in (tensors or {}).items()}
         return LinearizedOperator(
-            self.layout, first.dtype, first.device, self.problem, self.total, self._products(state)
+            self.layout, first.dtype, first.device, self.problem, self.total, self.products(state)
         )
 
-    def _products(self, state: Mapping[str, Tensor]) -> PointProducts:
+    def products(self, state: Mapping[str, Tensor]) -> PointProducts:
         if self.plan.backend == "double-backward":
-            return DoubleBackwardProducts(self.batched, self.parameters, self.product, state)
+            return self._double_backward(state)
         if self.plan.backend == "retained-graph":
             return RetainedGraphProducts(self.batched, self.layout, self.plan, state, self.memory)
-        return LinearizedProducts(self.batched, self.layout, self.product, self.plan, state, self.memory, self.programs)
+        linearized = LinearizedProducts(
+            self.batched, self.layout, self.product, self.plan, state, self.memory, self.programs
+        )
+        return FallbackProducts(linearized, partial(self._double_backward, state)) if self.fallback else linearized
+
+    def _double_backward(self, state: Mapping[str, Tensor]) -> PointProducts:
+        return DoubleBackwardProducts(self.batched, self.parameters, self.product, state)
 
 
 def named_tensors(problem: Problem) -> dict[str, Tensor]:
@@ -182,8 +191,10 @@ def named_tensors(problem: Problem) -> dict[str, Tensor]:
     return {**dict(problem.model.named_parameters()), **dict(problem.model.named_buffers())}
 
 
-def disagreement(factory: OperatorFactory) -> str | None:
-    """Why products may not be linearized, in one clause; None where they agree with double backward.
+def disagreement(factory: OperatorFactory, reference: str = "double-backward") -> str | None:
+    """Why products may not be linearized, in one clause; None where they agree with the reference's.
+
+    reference  the backend to compare with: double-backward, or linearized in the contiguous format
 
     One product is compared in float64, on a few samples, with the model's own tensors and in the plan's memory format,
     since operations differ in what they make of it.
@@ -191,19 +202,19 @@ def disagreement(factory: OperatorFactory) -> str | None:
     if factory.product not in LINEARIZATIONS:
         return "there are no rules for this product"
     try:
-        reference, product = _compared_products(factory)
+        truth, product = _compared_products(factory, reference)
     except Exception as error:  # user code may raise anything under a tracer: then it is differentiated as it is
         lines = str(error).strip().splitlines() or ["no reason given"]
         return f"{type(error).__name__}: {lines[0]}"
-    difference, size = norm(product - reference), norm(reference)
+    difference, size = norm(product - truth), norm(truth)
     if difference <= MAX_DISAGREEMENT * size:
         return None
     relative = difference / size if size else difference
-    return f"its product differs from double backward's by {relative:.1g}"
+    return f"its product differs from {reference.replace('-', ' ')}'s by {relative:.1g}"
 
 
-def _compared_products(factory: OperatorFactory) -> tuple[Tensor, Tensor]:
-    """One product with a random vector, (1, n) float64, by double backward and linearized."""
+def _compared_products(factory: OperatorFactory, reference: str) -> tuple[Tensor, Tensor]:
+    """One product with a random vector, (1, n) float64, by the reference and linearized."""
     problem = factory.problem.rebatched(CHECKED_SAMPLES)
     few = BatchList([move_batch(next(iter(problem.data)), None, torch.float64)])
     state = {k: t.detach() for k, t in named_tensors(problem).items()}
@@ -212,9 +223,9 @@ def _compared_products(factory: OperatorFactory) -> tuple[Tensor, Tensor]:
     rows = rows.to(next(iter(state.values())).device)
     plan = replace(factory.plan, backend="linearized", batch_size=CHECKED_SAMPLES, vectorized=False)
     small = OperatorFactory(problem.with_data(few), factory.parameters, factory.product, single_rank, plan, 1 << 40)
-    twin = replace(small, plan=replace(plan, backend="double-backward"))
+    twin = replace(small, plan=HvpPlan(reference, CHECKED_SAMPLES), programs={})
     with torch.no_grad(), temporary_parameters(problem.model, state):
-        return twin._products(state).local_sum(rows), small._products(state).local_sum(rows)
+        return twin.products(state).local_sum(rows), small.products(state).local_sum(rows)
 
 
 @dataclass(frozen=True, eq=False)

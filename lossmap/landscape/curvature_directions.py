@@ -6,8 +6,8 @@ from math import isfinite
 
 from torch import Tensor
 
+from lossmap.curvature.build import build_operator
 from lossmap.curvature.gradient import loss_and_gradient
-from lossmap.curvature.operators import CurvatureOperator
 from lossmap.data.problem import Problem, temporary_parameters
 from lossmap.geometry.parameter_vector import Layout
 from lossmap.linalg.lanczos import extremes
@@ -32,7 +32,7 @@ def curved_direction(problem: Problem, kind: str, seed: int = 0) -> tuple[Tensor
     if kind not in columns:
         raise ValueError(f"the direction must be one of gradient, {', '.join(columns)}; got {kind!r}")
     with temporary_parameters(problem.model, {}):
-        operator = CurvatureOperator(problem)
+        operator = build_operator(problem, "hessian", "weights")
         pairs = extremes(operator, tol=EIGENVECTOR_TOL, seed=seed)
     v = pairs.vectors[:, columns[kind]]
     return v / norm(v), operator.layout

@@ -100,11 +100,11 @@ def ends(problem: Problem, *, tol: float = 1e-3, seed: int = 0) -> Callable[[nn.
     It gives max_eig and min_eig, and condition = abs(max_eig / min_eig), the ratio of the two ends; where the
     lower end is negative, no condition number of a minimum.
     """
-    from lossmap.curvature.operators import CurvatureOperator
+    from lossmap.curvature.build import build_operator
     from lossmap.linalg.lanczos import extremes
 
     def read(model: nn.Module) -> dict[str, float]:
-        pairs = extremes(CurvatureOperator(replace(problem, model=model)), tol=tol, seed=seed)
+        pairs = extremes(build_operator(replace(problem, model=model), "hessian", "weights"), tol=tol, seed=seed)
         high, low = float(pairs.values.max()), float(pairs.values.min())
         condition = abs(high / low) if low else math.inf
         return {"max_eig": high, "min_eig": low, "condition": condition}

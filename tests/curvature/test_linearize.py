@@ -228,9 +228,14 @@ def test_products_are_those_of_evaluation_mode_and_modes_are_restored(backend):
     assert problem.model.training and problem.model[1].training
 
 
-@pytest.mark.parametrize("name", ["stopped", "custom", "branching"])
-def test_what_a_trace_does_not_see_falls_back_and_says_so(name, caplog):
-    problem = case(name)
+@pytest.mark.parametrize("name", ["stopped", "custom"])
+def test_a_gradient_that_is_not_the_losss_is_refused(name):
+    with pytest.raises(ValueError, match="is not that of the loss"):
+        prepare(case(name))
+
+
+def test_what_a_trace_does_not_see_falls_back_and_says_so(caplog):
+    problem = case("branching")
     v = torch.randn(CurvatureOperator(problem).size, dtype=torch.float64)
     prepared = prepare(problem)
     assert prepared.plan.backend in ("retained-graph", "double-backward")

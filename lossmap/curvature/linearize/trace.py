@@ -111,11 +111,24 @@ def traced(function: Callable[..., Any], inputs: Sequence[Tensor]) -> fx.GraphMo
     """The graph of a function of tensors, without mutations, its shapes noted."""
     # twice: autograd inside the function (a PINN's) is traced as it runs, which functionalize would not let it
     graph = make_fx(function)(*inputs)
+    refuse_shapes_of_values(graph)
     for node in list(graph.graph.nodes):  # autograd detaches what it saves; `linearize` finds out about other ones
         if packet(node) is aten.detach:
             node.replace_all_uses_with(node.args[0])
     graph.recompile()
     return pure(graph, inputs)
+
+
+def refuse_shapes_of_values(graph: fx.GraphModule) -> None:
+    """Raises ValueError where the shape of a result depends on values: a trace fits the point it was taken at alone."""
+    for node in graph.graph.nodes:
+        if torch.Tag.dynamic_output_shape not in getattr(node.target, "tags", ()):
+            continue
+        if packet(node) is aten.index:
+            indices = [i for i in node.args[1] if isinstance(i, fx.Node)]
+            if not any(i.meta["tensor_meta"].dtype in (torch.bool, torch.uint8) for i in indices):
+                continue
+        raise ValueError(f"shapes depend on values through {node.target}, so that one trace does not fit all points")
 
 
 def pure(function: Callable[..., Any], inputs: Sequence[Tensor]) -> fx.GraphModule:

@@ -1,0 +1,140 @@
+"""Which operation has no right second derivative: names for the sentence that refuses it.
+
+First the custom autograd Functions in the graph of the loss; then, module by module, the leaf whose own second
+derivative by its inputs and parameters disagrees with differences of its first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from lossmap.curvature.differences import FewSamples
+from lossmap.seeding import generator
+from lossmap.sums import norm
+
+STEPS = (1e-5, 1e-6)
+MAX_ERROR = 1e-4  # relative, of a module's second derivative
+MAX_NAMES = 3  # in a sentence
+
+
+def suspects(few: FewSamples) -> str:
+    """The operations to name, as the subject of a sentence; empty where nothing was found."""
+    names = [_described(f) for f in custom_functions(few)] or wrong_modules(few)
+    unique = list(dict.fromkeys(names))
+    return ", ".join(unique[:MAX_NAMES]) + (", ..." if len(unique) > MAX_NAMES else "")
+
+
+def custom_functions(few: FewSamples) -> list[type]:
+    """The classes of custom autograd Functions through which the loss is differentiated, each once."""
+    with few.moving():
+        loss = few.problem.total(few.batch)
+        found = [getattr(type(node), "_forward_cls", None) for node in graph_nodes(loss)]
+    return list(dict.fromkeys(f for f in found if f is not None))
+
+
+def graph_nodes(loss: Tensor) -> Iterator[Any]:
+    """The nodes of a tensor's autograd graph, each once."""
+    seen: set[Any] = set()
+    pending = [loss.grad_fn]
+    while pending:
+        node = pending.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        yield node
+        pending += [following for following, _ in node.next_functions]
+
+
+def _described(function: type) -> str:
+    backward = getattr(function, "backward", None)
+    once = getattr(getattr(backward, "__wrapped__", None), "__code__", None) is not None
+    kind = "marked once_differentiable" if once else "a custom autograd Function"
+    return f"{function.__name__} ({kind})"
+
+
+def wrong_modules(few: FewSamples) -> list[str]:
+    """The leaf modules whose second derivative is missing or wrong, as `Type 'name'`."""
+    calls: dict[str, tuple[nn.Module, tuple[Any, ...], dict[str, Any]]] = {}
+
+    def remember(name: str) -> Any:
+        def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
+            calls.setdefault(name, (module, pytree.tree_map(_detached, args), pytree.tree_map(_detached, kwargs)))
+
+        return hook
+
+    leaves = [(name, m) for name, m in few.problem.model.named_modules() if name and not any(m.children())]
+    handles = [m.register_forward_pre_hook(remember(name), with_kwargs=True) for name, m in leaves]
+    try:
+        with few.moving():
+            few.problem.total(few.batch)
+            return [
+                f"{type(module).__name__} {name!r}"
+                for name, (module, args, kwargs) in calls.items()
+                if _is_wrong(module, args, kwargs)
+            ]
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _detached(leaf: Any) -> Any:
+    return leaf.detach().clone() if isinstance(leaf, Tensor) else leaf
+
+
+def _is_wrong(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether a module's second derivative along a random direction disagrees with differences of its first."""
+    flat, spec = pytree.tree_flatten((args, kwargs))
+    at = [i for i, leaf in enumerate(flat) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+    own = [p for p in module.parameters() if p.is_floating_point()]
+    base = [flat[i] for i in at] + [p.detach().clone() for p in own]
+    if not base:
+        return False
+    directions = [
+        torch.randn(t.shape, generator=generator("module", i), dtype=torch.float64) for i, t in enumerate(base)
+    ]
+    v = [d.to(t) for d, t in zip(directions, base, strict=True)]
+
+    def gradient(h: float, create: bool) -> tuple[list[Tensor], list[Tensor]]:
+        values = [(t + h * d).requires_grad_(True) for t, d in zip(base, v, strict=True)]
+        for i, value in zip(at, values, strict=False):
+            flat[i] = value
+        with torch.no_grad():
+            for p, t, d in zip(own, base[len(at) :], v[len(at) :], strict=True):
+                p.copy_(t + h * d)
+        wanted = values[: len(at)] + own
+        a, k = pytree.tree_unflatten(flat, spec)
+        outputs = [f for f in pytree.tree_leaves(module(*a, **k)) if isinstance(f, Tensor) and f.requires_grad]
+        total = sum((f * torch.linspace(0.3, 1.1, f.numel(), device=f.device).view(f.shape)).sum() for f in outputs)
+        if not isinstance(total, Tensor):
+            return wanted, [torch.zeros_like(t) for t in base]
+        return wanted, list(torch.autograd.grad(total, wanted, create_graph=create, materialize_grads=True))
+
+    try:
+        wanted, slope = gradient(0.0, create=True)
+        moving = [(g, d) for g, d in zip(slope, v, strict=True) if g.requires_grad]
+        product = [torch.zeros_like(t) for t in base]
+        if moving:
+            product = list(
+                torch.autograd.grad([g for g, _ in moving], wanted, [d for _, d in moving], materialize_grads=True)
+            )
+    except RuntimeError:  # no second derivative at all
+        return True
+    finally:
+        with torch.no_grad():
+            for p, t in zip(own, base[len(at) :], strict=True):
+                p.copy_(t)
+    errors = []
+    for h in STEPS:
+        ahead, behind = gradient(h, create=False)[1], gradient(-h, create=False)[1]
+        twin = torch.cat([((a - b) / (2 * h)).reshape(-1) for a, b in zip(ahead, behind, strict=True)])
+        flat_product = torch.cat([p.reshape(-1) for p in product])
+        errors.append(norm(twin - flat_product) / max(norm(twin), norm(flat_product), 1e-8))
+    with torch.no_grad():
+        for p, t in zip(own, base[len(at) :], strict=True):
+            p.copy_(t)
+    return min(errors) > MAX_ERROR

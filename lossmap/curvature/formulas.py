@@ -1,0 +1,99 @@
+"""Formulas of operations that PyTorch cannot differentiate twice, or differentiates wrongly.
+
+Weight norm's fused kernel has a wrong second derivative, without a word; hardsigmoid and embedding bags have none;
+sparse gradients of embeddings can be used in none. Each is computed here as PyTorch documents it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+
+def weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
+    """g v / |v|, the norm over all dimensions but `dim`; over all for -1. The kernel's second derivative is wrong."""
+    if dim == -1:
+        scale: Tensor = g / v.square().sum().sqrt()
+        return v * scale
+    others = [i for i in range(v.dim()) if i != dim % v.dim()]
+    if not others:  # one dimension: every entry by itself
+        return v * (g / v.abs())
+    return v * (g / v.square().sum(others, keepdim=True).sqrt())
+
+
+def hardsigmoid(input: Tensor, inplace: bool = False) -> Tensor:
+    """relu6(x + 3) / 6."""
+    return F.hardtanh(input + 3, 0.0, 6.0) / 6
+
+
+def embedding(
+    input: Tensor,
+    weight: Tensor,
+    padding_idx: int | None = None,
+    max_norm: float | None = None,
+    norm_type: float = 2.0,
+    scale_grad_by_freq: bool = False,
+    sparse: bool = False,
+) -> Tensor:
+    """With dense gradients."""
+    return F.embedding(input, weight, padding_idx, max_norm, norm_type, scale_grad_by_freq, False)
+
+
+def embedding_bag(
+    input: Tensor,
+    weight: Tensor,
+    offsets: Tensor | None = None,
+    max_norm: float | None = None,
+    norm_type: float = 2,
+    scale_grad_by_freq: bool = False,
+    mode: str = "mean",
+    sparse: bool = False,
+    per_sample_weights: Tensor | None = None,
+    include_last_offset: bool = False,
+    padding_idx: int | None = None,
+) -> Tensor:
+    """Rows of the table looked up, then their sum, mean or maximum by bag, (bags, dim)."""
+    if input.dim() == 2:
+        bags, width = input.shape
+        bag = torch.arange(bags, device=input.device).repeat_interleave(width)
+    else:
+        if offsets is None:
+            raise ValueError("offsets has to be a 1D Tensor but got None")
+        starts = offsets[:-1] if include_last_offset else offsets
+        bags = len(starts)
+        bag = torch.searchsorted(starts, torch.arange(len(input), device=input.device), right=True) - 1
+    index = input.reshape(-1)
+    rows = F.embedding(index, weight, padding_idx, max_norm, norm_type, scale_grad_by_freq)
+    counts = torch.ones_like(index, dtype=weight.dtype)
+    if padding_idx is not None:
+        counts = (index != padding_idx % len(weight)).to(weight.dtype)
+    if mode == "max":
+        low = rows.masked_fill(counts[:, None] == 0, -torch.inf)
+        spread = bag[:, None].expand_as(low)
+        largest = low.new_full((bags, weight.shape[1]), -torch.inf).scatter_reduce(0, spread, low, "amax")
+        return largest.masked_fill(largest == -torch.inf, 0.0)
+    scale = counts if per_sample_weights is None else counts * per_sample_weights.reshape(-1)
+    sums = rows.new_zeros(bags, weight.shape[1]).index_add(0, bag, rows * scale[:, None])
+    if mode == "sum":
+        return sums
+    return sums / counts.new_zeros(bags).index_add(0, bag, counts).clamp(min=1)[:, None]
+
+
+FORMULAS: dict[Callable[..., Any], Callable[..., Any]] = {
+    torch._weight_norm: weight_norm,
+    F.hardsigmoid: hardsigmoid,
+    F.embedding: embedding,
+    F.embedding_bag: embedding_bag,
+}
+
+
+class ByFormula(TorchFunctionMode):
+    """Calls of what has no second derivative are answered by its formula."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return FORMULAS.get(func, func)(*args, **(kwargs or {}))

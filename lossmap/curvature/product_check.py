@@ -1,0 +1,368 @@
+"""Whether products are those of the loss's second derivative: every backend against differences of the gradient.
+
+    check = check_product(problem, "weights", hessian)      once per problem, parameters and product; then remembered
+    check.rejected                                           backends that are not to be used, with the reason
+
+On a few samples, in float64, over a copy of the model (see `differences`), with vectors drawn over all of theta and
+over its tensors one by one (groups of them where there are many), at the model's own parameters and at a point as far
+away as a survey goes. Each tensor's part of a product is compared by its own norm, at several steps: it is wrong where
+two neighbouring steps agree with each other and not with it. At a kink (ReLU at 0) they do not agree with each other,
+and nothing can be said. The gradient is compared with differences of the loss in the same way, since a straight-through
+estimator or a `detach` makes it another function's.
+
+Price: some forty gradients and twenty products over six samples: benchmarks/eigenmap.py.
+"""
+
+from __future__ import annotations
+
+import logging
+import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from math import isfinite, sqrt
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lossmap.curvature.culprits import suspects
+from lossmap.curvature.differences import FewSamples, Parts
+from lossmap.curvature.hvp_plan import BACKENDS, HvpPlan
+from lossmap.curvature.linearized_operator import BatchList, OperatorFactory
+from lossmap.curvature.operators import Product, hessian, single_rank
+from lossmap.data.problem import Problem
+from lossmap.geometry.parameter_vector import Layout, selected
+from lossmap.seeding import generator
+from lossmap.sums import norm
+
+log = logging.getLogger("lossmap")
+
+STEPS = (1e-5, 1e-6, 1e-7, 1e-4, 1e-3)  # shares of theta, in the order in which they are tried
+SAMPLES = 6
+MAX_GROUPS = 6  # of tensors, each with a vector of its own
+LARGE = 1_000_000  # parameters from which fewer samples and groups are taken
+MAX_ERROR = 1e-5  # of a tensor's part of a product, relative to its norm
+MAX_GRADIENT_ERROR = 1e-4  # of the derivative along a vector, relative to what the gradient gives along such a one
+RESOLVED = 0.1  # two steps that differ by less than this share of the result say what it is
+ROUNDING = 64 * torch.finfo(torch.float64).eps
+
+
+@dataclass(frozen=True)
+class ProductCheck:
+    """What the check found.
+
+    rejected      backends whose products are wrong or fail, with the reason in one clause
+    disagreement  the largest relative difference that no pair of steps could decide, as at a kink; 0 where all was
+                  decided
+    unchecked     why nothing could be compared; empty where it was
+    """
+
+    rejected: dict[str, str] = field(default_factory=dict)
+    disagreement: float = 0.0
+    unchecked: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """Differences along one vector by steps, made when they are asked for."""
+
+    few: FewSamples
+    v: Parts
+    gradient: Parts
+    loss: float
+    made: dict[float, tuple[Parts, float]] = field(default_factory=dict)
+
+    def at(self, h: float) -> tuple[Parts, float]:
+        """(product, derivative of the loss) with this step."""
+        if h not in self.made:
+            self.made[h] = self.few.difference(self.v, h)
+        return self.made[h]
+
+    def judge_product(self, parts: Parts) -> tuple[float, float]:
+        """(error of what is wrong, difference where nothing is decided): the largest of all tensors; 0 for none."""
+        rounding = [ROUNDING * norm(g) for g in self.gradient]
+        whole = sqrt(sum(norm(p) ** 2 for p in parts))
+
+        def tolerance(i: int, h: float) -> float:
+            return MAX_ERROR * norm(parts[i]) + 1e-9 * whole + rounding[i] / h
+
+        def error(i: int, h: float) -> float:
+            return norm(parts[i] - self.at(h)[0][i])
+
+        pending = list(range(len(parts)))
+        for h in STEPS:
+            pending = [i for i in pending if not error(i, h) <= tolerance(i, h)]
+            if not pending:
+                return 0.0, 0.0
+        wrong, undecided = 0.0, 0.0
+        for i in pending:
+            change, h = closest_steps(lambda h, i=i: self.at(h)[0][i])  # type: ignore[misc]
+            size = max(norm(self.at(h)[0][i]), norm(parts[i]))
+            relative = error(i, h) / size if size else 0.0
+            if change < RESOLVED * size and not error(i, h) <= 5 * change + tolerance(i, h):
+                wrong = max(wrong, relative if isfinite(relative) else 1.0)
+            else:
+                undecided = max(undecided, relative)
+        return wrong, undecided
+
+    def judge_gradient(self) -> float:
+        """The error of the gradient along this vector relative to what is usual along such a one; 0 for none."""
+        slope = sum(float((g * d).sum()) for g, d in zip(self.gradient, self.v, strict=True))
+        usual = sqrt(
+            sum((norm(g) * norm(d)) ** 2 / max(g.numel(), 1) for g, d in zip(self.gradient, self.v, strict=True))
+        )
+        size = abs(slope) + usual
+
+        def tolerance(h: float) -> float:
+            return MAX_GRADIENT_ERROR * size + ROUNDING * abs(self.loss) / h
+
+        for h in STEPS:
+            if abs(self.at(h)[1] - slope) <= tolerance(h):
+                return 0.0
+        change, h = closest_steps(lambda h: torch.tensor(self.at(h)[1], dtype=torch.float64))
+        error = abs(self.at(h)[1] - slope)
+        largest = max(abs(self.at(h)[1]), size)
+        if change < RESOLVED * largest and error > 5 * change + tolerance(h):
+            return error / largest
+        return 0.0
+
+
+def closest_steps(value: Callable[[float], Tensor]) -> tuple[float, float]:
+    """(difference, step): between which neighbouring steps a value changes the least, and the smaller of the two."""
+    ordered = sorted(STEPS)
+    changes = [(norm(value(a) - value(b)), a) for a, b in pairwise(ordered)]
+    return min(changes)
+
+
+class _Remembered:
+    """Checks by problem (its model, forward and loss), parameters and product; gone with the model."""
+
+    def __init__(self) -> None:
+        self.by_model: weakref.WeakKeyDictionary[Any, list[tuple[Any, ...]]] = weakref.WeakKeyDictionary()
+
+    def get(self, problem: Problem, names: Sequence[str], wanted: tuple[Any, ...]) -> ProductCheck | None:
+        """The check of these parameters, or of more; only what passed speaks for a part."""
+        for key, kinds, forward, loss, done, check in self.by_model.get(problem.model, []):
+            same = (
+                key == wanted and kinds == _kinds(problem) and forward() is problem.forward and loss() is problem.loss
+            )
+            if same and (tuple(names) == done or (set(names) <= set(done) and not check.rejected)):
+                found: ProductCheck = check
+                return found
+        return None
+
+    def add(self, problem: Problem, names: Sequence[str], wanted: tuple[Any, ...], check: ProductCheck) -> None:
+        """Remember a check."""
+        entry = (wanted, _kinds(problem), _reference(problem.forward), _reference(problem.loss), tuple(names), check)
+        self.by_model.setdefault(problem.model, []).append(entry)
+
+
+def _reference(function: Any) -> Callable[[], Any]:
+    """A weak reference where there can be one that lasts: a bound method is made anew at every look."""
+    try:
+        return weakref.ref(function) if not hasattr(function, "__self__") else weakref.WeakMethod(function)
+    except TypeError:
+        return lambda: function
+
+
+def _kinds(problem: Problem) -> tuple[type, ...]:
+    return tuple(type(m) for m in problem.model.modules())
+
+
+_remembered = _Remembered()
+
+
+def check_product(
+    problem: Problem,
+    parameters: str = "weights",
+    product: Product = hessian,
+    *,
+    backends: Sequence[str] = ("double-backward",),
+    distant: bool = True,
+) -> ProductCheck:
+    """Which backends give the second derivative of this loss, by differences; see the module.
+
+    parameters  `weights` (dimension > 1), `all`, or a regular expression
+    product     hessian or gauss_newton
+    backends    to judge: double-backward, retained-graph, linearized
+    distant     also far from the model's parameters, as a survey goes
+
+    Raises ValueError, naming the operation, where the gradient is not that of the loss, or where no backend is right.
+    """
+    names = tuple(selected(problem.model, parameters))
+    wanted = (getattr(product, "__name__", ""), tuple(backends), distant)
+    done = _remembered.get(problem, names, wanted)
+    if done is None:
+        done = _checked(problem, parameters, names, product, tuple(backends), distant)
+        _remembered.add(problem, names, wanted, done)
+    return done
+
+
+def _checked(
+    problem: Problem, parameters: str, names: tuple[str, ...], product: Product, backends: Sequence[str], distant: bool
+) -> ProductCheck:
+    size = sum(p.numel() for p in selected(problem.model, parameters).values())
+    try:
+        few = FewSamples.of(problem, names, product, SAMPLES if size < LARGE else 2)
+        loss = few.loss_and_gradient()[0]
+        repeated = few.loss_and_gradient()[0]
+    except Exception as error:  # user code may raise anything in float64, or in a copy
+        return _not_checked(f"the model does not run in float64 on a copy ({_first_line(error)})")
+    if not isfinite(loss):
+        return ProductCheck(unchecked="the loss is not finite")
+    if abs(loss - repeated) > 1e-12 * abs(loss):
+        return _not_checked("the loss is not repeatable")
+    judge = _Judge(few, parameters, Layout.of(selected(problem.model, parameters)), backends)
+    judge.compare(few, origin=True)
+    if distant:
+        judge.compare(far(few), origin=False)
+    return judge.verdict()
+
+
+def _not_checked(reason: str) -> ProductCheck:
+    log.warning("products were not compared with differences of the gradient: %s", reason)
+    return ProductCheck(unchecked=reason)
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines() or ["no reason given"]
+    return f"{type(error).__name__}: {lines[0]}"
+
+
+def far(few: FewSamples) -> FewSamples:
+    """The samples at a distant point: each of theta's tensors moved by its own norm in a random direction."""
+    moved = {
+        name: t + random_part(t, "distant point", i)
+        for i, (name, t) in enumerate(zip(few.names, few.theta, strict=True))
+    }
+    return few.at({**few.state, **moved})
+
+
+def random_part(like: Tensor, *purpose: str | int) -> Tensor:
+    """A random tensor of the norm of `like`, of norm one where that is zero."""
+    d = torch.randn(like.shape, generator=generator(*purpose), dtype=torch.float64).to(like)
+    return d * ((norm(like) or 1.0) / (norm(d) or 1.0))
+
+
+class _Judge:
+    """The comparison while it lasts: the worst that was seen of each backend."""
+
+    def __init__(self, few: FewSamples, parameters: str, layout: Layout, backends: Sequence[str]) -> None:
+        self.layout, self.backends = layout, list(backends)
+        twin = few.problem.with_data(BatchList([few.batch]))
+        plan = HvpPlan("double-backward", SAMPLES)
+        self.factories = {
+            b: OperatorFactory(
+                twin, parameters, few.product, single_rank, HvpPlan(b, SAMPLES, graph_bytes=plan.graph_bytes), 1 << 40
+            )
+            for b in BACKENDS
+        }
+        self.few = few
+        self.rejected: dict[str, str] = {}
+        self.errors: dict[str, float] = {}
+        self.undecided = 0.0
+
+    def compare(self, few: FewSamples, *, origin: bool) -> None:
+        """All backends at one point with all vectors. Raises ValueError where the gradient is not the loss's."""
+        loss, gradient = few.loss_and_gradient()
+        if not isfinite(loss) or not all(bool(g.isfinite().all()) for g in gradient):
+            return
+        references = [Reference(few, v, gradient, loss) for v in self.vectors(few)]
+        self.compare_gradient(few, references, gradient, loss)
+        for backend in self.backends:
+            if backend not in self.rejected:
+                self.compare_backend(backend, few, references)
+        if "double-backward" in self.rejected and "linearized" not in self.backends:
+            self.backends.append("linearized")  # a trace sees what a custom function hides
+            if not origin:
+                self.compare_backend("linearized", self.few, [])
+            self.compare_backend("linearized", few, references)
+
+    def vectors(self, few: FewSamples) -> list[Parts]:
+        """One over all of theta, and one for each tensor or group of them."""
+        theta = few.theta
+        everything = [random_part(t, "whole", i) for i, t in enumerate(theta)]
+        if len(theta) == 1:
+            return [everything]
+        groups = min(len(theta), MAX_GROUPS if self.layout.size < LARGE else 2)
+        order = torch.randperm(len(theta), generator=generator("groups", len(theta))).tolist()
+        drawn = [everything]
+        for k in range(groups):
+            members = set(order[k::groups])
+            part = [random_part(t, "group", i) if i in members else torch.zeros_like(t) for i, t in enumerate(theta)]
+            drawn.append(part)
+        return drawn
+
+    def compare_gradient(self, few: FewSamples, references: Sequence[Reference], gradient: Parts, loss: float) -> None:
+        along = [g * ((norm(t) or 1.0) / (norm(g) or 1.0)) for g, t in zip(gradient, few.theta, strict=True)]
+        slopes = _LossAlong(few, along, gradient, loss)
+        error = max([slopes.judge_gradient(), *(r.judge_gradient() for r in references)])
+        if not error:
+            return
+        names = suspects(few)
+        through = f" through {names}" if names else ""
+        raise ValueError(
+            f"the gradient that PyTorch gives{through} is not that of the loss (it differs by {error:.1g} from the "
+            "loss's own changes): a straight-through estimator, a stopped gradient (detach, .data, no_grad), or a "
+            "value read from a parameter (.item(), NumPy); its derivative is no Hessian, so write the loss in "
+            "differentiable operations"
+        )
+
+    def compare_backend(self, backend: str, few: FewSamples, references: Sequence[Reference]) -> None:
+        """The products of one backend; what it raises is a reason too."""
+        try:
+            products = self.factories[backend].products({k: t.detach() for k, t in few.state.items()})
+            results = []
+            with torch.inference_mode(False), torch.no_grad():
+                for r in references:
+                    row = torch.cat([d.reshape(-1) for d in r.v])
+                    results.append(products.local_sum(row[None])[0])
+        except Exception as error:  # user code may raise anything under a tracer, and what has no derivative does
+            self.rejected[backend] = _first_line(error)
+            return
+        judged = [r.judge_product(self.layout.split(p)) for r, p in zip(references, results, strict=True)]
+        wrong = max((w for w, _ in judged), default=0.0)
+        self.undecided = max([self.undecided, *(u for _, u in judged)])
+        asymmetry = self._asymmetry(references, results)
+        if wrong:
+            self.rejected[backend] = f"its product differs from differences of the gradient by {wrong:.1g}"
+        elif asymmetry > MAX_ERROR:
+            self.rejected[backend] = f"its matrix is not symmetric, by {asymmetry:.1g}"
+
+    @staticmethod
+    def _asymmetry(references: Sequence[Reference], results: Sequence[Tensor]) -> float:
+        """The largest of |u.Hv - v.Hu|, relative to the norms."""
+        rows = [torch.cat([d.reshape(-1) for d in r.v]) for r in references]
+        worst = 0.0
+        for i, (u, hu) in enumerate(zip(rows, results, strict=True)):
+            for v, hv in zip(rows[:i], results[:i], strict=True):
+                size = max(norm(u) * norm(hv), norm(v) * norm(hu))
+                worst = max(worst, abs(float(u @ hv) - float(v @ hu)) / size if size else 0.0)
+        return worst
+
+    def verdict(self) -> ProductCheck:
+        """What to use. Raises ValueError where no backend is right."""
+        if self.undecided:
+            log.warning(
+                "at a kink of the loss (ReLU at 0, a tie of max-pooling) products and differences of the gradient "
+                "differ by up to %.1g; the Hessian is that of one side",
+                self.undecided,
+            )
+        if all(b in self.rejected for b in ("double-backward", "linearized") if b in self.backends) and self.rejected:
+            names = suspects(self.few) or "an operation of this model"
+            raise ValueError(
+                f"PyTorch's second derivative of {names} is missing or wrong: {self.rejected['double-backward']}; "
+                "write its backward in differentiable operations on tensors from save_for_backward, or replace it"
+            )
+        return ProductCheck(dict(self.rejected), self.undecided)
+
+
+class _LossAlong(Reference):
+    """A reference for the gradient alone: differences of the loss."""
+
+    def at(self, h: float) -> tuple[Parts, float]:
+        """(nothing, derivative of the loss) with this step."""
+        if h not in self.made:
+            self.made[h] = ([], (self.few.loss(self.v, h) - self.few.loss(self.v, -h)) / (2 * h))
+        return self.made[h]

@@ -1,0 +1,374 @@
+"""Products are those of the loss's second derivative, or refused by name: other people's operations, as they come."""
+
+import copy
+import logging
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.autograd.function import once_differentiable
+from torch.func import functional_call
+from torch.nn.utils import parametrizations
+
+from lossmap import Problem, random_plane
+from lossmap.curvature.autotune import prepare
+from lossmap.curvature.build import build_operator
+from lossmap.curvature.operators import gauss_newton
+from lossmap.curvature.product_check import check_product
+
+
+class KeptSwish(torch.autograd.Function):
+    """Keeps its gate on ctx, which hangs on no graph."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.gate = torch.sigmoid(x)
+        ctx.save_for_backward(x)
+        return x * ctx.gate
+
+    @staticmethod
+    def backward(ctx, g):
+        (x,) = ctx.saved_tensors
+        return g * ctx.gate * (1 + x * (1 - ctx.gate))
+
+
+class SavedSwish(torch.autograd.Function):
+    """The same, as PyTorch's manual has it."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x * torch.sigmoid(x)
+
+    @staticmethod
+    def backward(ctx, g):
+        (x,) = ctx.saved_tensors
+        gate = torch.sigmoid(x)
+        return g * gate * (1 + x * (1 - gate))
+
+
+class OnceSoftplus(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return F.softplus(x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, g):
+        return g * torch.sigmoid(ctx.saved_tensors[0])
+
+
+class NumpySoftplus(torch.autograd.Function):
+    """Neither a graph nor a trace sees what NumPy does."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return torch.from_numpy(np.log1p(np.exp(x.detach().numpy())))
+
+    @staticmethod
+    def backward(ctx, g):
+        (x,) = ctx.saved_tensors
+        return torch.from_numpy((g.detach() / (1 + (-x.detach()).exp())).numpy())
+
+
+class Activation(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x)
+
+
+def net_with(function, inputs=6, width=8, classes=3):
+    torch.manual_seed(5)
+    return nn.Sequential(nn.Linear(inputs, width), Activation(function), nn.Linear(width, classes)).eval()
+
+
+def problem_of(net, samples=40, inputs=6, classes=3):
+    torch.manual_seed(6)
+    return Problem.supervised(
+        net, "crossentropy", (torch.randn(samples, inputs), torch.randint(0, classes, (samples,)))
+    )
+
+
+def by_differences(problem, names=None, step=1e-5):
+    """(n, n) Hessian of the mean loss by central differences of the gradient, in float64 on a copy."""
+    net = copy.deepcopy(problem.model).double().eval()
+    batch = next(iter(problem.to(dtype=torch.float64).rebatched(problem.data.samples).data))
+    own = [p for k, p in net.named_parameters() if (p.dim() > 1 if names is None else k in names)]
+
+    def gradient():
+        loss = problem.loss(problem.forward(net, batch), batch) / problem.data.samples
+        return torch.cat([g.to_dense().reshape(-1) for g in torch.autograd.grad(loss, own, materialize_grads=True)])
+
+    columns = []
+    for p in own:
+        flat = p.data.view(-1)
+        for i in range(p.numel()):
+            middle = float(flat[i])
+            flat[i] = middle + step
+            ahead = gradient()
+            flat[i] = middle - step
+            columns.append((ahead - gradient()) / (2 * step))
+            flat[i] = middle
+    return torch.stack(columns)
+
+
+def entries(operator):
+    return (operator @ torch.eye(operator.size, dtype=operator.dtype)).double()
+
+
+def assert_right(problem, operator, tolerance=2e-4):
+    truth = by_differences(problem)
+    assert float((entries(operator) - truth).norm()) <= tolerance * float(truth.norm())
+
+
+@pytest.mark.parametrize("function", [KeptSwish, OnceSoftplus])
+def test_what_double_backward_gets_wrong_in_silence_is_linearized(function, caplog):
+    problem = problem_of(net_with(function.apply))
+    assert_right(problem, build_operator(problem, "hessian", "weights"))  # small: no probe
+    assert_right(problem, prepare(problem).at())
+    assert_right(problem, prepare(problem, backend="double-backward").at())
+    assert "double backward" in caplog.text
+
+
+def test_what_no_backend_gets_right_is_refused_by_name():
+    problem = problem_of(net_with(NumpySoftplus.apply))
+    for make in (lambda: build_operator(problem, "hessian", "weights"), lambda: prepare(problem)):
+        with pytest.raises(ValueError, match=r"second derivative of NumpySoftplus \(a custom autograd Function\)"):
+            make()
+
+
+def test_a_function_that_saves_its_inputs_is_as_good_as_any(caplog):
+    problem = problem_of(net_with(SavedSwish.apply))
+    assert check_product(problem, backends=("double-backward", "retained-graph")).rejected == {}
+    assert_right(problem, build_operator(problem, "hessian", "weights"))
+    assert not [r for r in caplog.records if r.levelno >= logging.WARNING]
+
+
+class StraightThrough(nn.Module):
+    def forward(self, x):
+        return x + (x.sign() - x).detach()
+
+
+class RoundedWeight(nn.Module):
+    """Reads its weight through NumPy."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(6, 6))
+
+    def forward(self, x):
+        scale = float(np.abs(self.weight.detach().cpu().numpy()).mean())
+        return x @ self.weight / scale
+
+
+@pytest.mark.parametrize("layer", [StraightThrough, RoundedWeight])
+def test_a_gradient_that_is_not_of_the_loss_is_refused(layer):
+    torch.manual_seed(0)
+    problem = problem_of(nn.Sequential(nn.Linear(6, 6), layer(), nn.Linear(6, 3)).eval())
+    for matrix in ("hessian", "gauss-newton"):
+        with pytest.raises(ValueError, match="not that of the loss"):
+            build_operator(problem, matrix, "weights")
+
+
+@pytest.mark.parametrize("old", [False, True])
+@pytest.mark.parametrize("width", [5, 22])
+def test_weight_norm_is_computed_by_its_formula(old, width):
+    norm = nn.utils.weight_norm if old else parametrizations.weight_norm
+    torch.manual_seed(12)
+    with pytest.warns(FutureWarning) if old else torch.enable_grad():
+        net = nn.Sequential(norm(nn.Linear(6, width)), nn.Tanh(), norm(nn.Linear(width, 3))).eval()
+    problem = problem_of(net)
+    if not old:
+        assert_right(problem, build_operator(problem, "hessian", "weights"))
+    for backend in ("double-backward", "linearized", "retained-graph"):
+        operator = prepare(problem, backend=backend).at()
+        h = entries(operator)
+        assert float((h - h.T).norm()) <= 1e-5 * float(h.norm())
+
+
+class Experts(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.gate, self.experts = nn.Linear(5, 3), nn.ModuleList(nn.Linear(5, 4) for _ in range(3))
+
+    def forward(self, x):
+        p = self.gate(x).softmax(1)
+        best, out = p.argmax(1), x.new_zeros(len(x), 4)
+        for k, expert in enumerate(self.experts):
+            mine = (best == k).nonzero()[:, 0]
+            out = out.index_add(0, mine, p[mine, k : k + 1] * expert(x[mine]).tanh())
+        return out
+
+
+class MaskedExperts(Experts):
+    def forward(self, x):
+        p = self.gate(x).softmax(1)
+        best, out = p.argmax(1), x.new_zeros(len(x), 4)
+        for k, expert in enumerate(self.experts):
+            mine = best == k
+            out = out.index_put((mine,), p[mine, k : k + 1] * expert(x[mine]).tanh())
+        return out
+
+
+class Baked(nn.Module):
+    """A number read from a weight, which a trace takes for a constant."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(5, 6), nn.Linear(6, 4)
+
+    def forward(self, x):
+        sign = 1.0 if float(self.a.weight.detach().cpu().numpy()[0, 0]) > 0 else -1.0
+        return self.b((sign * self.a(x)).tanh() + self.a(x).sigmoid())
+
+
+@pytest.mark.parametrize("kind", [Experts, MaskedExperts, Baked])
+@pytest.mark.parametrize("backend", ["auto", "linearized"])
+def test_what_depends_on_values_is_right_at_every_point(kind, backend):
+    torch.manual_seed(1)
+    net = kind().eval()
+    problem = problem_of(net, 30, inputs=5, classes=4)
+    plane = random_plane(net, axes=1, seed=0)
+    factory = prepare(problem, backend=backend)
+    for place in (0.0, -1.5, 2.0):
+        there = kind().eval()
+        there.load_state_dict(net.state_dict() | dict(plane.at((place,))))
+        truth = by_differences(problem_of(there, 30, inputs=5, classes=4))
+        assert float((entries(factory.at(plane.at((place,)))) - truth).norm()) <= 1e-3 * float(truth.norm())
+
+
+class Lookup(nn.Module):
+    def __init__(self, table):
+        super().__init__()
+        self.table, self.head = table, nn.Linear(4, 3)
+
+    def forward(self, x):
+        rows = self.table(x)
+        return self.head((rows.mean(1) if rows.dim() == 3 else rows).tanh())
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        lambda: nn.Embedding(7, 4, sparse=True),
+        lambda: nn.EmbeddingBag(7, 4),
+        lambda: nn.EmbeddingBag(7, 4, mode="sum", sparse=True, padding_idx=0),
+        lambda: nn.EmbeddingBag(7, 4, mode="max"),
+    ],
+)
+def test_tables_without_a_second_derivative_are_looked_up_densely(table):
+    torch.manual_seed(3)
+    net = Lookup(table()).eval()
+    problem = Problem.supervised(net, "crossentropy", (torch.randint(0, 7, (20, 5)), torch.randint(0, 3, (20,))))
+    dense = Lookup(nn.Embedding(7, 4)).eval()
+    if isinstance(net.table, nn.Embedding):
+        dense.load_state_dict(net.state_dict())
+        truth = by_differences(Problem.supervised(dense, "crossentropy", problem.data))
+        assert float((entries(build_operator(problem, "hessian", "weights")) - truth).norm()) <= 2e-4 * truth.norm()
+    else:
+        assert_right(problem, build_operator(problem, "hessian", "weights"))
+    assert_right_everywhere(problem)
+
+
+def assert_right_everywhere(problem):
+    """All backends give the same matrix."""
+    reference = entries(prepare(problem, backend="double-backward").at())
+    for backend in ("linearized", "retained-graph"):
+        again = entries(prepare(problem, backend=backend).at())
+        assert float((again - reference).norm()) <= 2e-4 * float(reference.norm())
+
+
+class Reader(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.cell, self.head = nn.LSTM(3, 4, batch_first=True), nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.head(self.cell(x)[0][:, -1])
+
+
+def test_a_recurrent_net_is_linearized_in_float32():
+    torch.manual_seed(2)
+    problem = Problem.supervised(Reader().eval(), "crossentropy", (torch.randn(20, 5, 3), torch.randint(0, 3, (20,))))
+    enabled = torch.backends.mkldnn.enabled
+    assert_right_everywhere(problem)
+    assert torch.backends.mkldnn.enabled == enabled
+
+
+def planted(error, vanishing):
+    """A layer whose second derivative by its 16 weights is off by a share; at the origin it may vanish."""
+
+    class Off(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x, w, w0):
+            ctx.save_for_backward(x, w, w0)
+            return torch.tanh(x @ w)
+
+        @staticmethod
+        def backward(ctx, g):
+            x, w, w0 = ctx.saved_tensors
+            y = torch.tanh(x @ w)
+            slope = g * (1 - y**2)
+            share = error * ((w - w0).detach().square().mean() if vanishing else 1.0)
+            # the value of the gradient is right, its derivative by w is not
+            off = share * slope - (share * slope).detach()
+            return slope @ w.T, x.T @ (slope + off), None
+
+    class Layer(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.w = nn.Parameter(torch.randn(4, 4))
+            self.register_buffer("w0", self.w.detach().clone())
+
+        def forward(self, x):
+            return Off.apply(x, self.w, self.w0)
+
+    return Layer()
+
+
+@pytest.mark.parametrize("vanishing", [False, True])
+def test_one_percent_in_one_small_tensor_is_found(vanishing):
+    missed = 0
+    for seed in range(25):
+        torch.manual_seed(seed)
+        net = nn.Sequential(nn.Linear(6, 30), nn.Tanh(), nn.Linear(30, 4), planted(0.01, vanishing), nn.Linear(4, 3))
+        try:
+            missed += "double-backward" not in check_product(problem_of(net.eval())).rejected
+        except ValueError:
+            continue
+    assert missed == 0
+
+
+def test_a_relu_at_its_kink_is_no_error_of_the_product():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(6, 8, bias=False), nn.ReLU(), nn.Linear(8, 3)).eval()
+    x, y = torch.randn(20, 6), torch.randint(0, 3, (20,))
+    x[::2] = 0.0  # units exactly at the kink
+    check = check_product(Problem.supervised(net, "crossentropy", (x, y)))
+    assert check.rejected == {}
+
+
+def test_gauss_newton_is_compared_too():
+    problem = problem_of(net_with(KeptSwish.apply))
+    assert check_product(problem, product=gauss_newton).rejected == {}  # no second derivative of the net enters
+    smooth = problem_of(net_with(torch.tanh))
+    assert check_product(smooth, product=gauss_newton, backends=("double-backward", "linearized")).rejected == {}
+
+
+def test_the_model_is_not_touched_and_the_check_is_made_once(monkeypatch):
+    problem = problem_of(net_with(torch.tanh))
+    before = {k: t.clone() for k, t in problem.model.state_dict().items()}
+    first = check_product(problem)
+    assert check_product(problem.rebatched(3)) is first
+    assert check_product(problem, "0.weight") is first  # a part of what passed
+    assert all(torch.equal(t, before[k]) for k, t in problem.model.state_dict().items())
+    assert functional_call(problem.model, before, torch.zeros(1, 6)).dtype == torch.float32
+    problem.model[1] = nn.Sigmoid()
+    assert check_product(problem) is not first
