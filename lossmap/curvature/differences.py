@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from lossmap.curvature.operators import Product, gauss_newton, outputs_and_loss
-from lossmap.data.batches import Batch, moved, samples_in
+from lossmap.data.batches import Batch, move_batch, samples_in
 from lossmap.data.problem import Problem, temporary_parameters
 from lossmap.data.stable_losses import stable_forms
 
@@ -61,8 +61,8 @@ class FewSamples:
     def of(cls, problem: Problem, names: Sequence[str], product: Product, samples: int) -> FewSamples:
         """At the model's own tensors. Raises what the model raises in float64."""
         own = {name: p.dtype for name, p in problem.model.named_parameters()}[names[0]]
-        batch = moved(next(iter(problem.rebatched(samples).data)), None, torch.float64)
-        count = problem.count if problem.count is samples_in else (lambda b: problem.count(moved(b, None, own)))
+        batch = move_batch(next(iter(problem.rebatched(samples).data)), None, torch.float64)
+        count = problem.count if problem.count is samples_in else (lambda b: problem.count(move_batch(b, None, own)))
         twin = replace(problem, model=float64_copy(problem.model), count=count)
         for p in twin.model.parameters():
             p.grad = None

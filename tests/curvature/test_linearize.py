@@ -477,7 +477,7 @@ def test_a_batch_that_failed_once_is_met_again_by_the_next_product():
     problem = case("mlp")
     operator = prepare(problem, plan=LINEAR).at()
     v = torch.randn(operator.size, dtype=torch.float64)
-    evaluate, calls = operator.products._evaluate, []
+    evaluate, calls = operator.products.current._evaluate, []
 
     def failing_once(batch):
         calls.append(batch)
@@ -485,7 +485,7 @@ def test_a_batch_that_failed_once_is_met_again_by_the_next_product():
             raise MemoryError("no memory for the second batch")
         return evaluate(batch)
 
-    object.__setattr__(operator.products, "_evaluate", failing_once)
+    object.__setattr__(operator.products.current, "_evaluate", failing_once)
     with pytest.raises(MemoryError):
         operator @ v
     torch.testing.assert_close(operator @ v, CurvatureOperator(problem) @ v, rtol=1e-9, atol=1e-12)
