@@ -5,8 +5,10 @@ confidently j where its probability of j reaches t_j, the largest such. The shar
 not i estimates the label noise; its error is binomial.
 
 A network that has memorized wrong labels is confident of them: the estimate falls to 0 on samples it was trained on for
-long. On held-out samples it does not. It also counts the errors of a poor classifier as noise. Source: Northcutt, Jiang
-and Chuang (2021), doi:10.1613/jair.1.12125 (arXiv:1911.00068).
+long. On held-out samples it does not. It also counts the errors of a poor classifier as noise: of an untrained network
+it counts nothing else. So the noise is stated only where the network classifies (`classifies`), and is NaN elsewhere.
+
+Source: Northcutt, Jiang and Chuang (2021), doi:10.1613/jair.1.12125 (arXiv:1911.00068).
 """
 
 from __future__ import annotations
@@ -21,6 +23,8 @@ from torch import Tensor
 from lossmap.data.problem import Problem, targets_of, temporary_parameters
 
 Array = np.ndarray
+CHANCE_ERRORS = 2.0  # standard errors by which a network must be better than chance
+MIN_GAIN = 0.1  # of the labels' entropy, in likelihood: untrained networks were seen to gain some percent
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,6 +35,7 @@ class LabelNoise:
     accuracy: float
     negative_log_likelihood: tuple[float, float]  # mean -log of the label's probability, nats, and standard error
     entropy: float  # of the labels' frequencies, nats: the likelihood of predicting these alone
+    majority: float  # the share of the most frequent label: the accuracy of predicting it alone
     suspected_errors: Array  # indices of samples confidently of another class, the most confident first
     samples: int
 
@@ -40,10 +45,45 @@ class LabelNoise:
         return self.accuracy, _deviation(self.accuracy, self.samples)
 
     @property
+    def classifies(self) -> bool:
+        """Whether the network is better than chance beyond its error.
+
+        Its accuracy must be above that of the most frequent label by two standard errors; and since an untrained
+        network's may be too, by features that happen to go with the classes, either its negative log-likelihood must
+        be a tenth below that of the labels' frequencies, and two standard errors, or its accuracy be above the middle
+        between chance and 1, as of a confident network whose few mistakes ruin its likelihood.
+        """
+        accuracy, error = self.accuracy_estimate
+        if not accuracy - CHANCE_ERRORS * error > self.chance:
+            return False
+        loss, loss_error = self.negative_log_likelihood
+        is_likely = loss + CHANCE_ERRORS * loss_error < (1.0 - MIN_GAIN) * self.entropy
+        return is_likely or accuracy > 0.5 * (1.0 + self.chance)
+
+    @property
+    def chance(self) -> float:
+        """The accuracy of chance: of predicting the most frequent label, or any of all classes."""
+        return max(self.majority, 1.0 / len(self.joint))
+
+    @property
+    def undecided(self) -> str:
+        """Why the noise is not stated, in one sentence; empty where the network classifies."""
+        if self.classifies:
+            return ""
+        accuracy, error = self.accuracy_estimate
+        return (
+            f"undecided: the network does not classify (accuracy {100 * accuracy:.3g} +- {100 * error:.1g} %, chance "
+            f"{100 * self.chance:.3g} %), so that its own errors would be counted"
+        )
+
+    @property
     def noise(self) -> tuple[float, float]:
-        """The share of confident samples with another label, and its standard error; NaN where none is confident."""
+        """The share of confident samples with another label, and its standard error.
+
+        NaN where no sample is confident, or the network does not classify: its errors would be counted.
+        """
         confident = int(self.joint.sum())
-        if not confident:
+        if not confident or not self.classifies:
             return nan, nan
         share = 1.0 - float(np.trace(self.joint)) / confident
         return share, _deviation(share, confident)
@@ -96,6 +136,7 @@ def confident_learning(p: Array, y: Array) -> LabelNoise:
         accuracy=float((p.argmax(axis=1) == y).mean()),
         negative_log_likelihood=(float(likelihood.mean()), float(likelihood.std() / np.sqrt(len(y)))),
         entropy=float(-(share * np.log(share)).sum()),
+        majority=float(share.max(initial=0.0)),
         suspected_errors=other[order],
         samples=len(y),
     )

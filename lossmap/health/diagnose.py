@@ -153,6 +153,9 @@ def diagnose(
         if held_out is not None:
             beyond = run.attempt("held-out labels", "signals", partial(label_noise, held_out))
             measured = replace(measured, held_out=beyond)
+    for name, labels in (("label noise", measured.labels), ("held-out label noise", measured.held_out)):
+        if labels is not None and labels.undecided:
+            run.skipped[name] = labels.undecided
     findings, undecided = apply_rules(measured)
     return Diagnosis(measured, findings, undecided)
 

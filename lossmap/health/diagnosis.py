@@ -115,9 +115,9 @@ def _parts_dict(m: Measurements) -> dict[str, Any]:
     if m.activity is not None:
         parts["activations"] = [vars(a) | {"silence": a.silence} for a in m.activity.activations]
         parts["gains"] = [vars(g) for g in m.activity.gains]
-    if m.labels is not None:
+    if m.labels is not None and m.labels.classifies:
         parts["suspects"] = m.labels.suspected_errors.tolist()
-    if m.held_out is not None:
+    if m.held_out is not None and m.held_out.classifies:
         parts["held_out_suspects"] = m.held_out.suspected_errors.tolist()
     return parts
 

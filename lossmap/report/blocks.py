@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from math import isfinite
+from math import isfinite, nan
 
 from lossmap.report.estimates import energy_text
 from lossmap.report.layer_hessian import layer_hessian_lines
@@ -24,17 +24,19 @@ from lossmap.report.text import (
     some,
     table,
     titled,
-    value_with_error,
+    value_with_limit,
     wrapped,
 )
 
 HEAD = (
-    "block", "n", "largest", "smallest", "spread", "condition", "error", "+", "-", "0", "gradient", "definiteness",
+    "block", "n", "largest", "smallest", "spread", "condition", "beyond floor", "error", "+", "-", "0", "gradient",
+    "definiteness",
 )  # fmt: skip
 LEGEND = (
     "  +, -, 0: eigenvalues above, below and within the noise floor of each block (1e-6 of its largest, or",
     "  64 roundings of the network's largest); a-b: a range, with 95% confidence. Blocks whose counts are",
-    "  single numbers were computed in full; of the others extreme eigenvalues and density are known",
+    "  single numbers were computed in full; of the others extreme eigenvalues and density are known. Condition:",
+    "  largest / smallest eigenvalue; beyond floor: |lambda|max / |lambda|min of those beyond the noise floor",
 )
 WITHOUT_NEGATIVE = ("zero", "positive definite", "positive semidefinite")
 
@@ -49,6 +51,7 @@ class BlockSummary:
     positive, negative, zero   how many eigenvalues, (from, to)
     kind          the definiteness in a word or two
     why           of a zero block: why it is zero
+    condition_beyond_floor   largest over smallest |eigenvalue| beyond the floor; NaN where not all are known, or none
     """
 
     name: str
@@ -67,6 +70,7 @@ class BlockSummary:
     zero: tuple[int, int]
     kind: str
     why: str
+    condition_beyond_floor: float = nan
 
 
 ARRAYS = array_names(BlockSummary) | {"name": "block"}
@@ -153,9 +157,11 @@ def _whole_matrix_texts(stored: StoredReport, low: BlockSummary, high: BlockSumm
     lowest = 0.0
     if low.negative[0]:
         lowest = min(0.0, low.smallest)
+    lower = value_with_limit(bottom, bottom_error, stored.number("whole_lowest"))
+    upper = value_with_limit(top, top_error, stored.number("whole_highest"))
     yield (
-        f"The whole matrix, over all parameters of the blocks, goes from {value_with_error(bottom, bottom_error)} to "
-        f"{value_with_error(top, top_error)}, the blocks from {number(lowest)} to {number(high.largest)}"
+        f"The whole matrix, over all parameters of the blocks, goes from {lower} to {upper}, the blocks from "
+        f"{number(lowest)} to {number(high.largest)}"
     )
     if bottom + bottom_error < 0.0 and not low.negative[0]:
         yield "So the blocks have negative curvature together, which none of them shows by itself"
@@ -195,7 +201,7 @@ def blocks_report(stored: StoredReport, *, matrices: int = 6) -> str:
     head = f"Layer by layer: the diagonal blocks of the {MATRICES.get(matrix, matrix)}"
     rows = [HEAD, *(_row(b) for b in blocks)]
     lines = [titled(head, stored.text("label")), ""]
-    lines += ["  " + line for line in table(rows, right=range(1, 11))]
+    lines += ["  " + line for line in table(rows, right=range(1, 12))]
     lines += ["", *LEGEND]
     for b in blocks:
         if b.size <= matrices:
@@ -228,7 +234,10 @@ def _row(b: BlockSummary) -> tuple[str, ...]:
         gradient = f"{b.gradient_norm:.2g}"
     signs = [counts(c) for c in (b.positive, b.negative, b.zero)]
     kind = b.kind + " NOT CONVERGED" * (not b.converged)
-    return (b.name, f"{b.size:,}", *cells, number(b.condition), f"{b.error:.0e}", *signs, gradient, kind)
+    beyond = "-"
+    if isfinite(b.condition_beyond_floor):
+        beyond = number(b.condition_beyond_floor)
+    return (b.name, f"{b.size:,}", *cells, number(b.condition), beyond, f"{b.error:.0e}", *signs, gradient, kind)
 
 
 def _matrix_lines(stored: StoredReport, b: BlockSummary) -> list[str]:

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from math import isfinite, nan
 
-from lossmap.report.text import value_with_error
+from lossmap.report.text import value_with_error, value_with_limit
 
 
-def definiteness_of_ends(largest: tuple[float, float], smallest: tuple[float, float], lowest: float = nan) -> str:
+def definiteness_of_ends(
+    largest: tuple[float, float], smallest: tuple[float, float], lowest: float = nan, highest: float = nan
+) -> str:
     """The definiteness of a matrix from its extreme eigenvalues (value, error), in one sentence.
 
-    lowest  the limit below which no eigenvalue lies; NaN where there is none
+    lowest, highest  the limits below and above which no eigenvalue lies; NaN where there is none
     """
     (high, high_error), (low, low_error) = largest, smallest
     if not (isfinite(high) and isfinite(low)):
         return "unknown: it requires both ends of the spectrum"
-    upper, lower = value_with_error(high, high_error), value_with_error(low, low_error)
+    upper, lower = value_with_limit(high, high_error, highest), value_with_limit(low, low_error, lowest)
     if high == low == 0.0:
         return "zero: no curvature at all"
     if low + low_error < 0.0 < high - high_error:
@@ -25,8 +27,9 @@ def definiteness_of_ends(largest: tuple[float, float], smallest: tuple[float, fl
         )
     if low - low_error > 0.0:
         if lowest <= 0.0:
+            found = value_with_error(low, low_error)
             return (
-                f"positive definite as far as is known: the smallest eigenvalue found is {lower}, but the limit, "
+                f"positive definite as far as is known: the smallest eigenvalue found is {found}, but the limit, "
                 f"{lowest:.4g}, does not exclude a negative one"
             )
         return f"positive definite: positive curvature in every direction (smallest eigenvalue {lower})"

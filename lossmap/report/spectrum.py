@@ -15,7 +15,17 @@ import numpy as np
 from lossmap.report.definiteness import definiteness_of_ends
 from lossmap.report.estimates import density_text, mass_text, trace_text
 from lossmap.report.stored import StoredReport
-from lossmap.report.text import MATRICES, cost, count, number, rounded, titled, value_with_error, wrapped
+from lossmap.report.text import (
+    MATRICES,
+    cost,
+    count,
+    number,
+    rounded,
+    titled,
+    value_with_error,
+    value_with_limit,
+    wrapped,
+)
 
 NOT_MET = "; the requested error was not reached"
 LEADING = {"top 1": "lambda_1", "bottom 1": "lambda_n"}
@@ -88,7 +98,7 @@ def spectrum_report(stored: StoredReport) -> str:
     for which, shares in _localization(stored):
         lines += wrapped("localization", f"eigenvector of {which}: {shares_text(shares)}")
     if top is not None and bottom is not None:
-        lines += wrapped("definiteness", definiteness_of_ends(top.extreme, bottom.extreme, bottom.limit))
+        lines += wrapped("definiteness", definiteness_of_ends(top.extreme, bottom.extreme, bottom.limit, top.limit))
     lines += wrapped("cost", cost(int(stored.number("products")), stored.number("seconds")))
     return "\n".join(lines)
 
@@ -148,10 +158,16 @@ def condition_text(stored: StoredReport, top: StoredEnd, bottom: StoredEnd) -> s
     if isnan(value):
         return "unknown: it requires both ends of the spectrum"
     if isinf(value):
-        text = f"infinite: the smallest eigenvalue, {value_with_error(low, error)}, is not positive beyond its error"
+        smallest = value_with_limit(low, error, bottom.limit)
+        text = f"infinite: the smallest eigenvalue, {smallest}, is not positive beyond its error"
         if low + error > 0.0 and high > 0.0:
             text += f" (if it is, the condition number is above {number(high / (low + error))})"
-        return text + "; ill-conditioned"
+        text += "; ill-conditioned"
+        known = stored.number("condition_beyond_floor")
+        if isfinite(known):
+            floor = f"{stored.number('noise_floor'):.1e}"
+            text += f"; beyond the noise floor of {floor}, |lambda|max / |lambda|min = {number(known)}"
+        return text
     text = f"{number(value)} = {high:.4g} / {low:.4g}"
     if stored.flag("ill_conditioned"):
         text += "; ill-conditioned (above 1,000)"
@@ -162,7 +178,9 @@ def condition_text(stored: StoredReport, top: StoredEnd, bottom: StoredEnd) -> s
 
 def end_text(end: StoredEnd) -> str:
     """Eigenvalues with their errors, and whether they converged."""
-    text = ", ".join(value_with_error(v, e) for v, e in zip(end.values, end.errors, strict=True))
+    first, *others = [value_with_error(v, e) for v, e in zip(end.values, end.errors, strict=True)]
+    first = value_with_limit(*end.extreme, end.limit)
+    text = ", ".join([first, *others])
     if end.converged:
         return text
     what = f"the errors here are not within {end.tolerance:g} of the largest"
@@ -206,4 +224,6 @@ def _localization(stored: StoredReport) -> Sequence[tuple[str, dict[str, float]]
     if len(tensors) < 2:
         return []
     rows = dict(zip(stored.texts("vector"), np.asarray(stored.arrays["share_by_tensor"]).tolist(), strict=True))
-    return [(LEADING[v], dict(zip(tensors, rows[v], strict=True))) for v in LEADING if v in rows]
+    # An eigenvector of a zero eigenvalue is any vector of a null space: it has no shares.
+    known = [v for v in LEADING if v in rows and isfinite(rows[v][0])]
+    return [(LEADING[v], dict(zip(tensors, rows[v], strict=True))) for v in known]

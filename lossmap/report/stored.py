@@ -7,7 +7,7 @@ and a file is reported again without torch.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from math import nan
 from typing import Any, TypeVar
 
@@ -81,7 +81,9 @@ def columns_of(summaries: Sequence[Any], names: Mapping[str, str]) -> dict[str, 
 
 
 def rows_of(stored: StoredReport, summary: type[Row], names: Mapping[str, str]) -> list[Row]:
-    """The summaries that `columns_of` made arrays of; empty where there are no such arrays."""
-    if any(name not in stored for name in names.values()):
+    """The summaries that `columns_of` made arrays of; empty where there are no such arrays, but optional ones."""
+    optional = {f.name for f in fields(summary) if f.default is not MISSING}  # type: ignore[arg-type]
+    present = {field: name for field, name in names.items() if name in stored}
+    if any(field not in present and field not in optional for field in names):
         return []
-    return [summary(**row) for row in stored.rows(**names)]
+    return [summary(**row) for row in stored.rows(**present)]

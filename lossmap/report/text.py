@@ -11,6 +11,8 @@ from math import ceil, floor, isfinite, isinf, isnan, log10
 
 WIDTH = 110
 INDENT = 16  # of the text beside its label
+MAX_GAP_IN_ERRORS = 1.01  # a limit further out than its value's error, and than this share of it, is printed beside it
+MAX_RELATIVE_GAP = 0.05
 MATRICES = {"hessian": "Hessian", "gauss-newton": "Gauss-Newton matrix"}
 
 
@@ -26,6 +28,20 @@ def value_with_error(value: float, error: float) -> str:
     while digits < 9 and abs(value) * 10.0 ** (1 - digits) > error:
         digits += 1
     return f"{_digits(value, max(digits, 2))} +- {_digits(error, 1)}"
+
+
+def value_with_limit(value: float, error: float, limit: float) -> str:
+    """An extreme eigenvalue as `value_with_error` has it, and how far out it may lie where that is much further.
+
+    limit  beyond which no eigenvalue lies, of an end; NaN where there is none
+    """
+    text = value_with_error(value, error)
+    gap = abs(limit - value)
+    if not isfinite(gap) or gap <= max(MAX_GAP_IN_ERRORS * error, MAX_RELATIVE_GAP * abs(value)):
+        return text
+    if limit < value:
+        return f"{text} (may lie as low as {rounded(limit, -1.0)})"
+    return f"{text} (may lie as high as {rounded(limit, 1.0)})"
 
 
 def _digits(value: float, digits: int) -> str:

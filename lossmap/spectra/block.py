@@ -77,6 +77,13 @@ class Block:
         return self.largest / self.smallest if self.smallest > max(self.floor, self.error) else inf
 
     @property
+    def condition_beyond_floor(self) -> float:
+        """The largest over the smallest |eigenvalue| beyond the noise floor; NaN where not all are known, or none."""
+        if not self.whole:
+            return nan
+        return condition_beyond(self.values, self.floor)
+
+    @property
     def positive(self) -> tuple[int, int]:
         """How many eigenvalues are above the noise floor, from and to."""
         return self._count(1.0)
@@ -90,7 +97,7 @@ class Block:
     def zero(self) -> tuple[int, int]:
         """How many are within the noise floor, from and to."""
         (p, most_p), (q, most_q) = self.positive, self.negative
-        return max(self.size - most_p - most_q, 0), self.size - p - q
+        return max(self.size - most_p - most_q, 0), max(self.size - p - q, 0)
 
     @property
     def kind(self) -> str:
@@ -121,6 +128,7 @@ class Block:
             zero=self.zero,
             kind=self.kind,
             why=self.why,
+            condition_beyond_floor=self.condition_beyond_floor,
         )
 
     def _count(self, sign: float) -> tuple[int, int]:
@@ -137,6 +145,14 @@ class Block:
 
     def __repr__(self) -> str:
         return f"Block({self.name}, {self.size} parameters: {self.verdict})"
+
+
+def condition_beyond(values: np.ndarray, floor: float) -> float:
+    """The largest over the smallest absolute value of those beyond the floor, values (m,); NaN where none is."""
+    beyond = np.abs(values)[np.abs(values) > floor]
+    if not len(beyond):
+        return nan
+    return float(beyond.max() / beyond.min())
 
 
 def with_noise_floor(blocks: Sequence[Block], scale: float = 0.0) -> tuple[Block, ...]:

@@ -111,6 +111,7 @@ def _report_of(spectra: BlockSpectra) -> StoredReport:
         attributes |= {"outside": spectra.off_diagonal_energy.share, "outside_error": spectra.off_diagonal_energy.error}
     if spectra.whole is not None:
         attributes |= {"whole_largest": spectra.whole.values[0], "whole_smallest": spectra.whole.values[1]}
+        attributes |= {"whole_highest": spectra.whole.limits[0], "whole_lowest": spectra.whole.limits[1]}
         largest_error, smallest_error = spectra.whole.residuals
         attributes |= {"whole_largest_error": largest_error, "whole_smallest_error": smallest_error}
     return StoredReport(arrays, attributes)

@@ -13,7 +13,7 @@ from math import inf, isfinite
 
 import numpy as np
 
-from lossmap.report.text import number, table, value_with_error, wrapped
+from lossmap.report.text import number, table, value_with_error, value_with_limit, wrapped
 from lossmap.spectra.spectrum_result import Spectrum
 from lossmap.spectra.summaries import common_masses, masses_of
 
@@ -53,8 +53,8 @@ class Comparison:
                     f"{s.size:,}",
                     f"{s.loss:.4g}",
                     f"{s.gradient_norm:.3g}",
-                    value_with_error(*s.largest),
-                    value_with_error(*s.smallest),
+                    value_with_limit(*s.largest, s.limits[0]),
+                    value_with_limit(*s.smallest, s.limits[1]),
                     trace,
                     number(s.condition),
                     number(s.step_limit[0]),
@@ -140,7 +140,9 @@ class L2Path:
             row += [number(self.conditions[i]), number(limit)]
             if self.retrained:
                 s = self.retrained[i]
-                row += [f"{s.loss:.4g}", value_with_error(*s.largest), value_with_error(*s.smallest)]
+                upper, lower = s.limits
+                ends = [value_with_limit(*s.largest, upper), value_with_limit(*s.smallest, lower)]
+                row += [f"{s.loss:.4g}", *ends]
             rows.append(row)
         lines = ["L2 path: strength/2 ||theta||^2 added to the loss; at fixed weights an exact shift", ""]
         lines += ["  " + line for line in table(rows, right=range(len(rows[0])))]

@@ -14,6 +14,7 @@ from lossmap.linalg.trace import Trace
 from lossmap.report.definiteness import definiteness_of_ends
 from lossmap.report.spectrum import spectrum_report
 from lossmap.report.stored import REPORT_VERSION, StoredReport
+from lossmap.spectra.block import RELATIVE, condition_beyond
 
 ILL_CONDITIONED = 1000.0  # a condition number above this
 
@@ -86,6 +87,16 @@ class Spectrum:
         return _first(self.bottom)
 
     @property
+    def limits(self) -> tuple[float, float]:
+        """(upper, lower): beyond each no eigenvalue lies, with its confidence; NaN where not known."""
+        upper = lower = nan
+        if self.top is not None:
+            upper = self.top.limits[0]
+        if self.bottom is not None:
+            lower = self.bottom.limits[1]
+        return upper, lower
+
+    @property
     def condition(self) -> float:
         """largest / smallest; inf where the smallest is not positive beyond its error; NaN where not known."""
         (high, _), (low, error) = self.largest, self.smallest
@@ -94,6 +105,20 @@ class Spectrum:
         if low - error <= 0.0:
             return inf
         return high / low
+
+    @property
+    def noise_floor(self) -> float:
+        """Below it an eigenvalue counts as zero: 1e-6 of the largest, or rounding; NaN where not all are known."""
+        if self.density is None or self.density.eigenvalues is None:
+            return nan
+        return max(RELATIVE * float(np.abs(self.density.eigenvalues).max(initial=0.0)), self.density.allowance)
+
+    @property
+    def condition_beyond_floor(self) -> float:
+        """The largest over the smallest |eigenvalue| beyond the noise floor; NaN where not all are known, or none."""
+        if self.density is None or self.density.eigenvalues is None:
+            return nan
+        return condition_beyond(self.density.eigenvalues, self.noise_floor)
 
     @property
     def ill_conditioned(self) -> bool:
@@ -117,8 +142,8 @@ class Spectrum:
     @property
     def verdict(self) -> str:
         """The shape of the matrix in words, with the numbers that they rest on."""
-        lowest = nan if self.bottom is None else self.bottom.limits[1]
-        return definiteness_of_ends(self.largest, self.smallest, lowest)
+        highest, lowest = self.limits
+        return definiteness_of_ends(self.largest, self.smallest, lowest, highest)
 
     def shifted(self, strength: float) -> np.ndarray:
         """The eigenvalues known, with an L2 term strength/2 ||theta||^2 added to the loss at these weights: exact."""
@@ -184,6 +209,8 @@ def _report_of(s: Spectrum) -> StoredReport:
         attributes[f"{name}_products"] = pairs.products
         if isfinite(pairs.others):
             attributes[f"{name}_others"] = pairs.others
+    if isfinite(s.condition_beyond_floor):
+        attributes |= {"condition_beyond_floor": s.condition_beyond_floor, "noise_floor": s.noise_floor}
     if s.trace is not None:
         low, high = s.trace.interval()
         attributes |= {"trace": s.trace.value, "trace_error": s.trace.error, "trace_method": s.trace.method}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import nan
 
+import torch
 from torch import Tensor
 
 from lossmap.geometry.parameter_vector import Layout
@@ -42,14 +43,18 @@ def common_masses(spreads: Sequence[Density | None]) -> tuple[float, ...]:
 def shares_of(ends: Sequence[tuple[str, EigenPairs | None]], layout: Layout) -> dict[str, dict[str, float]]:
     """The share of each eigenvector's squared norm in each tensor; each vector's shares add up to one.
 
-    ends  (name, its eigenpairs); the shares are keyed by the name and a number from 1: `top 1`
+    ends  (name, its eigenpairs); the shares are keyed by the name and a number from 1: `top 1`. Those of an eigenvalue
+          that is zero within its error are NaN: its eigenvector is any vector of a null space
     """
     shares = {}
     for end, pairs in ends:
         if pairs is None:
             continue
         for i in range(len(pairs.values)):
-            shares[f"{end} {i + 1}"] = share_by_tensor(pairs.vectors[:, i], layout)
+            vector = pairs.vectors[:, i]
+            if abs(pairs.values[i]) <= pairs.residuals[i]:
+                vector = torch.zeros_like(vector)
+            shares[f"{end} {i + 1}"] = share_by_tensor(vector, layout)
     return shares
 
 

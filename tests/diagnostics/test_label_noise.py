@@ -39,7 +39,13 @@ def test_the_joint_counts_are_those_of_the_definition():
     np.testing.assert_array_equal(found.joint, [[1, 0], [0, 2]])
     found = confident_learning(np.vstack([p, [0.95, 0.05]]), np.append(y, 1))
     np.testing.assert_array_equal(found.joint, [[1, 0], [1, 2]])
-    assert found.suspected_errors.tolist() == [5] and found.noise[0] == pytest.approx(0.25)
+    assert found.suspected_errors.tolist() == [5]
+    assert np.isnan(found.noise[0])  # right for 4 of 6, as the most frequent label is
+    times = [50, 50, 50, 10]
+    rows = np.repeat(np.array([[0.9, 0.1], [0.8, 0.2], [0.1, 0.9], [0.95, 0.05]]), times, axis=0)
+    better = confident_learning(rows, np.repeat([0, 0, 1, 1], times))  # t_0 = .85, t_1 = .758
+    np.testing.assert_array_equal(better.joint, [[50, 0], [10, 50]])
+    assert better.noise[0] == pytest.approx(1 / 11) and better.undecided == ""
 
 
 def test_a_class_without_samples_takes_none():
@@ -71,3 +77,36 @@ def test_negative_log_likelihood_and_entropy_are_those_of_the_definition():
     found = confident_learning(p, np.array([0, 0, 1, 1]))
     assert found.negative_log_likelihood[0] == pytest.approx(-np.log([0.5, 0.25, 0.75, 0.75]).mean())
     assert found.entropy == pytest.approx(np.log(2))
+
+
+def untrained(samples, classes, seed, width=64):
+    """An untrained network over samples whose inputs differ by class: probabilities (N, C) and labels (N,)."""
+    torch.manual_seed(seed)
+    y = torch.arange(samples) % classes
+    x = torch.randn(classes, width)[y] + (4.0 if classes == 2 else 1.0) * torch.randn(samples, width)
+    net = nn.Sequential(nn.Linear(width, 32), nn.ReLU(), nn.Linear(32, classes))
+    with torch.no_grad():
+        return net(x).double().softmax(1).numpy(), y.numpy()
+
+
+@pytest.mark.parametrize("classes", [2, 3, 10])
+def test_the_mistakes_of_an_untrained_network_are_no_label_noise(classes):
+    for seed in range(20):
+        result = confident_learning(*untrained(400, classes, seed))
+        assert np.isnan(result.noise[0]) and "does not classify" in result.undecided
+
+
+def test_a_network_that_knows_the_most_frequent_label_alone_does_not_classify():
+    y = np.r_[np.zeros(90, dtype=int), np.ones(10, dtype=int)]
+    result = confident_learning(np.tile([0.9, 0.1], (100, 1)), y)
+    assert result.accuracy == 0.9 and np.isnan(result.noise[0]) and "chance 90 %" in result.undecided
+
+
+def test_a_confident_network_is_a_classifier_though_its_mistakes_ruin_its_likelihood():
+    truth = np.arange(1000) % 4
+    y = np.where(np.arange(1000) % 10 == 0, (truth + 1) % 4, truth)
+    p = np.full((1000, 4), 1e-12)
+    p[np.arange(1000), truth] = 1.0
+    result = confident_learning(p, y)
+    assert result.negative_log_likelihood[0] > result.entropy
+    assert result.noise[0] == pytest.approx(0.1, abs=0.01) and result.undecided == ""

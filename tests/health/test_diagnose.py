@@ -134,6 +134,14 @@ def test_label_noise_is_found_and_the_suspects_are_the_flipped(data):
     assert flipped[health.measurements.labels.suspected_errors[:100]].float().mean() > 0.9
 
 
+def test_label_noise_of_an_untrained_net_is_undecided(data):
+    health = diagnose_network_health(zoo.build("mlp", seed=1), data, examinations=("signals",), held_out=None)
+    assert np.isnan(health.numbers()["label_noise"]["value"]) and "label noise" not in rules(health)
+    text = " ".join(repr(health).split())
+    assert "label noise: undecided: the network does not classify" in text
+    assert "suspects" not in health.to_dict()
+
+
 def test_a_net_at_the_edge_of_stability_is_found_and_called_no_fault(data):
     small = subset(Problem.supervised(zoo.build("mlp", seed=1), "crossentropy", data), 500)
     rate = 0.3

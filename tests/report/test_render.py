@@ -19,7 +19,10 @@ from lossmap.io.eigenvector_store import put_group
 from lossmap.io.read import read, write_surface
 from lossmap.io.spectrum_layout import group_of
 from lossmap.io.surface import Group, Surface
+from lossmap.report.definiteness import definiteness_of_ends
+from lossmap.report.estimates import energy_text
 from lossmap.report.render import report_of_group
+from lossmap.report.text import value_with_limit
 from lossmap.spectra.blocks import layers, verdicts_of
 from lossmap.spectra.spectrum import spectrum
 
@@ -122,3 +125,25 @@ def test_a_file_of_an_earlier_version_gives_the_text_that_it_holds():
 def test_reports_need_no_torch():
     code = "import sys, lossmap.report.render; sys.exit('torch' in sys.modules or 'matplotlib' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_an_extreme_eigenvalue_is_printed_down_to_its_limit_where_that_is_far():
+    assert value_with_limit(-0.0083, 0.0043, -0.0151) == "-0.0083 +- 0.004 (may lie as low as -0.0151)"
+    assert value_with_limit(12.0, 0.5, 14.0) == "12 +- 0.5 (may lie as high as 14)"
+    for limit in (np.nan, -np.inf, -0.0126, -0.008299):  # none, none, within the error
+        assert value_with_limit(-0.0083, 0.0043, limit) == "-0.0083 +- 0.004"
+    assert "lie" not in value_with_limit(12.0, 1e-6, 12.1)  # further than the error, and yet near
+
+
+def test_what_rests_on_an_eigenvalue_far_from_its_limit_says_so():
+    text = definiteness_of_ends((1.0, 0.01), (-0.0083, 0.0043), -0.0151, 1.01)
+    assert text.startswith("indefinite") and "as low as -0.0151" in text and "as high" not in text
+    assert "as low as -0.5" in definiteness_of_ends((1.0, 0.01), (-1e-4, 2e-4), -0.5)
+
+
+def test_the_interval_of_what_lies_outside_the_blocks_is_printed_the_right_way_up():
+    assert energy_text(0.123, (0.08, 0.17)) == (
+        "12.3% (95 % interval 8 to 17%) of the squared entries lie outside the blocks"
+    )
+    for nothing in ((0.123, 0.123), (np.nan, np.nan)):  # exact, or of a file without an interval
+        assert "interval" not in energy_text(0.123, nothing)

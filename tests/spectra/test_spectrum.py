@@ -161,7 +161,7 @@ def test_an_ill_conditioned_matrix_is_flagged_and_an_uncertain_one_is_infinite()
     assert "ill-conditioned (above 1,000)" in repr(s)
     loose = spectrum_of(planted(np.geomspace(1e-7, 10.0, 400)), tol=1e-2, trace_products=0, density_error=None)
     assert loose.condition == np.inf
-    assert "is not positive beyond its error" in repr(loose)
+    assert "is not positive beyond its error" in " ".join(repr(loose).split())
 
 
 def test_the_largest_by_magnitude_come_from_both_ends():
@@ -361,3 +361,25 @@ def test_the_linearized_backend_finds_the_same(problem):
     a = spectrum(problem, dense=0, top=2, density_error=None, tol=1e-8, backend="double-backward")
     b = spectrum(problem, dense=0, top=2, density_error=None, tol=1e-8, backend="linearized")
     assert b.top.values == pytest.approx(a.top.values, abs=1e-9)
+
+
+def test_the_condition_beyond_the_noise_floor_stands_beside_an_infinite_one():
+    s = spectrum_of(planted(np.r_[np.zeros(10), -0.02, np.geomspace(1e-3, 10.0, 40)]))
+    assert s.condition == np.inf and s.condition_beyond_floor == pytest.approx(1e4, rel=1e-6)
+    assert "|lambda|max / |lambda|min = 10,000" in " ".join(repr(s).split())
+    assert np.isnan(spectrum_of(planted(np.zeros(5))).condition_beyond_floor)
+    large = spectrum_of(planted(np.r_[np.zeros(10), np.geomspace(1e-3, 10.0, 400)]), trace_products=0)
+    assert np.isnan(large.condition_beyond_floor) and "|lambda|min" not in repr(large)
+
+
+def test_an_eigenvector_of_a_zero_eigenvalue_has_no_shares():
+    layout = Layout(("a", "b"), ((3, 2), (4,)))
+    zero = spectrum_of(planted(np.zeros(10)), layout=layout)
+    assert all(np.isnan(list(row.values())).all() for row in zero.shares.values())
+    assert "localization" not in repr(zero)
+    flat = spectrum_of(planted(np.r_[np.zeros(9), 2.0]), top=2, layout=layout)
+    assert sum(flat.shares["top 1"].values()) == pytest.approx(1.0)
+    assert (
+        np.isnan(list(flat.shares["top 2"].values())).all() and np.isnan(list(flat.shares["bottom 1"].values())).all()
+    )
+    assert repr(flat).count("localization") == 1
