@@ -29,7 +29,7 @@ def factory_of(name: str) -> Callable[..., Any]:
 
 
 def model_of(settings: ModelSettings, state: Mapping[str, Tensor] | None = None, seed: int = 0) -> nn.Module:
-    """The model, with its checkpoint where there is one, in evaluation mode, on the CPU in its own precision.
+    """The model, with its checkpoint where there is one, on the CPU, in its own precision and mode.
 
     state  the tensors of --model-file, where they have been read already
     seed   draws the weights of a model without checkpoint
@@ -42,7 +42,7 @@ def model_of(settings: ModelSettings, state: Mapping[str, Tensor] | None = None,
     if settings.model_file:
         load_checkpoint(model, settings, state)
     check_finite(model, settings.model_file or "the model's initial state")
-    return model.eval()
+    return model
 
 
 def _keywords(text: str | None) -> dict[str, Any]:

@@ -201,7 +201,7 @@ def _user_problems(
     network = next(iter(problems.values())).model
     if model.model_file:
         load_checkpoint(network, model, files.state)
-    check_finite(network.eval(), model.model_file or "the problem's model")
+    check_finite(network, model.model_file or "the problem's model")
     return {name: replace(p, model=network) for name, p in problems.items()}
 
 

@@ -10,7 +10,7 @@ import torch
 from lossmap.curvature.autotune import prepare
 from lossmap.curvature.hvp_plan import HvpPlan, backend_of
 from lossmap.curvature.linearized_operator import LinearizedOperator
-from lossmap.curvature.operators import CurvatureOperator, Total, gauss_newton, hessian, refuse_training, single_rank
+from lossmap.curvature.operators import CurvatureOperator, Total, gauss_newton, hessian, single_rank
 from lossmap.curvature.product_check import check_product
 from lossmap.data.problem import Problem
 
@@ -38,13 +38,12 @@ def build_operator(
     memory      bytes for kept values, see `autotune.prepare`; give less where ranks share the memory
     check       compares products with differences of the gradient, once for a problem (see `product_check`)
 
-    Raises ValueError for what cannot be differentiated twice in good faith: a model in training mode, or with weights
-    in less than float32, or an operation without a right second derivative; and for an unknown matrix, backend or
-    parameter.
+    The model may be in training mode: it is read in evaluation mode. Raises ValueError for what cannot be differentiated
+    twice in good faith, weights in less than float32 or an operation without a right second derivative; and for an
+    unknown matrix, backend or parameter.
     """
     if matrix not in MATRICES:
         raise ValueError(f"the matrix must be one of {', '.join(MATRICES)}; got {matrix!r}")
-    refuse_training(problem.model)
     plain = CurvatureOperator(problem, MATRICES[matrix], parameters, total)
     if plain.dtype not in (torch.float32, torch.float64):
         raise ValueError(

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from lossmap.data.batches import samples_in
+from lossmap.data.borrow import temporary_parameters
 from lossmap.data.problem import Problem
 
 
@@ -19,14 +20,14 @@ def check_mean(problem: Problem) -> None:
     """
     few = problem.rebatched(min(problem.data.batch_size, 8))
     batch = next(iter(few.data))
-    if not isinstance(batch, (Tensor, tuple, list, dict)) or samples_in(batch) < 3 or problem.model.training:
+    if not isinstance(batch, (Tensor, tuple, list, dict)) or samples_in(batch) < 3:
         return
     b = samples_in(batch)
 
     def rows(first: int, last: int) -> object:
         return pytree.tree_map(lambda t: t[first:last] if isinstance(t, Tensor) and t.dim() else t, batch)
 
-    with torch.enable_grad():  # a loss may hold derivatives by its inputs
+    with temporary_parameters(problem.model, {}), torch.enable_grad():  # a loss may hold derivatives by its inputs
         whole, *parts = (float(problem.total(part).detach()) for part in (batch, rows(0, 1), rows(1, b)))
     gap = abs(whole - sum(parts))
     if isfinite(gap) and gap > 1e-3 * max(abs(whole), sum(abs(p) for p in parts)):

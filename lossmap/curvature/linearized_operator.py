@@ -168,6 +168,7 @@ class OperatorFactory:
         first = own[self.layout.names[0]]
         state = {k: t.detach() for k, t in own.items()}
         state |= {k: t.detach().to(own[k].device, own[k].dtype) for k, t in (tensors or {}).items()}
+        state = {k: t.clone() for k, t in state.items()}  # a forward pass may write into its weights and buffers
         return LinearizedOperator(
             self.layout, first.dtype, first.device, self.problem, self.total, self.products(state)
         )

@@ -30,6 +30,7 @@ from torch.utils import _pytree as pytree
 
 from lossmap.curvature.double_backward import twice_differentiable
 from lossmap.data.batches import Batch
+from lossmap.data.borrow import temporary_parameters
 from lossmap.data.problem import Problem
 from lossmap.geometry.parameter_vector import Layout, selected
 
@@ -183,10 +184,8 @@ class CurvatureOperator:
         Every rank of the team calls with the same v and receives the same answer. It does not depend on how the
         data are cut into batches or shares, but for rounding.
 
-        Raises ValueError where v has another length, or the model is in training mode, in which batch norm and
-        dropout make L no mean over samples; FloatingPointError where the product is not finite.
+        Raises ValueError where v has another length; FloatingPointError where the product is not finite.
         """
-        refuse_training(self.problem.model)
         return mean_product(self.layout, v, self.dtype, self.local_sum, lambda: self.problem.samples, self.total)
 
     def local_sum(self, rows: Tensor) -> Tensor:
@@ -277,24 +276,18 @@ def scipy_operator(matrix: Any, size: int, dtype: torch.dtype, device: torch.dev
     return LinearOperator((size, size), matvec=column, rmatvec=column, matmat=times, rmatmat=times, dtype=number)
 
 
-def refuse_training(model: nn.Module) -> None:
-    """Raises ValueError where dropout or batch norm would make the loss something else than a mean over samples."""
-    if model.training:
-        raise ValueError(
-            "the model is in training mode, in which dropout and batch norm make the loss no mean over samples; "
-            "call model.eval() first"
-        )
-    kinds = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._BatchNorm)
-    for name, module in model.named_modules():
-        if module.training and isinstance(module, kinds):
-            raise ValueError(f"{type(module).__name__} {name!r} is in training mode; call model.eval() first")
-
-
 @contextmanager
 def differentiated(model: nn.Module, parameters: Parameters) -> Iterator[None]:
-    """Inside, these parameters require gradients, also frozen ones, and second derivatives exist."""
+    """Inside, the model is in evaluation mode, these parameters require gradients, also frozen ones, and second
+    derivatives exist; afterwards all is as before.
+    """
     before = [p.requires_grad for p in parameters]
-    with torch.inference_mode(False), torch.enable_grad(), twice_differentiable(model):
+    with (
+        torch.inference_mode(False),
+        temporary_parameters(model, {}),
+        torch.enable_grad(),
+        twice_differentiable(model),
+    ):
         for p in parameters:
             p.requires_grad_(True)
         try:

@@ -9,8 +9,7 @@ A problem borrows its model: nothing changes parameters, buffers, mode or `.grad
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 
 from lossmap.data.batch_parts import inputs_of, targets_of
 from lossmap.data.batches import Batch, Batches, samples_in
+from lossmap.data.borrow import temporary_parameters
 from lossmap.data.criteria import ACCURACY, Criterion, Metric, Outputs, criterion_and_unit, has_class_labels, total_of
 from lossmap.data.loaders import as_batches
 from lossmap.geometry.directions import move_point, origin_of
@@ -122,7 +122,8 @@ class Problem:
         """The samples N of this problem's data (this rank's share of them)."""
         if self.count is samples_in:
             return self.data.samples
-        return sum(self.count(batch) for batch in self.data)
+        with temporary_parameters(self.model, {}):  # to count may mean to run the loss
+            return sum(self.count(batch) for batch in self.data)
 
     def total(self, batch: Batch) -> Tensor:
         """The loss summed over a batch's samples, differentiable in the model's parameters."""
@@ -170,33 +171,6 @@ def _itself(outputs: Outputs, batch: Batch) -> Tensor:
 def _call(model: nn.Module, batch: Batch) -> Outputs:
     positional, keywords = inputs_of(batch)
     return model(*positional, **keywords)
-
-
-@contextmanager
-def temporary_parameters(model: nn.Module, tensors: Mapping[str, Tensor]) -> Iterator[nn.Module]:
-    """The model with other parameters, in evaluation mode; given back untouched.
-
-    tensors  values for parameters and buffers, by their names in the state dict; the others stay
-
-    Parameters are pointed at the given values and pointed back afterwards, so that nothing is copied and the
-    model's own values return to the last bit. Raises KeyError for a name that the model has not.
-    """
-    own: dict[str, Tensor] = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    unknown = [name for name in tensors if name not in own]
-    if unknown:
-        raise KeyError(f"the model has no tensor named {unknown[0]!r}")
-    modes = [(module, module.training) for module in model.modules()]
-    before = {name: own[name].data for name in tensors}
-    model.eval()
-    try:
-        for name, value in tensors.items():
-            own[name].data = value.detach()
-        yield model
-    finally:
-        for name, value in before.items():
-            own[name].data = value
-        for module, training in modes:
-            module.training = training
 
 
 __all__ = [

@@ -11,7 +11,6 @@ squared unit of theta. Price: the products of `spectrum_of` at each point, and o
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -26,6 +25,7 @@ from lossmap.curvature.build import build_operator
 from lossmap.curvature.checks import check_mean
 from lossmap.curvature.gradient import loss_and_gradient
 from lossmap.curvature.hvp_plan import HvpPlan, backend_of
+from lossmap.data.borrow import copy_of
 from lossmap.data.checkpoints import load_into
 from lossmap.data.problem import Problem
 from lossmap.geometry.grid import Field, Point
@@ -103,7 +103,7 @@ class CheckpointCurvature:
         n = sum(p.numel() for p in selected(problem.model, parameters).values())
         if not 1 <= top <= n:
             raise ValueError(f"--top must be 1 to {n}, the number of parameters; got {top}")
-        self.problem = replace(problem, model=copy.deepcopy(problem.model).eval())
+        self.problem = replace(problem, model=copy_of(problem.model))
         build_operator(self.problem, "hessian", parameters)  # says what cannot be differentiated twice
         check_mean(self.problem)
         self.plan: dict[str, Any] | None = None

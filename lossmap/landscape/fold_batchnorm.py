@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from lossmap.data.borrow import temporary_parameters
+
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 _CARRIERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 
@@ -57,7 +59,8 @@ def fold_batchnorm_modules(model: nn.Module) -> tuple[fx.GraphModule, list[Folde
     if not any(isinstance(m, _NORMS) for m in model.modules()):
         return None
     try:
-        traced = fx.symbolic_trace(model)
+        with temporary_parameters(model, {}):  # traced as it is evaluated: modes decide branches
+            traced = fx.symbolic_trace(model)
     except Exception:  # user code may raise any exception under a tracer: then it is run as it is
         return None
     modules = dict(traced.named_modules())
@@ -69,7 +72,7 @@ def fold_batchnorm_modules(model: nn.Module) -> tuple[fx.GraphModule, list[Folde
         before = node.args[0] if node.args else None
         if not isinstance(before, fx.Node) or before.op != "call_module" or len(before.users) > 1:
             continue
-        carrier = modules[before.target]
+        carrier = modules.get(before.target)  # none where that layer is a folded one itself
         if not isinstance(carrier, _CARRIERS) or calls[before.target] > 1 or _hooked(carrier, modules[node.target]):
             continue
         layer = FoldedLayer(carrier, modules[node.target])

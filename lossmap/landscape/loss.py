@@ -139,7 +139,7 @@ class LossMap:
     def _mode(self) -> AbstractContextManager[Any]:
         if self._gradients:  # the loss may differentiate by its inputs
             return nullcontext()
-        return torch.inference_mode()
+        return torch.no_grad()  # not inference mode: what modules or functions keep of a pass must serve training too
 
     def _pass(self, problem: Problem) -> Tensor:
         """(2 + metrics,) float64: samples, loss sum, metric sums; one pass over the data."""

@@ -17,7 +17,6 @@ Matrix Analysis, 4.3.
 
 from __future__ import annotations
 
-import copy
 import re
 import time
 from collections.abc import Mapping, Sequence
@@ -32,6 +31,7 @@ from lossmap.curvature.checks import check_mean
 from lossmap.curvature.gradient import loss_and_gradient
 from lossmap.curvature.operators import Total, single_rank
 from lossmap.data.batches import Batch, move_batch, samples_in
+from lossmap.data.borrow import copy_of, temporary_parameters
 from lossmap.data.problem import Problem
 from lossmap.diagnostics.layer_signals import signals, why_zero
 from lossmap.linalg.block_norms import OffDiagonalEnergy, off_diagonal_energy
@@ -100,7 +100,7 @@ def block_matrix(
 
 def doubled(problem: Problem) -> Problem:
     """The same problem in float64, over a copy of its model. Raises what the model's forward raises there."""
-    own = next(problem.model.parameters()).dtype
+    own = next(p for p in problem.model.parameters() if p.is_floating_point()).dtype
 
     def count_in_own_precision(batch: Batch) -> int:
         return problem.count(move_batch(batch, None, own))
@@ -109,15 +109,16 @@ def doubled(problem: Problem) -> Problem:
     count = problem.count
     if count is not samples_in:
         count = count_in_own_precision
-    model, data = copy.deepcopy(problem.model).double(), problem.data.to(dtype=torch.float64)
+    model, data = copy_of(problem.model, torch.float64), problem.data.to(dtype=torch.float64)
     twin = replace(problem, model=model, data=data, count=count)
-    twin.total(next(iter(twin.data.rebatched(1))))
+    with temporary_parameters(model, {}):
+        twin.total(next(iter(twin.data.rebatched(1))))
     return twin
 
 
 def exact_problem(problem: Problem) -> tuple[Problem, tuple[str, ...]]:
     """The problem in float64, or as it is with a note where its model or loss does not bear that."""
-    if next(problem.model.parameters()).dtype == torch.float64:
+    if next(p for p in problem.model.parameters() if p.is_floating_point()).dtype == torch.float64:
         return problem, ()
     try:
         return doubled(problem), ()

@@ -10,10 +10,10 @@ improve generalization), so that the strength is the decay.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import replace
 
+from lossmap.data.borrow import copy_of
 from lossmap.data.problem import Problem
 from lossmap.spectra.spectrum import spectrum
 from lossmap.spectra.spectrum_result import Spectrum
@@ -38,7 +38,7 @@ def retrained_spectra(
     """
     spectra = []
     for strength in sorted(strengths):
-        twin = replace(problem, model=copy.deepcopy(problem.model))
+        twin = replace(problem, model=copy_of(problem.model))
         train(twin, Recipe(epochs=epochs, rate=RETRAINING_RATE, weight_decay=strength, seed=seed))
         plain = spectrum(
             twin, parameters=parameters, top=1, trace_products=0, density_error=None, backend="double-backward"

@@ -16,7 +16,6 @@ the layer is then read alone. Price: one pass over the data, and n products of a
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass, replace
 from math import nan
 from typing import Any
@@ -25,8 +24,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, jacrev, vmap
+from torch.nn.utils.parametrize import remove_parametrizations
+from torch.nn.utils.spectral_norm import SpectralNorm, remove_spectral_norm
+from torch.nn.utils.weight_norm import WeightNorm, remove_weight_norm
 
 from lossmap.curvature.operators import differentiated
+from lossmap.data.borrow import copy_of, set_evaluation_mode
 from lossmap.data.problem import Problem
 from lossmap.linalg.operator import Rounding
 from lossmap.report.definiteness import kind_of
@@ -180,12 +183,28 @@ def _layers_as_called(problem: Problem, samples: int) -> list[_CalledLayer]:
     return layers
 
 
+def _plain(module: nn.Module) -> nn.Module:
+    """A copy in float64 on the CPU, in evaluation mode: with the weight as it is applied, and no backward hooks."""
+    layer = copy_of(module, torch.float64).cpu()
+    set_evaluation_mode(layer)
+    for hook in list(layer._forward_pre_hooks.values()):
+        if isinstance(hook, WeightNorm):
+            remove_weight_norm(layer, hook.name)
+        elif isinstance(hook, SpectralNorm):
+            remove_spectral_norm(layer, hook.name)
+    for name in list(getattr(layer, "parametrizations", ())):
+        remove_parametrizations(layer, name, leave_parametrized=True)
+    layer._backward_hooks.clear()  # functorch does not take them
+    layer._backward_pre_hooks.clear()
+    return layer
+
+
 def _layer_hessian(called: _CalledLayer, at: str, dense: int, samples: int) -> LayerHessian:
     """Computed on the host in float64, over copies of the layer and its activation."""
-    layer = copy.deepcopy(called.module).double().cpu()
+    layer = _plain(called.module)
     activation: nn.Module = nn.Identity()
     if called.activation is not None:
-        activation = copy.deepcopy(called.activation).double().cpu()
+        activation = _plain(called.activation)
     x = called.inputs[:samples].double().cpu()
     weight = dict(layer.named_parameters())["weight"].detach()
     size = {"inputs": x[0].numel(), "weights": weight.numel()}[at]

@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from lossmap.data.borrow import temporary_parameters
 from lossmap.data.checkpoints import finite_or_named
 from lossmap.data.problem import Problem
 from lossmap.training.run_folder import save
@@ -81,17 +82,8 @@ class Recorder:
 
 def _undisturbed(read: Callable[[nn.Module], Mapping[str, float]], model: nn.Module) -> dict[str, float]:
     """A reading in evaluation mode, after which modes, gradients and chance are as before."""
-    modes = [(module, module.training) for module in model.modules()]
-    gradients = [(p, p.grad) for p in model.parameters()]
-    model.eval()
-    try:
-        with torch.random.fork_rng([]):
-            return {name: float(value) for name, value in read(model).items()}
-    finally:
-        for module, training in modes:
-            module.training = training
-        for parameter, gradient in gradients:
-            parameter.grad = gradient
+    with temporary_parameters(model, {}), torch.random.fork_rng([]):
+        return {name: float(value) for name, value in read(model).items()}
 
 
 def ends(problem: Problem, *, tol: float = 1e-3, seed: int = 0) -> Callable[[nn.Module], dict[str, float]]:

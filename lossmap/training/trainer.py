@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lossmap.data.batches import Batch, Batches, Resident, Streamed, map_tensors
+from lossmap.data.borrow import temporary_parameters
 from lossmap.data.datasets import digest
 from lossmap.data.problem import Problem
 from lossmap.seeding import generator
@@ -93,21 +94,15 @@ def readings(problem: Problem) -> dict[str, float]:
     """The mean loss and the metrics of a problem in evaluation mode: {"loss": nats, "acc": percent}."""
     # without metrics the loss is the user's own, and may hold derivatives by its inputs
     context = torch.no_grad() if problem.metrics else nullcontext()
-    modes = [(module, module.training) for module in problem.model.modules()]
-    problem.model.eval()
     sums = dict.fromkeys(("loss", *problem.metrics), 0.0)
     samples = 0
-    try:
-        with context:
-            for batch in problem.data:
-                outputs = problem.forward(problem.model, batch)
-                sums["loss"] += float(problem.loss(outputs, batch).detach())
-                for name, metric in problem.metrics.items():
-                    sums[name] += float(metric.total(outputs, batch))
-                samples += problem.count(batch)
-    finally:
-        for module, training in modes:
-            module.training = training
+    with temporary_parameters(problem.model, {}), context:
+        for batch in problem.data:
+            outputs = problem.forward(problem.model, batch)
+            sums["loss"] += float(problem.loss(outputs, batch).detach())
+            for name, metric in problem.metrics.items():
+                sums[name] += float(metric.total(outputs, batch))
+            samples += problem.count(batch)
     return {name: total / samples for name, total in sums.items()}
 
 

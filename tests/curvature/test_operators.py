@@ -364,15 +364,17 @@ def test_products_come_out_of_inference_mode_and_no_grad():
             torch.testing.assert_close(matrix @ v, outside, rtol=0, atol=0)
 
 
-def test_training_mode_is_refused():
+def test_in_training_mode_the_product_is_that_of_evaluation_mode():
     problem = case("convolutional")
+    v = torch.randn(84, dtype=torch.float64)
+    expected = CurvatureOperator(problem) @ v
     problem.model.train()
-    with pytest.raises(ValueError, match=r"training mode.*call model\.eval\(\) first"):
-        CurvatureOperator(problem) @ torch.zeros(34, dtype=torch.float64)
+    torch.testing.assert_close(CurvatureOperator(problem) @ v, expected, rtol=0, atol=0)
+    assert all(m.training for m in problem.model.modules())
     problem.model.eval()
     problem.model[1].train()
-    with pytest.raises(ValueError, match=r"BatchNorm2d '1' is in training mode; call model\.eval\(\) first"):
-        CurvatureOperator(problem) @ torch.zeros(34, dtype=torch.float64)
+    torch.testing.assert_close(CurvatureOperator(problem) @ v, expected, rtol=0, atol=0)
+    assert [m for m in problem.model.modules() if m.training] == [problem.model[1]]
 
 
 def test_a_vector_of_another_length_is_refused():

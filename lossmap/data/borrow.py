@@ -1,0 +1,286 @@
+"""Borrow a model: what is done between two looks at it, so that it comes back exactly as it was given.
+
+    with temporary_parameters(model, tensors):   the model with other tensors, in evaluation mode
+
+What is kept and put back: the values of parameters and buffers (the model works on copies, so that a module which
+writes into its own weights, as an embedding with `max_norm` does, writes into a copy), `.grad`, `requires_grad`, the
+mode of every module, and what modules keep besides: tables built in a first pass, counters, dictionaries, hooks.
+
+Evaluation mode is set by `eval()`. Some layers change their parameters there: those of LoRA merge their adapters into
+the weight they adapt, which then no longer depends on them. That is found by comparing the parameters before and after;
+such a layer keeps the mode it was given in, while all the others are in evaluation mode.
+
+Price: a copy of parameters and buffers, and a look at the attributes of every module.
+"""
+
+from __future__ import annotations
+
+import copy
+import types
+from collections import OrderedDict, defaultdict, deque
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+from weakref import WeakSet
+
+import torch
+from torch import Tensor, nn
+
+MAX_OBJECTS = 500  # beside the modules themselves, that are looked into for what a forward pass may keep there
+MAX_ENTRIES = 1000  # of a list or dictionary that is looked into
+CONTAINERS = (dict, OrderedDict, defaultdict, list, set, deque)
+CLOSED = (
+    Tensor,
+    str,
+    bytes,
+    int,
+    float,
+    type(None),
+    type,
+    types.ModuleType,
+    types.FunctionType,
+    types.MethodType,
+    torch.Generator,
+)
+# every module has these: hooks, parameters, submodules; those that are empty are not looked into
+STANDARD = frozenset(nn.Module().__dict__)
+
+_borrowed: WeakSet[nn.Module] = WeakSet()
+
+
+class ModuleState:
+    """What the modules of a model keep, beside the values of their tensors; `restore` puts it back.
+
+    Attributes are compared by identity; lists, dictionaries, sets and plain objects below a module are looked into.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.attributes: list[tuple[dict[str, Any], dict[str, Any]]] = []
+        self.contents: list[tuple[Any, Any]] = []
+        modules = list(model.modules())
+        self._known = {id(module) for module in modules}
+        self._entered = 0
+        for module in modules:
+            self.attributes.append((module.__dict__, dict(module.__dict__)))
+        for module in modules:
+            for name, value in module.__dict__.items():
+                if name not in STANDARD:
+                    self._enter(value)
+                elif value and type(value) in CONTAINERS:
+                    self.contents.append((value, value.copy()))
+
+    def _enter(self, value: Any) -> None:
+        """Remember what a container or a plain object holds, and what those in it hold."""
+        if isinstance(value, CLOSED) or id(value) in self._known or self._entered >= MAX_OBJECTS:
+            return
+        if type(value) in CONTAINERS and len(value) <= MAX_ENTRIES:
+            self.contents.append((value, value.copy()))
+            inner = list(value.values() if isinstance(value, dict) else value)
+        elif type(value) is tuple and len(value) <= MAX_ENTRIES:
+            inner = list(value)
+        elif isinstance(getattr(value, "__dict__", None), dict):  # a module in a list is none of the model's own
+            self.attributes.append((value.__dict__, dict(value.__dict__)))
+            inner = list(value.__dict__.values())
+        else:
+            return
+        self._known.add(id(value))
+        self._entered += 1
+        for each in inner:
+            self._enter(each)
+
+    def restore(self) -> None:
+        """Put every attribute and every entry back; what has been added is removed."""
+        for attributes, before in self.attributes:
+            if not _is_same(attributes, before):
+                attributes.clear()
+                attributes.update(before)
+        for container, before in self.contents:
+            if isinstance(container, dict):
+                if not _is_same(container, before):
+                    container.clear()
+                    container.update(before)
+            elif isinstance(container, set):
+                if container != before:
+                    container.clear()
+                    container.update(before)
+            elif len(container) != len(before) or any(a is not b for a, b in zip(container, before, strict=True)):
+                container.clear()
+                container.extend(before)
+
+
+def _is_same(now: Mapping[Any, Any], before: Mapping[Any, Any]) -> bool:
+    """Whether two dictionaries hold the same objects under the same names."""
+    if len(now) != len(before):
+        return False
+    missing = object()
+    return all(now.get(key, missing) is value for key, value in before.items())
+
+
+@contextmanager
+def temporary_parameters(model: nn.Module, tensors: Mapping[str, Tensor]) -> Iterator[nn.Module]:
+    """The model with other parameters, in evaluation mode; given back untouched.
+
+    tensors  values for parameters and buffers, by their names in the state dict; the others stay
+
+    Parameters and buffers are pointed at copies and pointed back afterwards, so that the model's own values return to
+    the last bit and the given ones stay. Inside another one over the same model only the given tensors are moved.
+    Raises KeyError for a name that the model has not, and ValueError for a model whose adapters are merged.
+    """
+    own = named_tensors(model)
+    unknown = [name for name in tensors if name not in own]
+    if unknown:
+        raise KeyError(f"the model has no tensor named {unknown[0]!r}")
+    if model in _borrowed:
+        before = {name: own[name].data for name in tensors}
+        try:
+            _point(own, {name: _copy(value) for name, value in tensors.items()})
+            yield model
+        finally:
+            _point(own, before)
+        return
+    state = ModuleState(model)
+    values = {name: t.data for name, t in own.items()}
+    gradients = [(t, t.grad, t.requires_grad) for t in own.values() if t.is_leaf]
+    _borrowed.add(model)
+    try:
+        for t, _, _ in gradients:
+            t.grad = None
+        _point(own, {name: _copy(value) for name, value in values.items()})
+        set_evaluation_mode(model)
+        _point(own, {name: _copy(value) for name, value in tensors.items()})
+        yield model
+    finally:
+        _borrowed.discard(model)
+        state.restore()
+        _point(own, values)
+        for t, gradient, required in gradients:
+            t.grad = gradient
+            if t.requires_grad != required:
+                t.requires_grad_(required)
+
+
+def copy_of(model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
+    """An independent copy, in another precision where one is given: parameters, buffers and what modules keep besides.
+
+    What PyTorch does not copy, the weight that weight norm left with its graph, is copied without the graph.
+    """
+    kept: dict[int, Any] = {}
+    for attributes, _ in ModuleState(model).attributes:
+        for value in list(attributes.values()):
+            for t in _entries(value):
+                if isinstance(t, Tensor) and not isinstance(t, nn.Parameter):
+                    kept |= _copied_tensor(t, dtype)
+    twin = copy.deepcopy(model, kept)
+    return twin if dtype is None else twin.to(dtype)
+
+
+def _entries(value: Any) -> Iterable[Any]:
+    """What a dictionary or list holds; any other value by itself."""
+    if isinstance(value, dict):
+        return list(value.values())
+    return value if isinstance(value, (list, tuple)) else [value]
+
+
+def _copied_tensor(t: Tensor, dtype: torch.dtype | None) -> dict[int, Tensor]:
+    """The copy of a kept tensor by the identity of the original; empty where it can be left to `deepcopy`."""
+    converted = dtype is not None and t.is_floating_point() and t.dtype != dtype
+    if t.is_leaf and not converted:
+        return {}
+    return {id(t): _copy(t).to(dtype) if converted else _copy(t)}
+
+
+def named_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """The model's parameters and buffers, by name."""
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+
+
+def _copy(value: Tensor) -> Tensor:
+    """Of its own storage, and no inference tensor."""
+    with torch.inference_mode(False):
+        return value.detach().clone()
+
+
+def _point(own: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
+    for name, value in values.items():
+        own[name].data = value
+
+
+def set_evaluation_mode(model: nn.Module) -> None:
+    """All modules in evaluation mode, but those that change their parameters in `eval()`, which stay as they are.
+
+    Raises ValueError where such a module has done so already.
+    """
+    own_modes = [m for m in model.modules() if _sets_modes_itself(m)]
+    if not own_modes:
+        model.eval()
+        return
+    merged = [m for m in own_modes if not m.training]
+    changed = _changed_by(model, merged, True)
+    if changed:
+        layers = _layers_of(model, changed, merged)
+        raise ValueError(
+            f"eval() changes parameters of this model: {layers} (train() changes {_listed(changed)}), as layers do "
+            "that merge their adapters into a weight, which no longer depends on them then; call model.train() first: "
+            "it is evaluated unmerged, with dropout and batch norm in evaluation mode"
+        )
+    changed = _changed_by(model, [model], False)
+    if not changed:
+        model.eval()
+        return
+    kept = set(_owners(model, changed, own_modes))
+    for module in model.modules():
+        if module not in kept:
+            module.training = False
+
+
+def _sets_modes_itself(module: nn.Module) -> bool:
+    """Whether it has a `train` or `eval` of its own."""
+    own = type(module).train is not nn.Module.train or type(module).eval is not nn.Module.eval
+    return own or "train" in module.__dict__ or "eval" in module.__dict__
+
+
+def _changed_by(model: nn.Module, modules: Iterable[nn.Module], mode: bool) -> list[str]:
+    """The parameters and buffers that change where modules are put into a mode; all is as before afterwards."""
+    own = named_tensors(model)
+    values = {name: t.data for name, t in own.items()}
+    state = ModuleState(model)
+    required = [(t, t.requires_grad) for t in own.values() if t.is_leaf]
+    try:
+        _point(own, {name: _copy(value) for name, value in values.items()})
+        for module in modules:
+            module.train(True) if mode else module.eval()
+        now = named_tensors(model)
+        names = [name for name, value in values.items() if name not in now or not _equal(now[name].data, value)]
+        return names + [name for name in now if name not in values]
+    finally:
+        state.restore()
+        _point(own, values)
+        for t, before in required:
+            t.requires_grad_(before)
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    return bool(((a == b) | ((a != a) & (b != b))).all())
+
+
+def _owners(model: nn.Module, names: Iterable[str], modules: Iterable[nn.Module]) -> list[nn.Module]:
+    """Of each tensor the innermost of these modules that holds it."""
+    inside = {name: m for name, m in model.named_modules() if any(m is each for each in modules)}
+    owners: dict[nn.Module, None] = {}
+    for name in names:
+        holding = [n for n in inside if n == "" or name.startswith(f"{n}.")]
+        if holding:
+            owners[inside[max(holding, key=len)]] = None
+    return list(owners)
+
+
+def _layers_of(model: nn.Module, names: Iterable[str], modules: Iterable[nn.Module]) -> str:
+    """The modules that hold these tensors, as a person would name them."""
+    names_of = {m: n for n, m in model.named_modules()}
+    return _listed([f"{type(m).__name__} {names_of[m]!r}" for m in _owners(model, names, modules)])
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
