@@ -295,7 +295,7 @@ def test_an_l2_path_carries_retrained_spectra_on_request(problem):
 
 
 def test_a_model_in_training_mode_is_read_in_evaluation_mode():
-    model = nn.Sequential(nn.Linear(5, 6), nn.BatchNorm1d(6), nn.Dropout(0.5), nn.Tanh(), nn.Linear(6, 3)).double()
+    model = nn.Sequential(nn.Linear(6, 6), nn.BatchNorm1d(6), nn.Dropout(0.5), nn.Tanh(), nn.Linear(6, 3)).double()
     problem = Problem.supervised(model.eval(), "crossentropy", data())
     expected = spectrum(problem).largest
     model.train()
