@@ -38,9 +38,9 @@ def build_operator(
     memory      bytes for kept values, see `autotune.prepare`; give less where ranks share the memory
     check       compares products with differences of the gradient, once for a problem (see `product_check`)
 
-    The model may be in training mode: it is read in evaluation mode. Raises ValueError for what cannot be differentiated
-    twice in good faith, weights in less than float32 or an operation without a right second derivative; and for an
-    unknown matrix, backend or parameter.
+    The model may be in training mode: it is read in evaluation mode. Raises ValueError for what cannot be
+    differentiated twice in good faith, weights in less than float32 or an operation without a right second derivative;
+    and for an unknown matrix, backend or parameter.
     """
     if matrix not in MATRICES:
         raise ValueError(f"the matrix must be one of {', '.join(MATRICES)}; got {matrix!r}")

@@ -13,7 +13,6 @@ by comparing two steps. Price: two gradients each.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -23,6 +22,7 @@ from torch import Tensor, nn
 
 from lossmap.curvature.operators import Product, gauss_newton, outputs_and_loss
 from lossmap.data.batches import Batch, move_batch, samples_in
+from lossmap.data.borrow import copy_of
 from lossmap.data.problem import Problem, temporary_parameters
 from lossmap.data.stable_losses import stable_forms
 
@@ -31,13 +31,7 @@ Parts = list[Tensor]  # one tensor for each of theta's
 
 def float64_copy(model: nn.Module) -> nn.Module:
     """A deep copy in float64, buffers too. What hooks have computed (old weight norm) is copied by its values."""
-    memo: dict[int, object] = {}
-    for module in model.modules():
-        for value in vars(module).values():
-            if isinstance(value, Tensor) and not value.is_leaf:
-                memo[id(value)] = value.detach().clone()
-    twin: nn.Module = copy.deepcopy(model, memo)
-    return twin.double()
+    return copy_of(model, torch.float64)
 
 
 @dataclass(frozen=True, eq=False)
