@@ -20,7 +20,7 @@ import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from math import isfinite, sqrt
+from math import inf, isfinite, sqrt
 from typing import Any
 
 import torch
@@ -107,7 +107,10 @@ class Reference:
         return wrong, undecided
 
     def judge_gradient(self) -> float:
-        """The error of the gradient along this vector relative to what is usual along such a one; 0 for none."""
+        """The error of the gradient along this vector relative to what is usual along such a one; 0 for none.
+
+        Infinite where the loss jumps here.
+        """
         slope = sum(float((g * d).sum()) for g, d in zip(self.gradient, self.v, strict=True))
         usual = sqrt(
             sum((norm(g) * norm(d)) ** 2 / max(g.numel(), 1) for g, d in zip(self.gradient, self.v, strict=True))
@@ -125,7 +128,9 @@ class Reference:
         largest = max(abs(self.at(h)[1]), size)
         if change < RESOLVED * largest and error > 5 * change + tolerance(h):
             return error / largest
-        return 0.0
+        jumps = [2 * h * abs(self.at(h)[1] - slope) for h in sorted(STEPS)[:3]]
+        # what does not shrink with the step is a jump of the loss itself; at a kink it has none
+        return inf if min(jumps) > max(0.5 * max(jumps), 1e-6 * abs(self.loss)) else 0.0
 
 
 def closest_steps(value: Callable[[float], Tensor]) -> tuple[float, float]:
@@ -300,6 +305,12 @@ class _Judge:
         error = max([slopes.judge_gradient(), *(r.judge_gradient() for r in references)])
         if not error:
             return
+        if error == inf:
+            raise ValueError(
+                "the loss jumps at these parameters: however small a step is, it changes by as much; it has no Hessian "
+                "here. Look for a value that the model rounds or casts to whole numbers, as PyTorch's orthogonal "
+                "parametrization does"
+            )
         names = suspects(few)
         through = f" through {names}" if names else ""
         raise ValueError(
