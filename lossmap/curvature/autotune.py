@@ -43,6 +43,7 @@ from lossmap.curvature.operators import (
     single_rank,
 )
 from lossmap.curvature.product_check import check_product
+from lossmap.data.moved_loss import refuse_unmoved
 from lossmap.data.problem import Problem, temporary_parameters
 from lossmap.geometry.parameter_vector import Layout, selected
 from lossmap.memory import free_memory
@@ -94,6 +95,7 @@ def prepare(
         start = plan if isinstance(plan, HvpPlan) else HvpPlan.from_stored(plan)
         backend = start.backend
     factory = OperatorFactory(problem, parameters, product, total, start, memory)
+    refuse_unmoved(problem)
     if product is gauss_newton:
         with differentiable_evaluation(problem):
             outputs_and_loss(problem, next(iter(problem.rebatched(1).data)))

@@ -12,6 +12,7 @@ from lossmap.curvature.hvp_plan import HvpPlan, backend_of
 from lossmap.curvature.linearized_operator import LinearizedOperator
 from lossmap.curvature.operators import CurvatureOperator, Total, gauss_newton, hessian, single_rank
 from lossmap.curvature.product_check import check_product
+from lossmap.data.moved_loss import refuse_unmoved
 from lossmap.data.problem import Problem
 
 MATRICES = {"hessian": hessian, "gauss-newton": gauss_newton}
@@ -45,6 +46,8 @@ def build_operator(
     if matrix not in MATRICES:
         raise ValueError(f"the matrix must be one of {', '.join(MATRICES)}; got {matrix!r}")
     plain = CurvatureOperator(problem, MATRICES[matrix], parameters, total)
+    if check:
+        refuse_unmoved(problem)
     if plain.dtype not in (torch.float32, torch.float64):
         raise ValueError(
             f"the weights are {str(plain.dtype).removeprefix('torch.')}, in which second derivatives drown in "

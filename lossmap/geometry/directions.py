@@ -25,7 +25,8 @@ import torch
 from torch import Tensor, nn
 
 from lossmap.geometry.grid import Point
-from lossmap.geometry.parameter_vector import Layout
+from lossmap.geometry.parameter_vector import Layout, movable_parameters, refuse_complex
+from lossmap.geometry.unregistered import explained, unregistered
 from lossmap.seeding import normal
 from lossmap.sums import dot, norm
 
@@ -243,8 +244,16 @@ def _alike(origin: Named, other: Named, what: str) -> None:
 
 
 def origin_of(model: nn.Module, states: bool = False) -> dict[str, Tensor]:
-    """The model's parameters, and with `states` its floating-point buffers: clones, by name, in its order."""
-    named: dict[str, Tensor] = dict(model.named_parameters())
+    """The model's parameters, and with `states` its floating-point buffers: clones, by name, in its order.
+
+    Parameters of whole numbers or truth values stand still. Raises ValueError for a complex parameter, for a lazy one
+    without a shape, and where the model keeps all its parameters in Python lists.
+    """
+    named: dict[str, Tensor] = dict(movable_parameters(model))
+    refuse_complex(named)
+    lost = [] if named else unregistered(model)
+    if lost:
+        raise ValueError(f"the model has no parameter that a plane could move; {explained(lost)}")
     if states:
         named |= {k: b for k, b in model.named_buffers() if b.is_floating_point()}
         order = list(model.state_dict())

@@ -9,6 +9,9 @@ from math import prod
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from lossmap.geometry.unregistered import explained, unregistered
 
 Named = Mapping[str, Tensor]
 
@@ -50,6 +53,29 @@ class Layout:
         return dict(zip(self.names, self.split(v), strict=True))
 
 
+def movable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The floating-point and complex parameters by name, in order; whole numbers and truth values stand still.
+
+    Raises ValueError for a lazy module that has not met its first input, and so has no parameters yet.
+    """
+    named = dict(model.named_parameters())
+    for name, p in named.items():
+        if is_lazy(p):
+            raise ValueError(f"the parameter {name!r} has no shape yet; run the model once on an input (lazy modules)")
+    return {name: p for name, p in named.items() if p.is_floating_point() or p.is_complex()}
+
+
+def refuse_complex(named: Named) -> None:
+    """Raises ValueError, with its name, for a complex tensor."""
+    for name, t in named.items():
+        if t.is_complex():
+            raise ValueError(
+                f"the parameter {name!r} is complex ({str(t.dtype).removeprefix('torch.')}); planes and derivatives are"
+                " taken by real parameters: keep torch.view_as_real(weight) as the parameter, and view_as_complex "
+                "of it in the forward pass"
+            )
+
+
 def selected(model: nn.Module, which: str = "weights") -> dict[str, nn.Parameter]:
     """The model's parameters to differentiate by, in order.
 
@@ -58,7 +84,7 @@ def selected(model: nn.Module, which: str = "weights") -> dict[str, nn.Parameter
 
     Raises ValueError where nothing matches, with the nearest names.
     """
-    named = dict(model.named_parameters())
+    named = movable_parameters(model)
     if which == "all":
         parameters = named
     elif which == "weights":
@@ -73,5 +99,8 @@ def selected(model: nn.Module, which: str = "weights") -> dict[str, nn.Parameter
         names = list(named)[:8]
         if len(named) > 8:
             names.append("...")
-        raise ValueError(f"no parameter matches {which!r}; the model has {', '.join(names) or 'none'}")
+        lost = unregistered(model)
+        reason = f"; {explained(lost)}" if lost else ""
+        raise ValueError(f"no parameter matches {which!r}; the model has {', '.join(names) or 'none'}{reason}")
+    refuse_complex(parameters)
     return parameters

@@ -23,6 +23,7 @@ from torch.utils import _pytree as pytree
 
 from lossmap.curvature.operators import Total, single_rank
 from lossmap.data.batches import Batch, Resident, Streamed
+from lossmap.data.moved_loss import refuse_unmoved
 from lossmap.data.problem import Problem, temporary_parameters
 from lossmap.data.stable_losses import stable_forms
 from lossmap.geometry.directions import Plane
@@ -182,6 +183,7 @@ def losses(
     problems = {"train": problem} if isinstance(problem, Problem) else dict(problem)
     if len({id(p.model) for p in problems.values()}) != 1:
         raise ValueError("the problems of a survey must share one model; got several")
+    refuse_unmoved(next(iter(problems.values())))
     if isinstance(plan, Mapping):
         plan = ForwardPlan(**plan)
     if plan is None:
