@@ -196,17 +196,28 @@ class EigenvalueMap:
                 f"{prefix}products": float(estimate.products),
             }
         solved = self._solved[split, part]
-        pairs = extremes(
-            matrix,
-            part,
-            start=None if self.cold else solved.start(point),
-            seed=seed,
-            certify=self.cold,
-            memory=self.memory,
-            stop=self.stop,
-            state=state,
-            **self.solver_options,
-        )
+        start = None
+        if not self.cold:
+            start = solved.start(point)
+        # Without a neighbour, as at a rank's first point and the first after an interruption, a random start alone may
+        # settle on a value far from the extreme: the search then goes on until its limits are near.
+        certify = start is None
+        if state is not None:
+            certify = self.cold or bool(state.pop("certify", 0))
+        try:
+            pairs = extremes(
+                matrix,
+                part,
+                start=start,
+                seed=seed,
+                certify=certify,
+                memory=self.memory,
+                stop=self.stop,
+                state=state,
+                **self.solver_options,
+            )
+        except Interrupted as left:
+            raise Interrupted({**left.state, "certify": int(certify)}) from None
         if not self.cold:
             solved.add(point, pairs.vectors)
         return {f"{prefix}{k}": v for k, v in reading_of(pairs, Which.parse(part)).items()}

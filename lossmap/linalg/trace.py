@@ -155,7 +155,7 @@ def hutchinson(operator: SymmetricOperator, products: int, *, seed: int | str = 
     for i in range(products):
         w = seeding.signs(n, "trace probe", seed, i).to(operator.device, operator.dtype)
         terms[i] = float(torch.dot(w.double(), finite_product(operator, w)))
-    return _mean_of(terms, products, "hutchinson", n)
+    return _mean_of(terms, products, "hutchinson", operator)
 
 
 def hutch_plus_plus(operator: SymmetricOperator, products: int, *, seed: int | str = 0) -> Trace:
@@ -164,14 +164,14 @@ def hutch_plus_plus(operator: SymmetricOperator, products: int, *, seed: int | s
     A third of the products makes Q, a third takes its trace, a third is Hutchinson outside of it.
     Raises FloatingPointError where a product is not finite.
     """
-    n, s = operator.size, products // 3
+    s = products // 3
     sketch = _images(operator, _signs(operator, "trace sketch", seed, s))
     q = torch.linalg.qr(sketch)[0]
     inside = float((q * _images(operator, q)).sum())
     outside = _signs(operator, "trace probe", seed, products - 2 * s).double()
     outside = outside - q @ (q.T @ outside)
     terms = (outside * _images(operator, outside)).sum(0).cpu().numpy()
-    return _mean_of(inside + terms, products, "hutch++", n)
+    return _mean_of(inside + terms, products, "hutch++", operator)
 
 
 class Sketch:
@@ -302,12 +302,14 @@ def _terms(
     return result
 
 
-def _mean_of(terms: np.ndarray, products: int, method: str, n: int) -> Trace:
+def _mean_of(terms: np.ndarray, products: int, method: str, operator: SymmetricOperator) -> Trace:
     """The mean of independent terms, (terms,), with its standard error; infinite for one term."""
     error = inf
     if len(terms) > 1:
-        error = float(terms.std(ddof=1) / sqrt(len(terms)))
-    return Trace(float(terms.mean()), error, len(terms), products, method, n)
+        # Where the terms agree, as outside of a subspace that holds all of the matrix, rounding is left.
+        rounding = Rounding.of(operator).allowance(float(np.abs(terms).max()))
+        error = max(float(terms.std(ddof=1) / sqrt(len(terms))), rounding)
+    return Trace(float(terms.mean()), error, len(terms), products, method, operator.size)
 
 
 def _signs(operator: SymmetricOperator, purpose: str, seed: int | str, count: int) -> Tensor:

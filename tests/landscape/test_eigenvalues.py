@@ -319,3 +319,27 @@ def test_less_memory_keeps_fewer_values_and_at_last_none():
     while (prepared := prepared.smaller()) is not None:
         steps.append((prepared.batch, prepared.memory))
     assert steps[-1] == (1, 0) and steps[-2][0] == 1 and steps[-2][1] > 0
+
+
+def test_a_point_without_a_neighbor_goes_on_until_its_limits_are_near():
+    """The smallest eigenvalue lies close to a dense bulk, which a short search takes for the end."""
+    tol, n = 1e-2, 400
+    values = np.r_[np.linspace(-0.02, 0.1, n - 2), -0.2, 1.0]
+    for seed in range(10):
+        measure = EigenvalueMap({"train": Places(lambda t: Solved(np.diag(values)))}, line(), tol=tol, seed=seed)
+        first = measure((0.0,))
+        assert first["max_eig_limit"] - first["max_eig"] <= 10.01 * tol
+        assert first["min_eig"] - first["min_eig_limit"] <= 10.01 * tol
+        assert measure((0.1,))["products"] <= first["products"]
+
+
+def test_an_interrupted_point_without_a_neighbor_resumes_to_the_same_reading():
+    places = {"train": Places(rotating)}
+    truth = EigenvalueMap(places, line(), tol=1e-6)((0.5,))
+    asked = iter([False] * 7 + [True] * 100)
+    with pytest.raises(Interrupted) as left:
+        EigenvalueMap(places, line(), tol=1e-6, stop=lambda: next(asked))((0.5,))
+    assert left.value.state["space:certify"] == 1
+    resumed = EigenvalueMap(places, line(), tol=1e-6)
+    resumed((0.4,))  # a neighbor now, which the interrupted search did not have
+    assert resumed.resume((0.5,), left.value.state) == truth
