@@ -110,7 +110,16 @@ def prepare(
             return factory
         return replace(factory, plan=replace(start, backend=next(iter(candidates))))
     with torch.inference_mode(False), torch.no_grad():
-        return Probe(factory).best(candidates)
+        best = Probe(factory).best(candidates)
+    return _with_rounding(best)
+
+
+def _with_rounding(factory: OperatorFactory) -> OperatorFactory:
+    """The factory with the rounding of its products, as measured at the model's own tensors."""
+    measured = factory.at(measured=True).measured
+    if measured is None:
+        return factory
+    return replace(factory, plan=replace(factory.plan, rounding=(measured.rounding, measured.relative)))
 
 
 _WORDS = {

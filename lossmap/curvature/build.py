@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,12 +11,18 @@ import torch
 from lossmap.curvature.autotune import prepare
 from lossmap.curvature.hvp_plan import HvpPlan, backend_of
 from lossmap.curvature.linearized_operator import LinearizedOperator
-from lossmap.curvature.operators import CurvatureOperator, Total, gauss_newton, hessian, single_rank
+from lossmap.curvature.operators import CurvatureOperator, Product, Total, gauss_newton, hessian, single_rank
 from lossmap.curvature.product_check import check_product
+from lossmap.curvature.rounding import RoundingProbe
 from lossmap.data.moved_loss import refuse_unmoved
 from lossmap.data.problem import Problem
 
 MATRICES = {"hessian": hessian, "gauss-newton": gauss_newton}
+
+
+def _over(product: Product, parameters: str, total: Total, problem: Problem) -> CurvatureOperator:
+    """The operator of a problem by double backward."""
+    return CurvatureOperator(problem, product, parameters, total)
 
 
 def build_operator(
@@ -45,7 +52,9 @@ def build_operator(
     """
     if matrix not in MATRICES:
         raise ValueError(f"the matrix must be one of {', '.join(MATRICES)}; got {matrix!r}")
-    plain = CurvatureOperator(problem, MATRICES[matrix], parameters, total)
+    product = MATRICES[matrix]
+    measure = RoundingProbe(problem, parameters, product, total, partial(_over, product, parameters, total))
+    plain = CurvatureOperator(problem, product, parameters, total, measure)
     if check:
         refuse_unmoved(problem)
     if plain.dtype not in (torch.float32, torch.float64):
@@ -53,12 +62,12 @@ def build_operator(
             f"the weights are {str(plain.dtype).removeprefix('torch.')}, in which second derivatives drown in "
             "rounding; call model.float() first"
         )
-    product = MATRICES[matrix]
     if plan is None and backend_of(backend) == "double-backward":
         # one point alone, so that a distant one need not be looked at
         if not (check and check_product(problem, parameters, product, distant=False).rejected):
             return plain
         backend = "linearized"
-    return prepare(
+    factory = prepare(
         problem, parameters, product, total=total, backend=backend, plan=plan, memory=memory, check=check
-    ).at()
+    )
+    return factory.at(measured=True)

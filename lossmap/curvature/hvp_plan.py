@@ -41,6 +41,8 @@ class HvpPlan:
     winograd_channels   3x3 convolutions of at least this many channels use Winograd tiles; 0: none (linearized only)
     graph_bytes         bytes per sample that a retained graph takes at most
     seconds_per_sample  what the probe measured, by the label of each plan that it tried
+    rounding            how far rounding may move an eigenvalue where the plan was made, in their unit, and the same
+                        relative to the largest there; None where it was not measured, as by version 0.1
     """
 
     backend: str
@@ -50,6 +52,7 @@ class HvpPlan:
     winograd_channels: int = 0
     graph_bytes: int = 0
     seconds_per_sample: Mapping[str, float] = field(default_factory=dict, hash=False)
+    rounding: tuple[float, float] | None = None
 
     @property
     def label(self) -> str:
@@ -71,6 +74,8 @@ class HvpPlan:
             entries["kept_per_sample"] = self.graph_bytes
         if self.seconds_per_sample:
             entries["seconds_per_sample"] = dict(self.seconds_per_sample)
+        if self.rounding is not None:
+            entries["rounding"] = list(self.rounding)
         return entries
 
     @classmethod
@@ -85,6 +90,7 @@ class HvpPlan:
         backend = backend_of(str(name))
         if backend == "auto":
             raise ValueError("a stored plan names the backend that was chosen; got 'auto'")
+        rounding = entries.get("rounding")
         return cls(
             backend,
             int(entries["batch"]),
@@ -93,4 +99,5 @@ class HvpPlan:
             int(entries.get("tiled", 0)),
             int(entries.get("kept_per_sample", 0)),
             dict(entries.get("seconds_per_sample", {})),
+            None if rounding is None else (float(rounding[0]), float(rounding[1])),
         )

@@ -30,7 +30,16 @@ from lossmap.curvature.backends import (
 )
 from lossmap.curvature.hvp_plan import HvpPlan
 from lossmap.curvature.linearize.trace import LinearizedProgram
-from lossmap.curvature.operators import Product, Total, mean_product, scipy_operator, single_rank
+from lossmap.curvature.operators import (
+    CurvatureOperator,
+    Product,
+    RoundingResult,
+    Total,
+    mean_product,
+    scipy_operator,
+    single_rank,
+)
+from lossmap.curvature.rounding import MeasuredRounding, RoundingProbe, in_precision
 from lossmap.data.batches import Batch, move_batch, samples_in
 from lossmap.data.problem import Problem, temporary_parameters
 from lossmap.geometry.parameter_vector import Layout, selected
@@ -50,6 +59,8 @@ class LinearizedOperator:
     problem   whose samples this rank holds
     total     adds a tensor up over the ranks of a team
     products  the backend at this point
+    probe     measures the rounding here
+    given     the rounding as measured elsewhere; it is measured here where `measured_here`, else assumed
     """
 
     layout: Layout
@@ -58,11 +69,37 @@ class LinearizedOperator:
     problem: Problem
     total: Total
     products: PointProducts
+    probe: RoundingProbe
+    given: RoundingResult | None = None
+    measured_here: bool = False
 
     @property
     def size(self) -> int:
         """The entries n of theta."""
         return self.layout.size
+
+    @cached_property
+    def measured(self) -> RoundingResult | None:
+        """The rounding of the products; measured here, when first asked for, by all ranks of a team together."""
+        return self.probe() if self.measured_here else self.given
+
+    @property
+    def rounding(self) -> float | None:
+        """How far rounding may move an eigenvalue, in their unit; None where it is assumed."""
+        return None if self.measured is None else self.measured.rounding
+
+    @property
+    def rounding_ratio(self) -> float | None:
+        """The same relative to the largest absolute eigenvalue, at least; None where it is assumed."""
+        return None if self.measured is None else self.measured.ratio
+
+    def in_float64(self) -> CurvatureOperator:
+        """The same curvature in float64, by double backward over a copy of the model and of the data.
+
+        Raises what the model raises there.
+        """
+        probe = self.probe
+        return in_precision(self.problem, torch.float64, probe.parameters, probe.product, self.total, probe.state)
 
     def __matmul__(self, v: Tensor) -> Tensor:
         """The product with v, (n,) -> (n,), or with the columns of a block, (n, b) -> (n, b).
@@ -153,10 +190,11 @@ class OperatorFactory:
         memory = self.memory // 2 if self.batch > 1 else 0
         return replace(self, plan=replace(self.plan, batch_size=max(1, self.batch // 2)), memory=memory)
 
-    def at(self, tensors: Mapping[str, Tensor] | None = None) -> LinearizedOperator:
+    def at(self, tensors: Mapping[str, Tensor] | None = None, *, measured: bool = False) -> LinearizedOperator:
         """The curvature where the model has these tensors; all others, or without any all, as they are.
 
-        tensors  parameters and buffers by their names in the state dict; the model itself is not changed
+        tensors   parameters and buffers by their names in the state dict; the model itself is not changed
+        measured  whether its rounding is measured here; else it is that of the plan, at another point
 
         The values that products read are computed at the first product or loss. Raises KeyError for a name that the
         model has not.
@@ -170,8 +208,27 @@ class OperatorFactory:
         state |= {k: t.detach().to(own[k].device, own[k].dtype) for k, t in (tensors or {}).items()}
         state = {k: t.clone() for k, t in state.items()}  # a forward pass may write into its weights and buffers
         return LinearizedOperator(
-            self.layout, first.dtype, first.device, self.problem, self.total, self.products(state)
+            self.layout,
+            first.dtype,
+            first.device,
+            self.problem,
+            self.total,
+            self.products(state),
+            RoundingProbe(self.problem, self.parameters, self.product, self.total, partial(self._over, state), state),
+            self._rounding(first.dtype),
+            measured,
         )
+
+    def _rounding(self, dtype: torch.dtype) -> MeasuredRounding | None:
+        """What is allowed at a point for what was measured where the plan was made; None where nothing was."""
+        if self.plan.rounding is None:
+            return None
+        return MeasuredRounding.elsewhere(self.plan.rounding[1], float(torch.finfo(dtype).eps))
+
+    def _over(self, state: Mapping[str, Tensor], problem: Problem) -> LinearizedOperator:
+        """The operator at these tensors over other data, by the same plan; rounding assumed."""
+        few = replace(self, problem=problem, plan=replace(self.plan, rounding=None))
+        return few.at(state)
 
     def products(self, state: Mapping[str, Tensor]) -> PointProducts:
         if self.plan.backend == "double-backward":

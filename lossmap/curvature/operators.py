@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -138,6 +138,25 @@ def outputs_and_loss(problem: Problem, batch: Batch) -> tuple[list[Tensor], Call
     return [leaves[i] for i in floating], loss_of
 
 
+class RoundingResult(Protocol):
+    """What a measurement of rounding says; see `rounding.MeasuredRounding`."""
+
+    @property
+    def rounding(self) -> float:
+        """How far rounding may move an eigenvalue, in their unit."""
+
+    @property
+    def ratio(self) -> float:
+        """The same relative to the largest absolute eigenvalue, at least."""
+
+    @property
+    def relative(self) -> float:
+        """What was measured, relative to the largest absolute eigenvalue there."""
+
+
+RoundingMeasure = Callable[[], "RoundingResult | None"]
+
+
 @dataclass(frozen=True, eq=False)
 class CurvatureOperator:
     """A symmetric (n, n) matrix over the data, known only by `matrix @ v`.
@@ -146,12 +165,14 @@ class CurvatureOperator:
     product     one batch's share of the product: hessian or gauss_newton
     parameters  what theta is made of: `weights` (dimension > 1), `all`, or a regular expression
     total       adds a tensor up over the ranks of a team, each with its own share of the data
+    measure     measures the rounding of the products, when first asked for; None: it is assumed
     """
 
     problem: Problem
     product: Product = hessian
     parameters: str = "weights"
     total: Total = single_rank
+    measure: RoundingMeasure | None = None
 
     @cached_property
     def named(self) -> dict[str, nn.Parameter]:
@@ -167,6 +188,21 @@ class CurvatureOperator:
     def size(self) -> int:
         """The entries n of theta."""
         return self.layout.size
+
+    @cached_property
+    def measured(self) -> RoundingResult | None:
+        """The rounding of the products, measured when first asked for, by all ranks of a team together."""
+        return None if self.measure is None else self.measure()
+
+    @property
+    def rounding(self) -> float | None:
+        """How far rounding may move an eigenvalue, in their unit; None where it was not measured."""
+        return None if self.measured is None else self.measured.rounding
+
+    @property
+    def rounding_ratio(self) -> float | None:
+        """The same relative to the largest absolute eigenvalue, at least; None where it was not measured."""
+        return None if self.measured is None else self.measured.ratio
 
     @property
     def dtype(self) -> torch.dtype:

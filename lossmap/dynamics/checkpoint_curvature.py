@@ -169,7 +169,7 @@ class CheckpointCurvature:
         if self.whole:
             trace_products, density_error = TRACE_PRODUCTS, DENSITY_ERROR
         spectrum = spectrum_of(
-            interruptible(self.factory.at(), self.stop),
+            interruptible(self.factory.at(measured=True), self.stop),
             top=self.top,
             bottom=1,
             trace_products=trace_products,

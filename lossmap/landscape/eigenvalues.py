@@ -12,9 +12,10 @@ vectors, each at most `memory` bytes.
 
 from __future__ import annotations
 
+import logging
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isfinite, nan
 from typing import Any, Protocol
 
@@ -26,10 +27,13 @@ from lossmap.geometry.directions import Plane
 from lossmap.geometry.grid import Field, Point
 from lossmap.interrupt import Interrupted
 from lossmap.linalg.lanczos import EigenPairs, Which, check_eigenvalue_request, extremes
-from lossmap.linalg.operator import SymmetricOperator
+from lossmap.linalg.operator import ROUNDING_EPSILONS, SymmetricOperator
 from lossmap.linalg.trace import trace
 
+logger = logging.getLogger("lossmap")
+
 CERTIFY = ("audit", "each", "none")
+MAX_ROUNDING_SHARE = 0.1  # of an error bar, that rounding may have before it is measured
 MAX_NEIGHBOURS = 512  # whose eigenvectors are kept
 MIN_COSINE = 0.8  # a vector is continued in a straight line where the last two make an angle with a cosine above this
 
@@ -39,6 +43,9 @@ class PointOperator(SymmetricOperator, Protocol):
 
     def loss(self) -> float:
         """The mean loss over all samples of the team."""
+
+    def in_float64(self) -> SymmetricOperator:
+        """The same matrix with products in float64."""
 
 
 class OperatorFactory(Protocol):
@@ -220,7 +227,41 @@ class EigenvalueMap:
             raise Interrupted({**left.state, "certify": int(certify)}) from None
         if not self.cold:
             solved.add(point, pairs.vectors)
+        pairs = self._with_measured_rounding(matrix, pairs, split)
         return {f"{prefix}{k}": v for k, v in reading_of(pairs, Which.parse(part)).items()}
+
+    def _with_measured_rounding(self, matrix: PointOperator, pairs: EigenPairs, split: str) -> EigenPairs:
+        """The pairs with residuals in float64, where rounding could exceed a tenth of an error bar, or is audited.
+
+        What rounding could do here is judged by what it did where the plan was made: in the unit of the eigenvalues,
+        as where terms cancel, or relative to them. Every rank of a team comes to the same decision.
+        """
+        plan = getattr(self.prepared[split], "plan", None)
+        if plan is None or plan.rounding is None or matrix.dtype == torch.float64:
+            return pairs
+        suspected = max(plan.rounding[0], plan.rounding[1] * pairs.scale)
+        largest_bar = np.nanmax(pairs.residuals, initial=0.0)
+        if not (self.audit or suspected > MAX_ROUNDING_SHARE * largest_bar):
+            return pairs
+        return remeasured(matrix, pairs, suspected)
+
+
+def remeasured(matrix: PointOperator, pairs: EigenPairs, suspected: float) -> EigenPairs:
+    """The pairs with ||A x - theta x|| by products in float64; with what is suspected beside them where these fail."""
+    residuals = pairs.residuals + suspected
+    try:
+        double = matrix.in_float64()
+        known = np.isfinite(pairs.values)
+        for i in np.flatnonzero(known):
+            x = pairs.vectors[:, i].double()
+            x = x / x.norm()
+            residuals[i] = float(((double @ x).double() - pairs.values[i] * x).norm())
+            residuals[i] += ROUNDING_EPSILONS * np.finfo(np.float64).eps * pairs.scale
+    except Exception as failure:  # somebody's own forward may raise anything in another precision
+        logger.info("rounding is not measured at this point: %s", failure)
+    shift = max(float(np.nanmax(residuals - pairs.residuals, initial=0.0)), 0.0)
+    upper, lower = pairs.limits
+    return replace(pairs, residuals=residuals, limits=(upper + shift, lower - shift))
 
 
 def parts_of(which: str) -> tuple[str, ...]:

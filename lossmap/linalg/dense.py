@@ -48,7 +48,11 @@ class DenseMatrix:
             measured[:, j] = finite_product(operator, unit).cpu().numpy()
         asymmetry = float(np.linalg.norm(measured - measured.T)) / 2.0
         rounding = Rounding.of(operator)
-        return cls(0.5 * (measured + measured.T), asymmetry, rounding.epsilon, operator.dtype, rounding.measured)
+        entries = 0.5 * (measured + measured.T)
+        allowance = None
+        if rounding.measured is not None:
+            allowance = rounding.allowance(float(np.linalg.norm(entries, 2)))
+        return cls(entries, asymmetry, rounding.epsilon, operator.dtype, allowance)
 
     @cached_property
     def eigendecomposition(self) -> tuple[np.ndarray, np.ndarray]:

@@ -28,8 +28,9 @@ ROUNDING_EPSILONS = 64.0  # the allowance where rounding was not measured, in ep
 class SymmetricOperator(Protocol):
     """A real symmetric matrix, (n, n), known by its products.
 
-    An operator may also have an attribute `rounding`: a float, how far rounding in its products may move an
-    eigenvalue, in the unit of the eigenvalues, as measured for this operator; see `Rounding`.
+    An operator may also have attributes `rounding` and `rounding_ratio`: floats, how far rounding in its products may
+    move an eigenvalue, as measured for this operator, in the unit of the eigenvalues and relative to the largest of
+    them; see `Rounding`.
     """
 
     @property
@@ -54,20 +55,23 @@ class Rounding:
     epsilon   unit roundoff of the products' precision, `torch.finfo(dtype).eps`
     measured  the operator's own measurement, in the unit of its eigenvalues; None where there is none, and
               `ROUNDING_EPSILONS` epsilons of the largest absolute eigenvalue are assumed
+    ratio     what is measured is no less than this part of the largest absolute eigenvalue
     """
 
     epsilon: float
     measured: float | None = None
+    ratio: float = 0.0
 
     @classmethod
     def of(cls, operator: SymmetricOperator) -> Rounding:
         """The rounding of an operator: its attribute `rounding` where it has one, else by its precision."""
-        return cls(float(torch.finfo(operator.dtype).eps), getattr(operator, "rounding", None))
+        epsilon = float(torch.finfo(operator.dtype).eps)
+        return cls(epsilon, getattr(operator, "rounding", None), getattr(operator, "rounding_ratio", None) or 0.0)
 
     def allowance(self, scale: float) -> float:
         """The distance, in the unit of the eigenvalues, where the largest absolute eigenvalue is `scale`."""
         if self.measured is not None:
-            return self.measured
+            return max(self.measured, self.ratio * scale)
         return ROUNDING_EPSILONS * self.epsilon * scale
 
 
@@ -102,6 +106,11 @@ class MappedOperator:
     def rounding(self) -> float | None:
         """The inner operator's measured rounding, in the unit of its eigenvalues; None where none was measured."""
         return getattr(self.inner, "rounding", None)
+
+    @property
+    def rounding_ratio(self) -> float | None:
+        """The inner operator's measured rounding relative to its largest absolute eigenvalue, at least."""
+        return getattr(self.inner, "rounding_ratio", None)
 
     def __matmul__(self, v: Tensor) -> Tensor:
         """The product with v, (n,) -> (n,)."""

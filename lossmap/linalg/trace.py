@@ -223,7 +223,9 @@ def xtrace(operator: SymmetricOperator, products: int, *, seed: int | str = 0, s
     value = float(projections.terms().mean())
     estimates = np.array([projections.terms_without(k).mean() for k in range(s)])
     error = float(np.sqrt(((estimates - estimates.mean()) ** 2).sum()))
+    # of the diagonal in this basis; measured, it moves each of n eigenvalues, one way or the other
     rounding = float(torch.finfo(operator.dtype).eps) * float(np.abs(np.diag(projections.h)).sum())
+    rounding = max(rounding, sqrt(n) * (Rounding.of(operator).measured or 0.0))
     return Trace(value, max(error, rounding), s, sketch.products, "xtrace", n)
 
 

@@ -158,4 +158,9 @@ def condition_beyond(values: np.ndarray, floor: float) -> float:
 def with_noise_floor(blocks: Sequence[Block], scale: float = 0.0) -> tuple[Block, ...]:
     """The blocks with their noise floors, which need the network's largest absolute eigenvalue: theirs, or `scale`."""
     top = max([scale, *(b.scale for b in blocks)])
-    return tuple(replace(b, floor=max(RELATIVE * b.scale, Rounding(b.epsilon).allowance(top))) for b in blocks)
+    # of a block that is known whole the error is rounding alone, as it was measured
+    measured = [0.0 if b.entries is None else b.error for b in blocks]
+    return tuple(
+        replace(b, floor=max(RELATIVE * b.scale, Rounding(b.epsilon).allowance(top), rounding))
+        for b, rounding in zip(blocks, measured, strict=True)
+    )

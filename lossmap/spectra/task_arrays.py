@@ -4,12 +4,12 @@ Each array has a shape and a precision of its own, so that eigenvectors take 4 b
 m counts eigenvalues, n rows of the matrix, r Lanczos runs and `END` is top or bottom:
 
     gradient    loss, gradient_norm ()
-    whole       matrix (n, n) float64; asymmetry, epsilon ()
+    whole       matrix (n, n) float64; asymmetry, epsilon, rounding (); the last NaN where it was not measured
     ends        for each END that is wanted: END, END_error (m,); END_limits (2,): above and below; END_products,
                 END_converged, END_tolerance, END_scale, END_confidence, END_others (); END_share_by_tensor
                 (m, tensors); END_vectors (n, m) float32 where they are to be kept
     trace       value, error, terms, products, size, error_target (); method, text
-    density     alpha, beta (steps of all runs,); steps, weight, exact (r,)
+    density     alpha, beta (steps of all runs,); steps, weight, exact (r,); rounding (), as above
     block       eigenvalues (m,); size, error, epsilon, products, converged (); matrix (n, n) where it was made whole,
                 the arrays of a density where not
     block_ends  eigenvalues, error (2,); products, converged, scale, tolerance ()
@@ -40,12 +40,20 @@ ENDS = ("top", "bottom")
 
 def of_matrix(whole: DenseMatrix) -> Arrays:
     """The arrays of a matrix that was made whole."""
-    return {"matrix": whole.entries, "asymmetry": whole.asymmetry, "epsilon": whole.epsilon}
+    rounding = nan if whole.rounding is None else whole.rounding
+    return {"matrix": whole.entries, "asymmetry": whole.asymmetry, "epsilon": whole.epsilon, "rounding": rounding}
 
 
 def to_matrix(arrays: Arrays, dtype: torch.dtype) -> DenseMatrix:
     """The matrix of `of_matrix`, for products in this precision."""
-    return DenseMatrix(np.asarray(arrays["matrix"]), float(arrays["asymmetry"]), float(arrays["epsilon"]), dtype)
+    entries, asymmetry, epsilon = np.asarray(arrays["matrix"]), float(arrays["asymmetry"]), float(arrays["epsilon"])
+    return DenseMatrix(entries, asymmetry, epsilon, dtype, to_rounding([arrays]))
+
+
+def to_rounding(parts: Sequence[Arrays]) -> float | None:
+    """The largest rounding that was measured for these arrays; None where none was, as by version 0.1."""
+    measured = [float(arrays.get("rounding", nan)) for arrays in parts]
+    return max((m for m in measured if m == m), default=None)
 
 
 def of_end(end: str, pairs: EigenPairs, layout: Layout, vectors: bool) -> Arrays:

@@ -25,7 +25,8 @@ from lossmap.linalg.block_norms import OffDiagonalEnergy, block_leakage, energy_
 from lossmap.linalg.deflation import successive_eigenpairs
 from lossmap.linalg.dense import DenseMatrix
 from lossmap.linalg.lanczos import EigenPairs, extremes
-from lossmap.linalg.quadrature import lanczos_run
+from lossmap.linalg.operator import Rounding
+from lossmap.linalg.quadrature import LanczosRun, lanczos_run
 from lossmap.linalg.spectral_density import Density, density
 from lossmap.linalg.trace import Trace, trace
 from lossmap.spectra import task_arrays
@@ -179,9 +180,10 @@ class SpectrumTasks:
         request, matrix = self.request, self.matrix(subject)
         if name:
             steps = request.density_steps or 64
-            return task_arrays.of_runs([lanczos_run(matrix, steps, seed=request.seed, probe=int(name))])
+            runs: Sequence[LanczosRun] = [lanczos_run(matrix, steps, seed=request.seed, probe=int(name))]
+            return {**task_arrays.of_runs(runs), "rounding": _rounding(matrix)}
         spread = density(matrix, error=request.density_error, steps=request.density_steps, seed=request.seed)
-        return task_arrays.of_runs(spread.runs)
+        return {**task_arrays.of_runs(spread.runs), "rounding": _rounding(matrix)}
 
     def _block(self, subject: Subject, name: str) -> Arrays:
         request, problem = self.request, subject.problem
@@ -225,12 +227,18 @@ class SpectrumTasks:
             parts = replace(parts, top=upper, bottom=lower, shares=shares)
         for arrays in self._done(i, "trace", readings).values():
             parts = replace(parts, trace=task_arrays.to_trace(arrays))
-        runs = [run for a in self._done(i, "density", readings).values() for run in task_arrays.to_runs(a)]
+        densities = list(self._done(i, "density", readings).values())
+        runs = [run for a in densities for run in task_arrays.to_runs(a)]
         if runs:
             # with a stated number of probes there is no error target to miss
             target = inf if request.density_probes else request.density_error
             epsilon = float(torch.finfo(matrix.dtype).eps)
-            parts = replace(parts, density=Density(tuple(runs), matrix.size, epsilon, 0.95, target))
+            parts = replace(
+                parts,
+                density=Density(
+                    tuple(runs), matrix.size, epsilon, 0.95, target, rounding=task_arrays.to_rounding(densities)
+                ),
+            )
         slope = next(iter(self._done(i, "gradient", readings).values()), {"loss": nan, "gradient_norm": nan})
         return Spectrum(
             label=subject.label,
@@ -300,6 +308,12 @@ class _Parts:
     def all_products(self) -> int:
         each = (self.top, self.bottom, self.trace, self.density)
         return self.products or sum(part.products for part in each if part is not None)
+
+
+def _rounding(matrix: Any) -> float:
+    """The measured rounding of a matrix, in the unit of its eigenvalues; NaN where none was measured."""
+    measured = Rounding.of(matrix).measured
+    return nan if measured is None else measured
 
 
 def _exact_parts(whole: DenseMatrix, matrix: Any, request: SpectrumRequest) -> _Parts:

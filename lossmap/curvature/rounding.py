@@ -1,0 +1,201 @@
+"""How far rounding moves the products of one operator: measured, by the same products in another precision.
+
+    rounding   SAFETY max_i |(H - H64) v_i|    v_1 random, v_{i+1} = H64 v_i / |H64 v_i|: towards the top eigenvector
+
+A product in float64 sees what noise and another order of samples do not: terms that cancel (1 - p with p -> 1) lose the
+same digits in every sum. What is measured so bounds eigenvalues, noise floors, counts and traces (`linalg.Rounding`).
+For float64 itself there is no such twin: the error of its float32 twin is scaled by the ratio of the precisions where
+that has digits left, else eps |J^T J v| is allowed, J the Jacobian of the outputs: the order of what a loss cancels.
+
+Unit: that of the operator's eigenvalues. Price: `STEPS` products in either precision over some
+`MAX_SAMPLES` samples, and a copy of the model. Symbols: H the operator, n its size, v vectors of length one.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from lossmap.curvature.operators import CurvatureOperator, Product, Total, gauss_newton
+from lossmap.data.batches import Batch, move_batch, samples_in
+from lossmap.data.problem import Problem
+from lossmap.linalg.operator import ROUNDING_EPSILONS, SymmetricOperator
+from lossmap.seeding import normal
+
+log = logging.getLogger("lossmap")
+
+STEPS = 3  # products in which rounding is looked for
+SAFETY = 3.0  # the largest error seen is taken so many times
+MAX_SAMPLES = 1024  # over which it is looked for
+FLOOR_EPSILONS = 16.0  # of the largest eigenvalue: what a search adds in the operator's own precision
+MAX_RELATIVE = 1e-2  # of the largest eigenvalue: more is allowed at no other point, but measured
+MAX_EXTRAPOLATED = 0.1  # the relative error of a float32 twin beyond which it says nothing on float64
+
+
+@dataclass(frozen=True)
+class MeasuredRounding:
+    """What was measured of one operator.
+
+    rounding  how far rounding may move its eigenvalues, in their unit
+    ratio     the same at least, relative to the largest absolute eigenvalue
+    relative  what was measured, relative to the largest absolute eigenvalue there
+    """
+
+    rounding: float
+    ratio: float
+    relative: float
+
+    @classmethod
+    def elsewhere(cls, relative: float, epsilon: float) -> MeasuredRounding:
+        """What is allowed at other points of a survey, before it is known whether it must be measured there too.
+
+        Proportional to the eigenvalues alone: an absolute allowance from a point of large ones would drown small ones.
+
+        relative  as measured at one point; epsilon  the unit roundoff of the products
+        """
+        return cls(0.0, max(ROUNDING_EPSILONS * epsilon, min(relative, MAX_RELATIVE)), relative)
+
+
+@dataclass(frozen=True, eq=False)
+class RoundingProbe:
+    """Measures the rounding of an operator when called.
+
+    problem    the operator's, at the model's own tensors
+    operator   (problem over fewer samples) -> the operator over them
+    state      tensors that the model has at the point, by name; None: its own
+    """
+
+    problem: Problem
+    parameters: str
+    product: Product
+    total: Total
+    operator: Callable[[Problem], SymmetricOperator]
+    state: Mapping[str, Tensor] | None = None
+
+    def __call__(self) -> MeasuredRounding | None:
+        """The rounding; None where the model runs in no other precision, and no Jacobian is to be had."""
+        few, is_whole = first_samples(self.problem)
+        single = self.operator(few)
+        epsilon = float(torch.finfo(single.dtype).eps)
+        try:
+            error, scale = self._compared(few, single)
+        except Exception as failure:  # somebody's own forward may raise anything in another precision
+            text = (str(failure).splitlines() or [type(failure).__name__])[0]
+            log.info("rounding is not measured in another precision (%s)", text)
+            error, scale = None, 0.0
+        if error is None:
+            error = self._cancelled(few, single)
+        if error is None:
+            return None
+        ratio = FLOOR_EPSILONS * epsilon
+        if not is_whole and scale > 0.0:  # others may have a larger scale: then rounding grows with it
+            ratio = max(ratio, SAFETY * error / scale)
+        return MeasuredRounding(SAFETY * error, ratio, SAFETY * error / scale if scale > 0.0 else 0.0)
+
+    def _compared(self, few: Problem, single: SymmetricOperator) -> tuple[float | None, float]:
+        """(the largest difference of products in two precisions, their scale); without it where the twin drowns."""
+        if single.dtype != torch.float64:
+            double = in_precision(few, torch.float64, self.parameters, self.product, self.total, self.state)
+            return largest_difference(single, double)[:2]
+        twin = in_precision(few, torch.float32, self.parameters, self.product, self.total, self.state)
+        error, scale, relative = largest_difference(twin, single)
+        if relative > MAX_EXTRAPOLATED:
+            return None, scale
+        return error * float(torch.finfo(torch.float64).eps / torch.finfo(torch.float32).eps), scale
+
+    def _cancelled(self, few: Problem, single: SymmetricOperator) -> float | None:
+        """eps |J^T J v| over samples; None where the problem does not keep outputs and loss apart."""
+        if not few.separable:
+            return None
+        squares = in_precision(
+            replace(few, loss=half_square), single.dtype, self.parameters, gauss_newton, self.total, self.state
+        )
+        v, size = unit(normal(single.size, "rounding").double()), 0.0
+        for _ in range(STEPS):
+            image = (squares @ v.to(single.device, single.dtype)).double().cpu()
+            size = float(image.norm())
+            if size == 0.0:
+                break
+            v = image / size
+        return float(torch.finfo(single.dtype).eps) * size
+
+
+def half_square(outputs: object, batch: Batch) -> Tensor:
+    """Half the sum of the squared outputs, whose Gauss-Newton matrix is J^T J."""
+    leaves = [f for f in pytree.tree_leaves(outputs) if isinstance(f, Tensor) and f.is_floating_point()]
+    return 0.5 * torch.stack([f.square().sum() for f in leaves]).sum()
+
+
+def unit(v: Tensor) -> Tensor:
+    """A vector divided by its length."""
+    length: Tensor = v.norm()
+    return v / length
+
+
+def largest_difference(single: SymmetricOperator, double: SymmetricOperator) -> tuple[float, float, float]:
+    """(the largest |(A - B) v|, the last |B v|, the largest ratio of the two) over power iterates of B."""
+    v = unit(normal(single.size, "rounding").double())
+    error, scale, relative = 0.0, 0.0, 0.0
+    for _ in range(STEPS):
+        v = v.to(single.dtype).double()
+        reference = (double @ v.to(double.device, double.dtype)).double().cpu()
+        product = (single @ v.to(single.device, single.dtype)).double().cpu()
+        difference, scale = float((product - reference).norm()), float(reference.norm())
+        error = max(error, difference)
+        if scale == 0.0:
+            break
+        relative, v = max(relative, difference / scale), reference / scale
+    return error, scale, relative
+
+
+def first_samples(problem: Problem) -> tuple[Problem, bool]:
+    """The problem over its first samples, about `MAX_SAMPLES`, and whether these are all."""
+    parts = problem.data.samples // MAX_SAMPLES
+    if parts < 2:
+        return problem, True
+    return problem.with_data(problem.data.share(0, parts)), False
+
+
+def in_precision(
+    problem: Problem,
+    dtype: torch.dtype,
+    parameters: str,
+    product: Product,
+    total: Total,
+    state: Mapping[str, Tensor] | None = None,
+) -> CurvatureOperator:
+    """The operator over a copy of the model in another precision, by double backward; the model itself is not touched.
+
+    state  tensors of the point, by name; None: the model's own
+    """
+    twin = problem_in(problem, dtype, state)
+    return CurvatureOperator(twin, product, parameters, total)
+
+
+def problem_in(problem: Problem, dtype: torch.dtype, state: Mapping[str, Tensor] | None = None) -> Problem:
+    """The same problem in another precision, over a copy of its model. Raises what the model's forward raises there."""
+    own = next(p.dtype for p in problem.model.parameters() if p.is_floating_point())
+
+    def count(batch: Batch) -> int:  # a problem may count with its own model, which stays as it is
+        return problem.count(move_batch(batch, None, own))
+
+    model = copy.deepcopy(problem.model).eval()
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    for name, tensor in (state or {}).items():
+        tensors[name].data = tensor.detach().clone()
+    counted = problem.count
+    if counted is not samples_in:
+        counted = count
+    twin = replace(problem, model=model.to(dtype), data=problem.data.to(dtype=dtype), count=counted)
+    with torch.inference_mode(False), torch.enable_grad():
+        twin.total(next(iter(twin.data.rebatched(1))))
+    return twin
+
+
+__all__ = ["MeasuredRounding", "RoundingProbe", "in_precision", "problem_in"]
