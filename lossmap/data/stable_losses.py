@@ -9,7 +9,9 @@
 PyTorch computes derivatives of these from their results: 1 - p with p -> 1, 1 - y^2 with y -> 1. Where a network fits
 its data such terms cancel, and what rounding leaves, of the order eps |x|^2 for a Hessian, may be larger than the
 Hessian itself. It is systematic: neither noise nor another order of the samples shows it. Here every such term is made
-of numbers as small as itself, so that float32 keeps five digits of value, gradient and Hessian down to a loss of 1e-20.
+of numbers as small as itself, so that float32 keeps five digits of value, gradient and Hessian down to a loss of 1e-20:
+derivatives of softmax and log softmax along g are taken of g' = g - g_k, whose entry at the largest is a true 0, and a
+vector that adds up to 0 gets its entry at the largest from the others.
 
 `stable_forms` puts them in place for all that runs inside, functions, methods and modules alike; the model and its
 criterion stay as they are. Price: log softmax about two of PyTorch's; `benchmarks/stable_forms.py`.
@@ -26,13 +28,20 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd import Function
 from torch.overrides import TorchFunctionMode
 
 MEAN, SUM = 1, 2  # PyTorch's numbers of reductions; 0 is none
-MAX_PLAIN_INPUT = 3.0  # of tanh and sigmoid, below which their plain derivatives lose at most two digits
+MAX_PLAIN_TANH, MAX_PLAIN_SIGMOID = 4.0, 7.0  # inputs below which the plain slopes keep four digits in float32
 FULL_PRECISIONS = (torch.float32, torch.float64)
 
 Form = Callable[..., Tensor]
+
+
+def is_wrapped(x: Tensor) -> bool:
+    """Whether a transform of torch.func (vmap, grad, jvp) looks on, which needs plain operations."""
+    wrapped: bool = torch._C._functorch.is_functorch_wrapped_tensor(x)
+    return wrapped
 
 
 def leading(x: Tensor, dim: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -51,14 +60,121 @@ def leading(x: Tensor, dim: int) -> tuple[Tensor, Tensor, Tensor]:
     return mask, differences, others.masked_fill(~largest.detach().isfinite(), math.nan)
 
 
+def log_softmax_values(x: Tensor, dim: int) -> Tensor:
+    """log softmax by PyTorch's own, the largest entry by the others' probabilities: log(1 - q), right near 0 too."""
+    logs = torch.log_softmax(x, dim)
+    k = logs.argmax(dim, keepdim=True)
+    q = logs.exp().scatter_(dim, k, 0.0).sum(dim, keepdim=True)
+    return logs.scatter(dim, k, torch.where(q < 0.5, (-q).log1p(), logs.gather(dim, k)))
+
+
+def relative_to(x: Tensor, k: Tensor, dim: int) -> Tensor:
+    """x less its entry at k along `dim`."""
+    return x - x.gather(dim, k)
+
+
+def balanced(r: Tensor, k: Tensor, dim: int) -> Tensor:
+    """r with its entry at k, along `dim`, such that all add up to 0."""
+    others = r.scatter(dim, k, 0.0)
+    return others.scatter(dim, k, -others.sum(dim, keepdim=True))
+
+
+class LogSoftmax(Function):
+    """log softmax with derivatives of any order that do not cancel; (x, dim) -> y."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, dim: int) -> Tensor:
+        """y = log softmax of x."""
+        y = log_softmax_values(x, dim)
+        ctx.dim = dim
+        ctx.save_for_backward(y)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:
+        """g - exp(y) sum(g)."""
+        (y,) = ctx.saved_tensors
+        return apply(LogSoftmaxPullback, g, y, ctx.dim), None
+
+
+class LogSoftmaxPullback(Function):
+    """r = g - exp(y) sum(g), whose entry at the largest y is minus the sum of the others."""
+
+    @staticmethod
+    def forward(ctx: Any, g: Tensor, y: Tensor, dim: int) -> Tensor:
+        """r, as above."""
+        ctx.dim = dim
+        ctx.save_for_backward(g, y)
+        return balanced(g - y.exp() * g.sum(dim, keepdim=True), y.argmax(dim, keepdim=True), dim)
+
+    @staticmethod
+    def backward(ctx: Any, h: Tensor) -> tuple[Tensor, Tensor, None]:
+        """By g: h' - sum p h'; by y: -p sum(g) h', with h' = h - h_k."""
+        (g, y), dim = ctx.saved_tensors, ctx.dim
+        shifted = relative_to(h, y.detach().argmax(dim, keepdim=True), dim)
+        weighted = y.exp() * shifted
+        return shifted - weighted.sum(dim, keepdim=True), -weighted * g.sum(dim, keepdim=True), None
+
+
+class Softmax(Function):
+    """Softmax with derivatives of any order that do not cancel; (x, dim) -> p."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, dim: int) -> Tensor:
+        """p = softmax of x."""
+        p = torch.softmax(x, dim)
+        ctx.dim = dim
+        ctx.save_for_backward(p)
+        return p
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:
+        """p (g' - sum p g'), with g' = g - g_k."""
+        (p,) = ctx.saved_tensors
+        return apply(SoftmaxPullback, g, p, ctx.dim), None
+
+
+class SoftmaxPullback(Function):
+    """p (g' - sum p g'), with g relative to its entry at the largest p."""
+
+    @staticmethod
+    def forward(ctx: Any, g: Tensor, p: Tensor, dim: int) -> Tensor:
+        """The pullback, as above."""
+        ctx.dim = dim
+        ctx.save_for_backward(g, p)
+        shifted = relative_to(g, p.argmax(dim, keepdim=True), dim)
+        return p * (shifted - (p * shifted).sum(dim, keepdim=True))
+
+    @staticmethod
+    def backward(ctx: Any, h: Tensor) -> tuple[Tensor, Tensor, None]:
+        """By g: p (h' - sum p h'); by p: h' (g' - sum p g') - g' sum p h', which is 0 at the largest."""
+        (g, p), dim = ctx.saved_tensors, ctx.dim
+        k = p.detach().argmax(dim, keepdim=True)
+        g, h = relative_to(g, k, dim), relative_to(h, k, dim)
+        mean_g, mean_h = (p * g).sum(dim, keepdim=True), (p * h).sum(dim, keepdim=True)
+        return p * (h - mean_h), h * (g - mean_g) - g * mean_h, None
+
+
+def apply(function: type[Function], *args: Any) -> Tensor:
+    """The result of an autograd function."""
+    result: Tensor = function.apply(*args)  # type: ignore[no-untyped-call]
+    return result
+
+
 def stable_log_softmax(x: Tensor, dim: int) -> Tensor:
     """log softmax of x along `dim`, in the unit of x (nats)."""
+    if not x.requires_grad and not is_wrapped(x):
+        return log_softmax_values(x, dim)
+    if not is_wrapped(x):
+        return apply(LogSoftmax, x, dim)
     mask, differences, others = leading(x, dim)
     return differences.masked_fill(mask, 0.0) - others.log1p()
 
 
 def stable_softmax(x: Tensor, dim: int) -> Tensor:
     """Softmax of x along `dim`."""
+    if not is_wrapped(x):
+        return apply(Softmax, x, dim)
     mask, differences, others = leading(x, dim)
     return differences.exp().masked_fill(mask, 1.0) / (1.0 + others)
 
@@ -230,21 +346,25 @@ def _attention(
     return _softmax(scores.masked_fill(empty, 0.0), -1).masked_fill(empty, 0.0) @ value
 
 
-def _is_saturated(x: Tensor) -> bool:
+def _is_saturated(x: Tensor, limit: float) -> bool:
     """Whether an activation's derivative is read, and cancels somewhere; under transforms it is taken to."""
     if not (torch.is_grad_enabled() and x.requires_grad):
         return False
-    if torch._C._functorch.is_functorch_wrapped_tensor(x):
+    if is_wrapped(x):
         return True
-    return bool((x.detach().abs() > MAX_PLAIN_INPUT).any())
+    return bool((x.detach().abs() > limit).any())
 
 
 def _tanh(input: Tensor) -> Tensor:
-    return stable_tanh(_precise(input)).to(input.dtype) if _is_saturated(input) else torch.tanh(input)
+    if not _is_saturated(input, MAX_PLAIN_TANH):
+        return torch.tanh(input)
+    return stable_tanh(_precise(input)).to(input.dtype)
 
 
 def _sigmoid(input: Tensor) -> Tensor:
-    return stable_sigmoid(_precise(input)).to(input.dtype) if _is_saturated(input) else torch.sigmoid(input)
+    if not _is_saturated(input, MAX_PLAIN_SIGMOID):
+        return torch.sigmoid(input)
+    return stable_sigmoid(_precise(input)).to(input.dtype)
 
 
 LOGISTIC_FORMS: Mapping[str, Form] = {

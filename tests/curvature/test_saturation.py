@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lossmap import Problem
 from lossmap.curvature.autotune import prepare
 from lossmap.curvature.gradient import loss_and_gradient
-from lossmap.data.stable_losses import stable_forms
+from lossmap.data.stable_losses import LogSoftmax, LogSoftmaxPullback, Softmax, SoftmaxPullback, stable_forms
 
 BACKENDS = ("double-backward", "retained-graph", "linearized")
 
@@ -205,3 +205,28 @@ def test_half_precision_and_autocast_keep_their_types() -> None:
     plain = model(tokens, src_key_padding_mask=padding)
     with stable_forms():
         torch.testing.assert_close(model(tokens, src_key_padding_mask=padding), plain, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("function", [LogSoftmax, Softmax])
+def test_softmax_has_derivatives_of_any_order(function: type[torch.autograd.Function]) -> None:
+    x = (3 * torch.randn(3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))).requires_grad_()
+    pullback = {LogSoftmax: LogSoftmaxPullback, Softmax: SoftmaxPullback}[function]
+    for dim in (0, 1):
+        assert torch.autograd.gradgradcheck(lambda x, dim=dim: function.apply(x, dim), x)
+        g = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
+
+        def curved(x: Tensor, g: Tensor, dim: int = dim) -> Tensor:
+            return pullback.apply(g, function.apply(x, dim), dim)
+
+        assert torch.autograd.gradgradcheck(curved, (x, g))
+
+
+def test_transforms_of_a_model_see_the_stable_forms_too() -> None:
+    x = 4 * torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
+    functions = (lambda x: torch.softmax(x, -1)[0], lambda x: F.log_softmax(x, -1)[1], lambda x: torch.tanh(x).prod())
+    for function in functions:
+        plain = torch.func.vmap(torch.func.jacrev(torch.func.jacrev(function)))(x)
+        with stable_forms():
+            torch.testing.assert_close(
+                torch.func.vmap(torch.func.jacrev(torch.func.jacrev(function)))(x), plain, rtol=1e-4, atol=1e-5
+            )

@@ -22,14 +22,14 @@ from torch import Tensor, fx
 from torch.fx import Node
 
 from lossmap.curvature.linearize.graph_builder import GraphBuilder, aten, packet
-from lossmap.data.stable_losses import stable_log_softmax
+from lossmap.data.stable_losses import balanced, log_softmax_values
 
 VIEWS = (aten.detach, aten.alias, aten.clone)
 
 
 def log_softmax_value(x: Tensor, dim: int, half_to_float: bool) -> Tensor:
     """`aten._log_softmax`, right also at the largest entry near 0."""
-    return stable_log_softmax(x.float() if half_to_float else x, dim)
+    return log_softmax_values(x.float() if half_to_float else x, dim)
 
 
 def log_softmax_backward_value(g: Tensor, y: Tensor, dim: int, dtype: torch.dtype) -> Tensor:
@@ -68,12 +68,6 @@ def sigmoid_backward_value(g: Tensor, y: Tensor, x: Tensor) -> Tensor:
 def leader(y: Tensor, dim: int) -> Tensor:
     """The place of the largest entry along `dim`, kept."""
     return y.argmax(dim, keepdim=True)
-
-
-def balanced(r: Tensor, k: Tensor, dim: int) -> Tensor:
-    """r with its entry at k, along `dim`, such that all add up to 0."""
-    others = r.scatter(dim, k, 0.0)
-    return others.scatter(dim, k, -others.sum(dim, keepdim=True))
 
 
 def use_arguments(graph: fx.Graph) -> None:
