@@ -39,7 +39,7 @@ from lossmap.curvature.operators import (
     scipy_operator,
     single_rank,
 )
-from lossmap.curvature.rounding import MeasuredRounding, RoundingProbe, in_precision
+from lossmap.curvature.rounding import MAX_RELATIVE, MeasuredRounding, RoundingProbe, in_precision
 from lossmap.data.batches import Batch, move_batch, samples_in
 from lossmap.data.problem import Problem, temporary_parameters
 from lossmap.geometry.parameter_vector import Layout, selected
@@ -194,7 +194,8 @@ class OperatorFactory:
         """The curvature where the model has these tensors; all others, or without any all, as they are.
 
         tensors   parameters and buffers by their names in the state dict; the model itself is not changed
-        measured  whether its rounding is measured here; else it is that of the plan, at another point
+        measured  whether its rounding is measured here; else it is that of the plan, at another point, unless that
+                  is more than `MAX_RELATIVE`
 
         The values that products read are computed at the first product or loss. Raises KeyError for a name that the
         model has not.
@@ -216,8 +217,13 @@ class OperatorFactory:
             self.products(state),
             RoundingProbe(self.problem, self.parameters, self.product, self.total, partial(self._over, state), state),
             self._rounding(first.dtype),
-            measured,
+            measured or self._cancels,
         )
+
+    @property
+    def _cancels(self) -> bool:
+        """Whether products cancelled so much where the plan was made that rounding is measured at every point."""
+        return self.plan.rounding is not None and self.plan.rounding[1] > MAX_RELATIVE
 
     def _rounding(self, dtype: torch.dtype) -> MeasuredRounding | None:
         """What is allowed at a point for what was measured where the plan was made; None where nothing was."""

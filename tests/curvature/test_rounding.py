@@ -1,0 +1,131 @@
+"""Error bars rest on rounding that was measured: a loss whose terms cancel, whatever the precision, breaks none."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lossmap import Problem
+from lossmap.curvature.autotune import prepare
+from lossmap.curvature.build import build_operator
+from lossmap.curvature.hvp_plan import HvpPlan
+from lossmap.curvature.rounding import problem_in
+from lossmap.geometry.directions import random_plane
+from lossmap.landscape.eigenvalues import EigenvalueMap
+from lossmap.spectra.spectrum import spectrum
+
+
+def cancelling(outputs: Tensor, targets: Tensor) -> Tensor:
+    """The cross entropy as it is often written: log sum exp less the target's logit."""
+    return (outputs.logsumexp(1) - outputs.gather(1, targets[:, None])[:, 0]).mean()
+
+
+def logistic(length: float, dtype: torch.dtype = torch.float32) -> tuple[nn.Module, Tensor, Tensor]:
+    """A logistic regression that fits its 60 samples, with weights of this length."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(60, 3, generator=generator)
+    y = (x[:, 0] > 0).long()
+    x[:, 0] += x[:, 0].sign()
+    net = nn.Linear(3, 2).eval()
+    with torch.no_grad():
+        net.weight.copy_(length * torch.tensor([[-1.0, 0.1, 0.0], [1.0, 0.0, 0.1]]))
+        net.bias.zero_()
+    return net.to(dtype), x.to(dtype), y
+
+
+def largest(weight: Tensor, x: Tensor) -> float:
+    """The largest eigenvalue by the weights in closed form: [[1, -1], [-1, 1]] times X^T diag(p (1 - p)) X / N."""
+    z = (x.double() @ weight.detach().double().T).diff(dim=1)[:, 0].abs()
+    p = torch.sigmoid(-z)
+    return float(2.0 * torch.linalg.eigvalsh(x.double().T @ ((p * (1 - p))[:, None] * x.double()) / len(x))[-1])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("loss", [cancelling, "crossentropy"])
+def test_a_convex_problem_is_within_its_bars_and_never_said_to_be_indefinite(loss: object, dtype: torch.dtype) -> None:
+    for length in (1.0, 3.0, 5.0, 8.0):
+        net, x, y = logistic(length, dtype)
+        truth = largest(net.weight, x)
+        for dense in (300, 1):
+            result = spectrum(
+                Problem.supervised(net, loss, (x, y)),
+                top=1,
+                bottom=1,
+                density_error=None,
+                trace_products=0,
+                dense=dense,
+            )
+            for (value, error), true in ((result.largest, truth), (result.smallest, 0.0)):
+                assert abs(value - true) <= error + 1e-3 * truth * (dense == 1), (length, dense)
+            assert "indefinite" not in repr(result)
+            assert "not a minimum" not in " ".join(repr(result).split())
+            if loss == "crossentropy":  # and the bars are of use
+                assert max(result.largest[1], result.smallest[1]) < 1e-4 * truth
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("loss", [cancelling, "crossentropy"])
+def test_every_point_of_a_map_around_a_fitted_model_is_within_its_bars(loss: object, dtype: torch.dtype) -> None:
+    for length in (4.0, 8.0):
+        net, x, y = logistic(length, dtype)
+        plane = random_plane(net, axes=1, seed=0)
+        measure = EigenvalueMap({"train": prepare(Problem.supervised(net, loss, (x, y)), "weights")}, plane)
+        for point in (0.0, 0.4, 1.0):
+            reading = measure((point,))
+            truth = largest(plane.at((point,)).get("weight", net.weight), x)
+            assert abs(reading["max_eig"] - truth) <= reading["max_eig_error"] + 1e-3 * truth, (length, point)
+            assert reading["min_eig"] >= -reading["min_eig_error"], (length, point)
+
+
+def test_gauss_newton_has_no_negative_eigenvalue() -> None:
+    for length in (3.0, 6.0):
+        net, x, y = logistic(length)
+        result = spectrum(
+            Problem.supervised(net, cancelling, (x, y)), matrix="gauss-newton", top=1, bottom=1, density_error=None,
+            trace_products=0,
+        )  # fmt: skip
+        assert result.smallest[0] >= -result.smallest[1]
+
+
+def test_the_allowance_of_a_network_that_does_not_cancel_is_some_epsilons_of_its_largest_eigenvalue() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(8, 12), nn.Tanh(), nn.Linear(12, 4)).eval()
+    problem = Problem.supervised(net, "crossentropy", (torch.randn(50, 8), torch.randint(0, 4, (50,))))
+    operator = build_operator(problem, "hessian", "weights")
+    v = torch.randn(operator.size)
+    for _ in range(20):
+        v = operator @ (v / v.norm())
+    epsilon = torch.finfo(torch.float32).eps
+    assert 0.1 * epsilon < operator.rounding / float(v.norm()) < 30 * epsilon
+    assert {p.dtype for p in net.parameters()} == {torch.float32}
+
+
+def test_a_model_that_runs_in_no_other_precision_is_allowed_what_its_loss_may_cancel() -> None:
+    class Single(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x.float())
+
+    net, x, y = logistic(6.0)
+    single = Single(3, 2).eval()
+    single.load_state_dict(net.state_dict())
+    problem = Problem.supervised(single, cancelling, (x, y))
+    with pytest.raises(RuntimeError):
+        problem_in(problem, torch.float64)
+    operator = build_operator(problem, "hessian", "weights")
+    matrix = torch.stack([operator @ row for row in torch.eye(6)]).double()
+    values = torch.linalg.eigvalsh((matrix + matrix.T) / 2)
+    assert abs(float(values[-1]) - largest(net.weight, x)) <= operator.rounding
+    assert float(values[0]) >= -operator.rounding
+
+
+def test_a_plan_keeps_what_was_measured_and_those_of_former_versions_have_none() -> None:
+    net, x, y = logistic(2.0)
+    plan = prepare(Problem.supervised(net, "crossentropy", (x, y)), "weights").plan
+    assert plan.rounding is not None
+    assert np.all(np.array(plan.rounding) > 0.0)
+    assert HvpPlan.from_stored(plan.stored()) == plan
+    old = {name: value for name, value in plan.stored().items() if name != "rounding"}
+    assert HvpPlan.from_stored(old).rounding is None
+    assert prepare(Problem.supervised(net, "crossentropy", (x, y)), "weights", plan=old).at().rounding is None
