@@ -67,7 +67,5 @@ def build_operator(
         if not (check and check_product(problem, parameters, product, distant=False).rejected):
             return plain
         backend = "linearized"
-    factory = prepare(
-        problem, parameters, product, total=total, backend=backend, plan=plan, memory=memory, check=check
-    )
+    factory = prepare(problem, parameters, product, total=total, backend=backend, plan=plan, memory=memory, check=check)
     return factory.at(measured=True)
