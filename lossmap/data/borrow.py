@@ -60,8 +60,7 @@ class ModuleState:
         modules = list(model.modules())
         self._known = {id(module) for module in modules}
         self._entered = 0
-        for module in modules:
-            self.attributes.append((module.__dict__, dict(module.__dict__)))
+        self.attributes.extend((module.__dict__, module.__dict__.copy()) for module in modules)
         for module in modules:
             for name, value in module.__dict__.items():
                 if name not in STANDARD:
@@ -133,7 +132,7 @@ def temporary_parameters(model: nn.Module, tensors: Mapping[str, Tensor]) -> Ite
     if model in _borrowed:
         before = {name: own[name].data for name in tensors}
         try:
-            _point(own, {name: _copy(value) for name, value in tensors.items()})
+            _point(own, _copies(tensors))
             yield model
         finally:
             _point(own, before)
@@ -145,9 +144,9 @@ def temporary_parameters(model: nn.Module, tensors: Mapping[str, Tensor]) -> Ite
     try:
         for t, _, _ in gradients:
             t.grad = None
-        _point(own, {name: _copy(value) for name, value in values.items()})
+        _point(own, _copies(values))
         set_evaluation_mode(model)
-        _point(own, {name: _copy(value) for name, value in tensors.items()})
+        _point(own, _copies(tensors))
         yield model
     finally:
         _borrowed.discard(model)
@@ -200,6 +199,12 @@ def _copy(value: Tensor) -> Tensor:
         return value.detach().clone()
 
 
+def _copies(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Each of its own storage, and no inference tensor."""
+    with torch.inference_mode(False), torch.no_grad():
+        return {name: value.clone() for name, value in values.items()}
+
+
 def _point(own: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
     for name, value in values.items():
         own[name].data = value
@@ -246,7 +251,7 @@ def _changed_by(model: nn.Module, modules: Iterable[nn.Module], mode: bool) -> l
     state = ModuleState(model)
     required = [(t, t.requires_grad) for t in own.values() if t.is_leaf]
     try:
-        _point(own, {name: _copy(value) for name, value in values.items()})
+        _point(own, _copies(values))
         for module in modules:
             module.train(True) if mode else module.eval()
         now = named_tensors(model)
