@@ -14,6 +14,7 @@ from lossmap import zoo
 from lossmap.cli.setting_groups import ModelSettings
 from lossmap.cli.settings import UsageError
 from lossmap.data import checkpoints
+from lossmap.data.borrow import sets_modes_itself
 from lossmap.data.checks import check_finite
 from lossmap.data.import_by_name import resolve_callable
 from lossmap.seeding import same_random_state
@@ -29,7 +30,8 @@ def factory_of(name: str) -> Callable[..., Any]:
 
 
 def model_of(settings: ModelSettings, state: Mapping[str, Tensor] | None = None, seed: int = 0) -> nn.Module:
-    """The model, with its checkpoint where there is one, on the CPU, in its own precision and mode.
+    """The model, with its checkpoint where there is one, in evaluation mode (but where modules have a
+    mode of their own, such as merging adapters), on the CPU, in its own precision.
 
     state  the tensors of --model-file, where they have been read already
     seed   draws the weights of a model without checkpoint
@@ -42,6 +44,8 @@ def model_of(settings: ModelSettings, state: Mapping[str, Tensor] | None = None,
     if settings.model_file:
         load_checkpoint(model, settings, state)
     check_finite(model, settings.model_file or "the model's initial state")
+    if not sets_modes_itself(model):  # adapters that merge in eval() stay apart
+        model.eval()
     return model
 
 

@@ -20,6 +20,7 @@ from lossmap.cli.setting_groups import DataSettings, ModelSettings, RunSettings
 from lossmap.cli.settings import Settings, UsageError
 from lossmap.data import checkpoints, datasets
 from lossmap.data.batches import Batches, Resident
+from lossmap.data.borrow import sets_modes_itself
 from lossmap.data.checks import check_finite, check_one_sample
 from lossmap.data.import_by_name import resolve_callable
 from lossmap.data.loaders import as_batches
@@ -201,6 +202,8 @@ def _user_problems(
     network = next(iter(problems.values())).model
     if model.model_file:
         load_checkpoint(network, model, files.state)
+    if not sets_modes_itself(network):
+        network.eval()
     check_finite(network, model.model_file or "the problem's model")
     return {name: replace(p, model=network) for name, p in problems.items()}
 

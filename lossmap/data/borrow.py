@@ -238,6 +238,11 @@ def set_evaluation_mode(model: nn.Module) -> None:
             module.training = False
 
 
+def sets_modes_itself(model: nn.Module) -> bool:
+    """Whether some module of the model has a `train` or `eval` of its own."""
+    return any(_sets_modes_itself(m) for m in model.modules())
+
+
 def _sets_modes_itself(module: nn.Module) -> bool:
     """Whether it has a `train` or `eval` of its own."""
     own = type(module).train is not nn.Module.train or type(module).eval is not nn.Module.eval
