@@ -189,6 +189,8 @@ def _options(f: Field[Any], hint: Any) -> dict[str, Any]:
         options["type"] = lambda value: meta["former_values"].get(value, value)
     if isinstance(default, tuple):
         options["nargs"] = "*" if meta["positional"] else "+"
+        if not meta["positional"]:
+            options["action"] = "extend"  # the flag may be repeated
     elif meta["positional"] and default is not MISSING:
         options["nargs"] = "?"
     return options

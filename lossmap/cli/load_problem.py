@@ -22,8 +22,10 @@ from lossmap.data import checkpoints, datasets
 from lossmap.data.batches import Batches, Resident
 from lossmap.data.borrow import sets_modes_itself
 from lossmap.data.checks import check_finite, check_one_sample
+from lossmap.data.criteria import metric_of
 from lossmap.data.import_by_name import resolve_callable
 from lossmap.data.loaders import as_batches
+from lossmap.data.loss_check import check_loss
 from lossmap.data.problem import Problem
 from lossmap.geometry.directions import Plane
 from lossmap.parallel.team import Team
@@ -81,6 +83,9 @@ def problem_and_files(
         digests = world.together(lambda: " ".join(datasets.digest(problem.data) for problem in problems.values()))
         advice = "draw them from a generator with a seed of its own, and read the same files on all nodes"
         world.check_same(digests, "the data", advice)
+    if world.rank == 0:
+        for note in dict.fromkeys(note for problem in problems.values() for note in problem.notes):
+            print(f"note: {note}", flush=True)
     return problems
 
 
@@ -153,7 +158,15 @@ def problems_of(
     problems = {name: replace(p, model=network).to(machine.device, machine.dtype) for name, p in problems.items()}
     for name, problem in problems.items():
         check_one_sample(problem, name)
-    return problems
+    return {name: check_loss(_with_metrics(problem, data.metric)) for name, problem in problems.items()}
+
+
+def _with_metrics(problem: Problem, functions: Sequence[str]) -> Problem:
+    """The problem with further metrics, file.py:function(outputs, targets) -> mean over the batch, by their names."""
+    if functions and not problem.separable:
+        raise UsageError("--metric needs outputs and targets; a problem whose loss is one step has its own metrics")
+    metrics = {name.rpartition(":")[2]: resolve_callable(name) for name in functions}
+    return replace(problem, metrics={**problem.metrics, **{name: metric_of(name, f) for name, f in metrics.items()}})
 
 
 def samples_of(
@@ -253,10 +266,16 @@ def held_out_problem(model: nn.Module, settings: Settings, machine: Machine) -> 
 
 def measured_with(data: DataSettings, run: RunSettings, problems: Mapping[str, Problem]) -> dict[str, Any]:
     """What one measure of a file depends on: stored with it, and compared when a run resumes."""
-    return {
+    measured: dict[str, Any] = {
         "dataset": data.problem or data.dataset,
         "data (SHA-256)": {split: datasets.digest(p.data) for split, p in problems.items()},
         "samples": {split: p.data.samples for split, p in problems.items()},
         "loss": data.loss,
         "precision": run.precision,
     }
+    if data.metric:
+        measured["metric"] = list(data.metric)
+    notes = dict.fromkeys(note for problem in problems.values() for note in problem.notes)
+    if notes:  # the loss is evaluated in a way that version 0.1 did not know
+        measured["evaluation of the loss"] = list(notes)
+    return measured

@@ -79,6 +79,9 @@ class DataSettings:
         metavar="NAME",
         names=("--loss-name", "-l"),
     )
+    metric: tuple[str, ...] = setting(
+        (), "further metrics, each file.py:function(outputs, targets), mean over the batch", metavar="FUNCTION"
+    )
     problem: str | None = setting(None, "file.py:factory that returns a whole problem", metavar="FACTORY")
 
 

@@ -43,6 +43,7 @@ from lossmap.curvature.operators import (
     single_rank,
 )
 from lossmap.curvature.product_check import check_product
+from lossmap.data.loss_check import check_loss
 from lossmap.data.moved_loss import refuse_unmoved
 from lossmap.data.problem import Problem, temporary_parameters
 from lossmap.geometry.parameter_vector import Layout, selected
@@ -86,6 +87,7 @@ def prepare(
     the second derivative of this loss, or for Gauss-Newton where the problem does not keep outputs and loss apart.
     """
     backend = backend_of(backend)
+    problem = check_loss(problem)
     device = next(iter(selected(problem.model, parameters).values())).device
     if memory is None:
         memory = free_memory(device) // 3
@@ -143,6 +145,10 @@ def _rejected(factory: OperatorFactory, backend: str, check: bool) -> dict[str, 
         judged.append("linearized")
     if factory.product not in LINEARIZATIONS:
         return {"linearized": "there are no rules for this product"}
+    if factory.problem.noise_seed is not None:  # a trace would draw other numbers than the loss at the point
+        judged = [b for b in judged if b != "linearized"]
+        result = check_product(factory.problem, factory.parameters, factory.product, backends=judged)
+        return {"linearized": "the loss draws at random", **result.rejected}
     if check:
         result = check_product(factory.problem, factory.parameters, factory.product, backends=judged)
         if not result.unchecked:

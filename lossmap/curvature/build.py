@@ -14,6 +14,7 @@ from lossmap.curvature.linearized_operator import LinearizedOperator
 from lossmap.curvature.operators import CurvatureOperator, Product, Total, gauss_newton, hessian, single_rank
 from lossmap.curvature.product_check import check_product
 from lossmap.curvature.rounding import RoundingProbe
+from lossmap.data.loss_check import check_loss
 from lossmap.data.moved_loss import refuse_unmoved
 from lossmap.data.problem import Problem
 
@@ -52,6 +53,7 @@ def build_operator(
     """
     if matrix not in MATRICES:
         raise ValueError(f"the matrix must be one of {', '.join(MATRICES)}; got {matrix!r}")
+    problem = check_loss(problem)
     product = MATRICES[matrix]
     measure = RoundingProbe(problem, parameters, product, total, partial(_over, product, parameters, total))
     plain = CurvatureOperator(problem, product, parameters, total, measure)

@@ -27,7 +27,8 @@ from torch.func import functional_call, grad, vmap
 from torch.utils import _pytree as pytree
 
 from lossmap.curvature.operators import differentiated
-from lossmap.data.batches import Batch
+from lossmap.data.batches import Batch, FixedBatches
+from lossmap.data.loss_check import check_loss
 from lossmap.data.problem import Problem, temporary_parameters
 from lossmap.geometry.parameter_vector import Layout, selected
 from lossmap.linalg.subspaces import participation
@@ -215,6 +216,9 @@ def gradient_covariance(problem: Problem, parameters: str = "weights", *, memory
 
     Raises ValueError for one sample alone; FloatingPointError where a gradient is not finite.
     """
+    problem = check_loss(problem)
+    if isinstance(problem.data, FixedBatches):
+        raise ValueError("a sample's gradient is not defined here: " + "; ".join(problem.notes))
     if problem.data.samples < 2:
         raise ValueError(f"the covariance of gradients needs at least 2 samples; got {problem.data.samples}")
     named = selected(problem.model, parameters)

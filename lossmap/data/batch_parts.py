@@ -33,6 +33,14 @@ def targets_of(batch: Batch) -> Any:
     )
 
 
+def with_targets(batch: Batch, targets: Any) -> Batch:
+    """The batch with other targets."""
+    if isinstance(batch, Mapping):
+        name = next(name for name in TARGET_NAMES if name in batch)
+        return {**batch, name: targets}
+    return (*batch[:-1], targets)
+
+
 def inputs_of(batch: Batch) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """What a batch gives to the model: positional and keyword arguments."""
     if isinstance(batch, Mapping):

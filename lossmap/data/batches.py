@@ -57,16 +57,37 @@ def map_tensors(function: Callable[[torch.Tensor], torch.Tensor], batch: Batch) 
 
 
 def join_batches(batches: Sequence[Batch]) -> Batch:
-    """One batch of all samples of batches of one structure; leaves other than tensors are the first batch's.
+    """One batch of all samples of batches of one structure.
 
-    Raises ValueError where the structures differ.
+    Raises ValueError where the structures differ, where a leaf that is no tensor differs between the batches or
+    cannot be compared (a graph, a name, a number of each batch), and where tensors do not fit together.
     """
     structures = {pytree.tree_flatten(batch)[1] for batch in batches}
     if len(structures) != 1:
         raise ValueError("the loader's batches differ in structure; all must be the same tuple or dict")
     columns = zip(*(pytree.tree_leaves(batch) for batch in batches), strict=True)
-    joined = [torch.cat(column) if isinstance(column[0], torch.Tensor) else column[0] for column in columns]
-    return pytree.tree_unflatten(joined, structures.pop())
+    return pytree.tree_unflatten([_join_leaves(column) for column in columns], structures.pop())
+
+
+def _join_leaves(column: Sequence[Any]) -> Any:
+    """One leaf of all batches: tensors end to end; anything else only where it is the same plain value in all."""
+    first = column[0]
+    if isinstance(first, torch.Tensor):
+        widths = {tuple(t.shape[1:]) for t in column if isinstance(t, torch.Tensor)}
+        if len(widths) > 1:
+            shapes = ", ".join(str(w) for w in sorted(widths)[:3])
+            raise ValueError(
+                f"the loader's batches hold tensors of different shapes beyond the first dimension ({shapes}, such as "
+                "batches padded each to its own width): pad all to one width"
+            )
+        return torch.cat(list(column))
+    plain = first is None or isinstance(first, (str, int, float, bool))
+    if len(column) == 1 or (plain and all(type(leaf) is type(first) and leaf == first for leaf in column)):
+        return first
+    raise ValueError(
+        f"the batches hold a {type(first).__name__} that is no tensor and differs from batch to batch; such batches "
+        "cannot be cut or joined: give tensors, or one batch of everything"
+    )
 
 
 def move_batch(batch: Batch, device: torch.device | str | None, dtype: torch.dtype | None) -> Batch:
@@ -97,6 +118,7 @@ class Resident:
 
     tensors: Batch
     batch_size: int
+    loader_sizes: tuple[int, ...] = ()  # samples in each batch of the loader that they came from, where they differ
 
     def __post_init__(self) -> None:
         tensors = [t for t in pytree.tree_leaves(self.tensors) if isinstance(t, torch.Tensor)]
@@ -125,7 +147,13 @@ class Resident:
         return replace(self, batch_size=size)
 
     def share(self, rank: int, size: int) -> Resident:
-        return replace(self, tensors=self._rows(*shared_range(self.samples, rank, size)))
+        return replace(self, tensors=self._rows(*shared_range(self.samples, rank, size)), loader_sizes=())
+
+    def uncut(self) -> FixedBatches:
+        """The loader's own batches, never to be cut or joined again."""
+        sizes = self.loader_sizes or [self.batch_size] * -(-self.samples // self.batch_size)
+        ends = [sum(sizes[: i + 1]) for i in range(len(sizes))]
+        return FixedBatches(tuple(self._rows(e - s, e) for s, e in zip(sizes, ends, strict=True)))
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Resident:
         return replace(self, tensors=move_batch(self.tensors, device, dtype))
@@ -162,6 +190,43 @@ class Streamed:
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Streamed:
         return replace(self, device=device or self.device, dtype=dtype or self.dtype)
+
+
+@dataclass(frozen=True, eq=False)
+class FixedBatches:
+    """Batches that stay as they were made, for a loss that couples the samples of a batch or draws at random.
+
+    `rebatched` changes nothing; `share` hands out whole batches, so that a team can have no more ranks than batches.
+    """
+
+    batches: tuple[Batch, ...]
+
+    def __post_init__(self) -> None:
+        if not self.batches:
+            raise ValueError(
+                "there are fewer batches than ranks in the team; a batch is not cut: take a smaller --team"
+            )
+
+    @property
+    def samples(self) -> int:
+        return sum(samples_in(batch) for batch in self.batches)
+
+    @property
+    def batch_size(self) -> int:
+        return max(samples_in(batch) for batch in self.batches)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return iter(self.batches)
+
+    def rebatched(self, size: int) -> FixedBatches:
+        return self
+
+    def share(self, rank: int, size: int) -> FixedBatches:
+        start, stop = shared_range(len(self.batches), rank, size)
+        return replace(self, batches=self.batches[start:stop])
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> FixedBatches:
+        return replace(self, batches=tuple(move_batch(batch, device, dtype) for batch in self.batches))
 
 
 def read_into_memory(
@@ -201,4 +266,6 @@ def read_into_memory(
     if not collected:
         raise ValueError("the loader must yield at least one batch; got none")
     collected = [tuple(batch) if isinstance(batch, list) else batch for batch in collected]
-    return Resident(join_batches(collected), batch_size or samples_in(collected[0]))
+    sizes = tuple(samples_in(batch) for batch in collected)
+    equal = set(sizes[:-1]) <= {sizes[0]} and sizes[-1] <= sizes[0]
+    return Resident(join_batches(collected), batch_size or sizes[0], () if equal or batch_size else sizes)

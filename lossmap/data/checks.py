@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lossmap.data.criteria import SupervisedLoss, takes_class_labels
 from lossmap.data.datasets import labels_within
 from lossmap.data.problem import Problem
 
@@ -23,8 +24,9 @@ def check_one_sample(problem: Problem, split: str) -> None:
 
     Raises ValueError with the shapes of the sample.
     """
+    _check_labels(problem)
     try:
-        value = problem.total(next(iter(problem.data.rebatched(1))))
+        value = _total_of_a_sample(problem)
     except Exception as error:  # user code may raise any exception
         shapes = [tuple(t.shape) for t in _tensors(next(iter(problem.data.rebatched(1))))]
         text = str(error).splitlines()[0].rstrip(".") if str(error) else "no message"
@@ -34,8 +36,27 @@ def check_one_sample(problem: Problem, split: str) -> None:
         ) from error
     if not isinstance(value, Tensor) or value.dim() != 0:
         raise ValueError(f"the loss must return one number per batch; got {_described(value)}")
-    if "acc" in problem.metrics and problem.separable:
-        outputs = problem.forward(problem.model, next(iter(problem.data.rebatched(1))))
+
+
+def _total_of_a_sample(problem: Problem) -> Tensor:
+    """The loss of one sample; of several where one alone fails, as batch norm without running statistics does."""
+    try:
+        return problem.total(next(iter(problem.data.rebatched(1))))
+    except (ValueError, RuntimeError, IndexError):
+        if problem.data.samples == 1:
+            raise
+        return problem.total(next(iter(problem.data)))
+
+
+def _check_labels(problem: Problem) -> None:
+    """Raise ValueError where a label has no output of the model."""
+    if not isinstance(problem.loss, SupervisedLoss) or not takes_class_labels(problem.loss.loss):
+        return
+    try:
+        outputs = problem.forward(problem.model, next(iter(problem.data)))
+    except Exception:  # said with its shapes where the loss is tried
+        return
+    if isinstance(outputs, Tensor) and outputs.dim() > 1:
         labels_within(problem.data, outputs.shape[1])
 
 

@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lossmap.data.batch_parts import targets_of
-from lossmap.data.batches import Batch, Batches, Resident, samples_in
+from lossmap.data.batch_parts import targets_of, with_targets
+from lossmap.data.batches import Batch, Batches, FixedBatches, Resident, Streamed, samples_in
 
 Outputs = Any
 Criterion = Callable[[Outputs, Any], Tensor]  # (outputs, targets) -> mean over the batch
@@ -87,29 +87,100 @@ def has_class_labels(data: Batches, loss: str | Criterion) -> bool:
     return isinstance(targets, Tensor) and targets.dtype in whole and targets.dim() == 1
 
 
-def total_of(loss: str | Criterion, criterion: Criterion, data: Batches) -> Callable[[Outputs, Batch], Tensor]:
+@dataclass(frozen=True)
+class _MeanMetric:
+    """A function's mean over a batch, as the sum over its samples."""
+
+    function: Criterion
+
+    def __call__(self, outputs: Outputs, batch: Batch) -> Tensor:
+        value = torch.as_tensor(self.function(outputs, targets_of(batch)))
+        if value.dim() != 0:
+            raise ValueError(f"a metric must be one number, the mean over the batch; got shape {tuple(value.shape)}")
+        return value * samples_in(batch)
+
+
+def metric_of(name: str, metric: Metric | Criterion) -> Metric:
+    """A metric from a function (outputs, targets) -> mean over the batch's samples, or as it is."""
+    if isinstance(metric, Metric):
+        return metric
+    return Metric(_MeanMetric(metric), "1", name.replace("_", " "))
+
+
+def takes_class_labels(loss: str | Criterion) -> bool:
+    """Whether a loss is PyTorch's cross entropy of classes, by name or as a module."""
+    return loss == "crossentropy" or isinstance(loss, (nn.CrossEntropyLoss, nn.NLLLoss))
+
+
+def with_class_targets(data: Batches, loss: str | Criterion) -> Batches:
+    """The data with targets as cross entropy takes them: whole labels as int64, probabilities as they are.
+
+    Raises ValueError where floating-point targets are neither whole labels nor class probabilities; of streamed data
+    each batch is asked as it is read.
+    """
+    if not takes_class_labels(loss):
+        return data
+
+    def converted(batch: Batch) -> Batch:
+        targets = targets_of(batch)
+        labels = as_class_targets(targets)
+        return batch if labels is targets else with_targets(batch, labels)
+
+    if isinstance(data, Resident):
+        return replace(data, tensors=converted(data.tensors))
+    if isinstance(data, Streamed):
+        fetch = data.fetch
+        return replace(data, fetch=lambda indices: converted(fetch(indices)))
+    if isinstance(data, FixedBatches):
+        return FixedBatches(tuple(converted(batch) for batch in data))
+    return data
+
+
+def as_class_targets(targets: Any) -> Any:
+    """Class labels as int64; class probabilities, floating-point rows that sum to 1 along dimension 1, as they are."""
+    if not isinstance(targets, Tensor) or targets.dtype == torch.int64:
+        return targets
+    if not targets.is_floating_point():
+        return targets.long()
+    if targets.dim() > 1:
+        sums = targets.double().sum(1)
+        if bool((targets >= 0).all()) and bool(((sums - 1.0).abs() <= 1e-3).all()):
+            return targets
+    if bool((targets == targets.round()).all()):
+        return targets.long()
+    raise ValueError(
+        f"the targets, {str(targets.dtype).removeprefix('torch.')} of shape {tuple(targets.shape)}, are neither class "
+        "labels (whole numbers) nor class probabilities (rows >= 0 that sum to 1), as cross entropy needs; for "
+        "regression take the loss 'mse' (--loss mse)"
+    )
+
+
+@dataclass(frozen=True)
+class SupervisedLoss:
     """(outputs, batch) -> the loss summed over the batch, a scalar.
 
-    The function raises ValueError for targets that would be broadcast, and for a loss that is no scalar.
+    loss   as it was given
+    total  (outputs, targets, samples) -> that sum
     """
-    total = summed_criterion(loss, criterion, data)
 
-    def summed(outputs: Outputs, batch: Batch) -> Tensor:
+    loss: str | Criterion
+    total: SummedCriterion
+
+    def __call__(self, outputs: Outputs, batch: Batch) -> Tensor:
+        """Raises ValueError for targets that would be broadcast, and for a loss that is no scalar."""
         targets = targets_of(batch)
-        if isinstance(loss, ELEMENTWISE) and outputs.shape != targets.shape:
+        if isinstance(self.loss, ELEMENTWISE) and outputs.shape != targets.shape:
             raise ValueError(
-                f"the targets of {type(loss).__name__} must have the outputs' shape, {tuple(outputs.shape)}; they have "
-                f"{tuple(targets.shape)} and would be broadcast: reshape them, such as y[:, None]"
+                f"the targets of {type(self.loss).__name__} must have the outputs' shape, {tuple(outputs.shape)}; they "
+                f"have {tuple(targets.shape)} and would be broadcast: reshape them, such as y[:, None]"
             )
-        value = total(outputs, targets, samples_in(batch))
+        value = self.total(outputs, targets, samples_in(batch))
         if value.dim() != 0:
             raise ValueError(
                 f"the loss must be one number, the mean over the batch; got shape {tuple(value.shape)} "
                 "(PyTorch's criteria: reduction='mean')"
             )
         return value
-
-    return summed
 
 
 def summed_criterion(loss: str | Criterion, criterion: Criterion, data: Batches) -> SummedCriterion:

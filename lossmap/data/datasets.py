@@ -336,4 +336,7 @@ def labels_within(batches: Batches, classes: int) -> None:
         return
     counted = targets[targets != -100]  # cross entropy leaves these out
     if counted.numel() and not 0 <= int(counted.min()) <= int(counted.max()) < classes:
-        raise ValueError(f"the targets run from {counted.min()} to {counted.max()}; the model has {classes} outputs")
+        raise ValueError(
+            f"the targets run from {counted.min()} to {counted.max()}; the model has {classes} outputs, so class "
+            f"labels must be whole numbers from 0 to {classes - 1}"
+        )

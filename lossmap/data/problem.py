@@ -20,7 +20,18 @@ from torch import Tensor, nn
 from lossmap.data.batch_parts import inputs_of, targets_of
 from lossmap.data.batches import Batch, Batches, samples_in
 from lossmap.data.borrow import temporary_parameters
-from lossmap.data.criteria import ACCURACY, Criterion, Metric, Outputs, criterion_and_unit, has_class_labels, total_of
+from lossmap.data.criteria import (
+    ACCURACY,
+    Criterion,
+    Metric,
+    Outputs,
+    SupervisedLoss,
+    criterion_and_unit,
+    has_class_labels,
+    metric_of,
+    summed_criterion,
+    with_class_targets,
+)
 from lossmap.data.loaders import as_batches
 from lossmap.geometry.directions import move_point, origin_of
 
@@ -36,6 +47,9 @@ class Problem:
     count      batch -> its samples
     metrics    further means over samples, by name (`acc`)
     separable  whether outputs and loss are truly two steps, as Gauss-Newton needs
+    noise_seed a random loss starts from this seed at every evaluation; None where the loss draws nothing
+    notes      how the loss is evaluated, a sentence each, where that is not as a mean over any samples
+    checked    whether `loss_check.check_loss` has seen it
     """
 
     model: nn.Module
@@ -46,6 +60,9 @@ class Problem:
     metrics: Mapping[str, Metric]
     separable: bool = True
     unit: str = "nats"
+    noise_seed: int | None = None
+    notes: tuple[str, ...] = ()
+    checked: bool = False
 
     @classmethod
     def supervised(
@@ -55,7 +72,7 @@ class Problem:
         data: Any,
         *,
         batch_size: int | None = None,
-        metrics: Mapping[str, Metric] | None = None,
+        metrics: Mapping[str, Metric | Criterion] | None = None,
     ) -> Problem:
         """A model that is called with inputs, and a loss of (outputs, targets), mean over the batch.
 
@@ -66,14 +83,19 @@ class Problem:
                precision; a batch's last entry is the target, what stands before it is given to the model (a tuple
                as several arguments, a dict as keywords); of a dict batch the target is `labels`, `targets`,
                `target`, `label` or `y`
+        metrics by name, each a `Metric` or a function (outputs, targets) -> mean over the batch's samples; without
+               them the accuracy, where the targets are class labels and the outputs are (N, C > 1)
+
+        Raises ValueError where targets are no labels or probabilities for a cross entropy.
         """
         criterion, unit = criterion_and_unit(loss)
-        batches = as_batches(data, batch_size)
+        batches = with_class_targets(as_batches(data, batch_size), loss)
         if metrics is None:
             metrics = {"acc": ACCURACY} if has_class_labels(batches, loss) else {}
-        total = total_of(loss, criterion, batches)
+        own = {name: metric_of(name, metric) for name, metric in metrics.items()}
+        total = SupervisedLoss(loss, summed_criterion(loss, criterion, batches))
         batches = _on_device_of(model, batches, cast=True)
-        return cls(model, batches, _call, total, samples_in, metrics, True, unit)
+        return cls(model, batches, _call, total, samples_in, own, True, unit)
 
     @classmethod
     def custom(

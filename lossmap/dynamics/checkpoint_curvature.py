@@ -22,11 +22,11 @@ import numpy as np
 
 from lossmap.curvature.autotune import OperatorFactory, prepare
 from lossmap.curvature.build import build_operator
-from lossmap.curvature.checks import check_mean
 from lossmap.curvature.gradient import loss_and_gradient
 from lossmap.curvature.hvp_plan import HvpPlan, backend_of
 from lossmap.data.borrow import copy_of
 from lossmap.data.checkpoints import load_into
+from lossmap.data.loss_check import check_loss
 from lossmap.data.problem import Problem
 from lossmap.geometry.grid import Field, Point
 from lossmap.geometry.parameter_vector import selected
@@ -103,9 +103,8 @@ class CheckpointCurvature:
         n = sum(p.numel() for p in selected(problem.model, parameters).values())
         if not 1 <= top <= n:
             raise ValueError(f"--top must be 1 to {n}, the number of parameters; got {top}")
-        self.problem = replace(problem, model=copy_of(problem.model))
+        self.problem = check_loss(replace(problem, model=copy_of(problem.model)))
         build_operator(self.problem, "hessian", parameters)  # says what cannot be differentiated twice
-        check_mean(self.problem)
         self.plan: dict[str, Any] | None = None
         if plan is not None:
             self.plan = dict(plan)

@@ -30,6 +30,7 @@ from torch.utils import _pytree as pytree
 from lossmap.curvature.per_sample_gradients import gradient_covariance
 from lossmap.data.batches import Resident, Streamed
 from lossmap.data.criteria import Criterion
+from lossmap.data.loss_check import check_loss
 from lossmap.data.problem import Problem, temporary_parameters
 from lossmap.diagnostics.activations import activation_statistics, gradient_norms
 from lossmap.diagnostics.label_noise import label_noise
@@ -126,6 +127,9 @@ def diagnose(
     unknown = [name for name in examinations if name not in EXAMINATIONS]
     if unknown:
         raise ValueError(f"there is no examination {unknown[0]!r}; there are {', '.join(EXAMINATIONS)}")
+    problem = check_loss(problem)
+    if held_out is not None:
+        held_out = check_loss(held_out)
     subset_problem = subset(problem, samples, seed)
     run = _Examinations(tuple(examinations))
     with temporary_parameters(problem.model, {}):

@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from lossmap.curvature.operators import Total, single_rank
-from lossmap.data.batches import Batch, Resident, Streamed
+from lossmap.data.batches import Batch, FixedBatches, Resident, Streamed
+from lossmap.data.loss_check import check_loss
 from lossmap.data.moved_loss import refuse_unmoved
 from lossmap.data.problem import Problem, temporary_parameters
 from lossmap.data.stable_losses import stable_forms
@@ -165,6 +166,7 @@ def losses(
     plane: Plane,
     *,
     plan: ForwardPlan | Mapping[str, Any] | None = None,
+    way: Mapping[str, Any] | None = None,
     total: Total = single_rank,
     autocast: torch.dtype | None = None,
     settings: Mapping[str, Any] | None = None,
@@ -174,6 +176,7 @@ def losses(
     problem   one problem (read as `train`), or one per split: {"train": ..., "test": ...}, over the same model
     plane     origin and axes; a point is a tuple of its coordinates
     plan      how to pass over the data, as a value or as a file holds it; without it a probe of a second or two chooses
+    way       the name of `plan` in version 0.1
     total     adds a float64 tensor over the ranks of a team, each holding its share of the data
     autocast  a lower precision for the layers that bear it, such as torch.bfloat16
     settings  to be stored with the readings
@@ -181,9 +184,12 @@ def losses(
     Raises ValueError where the problems are not over one model.
     """
     problems = {"train": problem} if isinstance(problem, Problem) else dict(problem)
+    problems = {split: check_loss(p) for split, p in problems.items()}
     if len({id(p.model) for p in problems.values()}) != 1:
         raise ValueError("the problems of a survey must share one model; got several")
     refuse_unmoved(next(iter(problems.values())))
+    if plan is None:
+        plan = way
     if isinstance(plan, Mapping):
         plan = ForwardPlan(**plan)
     if plan is None:
@@ -215,6 +221,9 @@ def probe_forward_plan(
     A plan with folding is taken only if its loss agrees with the plain one to 1e-4 at the origin.
     """
     deadline = time.perf_counter() + seconds
+    problem = check_loss(problem)
+    if isinstance(problem.data, FixedBatches):
+        batch_size = problem.data.batch_size
     trial = _Trial(problem, plane, autocast)
     best = ForwardPlan(min(batch_size or 64, problem.data.samples))
     fastest = trial.seconds(best)

@@ -27,11 +27,11 @@ import numpy as np
 import torch
 
 from lossmap.curvature.build import build_operator
-from lossmap.curvature.checks import check_mean
 from lossmap.curvature.gradient import loss_and_gradient
 from lossmap.curvature.operators import Total, single_rank
 from lossmap.data.batches import Batch, move_batch, samples_in
 from lossmap.data.borrow import copy_of, temporary_parameters
+from lossmap.data.loss_check import check_loss
 from lossmap.data.problem import Problem
 from lossmap.diagnostics.layer_signals import signals, why_zero
 from lossmap.linalg.block_norms import OffDiagonalEnergy, off_diagonal_energy
@@ -156,7 +156,7 @@ def layers(
     Raises ValueError as `spectrum` does, and for a pattern that matches nothing.
     """
     began = time.perf_counter()
-    check_mean(problem)
+    problem = check_loss(problem)
     everything = build_operator(problem, matrix, parameters, total)
     groups = groups_of(everything.layout.names, by, patterns)
     twin, notes = exact_problem(problem)

@@ -18,9 +18,9 @@ from math import isfinite
 import torch
 
 from lossmap.curvature.build import build_operator
-from lossmap.curvature.checks import check_mean
 from lossmap.curvature.gradient import loss_and_gradient
 from lossmap.curvature.operators import Total, single_rank
+from lossmap.data.loss_check import check_loss
 from lossmap.data.problem import Problem
 from lossmap.geometry.parameter_vector import Layout
 from lossmap.linalg.deflation import successive_eigenpairs
@@ -168,8 +168,7 @@ def spectrum(
     loss or a product is not finite.
     """
     began = time.perf_counter()
-    if check:
-        check_mean(problem)
+    problem = check_loss(problem) if check else replace(problem, checked=True)
     if backend == "auto" and build_operator(problem, matrix, parameters, total).size <= dense:
         backend = "double-backward"  # so few products that no probe pays
     operator = build_operator(problem, matrix, parameters, total, backend=backend)

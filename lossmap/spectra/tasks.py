@@ -17,9 +17,9 @@ import numpy as np
 import torch
 
 from lossmap.curvature.build import build_operator
-from lossmap.curvature.checks import check_mean
 from lossmap.curvature.gradient import loss_and_gradient
 from lossmap.curvature.operators import Total, single_rank
+from lossmap.data.loss_check import check_loss
 from lossmap.geometry.grid import Field, Point
 from lossmap.linalg.block_norms import OffDiagonalEnergy, block_leakage, energy_from_leakage
 from lossmap.linalg.deflation import successive_eigenpairs
@@ -345,14 +345,15 @@ def make_tasks(
 
     Raises ValueError as `spectrum` and `layers` do, before anything long begins.
     """
+    subjects = list(subjects)
     labels = [s.label for s in subjects]
     if len(set(labels)) != len(labels):
         twice = next(label for label in labels if labels.count(label) > 1)
         raise ValueError(f"two subjects are called {twice!r}; each must have a label of its own")
     tasks: list[tuple[Task, int]] = []
     for i, subject in enumerate(subjects):
-        if check:
-            check_mean(subject.problem)
+        problem = check_loss(subject.problem) if check else replace(subject.problem, checked=True)
+        subject = subjects[i] = replace(subject, problem=problem)
         matrix = build_operator(subject.problem, subject.matrix, request.parameters, total)
         tasks += tasks_of(subject, i, matrix.size, request)
     tasks.sort(key=lambda task: LONGEST_FIRST[task[0].kind])

@@ -312,7 +312,7 @@ def test_targets_that_would_be_broadcast_and_the_cross_entropy_of_one_output_are
     for loss in (nn.MSELoss(), nn.L1Loss()):
         with pytest.raises(ValueError, match=r"must have the outputs' shape, \(7, 1\); they have \(7,\)"):
             mean(Problem.supervised(net, loss, (x, y)))
-    with pytest.raises(ValueError, match="the cross entropy of one output is 0 everywhere"):
+    with pytest.raises(ValueError, match="for regression take the loss 'mse'"):
         mean(Problem.supervised(net, "crossentropy", (x, y[:, None])))
 
 

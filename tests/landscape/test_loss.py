@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -122,7 +123,9 @@ def test_the_model_comes_back_untouched_and_points_do_not_drift(net, data):
 
 def test_a_forward_that_raises_gives_the_model_back_and_passes_the_reason_on(net, data):
     problem = Problem.supervised(net, "crossentropy", (torch.randn(4, 5, 8, 8), data[1][:4]))
-    measure = losses(problem, random_plane(net), plan=ForwardPlan(4))
+    with pytest.raises(RuntimeError, match="to have 3 channels"):
+        losses(problem, random_plane(net), plan=ForwardPlan(4))
+    measure = losses(replace(problem, checked=True), random_plane(net), plan=ForwardPlan(4))
     with pytest.raises(RuntimeError, match="to have 3 channels"):
         measure((0.5, 0.5))
     assert torch.equal(net.conv1.weight, measure.plane.origin["conv1.weight"])

@@ -1,0 +1,282 @@
+"""Whether a loss is a repeatable mean over samples, asked once for every command; and what is done where it is not.
+
+    check_loss(problem) -> the problem as it is to be evaluated, with a sentence in `notes` for what is unusual
+
+A survey cuts the data into whatever batches are fast. That is right only where the loss of a batch is the sum over its
+samples (divided by them), and where it is the same at every look. Both are measured on a few samples at the model's own
+weights, in float64 where model and loss bear that: the same batch twice; and all of them against random parts, against
+each alone, with the last samples of the data among them.
+
+    what is found                               what is done
+    a sum over the batch in place of a mean     divided by the samples
+    a batch is no sum over its samples          the loader's own batches, uncut (contrastive losses, weighted means,
+                                                batch norm without running statistics, a regulariser in a sum)
+    the loss draws at random                    the same random numbers at every evaluation, own batches, uncut
+    neither helps                               ValueError
+
+Price: some twenty passes over at most 16 samples. Nothing of the model changes, nor any generator's state.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from lossmap.data.batches import Batch, FixedBatches, Resident, map_tensors, samples_in
+from lossmap.data.borrow import copy_of
+from lossmap.data.criteria import ACCURACY, SupervisedLoss, takes_class_labels
+from lossmap.data.datasets import labels_within
+from lossmap.data.problem import Problem, temporary_parameters
+from lossmap.seeding import generator
+
+MAX_SAMPLES = 16  # that are looked at
+MAX_COPIED = 50_000_000  # parameters of a model that is copied into float64
+ROUNDING = {
+    torch.float64: 1e-9,
+    torch.float32: 2e-5,
+}  # relative to the summed sizes of the parts; other precisions 2e-2
+
+
+@contextmanager
+def fixed_noise(seed: int) -> Iterator[None]:
+    """Inside, the generators of torch, NumPy and Python start from a seed; outside they are as they were."""
+    python_state, numpy_state = random.getstate(), np.random.get_state()
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()  # type: ignore[no-untyped-call]
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed)
+        try:
+            yield
+        finally:
+            random.setstate(python_state)
+            np.random.set_state(numpy_state)
+
+
+@dataclass(frozen=True)
+class WithFixedNoise:
+    """A function that draws the same random numbers at every call."""
+
+    function: Callable[..., Any]
+    seed: int
+
+    def __call__(self, *args: Any) -> Any:
+        """Call the function from the seed on."""
+        with fixed_noise(self.seed):
+            return self.function(*args)
+
+
+@dataclass(frozen=True)
+class PerSample:
+    """A loss that is a sum over the batch and was taken for a mean: multiplied by the samples once too often."""
+
+    function: Callable[..., Tensor]
+
+    def __call__(self, first: Any, batch: Batch) -> Tensor:
+        """The function's value over the batch's samples."""
+        return self.function(first, batch) / samples_in(batch)
+
+
+def check_loss(problem: Problem, *, seed: int = 0) -> Problem:
+    """The problem as it is to be evaluated, so that its value depends on no cut into batches and on no chance.
+
+    seed  of the common random numbers of a loss that draws
+
+    Raises ValueError, with the measured values, where a loss is not repeatable even with fixed random numbers, where
+    targets are no labels or probabilities, and where the model's labels are out of range.
+    """
+    if problem.checked:
+        return problem
+    probe = _Probe(problem)
+    if isinstance(problem.loss, SupervisedLoss) and takes_class_labels(problem.loss.loss):
+        outputs = probe.outputs()
+        if isinstance(outputs, Tensor) and outputs.dim() > 1:
+            labels_within(problem.data, outputs.shape[1])
+    found = _with_metrics_that_fit(problem, probe)
+    if not probe.is_repeatable():
+        found = _with_common_random_numbers(found, seed)
+    elif probe.samples > 1 and not isinstance(problem.data, FixedBatches) and not probe.is_additive():
+        found = _as_sum(found) if probe.is_sum() else _with_own_batches(found, probe)
+    return replace(found, checked=True)
+
+
+class _Probe:
+    """A few samples, and the loss summed over any of them."""
+
+    def __init__(self, problem: Problem) -> None:
+        self.original = problem
+        self.batch = _few_samples(problem)
+        self.samples = samples_in(self.batch)
+        self.problem = problem
+        twin = _in_float64(problem, self.batch)
+        if twin is not None:
+            self.problem, self.batch = twin
+        dtypes = {p.dtype for p in self.problem.model.parameters() if p.is_floating_point()}
+        self.tolerance = max((ROUNDING.get(dtype, 2e-2) for dtype in dtypes), default=2e-5)
+
+    def total(self, indices: list[int] | None = None) -> float:
+        """The summed loss of these samples, or of all; NaN where it fails on them, as batch norm does on one."""
+        batch = self.batch
+        if indices is not None:
+            batch = map_tensors(lambda t: t[indices] if t.dim() else t, self.batch)
+        with temporary_parameters(self.problem.model, {}), torch.enable_grad():  # it may differentiate by its inputs
+            return float(self.problem.total(batch).detach())
+
+    def outputs(self) -> Any:
+        """What the model gives for the samples."""
+        with temporary_parameters(self.problem.model, {}), torch.no_grad(), fixed_noise(0):
+            return self.problem.forward(self.problem.model, self.batch)
+
+    def is_repeatable(self) -> bool:
+        """Whether three evaluations of one batch agree."""
+        with fixed_noise(20):  # what they draw leaves the user's generators alone, and differs from one to the next
+            values = [self.total() for _ in range(3)]
+        finite = [v for v in values if np.isfinite(v)]
+        if len(finite) < len(values):
+            return True  # a loss that is not finite is a result, and says nothing of chance
+        return max(values) - min(values) <= self.tolerance * max(abs(v) for v in values)
+
+    def parts(self) -> list[tuple[float, list[float]]]:
+        """The whole, and the values of its parts, for several cuts; none for a cut on which the loss fails."""
+        n, cuts = self.samples, []
+        order = torch.randperm(n, generator=generator("loss check", n)).tolist()
+        cuts = [[[i] for i in range(n)], [order[: n // 3], order[n // 3 :]] if n > 2 else [[0], [1]]]
+        cuts.append([list(range(n - 1)), [n - 1]])
+        whole = self.total()
+        return [(whole, [self.total(part) for part in cut if part]) for cut in cuts]
+
+    def is_additive(self) -> bool:
+        """Whether the sum over a batch is the sum over its parts."""
+        try:
+            return all(self._agree(whole, sum(parts), parts) for whole, parts in self.parts())
+        except (ValueError, RuntimeError, IndexError):  # it does not bear a batch of one
+            return False
+
+    def is_sum(self) -> bool:
+        """Whether the function behind is itself a sum: taken for a mean, it was multiplied by the batch's samples."""
+        n = self.samples
+        try:
+            singles = [self.total([i]) for i in range(n)]
+            half = [self.total(list(range(n // 2))) / (n // 2), self.total(list(range(n // 2, n))) / (n - n // 2)]
+        except (ValueError, RuntimeError, IndexError):
+            return False
+        whole = self.total() / n
+        return self._agree(whole, sum(singles), singles) and self._agree(whole, sum(half), half)
+
+    def _agree(self, whole: float, total: float, parts: list[float]) -> bool:
+        gap = abs(whole - total)
+        return not np.isfinite(gap) or gap <= self.tolerance * max(abs(whole), sum(abs(p) for p in parts))
+
+
+def _few_samples(problem: Problem) -> Batch:
+    """The first and the last samples of the data in one batch, `MAX_SAMPLES` at most."""
+    data = problem.data
+    if isinstance(data, FixedBatches):
+        return data.batches[0]
+    if data.samples <= MAX_SAMPLES:
+        return next(iter(data.rebatched(data.samples)))
+    half = MAX_SAMPLES // 2
+    parts = data.samples // half
+    ends = [next(iter(data.share(part, parts).rebatched(half))) for part in (0, parts - 1)]
+    flat, structure = pytree.tree_flatten(ends[0])
+    others = pytree.tree_leaves(ends[1])
+    joined = [torch.cat([a, b]) if isinstance(a, Tensor) and a.dim() else a for a, b in zip(flat, others, strict=True)]
+    return pytree.tree_unflatten(joined, structure)
+
+
+def _in_float64(problem: Problem, batch: Batch) -> tuple[Problem, Batch] | None:
+    """The problem over a copy of its model in float64, and the batch; None where they do not bear that."""
+    parameters = list(problem.model.parameters())
+    if sum(p.numel() for p in parameters) > MAX_COPIED or any(p.dtype == torch.float64 for p in parameters):
+        return None
+    try:
+        twin = replace(problem, model=copy_of(problem.model).double())
+        wide = map_tensors(lambda t: t.double() if t.is_floating_point() else t, batch)
+        with temporary_parameters(twin.model, {}), torch.enable_grad(), fixed_noise(0):
+            value = twin.total(wide)
+    except Exception:  # somebody's own forward may raise anything
+        return None
+    if value.dtype != torch.float64:
+        return None
+    return twin, wide
+
+
+def _with_common_random_numbers(problem: Problem, seed: int) -> Problem:
+    """The same random numbers at every evaluation, the loader's own batches uncut: one fixed realisation."""
+    data = _own_batches(problem)
+    fixed = replace(
+        problem,
+        data=data,
+        forward=WithFixedNoise(problem.forward, seed),
+        loss=WithFixedNoise(problem.loss, seed),
+        count=problem.count if problem.count is samples_in else WithFixedNoise(problem.count, seed),
+        noise_seed=seed,
+        notes=(
+            *problem.notes,
+            f"the loss draws at random: it starts from seed {seed} at every evaluation of a batch, so that all numbers "
+            "are those of one fixed realisation; other seeds show the noise",
+        ),
+    )
+    batch = next(iter(data))
+    with temporary_parameters(problem.model, {}), torch.enable_grad():
+        first, again = (float(fixed.total(batch).detach()) for _ in range(2))
+    if np.isfinite(first) and abs(first - again) > 1e-3 * max(abs(first), abs(again)):
+        raise ValueError(
+            f"the loss is random: one batch gave {first:.6g}, then {again:.6g}, also from the same state of the "
+            "generators of torch, NumPy and Python; draw from these, or make it deterministic in evaluation mode"
+        )
+    return fixed
+
+
+def _as_sum(problem: Problem) -> Problem:
+    """The loss divided by the batch's samples, since it is their sum."""
+    changed = {"loss": PerSample(problem.loss)} if problem.separable else {"forward": PerSample(problem.forward)}
+    note = "the loss function returns the sum over the batch (reduction='sum'); it is divided by the samples"
+    return replace(problem, notes=(*problem.notes, note), **changed)  # type: ignore[arg-type]
+
+
+def _with_own_batches(problem: Problem, probe: _Probe) -> Problem:
+    """The loader's own batches, uncut, since the loss of a batch is no mean over its samples."""
+    data = _own_batches(problem)
+    note = (
+        "the loss of a batch is not a mean over its samples (" + _measured(probe) + "): it is evaluated on the "
+        f"{len(data.batches)} batches as given, of {data.batch_size} samples at most, uncut; each counts by its samples"
+    )
+    return replace(problem, data=data, notes=(*problem.notes, note))
+
+
+def _measured(probe: _Probe) -> str:
+    n = probe.samples
+    whole = probe.total() / n
+    try:
+        mean = sum(probe.total([i]) for i in range(n)) / n
+    except (ValueError, RuntimeError, IndexError) as error:
+        return f"{n} samples give {whole:.6g}, one alone fails: {str(error).splitlines()[0]}"
+    return f"{n} samples together {whole:.6g}, one by one {mean:.6g}"
+
+
+def _own_batches(problem: Problem) -> FixedBatches:
+    data = problem.data
+    if isinstance(data, FixedBatches):
+        return data
+    if isinstance(data, Resident):
+        return data.uncut()
+    return FixedBatches(tuple(data))
+
+
+def _with_metrics_that_fit(problem: Problem, probe: _Probe) -> Problem:
+    """Without the accuracy where it is none: outputs that are not (N, C > 1), or targets that are no class indices."""
+    if ACCURACY not in problem.metrics.values():
+        return problem
+    outputs = probe.outputs()
+    if isinstance(outputs, Tensor) and outputs.dim() >= 2 and outputs.shape[1] > 1:
+        return problem
+    return replace(problem, metrics={k: m for k, m in problem.metrics.items() if m is not ACCURACY})

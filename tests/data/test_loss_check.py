@@ -1,0 +1,264 @@
+"""Every loss is asked once whether it is a repeatable mean over samples; truths are own arithmetic over own batches."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from lossmap import Grid, Problem, diagnose_network_health, losses, random_plane, survey
+from lossmap.curvature.autotune import prepare
+from lossmap.curvature.build import build_operator
+from lossmap.data.batches import FixedBatches, Resident
+from lossmap.data.loss_check import check_loss
+from lossmap.landscape.eigenvalues import EigenvalueMap
+from lossmap.spectra.spectrum import spectrum
+
+N = 90
+
+
+@pytest.fixture
+def data():
+    generator = torch.Generator().manual_seed(5)
+    return torch.randn(N, 4, generator=generator), torch.randint(0, 3, (N,), generator=generator)
+
+
+@pytest.fixture
+def net():
+    torch.manual_seed(3)
+    return nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3)).eval()
+
+
+def centre(problem, batch=32):
+    """The stored loss where the model stands, read by a plan with this batch size."""
+    return float(
+        survey(losses(problem, random_plane(problem.model, axes=1), plan={"batch_size": batch}), Grid.line(-1, 1, 3))[
+            "train_loss"
+        ][1]
+    )
+
+
+def largest(problem):
+    return spectrum(problem, top=1, bottom=1, trace_products=0, density_error=None).largest[0]
+
+
+def dense_top(net, loss):
+    parameters = [p for p in net.parameters() if p.dim() > 1]
+    gradient = torch.autograd.grad(loss(net), parameters, create_graph=True)
+    flat = torch.cat([g.reshape(-1) for g in gradient])
+    rows = [torch.cat([h.reshape(-1) for h in torch.autograd.grad(g, parameters, retain_graph=True)]) for g in flat]
+    return float(torch.linalg.eigvalsh(torch.stack(rows).double())[-1])
+
+
+MEANS = {
+    "cross entropy": nn.CrossEntropyLoss(),
+    "by name": "crossentropy",
+    "a function": lambda o, t: F.cross_entropy(o, t),
+    "label smoothing": nn.CrossEntropyLoss(label_smoothing=0.1),
+    "class weights in the module": nn.CrossEntropyLoss(weight=torch.tensor([0.2, 1.0, 15.0])),
+    "margin": nn.MultiMarginLoss(),
+}
+
+
+@pytest.mark.parametrize("name", MEANS)
+def test_a_mean_over_samples_stays_as_it_is(net, data, name):
+    problem = Problem.supervised(net, MEANS[name], data)
+    checked = check_loss(problem)
+    assert checked.notes == () and isinstance(checked.data, Resident) and checked.checked
+    assert check_loss(checked) is checked
+
+
+def test_a_sum_is_divided_by_the_samples_whatever_the_batch(net, data):
+    x, y = data
+    mean = float(F.cross_entropy(net(x), y).detach())
+    for size in (1, 7, N):
+        problem = Problem.supervised(
+            net, lambda o, t: F.cross_entropy(o, t, reduction="sum"), DataLoader(TensorDataset(x, y), size)
+        )
+        assert [centre(problem, b) for b in (1, 16, 64)] == pytest.approx([mean] * 3, rel=1e-5)
+        assert "sum over the batch" in check_loss(problem).notes[0]
+
+
+COUPLED = {
+    "class weights in a function": lambda o, t: F.cross_entropy(
+        o, t, weight=torch.tensor([0.2, 1.0, 15.0], dtype=o.dtype)
+    ),
+    "ignored targets in a function": lambda o, t: F.cross_entropy(o, t, ignore_index=1),
+    "a mean over pairs": lambda o, t: (o[:, None] - o[None]).square().mean() + F.cross_entropy(o, t),
+    "a square of the mean": lambda o, t: F.cross_entropy(o, t).square(),
+}
+
+
+@pytest.mark.parametrize("name", COUPLED)
+@pytest.mark.parametrize("size", [2, 20])
+def test_a_loss_that_couples_a_batch_is_read_on_the_loaders_own_batches(net, data, name, size):
+    x, y = data
+    loss = COUPLED[name]
+    problem = Problem.supervised(net, loss, DataLoader(TensorDataset(x, y), size))
+    cuts = [slice(i, min(i + size, N)) for i in range(0, N, size)]
+
+    def own(model):
+        return sum(loss(model(x[c]), y[c]) * (c.stop - c.start) for c in cuts) / N
+
+    expected = float(own(net).detach())
+    if expected == expected:  # a batch whose targets are all ignored has no mean
+        assert [centre(problem, b) for b in (1, 16, 64)] == pytest.approx([expected] * 3, rel=1e-5)
+        assert largest(problem) == pytest.approx(dense_top(net, own), rel=1e-3)
+    note = check_loss(problem).notes[0]
+    assert "not a mean over its samples" in note and "uncut" in note
+
+
+def test_a_contrastive_loss_gives_the_same_everywhere(data):
+    x = torch.cat([data[0], data[0]])[:80]
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3)).eval()
+    pairs = (x, x + 0.1 * torch.randn(80, 4, generator=torch.Generator().manual_seed(1)))
+
+    def loss(model, batch):
+        a, b = (F.normalize(model(t), dim=1) for t in batch)
+        return F.cross_entropy(a @ b.T / 0.2, torch.arange(len(a)))
+
+    def own(model):
+        return sum(loss(model, (pairs[0][i : i + 20], pairs[1][i : i + 20])) for i in range(0, 80, 20)) / 4
+
+    problem = Problem.custom(net, loss, DataLoader(TensorDataset(*pairs), 20))
+    top = dense_top(net, own)
+    assert centre(problem, 64) == pytest.approx(float(own(net).detach()), rel=1e-5)
+    assert largest(problem) == pytest.approx(top, rel=1e-3)
+    reading = EigenvalueMap({"train": prepare(problem)}, random_plane(net, axes=1), certify="none")((0.0,))
+    assert reading["max_eig"] == pytest.approx(top, rel=2e-3)
+
+
+def test_batch_norm_without_running_statistics_is_read_on_own_batches(data):
+    x, y = data
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6, track_running_stats=False), nn.Linear(6, 3)).eval()
+    problem = Problem.supervised(net, nn.CrossEntropyLoss(), DataLoader(TensorDataset(x, y), 30))
+    expected = sum(float(F.cross_entropy(net(x[i : i + 30]), y[i : i + 30]).detach()) for i in (0, 30, 60)) / 3
+    assert [centre(problem, b) for b in (1, 7)] == pytest.approx([expected] * 2, rel=1e-5)
+
+
+class Dropping(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 12), nn.Linear(12, 3)
+
+    def forward(self, x):
+        return self.second(F.dropout(torch.tanh(self.first(x)), 0.4))
+
+
+def test_a_random_loss_is_one_fixed_realisation_for_surface_and_curvature(data):
+    torch.manual_seed(0)
+    problem = Problem.supervised(Dropping().eval(), nn.CrossEntropyLoss(), DataLoader(TensorDataset(*data), 45))
+    state = torch.get_rng_state()
+    values = [centre(problem, b) for b in (1, 16, 64)]
+    assert values[0] == values[1] == values[2]
+    assert torch.equal(torch.get_rng_state(), state)
+    checked = check_loss(problem)
+    assert "draws at random" in checked.notes[0] and checked.noise_seed == 0
+    assert centre(check_loss(problem, seed=1)) != values[0]
+    top = largest(problem)
+    assert largest(problem) == top
+    parameters = [p for p in problem.model.parameters() if p.dim() > 1]
+    operator = build_operator(problem, "hessian", "weights")
+    v = torch.randn(operator.size, generator=torch.Generator().manual_seed(2))
+    v /= v.norm()
+
+    def gradient(step):
+        twin = check_loss(problem)
+        start = 0
+        for p in parameters:
+            p.data += step * v[start : start + p.numel()].view_as(p)
+            start += p.numel()
+        total = sum(twin.total(batch) for batch in twin.data) / N
+        found = torch.cat([g.reshape(-1) for g in torch.autograd.grad(total, parameters)])
+        start = 0
+        for p in parameters:
+            p.data -= step * v[start : start + p.numel()].view_as(p)
+            start += p.numel()
+        return found
+
+    difference = (gradient(1e-2) - gradient(-1e-2)) / 2e-2
+    assert (operator @ v - difference).norm() < 1e-2 * difference.norm()
+
+
+def test_a_loss_that_draws_from_elsewhere_is_refused(net, data):
+    counter = iter(range(10**6))
+    problem = Problem.supervised(net, lambda o, t: F.cross_entropy(o, t) * (1 + next(counter) % 3), data)
+    with pytest.raises(ValueError, match=r"the loss is random: one batch gave .*, also from the same state"):
+        losses(problem, random_plane(net, axes=1))
+
+
+def test_nan_is_a_result_and_says_nothing_of_chance(net, data):
+    problem = Problem.supervised(net, lambda o, t: o.sum() * float("nan"), data)
+    assert check_loss(problem).notes == ()
+
+
+def test_gradients_of_samples_are_refused_where_a_sample_has_none(net, data):
+    problem = Problem.supervised(net, COUPLED["a mean over pairs"], DataLoader(TensorDataset(*data), 30))
+    found = diagnose_network_health(net, DataLoader(TensorDataset(*data), 30), COUPLED["a mean over pairs"])
+    assert "not a mean over its samples" in found.measurements.skipped["gradients"]
+    assert isinstance(check_loss(problem).data, FixedBatches)
+
+
+def test_fixed_batches_are_dealt_whole():
+    batches = FixedBatches(tuple((torch.ones(n, 1), torch.zeros(n)) for n in (3, 5, 2)))
+    assert batches.samples == 10 and batches.rebatched(1) is batches
+    assert [len(b[0]) for r in range(2) for b in batches.share(r, 2)] == [3, 5, 2]
+    with pytest.raises(ValueError, match="fewer batches than ranks"):
+        [batches.share(r, 4) for r in range(4)]
+
+
+def test_unequal_batches_keep_the_loaders_sizes(net, data):
+    x, y = data
+    cuts = [slice(0, 50), slice(50, 60), slice(60, N)]
+    loss = COUPLED["a square of the mean"]
+    problem = Problem.supervised(net, loss, [(x[c], y[c]) for c in cuts])
+    expected = sum(float(loss(net(x[c]), y[c]).detach()) * (c.stop - c.start) for c in cuts) / N
+    assert centre(problem) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("leaf", [lambda i: f"task {i}", lambda i: i, lambda i: object()])
+def test_what_is_no_tensor_and_differs_between_batches_is_refused(net, leaf):
+    batches = [(torch.ones(4, 4), leaf(i), torch.zeros(4, dtype=torch.long)) for i in range(3)]
+    with pytest.raises(ValueError, match="is no tensor and differs from batch to batch"):
+        Problem.custom(net, lambda m, b: F.cross_entropy(m(b[0]), b[2]), batches)
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.int32, torch.uint8, torch.int16, torch.float64])
+def test_whole_labels_of_any_type_are_labels(net, data, kind):
+    x, y = data
+    assert centre(Problem.supervised(net, "crossentropy", (x, y.to(kind)))) == pytest.approx(
+        float(F.cross_entropy(net(x), y).detach()), rel=1e-5
+    )
+
+
+def test_regression_targets_are_refused_and_probabilities_taken(net, data):
+    x, y = data
+    with pytest.raises(ValueError, match=r"neither class labels .* nor class probabilities"):
+        Problem.supervised(net, nn.CrossEntropyLoss(), (x, torch.randn(N, 3)))
+    soft = torch.rand(N, 3).softmax(1)
+    assert centre(Problem.supervised(net, "crossentropy", (x, soft))) == pytest.approx(
+        float(F.cross_entropy(net(x), soft).detach()), rel=1e-5
+    )
+    with pytest.raises(ValueError, match="class labels must be whole numbers from 0 to 2"):
+        losses(Problem.supervised(net, "crossentropy", (x, y + 1)), random_plane(net, axes=1))
+
+
+def test_an_accuracy_is_one_only_for_classes(data):
+    x, y = data
+    one = nn.Linear(4, 1).eval()
+    loss = lambda o, t: F.binary_cross_entropy_with_logits(o[:, 0], (t > 0).to(o.dtype))
+    assert losses(Problem.supervised(one, loss, data), random_plane(one, axes=1))((0.0,)).keys() == {"train_loss"}
+    sure = lambda o, t: ((o[:, 0] > 0) == (t > 0)).float().mean()
+    measured = losses(Problem.supervised(one, loss, data, metrics={"right": sure}), random_plane(one, axes=1))((0.0,))
+    assert measured["train_right"] == pytest.approx(float(((one(x)[:, 0] > 0) == (y > 0)).float().mean()))
+
+
+def test_an_unchecked_problem_can_be_read_as_it_is(net, data):
+    problem = Problem.supervised(net, COUPLED["a square of the mean"], data)
+    assert centre(replace(problem, checked=True), N) == pytest.approx(
+        float(F.cross_entropy(net(data[0]), data[1]).detach()) ** 2, rel=1e-5
+    )
