@@ -376,7 +376,7 @@ def test_a_loss_that_fails_on_one_rank_is_raised_by_all():
         raise ZeroDivisionError("no loss here")
 
     sent = []
-    broken_problem = Problem.custom(problem.model, broken, problem.data)
+    broken_problem = replace(Problem.custom(problem.model, broken, problem.data), checked=True)
     failing = prepare(
         broken_problem, plan=replace(LINEAR, backend="double-backward"), total=lambda t: sent.append(t) or t
     ).at()
