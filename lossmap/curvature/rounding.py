@@ -13,7 +13,6 @@ Unit: that of the operator's eigenvalues. Price: `STEPS` products in either prec
 
 from __future__ import annotations
 
-import copy
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -24,6 +23,7 @@ from torch.utils import _pytree as pytree
 
 from lossmap.curvature.operators import CurvatureOperator, Product, Total, gauss_newton
 from lossmap.data.batches import Batch, move_batch, samples_in
+from lossmap.data.borrow import copy_of
 from lossmap.data.problem import Problem
 from lossmap.linalg.operator import ROUNDING_EPSILONS, SymmetricOperator
 from lossmap.seeding import normal
@@ -185,7 +185,7 @@ def problem_in(problem: Problem, dtype: torch.dtype, state: Mapping[str, Tensor]
     def count(batch: Batch) -> int:  # a problem may count with its own model, which stays as it is
         return problem.count(move_batch(batch, None, own))
 
-    model = copy.deepcopy(problem.model).eval()
+    model = copy_of(problem.model)
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     for name, tensor in (state or {}).items():
         tensors[name].data = tensor.detach().clone()
