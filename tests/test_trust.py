@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-SEEDS = [0, 4, 5, 6, 9, 11, 12, 13, 14, 15, 16, 17]  # of all kinds of layers and losses
+SEEDS = [0, 2, 4, 5, 6, 7, 9, 16]  # of all kinds of layers and losses
 FILE = Path(__file__).resolve().parents[1] / "benchmarks" / "trust.py"
 
 
