@@ -28,7 +28,7 @@ from lossmap.linalg.krylov_space import KrylovSpace, RitzPairs, basis_capacity
 from lossmap.linalg.lanczos import check_solver, lanczos, restart
 from lossmap.linalg.operator import Rounding, SymmetricOperator, deflated
 from lossmap.linalg.probabilistic_bounds import least_component
-from lossmap.linalg.stopping import MAX_LIMIT_GAP, Criteria, Search, decide, without_history
+from lossmap.linalg.stopping import MAX_LIMIT_GAP, Criteria, Search, decide, not_contradicted, without_history
 
 READING_SHARE = 16  # Ritz values are computed where the space has grown by one part in so many since the last time
 
@@ -257,7 +257,7 @@ class SuccessiveSearch:
             values=self.ritz.values[chosen],
             vectors=self.space.vectors(self.ritz.coordinates[:, chosen]),
             residuals=self.ritz.lengths[chosen] + self.criteria.allowance(self.ritz),
-            limits=self.search.limits,
+            limits=not_contradicted(self.search.limits, self.ritz, self.criteria.allowance(self.ritz)),
             products=self.products,
             converged=self.is_converged,
             tolerance=self.criteria.tolerance,

@@ -203,6 +203,20 @@ def tightened(
     )
 
 
+def not_contradicted(limits: tuple[float, float], ritz: RitzPairs, allowance: float) -> tuple[float, float]:
+    """The limits (upper, lower), each moved out to the bar of the outermost Ritz value where that lies beyond it.
+
+    A Ritz value is within the spectrum: one beyond a limit, found from another start, shows that the start of the run
+    had a smaller component than the confidence allows for.
+    """
+    upper, lower = limits
+    if len(ritz.values) and ritz.values[-1] > upper:
+        upper = float(ritz.values[-1] + ritz.lengths[-1]) + allowance
+    if len(ritz.values) and ritz.values[0] < lower:
+        lower = float(ritz.values[0] - ritz.lengths[0]) - allowance
+    return upper, lower
+
+
 def without_history(search: Search) -> Search:
     """The search where its progress begins anew, as after a restart; the limits, which stay true, are kept."""
     return replace(search, history=(), repeats=0, is_near=False, is_met=False, is_finished=False)

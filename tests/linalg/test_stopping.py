@@ -11,10 +11,18 @@ import torch
 from lossmap.interrupt import Interrupted
 from lossmap.linalg.deflation import successive
 from lossmap.linalg.eigenpairs import Which
-from lossmap.linalg.krylov_space import KrylovSpace
+from lossmap.linalg.krylov_space import KrylovSpace, RitzPairs
 from lossmap.linalg.lanczos import lanczos
 from lossmap.linalg.operator import Rounding
-from lossmap.linalg.stopping import Criteria, Search, decide, is_settled, limits_are_near, tightened
+from lossmap.linalg.stopping import (
+    Criteria,
+    Search,
+    decide,
+    is_settled,
+    limits_are_near,
+    not_contradicted,
+    tightened,
+)
 
 KINDS = ("ends", "top", "bottom", "abs")
 
@@ -224,3 +232,20 @@ def test_a_search_left_after_every_product_takes_each_decision_once():
             state, leaves = left.state, leaves + 1
     assert leaves > 5 and pairs.products == whole.products
     assert np.array_equal(pairs.values, whole.values) and np.array_equal(pairs.residuals, whole.residuals)
+
+
+def test_a_limit_never_lies_inside_of_the_values_that_were_found():
+    ritz = RitzPairs(np.array([-2.0, 1.0, 3.0]), np.eye(3), np.array([0.1, 0.2, 0.25]))
+    assert not_contradicted((3.5, -2.5), ritz, 0.01) == (3.5, -2.5)
+    assert not_contradicted((inf, -inf), ritz, 0.01) == (inf, -inf)
+    assert not_contradicted((2.9, -1.9), ritz, 0.01) == pytest.approx((3.26, -2.11))
+
+
+def test_the_limits_of_a_start_that_hardly_sees_the_end_hold_what_was_found_from_others(monkeypatch):
+    values = np.linspace(0.0, 1.0, 60)
+    values[0] = -0.3
+    # Bounds of a run that takes its start's component along the smallest for large: wrong, as one in a hundred is.
+    monkeypatch.setattr("lossmap.linalg.stopping.lower_limit", lambda alpha, beta, component: -0.25)
+    pairs = successive(Dense(np.diag(values)), "bottom:2")
+    assert pairs.values[0] == pytest.approx(-0.3, abs=1e-3)
+    assert pairs.limits[1] <= pairs.values[0]
