@@ -408,8 +408,8 @@ class Loss:
     convex: bool = True
 
 
-def loss_of(kind: str, classes: int, batch: int) -> Loss:
-    """A loss by name; `batch` is the size of the user's batches, over which coupled losses are means."""
+def loss_of(kind: str, classes: int) -> Loss:
+    """A loss by name; the truth of a sum or a weighted mean in a function is that of one batch of all samples."""
     w = torch.linspace(0.5, 2.0, classes)
 
     def labels(o: Tensor) -> Tensor:
@@ -425,9 +425,6 @@ def loss_of(kind: str, classes: int, batch: int) -> Loss:
         y = o.argmax(1)
         y[::5] = -1
         return y
-
-    def by_batches(f: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
-        return lambda o, y: sum(f(a, b) * len(a) for a, b in zip(o.split(batch), y.split(batch), strict=True)) / len(o)
 
     def soft(o: Tensor) -> Tensor:
         return torch.softmax(torch.randn_like(o), 1)
@@ -452,11 +449,11 @@ def loss_of(kind: str, classes: int, batch: int) -> Loss:
         "ce_tokens": lambda: Loss(nn.CrossEntropyLoss(), labels, lambda o, y: weighted(logs_of(o), y)),
         "ce_sum": lambda: Loss(nn.CrossEntropyLoss(reduction="sum"), labels, lambda o, y: weighted(logs_of(o), y)),
         "ce_function_weights": lambda: Loss(
-            lambda o, y: F.cross_entropy(o, y, w.to(o)), labels, by_batches(lambda o, y: weighted(logs_of(o), y, w))
+            lambda o, y: F.cross_entropy(o, y, w.to(o)), labels, lambda o, y: weighted(logs_of(o), y, w)
         ),
         "mse": lambda: Loss("mse", near, lambda o, y: ((o - y) ** 2).mean()),
         "mse_sum_function": lambda: Loss(
-            lambda o, y: F.mse_loss(o, y, reduction="sum"), near, by_batches(lambda o, y: ((o - y) ** 2).sum())
+            lambda o, y: F.mse_loss(o, y, reduction="sum"), near, lambda o, y: ((o - y) ** 2).sum() / len(o)
         ),
         "bce": lambda: Loss(nn.BCEWithLogitsLoss(), signs, bce),
         "bce_weights": lambda: Loss(nn.BCEWithLogitsLoss(pos_weight=w), signs, lambda o, y: bce(o, y, w.to(o))),
@@ -530,7 +527,7 @@ def case_of(seed: int) -> Case:
     target, rim = saturation(dice, loss_kind)
     if target < 1.0:
         words.append(f"loss {target:.0e}")
-    loss = loss_of(loss_kind, classes, batch)
+    loss = loss_of(loss_kind, classes)
     if target < 1.0:
         x = saturate(net, head, x, loss, target, given)
     extra: list[nn.Module] = []

@@ -144,8 +144,10 @@ def by_unit_vectors(operator: SymmetricOperator, target: float = inf, spent: int
         unit = torch.zeros(n, dtype=operator.dtype, device=operator.device)
         unit[i] = 1.0
         diagonal[i] = float(finite_product(operator, unit)[i])
-    rounding = Rounding.of(operator).allowance(float(np.sqrt((diagonal**2).sum())))
-    return Trace(float(diagonal.sum()), rounding, n, n + spent, "unit vectors", n, target)
+    rounding = Rounding.of(operator)
+    # A measured rounding is of one product; the n errors on the diagonal add up, by sqrt(n) where they are independent.
+    error = max(rounding.allowance(float(np.sqrt((diagonal**2).sum()))), sqrt(n) * (rounding.measured or 0.0))
+    return Trace(float(diagonal.sum()), error, n, n + spent, "unit vectors", n, target)
 
 
 def hutchinson(operator: SymmetricOperator, products: int, *, seed: int | str = 0) -> Trace:

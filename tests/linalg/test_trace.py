@@ -201,3 +201,19 @@ def test_a_product_that_is_not_finite_is_an_error(products):
     entries[3, 3] = float("nan")
     with pytest.raises(FloatingPointError, match="not finite: look at the loss here first"):
         trace(Dense(entries), products=products)
+
+
+@dataclass(frozen=True)
+class Measured(Dense):
+    """The same with a rounding that was measured of its products."""
+
+    rounding: float = 0.0
+    relative_rounding: float = 0.0
+
+
+def test_the_errors_of_a_diagonal_add_up_in_an_exact_trace():
+    n, size = 49, 1e-3
+    plain = planted(np.linspace(0.0, 1.0, n))
+    systematic = plain.entries + size * torch.eye(n, dtype=torch.float64) / 7  # in every product the same
+    exact = trace(Measured(systematic, size), products=n)
+    assert exact.exact and abs(exact.value - plain.entries.trace()) <= exact.error == pytest.approx(7 * size)
