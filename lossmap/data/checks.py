@@ -57,7 +57,7 @@ def _check_labels(problem: Problem) -> None:
     except Exception:  # said with its shapes where the loss is tried
         return
     if isinstance(outputs, Tensor) and outputs.dim() > 1:
-        labels_within(problem.data, outputs.shape[1])
+        labels_within(problem.data, outputs.shape[1], getattr(problem.loss.loss, "ignore_index", -100))
 
 
 def _described(value: Any) -> str:

@@ -327,14 +327,17 @@ def digest(batches: Batches) -> str:
     return total.hexdigest()
 
 
-def labels_within(batches: Batches, classes: int) -> None:
-    """Raises ValueError where a whole-number target of samples in memory is not a class 0 to classes - 1."""
+def labels_within(batches: Batches, classes: int, ignored: int = -100) -> None:
+    """Raises ValueError where a whole-number target of samples in memory is not a class 0 to classes - 1.
+
+    ignored  the target that the loss leaves out, as PyTorch's `ignore_index`
+    """
     if not isinstance(batches, Resident):
         return
     targets = targets_of(batches.tensors)
     if not isinstance(targets, Tensor) or targets.is_floating_point():
         return
-    counted = targets[targets != -100]  # cross entropy leaves these out
+    counted = targets[targets != ignored]
     if counted.numel() and not 0 <= int(counted.min()) <= int(counted.max()) < classes:
         raise ValueError(
             f"the targets run from {counted.min()} to {counted.max()}; the model has {classes} outputs, so class "

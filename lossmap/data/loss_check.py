@@ -99,7 +99,7 @@ def check_loss(problem: Problem, *, seed: int = 0) -> Problem:
     if isinstance(problem.loss, SupervisedLoss) and takes_class_labels(problem.loss.loss):
         outputs = probe.outputs()
         if isinstance(outputs, Tensor) and outputs.dim() > 1:
-            labels_within(problem.data, outputs.shape[1])
+            labels_within(problem.data, outputs.shape[1], getattr(problem.loss.loss, "ignore_index", -100))
     found = _with_metrics_that_fit(problem, probe)
     if not probe.is_repeatable():
         found = _with_common_random_numbers(found, seed)

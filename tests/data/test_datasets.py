@@ -6,9 +6,13 @@ import logging
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from lossmap.data.batches import Resident, Streamed
+from lossmap.data.checks import check_one_sample
 from lossmap.data.datasets import digest, labels_within, load
+from lossmap.data.loss_check import check_loss
+from lossmap.data.problem import Problem
 
 
 def everything(batches):
@@ -301,6 +305,16 @@ def test_labels_beyond_the_outputs_are_reported():
     labels_within(batches, 10)
     labels_within(load("digits", budget=0), 3)  # a stream is not read for it
     labels_within(Resident((torch.ones(2, 1), torch.tensor([0, -100])), 2), 1)
+    labels_within(Resident((torch.ones(2, 1), torch.tensor([0, -1])), 2), 1, ignored=-1)
     labels_within(Resident((torch.ones(2, 1), torch.tensor([0.5, 7.0])), 2), 1)
     with pytest.raises(ValueError, match="the targets run from 0 to 9; the model has 5 outputs"):
         labels_within(batches, 5)
+
+
+def test_a_target_that_the_loss_ignores_is_no_label_out_of_range():
+    x, y = torch.randn(6, 3), torch.tensor([0, 1, -1, 1, -1, 0])
+    problem = Problem.supervised(nn.Linear(3, 2), nn.CrossEntropyLoss(ignore_index=-1), (x, y))
+    check_one_sample(problem, "train")
+    assert check_loss(problem).samples == 6
+    with pytest.raises(ValueError, match="the targets run from -1 to 1"):
+        check_one_sample(Problem.supervised(nn.Linear(3, 2), nn.CrossEntropyLoss(), (x, y)), "train")
