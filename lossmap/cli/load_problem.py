@@ -158,7 +158,7 @@ def problems_of(
     problems = {name: replace(p, model=network).to(machine.device, machine.dtype) for name, p in problems.items()}
     for name, problem in problems.items():
         check_one_sample(problem, name)
-    return {name: check_loss(_with_metrics(problem, data.metric)) for name, problem in problems.items()}
+    return {name: check_loss(_with_metrics(problem, data.metric), report=False) for name, problem in problems.items()}
 
 
 def _with_metrics(problem: Problem, functions: Sequence[str]) -> Problem:

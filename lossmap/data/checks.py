@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from lossmap.data.criteria import SupervisedLoss, takes_class_labels
 from lossmap.data.datasets import labels_within
-from lossmap.data.problem import Problem
+from lossmap.data.problem import Problem, temporary_parameters
 
 
 def check_finite(model: nn.Module, where: str) -> None:
@@ -26,7 +26,8 @@ def check_one_sample(problem: Problem, split: str) -> None:
     """
     _check_labels(problem)
     try:
-        value = _total_of_a_sample(problem)
+        with temporary_parameters(problem.model, {}):
+            value = _total_of_a_sample(problem)
     except Exception as error:  # user code may raise any exception
         shapes = [tuple(t.shape) for t in _tensors(next(iter(problem.data.rebatched(1))))]
         text = str(error).splitlines()[0].rstrip(".") if str(error) else "no message"
@@ -53,7 +54,8 @@ def _check_labels(problem: Problem) -> None:
     if not isinstance(problem.loss, SupervisedLoss) or not takes_class_labels(problem.loss.loss):
         return
     try:
-        outputs = problem.forward(problem.model, next(iter(problem.data)))
+        with temporary_parameters(problem.model, {}):
+            outputs = problem.forward(problem.model, next(iter(problem.data)))
     except Exception:  # said with its shapes where the loss is tried
         return
     if isinstance(outputs, Tensor) and outputs.dim() > 1:

@@ -19,6 +19,7 @@ Price: some twenty passes over at most 16 samples. Nothing of the model changes,
 
 from __future__ import annotations
 
+import logging
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -37,6 +38,7 @@ from lossmap.data.datasets import labels_within
 from lossmap.data.problem import Problem, temporary_parameters
 from lossmap.seeding import generator
 
+logger = logging.getLogger("lossmap")
 MAX_SAMPLES = 16  # that are looked at
 MAX_COPIED = 50_000_000  # parameters of a model that is copied into float64
 ROUNDING = {
@@ -85,10 +87,11 @@ class PerSample:
         return self.function(first, batch) / samples_in(batch)
 
 
-def check_loss(problem: Problem, *, seed: int = 0) -> Problem:
+def check_loss(problem: Problem, *, seed: int = 0, report: bool = True) -> Problem:
     """The problem as it is to be evaluated, so that its value depends on no cut into batches and on no chance.
 
-    seed  of the common random numbers of a loss that draws
+    seed    of the common random numbers of a loss that draws
+    report  whether the notes go to the log; the commands print them
 
     Raises ValueError, with the measured values, where a loss is not repeatable even with fixed random numbers, where
     targets are no labels or probabilities, and where the model's labels are out of range.
@@ -105,6 +108,9 @@ def check_loss(problem: Problem, *, seed: int = 0) -> Problem:
         found = _with_common_random_numbers(found, seed)
     elif probe.samples > 1 and not isinstance(problem.data, FixedBatches) and not probe.is_additive():
         found = _as_sum(found) if probe.is_sum() else _with_own_batches(found, probe)
+    if report:
+        for note in found.notes[len(problem.notes) :]:
+            logger.warning("%s", note)
     return replace(found, checked=True)
 
 

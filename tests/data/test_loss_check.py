@@ -262,3 +262,15 @@ def test_an_unchecked_problem_can_be_read_as_it_is(net, data):
     assert centre(replace(problem, checked=True), N) == pytest.approx(
         float(F.cross_entropy(net(data[0]), data[1]).detach()) ** 2, rel=1e-5
     )
+
+
+def test_an_ignored_label_of_the_losss_own_is_no_label(net, data):
+    x, y = data
+    y = torch.where(y == 2, -1, y)
+    problem = Problem.supervised(net, nn.CrossEntropyLoss(ignore_index=-1), (x, y))
+    assert centre(problem) == pytest.approx(float(F.cross_entropy(net(x), y, ignore_index=-1).detach()), rel=1e-5)
+
+
+def test_what_is_unusual_of_a_loss_is_logged(net, data, caplog):
+    check_loss(Problem.supervised(net, COUPLED["a square of the mean"], data))
+    assert "is not a mean over its samples" in caplog.text
