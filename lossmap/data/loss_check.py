@@ -36,6 +36,7 @@ from lossmap.data.borrow import copy_of
 from lossmap.data.criteria import ACCURACY, SupervisedLoss, takes_class_labels
 from lossmap.data.datasets import labels_within
 from lossmap.data.problem import Problem, temporary_parameters
+from lossmap.geometry.parameter_vector import movable_parameters
 from lossmap.seeding import generator
 
 logger = logging.getLogger("lossmap")
@@ -98,6 +99,7 @@ def check_loss(problem: Problem, *, seed: int = 0, report: bool = True) -> Probl
     """
     if problem.checked:
         return problem
+    movable_parameters(problem.model)  # refuses a lazy module that has no parameters yet
     probe = _Probe(problem)
     if isinstance(problem.loss, SupervisedLoss) and takes_class_labels(problem.loss.loss):
         outputs = probe.outputs()

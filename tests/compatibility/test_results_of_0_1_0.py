@@ -232,7 +232,9 @@ def test_an_interrupted_file_is_completed_by_the_same_command(folder, name):
 
 def move(name: str, folder: Path) -> None:
     """Enters another folder for the one in which a result was begun, in the file and in its journal."""
-    begun = [json.dumps("/tmp/old_results"), json.dumps(str(folder))]
+    with h5py.File(name, "r") as file:
+        resolved = [json.loads(value) for key, value in file.attrs.items() if key.startswith("resolved_")]
+    begun = [json.dumps(resolved[0]["folder"]), json.dumps(str(folder))]
     with h5py.File(name, "a") as file:
         for key in [key for key in file.attrs if key.startswith("resolved_")]:
             assert begun[0] in file.attrs[key]
