@@ -144,7 +144,9 @@ def _run(settings: Settings, world: World, survey: Callable[..., Any], stop: Sto
     memory = free_memory(machine.device, machine.ranks_sharing) // 3
     choices = world.once(lambda: backend_choices(settings, subjects, path, memory))
     stored = identity | {"chosen": {"ways": choices}}
-    measure = world.together(lambda: make_tasks(subjects, request, settings=stored, total=team.sum, choices=choices))
+    measure = world.together(
+        lambda: make_tasks(subjects, request, settings=stored, total=team.sum, choices=choices, memory=memory)
+    )
     if execution.dry_run:
         kinds = ", ".join(dict.fromkeys(f"{t.kind} {t.name}".strip() for t in measure.tasks))
         labels = ", ".join(s.label for s in subjects)

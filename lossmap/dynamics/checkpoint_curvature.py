@@ -42,15 +42,18 @@ DENSE = 300  # up to this number of parameters the matrix is computed in full, a
 StoreVectors = Callable[[float, np.ndarray], None]  # (step, vectors (r, n) float32)
 
 
-def probed(problem: Problem, parameters: str = "weights", backend: str = "auto") -> dict[str, Any]:
+def probed(
+    problem: Problem, parameters: str = "weights", backend: str = "auto", memory: int | None = None
+) -> dict[str, Any]:
     """How products are made best here: the plan of `curvature.autotune.prepare`, JSON-able, the same for all ranks.
 
     parameters  of the Hessian; backend: auto (by a probe), linearized, retained-graph or double-backward
+    memory      bytes for kept values, see `autotune.prepare`
     """
     small = sum(p.numel() for p in selected(problem.model, parameters).values()) <= DENSE
     if small or backend_of(backend) == "double-backward":
         return HvpPlan("double-backward", problem.data.batch_size).stored()
-    return prepare(problem, parameters, backend=backend).plan.stored()
+    return prepare(problem, parameters, backend=backend, memory=memory).plan.stored()
 
 
 def quantiles(spread: Density | None, shares: Sequence[float] = SHARES) -> np.ndarray:
@@ -76,6 +79,7 @@ class CheckpointCurvature:
     unsafe    loads pickled checkpoints that may run code
     plan      how products are made, as `probed` chose
     settings  stored beside its own
+    memory    bytes for kept values, see `autotune.prepare`; give less where ranks share the memory
     stop      asked at every product: where it returns True the checkpoint is left, and measured again on resuming
 
     Raises ValueError for more eigenvalues than parameters, a loss that is not a mean over samples, or a model that
@@ -98,6 +102,7 @@ class CheckpointCurvature:
         unsafe: bool = False,
         plan: Mapping[str, Any] | None = None,
         settings: Mapping[str, Any] | None = None,
+        memory: int | None = None,
         stop: Callable[[], bool] = lambda: False,
     ) -> None:
         n = sum(p.numel() for p in selected(problem.model, parameters).values())
@@ -110,7 +115,7 @@ class CheckpointCurvature:
             self.plan = dict(plan)
         self.files, self.store_vectors, self.top, self.whole = dict(files), store_vectors, top, whole
         self.parameters, self.unsafe, self.stop = parameters, unsafe, stop
-        self.tol, self.seed = tol, seed
+        self.tol, self.seed, self.memory = tol, seed, memory
         self.settings = {
             **(settings or {}),
             "tol": tol,
@@ -148,8 +153,8 @@ class CheckpointCurvature:
         """What products at all checkpoints have in common."""
         plan = self.plan
         if plan is None:
-            plan = probed(self.problem, self.parameters)
-        return prepare(self.problem, self.parameters, plan=plan)
+            plan = probed(self.problem, self.parameters, memory=self.memory)
+        return prepare(self.problem, self.parameters, plan=plan, memory=self.memory)
 
     def __call__(self, point: Point) -> dict[str, Any]:
         """The reading of one checkpoint, whose eigenvectors have been stored by then.

@@ -30,6 +30,7 @@ from lossmap.io.read import SurfaceFile, read
 from lossmap.io.surface import DONE, Group, Surface
 from lossmap.landscape.run_survey import as_stop, survey
 from lossmap.landscape.survey_recorder import Progress
+from lossmap.memory import free_memory
 from lossmap.parallel.shutdown import Stop
 from lossmap.parallel.world import World
 
@@ -124,7 +125,9 @@ def run_dynamics(
     files = world.together(lambda: find_checkpoints(checkpoints))
     folder = VectorFolder.beside(path)
     stop = as_stop(stop)
-    plan = world.once(lambda: _stored_plan(path, problem, parameters, overwrite, backend))
+    device = next(problem.model.parameters()).device
+    memory = free_memory(device, ranks_sharing=world.node_size) // 3
+    plan = world.once(lambda: _stored_plan(path, problem, parameters, overwrite, backend, memory))
     measure = CheckpointCurvature(
         problem,
         files,
@@ -137,6 +140,7 @@ def run_dynamics(
         unsafe=unsafe,
         plan=plan,
         settings=settings,
+        memory=memory,
         stop=stop,
     )
     grid = Grid(np.array(list(files)))
@@ -180,13 +184,15 @@ def run_dynamics(
     return RunDynamics(path, surface.outcome, summary, failures)
 
 
-def _stored_plan(path: Path, problem: Problem, parameters: str, overwrite: bool, backend: str) -> dict[str, Any]:
+def _stored_plan(
+    path: Path, problem: Problem, parameters: str, overwrite: bool, backend: str, memory: int
+) -> dict[str, Any]:
     """How products are made: as the file says, where the run goes on, else as a probe finds now."""
     if path.exists() and not overwrite:
         stored = read(path).settings.get("measures", {}).get("along", {}).get("chosen", {})
         if "way" in stored:
             return dict(stored["way"])
-    return probed(problem, parameters, backend)
+    return probed(problem, parameters, backend, memory)
 
 
 def _compare_and_store(path: Path, folder: VectorFolder, surface: Surface, centre: bool, unit: str) -> str:

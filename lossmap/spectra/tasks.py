@@ -55,6 +55,7 @@ class SpectrumTasks:
     settings        what the readings depend on, for the file
     total           adds a tensor up over the ranks of a team
     choices         how each subject's products are made (see `autotune.prepare`); none: by double backward
+    memory          bytes for kept values, see `autotune.prepare`; give less where ranks share the memory
     made            matrices that this rank has prepared already
     limits          the largest batches that memory allows, the newest last; none until it runs out
     """
@@ -66,6 +67,7 @@ class SpectrumTasks:
     settings: Mapping[str, Any] = field(default_factory=dict)
     total: Total = single_rank
     choices: tuple[Mapping[str, Any], ...] = ()
+    memory: int | None = None
     made: dict[tuple[int, str], Any] = field(default_factory=dict, repr=False)
     limits: list[int] = field(default_factory=list, repr=False)
 
@@ -138,7 +140,9 @@ class SpectrumTasks:
                 choice = self.choices[i]
             if choice is not None and self.limits:
                 choice = {**choice, "batch": min(int(choice["batch"]), self.limits[-1])}
-            self.made[i, which] = build_operator(subject.problem, subject.matrix, which, self.total, plan=choice)
+            self.made[i, which] = build_operator(
+                subject.problem, subject.matrix, which, self.total, plan=choice, memory=self.memory
+            )
         return self.made[i, which]
 
     def _gradient(self, subject: Subject, name: str) -> Arrays:
@@ -337,6 +341,7 @@ def make_tasks(
     settings: Mapping[str, Any] | None = None,
     total: Total = single_rank,
     choices: Sequence[Mapping[str, Any]] = (),
+    memory: int | None = None,
     check: bool = True,
 ) -> SpectrumTasks:
     """The tasks of these subjects, the longest first; the arguments are those of `SpectrumTasks`.
@@ -358,4 +363,4 @@ def make_tasks(
         tasks += tasks_of(subject, i, matrix.size, request)
     tasks.sort(key=lambda task: LONGEST_FIRST[task[0].kind])
     chosen, sizes = tuple(task for task, _ in tasks), sum(size for _, size in tasks)
-    return SpectrumTasks(tuple(subjects), request, chosen, sizes, settings or {}, total, tuple(choices))
+    return SpectrumTasks(tuple(subjects), request, chosen, sizes, settings or {}, total, tuple(choices), memory)
