@@ -30,17 +30,19 @@ import torch
 SAMPLE_SHARE = 0.25  # of what is free, for the samples of one problem
 UNLIMITED = 1 << 62  # bytes; what is "free" under a limit that is not there
 MIB = 1 << 20
+# variables by which a launcher says how many of its ranks are on this host: Open MPI, MPICH and Intel MPI, MVAPICH
+_LOCAL_SIZE_VARIABLES = ("OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS", "MV2_COMM_WORLD_LOCAL_SIZE")
 _UNITS = {"": MIB, "K": 1 << 10, "M": MIB, "G": 1 << 30, "T": 1 << 40}  # SLURM's numbers without a suffix are MiB
 
 
-def sample_budget(device: torch.device | str = "cpu", ranks_sharing: int = 1) -> int:
+def sample_budget(device: torch.device | str = "cpu", ranks_sharing: int | None = None) -> int:
     """The bytes that the samples of one problem may take on a device; see `free_memory` for the arguments."""
     return int(SAMPLE_SHARE * free_memory(device, ranks_sharing))
 
 
 def free_memory(
     device: torch.device | str = "cpu",
-    ranks_sharing: int = 1,
+    ranks_sharing: int | None = None,
     *,
     root: Path = Path("/"),
     environ: Mapping[str, str] | None = None,
@@ -48,22 +50,36 @@ def free_memory(
     """The bytes of free memory on a device, for each of the ranks that share it.
 
     device         a CUDA device is asked by `torch.cuda.mem_get_info`; any other counts as the host
-    ranks_sharing  ranks on this host (or this GPU) that are to divide what is free, this one included
+    ranks_sharing  ranks on this host (or this GPU) that are to divide what is free, this one included; by default those
+                   that the launcher has started on this host, spread over its GPUs
     root           the folder that holds /proc and /sys, for tests
     environ        the environment variables; os.environ by default
 
     Raises ValueError where ranks_sharing < 1. A file that is missing or cannot be read sets no limit.
     """
+    device = torch.device(device)
+    variables = os.environ if environ is None else environ
+    if ranks_sharing is None:
+        devices = torch.cuda.device_count() if device.type == "cuda" else 1
+        ranks_sharing = -(-ranks_on_host(variables) // max(devices, 1))
     if ranks_sharing < 1:
         raise ValueError(f"ranks_sharing must be >= 1; got {ranks_sharing}")
-    device = torch.device(device)
     if device.type == "cuda":
         free = int(torch.cuda.mem_get_info(device)[0])
     else:
-        variables = os.environ if environ is None else environ
         slurm = _free_under_slurm(variables, _resident_size(root) * ranks_sharing)
         free = min(_free_on_machine(root), _free_in_groups(root), slurm)
     return free // ranks_sharing
+
+
+def ranks_on_host(environ: Mapping[str, str]) -> int:
+    """How many ranks the launcher has started on this host, by its variables; 1 without a launcher."""
+    for name in _LOCAL_SIZE_VARIABLES:
+        if environ.get(name, "").isdigit():
+            return max(int(environ[name]), 1)
+    # "2(x3),1": two tasks on each of three hosts, one on the fourth. A rank cannot tell from here which host this is
+    tasks = [int(n) for n in re.findall(r"(?:^|,)(\d+)", environ.get("SLURM_STEP_TASKS_PER_NODE", ""))]
+    return max(tasks, default=1)
 
 
 def _free_on_machine(root: Path) -> int:

@@ -41,7 +41,8 @@ def same_random_state(seed: int = 0) -> Iterator[None]:
     User code, such as a factory, then gives the same to every rank, and to every later run.
     """
     python_state, numpy_state = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng(devices=[]):
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()  # type: ignore[no-untyped-call]
+    with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
         random.seed(seed)
         np.random.seed(seed)

@@ -6,7 +6,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lossmap import memory
 from lossmap.data import batches, datasets, loaders
-from lossmap.memory import free_memory, sample_budget
+from lossmap.memory import free_memory, ranks_on_host, sample_budget
 
 GIB = 2**30
 MEMINFO = {"proc/meminfo": f"MemTotal: {64 * GIB // 1024} kB\nMemAvailable: {60 * GIB // 1024} kB\n"}
@@ -92,6 +92,29 @@ def test_ranks_divide_what_is_free_in_one_place(tmp_path):
         free_memory("cpu", 0)
 
 
+@pytest.mark.parametrize(
+    ("environ", "ranks"),
+    [
+        ({}, 1),
+        ({"OMPI_COMM_WORLD_LOCAL_SIZE": "4", "OMPI_COMM_WORLD_SIZE": "8"}, 4),
+        ({"MPI_LOCALNRANKS": "2"}, 2),
+        ({"SLURM_STEP_TASKS_PER_NODE": "2(x3),8"}, 8),
+        ({"OMPI_COMM_WORLD_LOCAL_SIZE": "none"}, 1),
+    ],
+)
+def test_a_library_call_under_a_launcher_takes_its_part_of_the_host(tmp_path, environ, ranks):
+    root = tree(tmp_path, {})
+    assert ranks_on_host(environ) == ranks
+    assert free_memory(root=root, environ=environ) == free_memory(root=root, environ={}) // ranks
+
+
+def test_ranks_of_a_host_spread_over_its_gpus(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (6 * GIB, 8 * GIB))
+    for devices, free in ((1, 1), (4, 3), (8, 6)):
+        monkeypatch.setattr(torch.cuda, "device_count", lambda devices=devices: devices)
+        assert free_memory("cuda:0", environ={"OMPI_COMM_WORLD_LOCAL_SIZE": "6"}) == free * GIB
+
+
 def test_the_memory_of_this_machine_is_read():
     assert 1 << 20 < free_memory("cpu") < 1 << 50
     assert free_memory(torch.device("cpu"), 1000) < free_memory("cpu") // 500
@@ -104,7 +127,9 @@ def test_a_gpu_is_asked_by_cuda_and_divided(monkeypatch):
 
 
 def test_every_reader_of_samples_divides_by_the_ranks(monkeypatch, tmp_path):
-    monkeypatch.setattr(memory, "free_memory", lambda device="cpu", ranks_sharing=1: 4 * 10_000 // ranks_sharing)
+    monkeypatch.setattr(
+        memory, "free_memory", lambda device="cpu", ranks_sharing=None: 4 * 10_000 // (ranks_sharing or 1)
+    )
     assert sample_budget() == 10_000 and sample_budget(ranks_sharing=4) == 2_500
     x, y = torch.zeros(100, 8), torch.zeros(100, dtype=torch.long)  # 4000 bytes
     loader = DataLoader(TensorDataset(x, y), batch_size=10)

@@ -38,7 +38,9 @@ class StatusSettings:
     interval: float = setting(
         5.0, "seconds between two outputs of --watch", metavar="SECONDS", former=("--every",), above=0
     )
-    fingerprint: bool = setting(False, "only a text that changes whenever anything gets done", former=("--mark",))
+    fingerprint: bool = setting(
+        False, "only a short text that changes whenever the survey makes progress", former=("--mark",)
+    )
     measure: str | None = setting(None, "this measure alone, such as loss or eigen; by default all", metavar="NAME")
 
 

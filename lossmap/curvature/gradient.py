@@ -8,13 +8,14 @@ batches or shares changes the result but for rounding. Price: one forward and on
 
 from __future__ import annotations
 
+from functools import partial
 from math import isfinite
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from lossmap.curvature.operators import Total, differentiated, single_rank
+from lossmap.curvature.operators import Total, differentiated, single_rank, total_or_raise
 from lossmap.data.problem import Problem, temporary_parameters
 from lossmap.geometry.parameter_vector import Layout, selected
 
@@ -42,19 +43,8 @@ def loss_and_gradient(problem: Problem, parameters: str = "weights", total: Tota
     layout = Layout.of(named)
     # gradient, loss, samples and whether this rank failed travel together, so that all ranks raise as one
     message = torch.zeros(layout.size + 3, dtype=torch.float64, device=next(iter(named.values())).device)
-    failure: Exception | None = None
-    try:
-        _add_local_sums(message, problem, list(named.values()))
-    except Exception as error:
-        failure = error
-        message.zero_()
-        message[-1] = 1.0
-    message = total(message)
-    if failure is not None:
-        raise failure
-    loss_sum, samples, failed = message[-3:].tolist()
-    if failed > 0:
-        raise RuntimeError(f"the gradient failed on {int(failed)} other rank(s) of the team, which say why")
+    message = total_or_raise(total, message, partial(_add_local_sums, problem, list(named.values())), "gradient")
+    loss_sum, samples, _ = message[-3:].tolist()
     if samples == 0:
         raise ValueError("the data hold no sample; the gradient is a mean over samples")
     loss, gradient = loss_sum / samples, message[:-3] / samples
@@ -63,7 +53,7 @@ def loss_and_gradient(problem: Problem, parameters: str = "weights", total: Tota
     return LossAndGradient(loss, gradient, layout)
 
 
-def _add_local_sums(message: Tensor, problem: Problem, parameters: list[torch.nn.Parameter]) -> None:
+def _add_local_sums(problem: Problem, parameters: list[torch.nn.Parameter], message: Tensor) -> None:
     """Adds this rank's sums over samples to (gradient, loss, samples, failed)."""
     with temporary_parameters(problem.model, {}), differentiated(problem.model, parameters):
         for batch in problem.data:

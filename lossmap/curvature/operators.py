@@ -248,6 +248,32 @@ def add_rows(sums: Tensor, products: Sequence[Sequence[Tensor]]) -> None:
             start += part.numel()
 
 
+def total_or_raise(total: Total, message: Tensor, add_local_sums: Callable[[Tensor], None], name: str) -> Tensor:
+    """The sum over the ranks of a team of what each adds to a message of zeros; where one fails, all raise.
+
+    total           adds a tensor up over the ranks; called once, whatever happens, so that no rank waits for another
+    message         (m,) zeros, whose last entry is free: it counts the ranks that failed
+    add_local_sums  fills the message with this rank's sums
+    name            of what is computed, for the other ranks' error
+
+    Raises what `add_local_sums` raises, and RuntimeError on the ranks on which it did not.
+    """
+    failure: Exception | None = None
+    try:
+        add_local_sums(message)
+    except Exception as error:
+        failure = error
+        message.zero_()
+        message[-1] = 1.0
+    message = total(message)
+    if failure is not None:
+        raise failure
+    failed = int(message[-1])
+    if failed > 0:
+        raise RuntimeError(f"the {name} failed on {failed} other rank(s) of the team, which say why")
+    return message
+
+
 def mean_product(
     layout: Layout,
     v: Tensor,
@@ -273,22 +299,15 @@ def mean_product(
         rows = torch.empty(v.numel() // layout.size, layout.size, dtype=dtype, device=v.device)
         rows.copy_(v.T if v.dim() == 2 else v)
         message = torch.zeros(rows.numel() + 3, dtype=wide, device=rows.device)
-        failure: Exception | None = None
-        try:
+
+        def add_local_sums(message: Tensor) -> None:
             message[:-3] = local_sum(rows).reshape(-1)
             with torch.enable_grad():  # to count them may mean to run a loss that differentiates inside
                 count = samples()
             message[-3], message[-2] = count // 4096, count % 4096  # two whole numbers, exact in float32
-        except Exception as error:
-            failure = error
-            message.zero_()
-            message[-1] = 1.0
-        message = total(message)
-        if failure is not None:
-            raise failure
-        many, rest, failed = message[-3:].tolist()
-        if failed > 0:
-            raise RuntimeError(f"the product failed on {int(failed)} other rank(s) of the team, which say why")
+
+        message = total_or_raise(total, message, add_local_sums, "product")
+        many, rest, _ = message[-3:].tolist()
         result: Tensor = message[:-3].view(rows.shape) / (4096.0 * many + rest)
         # of the total, so that all ranks raise as one; the sum is cheap, and finite unless an entry is not
         if not bool(result.sum().isfinite()) and not bool(result.isfinite().all()):

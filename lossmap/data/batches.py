@@ -230,14 +230,15 @@ class FixedBatches:
 
 
 def read_into_memory(
-    batches: Any, batch_size: int | None = None, budget: int | None = None, *, ranks_sharing: int = 1
+    batches: Any, batch_size: int | None = None, budget: int | None = None, *, ranks_sharing: int | None = None
 ) -> Batches:
     """Any iterable of batches, a DataLoader for instance, as `Resident` tensors: read once, in its order.
 
     A tuple, dict or tensor of samples is taken as it is.
 
     budget         bytes that the batches may take; by default `memory.sample_budget`, a quarter of what is free
-    ranks_sharing  ranks that share the memory of this host and load the same; divides that default
+    ranks_sharing  ranks that share the memory of this host and load the same, which divides that default; those that
+                   the launcher started here, if left out
 
     Raises ValueError where the batches do not fit together, and where they take more than that: an endless number
     of them does.

@@ -65,7 +65,7 @@ def load(
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
     download: bool = False,
-    ranks_sharing: int = 1,
+    ranks_sharing: int | None = None,
     budget: int | None = None,
 ) -> Resident | Streamed:
     """A split of a data set, as batches in a fixed order.
@@ -77,7 +77,8 @@ def load(
     batch_size   samples in a batch; DEFAULT_BATCH_SIZE if left out
     dtype        of floating-point numbers; float32 if left out
     download     fetch CIFAR-10-C, 2.9 GB, into data_path (or `data`) where it is not there
-    ranks_sharing  ranks that share the memory of this host (or GPU) and load the same
+    ranks_sharing  ranks that share the memory of this host (or GPU) and load the same; by default those that the
+                   launcher started here
     budget       bytes that the samples may take; by default `memory.sample_budget(device, ranks_sharing)`
 
     Raises ValueError and FileNotFoundError, in one sentence, where the name, the files or the shapes are wrong.
@@ -114,7 +115,7 @@ def _subset(total: int, samples: int | None, seed: int, pieces: int, piece: int)
 
 
 def _source(
-    name: str, split: str, data_path: str | Path | None, normalize: str | None, raw: bool, ranks_sharing: int
+    name: str, split: str, data_path: str | Path | None, normalize: str | None, raw: bool, ranks_sharing: int | None
 ) -> Source:
     plain, corruption, level = _split_corruption(name)
     key = plain.lower()
@@ -236,7 +237,7 @@ def _cifar10c(name: str, split: str, data_path: str | Path | None) -> tuple[NDAr
     return cifar.corrupted(corruption, int(level), data_path)
 
 
-def _user_source(name: str, split: str, data_path: str | Path | None, ranks_sharing: int) -> Source:
+def _user_source(name: str, split: str, data_path: str | Path | None, ranks_sharing: int | None) -> Source:
     if name.lower().startswith("npz:"):
         return _npz(Path(data_path or ".") / name[4:], split)
     if ":" not in name:

@@ -44,13 +44,14 @@ class Source:
 
 
 def as_batches(
-    data: Any, batch_size: int | None = None, budget: int | None = None, *, ranks_sharing: int = 1
+    data: Any, batch_size: int | None = None, budget: int | None = None, *, ranks_sharing: int | None = None
 ) -> Batches:
     """A DataLoader, a Dataset, a tuple or dict of tensors or arrays, or any iterable of batches, as batches.
 
     batch_size     samples in a batch; if left out the loader's own, else DEFAULT_BATCH_SIZE
     budget         bytes that the samples may take in memory; by default `memory.sample_budget`, a quarter of the free
-    ranks_sharing  ranks that share the memory of this host and load the same; divides that default
+    ranks_sharing  ranks that share the memory of this host and load the same, which divides that default; those that
+                   the launcher started here, if left out
 
     Raises ValueError where the batches do not fit together, or are too many for memory and cannot be streamed.
     """
@@ -79,7 +80,7 @@ def collect_in_memory(streamed: Streamed) -> Batch:
     return join_batches(list(streamed.rebatched(1024)))
 
 
-def source_of(value: Any, name: str, ranks_sharing: int = 1) -> Source:
+def source_of(value: Any, name: str, ranks_sharing: int | None = None) -> Source:
     """A source from whatever a user's function returned; the ranks that share this host divide its memory.
 
     Raises ValueError, which names the function, where it is neither tensors, a Dataset nor batches.

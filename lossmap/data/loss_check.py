@@ -20,9 +20,7 @@ Price: some ten passes over at most 16 samples. Nothing of the model changes, no
 from __future__ import annotations
 
 import logging
-import random
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -37,7 +35,7 @@ from lossmap.data.criteria import ACCURACY, SupervisedLoss, takes_class_labels
 from lossmap.data.datasets import labels_within
 from lossmap.data.problem import Problem, temporary_parameters
 from lossmap.geometry.parameter_vector import movable_parameters
-from lossmap.seeding import generator
+from lossmap.seeding import generator, same_random_state
 
 logger = logging.getLogger("lossmap")
 MAX_SAMPLES = 16  # that are looked at
@@ -46,22 +44,6 @@ ROUNDING = {
     torch.float64: 1e-9,
     torch.float32: 2e-5,
 }  # relative to the summed sizes of the parts; other precisions 2e-2
-
-
-@contextmanager
-def fixed_noise(seed: int) -> Iterator[None]:
-    """Inside, the generators of torch, NumPy and Python start from a seed; outside they are as they were."""
-    python_state, numpy_state = random.getstate(), np.random.get_state()
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()  # type: ignore[no-untyped-call]
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)
-        random.seed(seed)
-        np.random.seed(seed)
-        try:
-            yield
-        finally:
-            random.setstate(python_state)
-            np.random.set_state(numpy_state)
 
 
 @dataclass(frozen=True)
@@ -73,7 +55,7 @@ class WithFixedNoise:
 
     def __call__(self, *args: Any) -> Any:
         """Call the function from the seed on."""
-        with fixed_noise(self.seed):
+        with same_random_state(self.seed):
             return self.function(*args)
 
 
@@ -140,12 +122,13 @@ class _Probe:
 
     def outputs(self) -> Any:
         """What the model gives for the samples."""
-        with temporary_parameters(self.problem.model, {}), torch.no_grad(), fixed_noise(0):
+        with temporary_parameters(self.problem.model, {}), torch.no_grad(), same_random_state(0):
             return self.problem.forward(self.problem.model, self.batch)
 
     def is_repeatable(self) -> bool:
         """Whether two evaluations of one batch agree."""
-        with fixed_noise(20):  # what they draw leaves the user's generators alone, and differs from one to the next
+        # what they draw leaves the user's generators alone, and differs from one evaluation to the next
+        with same_random_state(20):
             values = [self.total() for _ in range(2)]
         self.whole = values[0]
         finite = [v for v in values if np.isfinite(v)]
@@ -209,7 +192,7 @@ def _in_float64(problem: Problem, batch: Batch) -> tuple[Problem, Batch] | None:
     try:
         twin = replace(problem, model=copy_of(problem.model).double())
         wide = map_tensors(lambda t: t.double() if t.is_floating_point() else t, batch)
-        with temporary_parameters(twin.model, {}), torch.enable_grad(), fixed_noise(0):
+        with temporary_parameters(twin.model, {}), torch.enable_grad(), same_random_state(0):
             value = twin.total(wide)
     except Exception:  # somebody's own forward may raise anything
         return None

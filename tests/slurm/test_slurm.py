@@ -181,12 +181,12 @@ def test_a_job_that_is_cancelled_or_gets_nothing_done_does_not_come_back(farm):
     farm.cluster.ask("scancel", job)
     farm.cluster.wait(job)
     assert farm.cluster.job(job)["JobState"] == "CANCELLED"
-    assert "not put back into the queue: the job was cancelled" in farm.log("cancelled.h5")
+    assert "not requeued: the job was cancelled" in farm.log("cancelled.h5")
     done = farm.status("cancelled.h5")["measures"]["loss"]["done"]
     (farm.folder / "slow loss.py").unlink()
     (job,) = farm.submit("--requeue", work=["resume", "cancelled.h5"])
     farm.cluster.wait(job)
-    assert "not put back into the queue: this attempt got nothing done" in farm.log("cancelled.h5")
+    assert "not requeued: this attempt made no progress" in farm.log("cancelled.h5")
     assert farm.cluster.job(job)["Restarts"] == "0"
     assert farm.status("cancelled.h5")["measures"]["loss"]["done"] == done
 
