@@ -45,7 +45,7 @@ SchedulerParameters=sched_interval=1,bf_interval=1,batch_sched_delay=0,sched_min
 MpiDefault=none
 ReturnToService=2
 MinJobAge=300
-KillWait=5
+KillWait=30
 SwitchType=switch/none
 JobAcctGatherType=jobacct_gather/none
 AccountingStorageType=accounting_storage/none
