@@ -45,7 +45,7 @@ def same_random_state(seed: int = 0) -> Iterator[None]:
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
         random.seed(seed)
-        np.random.seed(seed)
+        np.random.seed(seed % 2**32)  # NumPy takes 32 bits
         try:
             yield
         finally:

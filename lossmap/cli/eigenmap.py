@@ -8,10 +8,10 @@ eigenvalue are counted, reported and computed again. Interrupted or killed, the 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -23,6 +23,7 @@ from lossmap.cli.setting_groups import (
     DataSettings,
     DrawSettings,
     ModelSettings,
+    NoiseSettings,
     PlaneSettings,
     RunSettings,
     hvp_backend_setting,
@@ -34,6 +35,9 @@ from lossmap.landscape.audit_loop import run_audit
 from lossmap.landscape.run_survey import survey
 from lossmap.parallel.shutdown import Stop, job_end
 from lossmap.parallel.world import World
+
+if TYPE_CHECKING:
+    from lossmap.data.problem import Problem
 
 # What --like takes over from the file as defaults; the rest, such as the samples, belongs to the measure itself.
 PATHS = ("model_file", "model_file2", "model_file3", "model_folder", "data_path", "dir_file", "proj_file")
@@ -68,11 +72,12 @@ class EigenSettings:
 COMMAND = Command(
     "eigenmap",
     __doc__ or "",
-    (ModelSettings, DataSettings, PlaneSettings, EigenSettings, RunSettings, DrawSettings),
+    (ModelSettings, DataSettings, PlaneSettings, EigenSettings, NoiseSettings, RunSettings, DrawSettings),
     (
         "lossmap eigenmap --like surface.h5 --samples 512 --plot",
         "lossmap eigenmap --model resnet20-w8 --model-file net.pt --x=-1:1:11 --y=-1:1:11 --plot",
         "lossmap eigenmap --model mlp --x=-1:1:21 --which top:3,trace --certify each --surf-file line.h5",
+        "lossmap eigenmap --problem vae.py:problem --noise-repeats 8 --x=-1:1:21",
     ),
 )
 
@@ -120,6 +125,29 @@ def _refuse_loss_of_losses(path: Path, overwrite: bool) -> None:
         raise UsageError(f"--overwrite would delete the losses of {path} too; name another file with --surf-file")
 
 
+def _realizations(problems: Mapping[str, Problem], repeats: int | None) -> dict[str, tuple[Problem, ...]]:
+    """By split the problem in each realisation of its noise; empty where one alone is read."""
+    from lossmap.data.noise import realizations
+
+    if repeats is None:
+        return {}
+    return {split: realizations(problem, repeats) for split, problem in problems.items()}
+
+
+def _averaged(realized: Mapping[str, Sequence[Problem]]) -> dict[str, Problem]:
+    """By split the problem whose loss is the mean over its realisations."""
+    from lossmap.data.noise import mean_over
+
+    return {split: mean_over(problems) for split, problems in realized.items()}
+
+
+def _factories(operators: Mapping[str, Any], realized: Mapping[str, Sequence[Problem]]) -> dict[str, Any]:
+    """By split what makes the Hessian of each realisation at a point."""
+    from lossmap.curvature.autotune import realization_factories
+
+    return {split: realization_factories(operators[split], problems) for split, problems in realized.items()}
+
+
 def run(settings: Settings, world: World, survey: Callable[..., Any] = survey) -> int:
     """Make the problem and the plane, survey the grid, audit it, store and draw the result. Every rank calls it.
 
@@ -137,6 +165,7 @@ def _run(settings: Settings, world: World, survey: Callable[..., Any], stop: Sto
     from lossmap.landscape.eigenvalues import EigenvalueMap
     from lossmap.memory import free_memory
 
+    repeats: int | None = settings.noise.noise_repeats
     execution, options, say = settings.run, settings.eigen, output.rank_0_printer(world, settings.notes)
     settings = world.together(lambda: load_problem.with_default_problem(settings, say))
     grid = world.together(lambda: load_plane.grid_of(settings.plane))
@@ -153,9 +182,17 @@ def _run(settings: Settings, world: World, survey: Callable[..., Any], stop: Sto
         say(result.describe(problems, "eigenvalues"))
         return 0
     identity = world.once(
-        lambda: load_problem.measured_with(settings.data, execution, problems) | {"parameters": options.parameters}
+        lambda: (
+            load_problem.measured_with(settings.data, execution, problems)
+            | {"parameters": options.parameters}
+            | ({"noise_repeats": repeats} if repeats else {})
+        )
     )
     memory = free_memory(machine.device, machine.ranks_sharing) // 3
+    shares = load_problem.team_shares(problems, team)
+    realized = world.together(lambda: _realizations(shares, repeats))
+    shares |= _averaged(realized)
+    first = _averaged(_realizations({"first": first}, repeats)).get("first", first)
 
     def probe() -> dict[str, Any]:
         backend = options.hvp_backend
@@ -168,8 +205,7 @@ def _run(settings: Settings, world: World, survey: Callable[..., Any], stop: Sto
 
     choice = result.chosen(world, "eigen", "way", probe)
     operators = {
-        split: prepare(p, options.parameters, total=team.sum, plan=choice, memory=memory)
-        for split, p in load_problem.team_shares(problems, team).items()
+        split: prepare(p, options.parameters, total=team.sum, plan=choice, memory=memory) for split, p in shares.items()
     }
 
     def measure(audit: bool = False) -> EigenvalueMap:
@@ -188,6 +224,7 @@ def _run(settings: Settings, world: World, survey: Callable[..., Any], stop: Sto
             unit=first.unit,
             settings=identity | {"chosen": {"way": choice}},
             audit=audit,
+            realizations=_factories(operators, realized),
         )
 
     warm = world.together(measure)

@@ -29,6 +29,7 @@ from lossmap.parallel.launcher import launched
 from lossmap.parallel.process import peak_memory
 from lossmap.parallel.shards import Shard
 from lossmap.parallel.world import World
+from lossmap.plotting.notes import noise_note
 
 Printer = Callable[[str], None]
 
@@ -205,6 +206,9 @@ def report_end(
         )
     elif outcome == "failed":
         say(f"complete, but {counts['failed']:,} points failed; --retry-failed measures them again")
+    noise = noise_note(surface)
+    if noise:
+        say(noise)
     estimated, took = (decode_cost(surface.attributes.get(f"{measure}_{what}")) for what in ("estimate", "took"))
     if estimated:
         for line in side_by_side(estimated, took, not counts["left"]):

@@ -151,6 +151,16 @@ class RunSettings:
 
 
 @dataclass(frozen=True)
+class NoiseSettings:
+    """Random losses."""
+
+    noise_repeats: int | None = setting(
+        None, "number of fixed realisations of a loss that draws at random, such as a variational autoencoder's, at "
+        "each point: mean and standard error; by default one realisation", metavar="R", minimum=2,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
 class DrawSettings:
     """Plot options."""
 

@@ -13,7 +13,14 @@ from lossmap.cli import output
 from lossmap.cli.command_line import Command
 from lossmap.cli.entry_point import guarded
 from lossmap.cli.progress import display
-from lossmap.cli.setting_groups import DataSettings, DrawSettings, ModelSettings, PlaneSettings, RunSettings
+from lossmap.cli.setting_groups import (
+    DataSettings,
+    DrawSettings,
+    ModelSettings,
+    NoiseSettings,
+    PlaneSettings,
+    RunSettings,
+)
 from lossmap.cli.settings import Settings
 from lossmap.landscape.run_survey import survey
 from lossmap.parallel.shutdown import Stop, job_end
@@ -22,10 +29,11 @@ from lossmap.parallel.world import World
 COMMAND = Command(
     "surface",
     __doc__ or "",
-    (ModelSettings, DataSettings, PlaneSettings, RunSettings, DrawSettings),
+    (ModelSettings, DataSettings, PlaneSettings, NoiseSettings, RunSettings, DrawSettings),
     (
         "lossmap surface --model resnet20-w8 --model-file net.pt --x=-1:1:25 --y=-1:1:25 --plot",
         "lossmap surface --model mlp --model-file a.pt --model-file2 b.pt --x=-0.5:1.5:41 --surf-file line.h5",
+        "lossmap surface --problem vae.py:problem --noise-repeats 8 --x=-1:1:41 --plot",
         "mpirun -n 4 lossmap surface --model resnet56 --model-file net.t7 --data-path cifar10 --x=-1:1:51 --y=-1:1:51",
     ),
 )
@@ -55,6 +63,7 @@ def _run(settings: Settings, world: World, survey: Callable[..., Any], stop: Sto
     from lossmap.landscape.loss import ForwardPlan, losses, probe_forward_plan
 
     execution, say = settings.run, output.rank_0_printer(world, settings.notes)
+    repeats: int | None = settings.noise.noise_repeats
     settings = world.together(lambda: load_problem.with_default_problem(settings, say))
     grid = world.together(lambda: load_plane.grid_of(settings.plane))
     team = world.together(lambda: world.team(execution.team, execution.rank_0))
@@ -66,7 +75,9 @@ def _run(settings: Settings, world: World, survey: Callable[..., Any], stop: Sto
     result = world.together(lambda: output.OutputFile("surface", settings, grid, plane, file_settings))
     identity = world.once(lambda: load_problem.measured_with(settings.data, execution, problems))
     if execution.dry_run:
-        measure = losses(problems, plane, plan=ForwardPlan(first.data.batch_size), settings=identity)
+        measure = losses(
+            problems, plane, plan=ForwardPlan(first.data.batch_size), settings=identity, noise_repeats=repeats
+        )
         measures = {measure.name: (measure.fields, measure.settings)}
         say(result.describe(problems, "losses and accuracies", measures))
         return 0
@@ -78,7 +89,12 @@ def _run(settings: Settings, world: World, survey: Callable[..., Any], stop: Sto
 
     plan = result.chosen(world, "loss", "way", probe)
     shares = load_problem.team_shares(problems, team)
-    measure = losses(shares, plane, plan=plan, total=team.sum, autocast=machine.autocast, settings=identity)
+    measure = world.together(
+        lambda: losses(
+            shares, plane, plan=plan, total=team.sum, autocast=machine.autocast, settings=identity,
+            noise_repeats=repeats,
+        )
+    )  # fmt: skip
     measures = {measure.name: (measure.fields, measure.settings)}
     store = output.on_rank_0(world, lambda: result.open(measures, machine.describe(), world.size))
     say(machine.sentence())

@@ -116,6 +116,16 @@ def prepare(
     return _with_rounding(best)
 
 
+def realization_factories(factory: OperatorFactory, problems: Sequence[Problem]) -> tuple[OperatorFactory, ...]:
+    """The factories of each realisation of a random loss, by double backward: for few products at a point.
+
+    factory   of the mean over them
+    problems  as `noise.realizations` returns them
+    """
+    plan = HvpPlan("double-backward", factory.batch)
+    return tuple(replace(factory, problem=p, plan=plan, memory=0, programs={}) for p in problems)
+
+
 def _with_rounding(factory: OperatorFactory) -> OperatorFactory:
     """The factory with the rounding of its products, as measured at the model's own tensors."""
     measured = factory.at(measured=True).measured
@@ -353,4 +363,4 @@ def graph_bytes(problem: Problem, layout: Layout) -> int:
     return total
 
 
-__all__ = ["HvpPlan", "LinearizedOperator", "OperatorFactory", "prepare"]
+__all__ = ["HvpPlan", "LinearizedOperator", "OperatorFactory", "prepare", "realization_factories"]

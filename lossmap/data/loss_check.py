@@ -33,6 +33,7 @@ from lossmap.data.batches import Batch, FixedBatches, Resident, map_tensors, sam
 from lossmap.data.borrow import copy_of
 from lossmap.data.criteria import ACCURACY, SupervisedLoss, takes_class_labels
 from lossmap.data.datasets import labels_within
+from lossmap.data.noise import with_noise_seed
 from lossmap.data.problem import Problem, temporary_parameters
 from lossmap.geometry.parameter_vector import movable_parameters
 from lossmap.seeding import generator, same_random_state
@@ -44,19 +45,6 @@ ROUNDING = {
     torch.float64: 1e-9,
     torch.float32: 2e-5,
 }  # relative to the summed sizes of the parts; other precisions 2e-2
-
-
-@dataclass(frozen=True)
-class WithFixedNoise:
-    """A function that draws the same random numbers at every call."""
-
-    function: Callable[..., Any]
-    seed: int
-
-    def __call__(self, *args: Any) -> Any:
-        """Call the function from the seed on."""
-        with same_random_state(self.seed):
-            return self.function(*args)
 
 
 @dataclass(frozen=True)
@@ -204,19 +192,11 @@ def _in_float64(problem: Problem, batch: Batch) -> tuple[Problem, Batch] | None:
 def _with_common_random_numbers(problem: Problem, seed: int) -> Problem:
     """The same random numbers at every evaluation, the loader's own batches uncut: one fixed realisation."""
     data = _own_batches(problem)
-    fixed = replace(
-        problem,
-        data=data,
-        forward=WithFixedNoise(problem.forward, seed),
-        loss=WithFixedNoise(problem.loss, seed),
-        count=problem.count if problem.count is samples_in else WithFixedNoise(problem.count, seed),
-        noise_seed=seed,
-        notes=(
-            *problem.notes,
-            f"the loss draws at random: it starts from seed {seed} at every evaluation of a batch, so that all numbers "
-            "are those of one fixed realisation; other seeds show the noise",
-        ),
+    note = (
+        f"the loss draws at random: every evaluation of a batch starts from seed {seed}, so that surface and curvature "
+        "are those of one fixed realisation; --noise-repeats R gives the mean of R with its standard error"
     )
+    fixed = replace(with_noise_seed(problem, seed), data=data, notes=(*problem.notes, note))
     batch = next(iter(data))
     with temporary_parameters(problem.model, {}), torch.enable_grad():
         first, again = (float(fixed.total(batch).detach()) for _ in range(2))

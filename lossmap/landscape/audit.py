@@ -31,6 +31,7 @@ AUDITED_SHARE = 0.02  # of the points
 MIN_AUDITED = 20  # points
 BOUND_CONFIDENCE = 0.95
 TO_DO, DONE = 0, 1
+BESIDE = ("_error", "_limit", "_noise_error")  # what belongs to an eigenvalue's field
 Values = Mapping[str, np.ndarray]  # by field, (points,) or (points, k)
 
 
@@ -224,7 +225,7 @@ def better(cheap: Mapping[str, Any], audited: Mapping[str, Any]) -> dict[str, An
         one = {n: np.asarray(v, dtype=np.float64).reshape(1, -1) for n, v in ((name, cheap[name]),)}
         other = {name: np.asarray(audited[name], dtype=np.float64).reshape(1, -1)}
         if excess(one, other)[name][0] > 0.0:
-            best |= {n: audited[n] for n in (name, f"{name}_error", f"{name}_limit") if n in cheap}
+            best |= {n: audited[n] for n in (name, *(name + beside for beside in BESIDE)) if n in cheap}
         elif f"{name}_limit" in cheap:  # the cold search's limit is the nearer one, where it does not contradict
             limit, value = audited[f"{name}_limit"], cheap[name]
             beyond = limit <= value

@@ -6,6 +6,10 @@ A search starts from the eigenvectors of the nearest point that this rank has so
 the point beyond it is known too, plus a small random part made from (seed, point). Where the loss is not finite the
 readings are NaN and the point is done; a product that is not finite at a finite loss raises.
 
+Of a loss that draws at random the matrix is that of one fixed realisation, or of the mean over R. Then another R would
+move an eigenvalue by about its max_eig_noise_error: to first order its value in realisation r is x^T H_r x, with x its
+eigenvector, and this is the standard error of their mean (Kato, Perturbation Theory for Linear Operators, 1966, II.2).
+
 Units: loss per squared unit of theta. Price: `benchmarks/eigenmap.py`. Memory: the search space and the neighbours'
 vectors, each at most `memory` bytes.
 """
@@ -14,7 +18,7 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import isfinite, nan
 from typing import Any, Protocol
@@ -23,6 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lossmap.data.noise import mean_and_error
 from lossmap.geometry.directions import Plane
 from lossmap.geometry.grid import Field, Point
 from lossmap.interrupt import Interrupted
@@ -77,6 +82,8 @@ class EigenvalueMap:
     unit          of the loss
     settings      further settings, to be stored
     audit         cold and certified, its fields under names of their own: the second solution of some points
+    realizations  by split, the factories of each realisation of a random loss, whose mean the prepared one is of:
+                  then each eigenvalue has its standard error over them
 
     Raises ValueError where `which`, `certify` or a number is out of range.
     """
@@ -98,6 +105,7 @@ class EigenvalueMap:
         unit: str = "nats",
         settings: Mapping[str, Any] | None = None,
         audit: bool = False,
+        realizations: Mapping[str, Sequence[OperatorFactory]] | None = None,
     ) -> None:
         if certify not in CERTIFY:
             raise ValueError(f"--certify must be one of {', '.join(CERTIFY)}; got {certify!r}")
@@ -118,15 +126,23 @@ class EigenvalueMap:
             "confidence": confidence,
         }
         self.memory = memory
+        self.realizations = {split: tuple(factories) for split, factories in (realizations or {}).items()}
         self._settings = dict(settings or {})
         first, *others = self.prepared
         self.prefixes = {first: "", **{split: f"{split}_" for split in others}}
-        own = [f for split in self.prepared for f in fields_of(self.parts, self.prefixes[split], split, unit)]
+        own = [f for split in self.prepared for f in self._fields_of(split)]
         if audit:
             own = [_renamed(f, "audit_") for f in own]
         self.fields = tuple(own)
         self._tasks = [(split, part) for split in self.prepared for part in self.parts]
         self._solved = {task: Neighbours(plane, memory // len(self._tasks)) for task in self._tasks}
+
+    def _fields_of(self, split: str) -> list[Field]:
+        own = fields_of(self.parts, self.prefixes[split], split, self.unit)
+        if not self.realizations:
+            return own
+        count = len(self.realizations[split])
+        return [g for f in own for g in ((f, noise_error_of(f, count)) if f.name.endswith("_eig") else (f,))]
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -228,7 +244,23 @@ class EigenvalueMap:
         if not self.cold:
             solved.add(point, pairs.vectors)
         pairs = self._with_measured_rounding(matrix, pairs, split)
-        return {f"{prefix}{k}": v for k, v in reading_of(pairs, Which.parse(part)).items()}
+        reading = reading_of(pairs, Which.parse(part))
+        if self.realizations:
+            reading |= self._noise_errors(pairs, Which.parse(part), split, point)
+            reading["products"] += np.isfinite(pairs.values).sum()  # one of each realisation cost one of their mean
+        return {f"{prefix}{k}": v for k, v in reading.items()}
+
+    def _noise_errors(self, pairs: EigenPairs, which: Which, split: str, point: Point) -> dict[str, Any]:
+        """The standard error over the realisations of every eigenvalue, under the names of the fields."""
+        tensors = self.plane.at(point)
+        values = np.full((len(self.realizations[split]), len(pairs.values)), nan)
+        for r, factory in enumerate(self.realizations[split]):
+            matrix = factory.at(tensors)
+            for i in np.flatnonzero(np.isfinite(pairs.values)):
+                x = pairs.vectors[:, i]
+                values[r, i] = float(x.double() @ (matrix @ x).double()) / float(x.double() @ x.double())
+        reading = reading_of(replace(pairs, values=mean_and_error(values)[1]), which)
+        return {f"{name}_noise_error": value for name, value in reading.items() if name.endswith("_eig")}
 
     def _with_measured_rounding(self, matrix: PointOperator, pairs: EigenPairs, split: str) -> EigenPairs:
         """The pairs with residuals in float64, where rounding could exceed a tenth of an error bar, or is audited.
@@ -306,6 +338,12 @@ def fields_of(parts: tuple[str, ...], prefix: str, split: str, unit: str) -> lis
                 Field(f"{prefix}{which.kind}_eig_error", per, f"an eigenvalue lies within this distance{over}", extra),
             ]
     return [*fields, Field(f"{prefix}products", "1", f"Hessian-vector products spent{over}")]
+
+
+def noise_error_of(field: Field, realizations: int) -> Field:
+    """The field of an eigenvalue's standard error over this number of realisations."""
+    about = f"standard error over {realizations} realisations of the noise: {field.long_name}"
+    return Field(f"{field.name}_noise_error", field.unit, about, field.extra)
 
 
 def reading_of(pairs: EigenPairs, which: Which) -> dict[str, Any]:

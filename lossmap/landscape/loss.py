@@ -5,13 +5,16 @@
 A point costs one forward pass over the data and a copy of the parameters. What is fastest differs by machine and
 model by more than twofold (batch size, memory format, batch norm folded or not), so a short probe chooses it, and
 the choice is part of the measure's settings: the same choice gives the same bits. NaN and inf are results.
+
+A loss that draws at random is read in one fixed realisation, or in R of them: then the reading is their mean, beside
+its standard error, train_loss_error (see `lossmap.data.noise`).
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from math import isnan
@@ -25,6 +28,7 @@ from lossmap.curvature.operators import Total, single_rank
 from lossmap.data.batches import Batch, FixedBatches, Resident, Streamed
 from lossmap.data.loss_check import check_loss
 from lossmap.data.moved_loss import refuse_unmoved
+from lossmap.data.noise import mean_and_error, realizations
 from lossmap.data.problem import Problem, temporary_parameters
 from lossmap.data.stable_losses import stable_forms
 from lossmap.geometry.directions import Plane
@@ -67,14 +71,19 @@ class LossMap:
         total: Total = single_rank,
         autocast: torch.dtype | None = None,
         settings: Mapping[str, Any] | None = None,
+        noise_repeats: int | None = None,
     ) -> None:
         self.plane = plane
         self.total = total
         self.autocast = autocast
+        self.noise_repeats = noise_repeats
         self._settings = dict(settings or {})
-        self._problems = dict(problems)
+        self._problems: dict[str, tuple[Problem, ...]] = {split: (p,) for split, p in problems.items()}
+        if noise_repeats is not None:
+            self._problems = {split: realizations(p, noise_repeats) for split, p in problems.items()}
+            self._settings["noise_repeats"] = noise_repeats
         self.model = next(iter(problems.values())).model
-        self.fields = tuple(f for split, p in problems.items() for f in _fields(split, p))
+        self.fields = tuple(f for split, p in problems.items() for f in _fields(split, p, noise_repeats))
         self._gradients = not all(p.separable for p in problems.values())
         self._use(plan)
 
@@ -83,7 +92,10 @@ class LossMap:
         self._format = torch.contiguous_format
         if plan.channels_last:
             self._format = torch.channels_last
-        self._planned = {s: p.with_data(_formatted(p.data, plan)) for s, p in self._problems.items()}
+        self._planned: dict[str, tuple[Problem, ...]] = {}
+        for split, problems in self._problems.items():
+            data = _formatted(problems[0].data, plan)  # the same of every realisation
+            self._planned[split] = tuple(p.with_data(data) for p in problems)
         self._graph: nn.Module | None = None
         self._layers: list[FoldedLayer] = []
         if plan.fold:
@@ -98,7 +110,7 @@ class LossMap:
 
     def smaller(self) -> str | None:
         """Halve the batch, after memory ran out; what was done, or None where a batch is one sample already."""
-        now = min(self.plan.batch_size, max(p.data.samples for p in self._problems.values()))
+        now = min(self.plan.batch_size, max(p[0].data.samples for p in self._problems.values()))
         if now <= 1:
             return None
         self._planned = {}  # before memory is taken for the same data in other batches
@@ -116,7 +128,7 @@ class LossMap:
         with temporary_parameters(self.model, tensors), self._mode(), stable_forms("losses"):
             for layer in self._layers:
                 layer.refresh(self._format)
-            for problem in self._planned.values():
+            for problem in (p for realized in self._planned.values() for p in realized):
                 try:
                     sums.append(self._pass(problem))
                 except Exception as raised:  # joins the team's total below, so that all its ranks raise as one
@@ -129,13 +141,24 @@ class LossMap:
             raise error
         if sums[-1] > 0:
             raise RuntimeError("another rank of this point's team failed; its report names the reason")
+        return self._reading(sums[:-1])
+
+    def _reading(self, sums: Sequence[Tensor]) -> dict[str, float]:
+        """The fields, from the sums of `_pass` over each split and, within it, each realisation."""
         reading: dict[str, float] = {}
-        for (split, problem), part in zip(self._planned.items(), sums, strict=False):
-            samples, values = float(part[0]), (part[1:] / part[0]).tolist()
-            if samples == 0:
+        parts = iter(sums)
+        for split, realized in self._planned.items():
+            rows = torch.stack([next(parts) for _ in realized])
+            if float(rows[0, 0]) == 0:
                 raise ValueError("the data hold no sample")
-            reading[f"{split}_loss"] = values[0]
-            reading |= {f"{split}_{m}": v for m, v in zip(problem.metrics, values[1:], strict=True)}
+            values, errors = (rows[:, 1:] / rows[:, :1]).numpy(), None
+            means = values[0]
+            if len(realized) > 1:
+                means, errors = mean_and_error(values)
+            for i, name in enumerate(("loss", *realized[0].metrics)):
+                reading[f"{split}_{name}"] = float(means[i])
+                if errors is not None:
+                    reading[f"{split}_{name}_error"] = float(errors[i])
         return reading
 
     def _mode(self) -> AbstractContextManager[Any]:
@@ -170,6 +193,7 @@ def losses(
     total: Total = single_rank,
     autocast: torch.dtype | None = None,
     settings: Mapping[str, Any] | None = None,
+    noise_repeats: int | None = None,
 ) -> LossMap:
     """The measure of losses on a plane.
 
@@ -180,8 +204,10 @@ def losses(
     total     adds a float64 tensor over the ranks of a team, each holding its share of the data
     autocast  a lower precision for the layers that bear it, such as torch.bfloat16
     settings  to be stored with the readings
+    noise_repeats  of a loss that draws at random the number R >= 2 of fixed realisations at each point: the mean and,
+              as train_loss_error, its standard error; without it one realisation
 
-    Raises ValueError where the problems are not over one model.
+    Raises ValueError where the problems are not over one model, and with `noise_repeats` for a loss that draws nothing.
     """
     problems = {"train": problem} if isinstance(problem, Problem) else dict(problem)
     problems = {split: check_loss(p) for split, p in problems.items()}
@@ -194,7 +220,9 @@ def losses(
         plan = ForwardPlan(**plan)
     if plan is None:
         plan = probe_forward_plan(next(iter(problems.values())), plane, autocast=autocast)
-    return LossMap(problems, plane, plan, total=total, autocast=autocast, settings=settings)
+    return LossMap(
+        problems, plane, plan, total=total, autocast=autocast, settings=settings, noise_repeats=noise_repeats
+    )
 
 
 def plain_forward(problem: Problem) -> ForwardPlan:
@@ -294,7 +322,7 @@ class _Trial:
     def seconds(self, plan: ForwardPlan) -> float:
         """Per sample: the smallest of three passes after one to warm up; of one where it takes half a second."""
         measure = self.measure(plan)
-        samples = sum(p.data.samples for p in measure._planned.values())
+        samples = sum(p[0].data.samples for p in measure._planned.values())
         smallest = float("inf")
         for i in range(4):
             start = time.perf_counter()
@@ -336,12 +364,15 @@ def _channels_last(batch: Batch) -> Batch:
     return pytree.tree_map(formatted, batch)
 
 
-def _fields(split: str, problem: Problem) -> list[Field]:
+def _fields(split: str, problem: Problem, noise_repeats: int | None = None) -> list[Field]:
+    """The fields of one split, each with its standard error where there are several realisations."""
     samples = f"{'training' if split == 'train' else split} samples"
-    return [
-        Field(f"{split}_loss", problem.unit, f"mean loss over the {samples}"),
-        *(
-            Field(f"{split}_{name}", metric.unit, f"{metric.long_name} over the {samples}")
-            for name, metric in problem.metrics.items()
-        ),
-    ]
+    if noise_repeats is not None:
+        samples += f" and {noise_repeats} realisations of the noise"
+    fields = [Field(f"{split}_loss", problem.unit, f"mean loss over the {samples}")]
+    for name, metric in problem.metrics.items():
+        fields.append(Field(f"{split}_{name}", metric.unit, f"{metric.long_name} over the {samples}"))
+    if noise_repeats is None:
+        return fields
+    errors = [Field(f"{f.name}_error", f.unit, f"standard error of the {f.long_name}") for f in fields]
+    return [f for pair in zip(fields, errors, strict=True) for f in pair]

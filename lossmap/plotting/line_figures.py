@@ -58,12 +58,21 @@ def _draw_field(
         if titles:
             title = titles[i]
         lines.curve(axes, surface.grid.x, values, colour=_colour(i), label=title, dashed=i >= len(lines.COLOURS))
+        _draw_noise(axes, surface, name, _colour(i))
         patches += lines.mark_missing(axes, surface.grid.x, values, status)
     axes.set_ylabel(what.label)
     _set_loss_axis(axes, [values_of(s, name)[0] for s in surfaces], options)
     if len(surfaces) > 1:
         axes.legend()
     return patches
+
+
+def _draw_noise(axes: Any, surface: Surface, name: str, colour: str) -> None:
+    """The standard error over the realisations of a random loss, as a band; nothing where there is none."""
+    for error in (f"{name}_noise_error", f"{name}_error"):
+        if error in surface and surface.about[error].long_name.startswith("standard error"):
+            values = surface[name]
+            lines.band(axes, surface.grid.x, values - surface[error], values + surface[error], colour)
 
 
 def _colour(index: int) -> str:
@@ -85,6 +94,7 @@ def _draw_loss_and_accuracy(
         values, status = values_of(surface, quantity(surface, name).name)
         arrays.append(values)
         lines.curve(axes, x, values, colour=BLUE, label=name.split("_")[0], dashed=name.startswith("test"))
+        _draw_noise(axes, surface, name, BLUE)
         patches += lines.mark_missing(axes, x, values, status)
     axes.set_ylabel(quantity(surface, names[0]).label)
     if len(names) > 1:
@@ -104,6 +114,7 @@ def _draw_accuracies(axes: Any, surface: Surface, names: Sequence[str]) -> None:
     for name in names:
         label = name.split("_")[0]
         lines.curve(axes, surface.grid.x, surface[name], colour=RED, label=label, dashed=name.startswith("test"))
+        _draw_noise(axes, surface, name, RED)
     axes.set_ylabel(quantity(surface, names[0]).label)
     if len(names) > 1:
         axes.set_ylabel("accuracy (percent)")
@@ -152,6 +163,7 @@ def draw_eigenvalue_lines(surfaces: Sequence[Surface], titles: Sequence[str] | N
         title = titles[i] if titles else ""
         if loss is not None:
             lines.curve(grid[0], surface.grid.x, surface[loss], colour=colours["loss"], label=title)
+            _draw_noise(grid[0], surface, loss, colours["loss"])
         for name in ("max_eig", "min_eig"):
             patches += _draw_end(upper, surface, name, title, colours[name])
         ratio, _ = values_of(surface, "ratio")
@@ -186,6 +198,7 @@ def _draw_end(axes: Any, surface: Surface, name: str, title: str, colour: str) -
     if f"{name}_error" in surface:
         error = surface[f"{name}_error"]
         lines.band(axes, x, values - error, values + error, colour)
+    _draw_noise(axes, surface, name, colour)
     if f"{name}_limit" in surface:
         lines.band(axes, x, values, surface[f"{name}_limit"], colour)
     return lines.mark_missing(axes, x, values, status)

@@ -13,8 +13,24 @@ AUDIT_CONFIDENCE = 0.95  # of the bound that an audit writes
 
 
 def accuracy_notes(surface: Surface) -> list[str]:
-    """How sure the eigenvalues are, one line each; empty where there is nothing to say."""
-    return [line for line in (_error_note(surface), audit_note(surface)) if line]
+    """How sure the numbers are, one line each; empty where there is nothing to say."""
+    return [line for line in (_error_note(surface), audit_note(surface), noise_note(surface)) if line]
+
+
+def noise_note(surface: Surface) -> str:
+    """The largest standard errors over realisations of a random loss, in one line; empty where there was one alone."""
+    repeats, parts = 0, []
+    for measure in ("loss", "eigen"):
+        own = surface.settings.get("measures", {}).get(measure, {}).get("noise_repeats")
+        repeats = max(repeats, int(own or 0))
+        suffix = {"loss": "_error", "eigen": "_noise_error"}[measure]
+        for name in surface.measures.get(measure, ()) if own else ():
+            known = surface[name][np.isfinite(surface[name])]
+            if name.endswith(suffix) and known.size:
+                parts.append(f"{name.removesuffix(suffix)} {known.max():.2g}")
+    if not parts:
+        return ""
+    return f"largest standard error over {repeats} realisations of the noise: {', '.join(parts)}"
 
 
 def _error_note(surface: Surface) -> str:

@@ -1,0 +1,189 @@
+"""Losses that draw at random: fixed realisations, their mean and standard error, the same in every precision."""
+
+import h5py
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from lossmap import Grid, Problem, losses, random_plane, survey
+from lossmap.cli import eigenmap, surface
+from lossmap.curvature.autotune import prepare, realization_factories
+from lossmap.data.loss_check import check_loss
+from lossmap.data.noise import fixed_noise, mean_over, realizations
+from lossmap.landscape.eigenvalues import EigenvalueMap
+from lossmap.plotting.figures import draw
+
+USER_FILE = """
+import torch
+from torch import nn
+from lossmap import Problem
+
+class Encoder(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.encode, self.decode = nn.Linear(6, 4), nn.Linear(2, 6)
+
+    def forward(self, x):
+        mean, log_variance = self.encode(x).chunk(2, 1)
+        code = mean + torch.randn_like(mean) * (log_variance / 2).exp()
+        return self.decode(code), mean, log_variance
+
+def loss(model, batch):
+    output, mean, log_variance = model(batch[0])
+    divergence = -0.5 * (1 + log_variance - mean.square() - log_variance.exp()).sum(1)
+    return ((output - batch[0]).square().sum(1) + divergence).mean()
+
+def problem():
+    torch.manual_seed(0)
+    return Problem.custom(Encoder().eval(), loss, [(torch.randn(20, 6),) for _ in range(2)])
+"""
+
+
+@pytest.fixture(scope="module")
+def user():
+    scope = {}
+    exec(USER_FILE, scope)  # a user's own file
+    return scope
+
+
+@pytest.fixture
+def problem(user):
+    return check_loss(user["problem"](), report=False)
+
+
+def own_value(problem, realization, weights):
+    """The mean loss with these weights and this seed, by plain PyTorch."""
+    total = 0.0
+    for batch in problem.data:
+        with fixed_noise(realization.noise_seed):
+            total += 20 * problem.loss(realization.forward.function(weights, batch), batch)
+    return total / 40
+
+
+def test_the_mean_and_its_standard_error_are_those_of_the_realisations(user, problem):
+    plane = random_plane(problem.model, axes=1)
+    single = [losses(p, plane, plan={"batch_size": 9})((0.5,))["train_loss"] for p in realizations(problem, 5)]
+    assert len(set(single)) == 5
+    reading = losses(problem, plane, plan={"batch_size": 9}, noise_repeats=5)((0.5,))
+    assert reading["train_loss"] == pytest.approx(np.mean(single), rel=1e-12)
+    assert reading["train_loss_error"] == pytest.approx(np.std(single, ddof=1) / np.sqrt(5), rel=1e-9)
+    assert losses(problem, plane, plan={"batch_size": 9})((0.5,))["train_loss"] == single[0]
+
+
+def test_the_error_is_that_of_other_seeds_too(user):
+    errors, means = [], []
+    for seed in range(12):
+        measured = check_loss(user["problem"](), seed=100 + seed, report=False)
+        reading = losses(measured, random_plane(measured.model, axes=1), plan={"batch_size": 20}, noise_repeats=4)((0,))
+        means.append(reading["train_loss"])
+        errors.append(reading["train_loss_error"])
+    assert 0.4 < np.std(means, ddof=1) / np.sqrt(np.mean(np.square(errors))) < 2.0
+
+
+def test_the_hessian_of_the_mean_and_the_error_of_its_eigenvalues(problem):
+    single = realizations(problem, 4)
+    factory = prepare(mean_over(single), backend="double-backward")
+    plane = random_plane(problem.model, axes=1)
+    measure = EigenvalueMap(
+        {"train": factory}, plane, "top:2,bottom:1", realizations={"train": realization_factories(factory, single)}
+    )
+    reading = measure((0.3,))
+    eye = torch.eye(factory.size)
+    matrices = [prepare(p, backend="double-backward").at(plane.at((0.3,))) @ eye for p in single]
+    values, vectors = torch.linalg.eigh(torch.stack(matrices).mean(0).double())
+    assert reading["top_eig"] == pytest.approx(values.flip(0)[:2].tolist(), rel=1e-4)
+    for vector, error in (
+        (vectors[:, -1], reading["max_eig_noise_error"]),
+        (vectors[:, 0], reading["min_eig_noise_error"]),
+    ):
+        each = [float(vector @ m.double() @ vector) for m in matrices]
+        assert error == pytest.approx(np.std(each, ddof=1) / 2, rel=2e-2)
+    assert reading["top_eig_noise_error"][0] == reading["max_eig_noise_error"]
+    assert {f.name for f in measure.fields} == set(reading)
+
+
+def test_rounding_is_measured_on_the_same_realisation(problem):
+    """PyTorch draws other numbers in float64: the bar of a VAE was a quarter of its eigenvalue."""
+    operator = prepare(problem, backend="double-backward").at(measured=True)
+    assert 0 < operator.measured.relative < 1e-4
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        torch.randn_like,
+        torch.rand_like,
+        lambda x: torch.bernoulli(x),
+        lambda x: torch.normal(x, 0.5 * x),
+        lambda x: torch.normal(0.0, x),
+        lambda x: torch.empty_like(x).normal_(),
+        lambda x: torch.empty_like(x).uniform_(-1, 1),
+        lambda x: torch.randn(4, 10, dtype=x.dtype),
+        lambda x: F.dropout(torch.ones_like(x), 0.5),
+        lambda x: torch.distributions.Normal(0 * x, 1 + 0 * x).rsample(),
+        lambda x: torch.distributions.Bernoulli(x).sample(),
+    ],
+)
+def test_all_precisions_draw_the_same_numbers(draw):
+    x = torch.arange(1, 41).view(4, 10) / 64  # exact in all of them
+    drawn = []
+    for dtype in (torch.float32, torch.float64):
+        with fixed_noise(3):
+            drawn.append(draw(x.to(dtype)))
+    assert drawn[0].dtype == torch.float32 and drawn[1].dtype == torch.float64
+    torch.testing.assert_close(drawn[0].double(), drawn[1], rtol=1e-6, atol=1e-6)
+    with fixed_noise(4):
+        assert not torch.equal(draw(x), drawn[0])
+
+
+def test_integers_and_generators_of_ones_own_are_left_alone():
+    with fixed_noise(0):
+        assert torch.randint(0, 9, (3,)).dtype == torch.int64 and torch.randperm(4).dtype == torch.int64
+        own = torch.randn(20, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(own, torch.randn(20, generator=torch.Generator().manual_seed(1)))
+
+
+def test_a_loss_that_draws_nothing_has_no_realisations():
+    net = nn.Linear(3, 2)
+    problem = Problem.supervised(net, "crossentropy", (torch.randn(8, 3), torch.randint(0, 2, (8,))))
+    with pytest.raises(ValueError, match="is for a loss that draws at random"):
+        losses(problem, random_plane(net, axes=1), noise_repeats=3)
+    with pytest.raises(ValueError, match="must be >= 2"):
+        realizations(problem, 1)
+
+
+@pytest.mark.parametrize("command", [surface, eigenmap])
+def test_the_command_stores_resumes_and_reports_the_error(command, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own.py").write_text(USER_FILE)
+    common = ["--problem", "own.py:problem", "--x=-1:1:3", "--threads", "1"]
+    full = [*common, "--noise-repeats", "3", "--surf-file", "full.h5"]
+    field, error = "train_loss", "train_loss_error"
+    if command is eigenmap:
+        field, error = "max_eig", "max_eig_noise_error"
+    options = ["--certify", "each", "--no-probe"] if command is eigenmap else ["--no-probe"]
+    assert command.main([*full, *options, "--plot"]) == 0
+    assert f"largest standard error over 3 realisations of the noise: {field}" in capsys.readouterr().out
+    for i in (1, 2):
+        command.main([*common, *options, "--noise-repeats", "3", "--surf-file", "part.h5", "--shard", f"{i}/2"])
+    shards = sorted(tmp_path.glob("part*.h5"))
+    with h5py.File("full.h5") as whole:
+        assert "standard error" in whole[error].attrs["long_name"]
+        assert (whole[error][...] > 0).all()
+        for name in (field, error):
+            parts = np.nansum([h5py.File(s)[name][...] for s in shards], axis=0)
+            assert np.array_equal(parts, whole[name][...])
+    draw("full.h5")
+    capsys.readouterr()
+    assert command.main([*common, *options, "--surf-file", "full.h5"]) == 2  # another measure
+    assert "noise_repeats" in capsys.readouterr().err
+
+
+def test_survey_takes_the_errors_along(problem):
+    result = survey(
+        losses(problem, random_plane(problem.model, axes=1), plan={"batch_size": 20}, noise_repeats=2),
+        Grid.line(-1, 1, 3),
+    )
+    assert (result["train_loss_error"] > 0).all()
