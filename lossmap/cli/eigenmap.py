@@ -75,7 +75,6 @@ COMMAND = Command(
     (ModelSettings, DataSettings, PlaneSettings, EigenSettings, NoiseSettings, RunSettings, DrawSettings),
     (
         "lossmap eigenmap --like surface.h5 --samples 512 --plot",
-        "lossmap eigenmap --model resnet20-w8 --model-file net.pt --x=-1:1:11 --y=-1:1:11 --plot",
         "lossmap eigenmap --model mlp --x=-1:1:21 --which top:3,trace --certify each --surf-file line.h5",
         "lossmap eigenmap --problem vae.py:problem --noise-repeats 8 --x=-1:1:21",
     ),

@@ -152,7 +152,7 @@ class RunSettings:
 
 @dataclass(frozen=True)
 class NoiseSettings:
-    """Random losses."""
+    """Noise options."""
 
     noise_repeats: int | None = setting(
         None, "number of fixed realisations of a loss that draws at random, such as a variational autoencoder's, at "

@@ -32,7 +32,6 @@ COMMAND = Command(
     (ModelSettings, DataSettings, PlaneSettings, NoiseSettings, RunSettings, DrawSettings),
     (
         "lossmap surface --model resnet20-w8 --model-file net.pt --x=-1:1:25 --y=-1:1:25 --plot",
-        "lossmap surface --model mlp --model-file a.pt --model-file2 b.pt --x=-0.5:1.5:41 --surf-file line.h5",
         "lossmap surface --problem vae.py:problem --noise-repeats 8 --x=-1:1:41 --plot",
         "mpirun -n 4 lossmap surface --model resnet56 --model-file net.t7 --data-path cifar10 --x=-1:1:51 --y=-1:1:51",
     ),
