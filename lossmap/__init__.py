@@ -6,6 +6,6 @@ names are listed, with their types, in `__init__.pyi`, and are imported when fir
 
 import lazy_loader
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)  # type: ignore[assignment]
