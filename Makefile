@@ -25,7 +25,7 @@ check: $(READY)
 
 # Strict: a broken link, a page outside of the navigation or a missing name ends it. It needs no network.
 docs: $(READY)
-	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 test: check docs
 	LOSSMAP_RANDOM_TESTS= $(BIN)/python -m pytest

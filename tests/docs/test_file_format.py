@@ -40,7 +40,7 @@ COMMANDS = (
     (0, f"eigenmap {NETWORK} --x=0:1:2 --which bottom:2 --certify none --surf-file bottom.h5"),
     (0, f"eigenmap {NETWORK} --x=0:1:2 --which abs:2 --certify none --surf-file abs.h5"),
     (0, f"plane {NETWORK} --model-folder run --xdir pca:1 --ydir pca:2 --proj-file path.h5"),
-    (0, f"surface {NETWORK} --model-folder run --dir-file path.h5 --proj-file path.h5 {SQUARE} --surf-file path-surface.h5"),
+    (0, f"surface {NETWORK} --model-folder run --dir-file path.h5 --proj-file path.h5 {SQUARE} --surf-file path2.h5"),
     (0, f"surface {NETWORK} {SQUARE} --shard 1/2 --surf-file shard.h5"),
     (0, f"dynamics run {NETWORK} --top 2 --full-spectrum --surf-file dynamics.h5"),
     (0, f"spectrum {NETWORK} --parameters all --top 1 --dense-limit 10 --vectors --density-steps 4 --density-probes 1 "
@@ -73,7 +73,10 @@ def names(folder):
     for path in folder.glob("*.h5"):
         with h5py.File(path) as file:
             found |= {general(f"@{name}") for name in set(file.attrs) - NETCDF}
-            file.visititems(lambda name, item: found.update(names_of(name, item)))
+            items: list = []
+            file.visititems(lambda name, item, items=items: items.append((name, item)))
+            for name, item in items:
+                found.update(names_of(name, item))
     return found
 
 

@@ -1,4 +1,4 @@
-"""The files of a public project are valid by their published schemas, and claim no version that the package excludes."""
+"""The files of a public project are valid by their published schemas, and claim no version that is excluded."""
 
 import importlib.util
 import re

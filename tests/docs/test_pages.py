@@ -1,0 +1,82 @@
+"""The pages that are to be copied are run: files are written, commands and Python executed in their order."""
+
+import re
+import runpy
+import shlex
+import sys
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import pytest
+
+from lossmap.cli.__main__ import main
+
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+QUICK = "--hvp-backend double-backward --no-probe"
+# Smaller than on the page, so that the test is quick: patterns in commands and in Python.
+SMALLER = (
+    (r"--(x|y)=(-?[\d.]+):(-?[\d.]+):\d+", r"--\1=\2:\3:3"),
+    (r"--epochs \d+", "--epochs 1"),
+    (r"--save-every \d+", "--save-every 10"),
+    (r"square\(-1, 1, \d+\)", "square(-1, 1, 3)"),
+    (r"line\(-1, 1, \d+\)", "line(-1, 1, 3)"),
+    (
+        r"^lossmap spectrum (.*)",
+        r"lossmap spectrum \1 --samples 64 --density-steps 8 --density-probes 1 --top 2 " + QUICK,
+    ),
+    (
+        r"^lossmap dynamics (.*)--samples 256 --top 3",
+        r"lossmap dynamics \1--samples 32 --top 1 --tol 0.1 --hvp-backend double-backward",
+    ),
+    (r"^lossmap eigenmap (.*)", r"lossmap eigenmap \1 --certify none " + QUICK),
+)
+PAGES = {
+    "start.md": {"line.h5", "line.pdf", "plane.h5", "spectrum.h5", "eigen.h5", "plane-3d.pdf", "surface.png"},
+    "how-to/own-model.md": {"huber.h5", "decay.h5", "decay-spectrum.h5"},
+    "how-to/paper-figure.md": {"one.h5", "pair.pdf", "contours.svg", "relief.png"},
+    "how-to/fine-tuning.md": {"run.h5", "between.h5", "both.h5", "path.h5", "path-plane.h5"},
+}
+
+
+def blocks(page):
+    """The code blocks of a page: (language, file name or nothing, text)."""
+    return re.findall(r'^```(sh|python)(?: title="([\w.]+)")?\n(.*?)^```', (DOCS / page).read_text(), re.DOTALL | re.M)
+
+
+def smaller(line):
+    for pattern, replacement in SMALLER:
+        line = re.sub(pattern, replacement, line)
+    return line
+
+
+def run_line(line):
+    """One line of a shell block, in this process; ranks of mpirun are left to the README's test."""
+    words = shlex.split(smaller(re.sub(r"^mpirun -n \d+ ", "", line)), comments=True)
+    if words[:1] == ["lossmap"]:
+        assert main(words[1:]) == 0, line
+    elif words[:1] == ["python"]:
+        runpy.run_path(words[1], run_name="__main__")
+    else:
+        assert words[:2] in ([], ["pip", "install"]), line
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", PAGES)
+def test_a_page_works_as_it_stands(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    before = set(sys.modules)
+    namespace = {"__name__": "page"}
+    for language, name, text in blocks(page):
+        if name:
+            (tmp_path / name).write_text(text)
+        elif language == "python":
+            exec(smaller(text), namespace)
+        else:
+            for line in text.replace("\\\n", " ").splitlines():
+                run_line(line)
+    for name in set(sys.modules) - before:
+        if name in ("mynet", "project", "prepare"):
+            del sys.modules[name]
+    plt.close("all")
+    assert PAGES[page] <= {path.name for path in tmp_path.iterdir()}
