@@ -1,28 +1,49 @@
 """How often stated intervals hold the truth, over seeds, on spectra like those of networks; dense reference.
 
-    python benchmarks/coverage.py [--quick] [--seeds 200]
+    python benchmarks/coverage.py [--quick] [--seeds 200] [parts ...]
 
 density    the error that a density states against its Wasserstein distance to the true spectrum, and whether its band
-           holds the true cumulative density at all of its ticks together; both at 95 %
-masses     the intervals of the share below -t and above t, each by itself, at 95 %
+           holds the true cumulative density at all of its ticks together; both at 95 %; and the intervals of the share
+           below -t and above t, each by itself, at 95 %
 trace      the 95 % intervals of XTrace, Hutch++ and Hutchinson
 energy     the 95 % interval of the off-diagonal energy, 4 products a block
+limits     beyond the upper and the lower limit of a search lies no eigenvalue, stated with 90 %: cold, and warm from
+           vectors of a neighbouring matrix; and beyond the limit on all others none but the five that were requested
 counts     the law behind the band, without any Lanczos run: counts of n eigenvalues seen by s probes, all together
+audit      the upper bound of the share of missed points, at 95 %, for points drawn without replacement
+sampling   value +- 1.96 standard errors of numbers that are means over samples, against those of the pool that the
+           samples are drawn from; at 95 %
 
-Probes are rotation invariant, so that density and masses are measured on diagonal matrices; the rest on rotated ones.
-With 200 seeds, an interval of exactly 95 % covers 181 or fewer in 1 of 200 trials.
+Probes are rotation invariant, so that density and limits are measured on diagonal matrices; traces and energies on
+rotated ones and on the Hessians of two small fitted networks as they are. An interval of exactly 95 % covers 180 or
+fewer of 200 in 1 of 500 trials: where one covers fewer, the script says so and ends with 1.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
+import sys
 import time
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from scipy.stats import binom
+from torch import nn
 
+from lossmap import Problem
+from lossmap.curvature.build import build_operator
+from lossmap.curvature.per_sample_gradients import gradient_covariance
+from lossmap.data import datasets
+from lossmap.diagnostics.label_noise import label_noise
+from lossmap.diagnostics.neural_collapse import neural_collapse
+from lossmap.landscape.audit import upper_bound
 from lossmap.linalg.block_norms import off_diagonal_energy
+from lossmap.linalg.deflation import successive
+from lossmap.linalg.dense import DenseMatrix
 from lossmap.linalg.eigenvalue_counts import count_ranges, simultaneous_tail
+from lossmap.linalg.lanczos import lanczos
 from lossmap.linalg.spectral_density import density
 from lossmap.linalg.trace import METHODS, trace
 
@@ -40,8 +61,50 @@ class Matrix:
         return self.entries.view(-1, *[1] * (v.dim() - 1)) * v
 
 
+@dataclass
+class Tally:
+    """How often intervals of one kind held the truth, and which did so too rarely."""
+
+    seeds: int
+    failed: list = field(default_factory=list)
+
+    def line(self, name, rate, hits, more=""):
+        """Print the numbers of hits, by what was counted, and note those below what chance explains at this rate."""
+        least = int(binom.ppf(0.002, self.seeds, rate))
+        low = [f"{name}: {what}" for what, count in hits.items() if count < least]
+        self.failed += low
+        text = ", ".join(f"{what} {count}" for what, count in hits.items())
+        print(f"{name}: {text} of {self.seeds} at {rate:g}{more}{'  TOO FEW' * bool(low)}", flush=True)
+
+
+def fitted(net, x, y, steps):
+    """A network after some steps of Adam, and its problem in float64."""
+    torch.manual_seed(0)
+    optimizer = torch.optim.Adam(net.parameters(), 0.01)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(net(x), y).backward()
+        optimizer.step()
+    return Problem.supervised(net.double().eval(), "crossentropy", (x.double(), y))
+
+
+@functools.cache
+def networks():
+    """The Hessians of two small networks fitted to digits, over all parameters of dimension > 1, dense, by name."""
+    (images, labels), *_ = datasets.load("digits", "train", samples=300).rebatched(300)
+    x, y = images.float(), labels.long()
+    torch.manual_seed(0)
+    mlp = nn.Sequential(nn.Flatten(), nn.Linear(64, 6), nn.Tanh(), nn.Linear(6, 10))
+    conv = nn.Sequential(
+        nn.Conv2d(1, 4, 3, stride=2), nn.ReLU(), nn.Conv2d(4, 6, 3), nn.ReLU(), nn.Flatten(), nn.Linear(6, 10)
+    )
+    problems = {"digits, mlp": fitted(mlp, x, y, 300), "digits, conv": fitted(conv, x, y, 300)}
+    made = {name: DenseMatrix.of(build_operator(p, "hessian", "weights")).entries for name, p in problems.items()}
+    return {name: (m + m.T) / 2 for name, m in made.items()}
+
+
 def spectra():
-    """Spectra like those of networks, by name."""
+    """Spectra like those of networks, and those of two networks, by name."""
     r = np.random.default_rng(7)
     bulk, near_zero = 0.03 * r.standard_normal(95), 1e-6 * r.standard_normal(100)
     return {
@@ -51,46 +114,116 @@ def spectra():
         "rank-deficient": np.r_[np.zeros(150), np.geomspace(1e-3, 10, 40)],
         "small": np.r_[np.zeros(8), -0.1, 0.5, 3.0],
         "large": np.r_[np.geomspace(0.5, 30, 10), 0.05 * r.standard_normal(1500), 1e-5 * r.standard_normal(1490)],
+        **{name: np.linalg.eigvalsh(m) for name, m in networks().items()},
     }
 
 
 SETTINGS = ({"steps": 30, "probes": 1}, {"steps": 20, "probes": 3}, {"steps": 15, "probes": 10}, {"error": 0.03})
 
 
-def densities(seeds, quick):
+def densities(tally, quick):
     """Coverage of errors, bands and masses."""
     for name, values in spectra().items():
         for settings in SETTINGS[: 1 if quick else None]:
-            near, inside, masses, t = 0, 0, np.zeros(2, dtype=int), 1e-2 * np.abs(values).max()
+            hits, t = dict.fromkeys(("error", "band", "mass below", "mass above"), 0), 1e-2 * np.abs(values).max()
             stated = []
-            for seed in range(seeds):
+            for seed in range(tally.seeds):
                 result = density(Matrix(values), seed=seed, **settings)
                 stated.append(result.error)
-                near += result.wasserstein(values) <= result.error * (result.range[1] - result.range[0])
+                hits["error"] += result.wasserstein(values) <= result.error * (result.range[1] - result.range[0])
                 ticks, _, low, high = result.band
                 truth = np.searchsorted(np.sort(values), ticks, side="right") / len(values)
-                inside += bool(((low <= truth + 1e-9) & (truth <= high + 1e-9)).all())
-                sides = ((result.below(-t), (values < -t).mean()), (result.above(t), (values > t).mean()))
-                masses += np.array([m.low - 1e-9 <= true <= m.high + 1e-9 for m, true in sides])
-            text = f"error {near}, band {inside}, mass below {masses[0]}, above {masses[1]} of {seeds}"
-            print(f"{name:20} {settings}: {text}; median error stated {100 * np.median(stated):.2g} %", flush=True)
+                hits["band"] += bool(((low <= truth + 1e-9) & (truth <= high + 1e-9)).all())
+                below, above = result.below(-t), result.above(t)
+                hits["mass below"] += below.low - 1e-9 <= (values < -t).mean() <= below.high + 1e-9
+                hits["mass above"] += above.low - 1e-9 <= (values > t).mean() <= above.high + 1e-9
+            words = ", ".join(f"{k} {v}" for k, v in settings.items())
+            more = f"; median error stated {100 * np.median(stated):.2g} %"
+            tally.line(f"density, {name}, {words}", 0.95, hits, more)
 
 
-def traces(seeds, quick):
-    """Coverage of the traces' intervals on rotated matrices."""
+def traces(tally, quick):
+    """Coverage of the traces' intervals on rotated matrices, and on those of networks as they are."""
     for name, values in spectra().items():
-        if len(values) > 400:
+        if len(values) > 1000:
             continue
-        q = np.linalg.qr(np.random.default_rng(1).standard_normal((len(values), len(values))))[0]
-        matrix, hits = Matrix((q * values) @ q.T), {}
-        for method in METHODS[: 1 if quick else None]:
-            for products in (10, 60):
-                ends = [trace(matrix, method, products=products, seed=s).interval() for s in range(seeds)]
-                hits[f"{method} {products}"] = sum(low <= values.sum() <= high for low, high in ends)
-        print(f"trace, {name}: {', '.join(f'{k} {v}' for k, v in hits.items())} of {seeds}", flush=True)
+        if name in networks():
+            matrix = Matrix(networks()[name])
+        else:
+            q = np.linalg.qr(np.random.default_rng(1).standard_normal((len(values), len(values))))[0]
+            matrix = Matrix((q * values) @ q.T)
+        for method in METHODS:
+            hits, widths = {}, []
+            for products in (6, 10, 20, 50)[: 1 if quick else None]:
+                if products >= len(values):
+                    continue
+                ends = [trace(matrix, method, products=products, seed=s).interval() for s in range(tally.seeds)]
+                hits[f"{products}"] = sum(low <= values.sum() <= high for low, high in ends)
+                widths.append(np.median([high - low for low, high in ends]) / np.abs(values).sum())
+            more = f"; median widths over the sum of |lambda| {', '.join(f'{w:.2g}' for w in widths)}"
+            tally.line(f"trace, {name}, {method}, products", 0.95, hits, more)
 
 
-def energies(seeds):
+def limits(tally, quick):
+    """Coverage of the limits of extreme eigenvalues, of cold and warm searches, and of the limit on all others."""
+    for name, values in list(spectra().items())[: 2 if quick else None]:
+        hits = dict.fromkeys(("cold above", "cold below", "warm above", "warm below", "others"), 0)
+        n, order = len(values), np.sort(values)
+        near = torch.zeros(n, 2, dtype=torch.float64)
+        near[int(np.argsort(values)[-2]), 0] = near[int(np.argsort(values)[1]), 1] = 1.0  # of the second ones alone
+        for seed in range(tally.seeds):
+            for kind, start in (("cold", None), ("warm", near)):
+                pairs = lanczos(Matrix(values), seed=seed, start=start, confidence=0.9, tol=1e-2, extra_steps=0)
+                hits[f"{kind} above"] += order[-1] <= pairs.limits[0]
+                hits[f"{kind} below"] += order[0] >= pairs.limits[1]
+            count = min(5, n - 1)
+            others = successive(Matrix(values), f"top:{count}", seed=seed, confidence=0.9, tol=1e-2).others
+            hits["others"] += not others < order[-1 - count]
+        tally.line(f"limits, {name}", 0.9, hits)
+
+
+def audits(tally):
+    """Coverage of the audit's upper bound, for populations of points of which some are missed."""
+    for points, audited, missed in ((3, 3, 1), (25, 20, 2), (225, 20, 11), (2601, 53, 130), (2601, 53, 1)):
+        draws = [
+            np.random.default_rng(seed).hypergeometric(missed, points - missed, audited) for seed in range(tally.seeds)
+        ]
+        hits = sum(missed / points <= upper_bound(int(m), audited, points) + 1e-12 for m in draws)
+        tally.line(f"audit, {audited} of {points} points, {missed} missed", 0.95, {"bound": hits})
+
+
+def sampling(tally):
+    """Coverage of standard errors that come from the samples: 256 of a pool of 4,000 with noisy labels."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(4000, 10, generator=generator)
+    y = (x[:, :3] + 0.7 * torch.randn(4000, 3, generator=generator)).argmax(1)
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(10, 8), nn.Tanh(), nn.Linear(8, 3))
+    fitted(net, x[:1000], y[:1000], 200)
+
+    def measured(rows):
+        problem = Problem.supervised(net, "crossentropy", (x[rows].double(), y[rows]))
+        gradients, labels = gradient_covariance(problem), label_noise(problem)
+        collapse = neural_collapse(problem)
+        return {
+            "noise scale": gradients.noise_scale,
+            "coherence": gradients.coherence,
+            "negative alignment": gradients.against,
+            "top-eigenvalue share": gradients.concentrated,
+            "accuracy": labels.accuracy_estimate,
+            "log-likelihood": labels.negative_log_likelihood,
+            **{k: (getattr(collapse, k), collapse.errors[k]) for k in ("nc1", "nc2", "nc2_norms", "nc3", "nc4")},
+        }
+
+    truth, hits = {name: value for name, (value, _) in measured(torch.arange(4000)).items()}, {}
+    for seed in range(tally.seeds):
+        rows = torch.randperm(4000, generator=torch.Generator().manual_seed(seed))[:256]
+        for name, (value, error) in measured(rows).items():
+            hits[name] = hits.get(name, 0) + (abs(value - truth[name]) <= 1.96 * error)
+    tally.line("sampling", 0.95, {name: int(count) for name, count in hits.items()})
+
+
+def energies(tally):
     """Coverage of the off-diagonal energy's interval: few eigenvectors spread unevenly over blocks, above a bulk."""
     for outliers in (1, 10, 30):
         for rows in ((100, 100), (190, 10), (60, 20, 100, 10, 10), (10,) * 20):
@@ -101,37 +234,61 @@ def energies(seeds):
             a = (v * 10.0 / np.arange(1, outliers + 1)) @ v.T + noise + noise.T
             blocks = {str(b): at for b, at in enumerate(torch.arange(200).split(rows))}
             truth = 1 - sum((a[np.ix_(at, at)] ** 2).sum() for at in blocks.values()) / (a**2).sum()
-            ends = [off_diagonal_energy(Matrix(a), blocks, seed=s).interval() for s in range(seeds)]
+            ends = [off_diagonal_energy(Matrix(a), blocks, seed=s).interval() for s in range(tally.seeds)]
             hits = sum(low <= truth <= high for low, high in ends)
             width = np.median([high - low for low, high in ends])
-            print(f"energy, {outliers} outliers, {len(rows)} blocks: {hits} of {seeds}; median width {width:.2g}")
+            tally.line(
+                f"energy, {outliers} outliers, {len(rows)} blocks", 0.95, {"share": hits}, f"; median width {width:.2g}"
+            )
+    for name, a in networks().items():
+        cuts = torch.arange(len(a)).split([len(a) // 2, len(a) // 3, len(a) - len(a) // 2 - len(a) // 3])
+        blocks = {str(b): at for b, at in enumerate(cuts)}
+        truth = 1 - sum((a[np.ix_(at, at)] ** 2).sum() for at in blocks.values()) / (a**2).sum()
+        ends = [off_diagonal_energy(Matrix(a), blocks, seed=s).interval() for s in range(tally.seeds)]
+        hits = sum(low <= truth <= high for low, high in ends)
+        width = np.median([high - low for low, high in ends])
+        tally.line(f"energy, {name}, 3 blocks", 0.95, {"share": hits}, f"; median width {width:.2g}")
 
 
-def counts(seeds):
+def counts(tally):
     """Coverage of all counts together, from shares drawn by their law."""
     for n in (5, 30, 300, 3000):
         for s in (1, 10):
             hits, k = 0, np.arange(1, n)
-            for seed in range(seeds):
+            for seed in range(tally.seeds):
                 lengths = np.random.default_rng(seed).chisquare(s, size=n)
                 seen = np.cumsum(lengths)[:-1] / lengths.sum()
                 fewest, most = count_ranges(seen, seen, n, s, simultaneous_tail(n, 0.95))
                 hits += bool(((fewest <= k) & (k <= most)).all())
-            print(f"counts, n {n}, {s} probes: {hits} of {seeds}", flush=True)
+            tally.line(f"counts, n {n}, {s} probes", 0.95, {"all": hits})
+
+
+PARTS = ("counts", "audit", "energy", "sampling", "limits", "trace", "density")
 
 
 def main():
     """Print a line for each spectrum and setting."""
     flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    flags.add_argument("parts", nargs="*", help=f"which: {', '.join(PARTS)}; all by default")
     flags.add_argument("--quick", action="store_true", help="few seeds and settings, as a smoke test")
     flags.add_argument("--seeds", type=int, default=200)
     options = flags.parse_args()
-    seeds, began = (5 if options.quick else options.seeds), time.perf_counter()
-    counts(seeds)
-    energies(seeds)
-    traces(seeds, options.quick)
-    densities(seeds, options.quick)
+    began, tally = time.perf_counter(), Tally(5 if options.quick else options.seeds)
+    torch.set_num_threads(1)
+    run = {
+        "counts": lambda: counts(tally),
+        "audit": lambda: audits(tally),
+        "energy": lambda: energies(tally),
+        "sampling": lambda: sampling(tally),
+        "limits": lambda: limits(tally, options.quick),
+        "trace": lambda: traces(tally, options.quick),
+        "density": lambda: densities(tally, options.quick),
+    }
+    for part in options.parts or PARTS:
+        run[part]()
     print(f"{time.perf_counter() - began:.0f} s")
+    if tally.failed:
+        sys.exit("covered less often than stated: " + "; ".join(tally.failed))
 
 
 if __name__ == "__main__":

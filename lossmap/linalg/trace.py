@@ -4,17 +4,23 @@
     hutch_plus_plus   the trace over a sketched subspace, exactly, and Hutchinson for the rest
     xtrace            every probe serves the subspace of all others and is tested against it   (default)
 
-All three are unbiased. Their spread is reported as a standard error, and `interval` makes a Student t interval of it
-with one degree of freedom fewer than there are terms. Those of Hutchinson and Hutch++ are independent (given the
-sketch), and the error is the usual one. XTrace's share one subspace, so that their own spread is too small: 95 %
-intervals made of it were seen to hold the truth in 40 to 95 % of seeds. Its error is therefore the jackknife's, from
-XTrace without each probe in turn, whose square is on average at least the variance with one probe fewer (Efron and
-Stein 1981): conservative. `benchmarks/spectrum.py` counts how often the intervals hold the truth.
+All three are unbiased. Their spread is reported as a standard error, of which `interval` makes a Student t interval.
+The terms of Hutchinson and Hutch++ are independent (given the sketch), and the error is the usual one. But a term is a
+quadratic form, sum_i lambda_i g_i^2: where one eigenvalue outweighs the rest it is a chi-squared number, so skewed that
+a few terms below the mean have a small spread as well, and Student's t with s - 1 degrees of freedom holds the truth in
+82 % of cases with four terms and in 92 % with fifty, where 95 % are stated. No quadratic form in normal numbers is more
+skewed than that of one eigenvalue (skewness sqrt(8) tr A^3 / (tr A^2)^(3/2), at most sqrt(8)); therefore the degrees of
+freedom are those with which t has the quantiles of that worst case (`degrees_of_freedom`).
+XTrace's terms share one subspace, so that their own spread is too small: 95 % intervals made of it were seen to hold
+the truth in 40 to 95 % of seeds. Its error is therefore the jackknife's, from XTrace without each probe in turn, whose
+square is on average at least the variance with one probe fewer (Efron and Stein 1981): conservative, so that one degree
+of freedom fewer than there are terms will do. `benchmarks/coverage.py` counts how often the intervals hold the truth.
 
 Symbols: n the dimension, s probes. Price: `products`; memory two (n, s) arrays in float64 for the last two.
 Sources: Hutchinson (1990), doi:10.1080/03610919008812866; Meyer, Musco, Musco and Woodruff (2021), arXiv:2010.09649;
 Epperly, Tropp and Webber (2024), arXiv:2301.07825 (XTrace with normalised test vectors, section 2.4 and supplement);
-Epperly and Tropp (2024), doi:10.1137/23M1558537 (the jackknife of a randomised matrix computation).
+Epperly and Tropp (2024), doi:10.1137/23M1558537 (the jackknife of a randomised matrix computation); Johnson (1978),
+doi:10.1080/01621459.1978.10480051 (t of skewed terms).
 """
 
 from __future__ import annotations
@@ -69,17 +75,29 @@ class Trace:
     def interval(self, confidence: float = 0.95) -> tuple[float, float]:
         """(low, high) between which the trace lies with about this probability: value +- t error, Student's t.
 
-        Infinite where one term has no spread.
+        Infinite where one term has no spread. See the module on the degrees of freedom.
         """
         if self.exact or self.error == 0.0:
             return self.value - self.error, self.value + self.error
         if self.terms < 2:
             return -inf, inf
-        width = float(student.ppf(0.5 + 0.5 * confidence, self.terms - 1)) * self.error
+        freedom = float(self.terms - 1)
+        if self.method != "xtrace":
+            freedom = degrees_of_freedom(self.terms)
+        width = float(student.ppf(0.5 + 0.5 * confidence, freedom)) * self.error
         return self.value - width, self.value + width
 
     def __repr__(self) -> str:
         return trace_text(self.value, self.error, self.interval(), self.method, self.products)
+
+
+def degrees_of_freedom(terms: int) -> float:
+    """With which Student's t has the quantiles of (mean - 1) / standard error of so many chi-squared numbers, about.
+
+    Fitted from below to simulations of 200,000 samples, 2 to 200 terms, confidences 0.9 to 0.99: at 95 % the interval
+    is 3 % wider than it need be from 30 terms on, 15 % with 10, 50 % with 3, and holds the truth in 94.6 to 97.2 %.
+    """
+    return min(0.25 + 0.215 * terms**0.85, terms - 1.0)
 
 
 def trace(
