@@ -35,6 +35,7 @@ from lossmap.landscape.audit_loop import run_audit
 from lossmap.landscape.run_survey import survey
 from lossmap.parallel.shutdown import Stop, job_end
 from lossmap.parallel.world import World
+from lossmap.report.eigenmap import eigenmap_lines
 
 if TYPE_CHECKING:
     from lossmap.data.problem import Problem
@@ -157,6 +158,12 @@ def run(settings: Settings, world: World, survey: Callable[..., Any] = survey) -
         return _run(settings, world, survey, stop)
 
 
+def say_all(lines: Sequence[str], say: Callable[[str], None]) -> None:
+    """Print the lines."""
+    for line in lines:
+        say(line)
+
+
 def _run(settings: Settings, world: World, survey: Callable[..., Any], stop: Stop) -> int:
     from lossmap.cli import device, load_plane, load_problem
     from lossmap.curvature.autotune import prepare
@@ -231,7 +238,8 @@ def _run(settings: Settings, world: World, survey: Callable[..., Any], stop: Sto
     if options.certify == "audit" and warm.auditable:
         cold = measure(audit=True)
     measures = {m.name: (m.fields, m.settings) for m in (warm, cold) if m is not None}
-    store = output.on_rank_0(world, lambda: result.open(measures, machine.describe(), world.size))
+    upgrades = {m.name: m.upgraded for m in (warm, cold) if m is not None}
+    store = output.on_rank_0(world, lambda: result.open(measures, machine.describe(), world.size, upgrades))
     say(machine.sentence())
     if store is not None:
         store.note(split=next(iter(problems)))
@@ -265,6 +273,7 @@ def _run(settings: Settings, world: World, survey: Callable[..., Any], stop: Sto
     store.close()
     output.draw_pictures(result.path, settings.draw, say)
     final = store.surface()
+    say_all(eigenmap_lines(final.fields), say)
     code = output.report_end(result.path, final, "eigen", say, execution.overwrite, stop.reason)
     if cold is not None and final.outcome_of("audit") != "complete" and code != 75:
         say("the audit is not complete:")

@@ -103,8 +103,17 @@ class OutputFile:
 
         return world.once(choose)
 
-    def open(self, measures: Mapping[str, tuple[Any, Any]], device: str, ranks: int) -> SurfaceFile:
-        """Open or continue the file, on rank 0. Raises ValueError naming what differs from an earlier run."""
+    def open(
+        self,
+        measures: Mapping[str, tuple[Any, Any]],
+        device: str,
+        ranks: int,
+        upgrades: Mapping[str, Any] | None = None,
+    ) -> SurfaceFile:
+        """Open or continue the file, on rank 0. Raises ValueError naming what differs from an earlier run.
+
+        upgrades  by measure, what makes today's reading of the fields in which an earlier version kept it
+        """
         run: RunSettings = self.settings.run
         estimates = stored_estimate(self.path) or {}
         cosine = self.plane.cosine
@@ -125,6 +134,7 @@ class OutputFile:
                 "directions_digest": self.plane.digest,
             },
             only=self.points,
+            upgrades=upgrades,
         )
 
     def store_cost(self, store: SurfaceFile, measure: str) -> None:

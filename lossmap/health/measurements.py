@@ -68,9 +68,20 @@ class Measurements:
         return float(np.sqrt((len(a) - 1) / len(a) * np.square(parts - parts.mean()).sum()))
 
     def numbers(self) -> dict[str, dict[str, float]]:
-        """The chief numbers, {name: {value, error}}; the names stand in files and stay. Error 0 where exact."""
+        """The chief numbers, {name: {value, error}}; the names stand in files and stay. Error 0 where exact.
+
+        Those of the largest and the smallest eigenvalue have besides a `limit`, beyond which none lies, and `rounding`,
+        the part of the error that allows for it; NaN where not known.
+        """
         parts = (self._label_numbers(), self._curvature_numbers(), self._gradient_numbers(), self._layer_numbers())
-        return {name: {"value": value, "error": error} for numbers in parts for name, (value, error) in numbers.items()}
+        every = {
+            name: {"value": value, "error": error} for numbers in parts for name, (value, error) in numbers.items()
+        }
+        if self.spectrum is not None:
+            upper, lower = self.spectrum.limits
+            for name, limit in (("largest_eigenvalue", upper), ("smallest_eigenvalue", lower)):
+                every[name] |= {"limit": limit, "rounding": self.spectrum.rounding}
+        return every
 
     def _label_numbers(self) -> dict[str, Estimate]:
         numbers: dict[str, Estimate] = {}

@@ -26,6 +26,7 @@ from scipy.stats import hypergeom
 
 from lossmap import seeding
 from lossmap.geometry.grid import Grid
+from lossmap.report.eigenmap import MEASURED, ROUNDING
 
 AUDITED_SHARE = 0.02  # of the points
 MIN_AUDITED = 20  # points
@@ -233,4 +234,20 @@ def better(cheap: Mapping[str, Any], audited: Mapping[str, Any]) -> dict[str, An
                 beyond = limit >= value
             if beyond:
                 best[f"{name}_limit"] = limit
-    return best
+    return best | _rounding_of_both(cheap, audited, best)
+
+
+def _rounding_of_both(cheap: Mapping[str, Any], audited: Mapping[str, Any], best: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of rounding where some eigenvalues were replaced: of both solutions where not all were."""
+    fields: dict[str, Any] = {}
+    for prefix in ("", "test_"):
+        rounding, measured = f"{prefix}{ROUNDING}", f"{prefix}{MEASURED}"
+        names = [n for n in cheap if n.endswith("_eig") and n.startswith("test_") == bool(prefix)]
+        replaced = [not np.array_equal(best[n], cheap[n], equal_nan=True) for n in names]
+        if measured not in cheap or not any(replaced):
+            continue
+        fields |= {rounding: audited[rounding], measured: audited[measured]}
+        if not all(replaced):
+            fields[rounding] = np.fmax(cheap[rounding], audited[rounding])
+            fields[measured] = np.minimum(cheap[measured], audited[measured])
+    return fields

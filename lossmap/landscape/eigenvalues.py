@@ -31,9 +31,11 @@ from lossmap.data.noise import mean_and_error
 from lossmap.geometry.directions import Plane
 from lossmap.geometry.grid import Field, Point
 from lossmap.interrupt import Interrupted
-from lossmap.linalg.lanczos import EigenPairs, Which, check_eigenvalue_request, extremes
-from lossmap.linalg.operator import ROUNDING_EPSILONS, SymmetricOperator
+from lossmap.linalg.eigenpairs import EigenPairs, Which, check_eigenvalue_request, with_residuals
+from lossmap.linalg.lanczos import extremes
+from lossmap.linalg.operator import SymmetricOperator
 from lossmap.linalg.trace import trace
+from lossmap.report.eigenmap import MEASURED, ROUNDING
 
 logger = logging.getLogger("lossmap")
 
@@ -154,6 +156,11 @@ class EigenvalueMap:
             "start": "cold" if self.cold else "neighbour",
         }
 
+    def upgraded(self, index: int, fields: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        """The reading of a point of this measure as an earlier version kept it: what it did not have is NaN."""
+        values = {f.name: np.full(f.size, nan) for f in self.fields} | dict(fields)
+        return {f.name: values[f.name] if f.extra else float(values[f.name][0]) for f in self.fields}
+
     @property
     def auditable(self) -> bool:
         """Whether a second, cold solution could differ: starts are a neighbour's, and eigenvalues are read."""
@@ -202,9 +209,20 @@ class EigenvalueMap:
             space = None
             products = f"{self.prefixes[split]}products"
             fields[products] = reading.get(products, 0.0) + fields.get(products, 0.0)
-            reading |= fields
+            reading |= fields | self._roundings(split, reading, fields)
         names = {f.name.removeprefix("audit_"): f for f in self.fields}
         return {f.name: reading.get(name, _nothing(f)) for name, f in names.items()}
+
+    def _roundings(self, split: str, reading: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str, float]:
+        """Of several parts of a split the largest rounding, and whether it was measured for all of them."""
+        prefix = self.prefixes[split]
+        rounding, measured = f"{prefix}{ROUNDING}", f"{prefix}{MEASURED}"
+        if rounding not in fields or rounding not in reading:
+            return {}
+        return {
+            rounding: float(np.fmax(reading[rounding], fields[rounding])),
+            measured: min(reading[measured], fields[measured]),
+        }
 
     def _read(
         self, matrix: PointOperator, split: str, part: str, point: Point, state: dict[str, Any] | None
@@ -243,8 +261,8 @@ class EigenvalueMap:
             raise Interrupted({**left.state, "certify": int(certify)}) from None
         if not self.cold:
             solved.add(point, pairs.vectors)
-        pairs = self._with_measured_rounding(matrix, pairs, split)
-        reading = reading_of(pairs, Which.parse(part))
+        pairs, is_measured = self._with_measured_rounding(matrix, pairs, split)
+        reading = reading_of(pairs, Which.parse(part)) | {ROUNDING: pairs.rounding, MEASURED: float(is_measured)}
         if self.realizations:
             reading |= self._noise_errors(pairs, Which.parse(part), split, point)
             reading["products"] += np.isfinite(pairs.values).sum()  # one of each realisation cost one of their mean
@@ -262,38 +280,36 @@ class EigenvalueMap:
         reading = reading_of(replace(pairs, values=mean_and_error(values)[1]), which)
         return {f"{name}_noise_error": value for name, value in reading.items() if name.endswith("_eig")}
 
-    def _with_measured_rounding(self, matrix: PointOperator, pairs: EigenPairs, split: str) -> EigenPairs:
+    def _with_measured_rounding(self, matrix: PointOperator, pairs: EigenPairs, split: str) -> tuple[EigenPairs, bool]:
         """The pairs with residuals in float64, where rounding could exceed a tenth of an error bar, or is audited.
+
+        The second value says whether they are so.
 
         What rounding could do here is judged by what it did where the plan was made: in the unit of the eigenvalues,
         as where terms cancel, or relative to them. Every rank of a team comes to the same decision.
         """
         plan = getattr(self.prepared[split], "plan", None)
         if plan is None or plan.rounding is None or matrix.dtype == torch.float64:
-            return pairs
+            return pairs, False
         suspected = max(plan.rounding[0], plan.rounding[1] * pairs.scale)
         largest_bar = np.nanmax(pairs.residuals, initial=0.0)
         if not (self.audit or suspected > MAX_ROUNDING_SHARE * largest_bar):
-            return pairs
+            return pairs, False
         return remeasured(matrix, pairs, suspected)
 
 
-def remeasured(matrix: PointOperator, pairs: EigenPairs, suspected: float) -> EigenPairs:
-    """The pairs with ||A x - theta x|| by products in float64; with what is suspected beside them where these fail."""
-    residuals = pairs.residuals + suspected
+def remeasured(matrix: PointOperator, pairs: EigenPairs, suspected: float) -> tuple[EigenPairs, bool]:
+    """The pairs with ||A x - theta x|| by products in float64, and whether these could be made.
+
+    suspected  what is added to the bars where they could not
+    """
     try:
-        double = matrix.in_float64()
-        known = np.isfinite(pairs.values)
-        for i in np.flatnonzero(known):
-            x = pairs.vectors[:, i].double()
-            x = x / x.norm()
-            residuals[i] = float(((double @ x).double() - pairs.values[i] * x).norm())
-            residuals[i] += ROUNDING_EPSILONS * np.finfo(np.float64).eps * pairs.scale
+        return with_residuals(pairs, matrix.in_float64()), True
     except Exception as failure:  # somebody's own forward may raise anything in another precision
         logger.info("rounding is not measured at this point: %s", failure)
-    shift = max(float(np.nanmax(residuals - pairs.residuals, initial=0.0)), 0.0)
     upper, lower = pairs.limits
-    return replace(pairs, residuals=residuals, limits=(upper + shift, lower - shift))
+    residuals, limits = pairs.residuals + suspected, (upper + suspected, lower - suspected)
+    return replace(pairs, residuals=residuals, limits=limits, rounding=pairs.rounding + suspected), False
 
 
 def parts_of(which: str) -> tuple[str, ...]:
@@ -337,6 +353,15 @@ def fields_of(parts: tuple[str, ...], prefix: str, split: str, unit: str) -> lis
                 Field(f"{prefix}{which.kind}_eig", per, f"eigenvalues of the Hessian{over}, {word}", extra),
                 Field(f"{prefix}{which.kind}_eig_error", per, f"an eigenvalue lies within this distance{over}", extra),
             ]
+    if parts != ("trace",):
+        fields += [
+            Field(f"{prefix}{ROUNDING}", per, f"the part of the eigenvalues' errors that allows for rounding{over}"),
+            Field(
+                f"{prefix}{MEASURED}",
+                "1",
+                f"1 where rounding was measured at the point (float64 products), 0 where it is estimated{over}",
+            ),
+        ]
     return [*fields, Field(f"{prefix}products", "1", f"Hessian-vector products spent{over}")]
 
 

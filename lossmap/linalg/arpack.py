@@ -63,7 +63,8 @@ def eigsh(
             images[:, i] = product(v)
     lengths = np.linalg.norm(images - vectors * values, axis=0)
     scale = max(float(np.abs(values).max(initial=0.0)), product.growth)
-    residuals = lengths + Rounding.of(operator).allowance(scale)
+    rounding = Rounding.of(operator).allowance(scale)
+    residuals = lengths + rounding
     return EigenPairs.padded(
         request.count,
         values=values,
@@ -74,6 +75,7 @@ def eigsh(
         converged=bool((residuals <= tol * scale).all()),
         tolerance=tol,
         scale=scale,
+        rounding=rounding,
     )
 
 

@@ -264,4 +264,5 @@ class SuccessiveSearch:
             scale=self.ritz.scale,
             confidence=self.confidence,
             others=others,
+            rounding=self.criteria.allowance(self.ritz),
         )

@@ -89,6 +89,7 @@ class DenseMatrix:
             scale=self.scale,
             confidence=1.0,
             others=self._others(request, np.delete(values, chosen)),
+            rounding=self.error,
         )
 
     def trace(self) -> Trace:

@@ -6,13 +6,14 @@ unit.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import isfinite, nan
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from lossmap.linalg.operator import ROUNDING_EPSILONS, SymmetricOperator, finite_product
 from lossmap.linalg.probabilistic_bounds import least_component
 
 KINDS = ("top", "bottom", "abs")  # of requests that bear a number
@@ -73,6 +74,7 @@ class EigenPairs:
     confidence  of the limits, a probability
     others      with probability `confidence` no eigenvalue but these lies beyond: above those of top:k, below those of
                 bottom:k; NaN where not computed
+    rounding    what of the residuals is the allowance for rounding, the same for all; NaN where not known
     """
 
     values: np.ndarray
@@ -85,6 +87,7 @@ class EigenPairs:
     scale: float
     confidence: float = nan
     others: float = nan
+    rounding: float = nan
 
     @classmethod
     def padded(
@@ -101,6 +104,7 @@ class EigenPairs:
         scale: float,
         confidence: float = nan,
         others: float = nan,
+        rounding: float = nan,
     ) -> EigenPairs:
         """`count` eigenpairs of which perhaps only the first q were found: the others are NaN, and not converged.
 
@@ -120,7 +124,33 @@ class EigenPairs:
             scale=scale,
             confidence=confidence,
             others=others,
+            rounding=rounding,
         )
+
+
+def with_residuals(pairs: EigenPairs, double: SymmetricOperator) -> EigenPairs:
+    """The pairs with their residuals ||A x - theta x|| measured by products in float64, one for each pair found.
+
+    double  the same operator with products in float64. What the pairs' own precision makes of x is a vector like any
+            other: the theorem holds for it, and what rounding added to the former residuals is seen, not estimated
+
+    The limits move out by what the residuals grew. Raises what the operator raises.
+    """
+    residuals = pairs.residuals.copy()
+    floor = ROUNDING_EPSILONS * float(torch.finfo(torch.float64).eps) * pairs.scale
+    for i in np.flatnonzero(np.isfinite(pairs.values)):
+        x = pairs.vectors[:, i].double()
+        x = (x / x.norm()).to(double.device)
+        residuals[i] = float((finite_product(double, x) - pairs.values[i] * x).norm()) + floor
+    searched = pairs.residuals - pairs.rounding  # the residual that the search itself has seen
+    rounding = max(float(np.nanmax(residuals - searched, initial=0.0)), floor)
+    growth = max(float(np.nanmax(residuals - pairs.residuals, initial=0.0)), 0.0)
+    upper, lower = pairs.limits
+    converged = pairs.converged or bool((residuals <= pairs.tolerance * pairs.scale).all())
+    limits, others = (upper + growth, lower - growth), pairs.others
+    if isfinite(others):
+        others += growth * float(np.sign(others - pairs.values[-1]))
+    return replace(pairs, residuals=residuals, limits=limits, others=others, rounding=rounding, converged=converged)
 
 
 def check_eigenvalue_request(

@@ -234,4 +234,5 @@ def result_of(criteria: Criteria, search: Search, space: KrylovSpace, ritz: Ritz
         tolerance=criteria.tolerance,
         scale=ritz.scale,
         confidence=confidence,
+        rounding=criteria.allowance(ritz),
     )

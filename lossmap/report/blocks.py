@@ -33,10 +33,11 @@ HEAD = (
     "definiteness",
 )  # fmt: skip
 LEGEND = (
-    "  +, -, 0: eigenvalues above, below and within the noise floor of each block (1e-6 of its largest, or",
-    "  64 roundings of the network's largest); a-b: a range, with 95% confidence. Blocks whose counts are",
-    "  single numbers were computed in full; of the others extreme eigenvalues and density are known. Condition:",
-    "  largest / smallest eigenvalue; beyond floor: |lambda|max / |lambda|min of those beyond the noise floor",
+    "  +, -, 0: eigenvalues above, below and within the noise floor of each block (1e-6 of its largest, 64",
+    "  roundings of the network's largest, or the block's own rounding as measured, whichever is more); a-b: a",
+    "  range, with 95% confidence. Blocks whose counts are single numbers were computed in full; of the others",
+    "  extreme eigenvalues and density are known. Condition: largest / smallest eigenvalue; beyond floor:",
+    "  |lambda|max / |lambda|min of those beyond the noise floor",
 )
 WITHOUT_NEGATIVE = ("zero", "positive definite", "positive semidefinite")
 
@@ -83,7 +84,12 @@ def block_text(b: BlockSummary) -> str:
     text = f"from {low} to {high}, each +- {b.error:.1g}; {counts(b.positive)} positive, {counts(b.negative)} negative "
     text += f"beyond {floor}"
     if b.kind == "zero":
-        text = f"all {b.size:,} eigenvalues are within the noise floor of {floor}; no curvature by itself"
+        text = f"all {b.size:,} eigenvalues are zero; no curvature by itself"
+        if b.largest > 0.0 or b.smallest < 0.0:
+            text = (
+                f"all {b.size:,} eigenvalues are within the noise floor of {floor}, so that they cannot be told from "
+                "zero in this precision; no curvature by itself"
+            )
         if b.why:
             text += f": {b.why}"
     elif b.kind == "positive definite":

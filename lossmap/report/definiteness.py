@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from math import isfinite, nan
 
-from lossmap.report.text import value_with_error, value_with_limit
+from lossmap.report.text import value_with_error, value_with_limit, zero_clause
 
 
 def definiteness_of_ends(
-    largest: tuple[float, float], smallest: tuple[float, float], lowest: float = nan, highest: float = nan
+    largest: tuple[float, float],
+    smallest: tuple[float, float],
+    lowest: float = nan,
+    highest: float = nan,
+    rounding: float = nan,
 ) -> str:
     """The definiteness of a matrix from its extreme eigenvalues (value, error), in one sentence.
 
     lowest, highest  the limits below and above which no eigenvalue lies; NaN where there is none
+    rounding         the part of the errors that allows for rounding; NaN where it is not known
     """
     (high, high_error), (low, low_error) = largest, smallest
     if not (isfinite(high) and isfinite(low)):
@@ -36,13 +41,15 @@ def definiteness_of_ends(
     if high + high_error < 0.0:
         return f"negative definite: negative curvature in every direction (largest eigenvalue {upper})"
     if high - high_error > 0.0:
+        clause = zero_clause(low_error, rounding)
         return (
-            f"positive semidefinite as far as is known: the smallest eigenvalue, {lower}, is zero within its error; "
+            f"positive semidefinite as far as is known: the smallest eigenvalue, {lower}, {clause}; "
             f"flat or nearly flat directions; largest eigenvalue {upper}"
         )
-    if low + low_error < 0.0:
+    if low + low_error < 0.0:  # and the largest eigenvalue's interval holds zero
         return f"negative semidefinite as far as is known: {lower} to {upper}, no positive curvature beyond the error"
-    return f"zero as far as is known: every eigenvalue, {lower} to {upper}, is zero within its error"
+    clause = zero_clause(max(low_error, high_error), rounding)
+    return f"zero as far as is known: every eigenvalue, {lower} to {upper}, {clause}"
 
 
 def kind_of(positive: tuple[int, int], negative: tuple[int, int], zero: tuple[int, int], size: int) -> str:

@@ -12,7 +12,7 @@ from math import inf, isfinite, isnan, nan
 from typing import Any
 
 from lossmap.report.stored import StoredReport
-from lossmap.report.text import count, value_with_error, wrapped
+from lossmap.report.text import count, value_with_error, value_with_limit, wrapped, zero_clause
 
 INDENT = 14
 ANY_LAYER = "of the weights of any layer"
@@ -104,11 +104,22 @@ def _number_lines(stored: StoredReport, report: Mapping[str, Any]) -> list[str]:
         if isnan(value):
             continue
         text = "none is seen"
-        if isfinite(value):
-            text = value_with_error(value, error)
         title, what = NUMBERS.get(name, (name.replace("_", " "), ""))
-        lines.append(f"  {title:<34}{text:<20}{what.format(unit=unit)}".rstrip())
+        what = what.format(unit=unit)
+        if isfinite(value):
+            text = value_with_limit(value, error, _or_nan(entry, "limit"))
+            if "rounding" in entry and abs(value) <= error:  # of an eigenvalue
+                what = f"{what}; {zero_clause(error, _or_nan(entry, 'rounding'))}".removeprefix("; ")
+        lines.append(f"  {title:<34}{text:<19} {what}".rstrip())
     return lines
+
+
+def _or_nan(entry: Mapping[str, float | None], name: str) -> float:
+    """A number of an entry; NaN where it has none, as JSON has None."""
+    number = entry.get(name)
+    if number is None:
+        return nan
+    return number
 
 
 def _exact(stored: StoredReport, name: str, entry: Mapping[str, float | None]) -> Sequence[float]:
@@ -116,6 +127,4 @@ def _exact(stored: StoredReport, name: str, entry: Mapping[str, float | None]) -
     if name in stored:
         value, error = stored.arrays[name].tolist()
         return value, error
-    numbers = (entry["value"], entry["error"])
-    value, error = (nan if number is None else number for number in numbers)
-    return value, error
+    return _or_nan(entry, "value"), _or_nan(entry, "error")

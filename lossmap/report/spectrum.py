@@ -17,6 +17,7 @@ from lossmap.report.estimates import density_text, mass_text, trace_text
 from lossmap.report.stored import StoredReport
 from lossmap.report.text import (
     MATRICES,
+    MIN_ROUNDING_SHARE,
     cost,
     count,
     number,
@@ -25,6 +26,7 @@ from lossmap.report.text import (
     value_with_error,
     value_with_limit,
     wrapped,
+    zero_clause,
 )
 
 NOT_MET = "; the requested error was not reached"
@@ -39,6 +41,7 @@ class StoredEnd:
     tolerance       requested, relative to `scale`, the largest absolute eigenvalue
     limit           with probability `confidence` no eigenvalue lies beyond; NaN where not computed
     others          with that probability no eigenvalue but these lies beyond; NaN where not computed
+    rounding        the part of the errors that allows for rounding; NaN in files of version 0.1
     """
 
     values: np.ndarray
@@ -50,6 +53,7 @@ class StoredEnd:
     limit: float
     others: float
     confidence: float
+    rounding: float = nan
 
     @property
     def extreme(self) -> tuple[float, float]:
@@ -72,6 +76,7 @@ def end_of(stored: StoredReport, name: str) -> StoredEnd | None:
         limit=stored.number(limit),
         others=stored.number(f"{name}_others"),
         confidence=stored.number(f"{name}_confidence"),
+        rounding=stored.number(f"{name}_rounding"),
     )
 
 
@@ -94,11 +99,12 @@ def spectrum_report(stored: StoredReport) -> str:
     if top is not None and bottom is not None:
         lines += wrapped("condition", condition_text(stored, top, bottom))
     if top is not None:
-        lines += wrapped("stability", stability_text(*top.extreme))
+        lines += wrapped("stability", stability_text(*top.extreme, top.rounding))
     for which, shares in _localization(stored):
         lines += wrapped("localization", f"eigenvector of {which}: {shares_text(shares)}")
     if top is not None and bottom is not None:
-        lines += wrapped("definiteness", definiteness_of_ends(top.extreme, bottom.extreme, bottom.limit, top.limit))
+        ends = (top.extreme, bottom.extreme, bottom.limit, top.limit, float(np.fmax(top.rounding, bottom.rounding)))
+        lines += wrapped("definiteness", definiteness_of_ends(*ends))
     lines += wrapped("cost", cost(int(stored.number("products")), stored.number("seconds")))
     return "\n".join(lines)
 
@@ -137,12 +143,17 @@ def _estimates(stored: StoredReport) -> list[str]:
     return lines
 
 
-def stability_text(largest: float, error: float) -> str:
+def stability_text(largest: float, error: float, rounding: float = nan) -> str:
     """The stability threshold of plain gradient descent, 2/lambda_max, and what it does not bound."""
     if isnan(largest):
         return "threshold 2/lambda_max: unknown"
     if largest <= 0.0:
         return "threshold 2/lambda_max: none; the largest eigenvalue is not positive, so curvature sets no limit"
+    if largest <= error:
+        clause = zero_clause(error, rounding)
+        return (
+            f"threshold 2/lambda_max: none; the largest eigenvalue {clause}, so curvature sets no limit that is known"
+        )
     threshold = value_with_error(2.0 / largest, 2.0 * error / largest**2)
     return (
         f"threshold 2/lambda_max = {threshold}: above this step size full-batch gradient descent diverges along the "
@@ -159,7 +170,10 @@ def condition_text(stored: StoredReport, top: StoredEnd, bottom: StoredEnd) -> s
         return "unknown: it requires both ends of the spectrum"
     if isinf(value):
         smallest = value_with_limit(low, error, bottom.limit)
-        text = f"infinite: the smallest eigenvalue, {smallest}, is not positive beyond its error"
+        clause = "is not positive beyond its error"
+        if abs(low) <= error and bottom.rounding >= MIN_ROUNDING_SHARE * error:
+            clause = zero_clause(error, bottom.rounding)
+        text = f"infinite: the smallest eigenvalue, {smallest}, {clause}"
         if low + error > 0.0 and high > 0.0:
             text += f" (if it is, the condition number is above {number(high / (low + error))})"
         text += "; ill-conditioned"
@@ -186,6 +200,11 @@ def end_text(end: StoredEnd) -> str:
     what = f"the errors here are not within {end.tolerance:g} of the largest"
     if bool((end.errors <= end.tolerance * end.scale).all()):
         what = "the order of some eigenvalues is uncertain"
+    if end.rounding > end.tolerance * end.scale:
+        return (
+            f"{text}  NOT within {end.tolerance:g} of the largest: rounding in this precision alone leaves "
+            f"+- {end.rounding:.1g}; use float64, or a larger tolerance"
+        )
     return (
         f"{text}  NOT CONVERGED after {count(end.products, 'product')}: {what}; allow more products, or a larger "
         "tolerance"

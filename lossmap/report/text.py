@@ -13,6 +13,7 @@ WIDTH = 110
 INDENT = 16  # of the text beside its label
 MAX_GAP_IN_ERRORS = 1.01  # a limit further out than its value's error, and than this share of it, is printed beside it
 MAX_RELATIVE_GAP = 0.05
+MIN_ROUNDING_SHARE = 0.5  # of an error, from which on the precision, and not the number of products, sets it
 MATRICES = {"hessian": "Hessian", "gauss-newton": "Gauss-Newton matrix"}
 
 
@@ -42,6 +43,17 @@ def value_with_limit(value: float, error: float, limit: float) -> str:
     if limit < value:
         return f"{text} (may lie as low as {rounded(limit, -1.0)})"
     return f"{text} (may lie as high as {rounded(limit, 1.0)})"
+
+
+def zero_clause(error: float, rounding: float) -> str:
+    """What is said of an eigenvalue whose interval holds zero, behind its number.
+
+    error     an eigenvalue lies within this distance; rounding: the part of it that allows for rounding, NaN where it
+              is not known
+    """
+    if rounding >= MIN_ROUNDING_SHARE * error > 0.0:
+        return "cannot be told from zero in this precision"
+    return "is zero within its error"
 
 
 def _digits(value: float, digits: int) -> str:

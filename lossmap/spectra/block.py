@@ -52,6 +52,15 @@ class Block:
         return len(self.values) == self.size
 
     @property
+    def rounding(self) -> float:
+        """How far rounding may have moved an eigenvalue, as it was measured; 0 where that is not known."""
+        if self.entries is not None:
+            return self.error  # of a block that is known whole it is the whole error
+        if self.density is not None:
+            return self.density.allowance
+        return 0.0
+
+    @property
     def largest(self) -> float:
         """The largest eigenvalue."""
         return float(self.values[-1])
@@ -158,8 +167,7 @@ def condition_beyond(values: np.ndarray, floor: float) -> float:
 def with_noise_floor(blocks: Sequence[Block], scale: float = 0.0) -> tuple[Block, ...]:
     """The blocks with their noise floors, which need the network's largest absolute eigenvalue: theirs, or `scale`."""
     top = max([scale, *(b.scale for b in blocks)])
-    # of a block that is known whole the error is rounding alone, as it was measured
-    measured = [0.0 if b.entries is None else b.error for b in blocks]
+    measured = [b.rounding for b in blocks]
     return tuple(
         replace(b, floor=max(RELATIVE * b.scale, Rounding(b.epsilon).allowance(top), rounding))
         for b, rounding in zip(blocks, measured, strict=True)

@@ -143,7 +143,12 @@ class Spectrum:
     def verdict(self) -> str:
         """The shape of the matrix in words, with the numbers that they rest on."""
         highest, lowest = self.limits
-        return definiteness_of_ends(self.largest, self.smallest, lowest, highest)
+        return definiteness_of_ends(self.largest, self.smallest, lowest, highest, self.rounding)
+
+    @property
+    def rounding(self) -> float:
+        """The part of the ends' errors that allows for rounding, the larger one; NaN where it is not known."""
+        return float(np.fmax.reduce([nan, *(end.rounding for end in (self.top, self.bottom) if end is not None)]))
 
     def shifted(self, strength: float) -> np.ndarray:
         """The eigenvalues known, with an L2 term strength/2 ||theta||^2 added to the loss at these weights: exact."""
@@ -207,6 +212,8 @@ def _report_of(s: Spectrum) -> StoredReport:
         attributes |= {limit: pairs.limits[i], f"{name}_confidence": pairs.confidence, f"{name}_scale": pairs.scale}
         attributes |= {f"{name}_converged": pairs.converged, f"{name}_tolerance": pairs.tolerance}
         attributes[f"{name}_products"] = pairs.products
+        if isfinite(pairs.rounding):
+            attributes[f"{name}_rounding"] = pairs.rounding
         if isfinite(pairs.others):
             attributes[f"{name}_others"] = pairs.others
     if isfinite(s.condition_beyond_floor):

@@ -6,13 +6,14 @@ m counts eigenvalues, n rows of the matrix, r Lanczos runs and `END` is top or b
     gradient    loss, gradient_norm ()
     whole       matrix (n, n) float64; asymmetry, epsilon, rounding (); the last NaN where it was not measured
     ends        for each END that is wanted: END, END_error (m,); END_limits (2,): above and below; END_products,
-                END_converged, END_tolerance, END_scale, END_confidence, END_others (); END_share_by_tensor
-                (m, tensors); END_vectors (n, m) float32 where they are to be kept
+                END_converged, END_tolerance, END_scale, END_confidence, END_others (); END_rounding (), the part of the
+                errors that allows for it; END_share_by_tensor (m, tensors); END_vectors (n, m) float32 where they are
+                to be kept
     trace       value, error, terms, products, size, error_target (); method, text
     density     alpha, beta (steps of all runs,); steps, weight, exact (r,); rounding (), as above
     block       eigenvalues (m,); size, error, epsilon, products, converged (); matrix (n, n) where it was made whole,
                 the arrays of a density where not
-    block_ends  eigenvalues, error (2,); products, converged, scale, tolerance ()
+    block_ends  eigenvalues, error, limits (2,); products, converged, scale, tolerance, rounding, confidence ()
     leak        inside, outside (probes,): squared lengths of what stays in the block, and of what leaves it
 """
 
@@ -65,7 +66,7 @@ def of_end(end: str, pairs: EigenPairs, layout: Layout, vectors: bool) -> Arrays
         f"{end}_limits": np.array(pairs.limits, dtype=np.float64),
         f"{end}_share_by_tensor": np.array(shares, dtype=np.float64),
     }
-    for name in ("products", "converged", "tolerance", "scale", "confidence", "others"):
+    for name in ("products", "converged", "tolerance", "scale", "confidence", "others", "rounding"):
         arrays[f"{end}_{name}"] = getattr(pairs, name)
     if vectors:
         arrays[f"{end}_vectors"] = pairs.vectors.float().cpu().numpy()
@@ -89,6 +90,7 @@ def to_end(end: str, arrays: Arrays, size: int, dtype: torch.dtype) -> EigenPair
         scale=float(arrays[f"{end}_scale"]),
         confidence=float(arrays[f"{end}_confidence"]),
         others=float(arrays[f"{end}_others"]),
+        rounding=float(arrays.get(f"{end}_rounding", nan)),
     )
 
 
@@ -155,14 +157,17 @@ def of_block(block: Block) -> Arrays:
     if block.entries is not None:
         arrays["matrix"] = block.entries
     if block.density is not None:
-        arrays |= of_runs(block.density.runs)
+        rounding = nan if block.density.rounding is None else block.density.rounding
+        arrays |= {**of_runs(block.density.runs), "rounding": rounding}
     return arrays
 
 
 def to_block(name: str, tensors: tuple[str, ...], arrays: Arrays) -> Block:
     """The block of `of_block`, made of these tensors."""
     size, epsilon = int(arrays["size"]), float(arrays["epsilon"])
-    density = Density(tuple(to_runs(arrays)), size, epsilon) if "alpha" in arrays else None
+    density = None
+    if "alpha" in arrays:
+        density = Density(tuple(to_runs(arrays)), size, epsilon, rounding=to_rounding([arrays]))
     return Block(
         name,
         tensors,
@@ -180,20 +185,24 @@ def to_block(name: str, tensors: tuple[str, ...], arrays: Arrays) -> Block:
 def of_block_ends(pairs: EigenPairs) -> Arrays:
     """The ends of the whole matrix, beside which the blocks are set."""
     arrays: dict[str, Any] = {"eigenvalues": pairs.values, "error": pairs.residuals}
-    for name in ("products", "converged", "scale", "tolerance"):
+    for name in ("products", "converged", "scale", "tolerance", "rounding", "confidence"):
         arrays[name] = getattr(pairs, name)
+    arrays["limits"] = np.array(pairs.limits, dtype=np.float64)
     return arrays
 
 
 def to_block_ends(arrays: Arrays) -> EigenPairs:
-    """The eigenvalues of `of_block_ends`, without vectors and limits."""
+    """The eigenvalues of `of_block_ends`, without vectors; version 0.1 kept no limits."""
+    above, below = (float(limit) for limit in arrays.get("limits", (nan, nan)))
     return EigenPairs(
         values=np.asarray(arrays["eigenvalues"]),
         vectors=torch.zeros(0, len(arrays["eigenvalues"])),
         residuals=np.asarray(arrays["error"]),
-        limits=(nan, nan),
+        limits=(above, below),
         products=int(arrays["products"]),
         converged=bool(arrays["converged"]),
         tolerance=float(arrays["tolerance"]),
         scale=float(arrays["scale"]),
+        confidence=float(arrays.get("confidence", nan)),
+        rounding=float(arrays.get("rounding", nan)),
     )

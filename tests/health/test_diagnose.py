@@ -206,7 +206,7 @@ def measured(**parts):
 def curvature(values, low=-0.01, error=0.001):
     values = np.array(values)
     return SimpleNamespace(
-        largest=(values[0], error), smallest=(low, error),
+        largest=(values[0], error), smallest=(low, error), limits=(np.nan, np.nan),
         top=SimpleNamespace(values=values, residuals=np.full(len(values), error)),
     )  # fmt: skip
 

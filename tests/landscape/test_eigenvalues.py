@@ -16,6 +16,7 @@ from lossmap.geometry.directions import Plane, random_plane
 from lossmap.geometry.grid import Grid
 from lossmap.interrupt import Interrupted
 from lossmap.landscape import eigenvalues
+from lossmap.landscape.audit import better
 from lossmap.landscape.eigenvalues import EigenvalueMap, Neighbours, continued
 from lossmap.landscape.run_survey import survey
 
@@ -343,3 +344,31 @@ def test_an_interrupted_point_without_a_neighbor_resumes_to_the_same_reading():
     resumed = EigenvalueMap(places, line(), tol=1e-6)
     resumed((0.4,))  # a neighbor now, which the interrupted search did not have
     assert resumed.resume((0.5,), left.value.state) == truth
+
+
+@pytest.mark.parametrize("certify", ["audit", "each"])
+def test_the_map_says_where_rounding_was_measured(certify):
+    """In float32: at audited points always, and where what the plan has seen could be a part of the bars."""
+    problem = small(dtype=torch.float32)
+    plane = random_plane(problem.model, axes=1, seed=0)
+    factory = prepare(problem)
+    cheap = EigenvalueMap({"train": factory}, plane, certify=certify)((0.25,))
+    again = EigenvalueMap({"train": factory}, plane, audit=True)((0.25,))
+    assert cheap["eigen_rounding_measured"] in (0.0, 1.0) and again["audit_eigen_rounding_measured"] == 1.0
+    assert 0.0 < cheap["eigen_rounding"] <= cheap["max_eig_error"]
+    further = {n.removeprefix("audit_"): v for n, v in again.items()}
+    further |= {"max_eig": 2 * cheap["max_eig"], "min_eig": 0.5 * cheap["min_eig"]}
+    assert better(cheap, further)["eigen_rounding"] >= cheap["eigen_rounding"]
+    further["min_eig"] = 2 * cheap["min_eig"]
+    assert better(cheap, further)["eigen_rounding_measured"] == 1.0
+
+
+def test_a_map_of_an_earlier_version_is_read_with_unknown_roundings():
+    problem = small()
+    measure = EigenvalueMap({"train": prepare(problem)}, random_plane(problem.model, axes=1, seed=0), "top:2,bottom:1")
+    reading = measure((0.0,))
+    assert reading["eigen_rounding_measured"] == 0.0  # float64 has no twin of higher precision
+    old = {n: np.atleast_1d(v) for n, v in reading.items() if "rounding" not in n}
+    upgraded = measure.upgraded(3, old)
+    assert list(upgraded) == list(reading) and np.isnan(upgraded["eigen_rounding"])
+    assert np.array_equal(upgraded["top_eig"], reading["top_eig"]) and upgraded["max_eig"] == reading["max_eig"]
