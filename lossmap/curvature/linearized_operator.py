@@ -39,7 +39,7 @@ from lossmap.curvature.operators import (
     scipy_operator,
     single_rank,
 )
-from lossmap.curvature.rounding import MAX_RELATIVE, MeasuredRounding, RoundingProbe, in_precision
+from lossmap.curvature.rounding import MAX_RELATIVE, MeasuredRounding, RoundingProbe
 from lossmap.data.batches import Batch, move_batch, samples_in
 from lossmap.data.problem import Problem, temporary_parameters
 from lossmap.geometry.parameter_vector import Layout, selected
@@ -98,8 +98,7 @@ class LinearizedOperator:
 
         Raises what the model raises there.
         """
-        probe = self.probe
-        return in_precision(self.problem, torch.float64, probe.parameters, probe.product, self.total, probe.state)
+        return self.probe.in_float64()
 
     def __matmul__(self, v: Tensor) -> Tensor:
         """The product with v, (n,) -> (n,), or with the columns of a block, (n, b) -> (n, b).

@@ -154,7 +154,14 @@ class RoundingResult(Protocol):
         """What was measured, relative to the largest absolute eigenvalue there."""
 
 
-RoundingMeasure = Callable[[], "RoundingResult | None"]
+class RoundingMeasure(Protocol):
+    """Measures the rounding of an operator when called; see `rounding.RoundingProbe`."""
+
+    def __call__(self) -> RoundingResult | None:
+        """The rounding; None where it cannot be measured."""
+
+    def in_float64(self) -> CurvatureOperator:
+        """The operator with products in float64."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -203,6 +210,15 @@ class CurvatureOperator:
     def rounding_ratio(self) -> float | None:
         """The same relative to the largest absolute eigenvalue, at least; None where it was not measured."""
         return None if self.measured is None else self.measured.ratio
+
+    def in_float64(self) -> CurvatureOperator:
+        """The same curvature in float64, over a copy of the model and of the data.
+
+        Raises what the model raises there, and ValueError where nothing is known that measures rounding.
+        """
+        if self.measure is None:
+            raise ValueError("the operator has no twin in float64")
+        return self.measure.in_float64()
 
     @property
     def dtype(self) -> torch.dtype:

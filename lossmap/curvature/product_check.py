@@ -356,8 +356,9 @@ class _Judge:
         """What to use. Raises ValueError where no backend is right."""
         if self.undecided:
             log.warning(
-                "at a kink of the loss (ReLU at 0, a tie of max-pooling) products and differences of the gradient "
-                "differ by up to %.1g; the Hessian is that of one side",
+                "products and differences of the gradient differ by up to %.1g, and no step decides between them: at a "
+                "kink of the loss (ReLU at 0, a tie of max-pooling), where the Hessian is that of one side, or where "
+                "the loss's own terms cancel, as in a saturated network",
                 self.undecided,
             )
         if all(b in self.rejected for b in ("double-backward", "linearized") if b in self.backends) and self.rejected:

@@ -32,6 +32,7 @@ log = logging.getLogger("lossmap")
 
 STEPS = 3  # products in which rounding is looked for
 SAFETY = 3.0  # the largest error seen is taken so many times
+EXTRAPOLATED_SAFETY = 10.0  # the same where it was seen in float32: in float64 it is another draw, only of that order
 MAX_SAMPLES = 1024  # over which it is looked for
 FLOOR_EPSILONS = 16.0  # of the largest eigenvalue: what a search adds in the operator's own precision
 MAX_RELATIVE = 1e-2  # of the largest eigenvalue: more is allowed at no other point, but measured
@@ -89,14 +90,21 @@ class RoundingProbe:
             text = (str(failure).splitlines() or [type(failure).__name__])[0]
             log.info("rounding is not measured in another precision (%s)", text)
             error, scale = None, 0.0
+        safety = SAFETY
+        if single.dtype == torch.float64:
+            safety = EXTRAPOLATED_SAFETY
         if error is None:
             error = self._cancelled(few, single)
         if error is None:
             return None
         ratio = FLOOR_EPSILONS * epsilon
         if not is_whole and scale > 0.0:  # others may have a larger scale: then rounding grows with it
-            ratio = max(ratio, SAFETY * error / scale)
-        return MeasuredRounding(SAFETY * error, ratio, SAFETY * error / scale if scale > 0.0 else 0.0)
+            ratio = max(ratio, safety * error / scale)
+        return MeasuredRounding(safety * error, ratio, safety * error / scale if scale > 0.0 else 0.0)
+
+    def in_float64(self) -> CurvatureOperator:
+        """The operator over all samples in float64, by double backward. Raises what the model raises there."""
+        return in_precision(self.problem, torch.float64, self.parameters, self.product, self.total, self.state)
 
     def _compared(self, few: Problem, single: SymmetricOperator) -> tuple[float | None, float]:
         """(the largest difference of products in two precisions, their scale); without it where the twin drowns."""

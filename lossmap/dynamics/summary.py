@@ -5,6 +5,7 @@
     dimension    do all eigenvectors together live in few dimensions?
     clustered    do the steps fall into phases, alike within and different between?
     course       does the subspace rotate continuously or in jumps?
+    zero         which of the eigenvalues cannot be told from zero? Asked only where there are any
 
 The thresholds are ours, chosen so that the words mean what they say on runs constructed to be one thing or
 the other (tests), and stand in `Thresholds`; no paper fixes them. An answer is `cannot say` where there are
@@ -87,7 +88,7 @@ def summarize(run: EigenspaceDynamics, thresholds: Thresholds | None = None) -> 
             Answer("clustered", "no", blank),
             Answer("course", "random", blank),
         ]
-        return Summary((related, *rest))
+        return Summary((related, *rest, *_zero(run)))
     jumps = jumps_of(run, limits)
     answers = (
         _stable(run, r, limits),
@@ -95,7 +96,24 @@ def summarize(run: EigenspaceDynamics, thresholds: Thresholds | None = None) -> 
         _clustered(run, jumps, limits),
         _course(run, r, jumps, limits),
     )
-    return Summary((related, *answers))
+    return Summary((related, *answers, *_zero(run)))
+
+
+def _zero(run: EigenspaceDynamics) -> tuple[Answer, ...]:
+    """That some eigenvalues are zero within their errors, where their eigenvectors are any of a null space."""
+    if run.residuals is None:
+        return ()
+    within = np.abs(run.values) <= run.residuals  # NaN compares as false
+    snapshots, most = int(within.any(axis=1).sum()), int(within.sum(axis=1).max())
+    if not snapshots:
+        return ()
+    r = int(np.isfinite(run.values).sum(axis=1).max())
+    sentence = (
+        f"at {snapshots} of {len(run.steps)} snapshots up to {most} of {r} eigenvalues cannot be told from zero within "
+        "their errors: their eigenvectors are any of a null space, and what rotates there says nothing; follow fewer "
+        "eigenvalues, or use float64"
+    )
+    return (Answer("zero", "yes", sentence, {"snapshots": float(snapshots), "most": float(most)}),)
 
 
 def _expected(run: EigenspaceDynamics) -> tuple[Array, Array]:

@@ -31,7 +31,7 @@ from lossmap.data.noise import mean_and_error
 from lossmap.geometry.directions import Plane
 from lossmap.geometry.grid import Field, Point
 from lossmap.interrupt import Interrupted
-from lossmap.linalg.eigenpairs import EigenPairs, Which, check_eigenvalue_request, with_residuals
+from lossmap.linalg.eigenpairs import MAX_ROUNDING_SHARE, EigenPairs, Which, check_eigenvalue_request, with_residuals
 from lossmap.linalg.lanczos import extremes
 from lossmap.linalg.operator import SymmetricOperator
 from lossmap.linalg.trace import trace
@@ -40,7 +40,6 @@ from lossmap.report.eigenmap import MEASURED, ROUNDING
 logger = logging.getLogger("lossmap")
 
 CERTIFY = ("audit", "each", "none")
-MAX_ROUNDING_SHARE = 0.1  # of an error bar, that rounding may have before it is measured
 MAX_NEIGHBOURS = 512  # whose eigenvectors are kept
 MIN_COSINE = 0.8  # a vector is continued in a straight line where the last two make an angle with a cosine above this
 

@@ -6,6 +6,7 @@ unit.
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, field, replace
 from math import isfinite, nan
 
@@ -13,9 +14,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lossmap.interrupt import Interrupted
 from lossmap.linalg.operator import ROUNDING_EPSILONS, SymmetricOperator, finite_product
 from lossmap.linalg.probabilistic_bounds import least_component
 
+logger = logging.getLogger("lossmap")
+
+MAX_ROUNDING_SHARE = 0.1  # of an error bar, that rounding may have before it is measured by float64 products
+MAX_CANCELLATION = 0.1  # of the largest eigenvalue: from such a rounding on the pairs may be of other eigenvalues
 KINDS = ("top", "bottom", "abs")  # of requests that bear a number
 
 
@@ -134,7 +140,9 @@ def with_residuals(pairs: EigenPairs, double: SymmetricOperator) -> EigenPairs:
     double  the same operator with products in float64. What the pairs' own precision makes of x is a vector like any
             other: the theorem holds for it, and what rounding added to the former residuals is seen, not estimated
 
-    The limits move out by what the residuals grew. Raises what the operator raises.
+    The limits move out by what the residuals grew. Where rounding is a tenth of the largest eigenvalue the pairs are
+    hardly those of the true matrix's ends, and the former residuals stay where they are larger: by them the ends
+    themselves may have moved. Raises what the operator raises.
     """
     residuals = pairs.residuals.copy()
     floor = ROUNDING_EPSILONS * float(torch.finfo(torch.float64).eps) * pairs.scale
@@ -142,6 +150,8 @@ def with_residuals(pairs: EigenPairs, double: SymmetricOperator) -> EigenPairs:
         x = pairs.vectors[:, i].double()
         x = (x / x.norm()).to(double.device)
         residuals[i] = float((finite_product(double, x) - pairs.values[i] * x).norm()) + floor
+    if pairs.rounding > MAX_CANCELLATION * pairs.scale:
+        residuals = np.fmax(residuals, pairs.residuals)
     searched = pairs.residuals - pairs.rounding  # the residual that the search itself has seen
     rounding = max(float(np.nanmax(residuals - searched, initial=0.0)), floor)
     growth = max(float(np.nanmax(residuals - pairs.residuals, initial=0.0)), 0.0)
@@ -151,6 +161,26 @@ def with_residuals(pairs: EigenPairs, double: SymmetricOperator) -> EigenPairs:
     if isfinite(others):
         others += growth * float(np.sign(others - pairs.values[-1]))
     return replace(pairs, residuals=residuals, limits=limits, others=others, rounding=rounding, converged=converged)
+
+
+def with_rounding_measured(operator: SymmetricOperator, pairs: EigenPairs) -> EigenPairs:
+    """The pairs with residuals by float64 products, where rounding is more than a tenth of some error bar.
+
+    Elsewhere the residuals stay: a search's own are linear combinations of products that it has made. So they do where
+    the operator has no `in_float64`, or that fails: then the bars rest on the rounding as measured for the operator.
+    Price: one float64 product for each pair. Every rank of a team comes to the same decision.
+    """
+    matters = bool((pairs.rounding > MAX_ROUNDING_SHARE * pairs.residuals[np.isfinite(pairs.residuals)]).any())
+    if operator.dtype == torch.float64 or not matters or not hasattr(operator, "in_float64"):
+        return pairs
+    try:
+        measured = with_residuals(pairs, operator.in_float64())
+    except Interrupted:
+        raise
+    except Exception as failure:  # user code may raise any exception in another precision
+        logger.info("residuals are not measured in float64: %s", failure)
+        return pairs
+    return replace(measured, products=pairs.products + len(pairs.values))
 
 
 def check_eigenvalue_request(

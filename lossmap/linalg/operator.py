@@ -112,6 +112,11 @@ class MappedOperator:
         """The inner operator's measured rounding relative to its largest absolute eigenvalue, at least."""
         return getattr(self.inner, "rounding_ratio", None)
 
+    def in_float64(self) -> MappedOperator:
+        """The same with float64 products. Raises AttributeError where the inner operator has no such twin."""
+        inner: SymmetricOperator = self.inner.in_float64()  # type: ignore[attr-defined]
+        return MappedOperator(inner, self.product)
+
     def __matmul__(self, v: Tensor) -> Tensor:
         """The product with v, (n,) -> (n,)."""
         return self.product(self.inner, v)

@@ -36,7 +36,8 @@ from lossmap.data.problem import Problem
 from lossmap.diagnostics.layer_signals import signals, why_zero
 from lossmap.linalg.block_norms import OffDiagonalEnergy, off_diagonal_energy
 from lossmap.linalg.dense import DenseMatrix
-from lossmap.linalg.lanczos import EigenPairs, extremes
+from lossmap.linalg.eigenpairs import EigenPairs, with_rounding_measured
+from lossmap.linalg.lanczos import extremes
 from lossmap.linalg.operator import Rounding, SymmetricOperator
 from lossmap.linalg.spectral_density import density
 from lossmap.spectra.block import Block, with_noise_floor
@@ -73,6 +74,7 @@ def read_block(
         block = Block(name, tuple(tensors), matrix.size, values, error, whole.entries, epsilon=epsilon)
         return replace(block, products=products, seconds=time.perf_counter() - began)
     pairs = extremes(matrix, "ends", tol=tol, seed=f"{seed} {name}", max_products=max_products, certify=True)
+    pairs = with_rounding_measured(matrix, pairs)
     spread, products = None, pairs.products
     if density_error is not None:
         spread = density(matrix, error=density_error, seed=f"{seed} {name}")
@@ -176,6 +178,7 @@ def layers(
     ends = None
     if whole:
         ends = extremes(everything, "ends", tol=tol, seed=f"{seed}", certify=True)
+        ends = with_rounding_measured(everything, ends)
     energy = None
     if probes and len(groups) > 1:
         covered = {name: indices_of(everything.layout, names) for name, names in groups.items()}

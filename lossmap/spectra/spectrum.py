@@ -25,7 +25,7 @@ from lossmap.data.problem import Problem
 from lossmap.geometry.parameter_vector import Layout
 from lossmap.linalg.deflation import successive_eigenpairs
 from lossmap.linalg.dense import DenseMatrix
-from lossmap.linalg.lanczos import EigenPairs
+from lossmap.linalg.eigenpairs import EigenPairs, with_rounding_measured
 from lossmap.linalg.operator import SymmetricOperator
 from lossmap.linalg.spectral_density import Density, density
 from lossmap.linalg.trace import Trace, trace
@@ -92,7 +92,7 @@ def spectrum_of(
     else:
         for end, count in (("top", top), ("bottom", bottom)):
             if count:
-                ends[end] = successive_eigenpairs(
+                found = successive_eigenpairs(
                     matrix,
                     f"{end}:{count}",
                     tol=tol,
@@ -101,6 +101,7 @@ def spectrum_of(
                     max_products=max_products,
                     seed=f"{seed}",
                 )
+                ends[end] = with_rounding_measured(matrix, found)
         if trace_products:
             estimate = trace(matrix, trace_method, products=trace_products, error=trace_error, seed=seed)
         if has_density:

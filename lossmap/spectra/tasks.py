@@ -24,7 +24,8 @@ from lossmap.geometry.grid import Field, Point
 from lossmap.linalg.block_norms import OffDiagonalEnergy, block_leakage, energy_from_leakage
 from lossmap.linalg.deflation import successive_eigenpairs
 from lossmap.linalg.dense import DenseMatrix
-from lossmap.linalg.lanczos import EigenPairs, extremes
+from lossmap.linalg.eigenpairs import EigenPairs, with_rounding_measured
+from lossmap.linalg.lanczos import extremes
 from lossmap.linalg.operator import Rounding
 from lossmap.linalg.quadrature import LanczosRun, lanczos_run
 from lossmap.linalg.spectral_density import Density, density
@@ -166,6 +167,7 @@ class SpectrumTasks:
                 confidence=request.confidence,
                 max_products=request.max_products,
             )
+            pairs = with_rounding_measured(matrix, pairs)
             arrays |= task_arrays.of_end(end, pairs, matrix.layout, request.vectors)
         return arrays
 
@@ -206,9 +208,8 @@ class SpectrumTasks:
 
     def _block_ends(self, subject: Subject, name: str) -> Arrays:
         matrix, request = self.matrix(subject, "all"), self.request
-        return task_arrays.of_block_ends(
-            extremes(matrix, "ends", tol=request.tol, seed=f"{request.seed}", certify=True)
-        )
+        pairs = extremes(matrix, "ends", tol=request.tol, seed=f"{request.seed}", certify=True)
+        return task_arrays.of_block_ends(with_rounding_measured(matrix, pairs))
 
     def _done(self, i: int, kind: str, readings: Readings) -> dict[str, Arrays]:
         """The arrays of the finished tasks of one kind of a subject, by the task's name."""
