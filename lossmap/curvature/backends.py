@@ -23,13 +23,8 @@ from torch.utils import _pytree as pytree
 
 from lossmap.curvature.double_backward import twice_differentiable
 from lossmap.curvature.hvp_plan import HvpPlan
-from lossmap.curvature.linearize.trace import (
-    Inputs,
-    LinearizedProgram,
-    ModelFunction,
-    linearize_gauss_newton,
-    linearize_hessian,
-)
+from lossmap.curvature.linearize.trace import Inputs, ModelFunction
+from lossmap.curvature.linearized_program import LinearizedProgram, linearize_gauss_newton, linearize_hessian
 from lossmap.curvature.operators import (
     CurvatureOperator,
     Product,

@@ -29,7 +29,7 @@ from lossmap.curvature.backends import (
     RetainedGraphProducts,
 )
 from lossmap.curvature.hvp_plan import HvpPlan
-from lossmap.curvature.linearize.trace import LinearizedProgram
+from lossmap.curvature.linearized_program import LinearizedProgram
 from lossmap.curvature.operators import (
     CurvatureOperator,
     Product,

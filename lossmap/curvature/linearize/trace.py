@@ -1,4 +1,4 @@
-"""The loss of one batch, and its gradient, as graphs of ATen operations; batch norm folded into its convolution.
+"""Functions of a model and a batch as graphs of ATen operations; batch norm folded into its convolution.
 
 The trace is taken with PyTorch's make_fx, with theta, the model's other tensors and the batch as inputs, so that one
 trace serves every point that a map visits; shapes and memory format are fixed in it. In evaluation mode
@@ -20,33 +20,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.func import functional_call, functionalize, grad_and_value, vjp
+from torch.func import functional_call, functionalize
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
 from lossmap.curvature.linearize.graph_builder import aten, packet
-from lossmap.curvature.linearize.jvp import Pushforward, linearize, note_likes
-from lossmap.curvature.operators import outputs_and_loss
-from lossmap.data.batches import Batch
-from lossmap.data.problem import Problem
+from lossmap.curvature.linearize.jvp import note_likes
 
 NORMS = (aten.native_batch_norm, aten._native_batch_norm_legit_no_training, aten.cudnn_batch_norm)
-
-
-@dataclass(frozen=True)
-class LinearizedProgram:
-    """A product in linear steps over one trace; each feeds the next.
-
-    values    (theta and the model's other tensors, the batch's tensors) -> ([kept values of each step], loss)
-    product   (kept values, tangents of theta) -> tangents of the gradient, None where zero
-    product_for_vmap  the same, writing into no buffer
-    forward_mode  operations without a rule, which took PyTorch's own forward mode, and how often
-    """
-
-    values: Callable[[Sequence[Tensor], Sequence[Tensor]], tuple[Any, Tensor]]
-    product: Callable[[Any, tuple[Tensor, ...]], Sequence[Tensor | None]]
-    product_for_vmap: Callable[[Any, tuple[Tensor, ...]], Sequence[Tensor | None]]
-    forward_mode: dict[str, int]
 
 
 class ModelFunction(nn.Module):
@@ -77,14 +58,14 @@ class Inputs:
     constants: tuple[Any, ...]
 
     @classmethod
-    def of(cls, model: nn.Module, moving: Sequence[str], batch: Batch) -> Inputs:
+    def of(cls, model: nn.Module, moving: Sequence[str], batch: Any) -> Inputs:
         """What a trace over this batch takes, with the tensors named in `moving` as theta."""
         names = [k for k, _ in model.named_parameters()] + [k for k, _ in model.named_buffers()]
         leaves, spec = pytree.tree_flatten(batch)
         constants = tuple(None if isinstance(leaf, Tensor) else leaf for leaf in leaves)
         return cls(tuple(moving), tuple(k for k in names if k not in set(moving)), spec, constants)
 
-    def batch(self, tensors: Sequence[Tensor]) -> Batch:
+    def batch(self, tensors: Sequence[Tensor]) -> Any:
         """The batch with these tensors in it."""
         remaining = iter(tensors)
         leaves = [next(remaining) if leaf is None else leaf for leaf in self.constants]
@@ -95,7 +76,7 @@ class Inputs:
         """How many tensors a batch holds."""
         return sum(leaf is None for leaf in self.constants)
 
-    def flat(self, model: nn.Module, function: Callable[[nn.Module, Batch], Any]) -> Callable[..., Any]:
+    def flat(self, model: nn.Module, function: Callable[[nn.Module, Any], Any]) -> Callable[..., Any]:
         """The function of (model, batch) as one of the tensors, one after the other."""
         names = [f"model.{k}" for k in (*self.moving, *self.still)]
 
@@ -138,104 +119,6 @@ def pure(function: Callable[..., Any], inputs: Sequence[Tensor]) -> fx.GraphModu
     graph.recompile()
     note_likes(graph, inputs)
     return graph
-
-
-def linearize_hessian(
-    problem: Problem, inputs: Inputs, tensors: Sequence[Tensor], winograd_channels: int
-) -> LinearizedProgram:
-    """The Hessian's product: the tangent of the gradient's trace.
-
-    inputs             how `tensors` stand for theta, the model's other tensors and the batch
-    tensors            at which the trace is taken
-    winograd_channels  3x3 convolutions of at least this many channels use tiles; 0: none
-    """
-    k = len(inputs.moving)
-
-    def batch_loss(model: nn.Module, batch: Batch) -> Tensor:
-        return problem.loss(problem.forward(model, batch), batch)
-
-    # folded before it is differentiated, so that the gradient is that of the folded graph
-    loss = fold_batchnorm_in_graph(traced(inputs.flat(problem.model, batch_loss), tensors))
-
-    def gradient(*flat: Tensor) -> tuple[Tensor, ...]:
-        # the loss comes with it: one forward pass serves both
-        slope, value = grad_and_value(lambda theta: loss(*theta, *flat[k:]))(flat[:k])
-        return (*slope, value)
-
-    step = linearize(pure(gradient, tensors), [(range(k), range(k))], [k], winograd_channels)
-
-    def values(state: Sequence[Tensor], batch: Sequence[Tensor]) -> tuple[Any, Tensor]:
-        needed, (value,) = step.values(*state, *batch)
-        return needed, value
-
-    return LinearizedProgram(values, step.products[0], step.products_for_vmap[0], step.forward_mode)
-
-
-def linearize_gauss_newton(
-    problem: Problem, inputs: Inputs, tensors: Sequence[Tensor], winograd_channels: int
-) -> LinearizedProgram:
-    """Gauss-Newton's: tangents of the outputs, of the loss's gradient in them, and back by the transposed Jacobian.
-
-    Two traces are linearized: of the net with its pullback, whose tangents by theta give J v and whose tangents by the
-    duals give J^T u; and of the loss's gradient by the outputs. Arguments as in `linearize_hessian`.
-    """
-    k, end = len(inputs.moving), len(tensors)
-    batch = tensors[end - inputs.batch_tensors :]
-    count = len(outputs_and_loss(problem, inputs.batch(batch))[0])  # tensors among the outputs
-
-    def forward(model: nn.Module, batch: Batch) -> tuple[Tensor, ...]:
-        return tuple(outputs_and_loss(problem, batch)[0])
-
-    def loss_of(*flat: Tensor) -> Tensor:
-        return outputs_and_loss(problem, inputs.batch(flat[count:]))[1](flat[:count])
-
-    net = fold_batchnorm_in_graph(traced(inputs.flat(problem.model, forward), tensors))
-    outputs = [f.detach() for f in net(*tensors)]
-    loss_graph = traced(loss_of, [*outputs, *batch])
-
-    def net_and_pullback(*flat: Tensor) -> tuple[Tensor, ...]:
-        # as one trace, so that forward and backward share the activations
-        values, pull = vjp(lambda *theta: net(*theta, *flat[k:end]), *flat[:k])[:2]
-        return (*values, *pull(tuple(flat[end:])))
-
-    def loss_slope(*flat: Tensor) -> tuple[Tensor, ...]:
-        slope, value = grad_and_value(lambda f: loss_graph(*f, *flat[count:]))(flat[:count])
-        return (*slope, value)
-
-    duals = range(end, end + count)
-    jacobian = linearize(
-        pure(net_and_pullback, [*tensors, *(torch.zeros_like(f) for f in outputs)]),
-        [(range(k), range(count)), (duals, range(count, count + k))],
-        range(count),
-        winograd_channels,
-    )
-    curvature = linearize(pure(loss_slope, [*outputs, *batch]), [(range(count), range(count))], [count])
-
-    def values(state: Sequence[Tensor], batch: Sequence[Tensor]) -> tuple[Any, Tensor]:
-        of_net, predictions = jacobian.values(*state, *batch, *outputs)  # the duals: shapes alone are read
-        of_loss, (loss,) = curvature.values(*predictions, *batch)
-        return (of_net, of_loss), loss
-
-    def chained(ahead: Pushforward, curved: Pushforward, back: Pushforward) -> Pushforward:
-        def product(values: Any, tangents: tuple[Tensor, ...]) -> tuple[Tensor | None, ...]:
-            of_net, of_loss = values
-            # J v, then the loss's Hessian at the outputs, then J^T
-            moved = _dense(ahead(of_net, tangents), outputs)
-            return back(of_net, _dense(curved(of_loss, moved), outputs))
-
-        return product
-
-    return LinearizedProgram(
-        values,
-        chained(jacobian.products[0], curvature.products[0], jacobian.products[1]),
-        chained(jacobian.products_for_vmap[0], curvature.products_for_vmap[0], jacobian.products_for_vmap[1]),
-        jacobian.forward_mode | curvature.forward_mode,
-    )
-
-
-def _dense(tangents: Sequence[Tensor | None], likes: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """Tangents with zeros written out."""
-    return tuple(torch.zeros_like(f) if t is None else t for t, f in zip(tangents, likes, strict=True))
 
 
 def fold_batchnorm_in_graph(module: fx.GraphModule) -> fx.GraphModule:
@@ -303,6 +186,3 @@ def _affine(graph: fx.Graph, x: Any, gamma: Any, beta: Any, mean: Any, var: Any,
     row = [1, -1] + [1] * (len(x.meta["like"][0]) - 2)
     stretched = call(aten.mul.Tensor, (x, call(aten.view.default, (scale, row))))
     return call(aten.add.Tensor, (stretched, call(aten.view.default, (shift, row))))
-
-
-__all__ = ["Inputs", "LinearizedProgram", "fold_batchnorm_in_graph", "linearize_gauss_newton", "linearize_hessian"]
