@@ -11,7 +11,8 @@ For samples i = 1..N with gradients g_i (n,) of their losses, mean g, in nats pe
 
 Error bars: jackknife over samples, from K alone. Price: one gradient per sample where all g_i fit into `memory`
 (then N n numbers are held), else the gradients of a block again for each block before it. Sources: McCandlish et
-al. (2018), arXiv:1812.06162, for the noise scale; Fort et al. (2019), arXiv:1901.09491, for coherence.
+al. (2018), arXiv:1812.06162, for the noise scale; Fort et al. (2019), arXiv:1901.09491, for coherence; Fieller
+(1954), doi:10.1111/j.2517-6161.1954.tb00159.x, for ratios whose denominator may be 0.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ from lossmap.geometry.parameter_vector import Layout, selected
 from lossmap.linalg.subspaces import participation
 
 Array = np.ndarray
+GROUPS = 10  # of samples, over which the jackknife of a number that is no sum goes
+MIN_SIGNAL_ERRORS = 2.0  # standard errors by which the signal must be above 0 for the noise scale to have an error
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,12 +67,7 @@ class GradientCovariance:
     @property
     def concentrated(self) -> tuple[float, float]:
         """The top eigenvalue's share of the trace, and its error: a jackknife over ten groups of samples."""
-        groups = min(10, self.samples)
-        left = [np.arange(self.samples) % groups != g for g in range(groups)]
-        parts = [_spectrum(self.gram[np.ix_(rest, rest)]) for rest in left]
-        shares = np.array([part[0] / part.sum() if part.sum() > 0 else np.nan for part in parts])
-        spread = np.sqrt((groups - 1) / groups * np.square(shares - shares.mean()).sum())
-        return self.concentration(1), float(spread)
+        return self.concentration(1), _group_spread(_first_share, self.gram)
 
     def concentration(self, k: int = 1) -> float:
         """The share of the covariance's trace in its k largest eigenvalues; NaN where there is none."""
@@ -84,8 +82,16 @@ class GradientCovariance:
 
     @property
     def noise_scale(self) -> tuple[float, float]:
-        """tr C' / |G|^2 in samples, and its standard error; inf where the signal is not above 0."""
-        return _estimated(_noise_scale, self.gram)
+        """tr C' / |G|^2 in samples, and its standard error; inf where the signal is not above 0.
+
+        The error is infinite, too, where the signal |G|^2 is within two of its own standard errors of 0: the ratio may
+        then be of any size, and its spread over samples says nothing (Fieller 1954).
+        """
+        value, error = _estimated(_noise_scale, self.gram)
+        signal, signal_error = _estimated(_signal, self.gram)
+        if signal <= MIN_SIGNAL_ERRORS * signal_error:
+            error = float("inf")
+        return value, error
 
     @property
     def coherence(self) -> tuple[float, float]:
@@ -94,17 +100,43 @@ class GradientCovariance:
 
     @property
     def against(self) -> tuple[float, float]:
-        """Negative alignment: the share of samples with g_i . (mean of the others) < 0, and its standard error."""
-        others = self.gram.sum(axis=1) - np.diag(self.gram)
-        n = self.samples
-        share = float((others < 0).mean())
-        return share, float(np.sqrt(max(share * (1 - share), 1 / (n + 4)) / n))
+        """Negative alignment: the share of samples with g_i . (mean of the others) < 0, and its standard error.
+
+        All samples are judged by nearly the same mean, whose error they share: the error is a jackknife over ten
+        groups of samples, no less than that of a share of independent ones.
+        """
+        share, n = _opposed(self.gram), self.samples
+        spread = _group_spread(_opposed, self.gram)
+        return share, max(spread, float(np.sqrt(max(share * (1 - share), 1 / (n + 4)) / n)))
 
     @property
     def rms(self) -> Array:
         """(tensors,) root mean square over samples of each tensor's gradient norm."""
         root: Array = np.sqrt(self.by_tensor.mean(axis=1))
         return root
+
+
+def _group_spread(number: Callable[[Array], float], gram: Array) -> float:
+    """The jackknife standard error of a function of K (N, N), over ten groups of samples, or as many as there are."""
+    n = len(gram)
+    groups = min(GROUPS, n)
+    left = [np.arange(n) % groups != g for g in range(groups)]
+    parts = np.array([number(gram[np.ix_(rest, rest)]) for rest in left])
+    return float(np.sqrt((groups - 1) / groups * np.square(parts - parts.mean()).sum()))
+
+
+def _first_share(gram: Array) -> float:
+    """The largest eigenvalue's share of the trace of the covariance; NaN where there is none."""
+    values = _spectrum(gram)
+    total = float(values.sum())
+    if not total > 0:
+        return float("nan")
+    return float(values[0]) / total
+
+
+def _opposed(gram: Array) -> float:
+    """The share of samples whose gradient opposes the mean of the others'."""
+    return float((gram.sum(axis=1) - np.diag(gram) < 0).mean())
 
 
 def _spectrum(gram: Array) -> Array:
@@ -115,8 +147,12 @@ def _spectrum(gram: Array) -> Array:
     return values
 
 
+def _signal(total: float, diagonal: float, n: int, cosines: float) -> float:
+    return (total - diagonal) / (n * (n - 1))
+
+
 def _noise_scale(total: float, diagonal: float, n: int, cosines: float) -> float:
-    signal = (total - diagonal) / (n * (n - 1))
+    signal = _signal(total, diagonal, n, cosines)
     trace = (diagonal - total / n) / (n - 1)
     return trace / signal if signal > 0 else float("inf")
 

@@ -151,15 +151,19 @@ def neural_collapse(problem: Problem, *, layer: str | None = None, groups: int =
         name = layer
         if name is None:
             name = last_linear(model, lambda: problem.forward(model, first))
-        weight, centres, there = _first_pass(problem, name)
-        moments, wrong = _second_pass(problem, name, centres, there, groups)
+        weight, totals, counts = _first_pass(problem, name, groups)
+        there = counts.sum(0) > 0
+        centres = totals.sum(0) / counts.sum(0).clamp(min=1)[:, None]
+        moments, moved = _second_pass(problem, name, centres, totals, counts)
     estimates = numbers(moments, weight)
     errors = _jackknife(moments, weight)
     samples = problem.data.samples
     share = errors["nc4"] = nan  # of dead features: all centres are equally near
     if np.isfinite(estimates["nc1"]):
-        share = wrong / samples
-        errors["nc4"] = sqrt(max(share * (1 - share), 1 / (samples + 4)) / samples)
+        share, *left_out = moved.tolist()
+        # All samples are judged by the same means, whose errors they share: a binomial error alone is too small.
+        spread = sqrt((groups - 1) / groups * float(np.square(np.array(left_out) - np.mean(left_out)).sum()))
+        errors["nc4"] = max(sqrt(max(share * (1 - share), 1 / (samples + 4)) / samples), spread)
     return NeuralCollapse(
         **estimates,
         nc4=share,
@@ -171,46 +175,70 @@ def neural_collapse(problem: Problem, *, layer: str | None = None, groups: int =
     )
 
 
-def _first_pass(problem: Problem, name: str) -> tuple[Array, Tensor, Tensor]:
-    """The layer's weight (C, d), the class means (C, d), and which classes have samples (C,)."""
-    total, counts, weight = torch.zeros(0), torch.zeros(0), torch.zeros(0)
+def _groups_of(y: Tensor, counted: Tensor, groups: int) -> Tensor:
+    """The group of each sample (B,), so that each group has its share of each class.
+
+    counted  (C,) samples of each class so far, to which these are added
+    """
+    one_hot = nn.functional.one_hot(y, len(counted))
+    turn = (one_hot.cumsum(0) - 1 + counted).gather(1, y[:, None])[:, 0]  # which of its class a sample is
+    counted += one_hot.sum(0)
+    return turn % groups
+
+
+def _first_pass(problem: Problem, name: str, groups: int) -> tuple[Array, Tensor, Tensor]:
+    """The layer's weight (C, d), and by group and class the sums of features (g, C, d) and the counts (g, C)."""
+    totals, counts, weight = torch.zeros(0), torch.zeros(0), torch.zeros(0)
+    counted = torch.zeros(0, dtype=torch.long)
     for h, y, _ in features_of(problem, name):
-        if not len(total):
+        if not len(totals):
             own = getattr(problem.model.get_submodule(name), "weight", None)
             if not isinstance(own, Tensor) or own.dim() != 2 or own.shape[1] != h.shape[1]:
                 raise ValueError(f"the layer {name!r} must have a weight (C, {h.shape[1]}) for its features")
-            weight, total = own.detach().double(), h.new_zeros(own.shape)
-            counts = h.new_zeros(len(own))
+            weight, totals = own.detach().double(), h.new_zeros(groups, *own.shape)
+            counts, counted = h.new_zeros(groups, len(own)), y.new_zeros(len(own))
         lowest, highest = int(y.min()), int(y.max())
         if highest >= len(weight) or lowest < 0:
             raise ValueError(f"targets range from {lowest} to {highest}; the layer has {len(weight)} outputs")
-        total.index_add_(0, y, h)
-        counts += torch.bincount(y, minlength=len(weight))
-    if int((counts > 0).sum()) < 2:
+        cell = _groups_of(y, counted, groups) * len(weight) + y
+        totals.view(-1, totals.shape[-1]).index_add_(0, cell, h)
+        counts += torch.bincount(cell, minlength=counts.numel()).view_as(counts)
+    if int((counts.sum(0) > 0).sum()) < 2:
         raise ValueError("neural collapse requires samples of two classes or more")
-    return weight.cpu().numpy(), total / counts.clamp(min=1)[:, None], counts > 0
+    return weight.cpu().numpy(), totals, counts
 
 
-def _second_pass(problem: Problem, name: str, centres: Tensor, there: Tensor, groups: int) -> tuple[Moments, int]:
-    classes, d = centres.shape
+def _second_pass(
+    problem: Problem, name: str, centres: Tensor, totals: Tensor, counted: Tensor
+) -> tuple[Moments, Tensor]:
+    """Moments about the centres (C, d), and shares of samples nearer to another class's mean than to that predicted.
+
+    totals, counted  of the first pass. The shares (1 + g,) are those of all samples, and without each group in turn, by
+                     the means of the others
+    """
+    groups, classes, d = totals.shape
     counts = centres.new_zeros(groups, classes)
     sums, scatter = centres.new_zeros(groups, classes, d), centres.new_zeros(groups, d, d)
-    wrong, counted = 0, torch.zeros(classes, dtype=torch.long, device=centres.device)
-    distant = torch.where(there, 0.0, torch.inf)
+    others = torch.stack([counted.sum(0), *(counted.sum(0) - counted)])  # (1 + g, C) samples behind each mean
+    means = torch.stack([totals.sum(0), *(totals.sum(0) - totals)]) / others.clamp(min=1)[:, :, None]
+    distant = torch.where(others > 0, 0.0, torch.inf)
+    wrong, judged = centres.new_zeros(1 + groups), centres.new_zeros(1 + groups)
+    so_far = torch.zeros(classes, dtype=torch.long, device=centres.device)
     for h, y, predicted in features_of(problem, name):
         away = h - centres[y]
-        one_hot = nn.functional.one_hot(y, classes)
-        turn = (one_hot.cumsum(0) - 1 + counted).gather(1, y[:, None])[:, 0]  # which of its class a sample is
-        counted += one_hot.sum(0)
-        group = turn % groups  # so that each group has its share of each class
+        group = _groups_of(y, so_far, groups)
         for g in range(groups):
             mine = group == g
             counts[g] += torch.bincount(y[mine], minlength=classes)
             sums[g].index_add_(0, y[mine], away[mine])
             scatter[g] += away[mine].T @ away[mine]
-        wrong += int(((torch.cdist(h, centres) + distant).argmin(1) != predicted).sum())
+        for k in range(1 + groups):
+            mine = group != k - 1
+            nearest = (torch.cdist(h[mine], means[k]) + distant[k]).argmin(1)
+            wrong[k] += (nearest != predicted[mine]).sum()
+            judged[k] += mine.sum()
     arrays = (t.cpu().numpy() for t in (counts, sums, scatter, centres))
-    return Moments(*arrays), wrong
+    return Moments(*arrays), wrong / judged.clamp(min=1)
 
 
 def _jackknife(moments: Moments, weight: Array) -> dict[str, float]:

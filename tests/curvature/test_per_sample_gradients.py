@@ -149,3 +149,15 @@ def test_one_sample_has_no_covariance():
         broken[4].weight.fill_(float("nan"))
     with pytest.raises(FloatingPointError, match="gradient is not finite"):
         gradient_covariance(problem(broken))
+
+
+def test_the_error_of_negative_alignment_is_the_spread_over_draws_where_all_share_an_unsure_mean():
+    draws = [of(np.random.default_rng(k).standard_normal((80, 4)) + 0.05).against for k in range(60)]
+    spread = np.std([value for value, _ in draws])
+    independent = np.sqrt(0.25 / 80)
+    assert spread > 1.2 * independent and np.mean([error for _, error in draws]) > 0.8 * spread
+
+
+def test_a_noise_scale_whose_signal_is_within_two_errors_of_zero_has_no_error():
+    value, error = of(np.random.default_rng(3).standard_normal((60, 10)) + 0.05).noise_scale
+    assert error == np.inf or value == np.inf
