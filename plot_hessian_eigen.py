@@ -4,15 +4,17 @@
     mpirun -n 4 python plot_hessian_eigen.py --like surface.h5 --plot
 
 You get max_eig and min_eig at every point, how far off they can be, and maps of max, min and |min/max|.
+As in the original tool, -m is --mpi and -c is --cuda here.
 """
 
 import sys
 
 from lossmap.cli.eigenmap import main
+from lossmap.cli.original_flags import with_original_letters
 from lossmap.curvature.operators import CurvatureOperator, gauss_newton, hessian
 from lossmap.linalg.lanczos import EigenPairs, eigsh, extremes
 
 __all__ = ["CurvatureOperator", "EigenPairs", "eigsh", "extremes", "gauss_newton", "hessian", "main"]
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(with_original_letters(sys.argv[1:])))

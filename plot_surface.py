@@ -4,10 +4,12 @@
     mpirun -n 4 python plot_surface.py ...          the ranks share the points
 
 You get one HDF5 file with train_loss, train_acc and so on, and pictures with --plot; killed, the same command resumes.
+As in the original tool, -m is --mpi and -c is --cuda here.
 """
 
 import sys
 
+from lossmap.cli.original_flags import with_original_letters
 from lossmap.cli.surface import main
 from lossmap.data.problem import Problem
 from lossmap.geometry.directions import line_between, random_plane
@@ -18,4 +20,4 @@ from lossmap.landscape.run_survey import survey
 __all__ = ["Grid", "Problem", "line_between", "losses", "main", "random_plane", "survey"]
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(with_original_letters(sys.argv[1:])))

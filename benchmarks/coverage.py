@@ -45,7 +45,7 @@ from lossmap.linalg.deflation import successive
 from lossmap.linalg.dense import DenseMatrix
 from lossmap.linalg.eigenvalue_counts import count_ranges, simultaneous_tail
 from lossmap.linalg.lanczos import lanczos
-from lossmap.linalg.spectral_density import density
+from lossmap.linalg.spectral_density import spectral_density
 from lossmap.linalg.trace import METHODS, trace
 
 
@@ -129,7 +129,7 @@ def densities(tally, quick):
             hits, t = dict.fromkeys(("error", "band", "mass below", "mass above"), 0), 1e-2 * np.abs(values).max()
             stated = []
             for seed in range(tally.seeds):
-                result = density(Matrix(values), seed=seed, **settings)
+                result = spectral_density(Matrix(values), seed=seed, **settings)
                 stated.append(result.error)
                 hits["error"] += result.wasserstein(values) <= result.error * (result.range[1] - result.range[0])
                 ticks, _, low, high = result.band

@@ -28,7 +28,7 @@ from lossmap.data.problem import Problem
 from lossmap.linalg.dense import DenseMatrix
 from lossmap.linalg.lanczos import extremes
 from lossmap.linalg.quadrature import LanczosRun, lanczos_run
-from lossmap.linalg.spectral_density import Density, density
+from lossmap.linalg.spectral_density import Density, spectral_density
 from lossmap.linalg.trace import METHODS, trace
 from lossmap.spectra.blocks import doubled
 from lossmap.training import Recipe, train
@@ -158,7 +158,7 @@ def densities(matrix, values, steps, seeds):
     )
     row("none, 1 probe", [[without_reorthogonalization(matrix, steps, s)] for s in range(seeds)])
     rows.append(("classic curve", steps, f"{classic_curve(one, values):.2e}", "", "", ""))
-    chosen = density(matrix)
+    chosen = spectral_density(matrix)
     rows.append(
         ("ours, by default", chosen.products, f"{chosen.wasserstein(values) / spread:.2e}", 0, "", chosen.below(-t))
     )

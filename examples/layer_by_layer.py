@@ -7,7 +7,7 @@ from lossmap import Problem
 from lossmap.diagnostics.singular_values import singular_values
 from lossmap.plotting.spectra import draw_layers
 from lossmap.plotting.style import save
-from lossmap.spectra.blocks import layers, verdicts_of
+from lossmap.spectra.blocks import layer_spectra, verdicts_of
 
 
 def main() -> None:
@@ -21,7 +21,7 @@ def main() -> None:
     x = torch.randn(200, 10)
     problem = Problem.supervised(model.eval(), nn.CrossEntropyLoss(), (x, (x[:, 0] > 0).long()))
 
-    blocks = layers(problem, "module", second=("inputs",))
+    blocks = layer_spectra(problem, "module", second=("inputs",))
     print(blocks)
     save(draw_layers(blocks), "layer_by_layer.png")
     print()

@@ -1,13 +1,29 @@
+from .curvature.matrices import gauss_newton as gauss_newton
+from .curvature.matrices import hessian as hessian
 from .data.problem import Problem as Problem
+from .diagnostics.singular_values import singular_values as singular_values
+from .dynamics.run import run_dynamics as run_dynamics
 from .geometry.directions import Plane as Plane
 from .geometry.directions import line_between as line_between
+from .geometry.directions import plane_through as plane_through
 from .geometry.directions import random_plane as random_plane
 from .geometry.grid import Grid as Grid
+from .geometry.training_path import pca_plane as pca_plane
+from .health.diagnose import diagnose as diagnose
 from .health.diagnose import diagnose_network_health as diagnose_network_health
-from .io.read import read as read
+from .health.diagnosis import Diagnosis as Diagnosis
 from .io.surface import Surface as Surface
+from .landscape.eigenvalues import EigenvalueMap as EigenvalueMap
 from .landscape.loss import losses as losses
 from .landscape.run_survey import survey as survey
+from .linalg.extreme_eigenpairs import eigenpairs as eigenpairs
+from .linalg.spectral_density import spectral_density as spectral_density
+from .linalg.trace import trace as trace
 from .plotting.figures import draw as draw
+from .results import read as read
+from .spectra.block_spectra import BlockSpectra as BlockSpectra
+from .spectra.blocks import layer_spectra as layer_spectra
+from .spectra.spectrum import spectrum as spectrum
+from .spectra.spectrum_result import Spectrum as Spectrum
 
 __version__: str

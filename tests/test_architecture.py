@@ -12,7 +12,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 
-GROUND = {"report", "interrupt", "memory", "seeding", "sums", "zoo"}  # import nothing of ours, and all may import them
+# import nothing of ours, and all may import them
+GROUND = {"report", "interrupt", "keywords", "memory", "seeding", "sums", "values", "zoo"}
 # package -> what it may import of ours beside itself and the ground; "cli" may import all
 TABLE = {
     "dynamics": {"spectra", "landscape", "diagnostics", "curvature", "linalg", "io", "parallel", "geometry", "data"},
@@ -21,6 +22,7 @@ TABLE = {
     "landscape": {"curvature", "linalg", "parallel", "io", "geometry", "data"},
     "diagnostics": {"curvature", "linalg", "geometry", "data"},
     "training": {"curvature", "linalg", "data", "geometry"},
+    "results": {"io", "geometry.grid"},
     "plotting": {"io", "geometry.grid"},
     "curvature": {"linalg", "data", "geometry"},
     "curvature.linearize": {"data.stable_losses"},  # nothing of curvature above it, and of data its forms of losses
@@ -39,21 +41,23 @@ HOMES = {
     "torch": {
         "cli", "dynamics", "health", "spectra", "landscape", "diagnostics", "training", "curvature", "linalg",
         "geometry.directions", "geometry.parameter_vector", "geometry.training_path", "geometry.unregistered", "data",
-        "zoo", "memory", "seeding", "sums",
+        "zoo", "memory", "seeding", "sums", "results",
     },
     "torch.fx": {"curvature.linearize", "landscape.fold_batchnorm"},
-    "numpy": {*TABLE, "cli", "report", "seeding", "sums"},
+    "numpy": {*TABLE, "cli", "report", "seeding", "sums", "values"},
     "scipy": {"curvature", "dynamics", "landscape", "linalg", "data"},
     "PIL": {"data"},
     "safetensors": {"data"},
-    "rich": {"cli"},
+    "rich": {"landscape.progress"},
+    "IPython": {"landscape.progress"},
     "argparse": {"cli", "data.safe_unpickle"},
     "xarray": {"io"},
     "lazy_loader": {""},
     "tomli": {"cli.config_file", "parallel.slurm_site"},  # Python 3.10 has no tomllib
 }  # fmt: skip
-# the modules that import by a name which is not written out: a command, a model, what a person named
-BY_NAME = {"cli.__main__", "cli.wrapped_command", "zoo", "data.import_by_name"}
+# the modules that import by a name which is not written out: a command, a model, what a person named, and what is done
+# with a result by a package above its own (tables in `values` and `results`)
+BY_NAME = {"cli.__main__", "cli.wrapped_command", "zoo", "data.import_by_name", "values", "results"}
 LIGHT = ["lossmap", "lossmap.plotting.figures", "lossmap.io.read", "lossmap.cli.settings", "lossmap.cli.draw"]
 
 

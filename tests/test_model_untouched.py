@@ -32,7 +32,7 @@ from lossmap.diagnostics.singular_values import singular_values
 from lossmap.dynamics.checkpoint_curvature import CheckpointCurvature
 from lossmap.health.diagnose import diagnose
 from lossmap.landscape.eigenvalues import EigenvalueMap
-from lossmap.spectra.blocks import layers
+from lossmap.spectra.blocks import layer_spectra
 from lossmap.spectra.layer_hessian import layer_hessians
 from lossmap.spectra.spectrum import spectrum
 from lossmap.training import Recorder, ends, readings
@@ -250,7 +250,7 @@ MEASURES: dict[str, Measure] = {
     "product": lambda p, _: build_operator(p, "hessian", "all") @ torch.ones(_size(p, "all")),
     "Gauss-Newton": lambda p, _: build_operator(p, "gauss-newton", "all") @ torch.ones(_size(p, "all")),
     "spectrum": lambda p, _: spectrum(p, top=1, bottom=1, trace_products=0, density_error=None, dense=4),
-    "layers": lambda p, _: layers(p, density_error=None),
+    "layers": lambda p, _: layer_spectra(p, density_error=None),
     "layer Hessian": lambda p, _: layer_hessians(p),
     "dynamics": _dynamics,
     "diagnose": lambda p, _: diagnose(p, density_error=None),

@@ -17,7 +17,6 @@ from lossmap.cli import output
 from lossmap.cli.command_line import Command
 from lossmap.cli.entry_point import guarded
 from lossmap.cli.output_path import with_ending
-from lossmap.cli.progress import display
 from lossmap.cli.setting_groups import (
     DataSettings,
     DrawSettings,
@@ -28,6 +27,7 @@ from lossmap.cli.setting_groups import (
 )
 from lossmap.cli.settings import Settings, UsageError, flag_of, setting
 from lossmap.io.provenance import provenance
+from lossmap.landscape.progress import display
 from lossmap.parallel.shutdown import Stop, job_end
 from lossmap.parallel.world import World
 

@@ -18,7 +18,6 @@ import numpy as np
 from lossmap.cli import output
 from lossmap.cli.command_line import Command
 from lossmap.cli.entry_point import guarded
-from lossmap.cli.progress import display
 from lossmap.cli.setting_groups import (
     DataSettings,
     DrawSettings,
@@ -32,6 +31,7 @@ from lossmap.cli.setting_groups import (
 from lossmap.cli.settings import Settings, UsageError, decode_settings, setting
 from lossmap.io.read import NotASurface, read
 from lossmap.landscape.audit_loop import run_audit
+from lossmap.landscape.progress import display
 from lossmap.landscape.run_survey import survey
 from lossmap.parallel.shutdown import Stop, job_end
 from lossmap.parallel.world import World
@@ -214,14 +214,14 @@ def _run(settings: Settings, world: World, survey: Callable[..., Any], stop: Sto
         split: prepare(p, options.parameters, total=team.sum, plan=choice, memory=memory) for split, p in shares.items()
     }
 
-    def measure(audit: bool = False) -> EigenvalueMap:
+    def measure() -> EigenvalueMap:
         return EigenvalueMap(
             operators,
             plane,
             options.which,
             tol=options.tol,
             solver=options.solver,
-            max_products=None if audit else options.max_products,
+            max_products=options.max_products,
             certify=options.certify,
             confidence=options.confidence,
             seed=settings.plane.seed,
@@ -229,14 +229,13 @@ def _run(settings: Settings, world: World, survey: Callable[..., Any], stop: Sto
             stop=lambda: team.any(stop()),
             unit=first.unit,
             settings=identity | {"chosen": {"way": choice}},
-            audit=audit,
             realizations=_factories(operators, realized),
         )
 
     warm = world.together(measure)
     cold: EigenvalueMap | None = None
     if options.certify == "audit" and warm.auditable:
-        cold = measure(audit=True)
+        cold = warm.audit_twin()
     measures = {m.name: (m.fields, m.settings) for m in (warm, cold) if m is not None}
     upgrades = {m.name: m.upgraded for m in (warm, cold) if m is not None}
     store = output.on_rank_0(world, lambda: result.open(measures, machine.describe(), world.size, upgrades))
@@ -259,13 +258,15 @@ def _run(settings: Settings, world: World, survey: Callable[..., Any], stop: Sto
                 team=team,
                 point_timeout=execution.point_timeout,
                 share_values=False,
+                audit=False,
             )
 
     surface = evaluate(warm, result.points, "eigenvalues")
     if cold is not None:
+        audited = cold.settings if store is None else store.settings(cold.name)
         run_audit(
             store, world, lambda points: evaluate(cold, points, "audit"), say,
-            fields=cold.fields, settings=cold.settings, tol=options.tol, seed=cold.seed,
+            fields=cold.fields, settings=audited, tol=options.tol, seed=cold.seed,
         )  # fmt: skip
     if store is None:
         return output.EXIT_CODES[surface.outcome_of("eigen")]

@@ -24,6 +24,7 @@ from lossmap.geometry.grid import Grid
 from lossmap.io.provenance import provenance
 from lossmap.io.read import SurfaceFile, inspect_existing, read, training_path
 from lossmap.io.surface import Group, Surface
+from lossmap.landscape.survey_file import adopted, direction_groups
 from lossmap.parallel.cost_model import decode_cost, measured_cost, side_by_side, stored_estimate
 from lossmap.parallel.launcher import launched
 from lossmap.parallel.process import peak_memory
@@ -117,10 +118,13 @@ class OutputFile:
         run: RunSettings = self.settings.run
         estimates = stored_estimate(self.path) or {}
         cosine = self.plane.cosine
+        identity: dict[str, Any] = self.file_settings
+        if not run.overwrite:
+            identity, measures = adopted(self.path, identity, measures, self.plane.digest)
         return SurfaceFile.open(
             self.path,
             self.grid,
-            identity=self.file_settings,
+            identity=identity,
             measures=measures,
             overwrite=run.overwrite,
             groups=self.groups(),
@@ -154,15 +158,9 @@ class OutputFile:
 
     def groups(self) -> dict[str, Group]:
         """The directions, or, where they are not to be stored, their recipes and digest; and the training path."""
-        groups: dict[str, Group] = {}
+        groups = direction_groups(self.plane, self.settings.plane.store_directions)
         if self.trajectory is not None:
-            groups["trajectory"] = self.trajectory
-        axes = zip(("x", "y"), self.plane.axes, self.plane.recipes, self.plane.lengths, strict=False)
-        for name, axis, recipe, length in axes:
-            arrays = {}
-            if self.settings.plane.store_directions:
-                arrays = {k: t.detach().cpu().numpy() for k, t in axis.items()}
-            groups[f"directions/{name}"] = Group(arrays, {**recipe, "length": length, "digest": self.plane.digest})
+            groups = {"trajectory": self.trajectory, **groups}
         return groups
 
     def describe(self, problems: Mapping[str, Problem], what: str, measures: Mapping[str, Any] | None = None) -> str:
@@ -187,9 +185,10 @@ class OutputFile:
 
     def _existing(self, measures: Mapping[str, Any]) -> str:
         overwrite = self.settings.run.overwrite
-        surface = inspect_existing(
-            self.path, self.grid, identity=self.file_settings, measures=measures, overwrite=overwrite
-        )
+        identity: dict[str, Any] = self.file_settings
+        if not overwrite:
+            identity, measures = adopted(self.path, identity, measures, self.plane.digest)
+        surface = inspect_existing(self.path, self.grid, identity=identity, measures=measures, overwrite=overwrite)
         if surface is not None:
             counts = "; ".join(f"{name}: {surface.counts(name)['done']:,} points done" for name in surface.status)
             return f"; that file exists and would be continued ({counts or 'no point done'})"

@@ -16,6 +16,7 @@ from lossmap.cli.settings import UsageError, decode_settings
 from lossmap.cli.wrapped_command import SURVEYS, TASKS, module_of
 from lossmap.io.read import read
 from lossmap.io.surface import Surface
+from lossmap.landscape.survey_file import PYTHON
 from lossmap.parallel.shards import unsharded
 
 # What belongs to one run alone, and is not taken up again.
@@ -75,6 +76,11 @@ def command_of(surface: Surface, path: Path) -> str:
     """The command to continue with: the one that ran last, or else one that is unfinished."""
     measures = SURVEYS | TASKS
     commands = [c for c in measures if stored_under(surface, c)]
+    if not commands and surface.attributes.get("command") == PYTHON:
+        raise UsageError(
+            f"{path} was begun by lossmap.survey in a program: run that again to resume, or the command that surveys "
+            f"the same model, plane and data, with --surf-file {path}"
+        )
     if not commands:
         raise UsageError(
             f"{path} does not say how it was made (it is not a result of a lossmap survey): nothing to resume"

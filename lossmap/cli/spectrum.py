@@ -22,7 +22,6 @@ from lossmap.cli import output
 from lossmap.cli.command_line import Command
 from lossmap.cli.entry_point import guarded
 from lossmap.cli.output_path import with_ending
-from lossmap.cli.progress import display
 from lossmap.cli.setting_groups import (
     DataSettings,
     DrawSettings,
@@ -37,6 +36,7 @@ from lossmap.io.provenance import provenance
 from lossmap.io.read import SurfaceFile, read
 from lossmap.io.spectrum_layout import LAYERS, SPECTRUM, group_name, group_of
 from lossmap.io.surface import Group
+from lossmap.landscape.progress import display
 from lossmap.landscape.run_survey import survey
 from lossmap.parallel.shutdown import Stop, job_end
 from lossmap.parallel.world import World

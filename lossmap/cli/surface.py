@@ -12,7 +12,6 @@ from typing import Any
 from lossmap.cli import output
 from lossmap.cli.command_line import Command
 from lossmap.cli.entry_point import guarded
-from lossmap.cli.progress import display
 from lossmap.cli.setting_groups import (
     DataSettings,
     DrawSettings,
@@ -22,6 +21,7 @@ from lossmap.cli.setting_groups import (
     RunSettings,
 )
 from lossmap.cli.settings import Settings
+from lossmap.landscape.progress import display
 from lossmap.landscape.run_survey import survey
 from lossmap.parallel.shutdown import Stop, job_end
 from lossmap.parallel.world import World

@@ -85,8 +85,13 @@ class RetainedGraphProducts:
         self.problem, self.layout, self.plan, self.state = problem, layout, plan, state
         # detached tensors: the model's own are not touched
         self.theta = [state[name].requires_grad_(True) for name in layout.names]
-        self._free_bytes = memory
+        self._memory = self._free_bytes = memory
         self._graphs: list[Sequence[Tensor] | None] = []  # by batch; None beyond the memory
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Without the graphs: in another process they are made anew."""
+        state = {name: t.detach() for name, t in self.state.items()}
+        return RetainedGraphProducts, (self.problem, self.layout, self.plan, state, self._memory)
 
     def local_sum(self, rows: Tensor) -> Tensor:
         """(b, n) -> (b, n), summed over this rank's samples."""
@@ -169,10 +174,16 @@ class LinearizedProducts:
         self._state = {name: in_format(t, self._format) for name, t in state.items()}
         # the model's own tensors are there anyhow: values that share their storage cost nothing
         self._own_storages = {t.untyped_storage().data_ptr() for t in self._state.values()}
-        self._free_bytes = memory
+        self._memory = self._free_bytes = memory
         self._batches: list[tuple[LinearizedProgram, Any | None]] = []  # program and values; None beyond the memory
         self._losses: list[Tensor] = []
         self._complete = False  # whether a pass has met every batch
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Without traces and values: in another process they are made anew."""
+        programs: dict[Any, LinearizedProgram] = {}
+        parts = (self.problem, self.layout, self.product, self.plan, self._state, self._memory, programs)
+        return LinearizedProducts, parts
 
     def local_sum(self, rows: Tensor) -> Tensor:
         """(b, n) -> (b, n), summed over this rank's samples."""

@@ -132,7 +132,7 @@ class LinearizedOperator:
     def _samples(self) -> int:
         return self.problem.samples
 
-    def operator(self) -> LinearOperator:
+    def to_scipy(self) -> LinearOperator:
         """The matrix for SciPy: NumPy vectors in, NumPy vectors out."""
         return scipy_operator(self, self.size, self.dtype, self.device)
 
@@ -158,6 +158,10 @@ class OperatorFactory:
     memory: int
     programs: dict[Any, LinearizedProgram] = field(default_factory=dict, repr=False)
     fallback: bool = False
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the traces: in another process they are made anew."""
+        return {**self.__dict__, "programs": {}}
 
     @cached_property
     def layout(self) -> Layout:

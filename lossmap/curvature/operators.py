@@ -250,7 +250,7 @@ class CurvatureOperator:
                 add_rows(sums, self.product(self.problem, batch, parameters, vectors))
         return sums
 
-    def operator(self) -> LinearOperator:
+    def to_scipy(self) -> LinearOperator:
         """The matrix for SciPy: NumPy vectors in, NumPy vectors out."""
         return scipy_operator(self, self.size, self.dtype, self.device)
 

@@ -192,6 +192,18 @@ class Streamed:
         return replace(self, device=device or self.device, dtype=dtype or self.dtype)
 
 
+@dataclass(frozen=True)
+class MappedFetch:
+    """A `Streamed.fetch` whose batches go through a function: a value, so that it can travel to another process."""
+
+    fetch: Callable[[Sequence[int]], Batch]
+    function: Callable[[Batch], Batch]
+
+    def __call__(self, indices: Sequence[int]) -> Batch:
+        """The function of the batch of these samples."""
+        return self.function(self.fetch(indices))
+
+
 @dataclass(frozen=True, eq=False)
 class FixedBatches:
     """Batches that stay as they were made, for a loss that couples the samples of a batch or draws at random.

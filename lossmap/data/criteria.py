@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lossmap.data.batch_parts import targets_of, with_targets
-from lossmap.data.batches import Batch, Batches, FixedBatches, Resident, Streamed, samples_in
+from lossmap.data.batches import Batch, Batches, FixedBatches, MappedFetch, Resident, Streamed, samples_in
 
 Outputs = Any
 Criterion = Callable[[Outputs, Any], Tensor]  # (outputs, targets) -> mean over the batch
@@ -121,19 +121,21 @@ def with_class_targets(data: Batches, loss: str | Criterion) -> Batches:
     if not takes_class_labels(loss):
         return data
 
-    def converted(batch: Batch) -> Batch:
-        targets = targets_of(batch)
-        labels = as_class_targets(targets)
-        return batch if labels is targets else with_targets(batch, labels)
-
     if isinstance(data, Resident):
-        return replace(data, tensors=converted(data.tensors))
+        return replace(data, tensors=_batch_with_class_targets(data.tensors))
     if isinstance(data, Streamed):
-        fetch = data.fetch
-        return replace(data, fetch=lambda indices: converted(fetch(indices)))
+        return replace(data, fetch=MappedFetch(data.fetch, _batch_with_class_targets))
     if isinstance(data, FixedBatches):
-        return FixedBatches(tuple(converted(batch) for batch in data))
+        return FixedBatches(tuple(_batch_with_class_targets(batch) for batch in data))
     return data
+
+
+def _batch_with_class_targets(batch: Batch) -> Batch:
+    targets = targets_of(batch)
+    labels = as_class_targets(targets)
+    if labels is targets:
+        return batch
+    return with_targets(batch, labels)
 
 
 def as_class_targets(targets: Any) -> Any:
@@ -183,6 +185,23 @@ class SupervisedLoss:
         return value
 
 
+@dataclass(frozen=True)
+class ScaledCriterion:
+    """A criterion's value times a factor: (outputs, targets, samples) -> the loss summed over the batch.
+
+    scale  the factor; None: the number of the batch's samples, which makes a mean a sum
+    """
+
+    criterion: Criterion
+    scale: float | None = None
+
+    def __call__(self, outputs: Outputs, targets: Any, samples: int) -> Tensor:
+        """The criterion's value, scaled."""
+        if self.scale is None:
+            return self.criterion(outputs, targets) * samples
+        return self.criterion(outputs, targets) * self.scale
+
+
 def summed_criterion(loss: str | Criterion, criterion: Criterion, data: Batches) -> SummedCriterion:
     """The loss summed over a batch, so that any cut into batches gives one mean.
 
@@ -191,15 +210,15 @@ def summed_criterion(loss: str | Criterion, criterion: Criterion, data: Batches)
     taken then, times samples over weights of all data, which makes the mean that of a single batch.
     """
     if getattr(loss, "reduction", "mean") == "sum":
-        return lambda outputs, targets, samples: criterion(outputs, targets)
+        return ScaledCriterion(criterion, 1)
     entropy = nn.CrossEntropyLoss() if loss == "crossentropy" else loss
     if isinstance(entropy, (nn.CrossEntropyLoss, nn.NLLLoss)) and entropy.reduction == "mean":
         scale = _samples_per_weight(data, entropy.weight, entropy.ignore_index)
         if scale is not None:
             sum_of = copy.copy(entropy)
             sum_of.reduction = "sum"
-            return lambda outputs, targets, samples: sum_of(outputs, targets) * scale
-    return lambda outputs, targets, samples: criterion(outputs, targets) * samples
+            return ScaledCriterion(sum_of, scale)
+    return ScaledCriterion(criterion)
 
 
 def _samples_per_weight(data: Batches, weight: Tensor | None, ignored: int) -> float | None:

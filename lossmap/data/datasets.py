@@ -22,8 +22,8 @@ import hashlib
 import inspect
 import logging
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast
@@ -37,7 +37,7 @@ from torch.utils import _pytree as pytree
 from lossmap import memory
 from lossmap.data import cifar
 from lossmap.data import download as fetching
-from lossmap.data.batches import Batch, Batches, Resident, Streamed, read_into_memory, shared_range
+from lossmap.data.batches import Batch, Batches, MappedFetch, Resident, Streamed, read_into_memory, shared_range
 from lossmap.data.import_by_name import resolve_callable
 from lossmap.data.loaders import DEFAULT_BATCH_SIZE, Source, collect_in_memory, source_of
 from lossmap.data.problem import targets_of
@@ -143,34 +143,37 @@ def _source(
     if normalize is not None:
         means = _parsed(normalize)
 
-    fetch = _image_fetcher(images, labels, whole, split, corruption, level)
-    source = Source(fetch, len(images))
+    source = Source(_ImageFetch(images, labels, whole, split, corruption, level), len(images))
     if raw or means is None:
         return source
     return _normalised(source, *means)
 
 
-def _image_fetcher(
-    images: NDArray[Any], labels: NDArray[np.int64], whole: float, split: str, corruption: str | None, level: int
-) -> Callable[[Sequence[int]], Batch]:
+@dataclass(frozen=True, eq=False)
+class _ImageFetch:
     """Indices -> (x, y) of images (N, H, W, C): x (B, C, H, W) float32 in units of `whole`, corrupted where asked."""
 
-    def fetch(indices: Sequence[int]) -> Batch:
+    images: NDArray[Any]
+    labels: NDArray[np.int64]
+    whole: float
+    split: str
+    corruption: str | None
+    level: int
+
+    def __call__(self, indices: Sequence[int]) -> Batch:
         rows = _rows(indices)
-        x = images[rows]
-        if corruption is not None:
+        x = self.images[rows]
+        if self.corruption is not None:
             from lossmap.data.corruptions import corrupt
 
-            if x.dtype == np.uint8 and whole != 255.0:
-                x = x.astype(np.float32) / np.float32(whole)
-            numbers = np.arange(len(images))[rows]
-            x = corrupt(x, corruption, level, seed=0, indices=numbers, stream=split)
+            if x.dtype == np.uint8 and self.whole != 255.0:
+                x = x.astype(np.float32) / np.float32(self.whole)
+            numbers = np.arange(len(self.images))[rows]
+            x = corrupt(x, self.corruption, self.level, seed=0, indices=numbers, stream=self.split)
         tensor = torch.from_numpy(np.ascontiguousarray(x.transpose(0, 3, 1, 2)).astype(np.float32))
         if x.dtype == np.uint8:
-            tensor = tensor.div_(whole)
-        return tensor, torch.from_numpy(np.ascontiguousarray(labels[rows]))
-
-    return fetch
+            tensor = tensor.div_(self.whole)
+        return tensor, torch.from_numpy(np.ascontiguousarray(self.labels[rows]))
 
 
 def _rows(indices: Sequence[int]) -> Any:
@@ -290,11 +293,15 @@ def _parsed(text: str) -> tuple[list[float], list[float]]:
     return mean, std
 
 
-def _normalised(source: Source, mean: Sequence[float], std: Sequence[float]) -> Source:
-    """A source whose inputs have the mean subtracted and are divided by the standard deviation, by channel."""
+@dataclass(frozen=True, eq=False)
+class _Normalization:
+    """(x, y) -> the same with the mean subtracted from x, and divided by the standard deviation, by channel."""
 
-    def fetch(indices: Sequence[int]) -> Batch:
-        batch = source.fetch(indices)
+    mean: Sequence[float]
+    std: Sequence[float]
+
+    def __call__(self, batch: Batch) -> Batch:
+        mean, std = self.mean, self.std
         if not isinstance(batch, tuple) or not isinstance(batch[0], Tensor) or not batch[0].is_floating_point():
             raise ValueError("--normalize needs batches (x, y) whose x are floating-point numbers")
         x = batch[0]
@@ -304,7 +311,10 @@ def _normalised(source: Source, mean: Sequence[float], std: Sequence[float]) -> 
         shape = (1, -1, *(1 for _ in range(x.dim() - 2))) if x.dim() > 1 else (-1,)
         return ((x - x.new_tensor(mean).view(shape)) / x.new_tensor(std).view(shape), *batch[1:])
 
-    return replace(source, fetch=fetch)
+
+def _normalised(source: Source, mean: Sequence[float], std: Sequence[float]) -> Source:
+    """A source whose inputs have the mean subtracted and are divided by the standard deviation, by channel."""
+    return replace(source, fetch=MappedFetch(source.fetch, _Normalization(mean, std)))
 
 
 def digest(batches: Batches) -> str:

@@ -66,7 +66,7 @@ def as_batches(
         dataset, collate, size = data, default_collate, batch_size or DEFAULT_BATCH_SIZE
     else:
         return read_into_memory(data, batch_size, budget)
-    fetch, samples = _fetch(dataset, collate), len(cast(Any, dataset))
+    fetch, samples = DatasetFetch(dataset, collate), len(cast(Any, dataset))
     if samples and samples * Source(fetch, samples).bytes_each() > budget:
         log.info("%d samples are more than the memory for samples; they are streamed", samples)
         return Streamed(of_dataset(dataset, collate, type(dataset).__name__).fetch, range(samples), size)
@@ -117,7 +117,7 @@ def _of_arrays(x: Tensor | NDArray[Any], y: Tensor | NDArray[Any], name: str) ->
     for what, tensor in (("x", x), ("y", y)):
         if tensor.is_floating_point() and not tensor.isfinite().all():
             raise ValueError(f"{name}: {what} has {int((~tensor.isfinite()).sum())} entries that are not finite")
-    return Source(lambda indices: (_rows(x, indices), _rows(y, indices)), len(x))
+    return Source(RowsOf((x, y)), len(x))
 
 
 def _as_tensor(values: Tensor | NDArray[Any], name: str) -> Tensor:
@@ -138,14 +138,8 @@ def _rows(values: Tensor, indices: Sequence[int]) -> Tensor:
 
 def _of_batches(batches: Any) -> Source:
     if isinstance(batches, Streamed):
-        inner = batches
-        return Source(lambda indices: inner.fetch([inner.indices[i] for i in indices]), inner.samples)
-    tensors = batches.tensors
-
-    def fetch(indices: Sequence[int]) -> Batch:
-        return map_tensors(lambda t: _rows(t, indices), tensors)
-
-    return Source(fetch, batches.samples)
+        return Source(_SubsetFetch(batches), batches.samples)
+    return Source(RowsOf(batches.tensors), batches.samples)
 
 
 def _plain_loader(loader: DataLoader[Any]) -> bool:
@@ -160,19 +154,45 @@ def _plain_loader(loader: DataLoader[Any]) -> bool:
     return all_of_it and whole and usual and not loader.drop_last
 
 
-def _fetch(dataset: Any, collate: Callable[[list[Any]], Any]) -> Callable[[Sequence[int]], Batch]:
-    def fetch(indices: Sequence[int]) -> Batch:
-        batch = collate([dataset[int(i)] for i in indices])
+@dataclass(frozen=True, eq=False)
+class RowsOf:
+    """A fetch from tensors in memory: indices of samples -> their rows."""
+
+    tensors: Batch
+
+    def __call__(self, indices: Sequence[int]) -> Batch:
+        """The batch of these samples."""
+        return map_tensors(lambda t: _rows(t, indices), self.tensors)
+
+
+@dataclass(frozen=True, eq=False)
+class _SubsetFetch:
+    """A fetch from the samples of a stream, counted in its own order."""
+
+    stream: Streamed
+
+    def __call__(self, indices: Sequence[int]) -> Batch:
+        return self.stream.fetch([self.stream.indices[i] for i in indices])
+
+
+@dataclass(frozen=True, eq=False)
+class DatasetFetch:
+    """A fetch from a Dataset, its samples put together by `collate`."""
+
+    dataset: Any
+    collate: Callable[[list[Any]], Any]
+
+    def __call__(self, indices: Sequence[int]) -> Batch:
+        """The batch of these samples."""
+        batch = self.collate([self.dataset[int(i)] for i in indices])
         if isinstance(batch, list):
             return tuple(batch)
         return batch
 
-    return fetch
-
 
 def of_dataset(dataset: Any, collate: Callable[[list[Any]], Any], name: str) -> Source:
     """A source of a Dataset's samples, put together by `collate`; of one that gives others each time the log warns."""
-    fetch = _fetch(dataset, collate)
+    fetch = DatasetFetch(dataset, collate)
     if len(dataset):
         first, again = (pytree.tree_leaves(fetch([0])) for _ in range(2))
         same = (torch.equal(a, b) for a, b in zip(first, again, strict=True) if isinstance(a, Tensor))

@@ -34,22 +34,80 @@ from lossmap.data.criteria import (
 )
 from lossmap.data.loaders import as_batches
 from lossmap.geometry.directions import move_point, origin_of
+from lossmap.keywords import checked_keywords
+
+
+def _value_and_count(loss: Callable[[nn.Module, Batch], Any], model: nn.Module, batch: Batch) -> tuple[Tensor, int]:
+    """The number that a user's loss returns for a batch, and the batch's samples."""
+    value, samples = loss(model, batch), None
+    if isinstance(value, tuple):
+        value, samples = value
+    if not isinstance(value, Tensor) or value.dim() != 0:
+        raise ValueError(f"the loss must return one number per batch; got {getattr(value, 'shape', type(value))}")
+    if samples is None:
+        samples = samples_in(batch)
+    return value, int(samples)
+
+
+@dataclass(frozen=True)
+class CustomLoss:
+    """A loss of model and batch as `Problem.forward`: (model, batch) -> the loss summed over the batch's samples.
+
+    loss       (model, batch) -> a scalar, or (scalar, samples)
+    reduction  whether that scalar is the `mean` or the `sum` over the batch's samples
+    """
+
+    loss: Callable[[nn.Module, Batch], Any]
+    reduction: str
+
+    def __call__(self, model: nn.Module, batch: Batch) -> Tensor:
+        """The summed loss."""
+        value, samples = _value_and_count(self.loss, model, batch)
+        if self.reduction == "mean":
+            return value * samples
+        return value
+
+
+@dataclass(frozen=True, eq=False)
+class CustomCount:
+    """The samples of a batch, as a loss of model and batch reports them."""
+
+    loss: Callable[[nn.Module, Batch], Any]
+    model: nn.Module
+
+    def __call__(self, batch: Batch) -> int:
+        """The number of samples; the loss runs with gradients, since it may differentiate by its inputs."""
+        return _value_and_count(self.loss, self.model, batch)[1]
 
 
 @dataclass(frozen=True, eq=False)
 class Problem:
-    """Model, loss and data. Make one by `Problem.supervised` or `Problem.custom`.
+    """A model, a loss and the data over which the loss is a mean. Make one by `Problem.supervised` or `Problem.custom`.
 
-    model      the network; the data follow to its device when the problem is made
-    data       the samples of one split
-    forward    (model, batch) -> outputs f
-    loss       (outputs, batch) -> the loss summed over the batch's samples, a scalar
-    count      batch -> its samples
-    metrics    further means over samples, by name (`acc`)
-    separable  whether outputs and loss are truly two steps, as Gauss-Newton needs
-    noise_seed a random loss starts from this seed at every evaluation; None where the loss draws nothing
-    notes      how the loss is evaluated, a sentence each, where that is not as a mean over any samples
-    checked    whether `loss_check.check_loss` has seen it
+    The model is borrowed: after any call its parameters, buffers, mode and gradients are as before. A problem can be
+    pickled where its model, loss and data can: with `pickle` where the loss is a name, a module of PyTorch, or a
+        function
+    that stands in a module; with `cloudpickle` also where it is a lambda or a function within a function.
+
+    Attributes:
+        model: the network; the data follow to its device when the problem is made.
+        data: the samples of one split, in batches.
+        forward: (model, batch) -> outputs f.
+        loss: (outputs, batch) -> the loss summed over the batch's samples, a scalar.
+        count: batch -> its samples.
+        metrics: further means over samples, by name (`acc`).
+        separable: whether outputs and loss are truly two steps, as Gauss-Newton needs.
+        unit: of the loss, such as nats.
+        noise_seed: a random loss starts from this seed at every evaluation; None where the loss draws nothing.
+        notes: how the loss is evaluated, a sentence each, where that is not as a mean over any samples.
+        checked: whether `loss_check.check_loss` has seen it.
+
+    Example:
+        >>> import torch, lossmap
+        >>> model = torch.nn.Linear(4, 3)
+        >>> lossmap.Problem.supervised(model, "crossentropy", (torch.randn(20, 4), torch.arange(20) % 3))
+        Problem(Linear, 15 parameters, 20 samples, metrics: acc)
+
     """
 
     model: nn.Module
@@ -65,6 +123,7 @@ class Problem:
     checked: bool = False
 
     @classmethod
+    @checked_keywords
     def supervised(
         cls,
         model: nn.Module,
@@ -76,17 +135,32 @@ class Problem:
     ) -> Problem:
         """A model that is called with inputs, and a loss of (outputs, targets), mean over the batch.
 
-        loss   `crossentropy`, `mse`, or a callable such as `nn.CrossEntropyLoss()`; its class weights and the
-               targets that it ignores count as in one batch of all samples, whatever the cut
-        data   a DataLoader, a Dataset, a tuple (inputs, targets) of tensors or arrays, or anything that yields such
-               batches, in memory where they fit, else streamed; floating-point numbers are taken in the model's
-               precision; a batch's last entry is the target, what stands before it is given to the model (a tuple
-               as several arguments, a dict as keywords); of a dict batch the target is `labels`, `targets`,
-               `target`, `label` or `y`
-        metrics by name, each a `Metric` or a function (outputs, targets) -> mean over the batch's samples; without
-               them the accuracy, where the targets are class labels and the outputs are (N, C > 1)
+        Args:
+            model: the network, on any device, in any mode; it is evaluated in evaluation mode.
+            loss: `crossentropy` (nats), `mse`, or a callable such as `nn.CrossEntropyLoss()`; its class weights and the
+                targets that it ignores count as in one batch of all samples, whatever the cut.
+            data: a DataLoader, a Dataset, a tuple (inputs, targets) of tensors or arrays, or anything that yields such
+                batches, in memory where they fit, else streamed; floating-point numbers are taken in the model's
+                precision. A batch's last entry is the target, what stands before it is given to the model (a tuple as
+                several arguments, a dict as keywords); of a dict batch the target is `labels`, `targets`, `target`,
+                `label` or `y`.
+            batch_size: samples in a batch; by default the loader's.
+            metrics: by name, each a `Metric` or a function (outputs, targets) -> mean over the batch's samples; without
+                them the accuracy, where the targets are class labels and the outputs are (N, C > 1).
 
-        Raises ValueError where targets are no labels or probabilities for a cross entropy.
+        Returns:
+            The problem.
+
+        Raises:
+            ValueError: where targets are no labels or probabilities for a cross entropy, and where batches do not fit
+                together.
+
+        Example:
+            >>> import torch, lossmap
+            >>> model = torch.nn.Linear(4, 1)
+            >>> lossmap.Problem.supervised(model, "mse", (torch.randn(20, 4), torch.randn(20, 1))).samples
+            20
+
         """
         criterion, unit = criterion_and_unit(loss)
         batches = with_class_targets(as_batches(data, batch_size), loss)
@@ -98,6 +172,7 @@ class Problem:
         return cls(model, batches, _call, total, samples_in, own, True, unit)
 
     @classmethod
+    @checked_keywords
     def custom(
         cls,
         model: nn.Module,
@@ -110,34 +185,34 @@ class Problem:
     ) -> Problem:
         """Any loss of model and batch: PINNs, language models, a regulariser inside.
 
-        loss       (model, batch) -> a scalar, or (scalar, samples); without samples, the batch's first
-                   dimension counts
-        reduction  whether that scalar is the `mean` or the `sum` over the batch's samples
+        Args:
+            model: the network.
+            loss: (model, batch) -> a scalar, or (scalar, samples); without samples, the batch's first dimension counts.
+            data: as of `supervised`, but that batches go to the loss as they are.
+            reduction: whether that scalar is the `mean` or the `sum` over the batch's samples.
+            batch_size: samples in a batch; by default the loader's.
+            unit: of the loss.
+
+        Returns:
+            The problem; it does not keep outputs and loss apart, so that there is no Gauss-Newton matrix of it.
+
+        Raises:
+            ValueError: for another reduction, and where batches do not fit together.
+
+        Example:
+            >>> import torch, lossmap
+            >>> model = torch.nn.Linear(2, 1)
+            >>> def energy(model, batch):
+            ...     return (model(batch) ** 2).mean()
+            >>> lossmap.Problem.custom(model, energy, torch.randn(10, 2)).samples
+            10
+
         """
         if reduction not in ("mean", "sum"):
             raise ValueError(f"reduction must be 'mean' or 'sum'; got {reduction!r}")
 
-        def value_and_count(model: nn.Module, batch: Batch) -> tuple[Tensor, int]:
-            value, samples = loss(model, batch), None
-            if isinstance(value, tuple):
-                value, samples = value
-            if not isinstance(value, Tensor) or value.dim() != 0:
-                raise ValueError(
-                    f"the loss must return one number per batch; got {getattr(value, 'shape', type(value))}"
-                )
-            return value, samples_in(batch) if samples is None else int(samples)
-
-        def forward(model: nn.Module, batch: Batch) -> Tensor:
-            value, samples = value_and_count(model, batch)
-            if reduction == "mean":
-                return value * samples
-            return value
-
-        def count(batch: Batch) -> int:
-            return value_and_count(model, batch)[1]  # with gradients: the loss may differentiate by its inputs
-
         data = _on_device_of(model, as_batches(data, batch_size))
-        return cls(model, data, forward, _itself, count, {}, False, unit)
+        return cls(model, data, CustomLoss(loss, reduction), _itself, CustomCount(loss, model), {}, False, unit)
 
     @cached_property
     def samples(self) -> int:

@@ -31,6 +31,7 @@ from torch.nn.utils.parametrize import ParametrizationList
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
+from lossmap.keywords import checked_keywords
 from lossmap.report.singular_values import (
     WeightSummary,
     matrix_text,
@@ -39,6 +40,7 @@ from lossmap.report.singular_values import (
 )
 from lossmap.report.stored import REPORT_VERSION, StoredReport
 from lossmap.report.text import number
+from lossmap.values import Result
 
 NEAR = 1e-3
 
@@ -127,7 +129,7 @@ class LayerWeights:
 
 
 @dataclass(frozen=True)
-class SingularValueTable:
+class SingularValueTable(Result):
     """All layers' weights. Print it for the table."""
 
     layers: tuple[LayerWeights, ...]
@@ -154,12 +156,27 @@ class SingularValueTable:
         return singular_values_report(self._report())
 
 
+@checked_keywords
 def singular_values(model: nn.Module, *, near: float = NEAR) -> SingularValueTable:
-    """The singular values of every weight of two or more dimensions, in float64.
+    """The singular values of every weight of two or more dimensions, in float64. No data and no loss are needed.
 
-    near  the share of a weight's largest below which a singular value counts as near zero
+    Args:
+        model: the network; it is not changed.
+        near: the share of a weight's largest below which a singular value counts as near zero.
 
-    Raises ValueError where the model has none, or one that is not finite.
+    Returns:
+        A `SingularValueTable`: print it for the table; `table[name].values` (min(m, k),), descending.
+
+    Raises:
+        ValueError: where the model has no such weight, or one that is not finite.
+
+    Example:
+        >>> import torch, lossmap
+        >>> model = torch.nn.Linear(2, 2, bias=False)
+        >>> model.weight.data = torch.diag(torch.tensor([3.0, 2.0]))
+        >>> lossmap.singular_values(model)["weight"].values.round(6).tolist()
+        [3.0, 2.0]
+
     """
     layers = []
     for title, module in model.named_modules():

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,29 +26,44 @@ from lossmap.dynamics.snapshots import Snapshots
 from lossmap.dynamics.summary import Summary, summarize
 from lossmap.geometry.grid import Grid
 from lossmap.io.eigenvector_store import RESULTS, VectorFolder, move_into_file, read_vectors
-from lossmap.io.read import SurfaceFile, read
+from lossmap.io.read import SurfaceFile, read, read_group
 from lossmap.io.surface import DONE, Group, Surface
+from lossmap.keywords import checked_keywords
 from lossmap.landscape.run_survey import as_stop, survey
 from lossmap.landscape.survey_recorder import Progress
 from lossmap.memory import free_memory
 from lossmap.parallel.shutdown import Stop
 from lossmap.parallel.world import World
+from lossmap.values import DrawnResult
 
 
 @dataclass(frozen=True)
-class RunDynamics:
-    """The result of a run, on rank 0.
+class RunDynamics(DrawnResult):
+    """The curvature along a run: what became of the leading eigenspace, on rank 0. Print it for the answers.
 
-    path     of the result file
-    outcome  complete, failed (some checkpoints could not be measured) or unfinished
-    summary  the answers, with the numbers that they rest on; empty while unfinished
-    failures one sentence each
+    path       of the result file
+    outcome    complete, failed (some checkpoints could not be measured) or unfinished
+    summary    the answers, with the numbers that they rest on; empty while unfinished
+    failures   one sentence each
+    evolution  arrays by checkpoint: step, eigenvalue (step, pair), overlap (step, step), ...; None while unfinished
     """
 
-    path: Path
+    path: Path = field(compare=False)
     outcome: str
     summary: str
     failures: tuple[str, ...] = ()
+    evolution: Group | None = field(default=None, repr=False)
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        """The array of this name, such as `eigenvalue`. Raises KeyError with the names that there are."""
+        arrays = {} if self.evolution is None else self.evolution.arrays
+        if name not in arrays:
+            raise KeyError(f"no array {name!r} here; there are: {', '.join(arrays) or 'none'}")
+        return arrays[name]
+
+    def __repr__(self) -> str:
+        lines = [f"Curvature along a run, {self.path}: {self.outcome}", *self.summary.splitlines()]
+        return "\n".join([*lines, *(f"failed: {failure}" for failure in self.failures)])
 
 
 def find_checkpoints(paths: Iterable[str | Path]) -> dict[float, Path]:
@@ -78,6 +93,7 @@ def find_checkpoints(paths: Iterable[str | Path]) -> dict[float, Path]:
     return dict(zip(steps, files, strict=True))
 
 
+@checked_keywords
 def run_dynamics(
     checkpoints: Iterable[str | Path],
     problem: Problem,
@@ -102,22 +118,52 @@ def run_dynamics(
     attributes: Mapping[str, Any] | None = None,
     command: str = "lossmap spectrum --along",
 ) -> RunDynamics:
-    """Measures every checkpoint of a run and compares them. Every rank calls it; rank 0's answer is the whole one.
+    """The curvature along a training run: the leading eigenpairs at every checkpoint, and how their eigenspace rotates.
 
-    checkpoints  files, or folders that hold them
-    problem   the architecture, loss and data
-    path      of the result file; an existing one of the same run is continued
-    top       number of largest eigenvalues, with their eigenvectors, at each checkpoint
-    tol       of the eigenvalues, relative to the largest absolute value
-    parameters  of the Hessian: weights (dimension > 1), all, or a regular expression
-    centre    PCA about the mean instead of about zero
-    whole     the trace, the share of negative eigenvalues and quantiles of all as well
-    settings  what else the file is to compare when it is continued: data, precision
-    backend   of products: auto (by a probe), linearized, retained-graph or double-backward
-    stop      asked between checkpoints, and at every product within one, which is then left and begun again later
+    Every rank that a launcher started calls it alike. Killed or interrupted, the same call resumes.
 
-    Returns the result; on other ranks than 0 without summary and failures. Raises ValueError as `find_checkpoints`
-    does, and where the file there belongs to another run.
+    Args:
+        checkpoints: files, or folders that hold them; a step is the last number in a file's name.
+        problem: the architecture, loss and data.
+        path: of the result file; an existing one of the same run is continued.
+        top: number of largest eigenvalues, with their eigenvectors, at each checkpoint.
+        whole: the trace, the share of negative eigenvalues and quantiles of all as well.
+        tol: accuracy of the eigenvalues, relative to the largest absolute value.
+        parameters: of the Hessian: `weights` (dimension > 1), `all`, or a regular expression.
+        centre: principal components about the mean instead of about zero.
+        seed: of start vectors and probes.
+        world: the ranks; None: those that a launcher started.
+        stop: a function that returns whether to stop: asked between checkpoints, and at every product within one.
+        progress: called on rank 0 a few times a second.
+        overwrite: whether a file that is there is begun anew.
+        retry_failed: whether failed checkpoints are measured again.
+        rank_0: `computes` too, only `deals`, or `auto`.
+        backend: of products: `auto` (by a probe), `linearized`, `retained-graph` or `double-backward`.
+        point_timeout: seconds after which a rank that does not answer is reported.
+        unsafe: whether pickled checkpoints may be read, which can run code of their own.
+        settings: what else the file is to compare when it is continued: data, precision.
+        attributes: root attributes of the file.
+        command: one line for the file's history.
+
+    Returns:
+        A `RunDynamics`: print it for the answers; `result["eigenvalue"]` (step, pair), `result["overlap"]` (step,
+        step), and so on. On other ranks than 0 without summary and arrays.
+
+    Raises:
+        ValueError: for files that are not checkpoints, and where the file there belongs to another run.
+        FileNotFoundError: for a path that does not exist.
+
+    Example:
+        >>> import tempfile, torch, lossmap
+        >>> folder = tempfile.mkdtemp()
+        >>> model = torch.nn.Linear(4, 3)
+        >>> for step in range(3):
+        ...     torch.save({k: t * (1 + step) for k, t in model.state_dict().items()}, f"{folder}/step{step}.pt")
+        >>> problem = lossmap.Problem.supervised(model, "crossentropy", (torch.randn(20, 4), torch.arange(20) % 3))
+        >>> run = lossmap.run_dynamics([folder], problem, path=f"{folder}/run.h5", top=2, backend="double-backward")
+        >>> run.outcome, run["eigenvalue"].shape
+        ('complete', (3, 2))
+
     """
     if world is None:
         world = World.start()
@@ -155,7 +201,10 @@ def run_dynamics(
             identity=identity,
             measures={measure.name: (measure.fields, measure.settings)},
             overwrite=overwrite,
-            attributes=dict(attributes or {}),
+            attributes={
+                **(attributes or {}),
+                "checkpoint_files": json.dumps({f"{step:g}": str(file) for step, file in files.items()}),
+            },
             command=command,
         )
         if overwrite:
@@ -181,7 +230,21 @@ def run_dynamics(
     if world.rank != 0:
         return RunDynamics(path, surface.outcome_of(measure.name), "")
     failures = tuple(f"{files[grid.point(f.index)[0]]}: {f.reason}" for f in surface.failures)
-    return RunDynamics(path, surface.outcome, summary, failures)
+    evolution = None
+    if summary:
+        evolution = read_group(path, RESULTS)
+    return RunDynamics(path, surface.outcome, summary, failures, evolution)
+
+
+def run_in_file(path: str | Path, surface: Surface) -> RunDynamics:
+    """The result in a file of `run_dynamics` or `lossmap dynamics`, read as `surface`."""
+    evolution = surface.groups[RESULTS]
+    files = json.loads(str(surface.attributes.get("checkpoint_files", "{}")))
+    steps = [f"{surface.grid.point(f.index)[0]:g}" for f in surface.failures]
+    failures = tuple(
+        f"{files.get(step, f'step {step}')}: {f.reason}" for step, f in zip(steps, surface.failures, strict=True)
+    )
+    return RunDynamics(Path(path), surface.outcome, str(evolution.attributes["verdict"]), failures, evolution)
 
 
 def _stored_plan(

@@ -27,21 +27,37 @@ from torch import Tensor, nn
 from lossmap.geometry.grid import Point
 from lossmap.geometry.parameter_vector import Layout, movable_parameters, refuse_complex
 from lossmap.geometry.unregistered import explained, unregistered
+from lossmap.keywords import checked_init, checked_keywords
 from lossmap.seeding import normal
 from lossmap.sums import dot, norm
+from lossmap.values import Result
 
 Named = Mapping[str, Tensor]
 NORMS = ("filter", "layer", "weight", "dfilter", "dlayer", "none")
 IGNORES = ("biasbn", "none")
 
 
+@checked_init
 @dataclass(frozen=True, eq=False)
-class Plane:
-    """An origin and k = 1 or 2 axes.
+class Plane(Result):
+    """An origin and k = 1 or 2 axes through parameter space.
 
-    origin   the tensors at point 0, by name, in the order of the state dict
-    axes     k mappings with the same names and shapes
-    recipes  k dicts that say how each axis was made: kind, norm, ignore, seed, source (JSON-able)
+    Make one by `random_plane`, `line_between`, `plane_through` or `pca_plane`, or from tensors of your own.
+
+    Attributes:
+        origin: the tensors at point 0, by name, in the order of the state dict.
+        axes: k mappings with the same names and shapes.
+        recipes: k dicts that say how each axis was made: kind, norm, ignore, seed, source (JSON-able).
+
+    Raises:
+        ValueError: for another number of axes, axes of other names or shapes, and values that are not finite.
+
+    Example:
+        >>> import torch, lossmap
+        >>> line = lossmap.Plane({"w": torch.zeros(2)}, ({"w": torch.ones(2)},), ({"kind": "own"},))
+        >>> line.at((0.5,))["w"].tolist(), round(line.lengths[0], 3)
+        ([0.5, 0.5], 1.414)
+
     """
 
     origin: Named
@@ -110,6 +126,7 @@ class Plane:
         return f"Plane({text})"
 
 
+@checked_keywords
 def random_plane(
     model: nn.Module,
     axes: int = 2,
@@ -121,11 +138,27 @@ def random_plane(
 ) -> Plane:
     """A plane (or line) through the model along random directions; the same for the same seed anywhere.
 
-    axes    1 or 2
-    norm    how each axis is scaled, one of NORMS, or one for each axis; ignore: one of IGNORES, the same way
-    states  whether floating-point buffers (batch norm's statistics) move too
+    Args:
+        model: stands at the origin; it is not changed.
+        axes: 1 for a line, 2 for a plane.
+        seed: of the directions.
+        norm: how each axis is scaled against the model's tensors: `filter`, `layer`, `weight`, `dfilter`, `dlayer` or
+            `none`; one for all axes, or one for each.
+        ignore: `biasbn` (tensors of dimension <= 1 stand still) or `none`; one for all axes, or one for each.
+        states: whether floating-point buffers (batch norm's statistics) move too.
 
-    Raises ValueError for an unknown norm or ignore, and where the model holds values that are not finite.
+    Returns:
+        A `Plane`: the point (a, b) has the tensors origin + a x + b y.
+
+    Raises:
+        ValueError: for an unknown norm or ignore, and where the model holds values that are not finite.
+
+    Example:
+        >>> import torch, lossmap
+        >>> plane = lossmap.random_plane(torch.nn.Linear(3, 2), seed=0)
+        >>> sorted(plane.at((0.5, -0.5)))
+        ['bias', 'weight']
+
     """
     origin = origin_of(model, states)
     norms, ignores = _each(norm, axes), _each(ignore, axes)
@@ -136,17 +169,70 @@ def random_plane(
     return Plane(origin, tuple(directions), tuple(recipes))
 
 
+@checked_keywords
 def line_between(model: nn.Module, other: Named | nn.Module, *, states: bool = False, ignore: str = "none") -> Plane:
-    """The line from the model (0) to another of the same architecture (1), a module or its tensors by name.
+    """The line from the model (0) to another of the same architecture (1).
 
-    Raises ValueError where names or shapes differ.
+    Args:
+        model: stands at 0; it is not changed.
+        other: stands at 1: a module, or its tensors by name (a state dict).
+        states: whether floating-point buffers (batch norm's statistics) move too.
+        ignore: `none`, or `biasbn`: tensors of dimension <= 1 stay those of the first model.
+
+    Returns:
+        A `Plane` with one axis.
+
+    Raises:
+        ValueError: where names or shapes differ.
+
+    Example:
+        >>> import torch, lossmap
+        >>> a, b = torch.nn.Linear(2, 1), torch.nn.Linear(2, 1)
+        >>> line = lossmap.line_between(a, b)
+        >>> bool(torch.allclose(line.at((1.0,))["weight"], b.weight))
+        True
+
     """
+    return _through(model, (other,), states, ignore)
+
+
+@checked_keywords
+def plane_through(
+    model: nn.Module, x: Named | nn.Module, y: Named | nn.Module, *, states: bool = False, ignore: str = "none"
+) -> Plane:
+    """The plane through three models of one architecture: the first at (0, 0), `x` at (1, 0), `y` at (0, 1).
+
+    Args:
+        model: the origin; it is not changed.
+        x: a module, or its tensors by name (a state dict).
+        y: another one.
+        states: whether floating-point buffers (batch norm's statistics) move too.
+        ignore: `none`, or `biasbn`: tensors of dimension <= 1 stay those of the first model.
+
+    Returns:
+        A `Plane` with two axes, which need be neither orthogonal nor of one length (`plane.cosine`, `plane.lengths`).
+
+    Raises:
+        ValueError: where names or shapes differ.
+
+    Example:
+        >>> import torch, lossmap
+        >>> a, b, c = (torch.nn.Linear(2, 1) for _ in range(3))
+        >>> plane = lossmap.plane_through(a, b, c)
+        >>> bool(torch.allclose(plane.at((0.0, 1.0))["weight"], c.weight))
+        True
+
+    """
+    return _through(model, (x, y), states, ignore)
+
+
+def _through(model: nn.Module, others: Sequence[Named | nn.Module], states: bool, ignore: str) -> Plane:
+    """The plane from a model to others, each the end of an axis."""
     origin = origin_of(model, states)
-    if isinstance(other, nn.Module):
-        other = other.state_dict()
-    axis = difference(origin, other)
+    named = [other.state_dict() if isinstance(other, nn.Module) else other for other in others]
+    axes = tuple(normalised(difference(origin, other), origin, "none", ignore) for other in named)
     recipe = {"kind": "to", "norm": "none", "ignore": ignore, "states": states}
-    return Plane(origin, (normalised(axis, origin, "none", ignore),), (recipe,))
+    return Plane(origin, axes, (recipe,) * len(axes))
 
 
 def random_axis(

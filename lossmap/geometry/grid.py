@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from lossmap.keywords import checked_init, checked_keywords
+
 Point = tuple[float, ...]  # (k,): the coordinates along x, and in 2-D y
 
 
@@ -36,9 +38,26 @@ class Field:
         return 1 if self.extra is None else self.extra[1]
 
 
+@checked_init
 @dataclass(frozen=True, eq=False)
 class Grid:
-    """The ticks along x, and in 2-D along y. Ascending or descending, evenly spaced or not."""
+    """The points of a survey: ticks along x, and in 2-D along y, ascending or descending, evenly spaced or not.
+
+    Args:
+        x: (nx,) ticks, in lengths of the plane's x axis.
+        y: (ny,) ticks along y; None on a line.
+
+    Raises:
+        ValueError: where the ticks are no row of finite numbers.
+
+    Example:
+        >>> import numpy as np, lossmap
+        >>> lossmap.Grid(np.array([0.0, 0.5, 1.0]))
+        Grid(x=0:1:3)
+        >>> lossmap.Grid.square(-1, 1, 25).shape
+        (25, 25)
+
+    """
 
     x: np.ndarray  # (nx,) float64
     y: np.ndarray | None = None  # (ny,) float64; None in 1-D
@@ -54,6 +73,7 @@ class Grid:
             object.__setattr__(self, name, ticks)
 
     @classmethod
+    @checked_keywords
     def parse(cls, x: str, y: str | None = None) -> Grid:
         """A grid from `low:high:count` texts, as on the command line.
 
@@ -64,12 +84,14 @@ class Grid:
         return cls(_ticks("x", x), _ticks("y", y))
 
     @classmethod
+    @checked_keywords
     def square(cls, low: float = -1.0, high: float = 1.0, count: int = 25) -> Grid:
         """The same evenly spaced ticks along x and y."""
         ticks = np.linspace(low, high, count)
         return cls(ticks, ticks.copy())
 
     @classmethod
+    @checked_keywords
     def line(cls, low: float = -1.0, high: float = 1.0, count: int = 51) -> Grid:
         """Evenly spaced ticks along one axis."""
         return cls(np.linspace(low, high, count))

@@ -14,9 +14,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from lossmap.geometry.directions import Named, Plane, difference, projected
+from lossmap.geometry.directions import Named, Plane, difference, origin_of, projected
+from lossmap.keywords import checked_keywords
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,6 +58,43 @@ def principal_axes(origin: Named, path: Sequence[Named], count: int = 2) -> Prin
             weights = -weights
         axes.append(_combination(weights.tolist(), offsets, origin))
     return PrincipalAxes(tuple(axes), tuple((values[:count] / values.sum()).tolist()))
+
+
+@checked_keywords
+def pca_plane(model: nn.Module, path: Sequence[Named | nn.Module], *, axes: int = 2, states: bool = False) -> Plane:
+    """The plane of the principal axes of a training run, about the model that it ended at.
+
+    Args:
+        model: the origin, such as the last checkpoint; it is not changed.
+        path: the checkpoints of the run in their order: modules, or their tensors by name (state dicts).
+        axes: 1 or 2.
+        states: whether floating-point buffers (batch norm's statistics) move too.
+
+    Returns:
+        A `Plane` whose axes have length 1 in units of theta; each recipe has its `explained_variance_ratio`.
+        `trajectory(plane, path)` of this module projects the checkpoints.
+
+    Raises:
+        ValueError: where the path spans fewer dimensions, and where names or shapes differ.
+
+    Example:
+        >>> import torch, lossmap
+        >>> model = torch.nn.Linear(2, 1, bias=False)
+        >>> run = [{"weight": model.weight.detach() + t * torch.tensor([[3.0, 4.0]])} for t in (2.0, 1.0, 0.0)]
+        >>> line = lossmap.pca_plane(model, run, axes=1)
+        >>> line.axes[0]["weight"].abs().tolist() == torch.tensor([[0.6, 0.8]]).tolist()
+        True
+
+    """
+    origin = origin_of(model, states)
+    named = [state.state_dict() if isinstance(state, nn.Module) else state for state in path]
+    principal = principal_axes(origin, named, axes)
+    recipes = [
+        {"kind": f"pca:{i + 1}", "norm": "none", "ignore": "none", "states": states, "checkpoints": len(named)}
+        | {"explained_variance_ratio": share}
+        for i, share in enumerate(principal.explained)
+    ]
+    return Plane(origin, principal.axes, tuple(recipes))
 
 
 def _combination(weights: Sequence[float], tensors: Sequence[Named], like: Named) -> dict[str, Tensor]:

@@ -40,6 +40,7 @@ from lossmap.geometry.parameter_vector import selected
 from lossmap.health.diagnosis import Diagnosis
 from lossmap.health.measurements import Measurements
 from lossmap.health.rules import apply_rules
+from lossmap.keywords import checked_keywords
 from lossmap.linalg.power_law import MIN_TAIL_SIZE, PowerLawTail, power_law_tail
 from lossmap.seeding import generator
 from lossmap.spectra.spectrum import spectrum
@@ -51,6 +52,7 @@ SAMPLES = 512  # for gradients and Hessian
 T = TypeVar("T")
 
 
+@checked_keywords
 def diagnose_network_health(
     model: nn.Module,
     loader: Any,
@@ -68,13 +70,36 @@ def diagnose_network_health(
     seed: int = 0,
     label: str = "",
 ) -> Diagnosis:
-    """Examines a model on the data of a loader, and its accuracy on those of a second one, `held_out`.
+    """Examine a model on the data of a loader: `diagnose` for a model and a loader, without a `Problem`.
 
-    loader, held_out  as `Problem.supervised` takes data: a DataLoader, a Dataset, or (inputs, targets)
-    loss              crossentropy, mse, or a function of outputs and targets, mean over the batch
-    The other arguments as in `diagnose`.
+    Args:
+        model: the network.
+        loader: as `Problem.supervised` takes data: a DataLoader, a Dataset, or (inputs, targets).
+        loss: `crossentropy`, `mse`, or a function of outputs and targets, mean over the batch.
+        held_out: a second loader, of samples that the model was not trained on.
+        examinations: as of `diagnose`.
+        samples: as of `diagnose`.
+        rate: as of `diagnose`.
+        momentum: as of `diagnose`.
+        nesterov: as of `diagnose`.
+        layer: as of `diagnose`.
+        parameters: as of `diagnose`.
+        density_error: as of `diagnose`.
+        seed: as of `diagnose`.
+        label: as of `diagnose`.
 
-    Raises ValueError for an examination that there is not, and for a loader without inputs and targets.
+    Returns:
+        A `Diagnosis`, as `diagnose` does.
+
+    Raises:
+        ValueError: for an examination that there is not, and for a loader without inputs and targets.
+
+    Example:
+        >>> import torch, lossmap
+        >>> model, data = torch.nn.Linear(4, 3), (torch.randn(20, 4), torch.arange(20) % 3)
+        >>> lossmap.diagnose_network_health(model, data, examinations=["weights"]).measurements.size
+        15
+
     """
     other = None
     if held_out is not None:
@@ -95,6 +120,7 @@ def diagnose_network_health(
     )
 
 
+@checked_keywords
 def diagnose(
     problem: Problem,
     *,
@@ -110,19 +136,39 @@ def diagnose(
     seed: int = 0,
     label: str = "",
 ) -> Diagnosis:
-    """Examines a problem's model, in evaluation mode; it comes back as it was.
+    """Examine a network: weights, gradients, Hessian, features and signals, and what rules find in the numbers.
 
-    held_out       the same model over samples that it was not trained on: accuracy and labels are judged there too
-    examinations   which of EXAMINATIONS are made
-    samples        for gradients and Hessian, at most: a random subset, drawn from `seed`
-    rate           the learning rate, with its momentum: the edge of stability is judged only where they are given
-    nesterov       whether the momentum is Nesterov's
-    layer          whose input are the features for neural collapse; by default the last linear one
-    parameters     of gradients and Hessian: weights (dimension > 1), all, or a regular expression
-    density_error  of the spectral density, as a share of its range; None for no density
-    label          of the network in the report; by default its class
+    Args:
+        problem: model, loss and data. The model is examined in evaluation mode, and comes back as it was.
+        held_out: the same model over samples that it was not trained on: accuracy and labels are judged there too.
+        examinations: which are made, of `weights`, `gradients`, `hessian`, `collapse`, `signals`.
+        samples: for gradients and Hessian, at most: a random subset, drawn from `seed`.
+        rate: the learning rate: the edge of stability is judged only where it is given.
+        momentum: of the steps taken with it.
+        nesterov: whether the momentum is Nesterov's.
+        layer: whose input are the features for neural collapse; by default the last linear one.
+        parameters: of gradients and Hessian: `weights` (dimension > 1), `all`, or a regular expression.
+        density_error: of the spectral density, as a share of its range; None for no density.
+        seed: of probes and of the subset.
+        label: of the network in the report; by default its class.
 
-    Returns measurements, findings and what is undecided. Raises ValueError for an examination that there is not.
+    Returns:
+        A `Diagnosis`: print it for the report; `findings`, the most severe first, `undecided`, `numbers()`,
+        `to_json()`.
+
+    Raises:
+        ValueError: for an examination that there is not.
+
+    Example:
+        >>> import torch, lossmap
+        >>> _ = torch.manual_seed(0)
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 3))
+        >>> data = (torch.randn(20, 4), torch.arange(20) % 3)
+        >>> problem = lossmap.Problem.supervised(model, "crossentropy", data)
+        >>> diagnosis = lossmap.diagnose(problem, examinations=["weights"])
+        >>> [layer.name for layer in diagnosis.measurements.weights]
+        ['0.weight']
+
     """
     unknown = [name for name in examinations if name not in EXAMINATIONS]
     if unknown:

@@ -16,14 +16,28 @@ from lossmap.linalg.power_law import PowerLawTail
 from lossmap.report.health import health_report
 from lossmap.report.stored import StoredReport
 from lossmap.spectra.spectrum_result import Spectrum
+from lossmap.values import DrawnResult
 
 
 @dataclass(frozen=True, eq=False)
-class Diagnosis:
-    """What was measured, and what the rules find in it. Print it for the report.
+class Diagnosis(DrawnResult):
+    """What was measured of a network, and what the rules find in it: the result of `diagnose`. Print it for the report.
 
-    findings   what is beyond its threshold by two standard errors, the most severe first
-    undecided  what is beyond its threshold, but not by two standard errors
+    Attributes:
+        measurements: the numbers, with their error bars.
+        findings: what is beyond its threshold by two standard errors, the most severe first.
+        undecided: what is beyond its threshold, but not by two standard errors.
+
+    Example:
+        >>> import torch, lossmap
+        >>> _ = torch.manual_seed(0)
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 3))
+        >>> data = (torch.randn(20, 4), torch.arange(20) % 3)
+        >>> problem = lossmap.Problem.supervised(model, "crossentropy", data)
+        >>> diagnosis = lossmap.diagnose(problem, examinations=["weights"])
+        >>> sorted(diagnosis.to_dict())[:3]
+        ['findings', 'held_out_samples', 'label']
+
     """
 
     measurements: Measurements

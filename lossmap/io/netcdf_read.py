@@ -11,48 +11,13 @@ import h5py
 import numpy as np
 
 from lossmap.geometry.grid import Field, Grid
+from lossmap.io.hdf5_open import Damaged, NotASurface, open_hdf5
 from lossmap.io.netcdf_write import FORMAT, LARGE, OWN, VERSION, X, Y, group_names, is_dimension
 from lossmap.io.surface import Failure, Group, Surface, indices_of
 
-SIGNATURE = b"\x89HDF\r\n\x1a\n"
+__all__ = ["Damaged", "NotASurface", "is_ours", "open_hdf5", "read_group_of", "read_surface"]
+
 HIDDEN = ("_NC", "CLASS", "NAME", "REFERENCE_LIST")  # attributes of HDF5's and netCDF's own
-
-
-class NotASurface(ValueError):
-    """The file holds no surface that can be read."""
-
-
-class Damaged(NotASurface):
-    """An HDF5 file that HDF5 itself cannot open: its end is missing, for instance."""
-
-
-def open_hdf5(path: Path) -> h5py.File:
-    """The HDF5 file, open for reading.
-
-    Raises FileNotFoundError, IsADirectoryError, PermissionError or NotASurface with one sentence that says which.
-    """
-    if path.is_dir():
-        raise IsADirectoryError(f"{path} is a folder; a surface is a file, such as surface.h5")
-    try:
-        with open(path, "rb") as file:
-            start = file.read(len(SIGNATURE))
-    except FileNotFoundError:
-        raise FileNotFoundError(f"there is no file {path}") from None
-    except PermissionError:
-        raise PermissionError(f"{path} cannot be read: you have no permission") from None
-    if not start:
-        raise NotASurface(f"{path} is empty (0 bytes): no surface was ever written there")
-    if start != SIGNATURE:
-        raise NotASurface(f"{path} is no HDF5 file, so it holds no surface; it begins with {start!r}")
-    try:
-        # No lock: these files appear whole, by renaming, so a reader never meets a half-written one.
-        return h5py.File(path, "r", locking=False)
-    except OSError as error:
-        size = path.stat().st_size
-        raise Damaged(
-            f"{path} is damaged: HDF5 cannot open it, perhaps because its end is missing ({size:,} bytes are there); "
-            f"take a backup, or run with --overwrite ({str(error).splitlines()[0]})"
-        ) from None
 
 
 def is_ours(file: h5py.File) -> bool:

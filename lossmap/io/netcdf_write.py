@@ -17,6 +17,7 @@ from typing import Any
 import h5py
 import numpy as np
 
+from lossmap.io.hdf5_open import open_hdf5
 from lossmap.io.surface import Group, Surface, spans, to_plain
 from lossmap.io.whole_file import write_hdf5
 
@@ -26,10 +27,12 @@ X, Y = "xcoordinates", "ycoordinates"
 # Attributes that the file itself keeps; whatever else stands at the root was passed in by the writer.
 OWN = ("format", "format_version", "Conventions", "settings", "settings_digest")
 TASKS = "tasks/"
+VALUES = "values/"
 LARGE = (
     "directions/",
     "evolution/eigenvectors",
     TASKS,
+    VALUES,
 )  # their arrays stay in the file until they are asked for
 SCALES = ("step", "point")  # arrays of a group that number its other arrays
 NO_VARIABLE = "This is a netCDF dimension but not a netCDF variable."  # the format's own words
@@ -135,19 +138,20 @@ def _attach(file: h5py.File, dataset: h5py.Dataset, axes: list[str]) -> None:
 def _write_groups(file: h5py.File, surface: Surface, earlier: Path | None) -> None:
     groups = dict(surface.groups)
     if surface.failures:
-        groups["failures"] = _failures_group(surface)
+        groups["failures"] = failures_group(surface)
     for name, group in groups.items():
         if group.arrays or not name.startswith(LARGE):
             _write_group(file, name, group)
     if earlier is not None and earlier.exists():
-        with h5py.File(earlier, "r", locking=False) as source:
+        with open_hdf5(earlier) as source:
             _take_over(source, file, skip=set(groups) | {"failures"})
     for name, group in groups.items():
         if name not in file:  # a direction of which nothing but the recipe is stored
             _write_group(file, name, group)
 
 
-def _failures_group(surface: Surface) -> Group:
+def failures_group(surface: Surface) -> Group:
+    """The failures as a group of columns: point (flat index), x, y, rank, measure, host and text."""
     failures = surface.failures
     points = np.array([surface.grid.point(f.index) for f in failures], dtype=np.float64)
     arrays = {"point": np.array([f.index for f in failures], dtype=np.int64), "x": points[:, 0]}
@@ -165,7 +169,7 @@ def _write_group(file: h5py.File, name: str, group: Group) -> None:
         _write_attribute(target, key, value)
     for key, array in group.arrays.items():
         _write_array(target, key, np.asarray(array))
-    if name.startswith(TASKS):
+    if name.startswith((TASKS, VALUES)):
         _name_dimensions(target)
         return
     scale = next((key for key in SCALES if key in group.arrays and np.ndim(group.arrays[key]) == 1), None)
@@ -219,7 +223,7 @@ def _take_over(source: h5py.File, file: h5py.File, skip: set[str]) -> None:
             continue
         parent, _, leaf = name.rpartition("/")
         target = file.require_group(parent) if parent else file
-        if name.startswith(TASKS):
+        if name.startswith((TASKS, VALUES)):
             _copy_task(source[name], file.create_group(name, track_order=True))
         else:
             source.copy(name, target, name=leaf)

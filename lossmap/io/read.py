@@ -7,6 +7,7 @@ go on after a death: the snapshot, and over it the journal from its beginning.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from lossmap.io import journal as log
@@ -55,7 +56,7 @@ def read(path: PathLike) -> Surface:
         surface = _snapshot(path, written)
         # The writer may have renamed a newer snapshot over, and removed its journal, between our two looks.
         if _stamp(path) == before:
-            return surface
+            return replace(surface, source=str(path.absolute()))
 
 
 def _stamp(path: Path) -> tuple[int, int] | None:

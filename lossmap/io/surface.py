@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 
 from lossmap.geometry.grid import Field, Grid
+from lossmap.keywords import checked_init
+from lossmap.values import DrawnResult, same_values
 
 TO_DO, DONE, FAILED = 0, 1, 2
 
@@ -67,21 +69,37 @@ class Group:
         return name in self.arrays
 
 
+@checked_init
 @dataclass(frozen=True, eq=False)
-class Surface:
-    """A surveyed line or plane.
+class Surface(DrawnResult):
+    """A surveyed line or plane: fields over the points of a grid, and what belongs to them. `survey` makes one.
 
-    grid        the ticks
-    fields      arrays by name, (y, x) or (x,), float64, NaN where not known
-    about       unit and long name of each field; those that are left out are looked up or named after themselves
-    status      by measure, uint8 of the grid's shape; one measure that is done where a field is finite, if left out
-    measures    the names of the fields that each measure reads
-    settings    {"file": {...}, "measures": {name: {...}}}: what the survey was told
-    failures    why points with status 2 have no reading
-    attributes  the root attributes of the file: versions, start, end, restarts, audit and so on
-    groups      trajectory, spectrum, ...; of `directions/x` the attributes alone (`read_group` brings the tensors)
-    parts       by measure: the flat indices that it is to hold, where that is not the whole grid (an audit)
-    recent      by measure: when its newest points came, seconds since the epoch; empty unless a journal lies beside
+    `surface["train_loss"]` is a field, (y, x) or (x,). It prints, draws itself in a notebook (also while its survey
+    runs), can be saved, read, drawn (`draw`), pickled, and given to xarray.
+
+    Attributes:
+        grid: the ticks.
+        fields: arrays by name, (y, x) or (x,), float64, NaN where not known.
+        about: unit and long name of each field; those that are left out are looked up or named after themselves.
+        status: by measure, uint8 of the grid's shape; one measure that is done where a field is finite, if left out.
+        measures: the names of the fields that each measure reads.
+        settings: {"file": {...}, "measures": {name: {...}}}: what the survey was asked for.
+        failures: why points with status 2 have no reading.
+        attributes: the root attributes of the file: versions, start, end, restarts, audit and so on.
+        groups: trajectory, spectrum, ...; of `directions/x` the attributes alone (`read_group` brings the tensors).
+        parts: by measure: the flat indices that it is to hold, where that is not the whole grid (an audit).
+        recent: by measure: when its newest points came, seconds since the epoch; empty unless a journal lies beside.
+        source: the file that it was read from, which holds the tensors of the directions; empty where there is none.
+
+    Raises:
+        ValueError: for a field or status whose shape is not the grid's.
+
+    Example:
+        >>> import numpy as np, lossmap
+        >>> surface = lossmap.Surface(lossmap.Grid.line(-1, 1, 3), {"train_loss": np.array([2.0, 1.0, 2.0])})
+        >>> surface.minimum("train_loss")
+        (1.0, (0.0,))
+
     """
 
     grid: Grid
@@ -94,7 +112,8 @@ class Surface:
     attributes: Mapping[str, Any] = field(default_factory=dict)
     groups: Mapping[str, Group] = field(default_factory=dict)
     parts: Mapping[str, np.ndarray] = field(default_factory=dict)
-    recent: Mapping[str, np.ndarray] = field(default_factory=dict)
+    recent: Mapping[str, np.ndarray] = field(default_factory=dict, compare=False)
+    source: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
         shape = self.grid.shape
@@ -128,6 +147,16 @@ class Surface:
 
     def __contains__(self, name: str) -> bool:
         return name in self.fields
+
+    def equals(self, other: object) -> bool:
+        """Whether the other is a Surface with the same grid, fields, statuses, settings, failures and groups.
+
+        NaN equals NaN; attributes are compared as a file holds them (a dict as its JSON text, for instance).
+        """
+        if not isinstance(other, Surface) or self.grid != other.grid:
+            return False
+        ours, theirs = (_comparable(surface) for surface in (self, other))
+        return same_values(ours, theirs)
 
     def status_of(self, name: str) -> np.ndarray:
         """The status array behind a field: that of the measure that reads it."""
@@ -186,23 +215,6 @@ class Surface:
         index = int(np.nanargmin(np.where(np.isfinite(values), values, np.nan)))
         return float(values[index]), self.grid.point(index)
 
-    def to_xarray(self) -> Any:
-        """The fields and statuses as an xarray.Dataset. Raises ImportError where xarray is not installed."""
-        import xarray
-
-        dims = ("xcoordinates",) if self.grid.y is None else ("ycoordinates", "xcoordinates")
-        coordinates = {"xcoordinates": self.grid.x}
-        if self.grid.y is not None:
-            coordinates["ycoordinates"] = self.grid.y
-        content: dict[str, Any] = {}
-        for name, values in self.fields.items():
-            about = self.about[name]
-            behind = (about.extra[0],) if about.extra else ()
-            content[name] = ((*dims, *behind), values, {"units": about.unit, "long_name": about.long_name})
-        for name, values in self.status.items():
-            content[f"{name}_status"] = (dims, values)
-        return xarray.Dataset(content, coords=coordinates, attrs=to_plain(self.attributes))
-
     def __repr__(self) -> str:
         grid = self.grid
         span = f"x {grid.x[0]:g} to {grid.x[-1]:g}"
@@ -230,6 +242,34 @@ class Surface:
         if groups:
             lines.append(f"  groups: {', '.join(groups)}")
         return "\n".join(lines)
+
+
+def _comparable(surface: Surface) -> dict[str, Any]:
+    """What two equal surfaces have in common; the arrays of large groups may be in a file, and count where both are."""
+    groups = {name: (dict(g.arrays), _attributes_text(g.attributes)) for name, g in surface.groups.items() if g.arrays}
+    return {
+        "fields": surface.fields,
+        "about": surface.about,
+        "status": surface.status,
+        "measures": surface.measures,
+        "settings": canonical(surface.settings),
+        "failures": surface.failures,
+        "attributes": _attributes_text(surface.attributes),
+        "groups": {n: g for n, g in groups.items() if not n.startswith("directions/")},
+        "parts": surface.parts,
+    }
+
+
+def _attributes_text(attributes: Mapping[str, Any]) -> dict[str, str]:
+    """Attributes as text: of numbers, lists of them, and what a file holds as JSON, one text for equal values."""
+    texts = {}
+    for name, value in attributes.items():
+        if isinstance(value, str):
+            texts[name] = value
+            continue
+        plain = to_plain(value)
+        texts[name] = "none" if plain is None else json.dumps(int(plain) if isinstance(plain, bool) else plain)
+    return texts
 
 
 def to_plain(value: Any) -> Any:

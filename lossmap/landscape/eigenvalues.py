@@ -16,10 +16,11 @@ vectors, each at most `memory` bytes.
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from math import isfinite, nan
 from typing import Any, Protocol
 
@@ -27,10 +28,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lossmap.data.noise import mean_and_error
+from lossmap.curvature.autotune import prepare, realization_factories
+from lossmap.curvature.hvp_plan import HvpPlan
+from lossmap.data.loss_check import check_loss
+from lossmap.data.noise import mean_and_error, mean_over, realizations
+from lossmap.data.problem import Problem
 from lossmap.geometry.directions import Plane
 from lossmap.geometry.grid import Field, Point
 from lossmap.interrupt import Interrupted
+from lossmap.keywords import checked_init
 from lossmap.linalg.eigenpairs import MAX_ROUNDING_SHARE, EigenPairs, Which, check_eigenvalue_request, with_residuals
 from lossmap.linalg.lanczos import extremes
 from lossmap.linalg.operator import SymmetricOperator
@@ -72,29 +78,61 @@ class OperatorFactory(Protocol):
         """The same with smaller batches and fewer kept values; None where it cannot do with less."""
 
 
+@checked_init
 class EigenvalueMap:
-    """The measure: `measure(point)` -> reading.
+    """The measure of extreme Hessian eigenvalues at points of a plane: `measure(point)` -> reading.
 
-    prepared      by split, {"train": ...}: the fields of the first have no prefix, those of the others `test_`
-    which         ends, top:k, bottom:k, abs:k or trace, or several of them joined by commas
-    tol, solver, max_products, confidence    as in `linalg.lanczos.extremes`
-    certify       each: every point starts cold, and goes on until its limits are near; else from a neighbour
-    stop          called between products; where it is true, Interrupted is raised, whose state `resume` takes
-    unit          of the loss
-    settings      further settings, to be stored
-    audit         cold and certified, its fields under names of their own: the second solution of some points
-    realizations  by split, the factories of each realisation of a random loss, whose mean the prepared one is of:
-                  then each eigenvalue has its standard error over them
+    A reading has `max_eig`, `max_eig_error`, `max_eig_limit`, the same of `min_eig`, and `products`, or what `which`
+    names; in the loss's unit per squared unit of theta. With `certify="audit"` a `survey` solves a random 2 % of the
+    points a second time from a cold start, counts the misses, and computes them again.
 
-    Raises ValueError where `which`, `certify` or a number is out of range.
+    Args:
+        problem: one problem (named `train`), or one for each split, {"train": ..., "test": ...}: the fields of the
+            first have no prefix, those of the others `test_`. What `curvature.autotune.prepare` made of a problem
+            is taken as it is.
+        plane: origin and axes; a point is a tuple of its coordinates.
+        which: `ends`, `top:k`, `bottom:k`, `abs:k` or `trace`, or several of them joined by commas.
+        parameters: what the Hessian is of: `weights` (dimension > 1), `all`, or a regular expression.
+        backend: of products: `auto` (the cheapest by a probe of some seconds), `linearized`, `retained-graph` or
+            `double-backward`.
+        tol: accuracy of each end, relative to the largest absolute eigenvalue.
+        solver: `auto`, `lanczos` or `eigsh`.
+        max_products: at a point at most; by default unlimited.
+        certify: `audit`; `each`: every point starts cold, and goes on until its limits are near; or `none`.
+        confidence: probability with which no eigenvalue lies beyond the limits.
+        seed: of random starts, and of the audit's choice.
+        memory: bytes of the search space, and of the eigenvectors that are kept of neighbours.
+        stop: called between products; where it is true, Interrupted is raised, whose state `resume` takes.
+        unit: of the loss; by default the problem's.
+        settings: further settings, to be stored.
+        audit: cold and certified, its fields under names of their own: the second solution of some points.
+        noise_repeats: of a loss that draws at random: the number R >= 2 of fixed realisations, of whose mean the
+            eigenvalues are, each with its standard error over them; without it one realisation.
+        realizations: by split, what is prepared of each realisation, where that of their mean is given as prepared.
+
+    Raises:
+        ValueError: where `which`, `certify` or a number is out of range, and where no backend gives second derivatives.
+
+    Example:
+        >>> import torch, lossmap
+        >>> model = torch.nn.Linear(2, 1, bias=False)
+        >>> x = torch.tensor([[1.0, 0.0], [0.0, 2.0]])
+        >>> problem = lossmap.Problem.supervised(model, "mse", (x, torch.zeros(2, 1)))
+        >>> line = lossmap.random_plane(model, axes=1)
+        >>> measure = lossmap.EigenvalueMap(problem, line, backend="double-backward")
+        >>> round(measure((0.0,))["max_eig"], 3)
+        4.0
+
     """
 
     def __init__(
         self,
-        prepared: Mapping[str, OperatorFactory],
+        problem: Problem | Mapping[str, Problem | OperatorFactory],
         plane: Plane,
         which: str = "ends",
         *,
+        parameters: str = "weights",
+        backend: str = "auto",
         tol: float = 1e-3,
         solver: str = "auto",
         max_products: int | None = None,
@@ -103,14 +141,20 @@ class EigenvalueMap:
         seed: int = 0,
         memory: int = 1 << 29,
         stop: Callable[[], bool] | None = None,
-        unit: str = "nats",
+        unit: str | None = None,
         settings: Mapping[str, Any] | None = None,
         audit: bool = False,
+        noise_repeats: int | None = None,
         realizations: Mapping[str, Sequence[OperatorFactory]] | None = None,
     ) -> None:
         if certify not in CERTIFY:
             raise ValueError(f"--certify must be one of {', '.join(CERTIFY)}; got {certify!r}")
-        self.prepared: dict[str, OperatorFactory] = dict(prepared)
+        given = {"train": problem} if isinstance(problem, Problem) else dict(problem)
+        problems = [p for p in given.values() if isinstance(p, Problem)]
+        if unit is None:
+            unit = problems[0].unit if problems else "nats"
+        ready = _prepared(given, parameters, backend, noise_repeats)
+        self.prepared: dict[str, OperatorFactory] = ready.factories
         self.plane, self.which = plane, which
         self.parts = parts_of(which)
         for part in self.parts:
@@ -127,8 +171,12 @@ class EigenvalueMap:
             "confidence": confidence,
         }
         self.memory = memory
-        self.realizations = {split: tuple(factories) for split, factories in (realizations or {}).items()}
+        self.realizations = {split: tuple(made) for split, made in (realizations or ready.realizations).items()}
         self._settings = dict(settings or {})
+        if ready.plan is not None:
+            self._settings = {"parameters": parameters, **self._settings, "chosen": {"way": ready.plan.stored()}}
+        if noise_repeats is not None:
+            self._settings["noise_repeats"] = noise_repeats
         first, *others = self.prepared
         self.prefixes = {first: "", **{split: f"{split}_" for split in others}}
         own = [f for split in self.prepared for f in self._fields_of(split)]
@@ -144,6 +192,48 @@ class EigenvalueMap:
             return own
         count = len(self.realizations[split])
         return [g for f in own for g in ((f, noise_error_of(f, count)) if f.name.endswith("_eig") else (f,))]
+
+    @property
+    def problems(self) -> dict[str, Problem]:
+        """The problems, by split, as they are evaluated; none where the factories do not say."""
+        problems = {split: getattr(factory, "problem", None) for split, factory in self.prepared.items()}
+        return {split: problem for split, problem in problems.items() if problem is not None}
+
+    def with_choice(self, chosen: Mapping[str, Any]) -> EigenvalueMap:
+        """The measure with a plan that was chosen in another process, as `settings` has it under "chosen"."""
+        if "way" not in chosen or chosen == self._settings.get("chosen"):
+            return self
+        other = copy.copy(self)
+        plan = HvpPlan.from_stored(chosen["way"])
+        other.prepared = {
+            split: replace(factory, plan=plan) if hasattr(factory, "plan") else factory  # type: ignore[type-var]
+            for split, factory in self.prepared.items()
+        }
+        other.realizations = {
+            split: tuple(replace(factory, plan=plan) for factory in made)  # type: ignore[type-var]
+            for split, made in self.realizations.items()
+        }
+        other._settings = {**self._settings, "chosen": dict(chosen)}
+        other._solved = {task: Neighbours(self.plane, self.memory // len(self._tasks)) for task in self._tasks}
+        return other
+
+    def audit_twin(self) -> EigenvalueMap:
+        """The measure that solves points a second time, from a cold start and certified, under names of its own."""
+        return EigenvalueMap(
+            self.prepared,
+            self.plane,
+            self.which,
+            tol=self.solver_options["tol"],
+            certify=self.certify,
+            confidence=self.solver_options["confidence"],
+            seed=self.seed,
+            memory=self.memory,
+            stop=self.stop,
+            unit=self.unit,
+            settings=self._settings,
+            audit=True,
+            realizations=self.realizations,
+        )
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -295,6 +385,40 @@ class EigenvalueMap:
         if not (self.audit or suspected > MAX_ROUNDING_SHARE * largest_bar):
             return pairs, False
         return remeasured(matrix, pairs, suspected)
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """Problems made ready for many products: factories by split, those of each realisation, and the probe's plan."""
+
+    factories: dict[str, OperatorFactory]
+    realizations: dict[str, tuple[OperatorFactory, ...]] = field(default_factory=dict)
+    plan: HvpPlan | None = None
+
+
+def _prepared(
+    given: Mapping[str, Problem | OperatorFactory], parameters: str, backend: str, repeats: int | None
+) -> _Prepared:
+    """Each split made ready, by the plan that the probe chose for the first; factories are taken as they are.
+
+    repeats  of a loss that draws at random: the number of realisations, whose mean is read
+    """
+    made = _Prepared({})
+    plan: HvpPlan | None = None
+    for split, problem in given.items():
+        if not isinstance(problem, Problem):
+            made.factories[split] = problem
+            continue
+        problem = check_loss(problem)
+        realized: tuple[Problem, ...] = ()
+        if repeats is not None:
+            realized = realizations(problem, repeats)
+            problem = mean_over(realized)
+        factory = prepare(problem, parameters, backend=backend, plan=plan)
+        plan, made.factories[split] = factory.plan, factory
+        if realized:
+            made.realizations[split] = tuple(realization_factories(factory, realized))
+    return replace(made, plan=plan)
 
 
 def remeasured(matrix: PointOperator, pairs: EigenPairs, suspected: float) -> tuple[EigenPairs, bool]:

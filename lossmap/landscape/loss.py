@@ -12,6 +12,7 @@ its standard error, train_loss_error (see `lossmap.data.noise`).
 
 from __future__ import annotations
 
+import copy
 import logging
 import time
 from collections.abc import Mapping, Sequence
@@ -25,7 +26,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from lossmap.curvature.operators import Total, single_rank
-from lossmap.data.batches import Batch, FixedBatches, Resident, Streamed
+from lossmap.data.batches import Batch, FixedBatches, MappedFetch, Resident, Streamed
 from lossmap.data.loss_check import check_loss
 from lossmap.data.moved_loss import refuse_unmoved
 from lossmap.data.noise import mean_and_error, realizations
@@ -33,6 +34,7 @@ from lossmap.data.problem import Problem, temporary_parameters
 from lossmap.data.stable_losses import stable_forms
 from lossmap.geometry.directions import Plane
 from lossmap.geometry.grid import Field, Point
+from lossmap.keywords import checked_keywords
 from lossmap.landscape.fold_batchnorm import FoldedLayer, fold_batchnorm_modules
 
 logger = logging.getLogger("lossmap")
@@ -87,6 +89,19 @@ class LossMap:
         self._gradients = not all(p.separable for p in problems.values())
         self._use(plan)
 
+    @property
+    def problems(self) -> dict[str, Problem]:
+        """The problems, by split, as they are evaluated."""
+        return {split: problems[0] for split, problems in self._problems.items()}
+
+    def with_choice(self, chosen: Mapping[str, Any]) -> LossMap:
+        """The measure with a plan that was chosen in another process, as `settings` holds it under "chosen"."""
+        if "way" not in chosen or ForwardPlan(**chosen["way"]) == self.plan:
+            return self
+        other = copy.copy(self)
+        other._use(ForwardPlan(**chosen["way"]))
+        return other
+
     def _use(self, plan: ForwardPlan) -> None:
         self.plan = plan
         self._format = torch.contiguous_format
@@ -102,6 +117,15 @@ class LossMap:
             folded = fold_batchnorm_modules(self.model)
             if folded is not None:
                 self._graph, self._layers = folded
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what is made of the plan: a traced graph does not travel to another process."""
+        made = ("_planned", "_graph", "_layers", "_format")
+        return {name: value for name, value in self.__dict__.items() if name not in made}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._use(self.plan)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -184,6 +208,7 @@ class LossMap:
         return torch.stack([loss.detach().double(), *(m.double() for m in metrics)])
 
 
+@checked_keywords
 def losses(
     problem: Problem | Mapping[str, Problem],
     plane: Plane,
@@ -195,19 +220,36 @@ def losses(
     settings: Mapping[str, Any] | None = None,
     noise_repeats: int | None = None,
 ) -> LossMap:
-    """The measure of losses on a plane.
+    """The measure of losses and accuracies at points of a plane: `measure(point)` -> {train_loss: nats, train_acc:
+    percent}.
 
-    problem   one problem (read as `train`), or one per split: {"train": ..., "test": ...}, over the same model
-    plane     origin and axes; a point is a tuple of its coordinates
-    plan      how to pass over the data, as a value or as a file holds it; without it a probe of a second or two chooses
-    way       the name of `plan` in version 0.1
-    total     adds a float64 tensor over the ranks of a team, each holding its share of the data
-    autocast  a lower precision for the layers that bear it, such as torch.bfloat16
-    settings  to be stored with the readings
-    noise_repeats  of a loss that draws at random the number R >= 2 of fixed realisations at each point: the mean and,
-              as train_loss_error, its standard error; without it one realisation
+    Args:
+        problem: one problem (named `train`), or one for each split, {"train": ..., "test": ...}, over the same model.
+        plane: origin and axes; a point is a tuple of its coordinates.
+        plan: how to pass over the data (batch size, memory format, folding), as a value or as a file holds it; without
+            it a probe of a second or two chooses the fastest.
+        way: the name of `plan` in version 0.1.
+        total: adds a float64 tensor over the ranks of a team, each holding its share of the data.
+        autocast: a lower precision for the layers that bear it, such as torch.bfloat16.
+        settings: to be stored with the readings.
+        noise_repeats: of a loss that draws at random the number R >= 2 of fixed realisations at each point: the mean
+            and, as train_loss_error, its standard error; without it one realisation.
 
-    Raises ValueError where the problems are not over one model, and with `noise_repeats` for a loss that draws nothing.
+    Returns:
+        A `LossMap`, to be given to `survey`; it can be pickled where the problem can.
+
+    Raises:
+        ValueError: where the problems are not over one model, where a loss cannot be evaluated repeatably, and with
+            `noise_repeats` for a loss that draws nothing.
+
+    Example:
+        >>> import torch, lossmap
+        >>> model = torch.nn.Linear(2, 1, bias=False)
+        >>> problem = lossmap.Problem.supervised(model, "mse", (torch.eye(2), torch.zeros(2, 1)))
+        >>> line = lossmap.Plane({"weight": torch.zeros(1, 2)}, ({"weight": torch.ones(1, 2)},), ({"kind": "own"},))
+        >>> lossmap.losses(problem, line)((2.0,))
+        {'train_loss': 4.0}
+
     """
     problems = {"train": problem} if isinstance(problem, Problem) else dict(problem)
     problems = {split: check_loss(p) for split, p in problems.items()}
@@ -348,8 +390,7 @@ def _formatted(data: Any, plan: ForwardPlan) -> Any:
     if isinstance(data, Resident):
         return replace(data, tensors=_channels_last(data.tensors))
     if isinstance(data, Streamed):
-        fetch = data.fetch
-        return replace(data, fetch=lambda indices: _channels_last(fetch(indices)))
+        return replace(data, fetch=MappedFetch(data.fetch, _channels_last))
     return data
 
 

@@ -10,6 +10,8 @@ reason. Price: what a survey costs beside its measure is in benchmarks/dispatch.
 
 from __future__ import annotations
 
+import logging
+import os
 import pickle
 import sys
 import threading
@@ -21,8 +23,14 @@ from typing import Any, NoReturn, Protocol, cast
 import numpy as np
 
 from lossmap.geometry.grid import Field, Grid, Point
+from lossmap.io.disk import PathLike
 from lossmap.io.memory_store import MemoryStore, Store
+from lossmap.io.read import SurfaceFile
 from lossmap.io.surface import Surface
+from lossmap.keywords import checked_keywords
+from lossmap.landscape.audit_loop import run_audit
+from lossmap.landscape.progress import progress_display
+from lossmap.landscape.survey_file import open_survey_file, stored_choice
 from lossmap.landscape.survey_recorder import Progress, Recorder
 from lossmap.parallel.dispatcher import Dispatcher
 from lossmap.parallel.evaluate import PointEvaluator
@@ -44,6 +52,9 @@ from lossmap.parallel.work_queue import WorkQueue
 from lossmap.parallel.worker import Worker
 from lossmap.parallel.world import World
 
+logger = logging.getLogger("lossmap")
+
+TITLES = {"loss": "losses", "eigen": "eigenvalues"}  # by measure, what a progress bar says
 WATCHDOG_FACTOR = 3  # times the point timeout, after which the kernel ends a stuck rank where that ends no job
 
 
@@ -55,9 +66,10 @@ class Measure(Protocol):
               any shapes, written as they arrive
     settings  what it was made with, and under "chosen" what a probe has chosen
 
-    May have `resume(point, state)`, which goes on at a point that it left by raising Interrupted(state), and
-    `smaller()`, which makes it need less memory and says how, or returns None where it cannot; where memory runs out
-    on one rank of a team, all its ranks call it.
+    May have `with_choice(chosen)`: the measure with what a probe chose in another process. May have `resume(point,
+    state)`, which goes on at a point that it left by raising Interrupted(state), and `smaller()`, which makes it need
+    less memory and says how, or returns None where it cannot; where memory runs out on one rank of a team, all its
+    ranks call it.
     """
 
     @property
@@ -69,42 +81,173 @@ class Measure(Protocol):
     def __call__(self, point: Point) -> Mapping[str, Any]: ...
 
 
+@checked_keywords
 def survey(
     measure: Measure,
     grid: Grid,
     *,
+    path: PathLike | None = None,
+    overwrite: bool = False,
+    progress: bool | Callable[[Progress], None] | None = None,
+    retry_failed: bool = False,
+    points: Iterable[int] | None = None,
+    stop: Stop | Callable[[], bool] | None = None,
+    audit: bool = True,
     store: Store | None = None,
     world: World | None = None,
-    stop: Stop | Callable[[], bool] | None = None,
-    progress: Callable[[Progress], None] | None = None,
-    points: Iterable[int] | None = None,
-    retry_failed: bool = False,
     rank_0: str = "auto",
     team: Team | None = None,
     point_timeout: float | None = None,
     share_values: bool = True,
 ) -> Surface:
-    """Evaluate the measure at every point of the grid that the store does not know yet; all ranks call it alike.
+    """Evaluate a measure at every point of a grid, in one process or over all ranks that a launcher started.
 
-    store          where points are recorded, on rank 0: a SurfaceFile; None: in memory
-    world          the ranks; None: those that a launcher started
-    stop           a `Stop`, or a function that returns whether to stop; the survey can be resumed from its store
-    progress       called on rank 0 a few times a second
-    points         the flat indices to evaluate; None: all
-    retry_failed   whether failed points are evaluated again
-    rank_0         `computes` too, only `deals`, or `auto`: computes with up to 32 ranks
-    team           this rank's team (`world.team`), where several ranks share a point
-    point_timeout  seconds after which a rank that does not answer is reported and its point dispatched again
-    share_values   whether ranks other than 0 get the fields and groups too, or only statuses and settings. Price: one
-                   broadcast of 8 bytes a value, and that memory on every rank
+    Every rank calls it alike. A point that raises is tried once more, and is then a failure with its reason.
 
-    Returns the surface, on every rank; its `outcome` is complete, failed (complete but for failed points) or
-    unfinished. A rank that was given up as stuck, and one that rank 0's surface cannot reach since another has died
-    meanwhile, leaves the program with a sentence.
+    Args:
+        measure: what is evaluated: `losses(...)`, `EigenvalueMap(...)`, or anything with `name`, `fields`, `settings`
+            and a call point -> reading.
+        grid: the points.
+        path: of a result file, `plane.h5`: written as the points come, so that the process may be killed at any
+            moment; the same call, or the same survey on the command line, resumes it. None: in memory alone.
+        overwrite: whether a file that is there is begun anew.
+        progress: a bar in a terminal or notebook: None where there is one, True always, False never; or a function
+            that is called on rank 0 a few times a second.
+        retry_failed: whether failed points of the file are evaluated again.
+        points: the flat indices to evaluate; None: all.
+        stop: a function that returns whether to stop; the survey can be resumed from its file.
+        audit: whether a measure that asks for one (`EigenvalueMap(certify="audit")`) has a random part of its points
+            solved a second time; what it missed is replaced, and counted in the surface's attributes.
+        store: where points are recorded on rank 0, in place of `path`.
+        world: the ranks; None: those that a launcher started.
+        rank_0: `computes` too, only `deals`, or `auto`: computes with up to 32 ranks.
+        team: this rank's team (`world.team`), where several ranks share a point.
+        point_timeout: seconds after which a rank that does not answer is reported, and its point dispatched again.
+        share_values: whether ranks other than 0 get the fields and groups too, or only statuses and settings. Price:
+            one broadcast of 8 bytes a value, and that memory on every rank.
 
-    Raises ValueError where grid and plane differ in their number of axes, for flat indices beyond the grid, and where
-    the teams do not fit the ranks; and, on every rank, what the store raises, such as OSError on a full disk.
+    Returns:
+        The `Surface`, on every rank; its `outcome` is complete, failed (complete but for failed points) or unfinished.
+        A rank that was given up as stuck, and one that rank 0's surface cannot reach since another has died meanwhile,
+        leaves the program with a sentence.
+
+    Raises:
+        ValueError: where grid and plane differ in their number of axes, for flat indices beyond the grid, where the
+            teams do not fit the ranks, and, naming each difference, where the file holds another survey.
+        OSError: on every rank, what the file raises, such as on a full disk.
+
+    Example:
+        >>> import torch, lossmap
+        >>> model = torch.nn.Linear(2, 1)
+        >>> problem = lossmap.Problem.supervised(model, "mse", (torch.ones(4, 2), torch.zeros(4, 1)))
+        >>> line = lossmap.random_plane(model, axes=1)
+        >>> surface = lossmap.survey(lossmap.losses(problem, line), lossmap.Grid.line(-1, 1, 3))
+        >>> surface["train_loss"].shape, surface.outcome
+        ((3,), 'complete')
+
     """
+    if path is not None and store is not None:
+        raise ValueError("a survey goes into one place: give a path or a store, not both")
+    world = world or World.start()
+    stop = as_stop(stop)
+    if path is not None or world.size > 1:
+        measure = _with_common_choice(measure, world, path, overwrite)
+    twin = None
+    if audit and points is None and _asks_for_audit(measure) and world.once(lambda: store is None):
+        twin = measure.audit_twin()  # type: ignore[attr-defined]
+    own: SurfaceFile | None = None
+    if path is not None:
+        place, measures = path, {m.name: m for m in (measure, twin) if m is not None}
+        own = world.together(
+            lambda: (
+                open_survey_file(place, grid, measures, overwrite=overwrite, ranks=world.size)
+                if world.rank == 0
+                else None
+            )
+        )
+        store = own
+    elif store is None and world.rank == 0:
+        store = MemoryStore(grid)
+        store.declare(measure.name, measure.fields, measure.settings, _checked_indices(points, grid))
+        if twin is not None:
+            store.declare(twin.name, twin.fields, twin.settings)
+
+    def evaluate(measure: Measure, points: Iterable[int] | None, title: str, share_values: bool) -> Surface:
+        with progress_display(world, title, progress) as show:
+            return _evaluate_points(
+                measure, grid, store=store, world=world, stop=stop, progress=show, points=points,
+                retry_failed=retry_failed, rank_0=rank_0, team=team, point_timeout=point_timeout,
+                share_values=share_values,
+            )  # fmt: skip
+
+    more = twin is not None or path is not None  # the surface is not yet what it will be
+    try:
+        surface = evaluate(measure, points, TITLES.get(measure.name, measure.name), share_values and not more)
+        if twin is not None:
+            settings = twin.settings if own is None else own.settings(twin.name)
+            run_audit(
+                store, world, lambda points: evaluate(twin, points, "audit", False), logger.info,
+                fields=twin.fields, settings=settings, tol=twin.solver_options["tol"], seed=twin.seed,
+            )  # fmt: skip
+    finally:
+        if own is not None:
+            own.close()
+    if more:
+        surface = _final_surface(store, world, share_values)
+    if path is not None:
+        surface = replace(surface, source=os.path.realpath(path))
+    return surface
+
+
+def _with_common_choice(measure: Any, world: World, path: PathLike | None, overwrite: bool) -> Any:
+    """The measure with what a probe chose once: for the file at an earlier run, else on rank 0 for all ranks."""
+    if not hasattr(measure, "with_choice"):
+        return measure
+
+    def chosen() -> Mapping[str, Any]:
+        earlier = None
+        if path is not None and not overwrite:
+            earlier = stored_choice(path, measure.name)
+        return earlier or dict(measure.settings.get("chosen", {}))
+
+    return measure.with_choice(world.once(chosen))
+
+
+def _asks_for_audit(measure: Any) -> bool:
+    """Whether a random part of the points is to be solved a second time."""
+    return getattr(measure, "certify", None) == "audit" and bool(measure.auditable)
+
+
+def _final_surface(store: Store | None, world: World, share_values: bool) -> Surface:
+    """What the store holds after all passes, on every rank."""
+    if store is not None:
+        surface = store.surface()
+        _send_surface(world, surface if share_values else without_values(surface))
+        return surface
+    return _receive_surface(world, None)
+
+
+def without_values(surface: Surface) -> Surface:
+    """The surface with its statuses and settings alone."""
+    return replace(surface, fields={}, about={}, groups={})
+
+
+def _evaluate_points(
+    measure: Measure,
+    grid: Grid,
+    *,
+    store: Store | None,
+    world: World,
+    stop: Stop,
+    progress: Callable[[Progress], None] | None,
+    points: Iterable[int] | None,
+    retry_failed: bool,
+    rank_0: str,
+    team: Team | None,
+    point_timeout: float | None,
+    share_values: bool,
+) -> Surface:
+    """One pass over the points that the store does not know yet; the words are those of `survey`."""
     if point_timeout is not None and point_timeout <= 0:
         raise ValueError(f"--point-timeout must be > 0 seconds; got {point_timeout:g}")
     plane = getattr(measure, "plane", None)
@@ -113,11 +256,9 @@ def survey(
             f"the grid has {grid.axes} and the plane {len(plane.axes)} axes; a line is Grid.line with axes=1, "
             "a plane Grid.square with axes=2"
         )
-    world = world or World.start()
     team = team or Team.alone()
     all_teams = team.all_teams or world.team_ranks(rank_0=rank_0)
     world.surveys += 1  # on every rank alike: a late message of an earlier survey is known by it
-    stop = as_stop(stop)
     # where a death ends the job, a stuck rank is left alone until rank 0 has closed its file
     watchdog = None
     if point_timeout is not None and world.tolerant and world.rank != 0:
@@ -126,17 +267,14 @@ def survey(
     evaluate = PointEvaluator(measure, grid.point, sizes, team, watchdog)
     if world.rank != 0:
         return _work(world, evaluate, stop)
-    indices = _checked_indices(points, grid)
-    if store is None:
-        store = MemoryStore(grid)
-        store.declare(measure.name, measure.fields, measure.settings, indices)
-    recorder = Recorder(store, measure.name, grid, progress, len(all_teams), indices, retry_failed)
+    if store is None:  # pragma: no cover
+        raise RuntimeError("rank 0 has no store")
+    recorder = Recorder(
+        store, measure.name, grid, progress, len(all_teams), _checked_indices(points, grid), retry_failed
+    )
     _lead(world, list(all_teams), recorder, evaluate, stop, point_timeout)
     surface = store.surface()
-    shared = surface
-    if not share_values:
-        shared = replace(surface, fields={}, about={}, groups={})
-    _send_surface(world, shared)
+    _send_surface(world, surface if share_values else without_values(surface))
     return surface
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from lossmap.interrupt import Interrupted
 from lossmap.linalg.operator import ROUNDING_EPSILONS, SymmetricOperator, finite_product
 from lossmap.linalg.probabilistic_bounds import least_component
+from lossmap.values import Result
 
 logger = logging.getLogger("lossmap")
 
@@ -66,7 +67,7 @@ class Which:
 
 
 @dataclass(frozen=True, eq=False)
-class EigenPairs:
+class EigenPairs(Result):
     """Eigenvalues with their error bars and their cost.
 
     values      (m,) the most extreme first; of `ends` the largest, then the smallest; NaN where none was found

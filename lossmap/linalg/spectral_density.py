@@ -30,10 +30,12 @@ from math import ceil
 
 import numpy as np
 
+from lossmap.keywords import checked_keywords
 from lossmap.linalg.eigenvalue_counts import count_ranges, pointwise_tail, simultaneous_tail
 from lossmap.linalg.operator import Rounding, SymmetricOperator
 from lossmap.linalg.quadrature import LanczosRun, crowded_ticks, lanczos_run
 from lossmap.report.estimates import density_text, mass_text
+from lossmap.values import DrawnResult
 
 BAND_TICKS = 150  # places at which the band is computed at first
 REFINED_CELLS = 40  # of these, cells in which the band changes most are halved
@@ -68,7 +70,7 @@ class MassInterval:
 
 
 @dataclass(frozen=True, eq=False)
-class Density:
+class Density(DrawnResult):
     """The spectrum as a distribution: raw nodes, cumulative with its band, smoothed on request.
 
     runs         one for each probe
@@ -265,6 +267,25 @@ class Density:
         exact = np.searchsorted(true, ticks[:-1], side="right") / len(true)
         return float((np.abs(estimated - exact) * np.diff(ticks)).sum())
 
+    def stored(self) -> tuple[dict[str, np.ndarray], dict[str, object]]:
+        """What a file keeps of it, and a figure draws: nodes and weights, the band, and the effort, by name."""
+        (nodes, weights), (ticks, value, low, high) = self.nodes, self.band
+        arrays = {"node": nodes, "weight": weights, "tick": ticks, "cumulative": value}
+        arrays |= {"cumulative_low": low, "cumulative_high": high}
+        return arrays, {"size": self.size, **self.attributes()}
+
+    def attributes(self) -> dict[str, object]:
+        """Its error and effort, by the names that files have for them."""
+        return {
+            "density_error": self.error,
+            "density_confidence": self.confidence,
+            "density_probes": self.probes,
+            "density_products": self.products,
+            "density_band": "simultaneous",
+            "density_steps": self.steps,
+            "density_met": self.met,
+        }
+
     def __repr__(self) -> str:
         effort = (self.probes, self.steps, self.products)
         return f"Density({density_text(self.range, self.size, effort, self.error, self.confidence)})"
@@ -290,7 +311,8 @@ def check_density_request(error: float, steps: int | None, probes: int | None, c
         raise ValueError(f"the density's confidence must be a probability between 0 and 1, e.g. 0.95; got {confidence}")
 
 
-def density(
+@checked_keywords
+def spectral_density(
     operator: SymmetricOperator,
     *,
     error: float = 0.01,
@@ -301,19 +323,36 @@ def density(
     seed: int | str = 0,
     runs: Sequence[LanczosRun] = (),
 ) -> Density:
-    """The density by stochastic Lanczos quadrature.
+    """The density of an operator's eigenvalues by stochastic Lanczos quadrature, with an error band.
 
-    operator      A (n, n), symmetric
-    error         the largest Wasserstein distance to the truth, as a share of the range: steps are added while the
-                  quadrature's part of it is more than about half of that, probes until the whole fits
-    steps         for each probe; None: chosen by the first probe
-    probes        number of random starts; None: chosen
-    confidence    of the error and of the band, simultaneously in t
-    max_products  spends no more than that where it chooses
-    seed          of the probes
-    runs          made already with the same seed: its first probes
+    Args:
+        operator: (n, n), symmetric, known by its products.
+        error: the largest Wasserstein distance to the truth, as a share of the range: steps are added while the
+            quadrature's part of it is more than about half of that, probes until the whole fits.
+        steps: for each probe; None: chosen by the first probe.
+        probes: number of random starts; None: chosen.
+        confidence: of the error and of the band, simultaneously in t.
+        max_products: spends no more than that where it chooses.
+        seed: of the probes.
+        runs: made already with the same seed: its first probes.
 
-    Raises ValueError for arguments out of range, FloatingPointError where a product is not finite.
+    Returns:
+        A `Density`: `nodes` (values and weights), `cumulative(t)` with its interval, `band`, `error` and `met`.
+
+    Raises:
+        ValueError: for arguments out of range.
+        FloatingPointError: where a product is not finite.
+
+    Example:
+        >>> import torch, lossmap
+        >>> _ = torch.manual_seed(0)
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 3))
+        >>> data = (torch.randn(20, 4), torch.arange(20) % 3)
+        >>> problem = lossmap.Problem.supervised(model, "crossentropy", data)
+        >>> density = lossmap.spectral_density(lossmap.hessian(problem), steps=5, probes=2)
+        >>> round(float(density.nodes[1].sum()), 6)
+        1.0
+
     """
     check_density_request(error, steps, probes, confidence)
     runs = list(runs)

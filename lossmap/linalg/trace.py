@@ -34,15 +34,17 @@ from scipy.stats import t as student
 from torch import Tensor
 
 from lossmap import seeding
+from lossmap.keywords import checked_keywords
 from lossmap.linalg.operator import Rounding, SymmetricOperator, finite_product
 from lossmap.report.estimates import trace_text
+from lossmap.values import Result
 
 METHODS = ("xtrace", "hutch++", "hutchinson")
 MIN_PRODUCTS = 6  # fewer leave no two terms for a standard error
 
 
 @dataclass(frozen=True)
-class Trace:
+class Trace(Result):
     """An estimate of the trace.
 
     value     in the operator's unit
@@ -100,6 +102,7 @@ def degrees_of_freedom(terms: int) -> float:
     return min(0.25 + 0.215 * pow(terms, 0.85), terms - 1.0)
 
 
+@checked_keywords
 def trace(
     operator: SymmetricOperator,
     method: str = "xtrace",
@@ -109,18 +112,34 @@ def trace(
     max_products: int = 1000,
     seed: int | str = 0,
 ) -> Trace:
-    """The trace by the named method.
-
-    operator      A (n, n), symmetric
-    method        xtrace, hutch++ or hutchinson
-    products      to be spent; where error is given, to begin with
-    error         the relative standard error requested: the products are doubled until it is met, or until twice as
-                  many are more than max_products
-    max_products  the most to be spent where error is given
-    seed          of the probes
+    """The trace of a symmetric operator, with its standard error.
 
     With n products or more to spend, the n unit vectors are multiplied and the result is exact.
-    Raises ValueError for an unknown method, or fewer than 6 products; FloatingPointError where a product is not finite.
+
+    Args:
+        operator: (n, n), symmetric, known by its products.
+        method: `xtrace`, `hutch++` or `hutchinson`.
+        products: to be spent; where `error` is given, to begin with.
+        error: the relative standard error requested: the products are doubled until it is met, or until twice as many
+            are more than `max_products`.
+        max_products: the most to be spent where `error` is given.
+        seed: of the probes.
+
+    Returns:
+        A `Trace`: `value` and `error` in the operator's unit, `interval(confidence)`, and the products spent.
+
+    Raises:
+        ValueError: for an unknown method, or fewer than 6 products.
+        FloatingPointError: where a product is not finite.
+
+    Example:
+        >>> import torch, lossmap
+        >>> model = torch.nn.Linear(2, 1, bias=False)
+        >>> x = torch.tensor([[1.0, 0.0], [0.0, 2.0]])
+        >>> problem = lossmap.Problem.supervised(model, "mse", (x, torch.zeros(2, 1)))
+        >>> round(lossmap.trace(lossmap.hessian(problem)).value, 3)
+        5.0
+
     """
     check_trace_request(method, products)
     target = inf

@@ -13,11 +13,12 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from matplotlib.figure import Figure
 
 from lossmap.io.read import Group, Surface, read
+from lossmap.keywords import checked_keywords
 from lossmap.plotting import dispatch
 from lossmap.plotting.line_figures import draw_eigenvalue_lines, draw_lines
 from lossmap.plotting.panels import FigureOptions
@@ -29,9 +30,19 @@ __all__ = ["KINDS", "draw", "save"]
 
 KINDS = ("auto", "filled", "contour", "map", "3d", "line", "eigen", *dispatch.KINDS)
 PLANE_KINDS = ("filled", "contour", "map", "3d")
-Source = Surface | str | os.PathLike[str]
 
 
+class Drawable(Protocol):
+    """A result that a file can hold, and a figure can show."""
+
+    def as_surface(self) -> Surface:
+        """The result as a surface that holds it as groups."""
+
+
+Source = Surface | str | os.PathLike[str] | Drawable
+
+
+@checked_keywords
 def draw(
     what: Source | Sequence[Source],
     kind: str = "auto",
@@ -46,27 +57,41 @@ def draw(
     trajectory: Group | Mapping[str, Any] | bool | None = None,
     width: float | None = None,
 ) -> Figure:
-    """A figure of one surface, or of several side by side with common levels; or of what else a file holds.
+    """A figure of one result, or of several surfaces side by side with common levels.
 
-    what        a surface, the path of a file, or several of them
-    kind        filled, contour, map (cells, nothing between), 3d, line, eigen; spectrum, layers, evolution, health,
-                path for what else is there; auto takes what fits
-    field       what to show; train_loss if there is one. "ratio" is |min_eig / max_eig|; "name:2" a further dimension;
-                of spectra and layers the label
-    titles      one for each surface
-    vmin, vmax, vlevel   ends and step of the levels; log: geometric levels or not, else by what the values span
-    loss_max    where the loss axis of a line ends
-    trajectory  arrays x and y to draw over a map; that of the file if there is one, False for none
-    width       inches; one column (3.3) for one map, a page (6.75) for several
+    Args:
+        what: a `Surface`, another result (a `Spectrum`, a `Diagnosis`, ...), the path of a file, or several of them.
+        kind: filled, contour, map (cells, nothing between), 3d, line, eigen; spectrum, layers, evolution, health, path
+            for what else is there; auto takes what fits.
+        field: what to show; train_loss if there is one. "ratio" is |min_eig / max_eig|; "name:2" a further dimension;
+            of spectra and layers the label.
+        titles: one for each surface.
+        vmin: lower end of the levels.
+        vmax: upper end of the levels.
+        vlevel: step of the levels.
+        log: geometric levels or not; None: by what the values span.
+        loss_max: where the loss axis of a line ends.
+        trajectory: arrays x and y to draw over a map; that of the file if there is one, False for none.
+        width: inches; one column (3.3) for one map, a page (6.75) for several.
 
-    Returns a matplotlib figure, which `save` writes.
+    Returns:
+        A matplotlib figure: `figure.savefig("surface.pdf")` writes it, at the size of a journal's column or page.
 
-    Raises ValueError where the kind or the field does not go with what is there; and as `read` does.
+    Raises:
+        ValueError: where the kind or the field does not go with what is there; and as `read` does.
+
+    Example:
+        >>> import numpy as np, lossmap
+        >>> surface = lossmap.Surface(lossmap.Grid.line(-1, 1, 3), {"train_loss": np.array([2.0, 1.0, 2.0])})
+        >>> figure = lossmap.draw(surface)
+        >>> len(figure.axes) >= 1
+        True
+
     """
     if kind not in KINDS:
         raise ValueError(f"kind must be one of {', '.join(KINDS)}; got {kind!r}")
-    sources: list[Source] = [what] if isinstance(what, (Surface, str, os.PathLike)) else list(what)
-    surfaces = [source if isinstance(source, Surface) else read(source) for source in sources]
+    sources: list[Source] = list(what) if isinstance(what, (list, tuple)) else [what]  # type: ignore[list-item]
+    surfaces = [_surface_of(source) for source in sources]
     if not surfaces:
         raise ValueError("there is no surface to draw")
     if titles is None:
@@ -84,6 +109,15 @@ def draw(
         if all(is_line(surface) for surface in surfaces):
             return _draw_all_lines(surfaces, kind, field, titles, options)
         return _draw_all_planes(surfaces, kind, field, titles, options)
+
+
+def _surface_of(source: Source) -> Surface:
+    """The surface behind a path, a surface, or another result."""
+    if isinstance(source, Surface):
+        return source
+    if isinstance(source, (str, os.PathLike)):
+        return read(source)
+    return source.as_surface()
 
 
 def _draw_all_lines(
@@ -116,7 +150,7 @@ def _default_titles(sources: Sequence[Source]) -> list[str] | None:
         return None
     titles = [chr(ord("a") + i) for i in range(len(sources))]
     for i, source in enumerate(sources):
-        if not isinstance(source, Surface):
+        if isinstance(source, (str, os.PathLike)):
             titles[i] = Path(source).stem
     return titles
 

@@ -17,18 +17,36 @@ from lossmap.report import signals as report_signals
 from lossmap.report.stored import REPORT_VERSION, StoredReport, columns_of
 from lossmap.spectra.block import Block
 from lossmap.spectra.layer_hessian import LayerHessian
+from lossmap.values import DrawnResult
 
 
 @dataclass(frozen=True, eq=False)
-class BlockSpectra:
-    """All blocks, and the whole beside them. Print it for the report.
+class BlockSpectra(DrawnResult):
+    """The spectra of all diagonal blocks, and the whole matrix beside them: the result of `layer_spectra`.
 
-    by                   how the blocks were cut: tensor, module, pattern, or given
-    whole                the largest and the smallest eigenvalue over all parameters; None where not computed
-    off_diagonal_energy  what the blocks leave out; None where not computed
-    signals              by module, what passes through it
-    layer_hessians       per-layer output Hessians: each layer with its activation as a function by itself
-    notes                what else a reader of the report should know
+    Print it for the report; `result["conv1.weight"]` is one block.
+
+    Attributes:
+        blocks: one for each layer, tensor or group.
+        by: how they were cut: tensor, module, pattern, or given.
+        matrix: hessian or gauss-newton.
+        label: what the report calls it.
+        whole: the largest and the smallest eigenvalue over all parameters; None where not computed.
+        off_diagonal_energy: what the blocks leave out; None where not computed.
+        signals: by module, what passes through it.
+        layer_hessians: per-layer output Hessians: each layer with its activation as a function by itself.
+        notes: what else a reader of the report should know.
+        seconds: spent.
+
+    Example:
+        >>> import torch, lossmap
+        >>> _ = torch.manual_seed(0)
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 3))
+        >>> data = (torch.randn(20, 4), torch.arange(20) % 3)
+        >>> problem = lossmap.Problem.supervised(model, "crossentropy", data)
+        >>> lossmap.layer_spectra(problem, "module", probes=0)["0"].size
+        15
+
     """
 
     blocks: tuple[Block, ...]

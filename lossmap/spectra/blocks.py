@@ -34,12 +34,13 @@ from lossmap.data.borrow import copy_of, temporary_parameters
 from lossmap.data.loss_check import check_loss
 from lossmap.data.problem import Problem
 from lossmap.diagnostics.layer_signals import signals, why_zero
+from lossmap.keywords import checked_keywords
 from lossmap.linalg.block_norms import OffDiagonalEnergy, off_diagonal_energy
 from lossmap.linalg.dense import DenseMatrix
 from lossmap.linalg.eigenpairs import EigenPairs, with_rounding_measured
 from lossmap.linalg.lanczos import extremes
 from lossmap.linalg.operator import Rounding, SymmetricOperator
-from lossmap.linalg.spectral_density import density
+from lossmap.linalg.spectral_density import spectral_density
 from lossmap.spectra.block import Block, with_noise_floor
 from lossmap.spectra.block_groups import groups_of, indices_of, size_of
 from lossmap.spectra.block_spectra import BlockSpectra
@@ -77,7 +78,7 @@ def read_block(
     pairs = with_rounding_measured(matrix, pairs)
     spread, products = None, pairs.products
     if density_error is not None:
-        spread = density(matrix, error=density_error, seed=f"{seed} {name}")
+        spread = spectral_density(matrix, error=density_error, seed=f"{seed} {name}")
         products += spread.products
     return Block(
         name,
@@ -129,7 +130,8 @@ def exact_problem(problem: Problem) -> tuple[Problem, tuple[str, ...]]:
         return problem, (f"computed in the model's own precision, since it does not run in float64 ({text})",)
 
 
-def layers(
+@checked_keywords
+def layer_spectra(
     problem: Problem,
     by: str = "tensor",
     *,
@@ -146,16 +148,41 @@ def layers(
     label: str = "",
     seed: int = 0,
 ) -> BlockSpectra:
-    """Every layer's own block of the Hessian of the mean loss, with a verdict on each and on the network.
+    """Every layer's own block of the Hessian of the mean loss, with its definiteness, and what that says of the
+    network.
 
-    by             tensor, module; or patterns: regular expressions, `label=regex`
-    dense          blocks up to this size are made whole, in float64
-    density_error  wanted of the others' densities; None for none
-    whole          the extreme eigenvalues of the whole matrix beside the blocks
-    probes         for what the blocks leave out; 0 for none
-    second         per-layer output Hessians: by `inputs`, `weights`, or both
+    Args:
+        problem: model, loss and data.
+        by: how blocks are cut: `tensor` or `module`.
+        patterns: blocks of one's own instead: regular expressions, or `label=regex`.
+        matrix: `hessian` or `gauss-newton`.
+        parameters: of the whole matrix beside the blocks: `all`, `weights`, or a regular expression.
+        dense: blocks up to this size are made whole, in float64.
+        tol: accuracy of the ends of larger blocks, relative to their largest absolute value.
+        density_error: error of the larger blocks' densities, as a share of the range; None for none.
+        whole: the extreme eigenvalues of the whole matrix beside the blocks.
+        probes: for what the blocks leave out; 0 for none.
+        second: per-layer output Hessians: by `inputs`, `weights`, or both.
+        total: adds a tensor up over the ranks of a team.
+        label: what the report calls it.
+        seed: of probes and start vectors.
 
-    Raises ValueError as `spectrum` does, and for a pattern that matches nothing.
+    Returns:
+        A `BlockSpectra`: print it for the report; `result[name]` is a block, `result.blocks` all of them.
+
+    Raises:
+        ValueError: as `spectrum` does, and for a pattern that matches nothing.
+
+    Example:
+        >>> import torch, lossmap
+        >>> _ = torch.manual_seed(0)
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 3))
+        >>> data = (torch.randn(20, 4), torch.arange(20) % 3)
+        >>> problem = lossmap.Problem.supervised(model, "crossentropy", data)
+        >>> result = lossmap.layer_spectra(problem, "tensor", probes=0)
+        >>> [block.name for block in result.blocks]
+        ['0.weight', '0.bias']
+
     """
     began = time.perf_counter()
     problem = check_loss(problem)

@@ -23,11 +23,12 @@ from lossmap.curvature.operators import Total, single_rank
 from lossmap.data.loss_check import check_loss
 from lossmap.data.problem import Problem
 from lossmap.geometry.parameter_vector import Layout
+from lossmap.keywords import checked_keywords
 from lossmap.linalg.deflation import successive_eigenpairs
 from lossmap.linalg.dense import DenseMatrix
 from lossmap.linalg.eigenpairs import EigenPairs, with_rounding_measured
 from lossmap.linalg.operator import SymmetricOperator
-from lossmap.linalg.spectral_density import Density, density
+from lossmap.linalg.spectral_density import Density, spectral_density
 from lossmap.linalg.trace import Trace, trace
 from lossmap.spectra.spectrum_result import Spectrum
 from lossmap.spectra.summaries import masses_of, shares_of
@@ -106,7 +107,7 @@ def spectrum_of(
             estimate = trace(matrix, trace_method, products=trace_products, error=trace_error, seed=seed)
         if has_density:
             target = 0.01 if density_error is None else density_error
-            spread = density(matrix, error=target, steps=density_steps, probes=density_probes, seed=seed)
+            spread = spectral_density(matrix, error=target, steps=density_steps, probes=density_probes, seed=seed)
         parts = (*ends.values(), estimate, spread)
         products = sum(part.products for part in parts if part is not None)
     upper, lower = ends.get("top"), ends.get("bottom")
@@ -129,6 +130,7 @@ def spectrum_of(
     )
 
 
+@checked_keywords
 def spectrum(
     problem: Problem,
     *,
@@ -154,19 +156,53 @@ def spectrum(
     seed: int = 0,
     dense: int = DENSE,
 ) -> Spectrum:
-    """The spectrum of the mean loss of a model over its data, at its present weights.
+    """The spectrum of the curvature of a model's mean loss, at its present weights: ends, trace, density, with error
+    bars.
 
-    matrix      hessian, or gauss-newton
-    parameters  weights (of dimension > 1, as in the paper), all, or a regular expression
-    total       adds a tensor up over the ranks of a team, each with its own share of the data
-    check       refuses a loss that is no mean over samples
-    backend     of products, see `autotune.prepare`; auto: the cheapest by a short probe
+    Args:
+        problem: model, loss and data.
+        matrix: `hessian` or `gauss-newton`.
+        parameters: `weights` (of dimension > 1, as in the paper), `all`, or a regular expression.
+        total: adds a tensor up over the ranks of a team, each with its own share of the data.
+        label: what the report calls it.
+        check: refuses a loss that is no mean over samples.
+        backend: of products: `auto` (the cheapest by a short probe), `linearized`, `retained-graph`, `double-backward`.
+        top: number of largest eigenvalues, 0 to 100.
+        bottom: number of smallest eigenvalues, 0 to 100.
+        trace_products: products for the trace; 0 for none.
+        trace_method: `xtrace`, `hutch++` or `hutchinson`.
+        trace_error: relative standard error of the trace to reach.
+        density_error: error of the density to reach, as a share of the range; None for no density.
+        density_steps: Lanczos steps of each probe; None: chosen.
+        density_probes: number of probes; None: chosen.
+        mass_at: the t for which the shares of eigenvalues below -t and above t are stated; by default 1e-3 and 1e-2 of
+            the largest.
+        tol: accuracy of the ends, relative to their largest absolute value.
+        solver: `auto`, `lanczos` or `eigsh`.
+        max_products: at an end at most; by default unlimited.
+        confidence: of the limits beyond which no eigenvalue lies.
+        seed: of probes and start vectors.
+        dense: up to this many parameters the whole matrix is made, by n products, and everything read off it exactly.
 
-    All other arguments as `spectrum_of` has them.
+    Returns:
+        A `Spectrum`: print it for the report; `values` and `errors` (m,), `largest`, `smallest`, `trace`, `density`, in
+        the loss's unit per squared unit of theta.
 
-    Raises ValueError with one sentence for a model in training mode, weights in half precision, a loss that is no
-    mean, more eigenvalues than there are parameters, or parameters that match nothing; FloatingPointError where the
-    loss or a product is not finite.
+    Raises:
+        ValueError: with one sentence, for weights in half precision, a loss that is no mean, more eigenvalues than
+            there are parameters, or parameters that match nothing.
+        FloatingPointError: where the loss or a product is not finite.
+
+    Example:
+        >>> import torch, lossmap
+        >>> _ = torch.manual_seed(0)
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 3))
+        >>> data = (torch.randn(20, 4), torch.arange(20) % 3)
+        >>> problem = lossmap.Problem.supervised(model, "crossentropy", data)
+        >>> result = lossmap.spectrum(problem, top=2)
+        >>> result.values.shape, result.largest[0] > 0
+        ((3,), True)
+
     """
     began = time.perf_counter()
     problem = check_loss(problem) if check else replace(problem, checked=True)

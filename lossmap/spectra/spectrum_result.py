@@ -15,21 +15,47 @@ from lossmap.report.definiteness import definiteness_of_ends
 from lossmap.report.spectrum import spectrum_report
 from lossmap.report.stored import REPORT_VERSION, StoredReport
 from lossmap.spectra.block import RELATIVE, condition_beyond
+from lossmap.values import DrawnResult
 
 ILL_CONDITIONED = 1000.0  # a condition number above this
 
 
 @dataclass(frozen=True, eq=False)
-class Spectrum:
-    """What is known of one symmetric matrix.
+class Spectrum(DrawnResult):
+    """What is known of one symmetric matrix, with error bars: the result of `spectrum`. Print it for the report.
 
-    top, bottom   the largest and the smallest eigenvalues with their error bars; None where not requested
-    trace         with its standard error; None where not requested
-    density       the distribution of all eigenvalues; None where not requested
-    masses        for each stated t: the share below -t, and that above t
-    shares        for each extreme eigenvector, keyed `top 1`, ..., the share of its squared norm in each tensor
-    loss, gradient_norm   at these weights; NaN where the matrix is all that is known
-    keep_vectors  whether a file keeps the eigenvectors too
+    `values` and `errors` (m,), `largest` and `smallest` (value, error), `condition`, `step_limit`, `verdict` are read
+    off it.
+
+    Attributes:
+        label: what the report calls it.
+        matrix: hessian or gauss-newton.
+        size: n, the entries of theta.
+        precision: of the products.
+        top: the largest eigenvalues with their error bars; None where not requested.
+        bottom: the smallest ones.
+        trace: with its standard error; None where not requested.
+        density: the distribution of all eigenvalues; None where not requested.
+        masses: for each stated t: the share below -t, and that above t.
+        shares: for each extreme eigenvector, keyed `top 1`, ..., the share of its squared norm in each tensor.
+        samples: over which the loss is a mean.
+        unit: of the loss.
+        loss: at these weights; NaN where the matrix is all that is known.
+        gradient_norm: at these weights; NaN as well.
+        products: spent.
+        seconds: spent.
+        keep_vectors: whether a command's file keeps the eigenvectors too.
+
+    Example:
+        >>> import torch, lossmap
+        >>> _ = torch.manual_seed(0)
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 3))
+        >>> data = (torch.randn(20, 4), torch.arange(20) % 3)
+        >>> problem = lossmap.Problem.supervised(model, "crossentropy", data)
+        >>> result = lossmap.spectrum(problem, top=1, density_error=None)
+        >>> result.size, len(result.values), result.converged
+        (12, 2, True)
+
     """
 
     label: str
@@ -189,9 +215,7 @@ def stored_spectrum(s: Spectrum) -> tuple[dict[str, np.ndarray], dict[str, objec
         if pairs is not None and s.keep_vectors:
             arrays[f"{name}_vectors"] = pairs.vectors.float().cpu().numpy()
     if s.density is not None:
-        ticks, value, low, high = s.density.band
-        arrays |= {"weight": s.density.nodes[1], "tick": ticks, "cumulative": value}
-        arrays |= {"cumulative_low": low, "cumulative_high": high}
+        arrays |= s.density.stored()[0]
     attributes |= {"step_limit": s.step_limit[0], "converged": s.converged, "verdict": s.verdict, "report": repr(s)}
     return arrays, attributes
 
@@ -225,10 +249,7 @@ def _report_of(s: Spectrum) -> StoredReport:
         attributes["trace_met"] = s.trace.met
     if s.density is not None:
         arrays["node"] = s.density.nodes[0]
-        attributes |= {"density_error": s.density.error, "density_confidence": s.density.confidence}
-        attributes |= {"density_probes": s.density.probes, "density_products": s.density.products}
-        attributes["density_band"] = "simultaneous"
-        attributes |= {"density_steps": s.density.steps, "density_met": s.density.met}
+        attributes |= s.density.attributes()
     if s.masses:
         arrays["mass_at"] = np.array([t for t, _, _ in s.masses])
         for name, masses in (("mass_below", [b for _, b, _ in s.masses]), ("mass_above", [a for _, _, a in s.masses])):

@@ -28,7 +28,7 @@ from lossmap.linalg.eigenpairs import EigenPairs, with_rounding_measured
 from lossmap.linalg.lanczos import extremes
 from lossmap.linalg.operator import Rounding
 from lossmap.linalg.quadrature import LanczosRun, lanczos_run
-from lossmap.linalg.spectral_density import Density, density
+from lossmap.linalg.spectral_density import Density, spectral_density
 from lossmap.linalg.trace import Trace, trace
 from lossmap.spectra import task_arrays
 from lossmap.spectra.block_groups import indices_of, size_of
@@ -188,7 +188,7 @@ class SpectrumTasks:
             steps = request.density_steps or 64
             runs: Sequence[LanczosRun] = [lanczos_run(matrix, steps, seed=request.seed, probe=int(name))]
             return {**task_arrays.of_runs(runs), "rounding": _rounding(matrix)}
-        spread = density(matrix, error=request.density_error, steps=request.density_steps, seed=request.seed)
+        spread = spectral_density(matrix, error=request.density_error, steps=request.density_steps, seed=request.seed)
         return {**task_arrays.of_runs(spread.runs), "rounding": _rounding(matrix)}
 
     def _block(self, subject: Subject, name: str) -> Arrays:

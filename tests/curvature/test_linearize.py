@@ -359,7 +359,7 @@ def test_a_loss_that_is_not_finite_is_returned_and_its_product_raises():
 
 def test_the_operator_goes_to_scipy():
     matrix = prepare(case("mlp"), backend="linearized").at()
-    operator = matrix.operator()
+    operator = matrix.to_scipy()
     assert operator.shape == (32, 32) and operator.dtype == "float64"
     assert operator.matvec(torch.ones(32).numpy()) == pytest.approx(
         (matrix @ torch.ones(32, dtype=torch.float64)).numpy()

@@ -329,7 +329,7 @@ def test_float64_and_float32_are_kept_all_through():
 def test_scipy_receives_an_operator_with_its_dtype():
     for dtype, number in ((torch.float64, np.float64), (torch.float32, np.float32)):
         matrix = CurvatureOperator(case("mlp", dtype))
-        operator = matrix.operator()
+        operator = matrix.to_scipy()
         assert operator.dtype == number and operator.shape == (32, 32)
         block = np.random.default_rng(0).normal(size=(32, 2)).astype(number)
         together = operator @ block

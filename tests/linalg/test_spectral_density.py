@@ -8,7 +8,7 @@ import torch
 from scipy.stats import binom
 
 from lossmap.linalg.dense import DenseMatrix
-from lossmap.linalg.spectral_density import Density, density, lanczos_run
+from lossmap.linalg.spectral_density import Density, lanczos_run, spectral_density
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def test_counts_are_covered_at_least_at_their_stated_rate_over_200_seeds():
     for t in (-0.01, 0.2):
         truth, hits = (t >= BULK).sum(), 0
         for seed in range(200):
-            low, high = density(matrix, steps=12, probes=2, seed=seed).cumulative(t).count
+            low, high = spectral_density(matrix, steps=12, probes=2, seed=seed).cumulative(t).count
             hits += low <= truth <= high
         assert hits >= binom.ppf(0.0005, 200, 0.95)
 
@@ -98,7 +98,7 @@ def test_without_quadrature_error_the_intervals_are_neither_too_wide_nor_too_nar
     values = np.r_[np.zeros(60), np.ones(40)]
     hits = 0
     for seed in range(200):
-        low, high = density(of(values), steps=5, probes=3, seed=seed).cumulative(0.5).count
+        low, high = spectral_density(of(values), steps=5, probes=3, seed=seed).cumulative(0.5).count
         hits += low <= 60 <= high
     assert binom.ppf(0.0005, 200, 0.95) <= hits <= binom.ppf(0.9995, 200, 0.97)
 
@@ -107,13 +107,13 @@ def test_without_quadrature_error_the_intervals_are_neither_too_wide_nor_too_nar
 def test_the_wasserstein_distance_is_within_the_error_that_is_stated(values):
     spread = np.ptp(values)
     for seed in range(2):
-        found = density(of(values), error=0.06, seed=seed)
+        found = spectral_density(of(values), error=0.06, seed=seed)
         assert found.met
         assert found.wasserstein(values) / spread < found.error
 
 
 def test_the_band_holds_the_true_cumulative_density():
-    found = density(of(BULK), steps=30, probes=4)
+    found = spectral_density(of(BULK), steps=30, probes=4)
     ticks, value, low, high = found.band
     truth = np.array([share(BULK, t) for t in ticks])
     assert np.mean((low <= truth + 1e-9) & (truth <= high + 1e-9)) > 0.95
@@ -126,7 +126,7 @@ def test_one_probe_of_100_steps_comes_as_near_as_the_quadrature_can():
 
 
 def test_the_mass_below_and_above_has_its_interval():
-    found = density(of(BULK), steps=60, probes=8)
+    found = spectral_density(of(BULK), steps=60, probes=8)
     below, above = found.below(-0.01), found.above(0.01)
     assert below.low <= (BULK < -0.01).mean() <= below.high
     assert above.low <= (BULK > 0.01).mean() <= above.high
@@ -135,13 +135,13 @@ def test_the_mass_below_and_above_has_its_interval():
 
 def test_an_atom_at_zero_is_not_taken_for_negative_mass():
     values = np.r_[np.zeros(100), np.ones(50)]
-    found = density(of(values, torch.float32), steps=20, probes=2)
+    found = spectral_density(of(values, torch.float32), steps=20, probes=2)
     assert found.below(-1e-3).high == 0.0
     assert found.above(1e-3).low <= 1 / 3 <= found.above(1e-3).high
 
 
 def test_a_zero_matrix_has_one_node():
-    found = density(of(np.zeros(50)))
+    found = spectral_density(of(np.zeros(50)))
     assert found.range == (0.0, 0.0) and found.error == 0.0 and found.products == 1
     assert found.smoothed(np.array([0.0, 1.0]))[0] > 0
 
@@ -155,7 +155,7 @@ def test_no_ghosts_appear_after_many_steps():
 
 
 def test_the_smoothed_density_integrates_to_one():
-    found = density(of(BULK), steps=30, probes=2)
+    found = spectral_density(of(BULK), steps=30, probes=2)
     t = np.linspace(-2, 8, 20001)
     assert np.trapezoid(found.smoothed(t), t) == pytest.approx(1.0, abs=1e-3)
     assert np.trapezoid(found.smoothed(t, width=0.3), t) == pytest.approx(1.0, abs=1e-3)
@@ -181,7 +181,7 @@ def test_large_dimensions_are_searched_by_halves():
 
 
 def test_probes_are_added_only_as_far_as_they_help():
-    found = density(of(np.r_[np.zeros(300), np.ones(200)]), error=0.01)
+    found = spectral_density(of(np.r_[np.zeros(300), np.ones(200)]), error=0.01)
     assert found.met and found.probes > 5
     assert repr(found).startswith("Density(from")
 
@@ -197,7 +197,7 @@ def test_probes_are_added_only_as_far_as_they_help():
 )
 def test_invalid_arguments_are_refused(told, text):
     with pytest.raises(ValueError, match=text):
-        density(of(BULK), **told)
+        spectral_density(of(BULK), **told)
 
 
 def test_a_whole_matrix_that_is_not_finite_is_an_error():
@@ -206,7 +206,7 @@ def test_a_whole_matrix_that_is_not_finite_is_an_error():
 
 
 def test_the_request_is_stored():
-    assert isinstance(density(of(BULK), error=0.5), Density)
+    assert isinstance(spectral_density(of(BULK), error=0.5), Density)
 
 
 def outliers(count):
@@ -230,7 +230,7 @@ NETWORK_LIKE = {
 def test_the_stated_error_covers_the_wasserstein_distance_at_its_rate(values, settings):
     trials, hits, inside = 24, 0, 0
     for seed in range(trials):
-        result = density(of(values), seed=1000 + seed, **settings)
+        result = spectral_density(of(values), seed=1000 + seed, **settings)
         hits += result.wasserstein(values) <= result.error * np.ptp(result.range)
         ticks, _, low, high = result.band
         truth = np.array([share(values, t) for t in ticks])
@@ -239,14 +239,14 @@ def test_the_stated_error_covers_the_wasserstein_distance_at_its_rate(values, se
 
 
 def test_one_step_shows_no_range_and_no_error():
-    assert density(of(BULK), steps=1, probes=1).error == np.inf
+    assert spectral_density(of(BULK), steps=1, probes=1).error == np.inf
 
 
 def test_what_may_lie_beyond_the_outermost_nodes_is_in_the_error():
     """One eigenvalue in forty lies far out, and three steps do not find it."""
     values = np.r_[np.linspace(0, 1, 39), 6.0]
     for seed in range(10):
-        result = density(of(values), steps=2, probes=1, seed=seed)
+        result = spectral_density(of(values), steps=2, probes=1, seed=seed)
         assert result.band[0][-1] > result.range[1] + 1.0
         assert result.wasserstein(values) <= result.error * np.ptp(result.range)
 
@@ -255,7 +255,7 @@ def test_shares_of_few_eigenvalues_are_printed_the_right_way_up():
     """60 probes of three eigenvalues leave shares that fit no count well in one seed of twenty."""
     values = np.r_[-1.0, 1.0, 2.0]
     for seed in range(20):
-        result = density(of(values), steps=3, probes=60, seed=seed)
+        result = spectral_density(of(values), steps=3, probes=60, seed=seed)
         for mass in (result.below(-0.5), result.above(0.5), result.cumulative(1.5)):
             assert mass.low <= mass.high and mass.count[0] <= mass.count[1]
             lower, _, upper = repr(mass).partition("interval ")[2].removesuffix(" %)").partition(" to ")

@@ -23,7 +23,7 @@ from lossmap.report.definiteness import definiteness_of_ends
 from lossmap.report.estimates import energy_text
 from lossmap.report.render import report_of_group
 from lossmap.report.text import value_with_limit
-from lossmap.spectra.blocks import layers, verdicts_of
+from lossmap.spectra.blocks import layer_spectra, verdicts_of
 from lossmap.spectra.spectrum import spectrum
 
 
@@ -58,10 +58,10 @@ SPECTRA = {
     "with a condition": lambda: spectrum(linear(), top=2),
 }
 LAYERS = {
-    "in full": lambda: layers(problem(), label="train"),
-    "by products": lambda: layers(problem(), "module", dense=4, density_error=0.3),
-    "dead": lambda: layers(problem(dead()), second=("inputs", "weights"), dense=20),
-    "alone": lambda: layers(problem(), "module", whole=False, probes=0, matrix="gauss-newton"),
+    "in full": lambda: layer_spectra(problem(), label="train"),
+    "by products": lambda: layer_spectra(problem(), "module", dense=4, density_error=0.3),
+    "dead": lambda: layer_spectra(problem(dead()), second=("inputs", "weights"), dense=20),
+    "alone": lambda: layer_spectra(problem(), "module", whole=False, probes=0, matrix="gauss-newton"),
     "stated": lambda: verdicts_of({"a": [0.0, 0.0], "b/c": [-1.0, 0.0], "d": [-1.0, -2.0], "e": [-1.0, 3.0]}),
 }
 

@@ -14,7 +14,7 @@ from lossmap.diagnostics.layer_signals import signals
 from lossmap.geometry.parameter_vector import Layout
 from lossmap.linalg.block_norms import energy_from_leakage, off_diagonal_energy
 from lossmap.spectra.block_groups import groups_of, indices_of
-from lossmap.spectra.blocks import block_matrix, exact_problem, layers, verdicts_of
+from lossmap.spectra.blocks import block_matrix, exact_problem, layer_spectra, verdicts_of
 from lossmap.spectra.layer_hessian import layer_hessians
 
 
@@ -129,7 +129,7 @@ def test_given_eigenvalues_must_be_numbers():
 def test_every_block_equals_its_part_of_the_dense_matrix(by):
     model = net()
     whole, layout = dense(model)
-    found = layers(problem_of(model), by)
+    found = layer_spectra(problem_of(model), by)
     assert [b.name for b in found.blocks] == (
         ["0.weight", "0.bias", "2.weight", "2.bias"] if by == "tensor" else ["0", "2"]
     )
@@ -143,7 +143,10 @@ def test_every_block_equals_its_part_of_the_dense_matrix(by):
 
 def test_an_iterative_block_agrees_with_the_dense_one_within_its_error():
     model = net()
-    small, large = layers(problem_of(model), "module"), layers(problem_of(model), "module", dense=0, tol=1e-6)
+    small, large = (
+        layer_spectra(problem_of(model), "module"),
+        layer_spectra(problem_of(model), "module", dense=0, tol=1e-6),
+    )
     for a, b in zip(small.blocks, large.blocks, strict=True):
         assert not b.whole and abs(b.largest - a.largest) <= b.error and abs(b.smallest - a.smallest) <= b.error
         assert b.positive[0] <= a.positive[0] <= b.positive[1]
@@ -155,7 +158,7 @@ def test_an_iterative_block_agrees_with_the_dense_one_within_its_error():
 def test_the_whole_matrix_and_the_shortfall_stand_beside_the_blocks():
     model = net()
     whole, layout = dense(model)
-    found = layers(problem_of(model), probes=60, tol=1e-6)
+    found = layer_spectra(problem_of(model), probes=60, tol=1e-6)
     values = torch.linalg.eigvalsh(whole).numpy()
     assert found.whole.values == pytest.approx([values[-1], values[0]], abs=1e-5)
     inside = sum(float((whole[at][:, at] ** 2).sum()) for at in (indices_of(layout, [n]) for n in layout.names))
@@ -175,7 +178,7 @@ def test_negative_curvature_that_no_single_block_has_is_noticed():
             self.a, self.b = nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(1))
 
     problem = Problem.custom(Product().eval(), lambda m, x: (m.a * m.b).sum() + 0 * x.sum(), torch.ones(4, 1))
-    found = layers(problem)
+    found = layer_spectra(problem)
     assert [b.kind for b in found.blocks] == ["zero", "zero"]
     assert found.whole.values == pytest.approx([1.0, -1.0])
     assert found.off_diagonal_energy.share == 1.0
@@ -187,7 +190,7 @@ def test_dead_units_are_the_reason_given_for_zero_blocks():
     model = net(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 3))
     with torch.no_grad():
         model[0].bias.fill_(-100.0)
-    found = layers(problem_of(model))
+    found = layer_spectra(problem_of(model))
     assert found["0.weight"].kind == found["2.weight"].kind == "zero"
     assert "no gradient comes back" in found["0.weight"].why
     assert "all 4 units of 0 are dead" in found["0.weight"].why
@@ -201,7 +204,7 @@ def test_dead_units_are_the_reason_given_for_zero_blocks():
 def test_a_loss_that_is_linear_in_a_layer_is_not_called_dead():
     model = net(nn.Linear(6, 1))
     problem = Problem.custom(model, lambda m, b: m(b).mean(), data()[0])
-    found = layers(problem)
+    found = layer_spectra(problem)
     assert "the loss is linear in it here" in found["0.weight"].why
     assert "The gradient still moves 0.weight, 0.bias" in found.verdict
     assert "Every block is zero" in found.verdict
@@ -217,7 +220,7 @@ def test_a_module_that_is_never_called_is_said_to_be_so():
             return self.used(x)
 
     torch.manual_seed(0)
-    found = layers(problem_of(Idle().eval()))
+    found = layer_spectra(problem_of(Idle().eval()))
     assert "its module is never called" in found["idle.weight"].why
 
 
@@ -259,7 +262,7 @@ def test_a_dead_layer_before_a_relu_that_is_called_as_a_function_is_named():
     first = torch.relu(model.a(x))
     silent = ((first == 0) & (torch.relu(model.a(first)) == 0)).all(0)
     assert found["a"].behind.dead == int(silent.sum()) and found["a"].behind.units == 6
-    assert "b are dead" in {b.name: b for b in layers(problem_of(model)).blocks}["out.weight"].why
+    assert "b are dead" in {b.name: b for b in layer_spectra(problem_of(model)).blocks}["out.weight"].why
 
 
 def test_groups_are_made_of_tensors_modules_and_regular_expressions():
@@ -344,15 +347,15 @@ def test_a_model_that_does_not_run_in_float64_is_computed_as_it_is_and_says_so()
     problem = problem_of(Stubborn().eval())
     same, notes = exact_problem(problem)
     assert same is problem and "not in float64, please" in notes[0]
-    assert "not in float64, please" in " ".join(repr(layers(problem)).split())
+    assert "not in float64, please" in " ".join(repr(layer_spectra(problem)).split())
 
 
 def test_what_a_file_keeps_has_one_row_a_block():
-    arrays, attributes = layers(problem_of(net()), "module").stored()
+    arrays, attributes = layer_spectra(problem_of(net()), "module").stored()
     assert list(arrays["block"]) == ["0", "2"] and arrays["positive"].shape == (2, 2)
     assert arrays["matrix:0"].shape == (35, 35) and len(arrays["eigenvalues:2"]) == 18
     assert {"outside", "whole_largest", "verdict", "report"} <= set(attributes)
-    large, _ = layers(problem_of(net()), "module", dense=0).stored()
+    large, _ = layer_spectra(problem_of(net()), "module", dense=0).stored()
     assert "nodes:0" in large and "matrix:0" not in large
 
 
@@ -384,7 +387,7 @@ def test_second_reading_by_weights_is_block_diagonal_over_outputs():
 
 def test_a_piecewise_linear_piece_is_zero_by_construction_and_not_dead():
     model = net(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 3))
-    found = layers(problem_of(model), second=("inputs", "weights"))
+    found = layer_spectra(problem_of(model), second=("inputs", "weights"))
     first = found.layer_hessians[0]
     assert first.flat and first.kind_of == "zero" and "says nothing about dead units" in first.verdict
     assert "no activation module behind it" in found.layer_hessians[1].verdict

@@ -19,7 +19,7 @@ from lossmap.health.diagnose import diagnose
 from lossmap.io.read import read
 from lossmap.report.health import health_report
 from lossmap.report.stored import StoredReport
-from lossmap.spectra.blocks import layers
+from lossmap.spectra.blocks import layer_spectra
 from lossmap.spectra.spectrum import spectrum
 
 
@@ -117,7 +117,7 @@ def test_a_spectrum_by_lanczos_holds_the_truth_in_bars_limits_trace_and_masses(c
 @pytest.mark.parametrize("kind", ["convex", "mlp"])
 def test_the_counts_of_layers_hold_the_truth(cases, kind, dense, loss):
     case = cases[kind]
-    result = layers(case.problem(loss), "tensor", parameters="weights", dense=dense)
+    result = layer_spectra(case.problem(loss), "tensor", parameters="weights", dense=dense)
     start = 0
     for block in result.blocks:
         rows = slice(start, start + block.size)

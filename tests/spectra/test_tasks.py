@@ -9,7 +9,7 @@ from lossmap.curvature.autotune import prepare
 from lossmap.data.problem import Problem
 from lossmap.geometry.grid import Grid
 from lossmap.landscape.run_survey import survey
-from lossmap.spectra.blocks import layers
+from lossmap.spectra.blocks import layer_spectra
 from lossmap.spectra.request import SpectrumRequest, Subject, Task, group_names
 from lossmap.spectra.spectrum import spectrum
 from lossmap.spectra.tasks import make_tasks
@@ -88,7 +88,7 @@ def test_layers_are_those_of_the_direct_way_and_several_subjects_share_a_scale()
     subjects = [Subject("train", problem()), Subject("test", problem(2))]
     tasks = make_tasks(subjects, SpectrumRequest(by="module", dense=200, second=("inputs",)))
     readings = readings_of(tasks)
-    found, direct = tasks.layers(readings)["train"], layers(problem(), "module", dense=200)
+    found, direct = tasks.layers(readings)["train"], layer_spectra(problem(), "module", dense=200)
     for a, b in zip(found.blocks, direct.blocks, strict=True):
         assert a.kind == b.kind
         assert a.values == pytest.approx(b.values, abs=2 * b.error)

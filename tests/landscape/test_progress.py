@@ -4,7 +4,7 @@ import io
 
 import pytest
 
-from lossmap.cli.progress import _Lines, display, progress_line
+from lossmap.landscape.progress import _Lines, display, progress_line
 from lossmap.landscape.survey_recorder import Progress
 from lossmap.parallel.pace import duration_text
 from lossmap.parallel.world import World

@@ -6,13 +6,16 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TextIO
+from importlib import import_module
+from typing import Any, TextIO
 
 from lossmap.landscape.survey_recorder import Progress as Event
 from lossmap.parallel.pace import duration_text
 from lossmap.parallel.world import World
 
 LINE_INTERVAL = 5.0  # seconds between plain lines
+MAX_NOTES_SHOWN = 5  # below the bar of a notebook, the newest ones
+PRE = '<pre style="margin: 0; white-space: pre-wrap">{code}</pre>'
 
 Show = Callable[[Event], None]
 
@@ -58,6 +61,70 @@ def display(world: World, what: str, file: TextIO | None = None, unit: str = "po
             yield show
     else:
         yield _Lines(what, file, unit=unit)
+
+
+@contextmanager
+def progress_display(
+    world: World, what: str, progress: bool | Show | None = None, file: TextIO | None = None
+) -> Iterator[Show | None]:
+    """What a survey reports its progress to: a function of the caller's, a bar in a terminal or notebook, or nothing.
+
+    what      the word before the numbers, such as `losses`
+    progress  None: a bar where there is a terminal or notebook; True: that, or plain lines; False: nothing
+    file      where to; by default stderr
+    """
+    if callable(progress):
+        yield progress
+        return
+    if world.rank != 0 or progress is False:
+        yield None
+        return
+    if in_notebook():
+        with _notebook_bar(what) as show:
+            yield show
+        return
+    file = file or sys.stderr
+    if progress or file.isatty():
+        with display(world, what, file) as show:
+            yield show
+        return
+    yield None
+
+
+def in_notebook() -> bool:
+    """Whether this is the kernel of a notebook, whose front end shows what IPython displays."""
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    return type(shell).__name__ == "ZMQInteractiveShell"
+
+
+@contextmanager
+def _notebook_bar(what: str) -> Iterator[Show]:
+    """A bar of rich in the output of a cell, drawn anew as the survey goes on."""
+    from io import StringIO
+
+    from rich.console import Console, Group
+    from rich.progress_bar import ProgressBar
+    from rich.text import Text
+
+    front: Any = import_module("IPython.display")
+    notes: list[str] = []
+
+    def picture(event: Event | None) -> Any:
+        settled = 0 if event is None else event.done + event.failed
+        text = what if event is None else progress_line(event, what)
+        bar = ProgressBar(total=event.total if event else None, completed=settled, width=60)
+        console = Console(record=True, file=StringIO(), width=100, force_jupyter=False)
+        console.print(Group(Text(text), bar, *map(Text, notes[-MAX_NOTES_SHOWN:])))
+        return front.HTML(console.export_html(inline_styles=True, code_format=PRE))
+
+    handle = front.display(picture(None), display_id=True)
+
+    def show(event: Event) -> None:
+        if event.note:
+            notes.append(event.note)
+        handle.update(picture(event))
+
+    yield show
 
 
 class _Lines:

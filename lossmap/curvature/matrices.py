@@ -1,0 +1,81 @@
+"""The curvature matrices of a problem as operators, at the model's present parameters: `hessian`, `gauss_newton`.
+
+    H = hessian(problem)        H @ v, H.size, H.to_scipy()
+
+Symbols: n the entries of theta, N samples; entries in the loss's unit per squared unit of theta. Price of a product: a
+few passes over the data (benchmarks/hvp.py). Definitions and sources: `operators`.
+"""
+
+from __future__ import annotations
+
+from lossmap.curvature.build import build_operator
+from lossmap.curvature.linearized_operator import LinearizedOperator
+from lossmap.curvature.operators import CurvatureOperator
+from lossmap.data.problem import Problem
+from lossmap.keywords import checked_keywords
+
+
+@checked_keywords
+def hessian(
+    problem: Problem, *, parameters: str = "weights", backend: str = "double-backward", memory: int | None = None
+) -> CurvatureOperator | LinearizedOperator:
+    """The Hessian of the mean loss over all samples, (n, n), as an operator: met only through products.
+
+    Args:
+        problem: model, loss and data. The model is read in evaluation mode, and left as it was.
+        parameters: which n entries theta has: `weights` (tensors of dimension > 1, as in the paper), `all`, or
+            a regular expression that is searched in the names of the parameters.
+        backend: how products are made: `double-backward` (no preparation), `linearized` or `retained-graph` (several
+            times cheaper per product, after a preparation), or `auto`: the cheapest, by a probe of some seconds.
+        memory: bytes that the last two may keep between products; by default a third of what is free.
+
+    Returns:
+        An operator with `@` for a tensor (n,) or a block (n, b), `size`, `dtype`, `device`, and `to_scipy()`, a
+        `scipy.sparse.linalg.LinearOperator` for NumPy vectors. It can be pickled where model and loss can.
+
+    Raises:
+        ValueError: for weights in less than float32, for a loss that cannot be differentiated twice in good faith (the
+            operation is named), for parameters that match nothing, and for an unknown backend.
+
+    Example:
+        >>> import torch, lossmap
+        >>> model = torch.nn.Linear(2, 1, bias=False)
+        >>> x = torch.tensor([[1.0, 0.0], [0.0, 2.0]])
+        >>> problem = lossmap.Problem.supervised(model, "mse", (x, torch.zeros(2, 1)))
+        >>> (lossmap.hessian(problem) @ torch.ones(2)).tolist()
+        [1.0, 4.0]
+
+    """
+    return build_operator(problem, "hessian", parameters, backend=backend, memory=memory)
+
+
+@checked_keywords
+def gauss_newton(
+    problem: Problem, *, parameters: str = "weights", backend: str = "double-backward", memory: int | None = None
+) -> CurvatureOperator | LinearizedOperator:
+    """The Gauss-Newton matrix of the mean loss, (n, n), as an operator: 1/N sum_i J_i^T (d2 loss_i / df2) J_i.
+
+    It has no negative eigenvalue where the loss is convex in the model's outputs, as cross entropy and MSE are.
+
+    Args:
+        problem: model, loss and data, from `Problem.supervised`: outputs and loss must be two steps.
+        parameters: as of `hessian`.
+        backend: as of `hessian`, without `retained-graph`.
+        memory: as of `hessian`.
+
+    Returns:
+        An operator as that of `hessian`.
+
+    Raises:
+        ValueError: as `hessian`, and for a problem of `Problem.custom`, which does not keep outputs and loss apart.
+
+    Example:
+        >>> import torch, lossmap
+        >>> model = torch.nn.Linear(2, 1, bias=False)
+        >>> x = torch.tensor([[1.0, 0.0], [0.0, 2.0]])
+        >>> problem = lossmap.Problem.supervised(model, "mse", (x, torch.zeros(2, 1)))
+        >>> lossmap.gauss_newton(problem).to_scipy().shape
+        (2, 2)
+
+    """
+    return build_operator(problem, "gauss-newton", parameters, backend=backend, memory=memory)

@@ -1,0 +1,90 @@
+"""HDF5 files opened for reading, beside whoever else has them open. Whatever is wrong with a file is one sentence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import h5py
+
+SIGNATURE = b"\x89HDF\r\n\x1a\n"
+# What HDF5 says of a file that this process has open already, with other locks or for writing.
+OPEN_ELSEWHERE = ("file locking", "already open", "unable to lock file")
+# What it says of a file whose content is not, or not wholly, HDF5.
+DAMAGED = ("truncated", "bad ", "past end", "not aligned", "signature", "checksum", "overflowed", "deserialize")
+
+
+class NotASurface(ValueError):
+    """The file holds no surface that can be read."""
+
+
+class Damaged(NotASurface):
+    """An HDF5 file that HDF5 itself cannot open: its end is missing, for instance."""
+
+
+class _BytesOnDisk(h5py.File):  # type: ignore[misc]
+    """An HDF5 file that is read through a Python file, which is closed with it."""
+
+    def __init__(self, path: Path) -> None:
+        self._bytes = open(path, "rb")  # noqa: SIM115  closed below
+        try:
+            super().__init__(self._bytes, "r")
+        except BaseException:
+            self._bytes.close()
+            raise
+
+    def close(self) -> None:
+        super().close()
+        self._bytes.close()
+
+
+def open_hdf5(path: Path) -> h5py.File:
+    """The HDF5 file, open for reading.
+
+    Raises FileNotFoundError, IsADirectoryError, PermissionError or NotASurface with one sentence that says which.
+    """
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder; a surface is a file, such as surface.h5")
+    try:
+        with open(path, "rb") as file:
+            start = file.read(len(SIGNATURE))
+    except FileNotFoundError:
+        raise FileNotFoundError(f"there is no file {path}") from None
+    except PermissionError:
+        raise PermissionError(f"{path} cannot be read: you have no permission") from None
+    if not start:
+        raise NotASurface(f"{path} is empty (0 bytes): no surface was ever written there")
+    if start != SIGNATURE:
+        raise NotASurface(f"{path} is no HDF5 file, so it holds no surface; it begins with {start!r}")
+    try:
+        # No lock: these files appear whole, by renaming, so a reader never meets a half-written one.
+        return h5py.File(path, "r", locking=False)
+    except OSError as error:
+        reason = str(error).splitlines()[0]
+        if any(words in reason for words in OPEN_ELSEWHERE):
+            return _open_beside(path)
+        raise _unreadable(path, reason) from None
+
+
+def _open_beside(path: Path) -> h5py.File:
+    """The file as another program would see it, where this process has it open already: by the bytes on the disk.
+
+    HDF5 refuses to open a file twice with different locking, or for reading while it is open for writing. Through a
+    Python file it does not know it for the same one.
+    """
+    try:
+        return _BytesOnDisk(path)
+    except OSError as error:
+        raise NotASurface(
+            f"{path} is open in this process, and what is on the disk cannot be read ({str(error).splitlines()[0]}): "
+            "close it there (such as `file.close()` or `dataset.close()`), then read it again"
+        ) from None
+
+
+def _unreadable(path: Path, reason: str) -> NotASurface:
+    """What HDF5 says about a file that it cannot open, as one sentence: damaged, or whatever else it may be."""
+    if any(words in reason for words in DAMAGED):
+        return Damaged(
+            f"{path} is damaged: HDF5 cannot open it, perhaps because its end is missing ({path.stat().st_size:,} "
+            f"bytes are there); take a backup, or run with --overwrite ({reason})"
+        )
+    return NotASurface(f"{path} cannot be opened by HDF5 ({reason}); the file was not changed")

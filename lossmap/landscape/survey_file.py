@@ -1,0 +1,209 @@
+"""The file of a survey that is called from Python: opened as the command line opens its own, and continued by either.
+
+What a file belongs to is asked twice in other words: the command line knows model and data by the files and names that
+they came from, a program by the objects themselves. Both store the digest of the plane (origin and axes, so all of the
+model that moves), and the digest of the data with each measure. A file that the other way began is therefore continued
+where these, and all settings that both know, are equal.
+
+Price: one pass over the data for their digest, when the file is opened.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from lossmap.data import datasets
+from lossmap.data.criteria import SupervisedLoss
+from lossmap.data.problem import Problem
+from lossmap.geometry.directions import Plane
+from lossmap.geometry.grid import Grid
+from lossmap.io.disk import PathLike
+from lossmap.io.memory_store import Measures
+from lossmap.io.provenance import provenance
+from lossmap.io.read import NotASurface, Refused, SurfaceFile, journal_of, read
+from lossmap.io.resume_check import short
+from lossmap.io.surface import Group, Surface, differences, to_plain
+
+WRITTEN_BY = "written by"  # the setting of a file that was begun by a program
+BY_NAME = "dataset"  # the setting of a measure that was made by the command line
+PYTHON = "lossmap.survey"
+DIGEST = "directions_digest"
+LOSSES = ("crossentropy", "mse")  # known by these names to the command line and to programs
+
+
+def open_survey_file(
+    path: PathLike, grid: Grid, measures: Mapping[str, Any], *, overwrite: bool = False, ranks: int = 1
+) -> SurfaceFile:
+    """Create or continue the file of a survey, on rank 0.
+
+    measures  by name; those that have problems and a plane are compared by them
+    ranks     the number of ranks
+
+    Raises as `SurfaceFile.open` does: Refused naming each difference, Busy, NotASurface, OSError.
+    """
+    first = next(iter(measures.values()))
+    plane: Plane | None = getattr(first, "plane", None)
+    identity: dict[str, Any] = {WRITTEN_BY: PYTHON}
+    attributes: dict[str, Any] = {**provenance(_device_of(first), ranks), "command": PYTHON}
+    groups: dict[str, Group] = {}
+    digest = ""
+    if plane is not None:
+        digest = plane.digest
+        identity[DIGEST] = digest
+        attributes |= {DIGEST: digest, "directions_cosine": float("nan") if plane.cosine is None else plane.cosine}
+        groups = direction_groups(plane)
+    stated: Measures = {
+        name: (measure.fields, {**measured_with(measure), **measure.settings}) for name, measure in measures.items()
+    }
+    if not overwrite:
+        identity, stated = adopted(path, identity, stated, digest)
+    return SurfaceFile.open(
+        path,
+        grid,
+        identity=identity,
+        measures=stated,
+        overwrite=overwrite,
+        groups=groups,
+        attributes=attributes,
+        command=PYTHON,
+    )
+
+
+def stored_choice(path: PathLike, measure: str) -> dict[str, Any] | None:
+    """What a probe chose for this measure when the file was begun; None where there is no such file or choice."""
+    surface = _existing(Path(path))
+    if surface is None:
+        return None
+    chosen: dict[str, Any] | None = surface.settings.get("measures", {}).get(measure, {}).get("chosen")
+    return chosen
+
+
+def direction_groups(plane: Plane, tensors: bool = True) -> dict[str, Group]:
+    """The axes of a plane as the groups of a file: tensors by name, recipe, length and digest.
+
+    tensors  whether the tensors are stored, or the recipes alone
+    """
+    groups: dict[str, Group] = {}
+    for name, axis, recipe, length in zip("xy", plane.axes, plane.recipes, plane.lengths, strict=False):
+        arrays = {}
+        if tensors:
+            arrays = {k: t.detach().cpu().numpy() for k, t in axis.items()}
+        groups[f"directions/{name}"] = Group(arrays, {**recipe, "length": length, "digest": plane.digest})
+    return groups
+
+
+def problems_of(measure: Any) -> dict[str, Problem]:
+    """The problems that a measure reads, by split; none of a measure that has no problems."""
+    problems = getattr(measure, "problems", None)
+    if isinstance(problems, Mapping):
+        return dict(problems)
+    return {}
+
+
+def measured_with(measure: Any) -> dict[str, Any]:
+    """What a measure depends on, as a program knows it, under the names that the command line has for the same."""
+    problems = problems_of(measure)
+    if not problems:
+        return {}
+    first = next(iter(problems.values()))
+    settings: dict[str, Any] = {
+        "data (SHA-256)": {split: datasets.digest(p.data) for split, p in problems.items()},
+        "samples": {split: p.data.samples for split, p in problems.items()},
+        "loss": _loss_name(first),
+        "precision": _precision(first, getattr(measure, "autocast", None)),
+    }
+    notes = dict.fromkeys(note for problem in problems.values() for note in problem.notes)
+    if notes:
+        settings["evaluation of the loss"] = list(notes)
+    return settings
+
+
+def _loss_name(problem: Problem) -> str:
+    """The name of the loss as the command line has it, where it does; else that of the function."""
+    loss: Any = problem.loss
+    if isinstance(loss, SupervisedLoss):
+        loss = loss.loss
+    if isinstance(loss, str):
+        return loss
+    if isinstance(loss, nn.CrossEntropyLoss):
+        plain = loss.weight is None and loss.ignore_index == -100 and loss.label_smoothing == 0.0
+        return "crossentropy" if plain and loss.reduction == "mean" else repr(loss)
+    if isinstance(loss, nn.MSELoss):
+        return "mse"
+    if isinstance(loss, nn.Module):
+        return repr(loss)
+    inner = getattr(problem.forward, "loss", loss)  # of `Problem.custom`
+    return str(getattr(inner, "__qualname__", type(inner).__name__))
+
+
+def _precision(problem: Problem, autocast: torch.dtype | None) -> str:
+    dtype = next((p.dtype for p in problem.model.parameters() if p.is_floating_point()), torch.float32)
+    return str(autocast or dtype).removeprefix("torch.")
+
+
+def _device_of(measure: Any) -> str:
+    problem = next(iter(problems_of(measure).values()), None)
+    if problem is None:
+        return "cpu"
+    return str(next((p.device for p in problem.model.parameters()), "cpu"))
+
+
+# ---- files that the other way began
+
+
+def adopted(
+    path: PathLike, identity: Mapping[str, Any], measures: Measures, digest: str
+) -> tuple[dict[str, Any], Measures]:
+    """The settings to open a file with: those stored, where it was begun the other way and what both know is equal.
+
+    identity  settings of the file; of a program they say so under `WRITTEN_BY`
+    measures  {name: (fields, settings)}
+    digest    of the plane
+
+    Raises Refused naming each difference of what both know.
+    """
+    surface = _existing(Path(path))
+    if surface is None:
+        return dict(identity), measures
+    stored = surface.settings.get("file", {})
+    kept, unequal = dict(identity), []
+    if stored and (WRITTEN_BY in stored) != (WRITTEN_BY in identity):
+        kept, known = dict(stored), str(surface.attributes.get(DIGEST, ""))
+        if known and digest and known != digest:
+            unequal.append(("plane (origin and axes, SHA-256)", known, digest))
+    merged: dict[str, Any] = {}
+    for name, (fields, settings) in measures.items():
+        there = surface.settings.get("measures", {}).get(name)
+        if there is None or (BY_NAME in there) == (BY_NAME in settings):
+            merged[name] = (fields, settings)
+            continue
+        shared = _shared(to_plain(dict(there)), to_plain(dict(settings)))
+        unequal += [(f"{name}: {what}", a, b) for what, a, b in differences(*shared)]
+        merged[name] = (fields, there)
+    if unequal:
+        described = "; ".join(f"{name} is {short(a)} in the file, {short(b)} asked for" for name, a, b in unequal)
+        raise Refused(f"{path} holds another survey: {described}. Ask for the same, or name another file", unequal)
+    return kept, merged
+
+
+def _existing(path: Path) -> Surface | None:
+    """What is there already; None where nothing is, or nothing that can be continued."""
+    if not path.exists() and not journal_of(path).exists():
+        return None
+    try:
+        return read(path)
+    except (NotASurface, OSError):  # to open it says what is wrong
+        return None
+
+
+def _shared(there: dict[str, Any], asked: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Both settings, but for what one of them does not know, and for losses known by other names."""
+    names = there.keys() & asked.keys()
+    if not all(settings.get("loss") in LOSSES for settings in (there, asked)):
+        names -= {"loss"}
+    return {n: there[n] for n in names}, {n: asked[n] for n in names}
