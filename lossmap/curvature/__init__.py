@@ -1,1 +1,1 @@
-"""WHAT we read at a point: loss, curvature, eigenvalues, spectra, evolution, weights, health."""
+"""Hessian, Gauss-Newton and Fisher matrices as operators with `@`; gradients; checks of the products."""

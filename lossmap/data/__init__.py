@@ -1,1 +1,1 @@
-"""WHERE we stand: data, problem, vectors, directions, path, grid. Rooms are imported by name; this is light."""
+"""Problem, batches, loaders, data sets, checkpoints, corruptions."""

@@ -1,1 +1,1 @@
-"""WHAT remembers: the surface file, its journal, files of the original tool."""
+"""Storage: the result file, its journal, merging, files of the original tool."""

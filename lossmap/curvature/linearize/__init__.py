@@ -1,0 +1,1 @@
+"""The linearized product: tracing, rules for tangents, graph building."""

@@ -1,0 +1,1 @@
+"""Curvature along a training run: eigenspaces at its checkpoints, compared and summarized."""

@@ -1,0 +1,1 @@
+"""Grids, directions, parameter vectors and training paths."""

@@ -1,0 +1,1 @@
+"""Text reports made from stored arrays, without torch."""
