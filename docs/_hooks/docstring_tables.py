@@ -1,7 +1,8 @@
-"""Docstrings as Markdown: the aligned columns that name arguments become tables, doctest lines become code blocks.
+"""Docstrings as mkdocstrings takes them: examples as sections, aligned columns of names and meanings as tables.
 
-The docstrings of lossmap list arguments as `name   what it is`, with continued lines indented below the meaning. Griffe
-(which mkdocstrings reads sources with) calls `on_object` for each object that it has read.
+Public functions have docstrings in Google's style, whose section `Example:` is `Examples:` to Griffe, the reader of
+sources behind mkdocstrings. Others list names as `name   what it is`, with continued lines indented below the meaning.
+Griffe calls `on_object` for each object that it has read.
 """
 
 from __future__ import annotations
@@ -33,6 +34,10 @@ def markdown(docstring: str) -> str:
 
 def _paragraph(text: str) -> str:
     lines = text.strip("\n").splitlines()
+    if lines and lines[0] == "Example:":
+        return text.replace("Example:", "Examples:", 1)
+    if lines and (lines[0].startswith(" ") or re.match(r"^[A-Z]\w+:$", lines[0])):  # of a section
+        return text
     if any(line.lstrip().startswith(">>>") for line in lines):
         return "```pycon\n" + inspect.cleandoc(text) + "\n```"
     if any(line.strip().startswith(("```", "|", "- ", "* ")) for line in lines):
