@@ -40,6 +40,7 @@ from lossmap.curvature.operators import (
     gauss_newton,
     hessian,
     outputs_and_loss,
+    refuse_half_precision,
     single_rank,
 )
 from lossmap.curvature.product_check import check_product
@@ -57,6 +58,7 @@ FIRST_BATCH_SIZE = 32  # at which the probe starts
 MIN_BATCH_SIZE = 8  # below which it does not go
 MIN_WINOGRAD_CHANNELS = 16  # of 3x3 convolutions with which tiles are tried
 MAX_WINOGRAD_ROUNDING = 32  # of tiles, in units of the precision
+MAX_ROUNDING = 1.0  # relative, with its safety, beyond which another backend is tried
 MAX_PROBE_SECONDS = 30.0  # of processor time, after which the probe tries nothing further
 
 
@@ -83,12 +85,15 @@ def prepare(
     check       compares products with differences of the gradient (`product_check`); without, with double backward
 
     The model's mode does not matter: products are those of evaluation mode. Where a backend cannot be trusted, the log
-    says why and another is taken. Raises ValueError where there is no such backend or parameter, where no backend gives
-    the second derivative of this loss, or for Gauss-Newton where the problem does not keep outputs and loss apart.
+    says why and another is taken. Raises ValueError where there is no such backend or parameter, for weights in less
+    than float32, where no backend gives the second derivative of this loss, or for Gauss-Newton where the problem does
+    not keep outputs and loss apart.
     """
     backend = backend_of(backend)
+    moving = selected(problem.model, parameters)
+    refuse_half_precision(moving.values())
     problem = check_loss(problem)
-    device = next(iter(selected(problem.model, parameters).values())).device
+    device = next(iter(moving.values())).device
     if memory is None:
         memory = free_memory(device) // 3
     if plan is None:
@@ -127,10 +132,23 @@ def realization_factories(factory: OperatorFactory, problems: Sequence[Problem])
 
 
 def _with_rounding(factory: OperatorFactory) -> OperatorFactory:
-    """The factory with the rounding of its products, as measured at the model's own tensors."""
+    """The factory with the rounding of its products, as measured at the model's own tensors.
+
+    Products that lose a third of themselves are made by double backward where these lose a tenth of that: a trace may
+    be right in float64, in which it is checked, and wrong in the model's own precision.
+    """
     measured = factory.at(measured=True).measured
     if measured is None:
         return factory
+    if measured.relative > MAX_ROUNDING and factory.fallback and factory.plan.backend != "double-backward":
+        plain = replace(factory, plan=HvpPlan("double-backward", factory.plan.batch_size))
+        other = plain.at(measured=True).measured
+        if other is not None and other.relative < 0.1 * measured.relative:
+            log.warning(
+                "products are not %s, but made by double backward: in this precision they differ from float64",
+                _WORDS[factory.plan.backend],
+            )
+            factory, measured = plain, other
     return replace(factory, plan=replace(factory.plan, rounding=(measured.rounding, measured.relative)))
 
 

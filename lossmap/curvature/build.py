@@ -6,12 +6,18 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-import torch
-
 from lossmap.curvature.autotune import prepare
 from lossmap.curvature.hvp_plan import HvpPlan, backend_of
 from lossmap.curvature.linearized_operator import LinearizedOperator
-from lossmap.curvature.operators import CurvatureOperator, Product, Total, gauss_newton, hessian, single_rank
+from lossmap.curvature.operators import (
+    CurvatureOperator,
+    Product,
+    Total,
+    gauss_newton,
+    hessian,
+    refuse_half_precision,
+    single_rank,
+)
 from lossmap.curvature.product_check import check_product
 from lossmap.curvature.rounding import RoundingProbe
 from lossmap.data.loss_check import check_loss
@@ -59,11 +65,7 @@ def build_operator(
     plain = CurvatureOperator(problem, product, parameters, total, measure)
     if check:
         refuse_unmoved(problem)
-    if plain.dtype not in (torch.float32, torch.float64):
-        raise ValueError(
-            f"the weights are {str(plain.dtype).removeprefix('torch.')}, in which second derivatives drown in "
-            "rounding; call model.float() first"
-        )
+    refuse_half_precision(plain.named.values())
     if plan is None and backend_of(backend) == "double-backward":
         # one point alone, so that a distant one need not be looked at
         if not (check and check_product(problem, parameters, product, distant=False).rejected):

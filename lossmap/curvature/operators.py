@@ -16,7 +16,7 @@ doi:10.1162/08997660260028683, for Gv.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -253,6 +253,16 @@ class CurvatureOperator:
     def to_scipy(self) -> LinearOperator:
         """The matrix for SciPy: NumPy vectors in, NumPy vectors out."""
         return scipy_operator(self, self.size, self.dtype, self.device)
+
+
+def refuse_half_precision(parameters: Iterable[Tensor]) -> None:
+    """Raise ValueError where some of the parameters are in less than float32, by name of the precision."""
+    for p in parameters:
+        if p.is_floating_point() and p.dtype not in (torch.float32, torch.float64):
+            raise ValueError(
+                f"the weights are {str(p.dtype).removeprefix('torch.')}, in which second derivatives drown in "
+                "rounding; call model.float() first"
+            )
 
 
 def add_rows(sums: Tensor, products: Sequence[Sequence[Tensor]]) -> None:
