@@ -1,15 +1,21 @@
-"""All that the commands of lossmap do, with public names alone: `python examples/everything.py`, or under mpirun.
+"""All that the commands of lossmap do, with public names alone: `python examples/everything.py`, or under mpirun -n 2.
 
-Surface with resume, map of extreme eigenvalues, spectrum, layers, singular values, curvature of a training run, health,
-the plane through three nets, and every result saved, read, drawn and given to xarray.
+Surface with resume, map of extreme eigenvalues, the plane through three nets, spectrum, layers, singular values,
+curvature of a training run, health; every result saved, read back equal, given to xarray; figures.
 """
 
+import os
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
 import lossmap
+
+RANK = next(
+    (os.environ[name] for name in ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID") if name in os.environ), "0"
+)
 
 
 def net(seed: int) -> nn.Sequential:
@@ -18,41 +24,30 @@ def net(seed: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3))
 
 
-def trained(model: nn.Module, x: torch.Tensor, y: torch.Tensor, folder: Path, steps: int = 4) -> list[Path]:
-    """The checkpoints of a short training run."""
-    optimizer, files = torch.optim.SGD(model.parameters(), lr=0.5), []
-    for step in range(steps):
-        files.append(folder / f"step{step}.pt")
-        torch.save(model.state_dict(), files[-1])
-        optimizer.zero_grad()
-        nn.functional.cross_entropy(model(x), y).backward()
-        optimizer.step()
-    return files
-
-
-def main(folder: str = "everything", count: int = 5, rank: int = 0) -> dict[str, object]:
-    """Do everything; the results by name. Under mpirun every rank does; `rank` keeps their own files apart."""
-    out, own = Path(folder), Path(folder) / f"rank{rank}"
+def main(folder: str = "everything", count: int = 5) -> dict[str, Any]:
+    """Everything; the results by name. Under mpirun every rank has them, and keeps files of its own apart."""
+    shared, own = Path(folder), Path(folder) / f"rank{RANK}"
     own.mkdir(parents=True, exist_ok=True)
-    torch.manual_seed(0)
-    x, y = torch.randn(60, 6), torch.randint(3, (60,))
-    model, second, third = net(0), net(1), net(2)
-    run = trained(model, x, y, own)
+    model, others = net(0), [net(1), net(2)]
+    x, y = torch.randn(60, 6, generator=torch.Generator().manual_seed(0)), torch.arange(60) % 3
     problem = lossmap.Problem.supervised(model, "crossentropy", (x, y))
+    checkpoints = []
+    for step in range(4):  # of a run that trains away from the model
+        checkpoints.append(own / f"step{step}.pt")
+        torch.save({name: tensor * (1 + step / 4) for name, tensor in model.state_dict().items()}, checkpoints[-1])
 
-    plane, grid = lossmap.random_plane(model, seed=0), lossmap.Grid.square(-1, 1, count)
-    losses = lossmap.losses(problem, plane)
-    some = lossmap.survey(losses, grid, path=out / "plane.h5", points=range(count))  # a part, as if interrupted
-    assert some.outcome != "complete" or count == 1
-    surface = lossmap.survey(losses, grid, path=out / "plane.h5")  # the same call resumes
-    eigenmap = lossmap.EigenvalueMap(problem, plane, backend="double-backward")
-    curved = lossmap.survey(eigenmap, lossmap.Grid.square(-1, 1, 3), path=out / "eigen.h5")
-    between = lossmap.survey(
-        lossmap.losses(problem, lossmap.plane_through(model, second, third)), grid, path=out / "between.h5"
-    )
+    grid, plane = lossmap.Grid.square(-1, 1, count), lossmap.random_plane(model, seed=0)
+    measure = lossmap.losses({"train": problem}, plane)
+    lossmap.survey(measure, grid, path=shared / "plane.h5", points=range(count))  # a part, as if it was interrupted
+    surface = lossmap.survey(measure, grid, path=shared / "plane.h5")  # the same call goes on
+    curvature = lossmap.EigenvalueMap(problem, plane, backend="double-backward")
+    eigenmap = lossmap.survey(curvature, lossmap.Grid.square(-1, 1, 3), path=shared / "eigen.h5")
+    through = lossmap.losses(problem, lossmap.plane_through(model, *others))
+    between = lossmap.survey(through, grid, path=shared / "between.h5")
 
     hessian = lossmap.hessian(problem)
-    results = {
+    run = lossmap.run_dynamics(checkpoints, problem, path=shared / "run.h5", top=2, backend="double-backward")
+    results: dict[str, Any] = {
         "spectrum": lossmap.spectrum(problem, top=3),
         "layers": lossmap.layer_spectra(problem, "module"),
         "weights": lossmap.singular_values(model),
@@ -60,24 +55,21 @@ def main(folder: str = "everything", count: int = 5, rank: int = 0) -> dict[str,
         "trace": lossmap.trace(hessian),
         "density": lossmap.spectral_density(lossmap.gauss_newton(problem), steps=10, probes=2),
         "health": lossmap.diagnose(problem),
-        "pca": lossmap.pca_plane(model, [torch.load(file) for file in run]),
-        "line": lossmap.line_between(model, second),
-        "run": lossmap.run_dynamics(run, problem, path=out / "run.h5", top=2, backend="double-backward"),
+        "line": lossmap.line_between(model, others[0]),
+        "path": lossmap.pca_plane(model, [torch.load(file) for file in checkpoints], axes=1),
+        "surface": surface,
+        "eigenmap": eigenmap,
     }
     for name, result in results.items():
-        if name == "run" and rank:  # rank 0's answer is the whole one
-            continue
         file = result.save(own / f"{name}.h5", overwrite=True)
-        assert result.equals(lossmap.read(file)) and result.to_xarray() is not None
-    lossmap.draw([surface, between], titles=["random", "between nets"]).savefig(own / "planes.png")
-    lossmap.draw(curved).savefig(own / "eigen.png")
+        if not result.equals(lossmap.read(file)) or result.to_xarray() is None:
+            raise RuntimeError(f"{name} has not come back as it was")
+    lossmap.draw([surface, between], titles=["random", "through three nets"]).savefig(own / "planes.png")
+    lossmap.draw(eigenmap).savefig(own / "eigenvalues.png")
     lossmap.draw(results["spectrum"]).savefig(own / "spectrum.png")
-    return {"surface": surface, "eigenmap": curved, "between": between, **results}
+    return {**results, "between": between, "run": run}
 
 
 if __name__ == "__main__":
-    import os
-
-    ranks = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID")
-    for name, result in main(rank=int(next((os.environ[r] for r in ranks if r in os.environ), "0"))).items():
+    for name, result in main().items():
         print(f"{name}\n{result!r}\n")

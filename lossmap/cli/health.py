@@ -22,6 +22,7 @@ from lossmap.cli.entry_point import guarded, launched_rank
 from lossmap.cli.setting_groups import DataSettings, ModelSettings, RunSettings, parameters_setting
 from lossmap.cli.settings import Settings, UsageError, setting
 from lossmap.parallel.world import World
+from lossmap.results import value_groups
 
 if TYPE_CHECKING:
     from lossmap.health.diagnosis import Diagnosis
@@ -160,4 +161,6 @@ def store(diagnosis: Diagnosis, settings: Settings, say: output.Printer) -> None
             return Surface(Grid(np.zeros(1)), {}, settings={"file": settings.resolved()}, attributes=attributes)
 
         put_group(options.surf_file, "health", Group(*diagnosis.stored()), new_result)
+        for place, group in value_groups(diagnosis.without_vectors(), "health").items():
+            put_group(options.surf_file, place, group, new_result)
         say(f"stored in: {options.surf_file}")

@@ -40,6 +40,7 @@ from lossmap.landscape.progress import display
 from lossmap.landscape.run_survey import survey
 from lossmap.parallel.shutdown import Stop, job_end
 from lossmap.parallel.world import World
+from lossmap.results import value_groups
 
 MAX_LABEL_LENGTH = 40  # characters of a label in a file name
 LAYER_OUTPUT_HESSIANS = {"none": (), "inputs": ("inputs",), "weights": ("weights",), "both": ("inputs", "weights")}
@@ -265,10 +266,10 @@ def report_all(measure: Any, settings: Settings, store: SurfaceFile, say: output
 
             pairs = zip(*spectrum.largest_by_magnitude(options.abs), strict=True)
             say(f"  by magnitude: {', '.join(value_with_error(v, e) for v, e in pairs)}")
-        store.put(group_name(SPECTRUM, label), group_of(spectrum))
+        _put(store, group_name(SPECTRUM, label), spectrum)
     for label, layers in measure.layers(store.arrays).items():
         say(f"\n{layers!r}")
-        store.put(group_name(LAYERS, label), group_of(layers))
+        _put(store, group_name(LAYERS, label), layers)
     if len(spectra) > 1:
         say(f"\n{compare(spectra)!r}")
     if options.l2:
@@ -276,6 +277,12 @@ def report_all(measure: Any, settings: Settings, store: SurfaceFile, say: output
     if options.singular_values:
         report_singular_values(measure.subjects[0].problem.model, store, say)
     say("")
+
+
+def _put(store: SurfaceFile, name: str, value: Any) -> None:
+    """Store a result: the group that figures are made of, and the value that `lossmap.read` gives back."""
+    for place, group in {name: group_of(value), **value_groups(value, name)}.items():
+        store.put(place, group)
 
 
 def report_l2_path(
@@ -310,7 +317,7 @@ def report_singular_values(model: Any, store: SurfaceFile, say: output.Printer) 
 
     table = singular_values(model)
     say(f"\n{table!r}")
-    store.put("weights/singular_values", group_of(table))
+    _put(store, "weights/singular_values", table)
 
 
 def draw_pictures(path: Path) -> list[Path]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isfinite
 from typing import Any
 
@@ -82,6 +82,18 @@ class Diagnosis(DrawnResult):
     def to_json(self, indent: int | None = 1) -> str:
         """`to_dict` as text."""
         return json.dumps(self.to_dict(), indent=indent)
+
+    def without_vectors(self) -> Diagnosis:
+        """The same without the eigenvectors of the Hessian, which are as large as the model."""
+        spectrum = self.measurements.spectrum
+        if spectrum is None:
+            return self
+        top, bottom = (
+            pairs if pairs is None else replace(pairs, vectors=pairs.vectors[:, :0])
+            for pairs in (spectrum.top, spectrum.bottom)
+        )
+        measurements = replace(self.measurements, spectrum=replace(spectrum, top=top, bottom=bottom))
+        return replace(self, measurements=measurements)
 
     def stored(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """What a file keeps of it: each chief number as [value, error], and all the rest as JSON, `report`."""

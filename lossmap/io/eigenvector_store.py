@@ -22,6 +22,7 @@ import h5py
 import numpy as np
 
 from lossmap.io.netcdf_read import open_hdf5
+from lossmap.io.netcdf_write import write_array
 from lossmap.io.read import Refused, journal_of, read, write_surface
 from lossmap.io.surface import Group, Surface
 from lossmap.io.whole_file import sync_folder
@@ -167,7 +168,8 @@ def _write_results(target: h5py.Group, results: Group) -> None:
     for name, value in results.attributes.items():
         target.attrs[name] = value
     for name, array in results.arrays.items():
-        dataset = target.create_dataset(name, data=array)
+        write_array(target, name, np.asarray(array))
+        dataset = target[name]
         for axis, length in enumerate(array.shape):
             scale = f"n{length}" + "_other" * (length in array.shape[:axis])  # xarray needs two names
             if scale not in scales:

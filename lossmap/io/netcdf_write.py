@@ -168,7 +168,7 @@ def _write_group(file: h5py.File, name: str, group: Group) -> None:
     for key, value in group.attributes.items():
         _write_attribute(target, key, value)
     for key, array in group.arrays.items():
-        _write_array(target, key, np.asarray(array))
+        write_array(target, key, np.asarray(array))
     if name.startswith((TASKS, VALUES)):
         _name_dimensions(target)
         return
@@ -181,7 +181,7 @@ def _write_group(file: h5py.File, name: str, group: Group) -> None:
             target[key].dims[0].attach_scale(target[scale])
 
 
-def _write_array(target: h5py.Group, name: str, array: np.ndarray) -> None:
+def write_array(target: h5py.Group, name: str, array: np.ndarray) -> None:
     """An array in a type that netCDF knows: it has no booleans, no half floats, and text of any length."""
     if array.dtype.kind in "OU":
         target.create_dataset(name, data=array.astype(object), dtype=h5py.string_dtype())

@@ -98,6 +98,8 @@ def general(name):
     name = re.sub(r"^tasks/[^/]+/(density|whole|ends|trace|gradient|block_ends)/.*", r"tasks/LABEL/\1", name)
     name = re.sub(r"^(directions/[xy]|weights/singular_values)/(?!@).*", r"\1/TENSOR", name)
     name = re.sub(r"^directions/y/@", "directions/x/@", name)
+    name = re.sub(r"^values/[^/]+/(?!@).*", "values/NAME/ARRAY", name)
+    name = re.sub(r"^values/[^/]+/@", "values/NAME/@", name)
     name = re.sub(r"^health/(?!@).*", "health/NUMBER", name)
     name = re.sub(r"^@(loss|eigen|spectrum|along)_(took|estimate|notes)$", r"@MEASURE_\2", name)
     name = re.sub(r"^@resolved_\w+", "@resolved_COMMAND", name)

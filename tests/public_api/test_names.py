@@ -1,0 +1,95 @@
+"""The public names: what they are, that they explain themselves, and that a misspelt keyword is answered."""
+
+import doctest
+import inspect
+import pickle
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import lossmap
+
+ROOT = Path(__file__).resolve().parents[2]
+NAMES = [name for name in lossmap.__all__ if not name.startswith("_")]
+FUNCTIONS = [name for name in NAMES if inspect.isfunction(getattr(lossmap, name))]
+MAKERS = [lossmap.Problem.supervised, lossmap.Problem.custom]
+
+
+def test_there_are_about_thirty_names_and_they_are_these():
+    assert 25 <= len(NAMES) <= 32
+    assert {
+        "Problem", "Grid", "Plane", "random_plane", "line_between", "plane_through", "pca_plane", "losses",
+        "EigenvalueMap", "survey", "Surface", "read", "draw", "hessian", "gauss_newton", "eigenpairs", "trace",
+        "spectral_density", "spectrum", "layer_spectra", "singular_values", "run_dynamics", "diagnose",
+        "diagnose_network_health",
+    } <= set(NAMES)  # fmt: skip
+
+
+def test_in_any_order_of_imports_a_name_is_the_function_and_not_a_module():
+    code = (
+        "import lossmap.spectra.spectrum, lossmap.linalg.trace, lossmap.landscape.run_survey, lossmap.io.read\n"
+        "from lossmap import spectrum, trace, survey, read, diagnose, losses\n"
+        "import inspect\n"
+        "assert all(map(inspect.isfunction, (spectrum, trace, survey, read, diagnose, losses)))\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_a_public_function_has_real_keywords_and_can_be_pickled(name):
+    function = getattr(lossmap, name)
+    kinds = {p.kind for p in inspect.signature(function).parameters.values()}
+    assert kinds <= {inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY}
+    assert pickle.loads(pickle.dumps(function)) is function
+
+
+@pytest.mark.parametrize("thing", [*map(lossmap.__getattr__, FUNCTIONS), *MAKERS], ids=lambda f: f.__qualname__)
+def test_a_public_function_explains_each_argument_what_it_returns_and_raises(thing):
+    text = inspect.getdoc(thing)
+    assert all(f"\n{section}:\n" in text for section in ("Args", "Returns", "Raises", "Example")), thing
+    part = text.split("\nArgs:\n")[1].split("\nReturns:")[0]
+    described = re.findall(r"^    (\w+): ", part, re.MULTILINE)
+    parameters = [name for name in inspect.signature(thing).parameters if name not in ("self", "cls")]
+    assert sorted(described) == sorted(parameters)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_example_of_a_public_name_gives_what_it_says(name):
+    examples = [t for t in doctest.DocTestFinder().find(getattr(lossmap, name), name, module=False) if t.examples]
+    assert examples, f"{name} has no example"
+    for example in examples:
+        runner = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE)
+        report: list[str] = []
+        runner.run(example, out=report.append)
+        assert runner.summarize(verbose=False).failed == 0, "".join(report)
+
+
+@pytest.mark.parametrize(
+    ("call", "sentence"),
+    [
+        (lambda: lossmap.spectral_density(None, probe=3), "unexpected keyword 'probe'; did you mean 'probes'?"),
+        (lambda: lossmap.survey(None, None, pth="a.h5"), "unexpected keyword 'pth'; did you mean 'path'?"),
+        (lambda: lossmap.Grid.square(-1, 1, cuont=3), "unexpected keyword 'cuont'; did you mean 'count'?"),
+        (lambda: lossmap.Problem.supervised(None, "mse", (), batchsize=3), "did you mean 'batch_size'?"),
+        (lambda: lossmap.EigenvalueMap(None, None, parameter="all"), "did you mean 'parameters'?"),
+        (lambda: lossmap.read("a.h5", qqqqqq=1), "unexpected keyword 'qqqqqq'; it takes path, kind"),
+    ],
+)
+def test_a_misspelt_keyword_is_a_type_error_that_names_the_nearest(call, sentence):
+    with pytest.raises(TypeError, match=re.escape(sentence)):
+        call()
+
+
+def test_the_stub_lists_what_there_is():
+    listed = re.findall(r"import \w+ as (\w+)", (ROOT / "lossmap" / "__init__.pyi").read_text())
+    assert sorted(listed) == sorted(NAMES)
+
+
+def test_mypy_strict_passes_on_a_users_script_and_sees_what_is_wrong_in_it():
+    scripts = ["examples/everything.py", "tests/public_api/user_script.py"]
+    command = [sys.executable, "-m", "mypy", "--strict", "--ignore-missing-imports", *scripts]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stdout + done.stderr
