@@ -305,7 +305,7 @@ class Probe:
         candidate = Candidate(self, plan)
         try:
             candidate.work()
-        except RuntimeError:  # too large for the memory, or in a format that some operation does not take
+        except (RuntimeError, ValueError):  # too large for the memory, or in a format that some operation does not take
             if plan.backend == "double-backward":
                 raise
             return None
@@ -330,7 +330,7 @@ class Candidate:
 
     def __init__(self, probe: Probe, plan: HvpPlan, vectors: int = 1) -> None:
         self.plan, self.factory = plan, probe.with_plan(plan)
-        few = probe.first_batch(self.factory)
+        few = replace(probe.first_batch(self.factory), fallback=False)  # what does not run is no candidate
         self.samples = few.problem.data.samples
         operator = few.at()
         self.device = operator.device

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from scipy.sparse.linalg import LinearOperator
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from lossmap.curvature.backends import (
     LINEARIZATIONS,
@@ -39,14 +40,18 @@ from lossmap.curvature.operators import (
     scipy_operator,
     single_rank,
 )
-from lossmap.curvature.rounding import MAX_RELATIVE, MeasuredRounding, RoundingProbe
-from lossmap.data.batches import Batch, move_batch, samples_in
+from lossmap.curvature.rounding import MAX_RELATIVE, MeasuredRounding, RoundingProbe, problem_in
+from lossmap.data.batches import Batch, FixedBatches, Resident, move_batch, samples_in
 from lossmap.data.problem import Problem, temporary_parameters
 from lossmap.geometry.parameter_vector import Layout, selected
 from lossmap.seeding import generator
 from lossmap.sums import norm
 
 CHECKED_SAMPLES = 4  # on which linearized products are compared with double backward
+MAX_TWIN_BYTES = 1 << 26  # of a copy of model and data in float64 that is kept from point to point
+MIN_ROUNDING_SAMPLES = 256  # over which rounding is measured where a plan is made
+MIN_FEW, MAX_FEW, FEW_SHARE = 16, 128, 16  # samples over which it is looked for at a point: a share of all
+MAX_TWIN_BATCH = 256  # samples of its batches, whose graphs are kept in memory
 MAX_DISAGREEMENT = 1e-9  # the relative difference between them that float64 explains
 
 
@@ -61,6 +66,7 @@ class LinearizedOperator:
     products  the backend at this point
     probe     measures the rounding here
     given     the rounding as measured elsewhere; it is measured here where `measured_here`, else assumed
+    factory   what made it, and keeps what points share
     """
 
     layout: Layout
@@ -72,6 +78,7 @@ class LinearizedOperator:
     probe: RoundingProbe
     given: RoundingResult | None = None
     measured_here: bool = False
+    factory: OperatorFactory | None = None
 
     @property
     def size(self) -> int:
@@ -93,12 +100,27 @@ class LinearizedOperator:
         """The same relative to the largest absolute eigenvalue, at least; None where it is assumed."""
         return None if self.measured is None else self.measured.ratio
 
-    def in_float64(self) -> CurvatureOperator:
+    def in_float64(self) -> CurvatureOperator | LinearizedOperator:
         """The same curvature in float64, by double backward over a copy of the model and of the data.
 
         Raises what the model raises there.
         """
+        state = self.probe.state
+        if self.factory is not None and state is not None and self.factory.keeps_twin:
+            return self.factory.twin.at(state)
         return self.probe.in_float64()
+
+    def rounding_of(self, vectors: Tensor) -> float:
+        """|(H - H64) v| for v of length one, the largest of several, (n, b), over a few samples, which is cheap.
+
+        H64 is the same in float64. Raises what the model raises there.
+        """
+        if self.factory is None or self.probe.state is None:
+            raise ValueError("this operator stands alone: its rounding is measured by `measured`")
+        few = self.factory.few.at(self.probe.state)
+        v = (vectors / torch.linalg.vector_norm(vectors, dim=0)).to(self.dtype)
+        difference = (few.in_float64() @ v.double()).double() - (few @ v).double()
+        return float(torch.linalg.vector_norm(difference, dim=0).max())
 
     def __matmul__(self, v: Tensor) -> Tensor:
         """The product with v, (n,) -> (n,), or with the columns of a block, (n, b) -> (n, b).
@@ -218,10 +240,50 @@ class OperatorFactory:
             self.problem,
             self.total,
             self.products(state),
-            RoundingProbe(self.problem, self.parameters, self.product, self.total, partial(self._over, state), state),
+            self._rounding_probe(state),
             self._rounding(first.dtype),
             measured or self._cancels,
+            self,
         )
+
+    def _rounding_probe(self, state: Mapping[str, Tensor]) -> RoundingProbe:
+        """What measures rounding at these tensors, over batches of the plan's size: others would need traces anew."""
+        return RoundingProbe(
+            self.problem,
+            self.parameters,
+            self.product,
+            self.total,
+            partial(self._over, state),
+            state,
+            max(MIN_ROUNDING_SAMPLES, self.batch),
+            self.batch,
+        )
+
+    @property
+    def keeps_twin(self) -> bool:
+        """Whether model and data in float64 are few enough bytes to be kept from point to point."""
+        entries = sum(t.numel() for t in named_tensors(self.problem).values())
+        if not isinstance(self.problem.data, (Resident, FixedBatches)):
+            return False  # read from a disk
+        first = next(iter(self.problem.rebatched(1).data))
+        per_batch = sum(t.numel() for t in pytree.tree_leaves(first) if isinstance(t, Tensor))
+        entries += per_batch * self.problem.data.samples // max(1, samples_in(first))
+        return 8 * entries <= MAX_TWIN_BYTES
+
+    @cached_property
+    def few(self) -> OperatorFactory:
+        """The factory over a few samples, by double backward: of which the rounding of single vectors is cheap."""
+        samples = min(max(self.problem.data.samples // FEW_SHARE, MIN_FEW), MAX_FEW)
+        batch = next(iter(self.problem.rebatched(samples).data))
+        few = self.problem.with_data(FixedBatches((batch,)))
+        return replace(self, problem=few, plan=HvpPlan("double-backward", samples), memory=0, programs={})
+
+    @cached_property
+    def twin(self) -> OperatorFactory:
+        """The factory of the same operators in float64, by double backward; made once, since points need it often."""
+        twin = problem_in(self.problem, torch.float64)
+        plan = HvpPlan("double-backward", min(self.plan.batch_size, MAX_TWIN_BATCH))
+        return OperatorFactory(twin, self.parameters, self.product, self.total, plan, 0)
 
     @property
     def _cancels(self) -> bool:

@@ -16,13 +16,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from itertools import islice
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from lossmap.curvature.operators import CurvatureOperator, Product, Total, gauss_newton
-from lossmap.data.batches import Batch, move_batch, samples_in
+from lossmap.data.batches import Batch, FixedBatches, move_batch, samples_in
 from lossmap.data.borrow import copy_of, temporary_parameters
 from lossmap.data.problem import Problem
 from lossmap.linalg.operator import ROUNDING_EPSILONS, SymmetricOperator
@@ -70,6 +71,8 @@ class RoundingProbe:
     problem    the operator's, at the model's own tensors
     operator   (problem over fewer samples) -> the operator over them
     state      tensors that the model has at the point, by name; None: its own
+    samples    over about how many it is measured
+    batch      samples of a batch there; None: as the data are cut
     """
 
     problem: Problem
@@ -78,10 +81,12 @@ class RoundingProbe:
     total: Total
     operator: Callable[[Problem], SymmetricOperator]
     state: Mapping[str, Tensor] | None = None
+    samples: int = MAX_SAMPLES
+    batch: int | None = None
 
     def __call__(self) -> MeasuredRounding | None:
         """The rounding; None where the model runs in no other precision, and no Jacobian is to be had."""
-        few, is_whole = first_samples(self.problem)
+        few, is_whole = first_samples(self.problem, self.samples, self.batch)
         single = self.operator(few)
         epsilon = float(torch.finfo(single.dtype).eps)
         try:
@@ -162,12 +167,14 @@ def largest_difference(single: SymmetricOperator, double: SymmetricOperator) -> 
     return error, scale, relative
 
 
-def first_samples(problem: Problem) -> tuple[Problem, bool]:
-    """The problem over its first samples, about `MAX_SAMPLES`, and whether these are all."""
-    parts = problem.data.samples // MAX_SAMPLES
-    if parts < 2:
+def first_samples(problem: Problem, samples: int = MAX_SAMPLES, batch: int | None = None) -> tuple[Problem, bool]:
+    """The problem over its first samples, about so many in whole batches of this size, and whether these are all."""
+    data = problem.data
+    if data.samples < 2 * samples or isinstance(data, FixedBatches):
         return problem, True
-    return problem.with_data(problem.data.share(0, parts)), False
+    size = min(batch or data.batch_size, samples)
+    first = tuple(islice(data.rebatched(size), samples // size))
+    return problem.with_data(FixedBatches(first)), False
 
 
 def in_precision(

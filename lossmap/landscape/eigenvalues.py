@@ -21,7 +21,7 @@ import logging
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from math import isfinite, nan
+from math import inf, isfinite, nan
 from typing import Any, Protocol
 
 import numpy as np
@@ -46,6 +46,7 @@ from lossmap.report.eigenmap import MEASURED, ROUNDING
 logger = logging.getLogger("lossmap")
 
 CERTIFY = ("audit", "each", "none")
+ROUNDING_SAFETY = 3.0  # what rounding did over a few samples is taken so many times
 MAX_NEIGHBOURS = 512  # whose eigenvectors are kept
 MIN_COSINE = 0.8  # a vector is continued in a straight line where the last two make an angle with a cosine above this
 
@@ -58,6 +59,9 @@ class PointOperator(SymmetricOperator, Protocol):
 
     def in_float64(self) -> SymmetricOperator:
         """The same matrix with products in float64."""
+
+    def rounding_of(self, vectors: Tensor) -> float:
+        """How far rounding moves the product with one of these vectors, (n, b), over a few samples."""
 
 
 class OperatorFactory(Protocol):
@@ -370,21 +374,44 @@ class EigenvalueMap:
         return {f"{name}_noise_error": value for name, value in reading.items() if name.endswith("_eig")}
 
     def _with_measured_rounding(self, matrix: PointOperator, pairs: EigenPairs, split: str) -> tuple[EigenPairs, bool]:
-        """The pairs with residuals in float64, where rounding could exceed a tenth of an error bar, or is audited.
+        """The pairs with residuals in float64, where rounding could exceed a tenth of an error bar.
 
-        The second value says whether they are so.
+        The second value says whether rounding was measured here: at audited points it is, over a few samples first.
 
         What rounding could do here is judged by what it did where the plan was made: in the unit of the eigenvalues,
-        as where terms cancel, or relative to them. Every rank of a team comes to the same decision.
+        as where terms cancel, or relative to them; at audited points by what it does to these eigenvectors over a few
+        samples too. Every rank of a team comes to the same decision.
         """
         plan = getattr(self.prepared[split], "plan", None)
         if plan is None or plan.rounding is None or matrix.dtype == torch.float64:
             return pairs, False
         suspected = max(plan.rounding[0], plan.rounding[1] * pairs.scale)
-        largest_bar = np.nanmax(pairs.residuals, initial=0.0)
-        if not (self.audit or suspected > MAX_ROUNDING_SHARE * largest_bar):
+        limit = MAX_ROUNDING_SHARE * np.nanmax(pairs.residuals, initial=0.0)
+        if suspected <= limit and not self.audit:
             return pairs, False
+        seen = rounding_of(matrix, pairs)
+        if max(seen, suspected) <= limit:
+            return widened(pairs, max(seen, suspected)), True
         return remeasured(matrix, pairs, suspected)
+
+
+def rounding_of(matrix: PointOperator, pairs: EigenPairs) -> float:
+    """How far rounding moves these eigenvalues, as seen over a few samples; infinite where that cannot be measured."""
+    known = np.flatnonzero(np.isfinite(pairs.values))
+    if not known.size:
+        return 0.0
+    try:
+        return ROUNDING_SAFETY * matrix.rounding_of(pairs.vectors[:, known])
+    except Exception as failure:  # somebody's own forward may raise anything in another precision
+        logger.info("rounding is not measured at this point: %s", failure)
+        return inf
+
+
+def widened(pairs: EigenPairs, rounding: float) -> EigenPairs:
+    """The pairs with this much more for rounding in bars and limits."""
+    upper, lower = pairs.limits
+    residuals, limits = pairs.residuals + rounding, (upper + rounding, lower - rounding)
+    return replace(pairs, residuals=residuals, limits=limits, rounding=pairs.rounding + rounding)
 
 
 @dataclass(frozen=True)
@@ -430,9 +457,7 @@ def remeasured(matrix: PointOperator, pairs: EigenPairs, suspected: float) -> tu
         return with_residuals(pairs, matrix.in_float64()), True
     except Exception as failure:  # somebody's own forward may raise anything in another precision
         logger.info("rounding is not measured at this point: %s", failure)
-    upper, lower = pairs.limits
-    residuals, limits = pairs.residuals + suspected, (upper + suspected, lower - suspected)
-    return replace(pairs, residuals=residuals, limits=limits, rounding=pairs.rounding + suspected), False
+    return widened(pairs, suspected), False
 
 
 def parts_of(which: str) -> tuple[str, ...]:
