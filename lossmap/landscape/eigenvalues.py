@@ -389,10 +389,10 @@ class EigenvalueMap:
         limit = MAX_ROUNDING_SHARE * np.nanmax(pairs.residuals, initial=0.0)
         if suspected <= limit and not self.audit:
             return pairs, False
-        seen = rounding_of(matrix, pairs)
-        if max(seen, suspected) <= limit:
-            return widened(pairs, max(seen, suspected)), True
-        return remeasured(matrix, pairs, suspected)
+        if suspected > limit:
+            return remeasured(matrix, pairs, suspected)
+        seen = max(suspected, rounding_of(matrix, pairs))
+        return (widened(pairs, seen), True) if seen <= limit else remeasured(matrix, pairs, suspected)
 
 
 def rounding_of(matrix: PointOperator, pairs: EigenPairs) -> float:
