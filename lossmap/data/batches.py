@@ -8,6 +8,7 @@ A batch is what the model and loss take: a tensor, a tuple or a dict of them (an
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -18,6 +19,8 @@ from torch.utils import _pytree as pytree
 from lossmap import memory
 
 Batch = Any  # a pytree of tensors whose first dimension counts samples
+
+log = logging.getLogger("lossmap")
 
 
 class Batches(Protocol):
@@ -241,6 +244,21 @@ class FixedBatches:
         return replace(self, batches=tuple(move_batch(batch, device, dtype) for batch in self.batches))
 
 
+def _report_dropped(loader: Any, samples: int) -> None:
+    """Log how many samples a loader leaves out because its last batch is not full (`drop_last`)."""
+    if not getattr(loader, "drop_last", False) or not hasattr(getattr(loader, "dataset", None), "__len__"):
+        return
+    number = len(loader.dataset)
+    if samples < number:
+        log.warning(
+            "the loader left out %d of %d samples, its last batch (drop_last): numbers are of the other %d; make it "
+            "without drop_last to use all",
+            number - samples,
+            number,
+            samples,
+        )
+
+
 def read_into_memory(
     batches: Any, batch_size: int | None = None, budget: int | None = None, *, ranks_sharing: int | None = None
 ) -> Batches:
@@ -280,5 +298,6 @@ def read_into_memory(
         raise ValueError("the loader must yield at least one batch; got none")
     collected = [tuple(batch) if isinstance(batch, list) else batch for batch in collected]
     sizes = tuple(samples_in(batch) for batch in collected)
+    _report_dropped(batches, sum(sizes))
     equal = set(sizes[:-1]) <= {sizes[0]} and sizes[-1] <= sizes[0]
     return Resident(join_batches(collected), batch_size or sizes[0], () if equal or batch_size else sizes)

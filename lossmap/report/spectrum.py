@@ -168,6 +168,8 @@ def condition_text(stored: StoredReport, top: StoredEnd, bottom: StoredEnd) -> s
     value = stored.number("condition")
     if isnan(value):
         return "unknown: it requires both ends of the spectrum"
+    if high == low == 0.0:
+        return "undefined: every eigenvalue is zero"
     if isinf(value):
         smallest = value_with_limit(low, error, bottom.limit)
         clause = "is not positive beyond its error"

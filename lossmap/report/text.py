@@ -51,7 +51,9 @@ def zero_clause(error: float, rounding: float) -> str:
     error     an eigenvalue lies within this distance; rounding: the part of it that allows for rounding, NaN where it
               is not known
     """
-    if rounding >= MIN_ROUNDING_SHARE * error > 0.0:
+    if error == 0.0:
+        return "is zero"
+    if rounding >= MIN_ROUNDING_SHARE * error:
         return "cannot be told from zero in this precision"
     return "is zero within its error"
 

@@ -9,13 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import inf, isfinite
+from math import inf, isfinite, isnan
 
 import numpy as np
 
 from lossmap.report.text import number, table, value_with_error, value_with_limit, wrapped
 from lossmap.spectra.spectrum_result import Spectrum
 from lossmap.spectra.summaries import common_masses, masses_of
+
+
+def _number_or_dash(value: float) -> str:
+    """A number; a dash where it is not known."""
+    if isnan(value):
+        return "-"
+    return number(value)
 
 
 @dataclass(frozen=True)
@@ -41,7 +48,7 @@ class Comparison:
         return gaps
 
     def __repr__(self) -> str:
-        head = ("", "n", "loss", "gradient", "largest", "smallest", "trace", "condition", "2/largest")
+        head = ("", "n", "loss", "gradient", "largest", "smallest", "trace", "condition", "beyond floor", "2/largest")
         rows: list[Sequence[str]] = [head]
         for label, s in self.spectra.items():
             trace = "-"
@@ -57,10 +64,16 @@ class Comparison:
                     value_with_limit(*s.smallest, s.limits[1]),
                     trace,
                     number(s.condition),
+                    _number_or_dash(s.condition_beyond_floor),
                     number(s.step_limit[0]),
                 )
             )
-        lines = ["Side by side", "", *("  " + line for line in table(rows, right=range(1, 9)))]
+        lines = ["Side by side", "", *("  " + line for line in table(rows, right=range(1, 10)))]
+        lines += [
+            "",
+            "  condition: largest / smallest eigenvalue; beyond floor: |lambda|max / |lambda|min of those beyond the",
+            "  noise floor, where all are known",
+        ]
         lines += self._masses()
         labels = list(self.spectra)
         if len(labels) == 2:

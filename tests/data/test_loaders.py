@@ -48,3 +48,12 @@ def test_what_cannot_be_streamed_and_is_too_large_says_so_instead_of_filling_mem
             as_batches(data, budget=100)
     with pytest.raises(ValueError, match="the first 3 batches are more"):
         read_into_memory([(X, Y)] * 3, budget=500)
+
+
+def test_samples_that_a_loader_drops_are_reported(caplog):
+    with caplog.at_level("WARNING", logger="lossmap"):
+        assert as_batches(DataLoader(TensorDataset(X, Y), 5, drop_last=True)).samples == 10
+        assert "left out 2 of 12 samples" in caplog.text
+        caplog.clear()
+        assert as_batches(DataLoader(TensorDataset(X, Y), 4, drop_last=True)).samples == 12
+        assert not caplog.text
