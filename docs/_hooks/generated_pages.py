@@ -23,7 +23,7 @@ from lossmap.cli.command_line import RETIRED, Command
 from lossmap.cli.settings import plain_type, spellings
 
 ROOT = Path(__file__).resolve().parents[2]
-NOTEBOOKS: dict[str, str] = {}
+NOTEBOOKS = {"surface.md": "surface.ipynb", "spectrum.md": "spectrum.ipynb", "finetuning.md": "finetuning.ipynb"}
 INTRODUCTION = """# Commands
 
 `lossmap COMMAND --help` prints what these pages say. Flags are spelled with hyphens, and underscores are accepted.
