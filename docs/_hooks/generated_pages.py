@@ -54,7 +54,12 @@ These have no purpose any more. They are accepted, and noted in one line where t
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Put a page for each command into the navigation."""
+    """Put a page for each command into the navigation, and pages of `docs/` that it does not name among the topics."""
+    named = re.findall(r"[\w/-]+\.md", json.dumps(config.nav))
+    others = sorted({path.name for path in Path(config.docs_dir).glob("*.md")} - set(named))
+    for section in config.nav or []:
+        if "Topics" in section:
+            section["Topics"] += others
     pages = ["commands/index.md", *({name: f"commands/{name}.md"} for name in COMMANDS)]
     for section in config.nav or []:
         for entry in section.get("Reference", []):
