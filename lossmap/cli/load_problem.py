@@ -224,8 +224,16 @@ def _user_problems(
 def _as_problem(value: Any, name: str) -> Problem:
     """What a factory returned, as a problem: one already, keywords of `Problem.custom`, or a tuple of them."""
     if isinstance(value, Mapping):
+        keywords = inspect.signature(Problem.custom)
+        try:
+            keywords.bind(**value)
+        except TypeError as error:
+            raise UsageError(
+                f"--problem {name} must return a Problem, or a dict of keywords of Problem.custom "
+                f"({', '.join(keywords.parameters)}); {error}"
+            ) from None
         value = Problem.custom(**value)
-    elif isinstance(value, tuple):
+    elif isinstance(value, tuple) and len(value) >= 3:
         network, batches, loss, *metrics = value
         value = Problem.custom(network, loss, batches)
         if metrics:

@@ -34,20 +34,20 @@ def custom_functions(few: FewSamples) -> list[type]:
     """The classes of custom autograd Functions through which the loss is differentiated, each once."""
     with few.moving():
         loss = few.problem.total(few.batch)
-        found = [getattr(type(node), "_forward_cls", None) for node in graph_nodes(loss)]
+        functions = [getattr(type(node), "_forward_cls", None) for node in graph_nodes(loss)]
     # our own softmax stands in the place of PyTorch's, and has its derivatives tested
-    return list(dict.fromkeys(f for f in found if f is not None and f.__module__ != stable_losses.__name__))
+    return list(dict.fromkeys(f for f in functions if f is not None and f.__module__ != stable_losses.__name__))
 
 
 def graph_nodes(loss: Tensor) -> Iterator[Any]:
     """The nodes of a tensor's autograd graph, each once."""
-    seen: set[Any] = set()
+    visited: set[Any] = set()
     pending = [loss.grad_fn]
     while pending:
         node = pending.pop()
-        if node is None or node in seen:
+        if node is None or node in visited:
             continue
-        seen.add(node)
+        visited.add(node)
         yield node
         pending += [following for following, _ in node.next_functions]
 
@@ -108,21 +108,21 @@ def _is_wrong(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) 
         with torch.no_grad():
             for p, t, d in zip(own, base[len(at) :], v[len(at) :], strict=True):
                 p.copy_(t + h * d)
-        wanted = values[: len(at)] + own
+        leaves = values[: len(at)] + own
         a, k = pytree.tree_unflatten(flat, spec)
         outputs = [f for f in pytree.tree_leaves(module(*a, **k)) if isinstance(f, Tensor) and f.requires_grad]
         total = sum((f * torch.linspace(0.3, 1.1, f.numel(), device=f.device).view(f.shape)).sum() for f in outputs)
         if not isinstance(total, Tensor):
-            return wanted, [torch.zeros_like(t) for t in base]
-        return wanted, list(torch.autograd.grad(total, wanted, create_graph=create, materialize_grads=True))
+            return leaves, [torch.zeros_like(t) for t in base]
+        return leaves, list(torch.autograd.grad(total, leaves, create_graph=create, materialize_grads=True))
 
     try:
-        wanted, slope = gradient(0.0, create=True)
+        leaves, slope = gradient(0.0, create=True)
         moving = [(g, d) for g, d in zip(slope, v, strict=True) if g.requires_grad]
         product = [torch.zeros_like(t) for t in base]
         if moving:
             product = list(
-                torch.autograd.grad([g for g, _ in moving], wanted, [d for _, d in moving], materialize_grads=True)
+                torch.autograd.grad([g for g, _ in moving], leaves, [d for _, d in moving], materialize_grads=True)
             )
     except RuntimeError:  # no second derivative at all
         return True

@@ -163,13 +163,13 @@ def copy_of(model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
 
     What PyTorch does not copy, the weight that weight norm left with its graph, is copied without the graph.
     """
-    kept: dict[int, Any] = {}
+    copies: dict[int, Any] = {}
     for attributes, _ in ModuleState(model).attributes:
         for value in list(attributes.values()):
             for t in _entries(value):
                 if isinstance(t, Tensor) and not isinstance(t, nn.Parameter):
-                    kept |= _copied_tensor(t, dtype)
-    twin = copy.deepcopy(model, kept)
+                    copies |= _copied_tensor(t, dtype)
+    twin = copy.deepcopy(model, copies)
     return twin if dtype is None else twin.to(dtype)
 
 
@@ -232,9 +232,9 @@ def set_evaluation_mode(model: nn.Module) -> None:
     if not changed:
         model.eval()
         return
-    kept = set(_owners(model, changed, own_modes))
+    owners = set(_owners(model, changed, own_modes))
     for module in model.modules():
-        if module not in kept:
+        if module not in owners:
             module.training = False
 
 

@@ -75,15 +75,15 @@ def check_loss(problem: Problem, *, seed: int = 0, report: bool = True) -> Probl
         outputs = probe.outputs()
         if isinstance(outputs, Tensor) and outputs.dim() > 1:
             labels_within(problem.data, outputs.shape[1], getattr(problem.loss.loss, "ignore_index", -100))
-    found = _with_metrics_that_fit(problem, probe)
+    checked = _with_metrics_that_fit(problem, probe)
     if not probe.is_repeatable():
-        found = _with_common_random_numbers(found, seed)
+        checked = _with_common_random_numbers(checked, seed)
     elif probe.samples > 1 and not isinstance(problem.data, FixedBatches) and not probe.is_additive():
-        found = _as_sum(found) if probe.is_sum() else _with_own_batches(found, probe)
+        checked = _as_sum(checked) if probe.is_sum() else _with_own_batches(checked, probe)
     if report:
-        for note in found.notes[len(problem.notes) :]:
+        for note in checked.notes[len(problem.notes) :]:
             logger.warning("%s", note)
-    return replace(found, checked=True)
+    return replace(checked, checked=True)
 
 
 class _Probe:

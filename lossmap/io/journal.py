@@ -79,14 +79,14 @@ def parse(data: bytes) -> Contents:
     records, at, end, damaged = [], 0, 0, 0
     view = memoryview(data)
     while at < len(data):
-        found = _record(data, view, at)
-        if found is None:
+        record = _record(data, view, at)
+        if record is None:
             behind = data.find(MARK, at + 1)
             at = len(data) if behind < 0 else behind
             continue
         damaged += at - end
-        records.append(found)
-        at += HEAD.size + len(found.payload)
+        records.append(record)
+        at += HEAD.size + len(record.payload)
         end = at
     return Contents(records, end, damaged, len(data) - end)
 

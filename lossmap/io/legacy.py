@@ -73,14 +73,14 @@ def directions(path: str | os.PathLike[str]) -> dict[str, list[np.ndarray]]:
     Raises NotASurface where the file holds none; otherwise as `lossmap.io.read.read`.
     """
     with open_hdf5(Path(path)) as file:
-        found = {}
+        directions = {}
         for axis in ("x", "y"):
             group = file.get(f"{axis}direction")
             if isinstance(group, h5py.Group):
-                found[axis] = [np.asarray(group[key][()]) for key in sorted(group, key=int)]
-        if not found:
+                directions[axis] = [np.asarray(group[key][()]) for key in sorted(group, key=int)]
+        if not directions:
             raise NotASurface(f"{path} holds no directions: neither xdirection nor ydirection is there")
-        return found
+        return directions
 
 
 def matched(

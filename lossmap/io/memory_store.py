@@ -169,10 +169,10 @@ class MemoryStore:
         points = self.measures[measure].points
         here = self.only if points is None else np.intersect1d(self.only, points)
         status = self._status[measure][here]
-        wanted = status == TO_DO
+        is_due = status == TO_DO
         if retry_failed:
-            wanted |= status == FAILED
-        result: np.ndarray = here[wanted]
+            is_due |= status == FAILED
+        result: np.ndarray = here[is_due]
         return result
 
     def status(self, measure: str) -> np.ndarray:

@@ -120,7 +120,7 @@ class Surface(DrawnResult):
         fields = {name: np.asarray(a, dtype=np.float64) for name, a in self.fields.items()}
         for name, a in fields.items():
             if a.shape[: len(shape)] != shape:
-                raise ValueError(f"the field {name!r} has shape {a.shape}; this grid wants {shape} (y, x)")
+                raise ValueError(f"the field {name!r} has shape {a.shape}; of this grid it must be {shape} (y, x)")
         about = {
             name: self.about.get(name) or replace(KNOWN.get(name, Field(name, "1", name.replace("_", " "))))
             for name in fields
@@ -128,7 +128,9 @@ class Surface(DrawnResult):
         status = {name: np.asarray(a, dtype=np.uint8) for name, a in self.status.items()}
         for name, states in status.items():
             if states.shape != shape:
-                raise ValueError(f"the status of {name!r} has shape {states.shape}; this grid wants {shape} (y, x)")
+                raise ValueError(
+                    f"the status of {name!r} has shape {states.shape}; of this grid it must be {shape} (y, x)"
+                )
         measures = {name: tuple(self.measures.get(name, ())) for name in status}
         if not status and fields:
             known = np.zeros(shape, dtype=bool)

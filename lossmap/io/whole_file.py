@@ -14,7 +14,7 @@ import h5py
 class _Sink:
     """A file for HDF5 to write into, which keeps a failed write to itself until HDF5 has closed.
 
-    HDF5 does not survive a full disk in good order: its handles stay open, and it fails again at exit. So every write
+    HDF5 does not survive a full disk: its handles stay open, and it fails again at exit. So every write
     seems to succeed, and the first error is raised when the file is closed.
     """
 

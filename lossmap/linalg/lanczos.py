@@ -133,6 +133,7 @@ def lanczos(
     check_eigenvalue_request(request, n, tol, max_products, confidence)
     # Fewer vectors than this could not hold a restart from the best ones and make progress.
     capacity = basis_capacity(operator, memory, 2 * request.count + 8 + block)
+    # A resumed search draws no start: the saved space holds it, and the saved share says how much of it was random.
     if state is None:
         vectors, random_share = start_vectors(operator, start, noise, seed, block)
         space, search = KrylovSpace(operator, vectors, capacity), Search()
@@ -142,6 +143,7 @@ def lanczos(
     component = 0.0  # of a block of starts no limit is known
     if block == 1:
         component = random_share * least_component(n, confidence)
+    # n products suffice in exact arithmetic; ten times as many end a search that rounding keeps from converging.
     criteria = Criteria(
         request=request,
         tolerance=tol,
@@ -167,6 +169,7 @@ def lanczos(
                 restart(space, request, (capacity + request.count) // 2, ritz)
         if space.is_invariant:  # nothing more comes from these starts: what they do not see comes from a random one
             space.draw(seed)
+        # One product whatever is requested: both ends, and all k values, are read off the same space.
         space.step()
 
 
@@ -180,6 +183,7 @@ def start_vectors(
     Raises ValueError for start vectors of another length.
     """
     n = operator.size
+    # Drawn on the CPU from what it is for, then moved: the same start on every device and rank.
     random = torch.stack([seeding.normal(n, "eigen start", seed, i) for i in range(block)], 1).double()
     random /= random.norm(dim=0)
     random = random.to(operator.device)
@@ -190,6 +194,7 @@ def start_vectors(
         raise ValueError(f"the start vectors must have shape ({n}, q); got {tuple(start.shape)}")
     # One vector that holds all of them: a single run finds each, and keeps its limits.
     warm = start.to(device=operator.device, dtype=torch.float64).sum(1)
+    # Vectors may cancel in the sum, as v and -v do: then there is nothing to start from.
     length = float(warm.norm())
     if length == 0.0:
         return random, 1.0
@@ -201,6 +206,7 @@ def start_vectors(
 
 def restart(space: KrylovSpace, request: Which, count: int, ritz: RitzPairs) -> None:
     """Restarts the search from its `count` best vectors, or as many as there are."""
+    # Beside the requested ones further Ritz vectors stay: without them their directions are multiplied again.
     best = request.pick(ritz.values, min(len(ritz.values), count))
     space.restart(ritz.coordinates[:, best], ritz.values[best])
 

@@ -32,9 +32,9 @@ def definiteness_of_ends(
         )
     if low - low_error > 0.0:
         if lowest <= 0.0:
-            found = value_with_error(low, low_error)
+            value = value_with_error(low, low_error)
             return (
-                f"positive definite as far as is known: the smallest eigenvalue found is {found}, but the limit, "
+                f"positive definite as far as is known: the smallest eigenvalue found is {value}, but the limit, "
                 f"{lowest:.4g}, does not exclude a negative one"
             )
         return f"positive definite: positive curvature in every direction (smallest eigenvalue {lower})"

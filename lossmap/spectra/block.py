@@ -143,8 +143,8 @@ class Block:
     def _count(self, sign: float) -> tuple[int, int]:
         values = sign * self.values
         if self.whole:
-            found = int((values > self.floor).sum())
-            return found, found
+            count = int((values > self.floor).sum())
+            return count, count
         least = int((values - self.error > self.floor).any())  # the ends alone know of one
         if self.density is None:
             return least, self.size - least

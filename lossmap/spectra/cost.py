@@ -48,8 +48,8 @@ def rehearse(tasks: SpectrumTasks, clock: Callable[[], float], samples: int = SA
             took.append(clock() - start)
         prices.append(statistics.median(took[1:]))
         setups.append(clock() - begun - (1 + TIMED) * prices[-1])
-    told = [Cost(n, n * prices[task.subject]) for n, task in zip(costs, tasks.tasks, strict=True)]
-    return told, max(0.0, sum(setups))
+    costs_of_tasks = [Cost(n, n * prices[task.subject]) for n, task in zip(costs, tasks.tasks, strict=True)]
+    return costs_of_tasks, max(0.0, sum(setups))
 
 
 def products_of(tasks: SpectrumTasks, samples: int = SAMPLES) -> list[int]:
@@ -63,13 +63,13 @@ def products_of(tasks: SpectrumTasks, samples: int = SAMPLES) -> list[int]:
         return message
 
     few = replace(tasks, subjects=tuple(_few(s, samples) for s in tasks.subjects), total=total, choices=(), made={})
-    found = []
+    products = []
     for number, task in enumerate(tasks.tasks):
         size = _size(few, task)
         counted.clear()
         few((float(number),))
-        found.append(1 if task.kind == "gradient" else sum(counted))
-    return found
+        products.append(1 if task.kind == "gradient" else sum(counted))
+    return products
 
 
 def _few(subject: Subject, samples: int) -> Subject:

@@ -1,4 +1,4 @@
-"""Second reading: a layer with its activation as a function by itself, independently of loss and network.
+"""The Hessian of a layer's output, of the layer with its activation as a function without loss and network.
 
     f(x, w) = sum over outputs of activation(layer(x; w))        for the inputs x that the data bring to the layer
 

@@ -65,6 +65,14 @@ def number():
     return 3
 
 
+def pair():
+    return flat(), squared
+
+
+def two_problems():
+    return {"train": 1, "test": 2}
+
+
 def squared(outputs, targets):
     return (outputs.softmax(1) - F.one_hot(targets, 10)).square().mean()
 
@@ -410,6 +418,8 @@ MISTAKES = [
     ("--model mlp --trainloader loader.pkl", "--unsafe-load if you trust it"),
     ("--model mlp --point-timeout 0", "--point-timeout must be > 0; got 0"),
     ("--problem net.py:number", "must return a Problem, or a tuple"),
+    ("--problem net.py:two_problems", "(model, loss, data, reduction, batch_size, unit); missing a required argument"),
+    ("--problem net.py:pair", "must return a Problem, or a tuple (model, batches, loss(model, batch)); got tuple"),
     ("--problem net.py:flat --split both", "must return a Problem, or a tuple"),
 ]
 

@@ -49,9 +49,9 @@ def test_a_field_without_a_measure_is_done_where_it_is_finite():
 
 
 def test_shapes_that_are_not_y_x_are_refused():
-    with pytest.raises(ValueError, match=r"'train_loss' has shape \(3, 2\); this grid wants \(2, 3\) \(y, x\)"):
+    with pytest.raises(ValueError, match=r"'train_loss' has shape \(3, 2\); of this grid it must be \(2, 3\) \(y, x\)"):
         Surface(GRID, {"train_loss": np.zeros((3, 2))})
-    with pytest.raises(ValueError, match=r"status of 'loss' has shape \(6,\); this grid wants \(2, 3\)"):
+    with pytest.raises(ValueError, match=r"status of 'loss' has shape \(6,\); of this grid it must be \(2, 3\)"):
         Surface(GRID, {}, status={"loss": np.zeros(6)})
 
 

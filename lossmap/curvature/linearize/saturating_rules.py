@@ -29,6 +29,7 @@ VIEWS = (aten.detach, aten.alias, aten.clone)
 
 def log_softmax_value(x: Tensor, dim: int, half_to_float: bool) -> Tensor:
     """`aten._log_softmax`, right also at the largest entry near 0."""
+    # half_to_float, on CUDA: the operation takes half precision and computes in float32, and so must this one
     return log_softmax_values(x.float() if half_to_float else x, dim)
 
 
@@ -39,18 +40,21 @@ def log_softmax_backward_value(g: Tensor, y: Tensor, dim: int, dtype: torch.dtyp
 
 def softmax_backward_value(g: Tensor, p: Tensor, dim: int, dtype: torch.dtype) -> Tensor:
     """`aten._softmax_backward_data`: p (g - sum p g), with g relative to its entry at the largest p."""
+    # p sums to 1, so a constant added to g changes nothing; the one chosen makes the leader's own term a true 0
     relative = g - g.gather(dim, leader(p, dim))
     return (p * (relative - (p * relative).sum(dim, keepdim=True))).to(dtype)
 
 
 def tanh_slope(x: Tensor) -> Tensor:
     """1 - tanh(x)^2, by w = exp(-2 |x|)."""
+    # 1 - y^2 is 0 in float32 a little above |x| = 9; this form keeps all its digits until w underflows
     w = (-2.0 * x.abs()).exp_()
     return 4.0 * w / (1.0 + w).square_()
 
 
 def sigmoid_slope(x: Tensor) -> Tensor:
     """s (1 - s) for s = sigmoid(x), by w = exp(-|x|)."""
+    # of -|x|, so that exp never overflows; the slope is even in x
     w = x.abs().neg_().exp_()
     return w / (1.0 + w).square_()
 
@@ -79,8 +83,10 @@ def use_arguments(graph: fx.Graph) -> None:
         elif kind in BY_ARGUMENT:
             forward, function = BY_ARGUMENT[kind]
             source = node.args[1]
+            # autograd saves the result through detach or alias; the argument is behind the operation that made it
             while isinstance(source, Node) and packet(source) in VIEWS:
                 source = source.args[0]
+            # a backward operation whose result came from elsewhere keeps PyTorch's formula: it has no argument to read
             if isinstance(source, Node) and packet(source) is forward:
                 node.target, node.args = function, (*node.args, source.args[0])
 
@@ -119,6 +125,7 @@ def softmax_backward(build: GraphBuilder, node: Node) -> Any:
     tg, tp = build.tangent(g), build.tangent(p)
     k = build.once(leader, p, dim)
     shifted = build.once(aten.sub.Tensor, g, build.once(aten.gather.default, g, dim, k))
+    # either tangent may be missing (zero): only the terms that exist become nodes
     product, weighted = None, None
     if tg is not None:
         weighted = build.call(aten.mul.Tensor, build.value(p), relative(build, tg, k, dim))
@@ -143,6 +150,7 @@ def _plus(build: GraphBuilder, a: Any, b: Any) -> Any:
 def log_softmax(build: GraphBuilder, node: Node) -> Any:
     dim = node.args[1]
     shifted = relative(build, build.tangent(node.args[0]), build.once(leader, node, dim), dim)
+    # of the result, not of the argument: exp of a log softmax never overflows
     p = build.value(build.once(aten.exp.default, node))
     return build.call(aten.sub.Tensor, shifted, total(build, build.call(aten.mul.Tensor, p, shifted), dim))
 
@@ -159,11 +167,13 @@ def log_softmax_backward(build: GraphBuilder, node: Node) -> Any:
         minus_total = build.once(aten.neg.default, build.once(aten.sum.dim_IntList, g, (dim,), True))
         slope = build.once(aten.mul.Tensor, p, minus_total)
         result = build.sum_of(result, build.call(aten.mul.Tensor, build.value(slope), ty))
+    # r sums to 0 whatever g and y are, so its tangent does: the leader's entry is the one that would cancel
     return build.call(balanced, result, build.value(build.once(leader, y, dim)), dim)
 
 
 def _by_slope(slope: Any) -> Any:
     def rule(build: GraphBuilder, node: Node) -> Any:
+        # of the argument: a slope made of the result would cancel where the function saturates
         return build.call(aten.mul.Tensor, build.tangent(node.args[0]), build.value(build.once(slope, node.args[0])))
 
     return rule

@@ -67,6 +67,7 @@ class Inputs:
 
     def batch(self, tensors: Sequence[Tensor]) -> Any:
         """The batch with these tensors in it."""
+        # tensors come back in the order of the flattened batch, the other leaves from `constants`
         remaining = iter(tensors)
         leaves = [next(remaining) if leaf is None else leaf for leaf in self.constants]
         return pytree.tree_unflatten(leaves, self.spec)
@@ -81,6 +82,7 @@ class Inputs:
         names = [f"model.{k}" for k in (*self.moving, *self.still)]
 
         def flat_function(*inputs: Tensor) -> Any:
+            # shorter than the inputs, which go on with the batch
             state = dict(zip(names, inputs, strict=False))
             batch = self.batch(inputs[len(names) :])
             return functional_call(ModelFunction(model, lambda: function(model, batch)), state, ())
@@ -106,6 +108,7 @@ def refuse_shapes_of_values(graph: fx.GraphModule) -> None:
         if torch.Tag.dynamic_output_shape not in getattr(node.target, "tags", ()):
             continue
         if packet(node) is aten.index:
+            # tagged as dynamic for masks alone; by whole numbers the result has the shape of the indices
             indices = [i for i in node.args[1] if isinstance(i, fx.Node)]
             if not any(i.meta["tensor_meta"].dtype in (torch.bool, torch.uint8) for i in indices):
                 continue
@@ -114,6 +117,7 @@ def refuse_shapes_of_values(graph: fx.GraphModule) -> None:
 
 def pure(function: Callable[..., Any], inputs: Sequence[Tensor]) -> fx.GraphModule:
     """The graph of a traceable function without mutations, its shapes noted."""
+    # rules read a tensor's value after later nodes have run: nothing may have written into it by then
     graph = make_fx(functionalize(function, remove="mutations"))(*inputs)
     graph.graph.eliminate_dead_code()
     graph.recompile()
@@ -128,6 +132,7 @@ def fold_batchnorm_in_graph(module: fx.GraphModule) -> fx.GraphModule:
     """
     graph = module.graph
     for node in list(graph.nodes):
+        # before the norms: what is folded into a convolution later finds it without its stride
         if packet(node) is aten.convolution:
             _subsample_before(graph, node)
         if packet(node) not in NORMS:
@@ -157,6 +162,7 @@ def _subsample_before(graph: fx.Graph, node: fx.Node) -> None:
     """
     args: Any = node.args
     x, w, b, stride, padding, dilation, transposed, *rest = args
+    # a transposed one writes with its stride; padding would shift the samples that are taken
     if transposed or set(w.meta["like"][0][2:]) != {1} or set(stride) == {1} or set(padding) != {0}:
         return
     size = x.meta["like"][0]
@@ -178,6 +184,7 @@ def _affine(graph: fx.Graph, x: Any, gamma: Any, beta: Any, mean: Any, var: Any,
     # another reader needs the convolution as it is; a transposed one has its output channels elsewhere
     if packet(x) is aten.convolution and len(x.users) == 1 and not x.args[6]:
         inner, w, b, *rest = x.args
+        # one number for each output channel, the weight's first axis
         scale_w = call(aten.view.default, (scale, [-1] + [1] * (len(w.meta["like"][0]) - 1)))
         if b is not None:
             shift = call(aten.add.Tensor, (shift, call(aten.mul.Tensor, (b, scale))))

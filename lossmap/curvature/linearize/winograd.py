@@ -32,12 +32,14 @@ def transform(name: str, dtype: torch.dtype, device: torch.device) -> Tensor:
     A name in small letters is the transpose.
     """
     one = torch.tensor({"B": _BT, "G": _G, "A": _AT}[name.upper()], dtype=torch.float64)
+    # rows and columns of a tile at once: vec(M x M^T) = (M kron M) vec(x), one matrix product for all tiles
     both = torch.kron(one, one)
     return (both if name.isupper() else both.T).to(device, dtype).contiguous()
 
 
 def fits(x: tuple[int, ...], w: tuple[int, ...], stride: object, padding: object, dilation: object) -> bool:
     """Whether a convolution of these shapes, not transposed and with one group, is of the kind that is done here."""
+    # sides that 4 does not divide would need partial tiles, whose transposes are not those of whole ones
     plain = (list(stride), list(padding), list(dilation)) == ([1, 1], [1, 1], [1, 1])  # type: ignore[call-overload]
     return plain and len(x) == 4 and w[2:] == (3, 3) and x[2] % 4 == 0 and x[3] % 4 == 0
 
@@ -45,9 +47,11 @@ def fits(x: tuple[int, ...], w: tuple[int, ...], stride: object, padding: object
 def tiles(x: Tensor) -> Tensor:
     """B^T x B of the input's overlapping 6x6 tiles: (B, C, H, W) -> (36, tiles, C)."""
     samples, channels, height, width = x.shape
+    # channels last, so that a tile's numbers for all channels lie side by side
     padded = x.new_zeros(samples, height + 2, width + 2, channels)
     padded[:, 1:-1, 1:-1] = x.permute(0, 2, 3, 1)
     s = padded.stride()
+    # a view with a step of 4 and a reach of 6: tiles share two rows and columns with their neighbours
     overlapping = padded.as_strided(
         (6, 6, samples, height // 4, width // 4, channels), (s[1], s[2], s[0], 4 * s[1], 4 * s[2], 1)
     )
