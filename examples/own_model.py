@@ -4,10 +4,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lossmap import Problem
-from lossmap.plotting.spectra import draw_spectrum
-from lossmap.plotting.style import save
-from lossmap.spectra.spectrum import spectrum
+import lossmap
 
 
 def trained_model() -> tuple[nn.Module, DataLoader]:
@@ -30,14 +27,14 @@ def main() -> None:
     """Report and figure."""
     model, loader = trained_model()
 
-    problem = Problem.supervised(model, nn.CrossEntropyLoss(), loader)
-    s = spectrum(problem, top=5)
+    problem = lossmap.Problem.supervised(model, nn.CrossEntropyLoss(), loader)
+    s = lossmap.spectrum(problem, top=5)
     print(s)
 
     print("largest eigenvalue and its error:", s.largest)
     print("trace between", s.trace.interval(0.95))
     print("share of eigenvalues below -1e-3:", s.density.below(-1e-3))
-    save(draw_spectrum(s), "own_model_spectrum.png")
+    lossmap.draw(s).savefig("own_model_spectrum.png")
 
 
 if __name__ == "__main__":

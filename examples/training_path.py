@@ -4,28 +4,36 @@ Run it: python examples/training_path.py
 """
 
 import numpy as np
+import torch
+from torch import nn
 
 import lossmap
-from lossmap import zoo
-from lossmap.data import checkpoints, datasets
-from lossmap.geometry.directions import Plane, origin_of
-from lossmap.geometry.training_path import principal_axes, trajectory
-from lossmap.training import Recipe, train
 
 
 def main(count=15, epochs=6, folder="."):
-    model = zoo.build("mlp", seed=0)
-    problem = lossmap.Problem.supervised(model, "crossentropy", datasets.load("digits", "train"))
-    train(problem, Recipe(epochs=epochs), folder=f"{folder}/run")
-    files = checkpoints.sorted_as_people_count(checkpoints.checkpoints_in(f"{folder}/run"))
-    states = [checkpoints.load_state(file) for file in files]
-    origin = origin_of(model)
-    principal = principal_axes(origin, states, 2)
-    plane = Plane(origin, principal.axes, ({"kind": "pca:1"}, {"kind": "pca:2"}))
-    path = trajectory(plane, states)
-    x, y = (np.linspace(v.min() - 1, v.max() + 1, count) for v in (path["x"], path["y"]))
-    surface = lossmap.survey(lossmap.losses(problem, plane), lossmap.Grid(x, y))
-    print(f"the axes explain {principal.explained[0]:.0%} and {principal.explained[1]:.0%} of the path")
+    torch.manual_seed(0)
+    x = torch.randn(300, 10)
+    y = (x[:, :3] + 0.3 * torch.randn(300, 3)).argmax(1)
+    model = nn.Sequential(nn.Linear(10, 16), nn.ReLU(), nn.Linear(16, 3))
+    optimizer = torch.optim.SGD(model.parameters(), 0.2)
+    checkpoints = []
+    for _ in range(epochs):
+        checkpoints.append({name: tensor.clone() for name, tensor in model.state_dict().items()})
+        for inputs, targets in zip(x.split(50), y.split(50), strict=True):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(inputs), targets).backward()
+            optimizer.step()
+
+    plane = lossmap.pca_plane(model, checkpoints)
+    path = {  # the axes are orthogonal and of length one
+        name: np.array([sum(float(((c[k] - plane.origin[k]) * d).sum()) for k, d in axis.items()) for c in checkpoints])
+        for name, axis in zip("xy", plane.axes, strict=True)
+    }
+    grid = lossmap.Grid(*(np.linspace(v.min() - 1, v.max() + 1, count) for v in path.values()))
+    problem = lossmap.Problem.supervised(model, "crossentropy", (x, y))
+    surface = lossmap.survey(lossmap.losses(problem, plane), grid)
+    shares = [recipe["explained_variance_ratio"] for recipe in plane.recipes]
+    print(f"the axes explain {shares[0]:.0%} and {shares[1]:.0%} of the path")
     lossmap.draw(surface, trajectory=path).savefig(f"{folder}/path.png")
     return surface
 

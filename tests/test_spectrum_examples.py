@@ -19,8 +19,8 @@ def load(name):
     ("name", "words"),
     [
         ("own_model", ("Spectrum of the Hessian", "trace between")),
-        ("custom_loss", ("Side by side", "exact shift")),
-        ("layer_by_layer", ("units of 2 are dead", "no saddle", "Weights: singular values")),
+        ("custom_loss", ("Spectrum of the Hessian: test", "strength 0.1: largest eigenvalue")),
+        ("layer_by_layer", ("units of 2 are dead", "Weights: singular values")),
     ],
 )
 def test_an_example_prints_its_results(name, words, tmp_path, monkeypatch, capsys):
