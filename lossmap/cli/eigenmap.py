@@ -29,6 +29,7 @@ from lossmap.cli.setting_groups import (
     parameters_setting,
 )
 from lossmap.cli.settings import Settings, UsageError, decode_settings, setting
+from lossmap.geometry.grid import Grid, Point
 from lossmap.io.read import NotASurface, read
 from lossmap.landscape.audit_loop import run_audit
 from lossmap.landscape.progress import display
@@ -148,6 +149,11 @@ def _factories(operators: Mapping[str, Any], realized: Mapping[str, Sequence[Pro
     return {split: realization_factories(operators[split], problems) for split, problems in realized.items()}
 
 
+def farthest(grid: Grid) -> Point:
+    """The grid's corner with the largest coordinates by absolute value: there products are checked too."""
+    return tuple(float(axis[np.abs(axis).argmax()]) for axis in (grid.x, grid.y) if axis is not None)
+
+
 def run(settings: Settings, world: World, survey: Callable[..., Any] = survey) -> int:
     """Make the problem and the plane, survey the grid, audit it, store and draw the result. Every rank calls it.
 
@@ -199,19 +205,23 @@ def _run(settings: Settings, world: World, survey: Callable[..., Any], stop: Sto
     realized = world.together(lambda: _realizations(shares, repeats))
     shares |= _averaged(realized)
     first = _averaged(_realizations({"first": first}, repeats)).get("first", first)
+    corner = plane.at(farthest(grid))
 
     def probe() -> dict[str, Any]:
         backend = options.hvp_backend
         if backend == "auto" and not execution.probe:
             backend = "double-backward"
-        plan = prepare(first, options.parameters, backend=backend, memory=memory).plan.stored()
+        plan = prepare(first, options.parameters, backend=backend, memory=memory, distant=corner).plan.stored()
         if execution.batch_size:
             plan["batch"] = execution.batch_size
         return plan
 
     choice = result.chosen(world, "eigen", "way", probe)
+    # rank 0 alone looks, and all follow: a rank's own share could lead it to another decision
+    check = world.once(lambda: prepare(first, options.parameters, plan=choice, memory=memory, distant=corner).check)
     operators = {
-        split: prepare(p, options.parameters, total=team.sum, plan=choice, memory=memory) for split, p in shares.items()
+        split: prepare(p, options.parameters, total=team.sum, plan=choice, memory=memory, check=check)
+        for split, p in shares.items()
     }
 
     def measure() -> EigenvalueMap:

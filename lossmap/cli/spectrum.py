@@ -127,7 +127,7 @@ def run(settings: Settings, world: World, survey: Callable[..., Any] = survey) -
 
 def _run(settings: Settings, world: World, survey: Callable[..., Any], stop: Stop) -> int:
     from lossmap.cli import device, load_problem
-    from lossmap.cli.spectrum_subjects import backend_choices, identity_of, make_subjects
+    from lossmap.cli.spectrum_subjects import backend_choices, identity_of, make_subjects, product_checks
     from lossmap.memory import free_memory
     from lossmap.spectra.tasks import make_tasks
 
@@ -144,9 +144,12 @@ def _run(settings: Settings, world: World, survey: Callable[..., Any], stop: Sto
     identity = world.once(lambda: identity_of(settings, request, subjects))
     memory = free_memory(machine.device, machine.ranks_sharing) // 3
     choices = world.once(lambda: backend_choices(settings, subjects, path, memory))
+    checks = world.once(lambda: product_checks(request, subjects, choices, memory))
     stored = identity | {"chosen": {"ways": choices}}
     measure = world.together(
-        lambda: make_tasks(subjects, request, settings=stored, total=team.sum, choices=choices, memory=memory)
+        lambda: make_tasks(
+            subjects, request, settings=stored, total=team.sum, choices=choices, memory=memory, checks=checks
+        )
     )
     if execution.dry_run:
         kinds = ", ".join(dict.fromkeys(f"{t.kind} {t.name}".strip() for t in measure.tasks))

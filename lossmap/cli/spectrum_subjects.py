@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ from lossmap.parallel.world import World
 from lossmap.spectra.request import Subject
 
 if TYPE_CHECKING:
+    from lossmap.curvature.hvp_plan import ProductCheck
     from lossmap.parallel.team import Team
     from lossmap.spectra.request import SpectrumRequest
 
@@ -107,3 +108,25 @@ def backend_choices(
         ).plan.stored()
         for subject in subjects
     ]
+
+
+def product_checks(
+    request: SpectrumRequest, subjects: Sequence[Subject], choices: Sequence[Mapping[str, Any]], memory: int | None
+) -> list[ProductCheck]:
+    """What is known of each subject's products: rank 0 looks, and all ranks follow.
+
+    choices  of backends, as `backend_choices` made them
+    """
+    from lossmap.curvature.autotune import prepare
+    from lossmap.curvature.build import MATRICES
+    from lossmap.curvature.product_check import check_product
+
+    checks = []
+    for i, subject in enumerate(subjects):
+        problem, product = subject.samples_of, MATRICES[subject.matrix]
+        parameters = "all" if request.layerwise else request.parameters  # blocks are of all
+        if choices:
+            checks.append(prepare(problem, parameters, product, plan=choices[i], memory=memory).check)
+        else:
+            checks.append(check_product(problem, parameters, product, distant=False))
+    return checks

@@ -30,7 +30,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lossmap.curvature.backends import LINEARIZATIONS, differentiable_evaluation
-from lossmap.curvature.hvp_plan import BACKENDS, HvpPlan, backend_of
+from lossmap.curvature.hvp_plan import BACKENDS, HvpPlan, ProductCheck, backend_of
 from lossmap.curvature.linearized_operator import BatchList, LinearizedOperator, OperatorFactory, disagreement
 from lossmap.curvature.operators import (
     Product,
@@ -71,7 +71,8 @@ def prepare(
     backend: str = "auto",
     plan: HvpPlan | Mapping[str, Any] | None = None,
     memory: int | None = None,
-    check: bool = True,
+    check: bool | ProductCheck = True,
+    distant: Mapping[str, Tensor] | None = None,
 ) -> OperatorFactory:
     """What many products at many points have in common, made once.
 
@@ -82,7 +83,9 @@ def prepare(
     backend     `linearized`, `retained-graph`, `double-backward`, or `auto`: the cheapest by a short probe here
     plan        what an earlier `prepare` chose, here, on another rank, or as a file holds it: no probe
     memory      bytes for kept values; by default a third of what is free now (give less where ranks share it)
-    check       compares products with differences of the gradient (`product_check`); without, with double backward
+    check       compares products with differences of the gradient (`product_check`); without, with double backward; or
+                what rank 0 found (`OperatorFactory.check`), so that all ranks come to the same decision
+    distant     tensors of the survey's farthest point, where products are compared too; by default some random point
 
     The model's mode does not matter: products are those of evaluation mode. Where a backend cannot be trusted, the log
     says why and another is taken. Raises ValueError where there is no such backend or parameter, for weights in less
@@ -106,8 +109,9 @@ def prepare(
     if product is gauss_newton:
         with differentiable_evaluation(problem):
             outputs_and_loss(problem, next(iter(problem.rebatched(1).data)))
-    rejected = _rejected(factory, backend, check)
-    factory = replace(factory, fallback="double-backward" not in rejected)
+    verdict = _verdict(factory, backend, check, distant)
+    rejected = verdict.rejected
+    factory = replace(factory, fallback="double-backward" not in rejected, check=verdict)
     candidates = _candidates(backend, product, rejected)
     for other, reason in rejected.items():
         if backend in ("auto", other):
@@ -164,25 +168,33 @@ def _by(candidates: set[str]) -> str:
     return " or ".join(b.replace("-", " ") for b in reversed(BACKENDS) if b in candidates)
 
 
-def _rejected(factory: OperatorFactory, backend: str, check: bool) -> dict[str, str]:
-    """The backends that are not to be used, each with the reason; among those that come into question."""
+def _verdict(
+    factory: OperatorFactory, backend: str, check: bool | ProductCheck, distant: Mapping[str, Tensor] | None
+) -> ProductCheck:
+    """Which backends are not to be used, among those that come into question, and what error bars must hold."""
+    if isinstance(check, ProductCheck):
+        return check
     judged = ["double-backward"]
     if factory.product is hessian and backend in ("auto", "retained-graph"):
         judged.append("retained-graph")
     if backend in ("auto", "linearized"):
         judged.append("linearized")
     if factory.product not in LINEARIZATIONS:
-        return {"linearized": "there are no rules for this product"}
-    if factory.problem.noise_seed is not None:  # a trace would draw other numbers than the loss at the point
+        return ProductCheck({"linearized": "there are no rules for this product"})
+    is_random = factory.problem.noise_seed is not None
+    if is_random:  # a trace would draw other numbers than the loss at the point
         judged = [b for b in judged if b != "linearized"]
-        result = check_product(factory.problem, factory.parameters, factory.product, backends=judged)
-        return {"linearized": "the loss draws at random", **result.rejected}
+    result = ProductCheck(unchecked="not asked for")
     if check:
-        result = check_product(factory.problem, factory.parameters, factory.product, backends=judged)
-        if not result.unchecked:
-            return dict(result.rejected)
-    reason = disagreement(factory) if "linearized" in judged else None
-    return {} if reason is None else {"linearized": reason}
+        result = check_product(
+            factory.problem, factory.parameters, factory.product, backends=judged, distant=distant or True
+        )
+    if is_random:
+        return replace(result, rejected={"linearized": "the loss draws at random", **result.rejected})
+    if not result.unchecked or "linearized" not in judged:
+        return result
+    reason = disagreement(factory)
+    return result if reason is None else replace(result, rejected={"linearized": reason})
 
 
 def _candidates(backend: str, product: Product, rejected: Mapping[str, str]) -> set[str]:
@@ -230,7 +242,8 @@ class Probe:
 
     def search(self, backend: str) -> Candidate | None:
         """Both memory formats at the first batch size, then larger batches as long as they gain, else smaller ones."""
-        first = HvpPlan(backend, min(FIRST_BATCH_SIZE, self.samples))
+        is_few = self.samples <= 2 * FIRST_BATCH_SIZE  # one batch, and one trace
+        first = HvpPlan(backend, self.samples if is_few else FIRST_BATCH_SIZE)
         best = self.candidate(first)
         if backend == "linearized" and self.images:
             best = self.with_channels_last(best, first)
@@ -238,7 +251,7 @@ class Probe:
             return None
         if best.plan.memory_format == "channels_last":
             best = self.with_winograd(best)
-        for factor in (2.0, 0.5):
+        for factor in () if is_few else (2.0, 0.5):
             best = self.with_batches_scaled(best, factor)
             if best.plan.batch_size > first.batch_size:
                 break  # larger ones gained, so that smaller ones will not
@@ -291,7 +304,7 @@ class Probe:
             with warnings.catch_warnings():
                 warnings.simplefilter("error", UserWarning)
                 together.work()
-        except (RuntimeError, UserWarning):  # an operation that vmap does not know, or loops over
+        except Exception:  # an operation that vmap does not know, or loops over, or somebody's own code
             return best.plan
         apart = Candidate(self, best.plan, vectors=4)
         apart_seconds, together_seconds = in_turns([apart, together], self.clock)
@@ -305,7 +318,7 @@ class Probe:
         candidate = Candidate(self, plan)
         try:
             candidate.work()
-        except (RuntimeError, ValueError):  # too large for the memory, or in a format that some operation does not take
+        except Exception:  # too large for the memory, in a format that an operation does not take, somebody's own code
             if plan.backend == "double-backward":
                 raise
             return None
@@ -329,8 +342,9 @@ class Candidate:
     """A plan that can be timed: its product over one batch with some vectors."""
 
     def __init__(self, probe: Probe, plan: HvpPlan, vectors: int = 1) -> None:
-        self.plan, self.factory = plan, probe.with_plan(plan)
-        few = replace(probe.first_batch(self.factory), fallback=False)  # what does not run is no candidate
+        # a plan that fails is to fail here, and not to be timed as what takes over at every point
+        self.plan, self.factory = plan, replace(probe.with_plan(plan), fallback=False)
+        few = probe.first_batch(self.factory)
         self.samples = few.problem.data.samples
         operator = few.at()
         self.device = operator.device

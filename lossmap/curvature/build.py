@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from lossmap.curvature.autotune import prepare
-from lossmap.curvature.hvp_plan import HvpPlan, backend_of
+from lossmap.curvature.hvp_plan import HvpPlan, ProductCheck, backend_of
 from lossmap.curvature.linearized_operator import LinearizedOperator
 from lossmap.curvature.operators import (
     CurvatureOperator,
@@ -41,7 +42,7 @@ def build_operator(
     backend: str = "double-backward",
     plan: HvpPlan | Mapping[str, Any] | None = None,
     memory: int | None = None,
-    check: bool = True,
+    check: bool | ProductCheck = True,
 ) -> CurvatureOperator | LinearizedOperator:
     """The named matrix of a problem, (n, n), at the model's present parameters.
 
@@ -51,7 +52,8 @@ def build_operator(
     backend     of its products, see `autotune.prepare`; not asked for where a plan is given
     plan        what an earlier probe chose, as a value or as a file holds it
     memory      bytes for kept values, see `autotune.prepare`; give less where ranks share the memory
-    check       compares products with differences of the gradient, once for a problem (see `product_check`)
+    check       compares products with differences of the gradient, once for a problem (see `product_check`); or what
+                rank 0 found, so that all ranks come to the same decision
 
     The model may be in training mode: it is read in evaluation mode. Raises ValueError for what cannot be
     differentiated twice in good faith, weights in less than float32 or an operation without a right second derivative;
@@ -67,9 +69,10 @@ def build_operator(
         refuse_unmoved(problem)
     refuse_half_precision(plain.named.values())
     if plan is None and backend_of(backend) == "double-backward":
-        # one point alone, so that a distant one need not be looked at
-        if not (check and check_product(problem, parameters, product, distant=False).rejected):
-            return plain
-        backend = "linearized"
+        if check is True:  # one point alone, so that a distant one need not be looked at
+            check = check_product(problem, parameters, product, distant=False)
+        if check is False or "double-backward" not in check.rejected:
+            return replace(plain, kinks=check.disagreement if check else 0.0)
+        plan = HvpPlan("linearized", problem.data.batch_size)  # no probe: it is not for speed
     factory = prepare(problem, parameters, product, total=total, backend=backend, plan=plan, memory=memory, check=check)
     return factory.at(measured=True)

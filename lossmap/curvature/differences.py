@@ -123,6 +123,14 @@ class FewSamples:
         (up, ahead), (down, behind) = self.loss_and_gradient(v, h), self.loss_and_gradient(v, -h)
         return [(a - b) / (2 * h) for a, b in zip(ahead, behind, strict=True)], (up - down) / (2 * h)
 
+    def one_sided(self, v: Sequence[Tensor], h: float, gradient: Sequence[Tensor]) -> tuple[Parts, Parts]:
+        """The Hessian's product with v by differences from here ahead, and from behind; `gradient` is the one here."""
+        ahead, behind = self.loss_and_gradient(v, h)[1], self.loss_and_gradient(v, -h)[1]
+        return (
+            [(a - g) / h for a, g in zip(ahead, gradient, strict=True)],
+            [(g - b) / h for b, g in zip(behind, gradient, strict=True)],
+        )
+
     def _gauss_newton(self, v: Sequence[Tensor], h: float) -> Parts:
         def outputs(sign: float) -> Parts:
             with self.moving(v, sign * h):

@@ -1,7 +1,8 @@
 """Formulas of operations that PyTorch cannot differentiate twice, or differentiates wrongly.
 
 Weight norm's fused kernel has a wrong second derivative, without a word; hardsigmoid and embedding bags have none;
-sparse gradients of embeddings can be used in none. Each is computed here as PyTorch documents it.
+sparse gradients of embeddings can be used in none; Huber's loss cannot be linearized. Each is computed here as PyTorch
+documents it.
 """
 
 from __future__ import annotations
@@ -27,8 +28,11 @@ def weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
 
 
 def hardsigmoid(input: Tensor, inplace: bool = False) -> Tensor:
-    """relu6(x + 3) / 6."""
-    return F.hardtanh(input + 3, 0.0, 6.0) / 6
+    """relu6(x + 3) / 6; in place it is written into x, since the caller may go on with that."""
+    result = F.hardtanh(input + 3, 0.0, 6.0) / 6
+    if not inplace:
+        return result
+    return input.copy_(result)
 
 
 def embedding(
@@ -84,11 +88,41 @@ def embedding_bag(
     return sums / counts.new_zeros(bags).index_add(0, bag, counts).clamp(min=1)[:, None]
 
 
+def huber_loss(
+    input: Tensor, target: Tensor, reduction: str = "mean", delta: float = 1.0, weight: Tensor | None = None
+) -> Tensor:
+    """d^2 / 2 within delta, delta (|d| - delta / 2) beyond, d = x - y: c (d - c / 2), where c is d clamped."""
+    d = input - target
+    c = d.clamp(-delta, delta)
+    loss = c * (d - 0.5 * c)
+    if weight is not None:
+        loss = loss * weight
+    if reduction == "none":
+        return loss
+    return loss.sum() if reduction == "sum" else loss.mean()
+
+
+def smooth_l1_loss(
+    input: Tensor,
+    target: Tensor,
+    size_average: bool | None = None,
+    reduce: bool | None = None,
+    reduction: str = "mean",
+    beta: float = 1.0,
+) -> Tensor:
+    """Huber's loss divided by beta; |d| for 0."""
+    if beta <= 0 or size_average is not None or reduce is not None:
+        return F.smooth_l1_loss(input, target, size_average, reduce, reduction, beta)
+    return huber_loss(input, target, reduction, beta) / beta
+
+
 FORMULAS: dict[Callable[..., Any], Callable[..., Any]] = {
     torch._weight_norm: weight_norm,
     F.hardsigmoid: hardsigmoid,
     F.embedding: embedding,
     F.embedding_bag: embedding_bag,
+    F.huber_loss: huber_loss,
+    F.smooth_l1_loss: smooth_l1_loss,
 }
 
 

@@ -31,6 +31,22 @@ def backend_of(name: str) -> str:
 
 
 @dataclass(frozen=True)
+class ProductCheck:
+    """What `product_check` says of the backends of one problem: a value that rank 0 sends to the others.
+
+    rejected      backends whose products are wrong or fail, with the reason in one clause
+    disagreement  by how much products differ on the two sides of a kink of the loss (ReLU at 0) that lies at a point
+                  looked at, or from differences that no pair of steps could decide, relative to the product: what error
+                  bars have to hold, in units of the largest absolute eigenvalue; 0 where all was decided
+    unchecked     why nothing could be compared; empty where it was
+    """
+
+    rejected: Mapping[str, str] = field(default_factory=dict, hash=False)
+    disagreement: float = 0.0
+    unchecked: str = ""
+
+
+@dataclass(frozen=True)
 class HvpPlan:
     """How products are computed: chosen once by `autotune.prepare`, stored, and taken up again on resuming.
 

@@ -29,10 +29,9 @@ from lossmap.curvature.backends import (
     PointProducts,
     RetainedGraphProducts,
 )
-from lossmap.curvature.hvp_plan import HvpPlan
+from lossmap.curvature.hvp_plan import HvpPlan, ProductCheck
 from lossmap.curvature.linearized_program import LinearizedProgram
 from lossmap.curvature.operators import (
-    CurvatureOperator,
     Product,
     RoundingResult,
     Total,
@@ -44,6 +43,7 @@ from lossmap.curvature.rounding import MAX_RELATIVE, MeasuredRounding, RoundingP
 from lossmap.data.batches import Batch, FixedBatches, Resident, move_batch, samples_in
 from lossmap.data.problem import Problem, temporary_parameters
 from lossmap.geometry.parameter_vector import Layout, selected
+from lossmap.linalg.operator import SymmetricOperator
 from lossmap.seeding import generator
 from lossmap.sums import norm
 
@@ -67,6 +67,7 @@ class LinearizedOperator:
     probe     measures the rounding here
     given     the rounding as measured elsewhere; it is measured here where `measured_here`, else assumed
     factory   what made it, and keeps what points share
+    kinks     by how much the matrix differs on the two sides of a kink, see `linalg.Rounding`
     """
 
     layout: Layout
@@ -79,6 +80,7 @@ class LinearizedOperator:
     given: RoundingResult | None = None
     measured_here: bool = False
     factory: OperatorFactory | None = None
+    kinks: float = 0.0
 
     @property
     def size(self) -> int:
@@ -100,15 +102,15 @@ class LinearizedOperator:
         """The same relative to the largest absolute eigenvalue, at least; None where it is assumed."""
         return None if self.measured is None else self.measured.ratio
 
-    def in_float64(self) -> CurvatureOperator | LinearizedOperator:
-        """The same curvature in float64, by double backward over a copy of the model and of the data.
+    def in_float64(self) -> SymmetricOperator:
+        """The same curvature in float64 over a copy of model and data: by double backward where that is right.
 
         Raises what the model raises there.
         """
         state = self.probe.state
         if self.factory is not None and state is not None and self.factory.keeps_twin:
             return self.factory.twin.at(state)
-        return self.probe.in_float64()
+        return self.probe.in_float64(self.kinks)
 
     def rounding_of(self, vectors: Tensor) -> float:
         """|(H - H64) v| for v of length one, the largest of several, (n, b), over a few samples, which is cheap.
@@ -169,6 +171,8 @@ class OperatorFactory:
     plan        how products are computed; given to `prepare` on another rank, or on resuming, it is taken as it is
     memory      bytes that kept values may take
     programs    the traces so far, by the shape of a batch
+    twin_programs  the same of operators in other precisions, by product and precision
+    check       what is known of the backends: other ranks are given it, and do not look themselves
     fallback    whether double backward may take over at a point where the trace fails
     """
 
@@ -180,10 +184,12 @@ class OperatorFactory:
     memory: int
     programs: dict[Any, LinearizedProgram] = field(default_factory=dict, repr=False)
     fallback: bool = False
+    twin_programs: dict[Any, dict[Any, LinearizedProgram]] = field(default_factory=dict, repr=False)
+    check: ProductCheck = field(default_factory=ProductCheck)
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the traces: in another process they are made anew."""
-        return {**self.__dict__, "programs": {}}
+        return {**self.__dict__, "programs": {}, "twin_programs": {}}
 
     @cached_property
     def layout(self) -> Layout:
@@ -244,6 +250,7 @@ class OperatorFactory:
             self._rounding(first.dtype),
             measured or self._cancels,
             self,
+            self.check.disagreement,
         )
 
     def _rounding_probe(self, state: Mapping[str, Tensor]) -> RoundingProbe:
@@ -257,7 +264,19 @@ class OperatorFactory:
             state,
             max(MIN_ROUNDING_SAMPLES, self.batch),
             self.batch,
+            None if self._is_double_backward_right else self._twin,
         )
+
+    @property
+    def _is_double_backward_right(self) -> bool:
+        """Whether double backward may serve as a reference."""
+        return self.fallback or self.plan.backend == "double-backward"
+
+    def _reference_plan(self, batch_size: int) -> HvpPlan:
+        """Double backward, which needs no trace; where that is not right, the backend that is used here."""
+        if self._is_double_backward_right:
+            return HvpPlan("double-backward", batch_size)
+        return HvpPlan(self.plan.backend, batch_size, graph_bytes=self.plan.graph_bytes)
 
     @property
     def keeps_twin(self) -> bool:
@@ -272,18 +291,18 @@ class OperatorFactory:
 
     @cached_property
     def few(self) -> OperatorFactory:
-        """The factory over a few samples, by double backward: of which the rounding of single vectors is cheap."""
+        """The factory over a few samples: of which the rounding of single vectors is cheap."""
         samples = min(max(self.problem.data.samples // FEW_SHARE, MIN_FEW), MAX_FEW)
         batch = next(iter(self.problem.rebatched(samples).data))
         few = self.problem.with_data(FixedBatches((batch,)))
-        return replace(self, problem=few, plan=HvpPlan("double-backward", samples), memory=0, programs={})
+        return replace(self, problem=few, plan=self._reference_plan(samples), memory=0, programs={})
 
     @cached_property
     def twin(self) -> OperatorFactory:
-        """The factory of the same operators in float64, by double backward; made once, since points need it often."""
+        """The factory of the same operators in float64; made once, since points need it often."""
         twin = problem_in(self.problem, torch.float64)
-        plan = HvpPlan("double-backward", min(self.plan.batch_size, MAX_TWIN_BATCH))
-        return OperatorFactory(twin, self.parameters, self.product, self.total, plan, 0)
+        plan = self._reference_plan(min(self.plan.batch_size, MAX_TWIN_BATCH))
+        return OperatorFactory(twin, self.parameters, self.product, self.total, plan, 0, check=self.check)
 
     @property
     def _cancels(self) -> bool:
@@ -301,7 +320,15 @@ class OperatorFactory:
         few = replace(self, problem=problem, plan=replace(self.plan, rounding=None))
         return few.at(state)
 
+    def _twin(self, problem: Problem, product: Product) -> LinearizedOperator:
+        """The operator of a problem in another precision, by the backend used here, as double backward is wrong."""
+        plan = self._reference_plan(self.plan.batch_size)
+        twin = OperatorFactory(problem, self.parameters, product, self.total, plan, self.memory)
+        dtype = next(iter(selected(problem.model, self.parameters).values())).dtype
+        return replace(twin, programs=self.twin_programs.setdefault((product, dtype), {})).at()
+
     def products(self, state: Mapping[str, Tensor]) -> PointProducts:
+        """What the plan's backend offers at a point, where the model has these tensors."""
         if self.plan.backend == "double-backward":
             return self._double_backward(state)
         if self.plan.backend == "retained-graph":

@@ -33,6 +33,7 @@ from lossmap.data.batches import Batch
 from lossmap.data.borrow import temporary_parameters
 from lossmap.data.problem import Problem
 from lossmap.geometry.parameter_vector import Layout, selected
+from lossmap.linalg.operator import SymmetricOperator
 
 Parameters = Sequence[Tensor]
 # one batch's share, summed over its samples: (problem, batch, parameters, b tuples of vectors) -> b tuples
@@ -160,7 +161,7 @@ class RoundingMeasure(Protocol):
     def __call__(self) -> RoundingResult | None:
         """The rounding; None where it cannot be measured."""
 
-    def in_float64(self) -> CurvatureOperator:
+    def in_float64(self, kinks: float = 0.0) -> SymmetricOperator:
         """The operator with products in float64."""
 
 
@@ -173,6 +174,7 @@ class CurvatureOperator:
     parameters  what theta is made of: `weights` (dimension > 1), `all`, or a regular expression
     total       adds a tensor up over the ranks of a team, each with its own share of the data
     measure     measures the rounding of the products, when first asked for; None: it is assumed
+    kinks       by how much the matrix differs on the two sides of a kink, see `linalg.Rounding`
     """
 
     problem: Problem
@@ -180,6 +182,7 @@ class CurvatureOperator:
     parameters: str = "weights"
     total: Total = single_rank
     measure: RoundingMeasure | None = None
+    kinks: float = 0.0
 
     @cached_property
     def named(self) -> dict[str, nn.Parameter]:
@@ -211,14 +214,14 @@ class CurvatureOperator:
         """The same relative to the largest absolute eigenvalue, at least; None where it was not measured."""
         return None if self.measured is None else self.measured.ratio
 
-    def in_float64(self) -> CurvatureOperator:
+    def in_float64(self) -> SymmetricOperator:
         """The same curvature in float64, over a copy of the model and of the data.
 
         Raises what the model raises there, and ValueError where nothing is known that measures rounding.
         """
         if self.measure is None:
             raise ValueError("the operator has no twin in float64")
-        return self.measure.in_float64()
+        return self.measure.in_float64(self.kinks)
 
     @property
     def dtype(self) -> torch.dtype:

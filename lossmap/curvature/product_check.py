@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import logging
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from math import inf, isfinite, sqrt
@@ -28,9 +28,9 @@ from torch import Tensor
 
 from lossmap.curvature.culprits import suspects
 from lossmap.curvature.differences import FewSamples, Parts
-from lossmap.curvature.hvp_plan import BACKENDS, HvpPlan
+from lossmap.curvature.hvp_plan import BACKENDS, HvpPlan, ProductCheck
 from lossmap.curvature.linearized_operator import BatchList, OperatorFactory
-from lossmap.curvature.operators import Product, hessian, single_rank
+from lossmap.curvature.operators import Product, gauss_newton, hessian, single_rank
 from lossmap.data.problem import Problem
 from lossmap.geometry.parameter_vector import Layout, selected
 from lossmap.seeding import generator
@@ -45,22 +45,22 @@ LARGE = 1_000_000  # parameters from which fewer samples and groups are taken
 MAX_ERROR = 1e-5  # of a tensor's part of a product, relative to its norm
 MAX_GRADIENT_ERROR = 1e-4  # of the derivative along a vector, relative to what the gradient gives along such a one
 RESOLVED = 0.1  # two steps that differ by less than this share of the result say what it is
+KINK_STEP = 1e-6  # share of theta by which products on both sides of a kink are apart from it
 ROUNDING = 64 * torch.finfo(torch.float64).eps
 
 
 @dataclass(frozen=True)
-class ProductCheck:
-    """What the check found.
+class Judgement:
+    """What differences say of one product.
 
-    rejected      backends whose products are wrong or fail, with the reason in one clause
-    disagreement  the largest relative difference that no pair of steps could decide, as at a kink; 0 where all was
-                  decided
-    unchecked     why nothing could be compared; empty where it was
+    wrong      the largest relative error of a tensor's part that is wrong; 0 for none
+    undecided  the largest difference of a part of which no steps could say whether it is right, relative to the product
+    at_kink    whether some part is right on one side of the point alone
     """
 
-    rejected: dict[str, str] = field(default_factory=dict)
-    disagreement: float = 0.0
-    unchecked: str = ""
+    wrong: float = 0.0
+    undecided: float = 0.0
+    at_kink: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,6 +72,7 @@ class Reference:
     gradient: Parts
     loss: float
     made: dict[float, tuple[Parts, float]] = field(default_factory=dict)
+    sides: dict[float, tuple[Parts, Parts]] = field(default_factory=dict)
 
     def at(self, h: float) -> tuple[Parts, float]:
         """(product, derivative of the loss) with this step."""
@@ -79,8 +80,14 @@ class Reference:
             self.made[h] = self.few.difference(self.v, h)
         return self.made[h]
 
-    def judge_product(self, parts: Parts) -> tuple[float, float]:
-        """(error of what is wrong, difference where nothing is decided): the largest of all tensors; 0 for none."""
+    def one_sided(self, h: float) -> tuple[Parts, Parts]:
+        """The product by differences ahead alone, and behind alone: at a kink one of them is that of a single side."""
+        if h not in self.sides:
+            self.sides[h] = self.few.one_sided(self.v, h, self.gradient)
+        return self.sides[h]
+
+    def judge_product(self, parts: Parts) -> Judgement:
+        """What the differences say of a product, given tensor by tensor."""
         rounding = [ROUNDING * norm(g) for g in self.gradient]
         whole = sqrt(sum(norm(p) ** 2 for p in parts))
 
@@ -94,17 +101,28 @@ class Reference:
         for h in STEPS:
             pending = [i for i in pending if not error(i, h) <= tolerance(i, h)]
             if not pending:
-                return 0.0, 0.0
+                return Judgement()
+        at_kink = [i for i in pending if self._is_one_sided(parts[i], i, tolerance)]
         wrong, undecided = 0.0, 0.0
         for i in pending:
+            if i in at_kink:
+                continue
             change, h = closest_steps(lambda h, i=i: self.at(h)[0][i])  # type: ignore[misc]
             size = max(norm(self.at(h)[0][i]), norm(parts[i]))
             relative = error(i, h) / size if size else 0.0
             if change < RESOLVED * size and not error(i, h) <= 5 * change + tolerance(i, h):
                 wrong = max(wrong, relative if isfinite(relative) else 1.0)
             else:
-                undecided = max(undecided, relative)
-        return wrong, undecided
+                errors = [error(i, h) for h in STEPS]
+                smallest = min((e for e in errors if isfinite(e)), default=whole)
+                undecided = max(undecided, smallest / max(whole, size) if size else 0.0)
+        return Judgement(wrong, undecided, bool(at_kink))
+
+    def _is_one_sided(self, part: Tensor, i: int, tolerance: Callable[[int, float], float]) -> bool:
+        """Whether a product is right on one side of here: then a kink explains that central differences are not it."""
+        if self.few.product is gauss_newton:
+            return False
+        return any(norm(part - side[i]) <= tolerance(i, h) for h in STEPS[:3] for side in self.one_sided(h))
 
     def judge_gradient(self) -> float:
         """The error of the gradient along this vector relative to what is usual along such a one; 0 for none.
@@ -146,21 +164,50 @@ class _Remembered:
     def __init__(self) -> None:
         self.by_model: weakref.WeakKeyDictionary[Any, list[tuple[Any, ...]]] = weakref.WeakKeyDictionary()
 
-    def get(self, problem: Problem, names: Sequence[str], wanted: tuple[Any, ...]) -> ProductCheck | None:
+    def get(self, problem: Problem, names: Sequence[str], request: _Request) -> ProductCheck | None:
         """The check of these parameters, or of more; only what passed speaks for a part."""
-        for key, kinds, forward, loss, done, check in self.by_model.get(problem.model, []):
+        for former, kinds, forward, loss, done, check in self.by_model.get(problem.model, []):
             same = (
-                key == wanted and kinds == _kinds(problem) and forward() is problem.forward and loss() is problem.loss
+                former.covers(request)
+                and kinds == _kinds(problem)
+                and forward() is problem.forward
+                and loss() is problem.loss
             )
             if same and (tuple(names) == done or (set(names) <= set(done) and not check.rejected)):
                 found: ProductCheck = check
                 return found
         return None
 
-    def add(self, problem: Problem, names: Sequence[str], wanted: tuple[Any, ...], check: ProductCheck) -> None:
+    def add(self, problem: Problem, names: Sequence[str], request: _Request, check: ProductCheck) -> None:
         """Remember a check."""
-        entry = (wanted, _kinds(problem), _reference(problem.forward), _reference(problem.loss), tuple(names), check)
+        entry = (request, _kinds(problem), _reference(problem.forward), _reference(problem.loss), tuple(names), check)
         self.by_model.setdefault(problem.model, []).append(entry)
+
+
+@dataclass(frozen=True)
+class _Request:
+    """What was to be checked: the product's name, the backends, and a mark of the distant point; None without one."""
+
+    product: str
+    backends: tuple[str, ...]
+    distant: tuple[float, ...] | None
+
+    @classmethod
+    def of(cls, product: Product, backends: Sequence[str], distant: bool | Mapping[str, Tensor]) -> _Request:
+        mark: tuple[float, ...] | None = None
+        if isinstance(distant, Mapping):
+            mark = tuple(float(t.double().sum()) for t in distant.values())
+        elif distant:
+            mark = ()
+        return cls(getattr(product, "__name__", ""), tuple(backends), mark)
+
+    def covers(self, other: _Request) -> bool:
+        """Whether a check of this kind answers the other request too."""
+        return (
+            self.product == other.product
+            and set(other.backends) <= set(self.backends)
+            and (other.distant is None or other.distant == self.distant)
+        )
 
 
 def _reference(function: Any) -> Callable[[], Any]:
@@ -184,28 +231,34 @@ def check_product(
     product: Product = hessian,
     *,
     backends: Sequence[str] = ("double-backward",),
-    distant: bool = True,
+    distant: bool | Mapping[str, Tensor] = True,
 ) -> ProductCheck:
     """Which backends give the second derivative of this loss, by differences; see the module.
 
     parameters  `weights` (dimension > 1), `all`, or a regular expression
     product     hessian or gauss_newton
     backends    to judge: double-backward, retained-graph, linearized
-    distant     also far from the model's parameters, as a survey goes
+    distant     also far from the model's parameters: at the tensors of a survey's farthest point, by name, or in a
+                random direction where there is none
 
     Raises ValueError, naming the operation, where the gradient is not that of the loss, or where no backend is right.
     """
     names = tuple(selected(problem.model, parameters))
-    wanted = (getattr(product, "__name__", ""), tuple(backends), distant)
-    done = _remembered.get(problem, names, wanted)
+    request = _Request.of(product, backends, distant)
+    done = _remembered.get(problem, names, request)
     if done is None:
         done = _checked(problem, parameters, names, product, tuple(backends), distant)
-        _remembered.add(problem, names, wanted, done)
+        _remembered.add(problem, names, request, done)
     return done
 
 
 def _checked(
-    problem: Problem, parameters: str, names: tuple[str, ...], product: Product, backends: Sequence[str], distant: bool
+    problem: Problem,
+    parameters: str,
+    names: tuple[str, ...],
+    product: Product,
+    backends: Sequence[str],
+    distant: bool | Mapping[str, Tensor],
 ) -> ProductCheck:
     size = sum(p.numel() for p in selected(problem.model, parameters).values())
     try:
@@ -219,9 +272,11 @@ def _checked(
     if abs(loss - repeated) > 1e-12 * abs(loss):
         return _not_checked("the loss is not repeatable")
     judge = _Judge(few, parameters, Layout.of(selected(problem.model, parameters)), backends)
-    judge.compare(few, origin=True)
-    if distant:
-        judge.compare(far(few), origin=False)
+    judge.compare(few)
+    if isinstance(distant, Mapping):
+        judge.compare(toward(few, distant))
+    elif distant:
+        judge.compare(far(few))
     return judge.verdict()
 
 
@@ -244,6 +299,18 @@ def far(few: FewSamples) -> FewSamples:
     return few.at({**few.state, **moved})
 
 
+def toward(few: FewSamples, tensors: Mapping[str, Tensor]) -> FewSamples:
+    """The samples where the model has these tensors, by name; nearer to where it is, where the loss is not finite."""
+    ends = {k: t.detach().to(few.state[k]) for k, t in tensors.items() if k in few.state}
+    for share in (1.0, 0.5, 0.25, 0.125):
+        moved = {k: few.state[k] + share * (t - few.state[k]) for k, t in ends.items()}
+        there = few.at({**few.state, **moved})
+        loss, gradient = there.loss_and_gradient()
+        if isfinite(loss) and all(bool(g.isfinite().all()) for g in gradient):
+            break
+    return there
+
+
 def random_part(like: Tensor, *purpose: str | int) -> Tensor:
     """A random tensor of the norm of `like`, of norm one where that is zero."""
     d = torch.randn(like.shape, generator=generator(*purpose), dtype=torch.float64).to(like)
@@ -264,25 +331,27 @@ class _Judge:
             for b in BACKENDS
         }
         self.few = few
+        self.points: list[tuple[FewSamples, list[Reference]]] = []  # that were compared so far
         self.rejected: dict[str, str] = {}
-        self.errors: dict[str, float] = {}
         self.undecided = 0.0
+        self.at_kink = False
 
-    def compare(self, few: FewSamples, *, origin: bool) -> None:
+    def compare(self, few: FewSamples) -> None:
         """All backends at one point with all vectors. Raises ValueError where the gradient is not the loss's."""
         loss, gradient = few.loss_and_gradient()
         if not isfinite(loss) or not all(bool(g.isfinite().all()) for g in gradient):
             return
         references = [Reference(few, v, gradient, loss) for v in self.vectors(few)]
+        self.points.append((few, references))
         self.compare_gradient(few, references, gradient, loss)
         for backend in self.backends:
             if backend not in self.rejected:
                 self.compare_backend(backend, few, references)
         if "double-backward" in self.rejected and "linearized" not in self.backends:
             self.backends.append("linearized")  # a trace sees what a custom function hides
-            if not origin:
-                self.compare_backend("linearized", self.few, [])
-            self.compare_backend("linearized", few, references)
+            for point in self.points:
+                if "linearized" not in self.rejected:
+                    self.compare_backend("linearized", *point)
 
     def vectors(self, few: FewSamples) -> list[Parts]:
         """One over all of theta, and one for each tensor or group of them."""
@@ -333,13 +402,36 @@ class _Judge:
             self.rejected[backend] = _first_line(error)
             return
         judged = [r.judge_product(self.layout.split(p)) for r, p in zip(references, results, strict=True)]
-        wrong = max((w for w, _ in judged), default=0.0)
-        self.undecided = max([self.undecided, *(u for _, u in judged)])
+        wrong = max((j.wrong for j in judged), default=0.0)
         asymmetry = self._asymmetry(references, results)
         if wrong:
             self.rejected[backend] = f"its product differs from differences of the gradient by {wrong:.1g}"
         elif asymmetry > MAX_ERROR:
             self.rejected[backend] = f"its matrix is not symmetric, by {asymmetry:.1g}"
+        else:
+            self.note_kinks(backend, few, references, judged)
+
+    def note_kinks(
+        self, backend: str, few: FewSamples, references: Sequence[Reference], judged: Sequence[Judgement]
+    ) -> None:
+        """What could not be decided, and the difference of both sides of a kink, of a backend that is not wrong."""
+        self.undecided = max([self.undecided, *(j.undecided for j in judged)])
+        for r, j in zip(references, judged, strict=True):
+            if j.at_kink:
+                self.undecided = max(self.undecided, self._jump(backend, few, r))
+                self.at_kink = True
+
+    def _jump(self, backend: str, few: FewSamples, reference: Reference) -> float:
+        """The difference of a backend's products on the two sides of a kink, relative to the larger of them."""
+        row = torch.cat([d.reshape(-1) for d in reference.v])[None]
+        sides = []
+        with torch.inference_mode(False), torch.no_grad():
+            for sign in (1.0, -1.0):
+                moved = {k: t + sign * KINK_STEP * d for k, t, d in zip(few.names, few.theta, reference.v, strict=True)}
+                products = self.factories[backend].products({k: t.detach() for k, t in {**few.state, **moved}.items()})
+                sides.append(products.local_sum(row)[0])
+        size = max(norm(side) for side in sides)
+        return norm(sides[0] - sides[1]) / size if size else 0.0
 
     @staticmethod
     def _asymmetry(references: Sequence[Reference], results: Sequence[Tensor]) -> float:
@@ -354,11 +446,17 @@ class _Judge:
 
     def verdict(self) -> ProductCheck:
         """What to use. Raises ValueError where no backend is right."""
-        if self.undecided:
+        if self.at_kink and self.undecided > MAX_ERROR:
             log.warning(
-                "products and differences of the gradient differ by up to %.1g, and no step decides between them: at a "
-                "kink of the loss (ReLU at 0, a tie of max-pooling), where the Hessian is that of one side, or where "
-                "the loss's own terms cancel, as in a saturated network",
+                "the loss has a kink at these parameters (ReLU at 0, a tie of max-pooling): the Hessian is that of one "
+                "side, and differs by up to %.1g of its size from the other's; error bars hold this difference",
+                self.undecided,
+            )
+        elif self.undecided:
+            log.warning(
+                "products and differences of the gradient differ by up to %.1g, and no step decides between them: near "
+                "kinks of the loss (ReLU at 0, a tie of max-pooling), or where the loss's own terms cancel, as in a "
+                "saturated network; error bars hold this difference",
                 self.undecided,
             )
         if all(b in self.rejected for b in ("double-backward", "linearized") if b in self.backends) and self.rejected:

@@ -64,6 +64,10 @@ class MeasuredRounding:
         return cls(0.0, max(ROUNDING_EPSILONS * epsilon, min(relative, MAX_RELATIVE)), relative)
 
 
+# (a problem in another precision, its product) -> the operator over it
+TwinOperator = Callable[[Problem, Product], SymmetricOperator]
+
+
 @dataclass(frozen=True, eq=False)
 class RoundingProbe:
     """Measures the rounding of an operator when called.
@@ -73,6 +77,7 @@ class RoundingProbe:
     state      tensors that the model has at the point, by name; None: its own
     samples    over about how many it is measured
     batch      samples of a batch there; None: as the data are cut
+    twin       makes the operator in another precision where double backward is not right; None: by double backward
     """
 
     problem: Problem
@@ -83,6 +88,7 @@ class RoundingProbe:
     state: Mapping[str, Tensor] | None = None
     samples: int = MAX_SAMPLES
     batch: int | None = None
+    twin: TwinOperator | None = None
 
     def __call__(self) -> MeasuredRounding | None:
         """The rounding; None where the model runs in no other precision, and no Jacobian is to be had."""
@@ -107,16 +113,28 @@ class RoundingProbe:
             ratio = max(ratio, safety * error / scale)
         return MeasuredRounding(safety * error, ratio, safety * error / scale if scale > 0.0 else 0.0)
 
-    def in_float64(self) -> CurvatureOperator:
-        """The operator over all samples in float64, by double backward. Raises what the model raises there."""
-        return in_precision(self.problem, torch.float64, self.parameters, self.product, self.total, self.state)
+    def in_float64(self, kinks: float = 0.0) -> SymmetricOperator:
+        """The operator over all samples in float64, by double backward where that is right.
+
+        kinks  its own, see `linalg.Rounding`
+
+        Raises what the model raises there.
+        """
+        operator = self.in_precision(self.problem, torch.float64)
+        return replace(operator, kinks=kinks)  # type: ignore[type-var]
+
+    def in_precision(self, problem: Problem, dtype: torch.dtype, product: Product | None = None) -> SymmetricOperator:
+        """The operator over a copy of the model in another precision, at the point; see `in_precision`."""
+        product = product or self.product
+        if self.twin is None:
+            return in_precision(problem, dtype, self.parameters, product, self.total, self.state)
+        return self.twin(problem_in(problem, dtype, self.state), product)
 
     def _compared(self, few: Problem, single: SymmetricOperator) -> tuple[float | None, float]:
         """(the largest difference of products in two precisions, their scale); without it where the twin drowns."""
         if single.dtype != torch.float64:
-            double = in_precision(few, torch.float64, self.parameters, self.product, self.total, self.state)
-            return largest_difference(single, double)[:2]
-        twin = in_precision(few, torch.float32, self.parameters, self.product, self.total, self.state)
+            return largest_difference(single, self.in_precision(few, torch.float64))[:2]
+        twin = self.in_precision(few, torch.float32)
         error, scale, relative = largest_difference(twin, single)
         if relative > MAX_EXTRAPOLATED:
             return None, scale
@@ -126,9 +144,7 @@ class RoundingProbe:
         """eps |J^T J v| over samples; None where the problem does not keep outputs and loss apart."""
         if not few.separable:
             return None
-        squares = in_precision(
-            replace(few, loss=half_square), single.dtype, self.parameters, gauss_newton, self.total, self.state
-        )
+        squares = self.in_precision(replace(few, loss=half_square), single.dtype, gauss_newton)
         v, size = unit(normal(single.size, "rounding").double()), 0.0
         for _ in range(STEPS):
             image = (squares @ v.to(single.device, single.dtype)).double().cpu()

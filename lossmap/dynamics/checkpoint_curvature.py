@@ -23,7 +23,7 @@ import numpy as np
 from lossmap.curvature.autotune import OperatorFactory, prepare
 from lossmap.curvature.build import build_operator
 from lossmap.curvature.gradient import loss_and_gradient
-from lossmap.curvature.hvp_plan import HvpPlan, backend_of
+from lossmap.curvature.hvp_plan import HvpPlan, ProductCheck, backend_of
 from lossmap.data.borrow import copy_of
 from lossmap.data.checkpoints import load_into
 from lossmap.data.loss_check import check_loss
@@ -81,6 +81,7 @@ class CheckpointCurvature:
     settings  stored beside its own
     memory    bytes for kept values, see `autotune.prepare`; give less where ranks share the memory
     stop      asked at every product: where it returns True the checkpoint is left, and measured again on resuming
+    check     compares products with differences of the gradient; or what rank 0 found, for the other ranks
 
     Raises ValueError for more eigenvalues than parameters, a loss that is not a mean over samples, or a model that
     cannot be differentiated twice.
@@ -104,12 +105,14 @@ class CheckpointCurvature:
         settings: Mapping[str, Any] | None = None,
         memory: int | None = None,
         stop: Callable[[], bool] = lambda: False,
+        check: bool | ProductCheck = True,
     ) -> None:
         n = sum(p.numel() for p in selected(problem.model, parameters).values())
         if not 1 <= top <= n:
             raise ValueError(f"--top must be 1 to {n}, the number of parameters; got {top}")
         self.problem = check_loss(replace(problem, model=copy_of(problem.model)))
-        build_operator(self.problem, "hessian", parameters)  # says what cannot be differentiated twice
+        build_operator(self.problem, "hessian", parameters, check=check)  # says what cannot be differentiated twice
+        self.check = check
         self.plan: dict[str, Any] | None = None
         if plan is not None:
             self.plan = dict(plan)
@@ -154,7 +157,7 @@ class CheckpointCurvature:
         plan = self.plan
         if plan is None:
             plan = probed(self.problem, self.parameters, memory=self.memory)
-        return prepare(self.problem, self.parameters, plan=plan, memory=self.memory)
+        return prepare(self.problem, self.parameters, plan=plan, memory=self.memory, check=self.check)
 
     def __call__(self, point: Point) -> dict[str, Any]:
         """The reading of one checkpoint, whose eigenvectors have been stored by then.

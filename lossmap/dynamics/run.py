@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from lossmap.curvature.autotune import prepare
 from lossmap.data.checkpoints import checkpoints_in, file_sha256, kind_of, sorted_as_people_count
 from lossmap.data.problem import Problem
 from lossmap.dynamics.checkpoint_curvature import SHARES, CheckpointCurvature, probed
@@ -174,6 +175,8 @@ def run_dynamics(
     device = next(problem.model.parameters()).device
     memory = free_memory(device, ranks_sharing=world.node_size) // 3
     plan = world.once(lambda: _stored_plan(path, problem, parameters, overwrite, backend, memory))
+    # rank 0 alone looks at the products, and all follow
+    check = world.once(lambda: prepare(problem, parameters, plan=plan, memory=memory).check)
     measure = CheckpointCurvature(
         problem,
         files,
@@ -188,6 +191,7 @@ def run_dynamics(
         settings=settings,
         memory=memory,
         stop=stop,
+        check=check,
     )
     grid = Grid(np.array(list(files)))
 

@@ -54,6 +54,10 @@ MIN_COSINE = 0.8  # a vector is continued in a straight line where the last two 
 class PointOperator(SymmetricOperator, Protocol):
     """The matrix at one point, which knows the loss there."""
 
+    @property
+    def kinks(self) -> float:
+        """By how much the matrix differs on the two sides of a kink, see `linalg.Rounding`."""
+
     def loss(self) -> float:
         """The mean loss over all samples of the team."""
 

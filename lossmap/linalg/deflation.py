@@ -168,7 +168,9 @@ class SuccessiveSearch:
             if not (isfinite(bound) and is_beyond):
                 # Nothing of what is left lies beyond the last place; it is proven where the bound is near, too.
                 gap = self.sign * (bound - last)
-                self.is_converged = isfinite(bound) and gap <= (1.0 + MAX_LIMIT_GAP) * slack
+                self.is_converged = isfinite(bound) and gap <= (1.0 + MAX_LIMIT_GAP) * slack + self.criteria.kinks(
+                    self.ritz
+                )
                 others = bound
                 break
             self.take_in(remaining, last)

@@ -50,7 +50,7 @@ class DenseMatrix:
         rounding = Rounding.of(operator)
         entries = 0.5 * (measured + measured.T)
         allowance = None
-        if rounding.measured is not None:
+        if rounding.measured is not None or rounding.kinks:
             allowance = rounding.allowance(float(np.linalg.norm(entries, 2)))
         return cls(entries, asymmetry, rounding.epsilon, operator.dtype, allowance)
 

@@ -146,7 +146,8 @@ def with_residuals(pairs: EigenPairs, double: SymmetricOperator) -> EigenPairs:
     themselves may have moved. Raises what the operator raises.
     """
     residuals = pairs.residuals.copy()
-    floor = ROUNDING_EPSILONS * float(torch.finfo(torch.float64).eps) * pairs.scale
+    kinks: float = getattr(double, "kinks", 0.0)  # which no precision resolves
+    floor = (ROUNDING_EPSILONS * float(torch.finfo(torch.float64).eps) + kinks) * pairs.scale
     for i in np.flatnonzero(np.isfinite(pairs.values)):
         x = pairs.vectors[:, i].double()
         x = (x / x.norm()).to(double.device)

@@ -30,7 +30,7 @@ class SymmetricOperator(Protocol):
 
     An operator may also have attributes `rounding` and `rounding_ratio`: floats, how far rounding in its products may
     move an eigenvalue, as measured for this operator, in the unit of the eigenvalues and relative to the largest of
-    them; see `Rounding`.
+    them; and `kinks`, see `Rounding`.
     """
 
     @property
@@ -56,23 +56,35 @@ class Rounding:
     measured  the operator's own measurement, in the unit of its eigenvalues; None where there is none, and
               `ROUNDING_EPSILONS` epsilons of the largest absolute eigenvalue are assumed
     ratio     what is measured is no less than this part of the largest absolute eigenvalue
+    kinks     a further part of it, for a matrix that differs by as much on the two sides of a kink: it belongs to every
+              error bar, and stops no search
     """
 
     epsilon: float
     measured: float | None = None
     ratio: float = 0.0
+    kinks: float = 0.0
 
     @classmethod
     def of(cls, operator: SymmetricOperator) -> Rounding:
         """The rounding of an operator: its attribute `rounding` where it has one, else by its precision."""
         epsilon = float(torch.finfo(operator.dtype).eps)
-        return cls(epsilon, getattr(operator, "rounding", None), getattr(operator, "rounding_ratio", None) or 0.0)
+        ratio, kinks = getattr(operator, "rounding_ratio", None), getattr(operator, "kinks", 0.0)
+        return cls(epsilon, getattr(operator, "rounding", None), ratio or 0.0, kinks)
 
-    def allowance(self, scale: float) -> float:
-        """The distance, in the unit of the eigenvalues, where the largest absolute eigenvalue is `scale`."""
+    def noise(self, scale: float) -> float:
+        """What rounding alone may do, in the unit of the eigenvalues, where the largest absolute one is `scale`."""
         if self.measured is not None:
             return max(self.measured, self.ratio * scale)
         return ROUNDING_EPSILONS * self.epsilon * scale
+
+    def stored(self, scale: float) -> float | None:
+        """What a value made of many products keeps in place of its operator: None where nothing was measured."""
+        return self.allowance(scale) if self.kinks else self.measured
+
+    def allowance(self, scale: float) -> float:
+        """The same with what kinks may do: how far an eigenvalue may be off."""
+        return self.noise(scale) + self.kinks * scale
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,6 +123,12 @@ class MappedOperator:
     def rounding_ratio(self) -> float | None:
         """The inner operator's measured rounding relative to its largest absolute eigenvalue, at least."""
         return getattr(self.inner, "rounding_ratio", None)
+
+    @property
+    def kinks(self) -> float:
+        """The inner operator's, see `Rounding`."""
+        share: float = getattr(self.inner, "kinks", 0.0)
+        return share
 
     def in_float64(self) -> MappedOperator:
         """The same with float64 products. Raises AttributeError where the inner operator has no such twin."""

@@ -24,7 +24,7 @@ arXiv:1901.10159.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from math import ceil
 
@@ -363,7 +363,8 @@ def spectral_density(
     count = len(runs) if probes is None else probes
     while True:
         runs += [lanczos_run(operator, each, seed=seed, probe=i) for i in range(len(runs), count)]
-        estimate = Density(tuple(runs), operator.size, rounding.epsilon, confidence, error, rounding=rounding.measured)
+        estimate = Density(tuple(runs), operator.size, rounding.epsilon, confidence, error)
+        estimate = replace(estimate, rounding=rounding.stored(max(map(abs, estimate.range))))
         if probes is not None or estimate.error <= error:
             return estimate
         count = min(probes_for(estimate), max_products // max(each, 1))

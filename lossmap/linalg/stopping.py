@@ -70,16 +70,24 @@ class Criteria:
         return self.request.count > 1 and self.request.kind != "ends"
 
     def allowance(self, ritz: RitzPairs) -> float:
-        """What rounding may add to a residual, in the unit of the eigenvalues."""
+        """What rounding, and kinks, may add to a residual, in the unit of the eigenvalues."""
         return self.rounding.allowance(ritz.scale)
+
+    def noise(self, ritz: RitzPairs) -> float:
+        """What rounding alone may add: no number of products gets below it."""
+        return self.rounding.noise(ritz.scale)
+
+    def kinks(self, ritz: RitzPairs) -> float:
+        """What kinks may add, which widens limits and bars and is no reason to stop or to go on."""
+        return self.allowance(ritz) - self.noise(ritz)
 
     def slack(self, ritz: RitzPairs) -> float:
         """The largest residual that counts as near, allowance included, in the unit of the eigenvalues."""
-        return max(self.tolerance * ritz.scale, 2.0 * self.allowance(ritz))
+        return max(self.tolerance * ritz.scale, 2.0 * self.noise(ritz))
 
     def resolution(self, ritz: RitzPairs) -> float:
         """The smallest distance that matters between values and limits, in the unit of the eigenvalues."""
-        return max(self.tolerance * ritz.scale, self.allowance(ritz))
+        return max(self.tolerance * ritz.scale, self.noise(ritz))
 
 
 @dataclass(frozen=True)
@@ -146,7 +154,8 @@ def decide(
     is_sure = is_closed or repeats > criteria.extra_steps
     # A space that was restarted or joined gives no limits to wait for: the residuals must do.
     if criteria.certify and space.is_single_run and not space.is_complete:
-        is_sure = limits_are_near(criteria.request, limits, ritz.values, MAX_LIMIT_GAP * criteria.resolution(ritz))
+        gap = MAX_LIMIT_GAP * criteria.resolution(ritz) + criteria.kinks(ritz)
+        is_sure = limits_are_near(criteria.request, limits, ritz.values, gap)
     history = search.history
     if criteria.orders_values:
         history = (*history, (progress, ritz.values[chosen]))
@@ -167,7 +176,7 @@ def is_near_enough(criteria: Criteria, space: KrylovSpace, ritz: RitzPairs) -> b
     if space.multiplied < criteria.request.count and not (space.is_invariant and criteria.request.kind == "ends"):
         return False
     chosen = criteria.request.pick(ritz.values)
-    return bool((ritz.lengths[chosen] + criteria.allowance(ritz) <= criteria.slack(ritz)).all())
+    return bool((ritz.lengths[chosen] + criteria.noise(ritz) <= criteria.slack(ritz)).all())
 
 
 def is_settled(history: History, distance: float) -> bool:

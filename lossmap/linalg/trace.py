@@ -264,7 +264,9 @@ def xtrace(operator: SymmetricOperator, products: int, *, seed: int | str = 0, s
     error = float(np.sqrt(((estimates - estimates.mean()) ** 2).sum()))
     # of the diagonal in this basis; measured, it moves each of n eigenvalues, one way or the other
     rounding = float(torch.finfo(operator.dtype).eps) * float(np.abs(np.diag(projections.h)).sum())
-    rounding = max(rounding, sqrt(n) * (Rounding.of(operator).measured or 0.0))
+    measured = Rounding.of(operator)
+    rounding = max(rounding, sqrt(n) * (measured.measured or 0.0))
+    rounding += measured.kinks * float(np.abs(np.diag(projections.h)).sum())
     return Trace(value, max(error, rounding), s, sketch.products, "xtrace", n)
 
 

@@ -26,9 +26,11 @@ from math import nan
 import numpy as np
 import torch
 
-from lossmap.curvature.build import build_operator
+from lossmap.curvature.build import MATRICES, build_operator
 from lossmap.curvature.gradient import loss_and_gradient
+from lossmap.curvature.hvp_plan import ProductCheck
 from lossmap.curvature.operators import Total, single_rank
+from lossmap.curvature.product_check import check_product
 from lossmap.data.batches import Batch, move_batch, samples_in
 from lossmap.data.borrow import copy_of, temporary_parameters
 from lossmap.data.loss_check import check_loss
@@ -95,10 +97,19 @@ def read_block(
 
 
 def block_matrix(
-    problem: Problem, matrix: str, tensors: Sequence[str], total: Total = single_rank
+    problem: Problem,
+    matrix: str,
+    tensors: Sequence[str],
+    total: Total = single_rank,
+    *,
+    check: bool | ProductCheck = True,
 ) -> SymmetricOperator:
-    """The block of these tensors, which costs less than a product with all parameters."""
-    return build_operator(problem, matrix, "^(?:" + "|".join(re.escape(n) for n in tensors) + ")$", total)
+    """The block of these tensors, which costs less than a product with all parameters.
+
+    check  what is known of products with all parameters, or whether to look, see `build_operator`
+    """
+    pattern = "^(?:" + "|".join(re.escape(n) for n in tensors) + ")$"
+    return build_operator(problem, matrix, pattern, total, check=check)
 
 
 def doubled(problem: Problem) -> Problem:
@@ -187,12 +198,15 @@ def layer_spectra(
     began = time.perf_counter()
     problem = check_loss(problem)
     everything = build_operator(problem, matrix, parameters, total)
+    check = check_product(problem, parameters, MATRICES[matrix], distant=False)  # made by then, and remembered
     groups = groups_of(everything.layout.names, by, patterns)
     twin, notes = exact_problem(problem)
     # Small blocks are computed in float64, where that is possible; for large ones it would cost too much.
     blocks = [
         read_block(
-            block_matrix(twin if size_of(everything.layout, names) <= dense else problem, matrix, names, total),
+            block_matrix(
+                twin if size_of(everything.layout, names) <= dense else problem, matrix, names, total, check=check
+            ),
             name,
             names,
             dense=dense,

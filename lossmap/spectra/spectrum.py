@@ -22,7 +22,7 @@ from lossmap.curvature.gradient import loss_and_gradient
 from lossmap.curvature.operators import Total, single_rank
 from lossmap.data.loss_check import check_loss
 from lossmap.data.problem import Problem
-from lossmap.geometry.parameter_vector import Layout
+from lossmap.geometry.parameter_vector import Layout, selected
 from lossmap.keywords import checked_keywords
 from lossmap.linalg.deflation import successive_eigenpairs
 from lossmap.linalg.dense import DenseMatrix
@@ -36,6 +36,7 @@ from lossmap.sums import norm
 
 MAX_EIGENVALUES = 100  # of one end
 DENSE = 300  # rows of a matrix that is made whole
+MIN_BATCH_SIZE = 32  # samples of a batch where no probe chooses: a loader's may be of one
 
 
 def spectrum_of(
@@ -165,7 +166,8 @@ def spectrum(
         parameters: `weights` (of dimension > 1, as in the paper), `all`, or a regular expression.
         total: adds a tensor up over the ranks of a team, each with its own share of the data.
         label: what the report calls it.
-        check: refuses a loss that is no mean over samples.
+        check: looks whether the loss is a mean over samples, and products are its second derivative
+            (`product_check`); without, both are taken for granted.
         backend: of products: `auto` (the cheapest by a short probe), `linearized`, `retained-graph`, `double-backward`.
         top: number of largest eigenvalues, 0 to 100.
         bottom: number of smallest eigenvalues, 0 to 100.
@@ -206,9 +208,11 @@ def spectrum(
     """
     began = time.perf_counter()
     problem = check_loss(problem) if check else replace(problem, checked=True)
-    if backend == "auto" and build_operator(problem, matrix, parameters, total).size <= dense:
+    if backend == "auto" and sum(p.numel() for p in selected(problem.model, parameters).values()) <= dense:
         backend = "double-backward"  # so few products that no probe pays
-    operator = build_operator(problem, matrix, parameters, total, backend=backend)
+        if check:  # then it is known that the loss does not hang on the batches
+            problem = problem.rebatched(max(problem.data.batch_size, MIN_BATCH_SIZE))
+    operator = build_operator(problem, matrix, parameters, total, backend=backend, check=check)
     loss, slope, _ = loss_and_gradient(problem, parameters, total)
     if not isfinite(loss):
         raise FloatingPointError(f"the loss is {loss} at these weights: there is no curvature to read here")

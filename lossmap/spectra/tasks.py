@@ -18,6 +18,7 @@ import torch
 
 from lossmap.curvature.build import build_operator
 from lossmap.curvature.gradient import loss_and_gradient
+from lossmap.curvature.hvp_plan import ProductCheck
 from lossmap.curvature.operators import Total, single_rank
 from lossmap.data.loss_check import check_loss
 from lossmap.geometry.grid import Field, Point
@@ -57,6 +58,7 @@ class SpectrumTasks:
     total           adds a tensor up over the ranks of a team
     choices         how each subject's products are made (see `autotune.prepare`); none: by double backward
     memory          bytes for kept values, see `autotune.prepare`; give less where ranks share the memory
+    checks          of each subject, what is known of its products, or whether to look; none: this rank looks
     made            matrices that this rank has prepared already
     limits          the largest batches that memory allows, the newest last; none until it runs out
     """
@@ -69,6 +71,7 @@ class SpectrumTasks:
     total: Total = single_rank
     choices: tuple[Mapping[str, Any], ...] = ()
     memory: int | None = None
+    checks: tuple[bool | ProductCheck, ...] = ()
     made: dict[tuple[int, str], Any] = field(default_factory=dict, repr=False)
     limits: list[int] = field(default_factory=list, repr=False)
 
@@ -142,9 +145,21 @@ class SpectrumTasks:
             if choice is not None and self.limits:
                 choice = {**choice, "batch": min(int(choice["batch"]), self.limits[-1])}
             self.made[i, which] = build_operator(
-                subject.problem, subject.matrix, which, self.total, plan=choice, memory=self.memory
+                subject.problem,
+                subject.matrix,
+                which,
+                self.total,
+                plan=choice,
+                memory=self.memory,
+                check=self.check_of(subject),
             )
         return self.made[i, which]
+
+    def check_of(self, subject: Subject) -> bool | ProductCheck:
+        """What is known of a subject's products, or whether to look."""
+        if not self.checks:
+            return True
+        return next(c for s, c in zip(self.subjects, self.checks, strict=True) if s.label == subject.label)
 
     def _gradient(self, subject: Subject, name: str) -> Arrays:
         loss, slope, _ = loss_and_gradient(subject.problem, self.request.parameters, self.total)
@@ -187,16 +202,16 @@ class SpectrumTasks:
         if name:
             steps = request.density_steps or 64
             runs: Sequence[LanczosRun] = [lanczos_run(matrix, steps, seed=request.seed, probe=int(name))]
-            return {**task_arrays.of_runs(runs), "rounding": _rounding(matrix)}
+            return {**task_arrays.of_runs(runs), "rounding": _rounding(matrix, runs)}
         spread = spectral_density(matrix, error=request.density_error, steps=request.density_steps, seed=request.seed)
-        return {**task_arrays.of_runs(spread.runs), "rounding": _rounding(matrix)}
+        return {**task_arrays.of_runs(spread.runs), "rounding": _rounding(matrix, spread.runs)}
 
     def _block(self, subject: Subject, name: str) -> Arrays:
         request, problem = self.request, subject.problem
         tensors = subject.groups(request)[name]
         if size_of(self.matrix(subject, "all").layout, tensors) <= request.dense:
             problem, _ = exact_problem(problem)
-        own = block_matrix(problem, subject.matrix, tensors, self.total)
+        own = block_matrix(problem, subject.matrix, tensors, self.total, check=self.check_of(subject))
         block = read_block(own, name, tensors, dense=request.dense, tol=request.tol, seed=request.seed)
         return task_arrays.of_block(block)
 
@@ -315,9 +330,10 @@ class _Parts:
         return self.products or sum(part.products for part in each if part is not None)
 
 
-def _rounding(matrix: Any) -> float:
+def _rounding(matrix: Any, runs: Sequence[LanczosRun]) -> float:
     """The measured rounding of a matrix, in the unit of its eigenvalues; NaN where none was measured."""
-    measured = Rounding.of(matrix).measured
+    scale = max(float(np.abs(run.quadrature[0]).max(initial=0.0)) for run in runs)
+    measured = Rounding.of(matrix).stored(scale)
     return nan if measured is None else measured
 
 
@@ -344,10 +360,13 @@ def make_tasks(
     choices: Sequence[Mapping[str, Any]] = (),
     memory: int | None = None,
     check: bool = True,
+    checks: Sequence[ProductCheck] = (),
 ) -> SpectrumTasks:
     """The tasks of these subjects, the longest first; the arguments are those of `SpectrumTasks`.
 
-    check  whether each problem's loss is a mean over its samples
+    check   looks whether each problem's loss is a mean over its samples, and its products are right; without, both are
+            taken for granted
+    checks  what rank 0 found of the subjects' products, so that all ranks come to the same decisions
 
     Raises ValueError as `spectrum` and `layers` do, before anything long begins.
     """
@@ -357,11 +376,16 @@ def make_tasks(
         twice = next(label for label in labels if labels.count(label) > 1)
         raise ValueError(f"two subjects are called {twice!r}; each must have a label of its own")
     tasks: list[tuple[Task, int]] = []
+    each: list[bool | ProductCheck] = []
     for i, subject in enumerate(subjects):
         problem = check_loss(subject.problem) if check else replace(subject.problem, checked=True)
         subject = subjects[i] = replace(subject, problem=problem)
-        matrix = build_operator(subject.problem, subject.matrix, request.parameters, total)
+        known = checks[i] if checks else check
+        matrix = build_operator(subject.problem, subject.matrix, request.parameters, total, check=known)
+        each.append(known)
         tasks += tasks_of(subject, i, matrix.size, request)
     tasks.sort(key=lambda task: LONGEST_FIRST[task[0].kind])
     chosen, sizes = tuple(task for task, _ in tasks), sum(size for _, size in tasks)
-    return SpectrumTasks(tuple(subjects), request, chosen, sizes, settings or {}, total, tuple(choices), memory)
+    return SpectrumTasks(
+        tuple(subjects), request, chosen, sizes, settings or {}, total, tuple(choices), memory, tuple(each)
+    )

@@ -302,6 +302,29 @@ def test_a_recurrent_net_is_linearized_in_float32():
     assert torch.backends.mkldnn.enabled == enabled
 
 
+IN_PLACE = {
+    "hardsigmoid": F.hardsigmoid, "hardswish": F.hardswish, "relu6": F.relu6, "elu": F.elu, "celu": F.celu,
+    "silu": F.silu, "mish": F.mish, "hardtanh": F.hardtanh,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("function", [*IN_PLACE, "sigmoid_", "tanh_"])
+def test_what_writes_in_place_is_right_whether_its_result_or_its_input_is_used(function):
+    def write(x):
+        return IN_PLACE[function](x, inplace=True) if function in IN_PLACE else getattr(x, function)()
+
+    for is_returned in (True, False):
+
+        def layer(x, is_returned=is_returned):
+            x = 1.5 * x
+            result = write(x)
+            return result if is_returned else x
+
+        problem = problem_of(net_with(layer), samples=12)
+        assert_right(problem, build_operator(problem, "hessian", "weights"))
+        assert_right(problem, prepare(problem, backend="linearized").at())
+
+
 def planted(error, vanishing):
     """A layer whose second derivative by its 16 weights is off by a share; at the origin it may vanish."""
 
