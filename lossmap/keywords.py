@@ -1,6 +1,9 @@
-"""Misspelt keywords of public functions: a TypeError that names the nearest one.
+"""Errors of public functions, as people meet them: a misspelt keyword, and what a notebook shows of a refusal.
 
     spectrum(problem, prob=3)      TypeError: spectrum() got an unexpected keyword 'prob'; did you mean 'probes'?
+
+In a notebook an error that lossmap raises with a sentence of its own comes without the frames within lossmap;
+LOSSMAP_DEBUG=1 shows them, and what other code raises is shown in full everywhere.
 
 `help()`, `inspect.signature` and type checkers see the function's own signature.
 """
@@ -10,6 +13,9 @@ from __future__ import annotations
 import difflib
 import functools
 import inspect
+import os
+import sys
+import traceback
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
@@ -32,10 +38,16 @@ def checked_keywords(function: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(function)
     def checked(*args: P.args, **kwargs: P.kwargs) -> R:
+        __tracebackhide__ = True  # IPython leaves this frame out
         for name in kwargs:
             if name not in known:
                 raise TypeError(f"{called}() got an unexpected keyword {name!r}; {_suggestion(name, known)}")
-        return function(*args, **kwargs)
+        try:
+            return function(*args, **kwargs)
+        except (ValueError, OSError) as error:
+            if not (in_notebook() and _is_our_sentence(error)):
+                raise
+            raise error.with_traceback(None) from None
 
     return checked
 
@@ -44,6 +56,19 @@ def checked_init(cls: type[T]) -> type[T]:
     """The class, its constructor with the same TypeError for a keyword that it does not know."""
     cls.__init__ = checked_keywords(cls.__init__)  # type: ignore[method-assign]
     return cls
+
+
+def in_notebook() -> bool:
+    """Whether this is the kernel of a notebook, whose front end shows what IPython displays."""
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    return type(shell).__name__ == "ZMQInteractiveShell"
+
+
+def _is_our_sentence(error: BaseException) -> bool:
+    """Whether lossmap itself raised the error, and nobody wants to see where."""
+    frames = list(traceback.walk_tb(error.__traceback__))
+    module = str(frames[-1][0].f_globals.get("__name__", "")) if frames else ""
+    return module.partition(".")[0] == "lossmap" and not os.environ.get("LOSSMAP_DEBUG")
 
 
 def _suggestion(name: str, known: tuple[str, ...]) -> str:

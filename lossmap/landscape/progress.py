@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from importlib import import_module
 from typing import Any, TextIO
 
+from lossmap.keywords import in_notebook
 from lossmap.landscape.survey_recorder import Progress as Event
 from lossmap.parallel.pace import duration_text
 from lossmap.parallel.world import World
@@ -89,12 +90,6 @@ def progress_display(
             yield show
         return
     yield None
-
-
-def in_notebook() -> bool:
-    """Whether this is the kernel of a notebook, whose front end shows what IPython displays."""
-    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
-    return type(shell).__name__ == "ZMQInteractiveShell"
 
 
 @contextmanager

@@ -9,6 +9,7 @@ import shlex
 import subprocess
 import sys
 from dataclasses import fields
+from pathlib import Path
 
 import pytest
 
@@ -163,3 +164,18 @@ def test_former_backends_of_the_flag_are_those_of_the_operators():
     from lossmap.curvature.hvp_plan import backend_of
 
     assert {former: backend_of(former) for former in FORMER_BACKENDS} == FORMER_BACKENDS
+
+
+def test_in_the_scripts_of_the_original_tool_one_letter_flags_mean_what_they_meant_there():
+    from lossmap.cli.original_flags import with_original_letters
+
+    words = ["-m", "--model", "mlp", "-c", "--x=-1:1:3", "--", "-m"]
+    assert with_original_letters(words) == ["--mpi", "--model", "mlp", "--cuda", "--x=-1:1:3", "--", "-m"]
+
+
+@pytest.mark.parametrize("script", ["plot_surface.py", "plot_hessian_eigen.py"])
+def test_those_scripts_take_m_for_mpi(script, tmp_path):
+    root = Path(__file__).resolve().parents[2]
+    command = [sys.executable, str(root / script), "-m", "--model", "mlp", "--x=-1:1:2", "--dry-run"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and "--mpi is not needed any more" in done.stdout, done.stderr

@@ -6,9 +6,12 @@ import pickle
 import re
 import subprocess
 import sys
+import traceback
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 import lossmap
 
@@ -81,6 +84,36 @@ def test_the_example_of_a_public_name_gives_what_it_says(name):
 def test_a_misspelt_keyword_is_a_type_error_that_names_the_nearest(call, sentence):
     with pytest.raises(TypeError, match=re.escape(sentence)):
         call()
+
+
+def frames_of(call):
+    """The functions in the traceback of an error, outermost first."""
+    try:
+        call()
+    except Exception as error:
+        return [frame.f_code.co_name for frame, _ in traceback.walk_tb(error.__traceback__)]
+    raise AssertionError("it raised nothing")
+
+
+def test_in_a_notebook_a_refusal_comes_without_the_frames_within_and_other_errors_with_all(monkeypatch):
+    class ZMQInteractiveShell:
+        pass
+
+    monkeypatch.delenv("LOSSMAP_DEBUG", raising=False)
+    model = torch.nn.Linear(4, 3)
+
+    def refused():
+        lossmap.random_plane(model, norm="no such norm")
+
+    def broken():
+        lossmap.hessian(lossmap.Problem.custom(model, int, torch.randn(3, 4)))
+
+    assert "normalised" in frames_of(refused)
+    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=ZMQInteractiveShell))
+    assert frames_of(refused) == ["frames_of", "refused", "checked"]
+    assert len(frames_of(broken)) > 4
+    monkeypatch.setenv("LOSSMAP_DEBUG", "1")
+    assert "normalised" in frames_of(refused)
 
 
 def test_the_stub_lists_what_there_is():
