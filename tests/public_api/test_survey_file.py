@@ -1,4 +1,4 @@
-"""A survey from Python into a file: killed, resumed, continued by the command line and the other way round; progress."""
+"""Surveys from Python into files: killed, resumed, continued by the command line and the other way round; progress."""
 
 import io
 import os
