@@ -136,11 +136,11 @@ def flag_row(f: Field[Any], hint: Any) -> str:
         names, value = [value or names[0]], ""
     if plain_type(hint) is bool:
         value = ""
-    flags = ", ".join(f"`{name}`" for name in names)
+    flags = ", ".join(f"`{name}`{{.flag}}" for name in names)
     if value:
         flags += f" `{value}`"
     if f.default is True:
-        flags += f", `--no-{f.name.replace('_', '-')}`"
+        flags += f", `--no-{f.name.replace('_', '-')}`{{.flag}}"
     return f"| {escaped(flags)} | {default_text(f)} | {escaped(meta['help'])} |"
 
 
