@@ -31,9 +31,9 @@ from lossmap.curvature import autotune, build, double_backward, product_check
 from lossmap.landscape import eigenvalues, loss
 from lossmap.spectra import blocks, spectrum, tasks
 
-PLANE = "--x=-1:1:5 --y=-1:1:3 --samples 512"
+PLANE = "--x=-1:1:5 --y=-1:1:3"
 JOBS = {
-    "resnet20-w8, eigenmap of 15 points": f"eigenmap --model resnet20-w8 {PLANE} --samples 128",
+    "resnet20-w8, eigenmap of 15 points": f"eigenmap --model resnet20-w8 {PLANE} --samples 256",
     "cnn, eigenmap of 15 points": f"eigenmap --model cnn {PLANE}",
     "mlp, eigenmap of 15 points": f"eigenmap --model mlp {PLANE}",
     "cnn, spectrum": "spectrum --model cnn",
