@@ -153,12 +153,12 @@ def test_every_command_and_flag_on_a_page_exists(page):
         rest = words[words.index("lossmap") + 1 :]
         if rest[0] not in COMMANDS:
             continue
-        for door, part in _parts(rest):
-            help_text = _help(main, door)
+        for command, part in _parts(rest):
+            help_text = _help(main, command)
             for word in part:
                 if word.startswith("--") and word != "--":
                     flag = word.split("=")[0]
-                    assert re.search(rf"{flag}\b", help_text), f"{page.name}: {door} has no {flag}"
+                    assert re.search(rf"{flag}\b", help_text), f"{page.name}: {command} has no {flag}"
 
 
 def _parts(words):
@@ -173,16 +173,16 @@ def _parts(words):
 _helps: dict[str, str] = {}
 
 
-def _help(main, door):
-    if door not in _helps:
+def _help(main, command):
+    if command not in _helps:
         import contextlib
         import io
 
         out = io.StringIO()
         with contextlib.redirect_stdout(out), contextlib.suppress(SystemExit):
-            main([door, "--help"])
-        _helps[door] = out.getvalue()
-    return _helps[door]
+            main([command, "--help"])
+        _helps[command] = out.getvalue()
+    return _helps[command]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)

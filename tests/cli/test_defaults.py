@@ -13,7 +13,7 @@ def completed(line, **given):
 
 
 @pytest.mark.parametrize(
-    ("line", "wanted"),
+    ("line", "expected"),
     [
         ("--mpi --cuda --model vgg9 --x=-1:1:51 --model_file a.t7 --dir_type states", "cifar10"),
         ("--model resnet56_noshort --model_file a.t7", "cifar10"),
@@ -24,10 +24,10 @@ def completed(line, **given):
         ("--model net.py:vgg9 --model-file a.pt", "digits"),
     ],
 )
-def test_models_of_the_papers_use_cifar10_by_default(line, wanted):
+def test_models_of_the_papers_use_cifar10_by_default(line, expected):
     settings, said = completed(line)
-    assert settings.data.dataset == wanted
-    assert [text.startswith("no --dataset: cifar10, for which") for text in said] == [True] * (wanted == "cifar10")
+    assert settings.data.dataset == expected
+    assert [text.startswith("no --dataset: cifar10, for which") for text in said] == [True] * (expected == "cifar10")
 
 
 def test_data_that_a_result_names_are_kept():

@@ -71,10 +71,10 @@ def test_a_training_path_of_another_plane_is_reported(tmp_path, capsys):
     for name, digest in (("path", "a"), ("same", "a"), ("other", "b")):
         groups = {"directions/x": Group({}, {"kind": "random", "digest": digest}), "trajectory": trail}
         write_surface(tmp_path / f"{name}.h5", Surface(GRID, {"train_loss": X}, groups=groups))
-    for name, told in (("same", False), ("other", True)):
+    for name, is_reported in (("same", False), ("other", True)):
         words = [str(tmp_path / f"{name}.h5"), "--proj-file", str(tmp_path / "path.h5"), "-o", str(tmp_path / "a.png")]
         assert command.main(words) == 0
-        assert ("was projected onto another plane" in capsys.readouterr().out) is told
+        assert ("was projected onto another plane" in capsys.readouterr().out) is is_reported
 
 
 @pytest.mark.parametrize(
@@ -91,8 +91,8 @@ def test_a_training_path_of_another_plane_is_reported(tmp_path, capsys):
 )
 def test_invalid_options_end_with_2_and_one_message(file, words, text, capsys):
     assert command.main([str(file) if w == "FILE" else w for w in words]) == 2
-    told = capsys.readouterr().err
-    assert text in told and len(told.splitlines()) == 1
+    output = capsys.readouterr().err
+    assert text in output and len(output.splitlines()) == 1
 
 
 def test_show_opens_the_figure_or_reports_that_no_viewer_exists(file, monkeypatch, capsys):
@@ -147,11 +147,11 @@ def test_watching_ends_with_the_survey(tmp_path, capsys):
     worker.start()
     assert command.watch([str(path), "--interval", "0.1"]) == 0
     worker.join()
-    told = capsys.readouterr().out.splitlines()
-    assert told[0].startswith("loss: 5 of 20 points, ") and "points/s" in told[0] and "s left" in told[0]
-    assert told[0].endswith("smallest train_loss 0 at (-1, 0)")
-    assert told[1].startswith("picture: ") and sum(line.startswith("picture") for line in told) == 1
-    assert told[-1].startswith("loss: 20 of 20 points, smallest")
+    output = capsys.readouterr().out.splitlines()
+    assert output[0].startswith("loss: 5 of 20 points, ") and "points/s" in output[0] and "s left" in output[0]
+    assert output[0].endswith("smallest train_loss 0 at (-1, 0)")
+    assert output[1].startswith("picture: ") and sum(line.startswith("picture") for line in output) == 1
+    assert output[-1].startswith("loss: 20 of 20 points, smallest")
     assert names(tmp_path) == ["s.h5", "s.pdf", "s.png"]
 
 
@@ -159,8 +159,8 @@ def test_watch_reports_that_no_process_writes(tmp_path, capsys):
     path = tmp_path / "s.h5"
     begun(path, 0).close()
     assert command.watch([str(path)]) == 75
-    told = capsys.readouterr().out
-    assert told.splitlines()[0] == "loss: 0 of 20 points" and "no process is writing" in told
+    output = capsys.readouterr().out
+    assert output.splitlines()[0] == "loss: 0 of 20 points" and "no process is writing" in output
     assert not (tmp_path / "s.pdf").exists()
 
 

@@ -34,7 +34,7 @@ def test_the_surveys_of_the_original_scripts_have_a_name_each():
 
 
 @pytest.mark.parametrize(
-    ("line", "wanted"),
+    ("line", "expected"),
     [
         ("--model mlp --x=0:1:3", "mlp_random_s0_0to1x3.h5"),
         ("--model-file net.pt --x=0:1:3 --y=0:2:2 --ynorm none", "net_random-random-none_s0_0to1x3_0to2x2.h5"),
@@ -45,8 +45,8 @@ def test_the_surveys_of_the_original_scripts_have_a_name_each():
         ("--surf-file run.1", "run.1.h5"),
     ],
 )
-def test_a_result_is_named_after_what_it_holds(line, wanted):
-    assert name(line) == wanted
+def test_a_result_is_named_after_what_it_holds(line, expected):
+    assert name(line) == expected
 
 
 def test_a_long_name_is_cut_and_stays_its_own():

@@ -137,12 +137,12 @@ def test_a_closed_pipe_is_no_error():
         "@guarded\ndef command():\n    for i in range(100_000):\n        print(i)\n    return 0\n"
         "sys.exit(command())"
     )
-    door = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    door.stdout.readline()
-    door.stdout.close()
-    assert door.stderr.read() == b""
-    door.stderr.close()
-    assert door.wait() == 141
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    process.stderr.close()
+    assert process.wait() == 141
 
 
 def test_reading_options_does_not_import_torch():

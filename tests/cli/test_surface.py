@@ -220,16 +220,16 @@ def test_one_two_and_three_ranks_give_the_same_bits_and_so_does_going_on(here):
             assert np.array_equal(other[field], one[field]), (name, field)
 
 
-@pytest.mark.parametrize("door", ["surface", "eigenmap"])
-def test_a_signal_during_setup_interrupts_the_command_resumably(here, capsys, door):
+@pytest.mark.parametrize("subcommand", ["surface", "eigenmap"])
+def test_a_signal_during_setup_interrupts_the_command_resumably(here, capsys, subcommand):
     Path("signalled.py").write_text(
         "import os, signal\nfrom lossmap import zoo\n"
         "def net():\n"
         "    if 'ASKED' in os.environ:\n        os.kill(os.getpid(), signal.SIGUSR1)\n"
         "    return zoo.build('mlp', seed=0)\n"
     )
-    line = [door, *["--model", "signalled.py:net", "--samples", "20", "--x=-1:1:3", "--surf-file", "a.h5"]]
-    if door == "eigenmap":
+    line = [subcommand, *["--model", "signalled.py:net", "--samples", "20", "--x=-1:1:3", "--surf-file", "a.h5"]]
+    if subcommand == "eigenmap":
         line += ["--hvp-backend", "double-backward", "--certify", "none"]
     environ = os.environ | {"PYTHONPATH": str(ROOT)}
     told: dict = {"capture_output": True, "text": True, "timeout": 240}

@@ -72,8 +72,8 @@ def test_images_are_normalised_as_the_published_nets_were_trained(tmp_path, plan
     x, y = planes
     binary(tmp_path, x, y)
     got, labels = load("cifar10", data_path=tmp_path).tensors
-    wanted = (x / 255 - MEAN[:, None, None]) / STD[:, None, None]
-    np.testing.assert_allclose(got, wanted, atol=2e-6)
+    expected = (x / 255 - MEAN[:, None, None]) / STD[:, None, None]
+    np.testing.assert_allclose(got, expected, atol=2e-6)
     assert got.dtype == torch.float32 and labels.tolist() == y.tolist()
     np.testing.assert_allclose(load("cifar10", data_path=tmp_path, raw=True).tensors[0], x / 255, atol=1e-7)
     np.testing.assert_allclose(load("cifar10", data_path=tmp_path, normalize="0/2").tensors[0], x / 510, atol=1e-7)
@@ -85,8 +85,8 @@ def test_corrupted_cifar_is_that_of_its_bytes(tmp_path, planes):
     x, y = planes
     binary(tmp_path, x, y)
     got = load("cifar10+contrast:5", data_path=tmp_path, raw=True).tensors[0]
-    wanted = corrupt(x.transpose(0, 2, 3, 1), "contrast", 5).transpose(0, 3, 1, 2) / 255
-    np.testing.assert_allclose(got, wanted, atol=1e-7)
+    expected = corrupt(x.transpose(0, 2, 3, 1), "contrast", 5).transpose(0, 3, 1, 2) / 255
+    np.testing.assert_allclose(got, expected, atol=1e-7)
 
 
 class Trap:
@@ -122,8 +122,8 @@ def test_a_binary_file_that_is_cut_off_is_reported_in_one_message(tmp_path, plan
 
 def test_missing_files_are_reported_with_what_is_needed(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    wanted = "needed cifar-10-batches-bin/data_batch_1.bin or cifar-10-batches-py/data_batch_1; unpack it there"
-    with pytest.raises(FileNotFoundError, match=wanted):
+    expected = "needed cifar-10-batches-bin/data_batch_1.bin or cifar-10-batches-py/data_batch_1; unpack it there"
+    with pytest.raises(FileNotFoundError, match=expected):
         load("cifar10")
 
 
@@ -146,8 +146,8 @@ def test_a_severity_of_cifar10c_is_its_fifth_of_the_rows(cifar10c):
     there = load("cifar10c:fog:3", "test", data_path=cifar10c.folder, budget=0, batch_size=4)
     assert isinstance(here, Resident) and isinstance(there, Streamed)
     assert torch.equal(torch.cat([b[0] for b in there]), here.tensors[0])
-    wanted = (cifar10c.x[20:30].transpose(0, 3, 1, 2) / 255 - MEAN[:, None, None]) / STD[:, None, None]
-    np.testing.assert_allclose(here.tensors[0], wanted, atol=2e-6)
+    expected = (cifar10c.x[20:30].transpose(0, 3, 1, 2) / 255 - MEAN[:, None, None]) / STD[:, None, None]
+    np.testing.assert_allclose(here.tensors[0], expected, atol=2e-6)
 
 
 def test_wrong_questions_to_cifar10c_get_their_sentence(cifar10c, tmp_path, monkeypatch):

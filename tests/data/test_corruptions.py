@@ -129,16 +129,16 @@ def grey(value, shape=(400, 16, 16, 1)):
     return np.full(shape, value, np.float32)
 
 
-@pytest.mark.parametrize(("name", "level", "value", "wanted"), [
+@pytest.mark.parametrize(("name", "level", "value", "expected"), [
     ("gaussian_noise", 5, 0.5, 0.1),
     ("speckle_noise", 5, 0.5, 0.1),
     ("shot_noise", 5, 0.5, (0.5 / 50) ** 0.5),
     ("impulse_noise", 5, 0.5, (0.07 * 0.25) ** 0.5),
 ])  # fmt: skip
-def test_noise_has_the_deviation_of_its_strength(name, level, value, wanted):
+def test_noise_has_the_deviation_of_its_strength(name, level, value, expected):
     out = corrupt(grey(value), name, level)
     assert abs(float(out.mean()) - value) < 0.002
-    assert abs(float(out.std()) - wanted) < 0.02 * wanted
+    assert abs(float(out.std()) - expected) < 0.02 * expected
 
 
 @pytest.mark.parametrize("name", ["gaussian_blur", "defocus_blur", "motion_blur", "zoom_blur", "pixelate", "glass_blur",
@@ -171,32 +171,32 @@ def test_saturation_is_that_of_the_colour_model():
         out = corrupt(x, "saturate", level)
         for row, column in np.ndindex(8, 8):
             h, s, v = colorsys.rgb_to_hsv(*map(float, x[0, row, column]))
-            wanted = colorsys.hsv_to_rgb(h, min(1.0, s * factor + added), v)
-            np.testing.assert_allclose(out[0, row, column], wanted, atol=1e-5)
+            expected = colorsys.hsv_to_rgb(h, min(1.0, s * factor + added), v)
+            np.testing.assert_allclose(out[0, row, column], expected, atol=1e-5)
     one = scenes(2, channels=1)
     assert np.array_equal(corrupt(one, "saturate", 5), one)
 
 
 def test_gaussian_blur_is_scipys():
     x = scenes(2).astype(np.float32) / 255
-    wanted = np.stack([[ndimage.gaussian_filter(i[..., c], 0.8, mode="nearest") for c in range(3)] for i in x])
-    np.testing.assert_allclose(corrupt(x, "gaussian_blur", 4), wanted.transpose(0, 2, 3, 1), atol=1e-6)
+    expected = np.stack([[ndimage.gaussian_filter(i[..., c], 0.8, mode="nearest") for c in range(3)] for i in x])
+    np.testing.assert_allclose(corrupt(x, "gaussian_blur", 4), expected.transpose(0, 2, 3, 1), atol=1e-6)
 
 
 def test_zooming_agrees_with_reading_between_pixels():
     x = scenes(1, size=9, channels=1).astype(np.float32) / 255
     places = (np.arange(9) - 4) / 1.25 + 4
     rows, columns = np.meshgrid(places, places, indexing="ij")
-    wanted = ndimage.map_coordinates(x[0, ..., 0], [rows, columns], order=1)
-    np.testing.assert_allclose(image_operations.zoomed(x, 1.25)[0, ..., 0], wanted, atol=1e-6)
+    expected = ndimage.map_coordinates(x[0, ..., 0], [rows, columns], order=1)
+    np.testing.assert_allclose(image_operations.zoomed(x, 1.25)[0, ..., 0], expected, atol=1e-6)
 
 
 def test_reading_between_pixels_is_scipys():
     x = scenes(1, size=9).astype(np.float32) / 255
     rng = np.random.default_rng(0)
     rows, columns = rng.uniform(-8, 16, (2, 1, 9, 9))
-    wanted = [ndimage.map_coordinates(x[0, ..., c], [rows[0], columns[0]], order=1, mode="reflect") for c in range(3)]
-    np.testing.assert_allclose(image_operations.sampled(x, rows, columns)[0], np.stack(wanted, -1), atol=1e-5)
+    expected = [ndimage.map_coordinates(x[0, ..., c], [rows[0], columns[0]], order=1, mode="reflect") for c in range(3)]
+    np.testing.assert_allclose(image_operations.sampled(x, rows, columns)[0], np.stack(expected, -1), atol=1e-5)
 
 
 def test_exchanged_pixels_of_glass_are_the_same_pixels():

@@ -77,8 +77,8 @@ def test_mse_is_the_mean_over_samples_and_outputs():
 
 def test_mse_of_whole_number_targets_is_of_the_softmax_against_one_hot():
     net, x, y = nn.Linear(3, 4), torch.randn(5, 3), torch.tensor([0, 3, 1, 1, 2])
-    wanted = ((net(x).softmax(1) - torch.eye(4)[y]) ** 2).mean()
-    assert mean(Problem.supervised(net, "mse", (x, y))) == pytest.approx(value(wanted), rel=1e-6)
+    expected = ((net(x).softmax(1) - torch.eye(4)[y]) ** 2).mean()
+    assert mean(Problem.supervised(net, "mse", (x, y))) == pytest.approx(value(expected), rel=1e-6)
 
 
 def test_the_accuracy_is_in_percent_and_only_where_it_means_something():
@@ -97,9 +97,9 @@ def test_the_accuracy_is_in_percent_and_only_where_it_means_something():
 def test_loaders_tuples_and_dicts_of_batches_are_taken():
     x, y = torch.randn(6, 3), torch.randint(0, 2, (6,))
     net = nn.Linear(3, 2)
-    wanted = value(F.cross_entropy(net(x), y))
+    expected = value(F.cross_entropy(net(x), y))
     loader = DataLoader(TensorDataset(x, y), batch_size=4)
-    assert mean(Problem.supervised(net, "crossentropy", loader)) == pytest.approx(wanted, rel=1e-6)
+    assert mean(Problem.supervised(net, "crossentropy", loader)) == pytest.approx(expected, rel=1e-6)
 
     class Words(nn.Module):
         def __init__(self):
@@ -110,11 +110,11 @@ def test_loaders_tuples_and_dicts_of_batches_are_taken():
             return self.net(ids if scale is None else ids * scale)
 
     held = {"ids": x, "labels": y}
-    assert mean(Problem.supervised(Words(), "crossentropy", held)) == pytest.approx(wanted, rel=1e-6)
+    assert mean(Problem.supervised(Words(), "crossentropy", held)) == pytest.approx(expected, rel=1e-6)
     several = (x / 2, torch.full((6, 1), 2.0), y)
-    assert mean(Problem.supervised(Words(), "crossentropy", several)) == pytest.approx(wanted, rel=1e-6)
+    assert mean(Problem.supervised(Words(), "crossentropy", several)) == pytest.approx(expected, rel=1e-6)
     streamed = Streamed(lambda rows: (x[list(rows)], y[list(rows)]), range(6), 4)
-    assert mean(Problem.supervised(net, "crossentropy", streamed)) == pytest.approx(wanted, rel=1e-6)
+    assert mean(Problem.supervised(net, "crossentropy", streamed)) == pytest.approx(expected, rel=1e-6)
 
 
 def streamed(x, y):
@@ -139,12 +139,12 @@ def test_class_weights_and_ignored_targets_count_as_in_one_batch_whatever_the_cu
     if loss == "crossentropy" or loss.ignore_index == -100:
         y[3:9, 1:] = -100
     whole = nn.CrossEntropyLoss() if loss == "crossentropy" else loss
-    wanted = value(whole(net(x), y))
+    expected = value(whole(net(x), y))
     for size in (1, 3, 20):
-        assert mean(Problem.supervised(net, loss, kind((x, y)), batch_size=size)) == pytest.approx(wanted, rel=1e-5)
+        assert mean(Problem.supervised(net, loss, kind((x, y)), batch_size=size)) == pytest.approx(expected, rel=1e-5)
     problem = Problem.supervised(net, loss, kind((x, y)))
     shares = [problem.share(rank, 3) for rank in range(3)]
-    assert sum(value(p.total(b)) for p in shares for b in p.data) / 20 == pytest.approx(wanted, rel=1e-5)
+    assert sum(value(p.total(b)) for p in shares for b in p.data) / 20 == pytest.approx(expected, rel=1e-5)
 
 
 def test_a_criterion_that_sums_is_divided_by_the_samples():
@@ -183,8 +183,8 @@ def test_a_loss_of_your_own_may_hold_a_regulariser_and_count_its_samples():
         return (model(batch) ** 2).mean() + 0.1 * model.weight.square().sum()
 
     problem = Problem.custom(net, regular, x, batch_size=4)
-    wanted = value((net(x) ** 2).mean() + 0.1 * net.weight.square().sum())
-    assert mean(problem) == pytest.approx(wanted, rel=1e-6) and not problem.separable
+    expected = value((net(x) ** 2).mean() + 0.1 * net.weight.square().sum())
+    assert mean(problem) == pytest.approx(expected, rel=1e-6) and not problem.separable
     words = Problem.custom(net, lambda m, b: ((m(b) ** 2).sum(), 3 * len(b)), x, reduction="sum", batch_size=4)
     assert words.samples == 18 and mean(words) == pytest.approx(value((net(x) ** 2).sum()) / 18, rel=1e-6)
 

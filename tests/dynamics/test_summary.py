@@ -14,8 +14,8 @@ def frame(n, r, seed=0):
     return np.linalg.qr(np.random.default_rng(seed).standard_normal((n, r)))[0]
 
 
-def judged(vectors, **told):
-    return summarize(run(vectors), **told)
+def judged(vectors, **options):
+    return summarize(run(vectors), **options)
 
 
 def run(vectors):

@@ -108,13 +108,13 @@ def test_solvers_agree_and_eigsh_returns_no_limits():
 
 
 @pytest.mark.parametrize(
-    ("which", "told", "text"),
+    ("which", "options", "text"),
     [
         ("ends", {}, "must be top:k or bottom:k; got 'ends'"),
         ("top:9", {}, "top:9 requested of an operator of 5 rows"),
         ("top:2", {"solver": "magic"}, "--solver must be one of auto, lanczos, eigsh; got 'magic'"),
     ],
 )
-def test_invalid_arguments_are_refused(which, told, text):
+def test_invalid_arguments_are_refused(which, options, text):
     with pytest.raises(ValueError, match=text):
-        successive_eigenpairs(Diagonal(np.arange(5.0)), which, **told)
+        successive_eigenpairs(Diagonal(np.arange(5.0)), which, **options)

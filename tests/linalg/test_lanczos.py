@@ -128,15 +128,15 @@ def test_values_are_those_of_the_dense_matrix_within_their_errors(which, solver,
         matrix = planted(hessian_like(seed), seed, dtype)
         truth = np.linalg.eigvalsh(matrix.entries.double().numpy())
         found = extremes(matrix, which, solver=solver, tol=2e-5, seed=seed)
-        wanted = truth[eigen.Which.parse(which).pick(truth)]
+        expected = truth[eigen.Which.parse(which).pick(truth)]
         assert found.converged and found.products == matrix.products
         assert (np.abs(truth[:, None] - found.values).min(0) <= found.residuals).all()
-        assert np.abs(found.values - wanted).max() <= 4e-5 * np.abs(truth).max()
+        assert np.abs(found.values - expected).max() <= 4e-5 * np.abs(truth).max()
         lengths = torch.linalg.vector_norm(
             matrix.entries @ found.vectors - found.vectors * torch.tensor(found.values).to(dtype), dim=0
         )
         assert (lengths.double().numpy() <= found.residuals).all()
-        assert (found.vectors.T @ found.vectors - torch.eye(len(wanted))).abs().max() < 1e-5
+        assert (found.vectors.T @ found.vectors - torch.eye(len(expected))).abs().max() < 1e-5
 
 
 def test_no_ghosts_come_in_a_long_search():
@@ -324,7 +324,7 @@ def test_a_product_that_is_not_finite_is_an_error():
 
 
 @pytest.mark.parametrize(
-    ("told", "text"),
+    ("options", "text"),
     [
         ({"which": "middle"}, "--which must be ends, top:k, bottom:k or abs:k, e.g. top:5; got 'middle'"),
         ({"which": "top:0"}, "--which must be .* got 'top:0'"),
@@ -339,6 +339,6 @@ def test_a_product_that_is_not_finite_is_an_error():
         ({"start": torch.zeros(2, 2)}, r"the start vectors must have shape \(3, q\); got \(2, 2\)"),
     ],
 )
-def test_invalid_arguments_are_refused(told, text):
+def test_invalid_arguments_are_refused(options, text):
     with pytest.raises(ValueError, match=text):
-        extremes(Dense(np.eye(3)), **told)
+        extremes(Dense(np.eye(3)), **options)

@@ -187,7 +187,7 @@ def test_probes_are_added_only_as_far_as_they_help():
 
 
 @pytest.mark.parametrize(
-    ("told", "text"),
+    ("options", "text"),
     [
         ({"error": 0.0}, "must be a share of the range > 0"),
         ({"steps": 0}, "steps must be >= 1; got 0"),
@@ -195,9 +195,9 @@ def test_probes_are_added_only_as_far_as_they_help():
         ({"confidence": 1.0}, "the density's confidence must be a probability between 0 and 1"),
     ],
 )
-def test_invalid_arguments_are_refused(told, text):
+def test_invalid_arguments_are_refused(options, text):
     with pytest.raises(ValueError, match=text):
-        spectral_density(of(BULK), **told)
+        spectral_density(of(BULK), **options)
 
 
 def test_a_whole_matrix_that_is_not_finite_is_an_error():

@@ -17,8 +17,8 @@ from lossmap.data.problem import Problem
 from lossmap.training import Recipe, Recorder, ends, readings, save, steps_per_epoch, train
 
 
-def digits(model, samples=200, split="train", **told):
-    return Problem.supervised(model, "crossentropy", load("digits", split, samples=samples, **told))
+def digits(model, samples=200, split="train", **options):
+    return Problem.supervised(model, "crossentropy", load("digits", split, samples=samples, **options))
 
 
 class Dropping(nn.Module):
@@ -237,7 +237,7 @@ def test_a_loss_that_blows_up_is_an_error_with_its_step(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("told", "text"),
+    ("options", "text"),
     [
         ({"optimizer": "lbfgs"}, "optimizer must be one of sgd, adam; got 'lbfgs'"),
         ({"schedule": "up"}, "schedule must be one of constant, cosine, step"),
@@ -247,9 +247,9 @@ def test_a_loss_that_blows_up_is_an_error_with_its_step(tmp_path):
         ({"momentum": 1.0}, "momentum >= 0 and < 1"),
     ],
 )
-def test_an_invalid_recipe_is_refused_in_one_message(told, text):
+def test_an_invalid_recipe_is_refused_in_one_message(options, text):
     with pytest.raises(ValueError, match=text):
-        Recipe(**told)
+        Recipe(**options)
 
 
 def test_what_cannot_be_trained_is_reported_in_one_message(tmp_path):
