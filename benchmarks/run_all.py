@@ -23,6 +23,8 @@ ORDER = (
     "estimate",
     "memory",
     "checks",
+    "planted",
+    "trust",
     "coverage",
 )
 
