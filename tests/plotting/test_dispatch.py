@@ -94,7 +94,7 @@ def test_spectra_of_several_files_are_compared_and_reports_are_not(files, tmp_pa
 
 
 def test_a_surface_that_holds_more_says_so_and_is_drawn_as_a_surface(files, tmp_path, capsys):
-    group = lossmap.read(files / "health.h5").groups["health"]
+    group = lossmap.read(files / "health.h5", Surface).groups["health"]
     grid = Grid(np.linspace(-1, 1, 5))
     write_surface(tmp_path / "s.h5", Surface(grid, {"train_loss": grid.x**2}, groups={"health": group}))
     assert draw.main([str(tmp_path / "s.h5")]) == 0
