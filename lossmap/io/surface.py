@@ -270,7 +270,9 @@ def _attributes_text(attributes: Mapping[str, Any]) -> dict[str, str]:
             texts[name] = value
             continue
         plain = to_plain(value)
-        texts[name] = "none" if plain is None else json.dumps(int(plain) if isinstance(plain, bool) else plain)
+        if isinstance(plain, bool):
+            plain = int(plain)
+        texts[name] = "none" if plain is None else json.dumps(plain)
     return texts
 
 
