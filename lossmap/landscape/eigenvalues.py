@@ -40,13 +40,17 @@ from lossmap.keywords import checked_init
 from lossmap.linalg.eigenpairs import MAX_ROUNDING_SHARE, EigenPairs, Which, check_eigenvalue_request, with_residuals
 from lossmap.linalg.lanczos import extremes
 from lossmap.linalg.operator import SymmetricOperator
-from lossmap.linalg.trace import trace
+from lossmap.linalg.trace import Trace, trace
 from lossmap.report.eigenmap import MEASURED, ROUNDING
 
 logger = logging.getLogger("lossmap")
 
 CERTIFY = ("audit", "each", "none")
 ROUNDING_SAFETY = 3.0  # what rounding did over a few samples is taken so many times
+# The rounding seen where the plan was made is taken so many times where it is not looked at: at the rim of a recurrent
+# network's map it was 25 times as large, of which the measurement's own factor of 3 covers a part.
+UNSEEN_SAFETY = 10.0
+MAX_TRACE_PRODUCTS = 60  # of the trace at one point, unless --max-products says otherwise
 MAX_NEIGHBOURS = 512  # whose eigenvectors are kept
 MIN_COSINE = 0.8  # a vector is continued in a straight line where the last two make an angle with a cosine above this
 
@@ -327,7 +331,7 @@ class EigenvalueMap:
         """One part's fields, without the name of the audit."""
         prefix, seed = self.prefixes[split], f"{self.name} {self.seed} {part} {point}"
         if part == "trace":
-            estimate = trace(matrix, products=self.solver_options["max_products"] or 60, seed=seed)
+            estimate = self._trace(matrix, seed)
             return {
                 f"{prefix}trace": estimate.value,
                 f"{prefix}trace_error": estimate.error,
@@ -365,6 +369,16 @@ class EigenvalueMap:
             reading["products"] += np.isfinite(pairs.values).sum()  # one of each realisation cost one of their mean
         return {f"{prefix}{k}": v for k, v in reading.items()}
 
+    def _trace(self, matrix: PointOperator, seed: str) -> Trace:
+        """The trace; one whose only error is rounding, of a small network, in float64 where that can be had."""
+        products = self.solver_options["max_products"] or MAX_TRACE_PRODUCTS
+        if matrix.size <= products and matrix.dtype != torch.float64:
+            try:
+                return trace(matrix.in_float64(), products=products, seed=seed)
+            except Exception as failure:  # somebody's own forward may raise anything in another precision
+                logger.info("the trace is not computed in float64 at this point: %s", failure)
+        return trace(matrix, products=products, seed=seed)
+
     def _noise_errors(self, pairs: EigenPairs, which: Which, split: str, point: Point) -> dict[str, Any]:
         """The standard error over the realisations of every eigenvalue, under the names of the fields."""
         tensors = self.plane.at(point)
@@ -392,7 +406,7 @@ class EigenvalueMap:
         suspected = max(plan.rounding[0], plan.rounding[1] * pairs.scale)
         limit = MAX_ROUNDING_SHARE * np.nanmax(pairs.residuals, initial=0.0)
         if suspected <= limit and not self.audit:
-            return pairs, False
+            return widened(pairs, UNSEEN_SAFETY * suspected), False
         if suspected > limit:
             return remeasured(matrix, pairs, suspected)
         seen = max(suspected, rounding_of(matrix, pairs))
