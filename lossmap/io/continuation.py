@@ -116,7 +116,7 @@ def stored(path: Path, contents: log.Contents) -> tuple[MemoryStore, Mapping[str
         )
     memory = MemoryStore.of(surface)
     if "shard_points" in surface.attributes:
-        memory.only = surface.wanted()
+        memory.only = surface.planned_points()
     replay(memory, contents)
     return memory, surface.settings.get("file", {})
 

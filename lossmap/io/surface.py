@@ -169,8 +169,8 @@ class Surface(DrawnResult):
         known: np.ndarray = np.isfinite(values).any(axis=-1)
         return known.astype(np.uint8)
 
-    def wanted(self, measure: str | None = None) -> np.ndarray:
-        """The flat indices that are to be read here: all, or the part of a shard, or of an audit."""
+    def planned_points(self, measure: str | None = None) -> np.ndarray:
+        """The flat indices of the points to be measured here: all, or the part of a shard, or of an audit."""
         text = str(self.attributes.get("shard_points", ""))
         indices = np.arange(len(self.grid))
         if text:
@@ -183,7 +183,7 @@ class Surface(DrawnResult):
         """How that measure stands: "complete", "failed" (complete but for failed points) or "unfinished"."""
         if measure not in self.status:
             return "unfinished"
-        status = self.status[measure].reshape(-1)[self.wanted(measure)]
+        status = self.status[measure].reshape(-1)[self.planned_points(measure)]
         if (status == TO_DO).any():
             return "unfinished"
         return "failed" if (status == FAILED).any() else "complete"
@@ -196,7 +196,7 @@ class Surface(DrawnResult):
 
     def counts(self, measure: str) -> dict[str, int]:
         """How many points are done, failed and left."""
-        status = self.status[measure].reshape(-1)[self.wanted(measure)]
+        status = self.status[measure].reshape(-1)[self.planned_points(measure)]
         return {
             "done": int((status == DONE).sum()),
             "failed": int((status == FAILED).sum()),
@@ -204,9 +204,9 @@ class Surface(DrawnResult):
         }
 
     def missing(self, measure: str) -> np.ndarray:
-        """The flat indices of points with no reading, though one is wanted: to do, or failed."""
-        wanted = self.wanted(measure)
-        result: np.ndarray = wanted[self.status[measure].reshape(-1)[wanted] != DONE]
+        """The flat indices of planned points with no reading: to do, or failed."""
+        planned = self.planned_points(measure)
+        result: np.ndarray = planned[self.status[measure].reshape(-1)[planned] != DONE]
         return result
 
     def minimum(self, name: str) -> tuple[float, tuple[float, ...]] | None:

@@ -88,7 +88,9 @@ def audit_of(surface: Surface, tol: float, seed: int) -> Audit:
     points = len(surface.grid)
     cheap = {n: surface[n].reshape(points, -1) for n in surface.measures[FIRST]}
     again = {n: surface[f"audit_{n}"].reshape(points, -1) for n in cheap}
-    return Audit(surface.grid, cheap, again, surface.status[MEASURE].reshape(-1), surface.wanted(FIRST), tol, seed)
+    return Audit(
+        surface.grid, cheap, again, surface.status[MEASURE].reshape(-1), surface.planned_points(FIRST), tol, seed
+    )
 
 
 def conclude(store: Store, say: Callable[[str], None], tol: float, seed: int) -> None:

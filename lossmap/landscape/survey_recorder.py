@@ -86,7 +86,7 @@ class Recorder:
         self.store, self.measure, self._progress, self.ranks = store, measure, progress, ranks
         surface = store.surface()
         if points is None:
-            points = surface.wanted(measure)
+            points = surface.planned_points(measure)
         status = surface.status[measure].reshape(-1)[points]
         self.order = serpentine_order(
             grid, np.intersect1d(store.todo(measure, retry_failed), points, assume_unique=True)
