@@ -15,10 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from lossmap.data import datasets
-from lossmap.data.criteria import SupervisedLoss
 from lossmap.data.problem import Problem
 from lossmap.geometry.directions import Plane
 from lossmap.geometry.grid import Grid
@@ -28,6 +26,7 @@ from lossmap.io.provenance import provenance
 from lossmap.io.read import NotASurface, Refused, SurfaceFile, journal_of, read
 from lossmap.io.resume_check import short
 from lossmap.io.surface import Group, Surface, differences, to_plain
+from lossmap.landscape.loss_name import loss_name
 
 WRITTEN_BY = "written by"  # the setting of a file that was begun by a program
 BY_NAME = "dataset"  # the setting of a measure that was made by the command line
@@ -62,16 +61,20 @@ def open_survey_file(
     }
     if not overwrite:
         identity, stated = adopted(path, identity, stated, digest)
-    return SurfaceFile.open(
-        path,
-        grid,
-        identity=identity,
-        measures=stated,
-        overwrite=overwrite,
-        groups=groups,
-        attributes=attributes,
-        command=PYTHON,
-    )
+    try:
+        return SurfaceFile.open(
+            path,
+            grid,
+            identity=identity,
+            measures=stated,
+            overwrite=overwrite,
+            groups=groups,
+            attributes=attributes,
+            command=PYTHON,
+        )
+    except Refused as error:  # who calls from Python has no flags
+        text = str(error).replace("start anew with --overwrite", "start anew with overwrite=True")
+        raise Refused(text, error.differences) from None
 
 
 def stored_choice(path: PathLike, measure: str) -> dict[str, Any] | None:
@@ -114,31 +117,13 @@ def measured_with(measure: Any) -> dict[str, Any]:
     settings: dict[str, Any] = {
         "data (SHA-256)": {split: datasets.digest(p.data) for split, p in problems.items()},
         "samples": {split: p.data.samples for split, p in problems.items()},
-        "loss": _loss_name(first),
+        "loss": loss_name(first),
         "precision": _precision(first, getattr(measure, "autocast", None)),
     }
     notes = dict.fromkeys(note for problem in problems.values() for note in problem.notes)
     if notes:
         settings["evaluation of the loss"] = list(notes)
     return settings
-
-
-def _loss_name(problem: Problem) -> str:
-    """The name of the loss as the command line has it, where it does; else that of the function."""
-    loss: Any = problem.loss
-    if isinstance(loss, SupervisedLoss):
-        loss = loss.loss
-    if isinstance(loss, str):
-        return loss
-    if isinstance(loss, nn.CrossEntropyLoss):
-        plain = loss.weight is None and loss.ignore_index == -100 and loss.label_smoothing == 0.0
-        return "crossentropy" if plain and loss.reduction == "mean" else repr(loss)
-    if isinstance(loss, nn.MSELoss):
-        return "mse"
-    if isinstance(loss, nn.Module):
-        return repr(loss)
-    inner = getattr(problem.forward, "loss", loss)  # of `Problem.custom`
-    return str(getattr(inner, "__qualname__", type(inner).__name__))
 
 
 def _precision(problem: Problem, autocast: torch.dtype | None) -> str:

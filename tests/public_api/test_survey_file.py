@@ -6,11 +6,13 @@ import re
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 import lossmap
 from lossmap.cli.eigenmap import main as eigenmap
@@ -172,3 +174,42 @@ def test_a_bar_is_shown_in_a_terminal_or_where_it_is_asked_for(progress, file, s
         if show is not None:
             show(Progress("loss", 30, 0, 30, 2.0, 8.0, 1, ""))
     assert ("30 of 30 points" in re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", out.getvalue())) == shown
+
+
+class Scaled(nn.Module):
+    def __init__(self, scale):
+        super().__init__()
+        self.scale = scale
+
+    def forward(self, outputs, targets):
+        return nn.functional.cross_entropy(outputs * self.scale, targets)
+
+
+def enclosing(scale):
+    return lambda outputs, targets: nn.functional.cross_entropy(outputs, targets) * scale
+
+
+@pytest.mark.parametrize(
+    ("loss", "other"),
+    [
+        (nn.CrossEntropyLoss(label_smoothing=0.1), nn.CrossEntropyLoss(label_smoothing=0.2)),
+        (nn.CrossEntropyLoss(torch.tensor([1.0, 2.0, 3.0])), nn.CrossEntropyLoss(torch.tensor([1.0, 2.0, 4.0]))),
+        (nn.CrossEntropyLoss(label_smoothing=0.1), nn.CrossEntropyLoss()),
+        (Scaled(1.0), Scaled(2.0)),
+        (enclosing(1.0), enclosing(2.0)),
+        (partial(nn.functional.cross_entropy, label_smoothing=0.1), partial(nn.functional.cross_entropy)),
+    ],
+    ids=["smoothing", "weights", "default", "own class", "closure", "partial"],
+)
+def test_a_file_is_not_continued_with_the_same_loss_set_otherwise(tmp_path, loss, other):
+    torch.manual_seed(0)
+    model = nn.Linear(4, 3)
+    line, grid = lossmap.random_plane(model, axes=1), lossmap.Grid.line(-1, 1, 2)
+
+    def run(loss):
+        problem = lossmap.Problem.supervised(model, loss, (X, Y))
+        return lossmap.survey(lossmap.losses(problem, line, plan=PLAN), grid, path=tmp_path / "s.h5")
+
+    assert np.array_equal(run(loss)["train_loss"], run(loss)["train_loss"])
+    with pytest.raises(ValueError, match=r"holds another survey: loss: loss is .* start anew with overwrite=True"):
+        run(other)
