@@ -259,6 +259,7 @@ def read(path: PathLike, kind: type[Any] | None = None) -> Any:
     Raises:
         FileNotFoundError, IsADirectoryError, PermissionError: with one sentence.
         ValueError: where the file holds no result, or none, or several, of this kind.
+        TypeError: where `kind` is no class.
 
     Example:
         >>> import tempfile, numpy as np, lossmap
@@ -268,6 +269,8 @@ def read(path: PathLike, kind: type[Any] | None = None) -> Any:
         [2.0, 1.0, 2.0]
 
     """
+    if kind is not None and not isinstance(kind, type):
+        raise TypeError(f"kind must be a class, such as lossmap.Surface; got {kind!r}")
     surface = files.read(path)
     if kind is Surface:
         return surface

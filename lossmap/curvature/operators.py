@@ -346,18 +346,32 @@ def mean_product(
 
 
 def scipy_operator(matrix: Any, size: int, dtype: torch.dtype, device: torch.device) -> LinearOperator:
-    """Anything with `@` over tensors as a LinearOperator of stated dtype."""
-    number = np.dtype(np.float64 if dtype == torch.float64 else np.float32)
+    """Anything with `@` over tensors as a LinearOperator of stated dtype, which can be pickled where `matrix` can."""
+    over = _OverArrays(matrix, dtype, device)
+    return LinearOperator(
+        (size, size), matvec=over.column, rmatvec=over.column, matmat=over, rmatmat=over, dtype=over.number
+    )
 
-    def times(v: np.ndarray) -> np.ndarray:
-        vectors = torch.from_numpy(np.array(v, dtype=number, order="C", copy=True)).to(device, dtype)
-        product: np.ndarray = (matrix @ vectors).to("cpu", torch.promote_types(dtype, torch.float32)).numpy()
+
+@dataclass(frozen=True)
+class _OverArrays:
+    """Products of a matrix over tensors with NumPy arrays."""
+
+    matrix: Any
+    dtype: torch.dtype
+    device: torch.device
+
+    @property
+    def number(self) -> np.dtype[Any]:
+        return np.dtype(np.float64 if self.dtype == torch.float64 else np.float32)
+
+    def __call__(self, v: np.ndarray) -> np.ndarray:
+        vectors = torch.from_numpy(np.array(v, dtype=self.number, order="C", copy=True)).to(self.device, self.dtype)
+        product: np.ndarray = (self.matrix @ vectors).to("cpu", torch.promote_types(self.dtype, torch.float32)).numpy()
         return product
 
-    def column(v: np.ndarray) -> np.ndarray:
-        return times(v.reshape(-1))
-
-    return LinearOperator((size, size), matvec=column, rmatvec=column, matmat=times, rmatmat=times, dtype=number)
+    def column(self, v: np.ndarray) -> np.ndarray:
+        return self(v.reshape(-1))
 
 
 @contextmanager

@@ -34,7 +34,7 @@ from lossmap.data.criteria import (
 )
 from lossmap.data.loaders import as_batches
 from lossmap.geometry.directions import move_point, origin_of
-from lossmap.keywords import checked_keywords
+from lossmap.keywords import checked_init, checked_keywords
 
 
 def _value_and_count(loss: Callable[[nn.Module, Batch], Any], model: nn.Module, batch: Batch) -> tuple[Tensor, int]:
@@ -80,6 +80,7 @@ class CustomCount:
         return _value_and_count(self.loss, self.model, batch)[1]
 
 
+@checked_init
 @dataclass(frozen=True, eq=False)
 class Problem:
     """A model, a loss and the data over which the loss is a mean. Make one by `Problem.supervised` or `Problem.custom`.

@@ -12,6 +12,7 @@ import numpy as np
 
 from lossmap.health.finding import Finding
 from lossmap.health.measurements import Measurements
+from lossmap.keywords import checked_init
 from lossmap.linalg.power_law import PowerLawTail
 from lossmap.report.health import health_report
 from lossmap.report.stored import StoredReport
@@ -19,6 +20,7 @@ from lossmap.spectra.spectrum_result import Spectrum
 from lossmap.values import DrawnResult
 
 
+@checked_init
 @dataclass(frozen=True, eq=False)
 class Diagnosis(DrawnResult):
     """What was measured of a network, and what the rules find in it: the result of `diagnose`. Print it for the report.

@@ -47,7 +47,7 @@ def open_hdf5(path: Path) -> h5py.File:
     try:
         with open(path, "rb") as file:
             start = file.read(len(SIGNATURE))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise FileNotFoundError(f"there is no file {path}") from None
     except PermissionError:
         raise PermissionError(f"{path} cannot be read: you have no permission") from None
@@ -85,6 +85,6 @@ def _unreadable(path: Path, reason: str) -> NotASurface:
     if any(words in reason for words in DAMAGED):
         return Damaged(
             f"{path} is damaged: HDF5 cannot open it, perhaps because its end is missing ({path.stat().st_size:,} "
-            f"bytes are there); take a backup, or run with --overwrite ({reason})"
+            f"bytes are there); restore it from a backup, or name another file ({reason})"
         )
     return NotASurface(f"{path} cannot be opened by HDF5 ({reason}); the file was not changed")

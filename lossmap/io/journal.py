@@ -108,7 +108,7 @@ def read(path: str | os.PathLike[str]) -> Contents:
     """The sound records of a journal, also while it is being written; none where there is no file."""
     try:
         data = Path(path).read_bytes()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         data = b""
     return parse(data)
 

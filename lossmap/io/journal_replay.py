@@ -29,8 +29,10 @@ _LENGTH = struct.Struct("<I")
 
 
 def journal_of(path: str | os.PathLike[str]) -> Path:
-    """Where the journal of a surface file lies."""
+    """Where the journal of a surface file lies. Raises IsADirectoryError for a path without a name, such as `.`."""
     path = Path(path)
+    if not path.name:
+        raise IsADirectoryError(f"{path} is a folder; a surface is a file, such as surface.h5")
     return path.with_name(path.name + ".journal")
 
 

@@ -92,7 +92,7 @@ class Surface(DrawnResult):
         source: the file that it was read from, which holds the tensors of the directions; empty where there is none.
 
     Raises:
-        ValueError: for a field or status whose shape is not the grid's.
+        ValueError: for a field or status whose shape is not the grid's, and for a field's name with a `/`.
 
     Example:
         >>> import numpy as np, lossmap
@@ -119,6 +119,8 @@ class Surface(DrawnResult):
         shape = self.grid.shape
         fields = {name: np.asarray(a, dtype=np.float64) for name, a in self.fields.items()}
         for name, a in fields.items():
+            if not name or "/" in name:
+                raise ValueError(f"the name of a field must not be empty and must hold no '/'; got {name!r}")
             if a.shape[: len(shape)] != shape:
                 raise ValueError(f"the field {name!r} has shape {a.shape}; of this grid it must be {shape} (y, x)")
         about = {

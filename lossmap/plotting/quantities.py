@@ -136,6 +136,8 @@ def best_field(surface: Surface) -> str:
     for name in ("train_loss", "test_loss", "max_eig"):
         if name in names:
             return name
+    if not names and "result" in surface.attributes and not contents_of(surface):
+        raise ValueError(f"there is no figure of this result ({surface.attributes['result']}): print it instead")
     if not names:
         raise ValueError(f"this file holds no surface; it holds: {', '.join(contents_of(surface)) or 'nothing'}")
     about = surface.about[names[0]]

@@ -9,6 +9,7 @@ from math import nan
 import numpy as np
 
 from lossmap.diagnostics.layer_signals import Signal
+from lossmap.keywords import checked_init
 from lossmap.linalg.block_norms import OffDiagonalEnergy
 from lossmap.linalg.lanczos import EigenPairs
 from lossmap.report import blocks as report_blocks
@@ -20,6 +21,7 @@ from lossmap.spectra.layer_hessian import LayerHessian
 from lossmap.values import DrawnResult
 
 
+@checked_init
 @dataclass(frozen=True, eq=False)
 class BlockSpectra(DrawnResult):
     """The spectra of all diagonal blocks, and the whole matrix beside them: the result of `layer_spectra`.

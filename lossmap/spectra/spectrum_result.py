@@ -8,6 +8,7 @@ from math import inf, isfinite, nan
 
 import numpy as np
 
+from lossmap.keywords import checked_init
 from lossmap.linalg.lanczos import EigenPairs
 from lossmap.linalg.spectral_density import Density, MassInterval
 from lossmap.linalg.trace import Trace
@@ -20,6 +21,7 @@ from lossmap.values import DrawnResult
 ILL_CONDITIONED = 1000.0  # a condition number above this
 
 
+@checked_init
 @dataclass(frozen=True, eq=False)
 class Spectrum(DrawnResult):
     """What is known of one symmetric matrix, with error bars: the result of `spectrum`. Print it for the report.

@@ -252,7 +252,7 @@ def test_a_result_that_this_process_has_open_in_xarray_is_read_and_drawn(results
 def test_only_a_file_that_is_damaged_is_called_so_and_no_other_error_advises_to_overwrite(file, monkeypatch):
     content = file.read_bytes()
     file.write_bytes(content[:3000])
-    with pytest.raises(ValueError, match=r"is damaged: .*--overwrite"):
+    with pytest.raises(ValueError, match=r"is damaged: .*restore it from a backup, or name another file"):
         lossmap.read(file)
     file.write_bytes(content)
     with h5py.File(file, "w") as writing:  # nothing of it is on the disk yet
@@ -269,3 +269,41 @@ def test_only_a_file_that_is_damaged_is_called_so_and_no_other_error_advises_to_
     with pytest.raises(ValueError, match="cannot be opened by HDF5") as caught:
         io_read.read(file)
     assert "overwrite" not in str(caught.value) and "damaged" not in str(caught.value)
+
+
+def test_an_operator_of_scipy_works_after_pickling():
+    matrix = lossmap.hessian(supervised()).to_scipy()
+    v = np.ones(matrix.shape[0], matrix.dtype)
+    assert np.array_equal(pickle.loads(pickle.dumps(matrix)) @ v, matrix @ v)
+
+
+@pytest.mark.parametrize("path", [".", "", "plain.txt/inside.h5"])
+def test_a_path_that_can_be_no_file_is_refused_in_one_sentence(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "plain.txt").write_text("text")
+    with pytest.raises(OSError, match=r"is a folder; a surface is a file|there is no file plain.txt/inside.h5"):
+        lossmap.read(path)
+
+
+def test_a_field_whose_name_no_file_can_hold_is_refused():
+    with pytest.raises(ValueError, match="must hold no '/'; got 'a/b'"):
+        lossmap.Surface(lossmap.Grid.line(-1, 1, 3), {"a/b": np.zeros(3)})
+
+
+def test_a_kind_that_is_no_class_is_refused(tmp_path):
+    with pytest.raises(TypeError, match=r"must be a class, such as lossmap\.Surface; got 'Surface'"):
+        lossmap.read(tmp_path / "s.h5", "Surface")
+
+
+def test_a_result_without_a_figure_says_so():
+    trace = lossmap.trace(lossmap.hessian(supervised()), products=10)
+    with pytest.raises(ValueError, match=r"no figure of this result \(Trace\): print it"):
+        lossmap.draw(trace)
+
+
+@pytest.mark.parametrize("name", ["Problem", "Spectrum", "BlockSpectra", "Diagnosis"])
+def test_a_constructor_names_the_nearest_keyword(name):
+    with pytest.raises(TypeError, match=rf"{name}\(\) got an unexpected keyword '.*'; did you mean"):
+        getattr(lossmap, name)(
+            **{{"Problem": "mdoel", "Diagnosis": "finding", "BlockSpectra": "block"}.get(name, "labl"): 1}
+        )
