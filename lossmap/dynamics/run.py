@@ -31,6 +31,7 @@ from lossmap.io.read import SurfaceFile, read, read_group
 from lossmap.io.surface import DONE, Group, Surface
 from lossmap.keywords import checked_keywords
 from lossmap.landscape.run_survey import as_stop, survey
+from lossmap.landscape.survey_file import settings_of
 from lossmap.landscape.survey_recorder import Progress
 from lossmap.memory import free_memory
 from lossmap.parallel.shutdown import Stop
@@ -142,7 +143,7 @@ def run_dynamics(
         backend: of products: `auto` (by a probe), `linearized`, `retained-graph` or `double-backward`.
         point_timeout: seconds after which a rank that does not answer is reported.
         unsafe: whether pickled checkpoints may be read, which can run code of their own.
-        settings: what else the file is to compare when it is continued: data, precision.
+        settings: what else the file is to compare when it is continued; None: the data, the loss and the precision.
         attributes: root attributes of the file.
         command: one line for the file's history.
 
@@ -168,6 +169,8 @@ def run_dynamics(
     """
     if world is None:
         world = World.start()
+    if settings is None:
+        settings = settings_of({"train": problem})
     path = Path(path)
     files = world.together(lambda: find_checkpoints(checkpoints))
     folder = VectorFolder.beside(path)

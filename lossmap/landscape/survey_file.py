@@ -113,12 +113,17 @@ def measured_with(measure: Any) -> dict[str, Any]:
     problems = problems_of(measure)
     if not problems:
         return {}
+    return settings_of(problems, getattr(measure, "autocast", None))
+
+
+def settings_of(problems: Mapping[str, Problem], autocast: torch.dtype | None = None) -> dict[str, Any]:
+    """What tells these problems, by split, from others: data, loss, precision."""
     first = next(iter(problems.values()))
     settings: dict[str, Any] = {
         "data (SHA-256)": {split: datasets.digest(p.data) for split, p in problems.items()},
         "samples": {split: p.data.samples for split, p in problems.items()},
         "loss": loss_name(first),
-        "precision": _precision(first, getattr(measure, "autocast", None)),
+        "precision": _precision(first, autocast),
     }
     notes = dict.fromkeys(note for problem in problems.values() for note in problem.notes)
     if notes:

@@ -188,6 +188,21 @@ def test_another_run_is_not_mixed_into_a_file(tmp_path):
         run_dynamics([other], given, path=tmp_path / "a.h5", top=2)
 
 
+def test_a_file_is_not_continued_with_other_data_or_another_loss(tmp_path):
+    given = problem()
+    folder = turned(given.model, tmp_path / "run", range(2))
+    run_dynamics([folder], given, path=tmp_path / "a.h5", top=2, backend=PLAIN)
+    x = torch.randn(40, next(given.model.parameters()).shape[1])
+    y = torch.arange(40) % 3
+    others = {
+        "data": Problem.supervised(given.model, "crossentropy", (x, y)),
+        "loss": Problem.supervised(given.model, nn.CrossEntropyLoss(label_smoothing=0.3), (x, y)),
+    }
+    for name, other in others.items():
+        with pytest.raises(ValueError, match=f"holds another survey: .*along: {name}.* is "):
+            run_dynamics([folder], other, path=tmp_path / "a.h5", top=2, backend=PLAIN)
+
+
 def test_the_whole_reading_has_trace_and_negative_share_with_bounds(tmp_path):
     given = problem()
     run_dynamics([turned(given.model, tmp_path / "run", [0, 1])], given, path=tmp_path / "a.h5", top=2, whole=True)
