@@ -1,6 +1,6 @@
 """The file of a survey that is called from Python: opened as the command line opens its own, and continued by either.
 
-What a file belongs to is asked twice in other words: the command line knows model and data by the files and names that
+What a file belongs to is stated in two ways: the command line knows model and data by the files and names that
 they came from, a program by the objects themselves. Both store the digest of the plane (origin and axes, so all of the
 model that moves), and the digest of the data with each measure. A file that the other way began is therefore continued
 where these, and all settings that both know, are equal.
@@ -10,6 +10,8 @@ Price: one pass over the data for their digest, when the file is opened.
 
 from __future__ import annotations
 
+import hashlib
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -117,11 +119,12 @@ def measured_with(measure: Any) -> dict[str, Any]:
 
 
 def settings_of(problems: Mapping[str, Problem], autocast: torch.dtype | None = None) -> dict[str, Any]:
-    """What tells these problems, by split, from others: data, loss, precision."""
+    """What tells these problems, by split, from others: data, model, loss, precision."""
     first = next(iter(problems.values()))
     settings: dict[str, Any] = {
         "data (SHA-256)": {split: datasets.digest(p.data) for split, p in problems.items()},
         "samples": {split: p.data.samples for split, p in problems.items()},
+        "model (SHA-256)": structure_digest(first.model),
         "loss": loss_name(first),
         "precision": _precision(first, autocast),
     }
@@ -129,6 +132,17 @@ def settings_of(problems: Mapping[str, Problem], autocast: torch.dtype | None = 
     if notes:
         settings["evaluation of the loss"] = list(notes)
     return settings
+
+
+def structure_digest(model: torch.nn.Module) -> str:
+    """Of the modules' names, classes and settings: what a model computes with its weights, but for its own code.
+
+    A compiled model has that of the model within.
+    """
+    model = getattr(model, "_orig_mod", model)
+    lines = [f"{name} {type(m).__qualname__} {m.extra_repr()}" for name, m in model.named_modules()]
+    text = re.sub(r"0x[0-9a-f]+", "", "\n".join(lines))  # addresses, where somebody's `extra_repr` shows an object
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _precision(problem: Problem, autocast: torch.dtype | None) -> str:

@@ -1,5 +1,6 @@
 """Surveys from Python into files: killed, resumed, continued by the command line and the other way round; progress."""
 
+import copy
 import io
 import os
 import re
@@ -212,4 +213,21 @@ def test_a_file_is_not_continued_with_the_same_loss_set_otherwise(tmp_path, loss
 
     assert np.array_equal(run(loss)["train_loss"], run(loss)["train_loss"])
     with pytest.raises(ValueError, match=r"holds another survey: loss: loss is .* start anew with overwrite=True"):
+        run(other)
+
+
+def test_a_file_is_not_continued_with_a_model_of_another_structure(tmp_path):
+    torch.manual_seed(0)
+    first = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3))
+    same = nn.Sequential(*copy.deepcopy(list(first)))
+    other = nn.Sequential(first[0], nn.ReLU(), first[2])
+    grid = lossmap.Grid.line(-1, 1, 2)
+
+    def run(model):
+        problem = lossmap.Problem.supervised(model, "crossentropy", (X, Y))
+        line = lossmap.random_plane(model, axes=1)
+        return lossmap.survey(lossmap.losses(problem, line, plan=PLAN), grid, path=tmp_path / "s.h5")
+
+    assert np.array_equal(run(first)["train_loss"], run(same)["train_loss"])
+    with pytest.raises(ValueError, match=r"model \(SHA-256\) is .* start anew with overwrite=True"):
         run(other)
