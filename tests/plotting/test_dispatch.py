@@ -69,7 +69,7 @@ def test_a_file_without_a_survey_has_nothing_left_to_do(files, name, capsys):
 
 
 def test_the_loss_along_a_path_is_that_of_its_checkpoints(files):
-    held = lossmap.read(files / "path.h5").groups["trajectory"]
+    held = lossmap.read(files / "path.h5", Surface).groups["trajectory"]
     right = lossmap.draw(files / "path.h5").axes[1]
     assert np.array_equal(right.lines[0].get_xdata(), held["step"])
     assert np.array_equal(right.lines[0].get_ydata(), held["loss"])
@@ -113,5 +113,5 @@ def test_a_path_of_the_original_tool_is_drawn_without_a_surface(tmp_path, capsys
 
 def test_several_contents_of_one_file_have_a_name_each(files):
     path = Group({"x": np.arange(3.0), "step": np.arange(3)})
-    held = lossmap.read(files / "spectrum.h5").groups | {"trajectory": path}
+    held = lossmap.read(files / "spectrum.h5", Surface).groups | {"trajectory": path}
     assert list(figures_of(Surface(Grid(np.zeros(1)), {}, groups=held))) == ["_train", "_layers_train", "_path"]
