@@ -14,7 +14,7 @@ from lossmap import zoo
 from lossmap.cli.train import main as train
 from lossmap.io.eigenvector_store import results_of
 
-SCRIPT = Path(__file__).resolve().parents[1] / "examples" / "finetune_corruptions.py"
+SCRIPT = Path(__file__).resolve().parents[1] / "experiments" / "finetune_corruptions.py"
 
 
 def experiment():

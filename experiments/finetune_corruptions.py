@@ -1,6 +1,6 @@
 """Fine-tune a trained ResNet-20 on corrupted images, and follow the rotation of the leading Hessian eigenspace.
 
-    python examples/finetune_corruptions.py
+    python experiments/finetune_corruptions.py
 
 By default it runs on the packaged digits: the network is trained on clean images first (a few seconds), then on images
 with Gaussian noise; every few batches the r largest eigenvalues of the Hessian and their eigenvectors are computed,
