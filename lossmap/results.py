@@ -15,7 +15,7 @@ import io as streams
 import json
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeVar, overload
@@ -72,6 +72,10 @@ DRAWN_FROM = {"Spectrum": "spectrum", "BlockSpectra": "layers", "Diagnosis": "he
 FIGURE = ("lossmap.plotting.figures", "draw")  # what draws a surface, or what else a file holds
 RUN = "evolution/results"
 READ_RUN = ("lossmap.dynamics.run", "run_in_file")  # what reads a file that holds this group
+
+
+class UnknownKind(ValueError):
+    """A file holds a result of a class that this version does not have."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,11 +154,17 @@ class _Encoder:
 def decode(group: Group) -> Any:
     """The value behind such a group.
 
-    Raises ValueError where it was written by a newer version.
+    Raises ValueError where it was written by a newer version, and where its parts do not fit together.
     """
-    if int(group.attributes.get("encoding", 0)) > ENCODING:
-        raise ValueError("the value was written by a newer version of lossmap: install that one")
-    return _decode(json.loads(str(group.attributes["structure"])), group.arrays)
+    try:
+        if int(group.attributes.get("encoding", 0)) <= ENCODING:
+            return _decode(json.loads(str(group.attributes["structure"])), group.arrays)
+    except UnknownKind:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, MemoryError, RecursionError, TypeError, ValueError) as error:
+        kind = group.attributes.get("kind")
+        raise ValueError(f"the stored {kind} is damaged ({type(error).__name__}: {error}): compute it again") from error
+    raise ValueError("the value was written by a newer version of lossmap: install that one")
 
 
 def _decode(structure: Any, arrays: Mapping[str, np.ndarray]) -> Any:
@@ -178,11 +188,11 @@ def _decode(structure: Any, arrays: Mapping[str, np.ndarray]) -> Any:
 
 
 def class_named(kind: str) -> Any:
-    """The class of a stored value. Raises ValueError for one that this version does not have."""
+    """The class of a stored value. Raises UnknownKind for one that this version does not have."""
     if kind == "Results":
         return Results
     if kind not in CLASSES:
-        raise ValueError(f"this lossmap has no result of the kind {kind!r}: install a newer one")
+        raise UnknownKind(f"this lossmap has no result of the kind {kind!r}: install a newer one")
     return getattr(import_module(f"lossmap.{CLASSES[kind]}"), kind)
 
 
@@ -309,8 +319,6 @@ def _holds_points(surface: Surface) -> bool:
 
 def complete(surface: Surface) -> Surface:
     """The surface with the arrays that `read` leaves in the file (directions, eigenvectors), where that is there."""
-    from dataclasses import replace
-
     source = _source_of(surface)
     if source is None:
         return surface

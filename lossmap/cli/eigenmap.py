@@ -175,6 +175,7 @@ def _run(settings: Settings, world: World, survey: Callable[..., Any], stop: Sto
     from lossmap.curvature.autotune import prepare
     from lossmap.landscape.curvature_directions import curved_direction
     from lossmap.landscape.eigenvalues import EigenvalueMap
+    from lossmap.landscape.survey_file import MODEL, structure_digest
     from lossmap.memory import free_memory
 
     repeats: int | None = settings.noise.noise_repeats
@@ -196,7 +197,7 @@ def _run(settings: Settings, world: World, survey: Callable[..., Any], stop: Sto
     identity = world.once(
         lambda: (
             load_problem.measured_with(settings.data, execution, problems)
-            | {"parameters": options.parameters}
+            | {"parameters": options.parameters, MODEL: structure_digest(first.model)}
             | ({"noise_repeats": repeats} if repeats else {})
         )
     )

@@ -60,6 +60,7 @@ def _run(settings: Settings, world: World, survey: Callable[..., Any], stop: Sto
     from lossmap.cli import device, load_plane, load_problem
     from lossmap.landscape.curvature_directions import curved_direction
     from lossmap.landscape.loss import ForwardPlan, losses, probe_forward_plan
+    from lossmap.landscape.survey_file import MODEL, structure_digest
 
     execution, say = settings.run, output.rank_0_printer(world, settings.notes)
     repeats: int | None = settings.noise.noise_repeats
@@ -72,7 +73,9 @@ def _run(settings: Settings, world: World, survey: Callable[..., Any], stop: Sto
     plane = load_plane.plane_and_ranks(settings, world, first.model, lambda kind: curved_direction(first, kind))
     file_settings = world.once(lambda: load_problem.identity(settings.model, settings.data, plane))
     result = world.together(lambda: output.OutputFile("surface", settings, grid, plane, file_settings))
-    identity = world.once(lambda: load_problem.measured_with(settings.data, execution, problems))
+    identity = world.once(
+        lambda: {**load_problem.measured_with(settings.data, execution, problems), MODEL: structure_digest(first.model)}
+    )
     if execution.dry_run:
         measure = losses(
             problems, plane, plan=ForwardPlan(first.data.batch_size), settings=identity, noise_repeats=repeats

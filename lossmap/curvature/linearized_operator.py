@@ -35,6 +35,7 @@ from lossmap.curvature.operators import (
     Product,
     RoundingResult,
     Total,
+    made_by_all,
     mean_product,
     scipy_operator,
     single_rank,
@@ -105,11 +106,12 @@ class LinearizedOperator:
     def in_float64(self) -> SymmetricOperator:
         """The same curvature in float64 over a copy of model and data: by double backward where that is right.
 
-        Raises what the model raises there.
+        Raises what the model raises there, and RuntimeError on the other ranks of a team.
         """
         state = self.probe.state
         if self.factory is not None and state is not None and self.factory.keeps_twin:
-            return self.factory.twin.at(state)
+            factory = self.factory
+            return made_by_all(self.total, self.device, lambda: factory.twin).at(state)
         return self.probe.in_float64(self.kinks)
 
     def rounding_of(self, vectors: Tensor) -> float:

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -39,6 +39,7 @@ Parameters = Sequence[Tensor]
 # one batch's share, summed over its samples: (problem, batch, parameters, b tuples of vectors) -> b tuples
 Product = Callable[[Problem, Batch, Parameters, Sequence[Parameters]], list[Sequence[Tensor]]]
 Total = Callable[[Tensor], Tensor]
+Made = TypeVar("Made")
 
 
 def single_rank(share: Tensor) -> Tensor:
@@ -301,6 +302,19 @@ def total_or_raise(total: Total, message: Tensor, add_local_sums: Callable[[Tens
     if failed > 0:
         raise RuntimeError(f"the {name} failed on {failed} other rank(s) of the team, which say why")
     return message
+
+
+def made_by_all(total: Total, device: torch.device, make: Callable[[], Made]) -> Made:
+    """What `make` returns, where it returns on every rank of a team; where it raises on one, all raise.
+
+    A rank that fell back alone would leave the others waiting in the products of what they made.
+
+    Raises what `make` raises, and RuntimeError on the ranks on which it did not.
+    """
+    made: list[Made] = []
+    message = torch.zeros(1, dtype=torch.float32, device=device)
+    total_or_raise(total, message, lambda _: made.append(make()), "operator in another precision")
+    return made[0]
 
 
 def mean_product(

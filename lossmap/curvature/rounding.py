@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from lossmap.curvature.operators import CurvatureOperator, Product, Total, gauss_newton
+from lossmap.curvature.operators import CurvatureOperator, Product, Total, gauss_newton, made_by_all
 from lossmap.data.batches import Batch, FixedBatches, move_batch, samples_in
 from lossmap.data.borrow import copy_of, temporary_parameters
 from lossmap.data.problem import Problem
@@ -124,11 +124,20 @@ class RoundingProbe:
         return replace(operator, kinks=kinks)  # type: ignore[type-var]
 
     def in_precision(self, problem: Problem, dtype: torch.dtype, product: Product | None = None) -> SymmetricOperator:
-        """The operator over a copy of the model in another precision, at the point; see `in_precision`."""
+        """The operator over a copy of the model in another precision, at the point; see `in_precision`.
+
+        Raises what the model raises there, and RuntimeError on the other ranks of a team, which all go without.
+        """
         product = product or self.product
-        if self.twin is None:
-            return in_precision(problem, dtype, self.parameters, product, self.total, self.state)
-        return self.twin(problem_in(problem, dtype, self.state), product)
+        device = next(iter(self.problem.model.parameters())).device
+        twin = self.twin
+
+        def make() -> SymmetricOperator:
+            if twin is None:
+                return in_precision(problem, dtype, self.parameters, product, self.total, self.state)
+            return twin(problem_in(problem, dtype, self.state), product)
+
+        return made_by_all(self.total, device, make)
 
     def _compared(self, few: Problem, single: SymmetricOperator) -> tuple[float | None, float]:
         """(the largest difference of products in two precisions, their scale); without it where the twin drowns."""

@@ -475,7 +475,7 @@ def remeasured(matrix: PointOperator, pairs: EigenPairs, suspected: float) -> tu
         return with_residuals(pairs, matrix.in_float64()), True
     except Exception as failure:  # somebody's own forward may raise anything in another precision
         logger.info("rounding is not measured at this point: %s", failure)
-    return widened(pairs, suspected), False
+    return widened(pairs, UNSEEN_SAFETY * suspected), False
 
 
 def parts_of(which: str) -> tuple[str, ...]:

@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import inspect
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -28,27 +30,32 @@ PLAIN = (bool, int, float, str, type(None))
 
 def loss_name(problem: Problem) -> str:
     """The name of the loss as the command line has it, where it does; else that of the function and its settings."""
-    loss: Any = getattr(problem.forward, "loss", problem.loss)  # the former of `Problem.custom`
+    return _name(getattr(problem.forward, "loss", problem.loss))  # the former of `Problem.custom`
+
+
+def _name(loss: Any, above: tuple[int, ...] = ()) -> str:
+    """above  the objects within which it lies: one that holds itself is named there"""
     if isinstance(loss, SupervisedLoss):
         loss = loss.loss
     if isinstance(loss, str):
         return loss
-    if isinstance(loss, nn.CrossEntropyLoss):
+    if type(loss) is nn.CrossEntropyLoss:  # of a subclass, the code may be another
         plain = loss.weight is None and loss.ignore_index == -100 and loss.label_smoothing == 0.0
         if plain and loss.reduction == "mean":
             return "crossentropy"
-    if isinstance(loss, nn.MSELoss):
+    if type(loss) is nn.MSELoss and loss.reduction == "mean":
         return "mse"
-    return _described(loss)
+    return _described(loss, above)
 
 
-def _described(loss: Any) -> str:
+def _described(loss: Any, above: tuple[int, ...] = ()) -> str:
     name = str(getattr(loss, "__qualname__", type(loss).__name__))
     if isinstance(loss, functools.partial):
-        name = _described(loss.func)
+        name = _name(loss.func, above)
     elif isinstance(loss, nn.Module):
-        name = repr(loss)
-    settings = ", ".join(f"{key}={_value(value)}" for key, value in sorted(dict(_settings_of(loss)).items()))
+        name = re.sub(r"0x[0-9a-f]+", "", repr(loss))  # addresses, where somebody's `extra_repr` shows an object
+    inner, entries = (*above, id(loss)), sorted(dict(_settings_of(loss)).items())
+    settings = ", ".join(f"{key}={_value(value, inner)}" for key, value in entries)
     if not settings:
         return name
     return f"{name} with {settings}"
@@ -68,6 +75,8 @@ def _settings_of(loss: Any) -> Iterator[tuple[str, Any]]:
                 **module._buffers,
             }  # also the buffers that no checkpoint holds, such as class weights
             yield from ((f"{prefix}{dot}{key}", value) for key, value in _shown(own) if key != "training")
+    elif inspect.ismethod(loss):
+        yield from _settings_of(loss.__self__)
     elif hasattr(loss, "__code__"):
         if "<" in loss.__qualname__:  # a lambda or a function within one: made several times, with other defaults
             yield from ((f"default {i}", value) for i, value in enumerate(loss.__defaults__ or ()))
@@ -85,14 +94,30 @@ def _shown(attributes: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     return ((key, value) for key, value in attributes.items() if not key.startswith("_") and value is not None)
 
 
-def _value(value: Any) -> str:
+def _value(value: Any, above: tuple[int, ...] = ()) -> str:
     if isinstance(value, PLAIN):
         return repr(value)
+    if id(value) in above:
+        return type(value).__name__
+    inner = (*above, id(value))
     if isinstance(value, (torch.Tensor, np.ndarray)):
-        array = torch.as_tensor(value).detach().to("cpu", torch.float64).numpy()
-        return f"{tuple(array.shape)} {hashlib.sha256(array.tobytes()).hexdigest()[:16]}"
+        return _digest(value)
     if isinstance(value, (list, tuple)):
-        return f"[{', '.join(map(_value, value))}]"
+        return f"[{', '.join(_value(item, inner) for item in value)}]"
+    if isinstance(value, Mapping):
+        entries = sorted(f"{key}: {_value(item, inner)}" for key, item in value.items())
+        return f"{{{', '.join(entries)}}}"
+    if isinstance(value, type):
+        return value.__qualname__
     if callable(value):
-        return str(getattr(value, "__qualname__", type(value).__name__))
+        return _name(value, above)
     return type(value).__name__
+
+
+def _digest(value: Any) -> str:
+    """Shape and SHA-256 of an array's numbers; the shape alone of what holds no real numbers (text, sparse tensors)."""
+    try:
+        array = torch.as_tensor(value).detach().to("cpu", torch.float64).numpy()
+    except (TypeError, ValueError, RuntimeError, NotImplementedError):
+        return f"{type(value).__name__} {tuple(value.shape)}"
+    return f"{tuple(array.shape)} {hashlib.sha256(array.tobytes()).hexdigest()[:16]}"

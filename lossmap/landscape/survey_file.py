@@ -34,6 +34,7 @@ WRITTEN_BY = "written by"  # the setting of a file that was begun by a program
 BY_NAME = "dataset"  # the setting of a measure that was made by the command line
 PYTHON = "lossmap.survey"
 DIGEST = "directions_digest"
+MODEL = "model (SHA-256)"
 LOSSES = ("crossentropy", "mse")  # known by these names to the command line and to programs
 
 
@@ -124,7 +125,7 @@ def settings_of(problems: Mapping[str, Problem], autocast: torch.dtype | None = 
     settings: dict[str, Any] = {
         "data (SHA-256)": {split: datasets.digest(p.data) for split, p in problems.items()},
         "samples": {split: p.data.samples for split, p in problems.items()},
-        "model (SHA-256)": structure_digest(first.model),
+        MODEL: structure_digest(first.model),
         "loss": loss_name(first),
         "precision": _precision(first, autocast),
     }
@@ -183,6 +184,8 @@ def adopted(
     merged: dict[str, Any] = {}
     for name, (fields, settings) in measures.items():
         there = surface.settings.get("measures", {}).get(name)
+        if there is not None and MODEL not in there:  # begun on the command line of version 0.1
+            settings = {key: value for key, value in settings.items() if key != MODEL}
         if there is None or (BY_NAME in there) == (BY_NAME in settings):
             merged[name] = (fields, settings)
             continue

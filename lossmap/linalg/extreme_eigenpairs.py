@@ -49,7 +49,7 @@ def eigenpairs(
         `limits` (upper, lower), in the operator's unit, and the `products` spent.
 
     Raises:
-        ValueError: for a request that makes no sense for n rows, and for an unknown solver.
+        ValueError: for a request that n rows cannot meet, and for an unknown solver.
         FloatingPointError: where a product is not finite.
 
     Example:

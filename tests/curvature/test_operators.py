@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from torch import nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from lossmap.curvature.operators import CurvatureOperator, gauss_newton, hessian
+from lossmap.curvature.operators import CurvatureOperator, gauss_newton, hessian, made_by_all
 from lossmap.data.batches import Resident
 from lossmap.data.problem import Problem
 
@@ -399,3 +400,27 @@ def test_gauss_newton_needs_outputs_to_differentiate():
     problem = Problem(problem.model, problem.data, lambda m, b: 3, problem.loss, problem.count, {})
     with pytest.raises(ValueError, match="hold no floating-point tensor"):
         CurvatureOperator(problem, gauss_newton) @ torch.zeros(4)
+
+
+def test_where_one_rank_of_a_team_cannot_make_an_operator_none_goes_on_with_it():
+    messages, barrier, outcomes = [], threading.Barrier(2), {}
+
+    def total(message):
+        messages.append(message)
+        barrier.wait(10)
+        return messages[0] + messages[1]
+
+    def rank(number):
+        try:
+            outcomes[number] = made_by_all(total, torch.device("cpu"), lambda: [1.0, 2.0][number] / (1 - number))
+        except Exception as error:
+            outcomes[number] = error
+
+    ranks = [threading.Thread(target=rank, args=(number,)) for number in (0, 1)]
+    for thread in ranks:
+        thread.start()
+    for thread in ranks:
+        thread.join()
+    assert isinstance(outcomes[1], ZeroDivisionError)
+    assert str(outcomes[0]) == "the operator in another precision failed on 1 other rank(s) of the team, which say why"
+    assert made_by_all(lambda message: message, torch.device("cpu"), lambda: 3) == 3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -372,3 +373,44 @@ def test_a_map_of_an_earlier_version_is_read_with_unknown_roundings():
     upgraded = measure.upgraded(3, old)
     assert list(upgraded) == list(reading) and np.isnan(upgraded["eigen_rounding"])
     assert np.array_equal(upgraded["top_eig"], reading["top_eig"]) and upgraded["max_eig"] == reading["max_eig"]
+
+
+def fitted(dtype=torch.float32):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3)).to(dtype)
+    return Problem.supervised(net, "crossentropy", (torch.randn(40, 4, dtype=dtype), torch.arange(40) % 3))
+
+
+def test_an_exact_trace_of_a_small_map_is_that_of_the_dense_hessian_in_float64():
+    problem = fitted()
+    plane = random_plane(problem.model, axes=1, seed=1)
+    reading = EigenvalueMap(problem, plane, "trace")((0.7,))
+    state = {k: t.double() for k, t in plane.at((0.7,)).items()}
+    weights = [k for k, t in state.items() if t.dim() > 1]
+    (batch,) = list(problem.data.rebatched(40))
+    x, y = (t.double() if t.is_floating_point() else t for t in batch)
+
+    def loss(*tensors):
+        there = state | dict(zip(weights, tensors, strict=True))
+        return nn.functional.cross_entropy(functional_call(problem.model, there, x), y)
+
+    blocks = torch.autograd.functional.hessian(loss, tuple(state[k] for k in weights))
+    dense = sum(float(blocks[i][i].reshape(state[k].numel(), -1).trace()) for i, k in enumerate(weights))
+    assert reading["trace"] == pytest.approx(dense, rel=1e-12)
+    assert abs(reading["trace"] - dense) <= 2 * reading["trace_error"] + 1e-14 * abs(dense)
+
+
+def test_rounding_that_is_not_looked_at_counts_ten_times_in_bars_and_limits():
+    problem = fitted()
+    plane = random_plane(problem.model, axes=1, seed=1)
+    factory = prepare(problem, backend="double-backward")
+    readings = []
+    for ratio in (0.0, 1e-7):
+        planned = replace(factory, plan=replace(factory.plan, rounding=(0.0, ratio)))
+        readings.append(EigenvalueMap({"train": planned}, plane, tol=1e-2, certify="none")((0.7,)))
+    without, with_it = readings
+    more = 10 * 1e-7 * max(abs(without["max_eig"]), abs(without["min_eig"]))
+    assert with_it["eigen_rounding_measured"] == 0.0
+    assert with_it["max_eig_error"] - without["max_eig_error"] == pytest.approx(more, rel=0.05)
+    assert with_it["max_eig_limit"] - without["max_eig_limit"] == pytest.approx(more, rel=0.05)
+    assert without["min_eig_limit"] - with_it["min_eig_limit"] == pytest.approx(more, rel=0.05)

@@ -127,6 +127,41 @@ def test_python_continues_a_survey_of_the_command_line_and_refuses_another(probl
     assert again.outcome == "complete"
 
 
+@pytest.mark.parametrize("begun", ["python", "command line"])
+def test_neither_way_continues_a_survey_of_another_architecture(problem, capsys, begun):
+    Path("othernet.py").write_text(NET.replace("Tanh", "ReLU"))
+    other = [word.replace("mynet.py", "othernet.py") for word in LINE]
+    if begun == "python":
+        lossmap.survey(measure(problem), GRID, path="s.h5", points=range(2))
+        assert surface([*other, "--surf-file", "s.h5"]) == 2
+        assert "model (SHA-256) is" in capsys.readouterr().err
+        return
+    assert surface([*other, "--surf-file", "s.h5", "--stop-after", "0.001"]) == 75
+    with pytest.raises(ValueError, match=r"model \(SHA-256\) is"):
+        lossmap.survey(measure(problem), GRID, path="s.h5")
+
+
+class Drawing(nn.Linear):
+    def forward(self, x):
+        return super().forward(x + 0.1 * torch.randn_like(x))
+
+
+def test_a_file_of_a_random_loss_is_not_continued_with_another_loss(tmp_path):
+    torch.manual_seed(0)
+    model = Drawing(4, 3)
+    line, grid = lossmap.random_plane(model, axes=1), lossmap.Grid.line(-1, 1, 2)
+
+    def run(loss, repeats):
+        problem = lossmap.Problem.supervised(model, loss, (X, Y))
+        losses = lossmap.losses(problem, line, plan=PLAN, noise_repeats=repeats)
+        return lossmap.survey(losses, grid, path=tmp_path / f"{repeats}.h5")
+
+    for repeats in (None, 2):
+        run("crossentropy", repeats)
+        with pytest.raises(ValueError, match="loss is"):
+            run(nn.CrossEntropyLoss(label_smoothing=0.4), repeats)
+
+
 def test_what_a_probe_chose_is_taken_up_again(problem):
     plane = lossmap.random_plane(problem.model)
     lossmap.survey(lossmap.losses(problem, plane, plan={"batch_size": 7}), GRID, path="s.h5", points=range(2))
@@ -190,6 +225,24 @@ def enclosing(scale):
     return lambda outputs, targets: nn.functional.cross_entropy(outputs, targets) * scale
 
 
+class Scale:
+    def __init__(self, scale):
+        self.scale, self.names, self.itself = scale, np.array(["a"]), []
+        self.itself.append(self.itself)
+
+    def loss(self, outputs, targets):
+        return nn.functional.cross_entropy(outputs, targets) * self.scale
+
+
+class Smoothed(nn.CrossEntropyLoss):
+    def __init__(self, share):
+        super().__init__()
+        self.share = share
+
+    def forward(self, input, target):
+        return (1 - self.share) * super().forward(input, target)
+
+
 @pytest.mark.parametrize(
     ("loss", "other"),
     [
@@ -199,8 +252,11 @@ def enclosing(scale):
         (Scaled(1.0), Scaled(2.0)),
         (enclosing(1.0), enclosing(2.0)),
         (partial(nn.functional.cross_entropy, label_smoothing=0.1), partial(nn.functional.cross_entropy)),
+        (Scale(1.0).loss, Scale(2.0).loss),
+        (Smoothed(0.0), Smoothed(0.5)),
+        (partial(lambda f, o, t: f(o, t), enclosing(1.0)), partial(lambda f, o, t: f(o, t), enclosing(2.0))),
     ],
-    ids=["smoothing", "weights", "default", "own class", "closure", "partial"],
+    ids=["smoothing", "weights", "default", "own class", "closure", "partial", "method", "subclass", "nested"],
 )
 def test_a_file_is_not_continued_with_the_same_loss_set_otherwise(tmp_path, loss, other):
     torch.manual_seed(0)

@@ -215,6 +215,25 @@ def test_a_value_keeps_its_types_and_what_cannot_be_kept_is_refused():
         decode(replace(encode(pairs), attributes={**encode(pairs).attributes, "encoding": 99}))
 
 
+@pytest.mark.parametrize(
+    "structure",
+    [
+        "{",
+        '{"kind": "Surgery", "fields": {}}',
+        '{"kind": "EigenPairs", "fields": {}}',
+        '{"array": "gone", "dtype": "<f8"}',
+        '{"tensor": "values", "dtype": "load"}',
+        '{"array": "values", "dtype": "no type"}',
+        '{"map": 3}',
+        "[" * 5000,
+    ],
+)
+def test_a_stored_value_that_somebody_changed_is_refused_in_one_sentence(structure):
+    group = Group({"values": np.zeros(2)}, {"kind": "EigenPairs", "encoding": 1, "structure": structure})
+    with pytest.raises(ValueError, match=r"the stored EigenPairs is damaged|no result of the kind 'Surgery'"):
+        decode(group)
+
+
 def test_a_file_with_several_results_is_a_mapping_and_the_class_picks_one(results, tmp_path):
     both = Results({"spectrum/train": results["spectrum"], "layers/train": results["layers"]})
     path = both.save(tmp_path / "both.h5")
