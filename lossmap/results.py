@@ -74,10 +74,6 @@ RUN = "evolution/results"
 READ_RUN = ("lossmap.dynamics.run", "run_in_file")  # what reads a file that holds this group
 
 
-class UnknownKind(ValueError):
-    """A file holds a result of a class that this version does not have."""
-
-
 @dataclass(frozen=True, eq=False)
 class Results(Mapping[str, Any], Result):
     """Several results of one file, by the names of their groups, such as `spectrum/train` and `layers/train`."""
@@ -157,14 +153,14 @@ def decode(group: Group) -> Any:
     Raises ValueError where it was written by a newer version, and where its parts do not fit together.
     """
     try:
-        if int(group.attributes.get("encoding", 0)) <= ENCODING:
-            return _decode(json.loads(str(group.attributes["structure"])), group.arrays)
-    except UnknownKind:
-        raise
+        if int(group.attributes.get("encoding", 0)) > ENCODING:
+            raise ValueError("it was written by a newer version of lossmap: install that one")
+        return _decode(json.loads(str(group.attributes["structure"])), group.arrays)
     except (ArithmeticError, AttributeError, LookupError, MemoryError, RecursionError, TypeError, ValueError) as error:
-        kind = group.attributes.get("kind")
-        raise ValueError(f"the stored {kind} is damaged ({type(error).__name__}: {error}): compute it again") from error
-    raise ValueError("the value was written by a newer version of lossmap: install that one")
+        kind, reason = group.attributes.get("kind"), f"{type(error).__name__}: {error}"
+        raise ValueError(
+            f"the stored {kind} cannot be put together: it is damaged, or was written by a newer lossmap ({reason})"
+        ) from error
 
 
 def _decode(structure: Any, arrays: Mapping[str, np.ndarray]) -> Any:
@@ -188,11 +184,11 @@ def _decode(structure: Any, arrays: Mapping[str, np.ndarray]) -> Any:
 
 
 def class_named(kind: str) -> Any:
-    """The class of a stored value. Raises UnknownKind for one that this version does not have."""
+    """The class of a stored value. Raises ValueError for one that this version does not have."""
     if kind == "Results":
         return Results
     if kind not in CLASSES:
-        raise UnknownKind(f"this lossmap has no result of the kind {kind!r}: install a newer one")
+        raise ValueError(f"this lossmap has no result of the kind {kind!r}: install a newer one")
     return getattr(import_module(f"lossmap.{CLASSES[kind]}"), kind)
 
 
