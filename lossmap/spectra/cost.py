@@ -58,8 +58,8 @@ def products_of(tasks: SpectrumTasks, samples: int = SAMPLES) -> list[int]:
     size = 1
 
     def total(message: Tensor) -> Tensor:
-        """Stands in for a team's sum, in which b products travel with three numbers more: see `multiplied`."""
-        counted.append((message.numel() - 3) // size)
+        """Stands in for a team's sum, in which b products travel with three numbers more: see `mean_product`."""
+        counted.append(max(0, message.numel() - 3) // size)  # a vote of the team holds no product
         return message
 
     few = replace(tasks, subjects=tuple(_few(s, samples) for s in tasks.subjects), total=total, choices=(), made={})
