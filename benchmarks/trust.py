@@ -654,9 +654,30 @@ class Truth:
         return math.isfinite(self.error) and self.error <= MAX_TRUTH_ERROR * self.scale
 
 
+def hard_sigmoid(x: Tensor) -> Tensor:
+    """By its formula: PyTorch's gradient multiplies by 1/6 as float32 rounds it, in float64 too."""
+    return F.relu6(x + 3) / 6
+
+
+def in_float64(model: nn.Module) -> nn.Module:
+    """A copy of the model in float64 that is the same function.
+
+    What depends on the precision is taken as it was: the epsilon of an RMSNorm that was given none.
+    """
+    own = next(p.dtype for p in model.parameters())
+    twin = copy.deepcopy(model).double().eval()
+    for module in list(twin.modules()):
+        if isinstance(module, nn.RMSNorm) and module.eps is None:
+            module.eps = torch.finfo(own).eps
+        for name, child in list(module.named_children()):
+            if isinstance(child, nn.Hardsigmoid):
+                setattr(module, name, Call(hard_sigmoid))
+    return twin
+
+
 def truth_at(case: Case, tensors: dict[str, Tensor] | None = None) -> Truth:
     """By differences of the gradient in float64, n columns of four gradients."""
-    model = copy.deepcopy(case.model).double().eval()
+    model = in_float64(case.model)
     for p in model.parameters():
         p.requires_grad_(True)
     if tensors is not None:

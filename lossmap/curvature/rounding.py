@@ -24,7 +24,7 @@ from torch.utils import _pytree as pytree
 
 from lossmap.curvature.operators import CurvatureOperator, Product, Total, gauss_newton, made_by_all
 from lossmap.data.batches import Batch, FixedBatches, move_batch, samples_in
-from lossmap.data.borrow import copy_of, temporary_parameters
+from lossmap.data.borrow import copy_of, temporary_parameters, to_precision
 from lossmap.data.problem import Problem
 from lossmap.linalg.operator import ROUNDING_EPSILONS, SymmetricOperator
 from lossmap.seeding import normal
@@ -232,7 +232,7 @@ def problem_in(problem: Problem, dtype: torch.dtype, state: Mapping[str, Tensor]
     counted = problem.count
     if counted is not samples_in:
         counted = count
-    twin = replace(problem, model=model.to(dtype), data=problem.data.to(dtype=dtype), count=counted)
+    twin = replace(problem, model=to_precision(model, dtype), data=problem.data.to(dtype=dtype), count=counted)
     with torch.inference_mode(False), torch.enable_grad(), temporary_parameters(twin.model, {}):
         twin.total(next(iter(twin.data.rebatched(1))))
     return twin

@@ -170,7 +170,20 @@ def copy_of(model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
                 if isinstance(t, Tensor) and not isinstance(t, nn.Parameter):
                     copies |= _copied_tensor(t, dtype)
     twin = copy.deepcopy(model, copies)
-    return twin if dtype is None else twin.to(dtype)
+    return twin if dtype is None else to_precision(twin, dtype)
+
+
+def to_precision(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """The model itself, moved to another precision, in which it is to be the same function.
+
+    An RMSNorm without an epsilon of its own takes the unit roundoff of its input's precision: in float64 it would be
+    another function than in float32, visibly so where its input is small. It keeps the one it had.
+    """
+    own = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.get_default_dtype())
+    for module in model.modules():
+        if isinstance(module, nn.RMSNorm) and module.eps is None:
+            module.eps = torch.finfo(own).eps
+    return model.to(dtype)
 
 
 def _entries(value: Any) -> Iterable[Any]:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from lossmap.data.batch_parts import targets_of, with_targets
 from lossmap.data.batches import Batch, Batches, FixedBatches, MappedFetch, Resident, Streamed, samples_in
+from lossmap.data.one_precision import floating_dtypes, in_one_precision
 
 Outputs = Any
 Criterion = Callable[[Outputs, Any], Tensor]  # (outputs, targets) -> mean over the batch
@@ -176,7 +177,8 @@ class SupervisedLoss:
                 f"the targets of {type(self.loss).__name__} must have the outputs' shape, {tuple(outputs.shape)}; they "
                 f"have {tuple(targets.shape)} and would be broadcast: reshape them, such as y[:, None]"
             )
-        value = self.total(outputs, targets, samples_in(batch))
+        double = torch.float64 in floating_dtypes(outputs)
+        value = in_one_precision(self.total, double, outputs, targets, samples_in(batch))
         if value.dim() != 0:
             raise ValueError(
                 f"the loss must be one number, the mean over the batch; got shape {tuple(value.shape)} "

@@ -178,7 +178,7 @@ def _in_float64(problem: Problem, batch: Batch) -> tuple[Problem, Batch] | None:
     if sum(p.numel() for p in parameters) > MAX_COPIED or any(p.dtype == torch.float64 for p in parameters):
         return None
     try:
-        twin = replace(problem, model=copy_of(problem.model).double())
+        twin = replace(problem, model=copy_of(problem.model, torch.float64))
         wide = map_tensors(lambda t: t.double() if t.is_floating_point() else t, batch)
         with temporary_parameters(twin.model, {}), torch.enable_grad(), same_random_state(0):
             value = twin.total(wide)

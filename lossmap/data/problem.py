@@ -33,13 +33,15 @@ from lossmap.data.criteria import (
     with_class_targets,
 )
 from lossmap.data.loaders import as_batches
+from lossmap.data.one_precision import in_one_precision
 from lossmap.geometry.directions import move_point, origin_of
 from lossmap.keywords import checked_init, checked_keywords
 
 
 def _value_and_count(loss: Callable[[nn.Module, Batch], Any], model: nn.Module, batch: Batch) -> tuple[Tensor, int]:
     """The number that a user's loss returns for a batch, and the batch's samples."""
-    value, samples = loss(model, batch), None
+    double = any(p.dtype == torch.float64 for p in model.parameters())
+    value, samples = in_one_precision(loss, double, model, batch), None
     if isinstance(value, tuple):
         value, samples = value
     if not isinstance(value, Tensor) or value.dim() != 0:

@@ -129,3 +129,51 @@ def test_a_plan_keeps_what_was_measured_and_those_of_former_versions_have_none()
     old = {name: value for name, value in plan.stored().items() if name != "rounding"}
     assert HvpPlan.from_stored(old).rounding is None
     assert prepare(Problem.supervised(net, "crossentropy", (x, y)), "weights", plan=old).at().rounding is None
+
+
+class WithWeights:
+    """A loss that holds float32 class weights in a closure, out of reach of the model's precision."""
+
+    def __init__(self, weight: Tensor) -> None:
+        self.weight = weight
+
+    def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return nn.functional.cross_entropy(outputs, targets, self.weight)
+
+
+@pytest.mark.parametrize("kind", ["module", "function", "custom"])
+def test_a_loss_with_tensors_of_its_own_has_a_twin_in_float64(kind: str, caplog: pytest.LogCaptureFixture) -> None:
+    net, x, y = logistic(6.0)
+    y = torch.zeros_like(y)
+    with torch.no_grad():
+        net.bias.copy_(torch.tensor([60.0, 0.0]))  # every sample's target leads: tiny eigenvalues under large logits
+    loss = {"module": nn.CrossEntropyLoss(torch.tensor([0.5, 2.0])), "function": WithWeights(torch.tensor([0.5, 2.0]))}
+    if kind == "custom":
+        problem = Problem.custom(net, lambda m, b: loss["function"](m(b[0]), b[1]), (x, y))
+    else:
+        problem = Problem.supervised(net, loss[kind], (x, y))
+    twin = problem_in(problem, torch.float64)
+    assert twin.total(next(iter(twin.data))).dtype == torch.float64
+    result = spectrum(problem, top=1, bottom=1, density_error=None, trace_products=0, dense=300)
+    truth = largest_of_biased(net, x)
+    value, error = result.largest
+    assert truth > 0.0
+    assert abs(value - truth) <= error <= 0.01 * truth
+    assert "not compared" not in caplog.text
+
+
+def largest_of_biased(net: nn.Module, x: Tensor) -> float:
+    """As `largest`, with the net's bias; the weights of a single class cancel in the mean."""
+    z = (x.double() @ net.weight.detach().double().T + net.bias.detach().double()).diff(dim=1)[:, 0].abs()
+    p = torch.exp(-z) / (1 + torch.exp(-z))
+    return float(2.0 * torch.linalg.eigvalsh(x.double().T @ ((p * (1 - p))[:, None] * x.double()) / len(x))[-1])
+
+
+def test_a_twin_in_float64_is_the_same_function_where_a_layer_asks_for_the_precision() -> None:
+    x = 3e-4 * torch.randn(8, 4, generator=torch.Generator().manual_seed(0))  # squares near float32's unit roundoff
+    net = nn.Sequential(nn.RMSNorm(4, eps=None), nn.Linear(4, 1))
+    problem = Problem.supervised(net, "mse", (x, torch.zeros(8, 1)))
+    with torch.no_grad():
+        outputs, twin = net(x), problem_in(problem, torch.float64).model(x.double())
+    torch.testing.assert_close(twin, outputs.double(), rtol=1e-5, atol=1e-6)
+    assert net[0].eps is None
