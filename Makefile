@@ -27,8 +27,10 @@ check: $(READY)
 docs: $(READY)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
+# Programs of several ranks have deadlines, so they get the cores for themselves; all other tests share them.
 test: check docs
-	LOSSMAP_RANDOM_TESTS= $(BIN)/python -m pytest
+	LOSSMAP_RANDOM_TESTS= $(BIN)/python -m pytest -m alone
+	LOSSMAP_RANDOM_TESTS= $(BIN)/python -m pytest -m 'not alone' --numprocesses auto --dist loadfile
 
 bench: $(READY)
 	$(BIN)/python benchmarks/run_all.py
