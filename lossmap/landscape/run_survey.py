@@ -12,13 +12,10 @@ from __future__ import annotations
 
 import logging
 import os
-import pickle
-import sys
-import threading
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any, NoReturn, Protocol, cast
+from typing import Any, Protocol, cast
 
 import numpy as np
 
@@ -32,24 +29,11 @@ from lossmap.landscape.audit_loop import run_audit
 from lossmap.landscape.progress import progress_display
 from lossmap.landscape.survey_file import open_survey_file, stored_choice
 from lossmap.landscape.survey_recorder import Progress, Recorder
-from lossmap.parallel.dispatcher import Dispatcher
 from lossmap.parallel.evaluate import PointEvaluator
-from lossmap.parallel.messages import (
-    END,
-    HALTED,
-    NOTE,
-    STOP_REQUEST,
-    Channel,
-    LocalChannel,
-    Message,
-    PollBackoff,
-    WorkerLost,
-)
-from lossmap.parallel.mpi_channel import MpiChannel
+from lossmap.parallel.messages import WorkerLost
+from lossmap.parallel.pool import lead, leave, work
 from lossmap.parallel.shutdown import Stop
 from lossmap.parallel.team import Team
-from lossmap.parallel.work_queue import WorkQueue
-from lossmap.parallel.worker import Worker
 from lossmap.parallel.world import World
 
 logger = logging.getLogger("lossmap")
@@ -224,7 +208,7 @@ def _final_surface(store: Store | None, world: World, share_values: bool) -> Sur
         surface = store.surface()
         _send_surface(world, surface if share_values else without_values(surface))
         return surface
-    return _receive_surface(world, None)
+    return _receive_surface(world)
 
 
 def without_values(surface: Surface) -> Surface:
@@ -266,13 +250,14 @@ def _evaluate_points(
     sizes = {field.name: field.extra[1] if field.extra else 1 for field in measure.fields}
     evaluate = PointEvaluator(measure, grid.point, sizes, team, watchdog)
     if world.rank != 0:
-        return _work(world, evaluate, stop)
+        work(world, evaluate, stop)
+        return _receive_surface(world)
     if store is None:  # pragma: no cover
         raise RuntimeError("rank 0 has no store")
     recorder = Recorder(
         store, measure.name, grid, progress, len(all_teams), _checked_indices(points, grid), retry_failed
     )
-    _lead(world, list(all_teams), recorder, evaluate, stop, point_timeout)
+    lead(world, list(all_teams), recorder, evaluate, stop, point_timeout)
     surface = store.surface()
     _send_surface(world, surface if share_values else without_values(surface))
     return surface
@@ -287,180 +272,16 @@ def _checked_indices(points: Iterable[int] | None, grid: Grid) -> np.ndarray | N
     return indices
 
 
-# ---- rank 0
-
-
-def _lead(
-    world: World,
-    teams: list[tuple[int, ...]],
-    recorder: Recorder,
-    evaluate: PointEvaluator,
-    stop: Stop,
-    point_timeout: float | None,
-) -> None:
-    """Rank 0's part: dispatch, and evaluate too where it leads a worker; at the end, however it comes, send END."""
-    order = recorder.order
-    channel: Channel | None = world.channel
-    stuck: set[int] = set()
-    computes = team_is_whole = teams[0][0] == 0
-    failure: BaseException | None = None
-    try:
-        while True:
-            local, queue = LocalChannel(channel), WorkQueue(order, len(teams))
-            dispatcher = Dispatcher(
-                local, queue, teams, recorder, stop=stop, survey_id=world.surveys, saved_state=recorder.saved_state,
-                point_timeout=point_timeout,
-            )  # fmt: skip
-            team_is_whole = _run_round(world, local, dispatcher, computes, evaluate, stop) and team_is_whole
-            stuck |= set(dispatcher.stuck_ranks) - {0}
-            # nobody is left to evaluate, and points are: rank 0 can, unless it was one of a team
-            if queue.finished or stop.reason is not None or teams == [(0,)] or evaluate.team.all_teams:
-                break
-            recorder.note("no other rank is left; rank 0 goes on alone")
-            # without the channel: a message that comes from a stuck rank after all is no longer read
-            order = np.array([i for i in order if int(i) not in queue.status])
-            teams, channel, computes = [(0,)], None, True
-    except BaseException as error:  # such as a full disk: the others must not wait for a surface
-        failure = error
-        raise
-    finally:
-        # from here on all survivors agree on who is left, by this one message
-        world.dead_ranks, world.stuck_ranks = world.dead(), frozenset(stuck)
-        end = (world.dead_ranks, world.stuck_ranks, _portable(failure))
-        if team_is_whole:
-            evaluate.release(end)
-        if world.channel is not None:
-            for rank in set(range(1, world.size)) - world.dead_ranks:
-                world.channel.send((world.surveys, END, *end), rank)
-
-
-def _run_round(
-    world: World, channel: LocalChannel, dispatcher: Dispatcher, computes: bool, evaluate: PointEvaluator, stop: Stop
-) -> bool:
-    """Dispatch until it is over; where rank 0 evaluates too, beside that or, where MPI allows no threads, in turns.
-
-    Returns whether rank 0 leads a team and has lost none of it.
-    """
-    if not computes:
-        _repeat(dispatcher.step, until=lambda: dispatcher.is_over)
-        return False
-    worker = Worker(channel.worker_end(), evaluate, stop=stop, survey_id=dispatcher.survey_id, host=world.host)
-    evaluate.note = lambda text: worker.send(NOTE, text)
-    if world.size == 1 or not world.threads:
-        # `|` and not `or`: both step each time
-        _repeat(lambda: dispatcher.step() | worker.step(), until=lambda: dispatcher.is_over)
-    else:
-        _run_threaded(channel, dispatcher, worker, stop)
-    return not worker.broken
-
-
-def _run_threaded(channel: LocalChannel, dispatcher: Dispatcher, worker: Worker, stop: Stop) -> None:
-    """The dispatcher in a thread, so that others need not wait for rank 0's own points; errors of both are raised."""
-    errors: list[BaseException] = []
-
-    def dispatch() -> None:
-        try:
-            _repeat(dispatcher.step, until=lambda: dispatcher.is_over)
-        except BaseException as error:
-            errors.append(error)
-        finally:
-            channel.send((dispatcher.survey_id, END), 0)  # to rank 0's own worker, which waits for it
-
-    thread = threading.Thread(target=dispatch, name="lossmap-dispatcher")
-    thread.start()
-    try:
-        _repeat(worker.step, until=lambda: worker.end is not None)
-    except BaseException:
-        stop.request("an error on rank 0", urgent=True)
-        worker.send(HALTED)  # it will answer no more: the thread must not wait for that
-        raise
-    finally:
-        thread.join()
-    if errors:
-        raise errors[0]
-
-
-def _repeat(step: Callable[[], bool], until: Callable[[], bool]) -> None:
-    """Call `step`, with pauses while it has nothing to do."""
-    backoff = PollBackoff()
-    while not until():
-        backoff.after(step())
-
-
 def _send_surface(world: World, surface: Surface) -> None:
     with suppress(WorkerLost):  # rank 0 has what it needs; the others leave: see _receive_surface
         world.broadcast(surface)
 
 
-def _portable(error: BaseException | None) -> BaseException | None:
-    """The error, or where it cannot be pickled one that says as much."""
-    try:
-        pickle.loads(pickle.dumps(error))
-    except Exception:
-        return RuntimeError(f"{type(error).__name__} on rank 0: {error}")
-    return error
-
-
-# ---- the other ranks
-
-
-def _work(world: World, evaluate: PointEvaluator, stop: Stop) -> Surface:
-    """The part of every other rank: evaluate what is dispatched, or follow the leader of its team."""
-    survey_id, channel = world.surveys, cast(MpiChannel, world.channel)
-    if evaluate.team.leads:
-        worker = Worker(channel, evaluate, stop=stop, survey_id=survey_id, host=world.host)
-        evaluate.note = lambda text: worker.send(NOTE, text)
-        remove_listener = stop.add_listener(worker.listen)  # by which a measure hears of a HALT within a point
-        _repeat(worker.step, until=lambda: worker.end is not None)
-        remove_listener()
-        end = cast(Message, worker.end)
-        if not worker.broken:  # else the members wait for END themselves
-            evaluate.release(end)
-    else:
-        end = _follow(channel, survey_id, evaluate, stop)
-    world.dead_ranks, world.stuck_ranks, failure = end
-    return _receive_surface(world, failure)
-
-
-def _follow(channel: MpiChannel, survey_id: int, evaluate: PointEvaluator, stop: Stop) -> Message:
-    """A team member's part. Where the team has lost a rank, wait for the end of the survey."""
-    is_reported = False
-
-    def report_stop() -> None:
-        nonlocal is_reported
-        if stop.reason is not None and not is_reported:
-            is_reported = True
-            channel.send((survey_id, STOP_REQUEST, stop.reason, stop.urgent), 0)
-
-    channel.meanwhile = report_stop  # a member is always inside a collective of its team, and polls there
-    evaluate.note = lambda text: channel.send((survey_id, NOTE, text), 0)
-    try:
-        return evaluate.follow()
-    except WorkerLost:
-        # members need no message but END; the leader, if it is left, has reported the loss
-        backoff = PollBackoff()
-        while (arrived := channel.receive()) is None or arrived[1][:2] != (survey_id, END):
-            backoff.after(arrived is not None)
-        return arrived[1][2:]
-    finally:
-        channel.meanwhile = None
-
-
-def _receive_surface(world: World, failure: BaseException | None) -> Surface:
-    if world.rank in world.stuck_ranks:  # the others have agreed to go on without this rank
-        _leave(world, "it did not answer in time, and the survey has ended without it")
-    if failure is not None:
-        raise failure
+def _receive_surface(world: World) -> Surface:
     try:
         return cast(Surface, world.broadcast())
     except WorkerLost as error:
-        _leave(world, f"{error} while the surface was sent")
-
-
-def _leave(world: World, reason: str) -> NoReturn:
-    # with 0, since rank 0's exit code is to be the program's
-    print(f"rank {world.rank} on {world.host}: {reason}; leaving", file=sys.stderr, flush=True)
-    raise SystemExit(world.leave(0))
+        leave(world, f"{error} while the surface was sent")
 
 
 def as_stop(stop: Stop | Callable[[], bool] | None) -> Stop:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -103,6 +103,10 @@ class Recorder:
         self._start = time.monotonic()
         self._notes: list[str] = []
         self._last_report = float("-inf")
+
+    def queue(self, workers: int, settled: Collection[int] = ()) -> WorkQueue:
+        """The points to do but for those that are settled, for so many workers."""
+        return WorkQueue([i for i in self.order if int(i) not in settled], workers)
 
     def saved_state(self, index: int) -> Any:
         """The state in which an earlier run left a point, or None."""

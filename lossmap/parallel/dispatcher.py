@@ -240,6 +240,9 @@ class Dispatcher:
         # no point is begun that cannot end in time, by the slowest of the recent ones
         if not self.stop.allows(self.queue.recent_max_seconds()):
             return
+        if self.queue.grown:
+            self.queue.grown = False
+            self.idle.update(self.queue.active)
         while self.idle:
             number = self.idle.pop()
             if not self.workers[number].present:

@@ -57,6 +57,7 @@ class WorkQueue:
         # two windows, so that one slow point long ago does not shorten the survey: the last RECENT_POINTS or fewer,
         # and as many before them
         self.slowest = [0.0, 0.0]
+        self.grown = False  # set where points were added since the last look: workers without work may have some now
 
     @property
     def finished(self) -> bool:

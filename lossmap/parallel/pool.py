@@ -1,0 +1,222 @@
+"""The ranks of a pool at work: rank 0 dispatches, and evaluates too where it leads a worker; the others evaluate.
+
+    lead(...)   on rank 0, until every point is settled, the stop is requested, or nobody is left
+    work(...)   on every other rank, until rank 0 sends END
+
+Knows neither measures nor files: of a point only its index, and of what is recorded only the `Recorder`.
+"""
+
+from __future__ import annotations
+
+import pickle
+import sys
+import threading
+from collections.abc import Callable, Collection
+from typing import Any, NoReturn, Protocol, cast
+
+from lossmap.parallel.dispatcher import Dispatcher, Recorder
+from lossmap.parallel.messages import (
+    END,
+    HALTED,
+    NOTE,
+    STOP_REQUEST,
+    Channel,
+    LocalChannel,
+    Message,
+    PollBackoff,
+    WorkerLost,
+)
+from lossmap.parallel.mpi_channel import MpiChannel
+from lossmap.parallel.shutdown import Stop
+from lossmap.parallel.team import Team
+from lossmap.parallel.work_queue import WorkQueue
+from lossmap.parallel.worker import Worker
+from lossmap.parallel.world import World
+
+
+class Evaluator(Protocol):
+    """What a rank evaluates points with: see `PointEvaluator`."""
+
+    team: Team
+    note: Callable[[str], None]
+
+    def __call__(self, index: int, state: Any) -> Message: ...
+    def follow(self) -> Message: ...
+    def release(self, end: Message) -> None: ...
+
+
+class PoolRecorder(Recorder, Protocol):
+    """A recorder that makes the queue too."""
+
+    def queue(self, workers: int, settled: Collection[int] = ()) -> WorkQueue:
+        """The points to do but for those that are settled, for so many workers."""
+
+    def saved_state(self, index: int) -> Any:
+        """What a worker is sent with a point."""
+
+
+# ---- rank 0
+
+
+def lead(
+    world: World,
+    teams: list[tuple[int, ...]],
+    recorder: PoolRecorder,
+    evaluate: Evaluator,
+    stop: Stop,
+    point_timeout: float | None,
+) -> None:
+    """Rank 0's part: dispatch, and evaluate too where it leads a worker; at the end, however it comes, send END."""
+    settled: Collection[int] = ()
+    channel: Channel | None = world.channel
+    stuck: set[int] = set()
+    computes = team_is_whole = teams[0][0] == 0
+    failure: BaseException | None = None
+    try:
+        while True:
+            local, queue = LocalChannel(channel), recorder.queue(len(teams), settled)
+            dispatcher = Dispatcher(
+                local, queue, teams, recorder, stop=stop, survey_id=world.surveys, saved_state=recorder.saved_state,
+                point_timeout=point_timeout,
+            )  # fmt: skip
+            team_is_whole = _run_round(world, local, dispatcher, computes, evaluate, stop) and team_is_whole
+            stuck |= set(dispatcher.stuck_ranks) - {0}
+            # nobody is left to evaluate, and points are: rank 0 can, unless it was one of a team
+            if queue.finished or stop.reason is not None or teams == [(0,)] or evaluate.team.all_teams:
+                break
+            recorder.note("no other rank is left; rank 0 goes on alone")
+            # without the channel: a message that comes from a stuck rank after all is no longer read
+            settled = queue.status
+            teams, channel, computes = [(0,)], None, True
+    except BaseException as error:  # such as a full disk: the others must not wait for a surface
+        failure = error
+        raise
+    finally:
+        # from here on all survivors agree on who is left, by this one message
+        world.dead_ranks, world.stuck_ranks = world.dead(), frozenset(stuck)
+        end = (world.dead_ranks, world.stuck_ranks, _portable(failure))
+        if team_is_whole:
+            evaluate.release(end)
+        if world.channel is not None:
+            for rank in set(range(1, world.size)) - world.dead_ranks:
+                world.channel.send((world.surveys, END, *end), rank)
+
+
+def _run_round(
+    world: World, channel: LocalChannel, dispatcher: Dispatcher, computes: bool, evaluate: Evaluator, stop: Stop
+) -> bool:
+    """Dispatch until it is over; where rank 0 evaluates too, beside that or, where MPI allows no threads, in turns.
+
+    Returns whether rank 0 leads a team and has lost none of it.
+    """
+    if not computes:
+        _repeat(dispatcher.step, until=lambda: dispatcher.is_over)
+        return False
+    worker = Worker(channel.worker_end(), evaluate, stop=stop, survey_id=dispatcher.survey_id, host=world.host)
+    evaluate.note = lambda text: worker.send(NOTE, text)
+    if world.size == 1 or not world.threads:
+        # `|` and not `or`: both step each time
+        _repeat(lambda: dispatcher.step() | worker.step(), until=lambda: dispatcher.is_over)
+    else:
+        _run_threaded(channel, dispatcher, worker, stop)
+    return not worker.broken
+
+
+def _run_threaded(channel: LocalChannel, dispatcher: Dispatcher, worker: Worker, stop: Stop) -> None:
+    """The dispatcher in a thread, so that others need not wait for rank 0's own points; errors of both are raised."""
+    errors: list[BaseException] = []
+
+    def dispatch() -> None:
+        try:
+            _repeat(dispatcher.step, until=lambda: dispatcher.is_over)
+        except BaseException as error:
+            errors.append(error)
+        finally:
+            channel.send((dispatcher.survey_id, END), 0)  # to rank 0's own worker, which waits for it
+
+    thread = threading.Thread(target=dispatch, name="lossmap-dispatcher")
+    thread.start()
+    try:
+        _repeat(worker.step, until=lambda: worker.end is not None)
+    except BaseException:
+        stop.request("an error on rank 0", urgent=True)
+        worker.send(HALTED)  # it will answer no more: the thread must not wait for that
+        raise
+    finally:
+        thread.join()
+    if errors:
+        raise errors[0]
+
+
+def _repeat(step: Callable[[], bool], until: Callable[[], bool]) -> None:
+    """Call `step`, with pauses while it has nothing to do."""
+    backoff = PollBackoff()
+    while not until():
+        backoff.after(step())
+
+
+def _portable(error: BaseException | None) -> BaseException | None:
+    """The error, or where it cannot be pickled one that says as much."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return RuntimeError(f"{type(error).__name__} on rank 0: {error}")
+    return error
+
+
+# ---- the other ranks
+
+
+def work(world: World, evaluate: Evaluator, stop: Stop) -> None:
+    """The part of every other rank: evaluate what is dispatched, or follow the leader of its team.
+
+    Raises what rank 0 raised; a rank that the others have given up as stuck leaves the program.
+    """
+    survey_id, channel = world.surveys, cast(MpiChannel, world.channel)
+    if evaluate.team.leads:
+        worker = Worker(channel, evaluate, stop=stop, survey_id=survey_id, host=world.host)
+        evaluate.note = lambda text: worker.send(NOTE, text)
+        remove_listener = stop.add_listener(worker.listen)  # by which a measure hears of a HALT within a point
+        _repeat(worker.step, until=lambda: worker.end is not None)
+        remove_listener()
+        end = cast(Message, worker.end)
+        if not worker.broken:  # else the members wait for END themselves
+            evaluate.release(end)
+    else:
+        end = _follow(channel, survey_id, evaluate, stop)
+    world.dead_ranks, world.stuck_ranks, failure = end
+    if world.rank in world.stuck_ranks:  # the others have agreed to go on without this rank
+        leave(world, "it did not answer in time, and the survey has ended without it")
+    if failure is not None:
+        raise failure
+
+
+def _follow(channel: MpiChannel, survey_id: int, evaluate: Evaluator, stop: Stop) -> Message:
+    """A team member's part. Where the team has lost a rank, wait for the end of the survey."""
+    is_reported = False
+
+    def report_stop() -> None:
+        nonlocal is_reported
+        if stop.reason is not None and not is_reported:
+            is_reported = True
+            channel.send((survey_id, STOP_REQUEST, stop.reason, stop.urgent), 0)
+
+    channel.meanwhile = report_stop  # a member is always inside a collective of its team, and polls there
+    evaluate.note = lambda text: channel.send((survey_id, NOTE, text), 0)
+    try:
+        return evaluate.follow()
+    except WorkerLost:
+        # members need no message but END; the leader, if it is left, has reported the loss
+        backoff = PollBackoff()
+        while (arrived := channel.receive()) is None or arrived[1][:2] != (survey_id, END):
+            backoff.after(arrived is not None)
+        return arrived[1][2:]
+    finally:
+        channel.meanwhile = None
+
+
+def leave(world: World, reason: str) -> NoReturn:
+    """Leave the program with a sentence."""
+    # with 0, since rank 0's exit code is to be the program's
+    print(f"rank {world.rank} on {world.host}: {reason}; leaving", file=sys.stderr, flush=True)
+    raise SystemExit(world.leave(0))
