@@ -6,6 +6,7 @@ import os
 import platform
 import subprocess
 import sys
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,7 @@ def provenance(device: str, ranks: int) -> dict[str, Any]:
     return record
 
 
+@cache
 def _version(name: str) -> str:
     try:
         return version(name)
@@ -48,6 +50,7 @@ def _version(name: str) -> str:
         return "none"
 
 
+@cache  # what is imported stays as it is: many results of one process need one look
 def _checkout(folder: Path) -> dict[str, Any]:
     """The commit of a git checkout, and whether tracked files differ from it; empty without git."""
 

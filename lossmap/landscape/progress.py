@@ -66,11 +66,12 @@ def display(world: World, what: str, file: TextIO | None = None, unit: str = "po
 
 @contextmanager
 def progress_display(
-    world: World, what: str, progress: bool | Show | None = None, file: TextIO | None = None
+    world: World, what: str, progress: bool | Show | None = None, file: TextIO | None = None, unit: str = "point"
 ) -> Iterator[Show | None]:
     """What a survey reports its progress to: a function of the caller's, a bar in a terminal or notebook, or nothing.
 
     what      the word before the numbers, such as `losses`
+    unit      what is counted, in the singular
     progress  None: a bar where there is a terminal or notebook; True: that, or plain lines; False: nothing
     file      where to; by default stderr
     """
@@ -81,19 +82,19 @@ def progress_display(
         yield None
         return
     if in_notebook():
-        with _notebook_bar(what) as show:
+        with _notebook_bar(what, unit) as show:
             yield show
         return
     file = file or sys.stderr
     if progress or file.isatty():
-        with display(world, what, file) as show:
+        with display(world, what, file, unit) as show:
             yield show
         return
     yield None
 
 
 @contextmanager
-def _notebook_bar(what: str) -> Iterator[Show]:
+def _notebook_bar(what: str, unit: str) -> Iterator[Show]:
     """A bar of rich in the output of a cell, drawn anew as the survey goes on."""
     from io import StringIO
 
@@ -106,7 +107,7 @@ def _notebook_bar(what: str) -> Iterator[Show]:
 
     def picture(event: Event | None) -> Any:
         settled = 0 if event is None else event.done + event.failed
-        text = what if event is None else progress_line(event, what)
+        text = what if event is None else progress_line(event, what, unit)
         bar = ProgressBar(total=event.total if event else None, completed=settled, width=60)
         console = Console(record=True, file=StringIO(), width=100, force_jupyter=False)
         console.print(Group(Text(text), bar, *map(Text, notes[-MAX_NOTES_SHOWN:])))

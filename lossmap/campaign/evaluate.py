@@ -1,0 +1,189 @@
+"""A rank's part of a campaign: prepare members, evaluate their points, finish them; each task becomes one message.
+
+A rank keeps the member that it works at, and the one before, ready to be evaluated (model, data, plane), since most of
+its next points are of the same member. Whatever a member's own code raises is a failure of that task alone.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+import traceback
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+from lossmap.campaign.member import Member, Prepared, Site, Work
+from lossmap.geometry.grid import Grid
+from lossmap.interrupt import Interrupted
+from lossmap.io.journal import Busy
+from lossmap.landscape.survey_file import open_survey_file, stored_choice
+from lossmap.parallel.evaluate import PointEvaluator
+from lossmap.parallel.messages import DONE, FAILED, INTERRUPTED, Message
+from lossmap.parallel.shutdown import Stop
+from lossmap.parallel.team import Team
+
+logger = logging.getLogger("lossmap")
+
+PREPARE, POINT, FINISH = range(3)
+MAX_READY = 2  # members that a rank keeps ready: the present one, and one whose lost point it was given
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """What rank 0 sends with a task.
+
+    kind     PREPARE, POINT or FINISH
+    member   the member
+    path     its result file
+    measure  of a point: the name of the measure
+    point    its flat index
+    state    in which an earlier run left it, or None
+    chosen   what a probe chose for the measure when the member was prepared
+    """
+
+    kind: int
+    member: Member
+    path: Path
+    measure: str = ""
+    point: int = 0
+    state: Any = None
+    chosen: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """The answer to PREPARE: what rank 0 must know to record the member's points.
+
+    measures  (name, fields) of each, in their order; none: the member has no points
+    grid      the points
+    finish    whether the member is finished by a task of its own
+    audit     fields, settings, tolerance and seed of the second measure, which audits the first; None without one
+    busy      why it cannot be computed now: another process does
+    """
+
+    measures: tuple[tuple[str, tuple[Any, ...]], ...] = ()
+    grid: Grid | None = None
+    finish: bool = True
+    audit: tuple[tuple[Any, ...], Mapping[str, Any], float, int] | None = None
+    busy: str = ""
+
+
+@dataclass(frozen=True)
+class SurveyWork:
+    """The work of a member whose `build` returns (measure, grid)."""
+
+    build: Callable[[], tuple[Any, Grid]]
+
+    def prepare(self, site: Site) -> Prepared:
+        """Make measure and grid; create or continue the result file."""
+        measure, grid = self.build()
+        measures = [measure]
+        if getattr(measure, "certify", None) == "audit" and measure.auditable:
+            measures.append(measure.audit_twin())
+        if site.creates:
+            earlier = stored_choice(site.path, measure.name)
+            if earlier and hasattr(measure, "with_choice"):
+                measure = measure.with_choice(earlier)
+                measures[0] = measure
+            open_survey_file(site.path, grid, {m.name: m for m in measures}).close()
+        return Prepared(tuple(measures), grid)
+
+    def finish(self, site: Site) -> None:
+        """Nothing: the points are all there is."""
+
+
+def work_of(member: Member) -> Work:
+    """The member's work: its `build` where that is one, else a survey of what it returns."""
+    if hasattr(member.build, "prepare"):
+        return member.build
+    return SurveyWork(cast(Callable[[], tuple[Any, Grid]], member.build))
+
+
+class MemberEvaluator:
+    """Does the tasks that rank 0 dispatches: it is the pool's `Evaluator`.
+
+    stop           of this rank
+    machine        what the campaign has chosen for this rank; for the members' work
+    point_timeout  seconds after which the kernel ends this rank, since it answers no more; None: never
+    """
+
+    def __init__(self, stop: Stop, machine: Any = None, point_timeout: float | None = None) -> None:
+        self.team = Team()
+        self.stop, self.machine, self.point_timeout = stop, machine, point_timeout
+        self.note: Callable[[str], None] = logger.warning
+        self._ready: OrderedDict[str, Prepared] = OrderedDict()
+        self._evaluators: dict[tuple[str, str], PointEvaluator] = {}
+
+    def __call__(self, index: int, state: Assignment) -> Message:
+        """Do a task: (DONE, index, reading, seconds), (FAILED, index, text) or (INTERRUPTED, index, state)."""
+        began = time.perf_counter()
+        try:
+            if state.kind == POINT:
+                return self._point(index, state)
+            reading = self._prepare(state) if state.kind == PREPARE else self._finish(state)
+        except Interrupted:
+            return INTERRUPTED, index, {}
+        except Exception:
+            return FAILED, index, traceback.format_exc()
+        return DONE, index, reading, time.perf_counter() - began
+
+    def follow(self) -> Message:
+        """Never called: each team is one rank."""
+        raise RuntimeError("the teams of a campaign are single ranks")
+
+    def release(self, end: Message) -> None:
+        """Nothing: there are no members of a team to be released."""
+
+    def _site(self, assignment: Assignment, creates: bool) -> Site:
+        return Site(assignment.path, self.stop, creates, self.machine)
+
+    def _prepare(self, assignment: Assignment) -> Preparation:
+        try:
+            prepared = work_of(assignment.member).prepare(self._site(assignment, creates=True))
+        except Busy as error:
+            return Preparation(busy=str(error))
+        if prepared is None:
+            return Preparation()
+        self._keep(assignment.member.digest, prepared)
+        audit = None
+        if len(prepared.measures) > 1:
+            twin = prepared.measures[1]
+            audit = (tuple(twin.fields), dict(twin.settings), float(twin.solver_options["tol"]), int(twin.seed))
+        measures = tuple((m.name, tuple(m.fields)) for m in prepared.measures)
+        return Preparation(measures, prepared.grid, prepared.finish, audit)
+
+    def _finish(self, assignment: Assignment) -> None:
+        work_of(assignment.member).finish(self._site(assignment, creates=True))
+
+    def _point(self, index: int, assignment: Assignment) -> Message:
+        evaluate = self._evaluator(assignment)
+        evaluate.note = self.note
+        kind, _, *content = evaluate.evaluate(assignment.point, assignment.state)
+        return kind, index, *content
+
+    def _evaluator(self, assignment: Assignment) -> PointEvaluator:
+        key = (assignment.member.digest, assignment.measure)
+        prepared = self._ready.get(assignment.member.digest)
+        if prepared is None:
+            prepared = work_of(assignment.member).prepare(self._site(assignment, creates=False))
+            if prepared is None:
+                raise ValueError(f"{assignment.member.name} had points when it was prepared, and has none now")
+            self._keep(assignment.member.digest, prepared)
+        self._ready.move_to_end(assignment.member.digest)
+        if key not in self._evaluators:
+            measure = next(m for m in prepared.measures if m.name == assignment.measure)
+            if assignment.chosen and hasattr(measure, "with_choice"):
+                measure = measure.with_choice(assignment.chosen)
+            sizes = {field.name: field.extra[1] if field.extra else 1 for field in measure.fields}
+            self._evaluators[key] = PointEvaluator(measure, prepared.grid.point, sizes, self.team, self.point_timeout)
+        return self._evaluators[key]
+
+    def _keep(self, digest: str, prepared: Prepared) -> None:
+        self._ready[digest] = replace(prepared)
+        self._evaluators = {k: v for k, v in self._evaluators.items() if k[0] != digest}
+        while len(self._ready) > MAX_READY:
+            gone, _ = self._ready.popitem(last=False)
+            self._evaluators = {k: v for k, v in self._evaluators.items() if k[0] != gone}

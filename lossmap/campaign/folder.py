@@ -1,0 +1,205 @@
+"""The folder of a campaign: results by digest, failures, and an index of what each result says in one row.
+
+    members/DIGEST.h5            a result, with its journal beside it while it is computed
+    members/DIGEST.failed.json   why a member could not be begun
+    members/DIGEST.done.json     that a member is at its end, where its result alone does not say so
+    index.jsonl                  one line a member, the last one counts; made anew from the results where it is missing
+
+The index is a cache: a line counts as long as sizes and times of the member's files are those that it names. So a
+status looks at each file's entry in the folder, and reads those alone that have changed. No torch.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lossmap.campaign.member import Member
+from lossmap.campaign.summary import AUDIT, cost_of, numbers_of
+from lossmap.io.read import NotASurface, is_being_written, journal_of, read
+from lossmap.io.surface import Surface
+
+NEW, UNFINISHED, FAILED, COMPLETE = "new", "unfinished", "failed", "complete"
+OUTCOMES = (COMPLETE, FAILED, UNFINISHED, NEW)
+
+
+@dataclass(frozen=True)
+class MemberState:
+    """How a member stands: what its files say.
+
+    outcome  complete, failed (at its end, but for failed points, or it could not be begun), unfinished, or new
+    done     points that are done; failed points; total points that there are, 0 where that is not known yet
+    seconds  rank-seconds of its points so far; slowest of one point
+    reason   why it failed, in one line
+    numbers  its numbers with their bars, by name
+    """
+
+    outcome: str = NEW
+    done: int = 0
+    failed: int = 0
+    total: int = 0
+    seconds: float = 0.0
+    slowest: float = 0.0
+    reason: str = ""
+    numbers: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def at_end(self) -> bool:
+        """Whether nothing is left to do."""
+        return self.outcome in (COMPLETE, FAILED)
+
+
+class CampaignFolder:
+    """The folder of a campaign; nothing is created before something is written."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(os.path.abspath(path))
+        self.members = self.path / "members"
+        self.index = self.path / "index.jsonl"
+        self.digests = self.path / "digests.json"
+
+    def create(self) -> None:
+        """Make the folder. Raises OSError where that is not possible."""
+        self.members.mkdir(parents=True, exist_ok=True)
+
+    def result(self, digest: str) -> Path:
+        """The result file of a member."""
+        return self.members / f"{digest}.h5"
+
+    def _beside(self, digest: str, what: str) -> Path:
+        return self.members / f"{digest}.{what}.json"
+
+    # ---- what is written
+
+    def fail(self, digest: str, text: str, **where: Any) -> None:
+        """Keep why a member could not be begun or ended. Raises OSError."""
+        _write_whole(self._beside(digest, "failed"), {"text": text, **where})
+
+    def finish(self, digest: str) -> None:
+        """Keep that a member is at its end. Raises OSError."""
+        _write_whole(self._beside(digest, "done"), {})
+
+    def forget_failure(self, digest: str) -> None:
+        """Let a member be begun again."""
+        self._beside(digest, "failed").unlink(missing_ok=True)
+
+    # ---- what is read
+
+    def states(self, members: Iterable[Member]) -> dict[str, MemberState]:
+        """How the members stand, by digest; each result that has changed since it was last looked at is read."""
+        stamps, index = self._stamps(), self._read_index()
+        states: dict[str, MemberState] = {}
+        lines: list[str] = []
+        for digest in dict.fromkeys(member.digest for member in members):
+            stamp = stamps.get(digest, [])
+            if not stamp:
+                states[digest] = MemberState()
+                continue
+            entry = index.get(digest)
+            if entry is not None and entry["stamp"] == stamp:
+                states[digest] = MemberState(**entry["state"])
+                continue
+            states[digest] = self.look_at(digest)
+            lines.append(json.dumps({"digest": digest, "stamp": stamp, "state": asdict(states[digest])}))
+        self._append(lines)
+        return states
+
+    def look_at(self, digest: str) -> MemberState:
+        """How a member stands, by its files."""
+        path = self.result(digest)
+        failure = self._failure(digest)
+        try:
+            surface = read(path)
+        except FileNotFoundError:
+            return MemberState(outcome=FAILED, reason=failure) if failure else MemberState()
+        except (NotASurface, OSError) as error:
+            return MemberState(outcome=FAILED, reason=str(error))
+        return _state_of(surface, failure, self._beside(digest, "done").exists())
+
+    def is_running(self, digest: str) -> bool:
+        """Whether some process is writing the member's result now."""
+        path = self.result(digest)
+        return journal_of(path).exists() and is_being_written(path)
+
+    def _failure(self, digest: str) -> str:
+        try:
+            failure = json.loads(self._beside(digest, "failed").read_text())
+        except (OSError, ValueError):
+            return ""
+        return last_line(str(failure.get("text", "")))
+
+    def _stamps(self) -> dict[str, list[Any]]:
+        """By digest the names, sizes and times of all files of a member."""
+        stamps: dict[str, list[Any]] = {}
+        try:
+            entries = sorted(os.scandir(self.members), key=lambda entry: entry.name)
+        except FileNotFoundError:
+            return stamps
+        for entry in entries:
+            digest, _, what = entry.name.partition(".")
+            if what not in ("h5", "h5.journal", "failed.json", "done.json"):
+                continue
+            try:
+                status = entry.stat()
+            except FileNotFoundError:  # renamed over since
+                continue
+            stamps.setdefault(digest, []).append([what, status.st_size, status.st_mtime_ns])
+        return stamps
+
+    def _read_index(self) -> dict[str, Any]:
+        index: dict[str, Any] = {}
+        try:
+            text = self.index.read_text()
+        except OSError:
+            return index
+        for line in text.splitlines():
+            try:
+                entry = json.loads(line)
+                MemberState(**entry["state"])
+                index[entry["digest"]] = entry
+            except (KeyError, TypeError, ValueError):  # a line that another process has not written to its end
+                continue
+        return index
+
+    def _append(self, lines: list[str]) -> None:
+        """Add lines to the index; a folder that cannot be written to is no error."""
+        if not lines:
+            return
+        try:
+            with open(self.index, "a") as file:
+                file.write("".join(f"{line}\n" for line in lines))
+        except OSError:
+            return
+
+
+def _state_of(surface: Surface, failure: str, is_done: bool) -> MemberState:
+    counts = [surface.counts(name) for name in surface.status if name != AUDIT]
+    done, failed, left = (sum(c[what] for c in counts) for what in ("done", "failed", "left"))
+    outcomes = {surface.outcome_of(name) for name in surface.status}
+    if not surface.status and surface.groups:  # an examination: it is whole or not there
+        outcomes = {COMPLETE}
+    outcome = next((word for word in (UNFINISHED, FAILED) if word in outcomes), COMPLETE)
+    if outcome != UNFINISHED and not is_done:
+        outcome = UNFINISHED
+    reason = next((f.reason for f in surface.failures), "")
+    if failure:
+        outcome, reason = FAILED, failure
+    return MemberState(
+        outcome, done, failed, done + failed + left, reason=reason, numbers=numbers_of(surface), **cost_of(surface)
+    )
+
+
+def last_line(text: str) -> str:
+    """The last line of a traceback: what was raised."""
+    lines = text.strip().splitlines()
+    return lines[-1].strip() if lines else ""
+
+
+def _write_whole(path: Path, value: Any) -> None:
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    part.write_text(json.dumps(value))
+    part.replace(path)

@@ -1,0 +1,99 @@
+"""A result in a few numbers with their bars: what one row of a campaign's table says of it. NumPy alone.
+
+Of a surface, for each field: NAME_center (at the point nearest to zero), NAME_min, NAME_max (over the grid); where the
+field has errors, NAME_center_error. Of a spectrum: largest, smallest, trace, each with NAME_error. Of an examination:
+each number with its error, and how many findings there are. Names of several groups are told apart by their label.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Mapping
+
+import numpy as np
+
+from lossmap.io.surface import Group, Surface
+
+AUDIT = "audit"  # the measure that solves points again: counted by its misses alone
+BARS = ("_error", "_limit")  # endings of fields that are no numbers of their own
+BESIDE = ("products",)  # fields that say what a point took
+
+
+def numbers_of(surface: Surface) -> dict[str, float]:
+    """The numbers of a result by name, in units of its fields; those that are not known are left out."""
+    numbers: dict[str, float] = {}
+    for measure, names in surface.measures.items():
+        if measure == AUDIT:
+            continue
+        for name in names:
+            numbers |= _numbers_of_field(surface, name)
+    for name, group in surface.groups.items():
+        kind, _, label = name.partition("/")
+        if kind == "spectrum" and "top" in group:
+            numbers |= _prefixed(_numbers_of_spectrum(group), label, surface)
+        elif name == "health":
+            numbers |= _numbers_of_health(group)
+    misses = surface.attributes.get("audit_misses")
+    if misses is not None:
+        numbers |= {"audit_points": float(surface.attributes["audit_points"]), "audit_misses": float(misses)}
+    return {name: float(value) for name, value in numbers.items() if np.isfinite(value)}
+
+
+def _numbers_of_field(surface: Surface, name: str) -> dict[str, float]:
+    values = surface.fields[name]
+    if name.endswith(BARS) or values.shape != surface.grid.shape or not np.isfinite(values).any():
+        return {}
+    if name in BESIDE:
+        return {name: float(np.nansum(values))}
+    center = _center(surface)
+    numbers = {f"{name}_center": float(values[center])}
+    error = surface.fields.get(f"{name}_error")
+    if error is not None:
+        numbers[f"{name}_center_error"] = float(error[center])
+    finite = values[np.isfinite(values)]
+    return numbers | {f"{name}_min": float(finite.min()), f"{name}_max": float(finite.max())}
+
+
+def _center(surface: Surface) -> tuple[int, ...]:
+    """The index of the point nearest to zero."""
+    nearest = [int(np.abs(ticks).argmin()) for ticks in (surface.grid.y, surface.grid.x) if ticks is not None]
+    return tuple(nearest)
+
+
+def _numbers_of_spectrum(group: Group) -> dict[str, float]:
+    numbers: dict[str, float] = {}
+    for name, array in (("largest", "top"), ("smallest", "bottom")):
+        if group.arrays[array].size:
+            numbers[name] = float(group.arrays[array][0])
+            numbers[f"{name}_error"] = float(group.arrays[f"{array}_error"][0])
+    for name in ("trace", "trace_error", "loss", "gradient_norm", "products"):
+        if name in group.attributes:
+            numbers[name] = float(group.attributes[name])
+    return numbers
+
+
+def _prefixed(numbers: Mapping[str, float], label: str, surface: Surface) -> dict[str, float]:
+    """The numbers under the label of their spectrum, where the file holds several."""
+    if sum(name.startswith("spectrum/") and "top" in group for name, group in surface.groups.items()) > 1:
+        return {f"{label}_{name}": value for name, value in numbers.items()}
+    return dict(numbers)
+
+
+def _numbers_of_health(group: Group) -> dict[str, float]:
+    numbers: dict[str, float] = {}
+    for name, pair in group.arrays.items():
+        if pair.shape == (2,) and pair.dtype.kind == "f":
+            numbers[name] = float(pair[0])
+            if pair[1]:
+                numbers[f"{name}_error"] = float(pair[1])
+    with contextlib.suppress(KeyError, TypeError, ValueError):
+        numbers["findings"] = float(len(json.loads(str(group.attributes["report"]))["findings"]))
+    return numbers
+
+
+def cost_of(surface: Surface) -> dict[str, float]:
+    """Rank-seconds of all points so far, and of the slowest one."""
+    seconds = [surface.fields[f"{m}_seconds"] for m in surface.status if f"{m}_seconds" in surface.fields]
+    known = np.concatenate([s[np.isfinite(s)] for s in seconds]) if seconds else np.zeros(0)
+    return {"seconds": float(known.sum()), "slowest": float(known.max(initial=0.0))}
