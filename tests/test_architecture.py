@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 GROUND = {"report", "interrupt", "keywords", "memory", "seeding", "sums", "values", "zoo"}
 # package -> what it may import of ours beside itself and the ground; "cli" may import all
 TABLE = {
+    "campaign": {"landscape", "spectra", "health", "dynamics", "parallel", "io", "results", "geometry.grid"},
     "dynamics": {"spectra", "landscape", "diagnostics", "curvature", "linalg", "io", "parallel", "geometry", "data"},
     "health": {"spectra", "diagnostics", "curvature", "linalg", "geometry", "data"},
     "spectra": {"training", "diagnostics", "curvature", "linalg", "geometry", "data"},
@@ -57,8 +58,24 @@ HOMES = {
 }  # fmt: skip
 # the modules that import by a name which is not written out: a command, a model, what a person named, and what is done
 # with a result by a package above its own (tables in `values` and `results`)
-BY_NAME = {"cli.__main__", "cli.wrapped_command", "zoo", "data.import_by_name", "values", "results"}
-LIGHT = ["lossmap", "lossmap.plotting.figures", "lossmap.io.read", "lossmap.cli.settings", "lossmap.cli.draw"]
+BY_NAME = {
+    "cli.__main__",
+    "cli.wrapped_command",
+    "zoo",
+    "data.import_by_name",
+    "values",
+    "results",
+    "cli.work_of_member",
+    "io.xarray_table",
+}
+LIGHT = [
+    "lossmap",
+    "lossmap.plotting.figures",
+    "lossmap.io.read",
+    "lossmap.cli.settings",
+    "lossmap.cli.draw",
+    "lossmap.cli.campaign_file",
+]
 
 
 UNKNOWN = "a module whose name is not written out"

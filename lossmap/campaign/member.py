@@ -85,6 +85,12 @@ class Member:
         labels: further columns of the table, which are not part of the digest.
         digest: 16 hexadecimal digits; by default computed from measure, settings and files.
 
+    Example:
+        >>> import lossmap
+        >>> a, b = (lossmap.Member(name, print, {"seed": 1}) for name in ("a", "b"))
+        >>> a.digest == b.digest, a.digest == lossmap.Member("a", print, {"seed": 2}).digest
+        (True, False)
+
     """
 
     name: str
@@ -105,28 +111,6 @@ class Member:
 
     def __hash__(self) -> int:
         return hash((self.name, self.digest))
-
-    def run(self, folder: str, *, progress: bool | None = None) -> dict[str, Any]:
-        """Compute this member alone, in this process, into the folder of its campaign; see `run_campaign`.
-
-        For schedulers of one's own: `executor.submit(member.run, "results")` with `concurrent.futures`, submitit, Dask.
-
-        Args:
-            folder: of the campaign; members that are there already are not computed again.
-            progress: whether a line of progress is printed; None: on a terminal.
-
-        Returns:
-            The member's row of the campaign's table.
-
-        Raises:
-            OSError: where the folder cannot be written to.
-
-        """
-        from lossmap.campaign.run import run_campaign
-        from lossmap.parallel.world import World
-
-        table = run_campaign([self], folder, progress=progress, world=World())
-        return dict(table.rows[0])
 
 
 def member_digest(measure: str, settings: Mapping[str, Any], contents: Any) -> str:

@@ -104,6 +104,38 @@ def run_campaign(
     return table
 
 
+@checked_keywords
+def run_member(member: Member, folder: str | os.PathLike[str], *, progress: bool | None = False) -> dict[str, Any]:
+    """Compute one member alone, in this process: for schedulers of one's own.
+
+    `executor.submit(lossmap.run_member, member, "results")` works with `concurrent.futures`, submitit, Dask; members
+    pickle. No two processes compute the same member: its file is locked.
+
+    Args:
+        member: what is computed.
+        folder: of the campaign, as in `run_campaign`; a member that is at its end there is not computed again.
+        progress: whether a bar is shown; None: on a terminal.
+
+    Returns:
+        The member's row of the campaign's table.
+
+    Raises:
+        OSError: where the folder cannot be written to.
+
+    Example:
+        >>> import tempfile, torch, lossmap
+        >>> def line():
+        ...     model = torch.nn.Linear(2, 1)
+        ...     problem = lossmap.Problem.supervised(model, "mse", (torch.ones(4, 2), torch.zeros(4, 1)))
+        ...     return lossmap.losses(problem, lossmap.random_plane(model, axes=1)), lossmap.Grid.line(-1, 1, 3)
+        >>> lossmap.run_member(lossmap.Member("a line", line), tempfile.mkdtemp())["outcome"]
+        'complete'
+
+    """
+    table = run_campaign([member], folder, progress=progress, world=World())
+    return dict(table.rows[0])
+
+
 def _to_do(members: Sequence[Member], folder: CampaignFolder, retry_failed: bool) -> list[Member]:
     """The members that are not at their end, each digest once, in their order."""
     folder.create()

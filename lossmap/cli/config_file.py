@@ -21,7 +21,7 @@ def read_config(path: Path, known: Collection[str], former: Mapping[str, str]) -
     Raises UsageError where the file cannot be read, is not TOML, or names a setting that does not exist.
     """
     flat: dict[str, Any] = {}
-    for key, value in _entries(_tree(path)):
+    for key, value in _entries(toml_tree(path)):
         name = key.replace("-", "_")
         name = former.get(name, name)
         if name not in known:
@@ -32,7 +32,8 @@ def read_config(path: Path, known: Collection[str], former: Mapping[str, str]) -
     return flat
 
 
-def _tree(path: Path) -> dict[str, Any]:
+def toml_tree(path: Path, what: str = "--config") -> dict[str, Any]:
+    """The tables of a TOML file; `what` it is, for messages. Raises UsageError where it cannot be read."""
     if sys.version_info >= (3, 11):
         import tomllib
     else:  # pragma: no cover
@@ -40,11 +41,11 @@ def _tree(path: Path) -> dict[str, Any]:
     try:
         text = path.read_bytes().decode()
     except OSError as error:
-        raise UsageError(f"--config {path}: {error.strerror}") from None
+        raise UsageError(f"{what} {path}: {error.strerror}") from None
     try:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise UsageError(f"--config {path} is not TOML: {error}") from None
+        raise UsageError(f"{what} {path} is not TOML: {error}") from None
 
 
 def _entries(table: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,17 +17,8 @@ import numpy as np
 from lossmap.cli import output
 from lossmap.cli.command_line import Command
 from lossmap.cli.entry_point import guarded
-from lossmap.cli.setting_groups import (
-    DataSettings,
-    DrawSettings,
-    ModelSettings,
-    NoiseSettings,
-    PlaneSettings,
-    RunSettings,
-    hvp_backend_setting,
-    parameters_setting,
-)
-from lossmap.cli.settings import Settings, UsageError, decode_settings, setting
+from lossmap.cli.measure_settings import GROUPS
+from lossmap.cli.settings import Settings, UsageError, decode_settings
 from lossmap.geometry.grid import Grid, Point
 from lossmap.io.read import NotASurface, read
 from lossmap.landscape.audit_loop import run_audit
@@ -47,34 +37,10 @@ ONCE = ("overwrite", "dry_run", "stop_after", "retry_failed", "shard", "plot", "
 MIN_MEMORY = 1 << 29  # bytes that search spaces may take, at least
 
 
-@dataclass(frozen=True)
-class EigenSettings:
-    """Hessian options."""
-
-    like: str | None = setting(
-        None, "result whose model, plane, grid and data are taken, and which is written into", metavar="FILE"
-    )
-    which: str = setting(
-        "ends", "eigenvalues: ends, top:k, bottom:k, abs:k, trace, or several with commas", metavar="WHICH"
-    )
-    parameters: str = parameters_setting()
-    tol: float = setting(1e-3, "accuracy of each end, relative to max(abs(eigenvalue))", metavar="TOL", above=0)
-    solver: str = setting("auto", "eigenvalue solver", choices=("auto", "lanczos", "eigsh"))
-    max_products: int | None = setting(
-        None, "number of Hessian-vector products at a point at most; by default unlimited", metavar="COUNT"
-    )
-    certify: str = setting(
-        "audit", "verification with independent cold-start solves and probabilistic limits: of a random 2 % of the "
-        "points, or of each", choices=("audit", "each", "none"),
-    )  # fmt: skip
-    confidence: float = setting(0.99, "probability with which no eigenvalue lies beyond the limits", metavar="P")
-    hvp_backend: str = hvp_backend_setting()
-
-
 COMMAND = Command(
     "eigenmap",
     __doc__ or "",
-    (ModelSettings, DataSettings, PlaneSettings, EigenSettings, NoiseSettings, RunSettings, DrawSettings),
+    GROUPS["eigenmap"],
     (
         "lossmap eigenmap --like surface.h5 --samples 512 --plot",
         "lossmap eigenmap --model mlp --x=-1:1:21 --which top:3,trace --certify each --surf-file line.h5",
@@ -154,11 +120,14 @@ def farthest(grid: Grid) -> Point:
     return tuple(float(axis[np.abs(axis).argmax()]) for axis in (grid.x, grid.y) if axis is not None)
 
 
-def run(settings: Settings, world: World, survey: Callable[..., Any] = survey) -> int:
+def run(settings: Settings, world: World, survey: Callable[..., Any] = survey, stop: Stop | None = None) -> int:
     """Make the problem and the plane, survey the grid, audit it, store and draw the result. Every rank calls it.
 
     survey  `lossmap estimate` passes a function that measures a few points instead
+    stop    of the program that runs this as a part of it; None: one of its own
     """
+    if stop is not None:
+        return _run(settings, world, survey, stop)
     # from the start: a signal may come, and the clock runs, while everything is prepared
     with Stop(after=settings.run.stop_after, until=job_end(os.environ)) as stop:
         return _run(settings, world, survey, stop)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +18,9 @@ import numpy as np
 from lossmap.cli import output
 from lossmap.cli.command_line import Command
 from lossmap.cli.entry_point import guarded, launched_rank
-from lossmap.cli.setting_groups import DataSettings, ModelSettings, RunSettings, parameters_setting
-from lossmap.cli.settings import Settings, UsageError, setting
+from lossmap.cli.measure_settings import GROUPS
+from lossmap.cli.setting_groups import RunSettings
+from lossmap.cli.settings import Settings, UsageError
 from lossmap.parallel.world import World
 from lossmap.results import value_groups
 
@@ -28,50 +28,10 @@ if TYPE_CHECKING:
     from lossmap.health.diagnosis import Diagnosis
 
 
-@dataclass(frozen=True)
-class HealthSettings:
-    """Examination options."""
-
-    examinations: tuple[str, ...] = setting(
-        ("weights", "gradients", "hessian", "collapse", "signals"),
-        "examinations to make, of these five",
-        metavar="NAME",
-    )
-    hessian_samples: int = setting(512, "samples for gradients and Hessian, at most", metavar="SAMPLES")
-    lr: float | None = setting(
-        None, "learning rate, by which the edge of stability is judged", metavar="RATE", names=("--rate",)
-    )
-    momentum: float = setting(0.0, "momentum of the steps taken with it", metavar="SHARE")
-    nesterov: bool = setting(False, "Nesterov's momentum, which `lossmap train` has by default")
-    held_out: bool = setting(True, "accuracy and labels on the test split too, where there is one")
-    layer: str | None = setting(
-        None, "layer whose input are the features; by default the last linear one", metavar="NAME"
-    )
-    parameters: str = parameters_setting()
-    density_error: float = setting(0.05, "error of the spectral density, as a share of its range", metavar="SHARE")
-    seed: int = setting(0, "seed of probes and of the subset of samples", metavar="SEED")
-    json: str | None = setting(None, "report as machine-readable JSON; - prints it instead", metavar="FILE")
-    figure: str | None = setting(
-        None, "report as a figure on one page: .pdf, .png, .svg", metavar="FILE", former=("--sheet",)
-    )
-    surf_file: str | None = setting(None, "result file that gets the report, in group health", metavar="FILE")
-    fail_on_serious: bool = setting(False, "exit code 3 where a finding is serious")
-    precision: str = setting(
-        "float32", "floating-point format of all computing", choices=("float32", "tf32", "float64")
-    )
-    device: str = setting("auto", "auto, cpu, cuda or cuda:1", metavar="DEVICE")
-    threads: int | None = setting(
-        None, "number of threads; by default the cores of this process", metavar="COUNT", minimum=1
-    )
-    batch_size: int | None = setting(
-        None, "number of samples per pass; by default chosen", metavar="SAMPLES", minimum=1
-    )
-
-
 COMMAND = Command(
     "health",
     __doc__ or "",
-    (ModelSettings, DataSettings, HealthSettings),
+    GROUPS["health"],
     (
         "lossmap health --model resnet20-w8 --model-file net.pt --lr 0.1 --momentum 0.9",
         "lossmap health --model mlp --model-file net.pt --examinations weights signals --json report.json",
@@ -92,15 +52,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run(settings)
 
 
-def run(settings: Settings) -> int:
-    """Examine, then print, draw and store the report; the exit code. Under mpirun rank 0 alone does."""
+def run(settings: Settings, world: World | None = None) -> int:
+    """Examine, then print, draw and store the report; the exit code.
+
+    world  of the rank that examines; None: under mpirun rank 0 alone does
+    """
     from lossmap.cli import device, load_problem
     from lossmap.health.diagnose import diagnose
     from lossmap.health.finding import SERIOUS
 
-    if launched_rank() != 0:
-        return 0
-    options, world = settings.health, World.start(mpi=False)
+    if world is None:
+        if launched_rank() != 0:
+            return 0
+        world = World.start(mpi=False)
+    options = settings.health
     execution = RunSettings(precision=options.precision, device=options.device, threads=options.threads)
     machine = device.prepare_machine(execution, world)
     settings = load_problem.with_default_problem(settings, lambda text: print(text, file=sys.stderr))

@@ -48,8 +48,8 @@ def rank_0_printer(world: World, notes: Sequence[str] = ()) -> Printer:
 
 
 def on_rank_0(world: World, open_file: Callable[[], SurfaceFile]) -> SurfaceFile | None:
-    """The file on rank 0, None on all others; every rank calls it, and all raise as one."""
-    return world.together(lambda: open_file() if world.rank == 0 else None)
+    """The file on rank 0 of a world that writes, None on all others; every rank calls it, and all raise as one."""
+    return world.together(lambda: open_file() if world.rank == 0 and world.writes else None)
 
 
 def shard_points(grid: Grid, shard: str | None) -> np.ndarray | None:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +20,9 @@ import numpy as np
 from lossmap.cli import output
 from lossmap.cli.command_line import Command
 from lossmap.cli.entry_point import guarded
+from lossmap.cli.measure_settings import GROUPS, SpectrumSettings
 from lossmap.cli.output_path import with_ending
-from lossmap.cli.setting_groups import (
-    DataSettings,
-    DrawSettings,
-    ModelSettings,
-    RunSettings,
-    hvp_backend_setting,
-    parameters_setting,
-)
-from lossmap.cli.settings import Settings, UsageError, setting
+from lossmap.cli.settings import Settings, UsageError
 from lossmap.geometry.grid import Grid
 from lossmap.io.provenance import provenance
 from lossmap.io.read import SurfaceFile, read
@@ -46,55 +38,10 @@ MAX_LABEL_LENGTH = 40  # characters of a label in a file name
 LAYER_OUTPUT_HESSIANS = {"none": (), "inputs": ("inputs",), "weights": ("weights",), "both": ("inputs", "weights")}
 
 
-@dataclass(frozen=True)
-class SpectrumSettings:
-    """Hessian options."""
-
-    matrix: str = setting("hessian", "curvature matrix", choices=("hessian", "gauss-newton", "both"))
-    parameters: str = parameters_setting()
-    top: int = setting(5, "number of largest eigenvalues, up to 100", metavar="K")
-    bottom: int = setting(1, "number of smallest eigenvalues", metavar="K")
-    abs: int = setting(0, "number of eigenvalues largest by magnitude", metavar="K")
-    tol: float = setting(1e-3, "accuracy of the ends, relative to max(abs(eigenvalue))", metavar="TOL", above=0)
-    solver: str = setting("auto", "eigenvalue solver", choices=("auto", "lanczos", "eigsh"))
-    max_products: int | None = setting(
-        None, "number of Hessian-vector products at an end at most; by default unlimited", metavar="COUNT"
-    )
-    trace: str = setting("xtrace", "estimator of the trace", choices=("xtrace", "hutch++", "hutchinson", "none"))
-    trace_products: int = setting(60, "number of products of the trace, to begin with", metavar="COUNT")
-    trace_error: float | None = setting(None, "relative standard error of the trace to reach", metavar="ERROR")
-    density: bool = setting(True, "spectral density of all eigenvalues")
-    density_error: float = setting(0.01, "error of the density to reach, as a share of the range", metavar="ERROR")
-    density_steps: int | None = setting(None, "number of Lanczos steps of a probe; by default chosen", metavar="STEPS")
-    density_probes: int | None = setting(None, "number of probe vectors; by default chosen", metavar="PROBES")
-    tail_mass: tuple[str, ...] = setting(
-        (), "thresholds T: shares of eigenvalues below -T and above T", metavar="T", former=("--mass-at",)
-    )
-    dense_limit: int = setting(
-        256, "size up to which matrices and blocks are computed entry by entry", metavar="SIZE", former=("--dense",)
-    )
-    layers: str = setting("none", "Hessian block of every layer", choices=("none", "tensor", "module"))
-    groups: tuple[str, ...] = setting((), "Hessian blocks of groups of layers: label=regex ...", metavar="REGEX")
-    layer_output_hessian: str = setting(
-        "none", "Hessian of each layer's output, by its inputs or weights",
-        choices=("none", "inputs", "weights", "both"),
-        former=("--second-reading",),
-    )  # fmt: skip
-    singular_values: bool = setting(False, "singular values of each layer's weight", former=("--weights",))
-    vectors: bool = setting(False, "eigenvectors in the result")
-    compare: tuple[str, ...] = setting((), "further checkpoints: LABEL=FILE or LABEL=MODEL@FILE ...", metavar="MODEL")
-    along: tuple[str, ...] = setting((), "checkpoints of a run: the command `lossmap dynamics` now", metavar="FILE")
-    full_spectrum: bool = setting(False, "of --along", former=("--whole",))
-    l2: tuple[str, ...] = setting((), "strengths of an L2 path", metavar="STRENGTH")
-    l2_retrain: int | None = setting(None, "epochs of retraining with each strength; by default none", metavar="EPOCHS")
-    seed: int = setting(0, "seed of probes and start vectors", metavar="SEED")
-    hvp_backend: str = hvp_backend_setting()
-
-
 COMMAND = Command(
     "spectrum",
     __doc__ or "",
-    (ModelSettings, DataSettings, SpectrumSettings, RunSettings, DrawSettings),
+    GROUPS["spectrum"],
     (
         "lossmap spectrum --model resnet20-w8 --model-file net.pt --plot",
         "lossmap spectrum --model mlp --model-file a.pt --compare second=b.pt --split both",
@@ -115,11 +62,14 @@ def main(argv: Sequence[str] | None = None, defaults: dict[str, Any] | None = No
     return world.leave(run(settings, world))
 
 
-def run(settings: Settings, world: World, survey: Callable[..., Any] = survey) -> int:
+def run(settings: Settings, world: World, survey: Callable[..., Any] = survey, stop: Stop | None = None) -> int:
     """Make the subjects, compute their tasks, print, store and draw the results. Every rank calls it.
 
     survey  `lossmap estimate` passes a function that rehearses the tasks instead
+    stop    of the program that runs this as a part of it; None: one of its own
     """
+    if stop is not None:
+        return _run(settings, world, survey, stop)
     # from the start: a signal may come, and the clock runs, while everything is prepared
     with Stop(after=settings.run.stop_after, until=job_end(os.environ)) as stop:
         return _run(settings, world, survey, stop)

@@ -12,14 +12,7 @@ from typing import Any
 from lossmap.cli import output
 from lossmap.cli.command_line import Command
 from lossmap.cli.entry_point import guarded
-from lossmap.cli.setting_groups import (
-    DataSettings,
-    DrawSettings,
-    ModelSettings,
-    NoiseSettings,
-    PlaneSettings,
-    RunSettings,
-)
+from lossmap.cli.measure_settings import GROUPS
 from lossmap.cli.settings import Settings
 from lossmap.landscape.progress import display
 from lossmap.landscape.run_survey import survey
@@ -29,7 +22,7 @@ from lossmap.parallel.world import World
 COMMAND = Command(
     "surface",
     __doc__ or "",
-    (ModelSettings, DataSettings, PlaneSettings, NoiseSettings, RunSettings, DrawSettings),
+    GROUPS["surface"],
     (
         "lossmap surface --model resnet20-w8 --model-file net.pt --x=-1:1:25 --y=-1:1:25 --plot",
         "lossmap surface --problem vae.py:problem --noise-repeats 8 --x=-1:1:41 --plot",
@@ -46,11 +39,14 @@ def main(argv: Sequence[str] | None = None, defaults: dict[str, Any] | None = No
     return world.leave(run(settings, world))
 
 
-def run(settings: Settings, world: World, survey: Callable[..., Any] = survey) -> int:
+def run(settings: Settings, world: World, survey: Callable[..., Any] = survey, stop: Stop | None = None) -> int:
     """Make the problem and the plane, survey the grid, store and draw the result. Every rank calls it.
 
     survey  `lossmap estimate` passes a function that measures a few points instead
+    stop    of the program that runs this as a part of it; None: one of its own
     """
+    if stop is not None:
+        return _run(settings, world, survey, stop)
     # from the start: a signal may come, and the clock runs, while everything is prepared
     with Stop(after=settings.run.stop_after, until=job_end(os.environ)) as stop:
         return _run(settings, world, survey, stop)

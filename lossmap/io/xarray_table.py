@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,7 @@ def dataset_of(columns: Mapping[str, Sequence[Any]], attributes: Mapping[str, An
     Raises ImportError, with one sentence, where xarray is not installed.
     """
     try:
-        xarray: Any = import_module("xarray")
+        import xarray
     except ImportError:
         raise ImportError("a Dataset needs xarray, which is not installed: pip install 'lossmap[xarray]'") from None
     variables = {name: ("member", _array(values)) for name, values in columns.items()}

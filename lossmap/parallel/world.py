@@ -43,7 +43,10 @@ class World:
     dead_ranks            ranks that all survivors agree to be dead: as of the end of the last survey
     stuck_ranks           ranks that answer no more, as all others agree
     surveys               how many surveys were begun, which numbers their messages
+    writes                whether rank 0 opens result files: not so where another process has them open
     """
+
+    writes = True
 
     def __init__(self, mpi: Any = None) -> None:
         self.host = socket.gethostname()

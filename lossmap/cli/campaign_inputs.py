@@ -1,0 +1,59 @@
+"""The files that a member's settings name, and what counts of them: their contents, not their names. No torch.
+
+A setting that names a file is part of a member's digest as the SHA-256 of what is in the file; where more stands beside
+the file's name (a function's, a label), that counts as it is.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from lossmap.campaign.digests import DigestCache
+from lossmap.cli.settings import UsageError
+
+PATHS = {
+    "model_file", "model_file2", "model_file3", "model_folder", "trainloader", "testloader", "dir_file", "proj_file",
+}  # fmt: skip
+CODE = {"model", "dataset", "loss", "problem", "metric"}  # may be file.py:function
+DIRECTIONS = {"xdir", "ydir"}
+LABELLED = {"compare"}  # LABEL=FILE or LABEL=MODEL@FILE
+
+
+def identity_of(name: str, value: Any, folder: Path, digests: DigestCache) -> tuple[Any, dict[str, str]]:
+    """What counts of a setting's value, and the digests of the files that it names, by path.
+
+    folder  where relative paths start
+
+    Raises UsageError where a file is not there.
+    """
+    if isinstance(value, list):
+        parts = [identity_of(name, item, folder, digests) for item in value]
+        return [part for part, _ in parts], {path: d for _, files in parts for path, d in files.items()}
+    contents: dict[str, str] = {}
+    counted: Any = value
+    for path, around in _files_in(name, str(value)):
+        try:
+            contents[path] = digests.of(folder / path)
+        except OSError as error:
+            raise UsageError(f"{name}: {path}: {error.strerror or error}") from None
+        counted = [around, contents[path]]
+    return counted, contents
+
+
+def _files_in(name: str, value: str) -> Iterator[tuple[str, str]]:
+    """The file in a setting's value, where there is one, and what stands around it."""
+    if name in PATHS:
+        yield value, ""
+    elif name in CODE and (match := re.fullmatch(r"(.+\.py):(.+)", value)):
+        yield match[1], match[2]
+    elif name == "dataset" and value.startswith("npz:"):
+        yield value[4:], "npz"
+    elif name in DIRECTIONS and value.startswith("to:"):
+        yield value[3:], "to"
+    elif name in DIRECTIONS and (match := re.fullmatch(r"file:(.+):([^:]+)", value)):
+        yield match[1], f"file:{match[2]}"
+    elif name in LABELLED and (match := re.fullmatch(r"([^=]+=(?:[^@]+@)?)(.+)", value)):
+        yield match[2], match[1]

@@ -1,0 +1,138 @@
+"""The settings of the commands that measure: a group of its own for each, and the groups of which each consists.
+
+Apart from the commands themselves, so that a campaign can read and plan them without torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lossmap.cli.setting_groups import (
+    DataSettings,
+    DrawSettings,
+    ModelSettings,
+    NoiseSettings,
+    PlaneSettings,
+    RunSettings,
+    hvp_backend_setting,
+    parameters_setting,
+)
+from lossmap.cli.settings import setting
+
+
+@dataclass(frozen=True)
+class EigenSettings:
+    """Hessian options."""
+
+    like: str | None = setting(
+        None, "result whose model, plane, grid and data are taken, and which is written into", metavar="FILE"
+    )
+    which: str = setting(
+        "ends", "eigenvalues: ends, top:k, bottom:k, abs:k, trace, or several with commas", metavar="WHICH"
+    )
+    parameters: str = parameters_setting()
+    tol: float = setting(1e-3, "accuracy of each end, relative to max(abs(eigenvalue))", metavar="TOL", above=0)
+    solver: str = setting("auto", "eigenvalue solver", choices=("auto", "lanczos", "eigsh"))
+    max_products: int | None = setting(
+        None, "number of Hessian-vector products at a point at most; by default unlimited", metavar="COUNT"
+    )
+    certify: str = setting(
+        "audit", "verification with independent cold-start solves and probabilistic limits: of a random 2 % of the "
+        "points, or of each", choices=("audit", "each", "none"),
+    )  # fmt: skip
+    confidence: float = setting(0.99, "probability with which no eigenvalue lies beyond the limits", metavar="P")
+    hvp_backend: str = hvp_backend_setting()
+
+
+@dataclass(frozen=True)
+class SpectrumSettings:
+    """Hessian options."""
+
+    matrix: str = setting("hessian", "curvature matrix", choices=("hessian", "gauss-newton", "both"))
+    parameters: str = parameters_setting()
+    top: int = setting(5, "number of largest eigenvalues, up to 100", metavar="K")
+    bottom: int = setting(1, "number of smallest eigenvalues", metavar="K")
+    abs: int = setting(0, "number of eigenvalues largest by magnitude", metavar="K")
+    tol: float = setting(1e-3, "accuracy of the ends, relative to max(abs(eigenvalue))", metavar="TOL", above=0)
+    solver: str = setting("auto", "eigenvalue solver", choices=("auto", "lanczos", "eigsh"))
+    max_products: int | None = setting(
+        None, "number of Hessian-vector products at an end at most; by default unlimited", metavar="COUNT"
+    )
+    trace: str = setting("xtrace", "estimator of the trace", choices=("xtrace", "hutch++", "hutchinson", "none"))
+    trace_products: int = setting(60, "number of products of the trace, to begin with", metavar="COUNT")
+    trace_error: float | None = setting(None, "relative standard error of the trace to reach", metavar="ERROR")
+    density: bool = setting(True, "spectral density of all eigenvalues")
+    density_error: float = setting(0.01, "error of the density to reach, as a share of the range", metavar="ERROR")
+    density_steps: int | None = setting(None, "number of Lanczos steps of a probe; by default chosen", metavar="STEPS")
+    density_probes: int | None = setting(None, "number of probe vectors; by default chosen", metavar="PROBES")
+    tail_mass: tuple[str, ...] = setting(
+        (), "thresholds T: shares of eigenvalues below -T and above T", metavar="T", former=("--mass-at",)
+    )
+    dense_limit: int = setting(
+        256, "size up to which matrices and blocks are computed entry by entry", metavar="SIZE", former=("--dense",)
+    )
+    layers: str = setting("none", "Hessian block of every layer", choices=("none", "tensor", "module"))
+    groups: tuple[str, ...] = setting((), "Hessian blocks of groups of layers: label=regex ...", metavar="REGEX")
+    layer_output_hessian: str = setting(
+        "none", "Hessian of each layer's output, by its inputs or weights",
+        choices=("none", "inputs", "weights", "both"),
+        former=("--second-reading",),
+    )  # fmt: skip
+    singular_values: bool = setting(False, "singular values of each layer's weight", former=("--weights",))
+    vectors: bool = setting(False, "eigenvectors in the result")
+    compare: tuple[str, ...] = setting((), "further checkpoints: LABEL=FILE or LABEL=MODEL@FILE ...", metavar="MODEL")
+    along: tuple[str, ...] = setting((), "checkpoints of a run: the command `lossmap dynamics` now", metavar="FILE")
+    full_spectrum: bool = setting(False, "of --along", former=("--whole",))
+    l2: tuple[str, ...] = setting((), "strengths of an L2 path", metavar="STRENGTH")
+    l2_retrain: int | None = setting(None, "epochs of retraining with each strength; by default none", metavar="EPOCHS")
+    seed: int = setting(0, "seed of probes and start vectors", metavar="SEED")
+    hvp_backend: str = hvp_backend_setting()
+
+
+@dataclass(frozen=True)
+class HealthSettings:
+    """Examination options."""
+
+    examinations: tuple[str, ...] = setting(
+        ("weights", "gradients", "hessian", "collapse", "signals"),
+        "examinations to make, of these five",
+        metavar="NAME",
+    )
+    hessian_samples: int = setting(512, "samples for gradients and Hessian, at most", metavar="SAMPLES")
+    lr: float | None = setting(
+        None, "learning rate, by which the edge of stability is judged", metavar="RATE", names=("--rate",)
+    )
+    momentum: float = setting(0.0, "momentum of the steps taken with it", metavar="SHARE")
+    nesterov: bool = setting(False, "Nesterov's momentum, which `lossmap train` has by default")
+    held_out: bool = setting(True, "accuracy and labels on the test split too, where there is one")
+    layer: str | None = setting(
+        None, "layer whose input are the features; by default the last linear one", metavar="NAME"
+    )
+    parameters: str = parameters_setting()
+    density_error: float = setting(0.05, "error of the spectral density, as a share of its range", metavar="SHARE")
+    seed: int = setting(0, "seed of probes and of the subset of samples", metavar="SEED")
+    json: str | None = setting(None, "report as machine-readable JSON; - prints it instead", metavar="FILE")
+    figure: str | None = setting(
+        None, "report as a figure on one page: .pdf, .png, .svg", metavar="FILE", former=("--sheet",)
+    )
+    surf_file: str | None = setting(None, "result file that gets the report, in group health", metavar="FILE")
+    fail_on_serious: bool = setting(False, "exit code 3 where a finding is serious")
+    precision: str = setting(
+        "float32", "floating-point format of all computing", choices=("float32", "tf32", "float64")
+    )
+    device: str = setting("auto", "auto, cpu, cuda or cuda:1", metavar="DEVICE")
+    threads: int | None = setting(
+        None, "number of threads; by default the cores of this process", metavar="COUNT", minimum=1
+    )
+    batch_size: int | None = setting(
+        None, "number of samples per pass; by default chosen", metavar="SAMPLES", minimum=1
+    )
+
+
+# command -> the groups of its settings
+GROUPS: dict[str, tuple[type, ...]] = {
+    "surface": (ModelSettings, DataSettings, PlaneSettings, NoiseSettings, RunSettings, DrawSettings),
+    "eigenmap": (ModelSettings, DataSettings, PlaneSettings, EigenSettings, NoiseSettings, RunSettings, DrawSettings),
+    "spectrum": (ModelSettings, DataSettings, SpectrumSettings, RunSettings, DrawSettings),
+    "health": (ModelSettings, DataSettings, HealthSettings),
+}

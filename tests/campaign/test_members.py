@@ -1,0 +1,170 @@
+"""Members are known by their contents: what changes a digest, what does not, what a cache of digests may believe."""
+
+import os
+import pickle
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lossmap.campaign.digests import DigestCache, file_digest
+from lossmap.campaign.member import Member, member_digest
+from lossmap.cli.campaign_file import CampaignFile, campaign_members
+from lossmap.cli.settings import UsageError
+
+PLAIN = st.dictionaries(st.text(max_size=5), st.one_of(st.integers(), st.floats(allow_nan=False), st.text(max_size=5)))
+
+
+@given(PLAIN, PLAIN)
+def test_digests_are_equal_just_where_settings_are(a, b):
+    assert (member_digest("surface", a, []) == member_digest("surface", b, [])) == (repr_of(a) == repr_of(b))
+    assert member_digest("surface", a, []) == member_digest("surface", dict(reversed(a.items())), [])
+
+
+def repr_of(values):
+    return sorted((key, repr(value)) for key, value in values.items())
+
+
+def test_a_file_counts_by_its_contents_and_not_by_its_name(tmp_path):
+    names = []
+    for name, text in (("a.pt", "1"), ("b.pt", "1"), ("c.pt", "2")):
+        (tmp_path / name).write_text(text)
+        names.append(str(tmp_path / name))
+    one, same, other = (Member("m", print, {"seed": 0}, (name,)) for name in names)
+    assert one.digest == same.digest != other.digest
+    assert pickle.loads(pickle.dumps(one)) == one
+
+
+def test_the_cache_believes_size_and_time_and_nothing_young(tmp_path):
+    file, kept = tmp_path / "net.pt", tmp_path / "digests.json"
+    file.write_text("one")
+    os.utime(file, (1e9, 1e9))
+    cache = DigestCache(kept)
+    assert cache.of(file) == file_digest(file)
+    cache.save()
+    again = DigestCache(kept)
+    assert again._entries == cache._entries != {}
+    file.write_text("two")  # young: read each time, and not kept
+    assert again.of(file) == file_digest(file)
+    again.save()
+    assert DigestCache(kept)._entries == cache._entries
+    kept.write_text("{")
+    assert DigestCache(kept).of(file) == file_digest(file)
+
+
+def test_a_folder_counts_by_the_names_and_contents_of_its_files(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "a").write_text("1")
+    before = DigestCache().of(tmp_path / "run")
+    (tmp_path / "run" / "a").rename(tmp_path / "run" / "b")
+    assert DigestCache().of(tmp_path / "run") != before
+
+
+# ---- the TOML file
+
+SWEEP = """
+[settings]
+model = "mlp"
+samples = 64
+[over]
+model_file = {glob = "runs/step_*.pt"}
+seed = [0, 1]
+[surface]
+x = "-1:1:5"
+[[spectrum]]
+top = 2
+over = {samples = [32, 64]}
+"""
+
+
+@pytest.fixture
+def sweep(tmp_path):
+    (tmp_path / "runs").mkdir()
+    for step in (2, 10):
+        (tmp_path / "runs" / f"step_{step}.pt").write_text(f"weights {step}")
+
+    def write(text):
+        (tmp_path / "sweep.toml").write_text(text)
+        return tmp_path / "sweep.toml"
+
+    return write
+
+
+def test_the_members_are_every_combination_in_order(sweep):
+    members = campaign_members(sweep(SWEEP))
+    names = [member.name for member in members]
+    assert len(members) == 2 * 2 * (1 + 2)
+    assert names[:4] == [
+        "surface: model_file runs/step_2, seed 0",
+        "spectrum: model_file runs/step_2, seed 0, samples 32",
+        "spectrum: model_file runs/step_2, seed 0, samples 64",
+        "surface: model_file runs/step_2, seed 1",
+    ]
+    assert len({member.digest for member in members}) == len(members)
+    assert members[0].settings == {
+        "model": "mlp", "samples": 64, "model_file": "runs/step_2.pt", "seed": 0, "x": "-1:1:5",
+    }  # fmt: skip
+
+
+def digests(path):
+    return [member.digest for member in campaign_members(path)]
+
+
+@pytest.mark.parametrize(
+    ("change", "is_same"),
+    [
+        (("samples = 64\n", "samples = 64\nsplit = 'train'\n"), True),  # a default
+        (("samples = 64\n", "samples = 64\nthreads = 1\ndevice = 'cpu'\nbatch-size = 7\n"), True),  # how, not what
+        (("[surface]", "[ surface ]"), True),
+        (("top = 2", "top = 3"), False),
+        (("samples = 64\n", "samples = 63\n"), False),
+        (('"-1:1:5"', '"-1:1:6"'), False),
+    ],
+)
+def test_what_changes_a_digest(sweep, change, is_same):
+    before = digests(sweep(SWEEP))
+    after = digests(sweep(SWEEP.replace(*change)))
+    assert (before == after) == is_same
+
+
+def test_a_moved_checkpoint_is_the_same_member_and_a_changed_one_another(sweep, tmp_path):
+    before = digests(sweep(SWEEP))
+    (tmp_path / "runs").rename(tmp_path / "moved")
+    assert digests(sweep(SWEEP.replace("runs/", "moved/"))) == before
+    (tmp_path / "moved" / "step_2.pt").write_text("trained on")
+    after = digests(tmp_path / "sweep.toml")
+    assert after[:6] != before[:6] and after[6:] == before[6:]
+
+
+def test_the_rows_of_a_table_are_settings_and_labels(sweep, tmp_path):
+    (tmp_path / "nets.csv").write_text("model_file,lr,seed\nruns/step_2.pt,0.1,3\nruns/step_10.pt,1e-2,\n")
+    text = 'labels = ["lr"]\n[settings]\nmodel = "mlp"\n[table]\nfile = "nets.csv"\n[health]\nsamples = 8\n'
+    first, second = campaign_members(sweep(text))
+    assert first.labels == {"lr": 0.1} and first.settings["seed"] == 3 and "seed" not in second.settings
+    without = campaign_members(sweep(text.replace('labels = ["lr"]\n', "")))
+    assert without[0].settings["lr"] == 0.1  # a setting of `lossmap health`
+    assert first.digest != without[0].digest
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("[sharpness]\n", r"\[sharpness\] is no measure of a campaign in this version"),
+        ("[connect]\n", r"\[connect\] is no measure of a campaign in this version"),
+        ("[surfaces]\n", "did you mean surface"),
+        ("[settings]\nmodel = 'mlp'\n", "names no measure"),
+        ("[surface]\nxx = 1\n", r"\[surface\] unknown setting 'xx'"),
+        ("[over]\nsede = [1]\n[surface]\n", "did you mean seed"),
+        ("[over]\nseed = 1\n[surface]\n", "must be a list of values"),
+        ("[over]\nmodel_file = {glob = 'no/*.pt'}\n[surface]\n", "no file in .* fits 'no/\\*.pt'"),
+        ("[settings]\nmodel_file = 'no.pt'\n[surface]\n", "model_file: no.pt: No such file"),
+        ("[settings]\nseed = [1, 2]\n[surface]\n", r"a list of values belongs into \[over\]"),
+        ("[surface]\nsurf_file = 'a.h5'\n", "surf_file is decided by the campaign"),
+        ("[surface]\nseed = 'x'\n", "seed must be a whole number"),
+        ("[table]\nfile = 'no.csv'\n[surface]\n", "the table .*no.csv: No such file"),
+        ("[surface\n", "is not TOML"),
+    ],
+)
+def test_what_a_file_gets_wrong_is_one_sentence(sweep, text, sentence):
+    with pytest.raises(UsageError, match=sentence):
+        CampaignFile.read(sweep(text)).members()
