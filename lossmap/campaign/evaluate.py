@@ -98,7 +98,7 @@ class SurveyWork:
 def work_of(member: Member) -> Work:
     """The member's work: its `build` where that is one, else a survey of what it returns."""
     if hasattr(member.build, "prepare"):
-        return member.build
+        return cast(Work, member.build)
     return SurveyWork(cast(Callable[[], tuple[Any, Grid]], member.build))
 
 
@@ -123,7 +123,11 @@ class MemberEvaluator:
         try:
             if state.kind == POINT:
                 return self._point(index, state)
-            reading = self._prepare(state) if state.kind == PREPARE else self._finish(state)
+            reading: Preparation | None = None
+            if state.kind == PREPARE:
+                reading = self._prepare(state)
+            else:
+                self._finish(state)
         except Interrupted:
             return INTERRUPTED, index, {}
         except Exception:

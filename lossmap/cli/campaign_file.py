@@ -212,7 +212,7 @@ class _MemberMaker:
             member_digest(command, identity, "command"),
         )
 
-    def _convert(self, command: str, known: tuple[Field[Any], type] | Any, value: Any) -> Any:
+    def _convert(self, command: str, known: Field[Any], value: Any) -> Any:
         key = (command, known.name, json.dumps(value))
         if key not in self._converted:
             self._converted[key] = _converted(known, _group_of(command, known.name), value)

@@ -106,7 +106,8 @@ class CommandWork:
     def settings(self, site: Site) -> Settings:
         """The command's settings: the member's own, its result file, and this rank's device and threads."""
         settings: Settings = self._module.COMMAND.parse([], dict(self.values))
-        group, chosen = ("health" if self.command == "health" else "run"), {"surf_file": str(site.path)}
+        group = {"health": "health"}.get(self.command, "run")
+        chosen: dict[str, Any] = {"surf_file": str(site.path)}
         if isinstance(site.machine, RankMachine):
             chosen |= {"device": site.machine.device, "threads": site.machine.threads}
         return settings.changed(group, **chosen)

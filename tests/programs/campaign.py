@@ -1,4 +1,4 @@
-"""campaign.py FOLDER SECONDS: members of 25 points whose costs spread 1 to 20; each evaluation is logged beside.
+"""campaign.py FOLDER SECONDS COUNT: members of 25 points whose costs spread 1 to 20; each evaluation is logged beside.
 
 FOLDER   of the campaign; evaluations are logged in FOLDER/log, one line a point, before it is measured
 SECONDS  of the cheapest member's points; the dearest ones take twenty times as long
@@ -59,7 +59,7 @@ if __name__ == "__main__":
     world = World.start()
     folder = sys.argv[1]
     began = time.monotonic()
-    table = run_campaign(members(folder, float(sys.argv[2])), folder, world=world, progress=False)
+    table = run_campaign(members(folder, float(sys.argv[2]), int(sys.argv[3])), folder, world=world, progress=False)
     if world.rank == 0:
         said = {"wall": time.monotonic() - began, "seconds": sum(table["seconds"]), "ranks": world.size}
         print(json.dumps({**said, "outcomes": sorted(set(table["outcome"])), "done": sum(table["done"])}), flush=True)
