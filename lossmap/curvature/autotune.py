@@ -57,8 +57,10 @@ log = logging.getLogger("lossmap")
 FIRST_BATCH_SIZE = 32  # at which the probe starts
 MIN_BATCH_SIZE = 8  # below which it does not go
 MIN_WINOGRAD_CHANNELS = 16  # of 3x3 convolutions with which tiles are tried
-MAX_WINOGRAD_ROUNDING = 32  # of tiles, in units of the precision
+MAX_FORMAT_ROUNDING = 32  # of tiles and memory formats, in units of the precision
+SIZE_FACTORS = (4.0, 0.5)  # by which batches grow, and then shrink, while that gains
 MAX_ROUNDING = 1.0  # relative, with its safety, beyond which another backend is tried
+ROUNDS = 3  # in which plans are timed in turns
 MAX_PROBE_SECONDS = 30.0  # of processor time, after which the probe tries nothing further
 
 
@@ -223,38 +225,56 @@ class Probe:
 
     def best(self, backends: set[str]) -> OperatorFactory:
         """The cheapest among these backends, with its batch size, memory format, and what else there is to choose."""
-        searched = (self.search(backend) for backend in BACKENDS if backend in backends)
-        runs = [candidate for candidate in searched if candidate is not None]
+        sized = self.sized(backends)
+        size = sized.plan.batch_size if sized else self.first_size
+        runs = [] if sized is None else [sized]
+        for backend in BACKENDS:
+            if backend in backends and (sized is None or backend != sized.plan.backend):
+                found = self.search(backend, size)
+                runs += [found] if found else []
+        runs = [run for run in runs if run.plan.backend in backends]
         if not runs:  # what was asked for does not run in the model's own precision
-            runs = [self.candidate(HvpPlan("double-backward", min(FIRST_BATCH_SIZE, self.samples)))]  # type: ignore[list-item]
-        winner, *others = runs
-        for other in others:
-            winner = self.cheaper(winner, other)
+            runs = [self.candidate(HvpPlan("double-backward", self.first_size))]  # type: ignore[list-item]
+        winner = self.cheapest(runs)
         plan = winner.plan
         if plan.backend == "linearized":
             plan = self.with_vmap(winner)
         record = {label: float(f"{seconds:.3g}") for label, seconds in self.seconds.items()}
         return self.with_plan(replace(plan, seconds_per_sample=record))
 
+    @property
+    def first_size(self) -> int:
+        """Samples of the first batch that is tried; all of them where they are few: then there is one trace."""
+        return self.samples if self.samples <= 2 * FIRST_BATCH_SIZE else FIRST_BATCH_SIZE
+
     def with_plan(self, plan: HvpPlan) -> OperatorFactory:
         """The factory with this plan."""
         return replace(self.factory, plan=plan)
 
-    def search(self, backend: str) -> Candidate | None:
-        """Both memory formats at the first batch size, then larger batches as long as they gain, else smaller ones."""
-        is_few = self.samples <= 2 * FIRST_BATCH_SIZE  # one batch, and one trace
-        first = HvpPlan(backend, self.samples if is_few else FIRST_BATCH_SIZE)
+    def sized(self, backends: set[str]) -> Candidate | None:
+        """The best batch size: larger batches as long as they gain, then smaller ones.
+
+        It is looked for with a product that needs no trace, where one is right: what makes a size good, overhead
+        against what fits into the cache, is much the same for all, and every size would need a trace of its own.
+        """
+        backend = "retained-graph"
+        if backend not in backends:
+            backend = "double-backward" if self.factory.fallback else "linearized"
+        best = self.candidate(HvpPlan(backend, self.first_size))
+        if best is None or self.samples == self.first_size:
+            return best
+        for factor in SIZE_FACTORS:
+            best = self.with_batches_scaled(best, factor)
+        return best
+
+    def search(self, backend: str, size: int) -> Candidate | None:
+        """A backend at a batch size, where it is linearized in the cheapest memory format."""
+        first = HvpPlan(backend, size)
         best = self.candidate(first)
         if backend == "linearized" and self.images:
             best = self.with_channels_last(best, first)
-        if best is None:
-            return None
-        if best.plan.memory_format == "channels_last":
+        if best is not None and best.plan.memory_format == "channels_last":
             best = self.with_winograd(best)
-        for factor in () if is_few else (2.0, 0.5):
-            best = self.with_batches_scaled(best, factor)
-            if best.plan.batch_size > first.batch_size:
-                break  # larger ones gained, so that smaller ones will not
         return best
 
     def with_batches_scaled(self, best: Candidate, factor: float) -> Candidate:
@@ -275,6 +295,8 @@ class Probe:
         if other is None or (best is not None and self.cheaper(best, other) is best):
             return best
         # an operation may not know the other format, or take it otherwise
+        if best is not None and self.agree(other, best):
+            return other
         if disagreement(other.factory, "double-backward" if self.factory.fallback else "linearized") is not None:
             return best
         return other
@@ -290,10 +312,15 @@ class Probe:
             tiled = self.candidate(replace(plain.plan, winograd_channels=threshold))
             if tiled is None or self.cheaper(best, tiled) is best:
                 continue
-            product, reference = tiled.work(), plain.work()
-            if norm(product - reference) <= MAX_WINOGRAD_ROUNDING * torch.finfo(product.dtype).eps * norm(reference):
+            if self.agree(tiled, plain):
                 best = tiled
         return best
+
+    @staticmethod
+    def agree(candidate: Candidate, other: Candidate) -> bool:
+        """Whether two ways to one product differ by no more than tiles may round."""
+        product, reference = candidate.work(), other.work()
+        return norm(product - reference) <= MAX_FORMAT_ROUNDING * torch.finfo(product.dtype).eps * norm(reference)
 
     def with_vmap(self, best: Candidate) -> HvpPlan:
         """Four vectors together by vmap, if that is cheaper than one after the other."""
@@ -326,11 +353,23 @@ class Probe:
 
     def cheaper(self, best: Candidate, other: Candidate, margin: float = 1.0) -> Candidate:
         """The cheaper per sample, both timed in turns; the first unless the second is cheaper by the margin."""
-        first, second = in_turns([best, other], self.clock)
-        for candidate, seconds in ((best, first), (other, second)):
-            label = candidate.plan.label
-            self.seconds[label] = min(seconds, self.seconds.get(label, seconds))
+        first, second = self.timed([best, other])
         return other if second < margin * first else best
+
+    def cheapest(self, candidates: Sequence[Candidate]) -> Candidate:
+        """The cheapest per sample of all, timed in turns; one alone is not timed."""
+        if len(candidates) == 1:
+            return candidates[0]
+        seconds = self.timed(candidates)
+        return candidates[min(range(len(candidates)), key=lambda i: seconds[i])]
+
+    def timed(self, candidates: Sequence[Candidate]) -> tuple[float, ...]:
+        """Seconds per sample of each, which are also noted under the plan's label."""
+        seconds = in_turns(candidates, self.clock)
+        for candidate, measured in zip(candidates, seconds, strict=True):
+            label = candidate.plan.label
+            self.seconds[label] = min(measured, self.seconds.get(label, measured))
+        return seconds
 
     def first_batch(self, factory: OperatorFactory) -> OperatorFactory:
         """The same over its first batch alone."""
@@ -352,7 +391,7 @@ class Candidate:
         self.work: Callable[[], Tensor] = partial(operator.products.local_sum, rows.to(self.device, operator.dtype))
 
 
-def in_turns(candidates: Sequence[Candidate], clock: Callable[[], float], rounds: int = 4) -> tuple[float, ...]:
+def in_turns(candidates: Sequence[Candidate], clock: Callable[[], float], rounds: int = ROUNDS) -> tuple[float, ...]:
     """The smallest seconds per sample of each, timed in turns, so that a change of load meets all alike."""
     smallest = [float("inf")] * len(candidates)
     for _ in range(rounds):

@@ -253,7 +253,11 @@ class LinearizedProducts:
         """The program for this shape of batch, traced when first met."""
         shapes = tuple((t.shape, t.stride(), t.dtype) for t in leaves)
         # strides belong to the key: a trace fixes the memory format too
-        key = (str(inputs.spec), tuple(map(repr, inputs.constants)), shapes, self.plan.winograd_channels)
+        trace = (str(inputs.spec), tuple(map(repr, inputs.constants)), shapes)
+        key = (*trace, self.plan.winograd_channels)
+        other = next((self.programs[k] for k in self.programs if k[:-1] == trace), None)
+        if key not in self.programs and other is not None:
+            self.programs[key] = other.tiled(self.plan.winograd_channels)
         if key not in self.programs:
             with differentiable_evaluation(self.problem, "logistic"):
                 self.programs[key] = LINEARIZATIONS[self.product](

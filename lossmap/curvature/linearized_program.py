@@ -12,10 +12,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.func import grad_and_value, vjp
 
 from lossmap.curvature.linearize.jvp import Pushforward, linearize
@@ -33,12 +34,14 @@ class LinearizedProgram:
     product   (kept values, tangents of theta) -> tangents of the gradient, None where zero
     product_for_vmap  the same, writing into no buffer
     forward_mode  operations without a rule, which took PyTorch's own forward mode, and how often
+    tiled     (channels from which 3x3 convolutions use tiles) -> the same program with these, over the same trace
     """
 
     values: Callable[[Sequence[Tensor], Sequence[Tensor]], tuple[Any, Tensor]]
     product: Callable[[Any, tuple[Tensor, ...]], Sequence[Tensor | None]]
     product_for_vmap: Callable[[Any, tuple[Tensor, ...]], Sequence[Tensor | None]]
     forward_mode: dict[str, int]
+    tiled: Callable[[int], LinearizedProgram]
 
 
 def linearize_hessian(
@@ -63,13 +66,20 @@ def linearize_hessian(
         slope, value = grad_and_value(lambda theta: loss(*theta, *flat[k:]))(flat[:k])
         return (*slope, value)
 
-    step = linearize(pure(gradient, tensors), [(range(k), range(k))], [k], winograd_channels)
+    return _hessian_of(pure(gradient, tensors), k, winograd_channels)
+
+
+def _hessian_of(trace: fx.GraphModule, k: int, winograd_channels: int) -> LinearizedProgram:
+    """The Hessian's product of a traced gradient by the first k inputs, which returns the loss after it."""
+    step = linearize(trace, [(range(k), range(k))], [k], winograd_channels)
 
     def values(state: Sequence[Tensor], batch: Sequence[Tensor]) -> tuple[Any, Tensor]:
         needed, (value,) = step.values(*state, *batch)
         return needed, value
 
-    return LinearizedProgram(values, step.products[0], step.products_for_vmap[0], step.forward_mode)
+    return LinearizedProgram(
+        values, step.products[0], step.products_for_vmap[0], step.forward_mode, partial(_hessian_of, trace, k)
+    )
 
 
 def linearize_gauss_newton(
@@ -103,14 +113,30 @@ def linearize_gauss_newton(
         slope, value = grad_and_value(lambda f: loss_graph(*f, *flat[count:]))(flat[:count])
         return (*slope, value)
 
-    duals = range(end, end + count)
-    jacobian = linearize(
+    return _gauss_newton_of(
         pure(net_and_pullback, [*tensors, *(torch.zeros_like(f) for f in outputs)]),
-        [(range(k), range(count)), (duals, range(count, count + k))],
-        range(count),
+        pure(loss_slope, [*outputs, *batch]),
+        (k, end),
+        outputs,
         winograd_channels,
     )
-    curvature = linearize(pure(loss_slope, [*outputs, *batch]), [(range(count), range(count))], [count])
+
+
+def _gauss_newton_of(
+    net: fx.GraphModule,
+    loss_slope: fx.GraphModule,
+    ends: tuple[int, int],
+    outputs: Sequence[Tensor],
+    winograd_channels: int,
+) -> LinearizedProgram:
+    """Gauss-Newton's product of the net traced with its pullback, and of the loss's gradient by the outputs.
+
+    ends  where theta ends among the inputs, and where the duals begin
+    """
+    (k, end), count = ends, len(outputs)
+    maps = [(range(k), range(count)), (range(end, end + count), range(count, count + k))]
+    jacobian = linearize(net, maps, range(count), winograd_channels)
+    curvature = linearize(loss_slope, [(range(count), range(count))], [count])
 
     def values(state: Sequence[Tensor], batch: Sequence[Tensor]) -> tuple[Any, Tensor]:
         of_net, predictions = jacobian.values(*state, *batch, *outputs)  # the duals: shapes alone are read
@@ -131,6 +157,7 @@ def linearize_gauss_newton(
         chained(jacobian.products[0], curvature.products[0], jacobian.products[1]),
         chained(jacobian.products_for_vmap[0], curvature.products_for_vmap[0], jacobian.products_for_vmap[1]),
         jacobian.forward_mode | curvature.forward_mode,
+        partial(_gauss_newton_of, net, loss_slope, ends, outputs),
     )
 
 

@@ -79,7 +79,7 @@ def linearize(
     for builder in builders:
         forward_mode.update(builder.forward_mode)
     # compiled before buffers are reused: vmap cannot write a batched tensor into one that is not
-    products_for_vmap = tuple(compiled(module, builder.product) for builder in builders)
+    products_for_vmap = tuple(CompiledLater(module, copied(builder.product)) for builder in builders)
     for builder in builders:
         reuse_buffers(builder.product)
     products = tuple(compiled(module, builder.product) for builder in builders)
@@ -120,12 +120,32 @@ def note_likes(module: fx.GraphModule, inputs: Sequence[Tensor]) -> None:
 
 def compiled(module: fx.GraphModule, graph: fx.Graph) -> Callable[..., Any]:
     """The graph as a Python function; PyTorch's own bindings where they are quicker than the operator's."""
-    quick = fx.Graph()  # a copy: the caller's is still to be changed or compiled otherwise
-    quick.output(quick.graph_copy(graph, {}))
+    quick = copied(graph)  # the caller's is still to be changed or compiled otherwise
     for node in quick.nodes:
         if node.op == "call_function" and node.target in QUICK_BINDINGS:
             node.target = QUICK_BINDINGS[node.target]
     return fx.GraphModule(module, quick).forward
+
+
+def copied(graph: fx.Graph) -> fx.Graph:
+    """A copy of a graph."""
+    copy = fx.Graph()
+    copy.output(copy.graph_copy(graph, {}))
+    return copy
+
+
+class CompiledLater:
+    """A graph as a Python function, compiled at the first call: most products are never asked of several vectors."""
+
+    def __init__(self, module: fx.GraphModule, graph: fx.Graph) -> None:
+        self.module, self.graph = module, graph
+        self.function: Callable[..., Any] | None = None
+
+    def __call__(self, *args: Any) -> Any:
+        """What the graph returns."""
+        if self.function is None:
+            self.function = compiled(self.module, self.graph)
+        return self.function(*args)
 
 
 # a call through torch.ops has more overhead, which small layers feel

@@ -6,7 +6,7 @@ trace serves every point that a map visits; shapes and memory format are fixed i
     batch norm(conv(x, w, b)) = conv(x, w s, (b - mean) s + beta),  s = gamma / sqrt(var + eps),
 
 exact, and still a function of w, gamma and beta: so the graph is folded, not the numbers. The price is one trace per
-batch shape, some tenths of a second to a few seconds. A trace does not see detach, `.data`, no_grad, custom autograd
+batch shape, hundredths of a second to a second. A trace does not see detach, `.data`, no_grad, custom autograd
 functions or random numbers as such, and `linearize` therefore compares before it trusts; what depends on the data's
 values (`.item()`, branches) raises here.
 """
@@ -14,14 +14,16 @@ values (`.item()`, branches) raises here.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.func import functional_call, functionalize
-from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx import _lazy_graph_module as lazy_modules
+from torch.fx.experimental import proxy_tensor
 from torch.utils import _pytree as pytree
 
 from lossmap.curvature.linearize.graph_builder import aten, packet
@@ -92,14 +94,14 @@ class Inputs:
 
 def traced(function: Callable[..., Any], inputs: Sequence[Tensor]) -> fx.GraphModule:
     """The graph of a function of tensors, without mutations, its shapes noted."""
-    # twice: autograd inside the function (a PINN's) is traced as it runs, which functionalize would not let it
-    graph = make_fx(function)(*inputs)
+    # first as it runs: autograd inside the function (a PINN's) is not let by functionalize
+    graph = recorded(function, inputs)
     refuse_shapes_of_values(graph)
     for node in list(graph.graph.nodes):  # autograd detaches what it saves; `linearize` finds out about other ones
         if packet(node) is aten.detach:
             node.replace_all_uses_with(node.args[0])
     graph.recompile()
-    return pure(graph, inputs)
+    return without_mutations(graph, inputs)
 
 
 def refuse_shapes_of_values(graph: fx.GraphModule) -> None:
@@ -117,12 +119,58 @@ def refuse_shapes_of_values(graph: fx.GraphModule) -> None:
 
 def pure(function: Callable[..., Any], inputs: Sequence[Tensor]) -> fx.GraphModule:
     """The graph of a traceable function without mutations, its shapes noted."""
+    return without_mutations(recorded(function, inputs), inputs)
+
+
+def without_mutations(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> fx.GraphModule:
+    """The graph with every operation that writes into a tensor replaced by one that does not, its shapes noted."""
     # rules read a tensor's value after later nodes have run: nothing may have written into it by then
-    graph = make_fx(functionalize(function, remove="mutations"))(*inputs)
+    if any(writes(node) for node in graph.graph.nodes):
+        graph = recorded(functionalize(graph, remove="mutations"), inputs)
     graph.graph.eliminate_dead_code()
     graph.recompile()
     note_likes(graph, inputs)
     return graph
+
+
+def writes(node: fx.Node) -> bool:
+    """Whether a node may write into one of its arguments; of what is no single operation that is not known."""
+    if node.op != "call_function" or node.target is operator.getitem:
+        return False
+    schema = getattr(node.target, "_schema", None)
+    return schema is None or bool(schema.is_mutable)
+
+
+def recorded(function: Callable[..., Any], inputs: Sequence[Tensor]) -> fx.GraphModule:
+    """The graph of a function of tensors, as make_fx records it while the function runs."""
+    with _nothing_but_the_graph():
+        return proxy_tensor.make_fx(function)(*inputs)
+
+
+_extract_val = getattr(proxy_tensor, "extract_val", None)
+
+
+@contextmanager
+def _nothing_but_the_graph() -> Iterator[None]:
+    """Inside, make_fx makes no fake twin of every result, and no code of every graph: more than half of its time.
+
+    Neither is read here: shapes come with `tensor_meta` and from `note_likes`, code is made when a graph runs.
+    """
+
+    def value(result: Any, *args: Any, **kwargs: Any) -> Any:
+        if isinstance(result, Tensor) or _extract_val is None:
+            return None
+        return _extract_val(result, *args, **kwargs)
+
+    lazy = getattr(lazy_modules, "_use_lazy_graph_module", nullcontext)
+    with lazy(True):
+        if _extract_val is not None:
+            proxy_tensor.extract_val = value
+        try:
+            yield
+        finally:
+            if _extract_val is not None:
+                proxy_tensor.extract_val = _extract_val
 
 
 def fold_batchnorm_in_graph(module: fx.GraphModule) -> fx.GraphModule:
