@@ -411,6 +411,11 @@ class AllocationCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self.bytes: int = 0
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """No: to be skipped is to import PyTorch's compiler first, which takes a second."""
+        return False
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         for leaf in pytree.tree_leaves(result):

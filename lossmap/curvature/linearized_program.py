@@ -16,11 +16,10 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
-from torch.func import grad_and_value, vjp
+from torch import Tensor, nn
 
 from lossmap.curvature.linearize.jvp import Pushforward, linearize
-from lossmap.curvature.linearize.trace import Inputs, fold_batchnorm_in_graph, pure, traced
+from lossmap.curvature.linearize.trace import GraphModule, Inputs, fold_batchnorm_in_graph, pure, traced
 from lossmap.curvature.operators import outputs_and_loss
 from lossmap.data.batches import Batch
 from lossmap.data.problem import Problem
@@ -63,13 +62,14 @@ def linearize_hessian(
 
     def gradient(*flat: Tensor) -> tuple[Tensor, ...]:
         # the loss comes with it: one forward pass serves both
-        slope, value = grad_and_value(lambda theta: loss(*theta, *flat[k:]))(flat[:k])
-        return (*slope, value)
+        theta = leaves(flat[:k])
+        value = loss(*theta, *flat[k:])
+        return (*pullback([value], theta), value)
 
     return _hessian_of(pure(gradient, tensors), k, winograd_channels)
 
 
-def _hessian_of(trace: fx.GraphModule, k: int, winograd_channels: int) -> LinearizedProgram:
+def _hessian_of(trace: GraphModule, k: int, winograd_channels: int) -> LinearizedProgram:
     """The Hessian's product of a traced gradient by the first k inputs, which returns the loss after it."""
     step = linearize(trace, [(range(k), range(k))], [k], winograd_channels)
 
@@ -106,12 +106,14 @@ def linearize_gauss_newton(
 
     def net_and_pullback(*flat: Tensor) -> tuple[Tensor, ...]:
         # as one trace, so that forward and backward share the activations
-        values, pull = vjp(lambda *theta: net(*theta, *flat[k:end]), *flat[:k])[:2]
-        return (*values, *pull(tuple(flat[end:])))
+        theta = leaves(flat[:k])
+        values = net(*theta, *flat[k:end])
+        return (*values, *pullback(values, theta, flat[end:]))
 
     def loss_slope(*flat: Tensor) -> tuple[Tensor, ...]:
-        slope, value = grad_and_value(lambda f: loss_graph(*f, *flat[count:]))(flat[:count])
-        return (*slope, value)
+        predictions = leaves(flat[:count])
+        value = loss_graph(*predictions, *flat[count:])
+        return (*pullback([value], predictions), value)
 
     return _gauss_newton_of(
         pure(net_and_pullback, [*tensors, *(torch.zeros_like(f) for f in outputs)]),
@@ -123,8 +125,8 @@ def linearize_gauss_newton(
 
 
 def _gauss_newton_of(
-    net: fx.GraphModule,
-    loss_slope: fx.GraphModule,
+    net: GraphModule,
+    loss_slope: GraphModule,
     ends: tuple[int, int],
     outputs: Sequence[Tensor],
     winograd_channels: int,
@@ -158,6 +160,31 @@ def _gauss_newton_of(
         chained(jacobian.products_for_vmap[0], curvature.products_for_vmap[0], jacobian.products_for_vmap[1]),
         jacobian.forward_mode | curvature.forward_mode,
         partial(_gauss_newton_of, net, loss_slope, ends, outputs),
+    )
+
+
+def leaves(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """The tensors as leaves of an autograd graph of their own."""
+    return [t.detach().requires_grad_(True) for t in tensors]
+
+
+def pullback(
+    values: Sequence[Tensor], inputs: Sequence[Tensor], duals: Sequence[Tensor] | None = None
+) -> tuple[Tensor, ...]:
+    """J^T duals, for the Jacobian J of values by inputs; of one number without duals the gradient.
+
+    What torch.func's vjp and grad give, whose first call imports PyTorch's compiler for a second.
+    """
+    reached = [i for i, value in enumerate(values) if value.requires_grad]
+    if not reached:
+        return tuple(torch.zeros_like(t) for t in inputs)
+    # with its graph: then sums of gradients are not made in place
+    return torch.autograd.grad(
+        [values[i] for i in reached],
+        inputs,
+        None if duals is None else [duals[i] for i in reached],
+        create_graph=True,
+        materialize_grads=True,
     )
 
 

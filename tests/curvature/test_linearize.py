@@ -331,9 +331,9 @@ def test_tiles_that_round_too_much_are_not_taken(monkeypatch):
     probe = Probe(begun)
     monkeypatch.setattr(probe, "cheaper", lambda best, other: other)
     monkeypatch.setattr("lossmap.curvature.autotune.MIN_WINOGRAD_CHANNELS", 4)
-    monkeypatch.setattr("lossmap.curvature.autotune.MAX_WINOGRAD_ROUNDING", 0.0)
+    monkeypatch.setattr("lossmap.curvature.autotune.MAX_FORMAT_ROUNDING", 0.0)
     assert probe.with_winograd(probe.candidate(begun.plan)).plan.winograd_channels == 0
-    monkeypatch.setattr("lossmap.curvature.autotune.MAX_WINOGRAD_ROUNDING", 1000.0)
+    monkeypatch.setattr("lossmap.curvature.autotune.MAX_FORMAT_ROUNDING", 1000.0)
     assert probe.with_winograd(probe.candidate(begun.plan)).plan.winograd_channels == 4
 
 

@@ -54,7 +54,7 @@ def linearize(
     results: Sequence[int] = (),
     winograd_channels: int = 0,
 ) -> Linearization:
-    """Splits a trace, whose nodes carry `meta["like"]` (see `note_likes`).
+    """Splits a trace, whose nodes carry `meta["like"]` (see `record`).
 
     maps               pairs: which inputs have tangents, and whose tangents are returned among the trace's results
     results            which of the trace's own results `values` should return
@@ -103,28 +103,15 @@ def _reads(builder: GraphBuilder, node: Node) -> bool:
     return node in builder.readings and bool(builder.readings[node].users)
 
 
-def note_likes(module: fx.GraphModule, inputs: Sequence[Tensor]) -> None:
-    """Runs the trace once and notes of each node's result shape, dtype and device, in `meta["like"]`."""
-
-    class Noting(fx.Interpreter):
-        def run_node(self, node: Node) -> Any:
-            result = super().run_node(node)
-            node.meta["like"] = None
-            if isinstance(result, Tensor):
-                node.meta["like"] = (tuple(result.shape), result.dtype, result.device)
-            return result
-
-    with torch.no_grad():
-        Noting(module).run(*inputs)
-
-
 def compiled(module: fx.GraphModule, graph: fx.Graph) -> Callable[..., Any]:
-    """The graph as a Python function; PyTorch's own bindings where they are quicker than the operator's."""
-    quick = copied(graph)  # the caller's is still to be changed or compiled otherwise
-    for node in quick.nodes:
+    """The graph as a Python function; PyTorch's own bindings where they are quicker than the operator's.
+
+    The graph is changed by it.
+    """
+    for node in graph.nodes:
         if node.op == "call_function" and node.target in QUICK_BINDINGS:
             node.target = QUICK_BINDINGS[node.target]
-    return fx.GraphModule(module, quick).forward
+    return fx.GraphModule(module, graph).forward
 
 
 def copied(graph: fx.Graph) -> fx.Graph:

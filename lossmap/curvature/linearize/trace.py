@@ -1,7 +1,7 @@
 """Functions of a model and a batch as graphs of ATen operations; batch norm folded into its convolution.
 
-The trace is taken with PyTorch's make_fx, with theta, the model's other tensors and the batch as inputs, so that one
-trace serves every point that a map visits; shapes and memory format are fixed in it. In evaluation mode
+The trace is taken as the function runs (`record`), with theta, the model's other tensors and the batch as inputs, so
+that one trace serves every point that a map visits; shapes and memory format are fixed in it. In evaluation mode
 
     batch norm(conv(x, w, b)) = conv(x, w s, (b - mean) s + beta),  s = gamma / sqrt(var + eps),
 
@@ -14,21 +14,19 @@ values (`.item()`, branches) raises here.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.func import functional_call, functionalize
-from torch.fx import _lazy_graph_module as lazy_modules
-from torch.fx.experimental import proxy_tensor
 from torch.utils import _pytree as pytree
 
 from lossmap.curvature.linearize.graph_builder import aten, packet
-from lossmap.curvature.linearize.jvp import note_likes
+from lossmap.curvature.linearize.record import recorded
 
+GraphModule = fx.GraphModule  # under the name by which it is imported elsewhere
 NORMS = (aten.native_batch_norm, aten._native_batch_norm_legit_no_training, aten.cudnn_batch_norm)
 
 
@@ -112,7 +110,7 @@ def refuse_shapes_of_values(graph: fx.GraphModule) -> None:
         if packet(node) is aten.index:
             # tagged as dynamic for masks alone; by whole numbers the result has the shape of the indices
             indices = [i for i in node.args[1] if isinstance(i, fx.Node)]
-            if not any(i.meta["tensor_meta"].dtype in (torch.bool, torch.uint8) for i in indices):
+            if not any(i.meta["like"][1] in (torch.bool, torch.uint8) for i in indices):
                 continue
         raise ValueError(f"shapes depend on values through {node.target}, so that one trace does not fit all points")
 
@@ -129,7 +127,6 @@ def without_mutations(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> fx.Gra
         graph = recorded(functionalize(graph, remove="mutations"), inputs)
     graph.graph.eliminate_dead_code()
     graph.recompile()
-    note_likes(graph, inputs)
     return graph
 
 
@@ -139,38 +136,6 @@ def writes(node: fx.Node) -> bool:
         return False
     schema = getattr(node.target, "_schema", None)
     return schema is None or bool(schema.is_mutable)
-
-
-def recorded(function: Callable[..., Any], inputs: Sequence[Tensor]) -> fx.GraphModule:
-    """The graph of a function of tensors, as make_fx records it while the function runs."""
-    with _nothing_but_the_graph():
-        return proxy_tensor.make_fx(function)(*inputs)
-
-
-_extract_val = getattr(proxy_tensor, "extract_val", None)
-
-
-@contextmanager
-def _nothing_but_the_graph() -> Iterator[None]:
-    """Inside, make_fx makes no fake twin of every result, and no code of every graph: more than half of its time.
-
-    Neither is read here: shapes come with `tensor_meta` and from `note_likes`, code is made when a graph runs.
-    """
-
-    def value(result: Any, *args: Any, **kwargs: Any) -> Any:
-        if isinstance(result, Tensor) or _extract_val is None:
-            return None
-        return _extract_val(result, *args, **kwargs)
-
-    lazy = getattr(lazy_modules, "_use_lazy_graph_module", nullcontext)
-    with lazy(True):
-        if _extract_val is not None:
-            proxy_tensor.extract_val = value
-        try:
-            yield
-        finally:
-            if _extract_val is not None:
-                proxy_tensor.extract_val = _extract_val
 
 
 def fold_batchnorm_in_graph(module: fx.GraphModule) -> fx.GraphModule:
