@@ -48,8 +48,8 @@ def recorded(function: Callable[..., Any], inputs: Sequence[Tensor]) -> fx.Graph
 def is_composite(func: Any, device: str) -> bool:
     """Whether an operation is made of others on a kind of device, and has no kernel of its own there."""
     kernel_for = partial(torch._C._dispatch_has_kernel_for_dispatch_key, func.name())
-    key = torch._C._parse_dispatch_key(torch._C._dispatch_key_for_device(device))
-    return bool(kernel_for(torch._C.DispatchKey.CompositeImplicitAutograd)) and not kernel_for(key)
+    key = torch._C._dispatch_key_for_device(device)
+    return bool(kernel_for("CompositeImplicitAutograd")) and not kernel_for(key)
 
 
 def devices_of(args: Sequence[Any]) -> set[str]:
