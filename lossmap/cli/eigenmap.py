@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from lossmap.cli import output
 from lossmap.cli.command_line import Command
 from lossmap.cli.entry_point import guarded
 from lossmap.cli.measure_settings import GROUPS
+from lossmap.cli.setting_groups import moving_parameters
 from lossmap.cli.settings import Settings, UsageError, decode_settings
 from lossmap.geometry.grid import Grid, Point
 from lossmap.io.read import NotASurface, read
@@ -76,6 +78,8 @@ def settings_like(path: str) -> dict[str, Any]:
         return {name: f"{float(t[0])!r}:{float(t[-1])!r}:{t.size}" for name, t in axes.items()}
     stored = decode_settings(stored)
     values = {k: v for k, v in stored["settings"].items() if k not in ONCE}
+    values["plane_parameters"] = moving_parameters(values, surface.groups)
+    values["parameters"] = None  # those that the Hessian is of belong to the eigenvalues
     values |= {k: str(Path(stored["folder"], values[k])) for k in PATHS if values.get(k)}
     return values | {"surf_file": str(path)}
 
@@ -142,6 +146,7 @@ def say_all(lines: Sequence[str], say: Callable[[str], None]) -> None:
 def _run(settings: Settings, world: World, survey: Callable[..., Any], stop: Stop) -> int:
     from lossmap.cli import device, load_plane, load_problem
     from lossmap.curvature.autotune import prepare
+    from lossmap.geometry.parameter_vector import warn_of_frozen
     from lossmap.landscape.curvature_directions import curved_direction
     from lossmap.landscape.eigenvalues import EigenvalueMap
     from lossmap.landscape.survey_file import MODEL, structure_digest
@@ -149,6 +154,7 @@ def _run(settings: Settings, world: World, survey: Callable[..., Any], stop: Sto
 
     repeats: int | None = settings.noise.noise_repeats
     execution, options, say = settings.run, settings.eigen, output.rank_0_printer(world, settings.notes)
+    parameters = settings.plane.hessian_parameters
     settings = world.together(lambda: load_problem.with_default_problem(settings, say))
     grid = world.together(lambda: load_plane.grid_of(settings.plane))
     team = world.together(lambda: world.team(execution.team, execution.rank_0))
@@ -156,7 +162,8 @@ def _run(settings: Settings, world: World, survey: Callable[..., Any], stop: Sto
     device.refuse_bfloat16(machine)
     problems = load_problem.problem_and_files(settings, world, machine)
     first = next(iter(problems.values()))
-    plane = load_plane.plane_and_ranks(settings, world, first.model, lambda kind: curved_direction(first, kind))
+    curved = partial(curved_direction, first, parameters=settings.plane.parameters_of_directions)
+    plane = load_plane.plane_and_ranks(settings, world, first.model, curved)
     file_settings = world.once(lambda: load_problem.identity(settings.model, settings.data, plane))
     result = world.together(lambda: output.OutputFile("eigenmap", settings, grid, plane, file_settings))
     world.once(lambda: _refuse_loss_of_losses(result.path, execution.overwrite))
@@ -166,10 +173,11 @@ def _run(settings: Settings, world: World, survey: Callable[..., Any], stop: Sto
     identity = world.once(
         lambda: (
             load_problem.measured_with(settings.data, execution, problems)
-            | {"parameters": options.parameters, MODEL: structure_digest(first.model)}
+            | {"parameters": parameters, MODEL: structure_digest(first.model)}
             | ({"noise_repeats": repeats} if repeats else {})
         )
     )
+    world.once(lambda: warn_of_frozen(first.model, parameters, "are counted in the Hessian"))
     memory = free_memory(machine.device, machine.ranks_sharing) // 3
     shares = load_problem.team_shares(problems, team)
     realized = world.together(lambda: _realizations(shares, repeats))
@@ -181,16 +189,16 @@ def _run(settings: Settings, world: World, survey: Callable[..., Any], stop: Sto
         backend = options.hvp_backend
         if backend == "auto" and not execution.probe:
             backend = "double-backward"
-        plan = prepare(first, options.parameters, backend=backend, memory=memory, distant=corner).plan.stored()
+        plan = prepare(first, parameters, backend=backend, memory=memory, distant=corner).plan.stored()
         if execution.batch_size:
             plan["batch"] = execution.batch_size
         return plan
 
     choice = result.chosen(world, "eigen", "way", probe)
     # rank 0 alone looks, and all follow: a rank's own share could lead it to another decision
-    check = world.once(lambda: prepare(first, options.parameters, plan=choice, memory=memory, distant=corner).check)
+    check = world.once(lambda: prepare(first, parameters, plan=choice, memory=memory, distant=corner).check)
     operators = {
-        split: prepare(p, options.parameters, total=team.sum, plan=choice, memory=memory, check=check)
+        split: prepare(p, parameters, total=team.sum, plan=choice, memory=memory, check=check)
         for split, p in shares.items()
     }
 

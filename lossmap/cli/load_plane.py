@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,19 @@ from lossmap.cli.load_model import run_files
 from lossmap.cli.setting_groups import ModelSettings, PlaneSettings
 from lossmap.cli.settings import Settings, UsageError
 from lossmap.data import checkpoints
-from lossmap.geometry.directions import Named, Plane, difference, from_vector, normalised, origin_of, random_axis
+from lossmap.geometry.directions import (
+    Named,
+    Plane,
+    axis_of_moving,
+    difference,
+    from_vector,
+    moving_names,
+    normalised,
+    origin_of,
+    random_axis,
+)
 from lossmap.geometry.grid import Grid
-from lossmap.geometry.parameter_vector import Layout
+from lossmap.geometry.parameter_vector import Layout, warn_of_frozen
 from lossmap.geometry.training_path import principal_axes
 from lossmap.landscape.plane_in_file import axis_in_file, plane_in_file
 from lossmap.parallel.world import World
@@ -53,6 +63,8 @@ def plane_and_ranks(settings: Settings, world: World, model: nn.Module, curved: 
     if plane is None:  # pragma: no cover
         raise RuntimeError("no plane was made")
     world.check_same(plane.digest)
+    if world.rank == 0 and not settings.plane.dir_file:
+        warn_of_frozen(model, settings.plane.moving, "move with the plane")
     return plane
 
 
@@ -89,15 +101,25 @@ def _axis(
         seed = f"{plane.seed}/{plane.idx}" if plane.idx else plane.seed
         index = int(name == "y" and not plane.same_dir)
         axis = random_axis(origin, seed, index, norm=norm, ignore=ignore)
-        return axis, recipe | {"seed": plane.seed, "idx": plane.idx, "index": index}
-    computed, details = _computed_axis(kind, model, origin, files, curved)
-    return normalised(computed, origin, norm, ignore), recipe | details
+        recipe |= {"seed": plane.seed, "idx": plane.idx, "index": index}
+    else:
+        names = moving_names(origin, model, plane.moving)
+        computed, details = _computed_axis(kind, model, origin, files, curved, names)
+        axis, recipe = normalised(computed, origin, norm, ignore), recipe | details
+    if plane.moving != "all":
+        axis = axis_of_moving(axis, model, plane.moving)
+    if plane.parameters_of_directions:
+        recipe["parameters"] = plane.moving
+    return axis, recipe
 
 
 def _computed_axis(
-    kind: str, model: nn.Module, origin: Named, files: ModelSettings, curved: Curved | None
+    kind: str, model: nn.Module, origin: Named, files: ModelSettings, curved: Curved | None, names: Sequence[str]
 ) -> tuple[Named, dict[str, Any]]:
-    """An axis that is not random, before its normalization, and what its recipe says of it."""
+    """An axis that is not random, before its normalization, and what its recipe says of it.
+
+    names  of the tensors that move: the path of a run is that of these
+    """
     what, _, rest = kind.partition(":")
     if what == "to" and rest:
         state = checkpoints.load_state(rest, unsafe=files.unsafe_load)
@@ -106,7 +128,7 @@ def _computed_axis(
     if what == "pca" and rest.isdigit() and int(rest) >= 1:
         run = run_files(files)
         states = [checkpoints.load_state(f, unsafe=files.unsafe_load) for f in run]
-        principal = principal_axes(origin, states, int(rest))
+        principal = principal_axes(origin, states, int(rest), names)
         return principal.axes[-1], {"explained_variance_ratio": principal.explained[-1], "checkpoints": len(run)}
     if what == "file" and ":" in rest:
         path, _, name = rest.rpartition(":")

@@ -30,7 +30,6 @@ class EigenSettings:
     which: str = setting(
         "ends", "eigenvalues: ends, top:k, bottom:k, abs:k, trace, or several with commas", metavar="WHICH"
     )
-    parameters: str = parameters_setting()
     tol: float = setting(1e-3, "accuracy of each end, relative to max(abs(eigenvalue))", metavar="TOL", above=0)
     solver: str = setting("auto", "eigenvalue solver", choices=("auto", "lanczos", "eigsh"))
     max_products: int | None = setting(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,8 @@ def make(settings: Settings, world: World) -> int:
     settings = _with_origin_and_ticks(settings, files)
     machine = device.prepare_machine(settings.run, world)
     problem = load_problem.problem_and_files(settings, world, machine, ("train",))["train"]
-    plane = load_plane.plane_and_ranks(settings, world, problem.model, lambda kind: curved_direction(problem, kind))
+    curved = partial(curved_direction, problem, parameters=settings.plane.parameters_of_directions)
+    plane = load_plane.plane_and_ranks(settings, world, problem.model, curved)
     if world.rank != 0:
         return 0
     say(repr(plane))

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lossmap.cli.entry_point import command_words, guarded
+from lossmap.cli.setting_groups import moving_parameters
 from lossmap.cli.settings import UsageError, decode_settings
 from lossmap.cli.wrapped_command import SURVEYS, TASKS, module_of
 from lossmap.io.read import read
@@ -97,6 +98,7 @@ def settings_of(surface: Surface, command: str, path: Path) -> tuple[dict[str, A
     values = {name: value for name, value in stored["settings"].items() if name not in ONCE}
     if values.get("along"):  # a run of version 0.1: only the checkpoints that it names were read
         values["model_folder"] = None
+    values["plane_parameters"] = moving_parameters(values, surface.groups)
     if values.get("shard"):
         path, _ = unsharded(path)
     return values | {"surf_file": str(path)}, Path(stored["folder"])

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from lossmap.cli.settings import setting
 from lossmap.curvature.hvp_plan import BACKENDS
+from lossmap.io.surface import Group
 
 # What version 0.1 called the backends of products, on the command line.
 FORMER_BACKENDS = {"linear": "linearized", "graph": "retained-graph", "double": "double-backward"}
@@ -27,9 +29,21 @@ def parameters_setting() -> Any:
     """The flag --parameters of the commands that measure a Hessian."""
     return setting(
         "weights",
-        "parameters of the Hessian: weights (dimension > 1), all, or a regular expression",
+        "parameters of the Hessian: weights (dimension > 1), all, trainable (requires_grad), or a regular expression",
         metavar="WHICH",
     )
+
+
+def moving_parameters(stored: Mapping[str, Any], groups: Mapping[str, Group]) -> str:
+    """The parameters that move along the plane of a result, for --plane-parameters.
+
+    stored  the settings that the result holds; in one made before planes had --parameters those are the Hessian's
+    groups  the result's, among them the recipe of its directions
+    """
+    recipe = groups.get("directions/x")
+    if recipe is None or "parameters" not in recipe.attributes:
+        return "all"
+    return str(stored.get("plane_parameters") or stored.get("parameters") or recipe.attributes["parameters"])
 
 
 @dataclass(frozen=True)
@@ -91,6 +105,14 @@ class PlaneSettings:
 
     x: str = setting("-1:1:51", "ticks along x", metavar="LOW:HIGH:COUNT")
     y: str | None = setting(None, "ticks along y; by default none, which makes a line", metavar="LOW:HIGH:COUNT")
+    parameters: str | None = setting(
+        None, "parameters that move, and that a Hessian is of: all, weights (dimension > 1), trainable "
+        "(requires_grad), or a regular expression; by default all move, and a Hessian is of the weights",
+        metavar="WHICH",
+    )  # fmt: skip
+    plane_parameters: str | None = setting(
+        None, "parameters that move, where they are other than those of --parameters", metavar="WHICH"
+    )
     dir_type: str = setting(
         "weights", "weights alone, or states with running statistics", choices=("weights", "states")
     )
@@ -112,6 +134,23 @@ class PlaneSettings:
     dir_file: str | None = setting(None, "file of directions: read if it exists, else written", metavar="FILE")
     proj_file: str | None = setting(None, "training path to draw on the plane", metavar="FILE")
     store_directions: bool = setting(True, "storage of the directions in the result")
+
+    @property
+    def moving(self) -> str:
+        """The parameters that move."""
+        return self.plane_parameters or self.parameters or "all"
+
+    @property
+    def parameters_of_directions(self) -> str | None:
+        """The parameters that a gradient or an eigenvector as an axis is by; None for those of default."""
+        if self.plane_parameters == "all":  # a result made before a plane could be told what moves
+            return None
+        return self.plane_parameters or self.parameters
+
+    @property
+    def hessian_parameters(self) -> str:
+        """The parameters that a Hessian is of."""
+        return self.parameters or "weights"
 
 
 @dataclass(frozen=True)

@@ -78,6 +78,7 @@ def run(settings: Settings, world: World, survey: Callable[..., Any] = survey, s
 def _run(settings: Settings, world: World, survey: Callable[..., Any], stop: Stop) -> int:
     from lossmap.cli import device, load_problem
     from lossmap.cli.spectrum_subjects import backend_choices, identity_of, make_subjects, product_checks
+    from lossmap.geometry.parameter_vector import warn_of_frozen
     from lossmap.memory import free_memory
     from lossmap.spectra.tasks import make_tasks
 
@@ -92,6 +93,7 @@ def _run(settings: Settings, world: World, survey: Callable[..., Any], stop: Sto
     device.refuse_bfloat16(machine)
     subjects = make_subjects(settings, world, machine, team)
     identity = world.once(lambda: identity_of(settings, request, subjects))
+    world.once(lambda: warn_of_frozen(subjects[0].problem.model, request.parameters, "are counted in the Hessian"))
     memory = free_memory(machine.device, machine.ranks_sharing) // 3
     choices = world.once(lambda: backend_choices(settings, subjects, path, memory))
     checks = world.once(lambda: product_checks(request, subjects, choices, memory))

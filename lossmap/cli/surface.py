@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from lossmap.cli import output
@@ -66,7 +67,8 @@ def _run(settings: Settings, world: World, survey: Callable[..., Any], stop: Sto
     machine = device.prepare_machine(execution, world)
     problems = load_problem.problem_and_files(settings, world, machine)
     first = next(iter(problems.values()))
-    plane = load_plane.plane_and_ranks(settings, world, first.model, lambda kind: curved_direction(first, kind))
+    curved = partial(curved_direction, first, parameters=settings.plane.parameters_of_directions)
+    plane = load_plane.plane_and_ranks(settings, world, first.model, curved)
     file_settings = world.once(lambda: load_problem.identity(settings.model, settings.data, plane))
     result = world.together(lambda: output.OutputFile("surface", settings, grid, plane, file_settings))
     identity = world.once(

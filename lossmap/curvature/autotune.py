@@ -79,7 +79,7 @@ def prepare(
     """What many products at many points have in common, made once.
 
     problem     model, loss and this rank's share of the data
-    parameters  `weights` (dimension > 1), `all`, or a regular expression
+    parameters  `weights` (dimension > 1), `all`, `trainable`, or a regular expression
     product     hessian or gauss_newton
     total       adds a tensor up over the ranks of a team
     backend     `linearized`, `retained-graph`, `double-backward`, or `auto`: the cheapest by a short probe here

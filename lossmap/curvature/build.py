@@ -47,7 +47,7 @@ def build_operator(
     """The named matrix of a problem, (n, n), at the model's present parameters.
 
     matrix      `hessian` or `gauss-newton`
-    parameters  `weights` (dimension > 1), `all`, or a regular expression
+    parameters  `weights` (dimension > 1), `all`, `trainable`, or a regular expression
     total       adds a tensor up over the ranks of a team
     backend     of its products, see `autotune.prepare`; not asked for where a plan is given
     plan        what an earlier probe chose, as a value or as a file holds it

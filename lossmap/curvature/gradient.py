@@ -32,7 +32,7 @@ def loss_and_gradient(problem: Problem, parameters: str = "weights", total: Tota
     """The mean loss and its gradient over all samples of all ranks, in evaluation mode; `.grad` is not touched.
 
     problem     model, loss and this rank's share of the data
-    parameters  `weights` (dimension > 1), `all`, or a regular expression
+    parameters  `weights` (dimension > 1), `all`, `trainable`, or a regular expression
     total       adds a tensor up over the ranks of a team; called once
 
     A loss that is NaN or infinite is a result, with whatever its gradient is. Raises FloatingPointError where the loss

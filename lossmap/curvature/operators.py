@@ -172,7 +172,7 @@ class CurvatureOperator:
 
     problem     the model and loss, and the share of the data that this rank holds
     product     one batch's share of the product: hessian or gauss_newton
-    parameters  what theta is made of: `weights` (dimension > 1), `all`, or a regular expression
+    parameters  what theta is made of: `weights` (dimension > 1), `all`, `trainable`, or a regular expression
     total       adds a tensor up over the ranks of a team, each with its own share of the data
     measure     measures the rounding of the products, when first asked for; None: it is assumed
     kinks       by how much the matrix differs on the two sides of a kink, see `linalg.Rounding`

@@ -235,7 +235,7 @@ def check_product(
 ) -> ProductCheck:
     """Which backends give the second derivative of this loss, by differences; see the module.
 
-    parameters  `weights` (dimension > 1), `all`, or a regular expression
+    parameters  `weights` (dimension > 1), `all`, `trainable`, or a regular expression
     product     hessian or gauss_newton
     backends    to judge: double-backward, retained-graph, linearized
     distant     also far from the model's parameters: at the tensors of a survey's farthest point, by name, or in a

@@ -322,7 +322,7 @@ def _root_of_ratio(above: Array, below: Array) -> tuple[float, float]:
 def gradient_norms(problem: Problem, parameters: str = "weights") -> dict[str, float]:
     """The norm of the mean loss's gradient, tensor by tensor, in the unit of the loss per unit of theta.
 
-    parameters  weights (dimension > 1), all, or a regular expression
+    parameters  weights (dimension > 1), all, trainable, or a regular expression
     """
     loss, gradient, layout = loss_and_gradient(problem, parameters)
     if not isfinite(loss):

@@ -75,7 +75,7 @@ class CheckpointCurvature:
     top       r, number of largest eigenvalues
     whole     measures trace and density too
     tol       of the eigenvalues, relative to the largest absolute value
-    parameters  of the Hessian: weights (dimension > 1), all, or a regular expression
+    parameters  of the Hessian: weights (dimension > 1), all, trainable, or a regular expression
     unsafe    loads pickled checkpoints that may run code
     plan      how products are made, as `probed` chose
     settings  stored beside its own

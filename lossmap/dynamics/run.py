@@ -26,6 +26,7 @@ from lossmap.dynamics.eigenspaces import EigenspaceDynamics, compare_eigenspaces
 from lossmap.dynamics.snapshots import Snapshots
 from lossmap.dynamics.summary import Summary, summarize
 from lossmap.geometry.grid import Grid
+from lossmap.geometry.parameter_vector import warn_of_frozen
 from lossmap.io.eigenvector_store import RESULTS, VectorFolder, move_into_file, read_vectors
 from lossmap.io.read import SurfaceFile, read, read_group
 from lossmap.io.surface import DONE, Group, Surface
@@ -131,7 +132,7 @@ def run_dynamics(
         top: number of largest eigenvalues, with their eigenvectors, at each checkpoint.
         whole: the trace, the share of negative eigenvalues and quantiles of all as well.
         tol: accuracy of the eigenvalues, relative to the largest absolute value.
-        parameters: of the Hessian: `weights` (dimension > 1), `all`, or a regular expression.
+        parameters: of the Hessian: `weights` (dimension > 1), `all`, `trainable`, or a regular expression.
         centre: principal components about the mean instead of about zero.
         seed: of start vectors and probes.
         world: the ranks; None: those that a launcher started.
@@ -178,6 +179,7 @@ def run_dynamics(
     device = next(problem.model.parameters()).device
     memory = free_memory(device, ranks_sharing=world.node_size) // 3
     plan = world.once(lambda: _stored_plan(path, problem, parameters, overwrite, backend, memory))
+    world.once(lambda: warn_of_frozen(problem.model, parameters, "are counted in the Hessian"))
     # rank 0 alone looks at the products, and all follow
     check = world.once(lambda: prepare(problem, parameters, plan=plan, memory=memory).check)
     measure = CheckpointCurvature(

@@ -10,7 +10,8 @@ name) and then scaled against the origin so that its length means something (Li 
 
 `ignore="biasbn"` leaves tensors of dimension <= 1 (biases, batch norm) at the origin: the axis is 0 there. With
 `ignore="none"` a random axis has a copy of the origin there, as in the original tool: two such axes share that part.
-Tensors of the origin and of the axes are named as in the state dict; lengths are in units of theta.
+Tensors of the origin and of the axes are named as in the state dict; lengths are in units of theta. Where only some of
+the parameters move (the trainable ones of a partly frozen model), the axes are 0 at the others.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from lossmap.geometry.grid import Point
-from lossmap.geometry.parameter_vector import Layout, movable_parameters, refuse_complex
+from lossmap.geometry.parameter_vector import Layout, movable_parameters, refuse_complex, selected, warn_of_frozen
 from lossmap.geometry.unregistered import explained, unregistered
 from lossmap.keywords import checked_init, checked_keywords
 from lossmap.seeding import normal
@@ -135,6 +136,7 @@ def random_plane(
     norm: str | Sequence[str] = "filter",
     ignore: str | Sequence[str] = "biasbn",
     states: bool = False,
+    parameters: str = "all",
 ) -> Plane:
     """A plane (or line) through the model along random directions; the same for the same seed anywhere.
 
@@ -146,12 +148,15 @@ def random_plane(
             `none`; one for all axes, or one for each.
         ignore: `biasbn` (tensors of dimension <= 1 stand still) or `none`; one for all axes, or one for each.
         states: whether floating-point buffers (batch norm's statistics) move too.
+        parameters: that move: `all`, `trainable` (those that require a gradient), `weights` (of dimension > 1), or a
+            regular expression on their names. Where some are frozen, and move, a warning is logged.
 
     Returns:
         A `Plane`: the point (a, b) has the tensors origin + a x + b y.
 
     Raises:
-        ValueError: for an unknown norm or ignore, and where the model holds values that are not finite.
+        ValueError: for an unknown norm or ignore, where the model holds values that are not finite, and where no
+            parameter matches or moves.
 
     Example:
         >>> import torch, lossmap
@@ -166,11 +171,19 @@ def random_plane(
     recipes = [
         {"kind": "random", "norm": norms[i], "ignore": ignores[i], "seed": seed, "states": states} for i in range(axes)
     ]
-    return Plane(origin, tuple(directions), tuple(recipes))
+    warn_of_frozen(model, parameters, "move with the plane")
+    return moving_only(Plane(origin, tuple(directions), tuple(recipes)), model, parameters)
 
 
 @checked_keywords
-def line_between(model: nn.Module, other: Named | nn.Module, *, states: bool = False, ignore: str = "none") -> Plane:
+def line_between(
+    model: nn.Module,
+    other: Named | nn.Module,
+    *,
+    states: bool = False,
+    ignore: str = "none",
+    parameters: str = "all",
+) -> Plane:
     """The line from the model (0) to another of the same architecture (1).
 
     Args:
@@ -178,6 +191,7 @@ def line_between(model: nn.Module, other: Named | nn.Module, *, states: bool = F
         other: stands at 1: a module, or its tensors by name (a state dict).
         states: whether floating-point buffers (batch norm's statistics) move too.
         ignore: `none`, or `biasbn`: tensors of dimension <= 1 stay those of the first model.
+        parameters: that move, as of `random_plane`; the others stay those of the first model.
 
     Returns:
         A `Plane` with one axis.
@@ -193,12 +207,18 @@ def line_between(model: nn.Module, other: Named | nn.Module, *, states: bool = F
         True
 
     """
-    return _through(model, (other,), states, ignore)
+    return moving_only(_through(model, (other,), states, ignore), model, parameters)
 
 
 @checked_keywords
 def plane_through(
-    model: nn.Module, x: Named | nn.Module, y: Named | nn.Module, *, states: bool = False, ignore: str = "none"
+    model: nn.Module,
+    x: Named | nn.Module,
+    y: Named | nn.Module,
+    *,
+    states: bool = False,
+    ignore: str = "none",
+    parameters: str = "all",
 ) -> Plane:
     """The plane through three models of one architecture: the first at (0, 0), `x` at (1, 0), `y` at (0, 1).
 
@@ -208,6 +228,7 @@ def plane_through(
         y: another one.
         states: whether floating-point buffers (batch norm's statistics) move too.
         ignore: `none`, or `biasbn`: tensors of dimension <= 1 stay those of the first model.
+        parameters: that move, as of `random_plane`; the others stay those of the first model.
 
     Returns:
         A `Plane` with two axes, which need be neither orthogonal nor of one length (`plane.cosine`, `plane.lengths`).
@@ -223,7 +244,7 @@ def plane_through(
         True
 
     """
-    return _through(model, (x, y), states, ignore)
+    return moving_only(_through(model, (x, y), states, ignore), model, parameters)
 
 
 def _through(model: nn.Module, others: Sequence[Named | nn.Module], states: bool, ignore: str) -> Plane:
@@ -233,6 +254,39 @@ def _through(model: nn.Module, others: Sequence[Named | nn.Module], states: bool
     axes = tuple(normalised(difference(origin, other), origin, "none", ignore) for other in named)
     recipe = {"kind": "to", "norm": "none", "ignore": ignore, "states": states}
     return Plane(origin, axes, (recipe,) * len(axes))
+
+
+def moving_only(plane: Plane, model: nn.Module, parameters: str) -> Plane:
+    """The plane along which only the selected parameters of the model move, with a word of it in the recipes.
+
+    parameters  `all`, for the plane as it is; `trainable`, `weights` or a regular expression, see `selected`. A buffer
+                moves where a parameter of its own module does.
+
+    Raises ValueError where no parameter matches, or nothing moves along an axis.
+    """
+    if parameters == "all":
+        return plane
+    axes = tuple(axis_of_moving(axis, model, parameters) for axis in plane.axes)
+    return Plane(plane.origin, axes, tuple({**recipe, "parameters": parameters} for recipe in plane.recipes))
+
+
+def axis_of_moving(axis: Named, model: nn.Module, parameters: str) -> dict[str, Tensor]:
+    """The axis with 0 for all but the selected parameters, and the buffers of their modules; see `moving_only`."""
+    names = moving_names(axis, model, parameters)
+    if not any(bool(axis[name].any()) for name in names):
+        raise ValueError(
+            f"nothing moves along this direction: it is 0 at the parameters {parameters!r} ({', '.join(names[:5])}); "
+            "biases and batch norm move with ignore 'none' alone"
+        )
+    return {name: d if name in names else torch.zeros_like(d) for name, d in axis.items()}
+
+
+def moving_names(origin: Named, model: nn.Module, parameters: str) -> list[str]:
+    """The names of the origin's tensors that move where these parameters do, see `moving_only`."""
+    chosen = selected(model, parameters)
+    modules = {name.rpartition(".")[0] for name in chosen}
+    known = dict(model.named_parameters())
+    return [k for k in origin if k in chosen or (k not in known and k.rpartition(".")[0] in modules)]
 
 
 def random_axis(

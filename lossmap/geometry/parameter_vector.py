@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,6 +13,8 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from lossmap.geometry.unregistered import explained, unregistered
+
+logger = logging.getLogger("lossmap")
 
 Named = Mapping[str, Tensor]
 
@@ -79,14 +82,18 @@ def refuse_complex(named: Named) -> None:
 def selected(model: nn.Module, which: str = "weights") -> dict[str, nn.Parameter]:
     """The model's parameters to differentiate by, in order.
 
-    which  `weights`: those of dimension > 1, as in the paper; `all`; or a regular expression that is
-           searched in the names. A name of a module selects all below it: `layer1` or `fc`.
+    which  `weights`: those of dimension > 1, as in the paper; `all`; `trainable`: those that require a gradient; or a
+           regular expression that is searched in the names. A name of a module selects all below it: `layer1` or `fc`.
 
     Raises ValueError where nothing matches, with the nearest names.
     """
     named = movable_parameters(model)
     if which == "all":
         parameters = named
+    elif which == "trainable":
+        parameters = {k: p for k, p in named.items() if p.requires_grad}
+        if named and not parameters:
+            raise ValueError("parameters 'trainable': all parameters of the model are frozen (requires_grad is False)")
     elif which == "weights":
         parameters = {k: p for k, p in named.items() if p.dim() > 1}
     else:
@@ -104,3 +111,19 @@ def selected(model: nn.Module, which: str = "weights") -> dict[str, nn.Parameter
         raise ValueError(f"no parameter matches {which!r}; the model has {', '.join(names) or 'none'}{reason}")
     refuse_complex(parameters)
     return parameters
+
+
+def warn_of_frozen(model: nn.Module, which: str, what: str) -> None:
+    """Log one sentence where some of the selected parameters are frozen, but not all of the model's are.
+
+    what  of those parameters is done: `are counted in the Hessian`
+    """
+    if not any(p.requires_grad for p in model.parameters()):
+        return  # a model for evaluation alone: nothing in it is trained
+    chosen = selected(model, which).values()
+    frozen = sum(p.numel() for p in chosen if not p.requires_grad)
+    if frozen:
+        logger.warning(
+            "%s of the %s parameters that %s are frozen (requires_grad is False); with parameters `trainable` they are "
+            "left out", f"{frozen:,}", f"{sum(p.numel() for p in chosen):,}", what,
+        )  # fmt: skip

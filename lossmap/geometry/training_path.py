@@ -16,7 +16,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lossmap.geometry.directions import Named, Plane, difference, origin_of, projected
+from lossmap.geometry.directions import (
+    Named,
+    Plane,
+    difference,
+    moving_names,
+    moving_only,
+    origin_of,
+    projected,
+)
+from lossmap.geometry.parameter_vector import warn_of_frozen
 from lossmap.keywords import checked_keywords
 
 
@@ -32,13 +41,19 @@ class PrincipalAxes:
     explained: tuple[float, ...]
 
 
-def principal_axes(origin: Named, path: Sequence[Named], count: int = 2) -> PrincipalAxes:
+def principal_axes(
+    origin: Named, path: Sequence[Named], count: int = 2, names: Iterable[str] | None = None
+) -> PrincipalAxes:
     """The first principal axes of a path about an origin; raises ValueError where it spans fewer dimensions.
 
     path   T mappings of tensors with the origin's names and shapes
     count  the number of axes k
+    names  of the tensors whose path it is; the axes are 0 at the others. By default all
     """
     offsets = [difference(origin, state) for state in path]
+    if names is not None:
+        still = set(origin) - set(names)
+        offsets = [{k: torch.zeros_like(d) if k in still else d for k, d in offset.items()} for offset in offsets]
     gram = torch.zeros(len(offsets), len(offsets), dtype=torch.float64)
     for name in origin:
         rows = torch.stack([d[name].reshape(-1).double().cpu() for d in offsets])
@@ -61,7 +76,14 @@ def principal_axes(origin: Named, path: Sequence[Named], count: int = 2) -> Prin
 
 
 @checked_keywords
-def pca_plane(model: nn.Module, path: Sequence[Named | nn.Module], *, axes: int = 2, states: bool = False) -> Plane:
+def pca_plane(
+    model: nn.Module,
+    path: Sequence[Named | nn.Module],
+    *,
+    axes: int = 2,
+    states: bool = False,
+    parameters: str = "all",
+) -> Plane:
     """The plane of the principal axes of a training run, about the model that it ended at.
 
     Args:
@@ -69,6 +91,7 @@ def pca_plane(model: nn.Module, path: Sequence[Named | nn.Module], *, axes: int 
         path: the checkpoints of the run in their order: modules, or their tensors by name (state dicts).
         axes: 1 or 2.
         states: whether floating-point buffers (batch norm's statistics) move too.
+        parameters: that move, as of `random_plane`: the axes are those of the path of these alone.
 
     Returns:
         A `Plane` whose axes have length 1 in units of theta; each recipe has its `explained_variance_ratio`.
@@ -88,13 +111,14 @@ def pca_plane(model: nn.Module, path: Sequence[Named | nn.Module], *, axes: int 
     """
     origin = origin_of(model, states)
     named = [state.state_dict() if isinstance(state, nn.Module) else state for state in path]
-    principal = principal_axes(origin, named, axes)
+    warn_of_frozen(model, parameters, "move with the plane")
+    principal = principal_axes(origin, named, axes, moving_names(origin, model, parameters))
     recipes = [
         {"kind": f"pca:{i + 1}", "norm": "none", "ignore": "none", "states": states, "checkpoints": len(named)}
         | {"explained_variance_ratio": share}
         for i, share in enumerate(principal.explained)
     ]
-    return Plane(origin, principal.axes, tuple(recipes))
+    return moving_only(Plane(origin, principal.axes, tuple(recipes)), model, parameters)
 
 
 def _combination(weights: Sequence[float], tensors: Sequence[Named], like: Named) -> dict[str, Tensor]:

@@ -147,7 +147,7 @@ def diagnose(
         momentum: of the steps taken with it.
         nesterov: whether the momentum is Nesterov's.
         layer: whose input are the features for neural collapse; by default the last linear one.
-        parameters: of gradients and Hessian: `weights` (dimension > 1), `all`, or a regular expression.
+        parameters: of gradients and Hessian: `weights` (dimension > 1), `all`, `trainable`, or a regular expression.
         density_error: of the spectral density, as a share of its range; None for no density.
         seed: of probes and of the subset.
         label: of the network in the report; by default its class.

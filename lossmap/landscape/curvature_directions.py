@@ -16,30 +16,32 @@ from lossmap.sums import norm
 EIGENVECTOR_TOL = 1e-3  # relative, of the eigenvalue; a picture needs no more
 
 
-def curved_direction(problem: Problem, kind: str, seed: int = 0) -> tuple[Tensor, Layout]:
+def curved_direction(
+    problem: Problem, kind: str, seed: int = 0, parameters: str | None = None
+) -> tuple[Tensor, Layout]:
     """A direction of length one, (n,) in the model's precision, and how the parameters lie in it.
 
-    kind  `gradient` of the mean loss by all parameters, or an extreme eigenvector of the Hessian by the weights:
-          `hessian:max`, `hessian:min`
-    seed  of the eigenvectors' start
+    kind        `gradient` of the mean loss, or an extreme eigenvector of the Hessian: `hessian:max`, `hessian:min`
+    seed        of the eigenvectors' start
+    parameters  to differentiate by; by default all for the gradient, the weights for the Hessian
 
     Raises ValueError where the gradient is zero, or for another kind; FloatingPointError where the loss or its
     derivatives are not finite.
     """
     if kind == "gradient":
-        return _gradient_direction(problem)
+        return _gradient_direction(problem, parameters or "all")
     columns = {"hessian:max": 0, "hessian:min": -1}
     if kind not in columns:
         raise ValueError(f"the direction must be one of gradient, {', '.join(columns)}; got {kind!r}")
     with temporary_parameters(problem.model, {}):
-        operator = build_operator(problem, "hessian", "weights")
+        operator = build_operator(problem, "hessian", parameters or "weights")
         pairs = extremes(operator, tol=EIGENVECTOR_TOL, seed=seed)
     v = pairs.vectors[:, columns[kind]]
     return v / norm(v), operator.layout
 
 
-def _gradient_direction(problem: Problem) -> tuple[Tensor, Layout]:
-    loss, gradient, layout = loss_and_gradient(problem, "all")
+def _gradient_direction(problem: Problem, parameters: str) -> tuple[Tensor, Layout]:
+    loss, gradient, layout = loss_and_gradient(problem, parameters)
     if not isfinite(loss):
         raise FloatingPointError(f"the loss is {loss} at these parameters: no direction can be made of its gradient")
     v = gradient.to(next(problem.model.parameters()).dtype)

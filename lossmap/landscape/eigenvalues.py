@@ -104,7 +104,7 @@ class EigenvalueMap:
             is taken as it is.
         plane: origin and axes; a point is a tuple of its coordinates.
         which: `ends`, `top:k`, `bottom:k`, `abs:k` or `trace`, or several of them joined by commas.
-        parameters: what the Hessian is of: `weights` (dimension > 1), `all`, or a regular expression.
+        parameters: what the Hessian is of: `weights` (dimension > 1), `all`, `trainable`, or a regular expression.
         backend: of products: `auto` (the cheapest by a probe of some seconds), `linearized`, `retained-graph` or
             `double-backward`.
         tol: accuracy of each end, relative to the largest absolute eigenvalue.

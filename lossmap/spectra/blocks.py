@@ -167,7 +167,7 @@ def layer_spectra(
         by: how blocks are cut: `tensor` or `module`.
         patterns: blocks of one's own instead: regular expressions, or `label=regex`.
         matrix: `hessian` or `gauss-newton`.
-        parameters: of the whole matrix beside the blocks: `all`, `weights`, or a regular expression.
+        parameters: of the whole matrix beside the blocks: `all`, `weights`, `trainable`, or a regular expression.
         dense: blocks up to this size are made whole, in float64.
         tol: accuracy of the ends of larger blocks, relative to their largest absolute value.
         density_error: error of the larger blocks' densities, as a share of the range; None for none.

@@ -30,7 +30,7 @@ def retrained_spectra(
     problem     model, data and loss; the model stays as it is
     strengths   (p,) of strength/2 ||theta||^2, in units of the loss over those of theta squared
     epochs      of each retraining
-    parameters  of the Hessian: weights, all, or a regular expression
+    parameters  of the Hessian: weights, all, trainable, or a regular expression
     seed        of the order of the samples
 
     Returns a spectrum (largest and smallest eigenvalue alone) for each strength, ascending. Raises ValueError as

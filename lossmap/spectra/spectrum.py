@@ -22,7 +22,7 @@ from lossmap.curvature.gradient import loss_and_gradient
 from lossmap.curvature.operators import Total, single_rank
 from lossmap.data.loss_check import check_loss
 from lossmap.data.problem import Problem
-from lossmap.geometry.parameter_vector import Layout, selected
+from lossmap.geometry.parameter_vector import Layout, selected, warn_of_frozen
 from lossmap.keywords import checked_keywords
 from lossmap.linalg.deflation import successive_eigenpairs
 from lossmap.linalg.dense import DenseMatrix
@@ -163,7 +163,7 @@ def spectrum(
     Args:
         problem: model, loss and data.
         matrix: `hessian` or `gauss-newton`.
-        parameters: `weights` (of dimension > 1, as in the paper), `all`, or a regular expression.
+        parameters: `weights` (of dimension > 1, as in the paper), `all`, `trainable`, or a regular expression.
         total: adds a tensor up over the ranks of a team, each with its own share of the data.
         label: what the report calls it.
         check: looks whether the loss is a mean over samples, and products are its second derivative
@@ -207,6 +207,7 @@ def spectrum(
 
     """
     began = time.perf_counter()
+    warn_of_frozen(problem.model, parameters, "are counted in the Hessian")
     problem = check_loss(problem) if check else replace(problem, checked=True)
     if backend == "auto" and sum(p.numel() for p in selected(problem.model, parameters).values()) <= dense:
         backend = "double-backward"  # so few products that no probe pays

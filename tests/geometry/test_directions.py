@@ -142,3 +142,58 @@ def test_what_does_not_fit_together_is_said():
         model[3].weight[0, 0] = math.inf
     with pytest.raises(ValueError, match=r"'3\.weight' holds values that are not finite"):
         random_plane(model)
+
+
+def adapted():
+    """A model whose body is frozen, with batch norm in the trained head."""
+    model = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 5), nn.BatchNorm1d(5), nn.Linear(5, 2))
+    model[0].requires_grad_(False)
+    return model
+
+
+@pytest.mark.parametrize("ignore", ["biasbn", "none"])
+def test_only_the_trainable_parameters_move_and_they_move_as_they_would_among_all(ignore):
+    model = adapted()
+    some = random_plane(model, ignore=ignore, states=True, parameters="trainable")
+    every = random_plane(model, ignore=ignore, states=True)
+    for mine, full in zip(some.axes, every.axes, strict=True):
+        assert not mine["0.weight"].any() and not mine["0.bias"].any()
+        assert all(torch.equal(mine[k], full[k]) for k in full if not k.startswith("0."))
+    assert [recipe["parameters"] for recipe in some.recipes] == ["trainable"] * 2
+    assert "parameters" not in every.recipes[0]  # planes of all are those of former versions
+
+
+def test_buffers_move_with_the_parameters_of_their_own_module_alone():
+    axis = random_plane(adapted(), 1, ignore="none", states=True, parameters=r"^[24]\.").axes[0]
+    assert not axis["3.running_var"].any() and axis["2.weight"].any()
+
+
+def test_a_line_between_two_models_moves_the_chosen_parameters_alone():
+    torch.manual_seed(1)
+    a, b = adapted(), adapted()
+    end = line_between(a, b, parameters="trainable").at((1.0,))
+    ours, theirs = dict(a.named_parameters()), dict(b.named_parameters())
+    for name, w in end.items():
+        expected = ours[name] if name.startswith("0.") else theirs[name]
+        torch.testing.assert_close(w, expected.detach())
+
+
+def test_frozen_parameters_that_move_are_reported_once_with_their_number(caplog):
+    random_plane(adapted())
+    assert [r.message.split(" are frozen")[0] for r in caplog.records] == [
+        "30 of the 87 parameters that move with the plane"
+    ]
+    caplog.clear()
+    random_plane(adapted(), parameters="trainable")
+    random_plane(adapted().requires_grad_(False))  # for evaluation alone: nothing is trained that could be meant
+    assert not caplog.records
+
+
+def test_a_direction_along_which_nothing_moves_is_refused():
+    model = adapted().requires_grad_(False)
+    with pytest.raises(ValueError, match="all parameters of the model are frozen"):
+        random_plane(model, parameters="trainable")
+    model[2].bias.requires_grad_(True)
+    with pytest.raises(ValueError, match=r"nothing moves along this direction.*ignore 'none' alone"):
+        random_plane(model, parameters="trainable")
+    assert random_plane(model, ignore="none", parameters="trainable").axes[0]["2.bias"].any()

@@ -4,7 +4,7 @@ from torch import nn
 
 from lossmap.geometry.directions import Plane, origin_of
 from lossmap.geometry.parameter_vector import Layout
-from lossmap.geometry.training_path import principal_axes, trajectory
+from lossmap.geometry.training_path import pca_plane, principal_axes, trajectory
 
 
 def walk(steps, seed=0):
@@ -46,3 +46,17 @@ def test_a_path_with_too_few_dimensions_is_refused_with_its_number():
     origin, states = walk(2)
     with pytest.raises(ValueError, match="2 checkpoints that span 1 dimensions; count must not exceed that; got 2"):
         principal_axes(origin, states, 2)
+
+
+def test_principal_axes_of_chosen_parameters_are_the_singular_vectors_of_their_own_path():
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 2)).double()
+    run = [{k: p.detach() + torch.randn_like(p) for k, p in model.named_parameters()} for _ in range(5)]
+    plane = pca_plane(model, run, parameters=r"^1\.")
+    origin = torch.cat([p.detach().flatten() for p in model[1].parameters()])
+    offsets = torch.stack([torch.cat([s["1.weight"].flatten(), s["1.bias"]]) for s in run]) - origin
+    right = torch.linalg.svd(offsets).Vh
+    for i, axis in enumerate(plane.axes):
+        assert not axis["0.weight"].any() and not axis["0.bias"].any()
+        v = torch.cat([axis["1.weight"].flatten(), axis["1.bias"]])
+        assert abs(float(v @ right[i])) == pytest.approx(1.0, abs=1e-8)

@@ -1,0 +1,137 @@
+"""`--parameters`: what moves, and what the Hessian is of, by every command alike, on a fine-tuned low-rank adapter."""
+
+import json
+
+import h5py
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.func import functional_call
+
+import lossmap
+from lossmap.cli.__main__ import main
+
+# torch warns of its own compiler, with which products are traced
+pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")
+
+ADAPTED = """
+import torch
+from torch import nn
+
+
+class Adapted(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.base = nn.Linear(6, 3).requires_grad_(False)
+        self.a, self.b = nn.Parameter(torch.randn(2, 6)), nn.Parameter(torch.randn(3, 2))
+
+    def forward(self, x):
+        return self.base(x) + 0.5 * x @ self.a.T @ self.b.T
+
+
+def model(seed=0):
+    torch.manual_seed(seed)
+    return Adapted()
+
+
+def data(split):
+    g = torch.Generator().manual_seed(5)
+    return torch.randn(40, 6, generator=g), torch.randint(3, (40,), generator=g)
+"""
+COMMON = "--model own.py:model --dataset own.py:data"
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own.py").write_text(ADAPTED)
+    return tmp_path
+
+
+def own():
+    space = {}
+    exec(ADAPTED, space)
+    return space["model"]().double(), space["data"]("train")
+
+
+def truth(names):
+    """Eigenvalues (n,) of the Hessian by these parameters alone, in float64, by torch.func."""
+    model, (x, y) = own()
+    state = {k: p.detach() for k, p in model.named_parameters()}
+
+    def loss(chosen):
+        return F.cross_entropy(functional_call(model, {**state, **chosen}, (x.double(),)), y)
+
+    blocks = torch.func.hessian(loss)({k: state[k] for k in names})
+    rows = [torch.cat([blocks[i][j].reshape(state[i].numel(), -1) for j in names], 1) for i in names]
+    return torch.linalg.eigvalsh(torch.cat(rows))
+
+
+def largest_of(path):
+    return float(lossmap.read(path, lossmap.Spectrum).largest[0])
+
+
+def run(command, words="", expected=0):
+    ticks = [] if command == "spectrum" else ["--x=-1:1:3"]
+    assert main([command, *COMMON.split(), *ticks, *words.split()]) == expected
+
+
+@pytest.mark.parametrize(("which", "names"), [("trainable", ["a", "b"]), ("weights", ["base.weight", "a", "b"])])
+def test_a_map_is_of_the_named_parameters_and_moves_them_alone(folder, which, names):
+    run("eigenmap", f"--parameters {which} --surf-file map.h5")
+    surface = lossmap.read("map.h5", lossmap.Surface)
+    exact = truth(names)
+    for field, value in (("max_eig", exact[-1]), ("min_eig", exact[0])):
+        assert abs(surface[field][1] - float(value)) <= surface[f"{field}_error"][1] + 1e-9
+    with h5py.File("map.h5") as file:
+        moved = {name for name, d in file["directions/x"].items() if d[()].any()}
+    assert moved == set(names)
+
+
+def test_the_other_commands_take_the_same_names(folder):
+    run("surface", "--parameters trainable --surf-file s.h5")
+    run("plane", "--parameters trainable --dir-file p.h5")
+    run("spectrum", "--parameters trainable --surf-file e.h5")
+    for file in ("s.h5", "p.h5"):
+        with h5py.File(file) as opened:
+            assert {name for name, d in opened["directions/x"].items() if d[()].any()} == {"a", "b"}
+    assert largest_of("e.h5") == pytest.approx(float(truth(["a", "b"])[-1]), rel=1e-3)
+
+
+def test_frozen_parameters_are_moved_and_counted_by_default_and_that_is_said(folder, caplog):
+    run("surface", "--surf-file s.h5")
+    run("eigenmap", "--surf-file e.h5")
+    said = [record.message for record in caplog.records]
+    assert any("21 of the 39 parameters that move with the plane are frozen" in text for text in said)
+    assert any("18 of the 36 parameters that are counted in the Hessian are frozen" in text for text in said)
+
+
+def test_the_plane_may_move_others_than_the_hessian_is_of(folder):
+    run("eigenmap", "--parameters trainable --plane-parameters base --xignore none --surf-file map.h5")
+    with h5py.File("map.h5") as file:
+        assert {name for name, d in file["directions/x"].items() if d[()].any()} == {"base.weight", "base.bias"}
+    exact = truth(["a", "b"])
+    assert lossmap.read("map.h5", lossmap.Surface)["max_eig"][1] == pytest.approx(float(exact[-1]), rel=1e-3)
+
+
+def test_eigenvalues_beside_losses_take_the_plane_of_the_losses(folder):
+    run("surface", "--parameters trainable --surf-file s.h5")
+    assert main(["eigenmap", "--like", "s.h5"]) == 0
+    every = truth(["base.weight", "a", "b"])  # the default of a Hessian
+    assert lossmap.read("s.h5", lossmap.Surface)["max_eig"][1] == pytest.approx(float(every[-1]), rel=1e-3)
+    assert main(["resume", "s.h5"]) == 0
+
+
+def test_a_result_from_before_planes_had_parameters_is_resumed_with_its_own_plane(folder, capsys):
+    torch.save(own()[0].float().state_dict(), "other.pt")
+    run(
+        "eigenmap",
+        "--parameters weights --plane-parameters all --xdir to:other.pt --surf-file map.h5 --stop-after 0",
+        75,
+    )
+    with h5py.File("map.h5", "r+") as file:
+        stored = json.loads(file.attrs["resolved_eigenmap"])
+        del stored["settings"]["plane_parameters"]
+        file.attrs["resolved_eigenmap"] = json.dumps(stored)
+    capsys.readouterr()
+    assert main(["resume", "map.h5"]) == 0
