@@ -273,7 +273,7 @@ def _size(problem: Problem, parameters: str = "weights") -> int:
 def _value(value: Any) -> Any:
     """An attribute, by identity where it is a tensor or a module; containers and plain objects by what they hold."""
     if isinstance(value, Tensor):
-        bits = value.detach().cpu().contiguous().numpy().tobytes()
+        bits = value.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes()
         return (id(value), value.data_ptr(), value.dtype, bits, value.is_inference())
     if isinstance(value, (nn.Module, str, bytes, int, float, type(None))):
         return id(value) if isinstance(value, nn.Module) else value

@@ -20,7 +20,7 @@ from lossmap.cli.setting_groups import DataSettings, ModelSettings, RunSettings
 from lossmap.cli.settings import Settings, UsageError
 from lossmap.data import checkpoints, datasets
 from lossmap.data.batches import Batches, Resident
-from lossmap.data.borrow import sets_modes_itself
+from lossmap.data.borrow import sets_modes_itself, to_precision
 from lossmap.data.checks import check_finite, check_one_sample
 from lossmap.data.criteria import metric_of
 from lossmap.data.import_by_name import resolve_callable
@@ -154,7 +154,7 @@ def problems_of(
         for name in names:
             batches = files.data.get(name) or samples_of(model, data, name, ranks_sharing, machine.dtype)
             problems[name] = Problem.supervised(network, loss, batches)
-    network = next(iter(problems.values())).model.to(machine.device, machine.dtype)
+    network = to_precision(next(iter(problems.values())).model, machine.dtype, machine.device)
     problems = {name: replace(p, model=network).to(machine.device, machine.dtype) for name, p in problems.items()}
     for name, problem in problems.items():
         check_one_sample(problem, name)

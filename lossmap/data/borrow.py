@@ -4,7 +4,8 @@
 
 What is kept and put back: the values of parameters and buffers (the model works on copies, so that a module which
 writes into its own weights, as an embedding with `max_norm` does, writes into a copy), `.grad`, `requires_grad`, the
-mode of every module, and what modules keep besides: tables built in a first pass, counters, dictionaries, hooks.
+mode of every module, and what modules keep besides: tables built in a first pass, counters, dictionaries, hooks. So
+are tables that their code, or that of the loss, keeps outside of the model, see `outside_state`.
 
 Evaluation mode is set by `eval()`. Some layers change their parameters there: those of LoRA merge their adapters into
 the weight they adapt, which then no longer depends on them. That is found by comparing the parameters before and after;
@@ -21,13 +22,16 @@ from collections import OrderedDict, defaultdict, deque
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
-from weakref import WeakSet
+from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from torch import Tensor, nn
 
+from lossmap.data.outside_state import accompany_as, at, modules_beside, places_of, put
+
 MAX_OBJECTS = 500  # beside the modules themselves, that are looked into for what a forward pass may keep there
 MAX_ENTRIES = 1000  # of a list or dictionary that is looked into
+MAX_KEPT = 65536  # numbers of a loss's buffer that is put back
 CONTAINERS = (dict, OrderedDict, defaultdict, list, set, deque)
 CLOSED = (
     Tensor,
@@ -45,7 +49,11 @@ CLOSED = (
 # every module has these: hooks, parameters, submodules; those that are empty are not looked into
 STANDARD = frozenset(nn.Module().__dict__)
 
+Named = Mapping[str, Tensor]
+
 _borrowed: WeakSet[nn.Module] = WeakSet()
+_precisions: WeakKeyDictionary[nn.Module, torch.dtype] = WeakKeyDictionary()  # of copies in another one
+_in_training: WeakKeyDictionary[nn.Module, tuple[str, ...]] = WeakKeyDictionary()  # modules to evaluate in that mode
 
 
 class ModuleState:
@@ -62,11 +70,33 @@ class ModuleState:
         self._entered = 0
         self.attributes.extend((module.__dict__, module.__dict__.copy()) for module in modules)
         for module in modules:
-            for name, value in module.__dict__.items():
-                if name not in STANDARD:
-                    self._enter(value)
-                elif value and type(value) in CONTAINERS:
-                    self.contents.append((value, value.copy()))
+            self._enter_module(module)
+        self._inside = (len(self.attributes), len(self.contents))
+        self._entered = 0
+        self.places = [(holder, name, at(holder, name)) for holder, name in places_of(model)]
+        for _, _, value in self.places:
+            self._enter(value)
+        self._buffers = [(b, b.detach().clone()) for b in self._enter_beside(model) if b.numel() <= MAX_KEPT]
+        self._converted = False
+
+    def _enter_beside(self, model: nn.Module) -> list[Tensor]:
+        """Remember what modules keep that are none of the model's; their buffers."""
+        buffers: list[Tensor] = []
+        for module in modules_beside(model):
+            if id(module) not in self._known:
+                self._known.add(id(module))
+                self.attributes.append((module.__dict__, module.__dict__.copy()))
+                self._enter_module(module)
+                buffers.extend(b for b in module._buffers.values() if b is not None)
+        return buffers
+
+    def _enter_module(self, module: nn.Module) -> None:
+        """Remember what is in the containers and the plain objects of a module."""
+        for name, value in module.__dict__.items():
+            if name not in STANDARD:
+                self._enter(value)
+            elif value and type(value) in CONTAINERS:
+                self.contents.append((value, value.copy()))
 
     def _enter(self, value: Any) -> None:
         """Remember what a container or a plain object holds, and what those in it hold."""
@@ -88,23 +118,89 @@ class ModuleState:
             self._enter(each)
 
     def restore(self) -> None:
-        """Put every attribute and every entry back; what has been added is removed."""
-        for attributes, before in self.attributes:
-            if not _is_same(attributes, before):
-                attributes.clear()
-                attributes.update(before)
-        for container, before in self.contents:
-            if isinstance(container, dict):
-                if not _is_same(container, before):
-                    container.clear()
-                    container.update(before)
-            elif isinstance(container, set):
-                if container != before:
-                    container.clear()
-                    container.update(before)
-            elif len(container) != len(before) or any(a is not b for a, b in zip(container, before, strict=True)):
-                container.clear()
-                container.extend(before)
+        """Put every attribute and every entry back; what has been added is removed.
+
+        Outside of the model that is done where a tensor was put somewhere, and counters and notes stay as they are.
+        """
+        attributes, contents = self._inside
+        if self._converted or self._has_new_tensors():
+            attributes, contents = len(self.attributes), len(self.contents)
+            for holder, name, before in self.places:
+                if at(holder, name) is not before:
+                    put(holder, name, before)
+        for own, kept in self.attributes[:attributes]:
+            if not _is_same(own, kept):
+                own.clear()
+                own.update(kept)
+        for container, entries in self.contents[:contents]:
+            _restore_entries(container, entries)
+        for buffer, value in self._buffers:
+            if not torch.equal(buffer, value):
+                buffer.data.copy_(value)
+
+    def _has_new_tensors(self) -> bool:
+        """Whether a tensor stands outside of the model where none or another one stood."""
+        attributes, contents = self._inside
+        if any(at(h, name) is not before and _holds_tensor(at(h, name)) for h, name, before in self.places):
+            return True
+        changes = [*self.attributes[attributes:], *self.contents[contents:]]
+        return any(_has_new_tensors(now, before) for now, before in changes)
+
+    def convert_outside(self, dtype: torch.dtype) -> None:
+        """Put floating-point tables outside of the model in another precision, until `restore`."""
+        attributes, contents = self._inside
+        for holder, name, value in self.places:
+            if _is_of_other_precision(value, dtype):
+                put(holder, name, value.to(dtype))
+                self._converted = True
+        for container, _ in [*self.attributes[attributes:], *self.contents[contents:]]:
+            if isinstance(container, set):
+                continue
+            for key, value in list(container.items() if isinstance(container, dict) else enumerate(container)):
+                if _is_of_other_precision(value, dtype):
+                    container[key] = _converted(value, dtype)
+                    self._converted = True
+
+
+def _is_of_other_precision(value: Any, dtype: torch.dtype) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point() and value.dtype != dtype
+
+
+def _converted(value: Tensor, dtype: torch.dtype) -> Tensor:
+    """In another precision; a parameter stays one."""
+    result = value.detach().to(dtype)
+    return nn.Parameter(result, value.requires_grad) if isinstance(value, nn.Parameter) else result
+
+
+def _holds_tensor(value: Any, depth: int = 3) -> bool:
+    """Whether a value is a tensor or a container of tensors."""
+    if isinstance(value, Tensor):
+        return True
+    if not isinstance(value, (*CONTAINERS, tuple)) or len(value) > MAX_ENTRIES or depth == 0:
+        return False
+    return any(_holds_tensor(v, depth - 1) for v in (value.values() if isinstance(value, dict) else value))
+
+
+def _has_new_tensors(now: Any, before: Any) -> bool:
+    """Whether a container holds a tensor that its copy does not."""
+    known = {id(v) for v in (before.values() if isinstance(before, dict) else before)}
+    values = now.values() if isinstance(now, dict) else now
+    return len(now) <= 2 * MAX_ENTRIES and any(id(v) not in known and _holds_tensor(v) for v in values)
+
+
+def _restore_entries(container: Any, before: Any) -> None:
+    """Let a container hold what its copy does."""
+    if isinstance(container, dict):
+        if not _is_same(container, before):
+            container.clear()
+            container.update(before)
+    elif isinstance(container, set):
+        if container != before:
+            container.clear()
+            container.update(before)
+    elif len(container) != len(before) or any(a is not b for a, b in zip(container, before, strict=True)):
+        container.clear()
+        container.extend(before)
 
 
 def _is_same(now: Mapping[Any, Any], before: Mapping[Any, Any]) -> bool:
@@ -142,6 +238,8 @@ def temporary_parameters(model: nn.Module, tensors: Mapping[str, Tensor]) -> Ite
     gradients = [(t, t.grad, t.requires_grad) for t in own.values() if t.is_leaf]
     _borrowed.add(model)
     try:
+        if model in _precisions:
+            state.convert_outside(_precisions[model])
         for t, _, _ in gradients:
             t.grad = None
         _point(own, _copies(values))
@@ -164,33 +262,49 @@ def copy_of(model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
     What PyTorch does not copy, the weight that weight norm left with its graph, is copied without the graph.
     """
     copies: dict[int, Any] = {}
-    for attributes, _ in ModuleState(model).attributes:
-        for value in list(attributes.values()):
+    state = ModuleState(model)
+    for values in [
+        *(attributes for attributes, _ in state.attributes),
+        *(container for container, _ in state.contents),
+    ]:
+        for value in list(_entries(values)):
             for t in _entries(value):
                 if isinstance(t, Tensor) and not isinstance(t, nn.Parameter):
                     copies |= _copied_tensor(t, dtype)
     twin = copy.deepcopy(model, copies)
+    accompany_as(twin, model)
+    evaluate_in_training(twin, evaluated_in_training(model))
     return twin if dtype is None else to_precision(twin, dtype)
 
 
-def to_precision(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+def to_precision(model: nn.Module, dtype: torch.dtype, device: torch.device | str | None = None) -> nn.Module:
     """The model itself, moved to another precision, in which it is to be the same function.
 
     An RMSNorm without an epsilon of its own takes the unit roundoff of its input's precision: in float64 it would be
-    another function than in float32, visibly so where its input is small. It keeps the one it had.
+    another function than in float32, visibly so where its input is small. It keeps the one it had. Complex tensors stay
+    complex, in two numbers of the precision: `model.to(dtype)` drops their imaginary parts.
     """
+
+    def moved(t: Tensor) -> Tensor:
+        if t.is_complex():
+            return t.to(device, dtype.to_complex())
+        return t.to(device, dtype if t.is_floating_point() else None)
+
     own = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.get_default_dtype())
-    for module in model.modules():
-        if isinstance(module, nn.RMSNorm) and module.eps is None:
-            module.eps = torch.finfo(own).eps
-    return model.to(dtype)
+    if own != dtype:
+        _precisions[model] = dtype
+        for module in model.modules():
+            if isinstance(module, nn.RMSNorm) and module.eps is None:
+                module.eps = torch.finfo(own).eps
+    result: nn.Module = model._apply(moved)  # type: ignore[no-untyped-call]
+    return result
 
 
 def _entries(value: Any) -> Iterable[Any]:
     """What a dictionary or list holds; any other value by itself."""
     if isinstance(value, dict):
         return list(value.values())
-    return value if isinstance(value, (list, tuple)) else [value]
+    return value if isinstance(value, (list, tuple, set, deque)) else [value]
 
 
 def _copied_tensor(t: Tensor, dtype: torch.dtype | None) -> dict[int, Tensor]:
@@ -199,6 +313,16 @@ def _copied_tensor(t: Tensor, dtype: torch.dtype | None) -> dict[int, Tensor]:
     if t.is_leaf and not converted:
         return {}
     return {id(t): _copy(t).to(dtype) if converted else _copy(t)}
+
+
+def evaluate_in_training(model: nn.Module, names: Iterable[str]) -> None:
+    """Let these modules, without those inside them, be in training mode wherever the model is evaluated."""
+    _in_training[model] = tuple(names)
+
+
+def evaluated_in_training(model: nn.Module) -> tuple[str, ...]:
+    """The names of the modules that are in training mode wherever the model is evaluated."""
+    return _in_training.get(model, ())
 
 
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -231,7 +355,22 @@ def set_evaluation_mode(model: nn.Module) -> None:
     own_modes = [m for m in model.modules() if _sets_modes_itself(m)]
     if not own_modes:
         model.eval()
+        _take_in_training(model)
         return
+    chance = torch.get_rng_state()  # a mode's change may make layers, which draw their first weights
+    try:
+        _set_modes(model, own_modes)
+        _take_in_training(model)
+    finally:
+        torch.set_rng_state(chance)
+
+
+def _take_in_training(model: nn.Module) -> None:
+    for name in evaluated_in_training(model):
+        model.get_submodule(name).training = True
+
+
+def _set_modes(model: nn.Module, own_modes: list[nn.Module]) -> None:
     merged = [m for m in own_modes if not m.training]
     changed = _changed_by(model, merged, True)
     if changed:
@@ -262,24 +401,56 @@ def _sets_modes_itself(module: nn.Module) -> bool:
     return own or "train" in module.__dict__ or "eval" in module.__dict__
 
 
-def _changed_by(model: nn.Module, modules: Iterable[nn.Module], mode: bool) -> list[str]:
-    """The parameters and buffers that change where modules are put into a mode; all is as before afterwards."""
+def _changed_by(model: nn.Module, modules: list[nn.Module], mode: bool) -> list[str]:
+    """The parameters and buffers that change where modules are put into a mode, and what is made of parameters then.
+
+    Layers may keep in `eval()` a weight made of their parameters, which moves with them no longer. A table that is the
+    same whatever the parameters are is none. All is as before afterwards.
+    """
+    names, made = _put_into(model, modules, mode, 1.0)
+    if names or not made:
+        return names
+    moved = _put_into(model, modules, mode, 1.25)[1]
+    return [name for name, value in made.items() if name not in moved or not _equal(value, moved[name])]
+
+
+def _put_into(model: nn.Module, modules: list[nn.Module], mode: bool, factor: float) -> tuple[list[str], Named]:
+    """(names of tensors that a mode changes, what modules keep in evaluation mode), of parameters times a factor."""
     own = named_tensors(model)
     values = {name: t.data for name, t in own.items()}
     state = ModuleState(model)
     required = [(t, t.requires_grad) for t in own.values() if t.is_leaf]
     try:
-        _point(own, _copies(values))
+        start = {name: v * factor if v.is_floating_point() else v.clone() for name, v in _copies(values).items()}
+        _point(own, _copies(start))
         for module in modules:
             module.train(True) if mode else module.eval()
         now = named_tensors(model)
-        names = [name for name, value in values.items() if name not in now or not _equal(now[name].data, value)]
-        return names + [name for name in now if name not in values]
+        names = [name for name, value in start.items() if name not in now or not _equal(now[name].data, value)]
+        names += [name for name in now if name not in values]
+        if mode:
+            for module in modules:
+                module.eval()
+        return names, _made_by_modules(model)
     finally:
         state.restore()
         _point(own, values)
         for t, before in required:
             t.requires_grad_(before)
+
+
+def _made_by_modules(model: nn.Module) -> Named:
+    """The floating-point tensors among the attributes of modules that set their modes themselves, by name."""
+    made: dict[str, Tensor] = {}
+    for prefix, module in model.named_modules():
+        if not _sets_modes_itself(module):
+            continue
+        for name, value in module.__dict__.items():
+            if name not in STANDARD:
+                for i, t in enumerate(_entries(value)):
+                    if isinstance(t, Tensor) and t.is_floating_point():
+                        made[f"{prefix}.{name}{i or ''}".lstrip(".")] = t.detach().clone()
+    return made
 
 
 def _equal(a: Tensor, b: Tensor) -> bool:

@@ -33,6 +33,7 @@ from lossmap.data.batches import Batch, FixedBatches, Resident, map_tensors, sam
 from lossmap.data.borrow import copy_of
 from lossmap.data.criteria import ACCURACY, SupervisedLoss, takes_class_labels
 from lossmap.data.datasets import labels_within
+from lossmap.data.merged_layers import find_merged_layers
 from lossmap.data.noise import with_noise_seed
 from lossmap.data.problem import Problem, temporary_parameters
 from lossmap.geometry.parameter_vector import movable_parameters
@@ -70,6 +71,7 @@ def check_loss(problem: Problem, *, seed: int = 0, report: bool = True) -> Probl
     if problem.checked:
         return problem
     movable_parameters(problem.model)  # refuses a lazy module that has no parameters yet
+    find_merged_layers(problem, _few_samples(problem))
     probe = _Probe(problem)
     if isinstance(problem.loss, SupervisedLoss) and takes_class_labels(problem.loss.loss):
         outputs = probe.outputs()

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from lossmap.data.batch_parts import inputs_of, targets_of
 from lossmap.data.batches import Batch, Batches, samples_in
-from lossmap.data.borrow import temporary_parameters
+from lossmap.data.borrow import evaluate_in_training, evaluated_in_training, temporary_parameters
 from lossmap.data.criteria import (
     ACCURACY,
     Criterion,
@@ -34,6 +34,7 @@ from lossmap.data.criteria import (
 )
 from lossmap.data.loaders import as_batches
 from lossmap.data.one_precision import in_one_precision
+from lossmap.data.outside_state import accompany
 from lossmap.geometry.directions import move_point, origin_of
 from lossmap.keywords import checked_init, checked_keywords
 
@@ -124,6 +125,20 @@ class Problem:
     noise_seed: int | None = None
     notes: tuple[str, ...] = ()
     checked: bool = False
+
+    def __post_init__(self) -> None:
+        functions = (self.forward, self.loss, *(metric.total for metric in self.metrics.values()))
+        object.__setattr__(self, "_company", accompany(self.model, functions))
+
+    def __getstate__(self) -> dict[str, Any]:
+        own = {name: value for name, value in self.__dict__.items() if name != "_company"}
+        return own | {"_in_training": evaluated_in_training(self.model)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        names = state.pop("_in_training", ())
+        self.__dict__.update(state)
+        evaluate_in_training(self.model, names)
+        self.__post_init__()
 
     @classmethod
     @checked_keywords

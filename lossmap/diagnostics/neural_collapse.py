@@ -95,16 +95,16 @@ def features_of(problem: Problem, layer: str) -> Iterator[tuple[Tensor, Tensor, 
         for batch in problem.data:
             inputs.clear()
             with torch.enable_grad():  # a loss may differentiate by its inputs
-                outputs = problem.forward(problem.model, batch).detach()
+                outputs = problem.forward(problem.model, batch)
             targets = None
-            if outputs.dim() == 2:
+            if isinstance(outputs, Tensor) and outputs.dim() == 2:
                 targets = targets_of(batch)
             if not inputs or not isinstance(targets, Tensor) or targets.dim() != 1 or targets.is_floating_point():
                 raise ValueError(
                     "neural collapse requires a classifier: outputs (B, C), whole-number targets (B,), and a layer "
                     f"that is called; got the layer {layer!r}"
                 )
-            yield inputs[-1].flatten(1).double(), targets.long(), outputs.argmax(1)
+            yield inputs[-1].flatten(1).double(), targets.long(), outputs.detach().argmax(1)
     finally:
         handle.remove()
 

@@ -1,0 +1,195 @@
+"""What the code of a model or a loss keeps outside of the model: tables in globals, closures, classes and defaults.
+
+A forward pass may build a table once and keep it where no module holds it: in a global dictionary, in a list that a
+closure sees, as an attribute of its class or its function. Such places are found once per class and function, by the
+names that its code reads and writes; `borrow.ModuleState` remembers what stands there and puts it back.
+
+Code of PyTorch, NumPy and this package keeps nothing of a pass. Price: a walk through the code of every class that is
+not PyTorch's, once in a process; then a look at the places found.
+"""
+
+from __future__ import annotations
+
+import builtins
+import dis
+import functools
+import operator
+import types
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+from weakref import WeakKeyDictionary, ref
+
+from torch import Tensor, nn
+
+MAX_FUNCTIONS = 500  # of a class or a loss, whose code is read
+LIBRARIES = ("torch", "numpy", "lossmap", "builtins", "functools", "typing", "collections", "math")
+NOTHING = object()  # in a place that holds nothing yet
+
+# a place: what holds it, and its name there
+Place = tuple[Any, str]
+
+
+def _is_library(name: str | None) -> bool:
+    return name is None or name.partition(".")[0] in LIBRARIES
+
+
+def _is_kept(value: Any, module: str) -> bool:
+    """Whether a value may be a table, hold one, or stand where one will be; objects only of classes of this module."""
+    if value is NOTHING or isinstance(value, (Tensor, dict, list, set, types.NoneType, bool, int)):
+        return True
+    return type(value).__module__ == module and isinstance(getattr(value, "__dict__", None), dict)
+
+
+@dataclass
+class _Reader:
+    """Collects the places that functions read or write, and the modules that they use."""
+
+    places: dict[tuple[int, str], Place] = field(default_factory=dict)
+    modules: dict[int, nn.Module] = field(default_factory=dict)
+    _read: set[int] = field(default_factory=set)
+
+    def read_class(self, cls: type) -> None:
+        """The attributes of a class and its methods."""
+        if id(cls) in self._read or _is_library(cls.__module__):
+            return
+        self._read.add(id(cls))
+        for name, value in list(vars(cls).items()):
+            if name.startswith("__") and not callable(value):
+                continue
+            self._place(cls, name, value, cls.__module__)
+
+    def read(self, value: Any) -> None:
+        """A function, what wraps one, or a module that a function uses."""
+        if isinstance(value, nn.Module):
+            self.modules[id(value)] = value
+        elif isinstance(value, types.FunctionType):
+            self._read_function(value)
+        elif isinstance(value, property):
+            self.read(value.fget)
+        elif isinstance(value, (staticmethod, classmethod, types.MethodType)):
+            self.read(value.__func__)
+        elif isinstance(value, (functools.partial, functools.cached_property)):
+            self.read(value.func)
+        elif hasattr(type(value), "cache_info"):  # of functools.lru_cache
+            self.read(value.__wrapped__)
+        elif type(value).__module__.startswith("lossmap."):  # a loss as a problem holds it
+            for each in getattr(value, "__dict__", {}).values():
+                self.read(each)
+
+    def _place(self, holder: Any, name: str, value: Any, module: str) -> None:
+        if _is_kept(value, module):
+            self.places[id(holder), name] = (holder, name)
+        elif isinstance(value, type):
+            self.read_class(value)
+        else:
+            self.read(value)
+
+    def _read_function(self, function: types.FunctionType) -> None:
+        module = function.__module__
+        if id(function) in self._read or len(self._read) >= MAX_FUNCTIONS or _is_library(module):
+            return
+        self._read.add(id(function))
+        for name in ("__dict__", "__defaults__", "__kwdefaults__"):
+            self.places[id(function), name] = (function, name)
+        for cell in function.__closure__ or ():
+            self._place(cell, "cell_contents", at(cell, "cell_contents"), module)
+        for name in _global_names(function.__code__):
+            if name in function.__globals__ or not hasattr(builtins, name):
+                self._place(function.__globals__, name, at(function.__globals__, name), module)
+
+
+def _global_names(code: types.CodeType) -> set[str]:
+    """The globals that a function, and the functions inside it, read or write."""
+    names = {str(i.argval) for i in dis.get_instructions(code) if i.opname in ("LOAD_GLOBAL", "STORE_GLOBAL")}
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            names |= _global_names(constant)
+    return names
+
+
+def at(holder: Any, name: str) -> Any:
+    """What stands in a place; NOTHING where nothing does."""
+    if isinstance(holder, dict):
+        return holder.get(name, NOTHING)
+    if isinstance(holder, type):
+        return vars(holder).get(name, NOTHING)
+    try:
+        return getattr(holder, name)
+    except (AttributeError, ValueError):  # a cell that is empty
+        return NOTHING
+
+
+def put(holder: Any, name: str, value: Any) -> None:
+    """Put a value, or nothing, in a place."""
+    if isinstance(holder, dict):
+        if value is NOTHING:
+            holder.pop(name, None)
+        else:
+            holder[name] = value
+    elif value is NOTHING:
+        delattr(holder, name)
+    else:
+        setattr(holder, name, value)
+
+
+class Company:
+    """Functions that run beside a model, a loss and its like; it lives as long as the problem that they belong to."""
+
+    def __init__(self, functions: Sequence[Callable[..., Any]]) -> None:
+        self.functions = tuple(functions)
+
+    @functools.cached_property
+    def reader(self) -> _Reader:
+        """What they keep, read once."""
+        reader = _Reader()
+        for function in self.functions:
+            reader.read(function)
+        return reader
+
+
+_of_class: dict[type, tuple[Place, ...]] = {}
+_of_model: WeakKeyDictionary[nn.Module, list[ref[Company]]] = WeakKeyDictionary()
+
+
+def accompany(model: nn.Module, functions: Sequence[Callable[..., Any]]) -> Company:
+    """Let what these functions keep be looked after wherever this model is borrowed, while the result is alive."""
+    companies = _companies(model)
+    for company in companies:
+        if len(company.functions) == len(functions) and all(map(operator.is_, company.functions, functions)):
+            return company
+    company = Company(functions)
+    _of_model[model] = [ref(each) for each in [*companies, company]]
+    return company
+
+
+def accompany_as(twin: nn.Module, model: nn.Module) -> None:
+    """Let a copy of a model have the same company."""
+    _of_model[twin] = [ref(each) for each in _companies(model)]
+
+
+def places_of(model: nn.Module) -> list[Place]:
+    """Where the code of a model's classes, and of the functions that accompany it, may keep something."""
+    places = [place for cls in {type(m) for m in model.modules()} for place in _places_of_class(cls)]
+    for company in _companies(model):
+        places.extend(company.reader.places.values())
+    return places
+
+
+def modules_beside(model: nn.Module) -> list[nn.Module]:
+    """The modules that a model's loss uses: criteria, teachers; none of the model's own kind, which may be itself."""
+    roots = [root for company in _companies(model) for root in company.reader.modules.values()]
+    return [m for root in roots if type(root) is not type(model) for m in root.modules()]
+
+
+def _companies(model: nn.Module) -> list[Company]:
+    return [company for each in _of_model.get(model, ()) if (company := each()) is not None]
+
+
+def _places_of_class(cls: type) -> tuple[Place, ...]:
+    if cls not in _of_class:
+        reader = _Reader()
+        for each in cls.__mro__:
+            reader.read_class(each)
+        _of_class[cls] = tuple(reader.places.values())
+    return _of_class[cls]

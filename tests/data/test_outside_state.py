@@ -1,0 +1,223 @@
+"""Tables that a model's or a loss's code keeps outside of the model: as before afterwards, and no obstacle to training.
+
+Each table is multiplied in the precision of the first pass that makes it, so that one left in float64 by a check would
+stop the model.
+"""
+
+import functools
+import gc
+import weakref
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import lossmap
+from lossmap import Grid, Problem
+from lossmap.data.borrow import copy_of, temporary_parameters
+
+TABLES: dict[int, torch.Tensor] = {}
+MASK, MASK_IS_BUILT, PASSES = None, False, []
+
+
+def table(n, dtype):
+    return torch.eye(n, dtype=dtype) * 0.7
+
+
+class Body(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 5), nn.Linear(5, 3)
+
+    def table(self, dtype):
+        return table(5, dtype)
+
+    def forward(self, x):
+        return self.last(torch.tanh(self.first(x)) @ self.table(x.dtype))
+
+
+class InGlobalDictionary(Body):
+    def table(self, dtype):
+        if 5 not in TABLES:
+            TABLES[5] = table(5, dtype)
+        return TABLES[5]
+
+
+def helper(dtype):
+    global MASK, MASK_IS_BUILT
+    if not MASK_IS_BUILT:
+        MASK, MASK_IS_BUILT = table(5, dtype), True
+    return MASK
+
+
+class InGlobalBesideAFlag(Body):
+    def table(self, dtype):
+        PASSES.append(1)
+        return helper(dtype)
+
+
+class InClass(Body):
+    kept = None
+
+    def table(self, dtype):
+        if InClass.kept is None:
+            InClass.kept = table(5, dtype)
+        return self.kept
+
+
+class InFunction(Body):
+    def table(self, dtype):
+        function = InFunction.table
+        if not hasattr(function, "kept"):
+            function.kept = table(5, dtype)
+        return function.kept
+
+
+class InDefault(Body):
+    def table(self, dtype, kept=[]):  # noqa: B006 -- what is tested
+        if not kept:
+            kept.append(table(5, dtype))
+        return kept[0]
+
+
+def in_closure():
+    kept = None
+
+    class InClosure(Body):
+        def table(self, dtype):
+            nonlocal kept
+            if kept is None:
+                kept = table(5, dtype)
+            return kept
+
+    return InClosure()
+
+
+@functools.lru_cache
+def cached_table(n, dtype):
+    return table(n, dtype)
+
+
+class InCache(Body):
+    def table(self, dtype):
+        return cached_table(5, dtype)
+
+
+class Slots:
+    __slots__ = ("kept",)
+
+
+class InSlots(Body):
+    def __init__(self):
+        super().__init__()
+        self.slots = Slots()
+
+    def table(self, dtype):
+        if not hasattr(self.slots, "kept"):
+            self.slots.kept = table(5, dtype)
+        return self.slots.kept
+
+
+MODELS = [InGlobalDictionary, InGlobalBesideAFlag, InClass, InFunction, InDefault, in_closure, InCache, InSlots]
+
+
+def loss_with_table(outputs, targets):
+    if "loss" not in TABLES:
+        TABLES["loss"] = table(3, outputs.dtype)
+    return F.cross_entropy(outputs @ TABLES["loss"], targets)
+
+
+class LazyCriterion(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.kept = None
+        self.register_buffer("center", torch.zeros(3))
+
+    def forward(self, outputs, targets):
+        if self.kept is None:
+            self.kept = table(3, outputs.dtype)
+        return F.cross_entropy((outputs - self.center) @ self.kept, targets)
+
+
+def data():
+    return torch.randn(12, 4, generator=torch.Generator().manual_seed(1)), torch.arange(12) % 3
+
+
+def kept():
+    return (
+        dict(TABLES), MASK, MASK_IS_BUILT, InClass.kept, getattr(InFunction.table, "kept", None),
+        list(Body.table.__defaults__ or ()), [list(d) for d in InDefault.table.__defaults__],
+    )  # fmt: skip
+
+
+def borrow_for(problem, measure):
+    if measure == "surface":
+        lossmap.survey(lossmap.losses(problem, lossmap.random_plane(problem.model, axes=1)), Grid.line(0, 1, 2))
+    elif measure == "product":
+        operator = lossmap.hessian(problem, parameters="all")
+        operator @ torch.ones(operator.size)
+    else:
+        lossmap.diagnose(problem, density_error=None, examinations=("hessian", "signals"))
+
+
+@pytest.mark.parametrize("measure", ["surface", "product", "health"])
+@pytest.mark.parametrize("make", MODELS, ids=lambda m: m.__name__)
+def test_a_table_outside_of_the_model_is_as_before(make, measure):
+    torch.manual_seed(0)
+    model, (x, y) = make(), data()
+    before = kept()
+    borrow_for(Problem.supervised(model, "crossentropy", (x, y)), measure)
+    assert kept() == before
+    F.cross_entropy(model.train()(x), y).backward()
+    TABLES.clear()
+
+
+@pytest.mark.parametrize("loss", [loss_with_table, LazyCriterion()], ids=["function", "module"])
+def test_a_table_of_the_loss_is_as_before(loss):
+    torch.manual_seed(0)
+    model, (x, y) = Body(), data()
+    borrow_for(Problem.supervised(model, loss, (x, y)), "product")
+    assert "loss" not in TABLES and getattr(loss, "kept", None) is None
+    loss(model(x), y).backward()
+    TABLES.clear()
+
+
+def test_a_table_that_is_there_already_serves_in_float64_too():
+    """The twin of another precision sees it in that; the model's own is the same object afterwards."""
+    torch.manual_seed(0)
+    model, (x, _) = InGlobalDictionary(), data()
+    model(x)
+    own = TABLES[5]
+    twin = copy_of(model, torch.float64)
+    with temporary_parameters(twin, {}):
+        assert twin(x.double()).dtype == torch.float64
+    assert TABLES[5] is own
+    TABLES.clear()
+
+
+def test_counters_outside_of_the_model_stay_as_they_are():
+    """Only where a tensor was put somewhere is anything outside put back."""
+
+    class Counted(Body):
+        def table(self, dtype):
+            PASSES.append(1)
+            return table(5, dtype)
+
+    PASSES.clear()
+    model, (x, _) = Counted(), data()
+    with temporary_parameters(model, {}):
+        model(x)
+    assert PASSES == [1]
+
+
+def test_what_accompanies_a_model_does_not_keep_it_alive():
+    def borrowed():
+        model = Body()
+        problem = Problem.custom(model, lambda _, batch: F.cross_entropy(model(batch[0]), batch[1]), data())
+        with temporary_parameters(problem.model, {}):
+            return weakref.ref(model)
+
+    alive = borrowed()
+    gc.collect()
+    assert alive() is None
