@@ -1,7 +1,7 @@
 """`lossmap status FILE`: the progress of a result, from the files alone, also while a job writes them.
 
 It needs neither torch nor MPI, so a login node will do. The exit code is what scripts ask for: 0 complete, 3
-completed with failed points, 75 unfinished, 2 no result there.
+completed with failed points, 75 unfinished, 2 no result there, or with --verify a damaged one.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import sys
 import time
 import zlib
 from collections.abc import Sequence
-from dataclasses import MISSING, dataclass
+from dataclasses import MISSING, asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,8 @@ from lossmap.cli.command_line import Command
 from lossmap.cli.entry_point import EXIT_CODES, guarded
 from lossmap.cli.settings import setting
 from lossmap.io.read import is_being_written, read
-from lossmap.io.surface import Surface
+from lossmap.io.surface import REBUILT, UNPROTECTED, Surface
+from lossmap.io.verify import verify
 from lossmap.parallel.cost_model import decode_cost, measured_cost, side_by_side, span_text, stored_estimate
 from lossmap.parallel.pace import means_by_rank, rate_of
 
@@ -41,6 +42,7 @@ class StatusSettings:
     fingerprint: bool = setting(
         False, "only a short text that changes whenever the survey makes progress", former=("--mark",)
     )
+    verify: bool = setting(False, "comparison of all that the result holds with its digests (SHA-256)")
     measure: str | None = setting(None, "this measure alone, such as loss or eigen; by default all", metavar="NAME")
 
 
@@ -52,6 +54,7 @@ COMMAND = Command(
         "lossmap status surface.h5",
         "lossmap status surface.h5 --watch --interval 30",
         "lossmap status surface.h5 --json",
+        "lossmap status surface.h5 --verify",
     ),
 )
 
@@ -60,6 +63,8 @@ COMMAND = Command(
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command: 0 complete, 2 usage error, 3 completed with failed points, 75 unfinished."""
     options = COMMAND.parse(argv).status
+    if options.verify:
+        return show_verification(options.file, options.json)
     while True:
         surface = read(options.file)
         if options.fingerprint:
@@ -75,6 +80,18 @@ def main(argv: Sequence[str] | None = None) -> int:
             time.sleep(options.interval)
         except KeyboardInterrupt:
             return EXIT_CODES[progress["outcome"]]
+
+
+def show_verification(file: str, as_json: bool) -> int:
+    """Print what of a result fits its digests, and what does not; 2 where something is damaged."""
+    verification, outcome = verify(file), "damaged"
+    if not verification.damage:
+        outcome = progress_of(file, read(file))["outcome"]
+    if as_json:
+        print(json.dumps({"file": file, "outcome": outcome, **asdict(verification)}))
+    else:
+        print("\n".join(f"{Path(file).name}: {line}" for line in str(verification).splitlines()))
+    return EXIT_CODES.get(outcome, 2)
 
 
 def fingerprint(file: str, surface: Surface) -> str:
@@ -112,6 +129,7 @@ def progress_of(file: str, surface: Surface, measure: str | None = None) -> dict
         "start": attributes.get("start"),
         "end": attributes.get("end"),
         "restarts": int(attributes.get("restarts", 0)),
+        "integrity": surface.integrity,
         "measures": {name: progress_of_measure(surface, name) for name in names if name in surface.status},
         "estimate": estimates_of(file, surface),
     }
@@ -163,7 +181,8 @@ def text(progress: dict[str, Any]) -> str:
     """The progress for a person."""
     name = Path(progress["file"]).name
     if not progress["measures"] and progress["outcome"] == "complete":
-        return f"{name}: not a survey, so there is nothing to do; it holds {', '.join(progress['groups'])}"
+        lines = [f"{name}: not a survey, so there is nothing to do; it holds {', '.join(progress['groups'])}"]
+        return "\n".join(lines + _integrity_lines(progress["integrity"]))
     shape = " x ".join(map(str, progress["shape"][::-1]))
     lines = [f"{name}: {shape} points, {OUTCOMES[progress['outcome']]}"]
     for measure, m in progress["measures"].items():
@@ -173,9 +192,19 @@ def text(progress: dict[str, Any]) -> str:
             comparison = side_by_side(progress["estimate"][measure], m["took"], not m["left"])
             lines += [f"  {line}" for line in comparison]
     lines.append(f"started {progress['start'] or 'at an unknown time'}, restarts: {progress['restarts']}")
+    lines += _integrity_lines(progress["integrity"])
     if progress["outcome"] == "unfinished":
         lines.append(WRITING[progress["running"]])
     return "\n".join(lines)
+
+
+def _integrity_lines(integrity: str) -> list[str]:
+    """What a person must know of how far the numbers can be trusted; nothing where they fit their digests."""
+    if integrity == UNPROTECTED:
+        return ["unprotected: the file has no digests, so that a changed number would not be noticed"]
+    if integrity.startswith(REBUILT):
+        return [f"{integrity}; lossmap resume writes the file anew"]
+    return []
 
 
 def _measure_lines(name: str, m: dict[str, Any]) -> list[str]:

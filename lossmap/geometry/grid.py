@@ -14,6 +14,9 @@ import numpy as np
 
 from lossmap.keywords import checked_init, checked_keywords
 
+MAX_TICKS = 1 << 24  # of an axis
+MAX_POINTS = 1 << 31  # of a grid: one field alone would take 16 GB
+
 Point = tuple[float, ...]  # (k,): the coordinates along x, and in 2-D y
 
 
@@ -48,7 +51,7 @@ class Grid:
         y: (ny,) ticks along y; None on a line.
 
     Raises:
-        ValueError: where the ticks are no row of finite numbers.
+        ValueError: where the ticks are no row of finite numbers, and for more than 2,147,483,648 points.
 
     Example:
         >>> import numpy as np, lossmap
@@ -71,6 +74,8 @@ class Grid:
             if ticks.ndim != 1 or ticks.size == 0 or not np.isfinite(ticks).all():
                 raise ValueError(f"the {name} axis must be a row of finite numbers, at least one; got {ticks!r}")
             object.__setattr__(self, name, ticks)
+        if len(self) > MAX_POINTS:
+            raise ValueError(f"a grid must have <= {MAX_POINTS:,} points; got {len(self):,}")
 
     @classmethod
     @checked_keywords
@@ -147,6 +152,8 @@ def _ticks(axis: str, text: str) -> np.ndarray:
         raise ValueError(f"{needed}; got {text!r}") from None
     if count < 1:
         raise ValueError(f"{needed}, with a count of 1 or more; got {text!r}")
+    if count > MAX_TICKS:
+        raise ValueError(f"{needed}, with a count of {MAX_TICKS:,} at most; got {text!r}")
     if not np.isfinite([low, high]).all():
         raise ValueError(f"{needed}, with finite ends; got {text!r}")
     if count > 1 and low == high:

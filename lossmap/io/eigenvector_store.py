@@ -11,17 +11,21 @@ Memory: one block of columns, `BLOCK` bytes, and one snapshot while the file is 
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
 
-from lossmap.io.netcdf_read import open_hdf5
+from lossmap.io.checked import open_checked
+from lossmap.io.digests import seal
+from lossmap.io.hdf5_open import Damaged
 from lossmap.io.netcdf_write import write_array
 from lossmap.io.read import Refused, journal_of, read, write_surface
 from lossmap.io.surface import Group, Surface
@@ -29,7 +33,21 @@ from lossmap.io.whole_file import sync_folder
 
 VECTORS, RESULTS = "evolution/eigenvectors", "evolution/results"
 BLOCK = 1 << 25  # bytes of a block of columns
+SEAL = b"SHA-256:"  # behind a snapshot's numbers, before the digest of all that lies before it
 Blocks = Callable[[], Iterator[np.ndarray]]
+
+
+def file_digest(path: Path, size: int | None = None) -> Any:
+    """SHA-256 of a file, or of its first `size` bytes, read in blocks."""
+    sha, left = hashlib.sha256(), path.stat().st_size if size is None else size
+    with open(path, "rb") as file:
+        while left > 0:
+            block = file.read(min(left, BLOCK))
+            if not block:
+                break
+            sha.update(block)
+            left -= len(block)
+    return sha
 
 
 @dataclass(frozen=True)
@@ -51,6 +69,8 @@ class VectorFolder:
         with open(part, "wb") as file:
             np.save(file, np.ascontiguousarray(vectors, dtype=np.float32))
             file.flush()
+            file.write(SEAL + file_digest(part).digest())
+            file.flush()
             os.fsync(file.fileno())
         os.replace(part, target)
         sync_folder(self.path)
@@ -58,6 +78,26 @@ class VectorFolder:
     def holds(self, step: float) -> bool:
         """Whether a snapshot is there."""
         return self._file(step).exists()
+
+    def check(self, step: float) -> None:
+        """Raise Damaged where a snapshot is not as it was written. Files of version 0.1 have no digest: by their size.
+
+        Price: one pass of SHA-256 over the file.
+        """
+        path = self._file(step)
+        damaged = Damaged(f"{path} is damaged: it does not fit its digest; --overwrite measures all checkpoints again")
+        try:
+            vectors = np.load(path, mmap_mode="r")
+            end = vectors.offset + vectors.nbytes
+            with open(path, "rb") as file:
+                file.seek(end)
+                footer = file.read()
+        except (OSError, ValueError, TypeError, EOFError, SyntaxError):
+            raise damaged from None
+        if vectors.ndim != 2 or vectors.dtype != np.float32:
+            raise damaged
+        if footer and footer != SEAL + file_digest(path, end).digest():
+            raise damaged
 
     def shape(self, step: float) -> tuple[int, int]:
         """(r, n) of a snapshot."""
@@ -72,11 +112,12 @@ class VectorFolder:
     def blocks(self, steps: Sequence[float], block: int = BLOCK) -> Blocks:
         """Blocks of columns of all these snapshots' rows stacked, (m, b) each, as `measure.evolution` reads them.
 
-        Raises FileNotFoundError where a snapshot is missing.
+        Raises FileNotFoundError where a snapshot is missing, Damaged where one is not as it was written.
         """
         for step in steps:
             if not self.holds(step):
                 raise FileNotFoundError(f"the eigenvectors of step {step:g} are not in {self.path}; measure it again")
+            self.check(step)
         rows = sum(self.shape(step)[0] for step in steps)
         n = self.shape(steps[0])[1]
         width = max(1, block // (4 * rows))
@@ -90,11 +131,12 @@ class VectorFolder:
 
     def fill(self, file: Path) -> None:
         """Takes back from a result file the snapshots that it holds and the folder does not, one at a time."""
-        with open_hdf5(file) as result:
-            stored = result[VECTORS]
-            for i, step in enumerate(stored["step"][:]):
+        with open_checked(file) as source:
+            source.check(f"{VECTORS}/eigenvector")
+            stored = source.dataset(f"{VECTORS}/eigenvector")
+            for i, step in enumerate(source.array(f"{VECTORS}/step")):
                 if not self.holds(float(step)):
-                    rows = stored["eigenvector"][i]
+                    rows = stored[i]
                     self.keep(float(step), rows[np.isfinite(rows[:, 0])])
 
     def clear(self) -> None:
@@ -123,22 +165,29 @@ def move_into_file(file: Path, folder: VectorFolder, steps: Sequence[float], res
 
     pairs  the most that a snapshot has; others are filled up with NaN
     """
-    with _rewritten(file) as out:
-        for name in (VECTORS, RESULTS):
-            if name in out:
-                del out[name]
+    with _rewritten(file, (VECTORS, RESULTS)) as out:
         _write_vectors(out.create_group(VECTORS, track_order=True), folder, steps, pairs)
         _write_results(out.create_group(RESULTS, track_order=True), results)
 
 
 @contextmanager
-def _rewritten(file: Path) -> Iterator[h5py.File]:
-    """A copy of the file to be changed, which takes its place when all is written."""
+def _rewritten(file: Path, groups: Sequence[str]) -> Iterator[h5py.File]:
+    """A copy of the file without these groups, to be changed; it takes the file's place when all is written.
+
+    Raises Damaged where the file's list of digests is not as it was written.
+    """
+    with open_checked(file) as source:
+        table = source.table or {}
+    changed = tuple(f"{name}/" for name in groups)
     beside = file.with_name(file.name + ".part")
     shutil.copyfile(file, beside)
     try:
-        with h5py.File(beside, "r+", track_order=True) as out:
+        with h5py.File(beside, "r+", track_order=True, libver=("v108", "v110")) as out:
+            for name in groups:
+                if name in out:
+                    del out[name]
             yield out
+            seal(out, {path: digest for path, digest in table.items() if not path.startswith(changed)})
         with open(beside, "rb") as written:
             os.fsync(written.fileno())
         os.replace(beside, file)
@@ -198,13 +247,18 @@ def read_vectors(path: str | os.PathLike[str], block: int = BLOCK) -> StoredEige
     results = results_of(path)
     values = results["eigenvalue"]
     present = np.isfinite(values)
-    with open_hdf5(path) as file:
-        n = int(file[VECTORS]["eigenvector"].shape[-1])
+    name = f"{VECTORS}/eigenvector"
+    with open_checked(path) as source:
+        source.check(name)
+        shape = source.dataset(name).shape
+        if len(shape) != 3 or shape[:2] != values.shape:
+            raise source.damaged(f"{name} has the shape {shape}; for these eigenvalues it must be {values.shape} and n")
+        n = int(shape[-1])
     width = max(1, block // (4 * values.size))
 
     def read_blocks() -> Iterator[np.ndarray]:
-        with open_hdf5(path) as file:
-            vectors = file[VECTORS]["eigenvector"]
+        with open_checked(path) as source:
+            vectors = source.dataset(name)
             for start in range(0, n, width):
                 yield vectors[:, :, start : min(start + width, n)][present]
 
@@ -231,7 +285,5 @@ def put_group(path: str | os.PathLike[str], name: str, group: Group, fresh: Call
         raise Refused(f"a survey is writing {path}, or is not complete; finish it first, or name another file")
     if not path.exists():
         write_surface(path, fresh())
-    with _rewritten(path) as out:
-        if name in out:
-            del out[name]
+    with _rewritten(path, (name,)) as out:
         _write_results(out.create_group(name, track_order=True), group)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 from pathlib import Path
 
 import h5py
@@ -18,7 +19,7 @@ class NotASurface(ValueError):
 
 
 class Damaged(NotASurface):
-    """An HDF5 file that HDF5 itself cannot open: its end is missing, for instance."""
+    """A file that is not as it was written: its end is missing, a number was changed, or it leads out of itself."""
 
 
 class _BytesOnDisk(h5py.File):  # type: ignore[misc]
@@ -44,6 +45,7 @@ def open_hdf5(path: Path) -> h5py.File:
     """
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder; a surface is a file, such as surface.h5")
+    refuse_special(path)
     try:
         with open(path, "rb") as file:
             start = file.read(len(SIGNATURE))
@@ -54,6 +56,8 @@ def open_hdf5(path: Path) -> h5py.File:
     if not start:
         raise NotASurface(f"{path} is empty (0 bytes): no surface was ever written there")
     if start != SIGNATURE:
+        if sum(a == b for a, b in zip(start, SIGNATURE, strict=False)) >= len(SIGNATURE) // 2:
+            raise Damaged(f"{path} is damaged: its first bytes are {start!r}; of HDF5 they must be {SIGNATURE!r}")
         raise NotASurface(f"{path} is no HDF5 file, so it holds no surface; it begins with {start!r}")
     try:
         # No lock: these files appear whole, by renaming, so a reader never meets a half-written one.
@@ -63,6 +67,18 @@ def open_hdf5(path: Path) -> h5py.File:
         if any(words in reason for words in OPEN_ELSEWHERE):
             return _open_beside(path)
         raise _unreadable(path, reason) from None
+    except (RuntimeError, ValueError, TypeError, LookupError, MemoryError):
+        raise _unreadable(path, DAMAGED[0]) from None
+
+
+def refuse_special(path: Path) -> None:
+    """Raise NotASurface for a pipe, a socket or a device: to read one may wait for ever, or never end."""
+    try:
+        mode = path.stat().st_mode
+    except OSError:  # to open it says what is wrong
+        return
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        raise NotASurface(f"{path} must be a file on a disk; it is a pipe, a socket or a device")
 
 
 def _open_beside(path: Path) -> h5py.File:
@@ -85,6 +101,6 @@ def _unreadable(path: Path, reason: str) -> NotASurface:
     if any(words in reason for words in DAMAGED):
         return Damaged(
             f"{path} is damaged: HDF5 cannot open it, perhaps because its end is missing ({path.stat().st_size:,} "
-            f"bytes are there); restore it from a backup, or name another file ({reason})"
+            "bytes are there); restore it from a backup, or name another file"
         )
-    return NotASurface(f"{path} cannot be opened by HDF5 ({reason}); the file was not changed")
+    return NotASurface(f"{path} cannot be opened by HDF5; the file was not changed")

@@ -25,7 +25,7 @@ import struct
 import time
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 MARK = b"\xf5L"
@@ -43,10 +43,14 @@ class Busy(ValueError):
 
 @dataclass(frozen=True)
 class Record:
-    """One sound record."""
+    """One sound record.
+
+    follows_damage  whether bytes that belong to no sound record lie before it
+    """
 
     kind: bytes
     payload: bytes
+    follows_damage: bool = False
 
 
 @dataclass(frozen=True)
@@ -84,7 +88,9 @@ def parse(data: bytes) -> Contents:
             behind = data.find(MARK, at + 1)
             at = len(data) if behind < 0 else behind
             continue
-        damaged += at - end
+        if at > end:
+            damaged += at - end
+            record = replace(record, follows_damage=True)
         records.append(record)
         at += HEAD.size + len(record.payload)
         end = at
@@ -106,8 +112,11 @@ def _record(data: bytes, view: memoryview, at: int) -> Record | None:
 
 def read(path: str | os.PathLike[str]) -> Contents:
     """The sound records of a journal, also while it is being written; none where there is no file."""
+    path = Path(path)
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path} must be a file on a disk; it is a folder, a pipe, a socket or a device")
     try:
-        data = Path(path).read_bytes()
+        data = path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         data = b""
     return parse(data)

@@ -98,16 +98,44 @@ def last_start(contents: log.Contents) -> dict[str, Any] | None:
     return None
 
 
+def is_whole(contents: log.Contents) -> bool:
+    """Whether the journal alone holds all that was recorded: it begins with the survey, and nothing in it is damaged.
+
+    A journal of version 0.1 does not say whether it does.
+    """
+    first = contents.records[0] if contents.records else None
+    if first is None or first.kind != b"O" or contents.damaged:
+        return False
+    return bool(json.loads(first.payload).get("is_fresh", False))
+
+
 def grid_of(start: Mapping[str, Any]) -> Grid:
     """The grid in the record of a run's start."""
     return Grid(np.array(start["x"]), None if start["y"] is None else np.array(start["y"]))
+
+
+def _trusted(records: list[log.Record]) -> list[log.Record]:
+    """The records without the points of which an array may be missing: the first after each damaged stretch.
+
+    Such a point is computed again, and a failure that is lost too.
+    """
+    if not any(record.follows_damage for record in records):
+        return records
+    trusted, doubtful = [], False
+    for record in records:
+        doubtful = doubtful or record.follows_damage
+        if doubtful and record.kind in b"AP":
+            doubtful = record.kind != b"P"
+            continue
+        trusted.append(record)
+    return trusted
 
 
 def replay(memory: MemoryStore, contents: log.Contents) -> dict[str, list[np.ndarray]]:
     """Enter what the journal holds, in its order; the times at which points came in the last run, by measure."""
     times: dict[str, list[np.ndarray]] = {}
     arriving = _Arriving()
-    for kind, payloads in log.runs(contents.records):
+    for kind, payloads in log.runs(_trusted(contents.records)):
         if kind == b"O":
             times, arriving = {}, _Arriving()
             for payload in payloads:
@@ -130,6 +158,8 @@ def replay(memory: MemoryStore, contents: log.Contents) -> dict[str, list[np.nda
 
 def _fail(memory: MemoryStore, failure: Mapping[str, Any]) -> None:
     index = failure["index"]
+    if failure["measure"] not in memory.measures:  # as with points
+        return
     memory.fail(failure["measure"], index, Failure(index, failure["rank"], failure["host"], failure["text"]))
 
 
@@ -171,6 +201,8 @@ def _points_by_measure(memory: MemoryStore, payloads: list[bytes]) -> Iterator[t
         rows.setdefault(payload[1:begin], []).append(payload[begin:])
     for name, content in rows.items():
         measure = name.decode()
+        if measure not in memory.measures:  # its declaration was lost in a damaged stretch: they are computed again
+            continue
         dtype = np.dtype([*_POINT.descr, ("values", "<f8", (memory.measures[measure].width,))])
         yield measure, np.frombuffer(b"".join(content), dtype=dtype)
 

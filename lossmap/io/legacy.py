@@ -16,31 +16,34 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import h5py
 import numpy as np
 
-from lossmap.geometry.grid import Grid
-from lossmap.io.netcdf_read import NotASurface, open_hdf5
-from lossmap.io.netcdf_write import X, Y
-from lossmap.io.surface import DONE, TO_DO, Group, Surface
+from lossmap.io.checked import CheckedFile, open_checked
+from lossmap.io.netcdf_read import NotASurface, read_grid
+from lossmap.io.netcdf_write import X
+from lossmap.io.surface import DONE, TO_DO, UNPROTECTED, Group, Surface
 
 PAIRS = (("train_loss", "train_acc"), ("test_loss", "test_acc"))
 
 
-def surface_of(file: h5py.File, path: Path) -> Surface:
-    """The surface in an open file of the original tool. Raises NotASurface where it is none."""
-    names = [name for pair in PAIRS for name in pair if name in file] + [n for n in ("max_eig", "min_eig") if n in file]
-    if X not in file or not isinstance(file[X], h5py.Dataset):
-        kind = "directions of the original tool" if "xdirection" in file else "something else"
-        if "proj_xcoord" in file:
+def surface_of(source: CheckedFile) -> Surface:
+    """The surface in an open file of the original tool.
+
+    Raises NotASurface where it is none, Damaged where its arrays are not what the tool writes.
+    """
+    names = [name for pair in PAIRS for name in pair if name in source]
+    names += [name for name in ("max_eig", "min_eig") if name in source]
+    if X not in source:
+        kind = "directions of the original tool" if "xdirection" in source else "something else"
+        if "proj_xcoord" in source:
             kind = "a training trajectory of the original tool"
-        raise NotASurface(f"{path} is an HDF5 file, but no surface: it has no {X}; it holds {kind}")
-    grid = Grid(file[X][()], file[Y][()] if Y in file else None)
+        raise NotASurface(f"{source.path} is an HDF5 file, but no surface: it has no {X}; it holds {kind}")
+    grid = read_grid(source)
     fields, status, measures = {}, {}, {}
     for name in names:
-        values = np.asarray(file[name][()], dtype=np.float64)
+        values = numbers(source, name)
         if values.size != len(grid):
-            raise NotASurface(f"{path} is no surface: {name} has {values.size} values for {len(grid)} points")
+            raise NotASurface(f"{source.path} is no surface: {name} has {values.size} values for {len(grid)} points")
         fields[name] = values.reshape(grid.shape)
     losses = tuple(name for pair in PAIRS for name in pair if name in fields)
     if losses:
@@ -61,10 +64,17 @@ def surface_of(file: h5py.File, path: Path) -> Surface:
             fields[name] = np.where(absent, np.nan, fields[name])
         status["eigen"], measures["eigen"] = np.where(absent, TO_DO, DONE), ends
     attributes: dict[str, object] = {"format": "original tool"}
-    if "dir_file" in file:
-        named = file["dir_file"][()]
-        attributes["dir_file"] = named.decode() if isinstance(named, bytes) else str(named)
-    return Surface(grid, fields, status=status, measures=measures, attributes=attributes)
+    if "dir_file" in source:
+        attributes["dir_file"] = str(source.array("dir_file").reshape(-1)[0])
+    return Surface(grid, fields, status=status, measures=measures, attributes=attributes, integrity=UNPROTECTED)
+
+
+def numbers(source: CheckedFile, name: str) -> np.ndarray:
+    """An array of numbers as float64. Raises Damaged where it holds anything else."""
+    values = source.array(name)
+    if values.dtype.kind not in "fiu":
+        raise source.damaged(f"{name} must hold numbers; its type is {values.dtype}")
+    return values.astype(np.float64)
 
 
 def directions(path: str | os.PathLike[str]) -> dict[str, list[np.ndarray]]:
@@ -72,12 +82,14 @@ def directions(path: str | os.PathLike[str]) -> dict[str, list[np.ndarray]]:
 
     Raises NotASurface where the file holds none; otherwise as `lossmap.io.read.read`.
     """
-    with open_hdf5(Path(path)) as file:
+    with open_checked(Path(path)) as source:
         directions = {}
         for axis in ("x", "y"):
-            group = file.get(f"{axis}direction")
-            if isinstance(group, h5py.Group):
-                directions[axis] = [np.asarray(group[key][()]) for key in sorted(group, key=int)]
+            group = f"{axis}direction"
+            if group in source and source.is_group(group):
+                with source.explained(group):
+                    keys = sorted(source.names(group), key=int)
+                directions[axis] = [source.array(f"{group}/{key}") for key in keys]
         if not directions:
             raise NotASurface(f"{path} holds no directions: neither xdirection nor ydirection is there")
         return directions
@@ -114,15 +126,17 @@ def trajectory(path: str | os.PathLike[str], directions_file: str | os.PathLike[
 
     Raises NotASurface where the file holds none.
     """
-    with open_hdf5(Path(path)) as file:
-        if "proj_xcoord" not in file:
+    with open_checked(Path(path)) as source:
+        if "proj_xcoord" not in source:
             raise NotASurface(f"{path} holds no trajectory: proj_xcoord is not there")
-        x = np.asarray(file["proj_xcoord"][()], dtype=np.float64)
+        x = numbers(source, "proj_xcoord")
         arrays = {"x": x, "y": np.zeros_like(x), "step": np.arange(x.size)}
-        if "proj_ycoord" in file:
-            arrays["y"] = np.asarray(file["proj_ycoord"][()], dtype=np.float64)
+        if "proj_ycoord" in source:
+            arrays["y"] = numbers(source, "proj_ycoord")
+        if any(a.ndim != 1 or a.shape != x.shape for a in arrays.values()):
+            raise source.damaged("proj_xcoord and proj_ycoord must be rows of equal length")
     if directions_file is not None:
-        with open_hdf5(Path(directions_file)) as file:
-            if "explained_variance_ratio_" in file:
-                arrays["explained_variance_ratio"] = np.asarray(file["explained_variance_ratio_"][()])
+        with open_checked(Path(directions_file)) as source:
+            if "explained_variance_ratio_" in source:
+                arrays["explained_variance_ratio"] = numbers(source, "explained_variance_ratio_")
     return Group(arrays)

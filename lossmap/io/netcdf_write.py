@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
 
-from lossmap.io.hdf5_open import open_hdf5
+from lossmap.io.checked import CheckedFile, open_checked
+from lossmap.io.digests import CONTENT, NO_VARIABLE, is_dimension
 from lossmap.io.surface import Group, Surface, spans, to_plain
 from lossmap.io.whole_file import write_hdf5
 
@@ -25,7 +26,7 @@ FORMAT, VERSION = "lossmap", 1
 CONVENTIONS = "CF-1.11"
 X, Y = "xcoordinates", "ycoordinates"
 # Attributes that the file itself keeps; whatever else stands at the root was passed in by the writer.
-OWN = ("format", "format_version", "Conventions", "settings", "settings_digest")
+OWN = ("format", "format_version", "Conventions", "settings", "settings_digest", CONTENT)
 TASKS = "tasks/"
 VALUES = "values/"
 LARGE = (
@@ -35,7 +36,6 @@ LARGE = (
     VALUES,
 )  # their arrays stay in the file until they are asked for
 SCALES = ("step", "point")  # arrays of a group that number its other arrays
-NO_VARIABLE = "This is a netCDF dimension but not a netCDF variable."  # the format's own words
 
 
 def write_result(path: Path, surface: Surface, earlier: Path | None = None) -> None:
@@ -53,7 +53,8 @@ def digest(settings: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(to_plain(settings), sort_keys=True).encode()).hexdigest()
 
 
-def _write(file: h5py.File, surface: Surface, earlier: Path | None) -> None:
+def _write(file: h5py.File, surface: Surface, earlier: Path | None) -> dict[str, str]:
+    """Fill the file; the digests of what was taken over from the earlier one."""
     settings = surface.settings
     root = {
         "format": FORMAT,
@@ -70,7 +71,7 @@ def _write(file: h5py.File, surface: Surface, earlier: Path | None) -> None:
         _write_field(file, axes, name, values, surface)
     for measure, values in surface.status.items():
         _write_status(file, axes, measure, values, surface)
-    _write_groups(file, surface, earlier)
+    return _write_groups(file, surface, earlier)
 
 
 def _write_axes(file: h5py.File, surface: Surface) -> list[str]:
@@ -135,7 +136,9 @@ def _attach(file: h5py.File, dataset: h5py.Dataset, axes: list[str]) -> None:
         dataset.dims[axis].attach_scale(file[name])
 
 
-def _write_groups(file: h5py.File, surface: Surface, earlier: Path | None) -> None:
+def _write_groups(file: h5py.File, surface: Surface, earlier: Path | None) -> dict[str, str]:
+    """All groups, those of the earlier file that the surface leaves there among them; their digests."""
+    carried: dict[str, str] = {}
     groups = dict(surface.groups)
     if surface.failures:
         groups["failures"] = failures_group(surface)
@@ -143,11 +146,12 @@ def _write_groups(file: h5py.File, surface: Surface, earlier: Path | None) -> No
         if group.arrays or not name.startswith(LARGE):
             _write_group(file, name, group)
     if earlier is not None and earlier.exists():
-        with open_hdf5(earlier) as source:
-            _take_over(source, file, skip=set(groups) | {"failures"})
+        with open_checked(earlier) as source:
+            carried = _take_over(source, file, skip=set(groups) | {"failures"})
     for name, group in groups.items():
         if name not in file:  # a direction of which nothing but the recipe is stored
             _write_group(file, name, group)
+    return carried
 
 
 def failures_group(surface: Surface) -> Group:
@@ -208,28 +212,31 @@ def _name_dimensions(target: h5py.Group) -> None:
             dataset.dims[axis].attach_scale(target[name])
 
 
-def is_dimension(item: h5py.HLObject) -> bool:
-    """Whether a dataset is the length of a dimension and nothing else."""
-    if not isinstance(item, h5py.Dataset):
-        return False
-    name = item.attrs.get("NAME", b"")
-    return bytes(name).startswith(NO_VARIABLE.encode()) if isinstance(name, bytes) else False
+def _take_over(source: CheckedFile, file: h5py.File, skip: set[str]) -> dict[str, str]:
+    """Copy the groups of an earlier file, by HDF5 itself: large directions never pass through memory as a whole.
 
-
-def _take_over(source: h5py.File, file: h5py.File, skip: set[str]) -> None:
-    """Copy the groups of an earlier file, by HDF5 itself: large directions never pass through memory as a whole."""
-    for name in group_names(source):
+    Returns the digests that they had there, by object.
+    """
+    table, carried = source.table or {}, dict[str, str]()
+    for name in source.leaf_groups():
         if name in file or (name in skip and not name.startswith(LARGE)):
             continue
+        for key in source.names(name):  # their links are looked at
+            if source.is_dataset(f"{name}/{key}"):
+                source.dataset(f"{name}/{key}")
         parent, _, leaf = name.rpartition("/")
-        target = file.require_group(parent) if parent else file
-        if name.startswith((TASKS, VALUES)):
-            _copy_task(source[name], file.create_group(name, track_order=True))
-        else:
-            source.copy(name, target, name=leaf)
+        with source.explained(name):
+            target = file.require_group(parent) if parent else file
+            if name.startswith((TASKS, VALUES)):
+                _copy_task(source.item(name), file.create_group(name, track_order=True))
+            else:
+                source.file.copy(name, target, name=leaf)
+        carried |= {path: digest for path, digest in table.items() if path.startswith(f"{name}/")}
         if parent:
-            for key in set(source[parent].attrs) - set(target.attrs):
-                target.attrs[key] = source[parent].attrs[key]
+            attributes = source.raw_attributes(parent)
+            for key in set(attributes) - set(target.attrs):
+                target.attrs[key] = attributes[key]
+    return carried
 
 
 def _copy_task(source: h5py.Group, target: h5py.Group) -> None:
@@ -240,17 +247,6 @@ def _copy_task(source: h5py.Group, target: h5py.Group) -> None:
         if not is_dimension(item):
             source.copy(item, target, name=key, without_attrs=True)
     _name_dimensions(target)
-
-
-def group_names(place: h5py.Group, prefix: str = "") -> Iterator[str]:
-    """The groups in an open file, at any depth; where a group holds groups, those instead of it."""
-    for name, item in place.items():
-        if not isinstance(item, h5py.Group):
-            continue
-        if any(isinstance(value, h5py.Group) for value in item.values()):
-            yield from group_names(item, f"{prefix}{name}/")
-        else:
-            yield f"{prefix}{name}"
 
 
 def _write_attribute(target: h5py.Group, name: str, value: Any) -> None:

@@ -12,19 +12,21 @@ from pathlib import Path
 
 from lossmap.io import journal as log
 from lossmap.io import legacy, netcdf_read
+from lossmap.io.checked import open_checked
 from lossmap.io.continuation import inspect_existing
 from lossmap.io.disk import DiskFull, PathLike, explained, resolved
 from lossmap.io.journal import Busy
-from lossmap.io.journal_replay import grid_of, journal_of, last_start, surface_after
+from lossmap.io.journal_replay import grid_of, is_whole, journal_of, last_start, surface_after
 from lossmap.io.memory_store import MemoryStore
-from lossmap.io.netcdf_read import NotASurface
-from lossmap.io.netcdf_write import group_names, write_result
+from lossmap.io.netcdf_read import Damaged, NotASurface
+from lossmap.io.netcdf_write import write_result
 from lossmap.io.resume_check import Refused
-from lossmap.io.surface import Failure, Group, Surface
+from lossmap.io.surface import REBUILT, Failure, Group, Surface
 from lossmap.io.writer import SurfaceFile
 
 __all__ = [
     "Busy",
+    "Damaged",
     "DiskFull",
     "Failure",
     "Group",
@@ -71,13 +73,19 @@ def _snapshot(path: Path, written: log.Contents) -> Surface:
     start = last_start(written)
     if start is not None and not path.exists():
         return surface_after(MemoryStore(grid_of(start)), written)
-    with netcdf_read.open_hdf5(path) as file:
-        if not netcdf_read.is_ours(file):
-            return legacy.surface_of(file, path)
-        surface = netcdf_read.read_surface(file, path)
+    try:
+        with open_checked(path) as source:
+            if not netcdf_read.is_ours(source):
+                return legacy.surface_of(source)
+            surface = netcdf_read.read_surface(source)
+    except Damaged as error:
+        if start is None or not is_whole(written):
+            raise
+        surface = surface_after(MemoryStore(grid_of(start)), written)
+        return replace(surface, integrity=f"{REBUILT} ({error})")
     if start is None or start["id"] != surface.attributes.get("file_id"):
         return surface
-    return surface_after(MemoryStore.of(surface), written)
+    return replace(surface_after(MemoryStore.of(surface), written), integrity=surface.integrity)
 
 
 def training_path(path: PathLike, directions_file: PathLike | None = None) -> Group:
@@ -97,11 +105,11 @@ def read_group(path: PathLike, name: str) -> Group:
     Raises KeyError naming the groups that there are; otherwise as `read`.
     """
     path = Path(path)
-    with netcdf_read.open_hdf5(path) as file:
-        if name not in file:
-            there = ", ".join(group_names(file)) or "none"
+    with open_checked(path) as source:
+        if name not in source or not source.is_group(name):
+            there = ", ".join(source.leaf_groups()) or "none"
             raise KeyError(f"{path} holds no group {name!r}; there are: {there}")
-        return netcdf_read.read_group_of(file, name)
+        return netcdf_read.read_group_of(source, name)
 
 
 def is_being_written(path: PathLike) -> bool:

@@ -18,6 +18,8 @@ from lossmap.keywords import checked_init
 from lossmap.values import DrawnResult, same_values
 
 TO_DO, DONE, FAILED = 0, 1, 2
+# What is known of the numbers of a surface that was read: see `Surface.integrity`.
+VERIFIED, UNPROTECTED, REBUILT = "verified", "unprotected", "rebuilt from the journal"
 
 # Fields whose name says it all: files of the original tool, and surfaces made by hand, carry no units.
 KNOWN = {
@@ -90,6 +92,8 @@ class Surface(DrawnResult):
         parts: by measure: the flat indices that it is to hold, where that is not the whole grid (an audit).
         recent: by measure: when its newest points came, seconds since the epoch; empty unless a journal lies beside.
         source: the file that it was read from, which holds the tensors of the directions; empty where there is none.
+        integrity: of a surface that was read: `verified` (it fits its digests), `unprotected` (the file has none: of
+            version 0.1, or of the original tool), or `rebuilt from the journal`, with what was damaged.
 
     Raises:
         ValueError: for a field or status whose shape is not the grid's, and for a field's name with a `/`.
@@ -114,6 +118,7 @@ class Surface(DrawnResult):
     parts: Mapping[str, np.ndarray] = field(default_factory=dict)
     recent: Mapping[str, np.ndarray] = field(default_factory=dict, compare=False)
     source: str = field(default="", compare=False)
+    integrity: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
         shape = self.grid.shape

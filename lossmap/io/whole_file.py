@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import h5py
+
+from lossmap.io.digests import seal
 
 
 class _Sink:
@@ -57,8 +59,10 @@ class _Sink:
         pass
 
 
-def write_hdf5(path: Path, content: Callable[[h5py.File], None]) -> None:
-    """Write an HDF5 file by `content`, which fills it while it lies beside its place.
+def write_hdf5(path: Path, content: Callable[[h5py.File], Mapping[str, str]]) -> None:
+    """Write an HDF5 file by `content`, which fills it while it lies beside its place; its digests come last.
+
+    content  returns the digests that are known already, by object
 
     Raises OSError where that fails; the file in place is then as it was.
     """
@@ -75,11 +79,15 @@ def write_hdf5(path: Path, content: Callable[[h5py.File], None]) -> None:
     sync_folder(path.parent)
 
 
-def _fill(sink: _Sink, content: Callable[[h5py.File], None]) -> None:
+def _fill(sink: _Sink, content: Callable[[h5py.File], Mapping[str, str]]) -> None:
     try:
         # From 1.8 on attributes may be larger than 64 kB: long settings, long histories.
         with h5py.File(sink, "w", track_order=True, libver=("v108", "v110")) as file:
-            content(file)
+            known = content(file)
+            file.flush()
+            # What a full disk did not take must not be read back: HDF5 does not survive that.
+            if sink.error is None:
+                seal(file, known)
     except Exception:
         # where a write failed before, HDF5's own complaint is only what follows from it
         if sink.error is None:

@@ -21,7 +21,8 @@ import numpy as np
 from lossmap.geometry.grid import Field, Grid
 from lossmap.io import journal as log
 from lossmap.io import netcdf_read
-from lossmap.io.continuation import Survey, Upgrades, begin_anew, take_up
+from lossmap.io.checked import open_checked
+from lossmap.io.continuation import Survey, TakenUp, Upgrades, begin_anew, take_up
 from lossmap.io.disk import PathLike, explained, explanation, resolved
 from lossmap.io.journal import Busy, Journal
 from lossmap.io.journal_replay import array_payloads, declaration, journal_of, json_payload, last_start, point_payload
@@ -50,6 +51,7 @@ class SurfaceFile:
         self._snapshots = Snapshots(path, earlier=path)
         self._dirty = False  # whether the journal knows more than the file
         self._closed = False
+        self._is_fresh = False  # whether nothing was known before, so that the journal holds all from the first point
         self._states = folder_of(path).exists()  # whether states of unfinished points may lie there
 
     @classmethod
@@ -88,15 +90,17 @@ class SurfaceFile:
         fresh = not journal_of(path).exists()
         journal = _locked_journal(path)
         try:
-            upgraded = False
             if overwrite:
-                memory = begin_anew(path, journal, survey)
+                state = TakenUp(begin_anew(path, journal, survey), is_fresh=True)
             else:
-                memory, upgraded = take_up(path, journal, survey)
-            file = cls(path, memory, journal, survey.identity)
-            if overwrite:
+                state = take_up(path, journal, survey)
+            file = cls(path, state.memory, journal, survey.identity)
+            file._is_fresh = state.is_fresh
+            if overwrite or state.damage:
                 file._snapshots.earlier = None
-            if upgraded:
+            if state.damage:
+                logger.warning("%s; its points were taken from the journal beside it, which is whole", state.damage)
+            if state.upgraded:
                 # Before the journal says that the measure has no such fields any more, what was made of them is safe.
                 file.snapshot()
             file._begin(groups or {}, attributes or {}, command)
@@ -124,6 +128,7 @@ class SurfaceFile:
             identity=self._identity,
             measures={name: declaration(declared) for name, declared in memory.measures.items()},
             attributes=root,
+            is_fresh=self._is_fresh,
             host=socket.gethostname(),
             pid=os.getpid(),
         )
@@ -215,8 +220,8 @@ class SurfaceFile:
             group = self.memory.group(name)
             if group.arrays:
                 return group
-            with netcdf_read.open_hdf5(self.path) as file:
-                return netcdf_read.read_group_of(file, name)
+            with open_checked(self.path) as source:
+                return netcdf_read.read_group_of(source, name)
 
     @property
     def arrays(self) -> GroupArrays:
