@@ -226,7 +226,7 @@ def _of_resume(surface: Surface, path: Path) -> dict[str, Any]:
 
 
 def judge(sound: Mapping[str, Any], damaged: Mapping[str, Any]) -> str:
-    """ "same", "fewer" or "wrong"."""
+    """How the answers of a damaged file compare: same, fewer, or wrong."""
     wrong = [name for name in damaged if name not in sound or not same(sound[name], damaged[name])]
     missing = sound.keys() - damaged.keys()
     if missing and wrong == ["outcome"] and damaged["outcome"] == "unfinished":

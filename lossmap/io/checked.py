@@ -39,6 +39,7 @@ class CheckedFile:
     def __init__(self, file: h5py.File, path: Path) -> None:
         self.file, self.path = file, path
         self._items: dict[str, h5py.HLObject] = {}
+        self._attributes: dict[str, dict[str, Any]] = {}
 
     # ---- what is there
 
@@ -113,9 +114,11 @@ class CheckedFile:
 
     def raw_attributes(self, name: str = "") -> dict[str, Any]:
         """Attributes as h5py reads them, without those of HDF5 and netCDF themselves."""
-        item = self.item(name)
-        with self.explained(f"an attribute of {name or 'the file'}"):
-            return digests.visible(dict(item.attrs))
+        if name not in self._attributes:
+            item = self.item(name)
+            with self.explained(f"an attribute of {name or 'the file'}"):
+                self._attributes[name] = digests.visible(item.attrs)
+        return self._attributes[name]
 
     def dataset(self, name: str) -> h5py.Dataset:
         """A dataset that can be read: of numbers or texts, all of it within the file. Raises Damaged otherwise."""
@@ -140,7 +143,7 @@ class CheckedFile:
         with self.explained(name):
             values = np.asarray(dataset[()])
             is_text = h5py.check_string_dtype(dataset.dtype) is not None
-            attributes = digests.visible(dict(dataset.attrs))
+        attributes = self.raw_attributes(name)
         if self.table is not None:
             dimensions = self._dimensions(dataset, name)
             self._compare(name, lambda: digests.digest_of_array(values, attributes, dimensions))
@@ -168,8 +171,8 @@ class CheckedFile:
 
         Raises Damaged where they, or the root attributes, are not as they were written.
         """
+        raw = self.raw_attributes()
         with self.explained("its list of digests"):
-            raw = digests.visible(dict(self.file.attrs))
             has_table = digests.GROUP in self.file
         if digests.CONTENT not in raw and not has_table:
             return None

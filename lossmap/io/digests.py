@@ -62,7 +62,7 @@ def digest_of_dataset(dataset: h5py.Dataset, dimensions: Iterable[str] = ()) -> 
     sha = hashlib.sha256(_head(dataset.dtype, dataset.shape).encode())
     for block in blocks_of(dataset):
         _add_block(sha, block)
-    return _with_attributes(sha, visible(dict(dataset.attrs)), dimensions)
+    return _with_attributes(sha, visible(dataset.attrs), dimensions)
 
 
 def blocks_of(dataset: h5py.Dataset) -> Iterator[np.ndarray]:
@@ -97,7 +97,7 @@ def objects_in(place: h5py.Group, prefix: str = "") -> Iterator[tuple[str, h5py.
 def digest_of(path: str, item: h5py.HLObject) -> str:
     """The digest of a dataset, or of a group's attributes."""
     if isinstance(item, h5py.Group):
-        return digest_of_attributes(visible(dict(item.attrs)))
+        return digest_of_attributes(visible(item.attrs))
     return digest_of_dataset(item, dimensions_of(item, path))
 
 
@@ -121,7 +121,7 @@ def seal(file: h5py.File, known: Mapping[str, str] | None = None) -> None:
         group.create_dataset(name, data=np.array(list(texts), dtype=object), dtype=h5py.string_dtype())
     group[OBJECT].make_scale(OBJECT)
     group[SHA256].dims[0].attach_scale(group[OBJECT])
-    file.attrs[CONTENT] = content_digest(dict(file.attrs), table)
+    file.attrs[CONTENT] = content_digest(file.attrs, table)
 
 
 def _head(dtype: np.dtype[Any], shape: tuple[int, ...]) -> str:
