@@ -21,7 +21,6 @@ from lossmap.cli.entry_point import guarded
 from lossmap.cli.measure_settings import GROUPS
 from lossmap.cli.setting_groups import moving_parameters
 from lossmap.cli.settings import Settings, UsageError, decode_settings
-from lossmap.geometry.grid import Grid, Point
 from lossmap.io.read import NotASurface, read
 from lossmap.landscape.audit_loop import run_audit
 from lossmap.landscape.progress import display
@@ -119,11 +118,6 @@ def _factories(operators: Mapping[str, Any], realized: Mapping[str, Sequence[Pro
     return {split: realization_factories(operators[split], problems) for split, problems in realized.items()}
 
 
-def farthest(grid: Grid) -> Point:
-    """The grid's corner with the largest coordinates by absolute value: there products are checked too."""
-    return tuple(float(axis[np.abs(axis).argmax()]) for axis in (grid.x, grid.y) if axis is not None)
-
-
 def run(settings: Settings, world: World, survey: Callable[..., Any] = survey, stop: Stop | None = None) -> int:
     """Make the problem and the plane, survey the grid, audit it, store and draw the result. Every rank calls it.
 
@@ -183,7 +177,7 @@ def _run(settings: Settings, world: World, survey: Callable[..., Any], stop: Sto
     realized = world.together(lambda: _realizations(shares, repeats))
     shares |= _averaged(realized)
     first = _averaged(_realizations({"first": first}, repeats)).get("first", first)
-    corner = plane.at(farthest(grid))
+    corner = plane.at(grid.farthest)
 
     def probe() -> dict[str, Any]:
         backend = options.hvp_backend

@@ -39,11 +39,13 @@ from lossmap.curvature.operators import (
     first_backward,
     gauss_newton,
     hessian,
+    made_by_all,
     outputs_and_loss,
     refuse_half_precision,
     single_rank,
 )
 from lossmap.curvature.product_check import check_product
+from lossmap.curvature.team_check import any_of_all, check_by_all
 from lossmap.data.loss_check import check_loss
 from lossmap.data.moved_loss import refuse_unmoved
 from lossmap.data.problem import Problem, temporary_parameters
@@ -86,7 +88,7 @@ def prepare(
     plan        what an earlier `prepare` chose, here, on another rank, or as a file holds it: no probe
     memory      bytes for kept values; by default a third of what is free now (give less where ranks share it)
     check       compares products with differences of the gradient (`product_check`); without, with double backward; or
-                what rank 0 found (`OperatorFactory.check`), so that all ranks come to the same decision
+                what rank 0 found (`OperatorFactory.check`). The ranks of a team come to one decision (`team_check`)
     distant     tensors of the survey's farthest point, where products are compared too; by default some random point
 
     The model's mode does not matter: products are those of evaluation mode. Where a backend cannot be trusted, the log
@@ -97,7 +99,7 @@ def prepare(
     backend = backend_of(backend)
     moving = selected(problem.model, parameters)
     refuse_half_precision(moving.values())
-    problem = check_loss(problem)
+    problem = check_loss(problem, total=total)
     device = next(iter(moving.values())).device
     if memory is None:
         memory = free_memory(device) // 3
@@ -107,11 +109,7 @@ def prepare(
         start = plan if isinstance(plan, HvpPlan) else HvpPlan.from_stored(plan)
         backend = start.backend
     factory = OperatorFactory(problem, parameters, product, total, start, memory)
-    refuse_unmoved(problem)
-    if product is gauss_newton:
-        with differentiable_evaluation(problem):
-            outputs_and_loss(problem, next(iter(problem.rebatched(1).data)))
-    verdict = _verdict(factory, backend, check, distant)
+    verdict = check_by_all(total, device, lambda: _own_verdict(factory, backend, check, distant))
     rejected = verdict.rejected
     factory = replace(factory, fallback="double-backward" not in rejected, check=verdict)
     candidates = _candidates(backend, product, rejected)
@@ -122,9 +120,35 @@ def prepare(
         if start.backend in candidates:
             return factory
         return replace(factory, plan=replace(start, backend=next(iter(candidates))))
-    with torch.inference_mode(False), torch.no_grad():
-        best = Probe(factory).best(candidates)
-    return _with_rounding(best)
+
+    def probed() -> OperatorFactory:
+        with torch.inference_mode(False), torch.no_grad():
+            return Probe(factory).best(candidates)
+
+    return _with_rounding(made_by_all(total, device, probed, "probe of products"))
+
+
+def _own_verdict(
+    factory: OperatorFactory, backend: str, check: bool | ProductCheck, distant: Mapping[str, Tensor] | None
+) -> ProductCheck:
+    """What this rank says of the backends, by its share of the data; raises what speaks against any product."""
+    problem = factory.problem
+    refuse_unmoved(problem)
+    if factory.product is gauss_newton:
+        with differentiable_evaluation(problem):
+            outputs_and_loss(problem, next(iter(problem.rebatched(1).data)))
+    return _verdict(factory, backend, check, distant)
+
+
+def with_check(factory: OperatorFactory, check: ProductCheck) -> OperatorFactory:
+    """The factory with what a further check of the same products found, as at another point.
+
+    Its plan and its traces stay, unless the check rejects their backend.
+    """
+    plan, candidates = factory.plan, _candidates(factory.plan.backend, factory.product, check.rejected)
+    if plan.backend not in candidates:
+        plan = replace(plan, backend=next(iter(candidates)))
+    return replace(factory, plan=plan, fallback="double-backward" not in check.rejected, check=check)
 
 
 def realization_factories(factory: OperatorFactory, problems: Sequence[Problem]) -> tuple[OperatorFactory, ...]:
@@ -146,7 +170,9 @@ def _with_rounding(factory: OperatorFactory) -> OperatorFactory:
     measured = factory.at(measured=True).measured
     if measured is None:
         return factory
-    if measured.relative > MAX_ROUNDING and factory.fallback and factory.plan.backend != "double-backward":
+    coarse = measured.relative > MAX_ROUNDING and factory.fallback and factory.plan.backend != "double-backward"
+    device = next(iter(factory.problem.model.parameters())).device
+    if any_of_all(factory.total, device, coarse):  # the probes of a team may have chosen different backends
         plain = replace(factory, plan=HvpPlan("double-backward", factory.plan.batch_size))
         other = plain.at(measured=True).measured
         if other is not None and other.relative < 0.1 * measured.relative:
@@ -439,4 +465,4 @@ def graph_bytes(problem: Problem, layout: Layout) -> int:
     return total
 
 
-__all__ = ["HvpPlan", "LinearizedOperator", "OperatorFactory", "prepare", "realization_factories"]
+__all__ = ["HvpPlan", "LinearizedOperator", "OperatorFactory", "prepare", "realization_factories", "with_check"]

@@ -21,6 +21,7 @@ from lossmap.curvature.operators import (
 )
 from lossmap.curvature.product_check import check_product
 from lossmap.curvature.rounding import RoundingProbe
+from lossmap.curvature.team_check import check_by_all
 from lossmap.data.loss_check import check_loss
 from lossmap.data.moved_loss import refuse_unmoved
 from lossmap.data.problem import Problem
@@ -53,7 +54,7 @@ def build_operator(
     plan        what an earlier probe chose, as a value or as a file holds it
     memory      bytes for kept values, see `autotune.prepare`; give less where ranks share the memory
     check       compares products with differences of the gradient, once for a problem (see `product_check`); or what
-                rank 0 found, so that all ranks come to the same decision
+                rank 0 found. The ranks of a team come to one decision (see `team_check`)
 
     The model may be in training mode: it is read in evaluation mode. Raises ValueError for what cannot be
     differentiated twice in good faith, weights in less than float32 or an operation without a right second derivative;
@@ -61,18 +62,25 @@ def build_operator(
     """
     if matrix not in MATRICES:
         raise ValueError(f"the matrix must be one of {', '.join(MATRICES)}; got {matrix!r}")
-    problem = check_loss(problem)
+    problem = check_loss(problem, total=total)
     product = MATRICES[matrix]
     measure = RoundingProbe(problem, parameters, product, total, partial(_over, product, parameters, total))
     plain = CurvatureOperator(problem, product, parameters, total, measure)
-    if check:
-        refuse_unmoved(problem)
     refuse_half_precision(plain.named.values())
-    if plan is None and backend_of(backend) == "double-backward":
-        if check is True:  # one point alone, so that a distant one need not be looked at
-            check = check_product(problem, parameters, product, distant=False)
-        if check is False or "double-backward" not in check.rejected:
-            return replace(plain, kinks=check.disagreement if check else 0.0)
-        plan = HvpPlan("linearized", problem.data.batch_size)  # no probe: it is not for speed
+    device = next(iter(plain.named.values())).device
+    unplanned = plan is None and backend_of(backend) == "double-backward"
+
+    def look() -> ProductCheck:
+        if check:
+            refuse_unmoved(problem)
+        if check is True and unplanned:  # one point alone, so that a distant one need not be looked at
+            return check_product(problem, parameters, product, distant=False)
+        return check if isinstance(check, ProductCheck) else ProductCheck()
+
+    own = check_by_all(total, device, look)
+    if unplanned:
+        if not check or "double-backward" not in own.rejected:
+            return replace(plain, kinks=own.disagreement)
+        check, plan = own, HvpPlan("linearized", problem.data.batch_size)  # no probe: it is not for speed
     factory = prepare(problem, parameters, product, total=total, backend=backend, plan=plan, memory=memory, check=check)
     return factory.at(measured=True)

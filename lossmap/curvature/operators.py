@@ -304,16 +304,20 @@ def total_or_raise(total: Total, message: Tensor, add_local_sums: Callable[[Tens
     return message
 
 
-def made_by_all(total: Total, device: torch.device, make: Callable[[], Made]) -> Made:
+def made_by_all(
+    total: Total, device: torch.device, make: Callable[[], Made], name: str = "operator in another precision"
+) -> Made:
     """What `make` returns, where it returns on every rank of a team; where it raises on one, all raise.
 
     A rank that fell back alone would leave the others waiting in the products of what they made.
+
+    name  of what is made, for the other ranks' error
 
     Raises what `make` raises, and RuntimeError on the ranks on which it did not.
     """
     made: list[Made] = []
     message = torch.zeros(1, dtype=torch.float32, device=device)
-    total_or_raise(total, message, lambda _: made.append(make()), "operator in another precision")
+    total_or_raise(total, message, lambda _: made.append(make()), name)
     return made[0]
 
 

@@ -18,7 +18,7 @@ from __future__ import annotations
 import logging
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from math import inf, isfinite, sqrt
 from typing import Any
@@ -178,6 +178,10 @@ class _Remembered:
                 return found
         return None
 
+    def elsewhere(self, problem: Problem, names: Sequence[str], request: _Request) -> ProductCheck | None:
+        """The same check as it was made with another distant point, or with none."""
+        return self.get(problem, names, replace(request, distant=None))
+
     def add(self, problem: Problem, names: Sequence[str], request: _Request, check: ProductCheck) -> None:
         """Remember a check."""
         entry = (request, _kinds(problem), _reference(problem.forward), _reference(problem.loss), tuple(names), check)
@@ -247,7 +251,8 @@ def check_product(
     request = _Request.of(product, backends, distant)
     done = _remembered.get(problem, names, request)
     if done is None:
-        done = _checked(problem, parameters, names, product, tuple(backends), distant)
+        former = _remembered.elsewhere(problem, names, request)
+        done = _checked(problem, parameters, names, product, tuple(backends), distant, former)
         _remembered.add(problem, names, request, done)
     return done
 
@@ -259,7 +264,11 @@ def _checked(
     product: Product,
     backends: Sequence[str],
     distant: bool | Mapping[str, Tensor],
+    former: ProductCheck | None,
 ) -> ProductCheck:
+    """The check; with a former one of the same products only at the distant point, what was found before beside it."""
+    if former is not None and former.unchecked:
+        return former
     size = sum(p.numel() for p in selected(problem.model, parameters).values())
     try:
         few = FewSamples.of(problem, names, product, SAMPLES if size < LARGE else 2)
@@ -271,8 +280,9 @@ def _checked(
         return ProductCheck(unchecked="the loss is not finite")
     if abs(loss - repeated) > 1e-12 * abs(loss):
         return _not_checked("the loss is not repeatable")
-    judge = _Judge(few, parameters, Layout.of(selected(problem.model, parameters)), backends)
-    judge.compare(few)
+    judge = _Judge(few, parameters, Layout.of(selected(problem.model, parameters)), backends, former)
+    if former is None:
+        judge.compare(few)
     if isinstance(distant, Mapping):
         judge.compare(toward(few, distant))
     elif distant:
@@ -320,7 +330,15 @@ def random_part(like: Tensor, *purpose: str | int) -> Tensor:
 class _Judge:
     """The comparison while it lasts: the worst that was seen of each backend."""
 
-    def __init__(self, few: FewSamples, parameters: str, layout: Layout, backends: Sequence[str]) -> None:
+    def __init__(
+        self,
+        few: FewSamples,
+        parameters: str,
+        layout: Layout,
+        backends: Sequence[str],
+        former: ProductCheck | None = None,
+    ) -> None:
+        former = former or ProductCheck()
         self.layout, self.backends = layout, list(backends)
         twin = few.problem.with_data(BatchList([few.batch]))
         plan = HvpPlan("double-backward", SAMPLES)
@@ -332,8 +350,8 @@ class _Judge:
         }
         self.few = few
         self.points: list[tuple[FewSamples, list[Reference]]] = []  # that were compared so far
-        self.rejected: dict[str, str] = {}
-        self.undecided = 0.0
+        self.rejected: dict[str, str] = dict(former.rejected)
+        self.reported, self.undecided = former.disagreement, former.disagreement
         self.at_kink = False
 
     def compare(self, few: FewSamples) -> None:
@@ -446,13 +464,13 @@ class _Judge:
 
     def verdict(self) -> ProductCheck:
         """What to use. Raises ValueError where no backend is right."""
-        if self.at_kink and self.undecided > MAX_ERROR:
+        if self.at_kink and self.undecided > max(MAX_ERROR, self.reported):
             log.warning(
                 "the loss has a kink at these parameters (ReLU at 0, a tie of max-pooling): the Hessian is that of one "
                 "side, and differs by up to %.1g of its size from the other's; error bars hold this difference",
                 self.undecided,
             )
-        elif self.undecided:
+        elif self.undecided > self.reported:
             log.warning(
                 "products and differences of the gradient differ by up to %.1g, and no step decides between them: near "
                 "kinks of the loss (ReLU at 0, a tie of max-pooling), or where the loss's own terms cancel, as in a "

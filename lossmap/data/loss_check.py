@@ -14,6 +14,8 @@ each alone, with the last samples of the data among them.
     the loss draws at random                    the same random numbers at every evaluation, own batches, uncut
     neither helps                               ValueError
 
+The ranks of a team, each with its share of the samples, do the same: what the most cautious of them would do.
+
 Price: some ten passes over at most 16 samples. Nothing of the model changes, nor any generator's state.
 """
 
@@ -46,6 +48,7 @@ ROUNDING = {
     torch.float64: 1e-9,
     torch.float32: 2e-5,
 }  # relative to the summed sizes of the parts; other precisions 2e-2
+MEAN, SUM, COUPLED, RANDOM = range(4)  # what a loss is, the more cautious the later
 
 
 @dataclass(frozen=True)
@@ -59,17 +62,74 @@ class PerSample:
         return self.function(first, batch) / samples_in(batch)
 
 
-def check_loss(problem: Problem, *, seed: int = 0, report: bool = True) -> Problem:
+def check_loss(
+    problem: Problem, *, seed: int = 0, report: bool = True, total: Callable[[Tensor], Tensor] | None = None
+) -> Problem:
     """The problem as it is to be evaluated, so that its value depends on no cut into batches and on no chance.
 
     seed    of the common random numbers of a loss that draws
     report  whether the notes go to the log; the commands print them
+    total   adds a tensor up over the ranks of a team, each with its share of the samples: all of them call, evaluate
+            alike, and raise as one; without it this rank decides alone
 
     Raises ValueError, with the measured values, where a loss is not repeatable even with fixed random numbers, where
-    targets are no labels or probabilities, and where the model's labels are out of range.
+    targets are no labels or probabilities, and where the model's labels are out of range; RuntimeError on the ranks of
+    a team whose own share is not the reason.
     """
     if problem.checked:
         return problem
+    return _Agreement(total).checked(problem, seed, report)
+
+
+@dataclass(frozen=True)
+class _Agreement:
+    """The check by all ranks of a team together, or by one rank alone, whose total is None."""
+
+    total: Callable[[Tensor], Tensor] | None
+
+    def checked(self, problem: Problem, seed: int, report: bool) -> Problem:
+        """See `check_loss`."""
+        looks: list[tuple[Problem, _Probe, int]] = []
+
+        def look() -> int:
+            looks.append(_look(problem))
+            return looks[0][2]
+
+        kind = self.most_cautious(look)
+        checked, probe, _ = looks[0]
+        treated: list[Problem] = []
+
+        def treat() -> int:  # it raises where a random loss does not repeat
+            treated.append(_treated(checked, probe, kind, seed))
+            return kind
+
+        self.most_cautious(treat)
+        if report:
+            for note in treated[0].notes[len(problem.notes) :]:
+                logger.warning("%s", note)
+        return replace(treated[0], checked=True)
+
+    def most_cautious(self, look: Callable[[], int]) -> int:
+        """The largest kind that a rank sees; where one of them raises, all do."""
+        if self.total is None:
+            return look()
+        failure: Exception | None = None
+        message = torch.zeros(RANDOM + 2, dtype=torch.float64)
+        try:
+            message[look()] = 1.0
+        except Exception as error:
+            failure = error
+            message[-1] = 1.0
+        message = self.total(message)
+        if failure is not None:
+            raise failure
+        if message[-1] > 0:
+            raise RuntimeError(f"the check of the loss failed on {int(message[-1])} other rank(s), which say why")
+        return int(message.nonzero().max())
+
+
+def _look(problem: Problem) -> tuple[Problem, _Probe, int]:
+    """(the problem with the metrics that fit, its probe, what its loss is)."""
     movable_parameters(problem.model)  # refuses a lazy module that has no parameters yet
     find_merged_layers(problem, _few_samples(problem))
     probe = _Probe(problem)
@@ -77,15 +137,16 @@ def check_loss(problem: Problem, *, seed: int = 0, report: bool = True) -> Probl
         outputs = probe.outputs()
         if isinstance(outputs, Tensor) and outputs.dim() > 1:
             labels_within(problem.data, outputs.shape[1], getattr(problem.loss.loss, "ignore_index", -100))
-    checked = _with_metrics_that_fit(problem, probe)
-    if not probe.is_repeatable():
-        checked = _with_common_random_numbers(checked, seed)
-    elif probe.samples > 1 and not isinstance(problem.data, FixedBatches) and not probe.is_additive():
-        checked = _as_sum(checked) if probe.is_sum() else _with_own_batches(checked, probe)
-    if report:
-        for note in checked.notes[len(problem.notes) :]:
-            logger.warning("%s", note)
-    return replace(checked, checked=True)
+    return _with_metrics_that_fit(problem, probe), probe, probe.kind()
+
+
+def _treated(problem: Problem, probe: _Probe, kind: int, seed: int) -> Problem:
+    """The problem as a loss of this kind is evaluated."""
+    if kind == RANDOM:
+        return _with_common_random_numbers(problem, seed)
+    if kind == COUPLED:
+        return _with_own_batches(problem, probe)
+    return _as_sum(problem) if kind == SUM else problem
 
 
 class _Probe:
@@ -125,6 +186,14 @@ class _Probe:
         if len(finite) < len(values):
             return True  # a loss that is not finite is a result, and says nothing of chance
         return max(values) - min(values) <= self.tolerance * max(abs(v) for v in values)
+
+    def kind(self) -> int:
+        """What the loss is, as far as these samples show it."""
+        if not self.is_repeatable():
+            return RANDOM
+        if self.samples < 2 or isinstance(self.original.data, FixedBatches) or self.is_additive():
+            return MEAN
+        return SUM if self.is_sum() else COUPLED
 
     def parts(self) -> list[tuple[float, list[float]]]:
         """The whole, and the values of its parts, for several cuts; none for a cut on which the loss fails."""

@@ -113,6 +113,12 @@ class Grid:
             return (self.x.size,)
         return (self.y.size, self.x.size)
 
+    @property
+    def farthest(self) -> Point:
+        """The corner with the largest coordinates by absolute value."""
+        axes = [self.x] if self.y is None else [self.x, self.y]
+        return tuple(float(axis[np.abs(axis).argmax()]) for axis in axes)
+
     def __len__(self) -> int:
         return math.prod(self.shape)
 

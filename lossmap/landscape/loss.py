@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from lossmap.curvature.operators import Total, single_rank
+from lossmap.curvature.operators import Total, made_by_all, single_rank
 from lossmap.data.batches import Batch, FixedBatches, MappedFetch, Resident, Streamed
 from lossmap.data.loss_check import check_loss
 from lossmap.data.moved_loss import refuse_unmoved
@@ -252,16 +252,19 @@ def losses(
 
     """
     problems = {"train": problem} if isinstance(problem, Problem) else dict(problem)
-    problems = {split: check_loss(p) for split, p in problems.items()}
+    problems = {split: check_loss(p, total=total) for split, p in problems.items()}
     if len({id(p.model) for p in problems.values()}) != 1:
         raise ValueError("the problems of a survey must share one model; got several")
-    refuse_unmoved(next(iter(problems.values())))
+    first = next(iter(problems.values()))
     if plan is None:
         plan = way
-    if isinstance(plan, Mapping):
-        plan = ForwardPlan(**plan)
-    if plan is None:
-        plan = probe_forward_plan(next(iter(problems.values())), plane, autocast=autocast)
+    former = ForwardPlan(**plan) if isinstance(plan, Mapping) else plan
+
+    def chosen() -> ForwardPlan:
+        refuse_unmoved(first)
+        return former or probe_forward_plan(first, plane, autocast=autocast)
+
+    plan = made_by_all(total, next(iter(first.model.parameters())).device, chosen, "probe of the forward pass")
     return LossMap(
         problems, plane, plan, total=total, autocast=autocast, settings=settings, noise_repeats=noise_repeats
     )

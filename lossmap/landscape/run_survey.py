@@ -136,6 +136,7 @@ def survey(
     stop = as_stop(stop)
     if path is not None or world.size > 1:
         measure = _with_common_choice(measure, world, path, overwrite)
+    measure = _checked_at_corner(measure, grid, world)
     twin = None
     if audit and points is None and _asks_for_audit(measure) and world.once(lambda: store is None):
         twin = measure.audit_twin()  # type: ignore[attr-defined]
@@ -195,6 +196,13 @@ def _with_common_choice(measure: Any, world: World, path: PathLike | None, overw
         return earlier or dict(measure.settings.get("chosen", {}))
 
     return measure.with_choice(world.once(chosen))
+
+
+def _checked_at_corner(measure: Any, grid: Grid, world: World) -> Any:
+    """The measure, its products checked at the grid's farthest corner too; rank 0 looks, and all ranks follow."""
+    if not hasattr(measure, "distant_check") or len(measure.plane.axes) != grid.axes:
+        return measure
+    return measure.with_check(world.once(lambda: measure.distant_check(grid.farthest)))
 
 
 def _asks_for_audit(measure: Any) -> bool:

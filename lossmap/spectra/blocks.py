@@ -31,6 +31,7 @@ from lossmap.curvature.gradient import loss_and_gradient
 from lossmap.curvature.hvp_plan import ProductCheck
 from lossmap.curvature.operators import Total, single_rank
 from lossmap.curvature.product_check import check_product
+from lossmap.curvature.team_check import check_by_all
 from lossmap.data.batches import Batch, move_batch, samples_in
 from lossmap.data.borrow import copy_of, temporary_parameters
 from lossmap.data.loss_check import check_loss
@@ -196,9 +197,11 @@ def layer_spectra(
 
     """
     began = time.perf_counter()
-    problem = check_loss(problem)
+    problem = check_loss(problem, total=total)
     everything = build_operator(problem, matrix, parameters, total)
-    check = check_product(problem, parameters, MATRICES[matrix], distant=False)  # made by then, and remembered
+    check = check_by_all(  # each rank's was made by then, and is remembered
+        total, everything.device, lambda: check_product(problem, parameters, MATRICES[matrix], distant=False)
+    )
     groups = groups_of(everything.layout.names, by, patterns)
     twin, notes = exact_problem(problem)
     # Small blocks are computed in float64, where that is possible; for large ones it would cost too much.

@@ -208,7 +208,7 @@ def spectrum(
     """
     began = time.perf_counter()
     warn_of_frozen(problem.model, parameters, "are counted in the Hessian")
-    problem = check_loss(problem) if check else replace(problem, checked=True)
+    problem = check_loss(problem, total=total) if check else replace(problem, checked=True)
     if backend == "auto" and sum(p.numel() for p in selected(problem.model, parameters).values()) <= dense:
         backend = "double-backward"  # so few products that no probe pays
         if check:  # then it is known that the loss does not hang on the batches

@@ -378,7 +378,7 @@ def make_tasks(
     tasks: list[tuple[Task, int]] = []
     each: list[bool | ProductCheck] = []
     for i, subject in enumerate(subjects):
-        problem = check_loss(subject.problem) if check else replace(subject.problem, checked=True)
+        problem = check_loss(subject.problem, total=total) if check else replace(subject.problem, checked=True)
         subject = subjects[i] = replace(subject, problem=problem)
         known = checks[i] if checks else check
         matrix = build_operator(subject.problem, subject.matrix, request.parameters, total, check=known)

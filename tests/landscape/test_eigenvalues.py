@@ -414,3 +414,40 @@ def test_rounding_that_is_not_looked_at_counts_ten_times_in_bars_and_limits():
     assert with_it["max_eig_error"] - without["max_eig_error"] == pytest.approx(more, rel=0.05)
     assert with_it["max_eig_limit"] - without["max_eig_limit"] == pytest.approx(more, rel=0.05)
     assert without["min_eig_limit"] - with_it["min_eig_limit"] == pytest.approx(more, rel=0.05)
+
+
+class WrongFarAway(torch.autograd.Function):
+    """Half the square of w, whose gradient forgets that it depends on w where w is long."""
+
+    @staticmethod
+    def forward(ctx, w):
+        ctx.save_for_backward(w)
+        ctx.slope = w * 1.0
+        return 0.5 * w**2
+
+    @staticmethod
+    def backward(ctx, g):
+        (w,) = ctx.saved_tensors
+        return g * torch.where(w.norm() > 5.0, ctx.slope, w)
+
+
+def test_a_survey_checks_products_at_the_far_corner_of_its_grid(tmp_path):
+    class Well(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.w = nn.Parameter(torch.tensor([[0.5, -0.5]]))
+
+        def forward(self, x):
+            return x * WrongFarAway.apply(self.w).sum()
+
+    well = Well()
+    problem = Problem.custom(well, lambda m, b: m(b).mean(), torch.ones(4, 1))
+    plane = Plane({"w": well.w.detach().clone()}, ({"w": torch.tensor([[1.0, 0.0]])},), ({},))
+    measure = EigenvalueMap(problem, plane, backend="double-backward", certify="none")
+    assert measure((8.0,))["max_eig"] == pytest.approx(0.0, abs=1e-6)  # what is wrong there, and not looked at
+    grid = Grid.line(-2, 8, 6)
+    surface = survey(measure, grid, path=tmp_path / "line.h5", progress=False)
+    assert surface["max_eig"] == pytest.approx(np.ones(6), rel=1e-5)
+    assert surface["min_eig"] == pytest.approx(np.ones(6), rel=1e-5)
+    again = survey(measure, grid, path=tmp_path / "line.h5", progress=False)  # the same check, the same settings
+    assert again.outcome == "complete" and again["max_eig"] == pytest.approx(surface["max_eig"], rel=0)

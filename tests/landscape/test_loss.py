@@ -176,9 +176,8 @@ def test_a_failure_on_another_rank_of_the_team_is_raised_here_too(net, data):
     def total(t):
         return torch.cat([t[:-1], t[-1:] + 1])
 
-    measure = losses(
-        Problem.supervised(net, "crossentropy", data), random_plane(net), plan=ForwardPlan(83), total=total
-    )
+    problem = Problem.supervised(net, "crossentropy", data)
+    measure = LossMap({"train": problem}, random_plane(net), ForwardPlan(83), total=total)
     with pytest.raises(RuntimeError, match="another rank of this point's team failed"):
         measure((0.0, 0.0))
 
