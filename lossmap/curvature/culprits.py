@@ -30,6 +30,25 @@ def suspects(few: FewSamples) -> str:
     return ", ".join(unique[:MAX_NAMES]) + (", ..." if len(unique) > MAX_NAMES else "")
 
 
+def advice_for(names: str) -> str:
+    """What to do about operations without a second derivative."""
+    if names.startswith("CrossMapLRN2d"):
+        return "replace nn.CrossMapLRN2d by nn.LocalResponseNorm, which is differentiable"
+    return "write its backward in differentiable operations on tensors from save_for_backward, or replace it"
+
+
+def tables_of_other_gradients(model: nn.Module) -> str:
+    """What embeddings of a model do beside looking up rows, such that their gradient is another; with advice."""
+    for name, module in model.named_modules():
+        if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
+            table = f"{type(module).__name__} {name!r}"
+            if module.max_norm is not None:
+                return f"{table} rescales its own rows in every pass; set max_norm={module.max_norm:g} to None"
+            if module.scale_grad_by_freq:
+                return f"{table} divides gradients by how often a row occurs; set scale_grad_by_freq=False"
+    return ""
+
+
 def custom_functions(few: FewSamples) -> list[type]:
     """The classes of custom autograd Functions through which the loss is differentiated, each once."""
     with few.moving():

@@ -1,8 +1,8 @@
 """Formulas of operations that PyTorch cannot differentiate twice, or differentiates wrongly.
 
 Weight norm's fused kernel has a wrong second derivative, without a word; hardsigmoid and embedding bags have none;
-sparse gradients of embeddings can be used in none; Huber's loss cannot be linearized. Each is computed here as PyTorch
-documents it.
+sparse gradients of embeddings can be used in none; distances between rows and reductions of segments have none; Huber's
+loss cannot be linearized. Each is computed here as PyTorch documents it; more losses in `loss_formulas`.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
+
+from lossmap.curvature.loss_formulas import ctc_loss, multi_margin_loss, multilabel_margin_loss, reduced
 
 
 def weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
@@ -97,9 +99,7 @@ def huber_loss(
     loss = c * (d - 0.5 * c)
     if weight is not None:
         loss = loss * weight
-    if reduction == "none":
-        return loss
-    return loss.sum() if reduction == "sum" else loss.mean()
+    return reduced(loss, reduction)
 
 
 def smooth_l1_loss(
@@ -116,6 +116,74 @@ def smooth_l1_loss(
     return huber_loss(input, target, reduction, beta) / beta
 
 
+def cdist(x1: Tensor, x2: Tensor, p: float = 2.0, compute_mode: str | None = None) -> Tensor:
+    """Distances between rows, (..., P, M) and (..., R, M) -> (..., P, R), of their differences: nothing cancels."""
+    return _length(x1.unsqueeze(-2) - x2.unsqueeze(-3), p)
+
+
+def pdist(input: Tensor, p: float = 2.0) -> Tensor:
+    """Distances between the rows i < j of (N, M), one row after the other."""
+    i, j = torch.triu_indices(len(input), len(input), 1, device=input.device)
+    return _length(input[i] - input[j], p)
+
+
+def _length(d: Tensor, p: float) -> Tensor:
+    """The p-norm over the last dimension, with derivatives 0 where they do not exist, as PyTorch's distances have."""
+    if p == 0:
+        return (d != 0).to(d.dtype).sum(-1) + 0.0 * d.sum(-1)  # with a derivative of 0, as PyTorch's
+    if p == torch.inf:
+        return d.abs().amax(-1)
+    if p == 1:
+        return d.abs().sum(-1)
+    # an entry of 0 is kept out of the powers, whose second derivative at 0 is infinite for p < 2
+    zero = d == 0
+    powers = d.square() if p == 2 else d.abs().masked_fill(zero, 1.0).pow(p).masked_fill(zero, 0.0)
+    total = powers.sum(-1)
+    none = zero.all(-1)
+    total = total.masked_fill(none, 1.0)
+    return (total.sqrt() if p == 2 else total.pow(1.0 / p)).masked_fill(none, 0.0)
+
+
+EMPTY = {"sum": 0.0, "mean": 0.0, "max": -torch.inf, "min": torch.inf, "prod": 1.0}  # what a segment starts from
+
+
+def segment_reduce(
+    data: Tensor,
+    reduce: str,
+    *,
+    lengths: Tensor | None = None,
+    indices: Tensor | None = None,
+    offsets: Tensor | None = None,
+    axis: int = 0,
+    unsafe: bool = False,
+    initial: float | None = None,
+) -> Tensor:
+    """Sums and their like over segments along `axis`, of (*batch, L, *rest) -> (*batch, S, *rest)."""
+    if lengths is None and offsets is not None:
+        lengths = offsets.diff(dim=-1)
+    if lengths is None or indices is not None:
+        return torch.segment_reduce(data, reduce, lengths=lengths, indices=indices, offsets=offsets, axis=axis)
+    batch, rest, segments = data.shape[:axis], data.shape[axis + 1 :], lengths.shape[-1]
+    x = data.reshape(-1, data.shape[axis], rest.numel())
+    lengths = lengths.reshape(-1, segments)
+    ends = lengths.cumsum(1)
+    places = torch.arange(x.shape[1], device=x.device).expand(len(x), -1).contiguous()
+    # what stands behind the last segment goes into one more, which is cut off
+    segment = torch.searchsorted(ends, places, right=True)
+    start = EMPTY[reduce] if initial is None else float(initial)
+    if reduce == "prod":
+        belongs = segment[:, None, :] == torch.arange(segments, device=x.device)[:, None]
+        result = start * torch.where(belongs[..., None], x[:, None], 1.0).prod(2)
+    else:
+        kind = {"sum": "sum", "mean": "sum", "max": "amax", "min": "amin"}[reduce]
+        target = x.new_full((len(x), segments + 1, x.shape[2]), start)
+        result = target.scatter_reduce(1, segment[..., None].expand_as(x), x, kind)[:, :segments]
+    if reduce == "mean":
+        counts = lengths[..., None].to(x.dtype)
+        result = result / counts if initial is None else result / counts.clamp(min=1)
+    return result.reshape(*batch, segments, *rest)
+
+
 FORMULAS: dict[Callable[..., Any], Callable[..., Any]] = {
     torch._weight_norm: weight_norm,
     F.hardsigmoid: hardsigmoid,
@@ -123,6 +191,12 @@ FORMULAS: dict[Callable[..., Any], Callable[..., Any]] = {
     F.embedding_bag: embedding_bag,
     F.huber_loss: huber_loss,
     F.smooth_l1_loss: smooth_l1_loss,
+    F.multi_margin_loss: multi_margin_loss,
+    F.multilabel_margin_loss: multilabel_margin_loss,
+    F.ctc_loss: ctc_loss,
+    torch.cdist: cdist,
+    torch.pdist: pdist,
+    torch.segment_reduce: segment_reduce,
 }
 
 

@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lossmap.curvature.culprits import suspects
+from lossmap.curvature.culprits import advice_for, suspects, tables_of_other_gradients
 from lossmap.curvature.differences import FewSamples, Parts
 from lossmap.curvature.hvp_plan import BACKENDS, HvpPlan, ProductCheck
 from lossmap.curvature.linearized_operator import BatchList, OperatorFactory
@@ -396,10 +396,17 @@ class _Judge:
             raise ValueError(
                 "the loss jumps at these parameters: however small a step is, it changes by as much; it has no Hessian "
                 "here. Look for a value that the model rounds or casts to whole numbers, as PyTorch's orthogonal "
-                "parametrization does"
+                "parametrization does with orthogonal_map='householder', its default where a weight is not square; "
+                "'cayley' and 'matrix_exp' do not"
             )
         names = suspects(few)
         through = f" through {names}" if names else ""
+        known = tables_of_other_gradients(few.problem.model)
+        if known:
+            raise ValueError(
+                f"the gradient that PyTorch gives is not that of the loss (it differs by {error:.1g} from the loss's "
+                f"own changes), so that its derivative is no Hessian: {known}"
+            )
         raise ValueError(
             f"the gradient that PyTorch gives{through} is not that of the loss (it differs by {error:.1g} from the "
             "loss's own changes): a straight-through estimator, a stopped gradient (detach, .data, no_grad), or a "
@@ -481,7 +488,7 @@ class _Judge:
             names = suspects(self.few) or "an operation of this model"
             raise ValueError(
                 f"PyTorch's second derivative of {names} is missing or wrong: {self.rejected['double-backward']}; "
-                "write its backward in differentiable operations on tensors from save_for_backward, or replace it"
+                f"{advice_for(names)}"
             )
         return ProductCheck(dict(self.rejected), self.undecided)
 

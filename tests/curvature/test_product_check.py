@@ -395,3 +395,20 @@ def test_the_model_is_not_touched_and_the_check_is_made_once(monkeypatch):
     assert functional_call(problem.model, before, torch.zeros(1, 6)).dtype == torch.float32
     problem.model[1] = nn.Sigmoid()
     assert check_product(problem) is not first
+
+
+@pytest.mark.parametrize(
+    "module, advice",
+    [
+        (nn.Embedding(5, 4, max_norm=0.5), "'0' rescales its own rows in every pass; set max_norm=0.5 to None"),
+        (nn.Embedding(5, 4, scale_grad_by_freq=True), "divides gradients by how often a row occurs; set scale_grad_by"),
+        (nn.utils.parametrizations.orthogonal(nn.Linear(4, 2)), "orthogonal_map='householder'.*'cayley'"),
+    ],
+)
+def test_a_refusal_says_what_to_do(module, advice):
+    torch.manual_seed(0)
+    x = torch.randint(0, 5, (12,)) if isinstance(module, nn.Embedding) else torch.randn(12, 4)
+    model = nn.Sequential(module, nn.LazyLinear(3))
+    model(x)
+    with pytest.raises(ValueError, match=advice):
+        check_product(Problem.supervised(model, "crossentropy", (x, torch.arange(12) % 3)), "all", distant=False)
