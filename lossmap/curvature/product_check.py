@@ -19,9 +19,9 @@ import logging
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
+from itertools import combinations, pairwise
 from math import inf, isfinite, sqrt
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -31,6 +31,7 @@ from lossmap.curvature.differences import FewSamples, Parts
 from lossmap.curvature.hvp_plan import BACKENDS, HvpPlan, ProductCheck
 from lossmap.curvature.linearized_operator import BatchList, OperatorFactory
 from lossmap.curvature.operators import Product, gauss_newton, hessian, single_rank
+from lossmap.data.batches import move_batch
 from lossmap.data.problem import Problem
 from lossmap.geometry.parameter_vector import Layout, selected
 from lossmap.seeding import generator
@@ -46,6 +47,9 @@ MAX_ERROR = 1e-5  # of a tensor's part of a product, relative to its norm
 MAX_GRADIENT_ERROR = 1e-4  # of the derivative along a vector, relative to what the gradient gives along such a one
 RESOLVED = 0.1  # two steps that differ by less than this share of the result say what it is
 KINK_STEP = 1e-6  # share of theta by which products on both sides of a kink are apart from it
+ASIDE = 1e-5  # share of theta by which a point beside a kink is apart from it, in a random direction
+KINK_SAMPLES = 256  # over which the difference of both sides is measured, at most
+KINK_ITERATIONS = 4  # of the power method that finds its norm
 ROUNDING = 64 * torch.finfo(torch.float64).eps
 
 
@@ -353,6 +357,7 @@ class _Judge:
         self.rejected: dict[str, str] = dict(former.rejected)
         self.reported, self.undecided = former.disagreement, former.disagreement
         self.at_kink = False
+        self.many: dict[str, OperatorFactory] = {}  # made where there is a kink
 
     def compare(self, few: FewSamples) -> None:
         """All backends at one point with all vectors. Raises ValueError where the gradient is not the loss's."""
@@ -360,11 +365,20 @@ class _Judge:
         if not isfinite(loss) or not all(bool(g.isfinite().all()) for g in gradient):
             return
         references = [Reference(few, v, gradient, loss) for v in self.vectors(few)]
+        error = self.gradient_error(few, references, gradient, loss)
+        kink = None
+        if error:
+            kink, beside = few, self.beside(few)
+            if error == inf or beside is None:
+                self.refuse_gradient(few, error)
+            few, references = beside
         self.points.append((few, references))
-        self.compare_gradient(few, references, gradient, loss)
         for backend in self.backends:
             if backend not in self.rejected:
                 self.compare_backend(backend, few, references)
+                if kink is not None and backend not in self.rejected:
+                    self.at_kink = True
+                    self.undecided = max([self.undecided, *(self._jump(backend, kink, r) for r in references)])
         if "double-backward" in self.rejected and "linearized" not in self.backends:
             self.backends.append("linearized")  # a trace sees what a custom function hides
             for point in self.points:
@@ -386,12 +400,33 @@ class _Judge:
             drawn.append(part)
         return drawn
 
-    def compare_gradient(self, few: FewSamples, references: Sequence[Reference], gradient: Parts, loss: float) -> None:
+    def gradient_error(self, few: FewSamples, references: Sequence[Reference], gradient: Parts, loss: float) -> float:
+        """The largest error of the gradient along any vector, see `Reference.judge_gradient`."""
         along = [g * ((norm(t) or 1.0) / (norm(g) or 1.0)) for g, t in zip(gradient, few.theta, strict=True)]
         slopes = _LossAlong(few, along, gradient, loss)
-        error = max([slopes.judge_gradient(), *(r.judge_gradient() for r in references)])
-        if not error:
-            return
+        return max([slopes.judge_gradient(), *(r.judge_gradient() for r in references)])
+
+    def beside(self, few: FewSamples) -> tuple[FewSamples, list[Reference]] | None:
+        """A point beside this one, and what is compared there; None where the gradient is not the loss's there either.
+
+        At a kink that matters, as where a ReLU's input is 0 and its output is not ignored, the loss has no gradient: a
+        difference is the mean of both sides, and PyTorch's is that of one. Beside it the loss has one.
+        """
+        moved = {
+            name: t + ASIDE * random_part(t, "beside a kink", i)
+            for i, (name, t) in enumerate(zip(few.names, few.theta, strict=True))
+        }
+        there = few.at({**few.state, **moved})
+        loss, gradient = there.loss_and_gradient()
+        if not isfinite(loss) or not all(bool(g.isfinite().all()) for g in gradient):
+            return None
+        references = [Reference(there, v, gradient, loss) for v in self.vectors(there)]
+        if self.gradient_error(there, references, gradient, loss):
+            return None
+        return there, references
+
+    def refuse_gradient(self, few: FewSamples, error: float) -> NoReturn:
+        """Raise ValueError for a gradient that is not the loss's."""
         if error == inf:
             raise ValueError(
                 "the loss jumps at these parameters: however small a step is, it changes by as much; it has no Hessian "
@@ -447,16 +482,31 @@ class _Judge:
                 self.at_kink = True
 
     def _jump(self, backend: str, few: FewSamples, reference: Reference) -> float:
-        """The difference of a backend's products on the two sides of a kink, relative to the larger of them."""
-        row = torch.cat([d.reshape(-1) for d in reference.v])[None]
-        sides = []
+        """How far a backend's matrices here and on both sides of here differ, relative to the largest of them.
+
+        In the spectral norm, by some steps of the power method from the reference's vector.
+        """
+        factory = self._over_many_samples(backend)
+        matrices = []
         with torch.inference_mode(False), torch.no_grad():
-            for sign in (1.0, -1.0):
+            for sign in (0.0, 1.0, -1.0):
                 moved = {k: t + sign * KINK_STEP * d for k, t, d in zip(few.names, few.theta, reference.v, strict=True)}
-                products = self.factories[backend].products({k: t.detach() for k, t in {**few.state, **moved}.items()})
-                sides.append(products.local_sum(row)[0])
-        size = max(norm(side) for side in sides)
-        return norm(sides[0] - sides[1]) / size if size else 0.0
+                products = factory.products({k: t.detach() for k, t in {**few.state, **moved}.items()})
+                matrices.append(products.local_sum)
+            start = torch.cat([d.reshape(-1) for d in reference.v])[None]
+            size = max(largest_image(a, start) for a in matrices)
+            jump = max(largest_image(difference_of(a, b), start) for a, b in combinations(matrices, 2))
+        return jump / size if size else 0.0
+
+    def _over_many_samples(self, backend: str) -> OperatorFactory:
+        """The products of a backend over more samples: those at a kink may be few."""
+        if backend not in self.many:
+            problem = self.few.problem
+            batch = move_batch(next(iter(problem.rebatched(KINK_SAMPLES).data)), None, torch.float64)
+            plan = replace(self.factories[backend].plan, batch_size=KINK_SAMPLES)
+            twin = problem.with_data(BatchList([batch]))
+            self.many[backend] = replace(self.factories[backend], problem=twin, plan=plan, programs={})
+        return self.many[backend]
 
     @staticmethod
     def _asymmetry(references: Sequence[Reference], results: Sequence[Tensor]) -> float:
@@ -491,6 +541,24 @@ class _Judge:
                 f"{advice_for(names)}"
             )
         return ProductCheck(dict(self.rejected), self.undecided)
+
+
+def largest_image(product: Callable[[Tensor], Tensor], start: Tensor) -> float:
+    """The norm of a symmetric matrix from below: the largest |A v| of some power iterates v of length one, (1, n)."""
+    v, largest = start / (norm(start) or 1.0), 0.0
+    for _ in range(KINK_ITERATIONS):
+        image = product(v)
+        size = norm(image)
+        largest = max(largest, size)
+        if not size:
+            break
+        v = image / size
+    return largest
+
+
+def difference_of(a: Callable[[Tensor], Tensor], b: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """The product with A - B."""
+    return lambda v: a(v) - b(v)
 
 
 class _LossAlong(Reference):

@@ -12,7 +12,7 @@ from torch.autograd.function import once_differentiable
 from torch.func import functional_call
 from torch.nn.utils import parametrizations
 
-from lossmap import Problem, random_plane
+from lossmap import EigenvalueMap, Problem, random_plane, spectrum
 from lossmap.curvature.autotune import prepare
 from lossmap.curvature.build import build_operator
 from lossmap.curvature.operators import gauss_newton
@@ -376,6 +376,78 @@ def test_a_relu_at_its_kink_is_no_error_of_the_product():
     x[::2] = 0.0  # units exactly at the kink
     check = check_product(Problem.supervised(net, "crossentropy", (x, y)))
     assert check.rejected == {}
+
+
+class Rounded(torch.autograd.Function):
+    """A straight-through estimator."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return (4 * x).round() / 4
+
+    @staticmethod
+    def backward(ctx, g):
+        return g
+
+
+def at_a_kink(seed, activation=nn.ReLU, samples=24):
+    """A net in float64 with a unit whose input is exactly 0 for every third sample, and its data."""
+    torch.manual_seed(seed)
+    net = nn.Sequential(nn.Linear(2, 3, bias=False), activation(), nn.Linear(3, 2)).double().eval()
+    with torch.no_grad():
+        net[0].weight[0] = torch.tensor([1.0, -1.0])
+    x, y = torch.randn(samples, 2, dtype=torch.float64), torch.randn(samples, 2, dtype=torch.float64)
+    x[::3, 1] = x[::3, 0]
+    return net, x, y
+
+
+def dense(net, x, y, move=0.0):
+    """(12,) eigenvalues of the Hessian by the weights, ascending, beside the net's own weights."""
+    bias = net[2].bias.detach()
+
+    def loss(theta):
+        weights = {"0.weight": theta[:6].view(3, 2), "2.weight": theta[6:].view(2, 3), "2.bias": bias}
+        return ((functional_call(net, weights, x) - y) ** 2).mean()
+
+    theta = torch.cat([net[i].weight.detach().reshape(-1) for i in (0, 2)])
+    return torch.linalg.eigvalsh(torch.autograd.functional.hessian(loss, theta + move)).flip(0)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_bars_at_a_kink_hold_the_hessians_of_all_sides(seed, caplog):
+    net, x, y = at_a_kink(seed)
+    problem = Problem.supervised(net, "mse", (x, y))
+    result = spectrum(problem, top=3, bottom=2, density_error=None, trace_products=0, dense=300)
+    values = np.r_[result.top.values, result.bottom.values[::-1]]
+    bars = np.r_[result.top.residuals, result.bottom.residuals[::-1]]
+    assert "the loss has a kink at these parameters" in caplog.text
+    reading = EigenvalueMap(problem, random_plane(net, axes=1), backend="double-backward")((0.0,))
+    apart = 0.0
+    for side in range(8):
+        move = 1e-7 * torch.randn(12, dtype=torch.float64, generator=torch.Generator().manual_seed(side))
+        truth = dense(net, x, y, move).numpy()
+        off = np.abs(values - truth[[0, 1, 2, 10, 11]])
+        assert (off <= bars).all()
+        assert abs(reading["max_eig"] - truth[0]) <= reading["max_eig_error"]
+        assert abs(reading["min_eig"] - truth[11]) <= reading["min_eig_error"]
+        apart = max(apart, off.max())
+    assert apart > 1e-3 * abs(values).max()  # the sides differ, and so bars without them would not hold
+    assert bars.max() < 2.0 * abs(values).max()
+
+
+def test_without_a_kink_no_bar_has_a_part_for_one(caplog):
+    net, x, y = at_a_kink(0, nn.Tanh)
+    result = spectrum(Problem.supervised(net, "mse", (x, y)), top=1, bottom=1, trace_products=0, density_error=None)
+    value, error = result.largest
+    assert abs(value - float(dense(net, x, y)[0])) <= error < 1e-3 * value
+    assert "kink" not in caplog.text
+
+
+def test_a_gradient_that_is_not_of_the_loss_is_refused_at_a_kink_too():
+    net, x, y = at_a_kink(1)
+    net[1] = nn.Sequential(nn.ReLU(), Activation(Rounded.apply))
+    with pytest.raises(ValueError, match="not that of the loss"):
+        check_product(Problem.supervised(net, "mse", (x, y)))
 
 
 def test_gauss_newton_is_compared_too():
