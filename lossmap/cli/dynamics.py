@@ -111,6 +111,7 @@ def checkpoints_of(settings: Settings) -> tuple[str, ...]:
 def run(settings: Settings, world: World) -> int:
     """Measure every checkpoint, report how the leading eigenspace changes, and draw it; the exit code."""
     from lossmap.cli import device, load_problem
+    from lossmap.cli.load_model import selection_of
     from lossmap.dynamics.run import run_dynamics
 
     execution, options = settings.run, settings.dynamics
@@ -147,6 +148,7 @@ def run(settings: Settings, world: World) -> int:
             backend=options.hvp_backend,
             point_timeout=execution.point_timeout,
             unsafe=settings.model.unsafe_load,
+            selection=selection_of(settings.model),
             settings=load_problem.measured_with(settings.data, execution, {settings.data.split: problem}),
             attributes=provenance(machine.describe(), world.size)
             | {"command": "dynamics", "resolved_dynamics": resolved},

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from lossmap import zoo
 from lossmap.cli.setting_groups import ModelSettings
 from lossmap.cli.settings import UsageError
 from lossmap.data import checkpoints
 from lossmap.data.borrow import sets_modes_itself
+from lossmap.data.checkpoint_match import Selection
+from lossmap.data.checkpoints import Checkpoint
 from lossmap.data.checks import check_finite
 from lossmap.data.import_by_name import resolve_callable
 from lossmap.seeding import same_random_state
@@ -29,12 +31,32 @@ def factory_of(name: str) -> Callable[..., Any]:
     return functools.partial(zoo.build, zoo.known(name))
 
 
-def model_of(settings: ModelSettings, state: Mapping[str, Tensor] | None = None, seed: int = 0) -> nn.Module:
+def selection_of(settings: ModelSettings) -> Selection:
+    """Which tensors of its checkpoints the settings mean."""
+    return Selection(settings.state_key, settings.strip_prefix, settings.allow_unexpected)
+
+
+def read_checkpoint(settings: ModelSettings, path: str | Path, maker: str | None = None) -> Checkpoint:
+    """A checkpoint of the settings' model; with --unsafe-load a pickled module may be of a class of that model's file.
+
+    maker  the factory that the model, or the problem around it, comes from
+    """
+    home = None
+    maker = maker or settings.model
+    if settings.unsafe_load and ":" in maker:
+        home = resolve_callable(maker).__module__  # imported by this, so that the file's classes are found
+    return checkpoints.load_checkpoint(path, settings.unsafe_load, home)
+
+
+def model_of(
+    settings: ModelSettings, state: Checkpoint | None = None, seed: int = 0, notes: list[str] | None = None
+) -> nn.Module:
     """The model, with its checkpoint where there is one, in evaluation mode (but where modules have a
     mode of their own, such as merging adapters), on the CPU, in its own precision.
 
-    state  the tensors of --model-file, where they have been read already
+    state  the content of --model-file, where it has been read already
     seed   draws the weights of a model without checkpoint
+    notes  takes sentences on what was chosen in the checkpoint
 
     Raises UsageError where it cannot be made, is no module, or has values that are not finite.
     """
@@ -42,7 +64,9 @@ def model_of(settings: ModelSettings, state: Mapping[str, Tensor] | None = None,
     if not isinstance(model, nn.Module):
         raise UsageError(f"--model {settings.model} must return an nn.Module; got {type(model).__name__}")
     if settings.model_file:
-        load_checkpoint(model, settings, state)
+        found = load_checkpoint(model, settings, state)
+        if notes is not None:
+            notes.extend(found)
     check_finite(model, settings.model_file or "the model's initial state")
     if not sets_modes_itself(model):  # adapters that merge in eval() stay apart
         model.eval()
@@ -74,15 +98,18 @@ def _called(settings: ModelSettings, keywords: dict[str, Any], seed: int) -> Any
             raise UsageError(f"--model {settings.model} fails: {type(error).__name__}: {error}") from error
 
 
-def load_checkpoint(model: nn.Module, settings: ModelSettings, state: Mapping[str, Tensor] | None) -> None:
-    """Load --model-file into a model; `state` where its tensors have been read already."""
+def load_checkpoint(
+    model: nn.Module, settings: ModelSettings, state: Checkpoint | None, maker: str | None = None
+) -> tuple[str, ...]:
+    """Load --model-file into a model, `state` where it has been read already; sentences on what was chosen in it.
+
+    maker  as of `read_checkpoint`
+    """
     try:
-        checkpoints.load_into(model, state or str(settings.model_file), unsafe=settings.unsafe_load)
+        state = state or read_checkpoint(settings, str(settings.model_file), maker)
+        return checkpoints.load_into(model, state, selection=selection_of(settings))
     except ValueError as error:
-        text = str(error)
-        if state:  # tensors do not know the name of their file
-            text = text.replace("the checkpoint", str(settings.model_file), 1)
-        raise UsageError(text) from None
+        raise UsageError(str(error)) from None
 
 
 def run_files(settings: ModelSettings) -> list[Path]:

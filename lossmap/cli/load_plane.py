@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lossmap.cli.load_model import run_files
+from lossmap.cli.load_model import read_checkpoint, run_files, selection_of
 from lossmap.cli.setting_groups import ModelSettings, PlaneSettings
 from lossmap.cli.settings import Settings, UsageError
 from lossmap.data import checkpoints
@@ -28,6 +28,7 @@ from lossmap.geometry.directions import (
 from lossmap.geometry.grid import Grid
 from lossmap.geometry.parameter_vector import Layout, warn_of_frozen
 from lossmap.geometry.training_path import principal_axes
+from lossmap.geometry.wrappers import plain_names
 from lossmap.landscape.plane_in_file import axis_in_file, plane_in_file
 from lossmap.parallel.world import World
 
@@ -100,7 +101,7 @@ def _axis(
     if is_random:
         seed = f"{plane.seed}/{plane.idx}" if plane.idx else plane.seed
         index = int(name == "y" and not plane.same_dir)
-        axis = random_axis(origin, seed, index, norm=norm, ignore=ignore)
+        axis = random_axis(origin, seed, index, norm=norm, ignore=ignore, names=plain_names(model))
         recipe |= {"seed": plane.seed, "idx": plane.idx, "index": index}
     else:
         names = moving_names(origin, model, plane.moving)
@@ -122,12 +123,12 @@ def _computed_axis(
     """
     what, _, rest = kind.partition(":")
     if what == "to" and rest:
-        state = checkpoints.load_state(rest, unsafe=files.unsafe_load)
+        state = state_of(model, rest, files)
         _warn_of_running_statistics(model, origin, state, rest)
         return difference(origin, state), {"sha256": checkpoints.file_sha256(rest)}
     if what == "pca" and rest.isdigit() and int(rest) >= 1:
         run = run_files(files)
-        states = [checkpoints.load_state(f, unsafe=files.unsafe_load) for f in run]
+        states = [state_of(model, f, files) for f in run]
         principal = principal_axes(origin, states, int(rest), names)
         return principal.axes[-1], {"explained_variance_ratio": principal.explained[-1], "checkpoints": len(run)}
     if what == "file" and ":" in rest:
@@ -140,6 +141,12 @@ def _computed_axis(
         f"unknown direction {kind!r}; it must be random, to:FILE, pca:1, hessian:max, hessian:min, gradient or "
         "file:FILE:name"
     )
+
+
+def state_of(model: nn.Module, path: str | Path, files: ModelSettings) -> Mapping[str, Tensor]:
+    """The tensors of another checkpoint by the model's names; what it lacks, such as an adapter's base, is its own."""
+    own = {k: t.detach().clone() for k, t in model.state_dict().items()}
+    return {**own, **read_checkpoint(files, path).fit(model, selection_of(files)).state}
 
 
 def _warn_of_running_statistics(model: nn.Module, origin: Named, state: Mapping[str, Tensor], file: str) -> None:

@@ -11,16 +11,17 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from lossmap import zoo
 from lossmap.cli.device import Machine
-from lossmap.cli.load_model import factory_of, load_checkpoint, model_of, run_files
+from lossmap.cli.load_model import factory_of, load_checkpoint, model_of, read_checkpoint, run_files
 from lossmap.cli.setting_groups import DataSettings, ModelSettings, RunSettings
 from lossmap.cli.settings import Settings, UsageError
 from lossmap.data import checkpoints, datasets
 from lossmap.data.batches import Batches, Resident
 from lossmap.data.borrow import sets_modes_itself, to_precision
+from lossmap.data.checkpoints import Checkpoint
 from lossmap.data.checks import check_finite, check_one_sample
 from lossmap.data.criteria import metric_of
 from lossmap.data.import_by_name import resolve_callable
@@ -37,11 +38,11 @@ from lossmap.seeding import same_random_state
 class Files:
     """What was read from disk, by one rank of each node for all of its ranks.
 
-    state  the tensors of --model-file
+    state  the content of --model-file
     data   the samples of each split, where they are a named data set that fits into memory
     """
 
-    state: dict[str, Tensor] | None
+    state: Checkpoint | None
     data: dict[str, Batches]
 
 
@@ -55,7 +56,7 @@ def files_of(
     """Read the checkpoint and the samples; `world.once_per_node` calls it."""
     state = None
     if model.model_file:
-        state = checkpoints.load_state(model.model_file, unsafe=model.unsafe_load)
+        state = read_checkpoint(model, model.model_file, data.problem)
     if data.problem or data.trainloader or data.testloader or ".py:" in data.dataset:
         return Files(state, {})  # made by user code, on every rank
     batches = {split: samples_of(model, data, split, ranks_sharing, dtype) for split in splits}
@@ -76,15 +77,18 @@ def problem_and_files(
     """
     names, model = tuple(splits) or splits_of(settings.data), model or settings.model
     files = world.once_per_node(lambda: files_of(model, settings.data, names, world.node_size, machine.dtype))
+    chosen: list[str] = []
     problems = world.together(
-        lambda: problems_of(model, settings.data, machine, splits=names, files=files, ranks_sharing=world.node_size)
+        lambda: problems_of(
+            model, settings.data, machine, splits=names, files=files, ranks_sharing=world.node_size, notes=chosen
+        )
     )
     if world.size > 1 and not files.data:  # each rank has made its own
         digests = world.together(lambda: " ".join(datasets.digest(problem.data) for problem in problems.values()))
         advice = "draw them from a generator with a seed of its own, and read the same files on all nodes"
         world.check_same(digests, "the data", advice)
     if world.rank == 0:
-        for note in dict.fromkeys(note for problem in problems.values() for note in problem.notes):
+        for note in dict.fromkeys([*chosen, *(note for problem in problems.values() for note in problem.notes)]):
             print(f"note: {note}", flush=True)
     return problems
 
@@ -133,6 +137,7 @@ def problems_of(
     files: Files | None = None,
     seed: int = 0,
     ranks_sharing: int = 1,
+    notes: list[str] | None = None,
 ) -> dict[str, Problem]:
     """The problems by split, over one model, on the machine's device and in its precision.
 
@@ -140,15 +145,16 @@ def problems_of(
     files          what has been read already
     seed           draws the weights of a model without checkpoint
     ranks_sharing  ranks that divide the memory for samples
+    notes          takes sentences on what was chosen in the checkpoint
 
     Raises UsageError where model, data and loss do not fit together.
     """
     names = splits or splits_of(data)
     files = files or Files(None, {})
     if data.problem:
-        problems = _user_problems(model, data, names, files)
+        problems = _user_problems(model, data, names, files, notes)
     else:
-        network = model_of(model, files.state, seed)
+        network = model_of(model, files.state, seed, notes)
         loss = resolve_callable(data.loss) if ":" in data.loss else data.loss
         problems = {}
         for name in names:
@@ -198,7 +204,7 @@ def samples_of(
 
 
 def _user_problems(
-    model: ModelSettings, data: DataSettings, names: tuple[str, ...], files: Files
+    model: ModelSettings, data: DataSettings, names: tuple[str, ...], files: Files, notes: list[str] | None
 ) -> dict[str, Problem]:
     """The problems of the factory that --problem names, all over the model of the first."""
     factory = resolve_callable(str(data.problem))
@@ -214,7 +220,9 @@ def _user_problems(
             )
     network = next(iter(problems.values())).model
     if model.model_file:
-        load_checkpoint(network, model, files.state)
+        found = load_checkpoint(network, model, files.state, data.problem)
+        if notes is not None:
+            notes.extend(found)
     if not sets_modes_itself(network):
         network.eval()
     check_finite(network, model.model_file or "the problem's model")
@@ -253,6 +261,7 @@ def identity(model: ModelSettings, data: DataSettings, plane: Plane) -> dict[str
         "model": data.problem or model.model,
         "model_args": model.model_args,
         **{f"{name} (SHA-256)": checkpoints.file_sha256(path) for name, path in files.items()},
+        **{name: getattr(model, name) for name in ("state_key", "strip_prefix") if getattr(model, name)},
         "direction": {name: dict(recipe) for name, recipe in zip("xy", plane.recipes, strict=False)},
     }
 

@@ -77,7 +77,8 @@ def make(settings: Settings, world: World) -> int:
     say(repr(plane))
     grid, groups = load_plane.grid_of(settings.plane), {}
     if settings.plane.proj_file:
-        trajectory = project_run(plane, problem, files, settings.model.unsafe_load)
+        states = [load_plane.state_of(problem.model, file, settings.model) for file in files]
+        trajectory = project_run(plane, problem, files, states)
         groups["trajectory"] = trajectory
         grid = grid_around(trajectory.arrays)
         report_path(trajectory, say)

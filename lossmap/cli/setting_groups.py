@@ -60,6 +60,14 @@ class ModelSettings:
     model_file2: str | None = setting(None, "checkpoint that the x axis leads to", metavar="FILE")
     model_file3: str | None = setting(None, "checkpoint that the y axis leads to", metavar="FILE")
     model_folder: str | None = setting(None, "folder of a run's checkpoints, for --xdir pca:1", metavar="FOLDER")
+    state_key: str | None = setting(
+        None, "entry of the checkpoints that holds the weights, such as model_ema; by default the one that fits",
+        metavar="KEY",
+    )  # fmt: skip
+    strip_prefix: str | None = setting(
+        None, "prefix of the weights' names there, such as generator.; by default the one that fits", metavar="PREFIX"
+    )
+    allow_unexpected: bool = setting(False, "checkpoints with more tensors than the model has, which are left out")
     unsafe_load: bool = setting(False, "loading of pickled files, which can run code of their own: trusted files only")
 
 

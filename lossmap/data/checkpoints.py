@@ -1,9 +1,8 @@
 """Checkpoints: the tensors of a trained model, by name, whatever the file is called.
 
-Read are PyTorch's files (zip and legacy format), plain pickles of tensors or arrays, and safetensors; distinguished
-by their first bytes, never by the suffix. The tensors may stand plain or under `state_dict`, `model`,
-`net` or `params`; the prefixes `module.` and `_orig_mod.`, left by wrappers, are taken off. No code from a file
-is run, unless `unsafe` is asked for, which says so loudly.
+Read are PyTorch's files (zip and legacy format), plain pickles of tensors or arrays, safetensors, and the index of the
+files that a large model is split over; distinguished by their content, never by the suffix. Which of the tensors are a
+model's is found by `checkpoint_match`. No code from a file is run, unless `unsafe` is asked for, which says so loudly.
 """
 
 from __future__ import annotations
@@ -11,15 +10,19 @@ from __future__ import annotations
 import contextlib
 import difflib
 import hashlib
+import json
 import logging
 import os
 import pickle
 import re
 import struct
+import sys
 import warnings
 import zipfile
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -27,15 +30,12 @@ import torch
 from torch import Tensor, nn
 
 from lossmap.data import safe_unpickle
+from lossmap.data.checkpoint_match import USUAL_KEYS, Fit, Selection, State, fitted, listed, states_in
 
 log = logging.getLogger(__name__)
 
-State = dict[str, Tensor]
-
-# the entries under which users' files hold their tensors
-_UNDER = ("state_dict", "model", "net", "params", "model_state_dict", "module", "weights")
 _LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the magic number of the legacy format, pickled
-_MAX_LISTED = 8  # names in one error
+_INDEX = ".index.json"  # the end of the name of a list of shards, as Hugging Face writes it
 
 
 def kind_of(path: str | Path) -> str | None:
@@ -70,10 +70,23 @@ def _kind_of_zip(file: BinaryIO) -> str | None:
     return None
 
 
-def load_state(path: str | Path, unsafe: bool = False) -> State:
-    """The tensors of a checkpoint by name, on the CPU.
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a file holds: its name, and every set of named tensors in it by the dotted key that it stands under."""
+
+    path: str
+    states: Mapping[str, State]
+
+    def fit(self, model: nn.Module, selection: Selection | None = None) -> Fit:
+        """The tensors that are the model's; raises ValueError as `checkpoint_match.fitted` does."""
+        return fitted(self.states, model, self.path, selection)
+
+
+def load_checkpoint(path: str | Path, unsafe: bool = False, home: str | None = None) -> Checkpoint:
+    """All named tensors of a checkpoint, on the CPU.
 
     unsafe  where a file holds more than tensors, read it all the same, running whatever code it names
+    home    the name of a module in which a class is looked for that is not where the file says, such as `__main__`
 
     Raises FileNotFoundError; ValueError, in one sentence, for a file that is cut off, is not a checkpoint, or
     holds more than tensors.
@@ -86,17 +99,51 @@ def load_state(path: str | Path, unsafe: bool = False) -> State:
             message += f"; beside it: {', '.join(near)}"
         raise FileNotFoundError(message)
     if path.is_dir():
-        raise ValueError(f"{path} is a folder; a checkpoint is one file")
+        raise ValueError(f"{path} is a folder; a checkpoint is one file, or the index of several (*{_INDEX})")
+    if path.name.endswith(_INDEX):
+        return Checkpoint(str(path), {"": _merged(path, unsafe)})
     kind = kind_of(path)
     if kind is None:
         what = "is not a checkpoint" if path.stat().st_size else "is empty"
         raise ValueError(f"{path} {what}: neither PyTorch's formats nor safetensors")
-    state = _state_in(_content(path, kind, unsafe))
-    if state is None:
+    states = states_in(_content(path, kind, unsafe, home))
+    if not states:
         raise ValueError(
-            f"{path} holds no state dict: neither tensors by name nor a dict of them under {', '.join(_UNDER[:4])}"
+            f"{path} holds no state dict: neither tensors by name nor a dict of them under {', '.join(USUAL_KEYS[:4])}"
         )
-    return _stripped(state)
+    return Checkpoint(str(path), states)
+
+
+def load_state(path: str | Path, unsafe: bool = False) -> State:
+    """The tensors of a checkpoint by name where no model is at hand: plain ones, or those under the most usual key.
+
+    Prefixes of wrappers (`module.`, `_orig_mod.`) are taken off. Raises as `load_checkpoint` does.
+    """
+    states = load_checkpoint(path, unsafe).states
+    usual = [key for name in ("", *USUAL_KEYS) for key in states if key.rpartition(".")[2] == name]
+    return _stripped(states[[*usual, *states][0]])
+
+
+def shards_of(index: str | Path) -> list[Path]:
+    """The files that an index names, in its order. Raises ValueError where it is no index, or names other folders."""
+    index = Path(index)
+    try:
+        names = list(dict.fromkeys(json.loads(index.read_text())["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise ValueError(
+            f"{index} is no index of a checkpoint: it has no table `weight_map` of tensors and files"
+        ) from None
+    if not all(isinstance(name, str) and name == Path(name).name for name in names):
+        raise ValueError(f"{index} names files outside of its folder")
+    return [index.with_name(name) for name in names]
+
+
+def _merged(index: Path, unsafe: bool) -> State:
+    """The tensors of all files that an index names."""
+    merged: State = {}
+    for path in shards_of(index):
+        merged |= load_state(path, unsafe)
+    return merged
 
 
 def _names_in(folder: Path) -> list[str]:
@@ -112,7 +159,7 @@ def _allowed() -> list[Any]:
     return [safe_unpickle.NAMES["argparse", "Namespace"], *kinds, *named]
 
 
-def _content(path: Path, kind: str, unsafe: bool) -> Any:
+def _content(path: Path, kind: str, unsafe: bool, home: str | None = None) -> Any:
     try:
         if kind == "torchscript":
             raise safe_unpickle.Refused("it is a TorchScript archive")
@@ -130,7 +177,7 @@ def _content(path: Path, kind: str, unsafe: bool) -> Any:
     except Exception as error:
         refused = _what_was_refused(error)
         if refused and unsafe:
-            return _unsafe_content(path, kind)
+            return _unsafe_content(path, kind, home)
         if refused:
             raise ValueError(
                 f"{path} holds more than tensors ({refused}), and reading that could run code; save "
@@ -158,38 +205,42 @@ def _what_was_refused(error: Exception) -> str:
     return ""
 
 
-def _unsafe_content(path: Path, kind: str) -> Any:
+def _unsafe_content(path: Path, kind: str, home: str | None) -> Any:
     log.warning("UNSAFE: reading %s with all that it names; code inside it runs now, with your rights", path)
-    with path.open("rb") as file, warnings.catch_warnings():
-        if kind == "pickle":
-            return pickle.load(file)
-        warnings.simplefilter("ignore", UserWarning)  # that it is TorchScript, which is being said already
-        return torch.load(file, map_location="cpu", weights_only=False)
+    reader = _reader_at_home(home)
+    try:
+        with path.open("rb") as file, warnings.catch_warnings():
+            if kind == "pickle":
+                return reader.load(file)
+            warnings.simplefilter("ignore", UserWarning)  # that it is TorchScript, which is being said already
+            return torch.load(file, map_location="cpu", weights_only=False, pickle_module=reader)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(
+            f"{path} names a class that is not found ({error}); start from the folder of its module, or name that "
+            "module in --model"
+        ) from None
 
 
-def _state_in(content: Any) -> State | None:
-    """The named tensors in what a file held, or None."""
-    if isinstance(content, nn.Module):
-        return dict(content.state_dict())
-    if not isinstance(content, Mapping) or not content:
-        return None
-    tensors = {k: _tensor(v) for k, v in content.items() if isinstance(k, str)}
-    state = {k: t for k, t in tensors.items() if t is not None}
-    if len(state) == len(content):
-        return state
-    for key in _UNDER:
-        inside = _state_in(content.get(key))
-        if inside is not None:
-            return inside
-    return None
+def _reader_at_home(home: str | None) -> Any:
+    """Python's pickle module, but for classes that are not where a file says: these are taken from the module `home`.
 
+    A class of the program that wrote the file is said to be of `__main__`, which is another program by now.
+    """
 
-def _tensor(value: Any) -> Tensor | None:
-    if isinstance(value, Tensor):
-        return value.detach()
-    if isinstance(value, np.ndarray) and value.dtype.kind in "fiub":
-        return torch.from_numpy(np.array(value))  # an owned, writable copy
-    return None
+    class Unpickler(pickle.Unpickler):
+        def find_class(self, module: str, name: str) -> Any:
+            try:
+                return super().find_class(module, name)
+            except (ImportError, AttributeError):
+                found = getattr(sys.modules.get(home or ""), name, None)
+                if found is None:
+                    raise
+                return found
+
+    reader = ModuleType("pickle")
+    reader.__dict__.update(vars(pickle))
+    reader.__dict__.update(Unpickler=Unpickler, load=lambda file, **options: Unpickler(file, **options).load())
+    return reader
 
 
 def _stripped(state: State) -> State:
@@ -204,65 +255,47 @@ def finite_or_named(state: Mapping[str, Tensor], origin: str = "the checkpoint")
     bad = {name: int((~t.isfinite()).sum()) for name, t in state.items() if t.is_floating_point()}
     bad = {name: count for name, count in bad.items() if count}
     if bad:
-        listed = _listed([f"{name} ({count} of {state[name].numel()})" for name, count in bad.items()])
-        raise ValueError(f"{origin} has entries that are not finite: {listed}")
+        names = [f"{name} ({count} of {state[name].numel()})" for name, count in bad.items()]
+        raise ValueError(f"{origin} has entries that are not finite: {listed(names)}")
 
 
 def load_into(
     model: nn.Module,
-    state: str | Path | Mapping[str, Tensor],
+    state: str | Path | Checkpoint | Mapping[str, Tensor],
     unsafe: bool = False,
     *,
     finite: bool = True,
-) -> None:
-    """Give a model the tensors of a checkpoint.
+    selection: Selection | None = None,
+    home: str | None = None,
+) -> tuple[str, ...]:
+    """Give a model the tensors of a checkpoint; returns sentences on what was chosen, and what was left out.
 
-    finite  whether entries that are not finite are refused
+    finite     whether entries that are not finite are refused
+    selection  which of the tensors are meant, where they do not say so themselves
+    home       as of `load_checkpoint`
 
     Raises ValueError where the checkpoint is of another architecture, with the names that are missing, not
     expected, or of other shapes; then nothing has been changed.
     """
     if isinstance(state, Mapping):
-        origin, tensors = "the checkpoint", dict(state)
-    else:
-        origin, tensors = str(state), load_state(state, unsafe)
-    own = model.state_dict()
-    wrapped = bool(own) and all(name.startswith("module.") for name in own)
-    if wrapped and not any(name.startswith("module.") for name in tensors):
-        tensors = {f"module.{name}": tensor for name, tensor in tensors.items()}  # loaded as it is
-    # old checkpoints lack the counters of batch norm, which no evaluation reads
-    missing = [k for k in own if k not in tensors and not k.endswith("num_batches_tracked")]
-    unexpected = [k for k in tensors if k not in own and not k.endswith("num_batches_tracked")]
-    shapes = [
-        f"{k} is {tuple(tensors[k].shape)} there and {tuple(own[k].shape)} here"
-        for k in own
-        if k in tensors and tensors[k].shape != own[k].shape
-    ]
-    differences = [
-        f"{what}: {_listed(names)}"
-        for what, names in (("missing", missing), ("unexpected", unexpected), ("other shapes", shapes))
-        if names
-    ]
-    if differences:
-        raise ValueError(f"{origin} is of another architecture than {type(model).__name__}; {'; '.join(differences)}")
+        state = Checkpoint("the checkpoint", {"": dict(state)})
+    elif not isinstance(state, Checkpoint):
+        state = load_checkpoint(state, unsafe, home)
+    fit = state.fit(model, selection)
     if finite:
-        finite_or_named(tensors, origin)
-    model.load_state_dict({k: tensors[k] for k in own if k in tensors}, strict=False)
-
-
-def _listed(names: list[str]) -> str:
-    text = ", ".join(names[:_MAX_LISTED])
-    if len(names) > _MAX_LISTED:
-        text += f" and {len(names) - _MAX_LISTED} more"
-    return text
+        finite_or_named(fit.state, state.path)
+    model.load_state_dict(fit.state, strict=False)
+    return fit.notes
 
 
 def file_sha256(path: str | Path) -> str:
-    """The SHA-256 of a file's bytes, in hexadecimal."""
-    digest = hashlib.sha256()
-    with Path(path).open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
+    """The SHA-256 of a file's bytes, in hexadecimal; of an index, of its own and those of the files that it names."""
+    path, digest = Path(path), hashlib.sha256()
+    paths = [path, *shards_of(path)] if path.name.endswith(_INDEX) else [path]
+    for each in paths:
+        with each.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
     return digest.hexdigest()
 
 

@@ -25,6 +25,7 @@ from lossmap.curvature.build import build_operator
 from lossmap.curvature.gradient import loss_and_gradient
 from lossmap.curvature.hvp_plan import HvpPlan, ProductCheck, backend_of
 from lossmap.data.borrow import copy_of
+from lossmap.data.checkpoint_match import Selection
 from lossmap.data.checkpoints import load_into
 from lossmap.data.loss_check import check_loss
 from lossmap.data.problem import Problem
@@ -77,6 +78,7 @@ class CheckpointCurvature:
     tol       of the eigenvalues, relative to the largest absolute value
     parameters  of the Hessian: weights (dimension > 1), all, trainable, or a regular expression
     unsafe    loads pickled checkpoints that may run code
+    selection  which of a checkpoint's tensors are meant, where they do not say so themselves
     plan      how products are made, as `probed` chose
     settings  stored beside its own
     memory    bytes for kept values, see `autotune.prepare`; give less where ranks share the memory
@@ -101,6 +103,7 @@ class CheckpointCurvature:
         parameters: str = "weights",
         seed: int = 0,
         unsafe: bool = False,
+        selection: Selection | None = None,
         plan: Mapping[str, Any] | None = None,
         settings: Mapping[str, Any] | None = None,
         memory: int | None = None,
@@ -117,7 +120,7 @@ class CheckpointCurvature:
         if plan is not None:
             self.plan = dict(plan)
         self.files, self.store_vectors, self.top, self.whole = dict(files), store_vectors, top, whole
-        self.parameters, self.unsafe, self.stop = parameters, unsafe, stop
+        self.parameters, self.unsafe, self.stop, self.selection = parameters, unsafe, stop, selection
         self.tol, self.seed, self.memory = tol, seed, memory
         self.settings = {
             **(settings or {}),
@@ -165,7 +168,7 @@ class CheckpointCurvature:
         Raises FloatingPointError where the loss is not finite, Interrupted where `stop` says so.
         """
         step = point[0]
-        load_into(self.problem.model, self.files[step], unsafe=self.unsafe)
+        load_into(self.problem.model, self.files[step], unsafe=self.unsafe, selection=self.selection)
         loss, slope, _ = loss_and_gradient(self.problem, self.parameters)
         if not isfinite(loss):
             raise FloatingPointError(

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from lossmap.curvature.autotune import prepare
+from lossmap.data.checkpoint_match import Selection
 from lossmap.data.checkpoints import checkpoints_in, file_sha256, kind_of, sorted_as_people_count
 from lossmap.data.problem import Problem
 from lossmap.dynamics.checkpoint_curvature import SHARES, CheckpointCurvature, probed
@@ -117,6 +118,7 @@ def run_dynamics(
     backend: str = "auto",
     point_timeout: float | None = None,
     unsafe: bool = False,
+    selection: Selection | None = None,
     settings: Mapping[str, Any] | None = None,
     attributes: Mapping[str, Any] | None = None,
     command: str = "lossmap spectrum --along",
@@ -144,6 +146,8 @@ def run_dynamics(
         backend: of products: `auto` (by a probe), `linearized`, `retained-graph` or `double-backward`.
         point_timeout: seconds after which a rank that does not answer is reported.
         unsafe: whether pickled checkpoints may be read, which can run code of their own.
+        selection: which of a checkpoint's tensors are meant, where they do not say so themselves (`Selection` of
+            `lossmap.data.checkpoint_match`: key, prefix, allow_unexpected).
         settings: what else the file is to compare when it is continued; None: the data, the loss and the precision.
         attributes: root attributes of the file.
         command: one line for the file's history.
@@ -192,6 +196,7 @@ def run_dynamics(
         parameters=parameters,
         seed=seed,
         unsafe=unsafe,
+        selection=selection,
         plan=plan,
         settings=settings,
         memory=memory,

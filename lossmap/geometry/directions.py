@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from lossmap.geometry.grid import Point
 from lossmap.geometry.parameter_vector import Layout, movable_parameters, refuse_complex, selected, warn_of_frozen
 from lossmap.geometry.unregistered import explained, unregistered
+from lossmap.geometry.wrappers import plain_names
 from lossmap.keywords import checked_init, checked_keywords
 from lossmap.seeding import normal
 from lossmap.sums import dot, norm
@@ -166,8 +167,8 @@ def random_plane(
 
     """
     origin = origin_of(model, states)
-    norms, ignores = _each(norm, axes), _each(ignore, axes)
-    directions = [random_axis(origin, seed, i, norm=norms[i], ignore=ignores[i]) for i in range(axes)]
+    norms, ignores, names = _each(norm, axes), _each(ignore, axes), plain_names(model)
+    directions = [random_axis(origin, seed, i, norm=norms[i], ignore=ignores[i], names=names) for i in range(axes)]
     recipes = [
         {"kind": "random", "norm": norms[i], "ignore": ignores[i], "seed": seed, "states": states} for i in range(axes)
     ]
@@ -290,11 +291,21 @@ def moving_names(origin: Named, model: nn.Module, parameters: str) -> list[str]:
 
 
 def random_axis(
-    origin: Named, seed: int | str, index: int, *, norm: str = "filter", ignore: str = "biasbn"
+    origin: Named,
+    seed: int | str,
+    index: int,
+    *,
+    norm: str = "filter",
+    ignore: str = "biasbn",
+    names: Mapping[str, str] | None = None,
 ) -> dict[str, Tensor]:
-    """One random direction, made on the CPU in float32 from (seed, axis index, tensor name), then normalised."""
+    """One random direction, made on the CPU in float32 from (seed, axis index, tensor name), then normalised.
+
+    names  by the origin's names those that are drawn from, where a wrapper has written into them (`plain_names`)
+    """
+    names = names or {}
     raw = {
-        name: normal(w.numel(), "direction", seed, index, name).view(w.shape).to(w.device, w.dtype)
+        name: normal(w.numel(), "direction", seed, index, names.get(name, name)).view(w.shape).to(w.device, w.dtype)
         for name, w in origin.items()
     }
     scaled = normalised(raw, origin, norm, ignore)

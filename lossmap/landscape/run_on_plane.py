@@ -11,24 +11,22 @@ from pathlib import Path
 
 import numpy as np
 
-from lossmap.data import checkpoints
 from lossmap.data.problem import Problem
-from lossmap.geometry.directions import Plane, difference
+from lossmap.geometry.directions import Named, Plane, difference
 from lossmap.geometry.grid import Grid
 from lossmap.geometry.training_path import trajectory
 from lossmap.io.surface import Group
 from lossmap.landscape.loss import losses, plain_forward
 
 
-def project_run(plane: Plane, problem: Problem, files: Sequence[Path], unsafe: bool = False) -> Group:
+def project_run(plane: Plane, problem: Problem, files: Sequence[Path], states: Sequence[Named]) -> Group:
     """The checkpoints of a run on the plane, with the true loss at each, as a file stores them.
 
     files   the checkpoints, in the order of the run
-    unsafe  whether pickled files may be read, which can run code of their own
+    states  their tensors, by the names of the plane's
 
     Returns the group `trajectory`: coordinates x and y, step, residual (distance from the plane), loss, each (files,).
     """
-    states = [checkpoints.load_state(f, unsafe=unsafe) for f in files]
     arrays = dict(trajectory(plane, states, [_step(f, i) for i, f in enumerate(files)]))
     plan = plain_forward(problem)
     lines = [Plane(plane.origin, (difference(plane.origin, state),), ({},)) for state in states]

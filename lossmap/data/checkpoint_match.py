@@ -1,0 +1,247 @@
+"""Which tensors of a checkpoint are a model's: found by names and shapes, under whatever key and prefix they stand.
+
+Trainers leave the weights under keys of their own (`state_dict`, `model_ema`, `generator`), with prefixes of their
+wrappers (`module.`, `_orig_mod.`, `model.`), beside those of a criterion or of a second model; tied tensors may be
+saved once, and an adapter alone without its base. What fits exactly one way is taken, and said where it is not evident;
+what fits several ways, or leaves tensors over, is refused with the flag that decides.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+State = dict[str, Tensor]
+
+# The keys under which people's files hold the weights, the first of those that fit before the others.
+USUAL_KEYS = ("state_dict", "model", "net", "params", "model_state_dict", "module", "weights")
+MAX_DEPTH = 4  # of nested entries that are looked into
+MAX_LISTED = 8  # names in one sentence
+_COUNTER = "num_batches_tracked"  # of batch norm: old checkpoints lack it, and no evaluation reads it
+_ADAPTER = re.compile(r"\.(lora_\w+|modules_to_save)\.")
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which of a checkpoint's tensors are meant, where they do not say so themselves.
+
+    key               the entry that holds them, `model_ema` or `ema.model`; by default the one that fits
+    prefix            what stands before the model's names there; by default the one that fits
+    allow_unexpected  whether tensors that the model lacks are left out, and not refused
+    """
+
+    key: str | None = None
+    prefix: str | None = None
+    allow_unexpected: bool = False
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A checkpoint's tensors under the model's own names.
+
+    state      the tensors by the names of the model's state dict
+    extra      names beside them that the model lacks
+    elsewhere  names with another prefix, such as those of a criterion
+    notes      sentences for the person who loads it
+    """
+
+    state: State
+    extra: tuple[str, ...] = ()
+    elsewhere: tuple[str, ...] = ()
+    notes: tuple[str, ...] = field(default=())
+
+
+def states_in(content: Any) -> dict[str, State]:
+    """Every set of named tensors in what a file held, by the dotted key that it stands under; empty where plain."""
+    return dict(_states(content, "", 0))
+
+
+def _states(content: Any, key: str, depth: int) -> Iterator[tuple[str, State]]:
+    if isinstance(content, nn.Module):
+        yield key, dict(content.state_dict())
+        return
+    if isinstance(content, Sequence) and not isinstance(content, (str, bytes)):
+        content = {str(i): value for i, value in enumerate(content)}
+    if not isinstance(content, Mapping) or depth > MAX_DEPTH:
+        return
+    tensors = {k: _tensor(v) for k, v in content.items() if isinstance(k, str) and not k.isdecimal()}
+    state = {k: t for k, t in tensors.items() if t is not None}
+    if content and len(state) == len(content):
+        yield key, state
+        return
+    for name, value in content.items():
+        if isinstance(name, str) and not re.search("optim|sched", name):
+            yield from _states(value, f"{key}.{name}".lstrip("."), depth + 1)
+
+
+def _tensor(value: Any) -> Tensor | None:
+    if isinstance(value, Tensor):
+        return value.detach()
+    if isinstance(value, np.ndarray) and value.dtype.kind in "fiub":
+        return torch.from_numpy(np.array(value))  # an owned, writable copy
+    return None
+
+
+def fitted(states: Mapping[str, State], model: nn.Module, origin: str, selection: Selection | None = None) -> Fit:
+    """The tensors that are the model's, among those of a checkpoint.
+
+    states  by key, as `states_in` finds them
+    origin  the file's name, for messages
+
+    Raises ValueError, in one sentence: for another architecture, with the names that differ; where several keys or
+    prefixes fit; where tensors are left over.
+    """
+    selection = selection or Selection()
+    own = model.state_dict(keep_vars=True)
+    chosen = _under_key(states, selection.key, origin)
+    fits = {key: fit for key, state in chosen.items() if (fit := _fit(state, own, selection.prefix, origin))}
+    if not fits:
+        raise ValueError(_differences(chosen, own, type(model).__name__, origin, selection))
+    key = _best_key(list(fits), origin)
+    fit = fits[key]
+    if fit.extra and not selection.allow_unexpected:
+        raise ValueError(
+            f"{origin} is of another architecture than {type(model).__name__}; unexpected: {listed(fit.extra)}; all "
+            "that the model has is there: --allow-unexpected leaves these out"
+        )
+    notes = list(fit.notes)
+    others = [other or "(the plain tensors)" for other in fits if other != key]
+    if others:
+        notes.append(f"{origin}: read are the tensors under {key!r}; --state-key takes {' or '.join(others)} instead")
+    elif key and key.rpartition(".")[2] not in USUAL_KEYS and selection.key is None:
+        notes.append(f"{origin}: read are the tensors under {key!r}, the only ones that fit the model")
+    if fit.extra or fit.elsewhere:
+        notes.append(f"{origin}: left out, since the model has no such tensors: {listed(fit.elsewhere + fit.extra)}")
+    return Fit(fit.state, fit.extra, fit.elsewhere, tuple(notes))
+
+
+def _under_key(states: Mapping[str, State], key: str | None, origin: str) -> Mapping[str, State]:
+    if key is None:
+        return states
+    chosen = {k: s for k, s in states.items() if k == key or k.endswith(f".{key}")}
+    if not chosen:
+        have = ", ".join(k for k in states if k)
+        what = f"it has {have}" if have else "its tensors stand under no key"
+        raise ValueError(f"{origin} holds no tensors under {key!r}; {what}")
+    return chosen
+
+
+def _best_key(keys: Sequence[str], origin: str) -> str:
+    """The key to take of those that fit. Raises ValueError where none goes before the others."""
+    if len(keys) == 1:
+        return keys[0]
+    for usual in ("", *USUAL_KEYS):
+        same = [key for key in keys if key.rpartition(".")[2] == usual]
+        if len(same) == 1:
+            return same[0]
+    raise ValueError(
+        f"{origin} holds several sets of tensors that fit the model: {', '.join(keys)}; name one with --state-key"
+    )
+
+
+def _clean(name: str) -> str:
+    """A name without what torch.compile writes into it."""
+    return re.sub(r"(^|\.)_orig_mod\.", r"\1", name)
+
+
+def _own_names(own: Mapping[str, Tensor]) -> dict[str, str]:
+    """The model's names by the names that they have without its wrapper."""
+    names = {_clean(name): name for name in own}
+    if names and all(name.startswith("module.") for name in names):
+        names = {name.removeprefix("module."): full for name, full in names.items()}
+    return names
+
+
+def _fit(state: State, own: Mapping[str, Tensor], prefix: str | None, origin: str) -> Fit | None:
+    """The tensors that are the model's; None where some are missing, or of other shapes."""
+    tensors, names = {_clean(name): t for name, t in state.items()}, _own_names(own)
+    prefixes = [prefix] if prefix is not None else _prefixes(tensors, names)
+    fits = {p: fit for p in prefixes if (fit := _fit_under(tensors, names, own, p))}
+    if not fits:
+        return _fit_adapter(tensors, names, own)
+    if len(fits) > 1 and "" not in fits:
+        shown = " and ".join(repr(p) for p in fits)
+        raise ValueError(f"{origin} holds tensors that fit the model under {shown}; name one with --strip-prefix")
+    return fits.get("", next(iter(fits.values())))
+
+
+def _prefixes(tensors: State, names: Mapping[str, str]) -> list[str]:
+    """What may stand before the model's names: read off wherever one of the first of them ends a name of the file."""
+    some = [name for name in names if name.rpartition(".")[2] != _COUNTER][
+        :MAX_LISTED
+    ]  # one alone may be tied, and left out
+    found = {k[: -len(name)] for name in some for k in tensors if k == name or k.endswith(f".{name}")}
+    return sorted(found, key=lambda prefix: (len(prefix), prefix))
+
+
+def _fit_under(tensors: State, names: Mapping[str, str], own: Mapping[str, Tensor], prefix: str) -> Fit | None:
+    here = {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}
+    saved = {id(own[full]): name for name, full in names.items() if name in here}  # a tied tensor may be saved once
+    state: State = {}
+    for name, full in names.items():
+        source = name if name in here else saved.get(id(own[full]))
+        if source is None:
+            if name.rpartition(".")[2] == _COUNTER:
+                continue
+            return None
+        if here[source].shape != own[full].shape:
+            return None
+        state[full] = here[source]
+    extra = tuple(prefix + k for k in here if k not in names and k.rpartition(".")[2] != _COUNTER)
+    elsewhere = tuple(k for k in tensors if not k.startswith(prefix))
+    return Fit(state, extra, elsewhere)
+
+
+def _fit_adapter(tensors: State, names: Mapping[str, str], own: Mapping[str, Tensor]) -> Fit | None:
+    """An adapter alone, as PEFT saves it: without its base, and without the adapter's name in the tensors' names."""
+    if not tensors or not all(_ADAPTER.search(f".{name}") for name in tensors):
+        return None
+
+    def short(name: str) -> str:
+        return re.sub(r"\.default(?=\.|$)", "", name.removeprefix("base_model.model."))
+
+    adapters = {short(name): full for name, full in names.items() if _ADAPTER.search(f".{name}")}
+    here = {short(name): t for name, t in tensors.items()}
+    if here.keys() != adapters.keys() or any(here[k].shape != own[full].shape for k, full in adapters.items()):
+        return None
+    note = f"an adapter of {len(here)} tensors is read; the {len(own) - len(here)} others stay as the model was made"
+    return Fit({full: here[k] for k, full in adapters.items()}, notes=(note,))
+
+
+def _differences(
+    states: Mapping[str, State], own: Mapping[str, Tensor], model: str, origin: str, selection: Selection
+) -> str:
+    """What keeps the nearest set of tensors from being the model's."""
+    names = _own_names(own)
+    state = max(states.values(), key=lambda s: len({_stripped(k) for k in s} & set(names)))
+    tensors = {_stripped(_clean(k)).removeprefix(selection.prefix or ""): t for k, t in state.items()}
+    missing = [k for k in names if k not in tensors and k.rpartition(".")[2] != _COUNTER]
+    unexpected = [k for k in tensors if k not in names and k.rpartition(".")[2] != _COUNTER]
+    shapes = [
+        f"{k} is {tuple(tensors[k].shape)} there and {tuple(own[full].shape)} here"
+        for k, full in names.items()
+        if k in tensors and tensors[k].shape != own[full].shape
+    ]
+    texts = (("missing", missing), ("unexpected", unexpected), ("other shapes", shapes))
+    differences = [f"{what}: {listed(found)}" for what, found in texts if found]
+    return f"{origin} is of another architecture than {model}; {'; '.join(differences)}"
+
+
+def _stripped(name: str) -> str:
+    while name.startswith(("module.", "_orig_mod.")):
+        name = name.split(".", 1)[1]
+    return name
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names with commas, the first few."""
+    text = ", ".join(names[:MAX_LISTED])
+    if len(names) > MAX_LISTED:
+        text += f" and {len(names) - MAX_LISTED} more"
+    return text

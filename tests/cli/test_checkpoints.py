@@ -1,0 +1,102 @@
+"""`--model-file` and its flags: which weights are meant, and modules that somebody pickled whole."""
+
+import importlib.util
+import sys
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+import lossmap
+from lossmap.cli.__main__ import main
+
+OWN = """
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.layer(x)
+
+
+def net():
+    return Net()
+"""
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub/own_nets_of_a_test.py").write_text(OWN)
+    x = np.random.default_rng(0).standard_normal((30, 4)).astype("float32")
+    np.savez(tmp_path / "d.npz", x=x, y=np.arange(30) % 3)
+    return tmp_path
+
+
+def trained(seed):
+    """A module of the user's class, as the user's own program has it, and its loss."""
+    spec = importlib.util.spec_from_file_location("own_nets_of_a_test", "sub/own_nets_of_a_test.py")
+    home = importlib.util.module_from_spec(spec)
+    sys.modules["own_nets_of_a_test"] = home
+    spec.loader.exec_module(home)
+    torch.manual_seed(seed)
+    model = home.net()
+    data = np.load("d.npz")
+    with torch.no_grad():
+        return model, float(F.cross_entropy(model(torch.tensor(data["x"])), torch.tensor(data["y"])))
+
+
+def surface(file, *words):
+    line = f"surface --model sub/own_nets_of_a_test.py:net --model-file {file} --dataset npz:d.npz --x=-1:1:3"
+    return main([*line.split(), "--surf-file", "s.h5", "--overwrite", *words])
+
+
+def loss():
+    return lossmap.read("s.h5", lossmap.Surface)["train_loss"][1]
+
+
+def test_the_key_is_chosen_stored_and_taken_up_by_resume(folder, capsys):
+    (a, of_a), (b, of_b) = trained(1), trained(2)
+    torch.save({"model": a.state_dict(), "model_ema": b.state_dict()}, "c.pt")
+    assert surface("c.pt") == 0
+    assert loss() == pytest.approx(of_a, rel=1e-6)
+    assert "note: c.pt: read are the tensors under 'model'; --state-key takes model_ema" in capsys.readouterr().out
+    assert surface("c.pt", "--state-key", "model_ema") == 0
+    assert loss() == pytest.approx(of_b, rel=1e-6)
+    assert main(["resume", "s.h5"]) == 0
+    line = "surface --model sub/own_nets_of_a_test.py:net --model-file c.pt --dataset npz:d.npz --x=-1:1:3"
+    assert main([*line.split(), "--surf-file", "s.h5"]) == 2  # the same file and grid, but other weights
+    assert "state_key" in capsys.readouterr().err
+
+
+def test_a_line_between_two_checkpoints_of_any_form_goes_from_one_to_the_other(folder):
+    (a, of_a), (b, of_b) = trained(1), trained(2)
+    torch.save({f"module.{k}": v for k, v in a.state_dict().items()}, "a.pt")
+    torch.save({"state_dict": {f"net.{k}": v for k, v in b.state_dict().items()}}, "b.pt")
+    assert surface("a.pt", "--model-file2", "b.pt", "--x=0:1:2") == 0
+    assert lossmap.read("s.h5", lossmap.Surface)["train_loss"] == pytest.approx([of_a, of_b], rel=1e-5)
+
+
+@pytest.mark.parametrize("module", ["own_nets_of_a_test", "__main__"])
+def test_a_whole_module_is_read_on_request_with_its_class_from_where_the_model_is(folder, capsys, module):
+    model, truth = trained(1)
+    type(model).__module__ = module
+    if module == "__main__":
+        sys.modules["__main__"].Net = type(model)
+    try:
+        torch.save({"model": model, "epoch": 2}, "whole.pt")
+    finally:
+        if module == "__main__":
+            del sys.modules["__main__"].Net
+        sys.modules.pop("own_nets_of_a_test")
+    assert surface("whole.pt") == 2
+    assert "--unsafe-load" in capsys.readouterr().err
+    assert surface("whole.pt", "--unsafe-load") == 0
+    assert loss() == pytest.approx(truth, rel=1e-6)

@@ -1,0 +1,202 @@
+"""A tour of the forms in which people's trainers leave a checkpoint: each is read right, or refused by its flag."""
+
+import copy
+import json
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from lossmap.data.checkpoint_match import Selection
+from lossmap.data.checkpoints import file_sha256, load_checkpoint, load_into
+
+
+class Tied(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embedding, self.norm, self.head = nn.Embedding(7, 4), nn.BatchNorm1d(4), nn.Linear(4, 7, bias=False)
+        self.head.weight = self.embedding.weight
+
+
+class LowRank(nn.Module):
+    """A layer as PEFT makes it: the base within, and the adapter's tensors under the adapter's name."""
+
+    def __init__(self):
+        super().__init__()
+        self.base_layer = nn.Linear(4, 3)
+        self.lora_A = nn.ModuleDict({"default": nn.Linear(4, 2, bias=False)})
+        self.lora_B = nn.ModuleDict({"default": nn.Linear(2, 3, bias=False)})
+
+
+class Around(nn.Module):
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+
+def net():
+    return Tied()
+
+
+def under(prefix, state):
+    return {prefix + name: tensor for name, tensor in state.items()}
+
+
+@pytest.fixture
+def trained():
+    torch.manual_seed(1)
+    return Tied().state_dict()
+
+
+@pytest.fixture
+def other():
+    torch.manual_seed(2)
+    return Tied().state_dict()
+
+
+def with_optimizer(state, other):
+    return {"state_dict": state, "epoch": 3, "optimizer": {"state": {0: {"exp_avg": other["norm.bias"]}}}}
+
+
+def with_criterion(state, other):
+    return {"state_dict": under("net.", state) | {"criterion.weight": other["norm.bias"]}}
+
+
+FORMS = {
+    "plain": lambda s, o: s,
+    "under state_dict": with_optimizer,
+    "under a key of one's own": lambda s, o: {"epoch": 3, "my_weights": s},
+    "nested": lambda s, o: {"checkpoint": {"network": {"params": s}}, "args": {"lr": 0.1}},
+    "DataParallel": lambda s, o: under("module.", s),
+    "compiled": lambda s, o: under("_orig_mod.", s),
+    "DistributedDataParallel of a compiled net": lambda s, o: under("module._orig_mod.", s),
+    "a compiled part": lambda s, o: {k.replace("norm.", "norm._orig_mod."): t for k, t in s.items()},
+    "Lightning": lambda s, o: {"state_dict": under("model.", s), "hyper_parameters": {"lr": 1}, "callbacks": {}},
+    "Lightning, a criterion beside": with_criterion,
+    "Lightning, a compiled net": lambda s, o: {"state_dict": under("model._orig_mod.", s)},
+    "Hugging Face, the body in a task's model": lambda s, o: under("bert.", s) | {"classifier.weight": o["norm.bias"]},
+    "averaged weights": lambda s, o: {"n_averaged": torch.tensor(3)} | under("module.", s),
+    "model before its average": lambda s, o: {"state_dict_ema": o, "state_dict": s},
+    "the average alone": lambda s, o: {"ema_model": s, "step": 7},
+    "a tied head saved once": lambda s, o: {k: t for k, t in s.items() if k != "head.weight"},
+    "a tied embedding saved once": lambda s, o: {k: t for k, t in s.items() if k != "embedding.weight"},
+    "without the counters of batch norm": lambda s, o: {k: t for k, t in s.items() if "batches" not in k},
+    "a tuple": lambda s, o: (s, {"epoch": 2}),
+    "a list of dicts": lambda s, o: [{"model": s}, {"loss": 0.5}],
+    "generator and discriminator": lambda s, o: {"generator": s, "discriminator": {"0.weight": o["norm.bias"]}},
+    "in float64": lambda s, o: {k: t.double() if t.is_floating_point() else t for k, t in s.items()},
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_gives_the_trained_weights(form, trained, other, tmp_path):
+    torch.save(FORMS[form](trained, other), tmp_path / "c.pt")
+    model = net()
+    load_into(model, tmp_path / "c.pt")
+    for name, tensor in model.state_dict().items():
+        if "batches" not in name:
+            assert torch.equal(tensor, trained[name]), name
+    assert model.head.weight is model.embedding.weight
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")
+@pytest.mark.parametrize("wrap", [nn.DataParallel, torch.compile], ids=lambda w: w.__name__)
+def test_plain_weights_load_into_a_wrapped_model(wrap, trained, tmp_path):
+    torch.save(trained, tmp_path / "c.pt")
+    inner = net()
+    load_into(wrap(inner), tmp_path / "c.pt")
+    assert torch.equal(inner.embedding.weight, trained["embedding.weight"])
+
+
+def test_what_was_chosen_and_what_was_left_out_is_said(trained, other, tmp_path):
+    torch.save({"state_dict_ema": other, "state_dict": trained}, tmp_path / "both.pt")
+    (note,) = load_into(net(), tmp_path / "both.pt")
+    assert "under 'state_dict'; --state-key takes state_dict_ema instead" in note
+    torch.save({"state_dict": under("net.", trained) | {"criterion.weight": torch.ones(3)}}, tmp_path / "beside.pt")
+    (note,) = load_into(net(), tmp_path / "beside.pt")
+    assert note.endswith("left out, since the model has no such tensors: criterion.weight")
+    torch.save(trained, tmp_path / "plain.pt")
+    assert load_into(net(), tmp_path / "plain.pt") == ()
+
+
+def test_a_key_chooses_among_several(trained, other, tmp_path):
+    torch.save({"model": other, "ema": {"model": trained}}, tmp_path / "c.pt")
+    model = net()
+    load_into(model, tmp_path / "c.pt", selection=Selection(key="ema.model"))
+    assert torch.equal(model.embedding.weight, trained["embedding.weight"])
+    with pytest.raises(ValueError, match=r"holds no tensors under 'swa'; it has model, ema.model"):
+        load_into(model, tmp_path / "c.pt", selection=Selection(key="swa"))
+
+
+def test_two_that_fit_equally_well_are_refused_by_the_flag_that_decides(trained, other, tmp_path):
+    torch.save({"student": trained, "teacher": other}, tmp_path / "keys.pt")
+    with pytest.raises(ValueError, match=r"several sets .* student, teacher; name one with --state-key"):
+        load_into(net(), tmp_path / "keys.pt")
+    torch.save(under("student.", trained) | under("teacher.", other), tmp_path / "prefixes.pt")
+    with pytest.raises(ValueError, match=r"under 'student.' and 'teacher.'; name one with --strip-prefix"):
+        load_into(net(), tmp_path / "prefixes.pt")
+    model = net()
+    load_into(model, tmp_path / "prefixes.pt", selection=Selection(prefix="student."))
+    assert torch.equal(model.embedding.weight, trained["embedding.weight"])
+
+
+def test_tensors_over_are_refused_but_where_they_are_allowed(trained, tmp_path):
+    torch.save(trained | {"embedding.position_ids": torch.arange(4)}, tmp_path / "c.pt")
+    with pytest.raises(ValueError, match=r"unexpected: embedding.position_ids; .* --allow-unexpected leaves these out"):
+        load_into(net(), tmp_path / "c.pt")
+    (note,) = load_into(net(), tmp_path / "c.pt", selection=Selection(allow_unexpected=True))
+    assert "left out, since the model has no such tensors: embedding.position_ids" in note
+
+
+def test_a_missing_or_misshapen_tensor_is_another_architecture_under_any_key(trained, tmp_path):
+    torch.save({"net": under("module.", {k: t for k, t in trained.items() if k != "norm.weight"})}, tmp_path / "a.pt")
+    with pytest.raises(ValueError, match=r"another architecture than Tied; missing: norm.weight$"):
+        load_into(net(), tmp_path / "a.pt")
+    torch.save({"ema": trained | {"norm.bias": torch.ones(9)}}, tmp_path / "b.pt")
+    with pytest.raises(ValueError, match=r"other shapes: norm.bias is \(9,\) there and \(4,\) here$"):
+        load_into(net(), tmp_path / "b.pt")
+
+
+def test_shards_are_read_by_their_index_and_belong_to_its_digest(trained, tmp_path):
+    first = {k: t.clone() for k, t in trained.items() if k.startswith("norm")}
+    save_file(first, tmp_path / "model-1.safetensors")
+    save_file({"embedding.weight": trained["embedding.weight"].clone()}, tmp_path / "model-2.safetensors")
+    table = dict.fromkeys(first, "model-1.safetensors") | {"embedding.weight": "model-2.safetensors"}
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": table}))
+    model = net()
+    load_into(model, index)
+    assert torch.equal(model.head.weight, trained["embedding.weight"])
+    before = file_sha256(index)
+    save_file({"embedding.weight": trained["embedding.weight"] + 1}, tmp_path / "model-2.safetensors")
+    assert file_sha256(index) != before
+    (tmp_path / "model-2.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match=r"no file .*model-2.safetensors; beside it: model-1.safetensors"):
+        load_checkpoint(index)
+    index.write_text(json.dumps({"weight_map": {"a": "../elsewhere.safetensors"}}))
+    with pytest.raises(ValueError, match="names files outside of its folder"):
+        load_checkpoint(index)
+    index.write_text("{}")
+    with pytest.raises(ValueError, match="is no index of a checkpoint"):
+        load_checkpoint(index)
+
+
+@pytest.mark.parametrize("prefix", ["", "base_model.model."])
+def test_an_adapter_alone_is_put_onto_the_base_as_it_was_made(prefix, tmp_path):
+    torch.manual_seed(3)
+    model = Around(LowRank())
+    base = copy.deepcopy(model.model.base_layer.state_dict())
+    own = {k: torch.randn_like(t) for k, t in model.state_dict().items() if "lora" in k}
+    save_file({prefix + k.replace(".default", ""): t for k, t in own.items()}, tmp_path / "adapter_model.safetensors")
+    (note,) = load_into(model, tmp_path / "adapter_model.safetensors")
+    assert note == "an adapter of 2 tensors is read; the 2 others stay as the model was made"
+    state = model.state_dict()
+    assert all(torch.equal(state[k], t) for k, t in own.items())
+    assert all(torch.equal(model.model.base_layer.state_dict()[k], t) for k, t in base.items())
+
+
+def test_an_adapter_of_other_layers_is_refused(tmp_path):
+    torch.save({"elsewhere.lora_A.weight": torch.ones(2, 4)}, tmp_path / "a.pt")
+    with pytest.raises(ValueError, match="another architecture"):
+        load_into(Around(LowRank()), tmp_path / "a.pt")
