@@ -41,8 +41,8 @@ HOMES = {
     "plotly": {"plotting"},
     "torch": {
         "cli", "dynamics", "health", "spectra", "landscape", "diagnostics", "training", "curvature", "linalg",
-        "geometry.directions", "geometry.parameter_vector", "geometry.training_path", "geometry.unregistered", "data",
-        "zoo", "memory", "seeding", "sums", "results",
+        "geometry.directions", "geometry.parameter_vector", "geometry.training_path", "geometry.unregistered",
+        "geometry.wrappers", "data", "zoo", "memory", "seeding", "sums", "results",
     },
     "torch.fx": {"curvature.linearize", "landscape.fold_batchnorm"},
     "numpy": {*TABLE, "cli", "report", "seeding", "sums", "values"},
