@@ -53,8 +53,7 @@ COMMAND = Command(
     (
         "lossmap status surface.h5",
         "lossmap status surface.h5 --watch --interval 30",
-        "lossmap status surface.h5 --json",
-        "lossmap status surface.h5 --verify",
+        "lossmap status surface.h5 --verify --json",
     ),
 )
 
