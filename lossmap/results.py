@@ -25,6 +25,7 @@ import numpy as np
 from lossmap.geometry.grid import Grid
 from lossmap.io import read as files
 from lossmap.io.disk import PathLike
+from lossmap.io.printable import printable
 from lossmap.io.spectrum_layout import group_name, group_of
 from lossmap.io.surface import Group, Surface
 from lossmap.io.xarray_tree import tree_of
@@ -166,6 +167,8 @@ def decode(group: Group) -> Any:
 def _decode(structure: Any, arrays: Mapping[str, np.ndarray]) -> Any:
     if isinstance(structure, list):
         return [_decode(item, arrays) for item in structure]
+    if isinstance(structure, str):
+        return printable(structure)
     if not isinstance(structure, dict):
         return structure
     if "array" in structure:
@@ -289,9 +292,17 @@ def read(path: PathLike, kind: type[Any] | None = None) -> Any:
     if not stored or _holds_points(surface):
         return surface
     if len(stored) == 1:
-        return decode(files.read_group(path, next(iter(stored))))
+        return _value_in(path, next(iter(stored)))
     names = {name: name.removeprefix(VALUES).replace(".", "/", 1) for name in stored}
-    return Results({short: decode(files.read_group(path, name)) for name, short in names.items()})
+    return Results({short: _value_in(path, name) for name, short in names.items()})
+
+
+def _value_in(path: PathLike, name: str) -> Any:
+    """The value in a group of a file. What it says of its own file is not followed: it is this one."""
+    value = decode(files.read_group(path, name))
+    if is_dataclass(value) and not isinstance(value, type) and isinstance(getattr(value, "path", None), (str, Path)):
+        return replace(value, path=Path(path))
+    return value
 
 
 def _only(path: PathLike, stored: Mapping[str, Group], kind: type[Any]) -> Any:
@@ -301,7 +312,7 @@ def _only(path: PathLike, stored: Mapping[str, Group], kind: type[Any]) -> Any:
     if len(fitting) != 1:
         there = ", ".join(f"{held} ({name.removeprefix(VALUES)})" for name, held in kinds.items()) or "a Surface"
         raise ValueError(f"{path} must hold one {kind.__name__}; it holds {there}")
-    return decode(files.read_group(path, fitting[0]))
+    return _value_in(path, fitting[0])
 
 
 def _holds_points(surface: Surface) -> bool:

@@ -167,7 +167,22 @@ def _measure_status(surface: Surface, measure: str) -> str:
 
 
 def _draw(settings: Settings, files: Sequence[Path], surfaces: Sequence[Surface]) -> list[Path]:
-    """Draw the files into the outputs of the settings; the files that were written."""
+    """Draw the files into the outputs of the settings; the files that were written.
+
+    Raises ValueError where what a file holds does not fit together, as in a damaged one without digests.
+    """
+    try:
+        return _drawn(settings, files, surfaces)
+    except (LookupError, TypeError, AttributeError) as error:
+        if isinstance(error, KeyError) and " " in str(error.args[0]):  # a sentence, such as of an unknown field
+            raise
+        names = ", ".join(map(str, files))
+        raise ValueError(
+            f"{names} cannot be drawn: what it holds does not fit together; lossmap status FILE --verify looks for damage"
+        ) from error
+
+
+def _drawn(settings: Settings, files: Sequence[Path], surfaces: Sequence[Surface]) -> list[Path]:
     picture = settings.picture
     if len(surfaces) == 1 and not picture.output and _is_no_surface(settings, surfaces[0]):
         written = save_next_to(files[0], figures_of(surfaces[0]), picture.dpi)

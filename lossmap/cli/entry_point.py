@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from lossmap.io.printable import printable
 from lossmap.parallel.launcher import rank_in
 
 EXIT_CODES = {"complete": 0, "failed": 3, "unfinished": 75}  # by the outcome of a result
@@ -48,7 +49,7 @@ def guarded(main: Callable[..., int]) -> Callable[..., int]:
             if os.environ.get("LOSSMAP_DEBUG"):
                 raise
             if launched_rank() == 0:
-                print(f"lossmap: {error_sentence(error)}", file=sys.stderr)
+                print(f"lossmap: {printable(error_sentence(error))}", file=sys.stderr)
             return 2
 
     return run

@@ -21,6 +21,7 @@ from lossmap.cli.settings import Settings, UsageError
 from lossmap.data.problem import Problem
 from lossmap.geometry.directions import Plane
 from lossmap.geometry.grid import Grid
+from lossmap.io.printable import printable
 from lossmap.io.provenance import provenance
 from lossmap.io.read import SurfaceFile, inspect_existing, read, training_path
 from lossmap.io.surface import Group, Surface
@@ -40,7 +41,7 @@ def rank_0_printer(world: World, notes: Sequence[str] = ()) -> Printer:
 
     def say(text: str) -> None:
         if world.rank == 0:
-            print(text, flush=True)
+            print(printable(text), flush=True)
 
     for note in notes:
         say(note)

@@ -20,6 +20,7 @@ import numpy as np
 from lossmap.cli.command_line import Command
 from lossmap.cli.entry_point import EXIT_CODES, guarded
 from lossmap.cli.settings import setting
+from lossmap.io.printable import printable
 from lossmap.io.read import is_being_written, read
 from lossmap.io.surface import REBUILT, UNPROTECTED, Surface
 from lossmap.io.verify import verify
@@ -72,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         progress = progress_of(options.file, surface, options.measure)
         if options.watch and not options.json and sys.stdout.isatty():
             print("\x1b[H\x1b[2J", end="")
-        print(json.dumps(progress) if options.json else text(progress), flush=True)
+        print(json.dumps(progress) if options.json else printable(text(progress)), flush=True)
         if not options.watch or progress["outcome"] != "unfinished":
             return EXIT_CODES[progress["outcome"]]
         try:

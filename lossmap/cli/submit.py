@@ -14,6 +14,7 @@ from pathlib import Path
 
 from lossmap.cli.command_line import Command
 from lossmap.cli.entry_point import guarded
+from lossmap.cli.resume import trusted_words
 from lossmap.cli.settings import UsageError, setting
 from lossmap.cli.wrapped_command import WrappedCommand, split_at_dashes, wrapped_command
 from lossmap.parallel import slurm
@@ -64,6 +65,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command: 0 submitted, or shown by --dry-run; 2 usage error."""
     own, words = split_at_dashes(argv, EXAMPLE)
     options = COMMAND.parse(own).submit
+    if words[:1] == ["resume"] and len(words) > 1:  # a job has no terminal: it is asked now
+        words = ["resume", *trusted_words(words[1:])]
     site, job = site_of(options.site), job_of(options, wrapped_command(words))
     text = slurm.batch_script(job, site)
     if options.dry_run:

@@ -21,6 +21,7 @@ import numpy as np
 
 from lossmap.io import digests
 from lossmap.io.hdf5_open import Damaged, NotASurface, open_hdf5
+from lossmap.io.printable import printable
 
 # Whatever HDF5, h5py and NumPy raise of bytes that were changed.
 UNREADABLE = (OSError, RuntimeError, ValueError, TypeError, LookupError, ArithmeticError, AttributeError, MemoryError)
@@ -49,6 +50,8 @@ class CheckedFile:
         with self.explained(group):
             names = list(place)
         for name in names:
+            if printable(name) != name or "\n" in name:
+                raise self.damaged(f"the name {printable(name)!r} of an object has control characters")
             self.item(f"{group}/{name}" if group else name)
         return names
 
@@ -149,7 +152,7 @@ class CheckedFile:
             self._compare(name, lambda: digests.digest_of_array(values, attributes, dimensions))
         if is_text:
             with self.explained(name):
-                texts = [item.decode("utf-8") if isinstance(item, bytes) else str(item) for item in values.reshape(-1)]
+                texts = [printable(str(plain(item))) for item in values.reshape(-1)]
                 values = np.array(texts, dtype=object).reshape(values.shape)
         return values
 
@@ -258,9 +261,13 @@ def open_checked(path: Path) -> Iterator[CheckedFile]:
 
 
 def plain(value: Any) -> Any:
-    """An attribute as Python has it: text, a number, or an array."""
+    """An attribute as Python has it: printable text, a number, or an array."""
     if isinstance(value, bytes):
-        return value.decode("utf-8", "replace")
+        return printable(value.decode("utf-8", "replace"))
+    if isinstance(value, str):
+        return printable(value)
+    if isinstance(value, np.ndarray) and value.dtype.kind == "O":
+        return np.array([plain(item) for item in value.reshape(-1)], dtype=object).reshape(value.shape)
     if isinstance(value, np.generic) or (isinstance(value, np.ndarray) and value.ndim == 0):
         return value.item()
     return value

@@ -19,6 +19,7 @@ import numpy as np
 from lossmap.geometry.grid import Field, Grid
 from lossmap.io import journal as log
 from lossmap.io.memory_store import Declared, MemoryStore
+from lossmap.io.printable import printable_value
 from lossmap.io.surface import Failure, Group, Surface, indices_of, spans, to_plain
 
 RECENT = 1_000  # points of each measure whose time of arrival a reader learns
@@ -39,6 +40,12 @@ def journal_of(path: str | os.PathLike[str]) -> Path:
 def json_payload(**content: Any) -> bytes:
     """Plain values as the payload of a record."""
     return json.dumps(to_plain(content), separators=(",", ":")).encode()
+
+
+def _decoded(payload: bytes) -> dict[str, Any]:
+    """The plain values in a payload, their texts printable."""
+    values: dict[str, Any] = printable_value(json.loads(payload))
+    return values
 
 
 def point_payload(measure: str, index: int, seconds: float, rank: int, row: np.ndarray) -> bytes:
@@ -94,7 +101,7 @@ def last_start(contents: log.Contents) -> dict[str, Any] | None:
     """The newest record of a run's start; None where there is none."""
     for record in reversed(contents.records):
         if record.kind == b"O":
-            return dict(json.loads(record.payload))
+            return _decoded(record.payload)
     return None
 
 
@@ -106,7 +113,7 @@ def is_whole(contents: log.Contents) -> bool:
     first = contents.records[0] if contents.records else None
     if first is None or first.kind != b"O" or contents.damaged:
         return False
-    return bool(json.loads(first.payload).get("is_fresh", False))
+    return bool(_decoded(first.payload).get("is_fresh", False))
 
 
 def grid_of(start: Mapping[str, Any]) -> Grid:
@@ -139,7 +146,7 @@ def replay(memory: MemoryStore, contents: log.Contents) -> dict[str, list[np.nda
         if kind == b"O":
             times, arriving = {}, _Arriving()
             for payload in payloads:
-                _start(memory, json.loads(payload))
+                _start(memory, _decoded(payload))
         elif kind == b"A":
             for payload in payloads:
                 arriving.add(payload)
@@ -152,7 +159,7 @@ def replay(memory: MemoryStore, contents: log.Contents) -> dict[str, list[np.nda
                 times.setdefault(name, []).append(points["time"][-RECENT:].copy())
         else:
             for payload in payloads:
-                _REPLAYED[kind](memory, json.loads(payload))
+                _REPLAYED[kind](memory, _decoded(payload))
     return times
 
 

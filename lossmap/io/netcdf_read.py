@@ -13,6 +13,7 @@ from lossmap.io import digests
 from lossmap.io.checked import CheckedFile, plain
 from lossmap.io.hdf5_open import Damaged, NotASurface, open_hdf5
 from lossmap.io.netcdf_write import FORMAT, LARGE, OWN, VERSION, X, Y, digest
+from lossmap.io.printable import printable_value
 from lossmap.io.surface import FAILED, UNPROTECTED, VERIFIED, Failure, Group, Surface, indices_of
 
 __all__ = ["Damaged", "NotASurface", "is_ours", "open_hdf5", "read_group_of", "read_surface"]
@@ -95,16 +96,16 @@ def read_grid(source: CheckedFile) -> Grid:
 
 def _settings(source: CheckedFile, attributes: dict[str, Any]) -> dict[str, Any]:
     """The settings, compared with their own digest, which version 0.1 wrote too."""
-    text = attributes.pop("settings", "{}")
+    attributes.pop("settings", None)
     with source.explained("its settings"):
-        settings = json.loads(text)
+        settings = json.loads(source.raw_attributes().get("settings", "{}"))
         stored, own = attributes.get("settings_digest"), digest(settings)
     if not isinstance(settings, dict) or (stored is not None and stored != own):
         raise source.damaged("its settings do not fit their digest: they were changed since they were written")
     for key in ("file", "measures"):
         if not isinstance(settings.get(key, {}), dict):
             raise source.damaged(f"its settings must hold a table {key!r}; got {short_repr(settings[key])}")
-    return settings
+    return {name: printable_value(value) for name, value in settings.items()}
 
 
 def _at_root(source: CheckedFile) -> list[str]:

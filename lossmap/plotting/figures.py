@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 from matplotlib.figure import Figure
 
+from lossmap.io.printable import printable
 from lossmap.io.read import Group, Surface, read
 from lossmap.keywords import checked_keywords
 from lossmap.plotting import dispatch
@@ -98,6 +99,8 @@ def draw(
         titles = _default_titles(sources)
     elif len(titles) != len(surfaces):
         raise ValueError(f"titles must be one for each of {len(surfaces)} surfaces; got {len(titles)}")
+    if titles is not None:
+        titles = [printable(str(title)) for title in titles]
     if isinstance(trajectory, Mapping):
         trajectory = Group(dict(trajectory))
     options = FigureOptions(vmin, vmax, vlevel, log, loss_max, trajectory, width)

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from lossmap.io.printable import printable
 from lossmap.io.read import Surface, read
 from lossmap.io.surface import FAILED, TO_DO
 from lossmap.plotting.contour_levels import Scale, scale_of
@@ -53,13 +54,15 @@ def page(what: Surface | str | os.PathLike[str], path: str | os.PathLike[str], t
         surface, name = what, "loss surface"
     else:
         surface, name = read(what), Path(what).name
-    title = title or name
+    title = printable(title or name)
     best_field(surface)  # raises where there is none
     if is_line(surface):
         figure, script = _line(graph, as_line(surface)), None
     else:
         figure, script = _plane(graph, surface), LINK
-    figure.update_layout(title={"text": title, "x": 0.01}, template="plotly_white", autosize=True, font={"size": 13})
+    figure.update_layout(
+        title={"text": _escaped(title), "x": 0.01}, template="plotly_white", autosize=True, font={"size": 13}
+    )
     text = to_html(
         figure,
         include_plotlyjs=True,
@@ -135,13 +138,13 @@ def _words(values: np.ndarray, status: np.ndarray, name: str) -> np.ndarray:
 
 
 def _label(surface: Surface, name: str) -> str:
-    """A field's name with its unit, in plain text."""
+    """A field's name with its unit; nothing in it is a tag, such as a link."""
     if name == "ratio":
         return "|min_eig / max_eig|, red: min_eig < 0"
     about = surface.about.get(name)
     if about is None or about.unit in ("", "1"):
-        return name
-    return f"{name} ({about.unit})"
+        return _escaped(name)
+    return _escaped(f"{name} ({about.unit})")
 
 
 def _plane(graph: Any, surface: Surface) -> Any:

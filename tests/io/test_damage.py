@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from lossmap import results
+from lossmap.cli.draw import main as draw
 from lossmap.cli.status import main as status
 from lossmap.geometry.grid import Field, Grid
 from lossmap.io import digests, journal
@@ -302,6 +303,17 @@ def test_what_cannot_be_in_a_result_is_one_sentence_also_without_digests(tmp_pat
     assert status([str(path)]) == 2
     said = capsys.readouterr().err
     assert "damaged" in said and not any(word in said for word in ("Traceback", "KeyError", "Unable to", "Expecting"))
+
+
+def test_a_figure_of_what_does_not_fit_together_is_one_sentence(tmp_path, capsys):
+    path = tmp_path / "s.h5"
+    groups = {"trajectory": Group({"x": np.arange(3.0), "y": np.arange(3.0), "step": np.arange(3)})}
+    without_digests(written(path, groups=groups))
+    with h5py.File(path, "r+") as file:
+        del file["trajectory/x"]
+    assert draw([str(path), "--kind", "path", "--output", str(tmp_path / "p.png")]) == 2
+    said = capsys.readouterr().err
+    assert "cannot be drawn: what it holds does not fit together" in said and "KeyError" not in said
 
 
 def test_only_what_the_original_tool_writes_is_read_as_its_file(tmp_path):
