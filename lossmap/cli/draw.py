@@ -178,7 +178,7 @@ def _draw(settings: Settings, files: Sequence[Path], surfaces: Sequence[Surface]
             raise
         names = ", ".join(map(str, files))
         raise ValueError(
-            f"{names} cannot be drawn: what it holds does not fit together; lossmap status FILE --verify looks for damage"
+            f"{names} cannot be drawn: what it holds does not fit together; `lossmap status FILE --verify` may say why"
         ) from error
 
 

@@ -21,9 +21,9 @@ from lossmap.cli.settings import UsageError, decode_settings
 from lossmap.cli.trust import code_files, confirm_code
 from lossmap.cli.wrapped_command import SURVEYS, TASKS, module_of
 from lossmap.io.printable import printable
+from lossmap.io.provenance import PYTHON
 from lossmap.io.read import journal_of, read
 from lossmap.io.surface import Surface
-from lossmap.landscape.survey_file import PYTHON
 from lossmap.parallel.shards import unsharded
 
 # What belongs to one run alone, and is not taken up again.

@@ -11,6 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+PYTHON = "lossmap.survey"  # the `command` of a file that a program wrote
 LIBRARIES = ("torch", "numpy", "h5py", "mpi4py")
 JOB_VARIABLES = ("SLURM_JOB_ID", "SLURM_ARRAY_TASK_ID")
 

@@ -24,7 +24,7 @@ from lossmap.geometry.directions import Plane
 from lossmap.geometry.grid import Grid
 from lossmap.io.disk import PathLike
 from lossmap.io.memory_store import Measures
-from lossmap.io.provenance import provenance
+from lossmap.io.provenance import PYTHON, provenance
 from lossmap.io.read import NotASurface, Refused, SurfaceFile, journal_of, read
 from lossmap.io.resume_check import short
 from lossmap.io.surface import Group, Surface, differences, to_plain
@@ -32,7 +32,6 @@ from lossmap.landscape.loss_name import loss_name
 
 WRITTEN_BY = "written by"  # the setting of a file that was begun by a program
 BY_NAME = "dataset"  # the setting of a measure that was made by the command line
-PYTHON = "lossmap.survey"
 DIGEST = "directions_digest"
 MODEL = "model (SHA-256)"
 LOSSES = ("crossentropy", "mse")  # known by these names to the command line and to programs
