@@ -34,7 +34,6 @@ OWN_FLAGS = """Flags of resume:
   --trust          run the code that the result names (model, data, loss) without a question, whoever it belongs to
 """
 EXAMPLES = (
-    "lossmap resume surface.h5",
     "lossmap resume moved/surface.h5 --folder .",
     "lossmap resume surface.h5 --retry-failed --batch-size 64",
     "mpirun -n 4 lossmap resume eigenmap.h5",

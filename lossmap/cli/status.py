@@ -52,7 +52,6 @@ COMMAND = Command(
     __doc__ or "",
     (StatusSettings,),
     (
-        "lossmap status surface.h5",
         "lossmap status surface.h5 --watch --interval 30",
         "lossmap status surface.h5 --verify --json",
     ),
