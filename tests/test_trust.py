@@ -64,6 +64,21 @@ def test_wrong_values_bars_limits_and_claims_are_counted(trust):
     assert (tally.wide, tally.useless) == (1, 1)
 
 
+def test_the_truth_in_float64_is_the_same_function_with_the_right_gradient(trust):
+    x = torch.linspace(-4, 4, 12).view(4, 3)
+    net = nn.Sequential(nn.Linear(3, 3), nn.RMSNorm(3), nn.Hardsigmoid())
+    twin = trust.in_float64(net)
+    with torch.no_grad():
+        net[0].weight.mul_(1e-3)  # an input of the norm near the unit roundoff of float32
+        net[0].bias.zero_()
+        twin[0].load_state_dict(net[0].double().state_dict())
+        net[0].float()
+    torch.testing.assert_close(twin(x.double()), net(x).double(), rtol=1e-6, atol=1e-6)
+    inputs = torch.tensor([0.3, -3.5], dtype=torch.float64, requires_grad=True)
+    (slope,) = torch.autograd.grad(twin[2](inputs).sum(), inputs)
+    assert slope.tolist() == pytest.approx([1 / 6, 0.0], rel=1e-15)  # in PyTorch's 1/6 is that of float32
+
+
 def test_networks_are_made_by_their_seeds(trust):
     first, second = trust.case_of(4), trust.case_of(4)
     assert first.words == second.words != trust.case_of(5).words
