@@ -1,11 +1,12 @@
-"""The price of what makes numbers trustworthy: checks of loss and product, forms that do not cancel, rounding measured.
+"""The price of what makes numbers trustworthy, and of the probe that chooses how products are computed.
 
     python benchmarks/checks.py [--quick] [--repeats 3] [--only mlp]
 
-Each job is a command, run in this process with all of it and without any of it (no check of the loss; products compared
-with double backward alone, as before there were checks; PyTorch's own functions; rounding assumed), in turns. Reported
-are the smallest processor times, so that other programs count little, and what the parts took of the full run. Imports
-are paid before, by a run that is not counted. Networks are those of the zoo at their initial weights, on the digits.
+Each job is a command, run in this process as it is, and bare: no check of loss or products, PyTorch's own functions,
+rounding assumed, and the plan of products taken up as a resumed run takes it, without a probe; in turns. Reported are
+the smallest processor times, so that other programs count little, their difference, and what the parts took of a full
+run; that of the probe holds the trace of the chosen plan, which the bare run makes too. Imports are paid before, by a
+run that is not counted. Networks are those of the zoo, at their initial weights or trained until they are saturated.
 """
 
 from __future__ import annotations
@@ -25,25 +26,36 @@ from unittest import mock
 
 import torch
 
+from lossmap import zoo
 from lossmap.cli import load_problem
 from lossmap.cli.__main__ import main as lossmap
 from lossmap.curvature import autotune, build, double_backward, product_check
+from lossmap.curvature.hvp_plan import HvpPlan
+from lossmap.data.datasets import load
 from lossmap.landscape import eigenvalues, loss
 from lossmap.spectra import blocks, spectrum, tasks
 
 PLANE = "--x=-1:1:5 --y=-1:1:3"
-JOBS = {
-    "resnet20-w8, eigenmap of 15 points": f"eigenmap --model resnet20-w8 {PLANE} --samples 256",
+JOBS = {  # a default eigenmap is of 51 points over all 1,437 digits
+    "mlp, default eigenmap": "eigenmap --model mlp",
+    "cnn, default eigenmap": "eigenmap --model cnn",
+    "resnet20-w8, default eigenmap, 64 digits": "eigenmap --model resnet20-w8 --samples 64",
+    "resnet20-w8, eigenmap of 15 points, 256 digits": f"eigenmap --model resnet20-w8 {PLANE} --samples 256",
     "cnn, eigenmap of 15 points": f"eigenmap --model cnn {PLANE}",
     "mlp, eigenmap of 15 points": f"eigenmap --model mlp {PLANE}",
+    "resnet20-w8, both ends at one point, 64 digits": "eigenmap --model resnet20-w8 --samples 64 --x=0:0:1",
     "cnn, spectrum": "spectrum --model cnn",
     "mlp, spectrum": "spectrum --model mlp",
     "mlp, surface of 15 points": f"surface --model mlp {PLANE}",
+    "mlp saturated, default eigenmap": "eigenmap --model mlp --model-file SATURATED",
+    "mlp saturated, spectrum": "spectrum --model mlp --model-file SATURATED",
 }
-CHECKERS = {  # where each function is looked up by those who call it
+STEPS = 3000  # of Adam at 0.01 over all digits, to a loss of some 1e-6
+CHECKERS: dict[str, list[tuple[Any, str]]] = {  # where each function is looked up by those who call it
     "loss check": [(m, "check_loss") for m in (load_problem, autotune, build, loss, spectrum, blocks, tasks)],
-    "product check": [(m, "check_product") for m in (autotune, build)],
-    "rounding": [(autotune, "_with_rounding"), (eigenvalues, "remeasured"), (build, "RoundingProbe")],
+    "product check": [(autotune, "_verdict"), (build, "check_product")],
+    "rounding": [(autotune, "_with_rounding"), (eigenvalues, "remeasured"), (eigenvalues, "rounding_of")],
+    "probe": [(autotune.Probe, "best"), (autotune.Probe, "for_few")],
 }
 
 
@@ -82,23 +94,47 @@ def timed_parts(clock: Clock) -> Iterator[None]:
 
 
 @contextmanager
-def nothing_checked() -> Iterator[None]:
-    """Inside, numbers are as they come."""
+def plans_recorded(plans: list[HvpPlan]) -> Iterator[None]:
+    """Inside, the plans that probes choose are added to the list."""
+    with ExitStack() as stack:
+        for name in ("best", "for_few"):
+            choose = getattr(autotune.Probe, name)
+
+            def recorded(self: Any, backends: set[str], choose: Any = choose) -> Any:
+                factory = choose(self, backends)
+                plans.append(factory.plan)
+                return factory
+
+            stack.enter_context(mock.patch.object(autotune.Probe, name, recorded))
+        yield
+
+
+@contextmanager
+def bare(plans: list[HvpPlan]) -> Iterator[None]:
+    """Inside, numbers are as they come, by these plans, one after the other."""
+    remaining = iter(plans)
 
     def unchecked(*_: Any, **__: Any) -> product_check.ProductCheck:
-        return product_check.ProductCheck(unchecked="switched off")
+        return product_check.ProductCheck()
+
+    def planned(probe: Any, _: set[str]) -> Any:
+        return probe.with_plan(next(remaining))
 
     replacements = {
         "check_loss": lambda problem, **_: replace(problem, checked=True),
         "check_product": unchecked,
+        "_verdict": unchecked,
         "_with_rounding": lambda factory: factory,
-        "remeasured": lambda matrix, pairs, suspected: pairs,
-        "RoundingProbe": lambda *_: None,
+        "remeasured": lambda matrix, pairs, suspected: (pairs, False),
+        "rounding_of": lambda matrix, pairs: 0.0,
+        "best": planned,
+        "for_few": planned,
     }
     with ExitStack() as stack:
         for places in CHECKERS.values():
             for module, name in places:
                 stack.enter_context(mock.patch.object(module, name, replacements[name]))
+        stack.enter_context(mock.patch.object(build, "RoundingProbe", lambda *_: None))
         for module in (double_backward, loss):
             stack.enter_context(mock.patch.object(module, "stable_forms", lambda *_: nullcontext()))
         yield
@@ -124,26 +160,47 @@ def main() -> None:
     options = flags.parse_args()
     torch.set_num_threads(1)
     jobs = {name: job for name, job in JOBS.items() if not options.only or any(o in name for o in options.only)}
+    repeats = options.repeats
     if options.quick:
-        jobs = {name: job for name, job in jobs.items() if "resnet" not in name}
-    print("| job | unchecked, s | checked, s | more | loss check, s | product check, s | rounding, s |")
-    print("|---|---|---|---|---|---|---|", flush=True)
-    seconds(JOBS["mlp, spectrum"] + " --samples 64")
-    for name, job in jobs.items():
-        plain, full, parts = [], [], []
-        for _ in range(1 if options.quick else options.repeats):
-            with nothing_checked():
-                plain.append(seconds(job))
-            clock = Clock()
-            with timed_parts(clock):
-                full.append(seconds(job))
-            parts.append(clock.seconds)
-        base, whole = min(plain), min(full)
-        shares = " | ".join(f"{min(p[part] for p in parts):.2f}" for part in CHECKERS)
-        print(
-            f"| {name} | {base:.2f} | {whole:.2f} | {whole - base:+.2f} s, {whole / base - 1:+.1%} | {shares} |",
-            flush=True,
-        )
+        jobs, repeats = {name: job for name, job in jobs.items() if "mlp" in name and "saturated" not in name}, 1
+    with tempfile.TemporaryDirectory() as folder:
+        if any("SATURATED" in job for job in jobs.values()):
+            print(f"saturated: trained to a loss of {saturated(Path(folder, 'mlp.pt')):.1e}\n")
+        print("| job | bare, s | full, s | more | loss check, s | product check, s | rounding, s | probe, s |")
+        print("|---|---|---|---|---|---|---|---|", flush=True)
+        seconds(JOBS["mlp, eigenmap of 15 points"] + " --samples 64")
+        for name, job in jobs.items():
+            print(row(name, job.replace("SATURATED", str(Path(folder, "mlp.pt"))), repeats), flush=True)
+
+
+def row(name: str, job: str, repeats: int) -> str:
+    """A job's row of the table."""
+    plain, full, parts = [], [], []
+    for _ in range(repeats):
+        clock, plans = Clock(), list[HvpPlan]()
+        with timed_parts(clock), plans_recorded(plans):
+            full.append(seconds(job))
+        parts.append(clock.seconds)
+        with bare(plans):
+            plain.append(seconds(job))
+    base, whole = min(plain), min(full)
+    shares = " | ".join(f"{min(p[part] for p in parts):.2f}" for part in CHECKERS)
+    return f"| {name} | {base:.2f} | {whole:.2f} | {whole - base:+.2f} s, {whole / base - 1:+.1%} | {shares} |"
+
+
+def saturated(path: Path) -> float:
+    """Trains the zoo's mlp on all digits until it is saturated; its loss in nats. The weights go to the file."""
+    digits = load("digits", "train")
+    x, y = next(iter(digits.rebatched(digits.samples)))
+    model = zoo.build("mlp", seed=0)
+    optimizer = torch.optim.Adam(model.parameters(), 0.01)
+    for _ in range(STEPS):
+        optimizer.zero_grad()
+        value = torch.nn.functional.cross_entropy(model(x), y)
+        value.backward()
+        optimizer.step()
+    torch.save(model.state_dict(), path)
+    return float(value)
 
 
 if __name__ == "__main__":

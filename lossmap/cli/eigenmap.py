@@ -30,11 +30,13 @@ from lossmap.parallel.world import World
 from lossmap.report.eigenmap import eigenmap_lines
 
 if TYPE_CHECKING:
+    from lossmap.curvature.linearized_operator import OperatorFactory
     from lossmap.data.problem import Problem
 
 # What --like takes over from the file as defaults; the rest, such as the samples, belongs to the measure itself.
 PATHS = ("model_file", "model_file2", "model_file3", "model_folder", "data_path", "dir_file", "proj_file")
 ONCE = ("overwrite", "dry_run", "stop_after", "retry_failed", "shard", "plot", "page", "vtk", "show", "surf_file")
+PRODUCTS_PER_POINT = 20  # about as many as a search from a neighbour's eigenvectors takes
 MIN_MEMORY = 1 << 29  # bytes that search spaces may take, at least
 
 
@@ -178,12 +180,19 @@ def _run(settings: Settings, world: World, survey: Callable[..., Any], stop: Sto
     shares |= _averaged(realized)
     first = _averaged(_realizations({"first": first}, repeats)).get("first", first)
     corner = plane.at(grid.farthest)
+    probed: list[OperatorFactory] = []  # by this process, now
 
     def probe() -> dict[str, Any]:
         backend = options.hvp_backend
         if backend == "auto" and not execution.probe:
             backend = "double-backward"
-        plan = prepare(first, parameters, backend=backend, memory=memory, distant=corner).plan.stored()
+        probed[:] = [
+            prepare(
+                first, parameters, backend=backend, memory=memory, distant=corner,
+                products=len(grid) * PRODUCTS_PER_POINT,
+            )
+        ]  # fmt: skip
+        plan = probed[0].plan.stored()
         if execution.batch_size:
             plan["batch"] = execution.batch_size
         return plan
@@ -191,8 +200,9 @@ def _run(settings: Settings, world: World, survey: Callable[..., Any], stop: Sto
     choice = result.chosen(world, "eigen", "way", probe)
     # rank 0 alone looks, and all follow: a rank's own share could lead it to another decision
     check = world.once(lambda: prepare(first, parameters, plan=choice, memory=memory, distant=corner).check)
+    like = probed[0] if probed else None
     operators = {
-        split: prepare(p, parameters, total=team.sum, plan=choice, memory=memory, check=check)
+        split: prepare(p, parameters, total=team.sum, plan=choice, memory=memory, check=check, like=like)
         for split, p in shares.items()
     }
 

@@ -62,6 +62,7 @@ MIN_WINOGRAD_CHANNELS = 16  # of 3x3 convolutions with which tiles are tried
 MAX_FORMAT_ROUNDING = 32  # of tiles and memory formats, in units of the precision
 SIZE_FACTORS = (4.0, 0.5)  # by which batches grow, and then shrink, while that gains
 MAX_ROUNDING = 1.0  # relative, with its safety, beyond which another backend is tried
+MIN_TRACED_PRODUCTS = 5000  # of one sample: about as many as trace and probe cost
 ROUNDS = 3  # in which plans are timed in turns
 MAX_PROBE_SECONDS = 30.0  # of processor time, after which the probe tries nothing further
 
@@ -77,6 +78,8 @@ def prepare(
     memory: int | None = None,
     check: bool | ProductCheck = True,
     distant: Mapping[str, Tensor] | None = None,
+    products: int | None = None,
+    like: OperatorFactory | None = None,
 ) -> OperatorFactory:
     """What many products at many points have in common, made once.
 
@@ -90,6 +93,8 @@ def prepare(
     check       compares products with differences of the gradient (`product_check`); without, with double backward; or
                 what rank 0 found (`OperatorFactory.check`). The ranks of a team come to one decision (`team_check`)
     distant     tensors of the survey's farthest point, where products are compared too; by default some random point
+    products    about how many are to come, over all points: for few, `auto` neither traces nor probes; None: many
+    like        a factory over the same model and loss, as the probe made it, whose traces serve here too
 
     The model's mode does not matter: products are those of evaluation mode. Where a backend cannot be trusted, the log
     says why and another is taken. Raises ValueError where there is no such backend or parameter, for weights in less
@@ -109,10 +114,14 @@ def prepare(
         start = plan if isinstance(plan, HvpPlan) else HvpPlan.from_stored(plan)
         backend = start.backend
     factory = OperatorFactory(problem, parameters, product, total, start, memory)
-    verdict = check_by_all(total, device, lambda: _own_verdict(factory, backend, check, distant))
+    if like is not None and _is_traced_alike(factory, like):
+        factory = replace(factory, programs=like.programs)
+    is_short = products is not None and products * factory.problem.data.samples < MIN_TRACED_PRODUCTS
+    considered = _considered(backend, product, is_short)
+    verdict = check_by_all(total, device, lambda: _own_verdict(factory, considered, check, distant))
     rejected = verdict.rejected
     factory = replace(factory, fallback="double-backward" not in rejected, check=verdict)
-    candidates = _candidates(backend, product, rejected)
+    candidates = _candidates(considered, rejected)
     for other, reason in rejected.items():
         if backend in ("auto", other):
             log.warning("products are not %s, but made by %s: %s", _WORDS[other], _by(candidates), reason)
@@ -123,13 +132,17 @@ def prepare(
 
     def probed() -> OperatorFactory:
         with torch.inference_mode(False), torch.no_grad():
-            return Probe(factory).best(candidates)
+            probe = Probe(factory)
+            return probe.for_few(candidates) if is_short else probe.best(candidates)
 
     return _with_rounding(made_by_all(total, device, probed, "probe of products"))
 
 
 def _own_verdict(
-    factory: OperatorFactory, backend: str, check: bool | ProductCheck, distant: Mapping[str, Tensor] | None
+    factory: OperatorFactory,
+    considered: Sequence[str],
+    check: bool | ProductCheck,
+    distant: Mapping[str, Tensor] | None,
 ) -> ProductCheck:
     """What this rank says of the backends, by its share of the data; raises what speaks against any product."""
     problem = factory.problem
@@ -137,7 +150,7 @@ def _own_verdict(
     if factory.product is gauss_newton:
         with differentiable_evaluation(problem):
             outputs_and_loss(problem, next(iter(problem.rebatched(1).data)))
-    return _verdict(factory, backend, check, distant)
+    return _verdict(factory, considered, check, distant)
 
 
 def with_check(factory: OperatorFactory, check: ProductCheck) -> OperatorFactory:
@@ -145,7 +158,10 @@ def with_check(factory: OperatorFactory, check: ProductCheck) -> OperatorFactory
 
     Its plan and its traces stay, unless the check rejects their backend.
     """
-    plan, candidates = factory.plan, _candidates(factory.plan.backend, factory.product, check.rejected)
+    plan, candidates = (
+        factory.plan,
+        _candidates(_considered(factory.plan.backend, factory.product, False), check.rejected),
+    )
     if plan.backend not in candidates:
         plan = replace(plan, backend=next(iter(candidates)))
     return replace(factory, plan=plan, fallback="double-backward" not in check.rejected, check=check)
@@ -196,17 +212,34 @@ def _by(candidates: set[str]) -> str:
     return " or ".join(b.replace("-", " ") for b in reversed(BACKENDS) if b in candidates)
 
 
+def _is_traced_alike(factory: OperatorFactory, other: OperatorFactory) -> bool:
+    """Whether the traces of one factory are those of another: over the same model object, loss and parameters."""
+    one, two = factory.problem, other.problem
+    return (
+        one.model is two.model
+        and one.forward == two.forward
+        and one.loss == two.loss
+        and factory.product is other.product
+        and factory.layout.names == other.layout.names
+    )
+
+
+def _considered(backend: str, product: Product, is_short: bool) -> tuple[str, ...]:
+    """The backends among which is to be chosen, the cheapest first; for few products those that need no trace."""
+    considered = {("auto", False): BACKENDS, ("auto", True): BACKENDS[1:]}.get((backend, is_short), (backend,))
+    return tuple(b for b in considered if product is hessian or b != "retained-graph")
+
+
 def _verdict(
-    factory: OperatorFactory, backend: str, check: bool | ProductCheck, distant: Mapping[str, Tensor] | None
+    factory: OperatorFactory,
+    considered: Sequence[str],
+    check: bool | ProductCheck,
+    distant: Mapping[str, Tensor] | None,
 ) -> ProductCheck:
     """Which backends are not to be used, among those that come into question, and what error bars must hold."""
     if isinstance(check, ProductCheck):
         return check
-    judged = ["double-backward"]
-    if factory.product is hessian and backend in ("auto", "retained-graph"):
-        judged.append("retained-graph")
-    if backend in ("auto", "linearized"):
-        judged.append("linearized")
+    judged = ["double-backward", *(b for b in reversed(considered) if b != "double-backward")]
     if factory.product not in LINEARIZATIONS:
         return ProductCheck({"linearized": "there are no rules for this product"})
     is_random = factory.problem.noise_seed is not None
@@ -225,12 +258,9 @@ def _verdict(
     return result if reason is None else replace(result, rejected={"linearized": reason})
 
 
-def _candidates(backend: str, product: Product, rejected: Mapping[str, str]) -> set[str]:
+def _candidates(considered: Sequence[str], rejected: Mapping[str, str]) -> set[str]:
     """The backends among which the probe chooses; double backward, or what else is right, where nothing is left."""
-    candidates = set(BACKENDS) if backend == "auto" else {backend}
-    candidates -= set(rejected)
-    if product is not hessian:
-        candidates.discard("retained-graph")
+    candidates = set(considered) - set(rejected)
     if candidates:
         return candidates
     return {"linearized" if "double-backward" in rejected else "double-backward"}
@@ -267,6 +297,17 @@ class Probe:
             plan = self.with_vmap(winner)
         record = {label: float(f"{seconds:.3g}") for label, seconds in self.seconds.items()}
         return self.with_plan(replace(plan, seconds_per_sample=record))
+
+    def for_few(self, backends: set[str]) -> OperatorFactory:
+        """What is cheap from the first product on, without a look at the clock."""
+        size = min(self.samples, 2 * FIRST_BATCH_SIZE)
+        for backend in ("retained-graph", "double-backward"):
+            candidate = None
+            if backend in backends:
+                candidate = self.candidate(HvpPlan(backend, size))
+            if candidate is not None:
+                return self.with_plan(candidate.plan)
+        return self.best(backends)
 
     @property
     def first_size(self) -> int:
@@ -360,7 +401,7 @@ class Probe:
         except Exception:  # an operation that vmap does not know, or loops over, or somebody's own code
             return best.plan
         apart = Candidate(self, best.plan, vectors=4)
-        apart_seconds, together_seconds = in_turns([apart, together], self.clock)
+        apart_seconds, together_seconds = in_turns([apart, together], self.clock, 2)
         return together.plan if together_seconds < apart_seconds else best.plan
 
     def candidate(self, plan: HvpPlan) -> Candidate | None:

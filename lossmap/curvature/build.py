@@ -26,6 +26,7 @@ from lossmap.data.loss_check import check_loss
 from lossmap.data.moved_loss import refuse_unmoved
 from lossmap.data.problem import Problem
 
+PRODUCTS_AT_A_POINT = 50  # about as many as a search of both ends takes
 MATRICES = {"hessian": hessian, "gauss-newton": gauss_newton}
 
 
@@ -82,5 +83,8 @@ def build_operator(
         if not check or "double-backward" not in own.rejected:
             return replace(plain, kinks=own.disagreement)
         check, plan = own, HvpPlan("linearized", problem.data.batch_size)  # no probe: it is not for speed
-    factory = prepare(problem, parameters, product, total=total, backend=backend, plan=plan, memory=memory, check=check)
+    factory = prepare(
+        problem, parameters, product, total=total, backend=backend, plan=plan, memory=memory, check=check,
+        products=PRODUCTS_AT_A_POINT,
+    )  # fmt: skip
     return factory.at(measured=True)

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-BACKENDS = ("linearized", "retained-graph", "double-backward")
+BACKENDS = ("linearized", "retained-graph", "double-backward")  # all but the first need no trace
 _STORED_NAMES = {"linearized": "linear", "retained-graph": "graph", "double-backward": "double"}
 _SPELLINGS = {"auto": "auto"} | {b: b for b in BACKENDS} | {old: b for b, old in _STORED_NAMES.items()}
 

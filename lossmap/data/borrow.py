@@ -17,10 +17,12 @@ Price: a copy of parameters and buffers, and a look at the attributes of every m
 from __future__ import annotations
 
 import copy
+import operator
 import types
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import repeat
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
 
@@ -51,6 +53,7 @@ STANDARD = frozenset(nn.Module().__dict__)
 
 Named = Mapping[str, Tensor]
 
+_MISSING = object()
 _borrowed: WeakSet[nn.Module] = WeakSet()
 _precisions: WeakKeyDictionary[nn.Module, torch.dtype] = WeakKeyDictionary()  # of copies in another one
 _in_training: WeakKeyDictionary[nn.Module, tuple[str, ...]] = WeakKeyDictionary()  # modules to evaluate in that mode
@@ -207,8 +210,7 @@ def _is_same(now: Mapping[Any, Any], before: Mapping[Any, Any]) -> bool:
     """Whether two dictionaries hold the same objects under the same names."""
     if len(now) != len(before):
         return False
-    missing = object()
-    return all(now.get(key, missing) is value for key, value in before.items())
+    return all(map(operator.is_, before.values(), map(now.get, before, repeat(_MISSING))))
 
 
 @contextmanager
