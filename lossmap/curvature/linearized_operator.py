@@ -280,7 +280,7 @@ class OperatorFactory:
             return HvpPlan("double-backward", batch_size)
         return HvpPlan(self.plan.backend, batch_size, graph_bytes=self.plan.graph_bytes)
 
-    @property
+    @cached_property
     def keeps_twin(self) -> bool:
         """Whether model and data in float64 are few enough bytes to be kept from point to point."""
         entries = sum(t.numel() for t in named_tensors(self.problem).values())
