@@ -64,6 +64,7 @@ SIZE_FACTORS = (4.0, 0.5)  # by which batches grow, and then shrink, while that 
 MAX_ROUNDING = 1.0  # relative, with its safety, beyond which another backend is tried
 MIN_TRACED_PRODUCTS = 5000  # of one sample: about as many as trace and probe cost
 ROUNDS = 3  # in which plans are timed in turns
+MAX_TIMING_SECONDS = 0.1  # after which two rounds are enough
 MAX_PROBE_SECONDS = 30.0  # of processor time, after which the probe tries nothing further
 
 
@@ -461,7 +462,10 @@ class Candidate:
 def in_turns(candidates: Sequence[Candidate], clock: Callable[[], float], rounds: int = ROUNDS) -> tuple[float, ...]:
     """The smallest seconds per sample of each, timed in turns, so that a change of load meets all alike."""
     smallest = [float("inf")] * len(candidates)
-    for _ in range(rounds):
+    begun = clock()
+    for done in range(rounds):
+        if done >= 2 and clock() - begun > MAX_TIMING_SECONDS:
+            break  # what takes long is measured well enough
         for i, candidate in enumerate(candidates):
             start = clock()
             candidate.work()
