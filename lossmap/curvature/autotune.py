@@ -159,10 +159,8 @@ def with_check(factory: OperatorFactory, check: ProductCheck) -> OperatorFactory
 
     Its plan and its traces stay, unless the check rejects their backend.
     """
-    plan, candidates = (
-        factory.plan,
-        _candidates(_considered(factory.plan.backend, factory.product, False), check.rejected),
-    )
+    plan = factory.plan
+    candidates = _candidates(_considered(plan.backend, factory.product, is_short=False), check.rejected)
     if plan.backend not in candidates:
         plan = replace(plan, backend=next(iter(candidates)))
     return replace(factory, plan=plan, fallback="double-backward" not in check.rejected, check=check)
