@@ -24,7 +24,7 @@ from lossmap.curvature.operators import Product, gauss_newton, outputs_and_loss
 from lossmap.data.batches import Batch, move_batch, samples_in
 from lossmap.data.borrow import copy_of
 from lossmap.data.problem import Problem, temporary_parameters
-from lossmap.data.stable_losses import stable_forms
+from lossmap.data.stable_forms import stable_forms
 
 Parts = list[Tensor]  # one tensor for each of theta's
 

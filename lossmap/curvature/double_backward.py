@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lossmap.curvature.formulas import ByFormula
-from lossmap.data.stable_losses import stable_forms
+from lossmap.data.stable_forms import stable_forms
 
 
 @contextmanager

@@ -13,23 +13,20 @@ of numbers as small as itself, so that float32 keeps five digits of value, gradi
 derivatives of softmax and log softmax along g are taken of g' = g - g_k, whose entry at the largest is a true 0, and a
 vector that adds up to 0 gets its entry at the largest from the others.
 
-`stable_forms` puts them in place for all that runs inside, functions, methods and modules alike; the model and its
-criterion stay as they are. Price: some three passes more over what softmax reads; linearized products cost the same.
+`lossmap.data.stable_forms` puts them in place of PyTorch's. Price: some three passes more over what softmax reads;
+linearized products cost the same.
 """
 
 from __future__ import annotations
 
 import math
-import types
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
-from torch.overrides import TorchFunctionMode
 
 MEAN, SUM = 1, 2  # PyTorch's numbers of reductions; 0 is none
 MAX_PLAIN_TANH, MAX_PLAIN_SIGMOID = 4.0, 7.0  # inputs below which the plain slopes keep four digits in float32
@@ -202,11 +199,10 @@ def stable_tanh(x: Tensor) -> Tensor:
     return torch.where(x > 0, -size, size)
 
 
-# PyTorch's functions under the names by which a mode meets them, each by the form above; None of them where a form does
-# not apply, and PyTorch's own is taken.
+# PyTorch's functions in their own arguments, each by the form above
 
 
-def _is_covered(x: Any) -> bool:
+def is_covered(x: Any) -> bool:
     """Whether an argument is a plain floating-point tensor, outside of autocast, whose precisions are its own."""
     if not isinstance(x, Tensor) or not x.is_floating_point() or x.numel() == 0 or x.dim() == 0:
         return False
@@ -215,22 +211,24 @@ def _is_covered(x: Any) -> bool:
     return not torch.is_autocast_enabled(x.device.type)
 
 
-def _precise(x: Tensor) -> Tensor:
+def precise(x: Tensor) -> Tensor:
     """A tensor in float32 at least, as PyTorch itself computes softmax in half precision."""
     return x if x.dtype in FULL_PRECISIONS else x.float()
 
 
-def _log_softmax(input: Tensor, dim: int, dtype: torch.dtype | None = None) -> Tensor:
+def log_softmax_form(input: Tensor, dim: int, dtype: torch.dtype | None = None) -> Tensor:
+    """`log_softmax`, in its own precision or another."""
     x = input if dtype is None else input.to(dtype)
-    return stable_log_softmax(_precise(x), dim).to(x.dtype)
+    return stable_log_softmax(precise(x), dim).to(x.dtype)
 
 
-def _softmax(input: Tensor, dim: int, dtype: torch.dtype | None = None) -> Tensor:
+def softmax_form(input: Tensor, dim: int, dtype: torch.dtype | None = None) -> Tensor:
+    """`softmax`, in its own precision or another."""
     x = input if dtype is None else input.to(dtype)
-    return stable_softmax(_precise(x), dim).to(x.dtype)
+    return stable_softmax(precise(x), dim).to(x.dtype)
 
 
-def _cross_entropy(
+def cross_entropy_form(
     input: Tensor,
     target: Tensor,
     weight: Tensor | None = None,
@@ -240,7 +238,7 @@ def _cross_entropy(
 ) -> Tensor:
     """`torch._C._nn.cross_entropy_loss` over the stable log softmax; ATen/native/LossNLL.cpp in these terms."""
     classes = 0 if input.dim() == 1 else 1
-    logs = stable_log_softmax(_precise(input), classes)
+    logs = stable_log_softmax(precise(input), classes)
     if weight is not None:
         weight = weight.to(logs.dtype)
     if target.shape == input.shape:
@@ -289,7 +287,7 @@ def _along(weight: Tensor, like: Tensor, dim: int) -> Tensor:
     return weight.view(shape)
 
 
-def _logistic_loss(
+def logistic_loss_form(
     input: Tensor,
     target: Tensor,
     weight: Tensor | None = None,
@@ -297,7 +295,7 @@ def _logistic_loss(
     reduction: int = MEAN,
 ) -> Tensor:
     """`binary_cross_entropy_with_logits`: (1 - y) log(1 + exp x) + w y log(1 + exp(-x)), w the weight of positives."""
-    x = _precise(input)
+    x = precise(input)
     positive = target if pos_weight is None else target * pos_weight.to(x.dtype)
     common = shrinking(x).exp().log1p()
     loss = (1.0 - target) * (x.masked_fill(x <= 0, 0.0) + common) + positive * ((-x).masked_fill(x > 0, 0.0) + common)
@@ -310,16 +308,18 @@ def _logistic_loss(
     return loss.to(input.dtype)
 
 
-def _log_sigmoid(input: Tensor) -> Tensor:
-    return -stable_softplus(-_precise(input)).to(input.dtype)
+def log_sigmoid_form(input: Tensor) -> Tensor:
+    """`logsigmoid`."""
+    return -stable_softplus(-precise(input)).to(input.dtype)
 
 
-def _softplus(input: Tensor, beta: float = 1.0, threshold: float = 20.0) -> Tensor:
-    x = _precise(input)
+def softplus_form(input: Tensor, beta: float = 1.0, threshold: float = 20.0) -> Tensor:
+    """`softplus`: x itself above the threshold, as PyTorch's."""
+    x = precise(input)
     return torch.where(x * beta > threshold, x, stable_softplus(x * beta) / beta).to(input.dtype)
 
 
-def _attention(
+def attention_form(
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -338,12 +338,12 @@ def _attention(
     if is_causal:
         attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
     if attn_mask is None:
-        return _softmax(scores, -1) @ value
+        return softmax_form(scores, -1) @ value
     if attn_mask.dtype == torch.bool:
         attn_mask = torch.zeros_like(attn_mask, dtype=scores.dtype).masked_fill(~attn_mask, -math.inf)
     scores = scores + attn_mask
     empty = (scores.detach() == -math.inf).all(-1, keepdim=True)
-    return _softmax(scores.masked_fill(empty, 0.0), -1).masked_fill(empty, 0.0) @ value
+    return softmax_form(scores.masked_fill(empty, 0.0), -1).masked_fill(empty, 0.0) @ value
 
 
 def _is_saturated(x: Tensor, limit: float) -> bool:
@@ -355,100 +355,15 @@ def _is_saturated(x: Tensor, limit: float) -> bool:
     return bool((x.detach().abs() > limit).any())
 
 
-def _tanh(input: Tensor) -> Tensor:
+def tanh_form(input: Tensor) -> Tensor:
+    """`tanh`, plain where it does not saturate."""
     if not _is_saturated(input, MAX_PLAIN_TANH):
         return torch.tanh(input)
-    return stable_tanh(_precise(input)).to(input.dtype)
+    return stable_tanh(precise(input)).to(input.dtype)
 
 
-def _sigmoid(input: Tensor) -> Tensor:
+def sigmoid_form(input: Tensor) -> Tensor:
+    """`sigmoid`, plain where it does not saturate."""
     if not _is_saturated(input, MAX_PLAIN_SIGMOID):
         return torch.sigmoid(input)
-    return stable_sigmoid(_precise(input)).to(input.dtype)
-
-
-LOGISTIC_FORMS: Mapping[str, Form] = {
-    "binary_cross_entropy_with_logits": _logistic_loss,
-    "log_sigmoid": _log_sigmoid,
-    "softplus": _softplus,
-}
-LOSS_FORMS: Mapping[str, Form] = {
-    **LOGISTIC_FORMS,
-    "cross_entropy_loss": _cross_entropy,
-    "log_softmax": _log_softmax,
-    "special_log_softmax": _log_softmax,
-}
-ALL_FORMS: Mapping[str, Form] = {
-    **LOSS_FORMS,
-    "softmax": _softmax,
-    "special_softmax": _softmax,
-    "scaled_dot_product_attention": _attention,
-    "tanh": _tanh,
-    "sigmoid": _sigmoid,
-    "special_expit": _sigmoid,
-}
-FORMS: Mapping[str, Mapping[str, Form]] = {"logistic": LOGISTIC_FORMS, "losses": LOSS_FORMS, "all": ALL_FORMS}
-
-# functions of torch.nn.functional, written in Python, inside which such functions are called
-COMPOSITES = (
-    "binary_cross_entropy_with_logits", "cross_entropy", "gumbel_softmax", "log_softmax",
-    "multi_head_attention_forward", "multilabel_soft_margin_loss", "softmax", "softmin",
-)  # fmt: skip
-
-
-def _never(*_: Any) -> bool:
-    """In the place of `has_torch_function`: no."""
-    return False
-
-
-def _unchecked(function: types.FunctionType) -> types.FunctionType:
-    """The same function without its own look for modes, which would lead back to the mode that runs it."""
-    checks = ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic")
-    scope = {**function.__globals__, **dict.fromkeys(checks, _never)}
-    copied = types.FunctionType(function.__code__, scope, function.__name__, function.__defaults__)
-    copied.__kwdefaults__ = function.__kwdefaults__
-    return copied
-
-
-UNCHECKED = {getattr(F, name): _unchecked(getattr(F, name)) for name in COMPOSITES}
-
-
-class StableForms(TorchFunctionMode):
-    """Runs a function's stable form in its place, wherever in a model it is called."""
-
-    def __init__(self, forms: Mapping[str, Form]) -> None:
-        super().__init__()
-        self.forms = forms
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Called by PyTorch in the place of `func`, with the mode itself off."""
-        kwargs = kwargs or {}
-        if func in UNCHECKED:
-            with self:
-                return UNCHECKED[func](*args, **kwargs)
-        form = self.forms.get(getattr(func, "__name__", ""))
-        if form is None or not _is_covered(args[0] if args else kwargs.get("input", kwargs.get("query"))):
-            return func(*args, **kwargs)
-        if kwargs.get("out") is not None or (form is _attention and not _is_plain_attention(*args, **kwargs)):
-            return func(*args, **kwargs)
-        return form(*args, **{name: value for name, value in kwargs.items() if name != "out"})
-
-
-def _is_plain_attention(query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> bool:
-    """Whether the formula applies: without dropout."""
-    dropout = args[1] if len(args) > 1 else kwargs.get("dropout_p", 0.0)
-    return not dropout and query.shape[-1] > 0
-
-
-@contextmanager
-def stable_forms(forms: str = "all") -> Iterator[None]:
-    """Inside, functions that saturate are computed by forms that do not cancel.
-
-    forms  `all`: values and derivatives of losses, softmax, attention, tanh and sigmoid; `losses`: losses alone, for
-           passes without derivatives; `logistic`: those losses for which the linearized product has no rules of its own
-    """
-    with StableForms(FORMS[forms]):
-        yield
-
-
-__all__ = ["stable_forms", "stable_log_softmax", "stable_sigmoid", "stable_softmax", "stable_softplus", "stable_tanh"]
+    return stable_sigmoid(precise(input)).to(input.dtype)

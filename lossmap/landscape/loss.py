@@ -31,7 +31,7 @@ from lossmap.data.loss_check import check_loss
 from lossmap.data.moved_loss import refuse_unmoved
 from lossmap.data.noise import mean_and_error, realizations
 from lossmap.data.problem import Problem, temporary_parameters
-from lossmap.data.stable_losses import stable_forms
+from lossmap.data.stable_forms import stable_forms
 from lossmap.geometry.directions import Plane
 from lossmap.geometry.grid import Field, Point
 from lossmap.keywords import checked_keywords
