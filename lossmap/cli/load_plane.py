@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Mapping, Sequence
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +36,19 @@ from lossmap.parallel.world import World
 
 logger = logging.getLogger("lossmap")
 
+MAX_POINTS = 1_000_000  # of a grid that nobody has said yes to
+
 Curved = Callable[[str], tuple[Tensor, Layout]]  # gradient, hessian:max or hessian:min -> vector and its layout
 
 
 def grid_of(plane: PlaneSettings) -> Grid:
-    """The grid of the settings."""
+    """The grid of the settings. Raises UsageError for one of more than MAX_POINTS points, unless --yes allows it."""
+    counts = [int(text.rpartition(":")[2]) for text in (plane.x, plane.y) if text and re.search(r":\d+$", text)]
+    if prod(counts) > MAX_POINTS and not plane.yes:
+        raise UsageError(
+            f"the grid has {prod(counts):,} points ({' x '.join(map(str, counts))}), and each field of the result "
+            f"takes {8 * prod(counts) / 1e6:,.0f} MB; add --yes where this is meant"
+        )
     return Grid.parse(plane.x, plane.y)
 
 
@@ -125,7 +135,10 @@ def _computed_axis(
     if what == "to" and rest:
         state = state_of(model, rest, files)
         _warn_of_running_statistics(model, origin, state, rest)
-        return difference(origin, state), {"sha256": checkpoints.file_sha256(rest)}
+        axis = difference(origin, state)
+        if not any(bool(d.any()) for d in axis.values()):
+            raise UsageError(f"{rest} has the weights of the model at the origin: there is no direction to it")
+        return axis, {"sha256": checkpoints.file_sha256(rest)}
     if what == "pca" and rest.isdigit() and int(rest) >= 1:
         run = run_files(files)
         states = [state_of(model, f, files) for f in run]

@@ -136,6 +136,7 @@ class PlaneSettings:
     ynorm: str | None = setting(None, "the same for y", metavar="NORM")
     xignore: str | None = setting(None, "biasbn or none; by default biasbn if random, else none", metavar="WHICH")
     yignore: str | None = setting(None, "the same for y", metavar="WHICH")
+    yes: bool = setting(False, "a grid of more than a million points, which is refused otherwise")
     same_dir: bool = setting(False, "the same random direction for y as for x")
     idx: int = setting(0, "number of a repeated experiment, with other random directions", metavar="NUMBER")
     seed: int = setting(0, "seed of directions, probes and start vectors", metavar="SEED")

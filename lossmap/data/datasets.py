@@ -6,7 +6,8 @@
     digits32         the same, enlarged bilinearly to 3x32x32, for the nets of the papers
     cifar10 cifar100 from the binary or the Python files in --data-path
     cifar10c:fog:3   CIFAR-10-C at a severity, mapped from the files; it corrupts test images alone
-    npz:FILE         arrays x, y, and x_test, y_test where there are any, as given
+    npz:FILE         arrays x, y, and x_test, y_test where there are any, as given; but images of whole numbers from 0
+                     to 255 are divided by 255, as training on them does
     file.py:factory  called with split="train" or "test"; returns (x, y), a Dataset or a DataLoader
 
 `digits+fog:3` corrupts the images of a set: every image by random numbers of its own, so that a subset is corrupted
@@ -70,8 +71,9 @@ def load(
 ) -> Resident | Streamed:
     """A split of a data set, as batches in a fixed order.
 
-    normalize    "mean/std", one number each or one a channel, such as "0.5,0.5,0.5/0.2,0.2,0.2"
-    raw          no normalisation
+    normalize    "mean/std", one number each or one a channel, such as "0.5,0.5,0.5/0.2,0.2,0.2"; of images whose values
+                 are then 0 to 1
+    raw          no normalisation, and whole numbers as they are
     samples      at most this many: a random subset, drawn from data_seed, in the data's own order
     pieces       the number of pieces into which the data are cut, of which `piece`, counted from 0, is used
     batch_size   samples in a batch; DEFAULT_BATCH_SIZE if left out
@@ -134,7 +136,7 @@ def _source(
         whole = 255.0
         means = _of_255(_CIFAR_MEAN), _of_255(_CIFAR_STD)
     else:
-        source = _user_source(plain, split, data_path, ranks_sharing)
+        source = _user_source(plain, split, data_path, ranks_sharing, normalize, raw)
         if corruption is not None:
             raise ValueError(f"{plain} cannot be corrupted: only digits, digits32, cifar10 and cifar100 can")
         if normalize is None or raw:
@@ -240,9 +242,11 @@ def _cifar10c(name: str, split: str, data_path: str | Path | None) -> tuple[NDAr
     return cifar.corrupted(corruption, int(level), data_path)
 
 
-def _user_source(name: str, split: str, data_path: str | Path | None, ranks_sharing: int | None) -> Source:
+def _user_source(
+    name: str, split: str, data_path: str | Path | None, ranks_sharing: int | None, normalize: str | None, raw: bool
+) -> Source:
     if name.lower().startswith("npz:"):
-        return _npz(Path(data_path or ".") / name[4:], split)
+        return _npz(Path(data_path or ".") / name[4:], split, normalize, raw)
     if ":" not in name:
         hint = ""
         near = difflib.get_close_matches(name, NAMES, 3, 0.5)
@@ -261,7 +265,7 @@ def _user_source(name: str, split: str, data_path: str | Path | None, ranks_shar
     return source_of(factory(split=split), name, ranks_sharing)
 
 
-def _npz(path: Path, split: str) -> Source:
+def _npz(path: Path, split: str, normalize: str | None, raw: bool) -> Source:
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}")
     opened = path.open("rb")
@@ -277,7 +281,33 @@ def _npz(path: Path, split: str) -> Source:
     x, y = _ARRAYS[split]
     if x not in arrays or y not in arrays:
         raise ValueError(f"{path} must hold {x} and {y} for the split {split}; it holds {', '.join(names)}")
-    return source_of((arrays[x], arrays[y]), str(path))
+    inputs = arrays[x]
+    if _are_images_of_255(inputs):
+        inputs = _of_unit_range(inputs, str(path), normalize, raw)
+    return source_of((inputs, arrays[y]), str(path))
+
+
+def _are_images_of_255(x: NDArray[Any]) -> bool:
+    """Whether these are images of whole numbers 0 to 255: bytes (N, H, W, ...), or any integers (N, C, H, W)."""
+    if x.dtype == np.uint8:
+        return x.ndim >= 3
+    return x.dtype.kind in "iu" and x.ndim == 4 and x.size > 0 and int(x.min()) >= 0 and int(x.max()) <= 255
+
+
+def _of_unit_range(x: NDArray[Any], name: str, normalize: str | None, raw: bool) -> NDArray[Any]:
+    """Images of 0 to 255 as float32 of 0 to 1, which is said; as they are where `raw`.
+
+    Raises ValueError for a normalization in units of 0 to 255.
+    """
+    if raw:
+        return x.astype(np.float32)
+    if normalize is not None and max(map(max, _parsed(normalize))) > 2:
+        raise ValueError(
+            f"--normalize {normalize} is for values up to 255; the images of {name} are whole numbers ({x.dtype}), "
+            "which are divided by 255 first: divide mean and std by 255 too"
+        )
+    log.warning("%s: images of whole numbers (%s) are divided by 255 (--raw-data: as they are)", name, x.dtype)
+    return x.astype(np.float32) / np.float32(255)
 
 
 def _parsed(text: str) -> tuple[list[float], list[float]]:

@@ -111,6 +111,8 @@ def _of_arrays(x: Tensor | NDArray[Any], y: Tensor | NDArray[Any], name: str) ->
             f"{name} has x of shape {tuple(x.shape)} and y of shape {tuple(y.shape)}: there must be one y for each x"
         )
     if x.dtype == torch.uint8:
+        if x.dim() >= 3:
+            log.warning("%s: the images are bytes (uint8), taken as 0 to 255; divide by 255 if training did", name)
         x = x.float()
     if not y.is_floating_point():
         y = y.long()

@@ -123,7 +123,7 @@ def test_eigenvalues_beside_losses_take_the_plane_of_the_losses(folder):
 
 
 def test_a_result_from_before_planes_had_parameters_is_resumed_with_its_own_plane(folder, capsys):
-    torch.save(own()[0].float().state_dict(), "other.pt")
+    torch.save({k: 2 * t for k, t in own()[0].float().state_dict().items()}, "other.pt")
     run(
         "eigenmap",
         "--parameters weights --plane-parameters all --xdir to:other.pt --surf-file map.h5 --stop-after 0",
@@ -135,3 +135,18 @@ def test_a_result_from_before_planes_had_parameters_is_resumed_with_its_own_plan
         file.attrs["resolved_eigenmap"] = json.dumps(stored)
     capsys.readouterr()
     assert main(["resume", "map.h5"]) == 0
+
+
+def test_a_grid_that_can_only_be_a_mistake_is_refused_before_anything_is_made(folder, capsys):
+    run("surface", "--x=-1:1:4000 --y=-1:1:4000 --surf-file s.h5", 2)
+    assert "the grid has 16,000,000 points (4000 x 4000), and each field" in capsys.readouterr().err
+    run("surface", f"--x=-1:1:{2**36} --surf-file s.h5", 2)
+    assert "add --yes where this is meant" in capsys.readouterr().err
+    assert not (folder / "s.h5").exists()
+    assert main(["surface", *COMMON.split(), "--x=-1:1:4000", "--y=-1:1:4000", "--yes", "--dry-run"]) == 0
+
+
+def test_a_direction_to_the_same_weights_is_refused(folder, capsys):
+    torch.save(own()[0].float().state_dict(), "same.pt")
+    run("surface", "--model-file same.pt --model-file2 same.pt --surf-file s.h5", 2)
+    assert "same.pt has the weights of the model at the origin" in capsys.readouterr().err

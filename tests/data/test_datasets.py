@@ -11,6 +11,7 @@ from torch import nn
 from lossmap.data.batches import Resident, Streamed
 from lossmap.data.checks import check_one_sample
 from lossmap.data.datasets import digest, labels_within, load
+from lossmap.data.loaders import source_of
 from lossmap.data.loss_check import check_loss
 from lossmap.data.problem import Problem
 
@@ -118,6 +119,31 @@ def test_npz_arrays_are_taken_as_given(tmp_path):
     np.testing.assert_allclose(got.tensors[0], x, rtol=1e-6)
     assert load("npz:a.npz", "test", data_path=tmp_path).tensors[0].max() > 1
     assert load("npz:a.npz", data_path=tmp_path, normalize="1/2").samples == 6
+
+
+@pytest.mark.parametrize(("dtype", "shape"), [("uint8", (4, 5, 5)), ("uint8", (4, 5, 5, 3)), ("int64", (4, 3, 5, 5))])
+def test_images_of_whole_numbers_are_divided_by_255_and_that_is_said(tmp_path, caplog, dtype, shape):
+    x = np.random.default_rng(1).integers(0, 256, shape).astype(dtype)
+    np.savez(tmp_path / "a.npz", x=x, y=np.arange(4))
+    name = f"npz:{tmp_path / 'a.npz'}"
+    np.testing.assert_allclose(load(name).tensors[0], x.astype(np.float32) / 255, rtol=1e-6)
+    assert "images of whole numbers" in caplog.text and "divided by 255" in caplog.text
+    np.testing.assert_allclose(load(name, normalize="0.5/0.25").tensors[0], (x / 255 - 0.5) / 0.25, atol=1e-5)
+    caplog.clear()
+    assert load(name, raw=True).tensors[0].max() > 1
+    assert not caplog.text
+    with pytest.raises(ValueError, match="divide mean and std by 255 too"):
+        load(name, normalize="125.3/63")
+
+
+def test_integers_that_are_no_images_stay_as_they_are(tmp_path):
+    np.savez(tmp_path / "a.npz", x=np.arange(0, 4000, 10).reshape(2, 2, 10, 10), y=np.arange(2))
+    assert load(f"npz:{tmp_path / 'a.npz'}").tensors[0].dtype == torch.int64
+
+
+def test_bytes_of_a_factory_are_taken_as_given_with_a_word(tmp_path, caplog):
+    source_of((torch.full((2, 1, 3, 3), 200, dtype=torch.uint8), torch.arange(2)), "own.py:data")
+    assert "own.py:data: the images are bytes (uint8), taken as 0 to 255" in caplog.text
 
 
 def test_token_numbers_stay_whole(tmp_path):
