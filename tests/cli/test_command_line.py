@@ -16,6 +16,7 @@ import pytest
 from lossmap.cli import COMMANDS, draw, resume
 from lossmap.cli.__main__ import main
 from lossmap.cli.resume import EXAMPLES as RESUME_EXAMPLES
+from lossmap.cli.resume import split_words
 from lossmap.cli.settings import flag_of, former_names, renamed
 from lossmap.cli.wrapped_command import SURVEYS, TASKS, module_of, split_at_dashes
 
@@ -42,8 +43,7 @@ def check(words):
         rest, behind = split_at_dashes(rest, "")
         check(["lossmap", *behind])
     if name == "resume":
-        assert rest and not rest[0].startswith("-")
-        name, rest = "surface", rest[1:]
+        name, rest = "surface", split_words(rest)[1]
     return command_of(name).parse(rest)
 
 
