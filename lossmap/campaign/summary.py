@@ -16,7 +16,7 @@ import numpy as np
 from lossmap.io.surface import Group, Surface
 
 AUDIT = "audit"  # the measure that solves points again: counted by its misses alone
-BARS = ("_error", "_limit")  # endings of fields that are no numbers of their own
+BARS = ("_error", "_limit", "_rounding", "_rounding_measured")  # endings of fields that are no numbers of their own
 BESIDE = ("products",)  # fields that say what a point took
 
 

@@ -26,16 +26,19 @@ class CampaignTable:
     Args:
         rows: mappings from column to value; a column that a row lacks is empty there.
         folder: of the campaign.
+        order: of the columns; by default that in which the rows name them.
 
     """
 
     rows: tuple[Mapping[str, Any], ...]
     folder: str = ""
+    order: tuple[str, ...] = ()
 
     @property
     def columns(self) -> tuple[str, ...]:
         """The names of all columns, in the order of the table."""
-        return tuple(dict.fromkeys(name for row in self.rows for name in row))
+        known = dict.fromkeys(name for row in self.rows for name in row)
+        return tuple(dict.fromkeys([*(name for name in self.order if name in known), *known]))
 
     def __getitem__(self, column: str) -> list[Any]:
         if column not in self.columns:
@@ -90,7 +93,11 @@ def collected(members: Iterable[Member], folder: CampaignFolder) -> CampaignTabl
     numbers = dict.fromkeys(name for member in members for name in states[member.digest].numbers)
     settings = dict.fromkeys(name for member in members for name in (*member.labels, *member.settings))
     order = [*FIRST, *(name for name in settings if name not in FIRST), *numbers, *ACCOUNTS]
-    return CampaignTable(tuple({n: row[n] for n in order if n in row} for row in rows), str(folder.path))
+    return CampaignTable(
+        tuple({name: row[name] for name in order if name in row} for row in rows),
+        str(folder.path),
+        tuple(dict.fromkeys(order)),
+    )
 
 
 def _row(member: Member, state: MemberState, folder: CampaignFolder) -> dict[str, Any]:

@@ -12,6 +12,7 @@ COMMANDS = {
     "watch": ("lossmap.cli.draw", "watch", "draw a result again and again while it grows"),
     "estimate": ("lossmap.cli.estimate", "main", "the cost of a survey, from a few points"),
     "submit": ("lossmap.cli.submit", "main", "run a command on SLURM"),
+    "campaign": ("lossmap.cli.campaign", "main", "many surveys and examinations as one, with one table and page"),
     "status": ("lossmap.cli.status", "main", "progress of a result; exits 0, 3 or 75 by what the file says"),
     "resume": ("lossmap.cli.resume", "main", "continue a result, with no flags at all"),
     "merge": ("lossmap.cli.merge", "main", "join the shards of an array"),

@@ -136,6 +136,13 @@ class CampaignFile:
             for own in owns
         ]
 
+    def signature(self) -> Any:
+        """What changes whenever the file, its table, or the files that fit its patterns do; cheap."""
+        paths = [self.path, *([] if self.table is None else [self.table])]
+        stamps = [(path.stat().st_mtime_ns, path.stat().st_size) for path in paths]
+        overs = [self.over, *(measure.over for measure in self.measures)]
+        return stamps, [list(_combinations(over, self.path)) for over in overs]
+
     def _rows(self) -> Iterator[tuple[Values, Values]]:
         """The rows of the table: settings and labels of each; one empty row without a table."""
         if self.table is None:
@@ -201,7 +208,7 @@ class _MemberMaker:
                 identity[name], contents = self._identity(name, value)
                 files |= contents
         names = [name for name in {**varied, **own} if name in values]
-        title = ", ".join([*(f"{n} {_short(n, values[n])}" for n in names), *(f"{k} {v}" for k, v in labels.items())])
+        title = ", ".join([*(_short(n, values[n]) for n in names), *(f"{k} {v}" for k, v in labels.items())])
         return Member(
             f"{command}: {title}" if title else command,
             CommandWork(command, values, str(self.file.path.parent), files),
@@ -319,11 +326,12 @@ def _number(cell: str) -> Any:
 
 
 def _short(name: str, value: Any) -> str:
-    """A value in a member's name: of a file its folder and stem."""
-    if name.startswith("model_file") and isinstance(value, str):
+    """A setting in a member's name; of a checkpoint its folder and stem alone."""
+    if name == "model_file":
         path = Path(value)
         return "/".join(part for part in (path.parent.name, path.stem) if part)
-    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+    shown = " ".join(map(str, value)) if isinstance(value, list) else str(value)
+    return f"{name} {shown}"
 
 
 def _unknown_setting(name: str, known: Any) -> str:

@@ -33,6 +33,9 @@ class Job:
     folder    where it runs; relative paths in `work` start here
     minutes   the time limit; None: the partition's
     array     independent shards; 1: one job
+    throttle  how many of them run at a time; None: no limit
+    shards_by the flag of the work that takes I/N
+    status    the words behind `lossmap` that report the work's state, where that is no result file's
     chain     jobs in a row, each after the one before, all on the same result
     requeue   whether a job goes back into the queue where there is more to do and it got something done
     measure   the measure of the result whose completion counts; None: all
@@ -54,6 +57,9 @@ class Job:
     chain: int = 1
     requeue: bool = False
     measure: str | None = None
+    throttle: int | None = None
+    shards_by: str = "--shard"
+    status: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for flag in ("nodes", "ranks_per_node", "array", "chain"):
@@ -115,13 +121,18 @@ def batch_script(job: Job, site: Site) -> str:
         raise ValueError(
             f"the site's launcher is none, which runs one rank a job; {job.ranks} ranks need srun, mpirun or wheel"
         )
-    work, result = _in_lines(job.work), shlex.quote(str(job.result or ""))
+    work, result, part = _in_lines(job.work), shlex.quote(str(job.result or "")), ""
     if job.array > 1:
         head, tail = _around_index(job)
         result = f'{shlex.quote(head)}"$SLURM_ARRAY_TASK_ID"{shlex.quote(tail)}'
-        work += f'\n    --shard "$SLURM_ARRAY_TASK_ID/{job.array}"'
+        part = f'{job.shards_by} "$SLURM_ARRAY_TASK_ID/{job.array}"'
+        work += f"\n    {part}"
+    status = 'status "$result"'
+    if job.status:
+        status = f"{shlex.join(job.status)} {part}".rstrip()
     texts = {
         "about": _about(job),
+        "status": status,
         "directives": "\n".join(f"#SBATCH {line}" for line in directives(job, site)),
         "setup": "\n".join(_setup(job, site)),
         "program": shlex.join(program(site)),
@@ -165,7 +176,8 @@ def directives(job: Job, site: Site) -> list[str]:
         lines.append(f"--time={time_text(job.minutes)}")
     lines.append(f"--signal=B:USR1@{warning(job, site)}")
     if job.array > 1:
-        lines.append(f"--array=1-{job.array}")
+        throttle = f"%{job.throttle}" if job.throttle else ""
+        lines.append(f"--array=1-{job.array}{throttle}")
     lines.append("--requeue" if job.requeue else "--no-requeue")
     for name in ("partition", "account", "qos", "constraint"):
         if getattr(site, name):

@@ -95,10 +95,10 @@ def test_the_members_are_every_combination_in_order(sweep):
     names = [member.name for member in members]
     assert len(members) == 2 * 2 * (1 + 2)
     assert names[:4] == [
-        "surface: model_file runs/step_2, seed 0",
-        "spectrum: model_file runs/step_2, seed 0, samples 32",
-        "spectrum: model_file runs/step_2, seed 0, samples 64",
-        "surface: model_file runs/step_2, seed 1",
+        "surface: runs/step_2, seed 0",
+        "spectrum: runs/step_2, seed 0, samples 32",
+        "spectrum: runs/step_2, seed 0, samples 64",
+        "surface: runs/step_2, seed 1",
     ]
     assert len({member.digest for member in members}) == len(members)
     assert members[0].settings == {

@@ -1,0 +1,69 @@
+"""A campaign on SLURM: one job over MPI, jobs in a row, or an array of jobs, each with members of its own.
+
+Which members a job of an array computes stands in a file, `submissions/NUMBER.json`, so that it stays the same whatever
+is added to the campaign meanwhile. A job is requeued while members of its own are left and it made progress.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from lossmap.campaign.folder import CampaignFolder
+from lossmap.campaign.member import Member
+from lossmap.cli.job import SubmitSettings, array_of, check_array, job_of, site_of
+from lossmap.cli.settings import UsageError
+from lossmap.cli.wrapped_command import WrappedCommand
+from lossmap.parallel import slurm
+from lossmap.parallel.slurm import Job
+
+
+def submit_campaign(file: Path, folder: CampaignFolder, members: Sequence[Member], options: SubmitSettings) -> int:
+    """Write the batch script and submit it; with --dry-run print it alone.
+
+    members  those that are left
+
+    Raises UsageError where nothing is left, and for an invalid combination of flags.
+    """
+    digests = list(dict.fromkeys(member.digest for member in members))
+    if not digests:
+        raise UsageError(f"{file.name} is complete: nothing is left to submit; retry computes failures again")
+    jobs, throttle = array_of(options.array)
+    if jobs > len(digests):  # a job without a member would wait in the queue for nothing
+        jobs = len(digests)
+        options = replace(options, array=f"{jobs}%{throttle}" if throttle else str(jobs))
+    batch = _batch_file(folder)
+    job = _job(file, batch, options, jobs)
+    text = slurm.batch_script(job, site_of(options.site))
+    if options.dry_run:
+        print(text, end="")
+        return 0
+    check_array(job)
+    batch.parent.mkdir(parents=True, exist_ok=True)
+    batch.write_text(json.dumps({"members": digests}))
+    path = slurm.write_script(job, text)
+    submission = slurm.submit(path, job.chain)
+    share = f", {-(-len(digests) // jobs)} a job at most" if jobs > 1 else ""
+    print(f"submitted {len(digests):,} members as {' '.join(submission.jobs)} by {path}{share}")
+    print(f"to cancel:  {submission.cancel}")
+    print(f"to look at: lossmap campaign {shlex.quote(str(file))} status")
+    print(f"at the end: lossmap campaign {shlex.quote(str(file))} collect")
+    return 0
+
+
+def _job(file: Path, batch: Path, options: SubmitSettings, jobs: int) -> Job:
+    """The job: the campaign's own run; of several jobs, each of its members in the batch file."""
+    own = ("--batch", str(batch)) if jobs > 1 else ()
+    job = job_of(options, WrappedCommand(("campaign", file.name, "run", *own), batch.with_suffix("")))
+    return replace(job, folder=file.parent, shards_by="--part", status=("campaign", file.name, "status", *own))
+
+
+def _batch_file(folder: CampaignFolder) -> Path:
+    """The first file of its kind that is not there."""
+    number = 1
+    while (path := folder.path / "submissions" / f"{number}.json").exists():
+        number += 1
+    return path
