@@ -24,6 +24,7 @@ from lossmap.io.read import NotASurface, is_being_written, journal_of, read
 from lossmap.io.surface import Surface
 
 NEW, UNFINISHED, FAILED, COMPLETE = "new", "unfinished", "failed", "complete"
+COUNTED = ("done.json", "failed.json", "h5", "h5.journal")  # endings of the files that say how a member stands
 OUTCOMES = (COMPLETE, FAILED, UNFINISHED, NEW)
 
 
@@ -87,6 +88,12 @@ class CampaignFolder:
         """Let a member be begun again."""
         self._beside(digest, "failed").unlink(missing_ok=True)
 
+    def remember(self, digest: str) -> None:
+        """Add what a member's files say to the index, so that no later command need read them."""
+        stamp = self._stamps(digest).get(digest)
+        if stamp:
+            self._append([_index_line(digest, stamp, self.look_at(digest))])
+
     # ---- what is read
 
     def states(self, members: Iterable[Member]) -> dict[str, MemberState]:
@@ -104,7 +111,7 @@ class CampaignFolder:
                 states[digest] = MemberState(**entry["state"])
                 continue
             states[digest] = self.look_at(digest)
-            lines.append(json.dumps({"digest": digest, "stamp": stamp, "state": asdict(states[digest])}))
+            lines.append(_index_line(digest, stamp, states[digest]))
         self._append(lines)
         return states
 
@@ -132,22 +139,24 @@ class CampaignFolder:
             return ""
         return last_line(str(failure.get("text", "")))
 
-    def _stamps(self) -> dict[str, list[Any]]:
-        """By digest the names, sizes and times of all files of a member."""
+    def _stamps(self, digest: str | None = None) -> dict[str, list[Any]]:
+        """By digest the names, sizes and times of all files of a member; of one member, or of all in the folder."""
+        if digest is not None:
+            names = [f"{digest}.{what}" for what in COUNTED]
+        elif self.members.is_dir():
+            names = os.listdir(self.members)
+        else:
+            names = []
         stamps: dict[str, list[Any]] = {}
-        try:
-            entries = sorted(os.scandir(self.members), key=lambda entry: entry.name)
-        except FileNotFoundError:
-            return stamps
-        for entry in entries:
-            digest, _, what = entry.name.partition(".")
-            if what not in ("h5", "h5.journal", "failed.json", "done.json"):
+        for name in sorted(names):
+            owner, _, what = name.partition(".")
+            if what not in COUNTED:
                 continue
             try:
-                status = entry.stat()
-            except FileNotFoundError:  # renamed over since
+                status = os.stat(self.members / name)
+            except FileNotFoundError:  # not there, or renamed over since
                 continue
-            stamps.setdefault(digest, []).append([what, status.st_size, status.st_mtime_ns])
+            stamps.setdefault(owner, []).append([what, status.st_size, status.st_mtime_ns])
         return stamps
 
     def _read_index(self) -> dict[str, Any]:
@@ -191,6 +200,10 @@ def _state_of(surface: Surface, failure: str, is_done: bool) -> MemberState:
     return MemberState(
         outcome, done, failed, done + failed + left, reason=reason, numbers=numbers_of(surface), **cost_of(surface)
     )
+
+
+def _index_line(digest: str, stamp: list[Any], state: MemberState) -> str:
+    return json.dumps({"digest": digest, "stamp": stamp, "state": asdict(state)})
 
 
 def last_line(text: str) -> str:

@@ -228,6 +228,7 @@ class CampaignRecorder:
     def _lose(self, member: Member, text: str, **where: Any) -> None:
         """A member cannot be computed: keep why, and go on with the others."""
         self.folder.fail(member.digest, text, **where)
+        self._files.submit(self.folder.remember, member.digest)
         self.failed.add(member.digest)
         self.ended.add(member.digest)
 
@@ -307,6 +308,7 @@ class CampaignRecorder:
 
     def _end(self, member: Member) -> None:
         self.folder.finish(member.digest)
+        self._files.submit(self.folder.remember, member.digest)
         self.ended.add(member.digest)
 
     def _report(self, note: str) -> None:

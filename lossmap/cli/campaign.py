@@ -21,7 +21,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import MISSING, dataclass, replace
+from dataclasses import MISSING, dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -31,12 +31,12 @@ from lossmap.campaign.folder import CampaignFolder
 from lossmap.campaign.member import Member
 from lossmap.campaign.table import collected
 from lossmap.cli.campaign_file import CampaignFile
+from lossmap.cli.campaign_members import Campaign
 from lossmap.cli.campaign_status import fingerprint, outcome_of, plan_text, progress_of, status_text
 from lossmap.cli.command_line import Command
 from lossmap.cli.entry_point import EXIT_CODES, guarded
 from lossmap.cli.job import SubmitSettings
 from lossmap.cli.settings import Settings, UsageError, setting
-from lossmap.parallel.shards import Shard
 
 ACTIONS = ("plan", "run", "resume", "retry", "submit", "status", "collect", "report")
 
@@ -77,7 +77,8 @@ COMMAND = Command(
     "campaign",
     __doc__ or "",
     (CampaignSettings, SubmitSettings),
-    (
+    without=frozenset({"each"}),
+    examples=(
         "lossmap campaign sweep.toml plan --rehearse 2",
         "mpirun -n 4 lossmap campaign sweep.toml run",
         "lossmap campaign sweep.toml submit --array 200%20 --time 1:00:00 --requeue",
@@ -97,42 +98,6 @@ FLAGS_OF = {
     **dict.fromkeys(("batch", "part"), ("run", "resume", "retry", "status")),
     "ranks_per_gpu": ("run", "resume", "retry", "submit"),
 }
-
-
-@dataclass(frozen=True)
-class Campaign:
-    """A campaign's file, its folder and its members, as a command has read them."""
-
-    file: CampaignFile
-    folder: CampaignFolder
-    members: tuple[Member, ...]
-
-    @classmethod
-    def read(cls, path: str) -> Campaign:
-        """Read the file and expand it; digests of its inputs come from the folder's cache. Raises UsageError."""
-        file = CampaignFile.read(path)
-        folder = CampaignFolder(file.folder)
-        digests = DigestCache(folder.digests)
-        members = tuple(file.members(digests))
-        digests.save()
-        return cls(file, folder, members)
-
-    def part(self, batch: str | None, part: str | None) -> Campaign:
-        """The members of a submission, or of one job of its array. Raises UsageError."""
-        members = list({member.digest: member for member in self.members}.values())
-        if batch is not None:
-            try:
-                digests = json.loads(Path(batch).read_text())["members"]
-            except (OSError, ValueError, KeyError, TypeError) as error:
-                raise UsageError(f"--batch {batch} is no list of members as submit writes it: {error}") from None
-            known = {member.digest: member for member in members}
-            members = [known[digest] for digest in digests if digest in known]
-        if part is not None:
-            shard = Shard.parse(part)
-            members = members[shard.index - 1 :: shard.count]
-        if batch is None and part is None:
-            return self
-        return replace(self, members=tuple(members))
 
 
 @guarded

@@ -38,7 +38,7 @@ from typing import Any
 from lossmap.campaign.digests import DigestCache
 from lossmap.campaign.member import Member, member_digest
 from lossmap.cli.campaign_inputs import identity_of
-from lossmap.cli.config_file import toml_tree
+from lossmap.cli.config_file import toml_text_tree, toml_tree
 from lossmap.cli.measure_settings import GROUPS
 from lossmap.cli.settings import UsageError, convert, former_names
 from lossmap.cli.work_of_member import CommandWork
@@ -85,10 +85,10 @@ class CampaignFile:
     measures: tuple[Measurement, ...]
 
     @classmethod
-    def read(cls, path: str | os.PathLike[str]) -> CampaignFile:
-        """Read and check the file. Raises UsageError with one sentence."""
+    def read(cls, path: str | os.PathLike[str], text: str | None = None) -> CampaignFile:
+        """Read and check the file; of one that is not yet written, its text. Raises UsageError with one sentence."""
         file = Path(path).absolute()
-        tree = toml_tree(file, "the campaign")
+        tree = toml_tree(file, "the campaign") if text is None else toml_text_tree(text, file, "the campaign")
         unknown = [key for key in tree if key not in PARTS and key not in GROUPS]
         if unknown:
             raise UsageError(_unknown_part(file.name, unknown[0]))

@@ -21,16 +21,21 @@ from lossmap.parallel import slurm
 from lossmap.parallel.slurm import Job
 
 
-def submit_campaign(file: Path, folder: CampaignFolder, members: Sequence[Member], options: SubmitSettings) -> int:
+def submit_campaign(
+    file: Path, folder: CampaignFolder, members: Sequence[Member], options: SubmitSettings, one_job_each: bool = False
+) -> int:
     """Write the batch script and submit it; with --dry-run print it alone.
 
-    members  those that are left
+    members       those that are left
+    one_job_each  whether it is an array with a job for each member, as far as the cluster takes such a large one
 
     Raises UsageError where nothing is left, and for an invalid combination of flags.
     """
     digests = list(dict.fromkeys(member.digest for member in members))
     if not digests:
         raise UsageError(f"{file.name} is complete: nothing is left to submit; retry computes failures again")
+    if one_job_each:
+        options = replace(options, array=str(min(len(digests), slurm.largest_array() or len(digests))))
     jobs, throttle = array_of(options.array)
     if jobs > len(digests):  # a job without a member would wait in the queue for nothing
         jobs = len(digests)

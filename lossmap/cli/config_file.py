@@ -34,14 +34,19 @@ def read_config(path: Path, known: Collection[str], former: Mapping[str, str]) -
 
 def toml_tree(path: Path, what: str = "--config") -> dict[str, Any]:
     """The tables of a TOML file; `what` it is, for messages. Raises UsageError where it cannot be read."""
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:  # pragma: no cover
-        import tomli as tomllib
     try:
         text = path.read_bytes().decode()
     except OSError as error:
         raise UsageError(f"{what} {path}: {error.strerror}") from None
+    return toml_text_tree(text, path, what)
+
+
+def toml_text_tree(text: str, path: Path, what: str) -> dict[str, Any]:
+    """The tables of a TOML text, which is, or will be, in this file. Raises UsageError where it is no TOML."""
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:  # pragma: no cover
+        import tomli as tomllib
     try:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:

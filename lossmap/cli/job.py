@@ -32,6 +32,9 @@ class SubmitSettings:
     array: str = setting(
         "1", "number of independent shards, for `lossmap merge`; N%K runs K of them at a time", metavar="N%K"
     )
+    each: str | None = setting(
+        None, "pattern of files: a campaign of the command with each in the place of {}", metavar="PATTERN"
+    )
     chain: int = setting(1, "number of jobs in a row, each of which resumes the one before", metavar="N")
     requeue: bool = setting(False, "return to the queue while points are left and some were computed")
     site: str | None = setting(None, "site file of the cluster; by default $LOSSMAP_SITE", metavar="TOML")

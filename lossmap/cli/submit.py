@@ -10,6 +10,7 @@ import shlex
 from collections.abc import Sequence
 
 from lossmap.cli.command_line import Command
+from lossmap.cli.each import submit_each
 from lossmap.cli.entry_point import guarded
 from lossmap.cli.job import SubmitSettings, check_array, job_of, site_of
 from lossmap.cli.resume import trusted_words
@@ -28,6 +29,7 @@ COMMAND = Command(
         EXAMPLE,
         "lossmap submit --gpus-per-node 4 --array 8 --time 1:00:00 -- eigenmap --like surface.h5",
         "lossmap submit --dry-run -- dynamics run --model resnet20-w8",
+        "lossmap submit --each 'runs/*/epoch_*.pt' --array 200%20 -- surface --model resnet20-w8 --model-file {}",
     ),
 )
 
@@ -36,7 +38,10 @@ COMMAND = Command(
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command: 0 submitted, or shown by --dry-run; 2 usage error."""
     own, words = split_at_dashes(argv, EXAMPLE)
-    options = COMMAND.parse(own).submit
+    settings = COMMAND.parse(own)
+    options = settings.submit
+    if options.each:
+        return submit_each(options, words, settings.explicit)
     if words[:1] == ["resume"] and len(words) > 1:  # a job has no terminal: it is asked now
         words = ["resume", *trusted_words(words[1:])]
     site, job = site_of(options.site), job_of(options, wrapped_command(words))
