@@ -46,7 +46,7 @@ class CampaignSettings:
     """Campaign options."""
 
     file: str = setting(MISSING, "the campaign's file", metavar="FILE.toml", positional=True)
-    action: str = setting(MISSING, "what to do", metavar="ACTION", choices=ACTIONS, positional=True)
+    action: str = setting(MISSING, f"one of {', '.join(ACTIONS)}", metavar="ACTION", positional=True)
     rehearse: int = setting(0, "plan: number of members of each measure whose cost is measured", metavar="N", minimum=0)
     json: bool = setting(False, "plan, status: machine-readable JSON output")
     watch: bool = setting(False, "status: repeated output until all members are at their end")
@@ -107,6 +107,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = settings.campaign
     if options.file in ACTIONS:
         raise UsageError(f"the file must come first: lossmap campaign FILE.toml {options.file}")
+    if options.action not in ACTIONS:
+        raise UsageError(f"the action must be one of {', '.join(ACTIONS)}; got {options.action}")
     for name in sorted(settings.explicit - {"file", "action"}):
         actions = FLAGS_OF.get(name, ("submit",))
         if options.action not in actions:

@@ -1,0 +1,312 @@
+"""`lossmap campaign`, as a person types it: plan, run, status, collect, report, submit. MPI is in tests/campaign."""
+
+import csv
+import json
+import os
+import re
+import time
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import lossmap
+from lossmap import zoo
+from lossmap.campaign.folder import CampaignFolder, MemberState, _index_line
+from lossmap.campaign.table import collected
+from lossmap.cli.__main__ import main
+from lossmap.cli.campaign_members import Campaign
+from lossmap.io.read import read
+from lossmap.parallel import slurm
+
+SWEEP = """
+folder = "sweep"
+[settings]
+model = "mlp"
+samples = 32
+batch_size = 32
+probe = false
+[over]
+model_file = {glob = "run/net_*.pt"}
+[surface]
+x = "-1:1:3"
+y = "-1:1:2"
+[eigenmap]
+x = "-1:1:3"
+hvp_backend = "double-backward"
+[spectrum]
+top = 2
+trace = "none"
+density = false
+hvp_backend = "double-backward"
+[health]
+examinations = ["weights"]
+held_out = false
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A campaign of two nets and four measures, computed."""
+    folder = tmp_path_factory.mktemp("campaign")
+    (folder / "run").mkdir()
+    for number in (1, 2):
+        torch.manual_seed(number)
+        torch.save(zoo.build("mlp").state_dict(), folder / "run" / f"net_{number}.pt")
+    (folder / "sweep.toml").write_text(SWEEP)
+    before = Path.cwd()
+    assert main(["campaign", str(folder / "sweep.toml"), "run", "--device", "cpu", "--threads", "1"]) == 0
+    os.chdir(before)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _here(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    monkeypatch.delenv("LOSSMAP_SITE", raising=False)
+
+
+def rows(folder):
+    campaign = Campaign.read(str(folder / "sweep.toml"))
+    return {row["name"]: row for row in collected(campaign.members, campaign.folder).rows}
+
+
+@pytest.mark.parametrize(
+    ("measure", "words"),
+    [
+        ("surface", ["--x=-1:1:3", "--y=-1:1:2"]),
+        ("eigenmap", ["--x=-1:1:3", "--hvp-backend", "double-backward"]),
+        ("spectrum", ["--top", "2", "--trace", "none", "--no-density", "--hvp-backend", "double-backward"]),
+    ],
+)
+def test_a_member_has_the_bits_of_the_command_alone(folder, tmp_path, measure, words, capsys):
+    row = rows(folder)[f"{measure}: run/net_1"]
+    alone = tmp_path / "alone.h5"
+    subject = ["--model", "mlp", "--model-file", "run/net_1.pt", "--samples", "32", "--batch-size", "32", "--no-probe"]
+    assert main([measure, *subject, *words, "--device", "cpu", "--threads", "1", "--surf-file", str(alone)]) == 0
+    one, other = read(row["file"]), read(alone)
+    assert one.status.keys() == other.status.keys()
+    for name in other.fields:
+        if not name.endswith(("_seconds", "_rank")):
+            assert np.array_equal(one[name], other[name], equal_nan=True), name
+    assert one.settings == other.settings
+    assert one.attributes.get("audit") == other.attributes.get("audit")
+    reports = {name: group.attributes["report"] for name, group in other.groups.items() if "report" in group.attributes}
+    assert {name: one.groups[name].attributes["report"] for name in reports} == reports
+    assert main(["resume", row["file"]]) == 0  # with no flags: it stands in the file how it was made
+
+
+def test_the_numbers_have_their_bars_and_each_row_its_settings(folder):
+    table = rows(folder)
+    assert len(table) == 8 and all(row["outcome"] == "complete" for row in table.values())
+    surface, spectrum = table["surface: run/net_2"], table["spectrum: run/net_2"]
+    result = read(surface["file"])
+    assert surface["train_loss_min"] == result["train_loss"].min() and surface["done"] == 6
+    assert surface["model_file"] == "run/net_2.pt" and surface["y"] == "-1:1:2"
+    group = read(spectrum["file"]).groups["spectrum/train"]
+    assert (spectrum["largest"], spectrum["largest_error"]) == (group["top"][0], group["top_error"][0])
+    eigen = table["eigenmap: run/net_2"]
+    assert eigen["max_eig_center_error"] > 0 and eigen["audit_points"] == 3
+
+
+def test_status_says_how_it_stands_and_exits_so(folder, capsys):
+    assert main(["campaign", "sweep.toml", "status"]) == 0
+    assert "sweep.toml: 8 members; 8 complete" in capsys.readouterr().out
+    assert main(["campaign", "sweep.toml", "status", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["counts"] == {"complete": 8, "failed": 0, "unfinished": 0, "new": 0} and told["failures"] == []
+    assert main(["campaign", "sweep.toml", "status", "--fingerprint"]) == 0
+    assert capsys.readouterr().out == "8 members, 22 points\n"
+
+
+def test_a_changed_setting_is_a_new_member_and_nothing_else_is(folder, capsys):
+    text = SWEEP.replace('x = "-1:1:3"\ny', 'x = "-1:1:4"\ny')
+    (folder / "more.toml").write_text(text)
+    assert main(["campaign", "more.toml", "plan", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["counts"] == {"complete": 6, "failed": 0, "unfinished": 0, "new": 2}
+    assert {one["measure"] for one in told["all"] if one["outcome"] == "new"} == {"surface"}
+    assert main(["campaign", "more.toml", "status"]) == 75
+    assert "cost: surface" not in capsys.readouterr().out
+    assert main(["campaign", "more.toml", "plan", "--rehearse", "1"]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"cost: surface, 2 left, about .* of one rank \(by 1 rehearsed", out), out
+    kept = json.loads((folder / "sweep" / "estimates.json").read_text())
+    assert len(kept) == 1 and next(iter(kept.values()))["points"] == 8
+
+
+def test_collect_writes_a_table_that_csv_and_xarray_read(folder, tmp_path, capsys):
+    assert main(["campaign", "sweep.toml", "collect"]) == 0
+    with open(folder / "sweep" / "table.csv", newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert len(lines) == 8 and list(lines[0])[:4] == ["name", "measure", "outcome", "model"]
+    largest = {line["name"]: line["largest"] for line in lines}
+    assert float(largest["spectrum: run/net_1"]) == rows(folder)["spectrum: run/net_1"]["largest"]
+    assert main(["campaign", "sweep.toml", "collect", "--output", str(tmp_path / "table.nc")]) == 0
+    import xarray
+
+    with xarray.open_dataset(tmp_path / "table.nc", engine="h5netcdf") as dataset:
+        assert dataset.sizes["member"] == 8
+        assert np.isfinite(dataset["largest"].values).sum() == 2
+        assert list(dataset["measure"].values[:4]) == ["surface", "eigenmap", "spectrum", "health"]
+    assert main(["campaign", "sweep.toml", "collect", "--output", "table.xls"]) == 2
+
+
+def test_the_page_holds_every_member_and_loads_nothing(folder, capsys):
+    assert main(["campaign", "sweep.toml", "report"]) == 0
+    page = (folder / "sweep" / "report.html").read_text()
+    for row in rows(folder).values():
+        assert f'href="members/{row["digest"]}.h5"' in page
+        assert f'href="#{row["digest"]}"' in page
+        assert row["measure"] == "health" or page.count(f'id="{row["digest"]}"') == 1
+    assert page.count("one scale for all") == 4  # loss, accuracy, and both eigenvalues
+    assert not re.search(r"(src|href)=\"(?!data:|#|members/)", page) and "http" not in page
+    assert page.count('<img alt="train_loss"') == 2 and page.count("<polyline") == 4
+
+
+def test_a_file_that_changes_after_the_plan_is_a_failure_with_its_name(folder, tmp_path):
+    (tmp_path / "net.pt").write_bytes((folder / "run" / "net_1.pt").read_bytes())
+    (tmp_path / "one.toml").write_text(
+        '[settings]\nmodel = "mlp"\nmodel_file = "net.pt"\nsamples = 8\n[surface]\nx = "-1:1:2"\n'
+    )
+    (member,) = lossmap.campaign_members(tmp_path / "one.toml")
+    (tmp_path / "net.pt").write_bytes((folder / "run" / "net_2.pt").read_bytes())
+    table = lossmap.run_campaign([member], tmp_path / "one", progress=False)
+    assert table["outcome"] == ["failed"] and "net.pt has changed since the campaign was planned" in table["reason"][0]
+    (again,) = lossmap.campaign_members(tmp_path / "one.toml")
+    assert again.digest != member.digest
+    assert lossmap.run_member(again, tmp_path / "one")["outcome"] == "complete"
+
+
+def test_members_run_under_a_scheduler_of_ones_own(folder, tmp_path):
+    members = lossmap.campaign_members(folder / "sweep.toml")[:1]
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as executor:
+        (row,) = executor.map(lossmap.run_member, members, [str(tmp_path / "pool")])
+    assert row["outcome"] == "complete"
+    assert row["train_loss_min"] == rows(folder)["surface: run/net_1"]["train_loss_min"]
+
+
+def test_members_run_under_submitit(folder, tmp_path):
+    submitit = pytest.importorskip("submitit")
+    executor = submitit.AutoExecutor(tmp_path / "logs", cluster="local")
+    executor.update_parameters(timeout_min=5)
+    member = lossmap.campaign_members(folder / "sweep.toml")[0]
+    row = executor.submit(lossmap.run_member, member, str(tmp_path / "results")).result()
+    assert row["outcome"] == "complete"
+    assert row["train_loss_min"] == rows(folder)["surface: run/net_1"]["train_loss_min"]
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["run", "sweep.toml"], "the file must come first: lossmap campaign FILE.toml run"),
+        (["sweep.toml", "plan", "--watch"], "--watch is a flag of status; not of plan"),
+        (["sweep.toml", "run", "--nodes", "2"], "--nodes is a flag of submit; not of run"),
+        (["sweep.toml", "walk"], "the action must be one of plan, run"),
+        (["none.toml", "plan"], "the campaign .*none.toml: No such file"),
+        (["sweep.toml", "submit"], "sweep.toml is complete: nothing is left to submit"),
+    ],
+)
+def test_what_is_wrong_is_one_sentence(words, sentence, capsys):
+    assert main(["campaign", *words]) == 2
+    error = capsys.readouterr().err
+    assert re.search(sentence, error) and error.count("\n") == 1, error
+
+
+# ---- submission
+
+
+@pytest.fixture
+def more(folder):
+    (folder / "more.toml").write_text(SWEEP.replace("samples = 32", "samples = 31"))
+    return folder
+
+
+def test_an_array_has_a_throttle_and_each_job_members_of_its_own(more, capsys, monkeypatch):
+    monkeypatch.setattr(slurm, "submit", lambda path, chain: slurm.Submission(("7",)))
+    monkeypatch.setattr(slurm, "largest_array", lambda: 1000)
+    assert main(["campaign", "more.toml", "submit", "--array", "3%2", "--time", "30", "--requeue"]) == 0
+    assert "submitted 8 members as 7" in capsys.readouterr().out
+    script = (more / "sweep" / "submissions" / "1.sbatch").read_text()
+    assert "#SBATCH --array=1-3%2" in script and '--part "$SLURM_ARRAY_TASK_ID/3"' in script
+    batch = str(more / "sweep" / "submissions" / "1.json")
+    whole = Campaign.read("more.toml")
+    parts = [whole.part(batch, f"{i}/3").members for i in (1, 2, 3)]
+    assert [len(part) for part in parts] == [3, 3, 2]
+    assert {m.digest for part in parts for m in part} == {m.digest for m in whole.members}
+    assert main(["campaign", "more.toml", "status", "--batch", batch, "--part", "1/3"]) == 75
+    assert "3 members; 3 new" in capsys.readouterr().out
+    monkeypatch.setattr(slurm, "largest_array", lambda: 2)
+    assert main(["campaign", "more.toml", "submit", "--array", "3"]) == 2
+    assert "--array must be <= 2 on this cluster (MaxArraySize); got 3" in capsys.readouterr().err
+
+
+def test_without_an_array_one_job_takes_all_and_what_is_added(more, capsys):
+    assert main(["campaign", "more.toml", "submit", "--ranks-per-node", "4", "--chain", "2", "--dry-run"]) == 0
+    script = capsys.readouterr().out
+    assert "--batch" not in script and "campaign more.toml status --fingerprint" in script
+    assert "--ntasks-per-node=4" in script
+
+
+def test_each_makes_a_campaign_of_a_command_and_a_pattern(folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    pattern = str(folder / "run" / "net_*.pt")
+    command = ["--", "surface", "--model", "mlp", "--model-file", "{}", "--x=-1:1:3", "--metric", "a.py:f"]
+    (tmp_path / "a.py").write_text("")
+    assert main(["submit", "--each", pattern, "--dry-run", *command]) == 0
+    assert "#SBATCH --array=1-2\n" in capsys.readouterr().out
+    assert not list(tmp_path.glob("*.toml"))  # --dry-run writes nothing
+    monkeypatch.setattr(slurm, "submit", lambda path, chain: slurm.Submission(("7",)))
+    assert main(["submit", "--each", pattern, "--name", "nets", *command]) == 0
+    members = lossmap.campaign_members("nets.toml")
+    assert [Path(m.settings["model_file"]).name for m in members] == ["net_1.pt", "net_2.pt"]
+    assert members[0].settings["metric"] == ["a.py:f"] and members[0].settings["x"] == "-1:1:3"
+    for words, sentence in [
+        (["--each", "no*.pt", *command], "no file fits"),
+        (["--each", pattern, "--", "surface", "--model", "mlp"], "needs {} where the file belongs"),
+        (["--each", pattern, "--", "train", "--model-file", "{}"], "--each is for surface"),
+        (["--each", pattern, "--name", "nets", *command, "--samples", "9"], "nets.toml is there and says something"),
+    ]:
+        assert main(["submit", *words]) == 2
+        assert sentence in capsys.readouterr().err
+
+
+# ---- a thousand members
+
+
+def test_a_thousand_members_are_planned_watched_and_collected_in_two_seconds_each(tmp_path, monkeypatch, capsys):
+    """Of the processor, since the tests share the machine; the index says what the results say."""
+    monkeypatch.chdir(tmp_path)
+    for number in range(100):
+        (tmp_path / f"net_{number}.pt").write_bytes(os.urandom(1000))
+        os.utime(tmp_path / f"net_{number}.pt", (1e9, 1e9))
+    (tmp_path / "big.toml").write_text(
+        '[settings]\nmodel = "mlp"\n[over]\nmodel_file = {glob = "net_*.pt"}\n'
+        f"seed = {list(range(10))}\n[surface]\nx = '-1:1:25'\n"
+    )
+    assert main(["campaign", "big.toml", "plan"]) == 0
+    campaign = Campaign.read("big.toml")
+    folder = CampaignFolder(campaign.folder.path)
+    folder.create()
+    state = MemberState("complete", 25, 0, 25, 1.0, 0.1, "", {"train_loss_min": 0.5, "train_loss_max": 2.0})
+    lines = []
+    for member in campaign.members:
+        folder.result(member.digest).write_bytes(b"")
+        folder.finish(member.digest)
+        lines.append(_index_line(member.digest, folder._stamps(member.digest)[member.digest], state))
+    folder.index.write_text("\n".join(lines) + "\n")
+    for action in ("plan", "status", "collect"):
+        began = time.process_time()
+        assert main(["campaign", "big.toml", action]) == 0
+        took = time.process_time() - began
+        assert took < 2.0, (action, took)
+    assert "1000 members" in capsys.readouterr().out
+    changed = replace(campaign.members[0], digest=campaign.members[0].digest)
+    folder.fail(changed.digest, "lost")  # one file has changed: it alone is read
+    states = folder.states(campaign.members)
+    assert states[changed.digest].outcome == "failed"
+    assert sum(s.outcome == "complete" for s in states.values()) == 999
