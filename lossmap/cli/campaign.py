@@ -82,8 +82,6 @@ COMMAND = Command(
         "lossmap campaign sweep.toml plan --rehearse 2",
         "mpirun -n 4 lossmap campaign sweep.toml run",
         "lossmap campaign sweep.toml submit --array 200%20 --time 1:00:00 --requeue",
-        "lossmap campaign sweep.toml status --watch",
-        "lossmap campaign sweep.toml collect --output sweep.csv",
     ),
 )
 # flags -> the actions that have them; those of a job belong to `submit`

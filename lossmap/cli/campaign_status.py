@@ -104,7 +104,7 @@ def progress_of(
         }
         for m in shown
     ]
-    progress = {
+    progress: dict[str, Any] = {
         "outcome": outcome_of(states),
         "folder": str(folder.path),
         "members": len(members),

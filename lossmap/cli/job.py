@@ -30,7 +30,7 @@ class SubmitSettings:
     memory: str | None = setting(None, "memory of a node, as SLURM's --mem", metavar="SIZE")
     time: str | None = setting(None, "time limit: M, H:M:S or D-H:M:S", metavar="TIME")
     array: str = setting(
-        "1", "number of independent shards, for `lossmap merge`; N%K runs K of them at a time", metavar="N%K"
+        "1", "number of independent shards, for `lossmap merge`; 200%20 runs 20 of 200 at a time", metavar="N"
     )
     each: str | None = setting(
         None, "pattern of files: a campaign of the command with each in the place of {}", metavar="PATTERN"

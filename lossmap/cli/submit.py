@@ -28,7 +28,6 @@ COMMAND = Command(
     (
         EXAMPLE,
         "lossmap submit --gpus-per-node 4 --array 8 --time 1:00:00 -- eigenmap --like surface.h5",
-        "lossmap submit --dry-run -- dynamics run --model resnet20-w8",
         "lossmap submit --each 'runs/*/epoch_*.pt' --array 200%20 -- surface --model resnet20-w8 --model-file {}",
     ),
 )
