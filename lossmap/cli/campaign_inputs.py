@@ -6,6 +6,7 @@ the file's name (a function's, a label), that counts as it is.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -40,7 +41,20 @@ def identity_of(name: str, value: Any, folder: Path, digests: DigestCache) -> tu
         except OSError as error:
             raise UsageError(f"{name}: {path}: {error.strerror or error}") from None
         counted = [around, contents[path]]
+        for shard in _shards(folder / path):
+            contents[str(Path(path).parent / shard)] = digests.of(folder / Path(path).parent / shard)
+            counted.append(contents[str(Path(path).parent / shard)])
     return counted, contents
+
+
+def _shards(path: Path) -> list[str]:
+    """The files that a list of shards names, as Hugging Face writes it; none of any other file."""
+    if not path.name.endswith(".index.json"):
+        return []
+    try:
+        return sorted(set(json.loads(path.read_text())["weight_map"].values()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # the command says what is wrong with it
+        return []
 
 
 def _files_in(name: str, value: str) -> Iterator[tuple[str, str]]:

@@ -136,6 +136,16 @@ def test_a_moved_checkpoint_is_the_same_member_and_a_changed_one_another(sweep, 
     assert after[:6] != before[:6] and after[6:] == before[6:]
 
 
+def test_the_shards_of_a_checkpoint_count_too(sweep, tmp_path):
+    (tmp_path / "a.safetensors").write_text("1")
+    (tmp_path / "net.index.json").write_text('{"weight_map": {"w": "a.safetensors", "b": "a.safetensors"}}')
+    file = sweep("[settings]\nmodel_file = 'net.index.json'\n[surface]\n")
+    (before,) = campaign_members(file)
+    assert before.files == ("net.index.json", "a.safetensors")
+    (tmp_path / "a.safetensors").write_text("2")
+    assert digests(file) != [before.digest]
+
+
 def test_the_rows_of_a_table_are_settings_and_labels(sweep, tmp_path):
     (tmp_path / "nets.csv").write_text("model_file,lr,seed\nruns/step_2.pt,0.1,3\nruns/step_10.pt,1e-2,\n")
     text = 'labels = ["lr"]\n[settings]\nmodel = "mlp"\n[table]\nfile = "nets.csv"\n[health]\nsamples = 8\n'
