@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from lossmap.parallel.team import Team
     from lossmap.spectra.request import SpectrumRequest
 
+PRODUCTS = 200  # about as many as a spectrum takes: ends, trace and density
+
 
 def models_of(settings: Settings) -> dict[str, ModelSettings]:
     """The checkpoints by label: that of the flags first, then those of --compare. Raises UsageError for bad labels."""
@@ -104,7 +106,12 @@ def backend_choices(
             return list(earlier)
     return [
         prepare(
-            subject.problem, options.parameters, MATRICES[subject.matrix], backend=options.hvp_backend, memory=memory
+            subject.problem,
+            options.parameters,
+            MATRICES[subject.matrix],
+            backend=options.hvp_backend,
+            memory=memory,
+            products=PRODUCTS,
         ).plan.stored()
         for subject in subjects
     ]

@@ -94,7 +94,8 @@ def prepare(
     check       compares products with differences of the gradient (`product_check`); without, with double backward; or
                 what rank 0 found (`OperatorFactory.check`). The ranks of a team come to one decision (`team_check`)
     distant     tensors of the survey's farthest point, where products are compared too; by default some random point
-    products    about how many are to come, over all points: for few, `auto` neither traces nor probes; None: many
+    products    about how many are to come, over all points, with one vector each: for few, `auto` neither traces nor
+                probes; None: many, and with several vectors at once too
     like        a factory over the same model and loss, as the probe made it, whose traces serve here too
 
     The model's mode does not matter: products are those of evaluation mode. Where a backend cannot be trusted, the log
@@ -133,7 +134,7 @@ def prepare(
 
     def probed() -> OperatorFactory:
         with torch.inference_mode(False), torch.no_grad():
-            probe = Probe(factory)
+            probe = Probe(factory, blocks=products is None)
             return probe.for_few(candidates) if is_short else probe.best(candidates)
 
     return _with_rounding(made_by_all(total, device, probed, "probe of products"))
@@ -268,8 +269,8 @@ def _candidates(considered: Sequence[str], rejected: Mapping[str, str]) -> set[s
 class Probe:
     """The search for the cheapest plan, while it lasts. Not a result: `best` makes an `OperatorFactory`."""
 
-    def __init__(self, factory: OperatorFactory) -> None:
-        self.factory = factory
+    def __init__(self, factory: OperatorFactory, *, blocks: bool = True) -> None:
+        self.factory, self.blocks = factory, blocks  # blocks: whether products with several vectors are to come
         self.samples = factory.problem.data.samples
         self.deadline = time.process_time() + MAX_PROBE_SECONDS
         self.seconds: dict[str, float] = {}  # per sample and product, by the plan's label
@@ -292,7 +293,7 @@ class Probe:
             runs = [self.candidate(HvpPlan("double-backward", self.first_size))]  # type: ignore[list-item]
         winner = self.cheapest(runs)
         plan = winner.plan
-        if plan.backend == "linearized":
+        if plan.backend == "linearized" and self.blocks:
             plan = self.with_vmap(winner)
         record = {label: float(f"{seconds:.3g}") for label, seconds in self.seconds.items()}
         return self.with_plan(replace(plan, seconds_per_sample=record))
