@@ -5,9 +5,7 @@ import json
 import os
 import re
 import time
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -182,15 +180,8 @@ def test_a_file_that_changes_after_the_plan_is_a_failure_with_its_name(folder, t
     assert lossmap.run_member(again, tmp_path / "one")["outcome"] == "complete"
 
 
-def test_members_run_under_a_scheduler_of_ones_own(folder, tmp_path):
-    members = lossmap.campaign_members(folder / "sweep.toml")[:1]
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as executor:
-        (row,) = executor.map(lossmap.run_member, members, [str(tmp_path / "pool")])
-    assert row["outcome"] == "complete"
-    assert row["train_loss_min"] == rows(folder)["surface: run/net_1"]["train_loss_min"]
-
-
 def test_members_run_under_submitit(folder, tmp_path):
+    """And under `concurrent.futures`: docs/campaigns.md, which the tests run."""
     submitit = pytest.importorskip("submitit")
     executor = submitit.AutoExecutor(tmp_path / "logs", cluster="local")
     executor.update_parameters(timeout_min=5)

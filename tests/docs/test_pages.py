@@ -3,6 +3,7 @@
 import re
 import runpy
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 
@@ -28,10 +29,12 @@ SMALLER = (
         r"^lossmap dynamics (.*)--samples 256 --top 3",
         r"lossmap dynamics \1--samples 32 --top 1 --tol 0.1 --hvp-backend double-backward",
     ),
+    (r"\[:2\]", "[:1]"),
     (r"^lossmap eigenmap (.*)", r"lossmap eigenmap \1 --certify none " + QUICK),
 )
 PAGES = {
     "start.md": {"line.h5", "line.pdf", "plane.h5", "spectrum.h5", "eigen.h5", "plane-3d.pdf", "surface.png"},
+    "campaigns.md": {"sweep.toml", "sweep", "decays.csv", "logs"},
     "how-to/own-model.md": {"huber.h5", "decay.h5", "decay-spectrum.h5", "head.h5"},
     "how-to/paper-figure.md": {"one.h5", "pair.pdf", "contours.svg", "relief.png"},
     "how-to/fine-tuning.md": {"run.h5", "between.h5", "both.h5", "path.h5", "path-plane.h5"},
@@ -40,7 +43,9 @@ PAGES = {
 
 def blocks(page):
     """The code blocks of a page: (language, file name or nothing, text)."""
-    return re.findall(r'^```(sh|python)(?: title="([\w.]+)")?\n(.*?)^```', (DOCS / page).read_text(), re.DOTALL | re.M)
+    return re.findall(
+        r'^```(sh|python|toml)(?: title="([\w.]+)")?\n(.*?)^```', (DOCS / page).read_text(), re.DOTALL | re.M
+    )
 
 
 def smaller(line):
@@ -54,6 +59,8 @@ def run_line(line):
     words = shlex.split(smaller(re.sub(r"^mpirun -n \d+ ", "", line)), comments=True)
     if words[:1] == ["lossmap"]:
         assert main(words[1:]) == 0, line
+    elif words[:2] == ["sed", "-i"]:
+        subprocess.run(words, check=True)
     elif words[:1] == ["python"]:
         runpy.run_path(words[1], run_name="__main__")
     else:
@@ -76,7 +83,7 @@ def test_a_page_works_as_it_stands(page, tmp_path, monkeypatch):
             for line in text.replace("\\\n", " ").splitlines():
                 run_line(line)
     for name in set(sys.modules) - before:
-        if name in ("mynet", "project", "prepare"):
+        if name in ("mynet", "project", "prepare", "decays"):
             del sys.modules[name]
     plt.close("all")
     assert PAGES[page] <= {path.name for path in tmp_path.iterdir()}

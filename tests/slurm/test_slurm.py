@@ -150,6 +150,29 @@ def test_an_array_of_three_shards_merges_to_the_file_of_one_job(farm, undisturbe
     same(farm.fields("whole.h5"), undisturbed)
 
 
+def test_an_array_of_a_campaign_computes_members_of_its_own_and_comes_back_for_the_rest(farm):
+    """Three jobs, two at a time, one member each; the first is signalled, requeued, and goes on."""
+    (farm.folder / "slow loss.py").write_text(LOSS.replace("= 0.1", "= 0.05 if again else 1.0"))
+    (farm.folder / "sweep.toml").write_text(
+        '[settings]\nmodel = "mlp"\nsamples = 32\nbatch_size = 32\nloss = "slow loss.py:loss"\n'
+        '[over]\nseed = [0, 1, 2]\n[surface]\nx = "-1:1:12"\n'
+    )
+    said = farm.lossmap("campaign", "sweep.toml", "submit", "--array", "3%2", "--time", "10", "--requeue")
+    job = said.splitlines()[0].split(" as ")[1].split(" by ")[0]
+    end = time.monotonic() + 120
+    while time.monotonic() < end:
+        told = json.loads(farm.lossmap("campaign", "sweep.toml", "status", "--json", code=75))
+        if told["points"]["done"] >= 3:
+            break
+    farm.cluster.ask("scancel", "--batch", "--signal=USR1", f"{job}_1")
+    farm.cluster.wait(job)
+    told = json.loads(farm.lossmap("campaign", "sweep.toml", "status", "--json"))
+    assert told["counts"]["complete"] == 3 and told["points"] == {"done": 36, "failed": 0, "total": 36}
+    logs = {p.name: p.read_text() for p in (farm.folder / "sweep" / "submissions").glob("*.log")}
+    assert len(logs) == 3, logs
+    assert "attempt 2 of job" in logs["1.shard-1-of-3.log"], logs
+
+
 def test_a_chain_of_short_jobs_finishes_a_long_survey(farm, undisturbed):
     for _ in range(6):  # one chain is enough on an idle machine; on a busy one, a user would submit another
         jobs = farm.submit("--chain", "4", work=farm.survey("long.h5", 8, "--stop-after", "4"))
