@@ -3,7 +3,7 @@
     run_campaign(members, "results") -> CampaignTable           over all ranks that a launcher started, and on each
 
 Nothing is computed twice: members at their end are passed over, and a killed run repeats the points in flight alone.
-Price beside the measures: a millisecond or two of rank 0 and two small files a member; see benchmarks/campaign.py.
+Price beside the measures: each member's file is written three times; benchmarks/campaign.py measures it.
 """
 
 from __future__ import annotations

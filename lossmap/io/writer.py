@@ -293,7 +293,8 @@ class SurfaceFile:
             if complete:
                 self.memory.note(end=_now())
             try:
-                self.snapshot()
+                if complete or self._dirty:  # else the file says all there is to say
+                    self.snapshot()
             except BaseException:
                 self._journal.close()
                 raise

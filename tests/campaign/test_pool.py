@@ -83,6 +83,7 @@ def evaluations(folder):
     return Counter((folder / "log").read_text().splitlines())
 
 
+@pytest.mark.alone
 @pytest.mark.slow
 @needs_mpi
 def test_ranks_measure_nearly_all_the_time_while_costs_spread_twentyfold(tmp_path):
@@ -95,6 +96,7 @@ def test_ranks_measure_nearly_all_the_time_while_costs_spread_twentyfold(tmp_pat
     assert measured >= 0.9 * RANKS * told["wall"], told
 
 
+@pytest.mark.alone
 @needs_mpi
 def test_killing_rank_0_repeats_the_points_in_flight_alone(tmp_path):
     process = start(tmp_path, 0.004, count=24)
