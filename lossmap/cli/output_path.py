@@ -40,7 +40,7 @@ def default_name(settings: Settings) -> str:
     spans = [f"{t[0]:g}to{t[-1]:g}x{t.size}" for t in (grid.x, grid.y) if t is not None]
     seed = f"s{plane.seed}.{plane.idx}" if plane.idx else f"s{plane.seed}"
     name = f"{subject}_{'-'.join(dict.fromkeys(_directions(settings)))}_{seed}_{'_'.join(spans)}"
-    name = re.sub(r"[^\w.+-]+", "-", name)
+    name = re.sub(r"[^\w.+-]+", "-", name).lstrip("-")  # which a command would take for a flag
     if len(name) > MAX_NAME_LENGTH:
         name = f"{name[: MAX_NAME_LENGTH - 9]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
     return name + ".h5"

@@ -190,7 +190,9 @@ def result_path(settings: Settings) -> Path:
     model = settings.model.model
     if settings.model.model_file:
         model = Path(settings.model.model_file).stem
-    return Path(re.sub(r"[^\w.+-]+", "-", f"{settings.data.problem or model}"[:MAX_LABEL_LENGTH]) + "_spectrum.h5")
+    return Path(
+        re.sub(r"[^\w.+-]+", "-", f"{settings.data.problem or model}"[:MAX_LABEL_LENGTH]).lstrip("-") + "_spectrum.h5"
+    )
 
 
 def _file(path: Path, grid: Grid, measure: Any, settings: Settings, device: str, ranks: int) -> SurfaceFile:

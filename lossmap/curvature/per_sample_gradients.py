@@ -254,7 +254,9 @@ def gradient_covariance(problem: Problem, parameters: str = "weights", *, memory
     """
     problem = check_loss(problem)
     if isinstance(problem.data, FixedBatches):
-        raise ValueError("a sample's gradient is not defined here: " + "; ".join(problem.notes))
+        raise ValueError(
+            "a sample's gradient is not defined here: " + "; ".join(note.partition(":")[0] for note in problem.notes)
+        )
     if problem.data.samples < 2:
         raise ValueError(f"the covariance of gradients needs at least 2 samples; got {problem.data.samples}")
     named = selected(problem.model, parameters)

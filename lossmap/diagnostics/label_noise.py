@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from lossmap.data.problem import Problem, targets_of, temporary_parameters
+from lossmap.report.text import percent_with_error
 
 Array = np.ndarray
 CHANCE_ERRORS = 2.0  # standard errors by which a network must be better than chance
@@ -72,7 +73,7 @@ class LabelNoise:
             return ""
         accuracy, error = self.accuracy_estimate
         return (
-            f"undecided: the network does not classify (accuracy {100 * accuracy:.3g} +- {100 * error:.1g} %, chance "
+            f"undecided: the network does not classify (accuracy {percent_with_error(accuracy, error)}, chance "
             f"{100 * self.chance:.3g} %), so that its own errors would be counted"
         )
 

@@ -13,7 +13,7 @@ import numpy as np
 from lossmap.health.finding import MODERATE, NOTE, Finding, Suggestion
 from lossmap.health.measurements import Measurements
 from lossmap.health.suggestions import CLIP, NORMALIZE, SECOND_ORDER, SMALLER_STEP
-from lossmap.report.text import value_with_limit
+from lossmap.report.text import number, value_with_limit
 
 AT_THE_EDGE, BEYOND_THE_EDGE = 0.9, 1.1  # of the stability threshold
 MAX_NEGATIVE_RATIO = 0.1
@@ -88,7 +88,7 @@ def negative_curvature(measured: Measurements) -> Iterator[Finding]:
         sense="above",
         level=MODERATE,
         evidence=f"the smallest eigenvalue, {value_with_limit(low, low_error, measured.spectrum.limits[1])}, is "
-        f"{100 * ratio:.2g} % of the largest, {high:.4g}, in magnitude",
+        f"{number(float(f'{100 * ratio:.2g}'))} % of the largest, {high:.4g}, in magnitude",
         means="not a minimum, to second order: a saddle, or training that has not finished",
         source="threshold ours; Dauphin et al. 2014, arXiv:1406.2572, for saddles",
         tries=(

@@ -13,6 +13,7 @@ import numpy as np
 from lossmap.health.finding import MODERATE, NOTE, SERIOUS, Finding, Suggestion
 from lossmap.health.measurements import Measurements
 from lossmap.health.suggestions import CLIP, NORMALIZE
+from lossmap.report.text import percent_with_error
 
 MAX_RATIO = 1000.0
 MAX_LEADING_SHARE = 0.8
@@ -89,7 +90,7 @@ def dominant_direction(measured: Measurements) -> Iterator[Finding]:
         threshold=MAX_LEADING_SHARE,
         sense="above",
         level=NOTE,
-        evidence=f"{100 * share:.0f} +- {100 * error:.1g} % of the variance of {measured.gradients.samples:,} samples' "
+        evidence=f"{percent_with_error(share, error)} of the variance of {measured.gradients.samples:,} samples' "
         "gradients lies along one direction",
         means="few samples, or one pair of classes, determine the steps",
         source="threshold ours; Papyan 2019, arXiv:1901.08244, for the class structure of gradients",

@@ -12,6 +12,7 @@ import numpy as np
 
 from lossmap.health.finding import CHANCE_LEVEL, MODERATE, NOTE, SERIOUS, Finding, Suggestion
 from lossmap.health.measurements import Measurements
+from lossmap.report.text import percent_with_error
 
 MAX_NOISE = 0.05
 MIN_ACCURACY = 0.5  # of a classifier whose doubts about labels are taken seriously
@@ -37,7 +38,7 @@ def label_noise(measured: Measurements) -> Iterator[Finding]:
         threshold=MAX_NOISE,
         sense="above",
         level=MODERATE,
-        evidence=f"{100 * share:.1f} +- {100 * error:.1g} % of confident samples are predicted another class than "
+        evidence=f"{percent_with_error(share, error)} of confident samples are predicted another class than "
         f"labelled ({len(labels.suspected_errors)} suspected label errors; first {first})",
         means="wrong labels, classes that overlap, or errors of the network: look at them",
         source="threshold ours; Northcutt et al. 2021, doi:10.1613/jair.1.12125",

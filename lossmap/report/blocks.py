@@ -104,9 +104,12 @@ def block_text(b: BlockSummary) -> str:
             "is positive"
         )
     elif b.kind == "indefinite":
+        smallest = f"smallest {low}, {_percent(b.smallest, b.largest)} of the largest"
+        if b.smallest >= 0.0:
+            smallest = f"the smallest found, {low} +- {b.error:.1g}, is not resolved from them"
         text = (
-            f"{up} positive (largest {high}), {down} negative (smallest {low}, {_percent(b.smallest, b.largest)} of "
-            "the largest); a saddle in these parameters where the gradient is zero"
+            f"{up} positive (largest {high}), {down} negative ({smallest}); a saddle in these parameters where the "
+            "gradient is zero"
         )
     return f"{b.kind}: {text}"
 
@@ -119,7 +122,8 @@ def network_text(stored: StoredReport) -> str:
     """What the blocks together say of the network."""
     blocks = rows_of(stored, BlockSummary, ARRAYS)
     zero = [b for b in blocks if b.kind == "zero"]
-    low = min(blocks, key=lambda b: b.smallest)
+    # where counts know of negative eigenvalues, the smallest found may still be above 0, within its error
+    low = min([b for b in blocks if b.negative[0]] or blocks, key=lambda b: b.smallest)
     high = max(blocks, key=lambda b: b.largest)
     parts = [_zero_blocks_text(zero, len(blocks))]
     if low.negative[0]:
@@ -143,6 +147,12 @@ def network_text(stored: StoredReport) -> str:
 
 def _negative_text(low: BlockSummary, high: BlockSummary) -> str:
     """The block with the most negative curvature, and what it means for the whole."""
+    if low.smallest >= 0.0:
+        return (
+            f"Block {low.name} has negative curvature: {counts(low.negative)} eigenvalues below -{low.floor:.1e}, by "
+            "its density with 95 % confidence. The whole matrix then has negative eigenvalues too (interlacing): not a "
+            "minimum, to second order"
+        )
     beside = ""
     if high.largest > high.floor:
         share = _percent(low.smallest, high.largest)

@@ -23,7 +23,7 @@ NUMBERS = {  # by its name in the file: title, what it is
     "held_out_accuracy": ("held-out accuracy", "of samples that were not trained on"),
     "held_out_surprise": ("held-out negative log-likelihood", "mean over these samples, nats"),
     "held_out_label_noise": ("held-out label noise", "includes the errors of the network"),
-    "loss": ("loss", "{unit}, mean over the samples of the Hessian"),
+    "loss": ("loss", "{unit}, mean over the samples that the Hessian is of"),
     "largest_eigenvalue": ("largest eigenvalue", "of the Hessian, {unit} per squared unit of theta"),
     "smallest_eigenvalue": ("smallest eigenvalue", ""),
     "trace": ("trace", ""),
@@ -103,14 +103,16 @@ def _number_lines(stored: StoredReport, report: Mapping[str, Any]) -> list[str]:
         value, error = _exact(stored, name, entry)
         if isnan(value):
             continue
-        text = "none is seen"
+        text = "not resolved"
         title, what = NUMBERS.get(name, (name.replace("_", " "), ""))
         what = what.format(unit=unit)
+        if unit == "1":
+            what = what.removeprefix("1, ").replace(", 1 per", ", per")
         if isfinite(value):
             text = value_with_limit(value, error, _or_nan(entry, "limit"))
             if "rounding" in entry and abs(value) <= error:  # of an eigenvalue
                 what = f"{what}; {zero_clause(error, _or_nan(entry, 'rounding'))}".removeprefix("; ")
-        lines.append(f"  {title:<34}{text:<19} {what}".rstrip())
+        lines.append(f"  {title:<34}{text:<18}  {what}".rstrip())
     return lines
 
 

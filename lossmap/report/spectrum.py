@@ -175,10 +175,15 @@ def condition_text(stored: StoredReport, top: StoredEnd, bottom: StoredEnd) -> s
         clause = "is not positive beyond its error"
         if abs(low) <= error and bottom.rounding >= MIN_ROUNDING_SHARE * error:
             clause = zero_clause(error, bottom.rounding)
-        text = f"infinite: the smallest eigenvalue, {smallest}, {clause}"
-        if low + error > 0.0 and high > 0.0:
-            text += f" (if it is, the condition number is above {number(high / (low + error))})"
-        text += "; ill-conditioned"
+        if low + error < 0.0:
+            text = (
+                f"none: the smallest eigenvalue, {smallest}, is negative, and a condition is one of positive matrices"
+            )
+        else:
+            text = f"infinite: the smallest eigenvalue, {smallest}, {clause}"
+            if low + error > 0.0 and high > 0.0:
+                text += f" (if it is, the condition number is above {number(high / (low + error))})"
+            text += "; ill-conditioned"
         known = stored.number("condition_beyond_floor")
         if isfinite(known):
             floor = f"{stored.number('noise_floor'):.1e}"

@@ -82,6 +82,15 @@ def number(value: float) -> str:
     return f"{value:.4g}"
 
 
+def percent_with_error(share: float, error: float) -> str:
+    """`25.0 +- 4.1 %` of a share of 1 and its error, to the error's second digit; never `1e+01`."""
+    percent = 100.0 * error
+    digits = 0
+    if 0.0 < percent < 10.0:
+        digits = min(6, 1 - floor(log10(percent)))
+    return f"{100.0 * share:.{digits}f} +- {percent:.{digits}f} %"
+
+
 def cost(products: int, seconds: float) -> str:
     """`107 products, 0.3 s`; without the time where it is not known."""
     if not isfinite(seconds):
