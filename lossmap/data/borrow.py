@@ -423,7 +423,9 @@ def _put_into(model: nn.Module, modules: list[nn.Module], mode: bool, factor: fl
     state = ModuleState(model)
     required = [(t, t.requires_grad) for t in own.values() if t.is_leaf]
     try:
-        start = {name: v * factor if v.is_floating_point() else v.clone() for name, v in _copies(values).items()}
+        start: Named = values
+        if factor != 1.0:
+            start = {name: v * factor if v.is_floating_point() else v for name, v in values.items()}
         _point(own, _copies(start))
         for module in modules:
             module.train(True) if mode else module.eval()
