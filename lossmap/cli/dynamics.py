@@ -153,6 +153,7 @@ def run(settings: Settings, world: World) -> int:
             attributes=provenance(machine.describe(), world.size)
             | {"command": "dynamics", "resolved_dynamics": resolved},
             command="lossmap dynamics",
+            accept_change=execution.accept_change,
         )
     for failure in result.failures:
         say(f"failed: {failure}")

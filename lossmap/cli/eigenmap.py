@@ -230,7 +230,9 @@ def _run(settings: Settings, world: World, survey: Callable[..., Any], stop: Sto
         cold = warm.audit_twin()
     measures = {m.name: (m.fields, m.settings) for m in (warm, cold) if m is not None}
     upgrades = {m.name: m.upgraded for m in (warm, cold) if m is not None}
-    store = output.on_rank_0(world, lambda: result.open(measures, machine.describe(), world.size, upgrades))
+    store = output.on_rank_0(
+        world, lambda: result.open(measures, machine.describe(), world.size, upgrades, problems, product=True)
+    )
     say(machine.sentence())
     if store is not None:
         store.note(split=next(iter(problems)))

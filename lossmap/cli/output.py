@@ -18,6 +18,7 @@ from lossmap.cli.entry_point import EXIT_CODES as EXIT_CODES
 from lossmap.cli.output_path import result_path
 from lossmap.cli.setting_groups import DrawSettings, RunSettings
 from lossmap.cli.settings import Settings, UsageError
+from lossmap.cli.trust import code_files
 from lossmap.data.problem import Problem
 from lossmap.geometry.directions import Plane
 from lossmap.geometry.grid import Grid
@@ -111,10 +112,14 @@ class OutputFile:
         device: str,
         ranks: int,
         upgrades: Mapping[str, Any] | None = None,
+        problems: Mapping[str, Problem] | None = None,
+        product: bool = False,
     ) -> SurfaceFile:
         """Open or continue the file, on rank 0. Raises ValueError naming what differs from an earlier run.
 
         upgrades  by measure, what makes today's reading of the fields in which an earlier version kept it
+        problems  of the first measure, by split: the fingerprint of its code is compared and stored
+        product   whether that measure makes products
         """
         run: RunSettings = self.settings.run
         estimates = stored_estimate(self.path) or {}
@@ -140,7 +145,16 @@ class OutputFile:
             },
             only=self.points,
             upgrades=upgrades,
+            codes={} if problems is None else {next(iter(measures)): self._code(problems, product)},
+            accept_change=run.accept_change,
         )
+
+    def _code(self, problems: Mapping[str, Problem], product: bool) -> dict[str, Any]:
+        """The fingerprint of the code that measures on this plane, at its origin and at its farthest point."""
+        from lossmap.landscape.fingerprint import code_of
+
+        files = code_files(self.settings.resolved(), Path.cwd())
+        return code_of(problems, plane=self.plane, point=self.grid.farthest, product=product, files=files)
 
     def store_cost(self, store: SurfaceFile, measure: str) -> None:
         """Write into the file what the measure has taken so far, beside what was estimated."""

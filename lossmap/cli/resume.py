@@ -28,7 +28,18 @@ from lossmap.parallel.shards import unsharded
 
 # What belongs to one run alone, and is not taken up again.
 # Pickled files can run code of their own: a result of somebody else's does not say that they may.
-ONCE = ("unsafe_load", "overwrite", "dry_run", "stop_after", "retry_failed", "plot", "page", "vtk", "show")
+ONCE = (
+    "unsafe_load",
+    "accept_change",
+    "overwrite",
+    "dry_run",
+    "stop_after",
+    "retry_failed",
+    "plot",
+    "page",
+    "vtk",
+    "show",
+)
 OWN_FLAGS = """Flags of resume:
   --folder FOLDER  folder to start in, where the result was moved; by default the one that it was started in
   --trust          run the code that the result names (model, data, loss) without a question, whoever it belongs to

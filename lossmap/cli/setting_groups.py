@@ -196,6 +196,9 @@ class RunSettings:
         None, "seconds after which a point is dispatched again", metavar="SECONDS", above=0
     )
     dry_run: bool = setting(False, "summary of what would be done, without doing it")
+    accept_change: bool = setting(
+        False, "continuation by code that measures something else than the code that began; noted in the history"
+    )
 
 
 @dataclass(frozen=True)

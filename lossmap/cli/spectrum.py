@@ -23,6 +23,7 @@ from lossmap.cli.entry_point import guarded
 from lossmap.cli.measure_settings import GROUPS, SpectrumSettings
 from lossmap.cli.output_path import with_ending
 from lossmap.cli.settings import Settings, UsageError
+from lossmap.cli.trust import code_files
 from lossmap.geometry.grid import Grid
 from lossmap.io.provenance import provenance
 from lossmap.io.read import SurfaceFile, read
@@ -196,7 +197,11 @@ def result_path(settings: Settings) -> Path:
 
 
 def _file(path: Path, grid: Grid, measure: Any, settings: Settings, device: str, ranks: int) -> SurfaceFile:
+    from lossmap.landscape.fingerprint import code_of
+
     resolved = {"settings": settings.resolved(), "folder": os.getcwd()}
+    subject = measure.subjects[0]
+    files = code_files(settings.resolved(), Path.cwd())
     return SurfaceFile.open(
         path,
         grid,
@@ -207,6 +212,8 @@ def _file(path: Path, grid: Grid, measure: Any, settings: Settings, device: str,
         attributes={**provenance(device, ranks), "command": "spectrum", "resolved_spectrum": resolved},
         expected_bytes=measure.expected_bytes,
         upgrades={measure.name: measure.from_legacy},
+        codes={measure.name: code_of({subject.label: subject.samples_of}, product=True, files=files)},
+        accept_change=settings.run.accept_change,
     )
 
 

@@ -20,11 +20,12 @@ import numpy as np
 from lossmap.cli.command_line import Command
 from lossmap.cli.entry_point import EXIT_CODES, guarded
 from lossmap.cli.settings import setting
+from lossmap.io import attempts
 from lossmap.io.printable import printable
 from lossmap.io.read import is_being_written, read
 from lossmap.io.surface import REBUILT, UNPROTECTED, Surface
 from lossmap.io.verify import verify
-from lossmap.parallel.cost_model import decode_cost, measured_cost, side_by_side, span_text, stored_estimate
+from lossmap.parallel.cost_model import Estimate, decode_cost, measured_cost, side_by_side, span_text, stored_estimate
 from lossmap.parallel.pace import means_by_rank, rate_of
 
 MAX_SHOWN = 5  # slowest points and ranks, and failures, that the text names
@@ -131,6 +132,7 @@ def progress_of(file: str, surface: Surface, measure: str | None = None) -> dict
         "integrity": surface.integrity,
         "measures": {name: progress_of_measure(surface, name) for name in names if name in surface.status},
         "estimate": estimates_of(file, surface),
+        "attempts": attempts.decoded(attributes.get(attempts.ATTRIBUTE)),
     }
 
 
@@ -191,10 +193,33 @@ def text(progress: dict[str, Any]) -> str:
             comparison = side_by_side(progress["estimate"][measure], m["took"], not m["left"])
             lines += [f"  {line}" for line in comparison]
     lines.append(f"started {progress['start'] or 'at an unknown time'}, restarts: {progress['restarts']}")
+    lines += _attempt_lines(progress)
     lines += _integrity_lines(progress["integrity"])
     if progress["outcome"] == "unfinished":
         lines.append(WRITING[progress["running"]])
     return "\n".join(lines)
+
+
+def _attempt_lines(progress: dict[str, Any]) -> list[str]:
+    """What all attempts used, beside what was estimated, and each of them where there are several."""
+    made = progress["attempts"]
+    if not made:
+        return []
+    used, lines = attempts.totals(made), []
+    ranks = int(made[-1].get("ranks", 1))
+    estimated = [
+        Estimate(**{"products": float("nan"), **e}).node_hours(ranks) for e in progress["estimate"].values() if e
+    ]
+    beside = f", estimated {sum(estimated):.3g}" if estimated else ""
+    lines.append(f"used: {used['node_hours']:.3g} node-hours{beside}; {span_text(used['rank_seconds'])} of ranks")
+    for attempt in made[-MAX_SHOWN:] if len(made) > 1 else ():
+        job = f", job {attempt['slurm_job_id']}" if "slurm_job_id" in attempt else ""
+        lines.append(
+            f"  attempt of {attempt.get('start')}: {attempt.get('points', 0):,} points in "
+            f"{span_text(float(attempt.get('seconds', 0.0)))} by {attempt.get('ranks', 1)} ranks on "
+            f"{attempt.get('host')}{job}, {attempt.get('device', 'device unknown')}"
+        )
+    return lines
 
 
 def _integrity_lines(integrity: str) -> list[str]:

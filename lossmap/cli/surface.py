@@ -96,7 +96,7 @@ def _run(settings: Settings, world: World, survey: Callable[..., Any], stop: Sto
         )
     )  # fmt: skip
     measures = {measure.name: (measure.fields, measure.settings)}
-    store = output.on_rank_0(world, lambda: result.open(measures, machine.describe(), world.size))
+    store = output.on_rank_0(world, lambda: result.open(measures, machine.describe(), world.size, problems=problems))
     say(machine.sentence())
     if plane.cosine is not None:
         say(f"the cosine between the directions is {plane.cosine:.4f}")

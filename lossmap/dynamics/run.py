@@ -32,6 +32,7 @@ from lossmap.io.eigenvector_store import RESULTS, VectorFolder, move_into_file, 
 from lossmap.io.read import SurfaceFile, read, read_group
 from lossmap.io.surface import DONE, Group, Surface
 from lossmap.keywords import checked_keywords
+from lossmap.landscape.fingerprint import code_of
 from lossmap.landscape.run_survey import as_stop, survey
 from lossmap.landscape.survey_file import settings_of
 from lossmap.landscape.survey_recorder import Progress
@@ -122,6 +123,7 @@ def run_dynamics(
     settings: Mapping[str, Any] | None = None,
     attributes: Mapping[str, Any] | None = None,
     command: str = "lossmap spectrum --along",
+    accept_change: bool = False,
 ) -> RunDynamics:
     """The curvature along a training run: the leading eigenpairs at every checkpoint, and how their eigenspace rotates.
 
@@ -151,6 +153,8 @@ def run_dynamics(
         settings: what else the file is to compare when it is continued; None: the data, the loss and the precision.
         attributes: root attributes of the file.
         command: one line for the file's history.
+        accept_change: whether a file is continued although the code measures something else than that which began it;
+            its history then says so.
 
     Returns:
         A `RunDynamics`: print it for the answers; `result["eigenvalue"]` (step, pair), `result["overlap"]` (step,
@@ -220,6 +224,8 @@ def run_dynamics(
                 "checkpoint_files": json.dumps({f"{step:g}": str(file) for step, file in files.items()}),
             },
             command=command,
+            codes={measure.name: code_of({"train": problem}, product=True)},
+            accept_change=accept_change,
         )
         if overwrite:
             folder.clear()

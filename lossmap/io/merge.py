@@ -17,6 +17,9 @@ from typing import Any
 
 import numpy as np
 
+from lossmap.io import attempts
+from lossmap.io.code_identity import ATTRIBUTE as CODE
+from lossmap.io.code_identity import changes_between, decoded, described
 from lossmap.io.memory_store import bookkeeping
 from lossmap.io.read import is_being_written, read, write_surface
 from lossmap.io.resume_check import Refused, axis_differences, short
@@ -53,6 +56,7 @@ def merged(shards: Sequence[Surface], names: Sequence[str], result: str = "") ->
         if unequal:
             described = "; ".join(f"{what} is {short(a)} there, {short(b)} here" for what, a, b in unequal)
             raise Refused(f"{names[0]} and {name} are not shards of one survey: {described}", unequal)
+    code_notes = _code_notes(shards, names)
     fields, about, status, measures = {}, {}, {}, {}
     for measure in dict.fromkeys(m for shard in shards for m in shard.status):
         having = [shard for shard in shards if measure in shard.status]
@@ -80,7 +84,7 @@ def merged(shards: Sequence[Surface], names: Sequence[str], result: str = "") ->
         measures=measures,
         settings=_settings(shards),
         failures=tuple(failures[key] for key in sorted(failures)),
-        attributes=_attributes(shards, names, result),
+        attributes=_attributes(shards, names, result, code_notes),
         groups={name: group for shard in reversed(shards) for name, group in shard.groups.items()},
         parts=_parts(shards, status),
         recent={},
@@ -120,6 +124,28 @@ def _differences(ours: Surface, theirs: Surface) -> list[tuple[str, Any, Any]]:
     return unequal
 
 
+def _code_notes(shards: Sequence[Surface], names: Sequence[str]) -> list[str]:
+    """What differs in the code that measured the shards, where its numbers agree within rounding.
+
+    Raises Refused where they do not, naming what else differs.
+    """
+    notes = []
+    for measure in dict.fromkeys(m for shard in shards for m in shard.status):
+        codes = [(n, decoded(s.attributes.get(f"{CODE}{measure}"))) for s, n in zip(shards, names, strict=True)]
+        known = [(name, code) for name, code in codes if code is not None]
+        for name, code in known[1:]:
+            changes = changes_between(known[0][1], code)
+            if changes.values:
+                raise Refused(
+                    f"{known[0][0]} and {name} were measured by different code: {measure}: "
+                    f"{described(changes.values)}; changed: {changes.named()}",
+                    changes.values,
+                )
+            if changes.causes:
+                notes.append(f"{known[0][0]} and {name}: {changes.named()}; {measure} is the same within rounding")
+    return notes
+
+
 def _sources(states: Sequence[np.ndarray]) -> np.ndarray:
     """Which shard each point comes from: the first that is done, else that failed, else any."""
     worth = np.array([1, 3, 2])  # of to do, done, failed
@@ -143,7 +169,9 @@ def _parts(shards: Sequence[Surface], status: Mapping[str, np.ndarray]) -> dict[
     return made
 
 
-def _attributes(shards: Sequence[Surface], names: Sequence[str], result: str) -> dict[str, Any]:
+def _attributes(
+    shards: Sequence[Surface], names: Sequence[str], result: str, code_notes: Sequence[str]
+) -> dict[str, Any]:
     attributes = {k: v for k, v in shards[0].attributes.items() if k not in OF_A_SHARD}
     for name, value in attributes.items():
         if name.startswith("resolved_"):  # from which a survey is resumed: not as a shard any more
@@ -161,8 +189,12 @@ def _attributes(shards: Sequence[Surface], names: Sequence[str], result: str) ->
         **({"end": max(ends)} if len(ends) == len(shards) else {}),
     }
     chosen = {canonical({m: own.get("chosen") for m, own in s.settings.get("measures", {}).items()}) for s in shards}
+    notes = list(code_notes)
     if len(chosen) > 1:
-        attributes["merge_note"] = "probes chose differently in the shards, so last bits may differ: " + "; ".join(
-            sorted(chosen)
-        )
+        notes.append("probes chose differently in the shards, so last bits may differ: " + "; ".join(sorted(chosen)))
+    if notes:
+        attributes["merge_note"] = "; ".join(notes)
+    made = [attempt for shard in shards for attempt in attempts.decoded(shard.attributes.get(attempts.ATTRIBUTE))]
+    if made:
+        attributes[attempts.ATTRIBUTE] = made
     return attributes

@@ -6,6 +6,7 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Mapping
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -27,6 +28,7 @@ def provenance(device: str, ranks: int) -> dict[str, Any]:
         "python_version": platform.python_version(),
         "device": device,
         "ranks": ranks,
+        "nodes": nodes_of(os.environ, ranks),
         "command_line": " ".join(sys.argv),
     }
     record |= {f"{name}_version": _version(name) for name in LIBRARIES}
@@ -39,8 +41,19 @@ def provenance(device: str, ranks: int) -> dict[str, Any]:
     record |= {k.lower(): v for k, v in os.environ.items() if k in JOB_VARIABLES}
     root = Path(__file__).resolve().parents[2]
     if (root / ".git").exists():
-        record |= _checkout(root)
+        record |= checkout_of(root)
     return record
+
+
+def nodes_of(environment: Mapping[str, str], ranks: int) -> int:
+    """The number of nodes of a job, by what its launcher says; 1 where it says nothing."""
+    known = environment.get("SLURM_STEP_NUM_NODES") or environment.get("SLURM_JOB_NUM_NODES") or ""
+    if known.isdigit():
+        return int(known)
+    local = environment.get("OMPI_COMM_WORLD_LOCAL_SIZE") or environment.get("MPI_LOCALNRANKS") or ""
+    if local.isdigit() and int(local):
+        return -(-ranks // int(local))
+    return 1
 
 
 @cache
@@ -52,12 +65,16 @@ def _version(name: str) -> str:
 
 
 @cache  # what is imported stays as it is: many results of one process need one look
-def _checkout(folder: Path) -> dict[str, Any]:
+def checkout_of(folder: Path) -> dict[str, Any]:
     """The commit of a git checkout, and whether tracked files differ from it; empty without git."""
 
     def git(*words: str) -> str:
         return subprocess.run(
-            ["git", "-C", str(folder), *words], capture_output=True, text=True, check=True, timeout=10
+            ["git", "-c", "core.fsmonitor=false", "-C", str(folder), *words],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=10,
         ).stdout.strip()
 
     try:

@@ -19,18 +19,21 @@ from typing import Any
 import numpy as np
 
 from lossmap.geometry.grid import Field, Grid
+from lossmap.io import attempts, netcdf_read
 from lossmap.io import journal as log
-from lossmap.io import netcdf_read
+from lossmap.io.attempts import ATTRIBUTE as ATTEMPTS
 from lossmap.io.checked import open_checked
+from lossmap.io.code_identity import ATTRIBUTE as CODE
+from lossmap.io.code_identity import continued
 from lossmap.io.continuation import Survey, TakenUp, Upgrades, begin_anew, take_up
 from lossmap.io.disk import PathLike, explained, explanation, resolved
 from lossmap.io.journal import Busy, Journal
 from lossmap.io.journal_replay import array_payloads, declaration, journal_of, json_payload, last_start, point_payload
 from lossmap.io.memory_store import GroupArrays, Measures, MemoryStore, Reading, groups_in
 from lossmap.io.partial_points import Unfinished, folder_of, save_state
-from lossmap.io.resume_check import refuse
+from lossmap.io.resume_check import Refused, refuse
 from lossmap.io.snapshots import Snapshots, without_large
-from lossmap.io.surface import DONE, Failure, Group, Surface, spans, to_plain
+from lossmap.io.surface import DONE, TO_DO, Failure, Group, Surface, spans, to_plain
 
 logger = logging.getLogger(__name__)
 MAX_HISTORY = 20_000  # characters, the newest
@@ -51,6 +54,10 @@ class SurfaceFile:
         self._snapshots = Snapshots(path, earlier=path)
         self._dirty = False  # whether the journal knows more than the file
         self._closed = False
+        self._code: dict[str, Any] = {}
+        self._code_history: tuple[str, ...] = ()
+        self._settled = 0  # points that were done or failed when this attempt began
+        self._started = time.monotonic()
         self._is_fresh = False  # whether nothing was known before, so that the journal holds all from the first point
         self._states = folder_of(path).exists()  # whether states of unfinished points may lie there
 
@@ -69,6 +76,8 @@ class SurfaceFile:
         only: np.ndarray | None = None,
         expected_bytes: int = 0,
         upgrades: Upgrades | None = None,
+        codes: Mapping[str, Mapping[str, Any]] | None = None,
+        accept_change: bool = False,
     ) -> SurfaceFile:
         """Create the file, or continue the one that is there, and lock it.
 
@@ -81,6 +90,8 @@ class SurfaceFile:
         only            the flat indices that this file is to hold (a shard); all, if left out
         expected_bytes  of the groups that will come with the readings, for a look at the disk
         upgrades        by measure, what makes today's reading of the fields in which an earlier version kept it
+        codes           by measure, the fingerprint of the code that measures now: see code_identity.py
+        accept_change   whether other code may go on with a measure, which the history then says
 
         Raises Refused naming each difference; Busy where another process writes the file; NotASurface where the
         file there is not ours; DiskFull or OSError where nothing can be written. Then nothing is changed.
@@ -96,6 +107,7 @@ class SurfaceFile:
                 state = take_up(path, journal, survey)
             file = cls(path, state.memory, journal, survey.identity)
             file._is_fresh = state.is_fresh
+            file._compare_code(codes or {}, accept_change)
             if overwrite or state.damage:
                 file._snapshots.earlier = None
             if state.damage:
@@ -109,12 +121,28 @@ class SurfaceFile:
             raise
         return file
 
+    def _compare_code(self, codes: Mapping[str, Mapping[str, Any]], accept: bool) -> None:
+        """Store the fingerprints of the code that goes on. Raises Refused where it measures something else."""
+        memory = self.memory
+        begun = {name: bool((memory.status(name) == DONE).any()) for name in codes if name in memory.measures}
+        decision = continued(self.path, memory.attributes, begun, codes, accept)
+        if isinstance(decision, str):
+            raise Refused(decision)
+        self._code = {f"{CODE}{name}": dict(code) for name, code in decision.codes.items()}
+        self._code_history = decision.history
+        for note in decision.notes:
+            logger.warning("%s", note)
+
     def _begin(self, groups: Mapping[str, Group], attributes: Mapping[str, Any], command: str) -> None:
         """Record that a run begins, with all that a reader needs of it, and write the first snapshot."""
         memory, root = self.memory, self.memory.attributes
         memory.groups |= groups
         history = [str(root.get("history", "")), f"{_now()} {command}".strip()]
-        root |= to_plain(dict(attributes))
+        history += [f"{_now()} {line}" for line in self._code_history]
+        root |= to_plain({**attributes, **self._code})
+        settled = sum(int((memory.status(name) != TO_DO).sum()) for name in memory.measures)
+        self._settled = settled
+        root[ATTEMPTS] = attempts.begun(root.get(ATTEMPTS), root, _now(), socket.gethostname(), settled)
         root["file_id"] = root.get("file_id") or secrets.token_hex(8)
         root["history"] = "\n".join(line for line in history if line)[-MAX_HISTORY:]
         root.setdefault("restarts", 0)
@@ -263,6 +291,17 @@ class SurfaceFile:
         with self.memory.lock, self._explained():
             self._journal.sync()
 
+    def _count_attempt(self) -> None:
+        """Bring what this attempt took up to date: its points, and its seconds so far."""
+        made = attempts.decoded(self.memory.attributes.get(ATTEMPTS))
+        if made:
+            settled = sum(int((self.memory.status(name) != TO_DO).sum()) for name in self.memory.measures)
+            made[-1] |= {
+                "points": settled - self._settled,
+                "seconds": round(time.monotonic() - self._started, 3),
+            }
+            self.memory.attributes[ATTEMPTS] = made
+
     def surface(self) -> Surface:
         """What is known by now, as a value."""
         return self.memory.surface(settings=self.all_settings())
@@ -276,6 +315,7 @@ class SurfaceFile:
             with self._explained():
                 # The journal first: a file must never know a point that the journal could still lose.
                 self._journal.sync()
+                self._count_attempt()
                 self._snapshots.write(self.surface())
             self._dirty = False
             self.memory.groups = without_large(self.memory.groups)

@@ -83,6 +83,7 @@ def survey(
     team: Team | None = None,
     point_timeout: float | None = None,
     share_values: bool = True,
+    accept_change: bool = False,
 ) -> Surface:
     """Evaluate a measure at every point of a grid, in one process or over all ranks that a launcher started.
 
@@ -109,6 +110,8 @@ def survey(
         point_timeout: seconds after which a rank that does not answer is reported, and its point dispatched again.
         share_values: whether ranks other than 0 get the fields and groups too, or only statuses and settings. Price:
             one broadcast of 8 bytes a value, and that memory on every rank.
+        accept_change: whether a file is continued although the code measures something else than that which began it;
+            its history then says so.
 
     Returns:
         The `Surface`, on every rank; its `outcome` is complete, failed (complete but for failed points) or unfinished.
@@ -145,7 +148,9 @@ def survey(
         place, measures = path, {m.name: m for m in (measure, twin) if m is not None}
         own = world.together(
             lambda: (
-                open_survey_file(place, grid, measures, overwrite=overwrite, ranks=world.size)
+                open_survey_file(
+                    place, grid, measures, overwrite=overwrite, ranks=world.size, accept_change=accept_change
+                )
                 if world.rank == 0
                 else None
             )

@@ -28,6 +28,7 @@ from lossmap.io.provenance import PYTHON, provenance
 from lossmap.io.read import NotASurface, Refused, SurfaceFile, journal_of, read
 from lossmap.io.resume_check import short
 from lossmap.io.surface import Group, Surface, differences, to_plain
+from lossmap.landscape.fingerprint import code_of
 from lossmap.landscape.loss_name import loss_name
 
 WRITTEN_BY = "written by"  # the setting of a file that was begun by a program
@@ -38,12 +39,19 @@ LOSSES = ("crossentropy", "mse")  # known by these names to the command line and
 
 
 def open_survey_file(
-    path: PathLike, grid: Grid, measures: Mapping[str, Any], *, overwrite: bool = False, ranks: int = 1
+    path: PathLike,
+    grid: Grid,
+    measures: Mapping[str, Any],
+    *,
+    overwrite: bool = False,
+    ranks: int = 1,
+    accept_change: bool = False,
 ) -> SurfaceFile:
     """Create or continue the file of a survey, on rank 0.
 
     measures  by name; those that have problems and a plane are compared by them
     ranks     the number of ranks
+    accept_change  whether other code may go on with the file
 
     Raises as `SurfaceFile.open` does: Refused naming each difference, Busy, NotASurface, OSError.
     """
@@ -63,6 +71,10 @@ def open_survey_file(
     }
     if not overwrite:
         identity, stated = adopted(path, identity, stated, digest)
+    codes = {}
+    if problems_of(first):
+        point = grid.farthest if plane is not None else None
+        codes[first.name] = code_of(problems_of(first), plane=plane, point=point, product=first.name == "eigen")
     try:
         return SurfaceFile.open(
             path,
@@ -73,9 +85,11 @@ def open_survey_file(
             groups=groups,
             attributes=attributes,
             command=PYTHON,
+            codes=codes,
+            accept_change=accept_change,
         )
     except Refused as error:  # who calls from Python has no flags
-        text = str(error).replace("start anew with --overwrite", "start anew with overwrite=True")
+        text = str(error).replace("--overwrite", "overwrite=True").replace("--accept-change", "accept_change=True")
         raise Refused(text, error.differences) from None
 
 

@@ -1,0 +1,62 @@
+"""The attempts that made a result: of each its host, devices, job, ranks, points and time, as plain values.
+
+    [{"start", "host", "device", "slurm_job_id", "ranks", "nodes", "points", "seconds"}, ...]     attribute `attempts`
+
+Seconds are wall-clock time with the file open; rank-seconds and node-hours are that times ranks and nodes. Of an
+attempt that was killed the points are counted when the next one begins, and its time is that of its last snapshot.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+ATTRIBUTE = "attempts"
+MAX_ATTEMPTS = 200  # the newest; those before are added up in the first of them
+FROM_PROVENANCE = ("device", "slurm_job_id", "slurm_array_task_id", "ranks", "nodes")
+
+
+def decoded(value: Any) -> list[dict[str, Any]]:
+    """The attempts as an attribute holds them; none where there are none."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except ValueError:
+            return []
+    if not isinstance(value, Sequence):
+        return []
+    return [dict(attempt) for attempt in value if isinstance(attempt, Mapping)]
+
+
+def begun(earlier: Any, attributes: Mapping[str, Any], start: str, host: str, settled: int) -> list[dict[str, Any]]:
+    """The attempts with a new one.
+
+    attributes  of the file, with the provenance of this attempt
+    settled     the points that are done or failed by now
+    """
+    attempts = decoded(earlier)
+    if attempts:  # which may have been killed before its last points were counted
+        attempts[-1]["points"] = max(0, settled - sum(_number(a, "points") for a in attempts[:-1]))
+    if len(attempts) >= MAX_ATTEMPTS:
+        first, second = attempts[:2]
+        second["points"] = _number(first, "points") + _number(second, "points")
+        second["seconds"] = _number(first, "seconds") + _number(second, "seconds")
+        attempts = attempts[1:]
+    about = {name: attributes[name] for name in FROM_PROVENANCE if name in attributes}
+    return [*attempts, {"start": start, "host": host, **about, "points": 0, "seconds": 0.0}]
+
+
+def totals(attempts: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """What all attempts took: their number, seconds, rank-seconds and node-hours."""
+    return {
+        "attempts": len(attempts),
+        "seconds": sum(_number(a, "seconds") for a in attempts),
+        "rank_seconds": sum(_number(a, "seconds") * max(1, _number(a, "ranks")) for a in attempts),
+        "node_hours": sum(_number(a, "seconds") * max(1, _number(a, "nodes")) for a in attempts) / 3600,
+    }
+
+
+def _number(attempt: Mapping[str, Any], name: str) -> Any:
+    value = attempt.get(name, 0)
+    return value if isinstance(value, (int, float)) else 0
