@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import mmap
 import stat
 from pathlib import Path
 
 import h5py
 
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
+COLLECTION, HEAD = b"GCOL\x01\0\0\0", 16  # the beginning of a global heap collection; bytes before its objects
+MAX_SEARCHED = 1 << 28  # bytes of a file that are searched for them
 # What HDF5 says of a file that this process has open already, with other locks or for writing.
 OPEN_ELSEWHERE = ("file locking", "already open", "unable to lock file")
 # What it says of a file whose content is not, or not wholly, HDF5.
@@ -59,6 +62,7 @@ def open_hdf5(path: Path) -> h5py.File:
         if sum(a == b for a, b in zip(start, SIGNATURE, strict=False)) >= len(SIGNATURE) // 2:
             raise Damaged(f"{path} is damaged: its first bytes are {start!r}; of HDF5 they must be {SIGNATURE!r}")
         raise NotASurface(f"{path} is no HDF5 file, so it holds no surface; it begins with {start!r}")
+    check_texts(path)
     try:
         # No lock: these files appear whole, by renaming, so a reader never meets a half-written one.
         return h5py.File(path, "r", locking=False)
@@ -69,6 +73,39 @@ def open_hdf5(path: Path) -> h5py.File:
         raise _unreadable(path, reason) from None
     except (RuntimeError, ValueError, TypeError, LookupError, MemoryError):
         raise _unreadable(path, DAMAGED[0]) from None
+
+
+def check_texts(path: Path) -> None:
+    """Raise Damaged where a list of texts in the file cannot be walked: HDF5 (1.14) would walk it without end.
+
+    Texts lie in global heap collections (HDF5 file format specification, III.E): after a head of 16 bytes objects,
+    each with its index (uint16), 6 bytes, its size (uint64) and its bytes, filled up to 8; index 0 is the free rest.
+    They have no checksum. Price: one search through the file, up to `MAX_SEARCHED` bytes of it.
+    """
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        searched = min(len(data), MAX_SEARCHED)
+        at = data.find(COLLECTION, 0, searched)
+        while at >= 0:
+            if not _can_be_walked(data, at):
+                raise Damaged(f"{path} is damaged: its texts cannot be read")
+            at = data.find(COLLECTION, at + len(COLLECTION), searched)
+
+
+def _can_be_walked(data: mmap.mmap, at: int) -> bool:
+    """Whether the objects of the collection that begins here end where it does."""
+    if at + HEAD > len(data):
+        return True  # HDF5 sees to it
+    end = at + int.from_bytes(data[at + 8 : at + HEAD], "little")
+    if end > len(data):
+        return True
+    at += HEAD
+    while at + HEAD <= end:
+        index, size = int.from_bytes(data[at : at + 2], "little"), int.from_bytes(data[at + 8 : at + HEAD], "little")
+        step = HEAD + -(-size // 8) * 8 if index else size
+        if step == 0 or at + step > end:
+            return False
+        at += step
+    return True
 
 
 def refuse_special(path: Path) -> None:

@@ -316,6 +316,19 @@ def test_a_figure_of_what_does_not_fit_together_is_one_sentence(tmp_path, capsys
     assert "cannot be drawn: what it holds does not fit together" in said and "KeyError" not in said
 
 
+def test_a_list_of_texts_without_end_is_refused(tmp_path):
+    path = written(tmp_path / "s.h5")
+    data = bytearray(path.read_bytes())
+    at = data.find(b"GCOL")
+    first = int.from_bytes(data[at + 24 : at + 32], "little")
+    assert data[at + 4] == 1 and 0 < first < 4096
+    for size in (2**64 - 16, 1 << 20):  # a step of 0, which HDF5 repeats for ever; a step out of the list
+        data[at + 24 : at + 32] = size.to_bytes(8, "little")
+        path.write_bytes(data)
+        with pytest.raises(Damaged, match="its texts cannot be read"):
+            read(path)
+
+
 def test_only_what_the_original_tool_writes_is_read_as_its_file(tmp_path):
     path = tmp_path / "s.h5"
     with h5py.File(path, "w") as file:
