@@ -202,7 +202,10 @@ def _of_surface(surface: Surface) -> Iterator[tuple[str, Any]]:
     for name, points in surface.parts.items():
         yield f"part {name}", points
     for name, value in surface.attributes.items():
-        yield f"root {name}", _decoded(value)
+        value = _decoded(value)
+        if name == "attempts":  # whose points and time the newest snapshot counts
+            value = [(attempt["start"], attempt["host"]) for attempt in value]
+        yield f"root {name}", value
 
 
 def _decoded(value: Any) -> Any:

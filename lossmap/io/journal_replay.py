@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from lossmap.geometry.grid import Field, Grid
+from lossmap.io import attempts
 from lossmap.io import journal as log
 from lossmap.io.memory_store import Declared, MemoryStore
 from lossmap.io.printable import printable_value
@@ -176,7 +177,10 @@ def _note(memory: MemoryStore, attributes: Mapping[str, Any]) -> None:
 
 def _start(memory: MemoryStore, start: Mapping[str, Any]) -> None:
     _declare(memory, start["measures"])
+    snapshot = attempts.decoded(memory.attributes.get(attempts.ATTRIBUTE))
     memory.attributes = dict(start["attributes"])
+    if len(snapshot) == len(attempts.decoded(memory.attributes.get(attempts.ATTRIBUTE))) > 0:
+        memory.attributes[attempts.ATTRIBUTE] = snapshot  # which has counted points and time of this attempt since
     if "shard_points" in memory.attributes:
         memory.only = indices_of(memory.attributes["shard_points"])
 
