@@ -102,6 +102,7 @@ def general(name):
     name = re.sub(r"^values/[^/]+/@", "values/NAME/@", name)
     name = re.sub(r"^health/(?!@).*", "health/NUMBER", name)
     name = re.sub(r"^@(loss|eigen|spectrum|along)_(took|estimate|notes)$", r"@MEASURE_\2", name)
+    name = re.sub(r"^@code_(loss|eigen|spectrum|along)$", "@code_MEASURE", name)
     name = re.sub(r"^@resolved_\w+", "@resolved_COMMAND", name)
     name = re.sub(r"^(train|test)_(loss|acc)$", r"SPLIT_\2", name)
     return re.sub(r":.*", ":NAME", name)
