@@ -329,7 +329,8 @@ def price(points: int = 1_000) -> str:
     survey = points * 0.01 + recording
     return (
         f"{points} points of 10 ms, 4 fields, a file of {size:,} bytes: {len(spent)} snapshots, {1e3 * sum(spent):.1f} "
-        f"ms of processor time for digests = {100 * sum(spent) / survey:.2f} % of the survey; reading it {1e3 * reading:.1f} ms"
+        f"ms of processor time for digests = {100 * sum(spent) / survey:.2f} % of the survey; "
+        f"reading it {1e3 * reading:.1f} ms"
     )
 
 
