@@ -358,7 +358,10 @@ def mean_product(
         result: Tensor = message[:-3].view(rows.shape) / (4096.0 * many + rest)
         # of the total, so that all ranks raise as one; the sum is cheap, and finite unless an entry is not
         if not bool(result.sum().isfinite()) and not bool(result.isfinite().all()):
-            raise FloatingPointError("the product is not finite: look at the loss here first")
+            raise FloatingPointError(
+                "the product is not finite: look at the loss here first; where that is finite, look for a power, a "
+                "root or a logarithm at 0, as (1 - p) ** 1.5 where p rounds to 1"
+            )
         result = result.to(dtype)
         return result.T.contiguous() if v.dim() == 2 else result[0]
 

@@ -45,12 +45,14 @@ MAX_GROUPS = 6  # of tensors, each with a vector of its own
 LARGE = 1_000_000  # parameters from which fewer samples and groups are taken
 MAX_ERROR = 1e-5  # of a tensor's part of a product, relative to its norm
 MAX_GRADIENT_ERROR = 1e-4  # of the derivative along a vector, relative to what the gradient gives along such a one
+MAX_UNDECIDED = 0.01  # of a verdict over more samples that is taken in the place of a refusal
 RESOLVED = 0.1  # two steps that differ by less than this share of the result say what it is
 KINK_STEP = 1e-6  # share of theta by which products on both sides of a kink are apart from it
 ASIDE = 1e-5  # share of theta by which a point beside a kink is apart from it, in a random direction
 KINK_SAMPLES = 256  # over which the difference of both sides is measured, at most
 KINK_ITERATIONS = 4  # of the power method that finds its norm
 ROUNDING = 64 * torch.finfo(torch.float64).eps
+NOT_FINITE = "its product is not finite"  # why a backend is not taken
 
 
 @dataclass(frozen=True)
@@ -284,7 +286,24 @@ def _checked(
         return ProductCheck(unchecked="the loss is not finite")
     if abs(loss - repeated) > 1e-12 * abs(loss):
         return _not_checked("the loss is not repeatable")
-    judge = _Judge(few, parameters, Layout.of(selected(problem.model, parameters)), backends, former)
+    layout = Layout.of(selected(problem.model, parameters))
+    try:
+        return _judged(few, parameters, layout, backends, distant, former)
+    except ValueError as refusal:
+        # the loss of a few that are fitted far better than others may be nothing but what its terms leave by rounding
+        return _over_more(few, parameters, layout, backends, distant, refusal)
+
+
+def _judged(
+    few: FewSamples,
+    parameters: str,
+    layout: Layout,
+    backends: Sequence[str],
+    distant: bool | Mapping[str, Tensor],
+    former: ProductCheck | None = None,
+) -> ProductCheck:
+    """The verdict over some samples, see `check_product`. Raises ValueError for a refusal."""
+    judge = _Judge(few, parameters, layout, backends, former)
     if former is None:
         judge.compare(few)
     if isinstance(distant, Mapping):
@@ -292,6 +311,28 @@ def _checked(
     elif distant:
         judge.compare(far(few))
     return judge.verdict()
+
+
+def _over_more(
+    few: FewSamples,
+    parameters: str,
+    layout: Layout,
+    backends: Sequence[str],
+    distant: bool | Mapping[str, Tensor],
+    refusal: ValueError,
+) -> ProductCheck:
+    """The verdict over more samples where it is clear and there are more; raises the refusal elsewhere."""
+    size = KINK_SAMPLES if layout.size < LARGE else 4 * SAMPLES
+    batch = move_batch(next(iter(few.problem.rebatched(size).data)), None, torch.float64)
+    if few.problem.count(batch) <= few.problem.count(few.batch):
+        raise refusal
+    try:
+        check = _judged(replace(few, batch=batch), parameters, layout, backends, distant)
+    except ValueError:
+        raise refusal from None
+    if check.disagreement > MAX_UNDECIDED:
+        raise refusal
+    return check
 
 
 def _not_checked(reason: str) -> ProductCheck:
@@ -463,6 +504,9 @@ class _Judge:
         except Exception as error:  # user code may raise anything under a tracer, and what has no derivative does
             self.rejected[backend] = _first_line(error)
             return
+        if not all(bool(p.isfinite().all()) for p in results):
+            self.rejected[backend] = NOT_FINITE
+            return
         judged = [r.judge_product(self.layout.split(p)) for r, p in zip(references, results, strict=True)]
         wrong = max((j.wrong for j in judged), default=0.0)
         asymmetry = self._asymmetry(references, results)
@@ -537,6 +581,12 @@ class _Judge:
                 self.undecided,
             )
         if all(b in self.rejected for b in ("double-backward", "linearized") if b in self.backends) and self.rejected:
+            if self.rejected["double-backward"] == NOT_FINITE:
+                raise ValueError(
+                    "the second derivative is not finite at these parameters or at a distant point, though loss and "
+                    "gradient are: look for a power, a root or a logarithm at 0, as (1 - p) ** 1.5 where p rounds to "
+                    "1, and keep its argument away from 0"
+                )
             names = suspects(self.few) or "an operation of this model"
             raise ValueError(
                 f"PyTorch's second derivative of {names} is missing or wrong: {self.rejected['double-backward']}; "

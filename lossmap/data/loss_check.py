@@ -48,6 +48,7 @@ ROUNDING = {
     torch.float64: 1e-9,
     torch.float32: 2e-5,
 }  # relative to the summed sizes of the parts; other precisions 2e-2
+FIXED_EVALUATIONS = 4  # of a random loss that must agree once its random numbers are fixed
 MEAN, SUM, COUPLED, RANDOM = range(4)  # what a loss is, the more cautious the later
 
 
@@ -143,7 +144,7 @@ def _look(problem: Problem) -> tuple[Problem, _Probe, int]:
 def _treated(problem: Problem, probe: _Probe, kind: int, seed: int) -> Problem:
     """The problem as a loss of this kind is evaluated."""
     if kind == RANDOM:
-        return _with_common_random_numbers(problem, seed)
+        return _with_common_random_numbers(problem, seed, min(5 * probe.tolerance, 1e-3))
     if kind == COUPLED:
         return _with_own_batches(problem, probe)
     return _as_sum(problem) if kind == SUM else problem
@@ -260,8 +261,12 @@ def _in_float64(problem: Problem, batch: Batch) -> tuple[Problem, Batch] | None:
     return twin, wide
 
 
-def _with_common_random_numbers(problem: Problem, seed: int) -> Problem:
-    """The same random numbers at every evaluation, the loader's own batches uncut: one fixed realisation."""
+def _with_common_random_numbers(problem: Problem, seed: int, tolerance: float) -> Problem:
+    """The same random numbers at every evaluation, the loader's own batches uncut: one fixed realisation.
+
+    Raises ValueError where evaluations of a batch differ by more than the tolerance, relative to the largest, for all
+    that: they are more than two, since two of a loss that varies little may agree by chance.
+    """
     data = _own_batches(problem)
     note = (
         f"the loss draws at random: every evaluation of a batch starts from seed {seed}, so that surface and curvature "
@@ -270,10 +275,11 @@ def _with_common_random_numbers(problem: Problem, seed: int) -> Problem:
     fixed = replace(with_noise_seed(problem, seed), data=data, notes=(*problem.notes, note))
     batch = next(iter(data))
     with temporary_parameters(problem.model, {}), torch.enable_grad():
-        first, again = (float(fixed.total(batch).detach()) for _ in range(2))
-    if np.isfinite(first) and abs(first - again) > 1e-3 * max(abs(first), abs(again)):
+        values = [float(fixed.total(batch).detach()) for _ in range(FIXED_EVALUATIONS)]
+    low, high = min(values), max(values)
+    if np.isfinite(values).all() and high - low > tolerance * max(abs(low), abs(high)):
         raise ValueError(
-            f"the loss is random: one batch gave {first:.6g}, then {again:.6g}, also from the same state of the "
+            f"the loss is random: one batch gave {low:.8g}, then {high:.8g}, also from the same state of the "
             "generators of torch, NumPy and Python; draw from these, or make it deterministic in evaluation mode"
         )
     return fixed

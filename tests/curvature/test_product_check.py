@@ -144,6 +144,43 @@ def test_what_no_backend_gets_right_is_refused_by_name():
             make()
 
 
+def test_a_power_whose_second_derivative_is_infinite_is_no_wrong_backward():
+    net = nn.Linear(3, 2)
+    with torch.no_grad():
+        net.weight.mul_(0).add_(torch.tensor([[60.0], [-60.0]]))
+    x, y = torch.rand(8, 3) + 1, torch.zeros(8, dtype=torch.long)
+
+    def focal(outputs, targets):
+        p = outputs.softmax(1).gather(1, targets[:, None])[:, 0]  # 1 in either precision
+        return (-((1 - p) ** 1.5) * p.log()).mean()
+
+    with pytest.raises(ValueError, match=r"not finite at these parameters.*a power, a root or a logarithm at 0"):
+        check_product(Problem.supervised(net, focal, (x, y)))
+
+
+def test_a_few_samples_that_are_fitted_too_well_to_tell_are_not_all_that_is_asked():
+    net = nn.Linear(1, 1, bias=False)
+    with torch.no_grad():
+        net.weight.fill_(1)
+    x = torch.cat([torch.linspace(34, 36.5, 6), torch.full((10,), 3.0)])[:, None]
+
+    def focal(outputs, targets):
+        p = torch.sigmoid(outputs)
+        right = p * targets + (1 - p) * (1 - targets)
+        return (F.binary_cross_entropy_with_logits(outputs, targets, reduction="none") * (1 - right) ** 2).mean()
+
+    first = Problem.supervised(net, focal, (x[:6], torch.ones(6, 1)))
+    with pytest.raises(ValueError, match="is not that of the loss"):
+        check_product(first)  # whose loss is rounding alone: 1 - right is some multiple of 1e-16
+    problem = Problem.supervised(net, focal, (x, torch.ones(16, 1)))
+    z = x.double().requires_grad_()
+    loss = -F.logsigmoid(z) * torch.sigmoid(-z) ** 2
+    (slope,) = torch.autograd.grad(loss.sum(), z, create_graph=True)
+    (curvature,) = torch.autograd.grad(slope.sum(), z)
+    s = spectrum(problem, top=1, density_error=None, trace_products=0)
+    assert s.largest[0] == pytest.approx(float((curvature * x.double() ** 2).mean()), rel=1e-5)
+
+
 def test_a_function_that_saves_its_inputs_is_as_good_as_any(caplog):
     problem = problem_of(net_with(SavedSwish.apply))
     assert check_product(problem, backends=("double-backward", "retained-graph")).rejected == {}

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -182,6 +183,14 @@ def test_a_random_loss_is_one_fixed_realisation_for_surface_and_curvature(data):
 
     difference = (gradient(1e-2) - gradient(-1e-2)) / 2e-2
     assert (operator @ v - difference).norm() < 1e-2 * difference.norm()
+
+
+def test_a_loss_that_varies_little_from_elsewhere_is_refused_too(net, data):
+    draw = np.random.default_rng(0)
+    problem = Problem.supervised(net, lambda o, t: F.cross_entropy(o, t) * (1 + 3e-4 * draw.random()), data)
+    for _ in range(5):
+        with pytest.raises(ValueError, match=r"the loss is random: one batch gave .*, also from the same state"):
+            check_loss(problem)
 
 
 def test_a_loss_that_draws_from_elsewhere_is_refused(net, data):
