@@ -34,7 +34,7 @@ from lossmap.curvature.operators import (
     hessian,
     second_backward,
 )
-from lossmap.data.batches import Batch, samples_in
+from lossmap.data.batches import Batch, FixedBatches, samples_in
 from lossmap.data.problem import Problem, temporary_parameters
 from lossmap.geometry.parameter_vector import Layout
 
@@ -232,7 +232,7 @@ class LinearizedProducts:
         tensors = [self._state[name] for name in (*inputs.moving, *inputs.still)]
         program = self._program(inputs, tensors, leaves)
         values, loss = program.values(tensors, leaves)
-        if not self._batches:  # the first batch at this point
+        if not self._batches or isinstance(self.problem.data, FixedBatches):  # each is of its own kind
             self._compare_loss(batch, loss)
         return program, values, loss
 

@@ -3,13 +3,14 @@
 `Resident` holds all samples as tensors, on the rank's device, and slices them; `Streamed` reads a
 larger data set in the same fixed order, batch by batch. Both are re-iterable, say how many `samples` they
 hold, and can be cut anew: `rebatched(size)` and `share(rank, size)` return other views of the same data.
-A batch is what the model and loss take: a tensor, a tuple or a dict of them (any pytree).
+`FixedBatches` are never cut: batches that make no sense in parts, such as graphs, or padded each to its own width.
+A batch is what the model and loss take: a tensor, a tuple or a dict of them, or an object that holds some.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -17,6 +18,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from lossmap import memory
+from lossmap.data.batch_structure import open_batch
 
 Batch = Any  # a pytree of tensors whose first dimension counts samples
 
@@ -47,11 +49,33 @@ class Batches(Protocol):
 
 
 def samples_in(batch: Batch) -> int:
-    """The samples of a batch: the length of its first tensor's first dimension."""
-    for leaf in pytree.tree_leaves(batch):
-        if isinstance(leaf, torch.Tensor) and leaf.dim() > 0:
-            return int(leaf.shape[0])
-    raise ValueError(f"a batch must hold at least one tensor, its first dimension the samples; got {type(batch)}")
+    """The samples of a batch: the length of its tensors' first dimension.
+
+    Where these differ, that of the tensors that stand in it directly, such as the targets beside a graph; where these
+    differ too, as the parts of a physics-informed loss do, the batch counts once.
+    """
+    lengths = _lengths(pytree.tree_leaves(batch))
+    if not lengths:
+        raise ValueError(f"a batch must hold at least one tensor, its first dimension the samples; got {type(batch)}")
+    if len(lengths) > 1:
+        entries = list(batch.values()) if isinstance(batch, Mapping) else batch
+        lengths = _lengths(entries) if isinstance(entries, (tuple, list)) else set()
+    return lengths.pop() if len(lengths) == 1 else 1
+
+
+def _lengths(values: Sequence[Any]) -> set[int]:
+    """The first dimensions of the tensors among some values."""
+    return {int(t.shape[0]) for t in values if isinstance(t, torch.Tensor) and t.dim() > 0}
+
+
+def _is_even(batch: Batch) -> bool:
+    """Whether all tensors of a batch have the same first dimension, so that it can be cut."""
+    tensors = [t for t in pytree.tree_leaves(batch) if isinstance(t, torch.Tensor)]
+    return len({(*t.shape, -1)[0] for t in tensors} | {-1}) == 2 and all(t.dim() for t in tensors)
+
+
+class NotJoined(ValueError):
+    """Batches that cannot be put together into one; the message says why."""
 
 
 def map_tensors(function: Callable[[torch.Tensor], torch.Tensor], batch: Batch) -> Batch:
@@ -62,12 +86,12 @@ def map_tensors(function: Callable[[torch.Tensor], torch.Tensor], batch: Batch) 
 def join_batches(batches: Sequence[Batch]) -> Batch:
     """One batch of all samples of batches of one structure.
 
-    Raises ValueError where the structures differ, where a leaf that is no tensor differs between the batches or
+    Raises NotJoined where the structures differ, where a leaf that is no tensor differs between the batches or
     cannot be compared (a graph, a name, a number of each batch), and where tensors do not fit together.
     """
     structures = {pytree.tree_flatten(batch)[1] for batch in batches}
     if len(structures) != 1:
-        raise ValueError("the loader's batches differ in structure; all must be the same tuple or dict")
+        raise NotJoined("they differ in structure")
     columns = zip(*(pytree.tree_leaves(batch) for batch in batches), strict=True)
     return pytree.tree_unflatten([_join_leaves(column) for column in columns], structures.pop())
 
@@ -79,18 +103,12 @@ def _join_leaves(column: Sequence[Any]) -> Any:
         widths = {tuple(t.shape[1:]) for t in column if isinstance(t, torch.Tensor)}
         if len(widths) > 1:
             shapes = ", ".join(str(w) for w in sorted(widths)[:3])
-            raise ValueError(
-                f"the loader's batches hold tensors of different shapes beyond the first dimension ({shapes}, such as "
-                "batches padded each to its own width): pad all to one width"
-            )
+            raise NotJoined(f"their tensors have different shapes beyond the first dimension ({shapes})")
         return torch.cat(list(column))
     plain = first is None or isinstance(first, (str, int, float, bool))
     if len(column) == 1 or (plain and all(type(leaf) is type(first) and leaf == first for leaf in column)):
         return first
-    raise ValueError(
-        f"the batches hold a {type(first).__name__} that is no tensor and differs from batch to batch; such batches "
-        "cannot be cut or joined: give tensors, or one batch of everything"
-    )
+    raise NotJoined(f"they hold a {type(first).__name__} that is no tensor and differs from batch to batch")
 
 
 def move_batch(batch: Batch, device: torch.device | str | None, dtype: torch.dtype | None) -> Batch:
@@ -209,7 +227,8 @@ class MappedFetch:
 
 @dataclass(frozen=True, eq=False)
 class FixedBatches:
-    """Batches that stay as they were made, for a loss that couples the samples of a batch or draws at random.
+    """Batches that stay as they were made: where cutting makes no sense, and for a loss that couples the samples of a
+    batch or draws at random.
 
     `rebatched` changes nothing; `share` hands out whole batches, so that a team can have no more ranks than batches.
     """
@@ -270,10 +289,12 @@ def read_into_memory(
     ranks_sharing  ranks that share the memory of this host and load the same, which divides that default; those that
                    the launcher started here, if left out
 
-    Raises ValueError where the batches do not fit together, and where they take more than that: an endless number
-    of them does.
+    Batches that cannot be cut and joined are kept as given (`FixedBatches`), which the log says: graphs, tensors padded
+    to another width in every batch, parts that differ in number, names and numbers of a batch.
+
+    Raises ValueError where there is no batch, and where they take more than that: an endless number of them does.
     """
-    if isinstance(batches, (Resident, Streamed)):
+    if isinstance(batches, (Resident, Streamed, FixedBatches)):
         if batch_size is None:
             return batches
         return batches.rebatched(batch_size)
@@ -282,12 +303,14 @@ def read_into_memory(
         and all(isinstance(leaf, torch.Tensor) for leaf in pytree.tree_leaves(batches))
         and pytree.tree_leaves(batches)
     ):
+        if not _is_even(batches):
+            return _as_given((batches,), "its parts differ in number")
         return Resident(batches, batch_size or min(samples_in(batches), 256))
     if budget is None:
         budget = memory.sample_budget(ranks_sharing=ranks_sharing)
     collected: list[Batch] = []
     for batch in batches:
-        collected.append(move_batch(batch, "cpu", None))
+        collected.append(move_batch(open_batch(batch), "cpu", None))
         budget -= sum(t.numel() * t.element_size() for t in pytree.tree_leaves(batch) if isinstance(t, torch.Tensor))
         if budget < 0:
             raise ValueError(
@@ -300,4 +323,21 @@ def read_into_memory(
     sizes = tuple(samples_in(batch) for batch in collected)
     _report_dropped(batches, sum(sizes))
     equal = set(sizes[:-1]) <= {sizes[0]} and sizes[-1] <= sizes[0]
-    return Resident(join_batches(collected), batch_size or sizes[0], () if equal or batch_size else sizes)
+    if not all(map(_is_even, collected)):
+        return _as_given(collected, "the parts of a batch differ in number")
+    try:
+        joined = join_batches(collected)
+    except NotJoined as reason:
+        return _as_given(collected, str(reason))
+    return Resident(joined, batch_size or sizes[0], () if equal or batch_size else sizes)
+
+
+def _as_given(batches: Sequence[Batch], reason: str) -> FixedBatches:
+    """The batches as they are, never cut, which the log says."""
+    once = all(samples_in(batch) == 1 for batch in batches)
+    weight = "once" if once else "by its samples"
+    log.warning(
+        "the batches are kept as given, uncut, since %s: %d of them; each counts %s, where the loss gives no weight of "
+        "its own", reason, len(batches), weight,
+    )  # fmt: skip
+    return FixedBatches(tuple(batches))

@@ -22,12 +22,13 @@ import difflib
 import hashlib
 import inspect
 import logging
+import pickle
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -38,7 +39,17 @@ from torch.utils import _pytree as pytree
 from lossmap import memory
 from lossmap.data import cifar
 from lossmap.data import download as fetching
-from lossmap.data.batches import Batch, Batches, MappedFetch, Resident, Streamed, read_into_memory, shared_range
+from lossmap.data.batches import (
+    Batch,
+    Batches,
+    FixedBatches,
+    MappedFetch,
+    NotJoined,
+    Resident,
+    Streamed,
+    join_batches,
+    shared_range,
+)
 from lossmap.data.import_by_name import resolve_callable
 from lossmap.data.loaders import DEFAULT_BATCH_SIZE, Source, collect_in_memory, source_of
 from lossmap.data.problem import targets_of
@@ -358,14 +369,36 @@ def digest(batches: Batches) -> str:
         step = max(1, batches.samples // 256)
         batch = batches.fetch([batches.indices[i] for i in range(0, batches.samples, step)])
     else:
-        batch = cast(Resident, read_into_memory(batches)).tensors
+        batch = _all_of(batches)
     for leaf in pytree.tree_leaves(batch):
         if isinstance(leaf, Tensor):
             total.update(f"{leaf.dtype} {tuple(leaf.shape)}".encode())
             flat = leaf.detach().cpu().contiguous().view(-1)
             for part in torch.split(flat, 1 << 22):
                 total.update(part.view(torch.uint8).numpy().tobytes() if part.numel() else b"")
+        elif isinstance(batches, FixedBatches):
+            total.update(_bytes_of(leaf))
     return total.hexdigest()
+
+
+def _bytes_of(leaf: Any) -> bytes:
+    """What tells a name, a number or an object of one batch from another's; of what cannot be pickled, its class."""
+    if leaf is None or isinstance(leaf, (str, int, float, bool)):
+        return repr(leaf).encode()
+    try:
+        return pickle.dumps(leaf, protocol=4)
+    except Exception:  # an object of somebody's own may raise anything
+        return type(leaf).__qualname__.encode()
+
+
+def _all_of(batches: Batches) -> Any:
+    """All tensors of data in memory: joined where they can be, so that the cut does not matter."""
+    if isinstance(batches, Resident):
+        return batches.tensors
+    try:
+        return join_batches(list(batches))
+    except NotJoined:
+        return list(batches)
 
 
 def labels_within(batches: Batches, classes: int, ignored: int = -100) -> None:

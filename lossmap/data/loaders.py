@@ -20,7 +20,16 @@ from torch.utils import _pytree as pytree
 from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, SequentialSampler, default_collate
 
 from lossmap import memory
-from lossmap.data.batches import Batch, Batches, Resident, Streamed, join_batches, map_tensors, read_into_memory
+from lossmap.data.batches import (
+    Batch,
+    Batches,
+    FixedBatches,
+    Resident,
+    Streamed,
+    join_batches,
+    map_tensors,
+    read_into_memory,
+)
 
 log = logging.getLogger(__name__)
 DEFAULT_BATCH_SIZE = 256
@@ -85,22 +94,22 @@ def source_of(value: Any, name: str, ranks_sharing: int | None = None) -> Source
 
     Raises ValueError, which names the function, where it is neither tensors, a Dataset nor batches.
     """
-    if isinstance(value, (Resident, Streamed)):
-        return _of_batches(value)
+    if isinstance(value, (Resident, Streamed, FixedBatches)):
+        return _of_batches(value, name)
     if isinstance(value, (tuple, list)) and len(value) == 2 and all(isinstance(a, (Tensor, np.ndarray)) for a in value):
         return _of_arrays(value[0], value[1], name)
     if isinstance(value, DataLoader):
         if _plain_loader(value):
             return of_dataset(value.dataset, value.collate_fn, name)
-        return _of_batches(read_into_memory(value, ranks_sharing=ranks_sharing))
+        return _of_batches(read_into_memory(value, ranks_sharing=ranks_sharing), name)
     if isinstance(value, IterableDataset):
         return _of_batches(
-            read_into_memory(DataLoader(value, batch_size=DEFAULT_BATCH_SIZE), ranks_sharing=ranks_sharing)
+            read_into_memory(DataLoader(value, batch_size=DEFAULT_BATCH_SIZE), ranks_sharing=ranks_sharing), name
         )
     if hasattr(value, "__getitem__") and hasattr(value, "__len__") and not isinstance(value, (dict, list, tuple, str)):
         return of_dataset(value, default_collate, name)
     if isinstance(value, (dict, Tensor)) or hasattr(value, "__iter__"):
-        return _of_batches(read_into_memory(value, ranks_sharing=ranks_sharing))
+        return _of_batches(read_into_memory(value, ranks_sharing=ranks_sharing), name)
     raise ValueError(f"{name} must return (x, y) tensors, a Dataset or a DataLoader; got {type(value).__name__}")
 
 
@@ -138,9 +147,14 @@ def _rows(values: Tensor, indices: Sequence[int]) -> Tensor:
     return values[torch.as_tensor(indices)]
 
 
-def _of_batches(batches: Any) -> Source:
+def _of_batches(batches: Any, name: str) -> Source:
     if isinstance(batches, Streamed):
         return Source(_SubsetFetch(batches), batches.samples)
+    if isinstance(batches, FixedBatches):
+        raise ValueError(
+            f"{name} gives batches that cannot be cut; give them as a whole problem: --problem file.py:factory, "
+            "which returns (model, batches, loss)"
+        )
     return Source(RowsOf(batches.tensors), batches.samples)
 
 

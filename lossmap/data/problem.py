@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from lossmap.data.batch_parts import inputs_of, targets_of
-from lossmap.data.batches import Batch, Batches, samples_in
+from lossmap.data.batches import Batch, Batches, FixedBatches, samples_in
 from lossmap.data.borrow import evaluate_in_training, evaluated_in_training, temporary_parameters
 from lossmap.data.criteria import (
     ACCURACY,
@@ -181,7 +181,7 @@ class Problem:
 
         """
         criterion, unit = criterion_and_unit(loss)
-        batches = with_class_targets(as_batches(data, batch_size), loss)
+        batches = with_class_targets(_with_targets(as_batches(data, batch_size)), loss)
         if metrics is None:
             metrics = {"acc": ACCURACY} if has_class_labels(batches, loss) else {}
         own = {name: metric_of(name, metric) for name, metric in metrics.items()}
@@ -266,6 +266,18 @@ class Problem:
             f"Problem({type(self.model).__name__}, {n:,} parameters, {self.data.samples:,} samples, "
             f"metrics: {', '.join(self.metrics) or 'none'})"
         )
+
+
+def _with_targets(data: Batches) -> Batches:
+    """The data; raises ValueError where they are inputs and targets of different numbers."""
+    for batch in data.batches if isinstance(data, FixedBatches) else ():
+        if isinstance(batch, tuple) and len(batch) == 2 and all(isinstance(t, Tensor) for t in batch):
+            lengths = sorted((*t.shape, 0)[0] for t in batch)
+            if lengths[0] != lengths[1]:
+                raise ValueError(
+                    f"inputs and targets must have the same number of samples; got first dimensions {lengths}"
+                )
+    return data
 
 
 def _on_device_of(model: nn.Module, data: Batches, cast: bool = False) -> Batches:

@@ -69,6 +69,7 @@ class _Tally:
     def __init__(self) -> None:
         self.calls = self.entries_in = self.entries = self.above = self.derivatives = self.nonzero = 0
         self.squares_in = self.squares = self.slopes = 0.0
+        self.is_final = False  # whether gradients are those of the loss, and not of one that it is made of
 
     def forward(self, inputs: tuple[Any, ...], output: Any) -> None:
         self.calls += 1
@@ -88,6 +89,9 @@ class _Tally:
             output.register_hook(self.backward)  # type: ignore[no-untyped-call]
 
     def backward(self, slope: Tensor) -> None:
+        if not self.is_final:  # a physics-informed loss differentiates by its inputs on the way
+            return
+        slope = slope.detach()
         self.slopes += float((slope.double() ** 2).sum())
         self.derivatives += slope.numel()
         self.nonzero += int((slope != 0).sum())
@@ -112,8 +116,12 @@ def signals(problem: Problem) -> dict[str, Signal]:
             for batch in problem.data:
                 recorder.begin_batch()
                 loss = problem.total(batch)
+                for tally in tallies.values():
+                    tally.is_final = True
                 if loss.requires_grad:
                     torch.autograd.grad(loss, parameters, allow_unused=True)
+                for tally in tallies.values():
+                    tally.is_final = False
     finally:
         for handle in handles:
             handle.remove()

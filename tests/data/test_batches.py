@@ -8,7 +8,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader, TensorDataset
 
-from lossmap.data.batches import Resident, Streamed, move_batch, read_into_memory, samples_in, shared_range
+from lossmap.data.batches import (
+    Resident,
+    Streamed,
+    join_batches,
+    move_batch,
+    read_into_memory,
+    samples_in,
+    shared_range,
+)
 
 
 def resident(samples, size=4):
@@ -100,10 +108,7 @@ def test_tensors_are_taken_as_they_are():
         (lambda: Resident((torch.ones(0),), 1), "the data must hold at least one sample"),
         (lambda: Resident((torch.ones(1),), 0), "batch_size must be >= 1; got 0"),
         (lambda: read_into_memory([]), "the loader must yield at least one batch"),
-        (
-            lambda: read_into_memory([torch.ones(2), (torch.ones(2), torch.ones(2))]),
-            "the loader's batches differ in structure",
-        ),
+        (lambda: join_batches([torch.ones(2), (torch.ones(2), torch.ones(2))]), "they differ in structure"),
         (lambda: samples_in("text"), "a batch must hold at least one tensor"),
         (lambda: shared_range(5, 3, 3), "rank must be >= 0 and < 3"),
     ],

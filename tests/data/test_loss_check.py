@@ -230,10 +230,10 @@ def test_unequal_batches_keep_the_loaders_sizes(net, data):
 
 
 @pytest.mark.parametrize("leaf", [lambda i: f"task {i}", lambda i: i, lambda i: object()])
-def test_what_is_no_tensor_and_differs_between_batches_is_refused(net, leaf):
+def test_batches_with_something_of_their_own_that_is_no_tensor_are_kept_as_given(net, leaf):
     batches = [(torch.ones(4, 4), leaf(i), torch.zeros(4, dtype=torch.long)) for i in range(3)]
-    with pytest.raises(ValueError, match="is no tensor and differs from batch to batch"):
-        Problem.custom(net, lambda m, b: F.cross_entropy(m(b[0]), b[2]), batches)
+    problem = Problem.custom(net, lambda m, b: F.cross_entropy(m(b[0]), b[2]), batches)
+    assert [batch[1] for batch in problem.data] == [batch[1] for batch in batches]
 
 
 @pytest.mark.parametrize("kind", [torch.float32, torch.int32, torch.uint8, torch.int16, torch.float64])

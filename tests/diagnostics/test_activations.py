@@ -8,8 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+import lossmap
 from lossmap.data.problem import Problem
 from lossmap.diagnostics.activations import activation_statistics, gradient_norms
+from lossmap.diagnostics.layer_signals import signals
 
 
 def problem(model, x=None, batch=16, outputs=3):
@@ -129,3 +131,25 @@ def test_gradient_norms_are_those_of_the_mean_loss():
     assert found == pytest.approx(
         {"0.weight": float(model[0].weight.grad.norm()), "2.weight": float(model[2].weight.grad.norm())}, rel=1e-5
     )
+
+
+def test_the_slope_of_a_layer_is_that_of_the_loss_also_where_the_loss_differentiates_on_its_way():
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(2, 4), nn.Tanh(), nn.Linear(4, 1)), torch.rand(7, 2)
+
+    def slope_loss(net, batch):
+        points = batch.clone().requires_grad_(True)
+        (slope,) = torch.autograd.grad(net(points).sum(), points, create_graph=True)
+        return (slope - 1).square().mean()
+
+    measured = signals(lossmap.Problem.custom(model, slope_loss, x))["0"]
+    seen = []  # the loss by the layer's output, by hand: by a shift of the output
+
+    def shifted(module, inputs, output):
+        seen.append(torch.zeros_like(output, requires_grad=True))
+        return output + seen[-1]
+
+    handle = model[0].register_forward_hook(shifted)
+    by_output = torch.autograd.grad(7 * slope_loss(model, x), seen)[0]
+    handle.remove()
+    assert measured.gradient == pytest.approx(float(by_output.square().mean().sqrt()), rel=1e-5)

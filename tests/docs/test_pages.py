@@ -35,7 +35,7 @@ SMALLER = (
 PAGES = {
     "start.md": {"line.h5", "line.pdf", "plane.h5", "spectrum.h5", "eigen.h5", "plane-3d.pdf", "surface.png"},
     "campaigns.md": {"sweep.toml", "sweep", "decays.csv", "logs"},
-    "how-to/own-model.md": {"huber.h5", "decay.h5", "decay-spectrum.h5", "head.h5"},
+    "how-to/own-model.md": {"huber.h5", "decay.h5", "decay-spectrum.h5", "head.h5", "tagger.h5"},
     "how-to/paper-figure.md": {"one.h5", "pair.pdf", "contours.svg", "relief.png"},
     "how-to/fine-tuning.md": {"run.h5", "between.h5", "both.h5", "path.h5", "path-plane.h5"},
 }

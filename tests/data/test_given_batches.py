@@ -1,0 +1,316 @@
+"""Batches that make no sense in parts: every measure reads them as given, and equals dense truth."""
+
+from collections import UserDict
+from dataclasses import dataclass
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.func import functional_call
+from torch.nn.utils.rnn import pad_sequence
+
+import lossmap
+from lossmap.curvature.autotune import prepare
+from lossmap.data.batches import FixedBatches, read_into_memory, samples_in
+from lossmap.data.datasets import digest
+
+# torch warns of its own compiler, with which products are traced
+pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")
+
+
+@dataclass
+class Graph:
+    x: torch.Tensor
+    edges: torch.Tensor
+    y: torch.Tensor
+    name: str
+
+
+class Loose:
+    """An object as libraries of graphs have them: attributes that come and go."""
+
+    def __init__(self, **attributes):
+        self.__dict__.update(attributes)
+
+
+class GraphNet(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(3, 5), nn.Linear(5, 2)
+
+    def forward(self, g):
+        h = self.a(g.x)
+        return self.b(torch.tanh(h.index_add(0, g.edges[1], h[g.edges[0]])).mean(0, keepdim=True))
+
+
+class Tagger(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.e, self.o = nn.Embedding(8, 4), nn.Linear(4, 4)
+
+    def forward(self, ids):
+        return self.o(torch.tanh(self.e(ids)))
+
+
+class Full(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(3, 5), nn.Linear(5, 2)
+
+    def forward(self, x, edges):
+        h = self.a(x)
+        return self.b(torch.tanh(h.index_add(0, edges[1], h[edges[0]])))
+
+
+class Heads(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.heads = nn.ModuleDict({"left": nn.Linear(3, 2), "right": nn.Linear(3, 2)})
+
+    def forward(self, x, task):
+        return self.heads[task](x)
+
+
+def graph(k, kind):
+    g = torch.Generator().manual_seed(k)
+    x, edges = torch.randn(k, 3, generator=g), torch.randint(0, k, (2, 2 * k), generator=g)
+    y = torch.randint(0, 2, (1,), generator=g)
+    return Graph(x, edges, y, f"g{k}") if kind is Graph else Loose(x=x, edges=edges, y=y, name=f"g{k}")
+
+
+def own_target(model, g):
+    return F.cross_entropy(model(g), g.y), 1
+
+
+def tokens(model, batch):
+    outputs = model(batch["ids"]).flatten(0, 1)
+    return F.cross_entropy(outputs, batch["labels"].flatten()), int((batch["labels"] >= 0).sum())
+
+
+def heat(model, batch):
+    inner, edge = batch
+    inner = inner.clone().requires_grad_(True)
+    (slope,) = torch.autograd.grad(model(inner).sum(), inner, create_graph=True)
+    return (slope[:, 1] - slope[:, 0] - inner[:, 0]).square().mean() + model(edge).square().mean()
+
+
+def scaled(model, batch):
+    x, y, weight = batch
+    return weight * F.cross_entropy(model(x), y)
+
+
+def padded():
+    texts = [torch.randint(1, 8, (n,), generator=torch.Generator().manual_seed(n)) for n in (3, 9, 5, 5, 11, 4)]
+    return [
+        {
+            "ids": pad_sequence(texts[i : i + 2], batch_first=True),
+            "labels": pad_sequence([t % 4 for t in texts[i : i + 2]], batch_first=True, padding_value=-100),
+        }
+        for i in (0, 2, 4)
+    ]
+
+
+def points(n, seed):
+    return torch.rand(n, 2, generator=torch.Generator().manual_seed(seed))
+
+
+G = torch.Generator().manual_seed(9)
+X, Y = torch.randn(12, 3, generator=G), torch.randint(0, 2, (12,), generator=G)
+EDGES = torch.randint(0, 12, (2, 30), generator=G)
+GRAPHS = [graph(k, Graph) for k in (4, 5, 6, 7)]
+LOOSE = [graph(k, Loose) for k in (4, 5, 6)]
+
+
+def cross_entropy_of(model, batch):
+    return F.cross_entropy(model(*batch[:-1]), batch[-1])
+
+
+def by_key(model, batch):
+    return F.cross_entropy(model(batch["x"]), batch["y"])
+
+
+PARTS = [(points(12, 1), points(5, 2)), (points(9, 3), points(4, 4))]
+ENCODED = [UserDict(x=X[i : i + 4], y=Y[i : i + 4]) for i in (0, 4, 8)]
+
+# name: model, data, own loss (None: supervised by cross entropy), (loss, weight) of a batch by hand
+KINDS = {
+    "graphs": (GraphNet, GRAPHS, own_target, lambda m, g: (F.cross_entropy(m(g), g.y), 1)),
+    "graphs beside targets": (
+        GraphNet,
+        [(g, g.y) for g in GRAPHS],
+        None,
+        lambda m, b: (F.cross_entropy(m(b[0]), b[1]), 1),
+    ),
+    "objects": (GraphNet, LOOSE, own_target, lambda m, g: (F.cross_entropy(m(g), g.y), 1)),
+    "a full graph": (Full, [(X, EDGES, Y)], None, lambda m, b: (cross_entropy_of(m, b), 1)),
+    "padded": (Tagger, padded(), tokens, tokens),
+    "mappings": (lambda: nn.Linear(3, 2), ENCODED, by_key, lambda m, b: (by_key(m, b), 4)),
+    "unequal parts": (
+        lambda: nn.Sequential(nn.Linear(2, 6), nn.Tanh(), nn.Linear(6, 1)),
+        PARTS,
+        heat,
+        lambda m, b: (heat(m, b), 1),
+    ),
+    "names": (
+        Heads,
+        [(X[:5], "left", Y[:5]), (X[5:], "right", Y[5:])],
+        None,
+        lambda m, b: (cross_entropy_of(m, b), len(b[0])),
+    ),
+    "numbers": (
+        lambda: nn.Linear(3, 2),
+        [(X[:5], Y[:5], 0.5), (X[5:], Y[5:], 4.0)],
+        scaled,
+        lambda m, b: (scaled(m, b), len(b[0])),
+    ),
+}
+
+
+def problem_of(kind):
+    make, data, loss, _ = KINDS[kind]
+    torch.manual_seed(0)
+    model = make()
+    if loss is None:
+        return lossmap.Problem.supervised(model, "crossentropy", data)
+    return lossmap.Problem.custom(model, loss, data)
+
+
+class Within(nn.Module):
+    """A function of the model as a module, so that `functional_call` reaches the model's tensors."""
+
+    def __init__(self, model, function):
+        super().__init__()
+        self.model, self.function = model, function
+
+    def forward(self):
+        return self.function(self.model)
+
+
+def truth(kind, names):
+    """Loss and Hessian (n, n) of the weighted mean over the batches by these parameters, in float64."""
+    problem = problem_of(kind)
+    model, by_hand = problem.model.double().eval(), KINDS[kind][3]
+    batches = list(problem.data.to(dtype=torch.float64))
+    total = sum(by_hand(model, b)[1] for b in batches)
+    state = {f"model.{k}": p.detach() for k, p in model.named_parameters()}
+    sizes = [state[f"model.{k}"].numel() for k in names]
+    flat = torch.cat([torch.empty(0, dtype=torch.float64), *(state[f"model.{k}"].reshape(-1) for k in names)])
+
+    def loss(theta):
+        parts = torch.split(theta, sizes)
+        moved = {f"model.{k}": p.view_as(state[f"model.{k}"]) for k, p in zip(names, parts, strict=True)}
+        within = Within(model, lambda m: sum(v * w for v, w in (by_hand(m, b) for b in batches)) / total)
+        return functional_call(within, {**state, **moved}, ())
+
+    hessian = torch.autograd.functional.hessian(loss, flat) if names else flat
+    return float(loss(flat).detach()), hessian
+
+
+def weights_of(model):
+    return [k for k, p in model.named_parameters() if p.dim() > 1]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_losses_and_spectra_are_those_of_the_batches_as_given(kind):
+    problem = problem_of(kind)
+    loss, hessian = truth(kind, weights_of(problem.model))
+    values = torch.linalg.eigvalsh(hessian)
+    plane = lossmap.random_plane(problem.model, 1)
+    assert lossmap.losses(problem, plane)((0.0,))["train_loss"] == pytest.approx(loss, rel=1e-5)
+    result = lossmap.spectrum(problem, top=2, bottom=1, density_error=None)
+    assert result.loss == pytest.approx(loss, rel=1e-5)
+    scale = float(values.abs().max())
+    for (value, error), exact in ((result.largest, values[-1]), (result.smallest, values[0])):
+        assert abs(value - float(exact)) <= error + 1e-6 * scale
+
+
+@pytest.mark.parametrize("backend", ["linearized", "retained-graph", "double-backward"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_backend_has_the_same_product_or_leaves_it_to_double_backward(kind, backend):
+    problem = problem_of(kind)
+    _, hessian = truth(kind, weights_of(problem.model))
+    try:
+        operator = prepare(problem, "weights", backend=backend).at()
+    except ValueError as error:
+        assert backend == "linearized" and "linear" in str(error), error
+        return
+    v = torch.randn(hessian.shape[0], generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(operator @ v, (hessian @ v.double()).float(), rtol=2e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_team_deals_whole_batches_and_has_the_same_sums(kind):
+    problem = problem_of(kind)
+    batches = list(problem.data)
+    ranks = min(2, len(batches))
+    alone = sum(float(problem.total(b).detach()) for b in problem.data)
+    shares = [problem.share(rank, ranks) for rank in range(ranks)]
+    assert sum(float(s.total(b).detach()) for s in shares for b in s.data) == pytest.approx(alone, rel=1e-6)
+    if isinstance(problem.data, FixedBatches):  # equal mappings can be cut
+        with pytest.raises(ValueError, match="fewer batches than ranks"):
+            problem.share(0, len(batches) + 1)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_maps_layers_and_runs_read_them_too(kind, tmp_path):
+    problem = problem_of(kind)
+    names = weights_of(problem.model)
+    _, hessian = truth(kind, names)
+    values = torch.linalg.eigvalsh(hessian)
+    plane = lossmap.random_plane(problem.model, 1)
+    reading = lossmap.EigenvalueMap(problem, plane, certify="none")((0.0,))
+    scale = float(values.abs().max())
+    assert abs(reading["max_eig"] - float(values[-1])) <= reading["max_eig_error"] + 1e-6 * scale
+    layers = lossmap.layer_spectra(problem, density_error=None, probes=0, whole=False)
+    first = next(block for block in layers.blocks if block.name == names[0])
+    size = dict(problem.model.named_parameters())[names[0]].numel()
+    own = torch.linalg.eigvalsh(hessian[:size, :size])
+    assert float(first.values[-1]) == pytest.approx(float(own[-1]), rel=1e-3, abs=1e-6 * scale)
+    torch.save(problem.model.state_dict(), tmp_path / "epoch_1.pt")
+    run = lossmap.run_dynamics([tmp_path / "epoch_1.pt"], problem, path=tmp_path / "run.h5", top=2)
+    assert run["eigenvalue"][0, 0] == pytest.approx(float(values[-1]), rel=1e-3)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_health_reads_what_it_can_and_names_what_it_cannot(kind):
+    diagnosis = lossmap.diagnose(problem_of(kind))
+    text = repr(diagnosis)
+    assert "Error" not in text and "Traceback" not in text
+    assert diagnosis.measurements.spectrum is not None
+    assert diagnosis.measurements.spectrum.loss == pytest.approx(truth(kind, [])[0], rel=1e-5)
+
+
+def test_they_are_kept_with_a_word_and_never_cut(caplog):
+    data = read_into_memory(padded())
+    assert isinstance(data, FixedBatches) and data.rebatched(1) is data and len(data.batches) == 3
+    assert "kept as given, uncut, since their tensors have different shapes beyond the first dimension" in caplog.text
+    caplog.clear()
+    read_into_memory([(X[:4], Y[:4]), (X[4:], Y[4:])])
+    assert not caplog.text
+
+
+def test_equal_widths_give_the_same_as_batches_that_are_cut():
+    model = nn.Linear(3, 2)
+    cut = lossmap.Problem.custom(model, by_key, [dict(b) for b in ENCODED])
+    given = lossmap.Problem.custom(model, by_key, ENCODED)
+    a, b = (lossmap.spectrum(p, density_error=None) for p in (cut, given))
+    assert a.loss == pytest.approx(b.loss, rel=1e-6)
+    assert a.values == pytest.approx(b.values, rel=1e-4, abs=1e-7)
+
+
+def test_a_batch_counts_by_its_targets_and_once_where_its_parts_differ():
+    assert samples_in((GRAPHS[0], torch.zeros(3))) == 3
+    assert samples_in(PARTS[0]) == 1
+    assert samples_in({"a": X, "b": Y}) == 12
+
+
+def test_other_data_have_another_digest_also_where_only_a_name_differs():
+    one = read_into_memory([(X[:5], "left", Y[:5]), (X[5:], "right", Y[5:])])
+    other = read_into_memory([(X[:5], "right", Y[:5]), (X[5:], "left", Y[5:])])
+    assert digest(one) != digest(other) == digest(other)
+
+
+def test_inputs_and_targets_of_different_numbers_are_a_mistake():
+    with pytest.raises(ValueError, match=r"same number of samples; got first dimensions \[11, 12\]"):
+        lossmap.Problem.supervised(nn.Linear(3, 2), "crossentropy", (X, Y[:11]))
