@@ -136,7 +136,8 @@ def _computed_axis(
         state = state_of(model, rest, files)
         _warn_of_running_statistics(model, origin, state, rest)
         axis = difference(origin, state)
-        if not any(bool(d.any()) for d in axis.values()):
+        own = model.state_dict()
+        if all(torch.equal(t.to(own[k].device, own[k].dtype), own[k]) for k, t in state.items() if k in own):
             raise UsageError(f"{rest} has the weights of the model at the origin: there is no direction to it")
         return axis, {"sha256": checkpoints.file_sha256(rest)}
     if what == "pca" and rest.isdigit() and int(rest) >= 1:

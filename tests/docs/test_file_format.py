@@ -36,7 +36,7 @@ COMMANDS = (
     (0, f"eigenmap {NETWORK} {SQUARE} --surf-file surface.h5"),
     (0, f"health {NETWORK} --surf-file surface.h5"),
     (3, f"surface {NETWORK} --loss net.py:fails --x=-9:9:2 --y=-9:9:2 --surf-file failed.h5"),
-    (0, f"eigenmap {NETWORK} --x=0:1:2 --which top:2,trace --certify none --surf-file top.h5"),
+    (0, f"eigenmap {NETWORK} --x=0:1:2 --parameters weights --which top:2,trace --certify none --surf-file top.h5"),
     (0, f"eigenmap {NETWORK} --x=0:1:2 --which bottom:2 --certify none --surf-file bottom.h5"),
     (0, f"eigenmap {NETWORK} --x=0:1:2 --which abs:2 --certify none --surf-file abs.h5"),
     (0, f"plane {NETWORK} --model-folder run --xdir pca:1 --ydir pca:2 --proj-file path.h5"),
