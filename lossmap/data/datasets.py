@@ -51,7 +51,7 @@ from lossmap.data.batches import (
     shared_range,
 )
 from lossmap.data.import_by_name import resolve_callable
-from lossmap.data.loaders import DEFAULT_BATCH_SIZE, Source, collect_in_memory, source_of
+from lossmap.data.loaders import DEFAULT_BATCH_SIZE, RowsOf, Source, collect_in_memory, source_of
 from lossmap.data.problem import targets_of
 
 log = logging.getLogger(__name__)
@@ -113,6 +113,26 @@ def load(
         log.info("%s: %d samples are more than the memory for samples; they are streamed", name, len(indices))
         return streamed.to(device, dtype or torch.float32)
     return Resident(collect_in_memory(streamed), size).to(device, dtype or torch.float32)
+
+
+def limited(batches: Batches, samples: int | None, data_seed: int = 0, pieces: int = 1, piece: int = 0) -> Batches:
+    """Batches over at most so many of their samples, the same random subset that `load` takes; or over a piece of them.
+
+    Raises ValueError for batches that are not cut.
+    """
+    if samples is None and pieces == 1:
+        return batches
+    rows = _subset(batches.samples, samples, data_seed, pieces, piece)
+    if len(rows) == batches.samples:
+        return batches
+    if isinstance(batches, Resident):
+        size = min(batches.batch_size, len(rows))
+        return Resident(RowsOf(batches.tensors)(rows), size)
+    if isinstance(batches, Streamed):
+        return replace(batches, indices=[batches.indices[i] for i in rows])
+    raise ValueError(
+        f"--samples {samples}: these {batches.samples} samples are in batches that are not cut; take fewer batches"
+    )
 
 
 def _subset(total: int, samples: int | None, seed: int, pieces: int, piece: int) -> Sequence[int]:

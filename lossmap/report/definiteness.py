@@ -23,7 +23,7 @@ def definiteness_of_ends(
     if not (isfinite(high) and isfinite(low)):
         return "unknown: it requires both ends of the spectrum"
     upper, lower = value_with_limit(high, high_error, highest), value_with_limit(low, low_error, lowest)
-    if high == low == 0.0:
+    if high == low == high_error == low_error == 0.0:
         return "zero: no curvature at all"
     if low + low_error < 0.0 < high - high_error:
         return (

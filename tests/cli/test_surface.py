@@ -265,6 +265,11 @@ def test_failed_points_are_listed_with_their_reason_and_evaluated_again_on_reque
     assert run(line + " --retry-failed") == 3
 
 
+def test_a_whole_problem_obeys_the_number_of_samples(here):
+    assert run("--problem net.py:whole --samples 12 --x=-1:1:3 --surf-file few.h5") == 0
+    assert lossmap.read("few.h5", lossmap.Surface).settings["measures"]["loss"]["samples"] == {"train": 12}
+
+
 def test_a_whole_problem_of_your_own_is_surveyed(here):
     assert run("--problem net.py:whole --split both --x=-1:1:3 --surf-file a.h5") == 0
     assert set(lossmap.read("a.h5").measures["loss"]) == {"train_loss", "test_loss"}

@@ -10,7 +10,7 @@ from torch import nn
 
 from lossmap.data.batches import Resident, Streamed
 from lossmap.data.checks import check_one_sample
-from lossmap.data.datasets import digest, labels_within, load
+from lossmap.data.datasets import digest, labels_within, limited, load
 from lossmap.data.loaders import source_of
 from lossmap.data.loss_check import check_loss
 from lossmap.data.problem import Problem
@@ -344,3 +344,16 @@ def test_a_target_that_the_loss_ignores_is_no_label_out_of_range():
     assert check_loss(problem).samples == 6
     with pytest.raises(ValueError, match="the targets run from -1 to 1"):
         check_one_sample(Problem.supervised(nn.Linear(3, 2), nn.CrossEntropyLoss(), (x, y)), "train")
+
+
+def test_a_problem_of_ones_own_is_limited_to_the_same_random_subset():
+    x = torch.arange(50.0)[:, None]
+    whole = Resident((x, torch.arange(50)), 8)
+    few = limited(whole, 12, data_seed=3)
+    assert few.samples == 12 and few.tensors[1].tolist() == sorted(few.tensors[1].tolist())
+    again = limited(Streamed(lambda rows: (x[list(rows)], torch.as_tensor(list(rows))), range(50), 8), 12, data_seed=3)
+    assert torch.cat([batch[1] for batch in again]).tolist() == few.tensors[1].tolist()
+    assert limited(whole, 50) is whole and limited(whole, None) is whole
+    assert limited(whole, None, pieces=2, piece=1).tensors[1].tolist() == list(range(25, 50))
+    with pytest.raises(ValueError, match="in batches that are not cut; take fewer batches"):
+        limited(whole.uncut(), 12)

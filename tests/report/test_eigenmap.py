@@ -34,3 +34,10 @@ def test_files_of_earlier_versions_have_less_to_say() -> None:
     assert eigenmap_lines({"eigen_rounding_measured": np.array([np.nan])}) == []
     (line,) = eigenmap_lines({"test_min_eig": LOW, "test_min_eig_error": ERROR})
     assert line.startswith("test samples: smallest eigenvalue: negative at 1") and "precision" not in line
+
+
+def test_a_matrix_of_zeros_has_no_curvature_only_where_its_bar_says_so():
+    from lossmap.report.definiteness import definiteness_of_ends
+
+    assert definiteness_of_ends((0.0, 0.0), (0.0, 0.0)) == "zero: no curvature at all"
+    assert definiteness_of_ends((0.0, 0.54), (0.0, 0.54)).startswith("zero as far as is known")
