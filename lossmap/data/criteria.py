@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -64,6 +65,25 @@ def _crossentropy(outputs: Tensor, targets: Tensor) -> Tensor:
     if outputs.dim() > 1 and outputs.shape[1] == 1:
         raise ValueError("the cross entropy of one output is 0 everywhere; for regression take the loss mse")
     return F.cross_entropy(outputs, targets)
+
+
+# PyTorch's functions that are modules too, whose class weights and ignored targets are understood
+_MODULE_OF = {F.cross_entropy: nn.CrossEntropyLoss, F.nll_loss: nn.NLLLoss}
+
+
+def module_form(loss: str | Criterion) -> str | Criterion:
+    """`F.cross_entropy` or `F.nll_loss`, with constant keywords by `functools.partial` or without, as the module.
+
+    Any other loss as it is.
+    """
+    function, keywords, positional = loss, {}, ()
+    if isinstance(loss, partial):
+        function, keywords, positional = loss.func, loss.keywords, loss.args
+    kind = next((module for known, module in _MODULE_OF.items() if function is known), None)
+    if kind is None or positional or not set(keywords) <= {"weight", "ignore_index", "reduction", "label_smoothing"}:
+        return loss
+    module: Criterion = kind(**keywords)
+    return module
 
 
 def criterion_and_unit(loss: str | Criterion) -> tuple[Criterion, str]:

@@ -298,8 +298,17 @@ def _with_own_batches(problem: Problem, probe: _Probe) -> Problem:
     note = (
         "the loss of a batch is not a mean over its samples (" + _measured(probe) + "): it is evaluated on the "
         f"{len(data.batches)} batches as given, of {data.batch_size} samples at most, uncut; each counts by its samples"
+        + _advice(problem)
     )
     return replace(problem, data=data, notes=(*problem.notes, note))
+
+
+def _advice(problem: Problem) -> str:
+    """What would let the batches be cut, where a function may hold class weights or ignore targets."""
+    function = problem.loss.loss if isinstance(problem.loss, SupervisedLoss) else None
+    if function is None or isinstance(function, (str, torch.nn.Module)):
+        return ""
+    return "; class weights and ignored targets may be cut where they are given by nn.CrossEntropyLoss"
 
 
 def _measured(probe: _Probe) -> str:

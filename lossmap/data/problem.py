@@ -29,6 +29,7 @@ from lossmap.data.criteria import (
     criterion_and_unit,
     has_class_labels,
     metric_of,
+    module_form,
     summed_criterion,
     with_class_targets,
 )
@@ -156,7 +157,8 @@ class Problem:
         Args:
             model: the network, on any device, in any mode; it is evaluated in evaluation mode.
             loss: `crossentropy` (nats), `mse`, or a callable such as `nn.CrossEntropyLoss()`; its class weights and the
-                targets that it ignores count as in one batch of all samples, whatever the cut.
+                targets that it ignores count as in one batch of all samples, whatever the cut, also where they are
+                keywords of a `functools.partial` of `F.cross_entropy`.
             data: a DataLoader, a Dataset, a tuple (inputs, targets) of tensors or arrays, or anything that yields such
                 batches, in memory where they fit, else streamed; floating-point numbers are taken in the model's
                 precision. A batch's last entry is the target, what stands before it is given to the model (a tuple as
@@ -180,6 +182,7 @@ class Problem:
             20
 
         """
+        loss = module_form(loss)
         criterion, unit = criterion_and_unit(loss)
         batches = with_class_targets(_with_targets(as_batches(data, batch_size)), loss)
         if metrics is None:

@@ -1,6 +1,7 @@
 """Every loss is asked once whether it is a repeatable mean over samples; truths are own arithmetic over own batches."""
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -283,3 +284,32 @@ def test_an_ignored_label_of_the_losss_own_is_no_label(net, data):
 def test_what_is_unusual_of_a_loss_is_logged(net, data, caplog):
     check_loss(Problem.supervised(net, COUPLED["a square of the mean"], data))
     assert "is not a mean over its samples" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        partial(F.cross_entropy, weight=torch.tensor([1.0, 4.0, 0.5])),
+        partial(F.cross_entropy, ignore_index=2, label_smoothing=0.1),
+        partial(F.nll_loss, weight=torch.tensor([1.0, 4.0, 0.5])),
+        F.cross_entropy,
+    ],
+    ids=["weights", "ignored", "nll", "plain"],
+)
+def test_pytorchs_functions_with_constant_keywords_are_cut_as_their_modules_are(net, data, loss):
+    x, y = data
+    model = nn.Sequential(net, nn.LogSoftmax(1)) if "nll" in str(loss) else net
+    problem = check_loss(Problem.supervised(model, loss, (x, y), batch_size=5))
+    assert not problem.notes
+    assert centre(problem) == pytest.approx(float(loss(model(x), y).detach()), rel=1e-5)
+    assert centre(problem.rebatched(3)) == pytest.approx(centre(problem), rel=1e-6)
+
+
+def test_a_function_of_ones_own_that_couples_a_batch_is_advised_the_module(net, data):
+    x, y = data
+
+    def weighted(outputs, targets):
+        return F.cross_entropy(outputs, targets, weight=torch.tensor([1.0, 4.0, 0.5]))
+
+    (note,) = check_loss(Problem.supervised(net, weighted, (x, y), batch_size=5)).notes
+    assert note.endswith("class weights and ignored targets may be cut where they are given by nn.CrossEntropyLoss")
