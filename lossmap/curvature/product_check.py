@@ -530,7 +530,8 @@ class _Judge:
     def _jump(self, backend: str, few: FewSamples, reference: Reference) -> float:
         """How far a backend's matrices here and on both sides of here differ, relative to the largest of them.
 
-        In the spectral norm, by some steps of the power method from the reference's vector.
+        In the spectral norm, by some steps of the power method from the reference's vector. Infinite where all of them
+        are 0, as those of a loss of straight pieces: its curvature lies in the kink alone.
         """
         factory = self._over_many_samples(backend)
         matrices = []
@@ -542,7 +543,7 @@ class _Judge:
             start = torch.cat([d.reshape(-1) for d in reference.v])[None]
             size = max(largest_image(a, start) for a in matrices)
             jump = max(largest_image(difference_of(a, b), start) for a, b in combinations(matrices, 2))
-        return jump / size if size else 0.0
+        return jump / size if size else inf
 
     def _over_many_samples(self, backend: str) -> OperatorFactory:
         """The products of a backend over more samples: those at a kink may be few."""
@@ -566,7 +567,12 @@ class _Judge:
         return worst
 
     def verdict(self) -> ProductCheck:
-        """What to use. Raises ValueError where no backend is right."""
+        """What to use. Raises ValueError where no backend is right, and where there is a kink and nothing else."""
+        if self.at_kink and self.undecided == inf:
+            raise ValueError(
+                "the loss has a kink exactly at these parameters: its gradient jumps there, and its second derivative "
+                "is 0 on every side, so that there is no curvature to state; move off the kink, or take a smooth loss"
+            )
         if self.at_kink and self.undecided > max(MAX_ERROR, self.reported):
             log.warning(
                 "the loss has a kink at these parameters (ReLU at 0, a tie of max-pooling): the Hessian is that of one "

@@ -17,7 +17,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils import _pytree as pytree
-from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, SequentialSampler, default_collate
+from torch.utils.data import (
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    WeightedRandomSampler,
+    default_collate,
+)
 
 from lossmap import memory
 from lossmap.data.batches import (
@@ -74,6 +82,7 @@ def as_batches(
     elif isinstance(data, Dataset) and not isinstance(data, IterableDataset) and hasattr(data, "__len__"):
         dataset, collate, size = data, default_collate, batch_size or DEFAULT_BATCH_SIZE
     else:
+        _report_drawing(data)
         return read_into_memory(data, batch_size, budget)
     fetch, samples = DatasetFetch(dataset, collate), len(cast(Any, dataset))
     if samples and samples * Source(fetch, samples).bytes_each() > budget:
@@ -82,6 +91,18 @@ def as_batches(
     if not isinstance(data, DataLoader):
         data = DataLoader(data, size)
     return read_into_memory(data, batch_size, budget)
+
+
+def _report_drawing(data: Any) -> None:
+    """Log that a loader draws its samples by chance, with repetitions: one draw stands for the data."""
+    sampler = getattr(data, "sampler", None)
+    if isinstance(sampler, WeightedRandomSampler) or getattr(sampler, "replacement", False):
+        log.warning(
+            "the loader draws its samples by chance (%s): numbers are of one draw of %d samples, some of them several "
+            "times; give the Dataset itself to use all",
+            type(sampler).__name__,
+            len(cast(Any, sampler)),
+        )
 
 
 def collect_in_memory(streamed: Streamed) -> Batch:

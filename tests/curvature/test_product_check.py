@@ -521,3 +521,13 @@ def test_a_refusal_says_what_to_do(module, advice):
     model(x)
     with pytest.raises(ValueError, match=advice):
         check_product(Problem.supervised(model, "crossentropy", (x, torch.arange(12) % 3)), "all", distant=False)
+
+
+def test_a_loss_of_straight_pieces_has_no_curvature_to_state_at_its_kink():
+    torch.manual_seed(0)
+    model, x = nn.Linear(3, 1), torch.randn(20, 3)
+    exact = model(x).detach()
+    with pytest.raises(ValueError, match="its second derivative is 0 on every side, so that there is no curvature"):
+        spectrum(Problem.supervised(model, nn.L1Loss(), (x, exact)), top=1, density_error=None)
+    beside = spectrum(Problem.supervised(model, nn.L1Loss(), (x, exact + 1.0)), top=1, density_error=None)
+    assert beside.largest == beside.smallest == (0.0, 0.0)  # where it is smooth there is none indeed

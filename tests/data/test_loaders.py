@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader, SubsetRandomSampler, TensorDataset
+from torch.utils.data import DataLoader, SubsetRandomSampler, TensorDataset, WeightedRandomSampler
 
 from lossmap.data.batches import Resident, Streamed, read_into_memory
 from lossmap.data.loaders import as_batches
@@ -57,3 +57,12 @@ def test_samples_that_a_loader_drops_are_reported(caplog):
         caplog.clear()
         assert as_batches(DataLoader(TensorDataset(X, Y), 4, drop_last=True)).samples == 12
         assert not caplog.text
+
+
+def test_a_loader_that_draws_with_repetitions_is_named(caplog):
+    data = TensorDataset(torch.randn(8, 2), torch.arange(8))
+    as_batches(DataLoader(data, 4, sampler=WeightedRandomSampler(torch.ones(8), 8)))
+    assert "draws its samples by chance (WeightedRandomSampler): numbers are of one draw of 8 samples" in caplog.text
+    caplog.clear()
+    as_batches(DataLoader(data, 4, shuffle=True))
+    assert not caplog.text
