@@ -186,17 +186,30 @@ class OutputFile:
 
         Raises as `open` does where the run would be refused.
         """
-        splits = ", ".join(f"{p.data.samples:,} {split} samples" for split, p in problems.items())
+        from lossmap.data.description import description_of
+
+        data = "\n          ".join(
+            line for split, p in problems.items() for line in _indented(split, description_of(p.data))
+        )
         n = sum(p.numel() for p in next(iter(problems.values())).model.parameters())
         points = len(self.grid) if self.points is None else self.points.size
         return (
-            f"would compute {what} at {points:,} points of {self.grid}\n"
+            f"would compute {what} at {points:,} points of {self.grid}{self._size(measures or {})}\n"
             f"  model   {self.file_settings['model']}, {n:,} parameters\n"
-            f"  data    {splits}\n"
+            f"  data    {data}\n"
             f"  plane   {self.plane!r}\n"
             f"  result  {self.path}{self._existing(measures or {})}\n"
             "nothing was computed, and nothing was written (--dry-run)"
         )
+
+    def _size(self, measures: Mapping[str, Any]) -> str:
+        """How large the result will be, where its fields are known."""
+        fields = sum(len(names) for names, _ in measures.values())
+        if not fields:
+            return ""
+        entries = sum(t.numel() for axis in self.plane.axes for t in axis.values())
+        directions = 4 * entries * self.settings.plane.store_directions
+        return f", some {(8 * fields * len(self.grid) + directions) / 1e6:,.3g} MB"
 
     def _existing(self, measures: Mapping[str, Any]) -> str:
         overwrite = self.settings.run.overwrite
@@ -210,6 +223,11 @@ class OutputFile:
         if self.path.exists():
             return "; that file exists and would be started anew (--overwrite)"
         return ""
+
+
+def _indented(split: str, lines: Sequence[str]) -> list[str]:
+    """The lines about a split, with its name before the first."""
+    return [f"{split}: {lines[0]}", *(f"  {line}" for line in lines[1:])]
 
 
 def report_end(

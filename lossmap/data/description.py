@@ -1,0 +1,61 @@
+"""What data were read, in words: number, shapes, types, ranges and classes; for people who look before they compute."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from lossmap.data.batches import Batches, FixedBatches, Resident
+
+MAX_CLASSES = 1000  # whole numbers of more different values are no class labels
+
+
+def description_of(data: Batches) -> list[str]:
+    """One line for the number of samples, and one for each tensor of a batch.
+
+    Of streamed data, and of batches as they are given, the tensors of the first batch are described.
+    """
+    if isinstance(data, Resident):
+        return [f"{data.samples:,} samples", *_lines_of(data.tensors, "")]
+    batch, where = next(iter(data)), " in the first batch"
+    if isinstance(data, FixedBatches):
+        number = len(data.batches)
+        return [f"{number:,} batches as given, never cut; {data.samples:,} samples", *_lines_of(batch, where)]
+    return [f"{data.samples:,} samples, read as they are needed", *_lines_of(batch, where)]
+
+
+def _lines_of(batch: Any, where: str) -> list[str]:
+    named = pytree.tree_flatten_with_path(batch)[0]
+    tensors = [(_name(path, batch), leaf) for path, leaf in named if isinstance(leaf, Tensor)]
+    return [f"{name}: {_described(t)}{where}" for name, t in tensors]
+
+
+def _name(path: Any, batch: Any) -> str:
+    """`inputs` and `targets` of a pair; a key of a dict; else where it stands."""
+    if isinstance(batch, tuple) and len(batch) == 2 and len(path) == 1:
+        return ("inputs", "targets")[path[0].idx]
+    if isinstance(batch, Mapping) and len(path) == 1:
+        return str(path[0].key)
+    return f"batch{pytree.keystr(path)}"
+
+
+def _described(t: Tensor) -> str:
+    kind = str(t.dtype).removeprefix("torch.")
+    shape = " x ".join(map(str, t.shape[1:]))
+    text = f"{kind}, {shape} each" if shape else kind
+    if t.numel() == 0 or t.is_complex():
+        return text
+    low, high = float(t.min()), float(t.max())
+    if t.is_floating_point():
+        wide = t.double()
+        mean, deviation = float(wide.mean()), float(wide.std(correction=0))
+        return f"{text}, {low:.4g} to {high:.4g}, mean {mean:.4g}, standard deviation {deviation:.4g}"
+    if t.dim() == 1:
+        values, counts = torch.unique(t, return_counts=True)
+        if len(values) <= MAX_CLASSES:
+            return f"{text}, {len(values)} classes, {low:.0f} to {high:.0f}, {counts.min()} to {counts.max()} of each"
+    return f"{text}, {low:.0f} to {high:.0f}"

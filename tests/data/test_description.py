@@ -1,0 +1,33 @@
+"""What `--dry-run` says of data: the numbers are those of the tensors."""
+
+import torch
+
+from lossmap.data.batches import FixedBatches, Resident, Streamed
+from lossmap.data.description import description_of
+
+
+def test_inputs_and_targets_of_samples_in_memory():
+    x = torch.stack([torch.zeros(2, 3), torch.ones(2, 3), torch.full((2, 3), 2.0), torch.ones(2, 3)])
+    assert description_of(Resident((x, torch.tensor([0, 1, 1, 4])), 2)) == [
+        "4 samples",
+        "inputs: float32, 2 x 3 each, 0 to 2, mean 1, standard deviation 0.7071",
+        "targets: int64, 3 classes, 0 to 4, 1 to 2 of each",
+    ]
+
+
+def test_dicts_regression_and_complex_numbers():
+    lines = description_of(
+        Resident({"ids": torch.arange(6).view(2, 3), "z": torch.zeros(2, 4, dtype=torch.complex64)}, 2)
+    )
+    assert lines == ["2 samples", "ids: int64, 3 each, 0 to 5", "z: complex64, 4 each"]
+    (_, single) = description_of(Resident(torch.tensor([1.0, 3.0]), 2))
+    assert single.endswith("float32, 1 to 3, mean 2, standard deviation 1")
+
+
+def test_streams_and_batches_as_given_are_described_by_their_first_batch():
+    streamed = Streamed(lambda rows: (torch.ones(len(rows), 2), torch.zeros(len(rows), dtype=torch.int64)), range(9), 4)
+    assert description_of(streamed)[0] == "9 samples, read as they are needed"
+    assert description_of(streamed)[2] == "targets: int64, 1 classes, 0 to 0, 4 to 4 of each in the first batch"
+    given = FixedBatches(((torch.ones(3, 2), "left", torch.arange(3)), (torch.ones(5, 2), "right", torch.arange(5))))
+    assert description_of(given)[0] == "2 batches as given, never cut; 8 samples"
+    assert description_of(given)[1].startswith("batch[0]: float32, 2 each")
