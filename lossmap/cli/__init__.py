@@ -16,6 +16,7 @@ COMMANDS = {
     "status": ("lossmap.cli.status", "main", "progress of a result; exits 0, 3 or 75 by what the file says"),
     "resume": ("lossmap.cli.resume", "main", "continue a result, with no flags at all"),
     "merge": ("lossmap.cli.merge", "main", "join the shards of an array"),
+    "init": ("lossmap.cli.init", "main", "a commented file with model, data and loss to start from"),
     "train": ("lossmap.cli.train", "main", "a small trainer that writes checkpoints"),
     "demo": ("lossmap.cli.demo", "main", "train two small nets, survey and draw them"),
 }
