@@ -100,7 +100,8 @@ def command_page(name: str) -> str:
     parts = [f"# lossmap {name}", f"{summary[0].upper()}{summary[1:]}."]
     if command is None:  # `resume`, whose flags are those of the command that it continues
         about, examples = module.__doc__ or "", module.EXAMPLES
-        parts += ["Its flags are those of the command that made the result."]
+        parts += ["Its flags are those of the command that made the result, and its own:"]
+        parts += [f"```text\n{module.OWN_FLAGS.strip()}\n```"]
     else:
         about, examples = command.about, command.examples
     parts += [about.strip(), "## Examples", "```sh\n" + "\n".join(examples) + "\n```"]

@@ -1,6 +1,8 @@
 """`lossmap resume` of other people's files: whose code is run, which folder it starts in, what a complete one runs."""
 
 import os
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -34,6 +36,8 @@ def here(tmp_path, monkeypatch):
     (home / "mynet.py").write_text(CODE)
     monkeypatch.chdir(home)
     monkeypatch.setattr("sys.stdin", SimpleNamespace(isatty=lambda: False))
+    # without the folders of other tests, which a program of its own does not have
+    monkeypatch.setattr("sys.path", [entry for entry in sys.path if not (Path(entry) / "mynet.py").exists()])
     return home
 
 

@@ -175,7 +175,9 @@ def test_resume_without_flags_from_any_folder_ends_with_the_same_bits(tmp_path, 
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     monkeypatch.chdir(elsewhere)
-    assert lossmap(["resume", str(tmp_path / "part.h5")]) == 0
+    assert lossmap(["resume", str(tmp_path / "part.h5")]) == 2  # its code does not lie below this folder
+    assert "--trust" in capsys.readouterr().err
+    assert lossmap(["resume", str(tmp_path / "part.h5"), "--trust"]) == 0
     a, b = read(tmp_path / "whole.h5"), read(tmp_path / "part.h5")
     np.testing.assert_array_equal(a["train_loss"], b["train_loss"])
     assert b.attributes["restarts"] == 1
