@@ -32,7 +32,7 @@ def check_by_all(total: Total, device: torch.device, look: Callable[[], ProductC
 
     Raises what `look` raises, and RuntimeError on the ranks on which it did not.
     """
-    if total is single_rank:
+    if is_alone(total):
         return look()
     own: list[ProductCheck] = []
     message = torch.zeros(len(BACKENDS) + 3, dtype=torch.float64, device=device)
@@ -53,8 +53,13 @@ def check_by_all(total: Total, device: torch.device, look: Callable[[], ProductC
     return ProductCheck(rejected, disagreement, unchecked)
 
 
+def is_alone(total: Total) -> bool:
+    """Whether one rank holds all samples, and there is nothing to agree on; a stand-in for a team says so itself."""
+    return total is single_rank or getattr(total, "is_alone", False)
+
+
 def any_of_all(total: Total, device: torch.device, flag: bool) -> bool:
     """Whether the flag is set on any rank of the team."""
-    if total is single_rank:
+    if is_alone(total):
         return flag
     return float(total(torch.tensor([float(flag)], dtype=torch.float64, device=device))[0]) > 0

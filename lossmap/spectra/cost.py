@@ -62,6 +62,8 @@ def products_of(tasks: SpectrumTasks, samples: int = SAMPLES) -> list[int]:
         counted.append(max(0, message.numel() - 3) // size)  # a vote of the team holds no product
         return message
 
+    # no vote on products, which would count as one of a small block's
+    total.is_alone = True  # type: ignore[attr-defined]
     few = replace(tasks, subjects=tuple(_few(s, samples) for s in tasks.subjects), total=total, choices=(), made={})
     products = []
     for number, task in enumerate(tasks.tasks):
