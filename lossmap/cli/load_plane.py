@@ -160,7 +160,10 @@ def _computed_axis(
 def state_of(model: nn.Module, path: str | Path, files: ModelSettings) -> Mapping[str, Tensor]:
     """The tensors of another checkpoint by the model's names; what it lacks, such as an adapter's base, is its own."""
     own = {k: t.detach().clone() for k, t in model.state_dict().items()}
-    return {**own, **read_checkpoint(files, path).fit(model, selection_of(files)).state}
+    fit = read_checkpoint(files, path).fit(model, selection_of(files))
+    for note in fit.notes:
+        logger.warning("%s", note)
+    return {**own, **fit.state}
 
 
 def _warn_of_running_statistics(model: nn.Module, origin: Named, state: Mapping[str, Tensor], file: str) -> None:

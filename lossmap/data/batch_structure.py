@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import types
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -19,18 +20,32 @@ _CLOSED = (type, types.ModuleType, types.FunctionType, types.MethodType, nn.Modu
 
 
 def open_batch(batch: Any) -> Any:
-    """The batch, once every class in it that holds tensors is known to pytree."""
+    """The batch, once every class in it that holds tensors is known to pytree.
+
+    Raises ValueError for an object that refers to itself, which has no end as a tree.
+    """
+    try:
+        _open(batch)
+        pytree.tree_leaves(batch)
+    except RecursionError:
+        raise ValueError(
+            f"a batch holds a {type(batch).__name__} that refers to itself; give what the loss needs of it: tensors, "
+            "or an object without such a reference"
+        ) from None
+    return batch
+
+
+def _open(batch: Any) -> None:
     for leaf in pytree.tree_leaves(batch):
-        if isinstance(leaf, Tensor) or not _holds_tensors(leaf, 0):
+        if isinstance(leaf, Tensor) or not holds_tensors(leaf):
             continue
         kind = type(leaf)
         if not pytree.is_namedtuple_class(kind) and kind not in pytree.SUPPORTED_NODES:
             if _is_plain_mapping(leaf):
-                pytree.register_pytree_node(kind, _items_of, _MappingFrom(kind))
+                pytree.register_pytree_node(kind, _items_of, partial(_mapping_of, kind))
             else:
-                pytree.register_pytree_node(kind, _attributes_of, _ObjectFrom(kind))
-        open_batch(_parts(leaf))
-    return batch
+                pytree.register_pytree_node(kind, _attributes_of, partial(_object_of, kind))
+        _open(_parts(leaf))
 
 
 def _parts(value: Any) -> list[Any]:
@@ -45,12 +60,13 @@ def _is_plain_mapping(value: Any) -> bool:
     return isinstance(value, Mapping) and not any(isinstance(v, Mapping) for v in attributes)
 
 
-def _holds_tensors(value: Any, depth: int) -> bool:
+def holds_tensors(value: Any, depth: int = 0) -> bool:
+    """Whether a value is a tensor, or an object or mapping with one in it."""
     if isinstance(value, Tensor):
         return True
     if depth > 4 or isinstance(value, _CLOSED) or not (isinstance(value, Mapping) or hasattr(value, "__dict__")):
         return False
-    return any(_holds_tensors(leaf, depth + 1) for part in _parts(value) for leaf in pytree.tree_leaves(part))
+    return any(holds_tensors(leaf, depth + 1) for part in _parts(value) for leaf in pytree.tree_leaves(part))
 
 
 def _items_of(mapping: Mapping[str, Any]) -> tuple[list[Any], tuple[str, ...]]:
@@ -61,25 +77,13 @@ def _attributes_of(value: Any) -> tuple[list[Any], tuple[str, ...]]:
     return list(vars(value).values()), tuple(vars(value))
 
 
-class _MappingFrom:
-    """Puts a mapping of one class together; every class needs a function of its own in pytree's table."""
-
-    def __init__(self, kind: type) -> None:
-        self.kind = kind
-
-    def __call__(self, values: Any, names: tuple[str, ...]) -> Any:
-        """The mapping with these entries."""
-        return self.kind(dict(zip(names, values, strict=True)))
+def _mapping_of(kind: Any, entries: Any, names: tuple[str, ...]) -> Any:
+    """A mapping of this class with these entries."""
+    return kind(dict(zip(names, entries, strict=True)))
 
 
-class _ObjectFrom:
-    """Puts an object of one class together from its attributes, without calling its `__init__`."""
-
-    def __init__(self, kind: Any) -> None:
-        self.kind = kind
-
-    def __call__(self, values: Any, names: tuple[str, ...]) -> Any:
-        """The object with these attributes."""
-        made = self.kind.__new__(self.kind)
-        made.__dict__.update(zip(names, values, strict=True))
-        return made
+def _object_of(kind: Any, attributes: Any, names: tuple[str, ...]) -> Any:
+    """An object with these attributes, made without calling its `__init__`."""
+    made = kind.__new__(kind)
+    made.__dict__.update(zip(names, attributes, strict=True))
+    return made

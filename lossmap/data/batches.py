@@ -18,7 +18,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from lossmap import memory
-from lossmap.data.batch_structure import open_batch
+from lossmap.data.batch_structure import holds_tensors, open_batch
 
 Batch = Any  # a pytree of tensors whose first dimension counts samples
 
@@ -278,12 +278,24 @@ def _report_dropped(loader: Any, samples: int) -> None:
         )
 
 
+def _is_one_batch(value: Any) -> bool:
+    """Whether these are samples, and no series of batches. Raises ValueError for what holds no tensor."""
+    if isinstance(value, tuple):
+        leaves = pytree.tree_leaves(value)
+        return bool(leaves) and all(isinstance(leaf, torch.Tensor) for leaf in leaves)
+    if hasattr(value, "__iter__") and not isinstance(value, (torch.Tensor, Mapping)):
+        return False
+    if not holds_tensors(value):
+        raise ValueError(f"data must be tensors, a Dataset or batches; got {type(value).__name__}")
+    return True
+
+
 def read_into_memory(
     batches: Any, batch_size: int | None = None, budget: int | None = None, *, ranks_sharing: int | None = None
 ) -> Batches:
     """Any iterable of batches, a DataLoader for instance, as `Resident` tensors: read once, in its order.
 
-    A tuple, dict or tensor of samples is taken as it is.
+    A tuple, dict or tensor of samples is taken as it is, and so is one object or mapping that holds tensors.
 
     budget         bytes that the batches may take; by default `memory.sample_budget`, a quarter of what is free
     ranks_sharing  ranks that share the memory of this host and load the same, which divides that default; those that
@@ -298,14 +310,11 @@ def read_into_memory(
         if batch_size is None:
             return batches
         return batches.rebatched(batch_size)
-    if isinstance(batches, torch.Tensor) or (
-        isinstance(batches, (tuple, dict))
-        and all(isinstance(leaf, torch.Tensor) for leaf in pytree.tree_leaves(batches))
-        and pytree.tree_leaves(batches)
-    ):
-        if not _is_even(batches):
-            return _as_given((batches,), "its parts differ in number")
-        return Resident(batches, batch_size or min(samples_in(batches), 256))
+    if _is_one_batch(batches):
+        one = open_batch(batches)
+        if not _is_even(one):
+            return _as_given((one,), "its parts differ in number")
+        return Resident(one, batch_size or min(samples_in(one), 256))
     if budget is None:
         budget = memory.sample_budget(ranks_sharing=ranks_sharing)
     collected: list[Batch] = []

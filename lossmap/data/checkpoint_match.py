@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -54,7 +54,7 @@ class Fit:
     state: State
     extra: tuple[str, ...] = ()
     elsewhere: tuple[str, ...] = ()
-    notes: tuple[str, ...] = field(default=())
+    notes: tuple[str, ...] = ()
 
 
 def states_in(content: Any) -> dict[str, State]:
@@ -173,9 +173,8 @@ def _fit(state: State, own: Mapping[str, Tensor], prefix: str | None, origin: st
 
 def _prefixes(tensors: State, names: Mapping[str, str]) -> list[str]:
     """What may stand before the model's names: read off wherever one of the first of them ends a name of the file."""
-    some = [name for name in names if name.rpartition(".")[2] != _COUNTER][
-        :MAX_LISTED
-    ]  # one alone may be tied, and left out
+    # several, since one alone may be tied, and saved under its other name
+    some = [name for name in names if name.rpartition(".")[2] != _COUNTER][:MAX_LISTED]
     found = {k[: -len(name)] for name in some for k in tensors if k == name or k.endswith(f".{name}")}
     return sorted(found, key=lambda prefix: (len(prefix), prefix))
 

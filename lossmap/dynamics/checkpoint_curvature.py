@@ -11,6 +11,7 @@ squared unit of theta. Price: the products of `spectrum_of` at each point, and o
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -36,6 +37,8 @@ from lossmap.linalg.spectral_density import Density
 from lossmap.spectra.spectrum import spectrum_of
 from lossmap.spectra.spectrum_result import Spectrum
 from lossmap.sums import norm
+
+logger = logging.getLogger("lossmap")
 
 SHARES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)  # of the eigenvalues, that lie below the quantiles
 TRACE_PRODUCTS, DENSITY_ERROR = 60, 0.02  # of the whole spectrum; the error as a share of its range
@@ -121,6 +124,7 @@ class CheckpointCurvature:
             self.plan = dict(plan)
         self.files, self.store_vectors, self.top, self.whole = dict(files), store_vectors, top, whole
         self.parameters, self.unsafe, self.stop, self.selection = parameters, unsafe, stop, selection
+        self._noted: set[str] = set()
         self.tol, self.seed, self.memory = tol, seed, memory
         self.settings = {
             **(settings or {}),
@@ -168,7 +172,12 @@ class CheckpointCurvature:
         Raises FloatingPointError where the loss is not finite, Interrupted where `stop` says so.
         """
         step = point[0]
-        load_into(self.problem.model, self.files[step], unsafe=self.unsafe, selection=self.selection)
+        file = self.files[step]
+        notes = load_into(self.problem.model, file, unsafe=self.unsafe, selection=self.selection)
+        new = {note.replace(str(file), "the run's checkpoints", 1) for note in notes} - self._noted
+        self._noted |= new
+        for note in new:  # once for all checkpoints that are alike
+            logger.warning("%s", note)
         loss, slope, _ = loss_and_gradient(self.problem, self.parameters)
         if not isfinite(loss):
             raise FloatingPointError(

@@ -84,6 +84,19 @@ def test_a_line_between_two_checkpoints_of_any_form_goes_from_one_to_the_other(f
     assert lossmap.read("s.h5", lossmap.Surface)["train_loss"] == pytest.approx([of_a, of_b], rel=1e-5)
 
 
+def test_what_is_chosen_in_the_second_checkpoint_and_in_a_runs_is_said_once(folder, caplog):
+    (a, _), (b, _) = trained(1), trained(2)
+    for name in ("a.pt", "b.pt"):
+        torch.save({"model": a.state_dict(), "model_ema": b.state_dict()}, name)
+    torch.save(b.state_dict(), "plain.pt")
+    assert surface("plain.pt", "--model-file2", "a.pt", "--x=0:1:2") == 0
+    assert "a.pt: read are the tensors under 'model'; --state-key takes model_ema" in caplog.text
+    caplog.clear()
+    line = "dynamics a.pt b.pt --model sub/own_nets_of_a_test.py:net --dataset npz:d.npz --top 1 --surf-file run.h5"
+    assert main(line.split()) == 0
+    assert caplog.text.count("the run's checkpoints: read are the tensors under 'model'") == 1
+
+
 @pytest.mark.parametrize("module", ["own_nets_of_a_test", "__main__"])
 def test_a_whole_module_is_read_on_request_with_its_class_from_where_the_model_is(folder, capsys, module):
     model, truth = trained(1)

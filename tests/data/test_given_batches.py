@@ -314,3 +314,25 @@ def test_other_data_have_another_digest_also_where_only_a_name_differs():
 def test_inputs_and_targets_of_different_numbers_are_a_mistake():
     with pytest.raises(ValueError, match=r"same number of samples; got first dimensions \[11, 12\]"):
         lossmap.Problem.supervised(nn.Linear(3, 2), "crossentropy", (X, Y[:11]))
+
+
+def test_one_object_or_mapping_is_the_only_batch():
+    torch.manual_seed(0)
+    net = GraphNet()
+    alone, listed = (lossmap.Problem.custom(net, own_target, data) for data in (GRAPHS[0], GRAPHS[:1]))
+    plane = lossmap.random_plane(net, 1)
+    assert lossmap.losses(alone, plane)((0.0,)) == lossmap.losses(listed, plane)((0.0,))
+    data = read_into_memory(UserDict(x=X, y=Y))
+    assert data.samples == 12 and isinstance(next(iter(data.rebatched(5))), UserDict)
+    with pytest.raises(ValueError, match="data must be tensors, a Dataset or batches; got int"):
+        read_into_memory(3)
+
+
+def test_an_object_that_refers_to_itself_is_refused_by_name():
+    class Node:
+        """A part of a tree that knows its parent."""
+
+    node = Node()
+    node.x, node.parent = X, node
+    with pytest.raises(ValueError, match="holds a Node that refers to itself"):
+        read_into_memory([node])
