@@ -85,7 +85,7 @@ class CampaignRecorder:
     # ---- what is to be done
 
     def queue(self, workers: int, settled: Collection[int] = ()) -> WorkQueue:
-        """The tasks of all members that are not at their end, for so many workers."""
+        """The tasks of all members that are not at their end, for this number of workers."""
         opened = list(self._open.values())
         self._queue, self._tasks, self._open = CampaignQueue(workers, self._poll), {}, {}
         for one in opened:  # after the death of all workers: what rank 0 has open goes on

@@ -64,9 +64,9 @@ def model_of(
     if not isinstance(model, nn.Module):
         raise UsageError(f"--model {settings.model} must return an nn.Module; got {type(model).__name__}")
     if settings.model_file:
-        found = load_checkpoint(model, settings, state)
+        sentences = load_checkpoint(model, settings, state)
         if notes is not None:
-            notes.extend(found)
+            notes.extend(sentences)
     check_finite(model, settings.model_file or "the model's initial state")
     if not sets_modes_itself(model):  # adapters that merge in eval() stay apart
         model.eval()

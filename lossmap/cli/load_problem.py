@@ -220,9 +220,9 @@ def _user_problems(
             )
     network = next(iter(problems.values())).model
     if model.model_file:
-        found = load_checkpoint(network, model, files.state, data.problem)
+        sentences = load_checkpoint(network, model, files.state, data.problem)
         if notes is not None:
-            notes.extend(found)
+            notes.extend(sentences)
     if not sets_modes_itself(network):
         network.eval()
     check_finite(network, model.model_file or "the problem's model")

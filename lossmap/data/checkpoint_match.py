@@ -175,8 +175,8 @@ def _prefixes(tensors: State, names: Mapping[str, str]) -> list[str]:
     """What may stand before the model's names: read off wherever one of the first of them ends a name of the file."""
     # several, since one alone may be tied, and saved under its other name
     some = [name for name in names if name.rpartition(".")[2] != _COUNTER][:MAX_LISTED]
-    found = {k[: -len(name)] for name in some for k in tensors if k == name or k.endswith(f".{name}")}
-    return sorted(found, key=lambda prefix: (len(prefix), prefix))
+    prefixes = {k[: -len(name)] for name in some for k in tensors if k == name or k.endswith(f".{name}")}
+    return sorted(prefixes, key=lambda prefix: (len(prefix), prefix))
 
 
 def _fit_under(tensors: State, names: Mapping[str, str], own: Mapping[str, Tensor], prefix: str) -> Fit | None:
@@ -228,7 +228,7 @@ def _differences(
         if k in tensors and tensors[k].shape != own[full].shape
     ]
     texts = (("missing", missing), ("unexpected", unexpected), ("other shapes", shapes))
-    differences = [f"{what}: {listed(found)}" for what, found in texts if found]
+    differences = [f"{what}: {listed(different)}" for what, different in texts if different]
     return f"{origin} is of another architecture than {model}; {'; '.join(differences)}"
 
 

@@ -35,15 +35,15 @@ def find_merged_layers(problem: Problem, batch: Batch) -> None:
     try:
         with _one_pass(problem):
             total, reached = _reached(problem, batch)
-        found = []
+        merged = []
         for name, module in candidates.items():
             missing = {n for n in _required(problem.model) if n.startswith(f"{name}." if name else "")} - reached
             if missing and _is_merged(problem, batch, module, total, missing):
-                found.append(name)
+                merged.append(name)
     except Exception:  # user code may raise anything; what fails is reported where the loss is evaluated
         return
-    if found:
-        evaluate_in_training(problem.model, found)
+    if merged:
+        evaluate_in_training(problem.model, merged)
 
 
 def _is_merged(problem: Problem, batch: Batch, module: nn.Module, total: float, missing: set[str]) -> bool:

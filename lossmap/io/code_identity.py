@@ -131,10 +131,10 @@ def continued(
     begun       by measure, whether the file holds points of it
     codes       the fingerprints that were measured now
     """
-    kept, notes, history, refused = {}, [], [], []
+    stored, notes, history, refused = {}, [], [], []
     for measure, here in codes.items():
         there = decoded(attributes.get(f"{ATTRIBUTE}{measure}"))
-        kept[measure] = here
+        stored[measure] = here
         if not begun.get(measure):
             continue
         if there is None:
@@ -151,10 +151,10 @@ def continued(
         elif changes.causes:
             notes.append(f"{path}: {changes.named()}; what {measure} measures is the same within rounding")
             history.append(f"{measure} went on: {changes.named()}; the same within rounding")
-            kept[measure] = {**here, "values": there["values"], "eps": there.get("eps")}
+            stored[measure] = {**here, "values": there["values"], "eps": there.get("eps")}
     if refused:
         return (
             f"{path} was begun by code that measures something else: {'; '.join(refused)}. Put the code back, name "
             "another file, or mix both with --accept-change"
         )
-    return Continuation(kept, tuple(notes), tuple(history))
+    return Continuation(stored, tuple(notes), tuple(history))

@@ -105,7 +105,7 @@ class Recorder:
         self._last_report = float("-inf")
 
     def queue(self, workers: int, settled: Collection[int] = ()) -> WorkQueue:
-        """The points to do but for those that are settled, for so many workers."""
+        """The points to do but for those that are settled, for this number of workers."""
         return WorkQueue([i for i in self.order if int(i) not in settled], workers)
 
     def saved_state(self, index: int) -> Any:

@@ -49,7 +49,7 @@ class PoolRecorder(Recorder, Protocol):
     """A recorder that makes the queue too."""
 
     def queue(self, workers: int, settled: Collection[int] = ()) -> WorkQueue:
-        """The points to do but for those that are settled, for so many workers."""
+        """The points to do but for those that are settled, for this number of workers."""
 
     def saved_state(self, index: int) -> Any:
         """What a worker is sent with a point."""
