@@ -4,6 +4,7 @@ from .campaign.run import run_member as run_member
 from .cli.campaign_file import campaign_members as campaign_members
 from .curvature.matrices import gauss_newton as gauss_newton
 from .curvature.matrices import hessian as hessian
+from .data.huggingface import huggingface as huggingface
 from .data.problem import Problem as Problem
 from .diagnostics.singular_values import singular_values as singular_values
 from .dynamics.run import run_dynamics as run_dynamics

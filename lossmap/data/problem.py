@@ -35,6 +35,7 @@ from lossmap.data.criteria import (
 )
 from lossmap.data.loaders import as_batches
 from lossmap.data.one_precision import in_one_precision
+from lossmap.data.outputs import logits_of
 from lossmap.data.outside_state import accompany
 from lossmap.geometry.directions import move_point, origin_of
 from lossmap.keywords import checked_init, checked_keywords
@@ -162,8 +163,9 @@ class Problem:
             data: a DataLoader, a Dataset, a tuple (inputs, targets) of tensors or arrays, or anything that yields such
                 batches, in memory where they fit, else streamed; floating-point numbers are taken in the model's
                 precision. A batch's last entry is the target, what stands before it is given to the model (a tuple as
-                several arguments, a dict as keywords); of a dict batch the target is `labels`, `targets`, `target`,
-                `label` or `y`.
+                several arguments, a dict as keywords); of a dict batch, or any mapping such as a `BatchEncoding`, the
+                target is `labels`, `targets`, `target`, `label` or `y`. Of what the model returns, `crossentropy`,
+                `mse` and PyTorch's modules take the `logits` where there are some (Hugging Face's models).
             batch_size: samples in a batch; by default the loader's.
             metrics: by name, each a `Metric` or a function (outputs, targets) -> mean over the batch's samples; without
                 them the accuracy, where the targets are class labels and the outputs are (N, C > 1).
@@ -190,7 +192,8 @@ class Problem:
         own = {name: metric_of(name, metric) for name, metric in metrics.items()}
         total = SupervisedLoss(loss, summed_criterion(loss, criterion, batches))
         batches = _on_device_of(model, batches, cast=True)
-        return cls(model, batches, _call, total, samples_in, own, True, unit)
+        forward = _call_for_logits if isinstance(loss, (str, nn.Module)) else _call  # other losses take all outputs
+        return cls(model, batches, forward, total, samples_in, own, True, unit)
 
     @classmethod
     @checked_keywords
@@ -301,6 +304,20 @@ def _itself(outputs: Outputs, batch: Batch) -> Tensor:
 def _call(model: nn.Module, batch: Batch) -> Outputs:
     positional, keywords = inputs_of(batch)
     return model(*positional, **keywords)
+
+
+def _call_for_logits(model: nn.Module, batch: Batch) -> Outputs:
+    """The outputs, or their logits. Raises ValueError for one row of logits a token, whose labels may be shifted."""
+    outputs = _call(model, batch)
+    logits = logits_of(outputs)
+    if logits is outputs or logits.dim() < 3:
+        return logits
+    if logits.shape[:-1] == getattr(targets_of(batch), "shape", None):
+        raise ValueError(
+            f"the model gives logits for every token, of shape {tuple(logits.shape)}: take lossmap.huggingface(model, "
+            "data), which has the model's own loss, the mean over tokens, shifted by one where the model predicts"
+        )
+    return logits
 
 
 __all__ = [

@@ -1,0 +1,227 @@
+"""Models of Hugging Face with their own losses, as problems whose loss is a mean over tokens (or samples).
+
+    L(theta) = sum_t loss(f(theta)_t, label_t) / T       T labels that count: not -100, and for a causal language model
+                                                         not the first of a sequence; nats per token
+
+A model's own loss is the mean over the labels that count in one batch; the mean of such means depends on how the data
+are cut and padded. Here every batch gives its sum and its number, so that the mean is the same for any cut. The formula
+is chosen by the model's kind and compared with the model's own loss on the first samples; where none agrees (auxiliary
+losses, detection, answers by position) the model's own loss is taken, times its number of labels. Price of making a
+problem: two passes over at most four samples.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lossmap.data.batches import Batch, Batches, Streamed, samples_in
+from lossmap.data.borrow import temporary_parameters
+from lossmap.data.criteria import Metric
+from lossmap.data.huggingface_batches import IGNORED, Entries, model_batches
+from lossmap.data.huggingface_pass import is_causal, logits, model_within, own_loss, without_warnings
+from lossmap.data.problem import Problem
+from lossmap.keywords import checked_keywords
+
+MAX_PROBED = 4  # samples on which a formula is compared with the model's own loss
+TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-4}  # of that comparison, relative; other precisions 5e-2
+TWICE_DIFFERENTIABLE = ("eager", "sdpa", None)  # of attention; PyTorch's own by its plain formula where asked twice
+NEXT_TOKEN, TOKENS, CLASSES, SQUARES, LABELS = "next token", "tokens", "classes", "squares", "labels"
+
+
+def counted_labels(labels: Tensor, kind: str, ignored: int = IGNORED) -> int:
+    """How many of a batch's labels enter its loss."""
+    if kind in (SQUARES, LABELS):
+        return int(labels.shape[0])
+    counted = labels[:, 1:] if kind == NEXT_TOKEN else labels
+    return int((counted != ignored).sum())
+
+
+@dataclass(frozen=True)
+class LabelCount:
+    """batch -> the number of its labels that count; of a batch without labels, its samples."""
+
+    kind: str
+    ignored: int = IGNORED
+
+    def __call__(self, batch: Batch) -> int:
+        """The number, without a look at the model."""
+        if "labels" not in batch:
+            return samples_in(batch)
+        return counted_labels(batch["labels"], self.kind, self.ignored)
+
+
+def _pairs(outputs: Tensor, labels: Tensor, kind: str) -> tuple[Tensor, Tensor]:
+    """Logits (M, C) and labels (M,), one row a label."""
+    if kind == NEXT_TOKEN:
+        outputs, labels = outputs[:, :-1], labels[:, 1:]
+    return outputs.reshape(-1, outputs.shape[-1]), labels.reshape(-1)
+
+
+@dataclass(frozen=True)
+class SummedLoss:
+    """(logits, batch) -> the loss summed over the labels that count, a scalar."""
+
+    kind: str
+
+    def __call__(self, outputs: Tensor, batch: Batch) -> Tensor:
+        """The sum: cross entropy in nats; squares and independent labels as means over a sample's outputs."""
+        labels: Tensor = batch["labels"]
+        if outputs.dtype in (torch.float16, torch.bfloat16):
+            outputs = outputs.float()
+        if self.kind == SQUARES:
+            return F.mse_loss(outputs.reshape(labels.shape), labels.to(outputs.dtype)) * len(labels)
+        if self.kind == LABELS:
+            return F.binary_cross_entropy_with_logits(outputs, labels.to(outputs.dtype)) * len(labels)
+        rows, targets = _pairs(outputs, labels, self.kind)
+        return F.cross_entropy(rows, targets, ignore_index=IGNORED, reduction="sum")
+
+
+@dataclass(frozen=True)
+class CorrectLabels:
+    """(logits, batch) -> 100 times the labels that count and have the largest logit."""
+
+    kind: str
+
+    def __call__(self, outputs: Tensor, batch: Batch) -> Tensor:
+        """The sum, whose mean is a percentage."""
+        rows, targets = _pairs(outputs, batch["labels"], self.kind)
+        percent: Tensor = 100.0 * ((rows.argmax(-1) == targets) & (targets != IGNORED)).sum()
+        return percent
+
+
+@dataclass(frozen=True)
+class OwnLoss:
+    """(model, batch) -> the model's own loss times the number of labels that count."""
+
+    count: LabelCount
+
+    def __call__(self, model: nn.Module, batch: Batch) -> Tensor:
+        """The sum; 0 of a batch in which no label counts, whose own loss is NaN."""
+        number = self.count(batch)
+        loss = own_loss(model, batch)
+        return loss * number if number else torch.zeros_like(loss)
+
+
+def _itself(outputs: Tensor, batch: Batch) -> Tensor:
+    return outputs
+
+
+def _candidates(model: nn.Module, outputs: Tensor, labels: Tensor) -> list[str]:
+    """The formulas that fit logits and labels, the most likely first."""
+    if labels.is_floating_point():
+        within = model_within(model)
+        single = getattr(within.config, "problem_type", None) == "regression" or outputs.shape[-1] == 1
+        kinds = [SQUARES, LABELS] if single else [LABELS, SQUARES]
+        return [kind for kind in kinds if outputs.numel() == labels.numel()]
+    if outputs.dim() == 3 and labels.dim() == 2 and outputs.shape[:2] == labels.shape:
+        return [NEXT_TOKEN, TOKENS] if is_causal(model) else [TOKENS, NEXT_TOKEN]
+    if outputs.dim() == 2 and labels.numel() == outputs.shape[0]:
+        return [CLASSES]
+    return []
+
+
+def _kind(model: nn.Module, batch: Batch) -> str | None:
+    """The formula that gives the model's own loss on a few samples; None where there is no such formula."""
+    few = {name: value[:MAX_PROBED] for name, value in batch.items()}
+    with temporary_parameters(model, {}), torch.no_grad(), without_warnings():
+        own = float(own_loss(model, few))
+        if "labels" not in few:
+            return None
+        outputs = logits(model, few)
+        if not isinstance(outputs, Tensor):
+            return None
+        tolerance = TOLERANCE.get(outputs.dtype, 5e-2)
+        for kind in _candidates(model, outputs, few["labels"]):
+            number = counted_labels(few["labels"], kind)
+            if number == 0:  # nothing to compare with: the model's own loss is 0 / 0
+                return kind
+            value = float(SummedLoss(kind)(outputs, few)) / number
+            if abs(value - own) <= tolerance * max(abs(own), 1e-3):
+                return kind
+    return None
+
+
+def _check_tokens(model: nn.Module, batches: Batches) -> None:
+    """Raises ValueError where the data hold tokens that the model's vocabulary does not have."""
+    within = model_within(model)
+    table = within.get_input_embeddings() if hasattr(within, "get_input_embeddings") else None
+    if not isinstance(table, nn.Embedding) or isinstance(batches, Streamed):
+        return
+    for batch in batches:
+        largest = int(batch["input_ids"].max()) if "input_ids" in batch else 0
+        if largest >= table.num_embeddings:
+            raise ValueError(
+                f"input_ids must be < {table.num_embeddings}, the model's vocabulary; got {largest}: the tokens are "
+                "those of another model's tokenizer"
+            )
+
+
+@checked_keywords
+def huggingface(model: nn.Module, data: Any, *, batch_size: int | None = None) -> Problem:
+    """A model of Hugging Face with its own loss, the mean over all labels that count: nats per token.
+
+    Args:
+        model: a model of transformers with a head (GPT-2, Llama, BERT, ViT and others), also within PEFT's wrapper, on
+            any device; it is evaluated in evaluation mode.
+        data: a DataLoader, a Dataset (also of the datasets library), batches in a list, or one batch of all samples.
+            A batch is a mapping of the model's keywords with `labels` (or `label`), or inputs and targets; where a
+            causal language model's has no labels they are its tokens that are not masked. Labels of -100 do not count.
+        batch_size: samples in a batch; by default the loader's.
+
+    Returns:
+        The problem. Its loss weighs every label that counts alike, however the data are cut and padded; of models for
+        classification and language there is the accuracy in percent, and Gauss-Newton works. A model whose own loss
+        follows no formula known here has that loss, weighted by its labels, as one step.
+
+    Raises:
+        ValueError: where the model returns no loss for such batches, no label counts, or tokens are not its own.
+
+    Example:
+        >>> import lossmap, torch, transformers
+        >>> sizes = {"hidden_size": 4, "intermediate_size": 6, "num_hidden_layers": 1, "num_attention_heads": 2}
+        >>> model = transformers.LlamaForCausalLM(transformers.LlamaConfig(vocab_size=7, **sizes))
+        >>> lossmap.huggingface(model, {"input_ids": torch.tensor([[1, 2, 3], [4, 5, 6]])})
+        Problem(LlamaForCausalLM, 204 parameters, 2 samples, metrics: acc)
+
+    """
+    if not hasattr(model_within(model), "config"):
+        raise ValueError(
+            f"{type(model).__name__} is no model of transformers (it has no config); see Problem.supervised and "
+            "Problem.custom for others"
+        )
+    within = model_within(model)
+    entries = Entries(getattr(within, "main_input_name", "input_ids"), is_causal(model))
+    pad = getattr(within.config, "pad_token_id", None) or 0
+    first = next(model.parameters())
+    batches = model_batches(data, entries, batch_size, pad).to(first.device, first.dtype)
+    _check_tokens(model, batches)
+    batch = next(iter(batches))
+    kind = _kind(model, batch)
+    if kind is None:
+        return _own_problem(model, batches, batch)
+    count = LabelCount(kind)
+    if not isinstance(batches, Streamed) and not any(map(count, batches)):
+        raise ValueError(f"no label counts: all are {IGNORED}, or the first of their sequence; the loss is undefined")
+    unit = {NEXT_TOKEN: "nats per token", TOKENS: "nats per token", SQUARES: "1"}.get(kind, "nats")
+    metrics = {}
+    if kind not in (SQUARES, LABELS):
+        metrics["acc"] = Metric(CorrectLabels(kind), "percent", "accuracy")
+    return Problem(model, batches, logits, SummedLoss(kind), count, metrics, True, unit)
+
+
+def _own_problem(model: nn.Module, batches: Batches, batch: Batch) -> Problem:
+    """The problem of a model whose loss is its own, in one step."""
+    labels = batch.get("labels")
+    kind = CLASSES
+    if labels is not None and labels.is_floating_point():
+        kind = SQUARES
+    elif is_causal(model):
+        kind = NEXT_TOKEN
+    ignored = getattr(model_within(model).config, "semantic_loss_ignore_index", IGNORED)
+    count = LabelCount(kind, ignored)
+    return Problem(model, batches, OwnLoss(count), _itself, count, {}, False, "1")

@@ -1,0 +1,144 @@
+"""One pass of a model of Hugging Face: its logits or its own loss for a batch, with derivatives that are the loss's.
+
+    logits(model, batch)      a batch is a dict of the model's keywords, its targets under `labels`
+    own_loss(model, batch)
+
+A pass has no cache of keys and values, and attention that can be differentiated twice: PyTorch's own or the plain
+formula; kernels such as FlashAttention are replaced for the pass. The embedding of the token that pads has the gradient
+that it has. Models cast to float32 within, before a softmax or a norm; a float64 model stays in float64 here, or its
+second opinions would be float32. Nothing here imports transformers: any module with a `config` will do.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from lossmap.data.batches import Batch
+from lossmap.data.outputs import logits_of
+
+TWICE_DIFFERENTIABLE = ("eager", "sdpa", None)  # of attention; PyTorch's own by its plain formula where asked twice
+
+
+def model_within(model: nn.Module) -> Any:
+    """The model without its wrappers: PEFT's, `torch.compile`'s, DataParallel's."""
+    within: Any = model
+    while True:
+        if hasattr(within, "get_base_model"):
+            within = within.get_base_model()
+        elif isinstance(getattr(within, "_orig_mod", None), nn.Module):
+            within = within._orig_mod
+        elif isinstance(within, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            within = within.module
+        else:
+            return within
+
+
+def is_huggingface(model: nn.Module) -> bool:
+    """Whether a model, in whatever wrapper, is one of transformers."""
+    kinds = type(model_within(model)).__mro__
+    return any(kind.__name__ == "PreTrainedModel" and kind.__module__.startswith("transformers") for kind in kinds)
+
+
+def is_causal(model: nn.Module) -> bool:
+    """Whether a model predicts the next token, by the name of its class or its configuration."""
+    within = model_within(model)
+    named = re.search(r"CausalLM|LMHeadModel|DoubleHeads", type(within).__name__) is not None
+    return named and not getattr(within.config, "is_encoder_decoder", False)
+
+
+class KeepFloat64(TorchFunctionMode):
+    """What a model casts to float32 within is cast to float64: for models in float64."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Called by PyTorch in the place of `func`, with the mode itself off."""
+        kwargs = dict(kwargs or {})
+        if getattr(func, "__name__", "") == "float" and args:
+            return args[0].double()
+        if kwargs.get("dtype") is torch.float32:
+            kwargs["dtype"] = torch.float64
+        if getattr(func, "__name__", "") == "to":
+            args = tuple(torch.float64 if a is torch.float32 else a for a in args)
+        return func(*args, **kwargs)
+
+
+@contextmanager
+def _differentiable(model: nn.Module) -> Iterator[None]:
+    """Inside, the model's derivatives are those of its loss, and there are second ones; all is put back afterwards.
+
+    Attention without second derivatives is computed by its plain formula. Embeddings give the gradient 0 to the row of
+    the token that pads (`padding_idx`), also where that token stands in a text, as an end of text that pads does.
+    """
+    within = model_within(model)
+    chosen = getattr(within.config, "_attn_implementation", None)
+    is_replaced = chosen not in TWICE_DIFFERENTIABLE and hasattr(within, "set_attn_implementation")
+    tables = [m for m in model.modules() if isinstance(m, nn.Embedding) and m.padding_idx is not None]
+    rows = [table.padding_idx for table in tables]
+    if is_replaced:
+        within.set_attn_implementation("eager")
+    for table in tables:
+        table.padding_idx = None
+    try:
+        yield
+    finally:
+        for table, row in zip(tables, rows, strict=True):
+            table.padding_idx = row
+        if is_replaced:
+            within.set_attn_implementation(chosen)
+
+
+def call(model: nn.Module, entries: Mapping[str, Any]) -> Any:
+    """What the model returns for these keywords, without a cache of keys and values."""
+    keywords = dict(entries)
+    if hasattr(model_within(model).config, "use_cache"):
+        keywords["use_cache"] = False
+    with _differentiable(model):
+        if not any(p.dtype == torch.float64 for p in model.parameters()):
+            return model(**keywords)
+        try:
+            with KeepFloat64():
+                return model(**keywords)
+        except RuntimeError:  # a table of its own in float32 meets what was kept in float64
+            return model(**keywords)
+
+
+def logits(model: nn.Module, batch: Batch) -> Tensor:
+    """The model's logits for a batch, which is a dict of its keywords with `labels`."""
+    entries = {name: value for name, value in batch.items() if name != "labels"}
+    within = model_within(model)
+    shifted = getattr(within, "prepare_decoder_input_ids_from_labels", None)
+    if getattr(within.config, "is_encoder_decoder", False) and "decoder_input_ids" not in entries and shifted:
+        entries["decoder_input_ids"] = shifted(labels=batch["labels"])
+    result: Tensor = logits_of(call(model, entries))
+    return result
+
+
+def own_loss(model: nn.Module, batch: Batch) -> Tensor:
+    """The loss that the model returns for a batch. Raises ValueError where it returns none."""
+    loss = getattr(call(model, batch), "loss", None)
+    if loss is None:
+        raise ValueError(
+            f"{type(model_within(model)).__name__} returns no loss for batches of {', '.join(batch)}; they must hold "
+            "its labels, in most models under the name `labels`"
+        )
+    result: Tensor = loss
+    return result
+
+
+@contextmanager
+def without_warnings() -> Iterator[None]:
+    """Inside, transformers does not warn, as it does of a default for a loss that is only looked at here."""
+    logger = logging.getLogger("transformers")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
