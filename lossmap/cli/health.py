@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -69,7 +70,9 @@ def run(settings: Settings, world: World | None = None) -> int:
     execution = RunSettings(precision=options.precision, device=options.device, threads=options.threads)
     machine = device.prepare_machine(execution, world)
     settings = load_problem.with_default_problem(settings, lambda text: print(text, file=sys.stderr))
-    problem = load_problem.problems_of(settings.model, settings.data, machine)[settings.data.split]
+    standard_output = sys.stderr if options.json == "-" else sys.stdout  # of the notes on data and loss
+    with redirect_stdout(standard_output):
+        problem = load_problem.problem_and_files(settings, world, machine, (settings.data.split,))[settings.data.split]
     if options.batch_size:
         problem = problem.rebatched(options.batch_size)
     test = None

@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree as pytree
 
 from lossmap.curvature.operators import differentiated
@@ -215,7 +216,8 @@ def per_sample(problem: Problem, parameters: str = "weights") -> Iterator[Tensor
         for batch in problem.data:
             if by_vmap:
                 try:
-                    gradients = together(own, batch)
+                    with sdpa_kernel(SDPBackend.MATH):  # the fused attention has no rule for vmap: slow, and it warns
+                        gradients = together(own, batch)
                 except (RuntimeError, NotImplementedError, ValueError):
                     by_vmap = False
             if not by_vmap:

@@ -270,7 +270,8 @@ def _with_common_random_numbers(problem: Problem, seed: int, tolerance: float) -
     data = _own_batches(problem)
     note = (
         f"the loss draws at random: every evaluation of a batch starts from seed {seed}, so that surface and curvature "
-        "are those of one fixed realisation; --noise-repeats R gives the mean of R with its standard error"
+        "are those of one fixed realisation; surface and eigenmap give the mean of R with its standard error by "
+        "--noise-repeats R"
     )
     fixed = replace(with_noise_seed(problem, seed), data=data, notes=(*problem.notes, note))
     batch = next(iter(data))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import torch
 
@@ -44,6 +45,28 @@ def test_json_alone_can_be_read_by_a_program_and_serious_findings_can_fail(tmp_p
     assert read["samples"] == 200 and read["held_out_samples"] == 0
     assert main([*FEW, "--model-file", ill(tmp_path), *some[:-2], "--split", "test"]) == 0
     assert json.loads(capsys.readouterr().out)["held_out_samples"] == 0
+
+
+RANDOM = """import torch, lossmap
+
+def loss(outputs, targets):
+    return (outputs + torch.randn_like(outputs)).square().mean()
+
+def problem():
+    torch.manual_seed(0)
+    data = torch.utils.data.TensorDataset(torch.randn(12, 3), torch.zeros(12, 2))
+    return lossmap.Problem.supervised(torch.nn.Linear(3, 2), loss, torch.utils.data.DataLoader(data, batch_size=4))
+"""
+
+
+def test_what_was_made_of_the_loss_is_said_and_kept_out_of_json(tmp_path, capsys):
+    Path(tmp_path, "noisy.py").write_text(RANDOM)
+    command = ["--problem", f"{tmp_path / 'noisy.py'}:problem", "--examinations", "hessian"]
+    assert main(command) == 0
+    assert "note: the loss draws at random" in capsys.readouterr().out
+    assert main([*command, "--json", "-"]) == 0
+    shown = capsys.readouterr()
+    assert "note: the loss draws at random" in shown.err and json.loads(shown.out)["samples"] == 12
 
 
 def test_invalid_options_give_one_message(capsys):
