@@ -178,6 +178,13 @@ def as_class_targets(targets: Any) -> Any:
     )
 
 
+def _are_no_probabilities(outputs: Outputs, targets: Any) -> bool:
+    """Whether targets of classes have the shape of the outputs, which would make them probabilities, but are whole."""
+    if not (isinstance(outputs, Tensor) and isinstance(targets, Tensor)) or targets.dim() < 2:
+        return False
+    return outputs.shape == targets.shape and not targets.is_floating_point()
+
+
 @dataclass(frozen=True)
 class SupervisedLoss:
     """(outputs, batch) -> the loss summed over the batch, a scalar.
@@ -196,6 +203,12 @@ class SupervisedLoss:
             raise ValueError(
                 f"the targets of {type(self.loss).__name__} must have the outputs' shape, {tuple(outputs.shape)}; they "
                 f"have {tuple(targets.shape)} and would be broadcast: reshape them, such as y[:, None]"
+            )
+        if takes_class_labels(self.loss) and _are_no_probabilities(outputs, targets):
+            raise ValueError(
+                f"targets of the outputs' shape, {tuple(targets.shape)}, are class probabilities, whose rows must be "
+                ">= 0 and sum to 1; these do not, or are no floating-point numbers: divide them by their sum, or give "
+                "the classes as whole numbers, such as y.argmax(1)"
             )
         double = torch.float64 in floating_dtypes(outputs)
         value = in_one_precision(self.total, double, outputs, targets, samples_in(batch))

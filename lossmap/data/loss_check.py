@@ -38,6 +38,7 @@ from lossmap.data.datasets import labels_within
 from lossmap.data.merged_layers import find_merged_layers
 from lossmap.data.noise import with_noise_seed
 from lossmap.data.problem import Problem, temporary_parameters
+from lossmap.data.stable_forms import stable_forms
 from lossmap.geometry.parameter_vector import movable_parameters
 from lossmap.seeding import generator, same_random_state
 
@@ -48,6 +49,7 @@ ROUNDING = {
     torch.float64: 1e-9,
     torch.float32: 2e-5,
 }  # relative to the summed sizes of the parts; other precisions 2e-2
+MAX_LOSS_ROUNDING = 0.01  # relative difference of the loss in two precisions that is not mentioned
 FIXED_EVALUATIONS = 4  # of a random loss that must agree once its random numbers are fixed
 MEAN, SUM, COUPLED, RANDOM = range(4)  # what a loss is, the more cautious the later
 
@@ -138,7 +140,8 @@ def _look(problem: Problem) -> tuple[Problem, _Probe, int]:
         outputs = probe.outputs()
         if isinstance(outputs, Tensor) and outputs.dim() > 1:
             labels_within(problem.data, outputs.shape[1], getattr(problem.loss.loss, "ignore_index", -100))
-    return _with_metrics_that_fit(problem, probe), probe, probe.kind()
+    kind = probe.kind()
+    return _with_rounding_told(_with_metrics_that_fit(problem, probe), probe, kind), probe, kind
 
 
 def _treated(problem: Problem, probe: _Probe, kind: int, seed: int) -> Problem:
@@ -148,6 +151,20 @@ def _treated(problem: Problem, probe: _Probe, kind: int, seed: int) -> Problem:
     if kind == COUPLED:
         return _with_own_batches(problem, probe)
     return _as_sum(problem) if kind == SUM else problem
+
+
+def _with_rounding_told(problem: Problem, probe: _Probe, kind: int) -> Problem:
+    """With a note where the model's precision gives another loss of a few samples than float64."""
+    if kind == RANDOM or probe.problem is probe.original:
+        return problem
+    value, exact = probe.mean_in_both()
+    if not np.isfinite(exact) or abs(value - exact) <= MAX_LOSS_ROUNDING * abs(exact):
+        return problem
+    note = (
+        f"rounding shows in the loss: over {probe.samples} samples it is {value:.6g} in the model's precision and "
+        f"{exact:.6g} in float64; --precision float64 reads it right"
+    )
+    return replace(problem, notes=(*problem.notes, note))
 
 
 class _Probe:
@@ -171,6 +188,14 @@ class _Probe:
             batch = map_tensors(lambda t: t[indices] if t.dim() else t, self.batch)
         with temporary_parameters(self.problem.model, {}), torch.enable_grad():  # it may differentiate by its inputs
             return float(self.problem.total(batch).detach())
+
+    def mean_in_both(self) -> tuple[float, float]:
+        """The mean loss of these samples by the model as it is, and by its float64 copy, as surveys compute them."""
+        means = []
+        for problem, batch in ((self.original, _few_samples(self.original)), (self.problem, self.batch)):
+            with temporary_parameters(problem.model, {}), torch.enable_grad(), stable_forms(), same_random_state(20):
+                means.append(float(problem.total(batch).detach()) / self.samples)
+        return means[0], means[1]
 
     def outputs(self) -> Any:
         """What the model gives for the samples."""
@@ -301,7 +326,26 @@ def _with_own_batches(problem: Problem, probe: _Probe) -> Problem:
         f"{len(data.batches)} batches as given, of {data.batch_size} samples at most, uncut; each counts by its samples"
         + _advice(problem)
     )
-    return replace(problem, data=data, notes=(*problem.notes, note))
+    fixed = replace(problem, data=data, notes=(*problem.notes, note))
+    _evaluate_smallest(fixed)
+    return fixed
+
+
+def _evaluate_smallest(problem: Problem) -> None:
+    """Raises ValueError where the smallest of several batches fails: a last one that is too small for the model."""
+    batches = list(problem.data)
+    smallest = min(batches, key=samples_in)
+    if samples_in(smallest) == samples_in(batches[0]):
+        return
+    try:
+        with temporary_parameters(problem.model, {}), torch.enable_grad(), same_random_state(0):
+            problem.total(smallest)
+    except (ValueError, RuntimeError, IndexError) as error:
+        raise ValueError(
+            f"the loss needs its batches uncut, and fails on the smallest of them, of {samples_in(smallest)} of "
+            f"{problem.data.samples} samples: {str(error).splitlines()[0]}; give batches of equal size, or take "
+            "drop_last=True"
+        ) from error
 
 
 def _advice(problem: Problem) -> str:

@@ -313,3 +313,41 @@ def test_a_function_of_ones_own_that_couples_a_batch_is_advised_the_module(net, 
 
     (note,) = check_loss(Problem.supervised(net, weighted, (x, y), batch_size=5)).notes
     assert note.endswith("class weights and ignored targets may be cut where they are given by nn.CrossEntropyLoss")
+
+
+def test_a_last_batch_too_small_for_the_model_is_refused_with_advice():
+    model = nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4, track_running_stats=False), nn.Linear(4, 3))
+    data = TensorDataset(torch.randn(21, 5), torch.arange(21) % 3)
+    problem = Problem.supervised(model, "crossentropy", DataLoader(data, batch_size=5))
+    with pytest.raises(ValueError, match=r"fails on the smallest of them, of 1 of 21 samples: .*take drop_last=True"):
+        check_loss(problem)
+    whole = Problem.supervised(model, "crossentropy", DataLoader(data, batch_size=5, drop_last=True))
+    assert isinstance(check_loss(whole).data, FixedBatches)
+
+
+@pytest.mark.parametrize("targets", [2 * torch.eye(3), torch.eye(3).long(), torch.eye(3, dtype=torch.uint8)])
+def test_rows_that_are_no_class_probabilities_are_refused(targets):
+    y = targets[torch.arange(12) % 3]
+    for loss in ("crossentropy", nn.CrossEntropyLoss(), F.cross_entropy):
+        with pytest.raises(ValueError, match=r"class probabilities, whose rows must be >= 0 and sum to 1"):
+            problem = Problem.supervised(nn.Linear(5, 3), loss, (torch.randn(12, 5), y))
+            check_loss(problem)
+
+
+def error_rate(outputs, targets):
+    """1 - p, which cancels in float32 where p rounds to 1."""
+    return (1 - outputs.softmax(1).gather(1, targets[:, None])).mean()
+
+
+def test_a_loss_that_cancels_in_the_models_precision_is_noted():
+    y = torch.arange(12) % 3
+    x = torch.eye(3)[y]
+    net = nn.Linear(3, 3, bias=False)
+    with torch.no_grad():
+        net.weight.copy_(21 * torch.eye(3))
+    true = 2 * np.exp(-21) / (1 + 2 * np.exp(-21))
+    (note,) = check_loss(Problem.supervised(net, error_rate, (x, y))).notes
+    assert f"{true:.6g} in float64" in note and "--precision float64" in note
+    assert check_loss(Problem.supervised(net, "crossentropy", (x, y))).notes == ()
+    net.weight.data /= 20
+    assert check_loss(Problem.supervised(net, error_rate, (x, y))).notes == ()
