@@ -19,7 +19,7 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
 from lossmap.cli import COMMANDS
-from lossmap.cli.command_line import RETIRED, Command
+from lossmap.cli.command_line import RETIRED, Command, group_titles
 from lossmap.cli.settings import plain_type, spellings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -120,10 +120,11 @@ def command_object(module: Any, name: str) -> Command | None:
 
 def group_table(group: type, without: frozenset[str]) -> str:
     """The flags of a group of settings as a table under its title."""
-    title = (group.__doc__ or "").strip().splitlines()[0].rstrip(".")
+    title, text = group_titles(group)
     hints = get_type_hints(group)
     rows = [flag_row(f, hints[f.name]) for f in fields(group) if f.name not in without]
-    return "\n".join([f"## {title}\n", "| flag | default | meaning |", "|---|---|---|", *rows])
+    explanation = [f"```text\n{text}\n```\n"] if text else []
+    return "\n".join([f"## {title}\n", *explanation, "| flag | default | meaning |", "|---|---|---|", *rows])
 
 
 def flag_row(f: Field[Any], hint: Any) -> str:

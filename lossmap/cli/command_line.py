@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import inspect
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, fields
@@ -146,7 +147,7 @@ def _parser(
         parser.epilog = "\n  ".join(["EXAMPLES", *examples])
     home: dict[str, type] = {}
     for group in groups:
-        section = parser.add_argument_group((group.__doc__ or "").strip().splitlines()[0].rstrip("."))
+        section = parser.add_argument_group(*group_titles(group))
         hints = get_type_hints(group)
         for f in fields(group):
             if f.name not in without:
@@ -154,6 +155,12 @@ def _parser(
                 _add_flag(section, f, hints[f.name])
     parser.add_argument("--config", metavar="TOML", help="TOML file to read settings from; flags win over it")
     return parser, home
+
+
+def group_titles(group: type) -> tuple[str, str | None]:
+    """The title of a group of settings, and what its docstring says of them together; None where that is nothing."""
+    title, _, text = inspect.cleandoc(group.__doc__ or "").partition("\n\n")
+    return title.rstrip("."), text or None
 
 
 def _add_flag(section: Any, f: Field[Any], hint: Any) -> None:

@@ -48,7 +48,12 @@ def moving_parameters(stored: Mapping[str, Any], groups: Mapping[str, Group]) ->
 
 @dataclass(frozen=True)
 class ModelSettings:
-    """Model options."""
+    """Model options.
+
+    A factory is a function or class of yours: package.module:factory, or
+    path/file.py:factory. That of --model is called with the keywords of
+    --model-args and returns an nn.Module.
+    """
 
     model: str = setting(
         "resnet20-w8", "name in the zoo, package.module:factory, or path/file.py:factory", metavar="NAME"
@@ -73,7 +78,23 @@ class ModelSettings:
 
 @dataclass(frozen=True)
 class DataSettings:
-    """Data options."""
+    """Data options.
+
+    Functions of yours are named as --model is:
+      --dataset  called with split="train" or "test"; returns (x, y), tensors or
+                 arrays; a Dataset; a DataLoader; a list of batches or samples.
+                 The last entry of a batch is the target (of a dict: labels,
+                 targets, target, label or y), the rest goes to the model.
+                 Batches that cannot be cut stay whole
+      --loss     called with (outputs, targets) of a batch, as is --metric;
+                 returns the mean over its samples, one number; or name a module,
+                 such as loss = nn.CrossEntropyLoss(ignore_index=255)
+      --problem  called with split= where it has that parameter; returns
+                 (model, batches, loss), a dict of the keywords of
+                 lossmap.Problem.custom, or a lossmap.Problem; loss(model, batch)
+                 returns the mean over the batch, or (mean, weight), the weight
+                 being its samples, its tokens, or whatever the mean is over
+    """
 
     dataset: str = setting(
         "digits",

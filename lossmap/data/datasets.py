@@ -51,7 +51,7 @@ from lossmap.data.batches import (
     shared_range,
 )
 from lossmap.data.import_by_name import resolve_callable
-from lossmap.data.loaders import DEFAULT_BATCH_SIZE, RowsOf, Source, collect_in_memory, source_of
+from lossmap.data.loaders import DEFAULT_BATCH_SIZE, RowsOf, Source, as_batches, collect_in_memory, source_of
 from lossmap.data.problem import targets_of
 
 log = logging.getLogger(__name__)
@@ -79,8 +79,8 @@ def load(
     download: bool = False,
     ranks_sharing: int | None = None,
     budget: int | None = None,
-) -> Resident | Streamed:
-    """A split of a data set, as batches in a fixed order.
+) -> Resident | Streamed | FixedBatches:
+    """A split of a data set, as batches in a fixed order; those of a user's function that cannot be cut, as given.
 
     normalize    "mean/std", one number each or one a channel, such as "0.5,0.5,0.5/0.2,0.2,0.2"; of images whose values
                  are then 0 to 1
@@ -101,6 +101,8 @@ def load(
     if download:
         data_path = _downloaded(name, data_path)
     source = _source(name, split, data_path, normalize, raw, ranks_sharing)
+    if isinstance(source, FixedBatches):
+        return _uncut(source, samples, pieces).to(device, dtype or torch.float32)
     if source.samples < 1:
         raise ValueError(f"{name} holds no sample in its split {split}")
     indices = _subset(source.samples, samples, data_seed, pieces, piece)
@@ -112,7 +114,31 @@ def load(
     if len(indices) * source.bytes_each() > budget:
         log.info("%s: %d samples are more than the memory for samples; they are streamed", name, len(indices))
         return streamed.to(device, dtype or torch.float32)
-    return Resident(collect_in_memory(streamed), size).to(device, dtype or torch.float32)
+    return _joined(streamed, source, size, samples, pieces).to(device, dtype or torch.float32)
+
+
+def _joined(
+    streamed: Streamed, source: Source, size: int, samples: int | None, pieces: int
+) -> Resident | Streamed | FixedBatches:
+    """All samples in memory; where they do not join, as graphs and texts padded by the loader, its batches as given."""
+    reason: Exception
+    try:
+        resident = Resident(collect_in_memory(streamed), size)
+        if resident.samples == streamed.samples:
+            return resident
+        reason = NotJoined(f"{streamed.samples} samples were put together into {resident.samples}")
+    except (ValueError, TypeError, RuntimeError) as error:  # a user's collate may raise any of them
+        reason = error
+    batches = None if source.whole is None else as_batches(source.whole)
+    if not isinstance(batches, FixedBatches):
+        raise reason
+    return _uncut(batches, samples, pieces)
+
+
+def _uncut(batches: FixedBatches, samples: int | None, pieces: int) -> FixedBatches:
+    """Batches that are not cut, all of them; raises ValueError where a part is asked for."""
+    limited(batches, samples, pieces=pieces)
+    return batches
 
 
 def limited(batches: Batches, samples: int | None, data_seed: int = 0, pieces: int = 1, piece: int = 0) -> Batches:
@@ -130,9 +156,8 @@ def limited(batches: Batches, samples: int | None, data_seed: int = 0, pieces: i
         return Resident(RowsOf(batches.tensors)(rows), size)
     if isinstance(batches, Streamed):
         return replace(batches, indices=[batches.indices[i] for i in rows])
-    raise ValueError(
-        f"--samples {samples}: these {batches.samples} samples are in batches that are not cut; take fewer batches"
-    )
+    asked = f"--data-split {pieces}" if samples is None else f"--samples {samples}"
+    raise ValueError(f"{asked}: these {batches.samples} samples are in batches that are not cut; take fewer batches")
 
 
 def _subset(total: int, samples: int | None, seed: int, pieces: int, piece: int) -> Sequence[int]:
@@ -149,7 +174,7 @@ def _subset(total: int, samples: int | None, seed: int, pieces: int, piece: int)
 
 def _source(
     name: str, split: str, data_path: str | Path | None, normalize: str | None, raw: bool, ranks_sharing: int | None
-) -> Source:
+) -> Source | FixedBatches:
     plain, corruption, level = _split_corruption(name)
     key = plain.lower()
     means: tuple[Sequence[float], Sequence[float]] | None = None
@@ -172,6 +197,8 @@ def _source(
             raise ValueError(f"{plain} cannot be corrupted: only digits, digits32, cifar10 and cifar100 can")
         if normalize is None or raw:
             return source
+        if isinstance(source, FixedBatches):
+            raise ValueError(f"--normalize: {name} gives batches that are not cut; let it normalize them")
         return _normalised(source, *_parsed(normalize))
     if normalize is not None:
         means = _parsed(normalize)
@@ -275,7 +302,7 @@ def _cifar10c(name: str, split: str, data_path: str | Path | None) -> tuple[NDAr
 
 def _user_source(
     name: str, split: str, data_path: str | Path | None, ranks_sharing: int | None, normalize: str | None, raw: bool
-) -> Source:
+) -> Source | FixedBatches:
     if name.lower().startswith("npz:"):
         return _npz(Path(data_path or ".") / name[4:], split, normalize, raw)
     if ":" not in name:
@@ -296,7 +323,7 @@ def _user_source(
     return source_of(factory(split=split), name, ranks_sharing)
 
 
-def _npz(path: Path, split: str, normalize: str | None, raw: bool) -> Source:
+def _npz(path: Path, split: str, normalize: str | None, raw: bool) -> Source | FixedBatches:
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}")
     opened = path.open("rb")
@@ -375,7 +402,7 @@ class _Normalization:
 
 def _normalised(source: Source, mean: Sequence[float], std: Sequence[float]) -> Source:
     """A source whose inputs have the mean subtracted and are divided by the standard deviation, by channel."""
-    return replace(source, fetch=MappedFetch(source.fetch, _Normalization(mean, std)))
+    return replace(source, fetch=MappedFetch(source.fetch, _Normalization(mean, std)), whole=None)
 
 
 def digest(batches: Batches) -> str:

@@ -8,8 +8,8 @@ order; a loader that has none, or draws by a sampler of its own, cannot be, and 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import numpy as np
@@ -28,6 +28,7 @@ from torch.utils.data import (
 )
 
 from lossmap import memory
+from lossmap.data.batch_parts import targets_of
 from lossmap.data.batches import (
     Batch,
     Batches,
@@ -49,10 +50,12 @@ class Source:
 
     fetch    indices -> a batch on the host, ready for the model
     samples  how many there are
+    whole    what it was made of, read as batches that are not cut where samples do not join; None where they always do
     """
 
     fetch: Callable[[Sequence[int]], Batch]
     samples: int
+    whole: Any = None
 
     def bytes_each(self) -> int:
         """The bytes that a sample takes in memory."""
@@ -76,21 +79,72 @@ def as_batches(
         data = pytree.tree_map(lambda leaf: _as_tensor(leaf, "data") if isinstance(leaf, np.ndarray) else leaf, data)
     if budget is None:
         budget = memory.sample_budget(ranks_sharing=ranks_sharing)
-    collate: Callable[[list[Any]], Any]
     if isinstance(data, DataLoader) and _plain_loader(data):
-        dataset, collate, size = data.dataset, data.collate_fn, batch_size or data.batch_size or DEFAULT_BATCH_SIZE
-    elif isinstance(data, Dataset) and not isinstance(data, IterableDataset) and hasattr(data, "__len__"):
-        dataset, collate, size = data, default_collate, batch_size or DEFAULT_BATCH_SIZE
-    else:
-        _report_drawing(data)
-        return read_into_memory(data, batch_size, budget)
-    fetch, samples = DatasetFetch(dataset, collate), len(cast(Any, dataset))
-    if samples and samples * Source(fetch, samples).bytes_each() > budget:
-        log.info("%d samples are more than the memory for samples; they are streamed", samples)
-        return Streamed(of_dataset(dataset, collate, type(dataset).__name__).fetch, range(samples), size)
-    if not isinstance(data, DataLoader):
-        data = DataLoader(data, size)
+        size = batch_size or data.batch_size or DEFAULT_BATCH_SIZE
+        streamed = _streamed_if_large(data.dataset, data.collate_fn, size, budget)
+        return streamed or read_into_memory(data, batch_size, budget)
+    if isinstance(data, Dataset) and not isinstance(data, IterableDataset) and hasattr(data, "__len__"):
+        size = batch_size or DEFAULT_BATCH_SIZE
+        try:
+            streamed = _streamed_if_large(data, default_collate, size, budget)
+            return streamed or read_into_memory(DataLoader(data, size), batch_size, budget)
+        except (TypeError, RuntimeError):  # as `default_collate` raises of objects, and of samples that differ in shape
+            return read_into_memory(_each_alone(data), batch_size, budget)
+    _report_drawing(data)
     return read_into_memory(data, batch_size, budget)
+
+
+def _streamed_if_large(dataset: Any, collate: Callable[[list[Any]], Any], size: int, budget: int) -> Streamed | None:
+    """The samples of a Dataset as a stream, where they are more than the bytes for them; None where they fit."""
+    fetch, samples = DatasetFetch(dataset, collate), len(dataset)
+    if not samples or samples * Source(fetch, samples).bytes_each() <= budget:
+        return None
+    log.info("%d samples are more than the memory for samples; they are streamed", samples)
+    return Streamed(of_dataset(dataset, collate, type(dataset).__name__).fetch, range(samples), size)
+
+
+def _each_alone(dataset: Any) -> Iterator[Batch]:
+    """The samples of a Dataset, each as a batch of its own; what cannot be collated, such as a graph, as it is."""
+    for i in range(len(dataset)):
+        sample = dataset[i]
+        try:
+            batch = default_collate([sample])
+        except TypeError:
+            batch = sample
+        yield batch
+
+
+def collated(data: Any) -> Any:
+    """A list of single samples as a loader of batches of them; anything else as it is.
+
+    A sample is known by its target, which is one number: of a batch there are several.
+    """
+    if not isinstance(data, list) or not data or not all(_is_sample(entry) for entry in data):
+        return data
+    log.info("the list holds %d single samples, which are put together into batches", len(data))
+    return _Samples(data)
+
+
+def _is_sample(entry: Any) -> bool:
+    """Whether this is one sample with a target that is a number."""
+    try:
+        target = targets_of(entry)
+    except ValueError:
+        return False
+    return isinstance(target, (int, float, np.generic)) or (isinstance(target, Tensor) and target.dim() == 0)
+
+
+@dataclass(frozen=True, eq=False)
+class _Samples(Dataset):
+    """A list of samples as a Dataset."""
+
+    entries: list[Any]
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.entries[index]
 
 
 def _report_drawing(data: Any) -> None:
@@ -110,28 +164,35 @@ def collect_in_memory(streamed: Streamed) -> Batch:
     return join_batches(list(streamed.rebatched(1024)))
 
 
-def source_of(value: Any, name: str, ranks_sharing: int | None = None) -> Source:
+def source_of(value: Any, name: str, ranks_sharing: int | None = None) -> Source | FixedBatches:
     """A source from whatever a user's function returned; the ranks that share this host divide its memory.
+
+    Batches that cannot be cut are returned as they are.
 
     Raises ValueError, which names the function, where it is neither tensors, a Dataset nor batches.
     """
+    value = collated(value)
     if isinstance(value, (Resident, Streamed, FixedBatches)):
-        return _of_batches(value, name)
+        return _of_batches(value)
     if isinstance(value, (tuple, list)) and len(value) == 2 and all(isinstance(a, (Tensor, np.ndarray)) for a in value):
         return _of_arrays(value[0], value[1], name)
     if isinstance(value, DataLoader):
         if _plain_loader(value):
-            return of_dataset(value.dataset, value.collate_fn, name)
-        return _of_batches(read_into_memory(value, ranks_sharing=ranks_sharing), name)
+            return replace(of_dataset(value.dataset, value.collate_fn, name), whole=value)
+        return _of_batches(read_into_memory(value, ranks_sharing=ranks_sharing))
     if isinstance(value, IterableDataset):
-        return _of_batches(
-            read_into_memory(DataLoader(value, batch_size=DEFAULT_BATCH_SIZE), ranks_sharing=ranks_sharing), name
-        )
+        loader = DataLoader(value, batch_size=DEFAULT_BATCH_SIZE)
+        return _of_batches(read_into_memory(loader, ranks_sharing=ranks_sharing))
     if hasattr(value, "__getitem__") and hasattr(value, "__len__") and not isinstance(value, (dict, list, tuple, str)):
-        return of_dataset(value, default_collate, name)
-    if isinstance(value, (dict, Tensor)) or hasattr(value, "__iter__"):
-        return _of_batches(read_into_memory(value, ranks_sharing=ranks_sharing), name)
-    raise ValueError(f"{name} must return (x, y) tensors, a Dataset or a DataLoader; got {type(value).__name__}")
+        try:
+            return replace(of_dataset(value, default_collate, name), whole=value)
+        except TypeError:  # objects, which `default_collate` does not take
+            return _of_batches(read_into_memory(_each_alone(value), ranks_sharing=ranks_sharing))
+    if isinstance(value, (Mapping, Tensor)) or hasattr(value, "__iter__"):
+        return _of_batches(read_into_memory(value, ranks_sharing=ranks_sharing))
+    raise ValueError(
+        f"{name} must return (x, y) tensors, a Dataset, a DataLoader or a list of batches; got {type(value).__name__}"
+    )
 
 
 def _of_arrays(x: Tensor | NDArray[Any], y: Tensor | NDArray[Any], name: str) -> Source:
@@ -168,14 +229,11 @@ def _rows(values: Tensor, indices: Sequence[int]) -> Tensor:
     return values[torch.as_tensor(indices)]
 
 
-def _of_batches(batches: Any, name: str) -> Source:
+def _of_batches(batches: Any) -> Source | FixedBatches:
     if isinstance(batches, Streamed):
         return Source(_SubsetFetch(batches), batches.samples)
     if isinstance(batches, FixedBatches):
-        raise ValueError(
-            f"{name} gives batches that cannot be cut; give them as a whole problem: --problem file.py:factory, "
-            "which returns (model, batches, loss)"
-        )
+        return batches
     return Source(RowsOf(batches.tensors), batches.samples)
 
 

@@ -33,7 +33,7 @@ from lossmap.data.criteria import (
     summed_criterion,
     with_class_targets,
 )
-from lossmap.data.loaders import as_batches
+from lossmap.data.loaders import as_batches, collated
 from lossmap.data.one_precision import in_one_precision
 from lossmap.data.outputs import logits_of
 from lossmap.data.outside_state import accompany
@@ -186,7 +186,7 @@ class Problem:
         """
         loss = module_form(loss)
         criterion, unit = criterion_and_unit(loss)
-        batches = with_class_targets(_with_targets(as_batches(data, batch_size)), loss)
+        batches = with_class_targets(_with_targets(as_batches(collated(data), batch_size)), loss)
         if metrics is None:
             metrics = {"acc": ACCURACY} if has_class_labels(batches, loss) else {}
         own = {name: metric_of(name, metric) for name, metric in metrics.items()}

@@ -1,0 +1,227 @@
+"""What the functions behind --dataset, --loss and --problem may return, as the help and the page on own models say."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import lossmap
+from lossmap.cli.__main__ import main
+
+FILE = """
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+
+import lossmap
+
+X = torch.randn(12, 3, generator=torch.Generator().manual_seed(1))
+Y = X.argmax(1) % 2
+TEXTS = [torch.arange(1, n) % 7 + 1 for n in (4, 6, 9, 5, 3)]
+
+
+@dataclass
+class Graph:
+    x: torch.Tensor
+
+
+def net():
+    torch.manual_seed(0)
+    return nn.Linear(3, 2)
+
+
+class Pooled(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.e, self.l = nn.Embedding(9, 4, padding_idx=0), nn.Linear(3, 2)
+
+    def forward(self, given):
+        if isinstance(given, Graph):
+            return self.l(given.x.sum(0, keepdim=True))
+        return self.e(given).sum(1)
+
+
+class Samples(Dataset):
+    def __init__(self, samples):
+        self.samples = samples
+
+    def __len__(self):
+        return len(self.samples)
+
+    def __getitem__(self, index):
+        return self.samples[index]
+
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        return iter(zip(X, Y))
+
+
+def padded(samples):
+    ids = nn.utils.rnn.pad_sequence([s for s in samples], batch_first=True)
+    return ids, torch.tensor([len(s) % 4 for s in samples])
+
+
+FORMS = {
+    "tensors": lambda: (X, Y),
+    "arrays": lambda: (X.numpy(), Y.numpy()),
+    "a Dataset": lambda: TensorDataset(X, Y),
+    "a Dataset of dicts": lambda: Samples([{"input": x, "labels": y} for x, y in zip(X, Y)]),
+    "an iterable Dataset": Stream,
+    "a loader": lambda: DataLoader(TensorDataset(X, Y), 5, shuffle=True),
+    "a list of batches": lambda: [(X[:7], Y[:7]), (X[7:], Y[7:])],
+    "a generator": lambda: ((X[i::2], Y[i::2]) for i in (0, 1)),
+    "a dict": lambda: {"input": X, "labels": Y},
+    "a list of samples": lambda: [(x, int(y)) for x, y in zip(X, Y)],
+    "a list of dicts": lambda: [{"input": x, "labels": y} for x, y in zip(X, Y)],
+    "texts": lambda: [(t, len(t) % 4) for t in TEXTS],
+    "a padding loader": lambda: DataLoader(TEXTS, 2, collate_fn=padded),
+    "a Dataset of graphs": lambda: Samples([(Graph(X[:k]), torch.tensor([k % 2])) for k in (2, 3, 5)]),
+    "graphs": lambda: [(Graph(X[:k]), torch.tensor([k % 2])) for k in (2, 3, 5)],
+    "one graph to a batch": lambda: DataLoader([(Graph(X[:k]), torch.tensor([k % 2])) for k in (2, 3, 5)], 1,
+                                               collate_fn=lambda batch: batch[0]),
+}
+
+
+def __getattr__(name):
+    if not name.startswith("form"):
+        raise AttributeError(name)
+    made = list(FORMS.values())[int(name[4:])]
+    return lambda split: made()
+
+
+criterion = nn.CrossEntropyLoss()
+
+
+def by_hand(outputs, targets):
+    return -(outputs.log_softmax(1) * F.one_hot(targets, 2)).sum(1).mean()
+
+
+def by_batch(model, batch):
+    return F.cross_entropy(model(batch[0]), batch[1])
+
+
+def weighted(model, batch):
+    return by_batch(model, batch), len(batch[1])
+
+
+def tuple_of(split="train"):
+    return net(), [(X, Y)], by_batch
+
+
+def keywords():
+    return {"model": net(), "loss": weighted, "data": [(X[:7], Y[:7]), (X[7:], Y[7:])], "unit": "nats"}
+
+
+def whole():
+    return lossmap.Problem.supervised(net(), "crossentropy", (X, Y))
+
+
+def wrong(split):
+    return 3
+"""
+FORMS = 16
+TEXTS, GRAPHS = (11, 12), (13, 14, 15)  # numbers of the forms that are not rows of X
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """The path of the file, and its names."""
+    path = tmp_path_factory.mktemp("factories") / "own.py"
+    path.write_text(FILE)
+    names = {"__name__": "own"}
+    exec(FILE, names)
+    return path, names
+
+
+def loss_of(tmp_path, *flags):
+    result = tmp_path / "result.h5"
+    assert main(["surface", "--x=0:0:1", "--no-probe", "--surf-file", str(result), *flags]) == 0
+    return float(lossmap.read(result)["train_loss"][0])
+
+
+def truth(names, number):
+    """The mean over samples of the cross entropy by hand, in float64."""
+    x, y = names["X"].double(), names["Y"]
+    if number in TEXTS:
+        table = names["Pooled"]().e.weight.double()
+        rows = [(table[text].sum(0), len(text) % 4) for text in names["TEXTS"]]
+    elif number in GRAPHS:
+        layer = names["Pooled"]().l.double()
+        rows = [(layer(x[:k].sum(0)), k % 2) for k in (2, 3, 5)]
+    else:
+        rows = list(zip(names["net"]().double()(x), y, strict=True))
+    return float(sum(row.logsumexp(0) - row[label] for row, label in rows).detach()) / len(rows)
+
+
+@pytest.mark.parametrize("number", range(FORMS))
+def test_every_form_of_a_data_set_has_the_mean_over_its_samples(made, number, tmp_path):
+    path, names = made
+    assert len(names["FORMS"]) == FORMS
+    model = "Pooled" if number in (*TEXTS, *GRAPHS) else "net"
+    loss = loss_of(tmp_path, "--model", f"{path}:{model}", "--dataset", f"{path}:form{number}")
+    assert loss == pytest.approx(truth(names, number), rel=1e-5), list(names["FORMS"])[number]
+
+
+def test_batches_that_are_not_cut_are_taken_whole_or_not_at_all(made, tmp_path, capsys):
+    path, _ = made
+    own = ["surface", "--model", f"{path}:Pooled", "--dataset", f"{path}:form14", "--dry-run"]
+    for flags, text in (
+        (["--samples", "2"], "--samples 2: these 3 samples are in batches that are not cut; take fewer batches"),
+        (["--data-split", "2"], "--data-split 2: these 3 samples are in batches that are not cut"),
+        (["--normalize", "0.5/0.5"], "gives batches that are not cut; let it normalize them"),
+    ):
+        assert main([*own, *flags]) == 2
+        assert text in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("loss", ["criterion", "by_hand"])
+def test_a_loss_is_a_function_or_a_module(made, loss, tmp_path):
+    path, names = made
+    own = ("--model", f"{path}:net", "--dataset", f"{path}:form0", "--loss", f"{path}:{loss}")
+    assert loss_of(tmp_path, *own) == pytest.approx(truth(names, 0), rel=1e-5)
+
+
+@pytest.mark.parametrize("factory", ["tuple_of", "keywords", "whole"])
+def test_a_problem_is_a_tuple_keywords_or_a_problem(made, factory, tmp_path):
+    path, names = made
+    assert loss_of(tmp_path, "--problem", f"{path}:{factory}") == pytest.approx(truth(names, 0), rel=1e-5)
+
+
+def test_what_is_none_of_them_is_said_with_what_is_needed(made, capsys):
+    path, _ = made
+    own = ["surface", "--model", f"{path}:net", "--dry-run"]
+    assert main([*own, "--dataset", f"{path}:wrong"]) == 2
+    assert (
+        "must return (x, y) tensors, a Dataset, a DataLoader or a list of batches; got int" in capsys.readouterr().err
+    )
+    assert main([*own, "--problem", f"{path}:net"]) == 2
+    assert (
+        "must return a Problem, or a tuple (model, batches, loss(model, batch)); got Linear" in capsys.readouterr().err
+    )
+
+
+def test_lists_of_samples_are_put_together_in_python_too():
+    torch.manual_seed(0)
+    net, x = torch.nn.Linear(3, 2), torch.randn(6, 3)
+    plane = lossmap.random_plane(net, 1)
+    listed = lossmap.Problem.supervised(net, "crossentropy", [(row, i % 2) for i, row in enumerate(x)])
+    expected = float(F.cross_entropy(net(x), torch.arange(6) % 2).detach())
+    assert lossmap.losses(listed, plane)((0.0,))["train_loss"] == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("command", ["surface", "eigenmap", "spectrum", "dynamics", "health", "plane"])
+def test_the_help_says_with_what_they_are_called(command, capsys):
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    for part in (
+        "That of --model is called with the keywords of --model-args",
+        '--dataset called with split="train" or "test"; returns (x, y)',
+        "--loss called with (outputs, targets) of a batch",
+        "returns the mean over the batch, or (mean, weight)",
+    ):
+        assert part in text
