@@ -258,7 +258,10 @@ def test_augmentation_in_a_data_set_is_noticed(tmp_path, caplog):
     ("code", "text"),
     [
         ("def data(): return 1", r'is called with split="train" or "test", which it does not take'),
-        ("def data(split): return 3", r"must return \(x, y\) tensors, a Dataset, a DataLoader or a list of batches; got int"),
+        (
+            "def data(split): return 3",
+            r"must return \(x, y\) tensors, a Dataset, a DataLoader or a list of batches; got int",
+        ),
         ("def data(split): return torch.ones(3), torch.ones(2)", "one y for each x"),
         ("def data(split): return []", "the loader must yield at least one batch"),
     ],
