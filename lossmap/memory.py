@@ -22,6 +22,8 @@ from __future__ import annotations
 
 import os
 import re
+import resource
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -33,6 +35,15 @@ MIB = 1 << 20
 # variables by which a launcher says how many of its ranks are on this host: Open MPI, MPICH and Intel MPI, MVAPICH
 _LOCAL_SIZE_VARIABLES = ("OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS", "MV2_COMM_WORLD_LOCAL_SIZE")
 _UNITS = {"": MIB, "K": 1 << 10, "M": MIB, "G": 1 << 30, "T": 1 << 40}  # SLURM's numbers without a suffix are MiB
+
+
+def memory_now(model: torch.nn.Module) -> int:
+    """Bytes that this process has taken at most so far: on the model's GPU, where it has one, else in main memory."""
+    device = next(iter(model.parameters())).device
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024  # of getrusage
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def sample_budget(device: torch.device | str = "cpu", ranks_sharing: int | None = None) -> int:

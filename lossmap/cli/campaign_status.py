@@ -8,7 +8,7 @@ from typing import Any
 from lossmap.campaign.folder import OUTCOMES, CampaignFolder, MemberState
 from lossmap.campaign.member import Member
 from lossmap.campaign.table import aligned
-from lossmap.parallel.cost_model import span_text
+from lossmap.report.price import span_text
 
 MAX_SHOWN = 5  # failures, and members in progress, that the text names
 States = Mapping[str, MemberState]

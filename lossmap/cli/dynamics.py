@@ -108,6 +108,11 @@ def checkpoints_of(settings: Settings) -> tuple[str, ...]:
     return files or (folder,)
 
 
+def path_of(settings: Settings) -> Path:
+    """The file that the result goes to."""
+    return with_ending(Path(settings.run.surf_file or DEFAULT_RESULT))
+
+
 def run(settings: Settings, world: World) -> int:
     """Measure every checkpoint, report how the leading eigenspace changes, and draw it; the exit code."""
     from lossmap.cli import device, load_problem
@@ -121,7 +126,7 @@ def run(settings: Settings, world: World) -> int:
         raise UsageError("a run is followed on one split; use --split train or --split test")
     machine = device.prepare_machine(execution, world)
     device.refuse_bfloat16(machine)
-    path = with_ending(Path(execution.surf_file or DEFAULT_RESULT))
+    path = path_of(settings)
     problem = load_problem.problem_and_files(settings, world, machine)[settings.data.split]
     if execution.batch_size:
         problem = problem.rebatched(execution.batch_size)

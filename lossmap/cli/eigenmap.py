@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lossmap.cli import output
+from lossmap.cli.announce import announce
 from lossmap.cli.command_line import Command
 from lossmap.cli.entry_point import guarded
 from lossmap.cli.measure_settings import GROUPS
@@ -145,6 +146,7 @@ def _run(settings: Settings, world: World, survey: Callable[..., Any], stop: Sto
     from lossmap.geometry.parameter_vector import warn_of_frozen
     from lossmap.landscape.curvature_directions import curved_direction
     from lossmap.landscape.eigenvalues import EigenvalueMap
+    from lossmap.landscape.price import plain_factory, price_of_eigenvalues
     from lossmap.landscape.survey_file import MODEL, structure_digest
     from lossmap.memory import free_memory
 
@@ -165,6 +167,8 @@ def _run(settings: Settings, world: World, survey: Callable[..., Any], stop: Sto
     world.once(lambda: _refuse_loss_of_losses(result.path, execution.overwrite))
     if execution.dry_run:
         say(result.describe(problems, "eigenvalues"))
+        plain = {split: plain_factory(p, parameters) for split, p in problems.items()}
+        announce(world, "eigenvalues", lambda: price_of_eigenvalues(plain, options.which, options.certify, len(grid)))
         return 0
     identity = world.once(
         lambda: (
@@ -230,6 +234,12 @@ def _run(settings: Settings, world: World, survey: Callable[..., Any], stop: Sto
         cold = warm.audit_twin()
     measures = {m.name: (m.fields, m.settings) for m in (warm, cold) if m is not None}
     upgrades = {m.name: m.upgraded for m in (warm, cold) if m is not None}
+    left, workers = result.points_left(warm.name), len(team.all_teams) or 1
+    announce(
+        world,
+        "eigenvalues",
+        lambda: price_of_eigenvalues(operators, options.which, options.certify, left, workers=workers),
+    )
     store = output.on_rank_0(
         world, lambda: result.open(measures, machine.describe(), world.size, upgrades, problems, product=True)
     )

@@ -3,7 +3,8 @@
 It measures the middle and the corners of the grid and near neighbours of each, on this machine, and reports seconds
 and products of a point with their spread, memory, file size, node-hours, a fitting number of ranks, and the `lossmap
 submit` that follows from it. Of a spectrum all tasks are rehearsed over few samples, and one product over all samples
-is timed. The result, once it exists, is shown beside the estimate by `lossmap status`.
+is timed; of a run the first, the middle and the last checkpoint are measured; of an examination a few products are
+timed. The result, once it exists, is shown beside the estimate by `lossmap status`.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Any
 
 from lossmap.cli.command_line import Command
 from lossmap.cli.entry_point import guarded
+from lossmap.cli.estimate_whole import estimate_examination, estimate_run
 from lossmap.cli.settings import Settings, UsageError, setting
 from lossmap.cli.wrapped_command import (
     SURVEYS,
@@ -38,6 +40,7 @@ from lossmap.parallel.world import World
 # An audit solves this share of the points again, at least so many; a cold start with limits costs a third more products
 # than a solve that only converges.
 AUDIT_SHARE, MIN_AUDIT_POINTS, AUDIT_COST = 0.02, 20, 4 / 3
+MEASURING = (*SURVEYS, "spectrum", "dynamics", "health")
 EXAMPLE = "lossmap estimate -- surface --model resnet20-w8 --x=-1:1:51 --y=-1:1:51"
 
 
@@ -60,6 +63,7 @@ COMMAND = Command(
         EXAMPLE,
         "lossmap estimate --within 4:00:00 --ranks-per-node 8 -- eigenmap --model mlp --x=-1:1:25 --y=-1:1:25",
         "lossmap estimate --json -- spectrum --model resnet20-w8 --model-file net.pt",
+        "lossmap estimate -- dynamics run --model resnet20-w8 --full-spectrum",
     ),
 )
 
@@ -71,37 +75,44 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = COMMAND.parse(own).estimate
     goal = minutes_of(options.within) * 60
     work = estimable(words)
-    if work.settings is None or work.result is None or work.measure is None:
-        raise UsageError(f"{work.command} is not a survey; an estimate needs one of {', '.join(SURVEYS)}, spectrum")
+    if work.settings is None or work.measure is None:
+        raise UsageError(f"{work.command} does not measure; an estimate needs one of {', '.join(MEASURING)}")
     world = World.start()
     if world.size > 1:
         raise UsageError(f"an estimate is made by one process; this one was started with {world.size} ranks")
     estimate = make_estimate(work, work.settings, options.ranks_per_node, world)
-    path = cost_model.write_estimate(work.result, work.measure, estimate)
+    path = None
+    if work.result is not None:
+        path = cost_model.write_estimate(work.result, work.measure, estimate)
     if options.json:
         # JSON has no NaN, which stands for what is not known
         print(json.dumps({k: None if v != v else v for k, v in asdict(estimate).items()}))
     else:
-        unit = "task" if work.measure == "spectrum" else "point"
-        print(estimate_text(estimate, work.result, work.words, goal, unit))
-        print(f"stored in {path}, to be compared with what it takes")
+        unit = UNITS.get(work.measure, "point")
+        print(estimate_text(estimate, work.result or Path(work.command), work.words, goal, unit))
+        if path is not None:
+            print(f"stored in {path}, to be compared with what it takes")
     return 0
 
 
 def estimable(words: Sequence[str]) -> WrappedCommand:
-    """What is to be estimated: a survey, or a spectrum, whose tasks are dispatched as points are."""
+    """What is to be estimated: a survey, or what is measured task by task, checkpoint by checkpoint, or at once."""
     work = wrapped_command(words)
-    if work.command == "dynamics":
-        raise UsageError(SINGLE_CHECKPOINT.format("dynamics"))
-    if work.command != "spectrum":
+    if work.command not in ("spectrum", "dynamics", "health"):
         return work
     settings = read_settings(words)
-    if settings.spectrum.along:
-        raise UsageError(SINGLE_CHECKPOINT.format("--along"))
-    return replace(work, result=module_of("spectrum").result_path(settings), measure="spectrum", settings=settings)
+    if work.command == "health":
+        file = settings.health.surf_file
+        return replace(work, result=Path(file) if file else None, measure="health", settings=settings)
+    if work.command == "spectrum" and not settings.spectrum.along:
+        return replace(work, result=module_of("spectrum").result_path(settings), measure="spectrum", settings=settings)
+    dynamics = module_of("dynamics")
+    if work.command == "spectrum":
+        settings = dynamics.from_spectrum(settings)
+    return replace(work, result=dynamics.path_of(settings), measure="along", settings=settings)
 
 
-SINGLE_CHECKPOINT = "{} reads one checkpoint after the other; estimate one of them: spectrum --model-file FILE"
+UNITS = {"spectrum": "task", "along": "checkpoint", "health": "network"}
 
 
 class Estimated(BaseException):
@@ -114,10 +125,16 @@ class Estimated(BaseException):
 
 def make_estimate(work: WrappedCommand, settings: Settings, ranks_per_node: int | None, world: World) -> Estimate:
     """Run the command with a survey that measures a few points, into a result that is thrown away."""
+    if work.measure == "health":
+        return estimate_examination(settings, world, time.perf_counter)
     gpus = _gpus() if settings.run.device == "auto" or settings.run.device.startswith("cuda") else 0
     cuda = gpus > 0 or settings.run.device.startswith("cuda")
     cores = available_cores()
     per_node = ranks_per_node or _ranks_that_fit(cuda, gpus, cores, settings.run.threads)
+    if work.measure == "along":
+        if settings.run.threads is None and not cuda:
+            settings = settings.changed("run", threads=max(1, cores // per_node))
+        return estimate_run(settings, world, per_node, time.perf_counter)
     team = settings.run.team
     with tempfile.TemporaryDirectory(prefix="lossmap-estimate-") as folder:
         changes = {"surf_file": str(Path(folder) / "estimate.h5"), "team": 1, "dry_run": False, "shard": None}

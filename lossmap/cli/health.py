@@ -11,12 +11,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from contextlib import redirect_stdout
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from lossmap.cli import output
+from lossmap.cli.announce import announce
 from lossmap.cli.command_line import Command
 from lossmap.cli.entry_point import guarded, launched_rank
 from lossmap.cli.measure_settings import GROUPS
@@ -26,7 +28,10 @@ from lossmap.parallel.world import World
 from lossmap.results import value_groups
 
 if TYPE_CHECKING:
+    from lossmap.data.problem import Problem
     from lossmap.health.diagnosis import Diagnosis
+    from lossmap.linalg.expected_products import SpectrumParts
+    from lossmap.report.price import Price
 
 
 COMMAND = Command(
@@ -53,19 +58,37 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run(settings)
 
 
-def run(settings: Settings, world: World | None = None) -> int:
-    """Examine, then print, draw and store the report; the exit code.
+@dataclass(frozen=True, eq=False)
+class Examination:
+    """What is to be examined, before it is.
 
-    world  of the rank that examines; None: under mpirun rank 0 alone does
+    problem   all samples of one split; few: those of gradients and Hessian; held_out: of no training
+    parts     what is computed of the Hessian
     """
-    from lossmap.cli import device, load_problem
-    from lossmap.health.diagnose import diagnose
-    from lossmap.health.finding import SERIOUS
 
-    if world is None:
-        if launched_rank() != 0:
-            return 0
-        world = World.start(mpi=False)
+    settings: Settings
+    problem: Problem
+    few: Problem
+    held_out: Problem | None
+    parts: SpectrumParts
+
+    def price(self) -> Price:
+        """What it is expected to take, from a few timed products. Raises what these raise."""
+        from lossmap.health.price import price_of_examination
+
+        options = self.settings.health
+        return price_of_examination(
+            self.problem, self.few, self.parts, options.examinations, options.parameters, self.held_out
+        )
+
+
+def examined(settings: Settings, world: World) -> Examination:
+    """Load what the settings name."""
+    from lossmap.cli import device, load_problem
+    from lossmap.geometry.parameter_vector import selected
+    from lossmap.health.diagnose import subset
+    from lossmap.health.price import parts_of_examination
+
     options = settings.health
     execution = RunSettings(precision=options.precision, device=options.device, threads=options.threads)
     machine = device.prepare_machine(execution, world)
@@ -78,14 +101,34 @@ def run(settings: Settings, world: World | None = None) -> int:
     test = None
     if options.held_out:
         test = load_problem.held_out_problem(problem.model, settings, machine)
+    n = sum(p.numel() for p in selected(problem.model, options.parameters).values())
+    few = subset(problem, options.hessian_samples, options.seed)
+    return Examination(settings, problem, few, test, parts_of_examination(n, options.density_error))
+
+
+def run(settings: Settings, world: World | None = None) -> int:
+    """Examine, then print, draw and store the report; the exit code.
+
+    world  of the rank that examines; None: under mpirun rank 0 alone does
+    """
+    from lossmap.health.diagnose import diagnose
+    from lossmap.health.finding import SERIOUS
+
+    if world is None:
+        if launched_rank() != 0:
+            return 0
+        world = World.start(mpi=False)
+    examination = examined(settings, world)
+    settings, options = examination.settings, settings.health
+    announce(world, "health", examination.price)
     diagnosis = diagnose(
-        problem,
+        examination.problem,
         examinations=options.examinations,
         samples=options.hessian_samples,
         rate=options.lr,
         momentum=options.momentum,
         nesterov=options.nesterov,
-        held_out=test,
+        held_out=examination.held_out,
         layer=options.layer,
         parameters=options.parameters,
         density_error=options.density_error,

@@ -149,6 +149,16 @@ class OutputFile:
             accept_change=run.accept_change,
         )
 
+    def points_left(self, measure: str) -> int:
+        """How many points are to be computed, but for those that an earlier run has left in the file."""
+        planned = np.arange(len(self.grid)) if self.points is None else self.points
+        if self.settings.run.overwrite or not self.path.exists():
+            return int(planned.size)
+        status = read(self.path).status.get(measure)
+        if status is None or status.size != len(self.grid):
+            return int(planned.size)
+        return int((status.reshape(-1)[planned] == 0).sum())
+
     def _code(self, problems: Mapping[str, Problem], product: bool) -> dict[str, Any]:
         """The fingerprint of the code that measures on this plane, at its origin and at its farthest point."""
         from lossmap.landscape.fingerprint import code_of

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from lossmap.cli import output
+from lossmap.cli.announce import announce
 from lossmap.cli.command_line import Command
 from lossmap.cli.entry_point import guarded
 from lossmap.cli.measure_settings import GROUPS, SpectrumSettings
@@ -81,6 +82,7 @@ def _run(settings: Settings, world: World, survey: Callable[..., Any], stop: Sto
     from lossmap.cli.spectrum_subjects import backend_choices, identity_of, make_subjects, product_checks
     from lossmap.geometry.parameter_vector import warn_of_frozen
     from lossmap.memory import free_memory
+    from lossmap.spectra.price import price_of
     from lossmap.spectra.tasks import make_tasks
 
     execution, say = settings.run, output.rank_0_printer(world, settings.notes)
@@ -109,9 +111,13 @@ def _run(settings: Settings, world: World, survey: Callable[..., Any], stop: Sto
         labels = ", ".join(s.label for s in subjects)
         say(f"would compute {len(measure.tasks)} tasks for {labels}: {kinds}\n  result  {path}")
         say("nothing was computed, and nothing was written (--dry-run)")
+        announce(world, "spectrum", lambda: price_of(measure, len(team.all_teams) or 1))
         return 0
     grid = Grid(np.arange(len(measure.tasks)))
     store = output.on_rank_0(world, lambda: _file(path, grid, measure, settings, machine.describe(), world.size))
+    if store is not None:
+        left = store.todo(measure.name, execution.retry_failed)
+        announce(world, "spectrum", lambda: price_of(measure, len(team.all_teams) or 1, numbers=left))
     with display(world, "spectrum", unit="task") as progress:
         surface = survey(
             measure, grid, store=store, world=world, stop=stop, progress=progress, retry_failed=execution.retry_failed,

@@ -25,8 +25,9 @@ from lossmap.io.printable import printable
 from lossmap.io.read import is_being_written, read
 from lossmap.io.surface import REBUILT, UNPROTECTED, Surface
 from lossmap.io.verify import verify
-from lossmap.parallel.cost_model import Estimate, decode_cost, measured_cost, side_by_side, span_text, stored_estimate
+from lossmap.parallel.cost_model import Estimate, decode_cost, measured_cost, side_by_side, stored_estimate
 from lossmap.parallel.pace import means_by_rank, rate_of
+from lossmap.report.price import span_text
 
 MAX_SHOWN = 5  # slowest points and ranks, and failures, that the text names
 

@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any
 
 from lossmap.cli import output
+from lossmap.cli.announce import announce
 from lossmap.cli.command_line import Command
 from lossmap.cli.entry_point import guarded
 from lossmap.cli.measure_settings import GROUPS
@@ -57,6 +58,7 @@ def _run(settings: Settings, world: World, survey: Callable[..., Any], stop: Sto
     from lossmap.cli import device, load_plane, load_problem
     from lossmap.landscape.curvature_directions import curved_direction
     from lossmap.landscape.loss import ForwardPlan, losses, probe_forward_plan
+    from lossmap.landscape.price import price_of_losses
     from lossmap.landscape.survey_file import MODEL, structure_digest
 
     execution, say = settings.run, output.rank_0_printer(world, settings.notes)
@@ -80,6 +82,7 @@ def _run(settings: Settings, world: World, survey: Callable[..., Any], stop: Sto
         )
         measures = {measure.name: (measure.fields, measure.settings)}
         say(result.describe(problems, "losses and accuracies", measures))
+        announce(world, "losses", lambda: price_of_losses(problems, plane, measure.plan, len(grid), repeats=repeats))
         return 0
 
     def probe() -> ForwardPlan:
@@ -96,6 +99,11 @@ def _run(settings: Settings, world: World, survey: Callable[..., Any], stop: Sto
         )
     )  # fmt: skip
     measures = {measure.name: (measure.fields, measure.settings)}
+    price = partial(
+        price_of_losses, shares, plane, measure.plan, result.points_left(measure.name),
+        workers=len(team.all_teams) or 1, autocast=machine.autocast, repeats=repeats,
+    )  # fmt: skip
+    announce(world, "losses", price)
     store = output.on_rank_0(world, lambda: result.open(measures, machine.describe(), world.size, problems=problems))
     say(machine.sentence())
     if plane.cosine is not None:

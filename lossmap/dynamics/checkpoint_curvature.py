@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from math import isfinite, nan
 from pathlib import Path
@@ -41,8 +41,35 @@ from lossmap.sums import norm
 logger = logging.getLogger("lossmap")
 
 SHARES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)  # of the eigenvalues, that lie below the quantiles
-TRACE_PRODUCTS, DENSITY_ERROR = 60, 0.02  # of the whole spectrum; the error as a share of its range
+WHOLE_FIELDS = (
+    "trace",
+    "trace_error",
+    "negative_below",
+    "negative_share",
+    "negative_share_low",
+    "negative_share_high",
+    "density_error",
+)
 DENSE = 300  # up to this number of parameters the matrix is computed in full, and no probe pays
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much is spent at a checkpoint: what a budget of time may lower.
+
+    max_products  at each end; None: until it has converged
+    trace_products, density_error, density_steps, density_probes  of the whole spectrum, see `spectrum_of`; no trace
+                  with 0 products, no density without `density`
+    """
+
+    max_products: int | None = None
+    trace_products: int = 60
+    density: bool = True
+    density_error: float = 0.02
+    density_steps: int | None = None
+    density_probes: int | None = None
+
+
 StoreVectors = Callable[[float, np.ndarray], None]  # (step, vectors (r, n) float32)
 
 
@@ -86,6 +113,7 @@ class CheckpointCurvature:
     settings  stored beside its own
     memory    bytes for kept values, see `autotune.prepare`; give less where ranks share the memory
     stop      asked at every product: where it returns True the checkpoint is left, and measured again on resuming
+    effort    how much is spent at a checkpoint; stored in the settings where it is not the default
     check     compares products with differences of the gradient; or what rank 0 found, for the other ranks
 
     Raises ValueError for more eigenvalues than parameters, a loss that is not a mean over samples, or a model that
@@ -112,13 +140,14 @@ class CheckpointCurvature:
         memory: int | None = None,
         stop: Callable[[], bool] = lambda: False,
         check: bool | ProductCheck = True,
+        effort: Effort = Effort(),
     ) -> None:
         n = sum(p.numel() for p in selected(problem.model, parameters).values())
         if not 1 <= top <= n:
             raise ValueError(f"--top must be 1 to {n}, the number of parameters; got {top}")
         self.problem = check_loss(replace(problem, model=copy_of(problem.model)))
         build_operator(self.problem, "hessian", parameters, check=check)  # says what cannot be differentiated twice
-        self.check = check
+        self.check, self.effort = check, effort
         self.plan: dict[str, Any] | None = None
         if plan is not None:
             self.plan = dict(plan)
@@ -134,6 +163,8 @@ class CheckpointCurvature:
             "top": top,
             "whole": whole,
         }
+        if effort != Effort():
+            self.settings["effort"] = asdict(effort)
         if self.plan is not None:
             self.settings["chosen"] = {"way": self.plan}
         curved = f"{problem.unit} per squared unit of theta"
@@ -184,15 +215,20 @@ class CheckpointCurvature:
                 f"the loss is {loss} at {self.files[step].name}: no curvature can be measured there"
             )
         trace_products: int = 0
-        density_error: float | None = None
+        density: dict[str, Any] = {"density_error": None}
         if self.whole:
-            trace_products, density_error = TRACE_PRODUCTS, DENSITY_ERROR
+            trace_products = self.effort.trace_products
+        if self.whole and self.effort.density:
+            density = {
+                name: getattr(self.effort, name) for name in ("density_error", "density_steps", "density_probes")
+            }
         spectrum = spectrum_of(
             interruptible(self.factory.at(measured=True), self.stop),
             top=self.top,
             bottom=1,
             trace_products=trace_products,
-            density_error=density_error,
+            **density,
+            max_products=self.effort.max_products,
             dense=DENSE,
             tol=self.tol,
             seed=self.seed,
@@ -215,17 +251,18 @@ class CheckpointCurvature:
 
 
 def _whole_spectrum(spectrum: Spectrum) -> dict[str, Any]:
-    """Trace, share of negative eigenvalues and quantiles; nothing where they were not computed."""
-    if spectrum.trace is None or spectrum.density is None:
-        return {}
+    """Trace, share of negative eigenvalues and quantiles; NaN is stored for what was not computed."""
+    reading: dict[str, Any] = dict.fromkeys(WHOLE_FIELDS, nan)
+    reading["quantiles"] = quantiles(spectrum.density)
+    if spectrum.trace is not None:
+        reading |= {"trace": spectrum.trace.value, "trace_error": spectrum.trace.error}
+    if spectrum.density is None:
+        return reading
     t, below, _ = spectrum.masses[0]
-    return {
-        "trace": spectrum.trace.value,
-        "trace_error": spectrum.trace.error,
+    return reading | {
         "negative_below": t,
         "negative_share": below.value,
         "negative_share_low": below.low,
         "negative_share_high": below.high,
-        "quantiles": quantiles(spectrum.density),
         "density_error": spectrum.density.error,
     }

@@ -24,6 +24,7 @@ from lossmap.data.checkpoints import checkpoints_in, file_sha256, kind_of, sorte
 from lossmap.data.problem import Problem
 from lossmap.dynamics.checkpoint_curvature import SHARES, CheckpointCurvature, probed
 from lossmap.dynamics.eigenspaces import EigenspaceDynamics, compare_eigenspaces, curvature_along
+from lossmap.dynamics.price import price_of_run
 from lossmap.dynamics.snapshots import Snapshots
 from lossmap.dynamics.summary import Summary, summarize
 from lossmap.geometry.grid import Grid
@@ -232,6 +233,8 @@ def run_dynamics(
         return store
 
     store = world.together(opened)
+    if store is not None:
+        _announce(measure, store, world, rank_0, progress)
     try:
         surface = survey(
             measure, grid, store=store, world=world, stop=stop, progress=progress, retry_failed=retry_failed,
@@ -254,6 +257,26 @@ def run_dynamics(
     if summary:
         evolution = read_group(path, RESULTS)
     return RunDynamics(path, surface.outcome, summary, failures, evolution)
+
+
+def _announce(
+    measure: CheckpointCurvature,
+    store: SurfaceFile,
+    world: World,
+    rank_0: str,
+    progress: Callable[[Progress], None] | None,
+) -> None:
+    """Report the price of the checkpoints that are left, as a note of the progress. Rank 0 alone calls it."""
+    left = len(store.todo(measure.name, False))
+    if progress is None or not left:
+        return
+    workers = len(world.team_ranks(rank_0=rank_0)) or 1
+    try:
+        note = str(price_of_run(measure, left, workers))
+    except Exception as error:  # a model's own code may raise anything; the checkpoints themselves report it
+        note = f"the price could not be measured: {type(error).__name__}: {error}"
+    total = len(measure.files)
+    progress(Progress(measure.name, total - left, 0, total, 0.0, 0.0, workers, note))
 
 
 def run_in_file(path: str | Path, surface: Surface) -> RunDynamics:

@@ -310,6 +310,14 @@ def probe_forward_plan(
     return best
 
 
+def seconds_of_pass(problem: Problem, plane: Plane, plan: ForwardPlan, autocast: torch.dtype | None = None) -> float:
+    """Seconds of a pass over all samples at the plane's origin, from a few over about one batch.
+
+    Raises what the model or the loss raises.
+    """
+    return _Trial(problem, plane, autocast).seconds(plan) * problem.data.samples
+
+
 def _forms(problem: Problem, trial: _Trial, plain: ForwardPlan) -> list[ForwardPlan]:
     """The other memory format, folding, and both: those that apply to this problem."""
     images = any(

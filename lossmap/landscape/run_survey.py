@@ -268,8 +268,9 @@ def _evaluate_points(
     if store is None:  # pragma: no cover
         raise RuntimeError("rank 0 has no store")
     recorder = Recorder(
-        store, measure.name, grid, progress, len(all_teams), _checked_indices(points, grid), retry_failed
-    )
+        store, measure.name, grid, progress, len(all_teams), _checked_indices(points, grid), retry_failed,
+        getattr(measure, "priority", None),
+    )  # fmt: skip
     lead(world, list(all_teams), recorder, evaluate, stop, point_timeout)
     surface = store.surface()
     _send_surface(world, surface if share_values else without_values(surface))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,6 +61,17 @@ def serpentine_order(grid: Grid, indices: np.ndarray) -> np.ndarray:
     return indices[np.argsort(row * width + along)]
 
 
+def in_turns(order: Sequence[int], workers: int) -> list[int]:
+    """An order in which the workers, each with a segment of its own (see `WorkQueue`), meet the first points first."""
+    total = len(order)
+    bounds = [(total * i // workers, total * (i + 1) // workers) for i in range(workers)]
+    places = sorted((at - low, at) for low, high in bounds for at in range(low, high))
+    arranged = [0] * total
+    for index, (_, at) in zip(order, places, strict=True):
+        arranged[at] = index
+    return arranged
+
+
 class Recorder:
     """Records what arrives at rank 0: it is the dispatcher's `Recorder`.
 
@@ -71,6 +82,7 @@ class Recorder:
     ranks         how many ranks or teams evaluate points
     points        flat indices to evaluate; None: all that the store is to hold
     retry_failed  whether failed points are evaluated again
+    priority      all flat indices, those first whose answers are wanted first; None: neighbours one after the other
     """
 
     def __init__(
@@ -82,15 +94,19 @@ class Recorder:
         ranks: int,
         points: np.ndarray | None,
         retry_failed: bool,
+        priority: Sequence[int] | None = None,
     ) -> None:
         self.store, self.measure, self._progress, self.ranks = store, measure, progress, ranks
         surface = store.surface()
         if points is None:
             points = surface.planned_points(measure)
         status = surface.status[measure].reshape(-1)[points]
-        self.order = serpentine_order(
-            grid, np.intersect1d(store.todo(measure, retry_failed), points, assume_unique=True)
-        )
+        todo = np.intersect1d(store.todo(measure, retry_failed), points, assume_unique=True)
+        self.order = serpentine_order(grid, todo)
+        self.is_ranked = priority is not None
+        if priority is not None:
+            left = set(todo.tolist())
+            self.order = np.array([i for i in priority if i in left], dtype=np.int64)
         self.total = points.size
         self.done = int((status == DONE).sum())
         self.failed = int((status == FAILED).sum())
@@ -106,7 +122,10 @@ class Recorder:
 
     def queue(self, workers: int, settled: Collection[int] = ()) -> WorkQueue:
         """The points to do but for those that are settled, for this number of workers."""
-        return WorkQueue([i for i in self.order if int(i) not in settled], workers)
+        order = [int(i) for i in self.order if int(i) not in settled]
+        if self.is_ranked:
+            order = in_turns(order, workers)
+        return WorkQueue(order, workers)
 
     def saved_state(self, index: int) -> Any:
         """The state in which an earlier run left a point, or None."""

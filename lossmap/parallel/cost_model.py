@@ -18,6 +18,8 @@ from typing import Any
 
 import numpy as np
 
+from lossmap.report.price import size_text, span_text
+
 SECONDS_PER_SITE = 0.3  # after which no further neighbour of a site is sampled
 MAX_NEIGHBOURS = 12  # of a site
 SECONDS_FOR_HALFWAY = 60.0  # after which no site halfway between is sampled
@@ -305,18 +307,3 @@ def side_by_side(estimated: Mapping[str, Any], took: Mapping[str, Any], whole: b
         for name, label, form in rows
         if predicted.get(name) and took.get(name)
     ]
-
-
-def span_text(seconds: float) -> str:
-    """Seconds as text in a readable unit."""
-    for unit, length in (("days", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= 2 * length:
-            return f"{seconds / length:.3g} {unit}"
-    return f"{seconds:.3g} s"
-
-
-def size_text(size: float) -> str:
-    """Bytes as text in a readable unit."""
-    units = ("bytes", "kB", "MB", "GB", "TB")
-    power = min(len(units) - 1, int(math.log10(max(size, 1)) / 3))
-    return f"{size / 1000**power:.3g} {units[power]}"

@@ -7,8 +7,9 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from lossmap.parallel.cost_model import Estimate, size_text, span_text
+from lossmap.parallel.cost_model import Estimate
 from lossmap.parallel.slurm import time_text
+from lossmap.report.price import size_text, span_text
 
 
 def estimate_text(estimate: Estimate, result: Path, words: Sequence[str], goal: float, unit: str = "point") -> str:

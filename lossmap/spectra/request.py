@@ -28,9 +28,11 @@ from lossmap.linalg.trace import check_trace_request
 from lossmap.spectra.block_groups import groups_of, size_of
 from lossmap.spectra.spectrum import MAX_EIGENVALUES
 
-# The order in which tasks are dispatched, by kind: the longest first, so that no rank is left with a long one at the
-# end. It also numbers the tasks in a file, so it stays as it is; a subject has either "ends" or "whole".
+# The order in which tasks are numbered in a file, by kind: in version 0.1 the longest came first, so it stays as it is.
+# A subject has either "ends" or "whole".
 LONGEST_FIRST = {"density": 0, "trace": 1, "ends": 2, "whole": 2, "block_ends": 3, "block": 4, "leak": 5, "gradient": 6}
+# The order in which they are dispatched, by kind: what is there when time runs out is to be of use.
+FIRST_OF_USE = {"whole": 0, "ends": 0, "gradient": 1, "trace": 2, "density": 3, "block_ends": 4, "block": 5, "leak": 6}
 SMALL = 4_000  # bytes: the numbers of a task that has no arrays of a matrix's size
 LANCZOS_BYTES = 64_000  # of the recurrences of a density whose number of steps is chosen while it is computed
 

@@ -22,6 +22,7 @@ from lossmap.curvature.hvp_plan import ProductCheck
 from lossmap.curvature.operators import Total, single_rank
 from lossmap.data.loss_check import check_loss
 from lossmap.geometry.grid import Field, Point
+from lossmap.geometry.parameter_vector import Layout
 from lossmap.linalg.block_norms import OffDiagonalEnergy, block_leakage, energy_from_leakage
 from lossmap.linalg.deflation import successive_eigenpairs
 from lossmap.linalg.dense import DenseMatrix
@@ -37,7 +38,7 @@ from lossmap.spectra.block_spectra import BlockSpectra
 from lossmap.spectra.blocks import assemble, block_matrix, exact_problem, read_block
 from lossmap.spectra.layer_hessian import layer_hessians
 from lossmap.spectra.legacy_rows import ROW, arrays_of_row
-from lossmap.spectra.request import LONGEST_FIRST, SpectrumRequest, Subject, Task, group_names, tasks_of
+from lossmap.spectra.request import FIRST_OF_USE, LONGEST_FIRST, SpectrumRequest, Subject, Task, group_names, tasks_of
 from lossmap.spectra.spectrum_result import Spectrum
 from lossmap.spectra.summaries import common_masses, masses_of, shares_of
 from lossmap.spectra.task_arrays import Arrays
@@ -52,7 +53,7 @@ class SpectrumTasks:
 
     subjects        the matrices
     request         what is wanted of each
-    tasks           what is to be done, the longest first
+    tasks           what is to be done, numbered as files of version 0.1 number them; `priority` is their order
     expected_bytes  what the arrays of all tasks will take, about
     settings        what the readings depend on, for the file
     total           adds a tensor up over the ranks of a team
@@ -89,6 +90,23 @@ class SpectrumTasks:
     def groups(self) -> tuple[str, ...]:
         """The group of each task in the file."""
         return group_names(self.subjects, self.tasks)
+
+    @cached_property
+    def priority(self) -> tuple[int, ...]:
+        """The numbers of the tasks in the order in which they are done, so that what is there first is of use.
+
+        Ends first, then trace, density, and the layers, the largest first; of several subjects one kind after the
+        other. In the file the tasks are numbered as they always were.
+        """
+        return tuple(sorted(range(len(self.tasks)), key=lambda i: self._rank(self.tasks[i])))
+
+    def _rank(self, task: Task) -> tuple[int, int]:
+        size = 0
+        if task.kind in ("block", "leak"):
+            subject = self.subjects[task.subject]
+            layout = Layout.of(dict(subject.problem.model.named_parameters()))
+            size = size_of(layout, subject.groups(self.request)[task.name])
+        return FIRST_OF_USE[task.kind], -size
 
     def __call__(self, point: Point) -> dict[str, dict[str, np.ndarray]]:
         """Does the task of this number: {its group: {name: array}}."""
@@ -362,7 +380,7 @@ def make_tasks(
     check: bool = True,
     checks: Sequence[ProductCheck] = (),
 ) -> SpectrumTasks:
-    """The tasks of these subjects, the longest first; the arguments are those of `SpectrumTasks`.
+    """The tasks of these subjects, numbered the longest first; the arguments are those of `SpectrumTasks`.
 
     check   looks whether each problem's loss is a mean over its samples, and its products are right; without, both are
             taken for granted

@@ -10,12 +10,15 @@ from types import SimpleNamespace
 import h5py
 import numpy as np
 import pytest
+import torch
 
+from lossmap import zoo
 from lossmap.cli import output as results
 from lossmap.cli.__main__ import main as lossmap
 from lossmap.geometry.grid import Field, Grid
 from lossmap.io.memory_store import MemoryStore
 from lossmap.io.read import Failure, SurfaceFile, read
+from lossmap.linalg.expected_products import SpectrumParts
 from lossmap.parallel import slurm
 
 SUBJECT = ["--model", "mlp", "--samples", "16", "--batch-size", "16", "--no-probe", "--device", "cpu"]
@@ -423,11 +426,35 @@ def test_an_estimate_of_a_spectrum_rehearses_its_parts(capsys):
     assert re.search(r"seconds a point +estimated .* took ", capsys.readouterr().out)
 
 
+@pytest.mark.parametrize("words", [["dynamics"], ["spectrum", "--along"]])
+def test_an_estimate_of_a_run_measures_three_of_its_checkpoints(words, capsys, tmp_path):
+    for step in range(5):
+        torch.save(zoo.build("mlp", seed=step).state_dict(), tmp_path / f"step{step}.pt")
+    work = [*words, *(f"step{step}.pt" for step in range(5)), "--model", "mlp", "--samples", "32", "--top", "1"]
+    work += ["--tol", "0.1", "--hvp-backend", "double-backward", "--device", "cpu", "--surf-file", "run.h5"]
+    assert lossmap(["estimate", "--", *work]) == 0
+    out = capsys.readouterr().out
+    assert "run.h5: 5 checkpoints, of which 3 were measured" in out and re.search(r"products +\d", out)
+    assert json.loads((tmp_path / "run.h5.estimate.json").read_text())["along"]["points"] == 5
+    assert not (tmp_path / "run.h5").exists()
+
+
+def test_an_estimate_of_an_examination_times_products_and_writes_nothing(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr("lossmap.health.price.seconds_of_product", lambda operator: 1000.0)
+    work = ["health", "--model", "mlp", "--samples", "40", "--device", "cpu", "--threads", "1"]
+    assert lossmap(["estimate", "--json", "--", *work]) == 0
+    estimate = json.loads(capsys.readouterr().out.splitlines()[-1])
+    hessian = SpectrumParts(3392, 5, 1, density_error=0.05).products
+    assert estimate["points"] == 1 and estimate["products"] == hessian + 6
+    assert estimate["seconds"] == pytest.approx(1000.0 * hessian, rel=1e-3)
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--", "spectrum", "--along", "runs"], "--along reads one checkpoint after the other"),
-        (["--", "train"], "train is not a survey; an estimate needs one of surface, eigenmap, spectrum"),
+        (["--", "spectrum", "--along", "runs", "--density-probes", "3"], "leave --density-probes out"),
+        (["--", "train"], "train does not measure; an estimate needs one of surface, eigenmap, spectrum, dynamics"),
         (["--ranks-per-node", "0", "--", *survey()], "--ranks-per-node must be >= 1; got 0"),
         (["--within", "soon", "--", *survey()], "--time must be M"),
         (["--", *survey("--dataset", "none")], "none"),

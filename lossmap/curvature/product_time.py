@@ -1,0 +1,68 @@
+"""How long a Hessian-vector product takes, from a few of them over one batch.
+
+The seconds are those of all samples of this rank: the batch's, times how many batches there are. A first product, which
+traces and computes what the others read, is left out where it is quick enough to be followed by another. Price: up to
+four products with one batch.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from lossmap.curvature.linearized_operator import BatchList, LinearizedOperator
+from lossmap.curvature.operators import single_rank
+from lossmap.data.problem import Problem
+from lossmap.seeding import generator
+
+MAX_TIMED_BATCH = 256  # samples of a batch of double backward, whose price is proportional to them
+MAX_FIRST_SECONDS = 5.0  # of a first product that is followed by another
+MAX_SECONDS = 0.5  # after which no further product is timed
+MAX_TIMED = 3
+
+
+def seconds_of_product(operator: Any, clock: Callable[[], float] = time.perf_counter) -> float:
+    """Seconds of one product of this operator, over all samples of this rank.
+
+    operator  of `build_operator` or `OperatorFactory.at`
+    clock     in seconds
+
+    No other rank of a team takes part. Raises what a product raises.
+    """
+    small, share = _over_one_batch(operator)
+    v = torch.randn(small.size, generator=generator("price", small.size)).to(small.device, small.dtype)
+
+    def seconds() -> float:
+        start = clock()
+        float((small @ v)[0])  # read on the host, so that a GPU has done it
+        return clock() - start
+
+    first = seconds()
+    if first > MAX_FIRST_SECONDS:
+        return first * share
+    taken = [seconds()]
+    while len(taken) < MAX_TIMED and sum(taken) < MAX_SECONDS:
+        taken.append(seconds())
+    return min(taken) * share
+
+
+def _over_one_batch(operator: Any) -> tuple[Any, float]:
+    """The operator over its first batch alone, and how many such batches all samples are."""
+    problem: Problem = operator.problem
+    if isinstance(operator, LinearizedOperator) and operator.factory is not None:
+        few = first_batch(operator.factory.batched)
+        factory = replace(operator.factory, problem=few, total=single_rank)
+        small: Any = factory.at(None if operator.probe.state is None else operator.probe.state)
+    else:
+        few = first_batch(problem.rebatched(min(problem.data.batch_size, MAX_TIMED_BATCH)))
+        small = replace(operator, problem=few, total=single_rank, measure=None)
+    return small, problem.data.samples / max(1, few.data.samples)
+
+
+def first_batch(problem: Problem) -> Problem:
+    """The problem over its first batch alone."""
+    return problem.with_data(BatchList([next(iter(problem.data))]))

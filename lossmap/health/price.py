@@ -1,0 +1,68 @@
+"""What the examination of a network is expected to cost, before it is made: from a few timed products and gradients."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from lossmap.curvature.build import build_operator
+from lossmap.curvature.gradient import loss_and_gradient
+from lossmap.curvature.product_time import first_batch, seconds_of_product
+from lossmap.data.problem import Problem
+from lossmap.linalg.expected_products import SpectrumParts
+from lossmap.memory import memory_now
+from lossmap.report.price import Price
+from lossmap.spectra.spectrum import DENSE
+
+PASSES = {"gradients": 1, "collapse": 2, "signals": 3}  # over the data, each at most at the price of a gradient
+SEARCH_VECTORS = 100  # of the length of theta, that searches and the density hold, about
+
+
+def price_of_examination(
+    problem: Problem,
+    subset: Problem,
+    parts: SpectrumParts,
+    examinations: Sequence[str],
+    parameters: str,
+    held_out: Problem | None = None,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Price:
+    """The price of an examination, passes counted as products. Raises what a product or a gradient raises.
+
+    problem   all samples; subset: those of gradients and Hessian; held_out: those of no training
+    parts     what is computed of the Hessian
+    """
+    products, seconds = 0, 0.0
+    if "hessian" in examinations:
+        products += parts.products
+        seconds += parts.products * seconds_of_product(build_operator(subset, "hessian", parameters))
+    gradient = _seconds_of_gradient(problem, parameters, clock)
+    for name in set(examinations) & set(PASSES):
+        share = 1.0
+        if name == "gradients":
+            share = subset.data.samples / max(1, problem.data.samples)
+        elif name == "signals" and held_out is not None:
+            share += held_out.data.samples / max(1, problem.data.samples) / PASSES[name]
+        products += PASSES[name]
+        seconds += PASSES[name] * share * gradient
+    itemsize = next(iter(problem.model.parameters())).element_size()
+    memory = memory_now(problem.model) + SEARCH_VECTORS * parts.n * itemsize
+    return Price(products, seconds, memory)
+
+
+def parts_of_examination(n: int, density_error: float | None) -> SpectrumParts:
+    """What an examination computes of a Hessian of size n."""
+    parts = SpectrumParts(n, min(5, n), 1, dense=DENSE)
+    if density_error is None:
+        return replace(parts, density=False)
+    return replace(parts, density_error=density_error)
+
+
+def _seconds_of_gradient(problem: Problem, parameters: str, clock: Callable[[], float]) -> float:
+    """Seconds of a gradient over all samples, from the second of two over one batch."""
+    few = first_batch(problem)
+    loss_and_gradient(few, parameters)
+    start = clock()
+    loss_and_gradient(few, parameters)
+    return (clock() - start) * problem.data.samples / max(1, few.data.samples)

@@ -1,0 +1,89 @@
+"""The price of a command before its work: how many products or passes, seconds and bytes, in one line.
+
+    about 2,300 products of 12 ms: 28 s, 140 MB
+
+The number is an expectation (`linalg.expected_products`), the time of one was measured on this machine just before,
+the memory is that of this process then, and what the work is known to add. Texts of spans and sizes stand here too.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+
+UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+
+
+@dataclass(frozen=True)
+class Price:
+    """What a command is expected to take.
+
+    count    of products or passes, over all ranks
+    seconds  of all of them on one rank
+    memory   bytes of one rank
+    unit     what is counted, in the singular
+    workers  ranks, or teams of ranks, that share them
+    longest  seconds of the longest part, which one of them does alone
+    """
+
+    count: float
+    seconds: float
+    memory: int
+    unit: str = "product"
+    workers: int = 1
+    longest: float = 0.0
+
+    @property
+    def wall(self) -> float:
+        """Seconds from the first to the last."""
+        return max(self.seconds / max(1, self.workers), self.longest)
+
+    def __str__(self) -> str:
+        count = rounded(self.count)
+        unit = self.unit
+        if count != 1:
+            unit = f"{unit}es" if unit.endswith("s") else f"{unit}s"
+        each = self.seconds / max(self.count, 1)
+        text = f"about {count:,} {unit} of {short_span(each)}: {span_text(self.wall)}"
+        if self.workers > 1:
+            text += f" with {self.workers} at a time"
+        return f"{text}, {size_text(self.memory)}"
+
+
+def rounded(count: float) -> int:
+    """A count to two digits, since it is an expectation."""
+    return int(float(f"{count:.2g}"))
+
+
+def short_span(seconds: float) -> str:
+    """Seconds as text; milliseconds and microseconds where they are few."""
+    for unit, length in (("ms", 1e-3), ("µs", 1e-6)):
+        if 0 < seconds < 1000 * length and (unit == "µs" or seconds >= length):
+            return f"{seconds / length:.3g} {unit}"
+    return span_text(seconds)
+
+
+def seconds_of(text: str) -> float:
+    """The seconds of a span such as 90s, 10m, 2h, 1h30m or 90. Raises ValueError."""
+    parts = re.findall(r"(\d+(?:\.\d+)?)\s*([smhd]?)", text.strip().lower())
+    whole = re.fullmatch(r"(?:\d+(?:\.\d+)?\s*[smhd]\s*)+|\d+(?:\.\d+)?", text.strip().lower())
+    total = sum(float(number) * UNITS[unit or "s"] for number, unit in parts)
+    if whole is None or not total > 0:
+        raise ValueError(f"--budget must be a time > 0, such as 90s, 10m, 2h or 1h30m; got {text!r}")
+    return total
+
+
+def span_text(seconds: float) -> str:
+    """Seconds as text in a readable unit."""
+    for unit, length in (("days", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.3g} {unit}"
+    return f"{seconds:.3g} s"
+
+
+def size_text(size: float) -> str:
+    """Bytes as text in a readable unit."""
+    units = ("bytes", "kB", "MB", "GB", "TB")
+    power = min(len(units) - 1, int(math.log10(max(size, 1)) / 3))
+    return f"{size / 1000**power:.3g} {units[power]}"

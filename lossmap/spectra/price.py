@@ -1,0 +1,166 @@
+"""What the tasks of a spectrum are expected to cost, before any is done: from a few timed products.
+
+The number of products of a task is an expectation (`linalg.expected_products`); the seconds of one are measured on this
+rank, over one batch, for each kind of operator that the tasks multiply with: the whole matrix, that of all parameters,
+a layer's block, and a small block in float64. `lossmap estimate` rehearses the tasks instead, which takes longer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from lossmap.curvature.operators import single_rank
+from lossmap.curvature.product_time import seconds_of_product
+from lossmap.curvature.team_check import is_alone
+from lossmap.geometry.parameter_vector import Layout, selected
+from lossmap.linalg.expected_products import (
+    CERTIFIED_ENDS,
+    SpectrumParts,
+    block_products,
+    density_products,
+    ends_products,
+    trace_products,
+)
+from lossmap.memory import memory_now
+from lossmap.report.price import Price
+from lossmap.spectra.block_groups import size_of
+from lossmap.spectra.blocks import block_matrix, exact_problem
+from lossmap.spectra.cost import Cost
+from lossmap.spectra.request import SpectrumRequest, Subject, Task
+from lossmap.spectra.tasks import SpectrumTasks
+
+MAX_SEARCH_VECTORS = 200  # of the length of theta, that a search or a Lanczos run holds at most, about
+ProductTimer = Callable[[Any], float]  # operator -> seconds of one product
+
+
+@dataclass(frozen=True, eq=False)
+class PriceList:
+    """Seconds of a product of each kind of operator, measured when first asked for.
+
+    tasks  the measure, whose prepared matrices are used where this rank is alone in its team
+    timer  operator -> seconds of one product, over this rank's share of the samples
+    """
+
+    tasks: SpectrumTasks
+    timer: ProductTimer = seconds_of_product
+    known: dict[tuple[int, str], float] = field(default_factory=dict)
+
+    def seconds(self, task: Task) -> float:
+        """Of one product of this task."""
+        kind = operator_kind(self.tasks, task)
+        if (task.subject, kind) not in self.known:
+            self.known[task.subject, kind] = self.timer(self._operator(task, kind))
+        return self.known[task.subject, kind]
+
+    def _operator(self, task: Task, kind: str) -> Any:
+        tasks, subject = self._alone, self.tasks.subjects[task.subject]
+        if kind == "whole":
+            return tasks.matrix(subject)
+        if kind == "all":
+            return tasks.matrix(subject, "all")
+        problem = subject.problem
+        if kind == "exact block":
+            problem, _ = exact_problem(problem)
+        tensors = subject.groups(tasks.request)[task.name]
+        return block_matrix(problem, subject.matrix, tensors, single_rank, check=tasks.check_of(subject))
+
+    @property
+    def _alone(self) -> SpectrumTasks:
+        """The measure without its team, none of whose other ranks takes part here."""
+        if is_alone(self.tasks.total):
+            return self.tasks
+        return replace(self.tasks, total=single_rank, made={})
+
+
+def operator_kind(tasks: SpectrumTasks, task: Task) -> str:
+    """Which operator a task multiplies with: whole, all, block, or exact block (in float64)."""
+    if task.kind == "block":
+        small = block_size(tasks.subjects[task.subject], tasks.request, task.name) <= tasks.request.dense
+        return "exact block" if small else "block"
+    return "all" if task.kind in ("leak", "block_ends") else "whole"
+
+
+def block_size(subject: Subject, request: SpectrumRequest, name: str) -> int:
+    """The number of parameters of a block."""
+    layout = Layout.of(dict(subject.problem.model.named_parameters()))
+    return size_of(layout, subject.groups(request)[name])
+
+
+def parts_of(request: SpectrumRequest, n: int) -> SpectrumParts:
+    """What is computed of a subject's whole matrix, of size n."""
+    return SpectrumParts(
+        n, request.top, request.bottom, request.tol, request.max_products, request.trace_products,
+        request.trace_error, request.density, request.density_error, request.density_steps, request.density_probes,
+        request.dense,
+    )  # fmt: skip
+
+
+def products_expected(task: Task, n: int, request: SpectrumRequest) -> int:
+    """Products of a task of an operator, or block, of size n."""
+    if task.kind == "density":
+        probes = 1 if task.name else request.density_probes
+        return density_products(request.density_error, n, request.density_steps, probes)
+    by_kind: dict[str, Callable[[], int]] = {
+        "gradient": lambda: 1,
+        "whole": lambda: n,
+        "ends": lambda: ends_products(request.top, request.bottom, n, request.tol, request.max_products),
+        "trace": lambda: trace_products(request.trace_products, n, request.trace_error),
+        "block": lambda: block_products(n, request.dense, request.tol),
+        "block_ends": lambda: min(n, CERTIFIED_ENDS),
+        "leak": lambda: request.probes,
+    }
+    return by_kind[task.kind]()
+
+
+def size_of_task(tasks: SpectrumTasks, task: Task) -> int:
+    """The number of parameters of what a task reads."""
+    subject = tasks.subjects[task.subject]
+    if task.kind == "block":
+        return block_size(subject, tasks.request, task.name)
+    parameters = "all" if task.kind in ("block_ends", "leak") else tasks.request.parameters
+    return rows_of(subject, parameters)
+
+
+def rows_of(subject: Subject, parameters: str) -> int:
+    """The number of parameters of these that a subject has."""
+    return sum(p.numel() for p in selected(subject.problem.model, parameters).values())
+
+
+def expected_costs(
+    tasks: SpectrumTasks, prices: PriceList | None = None, numbers: Iterable[int] | None = None
+) -> list[Cost]:
+    """The cost expected of the tasks of these numbers, or of all, in their order. Raises what a product raises."""
+    prices = prices or PriceList(tasks)
+    costs = []
+    for task in tasks.tasks if numbers is None else [tasks.tasks[i] for i in numbers]:
+        products = products_expected(task, size_of_task(tasks, task), tasks.request)
+        costs.append(Cost(products, products * prices.seconds(task)))
+    return costs
+
+
+def price_of(
+    tasks: SpectrumTasks,
+    workers: int = 1,
+    prices: PriceList | None = None,
+    numbers: Iterable[int] | None = None,
+) -> Price:
+    """The price of the tasks of these numbers, or of all. Raises what a product raises.
+
+    workers  ranks, or teams of ranks, that share the tasks
+    prices   what was timed before
+    """
+    costs = expected_costs(tasks, prices, numbers)
+    sizes = [rows_of(s, "all" if tasks.request.layerwise else tasks.request.parameters) for s in tasks.subjects]
+    subject = tasks.subjects[0].problem
+    itemsize = next(iter(subject.model.parameters())).element_size()
+    most = max((c.products for c in costs), default=0)
+    vectors = max(sizes) * itemsize * min(most, MAX_SEARCH_VECTORS)
+    return Price(
+        sum(c.products for c in costs),
+        sum(c.seconds for c in costs),
+        memory_now(subject.model) + vectors + tasks.expected_bytes,
+        workers=workers,
+        longest=max((c.seconds for c in costs), default=0.0),
+    )
