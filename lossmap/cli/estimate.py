@@ -62,8 +62,7 @@ COMMAND = Command(
     (
         EXAMPLE,
         "lossmap estimate --within 4:00:00 --ranks-per-node 8 -- eigenmap --model mlp --x=-1:1:25 --y=-1:1:25",
-        "lossmap estimate --json -- spectrum --model resnet20-w8 --model-file net.pt",
-        "lossmap estimate -- dynamics run --model resnet20-w8 --full-spectrum",
+        "lossmap estimate --json -- dynamics run --model resnet20-w8 --full-spectrum",
     ),
 )
 
