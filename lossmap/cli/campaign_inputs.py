@@ -7,6 +7,7 @@ the file's name (a function's, a label), that counts as it is.
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,12 +15,14 @@ from typing import Any
 
 from lossmap.campaign.digests import DigestCache
 from lossmap.cli.settings import UsageError
+from lossmap.data.huggingface_files import PREFIX, data_files, is_in_folder, model_files, path_in
 
 PATHS = {
     "model_file", "model_file2", "model_file3", "model_folder", "trainloader", "testloader", "dir_file", "proj_file",
 }  # fmt: skip
 CODE = {"model", "dataset", "loss", "problem", "metric"}  # may be file.py:function
 DIRECTIONS = {"xdir", "ydir"}
+IN_FOLDERS = {"model": model_files, "dataset": data_files}  # may be hf:PATH
 LABELLED = {"compare"}  # LABEL=FILE or LABEL=MODEL@FILE
 
 
@@ -33,6 +36,8 @@ def identity_of(name: str, value: Any, folder: Path, digests: DigestCache) -> tu
     if isinstance(value, list):
         parts = [identity_of(name, item, folder, digests) for item in value]
         return [part for part, _ in parts], {path: d for _, files in parts for path, d in files.items()}
+    if name in IN_FOLDERS and is_in_folder(str(value)):
+        return _identity_of_folder(name, str(value), folder, digests)
     contents: dict[str, str] = {}
     counted: Any = value
     for path, around in _files_in(name, str(value)):
@@ -45,6 +50,16 @@ def identity_of(name: str, value: Any, folder: Path, digests: DigestCache) -> tu
             contents[str(Path(path).parent / shard)] = digests.of(folder / Path(path).parent / shard)
             counted.append(contents[str(Path(path).parent / shard)])
     return counted, contents
+
+
+def _identity_of_folder(name: str, value: str, folder: Path, digests: DigestCache) -> tuple[Any, dict[str, str]]:
+    """The same of `hf:PATH`, all of whose files count."""
+    try:
+        files = IN_FOLDERS[name](f"{PREFIX}{folder / path_in(value)}")
+        contents = {os.path.relpath(file, folder): digests.of(file) for file in files}
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{name}: {error}") from None
+    return [PREFIX, *contents.values()], contents
 
 
 def _shards(path: Path) -> list[str]:

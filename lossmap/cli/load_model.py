@@ -18,6 +18,8 @@ from lossmap.data.borrow import sets_modes_itself
 from lossmap.data.checkpoint_match import Selection
 from lossmap.data.checkpoints import Checkpoint
 from lossmap.data.checks import check_finite
+from lossmap.data.huggingface_files import is_in_folder
+from lossmap.data.huggingface_folder import load_model
 from lossmap.data.import_by_name import resolve_callable
 from lossmap.seeding import same_random_state
 
@@ -43,7 +45,7 @@ def read_checkpoint(settings: ModelSettings, path: str | Path, maker: str | None
     """
     home = None
     maker = maker or settings.model
-    if settings.unsafe_load and ":" in maker:
+    if settings.unsafe_load and ":" in maker and not is_in_folder(maker):
         home = resolve_callable(maker).__module__  # imported by this, so that the file's classes are found
     return checkpoints.load_checkpoint(path, settings.unsafe_load, home)
 
@@ -60,16 +62,42 @@ def model_of(
 
     Raises UsageError where it cannot be made, is no module, or has values that are not finite.
     """
-    model = _called(settings, _keywords(settings.model_args), seed)
+    if is_in_folder(settings.model):
+        model = _from_folder(settings, notes)
+    else:
+        model = _called(settings, _keywords(settings.model_args), seed)
     if not isinstance(model, nn.Module):
         raise UsageError(f"--model {settings.model} must return an nn.Module; got {type(model).__name__}")
     if settings.model_file:
         sentences = load_checkpoint(model, settings, state)
         if notes is not None:
             notes.extend(sentences)
-    check_finite(model, settings.model_file or "the model's initial state")
+    check_finite(model, settings.model_file or _origin(settings))
     if not sets_modes_itself(model):  # adapters that merge in eval() stay apart
         model.eval()
+    return model
+
+
+def _origin(settings: ModelSettings) -> str:
+    """Where the weights of a model without --model-file are from."""
+    return settings.model if is_in_folder(settings.model) else "the model's initial state"
+
+
+def _from_folder(settings: ModelSettings, notes: list[str] | None) -> nn.Module:
+    """The model of hf:FOLDER. Raises UsageError where it cannot be loaded."""
+    if settings.model_args:
+        raise UsageError(
+            f"--model-args are keywords of a factory; {settings.model} is made by its config.json: leave them out"
+        )
+    try:
+        with same_random_state():
+            model, sentences = load_model(
+                settings.model, unsafe=settings.unsafe_load, allow_unexpected=settings.allow_unexpected
+            )
+    except (ValueError, OSError, ImportError) as error:
+        raise UsageError(str(error)) from None
+    if notes is not None:
+        notes.extend(sentences)
     return model
 
 

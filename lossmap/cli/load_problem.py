@@ -5,6 +5,7 @@ What does not fit together is reported here, in one sentence, before anything is
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -24,6 +25,10 @@ from lossmap.data.borrow import sets_modes_itself, to_precision
 from lossmap.data.checkpoints import Checkpoint
 from lossmap.data.checks import check_finite, check_one_sample
 from lossmap.data.criteria import metric_of
+from lossmap.data.huggingface import huggingface
+from lossmap.data.huggingface_data import Reader
+from lossmap.data.huggingface_files import is_in_folder, model_files
+from lossmap.data.huggingface_pass import is_huggingface
 from lossmap.data.import_by_name import resolve_callable
 from lossmap.data.loaders import as_batches
 from lossmap.data.loss_check import check_loss
@@ -117,12 +122,16 @@ def with_default_problem(settings: Settings, say: Callable[[str], None]) -> Sett
     if zoo.of_the_papers(model.model) and not is_chosen:
         say(f"no --dataset: cifar10, for which {model.model} is made; digits32 are packaged images of that size")
         settings = settings.changed("data", dataset="cifar10")
+    if is_in_folder(model.model) and not (is_chosen and "dataset" in settings.explicit) and not data.trainloader:
+        raise UsageError(f"--model {model.model} needs a --dataset: hf:corpus.txt, or hf:FOLDER of a saved data set")
     if model.model_file:
         return settings
     if model.model_folder:
         last = str(run_files(model)[-1])
         say(f"the run's last checkpoint is taken, {last}; --model-file names another")
         return settings.changed("model", model_file=last)
+    if is_in_folder(model.model):
+        return settings
     factory_of(model.model)  # a wrong name is reported before anything else
     say(f"no --model-file: the weights are as {model.model} initializes them")
     return settings
@@ -159,7 +168,10 @@ def problems_of(
         problems = {}
         for name in names:
             batches = files.data.get(name) or samples_of(model, data, name, ranks_sharing, machine.dtype)
-            problems[name] = Problem.supervised(network, loss, batches)
+            if data.loss == "crossentropy" and is_huggingface(network):
+                problems[name] = huggingface(network, batches)
+            else:
+                problems[name] = Problem.supervised(network, loss, batches)
     network = to_precision(next(iter(problems.values())).model, machine.dtype, machine.device)
     problems = {name: replace(p, model=network).to(machine.device, machine.dtype) for name, p in problems.items()}
     for name, problem in problems.items():
@@ -200,6 +212,7 @@ def samples_of(
             download=data.download,
             ranks_sharing=ranks_sharing,
             dtype=dtype,
+            reader=Reader(model.model, data.block_length),
         )
 
 
@@ -267,10 +280,20 @@ def identity(model: ModelSettings, data: DataSettings, plane: Plane) -> dict[str
     return {
         "model": data.problem or model.model,
         "model_args": model.model_args,
+        **folder_digest(model),
         **{f"{name} (SHA-256)": checkpoints.file_sha256(path) for name, path in files.items()},
         **{name: getattr(model, name) for name in ("state_key", "strip_prefix") if getattr(model, name)},
         "direction": {name: dict(recipe) for name, recipe in zip("xy", plane.recipes, strict=False)},
     }
+
+
+def folder_digest(model: ModelSettings) -> dict[str, str]:
+    """The SHA-256 of the files of --model hf:FOLDER, all together; nothing of other models."""
+    if not is_in_folder(model.model):
+        return {}
+    digests = [checkpoints.file_sha256(path) for path in model_files(model.model) if not path.name.endswith(".json")]
+    configs = [path.read_bytes() for path in model_files(model.model) if path.name.endswith(".json")]
+    return {"model folder (SHA-256)": hashlib.sha256("".join(digests).encode() + b"".join(configs)).hexdigest()}
 
 
 def held_out_problem(model: nn.Module, settings: Settings, machine: Machine) -> Problem | None:

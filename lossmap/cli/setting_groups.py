@@ -56,7 +56,9 @@ class ModelSettings:
     """
 
     model: str = setting(
-        "resnet20-w8", "name in the zoo, package.module:factory, or path/file.py:factory", metavar="NAME"
+        "resnet20-w8",
+        "name in the zoo, package.module:factory, path/file.py:factory, or hf:FOLDER, a local Hugging Face folder",
+        metavar="NAME",
     )
     model_args: str | None = setting(None, "keywords of the factory, as JSON: '{\"depth\": 20}'", metavar="JSON")
     model_file: str | None = setting(
@@ -98,9 +100,14 @@ class DataSettings:
 
     dataset: str = setting(
         "digits",
-        "digits, digits32, cifar10, cifar100, one of them +fog:3, cifar10c:NAME:LEVEL, npz:FILE, or file.py:factory",
+        "digits, digits32, cifar10, cifar100, one of them +fog:3, cifar10c:NAME:LEVEL, npz:FILE, file.py:factory, or "
+        "hf:PATH, a folder of a saved Hugging Face data set or a text",
         metavar="NAME",
     )
+    block_length: int | None = setting(
+        None, "number of tokens in a sample of a text (hf:PATH); by default the model's positions, 1024 at most",
+        metavar="TOKENS", minimum=2,
+    )  # fmt: skip
     data_path: str | None = setting(None, "folder of the data set's files", metavar="FOLDER", names=("--datapath",))
     download: bool = setting(False, "download of CIFAR-10-C into --data-path where it is missing, with its check sum")
     normalize: str | None = setting(None, "mean/std per channel, such as 0.5,0.5,0.5/0.2,0.2,0.2", metavar="M/S")
@@ -118,7 +125,7 @@ class DataSettings:
     testloader: str | None = setting(None, "pickled DataLoader (needs --unsafe-load)", metavar="FILE")
     loss: str = setting(
         "crossentropy",
-        "crossentropy, mse, or file.py:function(outputs, targets)",
+        "crossentropy (of Hugging Face's models their own loss), mse, or file.py:function(outputs, targets)",
         metavar="NAME",
         names=("--loss-name", "-l"),
     )

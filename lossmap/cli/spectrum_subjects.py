@@ -75,6 +75,7 @@ def identity_of(settings: Settings, request: SpectrumRequest, subjects: Sequence
     return {
         **asdict(request),
         "model": settings.data.problem or settings.model.model,
+        **load_problem.folder_digest(settings.model),
         "files (SHA-256)": {label: checkpoints.file_sha256(f) for label, f in files.items()},
         "dataset": settings.data.problem or settings.data.dataset,
         "data (SHA-256)": {s.label: datasets.digest(s.samples_of.data) for s in subjects},

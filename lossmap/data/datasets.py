@@ -8,6 +8,7 @@
     cifar10c:fog:3   CIFAR-10-C at a severity, mapped from the files; it corrupts test images alone
     npz:FILE         arrays x, y, and x_test, y_test where there are any, as given; but images of whole numbers from 0
                      to 255 are divided by 255, as training on them does
+    hf:PATH          a data set or a text in local files of Hugging Face, see `huggingface_data`
     file.py:factory  called with split="train" or "test"; returns (x, y), a Dataset or a DataLoader
 
 `digits+fog:3` corrupts the images of a set: every image by random numbers of its own, so that a subset is corrupted
@@ -37,7 +38,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from lossmap import memory
-from lossmap.data import cifar
+from lossmap.data import cifar, huggingface_data
 from lossmap.data import download as fetching
 from lossmap.data.batches import (
     Batch,
@@ -50,6 +51,8 @@ from lossmap.data.batches import (
     join_batches,
     shared_range,
 )
+from lossmap.data.huggingface_data import Reader
+from lossmap.data.huggingface_files import is_in_folder
 from lossmap.data.import_by_name import resolve_callable
 from lossmap.data.loaders import DEFAULT_BATCH_SIZE, RowsOf, Source, as_batches, collect_in_memory, source_of
 from lossmap.data.problem import targets_of
@@ -58,7 +61,9 @@ log = logging.getLogger(__name__)
 
 _ARRAYS = {"train": ("x", "y"), "test": ("x_test", "y_test")}  # the names in npz files, the packaged one and users'
 
-NAMES = ("digits", "digits32", "cifar10", "cifar100", "cifar10c:NAME:LEVEL", "npz:FILE", "path/file.py:factory")
+NAMES = (
+    "digits", "digits32", "cifar10", "cifar100", "cifar10c:NAME:LEVEL", "npz:FILE", "hf:PATH", "path/file.py:factory",
+)  # fmt: skip
 _CIFAR_MEAN, _CIFAR_STD = (125.3, 123.0, 113.9), (63.0, 62.1, 66.7)  # of 255: the original tool's
 
 
@@ -79,6 +84,7 @@ def load(
     download: bool = False,
     ranks_sharing: int | None = None,
     budget: int | None = None,
+    reader: Reader | None = None,
 ) -> Resident | Streamed | FixedBatches:
     """A split of a data set, as batches in a fixed order; those of a user's function that cannot be cut, as given.
 
@@ -93,6 +99,7 @@ def load(
     ranks_sharing  ranks that share the memory of this host (or GPU) and load the same; by default those that the
                    launcher started here
     budget       bytes that the samples may take; by default `memory.sample_budget(device, ranks_sharing)`
+    reader       what reads texts and images of hf:PATH
 
     Raises ValueError and FileNotFoundError, in one sentence, where the name, the files or the shapes are wrong.
     """
@@ -100,7 +107,7 @@ def load(
         raise ValueError(f"split must be train or test; got {split!r}")
     if download:
         data_path = _downloaded(name, data_path)
-    source = _source(name, split, data_path, normalize, raw, ranks_sharing)
+    source = _source(name, split, data_path, normalize, raw, ranks_sharing, reader or Reader())
     if isinstance(source, FixedBatches):
         return _uncut(source, samples, pieces).to(device, dtype or torch.float32)
     if source.samples < 1:
@@ -173,7 +180,13 @@ def _subset(total: int, samples: int | None, seed: int, pieces: int, piece: int)
 
 
 def _source(
-    name: str, split: str, data_path: str | Path | None, normalize: str | None, raw: bool, ranks_sharing: int | None
+    name: str,
+    split: str,
+    data_path: str | Path | None,
+    normalize: str | None,
+    raw: bool,
+    ranks_sharing: int | None,
+    reader: Reader,
 ) -> Source | FixedBatches:
     plain, corruption, level = _split_corruption(name)
     key = plain.lower()
@@ -192,7 +205,7 @@ def _source(
         whole = 255.0
         means = _of_255(_CIFAR_MEAN), _of_255(_CIFAR_STD)
     else:
-        source = _user_source(plain, split, data_path, ranks_sharing, normalize, raw)
+        source = _user_source(plain, split, data_path, ranks_sharing, normalize, raw, reader)
         if corruption is not None:
             raise ValueError(f"{plain} cannot be corrupted: only digits, digits32, cifar10 and cifar100 can")
         if normalize is None or raw:
@@ -301,8 +314,16 @@ def _cifar10c(name: str, split: str, data_path: str | Path | None) -> tuple[NDAr
 
 
 def _user_source(
-    name: str, split: str, data_path: str | Path | None, ranks_sharing: int | None, normalize: str | None, raw: bool
+    name: str,
+    split: str,
+    data_path: str | Path | None,
+    ranks_sharing: int | None,
+    normalize: str | None,
+    raw: bool,
+    reader: Reader,
 ) -> Source | FixedBatches:
+    if is_in_folder(name):
+        return huggingface_data.source(name, split, reader)
     if name.lower().startswith("npz:"):
         return _npz(Path(data_path or ".") / name[4:], split, normalize, raw)
     if ":" not in name:

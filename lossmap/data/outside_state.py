@@ -4,8 +4,8 @@ A forward pass may build a table once and keep it where no module holds it: in a
 closure sees, as an attribute of its class or its function. Such places are found once per class and function, by the
 names that its code reads and writes; `borrow.ModuleState` remembers what stands there and puts it back.
 
-Code of PyTorch, NumPy and this package keeps nothing of a pass. Price: a walk through the code of every class that is
-not PyTorch's, once in a process; then a look at the places found.
+Code of PyTorch, NumPy, transformers, PEFT and this package keeps nothing of a pass there. Price: a walk through the
+code of every class that is not theirs, once in a process; then a look at the places found.
 """
 
 from __future__ import annotations
@@ -23,7 +23,10 @@ from weakref import WeakKeyDictionary, ref
 from torch import Tensor, nn
 
 MAX_FUNCTIONS = 500  # of a class or a loss, whose code is read
-LIBRARIES = ("torch", "numpy", "lossmap", "builtins", "functools", "typing", "collections", "math")
+LIBRARIES = (
+    "torch", "numpy", "lossmap", "transformers", "peft", "accelerate", "builtins", "functools", "typing", "collections",
+    "math",
+)  # fmt: skip
 NOTHING = object()  # in a place that holds nothing yet
 
 # a place: what holds it, and its name there

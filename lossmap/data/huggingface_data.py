@@ -1,0 +1,229 @@
+"""Data in local files of Hugging Face, `hf:PATH`: a data set as `save_to_disk` leaves it, or a text.
+
+    columns of a data set                        batches
+    input_ids, attention_mask, labels or label   as they are, padded to the longest row
+    text or sentence, label                      by the tokenizer of the model's folder, cut at its maximum
+    pixel_values, labels or label                as they are
+    image or img, labels or label                by the image processor of the model's folder
+
+A text is read by the tokenizer as one line of tokens, cut into blocks; the last one is padded. Where there are no
+labels they are the tokens, if the model is a causal language model. Nothing is fetched from a network, and no code of a
+folder runs. Price: rows are read when they are used; those of unequal length are once more read for the longest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lossmap.data.batches import Batch
+from lossmap.data.huggingface_batches import Padded
+from lossmap.data.huggingface_files import (
+    PREFIX,
+    existing_path,
+    is_in_folder,
+    missing_library,
+    model_folder,
+    path_in,
+    read_json,
+    tokenizer_folder,
+)
+from lossmap.data.huggingface_pass import without_warnings
+from lossmap.data.loaders import RowsOf, Source
+
+MAX_BLOCK = 1024  # tokens in a sample of a text, where neither the user nor the model says fewer
+SPLITS = {"train": ("train",), "test": ("test", "validation")}  # their names in a data set, the first that is there
+TEXTS, IMAGES = ("text", "sentence"), ("image", "img")
+TOKENS = ("input_ids", "attention_mask", "token_type_ids")
+TARGETS = ("labels", "label")
+
+
+@dataclass(frozen=True)
+class Reader:
+    """What a data set is read with: the model's folder, and the length of samples of a text.
+
+    model         `hf:FOLDER`, or None
+    block_length  tokens in a sample; None: the model's maximum, `MAX_BLOCK` at most
+    """
+
+    model: str | None = None
+    block_length: int | None = None
+
+    def tokenizer(self, path: Path) -> Any:
+        """The tokenizer of the model's folder, or of the data's. Raises ValueError where there is none."""
+        from transformers import AutoTokenizer
+
+        folder = tokenizer_folder(self.model) if is_in_folder(self.model) else path
+        if not any((folder / name).exists() for name in ("tokenizer.json", "tokenizer_config.json")):
+            raise ValueError(
+                f"{path} holds text, which needs a tokenizer, and {folder} has none (tokenizer.json); "
+                "tokenizer.save_pretrained(FOLDER) puts it beside the model of --model hf:FOLDER"
+            )
+        return AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+
+    def image_processor(self, path: Path) -> Any:
+        """The image processor of the model's folder. Raises ValueError where there is none."""
+        from transformers import AutoImageProcessor
+
+        folder = model_folder(self.model) if is_in_folder(self.model) else path
+        if not (folder / "preprocessor_config.json").is_file():
+            raise ValueError(
+                f"{path} holds images, which need the model's image processor, and {folder} has none "
+                "(preprocessor_config.json); save it there, or give the data set a column pixel_values"
+            )
+        processors: Any = AutoImageProcessor
+        return processors.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+
+    def config(self) -> dict[str, Any]:
+        """The configuration of the model's folder; empty for a model that has none."""
+        if not is_in_folder(self.model):
+            return {}
+        path = model_folder(self.model) / "config.json"
+        return read_json(path) if path.is_file() else {}
+
+    def length(self) -> int:
+        """Tokens in a sample of a text at most. Raises ValueError where that is more than the model takes."""
+        config = self.config()
+        limits = [config[name] for name in ("n_positions", "max_position_embeddings") if config.get(name)]
+        limit = min(limits, default=MAX_BLOCK)
+        if self.block_length is None:
+            return int(min(limit, MAX_BLOCK))
+        if limits and self.block_length > limit:
+            raise ValueError(f"--block-length must be <= {limit}, the positions of the model; got {self.block_length}")
+        return self.block_length
+
+    def pad(self, tokenizer: Any = None) -> int:
+        """The token that pads: the tokenizer's or the model's; where they have none, 0, which is masked."""
+        for value in (getattr(tokenizer, "pad_token_id", None), self.config().get("pad_token_id")):
+            if value is not None:
+                return int(value)
+        return 0
+
+
+def source(name: str, split: str, reader: Reader) -> Source:
+    """The samples of `hf:PATH`. Raises ValueError, FileNotFoundError and ImportError, in one sentence."""
+    path = existing_path(path_in(name), "--dataset hf:PATH")
+    try:
+        with without_warnings():
+            return _text(path, split, reader) if path.is_file() else _table(path, split, reader)
+    except ImportError as error:
+        raise missing_library(name, error) from None
+
+
+def _text(path: Path, split: str, reader: Reader) -> Source:
+    """The blocks of a text."""
+    if split != "train":
+        raise ValueError(f"{path} is one text, of the split train; for a test name another one: --dataset {PREFIX}FILE")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no text in UTF-8 ({error.reason} at byte {error.start})") from None
+    tokenizer, length = reader.tokenizer(path.parent), reader.length()
+    tokens = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    if len(tokens) < 2:
+        raise ValueError(f"{path} must have at least two tokens; got {len(tokens)}")
+    width = min(length, len(tokens))
+    blocks = [torch.tensor(tokens[i : i + width]) for i in range(0, len(tokens), width)]
+    if len(blocks[-1]) < 2:  # nothing precedes its only token
+        blocks.pop()
+    rows = Padded(reader.pad(tokenizer))([{"input_ids": block, "labels": block} for block in blocks])
+    return Source(RowsOf(rows), len(blocks))
+
+
+def _table(path: Path, split: str, reader: Reader) -> Source:
+    """The rows of a data set that `save_to_disk` has left."""
+    import datasets
+
+    try:
+        table = datasets.load_from_disk(str(path))
+    except FileNotFoundError:
+        raise ValueError(
+            f"{path} is no data set of the datasets library; dataset.save_to_disk(FOLDER) makes one. A text is named "
+            f"as a file: --dataset {PREFIX}corpus.txt"
+        ) from None
+    if isinstance(table, datasets.DatasetDict):
+        present = [name for name in SPLITS[split] if name in table]
+        if not present:
+            raise ValueError(f"{path} has no split {split}; it has {', '.join(table)}")
+        table = table[present[0]]
+    elif split != "train":
+        raise ValueError(f"{path} is one table, for the split train; a DatasetDict has several")
+    columns = list(table.column_names)
+    fetch = _fetch_of(path, table, columns, reader)
+    return Source(fetch, len(table))
+
+
+def _fetch_of(path: Path, table: Any, columns: Sequence[str], reader: Reader) -> Rows:
+    """How rows of these columns become batches. Raises ValueError where no column holds samples."""
+    target = next((name for name in TARGETS if name in columns), None)
+    kept = [target] if target else []
+    text = next((name for name in TEXTS if name in columns), None)
+    image = next((name for name in IMAGES if name in columns), None)
+    if "input_ids" in columns:
+        used = [name for name in TOKENS if name in columns] + kept
+        lengths = [len(tokens) for tokens in table.with_format(None)["input_ids"]]
+        return Rows(table.select_columns(used), Padded(reader.pad(), max(lengths)), target)
+    if "pixel_values" in columns:
+        return Rows(table.select_columns(["pixel_values", *kept]), Padded(), target)
+    if text is not None:
+        tokenizer = reader.tokenizer(path)
+        encode = _Encode(tokenizer, text, reader.length())
+        encoded = [encode(row) for row in table.select_columns([text, *kept])]
+        width = max(len(row["input_ids"]) for row in encoded)
+        return Rows(encoded, Padded(reader.pad(tokenizer), width), target)
+    if image is not None:
+        return Rows(_Images(table, image, kept, reader.image_processor(path)), Padded(), target)
+    raise ValueError(
+        f"{path} has the columns {', '.join(columns)}; the samples must stand in input_ids, text, pixel_values or "
+        "image, their classes in label or labels"
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """Indices -> a batch of the rows, a dict of tensors, its targets under `labels`."""
+
+    table: Any
+    collate: Callable[[Sequence[Any]], dict[str, Any]]
+    target: str | None
+
+    def __call__(self, indices: Sequence[int]) -> Batch:
+        """The batch of these rows."""
+        batch = self.collate([self.table[int(i)] for i in indices])
+        if "pixel_values" in batch:
+            batch["pixel_values"] = batch["pixel_values"].float()
+        if self.target is not None:
+            batch["labels"] = batch.pop(self.target)
+        return batch
+
+
+@dataclass(frozen=True, eq=False)
+class _Encode:
+    """A row with a text -> the row with its tokens, the special ones of the tokenizer among them."""
+
+    tokenizer: Any
+    column: str
+    length: int
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        others = {name: value for name, value in row.items() if name != self.column}
+        return {**self.tokenizer(row[self.column], truncation=True, max_length=self.length), **others}
+
+
+@dataclass(frozen=True, eq=False)
+class _Images:
+    """Rows with an image -> rows with its pixel values, by the model's image processor."""
+
+    table: Any
+    column: str
+    others: Sequence[str]
+    processor: Any
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        row = self.table[index]
+        pixels = self.processor(row[self.column].convert("RGB"), return_tensors="pt")["pixel_values"][0]
+        return {"pixel_values": pixels, **{name: row[name] for name in self.others}}
