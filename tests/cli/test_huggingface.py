@@ -8,7 +8,10 @@ import pytest
 import torch
 
 import lossmap
+from lossmap.campaign.digests import DigestCache
 from lossmap.cli.__main__ import main
+from lossmap.cli.campaign_inputs import identity_of
+from lossmap.cli.settings import UsageError
 from lossmap.curvature.gradient import loss_and_gradient
 from lossmap.data import datasets
 from lossmap.data.huggingface_data import Reader
@@ -311,3 +314,23 @@ def test_an_adapter_whose_base_is_elsewhere_names_it(folder, capsys):
     (folder / "alone/adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": "org/base"}))
     assert command("surface --model hf:alone --dataset hf:tokens --x 0:1:2") == 2
     assert "is 'org/base'; bring that model into a local folder" in capsys.readouterr().err
+
+
+def test_a_campaign_knows_a_folder_by_the_contents_of_its_files(folder):
+    shutil.copytree("lora", "mine")
+
+    def identity(name, value):
+        return identity_of(name, value, folder, DigestCache(None))
+
+    counted, contents = identity("model", "hf:mine")
+    assert set(contents) == {
+        "mine/adapter_config.json", "mine/adapter_model.safetensors", "gpt/config.json", "gpt/model.safetensors"
+    }  # fmt: skip
+    shutil.move("mine", "moved")
+    assert identity("model", "hf:moved")[0] == counted
+    (folder / "moved/adapter_model.safetensors").write_bytes(b"other")
+    assert identity("model", "hf:moved")[0] != counted
+    assert list(identity("dataset", "hf:corpus.txt")[1]) == ["corpus.txt"]
+    assert any(name.endswith(".arrow") for name in identity("dataset", "hf:sentences")[1])
+    with pytest.raises(UsageError, match="there is no folder"):
+        identity("model", "hf:nowhere")
