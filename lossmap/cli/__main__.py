@@ -9,6 +9,9 @@ from importlib import import_module
 
 from lossmap.cli import COMMANDS
 from lossmap.cli.entry_point import command_words, launched_rank
+from lossmap.parallel.shutdown import keep_signals
+
+STOPPABLE = ("surface", "eigenmap", "spectrum", "dynamics", "resume")  # commands that a signal asks to stop
 
 
 def usage() -> str:
@@ -51,6 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if launched_rank() == 0:
             print(f"lossmap: {unknown_command(name)}", file=sys.stderr)
         return 2
+    if name in STOPPABLE or (name == "campaign" and {"run", "resume", "retry"} & set(rest[:3])):
+        keep_signals()  # before torch is imported, which takes seconds
     module, function, _ = COMMANDS[name]
     code: int = getattr(import_module(module), function)(rest)
     return code

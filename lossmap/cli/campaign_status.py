@@ -28,10 +28,10 @@ def outcome_of(states: States) -> str:
 
 
 def fingerprint(states: States) -> str:
-    """A text that changes whenever a point is settled or a member is at its end."""
+    """A number that grows whenever a point is settled or a member is at its end, and what it counts."""
     ended = sum(state.at_end for state in states.values())
     points = sum(state.done + state.failed for state in states.values())
-    return f"{ended} members, {points} points"
+    return f"{ended + points} steps: {ended} members, {points} points"
 
 
 def status_text(name: str, members: Sequence[Member], folder: CampaignFolder, states: States) -> str:

@@ -7,6 +7,7 @@ is added to the campaign meanwhile. A job is requeued while members of its own a
 from __future__ import annotations
 
 import json
+import os
 import shlex
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,10 +15,10 @@ from pathlib import Path
 
 from lossmap.campaign.folder import CampaignFolder
 from lossmap.campaign.member import Member
-from lossmap.cli.job import SubmitSettings, array_of, check_array, job_of, site_of
+from lossmap.cli.job import SubmitSettings, array_of, check_array, job_of, site_of, with_flags
 from lossmap.cli.settings import UsageError
 from lossmap.cli.wrapped_command import WrappedCommand
-from lossmap.parallel import slurm
+from lossmap.parallel import slurm, slurm_queue
 from lossmap.parallel.slurm import Job
 
 
@@ -34,25 +35,30 @@ def submit_campaign(
     digests = list(dict.fromkeys(member.digest for member in members))
     if not digests:
         raise UsageError(f"{file.name} is complete: nothing is left to submit; retry computes failures again")
+    if not (options.dry_run or options.dependency):
+        digests = without_queued(file, folder, digests)
     if one_job_each:
-        options = replace(options, array=str(min(len(digests), slurm.largest_array() or len(digests))))
+        options = replace(options, array=str(min(len(digests), slurm_queue.largest_array() or len(digests))))
     jobs, throttle = array_of(options.array)
     if jobs > len(digests):  # a job without a member would wait in the queue for nothing
         jobs = len(digests)
         options = replace(options, array=f"{jobs}%{throttle}" if throttle else str(jobs))
     batch = _batch_file(folder)
     job = _job(file, batch, options, jobs)
-    text = slurm.batch_script(job, site_of(options.site))
+    text = slurm.batch_script(job, with_flags(site_of(options.site), options))
     if options.dry_run:
         print(text, end="")
         return 0
     check_array(job)
     batch.parent.mkdir(parents=True, exist_ok=True)
     batch.write_text(json.dumps({"members": digests}))
-    path = slurm.write_script(job, text)
-    submission = slurm.submit(path, job.chain)
+    try:
+        submission = slurm_queue.submit_script(job, text, options.dependency or "")
+    except (RuntimeError, OSError):
+        batch.unlink()
+        raise
     share = f", {-(-len(digests) // jobs)} a job at most" if jobs > 1 else ""
-    print(f"submitted {len(digests):,} members as {' '.join(submission.jobs)} by {path}{share}")
+    print(f"submitted {len(digests):,} members as {' '.join(submission.jobs)} by {job.script}{share}")
     print(f"to cancel:  {submission.cancel}")
     print(f"to look at: lossmap campaign {shlex.quote(str(file))} status")
     print(f"at the end: lossmap campaign {shlex.quote(str(file))} collect")
@@ -63,7 +69,33 @@ def _job(file: Path, batch: Path, options: SubmitSettings, jobs: int) -> Job:
     """The job: the campaign's own run; of several jobs, each of its members in the batch file."""
     own = ("--batch", str(batch)) if jobs > 1 else ()
     job = job_of(options, WrappedCommand(("campaign", file.name, "run", *own), batch.with_suffix("")))
-    return replace(job, folder=file.parent, shards_by="--part", status=("campaign", file.name, "status", *own))
+    return replace(
+        job, folder=file.parent, shards_by="--part",
+        status=("campaign", file.name, "status", *own),
+        progress=("campaign", file.name, "status", "--fingerprint", *own),
+    )  # fmt: skip
+
+
+def without_queued(file: Path, folder: CampaignFolder, digests: Sequence[str]) -> list[str]:
+    """The members that no job in the queue has. Raises UsageError where all are in it, naming the jobs."""
+    submissions, queued, jobs = os.path.realpath(folder.path / "submissions"), set(), []
+    for job in slurm_queue.queued_jobs():
+        script = Path(os.path.realpath(job.script or "-"))
+        if str(script.parent) != submissions:
+            continue
+        try:
+            queued |= set(json.loads(script.with_suffix(".json").read_text())["members"])
+        except (OSError, ValueError, KeyError):
+            continue
+        jobs.append(job)
+    left = [digest for digest in digests if digest not in queued]
+    if not left:
+        text = "; ".join(job.sentence for job in jobs)
+        raise UsageError(
+            f"all members of {file.name} that are left are in the queue already: {text}; scancel "
+            f"{' '.join(job.number for job in jobs)} ends that, --dependency afterany:{jobs[-1].number} waits for it"
+        )
+    return left
 
 
 def _batch_file(folder: CampaignFolder) -> Path:

@@ -35,6 +35,8 @@ RETIRED = {
     "--cuda": (0, ""),
 }
 
+OF_FLAGS = ("--sbatch",)  # whose value begins with a minus
+
 
 @dataclass(frozen=True)
 class Command:
@@ -232,7 +234,8 @@ def _normalized(argv: list[str], groups: Sequence[type]) -> _Line:
                 next(rest, None)
             continue
         following = argv[i + 1 : i + 2]
-        if not equals and flag in own and following and re.match(r"-[\d.]", following[0]):
+        is_value = r"-" if flag in OF_FLAGS else r"-[\d.]"
+        if not equals and flag in own and following and re.match(is_value, following[0]):
             equals, value = "=", following[0]  # argparse would take a range that begins with a minus for a flag
             next(rest, None)
         line.tokens.append(flag + equals + value)

@@ -108,7 +108,7 @@ def checkpoints_of(settings: Settings) -> tuple[str, ...]:
     return files or (folder,)
 
 
-def path_of(settings: Settings) -> Path:
+def result_path(settings: Settings) -> Path:
     """The file that the result goes to."""
     return with_ending(Path(settings.run.surf_file or DEFAULT_RESULT))
 
@@ -126,7 +126,7 @@ def run(settings: Settings, world: World) -> int:
         raise UsageError("a run is followed on one split; use --split train or --split test")
     machine = device.prepare_machine(execution, world)
     device.refuse_bfloat16(machine)
-    path = path_of(settings)
+    path = result_path(settings)
     problem = load_problem.problem_and_files(settings, world, machine)[settings.data.split]
     if execution.batch_size:
         problem = problem.rebatched(execution.batch_size)

@@ -80,16 +80,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     if world.size > 1:
         raise UsageError(f"an estimate is made by one process; this one was started with {world.size} ranks")
     estimate = make_estimate(work, work.settings, options.ranks_per_node, world)
-    path = None
-    if work.result is not None:
-        path = cost_model.write_estimate(work.result, work.measure, estimate)
+    # printed first: what took minutes to measure must not be lost to a folder that cannot be written to
     if options.json:
         # JSON has no NaN, which stands for what is not known
-        print(json.dumps({k: None if v != v else v for k, v in asdict(estimate).items()}))
+        print(json.dumps({k: None if v != v else v for k, v in asdict(estimate).items()}), flush=True)
     else:
         unit = UNITS.get(work.measure, "point")
-        print(estimate_text(estimate, work.result or Path(work.command), work.words, goal, unit))
-        if path is not None:
+        print(estimate_text(estimate, work.result or Path(work.command), work.words, goal, unit), flush=True)
+    if work.result is not None:
+        path = cost_model.write_estimate(work.result, work.measure, estimate)
+        if not options.json:
             print(f"stored in {path}, to be compared with what it takes")
     return 0
 
@@ -108,7 +108,7 @@ def estimable(words: Sequence[str]) -> WrappedCommand:
     dynamics = module_of("dynamics")
     if work.command == "spectrum":
         settings = dynamics.from_spectrum(settings)
-    return replace(work, result=dynamics.path_of(settings), measure="along", settings=settings)
+    return replace(work, result=dynamics.result_path(settings), measure="along", settings=settings)
 
 
 UNITS = {"spectrum": "task", "along": "checkpoint", "health": "network"}

@@ -120,6 +120,11 @@ def run(settings: Settings, world: World | None = None) -> int:
         world = World.start(mpi=False)
     examination = examined(settings, world)
     settings, options = examination.settings, settings.health
+    if options.dry_run:
+        examinations = ", ".join(options.examinations) or "none"
+        print(f"would examine {label_of(settings)}: {examinations}")
+        print("nothing was computed, and nothing was written (--dry-run)")
+        return 0
     announce(world, "health", examination.price)
     diagnosis = diagnose(
         examination.problem,

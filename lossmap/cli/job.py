@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lossmap.cli.settings import UsageError, setting
 from lossmap.cli.wrapped_command import WrappedCommand
-from lossmap.parallel import slurm
+from lossmap.parallel import slurm, slurm_queue
 from lossmap.parallel.slurm import Job
 from lossmap.parallel.slurm_site import Site, read_site
 
@@ -23,11 +23,15 @@ class SubmitSettings:
         None, "number of MPI ranks on a node; by default one, or one for each GPU", metavar="N", minimum=1
     )
     gpus_per_node: int = setting(0, "number of GPUs on a node, one rank each", metavar="GPUS", minimum=0)
+    gpus: str | None = setting(
+        None, "number of GPUs of the job, with their type where it matters, such as a100:4", metavar="[TYPE:]N"
+    )
     ranks_per_gpu: int = setting(1, "number of ranks that share a GPU", metavar="RANKS", minimum=1)
     cpus_per_rank: int | None = setting(
         None, "number of cores of a rank; by default what the partition gives", metavar="CORES", minimum=1
     )
     memory: str | None = setting(None, "memory of a node, as SLURM's --mem", metavar="SIZE")
+    tmp: str | None = setting(None, "local disk of a node, as SLURM's --tmp", metavar="SIZE")
     time: str | None = setting(None, "time limit: M, H:M:S or D-H:M:S", metavar="TIME")
     array: str = setting(
         "1", "number of independent shards, for `lossmap merge`; 200%20 runs 20 of 200 at a time", metavar="N"
@@ -39,6 +43,17 @@ class SubmitSettings:
     requeue: bool = setting(False, "return to the queue while points are left and some were computed")
     site: str | None = setting(None, "site file of the cluster; by default $LOSSMAP_SITE", metavar="TOML")
     name: str = setting("lossmap", "name of the job", metavar="NAME")
+    partition: str | None = setting(None, "partition; by default that of the site file", metavar="NAME")
+    account: str | None = setting(None, "account; by default that of the site file", metavar="NAME")
+    qos: str | None = setting(None, "quality of service; by default that of the site file", metavar="NAME")
+    exclude: str | None = setting(None, "nodes to avoid, such as node[3,7]", metavar="NODES")
+    dependency: str | None = setting(None, "jobs to wait for, such as afterok:123", metavar="JOBS")
+    mail_type: str | None = setting(None, "events to be mailed, such as END,FAIL", metavar="EVENTS")
+    mail_user: str | None = setting(None, "address to mail to", metavar="ADDRESS")
+    sbatch: tuple[str, ...] = setting(
+        (), 'further options of sbatch, such as --sbatch "--exclusive --comment=grid"', metavar="OPTIONS"
+    )
+    check: bool = setting(True, "trial of the command with --dry-run before it is queued")
     dry_run: bool = setting(False, "the script, without submitting it")
 
 
@@ -50,18 +65,48 @@ def site_of(path: str | None) -> Site:
     return read_site(path)
 
 
+def with_flags(site: Site, options: SubmitSettings) -> Site:
+    """The site, with what the command line says instead."""
+    names = ("partition", "account", "qos")
+    return replace(site, **{name: getattr(options, name) for name in names if getattr(options, name)})
+
+
+def gpus_of(options: SubmitSettings) -> tuple[int, str | None]:
+    """GPUs of a node, and their type where one is named. Raises UsageError where --gpus does not fit the nodes."""
+    if options.gpus is None:
+        return options.gpus_per_node, None
+    match = re.fullmatch(r"(?:([\w.-]+):)?(\d+)", options.gpus)
+    if match is None or int(match[2]) < 1:
+        raise UsageError(f"--gpus must be a number >= 1, or TYPE:NUMBER such as a100:4; got {options.gpus!r}")
+    if options.gpus_per_node:
+        raise UsageError("--gpus is of the whole job, --gpus-per-node of a node: give one of them")
+    number = int(match[2])
+    if number % max(1, options.nodes):
+        raise UsageError(f"--gpus {number} cannot be shared evenly by {options.nodes} nodes")
+    return number // max(1, options.nodes), match[1]
+
+
+def sbatch_lines(options: SubmitSettings) -> tuple[str, ...]:
+    """The #SBATCH lines of the flags that are sbatch's own."""
+    names = ("tmp", "exclude", "mail_type", "mail_user")
+    values = {name: getattr(options, name) for name in names}
+    own = [slurm.option(name.replace("_", "-"), value) for name, value in values.items() if value]
+    return (*own, *options.sbatch)
+
+
 def job_of(options: SubmitSettings, work: WrappedCommand) -> Job:
     """The job of the settings. Raises UsageError for an invalid combination."""
     words = list(work.words)
-    limit = options.gpus_per_node * options.ranks_per_gpu
+    gpus, gpu_type = gpus_of(options)
+    limit = gpus * options.ranks_per_gpu
     ranks = options.ranks_per_node or max(1, limit)
-    if options.gpus_per_node and ranks > limit:
-        needed = -(-ranks // options.gpus_per_node)
+    if gpus and ranks > limit:
+        needed = -(-ranks // gpus)
         raise UsageError(
-            f"{ranks} ranks on {options.gpus_per_node} GPUs of a node: some would share a GPU; "
+            f"{ranks} ranks on {gpus} GPUs of a node: some would share a GPU; "
             f"if that is meant, add --ranks-per-gpu {needed}"
         )
-    if options.gpus_per_node and options.ranks_per_gpu > 1:
+    if gpus and options.ranks_per_gpu > 1:
         words += ["--ranks-per-gpu", str(options.ranks_per_gpu)]
     if work.overwrites:
         raise UsageError(f"--overwrite would start anew at each restart: remove {work.result} first, and leave it out")
@@ -74,7 +119,8 @@ def job_of(options: SubmitSettings, work: WrappedCommand) -> Job:
         nodes=options.nodes,
         ranks_per_node=ranks,
         cpus_per_rank=options.cpus_per_rank,
-        gpus_per_node=options.gpus_per_node,
+        gpus_per_node=gpus,
+        gpu_type=gpu_type,
         minutes=None if options.time is None else slurm.minutes_of(options.time),
         memory=options.memory,
         array=array,
@@ -82,6 +128,8 @@ def job_of(options: SubmitSettings, work: WrappedCommand) -> Job:
         chain=options.chain,
         requeue=options.requeue,
         measure=work.measure,
+        about=None if work.about is None else Path(os.path.abspath(work.about)),
+        options=sbatch_lines(options),
     )
 
 
@@ -95,6 +143,6 @@ def array_of(text: str) -> tuple[int, int | None]:
 
 def check_array(job: Job) -> None:
     """Raise UsageError where the array is larger than the cluster takes."""
-    limit = slurm.largest_array() if job.array > 1 else None
+    limit = slurm_queue.largest_array() if job.array > 1 else None
     if limit is not None and job.array > limit:
         raise UsageError(f"--array must be <= {limit} on this cluster (MaxArraySize); got {job.array}")

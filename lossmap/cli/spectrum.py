@@ -194,6 +194,8 @@ def result_path(settings: Settings) -> Path:
     """The file that the result goes to."""
     if settings.run.surf_file is not None:
         return with_ending(Path(settings.run.surf_file))
+    if settings.spectrum.along:  # `lossmap dynamics`, as version 0.1 called it
+        return Path("along.h5")
     model = settings.model.model
     if settings.model.model_file:
         model = Path(settings.model.model_file).stem

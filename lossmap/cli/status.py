@@ -19,14 +19,16 @@ import numpy as np
 
 from lossmap.cli.command_line import Command
 from lossmap.cli.entry_point import EXIT_CODES, guarded
-from lossmap.cli.settings import setting
+from lossmap.cli.settings import UsageError, setting
 from lossmap.io import attempts
 from lossmap.io.printable import printable
 from lossmap.io.read import is_being_written, read
 from lossmap.io.surface import REBUILT, UNPROTECTED, Surface
 from lossmap.io.verify import verify
+from lossmap.parallel import slurm_queue
 from lossmap.parallel.cost_model import Estimate, decode_cost, measured_cost, side_by_side, stored_estimate
 from lossmap.parallel.pace import means_by_rank, rate_of
+from lossmap.parallel.shards import unsharded
 from lossmap.report.price import span_text
 
 MAX_SHOWN = 5  # slowest points and ranks, and failures, that the text names
@@ -45,6 +47,7 @@ class StatusSettings:
     fingerprint: bool = setting(
         False, "only a short text that changes whenever the survey makes progress", former=("--mark",)
     )
+    job: str | None = setting(None, "of the fingerprint: what this SLURM job got done, and no other", metavar="NUMBER")
     verify: bool = setting(False, "comparison of all that the result holds with its digests (SHA-256)")
     measure: str | None = setting(None, "this measure alone, such as loss or eigen; by default all", metavar="NAME")
 
@@ -67,11 +70,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.verify:
         return show_verification(options.file, options.json)
     while True:
-        surface = read(options.file)
+        try:
+            surface = read(options.file)
+        except FileNotFoundError as error:
+            raise UsageError("; ".join([str(error), *queue_sentences(options.file)])) from None
         if options.fingerprint:
-            print(fingerprint(options.file, surface))
+            print(fingerprint(options.file, surface) if options.job is None else job_fingerprint(surface, options))
             return 0
         progress = progress_of(options.file, surface, options.measure)
+        if progress["outcome"] == "unfinished":
+            progress["queue"] = queue_sentences(options.file)
         if options.watch and not options.json and sys.stdout.isatty():
             print("\x1b[H\x1b[2J", end="")
         print(json.dumps(progress) if options.json else printable(text(progress)), flush=True)
@@ -81,6 +89,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             time.sleep(options.interval)
         except KeyboardInterrupt:
             return EXIT_CODES[progress["outcome"]]
+
+
+def queue_sentences(file: str) -> list[str]:
+    """The jobs of a result, or of a shard of one, that are in SLURM's queue, each with why it waits."""
+    whole, _ = unsharded(Path(file).absolute())
+    return [job.sentence for job in slurm_queue.jobs_of(Path(f"{whole}.sbatch"))]
 
 
 def show_verification(file: str, as_json: bool) -> int:
@@ -95,18 +109,33 @@ def show_verification(file: str, as_json: bool) -> int:
     return EXIT_CODES.get(outcome, 2)
 
 
+def job_fingerprint(surface: Surface, options: StatusSettings) -> str:
+    """What a SLURM job has got done: the number of its points, and the states that it left of unfinished ones.
+
+    While another job has the result, its own numbers stand still.
+    """
+    made = attempts.decoded(surface.attributes.get(attempts.ATTRIBUTE))
+    settled = sum(surface.counts(name)["done"] + surface.counts(name)["failed"] for name in surface.status)
+    parts = [f"{attempts.points_of_job(made, str(options.job), settled)} points by job {options.job}"]
+    if made and made[-1].get("slurm_job_id") == options.job:
+        parts += _begun(options.file)
+    return ", ".join(parts)
+
+
+def _begun(file: str) -> list[str]:
+    """How many points were left in a state that is saved, and a checksum of these; nothing where there are none."""
+    states = sorted(Path(f"{file}.unfinished").glob("*.npz"))
+    check = 0
+    for state in states:
+        check = zlib.crc32(state.name.encode() + state.read_bytes(), check)
+    return [f"{len(states)} begun ({check:08x})"] if states else []
+
+
 def fingerprint(file: str, surface: Surface) -> str:
     """A text that changes whenever a point is settled, or the state of an unfinished point is saved."""
     counts = {name: surface.counts(name) for name in surface.status}
     parts = [f"{name} {c['done']}+{c['failed']}" for name, c in counts.items() if c["done"] + c["failed"]]
-    folder = Path(f"{file}.unfinished")
-    states = sorted(folder.glob("*.npz"))
-    if states:
-        check = 0
-        for state in states:
-            check = zlib.crc32(state.name.encode() + state.read_bytes(), check)
-        parts.append(f"{len(states)} begun ({check:08x})")
-    return ", ".join(parts) or "nothing"
+    return ", ".join(parts + _begun(file)) or "nothing"
 
 
 def progress_of(file: str, surface: Surface, measure: str | None = None) -> dict[str, Any]:
@@ -134,6 +163,7 @@ def progress_of(file: str, surface: Surface, measure: str | None = None) -> dict
         "measures": {name: progress_of_measure(surface, name) for name in names if name in surface.status},
         "estimate": estimates_of(file, surface),
         "attempts": attempts.decoded(attributes.get(attempts.ATTRIBUTE)),
+        "queue": [],
     }
 
 
@@ -196,7 +226,8 @@ def text(progress: dict[str, Any]) -> str:
     lines.append(f"started {progress['start'] or 'at an unknown time'}, restarts: {progress['restarts']}")
     lines += _attempt_lines(progress)
     lines += _integrity_lines(progress["integrity"])
-    if progress["outcome"] == "unfinished":
+    lines += [f"in the queue: {sentence}" for sentence in progress["queue"]]
+    if progress["outcome"] == "unfinished" and (progress["running"] or not progress["queue"]):
         lines.append(WRITING[progress["running"]])
     return "\n".join(lines)
 
@@ -215,10 +246,11 @@ def _attempt_lines(progress: dict[str, Any]) -> list[str]:
     lines.append(f"used: {used['node_hours']:.3g} node-hours{beside}; {span_text(used['rank_seconds'])} of ranks")
     for attempt in made[-MAX_SHOWN:] if len(made) > 1 else ():
         job = f", job {attempt['slurm_job_id']}" if "slurm_job_id" in attempt else ""
+        again = f"; started again {attempt['restarted']}" if "restarted" in attempt else ""
         lines.append(
             f"  attempt of {attempt.get('start')}: {attempt.get('points', 0):,} points in "
             f"{span_text(float(attempt.get('seconds', 0.0)))} by {attempt.get('ranks', 1)} ranks on "
-            f"{attempt.get('host')}{job}, {attempt.get('device', 'device unknown')}"
+            f"{attempt.get('host')}{job}, {attempt.get('device', 'device unknown')}{again}"
         )
     return lines
 

@@ -1,24 +1,32 @@
 """`lossmap submit [flags] -- COMMAND ...`: run a command on SLURM, by one readable batch script beside the result.
 
-The command to run stands behind two dashes. What is peculiar to a cluster (partition, modules, launcher, container)
-stands in a site file.
+The command to run stands behind two dashes. It is tried first, as by --dry-run, so that nothing is queued that would be
+refused. What is peculiar to a cluster (partition, modules, launcher, container) stands in a site file.
 """
 
 from __future__ import annotations
 
 import shlex
+import time
 from collections.abc import Sequence
+from pathlib import Path
 
 from lossmap.cli.command_line import Command
 from lossmap.cli.each import submit_each
 from lossmap.cli.entry_point import guarded
-from lossmap.cli.job import SubmitSettings, check_array, job_of, site_of
+from lossmap.cli.job import SubmitSettings, check_array, job_of, site_of, with_flags
 from lossmap.cli.resume import trusted_words
+from lossmap.cli.settings import UsageError
+from lossmap.cli.trial import try_command
 from lossmap.cli.wrapped_command import split_at_dashes, wrapped_command
-from lossmap.parallel import slurm
+from lossmap.io.read import is_being_written
+from lossmap.parallel import slurm, slurm_queue
 from lossmap.parallel.shards import Shard
+from lossmap.parallel.slurm import Job
+from lossmap.parallel.slurm_queue import QueuedJob, Submission
 
 EXAMPLE = "lossmap submit --nodes 2 --time 2:00:00 -- surface --model resnet20-w8 --x=-1:1:51 --y=-1:1:51"
+REASON_LOOKS, REASON_PAUSE = 5, 0.2  # looks at a new job until SLURM says why it waits, and seconds between two
 
 
 COMMAND = Command(
@@ -27,7 +35,7 @@ COMMAND = Command(
     (SubmitSettings,),
     (
         EXAMPLE,
-        "lossmap submit --gpus-per-node 4 --array 8 --time 1:00:00 -- eigenmap --like surface.h5",
+        "lossmap submit --partition gpu --gpus a100:4 --array 8 --time 1:00:00 -- eigenmap --like surface.h5",
         "lossmap submit --each 'runs/*/epoch_*.pt' --array 200%20 -- surface --model resnet20-w8 --model-file {}",
     ),
 )
@@ -43,19 +51,67 @@ def main(argv: Sequence[str] | None = None) -> int:
         return submit_each(options, words, settings.explicit)
     if words[:1] == ["resume"] and len(words) > 1:  # a job has no terminal: it is asked now
         words = ["resume", *trusted_words(words[1:])]
-    site, job = site_of(options.site), job_of(options, wrapped_command(words))
+    site = with_flags(site_of(options.site), options)
+    work = wrapped_command(words)
+    job = job_of(options, work)
     text = slurm.batch_script(job, site)
     if options.dry_run:
         print(text, end="")
         return 0
     check_array(job)
-    path = slurm.write_script(job, text)
-    submission = slurm.submit(path, job.chain)
-    print(f"submitted as {' '.join(submission.jobs)} by {path}")
+    refuse_second(job, options.dependency)
+    if options.check:
+        try_command(work, job, site)
+    submission = slurm_queue.submit_script(job, text, options.dependency or "")
+    print(f"submitted as {' '.join(submission.jobs)} by {job.script}")
     print(f"to cancel:  {submission.cancel}")
     if job.result is not None:
-        first = Shard(1, job.array).file(job.result) if job.array > 1 else job.result
-        print(f"to look at: lossmap status {shlex.quote(str(first))}")
+        print(f"to look at: lossmap status {shlex.quote(str(job.result))}")
     if job.array > 1:
         print(f"at the end: lossmap merge {shlex.quote(str(job.result))}")
+    report_queue(submission)
     return 0
+
+
+def files_of(job: Job) -> list[Path]:
+    """The results that a job writes."""
+    if job.result is None:
+        return []
+    return [Shard(i, job.array).file(job.result) for i in range(1, job.array + 1)] if job.array > 1 else [job.result]
+
+
+def refuse_second(job: Job, dependency: str | None) -> None:
+    """Raise UsageError where the result is in the queue already, or is being written; not where it waits for that job.
+
+    dependency  the jobs that are to be waited for
+    """
+    for other in slurm_queue.jobs_of(job.script):
+        if other.number not in (dependency or ""):
+            raise UsageError(
+                f"{job.stem.name} is in the queue already: {other.sentence}; scancel {other.number} ends it, "
+                f"--dependency afterany:{other.number} queues a job behind it"
+            )
+    for file in files_of(job):
+        if not dependency and is_being_written(file):
+            raise UsageError(f"a process is writing {file} now; wait for it, or end it")
+
+
+def report_queue(submission: Submission) -> None:
+    """Print what sbatch has noted, and why the first of the jobs waits."""
+    for note in submission.notes:
+        print(f"sbatch says: {note}")
+    job = _first_job(submission.jobs[0])
+    if job is not None and job.state == "PENDING" and job.reason != "None":
+        print(f"in the queue: {job.sentence}")
+
+
+def _first_job(number: str) -> QueuedJob | None:
+    """The job in the queue, when SLURM has said why it waits, which takes it a moment."""
+    job = None
+    for look in range(REASON_LOOKS):
+        if look:
+            time.sleep(REASON_PAUSE)
+        job = next((job for job in slurm_queue.queued_jobs() if job.number == number), None)
+        if job is None or job.state != "PENDING" or job.reason != "None":
+            break
+    return job

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -24,15 +25,17 @@ class WrappedCommand:
     """A command to be run.
 
     words     the command and its flags; those of a survey name its result
-    result    the file that it will write; None for a command that is no survey
+    result    the file that it will write, from which it can be resumed; None for a command without one
     measure   what of the result it measures; None: all of it
-    settings  of a survey; None for other commands
+    settings  of a command with such a file; None for others
+    about     what a command without such a file writes or reads, by which its job is named
     """
 
     words: tuple[str, ...]
     result: Path | None = None
     measure: str | None = None
     settings: Settings | None = None
+    about: Path | None = None
 
     @property
     def command(self) -> str:
@@ -86,12 +89,27 @@ def wrapped_command(words: Sequence[str]) -> WrappedCommand:
         return WrappedCommand(tuple(words), Path(files[0]))
     if command not in COMMANDS:
         raise UsageError(unknown_command(command))
-    if command not in SURVEYS:
-        return WrappedCommand(tuple(words))
+    if command == "health":
+        return WrappedCommand(tuple(words), about=_about_health(read_settings(words)))
+    if command not in {**SURVEYS, **TASKS}:
+        return WrappedCommand(tuple(words), about=Path(command))
     settings = read_settings(words)
     if settings.run.shard:
         raise UsageError("--shard is set by submit itself; use --array N")
-    result = result_path(settings)
+    result: Path = result_path(settings) if command in SURVEYS else module_of(command).result_path(settings)
     if not settings.run.surf_file:
         words = [*words, "--surf-file", str(result)]
-    return WrappedCommand(tuple(words), result, SURVEYS[command], settings)
+    measure = SURVEYS.get(command) or TASKS[command]
+    if command == "spectrum" and settings.spectrum.along:  # `dynamics`, as version 0.1 called it
+        measure = TASKS["dynamics"]
+    return WrappedCommand(tuple(words), result, measure, settings)
+
+
+def _about_health(settings: Settings) -> Path:
+    """What a report of health is named after: its own file, else the checkpoint or the model."""
+    options = settings.health
+    written = options.surf_file or (options.json if options.json != "-" else None) or options.figure
+    if written:
+        return Path(written)
+    subject = settings.data.problem or settings.model.model_file or settings.model.model
+    return Path(re.sub(r"[^\w.+-]+", "-", Path(subject).name).strip("-") + "_health")

@@ -1,6 +1,8 @@
 """The attempts that made a result: of each its host, devices, job, ranks, points and time, as plain values.
 
-    [{"start", "host", "device", "slurm_job_id", "ranks", "nodes", "points", "seconds"}, ...]     attribute `attempts`
+    [{"start", "host", "device", "slurm_job_id", "ranks", "nodes", "before", "points", "seconds"}, ...]
+
+in the attribute `attempts`; `before` are the points that were settled when it began, `points` those that it added.
 
 Seconds are wall-clock time with the file open; rank-seconds and node-hours are that times ranks and nodes. Of an
 attempt that was killed the points are counted when the next one begins, and its time is that of its last snapshot.
@@ -9,12 +11,14 @@ attempt that was killed the points are counted when the next one begins, and its
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 ATTRIBUTE = "attempts"
 MAX_ATTEMPTS = 200  # the newest; those before are added up in the first of them
 FROM_PROVENANCE = ("device", "slurm_job_id", "slurm_array_task_id", "ranks", "nodes")
+RESTARTED = "LOSSMAP_RESTARTED"  # set by the batch script where SLURM itself has started the job again, and why
 
 
 def decoded(value: Any) -> list[dict[str, Any]]:
@@ -32,7 +36,7 @@ def decoded(value: Any) -> list[dict[str, Any]]:
 def begun(earlier: Any, attributes: Mapping[str, Any], start: str, host: str, settled: int) -> list[dict[str, Any]]:
     """The attempts with a new one.
 
-    attributes  of the file, with the provenance of this attempt
+    attributes  the provenance of this attempt
     settled     the points that are done or failed by now
     """
     attempts = decoded(earlier)
@@ -44,7 +48,21 @@ def begun(earlier: Any, attributes: Mapping[str, Any], start: str, host: str, se
         second["seconds"] = _number(first, "seconds") + _number(second, "seconds")
         attempts = attempts[1:]
     about = {name: attributes[name] for name in FROM_PROVENANCE if name in attributes}
-    return [*attempts, {"start": start, "host": host, **about, "points": 0, "seconds": 0.0}]
+    if os.environ.get(RESTARTED):
+        about["restarted"] = os.environ[RESTARTED]
+    return [*attempts, {"start": start, "host": host, **about, "before": settled, "points": 0, "seconds": 0.0}]
+
+
+def points_of_job(attempts: Sequence[Mapping[str, Any]], job: str, settled: int) -> int:
+    """The points that the attempts of a SLURM job have settled.
+
+    settled  the points that are done or failed by now: those of the last attempt are known by it
+    """
+    own = [a for a in attempts if a.get("slurm_job_id") == job]
+    if own and own[-1] is attempts[-1]:
+        before = own[-1].get("before", settled - _number(own[-1], "points"))
+        return int(sum(_number(a, "points") for a in own[:-1]) + max(0, settled - before))
+    return int(sum(_number(a, "points") for a in own))
 
 
 def totals(attempts: Sequence[Mapping[str, Any]]) -> dict[str, float]:

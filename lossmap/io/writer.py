@@ -142,7 +142,9 @@ class SurfaceFile:
         root |= to_plain({**attributes, **self._code})
         settled = sum(int((memory.status(name) != TO_DO).sum()) for name in memory.measures)
         self._settled = settled
-        root[ATTEMPTS] = attempts.begun(root.get(ATTEMPTS), root, _now(), socket.gethostname(), settled)
+        root[ATTEMPTS] = attempts.begun(
+            root.get(ATTEMPTS), to_plain(dict(attributes)), _now(), socket.gethostname(), settled
+        )
         root["file_id"] = root.get("file_id") or secrets.token_hex(8)
         root["history"] = "\n".join(line for line in history if line)[-MAX_HISTORY:]
         root.setdefault("restarts", 0)

@@ -30,6 +30,30 @@ WRAP_UP_SECONDS = 15.0  # before the end of a batch job, kept for closing the fi
 REPEAT_SECONDS = 1.0  # launchers and fingers send the same signal twice within this time: that counts once
 
 _installed: Stop | None = None  # only one at a time can own the process's signals
+_early: list[int] = []  # signals that came before there was a Stop, in order
+_early_urgent: list[float] = []  # when the first INT or TERM of these came
+
+
+def keep_signals() -> None:
+    """Keep the signals that come from now on for the first `Stop`, such as while torch is imported.
+
+    Python's own handlers would end the process then, though a launcher only asks it to stop. A second INT or TERM ends
+    it, as later too. Called again, or after a Stop, or in another thread than the main one, it does nothing.
+    """
+    if _installed is not None or threading.current_thread() is not threading.main_thread():
+        return
+    for number in (*URGENT_SIGNALS, *ORDERLY_SIGNALS):
+        if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):  # none of the program's own
+            signal.signal(number, _keep)
+
+
+def _keep(number: int, frame: object) -> None:
+    if number in URGENT_SIGNALS:
+        now = time.monotonic()
+        if _early_urgent and now - _early_urgent[0] >= REPEAT_SECONDS:
+            os._exit(128 + number)
+        _early_urgent.append(now)
+    _early.append(number)
 
 
 class Stop:
@@ -124,6 +148,8 @@ class Stop:
             self._former_handlers[number] = signal.signal(number, _ignore)
         self._thread = threading.Thread(target=self._read, name="lossmap-signals", daemon=True)
         self._thread.start()
+        while _early:
+            self.handle_signal(_early.pop(0))
         return self
 
     def __exit__(
@@ -139,7 +165,8 @@ class Stop:
         if _installed is not self:
             return
         for number, handler in self._former_handlers.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]
+            former = _default_of(number) if handler is _keep else handler
+            signal.signal(number, former)  # type: ignore[arg-type]
         signal.set_wakeup_fd(self._wakeup)
         os.write(self._writing, b"\0")
         self._thread.join()
@@ -151,6 +178,11 @@ class Stop:
         while (number := os.read(self._reading, 1)[0]) != 0:
             if number in self._former_handlers:
                 self.handle_signal(number)
+
+
+def _default_of(number: int) -> object:
+    """What a signal does in a Python that nobody has told otherwise."""
+    return signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
 
 
 def _ignore(number: int, frame: object) -> None:

@@ -1,19 +1,18 @@
-"""SLURM: one readable batch script, and its submission. Standard library alone; no accounting database is needed.
+"""SLURM: one readable batch script. Standard library alone; no accounting database is needed.
 
 A `Job` is what to run and on how much of a cluster, a `Site` what is peculiar to the cluster; `batch_script` makes the
-text of the script from both and from the template `job.sbatch` beside this module; `submit` hands it to sbatch. How a
-job ends is read from the result file alone (`lossmap status`), since launchers do not hand on the ranks' exit codes.
-The survey stops on USR1, which SLURM sends `warning` seconds before the limit, and can be resumed.
-Source: slurm.schedmd.com/sbatch.html.
+text of the script from both and from the template `job.sbatch` beside this module; `slurm_queue` hands it to sbatch.
+How a job ends is read from the result file alone (`lossmap status`), since launchers do not hand on the ranks' exit
+codes. The survey stops on USR1, which SLURM sends `warning` seconds before the limit, and can be resumed.
+Source: slurm.schedmd.com/sbatch.html; containers: github.com/NVIDIA/pyxis, github.com/NVIDIA/enroot.
 """
 
 from __future__ import annotations
 
 import re
 import shlex
-import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +21,8 @@ from lossmap.parallel.slurm_site import Site
 
 TEMPLATE = Path(__file__).with_name("job.sbatch")
 WARNING_SECONDS = 120  # before the limit; SLURM may send the signal up to 60 s early
+MAX_FRUITLESS_RESTARTS = 4  # in a row with at most one new point each, after which a job does not requeue itself
+PROGRESS = 'status "$result" --fingerprint --job "$SLURM_JOB_ID"'
 
 
 @dataclass(frozen=True)
@@ -29,18 +30,23 @@ class Job:
     """What is to run, and on how much of a cluster.
 
     work      the words behind `lossmap`: a command and its flags
-    result    the file that it writes; None: a command without one, whose state cannot be read
+    result    the file that it writes; None: a command without one, or one that has no state to be resumed from
     folder    where it runs; relative paths in `work` start here
+    about     the start of the names of its script and logs where there is no result
     minutes   the time limit; None: the partition's
     array     independent shards; 1: one job
     throttle  how many of them run at a time; None: no limit
     shards_by the flag of the work that takes I/N
     status    the words behind `lossmap` that report the work's state, where that is no result file's
-    chain     jobs in a row, each after the one before, all on the same result
-    requeue   whether a job goes back into the queue where there is more to do and it got something done
+    progress  likewise, that print a number that grows with what is done, and details
+    chain     jobs in a row, each after the one before, all on the same result; without a result each after a failure
+    requeue   whether a job goes back into the queue where there is more to do and it got something done; without a
+              result, where SLURM preempts it or its node fails
     measure   the measure of the result whose completion counts; None: all
+    gpu_type  of the GPUs, such as a100; None: any
+    options   further #SBATCH lines
 
-    Raises ValueError for numbers below 1, and for shards, chains or requeueing of a command without a survey.
+    Raises ValueError for numbers below 1, for shards of a command without a survey, and for lines that are no options.
     """
 
     work: tuple[str, ...]
@@ -60,13 +66,20 @@ class Job:
     throttle: int | None = None
     shards_by: str = "--shard"
     status: tuple[str, ...] = ()
+    progress: tuple[str, ...] = ()
+    about: Path | None = None
+    gpu_type: str | None = None
+    options: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for flag in ("nodes", "ranks_per_node", "array", "chain"):
             if getattr(self, flag) < 1:
                 raise ValueError(f"--{flag.replace('_', '-')} must be >= 1; got {getattr(self, flag)}")
-        if self.result is None and (self.array > 1 or self.chain > 1 or self.requeue):
-            raise ValueError(f"--array, --chain and --requeue are for surveys; {self.work[0]} writes none")
+        if self.result is None and self.array > 1:
+            raise ValueError(f"--array is for surveys, which can be cut; {self.work[0]} cannot")
+        for line in self.options:
+            if not line.startswith("-") or "\n" in line:
+                raise ValueError(f'--sbatch must be options of sbatch in one line, e.g. "--exclusive"; got {line!r}')
 
     @property
     def ranks(self) -> int:
@@ -76,7 +89,12 @@ class Job:
     @property
     def stem(self) -> Path:
         """The start of the names of the script and the log."""
-        return self.result or self.folder / self.name
+        return self.result or self.about or self.folder / self.name
+
+    @property
+    def script(self) -> Path:
+        """The batch script's file."""
+        return Path(f"{self.stem}.sbatch")
 
 
 def minutes_of(text: str) -> float:
@@ -127,21 +145,24 @@ def batch_script(job: Job, site: Site) -> str:
         result = f'{shlex.quote(head)}"$SLURM_ARRAY_TASK_ID"{shlex.quote(tail)}'
         part = f'{job.shards_by} "$SLURM_ARRAY_TASK_ID/{job.array}"'
         work += f"\n    {part}"
-    status = 'status "$result"'
+    status, progress = 'status "$result"', PROGRESS
     if job.status:
-        status = f"{shlex.join(job.status)} {part}".rstrip()
+        status, progress = (f"{shlex.join(words)} {part}".rstrip() for words in (job.status, job.progress))
     texts = {
         "about": _about(job),
         "status": status,
+        "progress": progress,
         "directives": "\n".join(f"#SBATCH {line}" for line in directives(job, site)),
         "setup": "\n".join(_setup(job, site)),
         "program": shlex.join(program(site)),
+        "alone": shlex.join(_alone(job, site)),
         "result": result,
         "work": work,
-        "launch": shlex.join(_launch(site, launcher)).replace("'$SLURM_NTASKS'", '"$SLURM_NTASKS"'),
+        "launch": shlex.join(_launch(job, site, launcher)).replace("'$SLURM_NTASKS'", '"$SLURM_NTASKS"'),
         "limit": str(int((job.minutes or 1e7) * 60) - 5),
         "measure": "",
         "requeue": ("no", "yes")[job.requeue],
+        "fewest": str(MAX_FRUITLESS_RESTARTS),
     }
     if job.measure:
         texts["measure"] = f" --measure {job.measure}"
@@ -154,9 +175,9 @@ def directives(job: Job, site: Site) -> list[str]:
     head, tail = _around_index(job)
     # in the name of a log, sbatch reads % as the start of a pattern
     plain, head, tail = (text.replace("%", "%%") for text in (str(job.stem), head, tail))
-    log = f"{plain}.log"
+    log = f"{plain}.%j.log"  # %j: the number of the job; a requeued one keeps it
     if job.array > 1:
-        log = f"{head}%a{tail}.log"  # %a: the index in the array
+        log = f"{head}%a{tail}.%A.log"  # %a: the index in the array, %A: the number of the whole
     for path in (str(job.folder), log):
         if "\\" in path or "\n" in path:
             raise ValueError(f"sbatch takes no path with a backslash or a line break in it; got {path!r}")
@@ -169,7 +190,8 @@ def directives(job: Job, site: Site) -> list[str]:
     if job.cpus_per_rank:
         lines.append(f"--cpus-per-task={job.cpus_per_rank}")
     if job.gpus_per_node:
-        lines.append(f"--gpus-per-node={job.gpus_per_node}")
+        kind = f"{job.gpu_type}:" if job.gpu_type else ""
+        lines.append(f"--gpus-per-node={kind}{job.gpus_per_node}")
     if job.memory:
         lines.append(f"--mem={_quoted(job.memory)}")
     if job.minutes is not None:
@@ -182,7 +204,12 @@ def directives(job: Job, site: Site) -> list[str]:
     for name in ("partition", "account", "qos", "constraint"):
         if getattr(site, name):
             lines.append(f"--{name}={_quoted(getattr(site, name))}")
-    return lines + list(site.options)
+    return [*lines, *site.options, *job.options]
+
+
+def option(name: str, value: str) -> str:
+    """An option of sbatch with a value, as its lines in a script spell it."""
+    return f"--{name}={_quoted(value)}"
 
 
 def warning(job: Job, site: Site) -> int:
@@ -197,72 +224,18 @@ def program(site: Site) -> list[str]:
         words = ["lossmap"]
         if site.python:
             words = [site.python, "-m", "lossmap.cli"]
-        return ["apptainer", "exec", *site.container_options, site.container, *words]
+        if site.container_kind == "pyxis":  # where srun starts the container
+            return words
+        starts = {"apptainer": ["apptainer", "exec"], "enroot": ["enroot", "start"]}[site.container_kind]
+        return [*starts, *site.container_options, site.container, *words]
     if site.python is None and own.exists():
         return [str(own)]
     return [site.python or sys.executable, "-m", "lossmap.cli"]
 
 
-@dataclass(frozen=True)
-class Submission:
-    """The jobs of a submission.
-
-    jobs  their numbers, in order
-    """
-
-    jobs: tuple[str, ...]
-
-    @property
-    def cancel(self) -> str:
-        """The command that cancels all of them."""
-        return f"scancel {' '.join(self.jobs)}"
-
-
-def submit(path: Path, chain: int = 1, run: Callable[[list[str]], str] | None = None) -> Submission:
-    """Hand a batch script to sbatch, `chain` times in a row, each to begin when the one before has ended.
-
-    path  the script
-    run   runs a command and returns what it prints
-
-    Raises RuntimeError with sbatch's message where it refuses, and names the jobs that are in the queue by then.
-    """
-    run = run or _output_of
-    jobs: list[str] = []
-    for _ in range(chain):
-        after = [f"--dependency=afterany:{job}" for job in jobs[-1:]]
-        try:
-            text = run(["sbatch", "--parsable", *after, str(path)])
-        except FileNotFoundError:
-            raise RuntimeError("there is no sbatch here: submit on a login node of the cluster") from None
-        except subprocess.CalledProcessError as error:
-            message = " ".join((error.stderr or "no message").split())
-            if jobs:
-                message += f"; already in the queue: {' '.join(jobs)}"
-            raise RuntimeError(f"sbatch refused {path}: {message}") from None
-        jobs.append(text.strip().split(";")[0])
-    return Submission(tuple(jobs))
-
-
-def largest_array(run: Callable[[list[str]], str] | None = None) -> int | None:
-    """The largest index that a job array may have on this cluster; None where it is not known.
-
-    run  runs a command and returns what it prints
-    """
-    try:
-        text = (run or _output_of)(["scontrol", "show", "config"])
-    except (OSError, subprocess.SubprocessError):
-        return None
-    match = re.search(r"^MaxArraySize\s*=\s*(\d+)", text, re.MULTILINE)
-    return int(match[1]) - 1 if match else None
-
-
-def _output_of(command: list[str]) -> str:
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
-
-
 def _quoted(text: str) -> str:
     """A word for a #SBATCH line: sbatch knows double quotes, and backslashes within them."""
-    if re.fullmatch(r"[\w./+:,=%-]+", text, re.ASCII):
+    if re.fullmatch(r"[\w./+:,=%@-]+", text, re.ASCII):
         return text
     return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
@@ -299,11 +272,12 @@ def _count(number: int, word: str) -> str:
 
 
 def _setup(job: Job, site: Site) -> list[str]:
-    lines = []
+    lines = [f"export {name}={shlex.quote(value)}" for name, value in site.environment.items()]
     if site.modules:
-        lines.append(f"module load {shlex.join(site.modules)}")
-    lines += [f"export {name}={shlex.quote(value)}" for name, value in site.environment.items()]
+        lines.insert(0, f"module load {shlex.join(site.modules)}")
     lines += list(site.before)
+    if site.modules or site.before:
+        lines = [*STRICT, *lines, *NO_LONGER_STRICT]
     if program(site)[0] == sys.executable:  # no lossmap script beside it: a checkout, perhaps not installed
         here = shlex.quote(str(Path(__file__).resolve().parents[2]))
         lines.append(f'export PYTHONPATH={here}"${{PYTHONPATH:+:$PYTHONPATH}}"')
@@ -312,11 +286,21 @@ def _setup(job: Job, site: Site) -> list[str]:
     return lines
 
 
-def _launch(site: Site, launcher: str) -> list[str]:
+STRICT = (
+    "# A line that fails ends the job; where one may fail, it ends in || true.",
+    """trap 'echo "the job ends, since this line failed: $BASH_COMMAND" >&2' ERR""",
+    "set -e",
+)
+NO_LONGER_STRICT = ("set +e", "trap - ERR")
+
+
+def _launch(job: Job, site: Site, launcher: str) -> list[str]:
+    """The words that start the ranks."""
+    container = _pyxis(job, site)
     if launcher == "none":
-        return []
+        return ["srun", "--ntasks=1", *container] if container else []
     if launcher == "srun":
-        return ["srun", f"--mpi={site.mpi}", *site.launcher_options]
+        return ["srun", f"--mpi={site.mpi}", *site.launcher_options, *container]
     options = list(site.launcher_options)
     if launcher == "mpirun":
         return ["mpirun", "-n", "$SLURM_NTASKS", *options]
@@ -329,13 +313,20 @@ def _launch(site: Site, launcher: str) -> list[str]:
     ]
 
 
-def write_script(job: Job, text: str) -> Path:
-    """Write the batch script beside the result, by a rename so that it appears whole. Returns its path.
+def _alone(job: Job, site: Site) -> list[str]:
+    """The words that start a single process beside the ranks, which looks at the result."""
+    container = _pyxis(job, site)
+    return ["srun", "--nodes=1", "--ntasks=1", "--overlap", *container] if container else []
 
-    Raises OSError where the folder cannot be written to.
-    """
-    path = Path(f"{job.stem}.sbatch")
-    part = path.with_name(path.name + ".part")
-    part.write_text(text)
-    part.replace(path)
-    return path
+
+def _pyxis(job: Job, site: Site) -> list[str]:
+    """The flags by which srun starts a container, with the folder of the job in it; none without pyxis."""
+    if not site.container or site.container_kind != "pyxis":
+        return []
+    folders = dict.fromkeys((str(job.folder), str(job.stem.parent)))
+    return [
+        f"--container-image={site.container}",
+        f"--container-mounts={','.join(f'{folder}:{folder}' for folder in folders)}",
+        f"--container-workdir={job.folder}",
+        *site.container_options,
+    ]

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 LAUNCHERS = ("srun", "mpirun", "wheel", "none")
+CONTAINER_KINDS = ("apptainer", "pyxis", "enroot")
 
 
 @dataclass(frozen=True)
@@ -24,10 +25,11 @@ class Site:
     mpi          for `srun --mpi=`
     launcher_options  further words for the launcher
     python       the interpreter that has lossmap; left out: the one that submits, or `python` in a container
-    container    an Apptainer image, and container_options its flags, such as "--nv"
+    container    an image, and container_options the flags of its kind, such as "--nv"
+    container_kind  apptainer; pyxis, the plugin by which srun starts an image; or enroot, for one rank a job
     warning      seconds before the limit at which SLURM sends USR1; left out: 120
 
-    Raises ValueError for another launcher.
+    Raises ValueError for another launcher or kind of container, and for pyxis under another launcher than srun.
     """
 
     partition: str | None = None
@@ -44,11 +46,17 @@ class Site:
     python: str | None = None
     container: str | None = None
     container_options: tuple[str, ...] = ()
+    container_kind: str = "apptainer"
     warning: int | None = None
 
     def __post_init__(self) -> None:
         if self.launcher not in LAUNCHERS:
             raise ValueError(f"the launcher must be one of {', '.join(LAUNCHERS)}; got {self.launcher!r}")
+        if self.container_kind not in CONTAINER_KINDS:
+            kinds = ", ".join(CONTAINER_KINDS)
+            raise ValueError(f"the container_kind must be one of {kinds}; got {self.container_kind!r}")
+        if self.container and self.container_kind == "pyxis" and self.launcher not in ("srun", "none"):
+            raise ValueError(f"container_kind pyxis needs the launcher srun, which starts it; got {self.launcher!r}")
 
 
 def read_site(path: str | Path) -> Site:

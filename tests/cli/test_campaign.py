@@ -19,7 +19,7 @@ from lossmap.campaign.table import collected
 from lossmap.cli.__main__ import main
 from lossmap.cli.campaign_members import Campaign
 from lossmap.io.read import read
-from lossmap.parallel import slurm
+from lossmap.parallel import slurm_queue
 
 SWEEP = """
 folder = "sweep"
@@ -118,7 +118,7 @@ def test_status_says_how_it_stands_and_exits_so(folder, capsys):
     told = json.loads(capsys.readouterr().out)
     assert told["counts"] == {"complete": 8, "failed": 0, "unfinished": 0, "new": 0} and told["failures"] == []
     assert main(["campaign", "sweep.toml", "status", "--fingerprint"]) == 0
-    assert capsys.readouterr().out == "8 members, 22 points\n"
+    assert capsys.readouterr().out == "30 steps: 8 members, 22 points\n"
 
 
 def test_a_changed_setting_is_a_new_member_and_nothing_else_is(folder, capsys):
@@ -218,8 +218,8 @@ def more(folder):
 
 
 def test_an_array_has_a_throttle_and_each_job_members_of_its_own(more, capsys, monkeypatch):
-    monkeypatch.setattr(slurm, "submit", lambda path, chain: slurm.Submission(("7",)))
-    monkeypatch.setattr(slurm, "largest_array", lambda: 1000)
+    monkeypatch.setattr(slurm_queue, "submit", lambda *_, **__: slurm_queue.Submission(("7",)))
+    monkeypatch.setattr(slurm_queue, "largest_array", lambda: 1000)
     assert main(["campaign", "more.toml", "submit", "--array", "3%2", "--time", "30", "--requeue"]) == 0
     assert "submitted 8 members as 7" in capsys.readouterr().out
     script = (more / "sweep" / "submissions" / "1.sbatch").read_text()
@@ -231,7 +231,7 @@ def test_an_array_has_a_throttle_and_each_job_members_of_its_own(more, capsys, m
     assert {m.digest for part in parts for m in part} == {m.digest for m in whole.members}
     assert main(["campaign", "more.toml", "status", "--batch", batch, "--part", "1/3"]) == 75
     assert "3 members; 3 new" in capsys.readouterr().out
-    monkeypatch.setattr(slurm, "largest_array", lambda: 2)
+    monkeypatch.setattr(slurm_queue, "largest_array", lambda: 2)
     assert main(["campaign", "more.toml", "submit", "--array", "3"]) == 2
     assert "--array must be <= 2 on this cluster (MaxArraySize); got 3" in capsys.readouterr().err
 
@@ -251,7 +251,7 @@ def test_each_makes_a_campaign_of_a_command_and_a_pattern(folder, tmp_path, monk
     assert main(["submit", "--each", pattern, "--dry-run", *command]) == 0
     assert "#SBATCH --array=1-2\n" in capsys.readouterr().out
     assert not list(tmp_path.glob("*.toml"))  # --dry-run writes nothing
-    monkeypatch.setattr(slurm, "submit", lambda path, chain: slurm.Submission(("7",)))
+    monkeypatch.setattr(slurm_queue, "submit", lambda *_, **__: slurm_queue.Submission(("7",)))
     assert main(["submit", "--each", pattern, "--name", "nets", *command]) == 0
     members = lossmap.campaign_members("nets.toml")
     assert [Path(m.settings["model_file"]).name for m in members] == ["net_1.pt", "net_2.pt"]

@@ -19,7 +19,7 @@ from lossmap.geometry.grid import Field, Grid
 from lossmap.io.memory_store import MemoryStore
 from lossmap.io.read import Failure, SurfaceFile, read
 from lossmap.linalg.expected_products import SpectrumParts
-from lossmap.parallel import slurm
+from lossmap.parallel import slurm_queue
 
 SUBJECT = ["--model", "mlp", "--samples", "16", "--batch-size", "16", "--no-probe", "--device", "cpu"]
 PLANE = ["--x=-1:1:4", "--y=-1:1:3"]
@@ -308,14 +308,18 @@ def test_the_name_that_submit_gives_is_the_one_that_the_survey_would_choose(caps
 
 
 def test_submit_sends_the_script_that_it_keeps_and_says_how_to_cancel(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(slurm, "_output_of", lambda command: "41\n" if command[0] == "sbatch" else "MaxArraySize = 9")
+    answers = {"sbatch": "sbatch: warning: the debug QOS is slow\n41\n", "scontrol": "MaxArraySize = 9"}
+    answers["squeue"] = "41 PENDING PartitionDown /else/where.sbatch\n"
+    monkeypatch.setattr(slurm_queue, "_output_of", lambda command: answers[command[0]])
     assert lossmap(["submit", "--array", "3", "--", *survey("--surf-file", "a b.h5")]) == 0
     out = capsys.readouterr().out.splitlines()
     assert out == [
         f"submitted as 41 by {tmp_path}/a b.h5.sbatch",
         "to cancel:  scancel 41",
-        f"to look at: lossmap status '{tmp_path}/a b.shard-1-of-3.h5'",
+        f"to look at: lossmap status '{tmp_path}/a b.h5'",
         f"at the end: lossmap merge '{tmp_path}/a b.h5'",
+        "sbatch says: sbatch: warning: the debug QOS is slow",
+        "in the queue: job 41 is pending (PartitionDown): the partition is down",
     ]
     text = (tmp_path / "a b.h5.sbatch").read_text()
     assert "#SBATCH --array=1-3" in text
@@ -347,10 +351,138 @@ def test_the_site_file_is_named_or_found_in_the_environment(tmp_path, capsys, mo
 
 
 def test_a_command_without_a_survey_is_run_without_a_status(capsys):
-    assert lossmap(["submit", "--dry-run", "--", "spectrum", "--model", "mlp"]) == 0
+    assert lossmap(["submit", "--dry-run", "--", "health", "--model", "mlp"]) == 0
     out = capsys.readouterr().out
-    assert "result=''" in out
-    assert "work=(\n    spectrum\n    --model mlp\n)" in out
+    assert "result=''" in out and "/mlp_health.%j.log" in out
+    assert "work=(\n    health\n    --model mlp\n)" in out
+
+
+@pytest.mark.parametrize(
+    ("work", "result", "measure"),
+    [
+        (["spectrum", "--model", "mlp"], "mlp_spectrum.h5", "spectrum"),
+        (["dynamics", "run", "--model", "mlp"], "dynamics.h5", "along"),
+    ],
+)
+def test_spectra_and_runs_can_be_requeued_and_chained(work, result, measure, capsys, tmp_path):
+    assert lossmap(["submit", "--dry-run", "--requeue", "--chain", "2", "--", *work]) == 0
+    out = capsys.readouterr().out
+    assert f"result={tmp_path}/{result}\n" in out and f"    --surf-file {result}\n" in out
+    assert f'"$result" --measure {measure}; state=$?' in out and "#SBATCH --requeue\n" in out
+
+
+def test_the_flags_of_sbatch_are_lines_of_the_script(capsys):
+    flags = ["--partition", "gpu", "--account", "abc", "--qos", "long", "--mail-user", "a@b.org", "--mail-type", "END"]
+    flags += ["--exclude", "node[3,7]", "--gpus", "a100:4", "--nodes", "2", "--tmp", "10G"]
+    flags += ["--sbatch", "--exclusive", "--sbatch", "--comment='two words' --nice"]
+    assert lossmap(["submit", "--dry-run", *flags, "--", *survey()]) == 0
+    lines = {line.removeprefix("#SBATCH ") for line in capsys.readouterr().out.splitlines()}
+    assert lines >= {"--partition=gpu", "--account=abc", "--qos=long", "--mail-user=a@b.org", "--mail-type=END"}
+    assert lines >= {'--exclude="node[3,7]"', "--gpus-per-node=a100:2", "--tmp=10G", "--exclusive"}
+    assert lines >= {"--nodes=2 --ntasks-per-node=2", "--comment='two words' --nice"}
+
+
+# ---- submit, with a queue
+
+
+@pytest.fixture
+def queue(monkeypatch):
+    """A queue that holds the jobs of a list, and takes every script."""
+    jobs, scripts = [], []
+
+    def answer(command):
+        if command[0] == "sbatch":
+            scripts.append(command[-1])
+            return f"{40 + len(scripts)}\n"
+        return "\n".join(jobs) if command[0] == "squeue" else ""
+
+    monkeypatch.setattr(slurm_queue, "_output_of", answer)
+    return SimpleNamespace(jobs=jobs, scripts=scripts)
+
+
+def test_a_result_that_is_in_the_queue_is_not_queued_again(queue, tmp_path, capsys):
+    queue.jobs.append(f"7 PENDING Priority {tmp_path}/s.h5.sbatch")
+    work = ["--no-check", "--", *survey("--surf-file", "s.h5")]
+    assert lossmap(["submit", *work]) == 2
+    assert capsys.readouterr().err == (
+        "lossmap: s.h5 is in the queue already: job 7 is pending (Priority): jobs of higher priority are before it; "
+        "scancel 7 ends it, --dependency afterany:7 queues a job behind it\n"
+    )
+    assert lossmap(["submit", "--dependency", "afterany:7", *work]) == 0
+    assert lossmap(["submit", "--no-check", "--", *survey("--surf-file", "t.h5")]) == 0
+    assert lossmap(["status", "s.h5"]) == 2
+    assert "there is no file s.h5; job 7 is pending (Priority)" in capsys.readouterr().err
+    written("s.h5", range(5))
+    assert lossmap(["status", "s.h5"]) == 75
+    out = capsys.readouterr().out
+    assert "in the queue: job 7 is pending (Priority)" in out and "no process is writing it" not in out
+
+
+@pytest.mark.parametrize(
+    ("flags", "work", "said"),
+    [
+        ([], survey("--model-file", "none.pt"), "none.pt"),
+        ([], survey("--model", "nonet"), "nonet"),
+        ([], ["health", "--model", "mlp", "--model-file", "none.pt"], "none.pt"),
+        ([], survey("--team", "2"), "teams of 2 do not divide 1 computing ranks"),
+        (["--array", "13"], survey(), "--shard 13/13 holds no point: the grid has only 12"),
+        ([], survey("--surf-file", "s.h5", "--seed", "3"), "s.h5"),
+    ],
+)
+def test_what_a_dry_run_refuses_is_not_queued(flags, work, said, queue, tmp_path, capsys):
+    if "s.h5" in work:
+        assert lossmap([*survey("--surf-file", "s.h5"), "--stop-after", "0"]) == 75
+    capsys.readouterr()
+    before = sorted(tmp_path.iterdir())
+    assert lossmap(["submit", *flags, "--", *work]) == 2
+    err = capsys.readouterr().err
+    assert said in err and err.count("lossmap: ") == 1 and "Traceback" not in err
+    assert not queue.scripts and sorted(tmp_path.iterdir()) == before
+
+
+def test_what_is_being_written_is_not_queued(queue, capsys):
+    file = written("s.h5", range(5), close=False)
+    assert lossmap(["submit", "--", "resume", "s.h5"]) == 2
+    assert lossmap(["submit", "--", *survey("--surf-file", "s.h5")]) == 2
+    assert "s.h5 now; wait for it, or end it" in capsys.readouterr().err
+    file.close()
+
+
+def test_a_command_that_fits_is_tried_and_queued(queue, tmp_path, capsys):
+    assert lossmap(["submit", "--nodes", "4", "--", *survey("--surf-file", "s.h5", "--team", "2")]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("submitted as 41") and "would compute" not in out
+    assert [p.name for p in tmp_path.iterdir()] == ["s.h5.sbatch"]
+
+
+def test_a_job_counts_what_it_got_done_itself(monkeypatch, capsys):
+    def mark(job):
+        assert lossmap(["status", "s.h5", "--fingerprint", "--job", job]) == 0
+        return capsys.readouterr().out.strip()
+
+    def attempt(job, points):
+        about = {"slurm_job_id": job} if job else {}
+        file = SurfaceFile.open(
+            "s.h5", Grid.parse("-1:1:4", "-1:1:3"), measures={"loss": ([LOSS], {})}, attributes=about
+        )
+        for i in points:
+            file.record("loss", i, {"train_loss": float(i)}, 0.1)
+        return file
+
+    attempt("7", [0, 1]).close()
+    running = attempt("8", [2, 3, 4])
+    assert mark("7") == "2 points by job 7"  # whatever the other one does
+    assert mark("8") == "3 points by job 8"
+    running.close()
+    attempt("", [5]).close()
+    attempt("7", [6]).close()
+    assert (mark("7"), mark("8"), mark("9")) == (
+        "3 points by job 7",
+        "3 points by job 8",
+        "0 points by job 9",
+    )
+    made = read("s.h5").attributes["attempts"]
+    assert [a.get("slurm_job_id") for a in made] == ["7", "8", None, "7"]
 
 
 @pytest.mark.parametrize(
@@ -366,7 +498,11 @@ def test_a_command_without_a_survey_is_run_without_a_status(capsys):
         (["--", *survey("--modle", "x")], "unknown flag --modle; did you mean --model"),
         (["--", "surfaces"], "unknown command 'surfaces'; did you mean surface"),
         (["--", "resume"], "resume needs the result to go on with"),
-        (["--chain", "2", "--", "spectrum"], "are for surveys; spectrum writes none"),
+        (["--array", "2", "--", "health"], "--array is for surveys, which can be cut; health cannot"),
+        (["--gpus", "a100", "--", *survey()], "--gpus must be a number >= 1, or TYPE:NUMBER such as a100:4"),
+        (["--gpus", "3", "--nodes", "2", "--", *survey()], "--gpus 3 cannot be shared evenly by 2 nodes"),
+        (["--gpus", "2", "--gpus-per-node", "2", "--", *survey()], "give one of them"),
+        (["--sbatch", "exclusive", "--", *survey()], "--sbatch must be options of sbatch in one line"),
         (["--site", "none.toml", "--", *survey()], "there is no site file none.toml"),
     ],
 )

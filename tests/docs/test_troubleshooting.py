@@ -5,6 +5,8 @@ import builtins
 import re
 from pathlib import Path
 
+from lossmap.parallel.slurm import TEMPLATE
+
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "reference" / "troubleshooting.md").read_text()
 MODULES = [ast.parse(path.read_text()) for path in sorted((ROOT / "lossmap").rglob("*.py"))]
@@ -29,7 +31,7 @@ def messages():
 
 
 def test_every_message_exists():
-    texts = "\n".join(text for tree in MODULES for text in literals(tree))
+    texts = "\n".join(text for tree in MODULES for text in literals(tree)) + TEMPLATE.read_text()
     quoted = list(messages())
     assert len(quoted) > 50
     for message in quoted:

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lossmap.parallel import slurm
+from lossmap.parallel import slurm, slurm_queue
 from lossmap.parallel.shards import Shard, sibling_shards
 from lossmap.parallel.slurm import Job
 from lossmap.parallel.slurm_site import Site, read_site
@@ -49,7 +49,7 @@ def test_the_directives_request_what_the_job_needs():
     assert directives(job, site) == [
         "--job-name=lossmap",
         "--chdir=/data",
-        "--output=/data/s.h5.log --open-mode=append",
+        "--output=/data/s.h5.%j.log --open-mode=append",
         "--nodes=2 --ntasks-per-node=4",
         "--cpus-per-task=8",
         "--gpus-per-node=4",
@@ -68,7 +68,7 @@ def test_the_directives_request_what_the_job_needs():
 def test_an_array_names_the_shard_of_each_task():
     job = replace(JOB, array=3)
     assert "--array=1-3" in directives(job)
-    assert "--output=/data/s.shard-%a-of-3.h5.log --open-mode=append" in directives(job)
+    assert "--output=/data/s.shard-%a-of-3.h5.%A.log --open-mode=append" in directives(job)
     assert bash(job, "SLURM_ARRAY_TASK_ID=2") == [
         "/data/s.shard-2-of-3.h5",
         "surface",
@@ -99,7 +99,7 @@ def test_any_words_survive_bash(words):
 def test_awkward_folders_are_quoted_as_sbatch_reads_them():
     job = replace(JOB, result=Path('/a b/it\'s "x" 5%.h5'), folder=Path("/a b"))
     assert '--chdir="/a b"' in directives(job)
-    assert '--output="/a b/it\'s \\"x\\" 5%%.h5.log" --open-mode=append' in directives(job)
+    assert '--output="/a b/it\'s \\"x\\" 5%%.h5.%j.log" --open-mode=append' in directives(job)
 
 
 def test_a_path_that_sbatch_cannot_take_is_refused():
@@ -133,8 +133,9 @@ def test_modules_environment_and_lines_of_the_site_come_first_and_in_order():
     site = Site(modules=("gcc/12", "openmpi/5"), environment={"A": "b c"}, before=("source env/bin/activate",))
     text = lines(replace(JOB, cpus_per_rank=4), site)
     at = text.index("module load gcc/12 openmpi/5")
-    assert text[at + 1 : at + 3] == ["export A='b c'", "source env/bin/activate"]
-    assert text[at + 3].startswith('export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"')
+    assert text[at - 1] == "set -e"
+    assert text[at + 1 : at + 5] == ["export A='b c'", "source env/bin/activate", "set +e", "trap - ERR"]
+    assert text[at + 5].startswith('export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"')
     assert at < next(i for i, line in enumerate(text) if line.startswith("program="))
 
 
@@ -186,9 +187,9 @@ def test_nothing_of_something_is_refused(flag):
         replace(JOB, **{flag: 0})
 
 
-def test_only_surveys_can_be_cut_or_repeated():
-    with pytest.raises(ValueError, match="are for surveys; health writes none"):
-        Job(("health",), None, Path("/data"), requeue=True)
+def test_only_surveys_can_be_cut():
+    with pytest.raises(ValueError, match="--array is for surveys, which can be cut; health cannot"):
+        Job(("health",), None, Path("/data"), array=2)
 
 
 def test_a_site_file_is_read(tmp_path):
@@ -206,6 +207,108 @@ def test_the_example_site_file_is_a_site_also_with_everything_uncommented(tmp_pa
     assert all(getattr(site, f.name) for f in fields(Site))
 
 
+@pytest.mark.parametrize("line", ["module load none", "false"])
+def test_a_line_of_the_setup_that_fails_ends_the_job(line, tmp_path):
+    site = Site(before=("true || true", line))
+    text = slurm.batch_script(replace(JOB, result=tmp_path / "s.h5"), site)
+    done = subprocess.run(["bash"], input=text, text=True, capture_output=True, timeout=30)
+    assert done.returncode != 0 and done.stdout == ""
+    assert f"the job ends, since this line failed: {line}" in done.stderr
+
+
+FAKES = {
+    # a lossmap that reads its state from files, of which the k-th attempt uses line k; and a scontrol
+    "lossmap": """\
+case "$1 $*" in
+    "status "*--fingerprint*) cat progress ;;
+    "status "*) exit "$(cat state)" ;;
+    *) cp progress.after progress; exit "$(cat code)" ;;
+esac
+""",
+    "scontrol": 'echo "scontrol $*" >>said; [ "$1" = requeue ] || cat job 2>/dev/null\n',
+}
+
+
+def ran(tmp_path, before="0 points", after="0 points", code=0, state=75, restart=0, job=None, few=None):
+    """What the script of a job prints whose attempt does that, its exit code, and what scontrol was asked."""
+    folder = tmp_path / "bin"
+    folder.mkdir(exist_ok=True)
+    for name, body in FAKES.items():
+        (folder / name).write_text("#!/bin/bash\n" + body)
+        (folder / name).chmod(0o755)
+    for name, text in {"progress": before, "progress.after": after, "code": code, "state": state}.items():
+        (tmp_path / name).write_text(f"{text}\n")
+    if few is not None:
+        (tmp_path / "s.h5.restarts-7").write_text(f"{few}\n")
+    (tmp_path / "said").write_text("")
+    text = slurm.batch_script(job or replace(JOB, result=tmp_path / "s.h5", requeue=True), Site())
+    text = re.sub(r"^program=.*", f"program=({folder}/lossmap)", text, flags=re.MULTILINE)
+    variables = {"PATH": f"{folder}:{os.environ['PATH']}", "SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": str(restart)}
+    done = subprocess.run(
+        ["bash"], input=text, text=True, capture_output=True, timeout=30, cwd=tmp_path, env=os.environ | variables
+    )
+    return done.stdout, done.returncode, (tmp_path / "said").read_text().splitlines()
+
+
+def test_an_attempt_that_got_something_done_requeues_the_job(tmp_path):
+    _, code, said = ran(tmp_path, after="5 points by job 7")
+    assert said == ["scontrol requeue 7"] and code == 75
+    assert (tmp_path / "s.h5.restarts-7").read_text() == "0 itself\n"
+    assert "SLURM requeued" not in ran(tmp_path, "5 points", "9 points", restart=1)[0]
+
+
+@pytest.mark.parametrize(
+    ("attempt", "sentence", "exit_code"),
+    [
+        ({"code": 2}, "not requeued: the command was refused", 2),  # such as Busy: another job has the result
+        ({"code": 1}, "not requeued: this attempt made no progress", 75),
+        (
+            {"after": "1 points", "few": "4 itself"},
+            "not requeued: 5 attempts in a row brought at most one",
+            75,
+        ),
+        ({"after": "9 points", "state": 0}, "the result has state 0", 0),
+    ],
+)
+def test_other_attempts_do_not_requeue_it(tmp_path, attempt, sentence, exit_code):
+    out, code, said = ran(tmp_path, **attempt)
+    assert sentence in out and not said and code == exit_code
+    assert not (tmp_path / "s.h5.restarts-7").exists()
+
+
+def test_two_new_points_end_the_count_of_fruitless_attempts(tmp_path):
+    for few, after, kept in [("2 itself", "1 points", "3 itself"), ("4 itself", "2 points", "0 itself")]:
+        assert ran(tmp_path, after=after, few=few)[2] == ["scontrol requeue 7"]
+        assert (tmp_path / "s.h5.restarts-7").read_text() == f"{kept}\n"
+
+
+def test_a_job_that_slurm_started_again_says_so(tmp_path):
+    out, _, _ = ran(tmp_path, after="9 points", restart=1)
+    assert out.startswith("SLURM requeued this job: another one took its place (preemption), or its node failed\n")
+    assert "SLURM requeued" in ran(tmp_path, after="9 points", restart=2, few="0 SLURM")[0]
+
+
+def test_a_command_without_a_result_hands_on_its_exit_code(tmp_path):
+    job = Job(("health",), None, tmp_path, about=tmp_path / "net_health", requeue=True)
+    assert ran(tmp_path, code=3, job=job)[1:] == (3, [])
+    assert f"--output={tmp_path}/net_health.%j.log --open-mode=append" in directives(job)
+
+
+def test_containers_of_pyxis_are_started_by_srun_also_for_a_look_at_the_result():
+    site = Site(container="/images/lossmap.sqsh", container_kind="pyxis", container_options=("--container-writable",))
+    inside = (
+        "--container-image=/images/lossmap.sqsh --container-mounts=/data:/data --container-workdir=/data "
+        "--container-writable"
+    )
+    text = lines(replace(JOB, nodes=2), site)
+    assert f'srun --mpi=pmix {inside} "${{program[@]}}" "${{work[@]}}" </dev/null &' in text
+    assert f"alone=(srun --nodes=1 --ntasks=1 --overlap {inside})" in text and "program=(lossmap)" in text
+    assert f'srun --ntasks=1 {inside} "${{program[@]}}" "${{work[@]}}" </dev/null &' in lines(JOB, site)
+    enroot = replace(site, container_kind="enroot", container_options=("--mount", "/data"))
+    assert slurm.program(enroot) == ["enroot", "start", "--mount", "/data", "/images/lossmap.sqsh", "lossmap"]
+    assert "alone=()" in lines(JOB, enroot)
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
@@ -215,6 +318,8 @@ def test_the_example_site_file_is_a_site_also_with_everything_uncommented(tmp_pa
         ("modules = 'a'", "must be a list of strings"),
         ("environment = 'a'", "must be a table of strings"),
         ("warning = 0", "must be an integer >= 1"),
+        ("container_kind = 'docker'", "the container_kind must be one of apptainer, pyxis, enroot; got 'docker'"),
+        ("container = 'a'\ncontainer_kind = 'pyxis'\nlauncher = 'mpirun'", "pyxis needs the launcher srun"),
         ("launcher = 'aprun'", "the launcher must be one of srun, mpirun, wheel, none; got 'aprun'"),
         ("=", "is not TOML"),
     ],
@@ -233,7 +338,7 @@ def test_a_chain_waits_link_by_link_and_is_cancelled_by_one_command():
         asked.append(command)
         return f"{100 + len(asked)};cluster\n"
 
-    sent = slurm.submit(Path("/data/s.h5.sbatch"), 3, ask)
+    sent = slurm_queue.submit(Path("/data/s.h5.sbatch"), 3, ask)
     assert sent.jobs == ("101", "102", "103")
     assert sent.cancel == "scancel 101 102 103"
     assert asked[0] == ["sbatch", "--parsable", "/data/s.h5.sbatch"]
@@ -246,8 +351,14 @@ def test_what_sbatch_says_is_handed_on_with_the_jobs_already_sent():
             return "7\n"
         raise subprocess.CalledProcessError(1, command, stderr="sbatch: error: Job violates\naccounting policy\n")
 
-    with pytest.raises(RuntimeError, match=r"sbatch refused .*violates accounting policy; already in the queue: 7"):
-        slurm.submit(Path("/data/s.sbatch"), 2, ask)
+    with pytest.raises(RuntimeError) as refusal:
+        slurm_queue.submit(Path("/data/s.sbatch"), 2, ask)
+    assert str(refusal.value).splitlines() == [
+        "sbatch refused /data/s.sbatch; it says:",
+        "  sbatch: error: Job violates",
+        "  accounting policy",
+        "  already in the queue: 7",
+    ]
 
 
 def test_without_sbatch_one_is_sent_to_a_login_node():
@@ -255,22 +366,22 @@ def test_without_sbatch_one_is_sent_to_a_login_node():
         raise FileNotFoundError
 
     with pytest.raises(RuntimeError, match="no sbatch here"):
-        slurm.submit(Path("/data/s.sbatch"), 1, ask)
+        slurm_queue.submit(Path("/data/s.sbatch"), 1, ask)
 
 
 def test_the_largest_array_is_queried_from_the_cluster():
-    assert slurm.largest_array(lambda command: "A = 1\nMaxArraySize            = 1001\n") == 1000
-    assert slurm.largest_array(lambda command: "nothing") is None
+    assert slurm_queue.largest_array(lambda command: "A = 1\nMaxArraySize            = 1001\n") == 1000
+    assert slurm_queue.largest_array(lambda command: "nothing") is None
 
     def fails(command):
         raise FileNotFoundError
 
-    assert slurm.largest_array(fails) is None
+    assert slurm_queue.largest_array(fails) is None
 
 
 def test_a_script_is_kept_beside_the_result(tmp_path):
     job = replace(JOB, result=tmp_path / "s.h5")
-    assert slurm.write_script(job, "text") == tmp_path / "s.h5.sbatch"
+    assert slurm_queue.write_script(job, "text") == tmp_path / "s.h5.sbatch"
     assert [p.name for p in tmp_path.iterdir()] == ["s.h5.sbatch"]
 
 
@@ -303,3 +414,53 @@ def test_shards_are_found_beside_their_result_also_those_that_have_only_a_journa
     (tmp_path / "s.shard-1-of-2.h5").touch()
     with pytest.raises(ValueError, match=r"shards of 2 and 3 lie beside .*; name the files to merge"):
         sibling_shards(tmp_path / "s.h5")
+
+
+# ---- the queue
+
+
+def test_jobs_are_known_by_their_script_and_say_why_they_wait(tmp_path):
+    script = tmp_path / "a b.h5.sbatch"
+    script.touch()
+
+    def ask(command):
+        assert command[0] == "squeue"
+        return (
+            f"12 PENDING PartitionDown {script}\n12 RUNNING None {script}\n13 PENDING (ReqNodeNotAvail, "
+            f"UnavailableNodes:node[1-2]) {script}\n14 RUNNING None /elsewhere/a b.h5.sbatch\n15 RUNNING None (null)\n"
+        )
+
+    first, second = slurm_queue.jobs_of(script, ask)
+    assert first.sentence == "job 12 is running"
+    assert second.sentence.startswith("job 13 is pending (ReqNodeNotAvail, UnavailableNodes:node[1-2]): nodes that it")
+    reason = slurm_queue.QueuedJob("3", "PENDING", "QOSMaxCpuPerUserLimit", "")
+    assert reason.sentence == "job 3 is pending (QOSMaxCpuPerUserLimit): a limit of the QOS is reached"
+    assert len(slurm_queue.queued_jobs(ask)) == 4
+
+
+def test_a_refused_script_is_not_left_and_an_earlier_one_comes_back(tmp_path):
+    job = replace(JOB, result=tmp_path / "s.h5")
+
+    def refuse(command):
+        raise subprocess.CalledProcessError(1, command, stderr="sbatch: error: invalid partition specified: nowhere\n")
+
+    for earlier in (None, "earlier"):
+        if earlier:
+            job.script.write_text(earlier)
+        with pytest.raises(RuntimeError, match="invalid partition"):
+            slurm_queue.submit_script(job, "new", run=refuse)
+        assert (job.script.read_text() if job.script.exists() else None) == earlier
+
+
+def test_a_job_without_a_result_is_followed_by_another_only_where_it_failed(tmp_path):
+    commands = []
+
+    def ask(command):
+        commands.append(command)
+        return f"sbatch: warning: slow\n{len(commands)}\n"
+
+    job = Job(("health",), None, tmp_path, about=tmp_path / "h", chain=2)
+    sent = slurm_queue.submit_script(job, "text", "afterok:5", ask)
+    assert (sent.jobs, sent.notes) == (("1", "2"), ("sbatch: warning: slow",))
+    assert commands[0][2:] == ["--dependency=afterok:5", str(tmp_path / "h.sbatch")]
+    assert commands[1][2:] == ["--dependency=afternotok:1", "--kill-on-invalid-dep=yes", str(tmp_path / "h.sbatch")]

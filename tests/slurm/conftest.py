@@ -47,6 +47,9 @@ ReturnToService=2
 MinJobAge=300
 KillWait=30
 SwitchType=switch/none
+MailProg={top}/mail
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
 JobAcctGatherType=jobacct_gather/none
 AccountingStorageType=accounting_storage/none
 """
@@ -57,6 +60,12 @@ class Cluster:
     """What the tests ask of it."""
 
     environment: dict[str, str]
+    top: Path
+
+    def mails(self, job: str) -> list[str]:
+        """The subjects of the mails about a job, in order."""
+        path = self.top / "mails"
+        return [line for line in path.read_text().splitlines() if f"Job_id={job} " in line] if path.exists() else []
 
     def ask(self, *command: str, check: bool = True) -> str:
         done = subprocess.run(
@@ -93,7 +102,7 @@ def cluster():
         link.symlink_to("libpmix.so.2")
     top = Path(tempfile.mkdtemp(prefix="lm", dir="/tmp"))
     try:
-        yield Cluster(_up(top))
+        yield Cluster(_up(top), top)
     finally:
         _down(top)
 
@@ -121,7 +130,12 @@ def _up(top, nodes=("node1", "node2")):
         f"NodeName={node} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs=2 RealMemory=4000 State=UNKNOWN\n"
         for node, port in zip(nodes, ports[1:], strict=True)
     ]
-    lines.append(f"PartitionName=main Nodes={','.join(nodes)} Default=YES MaxTime=60 State=UP OverSubscribe=NO\n")
+    shared = f"Nodes={','.join(nodes)} MaxTime=60 OverSubscribe=NO"
+    lines.append(f"PartitionName=main {shared} Default=YES State=UP PriorityTier=1 PreemptMode=REQUEUE\n")
+    lines.append(f"PartitionName=urgent {shared} State=UP PriorityTier=9 PreemptMode=OFF\n")
+    lines.append(f"PartitionName=closed {shared} State=DOWN\n")
+    (top / "mail").write_text(f'#!/bin/sh\n# mail -s SUBJECT ADDRESS\necho "$2" >>{top}/mails\n')
+    (top / "mail").chmod(0o755)
     (top / "slurm.conf").write_text("".join(lines))
     environment = _environment(top)
     _run("slurmctld", "-c", env=environment)

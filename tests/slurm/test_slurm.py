@@ -48,7 +48,7 @@ class Farm:
             stdin=subprocess.DEVNULL,
         )
         assert done.returncode == code, f"{words}: {done.returncode}\n{done.stdout}{done.stderr}"
-        return done.stdout
+        return done.stdout + done.stderr * (code == 2)
 
     def survey(self, result, count=5, *more):
         span = f"-1:1:{count}"
@@ -72,7 +72,10 @@ class Farm:
             return {name: file[name][()] for name in names}
 
     def status(self, result):
-        done = subprocess.run([LOSSMAP, "status", "--json", result], cwd=self.folder, capture_output=True, text=True)
+        environment = self.cluster.environment
+        done = subprocess.run(
+            [LOSSMAP, "status", "--json", result], cwd=self.folder, env=environment, capture_output=True, text=True
+        )
         return json.loads(done.stdout) if done.returncode in (0, 3, 75) else None
 
     def until_begun(self, result, points=3, seconds=60, measure="loss"):
@@ -85,7 +88,8 @@ class Farm:
         raise AssertionError("no point was done: " + "".join(p.read_text() for p in self.folder.glob("*.log")))
 
     def log(self, name):
-        return (self.folder / f"{name}.log").read_text()
+        logs = [p for p in self.folder.iterdir() if p.name.startswith(f"{name}.") and p.suffix == ".log"]
+        return "".join(log.read_text() for log in sorted(logs))
 
 
 @pytest.fixture
@@ -110,11 +114,24 @@ def same(a, b):
 
 def test_a_signaled_job_is_requeued_and_completes_as_if_undisturbed(farm, undisturbed):
     result = 'the "result".h5'
-    (farm.folder / "slow loss.py").write_text(LOSS.replace("= 0.1", "= 0.1 if again else 0.6"))
-    (job,) = farm.submit("--nodes", "2", "--requeue", work=farm.survey(result, 8))
+    (farm.folder / "slow loss.py").write_text(LOSS.replace("= 0.1", "= 0.1 if again else 2.5"))
+    mail = ("--mail-type", "BEGIN,END,FAIL,REQUEUE", "--mail-user", "somebody@localhost")
+    (job,) = farm.submit("--nodes", "2", "--requeue", *mail, work=farm.survey(result, 8))
+    after = farm.cluster.ask(
+        "sbatch", "--parsable", f"--dependency=afterok:{job}", "--output=/dev/null", "--wrap", "true"
+    ).strip()
     meanwhile = farm.until_begun(result)
     assert meanwhile["outcome"] == "unfinished"
-    assert meanwhile["running"]
+    assert meanwhile["running"] and meanwhile["queue"] == [f"job {job} is running"]
+    refused = farm.lossmap("submit", "--", *farm.survey(result, 8), code=2)
+    assert f"is in the queue already: job {job} is running" in refused
+    # one that gets there by sbatch all the same finds the result busy: it ends at once, and is not requeued
+    second = farm.cluster.ask("sbatch", "--parsable", f"{farm.folder}/{result}.sbatch").strip()
+    farm.cluster.wait(second)
+    assert (farm.cluster.job(second)["Restarts"], farm.cluster.job(second)["JobState"]) == ("0", "FAILED")
+    log = (farm.folder / f"{result}.{second}.log").read_text()
+    assert "another process is writing" in log and "not requeued: " in log
+    assert farm.cluster.job(job)["JobState"] == "RUNNING"
     farm.cluster.ask("scancel", "--batch", "--signal=USR1", job)
     farm.cluster.wait(job)
     assert farm.cluster.job(job)["JobState"] == "COMPLETED"
@@ -122,8 +139,17 @@ def test_a_signaled_job_is_requeued_and_completes_as_if_undisturbed(farm, undist
     same(farm.fields(result), undisturbed)
     told = farm.status(result)
     assert (told["outcome"], told["restarts"], told["measures"]["loss"]["ranks"]) == ("complete", 1, 2)
+    farm.cluster.wait(after)  # which the first attempt's end did not let go
+    assert farm.cluster.job(after)["JobState"] == "COMPLETED"
+    assert [mail.split(",")[0].split(" ")[-1] for mail in farm.cluster.mails(job)] == [
+        "Began",
+        "Requeued",
+        "Began",
+        "Ended",
+    ]
     log = farm.log(result)
-    assert "interrupted" in log
+    assert "interrupted" in log and "SLURM requeued" not in log
+    assert not list(farm.folder.glob("*.restarts-*"))
     assert f"attempt 2 of job {job}" in log
 
 
@@ -170,7 +196,7 @@ def test_an_array_of_a_campaign_computes_members_of_its_own_and_comes_back_for_t
     assert told["counts"]["complete"] == 3 and told["points"] == {"done": 36, "failed": 0, "total": 36}
     logs = {p.name: p.read_text() for p in (farm.folder / "sweep" / "submissions").glob("*.log")}
     assert len(logs) == 3, logs
-    assert "attempt 2 of job" in logs["1.shard-1-of-3.log"], logs
+    assert "attempt 2 of job" in logs[f"1.shard-1-of-3.{job}.log"], logs
 
 
 def test_a_chain_of_short_jobs_finishes_a_long_survey(farm, undisturbed):
@@ -210,14 +236,50 @@ def test_a_job_that_is_cancelled_or_gets_nothing_done_does_not_come_back(farm):
     assert "not requeued: the job was cancelled" in farm.log("cancelled.h5")
     done = farm.status("cancelled.h5")["measures"]["loss"]["done"]
     (farm.folder / "slow loss.py").unlink()
-    (job,) = farm.submit("--requeue", work=["resume", "cancelled.h5"])
+    refused = farm.lossmap("submit", "--requeue", "--", "resume", "cancelled.h5", code=2)
+    assert "there is no file slow loss.py" in refused
+    (job,) = farm.submit("--requeue", "--no-check", work=["resume", "cancelled.h5"])
     farm.cluster.wait(job)
-    assert "not requeued: this attempt made no progress" in farm.log("cancelled.h5")
+    assert "not requeued: the command was refused" in farm.log("cancelled.h5")
     assert farm.cluster.job(job)["Restarts"] == "0"
     assert farm.status("cancelled.h5")["measures"]["loss"]["done"] == done
 
 
-def test_what_sbatch_refuses_is_said_in_one_sentence(farm):
+def test_a_job_that_another_takes_the_place_of_goes_on_later_and_says_why(farm, undisturbed):
+    (farm.folder / "slow loss.py").write_text(LOSS.replace("= 0.1", "= 0.02 if again else 0.6"))
+    work = farm.survey("p.h5", 8)
+    (job,) = farm.submit("--nodes", "2", "--requeue", "--sbatch", "--exclusive", work=work)
+    farm.until_begun("p.h5")
+    other = farm.cluster.ask(
+        "sbatch", "--parsable", "-p", "urgent", "-N2", "--exclusive", "--output=/dev/null", "--wrap", "sleep 1"
+    ).strip()
+    farm.cluster.wait(other)
+    farm.cluster.wait(job, seconds=200)  # SLURM lets a job wait for two minutes that it has requeued
+    assert farm.cluster.job(job)["JobState"] == "COMPLETED"
+    log = farm.log("p.h5")
+    assert "SLURM requeued this job: another one took its place (preemption)" in log
+    assert "another job takes its place (preemption), and SLURM sees to it" in log and "cancelled" not in log
+    same(farm.fields("p.h5"), undisturbed)
+    assert "started again by SLURM: preempted, or a node failed" in farm.lossmap("status", "p.h5")
+
+
+def test_why_a_job_waits_is_said_by_submit_and_by_status(farm):
+    told = farm.lossmap("submit", "--no-check", "--partition", "closed", "--", *farm.survey("w.h5"))
+    number = told.splitlines()[0].split()[2]
+    assert f"in the queue: job {number} is pending (PartitionDown): the partition is down" in told
+    assert f"no file w.h5; job {number} is pending (PartitionDown)" in farm.lossmap("status", "w.h5", code=2)
+    farm.cluster.ask("scancel", number)
+
+
+def test_a_spectrum_is_a_job_that_resumes_too(farm):
+    work = ["spectrum", "--model", "mlp", "--samples", "32", "--trace-products", "20", "--no-density"]
+    (job,) = farm.submit("--requeue", work=[*work, "--surf-file", "c.h5"])
+    farm.cluster.wait(job)
+    assert farm.cluster.job(job)["JobState"] == "COMPLETED"
+    assert farm.status("c.h5")["outcome"] == "complete"
+
+
+def test_what_sbatch_refuses_is_said_in_its_own_lines(farm):
     done = subprocess.run(
         [LOSSMAP, "submit", *farm.site(partition="nowhere"), "--", *farm.survey("a.h5")],
         cwd=farm.folder,
@@ -226,6 +288,11 @@ def test_what_sbatch_refuses_is_said_in_one_sentence(farm):
         text=True,
     )
     assert done.returncode == 2
-    assert done.stderr.startswith("lossmap: sbatch refused ")
-    assert len(done.stderr.splitlines()) == 1
+    first, *others = done.stderr.splitlines()
+    assert first.startswith("lossmap: sbatch refused ") and first.endswith("; it says:")
+    assert others == [
+        "  sbatch: error: invalid partition specified: nowhere",
+        "  sbatch: error: Batch job submission failed: Invalid partition name specified",
+    ]
+    assert not list(farm.folder.glob("*.sbatch"))
     assert os.environ.get("SLURM_JOB_ID") is None
