@@ -30,6 +30,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning:lightning"),
     pytest.mark.filterwarnings("ignore::FutureWarning:lightning"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning:torch_geometric"),
+    pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning"),
 ]
 QUICK = "--density-steps 4 --density-probes 1 --top 1 --hvp-backend double-backward --no-probe"
 SMALLER = (
@@ -136,6 +137,22 @@ def lightning(net, page):
     return nats(torch.tanh(x.double() @ first.weight.T + first.bias) @ last.weight.T + last.bias, y).mean()
 
 
+def language_model(net, rows):
+    """The mean over the tokens of all rows but the first of each."""
+    net.set_attn_implementation("eager")
+    logits = net(input_ids=rows, use_cache=False).logits
+    return nats(logits[:, :-1].flatten(0, 1), rows[:, 1:].flatten()).mean()
+
+
+def huggingface(net, page):
+    return language_model(net, page["tokens"].view(-1, 16))
+
+
+def lora(net, page):
+    rows = torch.tensor(page["datasets"].load_from_disk("tokens")["input_ids"][:])
+    return language_model(net.get_base_model(), rows)
+
+
 # page: the formula of its loss, and the parameters of its Hessian
 RECIPES = {
     "mlp": (mlp, "weights"),
@@ -148,6 +165,8 @@ RECIPES = {
     "pinn": (pinn, "all"),
     "graph": (graph, "weights"),
     "lightning": (lightning, "weights"),
+    "huggingface": (huggingface, "weights"),
+    "lora": (lora, "trainable"),
 }
 
 
@@ -194,6 +213,8 @@ def dense_truth(net, formula, parameters):
     net = net.double().eval()
     state = {f"net.{name}": p.detach() for name, p in net.named_parameters()}
     names = [name for name, p in state.items() if parameters == "all" or p.dim() > 1]
+    if parameters == "trainable":
+        names = [f"net.{name}" for name, p in net.named_parameters() if p.requires_grad]
     sizes = [state[name].numel() for name in names]
 
     def loss(theta):
