@@ -35,19 +35,26 @@ def signs(n: int, *purpose: str | int) -> torch.Tensor:
 
 
 @contextmanager
-def same_random_state(seed: int = 0) -> Iterator[None]:
-    """Inside, the global generators of torch, NumPy and Python start from a seed; outside they are as before.
-
-    User code, such as a factory, then gives the same to every rank, and to every later run.
-    """
+def preserved_random_state() -> Iterator[None]:
+    """The global generators of torch (also on CUDA devices), NumPy and Python are afterwards as they were before."""
     python_state, numpy_state = random.getstate(), np.random.get_state()
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()  # type: ignore[no-untyped-call]
     with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)
-        random.seed(seed)
-        np.random.seed(seed % 2**32)  # NumPy takes 32 bits
         try:
             yield
         finally:
             random.setstate(python_state)
             np.random.set_state(numpy_state)
+
+
+@contextmanager
+def same_random_state(seed: int = 0) -> Iterator[None]:
+    """Inside, the global generators of torch, NumPy and Python start from a seed; outside they are as before.
+
+    User code, such as a factory, then gives the same to every rank, and to every later run.
+    """
+    with preserved_random_state():
+        torch.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed % 2**32)  # NumPy takes 32 bits
+        yield

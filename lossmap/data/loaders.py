@@ -39,6 +39,7 @@ from lossmap.data.batches import (
     map_tensors,
     read_into_memory,
 )
+from lossmap.seeding import preserved_random_state
 
 log = logging.getLogger(__name__)
 DEFAULT_BATCH_SIZE = 256
@@ -63,6 +64,7 @@ class Source:
         return sum(leaf.numel() * leaf.element_size() for leaf in first if isinstance(leaf, Tensor))
 
 
+@preserved_random_state()
 def as_batches(
     data: Any, batch_size: int | None = None, budget: int | None = None, *, ranks_sharing: int | None = None
 ) -> Batches:
@@ -73,6 +75,7 @@ def as_batches(
     ranks_sharing  ranks that share the memory of this host and load the same, which divides that default; those that
                    the launcher started here, if left out
 
+    Global generators are left as they were, so that a training goes on as if nothing had been read.
     Raises ValueError where the batches do not fit together, or are too many for memory and cannot be streamed.
     """
     if isinstance(data, (tuple, dict)) and any(isinstance(leaf, np.ndarray) for leaf in pytree.tree_leaves(data)):

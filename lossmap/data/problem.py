@@ -81,8 +81,12 @@ class CustomCount:
     model: nn.Module
 
     def __call__(self, batch: Batch) -> int:
-        """The number of samples; the loss runs with gradients, since it may differentiate by its inputs."""
-        return _value_and_count(self.loss, self.model, batch)[1]
+        """The number of samples; the loss runs with gradients, since it may differentiate by its inputs.
+
+        The model is borrowed here as well: a problem over a copy of it counts with this one, which may be in training.
+        """
+        with temporary_parameters(self.model, {}):
+            return _value_and_count(self.loss, self.model, batch)[1]
 
 
 @checked_init
