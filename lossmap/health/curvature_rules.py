@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from lossmap.diagnostics.stability import stability_limit
 from lossmap.health.finding import MODERATE, NOTE, Finding, Suggestion
 from lossmap.health.measurements import Measurements
 from lossmap.health.suggestions import CLIP, NORMALIZE, SECOND_ORDER, SMALLER_STEP
@@ -18,18 +19,6 @@ from lossmap.report.text import number, value_with_limit
 AT_THE_EDGE, BEYOND_THE_EDGE = 0.9, 1.1  # of the stability threshold
 MAX_NEGATIVE_RATIO = 0.1
 MAX_OUTLIER_RATIO = 100.0
-
-
-def stability_limit(rate: float, momentum: float = 0.0, nesterov: bool = False) -> float:
-    """The largest eigenvalue at which full-batch gradient descent on a quadratic is stable.
-
-    2 (1 + b) / rate with heavy-ball momentum b; with Nesterov's, as `torch.optim.SGD(nesterov=True)` takes it, less:
-    2 (1 + b) / ((1 + 2 b) rate). Cohen et al. (2021), arXiv:2103.00065.
-    """
-    limit = 2.0 * (1.0 + momentum) / rate
-    if nesterov:
-        limit /= 1.0 + 2.0 * momentum
-    return limit
 
 
 def edge_of_stability(measured: Measurements) -> Iterator[Finding]:

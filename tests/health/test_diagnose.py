@@ -14,7 +14,7 @@ from lossmap import zoo
 from lossmap.data import datasets
 from lossmap.data.batches import Resident, Streamed
 from lossmap.data.problem import Problem
-from lossmap.health.curvature_rules import stability_limit
+from lossmap.diagnostics.stability import stability_limit
 from lossmap.health.diagnose import diagnose, diagnose_network_health, subset
 from lossmap.health.finding import SERIOUS
 from lossmap.health.rules import apply_rules
