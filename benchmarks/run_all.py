@@ -22,6 +22,7 @@ ORDER = (
     "dispatch",
     "estimate",
     "memory",
+    "callbacks",
     "checks",
     "planted",
     "trust",

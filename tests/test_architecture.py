@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 GROUND = {"report", "interrupt", "keywords", "memory", "seeding", "sums", "values", "zoo"}
 # package -> what it may import of ours beside itself and the ground; "cli" may import all
 TABLE = {
+    "callbacks": {"dynamics", "spectra", "training", "diagnostics", "curvature", "linalg", "geometry", "data", "io"},
     "campaign": {"landscape", "spectra", "health", "dynamics", "parallel", "io", "results", "geometry.grid"},
     "dynamics": {"spectra", "landscape", "diagnostics", "curvature", "linalg", "io", "parallel", "geometry", "data"},
     "health": {"spectra", "diagnostics", "curvature", "linalg", "geometry", "data"},
@@ -40,13 +41,17 @@ HOMES = {
     "matplotlib": {"plotting"},
     "plotly": {"plotting"},
     "torch": {
-        "cli", "dynamics", "health", "spectra", "landscape", "diagnostics", "training", "curvature", "linalg",
+        "cli", "callbacks", "dynamics", "health", "spectra", "landscape", "diagnostics", "training", "curvature",
+        "linalg",
         "geometry.directions", "geometry.parameter_vector", "geometry.training_path", "geometry.unregistered",
         "geometry.wrappers", "data", "zoo", "memory", "seeding", "sums", "results",
     },
     "torch.fx": {"curvature.linearize", "landscape.fold_batchnorm"},
     "numpy": {*TABLE, "cli", "report", "seeding", "sums", "values"},
     "scipy": {"curvature", "dynamics", "landscape", "linalg", "data"},
+    "lightning": {"callbacks"},
+    "pytorch_lightning": {"callbacks"},
+    "transformers": {"callbacks"},
     "PIL": {"data"},
     "safetensors": {"data"},
     "transformers": {"data.huggingface_folder", "data.huggingface_data"},
@@ -68,6 +73,7 @@ BY_NAME = {
     "data.import_by_name",
     "values",
     "results",
+    "callbacks.with_lightning",
     "cli.work_of_member",
     "io.xarray_table",
 }

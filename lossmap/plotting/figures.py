@@ -26,10 +26,11 @@ from lossmap.plotting.panels import FigureOptions
 from lossmap.plotting.plane_figures import draw_eigenvalue_maps, draw_maps, draw_surfaces_3d
 from lossmap.plotting.quantities import as_line, best_field, holds_points, is_line, other_kinds
 from lossmap.plotting.style import save, style_context
+from lossmap.plotting.training import draw_training, is_training
 
 __all__ = ["KINDS", "draw", "save"]
 
-KINDS = ("auto", "filled", "contour", "map", "3d", "line", "eigen", *dispatch.KINDS)
+KINDS = ("auto", "filled", "contour", "map", "3d", "line", "eigen", "training", *dispatch.KINDS)
 PLANE_KINDS = ("filled", "contour", "map", "3d")
 
 
@@ -62,8 +63,8 @@ def draw(
 
     Args:
         what: a `Surface`, another result (a `Spectrum`, a `Diagnosis`, ...), the path of a file, or several of them.
-        kind: filled, contour, map (cells, nothing between), 3d, line, eigen; spectrum, layers, evolution, health, path
-            for what else is there; auto takes what fits.
+        kind: filled, contour, map (cells, nothing between), 3d, line, eigen, training; spectrum, layers, evolution,
+            health, path for what else is there; auto takes what fits.
         field: what to show; train_loss if there is one. "ratio" is |min_eig / max_eig|; "name:2" a further dimension;
             of spectra and layers the label.
         titles: one for each surface.
@@ -131,13 +132,15 @@ def _draw_all_lines(
     flat = [as_line(surface) for surface in surfaces]
     if kind == "eigen":
         return draw_eigenvalue_lines(flat, titles, options)
+    if kind == "training":
+        return draw_training(flat, titles, options)
     return draw_lines(flat, field, titles, options)
 
 
 def _draw_all_planes(
     surfaces: Sequence[Surface], kind: str, field: str | None, titles: Sequence[str] | None, options: FigureOptions
 ) -> Figure:
-    if kind == "line" or any(is_line(surface) for surface in surfaces):
+    if kind in ("line", "training") or any(is_line(surface) for surface in surfaces):
         raise ValueError("lines and planes do not go into one picture, nor does a plane as a line")
     if kind == "eigen":
         return draw_eigenvalue_maps(surfaces, titles, options)
@@ -162,6 +165,8 @@ def _fitting_kind(surfaces: Sequence[Surface], field: str | None) -> str:
     """The kind that fits what the files hold, and the field if one is named."""
     if field is None and not any(holds_points(surface) for surface in surfaces) and other_kinds(surfaces[0]):
         return other_kinds(surfaces[0])[0]
+    if field is None and all(is_training(surface) for surface in surfaces):
+        return "training"
     if field is None and all("max_eig" in surface and "min_eig" in surface for surface in surfaces):
         return "eigen"
     if all(is_line(surface) for surface in surfaces):

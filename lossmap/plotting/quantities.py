@@ -48,7 +48,7 @@ def quantity(surface: Surface, name: str) -> Quantity:
         known = [n for n in surface.fields if not n.endswith(("_seconds", "_rank"))]
         raise ValueError(f"no field {name!r} here; there are: {', '.join(known) or 'none'}")
     about = surface.about[base]
-    label = about.long_name + _in_brackets(about.unit)
+    label = about.long_name + in_brackets(about.unit)
     if about.extra is not None:
         if not index.isdigit() or int(index) >= about.extra[1]:
             raise ValueError(f"the field {base!r} holds {about.extra[1]} numbers a point: name one, {base}:0 and so on")
@@ -73,10 +73,10 @@ def short_unit(about: Field) -> str:
 
 
 def _unit(about: Field) -> str:
-    return _in_brackets(short_unit(about))
+    return in_brackets(short_unit(about))
 
 
-def _in_brackets(unit: str) -> str:
+def in_brackets(unit: str) -> str:
     """A unit behind a name; nothing for a number without unit."""
     return "" if unit in ("", "1") else f" ({unit})"
 

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import torch
 
+import lossmap
+from lossmap.callbacks import CurvatureMonitor
 from lossmap.cli.__main__ import main
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "reference" / "file-format.md"
@@ -63,6 +65,11 @@ def folder(tmp_path_factory):
         for code, words in COMMANDS:
             assert main(words.split()) == code, words
     torch.set_num_threads(threads)
+    model = torch.nn.Linear(4, 3)
+    problem = lossmap.Problem.supervised(
+        model, "crossentropy", (torch.from_numpy(x), torch.from_numpy(x[:, :3].argmax(1)))
+    )
+    CurvatureMonitor(problem, torch.optim.SGD(model.parameters(), 0.1), path=folder / "training.h5").measure()
     return folder
 
 
@@ -140,7 +147,7 @@ def test_the_arrays_of_each_task_are_on_the_page(folder):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("file", ["surface.h5", "top.h5", "dynamics.h5"])
+@pytest.mark.parametrize("file", ["surface.h5", "top.h5", "dynamics.h5", "training.h5"])
 def test_every_field_has_a_unit_and_a_meaning(folder, file):
     with h5py.File(folder / file) as opened:
         fields = {name: item for name, item in opened.items() if isinstance(item, h5py.Dataset) and item.dtype == "f8"}

@@ -1,0 +1,73 @@
+"""Numbers of a step into whatever logs a training: by the method that it has, so that no such library is imported.
+
+add_scalar(name, value, step)     TensorBoard's SummaryWriter
+log_metrics(numbers, step=)       the loggers of Lightning, MLflow
+log(numbers, step=)               Weights & Biases: the module or a run
+a path that ends in .csv          one row a step
+a function (numbers, step)        anything else
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+Log = Callable[[Mapping[str, float], int], Any]
+PREFIX = "curvature/"
+
+
+def log_of(logger: Any) -> Log:
+    """How numbers go into a logger. Raises TypeError for what is none."""
+    if isinstance(logger, (str, os.PathLike)):
+        return CsvLog(Path(logger))
+    if hasattr(logger, "add_scalar"):
+        return lambda numbers, step: [logger.add_scalar(PREFIX + name, n, step) for name, n in numbers.items()]
+    for method in ("log_metrics", "log"):
+        if hasattr(logger, method):
+            return _by(getattr(logger, method))
+    if callable(logger):
+        return logger  # type: ignore[no-any-return]
+    raise TypeError(
+        "a logger must have add_scalar, log_metrics or log, or be a function (numbers, step) or the path of a .csv "
+        f"file; got {type(logger).__name__}"
+    )
+
+
+def logs_of(loggers: Any) -> list[Log]:
+    """How numbers go into one logger or several; into none for None or False."""
+    if not loggers:
+        return []
+    is_several = isinstance(loggers, Iterable) and not isinstance(loggers, (str, os.PathLike))
+    return [log_of(logger) for logger in (loggers if is_several else [loggers])]
+
+
+def _by(method: Callable[..., Any]) -> Log:
+    return lambda numbers, step: method({PREFIX + name: n for name, n in numbers.items()}, step=step)
+
+
+class CsvLog:
+    """A table with one row a step, flushed with each. Raises ValueError where the file does not end in .csv.
+
+    path  of the file, which is begun anew
+    """
+
+    def __init__(self, path: Path) -> None:
+        if path.suffix.lower() != ".csv":
+            raise ValueError(f"the file of a logger must end in .csv; got {str(path)!r}")
+        self.path = path
+        self.columns: list[str] = []
+
+    def __call__(self, numbers: Mapping[str, float], step: int) -> None:
+        """Add a row; a number that the first row had not is left out."""
+        is_first = not self.columns
+        if is_first:
+            self.columns = ["step", *numbers]
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("w" if is_first else "a", newline="") as file:
+            rows = csv.DictWriter(file, self.columns, extrasaction="ignore", restval="nan")
+            if is_first:
+                rows.writeheader()
+            rows.writerow({"step": step, **numbers})

@@ -1,0 +1,296 @@
+"""Curvature while a network trains, for a loop of one's own: a reading every so many steps.
+
+    monitor = CurvatureMonitor(problem, optimizer, every=100, path="training.h5")
+    for x, y in loader:
+        ...
+        optimizer.step()
+        monitor.step()
+    monitor.close()
+
+Training goes on to the same bits as without it. Symbols, units and the price of a reading: `measurement`; what of the
+training's time it may take: `overhead`.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from math import nan
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lossmap.callbacks.history import History, known, now
+from lossmap.callbacks.loggers import logs_of
+from lossmap.callbacks.measurement import Measurement, Reading, undisturbed
+from lossmap.callbacks.optimizer import RATE_IS_0, step_rule
+from lossmap.callbacks.overhead import Overhead
+from lossmap.curvature.gradient import loss_and_gradient
+from lossmap.data.checkpoints import finite_or_named
+from lossmap.data.problem import Problem
+from lossmap.geometry.parameter_vector import selected
+from lossmap.io.provenance import provenance
+from lossmap.io.surface import Surface
+from lossmap.keywords import checked_init
+from lossmap.training.run_folder import save
+
+logger = logging.getLogger("lossmap")
+
+PRODUCT = 2.5  # gradients that a product costs, by double backward
+
+
+@checked_init
+class CurvatureMonitor:
+    """Curvature and the optimizer's stability every so many steps of a training; weights come out the same to the bit.
+
+    Args:
+        problem: the model that is trained, its loss, and a small fixed set of samples to measure: a
+            `lossmap.Problem`. Of a loader its samples are read once, when the problem is made.
+        optimizer: whose stability threshold is compared: SGD (momentum, Nesterov), Adam or AdamW of PyTorch.
+        every: steps between two readings.
+        path: a result file for the readings, which `lossmap draw` shows and `lossmap.read` reads; None: none.
+        loggers: one or several: TensorBoard's SummaryWriter, Weights & Biases, a logger of Lightning, a function
+            (numbers, step), the path of a .csv file.
+        parameters: what the Hessian is of: `trainable`, `weights` (dimension > 1), `all`, or a regular expression.
+        max_overhead: the share of the training's own time that readings may take; what does not fit is left out,
+            which the log says once. None: no limit.
+        checkpoints: a folder for the weights at each reading, `step_000100.pt`, as `lossmap dynamics` takes it.
+        tol: accuracy of the eigenvalues, relative to the largest absolute one.
+        trace_products: products for the trace; 0: no trace.
+        max_products: at most so many for one search of eigenvalues.
+        backend: of products: `double-backward` (nothing to prepare), `auto`, `linearized` or `retained-graph`.
+        seed: of random starts and probes.
+        check: whether products are compared with differences of the gradient before training begins, as commands do;
+            it takes a hundred gradients, and thousands where the loss has a kink at the start (ReLU).
+        overwrite: whether a file that is there is begun anew.
+        clock: seconds; to be replaced in tests.
+
+    Raises:
+        FileExistsError: where the file is there already.
+        ValueError: for a number out of range, a model that cannot be differentiated twice, weights in half precision or
+            sharded over processes, and a loss that is no mean over samples.
+
+    Example:
+        >>> import torch, lossmap
+        >>> from lossmap.callbacks import CurvatureMonitor
+        >>> _ = torch.manual_seed(0)
+        >>> x, y = torch.randn(64, 4), torch.randn(64, 1)
+        >>> model = torch.nn.Linear(4, 1)
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> problem = lossmap.Problem.supervised(model, "mse", (x, y))
+        >>> with CurvatureMonitor(problem, optimizer, every=10, max_overhead=None) as monitor:
+        ...     for _ in range(30):
+        ...         optimizer.zero_grad()
+        ...         torch.nn.functional.mse_loss(model(x), y).backward()
+        ...         optimizer.step()
+        ...         reading = monitor.step()
+        >>> monitor.surface.grid.x.tolist(), round(reading["stability_threshold"], 6)
+        ([10.0, 20.0, 30.0], 20.0)
+
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        optimizer: Any = None,
+        *,
+        every: int = 100,
+        path: str | Path | None = None,
+        loggers: Any = (),
+        parameters: str = "trainable",
+        max_overhead: float | None = 0.05,
+        checkpoints: str | Path | None = None,
+        tol: float = 1e-2,
+        trace_products: int = 12,
+        max_products: int = 100,
+        backend: str = "double-backward",
+        seed: int = 0,
+        check: bool = False,
+        overwrite: bool = False,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        if every < 1:
+            raise ValueError(f"every must be >= 1; got {every}")
+        if trace_products != 0 and trace_products < 6:
+            raise ValueError(f"trace_products must be 0 (no trace) or >= 6; got {trace_products}")
+        self.path = None if path is None else Path(path)
+        if self.path is not None and self.path.exists() and not overwrite:
+            raise FileExistsError(f"{self.path} exists; name another file, or say overwrite=True")
+        _refuse_sharded(problem.model)
+        self.optimizer, self.every = optimizer, every
+        self.checkpoints = None if checkpoints is None else Path(checkpoints)
+        self.logs = logs_of(loggers)
+        self.steps = 0
+        self._last: int | None = None  # the last step that was due
+        self._reported: set[str] = set()
+        self.overhead = Overhead(max_overhead, clock)
+        with self.overhead.spending():
+            self.measurement = Measurement(
+                problem, parameters, tol, trace_products, max_products, backend, seed, check
+            )  # raises what speaks against any measurement, before training begins
+            if max_overhead is not None:
+                self.overhead.estimate = self._guess()
+        settings = {
+            "every": every,
+            "parameters": parameters,
+            "tol": tol,
+            "trace_products": trace_products,
+            "max_products": max_products,
+            "seed": seed,
+            "samples": problem.data.samples,
+            "optimizer": step_rule(optimizer, {}).name if optimizer is not None else "none",
+        }
+        origin = {**provenance(_name_of(self._device), 1), "start": now()}
+        self.history = History(self.measurement.fields, settings, attributes=origin)
+
+    @property
+    def surface(self) -> Surface:
+        """The readings so far: `surface["max_eig"]` (step,), and so on; the steps are `surface.grid.x`."""
+        return self.history.surface()
+
+    def step(self, step: int | None = None) -> Reading | None:
+        """Count a step of the optimizer, and measure where that is due and fits; call it after `optimizer.step()`.
+
+        Args:
+            step: the number of steps so far, where something else counts them; the same number twice counts once.
+
+        Returns:
+            The reading, numbers by name; None where nothing was measured.
+
+        """
+        self.steps = self.steps + 1 if step is None else step
+        if self.steps % self.every or self.steps == self._last or self.steps <= 0:
+            return None
+        self._last = self.steps
+        self._wait()
+        if not self.overhead.fits():
+            return None
+        return self.measure()
+
+    def measure(self) -> Reading:
+        """Measure now, whatever the time it takes: the reading, which is logged and stored like any other."""
+        with self.overhead.measuring():
+            before = self.overhead.clock()
+            reading, reason = self._reading()
+            self._wait()
+            self.history.add(self.steps, reading, self.overhead.clock() - before, reason)
+            for log in self.logs:
+                log(known(reading), self.steps)
+            try:
+                self._write(reading["loss"])
+            except OSError as error:  # a full disk ends no training
+                self._report(f"step {self.steps}: the readings could not be written: {error}")
+        return reading
+
+    def close(self) -> None:
+        """Say what is to be said at the end of a training: that nothing was measured, where that is so."""
+        if not self.history.steps and self.overhead.skipped:
+            self._report(
+                f"none of {self.overhead.skipped} readings of curvature fitted into max_overhead="
+                f"{self.overhead.share:g} of the training time: measure fewer samples, or give a larger max_overhead"
+            )
+
+    def __enter__(self) -> CurvatureMonitor:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return (
+            f"CurvatureMonitor(every {self.every} steps, {len(self.history.steps)} readings, "
+            f"{100 * self.overhead.ratio:.2g} % of the training time)"
+        )
+
+    def _reading(self) -> tuple[Reading, str]:
+        """The reading now, and why it has no curvature, where it has none: training goes on all the same."""
+        if self.optimizer is not None:
+            named = selected(self.measurement.problem.model, self.measurement.parameters)
+            rule = step_rule(self.optimizer, named)
+            if rule.reason and rule.reason != RATE_IS_0:
+                self._report(rule.reason)
+            if rule.without_gradient:
+                names = ", ".join(rule.without_gradient[:3])
+                self._report(
+                    f"the gradient of {names} has been no more than rounding (a bias before batch norm?): left out "
+                    "of the Hessian as the optimizer sees it"
+                )
+        try:
+            return self.measurement(self.optimizer), ""
+        except (FloatingPointError, torch.OutOfMemoryError) as error:
+            self._report(f"step {self.steps}: no curvature was measured: {error}")
+            return dict.fromkeys((f.name for f in self.history.fields), nan), f"{type(error).__name__}: {error}"
+
+    def _guess(self) -> float:
+        """Seconds of a first reading, by those of a gradient."""
+        self._wait()
+        problem, parameters = self.measurement.problem, self.measurement.parameters
+        with undisturbed(problem.model):
+            before = self.overhead.clock()
+            loss_and_gradient(problem, parameters)
+            self._wait()
+        return self.measurement.usual_products * PRODUCT * (self.overhead.clock() - before)
+
+    def _write(self, loss: float) -> None:
+        if self.path is not None:
+            self.history.write(self.path)
+        if self.checkpoints is not None:
+            self._save_weights(self.checkpoints, loss)
+
+    def _save_weights(self, folder: Path, loss: float) -> None:
+        state = {name: t.detach().clone() for name, t in self.measurement.problem.model.state_dict().items()}
+        try:
+            finite_or_named(state, f"the model at step {self.steps}")
+        except ValueError as error:  # a training that diverged goes on to show it
+            self._report(f"no checkpoint was written: {error}")
+            return
+        save({"state_dict": state, "step": self.steps, "loss": loss}, folder / f"step_{self.steps:06d}.pt")
+
+    def _wait(self) -> None:
+        """Until the device has done what it was given, so that the clock counts it where it belongs."""
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+
+    @property
+    def _device(self) -> torch.device:
+        return next(self.measurement.problem.model.parameters()).device
+
+    def _report(self, sentence: str) -> None:
+        """Log a sentence once."""
+        if sentence not in self._reported:
+            self._reported.add(sentence)
+            logger.warning("%s", sentence)
+
+
+def _name_of(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return device.type
+
+
+def _refuse_sharded(model: torch.nn.Module) -> None:
+    """Raises ValueError where a process holds but a part of the parameters."""
+    for name, p in model.named_parameters():
+        if hasattr(p, "device_mesh") or hasattr(p, "ds_id") or type(p).__name__ == "FlatParameter":
+            raise ValueError(
+                f"the parameter {name!r} is sharded over processes (FSDP, DeepSpeed ZeRO-3, tensor parallel): "
+                "curvature needs it whole; save checkpoints and measure them with lossmap dynamics"
+            )
+
+
+def moved(problem: Problem, device: torch.device) -> Problem:
+    """The problem with its samples on a device, to which a trainer has moved the model."""
+    return replace(problem, data=problem.data.to(device))
+
+
+def refuse_foreign(problem: Problem, trained: Any) -> None:
+    """Raises ValueError where no parameter of the problem's model is one of the model that is trained."""
+    own = {id(p) for p in trained.parameters()}
+    if not any(id(p) in own for p in problem.model.parameters()):
+        raise ValueError(
+            f"the problem's model ({type(problem.model).__name__}) is not the one that is trained "
+            f"({type(trained).__name__}): make the problem of the same object, not of a copy"
+        )

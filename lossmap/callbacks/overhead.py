@@ -1,0 +1,85 @@
+"""How much of a training's time measurements may take, and whether the next one fits into that.
+
+    a measurement is due and fits   while   spent + estimate <= share * (elapsed - spent)
+
+Seconds of the clock: elapsed since the start, spent on measurements so far, and what the next one is expected to take:
+what the last one took, at first a guess from a timed product. So the time spent stays within the share of the time
+that training itself takes, but for the error of that guess.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+logger = logging.getLogger("lossmap")
+
+
+@dataclass
+class Overhead:
+    """A working state: the seconds spent, and what the next measurement will take.
+
+    share     that measurements may take of the time of the training itself; None: as much as they take
+    clock     seconds, such as time.perf_counter
+    spent     seconds on measurements so far, with what prepared them
+    estimate  seconds of the next measurement
+    skipped   how many were due and did not fit
+    """
+
+    share: float | None = 0.05
+    clock: Callable[[], float] = time.perf_counter
+    spent: float = 0.0
+    estimate: float = 0.0
+    skipped: int = 0
+    start: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        if self.share is not None and not self.share > 0:
+            raise ValueError(f"max_overhead must be > 0, e.g. 0.05, or None for no limit; got {self.share}")
+        self.start = self.clock()
+
+    @property
+    def training(self) -> float:
+        """Seconds of the training itself so far."""
+        return self.clock() - self.start - self.spent
+
+    @property
+    def ratio(self) -> float:
+        """Seconds spent on measurements, relative to those of the training itself; 0 before it has begun."""
+        training = self.training
+        return self.spent / training if training > 0 else 0.0
+
+    def fits(self) -> bool:
+        """Whether a measurement fits now; the first time that one does not, the log says so."""
+        if self.share is None or self.spent + self.estimate <= self.share * self.training:
+            return True
+        if not self.skipped:
+            logger.warning(
+                "a measurement of curvature takes about %.2g s, and %.3g %% of the training time so far are %.2g s: it "
+                "is left out where it does not fit; measure fewer samples, or raise max_overhead (None: no limit)",
+                self.estimate,
+                100 * self.share,
+                self.share * self.training,
+            )
+        self.skipped += 1
+        return False
+
+    @contextmanager
+    def spending(self) -> Iterator[None]:
+        """What is done inside counts as spent."""
+        before = self.clock()
+        try:
+            yield
+        finally:
+            self.spent += self.clock() - before
+
+    @contextmanager
+    def measuring(self) -> Iterator[None]:
+        """The same for a whole measurement: what it takes, the next one is expected to take."""
+        before = self.spent
+        with self.spending():
+            yield
+        self.estimate = self.spent - before

@@ -1,0 +1,116 @@
+"""The picture of a training that a callback watched: curvature and stability over the steps, from the file alone.
+
+Panels: the eigenvalue that limits the step with its threshold (of several trainings their ratio), both ends of the
+Hessian, its trace, and the loss with the norm of its gradient. Error bars are shaded; a step whose reading failed is
+marked as missing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+
+from lossmap.io.surface import Surface
+from lossmap.plotting import lines
+from lossmap.plotting.panels import FigureOptions, add_legend_and_notes
+from lossmap.plotting.quantities import in_brackets, quantity, short_unit, values_of
+from lossmap.plotting.style import BLUE, DARK, PAGE, PURPLE, RED, new_figure
+
+THRESHOLD = "stability_threshold"  # the field by which such a file is known
+
+
+def is_training(surface: Surface) -> bool:
+    """Whether a surface is the readings of a training."""
+    return THRESHOLD in surface and "preconditioned_max_eig" in surface
+
+
+def draw_training(surfaces: Sequence[Surface], titles: Sequence[str] | None, options: FigureOptions) -> Figure:
+    """Trainings on one sheet, in colours of their own where there are several.
+
+    Raises ValueError where a surface is none of a training.
+    """
+    for surface in surfaces:
+        if not is_training(surface):
+            raise ValueError("this file holds no readings of a training (lossmap.callbacks writes them)")
+    figure = new_figure(options.width or PAGE, 4.2)
+    panels = figure.subplots(2, 2, sharex=True)
+    alone = len(surfaces) == 1
+    names = list(titles or [""] * len(surfaces))
+    patches: list[Patch] = []
+    for i, (surface, title) in enumerate(zip(surfaces, names, strict=True)):
+        own = None if alone else lines.COLOURS[i % len(lines.COLOURS)]
+        if alone:
+            patches += _draw_stability(panels[0, 0], surface, RED)
+        else:  # thresholds of different optimizers are no numbers of one axis
+            _draw_field(panels[0, 0], surface, "stability_ratio", title, own or RED)
+        _draw_field(panels[0, 1], surface, "max_eig", title, own or RED)
+        _draw_field(panels[0, 1], surface, "min_eig", title, own or BLUE, dashed=True)
+        _draw_field(panels[1, 0], surface, "trace", title, own or PURPLE)
+        _draw_field(panels[1, 1], surface, "loss", title, own or BLUE)
+    _label(panels, surfaces, alone)
+    if not alone or any(names):
+        panels[1, 1].legend()
+    every = np.concatenate([s.grid.x for s in surfaces])
+    for axes in panels.flat:
+        lines.frame(axes, every, "step" if axes in panels[1] else "", ())
+    add_legend_and_notes(figure, patches, [])
+    return figure
+
+
+def _label(panels: Any, surfaces: Sequence[Surface], alone: bool) -> None:
+    """The axes' words, and the scale of the loss; of one training the gradient's norm beside the loss."""
+    first = surfaces[0]
+    in_unit = in_brackets(short_unit(first.about["max_eig"]))
+    panels[0, 0].set_ylabel("sharpness of the step")
+    if not alone:
+        panels[0, 0].set_ylabel("sharpness / threshold")
+        panels[0, 0].axhline(1, color="0.6", linewidth=0.5)
+    panels[0, 0].legend()
+    panels[0, 1].axhline(0, color="0.6", linewidth=0.5)
+    panels[0, 1].set_ylabel("eigenvalues" + in_unit)
+    panels[0, 1].legend()
+    panels[1, 0].set_ylabel("trace" + in_unit)
+    panels[1, 1].set_ylabel(f"loss{in_brackets(first.about['loss'].unit)}")
+    if lines.suits_log_axis([s["loss"] for s in surfaces]):
+        panels[1, 1].set_yscale("log")
+    if alone:
+        panels[1, 1].yaxis.label.set_color(BLUE)
+        other = panels[1, 1].twinx()
+        lines.curve(other, first.grid.x, first["gradient_norm"], colour=DARK, label="", dashed=True)
+        other.set_ylabel("norm of the gradient", color=DARK)
+        if lines.suits_log_axis([first["gradient_norm"]]):
+            other.set_yscale("log")
+
+
+def _draw_stability(axes: Any, surface: Surface, colour: str) -> list[Patch]:
+    """The eigenvalue that limits the step, and its threshold; the legend's patches of missing steps."""
+    x = surface.grid.x
+    values, status = values_of(surface, "preconditioned_max_eig")
+    name, error = r"$\lambda_\max(P^{-1}H)$", surface["preconditioned_max_eig_error"]
+    if not np.isfinite(values).any():  # no threshold is known of this optimizer
+        values, error, name = surface["max_eig"], surface["max_eig_error"], r"$\lambda_\max$"
+    lines.curve(axes, x, values, colour=colour, label=name)
+    lines.band(axes, x, values - error, values + error, colour)
+    limit = surface[THRESHOLD]
+    if np.isfinite(limit).any():
+        axes.plot(x, np.where(np.isfinite(limit), limit, np.nan), ":", color=colour, label="threshold")
+        known = np.concatenate([values[np.isfinite(values)], limit[np.isfinite(limit)]])
+        if known.min() > 0 and known.max() > 20 * known.min():
+            axes.set_yscale("log")
+    return lines.mark_missing(axes, x, values, status)
+
+
+def _draw_field(axes: Any, surface: Surface, name: str, title: str, colour: str, dashed: bool = False) -> None:
+    """One field over the steps, with its error where it has one."""
+    x, values = surface.grid.x, surface[name]
+    label = title
+    if name.endswith("_eig"):
+        label = f"{title} {quantity(surface, name).symbol}".strip()
+    lines.curve(axes, x, values, colour=colour, label=label, dashed=dashed)
+    if f"{name}_error" in surface:
+        error = surface[f"{name}_error"]
+        lines.band(axes, x, values - error, values + error, colour)

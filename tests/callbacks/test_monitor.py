@@ -1,0 +1,443 @@
+"""Curvature while a network trains: truth against dense matrices, thresholds, the same weights to the bit, its cost."""
+
+import copy
+import csv
+import logging
+import random
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import lossmap
+from lossmap.callbacks import CurvatureMonitor
+from lossmap.callbacks.optimizer import step_rule
+from lossmap.callbacks.overhead import Overhead
+from lossmap.cli.__main__ import main
+
+X = torch.randn(48, 5, generator=torch.Generator().manual_seed(0))
+Y = torch.arange(48) % 3
+
+
+def net(seed=1, dtype=torch.float32):
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 3)).to(dtype)
+
+
+def noisy_net():
+    torch.manual_seed(1)
+    return nn.Sequential(nn.Linear(5, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Dropout(0.3), nn.Linear(8, 3))
+
+
+def train(model, optimizer, monitor=None, steps=12, x=X, y=Y):
+    for _ in range(steps):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(x), y).backward()
+        optimizer.step()
+        if monitor is not None:
+            monitor.step()
+
+
+def of_batch(model, batch):
+    return nn.functional.cross_entropy(model(batch[0]), batch[1])
+
+
+def dense(model, x, y):
+    """The Hessian of the mean loss in float64, (n, n), by PyTorch's own differentiation of the whole vector."""
+    model = copy.deepcopy(model).double().eval()
+    theta = torch.cat([p.detach().reshape(-1) for p in model.parameters()])
+
+    def loss(vector):
+        parts, start = {}, 0
+        for name, p in model.named_parameters():
+            parts[name] = vector[start : start + p.numel()].view_as(p)
+            start += p.numel()
+        return nn.functional.cross_entropy(torch.func.functional_call(model, parts, (x.double(),)), y)
+
+    return torch.autograd.functional.hessian(loss, theta)
+
+
+def quadratic(curvatures, rate, make):
+    """A loss sum of c w^2 / 2 with its optimizer: curvatures c are the eigenvalues of the Hessian."""
+    model = nn.Linear(len(curvatures), 1, bias=False).double()
+    with torch.no_grad():
+        model.weight.fill_(1.0)
+    c = torch.tensor(curvatures, dtype=torch.float64)
+
+    def energy(model, batch):
+        return (c * model.weight**2).sum() / 2 + 0.0 * batch.sum()
+
+    problem = lossmap.Problem.custom(model, energy, torch.zeros(4, 1, dtype=torch.float64))
+    return problem, make(model.parameters(), rate)
+
+
+OPTIMIZERS = {
+    "sgd": lambda p, lr=0.05: torch.optim.SGD(p, lr=lr),
+    "momentum": lambda p, lr=0.05: torch.optim.SGD(p, lr=lr, momentum=0.9),
+    "nesterov": lambda p, lr=0.05: torch.optim.SGD(p, lr=lr, momentum=0.9, nesterov=True),
+    "adam": lambda p, lr=1e-2: torch.optim.Adam(p, lr=lr),
+    "adamw": lambda p, lr=1e-2: torch.optim.AdamW(p, lr=lr, weight_decay=0.1, amsgrad=True),
+}
+
+
+@pytest.mark.parametrize("kind", ["momentum", "adam", "adamw"])
+def test_readings_are_those_of_dense_matrices_all_along_a_training(kind):
+    model = net(dtype=torch.float64)
+    optimizer = OPTIMIZERS[kind](model.parameters())
+    problem = lossmap.Problem.supervised(model, "crossentropy", (X.double(), Y))
+    monitor = CurvatureMonitor(problem, optimizer, every=4, tol=1e-6, trace_products=60, max_overhead=None)
+    for step in range(1, 13):
+        train(model, optimizer, steps=1, x=X.double())
+        reading = monitor.step()
+        if step % 4:
+            assert reading is None
+            continue
+        hessian = dense(model, X, Y)
+        values = torch.linalg.eigvalsh(hessian)
+        assert abs(reading["max_eig"] - values[-1]) <= reading["max_eig_error"] < 1e-4 * values[-1]
+        assert abs(reading["min_eig"] - values[0]) <= reading["min_eig_error"] < 1e-4 * values[-1]
+        assert abs(reading["trace"] - hessian.trace()) <= reading["trace_error"] + 1e-9  # 60 products: all of it
+        loss = nn.functional.cross_entropy(model(X.double()), Y)
+        slope = torch.cat([g.reshape(-1) for g in torch.autograd.grad(loss, list(model.parameters()))])
+        assert reading["loss"] == pytest.approx(float(loss.detach()))
+        assert reading["gradient_norm"] == pytest.approx(float(slope.norm()))
+        seen = float(values[-1])
+        if kind != "momentum":
+            seen = float(torch.linalg.eigvalsh(preconditioned(hessian, optimizer, step))[-1])
+            assert reading["stability_threshold"] == pytest.approx(38 / 1e-2)
+        else:
+            assert reading["stability_threshold"] == pytest.approx(2 * 1.9 / 0.05)
+        assert reading["preconditioned_max_eig"] == pytest.approx(seen, rel=1e-4)
+        assert reading["stability_ratio"] == pytest.approx(seen / reading["stability_threshold"], rel=1e-4)
+
+
+def preconditioned(hessian, optimizer, t):
+    """P^-1/2 H P^-1/2 by the formula of Cohen et al. (2022), from the optimizer's state."""
+    group = optimizer.param_groups[0]
+    beta1, beta2 = group["betas"]
+    states = [optimizer.state[p] for p in group["params"]]
+    v = torch.cat([s.get("max_exp_avg_sq", s["exp_avg_sq"]).reshape(-1) for s in states])
+    p = (1 - beta1**t) * ((v / (1 - beta2**t)).sqrt() + group["eps"])
+    return hessian / (p.sqrt()[:, None] * p.sqrt()[None, :])
+
+
+def test_in_float32_the_error_bars_hold_the_eigenvalues_of_float64():
+    model = net()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    monitor = CurvatureMonitor(
+        lossmap.Problem.supervised(model, "crossentropy", (X, Y)), optimizer, every=5, max_overhead=None
+    )
+    train(model, optimizer, steps=4)
+    train(model, optimizer, monitor, steps=0)
+    optimizer.zero_grad()
+    nn.functional.cross_entropy(model(X), Y).backward()
+    optimizer.step()
+    reading = monitor.step(5)
+    hessian = dense(model, X, Y)
+    values = torch.linalg.eigvalsh(hessian)
+    assert abs(reading["max_eig"] - values[-1]) <= reading["max_eig_error"]
+    assert abs(reading["min_eig"] - values[0]) <= reading["min_eig_error"]
+    seen = torch.linalg.eigvalsh(preconditioned(hessian, optimizer, 5).double())
+    assert (seen - reading["preconditioned_max_eig"]).abs().min() <= reading["preconditioned_max_eig_error"]
+
+
+@pytest.mark.parametrize("kind", ["sgd", "momentum", "nesterov", "adam"])
+@pytest.mark.parametrize(("factor", "grows"), [(0.97, False), (1.03, True)])
+def test_a_rate_just_below_the_threshold_converges_and_one_just_above_diverges(kind, factor, grows):
+    curvatures, rate = [5.0, 1.0, 0.2], 0.01
+    problem, optimizer = quadratic(curvatures, rate, frozen_adam if kind == "adam" else OPTIMIZERS[kind])
+    reading = CurvatureMonitor(problem, optimizer, max_overhead=None, tol=1e-8).measure()
+    assert reading["max_eig"] == pytest.approx(5.0)
+    rate = factor * rate / reading["stability_ratio"]  # a threshold is inverse in the rate
+    problem, optimizer = quadratic(curvatures, rate, frozen_adam if kind == "adam" else OPTIMIZERS[kind])
+    ratio = CurvatureMonitor(problem, optimizer, max_overhead=None, tol=1e-8).measure()["stability_ratio"]
+    assert ratio == pytest.approx(factor)
+    peak = 0.0
+    for _ in range(700):
+        if peak > 1e4:  # before Adam's mean square notices
+            break
+        optimizer.zero_grad()
+        problem.loss(problem.forward(problem.model, torch.zeros(1, 1)), torch.zeros(1, 1)).backward()
+        optimizer.step()
+        peak = float(problem.model.weight.detach()[0, 0].abs())
+    assert (peak > 1.0) == grows
+
+
+def frozen_adam(parameters, rate):
+    """Adam far along, whose mean square stays as it is: what the threshold is a theorem for."""
+    optimizer = torch.optim.Adam(parameters, lr=rate, betas=(0.9, 1 - 1e-12))
+    for p in optimizer.param_groups[0]["params"]:
+        mean_square = torch.tensor([[4.0, 0.25, 1.0]], dtype=p.dtype)
+        optimizer.state[p] = {
+            "step": torch.tensor(1e14),
+            "exp_avg": torch.zeros_like(p),
+            "exp_avg_sq": mean_square,
+        }
+    return optimizer
+
+
+def test_groups_with_rates_and_decays_of_their_own_are_part_of_the_preconditioner():
+    model = net(dtype=torch.float64)
+    first, second = list(model[0].parameters()), list(model[2].parameters())
+    groups = [{"params": first, "lr": 0.01, "weight_decay": 0.3}, {"params": second, "lr": 0.04, "weight_decay": 0.0}]
+    optimizer = torch.optim.SGD(groups, lr=0.01, momentum=0.5)
+    problem = lossmap.Problem.supervised(model, "crossentropy", (X.double(), Y))
+    reading = CurvatureMonitor(problem, optimizer, max_overhead=None, tol=1e-8).measure()
+    rates = torch.cat([torch.full((p.numel(),), 0.01 if i < 2 else 0.04) for i, p in enumerate(model.parameters())])
+    decay = torch.cat([torch.full((p.numel(),), 0.3 if i < 2 else 0.0) for i, p in enumerate(model.parameters())])
+    root = (rates.double() / 0.04).sqrt()
+    seen = root[:, None] * (dense(model, X, Y) + torch.diag(decay.double())) * root[None, :]
+    assert reading["preconditioned_max_eig"] == pytest.approx(float(torch.linalg.eigvalsh(seen)[-1]), rel=1e-6)
+    assert reading["stability_threshold"] == pytest.approx(2 * 1.5 / 0.04)
+
+
+def test_a_parameter_without_gradient_and_an_unknown_optimizer_are_named(caplog):
+    model = noisy_net()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    train(model, optimizer, steps=3)
+    rule = step_rule(optimizer, dict(model.named_parameters()))
+    assert rule.without_gradient == ("0.bias",)  # in front of batch norm
+    problem = lossmap.Problem.supervised(model, "crossentropy", (X, Y))
+    with caplog.at_level(logging.WARNING, logger="lossmap"):
+        monitor = CurvatureMonitor(problem, optimizer, max_overhead=None)
+        monitor.measure()
+        monitor.measure()
+        other = CurvatureMonitor(problem, torch.optim.RMSprop(model.parameters()), max_overhead=None).measure()
+    assert sum("0.bias" in r.getMessage() for r in caplog.records) == 1
+    assert sum("no stability threshold is known for RMSprop" in r.getMessage() for r in caplog.records) == 1
+    assert np.isnan(other["stability_ratio"]) and other["max_eig"] > 0
+
+
+@pytest.mark.parametrize("kind", ["adam", "nesterov"])
+def test_weights_and_random_numbers_come_out_the_same_to_the_bit(kind, tmp_path):
+    def trained(watched):
+        random.seed(3)
+        np.random.seed(3)
+        model = noisy_net()
+        optimizer = OPTIMIZERS[kind](model.parameters())
+        loader = DataLoader(TensorDataset(X, Y), 16, shuffle=True)
+        monitor = None
+        if watched:
+            data = DataLoader(TensorDataset(X, Y), 24, shuffle=True)
+            problem = lossmap.Problem.supervised(model, "crossentropy", data)
+            if kind == "nesterov":  # whose samples are counted by running the loss
+                problem = lossmap.Problem.custom(model, of_batch, data)
+            monitor = CurvatureMonitor(problem, optimizer, every=2, max_overhead=None, checkpoints=tmp_path / "run")
+        model[4].bias.requires_grad_(False)
+        for _ in range(3):
+            for x, y in loader:
+                optimizer.zero_grad(set_to_none=False)
+                nn.functional.cross_entropy(model(x), y).backward()
+                optimizer.step()
+                before = [p.grad if p.grad is None else p.grad.clone() for p in model.parameters()]
+                if monitor is not None:
+                    monitor.step()
+                after = [p.grad for p in model.parameters()]
+                assert all(a is b is None or torch.equal(a, b) for a, b in zip(before, after, strict=True))
+                assert model.training and not model[4].bias.requires_grad
+        return model, optimizer, (torch.rand(1), random.random(), np.random.rand()), monitor
+
+    plain, plain_optimizer, plain_chance, _ = trained(False)
+    model, optimizer, chance, monitor = trained(True)
+    assert monitor.surface.grid.x.tolist() == [2, 4, 6, 8]
+    for name, t in plain.state_dict().items():
+        assert torch.equal(t, model.state_dict()[name]), name
+    for a, b in zip(plain_optimizer.state.values(), optimizer.state.values(), strict=True):
+        assert all(torch.equal(torch.as_tensor(a[k]), torch.as_tensor(b[k])) for k in a)
+    assert chance == plain_chance
+
+
+def test_the_file_is_read_drawn_and_reported_and_its_checkpoints_feed_dynamics(tmp_path, capsys):
+    model = net()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    problem = lossmap.Problem.supervised(model, "crossentropy", (X, Y))
+    path = tmp_path / "training.h5"
+    with CurvatureMonitor(
+        problem, optimizer, every=5, path=path, max_overhead=None, checkpoints=tmp_path / "run"
+    ) as monitor:
+        train(model, optimizer, monitor, steps=15)
+    surface = lossmap.read(path)
+    assert {n: v.tolist() for n, v in surface.fields.items()} == {
+        n: v.tolist() for n, v in monitor.surface.fields.items()
+    }
+    assert surface.grid.x.tolist() == [5, 10, 15] and surface.outcome == "complete"
+    assert surface.attributes["start"] <= surface.attributes["end"]
+    assert surface.about["max_eig"].unit == "nats per squared unit of theta"
+    assert main(["status", str(path)]) == 0
+    assert main(["draw", str(path)]) == 0
+    assert {"training.pdf", "training.png"} <= {p.name for p in tmp_path.iterdir()}
+    labels = [axes.get_ylabel() for axes in lossmap.draw(path).axes]
+    assert labels[0] == "sharpness of the step" and "norm of the gradient" in labels
+    assert lossmap.draw([path, path]).axes[0].get_ylabel() == "sharpness / threshold"
+    with pytest.raises(ValueError, match="no readings of a training"):
+        lossmap.draw(lossmap.Surface(lossmap.Grid.line(-1, 1, 3), {"train_loss": np.ones(3)}), "training")
+    capsys.readouterr()
+    files = sorted((tmp_path / "run").iterdir())
+    assert [f.name for f in files] == ["step_000005.pt", "step_000010.pt", "step_000015.pt"]
+    run = lossmap.run_dynamics(
+        [tmp_path / "run"], problem, path=tmp_path / "run.h5", top=1, tol=1e-3, parameters="all",
+        backend="double-backward",
+    )  # fmt: skip
+    assert run["step"].tolist() == [5, 10, 15]
+    assert run["eigenvalue"][:, 0] == pytest.approx(monitor.surface["max_eig"], rel=2e-2)
+    with pytest.raises(FileExistsError, match="overwrite=True"):
+        CurvatureMonitor(problem, optimizer, path=path)
+
+
+class Writer:
+    """TensorBoard's interface, W&B's and Lightning's, each alone."""
+
+    def __init__(self):
+        self.rows = []
+
+
+class Board(Writer):
+    def add_scalar(self, name, value, step):
+        self.rows.append((name, value, step))
+
+
+class Run(Writer):
+    def log(self, numbers, step=None):
+        self.rows.append((numbers, step))
+
+
+class Metrics(Writer):
+    def log_metrics(self, metrics, step=None):
+        self.rows.append((metrics, step))
+
+
+def test_readings_go_into_every_kind_of_logger(tmp_path):
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    board, run, metrics, rows = Board(), Run(), Metrics(), []
+    loggers = [board, run, metrics, tmp_path / "readings.csv", lambda numbers, step: rows.append((step, numbers))]
+    problem = lossmap.Problem.supervised(model, "crossentropy", (X, Y))
+    monitor = CurvatureMonitor(problem, optimizer, every=2, loggers=loggers, max_overhead=None, trace_products=0)
+    train(model, optimizer, monitor, steps=4)
+    expected = monitor.surface["max_eig"].tolist()
+    assert [v for name, v, step in board.rows if name == "curvature/max_eig"] == expected
+    assert [(n["curvature/max_eig"], step) for n, step in run.rows] == list(zip(expected, [2, 4], strict=True))
+    assert run.rows == metrics.rows
+    assert [step for step, _ in rows] == [2, 4] and "trace" not in rows[0][1]
+    with open(tmp_path / "readings.csv", newline="") as file:
+        assert [float(row["max_eig"]) for row in csv.DictReader(file)] == expected
+    with pytest.raises(TypeError, match="add_scalar, log_metrics or log"):
+        CurvatureMonitor(problem, optimizer, loggers=[3])
+    with pytest.raises(ValueError, match=r"must end in \.csv"):
+        CurvatureMonitor(problem, optimizer, loggers="readings.txt")
+
+
+def test_tensorboard_reads_what_was_logged(tmp_path):
+    tensorboard = pytest.importorskip("torch.utils.tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    model = net()
+    problem = lossmap.Problem.supervised(model, "crossentropy", (X, Y))
+    with tensorboard.SummaryWriter(tmp_path) as writer:
+        monitor = CurvatureMonitor(problem, loggers=writer, max_overhead=None, trace_products=0)
+        reading = monitor.measure()
+    events = EventAccumulator(str(tmp_path)).Reload()
+    assert events.Scalars("curvature/max_eig")[0].value == pytest.approx(reading["max_eig"])
+
+
+class Clock:
+    """Seconds that pass when they are told to."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+def test_measurements_that_do_not_fit_are_left_out_and_that_is_said_once(caplog):
+    clock = Clock()
+    model = net()
+    problem = lossmap.Problem.supervised(model, "crossentropy", (X, Y))
+    monitor = CurvatureMonitor(problem, every=10, max_overhead=0.05, clock=clock)
+    assert monitor.overhead.spent == 0  # by this clock nothing has taken any time yet
+
+    def measurement(optimizer):
+        clock.now += 2.5  # a reading takes 2.5 s
+        return dict.fromkeys((f.name for f in monitor.history.fields), 1.0)
+
+    real, monitor.measurement = monitor.measurement, Costly(monitor.measurement, measurement)
+    monitor.overhead.estimate = 2.5
+    with caplog.at_level(logging.WARNING, logger="lossmap"):
+        for _ in range(2000):
+            clock.now += 0.125  # a step takes 1/8 s: 2.5 s are 5 % of 50 s, or 400 steps
+            monitor.step()
+    assert monitor.surface.grid.x.tolist() == [400, 800, 1200, 1600, 2000]
+    assert monitor.overhead.ratio <= 0.05 + 1e-9
+    assert sum("max_overhead" in r.getMessage() for r in caplog.records) == 1
+    assert real.starts == {}
+
+
+class Costly:
+    """A measurement whose price is a number of seconds by a clock."""
+
+    def __init__(self, inner, call):
+        self.problem, self.parameters, self.call = inner.problem, inner.parameters, call
+
+    def __call__(self, optimizer):
+        return self.call(optimizer)
+
+
+def test_where_no_measurement_fits_the_end_says_so(caplog):
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    problem = lossmap.Problem.supervised(model, "crossentropy", (X, Y))
+    caplog.set_level(logging.WARNING, logger="lossmap")
+    with CurvatureMonitor(problem, optimizer, every=2, max_overhead=1e-9) as monitor:
+        train(model, optimizer, monitor, steps=4)
+    assert "none of 2 readings of curvature fitted into max_overhead=1e-09" in caplog.records[-1].getMessage()
+    with pytest.raises(ValueError, match="nothing has been measured yet"):
+        _ = monitor.surface
+
+
+def test_seconds_inside_and_outside_are_counted_apart():
+    clock = Clock()
+    overhead = Overhead(0.1, clock)
+    clock.now = 10.0
+    with overhead.measuring():
+        clock.now += 1.0
+    assert (overhead.training, overhead.spent, overhead.estimate) == (10.0, 1.0, 1.0)
+    assert not overhead.fits()
+    clock.now += 10.0
+    assert overhead.fits() and overhead.ratio == pytest.approx(0.05)
+
+
+def test_a_training_that_diverges_goes_on_and_the_readings_say_so(tmp_path):
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    problem = lossmap.Problem.supervised(model, "crossentropy", (X, Y))
+    monitor = CurvatureMonitor(
+        problem, optimizer, path=tmp_path / "t.h5", checkpoints=tmp_path / "run", max_overhead=None, every=1
+    )
+    monitor.step()
+    with torch.no_grad():
+        model[0].weight.fill_(float("nan"))
+    reading = monitor.step()
+    assert np.isnan(reading["loss"]) and np.isnan(reading["max_eig"]) and reading["stability_threshold"] == 20
+    assert lossmap.read(tmp_path / "t.h5").outcome == "complete"  # NaN is what there is
+    assert [f.name for f in (tmp_path / "run").iterdir()] == ["step_000001.pt"]
+    lossmap.draw(tmp_path / "t.h5")
+
+
+def test_what_cannot_be_measured_is_refused_before_training_begins():
+    model = net()
+    problem = lossmap.Problem.supervised(model, "crossentropy", (X, Y))
+    with pytest.raises(ValueError, match="every must be >= 1; got 0"):
+        CurvatureMonitor(problem, every=0)
+    with pytest.raises(ValueError, match="max_overhead must be > 0"):
+        CurvatureMonitor(problem, max_overhead=0)
+    with pytest.raises(ValueError, match="trace_products must be 0"):
+        CurvatureMonitor(problem, trace_products=2)
+    with pytest.raises(ValueError, match="second derivatives drown"):
+        CurvatureMonitor(replace(problem, model=net().bfloat16()))
+    model[0].weight.ds_id = 1
+    with pytest.raises(ValueError, match="sharded over processes"):
+        CurvatureMonitor(problem)
