@@ -140,7 +140,8 @@ def _root(
     steps = float(state["step"])
     mean_square = state.get("max_exp_avg_sq", state["exp_avg_sq"]).detach().double()
     root_mean_square = (mean_square / (1.0 - beta2**steps)).sqrt()
-    return share**0.5 * ((1.0 - beta1**steps) * (root_mean_square + float(group["eps"]))).rsqrt()
+    root: Tensor = ((1.0 - beta1**steps) * (root_mean_square + float(group["eps"]))).rsqrt()
+    return root * share**0.5
 
 
 def _without_gradient(optimizer: Any, named: Mapping[str, nn.Parameter]) -> tuple[str, ...]:
