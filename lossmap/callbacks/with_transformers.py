@@ -32,7 +32,7 @@ class HuggingFaceCurvature(TrainerCallback):  # type: ignore[misc]
 
     Args:
         problem: the model that is trained, its loss, and a small fixed set of samples: a `lossmap.Problem`, such as
-            `Problem.custom(model, lambda model, batch: model(**batch).loss, batches)`.
+            `lossmap.huggingface(model, batches)`.
         every: steps of the optimizer between two readings.
         path: a result file for the readings; see `CurvatureMonitor`.
         loggers: as of `CurvatureMonitor`. The Trainer's own `log_history` holds the readings anyway.
