@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from math import inf, nan
+from math import inf, nan, sqrt
 from typing import Any
 
 import torch
@@ -132,7 +132,7 @@ def _root(
         return 0.0
     share = float(group["lr"]) / largest
     if not is_adam:
-        return float(share**0.5)
+        return sqrt(share)
     state = optimizer.state.get(parameter, {})
     if "exp_avg_sq" not in state:
         return 0.0
@@ -141,7 +141,7 @@ def _root(
     mean_square = state.get("max_exp_avg_sq", state["exp_avg_sq"]).detach().double()
     root_mean_square = (mean_square / (1.0 - beta2**steps)).sqrt()
     root: Tensor = ((1.0 - beta1**steps) * (root_mean_square + float(group["eps"]))).rsqrt()
-    return root * share**0.5
+    return root * sqrt(share)
 
 
 def _without_gradient(optimizer: Any, named: Mapping[str, nn.Parameter]) -> tuple[str, ...]:
