@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from lossmap.cli import output
+from lossmap.cli.budget import budget_seconds
 from lossmap.cli.command_line import Command
 from lossmap.cli.entry_point import guarded
 from lossmap.cli.output_path import with_ending
@@ -152,6 +153,7 @@ def run(settings: Settings, world: World) -> int:
             rank_0=execution.rank_0,
             backend=options.hvp_backend,
             point_timeout=execution.point_timeout,
+            budget=budget_seconds(execution.budget),
             unsafe=settings.model.unsafe_load,
             selection=selection_of(settings.model),
             settings=load_problem.measured_with(settings.data, execution, {settings.data.split: problem}),

@@ -17,6 +17,7 @@ import numpy as np
 
 from lossmap.cli import output
 from lossmap.cli.announce import announce
+from lossmap.cli.budget import announce_once, within_budget
 from lossmap.cli.command_line import Command
 from lossmap.cli.entry_point import guarded
 from lossmap.cli.measure_settings import GROUPS
@@ -235,14 +236,12 @@ def _run(settings: Settings, world: World, survey: Callable[..., Any], stop: Sto
     measures = {m.name: (m.fields, m.settings) for m in (warm, cold) if m is not None}
     upgrades = {m.name: m.upgraded for m in (warm, cold) if m is not None}
     left, workers = result.points_left(warm.name), len(team.all_teams) or 1
-    announce(
-        world,
-        "eigenvalues",
-        lambda: price_of_eigenvalues(operators, options.which, options.certify, left, workers=workers),
-    )
+    price = partial(price_of_eigenvalues, operators, options.which, options.certify, left, workers=workers)
+    within_budget(world, "eigenvalues", price, execution.budget, left, result.started, settings.plane.yes)
     store = output.on_rank_0(
         world, lambda: result.open(measures, machine.describe(), world.size, upgrades, problems, product=True)
     )
+    announce_once(world, "eigenvalues", price, execution.budget)
     say(machine.sentence())
     if store is not None:
         store.note(split=next(iter(problems)))

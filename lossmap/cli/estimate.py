@@ -136,7 +136,13 @@ def make_estimate(work: WrappedCommand, settings: Settings, ranks_per_node: int 
         return estimate_run(settings, world, per_node, time.perf_counter)
     team = settings.run.team
     with tempfile.TemporaryDirectory(prefix="lossmap-estimate-") as folder:
-        changes = {"surf_file": str(Path(folder) / "estimate.h5"), "team": 1, "dry_run": False, "shard": None}
+        changes = {
+            "surf_file": str(Path(folder) / "estimate.h5"),
+            "team": 1,
+            "dry_run": False,
+            "shard": None,
+            "budget": None,
+        }
         if settings.run.threads is None and not cuda:
             changes["threads"] = max(1, cores // per_node)
         try:

@@ -9,6 +9,7 @@ or 3 for serious findings with --fail-on-serious.
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ import numpy as np
 
 from lossmap.cli import output
 from lossmap.cli.announce import announce
+from lossmap.cli.budget import left_of
 from lossmap.cli.command_line import Command
 from lossmap.cli.entry_point import guarded, launched_rank
 from lossmap.cli.measure_settings import GROUPS
@@ -118,6 +120,7 @@ def run(settings: Settings, world: World | None = None) -> int:
         if launched_rank() != 0:
             return 0
         world = World.start(mpi=False)
+    began = time.monotonic()
     examination = examined(settings, world)
     settings, options = examination.settings, settings.health
     if options.dry_run:
@@ -137,6 +140,7 @@ def run(settings: Settings, world: World | None = None) -> int:
         layer=options.layer,
         parameters=options.parameters,
         density_error=options.density_error,
+        budget=left_of(options.budget, began),
         seed=options.seed,
         label=label_of(settings),
     )

@@ -14,6 +14,7 @@ from lossmap.cli.setting_groups import (
     NoiseSettings,
     PlaneSettings,
     RunSettings,
+    budget_setting,
     hvp_backend_setting,
     parameters_setting,
 )
@@ -110,6 +111,7 @@ class HealthSettings:
     parameters: str = parameters_setting()
     density_error: float = setting(0.05, "error of the spectral density, as a share of its range", metavar="SHARE")
     seed: int = setting(0, "seed of probes and of the subset of samples", metavar="SEED")
+    budget: str | None = budget_setting()
     json: str | None = setting(None, "report as machine-readable JSON; - prints it instead", metavar="FILE")
     figure: str | None = setting(
         None, "report as a figure on one page: .pdf, .png, .svg", metavar="FILE", former=("--sheet",)

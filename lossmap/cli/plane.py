@@ -40,6 +40,7 @@ COMMAND = Command(
         "lossmap plane --model mlp --model-folder run --xdir pca:1 --ydir pca:2 --proj-file path.h5",
         "lossmap plane plane.h5",
     ),
+    without=frozenset({"budget"}),
 )
 RANDOM_WALK_SHARES = (61, 15)  # percent of a long random walk that its first axes explain (arXiv:1806.08805)
 

@@ -25,6 +25,16 @@ def hvp_backend_setting() -> Any:
     )
 
 
+def budget_setting() -> Any:
+    """The flag --budget of the commands that measure."""
+    return setting(
+        None,
+        "time that the command may take, such as 90s, 10m or 2h: probes, Lanczos steps and layers are fitted into it, "
+        "and a grid that takes longer is refused without --yes",
+        metavar="TIME",
+    )
+
+
 def parameters_setting() -> Any:
     """The flag --parameters of the commands that measure a Hessian."""
     return setting(
@@ -220,6 +230,7 @@ class RunSettings:
     shard: str | None = setting(None, "shard I of N of the points, such as 1/3; by default all", metavar="I/N")
     retry_failed: bool = setting(False, "another attempt at failed points")
     stop_after: float | None = setting(None, "seconds after which it stops, resumable", metavar="SECONDS")
+    budget: str | None = budget_setting()
     point_timeout: float | None = setting(
         None, "seconds after which a point is dispatched again", metavar="SECONDS", above=0
     )

@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import os
 import re
+import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ import numpy as np
 
 from lossmap.cli import output
 from lossmap.cli.announce import announce
+from lossmap.cli.budget import budget_entry, fitted_request
 from lossmap.cli.command_line import Command
 from lossmap.cli.entry_point import guarded
 from lossmap.cli.measure_settings import GROUPS, SpectrumSettings
@@ -85,6 +88,7 @@ def _run(settings: Settings, world: World, survey: Callable[..., Any], stop: Sto
     from lossmap.spectra.price import price_of
     from lossmap.spectra.tasks import make_tasks
 
+    began = time.monotonic()
     execution, say = settings.run, output.rank_0_printer(world, settings.notes)
     if settings.draw.page or settings.draw.vtk:
         raise UsageError("--page and --vtk are for surfaces; a spectrum is drawn by --plot")
@@ -95,29 +99,38 @@ def _run(settings: Settings, world: World, survey: Callable[..., Any], stop: Sto
     machine = device.prepare_machine(execution, world)
     device.refuse_bfloat16(machine)
     subjects = make_subjects(settings, world, machine, team)
-    identity = world.once(lambda: identity_of(settings, request, subjects))
     world.once(lambda: warn_of_frozen(subjects[0].problem.model, request.parameters, "are counted in the Hessian"))
     memory = free_memory(machine.device, machine.ranks_sharing) // 3
     choices = world.once(lambda: backend_choices(settings, subjects, path, memory))
     checks = world.once(lambda: product_checks(request, subjects, choices, memory))
-    stored = identity | {"chosen": {"ways": choices}}
-    measure = world.together(
-        lambda: make_tasks(
-            subjects, request, settings=stored, total=team.sum, choices=choices, memory=memory, checks=checks
+
+    def measure_of(request: Any) -> Any:
+        """The tasks of a request; every rank calls it."""
+        identity = world.once(lambda: identity_of(settings, request, subjects))
+        stored = identity | {"chosen": {"ways": choices}} | budget_entry(execution.budget)
+        return world.together(
+            lambda: make_tasks(
+                subjects, request, settings=stored, total=team.sum, choices=choices, memory=memory, checks=checks
+            )
         )
-    )
+
+    measure, workers = measure_of(request), len(team.all_teams) or 1
+    if execution.budget:
+        whole = measure
+        request = world.once(lambda: fitted_request(whole, execution, path, began, workers, say))
+        measure = replace(measure_of(request), made=whole.made)
     if execution.dry_run:
         kinds = ", ".join(dict.fromkeys(f"{t.kind} {t.name}".strip() for t in measure.tasks))
         labels = ", ".join(s.label for s in subjects)
         say(f"would compute {len(measure.tasks)} tasks for {labels}: {kinds}\n  result  {path}")
         say("nothing was computed, and nothing was written (--dry-run)")
-        announce(world, "spectrum", lambda: price_of(measure, len(team.all_teams) or 1))
+        announce(world, "spectrum", lambda: price_of(measure, workers))
         return 0
     grid = Grid(np.arange(len(measure.tasks)))
     store = output.on_rank_0(world, lambda: _file(path, grid, measure, settings, machine.describe(), world.size))
     if store is not None:
         left = store.todo(measure.name, execution.retry_failed)
-        announce(world, "spectrum", lambda: price_of(measure, len(team.all_teams) or 1, numbers=left))
+        announce(world, "spectrum", lambda: price_of(measure, workers, numbers=left))
     with display(world, "spectrum", unit="task") as progress:
         surface = survey(
             measure, grid, store=store, world=world, stop=stop, progress=progress, retry_failed=execution.retry_failed,
@@ -127,6 +140,8 @@ def _run(settings: Settings, world: World, survey: Callable[..., Any], stop: Sto
         return output.EXIT_CODES[surface.outcome_of(measure.name)]
     if surface.outcome != "unfinished":
         report_all(measure, settings, store, say)
+    else:
+        report_so_far(measure, store, say)
     store.close()
     if surface.outcome != "unfinished" and (settings.draw.plot or settings.draw.show):
         for picture in draw_pictures(path):
@@ -249,6 +264,16 @@ def report_all(measure: Any, settings: Settings, store: SurfaceFile, say: output
     if options.singular_values:
         report_singular_values(measure.subjects[0].problem.model, store, say)
     say("")
+
+
+def report_so_far(measure: Any, store: SurfaceFile, say: output.Printer) -> None:
+    """Print what the tasks that are done say of each spectrum, of those that this rank has at hand."""
+    subjects = range(len(measure.subjects))
+    if not all((i, measure.request.parameters) in measure.made for i in subjects):
+        return  # to make a matrix now would cost time, and the help of a team
+    for spectrum in measure.spectra(store.arrays).values():
+        if any(part is not None for part in (spectrum.top, spectrum.bottom, spectrum.trace, spectrum.density)):
+            say(f"\nso far:\n{spectrum!r}")
 
 
 def _put(store: SurfaceFile, name: str, value: Any) -> None:

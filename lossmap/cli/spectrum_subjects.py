@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from lossmap.cli.settings import Settings, UsageError
 from lossmap.data import checkpoints, datasets
 from lossmap.io.read import read
 from lossmap.parallel.world import World
+from lossmap.spectra.budget import settings_of
 from lossmap.spectra.request import Subject
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ def identity_of(settings: Settings, request: SpectrumRequest, subjects: Sequence
     """What the tasks depend on: stored with them, and compared when a run resumes."""
     files = {label: m.model_file for label, m in models_of(settings).items() if m.model_file}
     return {
-        **asdict(request),
+        **settings_of(request),
         "model": settings.data.problem or settings.model.model,
         **load_problem.folder_digest(settings.model),
         "files (SHA-256)": {label: checkpoints.file_sha256(f) for label, f in files.items()},

@@ -12,6 +12,7 @@ from typing import Any
 
 from lossmap.cli import output
 from lossmap.cli.announce import announce
+from lossmap.cli.budget import announce_once, within_budget
 from lossmap.cli.command_line import Command
 from lossmap.cli.entry_point import guarded
 from lossmap.cli.measure_settings import GROUPS
@@ -99,12 +100,14 @@ def _run(settings: Settings, world: World, survey: Callable[..., Any], stop: Sto
         )
     )  # fmt: skip
     measures = {measure.name: (measure.fields, measure.settings)}
+    left = result.points_left(measure.name)
     price = partial(
-        price_of_losses, shares, plane, measure.plan, result.points_left(measure.name),
+        price_of_losses, shares, plane, measure.plan, left,
         workers=len(team.all_teams) or 1, autocast=machine.autocast, repeats=repeats,
     )  # fmt: skip
-    announce(world, "losses", price)
+    within_budget(world, "losses", price, execution.budget, left, result.started, settings.plane.yes)
     store = output.on_rank_0(world, lambda: result.open(measures, machine.describe(), world.size, problems=problems))
+    announce_once(world, "losses", price, execution.budget)
     say(machine.sentence())
     if plane.cosine is not None:
         say(f"the cosine between the directions is {plane.cosine:.4f}")

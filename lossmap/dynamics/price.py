@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import logging
+from dataclasses import replace
+from math import ceil
+from pathlib import Path
+
 from lossmap.curvature.product_time import seconds_of_product
-from lossmap.dynamics.checkpoint_curvature import DENSE, CheckpointCurvature
+from lossmap.dynamics.checkpoint_curvature import DENSE, CheckpointCurvature, Effort
+from lossmap.io.read import read
 from lossmap.linalg.expected_products import SpectrumParts
+from lossmap.linalg.product_budget import fit_parts
 from lossmap.memory import memory_now
 from lossmap.report.price import Price
 
+logger = logging.getLogger("lossmap")
+
+MARGIN = 0.8  # of the time that is planned for
 SEARCH_VECTORS = 50  # of the length of theta, that a search holds beside the eigenvectors, about
 
 
@@ -29,3 +39,37 @@ def price_of_run(measure: CheckpointCurvature, checkpoints: int, workers: int = 
     vectors = (SEARCH_VECTORS + 2 * measure.top) * operator.size * operator.dtype.itemsize
     memory = memory_now(measure.problem.model) + vectors
     return Price(checkpoints * each, checkpoints * each * seconds, memory, workers=workers, longest=each * seconds)
+
+
+def fitted_effort(measure: CheckpointCurvature, seconds: float, workers: int = 1) -> Effort:
+    """The effort at a checkpoint with which all of them fit into so many seconds; the log says what was cut.
+
+    workers  ranks that share the checkpoints
+
+    Raises what a product raises.
+    """
+    rounds = ceil(len(measure.files) / workers)
+    products = MARGIN * max(0.0, seconds) / rounds / seconds_of_product(measure.factory.at()) - 1
+    fit = fit_parts(parts_at_a_checkpoint(measure), products)
+    if fit.cuts:
+        logger.warning("the budget holds at each checkpoint: %s", "; ".join(fit.cuts))
+    parts, effort = fit.parts, measure.effort
+    if measure.whole:
+        effort = replace(
+            effort,
+            trace_products=parts.trace,
+            density=parts.density,
+            density_steps=parts.density_steps,
+            density_probes=parts.density_probes,
+        )
+    return replace(effort, max_products=parts.max_products)
+
+
+def stored_effort(path: Path, budget: float) -> Effort | None:
+    """The effort that an earlier run of the file was fitted to by this budget; None where there is none."""
+    if not path.exists():
+        return None
+    stored = read(path).settings.get("measures", {}).get("along", {})
+    if stored.get("budget") != budget:
+        return None
+    return Effort(**stored.get("effort", {}))

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,9 +23,9 @@ from lossmap.curvature.autotune import prepare
 from lossmap.data.checkpoint_match import Selection
 from lossmap.data.checkpoints import checkpoints_in, file_sha256, kind_of, sorted_as_people_count
 from lossmap.data.problem import Problem
-from lossmap.dynamics.checkpoint_curvature import SHARES, CheckpointCurvature, probed
+from lossmap.dynamics.checkpoint_curvature import SHARES, CheckpointCurvature, Effort, probed
 from lossmap.dynamics.eigenspaces import EigenspaceDynamics, compare_eigenspaces, curvature_along
-from lossmap.dynamics.price import price_of_run
+from lossmap.dynamics.price import fitted_effort, price_of_run, stored_effort
 from lossmap.dynamics.snapshots import Snapshots
 from lossmap.dynamics.summary import Summary, summarize
 from lossmap.geometry.grid import Grid
@@ -119,6 +120,7 @@ def run_dynamics(
     rank_0: str = "auto",
     backend: str = "auto",
     point_timeout: float | None = None,
+    budget: float | None = None,
     unsafe: bool = False,
     selection: Selection | None = None,
     settings: Mapping[str, Any] | None = None,
@@ -148,6 +150,7 @@ def run_dynamics(
         rank_0: `computes` too, only `deals`, or `auto`.
         backend: of products: `auto` (by a probe), `linearized`, `retained-graph` or `double-backward`.
         point_timeout: seconds after which a rank that does not answer is reported.
+        budget: seconds into which Lanczos steps and probes are fitted, once, so that a continued run does the same.
         unsafe: whether pickled checkpoints may be read, which can run code of their own.
         selection: which of a checkpoint's tensors are meant, where they do not say so themselves (`Selection` of
             `lossmap.data.checkpoint_match`: key, prefix, allow_unexpected).
@@ -177,6 +180,7 @@ def run_dynamics(
         ('complete', (3, 2))
 
     """
+    began = time.monotonic()
     if world is None:
         world = World.start()
     if settings is None:
@@ -191,43 +195,38 @@ def run_dynamics(
     world.once(lambda: warn_of_frozen(problem.model, parameters, "are counted in the Hessian"))
     # rank 0 alone looks at the products, and all follow
     check = world.once(lambda: prepare(problem, parameters, plan=plan, memory=memory).check)
-    measure = CheckpointCurvature(
-        problem,
-        files,
-        store_vectors=folder.keep,
-        top=top,
-        whole=whole,
-        tol=tol,
-        parameters=parameters,
-        seed=seed,
-        unsafe=unsafe,
-        selection=selection,
-        plan=plan,
-        settings=settings,
-        memory=memory,
-        stop=stop,
-        check=check,
-    )
+
+    def measure_with(effort: Effort) -> CheckpointCurvature:
+        return CheckpointCurvature(
+            problem,
+            files,
+            store_vectors=folder.keep,
+            top=top,
+            whole=whole,
+            tol=tol,
+            parameters=parameters,
+            seed=seed,
+            unsafe=unsafe,
+            selection=selection,
+            plan=plan,
+            settings=settings if budget is None else {**settings, "budget": budget},
+            memory=memory,
+            stop=stop,
+            check=check,
+            effort=effort,
+        )
+
+    measure = measure_with(Effort())
+    if budget is not None:
+        full, seconds = measure, budget - (time.monotonic() - began)
+        measure = measure_with(world.once(lambda: _effort(full, path, budget, seconds, world, rank_0, overwrite)))
     grid = Grid(np.array(list(files)))
 
     def opened() -> SurfaceFile | None:
         if world.rank != 0:
             return None
-        identity = {"run": {f"{step:g}": file_sha256(file) for step, file in files.items()}}
-        store = SurfaceFile.open(
-            path,
-            grid,
-            identity=identity,
-            measures={measure.name: (measure.fields, measure.settings)},
-            overwrite=overwrite,
-            attributes={
-                **(attributes or {}),
-                "checkpoint_files": json.dumps({f"{step:g}": str(file) for step, file in files.items()}),
-            },
-            command=command,
-            codes={measure.name: code_of({"train": problem}, product=True)},
-            accept_change=accept_change,
-        )
+        about = dict(attributes or {})
+        store = _opened(path, problem, measure, files, overwrite, about, command, accept_change)
         if overwrite:
             folder.clear()
         return store
@@ -244,19 +243,59 @@ def run_dynamics(
         if store is not None:
             store.close()
 
-    def compared() -> str:
-        if world.rank != 0:
-            return ""
-        return _compare_and_store(path, folder, surface, centre, problem.unit)
-
-    summary = world.together(compared)
+    summary = world.together(
+        lambda: _compare_and_store(path, folder, surface, centre, problem.unit) if world.rank == 0 else ""
+    )
     if world.rank != 0:
         return RunDynamics(path, surface.outcome_of(measure.name), "")
-    failures = tuple(f"{files[grid.point(f.index)[0]]}: {f.reason}" for f in surface.failures)
-    evolution = None
-    if summary:
-        evolution = read_group(path, RESULTS)
+    return _result(path, surface, files, summary)
+
+
+def _result(path: Path, surface: Surface, files: Mapping[float, Path], summary: str) -> RunDynamics:
+    """The result on rank 0."""
+    points = [surface.grid.point(f.index)[0] for f in surface.failures]
+    failures = tuple(f"{files[step]}: {f.reason}" for step, f in zip(points, surface.failures, strict=True))
+    evolution = read_group(path, RESULTS) if summary else None
     return RunDynamics(path, surface.outcome, summary, failures, evolution)
+
+
+def _effort(
+    measure: CheckpointCurvature,
+    path: Path,
+    budget: float,
+    seconds: float,
+    world: World,
+    rank_0: str,
+    overwrite: bool,
+) -> Effort:
+    """What is spent at a checkpoint: as an earlier run of the file fitted it, or as it fits into what is left."""
+    stored = None if overwrite else stored_effort(path, budget)
+    return stored or fitted_effort(measure, seconds, len(world.team_ranks(rank_0=rank_0)) or 1)
+
+
+def _opened(
+    path: Path,
+    problem: Problem,
+    measure: CheckpointCurvature,
+    files: Mapping[float, Path],
+    overwrite: bool,
+    attributes: dict[str, Any],
+    command: str,
+    accept_change: bool,
+) -> SurfaceFile:
+    """The file of a run, begun or continued."""
+    names = {f"{step:g}": str(file) for step, file in files.items()}
+    return SurfaceFile.open(
+        path,
+        Grid(np.array(list(files))),
+        identity={"run": {f"{step:g}": file_sha256(file) for step, file in files.items()}},
+        measures={measure.name: (measure.fields, measure.settings)},
+        overwrite=overwrite,
+        attributes={**attributes, "checkpoint_files": json.dumps(names)},
+        command=command,
+        codes={measure.name: code_of({"train": problem}, product=True)},
+        accept_change=accept_change,
+    )
 
 
 def _announce(

@@ -39,8 +39,10 @@ from lossmap.diagnostics.singular_values import SingularValueTable, singular_val
 from lossmap.geometry.parameter_vector import selected
 from lossmap.health.diagnosis import Diagnosis
 from lossmap.health.measurements import Measurements
+from lossmap.health.price import fit_examination, parts_of_examination
 from lossmap.health.rules import apply_rules
 from lossmap.keywords import checked_keywords
+from lossmap.linalg.expected_products import SpectrumParts
 from lossmap.linalg.power_law import MIN_TAIL_SIZE, PowerLawTail, power_law_tail
 from lossmap.seeding import generator
 from lossmap.spectra.spectrum import spectrum
@@ -67,6 +69,7 @@ def diagnose_network_health(
     layer: str | None = None,
     parameters: str = "weights",
     density_error: float | None = DENSITY_ERROR,
+    budget: float | None = None,
     seed: int = 0,
     label: str = "",
 ) -> Diagnosis:
@@ -85,6 +88,7 @@ def diagnose_network_health(
         layer: as of `diagnose`.
         parameters: as of `diagnose`.
         density_error: as of `diagnose`.
+        budget: as of `diagnose`.
         seed: as of `diagnose`.
         label: as of `diagnose`.
 
@@ -115,6 +119,7 @@ def diagnose_network_health(
         layer=layer,
         parameters=parameters,
         density_error=density_error,
+        budget=budget,
         seed=seed,
         label=label,
     )
@@ -133,6 +138,7 @@ def diagnose(
     layer: str | None = None,
     parameters: str = "weights",
     density_error: float | None = DENSITY_ERROR,
+    budget: float | None = None,
     seed: int = 0,
     label: str = "",
 ) -> Diagnosis:
@@ -149,6 +155,7 @@ def diagnose(
         layer: whose input are the features for neural collapse; by default the last linear one.
         parameters: of gradients and Hessian: `weights` (dimension > 1), `all`, `trainable`, or a regular expression.
         density_error: of the spectral density, as a share of its range; None for no density.
+        budget: seconds into which the Hessian's Lanczos steps and probes are fitted; the report says what was cut.
         seed: of probes and of the subset.
         label: of the network in the report; by default its class.
 
@@ -178,6 +185,13 @@ def diagnose(
         held_out = check_loss(held_out)
     subset_problem = subset(problem, samples, seed)
     run = _Examinations(tuple(examinations))
+    n = sum(p.numel() for p in selected(problem.model, parameters).values())
+    parts = parts_of_examination(n, density_error)
+    if budget is not None:
+        fit = fit_examination(problem, subset_problem, parts, examinations, parameters, held_out, budget)
+        parts = fit.parts
+        if fit.cuts:
+            run.skipped["budget"] = "; ".join(fit.cuts)
     with temporary_parameters(problem.model, {}):
         weights = run.attempt("weights", "weights", lambda: singular_values(problem.model))
         measured = Measurements(
@@ -188,9 +202,7 @@ def diagnose(
             tails=_tails(run, weights, seed),
             gradients=run.attempt("gradients", "gradients", lambda: gradient_covariance(subset_problem, parameters)),
             gradient_norms=run.attempt("gradient norms", "signals", lambda: gradient_norms(problem, parameters)) or {},
-            spectrum=run.attempt(
-                "hessian", "hessian", lambda: _spectrum_of(subset_problem, parameters, density_error, seed)
-            ),
+            spectrum=run.attempt("hessian", "hessian", lambda: _spectrum_of(subset_problem, parameters, parts, seed)),
             collapse=run.attempt("collapse", "collapse", lambda: neural_collapse(problem, layer=layer)),
             activity=run.attempt("signals", "signals", lambda: activation_statistics(problem)),
             labels=run.attempt("labels", "signals", lambda: label_noise(problem)),
@@ -240,9 +252,21 @@ def _tails(run: _Examinations, weights: SingularValueTable | None, seed: int) ->
     return fits
 
 
-def _spectrum_of(problem: Problem, parameters: str, density_error: float | None, seed: int) -> Spectrum:
-    n = sum(p.numel() for p in selected(problem.model, parameters).values())
-    return spectrum(problem, parameters=parameters, top=min(5, n), bottom=1, density_error=density_error, seed=seed)
+def _spectrum_of(problem: Problem, parameters: str, parts: SpectrumParts, seed: int) -> Spectrum:
+    error = parts.density_error if parts.density else None
+    return spectrum(
+        problem,
+        parameters=parameters,
+        top=parts.top,
+        bottom=parts.bottom,
+        max_products=parts.max_products,
+        trace_products=parts.trace,
+        density_error=error,
+        density_steps=parts.density_steps,
+        density_probes=parts.density_probes,
+        dense=parts.dense,
+        seed=seed,
+    )
 
 
 def subset(problem: Problem, samples: int, seed: int = 0) -> Problem:

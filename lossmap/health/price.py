@@ -11,11 +11,13 @@ from lossmap.curvature.gradient import loss_and_gradient
 from lossmap.curvature.product_time import first_batch, seconds_of_product
 from lossmap.data.problem import Problem
 from lossmap.linalg.expected_products import SpectrumParts
+from lossmap.linalg.product_budget import Fit, fit_parts
 from lossmap.memory import memory_now
 from lossmap.report.price import Price
 from lossmap.spectra.spectrum import DENSE
 
 PASSES = {"gradients": 1, "collapse": 2, "signals": 3}  # over the data, each at most at the price of a gradient
+MARGIN = 0.8  # of the time that is planned for
 SEARCH_VECTORS = 100  # of the length of theta, that searches and the density hold, about
 
 
@@ -49,6 +51,27 @@ def price_of_examination(
     itemsize = next(iter(problem.model.parameters())).element_size()
     memory = memory_now(problem.model) + SEARCH_VECTORS * parts.n * itemsize
     return Price(products, seconds, memory)
+
+
+def fit_examination(
+    problem: Problem,
+    subset: Problem,
+    parts: SpectrumParts,
+    examinations: Sequence[str],
+    parameters: str,
+    held_out: Problem | None,
+    seconds: float,
+) -> Fit:
+    """What of the Hessian so many seconds hold, beside the other examinations; arguments as above.
+
+    Raises what a product or a gradient raises.
+    """
+    if "hessian" not in examinations:
+        return Fit(parts)
+    others = [name for name in examinations if name != "hessian"]
+    taken = price_of_examination(problem, subset, parts, others, parameters, held_out).seconds
+    each = seconds_of_product(build_operator(subset, "hessian", parameters))
+    return fit_parts(parts, MARGIN * max(0.0, seconds - taken) / each)
 
 
 def parts_of_examination(n: int, density_error: float | None) -> SpectrumParts:

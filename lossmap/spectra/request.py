@@ -45,6 +45,7 @@ class SpectrumRequest:
     by           of the layer by layer reading: tensor, module; `patterns` instead; None for no such reading
     second       per-layer output Hessians: by inputs, weights
     vectors      keep the eigenvectors
+    layer_limit  of the layer by layer reading the largest blocks alone, so many; None: all
     """
 
     top: int = 5
@@ -69,6 +70,7 @@ class SpectrumRequest:
     second: tuple[str, ...] = ()
     vectors: bool = False
     seed: int = 0
+    layer_limit: int | None = None
 
     @property
     def layerwise(self) -> bool:
@@ -173,8 +175,11 @@ def _layer_tasks(i: int, subject: Subject, request: SpectrumRequest) -> Iterator
     layout = Layout.of(dict(subject.problem.model.named_parameters()))
     groups = subject.groups(request)
     yield Task(i, "block_ends"), SMALL
-    for name, tensors in groups.items():
-        n = size_of(layout, tensors)
+    sizes = {name: size_of(layout, tensors) for name, tensors in groups.items()}
+    read = sorted(sizes, key=lambda name: -sizes[name])[: request.layer_limit]
+    for name, n in sizes.items():
+        if name not in read:
+            continue
         yield Task(i, "block", name), 8 * n * n + SMALL if n <= request.dense else LANCZOS_BYTES
         if request.probes and len(groups) > 1:
             yield Task(i, "leak", name), SMALL

@@ -310,6 +310,8 @@ class SpectrumTasks:
         second = tuple(p for at in request.second for p in layer_hessians(full, at, dense=request.dense))
         by = "pattern" if request.patterns else request.by or "tensor"
         _, notes = exact_problem(full)
+        if request.layer_limit is not None:
+            notes = (*notes, f"the {len(blocks)} largest of {len(groups)} blocks, as many as the budget holds")
         energy = self._off_diagonal_energy(i, len(blocks), readings)
         return assemble(
             blocks,
@@ -326,7 +328,7 @@ class SpectrumTasks:
     def _off_diagonal_energy(self, i: int, blocks: int, readings: Readings) -> OffDiagonalEnergy | None:
         """What the blocks leave out: an answer only where every one of them was read and asked for it."""
         leaks = self._done(i, "leak", readings)
-        if not len(leaks) == blocks > 1:
+        if self.request.layer_limit is not None or not len(leaks) == blocks > 1:
             return None
         return energy_from_leakage({name: (a["inside"], a["outside"]) for name, a in leaks.items()})
 

@@ -1,5 +1,8 @@
 """The command `lossmap spectrum`: report, file, figures, and one message for invalid options."""
 
+import os
+import signal
+
 import numpy as np
 import pytest
 import torch
@@ -68,6 +71,17 @@ def test_retraining_along_the_l2_path_is_done_on_request(here, capsys):
     assert main([*told, "--surf-file", "l.h5"]) == 0
     assert "retrained: loss" in capsys.readouterr().out
     assert read("l.h5").groups["spectrum/l2_path"]["retrained_largest"].shape == (2,)
+
+
+def test_an_interrupted_spectrum_says_what_it_has_so_far(here, capsys, monkeypatch):
+    def interrupted(self, subject, name):
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise RuntimeError("the second task")
+
+    monkeypatch.setattr("lossmap.spectra.tasks.SpectrumTasks._gradient", interrupted)
+    assert main([*QUICK, *LITTLE, "--surf-file", "some.h5"]) == 75
+    text = capsys.readouterr().out
+    assert "so far:" in text and "largest" in text.split("so far:")[1] and "density" not in text.split("so far:")[1]
 
 
 def test_an_interrupted_spectrum_is_resumed_without_flags_to_the_same_numbers(here, capsys):

@@ -1,0 +1,120 @@
+"""Fits the tasks of a spectrum into a time: ends first, then trace, density, and as many layers as there is time for.
+
+The seconds of a product are those that were measured (`price.PriceList`), with a margin, since expected numbers of
+products are expectations. What fits is resolved once, by rank 0, and stored with the request: a resumed run and the
+other ranks take it from there. Of layers the largest are read, each whole; what the blocks leave out goes first.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from lossmap.linalg.expected_products import SpectrumParts
+from lossmap.linalg.product_budget import fit_parts
+from lossmap.spectra.price import PriceList, block_size, expected_costs, parts_of, rows_of
+from lossmap.spectra.request import SpectrumRequest, Task
+from lossmap.spectra.tasks import SpectrumTasks
+
+MARGIN = 0.8  # of the time that is planned for
+# of a request: what a budget may change
+FITTED = (
+    *("max_products", "trace_products", "trace_error", "density", "density_steps", "density_probes", "dense"),
+    *("by", "patterns", "second", "probes", "layer_limit"),
+)
+
+
+@dataclass(frozen=True)
+class FittedRequest:
+    """What of a request fits, and in words what was cut."""
+
+    request: SpectrumRequest
+    cuts: tuple[str, ...] = ()
+
+
+def with_parts(request: SpectrumRequest, parts: SpectrumParts) -> SpectrumRequest:
+    """The request, with what is computed of the whole matrix."""
+    return replace(
+        request,
+        max_products=parts.max_products,
+        trace_products=parts.trace,
+        trace_error=parts.trace_error,
+        density=parts.density,
+        density_steps=parts.density_steps,
+        density_probes=parts.density_probes,
+        dense=parts.dense if not request.layerwise else request.dense,
+    )
+
+
+def fit_request(
+    tasks: SpectrumTasks, seconds: float, workers: int = 1, prices: PriceList | None = None
+) -> FittedRequest:
+    """What of the request so many seconds hold. Raises what a product raises.
+
+    seconds  that are left; a part of them is kept in reserve
+    workers  ranks, or teams of ranks, that share the tasks
+    """
+    prices, seconds = prices or PriceList(tasks), MARGIN * max(0.0, seconds)
+    subjects = range(len(tasks.subjects))
+    each = [prices.seconds(Task(i, "ends")) for i in subjects]
+    largest = max(subjects, key=lambda i: rows_of(tasks.subjects[i], tasks.request.parameters))
+    n = rows_of(tasks.subjects[largest], tasks.request.parameters)
+    longest = seconds / max(each)
+    fit = fit_parts(parts_of(tasks.request, n), seconds * workers / sum(each), longest)
+    request = with_parts(tasks.request, fit.parts)
+    if not request.layerwise:
+        return FittedRequest(request, fit.cuts)
+    left = seconds * workers - fit.parts.products * sum(each)
+    request, cuts = _with_fitting_layers(replace(tasks, request=request), request, left, prices)
+    return FittedRequest(request, (*fit.cuts, *cuts))
+
+
+def _with_fitting_layers(
+    tasks: SpectrumTasks, request: SpectrumRequest, seconds: float, prices: PriceList
+) -> tuple[SpectrumRequest, list[str]]:
+    """The request with as many layers, the largest first, as so many seconds hold."""
+    layers = [task for task in tasks.tasks if task.kind in ("block", "leak", "block_ends")]
+    measure = replace(tasks, tasks=tuple(layers))
+    costs = dict(zip(layers, (c.seconds for c in expected_costs(measure, prices)), strict=True))
+    if sum(costs.values()) <= seconds:
+        return request, []
+    cuts = []
+    if any(task.kind == "leak" for task in layers):
+        cuts.append("not what the blocks of layers leave out")
+    left = seconds - sum(cost for task, cost in costs.items() if task.kind == "block_ends")
+    request = replace(request, probes=0)
+    names = sorted({t.name for t in layers if t.kind == "block"}, key=lambda name: -_size(tasks, name))
+    count = 0
+    for name in names:
+        left -= sum(cost for task, cost in costs.items() if task.kind == "block" and task.name == name)
+        if left < 0:
+            break
+        count += 1
+    if count == len(names):
+        return request, cuts
+    if not count:
+        return replace(request, by=None, patterns=(), second=()), ["no layer"]
+    return replace(request, layer_limit=count), [*cuts, f"the {count} largest of {len(names)} layers"]
+
+
+def _size(tasks: SpectrumTasks, name: str) -> int:
+    """The size of a block, of the first subject that has it."""
+    for subject in tasks.subjects:
+        if name in subject.groups(tasks.request):
+            return block_size(subject, tasks.request, name)
+    return 0
+
+
+def stored_fit(request: SpectrumRequest, stored: dict[str, Any]) -> SpectrumRequest:
+    """The request, with what an earlier run has fitted, as its file's settings hold it."""
+    values = {name: stored.get(name, getattr(request, name)) for name in FITTED}
+    values["layer_limit"] = stored.get("layer_limit")
+    return replace(request, **{**values, "patterns": tuple(values["patterns"]), "second": tuple(values["second"])})
+
+
+def settings_of(request: SpectrumRequest) -> dict[str, Any]:
+    """A request as files hold it: what version 0.1 did not know stands there only where it is asked for."""
+    values = asdict(request)
+    if request.layer_limit is None:
+        del values["layer_limit"]
+    return values

@@ -1,0 +1,92 @@
+"""--budget: fitted by measured product times, which are handed in here; stored, and the same when a run goes on."""
+
+import pytest
+import torch
+
+from lossmap import zoo
+from lossmap.cli.__main__ import main as lossmap
+from lossmap.io.read import read
+
+SUBJECT = ["--model", "mlp", "--samples", "32", "--hvp-backend", "double-backward", "--device", "cpu", "--threads", "1"]
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def price(monkeypatch, seconds):
+    """Let products take so long, wherever they are timed."""
+    for module in ("spectra.price", "dynamics.price", "health.price", "landscape.price"):
+        monkeypatch.setattr(f"lossmap.{module}.seconds_of_product", lambda operator: seconds)
+    monkeypatch.setattr("lossmap.spectra.price.PriceList.seconds", lambda self, task: seconds)
+
+
+def test_a_spectrum_is_fitted_once_and_goes_on_as_it_was_fitted(monkeypatch, capsys):
+    price(monkeypatch, 1.0)
+    work = ["spectrum", *SUBJECT, "--budget", "170s", "--surf-file", "s.h5"]
+    assert lossmap([*work, "--stop-after", "0.001"]) == 75
+    out, err = capsys.readouterr()
+    assert "--budget 170s: " in out and "products of the trace; no density" in out
+    assert "products of 1 s" in err
+    fitted = read("s.h5").settings["measures"]["spectrum"]
+    assert fitted["budget"] == 170.0 and 6 <= fitted["trace_products"] < 60 and not fitted["density"]
+    price(monkeypatch, 1e-6)  # now the machine is faster: nothing changes
+    assert lossmap(["resume", "s.h5"]) == 0
+    assert "--budget" not in capsys.readouterr().out
+    settings = read("s.h5").settings["measures"]["spectrum"]
+    assert settings["trace_products"] == fitted["trace_products"] and settings["budget"] == 170.0
+    assert lossmap(work) == 0
+    assert lossmap([*work[:-3], "300s", *work[-2:]]) == 2
+    assert "budget is 170.0 in the file, 300.0 asked for" in capsys.readouterr().err
+
+
+def test_a_map_that_takes_longer_is_refused_with_what_would_fit(monkeypatch, capsys, here):
+    monkeypatch.setattr("lossmap.landscape.price.seconds_of_pass", lambda *_: 60.0)
+    work = ["surface", *SUBJECT[:4], "--x=-1:1:21", "--device", "cpu", "--no-probe", "--surf-file", "m.h5"]
+    assert lossmap([*work, "--budget", "10m"]) == 2
+    text = capsys.readouterr().err
+    assert "21 points take about 21 min, 2.1 times what is left of --budget 10m; about 9 points would fit" in text
+    assert "or 3 ranks, or --samples with 4" in text
+    assert list(here.iterdir()) == []
+    assert lossmap([*work, "--budget", "2h"]) == 0
+    assert lossmap([*work, "--budget", "10m"]) == 0  # nothing is left to compute
+
+
+def test_a_map_is_computed_nevertheless_with_yes(monkeypatch):
+    monkeypatch.setattr("lossmap.landscape.price.seconds_of_pass", lambda *_: 60.0)
+    work = ["surface", *SUBJECT[:4], "--x=-1:1:3", "--device", "cpu", "--no-probe", "--budget", "2s", "--yes"]
+    assert lossmap(work) == 0
+
+
+def test_a_run_is_fitted_at_every_checkpoint_and_goes_on_as_it_was(monkeypatch, capsys, caplog, here):
+    for step in range(2):
+        torch.save(zoo.build("mlp", seed=step).state_dict(), here / f"step{step}.pt")
+    price(monkeypatch, 1.0)
+    work = ["dynamics", "step0.pt", "step1.pt", *SUBJECT, "--top", "1", "--full-spectrum", "--surf-file", "run.h5"]
+    assert lossmap([*work, "--budget", "8m"]) == 0
+    assert "the budget holds at each checkpoint: 1 probe of" in caplog.text
+    stored = read("run.h5").settings["measures"]["along"]
+    assert stored["budget"] == 480.0 and stored["effort"]["density_probes"] == 1
+    assert "about" in capsys.readouterr().err
+    price(monkeypatch, 100.0)
+    assert lossmap([*work, "--budget", "8m"]) == 0
+    assert read("run.h5").settings["measures"]["along"]["effort"] == stored["effort"]
+    assert lossmap(work) == 2  # without a budget it is another run
+    assert "budget" in capsys.readouterr().err
+
+
+def test_an_examination_says_what_was_cut(monkeypatch, capsys):
+    price(monkeypatch, 1.0)
+    work = ["health", *SUBJECT[:4], "--device", "cpu", "--examinations", "hessian", "--no-held-out"]
+    assert lossmap([*work, "--budget", "3m"]) == 0
+    out, err = capsys.readouterr()
+    assert "budget: " in out and "products of the trace; no density" in " ".join(out.split())
+    assert "health: about" in err
+
+
+@pytest.mark.parametrize("text", ["soon", "0", "10x"])
+def test_a_budget_that_is_no_time_is_named(text, capsys):
+    assert lossmap(["spectrum", *SUBJECT, "--budget", text]) == 2
+    assert "--budget must be a time > 0, such as 90s, 10m, 2h or 1h30m" in capsys.readouterr().err
