@@ -10,6 +10,11 @@ HDF5 file, and drawn.
 
 import sys
 
+from lossmap.parallel.shutdown import keep_signals
+
+if __name__ == "__main__" and sys.argv[1:2] != ["health"]:  # which a signal ends
+    keep_signals()  # from here on: the imports below take seconds
+
 from lossmap.cli.__main__ import main as lossmap
 from lossmap.curvature.operators import CurvatureOperator, gauss_newton, hessian
 from lossmap.linalg.lanczos import EigenPairs, eigsh, extremes

@@ -9,6 +9,11 @@ As in the original tool, -m is --mpi and -c is --cuda here.
 
 import sys
 
+from lossmap.parallel.shutdown import keep_signals
+
+if __name__ == "__main__":
+    keep_signals()  # from here on: the imports below take seconds
+
 from lossmap.cli.eigenmap import main
 from lossmap.cli.original_flags import with_original_letters
 from lossmap.curvature.operators import CurvatureOperator, gauss_newton, hessian

@@ -9,6 +9,11 @@ As in the original tool, -m is --mpi and -c is --cuda here.
 
 import sys
 
+from lossmap.parallel.shutdown import keep_signals
+
+if __name__ == "__main__":
+    keep_signals()  # from here on: the imports below take seconds
+
 from lossmap.cli.original_flags import with_original_letters
 from lossmap.cli.surface import main
 from lossmap.data.problem import Problem

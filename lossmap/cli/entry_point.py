@@ -11,6 +11,7 @@ from typing import Any
 
 from lossmap.io.printable import printable
 from lossmap.parallel.launcher import rank_in
+from lossmap.parallel.messages import WorkerLost
 
 EXIT_CODES = {"complete": 0, "failed": 3, "unfinished": 75}  # by the outcome of a result
 EXPECTED_ERRORS = (ValueError, OSError, ImportError, KeyError, RuntimeError, ArithmeticError)
@@ -45,6 +46,10 @@ def guarded(main: Callable[..., int]) -> Callable[..., int]:
         except BrokenPipeError:  # the reader, such as `head`, has closed the pipe: not an error
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 128 + signal.SIGPIPE
+        except WorkerLost as error:  # between two surveys, such as while the problem is set up: all ranks raise it
+            from lossmap.parallel.world import abort_world
+
+            return abort_world(f"lossmap: {error}; what has been measured is safe: run the same command again to go on")
         except EXPECTED_ERRORS as error:
             if os.environ.get("LOSSMAP_DEBUG"):
                 raise

@@ -11,6 +11,7 @@ reason. Price: what a survey costs beside its measure is in benchmarks/dispatch.
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
@@ -50,10 +51,11 @@ class Measure(Protocol):
               any shapes, written as they arrive
     settings  what it was made with, and under "chosen" what a probe has chosen
 
-    May have `with_choice(chosen)`: the measure with what a probe chose in another process. May have `resume(point,
-    state)`, which goes on at a point that it left by raising Interrupted(state), and `smaller()`, which makes it need
-    less memory and says how, or returns None where it cannot; where memory runs out on one rank of a team, all its
-    ranks call it.
+    May have `points_cost_alike = False`, where a slow point says nothing of the others: no rank counts as stuck then
+    unless `point_timeout` says when. May have `with_choice(chosen)`: the measure with what a probe chose in another
+    process. May have `resume(point, state)`, which goes on at a point that it left by raising Interrupted(state), and
+    `smaller()`, which makes it need less memory and says how, or returns None where it cannot; where memory runs out on
+    one rank of a team, all its ranks call it.
     """
 
     @property
@@ -107,7 +109,8 @@ def survey(
         world: the ranks; None: those that a launcher started.
         rank_0: `computes` too, only `deals`, or `auto`: computes with up to 32 ranks.
         team: this rank's team (`world.team`), where several ranks share a point.
-        point_timeout: seconds after which a rank that does not answer is reported, and its point dispatched again.
+        point_timeout: seconds after which a rank that does not answer is reported, and its point dispatched again;
+            None: 20 times the slowest point so far, a minute at least; infinity: never.
         share_values: whether ranks other than 0 get the fields and groups too, or only statuses and settings. Price:
             one broadcast of 8 bytes a value, and that memory on every rank.
         accept_change: whether a file is continued although the code measures something else than that which began it;
@@ -258,7 +261,7 @@ def _evaluate_points(
     world.surveys += 1  # on every rank alike: a late message of an earlier survey is known by it
     # where a death ends the job, a stuck rank is left alone until rank 0 has closed its file
     watchdog = None
-    if point_timeout is not None and world.tolerant and world.rank != 0:
+    if point_timeout is not None and math.isfinite(point_timeout) and world.tolerant and world.rank != 0:
         watchdog = WATCHDOG_FACTOR * point_timeout
     sizes = {field.name: field.extra[1] if field.extra else 1 for field in measure.fields}
     evaluate = PointEvaluator(measure, grid.point, sizes, team, watchdog)
@@ -271,7 +274,8 @@ def _evaluate_points(
         store, measure.name, grid, progress, len(all_teams), _checked_indices(points, grid), retry_failed,
         getattr(measure, "priority", None),
     )  # fmt: skip
-    lead(world, list(all_teams), recorder, evaluate, stop, point_timeout)
+    by_pace = getattr(measure, "points_cost_alike", True)
+    lead(world, list(all_teams), recorder, evaluate, stop, point_timeout, by_pace)
     surface = store.surface()
     _send_surface(world, surface if share_values else without_values(surface))
     return surface

@@ -33,6 +33,8 @@ CHECK_INTERVAL = 2e-3  # seconds between looks at deaths and the stop while no m
 REPORT_INTERVAL = 0.1  # seconds between calls of Recorder.progress
 RUNNING, NO_NEW_POINTS, LEAVE_POINTS = range(3)  # how far the survey is halted
 NEVER = float("inf")
+# where nobody says when, a worker counts as stuck after this multiple of the slowest point so far, a minute at least
+TIMEOUT_FACTOR, MIN_TIMEOUT = 20.0, 60.0
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,8 @@ class Dispatcher:
     stop           consulted before points are dispatched
     survey_id      number of this survey within the program; answers to an earlier one are ignored
     saved_state    index -> the state in which an earlier run left the point, or None
-    point_timeout  seconds after which a worker that does not answer counts as stuck; None: no limit
+    point_timeout  seconds after which a worker that does not answer counts as stuck; None: by the pace, or no limit
+    by_pace        whether that limit follows from the slowest point so far: points cost much the same then
     """
 
     def __init__(
@@ -104,12 +107,15 @@ class Dispatcher:
         survey_id: int = 0,
         saved_state: Callable[[int], Any] = lambda index: None,
         point_timeout: float | None = None,
+        by_pace: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.channel, self.queue, self.recorder, self.stop = channel, queue, recorder, stop
         self.workers = [WorkerState(tuple(ranks)) for ranks in teams]
         self.worker_of_rank = {rank: number for number, worker in enumerate(self.workers) for rank in worker.ranks}
-        self.survey_id, self.saved_state, self.point_timeout, self.clock = survey_id, saved_state, point_timeout, clock
+        self.survey_id, self.saved_state, self.clock = survey_id, saved_state, clock
+        self.point_timeout = point_timeout
+        self.by_pace = by_pace and len(self.workers) > 1  # alone there is nobody to take over a point
         self.dead_ranks: set[int] = set()
         self.idle: set[int] = set()  # workers that may have room for further points
         self.halt_level = RUNNING
@@ -143,6 +149,12 @@ class Dispatcher:
         self.is_over = self._ended()
         return received
 
+    def timeout(self) -> float | None:
+        """Seconds after which a worker that does not answer counts as stuck; None: no limit, or not known yet."""
+        if self.point_timeout is not None or not self.by_pace or not self.queue.evaluated:
+            return self.point_timeout
+        return max(MIN_TIMEOUT, TIMEOUT_FACTOR * self.queue.max_seconds)
+
     @property
     def stuck_ranks(self) -> list[int]:
         """The leaders of workers that were reported stuck and have not answered since."""
@@ -157,9 +169,9 @@ class Dispatcher:
 
     def _worker_expected(self) -> bool:
         """Whether a worker is present, or may still come: a stuck one gets twice the timeout to answer after all."""
-        oldest = float("-inf")
-        if self.point_timeout is not None:
-            oldest = self.clock() - 2 * self.point_timeout
+        oldest, limit = float("-inf"), self.timeout()
+        if limit is not None:
+            oldest = self.clock() - 2 * limit
         return any(
             worker.present or (worker.stuck_since > oldest and self.dead_ranks.isdisjoint(worker.ranks))
             for worker in self.workers
@@ -280,16 +292,17 @@ class Dispatcher:
         self.idle.update(self.queue.active)
 
     def _check_timeouts(self, now: float) -> None:
+        limit = self.timeout()
         # looks at every worker, so not at every step
-        if self.point_timeout is None or now - self._last_timeout_check <= self.point_timeout / 20:
+        if limit is None or now - self._last_timeout_check <= limit / 20:
             return
         self._last_timeout_check = now
-        for number, index in self.queue.overdue(now, self.point_timeout):
+        for number, index in self.queue.overdue(now, limit):
             worker = self.workers[number]
             worker.stuck_since, worker.present = now, False
             self.queue.suspend_worker(number)
             self.recorder.note(
-                f"rank {worker.leader} on {worker.host} has not answered for {self.point_timeout:g} s at point "
+                f"rank {worker.leader} on {worker.host} has not answered for {limit:.3g} s at point "
                 f"{index}; the point is dispatched again"
             )
             self.idle.update(self.queue.active)

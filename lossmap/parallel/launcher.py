@@ -20,6 +20,11 @@ _SIZE_VARIABLES = (
     "SLURM_STEP_NUM_TASKS",  # srun
     "MPI_WORLD_SIZE",
 )
+_MPIRUNS = {
+    "OMPI_COMM_WORLD_SIZE": "Open MPI",
+    "MV2_COMM_WORLD_SIZE": "MVAPICH",
+    "PMI_SIZE": "MPICH (or Intel MPI, Cray MPI)",
+}
 
 
 def launched(environ: Mapping[str, str]) -> int:
@@ -39,14 +44,23 @@ def rank_in(environ: Mapping[str, str]) -> int:
     return int(environ["SLURM_PROCID"]) if in_step and environ.get("SLURM_PROCID", "").isdigit() else 0
 
 
-def check_size(size: int, environ: Mapping[str, str]) -> None:
-    """Raises ValueError where SLURM started several tasks, each of which sees itself alone."""
+def check_size(size: int, environ: Mapping[str, str], library: str = "another MPI") -> None:
+    """Raises ValueError where a launcher started several ranks, each of which sees itself alone.
+
+    library  the MPI that mpi4py uses
+    """
     tasks = environ.get("SLURM_STEP_NUM_TASKS", "")
     if size == 1 and tasks.isdigit() and int(tasks) > 1 and "OMPI_COMM_WORLD_SIZE" not in environ:
         raise ValueError(
             f"srun started {tasks} tasks, but MPI sees one rank: this MPI library needs another "
             "srun --mpi=... (see srun --mpi=list; Open MPI: pmix), or mpirun"
         )
+    for name, launcher in _MPIRUNS.items():
+        if size == 1 and environ.get(name, "").isdigit() and int(environ[name]) > 1:
+            raise ValueError(
+                f"the mpirun of {launcher} started {environ[name]} ranks, but MPI sees one: mpi4py uses {library} "
+                "here; start the ranks with the mpirun of that library"
+            )
 
 
 def arrange_teams(size: int, team_size: int = 1, rank_0: str = "auto") -> list[tuple[int, ...]]:

@@ -65,8 +65,12 @@ def lead(
     evaluate: Evaluator,
     stop: Stop,
     point_timeout: float | None,
+    by_pace: bool = False,
 ) -> None:
-    """Rank 0's part: dispatch, and evaluate too where it leads a worker; at the end, however it comes, send END."""
+    """Rank 0's part: dispatch, and evaluate too where it leads a worker; at the end, however it comes, send END.
+
+    point_timeout, by_pace  when a worker counts as stuck, as in `Dispatcher`
+    """
     settled: Collection[int] = ()
     channel: Channel | None = world.channel
     stuck: set[int] = set()
@@ -77,7 +81,7 @@ def lead(
             local, queue = LocalChannel(channel), recorder.queue(len(teams), settled)
             dispatcher = Dispatcher(
                 local, queue, teams, recorder, stop=stop, survey_id=world.surveys, saved_state=recorder.saved_state,
-                point_timeout=point_timeout,
+                point_timeout=point_timeout, by_pace=by_pace,
             )  # fmt: skip
             team_is_whole = _run_round(world, local, dispatcher, computes, evaluate, stop) and team_is_whole
             stuck |= set(dispatcher.stuck_ranks) - {0}

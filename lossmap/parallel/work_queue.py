@@ -54,6 +54,7 @@ class WorkQueue:
         self.active: set[int] = set()  # workers that take points
         self.seconds = 0.0  # of all points evaluated
         self.evaluated = 0
+        self.max_seconds = 0.0  # of the slowest point evaluated
         # two windows, so that one slow point long ago does not shorten the survey: the last RECENT_POINTS or fewer,
         # and as many before them
         self.slowest = [0.0, 0.0]
@@ -142,6 +143,7 @@ class WorkQueue:
         self._answered(worker, index, now)
         self.seconds += seconds
         self.evaluated += 1
+        self.max_seconds = max(self.max_seconds, seconds)
         if self.evaluated % RECENT_POINTS == 0:
             self.slowest = [0.0, self.slowest[0]]
         self.slowest[0] = max(self.slowest[0], seconds)

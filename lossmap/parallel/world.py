@@ -15,6 +15,7 @@ import atexit
 import os
 import socket
 import sys
+import time
 import traceback
 from collections.abc import Callable, Mapping
 from types import TracebackType
@@ -77,7 +78,9 @@ class World:
             use_mpi = mpi or (mpi is None and launched(environ) > 1)
             with start_watchdog(environ):
                 _world = cls(load_mpi(environ)) if use_mpi else cls()
-            check_size(_world.size, environ)
+            if _world.channel is not None:
+                library = _world.channel.mpi.Get_library_version().split("\n")[0].split(",")[0].strip("\0 ")
+                check_size(_world.size, environ, library)
         return _world
 
     def _join(self, mpi: Any) -> None:
@@ -292,3 +295,19 @@ class World:
 
 
 _world: World | None = None  # MPI can be started once in a process
+
+
+def abort_world(sentence: str) -> int:
+    """End all ranks that are left after the death of one, with a sentence of the first; for collectives cannot go on.
+
+    Returns an exit code where there is no world to end.
+    """
+    world = _world
+    if world is None or world.channel is None:
+        print(sentence, file=sys.stderr, flush=True)
+        return EXIT_LOST
+    if world.rank == min(set(range(world.size)) - world.channel.dead()):
+        print(sentence, file=sys.stderr, flush=True)
+        world.channel.comm.Abort(EXIT_LOST)
+    time.sleep(world_exit.GOODBYE_SECONDS)  # the first one ends this rank too
+    os._exit(EXIT_LOST)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import inf, nan
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -63,6 +63,8 @@ class SpectrumTasks:
     made            matrices that this rank has prepared already
     limits          the largest batches that memory allows, the newest last; none until it runs out
     """
+
+    points_cost_alike: ClassVar[bool] = False  # a trace may take a hundred times a density
 
     subjects: tuple[Subject, ...]
     request: SpectrumRequest

@@ -165,6 +165,21 @@ def test_status_merge_and_submit_need_no_torch(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+# ---- signals
+
+
+@pytest.mark.parametrize("number", [10, 15])
+def test_a_signal_while_torch_is_imported_leaves_a_result_to_resume(number, tmp_path):
+    program = (
+        "import os, sys\nimport lossmap.cli.__main__ as cli\nload = cli.import_module\n"
+        f"cli.import_module = lambda name: (os.kill(os.getpid(), {number}), load(name))[1]\n"
+        f"sys.exit(cli.main({survey('--surf-file', 's.h5')!r}))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=90)
+    assert done.returncode == 75, done.stderr
+    assert read("s.h5").counts("loss") == {"done": 0, "failed": 0, "left": 12}
+
+
 # ---- resume
 
 
@@ -539,6 +554,16 @@ def test_an_estimate_is_printed_stored_and_compared_with_the_measured_cost(tmp_p
     out = capsys.readouterr().out
     assert re.search(r"from start to end, 1 ranks +estimated .* took ", out)
     assert re.search(r"file +estimated .* took ", out)
+
+
+def test_an_estimate_that_cannot_be_stored_is_printed_all_the_same(capsys, monkeypatch):
+    def refuse(*_):
+        raise PermissionError(13, "Permission denied", "s.h5.estimate.json")
+
+    monkeypatch.setattr("lossmap.parallel.cost_model.write_estimate", refuse)
+    assert lossmap(["estimate", "--", *survey("--surf-file", "s.h5")]) == 2
+    text = capsys.readouterr()
+    assert "node-hours" in text.out and text.err.endswith("lossmap: s.h5.estimate.json: Permission denied\n")
 
 
 def test_an_estimate_of_eigenvalues_counts_products_and_the_audit(capsys):

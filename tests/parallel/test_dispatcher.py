@@ -163,7 +163,7 @@ class FakeRecorder:
 class Survey:
     """A dispatcher at rank 0 and workers at the others, stepped in an order that chance chooses."""
 
-    def __init__(self, count, ranks, evaluate, point_timeout=None, stop=None):
+    def __init__(self, count, ranks, evaluate, point_timeout=None, stop=None, by_pace=False):
         self.now = 0.0
         self.network, self.recorder, self.stop = Network(ranks + 1), FakeRecorder(), stop or Stop()
         self.queue = WorkQueue(range(count), ranks)
@@ -174,6 +174,7 @@ class Survey:
             self.recorder,
             stop=self.stop,
             point_timeout=point_timeout,
+            by_pace=by_pace,
             clock=lambda: self.now,
         )
         self.workers = {
@@ -249,6 +250,27 @@ def test_a_stuck_worker_is_reported_once_and_works_again_when_it_answers(rng):
     assert len(stuck) == 1 and "rank 1 on node1" in stuck[0]
     assert "rank 1 on node1 answers again" in survey.recorder.notes
     assert survey.dispatcher.stuck_ranks == [] and len(survey.recorder.values) == 3000
+
+
+def test_without_a_timeout_a_worker_is_stuck_after_20_times_the_slowest_point_and_a_minute(rng):
+    def evaluate(rank, index, state):
+        return DONE, index, {"value": index * index}, 4.0  # seconds, of which 80 follow
+
+    survey = Survey(30, 2, evaluate, by_pace=True)
+    assert survey.dispatcher.timeout() is None  # nothing is known of the cost yet
+    survey.workers[1].listen()
+    survey.dispatcher.step()
+    survey.workers.pop(1)  # which never answers
+    survey.run(rng)
+    assert survey.dispatcher.timeout() == 80.0 < survey.now < 100
+    assert [n for n in survey.recorder.notes if "rank 1 on node1 has not answered for 80 s" in n]
+    assert len(survey.recorder.values) == 30
+    quick = Survey(30, 2, squared, by_pace=True)
+    quick.run(rng)
+    assert quick.dispatcher.timeout() == 60.0
+    alone = Survey(3, 1, squared, by_pace=True)
+    alone.run(rng)
+    assert alone.dispatcher.timeout() is None  # nobody else could take the point over
 
 
 def test_when_all_workers_are_stuck_the_dispatcher_gives_up_after_a_while(rng):

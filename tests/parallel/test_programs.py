@@ -165,6 +165,16 @@ def test_a_death_while_the_ranks_meet_keeps_nobody_waiting_for_ever(run, tmp_pat
     assert ended.code != 0 and ended.err.strip() and not (tmp_path / "s.h5").exists()
 
 
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_a_death_while_the_problem_is_set_up_is_one_sentence_and_no_success(run, tmp_path, rank):
+    ended = run("setup_kills", tmp_path / "s.h5", ft=True, DIES=rank)
+    sentences = {
+        "0": "rank 0 has died; leaving",
+        "1": "lossmap: rank 1 has died; what has been measured is safe: run the same command again to go on",
+    }
+    assert ended.code == 70 and sentences[rank] in ended.err and "Traceback" not in ended.err
+
+
 def test_a_point_that_kills_every_rank_fails_and_the_others_are_read(run, tmp_path, undisturbed):
     ended = run("one_point_kills", tmp_path / "s.h5", ranks=5, ft=True)
     assert (ended.told["outcome"], ended.told["failed"]) == ("failed", 1)

@@ -160,6 +160,31 @@ def test_how_a_process_ends(body, code):
     assert ended.returncode == code, ended.stderr
 
 
+KEEPING = """
+import os, signal, sys, time
+from lossmap.parallel.shutdown import Stop, keep_signals
+keep_signals()
+{}
+"""
+
+
+@pytest.mark.parametrize(
+    ("body", "code"),
+    [
+        # kept for the Stop that comes after the imports, the one in the end too
+        ("os.kill(os.getpid(), 10)\nwith Stop() as stop: sys.exit(stop.reason != 'SIGUSR1' or stop())", 0),
+        ("os.kill(os.getpid(), 15)\nwith Stop() as stop: sys.exit(stop.reason != 'SIGTERM' or not stop())", 0),
+        ("os.kill(os.getpid(), 2); time.sleep(1.1); os.kill(os.getpid(), 2); time.sleep(30)", 130),
+        ("with Stop(): pass\nos.kill(os.getpid(), 15); time.sleep(30)", -15),  # as before once nobody keeps it
+        ("signal.signal(10, signal.SIG_IGN); keep_signals(); print(signal.getsignal(10) == signal.SIG_IGN or 1/0)", 0),
+    ],
+)
+def test_signals_before_there_is_a_stop_are_kept(body, code):
+    program = KEEPING.format(body)
+    ended = subprocess.run([sys.executable, "-c", program], timeout=20, capture_output=True, text=True)
+    assert ended.returncode == code, ended.stderr
+
+
 def test_the_end_of_the_job_comes_from_slurms_variable_or_from_scontrol():
     assert job_end({}) is None
     assert job_end({"SLURM_JOB_END_TIME": "1700000000"}) == 1.7e9

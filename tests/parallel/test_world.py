@@ -115,6 +115,14 @@ def test_tasks_that_see_only_themselves_are_an_error():
     check_size(1, {"SLURM_STEP_NUM_TASKS": "2", "OMPI_COMM_WORLD_SIZE": "1"})
 
 
+@pytest.mark.parametrize(("variable", "launcher"), [("PMI_SIZE", "MPICH"), ("OMPI_COMM_WORLD_SIZE", "Open MPI")])
+def test_an_mpirun_of_another_mpi_than_that_of_mpi4py_is_an_error(variable, launcher):
+    with pytest.raises(ValueError, match=rf"the mpirun of {launcher}.* started 4 ranks, .* mpi4py uses Some MPI here"):
+        check_size(1, {variable: "4"}, "Some MPI")
+    check_size(4, {variable: "4"})
+    check_size(1, {variable: "1"})
+
+
 def test_a_launcher_without_mpi4py_is_an_error_that_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "mpi4py", None)
     monkeypatch.setattr(world_module, "_world", None)
