@@ -18,5 +18,6 @@ COMMANDS = {
     "merge": ("lossmap.cli.merge", "main", "join the shards of an array"),
     "init": ("lossmap.cli.init", "main", "a commented file with model, data and loss to start from"),
     "train": ("lossmap.cli.train", "main", "a small trainer that writes checkpoints"),
+    "legacy": ("lossmap.cli.legacy", "main", "the drawing scripts of the original tool, by their command lines"),
     "demo": ("lossmap.cli.demo", "main", "train two small nets, survey and draw them"),
 }
