@@ -157,7 +157,7 @@ def test_every_command_and_flag_on_a_page_exists(page):
             help_text = _help(main, command)
             for word in part:
                 if word.startswith("--") and word != "--":
-                    flag = word.split("=")[0]
+                    flag = word.split("=")[0].replace("_", "-")  # underscores are accepted everywhere
                     assert re.search(rf"{flag}\b", help_text), f"{page.name}: {command} has no {flag}"
 
 
