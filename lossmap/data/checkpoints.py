@@ -34,6 +34,7 @@ from lossmap.data.checkpoint_match import USUAL_KEYS, Fit, Selection, State, fit
 
 log = logging.getLogger(__name__)
 
+_EXPORTED = ("archive_format", "serialized_exported_program.json")  # members of what torch.export saves
 _LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the magic number of the legacy format, pickled
 _INDEX = ".index.json"  # the end of the name of a list of shards, as Hugging Face writes it
 
@@ -70,6 +71,14 @@ def _kind_of_zip(file: BinaryIO) -> str | None:
     return None
 
 
+def _is_exported(path: Path) -> bool:
+    """Whether a file is an archive of `torch.export.save`, of this version or the first ones."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any(name.endswith(_EXPORTED) for name in archive.namelist())
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """What a file holds: its name, and every set of named tensors in it by the dotted key that it stands under."""
@@ -103,6 +112,11 @@ def load_checkpoint(path: str | Path, unsafe: bool = False, home: str | None = N
     if path.name.endswith(_INDEX):
         return Checkpoint(str(path), {"": _merged(path, unsafe)})
     kind = kind_of(path)
+    if kind is None and _is_exported(path):
+        raise ValueError(
+            f"{path} is an archive of torch.export, a program and not a checkpoint; save its tensors: "
+            "torch.save(torch.export.load(FILE).state_dict, 'net.pt')"
+        )
     if kind is None:
         what = "is not a checkpoint" if path.stat().st_size else "is empty"
         raise ValueError(f"{path} {what}: neither PyTorch's formats nor safetensors")

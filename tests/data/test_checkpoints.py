@@ -297,3 +297,15 @@ def test_checkpoints_of_the_original_tool_are_read(reference):
         state = load_state(path)
         assert kind_of(path) == "legacy" and state["fc.weight"].shape == (10, 128) and "bn2.running_var" in state
         finite_or_named(state)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_an_archive_of_torch_export_is_named_and_its_tensors_are_read_as_the_sentence_says(tmp_path):
+    net, path = torch.nn.Linear(3, 2), tmp_path / "net.pt2"
+    torch.export.save(torch.export.export(net, (torch.zeros(1, 3),)), path)
+    with pytest.raises(ValueError, match=r"archive of torch\.export.*torch\.export\.load\(FILE\)\.state_dict"):
+        load_into(net, path)
+    torch.save(torch.export.load(path).state_dict, tmp_path / "net.pt")
+    other = torch.nn.Linear(3, 2)
+    load_into(other, tmp_path / "net.pt")
+    assert torch.equal(other.weight, net.weight)
