@@ -19,9 +19,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from lossmap.data.batches import Batch
+from lossmap.data.one_precision import in_one_precision
 from lossmap.data.outputs import logits_of
 
 TWICE_DIFFERENTIABLE = ("eager", "sdpa", None)  # of attention; PyTorch's own by its plain formula where asked twice
@@ -54,21 +54,6 @@ def is_causal(model: nn.Module) -> bool:
     return named and not getattr(within.config, "is_encoder_decoder", False)
 
 
-class KeepFloat64(TorchFunctionMode):
-    """What a model casts to float32 within is cast to float64: for models in float64."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Called by PyTorch in the place of `func`, with the mode itself off."""
-        kwargs = dict(kwargs or {})
-        if getattr(func, "__name__", "") == "float" and args:
-            return args[0].double()
-        if kwargs.get("dtype") is torch.float32:
-            kwargs["dtype"] = torch.float64
-        if getattr(func, "__name__", "") == "to":
-            args = tuple(torch.float64 if a is torch.float32 else a for a in args)
-        return func(*args, **kwargs)
-
-
 @contextmanager
 def _differentiable(model: nn.Module) -> Iterator[None]:
     """Inside, the model's derivatives are those of its loss, and there are second ones; all is put back afterwards.
@@ -99,14 +84,9 @@ def call(model: nn.Module, entries: Mapping[str, Any]) -> Any:
     keywords = dict(entries)
     if hasattr(model_within(model).config, "use_cache"):
         keywords["use_cache"] = False
+    double = any(p.dtype == torch.float64 for p in model.parameters())
     with _differentiable(model):
-        if not any(p.dtype == torch.float64 for p in model.parameters()):
-            return model(**keywords)
-        try:
-            with KeepFloat64():
-                return model(**keywords)
-        except RuntimeError:  # a table of its own in float32 meets what was kept in float64
-            return model(**keywords)
+        return in_one_precision(lambda: model(**keywords), double)
 
 
 def logits(model: nn.Module, batch: Batch) -> Tensor:

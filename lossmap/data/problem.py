@@ -41,10 +41,14 @@ from lossmap.geometry.directions import move_point, origin_of
 from lossmap.keywords import checked_init, checked_keywords
 
 
+def _is_double(model: nn.Module) -> bool:
+    """Whether a model is in float64."""
+    return any(p.dtype == torch.float64 for p in model.parameters())
+
+
 def _value_and_count(loss: Callable[[nn.Module, Batch], Any], model: nn.Module, batch: Batch) -> tuple[Tensor, int]:
     """The number that a user's loss returns for a batch, and the batch's samples."""
-    double = any(p.dtype == torch.float64 for p in model.parameters())
-    value, samples = in_one_precision(loss, double, model, batch), None
+    value, samples = in_one_precision(loss, _is_double(model), model, batch), None
     if isinstance(value, tuple):
         value, samples = value
     if not isinstance(value, Tensor) or value.dim() != 0:
@@ -307,7 +311,7 @@ def _itself(outputs: Outputs, batch: Batch) -> Tensor:
 
 def _call(model: nn.Module, batch: Batch) -> Outputs:
     positional, keywords = inputs_of(batch)
-    return model(*positional, **keywords)
+    return in_one_precision(lambda: model(*positional, **keywords), _is_double(model))
 
 
 def _call_for_logits(model: nn.Module, batch: Batch) -> Outputs:

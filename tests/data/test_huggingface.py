@@ -11,7 +11,7 @@ import lossmap
 from lossmap.curvature.gradient import loss_and_gradient
 from lossmap.data.batches import FixedBatches, Resident
 from lossmap.data.huggingface import SummedLoss
-from lossmap.data.huggingface_pass import KeepFloat64
+from lossmap.data.one_precision import KeepFloat64
 
 transformers = pytest.importorskip("transformers")
 # torch warns of its own compiler, with which products are traced
