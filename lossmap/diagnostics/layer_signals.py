@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from lossmap.curvature.operators import differentiated
 from lossmap.data.problem import Problem
 from lossmap.diagnostics.activations import Activation, recording
+from lossmap.geometry.parameter_vector import movable_parameters
 from lossmap.report.signals import SignalSummary, signal_text
 
 
@@ -108,7 +109,7 @@ def signals(problem: Problem) -> dict[str, Signal]:
         order[module] = None
         tallies[module].forward(inputs, output)
 
-    parameters = list(model.parameters())
+    parameters = list(movable_parameters(model).values())
     handles = []
     try:
         handles = [m.register_forward_hook(record) for m in tallies]

@@ -14,7 +14,7 @@ from typing import Any
 from lossmap.curvature.operators import single_rank
 from lossmap.curvature.product_time import seconds_of_product
 from lossmap.curvature.team_check import is_alone
-from lossmap.geometry.parameter_vector import Layout, selected
+from lossmap.geometry.parameter_vector import Layout, movable_parameters, selected
 from lossmap.linalg.expected_products import (
     CERTIFIED_ENDS,
     SpectrumParts,
@@ -84,7 +84,7 @@ def operator_kind(tasks: SpectrumTasks, task: Task) -> str:
 
 def block_size(subject: Subject, request: SpectrumRequest, name: str) -> int:
     """The number of parameters of a block."""
-    layout = Layout.of(dict(subject.problem.model.named_parameters()))
+    layout = Layout.of(movable_parameters(subject.problem.model))
     return size_of(layout, subject.groups(request)[name])
 
 

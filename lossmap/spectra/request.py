@@ -21,7 +21,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from lossmap.data.problem import Problem
-from lossmap.geometry.parameter_vector import Layout
+from lossmap.geometry.parameter_vector import Layout, movable_parameters
 from lossmap.linalg.lanczos import Which, check_eigenvalue_request
 from lossmap.linalg.spectral_density import check_density_request
 from lossmap.linalg.trace import check_trace_request
@@ -97,7 +97,7 @@ class Subject:
 
         Raises ValueError where a pattern matches no parameter.
         """
-        names = [n for n, _ in self.problem.model.named_parameters()]
+        names = list(movable_parameters(self.problem.model))
         return groups_of(names, request.by or "tensor", request.patterns)
 
 
@@ -172,7 +172,7 @@ def _layer_tasks(i: int, subject: Subject, request: SpectrumRequest) -> Iterator
     """The tasks of the reading layer by layer."""
     if not request.layerwise:
         return
-    layout = Layout.of(dict(subject.problem.model.named_parameters()))
+    layout = Layout.of(movable_parameters(subject.problem.model))
     groups = subject.groups(request)
     yield Task(i, "block_ends"), SMALL
     sizes = {name: size_of(layout, tensors) for name, tensors in groups.items()}

@@ -22,7 +22,7 @@ from lossmap.curvature.hvp_plan import ProductCheck
 from lossmap.curvature.operators import Total, single_rank
 from lossmap.data.loss_check import check_loss
 from lossmap.geometry.grid import Field, Point
-from lossmap.geometry.parameter_vector import Layout
+from lossmap.geometry.parameter_vector import Layout, movable_parameters
 from lossmap.linalg.block_norms import OffDiagonalEnergy, block_leakage, energy_from_leakage
 from lossmap.linalg.deflation import successive_eigenpairs
 from lossmap.linalg.dense import DenseMatrix
@@ -106,7 +106,7 @@ class SpectrumTasks:
         size = 0
         if task.kind in ("block", "leak"):
             subject = self.subjects[task.subject]
-            layout = Layout.of(dict(subject.problem.model.named_parameters()))
+            layout = Layout.of(movable_parameters(subject.problem.model))
             size = size_of(layout, subject.groups(self.request)[task.name])
         return FIRST_OF_USE[task.kind], -size
 

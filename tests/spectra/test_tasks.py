@@ -100,6 +100,18 @@ def test_layers_are_those_of_the_direct_way_and_several_subjects_share_a_scale()
     assert [t for t, _, _ in spectra["train"].masses] == [t for t, _, _ in spectra["test"].masses]
 
 
+def test_parameters_that_are_whole_numbers_or_truth_values_are_in_no_block():
+    plain, counted = problem(), problem()
+    counted.model.register_parameter("steps", nn.Parameter(torch.zeros(3, dtype=torch.long), requires_grad=False))
+    counted.model.register_parameter("mask", nn.Parameter(torch.ones(2, 3, dtype=torch.bool), requires_grad=False))
+    request = SpectrumRequest(by="tensor", probes=0)
+    plain_tasks, counted_tasks = (make_tasks([Subject("", p)], request) for p in (plain, counted))
+    assert counted_tasks.priority == plain_tasks.priority
+    assert counted_tasks.tasks == plain_tasks.tasks
+    names = [block.name for block in layer_spectra(counted, whole=False, probes=0).blocks]
+    assert names == [name for name, p in counted.model.named_parameters() if p.is_floating_point()]
+
+
 def test_a_survey_dispatches_them():
     tasks = make_tasks([Subject("net", problem())], SpectrumRequest(dense=0, density=False, trace_products=0, top=1))
     surface = survey(tasks, Grid(np.arange(len(tasks.tasks))))
