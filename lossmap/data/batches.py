@@ -89,11 +89,11 @@ def join_batches(batches: Sequence[Batch]) -> Batch:
     Raises NotJoined where the structures differ, where a leaf that is no tensor differs between the batches or
     cannot be compared (a graph, a name, a number of each batch), and where tensors do not fit together.
     """
-    structures = {pytree.tree_flatten(batch)[1] for batch in batches}
-    if len(structures) != 1:
+    structure, *others = (pytree.tree_flatten(batch)[1] for batch in batches)  # before PyTorch 2.7 they have no hash
+    if any(other != structure for other in others):
         raise NotJoined("they differ in structure")
     columns = zip(*(pytree.tree_leaves(batch) for batch in batches), strict=True)
-    return pytree.tree_unflatten([_join_leaves(column) for column in columns], structures.pop())
+    return pytree.tree_unflatten([_join_leaves(column) for column in columns], structure)
 
 
 def _join_leaves(column: Sequence[Any]) -> Any:
