@@ -160,6 +160,7 @@ def _run(settings: Settings, world: World, survey: Callable[..., Any], stop: Sto
     machine = device.prepare_machine(execution, world)
     device.refuse_bfloat16(machine)
     problems = load_problem.problem_and_files(settings, world, machine)
+    shares = load_problem.team_shares(problems, team, world)
     first = next(iter(problems.values()))
     curved = partial(curved_direction, first, parameters=settings.plane.parameters_of_directions)
     plane = load_plane.plane_and_ranks(settings, world, first.model, curved)
@@ -180,7 +181,6 @@ def _run(settings: Settings, world: World, survey: Callable[..., Any], stop: Sto
     )
     world.once(lambda: warn_of_frozen(first.model, parameters, "are counted in the Hessian"))
     memory = free_memory(machine.device, machine.ranks_sharing) // 3
-    shares = load_problem.team_shares(problems, team)
     realized = world.together(lambda: _realizations(shares, repeats))
     shares |= _averaged(realized)
     first = _averaged(_realizations({"first": first}, repeats)).get("first", first)

@@ -20,7 +20,7 @@ from lossmap.cli.load_model import factory_of, load_checkpoint, model_of, read_c
 from lossmap.cli.setting_groups import DataSettings, ModelSettings, RunSettings
 from lossmap.cli.settings import Settings, UsageError
 from lossmap.data import checkpoints, datasets
-from lossmap.data.batches import Batches, Resident
+from lossmap.data.batches import Batches, FixedBatches, Resident
 from lossmap.data.borrow import sets_modes_itself, to_precision
 from lossmap.data.checkpoints import Checkpoint
 from lossmap.data.checks import check_finite, check_one_sample
@@ -98,11 +98,24 @@ def problem_and_files(
     return problems
 
 
-def team_shares(problems: Mapping[str, Problem], team: Team) -> dict[str, Problem]:
-    """The problems over this rank's share of the samples, where a team of ranks shares each point."""
-    if team.size == 1:
-        return dict(problems)
-    return {split: problem.share(team.rank, team.size) for split, problem in problems.items()}
+def team_shares(problems: Mapping[str, Problem], team: Team, world: World) -> dict[str, Problem]:
+    """The problems over this rank's share of the samples, where a team of ranks shares each point.
+
+    Every rank of the world calls it; all raise UsageError as one where there is less to share than there are ranks.
+    """
+
+    def shares() -> dict[str, Problem]:
+        if team.size == 1:
+            return dict(problems)
+        for problem in problems.values():
+            number, parts = problem.data.samples, "samples"
+            if isinstance(problem.data, FixedBatches):
+                number, parts = len(problem.data.batches), "batches that are not cut"
+            if number < team.size:
+                raise UsageError(f"--team must be <= {number}, the number of {parts}; got {team.size}")
+        return {split: problem.share(team.rank, team.size) for split, problem in problems.items()}
+
+    return world.together(shares)
 
 
 def with_default_problem(settings: Settings, say: Callable[[str], None]) -> Settings:

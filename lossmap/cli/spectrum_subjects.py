@@ -58,7 +58,7 @@ def make_subjects(settings: Settings, world: World, machine: Machine, team: Team
     subjects = []
     for title, model in models_of(settings).items():
         problems = load_problem.problem_and_files(settings, world, machine, model=model)
-        shares = load_problem.team_shares(problems, team)
+        shares = load_problem.team_shares(problems, team, world)
         for split, problem in problems.items():
             for kind in matrices:
                 parts = [title]

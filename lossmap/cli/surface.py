@@ -69,6 +69,7 @@ def _run(settings: Settings, world: World, survey: Callable[..., Any], stop: Sto
     team = world.together(lambda: world.team(execution.team, execution.rank_0))
     machine = device.prepare_machine(execution, world)
     problems = load_problem.problem_and_files(settings, world, machine)
+    shares = load_problem.team_shares(problems, team, world)
     first = next(iter(problems.values()))
     curved = partial(curved_direction, first, parameters=settings.plane.parameters_of_directions)
     plane = load_plane.plane_and_ranks(settings, world, first.model, curved)
@@ -92,7 +93,6 @@ def _run(settings: Settings, world: World, survey: Callable[..., Any], stop: Sto
         return probe_forward_plan(first, plane, autocast=machine.autocast, batch_size=execution.batch_size)
 
     plan = result.chosen(world, "loss", "way", probe)
-    shares = load_problem.team_shares(problems, team)
     measure = world.together(
         lambda: losses(
             shares, plane, plan=plan, total=team.sum, autocast=machine.autocast, settings=identity,
