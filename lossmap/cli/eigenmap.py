@@ -1,6 +1,7 @@
 """`lossmap eigenmap`, plot_hessian_eigen.py: the extreme Hessian eigenvalues over a line or plane, with their bounds.
 
-With --like surface.h5 they go to the same model, plane and grid, and into that file, beside its losses. Afterwards a
+With --like surface.h5 they go to the same model, plane and grid, and into that file, beside its losses; the files that
+it names are found from the folder in which it was made. Afterwards a
 random part of the points is solved a second time from a cold start: points where the first solve missed the extreme
 eigenvalue are counted, reported and computed again. Interrupted or killed, the same command resumes.
 """
@@ -8,7 +9,9 @@ eigenvalue are counted, reported and computed again. Interrupted or killed, the 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +26,7 @@ from lossmap.cli.entry_point import guarded
 from lossmap.cli.measure_settings import GROUPS
 from lossmap.cli.setting_groups import moving_parameters
 from lossmap.cli.settings import Settings, UsageError, decode_settings
+from lossmap.cli.trust import code_files, foreign_code
 from lossmap.io.read import NotASurface, read
 from lossmap.landscape.audit_loop import run_audit
 from lossmap.landscape.progress import display
@@ -36,8 +40,25 @@ if TYPE_CHECKING:
     from lossmap.data.problem import Problem
 
 # What --like takes over from the file as defaults; the rest, such as the samples, belongs to the measure itself.
-PATHS = ("model_file", "model_file2", "model_file3", "model_folder", "data_path", "dir_file", "proj_file")
-ONCE = ("overwrite", "dry_run", "stop_after", "retry_failed", "shard", "plot", "page", "vtk", "show", "surf_file")
+PATHS = (
+    *("model_file", "model_file2", "model_file3", "model_folder", "data_path", "dir_file", "proj_file"),
+    *("trainloader", "testloader"),
+)
+NAMES_OF_FILES = ("model", "dataset", "loss", "metric", "problem", "xdir", "ydir")  # where these name a file in a text
+ONCE = (
+    "trust",
+    "unsafe_load",
+    "overwrite",
+    "dry_run",
+    "stop_after",
+    "retry_failed",
+    "shard",
+    "plot",
+    "page",
+    "vtk",
+    "show",
+    "surf_file",
+)
 PRODUCTS_PER_POINT = 20  # about as many as a search from a neighbour's eigenvectors takes
 MIN_MEMORY = 1 << 29  # bytes that search spaces may take, at least
 
@@ -57,17 +78,79 @@ COMMAND = Command(
 @guarded
 def main(argv: Sequence[str] | None = None, defaults: dict[str, Any] | None = None) -> int:
     """Run the command: 0 complete, 2 usage error, 3 completed with failed points, 75 interrupted, resumable."""
-    settings = read_settings(argv, defaults)
-    world = World.start()
-    return world.leave(run(settings, world))
+    settings, folder = read_settings(argv, defaults), Path.cwd()
+    if settings.eigen.like and defaults is None:
+        folder = _folder_of(settings.eigen.like)
+    if folder != Path.cwd():
+        settings = _named_from_here(settings, COMMAND.parse(argv).explicit)
+    with _inside(folder):
+        world = World.start()
+        return world.leave(run(settings, world))
+
+
+@contextmanager
+def _inside(folder: Path) -> Iterator[None]:
+    """Inside, this is the current folder, and Python looks for modules where it did before."""
+    start = Path.cwd()
+    if folder == start:
+        yield
+        return
+    sys.path[:] = [entry or str(start) for entry in sys.path]
+    os.chdir(folder)
+    try:
+        yield
+    finally:
+        os.chdir(start)
+
+
+def _folder_of(like: str) -> Path:
+    """The folder in which the result of --like was made, where its files are found; the current one if it is gone."""
+    surface = read(like)
+    stored = surface.attributes.get("resolved_surface") or surface.attributes.get("resolved_eigenmap")
+    folder = Path(decode_settings(stored)["folder"]) if stored else Path.cwd()
+    return folder if folder.is_dir() else Path.cwd()
+
+
+def _named_from_here(settings: Settings, explicit: frozenset[str]) -> Settings:
+    """The settings with the files that the person named, and the result, as they are found from any folder.
+
+    explicit  the settings that were set by a flag
+    """
+    for group, name in ((g, n) for g in ("model", "data", "plane", "run", "eigen") for n in (*PATHS, *NAMES_OF_FILES)):
+        values = getattr(settings, group)
+        value = getattr(values, name, None)
+        if name in explicit and value:
+            absolute = _absolute if name in PATHS else _absolute_within
+            value = tuple(map(absolute, value)) if isinstance(value, tuple) else absolute(value)
+            settings = settings.changed(group, **{name: value})
+    settings = settings.changed("run", surf_file=_absolute(settings.run.surf_file))
+    return settings.changed("eigen", like=_absolute(settings.eigen.like))
+
+
+def _absolute(path: str) -> str:
+    return str(Path(path).absolute())
+
+
+def _absolute_within(text: str) -> str:
+    """The same for `npz:FILE`, `to:FILE`, `file:FILE:name`, `hf:FOLDER`, `file.py:function`; other texts as given."""
+    kind, colon, rest = text.partition(":")
+    if colon and kind in ("npz", "to", "file", "hf"):
+        return f"{kind}:{_absolute(rest)}"
+    return _absolute(text) if text.rpartition(":")[0].endswith(".py") else text
 
 
 def read_settings(argv: Sequence[str] | None = None, defaults: dict[str, Any] | None = None) -> Settings:
     """The settings; where --like names a result, its own stand in for the defaults. Raises UsageError."""
-    settings = COMMAND.parse(argv, defaults)
-    if settings.eigen.like and defaults is None:
-        settings = COMMAND.parse(argv, settings_like(settings.eigen.like))
-    return settings
+    own = COMMAND.parse(argv, defaults)
+    if not own.eigen.like or defaults is not None:
+        return own
+    values, folder = settings_like(own.eigen.like), _folder_of(own.eigen.like)
+    if not own.eigen.trust:
+        named = {name: value for name, value in values.items() if name not in own.explicit}
+        foreign = foreign_code(Path(own.eigen.like), code_files(named, folder), Path.cwd())
+        if foreign:
+            raise UsageError(f"{foreign}. Look at it; then add --trust")
+    return COMMAND.parse(argv, values)
 
 
 def settings_like(path: str) -> dict[str, Any]:
@@ -83,7 +166,7 @@ def settings_like(path: str) -> dict[str, Any]:
     values = {k: v for k, v in stored["settings"].items() if k not in ONCE}
     values["plane_parameters"] = moving_parameters(values, surface.groups)
     values["parameters"] = None  # those that the Hessian is of belong to the eigenvalues
-    values |= {k: str(Path(stored["folder"], values[k])) for k in PATHS if values.get(k)}
+    values |= {k: str(Path(_folder_of(path), values[k])) for k in PATHS if values.get(k)}
     return values | {"surf_file": str(path)}
 
 

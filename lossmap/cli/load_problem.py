@@ -118,13 +118,26 @@ def team_shares(problems: Mapping[str, Problem], team: Team, world: World) -> di
     return world.together(shares)
 
 
-def with_default_problem(settings: Settings, say: Callable[[str], None]) -> Settings:
+def model_and_files(settings: Settings, world: World, machine: Machine) -> nn.Module:
+    """The model alone, where no data are needed; read once per node, every rank calls it, and all raise as one."""
+    model, chosen = settings.model, list[str]()
+    path = model.model_file
+    state = world.once_per_node(lambda: read_checkpoint(model, path) if path else None)
+    network = world.together(lambda: to_precision(model_of(model, state, 0, chosen), machine.dtype, machine.device))
+    if world.rank == 0:
+        for note in chosen:
+            print(f"note: {note}", flush=True)
+    return network
+
+
+def with_default_problem(settings: Settings, say: Callable[[str], None], needs_data: bool = True) -> Settings:
     """The settings with the data set and the checkpoint that were not named; each choice is reported.
 
     Of a --model-folder alone the run's last checkpoint is taken; without any, the initial weights of the model. The
     networks of the papers, which the packaged digits do not fit, take CIFAR-10, as in the original tool.
 
-    say  prints one sentence
+    say         prints one sentence
+    needs_data  whether any data are read
 
     Raises ValueError for a model that does not exist, with the nearest names.
     """
@@ -132,7 +145,7 @@ def with_default_problem(settings: Settings, say: Callable[[str], None]) -> Sett
     if data.problem:
         return settings
     is_chosen = data.trainloader or data.testloader or "dataset" in settings.explicit or model.model_args
-    if zoo.of_the_papers(model.model) and not is_chosen:
+    if needs_data and zoo.of_the_papers(model.model) and not is_chosen:
         say(f"no --dataset: cifar10, for which {model.model} is made; digits32 are packaged images of that size")
         settings = settings.changed("data", dataset="cifar10")
     if is_in_folder(model.model) and not (is_chosen and "dataset" in settings.explicit) and not data.trainloader:

@@ -28,6 +28,10 @@ class EigenSettings:
     like: str | None = setting(
         None, "result whose model, plane, grid and data are taken, and which is written into", metavar="FILE"
     )
+    trust: bool = setting(
+        False, "code that the result of --like names (model, data, loss), whoever it belongs to; needed where it does "
+        "not lie below the current folder",
+    )  # fmt: skip
     which: str = setting(
         "ends", "eigenvalues: ends, top:k, bottom:k, abs:k, trace, or several with commas", metavar="WHICH"
     )

@@ -1,7 +1,8 @@
 """`lossmap plane`, net_plotter.py: make and inspect planes, project a training path onto one.
 
 With --dir-file a plane is made and stored; with --proj-file also the path of the run in --model-folder on it; with the
-name of a result or direction file its plane is described.
+name of a result or direction file its plane is described. Data are read only for directions of curvature (gradient,
+hessian:max, hessian:min), and for the losses along a path.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lossmap.cli import output
 from lossmap.cli.command_line import Command
@@ -22,6 +23,9 @@ from lossmap.io.directions_text import directions_text
 from lossmap.io.provenance import provenance
 from lossmap.io.surface import Group
 from lossmap.parallel.world import World
+
+if TYPE_CHECKING:
+    from lossmap.data.problem import Problem
 
 
 @dataclass(frozen=True)
@@ -70,15 +74,24 @@ def make(settings: Settings, world: World) -> int:
         files = world.together(lambda: run_files(settings.model))
     settings = _with_origin_and_ticks(settings, files)
     machine = device.prepare_machine(settings.run, world)
-    problem = load_problem.problem_and_files(settings, world, machine, ("train",))["train"]
-    curved = partial(curved_direction, problem, parameters=settings.plane.parameters_of_directions)
-    plane = load_plane.plane_and_ranks(settings, world, problem.model, curved)
+    needs_data = _needs_data(settings)
+    settings = world.together(lambda: load_problem.with_default_problem(settings, say, needs_data))
+    problem: Problem | None = None
+    curved: load_plane.Curved | None = None
+    if needs_data:
+        split = load_problem.splits_of(settings.data)[0]
+        problem = load_problem.problem_and_files(settings, world, machine, (split,))[split]
+        curved = partial(curved_direction, problem, parameters=settings.plane.parameters_of_directions)
+        model = problem.model
+    else:
+        model = load_problem.model_and_files(settings, world, machine)
+    plane = load_plane.plane_and_ranks(settings, world, model, curved)
     if world.rank != 0:
         return 0
     say(repr(plane))
     grid, groups = load_plane.grid_of(settings.plane), {}
-    if settings.plane.proj_file:
-        states = [load_plane.state_of(problem.model, file, settings.model) for file in files]
+    if problem is not None and settings.plane.proj_file:
+        states = [load_plane.state_of(model, file, settings.model) for file in files]
         trajectory = project_run(plane, problem, files, states)
         groups["trajectory"] = trajectory
         grid = grid_around(trajectory.arrays)
@@ -104,6 +117,15 @@ def _output_path(settings: Settings) -> str:
     if settings.plane.proj_file and not settings.model.model_folder:
         raise UsageError("a path to project needs --model-folder, the folder with the run's checkpoints")
     return path
+
+
+def _needs_data(settings: Settings) -> bool:
+    """Whether data are read: for a direction of curvature, for the losses along a path, and with a whole problem."""
+    plane = settings.plane
+    if settings.data.problem or plane.proj_file:
+        return True
+    kinds = (plane.xdir or "", plane.ydir or "")
+    return any(kind == "gradient" or kind.startswith("hessian:") for kind in kinds)
 
 
 def _with_origin_and_ticks(settings: Settings, files: Sequence[Path]) -> Settings:

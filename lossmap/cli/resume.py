@@ -31,6 +31,7 @@ from lossmap.parallel.shards import unsharded
 ONCE = (
     "unsafe_load",
     "accept_change",
+    "trust",
     "overwrite",
     "dry_run",
     "stop_after",

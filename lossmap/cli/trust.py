@@ -84,6 +84,16 @@ def _owner(uid: int) -> str:
         return f"user {uid}"
 
 
+def foreign_code(result: Path, files: Sequence[Path], start: Path) -> str | None:
+    """A sentence on the code that is not known to be this person's own; None where there is none."""
+    foreign = {file: reason for file in files if (reason := why_foreign(file, start))}
+    if not foreign:
+        return None
+    named = [f"{file} ({reason})" for file, reason in foreign.items()]
+    more = f" and {len(named) - MAX_NAMED} more" if len(named) > MAX_NAMED else ""
+    return f"{result} would run code that is not known to be yours: {', '.join(named[:MAX_NAMED])}{more}"
+
+
 def confirm_code(result: Path, files: Sequence[Path], start: Path, command: str) -> None:
     """Return where the code may be run; ask where it is not this person's own.
 
@@ -91,12 +101,9 @@ def confirm_code(result: Path, files: Sequence[Path], start: Path, command: str)
 
     Raises UsageError where the answer is no, and where there is nobody to ask.
     """
-    foreign = {file: reason for file in files if (reason := why_foreign(file, start))}
-    if not foreign:
+    text = foreign_code(result, files, start)
+    if text is None:
         return
-    named = [f"{file} ({reason})" for file, reason in foreign.items()]
-    more = f" and {len(named) - MAX_NAMED} more" if len(named) > MAX_NAMED else ""
-    text = f"{result} would run code that is not known to be yours: {', '.join(named[:MAX_NAMED])}{more}"
     if not sys.stdin.isatty():
         raise UsageError(f"{text}. Look at it; then, to run it: {command}")
     answer = input(printable(f"{text}\nRun it? [y/N] "))
