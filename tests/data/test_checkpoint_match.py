@@ -1,8 +1,11 @@
 """A tour of the forms in which people's trainers leave a checkpoint: each is read right, or refused by its flag."""
 
 import copy
+import importlib
 import json
+import sys
 
+import lightning
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -10,6 +13,7 @@ from torch import nn
 
 from lossmap.data.checkpoint_match import Selection
 from lossmap.data.checkpoints import file_sha256, load_checkpoint, load_into
+from lossmap.data.import_by_name import resolve_callable
 
 
 class Tied(nn.Module):
@@ -200,3 +204,138 @@ def test_an_adapter_of_other_layers_is_refused(tmp_path):
     torch.save({"elsewhere.lora_A.weight": torch.ones(2, 4)}, tmp_path / "a.pt")
     with pytest.raises(ValueError, match="another architecture"):
         load_into(Around(LowRank()), tmp_path / "a.pt")
+
+
+def average(trained, folder, home):
+    model = torch.optim.swa_utils.AveragedModel(net())
+    model.module.load_state_dict(trained)
+    torch.save({"swa": model.state_dict(), "epoch": 3}, folder / "c.pt")
+    return folder / "c.pt"
+
+
+def trainer(trained, folder, home):
+    """As Lightning's Trainer writes it, by Lightning itself."""
+
+    class Task(lightning.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.save_hyperparameters({"width": 4})
+            self.model = net()
+
+        def configure_optimizers(self):
+            return torch.optim.Adam(self.parameters())
+
+    task = Task()
+    task.model.load_state_dict(trained)
+    task.training_step = lambda batch, index: task.model.head(batch[0]).sum() * 0
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
+    fit = lightning.Trainer(max_steps=0, enable_checkpointing=False, default_root_dir=folder, **quiet)
+    fit.fit(task, torch.utils.data.DataLoader(torch.utils.data.TensorDataset(torch.ones(2, 4))))
+    fit.save_checkpoint(folder / "c.ckpt")
+    return folder / "c.ckpt"
+
+
+def shards(trained, folder, home):
+    first = {k: t.clone() for k, t in trained.items() if k.startswith("norm")}
+    save_file(first, folder / "model-1.safetensors")
+    save_file({"embedding.weight": trained["embedding.weight"].clone()}, folder / "model-2.safetensors")
+    table = dict.fromkeys(first, "model-1.safetensors") | {"embedding.weight": "model-2.safetensors"}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": table}))
+    return folder / "model.safetensors.index.json"
+
+
+def whole(module):
+    """A whole model pickled, its class in the model's own module, or said to be of the program that wrote it."""
+
+    def save(trained, folder, home):
+        model = home.Own()
+        model.load_state_dict(trained)
+        kept, home.Own.__module__ = home.Own.__module__, module or home.__name__
+        main = sys.modules["__main__"]
+        try:
+            if module:
+                main.Own = home.Own
+            torch.save(model, folder / "c.pt")
+        finally:
+            home.Own.__module__ = kept
+            if module:
+                del main.Own
+        return folder / "c.pt"
+
+    return save
+
+
+def script(trained, folder, home):
+    torch.jit.script(Traced(trained)).save(folder / "c.pt")
+    return folder / "c.pt"
+
+
+def exported(trained, folder, home):
+    program = torch.export.export(Traced(trained), (torch.zeros(2, dtype=torch.int64),))
+    torch.export.save(program, folder / "c.pt2")
+    return folder / "c.pt2"
+
+
+class Traced(nn.Module):
+    """The same tensors with a forward that can be compiled."""
+
+    def __init__(self, trained):
+        super().__init__()
+        self.embedding, self.norm, self.head = nn.Embedding(7, 4), nn.BatchNorm1d(4), nn.Linear(4, 7, bias=False)
+        self.load_state_dict(trained)
+        self.eval()
+
+    def forward(self, ids):
+        return self.head(self.norm(self.embedding(ids)))
+
+
+UNSAFE = "holds more than tensors .* ask for --unsafe-load"
+# form: how it is saved, and what it is refused with where it is not to run any code
+FILES = {
+    "SWA's AveragedModel": (average, None),
+    "Lightning's Trainer": (trainer, None),
+    "sharded safetensors": (shards, None),
+    "a whole model, its module named": (whole(None), UNSAFE),
+    "a whole model of a script": (whole("__main__"), UNSAFE),
+    "TorchScript": (script, UNSAFE),
+}
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """The module of the model, as --model imports it."""
+    (tmp_path / "ownmodel.py").write_text(
+        "from torch import nn\n\n\nclass Own(nn.Module):\n    def __init__(self):\n        super().__init__()\n"
+        "        self.embedding, self.norm = nn.Embedding(7, 4), nn.BatchNorm1d(4)\n"
+        "        self.head = nn.Linear(4, 7, bias=False)\n        self.head.weight = self.embedding.weight\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    return importlib.import_module(resolve_callable("ownmodel.py:Own").__module__)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+@pytest.mark.parametrize("form", FILES)
+def test_files_as_libraries_write_them_give_the_trained_weights(form, trained, home, tmp_path):
+    save, refusal = FILES[form]
+    path, model = save(trained, tmp_path, home), net()
+    if refusal:
+        with pytest.raises(ValueError, match=refusal):
+            load_checkpoint(path, home=home.__name__)
+    checkpoint = load_checkpoint(path, unsafe=bool(refusal), home=home.__name__)
+    load_into(model, checkpoint)
+    for name, tensor in model.state_dict().items():
+        if "batches" not in name:
+            assert torch.equal(tensor, trained[name]), name
+
+
+def test_an_exported_program_is_answered_with_what_to_save_instead(trained, home, tmp_path):
+    path, model = exported(trained, tmp_path, home), net()
+    with pytest.raises(ValueError, match=r"is an archive of torch.export; .*torch.export.load"):
+        load_checkpoint(path)
+    torch.save(torch.export.load(path).state_dict, tmp_path / "weights.pt")
+    load_into(model, tmp_path / "weights.pt")
+    assert torch.equal(model.embedding.weight, trained["embedding.weight"])
+
+
+def test_the_tour_has_twenty_forms():
+    assert len(FORMS) + len(FILES) >= 20
