@@ -18,8 +18,9 @@ from lossmap.cli.command_line import Command
 from lossmap.cli.entry_point import EXIT_CODES, guarded
 from lossmap.cli.setting_groups import DrawSettings
 from lossmap.cli.settings import Settings, UsageError, setting
+from lossmap.cli.whole_result import queue_sentences, read_whole
 from lossmap.geometry.grid import Grid
-from lossmap.io.read import Group, NotASurface, Surface, is_being_written, read, training_path
+from lossmap.io.read import Group, NotASurface, Surface, read, training_path
 from lossmap.plotting.dispatch import figures_of
 from lossmap.plotting.figures import KINDS, draw, save
 from lossmap.plotting.quantities import PARTS, holds_points, other_kinds
@@ -104,7 +105,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def read_any(file: Path) -> Surface:
     """The content of a file; of the original tool also a training path alone."""
     try:
-        return read(file)
+        return read_whole(file).surface
     except NotASurface:
         try:
             path = training_path(file)
@@ -124,8 +125,9 @@ def watch(argv: Sequence[str] | None = None) -> int:
     path = Path(settings.picture.files[0])
     drawn, named = -1, False
     while True:
-        is_written = is_being_written(path)  # before the reading: whoever stops after that has written what is read
-        surface = read(path)
+        result = read_whole(path)
+        surface = result.surface
+        is_written = result.is_running or (bool(result.shards) and bool(queue_sentences(path)))
         done = sum(surface.counts(measure)["done"] for measure in surface.status)
         if done != drawn:
             print(status_line(surface), flush=True)

@@ -15,7 +15,7 @@ from lossmap.cli.command_line import Command
 from lossmap.cli.entry_point import EXIT_CODES, guarded
 from lossmap.cli.settings import UsageError, setting
 from lossmap.io.merge import merge, missing
-from lossmap.parallel.shards import sibling_shards, unsharded
+from lossmap.parallel.shards import absent_shards, sibling_shards, unsharded
 
 
 @dataclass(frozen=True)
@@ -82,14 +82,3 @@ def shards_and_output(files: Sequence[str], output: str | None) -> tuple[list[Pa
     if not shards:
         raise UsageError(f"no shards of {whole} lie beside it, such as {whole.stem}.shard-1-of-3{whole.suffix}")
     return shards, whole
-
-
-def absent_shards(shards: Sequence[Path]) -> list[Path]:
-    """The shards of the same arrays that do not exist."""
-    expected = {
-        type(shard)(i, shard.count).file(whole)
-        for whole, shard in map(unsharded, shards)
-        if shard
-        for i in range(1, shard.count + 1)
-    }
-    return sorted(expected - set(shards))

@@ -138,6 +138,7 @@ class OutputFile:
             attributes={
                 **provenance(device, ranks),
                 "command": self.command,
+                "team": run.team,
                 **{f"{name}_estimate": value for name, value in estimates.items() if name in measures},
                 f"resolved_{self.command}": {"settings": self.settings.resolved(), "folder": os.getcwd()},
                 "directions_cosine": float("nan") if cosine is None else cosine,

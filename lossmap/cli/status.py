@@ -7,6 +7,7 @@ completed with failed points, 75 unfinished, 2 no result there, or with --verify
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 import time
 import zlib
@@ -20,15 +21,14 @@ import numpy as np
 from lossmap.cli.command_line import Command
 from lossmap.cli.entry_point import EXIT_CODES, guarded
 from lossmap.cli.settings import UsageError, setting
+from lossmap.cli.whole_result import ShardState, queue_sentences, read_whole, shard_line
 from lossmap.io import attempts
 from lossmap.io.printable import printable
 from lossmap.io.read import is_being_written, read
 from lossmap.io.surface import REBUILT, UNPROTECTED, Surface
 from lossmap.io.verify import verify
-from lossmap.parallel import slurm_queue
 from lossmap.parallel.cost_model import Estimate, decode_cost, measured_cost, side_by_side, stored_estimate
 from lossmap.parallel.pace import means_by_rank, rate_of
-from lossmap.parallel.shards import unsharded
 from lossmap.report.price import span_text
 
 MAX_SHOWN = 5  # slowest points and ranks, and failures, that the text names
@@ -71,13 +71,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         return show_verification(options.file, options.json)
     while True:
         try:
-            surface = read(options.file)
+            result = read_whole(options.file)
         except FileNotFoundError as error:
             raise UsageError("; ".join([str(error), *queue_sentences(options.file)])) from None
+        surface = result.surface
         if options.fingerprint:
             print(fingerprint(options.file, surface) if options.job is None else job_fingerprint(surface, options))
             return 0
         progress = progress_of(options.file, surface, options.measure)
+        progress |= {"running": result.is_running, "shards": [asdict(state) for state in result.shards]}
         if progress["outcome"] == "unfinished":
             progress["queue"] = queue_sentences(options.file)
         if options.watch and not options.json and sys.stdout.isatty():
@@ -89,12 +91,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             time.sleep(options.interval)
         except KeyboardInterrupt:
             return EXIT_CODES[progress["outcome"]]
-
-
-def queue_sentences(file: str) -> list[str]:
-    """The jobs of a result, or of a shard of one, that are in SLURM's queue, each with why it waits."""
-    whole, _ = unsharded(Path(file).absolute())
-    return [job.sentence for job in slurm_queue.jobs_of(Path(f"{whole}.sbatch"))]
 
 
 def show_verification(file: str, as_json: bool) -> int:
@@ -115,11 +111,16 @@ def job_fingerprint(surface: Surface, options: StatusSettings) -> str:
     While another job has the result, its own numbers stand still.
     """
     made = attempts.decoded(surface.attributes.get(attempts.ATTRIBUTE))
-    settled = sum(surface.counts(name)["done"] + surface.counts(name)["failed"] for name in surface.status)
-    parts = [f"{attempts.points_of_job(made, str(options.job), settled)} points by job {options.job}"]
+    points = attempts.points_of_job(made, str(options.job), settled_points(surface))
+    parts = [f"{points} points by job {options.job}"]
     if made and made[-1].get("slurm_job_id") == options.job:
         parts += _begun(options.file)
     return ", ".join(parts)
+
+
+def settled_points(surface: Surface) -> int:
+    """The points of all measures that are done or failed."""
+    return sum(surface.counts(name)["done"] + surface.counts(name)["failed"] for name in surface.status)
 
 
 def _begun(file: str) -> list[str]:
@@ -162,8 +163,9 @@ def progress_of(file: str, surface: Surface, measure: str | None = None) -> dict
         "integrity": surface.integrity,
         "measures": {name: progress_of_measure(surface, name) for name in names if name in surface.status},
         "estimate": estimates_of(file, surface),
-        "attempts": attempts.decoded(attributes.get(attempts.ATTRIBUTE)),
+        "attempts": attempts.counted(attempts.decoded(attributes.get(attempts.ATTRIBUTE)), settled_points(surface)),
         "queue": [],
+        "shards": [],
     }
 
 
@@ -217,6 +219,8 @@ def text(progress: dict[str, Any]) -> str:
         return "\n".join(lines + _integrity_lines(progress["integrity"]))
     shape = " x ".join(map(str, progress["shape"][::-1]))
     lines = [f"{name}: {shape} points, {OUTCOMES[progress['outcome']]}"]
+    if progress["shards"]:
+        lines.append(shard_line(tuple(ShardState(**state) for state in progress["shards"])))
     for measure, m in progress["measures"].items():
         lines += _measure_lines(measure, m)
     for measure, m in progress["measures"].items():
@@ -227,8 +231,11 @@ def text(progress: dict[str, Any]) -> str:
     lines += _attempt_lines(progress)
     lines += _integrity_lines(progress["integrity"])
     lines += [f"in the queue: {sentence}" for sentence in progress["queue"]]
-    if progress["outcome"] == "unfinished" and (progress["running"] or not progress["queue"]):
+    is_shown = progress["running"] or not progress["queue"]
+    if progress["outcome"] == "unfinished" and is_shown and not progress["shards"]:
         lines.append(WRITING[progress["running"]])
+    if progress["shards"] and not progress["running"] and not progress["queue"]:
+        lines.append(f"lossmap merge {shlex.quote(progress['file'])} joins the shards")
     return "\n".join(lines)
 
 
@@ -244,6 +251,9 @@ def _attempt_lines(progress: dict[str, Any]) -> list[str]:
     ]
     beside = f", estimated {sum(estimated):.3g}" if estimated else ""
     lines.append(f"used: {used['node_hours']:.3g} node-hours{beside}; {span_text(used['rank_seconds'])} of ranks")
+    mixed = attempts.mixed_teams(made)
+    if mixed:
+        lines.append(mixed)
     for attempt in made[-MAX_SHOWN:] if len(made) > 1 else ():
         job = f", job {attempt['slurm_job_id']}" if "slurm_job_id" in attempt else ""
         again = f"; started again {attempt['restarted']}" if "restarted" in attempt else ""

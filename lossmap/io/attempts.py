@@ -17,7 +17,7 @@ from typing import Any
 
 ATTRIBUTE = "attempts"
 MAX_ATTEMPTS = 200  # the newest; those before are added up in the first of them
-FROM_PROVENANCE = ("device", "slurm_job_id", "slurm_array_task_id", "ranks", "nodes")
+FROM_PROVENANCE = ("device", "slurm_job_id", "slurm_array_task_id", "ranks", "nodes", "team")
 RESTARTED = "LOSSMAP_RESTARTED"  # set by the batch script where SLURM itself has started the job again, and why
 
 
@@ -51,6 +51,29 @@ def begun(earlier: Any, attributes: Mapping[str, Any], start: str, host: str, se
     if os.environ.get(RESTARTED):
         about["restarted"] = os.environ[RESTARTED]
     return [*attempts, {"start": start, "host": host, **about, "before": settled, "points": 0, "seconds": 0.0}]
+
+
+def counted(attempts: Sequence[Mapping[str, Any]], settled: int) -> list[dict[str, Any]]:
+    """The attempts with the points that the last one has brought by now, also where it runs or was killed.
+
+    settled  the points that are done or failed by now
+    """
+    made = [dict(attempt) for attempt in attempts]
+    if made and "before" in made[-1]:
+        made[-1]["points"] = max(0, settled - _number(made[-1], "before"))
+    return made
+
+
+def mixed_teams(attempts: Sequence[Mapping[str, Any]]) -> str | None:
+    """A sentence where the attempts had teams of different sizes, whose sums differ in the last bits; None elsewhere.
+
+    Attempts of versions that did not record it, and those that brought no point, do not count.
+    """
+    sizes = sorted({int(_number(a, "team")) for a in attempts if _number(a, "team") and _number(a, "points")})
+    if len(sizes) < 2:
+        return None
+    names = [f"{size} ranks" if size > 1 else "1 rank" for size in sizes]
+    return f"its points were measured by teams of {' and of '.join(names)}: last bits may differ between them"
 
 
 def points_of_job(attempts: Sequence[Mapping[str, Any]], job: str, settled: int) -> int:

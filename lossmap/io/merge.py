@@ -194,7 +194,14 @@ def _attributes(
         notes.append("probes chose differently in the shards, so last bits may differ: " + "; ".join(sorted(chosen)))
     if notes:
         attributes["merge_note"] = "; ".join(notes)
-    made = [attempt for shard in shards for attempt in attempts.decoded(shard.attributes.get(attempts.ATTRIBUTE))]
+    made = [attempt for shard in shards for attempt in _attempts_of(shard)]
     if made:
         attributes[attempts.ATTRIBUTE] = made
     return attributes
+
+
+def _attempts_of(shard: Surface) -> list[dict[str, Any]]:
+    """The attempts that made a shard, with their points; what was there before each is of the shard alone."""
+    settled = sum(shard.counts(name)["done"] + shard.counts(name)["failed"] for name in shard.status)
+    made = attempts.counted(attempts.decoded(shard.attributes.get(attempts.ATTRIBUTE)), settled)
+    return [{name: value for name, value in attempt.items() if name != "before"} for attempt in made]

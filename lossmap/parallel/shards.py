@@ -8,6 +8,7 @@ shards, every n-th point. Each writes a file of its own, which holds the whole g
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,3 +68,14 @@ def unsharded(path: Path) -> tuple[Path, Shard | None]:
     if not match:
         return path, None
     return path.with_name(match[1] + path.suffix), Shard(int(match[2]), int(match[3]))
+
+
+def absent_shards(shards: Sequence[Path]) -> list[Path]:
+    """The shards of the same arrays that do not exist."""
+    expected = {
+        type(shard)(i, shard.count).file(whole)
+        for whole, shard in map(unsharded, shards)
+        if shard
+        for i in range(1, shard.count + 1)
+    }
+    return sorted(expected - set(shards))

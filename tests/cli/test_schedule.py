@@ -279,6 +279,33 @@ def test_merge_says_which_points_and_which_files_are_missing(capsys):
     assert lossmap(["merge", "s.h5", "--overwrite"]) == 0
 
 
+def test_an_array_that_is_not_merged_is_shown_drawn_and_watched_as_a_whole(tmp_path, capsys, queue):
+    for i, more in ((1, []), (3, ["--stop-after", "0"])):
+        lossmap([*survey("--surf-file", "s.h5", "--shard", f"{i}/3"), *more])
+    queue.jobs.append(f"7 RUNNING None {tmp_path}/s.h5.sbatch")
+    capsys.readouterr()
+    assert lossmap(["status", "s.h5"]) == 75
+    out = capsys.readouterr().out
+    assert "s.h5: 4 x 3 points, unfinished\n3 shards, by points done: 1 4 of 4; 2 not begun; 3 0 of 4\n" in out
+    assert "loss: 4 of 12 done, 0 failed, 8 left" in out and "in the queue: job 7 is running" in out
+    queue.jobs.clear()
+    lossmap(["resume", "s.shard-3-of-3.h5"])
+    lossmap(survey("--surf-file", "s.h5", "--shard", "2/3"))
+    capsys.readouterr()
+    assert lossmap(["status", "s.h5"]) == 0
+    assert "lossmap merge s.h5 joins the shards" in capsys.readouterr().out
+    assert lossmap(["status", "s.h5", "--json"]) == 0
+    assert [s["done"] for s in json.loads(capsys.readouterr().out)["shards"]] == [4, 4, 4]
+    assert lossmap(["draw", "s.h5", "--output", "whole.png"]) == 0
+    assert lossmap(["watch", "s.h5"]) == 0
+    assert (tmp_path / "whole.png").stat().st_size > 1e4 and (tmp_path / "s.png").exists()
+    assert not (tmp_path / "s.h5").exists()
+    written("t.shard-1-of-2.h5")
+    written("t.shard-1-of-3.h5")
+    assert lossmap(["status", "t.h5"]) == 2
+    assert "shards of 2 and 3 lie beside t.h5" in capsys.readouterr().err
+
+
 def test_merge_refuses_shards_that_do_not_belong_together(capsys):
     lossmap(survey("--surf-file", "s.h5", "--shard", "1/2"))
     lossmap(survey("--surf-file", "s.h5", "--shard", "2/2", "--seed", "1"))
@@ -468,6 +495,26 @@ def test_a_command_that_fits_is_tried_and_queued(queue, tmp_path, capsys):
     out = capsys.readouterr().out
     assert out.startswith("submitted as 41") and "would compute" not in out
     assert [p.name for p in tmp_path.iterdir()] == ["s.h5.sbatch"]
+
+
+def test_teams_of_several_sizes_in_one_file_are_noted(capsys):
+    def attempt(team, points):
+        file = SurfaceFile.open(
+            "s.h5", Grid.parse("-1:1:4", "-1:1:3"), measures={"loss": ([LOSS], {})}, attributes={"team": team}
+        )
+        for i in points:
+            file.record("loss", i, {"train_loss": float(i)}, 0.1)
+        file.close()
+
+    def text():
+        lossmap(["status", "s.h5"])
+        return capsys.readouterr().out
+
+    attempt(1, [0, 1])
+    attempt(2, [])
+    assert "teams" not in text()
+    attempt(2, [2])
+    assert "its points were measured by teams of 1 rank and of 2 ranks: last bits may differ between them" in text()
 
 
 def test_a_job_counts_what_it_got_done_itself(monkeypatch, capsys):
