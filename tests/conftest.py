@@ -1,9 +1,10 @@
-"""For every test: one thread, a fixed seed, the reference files."""
+"""For every test: one thread, a fixed seed, no cache, the reference files."""
 
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MKL_NUM_THREADS", "1")
+os.environ["LOSSMAP_CACHE"] = "off"  # nothing is written into a home, and no test depends on another one's probe
 
 from collections.abc import Mapping
 from pathlib import Path

@@ -29,6 +29,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from lossmap.curvature import plan_cache
 from lossmap.curvature.backends import LINEARIZATIONS, differentiable_evaluation
 from lossmap.curvature.hvp_plan import BACKENDS, HvpPlan, ProductCheck, backend_of
 from lossmap.curvature.linearized_operator import BatchList, LinearizedOperator, OperatorFactory, disagreement
@@ -65,6 +66,7 @@ MAX_ROUNDING = 1.0  # relative, with its safety, beyond which another backend is
 MIN_TRACED_PRODUCTS = 5000  # of one sample: about as many as trace and probe cost
 ROUNDS = 3  # in which plans are timed in turns
 MAX_TIMING_SECONDS = 0.1  # after which two rounds are enough
+PROBE_SHARE, MIN_PROBE_SECONDS = 0.25, 0.3  # of the seconds of all products that are to come; at least
 MAX_PROBE_SECONDS = 30.0  # of processor time, after which the probe tries nothing further
 
 
@@ -95,13 +97,14 @@ def prepare(
                 what rank 0 found (`OperatorFactory.check`). The ranks of a team come to one decision (`team_check`)
     distant     tensors of the survey's farthest point, where products are compared too; by default some random point
     products    about how many are to come, over all points, with one vector each: for few, `auto` neither traces nor
-                probes; None: many, and with several vectors at once too
+                probes, for more the probe takes a share of their time; None: many, and with several vectors at once too
     like        a factory over the same model and loss, as the probe made it, whose traces serve here too
 
-    The model's mode does not matter: products are those of evaluation mode. Where a backend cannot be trusted, the log
-    says why and another is taken. Raises ValueError where there is no such backend or parameter, for weights in less
-    than float32, where no backend gives the second derivative of this loss, or for Gauss-Newton where the problem does
-    not keep outputs and loss apart.
+    What `auto` has chosen is kept for later processes (`plan_cache`), and then neither probed nor timed again; whether
+    products are right is looked at each time. The model's mode does not matter: products are those of evaluation mode.
+    Where a backend cannot be trusted, the log says why and another is taken. Raises ValueError where there is no such
+    backend or parameter, for weights in less than float32, where no backend gives the second derivative of this loss,
+    or for Gauss-Newton where the problem does not keep outputs and loss apart.
     """
     backend = backend_of(backend)
     moving = selected(problem.model, parameters)
@@ -134,10 +137,27 @@ def prepare(
 
     def probed() -> OperatorFactory:
         with torch.inference_mode(False), torch.no_grad():
-            probe = Probe(factory, blocks=products is None)
-            return probe.for_few(candidates) if is_short else probe.best(candidates)
+            probe = Probe(factory, products=products)
+            if is_short:
+                return probe.for_few(candidates)
+            return probe.best(candidates) if backend != "auto" else _remembered(probe, candidates)
 
     return _with_rounding(made_by_all(total, device, probed, "probe of products"))
+
+
+def _remembered(probe: Probe, candidates: set[str]) -> OperatorFactory:
+    """What the probe of an earlier process chose for the like, where it runs here and is right; else a new choice."""
+    factory = probe.factory
+    key = plan_cache.key_of(factory.problem, factory.layout, factory.product.__name__, probe.blocks)
+    plan = plan_cache.load(key, probe.products)
+    if plan is not None:
+        known = probe.again(plan, candidates)
+        if known is not None:
+            return known
+        plan_cache.forget(key)
+    best = probe.best(candidates)
+    plan_cache.store(key, best.plan, probe.products)
+    return best
 
 
 def _own_verdict(
@@ -269,8 +289,9 @@ def _candidates(considered: Sequence[str], rejected: Mapping[str, str]) -> set[s
 class Probe:
     """The search for the cheapest plan, while it lasts. Not a result: `best` makes an `OperatorFactory`."""
 
-    def __init__(self, factory: OperatorFactory, *, blocks: bool = True) -> None:
-        self.factory, self.blocks = factory, blocks  # blocks: whether products with several vectors are to come
+    def __init__(self, factory: OperatorFactory, *, products: int | None = None) -> None:
+        self.factory, self.products = factory, products  # None: many, and with several vectors at once too
+        self.blocks = products is None
         self.samples = factory.problem.data.samples
         self.deadline = time.process_time() + MAX_PROBE_SECONDS
         self.seconds: dict[str, float] = {}  # per sample and product, by the plan's label
@@ -285,6 +306,8 @@ class Probe:
         size = sized.plan.batch_size if sized else self.first_size
         runs = [] if sized is None else [sized]
         for backend in BACKENDS:
+            if runs and time.process_time() > self.deadline:
+                break
             if backend in backends and (sized is None or backend != sized.plan.backend):
                 found = self.search(backend, size)
                 runs += [found] if found else []
@@ -297,6 +320,32 @@ class Probe:
             plan = self.with_vmap(winner)
         record = {label: float(f"{seconds:.3g}") for label, seconds in self.seconds.items()}
         return self.with_plan(replace(plan, seconds_per_sample=record))
+
+    def again(self, plan: HvpPlan, backends: set[str]) -> OperatorFactory | None:
+        """The factory with a plan that was chosen before, without a look at the clock; None where it is not right here.
+
+        Backends have been checked by then; tiles and other memory formats are compared here, as when they were chosen.
+        """
+        if plan.backend not in backends:
+            return None
+        candidate = self.candidate(replace(plan, batch_size=max(1, min(plan.batch_size, self.samples))))
+        if candidate is None:
+            return None
+        if plan.memory_format == "contiguous" and not plan.winograd_channels:
+            return self.with_plan(candidate.plan)
+        plain = self.candidate(HvpPlan("double-backward" if self.factory.fallback else "linearized", plan.batch_size))
+        is_right = plain is not None and self.agree(candidate, plain)
+        if not is_right and not plan.winograd_channels:
+            reference = "double-backward" if self.factory.fallback else "linearized"
+            is_right = disagreement(candidate.factory, reference) is None
+        return self.with_plan(candidate.plan) if is_right else None
+
+    def limit_to_share(self, first: Candidate) -> None:
+        """End the search where it has taken a share of what all products take as the first candidate makes them."""
+        if self.products is None:
+            return
+        expected = self.products * self.samples * in_turns([first], self.clock, 1)[0]
+        self.deadline = min(self.deadline, time.process_time() + max(MIN_PROBE_SECONDS, PROBE_SHARE * expected))
 
     def for_few(self, backends: set[str]) -> OperatorFactory:
         """What is cheap from the first product on, without a look at the clock."""
@@ -328,6 +377,8 @@ class Probe:
         if backend not in backends:
             backend = "double-backward" if self.factory.fallback else "linearized"
         best = self.candidate(HvpPlan(backend, self.first_size))
+        if best is not None:
+            self.limit_to_share(best)
         if best is None or self.samples == self.first_size:
             return best
         for factor in SIZE_FACTORS:

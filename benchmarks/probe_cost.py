@@ -1,0 +1,86 @@
+"""What the choice of products costs on a small job: a few products with ResNet-20 of width 8, each in a new process.
+
+    python benchmarks/probe_cost.py [products] [samples]
+
+plain    double backward, without a probe
+first    `prepare` with an empty cache, told how many products are to come
+second   the same again, with what the first left in the cache
+The seconds are of the processor, from the problem in memory to the last product, after a first small problem that loads
+what is loaded once; the least of three processes, in turns.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+
+KINDS = ("plain", "first", "second")
+
+
+def measure(kind: str, products: int, samples: int) -> None:
+    """Print the processor seconds of one job, of its preparation, and the length of its last product."""
+    import time
+
+    import torch
+
+    from lossmap import zoo
+    from lossmap.curvature.autotune import prepare
+    from lossmap.curvature.build import build_operator
+    from lossmap.data.problem import Problem
+
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+
+    def problem_of(name: str, count: int) -> Problem:
+        data = torch.randn(count, 1, 8, 8), torch.randint(0, 10, (count,))
+        return Problem.supervised(zoo.build(name).eval(), "crossentropy", data)
+
+    build_operator(problem_of("mlp", 16), "hessian", "weights")
+    problem = problem_of("resnet20-w8", samples)
+    begun = time.process_time()
+    if kind == "plain":
+        matrix, backend = build_operator(problem, "hessian", "weights"), "double-backward"
+    else:
+        factory = prepare(problem, products=products)
+        matrix, backend = factory.at(), factory.plan.backend
+    v = torch.randn(matrix.size)
+    prepared = time.process_time() - begun
+    for _ in range(products):
+        v = v / v.norm()
+        v = matrix @ v
+    seconds = time.process_time() - begun
+    print(json.dumps({"seconds": seconds, "prepared": prepared, "backend": backend, "length": float(v.norm())}))
+
+
+def main() -> None:
+    """Measure all kinds in turns, and print a table."""
+    if len(sys.argv) > 3:
+        measure(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))
+        return
+    words = dict(enumerate(sys.argv))
+    products, samples = int(words.get(1, "25")), int(words.get(2, "256"))
+    best: dict[str, dict[str, object]] = {}
+    for _ in range(3):
+        with tempfile.TemporaryDirectory() as cache:
+            for kind in KINDS:
+                words = [sys.executable, __file__, kind, str(products), str(samples)]
+                environ = {**os.environ, "LOSSMAP_CACHE": cache}
+                out = subprocess.run(words, env=environ, capture_output=True, text=True, check=True).stdout
+                got = json.loads(out.splitlines()[-1])
+                if kind not in best or got["seconds"] < best[kind]["seconds"]:
+                    best[kind] = got
+    plain = float(best["plain"]["seconds"])  # type: ignore[arg-type]
+    print(f"{products} products, ResNet-20 of width 8, {samples} samples of 1 x 8 x 8, one thread")
+    for kind, got in best.items():
+        ratio = float(got["seconds"]) / plain  # type: ignore[arg-type]
+        print(
+            f"{kind:8} {got['seconds']:.2f} s ({got['prepared']:.2f} s before the first), {ratio:.2f} x, "
+            f"{got['backend']}"
+        )
+
+
+if __name__ == "__main__":
+    main()
