@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from lossmap.curvature.formulas import PlainTables
 from lossmap.curvature.operators import Product, gauss_newton, outputs_and_loss
 from lossmap.data.batches import Batch, move_batch, samples_in
 from lossmap.data.borrow import copy_of
@@ -92,6 +93,7 @@ class FewSamples:
             torch.inference_mode(False),
             torch.enable_grad(),
             stable_forms(),
+            PlainTables(),
         ):
             try:
                 for p in parameters:

@@ -7,7 +7,7 @@ loss cannot be linearized. Each is computed here as PyTorch documents it; more l
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -46,8 +46,8 @@ def embedding(
     scale_grad_by_freq: bool = False,
     sparse: bool = False,
 ) -> Tensor:
-    """With dense gradients."""
-    return F.embedding(input, weight, padding_idx, max_norm, norm_type, scale_grad_by_freq, False)
+    """With dense gradients, also of the row that `padding_idx` holds still in training: it counts where it is read."""
+    return F.embedding(input, weight, None, max_norm, norm_type, scale_grad_by_freq, False)
 
 
 def embedding_bag(
@@ -203,5 +203,13 @@ FORMULAS: dict[Callable[..., Any], Callable[..., Any]] = {
 class ByFormula(TorchFunctionMode):
     """Calls of what has no second derivative are answered by its formula."""
 
+    formulas: Mapping[Any, Callable[..., Any]] = FORMULAS
+
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return FORMULAS.get(func, func)(*args, **(kwargs or {}))
+        return self.formulas.get(func, func)(*args, **(kwargs or {}))
+
+
+class PlainTables(ByFormula):
+    """Embeddings alone, so that the first derivative is that of the loss also where `padding_idx` stands in a text."""
+
+    formulas: Mapping[Any, Callable[..., Any]] = {F.embedding: embedding}

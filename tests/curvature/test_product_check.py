@@ -295,6 +295,7 @@ class Lookup(nn.Module):
     "table",
     [
         lambda: nn.Embedding(7, 4, sparse=True),
+        lambda: nn.Embedding(7, 4, padding_idx=2),
         lambda: nn.EmbeddingBag(7, 4),
         lambda: nn.EmbeddingBag(7, 4, mode="sum", sparse=True, padding_idx=0),
         lambda: nn.EmbeddingBag(7, 4, mode="max"),
