@@ -270,12 +270,6 @@ def script(trained, folder, home):
     return folder / "c.pt"
 
 
-def exported(trained, folder, home):
-    program = torch.export.export(Traced(trained), (torch.zeros(2, dtype=torch.int64),))
-    torch.export.save(program, folder / "c.pt2")
-    return folder / "c.pt2"
-
-
 class Traced(nn.Module):
     """The same tensors with a forward that can be compiled."""
 
@@ -326,15 +320,6 @@ def test_files_as_libraries_write_them_give_the_trained_weights(form, trained, h
     for name, tensor in model.state_dict().items():
         if "batches" not in name:
             assert torch.equal(tensor, trained[name]), name
-
-
-def test_an_exported_program_is_answered_with_what_to_save_instead(trained, home, tmp_path):
-    path, model = exported(trained, tmp_path, home), net()
-    with pytest.raises(ValueError, match=r"is an archive of torch.export; .*torch.export.load"):
-        load_checkpoint(path)
-    torch.save(torch.export.load(path).state_dict, tmp_path / "weights.pt")
-    load_into(model, tmp_path / "weights.pt")
-    assert torch.equal(model.embedding.weight, trained["embedding.weight"])
 
 
 def test_the_tour_has_twenty_forms():
