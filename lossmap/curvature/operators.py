@@ -271,11 +271,12 @@ def refuse_half_precision(parameters: Iterable[Tensor]) -> None:
 
 def add_rows(sums: Tensor, products: Sequence[Sequence[Tensor]]) -> None:
     """Adds b products, each given tensor by tensor, to (b, n)."""
-    for row, parts in zip(sums, products, strict=True):
-        start = 0
-        for part in parts:
-            row[start : start + part.numel()].add_(part.reshape(-1))
-            start += part.numel()
+    with torch.no_grad():  # rows are views of the sums, which PyTorch 2.6 does not let change where gradients are on
+        for row, parts in zip(sums, products, strict=True):
+            start = 0
+            for part in parts:
+                row[start : start + part.numel()].add_(part.reshape(-1))
+                start += part.numel()
 
 
 def total_or_raise(total: Total, message: Tensor, add_local_sums: Callable[[Tensor], None], name: str) -> Tensor:
