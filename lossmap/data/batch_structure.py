@@ -40,7 +40,8 @@ def _open(batch: Any) -> None:
         if isinstance(leaf, Tensor) or not holds_tensors(leaf):
             continue
         kind = type(leaf)
-        if not pytree.is_namedtuple_class(kind) and kind not in pytree.SUPPORTED_NODES:
+        is_named_tuple = issubclass(kind, tuple) and hasattr(kind, "_fields")
+        if not is_named_tuple and kind not in pytree.SUPPORTED_NODES:
             if _is_plain_mapping(leaf):
                 pytree.register_pytree_node(kind, _items_of, partial(_mapping_of, kind))
             else:
