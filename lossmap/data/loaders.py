@@ -138,7 +138,7 @@ def _is_sample(entry: Any) -> bool:
 
 
 @dataclass(frozen=True, eq=False)
-class _Samples(Dataset):
+class _Samples(Dataset[Any]):
     """A list of samples as a Dataset."""
 
     entries: list[Any]

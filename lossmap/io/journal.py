@@ -125,7 +125,7 @@ def read(path: str | os.PathLike[str]) -> Contents:
 def is_locked(path: str | os.PathLike[str]) -> bool:
     """Whether some process holds this journal open for writing; False where that cannot be told."""
     try:
-        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe would wait for a writer
     except OSError:
         return False
     try:

@@ -133,6 +133,7 @@ def test_a_thread_other_than_the_main_one_takes_no_signals():
 
 CHILD = """
 import os, signal, sys, time
+signal.signal(2, signal.default_int_handler)  # a shell ignores it in what runs in the background
 from lossmap.parallel.shutdown import Stop
 with Stop() as stop:
     {}
@@ -162,6 +163,7 @@ def test_how_a_process_ends(body, code):
 
 KEEPING = """
 import os, signal, sys, time
+signal.signal(2, signal.default_int_handler)  # a shell ignores it in what runs in the background
 from lossmap.parallel.shutdown import Stop, keep_signals
 keep_signals()
 {}

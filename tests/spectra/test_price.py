@@ -1,5 +1,7 @@
 """The price of a spectrum before its tasks are done, and the order in which they are done."""
 
+from dataclasses import fields
+
 import numpy as np
 import pytest
 import torch
@@ -65,7 +67,7 @@ def test_what_is_most_of_use_is_done_first(layered):
             done.append(int(point[0]))
             return {self.groups[done[-1]]: {"number": np.asarray(point[0])}}
 
-    measure = Recorded(**{name: getattr(layered, name) for name in layered.__dataclass_fields__})
+    measure = Recorded(**{name: getattr(layered, name) for name in (f.name for f in fields(layered))})
     assert survey(measure, Grid(np.arange(len(layered.tasks)))).outcome == "complete"
     assert tuple(done) == layered.priority
 
