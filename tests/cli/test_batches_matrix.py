@@ -32,7 +32,6 @@ ENVIRONMENT = {
     "PYTHONPATH": str(ROOT),
 }
 pytestmark = [
-    pytest.mark.alone,
     pytest.mark.slow,
     pytest.mark.timeout(1200),
     pytest.mark.skipif(MPIRUN is None, reason="there is no mpirun here"),
