@@ -28,6 +28,7 @@ from torch.func import functional_call, grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree as pytree
 
+from lossmap.curvature.formulas import PlainTables
 from lossmap.curvature.operators import differentiated
 from lossmap.data.batches import Batch, FixedBatches
 from lossmap.data.loss_check import check_loss
@@ -216,7 +217,8 @@ def per_sample(problem: Problem, parameters: str = "weights") -> Iterator[Tensor
         for batch in problem.data:
             if by_vmap:
                 try:
-                    with sdpa_kernel(SDPBackend.MATH):  # the fused attention has no rule for vmap: slow, and it warns
+                    # the fused attention has no rule for vmap: slow, and it warns
+                    with sdpa_kernel(SDPBackend.MATH), PlainTables():
                         gradients = together(own, batch)
                 except (RuntimeError, NotImplementedError, ValueError):
                     by_vmap = False

@@ -39,6 +39,21 @@ def test_per_sample_gradients_are_those_of_each_sample_alone():
     np.testing.assert_allclose(found, dense(given), atol=1e-12)
 
 
+def test_the_row_that_pads_counts_as_in_the_gradient_of_all_samples():
+    torch.manual_seed(0)
+    table = nn.Embedding(5, 3, padding_idx=0)
+    nn.init.normal_(table.weight)
+    words = nn.Sequential(table, nn.Flatten(), nn.Linear(6, 4)).double()
+    tokens = torch.tensor([[0, 1], [2, 0], [3, 4], [0, 0]])
+    given = Problem.supervised(words, "crossentropy", (tokens, torch.arange(4)), batch_size=2)
+    mean = torch.cat(list(per_sample(given))).mean(0)
+    table.padding_idx = None
+    parameters = [p for p in words.parameters() if p.dim() > 1]
+    parts = torch.autograd.grad(nn.functional.cross_entropy(words(tokens), torch.arange(4)), parameters)
+    np.testing.assert_allclose(mean, torch.cat([p.reshape(-1) for p in parts]), atol=1e-12)
+    assert float(parts[0][0].norm()) > 0.01
+
+
 def test_the_spectrum_is_that_of_the_dense_covariance():
     given = problem(samples=11)
     rows = dense(given)
