@@ -27,6 +27,7 @@ from lossmap.data.borrow import copy_of
 from lossmap.data.problem import Problem, temporary_parameters
 from lossmap.data.stable_forms import stable_forms
 
+ROUNDING = 64 * torch.finfo(torch.float64).eps
 Parts = list[Tensor]  # one tensor for each of theta's
 
 
@@ -116,6 +117,18 @@ class FewSamples:
         """The summed loss at theta + h v."""
         with self.moving(v, h):
             return float(self.problem.total(self.batch).detach())
+
+    def resolution(self) -> float:
+        """How far rounding may move the summed loss, where its terms are of the order of the outputs.
+
+        Of the order of one where outputs and loss are not kept apart.
+        """
+        largest = 1.0
+        if self.problem.separable:
+            with self.moving():
+                outputs = outputs_and_loss(self.problem, self.batch)[0]
+                largest = max((float(f.detach().abs().max()) for f in outputs if f.numel()), default=0.0)
+        return ROUNDING * largest * self.problem.count(self.batch)
 
     def difference(self, v: Sequence[Tensor], h: float) -> tuple[Parts, float]:
         """(the product with v, the loss's derivative along v), both by central differences with the step h."""

@@ -20,14 +20,14 @@ import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations, pairwise
-from math import inf, isfinite, sqrt
+from math import hypot, inf, isfinite, sqrt
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 
 from lossmap.curvature.culprits import advice_for, suspects, tables_of_other_gradients
-from lossmap.curvature.differences import FewSamples, Parts
+from lossmap.curvature.differences import ROUNDING, FewSamples, Parts
 from lossmap.curvature.hvp_plan import BACKENDS, HvpPlan, ProductCheck
 from lossmap.curvature.linearized_operator import BatchList, OperatorFactory
 from lossmap.curvature.operators import Product, gauss_newton, hessian, single_rank
@@ -47,11 +47,13 @@ MAX_ERROR = 1e-5  # of a tensor's part of a product, relative to its norm
 MAX_GRADIENT_ERROR = 1e-4  # of the derivative along a vector, relative to what the gradient gives along such a one
 MAX_UNDECIDED = 0.01  # of a verdict over more samples that is taken in the place of a refusal
 RESOLVED = 0.1  # two steps that differ by less than this share of the result say what it is
+NOISE_STEPS = (1e-9, 3e-9)  # shares of theta, so small that a second difference of the gradient is its rounding alone
+NOISE_SAFETY = 8.0  # the rounding seen is taken so many times
 KINK_STEP = 1e-6  # share of theta by which products on both sides of a kink are apart from it
 ASIDE = 1e-5  # share of theta by which a point beside a kink is apart from it, in a random direction
 KINK_SAMPLES = 256  # over which the difference of both sides is measured, at most
 KINK_ITERATIONS = 4  # of the power method that finds its norm
-ROUNDING = 64 * torch.finfo(torch.float64).eps
+TOO_SMALL = "its product is below the rounding of the loss's terms"
 NOT_FINITE = "its product is not finite"  # why a backend is not taken
 
 
@@ -62,21 +64,27 @@ class Judgement:
     wrong      the largest relative error of a tensor's part that is wrong; 0 for none
     undecided  the largest difference of a part of which no steps could say whether it is right, relative to the product
     at_kink    whether some part is right on one side of the point alone
+    too_small  whether it is so small that rounding of the loss's terms hides it, and differences do not confirm it
     """
 
     wrong: float = 0.0
     undecided: float = 0.0
     at_kink: bool = False
+    too_small: bool = False
 
 
 @dataclass(frozen=True, eq=False)
 class Reference:
-    """Differences along one vector by steps, made when they are asked for."""
+    """Differences along one vector by steps, made when they are asked for.
+
+    resolution  a change of the loss that rounding of its terms hides, see `FewSamples.resolution`
+    """
 
     few: FewSamples
     v: Parts
     gradient: Parts
     loss: float
+    resolution: float = 0.0
     made: dict[float, tuple[Parts, float]] = field(default_factory=dict)
     sides: dict[float, tuple[Parts, Parts]] = field(default_factory=dict)
 
@@ -95,7 +103,7 @@ class Reference:
     def judge_product(self, parts: Parts) -> Judgement:
         """What the differences say of a product, given tensor by tensor."""
         rounding = [ROUNDING * norm(g) for g in self.gradient]
-        whole = sqrt(sum(norm(p) ** 2 for p in parts))
+        whole = hypot(*(norm(p) for p in parts))
 
         def tolerance(i: int, h: float) -> float:
             return MAX_ERROR * norm(parts[i]) + 1e-9 * whole + rounding[i] / h
@@ -108,6 +116,10 @@ class Reference:
             pending = [i for i in pending if not error(i, h) <= tolerance(i, h)]
             if not pending:
                 return Judgement()
+        noise = self._rounding_of_gradient()
+        pending = [
+            i for i in pending if not any(error(i, h) <= tolerance(i, h) + NOISE_SAFETY * noise[i] / h for h in STEPS)
+        ]
         at_kink = [i for i in pending if self._is_one_sided(parts[i], i, tolerance)]
         wrong, undecided = 0.0, 0.0
         for i in pending:
@@ -122,7 +134,17 @@ class Reference:
                 errors = [error(i, h) for h in STEPS]
                 smallest = min((e for e in errors if isfinite(e)), default=whole)
                 undecided = max(undecided, smallest / max(whole, size) if size else 0.0)
+        if wrong and hypot(*map(norm, self.v)) * max(whole, hypot(*map(norm, self.at(h)[0]))) <= self.resolution:
+            return Judgement(too_small=True)
         return Judgement(wrong, undecided, bool(at_kink))
+
+    def _rounding_of_gradient(self) -> list[float]:
+        """How far rounding moves each tensor's gradient, measured by second differences.
+
+        Where the terms of a gradient cancel, as those of a bias before a normalization do, its own size says nothing.
+        """
+        seconds = [[(a - b) * h for a, b in zip(*self.one_sided(h), strict=True)] for h in NOISE_STEPS]
+        return [max(norm(second[i]) for second in seconds) for i in range(len(self.gradient))]
 
     def _is_one_sided(self, part: Tensor, i: int, tolerance: Callable[[int, float], float]) -> bool:
         """Whether a product is right on one side of here: then a kink explains that central differences are not it."""
@@ -130,10 +152,11 @@ class Reference:
             return False
         return any(norm(part - side[i]) <= tolerance(i, h) for h in STEPS[:3] for side in self.one_sided(h))
 
-    def judge_gradient(self) -> float:
+    def judge_gradient(self) -> float | None:
         """The error of the gradient along this vector relative to what is usual along such a one; 0 for none.
 
-        Infinite where the loss jumps here.
+        Infinite where the loss jumps here. None where it differs by less than rounding of the loss's terms may do: the
+        loss of -log(softmax + 1e-20), say, is 0 below 1e-16, with a gradient that is not.
         """
         slope = sum(float((g * d).sum()) for g, d in zip(self.gradient, self.v, strict=True))
         usual = sqrt(
@@ -147,6 +170,8 @@ class Reference:
         for h in STEPS:
             if abs(self.at(h)[1] - slope) <= tolerance(h):
                 return 0.0
+        if max(2 * h * abs(self.at(h)[1] - slope) for h in STEPS) <= self.resolution:
+            return None
         change, h = closest_steps(lambda h: torch.tensor(self.at(h)[1], dtype=torch.float64))
         error = abs(self.at(h)[1] - slope)
         largest = max(abs(self.at(h)[1]), size)
@@ -398,6 +423,7 @@ class _Judge:
         self.rejected: dict[str, str] = dict(former.rejected)
         self.reported, self.undecided = former.disagreement, former.disagreement
         self.at_kink = False
+        self.loss_is_too_small = False  # to be compared with its gradient
         self.many: dict[str, OperatorFactory] = {}  # made where there is a kink
 
     def compare(self, few: FewSamples) -> None:
@@ -405,7 +431,7 @@ class _Judge:
         loss, gradient = few.loss_and_gradient()
         if not isfinite(loss) or not all(bool(g.isfinite().all()) for g in gradient):
             return
-        references = [Reference(few, v, gradient, loss) for v in self.vectors(few)]
+        references = [Reference(few, v, gradient, loss, few.resolution()) for v in self.vectors(few)]
         error = self.gradient_error(few, references, gradient, loss)
         kink = None
         if error:
@@ -444,8 +470,11 @@ class _Judge:
     def gradient_error(self, few: FewSamples, references: Sequence[Reference], gradient: Parts, loss: float) -> float:
         """The largest error of the gradient along any vector, see `Reference.judge_gradient`."""
         along = [g * ((norm(t) or 1.0) / (norm(g) or 1.0)) for g, t in zip(gradient, few.theta, strict=True)]
-        slopes = _LossAlong(few, along, gradient, loss)
-        return max([slopes.judge_gradient(), *(r.judge_gradient() for r in references)])
+        slopes = _LossAlong(few, along, gradient, loss, references[0].resolution)
+        errors = [r.judge_gradient() for r in (slopes, *references)]
+        if None in errors:
+            self.loss_is_too_small = True
+        return max(error or 0.0 for error in errors)
 
     def beside(self, few: FewSamples) -> tuple[FewSamples, list[Reference]] | None:
         """A point beside this one, and what is compared there; None where the gradient is not the loss's there either.
@@ -461,7 +490,7 @@ class _Judge:
         loss, gradient = there.loss_and_gradient()
         if not isfinite(loss) or not all(bool(g.isfinite().all()) for g in gradient):
             return None
-        references = [Reference(there, v, gradient, loss) for v in self.vectors(there)]
+        references = [Reference(there, v, gradient, loss, there.resolution()) for v in self.vectors(there)]
         if self.gradient_error(there, references, gradient, loss):
             return None
         return there, references
@@ -508,6 +537,9 @@ class _Judge:
             self.rejected[backend] = NOT_FINITE
             return
         judged = [r.judge_product(self.layout.split(p)) for r, p in zip(references, results, strict=True)]
+        if any(j.too_small for j in judged):
+            self.rejected[backend] = TOO_SMALL
+            return
         wrong = max((j.wrong for j in judged), default=0.0)
         asymmetry = self._asymmetry(references, results)
         if wrong:
@@ -573,6 +605,11 @@ class _Judge:
                 "the loss has a kink exactly at these parameters: its gradient jumps there, and its second derivative "
                 "is 0 on every side, so that there is no curvature to state; move off the kink, or take a smooth loss"
             )
+        if self.loss_is_too_small:
+            log.warning(
+                "the gradient was not compared with the loss, whose changes over these samples are below the rounding "
+                "of its terms: fitted beyond what this form of the loss resolves, as log(softmax + eps) below 1e-16"
+            )
         if self.at_kink and self.undecided > max(MAX_ERROR, self.reported):
             log.warning(
                 "the loss has a kink at these parameters (ReLU at 0, a tie of max-pooling): the Hessian is that of one "
@@ -592,6 +629,14 @@ class _Judge:
                     "the second derivative is not finite at these parameters or at a distant point, though loss and "
                     "gradient are: look for a power, a root or a logarithm at 0, as (1 - p) ** 1.5 where p rounds to "
                     "1, and keep its argument away from 0"
+                )
+            if TOO_SMALL in self.rejected.values():
+                raise ValueError(
+                    "the second derivative cannot be told from zero in float64 at these parameters or at a distant "
+                    "point: it is smaller than the rounding of the loss's terms, and differences of the gradient do "
+                    "not confirm it. The samples are fitted beyond what this form of the loss resolves; take one whose "
+                    "terms do not cancel (cross_entropy or log_softmax for log(softmax + eps), expm1 for 1 - exp), or "
+                    "parameters that fit less"
                 )
             names = suspects(self.few) or "an operation of this model"
             raise ValueError(

@@ -6,6 +6,7 @@ A product in float64 sees what noise and another order of samples do not: terms 
 same digits in every sum. What is measured so bounds eigenvalues, noise floors, counts and traces (`linalg.Rounding`).
 For float64 itself there is no such twin: the error of its float32 twin is scaled by the ratio of the precisions where
 that has digits left, else eps |J^T J v| is allowed, J the Jacobian of the outputs: the order of what a loss cancels.
+The same is allowed where products and gradient are 0 altogether: a loss below what its terms resolve gives such zeros.
 
 Unit: that of the operator's eigenvalues. Price: `STEPS` products in either precision over some
 `MAX_SAMPLES` samples, and a copy of the model. Symbols: H the operator, n its size, v vectors of length one.
@@ -22,6 +23,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from lossmap.curvature.gradient import loss_and_gradient
 from lossmap.curvature.operators import CurvatureOperator, Product, Total, gauss_newton, made_by_all
 from lossmap.data.batches import Batch, FixedBatches, move_batch, samples_in
 from lossmap.data.borrow import copy_of, temporary_parameters, to_precision
@@ -104,7 +106,7 @@ class RoundingProbe:
         safety = SAFETY
         if single.dtype == torch.float64:
             safety = EXTRAPOLATED_SAFETY
-        if error is None:
+        if error is None or (error == scale == 0.0 and self._is_flat(few)):
             error = self._cancelled(few, single)
         if error is None:
             return None
@@ -148,6 +150,11 @@ class RoundingProbe:
         if relative > MAX_EXTRAPOLATED:
             return None, scale
         return error * float(torch.finfo(torch.float64).eps / torch.finfo(torch.float32).eps), scale
+
+    def _is_flat(self, few: Problem) -> bool:
+        """Whether the gradient is 0 too: a product of 0 is then one that underflowed, or that rounding took away."""
+        with temporary_parameters(few.model, self.state or {}):
+            return not bool(loss_and_gradient(few, self.parameters, self.total).gradient.any())
 
     def _cancelled(self, few: Problem, single: SymmetricOperator) -> float | None:
         """eps |J^T J v| over samples; None where the problem does not keep outputs and loss apart."""

@@ -154,7 +154,7 @@ def stability_text(largest: float, error: float, rounding: float = nan) -> str:
         return (
             f"threshold 2/lambda_max: none; the largest eigenvalue {clause}, so curvature sets no limit that is known"
         )
-    threshold = value_with_error(2.0 / largest, 2.0 * error / largest**2)
+    threshold = value_with_error(2.0 / largest, 2.0 * (error / largest) / largest)
     return (
         f"threshold 2/lambda_max = {threshold}: above this step size full-batch gradient descent diverges along the "
         "leading eigenvector of the local quadratic model. It does not bound steps at other points, of Adam (which "

@@ -170,7 +170,7 @@ def test_a_few_samples_that_are_fitted_too_well_to_tell_are_not_all_that_is_aske
         return (F.binary_cross_entropy_with_logits(outputs, targets, reduction="none") * (1 - right) ** 2).mean()
 
     first = Problem.supervised(net, focal, (x[:6], torch.ones(6, 1)))
-    with pytest.raises(ValueError, match="is not that of the loss"):
+    with pytest.raises(ValueError, match="cannot be told from zero in float64"):
         check_product(first)  # whose loss is rounding alone: 1 - right is some multiple of 1e-16
     problem = Problem.supervised(net, focal, (x, torch.ones(16, 1)))
     z = x.double().requires_grad_()
@@ -508,15 +508,19 @@ def test_the_model_is_not_touched_and_the_check_is_made_once(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "module, advice",
+    "make, advice",
     [
-        (nn.Embedding(5, 4, max_norm=0.5), "'0' rescales its own rows in every pass; set max_norm=0.5 to None"),
-        (nn.Embedding(5, 4, scale_grad_by_freq=True), "divides gradients by how often a row occurs; set scale_grad_by"),
-        (nn.utils.parametrizations.orthogonal(nn.Linear(4, 2)), "orthogonal_map='householder'.*'cayley'"),
+        (lambda: nn.Embedding(5, 4, max_norm=0.5), "'0' rescales its own rows in every pass; set max_norm=0.5 to None"),
+        (
+            lambda: nn.Embedding(5, 4, scale_grad_by_freq=True),
+            "divides gradients by how often a row occurs; set scale_grad_by",
+        ),
+        (lambda: nn.utils.parametrizations.orthogonal(nn.Linear(4, 2)), "orthogonal_map='householder'.*'cayley'"),
     ],
 )
-def test_a_refusal_says_what_to_do(module, advice):
+def test_a_refusal_says_what_to_do(make, advice):
     torch.manual_seed(0)
+    module = make()
     x = torch.randint(0, 5, (12,)) if isinstance(module, nn.Embedding) else torch.randn(12, 4)
     model = nn.Sequential(module, nn.LazyLinear(3))
     model(x)
@@ -532,3 +536,77 @@ def test_a_loss_of_straight_pieces_has_no_curvature_to_state_at_its_kink():
         spectrum(Problem.supervised(model, nn.L1Loss(), (x, exact)), top=1, density_error=None)
     beside = spectrum(Problem.supervised(model, nn.L1Loss(), (x, exact + 1.0)), top=1, density_error=None)
     assert beside.largest == beside.smallest == (0.0, 0.0)  # where it is smooth there is none indeed
+
+
+@pytest.mark.parametrize(
+    "norm",
+    [lambda: nn.BatchNorm2d(4, track_running_stats=False), lambda: nn.InstanceNorm2d(4), lambda: nn.GroupNorm(4, 4)],
+)
+def test_a_bias_that_a_normalization_takes_away_is_no_kink(norm, caplog):
+    torch.manual_seed(0)
+    layers = nn.Conv2d(1, 4, 3, padding=1), norm(), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)
+    data = (torch.randn(12, 1, 5, 5), torch.arange(12) % 3)
+    problem = Problem.supervised(nn.Sequential(*layers), "crossentropy", data)
+    assert check_product(problem, "all").disagreement == 0.0  # its gradient, 0, is the sum of terms that are not
+    assert check_product(problem, r"0\.bias").disagreement == 0.0
+    assert not caplog.text
+
+
+def separated(scale, dtype):
+    """A linear classifier of two classes that lie apart, and its samples: probabilities p = 1 - q with q < e^(-2 s)."""
+    torch.manual_seed(0)
+    x = torch.randn(40, 4, dtype=torch.float64)
+    x[:, 0] = x[:, 0].sign() * (1 + x[:, 0].abs())
+    net = nn.Linear(4, 2).double()
+    with torch.no_grad():
+        net.weight.zero_()
+        net.bias.zero_()
+        net.weight[:, 0] = scale * torch.tensor([-1.0, 1.0])
+    q = torch.sigmoid(-2 * scale * x[:, 0].abs())
+    top = 2 * torch.linalg.eigvalsh((x * (q * (1 - q))[:, None]).T @ x / len(x))[-1]  # of cross entropy's Hessian
+    return net.to(dtype), (x.to(dtype), (x[:, 0] > 0).long()), float(top)
+
+
+def log_of_softmax(outputs, y):
+    return -torch.log(F.softmax(outputs, 1) + 1e-20).gather(1, y[:, None]).mean()
+
+
+def focal(outputs, y):
+    p = F.log_softmax(outputs, 1).gather(1, y[:, None]).exp()
+    return (-((1 - p) ** 2) * p.log()).mean()
+
+
+def focal_of_cross_entropy(outputs, y):
+    each = F.cross_entropy(outputs, y, reduction="none")
+    return ((1 - torch.exp(-each)) ** 2 * each).mean()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("scale", [17.0, 80.0])
+def test_a_loss_below_the_rounding_of_its_terms_has_no_wrong_gradient(scale, dtype, caplog):
+    net, data, top = separated(scale, dtype)
+    result = spectrum(Problem.supervised(net, log_of_softmax, data), density_error=None)
+    value, error = result.largest
+    assert abs(value - top) <= error
+    assert "the gradient was not compared with the loss" in caplog.text and "straight-through" not in caplog.text
+
+
+def test_what_rounds_to_zero_is_not_zero_but_cannot_be_told_from_it():
+    net, data, _ = separated(40.0, torch.float64)
+    result = spectrum(Problem.supervised(net, focal, data), density_error=None)
+    assert result.loss == 0.0 and result.largest[0] == 0.0 < result.largest[1]
+    assert "cannot be told from" in str(result) and "no curvature at all" not in str(result)
+
+
+def test_what_has_no_curvature_by_its_form_is_zero():
+    net = nn.Linear(3, 1)
+    data = (torch.randn(12, 3), torch.randn(12, 1))
+    result = spectrum(Problem.supervised(net, lambda f, y: (f - y).mean(), data), top=1, density_error=None)
+    assert result.largest == (0.0, 0.0)
+
+
+@pytest.mark.parametrize("scale", [20.0, 80.0])
+def test_a_product_below_the_rounding_of_the_losss_terms_is_refused_as_such(scale):
+    net, data, _ = separated(scale, torch.float64)
+    with pytest.raises(ValueError, match="cannot be told from zero in float64"):
+        spectrum(Problem.supervised(net, focal_of_cross_entropy, data), density_error=None)

@@ -1,5 +1,7 @@
 """Flat vectors: there and back, which tensors are meant, and sums in float64."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -73,3 +75,12 @@ def test_sums_are_those_of_float64(entries):
 def test_the_norm_over_several_tensors_is_that_of_all_entries():
     parts = [torch.randn(3, 4), torch.randn(5), torch.tensor(2.0)]
     assert norm_of(parts) == pytest.approx(norm(torch.cat([p.flatten() for p in parts])), rel=1e-12)
+
+
+@pytest.mark.parametrize("scale", [1e-300, 1e-200, 1e-160, 1.0, 1e200])
+def test_a_norm_is_right_where_squares_leave_the_range(scale):
+    a = scale * torch.tensor([3.0, 4.0], dtype=torch.float64)
+    assert norm(a) == pytest.approx(5 * scale, rel=1e-14)
+    assert norm_of([a[:1], a[1:]]) == pytest.approx(5 * scale, rel=1e-14)
+    assert norm(torch.zeros(3)) == norm(torch.zeros(0)) == 0.0
+    assert math.isnan(norm(torch.tensor([math.nan, 1.0]))) and norm(torch.tensor([math.inf, 1.0])) == math.inf
