@@ -6,7 +6,7 @@ derivative by its inputs and parameters disagrees with differences of its first.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ from lossmap.sums import norm
 STEPS = (1e-5, 1e-6)
 MAX_ERROR = 1e-4  # relative, of a module's second derivative
 MAX_NAMES = 3  # in a sentence
+NEAR_BOUND = 1e-3  # relative: a row of an embedding this near to its `max_norm` is rescaled within a survey
 
 
 def suspects(few: FewSamples) -> str:
@@ -37,13 +38,33 @@ def advice_for(names: str) -> str:
     return "write its backward in differentiable operations on tensors from save_for_backward, or replace it"
 
 
+def rescaled_table(model: nn.Module, state: Mapping[str, Tensor]) -> str:
+    """The embedding with `max_norm` whose rows reach that norm, with advice; empty where all stay within.
+
+    A pass divides such a row by its norm, which no gradient knows. Right after a pass all rows lie just within, so that
+    differences with the smallest steps do not see it.
+    """
+    for name, module in model.named_modules():
+        table = state.get(f"{name}.weight" if name else "weight")
+        if not isinstance(module, (nn.Embedding, nn.EmbeddingBag)) or module.max_norm is None or table is None:
+            continue
+        if float(table.norm(module.norm_type, dim=1).max()) > (1 - NEAR_BOUND) * module.max_norm:
+            return _rescaling(module, name)
+    return ""
+
+
+def _rescaling(module: nn.Embedding | nn.EmbeddingBag, name: str) -> str:
+    table = f"{type(module).__name__} {name!r}"
+    return f"{table} rescales its own rows in every pass; set max_norm={module.max_norm:g} to None"
+
+
 def tables_of_other_gradients(model: nn.Module) -> str:
     """What embeddings of a model do beside looking up rows, such that their gradient is another; with advice."""
     for name, module in model.named_modules():
         if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
             table = f"{type(module).__name__} {name!r}"
             if module.max_norm is not None:
-                return f"{table} rescales its own rows in every pass; set max_norm={module.max_norm:g} to None"
+                return _rescaling(module, name)
             if module.scale_grad_by_freq:
                 return f"{table} divides gradients by how often a row occurs; set scale_grad_by_freq=False"
     return ""

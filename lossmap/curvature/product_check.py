@@ -26,7 +26,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from lossmap.curvature.culprits import advice_for, suspects, tables_of_other_gradients
+from lossmap.curvature.culprits import advice_for, rescaled_table, suspects, tables_of_other_gradients
 from lossmap.curvature.differences import ROUNDING, FewSamples, Parts
 from lossmap.curvature.hvp_plan import BACKENDS, HvpPlan, ProductCheck
 from lossmap.curvature.linearized_operator import BatchList, OperatorFactory
@@ -431,6 +431,9 @@ class _Judge:
         loss, gradient = few.loss_and_gradient()
         if not isfinite(loss) or not all(bool(g.isfinite().all()) for g in gradient):
             return
+        rescaled = rescaled_table(few.problem.model, few.state)
+        if rescaled:
+            raise ValueError(f"the gradient that PyTorch gives is not that of the loss: {rescaled}")
         references = [Reference(few, v, gradient, loss, few.resolution()) for v in self.vectors(few)]
         error = self.gradient_error(few, references, gradient, loss)
         kink = None

@@ -528,6 +528,23 @@ def test_a_refusal_says_what_to_do(make, advice):
         check_product(Problem.supervised(model, "crossentropy", (x, torch.arange(12) % 3)), "all", distant=False)
 
 
+@pytest.mark.parametrize("share, refused", [(1 - 1e-7, True), (0.1, False)])
+def test_a_table_with_max_norm_is_refused_where_its_rows_reach_it(share, refused):
+    """Right after a pass all rows lie just within, where the smallest differences see nothing of the rescaling."""
+    torch.manual_seed(0)
+    table = torch.randn(5, 4)
+    module = nn.Embedding(5, 4, max_norm=0.5)
+    module.weight.data = share * 0.5 * table / table.norm(dim=1, keepdim=True)
+    problem = Problem.supervised(
+        nn.Sequential(module, nn.Linear(4, 3)), "crossentropy", (torch.arange(12) % 5, torch.arange(12) % 3)
+    )
+    if refused:
+        with pytest.raises(ValueError, match="'0' rescales its own rows"):
+            check_product(problem, "all", distant=False)
+    else:
+        assert not check_product(problem, "all", distant=False).rejected
+
+
 def test_a_loss_of_straight_pieces_has_no_curvature_to_state_at_its_kink():
     torch.manual_seed(0)
     model, x = nn.Linear(3, 1), torch.randn(20, 3)
