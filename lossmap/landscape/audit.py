@@ -21,10 +21,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-import torch
-from scipy.stats import hypergeom
 
-from lossmap import seeding
 from lossmap.geometry.grid import Grid
 from lossmap.report.eigenmap import MEASURED, ROUNDING
 
@@ -42,6 +39,10 @@ def sample(candidates: np.ndarray, points: int, seed: int) -> np.ndarray:
     candidates  flat indices of the points that may be chosen
     points      of the whole grid; where candidates join or leave, the others stay chosen or not
     """
+    import torch  # takes seconds on each rank, which a survey without an audit saves, as SciPy's distributions do
+
+    from lossmap import seeding
+
     # an order of all points, so that one that joins or leaves the candidates does not shift the others
     order = torch.randperm(points, generator=seeding.generator("audit", seed)).numpy()
     count = min(len(candidates), max(MIN_AUDITED, int(np.ceil(AUDITED_SHARE * len(candidates)))))
@@ -187,6 +188,8 @@ def upper_bound(misses: int, audited: int, points: int, confidence: float = BOUN
 
     1 where none was audited; the share itself where all were.
     """
+    from scipy.stats import hypergeom
+
     if not audited:
         return 1.0
     # The chance of so few misses falls with their number among all points: bisection for the last that is not rare.

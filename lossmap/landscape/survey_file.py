@@ -14,13 +14,8 @@ import hashlib
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-
-from lossmap.data import datasets
-from lossmap.data.problem import Problem
-from lossmap.geometry.directions import Plane
 from lossmap.geometry.grid import Grid
 from lossmap.io.disk import PathLike
 from lossmap.io.memory_store import Measures
@@ -28,8 +23,12 @@ from lossmap.io.provenance import PYTHON, provenance
 from lossmap.io.read import NotASurface, Refused, SurfaceFile, journal_of, read
 from lossmap.io.resume_check import short
 from lossmap.io.surface import Group, Surface, differences, to_plain
-from lossmap.landscape.fingerprint import code_of
-from lossmap.landscape.loss_name import loss_name
+
+if TYPE_CHECKING:  # a measure without a network needs no PyTorch, whose import takes seconds on each rank
+    import torch
+
+    from lossmap.data.problem import Problem
+    from lossmap.geometry.directions import Plane
 
 WRITTEN_BY = "written by"  # the setting of a file that was begun by a program
 BY_NAME = "dataset"  # the setting of a measure that was made by the command line
@@ -73,6 +72,8 @@ def open_survey_file(
         identity, stated = adopted(path, identity, stated, digest)
     codes = {}
     if problems_of(first):
+        from lossmap.landscape.fingerprint import code_of
+
         point = grid.farthest if plane is not None else None
         codes[first.name] = code_of(problems_of(first), plane=plane, point=point, product=first.name == "eigen")
     try:
@@ -134,6 +135,9 @@ def measured_with(measure: Any) -> dict[str, Any]:
 
 def settings_of(problems: Mapping[str, Problem], autocast: torch.dtype | None = None) -> dict[str, Any]:
     """What tells these problems, by split, from others: data, model, loss, precision."""
+    from lossmap.data import datasets
+    from lossmap.landscape.loss_name import loss_name
+
     first = next(iter(problems.values()))
     settings: dict[str, Any] = {
         "data (SHA-256)": {split: datasets.digest(p.data) for split, p in problems.items()},
@@ -160,7 +164,7 @@ def structure_digest(model: torch.nn.Module) -> str:
 
 
 def _precision(problem: Problem, autocast: torch.dtype | None) -> str:
-    dtype = next((p.dtype for p in problem.model.parameters() if p.is_floating_point()), torch.float32)
+    dtype = next((p.dtype for p in problem.model.parameters() if p.is_floating_point()), "float32")
     return str(autocast or dtype).removeprefix("torch.")
 
 
