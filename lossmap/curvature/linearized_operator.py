@@ -115,16 +115,18 @@ class LinearizedOperator:
         return self.probe.in_float64(self.kinks)
 
     def rounding_of(self, vectors: Tensor) -> float:
-        """|(H - H64) v| for v of length one, the largest of several, (n, b), over a few samples, which is cheap.
+        """|(H - H64) (v_1 + ... + v_b)| of b vectors of length one, (n, b), over a few samples, in one product.
 
-        H64 is the same in float64. Raises what the model raises there.
+        The rounding of one does not know that of the others: the length of their sum is at about the root of the sum of
+        squares, above the largest. H64 is the same in float64. Raises what the model raises there.
         """
         if self.factory is None or self.probe.state is None:
             raise ValueError("this operator stands alone: its rounding is measured by `measured`")
         few = self.factory.few.at(self.probe.state)
-        v = (vectors / torch.linalg.vector_norm(vectors, dim=0)).to(self.dtype)
+        length = float(vectors.shape[1]) ** 0.5  # of the sum, where they are at right angles
+        v = ((vectors / torch.linalg.vector_norm(vectors, dim=0)).sum(1) / length).to(self.dtype)
         difference = (few.in_float64() @ v.double()).double() - (few @ v).double()
-        return float(torch.linalg.vector_norm(difference, dim=0).max())
+        return length * float(torch.linalg.vector_norm(difference))
 
     def __matmul__(self, v: Tensor) -> Tensor:
         """The product with v, (n,) -> (n,), or with the columns of a block, (n, b) -> (n, b).

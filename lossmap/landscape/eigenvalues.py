@@ -70,7 +70,7 @@ class PointOperator(SymmetricOperator, Protocol):
         """The same matrix with products in float64."""
 
     def rounding_of(self, vectors: Tensor) -> float:
-        """How far rounding moves the product with one of these vectors, (n, b), over a few samples."""
+        """How far rounding moves the products with these vectors, (n, b), over a few samples."""
 
 
 class OperatorFactory(Protocol):

@@ -78,6 +78,18 @@ class Cluster:
         words = self.ask("scontrol", "show", "job", "--oneliner", number).splitlines()[0].split()
         return dict(word.split("=", 1) for word in words if "=" in word)
 
+    def start_now(self, job: str, seconds: float = 60) -> None:
+        """Let a job that was requeued start at once: SLURM lets one wait for two minutes after a preemption."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            if self.job(job).get("JobState") == "PENDING" and self.job(job).get("Reason") == "BeginTime":
+                self.ask("scontrol", "update", f"JobId={job}", "StartTime=now")
+                return
+            if self.job(job).get("JobState") == "RUNNING" and self.job(job).get("Restarts") != "0":
+                return
+            time.sleep(0.2)
+        raise AssertionError(f"job {job} was not requeued in {seconds} s:\n{self.ask('squeue', '-l', check=False)}")
+
     def wait(self, *numbers: str, until: tuple[str, ...] = (), seconds: float = 90) -> None:
         """Poll the queue until none of the jobs is left in it, or all are in one of the states `until`."""
         end = time.monotonic() + seconds
