@@ -39,6 +39,7 @@ PLANE = "--x=-1:1:5 --y=-1:1:3"
 JOBS = {  # a default eigenmap is of 51 points over all 1,437 digits
     "mlp, default eigenmap": "eigenmap --model mlp",
     "cnn, default eigenmap": "eigenmap --model cnn",
+    "resnet20-w8, default eigenmap": "eigenmap --model resnet20-w8",
     "resnet20-w8, default eigenmap, 64 digits": "eigenmap --model resnet20-w8 --samples 64",
     "resnet20-w8, eigenmap of 15 points, 256 digits": f"eigenmap --model resnet20-w8 {PLANE} --samples 256",
     "cnn, eigenmap of 15 points": f"eigenmap --model cnn {PLANE}",
