@@ -11,6 +11,7 @@ double backward in float64.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -123,7 +124,7 @@ class LinearizedOperator:
         if self.factory is None or self.probe.state is None:
             raise ValueError("this operator stands alone: its rounding is measured by `measured`")
         few = self.factory.few.at(self.probe.state)
-        length = float(vectors.shape[1]) ** 0.5  # of the sum, where they are at right angles
+        length = math.sqrt(vectors.shape[1])  # of the sum, where they are at right angles
         v = ((vectors / torch.linalg.vector_norm(vectors, dim=0)).sum(1) / length).to(self.dtype)
         difference = (few.in_float64() @ v.double()).double() - (few @ v).double()
         return length * float(torch.linalg.vector_norm(difference))
