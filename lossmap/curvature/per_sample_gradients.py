@@ -20,12 +20,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from lossmap.curvature.formulas import PlainTables
@@ -195,6 +197,19 @@ class _BatchLoss(nn.Module):
         return self.problem.loss(self.problem.forward(self.model, batch), batch)
 
 
+class _KeptData(TorchFunctionMode):
+    """Refuses to replace the data of a tensor, as `.to()` within a forward pass does.
+
+    Under a transform of torch.func they would be replaced by what lives as long as the transform, and be read from
+    freed memory afterwards.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__name__", "") == "__set__" and getattr(func, "__self__", None) is torch.Tensor.data:
+            raise NotImplementedError("the forward pass replaces the data of a tensor")
+        return func(*args, **(kwargs or {}))
+
+
 def per_sample(problem: Problem, parameters: str = "weights") -> Iterator[Tensor]:
     """Batch by batch, the gradient of each sample's loss: (B, n), in the problem's batches.
 
@@ -218,7 +233,7 @@ def per_sample(problem: Problem, parameters: str = "weights") -> Iterator[Tensor
             if by_vmap:
                 try:
                     # the fused attention has no rule for vmap: slow, and it warns
-                    with sdpa_kernel(SDPBackend.MATH), PlainTables():
+                    with sdpa_kernel(SDPBackend.MATH), PlainTables(), _KeptData():
                         gradients = together(own, batch)
                 except (RuntimeError, NotImplementedError, ValueError):
                     by_vmap = False

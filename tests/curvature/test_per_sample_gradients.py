@@ -97,6 +97,40 @@ def test_models_that_vmap_refuses_are_differentiated_sample_by_sample():
         torch.testing.assert_close(found[i], torch.autograd.grad(loss, given.model.layer.weight)[0].reshape(-1))
 
 
+class Casting(nn.Module):
+    """Keeps a module in a dictionary, and casts it in place in every pass."""
+
+    def __init__(self, cast):
+        super().__init__()
+        self.hidden, self.others, self.cast = net(), {"last": nn.Linear(4, 4)}, cast
+
+    def forward(self, x):
+        self.cast(self.others["last"], x.dtype)
+        return self.others["last"](self.hidden(x))
+
+
+def to(module, dtype):
+    module.to(dtype)
+
+
+def by_type(module, dtype):
+    module.double() if dtype == torch.float64 else module.float()
+
+
+def data_of(module, dtype):
+    for p in module.parameters():
+        p.data = p.data.to(dtype)
+
+
+@pytest.mark.parametrize("cast", [to, by_type, data_of])
+def test_a_forward_that_casts_in_place_is_differentiated_sample_by_sample(cast):
+    given = problem(Casting(cast))
+    found = torch.cat(list(per_sample(given))).numpy()
+    np.testing.assert_allclose(found, dense(given), atol=1e-12)
+    last = given.model.others["last"]
+    assert torch.isfinite(last(torch.ones(1, 4, dtype=last.weight.dtype))).all()  # its memory is its own
+
+
 def test_the_model_comes_back_as_it_was():
     model = net().train()
     before = {k: v.clone() for k, v in model.state_dict().items()}
