@@ -118,6 +118,11 @@ class FewSamples:
         with self.moving(v, h):
             return float(self.problem.total(self.batch).detach())
 
+    def repeated(self, times: int) -> list[float]:
+        """The summed loss here, evaluated so many times."""
+        with self.moving():
+            return [float(self.problem.total(self.batch).detach()) for _ in range(times)]
+
     def resolution(self) -> float:
         """How far rounding may move the summed loss, where its terms are of the order of the outputs.
 

@@ -41,6 +41,8 @@ log = logging.getLogger("lossmap")
 
 STEPS = (1e-5, 1e-6, 1e-7, 1e-4, 1e-3)  # shares of theta, in the order in which they are tried
 SAMPLES = 6
+REPEATS = 12  # evaluations of the loss that must agree before anything is refused
+MAX_CHANGE = 1e-6  # relative, between them
 MAX_GROUPS = 6  # of tensors, each with a vector of its own
 LARGE = 1_000_000  # parameters from which fewer samples and groups are taken
 MAX_ERROR = 1e-5  # of a tensor's part of a product, relative to its norm
@@ -310,13 +312,26 @@ def _checked(
     if not isfinite(loss):
         return ProductCheck(unchecked="the loss is not finite")
     if abs(loss - repeated) > 1e-12 * abs(loss):
-        return _not_checked("the loss is not repeatable")
+        refuse_changing_loss([loss, repeated])
+        return _not_checked("the loss is not repeatable to more digits than 6")
     layout = Layout.of(selected(problem.model, parameters))
     try:
         return _judged(few, parameters, layout, backends, distant, former)
     except ValueError as refusal:
+        refuse_changing_loss(few.repeated(REPEATS))
         # the loss of a few that are fitted far better than others may be nothing but what its terms leave by rounding
         return _over_more(few, parameters, layout, backends, distant, refusal)
+
+
+def refuse_changing_loss(values: Sequence[float]) -> None:
+    """Raise ValueError where evaluations of one loss differ by more than rounding may do in float32."""
+    low, high = min(values), max(values)
+    if high - low > MAX_CHANGE * max(abs(low), abs(high)):
+        raise ValueError(
+            f"the loss is not repeatable: the same samples gave {low:.8g}, then {high:.8g} at the same parameters, so "
+            "that no derivative can be checked; let it count no calls, and draw from the generators of torch, NumPy "
+            "or Python"
+        ) from None
 
 
 def _judged(
@@ -608,6 +623,8 @@ class _Judge:
                 "the loss has a kink exactly at these parameters: its gradient jumps there, and its second derivative "
                 "is 0 on every side, so that there is no curvature to state; move off the kink, or take a smooth loss"
             )
+        if self.undecided > self.reported:
+            refuse_changing_loss(self.few.repeated(REPEATS))
         if self.loss_is_too_small:
             log.warning(
                 "the gradient was not compared with the loss, whose changes over these samples are below the rounding "

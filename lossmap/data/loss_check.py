@@ -50,7 +50,7 @@ ROUNDING = {
     torch.float32: 2e-5,
 }  # relative to the summed sizes of the parts; other precisions 2e-2
 MAX_LOSS_ROUNDING = 0.01  # relative difference of the loss in two precisions that is not mentioned
-FIXED_EVALUATIONS = 4  # of a random loss that must agree once its random numbers are fixed
+REPEATS = 8  # evaluations of one batch that must agree where the loss is unusual, or its random numbers are fixed
 MEAN, SUM, COUPLED, RANDOM = range(4)  # what a loss is, the more cautious the later
 
 
@@ -141,7 +141,10 @@ def _look(problem: Problem) -> tuple[Problem, _Probe, int]:
         if isinstance(outputs, Tensor) and outputs.dim() > 1:
             labels_within(problem.data, outputs.shape[1], getattr(problem.loss.loss, "ignore_index", -100))
     kind = probe.kind()
-    return _with_rounding_told(_with_metrics_that_fit(problem, probe), probe, kind), probe, kind
+    reported = _with_rounding_told(_with_metrics_that_fit(problem, probe), probe, kind)
+    if (kind == COUPLED or reported.notes != problem.notes) and not probe.is_repeatable(REPEATS):
+        return problem, probe, RANDOM  # neither batches nor rounding are the reason
+    return reported, probe, kind
 
 
 def _treated(problem: Problem, probe: _Probe, kind: int, seed: int) -> Problem:
@@ -202,11 +205,11 @@ class _Probe:
         with temporary_parameters(self.problem.model, {}), torch.no_grad(), same_random_state(0):
             return self.problem.forward(self.problem.model, self.batch)
 
-    def is_repeatable(self) -> bool:
-        """Whether two evaluations of one batch agree."""
+    def is_repeatable(self, evaluations: int = 2) -> bool:
+        """Whether evaluations of one batch agree."""
         # what they draw leaves the user's generators alone, and differs from one evaluation to the next
         with same_random_state(20):
-            values = [self.total() for _ in range(2)]
+            values = [self.total() for _ in range(evaluations)]
         self.whole = values[0]
         finite = [v for v in values if np.isfinite(v)]
         if len(finite) < len(values):
@@ -301,12 +304,13 @@ def _with_common_random_numbers(problem: Problem, seed: int, tolerance: float) -
     fixed = replace(with_noise_seed(problem, seed), data=data, notes=(*problem.notes, note))
     batch = next(iter(data))
     with temporary_parameters(problem.model, {}), torch.enable_grad():
-        values = [float(fixed.total(batch).detach()) for _ in range(FIXED_EVALUATIONS)]
+        values = [float(fixed.total(batch).detach()) for _ in range(REPEATS)]
     low, high = min(values), max(values)
     if np.isfinite(values).all() and high - low > tolerance * max(abs(low), abs(high)):
         raise ValueError(
-            f"the loss is random: one batch gave {low:.8g}, then {high:.8g}, also from the same state of the "
-            "generators of torch, NumPy and Python; draw from these, or make it deterministic in evaluation mode"
+            f"the loss is not repeatable: one batch gave {low:.8g}, then {high:.8g}, also from the same state of the "
+            "generators of torch, NumPy and Python; draw from these in place of a generator of its own, count no "
+            "calls, or make it deterministic in evaluation mode"
         )
     return fixed
 

@@ -190,15 +190,27 @@ def test_a_loss_that_varies_little_from_elsewhere_is_refused_too(net, data):
     draw = np.random.default_rng(0)
     problem = Problem.supervised(net, lambda o, t: F.cross_entropy(o, t) * (1 + 3e-4 * draw.random()), data)
     for _ in range(5):
-        with pytest.raises(ValueError, match=r"the loss is random: one batch gave .*, also from the same state"):
+        with pytest.raises(
+            ValueError, match=r"the loss is not repeatable: one batch gave .*, also from the same state"
+        ):
             check_loss(problem)
 
 
 def test_a_loss_that_draws_from_elsewhere_is_refused(net, data):
     counter = iter(range(10**6))
     problem = Problem.supervised(net, lambda o, t: F.cross_entropy(o, t) * (1 + next(counter) % 3), data)
-    with pytest.raises(ValueError, match=r"the loss is random: one batch gave .*, also from the same state"):
+    with pytest.raises(ValueError, match=r"the loss is not repeatable: one batch gave .*, also from the same state"):
         losses(problem, random_plane(net, axes=1))
+
+
+@pytest.mark.parametrize("period", [5, 7])
+def test_a_loss_that_changes_at_every_nth_call_is_refused_as_such(period, net, data):
+    counter = iter(range(1, 10**6))
+    problem = Problem.supervised(
+        net, lambda o, t: F.cross_entropy(o, t) * (1 + 0.1 * (next(counter) % period == 0)), data
+    )
+    with pytest.raises(ValueError, match="the loss is not repeatable: one batch gave"):
+        check_loss(problem)  # not: rounding shows, nor: no mean over its samples
 
 
 def test_nan_is_a_result_and_says_nothing_of_chance(net, data):
