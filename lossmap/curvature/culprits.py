@@ -58,9 +58,14 @@ def _rescaling(module: nn.Embedding | nn.EmbeddingBag, name: str) -> str:
     return f"{table} rescales its own rows in every pass; set max_norm={module.max_norm:g} to None"
 
 
-def tables_of_other_gradients(model: nn.Module) -> str:
-    """What embeddings of a model do beside looking up rows, such that their gradient is another; with advice."""
+def known_other_gradients(model: nn.Module) -> str:
+    """Which layer of a model is known to have a gradient that is not that of what it computes; with advice."""
     for name, module in model.named_modules():
+        if type(module).__name__.startswith("Dora"):
+            return (
+                f"{type(module).__name__} {name!r} takes the norm of its weight for a constant in the backward pass, "
+                "as DoRA does (Liu et al. 2024, arXiv:2402.09353); survey what merge_and_unload() returns"
+            )
         if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
             table = f"{type(module).__name__} {name!r}"
             if module.max_norm is not None:
@@ -111,6 +116,7 @@ def wrong_modules(few: FewSamples) -> list[str]:
 
     leaves = [(name, m) for name, m in few.problem.model.named_modules() if name and not any(m.children())]
     handles = [m.register_forward_pre_hook(remember(name), with_kwargs=True) for name, m in leaves]
+    required = [(p, p.requires_grad) for p in few.problem.model.parameters()]
     try:
         with few.moving():
             few.problem.total(few.batch)
@@ -122,6 +128,8 @@ def wrong_modules(few: FewSamples) -> list[str]:
     finally:
         for handle in handles:
             handle.remove()
+        for p, before in required:
+            p.requires_grad_(before)
 
 
 def _detached(leaf: Any) -> Any:
@@ -149,6 +157,8 @@ def _is_wrong(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) 
             for p, t, d in zip(own, base[len(at) :], v[len(at) :], strict=True):
                 p.copy_(t + h * d)
         leaves = values[: len(at)] + own
+        for p in own:
+            p.requires_grad_(True)
         a, k = pytree.tree_unflatten(flat, spec)
         outputs = [f for f in pytree.tree_leaves(module(*a, **k)) if isinstance(f, Tensor) and f.requires_grad]
         total = sum((f * torch.linspace(0.3, 1.1, f.numel(), device=f.device).view(f.shape)).sum() for f in outputs)

@@ -26,7 +26,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from lossmap.curvature.culprits import advice_for, rescaled_table, suspects, tables_of_other_gradients
+from lossmap.curvature.culprits import advice_for, known_other_gradients, rescaled_table, suspects
 from lossmap.curvature.differences import ROUNDING, FewSamples, Parts
 from lossmap.curvature.hvp_plan import BACKENDS, HvpPlan, ProductCheck
 from lossmap.curvature.linearized_operator import BatchList, OperatorFactory
@@ -524,7 +524,7 @@ class _Judge:
             )
         names = suspects(few)
         through = f" through {names}" if names else ""
-        known = tables_of_other_gradients(few.problem.model)
+        known = known_other_gradients(few.problem.model)
         if known:
             raise ValueError(
                 f"the gradient that PyTorch gives is not that of the loss (it differs by {error:.1g} from the loss's "

@@ -4,9 +4,9 @@
     own_loss(model, batch)
 
 A pass has no cache of keys and values, and attention that can be differentiated twice: PyTorch's own or the plain
-formula; kernels such as FlashAttention are replaced for the pass. The embedding of the token that pads has the gradient
-that it has. Models cast to float32 within, before a softmax or a norm; a float64 model stays in float64 here, or its
-second opinions would be float32. Nothing here imports transformers: any module with a `config` will do.
+formula; kernels such as FlashAttention are replaced for the pass. Models cast to float32 within, before a softmax or a
+norm; a float64 model stays in float64 here, or its second opinions would be float32. Nothing here imports transformers:
+any module with a `config` will do.
 """
 
 from __future__ import annotations
@@ -58,23 +58,17 @@ def is_causal(model: nn.Module) -> bool:
 def _differentiable(model: nn.Module) -> Iterator[None]:
     """Inside, the model's derivatives are those of its loss, and there are second ones; all is put back afterwards.
 
-    Attention without second derivatives is computed by its plain formula. Embeddings give the gradient 0 to the row of
-    the token that pads (`padding_idx`), also where that token stands in a text, as an end of text that pads does.
+    Attention without second derivatives is computed by its plain formula. That embeddings give no gradient to the row
+    of the token that pads is seen to where derivatives are taken (`curvature.formulas`).
     """
     within = model_within(model)
     chosen = getattr(within.config, "_attn_implementation", None)
     is_replaced = chosen not in TWICE_DIFFERENTIABLE and hasattr(within, "set_attn_implementation")
-    tables = [m for m in model.modules() if isinstance(m, nn.Embedding) and m.padding_idx is not None]
-    rows = [table.padding_idx for table in tables]
     if is_replaced:
         within.set_attn_implementation("eager")
-    for table in tables:
-        table.padding_idx = None
     try:
         yield
     finally:
-        for table, row in zip(tables, rows, strict=True):
-            table.padding_idx = row
         if is_replaced:
             within.set_attn_implementation(chosen)
 

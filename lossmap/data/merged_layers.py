@@ -7,6 +7,8 @@ there it can be differentiated. A layer is taken in training mode, alone, withou
     its code reads `training`; the loss is the same in both modes; and of its parameters one has a gradient in training
     mode that has none in evaluation mode
 
+Adapters that are merged by a call of their own, as PEFT's, are refused: whoever merged them can unmerge them.
+
 Price: nothing where no class of the model reads `training` but PyTorch's; else a few gradients over a few samples.
 """
 
@@ -27,8 +29,30 @@ from lossmap.seeding import same_random_state
 TOLERANCE = 1e-4  # of the loss, between merged and unmerged
 
 
+def refuse_merged_adapters(model: nn.Module) -> None:
+    """Raises ValueError where adapters that train are merged into weights, as by PEFT's `merge_adapter`."""
+    merged = [
+        name
+        for name, module in model.named_modules()
+        if getattr(module, "merged", False) is True
+        and callable(getattr(module, "unmerge", None))
+        and any(p.requires_grad for p in module.parameters())
+    ]
+    if merged:
+        more = f" and {len(merged) - 1} more" if len(merged) > 1 else ""
+        raise ValueError(
+            f"adapters are merged into the weights of {type(model.get_submodule(merged[0])).__name__} {merged[0]!r}"
+            f"{more}, so that the loss does not depend on their parameters; call model.unmerge_adapter() first, or "
+            "survey what model.merge_and_unload() returns"
+        )
+
+
 def find_merged_layers(problem: Problem, batch: Batch) -> None:
-    """Let the layers that merge in a pass be evaluated unmerged from here on, wherever the model is borrowed."""
+    """Let the layers that merge in a pass be evaluated unmerged from here on, wherever the model is borrowed.
+
+    Raises ValueError for adapters that are merged already and could be unmerged, see `refuse_merged_adapters`.
+    """
+    refuse_merged_adapters(problem.model)
     candidates = {n: m for n, m in problem.model.named_modules() if _reads_training(type(m))}
     if not candidates:
         return
