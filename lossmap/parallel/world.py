@@ -25,7 +25,7 @@ import numpy as np
 
 from lossmap.parallel import survivors, world_exit
 from lossmap.parallel.host_arrays import like, to_host_array
-from lossmap.parallel.launcher import arrange_teams, check_size, launched, start_watchdog
+from lossmap.parallel.launcher import arrange_teams, check_size, launched, library_name, start_watchdog
 from lossmap.parallel.mpi_channel import EXIT_LOST, MpiChannel
 from lossmap.parallel.mpi_library import load_mpi
 from lossmap.parallel.team import Team
@@ -79,8 +79,7 @@ class World:
             with start_watchdog(environ):
                 _world = cls(load_mpi(environ)) if use_mpi else cls()
             if _world.channel is not None:
-                library = _world.channel.mpi.Get_library_version().split("\n")[0].split(",")[0].strip("\0 ")
-                check_size(_world.size, environ, library)
+                check_size(_world.size, environ, library_name(_world.channel.mpi.Get_library_version()))
         return _world
 
     def _join(self, mpi: Any) -> None:
