@@ -15,6 +15,7 @@ from torch.utils import _pytree as pytree
 
 from lossmap.curvature.differences import FewSamples
 from lossmap.data import stable_losses
+from lossmap.geometry.unregistered import quantized
 from lossmap.seeding import generator
 from lossmap.sums import norm
 
@@ -60,11 +61,19 @@ def _rescaling(module: nn.Embedding | nn.EmbeddingBag, name: str) -> str:
 
 def known_other_gradients(model: nn.Module) -> str:
     """Which layer of a model is known to have a gradient that is not that of what it computes; with advice."""
+    layers = quantized(model)
+    if layers:
+        return layers
     for name, module in model.named_modules():
         if type(module).__name__.startswith("Dora"):
             return (
                 f"{type(module).__name__} {name!r} takes the norm of its weight for a constant in the backward pass, "
                 "as DoRA does (Liu et al. 2024, arXiv:2402.09353); survey what merge_and_unload() returns"
+            )
+        if bool(getattr(module, "fake_quant_enabled", False)):
+            return (
+                f"{type(module).__name__} {name!r} rounds, which its gradient ignores (a straight-through estimator); "
+                "survey the network before quantization, or with disable_fake_quant"
             )
         if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
             table = f"{type(module).__name__} {name!r}"

@@ -26,6 +26,8 @@ from lossmap.data.batches import Batch, move_batch, samples_in
 from lossmap.data.borrow import copy_of
 from lossmap.data.problem import Problem, temporary_parameters
 from lossmap.data.stable_forms import stable_forms
+from lossmap.seeding import generator
+from lossmap.sums import norm
 
 ROUNDING = 64 * torch.finfo(torch.float64).eps
 Parts = list[Tensor]  # one tensor for each of theta's
@@ -70,6 +72,13 @@ class FewSamples:
         # a loss that holds the model itself, whatever model it is given
         state = {k: t.double() if t.is_floating_point() else t for k, t in tensors_of(problem.model).items()}
         return replace(few, problem=problem, state=state)
+
+    @classmethod
+    def in_own_precision(cls, problem: Problem, names: Sequence[str], product: Product, samples: int) -> FewSamples:
+        """The same over a copy in the model's own precision, where it does not run in float64."""
+        batch = next(iter(problem.rebatched(samples).data))
+        twin = replace(problem, model=copy_of(problem.model))
+        return cls(twin, batch, tuple(names), product, tensors_of(twin.model))
 
     def at(self, state: Mapping[str, Tensor]) -> FewSamples:
         """The same samples at another point."""
@@ -179,3 +188,9 @@ class FewSamples:
 def tensors_of(model: nn.Module) -> dict[str, Tensor]:
     """The model's parameters and buffers by name, detached."""
     return {k: t.detach() for k, t in (*model.named_parameters(), *model.named_buffers())}
+
+
+def random_part(like: Tensor, *purpose: str | int) -> Tensor:
+    """A random tensor of the norm of `like`, of norm one where that is zero."""
+    d = torch.randn(like.shape, generator=generator(*purpose), dtype=torch.float64).to(like)
+    return d * ((norm(like) or 1.0) / (norm(d) or 1.0))

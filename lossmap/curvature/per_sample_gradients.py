@@ -273,9 +273,8 @@ def gradient_covariance(problem: Problem, parameters: str = "weights", *, memory
     """
     problem = check_loss(problem)
     if isinstance(problem.data, FixedBatches):
-        raise ValueError(
-            "a sample's gradient is not defined here: " + "; ".join(note.partition(":")[0] for note in problem.notes)
-        )
+        reasons = [note.partition(":")[0] for note in problem.notes] or ["its batches are read whole"]
+        raise ValueError("a sample's gradient is not defined here: " + "; ".join(reasons))
     if problem.data.samples < 2:
         raise ValueError(f"the covariance of gradients needs at least 2 samples; got {problem.data.samples}")
     named = selected(problem.model, parameters)

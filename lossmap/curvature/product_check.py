@@ -21,13 +21,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations, pairwise
 from math import hypot, inf, isfinite, sqrt
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from lossmap.curvature.culprits import advice_for, known_other_gradients, rescaled_table, suspects
-from lossmap.curvature.differences import ROUNDING, FewSamples, Parts
+from lossmap.curvature.culprits import advice_for, rescaled_table, suspects
+from lossmap.curvature.differences import ROUNDING, FewSamples, Parts, random_part
+from lossmap.curvature.gradient_refusal import refuse_gradient, refuse_in_own_precision
 from lossmap.curvature.hvp_plan import BACKENDS, HvpPlan, ProductCheck
 from lossmap.curvature.linearized_operator import BatchList, OperatorFactory
 from lossmap.curvature.operators import Product, gauss_newton, hessian, single_rank
@@ -308,6 +309,7 @@ def _checked(
         loss = few.loss_and_gradient()[0]
         repeated = few.loss_and_gradient()[0]
     except Exception as error:  # user code may raise anything in float64, or in a copy
+        refuse_in_own_precision(problem, names, product)
         return _not_checked(f"the model does not run in float64 on a copy ({_first_line(error)})")
     if not isfinite(loss):
         return ProductCheck(unchecked="the loss is not finite")
@@ -406,12 +408,6 @@ def toward(few: FewSamples, tensors: Mapping[str, Tensor]) -> FewSamples:
     return there
 
 
-def random_part(like: Tensor, *purpose: str | int) -> Tensor:
-    """A random tensor of the norm of `like`, of norm one where that is zero."""
-    d = torch.randn(like.shape, generator=generator(*purpose), dtype=torch.float64).to(like)
-    return d * ((norm(like) or 1.0) / (norm(d) or 1.0))
-
-
 class _Judge:
     """The comparison while it lasts: the worst that was seen of each backend."""
 
@@ -455,7 +451,7 @@ class _Judge:
         if error:
             kink, beside = few, self.beside(few)
             if error == inf or beside is None:
-                self.refuse_gradient(few, error)
+                refuse_gradient(few, error)
             few, references = beside
         self.points.append((few, references))
         for backend in self.backends:
@@ -512,30 +508,6 @@ class _Judge:
         if self.gradient_error(there, references, gradient, loss):
             return None
         return there, references
-
-    def refuse_gradient(self, few: FewSamples, error: float) -> NoReturn:
-        """Raise ValueError for a gradient that is not the loss's."""
-        if error == inf:
-            raise ValueError(
-                "the loss jumps at these parameters: however small a step is, it changes by as much; it has no Hessian "
-                "here. Look for a value that the model rounds or casts to whole numbers, as PyTorch's orthogonal "
-                "parametrization does with orthogonal_map='householder', its default where a weight is not square; "
-                "'cayley' and 'matrix_exp' do not"
-            )
-        names = suspects(few)
-        through = f" through {names}" if names else ""
-        known = known_other_gradients(few.problem.model)
-        if known:
-            raise ValueError(
-                f"the gradient that PyTorch gives is not that of the loss (it differs by {error:.1g} from the loss's "
-                f"own changes), so that its derivative is no Hessian: {known}"
-            )
-        raise ValueError(
-            f"the gradient that PyTorch gives{through} is not that of the loss (it differs by {error:.1g} from the "
-            "loss's own changes): a straight-through estimator, a stopped gradient (detach, .data, no_grad), or a "
-            "value read from a parameter (.item(), NumPy); its derivative is no Hessian, so write the loss in "
-            "differentiable operations"
-        )
 
     def compare_backend(self, backend: str, few: FewSamples, references: Sequence[Reference]) -> None:
         """The products of one backend; what it raises is a reason too."""

@@ -51,13 +51,17 @@ class Batches(Protocol):
 def samples_in(batch: Batch) -> int:
     """The samples of a batch: the length of its tensors' first dimension.
 
-    Where these differ, that of the tensors that stand in it directly, such as the targets beside a graph; where these
-    differ too, as the parts of a physics-informed loss do, the batch counts once.
+    Where these differ, that of the tensors that stand in it directly, such as the targets beside a graph, or of the
+    targets `y` of an object (torch_geometric's graphs); where these differ too, as the parts of a physics-informed loss
+    do, the batch counts once.
     """
     lengths = _lengths(pytree.tree_leaves(batch))
     if not lengths:
         raise ValueError(f"a batch must hold at least one tensor, its first dimension the samples; got {type(batch)}")
     if len(lengths) > 1:
+        targets = None if isinstance(batch, (Mapping, tuple, list)) else getattr(batch, "y", None)
+        if isinstance(targets, torch.Tensor) and targets.dim():
+            return len(targets)
         entries = list(batch.values()) if isinstance(batch, Mapping) else batch
         lengths = _lengths(entries) if isinstance(entries, (tuple, list)) else set()
     return lengths.pop() if len(lengths) == 1 else 1

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from lossmap.geometry.unregistered import explained, unregistered
+from lossmap.geometry.unregistered import explained, quantized, unregistered
 
 logger = logging.getLogger("lossmap")
 
@@ -107,7 +107,8 @@ def selected(model: nn.Module, which: str = "weights") -> dict[str, nn.Parameter
         if len(named) > 8:
             names.append("...")
         lost = unregistered(model)
-        reason = f"; {explained(lost)}" if lost else ""
+        reason = explained(lost) if lost else quantized(model)
+        reason = f"; {reason}" if reason else ""
         raise ValueError(f"no parameter matches {which!r}; the model has {', '.join(names) or 'none'}{reason}")
     refuse_complex(parameters)
     return parameters

@@ -50,3 +50,13 @@ def explained(names: list[str]) -> str:
         f"it keeps trainable tensors where PyTorch does not find them ({some}); put them into an nn.ParameterList, "
         "nn.ModuleList or nn.ParameterDict, so that they are parameters of the model"
     )
+
+
+def quantized(model: nn.Module) -> str:
+    """The layers whose weights are whole numbers, as the end of a sentence with advice; empty where there are none."""
+    names = [f"{type(m).__name__} {k!r}" for k, m in model.named_modules() if ".quantized." in type(m).__module__]
+    layers = [name for name in names if "PackedParams" not in name]
+    if not layers:
+        return ""
+    some = ", ".join(layers[:3]) + (f" and {len(layers) - 3} more" if len(layers) > 3 else "")
+    return f"its quantized layers ({some}) have no parameters and no gradient; survey the network before quantization"

@@ -638,3 +638,46 @@ def test_a_product_below_the_rounding_of_the_losss_terms_is_refused_as_such(scal
     net, data, _ = separated(scale, torch.float64)
     with pytest.raises(ValueError, match="cannot be told from zero in float64"):
         spectrum(Problem.supervised(net, focal_of_cross_entropy, data), density_error=None)
+
+
+class SingleOnly(nn.Module):
+    """Runs in float32 alone, as kernels of one's own do."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.first, self.last, self.function = nn.Linear(6, 8), nn.Linear(8, 3), function
+
+    def forward(self, x):
+        if x.dtype != torch.float32:
+            raise TypeError("expected scalar type Float")
+        return self.last(self.function(self.first(x)))
+
+
+@pytest.mark.parametrize("function", [lambda x: x.detach() * torch.sigmoid(x), lambda x: x + (x.round() - x).detach()])
+def test_a_gradient_that_is_not_of_the_loss_is_refused_in_float32_too(function):
+    torch.manual_seed(0)
+    with pytest.raises(ValueError, match="is not that of the loss"):
+        check_product(problem_of(SingleOnly(function)))
+
+
+def test_what_runs_in_float32_alone_and_is_right_is_not_refused():
+    torch.manual_seed(0)
+    assert "does not run in float64" in check_product(problem_of(SingleOnly(torch.tanh))).unchecked
+
+
+@pytest.mark.filterwarnings("ignore")  # PyTorch's own quantization is deprecated
+def test_quantized_layers_are_refused_by_name():
+    torch.manual_seed(0)
+    dynamic = torch.ao.quantization.quantize_dynamic(nn.Sequential(nn.Linear(6, 8)), {nn.Linear}, dtype=torch.qint8)
+    problem = problem_of(nn.Sequential(nn.Linear(6, 6), nn.Tanh(), *dynamic))
+    with pytest.raises(ValueError, match=r"its quantized layers \(Linear '2'\) have no parameters and no gradient"):
+        check_product(problem)
+    with pytest.raises(ValueError, match=r"no parameter matches 'weights'.*quantized layers \(Linear '0'\)"):
+        spectrum(problem_of(dynamic))
+    aware = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)).train()
+    aware.qconfig = torch.ao.quantization.get_default_qat_qconfig("fbgemm")
+    torch.ao.quantization.prepare_qat(aware, inplace=True)(torch.randn(9, 6))
+    with pytest.raises(ValueError, match=r"FakeQuantize '.*' rounds, which its gradient ignores"):
+        check_product(problem_of(aware))
+    aware.apply(torch.ao.quantization.disable_fake_quant)
+    assert not check_product(problem_of(aware)).rejected

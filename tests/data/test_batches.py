@@ -116,3 +116,14 @@ def test_tensors_are_taken_as_they_are():
 def test_what_does_not_fit_is_reported_in_one_message(make, text):
     with pytest.raises(ValueError, match=text):
         make()
+
+
+def test_an_object_with_targets_counts_by_them():
+    class Graphs:
+        def __init__(self, nodes, graphs):
+            self.x, self.y = torch.zeros(nodes, 3), torch.zeros(graphs)
+
+    torch.utils._pytree.register_pytree_node(
+        Graphs, lambda g: ([g.x, g.y], None), lambda leaves, _: Graphs(len(leaves[0]), len(leaves[1]))
+    )
+    assert samples_in(Graphs(17, 5)) == 5 and samples_in((torch.zeros(3, 2), torch.zeros(3))) == 3

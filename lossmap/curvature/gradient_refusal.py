@@ -1,0 +1,86 @@
+"""Refusals of a gradient that is not that of the loss, with the cause where it is known.
+
+A model that runs in float64 is judged by `product_check`. One that does not is judged here in its own precision,
+coarsely: its gradient is refused where layers are known to have another (quantized ones), and where differences of the
+loss with three large steps all differ from it by more than `MAX_ERROR` and rounding. Price: some ten passes over six
+samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import hypot, inf, isfinite
+from typing import NoReturn
+
+import torch
+from torch import Tensor
+
+from lossmap.curvature.culprits import known_other_gradients, suspects
+from lossmap.curvature.differences import FewSamples, random_part
+from lossmap.curvature.operators import Product
+from lossmap.data.problem import Problem
+from lossmap.sums import norm
+
+SAMPLES = 6
+STEPS = (1e-2, 3e-3, 1e-3)  # shares of theta
+MAX_ERROR = 0.1  # of the derivative along a vector, relative to what the gradient and the loss have along such a one
+ROUNDING_EPSILONS = 64.0  # of the loss, in its own precision
+
+
+def refuse_gradient(few: FewSamples, error: float) -> NoReturn:
+    """Raise ValueError for a gradient that is not the loss's, and differs by so much; infinite where the loss jumps."""
+    if error == inf:
+        raise ValueError(
+            "the loss jumps at these parameters: however small a step is, it changes by as much; it has no Hessian "
+            "here. Look for a value that the model rounds or casts to whole numbers, as PyTorch's orthogonal "
+            "parametrization does with orthogonal_map='householder', its default where a weight is not square; "
+            "'cayley' and 'matrix_exp' do not"
+        )
+    known = known_other_gradients(few.problem.model)
+    if known:
+        raise ValueError(
+            f"the gradient that PyTorch gives is not that of the loss (it differs by {error:.1g} from the loss's own "
+            f"changes), so that its derivative is no Hessian: {known}"
+        )
+    names = suspects(few)
+    through = f" through {names}" if names else ""
+    raise ValueError(
+        f"the gradient that PyTorch gives{through} is not that of the loss (it differs by {error:.1g} from the loss's "
+        "own changes): a straight-through estimator, a stopped gradient (detach, .data, no_grad), or a value read from "
+        "a parameter (.item(), NumPy); its derivative is no Hessian, so write the loss in differentiable operations"
+    )
+
+
+def refuse_in_own_precision(problem: Problem, names: Sequence[str], product: Product) -> None:
+    """Raise ValueError where a gradient in the model's own precision is clearly not the loss's; see the module."""
+    known = known_other_gradients(problem.model)
+    if known:
+        raise ValueError(
+            f"the gradient that PyTorch gives is not that of the loss, so that its derivative is no Hessian: {known}"
+        )
+    try:
+        few = FewSamples.in_own_precision(problem, names, product, SAMPLES)
+        loss, gradient = few.loss_and_gradient()
+        whole = [random_part(t, "whole", i) for i, t in enumerate(few.theta)]
+        along = [g * ((norm(t) or 1.0) / (norm(g) or 1.0)) for g, t in zip(gradient, few.theta, strict=True)]
+        error = max(_gradient_error(few, v, gradient, loss) for v in (whole, along))
+    except Exception:  # user code may raise anything, and nothing is known then
+        return
+    if error:
+        refuse_gradient(few, error)
+
+
+def _gradient_error(few: FewSamples, v: Sequence[Tensor], gradient: Sequence[Tensor], loss: float) -> float:
+    """The smallest relative error of the derivative along a vector over some steps; 0 where one is within bounds."""
+    slope = sum(float((g.double() * d.double()).sum()) for g, d in zip(gradient, v, strict=True))
+    usual = hypot(*(norm(g) * norm(d) / max(g.numel(), 1) ** 0.5 for g, d in zip(gradient, v, strict=True)))
+    epsilon = max(float(torch.finfo(t.dtype).eps) for t in few.theta)
+    errors = []
+    for h in STEPS:
+        change = (few.loss(v, h) - few.loss(v, -h)) / (2 * h)
+        size = max(abs(change), abs(slope) + usual)
+        difference = abs(change - slope)
+        if not isfinite(difference) or difference <= MAX_ERROR * size + ROUNDING_EPSILONS * epsilon * abs(loss) / h:
+            return 0.0
+        errors.append(difference / size)
+    return min(errors)
