@@ -127,7 +127,10 @@ def source_files(problems: Mapping[str, Problem], files: Iterable[Path] = ()) ->
     folders = tuple({f"{path.parent}{os.sep}" for path in named})
     for name, module in list(sys.modules.items()) if folders else ():
         file = getattr(module, "__file__", None)
-        if isinstance(file, str) and name != "__main__" and os.path.realpath(file).startswith(folders):
+        # by the name alone first: to follow the links of two thousand modules takes longer than all the rest
+        if not isinstance(file, str) or name == "__main__" or file.startswith(_installed_prefixes()):
+            continue
+        if os.path.realpath(file).startswith(folders):
             named |= dict.fromkeys(_own_file(module))
     return sorted(named)[:MAX_SOURCES]
 
@@ -158,14 +161,24 @@ def _own_file(item: Any) -> Iterator[Path]:
         yield path
 
 
-@functools.cache
-def _installed() -> tuple[Path, ...]:
-    """Folders of what is installed: Python, its packages, and lossmap itself."""
+def _folders_of_installed() -> list[str]:
+    """Folders of what is installed, as they are named: Python, its packages, and lossmap itself."""
     paths = sysconfig.get_paths()
     folders = [paths[name] for name in ("stdlib", "platstdlib", "purelib", "platlib")]
     folders += [entry for entry in sys.path if entry.endswith(("site-packages", "dist-packages"))]
-    folders.append(str(Path(__file__).parents[1]))
-    return tuple(Path(os.path.realpath(folder)) for folder in folders)
+    return [*folders, str(Path(__file__).parents[1])]
+
+
+@functools.cache
+def _installed() -> tuple[Path, ...]:
+    """The same, with links followed."""
+    return tuple(Path(os.path.realpath(folder)) for folder in _folders_of_installed())
+
+
+@functools.cache
+def _installed_prefixes() -> tuple[str, ...]:
+    """How names of installed files begin, with and without links."""
+    return tuple(f"{folder}{os.sep}" for folder in (*_folders_of_installed(), *map(str, _installed())))
 
 
 # ---- versions
