@@ -31,7 +31,7 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import Field, dataclass, fields
+from dataclasses import Field, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -60,11 +60,14 @@ Values = dict[str, Any]
 
 @dataclass(frozen=True)
 class Measurement:
-    """One `[command]` of the file: its settings, and those over which it goes."""
+    """One `[command]` of the file: its settings, those over which it goes, and the names of those in which it differs
+    from other measurements by the same command, which stand in its members' names.
+    """
 
     command: str
     values: Values
     over: Mapping[str, Sequence[Any]]
+    distinct: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -207,7 +210,7 @@ class _MemberMaker:
             if name not in EXECUTION and value != known[name].default:
                 identity[name], contents = self._identity(name, value)
                 files |= contents
-        names = [name for name in {**varied, **own} if name in values]
+        names = [name for name in dict.fromkeys([*varied, *measurement.distinct, *own]) if name in values]
         title = ", ".join([*(_short(n, values[n]) for n in names), *(f"{k} {v}" for k, v in labels.items())])
         return Member(
             f"{command}: {title}" if title else command,
@@ -271,6 +274,7 @@ def _present_names(values: Mapping[str, Any]) -> Values:
 
 def _measurements(file: str, command: str, entry: Any) -> Iterator[Measurement]:
     """The measurements of one entry: a table, or a list of tables."""
+    measurements = []
     for one in entry if isinstance(entry, list) else [entry]:
         table = _table(file, command, one)
         over = _present_names(_table(file, f"{command}.over", table.get("over", {})))
@@ -278,7 +282,11 @@ def _measurements(file: str, command: str, entry: Any) -> Iterator[Measurement]:
         for name in (*values, *over):
             if name not in _fields_of(command):
                 raise UsageError(f"{file}: [{command}] {_unknown_setting(name, _fields_of(command))}")
-        yield Measurement(command, values, over)
+        measurements.append(Measurement(command, values, over))
+    every = [measurement.values for measurement in measurements]
+    for measurement in measurements:
+        distinct = [name for name, value in measurement.values.items() if any(v.get(name) != value for v in every)]
+        yield replace(measurement, distinct=tuple(distinct))
 
 
 def _table(file: str, name: str, value: Any) -> Values:

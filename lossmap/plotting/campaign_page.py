@@ -242,7 +242,8 @@ class _Scale:
 
 def _section(measure: str, name: str, members: Sequence[_Member], axes: int, named: set[str]) -> str:
     scale = _Scale.of([member.surface.fields[name] for member in members])
-    unit = members[0].surface.about[name].unit
+    unit = f"{members[0].surface.about[name].unit} ".removeprefix("1 ").rstrip()  # "1 per squared unit of theta"
+    high = f"{scale.high:.4g} {unit}".rstrip()
     draw = _map if axes == 2 else _line
     figures = "".join(_figure(member, draw(member.surface, name, scale), named) for member in members)
     bar = "to"
@@ -251,7 +252,7 @@ def _section(measure: str, name: str, members: Sequence[_Member], axes: int, nam
         bar = f'<img alt="colour scale" src="{ramp}">'
     return (
         f"<h3>{_text(measure)}: {_text(members[0].surface.about[name].long_name or name)}</h3>"
-        f'<div class="scale">{scale.low:.4g} {bar} {scale.high:.4g} {_text(unit)}, one scale for all{scale.text()}'
+        f'<div class="scale">{scale.low:.4g} {bar} {_text(high)}, one scale for all{scale.text()}'
         f'</div><div class="multiples">{figures}</div>'
     )
 

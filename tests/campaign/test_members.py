@@ -106,6 +106,14 @@ def test_the_members_are_every_combination_in_order(sweep):
     }  # fmt: skip
 
 
+def test_members_of_two_measurements_by_one_command_are_told_apart_by_what_differs(sweep):
+    twice = '[settings]\nmodel = "mlp"\n[over]\nseed = [0]\n' + "".join(
+        f'[[surface]]\nsamples = 8\nx = "{x}"\n' for x in ("-1:1:5", "0:1:3")
+    )
+    names = [member.name for member in campaign_members(sweep(twice))]
+    assert names == ["surface: seed 0, x -1:1:5", "surface: seed 0, x 0:1:3"]
+
+
 def digests(path):
     return [member.digest for member in campaign_members(path)]
 
