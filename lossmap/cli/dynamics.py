@@ -1,6 +1,6 @@
 """`lossmap dynamics`, hess_vec_prod.py dynamics: the leading Hessian eigenpairs along a training run, compared.
 
-Checkpoints are files, or folders of them; their steps are the last numbers in their names. You learn whether the
+Checkpoints are files, or folders of them; their steps are the last whole numbers in their names. You learn whether the
 leading eigenspace stands still or rotates, and how sharpness changes. Checkpoints are shared among the ranks of mpirun
 or srun; eigenvectors go to the disk as they come. Interrupted or killed, the same command resumes.
 """

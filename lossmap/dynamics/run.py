@@ -10,6 +10,7 @@ same call resumes. When all are there, rank 0 compares them (`eigenspaces`), and
 from __future__ import annotations
 
 import json
+import logging
 import re
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -43,6 +44,9 @@ from lossmap.parallel.shutdown import Stop
 from lossmap.parallel.world import World
 from lossmap.values import DrawnResult
 
+log = logging.getLogger("lossmap")
+WHOLE_NUMBER = r"(?<![\d.])\d+(?!\d|\.\d)|(?<=\D\.)\d+(?!\d|\.\d)"  # 0.71 is none; `model.10` has the number 10
+
 
 @dataclass(frozen=True)
 class RunDynamics(DrawnResult):
@@ -73,10 +77,27 @@ class RunDynamics(DrawnResult):
         return "\n".join([*lines, *(f"failed: {failure}" for failure in self.failures)])
 
 
+def _step(path: Path) -> float | None:
+    """The last whole number in a file's name; None without one."""
+    numbers = re.findall(WHOLE_NUMBER, path.stem)
+    return float(numbers[-1]) if numbers else None
+
+
+def _numbered_in_order(files: Mapping[float, Path]) -> str:
+    """A sentence where the names of checkpoints give no ascending steps; empty where they do."""
+    if len(files) == 1 or all(_step(path) == step for step, path in files.items()):
+        return ""
+    names = [path.name for path in files.values()]
+    some = ", ".join(names if len(names) <= 4 else [*names[:3], "...", names[-1]])
+    return f"the names of the checkpoints give no ascending steps: they are numbered from 0 in the order {some}"
+
+
 def find_checkpoints(paths: Iterable[str | Path]) -> dict[float, Path]:
     """Checkpoints by step, in the order in which people count; folders stand for the checkpoints in them.
 
-    A step is the last number in a file's name, where all have one and they ascend; else they are numbered from 0.
+    A step is the last whole number in a file's name, where all have one and they ascend; else they are numbered from 0.
+    Numbers with decimals, as in `epoch=3-acc=0.71`, are no steps.
+
     Raises FileNotFoundError for a path that does not exist, ValueError for a file that is not a checkpoint, judged by
     its content, and where there is none.
     """
@@ -93,8 +114,7 @@ def find_checkpoints(paths: Iterable[str | Path]) -> dict[float, Path]:
     if not files:
         raise ValueError("there are no checkpoints to measure; name files, or folders that hold them")
     files = sorted_as_people_count(dict.fromkeys(files))
-    numbers = [re.findall(r"\d+", path.stem) for path in files]
-    steps = [float(found[-1]) for found in numbers if found]
+    steps = [step for step in map(_step, files) if step is not None]
     if len(steps) < len(files) or (np.diff(steps) <= 0).any():
         steps = [float(i) for i in range(len(files))]
     return dict(zip(steps, files, strict=True))
@@ -187,6 +207,9 @@ def run_dynamics(
         settings = settings_of({"train": problem})
     path = Path(path)
     files = world.together(lambda: find_checkpoints(checkpoints))
+    order = _numbered_in_order(files)
+    if order and world.rank == 0:
+        log.warning("%s", order)
     folder = VectorFolder.beside(path)
     stop = as_stop(stop)
     device = next(problem.model.parameters()).device

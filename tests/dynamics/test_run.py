@@ -240,6 +240,25 @@ def test_files_without_numbers_are_counted(tmp_path):
     assert list(find_checkpoints([tmp_path])) == [0, 1]
 
 
+def test_decimals_in_names_are_no_steps(tmp_path):
+    names = ("epoch=2-acc=0.61", "epoch=5-acc=0.72", "epoch=11-acc=0.80")
+    for name in names:
+        torch.save(small().state_dict(), tmp_path / f"{name}.ckpt")
+    assert [(step, path.stem) for step, path in find_checkpoints([tmp_path]).items()] == list(
+        zip([2, 5, 11], names, strict=True)
+    )
+
+
+def test_an_order_that_names_do_not_give_is_reported(tmp_path, caplog):
+    run = tmp_path / "run"
+    turned(problem().model, run, [0, 1])
+    named = sorted(run.iterdir())
+    for old, new in zip(named, ("7_best.pt", "last_3.pt"), strict=True):
+        old.rename(run / new)
+    run_dynamics([run], problem(), path=tmp_path / "d.h5", top=1)
+    assert "no ascending steps: they are numbered from 0 in the order 7_best.pt, last_3.pt" in caplog.text
+
+
 def test_more_eigenvalues_than_parameters_are_refused(tmp_path):
     with pytest.raises(ValueError, match="--top must be 1 to 48"):
         CheckpointCurvature(problem(), {}, store_vectors=lambda s, v: None, top=100)
