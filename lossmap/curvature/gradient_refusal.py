@@ -43,6 +43,11 @@ def refuse_gradient(few: FewSamples, error: float) -> NoReturn:
             f"changes), so that its derivative is no Hessian: {known}"
         )
     names = suspects(few)
+    if names.startswith("CheckpointFunction"):
+        raise ValueError(
+            "torch.utils.checkpoint with use_reentrant=True gives no gradient to torch.autograd.grad; "
+            "use_reentrant=False does"
+        )
     through = f" through {names}" if names else ""
     raise ValueError(
         f"the gradient that PyTorch gives{through} is not that of the loss (it differs by {error:.1g} from the loss's "

@@ -103,13 +103,17 @@ class Reference:
             self.sides[h] = self.few.one_sided(self.v, h, self.gradient)
         return self.sides[h]
 
-    def judge_product(self, parts: Parts) -> Judgement:
-        """What the differences say of a product, given tensor by tensor."""
+    def judge_product(self, parts: Parts, scale: float = 0.0) -> Judgement:
+        """What the differences say of a product, given tensor by tensor.
+
+        scale  the largest |H v| / |v| of any vector, to which the rounding of a product that cancels is relative
+        """
         rounding = [ROUNDING * norm(g) for g in self.gradient]
         whole = hypot(*(norm(p) for p in parts))
+        floor = ROUNDING * scale * hypot(*map(norm, self.v))
 
         def tolerance(i: int, h: float) -> float:
-            return MAX_ERROR * norm(parts[i]) + 1e-9 * whole + rounding[i] / h
+            return MAX_ERROR * norm(parts[i]) + 1e-9 * whole + floor + rounding[i] / h
 
         def error(i: int, h: float) -> float:
             return norm(parts[i] - self.at(h)[0][i])
@@ -526,7 +530,8 @@ class _Judge:
         if not all(bool(p.isfinite().all()) for p in results):
             self.rejected[backend] = NOT_FINITE
             return
-        judged = [r.judge_product(self.layout.split(p)) for r, p in zip(references, results, strict=True)]
+        scale = max(norm(p) / hypot(*map(norm, r.v)) for r, p in zip(references, results, strict=True))
+        judged = [r.judge_product(self.layout.split(p), scale) for r, p in zip(references, results, strict=True)]
         if any(j.too_small for j in judged):
             self.rejected[backend] = TOO_SMALL
             return

@@ -220,7 +220,9 @@ def temporary_parameters(model: nn.Module, tensors: Mapping[str, Tensor]) -> Ite
     tensors  values for parameters and buffers, by their names in the state dict; the others stay
 
     Parameters and buffers are pointed at copies and pointed back afterwards, so that the model's own values return to
-    the last bit and the given ones stay. Inside another one over the same model only the given tensors are moved.
+    the last bit and the given ones stay. Hooks on gradients of parameters rest meanwhile. Inside another one over the
+    same model only the given tensors are moved.
+
     Raises KeyError for a name that the model has not, and ValueError for a model whose adapters are merged.
     """
     own = named_tensors(model)
@@ -238,12 +240,16 @@ def temporary_parameters(model: nn.Module, tensors: Mapping[str, Tensor]) -> Ite
     state = ModuleState(model)
     values = {name: t.data for name, t in own.items()}
     gradients = [(t, t.grad, t.requires_grad) for t in own.values() if t.is_leaf]
+    # such as those that clip gradients: of the training, not of the loss
+    hooked = [(t, t._backward_hooks) for t, _, _ in gradients if t._backward_hooks]
     _borrowed.add(model)
     try:
         if model in _precisions:
             state.convert_outside(_precisions[model])
         for t, _, _ in gradients:
             t.grad = None
+        for t, _ in hooked:
+            t._backward_hooks = None
         _point(own, _copies(values))
         set_evaluation_mode(model)
         _point(own, _copies(tensors))
@@ -256,6 +262,8 @@ def temporary_parameters(model: nn.Module, tensors: Mapping[str, Tensor]) -> Ite
             t.grad = gradient
             if t.requires_grad != required:
                 t.requires_grad_(required)
+        for t, hooks in hooked:
+            t._backward_hooks = hooks
 
 
 def copy_of(model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:

@@ -11,6 +11,7 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.func import functional_call
 from torch.nn.utils import parametrizations
+from torch.utils.checkpoint import checkpoint
 
 from lossmap import EigenvalueMap, Problem, random_plane, spectrum
 from lossmap.curvature.autotune import prepare
@@ -681,3 +682,34 @@ def test_quantized_layers_are_refused_by_name():
         check_product(problem_of(aware))
     aware.apply(torch.ao.quantization.disable_fake_quant)
     assert not check_product(problem_of(aware)).rejected
+
+
+def test_hooks_on_gradients_of_parameters_are_of_the_training_and_stay(caplog):
+    net = net_with(torch.tanh)
+    plain = build_operator(problem_of(net), "hessian", "weights")
+    truth = entries(plain)
+    net[0].weight.register_hook(lambda g: 2 * g)
+    assert torch.equal(entries(build_operator(problem_of(net), "hessian", "weights")), truth)
+    net[0].weight.sum().backward()
+    assert torch.equal(net[0].weight.grad, torch.full_like(net[0].weight, 2.0))
+
+
+def test_where_all_parameters_are_zero_nothing_is_a_kink(caplog):
+    net = net_with(torch.tanh)
+    for p in net.parameters():
+        nn.init.zeros_(p)
+    problem = Problem.supervised(net, "crossentropy", (torch.randn(24, 6), torch.arange(24) % 3))
+    assert check_product(problem, "all").disagreement == 0.0 and not caplog.text
+
+
+def test_checkpoints_that_enter_again_are_refused_with_advice():
+    class Checkpointed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last = nn.Linear(6, 8), nn.Linear(8, 3)
+
+        def forward(self, x):
+            return self.last(checkpoint(self.first, x.requires_grad_(), use_reentrant=True).tanh())
+
+    with pytest.raises(ValueError, match="use_reentrant=False does"):
+        check_product(problem_of(Checkpointed()))
