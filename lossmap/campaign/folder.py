@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -20,6 +21,7 @@ from typing import Any
 
 from lossmap.campaign.member import Member
 from lossmap.campaign.summary import AUDIT, cost_of, numbers_of
+from lossmap.io.code_identity import sources_of
 from lossmap.io.read import NotASurface, is_being_written, journal_of, read
 from lossmap.io.surface import Surface
 
@@ -37,6 +39,7 @@ class MemberState:
     seconds  rank-seconds of its points so far; slowest of one point
     reason   why it failed, in one line
     numbers  its numbers with their bars, by name
+    sources  the user's own files that its result was computed with, and their SHA-256
     """
 
     outcome: str = NEW
@@ -47,6 +50,7 @@ class MemberState:
     slowest: float = 0.0
     reason: str = ""
     numbers: Mapping[str, float] = field(default_factory=dict)
+    sources: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def at_end(self) -> bool:
@@ -168,6 +172,7 @@ class CampaignFolder:
         for line in text.splitlines():
             try:
                 entry = json.loads(line)
+                entry["state"]["sources"]  # a line of before there were any is read from the result again
                 MemberState(**entry["state"])
                 index[entry["digest"]] = entry
             except (KeyError, TypeError, ValueError):  # a line that another process has not written to its end
@@ -198,8 +203,33 @@ def _state_of(surface: Surface, failure: str, is_done: bool) -> MemberState:
     if failure:
         outcome, reason = FAILED, failure
     return MemberState(
-        outcome, done, failed, done + failed + left, reason=reason, numbers=numbers_of(surface), **cost_of(surface)
+        outcome,
+        done,
+        failed,
+        done + failed + left,
+        reason=reason,
+        numbers=numbers_of(surface),
+        sources=sources_of(surface.attributes),
+        **cost_of(surface),
     )
+
+
+def changed_sources(states: Mapping[str, MemberState]) -> list[str]:
+    """One sentence for each file of the user's of which some results were computed with another version than others.
+
+    A member's digest holds the files that its settings name; what they import is known once a result is there.
+    """
+    versions: dict[str, Counter[str]] = {}
+    for state in states.values():
+        for path, digest in state.sources.items():
+            versions.setdefault(path, Counter())[digest] += 1
+    return [
+        f"{path} was changed while the campaign was computed: of its results "
+        + ", ".join(f"{count} by version {digest[:8]}" for digest, count in counts.items())
+        + "; to compute some of them again, delete their files and run it once more"
+        for path, counts in versions.items()
+        if len(counts) > 1
+    ]
 
 
 def _index_line(digest: str, stamp: list[Any], state: MemberState) -> str:

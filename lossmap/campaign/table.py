@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lossmap.campaign.folder import CampaignFolder, MemberState
+from lossmap.campaign.folder import CampaignFolder, MemberState, changed_sources
 from lossmap.campaign.member import Member
 from lossmap.io.xarray_table import dataset_of
 
 FIRST = ("name", "measure", "outcome")  # columns that every row begins with
 ACCOUNTS = ("done", "failed", "total", "seconds", "reason", "digest", "file")
+CODE = "code"  # column of the versions of the user's files, where they differ between members
 MAX_SHOWN = 20  # rows that a repr shows
 
 
@@ -90,9 +91,11 @@ def collected(members: Iterable[Member], folder: CampaignFolder) -> CampaignTabl
     members = list(members)
     states = folder.states(members)
     rows = [_row(member, states[member.digest], folder) for member in members]
+    if changed_sources(states):
+        rows = [{**row, CODE: _code(states[row["digest"]])} for row in rows]
     numbers = dict.fromkeys(name for member in members for name in states[member.digest].numbers)
     settings = dict.fromkeys(name for member in members for name in (*member.labels, *member.settings))
-    order = [*FIRST, *(name for name in settings if name not in FIRST), *numbers, *ACCOUNTS]
+    order = [*FIRST, *(name for name in settings if name not in FIRST), *numbers, CODE, *ACCOUNTS]
     return CampaignTable(
         tuple({name: row[name] for name in order if name in row} for row in rows),
         str(folder.path),
@@ -113,6 +116,11 @@ def _row(member: Member, state: MemberState, folder: CampaignFolder) -> dict[str
     }
     own = {"name": member.name, "measure": member.measure, "outcome": state.outcome}
     return {**member.settings, **state.numbers, **member.labels, **own, **accounts}
+
+
+def _code(state: MemberState) -> str:
+    """The versions of the user's files that a result was computed with, as one short word."""
+    return " ".join(sorted({digest[:8] for digest in state.sources.values()}))
 
 
 def _cell(value: Any) -> Any:

@@ -27,9 +27,9 @@ from pathlib import Path
 from typing import Any
 
 from lossmap.campaign.digests import DigestCache
-from lossmap.campaign.folder import CampaignFolder
+from lossmap.campaign.folder import CampaignFolder, changed_sources
 from lossmap.campaign.member import Member
-from lossmap.campaign.table import collected
+from lossmap.campaign.table import CODE, collected
 from lossmap.cli.campaign_file import CampaignFile
 from lossmap.cli.campaign_members import Campaign
 from lossmap.cli.campaign_status import fingerprint, outcome_of, plan_text, progress_of, status_text
@@ -282,6 +282,8 @@ def collect(settings: Settings) -> int:
         table.to_csv(path)
     else:
         raise UsageError(f"--output must end in .csv, or .nc for xarray; got {path.name}")
+    for note in changed_sources(campaign.folder.states(campaign.members)):
+        print(f"{note} (column {CODE})")
     print(f"{len(table)} members, {len(table.columns)} columns: {path}")
     return 0
 
@@ -296,7 +298,9 @@ def report(settings: Settings) -> int:
     path = Path(settings.campaign.output or campaign.folder.path / "report.html")
     if path.suffix != ".html":
         raise UsageError(f"--output must end in .html; got {path.name}")
-    campaign_page(table.rows, campaign.file.path.name, path)
+    notes = changed_sources(campaign.folder.states(campaign.members))
+    campaign_page(table.rows, campaign.file.path.name, path, notes)
+    print("".join(f"{note}\n" for note in notes), end="")
     print(f"report: {path}")
     return 0
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from lossmap.campaign.folder import OUTCOMES, CampaignFolder, MemberState
+from lossmap.campaign.folder import OUTCOMES, CampaignFolder, MemberState, changed_sources
 from lossmap.campaign.member import Member
 from lossmap.campaign.table import aligned
 from lossmap.report.price import span_text
@@ -42,6 +42,7 @@ def status_text(name: str, members: Sequence[Member], folder: CampaignFolder, st
         state = states[member.digest]
         points = f"{state.failed} of {state.total} points: " if state.failed else ""
         lines.append(f"failed: {member.name}: {points}{state.reason}")
+    lines += changed_sources(states)
     begun = [m for m in one_each if states[m.digest].outcome == "unfinished"]
     for member in begun[:MAX_SHOWN]:
         state = states[member.digest]
@@ -116,6 +117,7 @@ def progress_of(
             "total": sum(state.total for state in states.values()),
         },
         "seconds": sum(state.seconds for state in states.values()),
+        "notes": changed_sources(states),
         "all" if each else "failures": listed,
     }
     if costs is not None:

@@ -55,6 +55,12 @@ def decoded(value: Any) -> dict[str, Any] | None:
     return dict(value) if isinstance(value, Mapping) else None
 
 
+def sources_of(attributes: Mapping[str, Any]) -> dict[str, str]:
+    """The user's own files that a result was computed with, and the SHA-256 of each, over all its measures."""
+    codes = [decoded(value) for name, value in attributes.items() if name.startswith(ATTRIBUTE)]
+    return {path: str(digest) for code in codes if code for path, digest in code.get("sources", {}).items()}
+
+
 def changes_between(there: Mapping[str, Any], here: Mapping[str, Any]) -> CodeChanges:
     """What differs between the fingerprint that is stored and the one that was measured now."""
     eps = max(float(there.get("eps") or 0.0), float(here.get("eps") or 0.0))
@@ -111,11 +117,13 @@ class Continuation:
     codes    fingerprints by measure, to be stored
     notes    one line each for a person
     history  one line each for the file
+    changed  whether any of it measures something else: what is left of unfinished points is of another function then
     """
 
     codes: Mapping[str, Mapping[str, Any]]
     notes: tuple[str, ...] = ()
     history: tuple[str, ...] = ()
+    changed: bool = False
 
 
 def continued(
@@ -131,10 +139,12 @@ def continued(
     begun       by measure, whether the file holds points of it
     codes       the fingerprints that were measured now
     """
-    stored, notes, history, refused = {}, [], [], []
+    stored, notes, history, refused, changed = {}, [], [], [], False
     for measure, here in codes.items():
         there = decoded(attributes.get(f"{ATTRIBUTE}{measure}"))
         stored[measure] = here
+        changes = CodeChanges() if there is None else changes_between(there, here)
+        changed = changed or bool(changes.values)
         if not begun.get(measure):
             continue
         if there is None:
@@ -143,7 +153,6 @@ def continued(
                 "they are taken as they are"
             )
             continue
-        changes = changes_between(there, here)
         if changes.values and not accept:
             refused.append(f"{measure}: {described(changes.values)}; changed: {changes.named()}")
         elif changes.values:
@@ -157,4 +166,4 @@ def continued(
             f"{path} was begun by code that measures something else: {'; '.join(refused)}. Put the code back, name "
             "another file, or mix both with --accept-change"
         )
-    return Continuation(stored, tuple(notes), tuple(history))
+    return Continuation(stored, tuple(notes), tuple(history), changed)

@@ -40,6 +40,12 @@ def save_state(path: Path, file_id: str, measure: str, index: int, state: Mappin
         raise
 
 
+def forget_states(path: Path) -> None:
+    """Remove the states of all points of a surface file. Raises OSError where that is not allowed."""
+    for state in folder_of(path).glob("*.npz"):
+        state.unlink(missing_ok=True)
+
+
 class Unfinished(Mapping[int, dict[str, Any]]):
     """The saved states of a measure, each read from its file when asked for."""
 

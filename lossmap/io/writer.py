@@ -30,7 +30,7 @@ from lossmap.io.disk import PathLike, explained, explanation, resolved
 from lossmap.io.journal import Busy, Journal
 from lossmap.io.journal_replay import array_payloads, declaration, journal_of, json_payload, last_start, point_payload
 from lossmap.io.memory_store import GroupArrays, Measures, MemoryStore, Reading, groups_in
-from lossmap.io.partial_points import Unfinished, folder_of, save_state
+from lossmap.io.partial_points import Unfinished, folder_of, forget_states, save_state
 from lossmap.io.resume_check import Refused, refuse
 from lossmap.io.snapshots import Snapshots, without_large
 from lossmap.io.surface import DONE, TO_DO, Failure, Group, Surface, spans, to_plain
@@ -128,6 +128,8 @@ class SurfaceFile:
         decision = continued(self.path, memory.attributes, begun, codes, accept)
         if isinstance(decision, str):
             raise Refused(decision)
+        if decision.changed and self._states:
+            forget_states(self.path)  # a search that another function began would end nowhere, or at a wrong value
         self._code = {f"{CODE}{name}": dict(code) for name, code in decision.codes.items()}
         self._code_history = decision.history
         for note in decision.notes:

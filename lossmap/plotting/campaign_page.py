@@ -68,11 +68,12 @@ document.querySelectorAll('th').forEach(head => head.addEventListener('click', (
 """
 
 
-def campaign_page(rows: Sequence[Row], title: str, path: Path) -> Path:
+def campaign_page(rows: Sequence[Row], title: str, path: Path, notes: Sequence[str] = ()) -> Path:
     """Write the page, whole. Returns its path.
 
     rows   of the campaign's table: name, measure, outcome, digest, file, settings, numbers with their bars
     title  of the page, such as the name of the campaign's file
+    notes  sentences at its top
 
     Raises OSError where it cannot be written.
     """
@@ -80,6 +81,7 @@ def campaign_page(rows: Sequence[Row], title: str, path: Path) -> Path:
     parts = [
         f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>{_text(title)}</title>',
         f"<style>{STYLE}</style></head><body><h1>{_text(title)}</h1>{_summary(rows)}",
+        *(f'<p class="note failed">{_text(note)}</p>' for note in notes),
         *_sections(rows, members, path.parent),
         f"<script>{SORT}</script></body></html>",
     ]

@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import re
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -302,3 +303,39 @@ def test_a_thousand_members_are_planned_watched_and_collected_in_two_seconds_eac
     states = folder.states(campaign.members)
     assert states[changed.digest].outcome == "failed"
     assert sum(s.outcome == "complete" for s in states.values()) == 999
+
+
+def test_a_file_that_members_import_and_that_changes_between_them_is_named(tmp_path, monkeypatch, capsys):
+    """Its content is in no member's digest, so that a table could hold two functions without a word."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "factor_of_loss.py").write_text("FACTOR = 1.0\n")
+    (tmp_path / "own.py").write_text(
+        "import torch\nimport factor_of_loss\n\ndef loss(outputs, targets):\n"
+        "    return factor_of_loss.FACTOR * torch.nn.functional.cross_entropy(outputs, targets)\n"
+    )
+    sweep = tmp_path / "sweep.toml"
+    text = '[settings]\nmodel = "mlp"\nsamples = 8\nbatch_size = 8\nloss = "own.py:loss"\nprobe = false\n'
+    text += '[over]\nseed = [SEEDS]\n[surface]\nx = "-1:1:2"\n'
+    run = ["campaign", "sweep.toml", "run", "--device", "cpu", "--threads", "1"]
+    sweep.write_text(text.replace("SEEDS", "0"))
+    assert main(run) == 0
+    capsys.readouterr()
+    assert main(["campaign", "sweep.toml", "collect"]) == 0
+    assert "was changed" not in capsys.readouterr().out
+    (tmp_path / "factor_of_loss.py").write_text("FACTOR = 1.5  # edited\n")
+    sys.modules["factor_of_loss"].FACTOR = 1.5  # as the next process imports it
+    sweep.write_text(text.replace("SEEDS", "0, 1"))
+    assert main(run) == 0
+    capsys.readouterr()
+    sentence = (
+        r"factor_of_loss\.py was changed while the campaign was computed: of its results 1 by version \w{8}, 1 by"
+    )
+    for action in ("status", "collect", "report"):
+        assert main(["campaign", "sweep.toml", action]) == 0
+        assert re.search(sentence, capsys.readouterr().out), action
+    assert re.search(sentence, (tmp_path / "sweep" / "report.html").read_text())
+    with open(tmp_path / "sweep" / "table.csv") as file:
+        first, second = csv.DictReader(file)
+    assert first["code"] != second["code"] and first["code"] and second["code"]
+    del sys.modules["factor_of_loss"]

@@ -454,6 +454,25 @@ def test_a_state_of_another_file_is_not_taken_up(tmp_path):
     two.close()
 
 
+@pytest.mark.parametrize("points", [0, 1])
+def test_a_state_that_another_function_left_is_not_taken_up(tmp_path, points):
+    """Where no point is done any code may go on; a search of another function would then end at a wrong value."""
+
+    def code(value):
+        return {"loss": {"values": {"loss at the origin": value}, "eps": 1e-7, "sources": {}, "environment": {}}}
+
+    path = tmp_path / "s.h5"
+    with opened(path, codes=code(1.0)) as store:
+        store.save_unfinished("loss", 4, {"k": 1})
+        for index in range(points):
+            store.record("loss", index, reading(index), 0.1)
+    with opened(path, codes=code(1.0 + 1e-9)) as store:
+        assert dict(store.unfinished("loss")) == {4: {"k": 1}}
+    with opened(path, codes=code(1.5), accept_change=True) as store:
+        assert dict(store.unfinished("loss")) == {}
+    assert read(path).counts("loss")["done"] == points
+
+
 def test_a_shard_is_complete_when_its_own_points_are(tmp_path):
     path = tmp_path / "s.h5"
     with opened(path, only=np.array([4, 0, 1])) as store:
