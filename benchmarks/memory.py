@@ -1,11 +1,16 @@
-"""Memory of a training run: eigenvectors of many checkpoints stored, compared and moved into the result file.
+"""Memory: eigenvectors of many checkpoints stored, compared and moved into the result file; a large language model.
 
     python benchmarks/memory.py                          100 checkpoints, n = 272,000 (ResNet-20), r = 20
     python benchmarks/memory.py --checkpoints 10 --size 5000 --pairs 5
+    python benchmarks/memory.py --language-model         GPT-2 of 124 million parameters, random weights
+    python benchmarks/memory.py --language-model --width 256 --layers 4
 
 A slowly rotating subspace replaces the results of the solver, one checkpoint at a time, so that storing and comparing
 are measured, not the solver. Each stage runs in its own process; its peak is the kernel's (VmHWM), and is also reported
 relative to a process that has only imported lossmap.
+
+Of the language model a line of its loss surface and its largest eigenvalue are computed over a few short sequences;
+their peaks above a process that has imported the same are counted in copies of the weights, the model one of them.
 """
 
 from __future__ import annotations
@@ -87,6 +92,64 @@ def stage(name, directory, count, size, pairs):
     print(json.dumps(values | {"file": file.stat().st_size if file.exists() else 0}))
 
 
+def language_model(width, layers):
+    """A GPT-2 with random weights, and a problem over four sequences of 16 tokens."""
+    import torch
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    import lossmap
+
+    torch.manual_seed(0)
+    model = GPT2LMHeadModel(GPT2Config(n_embd=width, n_layer=layers, n_head=max(1, width // 64))).eval()
+    tokens = torch.randint(model.config.vocab_size, (4, 16))
+    return model, lossmap.huggingface(model, {"input_ids": tokens}, batch_size=1)
+
+
+def large_stage(name, width, layers, products):
+    """One stage of the language model, in this process; prints its peak and what it computed."""
+    import torch
+
+    import lossmap
+    from lossmap.landscape.loss import ForwardPlan
+
+    for module in ("transformers", "lossmap.landscape.run_survey", "lossmap.curvature.product_check", "torch.fx"):
+        import_module(module)
+    values = {"n": 0}
+    began = time.perf_counter()
+    if name != "import":
+        model, problem = language_model(width, layers)
+        values["n"] = sum(p.numel() for p in model.parameters())
+        values["model"] = peak()
+    if name == "surface":
+        plane = lossmap.random_plane(model, axes=1)
+        measure = lossmap.losses(problem, plane, plan=ForwardPlan(1))
+        values["losses"] = [measure((x,))["train_loss"] for x in (-0.5, 0.0, 0.5)]
+    elif name == "largest eigenvalue":
+        operator = lossmap.hessian(problem, parameters="all")
+        values["before"] = peak()
+        pairs = lossmap.eigenpairs(operator, "top:1", tol=0.1, memory=1 << 20, max_products=products)
+        values |= {"value": float(pairs.values[0]), "error": float(pairs.residuals[0]), "products": pairs.products}
+    values |= {"bytes": peak(), "seconds": time.perf_counter() - began, "torch": torch.__version__}
+    print(json.dumps(values))
+
+
+def measure_language_model(args):
+    """The peaks of the language model's stages, in copies of its weights."""
+    rows = []
+    for name in ("import", "model", "surface", "largest eigenvalue"):
+        words = [sys.executable, __file__, "--language-model", "--stage", name, "--width", str(args.width)]
+        words += ["--layers", str(args.layers), "--products", str(args.products)]
+        out = subprocess.run(words, check=True, capture_output=True, text=True).stdout
+        rows.append({"stage": name, **json.loads(out.splitlines()[-1])})
+        row, weights = rows[-1], max(4 * rows[-1]["n"], 1)
+        row["copies"] = (row["bytes"] - rows[0]["bytes"]) / weights
+        print(
+            f"{name:18} n = {row['n']:,}, peak {row['bytes'] / 1e6:7.0f} MB, {row['copies']:5.2f} copies of the weights"
+        )
+        print(f"    {row}")
+    return rows
+
+
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--checkpoints", type=int, default=100)
@@ -94,7 +157,16 @@ def main(argv=None):
     parser.add_argument("--pairs", type=int, default=20)
     parser.add_argument("--stage", help=argparse.SUPPRESS)
     parser.add_argument("--directory", help=argparse.SUPPRESS)
+    parser.add_argument("--language-model", action="store_true")
+    parser.add_argument("--width", type=int, default=768)
+    parser.add_argument("--layers", type=int, default=12)
+    parser.add_argument("--products", type=int, default=12, help="products that the largest eigenvalue may take")
     args = parser.parse_args(argv)
+    if args.language_model and args.stage:
+        large_stage(args.stage, args.width, args.layers, args.products)
+        return []
+    if args.language_model:
+        return measure_language_model(args)
     if args.stage:
         stage(args.stage, args.directory, args.checkpoints, args.size, args.pairs)
         return []

@@ -214,10 +214,13 @@ def _is_same(now: Mapping[Any, Any], before: Mapping[Any, Any]) -> bool:
 
 
 @contextmanager
-def temporary_parameters(model: nn.Module, tensors: Mapping[str, Tensor]) -> Iterator[nn.Module]:
+def temporary_parameters(
+    model: nn.Module, tensors: Mapping[str, Tensor], *, copied: bool = True
+) -> Iterator[nn.Module]:
     """The model with other parameters, in evaluation mode; given back untouched.
 
     tensors  values for parameters and buffers, by their names in the state dict; the others stay
+    copied   whether the model works on copies of them; else on the tensors themselves, which nobody else may use
 
     Parameters and buffers are pointed at copies and pointed back afterwards, so that the model's own values return to
     the last bit and the given ones stay. Hooks on gradients of parameters rest meanwhile. Inside another one over the
@@ -229,10 +232,11 @@ def temporary_parameters(model: nn.Module, tensors: Mapping[str, Tensor]) -> Ite
     unknown = [name for name in tensors if name not in own]
     if unknown:
         raise KeyError(f"the model has no tensor named {unknown[0]!r}")
+    taken = _copies if copied else dict
     if model in _borrowed:
         before = {name: own[name].data for name in tensors}
         try:
-            _point(own, _copies(tensors))
+            _point(own, taken(tensors))
             yield model
         finally:
             _point(own, before)
@@ -252,7 +256,7 @@ def temporary_parameters(model: nn.Module, tensors: Mapping[str, Tensor]) -> Ite
             t._backward_hooks = None
         _point(own, _copies(values))
         set_evaluation_mode(model)
-        _point(own, _copies(tensors))
+        _point(own, taken(tensors))
         yield model
     finally:
         _borrowed.discard(model)

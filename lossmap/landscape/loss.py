@@ -144,12 +144,16 @@ class LossMap:
 
     def __call__(self, point: Point) -> dict[str, float]:
         """Read the losses at a point. Every rank of a team calls with the same point and gets the same reading."""
-        tensors = self.plane.at(point)
+        origin = self.plane.origin
+        with torch.inference_mode(False), torch.no_grad():  # what is made here, the model may keep
+            tensors = self.plane.at(point)
+            # the model works on the point's own tensors; where these are the origin's they are copied
+            tensors = {name: t.clone() if t is origin[name] else t for name, t in tensors.items()}
         if self.plan.channels_last:
             tensors = {k: t.contiguous(memory_format=self._format) if t.dim() == 4 else t for k, t in tensors.items()}
         error: BaseException | None = None
         sums: list[Tensor] = []
-        with temporary_parameters(self.model, tensors), self._mode(), stable_forms("losses"):
+        with temporary_parameters(self.model, tensors, copied=False), self._mode(), stable_forms("losses"):
             for layer in self._layers:
                 layer.refresh(self._format)
             for problem in (p for realized in self._planned.values() for p in realized):

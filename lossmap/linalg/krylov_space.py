@@ -183,7 +183,7 @@ class KrylovSpace:
         vectors = self._combine(coordinates)
         # The basis is orthonormal to its own precision only, and its combinations have length one no nearer.
         lengths = torch.linalg.vector_norm(vectors, dim=0, dtype=torch.float64)
-        return vectors.div(lengths.to(vectors.dtype))
+        return vectors.div_(lengths.to(vectors.dtype))
 
     def tridiagonal(self) -> tuple[np.ndarray, np.ndarray]:
         """Diagonal alpha (j,) and subdiagonal beta (j,) of a single run; the last beta links to the next vector.
@@ -207,7 +207,9 @@ class KrylovSpace:
         links = self.projected[j:k, :j] @ coordinates
         # What was lost lies at right angles to the basis in unknown directions: its parts add up by their squares.
         lost = np.sqrt(((self.lost[:j, None] * coordinates) ** 2).sum(0))
-        self.basis[:m] = self._combine(coordinates).T
+        weights = self._weights(coordinates)
+        for columns in torch.split(self.basis, COLUMNS_AT_ONCE, 1):  # in its own place: there may be no room for two
+            columns[:m] = self._combined(columns[:j], weights).T
         self.basis[m : m + k - j] = pending
         self.projected[:] = 0.0
         self.projected[:m, :m] = np.diag(values)
@@ -284,9 +286,21 @@ class KrylovSpace:
 
     def _combine(self, coordinates: np.ndarray) -> Tensor:
         """(j, m) -> (n, m) in the basis's precision, added up in float64."""
-        weights = torch.from_numpy(np.ascontiguousarray(coordinates)).to(self.basis.device)
+        weights = self._weights(coordinates)
+        result = torch.empty((self.operator.size, weights.shape[1]), dtype=self.basis.dtype, device=self.basis.device)
         blocks = torch.split(self.basis[: self.multiplied], COLUMNS_AT_ONCE, 1)
-        return torch.cat([(columns.double().T @ weights).to(columns.dtype) for columns in blocks])
+        for rows, columns in zip(torch.split(result, COLUMNS_AT_ONCE), blocks, strict=True):
+            rows.copy_(self._combined(columns, weights))
+        return result
+
+    def _weights(self, coordinates: np.ndarray) -> Tensor:
+        """Coordinates as a tensor, float64."""
+        return torch.from_numpy(np.ascontiguousarray(coordinates)).to(self.basis.device)
+
+    @staticmethod
+    def _combined(columns: Tensor, weights: Tensor) -> Tensor:
+        """A block of columns of the basis, (j, c), times weights (j, m), added up in float64: (c, m)."""
+        return (columns.double().T @ weights).to(columns.dtype)
 
     def _reserve(self) -> None:
         """Makes room for one more vector, doubling the memory up to the capacity; a restart needs one beyond it."""

@@ -131,8 +131,9 @@ def lanczos(
     request = Which.parse(which)
     n = operator.size
     check_eigenvalue_request(request, n, tol, max_products, confidence)
-    # Fewer vectors than this could not hold a restart from the best ones and make progress.
-    capacity = basis_capacity(operator, memory, 2 * request.count + 8 + block)
+    # Fewer vectors than this could not hold a restart from the best ones and make progress. Where memory has room for
+    # no more, it makes little of it: a product is then followed by a restart.
+    capacity = basis_capacity(operator, memory, 2 * request.count + 2 + block)
     # A resumed search draws no start: the saved space holds it, and the saved share says how much of it was random.
     if state is None:
         vectors, random_share = start_vectors(operator, start, noise, seed, block)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from lossmap.interrupt import Interrupted
 from lossmap.linalg import lanczos as eigen
 from lossmap.linalg import probabilistic_bounds
+from lossmap.linalg.krylov_space import KrylovSpace
 from lossmap.linalg.lanczos import eigsh, extremes, lanczos
 
 
@@ -156,6 +157,21 @@ def test_nearly_equal_ends_lie_between_value_and_limit(seed):
     assert (np.abs(values[:, None] - found.values).min(0) <= found.residuals).all()
     assert found.values[0] - found.residuals[0] <= 1.0 <= found.limits[0] <= found.values[0] + 1e-2
     assert found.values[1] + found.residuals[1] >= -1.0 >= found.limits[1] >= found.values[1] - 1e-2
+
+
+def test_a_search_with_next_to_no_memory_holds_five_vectors_and_finds_the_same(monkeypatch):
+    spaces = []
+
+    class Watched(KrylovSpace):
+        def __init__(self, *args):
+            super().__init__(*args)
+            spaces.append(self)
+
+    monkeypatch.setattr(eigen, "KrylovSpace", Watched)
+    values = hessian_like(5)
+    pairs = lanczos(planted(values), "top:1", tol=1e-6, memory=1, max_products=3000)
+    assert pairs.converged and pairs.values[0] == pytest.approx(values[-1], rel=1e-6)
+    assert len(spaces) == 1 and len(spaces[0].basis) == 5
 
 
 def test_a_search_that_is_short_of_memory_restarts_and_finds_the_same():
