@@ -22,6 +22,7 @@ from scipy.sparse.linalg import LinearOperator
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from lossmap.copies import lazy_copy
 from lossmap.curvature.backends import (
     LINEARIZATIONS,
     DoubleBackwardProducts,
@@ -243,7 +244,7 @@ class OperatorFactory:
         first = own[self.layout.names[0]]
         state = {k: t.detach() for k, t in own.items()}
         state |= {k: t.detach().to(own[k].device, own[k].dtype) for k, t in (tensors or {}).items()}
-        state = {k: t.clone() for k, t in state.items()}  # a forward pass may write into its weights and buffers
+        state = {k: lazy_copy(t) for k, t in state.items()}  # a forward pass may write into its weights and buffers
         return LinearizedOperator(
             self.layout,
             first.dtype,

@@ -11,7 +11,8 @@ Evaluation mode is set by `eval()`. Some layers change their parameters there: t
 the weight they adapt, which then no longer depends on them. That is found by comparing the parameters before and after;
 such a layer keeps the mode it was given in, while all the others are in evaluation mode.
 
-Price: a copy of parameters and buffers, and a look at the attributes of every module.
+Price: a look at the attributes of every module, and a copy of parameters and buffers: of large ones when they are
+written to (see `lossmap.copies`).
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from weakref import WeakKeyDictionary, WeakSet
 import torch
 from torch import Tensor, nn
 
+from lossmap.copies import lazy_copy, same_memory
 from lossmap.data.outside_state import accompany_as, at, modules_beside, places_of, put
 
 MAX_OBJECTS = 500  # beside the modules themselves, that are looked into for what a forward pass may keep there
@@ -351,9 +353,8 @@ def _copy(value: Tensor) -> Tensor:
 
 
 def _copies(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Each of its own storage, and no inference tensor."""
-    with torch.inference_mode(False), torch.no_grad():
-        return {name: value.clone() for name, value in values.items()}
+    """Each of its own storage, large ones from the first write on, and no inference tensor."""
+    return {name: lazy_copy(value) for name, value in values.items()}
 
 
 def _point(own: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
@@ -470,6 +471,8 @@ def _made_by_modules(model: nn.Module) -> Named:
 
 
 def _equal(a: Tensor, b: Tensor) -> bool:
+    if same_memory(a, b):
+        return True
     if a.shape != b.shape or a.dtype != b.dtype:
         return False
     return bool(((a == b) | ((a != a) & (b != b))).all())

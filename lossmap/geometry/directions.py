@@ -12,31 +12,36 @@ name) and then scaled against the origin so that its length means something (Li 
 `ignore="none"` a random axis has a copy of the origin there, as in the original tool: two such axes share that part.
 Tensors of the origin and of the axes are named as in the state dict; lengths are in units of theta. Where only some of
 the parameters move (the trainable ones of a partly frozen model), the axes are 0 at the others.
+
+Memory: the origin shares the model's own until either is written to, and a random axis of more than `MAX_HELD_ENTRIES`
+is drawn tensor by tensor whenever it is read, to the same bits (`benchmarks/memory.py`).
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from lossmap.copies import lazy_copy
 from lossmap.geometry.grid import Point
 from lossmap.geometry.parameter_vector import Layout, movable_parameters, refuse_complex, selected, warn_of_frozen
 from lossmap.geometry.unregistered import explained, unregistered
 from lossmap.geometry.wrappers import plain_names
 from lossmap.keywords import checked_init, checked_keywords
 from lossmap.seeding import normal
-from lossmap.sums import dot, norm
+from lossmap.sums import ENTRIES_AT_ONCE, dot, norm
 from lossmap.values import Result
 
 Named = Mapping[str, Tensor]
 NORMS = ("filter", "layer", "weight", "dfilter", "dlayer", "none")
 IGNORES = ("biasbn", "none")
+MAX_HELD_ENTRIES = 1 << 23  # of a random axis that is held; a larger one, on the CPU, is drawn anew at every point
 
 
 @checked_init
@@ -70,7 +75,8 @@ class Plane(Result):
         if len(self.axes) not in (1, 2):
             raise ValueError(f"a plane must have one axis or two; got {len(self.axes)}")
         for axis in self.axes:
-            _alike(self.origin, axis, "the axis")
+            if not isinstance(axis, DrawnAxis):  # whose shapes are the origin's
+                _alike(self.origin, axis, "the axis")
         for name, tensor in self.origin.items():
             if not bool(torch.isfinite(tensor).all()):
                 raise ValueError(f"the model's tensor {name!r} holds values that are not finite; no plane starts there")
@@ -84,6 +90,8 @@ class Plane(Result):
     @cached_property
     def lengths(self) -> tuple[float, ...]:
         """The Euclidean norm of each axis, in units of theta."""
+        if any(isinstance(axis, DrawnAxis) for axis in self.axes):
+            return tuple(_dot_of(axis, axis) ** 0.5 for axis in self.axes)
         return tuple(dot(a, a) ** 0.5 for a in self._flat)
 
     @cached_property
@@ -91,10 +99,12 @@ class Plane(Result):
         """The cosine between the two axes; None on a line, NaN where an axis has no length."""
         if len(self.axes) == 1:
             return None
-        x, y = self._flat
         scale = self.lengths[0] * self.lengths[1]
         if scale <= 0:
             return float("nan")
+        if any(isinstance(axis, DrawnAxis) for axis in self.axes):
+            return _dot_of(*self.axes) / scale
+        x, y = self._flat
         return dot(x, y) / scale
 
     @property
@@ -108,13 +118,15 @@ class Plane(Result):
         for named in (self.origin, *self.axes):
             for name, tensor in named.items():
                 total.update(name.encode() + b"\x1f")
-                total.update(tensor.detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
+                total.update(tensor.detach().to("cpu", torch.float32).contiguous().reshape(-1).numpy())
         return total.hexdigest()
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Plane:
         """The same plane on a device, in a precision; as it is where they are left out."""
 
-        def move(named: Named) -> dict[str, Tensor]:
+        def move(named: Named) -> Named:
+            if isinstance(named, DrawnAxis) and dtype is None and torch.device(device or "cpu").type == "cpu":
+                return named
             return {k: t.to(device=device, dtype=dtype) for k, t in named.items()}
 
         return Plane(move(self.origin), tuple(move(a) for a in self.axes), self.recipes)
@@ -126,6 +138,30 @@ class Plane(Result):
         if self.cosine is not None:
             text += f", cosine {self.cosine:.3f}"
         return f"Plane({text})"
+
+
+@dataclass(frozen=True, eq=False)
+class DrawnAxis(Mapping[str, Tensor]):
+    """A random axis that holds no tensor: each is drawn when it is read, the same at every reading.
+
+    origin, seed, index, norm, ignore, names  as of `random_axis`; the origin's tensors are on the CPU
+    """
+
+    origin: Named
+    seed: int | str
+    index: int
+    norm: str
+    ignore: str
+    names: Mapping[str, str] = field(default_factory=dict)
+
+    def __getitem__(self, name: str) -> Tensor:
+        return _random_tensor(name, self.origin[name], self)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.origin)
+
+    def __len__(self) -> int:
+        return len(self.origin)
 
 
 @checked_keywords
@@ -168,7 +204,7 @@ def random_plane(
     """
     origin = origin_of(model, states)
     norms, ignores, names = _each(norm, axes), _each(ignore, axes), plain_names(model)
-    directions = [random_axis(origin, seed, i, norm=norms[i], ignore=ignores[i], names=names) for i in range(axes)]
+    directions = [_random_or_drawn(origin, seed, i, norms[i], ignores[i], names) for i in range(axes)]
     recipes = [
         {"kind": "random", "norm": norms[i], "ignore": ignores[i], "seed": seed, "states": states} for i in range(axes)
     ]
@@ -303,15 +339,33 @@ def random_axis(
 
     names  by the origin's names those that are drawn from, where a wrapper has written into them (`plain_names`)
     """
-    names = names or {}
-    raw = {
-        name: normal(w.numel(), "direction", seed, index, names.get(name, name)).view(w.shape).to(w.device, w.dtype)
-        for name, w in origin.items()
-    }
-    scaled = normalised(raw, origin, norm, ignore)
-    if ignore == "none":
-        scaled |= {name: w.clone() for name, w in origin.items() if w.dim() <= 1}
-    return scaled
+    _check_scaling(norm, ignore)
+    drawn = DrawnAxis(origin, seed, index, norm, ignore, names or {})
+    return {name: drawn[name] for name in drawn}
+
+
+def _random_or_drawn(origin: Named, seed: int, index: int, norm: str, ignore: str, names: Mapping[str, str]) -> Named:
+    """A random axis, held where it is small."""
+    on_cpu = all(w.device.type == "cpu" for w in origin.values())
+    if on_cpu and sum(w.numel() for w in origin.values()) > MAX_HELD_ENTRIES:
+        _check_scaling(norm, ignore)
+        return DrawnAxis(origin, seed, index, norm, ignore, names)
+    return random_axis(origin, seed, index, norm=norm, ignore=ignore, names=names)
+
+
+def _random_tensor(name: str, w: Tensor, axis: DrawnAxis) -> Tensor:
+    """One tensor of a random axis, where the origin has w."""
+    if w.dim() <= 1 and axis.ignore == "none":
+        return w.clone()
+    if w.dim() <= 1:
+        return torch.zeros_like(w)
+    d = normal(w.numel(), "direction", axis.seed, axis.index, axis.names.get(name, name))
+    return _scaled(d.view(w.shape).to(w.device, w.dtype), w, axis.norm, axis.ignore, in_place=True)
+
+
+def _dot_of(one: Named, other: Named) -> float:
+    """The scalar product of two axes, tensor by tensor."""
+    return sum(dot(one[name].reshape(-1), other[name].reshape(-1)) for name in one)
 
 
 def difference(origin: Named, other: Named) -> dict[str, Tensor]:
@@ -322,14 +376,20 @@ def difference(origin: Named, other: Named) -> dict[str, Tensor]:
 
 def normalised(axis: Named, origin: Named, norm: str, ignore: str) -> dict[str, Tensor]:
     """The axis scaled against the origin; norm and ignore as at the head of this module."""
+    _check_scaling(norm, ignore)
+    return {name: _scaled(axis[name], w, norm, ignore) for name, w in origin.items()}
+
+
+def _check_scaling(norm: str, ignore: str) -> None:
+    """Raises ValueError for a norm or a part to ignore that does not exist."""
     if norm not in NORMS:
         raise ValueError(f"norm must be one of {', '.join(NORMS)}; got {norm!r}")
     if ignore not in IGNORES:
         raise ValueError(f"ignore must be one of {', '.join(IGNORES)}; got {ignore!r}")
-    return {name: _scaled(axis[name], w, norm, ignore) for name, w in origin.items()}
 
 
-def _scaled(d: Tensor, w: Tensor, how: str, ignore: str) -> Tensor:
+def _scaled(d: Tensor, w: Tensor, how: str, ignore: str, *, in_place: bool = False) -> Tensor:
+    """An axis's tensor d scaled against the origin's w; `in_place` says that d may be overwritten."""
     if ignore == "biasbn" and w.dim() <= 1:
         return torch.zeros_like(w)
     if how == "none":
@@ -344,14 +404,25 @@ def _scaled(d: Tensor, w: Tensor, how: str, ignore: str) -> Tensor:
         if how == "filter":
             return torch.sign(d) * w.abs()
         return torch.sign(d)
-    # filters: slices along the first dimension; their norms in float64, so that no rounding shows in the scale
-    rows = d.reshape(d.shape[0], -1).double()
-    lengths = rows.norm(dim=1) + 1e-10
-    target = torch.ones_like(lengths)
-    if how == "filter":
-        target = w.reshape(w.shape[0], -1).double().norm(dim=1)
-    scaled: Tensor = (d.double() * (target / lengths).view(-1, *[1] * (d.dim() - 1))).to(d.dtype)
-    return scaled
+    return _with_scaled_filters(d, w, how, d if in_place else torch.empty_like(d))
+
+
+def _with_scaled_filters(d: Tensor, w: Tensor, how: str, result: Tensor) -> Tensor:
+    """Filters, slices along the first dimension, scaled into `result`, which may be d itself.
+
+    Their norms are taken in float64, so that no rounding shows in the scale, of some filters at a time.
+    """
+    if d.numel() == 0:
+        return result
+    count = max(2, ENTRIES_AT_ONCE // d[0].numel())
+    for part, like, out in zip(torch.split(d, count), torch.split(w, count), torch.split(result, count), strict=True):
+        rows = part.reshape(part.shape[0], -1).double()
+        lengths = rows.norm(dim=1) + 1e-10
+        target = torch.ones_like(lengths)
+        if how == "filter":
+            target = like.reshape(like.shape[0], -1).double().norm(dim=1)
+        out.copy_((rows * (target / lengths)[:, None]).view(part.shape))
+    return result
 
 
 def from_vector(v: Tensor, layout: Layout, origin: Named) -> dict[str, Tensor]:
@@ -409,7 +480,7 @@ def origin_of(model: nn.Module, states: bool = False) -> dict[str, Tensor]:
         named |= {k: b for k, b in model.named_buffers() if b.is_floating_point()}
         order = list(model.state_dict())
         named = {k: named[k] for k in order if k in named}
-    return {k: t.detach().clone() for k, t in named.items()}
+    return {k: lazy_copy(t) for k, t in named.items()}
 
 
 def move_point(origin: Mapping[str, Tensor], axes: Sequence[Mapping[str, Tensor]], point: Point) -> dict[str, Tensor]:

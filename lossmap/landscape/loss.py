@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from lossmap.copies import lazy_copy
 from lossmap.curvature.operators import Total, made_by_all, single_rank
 from lossmap.data.batches import Batch, FixedBatches, MappedFetch, Resident, Streamed
 from lossmap.data.loss_check import check_loss
@@ -148,7 +149,7 @@ class LossMap:
         with torch.inference_mode(False), torch.no_grad():  # what is made here, the model may keep
             tensors = self.plane.at(point)
             # the model works on the point's own tensors; where these are the origin's they are copied
-            tensors = {name: t.clone() if t is origin[name] else t for name, t in tensors.items()}
+            tensors = {name: lazy_copy(t) if t is origin[name] else t for name, t in tensors.items()}
         if self.plan.channels_last:
             tensors = {k: t.contiguous(memory_format=self._format) if t.dim() == 4 else t for k, t in tensors.items()}
         error: BaseException | None = None
