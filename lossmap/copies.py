@@ -26,10 +26,9 @@ def lazy_copy(t: Tensor) -> Tensor:
         if not _has_own_storage(t):
             return t.clone()
         try:
-            copied: Tensor = torch._lazy_clone(t)  # type: ignore[attr-defined]
+            return torch._lazy_clone(t)
         except RuntimeError:  # memory of NumPy's, of another process or of a file
             return t.clone()
-        return copied
 
 
 def same_memory(a: Tensor, b: Tensor) -> bool:

@@ -28,6 +28,7 @@ from lossmap.curvature.linearized_program import LinearizedProgram, linearize_ga
 from lossmap.curvature.operators import (
     CurvatureOperator,
     Product,
+    RowSums,
     add_rows,
     first_backward,
     gauss_newton,
@@ -95,7 +96,7 @@ class RetainedGraphProducts:
 
     def local_sum(self, rows: Tensor) -> Tensor:
         """(b, n) -> (b, n), summed over this rank's samples."""
-        sums = torch.zeros_like(rows)
+        sums = RowSums(rows)
         vectors = [self.layout.split(row) for row in rows]
         for i, batch in enumerate(self.problem.data):
             if i == len(self._graphs):
@@ -103,8 +104,8 @@ class RetainedGraphProducts:
                 self._graphs.append(self._graph(batch) if self._free_bytes >= 0 else None)
             graph = self._graphs[i]
             retain = graph is not None
-            add_rows(sums, second_backward(graph or self._graph(batch), self.theta, vectors, retain_graph=retain))
-        return sums
+            sums.add(second_backward(graph or self._graph(batch), self.theta, vectors, retain_graph=retain))
+        return sums.value()
 
     def local_loss(self) -> Tensor:
         """The loss, summed over this rank's samples."""
@@ -173,7 +174,7 @@ class LinearizedProducts:
         self._format = MEMORY_FORMATS[plan.memory_format]
         self._state = {name: in_format(t, self._format) for name, t in state.items()}
         # the model's own tensors are there anyhow: values that share their storage cost nothing
-        self._own_storages = {t.untyped_storage().data_ptr() for t in self._state.values()}
+        self._own_storages = {t.untyped_storage()._cdata for t in self._state.values()}
         self._memory = self._free_bytes = memory
         self._batches: list[tuple[LinearizedProgram, Any | None]] = []  # program and values; None beyond the memory
         self._losses: list[Tensor] = []
@@ -302,8 +303,8 @@ def bytes_of(values: Any, own_storages: set[int]) -> int:
     """The bytes that values occupy, each storage counted once, beyond the storages (by address) that exist anyhow."""
     counted, size = set(own_storages), 0
     for leaf in pytree.tree_leaves(values):
-        if isinstance(leaf, Tensor) and leaf.untyped_storage().data_ptr() not in counted:
-            counted.add(leaf.untyped_storage().data_ptr())
+        if isinstance(leaf, Tensor) and leaf.untyped_storage()._cdata not in counted:
+            counted.add(leaf.untyped_storage()._cdata)
             size += leaf.untyped_storage().nbytes()
     return size
 

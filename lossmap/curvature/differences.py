@@ -9,28 +9,84 @@ They need no second derivative of PyTorch's, and none of the formulas that are p
 that an error of either shows; functions that saturate are taken in forms that do not cancel. v has the length of theta
 in each of its tensors; h is a share of that. Rounding is of the order eps |g| / h, the truncation of h^2: both are seen
 by comparing two steps. Price: two gradients each.
+
+Of a model of more than `MAX_HELD_ENTRIES` entries no float64 copy is held: the tensors at a point, and those of v, are
+made one by one where they are read (`MadeWhenRead`), to the same bits.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from math import isfinite
+from typing import overload
 
 import torch
 from torch import Tensor, nn
 
+from lossmap.copies import lazy_copy
 from lossmap.curvature.formulas import PlainTables
 from lossmap.curvature.operators import Product, gauss_newton, outputs_and_loss
 from lossmap.data.batches import Batch, move_batch, samples_in
 from lossmap.data.borrow import copy_of
+from lossmap.data.gradients import each_gradient
 from lossmap.data.problem import Problem, temporary_parameters
 from lossmap.data.stable_forms import stable_forms
 from lossmap.seeding import generator
 from lossmap.sums import norm
 
 ROUNDING = 64 * torch.finfo(torch.float64).eps
-Parts = list[Tensor]  # one tensor for each of theta's
+MAX_HELD_ENTRIES = 1 << 23  # of a model whose float64 copy, and vectors beside it, are held
+
+Parts = Sequence[Tensor]  # one tensor for each of theta's
+
+
+@dataclass(frozen=True, eq=False)
+class MadeWhenRead(Mapping[str, Tensor]):
+    """Tensors by name of which none is held.
+
+    names  in their order
+    make   of a name its tensor, the same at every call
+    """
+
+    names: tuple[str, ...]
+    make: Callable[[str], Tensor]
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.make(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+@dataclass(frozen=True, eq=False)
+class PartsMadeWhenRead(Sequence[Tensor]):
+    """A vector by its tensors, of which none is held.
+
+    length  how many tensors
+    make     of a place its tensor, the same at every call
+    """
+
+    length: int
+    make: Callable[[int], Tensor]
+
+    @overload
+    def __getitem__(self, i: int) -> Tensor: ...
+
+    @overload
+    def __getitem__(self, i: slice) -> Sequence[Tensor]: ...
+
+    def __getitem__(self, i: int | slice) -> Tensor | Sequence[Tensor]:
+        if isinstance(i, slice):
+            return [self.make(j) for j in range(self.length)[i]]
+        return self.make(range(self.length)[i])
+
+    def __len__(self) -> int:
+        return self.length
 
 
 def float64_copy(model: nn.Module) -> nn.Module:
@@ -47,6 +103,7 @@ class FewSamples:
     names    of theta's tensors
     product  hessian or gauss_newton
     state    the model's tensors at the point, by name
+    is_large whether they are made where they are read, and the copy's own are those of the model
     """
 
     problem: Problem
@@ -54,6 +111,7 @@ class FewSamples:
     names: tuple[str, ...]
     product: Product
     state: Mapping[str, Tensor]
+    is_large: bool = False
 
     @classmethod
     def of(cls, problem: Problem, names: Sequence[str], product: Product, samples: int) -> FewSamples:
@@ -65,6 +123,8 @@ class FewSamples:
         for p in twin.model.parameters():
             p.grad = None
         few = cls(twin, batch, tuple(names), product, tensors_of(twin.model))
+        if sum(p.numel() for p in twin.model.parameters()) > MAX_HELD_ENTRIES:
+            few = few.with_nothing_held(problem.model)
         with few.moving() as parameters, torch.enable_grad():
             loss = few.problem.total(batch)
         if loss.requires_grad or not parameters:
@@ -80,26 +140,64 @@ class FewSamples:
         twin = replace(problem, model=copy_of(problem.model))
         return cls(twin, batch, tuple(names), product, tensors_of(twin.model))
 
+    def with_nothing_held(self, model: nn.Module) -> FewSamples:
+        """The same with float64 parameters made where they are read, from those of the model that was copied."""
+        own, buffers = dict(model.named_parameters()), dict(self.problem.model.named_buffers())
+        for name, p in self.problem.model.named_parameters():
+            p.data = lazy_copy(own[name])
+
+        def make(name: str) -> Tensor:
+            if name in buffers:
+                return buffers[name].detach()
+            t = own[name].detach()
+            return t.double() if t.is_floating_point() else t
+
+        return replace(self, state=MadeWhenRead(tuple(self.state), make), is_large=True)
+
     def at(self, state: Mapping[str, Tensor]) -> FewSamples:
         """The same samples at another point."""
         return replace(self, state=state)
 
+    def moved(self, change: Callable[[int, str, Tensor], Tensor], names: Sequence[str] | None = None) -> FewSamples:
+        """The same samples where some tensors are others.
+
+        change  (place among the names, name, tensor here) -> the tensor there
+        names   of those; by default theta's
+        """
+        here = self.state
+        places = {name: i for i, name in enumerate(self.names if names is None else names)}
+        if not self.is_large:
+            return self.at({**here, **{name: change(i, name, here[name]) for name, i in places.items()}})
+
+        def make(name: str) -> Tensor:
+            return change(places[name], name, here[name]) if name in places else here[name]
+
+        return self.at(MadeWhenRead(tuple(here), make))
+
+    def parts(self, make: Callable[[int, Tensor], Tensor]) -> Parts:
+        """A vector over theta from (place, theta's tensor) -> its tensor; of a large model made where it is read."""
+        if not self.is_large:
+            return [make(i, t) for i, t in enumerate(self.theta)]
+        return PartsMadeWhenRead(len(self.names), lambda i: make(i, self.state[self.names[i]]))
+
     @property
     def theta(self) -> Parts:
         """Theta's tensors."""
-        return [self.state[name] for name in self.names]
+        if not self.is_large:
+            return [self.state[name] for name in self.names]
+        return PartsMadeWhenRead(len(self.names), lambda i: self.state[self.names[i]])
 
     @contextmanager
     def moving(self, v: Sequence[Tensor] | None = None, h: float = 0.0) -> Iterator[list[nn.Parameter]]:
         """The parameters at theta + h v, requiring gradients; with forms that do not cancel."""
-        state = dict(self.state)
+        there = self
         if v is not None:
-            state |= {k: t + h * d for k, t, d in zip(self.names, self.theta, v, strict=True)}
+            there = self.moved(lambda i, _, t: t + h * v[i])
         own = dict(self.problem.model.named_parameters())
         parameters = [own[name] for name in self.names]
         before = [p.requires_grad for p in parameters]
         with (
-            temporary_parameters(self.problem.model, state),
+            temporary_parameters(self.problem.model, there.state),
             torch.inference_mode(False),
             torch.enable_grad(),
             stable_forms(),
@@ -147,13 +245,47 @@ class FewSamples:
     def difference(self, v: Sequence[Tensor], h: float) -> tuple[Parts, float]:
         """(the product with v, the loss's derivative along v), both by central differences with the step h."""
         if self.product is gauss_newton:
-            slope = (self.loss(v, h) - self.loss(v, -h)) / (2 * h)
-            return self._gauss_newton(v, h), slope
-        (up, ahead), (down, behind) = self.loss_and_gradient(v, h), self.loss_and_gradient(v, -h)
+            return self._gauss_newton(v, h), self.slope(v, h)
+        up, ahead = self.loss_and_gradient(v, h)
+        if self.is_large:
+            change = list(ahead)
+            del ahead
+            down = self._subtract_gradient(change, v, -h)
+            for i in range(len(change)):  # not in place: two parts may be one tensor
+                change[i] = change[i] / (2 * h)
+            return change, (up - down) / (2 * h)
+        down, behind = self.loss_and_gradient(v, -h)
         return [(a - b) / (2 * h) for a, b in zip(ahead, behind, strict=True)], (up - down) / (2 * h)
 
-    def one_sided(self, v: Sequence[Tensor], h: float, gradient: Sequence[Tensor]) -> tuple[Parts, Parts]:
-        """The Hessian's product with v by differences from here ahead, and from behind; `gradient` is the one here."""
+    def slope(self, v: Sequence[Tensor], h: float) -> float:
+        """The loss's derivative along v alone, by two forward passes."""
+        return (self.loss(v, h) - self.loss(v, -h)) / (2 * h)
+
+    def _subtract_gradient(self, parts: list[Tensor], v: Sequence[Tensor], h: float) -> float:
+        """Take the gradient at theta + h v off these parts, one tensor at a time; the summed loss there."""
+
+        def take(i: int, gradient: Tensor) -> None:
+            parts[i] = parts[i] - gradient.to_dense()
+
+        with self.moving(v, h) as parameters:
+            loss = self.problem.total(self.batch)
+            if loss.requires_grad:
+                each_gradient(loss, parameters, take)
+        return float(loss.detach())
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether loss and gradient are finite here."""
+        loss, gradient = self.loss_and_gradient()
+        return isfinite(loss) and all(bool(g.isfinite().all()) for g in gradient)
+
+    def one_sided(self, v: Sequence[Tensor], h: float, gradient: Parts | None = None) -> tuple[Parts, Parts]:
+        """The Hessian's product with v by differences from here ahead, and from behind.
+
+        gradient  the one here, where it is known
+        """
+        if gradient is None:
+            gradient = self.loss_and_gradient()[1]
         ahead, behind = self.loss_and_gradient(v, h)[1], self.loss_and_gradient(v, -h)[1]
         return (
             [(a - g) / h for a, g in zip(ahead, gradient, strict=True)],

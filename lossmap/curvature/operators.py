@@ -246,13 +246,13 @@ class CurvatureOperator:
 
     def local_sum(self, rows: Tensor) -> Tensor:
         """The part of this rank, summed over its samples, of the products with b vectors, (b, n) -> (b, n)."""
-        sums = torch.zeros_like(rows)
+        sums = RowSums(rows)
         vectors = [self.layout.split(row) for row in rows]
         parameters = list(self.named.values())
         with differentiated(self.problem.model, parameters):
             for batch in self.problem.data:
-                add_rows(sums, self.product(self.problem, batch, parameters, vectors))
-        return sums
+                sums.add(self.product(self.problem, batch, parameters, vectors))
+        return sums.value()
 
     def to_scipy(self) -> LinearOperator:
         """The matrix for SciPy: NumPy vectors in, NumPy vectors out."""
@@ -279,11 +279,42 @@ def add_rows(sums: Tensor, products: Sequence[Sequence[Tensor]]) -> None:
                 start += part.numel()
 
 
+class RowSums:
+    """The sum over batches of b products, (b, n): a working state.
+
+    Of a large model each product is a copy of the weights: memory for the sum is taken when the first product is there,
+    whose tensors are given back one by one as they are copied.
+    """
+
+    def __init__(self, rows: Tensor) -> None:
+        self._like = rows
+        self._sums: Tensor | None = None
+
+    def add(self, products: list[Sequence[Tensor]]) -> None:
+        """Adds b products, each given tensor by tensor; the list is empty afterwards."""
+        if self._sums is not None:
+            add_rows(self._sums, products)
+            products.clear()
+            return
+        with torch.no_grad():
+            self._sums = torch.empty_like(self._like)
+            for row in self._sums:
+                parts, start = list(products.pop(0))[::-1], 0
+                while parts:
+                    part = parts.pop().reshape(-1)
+                    row[start : start + part.numel()].copy_(part).add_(0.0)  # a sum with 0, in which -0 is 0
+                    start += part.numel()
+
+    def value(self) -> Tensor:
+        """(b, n); zeros without any batch."""
+        return torch.zeros_like(self._like) if self._sums is None else self._sums
+
+
 def total_or_raise(total: Total, message: Tensor, add_local_sums: Callable[[Tensor], None], name: str) -> Tensor:
-    """The sum over the ranks of a team of what each adds to a message of zeros; where one fails, all raise.
+    """The sum over the ranks of a team of what each writes into a message; where one fails, all raise.
 
     total           adds a tensor up over the ranks; called once, whatever happens, so that no rank waits for another
-    message         (m,) zeros, whose last entry is free: it counts the ranks that failed
+    message         (m,), whose last entry is 0 and free: it counts the ranks that failed
     add_local_sums  fills the message with this rank's sums
     name            of what is computed, for the other ranks' error
 
@@ -344,9 +375,9 @@ def mean_product(
         raise ValueError(f"v has shape {tuple(v.shape)}; this matrix takes ({n},) or ({n}, b)")
     wide = torch.promote_types(dtype, torch.float32)  # half precision is too coarse for sums over many batches
     with torch.inference_mode(False), torch.no_grad():
-        rows = torch.empty(v.numel() // layout.size, layout.size, dtype=dtype, device=v.device)
-        rows.copy_(v.T if v.dim() == 2 else v)
-        message = torch.zeros(rows.numel() + 3, dtype=wide, device=rows.device)
+        rows = _rows_of(v, layout.size, dtype)
+        message = torch.empty(rows.numel() + 3, dtype=wide, device=rows.device)  # no memory until it is filled
+        message[-3:] = 0.0
 
         def add_local_sums(message: Tensor) -> None:
             message[:-3] = local_sum(rows).reshape(-1)
@@ -356,7 +387,7 @@ def mean_product(
 
         message = total_or_raise(total, message, add_local_sums, "product")
         many, rest, _ = message[-3:].tolist()
-        result: Tensor = message[:-3].view(rows.shape) / (4096.0 * many + rest)
+        result: Tensor = message[:-3].view(rows.shape).div_(4096.0 * many + rest)
         # of the total, so that all ranks raise as one; the sum is cheap, and finite unless an entry is not
         if not bool(result.sum().isfinite()) and not bool(result.isfinite().all()):
             raise FloatingPointError(
@@ -365,6 +396,14 @@ def mean_product(
             )
         result = result.to(dtype)
         return result.T.contiguous() if v.dim() == 2 else result[0]
+
+
+def _rows_of(v: Tensor, size: int, dtype: torch.dtype) -> Tensor:
+    """(n,) or (n, b) -> (b, n) in a precision; a single vector that has it is taken as it is."""
+    if v.dim() == 1 and v.dtype == dtype and v.is_contiguous() and not v.is_inference():
+        return v.detach()[None]
+    rows = torch.empty(v.numel() // size, size, dtype=dtype, device=v.device)
+    return rows.copy_(v.T if v.dim() == 2 else v)
 
 
 def scipy_operator(matrix: Any, size: int, dtype: torch.dtype, device: torch.device) -> LinearOperator:

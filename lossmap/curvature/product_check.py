@@ -26,6 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lossmap.curvature.backends import PointProducts
 from lossmap.curvature.culprits import advice_for, rescaled_table, suspects
 from lossmap.curvature.differences import ROUNDING, FewSamples, Parts, random_part
 from lossmap.curvature.gradient_refusal import refuse_gradient, refuse_in_own_precision
@@ -78,28 +79,64 @@ class Judgement:
 
 @dataclass(frozen=True, eq=False)
 class Reference:
-    """Differences along one vector by steps, made when they are asked for.
+    """Differences along one vector by steps, made when they are asked for; of a large model only the last are held.
 
+    few       the samples, at a point
+    v         the vector
+    rounding  what rounding may do to each part of a product, times the step
+    slope     the derivative of the loss along v, as the gradient gives it
+    usual     what it gives along such a vector
+    loss      at the point
     resolution  a change of the loss that rounding of its terms hides, see `FewSamples.resolution`
+    gradient  at the point; None of a large model
     """
 
     few: FewSamples
     v: Parts
-    gradient: Parts
+    rounding: Sequence[float]
+    slope: float
+    usual: float
     loss: float
     resolution: float = 0.0
+    gradient: Parts | None = None
     made: dict[float, tuple[Parts, float]] = field(default_factory=dict)
     sides: dict[float, tuple[Parts, Parts]] = field(default_factory=dict)
+    slopes: dict[float, float] = field(default_factory=dict)
+
+    @classmethod
+    def along(cls, few: FewSamples, v: Parts, gradient: Parts, loss: float, resolution: float) -> Reference:
+        """The reference along v at a point, of which gradient and loss are known."""
+        slope, squares, rounding = 0.0, 0.0, []
+        for g, d in zip(gradient, v, strict=True):
+            size = norm(g)
+            slope += float((g * d).sum())
+            squares += (size * norm(d)) ** 2 / max(g.numel(), 1)
+            rounding.append(ROUNDING * size)
+        held = None if few.is_large else gradient
+        return cls(few, v, rounding, slope, sqrt(squares), loss, resolution, held)
 
     def at(self, h: float) -> tuple[Parts, float]:
         """(product, derivative of the loss) with this step."""
         if h not in self.made:
+            if self.few.is_large:
+                self.made.clear()
             self.made[h] = self.few.difference(self.v, h)
         return self.made[h]
+
+    def slope_at(self, h: float) -> float:
+        """The derivative of the loss alone, with this step."""
+        if h in self.made or not self.few.is_large:
+            return self.at(h)[1]
+        if h not in self.slopes:
+            self.slopes[h] = self.few.slope(self.v, h)
+        return self.slopes[h]
 
     def one_sided(self, h: float) -> tuple[Parts, Parts]:
         """The product by differences ahead alone, and behind alone: at a kink one of them is that of a single side."""
         if h not in self.sides:
+            if self.few.is_large:
+                self.made.clear()
+                self.sides.clear()
             self.sides[h] = self.few.one_sided(self.v, h, self.gradient)
         return self.sides[h]
 
@@ -108,38 +145,39 @@ class Reference:
 
         scale  the largest |H v| / |v| of any vector, to which the rounding of a product that cancels is relative
         """
-        rounding = [ROUNDING * norm(g) for g in self.gradient]
-        whole = hypot(*(norm(p) for p in parts))
+        sizes = [norm(p) for p in parts]
+        whole = hypot(*sizes)
         floor = ROUNDING * scale * hypot(*map(norm, self.v))
 
         def tolerance(i: int, h: float) -> float:
-            return MAX_ERROR * norm(parts[i]) + 1e-9 * whole + floor + rounding[i] / h
-
-        def error(i: int, h: float) -> float:
-            return norm(parts[i] - self.at(h)[0][i])
+            return MAX_ERROR * sizes[i] + 1e-9 * whole + floor + self.rounding[i] / h
 
         pending = list(range(len(parts)))
         for h in STEPS:
-            pending = [i for i in pending if not error(i, h) <= tolerance(i, h)]
+            product = self.at(h)[0]
+            pending = [i for i in pending if not norm(parts[i] - product[i]) <= tolerance(i, h)]
             if not pending:
                 return Judgement()
+        steps_of = self._by_steps(parts, pending)
         noise = self._rounding_of_gradient()
         pending = [
-            i for i in pending if not any(error(i, h) <= tolerance(i, h) + NOISE_SAFETY * noise[i] / h for h in STEPS)
+            i
+            for i in pending
+            if not any(e <= tolerance(i, h) + NOISE_SAFETY * noise[i] / h for h, e in steps_of[i].errors.items())
         ]
-        at_kink = [i for i in pending if self._is_one_sided(parts[i], i, tolerance)]
+        at_kink = self._one_sided_parts(parts, pending, tolerance)
         wrong, undecided = 0.0, 0.0
         for i in pending:
             if i in at_kink:
                 continue
-            change, h = closest_steps(lambda h, i=i: self.at(h)[0][i])  # type: ignore[misc]
-            size = max(norm(self.at(h)[0][i]), norm(parts[i]))
-            relative = error(i, h) / size if size else 0.0
-            if change < RESOLVED * size and not error(i, h) <= 5 * change + tolerance(i, h):
+            steps = steps_of[i]
+            change, h = steps.closest
+            error, size = steps.errors[h], max(steps.sizes[h], sizes[i])
+            relative = error / size if size else 0.0
+            if change < RESOLVED * size and not error <= 5 * change + tolerance(i, h):
                 wrong = max(wrong, relative if isfinite(relative) else 1.0)
             else:
-                errors = [error(i, h) for h in STEPS]
-                smallest = min((e for e in errors if isfinite(e)), default=whole)
+                smallest = min((e for e in steps.errors.values() if isfinite(e)), default=whole)
                 undecided = max(undecided, smallest / max(whole, size) if size else 0.0)
         if wrong and hypot(*map(norm, self.v)) * max(whole, hypot(*map(norm, self.at(h)[0]))) <= self.resolution:
             return Judgement(too_small=True)
@@ -150,14 +188,37 @@ class Reference:
 
         Where the terms of a gradient cancel, as those of a bias before a normalization do, its own size says nothing.
         """
-        seconds = [[(a - b) * h for a, b in zip(*self.one_sided(h), strict=True)] for h in NOISE_STEPS]
-        return [max(norm(second[i]) for second in seconds) for i in range(len(self.gradient))]
+        largest = [0.0] * len(self.v)
+        for h in NOISE_STEPS:
+            ahead, behind = self.one_sided(h)
+            largest = [max(now, norm((a - b) * h)) for now, a, b in zip(largest, ahead, behind, strict=True)]
+        return largest
 
-    def _is_one_sided(self, part: Tensor, i: int, tolerance: Callable[[int, float], float]) -> bool:
-        """Whether a product is right on one side of here: then a kink explains that central differences are not it."""
+    def _by_steps(self, parts: Parts, places: Sequence[int]) -> dict[int, _Steps]:
+        """How these parts of the product compare with each step's, and each step's with the next: one pass over all."""
+        found = {i: _Steps() for i in places}
+        before: tuple[float, Parts] | None = None
+        for h in sorted(STEPS) if places else ():
+            product = self.at(h)[0]
+            for i, steps in found.items():
+                steps.errors[h], steps.sizes[h] = norm(parts[i] - product[i]), norm(product[i])
+                if before is not None:
+                    steps.changes.append((norm(before[1][i] - product[i]), before[0]))
+            before = (h, product)
+        return found
+
+    def _one_sided_parts(
+        self, parts: Parts, places: Sequence[int], tolerance: Callable[[int, float], float]
+    ) -> set[int]:
+        """The parts that are right on one side of here: then a kink explains that central differences are not they."""
+        at_kink: set[int] = set()
         if self.few.product is gauss_newton:
-            return False
-        return any(norm(part - side[i]) <= tolerance(i, h) for h in STEPS[:3] for side in self.one_sided(h))
+            return at_kink
+        for h in STEPS[:3]:
+            pending = [i for i in places if i not in at_kink]
+            for side in self.one_sided(h) if pending else ():
+                at_kink |= {i for i in pending if norm(parts[i] - side[i]) <= tolerance(i, h)}
+        return at_kink
 
     def judge_gradient(self) -> float | None:
         """The error of the gradient along this vector relative to what is usual along such a one; 0 for none.
@@ -165,35 +226,39 @@ class Reference:
         Infinite where the loss jumps here. None where it differs by less than rounding of the loss's terms may do: the
         loss of -log(softmax + 1e-20), say, is 0 below 1e-16, with a gradient that is not.
         """
-        slope = sum(float((g * d).sum()) for g, d in zip(self.gradient, self.v, strict=True))
-        usual = sqrt(
-            sum((norm(g) * norm(d)) ** 2 / max(g.numel(), 1) for g, d in zip(self.gradient, self.v, strict=True))
-        )
-        size = abs(slope) + usual
+        size = abs(self.slope) + self.usual
 
         def tolerance(h: float) -> float:
             return MAX_GRADIENT_ERROR * size + ROUNDING * abs(self.loss) / h
 
         for h in STEPS:
-            if abs(self.at(h)[1] - slope) <= tolerance(h):
+            if abs(self.slope_at(h) - self.slope) <= tolerance(h):
                 return 0.0
-        if max(2 * h * abs(self.at(h)[1] - slope) for h in STEPS) <= self.resolution:
+        if max(2 * h * abs(self.slope_at(h) - self.slope) for h in STEPS) <= self.resolution:
             return None
-        change, h = closest_steps(lambda h: torch.tensor(self.at(h)[1], dtype=torch.float64))
-        error = abs(self.at(h)[1] - slope)
-        largest = max(abs(self.at(h)[1]), size)
+        slopes = {h: self.slope_at(h) for h in sorted(STEPS)}
+        change, h = min((abs(slopes[a] - slopes[b]), a) for a, b in pairwise(slopes))
+        error = abs(slopes[h] - self.slope)
+        largest = max(abs(slopes[h]), size)
         if change < RESOLVED * largest and error > 5 * change + tolerance(h):
             return error / largest
-        jumps = [2 * h * abs(self.at(h)[1] - slope) for h in sorted(STEPS)[:3]]
+        jumps = [2 * h * abs(slopes[h] - self.slope) for h in sorted(STEPS)[:3]]
         # what does not shrink with the step is a jump of the loss itself; at a kink it has none
         return inf if min(jumps) > max(0.5 * max(jumps), 1e-6 * abs(self.loss)) else 0.0
 
 
-def closest_steps(value: Callable[[float], Tensor]) -> tuple[float, float]:
-    """(difference, step): between which neighbouring steps a value changes the least, and the smaller of the two."""
-    ordered = sorted(STEPS)
-    changes = [(norm(value(a) - value(b)), a) for a, b in pairwise(ordered)]
-    return min(changes)
+@dataclass(frozen=True, eq=False)
+class _Steps:
+    """Of one part of a product, by step: its error, the size of the difference, and (change to the next step, step)."""
+
+    errors: dict[float, float] = field(default_factory=dict)
+    sizes: dict[float, float] = field(default_factory=dict)
+    changes: list[tuple[float, float]] = field(default_factory=list)
+
+    @property
+    def closest(self) -> tuple[float, float]:
+        """(difference, step): between which neighbouring steps it changes the least, and the smaller of the two."""
+        return min(self.changes)
 
 
 class _Remembered:
@@ -393,21 +458,19 @@ def _first_line(error: Exception) -> str:
 
 def far(few: FewSamples) -> FewSamples:
     """The samples at a distant point: each of theta's tensors moved by its own norm in a random direction."""
-    moved = {
-        name: t + random_part(t, "distant point", i)
-        for i, (name, t) in enumerate(zip(few.names, few.theta, strict=True))
-    }
-    return few.at({**few.state, **moved})
+    return few.moved(lambda i, _, t: t + random_part(t, "distant point", i))
 
 
 def toward(few: FewSamples, tensors: Mapping[str, Tensor]) -> FewSamples:
     """The samples where the model has these tensors, by name; nearer to where it is, where the loss is not finite."""
-    ends = {k: t.detach().to(few.state[k]) for k, t in tensors.items() if k in few.state}
+    ends = [name for name in tensors if name in few.state]
     for share in (1.0, 0.5, 0.25, 0.125):
-        moved = {k: few.state[k] + share * (t - few.state[k]) for k, t in ends.items()}
-        there = few.at({**few.state, **moved})
-        loss, gradient = there.loss_and_gradient()
-        if isfinite(loss) and all(bool(g.isfinite().all()) for g in gradient):
+
+        def change(_: int, name: str, t: Tensor, share: float = share) -> Tensor:
+            return t + share * (tensors[name].detach().to(t) - t)
+
+        there = few.moved(change, ends)
+        if there.is_finite:
             break
     return there
 
@@ -443,14 +506,12 @@ class _Judge:
 
     def compare(self, few: FewSamples) -> None:
         """All backends at one point with all vectors. Raises ValueError where the gradient is not the loss's."""
-        loss, gradient = few.loss_and_gradient()
-        if not isfinite(loss) or not all(bool(g.isfinite().all()) for g in gradient):
+        references, error = self.references(few)
+        if not references:
             return
         rescaled = rescaled_table(few.problem.model, few.state)
         if rescaled:
             raise ValueError(f"the gradient that PyTorch gives is not that of the loss: {rescaled}")
-        references = [Reference(few, v, gradient, loss, few.resolution()) for v in self.vectors(few)]
-        error = self.gradient_error(few, references, gradient, loss)
         kink = None
         if error:
             kink, beside = few, self.beside(few)
@@ -470,29 +531,36 @@ class _Judge:
                 if "linearized" not in self.rejected:
                     self.compare_backend("linearized", *point)
 
-    def vectors(self, few: FewSamples) -> list[Parts]:
-        """One over all of theta, and one for each tensor or group of them."""
-        theta = few.theta
-        everything = [random_part(t, "whole", i) for i, t in enumerate(theta)]
-        if len(theta) == 1:
-            return [everything]
-        groups = min(len(theta), MAX_GROUPS if self.layout.size < LARGE else 2)
-        order = torch.randperm(len(theta), generator=generator("groups", len(theta))).tolist()
-        drawn = [everything]
-        for k in range(groups):
-            members = set(order[k::groups])
-            part = [random_part(t, "group", i) if i in members else torch.zeros_like(t) for i, t in enumerate(theta)]
-            drawn.append(part)
-        return drawn
-
-    def gradient_error(self, few: FewSamples, references: Sequence[Reference], gradient: Parts, loss: float) -> float:
-        """The largest error of the gradient along any vector, see `Reference.judge_gradient`."""
-        along = [g * ((norm(t) or 1.0) / (norm(g) or 1.0)) for g, t in zip(gradient, few.theta, strict=True)]
-        slopes = _LossAlong(few, along, gradient, loss, references[0].resolution)
-        errors = [r.judge_gradient() for r in (slopes, *references)]
+    def references(self, few: FewSamples) -> tuple[list[Reference], float]:
+        """(differences along each vector, the largest error of the gradient along any); none where it is not finite."""
+        loss, gradient = few.loss_and_gradient()
+        if not isfinite(loss) or not all(bool(g.isfinite().all()) for g in gradient):
+            return [], 0.0
+        resolution = few.resolution()
+        references = [Reference.along(few, v, gradient, loss, resolution) for v in self.vectors(few)]
+        # along the gradient itself first, which is another copy of a large model's weights
+        steepest = few.parts(lambda i, t: gradient[i] * ((norm(t) or 1.0) / (norm(gradient[i]) or 1.0)))
+        errors = [_LossAlong.along(few, steepest, gradient, loss, resolution).judge_gradient()]
+        gradient, steepest = [], []
+        errors += [r.judge_gradient() for r in references]
         if None in errors:
             self.loss_is_too_small = True
-        return max(error or 0.0 for error in errors)
+        return references, max(error or 0.0 for error in errors)
+
+    def vectors(self, few: FewSamples) -> list[Parts]:
+        """One over all of theta, and one for each tensor or group of them."""
+        count = len(few.names)
+        everything = few.parts(lambda i, t: random_part(t, "whole", i))
+        if count == 1:
+            return [everything]
+        groups = min(count, MAX_GROUPS if self.layout.size < LARGE else 2)
+        order = torch.randperm(count, generator=generator("groups", count)).tolist()
+
+        def group(k: int) -> Parts:
+            members = set(order[k::groups])
+            return few.parts(lambda i, t: random_part(t, "group", i) if i in members else torch.zeros_like(t))
+
+        return [everything, *map(group, range(groups))]
 
     def beside(self, few: FewSamples) -> tuple[FewSamples, list[Reference]] | None:
         """A point beside this one, and what is compared there; None where the gradient is not the loss's there either.
@@ -500,16 +568,9 @@ class _Judge:
         At a kink that matters, as where a ReLU's input is 0 and its output is not ignored, the loss has no gradient: a
         difference is the mean of both sides, and PyTorch's is that of one. Beside it the loss has one.
         """
-        moved = {
-            name: t + ASIDE * random_part(t, "beside a kink", i)
-            for i, (name, t) in enumerate(zip(few.names, few.theta, strict=True))
-        }
-        there = few.at({**few.state, **moved})
-        loss, gradient = there.loss_and_gradient()
-        if not isfinite(loss) or not all(bool(g.isfinite().all()) for g in gradient):
-            return None
-        references = [Reference(there, v, gradient, loss, there.resolution()) for v in self.vectors(there)]
-        if self.gradient_error(there, references, gradient, loss):
+        there = few.moved(lambda i, _, t: t + ASIDE * random_part(t, "beside a kink", i))
+        references, error = self.references(there)
+        if error or not references:
             return None
         return there, references
 
@@ -517,30 +578,37 @@ class _Judge:
         """The products of one backend; what it raises is a reason too."""
         if backend == "retained-graph" and "double-backward" not in self.rejected:
             references = references[:1]  # the same derivatives as those that passed, kept between vectors
-        try:
-            products = self.factories[backend].products({k: t.detach() for k, t in few.state.items()})
-            results = []
-            with torch.inference_mode(False), torch.no_grad():
-                for r in references:
-                    row = torch.cat([d.reshape(-1) for d in r.v])
-                    results.append(products.local_sum(row[None])[0])
-        except Exception as error:  # user code may raise anything under a tracer, and what has no derivative does
-            self.rejected[backend] = _first_line(error)
-            return
-        if not all(bool(p.isfinite().all()) for p in results):
-            self.rejected[backend] = NOT_FINITE
-            return
-        scale = max(norm(p) / hypot(*map(norm, r.v)) for r, p in zip(references, results, strict=True))
-        judged = [r.judge_product(self.layout.split(p), scale) for r, p in zip(references, results, strict=True)]
+        judged, images, scale = [], _Images(references), 0.0
+        products, held = _Products(self.factories[backend], few), []
+        for i, r in enumerate(references):
+            try:
+                result = products.along(r.v)
+            except Exception as error:  # user code may raise anything under a tracer, and what has no derivative does
+                self.rejected[backend] = _first_line(error)
+                return
+            if not bool(result.isfinite().all()):
+                self.rejected[backend] = NOT_FINITE
+                return
+            scale = max(scale, norm(result) / images.sizes[i])
+            held.append((r, result))
+            del result
+            # of a large model each is judged by itself, and by the scale of those so far: it is two copies of weights
+            if few.is_large or i + 1 == len(references):
+                while held:
+                    former, image = held.pop(0)
+                    judged.append(former.judge_product(self.layout.split(image), scale))
+                    images.add(self.layout.split(image))
+                    if few.is_large:
+                        former.forget()
+                    del image
         if any(j.too_small for j in judged):
             self.rejected[backend] = TOO_SMALL
             return
         wrong = max((j.wrong for j in judged), default=0.0)
-        asymmetry = self._asymmetry(references, results)
         if wrong:
             self.rejected[backend] = f"its product differs from differences of the gradient by {wrong:.1g}"
-        elif asymmetry > MAX_ERROR:
-            self.rejected[backend] = f"its matrix is not symmetric, by {asymmetry:.1g}"
+        elif images.asymmetry > MAX_ERROR:
+            self.rejected[backend] = f"its matrix is not symmetric, by {images.asymmetry:.1g}"
         else:
             self.note_kinks(backend, few, references, judged)
 
@@ -564,8 +632,8 @@ class _Judge:
         matrices = []
         with torch.inference_mode(False), torch.no_grad():
             for sign in (0.0, 1.0, -1.0):
-                moved = {k: t + sign * KINK_STEP * d for k, t, d in zip(few.names, few.theta, reference.v, strict=True)}
-                products = factory.products({k: t.detach() for k, t in {**few.state, **moved}.items()})
+                there = few.moved(lambda i, _, t, sign=sign: t + sign * KINK_STEP * reference.v[i])  # type: ignore[misc]
+                products = factory.products({k: t.detach() for k, t in there.state.items()})
                 matrices.append(products.local_sum)
             start = torch.cat([d.reshape(-1) for d in reference.v])[None]
             size = max(largest_image(a, start) for a in matrices)
@@ -581,17 +649,6 @@ class _Judge:
             twin = problem.with_data(BatchList([batch]))
             self.many[backend] = replace(self.factories[backend], problem=twin, plan=plan, programs={})
         return self.many[backend]
-
-    @staticmethod
-    def _asymmetry(references: Sequence[Reference], results: Sequence[Tensor]) -> float:
-        """The largest of |u.Hv - v.Hu|, relative to the norms."""
-        rows = [torch.cat([d.reshape(-1) for d in r.v]) for r in references]
-        worst = 0.0
-        for i, (u, hu) in enumerate(zip(rows, results, strict=True)):
-            for v, hv in zip(rows[:i], results[:i], strict=True):
-                size = max(norm(u) * norm(hv), norm(v) * norm(hu))
-                worst = max(worst, abs(float(u @ hv) - float(v @ hu)) / size if size else 0.0)
-        return worst
 
     def verdict(self) -> ProductCheck:
         """What to use. Raises ValueError where no backend is right, and where there is a kink and nothing else."""
@@ -667,5 +724,57 @@ class _LossAlong(Reference):
     def at(self, h: float) -> tuple[Parts, float]:
         """(nothing, derivative of the loss) with this step."""
         if h not in self.made:
-            self.made[h] = ([], (self.few.loss(self.v, h) - self.few.loss(self.v, -h)) / (2 * h))
+            self.made[h] = ([], self.few.slope(self.v, h))
         return self.made[h]
+
+
+class _Products:
+    """The products of one backend at one point; of a large model nothing is held between two of them."""
+
+    def __init__(self, factory: OperatorFactory, few: FewSamples) -> None:
+        self.factory, self.few = factory, few
+        self.made: PointProducts | None = None
+
+    def along(self, v: Parts) -> Tensor:
+        """The product with v, (n,). Raises what the model raises."""
+        made = self.made
+        if made is None:
+            made = self.factory.products({k: t.detach() for k, t in self.few.state.items()})
+        if not self.few.is_large:
+            self.made = made
+        with torch.inference_mode(False), torch.no_grad():
+            row = torch.empty(self.factory.size, dtype=v[0].dtype, device=v[0].device)
+            for i, part in enumerate(
+                self.factory.layout.split(row)
+            ):  # one by one: they may be made where they are read
+                part.copy_(v[i])
+            return made.local_sum(row[None])[0]
+
+
+class _Images:
+    """How symmetric a matrix is, from its products with the vectors of references, of which none is held."""
+
+    def __init__(self, references: Sequence[Reference]) -> None:
+        self.references = references
+        self.sizes = [sqrt(sum(norm(d) ** 2 for d in r.v)) for r in references]
+        self.images: list[float] = []  # their norms
+        self.products: list[list[float]] = []  # of the j-th image with each vector
+
+    def add(self, parts: Parts) -> None:
+        """Take in the product with the next vector, given tensor by tensor."""
+        self.images.append(sqrt(sum(norm(p) ** 2 for p in parts)))
+        self.products.append([_dot(r.v, parts) for r in self.references])
+
+    @property
+    def asymmetry(self) -> float:
+        """The largest of |u.Hv - v.Hu|, relative to the norms."""
+        worst = 0.0
+        for i, j in combinations(range(len(self.images)), 2):
+            size = max(self.sizes[i] * self.images[j], self.sizes[j] * self.images[i])
+            worst = max(worst, abs(self.products[j][i] - self.products[i][j]) / size if size else 0.0)
+        return worst
+
+
+def _dot(u: Parts, v: Parts) -> float:
+    """The scalar product of two vectors given tensor by tensor."""
+    return sum(float(torch.dot(a.reshape(-1), b.reshape(-1))) for a, b in zip(u, v, strict=True))

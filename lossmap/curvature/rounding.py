@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from lossmap.copies import lazy_copy
 from lossmap.curvature.gradient import loss_and_gradient
 from lossmap.curvature.operators import CurvatureOperator, Product, Total, gauss_newton, made_by_all
 from lossmap.data.batches import Batch, FixedBatches, move_batch, samples_in
@@ -178,9 +179,9 @@ def half_square(outputs: object, batch: Batch) -> Tensor:
 
 
 def unit(v: Tensor) -> Tensor:
-    """A vector divided by its length."""
+    """A vector divided by its length, in its own place."""
     length: Tensor = v.norm()
-    return v / length
+    return v.div_(length)
 
 
 def largest_difference(single: SymmetricOperator, double: SymmetricOperator) -> tuple[float, float, float]:
@@ -191,11 +192,13 @@ def largest_difference(single: SymmetricOperator, double: SymmetricOperator) -> 
         v = v.to(single.dtype).double()
         reference = (double @ v.to(double.device, double.dtype)).double().cpu()
         product = (single @ v.to(single.device, single.dtype)).double().cpu()
-        difference, scale = float((product - reference).norm()), float(reference.norm())
+        # in their own places: of a large model each is two copies of the weights
+        difference, scale = float(product.sub_(reference).norm()), float(reference.norm())
+        del product
         error = max(error, difference)
         if scale == 0.0:
             break
-        relative, v = max(relative, difference / scale), reference / scale
+        relative, v = max(relative, difference / scale), reference.div_(scale)
     return error, scale, relative
 
 
@@ -235,7 +238,7 @@ def problem_in(problem: Problem, dtype: torch.dtype, state: Mapping[str, Tensor]
     model = copy_of(problem.model)
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     for name, tensor in (state or {}).items():
-        tensors[name].data = tensor.detach().clone()
+        tensors[name].data = lazy_copy(tensor)
     counted = problem.count
     if counted is not samples_in:
         counted = count

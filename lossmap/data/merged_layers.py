@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from lossmap.data.batches import Batch
 from lossmap.data.borrow import evaluate_in_training, temporary_parameters
+from lossmap.data.gradients import each_gradient
 from lossmap.data.problem import Problem
 from lossmap.seeding import same_random_state
 
@@ -96,8 +97,14 @@ def _reached(problem: Problem, batch: Batch) -> tuple[float, set[str]]:
     total = problem.total(batch)
     if not total.requires_grad or not own:
         return float(total.detach()), set()
-    gradient = torch.autograd.grad(total, list(own.values()), allow_unused=True)
-    return float(total.detach()), {n for n, g in zip(own, gradient, strict=True) if g is not None and bool(g.any())}
+    names, reached = list(own), set()
+
+    def take(i: int, gradient: Tensor) -> None:
+        if bool(gradient.any()):
+            reached.add(names[i])
+
+    each_gradient(total, list(own.values()), take)
+    return float(total.detach()), reached
 
 
 def _reads_training(cls: type) -> bool:

@@ -118,7 +118,7 @@ class Plane(Result):
         for named in (self.origin, *self.axes):
             for name, tensor in named.items():
                 total.update(name.encode() + b"\x1f")
-                total.update(tensor.detach().to("cpu", torch.float32).contiguous().reshape(-1).numpy())
+                total.update(tensor.detach().to("cpu", torch.float32).contiguous().reshape(-1).numpy().data)
         return total.hexdigest()
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Plane:

@@ -148,18 +148,20 @@ class KrylovSpace:
         # In float64 from here on: a dot product in float32 is off by more than a residual at millions of entries.
         image = finite_product(self.operator, self.basis[j], self.products + 1)
         self.products += 1
-        remainder, coefficients = self._remainder(image)
+        size = float(image.norm())
+        # The product is given up for its remainder, unless no conversion has made it a tensor of ours.
+        remainder, coefficients = self._remainder(image, in_place=self.operator.dtype != torch.float64)
         length = float(remainder.norm())
         self.projected[: self.filled, j] = coefficients
         self.multiplied += 1
         # A remainder of the size of rounding has a random direction: to append it would bring in ghosts. It is noted,
         # since as a part of the product it belongs to the residuals.
-        scale = max(float(image.norm()), float(np.abs(self.projected).max()))
+        scale = max(size, float(np.abs(self.projected).max()))
         if length <= DEPENDENCE_EPSILONS * self.epsilon * scale or self.filled == self.operator.size:
             self.lost[j] = length
             return
         self._reserve()
-        self.basis[self.filled] = remainder / length
+        self.basis[self.filled] = remainder.div_(length)
         self.projected[self.filled, j] = length
         self.filled += 1
 
@@ -261,13 +263,13 @@ class KrylovSpace:
         if length <= threshold or self.filled == self.capacity:
             return 0.0
         self._reserve()
-        self.basis[self.filled] = remainder / length
+        self.basis[self.filled] = remainder.div_(length)
         self.filled += 1
         return length
 
-    def _remainder(self, vector: Tensor) -> tuple[Tensor, np.ndarray]:
-        """(1 - V V^T) v for a float64 vector (n,), and the coordinates V^T v, (k,)."""
-        remainder = vector.clone()
+    def _remainder(self, vector: Tensor, *, in_place: bool = False) -> tuple[Tensor, np.ndarray]:
+        """(1 - V V^T) v for a float64 vector (n,), and the coordinates V^T v, (k,); in place where v is given up."""
+        remainder = vector if in_place else vector.clone()
         total = torch.zeros(self.filled, dtype=torch.float64, device=vector.device)
         # The first pass leaves rounding of the size of what it takes out; the second takes that out too.
         for _ in range(2):
