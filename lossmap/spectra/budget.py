@@ -54,19 +54,32 @@ def fit_request(
     seconds  that are left; a part of them is kept in reserve
     workers  ranks, or teams of ranks, that share the tasks
     """
-    prices, seconds = prices or PriceList(tasks), MARGIN * max(0.0, seconds)
+    prices, seconds = prices or PriceList.of(tasks), MARGIN * max(0.0, seconds)
     subjects = range(len(tasks.subjects))
-    each = [prices.seconds(Task(i, "ends")) for i in subjects]
+    each = [prices.seconds(Task(i, "ends")) + prices.beside_product(Task(i, "ends")) for i in subjects]
     largest = max(subjects, key=lambda i: rows_of(tasks.subjects[i], tasks.request.parameters))
     n = rows_of(tasks.subjects[largest], tasks.request.parameters)
+    parts, no_density = _affordable(prices, parts_of(tasks.request, n), largest, seconds)
+    if prices.counts_solver and parts.density and not parts.is_whole:
+        seconds -= prices.beside_products(Task(largest, "density"))
     longest = seconds / max(each)
-    fit = fit_parts(parts_of(tasks.request, n), seconds * workers / sum(each), longest)
+    fit = fit_parts(parts, seconds * workers / sum(each), longest)
+    fit = replace(fit, cuts=(*no_density, *fit.cuts))
     request = with_parts(tasks.request, fit.parts)
     if not request.layerwise:
         return FittedRequest(request, fit.cuts)
     left = seconds * workers - fit.parts.products * sum(each)
     request, cuts = _with_fitting_layers(replace(tasks, request=request), request, left, prices)
     return FittedRequest(request, (*fit.cuts, *cuts))
+
+
+def _affordable(
+    prices: PriceList, parts: SpectrumParts, subject: int, seconds: float
+) -> tuple[SpectrumParts, tuple[str, ...]]:
+    """The parts without a density whose error band alone would take half of the time, and in words what was cut."""
+    if not parts.density or parts.is_whole or prices.beside_products(Task(subject, "density")) <= 0.5 * seconds:
+        return parts, ()
+    return replace(parts, density=False), ("no density",)
 
 
 def _with_fitting_layers(

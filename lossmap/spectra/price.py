@@ -2,7 +2,8 @@
 
 The number of products of a task is an expectation (`linalg.expected_products`); the seconds of one are measured on this
 rank, over one batch, for each kind of operator that the tasks multiply with: the whole matrix, that of all parameters,
-a layer's block, and a small block in float64. `lossmap estimate` rehearses the tasks instead, which takes longer.
+a layer's block, and a small block in float64. What a solver takes beside its products, which is most of the time of a
+small network, is measured too (`linalg.solver_time`). `lossmap estimate` rehearses the tasks instead: that is slower.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from lossmap.curvature.product_time import seconds_of_product
 from lossmap.curvature.team_check import is_alone
 from lossmap.geometry.parameter_vector import Layout, movable_parameters, selected
 from lossmap.linalg.expected_products import (
+    BLOCK_DENSITY_ERROR,
     CERTIFIED_ENDS,
     SpectrumParts,
     block_products,
@@ -23,6 +25,7 @@ from lossmap.linalg.expected_products import (
     ends_products,
     trace_products,
 )
+from lossmap.linalg.solver_time import density_seconds, seconds_of_step
 from lossmap.memory import memory_now
 from lossmap.report.price import Price
 from lossmap.spectra.block_groups import size_of
@@ -32,6 +35,8 @@ from lossmap.spectra.request import SpectrumRequest, Subject, Task
 from lossmap.spectra.tasks import SpectrumTasks
 
 MAX_SEARCH_VECTORS = 200  # of the length of theta, that a search or a Lanczos run holds at most, about
+FIXED_SECONDS = 0.2  # of a command beside its tasks: opening the file, the first display, closing
+TASK_SECONDS = 0.01  # of each: its record, written to the disk
 ProductTimer = Callable[[Any], float]  # operator -> seconds of one product
 
 
@@ -41,11 +46,42 @@ class PriceList:
 
     tasks  the measure, whose prepared matrices are used where this rank is alone in its team
     timer  operator -> seconds of one product, over this rank's share of the samples
+    counts_solver  whether what solvers take beside their products is counted
     """
 
     tasks: SpectrumTasks
     timer: ProductTimer = seconds_of_product
     known: dict[tuple[int, str], float] = field(default_factory=dict)
+    counts_solver: bool = False
+
+    @classmethod
+    def of(cls, tasks: SpectrumTasks) -> PriceList:
+        """The prices of all that these tasks take."""
+        return cls(tasks, counts_solver=True)
+
+    def beside_product(self, task: Task) -> float:
+        """Of a solver's step, without its product."""
+        if not self.counts_solver or operator_kind(self.tasks, task) == "exact block" or task.kind == "gradient":
+            return 0.0
+        size = size_of_task(self.tasks, task)
+        if task.kind == "whole":
+            return 0.0
+        dtype = next(iter(self.tasks.subjects[task.subject].problem.model.parameters())).dtype
+        return seconds_of_step(size, dtype)
+
+    def beside_products(self, task: Task) -> float:
+        """What a task takes at its end: the band of a density, computed and reported, and its record."""
+        if not self.counts_solver:
+            return 0.0
+        request, size = self.tasks.request, size_of_task(self.tasks, task)
+        computed = reported = 0.0
+        if task.kind == "density":
+            products = products_expected(task, size, request)
+            probes = 1 if task.name else request.density_probes
+            computed, reported = density_seconds(size, products, request.density_steps, probes)
+        elif task.kind == "block" and size > request.dense:
+            computed, reported = density_seconds(size, density_products(BLOCK_DENSITY_ERROR, size))
+        return computed + reported + TASK_SECONDS
 
     def seconds(self, task: Task) -> float:
         """Of one product of this task."""
@@ -128,16 +164,17 @@ def rows_of(subject: Subject, parameters: str) -> int:
     return sum(p.numel() for p in selected(subject.problem.model, parameters).values())
 
 
-def expected_costs(
-    tasks: SpectrumTasks, prices: PriceList | None = None, numbers: Iterable[int] | None = None
-) -> list[Cost]:
-    """The cost expected of the tasks of these numbers, or of all, in their order. Raises what a product raises."""
-    prices = prices or PriceList(tasks)
-    costs = []
-    for task in tasks.tasks if numbers is None else [tasks.tasks[i] for i in numbers]:
-        products = products_expected(task, size_of_task(tasks, task), tasks.request)
-        costs.append(Cost(products, products * prices.seconds(task)))
-    return costs
+def expected_costs(tasks: SpectrumTasks, prices: PriceList | None = None) -> list[Cost]:
+    """The cost expected of each task, in their order. Raises what a product raises."""
+    prices = prices or PriceList.of(tasks)
+    return [cost_of(task, tasks, prices) for task in tasks.tasks]
+
+
+def cost_of(task: Task, tasks: SpectrumTasks, prices: PriceList) -> Cost:
+    """The cost expected of one task. Raises what a product raises."""
+    products = products_expected(task, size_of_task(tasks, task), tasks.request)
+    each = prices.seconds(task) + prices.beside_product(task)
+    return Cost(products, products * each + prices.beside_products(task))
 
 
 def price_of(
@@ -151,16 +188,23 @@ def price_of(
     workers  ranks, or teams of ranks, that share the tasks
     prices   what was timed before
     """
-    costs = expected_costs(tasks, prices, numbers)
+    prices = prices or PriceList.of(tasks)
+    chosen = tasks.tasks if numbers is None else [tasks.tasks[i] for i in numbers]
+    costs = [cost_of(task, tasks, prices) for task in chosen]
+    fixed = 0.0
+    if costs and prices.counts_solver:
+        fixed = FIXED_SECONDS
     sizes = [rows_of(s, "all" if tasks.request.layerwise else tasks.request.parameters) for s in tasks.subjects]
     subject = tasks.subjects[0].problem
     itemsize = next(iter(subject.model.parameters())).element_size()
     most = max((c.products for c in costs), default=0)
     vectors = max(sizes) * itemsize * min(most, MAX_SEARCH_VECTORS)
+    seconds = sum(c.seconds for c in costs) + fixed
     return Price(
         sum(c.products for c in costs),
-        sum(c.seconds for c in costs),
+        seconds,
         memory_now(subject.model) + vectors + tasks.expected_bytes,
         workers=workers,
         longest=max((c.seconds for c in costs), default=0.0),
+        beside=seconds - sum(c.products * prices.seconds(t) for c, t in zip(costs, chosen, strict=True)),
     )
