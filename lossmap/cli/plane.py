@@ -2,7 +2,8 @@
 
 With --dir-file a plane is made and stored; with --proj-file also the path of the run in --model-folder on it; with the
 name of a result or direction file its plane is described. Data are read only for directions of curvature (gradient,
-hessian:max, hessian:min), and for the losses along a path.
+hessian:max, hessian:min), and for the losses along a path; what these will take is said first. All else is done in
+seconds, and has no price.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lossmap.cli import output
+from lossmap.cli.announce import announce
 from lossmap.cli.command_line import Command
 from lossmap.cli.entry_point import guarded
 from lossmap.cli.setting_groups import DataSettings, ModelSettings, PlaneSettings, RunSettings
@@ -65,6 +67,7 @@ def make(settings: Settings, world: World) -> int:
     from lossmap.cli import device, load_plane, load_problem
     from lossmap.cli.load_model import run_files
     from lossmap.landscape.curvature_directions import curved_direction
+    from lossmap.landscape.price import price_of_directions, price_of_path
     from lossmap.landscape.run_on_plane import grid_around, project_run
 
     say = output.rank_0_printer(world, settings.notes)
@@ -83,6 +86,8 @@ def make(settings: Settings, world: World) -> int:
         problem = load_problem.problem_and_files(settings, world, machine, (split,))[split]
         curved = partial(curved_direction, problem, parameters=settings.plane.parameters_of_directions)
         model = problem.model
+        differentiated = settings.plane.parameters_of_directions
+        announce(world, "directions", partial(price_of_directions, problem, _kinds(settings), differentiated))
     else:
         model = load_problem.model_and_files(settings, world, machine)
     plane = load_plane.plane_and_ranks(settings, world, model, curved)
@@ -91,6 +96,7 @@ def make(settings: Settings, world: World) -> int:
     say(repr(plane))
     grid, groups = load_plane.grid_of(settings.plane), {}
     if problem is not None and settings.plane.proj_file:
+        announce(world, "path", partial(price_of_path, problem, plane, len(files)))
         states = [load_plane.state_of(model, file, settings.model) for file in files]
         trajectory = project_run(plane, problem, files, states)
         groups["trajectory"] = trajectory
@@ -124,8 +130,12 @@ def _needs_data(settings: Settings) -> bool:
     plane = settings.plane
     if settings.data.problem or plane.proj_file:
         return True
-    kinds = (plane.xdir or "", plane.ydir or "")
-    return any(kind == "gradient" or kind.startswith("hessian:") for kind in kinds)
+    return any(kind == "gradient" or kind.startswith("hessian:") for kind in _kinds(settings))
+
+
+def _kinds(settings: Settings) -> tuple[str, str]:
+    """The kinds of the directions."""
+    return settings.plane.xdir or "", settings.plane.ydir or ""
 
 
 def _with_origin_and_ticks(settings: Settings, files: Sequence[Path]) -> Settings:

@@ -114,6 +114,13 @@ def selected(model: nn.Module, which: str = "weights") -> dict[str, nn.Parameter
     return parameters
 
 
+def frozen_entries(model: nn.Module, which: str) -> int:
+    """Entries of the parameters that are left out because they require no gradient: with `trainable` alone."""
+    if which != "trainable":
+        return 0
+    return sum(p.numel() for p in movable_parameters(model).values() if not p.requires_grad)
+
+
 def warn_of_frozen(model: nn.Module, which: str, what: str) -> None:
     """Log one sentence where some of the selected parameters are frozen, but not all of the model's are.
 

@@ -7,7 +7,7 @@ benchmarks (docs/cost.md); `lossmap estimate` measures points of the grid itself
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -19,7 +19,7 @@ from lossmap.curvature.product_time import seconds_of_product
 from lossmap.data.problem import Problem
 from lossmap.geometry.directions import Plane
 from lossmap.landscape.audit import AUDITED_SHARE, MIN_AUDITED
-from lossmap.landscape.loss import ForwardPlan, seconds_of_pass
+from lossmap.landscape.loss import ForwardPlan, plain_forward, seconds_of_pass
 from lossmap.memory import memory_now
 from lossmap.report.price import Price
 
@@ -49,6 +49,25 @@ def price_of_losses(
     each = sum(seconds_of_pass(p, plane, plan, autocast) for p in problems.values()) * (repeats or 1)
     model = next(iter(problems.values())).model
     return Price(points, points * each, memory_now(model), "point", workers, each)
+
+
+def price_of_path(problem: Problem, plane: Plane, checkpoints: int) -> Price:
+    """The price of the losses at so many checkpoints of a run, one pass over the data each."""
+    return price_of_losses({"train": problem}, plane, plain_forward(problem), checkpoints)
+
+
+def price_of_directions(problem: Problem, kinds: Sequence[str], parameters: str | None = None) -> Price:
+    """The price of directions of curvature, before they are made: of eigenvectors; a gradient counts as a product.
+
+    kinds       such as `gradient` or `hessian:max`; others cost nothing here
+    parameters  as of `curved_direction`
+    """
+    products = sum(COLD_PRODUCTS for kind in kinds if kind.startswith("hessian:")) + kinds.count("gradient")
+    if not products:
+        return Price(0, 0.0, memory_now(problem.model))
+    operator = plain_factory(problem, parameters or "weights").at()
+    vectors = SEARCH_VECTORS * operator.size * operator.dtype.itemsize
+    return Price(products, products * seconds_of_product(operator), memory_now(problem.model) + vectors)
 
 
 def products_at_a_point(which: str, is_warm: bool) -> int:

@@ -44,18 +44,18 @@ class DiagonalOperator:
 
 
 @cache
-def seconds_of_step(n: int, dtype: torch.dtype, clock: Clock = time.perf_counter) -> float:
+def seconds_of_step(n: int, dtype: torch.dtype, clock: Clock | None = None) -> float:
     """Seconds of one step of a search for eigenvalues of an operator of size n, without its product."""
-    size = min(n, MAX_TIMED_SIZE)
+    size, clock = min(n, MAX_TIMED_SIZE), clock or time.perf_counter
     began = clock()
     pairs = lanczos(DiagonalOperator(size, dtype), "ends", tol=1e-12, max_products=min(TIMED_STEPS, size))
     return (clock() - began) / max(1, pairs.products) * n / size
 
 
 @cache
-def seconds_of_bounds(steps: int, clock: Clock = time.perf_counter) -> float:
+def seconds_of_bounds(steps: int, clock: Clock | None = None) -> float:
     """Seconds of the bounds of one probe of so many steps at one place: the smallest of three."""
-    beta = np.full(steps, 0.25)
+    beta, clock = np.full(steps, 0.25), clock or time.perf_counter
     run = LanczosRun(np.linspace(0.0, 1.0, steps), beta, 1.0)
     run.bounds(0.3)
     taken = []

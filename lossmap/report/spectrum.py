@@ -86,6 +86,9 @@ def spectrum_report(stored: StoredReport) -> str:
     matrix = stored.text("matrix")
     lines = [titled(f"Spectrum of the {MATRICES.get(matrix, matrix)}", stored.text("label"))]
     lines += wrapped("of", _subject(stored))
+    frozen = int(stored.number("frozen", 0.0))
+    if frozen:
+        lines += wrapped("frozen", f"{count(frozen, 'parameter')} that require no gradient are left out")
     if isfinite(stored.number("loss")):
         slope = stored.number("gradient_norm")
         lines += wrapped("loss", f"{stored.number('loss'):.6g}; gradient norm {slope:.4g}")
@@ -109,12 +112,18 @@ def spectrum_report(stored: StoredReport) -> str:
     return "\n".join(lines)
 
 
+def counted(unit: str) -> str:
+    """What a loss of this unit is a mean over: `nats per token` of tokens; otherwise samples."""
+    _, per, what = unit.rpartition(" per ")
+    return what if per else "sample"
+
+
 def _subject(stored: StoredReport) -> str:
     """Parameters, samples, precision and unit."""
     text = count(int(stored.number("size")), "parameter")
     samples = int(stored.number("samples", 0.0))
     if samples:
-        text += f" of the mean loss over {count(samples, 'sample')}"
+        text += f" of the mean loss over {count(samples, counted(stored.text('unit')))}"
     text += f", {stored.text('precision')}"
     if stored.text("unit") not in ("", "1"):
         text += f"; eigenvalues in {stored.text('unit')} per squared unit of theta"

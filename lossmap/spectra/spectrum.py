@@ -22,7 +22,7 @@ from lossmap.curvature.gradient import loss_and_gradient
 from lossmap.curvature.operators import Total, single_rank
 from lossmap.data.loss_check import check_loss
 from lossmap.data.problem import Problem
-from lossmap.geometry.parameter_vector import Layout, selected, warn_of_frozen
+from lossmap.geometry.parameter_vector import Layout, frozen_entries, selected, warn_of_frozen
 from lossmap.keywords import checked_keywords
 from lossmap.linalg.deflation import successive_eigenpairs
 from lossmap.linalg.dense import DenseMatrix
@@ -246,4 +246,5 @@ def spectrum(
         loss=loss,
         gradient_norm=norm(slope),
         seconds=time.perf_counter() - began,
+        frozen=frozen_entries(problem.model, parameters),
     )

@@ -47,6 +47,7 @@ class Spectrum(DrawnResult):
         products: spent.
         seconds: spent.
         keep_vectors: whether a command's file keeps the eigenvectors too.
+        frozen: entries of the parameters that are left out since they require no gradient.
 
     Example:
         >>> import torch, lossmap
@@ -77,6 +78,7 @@ class Spectrum(DrawnResult):
     products: int = 0
     seconds: float = nan
     keep_vectors: bool = False
+    frozen: int = 0
 
     @property
     def values(self) -> np.ndarray:
@@ -231,6 +233,8 @@ def _report_of(s: Spectrum) -> StoredReport:
         "ill_conditioned": s.ill_conditioned, "products": s.products, "seconds": s.seconds,
         "report_version": REPORT_VERSION,
     }  # fmt: skip
+    if s.frozen:
+        attributes["frozen"] = s.frozen
     for name, limit, pairs, i in (("top", "upper_limit", s.top, 0), ("bottom", "lower_limit", s.bottom, 1)):
         if pairs is None:
             continue

@@ -22,7 +22,7 @@ from lossmap.curvature.hvp_plan import ProductCheck
 from lossmap.curvature.operators import Total, single_rank
 from lossmap.data.loss_check import check_loss
 from lossmap.geometry.grid import Field, Point
-from lossmap.geometry.parameter_vector import Layout, movable_parameters
+from lossmap.geometry.parameter_vector import Layout, frozen_entries, movable_parameters
 from lossmap.linalg.block_norms import OffDiagonalEnergy, block_leakage, energy_from_leakage
 from lossmap.linalg.deflation import successive_eigenpairs
 from lossmap.linalg.dense import DenseMatrix
@@ -297,6 +297,7 @@ class SpectrumTasks:
             gradient_norm=float(slope["gradient_norm"]),
             products=parts.all_products,
             keep_vectors=request.vectors,
+            frozen=frozen_entries(subject.problem.model, request.parameters),
         )
 
     def _layers(self, i: int, readings: Readings) -> BlockSpectra:

@@ -507,7 +507,9 @@ def test_a_path_lies_on_the_surface_through_the_end_of_its_run(here, capsys):
         torch.save(zoo.build("mlp", seed=i).state_dict(), f"run/{i}.pt")
     line = "--model mlp --model-folder run --samples 30"
     assert plane.main(f"{line} --xdir pca:1 --ydir pca:2 --proj-file path.h5".split()) == 0
-    assert "lossmap surface ... --dir-file path.h5 --proj-file path.h5 --x=" in capsys.readouterr().out
+    printed = capsys.readouterr()
+    assert "lossmap surface ... --dir-file path.h5 --proj-file path.h5 --x=" in printed.out
+    assert "path: about 4 points of" in printed.err
     assert run(f"{line} --dir-file path.h5 --proj-file path.h5 --x=0:1:2 --y=0:1:2 --surf-file s.h5") == 0
     assert "the run's last checkpoint is taken, run/3.pt" in capsys.readouterr().out
     surface, path = lossmap.read("s.h5"), lossmap.read("path.h5").groups["trajectory"]

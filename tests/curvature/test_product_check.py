@@ -14,10 +14,12 @@ from torch.nn.utils import parametrizations
 from torch.utils.checkpoint import checkpoint
 
 from lossmap import EigenvalueMap, Problem, random_plane, spectrum
+from lossmap.curvature import differences
 from lossmap.curvature.autotune import prepare
 from lossmap.curvature.build import build_operator
-from lossmap.curvature.operators import gauss_newton
-from lossmap.curvature.product_check import check_product
+from lossmap.curvature.differences import FewSamples
+from lossmap.curvature.operators import gauss_newton, hessian
+from lossmap.curvature.product_check import check_product, far, random_part
 
 
 class KeptSwish(torch.autograd.Function):
@@ -498,6 +500,36 @@ def test_a_gradient_that_is_not_of_the_loss_is_refused_at_a_kink_too():
     net[1] = nn.Sequential(nn.ReLU(), Activation(Rounded.apply))
     with pytest.raises(ValueError, match="not that of the loss"):
         check_product(Problem.supervised(net, "mse", (x, y)))
+
+
+@pytest.mark.parametrize("product", [hessian, gauss_newton])
+def test_a_check_that_holds_no_float64_copies_makes_the_same_differences(product, monkeypatch):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.LayerNorm(4), nn.Linear(4, 3))
+    problem = Problem.supervised(model, "crossentropy", (torch.randn(8, 5), torch.arange(8) % 3))
+    names = [name for name, _ in model.named_parameters()]
+    few = FewSamples.of(problem, names, product, 4)
+    monkeypatch.setattr(differences, "MAX_HELD_ENTRIES", 0)
+    large = FewSamples.of(problem, names, product, 4)
+    assert large.is_large and not few.is_large
+    for one, other in ((few, large), (far(few), far(large))):
+        v = one.parts(lambda i, t: random_part(t, "test", i))
+        made = other.parts(lambda i, t: random_part(t, "test", i))
+        (product_held, slope), (product_made, slope_made) = one.difference(v, 1e-5), other.difference(made, 1e-5)
+        assert slope == slope_made == other.slope(made, 1e-5)
+        for a, b in zip(product_held, product_made, strict=True):
+            assert torch.equal(a, b)
+    assert all(p.dtype == torch.float32 for p in model.parameters())
+    assert not check_product(problem, "all", product, backends=("double-backward", "linearized")).rejected
+
+
+@pytest.mark.parametrize("function", [KeptSwish, OnceSoftplus], ids=lambda f: f.__name__)
+def test_a_check_that_holds_no_float64_copies_finds_what_is_wrong(function, monkeypatch):
+    monkeypatch.setattr(differences, "MAX_HELD_ENTRIES", 0)
+    problem = problem_of(net_with(function.apply))
+    assert "double-backward" in check_product(problem, backends=("double-backward", "linearized")).rejected
+    with pytest.raises(ValueError, match="is not that of the loss"):
+        check_product(problem_of(nn.Sequential(nn.Linear(6, 6), StraightThrough(), nn.Linear(6, 3)).eval()))
 
 
 def test_gauss_newton_is_compared_too():

@@ -1,4 +1,5 @@
 import math
+import pickle
 
 import pytest
 import torch
@@ -6,7 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from lossmap.geometry import directions
 from lossmap.geometry.directions import (
+    IGNORES,
+    NORMS,
+    DrawnAxis,
     Plane,
     difference,
     from_vector,
@@ -63,6 +68,39 @@ def test_the_same_seed_gives_the_same_plane_and_other_seeds_another():
     model = net()
     assert random_plane(model, seed=3).digest == random_plane(model, seed=3).digest
     assert random_plane(model, seed=3).digest != random_plane(model, seed=4).digest
+
+
+@pytest.mark.parametrize("ignore", IGNORES)
+@pytest.mark.parametrize("norm", NORMS)
+def test_an_axis_that_is_drawn_at_every_reading_is_the_one_that_is_held(norm, ignore, monkeypatch):
+    model = net()
+    held = random_plane(model, seed=3, norm=norm, ignore=ignore, states=True)
+    monkeypatch.setattr(directions, "MAX_HELD_ENTRIES", 0)
+    monkeypatch.setattr(directions, "ENTRIES_AT_ONCE", 20)  # two filters at a time
+    drawn = pickle.loads(pickle.dumps(random_plane(model, seed=3, norm=norm, ignore=ignore, states=True)))
+    assert all(isinstance(axis, DrawnAxis) for axis in drawn.axes) and drawn.to("cpu").axes == drawn.axes
+    assert drawn.digest == held.digest and not isinstance(drawn.to(dtype=torch.float64).axes[0], DrawnAxis)
+    for name, value in drawn.at((0.3, -0.7)).items():
+        assert torch.equal(value, held.at((0.3, -0.7))[name])
+    assert drawn.lengths == pytest.approx(held.lengths, rel=1e-12)
+    assert drawn.cosine == pytest.approx(held.cosine, rel=1e-9)
+
+
+def test_an_axis_that_is_drawn_at_every_reading_refuses_what_one_that_is_held_does(monkeypatch):
+    monkeypatch.setattr(directions, "MAX_HELD_ENTRIES", 0)
+    with pytest.raises(ValueError, match="norm must be one of"):
+        random_plane(net(), norm="filters")
+    some = random_plane(net(), parameters="3.weight")
+    assert not some.axes[0]["0.weight"].any() and some.axes[0]["3.weight"].any()
+
+
+def test_the_origin_stays_where_it_was_when_the_model_is_trained(monkeypatch):
+    monkeypatch.setattr("lossmap.copies.MIN_LAZY_BYTES", 0)
+    model = net()
+    before = model[3].weight.tolist()
+    plane = random_plane(model)
+    model[3].weight.data.add_(1.0)
+    assert plane.origin["3.weight"].tolist() == before != model[3].weight.tolist()
 
 
 def test_default_directions_are_nearly_orthogonal():

@@ -9,6 +9,8 @@ def test_a_price_is_one_line_with_products_seconds_and_memory():
     assert str(Price(2318, 28.0, 140_000_000)) == "about 2,300 products of 12.1 ms: 28 s, 140 MB"
     shared = Price(51, 5.1, 10**9, "pass", workers=4, longest=0.1)
     assert str(shared) == "about 51 passes of 100 ms: 1.27 s with 4 at a time, 1 GB"
+    beside = Price(380, 4.2, 140_000_000, beside=4.0)
+    assert str(beside) == "about 380 products of 526 µs, and 4 s beside them: 4.2 s, 140 MB"
     assert str(Price(1, 3e-4, 2_000_000, "point")) == "about 1 point of 300 µs: 0.0003 s, 2 MB"
 
 

@@ -1,18 +1,22 @@
 """The price of a spectrum before its tasks are done, and the order in which they are done."""
 
+import time
 from dataclasses import fields
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from lossmap.curvature.product_time import seconds_of_product
 from lossmap.data.problem import Problem
 from lossmap.geometry.grid import Grid
 from lossmap.landscape.run_survey import survey
 from lossmap.landscape.survey_recorder import in_turns
+from lossmap.linalg.solver_time import seconds_of_bounds, seconds_of_step
 from lossmap.parallel.work_queue import WorkQueue
-from lossmap.spectra.price import PriceList, expected_costs, price_of
+from lossmap.spectra.price import FIXED_SECONDS, PriceList, expected_costs, price_of
 from lossmap.spectra.request import SpectrumRequest, Subject
 from lossmap.spectra.tasks import make_tasks
 
@@ -44,6 +48,30 @@ def test_a_task_costs_its_products_at_the_price_of_its_own_operator(layered):
     )  # the first small block
     assert costs["leak", "0.weight"].seconds == 4 * 303  # of all parameters
     assert costs["gradient", ""].products == 1
+
+
+@pytest.mark.alone
+@pytest.mark.parametrize(
+    ("request_", "rows"),
+    [({}, 40), ({"top": 2, "density": False}, 40), ({"density_steps": 40, "density_probes": 1}, 4000)],
+)
+def test_a_price_is_right_within_a_factor_of_two(request_, rows, monkeypatch):
+    monkeypatch.setattr(time, "perf_counter", time.process_time)  # others may work on the same cores
+    for timed in (seconds_of_step, seconds_of_bounds):
+        timed.cache_clear()
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 40), nn.Tanh(), nn.Linear(40, 3)).eval()
+    x = torch.randn(rows, 6, generator=torch.Generator().manual_seed(1))
+    problem = Problem.supervised(model, "crossentropy", (x, x[:, :3].argmax(1)))
+    measure = make_tasks([Subject("net", problem)], SpectrumRequest(**request_))
+    stated = price_of(
+        measure, prices=PriceList(measure, partial(seconds_of_product, clock=time.process_time), counts_solver=True)
+    )
+    began = time.process_time()
+    readings = {name: group for i in range(len(measure.tasks)) for name, group in measure((float(i),)).items()}
+    repr(measure.spectra(readings)["net"])
+    taken = time.process_time() - began + FIXED_SECONDS
+    assert 0.5 * taken <= stated.seconds <= 2.0 * taken
 
 
 def test_a_price_adds_up_what_is_left_and_is_shared_by_the_ranks(layered):

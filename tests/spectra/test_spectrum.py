@@ -1,5 +1,8 @@
 """The spectrum of a network against its dense Hessian, closed forms, and what a new user gets wrong."""
 
+import copy
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -252,6 +255,18 @@ def test_what_a_file_keeps_is_arrays_and_attributes(problem):
     assert arrays["mass_below"].shape == (2, 3)
     assert attributes["trace_low"] <= attributes["trace"] <= attributes["trace_high"]
     assert isinstance(Held(torch.eye(2)), object) and hasattr(SymmetricOperator, "size")
+
+
+def test_the_report_counts_what_is_frozen_and_what_the_loss_is_a_mean_over(problem):
+    few = dict(top=1, bottom=0, density_error=None, trace_products=0)
+    assert "frozen" not in repr(spectrum(problem, parameters="all", **few))
+    model = copy.deepcopy(problem.model)
+    first = next(model.parameters()).requires_grad_(False)
+    result = spectrum(replace(problem, model=model, unit="nats per token"), parameters="trainable", **few)
+    assert result.frozen == first.numel()
+    assert f"frozen        {first.numel():,} parameters that require no gradient are left out" in repr(result)
+    assert f"of the mean loss over {problem.samples:,} tokens" in repr(result)
+    assert spectrum(problem, **few).frozen == 0 and "samples" in repr(spectrum(problem, **few))
 
 
 def test_spectra_stand_side_by_side_with_their_gap(problem):
