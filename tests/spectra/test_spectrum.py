@@ -258,7 +258,7 @@ def test_what_a_file_keeps_is_arrays_and_attributes(problem):
 
 
 def test_the_report_counts_what_is_frozen_and_what_the_loss_is_a_mean_over(problem):
-    few = dict(top=1, bottom=0, density_error=None, trace_products=0)
+    few = {"top": 1, "bottom": 0, "density_error": None, "trace_products": 0}
     assert "frozen" not in repr(spectrum(problem, parameters="all", **few))
     model = copy.deepcopy(problem.model)
     first = next(model.parameters()).requires_grad_(False)
