@@ -119,9 +119,14 @@ class Reference:
         """(product, derivative of the loss) with this step."""
         if h not in self.made:
             if self.few.is_large:
-                self.made.clear()
+                self.forget()
             self.made[h] = self.few.difference(self.v, h)
         return self.made[h]
+
+    def forget(self) -> None:
+        """Give back what is held of the differences; they are made anew where they are asked for again."""
+        self.made.clear()
+        self.sides.clear()
 
     def slope_at(self, h: float) -> float:
         """The derivative of the loss alone, with this step."""
@@ -135,8 +140,7 @@ class Reference:
         """The product by differences ahead alone, and behind alone: at a kink one of them is that of a single side."""
         if h not in self.sides:
             if self.few.is_large:
-                self.made.clear()
-                self.sides.clear()
+                self.forget()
             self.sides[h] = self.few.one_sided(self.v, h, self.gradient)
         return self.sides[h]
 
