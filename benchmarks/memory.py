@@ -99,7 +99,7 @@ def stage(name, directory, count, size, pairs):
     print(json.dumps(values | {"file": file.stat().st_size if file.exists() else 0}))
 
 
-def language_model(width, layers):
+def language_model(width, layers, vocabulary):
     """A GPT-2 with random weights, and a problem over four sequences of 4 tokens, whose activations are small."""
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel
@@ -107,12 +107,14 @@ def language_model(width, layers):
     import lossmap
 
     torch.manual_seed(0)
-    model = GPT2LMHeadModel(GPT2Config(n_embd=width, n_layer=layers, n_head=max(1, width // 64))).eval()
+    model = GPT2LMHeadModel(
+        GPT2Config(vocab_size=vocabulary, n_embd=width, n_layer=layers, n_head=max(1, width // 64))
+    ).eval()
     tokens = torch.randint(model.config.vocab_size, (4, 4))
     return model, lossmap.huggingface(model, {"input_ids": tokens}, batch_size=1)
 
 
-def large_stage(name, width, layers, products):
+def large_stage(name, width, layers, vocabulary, products):
     """One stage of the language model, in this process; prints its peak and what it computed."""
     import torch
 
@@ -124,7 +126,7 @@ def large_stage(name, width, layers, products):
     values = {"n": 0}
     began = time.perf_counter()
     if name != "import":
-        model, problem = language_model(width, layers)
+        model, problem = language_model(width, layers, vocabulary)
         values["n"] = sum(p.numel() for p in model.parameters())
         values["model"] = peak()
     reset_peak()  # creating a model takes more than having it
@@ -146,7 +148,7 @@ def measure_language_model(args):
     rows = []
     for name in ("import", "model", "surface", "largest eigenvalue"):
         words = [sys.executable, __file__, "--language-model", "--stage", name, "--width", str(args.width)]
-        words += ["--layers", str(args.layers), "--products", str(args.products)]
+        words += ["--layers", str(args.layers), "--products", str(args.products), "--vocabulary", str(args.vocabulary)]
         out = subprocess.run(words, check=True, capture_output=True, text=True).stdout
         rows.append({"stage": name, **json.loads(out.splitlines()[-1])})
         row, weights = rows[-1], max(4 * rows[-1]["n"], 1)
@@ -168,10 +170,11 @@ def main(argv=None):
     parser.add_argument("--language-model", action="store_true")
     parser.add_argument("--width", type=int, default=768)
     parser.add_argument("--layers", type=int, default=12)
+    parser.add_argument("--vocabulary", type=int, default=50257)
     parser.add_argument("--products", type=int, default=12, help="products that the largest eigenvalue may take")
     args = parser.parse_args(argv)
     if args.language_model and args.stage:
-        large_stage(args.stage, args.width, args.layers, args.products)
+        large_stage(args.stage, args.width, args.layers, args.vocabulary, args.products)
         return []
     if args.language_model:
         return measure_language_model(args)
