@@ -34,7 +34,7 @@ from lossmap.curvature.hvp_plan import BACKENDS, HvpPlan, ProductCheck
 from lossmap.curvature.linearized_operator import BatchList, OperatorFactory
 from lossmap.curvature.operators import Product, gauss_newton, hessian, single_rank
 from lossmap.data.batches import move_batch
-from lossmap.data.problem import Problem
+from lossmap.data.problem import Problem, temporary_parameters
 from lossmap.geometry.parameter_vector import Layout, selected
 from lossmap.seeding import generator
 from lossmap.sums import norm
@@ -741,11 +741,18 @@ class _Products:
 
     def along(self, v: Parts) -> Tensor:
         """The product with v, (n,). Raises what the model raises."""
-        made = self.made
-        if made is None:
-            made = self.factory.products({k: t.detach() for k, t in self.few.state.items()})
-        if not self.few.is_large:
-            self.made = made
+        if self.few.is_large:
+            state = self._state()
+            with temporary_parameters(self.few.problem.model, state):  # its own are in the precision of the original
+                return self._product(self.factory.products(state), v)
+        if self.made is None:
+            self.made = self.factory.products(self._state())
+        return self._product(self.made, v)
+
+    def _state(self) -> dict[str, Tensor]:
+        return {k: t.detach() for k, t in self.few.state.items()}
+
+    def _product(self, made: PointProducts, v: Parts) -> Tensor:
         with torch.inference_mode(False), torch.no_grad():
             row = torch.empty(self.factory.size, dtype=v[0].dtype, device=v[0].device)
             for i, part in enumerate(
