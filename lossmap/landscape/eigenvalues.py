@@ -425,25 +425,27 @@ class EigenvalueMap:
         return {f"{name}_noise_error": value for name, value in reading.items() if name.endswith("_eig")}
 
     def _with_measured_rounding(self, matrix: PointOperator, pairs: EigenPairs, split: str) -> tuple[EigenPairs, bool]:
-        """The pairs with residuals in float64, where rounding could exceed a tenth of an error bar.
+        """The pairs with bars that hold rounding: measured where it could exceed a tenth of an error bar.
 
-        The second value says whether rounding was measured here: at audited points it is, over a few samples first.
+        The second value says whether rounding was measured here: at audited points it always is. Over a few samples
+        first, of which it is added to the bars; over all of them where it could exceed these.
 
         What rounding could do here is judged by what it did where the plan was made: in the unit of the eigenvalues,
-        as where terms cancel, or relative to them; at audited points by what it does to these eigenvectors over a few
-        samples too. Every rank of a team comes to the same decision.
+        as where terms cancel, or relative to them; and where it is measured, by what it does to these eigenvectors over
+        the few samples too. Every rank of a team comes to the same decision.
         """
         plan = getattr(self.prepared[split], "plan", None)
         if plan is None or plan.rounding is None or matrix.dtype == torch.float64:
             return pairs, False
         suspected = max(plan.rounding[0], plan.rounding[1] * pairs.scale)
-        limit = MAX_ROUNDING_SHARE * np.nanmax(pairs.residuals, initial=0.0)
-        if suspected <= limit and not self.audit:
+        bar = float(np.nanmax(pairs.residuals, initial=0.0))
+        if suspected <= MAX_ROUNDING_SHARE * bar and not self.audit:
             return widened(pairs, UNSEEN_SAFETY * suspected), False
-        if suspected > limit:
-            return remeasured(matrix, pairs, suspected)
-        seen = max(suspected, rounding_of(matrix, pairs))
-        return (widened(pairs, seen), True) if seen <= limit else remeasured(matrix, pairs, suspected)
+        if suspected <= bar:
+            seen = max(suspected, rounding_of(matrix, pairs))
+            if seen <= bar:
+                return widened(pairs, seen), True
+        return remeasured(matrix, pairs, suspected)
 
 
 def rounding_of(matrix: PointOperator, pairs: EigenPairs) -> float:
