@@ -134,7 +134,8 @@ def ranks_below(pid: int) -> dict[int, int]:
         except OSError:
             continue
         if python and "OMPI_COMM_WORLD_RANK" in environment:
-            ranks[int(environment["OMPI_COMM_WORLD_RANK"])] = pid
+            # not its child, which watches over the start of MPI
+            ranks.setdefault(int(environment["OMPI_COMM_WORLD_RANK"]), pid)
     return ranks
 
 
@@ -201,7 +202,7 @@ def attempt(
     if any(stack in out for stack in STACKS):
         tally.stacks += 1
         tally.messages.append(f"a stack after the kills of {victims}:\n{out.decode(errors='replace')[-4000:]}")
-    time.sleep(0.05)
+    time.sleep(0.5)
     for pid in processes.values():
         if os.path.exists(f"/proc/{pid}") and Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z":
             tally.orphans += 1

@@ -24,6 +24,8 @@ ORDER = (
     "memory",
     "callbacks",
     "checks",
+    "identity",
+    "farm",
     "planted",
     "trust",
     "coverage",

@@ -81,7 +81,7 @@ def campaign_page(rows: Sequence[Row], title: str, path: Path, notes: Sequence[s
     parts = [
         f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>{_text(title)}</title>',
         f"<style>{STYLE}</style></head><body><h1>{_text(title)}</h1>{_summary(rows)}",
-        *(f'<p class="note failed">{_text(note)}</p>' for note in notes),
+        *(f'<p class="failed">{_text(note)}</p>' for note in notes),
         *_sections(rows, members, path.parent),
         f"<script>{SORT}</script></body></html>",
     ]
