@@ -134,10 +134,12 @@ def lanczos(
     # Fewer vectors than this could not hold a restart from the best ones and make progress. Where memory has room for
     # no more, it makes little of it: a product is then followed by a restart.
     capacity = basis_capacity(operator, memory, 2 * request.count + 2 + block)
+    rounding = Rounding.of(operator)  # measured, if need be, before start and basis take their memory
     # A resumed search draws no start: the saved space holds it, and the saved share says how much of it was random.
     if state is None:
         vectors, random_share = start_vectors(operator, start, noise, seed, block)
         space, search = KrylovSpace(operator, vectors, capacity), Search()
+        del vectors  # two copies of the weights of a large model
     else:
         space, search = KrylovSpace.restored(operator, state, capacity), Search.restored(state)
         random_share = float(state["share"])
@@ -148,7 +150,7 @@ def lanczos(
     criteria = Criteria(
         request=request,
         tolerance=tol,
-        rounding=Rounding.of(operator),
+        rounding=rounding,
         max_products=10 * n if max_products is None else max_products,
         component=component,
         extra_steps=extra_steps,
