@@ -15,7 +15,7 @@ from lossmap.report.text import MIN_ROUNDING_SHARE, count
 ROUNDING = "eigen_rounding"  # the field that holds the part of the errors that allows for rounding
 MEASURED = "eigen_rounding_measured"  # 1 where it was measured at the point, 0 where it is estimated
 # A point that is solved a second time is looked at over a few samples first, and over all where these leave a doubt.
-HOW = "by float64 products (over all samples, or in the audit over 16 to 128 of them where these see little)"
+HOW = "by float64 products (over 16 to 128 samples, or over all where these see more than the bars)"
 
 
 def eigenmap_lines(fields: Mapping[str, np.ndarray]) -> list[str]:
