@@ -10,7 +10,7 @@ are measured, not the solver. Each stage runs in its own process; its peak is th
 relative to a process that has only imported lossmap.
 
 Of the language model a line of its loss surface and its largest eigenvalue are computed over a few short sequences;
-their peaks above a process that has imported the same are counted in copies of the weights, the model one of them.
+their peaks above those of a model of next to no weights are counted in copies of the weights, the model one of them.
 """
 
 from __future__ import annotations
@@ -123,12 +123,9 @@ def large_stage(name, width, layers, vocabulary, products):
 
     for module in ("transformers", "lossmap.landscape.run_survey", "lossmap.curvature.product_check", "torch.fx"):
         import_module(module)
-    values = {"n": 0}
     began = time.perf_counter()
-    if name != "import":
-        model, problem = language_model(width, layers, vocabulary)
-        values["n"] = sum(p.numel() for p in model.parameters())
-        values["model"] = peak()
+    model, problem = language_model(width, layers, vocabulary)
+    values = {"n": sum(p.numel() for p in model.parameters()), "model": peak()}
     reset_peak()  # creating a model takes more than having it
     if name == "surface":
         plane = lossmap.random_plane(model, axes=1)
@@ -143,21 +140,33 @@ def large_stage(name, width, layers, vocabulary, products):
     print(json.dumps(values))
 
 
+SMALL = {"width": 64, "layers": 2, "vocabulary": 100}  # a model of next to no weights
+
+
 def measure_language_model(args):
-    """The peaks of the language model's stages, in copies of its weights."""
+    """The peaks of the language model's stages, in copies of its weights, above those of a model of next to none."""
     rows = []
-    for name in ("import", "model", "surface", "largest eigenvalue"):
-        words = [sys.executable, __file__, "--language-model", "--stage", name, "--width", str(args.width)]
-        words += ["--layers", str(args.layers), "--products", str(args.products), "--vocabulary", str(args.vocabulary)]
-        out = subprocess.run(words, check=True, capture_output=True, text=True).stdout
-        rows.append({"stage": name, **json.loads(out.splitlines()[-1])})
-        row, weights = rows[-1], max(4 * rows[-1]["n"], 1)
-        row["copies"] = (row["bytes"] - rows[0]["bytes"]) / weights
-        print(
-            f"{name:18} n = {row['n']:,}, peak {row['bytes'] / 1e6:7.0f} MB, {row['copies']:5.2f} copies of the weights"
+    for name in ("model", "surface", "largest eigenvalue"):
+        row, least = (
+            peak_of_stage(name, args.products, **shape)
+            for shape in ({"width": args.width, "layers": args.layers, "vocabulary": args.vocabulary}, SMALL)
         )
-        print(f"    {row}")
+        row |= {"stage": name, "copies": (row["bytes"] - least["bytes"]) / (4 * row["n"])}
+        rows.append(row)
+        print(
+            f"{name:18} n = {row['n']:,}, peak {row['bytes'] / 1e6:7.0f} MB, of a small model "
+            f"{least['bytes'] / 1e6:5.0f} MB, {row['copies']:5.2f} copies of the weights"
+        )
+        print(f"    {row}", flush=True)
     return rows
+
+
+def peak_of_stage(name, products, *, width, layers, vocabulary):
+    """What a stage reports, run in a process of its own."""
+    words = [sys.executable, __file__, "--language-model", "--stage", name, "--width", str(width)]
+    words += ["--layers", str(layers), "--products", str(products), "--vocabulary", str(vocabulary)]
+    out = subprocess.run(words, check=True, capture_output=True, text=True).stdout
+    return json.loads(out.splitlines()[-1])
 
 
 def main(argv=None):

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from lossmap.copies import lazy_copy
 from lossmap.curvature.formulas import PlainTables
-from lossmap.curvature.operators import Product, gauss_newton, outputs_and_loss
+from lossmap.curvature.operators import MAX_HELD_ENTRIES, Product, gauss_newton, outputs_and_loss
 from lossmap.data.batches import Batch, move_batch, samples_in
 from lossmap.data.borrow import copy_of
 from lossmap.data.gradients import each_gradient
@@ -37,7 +37,6 @@ from lossmap.seeding import generator
 from lossmap.sums import norm
 
 ROUNDING = 64 * torch.finfo(torch.float64).eps
-MAX_HELD_ENTRIES = 1 << 23  # of a model whose float64 copy, and vectors beside it, are held
 
 Parts = Sequence[Tensor]  # one tensor for each of theta's
 

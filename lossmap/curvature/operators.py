@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from scipy.sparse.linalg import LinearOperator
 from torch import Tensor, nn
+from torch.autograd.graph import get_gradient_edge
 from torch.utils import _pytree as pytree
 
 from lossmap.curvature.double_backward import twice_differentiable
@@ -41,6 +42,8 @@ Product = Callable[[Problem, Batch, Parameters, Sequence[Parameters]], list[Sequ
 Total = Callable[[Tensor], Tensor]
 Made = TypeVar("Made")
 
+MAX_HELD_ENTRIES = 1 << 23  # of a model whose copies beside the weights are held; of a larger one they are given back
+
 
 def single_rank(share: Tensor) -> Tensor:
     """The total over a team of one."""
@@ -51,7 +54,20 @@ def hessian(
     problem: Problem, batch: Batch, parameters: Parameters, vectors: Sequence[Parameters]
 ) -> list[Sequence[Tensor]]:
     """One batch's Hessian of the summed loss times each of b vectors, by double backward: one gradient, b passes."""
-    return second_backward(first_backward(problem, batch, parameters), parameters, vectors, retain_graph=False)
+    gradient = list(first_backward(problem, batch, parameters))
+    if len(vectors) == 1 and sum(p.numel() for p in parameters) > MAX_HELD_ENTRIES:
+        return [_released(gradient, parameters, vectors[0])]
+    return second_backward(gradient, parameters, vectors, retain_graph=False)
+
+
+def _released(gradient: list[Tensor], parameters: Parameters, v: Parameters) -> Sequence[Tensor]:
+    """The derivative of gradient . v; the gradient's values, as many as theta's, are given back before."""
+    moving = [i for i, g in enumerate(gradient) if g.requires_grad]
+    edges = [get_gradient_edge(gradient[i]) for i in moving]
+    gradient.clear()
+    if not moving:  # the loss is linear in these parameters
+        return [torch.zeros_like(p) for p in parameters]
+    return torch.autograd.grad(edges, parameters, [v[i] for i in moving], materialize_grads=True)
 
 
 def first_backward(problem: Problem, batch: Batch, parameters: Parameters) -> Sequence[Tensor]:
@@ -376,11 +392,18 @@ def mean_product(
     wide = torch.promote_types(dtype, torch.float32)  # half precision is too coarse for sums over many batches
     with torch.inference_mode(False), torch.no_grad():
         rows = _rows_of(v, layout.size, dtype)
-        message = torch.empty(rows.numel() + 3, dtype=wide, device=rows.device)  # no memory until it is filled
-        message[-3:] = 0.0
+        sums: list[Tensor] = []
+        failure: Exception | None = None
+        try:
+            sums.append(local_sum(rows))  # before there is a message, which of a large model takes as much memory again
+        except Exception as error:
+            failure = error
+        message = torch.zeros(rows.numel() + 3, dtype=wide, device=rows.device)
 
         def add_local_sums(message: Tensor) -> None:
-            message[:-3] = local_sum(rows).reshape(-1)
+            if failure is not None:
+                raise failure
+            message[:-3] = sums.pop().reshape(-1)
             with torch.enable_grad():  # to count them may mean to run a loss that differentiates inside
                 count = samples()
             message[-3], message[-2] = count // 4096, count % 4096  # two whole numbers, exact in float32

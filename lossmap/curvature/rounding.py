@@ -199,6 +199,7 @@ def largest_difference(single: SymmetricOperator, double: SymmetricOperator) -> 
         if scale == 0.0:
             break
         relative, v = max(relative, difference / scale), reference.div_(scale)
+        del reference  # by this name it would stay through the next product
     return error, scale, relative
 
 

@@ -15,6 +15,7 @@ from torch import nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from lossmap.curvature import operators
 from lossmap.curvature.operators import CurvatureOperator, gauss_newton, hessian, made_by_all
 from lossmap.data.batches import Resident
 from lossmap.data.problem import Problem
@@ -424,3 +425,19 @@ def test_where_one_rank_of_a_team_cannot_make_an_operator_none_goes_on_with_it()
     assert isinstance(outcomes[1], ZeroDivisionError)
     assert str(outcomes[0]) == "the operator in another precision failed on 1 other rank(s) of the team, which say why"
     assert made_by_all(lambda message: message, torch.device("cpu"), lambda: 3) == 3
+
+
+@pytest.mark.parametrize(
+    "model", [Attention(), nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 3)), nn.Linear(3, 3)]
+)
+@pytest.mark.parametrize("loss", ["crossentropy", lambda outputs, _: outputs.sum()], ids=["crossentropy", "linear"])
+def test_a_product_of_a_large_model_gives_the_gradient_back_and_has_the_same_bits(model, loss, monkeypatch):
+    torch.manual_seed(0)
+    x = torch.randint(0, 7, (6, 5)) if isinstance(model, Attention) else torch.randn(6, 3)
+    problem = Problem.supervised(model.eval(), loss, (x, torch.arange(6) % 3))
+    operator = CurvatureOperator(problem, hessian, "all")
+    v = torch.randn(operator.size)
+    expected = operator @ v
+    monkeypatch.setattr(operators, "MAX_HELD_ENTRIES", 0)
+    assert torch.equal(operator @ v, expected)
+    assert torch.equal(operator @ v[:, None], expected[:, None])
