@@ -171,7 +171,7 @@ def test_a_death_while_the_ranks_meet_keeps_nobody_waiting_for_ever(run, tmp_pat
 def test_a_death_while_the_problem_is_set_up_is_one_sentence_and_no_success(run, tmp_path, rank):
     ended = run("setup_kills", tmp_path / "s.h5", ft=True, DIES=rank)
     sentences = {
-        "0": "rank 0 has died; leaving",
+        "0": "rank 0 has died; ",  # its worker leaves, or hears of it in what the ranks do together: both say so
         "1": "lossmap: rank 1 has died; what has been measured is safe: run the same command again to go on",
     }
     assert ended.code == 70 and sentences[rank] in ended.err and "Traceback" not in ended.err
