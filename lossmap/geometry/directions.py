@@ -490,6 +490,8 @@ def move_point(origin: Mapping[str, Tensor], axes: Sequence[Mapping[str, Tensor]
         value = start
         for coordinate, axis in zip(point, axes, strict=True):
             if coordinate != 0.0:
-                value = torch.add(value, axis[name], alpha=coordinate)
+                step = axis[name]
+                out = step if isinstance(axis, DrawnAxis) else None  # drawn for this reading alone
+                value = torch.add(value, step, alpha=coordinate, out=out)
         tensors[name] = value
     return tensors
