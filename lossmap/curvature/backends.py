@@ -300,7 +300,7 @@ def in_format(tensor: Tensor, memory_format: torch.memory_format) -> Tensor:
 
 
 def bytes_of(values: Any, own_storages: set[int]) -> int:
-    """The bytes that values occupy, each storage counted once, beyond the storages (by address) that exist anyhow."""
+    """The bytes that values occupy, each storage counted once, beyond those that exist anyhow, by `_cdata`."""
     counted, size = set(own_storages), 0
     for leaf in pytree.tree_leaves(values):
         if isinstance(leaf, Tensor) and leaf.untyped_storage()._cdata not in counted:

@@ -20,7 +20,10 @@ def test_signs_are_counted_and_what_the_precision_hides_is_named() -> None:
 
 def test_where_rounding_was_measured_is_one_line() -> None:
     for measured, text in (
-        ([1.0, 0.0, 0.0, np.nan], "measured at 1 of 3 points by float64 products (over all samples, or in the audit"),
+        (
+            [1.0, 0.0, 0.0, np.nan],
+            "measured at 1 of 3 points by float64 products (over 16 to 128 samples, or over all where",
+        ),
         ([1.0, 0.0, 0.0, np.nan], "), estimated at the others from what was measured where the products were planned"),
         ([1.0, 1.0], "measured at each of 2 points by float64 products"),
         ([0.0, 0.0], "estimated at all 2 points"),
