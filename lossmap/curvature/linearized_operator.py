@@ -119,8 +119,8 @@ class LinearizedOperator:
     def rounding_of(self, vectors: Tensor) -> float:
         """|(H - H64) (v_1 + ... + v_b)| of b vectors of length one, (n, b), over a few samples, in one product.
 
-        The rounding of one does not know that of the others: the length of their sum is at about the root of the sum of
-        squares, above the largest. H64 is the same in float64. Raises what the model raises there.
+        The rounding errors of the vectors are hardly correlated, so that the norm of their sum is about the root of the
+        sum of their squares, above the largest. H64 is the same in float64. Raises what the model raises there.
         """
         if self.factory is None or self.probe.state is None:
             raise ValueError("this operator stands alone: its rounding is measured by `measured`")

@@ -755,10 +755,8 @@ class _Products:
     def _product(self, made: PointProducts, v: Parts) -> Tensor:
         with torch.inference_mode(False), torch.no_grad():
             row = torch.empty(self.factory.size, dtype=v[0].dtype, device=v[0].device)
-            for i, part in enumerate(
-                self.factory.layout.split(row)
-            ):  # one by one: they may be made where they are read
-                part.copy_(v[i])
+            for i, part in enumerate(self.factory.layout.split(row)):
+                part.copy_(v[i])  # one by one: they may be made where they are read
             return made.local_sum(row[None])[0]
 
 

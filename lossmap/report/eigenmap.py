@@ -14,7 +14,7 @@ from lossmap.report.text import MIN_ROUNDING_SHARE, count
 
 ROUNDING = "eigen_rounding"  # the field that holds the part of the errors that allows for rounding
 MEASURED = "eigen_rounding_measured"  # 1 where it was measured at the point, 0 where it is estimated
-# A point that is solved a second time is looked at over a few samples first, and over all where these leave a doubt.
+# A few samples are looked at first, and all where rounding over these could exceed the bars.
 HOW = "by float64 products (over 16 to 128 samples, or over all where these see more than the bars)"
 
 
