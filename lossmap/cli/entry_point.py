@@ -6,6 +6,8 @@ import functools
 import os
 import signal
 import sys
+import sysconfig
+import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -29,6 +31,20 @@ def error_sentence(error: Exception) -> str:
     if isinstance(error, OSError) and error.filename and error.strerror:  # raised by the system: no sentence yet
         return f"{os.fspath(error.filename)}: {error.strerror}"
     return str(error) or type(error).__name__
+
+
+def place_in_user_code(error: Exception) -> str | None:
+    """Where in a person's own file an error arose, such as `net.py, line 3, in forward`; None where in no such file.
+
+    Own files are those of no installed package, of neither Python nor lossmap.
+    """
+    own, place = os.path.dirname(os.path.dirname(os.path.abspath(__file__))), None
+    installed = tuple(os.path.abspath(folder) + os.sep for folder in (own, *sysconfig.get_paths().values()))
+    for frame in traceback.extract_tb(error.__traceback__):
+        path = os.path.abspath(frame.filename)
+        if os.path.isfile(path) and not path.startswith(installed):
+            place = f"{os.path.basename(path)}, line {frame.lineno}, in {frame.name}"
+    return place
 
 
 def launched_rank() -> int:
@@ -55,6 +71,14 @@ def guarded(main: Callable[..., int]) -> Callable[..., int]:
                 raise
             if launched_rank() == 0:
                 print(f"lossmap: {printable(error_sentence(error))}", file=sys.stderr)
+            return 2
+        except Exception as error:  # of lossmap's own code a traceback is due
+            place = place_in_user_code(error)
+            if place is None or os.environ.get("LOSSMAP_DEBUG"):
+                raise
+            if launched_rank() == 0:
+                text = f"{type(error).__name__}: {error_sentence(error)}"
+                print(f"lossmap: {printable(text)} ({place}; LOSSMAP_DEBUG=1 shows the traceback)", file=sys.stderr)
             return 2
 
     return run

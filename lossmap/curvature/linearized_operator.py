@@ -159,7 +159,7 @@ class LinearizedOperator:
             raise RuntimeError("the loss failed on another rank of the team, whose report names the reason")
         return float(message[0]) / float(message[1])
 
-    def _samples(self) -> int:
+    def _samples(self) -> float:
         return self.problem.samples
 
     def to_scipy(self) -> LinearOperator:

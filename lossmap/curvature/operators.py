@@ -374,7 +374,7 @@ def mean_product(
     v: Tensor,
     dtype: torch.dtype,
     local_sum: Callable[[Tensor], Tensor],
-    samples: Callable[[], int],
+    samples: Callable[[], float],
     total: Total,
 ) -> Tensor:
     """The mean over all samples of all ranks, of products whose sum over a rank's samples `local_sum` gives.
@@ -382,7 +382,7 @@ def mean_product(
     layout   theta's
     v        (n,) or (n, b)
     local_sum  (b, n) -> (b, n), the sum over this rank's samples
-    samples  how many they are
+    samples  how many they are, or their weight
     total    adds up over the ranks, and is called once: the product, the samples, and whether a rank failed, travel
              together, so that what only one rank notices is raised by all
     """
@@ -406,7 +406,7 @@ def mean_product(
             message[:-3] = sums.pop().reshape(-1)
             with torch.enable_grad():  # to count them may mean to run a loss that differentiates inside
                 count = samples()
-            message[-3], message[-2] = count // 4096, count % 4096  # two whole numbers, exact in float32
+            message[-3], message[-2] = count // 4096, count % 4096  # whole numbers are so exact in float32
 
         message = total_or_raise(total, message, add_local_sums, "product")
         many, rest, _ = message[-3:].tolist()

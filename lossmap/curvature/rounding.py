@@ -233,7 +233,7 @@ def problem_in(problem: Problem, dtype: torch.dtype, state: Mapping[str, Tensor]
     """The same problem in another precision, over a copy of its model. Raises what the model's forward raises there."""
     own = next(p.dtype for p in problem.model.parameters() if p.is_floating_point())
 
-    def count(batch: Batch) -> int:  # a problem may count with its own model, which stays as it is
+    def count(batch: Batch) -> float:  # a problem may count with its own model, which stays as it is
         return problem.count(move_batch(batch, None, own))
 
     model = copy_of(problem.model)

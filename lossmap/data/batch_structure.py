@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import types
 from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
 from functools import partial
 from typing import Any
 
@@ -52,7 +53,15 @@ def _open(batch: Any) -> None:
 def _parts(value: Any) -> list[Any]:
     if _is_plain_mapping(value):
         return list(value.values())
-    return list(vars(value).values())
+    return list(_attributes(value).values())
+
+
+def _attributes(value: Any) -> dict[str, Any]:
+    """What an object holds: by its `__dict__`, and by the fields of a dataclass with slots."""
+    slots = (
+        {f.name: getattr(value, f.name) for f in fields(value) if hasattr(value, f.name)} if is_dataclass(value) else {}
+    )
+    return {**slots, **getattr(value, "__dict__", {})}
 
 
 def _is_plain_mapping(value: Any) -> bool:
@@ -65,7 +74,9 @@ def holds_tensors(value: Any, depth: int = 0) -> bool:
     """Whether a value is a tensor, or an object or mapping with one in it."""
     if isinstance(value, Tensor):
         return True
-    if depth > 4 or isinstance(value, _CLOSED) or not (isinstance(value, Mapping) or hasattr(value, "__dict__")):
+    if depth > 4 or isinstance(value, _CLOSED):
+        return False
+    if not (isinstance(value, Mapping) or hasattr(value, "__dict__") or is_dataclass(value)):
         return False
     return any(holds_tensors(leaf, depth + 1) for part in _parts(value) for leaf in pytree.tree_leaves(part))
 
@@ -75,7 +86,8 @@ def _items_of(mapping: Mapping[str, Any]) -> tuple[list[Any], tuple[str, ...]]:
 
 
 def _attributes_of(value: Any) -> tuple[list[Any], tuple[str, ...]]:
-    return list(vars(value).values()), tuple(vars(value))
+    attributes = _attributes(value)
+    return list(attributes.values()), tuple(attributes)
 
 
 def _mapping_of(kind: Any, entries: Any, names: tuple[str, ...]) -> Any:
@@ -86,5 +98,6 @@ def _mapping_of(kind: Any, entries: Any, names: tuple[str, ...]) -> Any:
 def _object_of(kind: Any, attributes: Any, names: tuple[str, ...]) -> Any:
     """An object with these attributes, made without calling its `__init__`."""
     made = kind.__new__(kind)
-    made.__dict__.update(zip(names, attributes, strict=True))
+    for name, attribute in zip(names, attributes, strict=True):
+        object.__setattr__(made, name, attribute)  # of a frozen dataclass too
     return made

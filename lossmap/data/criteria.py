@@ -231,10 +231,21 @@ class ScaledCriterion:
     scale: float | None = None
 
     def __call__(self, outputs: Outputs, targets: Any, samples: int) -> Tensor:
-        """The criterion's value, scaled."""
-        if self.scale is None:
-            return self.criterion(outputs, targets) * samples
-        return self.criterion(outputs, targets) * self.scale
+        """The criterion's value, scaled. Raises ValueError where it is no tensor."""
+        value = self.criterion(outputs, targets)
+        if not isinstance(value, Tensor):
+            raise ValueError(
+                f"the loss must return one number, the mean over the batch, as a tensor; got {_kind_of(value)}"
+            )
+        return value * (samples if self.scale is None else self.scale)
+
+
+def _kind_of(value: Any) -> str:
+    """What a loss returned, for a person."""
+    if isinstance(value, tuple):
+        kinds = ", ".join(type(entry).__name__ for entry in value)
+        return f"a tuple ({kinds}); (mean, weight) is for the loss(model, batch) of Problem.custom (--problem)"
+    return f"a {type(value).__name__}, without a gradient" if isinstance(value, float) else f"a {type(value).__name__}"
 
 
 def summed_criterion(loss: str | Criterion, criterion: Criterion, data: Batches) -> SummedCriterion:

@@ -33,9 +33,11 @@ from torch.utils import _pytree as pytree
 
 from lossmap.data.batches import Batch, FixedBatches, Resident, map_tensors, samples_in
 from lossmap.data.borrow import copy_of
+from lossmap.data.broadcasts import broadcast_targets
 from lossmap.data.criteria import ACCURACY, SupervisedLoss, takes_class_labels
 from lossmap.data.datasets import labels_within
 from lossmap.data.merged_layers import find_merged_layers
+from lossmap.data.missing_values import missing_values
 from lossmap.data.noise import with_noise_seed
 from lossmap.data.problem import Problem, temporary_parameters
 from lossmap.data.stable_forms import stable_forms
@@ -140,11 +142,27 @@ def _look(problem: Problem) -> tuple[Problem, _Probe, int]:
         outputs = probe.outputs()
         if isinstance(outputs, Tensor) and outputs.dim() > 1:
             labels_within(problem.data, outputs.shape[1], getattr(problem.loss.loss, "ignore_index", -100))
+    problem = _with_data_told(problem, probe)
     kind = probe.kind()
     reported = _with_rounding_told(_with_metrics_that_fit(problem, probe), probe, kind)
     if (kind == COUPLED or reported.notes != problem.notes) and not probe.is_repeatable(REPEATS):
         return problem, probe, RANDOM  # neither batches nor rounding are the reason
     return reported, probe, kind
+
+
+def _with_data_told(problem: Problem, probe: _Probe) -> Problem:
+    """With notes on targets that are broadcast and on samples of NaN; a loss of outputs and such targets is refused."""
+    notes = []
+    with same_random_state(20):
+        broadcast = broadcast_targets(probe.total)
+    if broadcast is not None and isinstance(problem.loss, SupervisedLoss):
+        raise ValueError(f"{broadcast}; reshape the targets to the outputs' shape, such as y[:, None]")
+    if broadcast is not None:
+        notes.append(f"{broadcast}; where that is not meant, reshape them, such as y[:, None]")
+    missing = missing_values(problem)
+    if missing is not None:
+        notes.append(missing)
+    return replace(problem, notes=(*problem.notes, *notes))
 
 
 def _treated(problem: Problem, probe: _Probe, kind: int, seed: int) -> Problem:
@@ -177,6 +195,8 @@ class _Probe:
         self.original = problem
         self.batch = _few_samples(problem)
         self.samples = samples_in(self.batch)
+        with temporary_parameters(problem.model, {}), torch.enable_grad(), same_random_state(20):
+            self.weight = problem.count(self.batch)  # over which its loss is a mean
         self.problem = problem
         twin = _in_float64(problem, self.batch)
         if twin is not None:
@@ -197,7 +217,7 @@ class _Probe:
         means = []
         for problem, batch in ((self.original, _few_samples(self.original)), (self.problem, self.batch)):
             with temporary_parameters(problem.model, {}), torch.enable_grad(), stable_forms(), same_random_state(20):
-                means.append(float(problem.total(batch).detach()) / self.samples)
+                means.append(float(problem.total(batch).detach()) / (self.weight or 1.0))
         return means[0], means[1]
 
     def outputs(self) -> Any:
@@ -362,9 +382,9 @@ def _advice(problem: Problem) -> str:
 
 def _measured(probe: _Probe) -> str:
     n = probe.samples
-    whole = probe.total() / n
+    whole = probe.total() / (probe.weight or 1.0)
     try:
-        mean = sum(probe.total([i]) for i in range(n)) / n
+        mean = sum(probe.total([i]) for i in range(n)) / (probe.weight or 1.0)
     except (ValueError, RuntimeError, IndexError) as error:
         return f"{n} samples give {whole:.6g}, one alone fails: {str(error).splitlines()[0]}"
     return f"{n} samples together {whole:.6g}, one by one {mean:.6g}"

@@ -14,10 +14,12 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from lossmap.data.batch_parts import inputs_of, targets_of
+from lossmap.data.batch_structure import open_batch
 from lossmap.data.batches import Batch, Batches, FixedBatches, samples_in
 from lossmap.data.borrow import evaluate_in_training, evaluated_in_training, temporary_parameters
 from lossmap.data.criteria import (
@@ -46,23 +48,36 @@ def _is_double(model: nn.Module) -> bool:
     return any(p.dtype == torch.float64 for p in model.parameters())
 
 
-def _value_and_count(loss: Callable[[nn.Module, Batch], Any], model: nn.Module, batch: Batch) -> tuple[Tensor, int]:
-    """The number that a user's loss returns for a batch, and the batch's samples."""
-    value, samples = in_one_precision(loss, _is_double(model), model, batch), None
+def _value_and_weight(loss: Callable[[nn.Module, Batch], Any], model: nn.Module, batch: Batch) -> tuple[Tensor, float]:
+    """The number that a user's loss returns for a batch, and the batch's weight: its samples, where it gives none."""
+    value, weight = in_one_precision(loss, _is_double(model), model, batch), None
     if isinstance(value, tuple):
-        value, samples = value
+        if len(value) != 2:
+            raise ValueError(f"the loss must return one number per batch, or (mean, weight); got {len(value)} values")
+        value, weight = value
     if not isinstance(value, Tensor) or value.dim() != 0:
         raise ValueError(f"the loss must return one number per batch; got {getattr(value, 'shape', type(value))}")
-    if samples is None:
-        samples = samples_in(batch)
-    return value, int(samples)
+    if weight is None:
+        return value, samples_in(batch)
+    return value, _checked_weight(weight)
+
+
+def _checked_weight(weight: Any) -> float:
+    """A batch's weight as a number, an int where it is whole. Raises ValueError where it is no weight."""
+    size = weight.numel() if isinstance(weight, Tensor) else np.size(weight)
+    if size != 1:
+        raise ValueError(f"the weight of a batch must be one number; got {size} of them: their sum is the weight")
+    number = float(weight.detach() if isinstance(weight, Tensor) else weight)
+    if not (np.isfinite(number) and number >= 0):
+        raise ValueError(f"the weight of a batch must be finite and >= 0; got {number:g}")
+    return int(number) if number.is_integer() else number
 
 
 @dataclass(frozen=True)
 class CustomLoss:
     """A loss of model and batch as `Problem.forward`: (model, batch) -> the loss summed over the batch's samples.
 
-    loss       (model, batch) -> a scalar, or (scalar, samples)
+    loss       (model, batch) -> a scalar, or (scalar, weight)
     reduction  whether that scalar is the `mean` or the `sum` over the batch's samples
     """
 
@@ -70,27 +85,29 @@ class CustomLoss:
     reduction: str
 
     def __call__(self, model: nn.Module, batch: Batch) -> Tensor:
-        """The summed loss."""
-        value, samples = _value_and_count(self.loss, model, batch)
-        if self.reduction == "mean":
-            return value * samples
-        return value
+        """The summed loss; 0 of a batch without weight, whose own mean may be NaN."""
+        value, weight = _value_and_weight(self.loss, model, batch)
+        if self.reduction == "sum":
+            return value
+        if weight == 0 and not value.isfinite():
+            return torch.zeros_like(value)
+        return value * weight
 
 
 @dataclass(frozen=True, eq=False)
 class CustomCount:
-    """The samples of a batch, as a loss of model and batch reports them."""
+    """The samples of a batch, or its weight, as a loss of model and batch reports them."""
 
     loss: Callable[[nn.Module, Batch], Any]
     model: nn.Module
 
-    def __call__(self, batch: Batch) -> int:
-        """The number of samples; the loss runs with gradients, since it may differentiate by its inputs.
+    def __call__(self, batch: Batch) -> float:
+        """The number of samples, or the weight; the loss runs with gradients, since it may differentiate by its inputs.
 
         The model is borrowed here as well: a problem over a copy of it counts with this one, which may be in training.
         """
         with temporary_parameters(self.model, {}):
-            return _value_and_count(self.loss, self.model, batch)[1]
+            return _value_and_weight(self.loss, self.model, batch)[1]
 
 
 @checked_init
@@ -108,7 +125,7 @@ class Problem:
         data: the samples of one split, in batches.
         forward: (model, batch) -> outputs f.
         loss: (outputs, batch) -> the loss summed over the batch's samples, a scalar.
-        count: batch -> its samples.
+        count: batch -> its samples, or its weight where the loss gives one.
         metrics: further means over samples, by name (`acc`).
         separable: whether outputs and loss are truly two steps, as Gauss-Newton needs.
         unit: of the loss, such as nats.
@@ -128,7 +145,7 @@ class Problem:
     data: Batches
     forward: Callable[[nn.Module, Batch], Outputs]
     loss: Callable[[Outputs, Batch], Tensor]
-    count: Callable[[Batch], int]
+    count: Callable[[Batch], float]
     metrics: Mapping[str, Metric]
     separable: bool = True
     unit: str = "nats"
@@ -219,7 +236,8 @@ class Problem:
 
         Args:
             model: the network.
-            loss: (model, batch) -> a scalar, or (scalar, samples); without samples, the batch's first dimension counts.
+            loss: (model, batch) -> a scalar, or (scalar, weight), the weight being any number >= 0, such as the batch's
+                tokens; without it the batch's first dimension counts.
             data: as of `supervised`, but that batches go to the loss as they are.
             reduction: whether that scalar is the `mean` or the `sum` over the batch's samples.
             batch_size: samples in a batch; by default the loader's.
@@ -247,12 +265,22 @@ class Problem:
         return cls(model, data, CustomLoss(loss, reduction), _itself, CustomCount(loss, model), {}, False, unit)
 
     @cached_property
-    def samples(self) -> int:
-        """The samples N of this problem's data (this rank's share of them)."""
+    def samples(self) -> float:
+        """The samples N of this problem's data (of this rank's share), or their weight; ValueError where it is 0."""
         if self.count is samples_in:
             return self.data.samples
         with temporary_parameters(self.model, {}):  # to count may mean to run the loss
-            return sum(self.count(batch) for batch in self.data)
+            weight = sum(self.count(batch) for batch in self.data)
+        if weight == 0:
+            raise ValueError("every batch has weight 0, as where all of its targets are ignored: the loss is undefined")
+        return weight
+
+    @property
+    def sample_count(self) -> int:
+        """What a report counts: the samples or tokens N; where these have a broken weight, the data's samples."""
+        if self.samples == int(self.samples):
+            return int(self.samples)
+        return self.data.samples
 
     def total(self, batch: Batch) -> Tensor:
         """The loss summed over a batch's samples, differentiable in the model's parameters."""
@@ -311,7 +339,10 @@ def _itself(outputs: Outputs, batch: Batch) -> Tensor:
 
 def _call(model: nn.Module, batch: Batch) -> Outputs:
     positional, keywords = inputs_of(batch)
-    return in_one_precision(lambda: model(*positional, **keywords), _is_double(model))
+    outputs = in_one_precision(lambda: model(*positional, **keywords), _is_double(model))
+    if not isinstance(outputs, Tensor):
+        open_batch(outputs)  # of a class that is not known yet, such as a dataclass
+    return outputs
 
 
 def _call_for_logits(model: nn.Module, batch: Batch) -> Outputs:

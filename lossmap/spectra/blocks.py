@@ -117,7 +117,7 @@ def doubled(problem: Problem) -> Problem:
     """The same problem in float64, over a copy of its model. Raises what the model's forward raises there."""
     own = next(p for p in problem.model.parameters() if p.is_floating_point()).dtype
 
-    def count_in_own_precision(batch: Batch) -> int:
+    def count_in_own_precision(batch: Batch) -> float:
         return problem.count(move_batch(batch, None, own))
 
     # A problem's own function may count with the model that it was made with, which stays as it is.

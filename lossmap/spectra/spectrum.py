@@ -238,7 +238,7 @@ def spectrum(
         name=matrix,
         layout=operator.layout,
     )
-    samples = int(total(torch.tensor([float(problem.samples)], dtype=torch.float64))[0])
+    samples = int(total(torch.tensor([float(problem.sample_count)], dtype=torch.float64))[0])
     return replace(
         result,
         samples=samples,

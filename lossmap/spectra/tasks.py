@@ -291,7 +291,7 @@ class SpectrumTasks:
             trace=parts.trace,
             density=parts.density,
             shares=parts.shares,
-            samples=subject.samples_of.samples,
+            samples=subject.samples_of.sample_count,
             unit=subject.problem.unit,
             loss=float(slope["loss"]),
             gradient_norm=float(slope["gradient_norm"]),

@@ -95,7 +95,7 @@ def readings(problem: Problem) -> dict[str, float]:
     # without metrics the loss is the user's own, and may hold derivatives by its inputs
     context = torch.no_grad() if problem.metrics else nullcontext()
     sums = dict.fromkeys(("loss", *problem.metrics), 0.0)
-    samples = 0
+    samples = 0.0
     with temporary_parameters(problem.model, {}), context:
         for batch in problem.data:
             outputs = problem.forward(problem.model, batch)

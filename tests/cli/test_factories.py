@@ -225,3 +225,18 @@ def test_the_help_says_with_what_they_are_called(command, capsys):
         "returns the mean over the batch, or (mean, weight)",
     ):
         assert part in text
+
+
+def test_what_a_persons_own_code_raises_is_one_sentence_with_its_place(tmp_path, monkeypatch, capsys):
+    (tmp_path / "raises.py").write_text(
+        "import torch\nfrom torch.nn.functional import cross_entropy\n\n\n"
+        "def net():\n    return torch.nn.Linear(2, 3)\n\n\n"
+        "def data(split='train'):\n    y = torch.zeros(40).long()\n    y[20] = 3\n    return torch.ones(40, 2), y\n\n\n"
+        "def loss(outputs, targets):\n    return cross_entropy(outputs, targets)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    words = ["--model", "raises.py:net", "--dataset", "raises.py:data", "--loss", "raises.py:loss"]
+    for command in ("surface", "spectrum"):
+        assert main([command, *words, "--surf-file", "s.h5"]) == 2
+        text = capsys.readouterr().err
+        assert "lossmap: IndexError: Target 3 is out of bounds. (raises.py, line 16, in loss; LOSSMAP_DEBUG=1" in text

@@ -363,3 +363,44 @@ def test_a_loss_that_cancels_in_the_models_precision_is_noted():
     assert check_loss(Problem.supervised(net, "crossentropy", (x, y))).notes == ()
     net.weight.data /= 20
     assert check_loss(Problem.supervised(net, error_rate, (x, y))).notes == ()
+
+
+@pytest.mark.parametrize(
+    "loss", [F.mse_loss, F.smooth_l1_loss, lambda o, t: ((o - t) ** 2).mean(), lambda o, t: (t - o).abs().mean()]
+)
+@pytest.mark.parametrize("shape", [(), (3, 4)])
+def test_a_loss_of_all_pairs_of_outputs_and_targets_is_refused(loss, shape):
+    net = nn.Conv2d(2, 1, 1) if shape else nn.Linear(4, 1)
+    x, y = torch.randn(12, *((2, *shape) if shape else (4,))), torch.randn(12, *shape)
+    with pytest.raises(ValueError, match=r"broadcast to \(12, 12.*: every output beside every target; reshape the tar"):
+        check_loss(Problem.supervised(net, loss, (x, y)))
+    assert check_loss(Problem.supervised(net, loss, (x, y[:, None]))).notes == ()
+
+
+def test_a_table_of_pairs_in_an_own_loss_is_noted_and_one_that_is_meant_is_not():
+    net, x, y = nn.Linear(4, 1), torch.randn(12, 4), torch.randn(12)
+    first, *_ = check_loss(Problem.custom(net, lambda m, b: (m(b[0]) - b[1]).square().mean(), (x, y))).notes
+    assert first.startswith("the loss takes the difference of tensors of shapes (12, 1) and (12,), which are broadcast")
+
+    def pairwise(model, batch):
+        scores = model(batch[0])[:, 0]
+        return F.softplus((scores[:, None] - scores) * (batch[1][None] - batch[1][:, None]).sign()).mean()
+
+    (note,) = check_loss(Problem.custom(net, pairwise, (x, y))).notes
+    assert note.startswith("the loss of a batch is not a mean over its samples")
+
+
+def test_samples_of_nan_are_reported_where_they_make_the_loss_nan(net, data):
+    x, y = data[0].clone(), data[1]
+    x[40, 1] = x[41, 2] = float("nan")
+    (note,) = check_loss(Problem.supervised(net, "crossentropy", (x, y))).notes
+    assert note == "NaN stands in 2 of the 90 samples, the first of them sample 40, and makes the loss NaN"
+    batches = FixedBatches(((x[:41], y[:41]), (x[41:], y[41:])))
+    (note,) = check_loss(Problem.supervised(net, "crossentropy", batches)).notes
+    assert note == "NaN stands in 2 of the 2 batches, and makes the loss NaN"
+
+    class Filled(nn.Sequential):
+        def forward(self, x):
+            return super().forward(x.nan_to_num())
+
+    assert check_loss(Problem.supervised(Filled(*net), "crossentropy", (x, y))).notes == ()

@@ -1,5 +1,8 @@
 """Problems: sums that do not depend on the batches, conventions of the losses, a model that is restored."""
 
+from dataclasses import dataclass
+
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -8,6 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+import lossmap
 from lossmap.data.batches import Resident, Streamed
 from lossmap.data.problem import ACCURACY, Metric, Problem, inputs_of, targets_of, temporary_parameters
 from lossmap.geometry.directions import move_point, origin_of
@@ -336,3 +340,86 @@ def test_the_data_follow_a_model_to_its_device():
     ):
         assert all(t.device.type == "meta" for t in next(iter(problem.data)))
         assert problem.total(next(iter(problem.data))).device.type == "meta"
+
+
+def weighted(model, batch):
+    x, y, w = batch
+    return (w * (model(x) - y).square()[:, 0]).sum() / w.sum(), w.sum()
+
+
+@pytest.mark.parametrize("cut", [None, 4])
+def test_weights_that_are_no_whole_numbers_weigh_exactly(cut):
+    chance = torch.Generator().manual_seed(2)
+    x, y, w = (torch.randn(13, n, generator=chance).double() for n in (3, 1, 1))
+    w = 0.3 * w.abs()[:, 0]
+    net = nn.Linear(3, 1).double()
+    problem = Problem.custom(net, weighted, (x, y, w) if cut else [(x[:5], y[:5], w[:5]), (x[5:], y[5:], w[5:])])
+    truth = float((w * (net(x) - y).square()[:, 0]).sum().detach() / w.sum())
+    assert value(sum(problem.rebatched(cut or 13).total(b) for b in problem.data)) / problem.samples == pytest.approx(
+        truth
+    )
+    hessian = lossmap.hessian(problem, parameters="all").to_scipy() @ np.eye(4)
+    design = torch.cat([x, torch.ones(13, 1).double()], 1)
+    np.testing.assert_allclose(hessian, 2 * design.T @ (w[:, None] * design) / w.sum(), rtol=1e-10)
+    assert lossmap.spectrum(problem, top=1, parameters="all").samples == 13
+
+
+def test_batches_without_weight_count_nothing_and_all_of_them_are_refused():
+    x, y = torch.randn(8, 3), torch.tensor([0, 1, 1, 0, -100, -100, -100, -100])
+    net = nn.Linear(3, 2)
+
+    def entropy(model, batch):
+        return F.cross_entropy(model(batch[0]), batch[1]), (batch[1] >= 0).sum()
+
+    problem = Problem.custom(net, entropy, (x, y), batch_size=4)
+    surface = lossmap.survey(lossmap.losses(problem, lossmap.random_plane(net, axes=1)), lossmap.Grid.line(0, 0, 1))
+    assert surface["train_loss"][0] == pytest.approx(value(F.cross_entropy(net(x[:4]), y[:4])))
+    assert problem.samples == 4
+    with pytest.raises(ValueError, match="every batch has weight 0"):
+        _ = Problem.custom(net, entropy, (x[4:], y[4:])).samples
+
+
+@pytest.mark.parametrize(
+    ("weight", "message"),
+    [
+        (-1.0, r"the weight of a batch must be finite and >= 0; got -1"),
+        (float("nan"), r"must be finite and >= 0; got nan"),
+        (torch.ones(3), r"must be one number; got 3 of them: their sum is the weight"),
+    ],
+)
+def test_a_weight_that_is_none_is_refused(weight, message):
+    problem = Problem.custom(nn.Linear(1, 1), lambda m, b: (m(b).mean(), weight), torch.ones(3, 1))
+    with pytest.raises(ValueError, match=message):
+        problem.total(next(iter(problem.data)))
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    scores: torch.Tensor
+    name: str = "record"
+
+
+class Recorder(nn.Linear):
+    def forward(self, x):
+        return Record(super().forward(x))
+
+
+def test_outputs_and_batches_of_any_class_are_taken_apart():
+    torch.manual_seed(0)
+    x, y = torch.randn(9, 3), torch.arange(9) % 2
+    net, plain = Recorder(3, 2), nn.Linear(3, 2)
+    plain.load_state_dict(net.state_dict())
+    own = Problem.supervised(net, lambda o, t: F.cross_entropy(o.scores, t), (x, y))
+    truth = lossmap.hessian(Problem.supervised(plain, "crossentropy", (x, y))).to_scipy() @ np.eye(6)
+    for matrix in (lossmap.hessian, lossmap.gauss_newton):
+        np.testing.assert_allclose(matrix(own).to_scipy() @ np.eye(6), truth, atol=1e-6)
+    data = Problem.custom(plain, lambda m, b: m(b.scores).square().mean(), [Record(x[:4]), Record(x[4:])])
+    assert data.samples == 9 and data.to(dtype=torch.float64).total
+    assert next(iter(data.to(dtype=torch.float64).data)).scores.dtype == torch.float64
+
+
+@pytest.mark.parametrize("result", [{"loss": 1}, (torch.ones(()), {}), 0.5])
+def test_what_a_supervised_loss_returns_is_named_where_it_is_no_number(result):
+    problem = Problem.supervised(nn.Linear(1, 1), lambda o, t: result, (torch.ones(3, 1), torch.ones(3, 1)))
+    with pytest.raises(ValueError, match=f"the loss must return one number, .*; got a {type(result).__name__}"):
+        problem.total(next(iter(problem.data)))
