@@ -2,22 +2,9 @@
 
 from __future__ import annotations
 
-import ctypes
-import faulthandler
-import os
-import select
-import signal
-import socket
-import sys
-import time
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
 
 MAX_RANKS_WITH_COMPUTING_RANK_0 = 32  # with more, the dispatcher is busy enough
-START_TIMEOUT = 600  # seconds for the start of MPI, unless LOSSMAP_MPI_START says otherwise
-LAST_WORDS_SECONDS = 0.3  # for the sentence, before the rank ends
-MAX_GOODBYE_SECONDS = 60.0  # that a launcher may take to end the other ranks
 
 # variables by which a launcher says how many ranks it has started
 _SIZE_VARIABLES = (
@@ -128,80 +115,3 @@ def _first_computing_rank(size: int, team_size: int, rank_0: str) -> int:
     if (size - first) % team_size and size - other >= team_size and (size - other) % team_size == 0:
         return other
     return first
-
-
-@contextmanager
-def start_watchdog(environ: Mapping[str, str]) -> Iterator[None]:
-    """A context for the start of MPI, in which ranks wait for each other: no rank stays there for ever.
-
-    Where a launcher that tolerates deaths goes on after one in MPI_Init, the others would wait for the dead inside it,
-    where neither Python's threads nor its signal handlers run. After LOSSMAP_MPI_START seconds one of them (on each
-    machine) says so in a sentence, and they end with 1, upon which the launcher ends the job. Every rank dies with its
-    launcher.
-    """
-    if launched(environ) > 1:
-        _die_with_parent()
-    if environ.get("OMPI_MCA_mpi_ft_enable", "0") not in ("1", "true"):
-        yield
-        return
-    limit = float(environ.get("LOSSMAP_MPI_START", START_TIMEOUT))
-    sentence = (
-        f"lossmap: rank {rank_in(environ)} on {socket.gethostname()}: MPI has not started within {limit:g} s, as where "
-        "another rank has died meanwhile; nothing is lost: run the same command again "
-        "(LOSSMAP_MPI_START=SECONDS waits longer)"
-    )
-    with _speaker(sentence, limit), open(os.devnull, "w") as nowhere:
-        # its thread needs no interpreter; the stack that it prints says nothing to anybody
-        faulthandler.dump_traceback_later(limit + LAST_WORDS_SECONDS, exit=True, file=nowhere)
-        try:
-            yield
-        finally:
-            faulthandler.cancel_dump_traceback_later()
-
-
-@contextmanager
-def _speaker(sentence: str, seconds: float) -> Iterator[None]:
-    """A context with a child process that prints a sentence when the context has lasted this many seconds.
-
-    Another process, because MPI_Init holds the interpreter, so that no thread of this one could speak.
-    """
-    reading, writing = os.pipe()
-    launcher = os.getppid()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 of threads: the child uses none
-        child = os.fork()
-    if child == 0:
-        os.setsid()  # the launcher's signals are for the rank
-        os.close(writing)
-        if not select.select([reading], [], [], seconds)[0]:  # the pipe ends with the context, or with the rank
-            _speak_for_all(sentence, launcher)
-        os._exit(0)
-    os.close(reading)
-    try:
-        yield
-    finally:
-        os.close(writing)
-        with suppress(OSError):  # a program may have its children collected by the system
-            os.kill(child, signal.SIGKILL)
-            os.waitpid(child, 0)
-
-
-def _speak_for_all(sentence: str, launcher: int) -> None:
-    """Print a sentence, unless another rank's child of this launcher has; return when the launcher has ended."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as claim:
-        if sys.platform == "linux":  # a name without a file, which is free again when this process ends
-            try:
-                claim.bind(f"\0lossmap-start-{launcher}")
-            except OSError:
-                return
-        os.write(2, f"{sentence}\n".encode())
-        os.closerange(0, 3)  # the launcher waits for their ends
-        deadline = time.monotonic() + MAX_GOODBYE_SECONDS
-        while time.monotonic() < deadline and os.path.exists(f"/proc/{launcher}"):
-            time.sleep(0.1)
-
-
-def _die_with_parent() -> None:
-    """Ask the kernel to kill this rank when its launcher dies (Linux; elsewhere launchers see to it)."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGKILL)

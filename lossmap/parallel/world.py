@@ -25,10 +25,11 @@ import numpy as np
 
 from lossmap.parallel import survivors, world_exit
 from lossmap.parallel.host_arrays import like, to_host_array
-from lossmap.parallel.launcher import arrange_teams, check_size, launched, library_name, start_watchdog
+from lossmap.parallel.launcher import arrange_teams, check_size, launched, library_name
 from lossmap.parallel.mpi_channel import EXIT_LOST, MpiChannel
 from lossmap.parallel.mpi_library import load_mpi
 from lossmap.parallel.team import Team
+from lossmap.parallel.watchdog import start_watchdog
 
 T = TypeVar("T")
 
@@ -76,8 +77,12 @@ class World:
             if environ is None:
                 environ = os.environ
             use_mpi = mpi or (mpi is None and launched(environ) > 1)
-            with start_watchdog(environ):
-                _world = cls(load_mpi(environ)) if use_mpi else cls()
+            try:
+                with start_watchdog(environ):
+                    _world = cls(load_mpi(environ)) if use_mpi else cls()
+            except ConnectionError as error:  # where another has died by now, MPI_Finalize would wait for ever
+                print(f"{error}; leaving", file=sys.stderr, flush=True)
+                os._exit(EXIT_LOST)
             if _world.channel is not None:
                 check_size(_world.size, environ, library_name(_world.channel.mpi.Get_library_version()))
         return _world
@@ -90,9 +95,8 @@ class World:
             # communicators of their own, so that collectives and messages cannot meet
             self._all, self._node = channel.copy(), channel.node()
             self.node_rank, self.node_size = self._node.rank, self._node.size
-        except mpi.Exception as error:  # where another has died by now, MPI_Finalize would wait for ever
-            print(f"on {self.host}: the ranks could not connect: {error}; leaving", file=sys.stderr, flush=True)
-            os._exit(EXIT_LOST)
+        except mpi.Exception as error:
+            raise ConnectionError(f"on {self.host}: the ranks could not connect: {error}") from error
         if self.size > 1:
             sys.excepthook = self._abort_on_error  # Python would end this rank alone
             atexit.register(self.leave)  # before mpi4py's MPI_Finalize, for programs that do not call it

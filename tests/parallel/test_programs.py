@@ -167,6 +167,13 @@ def test_a_death_while_the_ranks_meet_keeps_nobody_waiting_for_ever(run, tmp_pat
     assert ("MPI has not started within 2 s" if ft else "signal 9 (Killed)") in ended.err
 
 
+def test_a_crash_while_the_ranks_meet_is_one_sentence_and_no_success(run, tmp_path):
+    ended = run("a_crash_at_the_start", tmp_path / "s.h5", ft=True, PYTHONFAULTHANDLER="1")
+    assert ended.code == signal.SIGSEGV and not (tmp_path / "s.h5").exists()
+    (line,) = ended.err.splitlines()
+    assert "was killed, or crashed, while MPI was starting; nothing is lost" in line
+
+
 @pytest.mark.parametrize("rank", ["0", "1"])
 def test_a_death_while_the_problem_is_set_up_is_one_sentence_and_no_success(run, tmp_path, rank):
     ended = run("setup_kills", tmp_path / "s.h5", ft=True, DIES=rank)
