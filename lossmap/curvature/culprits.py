@@ -123,7 +123,11 @@ def wrong_modules(few: FewSamples) -> list[str]:
 
         return hook
 
-    leaves = [(name, m) for name, m in few.problem.model.named_modules() if name and not any(m.children())]
+    leaves = [
+        (name, m)
+        for name, m in few.problem.model.named_modules()
+        if name and not any(m.children()) and not isinstance(m, torch.jit.ScriptModule)  # which bears no such hooks
+    ]
     handles = [m.register_forward_pre_hook(remember(name), with_kwargs=True) for name, m in leaves]
     required = [(p, p.requires_grad) for p in few.problem.model.parameters()]
     try:

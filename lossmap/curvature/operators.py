@@ -67,7 +67,17 @@ def _released(gradient: list[Tensor], parameters: Parameters, v: Parameters) -> 
     gradient.clear()
     if not moving:  # the loss is linear in these parameters
         return [torch.zeros_like(p) for p in parameters]
-    return torch.autograd.grad(edges, parameters, [v[i] for i in moving], materialize_grads=True)
+    return torch.autograd.grad(edges, parameters, [aligned(v[i]) for i in moving], materialize_grads=True)
+
+
+def aligned(v: Tensor) -> Tensor:
+    """A part of a vector; a copy where pairs of its entries, read as complex numbers, would begin between two of them.
+
+    `torch.view_as_complex`, through which derivatives by `torch.view_as_real` go, needs an even place in the memory.
+    """
+    if v.dim() and v.shape[-1] == 2 and v.storage_offset() % 2:
+        return v.clone()
+    return v
 
 
 def first_backward(problem: Problem, batch: Batch, parameters: Parameters) -> Sequence[Tensor]:
@@ -90,7 +100,7 @@ def second_backward(
         torch.autograd.grad(
             [gradient[i] for i in moving],
             parameters,
-            [v[i] for i in moving],
+            [aligned(v[i]) for i in moving],
             retain_graph=retain_graph or j + 1 < len(vectors),
             materialize_grads=True,
         )
@@ -123,7 +133,11 @@ def gauss_newton(
             results.append([torch.zeros_like(p) for p in parameters])
             continue
         forward = torch.autograd.grad(
-            [transposed[i] for i in reached], duals, [v[i] for i in reached], retain_graph=True, materialize_grads=True
+            [transposed[i] for i in reached],
+            duals,
+            [aligned(v[i]) for i in reached],
+            retain_graph=True,
+            materialize_grads=True,
         )
         weighted = torch.autograd.grad(
             [slope[i] for i in bent], chosen, [forward[i] for i in bent], retain_graph=True, materialize_grads=True

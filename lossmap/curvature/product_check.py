@@ -593,7 +593,7 @@ class _Judge:
             if not bool(result.isfinite().all()):
                 self.rejected[backend] = NOT_FINITE
                 return
-            scale = max(scale, norm(result) / images.sizes[i])
+            scale = max(scale, norm(result) / (images.sizes[i] or 1.0))
             held.append((r, result))
             del result
             # of a large model each is judged by itself, and by the scale of those so far: it is two copies of weights

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lossmap.data.batch_writes import copied
 from lossmap.data.criteria import SupervisedLoss, takes_class_labels
 from lossmap.data.datasets import labels_within
 from lossmap.data.problem import Problem, temporary_parameters
@@ -42,11 +43,11 @@ def check_one_sample(problem: Problem, split: str) -> None:
 def _total_of_a_sample(problem: Problem) -> Tensor:
     """The loss of one sample; of several where one alone fails, as batch norm without running statistics does."""
     try:
-        return problem.total(next(iter(problem.data.rebatched(1))))
+        return problem.total(copied(next(iter(problem.data.rebatched(1)))))
     except (ValueError, RuntimeError, IndexError):
         if problem.data.samples == 1:
             raise
-        return problem.total(next(iter(problem.data)))
+        return problem.total(copied(next(iter(problem.data))))
 
 
 def _check_labels(problem: Problem) -> None:
@@ -55,7 +56,7 @@ def _check_labels(problem: Problem) -> None:
         return
     try:
         with temporary_parameters(problem.model, {}):
-            outputs = problem.forward(problem.model, next(iter(problem.data)))
+            outputs = problem.forward(problem.model, copied(next(iter(problem.data))))
     except Exception:  # said with its shapes where the loss is tried
         return
     if isinstance(outputs, Tensor) and outputs.dim() > 1:

@@ -93,7 +93,7 @@ def load(
     raw          no normalisation, and whole numbers as they are
     samples      at most this many: a random subset, drawn from data_seed, in the data's own order
     pieces       the number of pieces into which the data are cut, of which `piece`, counted from 0, is used
-    batch_size   samples in a batch; DEFAULT_BATCH_SIZE if left out
+    batch_size   samples in a batch; if left out those of a user's loader, else DEFAULT_BATCH_SIZE
     dtype        of floating-point numbers; float32 if left out
     download     fetch CIFAR-10-C, 2.9 GB, into data_path (or `data`) where it is not there
     ranks_sharing  ranks that share the memory of this host (or GPU) and load the same; by default those that the
@@ -113,7 +113,7 @@ def load(
     if source.samples < 1:
         raise ValueError(f"{name} holds no sample in its split {split}")
     indices = _subset(source.samples, samples, data_seed, pieces, piece)
-    size = DEFAULT_BATCH_SIZE if batch_size is None else batch_size
+    size = (source.batch_size or DEFAULT_BATCH_SIZE) if batch_size is None else batch_size
     size = min(len(indices), size)
     if budget is None:
         budget = memory.sample_budget(device, ranks_sharing)
@@ -130,7 +130,9 @@ def _joined(
     """All samples in memory; where they do not join, as graphs and texts padded by the loader, its batches as given."""
     reason: Exception
     try:
-        resident = Resident(collect_in_memory(streamed), size)
+        are_all = len(streamed.indices) == source.samples
+        sizes = source.loader_sizes if are_all and size == source.batch_size else ()
+        resident = Resident(collect_in_memory(streamed), size, sizes)
         if resident.samples == streamed.samples:
             return resident
         reason = NotJoined(f"{streamed.samples} samples were put together into {resident.samples}")

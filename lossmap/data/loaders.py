@@ -52,11 +52,15 @@ class Source:
     fetch    indices -> a batch on the host, ready for the model
     samples  how many there are
     whole    what it was made of, read as batches that are not cut where samples do not join; None where they always do
+    batch_size    samples in a batch of the loader that it was made of; None without a loader
+    loader_sizes  of each of these batches, where they differ
     """
 
     fetch: Callable[[Sequence[int]], Batch]
     samples: int
     whole: Any = None
+    batch_size: int | None = None
+    loader_sizes: tuple[int, ...] = ()
 
     def bytes_each(self) -> int:
         """The bytes that a sample takes in memory."""
@@ -181,7 +185,8 @@ def source_of(value: Any, name: str, ranks_sharing: int | None = None) -> Source
         return _of_arrays(value[0], value[1], name)
     if isinstance(value, DataLoader):
         if _plain_loader(value):
-            return replace(of_dataset(value.dataset, value.collate_fn, name), whole=value)
+            source = of_dataset(value.dataset, value.collate_fn, name)
+            return replace(source, whole=value, batch_size=value.batch_size)
         return _of_batches(read_into_memory(value, ranks_sharing=ranks_sharing))
     if isinstance(value, IterableDataset):
         loader = DataLoader(value, batch_size=DEFAULT_BATCH_SIZE)
@@ -234,10 +239,11 @@ def _rows(values: Tensor, indices: Sequence[int]) -> Tensor:
 
 def _of_batches(batches: Any) -> Source | FixedBatches:
     if isinstance(batches, Streamed):
-        return Source(_SubsetFetch(batches), batches.samples)
+        return Source(_SubsetFetch(batches), batches.samples, batch_size=batches.batch_size)
     if isinstance(batches, FixedBatches):
         return batches
-    return Source(RowsOf(batches.tensors), batches.samples)
+    size, sizes = batches.batch_size, batches.loader_sizes
+    return Source(RowsOf(batches.tensors), batches.samples, batch_size=size, loader_sizes=sizes)
 
 
 def _plain_loader(loader: DataLoader[Any]) -> bool:

@@ -31,9 +31,12 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from lossmap.data.batch_parts import targets_of
+from lossmap.data.batch_writes import with_copied_batches
 from lossmap.data.batches import Batch, FixedBatches, Resident, map_tensors, samples_in
 from lossmap.data.borrow import copy_of
 from lossmap.data.broadcasts import broadcast_targets
+from lossmap.data.carried_state import carried_state
 from lossmap.data.criteria import ACCURACY, SupervisedLoss, takes_class_labels
 from lossmap.data.datasets import labels_within
 from lossmap.data.merged_layers import find_merged_layers
@@ -136,6 +139,7 @@ class _Agreement:
 def _look(problem: Problem) -> tuple[Problem, _Probe, int]:
     """(the problem with the metrics that fit, its probe, what its loss is)."""
     movable_parameters(problem.model)  # refuses a lazy module that has no parameters yet
+    problem = with_copied_batches(problem, _few_samples(problem))
     find_merged_layers(problem, _few_samples(problem))
     probe = _Probe(problem)
     if isinstance(problem.loss, SupervisedLoss) and takes_class_labels(problem.loss.loss):
@@ -143,6 +147,10 @@ def _look(problem: Problem) -> tuple[Problem, _Probe, int]:
         if isinstance(outputs, Tensor) and outputs.dim() > 1:
             labels_within(problem.data, outputs.shape[1], getattr(problem.loss.loss, "ignore_index", -100))
     problem = _with_data_told(problem, probe)
+    carried = carried_state(probe.problem, probe.batch, probe.tolerance)
+    if carried is not None:
+        problem = _as_one_batch(problem, carried)
+        probe = _Probe(problem)
     kind = probe.kind()
     reported = _with_rounding_told(_with_metrics_that_fit(problem, probe), probe, kind)
     if (kind == COUPLED or reported.notes != problem.notes) and not probe.is_repeatable(REPEATS):
@@ -355,6 +363,20 @@ def _with_own_batches(problem: Problem, probe: _Probe) -> Problem:
     return fixed
 
 
+def _as_one_batch(problem: Problem, carried: str) -> Problem:
+    """The samples as the one batch that they are given in. Raises ValueError where they are several."""
+    data = _own_batches(problem)
+    number = len(data.batches)
+    if number > 1:
+        raise ValueError(
+            f"the model carries a state from batch to batch ({carried}): over {number} batches its loss depends on how "
+            "they are cut and on their order; set it anew at the beginning of the forward pass, or give all samples as "
+            "one batch"
+        )
+    note = f"the model carries a state from batch to batch ({carried}): it is evaluated on the one batch given, uncut"
+    return replace(problem, data=data, notes=(*problem.notes, note))
+
+
 def _evaluate_smallest(problem: Problem) -> None:
     """Raises ValueError where the smallest of several batches fails: a last one that is too small for the model."""
     batches = list(problem.data)
@@ -404,6 +426,8 @@ def _with_metrics_that_fit(problem: Problem, probe: _Probe) -> Problem:
     if ACCURACY not in problem.metrics.values():
         return problem
     outputs = probe.outputs()
-    if isinstance(outputs, Tensor) and outputs.dim() >= 2 and outputs.shape[1] > 1:
-        return problem
+    if isinstance(outputs, Tensor) and outputs.dim() == 2 and outputs.shape[1] > 1:
+        known = isinstance(problem.loss, SupervisedLoss) and takes_class_labels(problem.loss.loss)  # its labels fit
+        if known or int(targets_of(probe.batch).max()) < outputs.shape[1]:
+            return problem
     return replace(problem, metrics={k: m for k, m in problem.metrics.items() if m is not ACCURACY})

@@ -240,3 +240,23 @@ def test_what_a_persons_own_code_raises_is_one_sentence_with_its_place(tmp_path,
         assert main([command, *words, "--surf-file", "s.h5"]) == 2
         text = capsys.readouterr().err
         assert "lossmap: IndexError: Target 3 is out of bounds. (raises.py, line 16, in loss; LOSSMAP_DEBUG=1" in text
+
+
+def test_a_loss_that_couples_a_batch_is_read_on_the_batches_of_the_loader(tmp_path, monkeypatch):
+    (tmp_path / "coupled.py").write_text(
+        "import torch\nfrom torch.utils.data import DataLoader, TensorDataset\n\n"
+        "X = torch.randn(20, 3, generator=torch.Generator().manual_seed(1))\nY = torch.zeros(20).long()\n\n\n"
+        "def net():\n    torch.manual_seed(0)\n    return torch.nn.Linear(3, 2)\n\n\n"
+        "def loader(split='train'):\n    return DataLoader(TensorDataset(X, Y), batch_size=8)\n\n\n"
+        "def batches(split='train'):\n    return [(X[:5], Y[:5]), (X[5:17], Y[5:17]), (X[17:], Y[17:])]\n\n\n"
+        "def spread(outputs, targets):\n    return outputs.mean(0).square().sum()\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec((tmp_path / "coupled.py").read_text(), names)
+    outputs = names["net"]()(names["X"]).detach().double()
+    for form, cuts in (("loader", (8, 8, 4)), ("batches", (5, 12, 3))):
+        words = ["--model", "coupled.py:net", "--dataset", f"coupled.py:{form}", "--loss", "coupled.py:spread"]
+        assert main(["surface", *words, "--x=0:0:1", "--surf-file", f"{form}.h5"]) == 0
+        truth = sum(len(part) * part.mean(0).square().sum() for part in outputs.split(cuts)) / 20
+        assert lossmap.read(f"{form}.h5")["train_loss"][0] == pytest.approx(float(truth), rel=1e-5)

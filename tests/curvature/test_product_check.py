@@ -745,3 +745,37 @@ def test_checkpoints_that_enter_again_are_refused_with_advice():
 
     with pytest.raises(ValueError, match="use_reentrant=False does"):
         check_product(problem_of(Checkpointed()))
+
+
+class Fourier(nn.Module):
+    """Complex weights as pairs of real ones, at an odd place of theta, and a parameter without entries."""
+
+    def __init__(self):
+        super().__init__()
+        self.shift, self.none = nn.Parameter(torch.zeros(1, 1)), nn.Parameter(torch.zeros(0, 4))
+        self.pairs, self.out = nn.Parameter(torch.randn(3, 2)), nn.Linear(4, 3)
+
+    def forward(self, x):
+        waves = torch.fft.rfft(x + self.shift) * torch.view_as_complex(self.pairs)
+        return self.out(torch.tanh(torch.fft.irfft(waves, n=4)))
+
+
+def scripted():
+    return nn.Sequential(nn.Linear(4, 5), torch.jit.script(nn.Tanh()), nn.Linear(5, 3))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")
+@pytest.mark.parametrize("make", [Fourier, scripted])
+def test_complex_pairs_empty_parameters_and_scripted_modules_are_right_at_every_point(make):
+    torch.manual_seed(0)
+    net, x, y = make(), torch.randn(20, 4), torch.arange(20) % 3
+    plane = random_plane(net, axes=1)
+    measured = EigenvalueMap(Problem.supervised(net, "crossentropy", (x, y)), plane, parameters="all")((0.5,))
+    at = {name: t.double().requires_grad_(True) for name, t in plane.at((0.5,)).items()}
+    loss = F.cross_entropy(functional_call(copy.deepcopy(net).double(), at, (x.double(),)), y)
+    slope = torch.autograd.grad(loss, list(at.values()), create_graph=True, materialize_grads=True)
+    every = {"retain_graph": True, "materialize_grads": True}
+    rows = [torch.autograd.grad(g, list(at.values()), **every) for part in slope for g in part.reshape(-1)]
+    values = torch.linalg.eigvalsh(torch.stack([torch.cat([h.reshape(-1) for h in row]) for row in rows]))
+    assert measured["max_eig"] == pytest.approx(float(values[-1]), abs=measured["max_eig_error"])
+    assert measured["min_eig"] == pytest.approx(float(values[0]), abs=measured["min_eig_error"])

@@ -1,5 +1,6 @@
 """Every loss is asked once whether it is a repeatable mean over samples; truths are own arithmetic over own batches."""
 
+import copy
 from dataclasses import replace
 from functools import partial
 
@@ -404,3 +405,73 @@ def test_samples_of_nan_are_reported_where_they_make_the_loss_nan(net, data):
             return super().forward(x.nan_to_num())
 
     assert check_loss(Problem.supervised(Filled(*net), "crossentropy", (x, y))).notes == ()
+
+
+class Remembers(nn.Module):
+    """Its hidden state goes on from batch to batch."""
+
+    def __init__(self, buffer):
+        super().__init__()
+        self.into, self.out = nn.Linear(4, 5), nn.Linear(5, 3)
+        if buffer:
+            self.register_buffer("state", torch.zeros(1, 5))
+        else:
+            self.state = None
+
+    def forward(self, x):
+        h = torch.tanh(self.into(x) + (0 if self.state is None else self.state))
+        self.state = h.mean(0, keepdim=True).detach()
+        return self.out(h)
+
+
+@pytest.mark.parametrize("buffer", [True, False])
+def test_a_model_that_carries_a_state_is_read_on_one_batch_or_refused(data, buffer):
+    x, y = data
+    model = Remembers(buffer).eval()
+    checked = check_loss(Problem.supervised(model, "crossentropy", (x, y)))
+    assert checked.notes == (
+        "the model carries a state from batch to batch (state): it is evaluated on the one batch given, uncut",
+    )
+    before = copy.deepcopy(model.state)
+    truth = float(F.cross_entropy(model(x), y).detach())
+    model.state = before
+    assert centre(checked, 7) == pytest.approx(truth, rel=1e-6)
+    with pytest.raises(ValueError, match=r"carries a state from batch to batch \(state\): over 3 batches its loss"):
+        check_loss(Problem.supervised(model, "crossentropy", (x, y), batch_size=30))
+
+
+class Scales(nn.Sequential):
+    def forward(self, x):
+        x /= 3
+        return super().forward(x)
+
+
+def ignores(outputs, targets):
+    targets[targets == 2] = -100
+    return F.cross_entropy(outputs, targets, reduction="sum")
+
+
+def of_batch(model, batch):
+    batch[0].mul_(0.5)
+    return F.cross_entropy(model(batch[0]), batch[1]), len(batch[1])
+
+
+def test_what_writes_into_its_batch_is_given_a_copy(net, data):
+    x, y = (t.clone() for t in data)
+    scaled = check_loss(Problem.supervised(Scales(*net), "crossentropy", (x, y)))
+    assert scaled.notes == () and centre(scaled) == centre(scaled)
+    assert centre(scaled) == pytest.approx(float(F.cross_entropy(net(x / 3), y).detach()), rel=1e-6)
+    own = check_loss(Problem.custom(net, of_batch, (x, y)))
+    assert centre(own) == pytest.approx(float(F.cross_entropy(net(x / 2), y).detach()), rel=1e-6)
+    masked = check_loss(Problem.supervised(net, ignores, (x, y)))
+    assert centre(masked) == pytest.approx(float(ignores(net(x), y.clone()).detach()) / N, rel=1e-6)
+    assert torch.equal(x, data[0]) and torch.equal(y, data[1])
+    assert largest(scaled) == pytest.approx(dense_top(net, lambda m: F.cross_entropy(m(x / 3), y)), rel=1e-3)
+
+
+def test_indices_beyond_the_outputs_and_outputs_of_three_dimensions_have_no_accuracy(net, data):
+    views, numbers = torch.stack([data[0], -data[0]], 1), torch.arange(N)
+    for x, y in ((views, data[1]), (data[0], numbers)):
+        own = check_loss(Problem.supervised(net, lambda o, t: o.square().mean(), (x, y)))
+        assert not own.metrics
+    assert check_loss(Problem.supervised(net, lambda o, t: F.cross_entropy(o, t), data)).metrics

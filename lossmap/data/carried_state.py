@@ -1,0 +1,58 @@
+"""What a model carries from one batch to the next, as the hidden state of a recurrent network that is not reset.
+
+The loss of a pass then depends on the cut into batches and on their order. It is found by the same batch twice in one
+pass, from the same random numbers: the second value is another, while that of a new pass is the first again. Price:
+three passes over a few samples.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lossmap.data.batches import Batch
+from lossmap.data.borrow import temporary_parameters
+from lossmap.data.problem import Problem
+from lossmap.seeding import same_random_state
+
+
+def carried_state(problem: Problem, batch: Batch, tolerance: float) -> str | None:
+    """The names of what changes the next batch's loss, such as `rnn.hidden`; None where nothing does.
+
+    tolerance  relative difference of two values that is rounding
+    """
+
+    def total() -> float:
+        with same_random_state(20):
+            return float(problem.total(batch).detach())
+
+    with torch.enable_grad():
+        with temporary_parameters(problem.model, {}):
+            first, before = total(), _attributes(problem.model)
+            second, after = total(), _attributes(problem.model)
+        with temporary_parameters(problem.model, {}):
+            again = total()
+    values = [first, second, again]
+    bound = tolerance * max(map(abs, values))
+    if not np.isfinite(values).all() or abs(first - second) <= bound or abs(first - again) > bound:
+        return None
+    names = [name for name, value in after.items() if not _is_same(value, before.get(name))]
+    return ", ".join(names[:3]) or "something"
+
+
+def _attributes(model: torch.nn.Module) -> dict[str, Any]:
+    """What the modules hold beside their parameters, by name; tensors as copies."""
+    held = dict(model.named_buffers())
+    for prefix, module in model.named_modules():
+        own = {name: value for name, value in vars(module).items() if not name.startswith("_")}
+        held |= {f"{prefix}.{name}".lstrip("."): value for name, value in own.items()}
+    return {name: value.detach().clone() if isinstance(value, Tensor) else value for name, value in held.items()}
+
+
+def _is_same(a: Any, b: Any) -> bool:
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return a.shape == b.shape and torch.equal(a, b)
+    return a is b
