@@ -1,6 +1,6 @@
 """How often a number, its bar or a sentence is wrong: random small networks against dense float64 truth.
 
-    python benchmarks/trust.py [--nets 40] [--seed 0] [--only SEED] [--quiet]
+    python benchmarks/trust.py [--nets 40] [--seed 0] [--only SEED] [--quiet] [--device cuda]
 
 Each network is made from one seed: layers, activation, normalisation, wrapper, loss, reduction, precision, batch size,
 and, where the loss has none at its minimum, a saturation: the last layer is scaled, or the targets are moved, until the
@@ -21,6 +21,7 @@ silent   numbers without a word for a loss or a gradient that is not what it see
 refused  networks that PyTorch differentiates rightly, of which something was refused             at most 5 %
 crashed  errors that are no sentence (IndexError, KeyError, ...)                                  must be 0
 
+With --device the package computes there; networks and truth stay the same, made on the CPU.
 Deterministic by seed. Price: about 4 s a network on one core. INT or TERM ends it with the table of what was run.
 """
 
@@ -239,7 +240,7 @@ class Case:
     seed: int
     words: list[str]
     model: nn.Module
-    problem: Callable[[], Problem]
+    problem: Callable[[torch.device], Problem]  # moves the model there
     truth: Callable[[nn.Module], Tensor]  # of the model in float64
     twice: bool = True  # whether PyTorch differentiates it rightly, twice
     honest: bool = True  # whether its gradient is the loss's
@@ -550,13 +551,14 @@ def case_of(seed: int) -> Case:
     model.train(in_training)  # only where it makes no difference
     words += ["training mode"] * in_training
 
-    def problem() -> Problem:
+    def problem(device: torch.device) -> Problem:
+        model.to(device)
         if isinstance(loss.criterion, str) and loss.criterion.startswith("custom"):
-            return custom_problem(loss_kind, model, x, y, batch)
+            return custom_problem(loss_kind, model, x.to(device), y.to(device), batch)
         criterion = loss.criterion
         if isinstance(criterion, nn.Module):
-            criterion = criterion.to(dtype)
-        return Problem.supervised(model, criterion, (x, y), batch_size=batch)
+            criterion = criterion.to(device, dtype)
+        return Problem.supervised(model, criterion, (x.to(device), y.to(device)), batch_size=batch)
 
     return Case(
         seed, words, model, problem, partial(true_loss, loss_kind, loss, x, y, batch),
@@ -818,8 +820,8 @@ def judged_spectrum(tally: Tally, case: Case, s: Any, where: str, truth: Truth, 
 class Readings:
     """What the package gives of one network, and what it refuses."""
 
-    def __init__(self, tally: Tally, case: Case) -> None:
-        self.tally, self.case = tally, case
+    def __init__(self, tally: Tally, case: Case, device: torch.device) -> None:
+        self.tally, self.case, self.device = tally, case, device
         self.refused: list[str] = []
         self.warned: list[str] = []  # what was said besides numbers
         self.spectra: list[tuple[str, Any]] = []
@@ -851,7 +853,7 @@ class Readings:
     def read(self, plane: Plane, points: list[float]) -> None:
         """Both spectra and the map."""
         case = self.case
-        self.problem = problem = self.attempt("problem", case.problem)
+        self.problem = problem = self.attempt("problem", partial(case.problem, self.device))
         if problem is None:
             return
         options: dict[str, Any] = {"top": 3, "bottom": 2, "density_error": None, "tol": TOL}
@@ -871,7 +873,7 @@ class Readings:
                 self.points.append((p, reading))
 
 
-def judge(tally: Tally, case: Case) -> None:
+def judge(tally: Tally, case: Case, device: torch.device) -> None:
     """Everything read of one network."""
     points = [0.0, case.rim]
     if case.seed % 4 == 0:
@@ -880,11 +882,11 @@ def judge(tally: Tally, case: Case) -> None:
     truths = {p: truth_at(case, plane.at((p,)) if p else None) for p in points}
     tally.nets += 1
     tally.points += len(points)
-    readings = Readings(tally, case)
+    readings = Readings(tally, case, device)
     handler, logger = Listener(readings.warned), logging.getLogger("lossmap")
     logger.addHandler(handler)
     try:
-        readings.read(plane, points)
+        readings.read(plane.to(device), points)
     finally:
         logger.removeHandler(handler)
     if case.twice and case.honest and not case.coupled:
@@ -947,7 +949,7 @@ class Listener(logging.Handler):
             self.lines.append(record.getMessage())
 
 
-def run(seeds: list[int], *, quiet: bool = False) -> Tally:
+def run(seeds: list[int], *, quiet: bool = False, device: str = "cpu") -> Tally:
     """Judge the networks of these seeds."""
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
@@ -956,7 +958,7 @@ def run(seeds: list[int], *, quiet: bool = False) -> Tally:
     for i, seed in enumerate(seeds):
         before = len(tally.failures)
         try:
-            judge(tally, case_of(seed))
+            judge(tally, case_of(seed), torch.device(device))
         except KeyboardInterrupt:
             print(f"interrupted in seed {seed}", flush=True)
             break
@@ -1003,12 +1005,13 @@ def main() -> int:
     parser.add_argument("--only", type=int, help="the seed of one network")
     parser.add_argument("--quiet", action="store_true", help="no failure as it comes")
     parser.add_argument("--quick", action="store_true", help="eight networks")
+    parser.add_argument("--device", default="cpu", help="where the package computes, such as cuda")
     args = parser.parse_args()
     count = 8 if args.quick else args.nets
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # the table of what was run comes first
     seeds = [args.only] if args.only is not None else list(range(args.seed, args.seed + count))
     began = time.perf_counter()
-    tally = run(seeds, quiet=args.quiet)
+    tally = run(seeds, quiet=args.quiet, device=args.device)
     print(table(tally))
     print(f"{time.perf_counter() - began:.0f} s, {len(tally.failures)} failures")
     return int(bool(tally.failures))

@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 # import nothing of ours, and all may import them
-GROUND = {"copies", "report", "interrupt", "keywords", "memory", "seeding", "sums", "values", "zoo"}
+GROUND = {"copies", "report", "interrupt", "keywords", "memory", "numerics", "seeding", "sums", "values", "zoo"}
 # package -> what it may import of ours beside itself and the ground; "cli" may import all
 TABLE = {
     "callbacks": {"dynamics", "spectra", "training", "diagnostics", "curvature", "linalg", "geometry", "data", "io"},
@@ -44,7 +44,7 @@ HOMES = {
         "cli", "callbacks", "dynamics", "health", "spectra", "landscape", "diagnostics", "training", "curvature",
         "linalg",
         "geometry.directions", "geometry.parameter_vector", "geometry.training_path", "geometry.unregistered",
-        "geometry.wrappers", "copies", "data", "zoo", "memory", "seeding", "sums", "results",
+        "geometry.wrappers", "copies", "data", "zoo", "memory", "numerics", "seeding", "sums", "results",
     },
     "torch.fx": {"curvature.linearize", "landscape.fold_batchnorm"},
     "numpy": {*TABLE, "cli", "report", "seeding", "sums", "values"},

@@ -11,6 +11,7 @@ import torch
 
 from lossmap.cli.setting_groups import RunSettings
 from lossmap.cli.settings import UsageError
+from lossmap.numerics import ask_for_determinism, use_tf32
 from lossmap.parallel import devices
 from lossmap.parallel.process import keep_freed_memory, threads_of_rank
 from lossmap.parallel.world import World
@@ -75,6 +76,7 @@ def prepare_machine(run: RunSettings, world: World) -> Machine:
     Raises UsageError for --precision tf32 on a CPU, and ValueError as `parallel.devices` does.
     """
     computes = world.computes(run.rank_0, run.team)
+    ask_for_determinism()
     # CUDA counts its devices without a context, which would take memory; a rank that only dispatches needs none
     count = 0
     if computes and run.device != "cpu":
@@ -88,7 +90,9 @@ def prepare_machine(run: RunSettings, world: World) -> Machine:
     threads = threads_of_rank(run.threads, len(neighbours))
     torch.set_num_threads(threads)
     keep_freed_memory()
-    _set_tf32(run.precision == "tf32", device)
+    if run.precision == "tf32" and device.type != "cuda":
+        raise UsageError("--precision tf32 is a mode of GPUs; use float32 on a CPU")
+    use_tf32(run.precision == "tf32")
     gpu, name = "", "cpu"
     if device.type == "cuda":
         gpu, name = visible[world.rank][1][device.index or 0], torch.cuda.get_device_name(device)
@@ -102,13 +106,6 @@ def prepare_machine(run: RunSettings, world: World) -> Machine:
         tuple(one for one in every if one is not None),
         max(1, sharing),
     )
-
-
-def _set_tf32(enabled: bool, device: torch.device) -> None:
-    if enabled and device.type != "cuda":
-        raise UsageError("--precision tf32 is a mode of GPUs; use float32 on a CPU")
-    torch.backends.cuda.matmul.allow_tf32 = enabled
-    torch.backends.cudnn.allow_tf32 = enabled
 
 
 def refuse_bfloat16(machine: Machine) -> None:

@@ -199,7 +199,7 @@ def problems_of(
             else:
                 problems[name] = Problem.supervised(network, loss, batches)
     network = to_precision(next(iter(problems.values())).model, machine.dtype, machine.device)
-    problems = {name: replace(p, model=network).to(machine.device, machine.dtype) for name, p in problems.items()}
+    problems = {name: p.over(network).to(machine.device, machine.dtype) for name, p in problems.items()}
     for name, problem in problems.items():
         check_one_sample(problem, name)
     return {name: check_loss(_with_metrics(problem, data.metric), report=False) for name, problem in problems.items()}
@@ -334,7 +334,7 @@ def held_out_problem(model: nn.Module, settings: Settings, machine: Machine) -> 
         problem = problems_of(replace(settings.model, model_file=None), data, machine, splits=("test",))["test"]
     except (ValueError, OSError):  # arrays or a user's problem without a test split
         return None
-    return replace(problem, model=model)
+    return problem.over(model)
 
 
 def measured_with(data: DataSettings, run: RunSettings, problems: Mapping[str, Problem]) -> dict[str, Any]:

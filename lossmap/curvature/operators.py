@@ -35,6 +35,7 @@ from lossmap.data.borrow import temporary_parameters
 from lossmap.data.problem import Problem
 from lossmap.geometry.parameter_vector import Layout, selected
 from lossmap.linalg.operator import SymmetricOperator
+from lossmap.numerics import numerics
 
 Parameters = Sequence[Tensor]
 # one batch's share, summed over its samples: (problem, batch, parameters, b tuples of vectors) -> b tuples
@@ -404,7 +405,7 @@ def mean_product(
         n = layout.size
         raise ValueError(f"v has shape {tuple(v.shape)}; this matrix takes ({n},) or ({n}, b)")
     wide = torch.promote_types(dtype, torch.float32)  # half precision is too coarse for sums over many batches
-    with torch.inference_mode(False), torch.no_grad():
+    with torch.inference_mode(False), torch.no_grad(), numerics(v.device):
         rows = _rows_of(v, layout.size, dtype)
         sums: list[Tensor] = []
         failure: Exception | None = None

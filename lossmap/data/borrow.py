@@ -21,7 +21,7 @@ import copy
 import operator
 import types
 from collections import OrderedDict, defaultdict, deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import repeat
 from typing import Any
@@ -32,6 +32,7 @@ from torch import Tensor, nn
 
 from lossmap.copies import lazy_copy, same_memory
 from lossmap.data.outside_state import accompany_as, at, modules_beside, places_of, put
+from lossmap.numerics import numerics
 
 MAX_OBJECTS = 500  # beside the modules themselves, that are looked into for what a forward pass may keep there
 MAX_ENTRIES = 1000  # of a list or dictionary that is looked into
@@ -217,16 +218,17 @@ def _is_same(now: Mapping[Any, Any], before: Mapping[Any, Any]) -> bool:
 
 @contextmanager
 def temporary_parameters(
-    model: nn.Module, tensors: Mapping[str, Tensor], *, copied: bool = True
+    model: nn.Module, tensors: Mapping[str, Tensor], *, copied: bool = True, differentiable: bool = True
 ) -> Iterator[nn.Module]:
     """The model with other parameters, in evaluation mode; given back untouched.
 
     tensors  values for parameters and buffers, by their names in the state dict; the others stay
     copied   whether the model works on copies of them; else on the tensors themselves, which nobody else may use
+    differentiable  whether gradients may be taken, which cuDNN's recurrent layers do not give in evaluation mode
 
     Parameters and buffers are pointed at copies and pointed back afterwards, so that the model's own values return to
     the last bit and the given ones stay. Hooks on gradients of parameters rest meanwhile. Inside another one over the
-    same model only the given tensors are moved.
+    same model only the given tensors are moved. On a GPU passes are computed as `lossmap.numerics` says.
 
     Raises KeyError for a name that the model has not, and ValueError for a model whose adapters are merged.
     """
@@ -235,11 +237,30 @@ def temporary_parameters(
     if unknown:
         raise KeyError(f"the model has no tensor named {unknown[0]!r}")
     taken = _copies if copied else dict
+    device = next((t.device for t in own.values()), torch.device("cpu"))
+    recurrent = device.type == "cuda" and differentiable and is_recurrent(model)
+    with numerics(device, recurrent), _borrowed_with(model, own, tensors, taken):
+        yield model
+
+
+def is_recurrent(model: nn.Module) -> bool:
+    """Whether some of a model's layers are PyTorch's recurrent ones."""
+    return any(isinstance(module, nn.RNNBase) for module in model.modules())
+
+
+@contextmanager
+def _borrowed_with(
+    model: nn.Module,
+    own: Mapping[str, Tensor],
+    tensors: Mapping[str, Tensor],
+    taken: Callable[[Mapping[str, Tensor]], dict[str, Tensor]],
+) -> Iterator[None]:
+    """As `temporary_parameters`, of a model with these tensors; `taken` gives what is put in for those given."""
     if model in _borrowed:
         before = {name: own[name].data for name in tensors}
         try:
             _point(own, taken(tensors))
-            yield model
+            yield
         finally:
             _point(own, before)
         return
@@ -259,7 +280,7 @@ def temporary_parameters(
         _point(own, _copies(values))
         set_evaluation_mode(model)
         _point(own, taken(tensors))
-        yield model
+        yield
     finally:
         _borrowed.discard(model)
         state.restore()

@@ -302,6 +302,13 @@ class Problem:
         """The problem with its data there; the model, which is borrowed, is moved by its owner."""
         return self.with_data(self.data.to(device, dtype))
 
+    def over(self, model: nn.Module) -> Problem:
+        """The same problem over another model, by which samples are counted too where the loss counts them."""
+        count = self.count
+        if isinstance(count, CustomCount):
+            count = CustomCount(count.loss, model)
+        return replace(self, model=model, count=count)
+
     def __repr__(self) -> str:
         n = sum(p.numel() for p in self.model.parameters())
         return (

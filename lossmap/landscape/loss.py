@@ -154,7 +154,8 @@ class LossMap:
             tensors = {k: t.contiguous(memory_format=self._format) if t.dim() == 4 else t for k, t in tensors.items()}
         error: BaseException | None = None
         sums: list[Tensor] = []
-        with temporary_parameters(self.model, tensors, copied=False), self._mode(), stable_forms("losses"):
+        borrowed = temporary_parameters(self.model, tensors, copied=False, differentiable=self._gradients)
+        with borrowed, self._mode(), stable_forms("losses"):
             for layer in self._layers:
                 layer.refresh(self._format)
             for problem in (p for realized in self._planned.values() for p in realized):

@@ -423,3 +423,17 @@ def test_what_a_supervised_loss_returns_is_named_where_it_is_no_number(result):
     problem = Problem.supervised(nn.Linear(1, 1), lambda o, t: result, (torch.ones(3, 1), torch.ones(3, 1)))
     with pytest.raises(ValueError, match=f"the loss must return one number, .*; got a {type(result).__name__}"):
         problem.total(next(iter(problem.data)))
+
+
+def test_a_problem_over_another_model_counts_its_samples_by_that_model():
+    asked = []
+
+    def loss(model, batch):
+        asked.append(model)
+        return (model(batch) ** 2).mean(), len(batch)
+
+    first, second = nn.Linear(2, 1), nn.Linear(2, 1)
+    problem = Problem.custom(first, loss, torch.ones(6, 2)).over(second)
+    assert problem.samples == 6 and problem.model is second
+    problem.total(next(iter(problem.data)))
+    assert asked and all(model is second for model in asked)

@@ -1,0 +1,264 @@
+"""Losses, products, eigenvalues and a large language model on one GPU, against the usual ways on the same card.
+
+    python benchmarks/gpu.py [--device cuda] [--tiny] [--minutes 8] [--only NAME ...]
+
+surface   points per second over 10,000 images of 3x32x32, ResNet-20 and ResNet-56: classic (a DataLoader every time,
+          batches of 128, `.item()` after each) against ours, and the share of the card's float32 matrix product
+products  a product on ResNet-20, 2,048 images: a gradient, double backward, ours, and the forms of ours
+point     both ends at a point of ResNet-20's map, 2,048 images, to 1e-2: classic (two `eigsh`, double backward in
+          batches of 128) against ours, which is warm from its neighbour
+language  both ends of a Llama of a billion weights (random), 4 x 512 tokens, with bars
+
+Each row also names the most memory that it took on the card. Rows are printed as they come; what is not begun after
+--minutes is left out, and said. --tiny runs everything in seconds, on a CPU too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import date
+
+import numpy as np
+import torch
+from scipy.sparse.linalg import LinearOperator, eigsh
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.flop_counter import FlopCounterMode
+
+import lossmap
+from lossmap import zoo
+from lossmap.curvature.autotune import prepare
+from lossmap.curvature.operators import CurvatureOperator
+from lossmap.data.problem import Problem
+from lossmap.geometry.directions import random_plane
+from lossmap.geometry.parameter_vector import selected
+from lossmap.landscape.eigenvalues import EigenvalueMap
+from lossmap.landscape.loss import losses
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Where it runs, and whether small.
+
+    device  of everything
+    tiny    a smoke test
+    """
+
+    device: torch.device
+    tiny: bool
+
+    def wait(self) -> None:
+        """Until the device has done what it was given."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def seconds(self, work: Callable[[], object], rounds: int = 5) -> float:
+        """The median of several runs after one that is not counted."""
+        work()
+        taken = []
+        for _ in range(1 if self.tiny else rounds):
+            self.wait()
+            start = time.perf_counter()
+            work()
+            self.wait()
+            taken.append(time.perf_counter() - start)
+        return statistics.median(taken)
+
+    def fresh(self) -> None:
+        """Memory is counted from here."""
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats(self.device)
+
+    def most(self) -> str:
+        """The most memory since."""
+        if self.device.type != "cuda":
+            return "-"
+        return f"{torch.cuda.max_memory_allocated(self.device) / 2**30:.2f} GiB"
+
+
+def images(samples: int, device: torch.device | str) -> tuple[torch.Tensor, torch.Tensor]:
+    torch.manual_seed(0)
+    return torch.randn(samples, 3, 32, 32).to(device), torch.randint(10, (samples,)).to(device)
+
+
+def resnet(depth: int, device: torch.device) -> nn.Module:
+    net = zoo.build(f"resnet{depth}", seed=0)
+    with torch.no_grad():
+        net.train()(images(256, "cpu")[0])  # running statistics
+    return net.eval().to(device)
+
+
+def peak(bench: Bench) -> float:
+    """TFLOP/s of a large float32 matrix product without TF32."""
+    torch.backends.cuda.matmul.allow_tf32 = False
+    n = 512 if bench.tiny else 8192
+    a = torch.randn(n, n, device=bench.device)
+    return 2 * n**3 / bench.seconds(lambda: a @ a) / 1e12
+
+
+def surface(bench: Bench, speed: float) -> None:
+    samples = 256 if bench.tiny else 10_000
+    print("| net | samples | classic, points/s | ours, points/s | ratio | share of the card | plan | memory |")
+    print("|---|---|---|---|---|---|---|---|", flush=True)
+    for depth in (20,) if bench.tiny else (20, 56):
+        net, (x, y) = resnet(depth, bench.device), images(samples, "cpu")
+        plane = random_plane(net)
+
+        def classic(net: nn.Module = net, x: torch.Tensor = x, y: torch.Tensor = y) -> float:
+            loss, criterion = 0.0, nn.CrossEntropyLoss()
+            with torch.no_grad():
+                for inputs, targets in DataLoader(TensorDataset(x, y), batch_size=128, num_workers=2):
+                    inputs, targets = inputs.to(bench.device), targets.to(bench.device)
+                    loss += criterion(net(inputs), targets).item() * len(targets)
+            return loss / len(y)
+
+        bench.fresh()
+        ours = losses(Problem.supervised(net, "crossentropy", (x.to(bench.device), y.to(bench.device))), plane)
+        if abs(ours((0.0, 0.0))["train_loss"] - classic()) > 2e-3 * classic():
+            raise SystemExit("the losses differ")
+        mine = bench.seconds(lambda ours=ours: [ours((0.1, 0.01 * i)) for i in range(5)]) / 5
+        memory = bench.most()
+        theirs = bench.seconds(classic, 3)
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            net(x[:8].to(bench.device))
+        share = counter.get_total_flops() / 8 * samples / mine / 1e12 / speed
+        p = ours.plan
+        forms = [f"batch {p.batch_size}"] + ["channels last"] * p.channels_last + ["folded"] * p.fold
+        rates = f"{1 / theirs:.2f} | {1 / mine:.2f} | {theirs / mine:.1f} | {share:.0%}"
+        print(f"| ResNet-{depth} | {samples} | {rates} | {', '.join(forms)} | {memory} |", flush=True)
+
+
+def products(bench: Bench, _: float) -> None:
+    samples = 64 if bench.tiny else 2048
+    net, data = resnet(20, bench.device), images(samples, bench.device)
+    print("| product | ms | in gradients | memory |\n|---|---|---|---|", flush=True)
+    unit = float("inf")
+    for size in (64,) if bench.tiny else (512, 2048):
+        problem = Problem.supervised(net, "crossentropy", data, batch_size=size)
+        theta = list(selected(net).values())
+
+        def gradient(problem: Problem = problem, theta: list[nn.Parameter] = theta) -> None:
+            for batch in problem.data:
+                torch.autograd.grad(problem.total(batch), theta)
+
+        bench.fresh()
+        unit = min(unit, bench.seconds(gradient))
+        print(f"| gradient, batches of {size} | {1e3 * unit:.2f} | 1 | {bench.most()} |", flush=True)
+        v = torch.randn(sum(p.numel() for p in theta), device=bench.device)
+        double = CurvatureOperator(problem)
+        bench.fresh()
+        taken = bench.seconds(lambda double=double, v=v: double @ v)
+        print(f"| double backward, batches of {size} | {1e3 * taken:.2f} | {taken / unit:.2f} | {bench.most()} |")
+    bench.fresh()
+    factory = prepare(Problem.supervised(net, "crossentropy", data))
+    operator = factory.at()
+    taken = bench.seconds(lambda: operator @ v)
+    print(f"| ours: {factory.plan.label} | {1e3 * taken:.2f} | {taken / unit:.2f} | {bench.most()} |", flush=True)
+    block = torch.randn(len(v), 4, device=bench.device)
+    taken = bench.seconds(lambda: operator @ block) / 4
+    print(f"| the same, a block of four, per vector | {1e3 * taken:.2f} | {taken / unit:.2f} | |", flush=True)
+
+
+def point(bench: Bench, _: float) -> None:
+    samples = 64 if bench.tiny else 2048
+    net, data = resnet(20, bench.device), images(samples, bench.device)
+    problem = Problem.supervised(net, "crossentropy", data, batch_size=128)
+    double = CurvatureOperator(problem)
+    count = [0]
+
+    def times(v: np.ndarray) -> np.ndarray:
+        count[0] += 1
+        return (double @ torch.from_numpy(v.astype(np.float32).ravel()).to(bench.device)).cpu().numpy()
+
+    def classic() -> tuple[float, float]:
+        n = double.size
+        top = eigsh(LinearOperator((n, n), matvec=times, dtype=np.float32), k=1, tol=1e-2)[0][0]
+        other = LinearOperator((n, n), matvec=lambda v: times(v) - top * v.ravel(), dtype=np.float32)
+        return float(top), float(eigsh(other, k=1, tol=1e-2)[0][0] + top)
+
+    factory = prepare(Problem.supervised(net, "crossentropy", data))
+    measure = EigenvalueMap({"train": factory}, random_plane(net, axes=1), "ends", tol=1e-2)
+    measure((0.0,))
+    bench.wait()
+    start = time.perf_counter()
+    reading = measure((0.02,))
+    bench.wait()
+    ours = time.perf_counter() - start
+    start = time.perf_counter()
+    ends = classic()
+    theirs = time.perf_counter() - start
+    print("| point of ResNet-20 | seconds | products | ends |\n|---|---|---|---|")
+    print(f"| classic, at the centre | {theirs:.2f} | {count[0]} | {min(ends):.5g}, {max(ends):.5g} |")
+    bars = f"+- {reading['min_eig_error']:.1g}, {reading['max_eig']:.5g} +- {reading['max_eig_error']:.1g}"
+    print(f"| ours, its neighbour | {ours:.2f} | {reading['products']:.0f} | {reading['min_eig']:.5g} {bars} |")
+    print(f"\n{theirs / ours:.1f} times", flush=True)
+
+
+def language(bench: Bench, _: float) -> None:
+    try:
+        from transformers import LlamaConfig, LlamaForCausalLM
+    except ImportError:
+        print("left out: transformers is not installed")
+        return
+    sizes = (
+        {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
+        if bench.tiny
+        else {"hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 22, "num_attention_heads": 32}
+    )
+    vocabulary, length = (100, 16) if bench.tiny else (32000, 512)
+    torch.manual_seed(0)
+    with torch.device(bench.device):
+        model = LlamaForCausalLM(LlamaConfig(vocab_size=vocabulary, max_position_embeddings=length, **sizes)).eval()
+    n = sum(p.numel() for p in model.parameters())
+    ids = torch.randint(vocabulary, (4, length), device=bench.device)
+    batches = [{"input_ids": i, "labels": i} for i in ids.split(1)]
+    bench.fresh()
+    start = time.perf_counter()
+    problem = lossmap.huggingface(model, batches)
+    s = lossmap.spectrum(problem, top=1, bottom=1, density_error=None, trace_products=0, tol=1e-2)
+    bench.wait()
+    taken = time.perf_counter() - start
+    copies = ""
+    if bench.device.type == "cuda":
+        copies = f" ({torch.cuda.max_memory_allocated() / (4 * n):.1f} copies)"
+    print("| weights | tokens | seconds | products | largest | smallest | memory |\n|---|---|---|---|---|---|---|")
+    values = " | ".join(f"{v:.5g} +- {e:.1g}" for v, e in zip(s.values, s.errors, strict=True))
+    print(f"| {n:,} | {ids.numel()} | {taken:.1f} | {s.products} | {values} | {bench.most()}{copies} |", flush=True)
+
+
+PARTS = {"surface": surface, "products": products, "point": point, "language": language}
+
+
+def main() -> None:
+    flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    flags.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    flags.add_argument("--tiny", "--quick", action="store_true", help="everything in seconds, as a smoke test")
+    flags.add_argument("--minutes", type=float, default=8.0)
+    flags.add_argument("--only", nargs="*", choices=tuple(PARTS), default=tuple(PARTS))
+    options = flags.parse_args()
+    bench = Bench(torch.device(options.device), options.tiny)
+    if bench.device.type == "cpu" and not options.tiny:
+        sys.exit("no CUDA device is here; --tiny runs everything small on the CPU")
+    began = time.perf_counter()
+    name = platform.processor() if bench.device.type == "cpu" else torch.cuda.get_device_name(bench.device)
+    speed = peak(bench)
+    print(f"{name}, float32 matrix product {speed:.1f} TFLOP/s, torch {torch.__version__}, {date.today().isoformat()}")
+    for part in options.only:
+        if time.perf_counter() - began > 60 * options.minutes:
+            print(f"\n## {part}: left out, {options.minutes:g} minutes are over")
+            continue
+        print(f"\n## {part}\n", flush=True)
+        start = time.perf_counter()
+        PARTS[part](bench, speed)
+        print(f"\n({time.perf_counter() - start:.0f} s)", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,110 @@
+"""How a GPU computes: in full float32, by deterministic algorithms, whatever the user's switches say meanwhile.
+
+    with numerics(device, recurrent=True):   forward passes, gradients, products
+
+TF32 has 10 bits of mantissa in place of 23: an error near 5e-4 of every convolution and matrix product, far beyond the
+bars of a curvature; cuDNN takes it by default. Algorithms that are chosen by timing, or that add by atomic operations,
+give other bits at every run. Where there is none but such an algorithm, it is taken in silence. On a CPU nothing is
+switched. Price: some ten microseconds.
+
+Sources: PyTorch's notes on numerical accuracy, on reproducibility and on CUDA semantics (TF32).
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+WORKSPACE = ":4096:8"  # of cuBLAS, with which its sums are deterministic; read when CUDA starts
+_NOT_DETERMINISTIC = ".*does not have a deterministic implementation"
+_SCATTERED = "RNN module weights are not part of single contiguous chunk"  # borrowed parameters: only slower
+
+_tf32 = False  # whether this process was asked for it
+
+
+def use_tf32(enabled: bool) -> None:
+    """Let passes over data on a GPU be computed in TF32, or not; for the whole process, as a command asks for it."""
+    global _tf32
+    _tf32 = enabled
+
+
+def ask_for_determinism() -> None:
+    """What must be said before CUDA starts; a value of the user's own stays."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", WORKSPACE)
+
+
+@contextmanager
+def numerics(device: torch.device, recurrent: bool = False) -> Iterator[None]:
+    """Inside, a CUDA device computes so; the switches are put back afterwards.
+
+    device     that computes; any other than a CUDA device changes nothing
+    recurrent  whether gradients of cuDNN's recurrent layers are to be taken: it has none in evaluation mode, so that
+               PyTorch's own kernels do the work, of the other layers too
+    """
+    if device.type != "cuda":
+        yield
+        return
+    cudnn = torch.backends.cudnn
+    before = cudnn.enabled, cudnn.benchmark, cudnn.deterministic
+    algorithms = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    tf32 = _switches_of_tf32()
+    cudnn.benchmark, cudnn.deterministic = False, True
+    if recurrent:
+        cudnn.enabled = False
+    for switch, _ in tf32:
+        switch.set(_tf32)
+    if not algorithms[0] and "CUBLAS_WORKSPACE_CONFIG" in os.environ:
+        torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", _NOT_DETERMINISTIC, UserWarning)
+            warnings.filterwarnings("ignore", _SCATTERED, UserWarning)
+            yield
+    finally:
+        torch.use_deterministic_algorithms(algorithms[0], warn_only=algorithms[1])
+        for switch, value in tf32:
+            switch.restore(value)
+        cudnn.enabled, cudnn.benchmark, cudnn.deterministic = before
+
+
+@dataclass(frozen=True)
+class _Switch:
+    """An attribute of one of PyTorch's backends, which says whether TF32 is allowed.
+
+    on, off  its values for both
+    """
+
+    owner: Any
+    name: str
+    on: object
+    off: object
+
+    def value(self) -> object:
+        return getattr(self.owner, self.name)
+
+    def set(self, enabled: bool) -> None:
+        self.restore(self.on if enabled else self.off)
+
+    def restore(self, value: object) -> None:
+        setattr(self.owner, self.name, value)
+
+
+def _switches_of_tf32() -> list[tuple[_Switch, object]]:
+    """The switches with their values: PyTorch's older ones, or those of 2.9 where the user has set these.
+
+    The older ones raise where the newer have been set to what they cannot express.
+    """
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    switches = [_Switch(matmul, "allow_tf32", True, False), _Switch(cudnn, "allow_tf32", True, False)]
+    try:
+        return [(switch, switch.value()) for switch in switches]
+    except RuntimeError:
+        owners = (matmul, cudnn.conv, cudnn.rnn)  # type: ignore[attr-defined]
+        switches = [_Switch(owner, "fp32_precision", "tf32", "ieee") for owner in owners]
+        return [(switch, switch.value()) for switch in switches]
