@@ -5,7 +5,8 @@
 
 A model is evaluated on copies of its weights, since a forward pass may write into them; hardly any does, so that the
 copies of a large one would be memory for nothing. PyTorch's copy-on-write storage (`torch._lazy_clone`, the same from
-2.6 on) sees every write, `.data` and a view too. A pointer that is asked for from Python counts as a write. Where a
+2.6 on) sees every write, `.data` and a view too. A pointer that is asked for from Python counts as a write; one that
+was asked for before the copy was made, as of a NumPy array, does not: what is written through it reaches both. Where a
 tensor is small, a view of a larger one, or of memory that PyTorch does not manage, the copy is made at once.
 
 Price: some microseconds; a write to either costs the copy.

@@ -66,3 +66,13 @@ def test_copies_are_no_inference_tensors_and_travel():
     twin = lazy_copy(t)
     assert not twin.is_inference() and not twin.requires_grad
     assert torch.equal(pickle.loads(pickle.dumps(twin)), t) and torch.equal(copy.deepcopy(twin), t)
+
+
+def test_a_numpy_array_that_was_taken_before_writes_into_both_as_the_docs_say():
+    t = torch.ones(4, 5)
+    taken = t.numpy()
+    twin = lazy_copy(t)
+    taken += 1
+    assert twin.tolist() == t.tolist() == taken.tolist()  # no write that PyTorch could see
+    t.numpy()[0] = 7
+    assert twin[0].tolist() == [2.0] * 5  # an array that is taken afterwards counts as a write

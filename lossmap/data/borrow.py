@@ -480,13 +480,14 @@ def _put_into(model: nn.Module, modules: list[nn.Module], mode: bool, factor: fl
 def _made_by_modules(model: nn.Module) -> Named:
     """The floating-point tensors among the attributes of modules that set their modes themselves, by name."""
     made: dict[str, Tensor] = {}
+    own = {id(t) for t in named_tensors(model).values()}  # which a wrapper may list once more
     for prefix, module in model.named_modules():
         if not _sets_modes_itself(module):
             continue
         for name, value in module.__dict__.items():
             if name not in STANDARD:
                 for i, t in enumerate(_entries(value)):
-                    if isinstance(t, Tensor) and t.is_floating_point():
+                    if isinstance(t, Tensor) and t.is_floating_point() and id(t) not in own:
                         made[f"{prefix}.{name}{i or ''}".lstrip(".")] = t.detach().clone()
     return made
 

@@ -44,6 +44,7 @@ from lossmap.data.missing_values import missing_values
 from lossmap.data.noise import with_noise_seed
 from lossmap.data.problem import Problem, temporary_parameters
 from lossmap.data.stable_forms import stable_forms
+from lossmap.data.underflow import underflow
 from lossmap.geometry.parameter_vector import movable_parameters
 from lossmap.seeding import generator, same_random_state
 
@@ -152,6 +153,7 @@ def _look(problem: Problem) -> tuple[Problem, _Probe, int]:
         problem = _as_one_batch(problem, carried)
         probe = _Probe(problem)
     kind = probe.kind()
+    problem = _with_underflow_told(problem, probe)
     reported = _with_rounding_told(_with_metrics_that_fit(problem, probe), probe, kind)
     if (kind == COUPLED or reported.notes != problem.notes) and not probe.is_repeatable(REPEATS):
         return problem, probe, RANDOM  # neither batches nor rounding are the reason
@@ -180,6 +182,15 @@ def _treated(problem: Problem, probe: _Probe, kind: int, seed: int) -> Problem:
     if kind == COUPLED:
         return _with_own_batches(problem, probe)
     return _as_sum(problem) if kind == SUM else problem
+
+
+def _with_underflow_told(problem: Problem, probe: _Probe) -> Problem:
+    """With a note where the loss of a few samples is 0 since its terms are below the smallest number."""
+    if probe.whole != 0:
+        return problem
+    with same_random_state(20):
+        note = underflow(probe.total)
+    return problem if note is None else replace(problem, notes=(*problem.notes, note))
 
 
 def _with_rounding_told(problem: Problem, probe: _Probe, kind: int) -> Problem:

@@ -40,6 +40,7 @@ from lossmap.data.one_precision import in_one_precision
 from lossmap.data.outputs import logits_of
 from lossmap.data.outside_state import accompany
 from lossmap.geometry.directions import move_point, origin_of
+from lossmap.geometry.wrappers import within_ddp
 from lossmap.keywords import checked_init, checked_keywords
 
 
@@ -181,7 +182,8 @@ class Problem:
         """A model that is called with inputs, and a loss of (outputs, targets), mean over the batch.
 
         Args:
-            model: the network, on any device, in any mode; it is evaluated in evaluation mode.
+            model: the network, on any device, in any mode; it is evaluated in evaluation mode. Of one wrapped by
+                DistributedDataParallel the module within is taken, whose passes concern no other process.
             loss: `crossentropy` (nats), `mse`, or a callable such as `nn.CrossEntropyLoss()`; its class weights and the
                 targets that it ignores count as in one batch of all samples, whatever the cut, also where they are
                 keywords of a `functools.partial` of `F.cross_entropy`.
@@ -209,7 +211,7 @@ class Problem:
             20
 
         """
-        loss = module_form(loss)
+        model, loss = within_ddp(model), module_form(loss)
         criterion, unit = criterion_and_unit(loss)
         batches = with_class_targets(_with_targets(as_batches(collated(data), batch_size)), loss)
         if metrics is None:
@@ -235,7 +237,7 @@ class Problem:
         """Any loss of model and batch: PINNs, language models, a regulariser inside.
 
         Args:
-            model: the network.
+            model: the network; of one wrapped by DistributedDataParallel the module within.
             loss: (model, batch) -> a scalar, or (scalar, weight), the weight being any number >= 0, such as the batch's
                 tokens; without it the batch's first dimension counts.
             data: as of `supervised`, but that batches go to the loss as they are.
@@ -261,6 +263,7 @@ class Problem:
         if reduction not in ("mean", "sum"):
             raise ValueError(f"reduction must be 'mean' or 'sum'; got {reduction!r}")
 
+        model = within_ddp(model)
         data = _on_device_of(model, as_batches(data, batch_size))
         return cls(model, data, CustomLoss(loss, reduction), _itself, CustomCount(loss, model), {}, False, unit)
 

@@ -32,7 +32,7 @@ from lossmap.copies import lazy_copy
 from lossmap.geometry.grid import Point
 from lossmap.geometry.parameter_vector import Layout, movable_parameters, refuse_complex, selected, warn_of_frozen
 from lossmap.geometry.unregistered import explained, unregistered
-from lossmap.geometry.wrappers import plain_names
+from lossmap.geometry.wrappers import plain_names, within_ddp
 from lossmap.keywords import checked_init, checked_keywords
 from lossmap.seeding import normal
 from lossmap.sums import ENTRIES_AT_ONCE, dot, norm
@@ -52,7 +52,9 @@ class Plane(Result):
     Make one by `random_plane`, `line_between`, `plane_through` or `pca_plane`, or from tensors of your own.
 
     Attributes:
-        origin: the tensors at point 0, by name, in the order of the state dict.
+        origin: the tensors at point 0, by name, in the order of the state dict: a model's as they were when the plane
+            was made. Of large ones the memory is shared until one is written to, which PyTorch sees; what is written
+            through a NumPy array that was taken of a parameter before then, it does not see.
         axes: k mappings with the same names and shapes.
         recipes: k dicts that say how each axis was made: kind, norm, ignore, seed, source (JSON-able).
 
@@ -202,6 +204,7 @@ def random_plane(
         ['bias', 'weight']
 
     """
+    model = within_ddp(model)
     origin = origin_of(model, states)
     norms, ignores, names = _each(norm, axes), _each(ignore, axes), plain_names(model)
     directions = [_random_or_drawn(origin, seed, i, norms[i], ignores[i], names) for i in range(axes)]
@@ -244,6 +247,7 @@ def line_between(
         True
 
     """
+    model = within_ddp(model)
     return moving_only(_through(model, (other,), states, ignore), model, parameters)
 
 
@@ -281,13 +285,14 @@ def plane_through(
         True
 
     """
+    model = within_ddp(model)
     return moving_only(_through(model, (x, y), states, ignore), model, parameters)
 
 
 def _through(model: nn.Module, others: Sequence[Named | nn.Module], states: bool, ignore: str) -> Plane:
     """The plane from a model to others, each the end of an axis."""
     origin = origin_of(model, states)
-    named = [other.state_dict() if isinstance(other, nn.Module) else other for other in others]
+    named = [within_ddp(other).state_dict() if isinstance(other, nn.Module) else other for other in others]
     axes = tuple(normalised(difference(origin, other), origin, "none", ignore) for other in named)
     recipe = {"kind": "to", "norm": "none", "ignore": ignore, "states": states}
     return Plane(origin, axes, (recipe,) * len(axes))

@@ -26,6 +26,7 @@ from lossmap.geometry.directions import (
     projected,
 )
 from lossmap.geometry.parameter_vector import warn_of_frozen
+from lossmap.geometry.wrappers import within_ddp
 from lossmap.keywords import checked_keywords
 
 
@@ -109,8 +110,9 @@ def pca_plane(
         True
 
     """
+    model = within_ddp(model)
     origin = origin_of(model, states)
-    named = [state.state_dict() if isinstance(state, nn.Module) else state for state in path]
+    named = [within_ddp(state).state_dict() if isinstance(state, nn.Module) else state for state in path]
     warn_of_frozen(model, parameters, "move with the plane")
     principal = principal_axes(origin, named, axes, moving_names(origin, model, parameters))
     recipes = [

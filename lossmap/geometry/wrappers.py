@@ -39,3 +39,15 @@ def _wrapper_prefix(model: nn.Module) -> str:
         if len(homes) == 1 and all("." in name for name, _ in model.named_parameters()):
             return f"{homes.pop()}."
     return ""
+
+
+def within_ddp(model: nn.Module) -> nn.Module:
+    """The module within DistributedDataParallel; any other model as it is.
+
+    A forward pass of the wrapper waits for the gradients of a training step on all processes, and the next one raises
+    where none has come.
+    """
+    if isinstance(model, nn.parallel.DistributedDataParallel):
+        within: nn.Module = model.module
+        return within
+    return model

@@ -12,7 +12,7 @@ from math import inf, isfinite, isnan, nan
 from typing import Any
 
 from lossmap.report.stored import StoredReport
-from lossmap.report.text import count, value_with_error, value_with_limit, wrapped, zero_clause
+from lossmap.report.text import count, counted, value_with_error, value_with_limit, wrapped, zero_clause
 
 INDENT = 14
 ANY_LAYER = "of the weights of any layer"
@@ -23,7 +23,7 @@ NUMBERS = {  # by its name in the file: title, what it is
     "held_out_accuracy": ("held-out accuracy", "of samples that were not trained on"),
     "held_out_surprise": ("held-out negative log-likelihood", "mean over these samples, nats"),
     "held_out_label_noise": ("held-out label noise", "includes the errors of the network"),
-    "loss": ("loss", "{unit}, mean over the samples that the Hessian is of"),
+    "loss": ("loss", "{unit}, mean over the {counted}s that the Hessian is of"),
     "largest_eigenvalue": ("largest eigenvalue", "of the Hessian, {unit} per squared unit of theta"),
     "smallest_eigenvalue": ("smallest eigenvalue", ""),
     "trace": ("trace", ""),
@@ -105,7 +105,7 @@ def _number_lines(stored: StoredReport, report: Mapping[str, Any]) -> list[str]:
             continue
         text = "not resolved"
         title, what = NUMBERS.get(name, (name.replace("_", " "), ""))
-        what = what.format(unit=unit)
+        what = what.format(unit=unit, counted=counted(unit))
         if unit == "1":
             what = what.removeprefix("1, ").replace(", 1 per", ", per")
         if isfinite(value):

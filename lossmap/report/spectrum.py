@@ -20,6 +20,7 @@ from lossmap.report.text import (
     MIN_ROUNDING_SHARE,
     cost,
     count,
+    counted,
     number,
     rounded,
     titled,
@@ -110,12 +111,6 @@ def spectrum_report(stored: StoredReport) -> str:
         lines += wrapped("definiteness", definiteness_of_ends(*ends))
     lines += wrapped("cost", cost(int(stored.number("products")), stored.number("seconds")))
     return "\n".join(lines)
-
-
-def counted(unit: str) -> str:
-    """What a loss of this unit is a mean over: `nats per token` of tokens; otherwise samples."""
-    _, per, what = unit.rpartition(" per ")
-    return what if per else "sample"
 
 
 def _subject(stored: StoredReport) -> str:

@@ -66,6 +66,12 @@ def _digits(value: float, digits: int) -> str:
     return text
 
 
+def counted(unit: str) -> str:
+    """What a loss of this unit is a mean over: `nats per token` of tokens; otherwise samples."""
+    _, per, what = unit.rpartition(" per ")
+    return what if per else "sample"
+
+
 def count(number: int, one: str, many: str | None = None) -> str:
     """`1 layer`, `6 layers`, `3,392 parameters`."""
     if number == 1:

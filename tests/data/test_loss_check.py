@@ -475,3 +475,14 @@ def test_indices_beyond_the_outputs_and_outputs_of_three_dimensions_have_no_accu
         own = check_loss(Problem.supervised(net, lambda o, t: o.square().mean(), (x, y)))
         assert not own.metrics
     assert check_loss(Problem.supervised(net, lambda o, t: F.cross_entropy(o, t), data)).metrics
+
+
+@pytest.mark.parametrize(
+    "scale, note", [(2000.0, "where exp underflows, below the smallest number of float64"), (1.0, None)]
+)
+def test_a_loss_that_underflows_is_noted_and_one_that_is_truly_zero_is_not(scale, note):
+    net, x = nn.Linear(3, 1), torch.randn(12, 3)
+    notes = check_loss(Problem.custom(net, lambda m, b: torch.exp(-scale * (1 + m(b) ** 2)).mean(), x)).notes
+    assert [note in text for text in notes] == [True] * (note is not None)
+    hinge = check_loss(Problem.custom(net, lambda m, b: F.relu(m(b) - 100).mean(), x))
+    assert hinge.notes == ()

@@ -1,9 +1,13 @@
 """One seed, one direction: for a model and for what is wrapped around it."""
 
+import copy
+
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
+from lossmap import Problem, line_between, losses, spectrum
 from lossmap.geometry.directions import random_plane
 from lossmap.geometry.wrappers import plain_names
 
@@ -58,3 +62,32 @@ def test_a_part_of_ones_own_that_is_called_like_a_wrapper_is_none():
     own = nn.Module()
     own.module = nn.Linear(2, 2)
     assert plain_names(own) == {"module.weight": "module.weight", "module.bias": "module.bias"}
+
+
+@pytest.fixture
+def process_group():
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+def test_distributed_data_parallel_is_read_by_the_module_within_and_goes_on_training(process_group):
+    torch.manual_seed(0)
+    net, x, y = nn.Linear(4, 3), torch.randn(12, 4), torch.arange(12) % 3
+    wrapped = nn.parallel.DistributedDataParallel(net)
+    optimizer = torch.optim.SGD(wrapped.parameters(), lr=0.1)
+    for _ in range(3):
+        problem = Problem.supervised(wrapped, "crossentropy", (x, y))
+        own = Problem.custom(wrapped, lambda model, batch: F.cross_entropy(model(batch[0]), batch[1]), (x, y))
+        truth = float(F.cross_entropy(net(x), y).detach())
+        for each in (problem, own):
+            reading = losses(each, random_plane(wrapped, axes=1, seed=3))((0.0,))["train_loss"]
+            assert reading == pytest.approx(truth, rel=1e-6)
+        assert spectrum(problem, top=1).largest[0] == pytest.approx(
+            spectrum(Problem.supervised(net, "crossentropy", (x, y)), top=1).largest[0]
+        )
+        optimizer.zero_grad()
+        F.cross_entropy(wrapped(x), y).backward()  # raises where a pass of the wrapper was not followed by a backward
+        optimizer.step()
+    line = line_between(wrapped, copy.deepcopy(net))
+    assert list(line.origin) == ["weight", "bias"] and line.lengths == (0.0,)
