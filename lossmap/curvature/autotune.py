@@ -120,7 +120,7 @@ def prepare(
         backend = start.backend
     factory = OperatorFactory(problem, parameters, product, total, start, memory)
     if like is not None and _is_traced_alike(factory, like):
-        factory = replace(factory, programs=like.programs)
+        factory = replace(factory, programs=like.programs, twin_programs=like.twin_programs)
     is_short = products is not None and products * factory.problem.data.samples < MIN_TRACED_PRODUCTS
     considered = _considered(backend, product, is_short)
     verdict = check_by_all(total, device, lambda: _own_verdict(factory, considered, check, distant))

@@ -168,9 +168,11 @@ class LinearizedProducts:
         state: Mapping[str, Tensor],
         memory: int,
         programs: dict[Any, LinearizedProgram],
+        compared: bool = True,
     ) -> None:
         self.problem, self.layout, self.product, self.plan = problem, layout, product, plan
         self.programs = programs  # by the shape of a batch; shared by all points
+        self.compared = compared  # whether the trace's loss is compared with the model's
         self._format = MEMORY_FORMATS[plan.memory_format]
         self._state = {name: in_format(t, self._format) for name, t in state.items()}
         # the model's own tensors are there anyhow: values that share their storage cost nothing
@@ -184,7 +186,7 @@ class LinearizedProducts:
         """Without traces and values: in another process they are made anew."""
         programs: dict[Any, LinearizedProgram] = {}
         parts = (self.problem, self.layout, self.product, self.plan, self._state, self._memory, programs)
-        return LinearizedProducts, parts
+        return LinearizedProducts, (*parts, self.compared)
 
     def local_sum(self, rows: Tensor) -> Tensor:
         """(b, n) -> (b, n), summed over this rank's samples."""
@@ -233,7 +235,7 @@ class LinearizedProducts:
         tensors = [self._state[name] for name in (*inputs.moving, *inputs.still)]
         program = self._program(inputs, tensors, leaves)
         values, loss = program.values(tensors, leaves)
-        if not self._batches or isinstance(self.problem.data, FixedBatches):  # each is of its own kind
+        if self.compared and (not self._batches or isinstance(self.problem.data, FixedBatches)):  # each of its own kind
             self._compare_loss(batch, loss)
         return program, values, loss
 

@@ -124,7 +124,8 @@ class LinearizedOperator:
         """
         if self.factory is None or self.probe.state is None:
             raise ValueError("this operator stands alone: its rounding is measured by `measured`")
-        few = self.factory.few.at(self.probe.state)
+        is_linearized = isinstance(getattr(self.products, "current", self.products), LinearizedProducts)
+        few = self.factory.few(self.factory.traces_few and is_linearized).at(self.probe.state)
         length = math.sqrt(vectors.shape[1])  # of the sum, where they are at right angles
         v = ((vectors / torch.linalg.vector_norm(vectors, dim=0)).sum(1) / length).to(self.dtype)
         difference = (few.in_float64() @ v.double()).double() - (few @ v).double()
@@ -180,6 +181,7 @@ class OperatorFactory:
     twin_programs  the same of operators in other precisions, by product and precision
     check       what is known of the backends: other ranks are given it, and do not look themselves
     fallback    whether double backward may take over at a point where the trace fails
+    compared    whether at every point the loss of a trace is compared with the model's
     """
 
     problem: Problem
@@ -192,6 +194,7 @@ class OperatorFactory:
     fallback: bool = False
     twin_programs: dict[Any, dict[Any, LinearizedProgram]] = field(default_factory=dict, repr=False)
     check: ProductCheck = field(default_factory=ProductCheck)
+    compared: bool = True
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the traces: in another process they are made anew."""
@@ -260,17 +263,24 @@ class OperatorFactory:
         )
 
     def _rounding_probe(self, state: Mapping[str, Tensor]) -> RoundingProbe:
-        """What measures rounding at these tensors, over batches of the plan's size: others would need traces anew."""
+        """What measures rounding at these tensors, over batches of the plan's size: others would need traces anew.
+
+        Where `traces_few`, over batches of the size of `few`, whose traces serve at all points.
+        """
+        batch, samples = self.batch, max(MIN_ROUNDING_SAMPLES, self.batch)
+        if self.traces_few:
+            batch = self._few_samples
+            samples = batch * math.ceil(MIN_ROUNDING_SAMPLES / batch)
         return RoundingProbe(
             self.problem,
             self.parameters,
             self.product,
             self.total,
-            partial(self._over, state),
+            partial(self._over, state, batch),
             state,
-            max(MIN_ROUNDING_SAMPLES, self.batch),
-            self.batch,
-            None if self._is_double_backward_right else self._twin,
+            samples,
+            batch,
+            self._twin if self.traces_few or not self._is_double_backward_right else None,
         )
 
     @property
@@ -296,19 +306,60 @@ class OperatorFactory:
         return 8 * entries <= MAX_TWIN_BYTES
 
     @cached_property
-    def few(self) -> OperatorFactory:
-        """The factory over a few samples: of which the rounding of single vectors is cheap."""
-        samples = min(max(self.problem.data.samples // FEW_SHARE, MIN_FEW), MAX_FEW)
-        batch = next(iter(self.problem.rebatched(samples).data))
-        few = self.problem.with_data(FixedBatches((batch,)))
-        return replace(self, problem=few, plan=self._reference_plan(samples), memory=0, programs={})
+    def traces_few(self) -> bool:
+        """Whether rounding is measured by linearized products, traced once in either precision for batches of `few`.
+
+        Double backward is dearer by far, but needs no trace: so it is where there are few samples, or where little can
+        be kept.
+        """
+        is_large = self.problem.data.samples >= 2 * MIN_ROUNDING_SAMPLES
+        is_cut = not isinstance(self.problem.data, FixedBatches)
+        return self.plan.backend == "linearized" and is_large and is_cut and self.keeps_twin
+
+    @property
+    def _few_samples(self) -> int:
+        return min(max(self.problem.data.samples // FEW_SHARE, MIN_FEW), MAX_FEW)
+
+    def few(self, traced: bool) -> OperatorFactory:
+        """The factory over a few samples, of which the rounding of single vectors is cheap; made once.
+
+        traced  whether by linearized products, as the plan's own. The loss of their traces is not compared with the
+                model's: at a point where the plan's own trace gave another loss, double backward is to be asked for
+        """
+        if traced not in self._few:
+            samples = self._few_samples
+            batch = next(iter(self.problem.rebatched(samples).data))
+            few = self.problem.with_data(FixedBatches((batch,)))
+            plan, programs = self._reference_plan(samples), dict[Any, LinearizedProgram]()
+            if traced:
+                plan, programs = replace(self.plan, batch_size=samples, vectorized=False), self.programs
+            self._few[traced] = replace(self, problem=few, plan=plan, memory=0, programs=programs, compared=not traced)
+        return self._few[traced]
+
+    @cached_property
+    def _few(self) -> dict[bool, OperatorFactory]:
+        return {}
 
     @cached_property
     def twin(self) -> OperatorFactory:
         """The factory of the same operators in float64; made once, since points need it often."""
-        twin = problem_in(self.problem, torch.float64)
+        problem = problem_in(self.problem, torch.float64)
         plan = self._reference_plan(min(self.plan.batch_size, MAX_TWIN_BATCH))
-        return OperatorFactory(twin, self.parameters, self.product, self.total, plan, 0, check=self.check)
+        twin = OperatorFactory(problem, self.parameters, self.product, self.total, plan, 0, check=self.check)
+        if not self.traces_few and self.compared:  # what is not compared is the traced `few` of another
+            return twin
+        return replace(
+            twin,
+            plan=HvpPlan("linearized", self._few_samples),
+            memory=min(self.memory, MAX_TWIN_BYTES),
+            programs=self._twin_traces(self.product, torch.float64),
+            fallback=self.fallback,
+            compared=self.compared,
+        )
+
+    def _twin_traces(self, product: Product, dtype: torch.dtype) -> dict[Any, LinearizedProgram]:
+        """The traces of operators in another precision."""
+        return self.twin_programs.setdefault((product, dtype), {})
 
     @property
     def _cancels(self) -> bool:
@@ -321,17 +372,24 @@ class OperatorFactory:
             return None
         return MeasuredRounding.elsewhere(self.plan.rounding[1], float(torch.finfo(dtype).eps))
 
-    def _over(self, state: Mapping[str, Tensor], problem: Problem) -> LinearizedOperator:
-        """The operator at these tensors over other data, by the same plan; rounding assumed."""
-        few = replace(self, problem=problem, plan=replace(self.plan, rounding=None))
-        return few.at(state)
+    def _over(self, state: Mapping[str, Tensor], batch_size: int, problem: Problem) -> LinearizedOperator:
+        """The operator at these tensors over other data, by the same plan; rounding assumed.
+
+        A trace for fewer samples that did not fit would differ from its twin, whose loss is compared.
+        """
+        plan = replace(self.plan, batch_size=batch_size, rounding=None)
+        return replace(self, problem=problem, plan=plan, compared=not self.traces_few).at(state)
 
     def _twin(self, problem: Problem, product: Product) -> LinearizedOperator:
-        """The operator of a problem in another precision, by the backend used here, as double backward is wrong."""
-        plan = self._reference_plan(self.plan.batch_size)
-        twin = OperatorFactory(problem, self.parameters, product, self.total, plan, self.memory)
+        """The operator of a problem in another precision: linearized, or by the backend used here where double
+        backward is wrong.
+        """
+        plan, fallback = self._reference_plan(self.plan.batch_size), False
         dtype = next(iter(selected(problem.model, self.parameters).values())).dtype
-        return replace(twin, programs=self.twin_programs.setdefault((product, dtype), {})).at()
+        if self.traces_few and product is self.product and problem.loss is self.problem.loss:
+            plan, fallback = HvpPlan("linearized", self._few_samples), self.fallback  # traces shared with `few`
+        twin = OperatorFactory(problem, self.parameters, product, self.total, plan, self.memory, fallback=fallback)
+        return replace(twin, programs=self._twin_traces(product, dtype)).at()
 
     def products(self, state: Mapping[str, Tensor]) -> PointProducts:
         """What the plan's backend offers at a point, where the model has these tensors."""
@@ -340,7 +398,7 @@ class OperatorFactory:
         if self.plan.backend == "retained-graph":
             return RetainedGraphProducts(self.batched, self.layout, self.plan, state, self.memory)
         linearized = LinearizedProducts(
-            self.batched, self.layout, self.product, self.plan, state, self.memory, self.programs
+            self.batched, self.layout, self.product, self.plan, state, self.memory, self.programs, self.compared
         )
         return FallbackProducts(linearized, partial(self._double_backward, state)) if self.fallback else linearized
 

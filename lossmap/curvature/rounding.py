@@ -80,7 +80,7 @@ class RoundingProbe:
     state      tensors that the model has at the point, by name; None: its own
     samples    over about how many it is measured
     batch      samples of a batch there; None: as the data are cut
-    twin       makes the operator in another precision where double backward is not right; None: by double backward
+    twin       makes the operator in another precision, given a problem in it; None: by double backward
     """
 
     problem: Problem

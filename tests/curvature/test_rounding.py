@@ -179,3 +179,83 @@ def test_a_twin_in_float64_is_the_same_function_where_a_layer_asks_for_the_preci
         outputs, twin = net(x), problem_in(problem, torch.float64).model(x.double())
     torch.testing.assert_close(twin, outputs.double(), rtol=1e-5, atol=1e-6)
     assert net[0].eps is None
+
+
+class Baked(nn.Module):
+    """A linear layer times a factor that a trace takes for a constant, as code that goes through NumPy does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        factor = torch.from_numpy(self.inner.weight.detach().double().numpy().copy()).norm()
+        return self.inner(x) * factor.to(x.dtype)
+
+
+def few_samples_of(model: nn.Module, samples: int = 600) -> Problem:
+    """A problem of so many random samples in three classes."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(samples, 4, generator=generator)
+    y = torch.randint(0, 3, (samples,), generator=generator)
+    return Problem.supervised(model, "crossentropy", (x, y), batch_size=200)
+
+
+def mlp() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3))
+
+
+def test_linearized_products_over_few_samples_are_those_of_double_backward() -> None:
+    model = mlp()
+    factory = prepare(few_samples_of(model), "all", backend="linearized")
+    there = {name: 2.0 * t.detach() for name, t in model.named_parameters()}
+    v = torch.randn(factory.size, generator=torch.Generator().manual_seed(1))
+    assert factory.traces_few
+    traced, plain = factory.few(True), factory.few(False)
+    assert (traced.plan.backend, plain.plan.backend) == ("linearized", "double-backward")
+    for exact in (traced.at(there).in_float64(), factory.at(there).in_float64()):
+        assert exact.factory.plan.backend == "linearized"
+    truth = plain.at(there).in_float64() @ v.double()
+    scale = float(truth.norm())
+    assert float((traced.at(there).in_float64() @ v.double() - truth).norm()) < 1e-12 * scale
+    assert 0.0 < float(((traced.at(there) @ v).double() - truth).norm()) < 1e-5 * scale
+    whole = prepare(few_samples_of(model), "all", backend="double-backward", check=False)
+    expected = whole.at(there).in_float64() @ v.double()
+    assert whole.at(there).in_float64().factory.plan.backend == "double-backward"
+    assert float((factory.at(there).in_float64() @ v.double() - expected).norm()) < 1e-12 * float(expected.norm())
+
+
+def test_what_rounding_does_to_a_product_over_few_samples_is_seen_by_either_backend() -> None:
+    model = mlp()
+    factory = prepare(few_samples_of(model), "all", backend="linearized")
+    plain = prepare(few_samples_of(model), "all", backend="double-backward")
+    assert not plain.traces_few
+    assert not prepare(few_samples_of(model, 300), "all", backend="linearized").traces_few  # few: no trace is worth it
+    vectors = torch.linalg.qr(torch.randn(factory.size, 3, generator=torch.Generator().manual_seed(1)))[0]
+    seen, expected = (f.at().rounding_of(vectors) for f in (factory, plain))
+    assert expected / 5.0 < seen < expected * 5.0
+    assert factory.plan.rounding is not None and plain.plan.rounding is not None
+    assert plain.plan.rounding[0] / 10.0 < factory.plan.rounding[0] < plain.plan.rounding[0] * 10.0
+
+
+def test_where_a_trace_does_not_fit_the_point_rounding_is_measured_by_double_backward() -> None:
+    torch.manual_seed(0)
+    model = Baked()
+    factory = prepare(few_samples_of(model), "all", backend="linearized", check=False)
+    there = {name: 3.0 * t.detach() for name, t in model.named_parameters()}
+    v = torch.randn(factory.size, 1, generator=torch.Generator().manual_seed(1))
+    operator = factory.at(there)
+    operator @ v[:, 0]
+    used: list[bool] = []
+    few = type(factory).few
+
+    def recorded(self: object, traced: bool) -> object:
+        used.append(traced)
+        return few(self, traced)  # type: ignore[arg-type]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(factory), "few", recorded)
+        assert operator.rounding_of(v) < 1e-4
+        factory.at().rounding_of(v)
+    assert used == [False, True]
