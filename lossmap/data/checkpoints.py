@@ -20,7 +20,7 @@ import sys
 import warnings
 import zipfile
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any, BinaryIO
@@ -31,6 +31,7 @@ from torch import Tensor, nn
 
 from lossmap.data import safe_unpickle
 from lossmap.data.checkpoint_match import USUAL_KEYS, Fit, Selection, State, fitted, listed, states_in
+from lossmap.data.checkpoint_values import readable_values
 
 log = logging.getLogger(__name__)
 
@@ -87,8 +88,9 @@ class Checkpoint:
     states: Mapping[str, State]
 
     def fit(self, model: nn.Module, selection: Selection | None = None) -> Fit:
-        """The tensors that are the model's; raises ValueError as `checkpoint_match.fitted` does."""
-        return fitted(self.states, model, self.path, selection)
+        """The tensors that are the model's; raises ValueError as `fitted` does, and where they hold other numbers."""
+        fit = fitted(self.states, model, self.path, selection)
+        return replace(fit, state=readable_values(fit.state, model, self.path))
 
 
 def load_checkpoint(path: str | Path, unsafe: bool = False, home: str | None = None) -> Checkpoint:

@@ -63,7 +63,7 @@ def _from_file(path: Path) -> ModuleType:
         spec.loader.exec_module(module)
     except BaseException as error:
         del sys.modules[name]
-        raise _failed(str(path), error) from error
+        raise _failed(str(path), error, path) from error
     return module
 
 
@@ -75,7 +75,15 @@ def _from_package(home: str) -> ModuleType:
         raise _failed(home, error) from error
 
 
-def _failed(home: str, error: BaseException) -> BaseException:
+def _failed(home: str, error: BaseException, file: Path | None = None) -> BaseException:
     if isinstance(error, KeyboardInterrupt):
         return error
-    return ValueError(f"importing {home} failed: {type(error).__name__}: {error}")
+    advice = ""
+    if file is not None and isinstance(error, ImportError) and "relative import" in str(error):
+        package, name = file.parent, file.stem
+        while (package / "__init__.py").is_file():
+            package, name = package.parent, f"{package.name}.{name}"
+        advice = (
+            f"; name it as a part of its package, {name}:... in place of {file.name}:..., from the folder {package}"
+        )
+    return ValueError(f"importing {home} failed: {type(error).__name__}: {error}{advice}")

@@ -309,3 +309,30 @@ def test_an_archive_of_torch_export_is_named_and_its_tensors_are_read_as_the_sen
     other = torch.nn.Linear(3, 2)
     load_into(other, tmp_path / "net.pt")
     assert torch.equal(other.weight, net.weight)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (
+            lambda t: (10 * t).to(torch.int8),
+            r"holds whole or quantized numbers for .*: weight",
+        ),
+        (lambda t: torch.quantize_per_tensor(t, 0.1, 0, torch.qint8), "holds whole or quantized numbers"),
+        (lambda t: t + 1j, "holds complex numbers for real parameters: weight"),
+        (lambda t: t.to("meta"), r"holds no values \(meta tensors\), only shapes: .*: weight"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.*quantiz.*")
+def test_tensors_of_other_numbers_than_the_models_are_refused_by_name(change, message):
+    model = nn.Linear(3, 2)
+    before = model.weight.tolist()
+    with pytest.raises(ValueError, match=message):
+        load_into(model, {"weight": change(model.weight.detach()), "bias": torch.zeros(2)})
+    assert model.weight.tolist() == before
+
+
+def test_sparse_and_complex_tensors_of_real_numbers_are_read():
+    model, weight = nn.Linear(3, 2), torch.eye(3)[:2] * 2
+    load_into(model, {"weight": weight.to_sparse(), "bias": torch.ones(2)})
+    assert torch.equal(model.weight.detach(), weight)

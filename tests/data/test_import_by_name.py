@@ -54,3 +54,13 @@ def test_a_file_that_fails_is_named_and_forgotten(tmp_path, code):
         resolve_callable(f"{tmp_path / 'bad.py'}:f")
     (tmp_path / "bad.py").write_text("def f(): return 2")
     assert resolve_callable(f"{tmp_path / 'bad.py'}:f")() == 2
+
+
+def test_a_file_with_relative_imports_is_named_as_a_part_of_its_package(tmp_path):
+    package = tmp_path / "project" / "nets"
+    package.mkdir(parents=True)
+    for folder in (package, package.parent):
+        (folder / "__init__.py").touch()
+    (package / "model.py").write_text("from .blocks import Block\n")
+    with pytest.raises(ValueError, match=r"name it as a part of its package, project\.nets\.model:\.\.\. in place of"):
+        resolve_callable(f"{package / 'model.py'}:net")

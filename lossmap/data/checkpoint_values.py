@@ -1,0 +1,57 @@
+"""Whether a checkpoint's tensors hold the numbers that a model's parameters need: values, real and not quantized.
+
+`load_state_dict` copies whole numbers and complex ones into real parameters without a word: int8 weights without their
+scale, or real parts alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class _Misfit:
+    """A kind of tensor that is refused.
+
+    applies  (tensor, the model's own) -> whether it is one
+    text     what it holds, and what to do
+    """
+
+    applies: Callable[[Tensor, Tensor | None], bool]
+    text: str
+
+
+def _is_meta(t: Tensor, own: Tensor | None) -> bool:
+    return t.is_meta
+
+
+def _is_quantized(t: Tensor, own: Tensor | None) -> bool:
+    if t.is_quantized:
+        return True
+    return own is not None and own.is_floating_point() and not (t.is_floating_point() or t.is_complex())
+
+
+def _is_complex(t: Tensor, own: Tensor | None) -> bool:
+    return own is not None and t.is_complex() and not own.is_complex() and bool((t.imag != 0).any())
+
+
+MISFITS = (
+    _Misfit(_is_meta, "holds no values (meta tensors), only shapes: save it again from a model that has been loaded"),
+    _Misfit(_is_quantized, "holds whole or quantized numbers for floating-point parameters: save the dequantized ones"),
+    _Misfit(_is_complex, "holds complex numbers for real parameters"),
+)
+
+
+def readable_values(state: Mapping[str, Tensor], model: nn.Module, origin: str) -> dict[str, Tensor]:
+    """The tensors, sparse ones as dense. Raises ValueError, with their names, for those that hold no such numbers."""
+    own = dict(model.named_parameters())
+    for misfit in MISFITS:
+        names = [name for name, t in state.items() if misfit.applies(t, own.get(name))]
+        if names:
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            raise ValueError(f"{origin} {misfit.text}: {', '.join(names[:3])}{more}")
+    return {name: t if t.layout == torch.strided else t.to_dense() for name, t in state.items()}
