@@ -4,10 +4,10 @@
 
 surface   points per second over 10,000 images of 3x32x32, ResNet-20 and ResNet-56: classic (a DataLoader every time,
           batches of 128, `.item()` after each) against ours, and the share of the card's float32 matrix product
-products  a product on ResNet-20, 2,048 images: a gradient, double backward, ours, and the forms of ours
+products  a product on ResNet-20, 2,048 images: a gradient, double backward by hand, ours, and a block of four
 point     both ends at a point of ResNet-20's map, 2,048 images, to 1e-2: classic (two `eigsh`, double backward in
           batches of 128) against ours, which is warm from its neighbour
-language  both ends of a Llama of a billion weights (random), 4 x 512 tokens, with bars
+language  both ends of Llamas of 134 million and of a billion weights (random), 4 x 512 tokens, with bars
 
 Each row also names the most memory that it took on the card. Rows are printed as they come; what is not begun after
 --minutes is left out, and said. --tiny runs everything in seconds, on a CPU too.
@@ -135,50 +135,65 @@ def surface(bench: Bench, speed: float) -> None:
         print(f"| ResNet-{depth} | {samples} | {rates} | {', '.join(forms)} | {memory} |", flush=True)
 
 
+def by_hand(net: nn.Module, x: torch.Tensor, y: torch.Tensor, size: int) -> Callable[[torch.Tensor], torch.Tensor]:
+    """A product by plain double backward in batches, as one writes it, with PyTorch's own settings."""
+    theta = list(selected(net).values())
+
+    def product(v: torch.Tensor) -> torch.Tensor:
+        total = torch.zeros_like(v)
+        for a, b in zip(x.split(size), y.split(size), strict=True):
+            loss = nn.functional.cross_entropy(net(a), b, reduction="sum")
+            gradient = torch.autograd.grad(loss, theta, create_graph=True)
+            dot = sum((g * part.view_as(g)).sum() for g, part in zip(gradient, v.split(sizes), strict=True))
+            total += torch.cat([h.reshape(-1) for h in torch.autograd.grad(dot, theta)])
+        return total / len(x)
+
+    sizes = [p.numel() for p in theta]
+    return product
+
+
 def products(bench: Bench, _: float) -> None:
     samples = 64 if bench.tiny else 2048
-    net, data = resnet(20, bench.device), images(samples, bench.device)
+    net, (x, y) = resnet(20, bench.device), images(samples, bench.device)
+    theta = list(selected(net).values())
+    v = torch.randn(sum(p.numel() for p in theta), generator=torch.Generator().manual_seed(0)).to(bench.device)
     print("| product | ms | in gradients | memory |\n|---|---|---|---|", flush=True)
-    unit = float("inf")
-    for size in (64,) if bench.tiny else (512, 2048):
-        problem = Problem.supervised(net, "crossentropy", data, batch_size=size)
-        theta = list(selected(net).values())
 
-        def gradient(problem: Problem = problem, theta: list[nn.Parameter] = theta) -> None:
-            for batch in problem.data:
-                torch.autograd.grad(problem.total(batch), theta)
+    def row(name: str, work: Callable[[], object], unit: float, vectors: int = 1) -> float:
+        bench.fresh()
+        taken = bench.seconds(work) / vectors
+        print(f"| {name} | {1e3 * taken:.2f} | {taken / (unit or taken):.2f} | {bench.most()} |", flush=True)
+        return taken
 
-        bench.fresh()
-        unit = min(unit, bench.seconds(gradient))
-        print(f"| gradient, batches of {size} | {1e3 * unit:.2f} | 1 | {bench.most()} |", flush=True)
-        v = torch.randn(sum(p.numel() for p in theta), device=bench.device)
-        double = CurvatureOperator(problem)
-        bench.fresh()
-        taken = bench.seconds(lambda double=double, v=v: double @ v)
-        print(f"| double backward, batches of {size} | {1e3 * taken:.2f} | {taken / unit:.2f} | {bench.most()} |")
-    bench.fresh()
-    factory = prepare(Problem.supervised(net, "crossentropy", data))
+    def gradient() -> None:
+        torch.autograd.grad(nn.functional.cross_entropy(net(x), y), theta)
+
+    unit = row("gradient, one batch", gradient, 0.0)
+    for size in (64,) if bench.tiny else (128, 512, 2048):
+        product = by_hand(net, x, y, size)
+        row(f"double backward, batches of {size}", lambda product=product: product(v), unit)
+    double = CurvatureOperator(Problem.supervised(net, "crossentropy", (x, y), batch_size=samples))
+    row("double backward of ours, deterministic", lambda: double @ v, unit)
+    factory = prepare(Problem.supervised(net, "crossentropy", (x, y)))
     operator = factory.at()
-    taken = bench.seconds(lambda: operator @ v)
-    print(f"| ours: {factory.plan.label} | {1e3 * taken:.2f} | {taken / unit:.2f} | {bench.most()} |", flush=True)
+    row(f"ours: {factory.plan.label}", lambda: operator @ v, unit)
     block = torch.randn(len(v), 4, device=bench.device)
-    taken = bench.seconds(lambda: operator @ block) / 4
-    print(f"| the same, a block of four, per vector | {1e3 * taken:.2f} | {taken / unit:.2f} | |", flush=True)
+    row("the same, a block of four, per vector", lambda: operator @ block, unit, 4)
+    error = float((operator @ v - by_hand(net, x, y, samples)(v)).norm() / (operator @ v).norm())
+    print(f"\ndifference from double backward, relative: {error:.1e}", flush=True)
 
 
 def point(bench: Bench, _: float) -> None:
     samples = 64 if bench.tiny else 2048
     net, data = resnet(20, bench.device), images(samples, bench.device)
-    problem = Problem.supervised(net, "crossentropy", data, batch_size=128)
-    double = CurvatureOperator(problem)
-    count = [0]
+    n = sum(p.numel() for p in selected(net).values())
+    double, count = by_hand(net, *data, size=128), [0]
 
     def times(v: np.ndarray) -> np.ndarray:
         count[0] += 1
-        return (double @ torch.from_numpy(v.astype(np.float32).ravel()).to(bench.device)).cpu().numpy()
+        return double(torch.from_numpy(v.astype(np.float32).ravel()).to(bench.device)).cpu().numpy()
 
     def classic() -> tuple[float, float]:
-        n = double.size
         top = eigsh(LinearOperator((n, n), matvec=times, dtype=np.float32), k=1, tol=1e-2)[0][0]
         other = LinearOperator((n, n), matvec=lambda v: times(v) - top * v.ravel(), dtype=np.float32)
         return float(top), float(eigsh(other, k=1, tol=1e-2)[0][0] + top)
@@ -207,30 +222,33 @@ def language(bench: Bench, _: float) -> None:
     except ImportError:
         print("left out: transformers is not installed")
         return
-    sizes = (
-        {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
-        if bench.tiny
-        else {"hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 22, "num_attention_heads": 32}
+    print(
+        "| weights | tokens | seconds | products | largest | smallest | memory |\n|---|---|---|---|---|---|---|",
+        flush=True,
     )
-    vocabulary, length = (100, 16) if bench.tiny else (32000, 512)
-    torch.manual_seed(0)
-    with torch.device(bench.device):
-        model = LlamaForCausalLM(LlamaConfig(vocab_size=vocabulary, max_position_embeddings=length, **sizes)).eval()
-    n = sum(p.numel() for p in model.parameters())
-    ids = torch.randint(vocabulary, (4, length), device=bench.device)
-    batches = [{"input_ids": i, "labels": i} for i in ids.split(1)]
-    bench.fresh()
-    start = time.perf_counter()
-    problem = lossmap.huggingface(model, batches)
-    s = lossmap.spectrum(problem, top=1, bottom=1, density_error=None, trace_products=0, tol=1e-2)
-    bench.wait()
-    taken = time.perf_counter() - start
-    copies = ""
-    if bench.device.type == "cuda":
-        copies = f" ({torch.cuda.max_memory_allocated() / (4 * n):.1f} copies)"
-    print("| weights | tokens | seconds | products | largest | smallest | memory |\n|---|---|---|---|---|---|---|")
-    values = " | ".join(f"{v:.5g} +- {e:.1g}" for v, e in zip(s.values, s.errors, strict=True))
-    print(f"| {n:,} | {ids.numel()} | {taken:.1f} | {s.products} | {values} | {bench.most()}{copies} |", flush=True)
+    for layers, width, inner, heads in [(2, 64, 128, 4)] if bench.tiny else [(12, 768, 2048, 12), (22, 2048, 5632, 32)]:
+        vocabulary, length = (100, 16) if bench.tiny else (32000, 512)
+        config = LlamaConfig(
+            vocab_size=vocabulary, max_position_embeddings=length, num_hidden_layers=layers, hidden_size=width,
+            intermediate_size=inner, num_attention_heads=heads,
+        )  # fmt: skip
+        torch.manual_seed(0)
+        with torch.device(bench.device):
+            model = LlamaForCausalLM(config).eval()
+        n = sum(p.numel() for p in model.parameters())
+        ids = torch.randint(vocabulary, (4, length), device=bench.device)
+        bench.fresh()
+        start = time.perf_counter()
+        problem = lossmap.huggingface(model, [{"input_ids": i, "labels": i} for i in ids.split(1)])
+        s = lossmap.spectrum(problem, top=1, bottom=1, density_error=None, trace_products=0, tol=1e-2)
+        bench.wait()
+        taken = time.perf_counter() - start
+        copies = ""
+        if bench.device.type == "cuda":
+            copies = f" ({torch.cuda.max_memory_allocated() / (4 * n):.1f} copies)"
+        values = " | ".join(f"{v:.5g} +- {e:.1g}" for v, e in zip(s.values, s.errors, strict=True))
+        print(f"| {n:,} | {ids.numel()} | {taken:.1f} | {s.products} | {values} | {bench.most()}{copies} |", flush=True)
+        del model, problem, s
 
 
 PARTS = {"surface": surface, "products": products, "point": point, "language": language}

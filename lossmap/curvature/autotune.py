@@ -457,11 +457,11 @@ class Probe:
 
     def candidate(self, plan: HvpPlan) -> Candidate | None:
         """A plan with its first batch prepared; None where it does not run."""
-        if plan.backend == "retained-graph":
-            few = self.first_batch(self.with_plan(plan))
-            plan = replace(plan, graph_bytes=graph_bytes(few.problem, few.layout) // few.problem.data.samples)
-        candidate = Candidate(self, plan)
         try:
+            if plan.backend == "retained-graph":
+                few = self.first_batch(self.with_plan(plan))
+                plan = replace(plan, graph_bytes=graph_bytes(few.problem, few.layout) // few.problem.data.samples)
+            candidate = Candidate(self, plan)
             candidate.work()
         except Exception:  # too large for the memory, in a format that an operation does not take, somebody's own code
             if plan.backend == "double-backward":
