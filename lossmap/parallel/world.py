@@ -294,7 +294,7 @@ class World:
         text = "".join(traceback.format_exception(kind, error, trace))
         print(f"rank {self.rank} on {self.host}:\n{text}", file=sys.stderr, flush=True)
         if self.channel is not None:
-            self.channel.comm.Abort(1)
+            world_exit.abort(self.channel, 1)
 
 
 _world: World | None = None  # MPI can be started once in a process
@@ -311,6 +311,6 @@ def abort_world(sentence: str) -> int:
         return EXIT_LOST
     if world.rank == min(set(range(world.size)) - world.channel.dead()):
         print(sentence, file=sys.stderr, flush=True)
-        world.channel.comm.Abort(EXIT_LOST)
+        world_exit.abort(world.channel, EXIT_LOST)
     time.sleep(world_exit.GOODBYE_SECONDS)  # the first one ends this rank too
     os._exit(EXIT_LOST)

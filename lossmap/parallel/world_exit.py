@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Set
+from typing import NoReturn
 
 from lossmap.parallel.messages import PollBackoff
 from lossmap.parallel.mpi_channel import BYE, MpiChannel
@@ -86,6 +87,20 @@ def exit_without_finalize(channel: MpiChannel, stuck: Set[int], code: int) -> No
         channel.send((), rank, BYE)
     channel.flush(1.0)
     time.sleep(LAST_WORDS_SECONDS)
+    os._exit(code)
+
+
+def abort(channel: MpiChannel, code: int) -> NoReturn:
+    """End all ranks that are left, without a goodbye. Never returns.
+
+    code  the exit code, not 0
+
+    The last rank that is left leaves by itself: after deaths, MPI_Abort of a single rank makes Open MPI's launcher, if
+    it tolerates them, end with 0.
+    """
+    _flush_output()
+    if len(channel.dead_now()) < channel.size - 1:
+        channel.comm.Abort(code)
     os._exit(code)
 
 

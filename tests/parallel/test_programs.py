@@ -176,7 +176,7 @@ def test_a_crash_while_the_ranks_meet_is_one_sentence_and_no_success(run, tmp_pa
 
 @pytest.mark.parametrize("rank", ["0", "1"])
 def test_a_death_while_the_problem_is_set_up_is_one_sentence_and_no_success(run, tmp_path, rank):
-    ended = run("setup_kills", tmp_path / "s.h5", ft=True, DIES=rank)
+    ended = run("setup_kills", tmp_path / "s.h5", ranks=2, ft=True, DIES=rank)
     sentences = {
         "0": "rank 0 has died; ",  # its worker leaves, or hears of it in what the ranks do together: both say so
         "1": "lossmap: rank 1 has died; what has been measured is safe: run the same command again to go on",
@@ -389,9 +389,10 @@ def test_what_ranks_do_together_at_the_start(run):
     assert [told[:2] for told in by_name["node"]] == [(0, 3), (1, 3), (2, 3)]
 
 
-def test_an_error_that_nobody_catches_ends_all_ranks(run):
-    ended = run("nobody_catches")
-    assert ended.code != 0
+@pytest.mark.parametrize(("ranks", "environment"), [(3, {}), (2, {"ft": True, "DIES": "0"})])
+def test_an_error_that_nobody_catches_ends_all_ranks(run, ranks, environment):
+    ended = run("nobody_catches", ranks=ranks, **environment)
+    assert ended.code == 1
     assert "rank 1 on" in ended.err and "a fault of the program's own" in ended.err
 
 
