@@ -102,7 +102,7 @@ def examined(settings: Settings, world: World) -> Examination:
         problem = problem.rebatched(options.batch_size)
     test = None
     if options.held_out:
-        test = load_problem.held_out_problem(problem.model, settings, machine)
+        test = load_problem.held_out_problem(problem, settings, machine)
     n = sum(p.numel() for p in selected(problem.model, options.parameters).values())
     few = subset(problem, options.hessian_samples, options.seed)
     return Examination(settings, problem, few, test, parts_of_examination(n, options.density_error))

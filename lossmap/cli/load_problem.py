@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -37,6 +38,11 @@ from lossmap.geometry.directions import Plane
 from lossmap.parallel.team import Team
 from lossmap.parallel.world import World
 from lossmap.seeding import same_random_state
+
+logger = logging.getLogger("lossmap")
+SAME_SAMPLES = (
+    "the train and the test split are the same samples, so that nothing is held out: does the factory look at `split`?"
+)
 
 
 @dataclass(frozen=True)
@@ -202,6 +208,8 @@ def problems_of(
     problems = {name: p.over(network).to(machine.device, machine.dtype) for name, p in problems.items()}
     for name, problem in problems.items():
         check_one_sample(problem, name)
+    if notes is not None and len({datasets.digest(problem.data) for problem in problems.values()}) < len(problems):
+        notes.append(SAME_SAMPLES)
     return {name: check_loss(_with_metrics(problem, data.metric), report=False) for name, problem in problems.items()}
 
 
@@ -322,8 +330,11 @@ def folder_digest(model: ModelSettings) -> dict[str, str]:
     return {"model folder (SHA-256)": hashlib.sha256("".join(digests).encode() + b"".join(configs)).hexdigest()}
 
 
-def held_out_problem(model: nn.Module, settings: Settings, machine: Machine) -> Problem | None:
-    """The model over the test split, where the settings are for training samples and there is such a split."""
+def held_out_problem(problem: Problem, settings: Settings, machine: Machine) -> Problem | None:
+    """The problem's model over the test split, where its samples are for training and there is such a split.
+
+    A factory that gives the same samples for both splits holds nothing out, which the log says.
+    """
     factory = settings.data.problem
     if settings.data.split == "test":
         return None
@@ -331,10 +342,13 @@ def held_out_problem(model: nn.Module, settings: Settings, machine: Machine) -> 
         return None
     data = replace(settings.data, split="test")
     try:
-        problem = problems_of(replace(settings.model, model_file=None), data, machine, splits=("test",))["test"]
+        held_out = problems_of(replace(settings.model, model_file=None), data, machine, splits=("test",))["test"]
     except (ValueError, OSError):  # arrays or a user's problem without a test split
         return None
-    return problem.over(model)
+    if datasets.digest(held_out.data) == datasets.digest(problem.data):
+        logger.warning("%s", SAME_SAMPLES)
+        return None
+    return held_out.over(problem.model)
 
 
 def measured_with(data: DataSettings, run: RunSettings, problems: Mapping[str, Problem]) -> dict[str, Any]:

@@ -132,7 +132,7 @@ def run(settings: Settings) -> int:
         print(f"interrupted after step {history.steps}; {advice}")
         return 75
     results = {split: readings(problem)}
-    test = load_problem.held_out_problem(model, settings.changed("data", samples=None), machine)
+    test = load_problem.held_out_problem(problem, settings.changed("data", samples=None), machine)
     if test is not None:
         results["test"] = readings(test)
     for name, values in results.items():

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from lossmap.data.batches import Batch, map_tensors, samples_in
+from lossmap.data.batches import Batch, map_tensors
 from lossmap.data.borrow import temporary_parameters
-from lossmap.data.problem import Problem
+from lossmap.data.problem import CustomCount, Problem
 from lossmap.seeding import same_random_state
 
 
@@ -58,8 +58,8 @@ def _on_copies(problem: Problem, batch: Batch) -> dict[str, Any]:
         outputs = problem.forward(problem.model, batch)
         if _versions(batch) != before:
             changed["forward"] = OnACopy(problem.forward)
-            if problem.count is not samples_in:  # it may run the loss
-                changed["count"] = OnACopy(problem.count)
+            if isinstance(problem.count, CustomCount):  # it runs the loss
+                changed["count"] = CustomCount(OnACopy(problem.count.loss), problem.count.model)
         before = _versions(batch)
         problem.loss(outputs, batch)
         if _versions(batch) != before:

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from lossmap import zoo
+from lossmap.cli.__main__ import main as command_line
 from lossmap.cli.health import main
 from lossmap.io.read import read
 from lossmap.plotting.health import draw_health, report_in
@@ -74,3 +75,17 @@ def test_invalid_options_give_one_message(capsys):
     assert "examined on one split" in capsys.readouterr().err
     assert main([*FEW, "--examinations", "pulse"]) == 2
     assert "no examination 'pulse'" in capsys.readouterr().err
+
+
+def test_a_factory_that_does_not_look_at_its_split_holds_nothing_out(tmp_path, monkeypatch, capsys, caplog):
+    (tmp_path / "same.py").write_text(
+        "import torch\n\n\ndef net():\n    return torch.nn.Linear(3, 2)\n\n\n"
+        "def data(split='train'):\n    x = torch.arange(36.0).view(12, 3).sin()\n    return x, x.argmax(1) % 2\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    words = ["--model", "same.py:net", "--dataset", "same.py:data"]
+    assert main([*words, "--examinations", "signals", "--json", "-"]) == 0
+    assert json.loads(capsys.readouterr().out)["held_out_samples"] == 0
+    assert "the train and the test split are the same samples" in caplog.text
+    assert command_line(["surface", *words, "--split", "both", "--x=0:0:1", "--surf-file", "s.h5"]) == 0
+    assert "note: the train and the test split are the same samples" in capsys.readouterr().out
