@@ -52,7 +52,7 @@ def with_copied_batches(problem: Problem, batch: Batch) -> Problem:
 
 def _on_copies(problem: Problem, batch: Batch) -> dict[str, Any]:
     """The functions of a problem that write into this batch, each to be called with a copy, by their names."""
-    changed: dict[str, OnACopy] = {}
+    changed: dict[str, Any] = {}
     with temporary_parameters(problem.model, {}), torch.enable_grad(), same_random_state(20):
         before = _versions(batch)
         outputs = problem.forward(problem.model, batch)

@@ -145,10 +145,36 @@ def with_class_targets(data: Batches, loss: str | Criterion) -> Batches:
     if isinstance(data, Resident):
         return replace(data, tensors=_batch_with_class_targets(data.tensors))
     if isinstance(data, Streamed):
-        return replace(data, fetch=MappedFetch(data.fetch, _batch_with_class_targets))
+        refuses = getattr(loss, "ignore_index", -100) == -100 and getattr(loss, "weight", None) is None
+        return replace(data, fetch=MappedFetch(data.fetch, _StreamedTargets(refuses)))
     if isinstance(data, FixedBatches):
         return FixedBatches(tuple(_batch_with_class_targets(batch) for batch in data))
     return data
+
+
+@dataclass(frozen=True)
+class _StreamedTargets:
+    """A streamed batch with targets as cross entropy takes them; raises ValueError for one that is ignored by default.
+
+    How many are ignored in all would take a pass over the stream, which is made only where the loss says that it
+    ignores some, has class weights, or several targets a sample.
+
+    refuses  whether ignored targets are not counted first
+    """
+
+    refuses: bool
+
+    def __call__(self, batch: Batch) -> Batch:
+        """The batch."""
+        batch = _batch_with_class_targets(batch)
+        targets = targets_of(batch)
+        is_labels = isinstance(targets, Tensor) and targets.dim() == 1 and not targets.is_floating_point()
+        if self.refuses and is_labels and bool((targets == -100).any()):
+            raise ValueError(
+                "targets of -100, which cross entropy ignores, stand in data that are streamed: leave these samples "
+                "out, or give all classes one weight (weight=torch.ones(classes)), with which they are counted first"
+            )
+        return batch
 
 
 def _batch_with_class_targets(batch: Batch) -> Batch:

@@ -40,7 +40,7 @@ from lossmap.data.carried_state import carried_state
 from lossmap.data.criteria import ACCURACY, SupervisedLoss, takes_class_labels
 from lossmap.data.datasets import labels_within
 from lossmap.data.merged_layers import find_merged_layers
-from lossmap.data.missing_values import missing_values
+from lossmap.data.missing_values import missing_values, unusual_rows
 from lossmap.data.noise import with_noise_seed
 from lossmap.data.problem import Problem, temporary_parameters
 from lossmap.data.stable_forms import stable_forms
@@ -296,12 +296,20 @@ class _Probe:
 
 
 def _few_samples(problem: Problem) -> Batch:
-    """The first and the last samples of the data in one batch, `MAX_SAMPLES` at most."""
+    """The first and the last samples of the data in one batch, and some with ignored targets or NaN among them.
+
+    `MAX_SAMPLES` at most.
+    """
     data = problem.data
     if isinstance(data, FixedBatches):
         return data.batches[0]
     if data.samples <= MAX_SAMPLES:
         return next(iter(data.rebatched(data.samples)))
+    unusual = unusual_rows(data, MAX_SAMPLES // 4) if isinstance(data, Resident) else []
+    if unusual and isinstance(data, Resident):
+        side = (MAX_SAMPLES - len(unusual)) // 2
+        rows = sorted({*range(side), *unusual, *range(data.samples - side, data.samples)})
+        return map_tensors(lambda t: t[rows], data.tensors)
     half = MAX_SAMPLES // 2
     parts = data.samples // half
     ends = [next(iter(data.share(part, parts).rebatched(half))) for part in (0, parts - 1)]

@@ -30,8 +30,7 @@ def _of_samples(problem: Problem, data: Resident) -> str | None:
     with_nan = [leaf for leaf in pytree.tree_leaves(data.tensors) if _has_nan(leaf)]
     if not with_nan:
         return None
-    rows = torch.stack([t.isnan().flatten(1).any(1) if t.dim() > 1 else t.isnan() for t in with_nan]).any(0)
-    indices = rows.nonzero().flatten().tolist()
+    indices = sorted({row for t in with_nan for row in _rows_of(t.isnan())})
     batch = pytree.tree_map(lambda t: t[indices[:1]] if isinstance(t, Tensor) else t, data.tensors)
     if not _is_nan(problem, batch):
         return None
@@ -39,6 +38,27 @@ def _of_samples(problem: Problem, data: Resident) -> str | None:
         f"NaN stands in {len(indices):,} of the {data.samples:,} samples, the first of them sample {indices[0]}, and "
         "makes the loss NaN"
     )
+
+
+def _rows_of(marks: Tensor) -> list[int]:
+    """The rows with a mark, of (N, ...)."""
+    rows: list[int] = marks.view(len(marks), -1).any(1).nonzero().flatten().tolist()
+    return rows
+
+
+def unusual_rows(data: Resident, most: int) -> list[int]:
+    """Samples in memory with NaN or with a negative whole number, as ignored targets have: so many at most."""
+    rows: list[int] = []
+    for leaf in pytree.tree_leaves(data.tensors):
+        if not isinstance(leaf, Tensor) or leaf.dtype == torch.bool or leaf.is_complex():
+            continue
+        if leaf.is_floating_point():
+            marks = leaf.isnan() if _has_nan(leaf) else None
+        else:
+            marks = leaf < 0 if bool(leaf.min() < 0) else None
+        if marks is not None:
+            rows += _rows_of(marks)
+    return sorted(set(rows))[:most]
 
 
 def _has_nan(leaf: object) -> bool:

@@ -14,7 +14,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from lossmap import Grid, Problem, diagnose_network_health, losses, random_plane, survey
 from lossmap.curvature.autotune import prepare
 from lossmap.curvature.build import build_operator
-from lossmap.data.batches import FixedBatches, Resident
+from lossmap.data.batches import FixedBatches, Resident, Streamed
+from lossmap.data.loaders import RowsOf
 from lossmap.data.loss_check import check_loss
 from lossmap.landscape.eigenvalues import EigenvalueMap
 from lossmap.spectra.spectrum import spectrum
@@ -486,3 +487,30 @@ def test_a_loss_that_underflows_is_noted_and_one_that_is_truly_zero_is_not(scale
     assert [note in text for text in notes] == [True] * (note is not None)
     hinge = check_loss(Problem.custom(net, lambda m, b: F.relu(m(b) - 100).mean(), x))
     assert hinge.notes == ()
+
+
+def test_ignored_targets_in_the_middle_of_the_data_are_seen(net, data):
+    x, y = data[0], data[1].clone()
+    y[30:40:3] = -100
+    truth = float(F.cross_entropy(net(x), y).detach())
+    own = check_loss(Problem.supervised(net, lambda o, t: F.cross_entropy(o, t), (x, y), batch_size=30))
+    assert isinstance(own.data, FixedBatches) and "class weights and ignored targets" in own.notes[0]
+    assert centre(Problem.supervised(net, "crossentropy", (x, y)), 7) == pytest.approx(truth, rel=1e-6)
+
+    streamed = Streamed(RowsOf((x, y)), range(N), 16)
+    with pytest.raises(ValueError, match="targets of -100, which cross entropy ignores, stand in data that are str"):
+        list(Problem.supervised(net, "crossentropy", streamed).data)
+    counted = Problem.supervised(net, nn.CrossEntropyLoss(weight=torch.ones(3)), streamed)
+    assert centre(counted, 7) == pytest.approx(truth, rel=1e-6)
+
+
+def test_a_mean_over_the_values_that_are_not_missing_is_seen(net, data):
+    x, y = data[0], torch.randn(N, 3)
+    y[44, 1] = y[50] = float("nan")
+
+    def masked(outputs, targets):
+        return (outputs - targets)[~targets.isnan()].square().mean()
+
+    checked = check_loss(Problem.supervised(net, masked, (x, y), batch_size=N))
+    assert isinstance(checked.data, FixedBatches)
+    assert centre(checked) == pytest.approx(float(masked(net(x), y).detach()), rel=1e-6)
