@@ -270,7 +270,8 @@ class OperatorFactory:
         batch, samples = self.batch, max(MIN_ROUNDING_SAMPLES, self.batch)
         if self.traces_few:
             batch = self._few_samples
-            samples = batch * math.ceil(MIN_ROUNDING_SAMPLES / batch)
+            samples = batch * math.ceil(min(samples, 2 * MIN_ROUNDING_SAMPLES) / batch)
+            samples = min(samples, batch * (self.problem.data.samples // (2 * batch)))  # of all the last one is smaller
         return RoundingProbe(
             self.problem,
             self.parameters,
@@ -320,6 +321,11 @@ class OperatorFactory:
     def _few_samples(self) -> int:
         return min(max(self.problem.data.samples // FEW_SHARE, MIN_FEW), MAX_FEW)
 
+    @property
+    def _traced_plan(self) -> HvpPlan:
+        """That of float64 products where `traces_few`: without tiles, in the memory format that is the faster here."""
+        return HvpPlan("linearized", self._few_samples, self.plan.memory_format)
+
     def few(self, traced: bool) -> OperatorFactory:
         """The factory over a few samples, of which the rounding of single vectors is cheap; made once.
 
@@ -350,7 +356,7 @@ class OperatorFactory:
             return twin
         return replace(
             twin,
-            plan=HvpPlan("linearized", self._few_samples),
+            plan=self._traced_plan,
             memory=min(self.memory, MAX_TWIN_BYTES),
             programs=self._twin_traces(self.product, torch.float64),
             fallback=self.fallback,
@@ -387,7 +393,9 @@ class OperatorFactory:
         plan, fallback = self._reference_plan(self.plan.batch_size), False
         dtype = next(iter(selected(problem.model, self.parameters).values())).dtype
         if self.traces_few and product is self.product and problem.loss is self.problem.loss:
-            plan, fallback = HvpPlan("linearized", self._few_samples), self.fallback  # traces shared with `few`
+            plan, fallback = self._traced_plan, self.fallback
+            if isinstance(problem.data, FixedBatches):  # cut here, and alike: the loss of one of them is compared
+                problem = problem.with_data(BatchList(problem.data.batches))
         twin = OperatorFactory(problem, self.parameters, product, self.total, plan, self.memory, fallback=fallback)
         return replace(twin, programs=self._twin_traces(product, dtype)).at()
 
