@@ -22,6 +22,8 @@ def estimate_text(estimate: Estimate, result: Path, words: Sequence[str], goal: 
     """
     ranks = estimate.ranks_for(goal)
     origin = f"of which {estimate.looked_at} were measured"
+    if estimate.looked_at > estimate.points:  # of few points some are measured several times
+        origin = f"estimated from {estimate.looked_at} measurements"
     if unit == "task":
         origin = "all rehearsed over few samples"
     lines = [f"{result}: {estimate.points:,} {unit}s, {origin}", _seconds_line(estimate, unit)]

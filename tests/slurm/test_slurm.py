@@ -203,7 +203,7 @@ def test_an_array_of_a_campaign_computes_members_of_its_own_and_comes_back_for_t
 
 def test_a_chain_of_short_jobs_finishes_a_long_survey(farm, undisturbed):
     for _ in range(6):  # one chain is enough on an idle machine; on a busy one, a user would submit another
-        jobs = farm.submit("--chain", "3", work=farm.survey("long.h5", 8, "--stop-after", "4"))
+        jobs = farm.submit("--chain", "3", work=farm.survey("long.h5", 8, "--stop-after", "5"))
         assert len(jobs) == 3
         farm.cluster.wait(*jobs)
         if farm.status("long.h5")["measures"]["loss"]["done"] == 64:
