@@ -14,7 +14,13 @@ from lossmap.data.problem import Problem, temporary_parameters
 
 
 def check_finite(model: nn.Module, where: str) -> None:
-    """Raise ValueError where a parameter or buffer has values that are not finite."""
+    """Raise ValueError where a parameter or buffer has values that are not finite, or none at all (meta tensors)."""
+    for name, tensor in model.state_dict().items():
+        if tensor.is_meta:
+            raise ValueError(
+                f"{where}: {name} holds no values (its device is meta); make the model on the CPU, such as by "
+                "to_empty(device='cpu') and load_state_dict"
+            )
     for name, tensor in model.state_dict().items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise ValueError(f"{where}: {name} has values that are not finite; a landscape around it is undefined")

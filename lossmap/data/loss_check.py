@@ -37,6 +37,7 @@ from lossmap.data.batches import Batch, FixedBatches, Resident, map_tensors, sam
 from lossmap.data.borrow import copy_of
 from lossmap.data.broadcasts import broadcast_targets
 from lossmap.data.carried_state import carried_state
+from lossmap.data.checks import check_finite
 from lossmap.data.criteria import ACCURACY, SupervisedLoss, takes_class_labels
 from lossmap.data.datasets import labels_within
 from lossmap.data.merged_layers import find_merged_layers
@@ -140,6 +141,8 @@ class _Agreement:
 def _look(problem: Problem) -> tuple[Problem, _Probe, int]:
     """(the problem with the metrics that fit, its probe, what its loss is)."""
     movable_parameters(problem.model)  # refuses a lazy module that has no parameters yet
+    if any(p.is_meta for p in problem.model.parameters()):
+        check_finite(problem.model, "the model")
     problem = with_copied_batches(problem, _few_samples(problem))
     find_merged_layers(problem, _few_samples(problem))
     probe = _Probe(problem)

@@ -514,3 +514,11 @@ def test_a_mean_over_the_values_that_are_not_missing_is_seen(net, data):
     checked = check_loss(Problem.supervised(net, masked, (x, y), batch_size=N))
     assert isinstance(checked.data, FixedBatches)
     assert centre(checked) == pytest.approx(float(masked(net(x), y).detach()), rel=1e-6)
+
+
+def test_a_model_without_values_is_refused_as_such(data):
+    with torch.device("meta"):
+        model = nn.Linear(4, 3)
+    problem = Problem.supervised(nn.Linear(4, 3), "crossentropy", data)
+    with pytest.raises(ValueError, match=r"weight holds no values \(its device is meta\); make the model on the CPU"):
+        check_loss(replace(problem, model=model))
