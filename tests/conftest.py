@@ -4,6 +4,8 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MKL_NUM_THREADS", "1")
+if os.environ.get("LOSSMAP_GPU_TESTS") != "1":  # `make gpu` sets it; all other tests are of the CPU's numbers
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
 os.environ["LOSSMAP_CACHE"] = "off"  # nothing is written into a home, and no test depends on another one's probe
 
 from collections.abc import Mapping

@@ -17,6 +17,7 @@ al. (2018), arXiv:1812.06162, for the noise scale; Fort et al. (2019), arXiv:190
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -233,7 +234,8 @@ def per_sample(problem: Problem, parameters: str = "weights") -> Iterator[Tensor
             if by_vmap:
                 try:
                     # the fused attention has no rule for vmap: slow, and it warns
-                    with sdpa_kernel(SDPBackend.MATH), PlainTables(), _KeptData():
+                    with sdpa_kernel(SDPBackend.MATH), PlainTables(), _KeptData(), warnings.catch_warnings():
+                        warnings.filterwarnings("ignore", "There is a performance drop", UserWarning)  # recurrent nets
                         gradients = together(own, batch)
                 except (RuntimeError, NotImplementedError, ValueError):
                     by_vmap = False

@@ -131,6 +131,24 @@ def test_a_forward_that_casts_in_place_is_differentiated_sample_by_sample(cast):
     assert torch.isfinite(last(torch.ones(1, 4, dtype=last.weight.dtype))).all()  # its memory is its own
 
 
+class Recurrent(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer, self.head = nn.LSTM(3, 4, batch_first=True), nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.head(self.layer(x)[0].mean(1))
+
+
+def test_a_recurrent_layer_is_differentiated_without_a_warning_of_pytorchs():
+    net, x, y = Recurrent().eval(), torch.randn(6, 5, 3), torch.arange(6) % 2
+    weights = [p for p in net.parameters() if p.dim() > 1]
+    (rows,) = per_sample(Problem.supervised(net, "crossentropy", (x, y), batch_size=6))
+    for row, a, b in zip(rows, x, y, strict=True):
+        own = torch.autograd.grad(nn.functional.cross_entropy(net(a[None]), b[None]), weights)
+        torch.testing.assert_close(row, torch.cat([g.reshape(-1) for g in own]))
+
+
 def test_the_model_comes_back_as_it_was():
     model = net().train()
     before = {k: v.clone() for k, v in model.state_dict().items()}

@@ -1,4 +1,4 @@
-"""Tests that need a CUDA device; skipped by name where there is none. Read by `make gpu` too."""
+"""Tests that need a CUDA device: `make gpu`. Elsewhere they are skipped by name."""
 
 import pytest
 import torch
@@ -8,5 +8,5 @@ import torch
 def gpu():
     """The device; without one the test is skipped."""
     if not torch.cuda.is_available():
-        pytest.skip("no CUDA device is here")
+        pytest.skip("no CUDA device is here, or it is hidden from the tests: `make gpu` shows it")
     return torch.device("cuda", 0)

