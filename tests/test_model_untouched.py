@@ -377,7 +377,10 @@ def test_the_description_sees_what_a_measure_could_spoil():
 
 
 def test_in_training_mode_every_measure_reads_evaluation_mode(tmp_path):
-    """Losses, gradients and products of a net with dropout and batch norm: the same bits in either mode."""
+    """Losses, gradients and products of a net with dropout and batch norm: the same in either mode.
+
+    Up to the rounding of the plans, which are chosen by the clock.
+    """
     answers = []
     for training in (True, False):
         model = made("a frozen batch norm")
@@ -394,7 +397,8 @@ def test_in_training_mode_every_measure_reads_evaluation_mode(tmp_path):
             ]
         )
     for one, other in zip(*answers, strict=True):
-        np.testing.assert_array_equal(np.asarray(one), np.asarray(other))
+        one, other = np.asarray(one), np.asarray(other)
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5 * np.abs(other).max())
 
 
 def test_the_copy_of_a_model_is_independent():
