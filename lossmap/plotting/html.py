@@ -10,6 +10,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
 
 from lossmap.io.printable import printable
@@ -19,6 +20,8 @@ from lossmap.plotting.contour_levels import Scale, scale_of
 from lossmap.plotting.maps import y_ticks
 from lossmap.plotting.quantities import Quantity, as_line, best_field, is_line, quantity, values_of
 from lossmap.plotting.style import appears_whole
+
+COLOURS = 33  # of a scale; an odd number has the middle, which is white of signed ones
 
 # Marks the hovered point in both views. Trace 0 is the surface in 3-D, 1 the map, 2 and 3 the marks.
 LINK = """
@@ -115,12 +118,27 @@ def _view(surface: Surface, name: str) -> dict[str, Any]:
     }
 
 
-def _ends_and_colours(what: Quantity, scale: Scale, finite: np.ndarray) -> tuple[float, float, str]:
-    """Where the colours of the heights begin and end, and the colour scale in plotly's spelling."""
-    low, high, colours = scale.low, scale.high, what.cmap.capitalize()
+ColourScale = list[list[Any]]  # [[share, "rgb(r, g, b)"], ...], as plotly takes it
+
+
+def colour_scale(name: str) -> ColourScale:
+    """A colour map of matplotlib's in plotly's form, so that page and print show a value in the same colour.
+
+    By its colours and not by its name: of some names the two libraries, and plotly's two halves, mean opposite things.
+    """
+    shares = np.linspace(0.0, 1.0, COLOURS)
+    return [
+        [float(share), f"rgb({', '.join(str(round(255 * part)) for part in colour[:3])})"]
+        for share, colour in zip(shares, matplotlib.colormaps[name](shares), strict=True)
+    ]
+
+
+def _ends_and_colours(what: Quantity, scale: Scale, finite: np.ndarray) -> tuple[float, float, ColourScale]:
+    """Where the colours of the heights begin and end, and the colours between."""
+    low, high, colours = scale.low, scale.high, colour_scale(what.cmap)
     if what.signed:
         high = float(max(np.abs(finite[np.isfinite(finite)]), default=1.0))
-        low, colours = -high, "RdBu_r" if what.cmap == "RdBu_r" else "RdBu"
+        low = -high
     elif scale.log:
         low, high = float(np.log10(low)), float(np.log10(high))
     if low == high:

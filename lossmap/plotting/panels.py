@@ -65,8 +65,20 @@ def layout_of(panels: int, width: float | None) -> tuple[int, int, float]:
 
 def panel_ratio(surface: Surface) -> float:
     """Width over height of a map's panel, as `maps.frame` will make it."""
-    ratio = float(np.ptp(maps.edges(surface.grid.x)) / np.ptp(maps.edges(maps.y_ticks(surface.grid))))
+    across, up = _borders(surface)
+    ratio = float(np.ptp(across) / np.ptp(up))
     return ratio if 0.4 < ratio < 2.5 else 1.2
+
+
+def have_one_window(surfaces: Sequence[Surface]) -> bool:
+    """Whether all maps reach over the same ranges, so that their panels may share their axes."""
+    ends = np.array([[f(e) for e in _borders(s) for f in (np.min, np.max)] for s in surfaces])
+    spans = ends[0, 1::2] - ends[0, ::2]
+    return bool(np.all(np.abs(ends - ends[0]) <= 1e-6 * np.repeat(spans, 2)))
+
+
+def _borders(surface: Surface) -> tuple[np.ndarray, np.ndarray]:
+    return maps.edges(surface.grid.x), maps.edges(maps.y_ticks(surface.grid))
 
 
 def common_loss(surfaces: Sequence[Surface]) -> str | None:

@@ -17,7 +17,14 @@ from lossmap.io.read import Surface
 from lossmap.plotting import maps
 from lossmap.plotting.contour_levels import Scale, labels, scale_of
 from lossmap.plotting.notes import accuracy_notes
-from lossmap.plotting.panels import FigureOptions, add_legend_and_notes, common_loss, layout_of, panel_ratio
+from lossmap.plotting.panels import (
+    FigureOptions,
+    add_legend_and_notes,
+    common_loss,
+    have_one_window,
+    layout_of,
+    panel_ratio,
+)
 from lossmap.plotting.quantities import (
     Quantity,
     axis_labels,
@@ -54,7 +61,10 @@ def draw_maps(
     gap = 0.3 if titles else 0.12
     height = rows * (panel / panel_ratio(surfaces[0]) + gap) + 0.45 + 0.12 * len(notes)
     figure = new_figure(width, height, compressed=True)
-    grid = figure.subplots(rows, columns, squeeze=False, sharex="col", sharey="row")
+    shared = have_one_window(surfaces)
+    grid = figure.subplots(
+        rows, columns, squeeze=False, sharex="col" if shared else "none", sharey="row" if shared else "none"
+    )
     scale = options.scale(arrays, what)
     patches: list[Patch] = []
     mappable: Any = None
@@ -166,7 +176,8 @@ def draw_eigenvalue_maps(surfaces: Sequence[Surface], titles: Sequence[str] | No
     panel = (width - 0.65 - 0.06 * len(names)) / len(names)
     height = len(surfaces) * (panel / panel_ratio(surfaces[0]) + 0.1) + 1.3 + 0.1 * len(notes)
     figure = new_figure(width, height, compressed=True)
-    grid = figure.subplots(len(surfaces), len(names), squeeze=False, sharex=True, sharey="row")
+    shared = have_one_window(surfaces)
+    grid = figure.subplots(len(surfaces), len(names), squeeze=False, sharex="all" if shared else "row", sharey="row")
     patches: list[Patch] = []
     for column, name in enumerate(names):
         what = quantity(surfaces[0], name)
@@ -180,7 +191,7 @@ def draw_eigenvalue_maps(surfaces: Sequence[Surface], titles: Sequence[str] | No
             axes = grid[row, column]
             mappable = _map(axes, surface, values, what, kind, scale, arrays)
             patches += maps.mark_missing(axes, surface.grid, values, status)
-            last = row == len(surfaces) - 1
+            last = row == len(surfaces) - 1 or not shared
             _frame_panel(axes, surface, options, "map", left=column == 0, bottom=last)
             _set_round_ticks(axes, 3)
             if last:

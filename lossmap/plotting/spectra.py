@@ -125,18 +125,33 @@ def _block(axes: Axes, group: Group, name: str, row: int, linear: float) -> None
 
 
 def _signs(axes: Axes, group: Group) -> None:
-    """The shares of negative, zero and positive eigenvalues of each block, as far as they are known."""
+    """The shares of negative, zero and positive eigenvalues of each block: solid what is certain, hatched what is not.
+
+    Each count is known as an interval. Its lower end is solid; what lies between the lower ends and all eigenvalues is
+    undecided, and stands between the signs that it may belong to.
+    """
     size = np.asarray(group["size"], dtype=float)
-    middle = {k: np.asarray(group[k], dtype=float).mean(1) / size for k in ("negative", "zero", "positive")}
-    total = sum(middle.values())
-    start = np.zeros(len(size))
-    for name, colour in (("negative", RED), ("zero", "0.8"), ("positive", BLUE)):
-        width = 100.0 * middle[name] / np.where(total > 0, total, 1.0)
-        axes.barh(np.arange(len(size)), width, left=start, height=0.55, color=colour, label=name)
+    ends = {k: 100.0 * np.asarray(group[k], dtype=float) / size[:, None] for k in ("negative", "zero", "positive")}
+    low = {name: interval[:, 0] for name, interval in ends.items()}
+    undecided = np.clip(100.0 - sum(low.values()), 0.0, 100.0)
+    reach = {name: ends[name][:, 1] - low[name] for name in ("negative", "positive")}
+    either = reach["negative"] + reach["positive"]
+    below = undecided * np.where(either > 0, reach["negative"] / np.where(either > 0, either, 1.0), 0.5)
+    rows, start = np.arange(len(size)), np.zeros(len(size))
+    open_bar = {"facecolor": "white", "edgecolor": "0.6", "hatch": "//////", "linewidth": 0.0}
+    for name, width, look in (
+        ("negative", low["negative"], {"color": RED}),
+        ("undecided", below, open_bar),
+        ("zero", low["zero"], {"color": "0.8"}),
+        ("_undecided", undecided - below, open_bar),
+        ("positive", low["positive"], {"color": BLUE}),
+    ):
+        if name in ends or undecided.any():
+            axes.barh(rows, width, left=start, height=0.55, label=name, **look)  # type: ignore[arg-type]
         start = start + width
     axes.set_xlim(0, 100)
     axes.set_xlabel("share of eigenvalues, %")
-    axes.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=3, handlelength=0.9, columnspacing=0.8)
+    axes.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=4, handlelength=0.9, columnspacing=0.8)
     axes.tick_params(axis="y", left=False)
 
 

@@ -372,3 +372,30 @@ def test_drawing_imports_neither_torch_nor_pyplot(tmp_path):
     )
     subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
     assert sorted(p.suffix for p in tmp_path.iterdir()) == [".h5", ".html", ".pdf", ".png", ".vts"]
+
+
+@pytest.mark.parametrize("kind", ["filled", "contour", "map", "eigen"])
+@pytest.mark.parametrize("reach", [(1, 3), (3, 1), (1, 2, 3, 1)])
+def test_files_over_different_windows_show_each_its_own_whole(kind, reach):
+    surfaces = []
+    for r in reach:
+        x = np.linspace(-r, r, 9)
+        a, b = np.meshgrid(x, x)
+        loss = 0.1 + a**2 + b**2
+        surfaces.append(Surface(Grid(x, x), {"train_loss": loss, "max_eig": 1 + loss, "min_eig": loss - 1}))
+    figure = draw(surfaces, kind)
+    panels = [axes for axes in figure.axes if axes.get_label() != "<colorbar>" and axes.axison]
+    columns = len(panels) // len(reach)
+    for i, r in enumerate(reach):
+        for axes in panels[i * columns : (i + 1) * columns]:
+            for low, high in (axes.get_xlim(), axes.get_ylim()):
+                assert -r * 1.2 <= low <= -r and r <= high <= r * 1.2
+        assert any(label.get_visible() for label in panels[i * columns].get_xticklabels())
+
+
+def test_files_over_one_window_share_their_axes():
+    x = np.linspace(-1, 1, 5)
+    a, b = np.meshgrid(x, x)
+    figure = draw([Surface(Grid(x, x), {"train_loss": a**2 + b**2 + k}) for k in (0, 1)], "filled")
+    first, second = figure.axes[:2]
+    assert first.get_shared_y_axes().joined(first, second)

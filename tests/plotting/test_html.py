@@ -4,12 +4,14 @@ import json
 import re
 import sys
 
+import matplotlib
 import numpy as np
 import pytest
 
 from lossmap.geometry.grid import Grid
 from lossmap.io.read import Group, Surface, write_surface
 from lossmap.plotting.html import page
+from lossmap.plotting.quantities import quantity
 
 pytest.importorskip("plotly")
 GRID = Grid(np.linspace(-1, 1, 5), np.linspace(0, 1, 3))
@@ -47,6 +49,28 @@ def test_the_page_holds_both_views_and_the_link_between_them(tmp_path):
     labels = [b["label"] for b in layout["updatemenus"][0]["buttons"]]
     assert labels[0] == "train_loss (nats)" and labels[-1] == "|min_eig / max_eig|, red: min_eig < 0"
     assert layout["scene"]["zaxis"]["ticktext"][0] == "0.001"  # heights by decades, labelled with the losses
+
+
+def colour_at(scale, share):
+    shares = [s for s, _ in scale]
+    parts = np.array([[float(v) for v in re.findall(r"[0-9]+", colour)] for _, colour in scale])
+    return np.array([np.interp(share, shares, parts[:, i]) for i in range(3)])
+
+
+@pytest.mark.parametrize("name", ["min_eig", "ratio", "max_eig"])
+def test_the_page_shows_a_value_in_the_colour_of_the_print(tmp_path, name):
+    made = surface()
+    what = quantity(made, name)
+    data, layout, _ = traces(page(made, tmp_path / "s.html"))
+    button = next(b for b in layout["updatemenus"][0]["buttons"] if name.removesuffix("_eig") in b["label"] or
+                  (name == "ratio" and b["label"].startswith("|")))  # fmt: skip
+    for scale in button["args"][0]["colorscale"]:
+        for share in (0.0, 0.2, 0.5, 0.8, 1.0):
+            printed = 255 * np.array(matplotlib.colormaps[what.cmap](share)[:3])
+            assert np.abs(colour_at(scale, share) - printed).max() < 4
+    red, _, blue = colour_at(button["args"][0]["colorscale"][0], 0.9 if name == "ratio" else 0.1)
+    assert name == "max_eig" or red > blue  # of a negative eigenvalue
+    assert isinstance(data[0]["colorscale"], list)  # the first view too, by its colours
 
 
 def test_a_line_has_an_axis_for_each_unit(tmp_path):

@@ -88,6 +88,24 @@ def test_layers_share_an_axis_and_zero_blocks_are_named(tmp_path):
     save(figure, tmp_path / "l.png", dpi=60)
 
 
+def test_counts_that_are_not_known_are_not_drawn_as_known():
+    group = blocks()
+    n = len(group["block"])
+    size = np.asarray(group["size"], dtype=float)
+    low, high = np.zeros(n), size / 2
+    counts = {
+        "negative": np.stack([low, high], 1),
+        "zero": np.stack([low, low], 1),
+        "positive": np.stack([high, size], 1),
+    }
+    figure = draw_layers({"net": Group({**group.arrays, **counts}, group.attributes)})
+    bars = {c.get_label(): c for axes in figure.axes for c in axes.containers}
+    assert [bar.get_width() for bar in bars["negative"]] == [0.0] * n
+    assert np.allclose([bar.get_width() for bar in bars["positive"]], 50.0)
+    hatched = [bars["undecided"][i].get_width() + bars["_undecided"][i].get_width() for i in range(n)]
+    assert np.allclose(hatched, 50.0) and all(bar.get_hatch() for bar in bars["undecided"])
+
+
 def test_a_label_that_is_not_there_is_named():
     with pytest.raises(ValueError, match="there is no spectrum 'b'; there are a"):
         draw_spectrum({"a": spectrum()}, "b")
