@@ -147,7 +147,7 @@ def _signs(axes: Axes, group: Group) -> None:
         ("positive", low["positive"], {"color": BLUE}),
     ):
         if name in ends or undecided.any():
-            axes.barh(rows, width, left=start, height=0.55, label=name, **look)  # type: ignore[arg-type]
+            axes.barh(rows, width, left=start, height=0.55, label=name, **look)
         start = start + width
     axes.set_xlim(0, 100)
     axes.set_xlabel("share of eigenvalues, %")
