@@ -226,6 +226,8 @@ def samples_of(
 ) -> Batches:
     """The samples of one split, as settings say."""
     pickled = getattr(data, f"{split}loader")
+    if pickled and pickled.endswith(".npz"):
+        raise UsageError(f"--{split}loader takes a pickled loader; {pickled} holds arrays: --dataset npz:{pickled}")
     if pickled and not model.unsafe_load:
         raise UsageError(
             f"{pickled} is a pickled loader, which can run code of its own; add --unsafe-load if you trust it"

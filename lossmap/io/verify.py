@@ -31,7 +31,7 @@ class Verification:
     unprotected: bool = False
 
     def __str__(self) -> str:
-        lines = [f"damaged: {line}" for line in self.damage]
+        lines = [f"damaged: {line.replace(' is damaged: ', ': ', 1)}" for line in self.damage]
         if self.unprotected:
             lines.append(
                 "unprotected: the file has no digests (version 0.1 and the original tool wrote none), so that a "

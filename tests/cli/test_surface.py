@@ -421,6 +421,7 @@ MISTAKES = [
     ("--model mlp --shard 4/3", "--shard must be I/N"),
     ("--model mlp --x 0:1:2 --shard 3/3", "--shard 3/3 holds no point"),
     ("--model mlp --trainloader loader.pkl", "--unsafe-load if you trust it"),
+    ("--model mlp --trainloader data.npz", "--dataset npz:data.npz"),
     ("--model mlp --point-timeout 0", "--point-timeout must be > 0; got 0"),
     ("--problem net.py:number", "must return a Problem, or a tuple"),
     ("--problem net.py:two_problems", "(model, loss, data, reduction, batch_size, unit); missing a required argument"),
