@@ -41,6 +41,16 @@ class Field:
         return 1 if self.extra is None else self.extra[1]
 
 
+def shown_unit(unit: str) -> str:
+    """A unit as people read it: nothing of a number without unit (1), and of "1 per squared unit of theta" no 1."""
+    return f"{unit} ".removeprefix("1 ").rstrip()
+
+
+def curvature_unit(unit: str) -> str:
+    """The unit of second derivatives of a loss of this unit, as people read it."""
+    return shown_unit(f"{unit or 1} per squared unit of theta")
+
+
 @checked_init
 @dataclass(frozen=True, eq=False)
 class Grid:

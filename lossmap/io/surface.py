@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from lossmap.geometry.grid import Field, Grid
+from lossmap.geometry.grid import Field, Grid, shown_unit
 from lossmap.keywords import checked_init
 from lossmap.values import DrawnResult, same_values
 
@@ -238,7 +238,7 @@ class Surface(DrawnResult):
             if name in bookkeeping:
                 continue
             about, least = self.about[name], self.minimum(name)
-            unit = f" {about.unit}" * (about.unit not in ("", "1"))
+            unit = f" {shown_unit(about.unit)}".rstrip()
             if least is None:
                 lines.append(f"  {name}: no finite value")
             else:

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from lossmap.geometry.grid import shown_unit
 from lossmap.io.read import NotASurface, read
 from lossmap.io.surface import Surface
 
@@ -244,7 +245,7 @@ class _Scale:
 
 def _section(measure: str, name: str, members: Sequence[_Member], axes: int, named: set[str]) -> str:
     scale = _Scale.of([member.surface.fields[name] for member in members])
-    unit = f"{members[0].surface.about[name].unit} ".removeprefix("1 ").rstrip()  # "1 per squared unit of theta"
+    unit = shown_unit(members[0].surface.about[name].unit)
     high = f"{scale.high:.4g} {unit}".rstrip()
     draw = _map if axes == 2 else _line
     figures = "".join(_figure(member, draw(member.surface, name, scale), named) for member in members)

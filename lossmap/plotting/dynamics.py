@@ -16,8 +16,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from lossmap.geometry.grid import curvature_unit
 from lossmap.io.eigenvector_store import results_of
 from lossmap.io.surface import Group
+from lossmap.plotting.quantities import in_brackets
 from lossmap.plotting.style import BLUE, COLUMN, DARK, GREEN, PAGE, PURPLE, RED, new_figure, save, style_context
 
 Source = str | os.PathLike[str] | Group
@@ -118,7 +120,7 @@ def tracks(axes: Axes, group: Group) -> None:
     values = group["eigenvalue"][np.isfinite(group["eigenvalue"])]
     if values.min() > 0 and values.max() > 20 * values.min():
         axes.set_yscale("log")
-    axes.set(xlabel="step", ylabel="eigenvalues, along tracks")
+    axes.set(xlabel="step", ylabel="eigenvalues, along tracks" + _in_curvature_unit(group))
 
 
 def participation(axes: Axes, group: Group) -> None:
@@ -140,12 +142,11 @@ def curvature(axes: Axes, group: Group) -> None:
     if "loss" in group:
         axes.plot(steps, group["loss"], color=BLUE)
     axes.set_xlabel("step")
-    unit = str(group.attributes.get("unit", ""))
-    axes.set_ylabel(f"loss, {unit}" if unit not in ("", "1") else "loss", color=BLUE)
+    axes.set_ylabel("loss" + in_brackets(str(group.attributes.get("unit", ""))), color=BLUE)
     other: Axes = axes.twinx()
     other.plot(steps, group["curvature_lambda_min"], color=RED)
     other.axhline(0, color=RED, lw=0.5, ls=":")
-    other.set_ylabel("smallest eigenvalue", color=RED)
+    other.set_ylabel("smallest eigenvalue" + _in_curvature_unit(group), color=RED)
 
 
 def volume(axes: Axes, group: Group) -> None:
@@ -184,7 +185,7 @@ def density(axes: Axes, group: Group) -> None:
     axes.plot(steps, table[:, half], color=PURPLE, label="median")
     reach = float(np.nanmax(np.abs(table)))
     axes.set_yscale("symlog", linthresh=max(reach * 1e-2, 1e-300))
-    axes.set(xlabel="step", ylabel="all eigenvalues")
+    axes.set(xlabel="step", ylabel="all eigenvalues" + _in_curvature_unit(group))
     axes.legend()
 
 
@@ -198,6 +199,13 @@ def negative(axes: Axes, group: Group) -> None:
     axes.set(xlabel="step", ylabel="negative mass")
     axes.set_ylim(bottom=0)
     axes.legend()
+
+
+def _in_curvature_unit(group: Group) -> str:
+    """The unit of eigenvalues behind their name; nothing where the file does not say the loss's."""
+    if "unit" not in group.attributes:
+        return ""
+    return in_brackets(curvature_unit(str(group.attributes["unit"])), 20)
 
 
 def _bar(axes: Axes, picture: Any, label: str) -> None:

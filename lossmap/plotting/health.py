@@ -17,7 +17,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
+from lossmap.geometry.grid import curvature_unit
 from lossmap.io.read import read
+from lossmap.plotting.quantities import in_brackets
 from lossmap.plotting.style import BLUE, DARK, GREEN, PAGE, PURPLE, RED, new_figure, style_context
 
 Report = Mapping[str, Any]
@@ -209,7 +211,8 @@ def _hessian(axes: Axes, report: Report) -> None:
     axes.set_xscale("symlog", linthresh=reach * 1e-2)
     decades = [10.0**k for k in range(ceil(log10(reach * 1e-2)), floor(log10(reach)) + 1)]
     axes.set_xticks([*(-d for d in decades if -d >= values.min() * 1.5), 0.0, *decades])
-    axes.set(xlabel="eigenvalue of the Hessian", ylabel="share below", ylim=(0, 1.02))
+    unit = in_brackets(curvature_unit(str(report.get("unit", "nats"))))
+    axes.set(xlabel="eigenvalue of the Hessian" + unit, ylabel="share below", ylim=(0, 1.02))
     title = f"Hessian: {values.min():.2g} to {values.max():.3g}"
     if hessian.get("trace"):
         title += f", trace {hessian['trace']['value']:.3g} +- {hessian['trace']['error']:.1g}"

@@ -13,6 +13,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 
+from lossmap.geometry.grid import shown_unit
 from lossmap.io.printable import printable
 from lossmap.io.read import Surface, read
 from lossmap.io.surface import FAILED, TO_DO
@@ -160,9 +161,8 @@ def _label(surface: Surface, name: str) -> str:
     if name == "ratio":
         return "|min_eig / max_eig|, red: min_eig < 0"
     about = surface.about.get(name)
-    if about is None or about.unit in ("", "1"):
-        return _escaped(name)
-    return _escaped(f"{name} ({about.unit})")
+    unit = "" if about is None else shown_unit(about.unit)
+    return _escaped(f"{name} ({unit})" if unit else name)
 
 
 def _plane(graph: Any, surface: Surface) -> Any:
@@ -273,7 +273,7 @@ def _line(graph: Any, surface: Surface) -> Any:
         side = "y" if surface.about[name].unit == axes[0] else "y2"
         values = np.where(np.isfinite(surface[name]), surface[name], np.nan)
         figure.add_scatter(x=surface.grid.x, y=values, mode="lines+markers", name=name, yaxis=side)
-    units = [", ".join(axes[:1]), ", ".join(axes[1:])]
+    units = [", ".join(filter(None, map(shown_unit, part))) for part in (axes[:1], axes[1:])]
     switch = [
         {"label": f"{kind} axis", "method": "relayout", "args": [{"yaxis.type": kind}]} for kind in ("linear", "log")
     ]

@@ -17,6 +17,7 @@ from lossmap.plotting.quantities import (
     axis_labels,
     best_field,
     eigenvalues,
+    in_brackets,
     quantity,
     values_of,
 )
@@ -98,7 +99,7 @@ def _draw_loss_and_accuracy(
         patches += lines.mark_missing(axes, x, values, status)
     axes.set_ylabel(quantity(surface, names[0]).label)
     if len(names) > 1:
-        axes.set_ylabel(f"mean loss ({surface.about[names[0]].unit})")
+        axes.set_ylabel("mean loss" + in_brackets(surface.about[names[0]].unit))
     _set_loss_axis(axes, arrays, options)
     if accuracies:
         axes.yaxis.label.set_color(BLUE)
@@ -169,9 +170,9 @@ def draw_eigenvalue_lines(surfaces: Sequence[Surface], titles: Sequence[str] | N
         ratio, _ = values_of(surface, "ratio")
         lines.curve(lower, surface.grid.x, ratio, colour=colours["ratio"], label=title)
     if loss is not None:
-        grid[0].set_ylabel(f"loss ({surfaces[0].about[loss].unit})")
+        grid[0].set_ylabel("loss" + in_brackets(surfaces[0].about[loss].unit))
         _set_loss_axis(grid[0], [s[loss] for s in surfaces], options)
-    upper.set_ylabel("eigenvalue")
+    upper.set_ylabel("eigenvalue" + in_brackets(surfaces[0].about["max_eig"].unit, 20))
     upper.axhline(0, color="0.6", linewidth=0.5)
     upper.legend(fontsize=6, ncols=max(1, len(surfaces)))
     lower.axhline(0, color="0.6", linewidth=0.5)

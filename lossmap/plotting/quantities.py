@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from textwrap import fill
 
 import numpy as np
 
-from lossmap.geometry.grid import Field, Grid
+from lossmap.geometry.grid import Field, Grid, shown_unit
 from lossmap.io.surface import Group, Surface
 from lossmap.plotting.style import ACCURACY, LOSS, RATIO
 
 Array = np.ndarray
+MAX_UNIT = 20  # characters, that stand on one line with the name
 PARTS = ("spectrum", "along")  # measures that are dispatched like points, but over no line or plane
 
 
@@ -60,25 +62,31 @@ def quantity(surface: Surface, name: str) -> Quantity:
     split, _, what = base.partition("_")
     samples = {"train": "training", "test": "test"}.get(split)
     if samples and what == "acc":
-        return Quantity(name, "accuracy", f"{samples} accuracy ({about.unit})", ACCURACY, even=True)
+        return Quantity(name, "accuracy", f"{samples} accuracy{in_brackets(about.unit)}", ACCURACY, even=True)
     if samples and what == "loss":
-        return Quantity(name, "loss", f"{samples} loss ({about.unit})")
+        return Quantity(name, "loss", f"{samples} loss{in_brackets(about.unit)}")
     return Quantity(name, base, label)
 
 
 def short_unit(about: Field) -> str:
-    """A field's unit as it stands at an axis, curvature's in signs; empty where it has none."""
-    unit = about.unit.replace(" per squared unit of theta", r" / $\|\theta\|^2$")
-    return "" if unit == "1" else unit
+    """A field's unit as it stands at an axis; empty where it has none."""
+    return shown_unit(about.unit)
 
 
 def _unit(about: Field) -> str:
     return in_brackets(short_unit(about))
 
 
-def in_brackets(unit: str) -> str:
-    """A unit behind a name; nothing for a number without unit."""
-    return "" if unit in ("", "1") else f" ({unit})"
+def in_brackets(unit: str, width: int = 40) -> str:
+    """A unit behind a name, a long one on lines of its own; nothing for a number without unit.
+
+    width  characters of a line; 20 suit the axis of a low panel
+    """
+    text = shown_unit(unit)
+    if not text:
+        return ""
+    gap = "\n" if len(text) > MAX_UNIT else " "
+    return gap + fill(f"({text})", width)
 
 
 def values_of(surface: Surface, name: str) -> tuple[Array, Array]:

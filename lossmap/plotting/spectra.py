@@ -14,8 +14,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from lossmap.geometry.grid import curvature_unit
 from lossmap.io.spectrum_layout import Source, layers_in, spectra_in
 from lossmap.io.surface import Group
+from lossmap.plotting.quantities import in_brackets
 from lossmap.plotting.style import BLUE, COLUMN, DARK, GREEN, PAGE, PURPLE, RED, new_figure, style_context
 
 COLOURS = (BLUE, RED, GREEN, PURPLE, "#b8860b", "#3b3b3b")
@@ -298,10 +300,9 @@ def _axis(group: Group) -> str:
     """The label of an axis of eigenvalues, with their unit."""
     matrix = {"hessian": "Hessian", "gauss-newton": "Gauss-Newton"}.get(str(group.attributes.get("matrix")), "matrix")
     label = f"eigenvalue of the {matrix}"
-    unit = str(group.attributes.get("unit", "1"))
-    if unit in ("1", ""):
+    if matrix == "matrix" or "unit" not in group.attributes:  # of any matrix nothing is known
         return label
-    return f"{label} ({unit})"
+    return label + in_brackets(curvature_unit(str(group.attributes["unit"])))
 
 
 def _title(group: Group, label: str) -> str:

@@ -17,7 +17,7 @@ from matplotlib.patches import Patch
 from lossmap.io.surface import Surface
 from lossmap.plotting import lines
 from lossmap.plotting.panels import FigureOptions, add_legend_and_notes
-from lossmap.plotting.quantities import in_brackets, quantity, short_unit, values_of
+from lossmap.plotting.quantities import in_brackets, quantity, values_of
 from lossmap.plotting.style import BLUE, DARK, PAGE, PURPLE, RED, new_figure
 
 THRESHOLD = "stability_threshold"  # the field by which such a file is known
@@ -64,7 +64,7 @@ def draw_training(surfaces: Sequence[Surface], titles: Sequence[str] | None, opt
 def _label(panels: Any, surfaces: Sequence[Surface], alone: bool) -> None:
     """The axes' words, and the scale of the loss; of one training the gradient's norm beside the loss."""
     first = surfaces[0]
-    in_unit = in_brackets(short_unit(first.about["max_eig"]))
+    in_unit = in_brackets(first.about["max_eig"].unit, 20)
     panels[0, 0].set_ylabel("sharpness of the step")
     if not alone:
         panels[0, 0].set_ylabel("sharpness / threshold")

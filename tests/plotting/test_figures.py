@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from matplotlib.collections import PatchCollection, QuadMesh
 from matplotlib.contour import QuadContourSet
+from matplotlib.text import Text
 
 from lossmap.geometry.grid import Field, Grid
 from lossmap.io.read import Group, Surface, write_surface
@@ -17,6 +18,7 @@ from lossmap.plotting.contour_levels import scale_of
 from lossmap.plotting.figures import draw, save
 from lossmap.plotting.notes import accuracy_notes, audit_note
 from lossmap.plotting.quantities import best_field, quantity, values_of
+from lossmap.plotting.spectra import draw_spectrum
 from lossmap.plotting.style import FORMATS
 from lossmap.plotting.surface3d import draw_surface3d
 
@@ -361,6 +363,24 @@ def test_long_quantities_name_their_unit():
     assert quantity(
         Surface(GRID, {"max_eig": X}, {"max_eig": Field("max_eig", "nats", "e")}), "max_eig"
     ).label.endswith("(nats)")
+
+
+@pytest.mark.parametrize(
+    ("loss", "shown"), [("nats", "(nats per squared unit of theta)"), ("1", "(per squared unit of theta)")]
+)
+def test_curvature_has_one_unit_in_words_wherever_it_is_drawn(loss, shown):
+    unit = f"{loss} per squared unit of theta"
+    about = {name: Field(name, unit, name) for name in ("max_eig", "min_eig")}
+    spectrum = Group({"top": np.array([2.0]), "top_error": np.array([0.1])}, {"matrix": "hessian", "unit": loss})
+    figures = (
+        draw(Surface(GRID, {"max_eig": 2 + X}, about), field="max_eig"),
+        draw(Surface(Grid(np.arange(9.0)), {"max_eig": np.ones(9), "min_eig": -np.ones(9)}, about)),
+        draw_spectrum({"a": spectrum}),
+    )
+    for figure in figures:
+        words = [" ".join(t.get_text().split()) for t in figure.findobj(Text)]
+        assert any(word.endswith(shown) for word in words), words
+        assert not any("(1 per" in word or "theta\\|" in word for word in words)
 
 
 def test_drawing_imports_neither_torch_nor_pyplot(tmp_path):
