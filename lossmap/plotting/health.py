@@ -21,10 +21,14 @@ from lossmap.geometry.grid import curvature_unit
 from lossmap.io.read import read
 from lossmap.plotting.quantities import in_brackets
 from lossmap.plotting.style import BLUE, DARK, GREEN, PAGE, PURPLE, RED, new_figure, style_context
+from lossmap.report.health import estimate_text, undecided_text
+from lossmap.report.text import count, value_with_error
 
 Report = Mapping[str, Any]
 COLOURS = {"serious": RED, "moderate": "#b8860b", "note": BLUE}
 MAX_FINDINGS = 6  # on the sheet; the report has all
+MAX_UNDECIDED = 4
+HEAD, FINDING, UNDECIDED = 0.75, 0.72, 0.17  # inches that the head takes, each finding, each that is undecided
 
 
 def report_in(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -42,8 +46,7 @@ def draw_health(source: Report | str | os.PathLike[str]) -> Figure:
     Raises KeyError where the file holds none; otherwise as `read`.
     """
     report = source if isinstance(source, Mapping) else report_in(source)
-    findings = report["findings"]
-    tall = 0.75 + 0.62 * min(len(findings), MAX_FINDINGS)
+    tall = _height(report)
     with style_context():
         figure = new_figure(PAGE, 6.0 + tall)
         grid = figure.add_gridspec(4, 2, height_ratios=(tall / 2, 1, 1, 1))
@@ -54,37 +57,59 @@ def draw_health(source: Report | str | os.PathLike[str]) -> Figure:
     return figure
 
 
+def _undecided(report: Report) -> Sequence[Mapping[str, Any]]:
+    """What is beyond its threshold, but not by two standard errors."""
+    undecided: Sequence[Mapping[str, Any]] = report.get("undecided", ())
+    return undecided
+
+
+def _height(report: Report) -> float:
+    """Of the findings in words, inches."""
+    shown = min(len(report["findings"]), MAX_FINDINGS), min(len(_undecided(report)), MAX_UNDECIDED)
+    return HEAD + FINDING * shown[0] + UNDECIDED * shown[1]
+
+
 def _findings(axes: Axes, report: Report) -> None:
     axes.axis("off")
     axes.set(xlim=(0, 1), ylim=(0, 1))
-    findings = report["findings"]
-    summary = {0: "no finding", 1: "1 finding"}.get(len(findings), f"{len(findings)} findings")
-    shown = findings[:MAX_FINDINGS]
-    height = 1.0 / (0.75 + 0.62 * len(shown))
+    findings, undecided = report["findings"], _undecided(report)
+    height = _height(report)
 
-    def write(top: float, text: str, **look: Any) -> None:
-        """Write a line that takes no space from the panels, however long it is."""
-        axes.text(0, top, text, va="top", **look).set_in_layout(False)
+    def write(inches: float, text: str, **look: Any) -> None:
+        """Write a line so far below the top; it takes no space from the panels, however long it is."""
+        axes.text(0, 1 - inches / height, text, va="top", **look).set_in_layout(False)
 
-    write(1, f"{report['label']}: {summary}", fontsize=10, weight="bold")
+    summary = {0: "no finding"}.get(len(findings), count(len(findings), "finding"))
+    if undecided:
+        summary += f", {len(undecided)} undecided"
+    write(0, f"{report['label']}: {summary}", fontsize=10, weight="bold")
     examined = f"{report['parameters']:,} parameters, {report['samples']:,} samples"
     if report.get("held_out_samples"):
         examined += f", {report['held_out_samples']:,} held out"
-    write(1 - 0.22 * height, examined, fontsize=6.5, color=DARK)
-    for i, finding in enumerate(shown):
-        top = 1 - height * (0.5 + 0.62 * i)
+    write(0.22, f"{examined}; bars are two standard errors", fontsize=6.5, color=DARK)
+    top = 0.5
+    for i, finding in enumerate(findings[:MAX_FINDINGS]):
         headline = f"{finding['rule']}, {finding['where']}"
         if i == MAX_FINDINGS - 1 and len(findings) > MAX_FINDINGS:
             headline += f" (and {len(findings) - MAX_FINDINGS} more)"
         write(top, headline, color=COLOURS[finding["level"]], weight="bold")
-        write(top - 0.2 * height, _wrap(finding["evidence"], 135, 1), fontsize=6.5)
+        write(top + 0.18, f"{estimate_text(finding)}; threshold {finding['threshold']:g}", fontsize=6.5)
+        write(top + 0.31, _wrap(finding["evidence"], 135, 1), fontsize=6.5)
         tries = "to try: " + "; ".join(t["what"] for t in finding["tries"])
-        write(top - 0.36 * height, _wrap(tries, 150, 1), fontsize=6, color=DARK)
+        write(top + 0.46, _wrap(tries, 150, 1), fontsize=6, color=DARK)
+        top += FINDING
     if not findings:
         text = (
             "Nothing is beyond its threshold by two standard errors. That is no proof of health: see what was examined."
         )
-        write(1 - height * 0.5, text, fontsize=7)
+        write(top, text, fontsize=7)
+        top += UNDECIDED
+    for i, finding in enumerate(undecided[:MAX_UNDECIDED]):
+        more = ""
+        if i == MAX_UNDECIDED - 1 and len(undecided) > MAX_UNDECIDED:
+            more = f" (and {len(undecided) - MAX_UNDECIDED} more)"
+        write(top, _wrap(f"undecided{more}: {undecided_text(finding)}", 135, 1), fontsize=6.5, style="italic")
+        top += UNDECIDED
 
 
 def _wrap(text: str, width: int, max_lines: int) -> str:
@@ -189,7 +214,7 @@ def _gradients(axes: Axes, report: Report) -> None:
     scale = report["numbers"].get("noise_scale", {})
     text = "no signal is seen"
     if scale.get("value") is not None:
-        text = f"noise scale {scale['value']:.3g} samples"
+        text = f"noise scale {estimate_text(scale)} samples"
     axes.set_title(f"{gradients['samples']:,} gradients: {text}", loc="left")
 
 
@@ -213,9 +238,10 @@ def _hessian(axes: Axes, report: Report) -> None:
     axes.set_xticks([*(-d for d in decades if -d >= values.min() * 1.5), 0.0, *decades])
     unit = in_brackets(curvature_unit(str(report.get("unit", "nats"))))
     axes.set(xlabel="eigenvalue of the Hessian" + unit, ylabel="share below", ylim=(0, 1.02))
-    title = f"Hessian: {values.min():.2g} to {values.max():.3g}"
+    low, high = int(np.argmin(values)), int(np.argmax(values))
+    title = f"Hessian: {value_with_error(values[low], errors[low])} to {value_with_error(values[high], errors[high])}"
     if hessian.get("trace"):
-        title += f", trace {hessian['trace']['value']:.3g} +- {hessian['trace']['error']:.1g}"
+        title += f"\ntrace {estimate_text(hessian['trace'])}"
     axes.set_title(title, loc="left")
 
 

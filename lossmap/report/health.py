@@ -56,8 +56,7 @@ def health_report(stored: StoredReport) -> str:
         lines += _finding_lines(i, finding)
     lines += [""] * bool(undecided)
     for finding in undecided:
-        text = f"{_estimate(finding)} against {finding['threshold']:g}: not resolved at two standard errors"
-        lines += wrapped("undecided", f"{finding['rule']}, {finding['where']}: {text}", indent=INDENT)
+        lines += wrapped("undecided", undecided_text(finding), indent=INDENT)
     lines += ["", *_number_lines(stored, report)]
     for name, why in report["skipped"].items():
         lines += wrapped("not examined", f"{name}: {why}", indent=17)
@@ -67,7 +66,7 @@ def health_report(stored: StoredReport) -> str:
 def _finding_lines(i: int, finding: Mapping[str, Any]) -> list[str]:
     """One finding: its number, evidence, what it may mean, and what could be tried."""
     lines = ["", f"  {i}. {finding['rule']}, {finding['where']}  [{finding['level']}]"]
-    number = f"{_estimate(finding)}; threshold {finding['threshold']:g} ({finding['source']})"
+    number = f"{estimate_text(finding)}; threshold {finding['threshold']:g} ({finding['source']})"
     texts = [("number", number), ("evidence", finding["evidence"]), ("may mean", finding["means"])]
     texts += [("try", _suggestion_text(suggestion)) for suggestion in finding["tries"]]
     for label, text in texts:
@@ -85,8 +84,17 @@ def _suggestion_text(suggestion: Mapping[str, str]) -> str:
     return text
 
 
-def _estimate(finding: Mapping[str, Any]) -> str:
-    """A finding's value with its error. JSON has None for what is not finite, and a finding is never NaN."""
+def undecided_text(finding: Mapping[str, Any]) -> str:
+    """Of what is beyond its threshold, but not by two standard errors: its number with its error, and the threshold."""
+    text = f"{estimate_text(finding)} against {finding['threshold']:g}: not resolved at two standard errors"
+    return f"{finding['rule']}, {finding['where']}: {text}"
+
+
+def estimate_text(finding: Mapping[str, Any]) -> str:
+    """The value of a finding or a number with its error.
+
+    finding  value, error: JSON has None for what is not finite, and what is reported is never NaN
+    """
     value, error = finding["value"], finding["error"]
     if value is None:
         value = inf

@@ -47,9 +47,24 @@ def test_what_was_not_examined_says_so():
 def test_more_findings_than_fit_are_counted():
     report = diagnose_network_health(net(), data(), examinations=("signals",)).to_dict()
     finding = {"rule": "r", "where": "w", "evidence": "e " * 200, "level": "note", "tries": [{"what": "t"}]}
-    figure = draw_health(report | {"findings": [finding] * 9})
+    finding |= {"value": 0.5, "error": 0.0126, "threshold": 0.3}
+    figure = draw_health(report | {"findings": [finding] * 9, "undecided": [finding] * 6})
     figure.canvas.draw()
-    assert "(and 3 more)" in texts(figure) and "9 findings" in texts(figure)
+    words = texts(figure)
+    assert "(and 3 more)" in words and "9 findings, 6 undecided" in words
+    assert words.count("0.5 +- 0.01; threshold 0.3") == 6
+    assert words.count("0.5 +- 0.01 against 0.3: not resolved") == 4 and "undecided (and 2 more)" in words
+    lines = sorted(t.get_position()[1] for t in figure.axes[0].texts)
+    assert len(set(lines)) == len(lines) and lines[0] > 0
+
+
+def test_numbers_in_titles_bear_their_errors():
+    report = diagnose_network_health(net(), data(), examinations=("gradients", "hessian")).to_dict()
+    report["numbers"]["noise_scale"] = {"value": 123.0, "error": 20.0}
+    hessian = report["hessian"] | {"values": [3.0, -1.0], "errors": [0.01, 0.2], "trace": {"value": 9.0, "error": 0.5}}
+    words = texts(draw_health(report | {"hessian": hessian}))
+    assert "noise scale 120 +- 20 samples" in words
+    assert "Hessian: -1 +- 0.2 to 3 +- 0.01\ntrace 9 +- 0.5" in words
 
 
 def test_panels_keep_their_width_however_long_the_words_are():
