@@ -53,7 +53,7 @@ DECIDED = {
 # what changes how a member is computed, but not what: no part of its digest
 EXECUTION = {
     "device", "threads", "ranks_per_gpu", "batch_size", "probe", "download", "data_path", "unsafe_load", "yes",
-    "plot", "page", "vtk", "log", "loss_max", "vmax", "vmin", "vlevel",
+    "plot", "page", "vtk", "log", "linear", "loss_max", "vmax", "vmin", "vlevel",
 }  # fmt: skip
 Values = dict[str, Any]
 

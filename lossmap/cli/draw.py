@@ -11,6 +11,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -22,9 +23,10 @@ from lossmap.cli.whole_result import queue_sentences, read_whole
 from lossmap.geometry.grid import Grid
 from lossmap.io.read import Group, NotASurface, Surface, read, training_path
 from lossmap.plotting.dispatch import figures_of
-from lossmap.plotting.figures import KINDS, draw, save
+from lossmap.plotting.figures import KINDS, draw, fitting_kind, save
+from lossmap.plotting.options_taken import TAKEN, refuse_unused, used_options
 from lossmap.plotting.quantities import PARTS, holds_points, other_kinds
-from lossmap.plotting.save_next_to import save_next_to, show
+from lossmap.plotting.save_next_to import log_choice, save_next_to, show
 
 PAGE_ENDINGS, VTK_ENDINGS = (".html", ".htm"), (".vts", ".vtp")
 
@@ -186,17 +188,23 @@ def _draw(settings: Settings, files: Sequence[Path], surfaces: Sequence[Surface]
 
 def _drawn(settings: Settings, files: Sequence[Path], surfaces: Sequence[Surface]) -> list[Path]:
     picture = settings.picture
+    _check_path_flags(picture)
     if len(surfaces) == 1 and not picture.output and _is_no_surface(settings, surfaces[0]):
-        written = save_next_to(files[0], figures_of(surfaces[0]), picture.dpi)
+        for kind in other_kinds(surfaces[0]):
+            refuse_unused(surfaces, kind, None, _options(settings))
+        _check_titles(picture, surfaces)
+        written = save_next_to(files[0], figures_of(surfaces[0], picture.titles, picture.width), picture.dpi)
     else:
         written = []
         outputs = dict.fromkeys(_outputs(settings, files[0]))
         images = [o for o in outputs if o.suffix not in PAGE_ENDINGS + VTK_ENDINGS]
+        others = [o for o in outputs if o not in images]
         if images:
             written += _draw_images(settings, files, surfaces, images)
-        for output in outputs:
-            if output not in images:
-                written += _draw_surface(settings, files, surfaces, output)
+        else:
+            _refuse_unused_by(settings, surfaces, others)
+        for output in others:
+            written += _draw_surface(settings, files, surfaces, output)
     _show(settings, written)
     return written
 
@@ -212,30 +220,67 @@ def _outputs(settings: Settings, first: Path) -> list[Path]:
 
 
 def _logarithmic(settings: Settings) -> bool | None:
-    """Logarithmic levels where --log says so; None leaves it to the figure."""
-    return settings.draw.log or None
+    """Whether levels are logarithmic, as --log or --linear says; None leaves it to the figure."""
+    return log_choice(settings.draw)
+
+
+def _options(settings: Settings) -> dict[str, Any]:
+    """The options of a figure by their names in `draw`; None for one that is not set."""
+    picture, levels = settings.picture, settings.draw
+    return {
+        "field": picture.field,
+        "titles": picture.titles or None,
+        "vmin": levels.vmin,
+        "vmax": levels.vmax,
+        "vlevel": levels.vlevel,
+        "log": _logarithmic(settings),
+        "loss_max": levels.loss_max,
+        "trajectory": _trajectory(settings),
+        "width": picture.width,
+    }
+
+
+def _check_path_flags(picture: PictureSettings) -> None:
+    """Raise UsageError where one flag of the training path undoes another."""
+    if picture.dir_file and not picture.proj_file:
+        raise UsageError("--dir-file goes with --proj-file, the path of the original tool that was made with it")
+    if picture.no_trajectory and picture.proj_file:
+        raise UsageError("--no-trajectory and --proj-file exclude each other: give one of them")
+
+
+def _check_titles(picture: PictureSettings, surfaces: Sequence[Surface]) -> None:
+    if picture.titles and len(picture.titles) != len(surfaces):
+        raise UsageError(f"titles must be one for each of {len(surfaces)} surfaces; got {len(picture.titles)}")
+
+
+def _refuse_unused_by(settings: Settings, surfaces: Sequence[Surface], outputs: Sequence[Path]) -> None:
+    """Raise UsageError where pages and files for ParaView alone are written, and none of them takes a flag."""
+    picture = settings.picture
+    _check_titles(picture, surfaces)
+    kinds = {"page" if output.suffix in PAGE_ENDINGS else "vtk" for output in outputs}
+    if picture.kind not in ("auto", *kinds):
+        raise UsageError(
+            f"--kind {picture.kind} changes nothing of {outputs[0]}: name a pdf, png or svg, or leave it out"
+        )
+    taken = frozenset().union(*(TAKEN[kind] for kind in kinds))
+    for kind in kinds:
+        set_ones = _options(settings)
+        refuse_unused(
+            surfaces, kind, picture.field, {n: v for n, v in set_ones.items() if n in TAKEN[kind] or n not in taken}
+        )
 
 
 def _draw_images(
     settings: Settings, files: Sequence[Path], surfaces: Sequence[Surface], images: Sequence[Path]
 ) -> list[Path]:
-    picture, levels = settings.picture, settings.draw
-    titles = picture.titles or None
-    if titles is None and len(files) > 1:
-        titles = [f.stem for f in files]
-    figure = draw(
-        list(surfaces),
-        picture.kind,
-        picture.field,
-        titles=titles,
-        vmin=levels.vmin,
-        vmax=levels.vmax,
-        vlevel=levels.vlevel,
-        log=_logarithmic(settings),
-        loss_max=levels.loss_max,
-        trajectory=_trajectory(settings),
-        width=picture.width,
-    )
+    picture, options = settings.picture, _options(settings)
+    kind = picture.kind
+    if kind == "auto":
+        kind = fitting_kind(surfaces, picture.field)
+    refuse_unused(surfaces, kind, picture.field, options)
+    if options["titles"] is None and len(files) > 1 and "titles" in TAKEN[kind]:
+        options["titles"] = [f.stem for f in files]
+    figure = draw(list(surfaces), kind, **options)
     return [save(figure, image, dpi=picture.dpi) for image in images]
 
 
@@ -247,10 +292,17 @@ def _draw_surface(settings: Settings, files: Sequence[Path], surfaces: Sequence[
     if output.suffix in PAGE_ENDINGS:
         from lossmap.plotting.html import page
 
-        return [page(surfaces[0], output, title=picture.titles[0] if picture.titles else files[0].name)]
+        title = picture.titles[0] if picture.titles else files[0].name
+        return [page(surfaces[0], output, title, **_taken_by("page", settings, surfaces[0]))]
     from lossmap.plotting.vtk import vtk
 
-    return vtk(surfaces[0], output, picture.field, log=_logarithmic(settings), vmax=settings.draw.vmax)
+    return vtk(surfaces[0], output, **_taken_by("vtk", settings, surfaces[0]))
+
+
+def _taken_by(kind: str, settings: Settings, surface: Surface) -> dict[str, Any]:
+    """The options of a page or of a file for ParaView; those that it does not take are of the figures beside it."""
+    options = {n: v for n, v in _options(settings).items() if n in TAKEN[kind] and n != "titles"}
+    return used_options([surface], kind, settings.picture.field, options)
 
 
 def _is_no_surface(settings: Settings, surface: Surface) -> bool:

@@ -55,7 +55,7 @@ class DynamicsSettings:
 # A run is followed on one split, whole checkpoints go to single ranks, and its figures are not those of a surface.
 INAPPLICABLE = (
     *("model_file", "model_file2", "model_file3", "team", "shard", "probe"),
-    *("page", "vtk", "log", "loss_max", "vmax", "vmin", "vlevel"),
+    *("page", "vtk", "log", "linear", "loss_max", "vmax", "vmin", "vlevel"),
 )
 COMMAND = Command(
     "dynamics",

@@ -28,6 +28,7 @@ from lossmap.geometry.grid import Field, Grid
 from lossmap.io.read import read, training_path
 from lossmap.io.surface import Surface
 from lossmap.plotting.figures import draw, save
+from lossmap.plotting.options_taken import used_options
 from lossmap.plotting.quantities import is_line
 from lossmap.plotting.save_next_to import show
 from lossmap.plotting.vtk import vtk
@@ -174,10 +175,9 @@ def plot_2d(settings: Settings) -> list[Path]:
         name = _field(surface, picture.surf_name)
         stem = f"{files.surf_file}_{name}"
         kinds = {"contour": "_2dcontour", "filled": "_2dcontourf", "map": "_2dheat", "3d": "_3dsurface"}
-        return [
-            save(draw(surface, kind, name, **(levels if kind != "3d" else {})), Path(f"{stem}{end}.pdf"))
-            for kind, end in kinds.items()
-        ]
+        taken = {kind: used_options([surface], kind, name, levels) for kind in kinds}
+        taken["3d"] = {}  # the original's surfaces are not cut
+        return [save(draw(surface, kind, name, **taken[kind]), Path(f"{stem}{end}.pdf")) for kind, end in kinds.items()]
     path = training_path(files.proj_file, files.dir_file or None)
     if not files.surf_file:
         alone = Surface(Grid(np.zeros(1)), {}, groups={"trajectory": path})

@@ -287,6 +287,8 @@ def draw_pictures(path: Path, settings: DrawSettings, say: Printer) -> None:
 
 
 def check_drawable(settings: DrawSettings) -> None:
-    """Raise UsageError before anything is computed where a page could not be made at the end."""
+    """Raise UsageError before anything is computed where figures could not be made at the end."""
+    if settings.log and settings.linear:
+        raise UsageError("--log and --linear exclude each other: give one of them")
     if settings.page and importlib.util.find_spec("plotly") is None:
         raise UsageError("--page needs plotly, which is not installed: pip install 'lossmap[page]'")

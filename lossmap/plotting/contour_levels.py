@@ -15,6 +15,9 @@ from typing import Literal
 import numpy as np
 
 GEOMETRIC_FROM = 20.0  # largest over smallest positive value from which levels are geometric
+# The colours of a map end before a few values that lie far from all others: fewer than this share of at least so many.
+OUTLIER_SHARE, OUTLIER_POINTS = 0.02, 20
+OUTLIER_FACTOR = 20.0  # over the other values, or over their span, from which a value lies far
 SMALLEST, LARGEST = 1e-50, 1e50  # absolute values that a level, or a span of levels, may have beside 0
 FLAT_SPAN = 1e-9  # relative to the larger end: a narrower span is one value
 MAX_LEVELS = 1000
@@ -72,8 +75,11 @@ def scale_of(
     """A common scale for several arrays, of any shapes; NaN and infinities are left out of account.
 
     low, high, step  ends and step of the levels (--vmin --vmax --vlevel), in the values' unit; a step makes even levels
-    log              geometric or not; left out, whether the values are positive and span a factor of GEOMETRIC_FROM
+    log              geometric or not; by `suits_log` if left out
     count            approximate number of levels
+
+    An end that is left out is that of the values without the few that lie far from all others (`usual_ends`); what lies
+    beyond an end, and on a geometric scale what is not positive, is `below` or `above`.
 
     Raises ValueError where low is not below high, an end is not finite or beyond LARGEST, or the step is not positive
     or makes more than MAX_LEVELS levels.
@@ -83,10 +89,11 @@ def scale_of(
     if known.size == 0:
         return Scale(0.0, 1.0, np.zeros(0), False, False, False)
     smallest, largest = float(known.min()), float(known.max())
-    bottom = _within(smallest) if low is None else low
-    top = _within(largest) if high is None else high
+    usual = usual_ends(known)
+    bottom = _within(usual[0]) if low is None else low
+    top = _within(usual[1]) if high is None else high
     if log is None:
-        log = step is None and bottom > 0 and top > GEOMETRIC_FROM * bottom
+        log = step is None and suits_log([known], low, top)
     if log:
         bottom = _positive_end(bottom, top, known)
     log = log and 0 < bottom < top
@@ -100,6 +107,53 @@ def scale_of(
         levels = even(bottom, top, count)
     levels = _ended(levels, low, high)
     return Scale(float(levels[0]), float(levels[-1]), levels, bool(log), smallest < levels[0], largest > levels[-1])
+
+
+def suits_log(values: Sequence[np.ndarray], low: float | None = None, high: float | None = None) -> bool:
+    """Whether a geometric scale shows more: no value is negative, and the positive span a factor of GEOMETRIC_FROM.
+
+    values     arrays of any shapes; NaN and infinities are left out of account, and zeros lie below the scale
+    low, high  ends of the scale, in place of those of the values
+    """
+    known = _finite(values)
+    positive = known[known > 0]
+    if positive.size == 0 or (low is None and bool(np.any(known < 0))):
+        return False
+    bottom = float(positive.min()) if low is None else low
+    top = usual_ends(known)[1] if high is None else high
+    return bottom > 0 and top / GEOMETRIC_FROM > bottom
+
+
+def usual_ends(known: np.ndarray) -> tuple[float, float]:
+    """The smallest and the largest of finite values, (entries,), but for a few that lie far from all others.
+
+    Of values >= 0 only large ones lie far, by a factor: the small ones are what a map of losses is about.
+    """
+    ordered = np.sort(known)
+    smallest, largest = float(ordered[0]), float(ordered[-1])
+    if ordered.size < OUTLIER_POINTS or not np.isfinite(largest - smallest):
+        return smallest, largest
+    margin = int(np.ceil(OUTLIER_SHARE * ordered.size))
+    if smallest >= 0:
+        return smallest, _usual_top(ordered[ordered > 0], largest)
+    low, high = float(ordered[margin]), float(ordered[-1 - margin])
+    reach = OUTLIER_FACTOR * (high - low)
+    inside = ordered[(ordered >= low - reach) & (ordered <= high + reach)]
+    if high <= low:
+        return smallest, largest
+    return float(inside[0]), float(inside[-1])
+
+
+def _usual_top(positive: np.ndarray, largest: float) -> float:
+    """The largest of ascending positive values but for those beyond, by a factor larger than all others span."""
+    margin = int(np.ceil(OUTLIER_SHARE * positive.size))
+    if positive.size < OUTLIER_POINTS:
+        return largest
+    low, high = float(positive[margin]), float(positive[-1 - margin])
+    limit = high * max(OUTLIER_FACTOR, high / low)
+    if high <= low * (1 + FLAT_SPAN):  # the others are one value: there is nothing else to see
+        return largest
+    return float(positive[positive <= limit][-1])
 
 
 def _check_ends(low: float | None, high: float | None, step: float | None) -> None:

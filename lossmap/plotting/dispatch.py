@@ -24,7 +24,7 @@ from lossmap.plotting import maps
 from lossmap.plotting.dynamics import draw_evolution
 from lossmap.plotting.health import draw_health
 from lossmap.plotting.lines import suits_log_axis
-from lossmap.plotting.quantities import axis_labels, contents_of, other_kinds
+from lossmap.plotting.quantities import axis_labels, contents_of, on_scale, other_kinds
 from lossmap.plotting.spectra import draw_comparison, draw_layers, draw_spectrum
 from lossmap.plotting.style import BLUE, COLUMN, PAGE, RED, new_figure, style_context
 
@@ -33,11 +33,18 @@ MARGIN = 0.08  # of the path's extent, around it
 ALONG = {"loss": (BLUE, "loss at the checkpoint"), "residual": (RED, "distance from the plane")}  # colour, label
 
 
-def draw_content(surfaces: Sequence[Surface], kind: str, label: str | None, titles: Sequence[str] | None) -> Figure:
+def draw_content(
+    surfaces: Sequence[Surface],
+    kind: str,
+    label: str | None,
+    titles: Sequence[str] | None,
+    width: float | None = None,
+) -> Figure:
     """The picture of one kind of content.
 
     label   which of several spectra or layer readings; spectra are compared, of layers the first is drawn, if left out
-    titles  of several files, whose spectra are compared
+    titles  of one file, above its figure; of several files, whose spectra are compared, in the legend
+    width   inches, of spectra, layers and paths; what fits if left out
 
     Raises ValueError where it is not there, or where it cannot be drawn of several files.
     """
@@ -47,8 +54,25 @@ def draw_content(surfaces: Sequence[Surface], kind: str, label: str | None, titl
     if len(surfaces) > 1:
         if kind != "spectrum":
             raise ValueError(f"a picture of the kind {kind} shows one file; got {len(surfaces)}")
-        return draw_comparison(_merged([spectra_of(s) for s in surfaces], titles))
-    surface = surfaces[0]
+        figure = draw_comparison(_merged([_of_label(spectra_of(s), label) for s in surfaces], titles))
+        titles = None
+    else:
+        figure = _draw_one(surfaces[0], kind, label)
+    _entitle(figure, titles, width)
+    return figure
+
+
+def _of_label(spectra: dict[str, Group], label: str | None) -> dict[str, Group]:
+    """The spectra of one label, or all. Raises ValueError with the labels that there are."""
+    if label is None:
+        return spectra
+    if label not in spectra:
+        raise ValueError(f"no spectrum {label!r} here; there are: {', '.join(spectra)}")
+    return {label: spectra[label]}
+
+
+def _draw_one(surface: Surface, kind: str, label: str | None) -> Figure:
+    """The picture of what one file holds; arguments as `draw_content`."""
     if kind == "spectrum":
         spectra = spectra_of(surface)
         if label is None and len(spectra) > 1:
@@ -63,8 +87,11 @@ def draw_content(surfaces: Sequence[Surface], kind: str, label: str | None, titl
     return draw_path(surface)
 
 
-def figures_of(surface: Surface) -> dict[str, Figure]:
-    """All pictures of what a file holds beside its surface, by what is added to the file's name for each."""
+def figures_of(surface: Surface, titles: Sequence[str] | None = None, width: float | None = None) -> dict[str, Figure]:
+    """All pictures of what a file holds beside its surface, by what is added to the file's name for each.
+
+    titles, width  as `draw_content`
+    """
     kinds = other_kinds(surface)
     figures: dict[str, Figure] = {}
     if "spectrum" in kinds:
@@ -78,8 +105,18 @@ def figures_of(surface: Surface) -> dict[str, Figure]:
     for kind in ("evolution", "health", "path"):
         if kind in kinds:
             suffix = "" if len(kinds) == 1 else f"_{kind}"
-            figures[suffix] = draw_content([surface], kind, None, None)
+            figures[suffix] = _draw_one(surface, kind, None)
+    for figure in figures.values():
+        _entitle(figure, titles, width)
     return figures
+
+
+def _entitle(figure: Figure, titles: Sequence[str] | None, width: float | None) -> None:
+    """Put the title of one file above its figure, and give it a width, inches."""
+    if titles:
+        figure.suptitle(titles[0], fontsize=9)
+    if width is not None:
+        figure.set_figwidth(width)
 
 
 def labelled(surface: Surface, kind: str) -> dict[str, Group]:
@@ -130,6 +167,7 @@ def draw_path(surface: Surface) -> Figure:
             axes.tick_params(axis="y", colors=colour)
             if name == "loss" and suits_log_axis([np.asarray(group[name])]):
                 axes.set_yscale("log")
+                axes.set_ylabel(on_scale(words, True), color=colour)
         if along:
             panels[1].set_xlabel("step")
     return figure

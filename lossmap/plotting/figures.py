@@ -22,6 +22,7 @@ from lossmap.io.read import Group, Surface, read
 from lossmap.keywords import checked_keywords
 from lossmap.plotting import dispatch
 from lossmap.plotting.line_figures import draw_eigenvalue_lines, draw_lines
+from lossmap.plotting.options_taken import refuse_unused
 from lossmap.plotting.panels import FigureOptions
 from lossmap.plotting.plane_figures import draw_eigenvalue_maps, draw_maps, draw_surfaces_3d
 from lossmap.plotting.quantities import as_line, best_field, holds_points, is_line, other_kinds
@@ -76,11 +77,13 @@ def draw(
         trajectory: arrays x and y to draw over a map; that of the file if there is one, False for none.
         width: inches; one column (3.3) for one map, a page (6.75) for several.
 
+    An option that would change nothing of the kind, or of what is there, is refused.
+
     Returns:
         A matplotlib figure: `figure.savefig("surface.pdf")` writes it, at the size of a journal's column or page.
 
     Raises:
-        ValueError: where the kind or the field does not go with what is there; and as `read` does.
+        ValueError: where the kind, the field or an option does not go with what is there; and as `read` does.
 
     Example:
         >>> import numpy as np, lossmap
@@ -96,19 +99,20 @@ def draw(
     surfaces = [_surface_of(source) for source in sources]
     if not surfaces:
         raise ValueError("there is no surface to draw")
+    if isinstance(trajectory, Mapping):
+        trajectory = Group(dict(trajectory))
+    if kind == "auto":
+        kind = fitting_kind(surfaces, field)
+    options = FigureOptions(vmin, vmax, vlevel, log, loss_max, trajectory, width)
+    refuse_unused(surfaces, kind, field, {**vars(options), "field": field, "titles": titles})
     if titles is None:
         titles = _default_titles(sources)
     elif len(titles) != len(surfaces):
         raise ValueError(f"titles must be one for each of {len(surfaces)} surfaces; got {len(titles)}")
     if titles is not None:
         titles = [printable(str(title)) for title in titles]
-    if isinstance(trajectory, Mapping):
-        trajectory = Group(dict(trajectory))
-    options = FigureOptions(vmin, vmax, vlevel, log, loss_max, trajectory, width)
-    if kind == "auto":
-        kind = _fitting_kind(surfaces, field)
     if kind in dispatch.KINDS:
-        return dispatch.draw_content(surfaces, kind, field, titles)
+        return dispatch.draw_content(surfaces, kind, field, titles, width)
     with style_context():
         if all(is_line(surface) for surface in surfaces):
             return _draw_all_lines(surfaces, kind, field, titles, options)
@@ -161,7 +165,7 @@ def _default_titles(sources: Sequence[Source]) -> list[str] | None:
     return titles
 
 
-def _fitting_kind(surfaces: Sequence[Surface], field: str | None) -> str:
+def fitting_kind(surfaces: Sequence[Surface], field: str | None) -> str:
     """The kind that fits what the files hold, and the field if one is named."""
     if field is None and not any(holds_points(surface) for surface in surfaces) and other_kinds(surfaces[0]):
         return other_kinds(surfaces[0])[0]

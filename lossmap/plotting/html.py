@@ -7,6 +7,8 @@ library (4.7 MB) and the data. Needs plotly, the extra `page`.
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +17,22 @@ import numpy as np
 
 from lossmap.geometry.grid import shown_unit
 from lossmap.io.printable import printable
-from lossmap.io.read import Surface, read
+from lossmap.io.read import Group, Surface, read
 from lossmap.io.surface import FAILED, TO_DO
-from lossmap.plotting.contour_levels import Scale, scale_of
-from lossmap.plotting.maps import y_ticks
-from lossmap.plotting.quantities import Quantity, as_line, best_field, is_line, quantity, values_of
+from lossmap.plotting.contour_levels import Scale
+from lossmap.plotting.maps import missing_points, y_ticks
+from lossmap.plotting.options_taken import refuse_unused
+from lossmap.plotting.panels import FigureOptions
+from lossmap.plotting.quantities import (
+    Quantity,
+    as_line,
+    axis_labels,
+    best_field,
+    is_line,
+    on_scale,
+    quantity,
+    values_of,
+)
 from lossmap.plotting.style import appears_whole
 
 COLOURS = 33  # of a scale; an odd number has the middle, which is white of signed ones
@@ -37,17 +50,41 @@ page.on('plotly_hover', function (event) {
     busy = false;
   }, 15);
 });
+// The marks of points without a value belong to one field each, by its label.
+page.on('plotly_buttonclicked', function (event) {
+  page.data.forEach(function (trace, i) {
+    if (trace.meta) { Plotly.restyle(page, {visible: trace.meta === event.button.label}, [i]); }
+  });
+});
 """
+HOLES = {"not computed": "square-open", "failed": "x", "NaN": "cross", "infinite": "diamond"}  # symbols in both views
 
 
-def page(what: Surface | str | os.PathLike[str], path: str | os.PathLike[str], title: str | None = None) -> Path:
+def page(
+    what: Surface | str | os.PathLike[str],
+    path: str | os.PathLike[str],
+    title: str | None = None,
+    field: str | None = None,
+    *,
+    vmin: float | None = None,
+    vmax: float | None = None,
+    log: bool | None = None,
+    loss_max: float | None = None,
+    trajectory: Group | Mapping[str, Any] | bool | None = None,
+) -> Path:
     """Write the page of a surface, and return its path.
 
-    what   a surface, or the path of a result file
-    path   the HTML file to write
-    title  of the page; the file's name if left out
+    what        a surface, or the path of a result file
+    path        the HTML file to write
+    title       of the page; the file's name if left out
+    field       what it shows first; the losses if left out
+    vmin, vmax  ends of the colours of that field; of a line, of its axis
+    log         geometric colours and heights of losses or not; by what the values span if left out
+    loss_max    where the loss axis of a line ends
+    trajectory  arrays x and y to draw over the map; that of the file if there is one, False for none
 
-    Raises ImportError where plotly is missing, with the command that installs it; as `read` and `draw` otherwise.
+    Raises ValueError for an option that would change nothing; ImportError where plotly is missing, with the command
+    that installs it; as `read` and `draw` otherwise.
     """
     try:
         import plotly.graph_objects as graph
@@ -60,10 +97,14 @@ def page(what: Surface | str | os.PathLike[str], path: str | os.PathLike[str], t
         surface, name = read(what), Path(what).name
     title = printable(title or name)
     best_field(surface)  # raises where there is none
+    if isinstance(trajectory, Mapping):
+        trajectory = Group(dict(trajectory))
+    options = FigureOptions(vmin, vmax, None, log, loss_max, trajectory)
+    refuse_unused([surface], "page", field, {**vars(options), "field": field})
     if is_line(surface):
-        figure, script = _line(graph, as_line(surface)), None
+        figure, script = _line(graph, as_line(surface), field, options), None
     else:
-        figure, script = _plane(graph, surface), LINK
+        figure, script = _plane(graph, surface, field, options), LINK
     figure.update_layout(
         title={"text": _escaped(title), "x": 0.01}, template="plotly_white", autosize=True, font={"size": 13}
     )
@@ -87,32 +128,33 @@ def _escaped(text: str) -> str:
     return text.replace("&", "&amp;").replace("<", "&lt;")
 
 
-def _names(surface: Surface) -> list[str]:
-    """The fields that can be chosen on the page, the best first."""
-    first = best_field(surface)
+def _names(surface: Surface, field: str | None) -> list[str]:
+    """The fields that can be chosen on the page, the one that is named or else the best first."""
+    first = quantity(surface, field or best_field(surface)).name
     names = [n for n in surface.fields if surface.about[n].extra is None and not n.endswith("_rank")]
     if "max_eig" in surface and "min_eig" in surface:
         names.append("ratio")
     return [first, *(n for n in names if n != first)]
 
 
-def _view(surface: Surface, name: str) -> dict[str, Any]:
+def _view(surface: Surface, name: str, options: FigureOptions) -> dict[str, Any]:
     """What both views show of a field: heights, texts, colours and ticks."""
     what = quantity(surface, name)
     values, status = values_of(surface, name)
-    scale = scale_of([values], log=False if what.even else None)
+    scale = options.scale([values], what)
     finite = np.where(np.isfinite(values), values, np.nan)
     levels = scale.levels[:: max(1, scale.levels.size // 8)]
     if scale.log:
-        heights, ticks = np.log10(np.where(finite > 0, finite, np.nan)), np.log10(levels)
+        heights, ticks = np.log10(np.where(finite < scale.low, scale.low, finite)), np.log10(levels)
     else:
         heights, ticks = finite, levels
-    low, high, colours = _ends_and_colours(what, scale, finite)
+    low, high, colours = _ends_and_colours(what, scale, finite, options.vmax)
     return {
-        "label": _label(surface, name),
+        "label": on_scale(_label(surface, name), scale.log),
         "heights": heights,
         "words": _words(values, status, name),
         "ends": (low, high),
+        "missing": missing_points(values, status),
         "colours": colours,
         "tickvals": [float(t) for t in ticks],
         "ticktext": [f"{t:.3g}" for t in levels],
@@ -134,11 +176,15 @@ def colour_scale(name: str) -> ColourScale:
     ]
 
 
-def _ends_and_colours(what: Quantity, scale: Scale, finite: np.ndarray) -> tuple[float, float, ColourScale]:
+def _ends_and_colours(
+    what: Quantity, scale: Scale, finite: np.ndarray, limit: float | None
+) -> tuple[float, float, ColourScale]:
     """Where the colours of the heights begin and end, and the colours between."""
     low, high, colours = scale.low, scale.high, colour_scale(what.cmap)
     if what.signed:
         high = float(max(np.abs(finite[np.isfinite(finite)]), default=1.0))
+        if limit is not None:
+            high = abs(limit)
         low = -high
     elif scale.log:
         low, high = float(np.log10(low)), float(np.log10(high))
@@ -151,6 +197,7 @@ def _words(values: np.ndarray, status: np.ndarray, name: str) -> np.ndarray:
     """What hovering shows at each point: the number, or why there is none; of the shape of the values."""
     numbers = np.abs(values) if name == "ratio" else values
     words = np.array([f"{v:.6g}" for v in numbers.flat], dtype=object)
+    words[np.isnan(values).reshape(-1)] = "NaN"
     words[status.reshape(-1) == TO_DO] = "not computed"
     words[status.reshape(-1) == FAILED] = "failed"
     return words.reshape(values.shape)
@@ -165,10 +212,13 @@ def _label(surface: Surface, name: str) -> str:
     return _escaped(f"{name} ({unit})" if unit else name)
 
 
-def _plane(graph: Any, surface: Surface) -> Any:
+def _plane(graph: Any, surface: Surface, field: str | None, options: FigureOptions) -> Any:
     """The figure of a plane: its surface in 3-D, its map, the marks under the mouse, and a menu of fields."""
     grid = surface.grid
-    views = {name: _view(surface, name) for name in _names(surface)}
+    names = _names(surface, field)
+    # The ends that are set are of the first field; the other fields have units of their own.
+    own = replace(options, vmin=None, vmax=None, log=None)
+    views = {name: _view(surface, name, own if i else options) for i, name in enumerate(names)}
     first = next(iter(views.values()))
     y = y_ticks(grid)
     hover = "x %{x:.4g}<br>y %{y:.4g}<br>%{customdata}<extra></extra>"
@@ -195,16 +245,17 @@ def _plane(graph: Any, surface: Surface) -> Any:
             marker={"size": 11, "symbol": "cross-thin", "line": {"width": 2, "color": "crimson"}},
         ),
     ]  # fmt: skip
-    path = surface.groups.get("trajectory")
+    path = options.training_path(surface)
     trail = []
-    if path is not None and "x" in path and "y" in path:
+    if path is not None:
         trail = [
             graph.Scatter(
                 x=path["x"], y=path["y"], mode="lines+markers", name="training path", hoverinfo="skip",
                 line={"color": "black", "width": 1.5}, marker={"size": 4},
             )
         ]  # fmt: skip
-    figure = graph.Figure([surface_3d, flat, *marks, *trail])
+    holes = [mark for view in views.values() for mark in _hole_marks(graph, grid.x, y, view, view is first)]
+    figure = graph.Figure([surface_3d, flat, *marks, *trail, *holes])
     figure.update_layout(
         scene={
             "domain": {"x": [0.0, 0.52], "y": [0.0, 1.0]},
@@ -214,6 +265,7 @@ def _plane(graph: Any, surface: Surface) -> Any:
                 "title": first["label"],
                 "tickvals": first["tickvals"],
                 "ticktext": first["ticktext"],
+                "range": first["ends"],  # what lies beyond is cut, as in print
             },
             "aspectratio": {"x": 1, "y": 1, "z": 0.7},
         },
@@ -233,6 +285,22 @@ def _plane(graph: Any, surface: Surface) -> Any:
     if len(views) > 1:
         figure.update_layout(updatemenus=[{"buttons": [_button(v) for v in views.values()], "x": 0.3, "y": 1.07}])
     return figure
+
+
+def _hole_marks(graph: Any, x: np.ndarray, y: np.ndarray, view: dict[str, Any], visible: bool) -> list[Any]:
+    """Marks of a field's points without a value on the map, and on the floor of the relief, by the reason."""
+    traces: list[Any] = []
+    for word, mask in view["missing"].items():
+        rows, columns = np.nonzero(mask)
+        shared = {
+            "x": x[columns], "y": y[rows], "mode": "markers", "name": word, "hoverinfo": "skip", "visible": visible,
+            "meta": view["label"],
+        }  # fmt: skip
+        marker = {"symbol": HOLES[word], "color": "#444444", "size": 6}
+        traces.append(graph.Scatter(**shared, marker=marker))
+        floor = np.full(rows.size, view["ends"][0])
+        traces.append(graph.Scatter3d(**shared, z=floor, showlegend=False, marker={**marker, "size": 3}))
+    return traces
 
 
 def _button(view: dict[str, Any]) -> dict[str, Any]:
@@ -258,31 +326,53 @@ def _button(view: dict[str, Any]) -> dict[str, Any]:
                 "scene.zaxis.title.text": view["label"],
                 "scene.zaxis.tickvals": view["tickvals"],
                 "scene.zaxis.ticktext": view["ticktext"],
+                "scene.zaxis.range": [low, high],
             },
             [0, 1],
         ],
     }
 
 
-def _line(graph: Any, surface: Surface) -> Any:
-    """The figure of a line: every field, by its unit on the left or the right axis."""
+def _line(graph: Any, surface: Surface, field: str | None, options: FigureOptions) -> Any:
+    """The figure of a line: every field, or the one that is named, by its unit on the left or the right axis."""
     figure = graph.Figure()
     names = [n for n in surface.fields if surface.about[n].extra is None and not n.endswith(("_rank", "_seconds"))]
-    axes = list(dict.fromkeys(surface.about[n].unit for n in names))
+    if field is not None:
+        names = [quantity(surface, field).name]
+    units = {n: surface.about[n.partition(":")[0]].unit if n != "ratio" else "ratio" for n in names}
+    axes = list(dict.fromkeys(units.values()))
     for name in names:
-        side = "y" if surface.about[name].unit == axes[0] else "y2"
-        values = np.where(np.isfinite(surface[name]), surface[name], np.nan)
+        side = "y" if units[name] == axes[0] else "y2"
+        values, _ = values_of(surface, name)
+        values = np.where(np.isfinite(values), values, np.nan)
         figure.add_scatter(x=surface.grid.x, y=values, mode="lines+markers", name=name, yaxis=side)
-    units = [", ".join(filter(None, map(shown_unit, part))) for part in (axes[:1], axes[1:])]
+    titles = [", ".join(filter(None, map(shown_unit, part))) for part in (axes[:1], axes[1:])]
     switch = [
         {"label": f"{kind} axis", "method": "relayout", "args": [{"yaxis.type": kind}]} for kind in ("linear", "log")
     ]
     figure.update_layout(
-        xaxis={"title": "x"},
-        yaxis={"title": units[0], "exponentformat": "power"},
-        yaxis2={"title": units[1], "overlaying": "y", "side": "right", "showgrid": False},
+        xaxis={"title": _escaped(axis_labels(surface)[0])},
+        yaxis={"title": titles[0], "exponentformat": "power"},
+        yaxis2={"title": titles[1], "overlaying": "y", "side": "right", "showgrid": False},
         hovermode="x unified",
         legend={"orientation": "h", "y": 1.08},
         updatemenus=[{"buttons": switch, "type": "buttons", "direction": "right", "x": 0.25, "y": 1.14}],
     )
+    left = [name for name in names if units[name] == axes[0]]
+    even = any(quantity(surface, n).even or quantity(surface, n).signed for n in left)
+    log = options.suits_log([values_of(surface, n)[0] for n in left], even)
+    figure.update_layout(updatemenus=[{"active": int(log)}])
+    _set_line_axis(figure, options, log)
     return figure
+
+
+def _set_line_axis(figure: Any, options: FigureOptions, log: bool) -> None:
+    """The scale and the ends of the left axis; plotly writes those of a log axis as exponents."""
+    if log:
+        figure.update_layout(yaxis={"type": "log"})
+    top = options.vmax if options.loss_max is None else options.loss_max
+    ends = [options.vmin, top]
+    if log:
+        ends = [None if end is None or end <= 0 else float(np.log10(end)) for end in ends]
+    if ends != [None, None]:
+        figure.update_layout(yaxis={"range": ends})

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch
 
 from lossmap.io.read import Surface
 from lossmap.plotting import lines
@@ -18,6 +18,8 @@ from lossmap.plotting.quantities import (
     best_field,
     eigenvalues,
     in_brackets,
+    model_positions,
+    on_scale,
     quantity,
     values_of,
 )
@@ -42,17 +44,17 @@ def draw_lines(
         patches = _draw_field(axes, surfaces, field or best_field(first), titles, options)
     if titles and len(surfaces) == 1:
         axes.set_title(titles[0])
-    lines.frame(axes, np.concatenate([s.grid.x for s in surfaces]), axis_labels(first)[0], _model_ticks(first))
+    _frame(axes, surfaces)
     add_legend_and_notes(figure, patches, [])
     return figure
 
 
 def _draw_field(
     axes: Any, surfaces: Sequence[Surface], name: str, titles: Sequence[str] | None, options: FigureOptions
-) -> list[Patch]:
+) -> list[Artist]:
     """One field of each surface in a colour of its own; returns the legend's patches of missing points."""
     what = quantity(surfaces[0], name)
-    patches: list[Patch] = []
+    patches: list[Artist] = []
     for i, surface in enumerate(surfaces):
         values, status = values_of(surface, quantity(surface, name).name)
         title = what.symbol
@@ -62,7 +64,7 @@ def _draw_field(
         _draw_noise(axes, surface, name, _colour(i))
         patches += lines.mark_missing(axes, surface.grid.x, values, status)
     axes.set_ylabel(what.label)
-    _set_loss_axis(axes, [values_of(s, name)[0] for s in surfaces], options)
+    _set_loss_axis(axes, [values_of(s, name)[0] for s in surfaces], options, what.even or what.signed)
     if len(surfaces) > 1:
         axes.legend()
     return patches
@@ -82,14 +84,14 @@ def _colour(index: int) -> str:
 
 def _draw_loss_and_accuracy(
     figure: Figure, axes: Any, surface: Surface, field: str | None, options: FigureOptions
-) -> list[Patch]:
+) -> list[Artist]:
     """Losses on the left axis and, unless a field is named, accuracies on the right; returns the legend's patches."""
     names = [n for n in LOSS_NAMES if n in surface]
     accuracies = [n for n in ("train_acc", "test_acc") if n in surface and field is None]
     if field is not None or not names:
         names = [field or best_field(surface)]
     x = surface.grid.x
-    patches: list[Patch] = []
+    patches: list[Artist] = []
     arrays = []
     for name in names:
         values, status = values_of(surface, quantity(surface, name).name)
@@ -100,7 +102,8 @@ def _draw_loss_and_accuracy(
     axes.set_ylabel(quantity(surface, names[0]).label)
     if len(names) > 1:
         axes.set_ylabel("mean loss" + in_brackets(surface.about[names[0]].unit))
-    _set_loss_axis(axes, arrays, options)
+    first = quantity(surface, names[0])
+    _set_loss_axis(axes, arrays, options, first.even or first.signed)
     if accuracies:
         axes.yaxis.label.set_color(BLUE)
         axes.tick_params(axis="y", colors=BLUE)
@@ -124,23 +127,24 @@ def _draw_accuracies(axes: Any, surface: Surface, names: Sequence[str]) -> None:
     axes.set_ylim(-3, 103)
 
 
-def _set_loss_axis(axes: Any, arrays: list[np.ndarray], options: FigureOptions) -> None:
-    """Logarithmic where that was asked for or shows more, and the ends that were asked for."""
-    if options.log or (options.log is None and lines.suits_log_axis(arrays)):
-        known = np.concatenate([a[np.isfinite(a)].reshape(-1) for a in arrays])
-        if (known > 0).any():
-            axes.set_yscale("log")
+def _set_loss_axis(axes: Any, arrays: list[np.ndarray], options: FigureOptions, even: bool = False) -> None:
+    """The scale, which the label names, and the ends; even: never logarithmic unless that is set."""
+    if options.suits_log(arrays, even):
+        axes.set_yscale("log")
+        axes.set_ylabel(on_scale(axes.get_ylabel(), True))
     top = options.vmax if options.loss_max is None else options.loss_max
     if top is not None or options.vmin is not None:
         axes.set_ylim(bottom=options.vmin, top=top)
 
 
-def _model_ticks(surface: Surface) -> tuple[float, ...]:
-    """Where models stand on a line: at 0, and of a line between two at 1 as well."""
-    group = surface.groups.get("directions/x")
-    if group is not None and str(group.attributes.get("kind", "")).startswith("to:"):
-        return (0.0, 1.0)
-    return (0.0,)
+def _frame(axes: Any, surfaces: Sequence[Surface], with_label: bool = True) -> None:
+    """The axis along the line: its label and the marks of models, as far as all files have the same."""
+    texts = dict.fromkeys(axis_labels(surface)[0] for surface in surfaces)
+    label = next(iter(texts))
+    if len(texts) > 1:
+        label = " or ".join(dict.fromkeys(text[0] for text in texts))
+    marks = [mark for mark in model_positions(surfaces[0]) if all(mark in model_positions(s) for s in surfaces)]
+    lines.frame(axes, np.concatenate([s.grid.x for s in surfaces]), label if with_label else "", marks)
 
 
 def draw_eigenvalue_lines(surfaces: Sequence[Surface], titles: Sequence[str] | None, options: FigureOptions) -> Figure:
@@ -156,7 +160,7 @@ def draw_eigenvalue_lines(surfaces: Sequence[Surface], titles: Sequence[str] | N
     grid = figure.subplots(rows, 1, sharex=True)
     upper, lower = grid[-2], grid[-1]
     alone = len(surfaces) == 1
-    patches: list[Patch] = []
+    patches: list[Artist] = []
     for i, surface in enumerate(surfaces):
         colours = dict.fromkeys(("loss", "max_eig", "min_eig", "ratio"), _colour(i))
         if alone:
@@ -177,10 +181,8 @@ def draw_eigenvalue_lines(surfaces: Sequence[Surface], titles: Sequence[str] | N
     upper.legend(fontsize=6, ncols=max(1, len(surfaces)))
     lower.axhline(0, color="0.6", linewidth=0.5)
     lower.set_ylabel(r"$|\lambda_\min/\lambda_\max|$" + "\n" + r"($+$: $\lambda_\min<0$)")
-    ticks = np.concatenate([s.grid.x for s in surfaces])
-    for axes in grid[:-1]:
-        lines.frame(axes, ticks, "", _model_ticks(surfaces[0]))
-    lines.frame(lower, ticks, axis_labels(surfaces[0])[0], _model_ticks(surfaces[0]))
+    for axes in grid:
+        _frame(axes, surfaces, with_label=axes is lower)
     notes: list[str] = []
     if alone:
         notes = accuracy_notes(surfaces[0])
@@ -190,7 +192,7 @@ def draw_eigenvalue_lines(surfaces: Sequence[Surface], titles: Sequence[str] | N
     return figure
 
 
-def _draw_end(axes: Any, surface: Surface, name: str, title: str, colour: str) -> list[Patch]:
+def _draw_end(axes: Any, surface: Surface, name: str, title: str, colour: str) -> list[Artist]:
     """One end of the spectrum along the line, with its errors and its limit; returns the legend's patches."""
     x = surface.grid.x
     values, status = values_of(surface, name)

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from lossmap.io.surface import DONE
-from lossmap.plotting.contour_levels import GEOMETRIC_FROM
-from lossmap.plotting.style import BLUE, DARK, GREEN, GREY, PURPLE, RED
+from lossmap.plotting.contour_levels import suits_log
+from lossmap.plotting.maps import MISSING_CELLS, MISSING_MARKS, missing_points
+from lossmap.plotting.style import BLUE, DARK, GREEN, PURPLE, RED
 
 Array = np.ndarray
 COLOURS = (BLUE, RED, GREEN, PURPLE, "#b8860b", "#3b3b3b")
@@ -43,28 +43,26 @@ def band(axes: Axes, x: Array, low: Array, high: Array, colour: str) -> None:
     axes.fill_between(x[order], low[order], high[order], color=colour, alpha=0.2, linewidth=0.0)
 
 
-def mark_missing(axes: Axes, x: Array, values: Array, status: Array) -> list[Patch]:
-    """Mark the points without a value along the line; all arrays are (n,). Returns patches for the legend."""
-    patches = []
+def mark_missing(axes: Axes, x: Array, values: Array, status: Array) -> list[Artist]:
+    """Mark the points without a value along the line, each reason in its way; all arrays are (n,). For the legend."""
+    handles: list[Artist] = []
     borders = _borders(x)
-    missing, odd = status != DONE, (status == DONE) & ~np.isfinite(values)
-    words = {0: "not computed", 2: "failed"}
-    both = " or ".join(word for code, word in words.items() if (status == code).any())
-    look: list[tuple[str, Array, Any]] = [
-        (both, missing, {"facecolor": GREY, "edgecolor": DARK, "hatch": "//////"}),
-        ("\N{MULTIPLICATION SIGN} not finite", odd, {"facecolor": "0.94", "edgecolor": "none"}),
-    ]
-    for word, mask, how in look:
+    for word, mask in missing_points(values, status).items():
+        look = MISSING_CELLS[word]
+        mark = MISSING_MARKS.get(word)
+        label = word
+        if mark is not None:
+            look = {"facecolor": "0.94", "edgecolor": "none"}  # white bands could not be seen on a white line's frame
+            label = f"{mark[1]} {word}"
+            middle = np.full(int(mask.sum()), 0.5)
+            axes.plot(
+                x[mask], middle, mark[0], color=DARK, markerfacecolor="none", markersize=4, markeredgewidth=0.7,
+                transform=axes.get_xaxis_transform(),
+            )  # fmt: skip
         for i in np.flatnonzero(mask):
-            axes.axvspan(*borders[i], linewidth=0.0, zorder=0.2, **how)
-        if mask.any():
-            patches.append(Patch(linewidth=0.0, label=word, **how))
-    if odd.any():
-        middle = np.full(int(odd.sum()), 0.5)
-        axes.plot(
-            x[odd], middle, "x", color=DARK, markersize=4, markeredgewidth=0.7, transform=axes.get_xaxis_transform()
-        )
-    return patches
+            axes.axvspan(*borders[i], zorder=0.2, **{**look, "linewidth": 0.0})
+        handles.append(Patch(**{**look, "linewidth": 0.0}, label=label))
+    return handles
 
 
 def _borders(x: Array) -> Array:
@@ -93,6 +91,5 @@ def frame(axes: Axes, x: Array, label: str, marks: Sequence[float] = (0.0,)) -> 
 
 
 def suits_log_axis(values: Sequence[Array]) -> bool:
-    """Whether all values are positive and span so much that a logarithmic axis shows more."""
-    known = np.concatenate([a[np.isfinite(a)].reshape(-1) for a in values])
-    return bool(known.size and known.min() > 0 and known.max() > GEOMETRIC_FROM * known.min())
+    """Whether the values span so much that a logarithmic axis shows more, by the rule of maps and pages."""
+    return suits_log(values)

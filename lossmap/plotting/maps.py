@@ -1,7 +1,7 @@
 """Maps of a plane: contours, filled contours and cells, with what is missing shown as missing.
 
-A value belongs to its point; a cell reaches half-way to the neighbours. Cells of points that are still to do or
-failed are grey and hatched; a result that is not finite is a white cell with a cross.
+A value belongs to its point; a cell reaches half-way to the neighbours. Cells of points that are still to do are grey
+and hatched, of failed ones cross-hatched; NaN is a white cell with a cross, an infinite result one with a triangle.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.collections import PatchCollection
@@ -17,11 +18,20 @@ from matplotlib.colors import BoundaryNorm, CenteredNorm, LogNorm, Normalize, Sy
 from matplotlib.patches import Patch, Rectangle
 
 from lossmap.geometry.grid import Grid
-from lossmap.io.surface import DONE
+from lossmap.io.surface import DONE, FAILED
 from lossmap.plotting.contour_levels import Scale
-from lossmap.plotting.style import DARK, GREY
+from lossmap.plotting.contour_levels import labels as labels_of
+from lossmap.plotting.style import DARK, GREY, RED
 
 Array = np.ndarray
+# How the cell of a point without a value looks, by the reason, and the mark in it with the sign of the legend.
+MISSING_CELLS: dict[str, dict[str, Any]] = {
+    "not computed": {"facecolor": GREY, "edgecolor": DARK, "hatch": "//////"},
+    "failed": {"facecolor": GREY, "edgecolor": RED, "hatch": "xxxxxx"},
+    "NaN": {"facecolor": "white", "edgecolor": DARK, "linewidth": 0.5},
+    "infinite": {"facecolor": "white", "edgecolor": DARK, "linewidth": 0.5},
+}
+MISSING_MARKS = {"NaN": ("x", "\N{MULTIPLICATION SIGN}"), "infinite": ("^", "\N{WHITE UP-POINTING TRIANGLE}")}
 
 
 def edges(ticks: Array) -> Array:
@@ -41,15 +51,21 @@ def norm_of(scale: Scale) -> Normalize:
     return LogNorm(scale.low, scale.high) if scale.log else Normalize(scale.low, scale.high)
 
 
-def centred(values: list[Array], limit: float | None = None) -> Normalize:
-    """Colours that are white at 0 and reach as far to both sides; by decades where most values are far from the end."""
+def centred(values: list[Array], limit: float | None = None, log: bool | None = None) -> Normalize:
+    """Colours that are white at 0 and reach as far to both sides.
+
+    limit  where they end; at the largest of all values if left out
+    log    by decades beyond the usual value or not; left out, where no limit is set and most values are far below
+    """
     sizes = np.concatenate([np.abs(a[np.isfinite(a)]).reshape(-1) for a in values])
     sizes = sizes[sizes > 0]
     most = float(max(sizes, default=1.0))
-    if limit is not None:
-        return CenteredNorm(0.0, min(most, limit))
     usual = float(np.median(sizes)) if sizes.size else most
-    if most > 50 * usual:
+    if log is None:
+        log = limit is None and most > 50 * usual
+    if limit is not None:
+        most = min(most, abs(limit))
+    if log and usual < most:
         return SymLogNorm(usual, vmin=-most, vmax=most)
     return CenteredNorm(0.0, most)
 
@@ -63,36 +79,62 @@ def filled(axes: Axes, grid: Grid, values: Array, scale: Scale, cmap: str) -> Sc
     bands = scale.levels.size - 1 + int(scale.below) + int(scale.above)
     norm = BoundaryNorm(scale.levels, max(colours.N, bands), extend=scale.extend)
     _mesh(axes, grid, np.clip(values, *_finite_ends(scale)), norm, colours)
-    clean = np.ma.masked_invalid(values)
-    if clean.mask.all():
+    heights = contour_heights(values, scale)
+    if heights.mask.all():
         return ScalarMappable(norm, colours)
-    bands_drawn = axes.contourf(x, y, clean, levels=scale.levels, norm=norm, cmap=colours, extend=scale.extend)
+    levels = contour_heights(scale.levels, scale)
+    in_heights = BoundaryNorm(levels, norm.Ncmap, extend=scale.extend)
+    bands_drawn = axes.contourf(x, y, heights, levels=levels, norm=in_heights, cmap=colours, extend=scale.extend)
     bands_drawn.set_edgecolor("face")  # else viewers of PDF show hairlines between the bands
     bands_drawn.set_linewidth(0.3)
-    _lines(axes, x, y, clean, scale, colors="white", linewidths=0.35, alpha=0.65)
+    _lines(axes, x, y, heights, levels, colors="white", linewidths=0.35, alpha=0.65)
     return ScalarMappable(norm, colours)
 
 
-def contour(axes: Axes, grid: Grid, values: Array, scale: Scale, cmap: str) -> ScalarMappable:
-    """Lines at the levels, coloured and labelled."""
-    norm = norm_of(scale)
+def contour(
+    axes: Axes, grid: Grid, values: Array, scale: Scale, cmap: str, norm: Normalize | None = None
+) -> ScalarMappable:
+    """Lines at the levels, labelled, in the colours of a norm, or of the scale if left out."""
+    norm = norm or norm_of(scale)
     if scale.flat or min(values.shape) < 2:
         return cells(axes, grid, values, norm, cmap)
-    clean = np.ma.masked_invalid(values)
+    heights, levels = contour_heights(values, scale), contour_heights(scale.levels, scale)
     drawn = None
-    if not clean.mask.all():
-        drawn = _lines(axes, grid.x, y_ticks(grid), clean, scale, cmap=cmap, norm=norm, linewidths=0.8)
+    if not heights.mask.all():
+        colours = matplotlib.colormaps[cmap](norm(scale.levels))
+        drawn = _lines(axes, grid.x, y_ticks(grid), heights, levels, colors=colours, linewidths=0.8)
     if drawn is not None:
-        for text in axes.clabel(drawn, drawn.levels[::2], fmt="%g", fontsize=5.5, inline_spacing=2):
+        words = dict(zip(levels.tolist(), labels_of(scale.levels), strict=True))
+        for text in axes.clabel(drawn, drawn.levels[::2], fmt=words, fontsize=5.5, inline_spacing=2):
             text.set_rotation_mode("anchor")
     return ScalarMappable(norm, matplotlib.colormaps[cmap])
 
 
+def contour_heights(values: Array, scale: Scale) -> Any:
+    """What contours are interpolated in, masked where it is not finite: log10 of the values on a log scale.
+
+    A loss changes by factors where its levels are geometric, and a line that is found linearly in the loss lies off its
+    place.
+    """
+    if not scale.log:
+        return np.ma.masked_invalid(values)
+    with np.errstate(invalid="ignore"):
+        raised = _raised(values, float(scale.low) * 1e-3)  # below the lowest level, and no matter how far
+    return np.ma.masked_invalid(np.log10(raised))
+
+
 def cells(axes: Axes, grid: Grid, values: Array, norm: Normalize, cmap: str) -> ScalarMappable:
-    """One cell a point, nothing smoothed."""
+    """One cell a point, nothing smoothed; on a log scale what is not positive has the colour of its lower end."""
+    if isinstance(norm, LogNorm):
+        values = _raised(values, float(norm.vmin or 0.0))
     colours = matplotlib.colormaps[cmap]
     _mesh(axes, grid, values, norm, colours)
     return ScalarMappable(norm, colours)
+
+
+def _raised(values: Array, low: float) -> Array:
+    """The values with those below the lower end of a log scale raised to it; NaN stays NaN."""
+    return np.where(values < low, low, values)
 
 
 def _mesh(axes: Axes, grid: Grid, values: Array, norm: Normalize, colours: Any) -> None:
@@ -109,11 +151,15 @@ def _mesh(axes: Axes, grid: Grid, values: Array, norm: Normalize, colours: Any) 
     )
 
 
-def _lines(axes: Axes, x: Array, y: Array, clean: Any, scale: Scale, **how: Any) -> Any:
-    inside = scale.levels[(scale.levels > clean.min()) & (scale.levels < clean.max())]
-    if not inside.size:  # matplotlib warns of lines that are nowhere
+def _lines(axes: Axes, x: Array, y: Array, heights: Any, levels: Any, colors: Any, **how: Any) -> Any:
+    """Lines at the levels that the heights cross, in one colour or in one for each level; None for no line."""
+    levels = np.ma.getdata(levels)
+    inside = (levels > heights.min()) & (levels < heights.max())
+    if not inside.any():  # matplotlib warns of lines that are nowhere
         return None
-    return axes.contour(x, y, clean, levels=inside, **how)
+    if not isinstance(colors, str):
+        colors = colors[inside]
+    return axes.contour(x, y, heights, levels=levels[inside], colors=colors, **how)
 
 
 def _finite_ends(scale: Scale) -> tuple[float, float]:
@@ -122,24 +168,36 @@ def _finite_ends(scale: Scale) -> tuple[float, float]:
     return scale.low - span, scale.high + span
 
 
-def mark_missing(axes: Axes, grid: Grid, values: Array, status: Array) -> list[Patch]:
-    """Mark the points without a value; values and status are (ny, nx). Returns patches for the legend."""
-    patches = []
-    missing, odd = status != DONE, (status == DONE) & ~np.isfinite(values)
-    if missing.any():
-        _patches(axes, grid, missing, facecolor=GREY, edgecolor=DARK, hatch="//////", linewidth=0.0)
-        words = {0: "not computed", 2: "failed"}
-        both = " or ".join(word for code, word in words.items() if (status == code).any())
-        patches.append(Patch(facecolor=GREY, edgecolor=DARK, hatch="//////", linewidth=0.0, label=both))
-    if odd.any():
-        _patches(axes, grid, odd, facecolor="white", edgecolor="none")
-        rows, columns = np.nonzero(odd)
-        size = np.clip(120 / max(values.shape), 2.0, 6.0)
-        axes.plot(grid.x[columns], y_ticks(grid)[rows], "x", color=DARK, markersize=size, markeredgewidth=0.6, zorder=3)
-        patches.append(
-            Patch(facecolor="white", edgecolor=DARK, linewidth=0.5, label="\N{MULTIPLICATION SIGN} not finite")
-        )
-    return patches
+def missing_points(values: Array, status: Array) -> dict[str, Array]:
+    """Masks of the points without a finite value, of the values' shape, by each reason that there is."""
+    done = status == DONE
+    masks = {
+        "not computed": ~done & (status != FAILED),
+        "failed": status == FAILED,
+        "NaN": done & np.isnan(values),
+        "infinite": done & np.isinf(values),
+    }
+    return {word: mask for word, mask in masks.items() if mask.any()}
+
+
+def mark_missing(axes: Axes, grid: Grid, values: Array, status: Array) -> list[Artist]:
+    """Mark the points without a value, each reason in its way; values and status are (ny, nx). For the legend."""
+    handles: list[Artist] = []
+    for word, mask in missing_points(values, status).items():
+        look = MISSING_CELLS[word]
+        _patches(axes, grid, mask, **{**look, "linewidth": 0.0})
+        mark = MISSING_MARKS.get(word)
+        label = word
+        if mark is not None:
+            rows, columns = np.nonzero(mask)
+            size = np.clip(120 / max(values.shape), 2.0, 6.0)
+            axes.plot(
+                grid.x[columns], y_ticks(grid)[rows], linestyle="", marker=mark[0], markerfacecolor="none", color=DARK,
+                markersize=size, markeredgewidth=0.6, zorder=3,
+            )  # fmt: skip
+            label = f"{mark[1]} {word}"
+        handles.append(Patch(**{"linewidth": 0.0, **look}, label=label))
+    return handles
 
 
 def _patches(axes: Axes, grid: Grid, mask: Array, **look: Any) -> None:

@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch
 
 from lossmap.io.read import Group, Surface
 from lossmap.plotting import maps
-from lossmap.plotting.contour_levels import Scale, scale_of
+from lossmap.plotting.contour_levels import Scale, scale_of, suits_log
 from lossmap.plotting.quantities import Quantity
 from lossmap.plotting.style import COLUMN, PAGE
 
@@ -40,7 +40,19 @@ class FigureOptions:
         log = self.log
         if what.even and log is None:
             log = False
+        if log:
+            log = _has_positive(arrays)
         return scale_of(arrays, low=self.vmin, high=self.vmax, step=self.vlevel, log=log)
+
+    def suits_log(self, arrays: Sequence[np.ndarray], even: bool = False) -> bool:
+        """Whether an axis of these arrays is logarithmic: as set, else never (even), else by what they span.
+
+        Raises ValueError where it is set and no value is positive.
+        """
+        if self.log is None:
+            top = self.vmax if self.loss_max is None else self.loss_max
+            return not even and suits_log(arrays, self.vmin, top)
+        return self.log and _has_positive(arrays)
 
     def training_path(self, surface: Surface) -> Group | None:
         """The path to draw over a map, with arrays x and y; None for none."""
@@ -52,6 +64,14 @@ class FigureOptions:
         if path is None or "x" not in path or "y" not in path:
             return None
         return path
+
+
+def _has_positive(arrays: Sequence[np.ndarray]) -> bool:
+    """Whether a value is positive; False where no value is known yet. Raises ValueError where none of them is."""
+    known = np.concatenate([np.zeros(0), *(a[np.isfinite(a)].reshape(-1) for a in arrays)])
+    if known.size and not (known > 0).any():
+        raise ValueError(f"--log needs positive values; the largest here is {known.max():g}: leave it out")
+    return bool(known.size)
 
 
 def layout_of(panels: int, width: float | None) -> tuple[int, int, float]:
@@ -86,12 +106,16 @@ def common_loss(surfaces: Sequence[Surface]) -> str | None:
     return next((name for name in LOSS_NAMES if all(name in surface for surface in surfaces)), None)
 
 
-def add_legend_and_notes(figure: Figure, patches: Sequence[Patch], notes: Sequence[str]) -> None:
+def add_legend_and_notes(figure: Figure, handles: Sequence[Artist], notes: Sequence[str]) -> None:
     """A legend of the marks below the panels, and under it how sure the numbers are."""
-    unique = {str(patch.get_label()): patch for patch in patches}
+    unique = {str(handle.get_label()): handle for handle in handles}
     if unique:
+        letters = 6 * len(unique) + sum(map(len, unique))  # a handle and the gaps take as much as 6 letters
+        columns = len(unique) if letters < CHARACTERS_PER_INCH * figure.get_figwidth() / 1.2 else 2
+        if max(map(len, unique)) > 0.45 * CHARACTERS_PER_INCH * figure.get_figwidth():
+            columns = 1
         figure.legend(
-            handles=list(unique.values()), loc="outside lower center", ncols=len(unique), fontsize=6.5, handlelength=1.6
+            handles=list(unique.values()), loc="outside lower center", ncols=columns, fontsize=6.5, handlelength=1.6
         )
     if notes:
         width = int(CHARACTERS_PER_INCH * figure.get_figwidth())

@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib.artist import Artist
+from matplotlib.colors import Normalize, SymLogNorm
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from lossmap.io.read import Surface
@@ -29,6 +30,7 @@ from lossmap.plotting.quantities import (
     Quantity,
     axis_labels,
     eigenvalues,
+    on_scale,
     quantity,
     short_unit,
     values_of,
@@ -53,9 +55,12 @@ def draw_maps(
     arrays = [values for values, _ in readings]
     if what.signed and kind != "contour":
         kind = "map"
+    scale = options.scale(arrays, what)
     notes = []
     if "eig" in name or name == "ratio":
         notes = accuracy_notes(surfaces[0])
+    if scale.above and options.vmax is None and not what.signed:
+        notes = [*notes, _note_of_outliers(arrays, scale)]
     rows, columns, width = layout_of(len(surfaces), options.width)
     panel = (width - 0.85 - 0.3 * columns) / columns
     gap = 0.3 if titles else 0.12
@@ -65,11 +70,11 @@ def draw_maps(
     grid = figure.subplots(
         rows, columns, squeeze=False, sharex="col" if shared else "none", sharey="row" if shared else "none"
     )
-    scale = options.scale(arrays, what)
-    patches: list[Patch] = []
+    norm = _centred(what, arrays, options.vmax, options.log)
+    patches: list[Artist] = []
     mappable: Any = None
     for i, (axes, surface, (values, status)) in enumerate(zip(grid.flat, surfaces, readings, strict=False)):
-        mappable = _map(axes, surface, values, what, kind, scale, arrays)
+        mappable = _map(axes, surface, values, what, kind, scale, norm)
         patches += maps.mark_missing(axes, surface.grid, values, status)
         _frame_panel(axes, surface, options, kind, left=i % columns == 0, bottom=i + columns >= len(surfaces))
         if titles:
@@ -78,22 +83,48 @@ def draw_maps(
         axes.set_axis_off()
     bar = figure.colorbar(mappable, ax=list(grid.flat), shrink=1.0, pad=0.02, aspect=24, extend=_extend(what, scale))
     _set_bar_ticks(bar, what, scale, kind)
-    bar.set_label(what.label)
+    bar.set_label(_label_on_scale(what.label, kind, scale, norm))
     add_legend_and_notes(figure, patches, notes)
     return figure
 
 
+def _note_of_outliers(arrays: list[np.ndarray], scale: Scale) -> str:
+    """The points beyond the colours that no one has set an end to, in words."""
+    known = np.concatenate([values[np.isfinite(values)].reshape(-1) for values in arrays])
+    beyond = known[known > scale.high]
+    points = "1 point lies" if beyond.size == 1 else f"{beyond.size:,} points lie"
+    return f"{points} far above all others and beyond the colours, at up to {beyond.max():.3g} (--vmax sets their end)"
+
+
 def _map(
-    axes: Any, surface: Surface, values: np.ndarray, what: Quantity, kind: str, scale: Scale, arrays: list[np.ndarray]
+    axes: Any, surface: Surface, values: np.ndarray, what: Quantity, kind: str, scale: Scale, norm: Normalize | None
 ) -> Any:
-    """Draw one map; arrays: the values of all panels, which share their colours."""
-    if what.signed:
-        limit = MAX_RATIO if what.name == "ratio" else None
-        return maps.cells(axes, surface.grid, values, maps.centred(arrays, limit), what.cmap)
-    if kind == "map":
-        return maps.cells(axes, surface.grid, values, maps.norm_of(scale), what.cmap)
-    painter = {"contour": maps.contour, "filled": maps.filled}[kind]
-    return painter(axes, surface.grid, values, scale, what.cmap)
+    """Draw one map; norm: the colours of a signed quantity, those of the scale if left out."""
+    if kind == "contour":
+        return maps.contour(axes, surface.grid, values, scale, what.cmap, norm)
+    if kind == "map" or norm is not None:
+        return maps.cells(axes, surface.grid, values, norm or maps.norm_of(scale), what.cmap)
+    return maps.filled(axes, surface.grid, values, scale, what.cmap)
+
+
+def _label_on_scale(label: str, kind: str, scale: Scale, norm: Normalize | None, gap: str = ", ") -> str:
+    """The label of a colour bar and, behind a gap, the word for its scale where that is not linear."""
+    if isinstance(norm, SymLogNorm):
+        return f"{label}{gap}symlog scale".lstrip(gap)
+    if scale.log and (norm is None or kind == "contour"):
+        return f"{label}{gap}log scale".lstrip(gap)
+    return label
+
+
+def _centred(
+    what: Quantity, arrays: list[np.ndarray], limit: float | None = None, log: bool | None = None
+) -> Normalize | None:
+    """The colours of a signed quantity, which are white at 0 in all panels; None of any other."""
+    if not what.signed:
+        return None
+    if limit is None and what.name == "ratio":
+        limit = MAX_RATIO
+    return maps.centred(arrays, limit, log)
 
 
 def _frame_panel(
@@ -146,17 +177,22 @@ def draw_surfaces_3d(
 ) -> Figure:
     """One quantity of several planes as surfaces in three dimensions, on a common scale; arguments as `draw_maps`."""
     what = quantity(surfaces[0], name)
-    arrays = [values_of(s, quantity(s, name).name)[0] for s in surfaces]
+    readings = [values_of(s, quantity(s, name).name) for s in surfaces]
+    arrays = [values for values, _ in readings]
     scale = options.scale(arrays, what)
+    norm = _centred(what, arrays, options.vmax)
     rows, columns, width = layout_of(len(surfaces), options.width)
     figure = new_figure(width, rows * width / columns * 0.86)
     # In full only where there is one column, else there is no room between the surfaces.
-    height_label = what.label if columns == 1 else what.symbol
-    for i, surface in enumerate(surfaces):
+    height_label = on_scale(what.label if columns == 1 else what.symbol, scale.log)
+    handles: list[Artist] = []
+    for i, (surface, (values, status)) in enumerate(zip(surfaces, readings, strict=True)):
         axes = figure.add_subplot(rows, columns, i + 1, projection="3d", computed_zorder=False)
-        draw_surface3d(axes, surface.grid, arrays[i], scale, what.cmap, ("x", "y", height_label))
+        labels_3d = ("x", "y", height_label)
+        handles += draw_surface3d(axes, surface.grid, values, scale, what.cmap, labels_3d, status, norm)
         if titles:
             axes.set_title(titles[i], y=0.97)
+    add_legend_and_notes(figure, handles, [])
     return figure
 
 
@@ -178,18 +214,20 @@ def draw_eigenvalue_maps(surfaces: Sequence[Surface], titles: Sequence[str] | No
     figure = new_figure(width, height, compressed=True)
     shared = have_one_window(surfaces)
     grid = figure.subplots(len(surfaces), len(names), squeeze=False, sharex="all" if shared else "row", sharey="row")
-    patches: list[Patch] = []
+    linear = False if options.log is False else None  # --log is of the loss alone
+    patches: list[Artist] = []
     for column, name in enumerate(names):
         what = quantity(surfaces[0], name)
         readings = [values_of(s, name) for s in surfaces]
         arrays = [values for values, _ in readings]
-        kind, scale = "map", scale_of(arrays, count=8)
+        kind, scale = "map", scale_of(arrays, count=8, log=linear)
         if name == loss:
             kind, scale = "filled", options.scale(arrays, what)
+        norm = _centred(what, arrays, log=linear)
         mappable: Any = None
         for row, (surface, (values, status)) in enumerate(zip(surfaces, readings, strict=True)):
             axes = grid[row, column]
-            mappable = _map(axes, surface, values, what, kind, scale, arrays)
+            mappable = _map(axes, surface, values, what, kind, scale, norm)
             patches += maps.mark_missing(axes, surface.grid, values, status)
             last = row == len(surfaces) - 1 or not shared
             _frame_panel(axes, surface, options, "map", left=column == 0, bottom=last)
@@ -200,7 +238,8 @@ def draw_eigenvalue_maps(surfaces: Sequence[Surface], titles: Sequence[str] | No
                 axes.set_ylabel("y")
         grid[0, column].set_title(what.symbol)
         bar = _add_bar_below(figure, mappable, list(grid[:, column]), what, scale, kind)
-        bar.set_label(_bar_label(surfaces[0], name), fontsize=6)
+        label = _label_on_scale(_bar_label(surfaces[0], name), kind, scale, norm, "\n")
+        bar.set_label(label, fontsize=6)
     for axes, title in zip(grid[:, 0], titles or (), strict=False):
         axes.set_ylabel(f"{title}\ny")
     add_legend_and_notes(figure, patches, notes)
@@ -209,9 +248,8 @@ def draw_eigenvalue_maps(surfaces: Sequence[Surface], titles: Sequence[str] | No
 
 def _add_bar_below(figure: Figure, mappable: Any, column: list[Any], what: Quantity, scale: Scale, kind: str) -> Any:
     """A horizontal colour bar below a column of panels; returned, to be labelled."""
-    extend = _extend(what, scale) if kind == "filled" else None
     bar = figure.colorbar(
-        mappable, ax=column, orientation="horizontal", pad=0.03, aspect=16, shrink=0.95, extend=extend
+        mappable, ax=column, orientation="horizontal", pad=0.03, aspect=16, shrink=0.95, extend=_extend(what, scale)
     )
     _set_bar_ticks(bar, what, scale, kind)
     bar.ax.tick_params(labelsize=6)

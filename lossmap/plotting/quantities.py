@@ -14,6 +14,7 @@ from lossmap.plotting.style import ACCURACY, LOSS, RATIO
 
 Array = np.ndarray
 MAX_UNIT = 20  # characters, that stand on one line with the name
+LINE_AXIS, FIXED_COORDINATE = "drawn_axis", "drawn_at"  # attributes of a line that `as_line` made of a plane
 PARTS = ("spectrum", "along")  # measures that are dispatched like points, but over no line or plane
 
 
@@ -75,6 +76,11 @@ def short_unit(about: Field) -> str:
 
 def _unit(about: Field) -> str:
     return in_brackets(short_unit(about))
+
+
+def on_scale(label: str, log: bool) -> str:
+    """The label of an axis or a colour bar, with the word for a scale that is not linear."""
+    return f"{label}, log scale" if log else label
 
 
 def in_brackets(unit: str, width: int = 40) -> str:
@@ -163,12 +169,27 @@ def contents_of(surface: Surface) -> list[str]:
 
 
 def axis_labels(surface: Surface) -> tuple[str, str]:
-    """What the axes of the plane are, as far as the file knows."""
-    return _axis(surface, "x"), _axis(surface, "y")
+    """What the axes of the plane are, as far as the file knows; of a line in a plane, also where in it the line is."""
+    if LINE_AXIS not in surface.attributes:
+        return _axis(surface, "x", "x"), _axis(surface, "y", "y")
+    name = str(surface.attributes[LINE_AXIS])
+    other = {"x": "y", "y": "x"}[name]
+    return f"{_axis(surface, 'x', name)}; {other} = {surface.attributes[FIXED_COORDINATE]:g}", ""
 
 
-def _axis(surface: Surface, name: str) -> str:
-    group = surface.groups.get(f"directions/{name}", Group({}))
+def model_positions(surface: Surface) -> tuple[float, ...]:
+    """Where models stand on a line: at 0, and of a line between two at 1 as well; nowhere on a line beside them."""
+    if surface.attributes.get(FIXED_COORDINATE, 0.0) != 0.0:
+        return ()
+    group = surface.groups.get("directions/x")
+    if group is not None and str(group.attributes.get("kind", "")).startswith("to:"):
+        return (0.0, 1.0)
+    return (0.0,)
+
+
+def _axis(surface: Surface, direction: str, name: str) -> str:
+    """The label of an axis of this name along a direction of the file."""
+    group = surface.groups.get(f"directions/{direction}", Group({}))
     kind = str(group.attributes.get("kind", ""))
     if not kind:
         return name
@@ -192,20 +213,28 @@ def _explained(surface: Surface, component: int) -> str:
 
 
 def as_line(surface: Surface) -> Surface:
-    """A plane with one tick along an axis, as the line that it is; a line as it is."""
+    """A plane with one tick along an axis, as the line that it is; a line as it is.
+
+    Its direction is directions/x; attributes say which axis of the plane it runs along, and the other coordinate.
+    """
     grid = surface.grid
     if grid.y is None:
         return surface
-    ticks = grid.x if grid.y.size == 1 else grid.y
-    n, groups = ticks.size, dict(surface.groups)
-    if grid.y.size > 1 and "directions/y" in groups:
-        groups["directions/x"] = groups["directions/y"]
+    ticks, name, fixed = grid.x, "x", grid.y[0]
+    groups = dict(surface.groups)
+    if grid.y.size > 1:
+        ticks, name, fixed = grid.y, "y", grid.x[0]
+        groups.pop("directions/x", None)
+        if "directions/y" in groups:
+            groups["directions/x"] = groups["directions/y"]
+    n = ticks.size
     return replace(
         surface,
         grid=Grid(ticks),
         fields={name: a.reshape(n, *a.shape[2:]) for name, a in surface.fields.items()},
         status={name: a.reshape(n) for name, a in surface.status.items()},
         groups=groups,
+        attributes={**surface.attributes, LINE_AXIS: name, FIXED_COORDINATE: float(fixed)},
     )
 
 

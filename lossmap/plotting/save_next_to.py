@@ -10,7 +10,8 @@ from typing import Protocol
 from matplotlib.figure import Figure
 
 from lossmap.io.read import Group, read
-from lossmap.plotting.figures import draw, save
+from lossmap.plotting.figures import draw, fitting_kind, save
+from lossmap.plotting.options_taken import used_options
 from lossmap.plotting.quantities import best_field, is_line
 
 
@@ -26,6 +27,8 @@ class DrawOptions(Protocol):
     @property
     def log(self) -> bool: ...
     @property
+    def linear(self) -> bool: ...
+    @property
     def loss_max(self) -> float | None: ...
     @property
     def vmax(self) -> float | None: ...
@@ -39,32 +42,48 @@ def draw_next_to(result: Path, options: DrawOptions, trajectory: Group | None = 
     """Draw a result into files beside it, named after it; returns their paths.
 
     surface.h5 becomes surface.pdf and surface.png; of a plane also surface_3d.pdf and surface_3d.png; with --page
-    surface.html; with --vtk surface.vts. With --show the PNG opens on the screen.
+    surface.html; with --vtk surface.vts. With --show the PNG opens on the screen. Options that one of these figures
+    does not take are left to the others.
     """
     surface = read(result)
     stem = result.with_suffix("")
-    log = True if options.log else None
-    figure = draw(
-        surface, vmin=options.vmin, vmax=options.vmax, vlevel=options.vlevel, log=log, loss_max=options.loss_max,
-        trajectory=trajectory,
-    )  # fmt: skip
+    log = log_choice(options)
+    chosen = {
+        "vmin": options.vmin, "vmax": options.vmax, "vlevel": options.vlevel, "log": log, "loss_max": options.loss_max,
+        "trajectory": trajectory,
+    }  # fmt: skip
+    kind = fitting_kind([surface], None)
+    figure = draw(surface, kind, **used_options([surface], kind, None, chosen))
     paths = save_next_to(result, {"": figure})
     png = paths[-1]
     plane = not is_line(surface)
     if plane and best_field(surface).endswith("_loss"):
-        figure = draw(surface, "3d", vmin=options.vmin, vmax=options.vmax, log=log)
+        figure = draw(surface, "3d", **used_options([surface], "3d", None, chosen))
         paths += save_next_to(result, {"_3d": figure})
     if options.page:
         from lossmap.plotting.html import page
 
-        paths.append(page(surface, Path(f"{stem}.html"), title=result.name))
+        taken = used_options([surface], "page", None, chosen)
+        paths.append(page(surface, Path(f"{stem}.html"), title=result.name, **taken))
     if options.vtk and plane:
         from lossmap.plotting.vtk import vtk
 
-        paths += vtk(surface, Path(f"{stem}.vts"), log=log, vmax=options.vmax)
+        paths += vtk(surface, Path(f"{stem}.vts"), **used_options([surface], "vtk", None, chosen))
     if options.show:
         show(png)
     return paths
+
+
+def log_choice(options: DrawOptions) -> bool | None:
+    """Whether the scale is logarithmic: True by --log, False by --linear, None for what fits the values.
+
+    Raises ValueError where both are set.
+    """
+    if options.log and options.linear:
+        raise ValueError("--log and --linear exclude each other: give one of them")
+    if options.linear:
+        return False
+    return options.log or None
 
 
 def save_next_to(result: Path, figures: Mapping[str, Figure], dpi: int = 300) -> list[Path]:

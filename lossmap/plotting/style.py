@@ -48,6 +48,7 @@ STYLE: Any = {
     "pdf.fonttype": 42,
     "ps.fonttype": 42,
     "svg.fonttype": "none",
+    "svg.hashsalt": "lossmap",  # else the names of parts within an SVG are drawn by chance
     "savefig.dpi": 300,
     "figure.dpi": 150,
 }

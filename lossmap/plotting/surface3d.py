@@ -6,24 +6,44 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+from matplotlib.artist import Artist
+from matplotlib.colors import Normalize, to_rgba
+from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from lossmap.geometry.grid import Grid
+from lossmap.io.surface import DONE
 from lossmap.plotting.contour_levels import Scale
 from lossmap.plotting.contour_levels import labels as texts
-from lossmap.plotting.maps import norm_of, y_ticks
+from lossmap.plotting.maps import missing_points, norm_of, y_ticks
+from lossmap.plotting.style import RED
 
 MAX_TICKS = 6
+ABOVE, BELOW = "0.6", "0.85"  # facets that are cut at the ends of the scale
+HOLES = {"not computed": ("s", "0.6"), "failed": ("X", RED), "NaN": ("x", "black"), "infinite": ("^", "black")}
 MAX_FACETS = 150  # facets along each side; finer grids are thinned for the picture
 
 
 def draw_surface3d(
-    axes: Any, grid: Grid, values: np.ndarray, scale: Scale, cmap: str, labels: tuple[str, str, str]
-) -> None:
+    axes: Any,
+    grid: Grid,
+    values: np.ndarray,
+    scale: Scale,
+    cmap: str,
+    labels: tuple[str, str, str],
+    status: np.ndarray | None = None,
+    norm: Normalize | None = None,
+) -> list[Artist]:
     """The surface over its grid; heights by decades where the scale is geometric, cut at the ends of the scale.
 
-    values  (ny, nx); points without a finite value leave a hole
+    Facets that are cut are grey. A point without a finite value leaves a hole, with a mark for the reason on the floor.
+
+    values  (ny, nx)
     labels  of the axes x, y and z
+    status  (ny, nx), of the points; all are done if left out
+    norm    the colours of a signed quantity, those of the scale if left out
+
+    Returns what stands in the legend: the cuts and the reasons of the holes.
 
     Raises ValueError where the grid has fewer than two points along an axis.
     """
@@ -36,7 +56,8 @@ def draw_surface3d(
     facets = 0.25 * (height[1:, 1:] + height[1:, :-1] + height[:-1, 1:] + height[:-1, :-1])
     if scale.log:
         facets = 10.0**facets
-    colours = matplotlib.colormaps[cmap](norm_of(scale)(facets))
+    colours = matplotlib.colormaps[cmap]((norm or norm_of(scale))(facets))
+    handles = _cut_facets(colours, values, scale)
     step = max(1, -(-max(values.shape) // MAX_FACETS))
     polygons = axes.plot_surface(
         across,
@@ -49,6 +70,7 @@ def draw_surface3d(
         edgecolor=(0, 0, 0, 0.35),
         antialiased=True,
         shade=False,
+        zorder=2,
     )
     polygons.set_rasterized(values.size > 2500)
     _set_height_axis(axes, scale)
@@ -66,6 +88,42 @@ def draw_surface3d(
         axis.pane.set_edgecolor("0.8")
     axes.grid(False)
     axes.set_box_aspect((1, 1, 0.75), zoom=0.95)
+    if status is None:
+        status = np.full(values.shape, DONE)
+    return handles + _mark_holes(axes, (across, up), values, status)
+
+
+def _cut_facets(colours: np.ndarray, values: np.ndarray, scale: Scale) -> list[Artist]:
+    """Make the facets with a corner beyond the scale grey, in place, of colours (ny - 1, nx - 1, 4). For the legend."""
+    handles: list[Artist] = []
+    finite = values[np.isfinite(values)]
+    for mask, colour, words in (
+        (np.isfinite(values) & (values > scale.high), ABOVE, f"above {scale.high:g}, cut: up to {{:.3g}}"),
+        (np.isfinite(values) & (values < scale.low), BELOW, f"below {scale.low:g}, cut: down to {{:.3g}}"),
+    ):
+        if not mask.any():
+            continue
+        corners = mask[1:, 1:] | mask[1:, :-1] | mask[:-1, 1:] | mask[:-1, :-1]
+        colours[corners] = to_rgba(colour)
+        end = finite.max() if colour == ABOVE else finite.min()
+        handles.append(Patch(facecolor=colour, edgecolor="black", linewidth=0.3, label=words.format(end)))
+    return handles
+
+
+def _mark_holes(
+    axes: Any, ground: tuple[np.ndarray, np.ndarray], values: np.ndarray, status: np.ndarray
+) -> list[Artist]:
+    """Mark the points without a finite value on the floor; ground: x and y of the points. Returns the marks."""
+    floor = axes.get_zlim()[0]
+    size = float(np.clip(120 / max(values.shape), 1.5, 5.0))
+    marks: list[Artist] = []
+    for word, mask in missing_points(values, status).items():
+        marker, colour = HOLES[word]
+        x, y = (ticks[mask] for ticks in ground)
+        look = {"marker": marker, "color": colour, "markersize": size, "markeredgewidth": 0.6}
+        (mark,) = axes.plot(x, y, np.full(x.size, floor), linestyle="", label=word, zorder=1, **look)
+        marks.append(mark)
+    return marks
 
 
 def _heights(values: np.ndarray, scale: Scale) -> np.ndarray:

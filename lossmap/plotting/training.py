@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch
 
 from lossmap.io.surface import Surface
 from lossmap.plotting import lines
@@ -40,7 +40,7 @@ def draw_training(surfaces: Sequence[Surface], titles: Sequence[str] | None, opt
     panels = figure.subplots(2, 2, sharex=True)
     alone = len(surfaces) == 1
     names = list(titles or [""] * len(surfaces))
-    patches: list[Patch] = []
+    patches: list[Artist] = []
     for i, (surface, title) in enumerate(zip(surfaces, names, strict=True)):
         own = None if alone else lines.COLOURS[i % len(lines.COLOURS)]
         if alone:
@@ -86,7 +86,7 @@ def _label(panels: Any, surfaces: Sequence[Surface], alone: bool) -> None:
             other.set_yscale("log")
 
 
-def _draw_stability(axes: Any, surface: Surface, colour: str) -> list[Patch]:
+def _draw_stability(axes: Any, surface: Surface, colour: str) -> list[Artist]:
     """The eigenvalue that limits the step, and its threshold; the legend's patches of missing steps."""
     x = surface.grid.x
     values, status = values_of(surface, "preconditioned_max_eig")

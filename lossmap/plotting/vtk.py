@@ -15,9 +15,10 @@ from pathlib import Path
 
 import numpy as np
 
-from lossmap.io.read import Surface, read
-from lossmap.plotting.contour_levels import scale_of
+from lossmap.io.read import Group, Surface, read
+from lossmap.plotting.contour_levels import Scale
 from lossmap.plotting.maps import y_ticks
+from lossmap.plotting.panels import FigureOptions
 from lossmap.plotting.quantities import best_field, is_line, quantity, values_of
 from lossmap.plotting.style import appears_whole
 
@@ -32,6 +33,7 @@ def vtk(
     *,
     log: bool | None = None,
     vmax: float | None = None,
+    trajectory: Group | bool | None = None,
 ) -> list[Path]:
     """Write the surface, and its training path where it has one; returns the files written.
 
@@ -40,6 +42,7 @@ def vtk(
     field  the height; train_loss if there is one
     log    logarithmic heights or not; by what the values span if left out
     vmax   heights above it are cut off there
+    trajectory  the path to write beside, with arrays x and y; that of the surface if left out, False for none
 
     Raises ValueError for another ending, or for a line, which has no surface; otherwise as `read`.
     """
@@ -57,7 +60,8 @@ def vtk(
         values = np.minimum(values, vmax)
     across, up = np.meshgrid(surface.grid.x, y_ticks(surface.grid))
     width = max(float(np.ptp(across)), float(np.ptp(up)))
-    height = _heights(values, log, 0.5 * width)
+    scale = FigureOptions(log=log).scale([values], quantity(surface, name))
+    height = _heights(values, scale, 0.5 * width)
     points = np.stack([across, up, height], axis=-1).reshape(-1, 3)
     data = {n: a.reshape(len(points), -1) for n, a in surface.fields.items()}
     data |= {f"{m}_status": s.reshape(-1, 1) for m, s in surface.status.items()}
@@ -65,8 +69,8 @@ def vtk(
     text = write(values.shape, points, data, name)
     with appears_whole(path) as part:
         part.write_text(text)
-    trail = surface.groups.get("trajectory")
-    if trail is None or "x" not in trail or "y" not in trail:
+    trail = FigureOptions(trajectory=trajectory).training_path(surface)
+    if trail is None:
         return [path]
     beside = path.with_name(f"{path.stem}_trajectory.vtp")
     with appears_whole(beside) as part:
@@ -74,12 +78,15 @@ def vtk(
     return [path, beside]
 
 
-def _heights(values: np.ndarray, log: bool | None, top: float) -> np.ndarray:
-    """The values, or their decimal logarithms, from 0 to `top`; NaN where a height is not finite."""
+def _heights(values: np.ndarray, scale: Scale, top: float) -> np.ndarray:
+    """The values, or their decimal logarithms, from 0 to `top`; NaN where a height is not finite.
+
+    On a log scale what is not positive lies as low as the smallest positive value.
+    """
     height = values.copy()
-    if scale_of([values], log=log).log:
-        with np.errstate(divide="ignore", invalid="ignore"):
-            height = np.log10(values)
+    if scale.log:
+        known = values[np.isfinite(values) & (values > 0)]
+        height = np.log10(np.where(values <= 0, known.min(), values))
     height[~np.isfinite(height)] = np.nan
     known = height[np.isfinite(height)]
     lowest, highest = float(min(known, default=0.0)), float(max(known, default=0.0))

@@ -35,11 +35,18 @@ def test_a_file_is_drawn_beside_itself(file, tmp_path, capsys):
     assert f"picture: {tmp_path / 'run.1.pdf'}" in capsys.readouterr().out
 
 
+def page_layout(folder):
+    text = (folder / "a.html").read_text()
+    return text[text.rindex("Plotly.newPlot(") :]
+
+
 def test_outputs_are_what_their_endings_say(file, tmp_path):
     outputs = [str(tmp_path / n) for n in ("a.svg", "a.html", "a.vtp")]
     assert command.main([str(file), "--output", *outputs, "--field", "train_acc", "--kind", "contour"]) == 0
     assert names(tmp_path) == ["a.html", "a.svg", "a.vtp", "run.1.h5"]
     assert command.main([str(file), "--vmin=0.1", "--vmax", "10", "--vlevel", "0.5", "-o", outputs[0]]) == 0
+    assert command.main([str(file), "--linear", "-o", outputs[1]]) == 0 and "log scale" not in page_layout(tmp_path)
+    assert command.main([str(file), "-o", outputs[1]]) == 0 and "train_loss (nats), log scale" in page_layout(tmp_path)
     assert command.main([str(file), "--log", "--width", "5", "--dpi", "50", "-o", str(tmp_path / "b.png")]) == 0
 
 
@@ -87,10 +94,24 @@ def test_a_training_path_of_another_plane_is_reported(tmp_path, capsys):
         (["FILE", "--output", "a.txt"], "a picture is one of pdf, png"),
         (["FILE", "--titles", "a", "b"], "titles must be one for each of 1 surfaces; got 2"),
         (["FILE", "--colour", "red"], "unknown flag --colour"),
+        (["FILE", "--loss-max", "3"], "--loss-max changes nothing of a figure of the kind filled; the kinds"),
+        (["FILE", "--kind", "3d", "--proj-file", "FILE2"], "--proj-file changes nothing of a figure of the kind 3d"),
+        (["FILE", "--log", "--linear"], "--log and --linear exclude each other"),
+        (["FILE", "--dir-file", "d.h5"], "--dir-file goes with --proj-file"),
+        (["FILE", "--vlevel", "1", "-o", "a.html"], "--vlevel changes nothing of an HTML page; the kinds that take it"),
+        (
+            ["FILE", "--vmin", "1", "-o", "a.vts"],
+            "--vmin changes nothing of a file for ParaView; the kinds that take it",
+        ),
+        (["FILE", "--kind", "3d", "-o", "a.html"], "--kind 3d changes nothing of a.html"),
+        (["FILE", "--titles", "a", "b", "-o", "a.html"], "titles must be one for each of 1 surfaces; got 2"),
     ],
 )
-def test_invalid_options_end_with_2_and_one_message(file, words, text, capsys):
-    assert command.main([str(file) if w == "FILE" else w for w in words]) == 2
+def test_invalid_options_end_with_2_and_one_message(file, words, text, capsys, tmp_path):
+    trail = Group({"x": np.zeros(2), "y": np.ones(2)})
+    write_surface(tmp_path / "path.h5", Surface(GRID, {"train_loss": X}, groups={"trajectory": trail}))
+    stands_for = {"FILE": str(file), "FILE2": str(tmp_path / "path.h5")}
+    assert command.main([stands_for.get(w, w) for w in words]) == 2
     output = capsys.readouterr().err
     assert text in output and len(output.splitlines()) == 1
 
@@ -109,6 +130,7 @@ class Asked:
     vtk: bool = False
     show: bool = False
     log: bool = False
+    linear: bool = False
     loss_max: float | None = None
     vmax: float | None = None
     vmin: float | None = None

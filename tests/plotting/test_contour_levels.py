@@ -40,8 +40,10 @@ def test_any_numbers_have_a_scale(values):
     known[(known > 0) & (known < SMALLEST)] = 0.0  # beyond any level: see the test of values of any size
     scale = scale_of([known])
     if known.size and not scale.flat:
-        assert (scale.levels[0] <= known.min() and scale.levels[-1] >= known.max()) or np.ptp(known) < 1e-3
-        assert scale.extend == "neither" or np.ptp(known) < 1e-3
+        smallest = known[known > 0].min() if scale.log else known.min()  # a zero lies below geometric levels
+        assert (scale.levels[0] <= smallest and scale.levels[-1] >= known.max()) or np.ptp(known) < 1e-3
+        below = ["neither", "min"] if scale.log and known.min() == 0 else ["neither"]
+        assert scale.extend in below or np.ptp(known) < 1e-3
 
 
 ANY_SIZE = st.floats(allow_nan=False, allow_infinity=False)  # denormals, and up to 1.8e308
@@ -131,3 +133,25 @@ def test_labels_tell_levels_apart(levels):
     assume(min((abs(a - b) for a in levels for b in levels if a != b), default=1) > 1e-6)
     assert len(set(labels(np.array(levels)))) == len(levels)
     assert labels(np.array([1e8, 1e8 + 1])) == ["100000000", "100000001"]
+
+
+def test_a_zero_changes_no_scale():
+    decades = np.geomspace(1e-3, 10, 30)
+    with_zero = scale_of([np.append(decades, 0.0)])
+    assert with_zero.log and list(with_zero.levels) == list(scale_of([decades]).levels)
+    assert with_zero.below and with_zero.extend == "min"
+    assert not scale_of([np.append(decades, -1.0)]).log and not scale_of([np.linspace(0, 1, 2)]).log
+
+
+def test_few_values_far_from_all_others_do_not_stretch_the_colours():
+    usual = np.linspace(0.5, 2.0, 99)
+    spiked = scale_of([np.append(usual, 1e6)])
+    assert not spiked.log and spiked.above and list(spiked.levels) == list(scale_of([usual]).levels)
+    both = scale_of([np.concatenate([np.linspace(-1, 1, 98), [1e6, -1e6]])])
+    assert both.extend == "both" and both.high <= 1.5
+    assert scale_of([np.append(usual, 1e6)], high=1e6).high == 1e6  # the end that is set
+    bowl = np.add.outer(np.linspace(-1, 1, 21) ** 2, np.linspace(-1, 1, 21) ** 2)
+    for whole in (bowl, 10.0 ** (9 * bowl), np.exp(-30 * bowl), np.append(np.full(99, 2.3), 1e3)):
+        assert scale_of([whole]).high >= whole.max()
+    many = np.concatenate([usual, np.full(10, 1e6)])
+    assert scale_of([many]).high >= 1e6  # a tenth of the points is no exception

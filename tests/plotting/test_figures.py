@@ -26,6 +26,9 @@ GRID = Grid(np.linspace(-1, 1, 9), np.linspace(-0.5, 1, 7))
 X, Y = np.meshgrid(GRID.x, GRID.y)
 
 
+REASONS = ["not computed", "failed", "\N{MULTIPLICATION SIGN} NaN", "\N{WHITE UP-POINTING TRIANGLE} infinite"]
+
+
 def plane(z=None, status=None, grid=GRID, **more):
     z = 0.01 + X**2 + 3 * Y**2 if z is None else z
     status = np.ones(grid.shape, "u1") if status is None else status
@@ -60,25 +63,25 @@ def test_a_plane_of_losses_is_filled_with_units_and_levels(tmp_path):
     figure = draw(plane(groups={"directions/x": Group({}, {"kind": "random"})}))
     assert figure.get_figwidth() == 3.3
     said = texts(figure)
-    assert "training loss (nats)" in said and "x, random direction" in said and "y" in said
+    assert "training loss (nats), log scale" in said and "x, random direction" in said and "y" in said
     assert {"0.01", "0.1", "1"} <= set(said)
     axes = figure.axes[0]
     (bands, _) = [c for c in axes.collections if isinstance(c, QuadContourSet)]
-    assert list(bands.levels) == list(scale_of([plane()["train_loss"]]).levels)
+    assert np.allclose(10.0**bands.levels, scale_of([plane()["train_loss"]]).levels, rtol=1e-12)  # drawn in log10
     assert bands.get_cmap().name == "viridis"
     assert (axes.get_xlim(), axes.get_ylim()) == ((-1, 1), (-0.5, 1))
     assert any(line.get_marker() == "+" for line in axes.lines)  # the model at the centre
 
 
 def test_rows_are_y_and_columns_are_x_on_a_grid_that_is_not_square():
-    z = np.arange(63.0).reshape(7, 9)
+    z = 100 + np.arange(63.0).reshape(7, 9)
     mesh = next(c for c in draw(plane(z), "map").axes[0].collections if isinstance(c, QuadMesh))
     assert np.array_equal(mesh.get_array().reshape(7, 9), z)
     assert np.allclose(mesh.get_coordinates()[0, :, 0], maps.edges(GRID.x))
     assert np.allclose(mesh.get_coordinates()[:, 0, 1], maps.edges(GRID.y))
 
 
-def test_missing_and_failed_points_are_hatched_and_results_that_are_not_finite_crossed():
+def test_points_without_a_value_are_marked_by_the_reason():
     z, status = 0.01 + X**2 + Y**2, np.ones(GRID.shape, "u1")
     status[1, 2:5], status[3, 3] = 0, 2
     z[5, 6], z[0, 0] = np.nan, np.inf
@@ -91,11 +94,46 @@ def test_missing_and_failed_points_are_hatched_and_results_that_are_not_finite_c
         across, up = maps.edges(GRID.x), maps.edges(GRID.y)
         found = sorted([round(float(v), 6) for v in (*b.min, *b.max)] for b in boxes)
         wanted = [[across[2], up[1], across[5], up[2]], [across[3], up[3], across[4], up[4]]]
-        assert np.allclose(found, sorted(wanted))
-        (crosses,) = [line for line in axes.lines if line.get_marker() == "x"]
-        assert sorted(zip(*crosses.get_data(), strict=True)) == sorted([(GRID.x[0], GRID.y[0]), (GRID.x[6], GRID.y[5])])
+        assert np.allclose(found, sorted(wanted)) and {c.get_hatch() for c in hatched} == {"//////", "xxxxxx"}
+        marks = {line.get_marker(): line for line in axes.lines}
+        assert np.array_equal(marks["x"].get_xydata(), [(GRID.x[6], GRID.y[5])])
+        assert np.array_equal(marks["^"].get_xydata(), [(GRID.x[0], GRID.y[0])])
         labels = [t.get_text() for t in figure.legends[0].get_texts()]
-        assert labels == ["not computed or failed", "\N{MULTIPLICATION SIGN} not finite"]
+        assert labels == REASONS
+    relief = draw(plane(z, status), "3d")
+    assert [t.get_text() for t in relief.legends[0].get_texts()] == ["not computed", "failed", "NaN", "infinite"]
+    holes = {line.get_label(): line for line in relief.axes[0].lines}
+    x, y, floor = holes["failed"].get_data_3d()
+    assert (x[0], y[0], floor[0]) == (GRID.x[3], GRID.y[3], relief.axes[0].get_zlim()[0])
+    assert len(holes["not computed"].get_data_3d()[0]) == 3 and len({line.get_marker() for line in holes.values()}) == 4
+
+
+def facet_colours(axes):
+    faces = next(c for c in axes.collections).get_facecolor()
+    return [tuple(round(float(v), 3) for v in face[:3]) for face in faces]
+
+
+def test_a_cut_relief_is_grey_where_it_is_cut_and_says_so():
+    z = 0.01 + X**2 + 3 * Y**2
+    figure = draw(plane(z), "3d", vmax=1, vmin=0.1)
+    labels = [t.get_text() for t in figure.legends[0].get_texts()]
+    assert labels == [f"above 1, cut: up to {z.max():.3g}", f"below 0.1, cut: down to {z.min():.3g}"]
+    corners = np.stack([z[1:, 1:], z[1:, :-1], z[:-1, 1:], z[:-1, :-1]])
+    colours = facet_colours(figure.axes[0])
+    assert colours.count((0.6, 0.6, 0.6)) == ((corners > 1).any(0) & ~(corners < 0.1).any(0)).sum()
+    assert colours.count((0.85, 0.85, 0.85)) == (corners < 0.1).any(0).sum()
+    assert not draw(plane(z), "3d").legends
+
+
+def test_a_spike_is_told_below_the_map_and_leaves_the_colours_to_the_rest():
+    z = 0.5 + X**2
+    z[0, 0] = 1e6
+    figure = draw(plane(z))
+    assert "1 point lies far above all others and beyond the colours, at up to 1e+06" in figure.get_supxlabel().replace(
+        "\n", " "
+    )
+    bands = next(c for c in figure.axes[0].collections if isinstance(c, QuadContourSet))
+    assert bands.levels.max() <= 2 and len(bands.levels) > 6
 
 
 NAN = np.full(GRID.shape, np.nan)
@@ -137,14 +175,16 @@ def test_odd_surfaces_can_be_drawn(name, tmp_path):
 def test_a_surface_in_3d_is_drawn_by_decades_and_cut_at_the_ends():
     figure = draw(plane(), "3d", vmax=1)
     axes = figure.axes[0]
-    assert axes.get_zlim() == (-2, 0) and axes.get_zlabel() == "training loss (nats)"
+    assert axes.get_zlim() == (-2, 0) and axes.get_zlabel() == "training loss (nats), log scale"
     assert axes.get_zticklabels()[0].get_text() == "0.01"
 
 
 def test_a_line_shows_loss_and_accuracy_on_two_axes():
     figure = draw(line())
     left, right = figure.axes
-    assert left.get_ylabel() == "training loss (nats)" and right.get_ylabel() == "training accuracy (percent)"
+    assert (
+        left.get_ylabel() == "training loss (nats), log scale" and right.get_ylabel() == "training accuracy (percent)"
+    )
     assert left.get_yscale() == "log" and right.get_yscale() == "linear" and right.get_ylim() == (-3, 103)
     assert list(left.lines[0].get_ydata()) == list(line()["train_loss"])
     assert draw(line(), log=None, loss_max=0.5).axes[0].get_ylim()[1] == 0.5
@@ -167,8 +207,8 @@ def test_missing_points_of_a_line_are_hatched_bands():
     z = np.where(status == 1, surface["train_loss"], np.nan)
     z[8] = np.nan
     figure = draw(replace(surface, fields={"train_loss": z}, about={}, status={"loss": status}))
-    assert len([p for p in figure.axes[0].patches if p.get_hatch()]) == 2
-    assert next(t.get_text() for t in figure.legends[0].get_texts()) == "not computed or failed"
+    assert [p.get_hatch() for p in figure.axes[0].patches if p.get_hatch()] == ["//////", "xxxxxx"]
+    assert [t.get_text() for t in figure.legends[0].get_texts()] == REASONS[:3]
 
 
 def test_several_surfaces_stand_side_by_side_with_common_levels():
@@ -219,7 +259,7 @@ def test_pairs_of_eigenmaps_share_their_colours_by_column():
 def test_eigenvalues_along_a_line_have_bands_for_their_bounds():
     figure = draw(eigen(Grid(np.linspace(-1, 1, 11))))
     loss, ends, ratio = figure.axes
-    assert loss.get_ylabel() == "loss (nats)" and len(ends.lines) >= 2 and len(ends.collections) == 3
+    assert loss.get_ylabel() == "loss (nats), log scale" and len(ends.lines) >= 2 and len(ends.collections) == 3
     assert ratio.get_ylabel().startswith(r"$|\lambda_\min/\lambda_\max|$")
     several = draw([eigen(Grid(np.linspace(-1, 1, 11)))] * 2, "eigen", titles=["a", "b"])
     assert len(several.axes[1].get_legend().get_texts()) == 4
@@ -254,7 +294,38 @@ def test_the_axes_say_what_they_are(told, label):
 def test_a_column_keeps_the_name_of_its_axis():
     groups = {"directions/x": Group({}, {"kind": "random"}), "directions/y": Group({}, {"kind": "to:b.pt"})}
     surface = plane(Y[:, :1] ** 2, grid=Grid(np.zeros(1), GRID.y), groups=groups)
-    assert draw(surface).axes[0].get_xlabel() == "x, 0: model, 1: b.pt"
+    axes = draw(surface).axes[0]
+    assert axes.get_xlabel() == "y, 0: model, 1: b.pt; x = 0"
+    assert marked_models(axes) == [0.0, 1.0]
+
+
+def marked_models(axes):
+    return [line.get_xdata()[0] for line in axes.lines if line.get_linestyle() == ":"]
+
+
+@pytest.mark.parametrize("along", ["x", "y"])
+def test_a_line_beside_the_model_says_where_it_lies_and_marks_no_model(along):
+    groups = {"directions/x": Group({}, {"kind": "random"})}
+    ticks, other = np.linspace(-1, 1.5, 7), np.array([0.25])
+    grid = Grid(ticks, other) if along == "x" else Grid(other, ticks)
+    surface = plane(1 + np.arange(7.0).reshape(grid.shape), grid=grid, groups=groups)
+    axes = draw(surface).axes[0]
+    names = {"x": "x, random direction; y = 0.25", "y": "y; x = 0.25"}  # the direction of the other axis is not taken
+    assert axes.get_xlabel() == names[along] and marked_models(axes) == []
+    both = {"max_eig": 2 + surface["train_loss"], "min_eig": surface["train_loss"]}
+    figure = draw(Surface(grid, both, groups=groups))
+    assert figure.axes[-1].get_xlabel() == names[along] and not any(marked_models(axes) for axes in figure.axes)
+
+
+def test_files_along_different_directions_bear_no_ones_name():
+    one = Surface(
+        Grid(np.arange(3.0)), {"train_loss": np.ones(3)}, groups={"directions/x": Group({}, {"kind": "random"})}
+    )
+    other = Surface(
+        Grid(np.arange(3.0)), {"train_loss": np.ones(3)}, groups={"directions/x": Group({}, {"kind": "to:b.pt"})}
+    )
+    axes = draw([one, other]).axes[0]
+    assert axes.get_xlabel() == "x" and marked_models(axes) == [0.0]
 
 
 def test_fields_of_every_sort_can_be_chosen():
@@ -296,7 +367,7 @@ def test_what_cannot_be_drawn_is_refused_in_one_message(tmp_path):
 
 def test_files_of_the_original_tool_are_drawn(reference):
     folder = reference / "original_tool"
-    assert "training loss (nats)" in texts(draw(folder / "plane_surf.h5"))
+    assert any(text.startswith("training loss (nats)") for text in texts(draw(folder / "plane_surf.h5")))
     assert "training accuracy (percent)" in texts(draw(folder / "line_surf.h5"))
 
 
@@ -308,8 +379,9 @@ def test_pdf_carries_its_fonts_and_pictures_repeat(tmp_path):
     assert b"/FontFile2" in data and b"/Type3" not in data and b"/Subtype /CIDFontType2" in data
     assert data == two.read_bytes()
     assert save(draw(plane()), tmp_path / "a.png").read_bytes()[:4] == b"\x89PNG"
-    assert save(draw(plane()), tmp_path / "a.svg").read_text().startswith("<?xml")
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.pdf", "a.png", "a.svg", "b.pdf"]
+    vector = [save(draw(plane()), tmp_path / f"{name}.svg").read_bytes() for name in "ab"]
+    assert vector[0] == vector[1] and vector[0].startswith(b"<?xml")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.pdf", "a.png", "a.svg", "b.pdf", "b.svg"]
 
 
 def test_saving_where_it_cannot_be_is_reported_in_one_message(tmp_path, monkeypatch):
@@ -419,3 +491,91 @@ def test_files_over_one_window_share_their_axes():
     figure = draw([Surface(Grid(x, x), {"train_loss": a**2 + b**2 + k}) for k in (0, 1)], "filled")
     first, second = figure.axes[:2]
     assert first.get_shared_y_axes().joined(first, second)
+
+
+@pytest.mark.parametrize(
+    ("surface", "kind", "options", "message"),
+    [
+        (eigen(), "eigen", {"field": "max_eig"}, "take it: filled, contour, map, 3d, line, spectrum, layers"),
+        (plane(), "3d", {"trajectory": {"x": np.zeros(2), "y": np.zeros(2)}}, "--proj-file changes nothing"),
+        (plane(), "filled", {"loss_max": 3.0}, "take it: line, eigen"),
+        (line(), "line", {"vlevel": 0.5}, "--vlevel changes nothing of a figure of the kind line"),
+        (line(), "line", {"vmax": 1.0, "loss_max": 2.0}, "--vmax and --loss-max end the same axis"),
+        (eigen(), "map", {"field": "min_eig", "vmin": -1.0}, "--vmin changes nothing of min_eig, whose colours"),
+        (eigen(), "eigen", {"loss_max": 2.0}, "--loss-max ends the loss axis of a line"),
+        (Surface(GRID, {"max_eig": X, "min_eig": X}), "eigen", {"vmax": 2.0}, "--vmax is of the loss beside"),
+    ],
+)  # fmt: skip
+def test_an_option_that_changes_nothing_is_refused_by_name(surface, kind, options, message):
+    with pytest.raises(ValueError, match=r"^--") as error:
+        draw(surface, kind, **options)
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_every_option_of_a_map_is_seen_in_it():
+    axes = draw(eigen(), "map", "min_eig", vmax=0.5, width=2.5, titles=["head"]).axes[0]
+    mesh = next(c for c in axes.collections if isinstance(c, QuadMesh))
+    assert (mesh.norm.vmin, mesh.norm.vmax) == (-0.5, 0.5) and axes.get_title() == "head"
+    assert axes.figure.get_figwidth() == 2.5
+    lines = draw(eigen(), "contour", "min_eig").axes[0].collections
+    assert any(isinstance(c, QuadContourSet) for c in lines)  # contours, and not cells in their place
+
+
+def test_the_path_takes_title_and_width():
+    path = Surface(Grid(np.zeros(1)), {}, groups={"trajectory": Group({"x": np.arange(3.0), "y": np.ones(3)})})
+    figure = draw(path, "path", titles=["run 7"], width=4)
+    assert figure.get_suptitle() == "run 7" and figure.get_figwidth() == 4
+    with pytest.raises(ValueError, match="--vmax changes nothing of a figure of the kind path"):
+        draw(path, vmax=3)
+
+
+@pytest.mark.parametrize("log", [None, True, False])
+@pytest.mark.parametrize("zero", [False, True])
+def test_the_scale_is_the_same_for_maps_lines_and_relief_and_its_label_says_log(log, zero):
+    x = np.linspace(-1, 1, 11)
+    values = 0.01 + x**2 - 0.01 * zero  # one value of 0, at the centre
+    words = "training loss (nats)" + ", log scale" * (log is not False)
+    flat = Surface(Grid(x), {"train_loss": values})
+    axes = draw(flat, log=log).axes[0]
+    assert axes.get_ylabel() == words and axes.get_yscale() == ("linear" if log is False else "log")
+    wide = Surface(Grid(x, x), {"train_loss": np.add.outer(values, values)})
+    assert draw(wide, log=log).axes[1].get_ylabel() == words
+    assert draw(wide, "3d", log=log).axes[0].get_zlabel() == words
+
+
+def test_a_zero_on_a_log_map_has_the_lowest_colour_and_is_no_hole():
+    surface = plane(X**2 + Y**2)
+    for kind in ("filled", "map"):
+        mesh = next(c for c in draw(surface, kind).axes[0].collections if isinstance(c, QuadMesh))
+        assert np.ma.count_masked(np.ma.masked_invalid(mesh.norm(mesh.get_array()))) == 0
+
+
+def test_log_needs_a_positive_value():
+    with pytest.raises(ValueError, match="--log needs positive values; the largest here is -3"):
+        draw(plane(X + Y - 5), log=True)
+
+
+def test_decades_on_both_sides_of_zero_are_named():
+    low = np.where(np.arange(63).reshape(7, 9) == 5, -1e4, 0.5)
+    surface = Surface(GRID, {"max_eig": np.ones(GRID.shape), "min_eig": low})
+    label = draw(surface, "map", "min_eig").axes[1].get_ylabel()
+    assert label.endswith("symlog scale")
+    assert "log" not in draw(surface, "map", "min_eig", log=False).axes[1].get_ylabel()
+
+
+@pytest.mark.parametrize("kind", ["filled", "contour"])
+def test_contours_of_log_levels_lie_where_the_logarithm_crosses_them(kind):
+    x = np.linspace(0, 1, 6)
+    loss = np.tile(10.0 ** (5 * x - 3), (3, 1))  # a factor of 10 from point to point, level c at x = (log10 c + 3) / 5
+    axes = draw(Surface(Grid(x, np.arange(3.0)), {"train_loss": loss}), kind).axes[0]
+    drawn = [c for c in axes.collections if isinstance(c, QuadContourSet)][-1]
+    assert len(drawn.levels) > 3
+    for level, path in zip(drawn.levels, drawn.get_paths(), strict=True):
+        assert np.allclose(path.vertices[:, 0], (level + 3) / 5, atol=1e-6)
+
+
+def test_contours_bear_their_losses():
+    figure = draw(plane(), "contour")
+    labels = [t.get_text() for t in figure.axes[0].texts]
+    levels = scale_of([plane()["train_loss"]]).levels
+    assert labels and all(np.isclose(float(label), levels, rtol=1e-9).any() for label in labels)

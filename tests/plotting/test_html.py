@@ -3,6 +3,7 @@
 import json
 import re
 import sys
+from dataclasses import replace
 
 import matplotlib
 import numpy as np
@@ -42,12 +43,19 @@ def test_the_page_holds_both_views_and_the_link_between_them(tmp_path):
     write_surface(tmp_path / "s.h5", surface(groups={"trajectory": Group({"x": np.zeros(2), "y": np.ones(2)})}))
     made = page(tmp_path / "s.h5", tmp_path / "s.html")
     data, layout, text = traces(made)
-    assert [t["type"] for t in data] == ["surface", "heatmap", "scatter3d", "scatter", "scatter"]
+    assert [t["type"] for t in data] == [
+        "surface",
+        "heatmap",
+        "scatter3d",
+        "scatter",
+        "scatter",
+        *["scatter", "scatter3d"] * 2,
+    ]
     assert "plotly_hover" in text and "getElementById('lossmap')" in text and "<title>s.h5</title>" in text
     assert not re.search(r'<script[^>]+src="http', text)
     assert data[0]["customdata"][0][:3] == ["not computed", "failed", "0.001"]
     labels = [b["label"] for b in layout["updatemenus"][0]["buttons"]]
-    assert labels[0] == "train_loss (nats)" and labels[-1] == "|min_eig / max_eig|, red: min_eig < 0"
+    assert labels[0] == "train_loss (nats), log scale" and labels[-1] == "|min_eig / max_eig|, red: min_eig < 0"
     assert layout["scene"]["zaxis"]["ticktext"][0] == "0.001"  # heights by decades, labelled with the losses
 
 
@@ -90,3 +98,30 @@ def test_without_plotly_the_sentence_says_what_to_install(tmp_path, monkeypatch)
     monkeypatch.setitem(sys.modules, "plotly.graph_objects", None)
     with pytest.raises(ImportError, match=r"needs plotly, which is not installed: pip install 'lossmap\[page\]'"):
         page(surface(), tmp_path / "s.html")
+
+
+def test_the_page_takes_field_ends_and_path(tmp_path):
+    trail = {"x": np.zeros(2), "y": np.ones(2)}
+    data, layout, _ = traces(page(surface(), tmp_path / "s.html", None, "max_eig", vmax=2.5, trajectory=trail))
+    assert data[1]["colorbar"]["title"]["text"].startswith("max_eig") and data[1]["zmax"] == 2.5
+    assert "training path" in [t.get("name") for t in data]
+    assert layout["updatemenus"][0]["buttons"][1]["args"][0]["zmax"][1] != 2.5  # the ends are of the first field
+    line = Surface(Grid(np.arange(3.0)), {"train_loss": np.ones(3), "train_acc": np.ones(3)})
+    data, layout, _ = traces(page(line, tmp_path / "l.html", field="train_acc", vmax=90))
+    assert [t["name"] for t in data] == ["train_acc"] and layout["yaxis"]["range"] == [None, 90]
+    with pytest.raises(ValueError, match="--loss-max ends the loss axis of a line"):
+        page(surface(), tmp_path / "s.html", loss_max=3)
+
+
+def test_the_page_marks_points_without_a_value_by_the_reason(tmp_path):
+    made = surface()
+    loss = made["train_loss"].copy()
+    loss[1, 1], loss[1, 2] = np.nan, np.inf
+    data, _, text = traces(page(replace(made, fields={**made.fields, "train_loss": loss}), tmp_path / "s.html"))
+    marks = {t["name"]: t for t in data if "meta" in t and t["type"] == "scatter" and t["visible"]}
+    assert list(marks) == ["not computed", "failed", "NaN", "infinite"]
+    assert len({t["marker"]["symbol"] for t in marks.values()}) == 4
+    reliefs = [t for t in data if "meta" in t and t["type"] == "scatter3d" and t["visible"]]
+    assert [t["name"] for t in reliefs] == list(marks)
+    assert all(t["meta"] == "train_loss (nats), log scale" for t in marks.values()) and "trace.meta" in text
+    assert data[0]["customdata"][1][1:3] == ["NaN", "inf"]
