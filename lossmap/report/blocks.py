@@ -17,9 +17,11 @@ from lossmap.report.signals import signal_lines
 from lossmap.report.stored import StoredReport, array_names, rows_of
 from lossmap.report.text import (
     MATRICES,
+    WIDTH,
     cost,
     count,
     counts,
+    filled,
     number,
     some,
     table,
@@ -33,11 +35,11 @@ HEAD = (
     "definiteness",
 )  # fmt: skip
 LEGEND = (
-    "  +, -, 0: eigenvalues above, below and within the noise floor of each block (1e-6 of its largest, 64",
-    "  roundings of the network's largest, or the block's own rounding as measured, whichever is more); a-b: a",
-    "  range, with 95% confidence. Blocks whose counts are single numbers were computed in full; of the others",
-    "  extreme eigenvalues and density are known. Condition: largest / smallest eigenvalue; beyond floor:",
-    "  |lambda|max / |lambda|min of those beyond the noise floor",
+    "+, -, 0: eigenvalues above, below and within the noise floor of each block (1e-6 of its largest, 64 roundings of "
+    "the network's largest, or the block's own rounding as measured, whichever is more); a-b: a range, with 95% "
+    "confidence. Blocks whose counts are single numbers were computed in full; of the others extreme eigenvalues and "
+    "density are known. Condition: largest / smallest eigenvalue; beyond floor: |lambda|max / |lambda|min of those "
+    "beyond the noise floor"
 )
 WITHOUT_NEGATIVE = ("zero", "positive definite", "positive semidefinite")
 
@@ -217,13 +219,13 @@ def blocks_report(stored: StoredReport, *, matrices: int = 6) -> str:
     head = f"Layer by layer: the diagonal blocks of the {MATRICES.get(matrix, matrix)}"
     rows = [HEAD, *(_row(b) for b in blocks)]
     lines = [titled(head, stored.text("label")), ""]
-    lines += ["  " + line for line in table(rows, right=range(1, 12))]
-    lines += ["", *LEGEND]
+    lines += table(rows, right=range(1, 12), breaks=[HEAD.index("+")])
+    lines += ["", *(f"  {line}" for line in filled(LEGEND, WIDTH - 2))]
     for b in blocks:
         if b.size <= matrices:
             lines += _matrix_lines(stored, b)
     lines.append("")
-    indent = max(14, min(34, max(len(b.name) for b in blocks) + 4))
+    indent = max(14, min(26, max(len(b.name) for b in blocks) + 4))
     for b in blocks:
         lines += wrapped(b.name, block_text(b), indent=indent)
     if any(b.kind == "zero" for b in blocks):

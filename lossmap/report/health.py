@@ -12,7 +12,7 @@ from math import inf, isfinite, isnan, nan
 from typing import Any
 
 from lossmap.report.stored import StoredReport
-from lossmap.report.text import count, counted, value_with_error, value_with_limit, wrapped, zero_clause
+from lossmap.report.text import WIDTH, count, counted, filled, value_with_error, value_with_limit, wrapped, zero_clause
 
 INDENT = 14
 ANY_LAYER = "of the weights of any layer"
@@ -52,6 +52,8 @@ def health_report(stored: StoredReport) -> str:
     beside = f", {held_out:,} held out" * bool(held_out)
     size = f"{report['parameters']:,} parameters, {report['samples']:,} samples{beside}"
     lines = [f"Health of {report['label']}: {number}  ({size})"]
+    if len(lines[0]) > WIDTH:
+        lines = [f"Health of {report['label']}: {number}", f"  ({size})"]
     for i, finding in enumerate(findings, 1):
         lines += _finding_lines(i, finding)
     lines += [""] * bool(undecided)
@@ -120,7 +122,11 @@ def _number_lines(stored: StoredReport, report: Mapping[str, Any]) -> list[str]:
             text = value_with_limit(value, error, _or_nan(entry, "limit"))
             if "rounding" in entry and abs(value) <= error:  # of an eigenvalue
                 what = f"{what}; {zero_clause(error, _or_nan(entry, 'rounding'))}".removeprefix("; ")
-        lines.append(f"  {title:<34}{text:<18}  {what}".rstrip())
+        line = f"  {title:<32}{text:<20}  {what}".rstrip()
+        if len(line) > WIDTH:
+            lines += [f"  {title:<32}{text}", *(" " * 34 + rest for rest in filled(what, WIDTH - 34))]
+        else:
+            lines.append(line)
     return lines
 
 

@@ -68,8 +68,9 @@ def layer_hessian_lines(stored: StoredReport) -> list[str]:
         chosen = [p for p in summaries if p.at == at]
         if not chosen:
             continue
-        lines += ["", f"  Per-layer output Hessian: each layer with its activation as a function of its {at}"]
-        lines.append("  (second derivative of its summed output, averaged over samples; not of the loss):")
+        lines += ["", "  Per-layer output Hessian: each layer with its activation as a function of its", f"  {at}"]
+        lines[-1] += " (second derivative of its summed output, averaged over samples; not of"
+        lines.append("  the loss):")
         for p in chosen:
             lines += wrapped(p.name, f"{p.layer} + {p.activation}: {layer_hessian_text(p)}", indent=20)
     return lines

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lossmap.report.stored import StoredReport, array_names, rows_of
+from lossmap.report.text import wrapped
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,10 @@ def signal_text(s: SignalSummary) -> str:
 def signal_lines(stored: StoredReport, modules: set[str]) -> list[str]:
     """The signals of the blocks' modules, which say why a block is zero."""
     summaries = rows_of(stored, SignalSummary, ARRAYS)
-    lines = [f"    {s.module or 'the model'}  {signal_text(s)}" for s in summaries if s.module in modules]
+    lines: list[str] = []
+    for s in summaries:
+        if s.module in modules:
+            lines += wrapped(s.module or "the model", signal_text(s))
     if not lines:
         return []
     return ["", "  Signals through the layers:", *lines]

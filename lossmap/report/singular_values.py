@@ -64,5 +64,5 @@ def singular_values_report(stored: StoredReport) -> str:
                 f"{w.near_zero} of {w.count}",
             )
         )
-    lines = ["Weights: singular values of each layer's matrix W (norm: of W itself, not of W W^T)", ""]
-    return "\n".join([*lines, *("  " + line for line in table(rows, right=range(2, 9)))])
+    lines = ["Weights: singular values of each layer's matrix W", "  (norm: of W itself, not of W W^T)", ""]
+    return "\n".join([*lines, *table(rows, right=range(2, 9))])

@@ -6,10 +6,13 @@ so where the error is larger than what would have to be resolved.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from math import ceil, floor, isfinite, isinf, isnan, log10
 
-WIDTH = 110
+WIDTH = 80  # of a terminal; no line of a report is longer, but for a single word that is
+GLUE = "\N{NO-BREAK SPACE}"  # between the parts of a number, while lines are filled
+INNER_GAPS = re.compile(r" (?=\+- |%)|(?<= \+-) ")
 INDENT = 16  # of the text beside its label
 MAX_GAP_IN_ERRORS = 1.01  # a limit further out than its value's error, and than this share of it, is printed beside it
 MAX_RELATIVE_GAP = 0.05
@@ -113,16 +116,23 @@ def titled(title: str, label: str) -> str:
 
 def wrapped(label: str, text: str, *, indent: int = INDENT) -> list[str]:
     """A label and its text, broken into lines that stand under each other."""
+    lines = filled(text, WIDTH - indent)
+    if len(label) > indent - 4:  # no room beside it
+        return [f"  {label}", *(" " * indent + line for line in lines)]
+    return [f"  {label:<{indent - 2}}{lines[0]}", *(" " * indent + rest for rest in lines[1:])]
+
+
+def filled(text: str, width: int) -> list[str]:
+    """The text in lines of at most `width` characters; a number stays together with its error and its percent sign."""
     lines: list[str] = []
     line = ""
-    for word in text.split(" "):
-        if line and len(line) + 1 + len(word) > WIDTH - indent - 2:
+    for word in INNER_GAPS.sub(GLUE, text).split(" "):
+        if line and len(line) + 1 + len(word) > width:
             lines.append(line)
             line = word
         else:
             line = f"{line} {word}".lstrip(" ")
-    lines.append(line)
-    return [f"  {label:<{indent - 2}}{lines[0]}", *(" " * indent + rest for rest in lines[1:])]
+    return [line.replace(GLUE, " ") for line in (*lines, line)]
 
 
 def rounded(value: float, side: float) -> str:
@@ -149,13 +159,35 @@ def some(pair: tuple[int, int], noun: str) -> str:
     return f"{counts(pair)} {noun}" + "s" * (tuple(pair) != (1, 1))
 
 
-def table(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> list[str]:
-    """Rows of equal length under each other; columns named in `right` stand flush right. The first row is the head."""
+def table(rows: Sequence[Sequence[str]], right: Sequence[int] = (), breaks: Sequence[int] = ()) -> list[str]:
+    """Rows of equal length under each other, indented; columns named in `right` stand flush right.
+
+    The first row is the head. Columns that find no room in a line go into a further table below, whose rows begin with
+    the same first column.
+
+    breaks  columns at which such a further table begins in any case
+    """
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = []
-    for row in rows:
-        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
-        for i in right:
-            cells[i] = row[i].rjust(widths[i])
-        lines.append("  ".join(cells))
-    return [lines[0].rstrip(), "-" * len(lines[0]), *(line.rstrip() for line in lines[1:])]
+    lines: list[str] = []
+    for columns in _columns_by_part(widths, breaks):
+        if lines:
+            lines.append("")
+        part = []
+        for row in rows:
+            cells = [row[i].rjust(widths[i]) if i in right else row[i].ljust(widths[i]) for i in columns]
+            part.append("  " + "  ".join(cells).rstrip())
+        rule = "-" * (sum(widths[i] for i in columns) + 2 * len(columns) - 2)
+        lines += [part[0], f"  {rule}", *part[1:]]
+    return lines
+
+
+def _columns_by_part(widths: Sequence[int], breaks: Sequence[int]) -> list[list[int]]:
+    """The columns of each part of a table, so that a part is no wider than a line where that can be."""
+    parts = [[0]]
+    is_wide = sum(widths) + 2 * len(widths) > WIDTH
+    for i in range(1, len(widths)):
+        is_full = 2 + sum(widths[k] + 2 for k in parts[-1]) + widths[i] > WIDTH
+        if len(parts[-1]) > 1 and (is_full or (is_wide and i in breaks)):
+            parts.append([0])
+        parts[-1].append(i)
+    return parts

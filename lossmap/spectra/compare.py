@@ -13,7 +13,7 @@ from math import inf, isfinite, isnan
 
 import numpy as np
 
-from lossmap.report.text import number, table, value_with_error, value_with_limit, wrapped
+from lossmap.report.text import WIDTH, filled, number, table, value_with_error, value_with_limit, wrapped
 from lossmap.spectra.spectrum_result import Spectrum
 from lossmap.spectra.summaries import common_masses, masses_of
 
@@ -68,11 +68,11 @@ class Comparison:
                     number(s.step_limit[0]),
                 )
             )
-        lines = ["Side by side", "", *("  " + line for line in table(rows, right=range(1, 10)))]
+        lines = ["Side by side", "", *table(rows, right=range(1, 10))]
         lines += [
             "",
-            "  condition: largest / smallest eigenvalue; beyond floor: |lambda|max / |lambda|min of those beyond the",
-            "  noise floor, where all are known",
+            "  condition: largest / smallest eigenvalue; beyond floor: |lambda|max /",
+            "  |lambda|min of those beyond the noise floor, where all are known",
         ]
         lines += self._masses()
         labels = list(self.spectra)
@@ -84,7 +84,7 @@ class Comparison:
         lines = []
         for label, s in self.spectra.items():
             for t, below, above in s.masses[:1]:
-                lines.append(f"  {label}: eigenvalues below -{t:g}: {below}; above {t:g}: {above}")
+                lines += wrapped(label, f"eigenvalues below -{t:g}: {below}; above {t:g}: {above}")
         if lines:
             lines.insert(0, "")
         return lines
@@ -157,12 +157,13 @@ class L2Path:
                 ends = [value_with_limit(*s.largest, upper), value_with_limit(*s.smallest, lower)]
                 row += [f"{s.loss:.4g}", *ends]
             rows.append(row)
-        lines = ["L2 path: strength/2 ||theta||^2 added to the loss; at fixed weights an exact shift", ""]
-        lines += ["  " + line for line in table(rows, right=range(len(rows[0])))]
-        lines.append(
-            f"  (errors: largest +- {self.errors[0]:.1g}, smallest +- {self.errors[1]:.1g}; no eigenvalue is negative "
+        lines = ["L2 path: strength/2 ||theta||^2 added to the loss;", "  at fixed weights an exact shift", ""]
+        lines += table(rows, right=range(len(rows[0])))
+        text = (
+            f"(errors: largest +- {self.errors[0]:.1g}, smallest +- {self.errors[1]:.1g}; no eigenvalue is negative "
             f"from strength {self.convex_from:.4g} on)"
         )
+        lines += [f"  {line}" for line in filled(text, WIDTH - 2)]
         return "\n".join(lines)
 
 

@@ -83,6 +83,7 @@ def test_a_spectrum_is_reported_from_its_file_as_it_was_live(tmp_path, case):
     live = SPECTRA[case]()
     group = read_again(tmp_path, "spectrum/train", group_of(live))
     assert rendered("spectrum/train", group) == repr(live)
+    assert max(map(len, repr(live).splitlines())) <= 80
     assert ("definiteness" in repr(live)) == (live.bottom is not None)
 
 
@@ -91,6 +92,7 @@ def test_layers_are_reported_from_their_file_as_they_were_live(tmp_path, case):
     live = LAYERS[case]()
     group = read_again(tmp_path, "layers/train", group_of(live))
     assert rendered("layers/train", group) == repr(live)
+    assert max(map(len, repr(live).splitlines())) <= 80
     assert ("Per-layer output Hessian" in repr(live)) == (case == "dead")
     assert ("Signals through the layers" in repr(live)) == (case == "dead")
 
@@ -102,6 +104,7 @@ def test_singular_values_are_reported_from_their_file_as_they_were_live(tmp_path
     live = singular_values(model)
     group = read_again(tmp_path, "weights/singular_values", group_of(live))
     assert rendered("weights/singular_values", group) == repr(live) and "infinite" in repr(live)
+    assert max(map(len, repr(live).splitlines())) <= 80
     assert set(group.arrays) == {"0.weight", "2.weight", "4.weight"}  # a figure draws each
 
 
@@ -112,6 +115,7 @@ def test_health_is_reported_from_its_file_as_it_was_live(tmp_path, examinations)
     put_group(tmp_path / "h.h5", "health", Group(*live.stored()), lambda: Surface(Grid(np.zeros(1)), {}))
     group = read(tmp_path / "h.h5").groups["health"]
     assert report_of_group("health", group.arrays, group.attributes) == repr(live)
+    assert max(map(len, repr(live).splitlines())) <= 80
     json.loads(group.attributes["report"])
 
 

@@ -5,7 +5,7 @@ from math import inf
 import pytest
 
 from lossmap.report.blocks import BlockSummary, block_text
-from lossmap.report.text import percent_with_error
+from lossmap.report.text import filled, percent_with_error, table, wrapped
 
 
 @pytest.mark.parametrize(
@@ -29,3 +29,29 @@ def test_negative_counts_beside_a_smallest_eigenvalue_that_is_not_resolved_from_
     )  # fmt: skip
     text = block_text(block)
     assert "2-922 eigenvalues negative (the smallest found, 9e-10 +- 2e-08, is not resolved from them)" in text
+
+
+def test_lines_are_filled_to_a_terminal_and_numbers_stay_with_their_errors():
+    text = ", ".join(f"{i + 0.125:.3f} +- 0.002 (95 % interval)" for i in range(12))
+    lines = wrapped("largest", text)
+    assert max(map(len, lines)) <= 80 and len(lines) > 3
+    assert not any(line.rstrip().endswith("+-") or line.lstrip().startswith(("+-", "%")) for line in lines)
+    assert " ".join(line.strip() for line in lines).removeprefix("largest").strip() == text
+
+
+def test_a_label_longer_than_its_column_has_a_line_of_its_own():
+    assert wrapped("a.very.long.name.of.a.tensor", "zero") == ["  a.very.long.name.of.a.tensor", " " * 16 + "zero"]
+
+
+def test_a_word_longer_than_a_line_is_not_cut():
+    assert filled("short " + "x" * 90 + " short", 40) == ["short", "x" * 90, "short"]
+
+
+def test_columns_that_find_no_room_go_below_behind_the_same_names():
+    rows = [["block", *(f"column {i}" for i in range(12))], *([name, *["1234"] * 12] for name in ("fc1", "fc2"))]
+    assert "column 4" in table(rows, breaks=[5])[0] and "column 5" not in table(rows, breaks=[5])[0]
+    lines = table(rows, right=range(1, 13))
+    assert max(map(len, lines)) <= 80
+    heads = [line.split() for line in lines if "block" in line]
+    assert len(heads) == 2 and all(head[0] == "block" for head in heads)
+    assert sum(line.count("column") for line in lines) == 12 and sum("fc2" in line for line in lines) == 2
