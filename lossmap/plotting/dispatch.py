@@ -25,7 +25,15 @@ from lossmap.plotting.dynamics import draw_evolution
 from lossmap.plotting.health import draw_health
 from lossmap.plotting.lines import suits_log_axis
 from lossmap.plotting.quantities import axis_labels, contents_of, on_scale, other_kinds
-from lossmap.plotting.spectra import draw_comparison, draw_layers, draw_spectrum
+from lossmap.plotting.spectra import (
+    draw_comparison,
+    draw_l2_path,
+    draw_layers,
+    draw_spectrum,
+    draw_train_against_test,
+    is_drawable,
+    is_l2_path,
+)
 from lossmap.plotting.style import BLUE, COLUMN, PAGE, RED, new_figure, style_context
 
 KINDS = ("spectrum", "layers", "evolution", "health", "path")
@@ -74,10 +82,7 @@ def _of_label(spectra: dict[str, Group], label: str | None) -> dict[str, Group]:
 def _draw_one(surface: Surface, kind: str, label: str | None) -> Figure:
     """The picture of what one file holds; arguments as `draw_content`."""
     if kind == "spectrum":
-        spectra = spectra_of(surface)
-        if label is None and len(spectra) > 1:
-            return draw_comparison(spectra)
-        return draw_spectrum(spectra, label)
+        return _draw_spectra(surface, label)
     if kind == "layers":
         return draw_layers(labelled(surface, "layers"), label)
     if kind == "evolution":
@@ -85,6 +90,36 @@ def _draw_one(surface: Surface, kind: str, label: str | None) -> Figure:
     if kind == "health":
         return draw_health(json.loads(str(surface.groups["health"].attributes["report"])))
     return draw_path(surface)
+
+
+def _draw_spectra(surface: Surface, label: str | None) -> Figure:
+    """The spectrum of a label; without one the only spectrum, training against test samples, or all compared."""
+    spectra = spectra_of(surface)
+    if label is not None:
+        return draw_spectrum(spectra | _l2_paths(surface), label)
+    pairs = train_and_test(spectra)
+    if pairs and len(spectra) == 2:
+        return draw_train_against_test(*pairs.popitem()[1])
+    if len(spectra) > 1:
+        return draw_comparison(spectra)
+    return draw_spectrum(spectra)
+
+
+def train_and_test(spectra: Mapping[str, Group]) -> dict[str, tuple[Group, Group]]:
+    """The spectra of training and of test samples of one model and matrix, by the rest of their labels."""
+    pairs = {}
+    for label, group in spectra.items():
+        words = label.split(" ")
+        if "train" in words:
+            at = len(words) - 1 - words[::-1].index("train")  # a model may be called so, too
+            twin = " ".join([*words[:at], "test", *words[at + 1 :]])
+            if twin in spectra:
+                pairs[" ".join(words[:at] + words[at + 1 :])] = (group, spectra[twin])
+    return pairs
+
+
+def _l2_paths(surface: Surface) -> dict[str, Group]:
+    return {label: g for label, g in labelled(surface, "spectrum").items() if is_l2_path(g)}
 
 
 def figures_of(surface: Surface, titles: Sequence[str] | None = None, width: float | None = None) -> dict[str, Figure]:
@@ -99,6 +134,9 @@ def figures_of(surface: Surface, titles: Sequence[str] | None = None, width: flo
         figures = {f"_{_safe(label)}": draw_spectrum(spectra, label) for label in spectra}
         if len(spectra) > 1:
             figures["_compared"] = draw_comparison(spectra)
+        for rest, pair in train_and_test(spectra).items():
+            figures[f"_{_safe(f'train against test {rest}'.strip())}"] = draw_train_against_test(*pair)
+    figures |= {f"_{_safe(label)}": draw_l2_path(group) for label, group in _l2_paths(surface).items()}
     if "layers" in kinds:
         layers = labelled(surface, "layers")
         figures |= {f"_layers_{_safe(label)}": draw_layers(layers, label) for label in layers}
@@ -126,7 +164,7 @@ def labelled(surface: Surface, kind: str) -> dict[str, Group]:
 
 def spectra_of(surface: Surface) -> dict[str, Group]:
     """The spectra by label, but for those of which nothing is known that can be drawn."""
-    return {label: g for label, g in labelled(surface, "spectrum").items() if "top" in g or "node" in g}
+    return {label: g for label, g in labelled(surface, "spectrum").items() if is_drawable(g)}
 
 
 def _merged(spectra_by_file: Sequence[Mapping[str, Group]], titles: Sequence[str] | None) -> dict[str, Group]:

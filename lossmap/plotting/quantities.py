@@ -123,7 +123,10 @@ def other_kinds(surface: Surface) -> tuple[str, ...]:
     """What there is to draw beside a surface: spectrum, layers, evolution, health, path."""
     groups = surface.groups
     is_held = {
-        "spectrum": any(n.startswith("spectrum/") and ("top" in g or "node" in g) for n, g in groups.items()),
+        "spectrum": any(
+            n.startswith("spectrum/") and {"top", "bottom", "node", "strength"} & set(g.arrays)
+            for n, g in groups.items()
+        ),
         "layers": any(n.startswith("layers/") and "block" in g for n, g in groups.items()),
         "evolution": "evolution/results" in groups,
         "health": "health" in groups,

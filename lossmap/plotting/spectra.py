@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from lossmap.geometry.grid import curvature_unit
 from lossmap.io.spectrum_layout import Source, layers_in, spectra_in
@@ -26,7 +27,10 @@ COLOURS = (BLUE, RED, GREEN, PURPLE, "#b8860b", "#3b3b3b")
 def draw_spectrum(source: Source, label: str | None = None) -> Figure:
     """One spectrum: smoothed density above, cumulative density with its band below, the ends marked.
 
-    label  which of the file's spectra; the first, if left out. Raises ValueError for a label that is not there.
+    Without a density its extreme eigenvalues alone are drawn; of an L2 path the ends against the strength.
+
+    label  which of the file's spectra; the first, if left out. Raises ValueError for a label that is not there, and
+    where nothing is known that can be drawn.
     """
     spectra = spectra_in(source)
     if label is None:
@@ -34,40 +38,173 @@ def draw_spectrum(source: Source, label: str | None = None) -> Figure:
     if label not in spectra:
         raise ValueError(f"there is no spectrum {label!r}; there are {', '.join(spectra)}")
     group = spectra[label]
+    if is_l2_path(group):
+        return draw_l2_path(group)
+    if not is_drawable(group):
+        raise ValueError(f"the spectrum {label!r} holds neither eigenvalues nor a density: there is nothing to draw")
     with style_context():
-        figure = new_figure(COLUMN, 3.4)
-        upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(1, 1.25))
-        linear = _linear([group])
-        _density(upper, group, linear, BLUE, label)
-        _cumulative(lower, group, BLUE, label)
-        for axes in (upper, lower):
-            _ends(axes, group)
-            _scale(axes, linear, [group])
-        upper.set_ylabel("density, smoothed")
-        lower.set_ylabel("share of eigenvalues below")
-        lower.set_xlabel(_axis(group))
-        upper.set_title(_title(group, label), loc="left")
-        _note(lower, group)
+        if "node" in group:
+            return _with_density(group, label)
+        return _ends_alone(group, label)
+
+
+def is_l2_path(group: Group) -> bool:
+    """Whether a group is extreme eigenvalues against the strength of an L2 term, and no spectrum."""
+    return "strength" in group and "largest" in group and "smallest" in group
+
+
+def is_drawable(group: Group) -> bool:
+    """Whether a spectrum holds eigenvalues or a density."""
+    return any(name in group and len(group[name]) > 0 for name in ("top", "bottom", "node"))
+
+
+def _with_density(group: Group, label: str) -> Figure:
+    figure = new_figure(COLUMN, 3.4)
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(1, 1.25))
+    linear = _linear([group])
+    _density(upper, group, linear, BLUE, label)
+    _cumulative(lower, group, BLUE, label)
+    for axes in (upper, lower):
+        _ends(axes, group)
+        _scale(axes, linear, [group])
+    upper.set_ylabel("density, smoothed")
+    lower.set_ylabel("share of eigenvalues below")
+    lower.set_xlabel(_axis(group))
+    upper.set_title(_title(group, label), loc="left")
+    _note(lower, group)
+    return figure
+
+
+def _ends_alone(group: Group, label: str) -> Figure:
+    """The extreme eigenvalues by their order, with their errors: all that is known without a density."""
+    figure = new_figure(COLUMN, 2.2)
+    axes = figure.subplots()
+    most = 1
+    for name, marker, colour in (("top", "^", BLUE), ("bottom", "v", RED)):
+        if name in group:
+            values, errors = np.asarray(group[name]), np.asarray(group[f"{name}_error"])
+            most = max(most, len(values))
+            words = {"top": "largest", "bottom": "smallest"}[name]
+            axes.errorbar(values, np.arange(1, len(values) + 1), xerr=errors, fmt=marker, color=colour, label=words,
+                          markersize=4, elinewidth=0.8, capsize=1.5, markerfacecolor="none")  # fmt: skip
+    _scale(axes, _linear([group]), [group])
+    axes.set_ylim(most + 0.5, 0.5)
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_ylabel("order, from its end")
+    axes.set_xlabel(_axis(group))
+    axes.legend()
+    axes.set_title(f"{_title(group, label)}; no density was computed", loc="left")
+    return figure
+
+
+def draw_l2_path(group: Group) -> Figure:
+    """The extreme eigenvalues against the strength of an L2 term: at fixed weights, and of retrained models.
+
+    group  of a file: strength (p,), largest and smallest (p,), and where there are any retrained_largest and _smallest
+    """
+    strength = np.asarray(group["strength"], dtype=float)
+    positive = strength[strength > 0]
+    with style_context():
+        figure = new_figure(COLUMN, 3.2)
+        panels = figure.subplots(2, 1, sharex=True)
+        for axes, name, colour in zip(panels, ("largest", "smallest"), (BLUE, RED), strict=True):
+            axes.plot(strength, group[name], "o-", color=colour, markersize=3, label="at fixed weights")
+            if f"retrained_{name}" in group:
+                axes.plot(strength, group[f"retrained_{name}"], "s--", color=colour, markersize=3, label="retrained",
+                          markerfacecolor="none")  # fmt: skip
+                axes.legend()
+            axes.set_ylabel(f"{name} eigenvalue")
+        panels[1].axhline(0.0, color=DARK, linewidth=0.6)
+        if len(positive) > 1 and positive.max() > 20 * positive.min():
+            panels[1].set_xscale("asinh", linear_width=float(positive.min()))
+            _ticks(panels[1], float(positive.min()), [0.0, float(positive.max())], count=4)
+        panels[1].set_xlabel(r"strength of the L2 term strength/2 $\|\theta\|^2$")
+        panels[0].set_title("L2 path", loc="left")
     return figure
 
 
 def draw_comparison(source: Source) -> Figure:
-    """Several spectra: cumulative densities with their bands on one axis, and the extreme eigenvalues beside."""
-    spectra = spectra_in(source)
+    """Several spectra: cumulative densities with their bands on one axis, and the extreme eigenvalues beside.
+
+    What none of them holds has no panel. Raises ValueError where nothing of them can be drawn.
+    """
+    spectra = {label: g for label, g in spectra_in(source).items() if is_drawable(g)}
+    if not spectra:
+        raise ValueError("none of these spectra holds eigenvalues or a density: there is nothing to compare")
+    with_density = {label: g for label, g in spectra.items() if "tick" in g}
+    with_ends = {label: g for label, g in spectra.items() if "top" in g or "bottom" in g}
     with style_context():
-        figure = new_figure(PAGE, 2.6)
-        left, right = figure.subplots(1, 2, width_ratios=(1.5, 1))
-        groups = list(spectra.values())
-        linear = _linear(groups)
-        for i, (label, group) in enumerate(spectra.items()):
-            _cumulative(left, group, COLOURS[i % len(COLOURS)], label)
-        _scale(left, linear, groups)
-        left.set_xlabel(_axis(groups[0]))
-        left.set_ylabel("share of eigenvalues below")
-        if any("tick" in g for g in groups):
-            left.legend(loc="upper left")
-        _extremes(right, spectra)
+        both = bool(with_density) and bool(with_ends)
+        figure = new_figure(PAGE if both else COLUMN, 2.6)
+        panels = figure.subplots(1, 2, width_ratios=(1.5, 1)) if both else [figure.subplots()] * 2
+        if with_density:
+            _cumulatives(panels[0], spectra)
+        if with_ends:
+            _extremes(panels[1], spectra)
     return figure
+
+
+def _cumulatives(axes: Axes, spectra: dict[str, Group]) -> None:
+    """The cumulative densities of those spectra that have one; the others are named."""
+    groups = [g for g in spectra.values() if "tick" in g]
+    for i, (label, group) in enumerate(spectra.items()):
+        _cumulative(axes, group, COLOURS[i % len(COLOURS)], label)
+    _scale(axes, _linear(groups), groups)
+    axes.set_xlabel(_axis(groups[0]))
+    axes.set_ylabel("share of eigenvalues below")
+    axes.legend(loc="upper left")
+    without = [label for label, group in spectra.items() if "tick" not in group]
+    if without:
+        axes.set_title(f"no density of {', '.join(without)}", loc="right", fontsize=7)
+
+
+def draw_train_against_test(train: Group, test: Group) -> Figure:
+    """The spectrum of the training samples against that of the test samples, of one model.
+
+    Cumulative densities with their bands, where both have one; beside them the extreme eigenvalues of the test samples
+    over those of the training samples, of equal order: on the diagonal both are the same.
+
+    Raises ValueError where both hold neither.
+    """
+    densities = "tick" in train and "tick" in test
+    ends = [name for name in ("top", "bottom") if name in train and name in test]
+    if not densities and not ends:
+        raise ValueError("training and test samples have neither ends nor densities of spectra in common")
+    with style_context():
+        both = densities and bool(ends)
+        figure = new_figure(PAGE if both else COLUMN, 2.8)
+        panels = figure.subplots(1, 2, width_ratios=(1.4, 1)) if both else [figure.subplots()] * 2
+        if densities:
+            _cumulatives(panels[0], {"training samples": train, "test samples": test})
+        if ends:
+            _against(panels[1], train, test, ends)
+    return figure
+
+
+def _against(axes: Axes, train: Group, test: Group, ends: list[str]) -> None:
+    """The eigenvalues of two spectra against each other, those of one order as one mark."""
+    every: list[float] = []
+    for name, marker, colour in (("top", "^", BLUE), ("bottom", "v", RED)):
+        if name not in ends:
+            continue
+        m = min(len(train[name]), len(test[name]))
+        x, y = np.asarray(train[name])[:m], np.asarray(test[name])[:m]
+        axes.errorbar(x, y, xerr=train[f"{name}_error"][:m], yerr=test[f"{name}_error"][:m], fmt=marker, color=colour,
+                      markersize=4, elinewidth=0.8, capsize=1.5, markerfacecolor="none",
+                      label={"top": "largest", "bottom": "smallest"}[name])  # fmt: skip
+        every += [*x.tolist(), *y.tolist()]
+    low, high = min(*every, 0.0), max(*every, 0.0)
+    linear = max(abs(low), abs(high)) * 1e-3 or 1.0
+    axes.plot([1.6 * low, 1.6 * high], [1.6 * low, 1.6 * high], color=DARK, linewidth=0.6, zorder=0.5)
+    axes.set_xscale("asinh", linear_width=linear)
+    axes.set_yscale("asinh", linear_width=linear)
+    _ticks(axes, linear, [low, high], count=2)
+    axes.set_yticks(axes.get_xticks(), [t.get_text() for t in axes.get_xticklabels()])
+    axes.minorticks_off()
+    axes.set_ylim(axes.get_xlim())
+    axes.set_xlabel("eigenvalue, training samples")
+    axes.set_ylabel("eigenvalue, test samples")
+    axes.legend()
 
 
 def draw_layers(source: Source, label: str | None = None) -> Figure:
@@ -158,26 +295,77 @@ def _signs(axes: Axes, group: Group) -> None:
 
 
 def _density(axes: Axes, group: Group, linear: float, colour: str, label: str) -> None:
-    """The nodes smoothed in the coordinate of the picture, per unit of it, so that areas are shares of eigenvalues.
+    """The density smoothed in the coordinate of the picture, per unit of it, so that areas are shares of eigenvalues.
 
-    A node stands for all that lies nearer to it than to the probe's next one, and is drawn as wide as that.
+    It ends where no eigenvalue lies beyond, and has a band where that of the cumulative holds at all t together.
     """
-    if "node" not in group:
-        axes.text(0.5, 0.5, "no density was asked for", transform=axes.transAxes, ha="center", color=DARK)
-        return
-    nodes, weights = np.asarray(group["node"]), np.asarray(group["weight"])
-    position = _bent(nodes, linear)
-    low, high = position.min(), position.max()
-    width = _widths(position, int(group.attributes.get("density_probes", 0)), max(0.015 * (high - low), 1e-6))
-    u = np.linspace(low - 4 * width[0], high + 4 * width[-1], 800)
-    z = (u[:, None] - position) / width
-    curve = np.exp(-0.5 * z * z) @ (weights / (width * np.sqrt(2 * np.pi)))
+    u, curve, low, high = smoothed_density(group, linear)
     x = _unbent(u, linear)
-    axes.fill_between(x, curve, 0.0, where=list(x >= 0), color=colour, alpha=0.35, linewidth=0)
-    axes.fill_between(x, curve, 0.0, where=list(x <= 0), color=RED, alpha=0.35, linewidth=0)
+    if np.isfinite(low).all():
+        axes.fill_between(x, low, high, color=colour, alpha=0.22, linewidth=0, label=f"{label}, band")
+    else:
+        axes.fill_between(x, curve, 0.0, where=list(x >= 0), color=colour, alpha=0.35, linewidth=0)
+        axes.fill_between(x, curve, 0.0, where=list(x <= 0), color=RED, alpha=0.35, linewidth=0)
     axes.plot(x, curve, color=colour, label=label)
     axes.set_yscale("log")
-    axes.set_ylim(max(float(curve.max()) * 1e-4, 1e-12), float(curve.max()) * 2)
+    top = float(np.fmax(2 * curve.max(), np.nanmin([1.5 * float(np.fmax(high, curve).max()), 100 * curve.max()])))
+    axes.set_ylim(max(float(curve.max()) * 1e-4, 1e-12), top)
+
+
+def smoothed_density(group: Group, linear: float) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Coordinates of the picture, and there the smoothed density with its lower and upper limit, (800,) each.
+
+    A node stands for all that lies nearer to it than to the probe's next one, and is smoothed as wide as that. What
+    would be smoothed beyond the limits of the spectrum is reflected at them, so that no share is lost. The smoothed
+    density is linear in the distribution F, so that limits of F at all t together give it limits, too: with g the
+    share of the density at u that an eigenvalue at s gives, the density is g(end) - sum F dg. NaN where there are none.
+    """
+    nodes, weights = np.asarray(group["node"]), np.asarray(group["weight"])
+    low, high = (float(end) for end in _bent(np.array(_limits_of(group, nodes)), linear))
+    if high - low < 1e-9:  # a single value: as narrow as can be seen
+        low, high = low - 1e-3, high + 1e-3
+    position = np.clip(_bent(nodes, linear), low, high)
+    width = _widths(position, int(group.attributes.get("density_probes", 0)), max(0.015 * (high - low), 1e-6))
+    u = np.linspace(low, high, 800)
+    curve = _kernel(u, position, width, low, high) @ weights
+    if group.attributes.get("density_band") != "simultaneous" or not int(group.attributes.get("density_probes", 0)):
+        return u, curve, np.full_like(u, np.nan), np.full_like(u, np.nan)
+    tick = _bent(np.asarray(group["tick"]), linear)
+    s = np.unique(np.concatenate([np.linspace(low, high, 1000), tick[(tick > low) & (tick < high)]]))
+    change = np.diff(_kernel(u, s, np.interp(s, position, width), low, high), axis=1)
+    last = _kernel(u, s[-1:], np.interp(s[-1:], position, width), low, high)[:, 0]
+    # F never falls: within a cell it is no less than at the tick before, and no more than at the tick behind.
+    before = np.searchsorted(tick, s[:-1], side="right")
+    behind = np.searchsorted(tick, s[1:], side="left")
+    lower = np.concatenate([[0.0], group["cumulative_low"]])[before]
+    upper = np.concatenate([group["cumulative_high"], [1.0]])[behind]
+    rising, falling = np.maximum(change, 0.0), np.minimum(change, 0.0)
+    most = last - rising @ lower - falling @ upper
+    least = last - rising @ upper - falling @ lower
+    least = np.maximum(least, 0.0)
+    # Of the ends the band knows single eigenvalues, where the nodes of a few probes only estimate their weight.
+    return u, np.clip(curve, least, most), least, most
+
+
+def _limits_of(group: Group, nodes: np.ndarray) -> tuple[float, float]:
+    """Beyond which no eigenvalue lies: as stated for the ends, else as far as the ticks reach, which allow for that."""
+    ticks = np.asarray(group.arrays.get("tick", nodes))
+    low, high = (float(group.attributes.get(name, np.nan)) for name in ("lower_limit", "upper_limit"))
+    if not np.isfinite(low):
+        low = float(ticks.min())
+    if not np.isfinite(high):
+        high = float(ticks.max())
+    return low, high
+
+
+def _kernel(u: np.ndarray, s: np.ndarray, width: np.ndarray, low: float, high: float) -> np.ndarray:
+    """The share of the density at u that an eigenvalue at s gives, reflected at both limits; (u, s)."""
+    total = np.zeros((len(u), len(s)))
+    for image in (s, 2 * low - s, 2 * high - s):
+        z = (u[:, None] - image) / width
+        total += np.exp(-0.5 * z * z)
+    result: np.ndarray = total / (width * np.sqrt(2 * np.pi))
+    return result
 
 
 def _widths(position: np.ndarray, probes: int, smallest: float) -> np.ndarray:
@@ -207,7 +395,11 @@ def _cumulative(axes: Axes, group: Group, colour: str, label: str) -> None:
 
 
 def _ends(axes: Axes, group: Group) -> None:
-    """The extreme eigenvalues as ticks along the bottom."""
+    """The extreme eigenvalues as ticks along the bottom, and dotted the limits beyond which none lies."""
+    for name in ("lower_limit", "upper_limit"):
+        limit = float(group.attributes.get(name, np.nan))
+        if np.isfinite(limit):
+            axes.axvline(limit, color=DARK, linewidth=0.7, linestyle=":", zorder=0.6)
     for name, colour in (("top", BLUE), ("bottom", RED)):
         if name in group:
             values = np.asarray(group[name])
@@ -220,7 +412,8 @@ def _ends(axes: Axes, group: Group) -> None:
 def _extremes(axes: Axes, spectra: dict[str, Group]) -> None:
     """Largest and smallest eigenvalues of each, with error bars."""
     labels = list(spectra)
-    reach = max(float(np.nanmax(np.abs([*g["top"], *g["bottom"]]))) for g in spectra.values() if "top" in g)
+    ends = [float(v) for g in spectra.values() for n in ("top", "bottom") if n in g for v in g[n]]
+    reach = float(np.nanmax(np.abs(ends)))
     linear = max(1e-3 * reach, 1e-300)
     for i, group in enumerate(spectra.values()):
         for name, marker in (("top", "^"), ("bottom", "v")):
@@ -230,14 +423,15 @@ def _extremes(axes: Axes, spectra: dict[str, Group]) -> None:
                     values, np.full(len(values), i), xerr=errors, fmt=marker, color=COLOURS[i % len(COLOURS)],
                     markersize=4, elinewidth=0.8, capsize=1.5, markerfacecolor="none", markeredgewidth=0.8,
                 )  # fmt: skip
-        first = float(group.arrays.get("top", [float("nan")])[0])
+        if "top" not in group:
+            continue
+        first = float(group["top"][0])
         axes.annotate(
             f"{first:.3g}", (first, i), textcoords="offset points", xytext=(0, 6), ha="center", fontsize=7,
             color=COLOURS[i % len(COLOURS)],
         )  # fmt: skip
     axes.axvline(0.0, color=DARK, linewidth=0.6)
     axes.set_xscale("asinh", linear_width=linear)
-    ends = [float(v) for g in spectra.values() for n in ("top", "bottom") if n in g for v in g[n]]
     _ticks(axes, linear, [min(ends), max(ends)], count=2, margin=4.0)
     axes.set_yticks(range(len(labels)), labels)
     axes.set_ylim(len(labels) - 0.4, -0.6)
@@ -319,4 +513,7 @@ def _note(axes: Axes, group: Group) -> None:
     if int(attributes["density_probes"]):
         kind = attributes.get("density_band", "pointwise")  # as of files of version 0.1
         text = f"band: {100 * float(attributes['density_confidence']):g} %, {kind}"
+    sure = float(attributes.get("top_confidence", np.nan))
+    if np.isfinite(sure) and "upper_limit" in attributes:
+        text += "\ndotted: none beyond" + f", {100 * sure:g} %" * (sure < 1.0)
     axes.text(0.98, 0.14, text, transform=axes.transAxes, ha="right", fontsize=7, color=DARK)

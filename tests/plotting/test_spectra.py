@@ -5,7 +5,13 @@ import pytest
 from matplotlib.figure import Figure
 
 from lossmap.io.surface import Group
-from lossmap.plotting.spectra import draw_comparison, draw_layers, draw_spectrum
+from lossmap.plotting.spectra import (
+    draw_comparison,
+    draw_layers,
+    draw_spectrum,
+    draw_train_against_test,
+    smoothed_density,
+)
 from lossmap.plotting.style import save
 
 
@@ -60,12 +66,89 @@ def test_a_band_that_holds_at_all_t_together_says_so():
     assert "band: 95 %, simultaneous" in texts(draw_spectrum({"net": now}))
 
 
+def estimated(shares=(0.8, 0.2), at=(0.0, 1.0)):
+    """A density of which F is known to a tenth at all t together, with limits of the spectrum at its two values."""
+    tick = np.linspace(at[0], at[1], 41)
+    value = np.where(tick < at[1], shares[0], 1.0)
+    arrays = {"node": np.array(at), "weight": np.array(shares), "tick": tick, "cumulative": value}
+    arrays |= {"cumulative_low": value - 0.1 * (tick < at[1]), "cumulative_high": np.minimum(value + 0.1, 1.0)}
+    about = {"size": 10, "density_probes": 1, "density_confidence": 0.95, "density_band": "simultaneous"}
+    return Group(arrays, about | {"lower_limit": at[0], "upper_limit": at[1], "top_confidence": 0.99})
+
+
+def test_the_density_ends_where_no_eigenvalue_lies_beyond_and_loses_no_share():
+    for group in (estimated(), estimated(at=(-2.0, 3.0)), spectrum()):
+        u, curve, _, _ = smoothed_density(group, 1e-3)
+        assert np.trapezoid(curve, u) == pytest.approx(1.0, abs=2e-3)
+    figure = draw_spectrum({"net": estimated()})
+    upper = figure.axes[0]
+    filled = [c.get_paths()[0].vertices[:, 0] for c in upper.collections]
+    for drawn in (upper.lines[0].get_xdata(), *filled):
+        assert len(drawn) > 2 and np.min(drawn) >= -1e-12 and np.max(drawn) <= 1 + 1e-9
+    limits = [line.get_xdata()[0] for line in upper.lines if line.get_linestyle() == ":"]
+    assert sorted(limits) == [0.0, 1.0] and "dotted: none beyond, 99 %" in texts(figure)
+
+
+def test_the_density_has_the_band_that_its_cumulative_has():
+    group = estimated()
+    _, curve, low, high = smoothed_density(group, 1e-3)
+    assert (low <= curve + 1e-9).all() and (curve <= high + 1e-9).all() and (high - low > 0).any()
+    # every distribution between the limits of the cumulative must lie within: here those that move a tenth
+    for shares, at in (((0.75, 0.25), (0.0, 1.0)), ((0.85, 0.15), (0.0, 1.0)), ((0.8, 0.2), (0.0, 1.0))):
+        _, other, _, _ = smoothed_density(estimated(shares, at), 1e-3)
+        assert (low <= other + 1e-6).all() and (other <= high + 1e-6).all()
+    _, _, no_band, _ = smoothed_density(spectrum(), 1e-3)  # that of version 0.1 holds at each t alone
+    assert np.isnan(no_band).all()
+
+
 def test_an_exact_density_says_so():
     assert "exact" in texts(draw_spectrum({"net": spectrum(probes=0)}))
 
 
-def test_a_spectrum_without_density_is_drawn_by_its_ends():
-    assert "no density was asked for" in texts(draw_spectrum({"net": spectrum(density=False)}))
+def test_a_spectrum_without_density_is_drawn_by_its_ends_in_one_panel():
+    figure = draw_spectrum({"net": spectrum(density=False)})
+    assert "no density was computed" in texts(figure) and len(figure.axes) == 1
+    drawn = {c.get_label(): c.lines[0].get_xdata().tolist() for c in figure.axes[0].containers}
+    assert drawn == {"largest": [3.0, 1.0], "smallest": [-0.01]}
+
+
+def test_a_spectrum_of_nothing_is_refused_and_says_why():
+    with pytest.raises(ValueError, match="holds neither eigenvalues nor a density"):
+        draw_spectrum({"net": Group({}, {"size": 3})})
+    with pytest.raises(ValueError, match="nothing to compare"):
+        draw_comparison({"a": Group({}), "b": Group({})})
+
+
+def test_an_l2_path_is_drawn_against_its_strength():
+    strength = np.array([0.0, 1e-3, 1.0])
+    path = Group({"strength": strength, "largest": 3 + strength, "smallest": strength - 0.1,
+                  "retrained_largest": 2 + strength, "retrained_smallest": strength})  # fmt: skip
+    figure = draw_spectrum({"net": spectrum(), "l2_path": path}, "l2_path")
+    upper, lower = figure.axes
+    assert [line.get_ydata().tolist() for line in upper.lines] == [(3 + strength).tolist(), (2 + strength).tolist()]
+    assert lower.lines[0].get_ydata().tolist() == (strength - 0.1).tolist() and "strength" in lower.get_xlabel()
+    compared = draw_comparison({"net": spectrum(), "other": spectrum(), "l2_path": path})
+    assert "l2_path" not in texts(compared)
+
+
+def test_a_comparison_has_no_empty_panel():
+    alone = draw_comparison({"a": spectrum(density=False), "b": spectrum(density=False)})
+    assert len(alone.axes) == 1 and "extreme eigenvalues" in texts(alone)
+    mixed = draw_comparison({"a": spectrum(), "b": spectrum(density=False)})
+    assert len(mixed.axes) == 2 and "no density of b" in texts(mixed)
+    ends = ("top", "top_error", "bottom", "bottom_error")
+    density = Group({k: v for k, v in spectrum().arrays.items() if k not in ends}, spectrum().attributes)
+    assert len(draw_comparison({"a": density, "b": density}).axes) == 1
+
+
+def test_test_samples_are_drawn_against_training_samples():
+    figure = draw_train_against_test(spectrum(), spectrum(shift=0.5))
+    left, right = figure.axes
+    assert [t.get_text() for t in left.get_legend().get_texts()] == ["training samples", "test samples"]
+    pairs = {c.get_label(): np.array(c.lines[0].get_data()).T.tolist() for c in right.containers}
+    assert pairs == {"largest": [[3.0, 3.5], [1.0, 1.5]], "smallest": [[-0.01, 0.49]]}
+    assert right.get_xlim() == right.get_ylim()
+    assert len(draw_train_against_test(spectrum(density=False), spectrum(density=False)).axes) == 1
 
 
 def test_a_spectrum_of_zeros_is_drawn():

@@ -196,7 +196,7 @@ def test_dead_units_are_the_reason_given_for_zero_blocks():
     assert "all 4 units of 0 are dead" in found["0.weight"].why
     assert "no signal comes in" in found["2.weight"].why and "before it" in found["2.weight"].why
     assert found["4.bias"].kind != "zero"
-    text = repr(found)
+    text = " ".join(repr(found).split())
     assert "Signals through the layers" in text and "4 of 4 units dead" in text
     assert "do not train at this point" in found.verdict
 
@@ -391,7 +391,7 @@ def test_a_piecewise_linear_piece_is_zero_by_construction_and_not_dead():
     first = found.layer_hessians[0]
     assert first.flat and first.kind_of == "zero" and "says nothing about dead units" in first.verdict
     assert "no activation module behind it" in found.layer_hessians[1].verdict
-    text = repr(found)
+    text = " ".join(repr(found).split())
     assert "Per-layer output Hessian" in text and "not of the loss" in text
 
 

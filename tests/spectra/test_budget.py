@@ -60,7 +60,7 @@ def test_layers_come_last_and_the_largest_stay(problem):
     }
     layers = tasks.layers(readings)["net"]
     assert [b.name for b in layers.blocks] == ["0.weight", "2.weight"] and layers.off_diagonal_energy is None
-    assert "the 2 largest of 6 blocks, as many as the budget holds" in repr(layers)
+    assert "the 2 largest of 6 blocks, as many as the budget holds" in " ".join(repr(layers).split())
     assert fit_request(measure, others, 1, seconds_each(measure, 1.0)).request.by is None
 
 
