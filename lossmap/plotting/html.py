@@ -20,7 +20,7 @@ from lossmap.io.printable import printable
 from lossmap.io.read import Group, Surface, read
 from lossmap.io.surface import FAILED, TO_DO
 from lossmap.plotting.contour_levels import Scale
-from lossmap.plotting.maps import missing_points, y_ticks
+from lossmap.plotting.maps import edges, missing_points, y_ticks
 from lossmap.plotting.options_taken import refuse_unused
 from lossmap.plotting.panels import FigureOptions
 from lossmap.plotting.quantities import (
@@ -269,9 +269,17 @@ def _plane(graph: Any, surface: Surface, field: str | None, options: FigureOptio
             },
             "aspectratio": {"x": 1, "y": 1, "z": 0.7},
         },
-        xaxis={"domain": [0.58, 0.98], "title": "x", "showgrid": False, "zeroline": False, "constrain": "domain"},
+        xaxis={
+            "domain": [0.58, 0.98],
+            "title": "x",
+            "range": _ends(grid.x),
+            "showgrid": False,
+            "zeroline": False,
+            "constrain": "domain",
+        },
         yaxis={
             "title": "y",
+            "range": _ends(y),
             "anchor": "x",
             "showgrid": False,
             "zeroline": False,
@@ -285,6 +293,12 @@ def _plane(graph: Any, surface: Surface, field: str | None, options: FigureOptio
     if len(views) > 1:
         figure.update_layout(updatemenus=[{"buttons": [_button(v) for v in views.values()], "x": 0.3, "y": 1.07}])
     return figure
+
+
+def _ends(ticks: np.ndarray) -> list[float]:
+    """The borders of the outer cells; left to itself, plotly makes room beyond them for marks of missing points."""
+    borders = edges(ticks)
+    return [float(borders.min()), float(borders.max())]
 
 
 def _hole_marks(graph: Any, x: np.ndarray, y: np.ndarray, view: dict[str, Any], visible: bool) -> list[Any]:

@@ -117,7 +117,8 @@ def test_the_page_marks_points_without_a_value_by_the_reason(tmp_path):
     made = surface()
     loss = made["train_loss"].copy()
     loss[1, 1], loss[1, 2] = np.nan, np.inf
-    data, _, text = traces(page(replace(made, fields={**made.fields, "train_loss": loss}), tmp_path / "s.html"))
+    data, layout, text = traces(page(replace(made, fields={**made.fields, "train_loss": loss}), tmp_path / "s.html"))
+    assert layout["xaxis"]["range"] == [-1.25, 1.25] and layout["yaxis"]["range"] == [-0.25, 1.25]
     marks = {t["name"]: t for t in data if "meta" in t and t["type"] == "scatter" and t["visible"]}
     assert list(marks) == ["not computed", "failed", "NaN", "infinite"]
     assert len({t["marker"]["symbol"] for t in marks.values()}) == 4
