@@ -159,7 +159,8 @@ def _lines(axes: Axes, x: Array, y: Array, heights: Any, levels: Any, colors: An
         return None
     if not isinstance(colors, str):
         colors = colors[inside]
-    return axes.contour(x, y, heights, levels=levels[inside], colors=colors, **how)
+    # solid: matplotlib dashes lines of one colour at negative heights, as logarithms of losses below 1 are
+    return axes.contour(x, y, heights, levels=levels[inside], colors=colors, linestyles="solid", **how)
 
 
 def _finite_ends(scale: Scale) -> tuple[float, float]:

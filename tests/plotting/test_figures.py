@@ -579,3 +579,14 @@ def test_contours_bear_their_losses():
     labels = [t.get_text() for t in figure.axes[0].texts]
     levels = scale_of([plane()["train_loss"]]).levels
     assert labels and all(np.isclose(float(label), levels, rtol=1e-9).any() for label in labels)
+
+
+@pytest.mark.parametrize("kind", ["filled", "contour"])
+def test_lines_at_losses_below_one_are_solid(kind):
+    x = np.linspace(-1, 1, 9)
+    a, b = np.meshgrid(x, x)
+    figure = draw(Surface(Grid(x, x), {"train_loss": 10.0 ** (4 * (a**2 + b**2) - 4)}), kind)
+    lines = [c for c in figure.axes[0].collections if isinstance(c, QuadContourSet) and not c.filled]
+    assert lines
+    for _, dashes in (style for drawn in lines for style in drawn.get_linestyle()):
+        assert dashes is None
