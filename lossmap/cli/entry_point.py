@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from lossmap.io.printable import printable
-from lossmap.parallel.launcher import rank_in
+from lossmap.parallel.launcher import launched, rank_in
 from lossmap.parallel.messages import WorkerLost
 
 EXIT_CODES = {"complete": 0, "failed": 3, "unfinished": 75}  # by the outcome of a result
@@ -74,11 +74,11 @@ def guarded(main: Callable[..., int]) -> Callable[..., int]:
             return 2
         except Exception as error:  # of lossmap's own code a traceback is due
             place = place_in_user_code(error)
-            if place is None or os.environ.get("LOSSMAP_DEBUG"):
+            # of several ranks one alone may have failed: raised, it ends the others, who may wait for it
+            if place is None or launched(os.environ) > 1 or os.environ.get("LOSSMAP_DEBUG"):
                 raise
-            if launched_rank() == 0:
-                text = f"{type(error).__name__}: {error_sentence(error)}"
-                print(f"lossmap: {printable(text)} ({place}; LOSSMAP_DEBUG=1 shows the traceback)", file=sys.stderr)
+            text = f"{type(error).__name__}: {error_sentence(error)}"
+            print(f"lossmap: {printable(text)} ({place}; LOSSMAP_DEBUG=1 shows the traceback)", file=sys.stderr)
             return 2
 
     return run

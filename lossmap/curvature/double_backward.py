@@ -17,6 +17,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lossmap.curvature.formulas import ByFormula
+from lossmap.data.borrow import is_recurrent
 from lossmap.data.stable_forms import stable_forms
 
 
@@ -30,7 +31,7 @@ def twice_differentiable(model: nn.Module, forms: str = "all") -> Iterator[None]
     cudnn = torch.backends.cudnn.enabled
     onednn = torch._C._get_mkldnn_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
-    if any(isinstance(module, nn.RNNBase) for module in model.modules()):
+    if is_recurrent(model):
         torch.backends.cudnn.enabled = False
         torch._C._set_mkldnn_enabled(False)  # the public `flags` warns about another switch
     try:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lossmap.report.stored import StoredReport, array_names, rows_of
-from lossmap.report.text import count, number, wrapped
+from lossmap.report.text import WIDTH, count, filled, number, wrapped
 
 NO_ACTIVATION = "none seen"
 
@@ -68,9 +68,9 @@ def layer_hessian_lines(stored: StoredReport) -> list[str]:
         chosen = [p for p in summaries if p.at == at]
         if not chosen:
             continue
-        lines += ["", "  Per-layer output Hessian: each layer with its activation as a function of its", f"  {at}"]
-        lines[-1] += " (second derivative of its summed output, averaged over samples; not of"
-        lines.append("  the loss):")
+        head = f"Per-layer output Hessian: each layer with its activation as a function of its {at} "
+        head += "(second derivative of its summed output, averaged over samples; not of the loss):"
+        lines += ["", *(f"  {line}" for line in filled(head, WIDTH - 2))]
         for p in chosen:
             lines += wrapped(p.name, f"{p.layer} + {p.activation}: {layer_hessian_text(p)}", indent=20)
     return lines

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 
 import lossmap
 from lossmap.cli.__main__ import main
+from lossmap.cli.entry_point import guarded
 
 FILE = """
 from dataclasses import dataclass
@@ -240,6 +241,19 @@ def test_what_a_persons_own_code_raises_is_one_sentence_with_its_place(tmp_path,
         assert main([command, *words, "--surf-file", "s.h5"]) == 2
         text = capsys.readouterr().err
         assert "lossmap: IndexError: Target 3 is out of bounds. (raises.py, line 16, in loss; LOSSMAP_DEBUG=1" in text
+
+
+def test_of_several_ranks_what_own_code_raises_on_one_ends_the_others(tmp_path, monkeypatch):
+    file = tmp_path / "raises.py"
+    file.write_text("def forward():\n    raise IndexError('mine')\n")
+    own = {}
+    exec(compile(file.read_text(), str(file), "exec"), own)
+    run = guarded(lambda: own["forward"]())
+    assert run() == 2
+    monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "2")
+    monkeypatch.setenv("OMPI_COMM_WORLD_RANK", "1")
+    with pytest.raises(IndexError):  # upon which the world's hook for errors aborts
+        run()
 
 
 def test_a_loss_that_couples_a_batch_is_read_on_the_batches_of_the_loader(tmp_path, monkeypatch):
