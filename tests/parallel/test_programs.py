@@ -310,7 +310,7 @@ def test_the_second_time_ends_at_once(tmp_path, number, code):
 def test_points_in_progress_are_taken_up_again_where_they_were_left(run, tmp_path, ranks):
     left = 0
     for _ in range(20):
-        ended = run("points_are_left", tmp_path / "s.h5", 0.3, ranks=ranks)
+        ended = run("points_are_left", tmp_path / "s.h5", 13, ranks=ranks)
         left += ended.err.count("leaves at step")
         if ended.code == 0:
             break

@@ -1,4 +1,4 @@
-"""points_are_left.py FILE SECONDS: points of many steps, left when time is over and taken up again with their state."""
+"""points_are_left.py FILE AT_MOST: points of 20 steps, left after so many steps and taken up again with their state."""
 
 import sys
 
@@ -10,9 +10,9 @@ STEPS = 20
 
 
 class Long(Bowl):
-    def __init__(self, stop):
+    def __init__(self, stop, at_most):
         super().__init__()
-        self.stop = stop
+        self.stop, self.steps_left = stop, at_most
 
     def __call__(self, point):
         return self.resume(point, {"step": 0, "sum": 0.0})
@@ -25,9 +25,12 @@ class Long(Bowl):
                 raise Interrupted({"step": step, "sum": total})
             time.sleep(0.01)
             step, total = step + 1, total + 1 / (step + 1)
+            self.steps_left -= 1
+            if self.steps_left == 0:  # by count: a clock would stop between two points on some machines
+                self.stop.request("enough steps", urgent=True)
         return super().__call__(point) | {"train_acc": total}
 
 
 World.start()
-stop = Stop(after=float(sys.argv[2]))
-run(Long(stop), sys.argv[1], count=2, stop=stop)
+stop = Stop()
+run(Long(stop, int(sys.argv[2])), sys.argv[1], count=2, stop=stop)
