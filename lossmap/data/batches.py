@@ -18,6 +18,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from lossmap import memory
+from lossmap.data.batch_marks import with_mark_of
 from lossmap.data.batch_structure import holds_tensors, open_batch
 
 Batch = Any  # a pytree of tensors whose first dimension counts samples
@@ -84,7 +85,11 @@ class NotJoined(ValueError):
 
 def map_tensors(function: Callable[[torch.Tensor], torch.Tensor], batch: Batch) -> Batch:
     """The batch with a function applied to every tensor in it; other leaves stay."""
-    return pytree.tree_map(lambda leaf: function(leaf) if isinstance(leaf, torch.Tensor) else leaf, batch)
+
+    def mapped(leaf: Any) -> Any:
+        return with_mark_of(function(leaf), leaf) if isinstance(leaf, torch.Tensor) else leaf
+
+    return pytree.tree_map(mapped, batch)
 
 
 def join_batches(batches: Sequence[Batch]) -> Batch:
@@ -124,8 +129,8 @@ def move_batch(batch: Batch, device: torch.device | str | None, dtype: torch.dty
         if not isinstance(leaf, torch.Tensor):
             return leaf
         if leaf.is_floating_point():
-            return leaf.to(device=device, dtype=dtype, non_blocking=overlaps)
-        return leaf.to(device=device, non_blocking=overlaps)
+            return with_mark_of(leaf.to(device=device, dtype=dtype, non_blocking=overlaps), leaf)
+        return with_mark_of(leaf.to(device=device, non_blocking=overlaps), leaf)
 
     return pytree.tree_map(move, batch)
 

@@ -31,6 +31,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from lossmap.data.batch_marks import marked
 from lossmap.data.batch_parts import targets_of
 from lossmap.data.batch_writes import with_copied_batches
 from lossmap.data.batches import Batch, FixedBatches, Resident, map_tensors, samples_in
@@ -345,11 +346,11 @@ def _with_common_random_numbers(problem: Problem, seed: int, tolerance: float) -
     Raises ValueError where evaluations of a batch differ by more than the tolerance, relative to the largest, for all
     that: they are more than two, since two of a loss that varies little may agree by chance.
     """
-    data = _own_batches(problem)
+    data = FixedBatches(marked(_own_batches(problem).batches))
     note = (
-        f"the loss draws at random: every evaluation of a batch starts from seed {seed}, so that surface and curvature "
-        "are those of one fixed realisation; surface and eigenmap give the mean of R with its standard error by "
-        "--noise-repeats R"
+        f"the loss draws at random: each batch has random numbers of its own, made from seed {seed} and the same at "
+        "every evaluation, so that surface and curvature are those of one fixed realisation; surface and eigenmap give "
+        "the mean of R with its standard error by --noise-repeats R"
     )
     fixed = replace(with_noise_seed(problem, seed), data=data, notes=(*problem.notes, note))
     batch = next(iter(data))

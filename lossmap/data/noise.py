@@ -2,8 +2,9 @@
 
     L_r(theta) = L(theta; numbers drawn from seed s_r)         one realisation, an ordinary deterministic loss
 
-Common random numbers: every evaluation of a batch starts from the same seed, so that losses at two points, and a loss
-and its derivatives, are those of one function. How far that function is from others is shown by several realisations:
+Common random numbers: every evaluation of a batch starts from the same seed, made of s_r, the batch's mark and whether
+the model or the loss draws: so losses at two points, and a loss and its derivatives, are those of one function, and the
+numbers of different batches are independent. How far that function is from others is shown by several realisations:
 
     mean = 1/R sum_r L_r          standard error = sqrt(1/(R - 1) sum_r (L_r - mean)^2) / sqrt(R)
 
@@ -26,6 +27,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from lossmap.data.batch_marks import mark_of
 from lossmap.data.batches import Batch, samples_in
 from lossmap.data.problem import Problem
 from lossmap.seeding import generator, same_random_state
@@ -89,30 +91,42 @@ def fixed_noise(seed: int) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class WithFixedNoise:
-    """A function that draws the same random numbers at every call."""
+    """A function whose last argument is a batch, and which draws the same random numbers for it at every call.
+
+    function  what draws
+    seed      of the realisation
+    stream    what the numbers are for: `forward` or `loss`, which draw independently
+    """
 
     function: Callable[..., Any]
     seed: int
+    stream: str = "forward"
 
     def __call__(self, *args: Any) -> Any:
-        """Call the function from the seed on."""
-        with fixed_noise(self.seed):
+        """Call the function from the batch's seed on."""
+        with fixed_noise(batch_seed(self.seed, args[-1], self.stream)):
             return self.function(*args)
 
 
-def with_noise_seed(problem: Problem, seed: int) -> Problem:
-    """The problem whose random numbers start from a seed at every evaluation of a batch."""
+def batch_seed(seed: int, batch: Batch, stream: str = "forward") -> int:
+    """The seed from which the random numbers of one batch start, in the realisation with this seed."""
+    return generator("noise of a batch", seed, mark_of(batch), stream).initial_seed()
 
-    def fixed(function: Callable[..., Any]) -> Callable[..., Any]:
+
+def with_noise_seed(problem: Problem, seed: int) -> Problem:
+    """The problem whose random numbers start from a seed at every evaluation of a batch, from another for each batch."""
+
+    def fixed(function: Callable[..., Any], stream: str = "forward") -> Callable[..., Any]:
         if isinstance(function, WithFixedNoise):
             return replace(function, seed=seed)
-        return WithFixedNoise(function, seed)
+        return WithFixedNoise(function, seed, stream)
 
     # what merely counts the samples of a batch draws nothing
     count = problem.count
     if count is not samples_in:  # it may run the loss
         count = fixed(count)
-    return replace(problem, forward=fixed(problem.forward), loss=fixed(problem.loss), count=count, noise_seed=seed)
+    loss = fixed(problem.loss, "loss")
+    return replace(problem, forward=fixed(problem.forward), loss=loss, count=count, noise_seed=seed)
 
 
 def realizations(problem: Problem, repeats: int) -> tuple[Problem, ...]:

@@ -1,5 +1,8 @@
 """Losses that draw at random: fixed realisations, their mean and standard error, the same in every precision."""
 
+import pickle
+from dataclasses import replace
+
 import h5py
 import numpy as np
 import pytest
@@ -10,8 +13,9 @@ from torch import nn
 from lossmap import Grid, Problem, losses, random_plane, survey
 from lossmap.cli import eigenmap, surface
 from lossmap.curvature.autotune import prepare, realization_factories
+from lossmap.data.batches import FixedBatches
 from lossmap.data.loss_check import check_loss
-from lossmap.data.noise import fixed_noise, mean_over, realizations
+from lossmap.data.noise import batch_seed, fixed_noise, mean_over, realizations
 from lossmap.landscape.eigenvalues import EigenvalueMap
 from lossmap.plotting.figures import draw
 
@@ -57,7 +61,7 @@ def own_value(problem, realization, weights):
     """The mean loss with these weights and this seed, by plain PyTorch."""
     total = 0.0
     for batch in problem.data:
-        with fixed_noise(realization.noise_seed):
+        with fixed_noise(batch_seed(realization.noise_seed, batch)):
             total += 20 * problem.loss(realization.forward.function(weights, batch), batch)
     return total / 40
 
@@ -70,6 +74,53 @@ def test_the_mean_and_its_standard_error_are_those_of_the_realisations(user, pro
     assert reading["train_loss"] == pytest.approx(np.mean(single), rel=1e-12)
     assert reading["train_loss_error"] == pytest.approx(np.std(single, ddof=1) / np.sqrt(5), rel=1e-9)
     assert losses(problem, plane, plan={"batch_size": 9})((0.5,))["train_loss"] == single[0]
+
+
+class Noise(nn.Module):
+    """A number for every sample, drawn by the model; another is drawn by `noisy`."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1, 1))
+
+    def forward(self, x):
+        return self.weight * torch.randn_like(x)
+
+
+def noisy(outputs, targets):
+    """The mean of both numbers."""
+    return (outputs + torch.randn_like(outputs)).mean()
+
+
+@pytest.mark.parametrize("content", [torch.zeros, torch.randn])
+def test_every_batch_has_numbers_of_its_own_and_so_has_the_loss(content):
+    """Of equal batches too, whose numbers were the same: a mean over eight of them had the noise of one."""
+    batches = [(content(8, 1), torch.zeros(8, 1)) for _ in range(8)]
+    problem = check_loss(Problem.supervised(Noise(), noisy, batches), report=False)
+    plane = random_plane(problem.model, axes=1)
+    with torch.no_grad():
+        outputs = torch.stack([problem.forward(problem.model, batch) for batch in problem.data])
+        means = torch.stack([problem.loss(o, batch) / 8 for o, batch in zip(outputs, problem.data, strict=True)])
+    assert len(set(outputs.flatten().tolist())) == 64
+    assert len({round(float(m - o.mean()), 5) for m, o in zip(means, outputs, strict=True)}) == 8
+    assert not torch.allclose(means, 2 * outputs.mean((1, 2)))  # the loss repeats none of the model's numbers
+    value = losses(problem, plane, plan={"batch_size": 8})((0.0,))["train_loss"]
+    assert value == pytest.approx(float(means.mean()), abs=1e-6)
+    reading = losses(problem, plane, plan={"batch_size": 8}, noise_repeats=40)((0.0,))
+    spread = reading["train_loss_error"] * np.sqrt(40)
+    assert spread == pytest.approx(np.sqrt(2 / 64), rel=0.35)  # that of one batch is sqrt(2 / 8), 2.8 times as much
+
+
+def test_a_batchs_numbers_depend_on_no_share_copy_or_precision(problem):
+    own = [float(problem.total(batch).detach()) for batch in problem.data]
+    assert own[0] != own[1]
+    shared = [float(part.total(next(iter(part.data))).detach()) for part in (problem.share(r, 2) for r in (0, 1))]
+    copied = [float(problem.total(b).detach()) for b in pickle.loads(pickle.dumps(problem.data))]
+    moved = [float(problem.total(b).detach()) for b in problem.data.to(dtype=torch.float64).to(dtype=torch.float32)]
+    assert shared == copied == moved == own
+    fresh = replace(problem, data=FixedBatches(tuple(reversed(problem.data.batches))), checked=False)
+    turned = check_loss(fresh, report=False)
+    assert [float(turned.total(b).detach()) for b in turned.data] == own[::-1]
 
 
 def test_the_error_is_that_of_other_seeds_too(user):
