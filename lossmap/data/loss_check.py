@@ -144,8 +144,8 @@ def _look(problem: Problem) -> tuple[Problem, _Probe, int]:
     movable_parameters(problem.model)  # refuses a lazy module that has no parameters yet
     if any(p.is_meta for p in problem.model.parameters()):
         check_finite(problem.model, "the model")
-    problem = with_copied_batches(problem, _few_samples(problem))
-    find_merged_layers(problem, _few_samples(problem))
+    problem = with_copied_batches(problem, few_samples(problem))
+    find_merged_layers(problem, few_samples(problem))
     probe = _Probe(problem)
     if isinstance(problem.loss, SupervisedLoss) and takes_class_labels(problem.loss.loss):
         outputs = probe.outputs()
@@ -216,7 +216,7 @@ class _Probe:
 
     def __init__(self, problem: Problem) -> None:
         self.original = problem
-        self.batch = _few_samples(problem)
+        self.batch = few_samples(problem)
         self.samples = samples_in(self.batch)
         with temporary_parameters(problem.model, {}), torch.enable_grad(), same_random_state(20):
             self.weight = problem.count(self.batch)  # over which its loss is a mean
@@ -238,7 +238,7 @@ class _Probe:
     def mean_in_both(self) -> tuple[float, float]:
         """The mean loss of these samples by the model as it is, and by its float64 copy, as surveys compute them."""
         means = []
-        for problem, batch in ((self.original, _few_samples(self.original)), (self.problem, self.batch)):
+        for problem, batch in ((self.original, few_samples(self.original)), (self.problem, self.batch)):
             with temporary_parameters(problem.model, {}), torch.enable_grad(), stable_forms(), same_random_state(20):
                 means.append(float(problem.total(batch).detach()) / (self.weight or 1.0))
         return means[0], means[1]
@@ -299,7 +299,7 @@ class _Probe:
         return not np.isfinite(gap) or gap <= self.tolerance * max(abs(whole), sum(abs(p) for p in parts))
 
 
-def _few_samples(problem: Problem) -> Batch:
+def few_samples(problem: Problem) -> Batch:
     """The first and the last samples of the data in one batch, and some with ignored targets or NaN among them.
 
     `MAX_SAMPLES` at most.

@@ -114,7 +114,7 @@ def batch_seed(seed: int, batch: Batch, stream: str = "forward") -> int:
 
 
 def with_noise_seed(problem: Problem, seed: int) -> Problem:
-    """The problem whose random numbers start from a seed at every evaluation of a batch, from another for each batch."""
+    """The problem whose random numbers start, at every evaluation of a batch, from a seed made of this one and it."""
 
     def fixed(function: Callable[..., Any], stream: str = "forward") -> Callable[..., Any]:
         if isinstance(function, WithFixedNoise):

@@ -38,6 +38,7 @@ from lossmap.geometry.directions import Plane
 from lossmap.geometry.grid import Field, Point
 from lossmap.interrupt import Interrupted
 from lossmap.keywords import checked_init
+from lossmap.landscape.underflow_remarks import UnderflowRemarks
 from lossmap.linalg.eigenpairs import MAX_ROUNDING_SHARE, EigenPairs, Which, check_eigenvalue_request, with_residuals
 from lossmap.linalg.lanczos import extremes
 from lossmap.linalg.operator import SymmetricOperator
@@ -199,6 +200,7 @@ class EigenvalueMap:
         self.fields = tuple(own)
         self._tasks = [(split, part) for split in self.prepared for part in self.parts]
         self._solved = {task: Neighbours(plane, memory // len(self._tasks)) for task in self._tasks}
+        self._underflows = UnderflowRemarks()
 
     def _fields_of(self, split: str) -> list[Field]:
         own = fields_of(self.parts, self.prefixes[split], split, self.unit)
@@ -346,6 +348,16 @@ class EigenvalueMap:
             reading |= fields | self._roundings(split, reading, fields)
         names = {f.name.removeprefix("audit_"): f for f in self.fields}
         return {f.name: reading.get(name, _nothing(f)) for name, f in names.items()}
+
+    def remark(self, point: Point, reading: Mapping[str, Any]) -> str | None:
+        """A sentence where eigenvalues of 0 here are those of a loss that underflows; of the first such point alone."""
+        zero, audited = [], "audit_" if self.audit else ""
+        for split, problem in self.problems.items():
+            prefix = self.prefixes[split]
+            eigenvalues = [reading.get(f"{audited}{prefix}{end}_eig", nan) for end in ("max", "min")]
+            if 0 in eigenvalues:
+                zero.append(problem)
+        return self._underflows.remark(zero, self.plane, point)
 
     def _roundings(self, split: str, reading: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str, float]:
         """Of several parts of a split the largest rounding, and whether it was measured for all of them."""

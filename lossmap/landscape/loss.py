@@ -37,6 +37,7 @@ from lossmap.geometry.directions import Plane
 from lossmap.geometry.grid import Field, Point
 from lossmap.keywords import checked_keywords
 from lossmap.landscape.fold_batchnorm import FoldedLayer, fold_batchnorm_modules
+from lossmap.landscape.underflow_remarks import UnderflowRemarks
 
 logger = logging.getLogger("lossmap")
 
@@ -88,6 +89,7 @@ class LossMap:
         self.model = next(iter(problems.values())).model
         self.fields = tuple(f for split, p in problems.items() for f in _fields(split, p, noise_repeats))
         self._gradients = not all(p.separable for p in problems.values())
+        self._underflows = UnderflowRemarks()
         self._use(plan)
 
     @property
@@ -172,6 +174,11 @@ class LossMap:
         if sums[-1] > 0:
             raise RuntimeError("another rank of this point's team failed; its report names the reason")
         return self._reading(sums[:-1])
+
+    def remark(self, point: Point, reading: Mapping[str, Any]) -> str | None:
+        """A sentence where a loss of 0 here is one that underflows; of the first such point alone."""
+        zero = [self._planned[split][0] for split in self._planned if reading[f"{split}_loss"] == 0]
+        return self._underflows.remark(zero, self.plane, point)
 
     def _reading(self, sums: Sequence[Tensor]) -> dict[str, float]:
         """The fields, from the sums of `_pass` over each split and, within it, each realisation."""

@@ -55,7 +55,8 @@ class Measure(Protocol):
     unless `point_timeout` says when. May have `with_choice(chosen)`: the measure with what a probe chose in another
     process. May have `resume(point, state)`, which goes on at a point that it left by raising Interrupted(state), and
     `smaller()`, which makes it need less memory and says how, or returns None where it cannot; where memory runs out on
-    one rank of a team, all its ranks call it.
+    one rank of a team, all its ranks call it. May have `remark(point, reading)`, a sentence for the log and the file on
+    what was read there, or None.
     """
 
     @property

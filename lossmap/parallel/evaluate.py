@@ -77,7 +77,9 @@ class PointEvaluator:
             began = time.perf_counter()
             code, value = self._attempt(index, state)
             if code == OK:
-                return DONE, index, value, time.perf_counter() - began
+                seconds = time.perf_counter() - began
+                self._remark(index, value)
+                return DONE, index, value, seconds
             values = [value for value in self.team.gather(value) if value is not None]
             if code == LEFT:
                 return INTERRUPTED, index, next((v for v in values if isinstance(v, dict)), {})
@@ -108,6 +110,14 @@ class PointEvaluator:
         except PeerFailed as failed:
             return failed.code, failed.reason
         return settled, value if settled == code else None
+
+    def _remark(self, index: int, reading: Mapping[str, Any]) -> None:
+        """Hand on what the measure has to say of a reading, if anything; the leader of a team alone asks it."""
+        if not self.team.leads or not hasattr(self.measure, "remark"):
+            return
+        remark = self.measure.remark(self.point(index), reading)
+        if remark is not None:
+            self.note(remark)
 
     def _reading(self, index: int, state: Any) -> Mapping[str, Any]:
         point = self.point(index)
