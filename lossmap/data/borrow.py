@@ -123,13 +123,14 @@ class ModuleState:
         for each in inner:
             self._enter(each)
 
-    def restore(self) -> None:
+    def restore(self, everything: bool = False) -> None:
         """Put every attribute and every entry back; what has been added is removed.
 
-        Outside of the model that is done where a tensor was put somewhere, and counters and notes stay as they are.
+        Outside of the model that is done where a tensor was put somewhere, or with `everything`; else counters and
+        notes stay as they are.
         """
         attributes, contents = self._inside
-        if self._converted or self._has_new_tensors():
+        if everything or self._converted or self._has_new_tensors():
             attributes, contents = len(self.attributes), len(self.contents)
             for holder, name, before in self.places:
                 if at(holder, name) is not before:

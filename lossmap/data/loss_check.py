@@ -39,6 +39,7 @@ from lossmap.data.borrow import copy_of
 from lossmap.data.broadcasts import broadcast_targets
 from lossmap.data.carried_state import carried_state
 from lossmap.data.checks import check_finite
+from lossmap.data.counters import moving_counters
 from lossmap.data.criteria import ACCURACY, SupervisedLoss, takes_class_labels
 from lossmap.data.datasets import labels_within
 from lossmap.data.merged_layers import find_merged_layers
@@ -156,6 +157,8 @@ def _look(problem: Problem) -> tuple[Problem, _Probe, int]:
     if carried is not None:
         problem = _as_one_batch(problem, carried)
         probe = _Probe(problem)
+    else:
+        problem = _with_counters_told(problem, probe)
     kind = probe.kind()
     problem = _with_underflow_told(problem, probe)
     reported = _with_rounding_told(_with_metrics_that_fit(problem, probe), probe, kind)
@@ -177,6 +180,25 @@ def _with_data_told(problem: Problem, probe: _Probe) -> Problem:
     if missing is not None:
         notes.append(missing)
     return replace(problem, notes=(*problem.notes, *notes))
+
+
+def _with_counters_told(problem: Problem, probe: _Probe) -> Problem:
+    """With a note on numbers that every call changes; as one batch, or refused, where the loss follows them."""
+    counters = moving_counters(probe.problem, probe.batch, probe.tolerance)
+    if counters is None:
+        return problem
+    if counters.changes and counters.is_inside:
+        return _as_one_batch(problem, str(counters))
+    if counters.changes:
+        raise ValueError(
+            f"the loss is not repeatable: one batch gave {counters.low:.8g}, then {counters.high:.8g}, as it changes "
+            f"with {counters}, which every call changes; count no calls, or fix what they change before the survey"
+        )
+    note = (
+        f"every call changes {counters}; the loss of a few samples was the same {counters.calls} times and is taken "
+        "for one that does not depend on it"
+    )
+    return replace(problem, notes=(*problem.notes, note))
 
 
 def _treated(problem: Problem, probe: _Probe, kind: int, seed: int) -> Problem:

@@ -15,7 +15,7 @@ import dis
 import functools
 import operator
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary, ref
@@ -39,7 +39,7 @@ def _is_library(name: str | None) -> bool:
 
 def _is_kept(value: Any, module: str) -> bool:
     """Whether a value may be a table, hold one, or stand where one will be; objects only of classes of this module."""
-    if value is NOTHING or isinstance(value, (Tensor, dict, list, set, types.NoneType, bool, int)):
+    if value is NOTHING or isinstance(value, (Tensor, dict, list, set, types.NoneType, bool, int, float, Iterator)):
         return True
     return type(value).__module__ == module and isinstance(getattr(value, "__dict__", None), dict)
 
@@ -50,6 +50,7 @@ class _Reader:
 
     places: dict[tuple[int, str], Place] = field(default_factory=dict)
     modules: dict[int, nn.Module] = field(default_factory=dict)
+    variables: dict[int, str] = field(default_factory=dict)  # the names of closures' cells
     _read: set[int] = field(default_factory=set)
 
     def read_class(self, cls: type) -> None:
@@ -70,8 +71,11 @@ class _Reader:
             self._read_function(value)
         elif isinstance(value, property):
             self.read(value.fget)
-        elif isinstance(value, (staticmethod, classmethod, types.MethodType)):
+        elif isinstance(value, (staticmethod, classmethod)):
             self.read(value.__func__)
+        elif isinstance(value, types.MethodType):
+            self.read(value.__func__)
+            self._read_callable(value.__self__)
         elif isinstance(value, (functools.partial, functools.cached_property)):
             self.read(value.func)
         elif hasattr(type(value), "cache_info"):  # of functools.lru_cache
@@ -79,6 +83,20 @@ class _Reader:
         elif type(value).__module__.startswith("lossmap."):  # a loss as a problem holds it
             for each in getattr(value, "__dict__", {}).values():
                 self.read(each)
+        elif callable(value):
+            self._read_callable(value)
+
+    def _read_callable(self, value: Any) -> None:
+        """The attributes of an object that is a loss, or whose method is one, and those of its class."""
+        attributes = getattr(value, "__dict__", None)
+        if isinstance(value, (type, nn.Module)) or not isinstance(attributes, dict) or id(value) in self._read:
+            return
+        if _is_library(type(value).__module__):
+            return
+        self._read.add(id(value))
+        for name, each in list(attributes.items()):
+            self._place(value, name, each, type(value).__module__)
+        self.read_class(type(value))
 
     def _place(self, holder: Any, name: str, value: Any, module: str) -> None:
         if _is_kept(value, module):
@@ -95,7 +113,8 @@ class _Reader:
         self._read.add(id(function))
         for name in ("__dict__", "__defaults__", "__kwdefaults__"):
             self.places[id(function), name] = (function, name)
-        for cell in function.__closure__ or ():
+        for variable, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+            self.variables[id(cell)] = variable
             self._place(cell, "cell_contents", at(cell, "cell_contents"), module)
         for name in _global_names(function.__code__):
             if name in function.__globals__ or not hasattr(builtins, name):
@@ -177,6 +196,16 @@ def places_of(model: nn.Module) -> list[Place]:
     for company in _companies(model):
         places.extend(company.reader.places.values())
     return places
+
+
+def name_of_place(model: nn.Module, holder: Any, name: str) -> str:
+    """What people call a place: the variable of a closure, or the class and its attribute."""
+    if isinstance(holder, type):
+        return f"{holder.__name__}.{name}"
+    if isinstance(holder, types.CellType):
+        names = (company.reader.variables.get(id(holder)) for company in _companies(model))
+        return next(filter(None, names), "a variable of a closure")
+    return name
 
 
 def modules_beside(model: nn.Module) -> list[nn.Module]:

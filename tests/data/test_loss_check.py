@@ -201,7 +201,7 @@ def test_a_loss_that_varies_little_from_elsewhere_is_refused_too(net, data):
 def test_a_loss_that_draws_from_elsewhere_is_refused(net, data):
     counter = iter(range(10**6))
     problem = Problem.supervised(net, lambda o, t: F.cross_entropy(o, t) * (1 + next(counter) % 3), data)
-    with pytest.raises(ValueError, match=r"the loss is not repeatable: one batch gave .*, also from the same state"):
+    with pytest.raises(ValueError, match=r"the loss is not repeatable: one batch gave .*, as it changes with counter"):
         losses(problem, random_plane(net, axes=1))
 
 
@@ -439,6 +439,74 @@ def test_a_model_that_carries_a_state_is_read_on_one_batch_or_refused(data, buff
     assert centre(checked, 7) == pytest.approx(truth, rel=1e-6)
     with pytest.raises(ValueError, match=r"carries a state from batch to batch \(state\): over 3 batches its loss"):
         check_loss(Problem.supervised(model, "crossentropy", (x, y), batch_size=30))
+
+
+class Every(nn.Module):
+    """Twice its layer at every 50th call."""
+
+    def __init__(self, buffer=False, factor=2.0):
+        super().__init__()
+        self.layer, self.factor = nn.Linear(4, 3), factor
+        if buffer:
+            self.register_buffer("calls", torch.zeros((), dtype=torch.long))
+        else:
+            self.calls = 0
+
+    def forward(self, x):
+        self.calls = self.calls + 1
+        return self.layer(x) * (self.factor if int(self.calls) % 50 == 0 else 1.0)
+
+
+class Annealed:
+    """A loss whose weight changes at the 60th call."""
+
+    def __init__(self):
+        self.step = 0
+
+    def __call__(self, outputs, targets):
+        self.step += 1
+        return F.cross_entropy(outputs, targets) * (1 if self.step < 60 else 2)
+
+
+beta = 0.0
+
+
+def warmed_up(outputs, targets):
+    global beta
+    beta = min(1.0, beta + 0.01)
+    return F.cross_entropy(outputs, targets) * (1 + (beta > 0.5))
+
+
+@pytest.mark.parametrize("buffer", [True, False])
+def test_a_model_that_changes_at_every_fiftieth_call_is_read_on_one_batch_or_refused(data, buffer):
+    model = Every(buffer)
+    checked = check_loss(Problem.supervised(model, "crossentropy", data))
+    assert checked.notes[0].startswith("the model carries a state from batch to batch (calls)")
+    assert int(model.calls) == 0
+    with pytest.raises(ValueError, match=r"carries a state from batch to batch \(calls\): over 3 batches its loss"):
+        check_loss(Problem.supervised(model, "crossentropy", data, batch_size=30))
+
+
+def test_a_counter_that_changes_nothing_is_named(data):
+    checked = check_loss(Problem.supervised(Every(factor=1.0), "crossentropy", data, batch_size=30))
+    assert checked.notes == (
+        "every call changes calls; the loss of a few samples was the same 128 times and is taken for one that does not "
+        "depend on it",
+    )
+    assert not isinstance(checked.data, FixedBatches)
+
+
+def test_a_schedule_in_a_loss_is_refused_by_its_counters_name(net, data):
+    calls = iter(range(1, 10**6))
+    schedules = {
+        "step": Annealed(),
+        "beta": warmed_up,
+        "calls": lambda o, t: F.cross_entropy(o, t) * (1 + (next(calls) % 50 == 0)),
+    }
+    for name, loss in schedules.items():
+        with pytest.raises(ValueError, match=rf"the loss is not repeatable: .* as it changes with {name}.*every call"):
+            check_loss(Problem.supervised(net, loss, data))
+    assert schedules["step"].step < 10 and beta < 0.1  # as it was, but for the calls of other checks
 
 
 class Scales(nn.Sequential):
