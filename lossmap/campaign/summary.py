@@ -93,7 +93,9 @@ def _numbers_of_health(group: Group) -> dict[str, float]:
 
 
 def cost_of(surface: Surface) -> dict[str, float]:
-    """Rank-seconds of all points so far, and of the slowest one."""
+    """Rank-seconds of all points and of examinations so far, and of the slowest one."""
     seconds = [surface.fields[f"{m}_seconds"] for m in surface.status if f"{m}_seconds" in surface.fields]
+    if not seconds:  # an examination, whose group says what it took
+        seconds = [np.array([g.attributes["seconds"]]) for g in surface.groups.values() if "seconds" in g.attributes]
     known = np.concatenate([s[np.isfinite(s)] for s in seconds]) if seconds else np.zeros(0)
     return {"seconds": float(known.sum()), "slowest": float(known.max(initial=0.0))}

@@ -38,10 +38,13 @@ def status_text(name: str, members: Sequence[Member], folder: CampaignFolder, st
     """How a campaign stands, for a person."""
     one_each = different(members)
     lines = [_headline(name, members, states), *_table(one_each, states)]
-    for member in [m for m in one_each if states[m.digest].outcome == "failed"][:MAX_SHOWN]:
+    failed = [m for m in one_each if states[m.digest].outcome == "failed"]
+    for member in failed[:MAX_SHOWN]:
         state = states[member.digest]
         points = f"{state.failed} of {state.total} points: " if state.failed else ""
         lines.append(f"failed: {member.name}: {points}{state.reason}")
+    if len(failed) > MAX_SHOWN:
+        lines.append(f"and {len(failed) - MAX_SHOWN:,} more have failed (--json lists all)")
     lines += changed_sources(states)
     begun = [m for m in one_each if states[m.digest].outcome == "unfinished"]
     for member in begun[:MAX_SHOWN]:

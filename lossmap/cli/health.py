@@ -146,7 +146,7 @@ def run(settings: Settings, world: World | None = None) -> int:
     )
     say = output.rank_0_printer(world, settings.notes)
     say(diagnosis.to_json() if options.json == "-" else repr(diagnosis))
-    store(diagnosis, settings, say)
+    store(diagnosis, settings, say, seconds=time.monotonic() - began)
     is_serious = any(finding.level == SERIOUS for finding in diagnosis.findings)
     if options.fail_on_serious and is_serious:
         return 3
@@ -160,8 +160,8 @@ def label_of(settings: Settings) -> str:
     return settings.data.problem or f"{settings.model.model}, untrained"
 
 
-def store(diagnosis: Diagnosis, settings: Settings, say: output.Printer) -> None:
-    """Write the JSON, the figure, and the group in a result file that the settings name."""
+def store(diagnosis: Diagnosis, settings: Settings, say: output.Printer, seconds: float) -> None:
+    """Write the JSON, the figure, and the group in a result file that the settings name; `seconds` is what it took."""
     options = settings.health
     if options.json not in (None, "-"):
         Path(options.json).write_text(diagnosis.to_json() + "\n")
@@ -180,7 +180,8 @@ def store(diagnosis: Diagnosis, settings: Settings, say: output.Printer) -> None
             attributes: dict[str, Any] = {"long_name": "a single point", "command": "health"}
             return Surface(Grid(np.zeros(1)), {}, settings={"file": settings.resolved()}, attributes=attributes)
 
-        put_group(options.surf_file, "health", Group(*diagnosis.stored()), new_result)
+        arrays, attributes = diagnosis.stored()
+        put_group(options.surf_file, "health", Group(arrays, attributes | {"seconds": seconds}), new_result)
         for place, group in value_groups(diagnosis.without_vectors(), "health").items():
             put_group(options.surf_file, place, group, new_result)
         say(f"stored in: {options.surf_file}")

@@ -108,6 +108,7 @@ def test_the_numbers_have_their_bars_and_each_row_its_settings(folder):
     assert surface["model_file"] == "run/net_2.pt" and surface["y"] == "-1:1:2"
     group = read(spectrum["file"]).groups["spectrum/train"]
     assert (spectrum["largest"], spectrum["largest_error"]) == (group["top"][0], group["top_error"][0])
+    assert 0 < table["health: run/net_2"]["seconds"] < 600 and table["health: run/net_2"]["done"] == 0
     eigen = table["eigenmap: run/net_2"]
     assert eigen["max_eig_center_error"] > 0 and eigen["audit_points"] == 3
 
