@@ -127,7 +127,7 @@ def test_the_laptop_section_works_word_for_word(tmp_path):
     environ = {**environment(), "TMPDIR": "/tmp"}
     environ["PATH"] = f"{bin_folder}:{environ['PATH']}"
     for block in blocks("sh", section):
-        text = block.replace("--x=-1:1:51", "--x=-1:1:9").replace("--y=-1:1:51", "--y=-1:1:5")
+        text = re.sub(r"--([xy])=(-1:1|auto):51", r"--\1=\2:5", block)
         text = text.replace("--x=-1:1:11 --y=-1:1:11", "--x=-1:1:3 --y=-1:1:3")
         text = text.replace("--dataset digits ", "--dataset npz:mydata.npz ")
         done = subprocess.run(

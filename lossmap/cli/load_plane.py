@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lossmap.cli.grid_window import tick_texts
 from lossmap.cli.load_model import read_checkpoint, run_files, selection_of
 from lossmap.cli.setting_groups import ModelSettings, PlaneSettings
 from lossmap.cli.settings import Settings, UsageError
@@ -43,13 +44,14 @@ Curved = Callable[[str], tuple[Tensor, Layout]]  # gradient, hessian:max or hess
 
 def grid_of(plane: PlaneSettings) -> Grid:
     """The grid of the settings. Raises UsageError for one of more than MAX_POINTS points, unless --yes allows it."""
-    counts = [int(text.rpartition(":")[2]) for text in (plane.x, plane.y) if text and re.search(r":\d+$", text)]
+    x, y = tick_texts(plane)
+    counts = [int(text.rpartition(":")[2]) for text in (x, y) if text and re.search(r":\d+$", text)]
     if prod(counts) > MAX_POINTS and not plane.yes:
         raise UsageError(
             f"the grid has {prod(counts):,} points ({' x '.join(map(str, counts))}), and each field of the result "
             f"takes {8 * prod(counts) / 1e6:,.0f} MB; add --yes where this is meant"
         )
-    return Grid.parse(plane.x, plane.y)
+    return Grid.parse(x, y)
 
 
 def plane_and_ranks(settings: Settings, world: World, model: nn.Module, curved: Curved | None = None) -> Plane:

@@ -9,8 +9,8 @@ import hashlib
 import re
 from pathlib import Path
 
+from lossmap.cli.grid_window import grid_in
 from lossmap.cli.settings import Settings
-from lossmap.geometry.grid import Grid
 
 ENDINGS = (".h5", ".hdf5", ".nc")
 MAX_NAME_LENGTH = 200  # characters; file systems allow 255, and suffixes are added
@@ -36,7 +36,7 @@ def default_name(settings: Settings) -> str:
     subject = settings.data.problem or model.model
     if model.model_file:
         subject = _checkpoint_name(model.model_file)
-    grid = Grid.parse(plane.x, plane.y)
+    grid = grid_in(plane)
     spans = [f"{t[0]:g}to{t[-1]:g}x{t.size}" for t in (grid.x, grid.y) if t is not None]
     seed = f"s{plane.seed}.{plane.idx}" if plane.idx else f"s{plane.seed}"
     name = f"{subject}_{'-'.join(dict.fromkeys(_directions(settings)))}_{seed}_{'_'.join(spans)}"

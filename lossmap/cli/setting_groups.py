@@ -149,8 +149,10 @@ class DataSettings:
 class PlaneSettings:
     """Plane options."""
 
-    x: str = setting("-1:1:51", "ticks along x", metavar="LOW:HIGH:COUNT")
-    y: str | None = setting(None, "ticks along y; by default none, which makes a line", metavar="LOW:HIGH:COUNT")
+    x: str = setting(
+        "-1:1:51", "ticks along x; auto or auto:COUNT holds the path of --proj-file", metavar="LOW:HIGH:COUNT"
+    )
+    y: str | None = setting(None, "ticks along y, as x; by default none, which makes a line", metavar="LOW:HIGH:COUNT")
     parameters: str | None = setting(
         None, "parameters that move, and that a Hessian is of: all, weights (dimension > 1), trainable "
         "(requires_grad), or a regular expression; by default all move, and a Hessian is of the weights",

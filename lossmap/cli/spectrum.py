@@ -305,7 +305,7 @@ def report_l2_path(
     if retrained:
         arrays["retrained_largest"] = np.array([r.largest[0] for r in retrained])
         arrays["retrained_smallest"] = np.array([r.smallest[0] for r in retrained])
-    store.put("spectrum/l2_path", Group(arrays, {"report": repr(path)}))
+    store.put("spectrum/l2_path", Group(arrays, {"report": repr(path), "unit": spectrum.unit}))
 
 
 def report_singular_values(model: Any, store: SurfaceFile, say: output.Printer) -> None:

@@ -157,6 +157,13 @@ class Grid:
         return f"Grid(x={span(self.x)}, y={span(self.y)})"
 
 
+def window_around(values: np.ndarray) -> tuple[float, float]:
+    """The ends of an axis that holds these coordinates, (points,), and a tenth of their extent beyond on both sides."""
+    low, high = float(values.min()), float(values.max())
+    margin = 0.1 * (high - low or 1.0)
+    return low - margin, high + margin
+
+
 def _ticks(axis: str, text: str) -> np.ndarray:
     needed = f"--{axis} must be low:high:count, such as --{axis}=-1:1:51"
     parts = text.split(":")

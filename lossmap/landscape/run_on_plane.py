@@ -13,7 +13,7 @@ import numpy as np
 
 from lossmap.data.problem import Problem
 from lossmap.geometry.directions import Named, Plane, difference
-from lossmap.geometry.grid import Grid
+from lossmap.geometry.grid import Grid, window_around
 from lossmap.geometry.training_path import trajectory
 from lossmap.io.surface import Group
 from lossmap.landscape.loss import losses, plain_forward
@@ -43,11 +43,7 @@ def _step(file: Path, position: int) -> float:
 
 def grid_around(arrays: Mapping[str, np.ndarray]) -> Grid:
     """Ticks that span the whole path with a margin."""
-
-    def ticks(values: np.ndarray) -> np.ndarray:
-        low, high = float(values.min()), float(values.max())
-        margin = 0.1 * (high - low or 1.0)
-        return np.linspace(low - margin, high + margin, 25)
-
-    x = ticks(arrays["x"])
-    return Grid(x, ticks(arrays["y"])) if "y" in arrays else Grid(x)
+    x = np.linspace(*window_around(arrays["x"]), 25)
+    if "y" not in arrays:
+        return Grid(x)
+    return Grid(x, np.linspace(*window_around(arrays["y"]), 25))

@@ -20,6 +20,7 @@ OUTLIER_SHARE, OUTLIER_POINTS = 0.02, 20
 OUTLIER_FACTOR = 20.0  # over the other values, or over their span, from which a value lies far
 SMALLEST, LARGEST = 1e-50, 1e50  # absolute values that a level, or a span of levels, may have beside 0
 FLAT_SPAN = 1e-9  # relative to the larger end: a narrower span is one value
+FLAT_MARGIN = 10.0  # a scale of one value reaches so many times its noise to both sides: noise stays unseen
 MAX_LEVELS = 1000
 # Round steps within a decade, coarse to fine.
 SERIES: tuple[tuple[float, ...], ...] = (
@@ -62,6 +63,14 @@ class Scale:
         """Whether there is but one value."""
         return self.levels.size < 2
 
+    @property
+    def ends(self) -> tuple[float, float]:
+        """Where colours and heights end: those of one value lie around it, so that they show no differences."""
+        if self.flat and self.high - self.low < 1:
+            middle = 0.5 * (self.low + self.high)
+            return middle - 0.5, middle + 0.5
+        return self.low, self.high
+
 
 def scale_of(
     values: Sequence[np.ndarray],
@@ -71,15 +80,18 @@ def scale_of(
     step: float | None = None,
     log: bool | None = None,
     count: int = 12,
+    noise: float = 0.0,
 ) -> Scale:
     """A common scale for several arrays, of any shapes; NaN and infinities are left out of account.
 
     low, high, step  ends and step of the levels (--vmin --vmax --vlevel), in the values' unit; a step makes even levels
     log              geometric or not; by `suits_log` if left out
     count            approximate number of levels
+    noise            differences that rounding or errors alone explain, from `noise_of`; 0: none
 
     An end that is left out is that of the values without the few that lie far from all others (`usual_ends`); what lies
-    beyond an end, and on a geometric scale what is not positive, is `below` or `above`.
+    beyond an end, and on a geometric scale what is not positive, is `below` or `above`. Where no end is set and noise
+    explains all differences, there is one level, amid a span that leaves them unseen.
 
     Raises ValueError where low is not below high, an end is not finite or beyond LARGEST, or the step is not positive
     or makes more than MAX_LEVELS levels.
@@ -89,6 +101,9 @@ def scale_of(
     if known.size == 0:
         return Scale(0.0, 1.0, np.zeros(0), False, False, False)
     smallest, largest = float(known.min()), float(known.max())
+    if noise > 0 and low is None and high is None:
+        middle, reach = 0.5 * (smallest + largest), max(0.5, FLAT_MARGIN * noise)
+        return Scale(middle - reach, middle + reach, np.array([middle]), False, False, False)
     usual = usual_ends(known)
     bottom = _within(usual[0]) if low is None else low
     top = _within(usual[1]) if high is None else high
@@ -107,6 +122,20 @@ def scale_of(
         levels = even(bottom, top, count)
     levels = _ended(levels, low, high)
     return Scale(float(levels[0]), float(levels[-1]), levels, bool(log), smallest < levels[0], largest > levels[-1])
+
+
+def noise_of(values: np.ndarray, errors: np.ndarray) -> float:
+    """The largest difference that errors alone explain, where one value lies within the errors of all; else 0.
+
+    values, errors  of any one shape; NaN and infinities are left out of account
+    """
+    known = np.isfinite(values) & np.isfinite(errors)
+    if known.sum() < 2 or np.any(np.isinf(values)):
+        return 0.0
+    values, errors = values[known], errors[known]
+    if np.ptp(values) == 0 or (values - errors).max() > (values + errors).min():
+        return 0.0
+    return float(2 * errors.max())
 
 
 def suits_log(values: Sequence[np.ndarray], low: float | None = None, high: float | None = None) -> bool:

@@ -20,7 +20,19 @@ from lossmap.geometry.grid import curvature_unit
 from lossmap.io.eigenvector_store import results_of
 from lossmap.io.surface import Group
 from lossmap.plotting.quantities import in_brackets
-from lossmap.plotting.style import BLUE, COLUMN, DARK, GREEN, PAGE, PURPLE, RED, new_figure, save, style_context
+from lossmap.plotting.style import (
+    BLUE,
+    COLUMN,
+    DARK,
+    GREEN,
+    PAGE,
+    PURPLE,
+    RED,
+    name_scales,
+    new_figure,
+    save,
+    style_context,
+)  # fmt: skip
 
 Source = str | os.PathLike[str] | Group
 MAX_COMPONENTS = 20  # that are drawn; of tracks three times as many
@@ -247,6 +259,7 @@ def draw_panel(source: Source, panel: str) -> Figure:
     with style_context():
         figure = new_figure(COLUMN, 2.6)
         PANELS[panel](figure.subplots(), _group(source))
+        name_scales(figure)
     return figure
 
 
@@ -261,6 +274,7 @@ def draw_evolution(source: Source) -> Figure:
                  "participation", "negative", "curvature", "volume")  # fmt: skip
         for i, name in enumerate(order):
             PANELS[name](figure.add_subplot(grid[1 + i // 2, i % 2]), group)
+        name_scales(figure)
     return figure
 
 

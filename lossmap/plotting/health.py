@@ -20,7 +20,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 from lossmap.geometry.grid import curvature_unit
 from lossmap.io.read import read
 from lossmap.plotting.quantities import in_brackets
-from lossmap.plotting.style import BLUE, DARK, GREEN, PAGE, PURPLE, RED, new_figure, style_context
+from lossmap.plotting.style import BLUE, DARK, GREEN, PAGE, PURPLE, RED, name_scales, new_figure, style_context
 from lossmap.report.health import estimate_text, undecided_text
 from lossmap.report.text import count, value_with_error
 
@@ -54,6 +54,7 @@ def draw_health(source: Report | str | os.PathLike[str]) -> Figure:
         panels = (_singular_values, _gains, _units, _gradients, _hessian, _collapse)
         for i, panel in enumerate(panels):
             panel(figure.add_subplot(grid[1 + i // 2, i % 2]), report)
+        name_scales(figure)
     return figure
 
 

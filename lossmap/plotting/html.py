@@ -20,6 +20,7 @@ from lossmap.io.printable import printable
 from lossmap.io.read import Group, Surface, read
 from lossmap.io.surface import FAILED, TO_DO
 from lossmap.plotting.contour_levels import Scale
+from lossmap.plotting.flatness import noise_in
 from lossmap.plotting.maps import edges, missing_points, y_ticks
 from lossmap.plotting.options_taken import refuse_unused
 from lossmap.plotting.panels import FigureOptions
@@ -141,7 +142,8 @@ def _view(surface: Surface, name: str, options: FigureOptions) -> dict[str, Any]
     """What both views show of a field: heights, texts, colours and ticks."""
     what = quantity(surface, name)
     values, status = values_of(surface, name)
-    scale = options.scale([values], what)
+    noise = noise_in([surface], name)
+    scale = options.scale([values], what, noise)
     finite = np.where(np.isfinite(values), values, np.nan)
     levels = scale.levels[:: max(1, scale.levels.size // 8)]
     if scale.log:
@@ -149,8 +151,11 @@ def _view(surface: Surface, name: str, options: FigureOptions) -> dict[str, Any]
     else:
         heights, ticks = finite, levels
     low, high, colours = _ends_and_colours(what, scale, finite, options.vmax)
+    label = _label(surface, name)
+    if noise:
+        label += ", equal within its errors"
     return {
-        "label": on_scale(_label(surface, name), scale.log),
+        "label": on_scale(label, scale.log),
         "heights": heights,
         "words": _words(values, status, name),
         "ends": (low, high),
@@ -180,16 +185,14 @@ def _ends_and_colours(
     what: Quantity, scale: Scale, finite: np.ndarray, limit: float | None
 ) -> tuple[float, float, ColourScale]:
     """Where the colours of the heights begin and end, and the colours between."""
-    low, high, colours = scale.low, scale.high, colour_scale(what.cmap)
-    if what.signed:
+    (low, high), colours = scale.ends, colour_scale(what.cmap)
+    if what.signed and not scale.flat:
         high = float(max(np.abs(finite[np.isfinite(finite)]), default=1.0))
         if limit is not None:
             high = abs(limit)
         low = -high
     elif scale.log:
         low, high = float(np.log10(low)), float(np.log10(high))
-    if low == high:
-        return low - 0.5, high + 0.5, colours
     return low, high, colours
 
 

@@ -11,6 +11,8 @@ from matplotlib.figure import Figure
 
 from lossmap.io.read import Surface
 from lossmap.plotting import lines
+from lossmap.plotting.contour_levels import FLAT_MARGIN, scale_of
+from lossmap.plotting.flatness import noise_in
 from lossmap.plotting.notes import accuracy_notes
 from lossmap.plotting.panels import LOSS_NAMES, FigureOptions, add_legend_and_notes, common_loss
 from lossmap.plotting.quantities import (
@@ -64,7 +66,8 @@ def _draw_field(
         _draw_noise(axes, surface, name, _colour(i))
         patches += lines.mark_missing(axes, surface.grid.x, values, status)
     axes.set_ylabel(what.label)
-    _set_loss_axis(axes, [values_of(s, name)[0] for s in surfaces], options, what.even or what.signed)
+    arrays = [values_of(s, name)[0] for s in surfaces]
+    _set_loss_axis(axes, arrays, options, what.even or what.signed, noise_in(surfaces, name))
     if len(surfaces) > 1:
         axes.legend()
     return patches
@@ -103,7 +106,8 @@ def _draw_loss_and_accuracy(
     if len(names) > 1:
         axes.set_ylabel("mean loss" + in_brackets(surface.about[names[0]].unit))
     first = quantity(surface, names[0])
-    _set_loss_axis(axes, arrays, options, first.even or first.signed)
+    noise = noise_in([surface], names[0]) if len(names) == 1 else 0.0
+    _set_loss_axis(axes, arrays, options, first.even or first.signed, noise)
     if accuracies:
         axes.yaxis.label.set_color(BLUE)
         axes.tick_params(axis="y", colors=BLUE)
@@ -127,8 +131,17 @@ def _draw_accuracies(axes: Any, surface: Surface, names: Sequence[str]) -> None:
     axes.set_ylim(-3, 103)
 
 
-def _set_loss_axis(axes: Any, arrays: list[np.ndarray], options: FigureOptions, even: bool = False) -> None:
-    """The scale, which the label names, and the ends; even: never logarithmic unless that is set."""
+def _set_loss_axis(
+    axes: Any, arrays: list[np.ndarray], options: FigureOptions, even: bool = False, noise: float = 0.0
+) -> None:
+    """The scale, which the label names, and the ends; even: never logarithmic unless that is set.
+
+    noise  differences that errors alone explain: the axis reaches far beyond them, and its label says so
+    """
+    if noise and options.vmin is None and options.vmax is None and options.loss_max is None:
+        axes.set_ylim(scale_of(arrays, noise=noise).ends)
+        axes.set_ylabel(f"{axes.get_ylabel()},\nequal within its errors")
+        return
     if options.suits_log(arrays, even):
         axes.set_yscale("log")
         axes.set_ylabel(on_scale(axes.get_ylabel(), True))
@@ -175,10 +188,12 @@ def draw_eigenvalue_lines(surfaces: Sequence[Surface], titles: Sequence[str] | N
         lines.curve(lower, surface.grid.x, ratio, colour=colours["ratio"], label=title)
     if loss is not None:
         grid[0].set_ylabel("loss" + in_brackets(surfaces[0].about[loss].unit))
-        _set_loss_axis(grid[0], [s[loss] for s in surfaces], options)
+        _set_loss_axis(grid[0], [s[loss] for s in surfaces], options, noise=noise_in(surfaces, loss))
     upper.set_ylabel("eigenvalue" + in_brackets(surfaces[0].about["max_eig"].unit, 20))
     upper.axhline(0, color="0.6", linewidth=0.5)
     upper.legend(fontsize=6, ncols=max(1, len(surfaces)))
+    if noise := noise_in(surfaces, "ratio"):
+        lower.set_ylim(-FLAT_MARGIN * noise, FLAT_MARGIN * noise)
     lower.axhline(0, color="0.6", linewidth=0.5)
     lower.set_ylabel(r"$|\lambda_\min/\lambda_\max|$" + "\n" + r"($+$: $\lambda_\min<0$)")
     for axes in grid:

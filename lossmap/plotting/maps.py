@@ -19,7 +19,7 @@ from matplotlib.patches import Patch, Rectangle
 
 from lossmap.geometry.grid import Grid
 from lossmap.io.surface import DONE, FAILED
-from lossmap.plotting.contour_levels import Scale
+from lossmap.plotting.contour_levels import FLAT_MARGIN, Scale
 from lossmap.plotting.contour_levels import labels as labels_of
 from lossmap.plotting.style import DARK, GREY, RED
 
@@ -45,22 +45,22 @@ def edges(ticks: Array) -> Array:
 
 def norm_of(scale: Scale) -> Normalize:
     """Colours that change continuously between the ends of a scale."""
-    if scale.flat:
-        middle = scale.low
-        return Normalize(middle - 0.5, middle + 0.5)
-    return LogNorm(scale.low, scale.high) if scale.log else Normalize(scale.low, scale.high)
+    return LogNorm(*scale.ends) if scale.log else Normalize(*scale.ends)
 
 
-def centred(values: list[Array], limit: float | None = None, log: bool | None = None) -> Normalize:
+def centred(values: list[Array], limit: float | None = None, log: bool | None = None, noise: float = 0.0) -> Normalize:
     """Colours that are white at 0 and reach as far to both sides.
 
     limit  where they end; at the largest of all values if left out
     log    by decades beyond the usual value or not; left out, where no limit is set and most values are far below
+    noise  differences that errors alone explain, which stay pale
     """
     sizes = np.concatenate([np.abs(a[np.isfinite(a)]).reshape(-1) for a in values])
     sizes = sizes[sizes > 0]
     most = float(max(sizes, default=1.0))
     usual = float(np.median(sizes)) if sizes.size else most
+    if noise:
+        return CenteredNorm(0.0, max(most, FLAT_MARGIN * noise))
     if log is None:
         log = limit is None and most > 50 * usual
     if limit is not None:

@@ -35,14 +35,14 @@ class FigureOptions:
     trajectory: Group | bool | None = None
     width: float | None = None
 
-    def scale(self, arrays: Sequence[np.ndarray], what: Quantity) -> Scale:
-        """The common scale of these arrays."""
+    def scale(self, arrays: Sequence[np.ndarray], what: Quantity, noise: float = 0.0) -> Scale:
+        """The common scale of these arrays, whose differences may be but noise (`noise_in`)."""
         log = self.log
         if what.even and log is None:
             log = False
         if log:
             log = _has_positive(arrays)
-        return scale_of(arrays, low=self.vmin, high=self.vmax, step=self.vlevel, log=log)
+        return scale_of(arrays, low=self.vmin, high=self.vmax, step=self.vlevel, log=log, noise=noise)
 
     def suits_log(self, arrays: Sequence[np.ndarray], even: bool = False) -> bool:
         """Whether an axis of these arrays is logarithmic: as set, else never (even), else by what they span.

@@ -17,6 +17,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from lossmap.io.read import Surface
 from lossmap.plotting import maps
 from lossmap.plotting.contour_levels import Scale, labels, scale_of
+from lossmap.plotting.flatness import FLAT_NOTE, noise_in
 from lossmap.plotting.notes import accuracy_notes
 from lossmap.plotting.panels import (
     FigureOptions,
@@ -55,12 +56,15 @@ def draw_maps(
     arrays = [values for values, _ in readings]
     if what.signed and kind != "contour":
         kind = "map"
-    scale = options.scale(arrays, what)
+    noise = noise_in(surfaces, name)
+    scale = options.scale(arrays, what, noise)
     notes = []
     if "eig" in name or name == "ratio":
         notes = accuracy_notes(surfaces[0])
     if scale.above and options.vmax is None and not what.signed:
         notes = [*notes, _note_of_outliers(arrays, scale)]
+    if noise:
+        notes = [*notes, FLAT_NOTE]
     rows, columns, width = layout_of(len(surfaces), options.width)
     panel = (width - 0.85 - 0.3 * columns) / columns
     gap = 0.3 if titles else 0.12
@@ -70,7 +74,7 @@ def draw_maps(
     grid = figure.subplots(
         rows, columns, squeeze=False, sharex="col" if shared else "none", sharey="row" if shared else "none"
     )
-    norm = _centred(what, arrays, options.vmax, options.log)
+    norm = _centred(what, arrays, options.vmax, options.log, noise)
     patches: list[Artist] = []
     mappable: Any = None
     for i, (axes, surface, (values, status)) in enumerate(zip(grid.flat, surfaces, readings, strict=False)):
@@ -117,14 +121,14 @@ def _label_on_scale(label: str, kind: str, scale: Scale, norm: Normalize | None,
 
 
 def _centred(
-    what: Quantity, arrays: list[np.ndarray], limit: float | None = None, log: bool | None = None
+    what: Quantity, arrays: list[np.ndarray], limit: float | None = None, log: bool | None = None, noise: float = 0.0
 ) -> Normalize | None:
-    """The colours of a signed quantity, which are white at 0 in all panels; None of any other."""
+    """The colours of a signed quantity, which are white at 0 in all panels; None of any other. As `maps.centred`."""
     if not what.signed:
         return None
     if limit is None and what.name == "ratio":
         limit = MAX_RATIO
-    return maps.centred(arrays, limit, log)
+    return maps.centred(arrays, limit, log, noise)
 
 
 def _frame_panel(
@@ -162,7 +166,7 @@ def _set_bar_ticks(bar: Any, what: Quantity, scale: Scale, kind: str) -> None:
         bar.update_ticks()
         return
     most = 4 if bar.orientation == "horizontal" else 12
-    if not scale.flat and (what.signed or (kind == "map" and not scale.log)):
+    if what.signed or (kind == "map" and not scale.log and not scale.flat):
         bar.locator = MaxNLocator(min(most, 6))
         bar.formatter = FuncFormatter(lambda value, _: f"{value:.6g}")
         bar.update_ticks()
@@ -179,8 +183,9 @@ def draw_surfaces_3d(
     what = quantity(surfaces[0], name)
     readings = [values_of(s, quantity(s, name).name) for s in surfaces]
     arrays = [values for values, _ in readings]
-    scale = options.scale(arrays, what)
-    norm = _centred(what, arrays, options.vmax)
+    noise = noise_in(surfaces, name)
+    scale = options.scale(arrays, what, noise)
+    norm = _centred(what, arrays, options.vmax, noise=noise)
     rows, columns, width = layout_of(len(surfaces), options.width)
     figure = new_figure(width, rows * width / columns * 0.86)
     # In full only where there is one column, else there is no room between the surfaces.
@@ -192,7 +197,7 @@ def draw_surfaces_3d(
         handles += draw_surface3d(axes, surface.grid, values, scale, what.cmap, labels_3d, status, norm)
         if titles:
             axes.set_title(titles[i], y=0.97)
-    add_legend_and_notes(figure, handles, [])
+    add_legend_and_notes(figure, handles, [FLAT_NOTE] if noise else [])
     return figure
 
 
@@ -216,14 +221,18 @@ def draw_eigenvalue_maps(surfaces: Sequence[Surface], titles: Sequence[str] | No
     grid = figure.subplots(len(surfaces), len(names), squeeze=False, sharex="all" if shared else "row", sharey="row")
     linear = False if options.log is False else None  # --log is of the loss alone
     patches: list[Artist] = []
+    flat: list[str] = []
     for column, name in enumerate(names):
         what = quantity(surfaces[0], name)
         readings = [values_of(s, name) for s in surfaces]
         arrays = [values for values, _ in readings]
-        kind, scale = "map", scale_of(arrays, count=8, log=linear)
+        noise = noise_in(surfaces, name)
+        kind, scale = "map", scale_of(arrays, count=8, log=linear, noise=noise)
         if name == loss:
-            kind, scale = "filled", options.scale(arrays, what)
-        norm = _centred(what, arrays, log=linear)
+            kind, scale = "filled", options.scale(arrays, what, noise)
+        norm = _centred(what, arrays, log=linear, noise=noise)
+        if noise:
+            flat.append(what.symbol)
         mappable: Any = None
         for row, (surface, (values, status)) in enumerate(zip(surfaces, readings, strict=True)):
             axes = grid[row, column]
@@ -242,6 +251,8 @@ def draw_eigenvalue_maps(surfaces: Sequence[Surface], titles: Sequence[str] | No
         bar.set_label(label, fontsize=6)
     for axes, title in zip(grid[:, 0], titles or (), strict=False):
         axes.set_ylabel(f"{title}\ny")
+    if flat:
+        notes = [*notes, f"{', '.join(flat)}: {FLAT_NOTE}"]
     add_legend_and_notes(figure, patches, notes)
     return figure
 

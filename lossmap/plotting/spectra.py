@@ -19,7 +19,7 @@ from lossmap.geometry.grid import curvature_unit
 from lossmap.io.spectrum_layout import Source, layers_in, spectra_in
 from lossmap.io.surface import Group
 from lossmap.plotting.quantities import in_brackets
-from lossmap.plotting.style import BLUE, COLUMN, DARK, GREEN, PAGE, PURPLE, RED, new_figure, style_context
+from lossmap.plotting.style import BLUE, COLUMN, DARK, GREEN, PAGE, PURPLE, RED, name_scales, new_figure, style_context
 
 COLOURS = (BLUE, RED, GREEN, PURPLE, "#b8860b", "#3b3b3b")
 
@@ -72,6 +72,7 @@ def _with_density(group: Group, label: str) -> Figure:
     lower.set_xlabel(_axis(group))
     upper.set_title(_title(group, label), loc="left")
     _note(lower, group)
+    name_scales(figure)
     return figure
 
 
@@ -94,6 +95,7 @@ def _ends_alone(group: Group, label: str) -> Figure:
     axes.set_xlabel(_axis(group))
     axes.legend()
     axes.set_title(f"{_title(group, label)}; no density was computed", loc="left")
+    name_scales(figure)
     return figure
 
 
@@ -113,13 +115,14 @@ def draw_l2_path(group: Group) -> Figure:
                 axes.plot(strength, group[f"retrained_{name}"], "s--", color=colour, markersize=3, label="retrained",
                           markerfacecolor="none")  # fmt: skip
                 axes.legend()
-            axes.set_ylabel(f"{name} eigenvalue")
+            axes.set_ylabel(f"{name} eigenvalue" + _in_unit(group, 20))
         panels[1].axhline(0.0, color=DARK, linewidth=0.6)
         if len(positive) > 1 and positive.max() > 20 * positive.min():
             panels[1].set_xscale("asinh", linear_width=float(positive.min()))
             _ticks(panels[1], float(positive.min()), [0.0, float(positive.max())], count=4)
-        panels[1].set_xlabel(r"strength of the L2 term strength/2 $\|\theta\|^2$")
+        panels[1].set_xlabel(r"strength of the L2 term strength/2 $\|\theta\|^2$" + _in_unit(group, 40))
         panels[0].set_title("L2 path", loc="left")
+        name_scales(figure)
     return figure
 
 
@@ -141,6 +144,7 @@ def draw_comparison(source: Source) -> Figure:
             _cumulatives(panels[0], spectra)
         if with_ends:
             _extremes(panels[1], spectra)
+        name_scales(figure)
     return figure
 
 
@@ -178,6 +182,7 @@ def draw_train_against_test(train: Group, test: Group) -> Figure:
             _cumulatives(panels[0], {"training samples": train, "test samples": test})
         if ends:
             _against(panels[1], train, test, ends)
+        name_scales(figure)
     return figure
 
 
@@ -202,8 +207,8 @@ def _against(axes: Axes, train: Group, test: Group, ends: list[str]) -> None:
     axes.set_yticks(axes.get_xticks(), [t.get_text() for t in axes.get_xticklabels()])
     axes.minorticks_off()
     axes.set_ylim(axes.get_xlim())
-    axes.set_xlabel("eigenvalue, training samples")
-    axes.set_ylabel("eigenvalue, test samples")
+    axes.set_xlabel("eigenvalue, training samples" + _in_unit(train, 40))
+    axes.set_ylabel("eigenvalue, test samples" + _in_unit(test, 40))
     axes.legend()
 
 
@@ -435,7 +440,7 @@ def _extremes(axes: Axes, spectra: dict[str, Group]) -> None:
     _ticks(axes, linear, [min(ends), max(ends)], count=2, margin=4.0)
     axes.set_yticks(range(len(labels)), labels)
     axes.set_ylim(len(labels) - 0.4, -0.6)
-    axes.set_xlabel("extreme eigenvalues")
+    axes.set_xlabel("extreme eigenvalues" + _in_unit(next(iter(spectra.values())), 20))
 
 
 def _linear(groups: list[Group]) -> float:
@@ -494,9 +499,16 @@ def _axis(group: Group) -> str:
     """The label of an axis of eigenvalues, with their unit."""
     matrix = {"hessian": "Hessian", "gauss-newton": "Gauss-Newton"}.get(str(group.attributes.get("matrix")), "matrix")
     label = f"eigenvalue of the {matrix}"
-    if matrix == "matrix" or "unit" not in group.attributes:  # of any matrix nothing is known
+    if matrix == "matrix":  # of any matrix nothing is known
         return label
-    return label + in_brackets(curvature_unit(str(group.attributes["unit"])))
+    return label + _in_unit(group, 40)
+
+
+def _in_unit(group: Group, width: int) -> str:
+    """The unit of its eigenvalues behind a name, in lines of so many characters; nothing where it is not known."""
+    if "unit" not in group.attributes:
+        return ""
+    return in_brackets(curvature_unit(str(group.attributes["unit"])), width)
 
 
 def _title(group: Group, label: str) -> str:

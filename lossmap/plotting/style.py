@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,7 @@ STYLE: Any = {
     "savefig.dpi": 300,
     "figure.dpi": 150,
 }
+MAX_LINE = 30  # characters of an axis label, with which the word for its scale stands on one line
 FORMATS = ("pdf", "png", "svg", "eps", "jpg", "tif", "webp")
 
 
@@ -69,6 +71,18 @@ def new_figure(width: float, height: float, compressed: bool = False) -> Figure:
     engine: Any = figure.get_layout_engine()
     engine.set(w_pad=0.04, h_pad=0.04, wspace=0.02, hspace=0.02)
     return figure
+
+
+def name_scales(figure: Figure) -> None:
+    """Add the word for its scale to the label of each axis that is not linear and does not say so."""
+    for axes in figure.axes:
+        for axis in (axes.xaxis, axes.yaxis):
+            label, scale = axis.label.get_text(), axis.get_scale()
+            if label and scale != "linear" and not re.search("scale|linear", label):
+                gap = ", "
+                if axis is axes.yaxis or len(label.rpartition("\n")[2]) > MAX_LINE:
+                    gap = ",\n"  # a line of its own, or the label is longer than its axis
+                axis.label.set_text(f"{label}{gap}{scale} scale")
 
 
 def save(figure: Figure, path: str | os.PathLike[str], dpi: int = 300) -> Path:

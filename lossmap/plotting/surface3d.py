@@ -134,8 +134,8 @@ def _heights(values: np.ndarray, scale: Scale) -> np.ndarray:
 
 def _set_height_axis(axes: Any, scale: Scale) -> None:
     """Ends and ticks of the z axis: whole decades where there are two or more, else the levels."""
-    low, high = (float(end) for end in _heights(np.array([scale.low, scale.high]), scale))
-    axes.set_zlim(low, high if high > low else low + 1)
+    low, high = (float(end) for end in _heights(np.array(scale.ends), scale))
+    axes.set_zlim(low, high)
     if scale.log:
         decades = np.arange(np.ceil(low - 1e-9), np.floor(high + 1e-9) + 1)
         if decades.size >= 2:

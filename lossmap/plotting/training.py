@@ -18,7 +18,7 @@ from lossmap.io.surface import Surface
 from lossmap.plotting import lines
 from lossmap.plotting.panels import FigureOptions, add_legend_and_notes
 from lossmap.plotting.quantities import in_brackets, quantity, values_of
-from lossmap.plotting.style import BLUE, DARK, PAGE, PURPLE, RED, new_figure
+from lossmap.plotting.style import BLUE, DARK, PAGE, PURPLE, RED, name_scales, new_figure
 
 THRESHOLD = "stability_threshold"  # the field by which such a file is known
 
@@ -57,6 +57,7 @@ def draw_training(surfaces: Sequence[Surface], titles: Sequence[str] | None, opt
     every = np.concatenate([s.grid.x for s in surfaces])
     for axes in panels.flat:
         lines.frame(axes, every, "step" if axes in panels[1] else "", ())
+    name_scales(figure)
     add_legend_and_notes(figure, patches, [])
     return figure
 

@@ -511,6 +511,14 @@ def test_a_path_lies_on_the_surface_through_the_end_of_its_run(here, capsys):
     printed = capsys.readouterr()
     assert "lossmap surface ... --dir-file path.h5 --proj-file path.h5 --x=" in printed.out
     assert "path: about 4 points of" in printed.err
+    ends = [f"{end:.3g}" for axis in "xy" for end in lossmap.read("path.h5").grid.__dict__[axis][[0, -1]]]
+    assert run(f"{line} --dir-file path.h5 --x=auto --y=auto --surf-file s.h5") == 2
+    assert "--x=auto needs --proj-file" in capsys.readouterr().err
+    assert run(f"{line} --dir-file path.h5 --proj-file path.h5 --x=auto:3 --y=auto:2 --surf-file w.h5") == 0
+    window = lossmap.read("w.h5").grid
+    assert window.shape == (2, 3) and [f"{end:.3g}" for t in (window.x, window.y) for end in t[[0, -1]]] == ends
+    assert window.x[0] < lossmap.read("path.h5").groups["trajectory"]["x"].min()
+    capsys.readouterr()
     assert run(f"{line} --dir-file path.h5 --proj-file path.h5 --x=0:1:2 --y=0:1:2 --surf-file s.h5") == 0
     assert "the run's last checkpoint is taken, run/3.pt" in capsys.readouterr().out
     surface, path = lossmap.read("s.h5"), lossmap.read("path.h5").groups["trajectory"]

@@ -34,7 +34,15 @@ def test_each_picture_is_drawn_with_its_axes_named(panel):
     figure = draw_panel(group(negative=True), panel)
     axes = figure.axes[0]
     assert axes.get_xlabel() and axes.get_ylabel()
+    assert all("scale" in a.label.get_text() for a in (axes.xaxis, axes.yaxis) if a.get_scale() != "linear")
     figure.canvas.draw()
+
+
+def test_eigenvalues_over_decades_name_their_log_axis():
+    found = group()
+    found.arrays["track_value"] = found["track_value"] * np.array([[1.0], [1e-2], [1e-4]])
+    found.arrays["eigenvalue"] = found["eigenvalue"] * np.array([1.0, 1e-2, 1e-4])
+    assert draw_panel(found, "tracks").axes[0].get_ylabel().endswith(",\nlog scale")
 
 
 def test_bars_are_the_explained_variance_and_the_line_is_chance():

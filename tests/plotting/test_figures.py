@@ -13,7 +13,7 @@ from matplotlib.text import Text
 
 from lossmap.geometry.grid import Field, Grid
 from lossmap.io.read import Group, Surface, write_surface
-from lossmap.plotting import maps
+from lossmap.plotting import flatness, maps
 from lossmap.plotting.contour_levels import scale_of
 from lossmap.plotting.figures import draw, save
 from lossmap.plotting.notes import accuracy_notes, audit_note
@@ -590,3 +590,50 @@ def test_lines_at_losses_below_one_are_solid(kind):
     assert lines
     for _, dashes in (style for drawn in lines for style in drawn.get_linestyle()):
         assert dashes is None
+
+
+def flat(noise, rise=0.0):
+    """A loss of 2.3 with so much relative noise, and a rise along x."""
+    shape = GRID.shape
+    return plane(2.3 * (1 + noise * np.random.default_rng(0).uniform(-1, 1, shape)) + rise * X)
+
+
+FLAT = "no point differs from another"
+
+
+@pytest.mark.parametrize("kind", ["filled", "contour", "map", "3d"])
+def test_rounding_is_no_relief(kind):
+    rounded, real = draw(flat(2e-7), kind), draw(flat(2e-7, rise=1e-4), kind)
+    assert any(FLAT in text for text in texts(rounded)) and not any(FLAT in text for text in texts(real))
+    axes = rounded.axes[0]
+    if kind == "3d":
+        low, high = axes.get_zlim()
+        assert high - low == 1 and np.ptp(real.axes[0].get_zlim()) < 1e-3
+    else:
+        (mesh,) = axes.findobj(QuadMesh)
+        colours = mesh.cmap(mesh.norm(mesh.get_array()))
+        assert np.ptp(np.asarray(colours), axis=(0, 1)).max() < 0.01 and not axes.findobj(QuadContourSet)
+
+
+def test_what_counts_as_rounding_follows_the_precision_and_the_bars():
+    noise, settings = 1e-12, {"measures": {"loss": {"precision": "float64"}}}
+    assert flatness.noise_in([flat(noise)], "train_loss") > 0
+    assert flatness.noise_in([replace(flat(noise), settings=settings)], "train_loss") == 0
+    settings["measures"]["loss"]["precision"] = "bfloat16"
+    assert flatness.noise_in([replace(flat(0.01), settings=settings)], "train_loss") > 0
+    assert flatness.noise_in([flat(1e-7), plane(np.full(GRID.shape, 2.4))], "train_loss") == 0  # two files differ
+    surface = eigen()
+    error = np.full(GRID.shape, 3.0)  # max_eig lies between 2 and 4.25
+    wide = replace(surface, fields={**surface.fields, "max_eig_error": error})
+    assert flatness.noise_in([wide], "max_eig") == 6 and flatness.noise_in([surface], "max_eig") == 0
+    assert any(r"$\lambda_\max$: " + FLAT in text for text in texts(draw(wide, "eigen")))
+
+
+def test_a_flat_line_has_an_axis_far_beyond_its_rounding():
+    x = np.linspace(-1, 1, 21)
+    values = 2.3 * (1 + 2e-7 * np.sin(40 * x))
+    for fields in ({"train_loss": values}, {"train_loss": values, "train_acc": 0 * x + 10}):
+        surface = Surface(Grid(x), fields, status={"loss": np.ones(21)}, measures={"loss": tuple(fields)})
+        axes = draw(surface).axes[0]
+        assert np.ptp(axes.get_ylim()) == 1 and "equal within its errors" in axes.get_ylabel()
+        assert axes.get_yscale() == "linear"

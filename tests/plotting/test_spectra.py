@@ -52,6 +52,27 @@ def texts(figure: Figure) -> str:
     return " ".join(t.get_text() for t in figure.findobj(match=lambda a: hasattr(a, "get_text")))
 
 
+def unnamed_scales(figure):
+    """Labelled axes that are not linear and do not say so."""
+    axes = [axis for a in figure.axes for axis in (a.xaxis, a.yaxis) if axis.label.get_text()]
+    return [a.label.get_text() for a in axes if a.get_scale() != "linear" and "scale" not in a.label.get_text()]
+
+
+def test_every_scale_that_is_not_linear_is_named():
+    path = Group({"strength": np.array([0.0, 1e-3, 1.0]), "largest": np.ones(3), "smallest": np.ones(3)},
+                 {"unit": "nats"})  # fmt: skip
+    sheets = [
+        draw_spectrum({"net": spectrum()}),
+        draw_spectrum({"net": spectrum(density=False)}),
+        draw_spectrum({"net": spectrum(), "l2_path": path}, "l2_path"),
+        draw_comparison({"a": spectrum(), "b": spectrum()}),
+        draw_train_against_test(spectrum(), spectrum(shift=0.5)),
+    ]
+    assert [unnamed_scales(sheet) for sheet in sheets] == [[]] * 5
+    assert all("asinh scale" in texts(sheet) or "log scale" in texts(sheet) for sheet in sheets)
+    assert "nats per squared unit of theta" in sheets[2].axes[0].get_ylabel().replace("\n", " ")
+
+
 def test_a_spectrum_shows_density_band_and_ends(tmp_path):
     figure = draw_spectrum({"net": spectrum()})
     assert len(figure.axes) == 2

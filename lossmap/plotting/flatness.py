@@ -1,0 +1,52 @@
+"""Whether the points of a picture differ at all: by more than their errors, or than the rounding of their precision."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from lossmap.io.surface import Surface
+from lossmap.plotting.contour_levels import noise_of
+from lossmap.plotting.quantities import eigenvalues, quantity, values_of
+
+# Relative spacing of numbers. The loss of a file that does not say (the original tool's) was computed in float32.
+SPACINGS = {"float64": 2.0**-52, "float32": 2.0**-23, "tf32": 2.0**-10, "float16": 2.0**-10, "bfloat16": 2.0**-7}
+ROUNDING = 8.0  # spacings by which two losses that are equal in exact arithmetic may differ
+FLAT_NOTE = "no point differs from another by more than rounding or its error: shown as one value"
+
+
+def noise_in(surfaces: Sequence[Surface], name: str) -> float:
+    """The largest difference that errors alone explain, where one value fits all points of all surfaces; else 0.
+
+    name  a quantity that all of them hold. Its errors are those of the file; of a loss without, rounding. Accuracies
+          are counts.
+    """
+    arrays = [values_of(surface, quantity(surface, name).name)[0] for surface in surfaces]
+    errors = [_errors(surface, name, values) for surface, values in zip(surfaces, arrays, strict=True)]
+    return noise_of(*(np.concatenate([a.reshape(-1) for a in part]) for part in (arrays, errors)))
+
+
+def _errors(surface: Surface, name: str, values: np.ndarray) -> np.ndarray:
+    if name == "ratio":
+        return _errors_of_ratio(surface, values)
+    for error in (f"{name}_error", f"{name}_noise_error"):
+        if error in surface:
+            return np.asarray(surface[error], dtype=float)
+    if name.endswith("_loss"):
+        return ROUNDING * _spacing(surface, name) * np.abs(values)
+    return np.zeros(values.shape)
+
+
+def _errors_of_ratio(surface: Surface, ratio: np.ndarray) -> np.ndarray:
+    """To first order, from the errors of the two ends."""
+    high, low = (np.asarray(surface.fields.get(f"{end}_error", 0.0)) for end in eigenvalues(surface))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.asarray((low + np.abs(ratio) * high) / np.abs(surface["max_eig"]) * np.ones(ratio.shape))
+
+
+def _spacing(surface: Surface, name: str) -> float:
+    """The spacing of the coarsest precision that the settings of the field's measure name."""
+    measure = next((m for m, names in surface.measures.items() if name in names), "loss")
+    words = str(surface.settings.get("measures", {}).get(measure, {}).get("precision", "float32"))
+    return max((size for word, size in SPACINGS.items() if word in words), default=SPACINGS["float32"])
