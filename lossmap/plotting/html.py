@@ -14,6 +14,8 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+from matplotlib.colors import SymLogNorm
+from matplotlib.scale import SymmetricalLogTransform
 
 from lossmap.geometry.grid import shown_unit
 from lossmap.io.printable import printable
@@ -21,9 +23,10 @@ from lossmap.io.read import Group, Surface, read
 from lossmap.io.surface import FAILED, TO_DO
 from lossmap.plotting.contour_levels import Scale
 from lossmap.plotting.flatness import noise_in
-from lossmap.plotting.maps import edges, missing_points, y_ticks
+from lossmap.plotting.maps import centred, edges, missing_points, y_ticks
 from lossmap.plotting.options_taken import refuse_unused
 from lossmap.plotting.panels import FigureOptions
+from lossmap.plotting.plane_figures import MAX_RATIO
 from lossmap.plotting.quantities import (
     Quantity,
     as_line,
@@ -146,22 +149,44 @@ def _view(surface: Surface, name: str, options: FigureOptions) -> dict[str, Any]
     scale = options.scale([values], what, noise)
     finite = np.where(np.isfinite(values), values, np.nan)
     levels = scale.levels[:: max(1, scale.levels.size // 8)]
+    label = _label(surface, name)
+    if noise:
+        label += ", equal within its errors"
+    limit = options.vmax
+    if limit is None and name == "ratio":
+        limit = MAX_RATIO
+    by_decades = centred([finite], limit, options.log, noise) if what.signed else None
+    view = {"label": on_scale(label, scale.log), "words": _words(values, status, name)}
+    view["missing"] = missing_points(values, status)
+    if isinstance(by_decades, SymLogNorm):
+        return view | {"label": f"{label}, symlog scale"} | _heights_by_decades(what, finite, by_decades)
     if scale.log:
         heights, ticks = np.log10(np.where(finite < scale.low, scale.low, finite)), np.log10(levels)
     else:
         heights, ticks = finite, levels
-    low, high, colours = _ends_and_colours(what, scale, finite, options.vmax)
-    label = _label(surface, name)
-    if noise:
-        label += ", equal within its errors"
-    return {
-        "label": on_scale(label, scale.log),
+    low, high, colours = _ends_and_colours(what, scale, finite, limit)
+    return view | {
         "heights": heights,
-        "words": _words(values, status, name),
         "ends": (low, high),
-        "missing": missing_points(values, status),
         "colours": colours,
         "tickvals": [float(t) for t in ticks],
+        "ticktext": [f"{t:.3g}" for t in levels],
+    }
+
+
+def _heights_by_decades(what: Quantity, finite: np.ndarray, norm: SymLogNorm) -> dict[str, Any]:
+    """Heights, ends, colours and ticks of a signed field on the scale that print gives it: linear around 0."""
+    linear, most = float(norm.linthresh), float(norm.vmax or 1.0)
+    scale = SymmetricalLogTransform(10, linear, 1)
+    decades = 10.0 ** np.arange(np.ceil(np.log10(linear)), np.log10(most) + 1e-9)
+    decades = decades[:: max(1, -(-decades.size // 4))]
+    levels = np.concatenate([-decades[::-1], [0.0], decades])
+    high = float(scale.transform_non_affine(np.array([most]))[0])
+    return {
+        "heights": scale.transform_non_affine(finite),
+        "ends": (-high, high),
+        "colours": colour_scale(what.cmap),
+        "tickvals": [float(t) for t in scale.transform_non_affine(levels)],
         "ticktext": [f"{t:.3g}" for t in levels],
     }
 
@@ -189,7 +214,7 @@ def _ends_and_colours(
     if what.signed and not scale.flat:
         high = float(max(np.abs(finite[np.isfinite(finite)]), default=1.0))
         if limit is not None:
-            high = abs(limit)
+            high = min(high, abs(limit))
         low = -high
     elif scale.log:
         low, high = float(np.log10(low)), float(np.log10(high))

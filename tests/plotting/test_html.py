@@ -1,5 +1,6 @@
 """The page: one file without a network, both views linked, numbers and missing points shown."""
 
+import base64
 import json
 import re
 import sys
@@ -8,9 +9,11 @@ from dataclasses import replace
 import matplotlib
 import numpy as np
 import pytest
+from matplotlib.colors import SymLogNorm
 
 from lossmap.geometry.grid import Grid
 from lossmap.io.read import Group, Surface, write_surface
+from lossmap.plotting import maps
 from lossmap.plotting.html import page
 from lossmap.plotting.quantities import quantity
 
@@ -79,6 +82,20 @@ def test_the_page_shows_a_value_in_the_colour_of_the_print(tmp_path, name):
     red, _, blue = colour_at(button["args"][0]["colorscale"][0], 0.9 if name == "ratio" else 0.1)
     assert name == "max_eig" or red > blue  # of a negative eigenvalue
     assert isinstance(data[0]["colorscale"], list)  # the first view too, by its colours
+
+
+def test_signed_values_over_decades_have_the_heights_and_colours_of_the_print(tmp_path):
+    values = np.array([-100.0, -1.0, -0.01, 0.0, 0.001, 0.01, 0.02, 0.05, 0.1, 1.0, 0.01, 0.01, 0.02, -0.02, 0.03])
+    made = surface()
+    made = replace(made, fields={**made.fields, "min_eig": values.reshape(GRID.shape)})
+    data, layout, _ = traces(page(made, tmp_path / "s.html", field="min_eig"))
+    norm = maps.centred([values])
+    assert isinstance(norm, SymLogNorm) and layout["scene"]["zaxis"]["title"]["text"].endswith("symlog scale")
+    packed, low, high = data[1]["z"], data[1]["zmin"], data[1]["zmax"]
+    heights = np.frombuffer(base64.b64decode(packed["bdata"]), packed["dtype"]).reshape(GRID.shape)
+    assert (heights - low) / (high - low) == pytest.approx(np.asarray(norm(values.reshape(GRID.shape))), abs=1e-6)
+    ticks = dict(zip(layout["scene"]["zaxis"]["ticktext"], layout["scene"]["zaxis"]["tickvals"], strict=True))
+    assert ticks["0"] == 0 and ticks["100"] == pytest.approx(high) and ticks["-100"] == pytest.approx(low)
 
 
 def test_a_line_has_an_axis_for_each_unit(tmp_path):
