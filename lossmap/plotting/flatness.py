@@ -34,7 +34,8 @@ def _errors(surface: Surface, name: str, values: np.ndarray) -> np.ndarray:
         if error in surface:
             return np.asarray(surface[error], dtype=float)
     if name.endswith("_loss"):
-        return ROUNDING * _spacing(surface, name) * np.abs(values)
+        rounding: np.ndarray = ROUNDING * _spacing(surface, name) * np.abs(values)
+        return rounding
     return np.zeros(values.shape)
 
 

@@ -181,12 +181,16 @@ def _heights_by_decades(what: Quantity, finite: np.ndarray, norm: SymLogNorm) ->
     decades = 10.0 ** np.arange(np.ceil(np.log10(linear)), np.log10(most) + 1e-9)
     decades = decades[:: max(1, -(-decades.size // 4))]
     levels = np.concatenate([-decades[::-1], [0.0], decades])
-    high = float(scale.transform_non_affine(np.array([most]))[0])
+
+    def height(values: Any) -> np.ndarray:
+        return np.asarray(scale.transform_non_affine(np.asarray(values)))
+
+    high = float(height([most])[0])
     return {
-        "heights": scale.transform_non_affine(finite),
+        "heights": height(finite),
         "ends": (-high, high),
         "colours": colour_scale(what.cmap),
-        "tickvals": [float(t) for t in scale.transform_non_affine(levels)],
+        "tickvals": height(levels).tolist(),
         "ticktext": [f"{t:.3g}" for t in levels],
     }
 
