@@ -1,7 +1,8 @@
-"""Curvature at one checkpoint, or along a run of them, and the health of a network.
+"""Curvature and sharpness at one checkpoint, curvature along a run of them, and the health of a network.
 
     python hess_vec_prod.py --model resnet20-w8 --model-file net.pt            `lossmap spectrum`
     python hess_vec_prod.py dynamics run --model resnet20-w8                   `lossmap dynamics`
+    python hess_vec_prod.py sharpness --model resnet20-w8 --model-file net.pt  `lossmap sharpness`
     python hess_vec_prod.py health --model resnet20-w8 --model-file net.pt     `lossmap health`
 
 You get eigenpairs, trace and spectral density with their error bars, whole and layer by layer, as a report, in one
@@ -33,7 +34,7 @@ __all__ = [
     "trace",
 ]
 
-COMMANDS = ("spectrum", "dynamics", "health")
+COMMANDS = ("spectrum", "dynamics", "sharpness", "health")
 
 
 def main() -> int:

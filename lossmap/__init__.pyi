@@ -21,6 +21,8 @@ from .io.surface import Surface as Surface
 from .landscape.eigenvalues import EigenvalueMap as EigenvalueMap
 from .landscape.loss import losses as losses
 from .landscape.run_survey import survey as survey
+from .landscape.sharpness import sharpness as sharpness
+from .landscape.sharpness_result import Sharpness as Sharpness
 from .linalg.extreme_eigenpairs import eigenpairs as eigenpairs
 from .linalg.spectral_density import spectral_density as spectral_density
 from .linalg.trace import trace as trace

@@ -41,8 +41,10 @@ CLASSES = {
     "Activation": "diagnostics.activations",
     "ActivationStatistics": "diagnostics.activations",
     "Answer": "dynamics.summary",
+    "BallRise": "landscape.sharpness_result",
     "Block": "spectra.block",
     "BlockSpectra": "spectra.block_spectra",
+    "CriticalSharpness": "landscape.critical_sharpness",
     "Density": "linalg.spectral_density",
     "Diagnosis": "health.diagnosis",
     "EigenPairs": "linalg.eigenpairs",
@@ -61,6 +63,7 @@ CLASSES = {
     "Plane": "geometry.directions",
     "PowerLawTail": "linalg.power_law",
     "RunDynamics": "dynamics.run",
+    "Sharpness": "landscape.sharpness_result",
     "Signal": "diagnostics.layer_signals",
     "SingularValueTable": "diagnostics.singular_values",
     "Spectrum": "spectra.spectrum_result",
@@ -69,7 +72,13 @@ CLASSES = {
     "Trace": "linalg.trace",
 }
 # the group from which figures and reports of a kind are made
-DRAWN_FROM = {"Spectrum": "spectrum", "BlockSpectra": "layers", "Diagnosis": "health", "Density": "spectrum"}
+DRAWN_FROM = {
+    "Spectrum": "spectrum",
+    "BlockSpectra": "layers",
+    "Diagnosis": "health",
+    "Density": "spectrum",
+    "Sharpness": "sharpness",
+}
 FIGURE = ("lossmap.plotting.figures", "draw")  # what draws a surface, or what else a file holds
 RUN = "evolution/results"
 READ_RUN = ("lossmap.dynamics.run", "run_in_file")  # what reads a file that holds this group

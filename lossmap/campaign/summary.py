@@ -1,8 +1,10 @@
 """A result in a few numbers with their bars: what one row of a campaign's table says of it. NumPy alone.
 
 Of a surface, for each field: NAME_center (at the point nearest to zero), NAME_min, NAME_max (over the grid); where the
-field has errors, NAME_center_error. Of a spectrum: largest, smallest, trace, each with NAME_error. Of an examination:
-each number with its error, and how many findings there are. Names of several groups are told apart by their label.
+field has errors, NAME_center_error. Of a spectrum: largest, smallest, trace, each with NAME_error. Of sharpness:
+largest, trace, critical, and of each ball KIND_RADIUS_average, _sam and _worst, with NAME_error where there is one. Of
+an examination: each number with its error, and how many findings there are. Names of several groups are told apart by
+their label.
 """
 
 from __future__ import annotations
@@ -31,7 +33,9 @@ def numbers_of(surface: Surface) -> dict[str, float]:
     for name, group in surface.groups.items():
         kind, _, label = name.partition("/")
         if kind == "spectrum" and "top" in group:
-            numbers |= _prefixed(_numbers_of_spectrum(group), label, surface)
+            numbers |= _prefixed(_numbers_of_spectrum(group), label, _count(surface, kind))
+        elif kind == "sharpness":
+            numbers |= _prefixed(_numbers_of_sharpness(group), label, _count(surface, kind))
         elif name == "health":
             numbers |= _numbers_of_health(group)
     misses = surface.attributes.get("audit_misses")
@@ -73,9 +77,29 @@ def _numbers_of_spectrum(group: Group) -> dict[str, float]:
     return numbers
 
 
-def _prefixed(numbers: Mapping[str, float], label: str, surface: Surface) -> dict[str, float]:
-    """The numbers under the label of their spectrum, where the file holds several."""
-    if sum(name.startswith("spectrum/") and "top" in group for name, group in surface.groups.items()) > 1:
+def _numbers_of_sharpness(group: Group) -> dict[str, float]:
+    at = group.attributes
+    names = ("largest", "largest_error", "trace", "trace_error", "loss", "gradient_norm", "critical")
+    numbers = {name: float(at[name]) for name in names if name in at}
+    if "critical_high" in at:
+        numbers["critical_error"] = (float(at["critical_high"]) - float(at["critical_low"])) / 2.0
+    for i, kind in enumerate(group.arrays.get("ball", ())):
+        ball = f"{kind}_{float(group.arrays['ball_radius'][i]):g}"
+        for name in ("average", "average_error", "sam", "worst"):
+            numbers[f"{ball}_{name}"] = float(group.arrays[f"ball_{name}"][i])
+    return numbers
+
+
+def _count(surface: Surface, kind: str) -> int:
+    """The number of spectra, or of checkpoints whose sharpness was measured, in a file."""
+    required = {"spectrum": "top"}.get(kind)
+    groups = [group for name, group in surface.groups.items() if name.startswith(f"{kind}/")]
+    return sum(required is None or required in group for group in groups)
+
+
+def _prefixed(numbers: Mapping[str, float], label: str, count: int) -> dict[str, float]:
+    """The numbers under their label, where the file holds several of their kind."""
+    if count > 1:
         return {f"{label}_{name}": value for name, value in numbers.items()}
     return dict(numbers)
 

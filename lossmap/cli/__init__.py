@@ -5,6 +5,7 @@ COMMANDS = {
     "surface": ("lossmap.cli.surface", "main", "losses and accuracies over a line or plane, drawn"),
     "eigenmap": ("lossmap.cli.eigenmap", "main", "extreme Hessian eigenvalues over the same grid"),
     "spectrum": ("lossmap.cli.spectrum", "main", "curvature at one checkpoint, or at several side by side"),
+    "sharpness": ("lossmap.cli.sharpness", "main", "how sharp a minimum is, by several measures side by side"),
     "dynamics": ("lossmap.cli.dynamics", "main", "leading Hessian eigenpairs along a training run"),
     "health": ("lossmap.cli.health", "main", "whether a network is in good health, and why"),
     "plane": ("lossmap.cli.plane", "main", "make and inspect planes, project a training path"),

@@ -43,7 +43,7 @@ from lossmap.cli.measure_settings import GROUPS
 from lossmap.cli.settings import UsageError, convert, former_names
 from lossmap.cli.work_of_member import CommandWork
 
-FUTURE = {"sharpness", "connect", "dynamics"}  # measures of the field that a campaign cannot run, refused by name
+FUTURE = {"connect", "dynamics"}  # measures of the field that a campaign cannot run, refused by name
 PARTS = {"folder", "labels", "settings", "over", "table"}
 # what the campaign itself decides for its members
 DECIDED = {

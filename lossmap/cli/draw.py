@@ -1,8 +1,8 @@
 """`lossmap draw FILE ...`, `lossmap watch FILE`: figures of result files.
 
-A surface, a map of eigenvalues, a training path, a spectrum, the layers, the dynamics of a run or a report of health is
-drawn as what it is; `watch` draws a surface again and again while it grows. Files of the original tool are drawn too.
-Torch is not needed.
+A surface, a map of eigenvalues, a training path, a spectrum, the layers, sharpness, the dynamics of a run or a report
+of health is drawn as what it is; `watch` draws a surface again and again while it grows. Files of the original tool are
+drawn too. Torch is not needed.
 """
 
 from __future__ import annotations

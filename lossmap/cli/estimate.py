@@ -40,7 +40,7 @@ from lossmap.parallel.world import World
 # An audit solves this share of the points again, at least so many; a cold start with limits costs a third more products
 # than a solve that only converges.
 AUDIT_SHARE, MIN_AUDIT_POINTS, AUDIT_COST = 0.02, 20, 4 / 3
-MEASURING = (*SURVEYS, "spectrum", "dynamics", "health")
+MEASURING = (*SURVEYS, "spectrum", "sharpness", "dynamics", "health")
 EXAMPLE = "lossmap estimate -- surface --model resnet20-w8 --x=-1:1:51 --y=-1:1:51"
 
 
@@ -111,7 +111,7 @@ def estimable(words: Sequence[str]) -> WrappedCommand:
     return replace(work, result=dynamics.result_path(settings), measure="along", settings=settings)
 
 
-UNITS = {"spectrum": "task", "along": "checkpoint", "health": "network"}
+UNITS = {"spectrum": "task", "sharpness": "task", "along": "checkpoint", "health": "network"}
 
 
 class Estimated(BaseException):
@@ -175,9 +175,9 @@ def trial_survey(settings: Settings, per_node: int, cuda: bool) -> Callable[...,
         def timed(index: int) -> Any:
             return measure(grid.point(index))
 
-        is_spectrum = measure.name == "spectrum"
+        by_task = TASK_COSTS.get(measure.name)
         samples: list[Any] = []
-        if not is_spectrum:
+        if by_task is None:
             samples = cost_model.sample_points(timed, grid.shape, time.perf_counter)
         again = 0
         if settings.resolved().get("certify") == "audit" and measure.name == "eigen":
@@ -193,22 +193,46 @@ def trial_survey(settings: Settings, per_node: int, cuda: bool) -> Callable[...,
             "per_node": per_node,
             "choice": json.dumps(chosen) if chosen else "",
         }
-        if is_spectrum:
-            raise Estimated(of_tasks(measure, details))
+        if by_task is not None:
+            raise Estimated(of_tasks(*by_task(measure), details))
         raise Estimated(cost_model.fit_estimate(samples, grid.shape, **details))
 
     return survey
 
 
-def of_tasks(measure: Any, details: dict[str, Any]) -> Estimate:
-    """The estimate of a spectrum, from a rehearsal of its tasks."""
-    from lossmap.spectra.cost import rehearse
+def of_tasks(costs: Sequence[Any], setup: float, details: dict[str, Any]) -> Estimate:
+    """The estimate of what is dispatched task by task.
 
-    costs, setup = rehearse(measure, time.perf_counter)
+    costs  products and seconds of each task
+    setup  seconds that a rank needs before its first product is quick
+    """
     seconds = [cost.seconds for cost in costs]
     mean, products = sum(seconds) / len(costs), sum(cost.products for cost in costs) / len(costs)
     spread = {"seconds": mean, "first": mean, "least": min(seconds), "most": max(seconds), "looked_at": len(costs)}
     return Estimate(points=len(costs), setup=setup, products=products, **{**details, **spread})
+
+
+def _rehearsed_spectrum(measure: Any) -> tuple[Sequence[Any], float]:
+    """Cost of each task of a spectrum, from a rehearsal over few samples, and of its start."""
+    from lossmap.spectra.cost import rehearse
+
+    return rehearse(measure, time.perf_counter)
+
+
+def _expected_sharpness(measure: Any) -> tuple[Sequence[Any], float]:
+    """Cost of each task of sharpness, from a timed pass, gradient and product, and of its start."""
+    from lossmap.landscape.sharpness_cost import expected_costs
+
+    began = time.perf_counter()
+    costs = expected_costs(measure)
+    return costs, time.perf_counter() - began
+
+
+# measure -> what costs each of its tasks, and its start
+TASK_COSTS: dict[str, Callable[[Any], tuple[Sequence[Any], float]]] = {
+    "spectrum": _rehearsed_spectrum,
+    "sharpness": _expected_sharpness,
+}
 
 
 def _gpus() -> int:

@@ -94,6 +94,35 @@ class SpectrumSettings:
 
 
 @dataclass(frozen=True)
+class SharpnessSettings:
+    """Sharpness options."""
+
+    parameters: str = parameters_setting()
+    radius: tuple[str, ...] = setting(
+        ("filter:0.5", "adaptive:0.5", "absolute:0.05"),
+        "balls in which the rise of the loss is measured: filter:R (relative to each filter's norm), adaptive:R "
+        "(relative to each weight), absolute:R, or R for all three",
+        metavar="KIND:R",
+    )
+    draws: int = setting(
+        20, "number of pairs of random points of each average; 0 for no averages", metavar="PAIRS", minimum=0
+    )
+    ascent_steps: int = setting(
+        20, "number of steps of each ascent to the worst rise; 0 for none", metavar="STEPS", minimum=0
+    )
+    starts: int = setting(2, "number of ascents, the first from the middle (SAM's step)", metavar="COUNT", minimum=1)
+    critical: bool = setting(True, "critical sharpness: 2 over the step along the negative gradient that rises")
+    tol: float = setting(1e-3, "accuracy of the largest eigenvalue, relative", metavar="TOL", above=0)
+    trace_products: int = setting(60, "number of products of the trace; 0 for none", metavar="COUNT", minimum=0)
+    compare: tuple[str, ...] = setting((), "further checkpoints: LABEL=FILE or LABEL=MODEL@FILE ...", metavar="MODEL")
+    rescale: float | None = setting(
+        None, "factor of the reparametrisation test: a copy with one layer times A and the next over A beside each "
+        "checkpoint, and which numbers survive", metavar="A", above=0,
+    )  # fmt: skip
+    seed: int = setting(0, "seed of random points, starts and probes", metavar="SEED")
+
+
+@dataclass(frozen=True)
 class HealthSettings:
     """Examination options."""
 
@@ -140,5 +169,6 @@ GROUPS: dict[str, tuple[type, ...]] = {
     "surface": (ModelSettings, DataSettings, PlaneSettings, NoiseSettings, RunSettings, DrawSettings),
     "eigenmap": (ModelSettings, DataSettings, PlaneSettings, EigenSettings, NoiseSettings, RunSettings, DrawSettings),
     "spectrum": (ModelSettings, DataSettings, SpectrumSettings, RunSettings, DrawSettings),
+    "sharpness": (ModelSettings, DataSettings, SharpnessSettings, RunSettings, DrawSettings),
     "health": (ModelSettings, DataSettings, HealthSettings),
 }

@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 PRODUCTS = 200  # about as many as a spectrum takes: ends, trace and density
 
 
-def models_of(settings: Settings) -> dict[str, ModelSettings]:
+def models_of(settings: Settings, compare: Sequence[str]) -> dict[str, ModelSettings]:
     """The checkpoints by label: that of the flags first, then those of --compare. Raises UsageError for bad labels."""
     model: ModelSettings = settings.model
-    models = {own_label(settings) if settings.spectrum.compare else "": model}
-    for text in settings.spectrum.compare:
+    models = {own_label(settings) if compare else "": model}
+    for text in compare:
         label, equals, source = text.partition("=")
         if not equals:
             label, source = Path(text.rpartition("@")[2]).stem, text
@@ -56,7 +56,7 @@ def make_subjects(settings: Settings, world: World, machine: Machine, team: Team
     matrix = settings.spectrum.matrix
     matrices = ("hessian", "gauss-newton") if matrix == "both" else (matrix,)
     subjects = []
-    for title, model in models_of(settings).items():
+    for title, model in models_of(settings, settings.spectrum.compare).items():
         problems = load_problem.problem_and_files(settings, world, machine, model=model)
         shares = load_problem.team_shares(problems, team, world)
         for split, problem in problems.items():
@@ -72,16 +72,24 @@ def make_subjects(settings: Settings, world: World, machine: Machine, team: Team
 
 def identity_of(settings: Settings, request: SpectrumRequest, subjects: Sequence[Subject]) -> dict[str, Any]:
     """What the tasks depend on: stored with them, and compared when a run resumes."""
-    files = {label: m.model_file for label, m in models_of(settings).items() if m.model_file}
+    models = models_of(settings, settings.spectrum.compare)
     return {
         **settings_of(request),
+        **identity_of_models(settings, models),
+        "data (SHA-256)": {s.label: datasets.digest(s.samples_of.data) for s in subjects},
+        "matrix": settings.spectrum.matrix,
+    }
+
+
+def identity_of_models(settings: Settings, models: Mapping[str, ModelSettings]) -> dict[str, Any]:
+    """What tasks over several checkpoints depend on, beside what is measured, and the samples."""
+    files = {label: m.model_file for label, m in models.items() if m.model_file}
+    return {
         "model": settings.data.problem or settings.model.model,
         **load_problem.folder_digest(settings.model),
         "files (SHA-256)": {label: checkpoints.file_sha256(f) for label, f in files.items()},
         "dataset": settings.data.problem or settings.data.dataset,
-        "data (SHA-256)": {s.label: datasets.digest(s.samples_of.data) for s in subjects},
         "loss": settings.data.loss,
-        "matrix": settings.spectrum.matrix,
         "precision": settings.run.precision,
     }
 

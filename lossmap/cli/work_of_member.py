@@ -1,7 +1,8 @@
 """The work of a member that a command measures: the command itself, in one process, cut into points and an end.
 
-The points are those that the command would survey; the end of a spectrum (its report) and of an examination is the
-command itself, which finds its points done. So a member's result is what the command alone would have written.
+The points are those that the command would survey; the end of a spectrum or of sharpness (its report) and of an
+examination is the command itself, which finds its points done. So a member's result is what the command alone would
+have written.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from lossmap.parallel.world import World
 if TYPE_CHECKING:
     from lossmap.cli.settings import Settings
 
-MODULES = {name: f"lossmap.cli.{name}" for name in ("surface", "eigenmap", "spectrum", "health")}
+MODULES = {name: f"lossmap.cli.{name}" for name in ("surface", "eigenmap", "spectrum", "sharpness", "health")}
 
 
 class RankMachine(NamedTuple):
@@ -60,7 +61,7 @@ class MemberWorld(World):
 class CommandWork:
     """What a command measures, as the `Work` of a member.
 
-    command  surface, eigenmap, spectrum or health
+    command  surface, eigenmap, spectrum, sharpness or health
     values   its settings, plain values; the others have their defaults
     folder   where relative paths start
     files    the files that it reads, by path, with the digests that they had when the member was made
@@ -118,7 +119,9 @@ class CommandWork:
 
     @property
     def _has_end(self) -> bool:
-        return self.command == "spectrum" or any(self.values.get(name) for name in ("plot", "page", "vtk"))
+        return self.command in ("spectrum", "sharpness") or any(
+            self.values.get(name) for name in ("plot", "page", "vtk")
+        )
 
     def _world(self, site: Site) -> World:
         sharing = site.machine.ranks_sharing if isinstance(site.machine, RankMachine) else 1

@@ -1,13 +1,14 @@
-"""The mean loss and its gradient at the model's present parameters, in one pass over the data.
+"""The mean loss, alone or with its gradient, at the model's present parameters, in one pass over the data.
 
     L(theta) = 1/N sum_i loss_i,   g = dL/dtheta  (n,)        in the problem's unit, and that per unit of theta
 
 Sums over samples are accumulated in float64 and divided by the samples of all ranks of a team, so that no cut into
-batches or shares changes the result but for rounding. Price: one forward and one backward pass.
+batches or shares changes the result but for rounding. Price: one forward and, with the gradient, one backward pass.
 """
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from functools import partial
 from math import isfinite
 from typing import NamedTuple
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from lossmap.curvature.operators import Total, differentiated, single_rank, total_or_raise
 from lossmap.data.problem import Problem, temporary_parameters
+from lossmap.data.stable_forms import stable_forms
 from lossmap.geometry.parameter_vector import Layout, selected
 
 
@@ -51,6 +53,31 @@ def loss_and_gradient(problem: Problem, parameters: str = "weights", total: Tota
     if isfinite(loss) and not bool(gradient.isfinite().all()):
         raise FloatingPointError(f"the loss is {loss:g}, but its gradient is not finite at these parameters")
     return LossAndGradient(loss, gradient, layout)
+
+
+def mean_loss(problem: Problem, total: Total = single_rank) -> float:
+    """The mean loss over all samples of all ranks, in evaluation mode, by one forward pass.
+
+    Arguments and what it raises are those of `loss_and_gradient`; NaN and infinity are results.
+    """
+    # loss, samples and whether this rank failed
+    message = torch.zeros(3, dtype=torch.float64, device=next(problem.model.parameters()).device)
+    message = total_or_raise(total, message, partial(_add_loss, problem), "loss")
+    loss_sum, samples, _ = message.tolist()
+    if samples == 0:
+        raise ValueError("the data hold no sample; the loss is a mean over samples")
+    return float(loss_sum / samples)
+
+
+def _add_loss(problem: Problem, message: Tensor) -> None:
+    """Adds this rank's sums over samples to (loss, samples, failed)."""
+    # a loss of model and batch may differentiate by its inputs
+    mode = torch.no_grad() if problem.separable else nullcontext()
+    with torch.inference_mode(False), temporary_parameters(problem.model, {}):
+        with mode, stable_forms("losses"):
+            for batch in problem.data:
+                message[0] += float(problem.total(batch).detach())
+        message[1] = float(problem.samples)
 
 
 def _add_local_sums(problem: Problem, parameters: list[torch.nn.Parameter], message: Tensor) -> None:

@@ -3,10 +3,11 @@
     evolution   the eigenvectors of a run, on one sheet
     spectrum    one spectrum, or several compared
     layers      the Hessian layer by layer
+    sharpness   how sharp the loss is at one checkpoint, or at several side by side
     health      the sheet of health measurements and findings
     path        a training path on its plane; loss and distance from the plane along it
 
-The files that `lossmap spectrum`, `health` and `plane` leave behind are drawn so by `lossmap draw FILE`.
+The files that `lossmap spectrum`, `sharpness`, `health` and `plane` leave behind are drawn so by `lossmap draw FILE`.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from lossmap.plotting.dynamics import draw_evolution
 from lossmap.plotting.health import draw_health
 from lossmap.plotting.lines import suits_log_axis
 from lossmap.plotting.quantities import axis_labels, contents_of, on_scale, other_kinds
+from lossmap.plotting.sharpness import draw_sharpness
 from lossmap.plotting.spectra import (
     draw_comparison,
     draw_l2_path,
@@ -36,7 +38,7 @@ from lossmap.plotting.spectra import (
 )
 from lossmap.plotting.style import BLUE, COLUMN, PAGE, RED, new_figure, style_context
 
-KINDS = ("spectrum", "layers", "evolution", "health", "path")
+KINDS = ("spectrum", "layers", "sharpness", "evolution", "health", "path")
 MARGIN = 0.08  # of the path's extent, around it
 ALONG = {"loss": (BLUE, "loss at the checkpoint"), "residual": (RED, "distance from the plane")}  # colour, label
 
@@ -50,7 +52,8 @@ def draw_content(
 ) -> Figure:
     """The picture of one kind of content.
 
-    label   which of several spectra or layer readings; spectra are compared, of layers the first is drawn, if left out
+    label   which of several spectra, checkpoints or layer readings; if left out, spectra and checkpoints are compared,
+            and of layers the first is drawn
     titles  of one file, above its figure; of several files, whose spectra are compared, in the legend
     width   inches, of spectra, layers and paths; what fits if left out
 
@@ -70,13 +73,13 @@ def draw_content(
     return figure
 
 
-def _of_label(spectra: dict[str, Group], label: str | None) -> dict[str, Group]:
-    """The spectra of one label, or all. Raises ValueError with the labels that there are."""
+def _of_label(groups: dict[str, Group], label: str | None, what: str = "spectrum") -> dict[str, Group]:
+    """The groups of one label, or all. Raises ValueError with the labels that there are."""
     if label is None:
-        return spectra
-    if label not in spectra:
-        raise ValueError(f"no spectrum {label!r} here; there are: {', '.join(spectra)}")
-    return {label: spectra[label]}
+        return groups
+    if label not in groups:
+        raise ValueError(f"no {what} {label!r} here; there are: {', '.join(groups)}")
+    return {label: groups[label]}
 
 
 def _draw_one(surface: Surface, kind: str, label: str | None) -> Figure:
@@ -87,6 +90,8 @@ def _draw_one(surface: Surface, kind: str, label: str | None) -> Figure:
         return draw_layers(labelled(surface, "layers"), label)
     if kind == "evolution":
         return draw_evolution(surface.groups["evolution/results"])
+    if kind == "sharpness":
+        return draw_sharpness(_of_label(labelled(surface, "sharpness"), label, "sharpness"))
     if kind == "health":
         return draw_health(json.loads(str(surface.groups["health"].attributes["report"])))
     return draw_path(surface)
@@ -140,7 +145,7 @@ def figures_of(surface: Surface, titles: Sequence[str] | None = None, width: flo
     if "layers" in kinds:
         layers = labelled(surface, "layers")
         figures |= {f"_layers_{_safe(label)}": draw_layers(layers, label) for label in layers}
-    for kind in ("evolution", "health", "path"):
+    for kind in ("sharpness", "evolution", "health", "path"):
         if kind in kinds:
             suffix = "" if len(kinds) == 1 else f"_{kind}"
             figures[suffix] = _draw_one(surface, kind, None)

@@ -64,8 +64,8 @@ def draw(
 
     Args:
         what: a `Surface`, another result (a `Spectrum`, a `Diagnosis`, ...), the path of a file, or several of them.
-        kind: filled, contour, map (cells, nothing between), 3d, line, eigen, training; spectrum, layers, evolution,
-            health, path for what else is there; auto takes what fits.
+        kind: filled, contour, map (cells, nothing between), 3d, line, eigen, training; spectrum, layers, sharpness,
+            evolution, health, path for what else is there; auto takes what fits.
         field: what to show; train_loss if there is one. "ratio" is |min_eig / max_eig|; "name:2" a further dimension;
             of spectra and layers the label.
         titles: one for each surface.

@@ -24,6 +24,7 @@ TAKEN: dict[str, frozenset[str]] = {
     "training": frozenset({"titles", "width"}),
     "spectrum": frozenset({"field", "titles", "width"}),
     "layers": frozenset({"field", "titles", "width"}),
+    "sharpness": frozenset({"field", "titles", "width"}),
     "evolution": frozenset({"titles"}),
     "health": frozenset({"titles"}),
     "path": frozenset({"titles", "width"}),

@@ -15,7 +15,7 @@ from lossmap.plotting.style import ACCURACY, LOSS, RATIO
 Array = np.ndarray
 MAX_UNIT = 20  # characters, that stand on one line with the name
 LINE_AXIS, FIXED_COORDINATE = "drawn_axis", "drawn_at"  # attributes of a line that `as_line` made of a plane
-PARTS = ("spectrum", "along")  # measures that are dispatched like points, but over no line or plane
+PARTS = ("spectrum", "along", "sharpness")  # measures that are dispatched like points, but over no line or plane
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ def eigenvalues(surface: Surface) -> tuple[str, str]:
 
 
 def other_kinds(surface: Surface) -> tuple[str, ...]:
-    """What there is to draw beside a surface: spectrum, layers, evolution, health, path."""
+    """What there is to draw beside a surface: spectrum, layers, sharpness, evolution, health, path."""
     groups = surface.groups
     is_held = {
         "spectrum": any(
@@ -128,6 +128,7 @@ def other_kinds(surface: Surface) -> tuple[str, ...]:
             for n, g in groups.items()
         ),
         "layers": any(n.startswith("layers/") and "block" in g for n, g in groups.items()),
+        "sharpness": any(n.startswith("sharpness/") for n in groups),
         "evolution": "evolution/results" in groups,
         "health": "health" in groups,
         "path": "trajectory" in groups,

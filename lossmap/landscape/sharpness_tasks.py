@@ -1,0 +1,334 @@
+"""How sharp several checkpoints are, task by task: a measure whose point is the number of a task.
+
+A survey over Grid(x=arange(tasks)) dispatches the tasks over ranks, records and resumes them. A reading is named
+numbers in one group, `tasks/SUBJECT/KIND/BALL`, written as it arrives; `SharpnessTasks.results` makes values of them
+again.
+
+    gradient   loss, gradient_norm
+    largest    value, error, limit of the Hessian's largest eigenvalue; products
+    trace      value, error, terms, products, size, error_target, method
+    critical   value, low, high, passes, rounding, reason
+    average    of one ball: value, error, rounding; rises (draws,)
+    worst      of one ball: value, sam, gradients
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
+from math import nan
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+
+from lossmap.curvature.build import build_operator
+from lossmap.curvature.gradient import loss_and_gradient
+from lossmap.curvature.linearized_operator import LinearizedOperator
+from lossmap.curvature.operators import CurvatureOperator, Total, single_rank
+from lossmap.data.loss_check import check_loss
+from lossmap.data.problem import Problem
+from lossmap.geometry.grid import Field, Point
+from lossmap.geometry.parameter_vector import selected
+from lossmap.landscape.ball import DEFAULT_RADII, Ball, check_ball
+from lossmap.landscape.critical_sharpness import CriticalSharpness, critical_sharpness
+from lossmap.landscape.rises import average_rise, worst_rise
+from lossmap.landscape.sharpness_result import BallRise, Sharpness
+from lossmap.landscape.shifted_loss import ShiftedLoss
+from lossmap.linalg.deflation import successive_eigenpairs
+from lossmap.linalg.eigenpairs import with_rounding_measured
+from lossmap.linalg.trace import Trace, check_trace_request, trace
+from lossmap.sums import norm
+
+Arrays = Mapping[str, Any]
+Readings = Mapping[str, Arrays]  # group of a task -> its numbers; tasks that failed are missing
+
+
+@dataclass(frozen=True)
+class SharpnessRequest:
+    """What is measured at every checkpoint.
+
+    balls           kind and radius of each
+    draws           pairs of random points of an average; 0 for no averages
+    steps, starts   of gradient ascents; 0 for none
+    critical        whether critical sharpness is searched
+    tol             of the largest eigenvalue, relative
+    trace_products  of the trace; 0 for none
+    parameters      that are displaced, and that the Hessian is of
+    """
+
+    balls: tuple[tuple[str, float], ...] = tuple(DEFAULT_RADII.items())
+    draws: int = 20
+    steps: int = 20
+    starts: int = 2
+    critical: bool = True
+    tol: float = 1e-3
+    trace_products: int = 60
+    parameters: str = "weights"
+    seed: int = 0
+
+    def check(self) -> None:
+        """Raise ValueError for what cannot be measured."""
+        for kind, radius in self.balls:
+            check_ball(kind, radius)
+        if len(set(self.balls)) < len(self.balls):
+            raise ValueError(f"each ball must be named once; got {', '.join(f'{k}:{r:g}' for k, r in self.balls)}")
+        if self.draws < 0 or self.draws == 1:
+            raise ValueError(f"--draws must be >= 2, for a standard error, or 0 for no averages; got {self.draws}")
+        if self.steps < 0 or self.starts < 0:
+            raise ValueError(f"--ascent-steps and --starts must be >= 0; got {self.steps} and {self.starts}")
+        if not self.tol > 0.0:
+            raise ValueError(f"--tol must be > 0, e.g. 1e-3; got {self.tol}")
+        if self.trace_products:
+            check_trace_request("xtrace", self.trace_products)
+
+
+@dataclass(frozen=True, eq=False)
+class SharpnessSubject:
+    """One checkpoint on one split: its label, the problem (a rank's share of it in a team), and how it was rescaled."""
+
+    label: str
+    problem: Problem
+    full: Problem | None = None  # the problem over all samples, where `problem` is a share
+    rescaled: float = 1.0
+
+    @property
+    def samples_of(self) -> Problem:
+        """The problem over all samples."""
+        return self.problem if self.full is None else self.full
+
+
+@dataclass(frozen=True)
+class SharpnessTask:
+    """One piece of work: of which subject (its number), of which kind, and in which ball."""
+
+    subject: int
+    kind: str
+    ball: tuple[str, float] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class SharpnessTasks:
+    """The measure. Made by `make_sharpness_tasks`.
+
+    settings  what the readings depend on, for the file
+    total     adds a tensor up over the ranks of a team
+    made      operators that this rank has prepared
+    limits    the largest batches that memory allows, the newest last; none until it runs out
+    """
+
+    points_cost_alike: ClassVar[bool] = False  # a trace may take a hundred times a gradient
+
+    subjects: tuple[SharpnessSubject, ...]
+    request: SharpnessRequest
+    tasks: tuple[SharpnessTask, ...]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    total: Total = single_rank
+    made: dict[int, Any] = field(default_factory=dict, repr=False)
+    limits: list[int] = field(default_factory=list, repr=False)
+
+    @property
+    def name(self) -> str:
+        """The prefix of its status in the file."""
+        return "sharpness"
+
+    @property
+    def fields(self) -> tuple[Field, ...]:
+        """None: a reading is a group of numbers."""
+        return ()
+
+    @property
+    def expected_bytes(self) -> int:
+        """What the numbers of all tasks will take, about."""
+        return len(self.tasks) * (4_000 + 8 * self.request.draws)
+
+    @cached_property
+    def groups(self) -> tuple[str, ...]:
+        """The group of each task in the file."""
+        names = []
+        for task in self.tasks:
+            ball = "" if task.ball is None else f"{task.ball[0]} {task.ball[1]:g}"
+            parts = ("tasks", self.subjects[task.subject].label or "whole", task.kind, ball)
+            names.append("/".join(part.replace("/", "_") for part in parts if part))
+        return tuple(names)
+
+    def __call__(self, point: Point) -> dict[str, dict[str, np.ndarray]]:
+        """Does the task of this number: {its group: {name: array}}."""
+        number = int(point[0])
+        task = self.tasks[number]
+        work: Callable[[SharpnessTask, Problem], Arrays] = getattr(self, "_" + task.kind)
+        arrays = work(task, self._problem(task))
+        return {self.groups[number]: {name: np.asarray(value) for name, value in arrays.items()}}
+
+    def smaller(self) -> str | None:
+        """Halve the batches, after memory ran out; what was done, or None where they are of one sample already."""
+        data = [subject.problem.data for subject in self.subjects]
+        largest = min(max(d.batch_size for d in data), max(d.samples for d in data))
+        now = self.limits[-1] if self.limits else largest
+        self.made.clear()
+        torch.cuda.empty_cache()  # what its allocator holds for batches of the former size; without CUDA nothing
+        if now <= 1:
+            return None
+        self.limits.append(now // 2)
+        return f"batches of {now // 2} samples at most from here on"
+
+    def results(self, readings: Readings) -> dict[str, Sharpness]:
+        """The values by label, from the numbers of the tasks; what failed or is not done is missing in them."""
+        return {subject.label: self._result(i, readings) for i, subject in enumerate(self.subjects)}
+
+    def operator(self, subject: int) -> CurvatureOperator | LinearizedOperator:
+        """The Hessian of a subject, made once on this rank."""
+        if subject not in self.made:
+            problem = self._problem(SharpnessTask(subject, ""))
+            self.made[subject] = build_operator(problem, "hessian", self.request.parameters, self.total)
+        made: CurvatureOperator | LinearizedOperator = self.made[subject]
+        return made
+
+    def shifted(self, problem: Problem) -> ShiftedLoss:
+        """The loss around the problem's parameters."""
+        return ShiftedLoss(problem, self.request.parameters, self.total)
+
+    def _problem(self, task: SharpnessTask) -> Problem:
+        """The problem of a task's subject, with batches that memory allows."""
+        problem = self.subjects[task.subject].problem
+        if not self.limits or problem.data.batch_size <= self.limits[-1]:
+            return problem
+        return problem.rebatched(self.limits[-1])
+
+    def _ball(self, task: SharpnessTask, shifted: ShiftedLoss) -> Ball:
+        kind, radius = task.ball or ("", nan)
+        return Ball.around(shifted.origin, kind, radius)
+
+    def _gradient(self, task: SharpnessTask, problem: Problem) -> Arrays:
+        loss, slope, _ = loss_and_gradient(problem, self.request.parameters, self.total)
+        return {"loss": loss, "gradient_norm": norm(slope)}
+
+    def _largest(self, task: SharpnessTask, problem: Problem) -> Arrays:
+        operator, request = self.operator(task.subject), self.request
+        pairs = with_rounding_measured(
+            operator, successive_eigenpairs(operator, "top:1", tol=request.tol, seed=f"{request.seed}")
+        )
+        return {
+            "value": pairs.values[0],
+            "error": pairs.residuals[0],
+            "limit": pairs.limits[0],
+            "products": pairs.products,
+        }
+
+    def _trace(self, task: SharpnessTask, problem: Problem) -> Arrays:
+        request = self.request
+        estimate = trace(self.operator(task.subject), products=request.trace_products, seed=request.seed)
+        arrays = asdict(estimate)
+        return {"error_target": arrays.pop("target"), **arrays}
+
+    def _critical(self, task: SharpnessTask, problem: Problem) -> Arrays:
+        return asdict(critical_sharpness(self.shifted(problem)))
+
+    def _average(self, task: SharpnessTask, problem: Problem) -> Arrays:
+        shifted, request = self.shifted(problem), self.request
+        rise = average_rise(shifted, self._ball(task, shifted), request.draws, request.seed)
+        return {"value": rise.value, "error": rise.error, "rounding": rise.rounding, "rises": rise.rises}
+
+    def _worst(self, task: SharpnessTask, problem: Problem) -> Arrays:
+        shifted, request = self.shifted(problem), self.request
+        return asdict(worst_rise(shifted, self._ball(task, shifted), request.steps, request.starts, request.seed))
+
+    def _result(self, i: int, readings: Readings) -> Sharpness:
+        subject, request = self.subjects[i], self.request
+        done = {
+            (task.kind, task.ball): readings[group]
+            for task, group in zip(self.tasks, self.groups, strict=True)
+            if task.subject == i and group in readings
+        }
+        named = selected(subject.problem.model, request.parameters)
+        slope, largest = done.get(("gradient", None), {}), done.get(("largest", None), {})
+        return Sharpness(
+            label=subject.label,
+            size=sum(p.numel() for p in named.values()),
+            parameters=request.parameters,
+            precision=str(next(iter(named.values())).dtype).removeprefix("torch."),
+            samples=subject.samples_of.sample_count,
+            unit=subject.problem.unit,
+            loss=float(slope.get("loss", nan)),
+            gradient_norm=float(slope.get("gradient_norm", nan)),
+            largest=float(largest.get("value", nan)),
+            largest_error=float(largest.get("error", nan)),
+            largest_limit=float(largest.get("limit", nan)),
+            trace=_to_trace(done.get(("trace", None))),
+            balls=tuple(_to_ball(ball, done, request) for ball in request.balls),
+            critical=_to_critical(done.get(("critical", None))),
+            seed=request.seed,
+            rescaled=subject.rescaled,
+        )
+
+
+def _to_trace(arrays: Arrays | None) -> Trace | None:
+    if arrays is None:
+        return None
+    whole = {name: int(arrays[name]) for name in ("terms", "products", "size")}
+    value, error, target = (float(arrays[name]) for name in ("value", "error", "error_target"))
+    return Trace(value, error, method=str(arrays["method"]), target=target, **whole)
+
+
+def _to_critical(arrays: Arrays | None) -> CriticalSharpness | None:
+    if arrays is None:
+        return None
+    value, low, high, rounding = (float(arrays[name]) for name in ("value", "low", "high", "rounding"))
+    return CriticalSharpness(value, low, high, int(arrays["passes"]), rounding, str(arrays["reason"]))
+
+
+def _to_ball(
+    ball: tuple[str, float], done: Mapping[tuple[str, tuple[str, float] | None], Arrays], request: SharpnessRequest
+) -> BallRise:
+    """The rises in one ball, of the tasks that are done."""
+    rise = BallRise(*ball)
+    average, worst = done.get(("average", ball)), done.get(("worst", ball))
+    if average is not None:
+        value, error, rounding = (float(average[name]) for name in ("value", "error", "rounding"))
+        rise = replace(rise, average=value, average_error=error, rounding=rounding, draws=request.draws)
+    if worst is not None:
+        rise = replace(
+            rise, sam=float(worst["sam"]), worst=float(worst["value"]), starts=request.starts, steps=request.steps
+        )
+    return rise
+
+
+def tasks_of(subject: int, request: SharpnessRequest) -> list[SharpnessTask]:
+    """The tasks of a subject, the ones that take longest first."""
+    tasks = [SharpnessTask(subject, "gradient")]
+    if request.steps and request.starts:
+        tasks += [SharpnessTask(subject, "worst", ball) for ball in request.balls]
+    if request.trace_products:
+        tasks.append(SharpnessTask(subject, "trace"))
+    tasks.append(SharpnessTask(subject, "largest"))
+    if request.draws:
+        tasks += [SharpnessTask(subject, "average", ball) for ball in request.balls]
+    if request.critical:
+        tasks.append(SharpnessTask(subject, "critical"))
+    return tasks
+
+
+def make_sharpness_tasks(
+    subjects: Sequence[SharpnessSubject],
+    request: SharpnessRequest,
+    *,
+    settings: Mapping[str, Any] | None = None,
+    total: Total = single_rank,
+) -> SharpnessTasks:
+    """The tasks of these subjects; the arguments are those of `SharpnessTasks`.
+
+    Raises ValueError for a request out of range, labels that are not unique, parameters that match nothing, and a loss
+    that is no repeatable mean, before anything long begins.
+    """
+    request.check()
+    labels = [subject.label for subject in subjects]
+    if len(set(labels)) < len(labels):
+        twice = next(label for label in labels if labels.count(label) > 1)
+        raise ValueError(f"two subjects are called {twice!r}; each must have a label of its own")
+    checked = []
+    for subject in subjects:
+        selected(subject.problem.model, request.parameters)
+        checked.append(replace(subject, problem=check_loss(subject.problem, total=total)))
+    tasks = tuple(task for i in range(len(checked)) for task in tasks_of(i, request))
+    return SharpnessTasks(tuple(checked), request, tasks, settings or {}, total)

@@ -1,0 +1,180 @@
+"""The report of how sharp a checkpoint is, the table of several, and which numbers survive a rescaling.
+
+Rendered from the arrays and attributes that `landscape.sharpness_result` names and a file's group `sharpness/LABEL`
+holds. Rises are in the unit of the loss; eigenvalues, trace and critical sharpness in that per squared unit of theta.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import isfinite, isnan, nan
+from typing import Any
+
+from lossmap.report.estimates import trace_text
+from lossmap.report.stored import StoredReport
+from lossmap.report.text import (
+    WIDTH,
+    count,
+    counted,
+    filled,
+    number,
+    table,
+    titled,
+    value_with_error,
+    value_with_limit,
+    wrapped,
+)
+
+SURVIVAL = 0.01  # relative change up to which a number without an error bar counts as unchanged
+LOWER_BOUND = (
+    "The worst rise is a lower bound: it is the largest that gradient ascent met, and the ball may hold a larger one."
+)
+
+
+@dataclass(frozen=True)
+class SharpnessNumber:
+    """One number of a checkpoint: its error bar, 0 where it has none."""
+
+    name: str
+    value: float
+    error: float = 0.0
+
+    def __str__(self) -> str:
+        if isnan(self.value):
+            return "-"
+        return value_with_error(self.value, self.error) if self.error else number(self.value)
+
+
+def sharpness_numbers(stored: StoredReport) -> list[SharpnessNumber]:
+    """All numbers of a checkpoint by name, in the order of the tables; NaN for those that were not measured."""
+    low, high = stored.number("critical_low"), stored.number("critical_high")
+    half = (high - low) / 2.0 if isfinite(high - low) else 0.0
+    numbers = [
+        SharpnessNumber("largest eigenvalue", stored.number("largest"), stored.number("largest_error", 0.0)),
+        SharpnessNumber("trace", stored.number("trace"), stored.number("trace_error", 0.0)),
+        SharpnessNumber("critical sharpness", stored.number("critical"), half),
+    ]
+    for ball in _balls(stored):
+        name = f"{ball['kind']} {ball['radius']:g}"
+        numbers += [
+            SharpnessNumber(f"{name}: average", ball["average"], ball["error"]),
+            SharpnessNumber(f"{name}: SAM", ball["sam"]),
+            SharpnessNumber(f"{name}: worst", ball["worst"]),
+        ]
+    return numbers
+
+
+def sharpness_report(stored: StoredReport) -> str:
+    """The report of one checkpoint."""
+    unit = stored.text("unit")
+    lines = [titled("Sharpness", stored.text("label"))]
+    about = (
+        f"{count(int(stored.number('size')), 'parameter')} ({stored.text('parameters')}), "
+        f"{count(int(stored.number('samples')), counted(unit))}, {stored.text('precision')}; "
+        f"loss {number(stored.number('loss'))} {unit}, gradient norm {number(stored.number('gradient_norm'))}"
+    )
+    if stored.number("rescaled", 1.0) != 1.0:
+        about += f"; one layer multiplied by {stored.number('rescaled'):g}, the next divided by it"
+    lines += [f"  {line}" for line in filled(about, WIDTH - 2)]
+    lines += wrapped("largest", _largest_text(stored))
+    lines += wrapped("trace", _trace_text(stored))
+    lines += wrapped("critical", _critical_text(stored))
+    balls = list(_balls(stored))
+    if not balls:
+        return "\n".join(lines)
+    rows = [("ball", "radius", "average rise", "SAM's rise", "worst rise found")]
+    for ball in balls:
+        average = SharpnessNumber("", ball["average"], ball["error"])
+        cells = [str(SharpnessNumber("", ball[name])) for name in ("sam", "worst")]
+        rows.append((ball["kind"], f"{ball['radius']:g}", str(average), *cells))
+    lines += ["", f"  Rise of the loss, {unit}:", *table(rows, right=(1,))]
+    lines += [f"  {line}" for line in filled(_ball_notes(balls, int(stored.number("seed", 0.0))), WIDTH - 2)]
+    return "\n".join(lines)
+
+
+def sharpness_table(reports: Mapping[str, StoredReport]) -> str:
+    """Several checkpoints side by side, one row each."""
+    head: tuple[str, ...] = ()
+    rows = []
+    for label, stored in reports.items():
+        numbers = sharpness_numbers(stored)
+        head = ("", "n", "loss", *(n.name for n in numbers))
+        rows.append((label, f"{int(stored.number('size')):,}", number(stored.number("loss")), *map(str, numbers)))
+    return "\n".join(["Sharpness, side by side", *table([head, *rows]), f"  {LOWER_BOUND.split(':')[0]}."])
+
+
+def survival_table(before: StoredReport, after: StoredReport) -> str:
+    """Which numbers survive a rescaling that leaves the function alone: before, after, and whether they agree."""
+    factor, rows = after.number("rescaled"), [("", "before", "after", "ratio", "survives")]
+    for one, two in zip(sharpness_numbers(before), sharpness_numbers(after), strict=True):
+        if isnan(one.value) and isnan(two.value):
+            continue
+        ratio = two.value / one.value if one.value else nan
+        shown = "-" if isnan(ratio) else f"{ratio:.4g}"
+        rows.append((one.name, str(one), str(two), shown, "yes" if survives(one, two) else "no"))
+    note = (
+        f"One layer was multiplied by {factor:g} and the next divided by it; the loss was {before.number('loss'):.6g} "
+        f"before and {after.number('loss'):.6g} after. A number survives where both agree within their bars, or within "
+        f"{100 * SURVIVAL:g} %."
+    )
+    title = titled("Under a rescaling of the network", before.text("label"))
+    return "\n".join([title, *table(rows), *(f"  {line}" for line in filled(note, WIDTH - 2))])
+
+
+def survives(before: SharpnessNumber, after: SharpnessNumber) -> bool:
+    """Whether two numbers agree within their bars or within `SURVIVAL`."""
+    allowed = max(before.error + after.error, SURVIVAL * abs(before.value))
+    return bool(abs(after.value - before.value) <= allowed)
+
+
+def _balls(stored: StoredReport) -> list[dict[str, Any]]:
+    """The rises in each ball, as plain values."""
+    if "ball" not in stored:
+        return []
+    names = ("radius", "average", "rounding", "sam", "worst", "draws", "starts", "steps")
+    columns = {name: f"ball_{name}" for name in names}
+    return list(stored.rows(kind="ball", error="ball_average_error", **columns))
+
+
+def _largest_text(stored: StoredReport) -> str:
+    value, error = stored.number("largest"), stored.number("largest_error")
+    if isnan(value):
+        return "not measured"
+    return f"eigenvalue {value_with_limit(value, error, stored.number('largest_limit'))}"
+
+
+def _trace_text(stored: StoredReport) -> str:
+    if "trace" not in stored.attributes:
+        return "not measured"
+    interval = (stored.number("trace_low"), stored.number("trace_high"))
+    products, method = int(stored.number("trace_products")), stored.text("trace_method")
+    return trace_text(stored.number("trace"), stored.number("trace_error"), interval, method, products)
+
+
+def _critical_text(stored: StoredReport) -> str:
+    if "critical_passes" not in stored.attributes:
+        return "not measured"
+    value, low, high = (stored.number(name) for name in ("critical", "critical_low", "critical_high"))
+    passes = count(int(stored.number("critical_passes")), "forward pass", "forward passes")
+    if isnan(value):
+        below = f"; it is below {number(high)}" if isfinite(high) else ""
+        return f"sharpness not found: {stored.text('critical_reason')}{below}"
+    return f"sharpness {value:.4g}, between {number(low)} and {number(high)}: 2 / step, {passes}"
+
+
+def _ball_notes(balls: list[dict[str, Any]], seed: int) -> str:
+    first = balls[0]
+    notes = []
+    if first["draws"]:
+        notes.append(
+            f"Averages: {count(int(first['draws']), 'pair')} of opposite random points, uniform in the ball, seed "
+            f"{seed}, with standard error."
+        )
+    if first["starts"]:
+        starts, steps = count(int(first["starts"]), "start"), count(int(first["steps"]), "step")
+        notes.append(f"Worst: ascent from {starts}, {steps} each. {LOWER_BOUND}")
+    hidden = [b["kind"] for b in balls if isfinite(b["rounding"]) and abs(b["average"]) <= b["rounding"]]
+    if hidden:
+        notes.append(f"The average cannot be told from zero in this precision: {', '.join(map(str, hidden))}.")
+    return " ".join(notes)

@@ -1,0 +1,129 @@
+"""The command `lossmap sharpness`: report, file, table, resumption, figure, and one message for invalid options."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+import lossmap
+from lossmap import zoo
+from lossmap.cli.__main__ import main as command_line
+from lossmap.cli.sharpness import balls_of, main
+from lossmap.io.read import read, read_group
+
+QUICK = ["--model", "mlp", "--samples", "64", "--device", "cpu", "--threads", "1"]
+LITTLE = ["--draws", "2", "--ascent-steps", "2", "--starts", "1", "--trace-products", "8"]
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name, seed in (("a.pt", 0), ("b.pt", 1)):
+        torch.manual_seed(seed)
+        torch.save(zoo.build("mlp").state_dict(), name)
+    return tmp_path
+
+
+def test_checkpoints_stand_in_one_table_and_what_survives_a_rescaling_in_another(here, capsys):
+    words = [
+        *QUICK,
+        *LITTLE,
+        "--model-file",
+        "a.pt",
+        "--compare",
+        "second=b.pt",
+        "--rescale",
+        "4",
+        "--surf-file",
+        "s.h5",
+    ]
+    assert main([*words, "--plot"]) == 0
+    text = capsys.readouterr().out
+    for sentence in (
+        "Sharpness: a", "Sharpness: second rescaled 4", "Sharpness, side by side", "lower bound",
+        "Under a rescaling of the network: a", "picture: s.pdf", "result: s.h5",
+    ):  # fmt: skip
+        assert sentence in text, sentence
+    survival = text.split("Under a rescaling of the network: second")[1]
+    rows = [line.strip().split("  ") for line in survival.splitlines() if line.endswith((" yes", " no"))]
+    answers = {row[0]: row[-1].strip() for row in rows}
+    assert answers["filter 0.5: worst"] == answers["adaptive 0.5: average"] == answers["adaptive 0.5: SAM"] == "yes"
+    assert answers["absolute 0.05: worst"] == answers["largest eigenvalue"] == answers["critical sharpness"] == "no"
+    assert (here / "s.png").stat().st_size > 5000
+    results = lossmap.read("s.h5")
+    assert list(results) == [f"sharpness/{n}" for n in ("a", "a rescaled 4", "second", "second rescaled 4")]
+    assert results["sharpness/a rescaled 4"].rescaled == 4.0 and repr(results["sharpness/a"]) in text
+    assert main(words) == 0  # nothing is left to do
+    assert main([*QUICK, "--model-file", "a.pt", "--draws", "3", "--surf-file", "s.h5"]) == 2
+    assert "draws" in capsys.readouterr().err
+
+
+def test_interrupted_it_is_resumed_with_the_same_numbers(here, capsys):
+    words = [*QUICK, *LITTLE, "--model-file", "a.pt", "--split", "both"]
+    assert main([*words, "--surf-file", "whole.h5"]) == 0
+    assert main([*words, "--surf-file", "parts.h5", "--stop-after", "0.01"]) == 75
+    assert read("parts.h5").outcome_of("sharpness") == "unfinished"
+    assert command_line(["resume", "parts.h5"]) == 0
+    whole, parts = lossmap.read("whole.h5"), lossmap.read("parts.h5")
+    assert sorted(whole) == ["sharpness/test", "sharpness/train"] and whole.equals(parts)
+    assert command_line(["status", "parts.h5"]) == 0
+    assert "sharpness: 20 of 20 done" in capsys.readouterr().out
+
+
+def test_it_is_the_python_functions_number(here):
+    assert main([*QUICK, *LITTLE, "--model-file", "a.pt", "--surf-file", "s.h5", "--no-critical"]) == 0
+    stored = lossmap.read("s.h5", lossmap.Sharpness)
+    assert stored.critical is None and stored.ball("filter").steps == 2
+    group = read_group("s.h5", "tasks/train/average/adaptive 0.5")
+    assert group["rises"].shape == (2,)
+    assert stored.ball("adaptive").average == np.mean(group["rises"])
+
+
+def test_what_it_takes_is_estimated_and_a_dry_run_writes_nothing(here, capsys):
+    words = [*QUICK, *LITTLE, "--model-file", "a.pt"]
+    assert main([*words, "--dry-run"]) == 0
+    shown = capsys.readouterr()
+    assert "would compute 10 tasks for train" in shown.out and "passes of" in shown.err
+    assert not list(here.glob("*.h5"))
+    assert command_line(["estimate", "--json", "--", "sharpness", *words]) == 0
+    estimate = json.loads(capsys.readouterr().out)
+    assert estimate["points"] == 10 and estimate["most"] >= estimate["least"] > 0
+
+
+def test_a_radius_is_a_kind_and_a_number_or_a_number_for_each_kind():
+    assert balls_of(["filter:0.5", "absolute:1e-2"]) == (("filter", 0.5), ("absolute", 0.01))
+    assert balls_of(["0.1,adaptive:2"]) == (("filter", 0.1), ("adaptive", 0.1), ("absolute", 0.1), ("adaptive", 2.0))
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--radius", "round:1"], "--radius must be KIND:R"),
+        (["--radius", "filter:-1"], "--radius must be KIND:R"),
+        (["--draws", "1"], "--draws must be >= 2"),
+        (["--page"], "sharpness is drawn by --plot"),
+        (["--budget", "1m"], "--budget fits spectra"),
+        (["--shard", "1/2"], "--shard is for surveys"),
+        (["--model", "resnet20-w8", "--rescale", "2"], "--rescale needs two layers"),
+        (["--precision", "bfloat16"], "bfloat16"),
+    ],
+)
+def test_invalid_options_give_one_message(here, capsys, words, sentence):
+    assert main([*QUICK, *words]) == 2
+    assert sentence in capsys.readouterr().err
+    assert not list(here.glob("*.h5"))
+
+
+def test_weights_that_are_used_twice_are_not_rescaled(here, capsys):
+    (here / "tied.py").write_text(
+        "import torch\nfrom torch import nn\n\n"
+        "def net():\n    torch.manual_seed(0)\n    a, b = nn.Linear(64, 64), nn.Linear(64, 64)\n"
+        "    b.weight = a.weight\n"
+        "    return nn.Sequential(nn.Flatten(), a, nn.ReLU(), nn.Linear(64, 64), nn.Tanh(), b, nn.Tanh(), "
+        "nn.Linear(64, 10))\n"
+    )
+    assert main([*QUICK, *LITTLE, "--model", "tied.py:net", "--rescale", "2"]) == 2
+    assert "--rescale 2 changed the loss" in capsys.readouterr().err

@@ -1,0 +1,269 @@
+"""Sharpness against closed forms of quadratics, dense matrices, brute force, and a network rescaled at its function."""
+
+from __future__ import annotations
+
+from math import inf, isfinite, isnan
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import lossmap
+from lossmap.data.problem import Problem
+from lossmap.landscape.ball import KINDS, Ball
+from lossmap.landscape.critical_sharpness import PASSES, critical_sharpness
+from lossmap.landscape.rescaling import rescalable_layers, rescaled_copy
+from lossmap.landscape.rises import average_rise, worst_rise
+from lossmap.landscape.shifted_loss import ShiftedLoss
+from lossmap.report.render import report_of_group
+from lossmap.report.sharpness import SharpnessNumber, sharpness_table, survives
+from lossmap.report.stored import StoredReport
+
+ROWS = torch.randn(7, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+H = (ROWS.T @ ROWS / len(ROWS)).numpy()
+
+
+class Parabola(nn.Module):
+    """theta (6,), in float64."""
+
+    def __init__(self, theta):
+        super().__init__()
+        self.theta = nn.Parameter(torch.as_tensor(theta, dtype=torch.float64))
+
+
+def half_square(model, batch):
+    return (0.5 * (batch @ model.theta).square()).mean()
+
+
+def parabola(theta=(1.0, -2.0, 0.5, 3.0, -0.2, 1.5)):
+    """1/2 theta^T H theta, away from its minimum, or in it."""
+    return Problem.custom(Parabola(theta), half_square, ROWS)
+
+
+def scale_of(kind, theta):
+    """T of a tensor of one dimension, whose filters are its entries."""
+    return np.ones(6) if kind == "absolute" else np.abs(theta)
+
+
+def largest_on_sphere(matrix, slope, radius):
+    """The largest 1/2 z^T M z + c^T z on |z| = radius, by the secular equation: z = (mu - M)^-1 c, mu > the largest."""
+    values, vectors = np.linalg.eigh(matrix)
+    c = vectors.T @ slope
+    low, high = values[-1] + 1e-14, values[-1] + np.linalg.norm(c) / radius + 1.0
+    for _ in range(200):
+        mu = (low + high) / 2
+        low, high = (mu, high) if np.linalg.norm(c / (mu - values)) > radius else (low, mu)
+    z = c / (high - values)
+    return 0.5 * z @ (values * z) + c @ z
+
+
+def net(dtype=torch.float64):
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3)).to(dtype)
+
+
+def classification(model=None):
+    x = torch.randn(30, 4, generator=torch.Generator().manual_seed(2))
+    return Problem.supervised(model or net(), "crossentropy", (x, torch.arange(30) % 3), batch_size=11)
+
+
+def around(problem, kind, radius, parameters="all"):
+    shifted = ShiftedLoss(problem, parameters)
+    return shifted, Ball.around(shifted.origin, kind, radius)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_of_a_quadratic_the_average_rise_is_the_trace_and_the_worst_the_secular_equation(kind):
+    problem, theta = parabola(), np.array([1.0, -2.0, 0.5, 3.0, -0.2, 1.5])
+    shifted, ball = around(problem, kind, 0.7)
+    t, gradient = scale_of(kind, theta), H @ theta
+    scaled = t[:, None] * H * t
+    average = average_rise(shifted, ball, 300, seed=0)
+    assert abs(average.value - 0.7**2 * np.trace(scaled) / (2 * (6 + 2))) < 3.5 * average.error
+    assert average.error < 0.1 * average.value and average.rounding == 0.0
+    worst = worst_rise(shifted, ball, steps=60, starts=2, seed=0)
+    assert worst.value == pytest.approx(largest_on_sphere(scaled, t * gradient, 0.7), rel=1e-6)
+    step = 0.7 * t * t * gradient / np.linalg.norm(t * gradient)
+    assert worst.sam == pytest.approx(gradient @ step + 0.5 * step @ H @ step, rel=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["absolute"])
+def test_at_a_minimum_the_worst_rise_is_the_largest_eigenvalues(kind):
+    shifted, ball = around(parabola(np.zeros(6)), kind, 0.3)
+    worst = worst_rise(shifted, ball, steps=60, starts=2, seed=0)
+    assert worst.sam == 0.0  # there is no gradient to follow
+    assert worst.value == pytest.approx(0.5 * 0.3**2 * np.linalg.eigvalsh(H)[-1], rel=1e-6)
+    assert worst_rise(shifted, ball, steps=5, starts=1, seed=0).value == 0.0  # the middle alone: nothing to climb
+    assert critical_sharpness(shifted).reason.startswith("the gradient is zero")
+
+
+def test_critical_sharpness_of_a_quadratic_is_the_curvature_along_the_gradient():
+    theta = np.array([1.0, -2.0, 0.5, 3.0, -0.2, 1.5])
+    g = H @ theta
+    critical = critical_sharpness(ShiftedLoss(parabola(), "all"))
+    truth = g @ H @ g / (g @ g)
+    assert critical.low < truth < critical.high < 1.02 * critical.low
+    assert critical.value == pytest.approx(truth, rel=1e-3)
+    assert critical.passes <= PASSES
+
+
+def test_critical_sharpness_lies_between_a_step_that_falls_and_one_that_rises():
+    problem = classification()
+    shifted = ShiftedLoss(problem, "all")
+    base, slope = shifted.gradient_at(shifted.zero)
+    critical = critical_sharpness(ShiftedLoss(problem, "all"))
+    assert shifted.at(slope * (-2.0 / critical.high)) < base < shifted.at(slope * (-2.0 / critical.low))
+    scan = [shifted.at(slope * -eta) for eta in np.linspace(0.02, 1.0, 50) * 2.0 / critical.high]
+    assert max(scan) < base  # no shorter step rises
+    assert critical.passes <= PASSES and critical.low < critical.value < critical.high
+
+
+def test_a_loss_that_falls_for_ever_has_no_critical_sharpness():
+    def slope(model, batch):
+        return (batch @ model.theta).mean()
+
+    critical = critical_sharpness(ShiftedLoss(Problem.custom(Parabola(np.ones(6)), slope, ROWS), "all"))
+    assert isnan(critical.value) and critical.passes == PASSES and isfinite(critical.high)
+    assert "still falls" in critical.reason
+
+
+def test_rises_of_a_network_are_those_of_brute_force():
+    problem = classification()
+    for kind in KINDS:
+        shifted, ball = around(problem, kind, 0.5)
+        base = shifted.at(shifted.zero)
+        with shifted.borrowed():
+            draws = [shifted.at(ball.scale * ball.random_point(7, "brute force", i)) - base for i in range(100)]
+        worst = worst_rise(shifted, ball, steps=30, starts=2, seed=0)
+        assert worst.value >= max(*draws, worst.sam), kind
+        average = average_rise(shifted, ball, 40, seed=0)
+        error = np.hypot(np.std(draws) / np.sqrt(len(draws)), average.error)
+        assert abs(average.value - np.mean(draws)) < 4 * error, kind
+        theta = torch.cat([p.detach().reshape(-1) for p in problem.model.parameters()])
+        assert torch.equal(shifted.layout.flatten(shifted.origin), theta)  # the model is as it was
+
+
+def test_points_are_uniform_in_the_ball_and_stay_in_it():
+    ball = Ball("absolute", 2.0, torch.ones(3, dtype=torch.float64))
+    points = torch.stack([ball.random_point(0, "test", i) for i in range(2000)])
+    lengths = points.norm(dim=1)
+    assert float(lengths.max()) <= 2.0
+    assert abs(float(((lengths / 2.0) ** 3).mean()) - 0.5) < 0.03  # (r / radius)^m is uniform in [0, 1]
+    assert float(points.mean(0).abs().max()) < 0.1
+    assert torch.equal(ball.random_point(0, "test", 3), points[3])
+    assert float(ball.inside(points[0] * 100).norm()) == pytest.approx(2.0)
+
+
+def test_a_weight_of_zero_stands_still_in_an_adaptive_ball():
+    ball = Ball.around({"w": torch.tensor([[0.0, 1.0, -2.0]])}, "adaptive", 0.5)
+    assert ball.movable == 2 and ball.random_point(0, "test", 0)[0] == 0.0
+    filters = Ball.around({"w": torch.tensor([[3.0, 4.0], [0.0, 1.0]]), "b": torch.tensor([-2.0])}, "filter", 0.5)
+    assert filters.scale.tolist() == [5.0, 5.0, 1.0, 1.0, 2.0]
+
+
+def test_eigenvalue_and_trace_are_those_of_the_dense_hessian():
+    result = lossmap.sharpness(classification(), parameters="all", draws=2, ascent_steps=1, starts=1)
+    dense = lossmap.hessian(classification(), parameters="all")
+    whole = np.stack([(dense @ row).numpy() for row in torch.eye(dense.size, dtype=torch.float64)])
+    values = np.linalg.eigvalsh(whole)
+    assert abs(result.largest - values[-1]) <= result.largest_error < 0.01 * values[-1]
+    assert result.trace.value == pytest.approx(values.sum(), abs=max(4 * result.trace.error, 1e-9))
+    assert result.gradient_norm > 0 and result.samples == 30 and result.size == dense.size
+
+
+@pytest.mark.parametrize("parameters", ["weights", "all"])
+def test_relative_balls_survive_a_rescaling_and_absolute_numbers_do_not(parameters):
+    model = net()
+    twin = rescaled_copy(model, 8.0)
+    x = torch.randn(5, 4, dtype=torch.float64)
+    assert torch.allclose(model(x), twin(x), rtol=1e-12) and not torch.equal(model[0].weight, twin[0].weight)
+    before, after = (
+        lossmap.sharpness(classification(m), parameters=parameters, draws=3, ascent_steps=8, trace_products=30)
+        for m in (model, twin)
+    )
+    for kind in ("filter", "adaptive"):
+        a, b = before.ball(kind), after.ball(kind)
+        assert (a.average, a.sam, a.worst) == pytest.approx((b.average, b.sam, b.worst), rel=1e-8)
+    a, b = before.ball("absolute"), after.ball("absolute")
+    assert b.worst > 1.5 * a.worst and b.sam > 1.5 * a.sam and b.average > 1.5 * a.average
+    assert after.largest > 1.5 * before.largest
+    assert after.critical.value > 1.5 * before.critical.value
+
+
+def test_layers_are_rescaled_only_where_that_leaves_the_function_alone():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 2))
+    assert rescalable_layers(model) == (model[3], model[5])
+    for unfit in (
+        nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 2)),
+        nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.ReLU(), nn.Conv2d(2, 2, 3)),
+        nn.Linear(2, 2),
+    ):
+        with pytest.raises(ValueError, match="--rescale needs two layers"):
+            rescalable_layers(unfit)
+    with pytest.raises(ValueError, match="must be > 0"):
+        rescaled_copy(net(), -1.0)
+
+
+def test_rounding_is_measured_and_a_loss_that_is_not_finite_is_an_infinite_rise():
+    problem = classification(net(torch.float32))
+    shifted, ball = around(problem, "absolute", 1e-3)
+    average = average_rise(shifted, ball, 2, seed=0)
+    assert 0.0 < average.rounding < 1e-5
+
+    def steep(model, batch):
+        loss = (0.5 * (batch @ model.theta).square()).mean()
+        return torch.where(model.theta.abs().max() > 1.0, inf, loss)
+
+    shifted, ball = around(Problem.custom(Parabola(np.ones(6) * 0.5), steep, ROWS), "absolute", 50.0)
+    assert isfinite(shifted.at(shifted.zero))
+    average = average_rise(shifted, ball, 2, seed=0)
+    assert average.value == inf and isnan(average.error)
+    assert worst_rise(shifted, ball, steps=3, starts=1, seed=0).value == inf
+
+
+def test_a_result_is_saved_read_drawn_and_reported_without_the_model(tmp_path):
+    result = lossmap.sharpness(classification(), draws=2, ascent_steps=2, starts=1, label="one")
+    again = lossmap.read(result.save(tmp_path / "s.h5"), lossmap.Sharpness)
+    assert again.equals(result) and repr(again) == repr(result)
+    group = lossmap.read(tmp_path / "s.h5", lossmap.Surface).groups["sharpness/one"]
+    assert report_of_group("sharpness/one", group.arrays, group.attributes) == repr(result)
+    for words in ("Sharpness: one", "lower bound", "2 pairs", "seed 0", "2 / step"):
+        assert words in repr(result), words
+    figure = lossmap.draw(again)
+    assert [a.get_xlabel()[:9] for a in figure.axes] == ["curvature", "rise of t"]
+    table = sharpness_table({"a": StoredReport(group.arrays, group.attributes)})
+    assert "filter 0.5: worst" in table and "lower bound" in table
+    with pytest.raises(KeyError, match=r"there are: filter 0\.5"):
+        result.ball("round")
+
+
+def test_what_is_left_out_is_not_known():
+    result = lossmap.sharpness(classification(), draws=0, ascent_steps=0, critical=False, trace_products=0)
+    ball = result.ball("filter")
+    assert isnan(ball.average) and isnan(ball.worst) and result.critical is None and result.trace is None
+    assert "not measured" in repr(result)
+
+
+def test_a_number_survives_within_its_bars_or_a_hundredth():
+    assert survives(SharpnessNumber("a", 1.0, 0.1), SharpnessNumber("a", 1.15, 0.1))
+    assert survives(SharpnessNumber("a", 1.0), SharpnessNumber("a", 1.009))
+    assert not survives(SharpnessNumber("a", 1.0, 0.01), SharpnessNumber("a", 1.15, 0.1))
+    assert not survives(SharpnessNumber("a", 1.0), SharpnessNumber("a", float("nan")))
+
+
+@pytest.mark.parametrize(
+    ("keywords", "sentence"),
+    [
+        ({"radius": {"round": 1.0}}, "must be one of filter, adaptive, absolute"),
+        ({"radius": {"filter": 0.0}}, "radius of a ball must be > 0"),
+        ({"draws": 1}, "--draws must be >= 2"),
+        ({"starts": -1}, "must be >= 0"),
+        ({"tol": 0.0}, "--tol must be > 0"),
+        ({"trace_products": 2}, "trace"),
+        ({"parameters": "nothing"}, "no parameter matches"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(keywords, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        lossmap.sharpness(classification(), **keywords)
