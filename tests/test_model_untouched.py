@@ -32,6 +32,7 @@ from lossmap.diagnostics.singular_values import singular_values
 from lossmap.dynamics.checkpoint_curvature import CheckpointCurvature
 from lossmap.health.diagnose import diagnose
 from lossmap.landscape.eigenvalues import EigenvalueMap
+from lossmap.landscape.sharpness import sharpness
 from lossmap.spectra.blocks import layer_spectra
 from lossmap.spectra.layer_hessian import layer_hessians
 from lossmap.spectra.spectrum import spectrum
@@ -253,6 +254,7 @@ MEASURES: dict[str, Measure] = {
     "layers": lambda p, _: layer_spectra(p, density_error=None),
     "layer Hessian": lambda p, _: layer_hessians(p),
     "dynamics": _dynamics,
+    "sharpness": lambda p, _: sharpness(p, draws=2, ascent_steps=1, trace_products=0),
     "diagnose": lambda p, _: diagnose(p, density_error=None),
     "gradient": lambda p, _: loss_and_gradient(p),
     "per-sample gradients": lambda p, _: gradient_covariance(p),

@@ -71,8 +71,8 @@ class Sharpness(DrawnResult):
         >>> model = torch.nn.Linear(2, 1, bias=False)
         >>> problem = lossmap.Problem.supervised(model, "mse", (torch.eye(2), torch.zeros(2, 1)))
         >>> result = lossmap.sharpness(problem, radius={"absolute": 0.1}, trace_products=0)
-        >>> round(result.largest, 3), round(result.ball("absolute").average, 5)
-        (1.0, 0.0025)
+        >>> round(result.largest, 3), round(result.critical.value, 3)
+        (1.0, 1.0)
 
     """
 

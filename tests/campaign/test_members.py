@@ -167,7 +167,7 @@ def test_the_rows_of_a_table_are_settings_and_labels(sweep, tmp_path):
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("[sharpness]\n", r"\[sharpness\] is no measure of a campaign in this version"),
+        ("[dynamics]\n", r"\[dynamics\] is no measure of a campaign in this version"),
         ("[connect]\n", r"\[connect\] is no measure of a campaign in this version"),
         ("[surfaces]\n", "did you mean surface"),
         ("[settings]\nmodel = 'mlp'\n", "names no measure"),

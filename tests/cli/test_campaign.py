@@ -46,6 +46,17 @@ hvp_backend = "double-backward"
 examinations = ["weights"]
 held_out = false
 """
+SHARP = """
+[settings]
+model = "mlp"
+model_file = "run/net_1.pt"
+samples = 32
+[sharpness]
+draws = 2
+ascent_steps = 1
+radius = ["filter:0.5"]
+trace_products = 8
+"""
 
 
 @pytest.fixture(scope="module")
@@ -111,6 +122,26 @@ def test_the_numbers_have_their_bars_and_each_row_its_settings(folder):
     assert 0 < table["health: run/net_2"]["seconds"] < 600 and table["health: run/net_2"]["done"] == 0
     eigen = table["eigenmap: run/net_2"]
     assert eigen["max_eig_center_error"] > 0 and eigen["audit_points"] == 3
+
+
+def test_sharpness_is_a_measure_with_its_bars_in_the_table(folder, capsys):
+    (folder / "sharp.toml").write_text(SHARP)
+    assert main(["campaign", "sharp.toml", "run", "--device", "cpu", "--threads", "1"]) == 0
+    campaign = Campaign.read("sharp.toml")
+    (row,) = collected(campaign.members, campaign.folder).rows
+    result = lossmap.read(row["file"], lossmap.Sharpness)
+    assert (row["outcome"], row["done"]) == ("complete", 6) and result.samples == 32
+    assert (row["largest"], row["largest_error"]) == (result.largest, result.largest_error)
+    ball = result.ball("filter")
+    assert (row["filter_0.5_average"], row["filter_0.5_average_error"]) == (ball.average, ball.average_error)
+    assert (row["filter_0.5_sam"], row["filter_0.5_worst"]) == (ball.sam, ball.worst)
+    assert row["critical_error"] == (result.critical.high - result.critical.low) / 2
+    assert row["trace_error"] == result.trace.error > 0
+    alone = ["--model-file", "run/net_1.pt", "--radius", "filter:0.5", "--draws", "2", "--ascent-steps", "1"]
+    words = [*alone, "--model", "mlp", "--samples", "32", "--trace-products", "8", "--surf-file", "alone-sharp.h5"]
+    assert main(["sharpness", *words, "--device", "cpu", "--threads", "1"]) == 0
+    assert lossmap.read("alone-sharp.h5", lossmap.Sharpness).equals(result)
+    assert main(["campaign", "sharp.toml", "report"]) == 0
 
 
 def test_status_says_how_it_stands_and_exits_so(folder, capsys):

@@ -45,6 +45,7 @@ COMMANDS = (
     (0, f"surface {NETWORK} --model-folder run --dir-file path.h5 --proj-file path.h5 {SQUARE} --surf-file path2.h5"),
     (0, f"surface {NETWORK} {SQUARE} --shard 1/2 --surf-file shard.h5"),
     (0, f"dynamics run {NETWORK} --top 2 --full-spectrum --surf-file dynamics.h5"),
+    (0, f"sharpness {NETWORK} --draws 2 --ascent-steps 1 --trace-products 6 --surf-file sharpness.h5"),
     (0, f"spectrum {NETWORK} --parameters all --top 1 --dense-limit 10 --vectors --density-steps 4 --density-probes 1 "
         "--trace-products 6 --layers tensor --layer-output-hessian both --singular-values --tail-mass 0.1 --l2 0.1 "
         "--surf-file spectrum.h5"),
@@ -100,16 +101,19 @@ def names_of(name, item):
 
 def general(name):
     """A name with placeholders in the place of labels, tensors, blocks, measures and splits."""
-    name = re.sub(r"^(spectrum|layers)/(?!l2_path/)[^/]+", r"\1/LABEL", name)
+    name = re.sub(r"^(spectrum|layers|sharpness)/(?!l2_path/)[^/]+", r"\1/LABEL", name)
     name = re.sub(r"^tasks/[^/]+/(block|leak)/[^/]+/.*", r"tasks/LABEL/\1/NAME", name)
-    name = re.sub(r"^tasks/[^/]+/(density|whole|ends|trace|gradient|block_ends)/.*", r"tasks/LABEL/\1", name)
+    name = re.sub(r"^tasks/[^/]+/(average|worst)/[^/]+/.*", r"tasks/LABEL/\1/BALL", name)
+    name = re.sub(
+        r"^tasks/[^/]+/(largest|critical|density|whole|ends|trace|gradient|block_ends)/.*", r"tasks/LABEL/\1", name
+    )
     name = re.sub(r"^(directions/[xy]|weights/singular_values)/(?!@).*", r"\1/TENSOR", name)
     name = re.sub(r"^directions/y/@", "directions/x/@", name)
     name = re.sub(r"^values/[^/]+/(?!@).*", "values/NAME/ARRAY", name)
     name = re.sub(r"^values/[^/]+/@", "values/NAME/@", name)
     name = re.sub(r"^health/(?!@).*", "health/NUMBER", name)
-    name = re.sub(r"^@(loss|eigen|spectrum|along)_(took|estimate|notes)$", r"@MEASURE_\2", name)
-    name = re.sub(r"^@code_(loss|eigen|spectrum|along)$", "@code_MEASURE", name)
+    name = re.sub(r"^@(loss|eigen|spectrum|along|sharpness)_(took|estimate|notes)$", r"@MEASURE_\2", name)
+    name = re.sub(r"^@code_(loss|eigen|spectrum|along|sharpness)$", "@code_MEASURE", name)
     name = re.sub(r"^@resolved_\w+", "@resolved_COMMAND", name)
     name = re.sub(r"^(train|test)_(loss|acc)$", r"SPLIT_\2", name)
     return re.sub(r":.*", ":NAME", name)
