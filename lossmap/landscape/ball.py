@@ -91,5 +91,5 @@ def _scale_of(kind: str, p: Tensor) -> Tensor:
         return torch.ones_like(values)
     if kind == "adaptive" or p.dim() <= 1:
         return values.abs()
-    norms = values.reshape(values.shape[0], -1).norm(dim=1)
+    norms: Tensor = values.reshape(values.shape[0], -1).norm(dim=1)
     return norms.reshape(-1, *[1] * (p.dim() - 1)).expand_as(values)
