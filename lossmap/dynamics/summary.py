@@ -22,10 +22,12 @@ import numpy as np
 
 from lossmap.dynamics.eigenspaces import EigenspaceDynamics
 from lossmap.linalg import subspaces
+from lossmap.report.text import WIDTH, filled
 
 Array = np.ndarray
 STILL = 0.02  # loss of overlap, over the whole run and per step, below which nothing rotates
 MAX_JUMPS_NAMED = 5
+INDENT = 12  # characters of a question's column
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,11 @@ class Summary:
         raise KeyError(f"{question!r}; there are {', '.join(a.question for a in self.answers)}")
 
     def __str__(self) -> str:
-        return "\n".join(f"{a.question + ':':<11} {a.sentence}" for a in self.answers)
+        lines: list[str] = []
+        for answer in self.answers:
+            first, *rest = filled(answer.sentence, WIDTH - INDENT)
+            lines += [f"{answer.question + ':':<{INDENT}}{first}", *(" " * INDENT + line for line in rest)]
+        return "\n".join(lines)
 
     def to_dict(self) -> dict[str, dict[str, object]]:
         """For JSON and attributes; the keys stand in files."""

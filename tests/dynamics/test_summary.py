@@ -38,6 +38,9 @@ def test_a_subspace_that_stays_is_called_stable_low_dimensional_and_still():
     assert words(found) == {"related": "yes", "stable": "yes", "dimension": "low", "clustered": "no", "course": "still"}
     assert found["stable"].numbers["overlap"] > 0.98
     assert "one stable subspace" in str(found)
+    lines = str(found).splitlines()
+    assert max(map(len, lines)) <= 80 and all(line[:10].rstrip(": ") == "" or line[11] == " " for line in lines)
+    assert [line.partition(":")[0] for line in lines if line[0] != " "] == [a.question for a in found.answers]
 
 
 def test_a_steady_rotation_is_called_continuous_and_low_dimensional_but_not_stable():
