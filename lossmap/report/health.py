@@ -15,6 +15,7 @@ from lossmap.report.stored import StoredReport
 from lossmap.report.text import WIDTH, count, counted, filled, value_with_error, value_with_limit, wrapped, zero_clause
 
 INDENT = 14
+COLUMN = 34  # characters of a number's title, wider than any
 ANY_LAYER = "of the weights of any layer"
 NUMBERS = {  # by its name in the file: title, what it is
     "accuracy": ("accuracy", "share of samples classified as labelled"),
@@ -122,9 +123,10 @@ def _number_lines(stored: StoredReport, report: Mapping[str, Any]) -> list[str]:
             text = value_with_limit(value, error, _or_nan(entry, "limit"))
             if "rounding" in entry and abs(value) <= error:  # of an eigenvalue
                 what = f"{what}; {zero_clause(error, _or_nan(entry, 'rounding'))}".removeprefix("; ")
-        line = f"  {title:<32}{text:<20}  {what}".rstrip()
+        line = f"  {title:<{COLUMN}}{text:<20}  {what}".rstrip()
         if len(line) > WIDTH:
-            lines += [f"  {title:<32}{text}", *(" " * 34 + rest for rest in filled(what, WIDTH - 34))]
+            indent = COLUMN + 2
+            lines += [f"  {title:<{COLUMN}}{text}", *(" " * indent + rest for rest in filled(what, WIDTH - indent))]
         else:
             lines.append(line)
     return lines

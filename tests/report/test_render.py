@@ -19,6 +19,7 @@ from lossmap.io.eigenvector_store import put_group
 from lossmap.io.read import read, write_surface
 from lossmap.io.spectrum_layout import group_of
 from lossmap.io.surface import Group, Surface
+from lossmap.report import health
 from lossmap.report.definiteness import definiteness_of_ends
 from lossmap.report.estimates import energy_text
 from lossmap.report.render import report_of_group
@@ -151,3 +152,7 @@ def test_the_interval_of_what_lies_outside_the_blocks_is_printed_the_right_way_u
     )
     for nothing in ((0.123, 0.123), (np.nan, np.nan)):  # exact, or of a file without an interval
         assert "interval" not in energy_text(0.123, nothing)
+
+
+def test_no_title_of_a_number_touches_it():
+    assert max(len(title) for title, _ in health.NUMBERS.values()) < health.COLUMN
