@@ -35,6 +35,7 @@ from lossmap.data.loaders import as_batches
 from lossmap.data.loss_check import check_loss
 from lossmap.data.problem import Problem
 from lossmap.geometry.directions import Plane
+from lossmap.io.surface import MADE_AS
 from lossmap.parallel.team import Team
 from lossmap.parallel.world import World
 from lossmap.seeding import same_random_state
@@ -313,13 +314,14 @@ def _as_problem(value: Any, name: str) -> Problem:
 def identity(model: ModelSettings, data: DataSettings, plane: Plane) -> dict[str, Any]:
     """What a result file belongs to: the model, its files by content, and the plane by its recipes."""
     files = {n: getattr(model, n) for n in ("model_file", "model_file2", "model_file3") if getattr(model, n)}
+    recipes = [{key: value for key, value in recipe.items() if key != MADE_AS} for recipe in plane.recipes]
     return {
         "model": data.problem or model.model,
         "model_args": model.model_args,
         **folder_digest(model),
         **{f"{name} (SHA-256)": checkpoints.file_sha256(path) for name, path in files.items()},
         **{name: getattr(model, name) for name in ("state_key", "strip_prefix") if getattr(model, name)},
-        "direction": {name: dict(recipe) for name, recipe in zip("xy", plane.recipes, strict=False)},
+        "direction": dict(zip("xy", recipes, strict=False)),
     }
 
 

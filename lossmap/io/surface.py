@@ -35,6 +35,9 @@ KNOWN = {
 }
 
 
+MADE_AS = "made_as"  # attribute of a direction that was read from a file: what kind it was made as
+
+
 @dataclass(frozen=True)
 class Failure:
     """Why a point has no reading.

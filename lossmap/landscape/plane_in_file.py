@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from lossmap.data import checkpoints
 from lossmap.geometry.directions import Named, Plane
 from lossmap.io import legacy
 from lossmap.io.read import read_group
+from lossmap.io.surface import MADE_AS
 
 
 def plane_in_file(path: str, model: nn.Module, origin: Named, names: tuple[str, ...]) -> Plane:
@@ -27,8 +29,19 @@ def plane_in_file(path: str, model: nn.Module, origin: Named, names: tuple[str, 
     axes, recipes = [], []
     for name in names:
         axes.append(axis_in_file(path, name, model, origin))
-        recipes.append({"kind": f"file:{Path(path).name}:{name}", "norm": "none", "ignore": "none", "sha256": digest})
+        recipe = {"kind": f"file:{Path(path).name}:{name}", "norm": "none", "ignore": "none", "sha256": digest}
+        recipes.append(recipe | _made_as(path, name))
     return Plane(origin, tuple(axes), tuple(recipes))
+
+
+def _made_as(path: str, name: str) -> dict[str, str]:
+    """What kind of direction it was where it was made, under MADE_AS: for the words at an axis."""
+    with contextlib.suppress(KeyError, ValueError):
+        attributes = read_group(path, f"directions/{name}").attributes
+        kind = attributes.get(MADE_AS, attributes.get("kind"))
+        if kind:
+            return {MADE_AS: str(kind)}
+    return {}
 
 
 def axis_in_file(path: str, name: str, model: nn.Module, origin: Named) -> dict[str, Tensor]:

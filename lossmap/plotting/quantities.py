@@ -9,7 +9,7 @@ from textwrap import fill
 import numpy as np
 
 from lossmap.geometry.grid import Field, Grid, shown_unit
-from lossmap.io.surface import Group, Surface
+from lossmap.io.surface import MADE_AS, Group, Surface
 from lossmap.plotting.style import ACCURACY, LOSS, RATIO
 
 Array = np.ndarray
@@ -185,16 +185,14 @@ def model_positions(surface: Surface) -> tuple[float, ...]:
     """Where models stand on a line: at 0, and of a line between two at 1 as well; nowhere on a line beside them."""
     if surface.attributes.get(FIXED_COORDINATE, 0.0) != 0.0:
         return ()
-    group = surface.groups.get("directions/x")
-    if group is not None and str(group.attributes.get("kind", "")).startswith("to:"):
+    if _kind(surface, "x").startswith("to:"):
         return (0.0, 1.0)
     return (0.0,)
 
 
 def _axis(surface: Surface, direction: str, name: str) -> str:
     """The label of an axis of this name along a direction of the file."""
-    group = surface.groups.get(f"directions/{direction}", Group({}))
-    kind = str(group.attributes.get("kind", ""))
+    kind = _kind(surface, direction)
     if not kind:
         return name
     if kind == "random":
@@ -202,9 +200,15 @@ def _axis(surface: Surface, direction: str, name: str) -> str:
     if kind.startswith("to:"):
         return f"{name}, 0: model, 1: {Path(kind[3:]).name}"
     if kind.startswith("pca"):
-        component = int("".join(c for c in kind if c.isdigit()) or group.attributes.get("component", 1))
+        component = int("".join(c for c in kind if c.isdigit()) or 1)
         return f"{name}, principal component {component}{_explained(surface, component)}"
     return f"{name}, {kind.replace(':', ' ')}"
+
+
+def _kind(surface: Surface, direction: str) -> str:
+    """How an axis was made, also where it was read from a file since; empty where that is not known."""
+    attributes = surface.groups.get(f"directions/{direction}", Group({})).attributes
+    return str(attributes.get(MADE_AS, attributes.get("kind", "")))
 
 
 def _explained(surface: Surface, component: int) -> str:
@@ -213,7 +217,8 @@ def _explained(surface: Surface, component: int) -> str:
     ratios = np.atleast_1d(path.arrays.get("explained_variance_ratio", ()))
     if component > ratios.size:
         return ""
-    return f" ({100 * float(ratios[component - 1]):.0f} %)"
+    share = 100 * float(ratios[component - 1])
+    return f" ({share:.{0 if share >= 10 else 1}f} %)"
 
 
 def as_line(surface: Surface) -> Surface:

@@ -15,6 +15,7 @@ import lossmap
 from lossmap import zoo
 from lossmap.cli.surface import main
 from lossmap.data.import_by_name import resolve_callable
+from lossmap.plotting.quantities import axis_labels
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -517,6 +518,10 @@ def test_a_path_lies_on_the_surface_through_the_end_of_its_run(here, capsys):
     assert run(f"{line} --dir-file path.h5 --proj-file path.h5 --x=auto:3 --y=auto:2 --surf-file w.h5") == 0
     window = lossmap.read("w.h5").grid
     assert window.shape == (2, 3) and [f"{end:.3g}" for t in (window.x, window.y) for end in t[[0, -1]]] == ends
+    kept = lossmap.read("w.h5")
+    shares = kept.groups["trajectory"]["explained_variance_ratio"]
+    labels = [f"{axis}, principal component {i} ({100 * shares[i - 1]:.0f} %)" for axis, i in (("x", 1), ("y", 2))]
+    assert list(axis_labels(kept)) == labels and "made_as" not in str(kept.settings)
     assert window.x[0] < lossmap.read("path.h5").groups["trajectory"]["x"].min()
     capsys.readouterr()
     assert run(f"{line} --dir-file path.h5 --proj-file path.h5 --x=0:1:2 --y=0:1:2 --surf-file s.h5") == 0
