@@ -10,6 +10,7 @@ import hashlib
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -47,6 +48,16 @@ def preserved_random_state() -> Iterator[None]:
             np.random.set_state(numpy_state)
 
 
+def random_states() -> tuple[Any, ...]:
+    """What the global generators of torch (also on CUDA devices), NumPy and Python will draw next, to be compared."""
+    states = [torch.get_rng_state()]
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        states += torch.cuda.get_rng_state_all()
+    _, keys, *position = np.random.get_state(legacy=True)
+    own = (keys.tobytes(), tuple(position))  # type: ignore[union-attr]
+    return (*(state.numpy().tobytes() for state in states), own, random.getstate())
+
+
 @contextmanager
 def same_random_state(seed: int = 0) -> Iterator[None]:
     """Inside, the global generators of torch, NumPy and Python start from a seed; outside they are as before.
@@ -54,7 +65,10 @@ def same_random_state(seed: int = 0) -> Iterator[None]:
     User code, such as a factory, then gives the same to every rank, and to every later run.
     """
     with preserved_random_state():
-        torch.manual_seed(seed)
+        # not torch.manual_seed, which also queues a call, with a traceback, for each kind of device that is absent
+        torch.default_generator.manual_seed(seed)
+        if torch.cuda.is_available():
+            torch.cuda.manual_seed_all(seed)
         random.seed(seed)
         np.random.seed(seed % 2**32)  # NumPy takes 32 bits
         yield

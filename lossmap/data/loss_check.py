@@ -4,8 +4,9 @@
 
 A survey cuts the data into whatever batches are fast. That is right only where the loss of a batch is the sum over its
 samples (divided by them), and where it is the same at every look. Both are measured on a few samples at the model's own
-weights, in float64 where model and loss bear that: the same batch twice; and all of them against random parts, against
-each alone, with the last samples of the data among them.
+weights and at others moved at random, in float64 where model and loss bear that: the same batch twice, and whether
+random numbers are drawn; and all of them against random parts, against each alone, with the last samples of the data
+among them.
 
     what is found                               what is done
     a sum over the batch in place of a mean     divided by the samples
@@ -16,13 +17,14 @@ each alone, with the last samples of the data among them.
 
 The ranks of a team, each with its share of the samples, do the same: what the most cautious of them would do.
 
-Price: some ten passes over at most 16 samples. Nothing of the model changes, nor any generator's state.
+Price: some fifteen passes over at most 16 samples. Nothing of the model changes, nor any generator's state.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -44,12 +46,13 @@ from lossmap.data.criteria import ACCURACY, SupervisedLoss, takes_class_labels
 from lossmap.data.datasets import labels_within
 from lossmap.data.merged_layers import find_merged_layers
 from lossmap.data.missing_values import missing_values, unusual_rows
+from lossmap.data.moved_weights import moved_weights
 from lossmap.data.noise import with_noise_seed
 from lossmap.data.problem import Problem, temporary_parameters
 from lossmap.data.stable_forms import stable_forms
 from lossmap.data.underflow import underflow
 from lossmap.geometry.parameter_vector import movable_parameters
-from lossmap.seeding import generator, same_random_state
+from lossmap.seeding import generator, random_states, same_random_state
 
 logger = logging.getLogger("lossmap")
 MAX_SAMPLES = 16  # that are looked at
@@ -204,7 +207,7 @@ def _with_counters_told(problem: Problem, probe: _Probe) -> Problem:
 def _treated(problem: Problem, probe: _Probe, kind: int, seed: int) -> Problem:
     """The problem as a loss of this kind is evaluated."""
     if kind == RANDOM:
-        return _with_common_random_numbers(problem, seed, min(5 * probe.tolerance, 1e-3))
+        return _with_common_random_numbers(problem, seed, min(5 * probe.tolerance, 1e-3), bool(probe.moved))
     if kind == COUPLED:
         return _with_own_batches(problem, probe)
     return _as_sum(problem) if kind == SUM else problem
@@ -248,14 +251,19 @@ class _Probe:
             self.problem, self.batch = twin
         dtypes = {p.dtype for p in self.problem.model.parameters() if p.is_floating_point()}
         self.tolerance = max((ROUNDING.get(dtype, 2e-2) for dtype in dtypes), default=2e-5)
+        self.moved: dict[str, Tensor] = {}  # weights at which the loss is looked at; else the model's own
 
     def total(self, indices: list[int] | None = None) -> float:
         """The summed loss of these samples, or of all; NaN where it fails on them, as batch norm does on one."""
         batch = self.batch
         if indices is not None:
             batch = map_tensors(lambda t: t[indices] if t.dim() else t, self.batch)
-        with temporary_parameters(self.problem.model, {}), torch.enable_grad():  # it may differentiate by its inputs
+        with self._borrowed(), torch.enable_grad():  # it may differentiate by its inputs
             return float(self.problem.total(batch).detach())
+
+    def _borrowed(self) -> AbstractContextManager[Any]:
+        """The model at its own weights, or at those moved at random."""
+        return temporary_parameters(self.problem.model, self.moved)
 
     def mean_in_both(self) -> tuple[float, float]:
         """The mean loss of these samples by the model as it is, and by its float64 copy, as surveys compute them."""
@@ -271,37 +279,61 @@ class _Probe:
             return self.problem.forward(self.problem.model, self.batch)
 
     def is_repeatable(self, evaluations: int = 2) -> bool:
-        """Whether evaluations of one batch agree."""
+        """Whether evaluations of one batch agree, and the last of them drew no random number.
+
+        One that draws may agree all the same, as where a layer is left out once in a hundred times.
+        """
         # what they draw leaves the user's generators alone, and differs from one evaluation to the next
         with same_random_state(20):
-            values = [self.total() for _ in range(evaluations)]
+            values = [self.total() for _ in range(evaluations - 1)]
+            before = random_states()
+            values.append(self.total())
+            draws = before != random_states()
         self.whole = values[0]
         finite = [v for v in values if np.isfinite(v)]
         if len(finite) < len(values):
             return True  # a loss that is not finite is a result, and says nothing of chance
-        return max(values) - min(values) <= self.tolerance * max(abs(v) for v in values)
+        return not draws and max(values) - min(values) <= self.tolerance * max(abs(v) for v in values)
 
     def kind(self) -> int:
-        """What the loss is, as far as these samples show it."""
+        """What the loss is, as far as these samples show it at the model's own weights and at others.
+
+        Where it shows at the others alone, what is evaluated later is evaluated there.
+        """
+        kind = self._kind_here()
+        if kind in (COUPLED, RANDOM):
+            return kind
+        own = self.whole
+        try:
+            self.moved = moved_weights(self.problem.model)
+            elsewhere = self._kind_here(cuts=1)
+        except Exception:  # such weights may be none for this model: nothing is known there
+            elsewhere = MEAN
+        self.whole = own
+        if elsewhere <= kind:
+            self.moved = {}
+        return max(kind, elsewhere)
+
+    def _kind_here(self, cuts: int = 2) -> int:
         if not self.is_repeatable():
             return RANDOM
-        if self.samples < 2 or isinstance(self.original.data, FixedBatches) or self.is_additive():
+        if self.samples < 2 or isinstance(self.original.data, FixedBatches) or self.is_additive(cuts):
             return MEAN
         return SUM if self.is_sum() else COUPLED
 
-    def parts(self) -> list[tuple[float, list[float]]]:
-        """The whole, and the values of its parts, for several cuts; none for a cut on which the loss fails."""
+    def parts(self, cuts: int) -> list[tuple[float, list[float]]]:
+        """The whole, and the values of its parts, for so many cuts, one or two."""
         n = self.samples
         order = torch.randperm(n, generator=generator("loss check", n)).tolist()
         alone = [[i] for i in sorted({0, n // 2, n - 1})]  # the last sample among them
         rest = [i for i in range(n) if [i] not in alone]
-        cuts = [[*alone, rest], [order[: n // 3], order[n // 3 :]]]
-        return [(self.whole, [self.total(part) for part in cut if part]) for cut in cuts]
+        ways = [[order[: n // 3], order[n // 3 :]], [*alone, rest]]
+        return [(self.whole, [self.total(part) for part in way if part]) for way in ways[:cuts]]
 
-    def is_additive(self) -> bool:
+    def is_additive(self, cuts: int = 2) -> bool:
         """Whether the sum over a batch is the sum over its parts."""
         try:
-            return all(self._agree(whole, sum(parts), parts) for whole, parts in self.parts())
+            return all(self._agree(whole, sum(parts), parts) for whole, parts in self.parts(cuts))
         except (ValueError, RuntimeError, IndexError):  # it does not bear a batch of one
             return False
 
@@ -362,7 +394,7 @@ def _in_float64(problem: Problem, batch: Batch) -> tuple[Problem, Batch] | None:
     return twin, wide
 
 
-def _with_common_random_numbers(problem: Problem, seed: int, tolerance: float) -> Problem:
+def _with_common_random_numbers(problem: Problem, seed: int, tolerance: float, is_moved: bool = False) -> Problem:
     """The same random numbers at every evaluation, the loader's own batches uncut: one fixed realisation.
 
     Raises ValueError where evaluations of a batch differ by more than the tolerance, relative to the largest, for all
@@ -376,7 +408,8 @@ def _with_common_random_numbers(problem: Problem, seed: int, tolerance: float) -
     )
     fixed = replace(with_noise_seed(problem, seed), data=data, notes=(*problem.notes, note))
     batch = next(iter(data))
-    with temporary_parameters(problem.model, {}), torch.enable_grad():
+    moved = moved_weights(problem.model) if is_moved else {}
+    with temporary_parameters(problem.model, moved), torch.enable_grad():
         values = [float(fixed.total(batch).detach()) for _ in range(REPEATS)]
     low, high = min(values), max(values)
     if np.isfinite(values).all() and high - low > tolerance * max(abs(low), abs(high)):
@@ -454,7 +487,8 @@ def _measured(probe: _Probe) -> str:
         mean = sum(probe.total([i]) for i in range(n)) / (probe.weight or 1.0)
     except (ValueError, RuntimeError, IndexError) as error:
         return f"{n} samples give {whole:.6g}, one alone fails: {str(error).splitlines()[0]}"
-    return f"{n} samples together {whole:.6g}, one by one {mean:.6g}"
+    where = ", at weights moved at random" if probe.moved else ""
+    return f"{n} samples together {whole:.6g}, one by one {mean:.6g}{where}"
 
 
 def _own_batches(problem: Problem) -> FixedBatches:

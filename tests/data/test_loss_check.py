@@ -1,6 +1,8 @@
 """Every loss is asked once whether it is a repeatable mean over samples; truths are own arithmetic over own batches."""
 
 import copy
+import random
+import re
 from dataclasses import replace
 from functools import partial
 
@@ -439,6 +441,47 @@ def test_a_model_that_carries_a_state_is_read_on_one_batch_or_refused(data, buff
     assert centre(checked, 7) == pytest.approx(truth, rel=1e-6)
     with pytest.raises(ValueError, match=r"carries a state from batch to batch \(state\): over 3 batches its loss"):
         check_loss(Problem.supervised(model, "crossentropy", (x, y), batch_size=30))
+
+
+class Hidden(nn.Module):
+    """What stands before a layer that is 0, as at the beginning of a training."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.first, self.last, self.function = nn.Linear(4, 6), nn.Linear(6, 3), function
+        nn.init.zeros_(self.last.weight)
+
+    def forward(self, x):
+        return self.last(self.function(torch.tanh(self.first(x))))
+
+
+def at_distance(problem, size):
+    """The loss of the model with another last layer, by a plan with this batch size."""
+    plane = random_plane(problem.model, axes=1, norm="none")
+    plane = replace(plane, axes=({k: torch.ones_like(t) * (k == "last.weight") for k, t in plane.axes[0].items()},))
+    return losses(problem, plane, plan={"batch_size": size})((0.7,))["train_loss"]
+
+
+@pytest.mark.parametrize(
+    "function, note",
+    [
+        (lambda h: F.dropout(h), "draws at random"),
+        (lambda h: (h @ h.T).softmax(1) @ h * h[:, :1], "one by one .*, at weights moved at random"),
+        (lambda h: h, None),
+    ],
+)
+def test_what_a_layer_of_zeros_hides_is_seen(data, function, note):
+    problem = Problem.supervised(Hidden(function), "crossentropy", data, batch_size=30)
+    checked = check_loss(problem, report=False)
+    assert [bool(re.search(note, text)) for text in checked.notes] == [True] * (note is not None)
+    values = [at_distance(checked, size) for size in (7, 7, 30)]
+    assert values == pytest.approx([values[0]] * 3, rel=1e-6)
+
+
+@pytest.mark.parametrize("draw", [lambda: torch.rand(()), random.random, lambda: np.random.rand()])
+def test_a_loss_that_hardly_ever_differs_is_random_where_it_draws(net, data, draw):
+    problem = Problem.supervised(net, lambda o, t: F.cross_entropy(o, t) * (2 if draw() < 1e-3 else 1), data)
+    assert "draws at random" in check_loss(problem, report=False).notes[0]
 
 
 class Every(nn.Module):

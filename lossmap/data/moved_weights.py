@@ -1,0 +1,33 @@
+"""Weights far from those of a model, at which a loss is looked at a second time.
+
+Where a layer is 0, as a head or the last layer of a residual branch at the beginning, nothing that stands before it
+reaches the loss: neither dropout nor the coupling of a batch shows at the model's own weights, and at every other point
+of a survey they do.
+
+    theta' = theta + s z        z of standard normal numbers, s half the root mean square of the tensor, and for small
+                                tensors half of 1/sqrt(fan in) at least
+"""
+
+from __future__ import annotations
+
+from math import sqrt
+
+import torch
+from torch import Tensor, nn
+
+from lossmap.seeding import normal
+
+SHARE = 0.5
+
+
+def moved_weights(model: nn.Module) -> dict[str, Tensor]:
+    """The floating-point parameters of a model moved at random, by name, in their own precision; always the same."""
+    moved: dict[str, Tensor] = {}
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if not p.is_floating_point() or not p.numel():
+                continue
+            size = max(float(p.double().square().mean().sqrt()), 1 / sqrt(max(p[0].numel(), 1)) if p.dim() else 0.0)
+            z = normal(p.numel(), "moved weights", name).view(p.shape).to(p.device, torch.float64)
+            moved[name] = (p.double() + SHARE * size * z).to(p.dtype)
+    return moved
