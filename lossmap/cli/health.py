@@ -125,6 +125,7 @@ def run(settings: Settings, world: World | None = None) -> int:
     settings, options = examination.settings, settings.health
     if options.dry_run:
         examinations = ", ".join(options.examinations) or "none"
+        announce(world, "health", examination.price)
         print(f"would examine {label_of(settings)}: {examinations}")
         print("nothing was computed, and nothing was written (--dry-run)")
         return 0

@@ -2,7 +2,7 @@
 
 The seconds are those of all samples of this rank: the batch's, times how many batches there are. A first product, which
 traces and computes what the others read, is left out where it is quick enough to be followed by another. Price: up to
-four products with one batch.
+five products with one batch.
 """
 
 from __future__ import annotations
@@ -34,20 +34,32 @@ def seconds_of_product(operator: Any, clock: Callable[[], float] = time.perf_cou
     No other rank of a team takes part. Raises what a product raises.
     """
     small, share = _over_one_batch(operator)
-    v = torch.randn(small.size, generator=generator("price", small.size)).to(small.device, small.dtype)
-
-    def seconds() -> float:
-        start = clock()
-        float((small @ v)[0])  # read on the host, so that a GPU has done it
-        return clock() - start
-
-    first = seconds()
+    first = _seconds_of_next(small, clock)
     if first > MAX_FIRST_SECONDS:
         return first * share
-    taken = [seconds()]
+    taken = [_seconds_of_next(small, clock)]
     while len(taken) < MAX_TIMED and sum(taken) < MAX_SECONDS:
-        taken.append(seconds())
+        taken.append(_seconds_of_next(small, clock))
     return min(taken) * share
+
+
+def seconds_of_first(operator: Any, each: float, clock: Callable[[], float] = time.perf_counter) -> float:
+    """What the first product at a point takes more than any other, once its shapes have been met elsewhere.
+
+    operator, clock  as above; each: the seconds of a product
+    """
+    if each > MAX_FIRST_SECONDS:
+        return 0.0
+    small, share = _over_one_batch(operator)
+    return max(0.0, _seconds_of_next(small, clock) * share - each)
+
+
+def _seconds_of_next(operator: Any, clock: Callable[[], float]) -> float:
+    """Seconds of the operator's next product."""
+    v = torch.randn(operator.size, generator=generator("price", operator.size)).to(operator.device, operator.dtype)
+    start = clock()
+    float((operator @ v)[0])  # read on the host, so that a GPU has done it
+    return clock() - start
 
 
 def _over_one_batch(operator: Any) -> tuple[Any, float]:

@@ -7,17 +7,19 @@ from dataclasses import replace
 from math import ceil
 from pathlib import Path
 
-from lossmap.curvature.product_time import seconds_of_product
+from lossmap.curvature.product_time import seconds_of_first, seconds_of_product
 from lossmap.dynamics.checkpoint_curvature import DENSE, CheckpointCurvature, Effort
 from lossmap.io.read import read
 from lossmap.linalg.expected_products import SpectrumParts
 from lossmap.linalg.product_budget import fit_parts
+from lossmap.linalg.solver_time import seconds_of_parts
 from lossmap.memory import memory_now
 from lossmap.report.price import Price
 
 logger = logging.getLogger("lossmap")
 
 MARGIN = 0.8  # of the time that is planned for
+CHECKPOINT_SECONDS = 0.1  # of each: reading it, its loss, the rounding measured there, its eigenvectors on the disk
 SEARCH_VECTORS = 50  # of the length of theta, that a search holds beside the eigenvectors, about
 
 
@@ -33,12 +35,18 @@ def parts_at_a_checkpoint(measure: CheckpointCurvature) -> SpectrumParts:
 
 def price_of_run(measure: CheckpointCurvature, checkpoints: int, workers: int = 1) -> Price:
     """The price of so many checkpoints. Raises what a product raises."""
-    operator = measure.factory.at()
-    each = parts_at_a_checkpoint(measure).products + 1  # and a gradient
-    seconds = seconds_of_product(operator)
+    operator, parts = measure.factory.at(), parts_at_a_checkpoint(measure)
+    products = parts.products + 1  # and a gradient
+    each = seconds_of_product(operator)
+    first = seconds_of_first(operator, each)
+    beside = CHECKPOINT_SECONDS + first + seconds_of_parts(parts, operator.dtype, operator.device)
+    seconds = products * each + beside
     vectors = (SEARCH_VECTORS + 2 * measure.top) * operator.size * operator.dtype.itemsize
     memory = memory_now(measure.problem.model) + vectors
-    return Price(checkpoints * each, checkpoints * each * seconds, memory, workers=workers, longest=each * seconds)
+    return Price(
+        checkpoints * products, checkpoints * seconds, memory,
+        workers=workers, longest=seconds, beside=checkpoints * beside,
+    )  # fmt: skip
 
 
 def fitted_effort(measure: CheckpointCurvature, seconds: float, workers: int = 1) -> Effort:
@@ -49,8 +57,12 @@ def fitted_effort(measure: CheckpointCurvature, seconds: float, workers: int = 1
     Raises what a product raises.
     """
     rounds = ceil(len(measure.files) / workers)
-    products = MARGIN * max(0.0, seconds) / rounds / seconds_of_product(measure.factory.at()) - 1
-    fit = fit_parts(parts_at_a_checkpoint(measure), products)
+    operator, parts = measure.factory.at(), parts_at_a_checkpoint(measure)
+    each = seconds_of_product(operator)
+    first = seconds_of_first(operator, each)
+    each += seconds_of_parts(parts, operator.dtype, operator.device) / parts.products
+    products = (MARGIN * max(0.0, seconds) / rounds - first - CHECKPOINT_SECONDS) / each - 1
+    fit = fit_parts(parts, products)
     if fit.cuts:
         logger.warning("the budget holds at each checkpoint: %s", "; ".join(fit.cuts))
     parts, effort = fit.parts, measure.effort

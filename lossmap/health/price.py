@@ -12,12 +12,14 @@ from lossmap.curvature.product_time import first_batch, seconds_of_product
 from lossmap.data.problem import Problem
 from lossmap.linalg.expected_products import SpectrumParts
 from lossmap.linalg.product_budget import Fit, fit_parts
+from lossmap.linalg.solver_time import seconds_of_parts
 from lossmap.memory import memory_now
 from lossmap.report.price import Price
 from lossmap.spectra.spectrum import DENSE
 
 PASSES = {"gradients": 1, "collapse": 2, "signals": 3}  # over the data, each at most at the price of a gradient
 MARGIN = 0.8  # of the time that is planned for
+FIXED_SECONDS = 0.5  # of an examination beside its products and passes: power laws, what PyTorch loads, the report
 SEARCH_VECTORS = 100  # of the length of theta, that searches and the density hold, about
 
 
@@ -35,10 +37,12 @@ def price_of_examination(
     problem   all samples; subset: those of gradients and Hessian; held_out: those of no training
     parts     what is computed of the Hessian
     """
-    products, seconds = 0, 0.0
+    products, seconds, beside = 0, 0.0, FIXED_SECONDS
     if "hessian" in examinations:
+        operator = build_operator(subset, "hessian", parameters)
         products += parts.products
-        seconds += parts.products * seconds_of_product(build_operator(subset, "hessian", parameters))
+        seconds += parts.products * seconds_of_product(operator)
+        beside += seconds_of_parts(parts, operator.dtype, operator.device)
     gradient = _seconds_of_gradient(problem, parameters, clock)
     for name in set(examinations) & set(PASSES):
         share = 1.0
@@ -50,7 +54,7 @@ def price_of_examination(
         seconds += PASSES[name] * share * gradient
     itemsize = next(iter(problem.model.parameters())).element_size()
     memory = memory_now(problem.model) + SEARCH_VECTORS * parts.n * itemsize
-    return Price(products, seconds, memory)
+    return Price(products, seconds + beside, memory, beside=beside)
 
 
 def fit_examination(
@@ -70,7 +74,8 @@ def fit_examination(
         return Fit(parts)
     others = [name for name in examinations if name != "hessian"]
     taken = price_of_examination(problem, subset, parts, others, parameters, held_out).seconds
-    each = seconds_of_product(build_operator(subset, "hessian", parameters))
+    operator = build_operator(subset, "hessian", parameters)
+    each = seconds_of_product(operator) + seconds_of_parts(parts, operator.dtype, operator.device) / parts.products
     return fit_parts(parts, MARGIN * max(0.0, seconds - taken) / each)
 
 

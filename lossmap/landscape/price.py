@@ -15,18 +15,20 @@ import torch
 from lossmap.curvature.hvp_plan import HvpPlan
 from lossmap.curvature.linearized_operator import OperatorFactory
 from lossmap.curvature.operators import hessian, single_rank
-from lossmap.curvature.product_time import seconds_of_product
+from lossmap.curvature.product_time import seconds_of_first, seconds_of_product
 from lossmap.data.problem import Problem
 from lossmap.geometry.directions import Plane
 from lossmap.landscape.audit import AUDITED_SHARE, MIN_AUDITED
 from lossmap.landscape.loss import ForwardPlan, plain_forward, seconds_of_pass
+from lossmap.linalg.solver_time import seconds_of_step
 from lossmap.memory import memory_now
 from lossmap.report.price import Price
 
-WARM_PRODUCTS, COLD_PRODUCTS = 10, 24  # of a point's two ends at --tol 1e-3
+WARM_PRODUCTS, COLD_PRODUCTS = 14, 24  # of a point's two ends at --tol 1e-3
 FURTHER_PRODUCTS = 8  # of each eigenvalue beyond the ends
 TRACE_PRODUCTS = 60
 PLAIN_BATCH = 64  # samples of a batch where no probe chooses
+POINT_SECONDS = 0.005  # of a point beside its search: its record, the loss, the rounding
 SEARCH_VECTORS = 40  # of the length of theta, that a search holds, about
 
 
@@ -67,7 +69,9 @@ def price_of_directions(problem: Problem, kinds: Sequence[str], parameters: str 
         return Price(0, 0.0, memory_now(problem.model))
     operator = plain_factory(problem, parameters or "weights").at()
     vectors = SEARCH_VECTORS * operator.size * operator.dtype.itemsize
-    return Price(products, products * seconds_of_product(operator), memory_now(problem.model) + vectors)
+    beside = products * seconds_of_step(operator.size, operator.dtype, COLD_PRODUCTS, operator.device)
+    seconds = products * seconds_of_product(operator) + beside
+    return Price(products, seconds, memory_now(problem.model) + vectors, beside=beside)
 
 
 def products_at_a_point(which: str, is_warm: bool) -> int:
@@ -92,17 +96,29 @@ def price_of_eigenvalues(
     which      as of `EigenvalueMap`
     certify    audit, each or none
     """
-    products = points * products_at_a_point(which, certify != "each")
+    warm, cold = (products_at_a_point(which, is_warm) for is_warm in (certify != "each", False))
+    audited = 0
     if certify == "audit" and points:
         audited = min(points, max(MIN_AUDITED, math.ceil(AUDITED_SHARE * points)))
-        products += audited * products_at_a_point(which, is_warm=False)
     operators = [alone_in_team(factory).at() for factory in factories.values()]
-    each = sum(seconds_of_product(operator) for operator in operators)
+    seconds = longest = products = 0.0
+    for operator in operators:
+        each = seconds_of_product(operator)
+        first = seconds_of_first(operator, each)
+        for count, spent in ((points, warm), (audited, cold)):
+            step = seconds_of_step(operator.size, operator.dtype, spent, operator.device)
+            longest_here = first + POINT_SECONDS + spent * (each + step)
+            seconds += count * longest_here
+            products += count * spent * each
+        longest += longest_here
     vectors = SEARCH_VECTORS * operators[0].size * operators[0].dtype.itemsize
-    model = operators[0].problem.model
-    longest = each * products_at_a_point(which, is_warm=False)
     return Price(
-        products * len(operators), products * each, memory_now(model) + vectors, workers=workers, longest=longest
+        (points * warm + audited * cold) * len(operators),
+        seconds,
+        memory_now(operators[0].problem.model) + vectors,
+        workers=workers,
+        longest=longest,
+        beside=seconds - products,
     )
 
 

@@ -13,7 +13,7 @@ from math import ceil, log10
 FIRST_OF_AN_END, FURTHER_OF_AN_END = 15, 11  # products of a search at --tol 1e-3: of its first steps, of each value
 CERTIFIED_ENDS = 32  # both extreme eigenvalues from a cold start, with limits
 MIN_DENSITY_PRODUCTS, MAX_DENSITY_PRODUCTS = 48, 400  # where steps and probes are chosen by the error
-PRODUCTS_TIMES_ERROR = 1.8  # of a density: products beyond the first steps, times its error
+ONE_PROBE_ERROR = 0.4  # of a density from one probe's first steps, times the root of n: a mean over n directions
 DEFAULT_STEPS = 64  # of a probe whose steps are not stated
 BLOCK_DENSITY_ERROR = 0.05
 MIN_TRACE_PRODUCTS = 6  # fewer leave no standard error
@@ -43,7 +43,8 @@ def density_products(error: float, n: int, steps: int | None = None, probes: int
     """Products of a spectral density."""
     if steps or probes:
         return min(steps or DEFAULT_STEPS, n) * (probes or 1)
-    return min(MAX_DENSITY_PRODUCTS, ceil(MIN_DENSITY_PRODUCTS + PRODUCTS_TIMES_ERROR / error))
+    needed = ceil((ONE_PROBE_ERROR / error) ** 2 / n)  # the error falls as the root of the probes
+    return min(MAX_DENSITY_PRODUCTS, MIN_DENSITY_PRODUCTS * max(1, needed))
 
 
 def block_products(n: int, dense: int, tol: float = 1e-3) -> int:

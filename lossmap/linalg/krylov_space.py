@@ -27,7 +27,9 @@ from torch import Tensor
 from lossmap import seeding
 from lossmap.linalg.operator import SymmetricOperator, finite_product
 
-COLUMNS_AT_ONCE = 1 << 20  # columns converted to float64 at a time, so that the copies stay small beside n k
+# Columns converted to float64 at a time: on a CPU so many that the copies stay in its cache, where they are read twice
+# or three times as fast; elsewhere so many that the copies stay small beside n k.
+COLUMNS_ON_CPU, COLUMNS_AT_ONCE = 1 << 14, 1 << 20
 DEPENDENCE_EPSILONS = 16.0  # a remainder of at most so many epsilons of the whole vector is rounding, not a direction
 MAX_DRAWS = 8  # random vectors tried before a space is said to have no outside
 INITIAL_ROWS = 16  # vectors for which there is memory at first
@@ -210,7 +212,9 @@ class KrylovSpace:
         # What was lost lies at right angles to the basis in unknown directions: its parts add up by their squares.
         lost = np.sqrt(((self.lost[:j, None] * coordinates) ** 2).sum(0))
         weights = self._weights(coordinates)
-        for columns in torch.split(self.basis, COLUMNS_AT_ONCE, 1):  # in its own place: there may be no room for two
+        for columns in torch.split(
+            self.basis, self._columns_at_once, 1
+        ):  # in its own place: there may be no room for two
             columns[:m] = self._combined(columns[:j], weights).T
         self.basis[m : m + k - j] = pending
         self.projected[:] = 0.0
@@ -284,14 +288,20 @@ class KrylovSpace:
     def _blocks(self, vector: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Blocks of columns of the basis, (k, c), with the same rows of a vector, (c,), as views."""
         basis = self.basis[: self.filled]
-        return zip(torch.split(basis, COLUMNS_AT_ONCE, 1), torch.split(vector, COLUMNS_AT_ONCE), strict=True)
+        count = self._columns_at_once
+        return zip(torch.split(basis, count, 1), torch.split(vector, count), strict=True)
+
+    @property
+    def _columns_at_once(self) -> int:
+        """Columns of the basis that are converted to float64 at a time."""
+        return COLUMNS_ON_CPU if self.basis.device.type == "cpu" else COLUMNS_AT_ONCE
 
     def _combine(self, coordinates: np.ndarray) -> Tensor:
         """(j, m) -> (n, m) in the basis's precision, added up in float64."""
         weights = self._weights(coordinates)
         result = torch.empty((self.operator.size, weights.shape[1]), dtype=self.basis.dtype, device=self.basis.device)
-        blocks = torch.split(self.basis[: self.multiplied], COLUMNS_AT_ONCE, 1)
-        for rows, columns in zip(torch.split(result, COLUMNS_AT_ONCE), blocks, strict=True):
+        blocks = torch.split(self.basis[: self.multiplied], self._columns_at_once, 1)
+        for rows, columns in zip(torch.split(result, self._columns_at_once), blocks, strict=True):
             rows.copy_(self._combined(columns, weights))
         return result
 

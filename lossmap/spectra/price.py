@@ -25,7 +25,7 @@ from lossmap.linalg.expected_products import (
     ends_products,
     trace_products,
 )
-from lossmap.linalg.solver_time import density_seconds, seconds_of_step
+from lossmap.linalg.solver_time import density_seconds, seconds_of_step, steps_of_basis
 from lossmap.memory import memory_now
 from lossmap.report.price import Price
 from lossmap.spectra.block_groups import size_of
@@ -37,6 +37,7 @@ from lossmap.spectra.tasks import SpectrumTasks
 MAX_SEARCH_VECTORS = 200  # of the length of theta, that a search or a Lanczos run holds at most, about
 FIXED_SECONDS = 0.2  # of a command beside its tasks: opening the file, the first display, closing
 TASK_SECONDS = 0.01  # of each: its record, written to the disk
+WITHOUT_BASIS = ("gradient", "whole", "leak")  # kinds of tasks whose products are not orthogonalised
 ProductTimer = Callable[[Any], float]  # operator -> seconds of one product
 
 
@@ -60,14 +61,22 @@ class PriceList:
         return cls(tasks, counts_solver=True)
 
     def beside_product(self, task: Task) -> float:
-        """Of a solver's step, without its product."""
-        if not self.counts_solver or operator_kind(self.tasks, task) == "exact block" or task.kind == "gradient":
+        """Of a solver's step, without its product; of the ends, the longer of two searches."""
+        is_exact = operator_kind(self.tasks, task) == "exact block" or task.kind in WITHOUT_BASIS
+        if not self.counts_solver or is_exact:
             return 0.0
-        size = size_of_task(self.tasks, task)
-        if task.kind == "whole":
-            return 0.0
-        dtype = next(iter(self.tasks.subjects[task.subject].problem.model.parameters())).dtype
-        return seconds_of_step(size, dtype)
+        request, size = self.tasks.request, size_of_task(self.tasks, task)
+        products, kind, values = products_expected(task, size, request), "ends", 1
+        if task.kind == "ends":
+            values = max(request.top, request.bottom)
+            products = ends_products(values, 0, size, request.tol, request.max_products)
+        elif task.kind in ("trace", "density"):
+            kind = task.kind
+        elif task.kind == "block":
+            kind = "density"
+        steps = steps_of_basis(kind, products, values, request.density_steps)
+        first = next(iter(self.tasks.subjects[task.subject].problem.model.parameters()))
+        return seconds_of_step(size, first.dtype, steps, first.device)
 
     def beside_products(self, task: Task) -> float:
         """What a task takes at its end: the band of a density, computed and reported, and its record."""

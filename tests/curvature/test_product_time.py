@@ -8,7 +8,7 @@ from torch import nn
 
 from lossmap.curvature.autotune import prepare
 from lossmap.curvature.build import build_operator
-from lossmap.curvature.product_time import seconds_of_product
+from lossmap.curvature.product_time import seconds_of_first, seconds_of_product
 from lossmap.data.problem import Problem
 
 
@@ -38,3 +38,9 @@ def test_a_linearized_product_is_timed_with_its_own_batches_and_leaves_its_trace
     factory = prepare(problem(), backend="linearized", plan={"way": "linear", "batch": 150}, check=False)
     assert seconds_of_product(factory.at(), clock_of([1.0, 0.3, 0.2])) == pytest.approx(4 * 0.2)
     assert len(factory.programs) == 1
+
+
+def test_what_a_point_takes_before_its_products_is_that_of_its_first_one():
+    factory = prepare(problem(), backend="linearized", plan={"way": "linear", "batch": 150}, check=False)
+    assert seconds_of_first(factory.at(), 1.2, clock_of([0.5])) == pytest.approx(4 * 0.5 - 1.2)
+    assert seconds_of_first(factory.at(), 3.0, clock_of([0.5])) == 0.0

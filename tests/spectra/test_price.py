@@ -14,7 +14,7 @@ from lossmap.data.problem import Problem
 from lossmap.geometry.grid import Grid
 from lossmap.landscape.run_survey import survey
 from lossmap.landscape.survey_recorder import in_turns
-from lossmap.linalg.solver_time import seconds_of_bounds, seconds_of_step
+from lossmap.linalg.solver_time import seconds_of_bounds, timed_step
 from lossmap.parallel.work_queue import WorkQueue
 from lossmap.spectra.price import FIXED_SECONDS, PriceList, expected_costs, price_of
 from lossmap.spectra.request import SpectrumRequest, Subject
@@ -57,7 +57,7 @@ def test_a_task_costs_its_products_at_the_price_of_its_own_operator(layered):
 )
 def test_a_price_is_right_within_a_factor_of_two(request_, rows, monkeypatch):
     monkeypatch.setattr(time, "perf_counter", time.process_time)  # others may work on the same cores
-    for timed in (seconds_of_step, seconds_of_bounds):
+    for timed in (timed_step, seconds_of_bounds):
         timed.cache_clear()
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 40), nn.Tanh(), nn.Linear(40, 3)).eval()
