@@ -21,6 +21,7 @@ from lossmap.io.printable import printable
 from lossmap.io.read import Group, Surface, read
 from lossmap.keywords import checked_keywords
 from lossmap.plotting import dispatch
+from lossmap.plotting.convexity import draw_convexity
 from lossmap.plotting.line_figures import draw_eigenvalue_lines, draw_lines
 from lossmap.plotting.options_taken import refuse_unused
 from lossmap.plotting.panels import FigureOptions
@@ -31,7 +32,7 @@ from lossmap.plotting.training import draw_training, is_training
 
 __all__ = ["KINDS", "draw", "save"]
 
-KINDS = ("auto", "filled", "contour", "map", "3d", "line", "eigen", "training", *dispatch.KINDS)
+KINDS = ("auto", "filled", "contour", "map", "3d", "line", "eigen", "convexity", "training", *dispatch.KINDS)
 PLANE_KINDS = ("filled", "contour", "map", "3d")
 
 
@@ -64,8 +65,9 @@ def draw(
 
     Args:
         what: a `Surface`, another result (a `Spectrum`, a `Diagnosis`, ...), the path of a file, or several of them.
-        kind: filled, contour, map (cells, nothing between), 3d, line, eigen, training; spectrum, layers, sharpness,
-            evolution, health, path for what else is there; auto takes what fits.
+        kind: filled, contour, map (cells, nothing between), 3d, line, eigen, convexity (where the smallest eigenvalue
+            has which sign, over the loss), training; spectrum, layers, sharpness, evolution, health, path for what else
+            is there; auto takes what fits.
         field: what to show; train_loss if there is one. "ratio" is |min_eig / max_eig|; "name:2" a further dimension;
             of spectra and layers the label.
         titles: one for each surface.
@@ -134,7 +136,7 @@ def _draw_all_lines(
     if kind in PLANE_KINDS:
         raise ValueError(f"a line has no picture of the kind {kind!r}; take line, or eigen")
     flat = [as_line(surface) for surface in surfaces]
-    if kind == "eigen":
+    if kind in ("eigen", "convexity"):
         return draw_eigenvalue_lines(flat, titles, options)
     if kind == "training":
         return draw_training(flat, titles, options)
@@ -146,6 +148,8 @@ def _draw_all_planes(
 ) -> Figure:
     if kind in ("line", "training") or any(is_line(surface) for surface in surfaces):
         raise ValueError("lines and planes do not go into one picture, nor does a plane as a line")
+    if kind == "convexity":
+        return draw_convexity(surfaces, titles, options)
     if kind == "eigen":
         return draw_eigenvalue_maps(surfaces, titles, options)
     name = field or best_field(surfaces[0])
@@ -172,7 +176,7 @@ def fitting_kind(surfaces: Sequence[Surface], field: str | None) -> str:
     if field is None and all(is_training(surface) for surface in surfaces):
         return "training"
     if field is None and all("max_eig" in surface and "min_eig" in surface for surface in surfaces):
-        return "eigen"
+        return "eigen" if all(is_line(surface) for surface in surfaces) else "convexity"
     if all(is_line(surface) for surface in surfaces):
         return "line"
     if field is not None and (field == "ratio" or field.endswith("min_eig")):

@@ -110,6 +110,17 @@ def contour(
     return ScalarMappable(norm, matplotlib.colormaps[cmap])
 
 
+def plain_contour(axes: Axes, grid: Grid, values: Array, scale: Scale, color: str) -> None:
+    """Thin labelled lines of one colour at the levels of a scale."""
+    heights, levels = contour_heights(values, scale), contour_heights(scale.levels, scale)
+    if heights.mask.all():
+        return
+    drawn = _lines(axes, grid.x, y_ticks(grid), heights, levels, colors=color, linewidths=0.6)
+    if drawn is not None:
+        words = dict(zip(levels.tolist(), labels_of(scale.levels), strict=True))
+        axes.clabel(drawn, drawn.levels[::2], fmt=words, fontsize=5.0, inline_spacing=2)
+
+
 def contour_heights(values: Array, scale: Scale) -> Any:
     """What contours are interpolated in, masked where it is not finite: log10 of the values on a log scale.
 
@@ -186,7 +197,7 @@ def mark_missing(axes: Axes, grid: Grid, values: Array, status: Array) -> list[A
     handles: list[Artist] = []
     for word, mask in missing_points(values, status).items():
         look = MISSING_CELLS[word]
-        _patches(axes, grid, mask, **{**look, "linewidth": 0.0})
+        patches(axes, grid, mask, **{**look, "linewidth": 0.0})
         mark = MISSING_MARKS.get(word)
         label = word
         if mark is not None:
@@ -201,7 +212,7 @@ def mark_missing(axes: Axes, grid: Grid, values: Array, status: Array) -> list[A
     return handles
 
 
-def _patches(axes: Axes, grid: Grid, mask: Array, **look: Any) -> None:
+def patches(axes: Axes, grid: Grid, mask: Array, **look: Any) -> None:
     """Rectangles over the cells of a mask, the neighbours in a row drawn as one."""
     across, up = edges(grid.x), edges(y_ticks(grid))
     rectangles = []

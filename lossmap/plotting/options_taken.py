@@ -21,6 +21,7 @@ TAKEN: dict[str, frozenset[str]] = {
     "3d": MAP - {"trajectory"},
     "line": MAP - {"trajectory", "vlevel"} | {"loss_max"},
     "eigen": MAP - {"field"} | {"loss_max"},
+    "convexity": MAP - {"field"} | {"loss_max"},
     "training": frozenset({"titles", "width"}),
     "spectrum": frozenset({"field", "titles", "width"}),
     "layers": frozenset({"field", "titles", "width"}),
@@ -96,7 +97,7 @@ def _reason_of_content(
         return f"{_flag(name)} changes nothing of a line; planes take it, in the kinds filled, contour, map, eigen"
     if name == "vmax" and flat and options.get("loss_max") is not None:
         return "--vmax and --loss-max end the same axis of a line: give one of them"
-    if kind == "eigen":
+    if kind in ("eigen", "convexity"):
         if name in LEVELS | {"loss_max"} and options[name] is not False and not _have_loss(surfaces):
             return (
                 f"{_flag(name)} is of the loss beside the eigenvalues, and these files hold none: "

@@ -107,16 +107,20 @@ def common_loss(surfaces: Sequence[Surface]) -> str | None:
 
 
 def add_legend_and_notes(figure: Figure, handles: Sequence[Artist], notes: Sequence[str]) -> None:
-    """A legend of the marks below the panels, and under it how sure the numbers are."""
+    """How sure the numbers are, below the panels, and under it a legend of the marks."""
+    width = int(CHARACTERS_PER_INCH * figure.get_figwidth())
+    words = "\n".join(textwrap.fill(line, width) for line in notes)
     unique = {str(handle.get_label()): handle for handle in handles}
     if unique:
         letters = 6 * len(unique) + sum(map(len, unique))  # a handle and the gaps take as much as 6 letters
         columns = len(unique) if letters < CHARACTERS_PER_INCH * figure.get_figwidth() / 1.2 else 2
         if max(map(len, unique)) > 0.45 * CHARACTERS_PER_INCH * figure.get_figwidth():
             columns = 1
-        figure.legend(
-            handles=list(unique.values()), loc="outside lower center", ncols=columns, fontsize=6.5, handlelength=1.6
-        )
-    if notes:
-        width = int(CHARACTERS_PER_INCH * figure.get_figwidth())
-        figure.supxlabel("\n".join(textwrap.fill(line, width) for line in notes), fontsize=5.8, color="0.3")
+        # the notes are its title: both below the panels, the layout would lay one over the other
+        legend = figure.legend(
+            handles=list(unique.values()), loc="outside lower center", ncols=columns, fontsize=6.5, handlelength=1.6,
+            title=words or None, title_fontsize=5.8,
+        )  # fmt: skip
+        legend.get_title().set(color="0.3", multialignment="center")
+    elif words:
+        figure.supxlabel(words, fontsize=5.8, color="0.3")

@@ -80,13 +80,13 @@ def draw_maps(
     for i, (axes, surface, (values, status)) in enumerate(zip(grid.flat, surfaces, readings, strict=False)):
         mappable = _map(axes, surface, values, what, kind, scale, norm)
         patches += maps.mark_missing(axes, surface.grid, values, status)
-        _frame_panel(axes, surface, options, kind, left=i % columns == 0, bottom=i + columns >= len(surfaces))
+        frame_panel(axes, surface, options, kind, left=i % columns == 0, bottom=i + columns >= len(surfaces))
         if titles:
             axes.set_title(titles[i])
     for axes in grid.flat[len(surfaces) :]:
         axes.set_axis_off()
     bar = figure.colorbar(mappable, ax=list(grid.flat), shrink=1.0, pad=0.02, aspect=24, extend=_extend(what, scale))
-    _set_bar_ticks(bar, what, scale, kind)
+    set_bar_ticks(bar, what, scale, kind)
     bar.set_label(_label_on_scale(what.label, kind, scale, norm))
     add_legend_and_notes(figure, patches, notes)
     return figure
@@ -131,7 +131,7 @@ def _centred(
     return maps.centred(arrays, limit, log, noise)
 
 
-def _frame_panel(
+def frame_panel(
     axes: Any, surface: Surface, options: FigureOptions, kind: str, left: bool = True, bottom: bool = True
 ) -> None:
     """Limits, labels at the left and the bottom of the figure alone, few ticks, the training path."""
@@ -157,7 +157,7 @@ def _extend(what: Quantity, scale: Scale) -> str | None:
     return None if what.signed else scale.extend
 
 
-def _set_bar_ticks(bar: Any, what: Quantity, scale: Scale, kind: str) -> None:
+def set_bar_ticks(bar: Any, what: Quantity, scale: Scale, kind: str) -> None:
     """Ticks at the levels, as many as can be read."""
     bar.outline.set_linewidth(0.5)
     if what.name == "ratio":
@@ -239,7 +239,7 @@ def draw_eigenvalue_maps(surfaces: Sequence[Surface], titles: Sequence[str] | No
             mappable = _map(axes, surface, values, what, kind, scale, norm)
             patches += maps.mark_missing(axes, surface.grid, values, status)
             last = row == len(surfaces) - 1 or not shared
-            _frame_panel(axes, surface, options, "map", left=column == 0, bottom=last)
+            frame_panel(axes, surface, options, "map", left=column == 0, bottom=last)
             _set_round_ticks(axes, 3)
             if last:
                 axes.set_xlabel("x")
@@ -262,7 +262,7 @@ def _add_bar_below(figure: Figure, mappable: Any, column: list[Any], what: Quant
     bar = figure.colorbar(
         mappable, ax=column, orientation="horizontal", pad=0.03, aspect=16, shrink=0.95, extend=_extend(what, scale)
     )
-    _set_bar_ticks(bar, what, scale, kind)
+    set_bar_ticks(bar, what, scale, kind)
     bar.ax.tick_params(labelsize=6)
     return bar
 

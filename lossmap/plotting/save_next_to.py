@@ -41,9 +41,9 @@ class DrawOptions(Protocol):
 def draw_next_to(result: Path, options: DrawOptions, trajectory: Group | None = None) -> list[Path]:
     """Draw a result into files beside it, named after it; returns their paths.
 
-    surface.h5 becomes surface.pdf and surface.png; of a plane also surface_3d.pdf and surface_3d.png; with --page
-    surface.html; with --vtk surface.vts. With --show the PNG opens on the screen. Options that one of these figures
-    does not take are left to the others.
+    surface.h5 becomes surface.pdf and surface.png; of a plane of losses also surface_3d.pdf and surface_3d.png, of one
+    with extreme eigenvalues surface_eigen.pdf and surface_eigen.png; with --page surface.html; with --vtk surface.vts.
+    With --show the PNG opens on the screen. Options that one of these figures does not take are left to the others.
     """
     surface = read(result)
     stem = result.with_suffix("")
@@ -57,6 +57,10 @@ def draw_next_to(result: Path, options: DrawOptions, trajectory: Group | None = 
     paths = save_next_to(result, {"": figure})
     png = paths[-1]
     plane = not is_line(surface)
+    if kind == "convexity":
+        paths += save_next_to(
+            result, {"_eigen": draw(surface, "eigen", **used_options([surface], "eigen", None, chosen))}
+        )
     if plane and best_field(surface).endswith("_loss"):
         figure = draw(surface, "3d", **used_options([surface], "3d", None, chosen))
         paths += save_next_to(result, {"_3d": figure})

@@ -15,6 +15,7 @@ from lossmap.geometry.grid import Field, Grid
 from lossmap.io.read import Group, Surface, write_surface
 from lossmap.plotting import flatness, maps
 from lossmap.plotting.contour_levels import scale_of
+from lossmap.plotting.convexity import signs_of
 from lossmap.plotting.figures import draw, save
 from lossmap.plotting.notes import accuracy_notes, audit_note
 from lossmap.plotting.quantities import best_field, quantity, values_of
@@ -227,14 +228,14 @@ def test_several_surfaces_stand_side_by_side_with_common_levels():
 
 def test_eigenvalues_are_drawn_beside_the_loss_with_their_bounds():
     told = {"audit_points": 52, "audit_misses": 0, "audit_miss_bound": 0.056}
-    figure = draw(eigen(attributes=told))
+    figure = draw(eigen(attributes=told), "eigen")
     heads = [a.get_title() for a in figure.axes[:4]]
     assert heads == ["loss", r"$\lambda_\max$", r"$\lambda_\min$", r"$|\lambda_\min / \lambda_\max|$"]
     below = figure.get_supxlabel().replace("\N{NO-BREAK SPACE}", " ")
     assert "an eigenvalue lies within 0.2 % of max |\N{GREEK SMALL LETTER LAMDA}| of each end" in below
     assert "99 % limits within 1 % at 63 points" in below
     assert "audit: 0 misses at 52 points solved again (95 % bound: 5.6 %)" in below
-    every = draw(eigen(attributes=told | {"audit_candidates": 52})).get_supxlabel()
+    every = draw(eigen(attributes=told | {"audit_candidates": 52}), "eigen").get_supxlabel()
     assert "audit: 0 misses at 52 points solved again, which are all" in every.replace("\n", " ")
 
 
@@ -251,7 +252,7 @@ def test_the_ratio_is_centred_on_white_and_red_where_the_smallest_is_negative():
 
 
 def test_pairs_of_eigenmaps_share_their_colours_by_column():
-    figure = draw([eigen(), eigen()], titles=["a", "b"])
+    figure = draw([eigen(), eigen()], "eigen", titles=["a", "b"])
     assert figure.axes[0].get_ylabel() == "a\ny" and figure.axes[4].get_ylabel() == "b\ny"
     assert "a: an eigenvalue lies within" in figure.get_supxlabel()
 
@@ -637,3 +638,54 @@ def test_a_flat_line_has_an_axis_far_beyond_its_rounding():
         axes = draw(surface).axes[0]
         assert np.ptp(axes.get_ylim()) == 1 and "equal within its errors" in axes.get_ylabel()
         assert axes.get_yscale() == "linear"
+
+
+def test_the_signs_of_curvature_follow_errors_and_limits():
+    low = np.array([[-1.0, -0.05, 0.05], [0.3, 1.0, np.nan]])
+    grid = Grid(np.arange(3.0), np.arange(2.0))
+    fields = {"max_eig": np.full((2, 3), 2.0), "min_eig": low, "min_eig_error": np.full((2, 3), 0.1)}
+    bare = Surface(grid, fields, status={"eigen": np.ones((2, 3))}, measures={"eigen": tuple(fields)})
+    limited = replace(bare, fields={**fields, "min_eig_limit": low - 0.5})
+    for surface, positive in ((bare, [3, 4]), (limited, [4])):
+        found = {word: np.flatnonzero(mask).tolist() for word, mask in signs_of(surface).items()}
+        undecided = sorted({1, 2, 3, 4} - set(positive))
+        assert found == {"negative": [0], "undecided": undecided, "positive": positive}
+
+
+def test_the_convexity_figure_shows_signs_zero_line_and_loss():
+    surface = eigen()
+    surface = replace(
+        surface, fields={**surface.fields, "min_eig_limit": surface["min_eig"] - np.where(Y > 0, 0.02, 0.06)}
+    )
+    figure = draw(surface)
+    axes = figure.axes[0]
+    hatched = {p.get_hatch(): p for p in axes.findobj(PatchCollection) if p.get_hatch()}
+    signs = signs_of(surface)
+    assert set(hatched) == {r"\\\\", "...."} and signs["negative"].sum() > 0 and signs["undecided"].sum() > 0
+    area = sum(np.prod(np.ptp(path.vertices, axis=0)) for path in hatched[r"\\\\"].get_paths())
+    cell = (GRID.x[1] - GRID.x[0]) * (GRID.y[1] - GRID.y[0])
+    assert area == pytest.approx(signs["negative"].sum() * cell)
+    (zero,) = [c for c in axes.findobj(QuadContourSet) if c.levels.tolist() == [0.0]]
+    x = np.concatenate([path.vertices[:, 0] for path in zero.get_paths()])
+    assert np.abs(np.abs(x) - 0.05**0.5).max() < 0.03  # lambda_min = 0.05 - x^2 vanishes there
+    said = texts(figure)
+    assert r"$\lambda_\min = 0$" in said and "sign undecided" in said
+    counts = ", ".join(f"{signs[w].sum()} {t}" for w, t in (("negative", "with a negative eigenvalue"),
+                                                           ("positive", "without")))  # fmt: skip
+    assert any(f"of 63 points: {counts}" in text for text in said)
+    assert len(draw([eigen(), eigen()]).axes) == 3 and len(draw(eigen(), "eigen").axes) == 8
+
+
+def test_notes_and_legend_below_a_figure_do_not_overlap():
+    surface = eigen()
+    status = np.ones(GRID.shape)
+    status[0, :3], status[2, 2] = 0, 2
+    fields = {name: np.where(status == 1, values, np.nan) for name, values in surface.fields.items()}
+    broken = replace(surface, fields=fields, status={"loss": status, "eigen": status})
+    for kind in ("convexity", "eigen"):
+        figure = draw(broken, kind)
+        figure.canvas.draw()
+        (legend,) = figure.legends
+        boxes = [t.get_window_extent() for t in (legend.get_title(), *legend.get_texts())]
+        assert "an eigenvalue lies within" in legend.get_title().get_text() and figure._supxlabel is None
+        assert min(boxes[0].y0 - box.y1 for box in boxes[1:]) > -1

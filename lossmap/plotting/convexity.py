@@ -1,0 +1,151 @@
+r"""Where a plane is convex to second order: the smallest Hessian eigenvalue against the loss, in one picture per file.
+
+    colours    |lambda_min / lambda_max|, red where lambda_min < 0, blue where > 0
+    bold line  lambda_min = 0
+    \\\\ hatch lambda_min < 0 beyond its error: some direction in parameter space curves downwards
+    ....       undecided: 0 lies between the reading and its limit, or within its error
+    no hatch   lambda_min > 0 beyond its limit: the Hessian is positive definite there
+    thin lines levels of the loss
+
+The signs are those of the whole parameter space, not of the plane. Hatches and line do not rest on colours, so that the
+picture can be read in grey. Source: the ratio of the extreme eigenvalues in Li et al. (2018), arXiv:1712.09913.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.artist import Artist
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+
+from lossmap.io.surface import DONE, Surface
+from lossmap.plotting import maps
+from lossmap.plotting.notes import accuracy_notes
+from lossmap.plotting.panels import (
+    FigureOptions,
+    add_legend_and_notes,
+    common_loss,
+    have_one_window,
+    layout_of,
+    panel_ratio,
+)
+from lossmap.plotting.plane_figures import MAX_RATIO, frame_panel, set_bar_ticks
+from lossmap.plotting.quantities import eigenvalues, quantity, values_of
+from lossmap.plotting.style import DARK, new_figure
+
+NEGATIVE, UNDECIDED, POSITIVE = "negative", "undecided", "positive"
+HATCHES = {NEGATIVE: r"\\\\", UNDECIDED: "...."}
+WORDS = {
+    NEGATIVE: r"$\lambda_\min < 0$ beyond its error",
+    UNDECIDED: "sign undecided",
+    POSITIVE: r"$\lambda_\min > 0$ beyond its limit",
+}
+
+
+def signs_of(surface: Surface) -> dict[str, np.ndarray]:
+    """Masks, (ny, nx), of the points where the smallest eigenvalue is surely negative, undecided, surely positive.
+
+    An eigenvalue lies within the error of the reading, so that one below 0 by more is proof; that none is negative
+    takes the limit beyond which there is no eigenvalue, where the file has one.
+    """
+    low = surface["min_eig"]
+    error = surface.fields.get("min_eig_error", np.zeros(low.shape))
+    limit = surface.fields.get("min_eig_limit", low - error)
+    known = (surface.status_of("min_eig") == DONE) & np.isfinite(low) & np.isfinite(error)
+    negative = known & (low + error < 0)
+    positive = known & (np.fmin(limit, low - error) > 0)
+    return {NEGATIVE: negative, UNDECIDED: known & ~negative & ~positive, POSITIVE: positive}
+
+
+def draw_convexity(surfaces: Sequence[Surface], titles: Sequence[str] | None, options: FigureOptions) -> Figure:
+    """A panel for each surface, with one colour bar.
+
+    Raises ValueError where a surface holds no eigenvalues.
+    """
+    for surface in surfaces:
+        eigenvalues(surface)
+    what = quantity(surfaces[0], "ratio")
+    loss = common_loss(surfaces)
+    limit = MAX_RATIO if options.vmax is None else options.vmax
+    norm = maps.centred([values_of(s, "ratio")[0] for s in surfaces], limit)
+    rows, columns, width = layout_of(len(surfaces), options.width)
+    notes = [line for i, s in enumerate(surfaces) for line in _notes(s, titles[i] if titles else "")]
+    panel = (width - 0.85 - 0.3 * columns) / columns
+    height = rows * (panel / panel_ratio(surfaces[0]) + (0.3 if titles else 0.12)) + 0.95 + 0.1 * len(notes)
+    figure = new_figure(width, height, compressed=True)
+    shared = have_one_window(surfaces)
+    grid = figure.subplots(
+        rows, columns, squeeze=False, sharex="col" if shared else "none", sharey="row" if shared else "none"
+    )
+    handles: list[Artist] = []
+    mappable: Any = None
+    for i, (axes, surface) in enumerate(zip(grid.flat, surfaces, strict=False)):
+        ratio, status = values_of(surface, "ratio")
+        mappable = maps.cells(axes, surface.grid, ratio, norm, what.cmap)
+        handles += maps.mark_missing(axes, surface.grid, ratio, status)
+        handles += _mark_signs(axes, surface)
+        if loss is not None:
+            handles += _loss_lines(axes, surface, loss, surfaces, options)
+        handles += _zero_line(axes, surface)
+        frame_panel(axes, surface, options, "map", left=i % columns == 0, bottom=i + columns >= len(surfaces))
+        if titles:
+            axes.set_title(titles[i])
+    for axes in grid.flat[len(surfaces) :]:
+        axes.set_axis_off()
+    bar = figure.colorbar(mappable, ax=list(grid.flat), shrink=1.0, pad=0.02, aspect=24)
+    set_bar_ticks(bar, what, options.scale([np.zeros(1)], what), "map")
+    bar.set_label(what.label)
+    add_legend_and_notes(figure, handles, notes)
+    return figure
+
+
+def _mark_signs(axes: Any, surface: Surface) -> list[Artist]:
+    """Hatch the points by their sign; returns what stands in the legend."""
+    handles: list[Artist] = []
+    for word, mask in signs_of(surface).items():
+        if not mask.any():
+            continue
+        look: dict[str, Any] = {"facecolor": "none", "edgecolor": DARK, "hatch": HATCHES.get(word)}
+        if word in HATCHES:
+            maps.patches(axes, surface.grid, mask, linewidth=0.0, **look)
+        handles.append(Patch(**look, linewidth=0.4, label=WORDS[word]))
+    return handles
+
+
+def _loss_lines(
+    axes: Any, surface: Surface, loss: str, surfaces: Sequence[Surface], options: FigureOptions
+) -> list[Artist]:
+    """Thin lines at the levels of the loss, labelled, common to all panels; the legend's line."""
+    what = quantity(surface, loss)
+    scale = options.scale([s[loss] for s in surfaces], what)
+    if scale.flat or min(surface.grid.shape) < 2:
+        return []
+    maps.plain_contour(axes, surface.grid, surface[loss], scale, color="0.35")
+    return [Line2D([], [], color="0.35", linewidth=0.6, label=what.label.replace("\n", " "))]
+
+
+def _zero_line(axes: Any, surface: Surface) -> list[Artist]:
+    """The line on which the smallest eigenvalue vanishes, bold; nothing where its sign does not change."""
+    low = np.where(np.isfinite(surface["min_eig"]), surface["min_eig"], np.nan)
+    known = low[np.isfinite(low)]
+    if known.size == 0 or known.min() >= 0 or known.max() <= 0 or min(surface.grid.shape) < 2:
+        return []
+    heights = np.ma.masked_invalid(low)
+    axes.contour(surface.grid.x, maps.y_ticks(surface.grid), heights, levels=[0.0], colors="black", linewidths=1.8)
+    return [Line2D([], [], color="black", linewidth=1.8, label=r"$\lambda_\min = 0$")]
+
+
+def _notes(surface: Surface, title: str) -> list[str]:
+    """How many points have which sign, and how sure the eigenvalues are; lines with the title, if there is one."""
+    counts = {word: int(mask.sum()) for word, mask in signs_of(surface).items()}
+    total = sum(counts.values())
+    lines = [
+        f"of {total:,} points: {counts[NEGATIVE]:,} with a negative eigenvalue, {counts[POSITIVE]:,} without, "
+        f"{counts[UNDECIDED]:,} undecided",
+        *accuracy_notes(surface),
+    ]
+    return [f"{title}: {line}" if title else line for line in lines]
