@@ -44,6 +44,7 @@ CLASSES = {
     "BallRise": "landscape.sharpness_result",
     "Block": "spectra.block",
     "BlockSpectra": "spectra.block_spectra",
+    "Connection": "landscape.connection",
     "CriticalSharpness": "landscape.critical_sharpness",
     "Density": "linalg.spectral_density",
     "Diagnosis": "health.diagnosis",
@@ -78,7 +79,9 @@ DRAWN_FROM = {
     "Diagnosis": "health",
     "Density": "spectrum",
     "Sharpness": "sharpness",
+    "Connection": "connection",
 }
+ALONE = ("health", "connection")  # groups that bear no label
 FIGURE = ("lossmap.plotting.figures", "draw")  # what draws a surface, or what else a file holds
 RUN = "evolution/results"
 READ_RUN = ("lossmap.dynamics.run", "run_in_file")  # what reads a file that holds this group
@@ -234,7 +237,7 @@ def _drawn_group(value: Any, name: str) -> dict[str, Group]:
     if kind not in DRAWN_FROM:
         return {}
     group, place = group_of(value), DRAWN_FROM[kind]
-    if place != "health":
+    if place not in ALONE:
         place = name or group_name(place, str(group.attributes.get("label", "")))
     return {place: group}
 

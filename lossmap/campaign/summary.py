@@ -3,6 +3,7 @@
 Of a surface, for each field: NAME_center (at the point nearest to zero), NAME_min, NAME_max (over the grid); where the
 field has errors, NAME_center_error. Of a spectrum: largest, smallest, trace, each with NAME_error. Of sharpness:
 largest, trace, critical, and of each ball KIND_RADIUS_average, _sam and _worst, with NAME_error where there is one. Of
+the line between two networks: SPLIT_barrier and SPLIT_midpoint with their errors, SPLIT_bump, losses at both ends. Of
 an examination: each number with its error, and how many findings there are. Names of several groups are told apart by
 their label.
 """
@@ -36,6 +37,8 @@ def numbers_of(surface: Surface) -> dict[str, float]:
             numbers |= _prefixed(_numbers_of_spectrum(group), label, _count(surface, kind))
         elif kind == "sharpness":
             numbers |= _prefixed(_numbers_of_sharpness(group), label, _count(surface, kind))
+        elif name == "connection":
+            numbers |= _numbers_of_connection(group)
         elif name == "health":
             numbers |= _numbers_of_health(group)
     misses = surface.attributes.get("audit_misses")
@@ -87,6 +90,19 @@ def _numbers_of_sharpness(group: Group) -> dict[str, float]:
         ball = f"{kind}_{float(group.arrays['ball_radius'][i]):g}"
         for name in ("average", "average_error", "sam", "worst"):
             numbers[f"{ball}_{name}"] = float(group.arrays[f"ball_{name}"][i])
+    return numbers
+
+
+def _numbers_of_connection(group: Group) -> dict[str, float]:
+    names = {"barrier": "barrier", "error": "barrier_error", "at": "barrier_at", "midpoint": "midpoint"}
+    names |= {"midpoint_error": "midpoint_error", "bump": "bump"}
+    splits = [name.removesuffix("_loss") for name in group.arrays if name.endswith("_loss")]
+    numbers = {
+        f"{s}_{to}": float(group.attributes.get(f"{s}_{name}", np.nan)) for s in splits for name, to in names.items()
+    }
+    for name, values in group.arrays.items():
+        if not name.endswith("_error") and name != "t":
+            numbers |= {f"{name}_first": float(values[0]), f"{name}_last": float(values[-1])}
     return numbers
 
 

@@ -43,7 +43,7 @@ from lossmap.cli.measure_settings import GROUPS
 from lossmap.cli.settings import UsageError, convert, former_names
 from lossmap.cli.work_of_member import CommandWork
 
-FUTURE = {"connect", "dynamics"}  # measures of the field that a campaign cannot run, refused by name
+FUTURE = {"dynamics"}  # measures of the field that a campaign cannot run, refused by name
 PARTS = {"folder", "labels", "settings", "over", "table"}
 # what the campaign itself decides for its members
 DECIDED = {
@@ -335,9 +335,10 @@ def _number(cell: str) -> Any:
 
 def _short(name: str, value: Any) -> str:
     """A setting in a member's name; of a checkpoint its folder and stem alone."""
-    if name == "model_file":
+    if name in ("model_file", "other"):
         path = Path(value)
-        return "/".join(part for part in (path.parent.name, path.stem) if part)
+        short = "/".join(part for part in (path.parent.name, path.stem) if part)
+        return short if name == "model_file" else f"to {short}"
     shown = " ".join(map(str, value)) if isinstance(value, list) else str(value)
     return f"{name} {shown}"
 

@@ -19,6 +19,7 @@ from lossmap.data.huggingface_files import PREFIX, data_files, is_in_folder, mod
 
 PATHS = {
     "model_file", "model_file2", "model_file3", "model_folder", "trainloader", "testloader", "dir_file", "proj_file",
+    "other", "ends",
 }  # fmt: skip
 CODE = {"model", "dataset", "loss", "problem", "metric"}  # may be file.py:function
 DIRECTIONS = {"xdir", "ydir"}

@@ -19,7 +19,7 @@ def rehearsed(member: Member) -> dict[str, float]:
     Of an examination nothing is estimated but that it is one: 0 seconds, which no sum counts.
     """
     work = cast(CommandWork, member.build)
-    if work.command not in (*SURVEYS, "spectrum", "sharpness"):
+    if work.command not in (*SURVEYS, "spectrum", "sharpness", "connect"):
         return {"seconds": 0.0, "points": 1, "point": 0.0}
     world = World.start()
     if world.size > 1:

@@ -1,8 +1,8 @@
 """`lossmap draw FILE ...`, `lossmap watch FILE`: figures of result files.
 
-A surface, a map of eigenvalues, a training path, a spectrum, the layers, sharpness, the dynamics of a run or a report
-of health is drawn as what it is; `watch` draws a surface again and again while it grows. Files of the original tool are
-drawn too. Torch is not needed.
+A surface, a map of eigenvalues, a training path, a spectrum, the layers, sharpness, the line between two networks, the
+dynamics of a run or a report of health is drawn as what it is; `watch` draws a surface again and again while it grows.
+Files of the original tool are drawn too. Torch is not needed.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{proj_file} was projected onto another plane than that of {files[0]}")
     for path in _draw(settings, files, surfaces):
         print(f"picture: {path}")
-    others = [kind for kind in other_kinds(surfaces[0]) if kind != "path"]
+    others = [kind for kind in other_kinds(surfaces[0]) if kind not in ("path", "connection")]
     if others and settings.picture.kind == "auto" and holds_points(surfaces[0]):
         print(f"{files[0]} holds {' and '.join(others)} too: --kind {others[0]} draws that")
     return 0

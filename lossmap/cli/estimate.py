@@ -40,7 +40,7 @@ from lossmap.parallel.world import World
 # An audit solves this share of the points again, at least so many; a cold start with limits costs a third more products
 # than a solve that only converges.
 AUDIT_SHARE, MIN_AUDIT_POINTS, AUDIT_COST = 0.02, 20, 4 / 3
-MEASURING = (*SURVEYS, "spectrum", "sharpness", "dynamics", "health")
+MEASURING = (*SURVEYS, "spectrum", "sharpness", "connect", "dynamics", "health")
 EXAMPLE = "lossmap estimate -- surface --model resnet20-w8 --x=-1:1:51 --y=-1:1:51"
 
 

@@ -123,6 +123,25 @@ class SharpnessSettings:
 
 
 @dataclass(frozen=True)
+class ConnectSettings:
+    """Connection options."""
+
+    ends: tuple[str, ...] = setting(
+        (), "both checkpoints, A and B, or B alone beside --model-file A", metavar="FILE", positional=True
+    )
+    other: str | None = setting(None, "checkpoint B, at t = 1, where it is not named first", metavar="FILE")
+    points: int = setting(25, "number of points on the line, both ends among them", metavar="COUNT", minimum=3)
+    bn: str = setting(
+        "recompute", "batch-norm statistics on the way: recomputed from fixed batches of the training samples, "
+        "interpolated between both networks, or those of A", choices=("recompute", "interpolate", "keep"),
+    )  # fmt: skip
+    bn_samples: int | None = setting(
+        None, "number of training samples of which they are recomputed, the first ones; by default all",
+        metavar="N", minimum=2,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
 class HealthSettings:
     """Examination options."""
 
@@ -170,5 +189,6 @@ GROUPS: dict[str, tuple[type, ...]] = {
     "eigenmap": (ModelSettings, DataSettings, PlaneSettings, EigenSettings, NoiseSettings, RunSettings, DrawSettings),
     "spectrum": (ModelSettings, DataSettings, SpectrumSettings, RunSettings, DrawSettings),
     "sharpness": (ModelSettings, DataSettings, SharpnessSettings, RunSettings, DrawSettings),
+    "connect": (ModelSettings, DataSettings, ConnectSettings, RunSettings, DrawSettings),
     "health": (ModelSettings, DataSettings, HealthSettings),
 }

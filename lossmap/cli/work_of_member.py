@@ -1,8 +1,8 @@
 """The work of a member that a command measures: the command itself, in one process, cut into points and an end.
 
-The points are those that the command would survey; the end of a spectrum or of sharpness (its report) and of an
-examination is the command itself, which finds its points done. So a member's result is what the command alone would
-have written.
+The points are those that the command would survey; the end of a spectrum, of sharpness or of a line (its report) and
+of an examination is the command itself, which finds its points done. So a member's result is what the command alone
+would have written.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ from lossmap.parallel.world import World
 if TYPE_CHECKING:
     from lossmap.cli.settings import Settings
 
-MODULES = {name: f"lossmap.cli.{name}" for name in ("surface", "eigenmap", "spectrum", "sharpness", "health")}
+MODULES = {
+    name: f"lossmap.cli.{name}" for name in ("surface", "eigenmap", "spectrum", "sharpness", "connect", "health")
+}
 
 
 class RankMachine(NamedTuple):
@@ -61,7 +63,7 @@ class MemberWorld(World):
 class CommandWork:
     """What a command measures, as the `Work` of a member.
 
-    command  surface, eigenmap, spectrum, sharpness or health
+    command  surface, eigenmap, spectrum, sharpness, connect or health
     values   its settings, plain values; the others have their defaults
     folder   where relative paths start
     files    the files that it reads, by path, with the digests that they had when the member was made
@@ -119,7 +121,7 @@ class CommandWork:
 
     @property
     def _has_end(self) -> bool:
-        return self.command in ("spectrum", "sharpness") or any(
+        return self.command in ("spectrum", "sharpness", "connect") or any(
             self.values.get(name) for name in ("plot", "page", "vtk")
         )
 

@@ -17,7 +17,7 @@ from lossmap.cli.settings import Settings, UsageError
 
 # command -> the measure of its result; a survey of a grid, and what is dispatched task by task over no grid
 SURVEYS = {"surface": "loss", "eigenmap": "eigen"}
-TASKS = {"spectrum": "spectrum", "dynamics": "along", "sharpness": "sharpness"}
+TASKS = {"spectrum": "spectrum", "dynamics": "along", "sharpness": "sharpness", "connect": "loss"}
 
 
 @dataclass(frozen=True)

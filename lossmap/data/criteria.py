@@ -53,11 +53,21 @@ ACCURACY = Metric(_correct, "percent", "accuracy")
 
 def _mse(outputs: Tensor, targets: Tensor) -> Tensor:
     """nn.MSELoss: mean over samples and outputs; whole-number targets: softmax against one-hot."""
+    return F.mse_loss(*_compared(outputs, targets))
+
+
+def squared_errors(outputs: Tensor, targets: Tensor) -> Tensor:
+    """The squared errors whose mean is the loss mse, entry by entry, in the outputs' shape."""
+    return F.mse_loss(*_compared(outputs, targets), reduction="none")
+
+
+def _compared(outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """What the loss mse compares, both of one shape."""
     if not targets.is_floating_point() and targets.dim() < outputs.dim():
-        return F.mse_loss(outputs.softmax(1), F.one_hot(targets, outputs.shape[1]).to(outputs.dtype))
+        return outputs.softmax(1), F.one_hot(targets, outputs.shape[1]).to(outputs.dtype)
     if outputs.shape == (*targets.shape, 1):  # one output: a column beside a row would be broadcast to a table
         targets = targets.unsqueeze(-1)
-    return F.mse_loss(outputs, targets)
+    return outputs, targets
 
 
 def _crossentropy(outputs: Tensor, targets: Tensor) -> Tensor:

@@ -158,6 +158,10 @@ class LossMap:
         sums: list[Tensor] = []
         borrowed = temporary_parameters(self.model, tensors, copied=False, differentiable=self._gradients)
         with borrowed, self._mode(), stable_forms("losses"):
+            try:
+                self._arrive()
+            except Exception as raised:
+                error = raised
             for layer in self._layers:
                 layer.refresh(self._format)
             for problem in (p for realized in self._planned.values() for p in realized):
@@ -165,7 +169,7 @@ class LossMap:
                     sums.append(self._pass(problem))
                 except Exception as raised:  # joins the team's total below, so that all its ranks raise as one
                     error = raised
-                    sums.append(torch.zeros(2 + len(problem.metrics), dtype=torch.float64))
+                    sums.append(torch.zeros(self._width(problem), dtype=torch.float64))
         flag = torch.tensor([float(error is not None)], dtype=torch.float64)
         sizes = [*(s.numel() for s in sums), 1]
         sums = list(torch.split(self.total(torch.cat([*sums, flag])), sizes))
@@ -179,6 +183,13 @@ class LossMap:
         """A sentence where a loss of 0 here is one that underflows; of the first such point alone."""
         zero = [self._planned[split][0] for split in self._planned if reading[f"{split}_loss"] == 0]
         return self._underflows.remark(zero, self.plane, point)
+
+    def _arrive(self) -> None:
+        """What is to be done with the model at a point before its losses are read: nothing here."""
+
+    def _width(self, problem: Problem) -> int:
+        """The entries of what `_pass` returns."""
+        return 2 + len(problem.metrics)
 
     def _reading(self, sums: Sequence[Tensor]) -> dict[str, float]:
         """The fields, from the sums of `_pass` over each split and, within it, each realisation."""
@@ -209,15 +220,22 @@ class LossMap:
         summed = torch.stack([self._read(problem, model, batch) for batch in problem.data]).sum(0).cpu()
         return torch.cat([torch.tensor([float(problem.samples)], dtype=torch.float64), summed])
 
+    def _lowered(self, batch: Batch) -> AbstractContextManager[Any]:
+        """The context of a forward pass in the lower precision, where there is one."""
+        if self.autocast is None:
+            return nullcontext()
+        device = next(t.device for t in pytree.tree_leaves(batch) if isinstance(t, Tensor))
+        return torch.autocast(device.type, dtype=self.autocast)
+
+    def _look_at(self, problem: Problem, outputs: Any, batch: Batch) -> None:
+        """What else is to be seen in the outputs of a batch: nothing here."""
+
     def _read(self, problem: Problem, model: nn.Module, batch: Batch) -> Tensor:
-        context: AbstractContextManager[Any] = nullcontext()
-        if self.autocast is not None:
-            device = next(t.device for t in pytree.tree_leaves(batch) if isinstance(t, Tensor))
-            context = torch.autocast(device.type, dtype=self.autocast)
-        with context:
+        with self._lowered(batch):
             outputs = problem.forward(model, batch)
             loss = problem.loss(outputs, batch)
             metrics = [m.total(outputs, batch) for m in problem.metrics.values()]
+            self._look_at(problem, outputs, batch)
         return torch.stack([loss.detach().double(), *(m.double() for m in metrics)])
 
 

@@ -4,10 +4,12 @@
     spectrum    one spectrum, or several compared
     layers      the Hessian layer by layer
     sharpness   how sharp the loss is at one checkpoint, or at several side by side
+    connection  the line between two networks, its barrier marked
     health      the sheet of health measurements and findings
     path        a training path on its plane; loss and distance from the plane along it
 
-The files that `lossmap spectrum`, `sharpness`, `health` and `plane` leave behind are drawn so by `lossmap draw FILE`.
+The files that `lossmap spectrum`, `sharpness`, `connect`, `health` and `plane` leave behind are drawn so by `lossmap
+draw FILE`.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from matplotlib.figure import Figure
 from lossmap.io.read import Surface
 from lossmap.io.surface import Group
 from lossmap.plotting import maps
+from lossmap.plotting.connection import draw_connection
 from lossmap.plotting.dynamics import draw_evolution
 from lossmap.plotting.health import draw_health
 from lossmap.plotting.lines import suits_log_axis
@@ -38,7 +41,7 @@ from lossmap.plotting.spectra import (
 )
 from lossmap.plotting.style import BLUE, COLUMN, PAGE, RED, new_figure, style_context
 
-KINDS = ("spectrum", "layers", "sharpness", "evolution", "health", "path")
+KINDS = ("spectrum", "layers", "sharpness", "connection", "evolution", "health", "path")
 MARGIN = 0.08  # of the path's extent, around it
 ALONG = {"loss": (BLUE, "loss at the checkpoint"), "residual": (RED, "distance from the plane")}  # colour, label
 
@@ -92,6 +95,8 @@ def _draw_one(surface: Surface, kind: str, label: str | None) -> Figure:
         return draw_evolution(surface.groups["evolution/results"])
     if kind == "sharpness":
         return draw_sharpness(_of_label(labelled(surface, "sharpness"), label, "sharpness"))
+    if kind == "connection":
+        return draw_connection(surface.groups["connection"])
     if kind == "health":
         return draw_health(json.loads(str(surface.groups["health"].attributes["report"])))
     return draw_path(surface)
@@ -145,7 +150,7 @@ def figures_of(surface: Surface, titles: Sequence[str] | None = None, width: flo
     if "layers" in kinds:
         layers = labelled(surface, "layers")
         figures |= {f"_layers_{_safe(label)}": draw_layers(layers, label) for label in layers}
-    for kind in ("sharpness", "evolution", "health", "path"):
+    for kind in ("sharpness", "connection", "evolution", "health", "path"):
         if kind in kinds:
             suffix = "" if len(kinds) == 1 else f"_{kind}"
             figures[suffix] = _draw_one(surface, kind, None)

@@ -66,8 +66,8 @@ def draw(
     Args:
         what: a `Surface`, another result (a `Spectrum`, a `Diagnosis`, ...), the path of a file, or several of them.
         kind: filled, contour, map (cells, nothing between), 3d, line, eigen, convexity (where the smallest eigenvalue
-            has which sign, over the loss), training; spectrum, layers, sharpness, evolution, health, path for what else
-            is there; auto takes what fits.
+            has which sign, over the loss), training; spectrum, layers, sharpness, connection, evolution, health, path
+            for what else is there; auto takes what fits.
         field: what to show; train_loss if there is one. "ratio" is |min_eig / max_eig|; "name:2" a further dimension;
             of spectra and layers the label.
         titles: one for each surface.
@@ -173,6 +173,8 @@ def fitting_kind(surfaces: Sequence[Surface], field: str | None) -> str:
     """The kind that fits what the files hold, and the field if one is named."""
     if field is None and not any(holds_points(surface) for surface in surfaces) and other_kinds(surfaces[0]):
         return other_kinds(surfaces[0])[0]
+    if field is None and len(surfaces) == 1 and "connection" in surfaces[0].groups:
+        return "connection"
     if field is None and all(is_training(surface) for surface in surfaces):
         return "training"
     if field is None and all("max_eig" in surface and "min_eig" in surface for surface in surfaces):

@@ -26,6 +26,7 @@ TAKEN: dict[str, frozenset[str]] = {
     "spectrum": frozenset({"field", "titles", "width"}),
     "layers": frozenset({"field", "titles", "width"}),
     "sharpness": frozenset({"field", "titles", "width"}),
+    "connection": frozenset({"titles", "width"}),
     "evolution": frozenset({"titles"}),
     "health": frozenset({"titles"}),
     "path": frozenset({"titles", "width"}),

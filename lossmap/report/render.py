@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from lossmap.report.blocks import blocks_report
+from lossmap.report.connection import connection_report
 from lossmap.report.health import health_report
 from lossmap.report.sharpness import sharpness_report
 from lossmap.report.singular_values import singular_values_report
@@ -24,13 +25,14 @@ RENDERERS: Mapping[str, Callable[[StoredReport], str]] = {  # by the first part 
     "layers": blocks_report,
     "weights": singular_values_report,
     "sharpness": sharpness_report,
+    "connection": connection_report,
 }
 
 
 def report_of_group(name: str, arrays: Mapping[str, np.ndarray], attributes: Mapping[str, Any]) -> str:
     """The report of one group of a result file, or the text that was stored with it; empty where there is neither.
 
-    name  as in the file: spectrum/LABEL, layers/LABEL, weights/singular_values, sharpness/LABEL, health
+    name  as in the file: spectrum/LABEL, layers/LABEL, weights/singular_values, sharpness/LABEL, connection, health
     """
     stored = StoredReport(arrays, attributes)
     if name == "health":

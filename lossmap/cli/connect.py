@@ -1,0 +1,271 @@
+"""`lossmap connect A B`: the straight line between two checkpoints of one network, and the barrier on it.
+
+Loss and accuracy at points from A (t = 0) to B (t = 1); how far the loss rises above the line between both ends and
+above their mean, where, and with which sampling error; whether it is monotone. Batch-norm statistics are recomputed at
+every point from fixed batches of the training samples (--bn recompute), interpolated, or kept. Under mpirun or srun the
+ranks share the points. Interrupted or killed, the same command resumes.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lossmap.cli import output
+from lossmap.cli.announce import announce
+from lossmap.cli.command_line import Command
+from lossmap.cli.entry_point import guarded
+from lossmap.cli.measure_settings import GROUPS
+from lossmap.cli.output_path import with_ending
+from lossmap.cli.settings import Settings, UsageError
+from lossmap.cli.trust import code_files
+from lossmap.geometry.grid import Grid
+from lossmap.io.provenance import provenance
+from lossmap.io.read import SurfaceFile, read
+from lossmap.io.spectrum_layout import group_of
+from lossmap.landscape.progress import display
+from lossmap.landscape.run_survey import survey
+from lossmap.parallel.shutdown import Stop, job_end
+from lossmap.parallel.world import World
+from lossmap.results import value_groups
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from lossmap.data.problem import Problem
+    from lossmap.geometry.directions import Plane
+
+MAX_LABEL_LENGTH = 60  # characters of both names in a file name
+
+
+COMMAND = Command(
+    "connect",
+    __doc__ or "",
+    GROUPS["connect"],
+    (
+        "lossmap connect a.pt b.pt --model resnet20-w8 --split both --plot",
+        "lossmap connect init.pt net.pt --model mlp --points 51 --surf-file line.h5",
+        "mpirun -n 4 lossmap connect a.pt b.pt --model resnet56 --dataset cifar10 --data-path cifar10 --bn interpolate",
+    ),
+    without=frozenset({"model_file2", "model_file3", "model_folder", "budget", "shard"}),
+)
+
+
+@guarded
+def main(argv: Sequence[str] | None = None, defaults: dict[str, Any] | None = None) -> int:
+    """Run the command: 0 complete, 2 usage error, 3 completed with failed points, 75 interrupted, resumable."""
+    settings = COMMAND.parse(argv, defaults)
+    world = World.start()
+    return world.leave(run(settings, world))
+
+
+def run(settings: Settings, world: World, survey: Callable[..., Any] = survey, stop: Stop | None = None) -> int:
+    """Make the problem and the line, survey it, print, store and draw the result. Every rank calls it.
+
+    survey  `lossmap estimate` passes a function that measures a few points instead
+    stop    of the program that runs this as a part of it; None: one of its own
+    """
+    if stop is not None:
+        return _run(settings, world, survey, stop)
+    # from the start: a signal may come, and the clock runs, while everything is prepared
+    with Stop(after=settings.run.stop_after, until=job_end(os.environ)) as stop:
+        return _run(settings, world, survey, stop)
+
+
+def _run(settings: Settings, world: World, survey: Callable[..., Any], stop: Stop) -> int:
+    from lossmap.cli import device, load_problem
+    from lossmap.landscape.connect import line_grid
+    from lossmap.landscape.connection_map import RECOMPUTE, connection_map, fixed_batches, statistics_of
+    from lossmap.landscape.loss import ForwardPlan, probe_forward_plan
+    from lossmap.landscape.price import price_of_losses
+
+    execution, say = settings.run, output.rank_0_printer(world, settings.notes)
+    settings = world.together(lambda: with_both_ends(settings))
+    output.check_drawable(settings.draw)
+    path, grid = result_path(settings), line_grid(settings.connect.points)
+    team = world.together(lambda: world.team(execution.team, execution.rank_0))
+    machine = device.prepare_machine(execution, world)
+    splits = load_problem.splits_of(settings.data)
+    read_splits = tuple(dict.fromkeys(("train", *splits))) if settings.connect.bn == RECOMPUTE else splits
+    every = load_problem.problem_and_files(settings, world, machine, read_splits)
+    problems = {split: every[split] for split in splits}
+    shares = load_problem.team_shares(problems, team, world)
+    first = next(iter(problems.values()))
+    done = statistics_of(first.model, settings.connect.bn)
+    plane = line_and_ranks(settings, world, first.model, done)
+    statistics = fixed_batches(every["train"].data, settings.connect.bn_samples) if done == RECOMPUTE else None
+    identity = world.once(partial(identity_of, settings, problems, done))
+    if execution.probe and not execution.dry_run:
+        plan = world.once(partial(stored_plan, path, execution.overwrite)) or world.once(
+            lambda: probe_forward_plan(first, plane, autocast=machine.autocast, batch_size=execution.batch_size)
+        )
+    else:
+        plan = ForwardPlan(execution.batch_size or first.data.batch_size)
+    measure = world.together(
+        lambda: connection_map(
+            shares, plane, plan, statistics=statistics, total=team.sum, autocast=machine.autocast, settings=identity
+        )
+    )
+    passes = 2 if statistics is not None else 1  # a point's own, and that of its statistics
+    price = partial(
+        price_of_losses, shares, plane, measure.plan, workers=len(team.all_teams) or 1, autocast=machine.autocast,
+        repeats=passes,
+    )  # fmt: skip
+    if execution.dry_run:
+        say(f"would compute losses at {len(grid)} points between {' and '.join(labels_of(settings))}")
+        say(f"  result  {path}\nnothing was computed, and nothing was written (--dry-run)")
+        announce(world, "line", lambda: price(points=len(grid)))
+        return 0
+    store = output.on_rank_0(
+        world, lambda: _file(path, grid, plane, measure, settings, problems, machine.describe(), world.size)
+    )
+    if store is not None:
+        left = len(store.todo(measure.name, execution.retry_failed))
+        announce(world, "line", lambda: price(points=left))
+    with display(world, "line") as progress:
+        surface = survey(
+            measure, grid, store=store, world=world, stop=stop, progress=progress, retry_failed=execution.retry_failed,
+            rank_0=execution.rank_0, team=team, point_timeout=execution.point_timeout, share_values=False,
+        )  # fmt: skip
+    if store is None:
+        return output.EXIT_CODES[surface.outcome_of(measure.name)]
+    if surface.outcome != "unfinished":
+        report(store, settings, done, problems, plane, say)
+    store.close()
+    output.draw_pictures(path, settings.draw, say)
+    return output.report_end(path, store.surface(), measure.name, say, execution.overwrite, stop.reason)
+
+
+def with_both_ends(settings: Settings) -> Settings:
+    """The settings with A as the model's checkpoint and B as `other`, however they were named.
+
+    Raises UsageError where one of the two is not named, or named twice.
+    """
+    ends, own, other = settings.connect.ends, settings.model.model_file, settings.connect.other
+    named = [*([own] if own else []), *ends, *([other] if other else [])]
+    if len(named) != 2 or (own and len(ends) == 2):
+        raise UsageError(
+            f"a line has two ends: lossmap connect A B --model ...; got {len(named)}"
+            + (f" ({' '.join(map(str, named))})" if named else "")
+        )
+    return settings.changed("model", model_file=str(named[0])).changed("connect", ends=(), other=str(named[1]))
+
+
+def labels_of(settings: Settings) -> tuple[str, str]:
+    """The names of both ends: their stems, with their folders where these alone differ."""
+    a, b = Path(settings.model.model_file), Path(settings.connect.other)
+    if a.stem != b.stem:
+        return a.stem, b.stem
+    return str(a), str(b)
+
+
+def result_path(settings: Settings) -> Path:
+    """The file that the result goes to."""
+    if settings.run.surf_file is not None:
+        return with_ending(Path(settings.run.surf_file))
+    settings = with_both_ends(settings)
+    stems = [Path(file).stem for file in (settings.model.model_file, settings.connect.other)]
+    name = re.sub(r"[^\w.+-]+", "-", "-to-".join(stems)[:MAX_LABEL_LENGTH]).lstrip("-")
+    return Path(f"{name}_connect.h5")
+
+
+def line_and_ranks(settings: Settings, world: World, model: nn.Module, done: str) -> Plane:
+    """The line on every rank, made by rank 0. Every rank calls it; all raise as one."""
+
+    def make() -> Plane | None:
+        return line_of(settings, model, done) if world.rank == 0 else None
+
+    plane = world.together(make)
+    if world.size > 1:
+        device = next(model.parameters()).device
+        plane = world.broadcast(None if plane is None else plane.to("cpu")).to(device)
+    if plane is None:  # pragma: no cover
+        raise RuntimeError("no line was made")
+    world.check_same(plane.digest)
+    return plane
+
+
+def line_of(settings: Settings, model: nn.Module, done: str) -> Plane:
+    """The line from the model to the other checkpoint. Raises UsageError where both are the same."""
+    from lossmap.cli.load_plane import state_of
+    from lossmap.data import checkpoints
+    from lossmap.geometry.directions import line_between
+    from lossmap.landscape.connection_map import INTERPOLATE
+
+    other = settings.connect.other
+    states = done == INTERPOLATE
+    plane = line_between(model, state_of(model, other, settings.model), states=states)
+    if not plane.lengths[0]:
+        raise UsageError(f"{other} has the weights of {settings.model.model_file}: there is no line between them")
+    recipe = {**plane.recipes[0], "kind": f"to:{other}", "sha256": checkpoints.file_sha256(other)}
+    return replace(plane, recipes=(recipe,))
+
+
+def identity_of(settings: Settings, problems: dict[str, Problem], done: str) -> dict[str, Any]:
+    """What the losses depend on, beside the line: stored with them, and compared when a run resumes."""
+    from lossmap.cli import load_problem
+    from lossmap.landscape.survey_file import MODEL, structure_digest
+
+    measured = load_problem.measured_with(settings.data, settings.run, problems)
+    model = next(iter(problems.values())).model
+    own = {"batch norm": done}
+    if done == "recompute":
+        own["samples of batch norm"] = settings.connect.bn_samples
+    return {**measured, MODEL: structure_digest(model), **own}
+
+
+def stored_plan(path: Path, overwrite: bool) -> dict[str, Any] | None:
+    """The plan of passes that an earlier run has left in the file; None where there is none."""
+    if overwrite or not path.exists():
+        return None
+    chosen = read(path).settings.get("measures", {}).get("loss", {}).get("chosen", {})
+    return chosen.get("way")
+
+
+def _file(
+    path: Path, grid: Grid, plane: Plane, measure: Any, settings: Settings, problems: dict[str, Problem], device: str,
+    ranks: int,
+) -> SurfaceFile:  # fmt: skip
+    from lossmap.cli import load_problem
+    from lossmap.landscape.fingerprint import code_of
+    from lossmap.landscape.survey_file import direction_groups
+
+    files = code_files(settings.resolved(), Path.cwd())
+    return SurfaceFile.open(
+        path,
+        grid,
+        identity={**load_problem.identity(settings.model, settings.data, plane), "kind": "connect"},
+        measures={measure.name: (measure.fields, measure.settings)},
+        overwrite=settings.run.overwrite,
+        groups=direction_groups(plane, tensors=False),
+        command="lossmap connect",
+        attributes={
+            **provenance(device, ranks),
+            "command": "connect",
+            "team": settings.run.team,
+            "resolved_connect": {"settings": settings.resolved(), "folder": os.getcwd()},
+            "directions_digest": plane.digest,
+        },
+        codes={measure.name: code_of(problems, plane=plane, point=grid.farthest, files=files)},
+        accept_change=settings.run.accept_change,
+    )
+
+
+def report(
+    store: SurfaceFile, settings: Settings, done: str, problems: dict[str, Problem], plane: Plane, say: output.Printer
+) -> None:
+    """Print the report, and put it into the file."""
+    from lossmap.landscape.connection import GROUP, connection_in
+
+    samples = {split: problem.sample_count for split, problem in problems.items()}
+    result = connection_in(
+        store.surface(), bn=done, samples=samples, length=plane.lengths[0], labels=labels_of(settings)
+    )
+    say(f"\n{result!r}\n")
+    for place, group in {GROUP: group_of(result), **value_groups(result, GROUP)}.items():
+        store.put(place, group)

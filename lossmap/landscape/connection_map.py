@@ -1,0 +1,184 @@
+"""The measure of `connect`: losses on the line between two networks, and how well barriers on it are known.
+
+    point (t,) -> {train_loss, train_acc, train_barrier_error, train_midpoint_error, ...}     0 at the first network
+
+With l_i(t) the loss of sample i, the rise above the straight line between both ends is the mean over i of
+l_i(t) - (1 - t) l_i(0) - t l_i(1), and its standard error is that of N paired differences: what all three have in
+common, such as a hard sample, cancels. Likewise above the mean of both ends. Where the loss cannot be asked for single
+samples (`data.sample_losses`) the errors are NaN.
+
+At every point the statistics of batch norm are those of the interpolated network, where they are to be recomputed: from
+fixed batches, the same on every rank, also of a team whose ranks share the samples.
+Price: one pass a point, a second one for statistics; two points more on each rank, for the losses at both ends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
+from math import nan, sqrt
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lossmap.curvature.operators import Total, single_rank
+from lossmap.data.batches import Batch, Batches
+from lossmap.data.loss_check import check_loss
+from lossmap.data.problem import Problem
+from lossmap.data.sample_losses import sample_losses
+from lossmap.geometry.directions import Plane
+from lossmap.geometry.grid import Field, Point
+from lossmap.landscape.batchnorm_statistics import norms_with_statistics, recompute_statistics
+from lossmap.landscape.loss import ForwardPlan, LossMap
+
+RECOMPUTE, INTERPOLATE, KEEP = STATISTICS = ("recompute", "interpolate", "keep")
+NONE = "none"  # what is stored where no batch norm keeps statistics
+STATISTICS_BATCH = 128  # samples of a batch of which statistics are made, fixed so that they hang on nothing else
+ERRORS = ("barrier", "midpoint")
+PAIRED = 2 * len(ERRORS)  # sums and sums of squares
+AGREEMENT = 1e-3  # relative, of the samples' mean with the loss itself
+
+
+class ConnectionMap(LossMap):
+    """The measure: `connection(point)` -> reading. Made by `connection_map`."""
+
+    def __init__(
+        self,
+        problems: Mapping[str, Problem],
+        plane: Plane,
+        plan: ForwardPlan,
+        *,
+        statistics: Batches | None = None,
+        total: Total = single_rank,
+        autocast: torch.dtype | None = None,
+        settings: Mapping[str, Any] | None = None,
+    ) -> None:
+        self._statistics = statistics
+        super().__init__(problems, plane, plan, total=total, autocast=autocast, settings=settings)
+        self.fields = (*self.fields, *(f for split, p in problems.items() for f in _error_fields(split, p)))
+
+    def __call__(self, point: Point) -> dict[str, float]:
+        """Read the losses at a point; the first time on a rank also each sample's at both ends."""
+        if self._ends is None:
+            ends = []
+            for t in (0.0, 1.0):
+                super().__call__((t,))
+                ends.append(dict(self._seen))
+            self._ends = (ends[0], ends[1])
+        self._t = point[0]
+        return super().__call__(point)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: v for name, v in super().__getstate__().items() if name not in ("_ends", "_seen", "_rows")}
+
+    def _use(self, plan: ForwardPlan) -> None:
+        super()._use(plan)
+        # each sample's losses by split, at both ends and at the present point; None where they are not to be had
+        self._ends: tuple[dict[str, Tensor | None], dict[str, Tensor | None]] | None = None
+        self._seen: dict[str, Tensor | None] = {}
+        self._rows: list[Tensor | None] = []
+        self._t = nan
+
+    def _arrive(self) -> None:
+        if self._statistics is None:
+            return
+        problem = next(iter(self._planned.values()))[0]
+
+        def forward(model: nn.Module, batch: Batch) -> None:
+            with self._lowered(batch):
+                problem.forward(model, batch)
+
+        recompute_statistics(self.model, self._statistics, forward)
+
+    def _width(self, problem: Problem) -> int:
+        return super()._width(problem) + PAIRED
+
+    def _look_at(self, problem: Problem, outputs: Any, batch: Batch) -> None:
+        self._rows.append(sample_losses(problem, outputs, batch))
+
+    def _pass(self, problem: Problem) -> Tensor:
+        """As of the base, and behind it sums and sums of squares of the paired differences."""
+        self._rows = []
+        sums = super()._pass(problem)
+        split = next(name for name, planned in self._planned.items() if planned[0] is problem)
+        rows: Tensor | None = None
+        if all(row is not None for row in self._rows):
+            rows = torch.cat([row for row in self._rows if row is not None]).cpu()
+            if not abs(float(rows.sum()) - float(sums[1])) <= AGREEMENT * abs(float(sums[1])):
+                rows = None
+        self._seen[split] = rows
+        return torch.cat([sums, self._paired(split, rows)])
+
+    def _paired(self, split: str, rows: Tensor | None) -> Tensor:
+        """(PAIRED,) of the rises above the line and above the mean of both ends; NaN where they are not known."""
+        ends = (None, None) if self._ends is None else (self._ends[0][split], self._ends[1][split])
+        if rows is None or ends[0] is None or ends[1] is None:
+            return torch.full((PAIRED,), nan, dtype=torch.float64)
+        rises = (
+            rows - (1.0 - self._t) * ends[0] - self._t * ends[1],
+            rows - (ends[0] + ends[1]) / 2.0,
+        )
+        return torch.stack([total for rise in rises for total in (rise.sum(), rise.square().sum())])
+
+    def _reading(self, sums: Sequence[Tensor]) -> dict[str, float]:
+        reading = super()._reading(sums)
+        for split, row in zip(self._planned, sums, strict=True):
+            pairs = row[-PAIRED:].reshape(-1, 2)
+            for name, (total, squares) in zip(ERRORS, pairs.tolist(), strict=True):
+                reading[f"{split}_{name}_error"] = _standard_error(float(row[0]), total, squares)
+        return reading
+
+
+def _standard_error(samples: float, total: float, squares: float) -> float:
+    """Of the mean of so many numbers, from their sum and their sum of squares."""
+    if not samples > 1:
+        return nan
+    variance = (squares - total * total / samples) / (samples - 1)
+    return sqrt(max(variance, 0.0) / samples) if variance == variance else nan
+
+
+def _error_fields(split: str, problem: Problem) -> Iterator[Field]:
+    samples = "training" if split == "train" else split
+    above = {"barrier": "the line between both ends", "midpoint": "the mean of both ends"}
+    for name in ERRORS:
+        long_name = f"standard error of the rise of the {samples} loss above {above[name]}"
+        yield Field(f"{split}_{name}_error", problem.unit, long_name)
+
+
+def statistics_of(model: nn.Module, bn: str) -> str:
+    """What is done with the statistics of batch norm: `bn`, or none where no batch norm keeps any.
+
+    Raises ValueError for what is none of `STATISTICS`.
+    """
+    if bn not in STATISTICS:
+        raise ValueError(f"--bn must be one of {', '.join(STATISTICS)}; got {bn!r}")
+    return bn if norms_with_statistics(model) else NONE
+
+
+def fixed_batches(data: Batches, samples: int | None = None) -> Batches | tuple[Batch, ...]:
+    """The batches of which statistics are made: of the first samples of the data, or of all, in their order."""
+    batches = data.rebatched(STATISTICS_BATCH)
+    if samples is None or samples >= data.samples:
+        return batches
+    return tuple(islice(batches, max(1, samples // STATISTICS_BATCH)))
+
+
+def connection_map(
+    problems: Mapping[str, Problem],
+    plane: Plane,
+    plan: ForwardPlan,
+    *,
+    statistics: Any = None,
+    total: Total = single_rank,
+    autocast: torch.dtype | None = None,
+    settings: Mapping[str, Any] | None = None,
+) -> ConnectionMap:
+    """The measure on a line, its losses checked. Arguments as of `losses`.
+
+    statistics  the batches of which the statistics of batch norm are made at every point; None: they are the plane's
+
+    Raises ValueError where a loss cannot be evaluated repeatably.
+    """
+    checked = {split: check_loss(p, total=total) for split, p in problems.items()}
+    return ConnectionMap(checked, plane, plan, statistics=statistics, total=total, autocast=autocast, settings=settings)

@@ -1,0 +1,66 @@
+"""The line between two networks: losses and accuracies along it, and the barrier above the line between both ends."""
+
+from __future__ import annotations
+
+from math import isfinite
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from lossmap.io.surface import Group
+from lossmap.plotting import lines
+from lossmap.plotting.quantities import in_brackets
+from lossmap.plotting.style import BLUE, PAGE, RED, new_figure, style_context
+from lossmap.report.connection import splits_of
+from lossmap.report.stored import StoredReport
+from lossmap.report.text import value_with_error
+
+LINE = "0.45"  # the grey of the straight line between both ends
+ROOM = 0.08  # above the highest loss, of the axis, for the barrier's label
+
+
+def draw_connection(group: Group) -> Figure:
+    """The picture of one line; of several splits one panel each."""
+    stored = StoredReport(group.arrays, group.attributes)
+    splits = splits_of(stored)
+    with style_context():
+        figure = new_figure(PAGE if len(splits) > 1 else 0.62 * PAGE, 2.6)
+        panels = figure.subplots(1, len(splits), squeeze=False)[0]
+        for axes, split in zip(panels, splits, strict=True):
+            _draw_split(axes, stored, split)
+    return figure
+
+
+def _draw_split(axes: Any, stored: StoredReport, split: str) -> None:
+    """Loss on the left axis, the straight line between both ends and the barrier; accuracy on the right one."""
+    t, losses = stored.arrays["t"], stored.arrays[f"{split}_loss"]
+    lines.curve(axes, t, losses, colour=BLUE, label=f"{split} loss", dashed=False)
+    if np.isfinite(losses[[0, -1]]).all():
+        axes.plot([0.0, 1.0], losses[[0, -1]], "--", color=LINE, linewidth=0.8)
+        _mark_barrier(axes, stored, split, losses)
+    axes.set_ylabel(f"{split} loss{in_brackets(stored.text('unit'))}", color=BLUE)
+    axes.tick_params(axis="y", colors=BLUE)
+    axes.set_xlim(0.0, 1.0)
+    axes.set_xlabel(f"t, from {stored.text('first')} (0) to {stored.text('other')} (1)")
+    accuracy = stored.arrays.get(f"{split}_acc")
+    if accuracy is not None:
+        right = axes.twinx()
+        lines.curve(right, t, accuracy, colour=RED, label="accuracy", dashed=False)
+        right.set_ylabel("accuracy (percent)", color=RED)
+        right.tick_params(axis="y", colors=RED)
+        right.set_ylim(-3, 103)
+
+
+def _mark_barrier(axes: Any, stored: StoredReport, split: str, losses: np.ndarray) -> None:
+    """An arrow from the straight line to the loss at the barrier, with its height; `no barrier` where there is none."""
+    height, at = stored.number(f"{split}_barrier"), stored.number(f"{split}_at")
+    if not isfinite(height) or not isfinite(at):
+        axes.set_title("no barrier" if height == 0.0 else "an infinite barrier")
+        return
+    foot = (1.0 - at) * float(losses[0]) + at * float(losses[-1])
+    arrow = {"arrowstyle": "<->", "color": "black", "linewidth": 0.8, "shrinkA": 0, "shrinkB": 0}
+    axes.annotate("", (at, foot), (at, foot + height), arrowprops=arrow)
+    axes.set_title(f"barrier {value_with_error(height, stored.number(f'{split}_error'))} at t = {at:.3g}")
+    low, high = axes.get_ylim()
+    axes.set_ylim(low, high + ROOM * (high - low))

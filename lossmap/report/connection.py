@@ -1,0 +1,115 @@
+"""The report of the line between two networks: loss and accuracy at its ends, barrier, monotone or not.
+
+Rendered from the arrays and attributes that `landscape.connection` names and a file's group `connection` holds.
+"""
+
+from __future__ import annotations
+
+from math import isfinite, isinf, isnan
+
+import numpy as np
+
+from lossmap.report.stored import StoredReport
+from lossmap.report.text import WIDTH, count, counted, filled, number, table, value_with_error, wrapped
+
+CLEAR = 2.0  # standard errors above which a barrier is said to be there
+STATISTICS = {
+    "recompute": "batch-norm statistics recomputed at every point, the ends too, from fixed batches of the samples",
+    "interpolate": "batch-norm statistics interpolated between those of both networks",
+    "keep": "batch-norm statistics of the first network at every point",
+    "none": "no batch norm",
+}
+
+
+def splits_of(stored: StoredReport) -> list[str]:
+    """The splits that were measured, in their order."""
+    return [name.removesuffix("_loss") for name in stored.arrays if name.endswith("_loss")]
+
+
+def connection_report(stored: StoredReport) -> str:
+    """The report of one line."""
+    points = len(stored.arrays["t"])
+    lines = [f"Line from {stored.text('first')} to {stored.text('other')}"]
+    about = f"{points} points, length {number(stored.number('length'))}; {STATISTICS[stored.text('bn', 'none')]}"
+    lines += [f"  {line}" for line in filled(about, WIDTH - 2)]
+    rows = [("", "samples", "at 0", "at 1", "highest", "lowest")]
+    for name in _measured(stored):
+        values = stored.arrays[name]
+        samples = f"{int(stored.number(name.partition('_')[0] + '_samples', 0)):,}"
+        ends = (number(float(values[0])), number(float(values[-1])))
+        rows.append((name.replace("_", " "), samples, *ends, number(_extreme(values, 1)), number(_extreme(values, -1))))
+    lines += table(rows, right=(1, 2, 3, 4, 5))
+    for split in splits_of(stored):
+        lines += ["", *_split_lines(stored, split)]
+    note = f"Of the {points} points that were measured; between them the loss may be higher."
+    return "\n".join([*lines, f"  {note}"])
+
+
+def _measured(stored: StoredReport) -> list[str]:
+    """The losses and metrics, split by split, the loss first."""
+    names = []
+    for split in splits_of(stored):
+        own = [n for n in stored.arrays if n.startswith(f"{split}_") and not n.endswith("_error")]
+        names += sorted(own, key=lambda name: not name.endswith("_loss"))
+    return names
+
+
+def _extreme(values: np.ndarray, sign: int) -> float:
+    known = values[~np.isnan(values)]
+    return float(sign * (sign * known).max()) if known.size else float("nan")
+
+
+def _split_lines(stored: StoredReport, split: str) -> list[str]:
+    """Barrier and monotonicity of one split."""
+    if f"{split}_barrier" not in stored.attributes:
+        return wrapped(split, "no barrier can be stated: the loss at one of both ends is not known")
+    return [
+        *wrapped(f"{split} barrier", _barrier_text(stored, split), indent=20),
+        *wrapped("above the mean", _midpoint_text(stored, split), indent=20),
+        *wrapped("monotone", monotone_text(stored, split), indent=20),
+    ]
+
+
+def _barrier_text(stored: StoredReport, split: str) -> str:
+    height, error = stored.number(f"{split}_barrier"), stored.number(f"{split}_error")
+    unit, at = stored.text("unit"), stored.number(f"{split}_at")
+    if isinf(height):
+        return f"infinite at t = {at:.3g}"
+    if height == 0.0:
+        middle = stored.number(f"{split}_middle")
+        return f"none: no point lies above the line between both ends; at the middle {number(middle)} {unit}"
+    text = f"{value_with_error(height, error)} {unit} above the line between both ends, at t = {at:.3g}"
+    if isnan(error):
+        return f"{text}; its sampling error is not known: the loss gives no number for each sample"
+    kind = counted(unit)
+    known = f"standard error over the {kind}s, paired, at that point"
+    if height <= CLEAR * error:
+        return f"{text} ({known}); it cannot be told from none by these {kind}s"
+    return f"{text} ({known})"
+
+
+def _midpoint_text(stored: StoredReport, split: str) -> str:
+    height, error = stored.number(f"{split}_midpoint"), stored.number(f"{split}_midpoint_error")
+    if not isfinite(height):
+        return "infinite"
+    at = stored.number(f"{split}_midpoint_at")
+    return f"{value_with_error(height, error)} {stored.text('unit')} of both ends, at t = {at:.3g}"
+
+
+def monotone_text(stored: StoredReport, split: str) -> str:
+    """Whether the loss turns on the way, with the numbers that say so."""
+    direction, steps = stored.text(f"{split}_direction"), int(stored.number(f"{split}_steps"))
+    turns, bump = int(stored.number(f"{split}_turns")), stored.number(f"{split}_bump")
+    first, last = (number(float(stored.arrays[f"{split}_loss"][i])) for i in (0, -1))
+    if direction == "stays":
+        steady = "and nowhere above" if not turns else f"but rises at {count(turns, 'step')} of {steps}"
+        return f"the ends are equal, {first}, {steady}"
+    against = "rises" if direction == "falls" else "falls"
+    way = f"{direction} from {first} to {last}"
+    if stored.flag(f"{split}_is_monotone"):
+        return f"yes: {way}, and {against} at none of {count(steps, 'step')}"
+    low, high = stored.number(f"{split}_bump_from"), stored.number(f"{split}_bump_to")
+    return (
+        f"no: {way}, but {against} at {turns} of {count(steps, 'step')}, by {number(bump)} in all between "
+        f"t = {low:.3g} and {high:.3g}"
+    )

@@ -1,0 +1,112 @@
+"""The command `lossmap connect`: report, file, resumption, figure, and one message for invalid options."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+import lossmap
+from lossmap import zoo
+from lossmap.cli.__main__ import main as command_line
+from lossmap.cli.connect import main
+from lossmap.io.read import read
+
+QUICK = ["--model", "mlp", "--samples", "64", "--device", "cpu", "--threads", "1", "--no-probe"]
+NET = """
+import torch
+from torch import nn
+
+def net():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 10))
+"""
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name, seed in (("a.pt", 0), ("b.pt", 1)):
+        torch.manual_seed(seed)
+        torch.save(zoo.build("mlp").state_dict(), name)
+    return tmp_path
+
+
+def test_the_line_is_reported_stored_and_drawn(here, capsys):
+    assert main(["a.pt", "b.pt", *QUICK, "--split", "both", "--points", "5", "--surf-file", "c.h5", "--plot"]) == 0
+    text = capsys.readouterr().out
+    for sentence in ("Line from a to b", "train barrier", "test barrier", "monotone", "picture: c.pdf", "result: c.h5"):
+        assert sentence in text, sentence
+    line = lossmap.read("c.h5", lossmap.Connection)
+    assert repr(line) in text and line.labels == ("a", "b") and line.samples == {"train": 64, "test": 64}
+    surface = read("c.h5")
+    assert np.array_equal(surface["train_loss"], line.losses["train"]) and surface.grid.x.tolist() == line.t.tolist()
+    assert surface.groups["directions/x"].attributes["kind"] == "to:b.pt"
+    assert (here / "c.png").stat().st_size > 5000
+    # the plane's own machinery gives the same losses
+    words = ["--x=0:1:5", "--xdir", "to:b.pt", "--model-file", "a.pt", "--split", "both", "--surf-file", "s.h5"]
+    assert command_line(["surface", *QUICK, *words]) == 0
+    assert np.array_equal(read("s.h5")["test_loss"], surface["test_loss"])
+    assert np.array_equal(read("s.h5")["train_acc"], surface["train_acc"])
+
+
+def test_interrupted_it_is_resumed_and_both_ends_are_named_either_way(here, capsys):
+    assert main(["a.pt", "b.pt", *QUICK, "--points", "7", "--surf-file", "whole.h5"]) == 0
+    words = ["--model-file", "a.pt", "--other", "b.pt", *QUICK, "--points", "7", "--surf-file", "parts.h5"]
+    assert main([*words, "--stop-after", "0.001"]) == 75
+    assert command_line(["resume", "parts.h5"]) == 0
+    whole, parts = (lossmap.read(f, lossmap.Connection) for f in ("whole.h5", "parts.h5"))
+    assert whole.equals(parts)
+    assert main(["b.pt", *words]) == 2
+    assert "a line has two ends" in capsys.readouterr().err
+    assert main(["a.pt", "b.pt", *QUICK, "--points", "7", "--surf-file", "whole.h5", "--split", "test"]) == 2
+    assert "holds another survey" in capsys.readouterr().err
+
+
+def test_statistics_are_those_of_training_samples_whatever_split_is_measured(here, capsys):
+    (here / "net.py").write_text(NET)
+    command = [*QUICK, "--model", "net.py:net", "--points", "3", "--split", "test"]
+    scope: dict = {}
+    exec(NET, scope)
+    for name, seed in (("a.pt", 3), ("b.pt", 4)):
+        model = scope["net"]()
+        torch.manual_seed(seed)
+        with torch.no_grad():
+            for p in model.parameters():
+                p.normal_()
+        torch.save(model.state_dict(), name)
+    for bn in ("recompute", "keep"):
+        assert main(["a.pt", "b.pt", *command, "--bn", bn, "--surf-file", f"{bn}.h5"]) == 0
+    recomputed, kept = (lossmap.read(f"{bn}.h5", lossmap.Connection) for bn in ("recompute", "keep"))
+    assert list(recomputed.losses) == ["test"] and recomputed.bn == "recompute"
+    assert abs(recomputed.losses["test"][1] - kept.losses["test"][1]) > 1e-3
+    assert main(["a.pt", "b.pt", *command, "--bn", "keep", "--surf-file", "recompute.h5"]) == 2
+    assert "batch norm" in capsys.readouterr().err
+
+
+def test_what_it_takes_is_estimated_and_a_dry_run_writes_nothing(here, capsys):
+    assert main(["a.pt", "b.pt", *QUICK, "--dry-run"]) == 0
+    shown = capsys.readouterr()
+    assert "25 points between a and b" in shown.out and "about 25 points of" in shown.err
+    assert not list(here.glob("*.h5"))
+    assert command_line(["estimate", "--json", "--", "connect", "a.pt", "b.pt", *QUICK]) == 0
+    assert '"points": 25' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["a.pt"], "a line has two ends: lossmap connect A B --model ...; got 1 (a.pt)"),
+        ([], "a line has two ends"),
+        (["a.pt", "b.pt", "a.pt"], "got 3"),
+        (["a.pt", "a.pt"], "a.pt has the weights of a.pt"),
+        (["a.pt", "none.pt"], "none.pt"),
+        (["a.pt", "b.pt", "--points", "2"], "--points must be >= 3"),
+        (["a.pt", "b.pt", "--bn", "best"], "bn"),
+        (["a.pt", "b.pt", "--shard", "1/2"], "--shard"),
+    ],
+)
+def test_invalid_options_give_one_message(here, capsys, words, sentence):
+    assert main([*words, *QUICK]) == 2
+    assert sentence in capsys.readouterr().err
+    assert not list(here.glob("*.h5"))

@@ -1,0 +1,255 @@
+"""The line between two networks: closed forms, paired errors against every sample's loss, statistics of batch norm."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from math import inf, isnan, nan
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import lossmap
+from lossmap.data.problem import Problem, temporary_parameters
+from lossmap.data.sample_losses import sample_losses
+from lossmap.geometry.directions import line_between
+from lossmap.landscape.batchnorm_statistics import norms_with_statistics, recompute_statistics
+from lossmap.landscape.connect import line_grid
+from lossmap.landscape.connection import barrier_of
+from lossmap.landscape.connection_map import connection_map, fixed_batches
+from lossmap.landscape.loss import ForwardPlan
+from lossmap.report.render import report_of_group
+
+X = torch.randn(30, 4, generator=torch.Generator().manual_seed(2))
+Y = torch.arange(30) % 3
+
+
+class Point(nn.Module):
+    """theta (n,), in float64."""
+
+    def __init__(self, theta):
+        super().__init__()
+        self.theta = nn.Parameter(torch.as_tensor(theta, dtype=torch.float64))
+
+
+def custom(model, function):
+    """A problem whose loss is a function of theta alone."""
+    return Problem.custom(model, lambda m, batch: function(m.theta) + 0.0 * batch.mean(), torch.ones(4, 1))
+
+
+def net(seed, norm=False):
+    torch.manual_seed(seed)
+    layers = [nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)]
+    if norm:
+        layers.insert(1, nn.BatchNorm1d(8))
+        layers.insert(3, nn.Dropout(0.5))
+    model = nn.Sequential(*layers)
+    if norm:
+        with torch.no_grad():
+            model[1].running_mean.normal_()
+            model[1].running_var.uniform_(0.5, 2.0)
+    return model
+
+
+def supervised(model, loss="crossentropy", batch_size=8):
+    return Problem.supervised(model, loss, (X, Y), batch_size=batch_size)
+
+
+def words(line):
+    """The report on one line."""
+    return " ".join(repr(line).split())
+
+
+def unknown(losses):
+    return np.full(len(losses), nan)
+
+
+def barrier(t, losses):
+    losses = np.asarray(losses, dtype=np.float64)
+    return barrier_of(np.asarray(t, dtype=np.float64), losses, unknown(losses), unknown(losses))
+
+
+def test_of_a_quadratic_there_is_no_barrier_and_the_losses_are_the_closed_form():
+    a, b = np.array([1.0, -2.0]), np.array([3.0, 1.0])
+    line = lossmap.connect(custom(Point(a), lambda theta: theta.square().sum()), Point(b), points=9)
+    closed = np.array([(((1 - t) * a + t * b) ** 2).sum() for t in line.t])
+    assert line.losses["train"] == pytest.approx(closed, rel=1e-14)
+    found = line.barrier()
+    assert found.height == 0.0 and isnan(found.at) and found.middle == pytest.approx(-np.sum((b - a) ** 2) / 4)
+    assert line.length == pytest.approx(np.linalg.norm(b - a))
+    assert "no point lies above the line" in words(line)
+
+
+def test_between_the_minima_of_a_double_well_the_barrier_is_the_hill():
+    well = 0.5**0.5  # x^4 - x^2 has its minima of -1/4 at +-sqrt(1/2), and 0 between them
+    problem = custom(Point([-well]), lambda theta: (theta**4 - theta**2).sum())
+    line = lossmap.connect(problem, Point([well]), points=21)
+    found = line.barrier()
+    assert (found.height, found.at) == (pytest.approx(0.25, abs=1e-14), 0.5)
+    assert (found.midpoint, found.midpoint_at, found.middle) == (pytest.approx(0.25, abs=1e-14), 0.5, found.height)
+    assert isnan(found.error) and "gives no number for each sample" in words(line)
+    assert not found.is_monotone and found.bump == pytest.approx(0.25, abs=1e-14)
+
+
+def test_both_conventions_where_the_ends_differ():
+    found = barrier([0, 0.25, 0.5, 0.75, 1], [4.0, 3.9, 2.5, 1.5, 0.0])
+    assert (found.height, found.at) == (pytest.approx(0.9), 0.25)  # 3.9 - 3
+    assert (found.midpoint, found.midpoint_at) == (2.0, 0.0)  # 4 - 2: the end itself
+    assert found.middle == 0.5
+    assert found.is_monotone and (found.direction, found.turns, found.bump) == ("falls", 0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("losses", "direction", "turns", "bump", "where"),
+    [
+        ([4, 1, 2, 3, 0], "falls", 2, 2.0, (0.25, 0.75)),
+        ([0, 3, 2, 1, 4], "rises", 2, 2.0, (0.25, 0.75)),
+        ([0, 1, 2, 3, 4], "rises", 0, 0.0, (nan, nan)),
+        ([1, 1, 1, 1, 1], "stays", 0, 0.0, (nan, nan)),
+        ([1, 2, 0, 3, 1], "stays", 2, 3.0, (0.5, 0.75)),
+    ],
+)
+def test_a_loss_that_turns_is_not_monotone(losses, direction, turns, bump, where):
+    found = barrier(np.linspace(0, 1, 5), losses)
+    assert (found.direction, found.turns, found.steps, found.bump) == (direction, turns, 4, bump)
+    assert (found.bump_from, found.bump_to) == pytest.approx(where, nan_ok=True)
+    assert found.is_monotone == (turns == 0)
+
+
+def test_a_failed_point_is_left_out_and_an_infinite_loss_is_an_infinite_barrier():
+    assert barrier([0, 0.5, 1], [1.0, nan, 1.0]).height == 0.0
+    found = barrier([0, 0.5, 1], [1.0, inf, 1.0])
+    assert found.height == inf and found.at == 0.5
+    with pytest.raises(ValueError, match="needs the loss at both ends"):
+        barrier([0, 0.5, 1], [nan, 1.0, 1.0])
+
+
+@pytest.mark.parametrize("batch_size", [4, 30])
+def test_the_errors_are_those_of_every_samples_paired_difference(batch_size):
+    a, b = net(0), net(1)
+    line = lossmap.connect(supervised(a, batch_size=batch_size), b, points=5)
+    plane = line_between(a, b)
+
+    def losses(t):
+        with temporary_parameters(a, plane.at((float(t),))), torch.no_grad():
+            return F.cross_entropy(a(X), Y, reduction="none").double().numpy()
+
+    first, last = losses(0.0), losses(1.0)
+    for i, t in enumerate(line.t):
+        rise = losses(t) - (1 - t) * first - t * last
+        above = losses(t) - (first + last) / 2
+        assert line.losses["train"][i] == pytest.approx(losses(t).mean(), rel=1e-6)
+        assert line.barrier_errors["train"][i] == pytest.approx(rise.std(ddof=1) / 30**0.5, rel=1e-5, abs=1e-7)
+        assert line.midpoint_errors["train"][i] == pytest.approx(above.std(ddof=1) / 30**0.5, rel=1e-5)
+    assert "standard error over the samples, paired" in words(line)
+
+
+@pytest.mark.parametrize(
+    "loss", ["crossentropy", "mse", nn.CrossEntropyLoss(), nn.CrossEntropyLoss(label_smoothing=0.1)]
+)
+def test_losses_of_samples_have_the_mean_of_the_batch(loss):
+    problem = supervised(net(0), loss)
+    batch = next(iter(problem.data))
+    with torch.no_grad():
+        outputs = problem.forward(problem.model, batch)
+        each, total = sample_losses(problem, outputs, batch), problem.loss(outputs, batch)
+    assert each.shape == (8,) and float(each.sum()) == pytest.approx(float(total), rel=1e-6)
+
+
+@pytest.mark.parametrize("loss", [nn.CrossEntropyLoss(weight=torch.tensor([1.0, 2.0, 3.0])), nn.MultiMarginLoss()])
+def test_a_loss_that_is_no_plain_mean_over_samples_has_no_error(loss):
+    line = lossmap.connect(supervised(net(0), loss), net(1), points=3)
+    assert np.isnan(line.barrier_errors["train"]).all() and np.isfinite(line.losses["train"]).all()
+
+
+def test_recomputed_statistics_are_those_of_a_forward_in_training_mode_over_the_same_batches():
+    model = net(0, norm=True)
+    problem = supervised(model, batch_size=10)
+    twin = copy.deepcopy(model).train()
+    twin[1].momentum = None
+    twin[1].reset_running_stats()
+    for start in range(0, 30, 10):
+        twin(X[start : start + 10])
+    before = {name: t.clone() for name, t in model.state_dict().items()}
+    modes = [m.training for m in model.modules()]
+    with temporary_parameters(model, {}):
+        recompute_statistics(model, problem.data, problem.forward)
+        mean, var = model[1].running_mean.clone(), model[1].running_var.clone()
+        assert model[1].momentum == 0.1 and not model[1].training
+    assert torch.allclose(mean, twin[1].running_mean, rtol=1e-6) and torch.allclose(var, twin[1].running_var, rtol=1e-6)
+    assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
+    assert [m.training for m in model.modules()] == modes and not torch.allclose(mean, before["1.running_mean"])
+
+
+@pytest.mark.parametrize("plan", [ForwardPlan(7), ForwardPlan(30, fold=True)])
+def test_the_statistics_at_a_point_are_those_of_the_interpolated_network(plan):
+    a, b = net(0, norm=True), net(1, norm=True)
+    problem, plane = supervised(a), line_between(a, b)
+    measure = connection_map({"train": problem}, plane, plan, statistics=fixed_batches(problem.data))
+    between = copy.deepcopy(a)
+    between.load_state_dict({**a.state_dict(), **plane.at((0.3,))})
+    between[1].momentum = None
+    between[1].reset_running_stats()
+    between[1].train()
+    with torch.no_grad():
+        between(X)
+        expected = float(F.cross_entropy(between.eval()(X), Y))
+    before = {name: t.clone() for name, t in a.state_dict().items()}
+    assert measure((0.3,))["train_loss"] == pytest.approx(expected, rel=1e-5)
+    assert all(torch.equal(t, before[name]) for name, t in a.state_dict().items())
+    again = pickle.loads(pickle.dumps(measure))
+    assert again((0.3,)) == measure((0.3,))
+
+
+def test_what_is_done_with_statistics_is_chosen_and_said():
+    a, b = net(0, norm=True), net(1, norm=True)
+    problem = supervised(a)
+    lines = {bn: lossmap.connect(problem, b, points=3, bn=bn) for bn in ("recompute", "interpolate", "keep")}
+    with torch.no_grad():
+        own, other = (float(F.cross_entropy(m.eval()(X), Y)) for m in (copy.deepcopy(a), copy.deepcopy(b)))
+    ends = {bn: line.losses["train"][[0, -1]] for bn, line in lines.items()}
+    assert ends["interpolate"] == pytest.approx([own, other], rel=1e-6)
+    assert ends["keep"][0] == pytest.approx(own, rel=1e-6) and abs(ends["keep"][1] - other) > 1e-3
+    assert abs(ends["recompute"][0] - own) > 1e-3
+    assert len({line.losses["train"][1] for line in lines.values()}) == 3
+    for bn, said in (("recompute", "the ends too"), ("interpolate", "interpolated"), ("keep", "of the first network")):
+        assert said in words(lines[bn])
+    assert len(norms_with_statistics(a)) == 1
+    assert lossmap.connect(supervised(net(0)), net(1), points=3).bn == "none"
+
+
+def test_a_file_resumes_is_saved_read_reported_and_drawn(tmp_path):
+    problem, other = {"train": supervised(net(0)), "test": supervised(net(0))}, net(1)
+    problem["test"] = problem["test"].over(problem["train"].model)
+    line = lossmap.connect(problem, other, points=5, path=tmp_path / "line.h5", labels=("first", "second"))
+    again = lossmap.connect(problem, other, points=5, path=tmp_path / "line.h5", labels=("first", "second"))
+    assert again.equals(line)
+    surface = lossmap.read(tmp_path / "line.h5")
+    group = surface.groups["connection"]
+    assert report_of_group("connection", group.arrays, group.attributes) == repr(line)
+    for source in (tmp_path / "line.h5", line):
+        panels = [axes for axes in lossmap.draw(source).axes if axes.get_xlabel()]
+        assert [axes.get_xlabel() for axes in panels] == ["t, from first (0) to second (1)"] * 2
+        assert panels[0].get_title() == "no barrier" or "barrier" in panels[0].get_title()
+    assert lossmap.read(line.save(tmp_path / "saved.h5"), lossmap.Connection).equals(line)
+    with pytest.raises(ValueError, match="another survey"):
+        lossmap.connect(problem, net(2), points=5, path=tmp_path / "line.h5")
+    with pytest.raises(KeyError, match="there are: train, test"):
+        line.barrier("valid")
+
+
+@pytest.mark.parametrize(
+    ("call", "sentence"),
+    [
+        (lambda: lossmap.connect(supervised(net(0)), net(1), bn="best"), "--bn must be one of recompute"),
+        (lambda: lossmap.connect(supervised(net(0)), net(1), points=2), "--points must be >= 3"),
+        (lambda: lossmap.connect(supervised(net(0)), nn.Linear(4, 3)), "no tensor named"),
+        (lambda: line_grid(1), "--points must be >= 3"),
+    ],
+)
+def test_what_makes_no_line_is_refused(call, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        call()
