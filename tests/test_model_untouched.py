@@ -254,6 +254,7 @@ MEASURES: dict[str, Measure] = {
     "layers": lambda p, _: layer_spectra(p, density_error=None),
     "layer Hessian": lambda p, _: layer_hessians(p),
     "dynamics": _dynamics,
+    "line": lambda p, _: lossmap.connect(p, {k: v + 0.1 for k, v in p.model.named_parameters()}, points=3),
     "sharpness": lambda p, _: sharpness(p, draws=2, ascent_steps=1, trace_products=0),
     "diagnose": lambda p, _: diagnose(p, density_error=None),
     "gradient": lambda p, _: loss_and_gradient(p),

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
     from lossmap.data.problem import Problem
     from lossmap.geometry.directions import Plane
+    from lossmap.landscape.loss import ForwardPlan
 
 MAX_LABEL_LENGTH = 60  # characters of both names in a file name
 
@@ -100,12 +101,10 @@ def _run(settings: Settings, world: World, survey: Callable[..., Any], stop: Sto
     plane = line_and_ranks(settings, world, first.model, done)
     statistics = fixed_batches(every["train"].data, settings.connect.bn_samples) if done == RECOMPUTE else None
     identity = world.once(partial(identity_of, settings, problems, done))
+    plan = ForwardPlan(execution.batch_size or first.data.batch_size)
     if execution.probe and not execution.dry_run:
-        plan = world.once(partial(stored_plan, path, execution.overwrite)) or world.once(
-            lambda: probe_forward_plan(first, plane, autocast=machine.autocast, batch_size=execution.batch_size)
-        )
-    else:
-        plan = ForwardPlan(execution.batch_size or first.data.batch_size)
+        probe = partial(probe_forward_plan, first, plane, autocast=machine.autocast, batch_size=execution.batch_size)
+        plan = world.once(lambda: stored_plan(path, execution.overwrite) or probe())
     measure = world.together(
         lambda: connection_map(
             shares, plane, plan, statistics=statistics, total=team.sum, autocast=machine.autocast, settings=identity
@@ -219,12 +218,14 @@ def identity_of(settings: Settings, problems: dict[str, Problem], done: str) -> 
     return {**measured, MODEL: structure_digest(model), **own}
 
 
-def stored_plan(path: Path, overwrite: bool) -> dict[str, Any] | None:
+def stored_plan(path: Path, overwrite: bool) -> ForwardPlan | None:
     """The plan of passes that an earlier run has left in the file; None where there is none."""
+    from lossmap.landscape.loss import ForwardPlan
+
     if overwrite or not path.exists():
         return None
-    chosen = read(path).settings.get("measures", {}).get("loss", {}).get("chosen", {})
-    return chosen.get("way")
+    way = read(path).settings.get("measures", {}).get("loss", {}).get("chosen", {}).get("way")
+    return None if way is None else ForwardPlan(**way)
 
 
 def _file(

@@ -36,6 +36,7 @@ RECOMPUTE, INTERPOLATE, KEEP = STATISTICS = ("recompute", "interpolate", "keep")
 NONE = "none"  # what is stored where no batch norm keeps statistics
 STATISTICS_BATCH = 128  # samples of a batch of which statistics are made, fixed so that they hang on nothing else
 ERRORS = ("barrier", "midpoint")
+Samples = dict[str, Tensor | None]
 PAIRED = 2 * len(ERRORS)  # sums and sums of squares
 AGREEMENT = 1e-3  # relative, of the samples' mean with the loss itself
 
@@ -55,6 +56,11 @@ class ConnectionMap(LossMap):
         settings: Mapping[str, Any] | None = None,
     ) -> None:
         self._statistics = statistics
+        # each sample's losses by split, at both ends and at the present point; None where they are not to be had
+        self._ends: tuple[Samples, Samples] | None = None
+        self._seen: Samples = {}
+        self._rows: list[Tensor | None] = []
+        self._t = nan
         super().__init__(problems, plane, plan, total=total, autocast=autocast, settings=settings)
         self.fields = (*self.fields, *(f for split, p in problems.items() for f in _error_fields(split, p)))
 
@@ -70,15 +76,11 @@ class ConnectionMap(LossMap):
         return super().__call__(point)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: v for name, v in super().__getstate__().items() if name not in ("_ends", "_seen", "_rows")}
+        return {name: v for name, v in super().__getstate__().items() if name not in ("_ends", "_seen")} | {"_rows": []}
 
     def _use(self, plan: ForwardPlan) -> None:
         super()._use(plan)
-        # each sample's losses by split, at both ends and at the present point; None where they are not to be had
-        self._ends: tuple[dict[str, Tensor | None], dict[str, Tensor | None]] | None = None
-        self._seen: dict[str, Tensor | None] = {}
-        self._rows: list[Tensor | None] = []
-        self._t = nan
+        self._ends, self._seen = None, {}  # of the former batches
 
     def _arrive(self) -> None:
         if self._statistics is None:

@@ -168,7 +168,7 @@ def test_the_rows_of_a_table_are_settings_and_labels(sweep, tmp_path):
     ("text", "sentence"),
     [
         ("[dynamics]\n", r"\[dynamics\] is no measure of a campaign in this version"),
-        ("[connect]\n", r"\[connect\] is no measure of a campaign in this version"),
+        ("[connect]\nother = 'no.pt'\n", "other: no.pt: No such file"),
         ("[surfaces]\n", "did you mean surface"),
         ("[settings]\nmodel = 'mlp'\n", "names no measure"),
         ("[surface]\nxx = 1\n", r"\[surface\] unknown setting 'xx'"),

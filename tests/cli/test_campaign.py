@@ -144,6 +144,36 @@ def test_sharpness_is_a_measure_with_its_bars_in_the_table(folder, capsys):
     assert main(["campaign", "sharp.toml", "report"]) == 0
 
 
+LINES = """
+[settings]
+model = "mlp"
+samples = 32
+probe = false
+[over]
+model_file = ["run/net_1.pt"]
+[connect]
+points = 4
+over = {other = ["run/net_2.pt"]}
+"""
+
+
+def test_the_line_to_another_checkpoint_is_a_measure_with_its_barrier_in_the_table(folder, capsys):
+    (folder / "lines.toml").write_text(LINES)
+    assert main(["campaign", "lines.toml", "run", "--device", "cpu", "--threads", "1"]) == 0
+    campaign = Campaign.read("lines.toml")
+    (row,) = collected(campaign.members, campaign.folder).rows
+    line = lossmap.read(row["file"], lossmap.Connection)
+    assert (row["name"], row["outcome"], row["done"]) == ("connect: run/net_1, to run/net_2", "complete", 4)
+    found = line.barrier()
+    assert (row["train_barrier"], row["train_midpoint"]) == (found.height, found.midpoint)
+    assert row["train_midpoint_error"] == found.midpoint_error > 0
+    assert (row["train_loss_first"], row["train_acc_last"]) == (line.losses["train"][0], line.metrics["train_acc"][-1])
+    torch.save(zoo.build("mlp", seed=7).state_dict(), folder / "moved.pt")
+    (folder / "moved.toml").write_text(LINES.replace("run/net_2.pt", "moved.pt"))
+    assert Campaign.read("moved.toml").members[0].digest != campaign.members[0].digest
+    assert main(["campaign", "lines.toml", "report"]) == 0
+
+
 def test_status_says_how_it_stands_and_exits_so(folder, capsys):
     assert main(["campaign", "sweep.toml", "status"]) == 0
     assert "sweep.toml: 8 members; 8 complete" in capsys.readouterr().out

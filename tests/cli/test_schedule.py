@@ -664,7 +664,7 @@ def test_an_estimate_of_an_examination_times_products_and_writes_nothing(capsys,
         (["--", "spectrum", "--along", "runs", "--density-probes", "3"], "leave --density-probes out"),
         (
             ["--", "train"],
-            "train does not measure; an estimate needs one of surface, eigenmap, spectrum, sharpness, dynamics",
+            "train does not measure; an estimate needs one of surface, eigenmap, spectrum, sharpness, connect",
         ),
         (["--ranks-per-node", "0", "--", *survey()], "--ranks-per-node must be >= 1; got 0"),
         (["--within", "soon", "--", *survey()], "--time must be M"),

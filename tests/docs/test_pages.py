@@ -29,6 +29,7 @@ SMALLER = (
         r"^lossmap dynamics (.*)--samples 256 --top 3",
         r"lossmap dynamics \1--samples 32 --top 1 --tol 0.1 --hvp-backend double-backward",
     ),
+    (r"^lossmap connect (.*)", r"lossmap connect \1 --samples 64 --points 5 --no-probe"),
     (r"^lossmap sharpness (.*)", r"lossmap sharpness \1 --samples 64 --draws 2 --ascent-steps 2 --trace-products 8"),
     (r"\[:2\]", "[:1]"),
     (r"^lossmap eigenmap (.*)", r"lossmap eigenmap \1 --certify none " + QUICK),
@@ -36,6 +37,7 @@ SMALLER = (
 PAGES = {
     "start.md": {"line.h5", "line.pdf", "plane.h5", "spectrum.h5", "eigen.h5", "plane-3d.pdf", "surface.png"},
     "sharpness.md": {"sharpness.h5", "sharpness.png", "rescaled.h5"},
+    "connect.md": {"a.pt", "b.pt", "line.h5", "line.png"},
     "campaigns.md": {"sweep.toml", "sweep", "decays.csv", "logs"},
     "how-to/own-model.md": {"huber.h5", "decay.h5", "decay-spectrum.h5", "head.h5", "tagger.h5"},
     "how-to/paper-figure.md": {"one.h5", "pair.pdf", "contours.svg", "relief.png"},
