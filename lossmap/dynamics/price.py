@@ -12,7 +12,7 @@ from lossmap.dynamics.checkpoint_curvature import DENSE, CheckpointCurvature, Ef
 from lossmap.io.read import read
 from lossmap.linalg.expected_products import SpectrumParts
 from lossmap.linalg.product_budget import fit_parts
-from lossmap.linalg.solver_time import seconds_of_parts
+from lossmap.linalg.solver_time import seconds_by_part, seconds_of_parts, weights_of_parts
 from lossmap.memory import memory_now
 from lossmap.report.price import Price
 
@@ -60,9 +60,9 @@ def fitted_effort(measure: CheckpointCurvature, seconds: float, workers: int = 1
     operator, parts = measure.factory.at(), parts_at_a_checkpoint(measure)
     each = seconds_of_product(operator)
     first = seconds_of_first(operator, each)
-    each += seconds_of_parts(parts, operator.dtype, operator.device) / parts.products
-    products = (MARGIN * max(0.0, seconds) / rounds - first - CHECKPOINT_SECONDS) / each - 1
-    fit = fit_parts(parts, products)
+    by_part = seconds_by_part(parts, each, operator.dtype, operator.device)
+    products = (MARGIN * max(0.0, seconds) / rounds - first - CHECKPOINT_SECONDS) / by_part["ends"] - 1
+    fit = fit_parts(parts, products, weights=weights_of_parts(by_part))
     if fit.cuts:
         logger.warning("the budget holds at each checkpoint: %s", "; ".join(fit.cuts))
     parts, effort = fit.parts, measure.effort

@@ -12,7 +12,7 @@ from lossmap.curvature.product_time import first_batch, seconds_of_product
 from lossmap.data.problem import Problem
 from lossmap.linalg.expected_products import SpectrumParts
 from lossmap.linalg.product_budget import Fit, fit_parts
-from lossmap.linalg.solver_time import seconds_of_parts
+from lossmap.linalg.solver_time import seconds_by_part, seconds_of_parts, weights_of_parts
 from lossmap.memory import memory_now
 from lossmap.report.price import Price
 from lossmap.spectra.spectrum import DENSE
@@ -75,8 +75,9 @@ def fit_examination(
     others = [name for name in examinations if name != "hessian"]
     taken = price_of_examination(problem, subset, parts, others, parameters, held_out).seconds
     operator = build_operator(subset, "hessian", parameters)
-    each = seconds_of_product(operator) + seconds_of_parts(parts, operator.dtype, operator.device) / parts.products
-    return fit_parts(parts, MARGIN * max(0.0, seconds - taken) / each)
+    by_part = seconds_by_part(parts, seconds_of_product(operator), operator.dtype, operator.device)
+    products = MARGIN * max(0.0, seconds - taken) / by_part["ends"]
+    return fit_parts(parts, products, weights=weights_of_parts(by_part))
 
 
 def parts_of_examination(n: int, density_error: float | None) -> SpectrumParts:

@@ -7,7 +7,9 @@ its name is left out. The same numbers give the same cut, on every rank. No torc
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from math import ceil
 
 from lossmap.linalg.expected_products import (
     DEFAULT_STEPS,
@@ -40,12 +42,16 @@ class Fit:
 EXCEEDS = "more than the budget: "
 
 
-def fit_parts(parts: SpectrumParts, products: float, longest: float | None = None) -> Fit:
+def fit_parts(
+    parts: SpectrumParts, products: float, longest: float | None = None, weights: Mapping[str, float] | None = None
+) -> Fit:
     """The parts that so many products hold.
 
     products  for all parts
     longest   for one part, which one rank does alone; None: as many
+    weights   of a product of the `trace` and of the `density`, where one of the ends is 1
     """
+    of_trace, of_density = ((weights or {}).get(kind, 1.0) for kind in ("trace", "density"))
     longest = products if longest is None else min(products, longest)
     if parts.is_whole:
         if parts.n <= longest:
@@ -53,8 +59,8 @@ def fit_parts(parts: SpectrumParts, products: float, longest: float | None = Non
         parts = replace(parts, dense=0)  # by products with a few vectors instead of all unit vectors
     cuts: list[str] = []
     parts, spent = _ends(parts, longest, cuts)
-    parts, more = _trace(parts, min(products - spent, longest), cuts)
-    parts = _density(parts, min(products - spent - more, longest), cuts)
+    parts, more = _trace(parts, min(products - spent, longest) / of_trace, cuts)
+    parts = _density(parts, min(products - spent - more * of_trace, longest) / of_density, cuts)
     return Fit(parts, tuple(cuts))
 
 
@@ -96,16 +102,17 @@ def _density(parts: SpectrumParts, products: float, cuts: list[str]) -> Spectrum
     """The density within so many products."""
     if not parts.density:
         return parts
-    most = MAX_DENSITY_PRODUCTS
-    if parts.density_steps or parts.density_probes:
-        most = density_products(parts.density_error, parts.n, parts.density_steps, parts.density_probes)
+    expected = density_products(parts.density_error, parts.n, parts.density_steps, parts.density_probes)
+    most = expected
+    if parts.density_steps is None and parts.density_probes is None:
+        most = min(SLACK * expected, MAX_DENSITY_PRODUCTS)
     if most <= products:
         return parts
     steps = min(parts.density_steps or DEFAULT_STEPS, int(max(0.0, products)))
     if steps < min(MIN_STEPS, parts.density_steps or MIN_STEPS):
         cuts.append("no density")
         return replace(parts, density=False)
-    probes = int(products // steps)
+    probes = min(int(products // steps), ceil(expected / steps))  # not more than the error is expected to need
     if parts.density_probes is not None:
         probes = min(probes, parts.density_probes)
     cuts.append(f"{probes} probe{'s' * (probes > 1)} of {steps} steps for the density")

@@ -11,7 +11,7 @@ dimension; m the steps of a probe's run; s probes.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from math import ceil
@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lossmap.linalg.expected_products import SpectrumParts, ends_products
+from lossmap.linalg.expected_products import SpectrumParts, ends_products, trace_products
 from lossmap.linalg.lanczos import lanczos
 from lossmap.linalg.quadrature import GAP_TICKS, MIN_CHOSEN_STEPS, STEPS_BETWEEN_CHECKS, LanczosRun
 from lossmap.linalg.spectral_density import BAND_TICKS, REFINED_CELLS
@@ -96,6 +96,30 @@ def steps_of_basis(kind: str, products: int, values: int = 1, steps: int | None 
     return products
 
 
+def seconds_by_part(
+    parts: SpectrumParts, product: float, dtype: torch.dtype, device: torch.device = CPU
+) -> dict[str, float]:
+    """Seconds of a product and of the step that it is part of: of the `ends` (their longer search), trace and density.
+
+    product  the seconds of one
+    """
+    if parts.is_whole:
+        return dict.fromkeys(("ends", "trace", "density"), product)
+    values = max(parts.top, parts.bottom)
+    ends = ends_products(values, 0, parts.n, parts.tol, parts.max_products)
+    steps = {
+        "ends": steps_of_basis("ends", ends, values),
+        "trace": steps_of_basis("trace", trace_products(parts.trace, parts.n)),
+        "density": parts.density_steps or USUAL_STEPS,
+    }
+    return {kind: product + seconds_of_step(parts.n, dtype, max(1, count), device) for kind, count in steps.items()}
+
+
+def weights_of_parts(seconds: Mapping[str, float]) -> dict[str, float]:
+    """The same relative to those of the ends, as `fit_parts` takes them."""
+    return {kind: each / max(seconds["ends"], 1e-12) for kind, each in seconds.items()}
+
+
 def seconds_of_parts(parts: SpectrumParts, dtype: torch.dtype, device: torch.device = CPU) -> float:
     """Seconds that solvers take beside the products of all that is computed of one operator."""
     if parts.is_whole:
@@ -149,4 +173,12 @@ def density_seconds(n: int, products: int, steps: int | None = None, probes: int
     return one * (gaps + band * sum(rounds)), one * band * count
 
 
-__all__ = ["density_seconds", "seconds_of_bounds", "seconds_of_parts", "seconds_of_step", "steps_of_basis"]
+__all__ = [
+    "density_seconds",
+    "seconds_by_part",
+    "seconds_of_bounds",
+    "seconds_of_parts",
+    "seconds_of_step",
+    "steps_of_basis",
+    "weights_of_parts",
+]

@@ -12,6 +12,7 @@ from typing import Any
 
 from lossmap.linalg.expected_products import SpectrumParts
 from lossmap.linalg.product_budget import fit_parts
+from lossmap.linalg.solver_time import weights_of_parts
 from lossmap.spectra.price import PriceList, block_size, expected_costs, parts_of, rows_of
 from lossmap.spectra.request import SpectrumRequest, Task
 from lossmap.spectra.tasks import SpectrumTasks
@@ -56,19 +57,22 @@ def fit_request(
     """
     prices, seconds = prices or PriceList.of(tasks), MARGIN * max(0.0, seconds)
     subjects = range(len(tasks.subjects))
-    each = [prices.seconds(Task(i, "ends")) + prices.beside_product(Task(i, "ends")) for i in subjects]
+    each = [prices.seconds_with_step(Task(i, "ends")) for i in subjects]
     largest = max(subjects, key=lambda i: rows_of(tasks.subjects[i], tasks.request.parameters))
     n = rows_of(tasks.subjects[largest], tasks.request.parameters)
     parts, no_density = _affordable(prices, parts_of(tasks.request, n), largest, seconds)
     if prices.counts_solver and parts.density and not parts.is_whole:
         seconds -= prices.beside_products(Task(largest, "density"))
     longest = seconds / max(each)
-    fit = fit_parts(parts, seconds * workers / sum(each), longest)
+    by_part = {kind: prices.seconds_with_step(Task(largest, kind)) for kind in ("ends", "trace", "density")}
+    weights = weights_of_parts(by_part)
+    fit = fit_parts(parts, seconds * workers / sum(each), longest, weights)
     fit = replace(fit, cuts=(*no_density, *fit.cuts))
     request = with_parts(tasks.request, fit.parts)
     if not request.layerwise:
         return FittedRequest(request, fit.cuts)
-    left = seconds * workers - fit.parts.products * sum(each)
+    spent = sum(products * weights.get(kind, 1.0) for kind, products in fit.parts.by_part().items())
+    left = seconds * workers - spent * sum(each)
     request, cuts = _with_fitting_layers(replace(tasks, request=request), request, left, prices)
     return FittedRequest(request, (*fit.cuts, *cuts))
 

@@ -78,6 +78,10 @@ class PriceList:
         first = next(iter(self.tasks.subjects[task.subject].problem.model.parameters()))
         return seconds_of_step(size, first.dtype, steps, first.device)
 
+    def seconds_with_step(self, task: Task) -> float:
+        """Of one product of this task, and of the solver's step that it is part of."""
+        return self.seconds(task) + self.beside_product(task)
+
     def beside_products(self, task: Task) -> float:
         """What a task takes at its end: the band of a density, computed and reported, and its record."""
         if not self.counts_solver:
@@ -182,8 +186,7 @@ def expected_costs(tasks: SpectrumTasks, prices: PriceList | None = None) -> lis
 def cost_of(task: Task, tasks: SpectrumTasks, prices: PriceList) -> Cost:
     """The cost expected of one task. Raises what a product raises."""
     products = products_expected(task, size_of_task(tasks, task), tasks.request)
-    each = prices.seconds(task) + prices.beside_product(task)
-    return Cost(products, products * each + prices.beside_products(task))
+    return Cost(products, products * prices.seconds_with_step(task) + prices.beside_products(task))
 
 
 def price_of(

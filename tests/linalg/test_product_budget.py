@@ -19,7 +19,8 @@ def test_with_time_enough_nothing_changes():
 
 
 def test_the_density_is_cut_first_then_the_trace_then_the_ends():
-    some = fit_parts(PARTS, ENDS + 60 + 200)
+    fine = replace(PARTS, density_error=0.002)  # 4 probes of 48 steps are expected
+    some = fit_parts(fine, ENDS + 60 + 200)
     assert (some.parts.density_steps, some.parts.density_probes) == (64, 3) and some.parts.trace == 60
     assert some.cuts == ("3 probes of 64 steps for the density",)
     short = fit_parts(PARTS, ENDS + 60 + 20)
@@ -30,6 +31,22 @@ def test_the_density_is_cut_first_then_the_trace_then_the_ends():
     least = fit_parts(PARTS, ENDS - 10)
     assert least.parts.max_products == 60 and least.parts.trace == 0 and not least.parts.density  # 60 and 26 products
     assert least.cuts[1:] == ("no trace", "no density") and not least.exceeds
+
+
+def test_a_density_takes_no_more_than_its_error_is_expected_to_need():
+    expected = density_products(PARTS.density_error, PARTS.n)
+    assert fit_parts(PARTS, ENDS + 60 + 3 * expected).parts == PARTS  # its error says when it ends
+    close = fit_parts(PARTS, ENDS + 60 + 3 * expected - 1).parts
+    assert (close.density_steps, close.density_probes) == (64, 1)
+
+
+def test_dearer_products_of_a_part_leave_it_less():
+    even = fit_parts(PARTS, ENDS + 70, weights={"trace": 1.0, "density": 1.0}).parts
+    assert even.trace == 60
+    dear = fit_parts(PARTS, ENDS + 70, weights={"trace": 2.0, "density": 8.0})
+    assert dear.parts.trace == 35 and not dear.parts.density
+    cheap = fit_parts(PARTS, ENDS + 70, weights={"trace": 0.5, "density": 2.0}).parts
+    assert cheap.trace == 60 and cheap.density_steps == 20
 
 
 def test_what_cannot_fit_is_said():
