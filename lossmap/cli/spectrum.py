@@ -267,10 +267,7 @@ def report_all(measure: Any, settings: Settings, store: SurfaceFile, say: output
 
 
 def report_so_far(measure: Any, store: SurfaceFile, say: output.Printer) -> None:
-    """Print what the tasks that are done say of each spectrum, of those that this rank has at hand."""
-    subjects = range(len(measure.subjects))
-    if not all((i, measure.request.parameters) in measure.made for i in subjects):
-        return  # to make a matrix now would cost time, and the help of a team
+    """Print what the tasks that are done say of each spectrum, by this run or an earlier one."""
     for spectrum in measure.spectra(store.arrays).values():
         if any(part is not None for part in (spectrum.top, spectrum.bottom, spectrum.trace, spectrum.density)):
             say(f"\nso far:\n{spectrum!r}")

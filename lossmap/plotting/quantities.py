@@ -149,6 +149,9 @@ def holds_points(surface: Surface) -> bool:
     return bool(_of_points(surface))
 
 
+TASK_MEASURES = ("spectrum",)  # whose figures are made when all tasks are done
+
+
 def best_field(surface: Surface) -> str:
     """The field that a picture shows if nothing is said. Raises ValueError where there is none."""
     names = _of_points(surface)
@@ -157,6 +160,13 @@ def best_field(surface: Surface) -> str:
             return name
     if not names and "result" in surface.attributes and not contents_of(surface):
         raise ValueError(f"there is no figure of this result ({surface.attributes['result']}): print it instead")
+    if not names and not contents_of(surface):
+        for measure in set(TASK_MEASURES) & set(surface.status):
+            counts = surface.counts(measure)
+            raise ValueError(
+                f"there is no figure yet: {counts['done']} of {sum(counts.values())} tasks of this {measure} are done; "
+                "`lossmap resume FILE` computes the others, and with --stop-after 1 it prints what is there"
+            )
     if not names:
         raise ValueError(f"this file holds no surface; it holds: {', '.join(contents_of(surface)) or 'nothing'}")
     about = surface.about[names[0]]

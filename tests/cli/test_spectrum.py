@@ -1,6 +1,7 @@
 """The command `lossmap spectrum`: report, file, figures, and one message for invalid options."""
 
 import os
+import re
 import signal
 
 import numpy as np
@@ -82,6 +83,15 @@ def test_an_interrupted_spectrum_says_what_it_has_so_far(here, capsys, monkeypat
     assert main([*QUICK, *LITTLE, "--surf-file", "some.h5"]) == 75
     text = capsys.readouterr().out
     assert "so far:" in text and "largest" in text.split("so far:")[1] and "density" not in text.split("so far:")[1]
+    from lossmap.cli.draw import main as draw
+    from lossmap.cli.resume import main as resume
+
+    assert draw(["some.h5"]) == 2
+    assert re.search(
+        r"no figure yet: \d of 5 tasks of this spectrum are done; `lossmap resume", capsys.readouterr().err
+    )
+    assert resume(["some.h5", "--stop-after", "0"]) == 75  # as after a kill: nothing of the first process is at hand
+    assert "largest" in capsys.readouterr().out.split("so far:")[1]
 
 
 def test_an_interrupted_spectrum_is_resumed_without_flags_to_the_same_numbers(here, capsys):
