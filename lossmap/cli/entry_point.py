@@ -16,6 +16,7 @@ from lossmap.parallel.launcher import launched, rank_in
 from lossmap.parallel.messages import WorkerLost
 
 EXIT_CODES = {"complete": 0, "failed": 3, "unfinished": 75}  # by the outcome of a result
+MAX_SENTENCE = 1500  # characters of an error, beyond which its first sentence alone is printed
 EXPECTED_ERRORS = (ValueError, OSError, ImportError, KeyError, RuntimeError, ArithmeticError)
 
 
@@ -30,7 +31,10 @@ def error_sentence(error: Exception) -> str:
         return str(error.args[0])
     if isinstance(error, OSError) and error.filename and error.strerror:  # raised by the system: no sentence yet
         return f"{os.fspath(error.filename)}: {error.strerror}"
-    return str(error) or type(error).__name__
+    text = str(error) or type(error).__name__
+    if len(text) > MAX_SENTENCE:  # PyTorch lists every backend there is after some of its sentences
+        text = text.splitlines()[0].split(" This could be because")[0]
+    return text
 
 
 def place_in_user_code(error: Exception) -> str | None:

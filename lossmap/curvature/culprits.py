@@ -21,13 +21,14 @@ from lossmap.sums import norm
 
 STEPS = (1e-5, 1e-6)
 MAX_ERROR = 1e-4  # relative, of a module's second derivative
+SPARSE = "operations on sparse tensors"
 MAX_NAMES = 3  # in a sentence
 NEAR_BOUND = 1e-3  # relative: a row of an embedding this near to its `max_norm` is rescaled within a survey
 
 
 def suspects(few: FewSamples) -> str:
     """The operations to name, as the subject of a sentence; empty where nothing was found."""
-    names = [_described(f) for f in custom_functions(few)] or wrong_modules(few)
+    names = [_described(f) for f in custom_functions(few)] or wrong_modules(few) or sparse_operations(few)
     unique = list(dict.fromkeys(names))
     return ", ".join(unique[:MAX_NAMES]) + (", ..." if len(unique) > MAX_NAMES else "")
 
@@ -36,6 +37,8 @@ def advice_for(names: str) -> str:
     """What to do about operations without a second derivative."""
     if names.startswith("CrossMapLRN2d"):
         return "replace nn.CrossMapLRN2d by nn.LocalResponseNorm, which is differentiable"
+    if names.startswith(SPARSE):
+        return "take index_add, or a dense matrix, in their place"
     return "write its backward in differentiable operations on tensors from save_for_backward, or replace it"
 
 
@@ -93,6 +96,13 @@ def custom_functions(few: FewSamples) -> list[type]:
     return list(dict.fromkeys(f for f in functions if f is not None and f.__module__ != stable_losses.__name__))
 
 
+def sparse_operations(few: FewSamples) -> list[str]:
+    """The operations on sparse tensors through which the loss is differentiated: of some PyTorch has no second one."""
+    with few.moving():
+        nodes = {node.name() for node in graph_nodes(few.problem.total(few.batch)) if "Sparse" in node.name()}
+    return [f"{SPARSE} ({', '.join(sorted(nodes))})"] if nodes else []
+
+
 def graph_nodes(loss: Tensor) -> Iterator[Any]:
     """The nodes of a tensor's autograd graph, each once."""
     visited: set[Any] = set()
@@ -119,6 +129,8 @@ def wrong_modules(few: FewSamples) -> list[str]:
 
     def remember(name: str) -> Any:
         def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
+            if not all(map(_has_memory, pytree.tree_leaves((args, kwargs, list(module.parameters()))))):
+                return  # inside a transform of torch.func, outside of which such a call cannot be repeated
             calls.setdefault(name, (module, pytree.tree_map(_detached, args), pytree.tree_map(_detached, kwargs)))
 
         return hook
@@ -143,6 +155,14 @@ def wrong_modules(few: FewSamples) -> list[str]:
             handle.remove()
         for p, before in required:
             p.requires_grad_(before)
+
+
+def _has_memory(leaf: Any) -> bool:
+    """Whether a value is no tensor, or one with memory of its own, as those inside `torch.func.vmap` have none."""
+    try:
+        return not isinstance(leaf, Tensor) or leaf.layout != torch.strided or leaf.untyped_storage() is not None
+    except (NotImplementedError, RuntimeError):
+        return False
 
 
 def _detached(leaf: Any) -> Any:

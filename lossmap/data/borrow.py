@@ -36,6 +36,7 @@ from lossmap.numerics import numerics
 
 MAX_OBJECTS = 500  # beside the modules themselves, that are looked into for what a forward pass may keep there
 MAX_ENTRIES = 1000  # of a list or dictionary that is looked into
+COPIED_BY_PYTORCH = (torch.strided, torch.sparse_coo)  # layouts that `deepcopy` knows; of others it raises
 MAX_KEPT = 65536  # numbers of a loss's buffer that is put back
 CONTAINERS = (dict, OrderedDict, defaultdict, list, set, deque)
 CLOSED = (
@@ -348,7 +349,7 @@ def _entries(value: Any) -> Iterable[Any]:
 def _copied_tensor(t: Tensor, dtype: torch.dtype | None) -> dict[int, Tensor]:
     """The copy of a kept tensor by the identity of the original; empty where it can be left to `deepcopy`."""
     converted = dtype is not None and t.is_floating_point() and t.dtype != dtype
-    if t.is_leaf and not converted:
+    if t.is_leaf and not converted and t.layout in COPIED_BY_PYTORCH:
         return {}
     return {id(t): _copy(t).to(dtype) if converted else _copy(t)}
 

@@ -747,6 +747,42 @@ def test_checkpoints_that_enter_again_are_refused_with_advice():
         check_product(problem_of(Checkpointed()))
 
 
+class Sparse(nn.Module):
+    """A sparse matrix whose entries are parameters."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("places", torch.tensor([[0, 1, 2, 5], [1, 0, 2, 3]]))
+        self.entries, self.out = nn.Parameter(torch.randn(4)), nn.Linear(6, 3)
+
+    def forward(self, x):
+        matrix = torch.sparse_coo_tensor(self.places, self.entries, (6, 6))
+        return self.out(torch.tanh(torch.sparse.mm(matrix, x.T).T))
+
+
+class Ensemble(nn.Module):
+    """Two nets as one, by a function that detaches their parameters."""
+
+    def __init__(self):
+        super().__init__()
+        self.nets = nn.ModuleList([net_with(torch.tanh) for _ in range(2)])
+
+    def forward(self, x):
+        parameters, _ = torch.func.stack_module_state(list(self.nets))
+        return torch.func.vmap(lambda p: torch.func.functional_call(self.nets[0], p, (x,)))(parameters).mean(0)
+
+
+def test_operations_on_sparse_tensors_are_named():
+    with pytest.raises(ValueError, match=r"of operations on sparse tensors \(SparseAddmmBackward0, .*take index_add"):
+        prepare(problem_of(Sparse()), "all")
+
+
+def test_modules_inside_vmap_are_not_called_wrong():
+    """They were, since their arguments mean nothing outside: `Linear 'nets.0.2'` was to blame."""
+    with pytest.raises(ValueError, match="the gradient that PyTorch gives is not that of the loss"):
+        prepare(problem_of(Ensemble()), "all")
+
+
 class Fourier(nn.Module):
     """Complex weights as pairs of real ones, at an odd place of theta, and a parameter without entries."""
 

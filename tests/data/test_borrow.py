@@ -236,3 +236,14 @@ def test_a_borrowed_model_may_be_borrowed_again_inside():
             assert torch.equal(net.weight, torch.eye(2))
         assert torch.equal(net.weight, torch.zeros(2, 2)) and not net.training
     assert torch.equal(net.weight, weight) and net.training
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CS. tensor support")
+def test_a_sparse_matrix_in_compressed_rows_is_copied_with_its_model():
+    """PyTorch's `deepcopy` does not bear one."""
+    net = nn.Linear(3, 2)
+    net.rows = torch.eye(3).to_sparse_csr()
+    net.register_buffer("columns", torch.eye(3).to_sparse_csc())
+    twin = copy_of(net, torch.float64)
+    assert twin.rows.dtype == twin.columns.dtype == torch.float64 and net.rows.dtype == torch.float32
+    assert torch.equal(twin.rows.to_dense(), torch.eye(3).double()) and twin.rows is not net.rows
