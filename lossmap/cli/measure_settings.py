@@ -127,7 +127,7 @@ class ConnectSettings:
     """Connection options."""
 
     ends: tuple[str, ...] = setting(
-        (), "both checkpoints, A and B, or B alone beside --model-file A", metavar="FILE", positional=True
+        (), "both checkpoints, A and B; B alone where A is the model's", metavar="FILE", positional=True
     )
     other: str | None = setting(None, "checkpoint B, at t = 1, where it is not named first", metavar="FILE")
     points: int = setting(25, "number of points on the line, both ends among them", metavar="COUNT", minimum=3)
