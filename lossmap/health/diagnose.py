@@ -44,6 +44,7 @@ from lossmap.health.rules import apply_rules
 from lossmap.keywords import checked_keywords
 from lossmap.linalg.expected_products import SpectrumParts
 from lossmap.linalg.power_law import MIN_TAIL_SIZE, PowerLawTail, power_law_tail
+from lossmap.report.text import counted
 from lossmap.seeding import generator
 from lossmap.spectra.spectrum import spectrum
 from lossmap.spectra.spectrum_result import Spectrum
@@ -211,6 +212,7 @@ def diagnose(
             nesterov=nesterov,
             unit=problem.unit,
             skipped=run.skipped,
+            weight=None if counted(problem.unit) == "sample" else problem.sample_count,
         )
         if held_out is not None:
             beyond = run.attempt("held-out labels", "signals", partial(label_noise, held_out))

@@ -77,6 +77,7 @@ class Diagnosis(DrawnResult):
             "undecided": [_finding_dict(f) for f in self.undecided],
             "numbers": self.numbers(),
             "skipped": dict(m.skipped),
+            **({} if m.weight is None else {"weight": m.weight}),
             **_parts_dict(m),
         }
         return _json_able(plain)  # type: ignore[no-any-return]

@@ -26,6 +26,7 @@ class Measurements:
     label      of the network, for the report
     size       number of its parameters
     samples    examined; gradients and Hessian are of a subset
+    weight     what the loss is a mean over, where that is not the samples: the tokens of all of them
     weights    singular values; `tails`: power laws fitted to their squares, by tensor
     gradients  covariance of per-sample gradients; `gradient_norms`: of the mean gradient, by tensor
     spectrum   of the Hessian of the mean loss
@@ -52,6 +53,7 @@ class Measurements:
     nesterov: bool = False
     unit: str = "nats"
     skipped: Mapping[str, str] = field(default_factory=dict)
+    weight: int | None = None
 
     def gradient_ratio_error(self, above: int, below: int) -> float:
         """The jackknife standard error of the ratio of two tensors' root mean square gradients.

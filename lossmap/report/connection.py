@@ -32,7 +32,7 @@ def connection_report(stored: StoredReport) -> str:
     lines = [f"Line from {stored.text('first')} to {stored.text('other')}"]
     about = f"{points} points, length {number(stored.number('length'))}; {STATISTICS[stored.text('bn', 'none')]}"
     lines += [f"  {line}" for line in filled(about, WIDTH - 2)]
-    rows = [("", "samples", "at 0", "at 1", "highest", "lowest")]
+    rows = [("", f"{counted(stored.text('unit', 'nats'))}s", "at 0", "at 1", "highest", "lowest")]
     for name in _measured(stored):
         values = stored.arrays[name]
         samples = f"{int(stored.number(name.partition('_')[0] + '_samples', 0)):,}"

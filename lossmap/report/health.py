@@ -51,7 +51,10 @@ def health_report(stored: StoredReport) -> str:
     held_out = report.get("held_out_samples", 0)
     number = {0: "no finding"}.get(len(findings), count(len(findings), "finding"))
     beside = f", {held_out:,} held out" * bool(held_out)
-    size = f"{report['parameters']:,} parameters, {report['samples']:,} samples{beside}"
+    of = ""
+    if report.get("weight") is not None:
+        of = f" with {count(report['weight'], counted(report['unit']))}"
+    size = f"{report['parameters']:,} parameters, {report['samples']:,} samples{of}{beside}"
     lines = [f"Health of {report['label']}: {number}  ({size})"]
     if len(lines[0]) > WIDTH:
         lines = [f"Health of {report['label']}: {number}", f"  ({size})"]

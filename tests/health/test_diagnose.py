@@ -61,7 +61,7 @@ def test_a_healthy_net_gets_a_short_report_without_findings(net, data):
     health = diagnose_network_health(net, data, loss="crossentropy", rate=0.01, momentum=0.9)
     assert health.findings == () and not health.measurements.skipped
     text = repr(health)
-    assert "no finding" in text and len(text.splitlines()) < 45  # of 80 columns
+    assert "no finding" in text and len(text.splitlines()) < 48  # of 80 columns
     assert "largest eigenvalue" in text and "+-" in text
 
 
@@ -349,3 +349,19 @@ def test_a_subset_is_the_same_for_a_seed_and_keeps_its_order(data):
 def test_an_examination_that_there_is_not_is_refused(net, data):
     with pytest.raises(ValueError, match="no examination 'pulse'; there are weights"):
         diagnose_network_health(net, data, examinations=("pulse",))
+
+
+def test_the_report_says_over_how_many_tokens_the_loss_is_a_mean():
+    torch.manual_seed(0)
+    x, y = torch.randn(6, 4, 3), torch.arange(24).reshape(6, 4) % 5
+    y[:, -1] = -100  # of 24 places 18 are counted
+
+    def loss(model, batch):
+        outputs, targets = model(batch[0]), batch[1]
+        return nn.functional.cross_entropy(outputs.flatten(0, 1), targets.flatten()), int((targets >= 0).sum())
+
+    problem = Problem.custom(nn.Linear(3, 5), loss, (x, y), unit="nats per token")
+    diagnosis = diagnose(problem, examinations=["weights"])
+    assert "6 samples with 18 tokens" in repr(diagnosis)
+    assert diagnosis.to_dict()["weight"] == 18 and diagnosis.to_dict()["samples"] == 6
+    assert "weight" not in diagnose(Problem.custom(nn.Linear(3, 5), loss, (x, y)), examinations=["weights"]).to_dict()
