@@ -6,7 +6,7 @@ A survey cuts the data into whatever batches are fast. That is right only where 
 samples (divided by them), and where it is the same at every look. Both are measured on a few samples at the model's own
 weights and at others moved at random, in float64 where model and loss bear that: the same batch twice, and whether
 random numbers are drawn; and all of them against random parts, against each alone, with the last samples of the data
-among them.
+among them; and a batch as large as the loader's against two parts.
 
     what is found                               what is done
     a sum over the batch in place of a mean     divided by the samples
@@ -57,6 +57,10 @@ from lossmap.seeding import generator, random_states, same_random_state
 
 logger = logging.getLogger("lossmap")
 MAX_SAMPLES = 16  # that are looked at
+MANY_SAMPLES = 256  # of a batch in one, against its parts
+SOME_SAMPLES = 64  # the same of costly models
+CHEAP = 10_000_000  # parameters times numbers of a sample, up to which a model is none
+OWN_TOLERANCE = 1e-4  # relative, of such a batch in the model's own precision, beyond which float64 decides
 MAX_COPIED = 50_000_000  # parameters of a model that is copied into float64
 ROUNDING = {
     torch.float64: 1e-9,
@@ -253,7 +257,7 @@ class _Probe:
 
     def __init__(self, problem: Problem) -> None:
         self.original = problem
-        self.batch = few_samples(problem)
+        self.batch = self.own_batch = few_samples(problem)
         self.samples = samples_in(self.batch)
         with temporary_parameters(problem.model, {}), torch.enable_grad(), same_random_state(20):
             self.weight = problem.count(self.batch)  # over which its loss is a mean
@@ -280,7 +284,7 @@ class _Probe:
     def mean_in_both(self) -> tuple[float, float]:
         """The mean loss of these samples by the model as it is, and by its float64 copy, as surveys compute them."""
         means = []
-        for problem, batch in ((self.original, few_samples(self.original)), (self.problem, self.batch)):
+        for problem, batch in ((self.original, self.own_batch), (self.problem, self.batch)):
             with temporary_parameters(problem.model, {}), torch.enable_grad(), stable_forms(), same_random_state(20):
                 means.append(float(problem.total(batch).detach()) / (self.weight or 1.0))
         return means[0], means[1]
@@ -324,7 +328,38 @@ class _Probe:
         self.whole = own
         if elsewhere <= kind:
             self.moved = {}
+        if max(kind, elsewhere) == MEAN and not self._is_additive_in_large():
+            return COUPLED
         return max(kind, elsewhere)
+
+    def _is_additive_in_large(self) -> bool:
+        """Whether a batch as large as the loader's is the sum of its parts, too.
+
+        A loss may couple large batches alone: the mean over the 20 worst samples is that over all of 16. In the model's
+        own precision first, and where that disagrees in float64; then what is evaluated later is this batch.
+        """
+        data = self.original.data
+        parameters = sum(p.numel() for p in self.original.model.parameters())
+        inputs = sum(t.numel() for t in pytree.tree_leaves(self.batch) if isinstance(t, Tensor)) / self.samples
+        most = MANY_SAMPLES if parameters * inputs <= CHEAP else SOME_SAMPLES
+        size = min(data.samples, data.batch_size, most)
+        if size <= self.samples or isinstance(data, FixedBatches):
+            return True
+        batch = next(iter(data.rebatched(size)))
+        own = batch
+        for problem, tolerance in ((self.original, OWN_TOLERANCE), (self.problem, self.tolerance)):
+            if problem is not self.original:
+                batch = map_tensors(lambda t: t.double() if t.is_floating_point() else t, batch)
+            try:
+                whole, *parts = [_total_of(problem, batch, rows) for rows in (slice(size), *_thirds(size))]
+            except (ValueError, RuntimeError, IndexError):
+                return True  # it bears no such batch, and none larger than it is given
+            if _agree(whole, sum(parts), parts, tolerance):
+                return True
+        self.batch, self.own_batch, self.samples = batch, own, size
+        with temporary_parameters(self.problem.model, {}), torch.enable_grad(), same_random_state(20):
+            self.weight = self.problem.count(batch)
+        return False
 
     def _kind_here(self, cuts: int = 2) -> int:
         if not self.is_repeatable():
@@ -361,8 +396,26 @@ class _Probe:
         return self._agree(whole, sum(singles), singles) and self._agree(whole, sum(half), half)
 
     def _agree(self, whole: float, total: float, parts: list[float]) -> bool:
-        gap = abs(whole - total)
-        return not np.isfinite(gap) or gap <= self.tolerance * max(abs(whole), sum(abs(p) for p in parts))
+        return _agree(whole, total, parts, self.tolerance)
+
+
+def _agree(whole: float, total: float, parts: list[float], tolerance: float) -> bool:
+    """Whether a whole is the total of its parts but for rounding; what is not finite says nothing."""
+    gap = abs(whole - total)
+    return not np.isfinite(gap) or gap <= tolerance * max(abs(whole), sum(abs(p) for p in parts))
+
+
+def _thirds(size: int) -> tuple[slice, slice]:
+    """The rows of a batch of this size in two parts, of a third and two."""
+    return slice(size // 3), slice(size // 3, size)
+
+
+def _total_of(problem: Problem, batch: Batch, rows: slice) -> float:
+    """The summed loss of some rows of a batch, as surveys compute it."""
+    part = map_tensors(lambda t: t[rows] if t.dim() else t, batch)
+    mode = torch.no_grad() if problem.separable else torch.enable_grad()
+    with temporary_parameters(problem.model, {}), mode, stable_forms("losses"), same_random_state(20):
+        return float(problem.total(part).detach())
 
 
 def few_samples(problem: Problem) -> Batch:

@@ -443,6 +443,22 @@ def test_a_model_that_carries_a_state_is_read_on_one_batch_or_refused(data, buff
         check_loss(Problem.supervised(model, "crossentropy", (x, y), batch_size=30))
 
 
+def hardest(outputs, targets):
+    """The mean over the 20 worst samples, or over all of fewer."""
+    each = F.cross_entropy(outputs, targets, reduction="none")
+    return each.topk(min(20, len(each))).values.mean()
+
+
+def test_a_loss_that_couples_large_batches_alone_is_read_on_own_batches(net, data):
+    checked = check_loss(Problem.supervised(net, hardest, data, batch_size=45))
+    (note,) = checked.notes
+    assert "45 samples together" in note and isinstance(checked.data, FixedBatches)
+    x, y = data
+    truth = sum(float(hardest(net(x[rows]), y[rows]).detach()) for rows in (slice(45), slice(45, 90))) / 2
+    assert [centre(checked, size) for size in (7, 90)] == pytest.approx([truth, truth], rel=1e-6)
+    assert check_loss(Problem.supervised(net, lambda o, t: F.cross_entropy(o, t), data, batch_size=45)).notes == ()
+
+
 class Hidden(nn.Module):
     """What stands before a layer that is 0, as at the beginning of a training."""
 
