@@ -46,14 +46,17 @@ class CriticalSharpness:
 
 
 def critical_sharpness(shifted: ShiftedLoss) -> CriticalSharpness:
-    """Search the step along the negative gradient at which the loss begins to rise above its value here."""
+    """Search the step along the negative gradient at which the loss begins to rise above its value here.
+
+    Raises FloatingPointError where loss or gradient are not finite.
+    """
     with shifted.borrowed():
+        before = shifted.spent["passes"]
+        base = shifted.base()
         _, slope = shifted.gradient_at(shifted.zero)
         square = dot(slope, slope)
         if square == 0.0:
-            return CriticalSharpness(nan, nan, nan, 0, reason="the gradient is zero: no direction to search")
-        before = shifted.spent["passes"]
-        base = shifted.at(shifted.zero)
+            return CriticalSharpness(nan, nan, nan, 1, reason="the gradient is zero: no direction to search")
         search = _Search(square)
         step = base / square if base > 0.0 else FIRST_STEP
         rounding = 0.0

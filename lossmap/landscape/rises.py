@@ -51,14 +51,15 @@ class WorstRise:
 
 
 def average_rise(shifted: ShiftedLoss, ball: Ball, draws: int, seed: int) -> AverageRise:
-    """The mean rise over pairs of random opposite points. Raises ValueError for fewer than two pairs.
+    """The mean rise over pairs of random opposite points. Raises ValueError for fewer than two pairs,
+    FloatingPointError where the loss is not finite in the middle.
 
     An infinite or undefined loss somewhere makes the mean infinite.
     """
     if draws < 2:
         raise ValueError(f"an average needs two draws at least, for its standard error; got {draws}")
     with shifted.borrowed():
-        base = shifted.at(shifted.zero)
+        base = shifted.base()
         rises, rounding = np.empty(draws), nan
         for i in range(draws):
             d = ball.scale * ball.random_point(seed, "average", i)
@@ -75,12 +76,13 @@ def worst_rise(shifted: ShiftedLoss, ball: Ball, steps: int, starts: int, seed: 
     """The largest rise that ascents of so many steps meet, from the middle of the ball and from random points of it.
 
     The first step from the middle ends at SAM's point, so that the worst rise is never below SAM's, nor below 0. Raises
-    ValueError where there is no step or no start.
+    ValueError where there is no step or no start, FloatingPointError where the loss is not finite in the middle.
     """
     if steps < 1 or starts < 1:
         raise ValueError(f"an ascent needs one step and one start at least; got {steps} and {starts}")
     with shifted.borrowed():
         before = shifted.spent["gradients"]
+        shifted.base()
         ascent = _Ascent(shifted, ball, shifted.gradient_at(shifted.zero))
         ascent.climb(shifted.zero, *ascent.origin, steps)
         sam = ascent.sam

@@ -63,7 +63,7 @@ def sharpness(
     Raises:
         ValueError: with one sentence, for an unknown kind of ball, a radius or number out of range, weights in half
             precision, a loss that is no mean, or parameters that match nothing.
-        FloatingPointError: where the gradient or a product is not finite.
+        FloatingPointError: where the loss, its gradient or a product is not finite.
 
     Example:
         >>> import torch, lossmap

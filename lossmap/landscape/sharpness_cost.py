@@ -34,22 +34,22 @@ class TaskCost:
     seconds: float
 
 
-def expected_costs(tasks: SharpnessTasks, clock: Callable[[], float] = time.perf_counter) -> list[TaskCost]:
-    """The cost expected of each task, from a timed pass, gradient and product. Raises what these raise.
+def expected_costs(
+    tasks: SharpnessTasks,
+    clock: Callable[[], float] = time.perf_counter,
+    numbers: Sequence[int] | np.ndarray | None = None,
+) -> list[TaskCost]:
+    """The cost expected of each of the tasks of these numbers, or of all, from a timed pass, gradient and product.
 
-    Counts are expectations (`linalg.expected_products`); times are measured over one batch of each subject.
+    Raises what these raise. Counts are expectations (`linalg.expected_products`); times are measured over one batch of each subject.
     """
     costs: list[TaskCost] = []
     alone = replace(tasks, total=single_rank, made={})  # none of the team's other ranks takes part here
-    seconds = [_seconds_by_kind(alone, i, clock) for i in range(len(tasks.subjects))]
-    for task in tasks.tasks:
-        n = sum(
-            p.numel() for p in selected(tasks.subjects[task.subject].problem.model, tasks.request.parameters).values()
-        )
-        counts = _counts_of(task, n, tasks.request)
-        costs.append(
-            TaskCost(sum(counts.values()), sum(seconds[task.subject][kind] * count for kind, count in counts.items()))
-        )
+    chosen = tasks.tasks if numbers is None else [tasks.tasks[int(i)] for i in numbers]
+    seconds = {i: _seconds_by_kind(alone, i, clock) for i in {task.subject for task in chosen}}
+    for task in chosen:
+        counts, each = _counts_of(task, _size_of(tasks, task.subject), tasks.request), seconds[task.subject]
+        costs.append(TaskCost(sum(counts.values()), sum(each[kind] * count for kind, count in counts.items())))
     return costs
 
 
@@ -60,8 +60,7 @@ def price_of_sharpness(
 
     workers  ranks, or teams of ranks, that share the tasks
     """
-    costs = expected_costs(tasks)
-    chosen = costs if numbers is None else [costs[int(i)] for i in numbers]
+    chosen = expected_costs(tasks, numbers=numbers)
     model = tasks.subjects[0].problem.model
     vectors = max(_size_of(tasks, i) for i in range(len(tasks.subjects))) * 4 * SEARCH_VECTORS
     return Price(

@@ -69,6 +69,13 @@ class ShiftedLoss:
         with temporary_parameters(self.problem.model, self._tensors(d), copied=False):
             return mean_loss(self.problem, self.total)
 
+    def base(self) -> float:
+        """L(theta). Raises FloatingPointError where it is not finite: there is nothing that it could rise from."""
+        loss = self.at(self.zero)
+        if not isfinite(loss):
+            raise FloatingPointError(f"the loss is {loss} at these weights: there is no rise to measure")
+        return loss
+
     def gradient_at(self, d: Tensor) -> tuple[float, Tensor]:
         """L(theta + d) and its gradient there, (n,) in float64."""
         self.spent["gradients"] += 1

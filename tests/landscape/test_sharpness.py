@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from math import inf, isfinite, isnan
+from math import inf, isfinite, isnan, nan
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ from torch import nn
 import lossmap
 from lossmap.data.problem import Problem
 from lossmap.landscape.ball import KINDS, Ball
-from lossmap.landscape.critical_sharpness import PASSES, critical_sharpness
+from lossmap.landscape.critical_sharpness import PASSES, _Search, critical_sharpness
 from lossmap.landscape.rescaling import rescalable_layers, rescaled_copy
 from lossmap.landscape.rises import average_rise, worst_rise
 from lossmap.landscape.shifted_loss import ShiftedLoss
@@ -220,6 +220,32 @@ def test_rounding_is_measured_and_a_loss_that_is_not_finite_is_an_infinite_rise(
     average = average_rise(shifted, ball, 2, seed=0)
     assert average.value == inf and isnan(average.error)
     assert worst_rise(shifted, ball, steps=3, starts=1, seed=0).value == inf
+
+
+def test_where_the_loss_is_not_finite_there_is_no_rise_to_measure():
+    def broken(model, batch):
+        return (batch @ model.theta).mean() * inf
+
+    problem = Problem.custom(Parabola(np.ones(6)), broken, ROWS)
+    shifted, ball = around(problem, "absolute", 0.1)
+    for measure in (
+        lambda: average_rise(shifted, ball, 2, seed=0),
+        lambda: worst_rise(shifted, ball, 2, 1, seed=0),
+        lambda: critical_sharpness(shifted),
+    ):
+        with pytest.raises(FloatingPointError, match="no rise to measure"):
+            measure()
+
+
+def test_a_rise_within_its_rounding_is_neither_a_rise_nor_a_fall():
+    search = _Search(4.0)
+    search.enter(1.0, -2.0, 0.1)
+    search.enter(3.0, 5.0, 0.1)
+    search.enter(1.5, 0.05, 0.1)
+    search.enter(2.0, -0.05, 0.1)
+    assert (search.low, search.high) == (1.0, 3.0)
+    search.enter(2.0, nan, 0.1)  # not a number: the loss rises without bound
+    assert search.high == 2.0 and search.root == 1.5
 
 
 def test_a_result_is_saved_read_drawn_and_reported_without_the_model(tmp_path):
