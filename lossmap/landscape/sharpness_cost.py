@@ -41,7 +41,8 @@ def expected_costs(
 ) -> list[TaskCost]:
     """The cost expected of each of the tasks of these numbers, or of all, from a timed pass, gradient and product.
 
-    Raises what these raise. Counts are expectations (`linalg.expected_products`); times are measured over one batch of each subject.
+    Raises what these raise. Counts are expectations (`linalg.expected_products`); times are measured over one batch of
+    each subject.
     """
     costs: list[TaskCost] = []
     alone = replace(tasks, total=single_rank, made={})  # none of the team's other ranks takes part here
