@@ -203,7 +203,13 @@ def _refuse_stale_memo(probe: _Probe) -> None:
 
 def _with_counters_told(problem: Problem, probe: _Probe) -> Problem:
     """With a note on numbers that every call changes; as one batch, or refused, where the loss follows them."""
-    counters = moving_counters(probe.problem, probe.batch, probe.tolerance)
+    batch = probe.batch
+    if not isinstance(problem.data, FixedBatches):
+        batch = map_tensors(lambda t: t[:2] if t.dim() else t, batch)  # what counts calls counts these too
+    try:
+        counters = moving_counters(probe.problem, batch, probe.tolerance)
+    except (ValueError, RuntimeError, IndexError):  # it does not bear so few samples
+        counters = moving_counters(probe.problem, probe.batch, probe.tolerance)
     if counters is None:
         return problem
     if counters.changes and counters.is_inside:
