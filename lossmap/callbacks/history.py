@@ -6,9 +6,11 @@ written anew with every reading, and appears whole. Units as in `measurement`.
 
 from __future__ import annotations
 
+import os
+import socket
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ import numpy as np
 
 from lossmap.geometry.grid import Field, Grid
 from lossmap.io.read import write_surface
-from lossmap.io.surface import DONE, FAILED, Failure, Surface
+from lossmap.io.surface import DONE, FAILED, TRAINING_PROCESS, Failure, Surface
 
 MEASURE = "training"
 
@@ -69,10 +71,14 @@ class History:
             {"long_name": "curvature along a training", **self.attributes, "end": now()},
         )
 
-    def write(self, path: Path) -> None:
-        """Write the readings into a file, in place of what it held."""
+    def write(self, path: Path, is_last: bool = False) -> None:
+        """Write the readings into a file, in place of what it held; until the last ones it names this process."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_surface(path, self.surface(), overwrite=True)
+        surface = self.surface()
+        if not is_last:
+            process = {TRAINING_PROCESS: f"{socket.gethostname()} {os.getpid()}"}
+            surface = replace(surface, attributes={**surface.attributes, **process})
+        write_surface(path, surface, overwrite=True)
 
 
 def now() -> str:

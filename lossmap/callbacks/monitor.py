@@ -186,7 +186,9 @@ class CurvatureMonitor:
         return reading
 
     def close(self) -> None:
-        """Say what is to be said at the end of a training: that nothing was measured, where that is so."""
+        """End the file, which says no more that the training goes on; report where nothing was measured."""
+        if self.path is not None and self.history.steps:
+            self.history.write(self.path, is_last=True)
         if not self.history.steps and self.overhead.skipped:
             self._report(
                 f"none of {self.overhead.skipped} readings of curvature fitted into max_overhead="

@@ -1,12 +1,15 @@
 """`lossmap draw FILE ...`, `lossmap watch FILE`: figures of result files.
 
 A surface, a map of eigenvalues, a training path, a spectrum, the layers, sharpness, the line between two networks, the
-dynamics of a run or a report of health is drawn as what it is; `watch` draws a surface again and again while it grows.
+dynamics of a run or a report of health is drawn as what it is; `watch` draws a surface, or a training that
+`lossmap.callbacks` measures, again and again while it grows, and waits for a file that is not there yet.
 Files of the original tool are drawn too. Torch is not needed.
 """
 
 from __future__ import annotations
 
+import os
+import socket
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,9 +22,10 @@ from lossmap.cli.command_line import Command
 from lossmap.cli.entry_point import EXIT_CODES, guarded
 from lossmap.cli.setting_groups import DrawSettings
 from lossmap.cli.settings import Settings, UsageError, setting
-from lossmap.cli.whole_result import queue_sentences, read_whole
+from lossmap.cli.whole_result import is_there, queue_sentences, read_whole
 from lossmap.geometry.grid import Grid
 from lossmap.io.read import Group, NotASurface, Surface, read, training_path
+from lossmap.io.surface import TRAINING_PROCESS
 from lossmap.plotting.dispatch import figures_of
 from lossmap.plotting.figures import KINDS, draw, fitting_kind, save
 from lossmap.plotting.options_taken import TAKEN, refuse_unused, used_options
@@ -120,31 +124,78 @@ def read_any(file: Path) -> Surface:
 
 @guarded
 def watch(argv: Sequence[str] | None = None) -> int:
-    """Draw a result again and again while it grows: 0 complete, 2 usage error, 3 failed points, 75 not written now."""
+    """Draw a result again and again while it grows: 0 complete, 2 usage error, 3 failed points, 75 not written now.
+
+    Ctrl-C ends it with the code of what was read last.
+    """
     settings = WATCH.parse(argv)
     if len(settings.picture.files) != 1:
         raise UsageError(f"watch needs one result file; got {len(settings.picture.files)}")
-    path = Path(settings.picture.files[0])
-    drawn, named = -1, False
-    while True:
-        result = read_whole(path)
-        surface = result.surface
-        is_written = result.is_running or (bool(result.shards) and bool(queue_sentences(path)))
-        done = sum(surface.counts(measure)["done"] for measure in surface.status)
-        if done != drawn:
-            print(status_line(surface), flush=True)
-        if done > max(drawn, 0):
-            pictures = _draw(settings, [path], [surface])
-            if not named:
-                print(f"picture: {', '.join(str(p) for p in pictures)}", flush=True)
-            named = True
-        drawn = done
-        if surface.outcome != "unfinished":
-            return EXIT_CODES[surface.outcome]
-        if not is_written:
-            print(f"no process is writing {path} now; the command that made it resumes it", flush=True)
-            return EXIT_CODES["unfinished"]
-        time.sleep(settings.watch.interval)
+    path, state = Path(settings.picture.files[0]), WatchState()
+    try:
+        _wait_for(path, settings.watch.interval)
+        while (code := _watch_once(settings, path, state)) is None:
+            time.sleep(settings.watch.interval)
+    except KeyboardInterrupt:
+        return EXIT_CODES[state.outcome]
+    return code
+
+
+@dataclass
+class WatchState:
+    """What was seen and drawn last."""
+
+    drawn: int = -1
+    is_named: bool = False
+    outcome: str = "unfinished"
+
+
+def _wait_for(path: Path, interval: float) -> None:
+    """Wait for a file that is not there yet, in a folder that is; without the folder, reading the file says so."""
+    if is_there(path) or not path.parent.is_dir():
+        return
+    print(f"waiting for {path}; Ctrl-C ends", flush=True)
+    while not is_there(path):
+        time.sleep(interval)
+
+
+def _watch_once(settings: Settings, path: Path, state: WatchState) -> int | None:
+    """Read the file, and draw it where there is more than before; the exit code, or None while it grows."""
+    result = read_whole(path)
+    surface = result.surface
+    is_training = _is_training(surface)
+    is_written = is_training or result.is_running or (bool(result.shards) and bool(queue_sentences(path)))
+    done = sum(surface.counts(measure)["done"] for measure in surface.status)
+    if done != state.drawn:
+        print(status_line(surface), flush=True)
+    if done > max(state.drawn, 0):
+        pictures = _draw(settings, [path], [surface])
+        if not state.is_named:
+            print(f"picture: {', '.join(str(p) for p in pictures)}", flush=True)
+        state.is_named = True
+    state.drawn, state.outcome = done, surface.outcome
+    if is_training:
+        return None
+    if surface.outcome != "unfinished":
+        return EXIT_CODES[surface.outcome]
+    if not is_written:
+        print(f"no process is writing {path} now; the command that made it resumes it", flush=True)
+        return EXIT_CODES["unfinished"]
+    return None
+
+
+def _is_training(surface: Surface) -> bool:
+    """Whether the training that writes the file goes on: of another host that is what the file says."""
+    host, _, process = str(surface.attributes.get(TRAINING_PROCESS, "")).rpartition(" ")
+    if not host or host != socket.gethostname():
+        return bool(host)
+    try:
+        os.kill(int(process), 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # of another user
+        return True
+    return True
 
 
 def status_line(surface: Surface) -> str:

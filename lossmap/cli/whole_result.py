@@ -33,6 +33,12 @@ class WholeResult:
     is_running: bool
 
 
+def is_there(file: str | Path) -> bool:
+    """Whether there is anything of a result: the file, its journal, or shards of it."""
+    path = Path(file)
+    return path.exists() or journal_of(path).exists() or bool(sibling_shards(path))
+
+
 def read_whole(file: str | Path) -> WholeResult:
     """The result in a file or, where there is none, in the shards beside it, of which some may not be begun.
 

@@ -21,6 +21,7 @@ TO_DO, DONE, FAILED = 0, 1, 2
 # What is known of the numbers of a surface that was read: see `Surface.integrity`.
 VERIFIED, UNPROTECTED, REBUILT = "verified", "unprotected", "rebuilt from the journal"
 
+TRAINING_PROCESS = "training_process"  # attribute of a training's file while it goes on: its host and process id
 # Fields whose name says it all: files of the original tool, and surfaces made by hand, carry no units.
 KNOWN = {
     about.name: about

@@ -3,6 +3,7 @@
 import copy
 import csv
 import logging
+import os
 import random
 from dataclasses import replace
 
@@ -443,3 +444,15 @@ def test_what_cannot_be_measured_is_refused_before_training_begins():
     model[0].weight.ds_id = 1
     with pytest.raises(ValueError, match="sharded over processes"):
         CurvatureMonitor(problem)
+
+
+def test_a_file_names_the_process_that_trains_until_the_monitor_is_closed(tmp_path):
+    model, path = net(), tmp_path / "training.h5"
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    monitor = CurvatureMonitor(
+        lossmap.Problem.supervised(model, "crossentropy", (X, Y)), optimizer, every=4, path=path, max_overhead=None
+    )
+    train(model, optimizer, monitor, steps=4)
+    assert str(lossmap.read(path).attributes["training_process"]).endswith(f" {os.getpid()}")
+    monitor.close()
+    assert "training_process" not in lossmap.read(path).attributes

@@ -1,16 +1,21 @@
 """The commands `lossmap draw` and `lossmap watch`."""
 
+import socket
+import subprocess
+import sys
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import h5py
 import numpy as np
 import pytest
 
+from lossmap.callbacks.history import History
 from lossmap.cli import draw as command
 from lossmap.geometry.grid import Field, Grid
-from lossmap.io.read import Group, Surface, SurfaceFile, write_surface
+from lossmap.io.read import Group, Surface, SurfaceFile, read, write_surface
+from lossmap.io.surface import TRAINING_PROCESS
 from lossmap.plotting import save_next_to
 
 GRID = Grid(np.linspace(-1, 1, 5), np.linspace(0, 1, 4))
@@ -194,6 +199,47 @@ def test_watch_reports_failures(tmp_path, capsys):
         store.fail("loss", 19, Failure(19, 0, "h", "broke"))
     assert command.watch([str(path)]) == 3
     assert "loss: 19 of 20 points, 1 failed" in capsys.readouterr().out
+
+
+def test_watch_waits_for_a_training_and_ends_with_it(tmp_path, capsys):
+    path, history = tmp_path / "training.h5", History([Field("loss", "nats", "mean loss")])
+
+    def train():
+        for step in range(3):
+            time.sleep(0.4)
+            history.add(step, {"loss": 1.0 / (1 + step)}, 0.1)
+            history.write(path)
+        time.sleep(0.4)
+        history.write(path, is_last=True)
+
+    trainer = threading.Thread(target=train)
+    trainer.start()
+    assert command.watch([str(path), "--interval", "0.1"]) == 0
+    trainer.join()
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("waiting for ") and lines[1].startswith("training: 1 of 1 points")
+    assert lines[-1].startswith("training: 3 of 3 points") and (tmp_path / "training.png").exists()
+
+
+def test_watch_ends_with_a_training_that_was_killed_and_without_its_folder(tmp_path, capsys):
+    path, history = tmp_path / "training.h5", History([Field("loss", "nats", "mean loss")])
+    history.add(1, {"loss": 1.0}, 0.1)
+    history.write(path)
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    process = {TRAINING_PROCESS: f"{socket.gethostname()} {ended.pid}"}
+    write_surface(path, replace(read(path), attributes=process), overwrite=True)
+    assert command.watch([str(path), "--interval", "0.1"]) == 0
+    assert command.watch([str(tmp_path / "none" / "training.h5")]) == 2
+    assert "there is no file" in capsys.readouterr().err
+
+
+def test_watch_is_ended_by_an_interrupt(tmp_path, monkeypatch):
+    def interrupted(seconds):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command.time, "sleep", interrupted)
+    assert command.watch([str(tmp_path / "later.h5")]) == 75
 
 
 def test_watch_needs_one_file_and_a_positive_interval(tmp_path, capsys):
