@@ -325,6 +325,12 @@ def _with_targets(data: Batches) -> Batches:
     for batch in data.batches if isinstance(data, FixedBatches) else ():
         if isinstance(batch, tuple) and len(batch) == 2 and all(isinstance(t, Tensor) for t in batch):
             lengths = sorted((*t.shape, 0)[0] for t in batch)
+            if batch[1].dim() == 0 and batch[0].dim() > 0:
+                raise ValueError(
+                    f"a batch must hold several samples; got a target without a first dimension, beside inputs of shape "
+                    f"{tuple(batch[0].shape)}: give single samples, as of an IterableDataset, through "
+                    "torch.utils.data.DataLoader(data, batch_size=64)"
+                )
             if lengths[0] != lengths[1]:
                 raise ValueError(
                     f"inputs and targets must have the same number of samples; got first dimensions {lengths}"
@@ -349,7 +355,16 @@ def _itself(outputs: Outputs, batch: Batch) -> Tensor:
 
 def _call(model: nn.Module, batch: Batch) -> Outputs:
     positional, keywords = inputs_of(batch)
-    outputs = in_one_precision(lambda: model(*positional, **keywords), _is_double(model))
+    try:
+        outputs = in_one_precision(lambda: model(*positional, **keywords), _is_double(model))
+    except TypeError as error:
+        if "forward() " not in str(error):
+            raise
+        names = ", ".join(keywords) or f"{len(positional)} of its entries by position"
+        raise TypeError(
+            f"{error}: the model is called with all of a batch but its targets ({names}); where it takes others, say so "
+            "by lossmap.Problem.custom(model, loss, data), with loss(model, batch) -> the mean over the batch"
+        ) from error
     if not isinstance(outputs, Tensor):
         open_batch(outputs)  # of a class that is not known yet, such as a dataclass
     return outputs

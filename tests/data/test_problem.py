@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 import lossmap
 from lossmap.data.batches import Resident, Streamed
@@ -437,3 +437,29 @@ def test_a_problem_over_another_model_counts_its_samples_by_that_model():
     assert problem.samples == 6 and problem.model is second
     problem.total(next(iter(problem.data)))
     assert asked and all(model is second for model in asked)
+
+
+@pytest.mark.parametrize(
+    ("batch", "text"),
+    [
+        (
+            {"image": torch.ones(3, 2), "label": torch.zeros(3)},
+            r"unexpected keyword argument 'image': the model .*image",
+        ),
+        ((torch.ones(3, 2), torch.zeros(3), torch.arange(3)), r"3 were given: .* \(2 of its entries by position\)"),
+    ],
+)
+def test_a_batch_that_the_model_does_not_take_is_named_with_the_way_to_say_which(batch, text):
+    problem = Problem.supervised(nn.Linear(2, 1), lambda o, t: o.mean(), [batch])
+    with pytest.raises(TypeError, match=text + r".*Problem.custom\(model, loss, data\)"):
+        problem.total(next(iter(problem.data)))
+
+
+def test_single_samples_are_named_as_such():
+    class Samples(IterableDataset):
+        def __iter__(self):
+            return iter([(torch.ones(2), torch.tensor(1))] * 4)
+
+    with pytest.raises(ValueError, match=r"give single samples, as of an IterableDataset, through .*DataLoader"):
+        Problem.supervised(nn.Linear(2, 3), "crossentropy", Samples())
+    assert Problem.supervised(nn.Linear(2, 3), "crossentropy", DataLoader(Samples(), 2)).samples == 4
