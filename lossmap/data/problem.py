@@ -327,8 +327,8 @@ def _with_targets(data: Batches) -> Batches:
             lengths = sorted((*t.shape, 0)[0] for t in batch)
             if batch[1].dim() == 0 and batch[0].dim() > 0:
                 raise ValueError(
-                    f"a batch must hold several samples; got a target without a first dimension, beside inputs of shape "
-                    f"{tuple(batch[0].shape)}: give single samples, as of an IterableDataset, through "
+                    "a batch must hold several samples; got a target without a first dimension, beside inputs of "
+                    f"shape {tuple(batch[0].shape)}: give single samples, as of an IterableDataset, through "
                     "torch.utils.data.DataLoader(data, batch_size=64)"
                 )
             if lengths[0] != lengths[1]:
@@ -362,8 +362,8 @@ def _call(model: nn.Module, batch: Batch) -> Outputs:
             raise
         names = ", ".join(keywords) or f"{len(positional)} of its entries by position"
         raise TypeError(
-            f"{error}: the model is called with all of a batch but its targets ({names}); where it takes others, say so "
-            "by lossmap.Problem.custom(model, loss, data), with loss(model, batch) -> the mean over the batch"
+            f"{error}: the model is called with all of a batch but its targets ({names}); where it takes others, say "
+            "so by lossmap.Problem.custom(model, loss, data), with loss(model, batch) -> the mean over the batch"
         ) from error
     if not isinstance(outputs, Tensor):
         open_batch(outputs)  # of a class that is not known yet, such as a dataclass
