@@ -357,6 +357,13 @@ def _call(model: nn.Module, batch: Batch) -> Outputs:
     positional, keywords = inputs_of(batch)
     try:
         outputs = in_one_precision(lambda: model(*positional, **keywords), _is_double(model))
+    except RuntimeError as error:
+        if type(error) is RuntimeError and any(t.dtype == torch.uint8 for t in positional if isinstance(t, Tensor)):
+            raise RuntimeError(
+                f"{error}; the inputs are whole numbers (torch.uint8): where they are images, give x.float() / 255, or "
+                "as the network was trained"
+            ) from error
+        raise
     except TypeError as error:
         if "forward() " not in str(error):
             raise

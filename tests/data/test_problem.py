@@ -463,3 +463,10 @@ def test_single_samples_are_named_as_such():
     with pytest.raises(ValueError, match=r"give single samples, as of an IterableDataset, through .*DataLoader"):
         Problem.supervised(nn.Linear(2, 3), "crossentropy", Samples())
     assert Problem.supervised(nn.Linear(2, 3), "crossentropy", DataLoader(Samples(), 2)).samples == 4
+
+
+def test_images_of_whole_numbers_are_named_where_the_model_does_not_take_them():
+    images = torch.zeros(4, 1, 3, 3, dtype=torch.uint8)
+    problem = Problem.supervised(nn.Conv2d(1, 1, 3), lambda o, t: o.mean(), (images, torch.zeros(4)))
+    with pytest.raises(RuntimeError, match=r"the inputs are whole numbers \(torch.uint8\): .* give x.float\(\) / 255"):
+        problem.total(next(iter(problem.data)))
