@@ -20,6 +20,7 @@ import time
 
 import numpy as np
 import torch
+from scipy.integrate import trapezoid
 
 from lossmap import zoo
 from lossmap.curvature.operators import CurvatureOperator
@@ -121,7 +122,7 @@ def classic_curve(density_, values):
     curve = np.exp(-0.5 * ((t[:, None] - nodes) / (0.01 * spread)) ** 2) @ weights
     share = np.cumsum(curve) / curve.sum()
     truth = np.searchsorted(values, t, side="right") / len(values)
-    return float(np.trapezoid(np.abs(share - truth), t)) / spread
+    return float(trapezoid(np.abs(share - truth), t)) / spread
 
 
 def densities(matrix, values, steps, seeds):

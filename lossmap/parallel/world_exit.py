@@ -19,6 +19,8 @@ from lossmap.parallel.mpi_channel import BYE, MpiChannel
 FLUSH_SECONDS = 5.0  # for messages that are still on their way
 GOODBYE_SECONDS = 5.0  # that rank 0 waits for the others after a death
 STUCK_GOODBYE_SECONDS = 1.0  # where only stuck ranks are missing
+CONFIRM_SECONDS = 1.0  # that rank 0 waits for the others to confirm its answer
+LONGEST_GOODBYE = 60.0  # that another rank waits for it where all went well; rank 0 may have a large file to close
 FINALIZE_SECONDS = 10.0  # for MPI_Finalize
 LAST_WORDS_SECONDS = 0.05  # for a goodbye, and for what was printed, to get out
 
@@ -66,26 +68,50 @@ def exit_without_finalize(channel: MpiChannel, stuck: Set[int], code: int) -> No
     code   the exit code
     """
     _flush_output()
-    backoff = PollBackoff()
     if channel.rank != 0:
-        channel.send((), 0, BYE)
-        # an exit code other than 0 makes the launcher end the job: not before rank 0 has closed its file
-        while channel.receive(BYE) is None:
-            backoff.after(False)
-        os._exit(code)
-    waiting, began = set(range(1, channel.size)) - channel.dead(), time.monotonic()
-    while waiting:
-        limit = GOODBYE_SECONDS if waiting - stuck else STUCK_GOODBYE_SECONDS
-        if time.monotonic() >= began + limit:
-            channel.comm.Abort(code)  # a rank that answers no more would keep the launcher waiting
+        _say_goodbye(channel, code)
+    others = set(range(1, channel.size))
+    limit = STUCK_GOODBYE_SECONDS if others - channel.dead() <= stuck else GOODBYE_SECONDS
+    missing = _without_goodbye(channel, others, limit)
+    for rank in others - channel.dead():
+        channel.send((), rank, BYE)
+    # A short message counts as sent before it has arrived, and MPI moves it on only while it is called: so the others
+    # confirm it. One that it does not reach would wait, for a rank that left with 0 is no death to Open MPI, nor is
+    # MPI_Abort with 0 the end of the others.
+    _without_goodbye(channel, others - missing, CONFIRM_SECONDS)
+    if missing - channel.dead():
+        channel.comm.Abort(code)  # a rank that answers no more would keep the launcher waiting
+    time.sleep(LAST_WORDS_SECONDS)
+    os._exit(code)
+
+
+def _without_goodbye(channel: MpiChannel, ranks: Set[int], seconds: float) -> set[int]:
+    """Of these ranks those that are alive and have not said goodbye within so many seconds."""
+    backoff, until = PollBackoff(), time.monotonic() + seconds
+    waiting = set(ranks) - channel.dead()
+    while waiting and time.monotonic() < until:
         arrived = channel.receive(BYE)
         waiting -= channel.dead()
         if arrived is not None:
             waiting.discard(arrived[0])
         backoff.after(arrived is not None)
-    for rank in set(range(1, channel.size)) - channel.dead():
-        channel.send((), rank, BYE)
-    channel.flush(1.0)
+    return waiting
+
+
+def _say_goodbye(channel: MpiChannel, code: int) -> NoReturn:
+    """Leave a process that is not rank 0 once rank 0 has answered its goodbye.
+
+    An exit code other than 0 makes the launcher end the job: not before rank 0 has closed its file. With 0 nothing ends
+    a rank that rank 0's answer has not reached, so it waits no longer than LONGEST_GOODBYE.
+    """
+    backoff, began = PollBackoff(), time.monotonic()
+    channel.send((), 0, BYE)
+    while channel.receive(BYE) is None:
+        if code == 0 and time.monotonic() >= began + LONGEST_GOODBYE:
+            os._exit(code)
+        backoff.after(False)
+    channel.send((), 0, BYE)
+    channel.flush(CONFIRM_SECONDS)
     time.sleep(LAST_WORDS_SECONDS)
     os._exit(code)
 

@@ -24,7 +24,8 @@ Each row is a small network with that module in it, in float64; its Hessian's pr
 differences of the gradient. `works`: right as PyTorch computes it. `by formula`: PyTorch has no right second derivative
 of it by default, and lossmap computes it by its formula or by another kernel. `refused`: a ValueError that says why.
 `linearized`: whether the linearized product does it too; where not, another backend is taken. The table is written by
-`tests/curvature/test_operations.py`, which holds it to what happens.
+`tests/curvature/test_operations.py`, which holds it to what happens with PyTorch 2.13; PyTorch 2.6 differs in that
+`grid_sample` is refused.
 
 | module | products | linearized |
 |---|---|---|
@@ -484,6 +485,8 @@ def test_an_operation_does_what_the_table_says(name, caplog):
     caplog.set_level(logging.ERROR, logger="lossmap")  # as it was again after the test
     words, linearized = outcome(name)
     ROWS[name] = f"| {name} | {words} | {linearized} |"
+    if name.startswith("grid_sample") and words == "refused" and torch.__version__ < (2, 13):
+        return  # as in 2.6, whose grid_sample has no second derivative that lossmap knows of
     if not os.environ.get("LOSSMAP_WRITE_TABLES"):
         assert ROWS[name] in TABLE.read_text().splitlines()
 

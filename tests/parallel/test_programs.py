@@ -401,6 +401,11 @@ def test_surveys_may_follow_one_another_and_ranks_come_late(run):
     assert every == [[["complete", 25], ["complete", 25], ["complete", 2], ["complete", 25]]] * 3
 
 
+def test_a_rank_that_never_says_goodbye_leaves_no_other_waiting_for_ever(run):
+    ended = run("stuck_at_the_end", ranks=4, ft=True)
+    assert sorted(ended.out.split("\n")) == ["", "rank 0 leaves", "rank 1 leaves"]
+
+
 def test_after_a_death_the_others_go_on(run):
     told = run("after_a_death", ranks=4, ft=True).told
     assert told == ["complete", "complete", "go on", [2], [0, 1, None, 3], [4.5, 7, 8]]

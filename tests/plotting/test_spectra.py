@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
+from scipy.integrate import trapezoid
 
 from lossmap.io.surface import Group
 from lossmap.plotting.spectra import (
@@ -100,7 +101,7 @@ def estimated(shares=(0.8, 0.2), at=(0.0, 1.0)):
 def test_the_density_ends_where_no_eigenvalue_lies_beyond_and_loses_no_share():
     for group in (estimated(), estimated(at=(-2.0, 3.0)), spectrum()):
         u, curve, _, _ = smoothed_density(group, 1e-3)
-        assert np.trapezoid(curve, u) == pytest.approx(1.0, abs=2e-3)
+        assert trapezoid(curve, u) == pytest.approx(1.0, abs=2e-3)
     figure = draw_spectrum({"net": estimated()})
     upper = figure.axes[0]
     filled = [c.get_paths()[0].vertices[:, 0] for c in upper.collections]
