@@ -1,4 +1,4 @@
-"""stuck_at_the_end.py: rank 2 dies and rank 3 never says goodbye, while the survey is complete: all others must leave."""
+"""stuck_at_the_end.py: rank 2 dies and rank 3 never says goodbye at the end of a complete survey; all others leave."""
 
 import signal
 
