@@ -212,9 +212,8 @@ class KrylovSpace:
         # What was lost lies at right angles to the basis in unknown directions: its parts add up by their squares.
         lost = np.sqrt(((self.lost[:j, None] * coordinates) ** 2).sum(0))
         weights = self._weights(coordinates)
-        for columns in torch.split(
-            self.basis, self._columns_at_once, 1
-        ):  # in its own place: there may be no room for two
+        # in its own place: there may be no room for two
+        for columns in torch.split(self.basis, self._columns_at_once, 1):
             columns[:m] = self._combined(columns[:j], weights).T
         self.basis[m : m + k - j] = pending
         self.projected[:] = 0.0
