@@ -19,7 +19,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import lossmap
 from lossmap.cli.__main__ import main
-from lossmap.data.noise import noise_seed
+from lossmap.data.batch_marks import marked
+from lossmap.data.noise import batch_seed, noise_seed
 
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "your-model"
 pytestmark = [
@@ -96,10 +97,10 @@ def transformer(net, page):
 
 
 def vae(net, page, seed=0):
-    """With the draws of a seed; that of the only realization is 0, which the note names."""
+    """With the draws of a seed for each batch; that of the only realization is 0, which the note names."""
     total = 0.0
-    for x in page["loader"]:
-        chance = torch.Generator().manual_seed(seed)
+    for x in marked(tuple(page["loader"])):
+        chance = torch.Generator().manual_seed(batch_seed(seed, x, "forward"))
         draw = torch.randn(len(x), 3, generator=chance).double()
         x = x.double()
         mean, log_variance = net.encode(x).chunk(2, 1)
