@@ -29,13 +29,11 @@ from lossmap.plotting.panels import (
     FigureOptions,
     add_legend_and_notes,
     common_loss,
-    have_one_window,
-    layout_of,
-    panel_ratio,
+    figure_of_maps,
 )
 from lossmap.plotting.plane_figures import MAX_RATIO, frame_panel, set_bar_ticks
 from lossmap.plotting.quantities import eigenvalues, quantity, values_of
-from lossmap.plotting.style import DARK, new_figure
+from lossmap.plotting.style import DARK
 
 NEGATIVE, UNDECIDED, POSITIVE = "negative", "undecided", "positive"
 HATCHES = {NEGATIVE: r"\\\\", UNDECIDED: "...."}
@@ -72,15 +70,8 @@ def draw_convexity(surfaces: Sequence[Surface], titles: Sequence[str] | None, op
     loss = common_loss(surfaces)
     limit = MAX_RATIO if options.vmax is None else options.vmax
     norm = maps.centred([values_of(s, "ratio")[0] for s in surfaces], limit)
-    rows, columns, width = layout_of(len(surfaces), options.width)
     notes = [line for i, s in enumerate(surfaces) for line in _notes(s, titles[i] if titles else "")]
-    panel = (width - 0.85 - 0.3 * columns) / columns
-    height = rows * (panel / panel_ratio(surfaces[0]) + (0.3 if titles else 0.12)) + 0.95 + 0.1 * len(notes)
-    figure = new_figure(width, height, compressed=True)
-    shared = have_one_window(surfaces)
-    grid = figure.subplots(
-        rows, columns, squeeze=False, sharex="col" if shared else "none", sharey="row" if shared else "none"
-    )
+    figure, grid, columns = figure_of_maps(surfaces, bool(titles), options.width, 0.95 + 0.1 * len(notes))
     handles: list[Artist] = []
     mappable: Any = None
     for i, (axes, surface) in enumerate(zip(grid.flat, surfaces, strict=False)):
@@ -94,8 +85,6 @@ def draw_convexity(surfaces: Sequence[Surface], titles: Sequence[str] | None, op
         frame_panel(axes, surface, options, "map", left=i % columns == 0, bottom=i + columns >= len(surfaces))
         if titles:
             axes.set_title(titles[i])
-    for axes in grid.flat[len(surfaces) :]:
-        axes.set_axis_off()
     bar = figure.colorbar(mappable, ax=list(grid.flat), shrink=1.0, pad=0.02, aspect=24)
     set_bar_ticks(bar, what, options.scale([np.zeros(1)], what), "map")
     bar.set_label(what.label)

@@ -17,7 +17,7 @@ from lossmap.io.read import Group, Surface
 from lossmap.plotting import maps
 from lossmap.plotting.contour_levels import Scale, scale_of, suits_log
 from lossmap.plotting.quantities import Quantity
-from lossmap.plotting.style import COLUMN, PAGE
+from lossmap.plotting.style import COLUMN, PAGE, new_figure
 
 LOSS_NAMES = ("train_loss", "test_loss")
 CHARACTERS_PER_INCH = 23  # of the notes below a figure
@@ -88,6 +88,30 @@ def panel_ratio(surface: Surface) -> float:
     across, up = _borders(surface)
     ratio = float(np.ptp(across) / np.ptp(up))
     return ratio if 0.4 < ratio < 2.5 else 1.2
+
+
+def figure_of_maps(
+    surfaces: Sequence[Surface], titled: bool, width: float | None, below: float
+) -> tuple[Figure, np.ndarray, int]:
+    """A figure with a panel for each plane, and room for one colour bar beside them.
+
+    titled  whether a title stands over each panel
+    width   of the figure, or its default
+    below   inches for what stands below the panels
+
+    Returns the figure, its panels (rows, columns), of which the last may be empty, and the number of columns.
+    """
+    rows, columns, width = layout_of(len(surfaces), width)
+    panel = (width - 0.85 - 0.3 * columns) / columns
+    height = rows * (panel / panel_ratio(surfaces[0]) + (0.3 if titled else 0.12)) + below
+    figure = new_figure(width, height, compressed=True)
+    shared = have_one_window(surfaces)
+    panels = figure.subplots(
+        rows, columns, squeeze=False, sharex="col" if shared else "none", sharey="row" if shared else "none"
+    )
+    for axes in panels.flat[len(surfaces) :]:
+        axes.set_axis_off()
+    return figure, panels, columns
 
 
 def have_one_window(surfaces: Sequence[Surface]) -> bool:

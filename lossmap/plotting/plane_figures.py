@@ -23,6 +23,7 @@ from lossmap.plotting.panels import (
     FigureOptions,
     add_legend_and_notes,
     common_loss,
+    figure_of_maps,
     have_one_window,
     layout_of,
     panel_ratio,
@@ -65,15 +66,7 @@ def draw_maps(
         notes = [*notes, _note_of_outliers(arrays, scale)]
     if noise:
         notes = [*notes, FLAT_NOTE]
-    rows, columns, width = layout_of(len(surfaces), options.width)
-    panel = (width - 0.85 - 0.3 * columns) / columns
-    gap = 0.3 if titles else 0.12
-    height = rows * (panel / panel_ratio(surfaces[0]) + gap) + 0.45 + 0.12 * len(notes)
-    figure = new_figure(width, height, compressed=True)
-    shared = have_one_window(surfaces)
-    grid = figure.subplots(
-        rows, columns, squeeze=False, sharex="col" if shared else "none", sharey="row" if shared else "none"
-    )
+    figure, grid, columns = figure_of_maps(surfaces, bool(titles), options.width, 0.45 + 0.12 * len(notes))
     norm = _centred(what, arrays, options.vmax, options.log, noise)
     patches: list[Artist] = []
     mappable: Any = None
@@ -83,8 +76,6 @@ def draw_maps(
         frame_panel(axes, surface, options, kind, left=i % columns == 0, bottom=i + columns >= len(surfaces))
         if titles:
             axes.set_title(titles[i])
-    for axes in grid.flat[len(surfaces) :]:
-        axes.set_axis_off()
     bar = figure.colorbar(mappable, ax=list(grid.flat), shrink=1.0, pad=0.02, aspect=24, extend=_extend(what, scale))
     set_bar_ticks(bar, what, scale, kind)
     bar.set_label(_label_on_scale(what.label, kind, scale, norm))
