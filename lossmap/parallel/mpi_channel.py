@@ -116,8 +116,11 @@ class MpiChannel:
         return self._dead
 
     def dead_now(self) -> frozenset[int]:
-        """The same where nothing is received meanwhile: MPI hears of a death only while it is called."""
-        self._tolerate(self._talk.Iprobe)
+        """The same where nothing is received meanwhile: MPI hears of a death only while it is called.
+
+        No message goes over this communicator: a probe that finds one returns before MPI looks for anything else.
+        """
+        self._tolerate(self.comm.Iprobe)
         self._last_check = 0.0
         return self.dead()
 
