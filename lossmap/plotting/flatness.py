@@ -6,13 +6,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from lossmap.io.field_errors import field_errors
 from lossmap.io.surface import Surface
 from lossmap.plotting.contour_levels import noise_of
 from lossmap.plotting.quantities import eigenvalues, quantity, values_of
 
-# Relative spacing of numbers. The loss of a file that does not say (the original tool's) was computed in float32.
-SPACINGS = {"float64": 2.0**-52, "float32": 2.0**-23, "tf32": 2.0**-10, "float16": 2.0**-10, "bfloat16": 2.0**-7}
-ROUNDING = 8.0  # spacings by which two losses that are equal in exact arithmetic may differ
 FLAT_NOTE = "no point differs from another by more than rounding or its error: shown as one value"
 
 
@@ -30,13 +28,7 @@ def noise_in(surfaces: Sequence[Surface], name: str) -> float:
 def _errors(surface: Surface, name: str, values: np.ndarray) -> np.ndarray:
     if name == "ratio":
         return _errors_of_ratio(surface, values)
-    for error in (f"{name}_error", f"{name}_noise_error"):
-        if error in surface:
-            return np.asarray(surface[error], dtype=float)
-    if name.endswith("_loss"):
-        rounding: np.ndarray = ROUNDING * _spacing(surface, name) * np.abs(values)
-        return rounding
-    return np.zeros(values.shape)
+    return field_errors(surface, name, values)[0]
 
 
 def _errors_of_ratio(surface: Surface, ratio: np.ndarray) -> np.ndarray:
@@ -44,10 +36,3 @@ def _errors_of_ratio(surface: Surface, ratio: np.ndarray) -> np.ndarray:
     high, low = (np.asarray(surface.fields.get(f"{end}_error", 0.0)) for end in eigenvalues(surface))
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.asarray((low + np.abs(ratio) * high) / np.abs(surface["max_eig"]) * np.ones(ratio.shape))
-
-
-def _spacing(surface: Surface, name: str) -> float:
-    """The spacing of the coarsest precision that the settings of the field's measure name."""
-    measure = next((m for m, names in surface.measures.items() if name in names), "loss")
-    words = str(surface.settings.get("measures", {}).get(measure, {}).get("precision", "float32"))
-    return max((size for word, size in SPACINGS.items() if word in words), default=SPACINGS["float32"])
