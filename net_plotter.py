@@ -1,10 +1,11 @@
 """Makes and inspects planes, projects a training path, measures the line between two networks, draws result files.
 
-`lossmap plane | connect | draw | watch`:
+`lossmap plane | connect | topology | draw | watch`:
 
 python net_plotter.py --model resnet20-w8 --model-file net.pt --y=-1:1:51 --dir-file plane.h5
 python net_plotter.py --model resnet20-w8 --model-folder run --xdir pca:1 --ydir pca:2 --proj-file path.h5
 python net_plotter.py connect a.pt b.pt --model resnet20-w8
+python net_plotter.py topology surface.h5 --plot
 python net_plotter.py draw surface.h5 --kind 3d
 python net_plotter.py watch surface.h5
 """
@@ -18,7 +19,7 @@ from lossmap.geometry.training_path import principal_axes, trajectory
 __all__ = ["Plane", "line_between", "main", "principal_axes", "projected", "random_plane", "trajectory"]
 
 
-COMMANDS = ("plane", "connect", "draw", "watch")
+COMMANDS = ("plane", "connect", "topology", "draw", "watch")
 
 
 def main() -> int:

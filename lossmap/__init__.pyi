@@ -34,5 +34,7 @@ from .spectra.block_spectra import BlockSpectra as BlockSpectra
 from .spectra.blocks import layer_spectra as layer_spectra
 from .spectra.spectrum import spectrum as spectrum
 from .spectra.spectrum_result import Spectrum as Spectrum
+from .topology.minima import find_minima as find_minima
+from .topology.result import Topology as Topology
 
 __version__: str

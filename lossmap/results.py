@@ -70,6 +70,7 @@ CLASSES = {
     "Spectrum": "spectra.spectrum_result",
     "Suggestion": "health.finding",
     "Summary": "dynamics.summary",
+    "Topology": "topology.result",
     "Trace": "linalg.trace",
 }
 # the group from which figures and reports of a kind are made
@@ -80,8 +81,9 @@ DRAWN_FROM = {
     "Density": "spectrum",
     "Sharpness": "sharpness",
     "Connection": "connection",
+    "Topology": "topology",
 }
-ALONE = ("health", "connection")  # groups that bear no label
+ALONE = ("health", "connection", "topology")  # groups that bear no label
 FIGURE = ("lossmap.plotting.figures", "draw")  # what draws a surface, or what else a file holds
 RUN = "evolution/results"
 READ_RUN = ("lossmap.dynamics.run", "run_in_file")  # what reads a file that holds this group

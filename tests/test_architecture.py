@@ -24,6 +24,7 @@ TABLE = {
     "landscape": {"curvature", "linalg", "parallel", "io", "geometry", "data"},
     "diagnostics": {"curvature", "linalg", "geometry", "data"},
     "training": {"curvature", "linalg", "data", "geometry"},
+    "topology": {"io", "geometry.grid"},
     "results": {"io", "geometry.grid"},
     "plotting": {"io", "geometry.grid"},
     "curvature": {"linalg", "data", "geometry"},

@@ -7,6 +7,7 @@ COMMANDS = {
     "spectrum": ("lossmap.cli.spectrum", "main", "curvature at one checkpoint, or at several side by side"),
     "sharpness": ("lossmap.cli.sharpness", "main", "how sharp a minimum is, by several measures side by side"),
     "connect": ("lossmap.cli.connect", "main", "the line between two checkpoints: losses and the barrier on it"),
+    "topology": ("lossmap.cli.topology", "main", "minima of computed surfaces, their basins, and how they merge"),
     "dynamics": ("lossmap.cli.dynamics", "main", "leading Hessian eigenpairs along a training run"),
     "health": ("lossmap.cli.health", "main", "whether a network is in good health, and why"),
     "plane": ("lossmap.cli.plane", "main", "make and inspect planes, project a training path"),

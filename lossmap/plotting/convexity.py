@@ -22,7 +22,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from lossmap.io.surface import DONE, Surface
+from lossmap.io.curvature_signs import NEGATIVE, POSITIVE, UNDECIDED, signs_of
+from lossmap.io.surface import Surface
 from lossmap.plotting import maps
 from lossmap.plotting.notes import accuracy_notes
 from lossmap.plotting.panels import (
@@ -35,28 +36,12 @@ from lossmap.plotting.plane_figures import MAX_RATIO, frame_panel, set_bar_ticks
 from lossmap.plotting.quantities import eigenvalues, quantity, values_of
 from lossmap.plotting.style import DARK
 
-NEGATIVE, UNDECIDED, POSITIVE = "negative", "undecided", "positive"
 HATCHES = {NEGATIVE: r"\\\\", UNDECIDED: "...."}
 WORDS = {
     NEGATIVE: r"$\lambda_\min < 0$ beyond its error",
     UNDECIDED: "sign undecided",
     POSITIVE: r"$\lambda_\min > 0$ beyond its limit",
 }
-
-
-def signs_of(surface: Surface) -> dict[str, np.ndarray]:
-    """Masks, (ny, nx), of the points where the smallest eigenvalue is surely negative, undecided, surely positive.
-
-    An eigenvalue lies within the error of the reading, so that one below 0 by more is proof; that none is negative
-    takes the limit beyond which there is no eigenvalue, where the file has one.
-    """
-    low = surface["min_eig"]
-    error = surface.fields.get("min_eig_error", np.zeros(low.shape))
-    limit = surface.fields.get("min_eig_limit", low - error)
-    known = (surface.status_of("min_eig") == DONE) & np.isfinite(low) & np.isfinite(error)
-    negative = known & (low + error < 0)
-    positive = known & (np.fmin(limit, low - error) > 0)
-    return {NEGATIVE: negative, UNDECIDED: known & ~negative & ~positive, POSITIVE: positive}
 
 
 def draw_convexity(surfaces: Sequence[Surface], titles: Sequence[str] | None, options: FigureOptions) -> Figure:

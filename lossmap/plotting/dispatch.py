@@ -5,6 +5,7 @@
     layers      the Hessian layer by layer
     sharpness   how sharp the loss is at one checkpoint, or at several side by side
     connection  the line between two networks, its barrier marked
+    topology    the minima of a surface: basins, persistence, merge tree
     health      the sheet of health measurements and findings
     path        a training path on its plane; loss and distance from the plane along it
 
@@ -40,8 +41,9 @@ from lossmap.plotting.spectra import (
     is_l2_path,
 )
 from lossmap.plotting.style import BLUE, COLUMN, PAGE, RED, new_figure, style_context
+from lossmap.plotting.topology import draw_topology
 
-KINDS = ("spectrum", "layers", "sharpness", "connection", "evolution", "health", "path")
+KINDS = ("spectrum", "layers", "sharpness", "connection", "topology", "evolution", "health", "path")
 MARGIN = 0.08  # of the path's extent, around it
 ALONG = {"loss": (BLUE, "loss at the checkpoint"), "residual": (RED, "distance from the plane")}  # colour, label
 
@@ -97,6 +99,8 @@ def _draw_one(surface: Surface, kind: str, label: str | None) -> Figure:
         return draw_sharpness(_of_label(labelled(surface, "sharpness"), label, "sharpness"))
     if kind == "connection":
         return draw_connection(surface.groups["connection"])
+    if kind == "topology":
+        return draw_topology(surface.groups["topology"])
     if kind == "health":
         return draw_health(json.loads(str(surface.groups["health"].attributes["report"])))
     return draw_path(surface)
@@ -150,7 +154,7 @@ def figures_of(surface: Surface, titles: Sequence[str] | None = None, width: flo
     if "layers" in kinds:
         layers = labelled(surface, "layers")
         figures |= {f"_layers_{_safe(label)}": draw_layers(layers, label) for label in layers}
-    for kind in ("sharpness", "connection", "evolution", "health", "path"):
+    for kind in ("sharpness", "connection", "topology", "evolution", "health", "path"):
         if kind in kinds:
             suffix = "" if len(kinds) == 1 else f"_{kind}"
             figures[suffix] = _draw_one(surface, kind, None)

@@ -66,8 +66,8 @@ def draw(
     Args:
         what: a `Surface`, another result (a `Spectrum`, a `Diagnosis`, ...), the path of a file, or several of them.
         kind: filled, contour, map (cells, nothing between), 3d, line, eigen, convexity (where the smallest eigenvalue
-            has which sign, over the loss), training; spectrum, layers, sharpness, connection, evolution, health, path
-            for what else is there; auto takes what fits.
+            has which sign, over the loss), training; spectrum, layers, sharpness, connection, topology,
+            evolution, health, path for what else is there; auto takes what fits.
         field: what to show; train_loss if there is one. "ratio" is |min_eig / max_eig|; "name:2" a further dimension;
             of spectra and layers the label.
         titles: one for each surface.

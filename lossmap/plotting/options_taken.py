@@ -27,6 +27,7 @@ TAKEN: dict[str, frozenset[str]] = {
     "layers": frozenset({"field", "titles", "width"}),
     "sharpness": frozenset({"field", "titles", "width"}),
     "connection": frozenset({"titles", "width"}),
+    "topology": frozenset({"titles", "width"}),
     "evolution": frozenset({"titles"}),
     "health": frozenset({"titles"}),
     "path": frozenset({"titles", "width"}),

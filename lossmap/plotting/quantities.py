@@ -120,7 +120,7 @@ def eigenvalues(surface: Surface) -> tuple[str, str]:
 
 
 def other_kinds(surface: Surface) -> tuple[str, ...]:
-    """What there is to draw beside a surface: spectrum, layers, sharpness, connection, evolution, health, path."""
+    """What there is to draw beside a surface: spectrum, layers, sharpness, connection, topology and so on."""
     groups = surface.groups
     is_held = {
         "spectrum": any(
@@ -130,6 +130,7 @@ def other_kinds(surface: Surface) -> tuple[str, ...]:
         "layers": any(n.startswith("layers/") and "block" in g for n, g in groups.items()),
         "sharpness": any(n.startswith("sharpness/") for n in groups),
         "connection": "connection" in groups,
+        "topology": "topology" in groups,
         "evolution": "evolution/results" in groups,
         "health": "health" in groups,
         "path": "trajectory" in groups,

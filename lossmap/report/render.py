@@ -19,6 +19,7 @@ from lossmap.report.sharpness import sharpness_report
 from lossmap.report.singular_values import singular_values_report
 from lossmap.report.spectrum import spectrum_report
 from lossmap.report.stored import StoredReport
+from lossmap.report.topology import topology_report
 
 RENDERERS: Mapping[str, Callable[[StoredReport], str]] = {  # by the first part of the group's name
     "spectrum": spectrum_report,
@@ -26,13 +27,15 @@ RENDERERS: Mapping[str, Callable[[StoredReport], str]] = {  # by the first part 
     "weights": singular_values_report,
     "sharpness": sharpness_report,
     "connection": connection_report,
+    "topology": topology_report,
 }
 
 
 def report_of_group(name: str, arrays: Mapping[str, np.ndarray], attributes: Mapping[str, Any]) -> str:
     """The report of one group of a result file, or the text that was stored with it; empty where there is neither.
 
-    name  as in the file: spectrum/LABEL, layers/LABEL, weights/singular_values, sharpness/LABEL, connection, health
+    name  as in the file: spectrum/LABEL, layers/LABEL, weights/singular_values, sharpness/LABEL, connection,
+          topology, health
     """
     stored = StoredReport(arrays, attributes)
     if name == "health":

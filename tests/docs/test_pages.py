@@ -38,6 +38,7 @@ PAGES = {
     "start.md": {"line.h5", "line.pdf", "plane.h5", "spectrum.h5", "eigen.h5", "plane-3d.pdf", "surface.png"},
     "sharpness.md": {"sharpness.h5", "sharpness.png", "rescaled.h5"},
     "connect.md": {"a.pt", "b.pt", "line.h5", "line.png"},
+    "topology.md": {"surface_topology.pdf", "surface_topology.png", "other.h5"},
     "campaigns.md": {"sweep.toml", "sweep", "decays.csv", "logs"},
     "how-to/own-model.md": {"huber.h5", "decay.h5", "decay-spectrum.h5", "head.h5", "tagger.h5"},
     "how-to/paper-figure.md": {"one.h5", "pair.pdf", "contours.svg", "relief.png"},

@@ -12,10 +12,10 @@ from matplotlib.contour import QuadContourSet
 from matplotlib.text import Text
 
 from lossmap.geometry.grid import Field, Grid
+from lossmap.io.curvature_signs import signs_of
 from lossmap.io.read import Group, Surface, write_surface
 from lossmap.plotting import flatness, maps
 from lossmap.plotting.contour_levels import scale_of
-from lossmap.plotting.convexity import signs_of
 from lossmap.plotting.figures import draw, save
 from lossmap.plotting.notes import accuracy_notes, audit_note
 from lossmap.plotting.quantities import best_field, quantity, values_of

@@ -1,0 +1,24 @@
+"""Where the Hessian surely has a negative eigenvalue, and where it surely has none, by a surface. NumPy alone."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from lossmap.io.surface import DONE, Surface
+
+NEGATIVE, UNDECIDED, POSITIVE = "negative", "undecided", "positive"
+
+
+def signs_of(surface: Surface) -> dict[str, np.ndarray]:
+    """Masks, (ny, nx), of the points where the smallest eigenvalue is surely negative, undecided, surely positive.
+
+    An eigenvalue lies within the error of the reading, so that one below 0 by more is proof; that none is negative
+    takes the limit beyond which there is no eigenvalue, where the file has one.
+    """
+    low = surface["min_eig"]
+    error = surface.fields.get("min_eig_error", np.zeros(low.shape))
+    limit = surface.fields.get("min_eig_limit", low - error)
+    known = (surface.status_of("min_eig") == DONE) & np.isfinite(low) & np.isfinite(error)
+    negative = known & (low + error < 0)
+    positive = known & (np.fmin(limit, low - error) > 0)
+    return {NEGATIVE: negative, UNDECIDED: known & ~negative & ~positive, POSITIVE: positive}

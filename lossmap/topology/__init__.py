@@ -1,0 +1,1 @@
+"""Minima, basins, persistence and merge tree of a computed surface. NumPy alone: neither model nor torch."""

@@ -1,0 +1,122 @@
+"""Minima of surfaces against closed forms: errors, edges, holes, curvature, coarse grids, files."""
+
+import numpy as np
+import pytest
+
+import lossmap
+from lossmap.report.stored import StoredReport
+from lossmap.report.topology import counts_table
+from lossmap.results import read as read_result
+
+X = np.linspace(-2, 2, 41)
+
+
+def line(values, x=X, **fields):
+    return lossmap.Surface(lossmap.Grid(x), {"train_loss": values, **fields})
+
+
+def wells(x=X, y=X):
+    """Two wells at x = -1 and 1 along y = 0; the right one is higher by 0.2, the pass lies at about x = 0."""
+    return lossmap.Surface(lossmap.Grid(x, y), {"train_loss": np.add.outer(y**2, (x**2 - 1) ** 2 + 0.1 * x + 1)})
+
+
+def test_two_wells_have_the_numbers_of_their_formula():
+    found = lossmap.find_minima(wells())
+    assert found.count == 2 and not found.at_edge.any() and found.missing == 0
+    assert [tuple(np.round(found.position(p), 9)) for p in found.minimum] == [(-1.0, 0.0), (1.0, 0.0)]
+    top = 1.0 - 0.0  # of the pass: the largest of (x^2 - 1)^2 + x / 10 between the wells is at the tick 0
+    assert found.persistence[1] == pytest.approx(top + 1 - 1.1)
+    assert found.depth.tolist() == pytest.approx([top + 1 - 0.9, top + 1 - 1.1])
+    assert found.error[1] == pytest.approx(8 * 2.0**-23 * (2.0 + 1.1))
+    assert found.area.tolist() == pytest.approx([0.5, 0.5], abs=0.02) and found.area.sum() == pytest.approx(1.0)
+    assert found.coarse == (2, 2) and "Every second tick gives 2 and 2 minima too" in repr(found)
+
+
+def test_ripples_within_rounding_are_no_minima_and_their_basins_are_joined():
+    rough = 2 + np.maximum(0, abs(X) - 1) ** 2 + 2e-7 * np.cos(40 * X)
+    found = lossmap.find_minima(line(rough))
+    assert found.count == 1 and len(found.minimum) > 1
+    assert set(found.basin.tolist()) == {0} and found.area[0] == 1.0
+    text = " ".join(repr(found).split())
+    assert "1 minimum on 41 points" in text and "the rounding of the precision" in text
+    surface = line(rough)
+    exact = lossmap.Surface(surface.grid, surface.fields, settings={"measures": {"loss": {"precision": "float64"}}})
+    assert lossmap.find_minima(exact).count == len(found.minimum)
+
+
+def test_standard_errors_and_a_least_persistence_decide_what_counts():
+    values = (X**2 - 1) ** 2 + 0.1 * X
+    noisy = line(values, train_loss_error=np.full(X.shape, 0.4))  # the right well is 0.9 deep: 2 x sqrt(2) x 0.4 = 1.13
+    assert lossmap.find_minima(noisy).count == 1
+    assert lossmap.find_minima(line(values, train_loss_error=np.full(X.shape, 0.3))).count == 2
+    assert lossmap.find_minima(line(values), least=0.91).count == 1
+    assert lossmap.find_minima(line(values), least=0.89).count == 2
+
+
+def test_edges_and_holes_are_told():
+    found = lossmap.find_minima(line(X))
+    assert found.at_edge.tolist() == [True] and found.real_at_edge == 1
+    assert "-2 *" in repr(found) and "on the edge of the window" in repr(found)
+    values = wells()["train_loss"].copy()
+    values[20, 11] = np.nan  # beside the left minimum, at column 10
+    values[0, :3] = np.inf
+    found = lossmap.find_minima(lossmap.Surface(wells().grid, {"train_loss": values}))
+    assert found.at_edge.tolist() == [True, False] and found.missing == 4
+    assert "4 points without a finite value" in repr(found)
+
+
+def test_a_grid_that_is_too_coarse_is_named():
+    found = lossmap.find_minima(line(X**2 / 50 + np.cos(10 * np.pi * X)))  # a minimum at every second tick
+    assert found.count != found.coarse[0] and "too coarse for this count" in repr(found)
+    small = lossmap.find_minima(line(np.array([1.0, 0.0, 1.0]), x=np.arange(3.0)))
+    assert small.coarse == () and "too small to count on every second tick" in repr(small)
+
+
+def test_the_hessian_of_the_network_is_read_at_minima_and_saddles():
+    surface = wells()
+    shape = surface.grid.shape
+    low = np.where(surface.grid.x < 0, -0.5, 0.2) * np.ones(shape)
+    fields = {**surface.fields, "max_eig": np.ones(shape), "min_eig": low, "min_eig_error": np.full(shape, 0.01)}
+    fields["min_eig_limit"] = low - 0.1
+    found = lossmap.find_minima(lossmap.Surface(surface.grid, fields))
+    assert found.sign == ("negative", "positive") and found.index.tolist() == [1, 0]
+    assert "index >= 1" in repr(found) and "is none of the loss" in repr(found).replace("\n  ", " ")
+    fields["bottom_eig"] = np.stack([low, low + 0.3, low + 1], axis=-1)
+    fields["bottom_eig_error"] = np.full((*shape, 3), 0.01)
+    assert lossmap.find_minima(lossmap.Surface(surface.grid, fields)).index.tolist() == [2, 0]
+    fields["min_eig_error"] = np.full(shape, 1.0)
+    del fields["bottom_eig"]
+    assert lossmap.find_minima(lossmap.Surface(surface.grid, fields)).sign == ("undecided", "undecided")
+
+
+def test_uneven_and_descending_ticks_weigh_basins_by_their_size():
+    x = np.concatenate([np.linspace(2, 0, 21), np.linspace(-0.05, -2, 40)])
+    found = lossmap.find_minima(line((x**2 - 1) ** 2 + 0.1 * x, x=x))
+    assert found.count == 2 and found.area.tolist() == pytest.approx([0.5, 0.5], abs=0.03)
+
+
+@pytest.mark.parametrize(
+    ("keywords", "sentence"),
+    [
+        ({"field": "test_loss"}, "no field 'test_loss'"),
+        ({"field": "top_eig"}, "several numbers at a point"),
+        ({"least": -1.0}, "least must be >= 0"),
+        ({"field": "train_acc"}, "no point of the field 'train_acc' has a finite value"),
+    ],
+)
+def test_what_cannot_be_done_is_one_sentence(keywords, sentence):
+    surface = line(X, top_eig=np.ones((41, 2)), train_acc=np.full(41, np.nan))
+    with pytest.raises((KeyError, ValueError), match=sentence):
+        lossmap.find_minima(surface, **keywords)
+    with pytest.raises(ValueError, match=r"holds no loss; name a field\. There are: other"):
+        lossmap.find_minima(lossmap.Surface(lossmap.Grid(X), {"other": X}))
+
+
+def test_it_is_saved_read_back_equal_and_counted_beside_others(tmp_path):
+    found = lossmap.find_minima(wells(), label="seed 1")
+    path = found.save(tmp_path / "minima.h5")
+    again = read_result(path)
+    assert again.equals(found) and repr(again) == repr(found)
+    other = lossmap.find_minima(line(X**2 + 1), label="seed 2")
+    text = counts_table([StoredReport(*t.stored()) for t in (found, other)])
+    assert "median  " in text and "1.5" in text and "seed 2" in text
