@@ -25,6 +25,7 @@ from lossmap.io.directions_text import directions_text
 from lossmap.io.provenance import provenance
 from lossmap.io.surface import Group
 from lossmap.parallel.world import World
+from lossmap.report.path import path_report
 
 if TYPE_CHECKING:
     from lossmap.data.problem import Problem
@@ -48,7 +49,6 @@ COMMAND = Command(
     ),
     without=frozenset({"budget"}),
 )
-RANDOM_WALK_SHARES = (61, 15)  # percent of a long random walk that its first axes explain (arXiv:1806.08805)
 
 
 @guarded
@@ -65,7 +65,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def make(settings: Settings, world: World) -> int:
     """Make the plane of the settings; store it in --dir-file, or with --proj-file the path of a run on it."""
     from lossmap.cli import device, load_plane, load_problem
-    from lossmap.cli.load_model import run_files
+    from lossmap.cli.load_model import read_checkpoint, run_files
+    from lossmap.geometry.training_path import random_walk_shares
     from lossmap.landscape.curvature_directions import curved_direction
     from lossmap.landscape.price import price_of_directions, price_of_path
     from lossmap.landscape.run_on_plane import grid_around, project_run
@@ -98,10 +99,11 @@ def make(settings: Settings, world: World) -> int:
     if problem is not None and settings.plane.proj_file:
         announce(world, "path", partial(price_of_path, problem, plane, len(files)))
         states = [load_plane.state_of(model, file, settings.model) for file in files]
-        trajectory = project_run(plane, problem, files, states)
+        rates = [read_checkpoint(settings.model, file).learning_rate for file in files]
+        trajectory = project_run(plane, problem, files, states, rates, settings.plane.moving)
         groups["trajectory"] = trajectory
         grid = grid_around(trajectory.arrays)
-        report_path(trajectory, say)
+        say(path_report(trajectory.arrays, random_walk_shares(len(files))))
     file_settings = load_problem.identity(settings.model, settings.data, plane)
     result = output.OutputFile("plane", settings, grid, plane, file_settings)
     _store(path, grid, result, groups, provenance(machine.describe(), world.size))
@@ -162,12 +164,3 @@ def _store(
         command="lossmap plane",
     )
     store.close()
-
-
-def report_path(trajectory: Group, say: output.Printer) -> None:
-    """Print how much of a training path the plane shows."""
-    for i, share in enumerate(trajectory["explained_variance_ratio"]):
-        chance = RANDOM_WALK_SHARES[min(i, 1)]
-        say(f"axis {i + 1} explains {100 * share:.1f} % of the path (of a long random walk: {chance} %)")
-    distance = trajectory["residual"].max()
-    say(f"{len(trajectory['residual'])} checkpoints projected; the farthest lies {distance:.4g} outside the plane")

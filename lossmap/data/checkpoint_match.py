@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import nan
 from typing import Any
 
 import numpy as np
@@ -60,6 +61,19 @@ class Fit:
 def states_in(content: Any) -> dict[str, State]:
     """Every set of named tensors in what a file held, by the dotted key that it stands under; empty where plain."""
     return dict(_states(content, "", 0))
+
+
+def learning_rate_in(content: Any) -> float:
+    """The learning rate of the optimizer's first group of parameters in what a file held; NaN where there is none."""
+    for name, value in content.items() if isinstance(content, Mapping) else ():
+        is_list = isinstance(value, Sequence) and not isinstance(value, str)  # as Lightning's
+        states = value if is_list else [value]
+        for state in states if isinstance(name, str) and "optim" in name else ():
+            groups = state.get("param_groups") if isinstance(state, Mapping) else None
+            rate = groups[0].get("lr") if groups and isinstance(groups[0], Mapping) else None
+            if isinstance(rate, (int, float, Tensor)):
+                return float(rate)
+    return nan
 
 
 def _states(content: Any, key: str, depth: int) -> Iterator[tuple[str, State]]:

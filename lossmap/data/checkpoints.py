@@ -21,6 +21,7 @@ import warnings
 import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from math import nan
 from pathlib import Path
 from types import ModuleType
 from typing import Any, BinaryIO
@@ -30,7 +31,16 @@ import torch
 from torch import Tensor, nn
 
 from lossmap.data import safe_unpickle
-from lossmap.data.checkpoint_match import USUAL_KEYS, Fit, Selection, State, fitted, listed, states_in
+from lossmap.data.checkpoint_match import (
+    USUAL_KEYS,
+    Fit,
+    Selection,
+    State,
+    fitted,
+    learning_rate_in,
+    listed,
+    states_in,
+)
 from lossmap.data.checkpoint_values import readable_values
 
 log = logging.getLogger(__name__)
@@ -86,6 +96,7 @@ class Checkpoint:
 
     path: str
     states: Mapping[str, State]
+    learning_rate: float = nan  # of the optimizer beside them
 
     def fit(self, model: nn.Module, selection: Selection | None = None) -> Fit:
         """The tensors that are the model's; raises ValueError as `fitted` does, and where they hold other numbers."""
@@ -122,12 +133,13 @@ def load_checkpoint(path: str | Path, unsafe: bool = False, home: str | None = N
     if kind is None:
         what = "is not a checkpoint" if path.stat().st_size else "is empty"
         raise ValueError(f"{path} {what}: neither PyTorch's formats nor safetensors")
-    states = states_in(_content(path, kind, unsafe, home))
+    content = _content(path, kind, unsafe, home)
+    states = states_in(content)
     if not states:
         raise ValueError(
             f"{path} holds no state dict: neither tensors by name nor a dict of them under {', '.join(USUAL_KEYS[:4])}"
         )
-    return Checkpoint(str(path), states)
+    return Checkpoint(str(path), states, learning_rate_in(content))
 
 
 def load_state(path: str | Path, unsafe: bool = False) -> State:

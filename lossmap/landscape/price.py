@@ -20,6 +20,7 @@ from lossmap.data.problem import Problem
 from lossmap.geometry.directions import Plane
 from lossmap.landscape.audit import AUDITED_SHARE, MIN_AUDITED
 from lossmap.landscape.loss import ForwardPlan, plain_forward, seconds_of_pass
+from lossmap.landscape.run_on_plane import PASSES
 from lossmap.linalg.solver_time import seconds_of_step
 from lossmap.memory import memory_now
 from lossmap.report.price import Price
@@ -54,8 +55,8 @@ def price_of_losses(
 
 
 def price_of_path(problem: Problem, plane: Plane, checkpoints: int) -> Price:
-    """The price of the losses at so many checkpoints of a run, one pass over the data each."""
-    return price_of_losses({"train": problem}, plane, plain_forward(problem), checkpoints)
+    """The price of the losses at so many checkpoints of a run, and of a gradient at each."""
+    return price_of_losses({"train": problem}, plane, plain_forward(problem), checkpoints, repeats=PASSES)
 
 
 def price_of_directions(problem: Problem, kinds: Sequence[str], parameters: str | None = None) -> Price:

@@ -1,38 +1,88 @@
-"""A training run on a plane: the projection of its checkpoints, with the true loss at each.
+"""A training run on a plane: the projection of its checkpoints, the loss at each and below it, and how it descends.
 
-The price is one pass over the data for each checkpoint.
+    loss        at the checkpoint itself, with its own running statistics
+    plane_loss  at its projection, a point of the plane: what a map shows under the path
+    cosine      between the step to the next checkpoint and the negative gradient: 1 straight downhill, 0 across, < 0
+                uphill to first order
+
+The price is two passes over the data for each checkpoint, and a gradient.
 """
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from math import nan
 from pathlib import Path
 
 import numpy as np
+import torch
 
-from lossmap.data.problem import Problem
-from lossmap.geometry.directions import Named, Plane, difference
+from lossmap.curvature.gradient import loss_and_gradient
+from lossmap.data.problem import Problem, temporary_parameters
+from lossmap.geometry.directions import Named, Plane, difference, origin_of
 from lossmap.geometry.grid import Grid, window_around
 from lossmap.geometry.training_path import trajectory
 from lossmap.io.surface import Group
 from lossmap.landscape.loss import losses, plain_forward
 
+PASSES = 4  # over the data at a checkpoint: two of losses, and a gradient, which takes about two
 
-def project_run(plane: Plane, problem: Problem, files: Sequence[Path], states: Sequence[Named]) -> Group:
-    """The checkpoints of a run on the plane, with the true loss at each, as a file stores them.
+log = logging.getLogger("lossmap")
 
-    files   the checkpoints, in the order of the run
-    states  their tensors, by the names of the plane's
 
-    Returns the group `trajectory`: coordinates x and y, step, residual (distance from the plane), loss, each (files,).
+def project_run(
+    plane: Plane,
+    problem: Problem,
+    files: Sequence[Path],
+    states: Sequence[Named],
+    rates: Sequence[float] = (),
+    parameters: str = "all",
+) -> Group:
+    """The checkpoints of a run on the plane, as a file stores them.
+
+    files       the checkpoints, in the order of the run
+    states      their tensors, by the names of the plane's
+    rates       the learning rate beside each, NaN where it is not known
+    parameters  that move, of which the cosines are
+
+    Returns the group `trajectory`: coordinates x and y, step, residual (distance from the plane), loss, plane_loss,
+    cosine, and where known learning_rate, each (files,); NaN where a number is not known, as the last cosine.
     """
     arrays = dict(trajectory(plane, states, [_step(f, i) for i, f in enumerate(files)]))
     plan = plain_forward(problem)
-    lines = [Plane(plane.origin, (difference(plane.origin, state),), ({},)) for state in states]
+    whole = origin_of(problem.model, states=True)  # running statistics too, which need not move with the plane
+    lines = [Plane(whole, (difference(whole, state),), ({},)) for state in states]
     arrays["loss"] = np.array([losses(problem, line, plan=plan)((1.0,))["train_loss"] for line in lines])
+    on_plane = losses(problem, plane, plan=plan)
+    points = zip(*(arrays[axis] for axis in "xy" if axis in arrays), strict=True)
+    arrays["plane_loss"] = np.array([on_plane(tuple(map(float, point)))["train_loss"] for point in points])
+    arrays["cosine"] = _cosines(problem, whole, states, parameters)
+    if np.isfinite(np.asarray(rates, dtype=float)).any():
+        arrays["learning_rate"] = np.asarray(rates, dtype=float)
     shares = [r["explained_variance_ratio"] for r in plane.recipes if "explained_variance_ratio" in r]
     return Group({**arrays, "explained_variance_ratio": np.array(shares)})
+
+
+def _cosines(problem: Problem, whole: Named, states: Sequence[Named], parameters: str) -> np.ndarray:
+    """Between each step and the negative gradient where it begins; NaN of the last, and where there is no gradient."""
+    cosines = np.full(len(states), nan)
+    for t, (here, there) in enumerate(pairwise(states)):
+        own = {name: here[name].to(w.device, w.dtype).view(w.shape) for name, w in whole.items()}
+        try:
+            with temporary_parameters(problem.model, own):
+                found = loss_and_gradient(problem, parameters)
+        except (FloatingPointError, RuntimeError, ValueError) as error:
+            reason = str(error).partition("\n")[0]
+            log.warning("no cosines of steps and gradients: at checkpoint %d there is no gradient: %s", t, reason)
+            return np.full(len(states), nan)
+        step = difference(own, {name: there[name].to(w.device, w.dtype) for name, w in own.items()})
+        s = torch.cat([step[name].reshape(-1).double() for name in found.layout.names])
+        lengths = float(s.norm()) * float(found.gradient.norm())
+        cosines[t] = -float(s @ found.gradient) / lengths if lengths else nan
+    return cosines
 
 
 def _step(file: Path, position: int) -> float:

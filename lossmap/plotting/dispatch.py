@@ -7,7 +7,7 @@
     connection  the line between two networks, its barrier marked
     topology    the minima of a surface: basins, persistence, merge tree
     health      the sheet of health measurements and findings
-    path        a training path on its plane; loss and distance from the plane along it
+    path        a training path on its plane; loss there and at the checkpoints, and distance from the plane, along it
 
 The files that `lossmap spectrum`, `sharpness`, `connect`, `health` and `plane` leave behind are drawn so by `lossmap
 draw FILE`.
@@ -18,6 +18,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -40,11 +41,13 @@ from lossmap.plotting.spectra import (
     is_drawable,
     is_l2_path,
 )
-from lossmap.plotting.style import BLUE, COLUMN, PAGE, RED, new_figure, style_context
+from lossmap.plotting.style import BLUE, COLUMN, DARK, PAGE, RED, new_figure, style_context
 from lossmap.plotting.topology import draw_topology
+from lossmap.report.path import drops_of
 
 KINDS = ("spectrum", "layers", "sharpness", "connection", "topology", "evolution", "health", "path")
 MARGIN = 0.08  # of the path's extent, around it
+FLAT = 1e-3  # of the path's extent, that the axis of the distance from the plane spans at least
 ALONG = {"loss": (BLUE, "loss at the checkpoint"), "residual": (RED, "distance from the plane")}  # colour, label
 
 
@@ -217,12 +220,26 @@ def draw_path(surface: Surface) -> Figure:
             axes.plot(steps, group[name], ".-", color=colour)
             axes.set_ylabel(words, color=colour)
             axes.tick_params(axis="y", colors=colour)
+            if name == "residual":  # below a thousandth of the path it is rounding
+                least = FLAT * max(np.ptp(x), np.ptp(y))
+                axes.set_ylim(0.0, 1.05 * max(float(np.nanmax(group[name])), least, np.finfo(float).tiny))
+            if name == "loss":
+                _draw_beside_loss(axes, group, steps)
             if name == "loss" and suits_log_axis([np.asarray(group[name])]):
                 axes.set_yscale("log")
                 axes.set_ylabel(on_scale(words, True), color=colour)
         if along:
             panels[1].set_xlabel("step")
     return figure
+
+
+def _draw_beside_loss(axes: Any, group: Group, steps: np.ndarray) -> None:
+    """The loss where the path is projected to, and where the learning rate drops."""
+    if "plane_loss" in group:
+        axes.plot(steps, group["plane_loss"], "--", color=BLUE, linewidth=0.8, label="in the plane")
+        axes.legend(loc="upper right")
+    for place in drops_of(group.arrays):
+        axes.axvline((steps[place - 1] + steps[place]) / 2, color=DARK, linewidth=0.7, linestyle=":")
 
 
 def _around(values: np.ndarray) -> tuple[float, float]:

@@ -1,10 +1,11 @@
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from lossmap.geometry.directions import Plane, origin_of
 from lossmap.geometry.parameter_vector import Layout
-from lossmap.geometry.training_path import pca_plane, principal_axes, trajectory
+from lossmap.geometry.training_path import pca_plane, principal_axes, random_walk_shares, trajectory
 
 
 def walk(steps, seed=0):
@@ -60,3 +61,21 @@ def test_principal_axes_of_chosen_parameters_are_the_singular_vectors_of_their_o
         assert not axis["0.weight"].any() and not axis["0.bias"].any()
         v = torch.cat([axis["1.weight"].flatten(), axis["1.bias"]])
         assert abs(float(v @ right[i])) == pytest.approx(1.0, abs=1e-8)
+
+
+@pytest.mark.parametrize("checkpoints", [2, 3, 5, 20])
+def test_shares_of_a_random_walk_are_those_of_simulated_ones(checkpoints):
+    torch.manual_seed(0)
+    steps = torch.randn(checkpoints, 40_000, dtype=torch.float64)
+    walk = steps.cumsum(0)
+    path = [{"w": w - walk[-1]} for w in walk]
+    count = min(2, checkpoints - 1)
+    simulated = principal_axes({"w": torch.zeros(40_000, dtype=torch.float64)}, path, count).explained
+    expected = random_walk_shares(checkpoints)
+    assert simulated == pytest.approx(expected[:count], abs=0.01)
+    assert np.isnan(expected[count:]).all()
+
+
+def test_a_long_walk_about_its_end_has_the_shares_of_brownian_motion():
+    assert random_walk_shares(2000) == pytest.approx((8 / np.pi**2, 8 / (9 * np.pi**2)), abs=1e-3)
+    assert all(np.isnan(random_walk_shares(1)))

@@ -1,0 +1,73 @@
+"""The report of a training path on a plane: what the plane shows of it, and how it descends."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from lossmap.report.text import count, number, table
+
+MAX_ROWS = 16  # checkpoints in the table, spread over the run
+DROP = 0.9  # a learning rate below this share of the last one is a drop
+
+
+def path_report(arrays: Mapping[str, np.ndarray], random_walk: Sequence[float]) -> str:
+    """The report, of the arrays of a file's group `trajectory`.
+
+    random_walk  the shares of the first axes that a random walk of as many checkpoints has
+    """
+    lines = []
+    for i, (share, chance) in enumerate(zip(arrays["explained_variance_ratio"], random_walk, strict=False)):
+        walk = f" (of a random walk of as many checkpoints: {100 * chance:.1f} %)" if np.isfinite(chance) else ""
+        lines.append(f"axis {i + 1} explains {100 * share:.1f} % of the path{walk}")
+    size = len(arrays["residual"])
+    farthest = f"{arrays['residual'].max():.4g}"
+    lines.append(f"{count(size, 'checkpoint')} projected; the farthest lies {farthest} outside the plane")
+    lines += _descent(arrays)
+    shown = np.unique(np.linspace(0, size - 1, min(size, MAX_ROWS)).round().astype(int))
+    lines += ["", *table(_rows(arrays, shown), right=range(7))]
+    if len(shown) < size:
+        lines.append(f"  {len(shown)} of {size} checkpoints; the file holds all")
+    return "\n".join(lines)
+
+
+def _descent(arrays: Mapping[str, np.ndarray]) -> list[str]:
+    """How often the loss rises, how the steps lie to the gradient, and where the learning rate drops."""
+    lines, losses = [], arrays["loss"]
+    rises = np.diff(losses)
+    uphill = rises[rises > 0]
+    if rises.size:
+        text = f"the loss rises at {len(uphill)} of {count(rises.size, 'step')}"
+        lines.append(f"{text}, by {number(float(uphill.sum()))} in all" if uphill.size else text)
+    cosines = arrays["cosine"][np.isfinite(arrays["cosine"])]
+    if cosines.size:
+        span = f"{np.median(cosines):.2g} in the median, {cosines.min():.2g} to {cosines.max():.2g}"
+        lines.append(f"cosine of a step and the negative gradient where it begins: {span}")
+    drops = drops_of(arrays)
+    if drops.size:
+        steps = ", ".join(f"{step:g}" for step in arrays["step"][drops])
+        lines.append(f"the learning rate drops before checkpoint {steps}")
+    return lines
+
+
+def drops_of(arrays: Mapping[str, np.ndarray]) -> np.ndarray:
+    """The places of the checkpoints before which the learning rate drops; none where it falls all the time."""
+    rate = arrays.get("learning_rate")
+    if rate is None:
+        return np.empty(0, dtype=int)
+    with np.errstate(invalid="ignore"):
+        falls = rate[1:] < DROP * rate[:-1]
+    drops: np.ndarray = np.flatnonzero(falls) + 1
+    return drops if len(drops) <= len(rate) // 3 else np.empty(0, dtype=int)  # a schedule that falls all the time
+
+
+def _rows(arrays: Mapping[str, np.ndarray], shown: np.ndarray) -> list[tuple[str, ...]]:
+    columns = {"step": "step", "x": "x", "y": "y", "outside": "residual", "loss": "loss", "on the plane": "plane_loss"}
+    columns |= {"cosine": "cosine"}
+    columns = {head: name for head, name in columns.items() if name in arrays}
+    rows = [tuple(columns)]
+    for i in shown:
+        values = [float(arrays[name][i]) for name in columns.values()]
+        rows.append(tuple("-" if np.isnan(v) else number(v + 0.0) for v in values))
+    return rows

@@ -1,0 +1,118 @@
+"""A training path on its plane against closed forms: losses, projections, cosines, learning rates, the report."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import lossmap
+from lossmap.data.checkpoints import load_checkpoint
+from lossmap.geometry.training_path import random_walk_shares
+from lossmap.landscape.run_on_plane import project_run
+from lossmap.report.path import path_report
+
+
+def quadratic(curvatures):
+    """A loss of 1/2 sum_i c_i w_i^2 over the weights of one layer."""
+    model = nn.Linear(len(curvatures), 1, bias=False).double()
+    x = torch.diag(torch.tensor(curvatures, dtype=torch.float64).sqrt()) * (len(curvatures) / 2) ** 0.5
+    return lossmap.Problem.supervised(model, "mse", (x, torch.zeros(len(curvatures), 1, dtype=torch.float64)))
+
+
+def descent(curvatures, start, rate, steps):
+    w, path = torch.tensor([start], dtype=torch.float64), []
+    for _ in range(steps):
+        path.append({"weight": w.clone()})
+        w = w - rate * torch.tensor(curvatures, dtype=torch.float64) * w
+    return path
+
+
+def files(count):
+    return [Path(f"{i}.pt") for i in range(count)]
+
+
+def test_steps_of_gradient_descent_have_cosine_one_and_losses_are_those_of_the_formula():
+    c, path = [1.0, 3.0, 0.5], descent([1.0, 3.0, 0.5], [1.0, 1.0, 2.0], 0.3, 5)
+    problem = quadratic(c)
+    problem.model.load_state_dict(path[-1])
+    plane = lossmap.pca_plane(problem.model, path)
+    found = project_run(plane, problem, files(5), path)
+    assert found["cosine"][:-1] == pytest.approx(np.ones(4)) and np.isnan(found["cosine"][-1])
+    truth = [float((torch.tensor(c) * s["weight"] ** 2).sum() / 2) for s in path]
+    assert found["loss"] == pytest.approx(np.array(truth), rel=1e-6)
+    for t in range(5):  # the loss at the projection, by another channel
+        there = plane.at((found["x"][t], found["y"][t]))["weight"]
+        expected = float((torch.tensor(c) * there**2).sum() / 2)
+        assert found["plane_loss"][t] == pytest.approx(expected, rel=1e-6)
+    assert found["residual"].max() > 1e-3 and "learning_rate" not in found
+
+
+def test_uphill_and_sideward_steps_are_counted_and_seen():
+    problem = quadratic([1.0, 1.0])
+    path = [
+        {"weight": torch.tensor([w], dtype=torch.float64)} for w in ([1.0, 0.0], [1.5, 0.0], [1.5, 0.4], [0.0, 0.0])
+    ]
+    problem.model.load_state_dict(path[-1])
+    found = project_run(lossmap.pca_plane(problem.model, path), problem, files(4), path, [0.1, 0.1, 0.01, 0.01])
+    assert found["cosine"][:2] == pytest.approx([-1.0, 0.0], abs=1e-9) and found["cosine"][2] == pytest.approx(1.0)
+    text = path_report(found.arrays, random_walk_shares(4))
+    assert "the loss rises at 2 of 3 steps, by 0.705 in all" in text
+    assert "the learning rate drops before checkpoint 2" in text
+    assert "of a random walk of as many checkpoints: " in text
+    assert text.splitlines()[-1].split() == ["3", "0", "0", "0", "0", "0", "-"]
+
+
+def test_the_loss_of_a_checkpoint_is_that_with_its_own_running_statistics():
+    torch.manual_seed(0)
+    x, y = torch.randn(40, 3), torch.arange(40) % 2
+    states = []
+    for shift in (3.0, 1.0, 0.0):
+        net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+        net[1].running_mean += shift
+        states.append({name: t.clone() for name, t in net.state_dict().items()})
+    problem = lossmap.Problem.supervised(net, "crossentropy", (x, y))
+    found = project_run(lossmap.pca_plane(net, states), problem, files(3), states)
+    for state, loss in zip(states, found["loss"], strict=True):
+        net.load_state_dict(state)
+        net.eval()
+        assert loss == pytest.approx(float(nn.functional.cross_entropy(net(x), y).detach()), rel=1e-5)
+
+
+def test_a_loss_without_a_gradient_leaves_the_cosines_out(caplog):
+    class Rounded(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.w = nn.Parameter(torch.ones(2, 2))
+
+        def forward(self, x):
+            return (x @ self.w).detach()
+
+    net = Rounded()
+    path = [{"w": torch.ones(2, 2) * s} for s in (3.0, 2.0, 1.0)]
+    problem = lossmap.Problem.supervised(net, "mse", (torch.eye(2), torch.zeros(2, 2)))
+    found = project_run(lossmap.pca_plane(net, path, axes=1), problem, files(3), path)
+    assert np.isnan(found["cosine"]).all() and np.isfinite(found["loss"]).all()
+    assert "cosine" not in path_report(found.arrays, random_walk_shares(3)).split("\n\n")[0]
+
+
+@pytest.mark.parametrize(
+    ("beside", "rate"),
+    [
+        ({"optimizer": {"state": {}, "param_groups": [{"lr": 0.05}]}}, 0.05),
+        ({"optimizer_state_dict": {"param_groups": [{"lr": torch.tensor(0.1)}]}}, 0.1),
+        ({"optimizer_states": [{"param_groups": [{"lr": 0.2}]}]}, 0.2),
+        ({"optimizer": {"param_groups": []}}, np.nan),
+        ({"epoch": 3}, np.nan),
+    ],
+)
+def test_the_learning_rate_beside_a_checkpoint_is_read(tmp_path, beside, rate):
+    torch.save({"state_dict": nn.Linear(2, 2).state_dict(), **beside}, tmp_path / "a.pt")
+    assert load_checkpoint(tmp_path / "a.pt").learning_rate == pytest.approx(rate, nan_ok=True)
+
+
+def test_a_rate_that_falls_all_the_time_has_no_drops():
+    arrays = {"loss": np.ones(9), "cosine": np.full(9, np.nan), "step": np.arange(9.0), "residual": np.zeros(9)}
+    arrays |= {"explained_variance_ratio": np.array([1.0]), "x": np.zeros(9), "learning_rate": 0.8 ** np.arange(9)}
+    assert "drops" not in path_report(arrays, (0.8, 0.1))
