@@ -16,12 +16,14 @@ from lossmap.report.price import Price
 def announce(world: World, title: str, price: Callable[[], Price]) -> Price | None:
     """Print the price on rank 0, which alone measures it; None elsewhere, and where it cannot be measured.
 
+    While it does, the others wait: what they will take from each other is counted as `world.crowding` says.
+
     title  of the progress, such as `losses`
     """
     if world.rank != 0:
         return None
     try:
-        measured = price()
+        measured = price().slowed(world.crowding or 1.0)
     except Exception as error:  # a model's own code may raise anything; the work that follows reports it
         print(f"{title}: the price could not be measured: {type(error).__name__}: {error}", file=sys.stderr)
         return None

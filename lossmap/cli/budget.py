@@ -67,18 +67,25 @@ def report_cuts(cuts: tuple[str, ...], budget: str | None, say: Callable[[str], 
 
 
 def fitted_request(
-    measure: SpectrumTasks, run: RunSettings, path: Path, began: float, workers: int, say: Callable[[str], None]
+    measure: SpectrumTasks,
+    run: RunSettings,
+    path: Path,
+    began: float,
+    workers: int,
+    say: Callable[[str], None],
+    crowding: float = 1.0,
 ) -> SpectrumRequest:
     """The request of a spectrum as it fits: as an earlier run of this file fitted it, or as it does now. For rank 0.
 
-    began  when the command began, by time.monotonic
+    began     when the command began, by time.monotonic
+    crowding  how many times longer a rank takes while all compute
     """
     from lossmap.spectra.budget import fit_request, stored_fit
 
     stored = stored_settings(path, measure.name, run)
     if stored:
         return stored_fit(measure.request, stored)
-    fit = fit_request(measure, left_of(run.budget, began) or 0.0, workers)
+    fit = fit_request(measure, (left_of(run.budget, began) or 0.0) / crowding, workers)
     report_cuts(fit.cuts, run.budget, say)
     return fit.request
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from lossmap.cli.setting_groups import RunSettings
 from lossmap.cli.settings import UsageError
 from lossmap.numerics import ask_for_determinism, use_tf32
 from lossmap.parallel import devices
+from lossmap.parallel.crowding import measured_crowding
 from lossmap.parallel.process import keep_freed_memory, threads_of_rank
 from lossmap.parallel.world import World
 
@@ -97,6 +99,9 @@ def prepare_machine(run: RunSettings, world: World) -> Machine:
     if device.type == "cuda":
         gpu, name = visible[world.rank][1][device.index or 0], torch.cuda.get_device_name(device)
     every = world.gather((world.host, gpu, name) if computes else None)
+    if world.crowding is None:
+        computing = frozenset(rank for rank, one in enumerate(every) if one is not None)
+        world.crowding = measured_crowding(world, computing, lambda: seconds_of_work(device))
     sharing = sum(one is not None and one[:2] == (world.host, gpu) for one in every)
     return Machine(
         device,
@@ -106,6 +111,17 @@ def prepare_machine(run: RunSettings, world: World) -> Machine:
         tuple(one for one in every if one is not None),
         max(1, sharing),
     )
+
+
+def seconds_of_work(device: torch.device) -> float:
+    """Seconds of some work on this device, by half arithmetic and by half memory traffic."""
+    square, vector = torch.ones(256, 256, device=device), torch.ones(1 << 20, device=device)
+    began = time.perf_counter()
+    for _ in range(30):
+        square = (square @ square).mul_(1 / 256)
+        vector.mul_(1.0)
+    float(square[0, 0] + vector[0])  # read on the host, so that a GPU has done it
+    return time.perf_counter() - began
 
 
 def refuse_bfloat16(machine: Machine) -> None:

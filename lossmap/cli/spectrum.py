@@ -114,10 +114,10 @@ def _run(settings: Settings, world: World, survey: Callable[..., Any], stop: Sto
             )
         )
 
-    measure, workers = measure_of(request), len(team.all_teams) or 1
+    measure, workers, crowding = measure_of(request), len(team.all_teams) or 1, world.crowding or 1.0
     if execution.budget:
         whole = measure
-        request = world.once(lambda: fitted_request(whole, execution, path, began, workers, say))
+        request = world.once(lambda: fitted_request(whole, execution, path, began, workers, say, crowding))
         measure = replace(measure_of(request), made=whole.made)
     if execution.dry_run:
         kinds = ", ".join(dict.fromkeys(f"{t.kind} {t.name}".strip() for t in measure.tasks))

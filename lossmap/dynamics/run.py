@@ -293,7 +293,8 @@ def _effort(
 ) -> Effort:
     """What is spent at a checkpoint: as an earlier run of the file fitted it, or as it fits into what is left."""
     stored = None if overwrite else stored_effort(path, budget)
-    return stored or fitted_effort(measure, seconds, len(world.team_ranks(rank_0=rank_0)) or 1)
+    workers = len(world.team_ranks(rank_0=rank_0)) or 1
+    return stored or fitted_effort(measure, seconds / (world.crowding or 1.0), workers)
 
 
 def _opened(
@@ -334,7 +335,7 @@ def _announce(
         return
     workers = len(world.team_ranks(rank_0=rank_0)) or 1
     try:
-        note = str(price_of_run(measure, left, workers))
+        note = str(price_of_run(measure, left, workers).slowed(world.crowding or 1.0))
     except Exception as error:  # a model's own code may raise anything; the checkpoints themselves report it
         note = f"the price could not be measured: {type(error).__name__}: {error}"
     total = len(measure.files)

@@ -45,6 +45,7 @@ class World:
     dead_ranks            ranks that all survivors agree to be dead: as of the end of the last survey
     stuck_ranks           ranks that answer no more, as all others agree
     surveys               how many surveys were begun, which numbers their messages
+    crowding              how many times longer a rank computes while all do; None where it was not measured
     writes                whether rank 0 opens result files: not so where another process has them open
     """
 
@@ -57,6 +58,7 @@ class World:
         self.dead_ranks: frozenset[int] = frozenset()
         self.stuck_ranks: frozenset[int] = frozenset()
         self.surveys = 0
+        self.crowding: float | None = None
         self.channel: MpiChannel | None = None
         self._has_left = False
         if mpi is not None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 MENTIONED_SHARE = 0.1  # of all seconds: so many that are not the products' own are mentioned
 UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
@@ -42,6 +42,10 @@ class Price:
     def wall(self) -> float:
         """Seconds from the first to the last."""
         return max(self.seconds / max(1, self.workers), self.longest)
+
+    def slowed(self, factor: float) -> Price:
+        """The price where everything takes so many times longer."""
+        return replace(self, seconds=factor * self.seconds, longest=factor * self.longest, beside=factor * self.beside)
 
     def __str__(self) -> str:
         count = rounded(self.count)

@@ -6,6 +6,7 @@ import torch
 from lossmap import zoo
 from lossmap.cli.__main__ import main as lossmap
 from lossmap.io.read import read
+from lossmap.parallel.world import World
 
 SUBJECT = ["--model", "mlp", "--samples", "32", "--hvp-backend", "double-backward", "--device", "cpu", "--threads", "1"]
 
@@ -40,6 +41,19 @@ def test_a_spectrum_is_fitted_once_and_goes_on_as_it_was_fitted(monkeypatch, cap
     assert lossmap(work) == 0
     assert lossmap([*work[:-3], "300s", *work[-2:]]) == 2
     assert "budget is 170.0 in the file, 300.0 asked for" in capsys.readouterr().err
+
+
+def test_ranks_that_share_a_core_get_as_much_into_twice_the_time(monkeypatch, capsys):
+    price(monkeypatch, 1.0)
+    fitted = {}
+    for crowding, budget in ((1.0, "170s"), (2.0, "340s")):
+        monkeypatch.setattr(World.start(), "crowding", crowding)
+        work = ["spectrum", *SUBJECT, "--budget", budget, "--stop-after", "0.001", "--surf-file", f"{budget}.h5"]
+        assert lossmap(work) == 75
+        assert f"products of {crowding:g} s" in capsys.readouterr().err
+        stored = read(f"{budget}.h5").settings["measures"]["spectrum"]
+        fitted[crowding] = [stored["trace_products"], stored["max_products"], stored["density"]]
+    assert abs(fitted[1.0][0] - fitted[2.0][0]) <= 6 and fitted[1.0][1:] == fitted[2.0][1:]
 
 
 def test_a_map_that_takes_longer_is_refused_with_what_would_fit(monkeypatch, capsys, here):
