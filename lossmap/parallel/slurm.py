@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from lossmap.parallel.end_mark import VARIABLE
 from lossmap.parallel.shards import Shard
 from lossmap.parallel.slurm_site import Site
 
@@ -163,10 +164,14 @@ def batch_script(job: Job, site: Site) -> str:
         "measure": "",
         "requeue": ("no", "yes")[job.requeue],
         "fewest": str(MAX_FRUITLESS_RESTARTS),
+        "mark": _mark(job, site),
     }
     if job.measure:
         texts["measure"] = f" --measure {job.measure}"
-    text = re.sub(r"@([a-z]+)@( ?)", lambda m: texts[m[1]] + m[2] * bool(texts[m[1]]), TEMPLATE.read_text())
+    template = TEMPLATE.read_text()
+    if not texts["mark"]:
+        template = template.replace("@mark@\n", "")
+    text = re.sub(r"@([a-z]+)@( ?)", lambda m: texts[m[1]] + m[2] * bool(texts[m[1]]), template)
     return re.sub(r"\n{3,}", "\n\n", text)
 
 
@@ -265,6 +270,15 @@ def _about(job: Job) -> str:
     if job.result is not None:
         parts.append(f"for {' '.join(job.result.name.split())}")
     return ", ".join(parts)
+
+
+def _mark(job: Job, site: Site) -> str:
+    """The lines that name the file in which a command without a result notes its end; a container may not see it."""
+    if job.result is not None:
+        return ""
+    if site.container:
+        return f"unset {VARIABLE}"
+    return f'export {VARIABLE}={shlex.quote(str(job.stem))}.ended-"$SLURM_JOB_ID"\nrm -f "${VARIABLE}"'
 
 
 def _count(number: int, word: str) -> str:
