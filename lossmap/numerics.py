@@ -1,11 +1,15 @@
-"""How a GPU computes: in full float32, by deterministic algorithms, whatever the user's switches say meanwhile.
+"""How passes are computed: uncompiled, and on a GPU in full float32 by deterministic algorithms, whatever is set.
 
     with numerics(device, recurrent=True):   forward passes, gradients, products
 
 TF32 has 10 bits of mantissa in place of 23: an error near 5e-4 of every convolution and matrix product, far beyond the
 bars of a curvature; cuDNN takes it by default. Algorithms that are chosen by timing, or that add by atomic operations,
-give other bits at every run. Where there is none but such an algorithm, it is taken in silence. On a CPU nothing is
-switched. Price: some 50 microseconds (the switches alone, timed without a GPU).
+give other bits at every run. Where there is none but such an algorithm, it is taken in silence. Price: some 50
+microseconds (the switches alone, timed without a GPU).
+
+What `torch.compile` has made of a model, of a part of it or of a loss rests meanwhile, and what it was made of runs: a
+compiled function has no second derivative ("torch.compile with aot_autograd does not currently support double
+backward"), sees neither forms that do not cancel nor traces, and rounds otherwise than the function that it is made of.
 
 Sources: PyTorch's notes on numerical accuracy, on reproducibility and on CUDA semantics (TF32).
 """
@@ -13,9 +17,10 @@ Sources: PyTorch's notes on numerical accuracy, on reproducibility and on CUDA s
 from __future__ import annotations
 
 import os
+import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,15 +51,27 @@ def ask_for_determinism() -> None:
 
 @contextmanager
 def numerics(device: torch.device, recurrent: bool = False) -> Iterator[None]:
-    """Inside, a CUDA device computes so; the switches are put back afterwards.
+    """Inside, passes are computed so; the switches are put back afterwards.
 
-    device     that computes; any other than a CUDA device changes nothing
+    device     that computes; of any other than a CUDA device nothing is switched
     recurrent  whether gradients of cuDNN's recurrent layers are to be taken: it has none in evaluation mode, so that
                PyTorch's own kernels do the work, of the other layers too
     """
-    if device.type != "cuda":
+    with _uncompiled(), _cuda(recurrent) if device.type == "cuda" else nullcontext():
         yield
-        return
+
+
+def _uncompiled() -> AbstractContextManager[Any]:
+    """Inside, functions that torch.compile has made run uncompiled; nothing to do where the process has none."""
+    if "torch._dynamo" not in sys.modules:  # whose import takes a second
+        return nullcontext()
+    stance: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
+    return stance
+
+
+@contextmanager
+def _cuda(recurrent: bool) -> Iterator[None]:
+    """The switches of a CUDA device; see `numerics`."""
     cudnn = torch.backends.cudnn
     before = cudnn.enabled, cudnn.benchmark, cudnn.deterministic
     algorithms = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()

@@ -9,6 +9,7 @@ from importlib import import_module
 
 from lossmap.cli import COMMANDS
 from lossmap.cli.entry_point import command_words, launched_rank
+from lossmap.parallel.end_mark import mark_end
 from lossmap.parallel.shutdown import keep_signals
 
 STOPPABLE = ("surface", "eigenmap", "spectrum", "dynamics", "resume")  # commands that a signal asks to stop
@@ -58,6 +59,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         keep_signals()  # before torch is imported, which takes seconds
     module, function, _ = COMMANDS[name]
     code: int = getattr(import_module(module), function)(rest)
+    if launched_rank() == 0:
+        mark_end(code)
     return code
 
 

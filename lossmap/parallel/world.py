@@ -24,6 +24,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from lossmap.parallel import survivors, world_exit
+from lossmap.parallel.end_mark import mark_end
 from lossmap.parallel.host_arrays import like, to_host_array
 from lossmap.parallel.launcher import arrange_teams, check_size, launched, library_name
 from lossmap.parallel.mpi_channel import EXIT_LOST, MpiChannel
@@ -275,6 +276,8 @@ class World:
         if channel is None or self.size == 1 or self._has_left:
             return code
         self._has_left = True  # atexit calls it again
+        if self.rank == 0:
+            mark_end(code)
         channel.flush(world_exit.FLUSH_SECONDS)
         if self.is_whole and not self.dead() and world_exit.all_at_end(channel):
             world_exit.finalize(channel, code)

@@ -288,9 +288,21 @@ def test_a_job_that_slurm_started_again_says_so(tmp_path):
     assert "SLURM requeued" in ran(tmp_path, after="9 points", restart=2, few="0 SLURM")[0]
 
 
-def test_a_command_without_a_result_hands_on_its_exit_code(tmp_path):
+def test_a_command_without_a_result_hands_on_the_exit_code_that_it_noted_at_its_end(tmp_path, monkeypatch):
     job = Job(("health",), None, tmp_path, about=tmp_path / "net_health", requeue=True)
-    assert ran(tmp_path, code=3, job=job)[1:] == (3, [])
+    in_container = replace(job, about=tmp_path / "other")
+    # as lossmap, it notes the end of any command, the looks at its progress too
+    note = 'end=${LOSSMAP_ENDED:-/dev/null}; [ "$1" != status ] || { echo 9 >"$end"; exit; }; cat noted >"$end"'
+    monkeypatch.setitem(FAKES, "lossmap", f'{note}; exit "$(cat code)"\n')
+    (tmp_path / "noted").write_text("3\n")
+    assert ran(tmp_path, code=0, job=job)[1:] == (3, [])  # the launcher says 0
+    (tmp_path / "noted").write_text("")  # all ranks were killed
+    for code, exit_code in ((0, 1), (137, 137)):
+        out, *rest = ran(tmp_path, code=code, job=job)
+        assert rest == [exit_code, []] and "the command did not come to its end: its ranks were killed" in out
+    assert not list(tmp_path.glob("*.ended*"))
+    apart = lines(in_container, Site(container="/images/lossmap.sif"))
+    assert "unset LOSSMAP_ENDED" in apart and "export LOSSMAP_ENDED" not in apart
     assert f"--output={tmp_path}/net_health.%j.log --open-mode=append" in directives(job)
 
 
