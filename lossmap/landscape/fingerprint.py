@@ -3,7 +3,8 @@
     values["loss at the origin"], values["loss at a grid point"]     mean over the first samples, in the problem's unit
     values["product at the origin"]                                  |H v|, v a fixed random direction, by two backward
                                                                      passes; of measures that make products
-    sources[path]                                                    SHA-256 of each of the user's own .py files
+    sources[path]                                                    SHA-256 of each of the user's own .py files, as
+                                                                     this process first saw it after its import
 
 `io/code_identity.py` compares them when a result is continued. Price: two forward passes and, with a product, two
 backward passes over `SAMPLES` samples; the digests of the files; two calls of git where there are such files.
@@ -18,7 +19,7 @@ import os
 import platform
 import sys
 import sysconfig
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,7 @@ def code_of(
     return {
         "values": _values(problem, plane, point, product),
         "eps": float(torch.finfo(dtype).eps),
-        "sources": {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in sources},
+        "sources": source_digests(sources),
         "git": checkout_of(sources[0].parent) if sources else {},
         "environment": environment(next((p.device for p in problem.model.parameters()), torch.device("cpu"))),
     }
@@ -133,6 +134,28 @@ def source_files(problems: Mapping[str, Problem], files: Iterable[Path] = ()) ->
         if os.path.realpath(file).startswith(folders):
             named |= dict.fromkeys(_own_file(module))
     return sorted(named)[:MAX_SOURCES]
+
+
+_seen: dict[Path, tuple[Any, str]] = {}  # by file: the import that ran it, and its SHA-256 then
+
+
+def source_digests(files: Sequence[Path]) -> dict[str, str]:
+    """The SHA-256 of each file, as it was when this process first looked at the module that it is imported as.
+
+    A file that is edited later, while members of a campaign go on with what was imported, has another one on the disk.
+    """
+    names, imports = {path.name for path in files}, {}
+    for module in list(sys.modules.values()):
+        file = getattr(module, "__file__", None)
+        if isinstance(file, str) and os.path.basename(file) in names:
+            imports[Path(os.path.realpath(file))] = getattr(module, "__spec__", None)
+    digests = {}
+    for path in files:
+        spec = imports.get(path)
+        if spec is None or path not in _seen or _seen[path][0] is not spec:  # a reloaded module has another spec
+            _seen[path] = spec, hashlib.sha256(path.read_bytes()).hexdigest()
+        digests[str(path)] = _seen[path][1]
+    return digests
 
 
 def _functions(value: Any, depth: int = 0) -> Iterator[Any]:

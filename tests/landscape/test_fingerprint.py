@@ -1,5 +1,6 @@
 """Code is part of a result's identity: what measures is fingerprinted by value, compared, refused, accepted, noted."""
 
+import hashlib
 import importlib
 import json
 import sys
@@ -14,7 +15,7 @@ from lossmap.io import attempts, code_identity
 from lossmap.io.code_identity import changes_between, decoded
 from lossmap.io.merge import merge
 from lossmap.io.read import Refused, SurfaceFile, read
-from lossmap.landscape.fingerprint import code_of, source_files
+from lossmap.landscape.fingerprint import code_of, source_digests, source_files
 
 NET = """
 import torch
@@ -297,6 +298,18 @@ def test_old_attempts_are_added_up():
     assert len(made) == attempts.MAX_ATTEMPTS
     assert attempts.totals(made)["seconds"] == attempts.MAX_ATTEMPTS + 5
     assert sum(attempt["points"] for attempt in made) == attempts.MAX_ATTEMPTS + 5
+
+
+def test_a_file_that_is_edited_after_its_import_is_known_as_it_was_imported(here):
+    Path("scale.py").write_text("SCALE = 1.0\n")
+    scale = importlib.import_module("scale")
+    file = Path("scale.py").resolve()
+    before = source_digests([file])
+    Path("scale.py").write_text("SCALE = 1.5  # edited\n")
+    assert source_digests([file]) == before == {str(file): hashlib.sha256(b"SCALE = 1.0\n").hexdigest()}
+    importlib.reload(scale)
+    assert source_digests([file]) != before
+    del sys.modules["scale"]
 
 
 def test_installed_packages_and_lossmap_are_no_sources(here):
