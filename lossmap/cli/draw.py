@@ -28,6 +28,7 @@ from lossmap.io.read import Group, NotASurface, Surface, read, training_path
 from lossmap.io.surface import TRAINING_PROCESS
 from lossmap.plotting.dispatch import figures_of
 from lossmap.plotting.figures import KINDS, draw, fitting_kind, save
+from lossmap.plotting.interpolation import checked_interp
 from lossmap.plotting.options_taken import TAKEN, refuse_unused, used_options
 from lossmap.plotting.quantities import PARTS, holds_points, other_kinds
 from lossmap.plotting.save_next_to import log_choice, save_next_to, show
@@ -59,6 +60,13 @@ class PictureSettings:
     dir_file: str | None = setting(None, "its directions, in the original tool's format", metavar="FILE")
     no_trajectory: bool = setting(False, "figure without the training path")
     width: float | None = setting(None, "width in inches; by default 3.3, or 6.75 for several maps", metavar="INCHES")
+    interp: str | None = setting(
+        None,
+        "points to an interval between the measured ones of a plane, along a cubic spline, or `none`; by default "
+        "enough for smooth lines, and in .vts and .vtp the measured ones alone",
+        metavar="N",
+    )
+    points: bool = setting(False, "marks at the measured points of a plane")
     dpi: int = setting(300, "dots per inch of raster figures", metavar="DPI")
 
 
@@ -78,7 +86,7 @@ COMMAND = Command(
     (
         "lossmap draw surface.h5 --page --vtk",
         "lossmap draw a.h5 b.h5 --titles with without --output pair.pdf",
-        "lossmap draw surface.h5 --kind 3d --output relief.png",
+        "lossmap draw surface.h5 --kind 3d --interp 4 --points --output relief.png",
     ),
 )
 WATCH = Command(
@@ -288,6 +296,8 @@ def _options(settings: Settings) -> dict[str, Any]:
         "loss_max": levels.loss_max,
         "trajectory": _trajectory(settings),
         "width": picture.width,
+        "interp": checked_interp(picture.interp),
+        "points": picture.points or None,
     }
 
 

@@ -31,6 +31,7 @@ from lossmap.plotting.panels import (
     add_legend_and_notes,
     common_loss,
     figure_of_maps,
+    interpolation_notes,
 )
 from lossmap.plotting.plane_figures import MAX_RATIO, frame_panel, set_bar_ticks
 from lossmap.plotting.quantities import eigenvalues, quantity, values_of
@@ -56,6 +57,9 @@ def draw_convexity(surfaces: Sequence[Surface], titles: Sequence[str] | None, op
     limit = MAX_RATIO if options.vmax is None else options.vmax
     norm = maps.centred([values_of(s, "ratio")[0] for s in surfaces], limit)
     notes = [line for i, s in enumerate(surfaces) for line in _notes(s, titles[i] if titles else "")]
+    if loss is not None:
+        scale = options.scale([s[loss] for s in surfaces], quantity(surfaces[0], loss))
+        notes += [f"loss: {note}" for note in interpolation_notes(surfaces, scale, options.interp)]
     figure, grid, columns = figure_of_maps(surfaces, bool(titles), options.width, 0.95 + 0.1 * len(notes))
     handles: list[Artist] = []
     mappable: Any = None
@@ -67,6 +71,8 @@ def draw_convexity(surfaces: Sequence[Surface], titles: Sequence[str] | None, op
         if loss is not None:
             handles += _loss_lines(axes, surface, loss, surfaces, options)
         handles += _zero_line(axes, surface)
+        if options.points:
+            maps.mark_points(axes, surface.grid, ratio)
         frame_panel(axes, surface, options, "map", left=i % columns == 0, bottom=i + columns >= len(surfaces))
         if titles:
             axes.set_title(titles[i])
@@ -98,7 +104,7 @@ def _loss_lines(
     scale = options.scale([s[loss] for s in surfaces], what)
     if scale.flat or min(surface.grid.shape) < 2:
         return []
-    maps.plain_contour(axes, surface.grid, surface[loss], scale, color="0.35")
+    maps.plain_contour(axes, surface.grid, surface[loss], scale, "0.35", options.interp)
     return [Line2D([], [], color="0.35", linewidth=0.6, label=what.label.replace("\n", " "))]
 
 

@@ -3,9 +3,9 @@
     figure = draw("surface.h5")                    the kind that fits what the file holds
     save(figure, "surface.pdf")
 
-Several surfaces stand side by side with common levels. A value is never smoothed; what is missing is shown as
-missing. Planes are drawn by `plane_figures`, lines by `line_figures`, everything else that a file may hold by
-`dispatch`.
+Several surfaces stand side by side with common levels. Contours pass through the measured values, and between them
+along a spline that the figure names; what is missing is shown as missing. Planes are drawn by `plane_figures`, lines by
+`line_figures`, everything else that a file may hold by `dispatch`.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from lossmap.io.read import Group, Surface, read
 from lossmap.keywords import checked_keywords
 from lossmap.plotting import dispatch
 from lossmap.plotting.convexity import draw_convexity
+from lossmap.plotting.interpolation import checked_interp
 from lossmap.plotting.line_figures import draw_eigenvalue_lines, draw_lines
 from lossmap.plotting.options_taken import refuse_unused
 from lossmap.plotting.panels import FigureOptions
@@ -60,6 +61,8 @@ def draw(
     loss_max: float | None = None,
     trajectory: Group | Mapping[str, Any] | bool | None = None,
     width: float | None = None,
+    interp: int | str | None = None,
+    points: bool | None = None,
 ) -> Figure:
     """A figure of one result, or of several surfaces side by side with common levels.
 
@@ -78,6 +81,9 @@ def draw(
         loss_max: where the loss axis of a line ends.
         trajectory: arrays x and y to draw over a map; that of the file if there is one, False for none.
         width: inches; one column (3.3) for one map, a page (6.75) for several.
+        interp: points to an interval between the measured ones of a plane, along a cubic spline of what the levels are
+            even in (the logarithm on a log scale); "none" or 1 for straight lines; by default enough for smooth lines.
+        points: whether the measured points are marked.
 
     An option that would change nothing of the kind, or of what is there, is refused.
 
@@ -105,7 +111,9 @@ def draw(
         trajectory = Group(dict(trajectory))
     if kind == "auto":
         kind = fitting_kind(surfaces, field)
-    options = FigureOptions(vmin, vmax, vlevel, log, loss_max, trajectory, width)
+    options = FigureOptions(
+        vmin, vmax, vlevel, log, loss_max, trajectory, width, checked_interp(interp), points or None
+    )
     refuse_unused(surfaces, kind, field, {**vars(options), "field": field, "titles": titles})
     if titles is None:
         titles = _default_titles(sources)

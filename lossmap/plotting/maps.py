@@ -1,7 +1,8 @@
 """Maps of a plane: contours, filled contours and cells, with what is missing shown as missing.
 
-A value belongs to its point; a cell reaches half-way to the neighbours. Cells of points that are still to do are grey
-and hatched, of failed ones cross-hatched; NaN is a white cell with a cross, an infinite result one with a triangle.
+A value belongs to its point; a cell reaches half-way to the neighbours; contours follow the spline of `interpolation`.
+Cells of points that are still to do are grey and hatched, of failed ones cross-hatched; NaN is a white cell with a
+cross, an infinite result one with a triangle.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from lossmap.geometry.grid import Grid
 from lossmap.io.surface import DONE, FAILED
 from lossmap.plotting.contour_levels import FLAT_MARGIN, Scale
 from lossmap.plotting.contour_levels import labels as labels_of
+from lossmap.plotting.interpolation import AUTOMATIC, factor_of, refine, refine_ticks
 from lossmap.plotting.style import DARK, GREY, RED
 
 Array = np.ndarray
@@ -70,16 +72,18 @@ def centred(values: list[Array], limit: float | None = None, log: bool | None = 
     return CenteredNorm(0.0, most)
 
 
-def filled(axes: Axes, grid: Grid, values: Array, scale: Scale, cmap: str) -> ScalarMappable:
-    """Bands between levels, with thin lines; cells below, so that no gap opens beside a missing point."""
-    x, y = grid.x, y_ticks(grid)
+def filled(axes: Axes, grid: Grid, values: Array, scale: Scale, cmap: str, interp: int | None = 1) -> ScalarMappable:
+    """Bands between levels, with thin lines; cells below, so that no gap opens beside a missing point.
+
+    interp  points to an interval between the measured ones, as `interpolation.factor_of`
+    """
     if scale.flat or min(values.shape) < 2:
         return cells(axes, grid, values, norm_of(scale), cmap)
     colours = matplotlib.colormaps[cmap].with_extremes()
     bands = scale.levels.size - 1 + int(scale.below) + int(scale.above)
     norm = BoundaryNorm(scale.levels, max(colours.N, bands), extend=scale.extend)
     _mesh(axes, grid, np.clip(values, *_finite_ends(scale)), norm, colours)
-    heights = contour_heights(values, scale)
+    x, y, heights = fine_heights(grid, values, scale, interp)
     if heights.mask.all():
         return ScalarMappable(norm, colours)
     levels = contour_heights(scale.levels, scale)
@@ -92,17 +96,23 @@ def filled(axes: Axes, grid: Grid, values: Array, scale: Scale, cmap: str) -> Sc
 
 
 def contour(
-    axes: Axes, grid: Grid, values: Array, scale: Scale, cmap: str, norm: Normalize | None = None
+    axes: Axes,
+    grid: Grid,
+    values: Array,
+    scale: Scale,
+    cmap: str,
+    norm: Normalize | None = None,
+    interp: int | None = 1,
 ) -> ScalarMappable:
-    """Lines at the levels, labelled, in the colours of a norm, or of the scale if left out."""
+    """Lines at the levels, labelled, in the colours of a norm, or of the scale if left out; interp as `filled`."""
     norm = norm or norm_of(scale)
     if scale.flat or min(values.shape) < 2:
         return cells(axes, grid, values, norm, cmap)
-    heights, levels = contour_heights(values, scale), contour_heights(scale.levels, scale)
+    (x, y, heights), levels = fine_heights(grid, values, scale, interp), contour_heights(scale.levels, scale)
     drawn = None
     if not heights.mask.all():
         colours = matplotlib.colormaps[cmap](norm(scale.levels))
-        drawn = _lines(axes, grid.x, y_ticks(grid), heights, levels, colors=colours, linewidths=0.8)
+        drawn = _lines(axes, x, y, heights, levels, colors=colours, linewidths=0.8)
     if drawn is not None:
         words = dict(zip(levels.tolist(), labels_of(scale.levels), strict=True))
         for text in axes.clabel(drawn, drawn.levels[::2], fmt=words, fontsize=5.5, inline_spacing=2):
@@ -110,12 +120,12 @@ def contour(
     return ScalarMappable(norm, matplotlib.colormaps[cmap])
 
 
-def plain_contour(axes: Axes, grid: Grid, values: Array, scale: Scale, color: str) -> None:
-    """Thin labelled lines of one colour at the levels of a scale."""
-    heights, levels = contour_heights(values, scale), contour_heights(scale.levels, scale)
+def plain_contour(axes: Axes, grid: Grid, values: Array, scale: Scale, color: str, interp: int | None = 1) -> None:
+    """Thin labelled lines of one colour at the levels of a scale; interp as `filled`."""
+    (x, y, heights), levels = fine_heights(grid, values, scale, interp), contour_heights(scale.levels, scale)
     if heights.mask.all():
         return
-    drawn = _lines(axes, grid.x, y_ticks(grid), heights, levels, colors=color, linewidths=0.6)
+    drawn = _lines(axes, x, y, heights, levels, colors=color, linewidths=0.6)
     if drawn is not None:
         words = dict(zip(levels.tolist(), labels_of(scale.levels), strict=True))
         axes.clabel(drawn, drawn.levels[::2], fmt=words, fontsize=5.0, inline_spacing=2)
@@ -132,6 +142,32 @@ def contour_heights(values: Array, scale: Scale) -> Any:
     with np.errstate(invalid="ignore"):
         raised = _raised(values, float(scale.low) * 1e-3)  # below the lowest level, and no matter how far
     return np.ma.masked_invalid(np.log10(raised))
+
+
+def fine_heights(
+    grid: Grid, values: Array, scale: Scale, interp: int | None, enough: int = AUTOMATIC
+) -> tuple[Array, Array, Any]:
+    """The ticks along x and y and what contours are found in, (ny, nx), with points between the measured ones.
+
+    interp, enough  as `interpolation.factor_of`
+    """
+    x, y, heights = grid.x, y_ticks(grid), contour_heights(values, scale)
+    factor = factor_of(values.shape, interp, enough)
+    if factor == 1:
+        return x, y, heights
+    fine = refine(x, y, np.ma.filled(heights, np.nan), factor)
+    return refine_ticks(x, factor), refine_ticks(y, factor), np.ma.masked_invalid(fine)
+
+
+def mark_points(axes: Axes, grid: Grid, values: Array) -> None:
+    """A dot at each measured point, of values (ny, nx), small enough to leave the map to be seen."""
+    across, up = np.meshgrid(grid.x, y_ticks(grid))
+    known = np.isfinite(values)
+    size = float(np.clip(50 / max(values.shape), 0.4, 1.6))
+    axes.plot(
+        across[known], up[known], linestyle="", marker="o", color="black", markersize=size, markeredgewidth=0.0,
+        alpha=0.7, zorder=2.4, label="measured point",
+    )  # fmt: skip
 
 
 def cells(axes: Axes, grid: Grid, values: Array, norm: Normalize, cmap: str) -> ScalarMappable:

@@ -1,7 +1,6 @@
 """Which options a kind of figure takes, so that none is ignored in silence: the others are refused by name.
 
-Options are those of `draw` beside the kind: field, titles, vmin, vmax, vlevel, log, loss_max, trajectory, width. NumPy
-alone.
+Options are those of `draw` beside the kind and what is drawn. NumPy alone.
 """
 
 from __future__ import annotations
@@ -13,13 +12,14 @@ from lossmap.io.surface import Surface
 from lossmap.plotting.quantities import best_field, is_line, quantity
 
 LEVELS = frozenset({"vmin", "vmax", "vlevel", "log"})
-MAP = LEVELS | {"field", "titles", "trajectory", "width"}
+LINE = LEVELS | {"field", "titles", "width"}
+MAP = LINE | {"trajectory", "interp", "points"}
 TAKEN: dict[str, frozenset[str]] = {
     "filled": MAP,
     "contour": MAP,
-    "map": MAP,
+    "map": MAP - {"interp"},
     "3d": MAP - {"trajectory"},
-    "line": MAP - {"trajectory", "vlevel"} | {"loss_max"},
+    "line": LINE - {"vlevel"} | {"loss_max"},
     "eigen": MAP - {"field"} | {"loss_max"},
     "convexity": MAP - {"field"} | {"loss_max"},
     "training": frozenset({"titles", "width"}),
@@ -31,8 +31,8 @@ TAKEN: dict[str, frozenset[str]] = {
     "evolution": frozenset({"titles"}),
     "health": frozenset({"titles"}),
     "path": frozenset({"titles", "width"}),
-    "page": MAP - {"vlevel", "width"} | {"loss_max"},
-    "vtk": frozenset({"field", "log", "vmax", "trajectory"}),
+    "page": LINE - {"vlevel", "width"} | {"trajectory", "loss_max"},
+    "vtk": frozenset({"field", "log", "vmax", "trajectory", "interp"}),
 }
 FLAGS = {"trajectory": "--proj-file", "loss_max": "--loss-max", "log": "--log or --linear"}
 NAMES = {"page": "an HTML page", "vtk": "a file for ParaView"}
@@ -95,12 +95,12 @@ def _reason_of_content(
     flat = all(is_line(surface) for surface in surfaces)
     if name == "loss_max" and not flat:
         return "--loss-max ends the loss axis of a line (the kinds line and eigen); of a plane --vmax ends the levels"
-    if flat and name in ("vlevel", "trajectory"):
+    if flat and name in ("vlevel", "trajectory", "interp", "points"):
         return f"{_flag(name)} changes nothing of a line; planes take it, in the kinds filled, contour, map, eigen"
     if name == "vmax" and flat and options.get("loss_max") is not None:
         return "--vmax and --loss-max end the same axis of a line: give one of them"
     if kind in ("eigen", "convexity"):
-        if name in LEVELS | {"loss_max"} and options[name] is not False and not _have_loss(surfaces):
+        if name in LEVELS | {"loss_max", "interp"} and options[name] is not False and not _have_loss(surfaces):
             return (
                 f"{_flag(name)} is of the loss beside the eigenvalues, and these files hold none: "
                 "the kinds filled, contour and map take it for a --field"
@@ -113,12 +113,14 @@ def _reason_of_sign(
     name: str, surfaces: Sequence[Surface], kind: str, field: str | None, options: Mapping[str, Any]
 ) -> str:
     """Colours that are centred on 0 have one end to set; empty where another quantity is drawn."""
-    names = ("vmin", "vlevel", "log") if kind == "page" else ("vmin", "vlevel")
+    names = ("vmin", "vlevel", "log") if kind == "page" else ("vmin", "vlevel", "interp")
     if kind not in ("filled", "map", "page") or name not in names:
         return ""
     what = quantity(surfaces[0], field or best_field(surfaces[0]))
     if not what.signed or is_line(surfaces[0]):
         return ""
+    if name == "interp":
+        return f"--interp changes nothing of {what.name}, which is drawn in cells: the kinds contour and 3d take it"
     return (
         f"{_flag(name)} changes nothing of {what.name}, whose colours are centred on 0: --vmax ends them on both "
         "sides; the kinds contour and 3d take it"

@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from lossmap.io.read import Group, Surface
 from lossmap.plotting import maps
 from lossmap.plotting.contour_levels import Scale, scale_of, suits_log
+from lossmap.plotting.interpolation import AUTOMATIC, factor_of
 from lossmap.plotting.quantities import Quantity
 from lossmap.plotting.style import COLUMN, PAGE, new_figure
 
@@ -34,6 +35,8 @@ class FigureOptions:
     loss_max: float | None = None
     trajectory: Group | bool | None = None
     width: float | None = None
+    interp: int | None = None
+    points: bool | None = None
 
     def scale(self, arrays: Sequence[np.ndarray], what: Quantity, noise: float = 0.0) -> Scale:
         """The common scale of these arrays, whose differences may be but noise (`noise_in`)."""
@@ -64,6 +67,22 @@ class FigureOptions:
         if path is None or "x" not in path or "y" not in path:
             return None
         return path
+
+
+def interpolation_notes(
+    surfaces: Sequence[Surface], scale: Scale, interp: int | None, enough: int = AUTOMATIC
+) -> list[str]:
+    """What stands between the measured points of these planes, in a line; none where nothing does.
+
+    interp, enough  as `interpolation.factor_of`
+    """
+    factors = sorted({factor_of(surface.grid.shape, interp, enough) for surface in surfaces})
+    if factors[-1] == 1 or scale.flat:
+        return []
+    shapes = sorted({surface.grid.shape[::-1] for surface in surfaces})
+    measured = ", ".join(f"{nx}\N{MULTIPLICATION SIGN}{ny}" for nx, ny in shapes)
+    of_what = "the logarithm" if scale.log else "the values"
+    return [f"measured at {measured} points; between them a cubic spline of {of_what}"]
 
 
 def _has_positive(arrays: Sequence[np.ndarray]) -> bool:

@@ -25,6 +25,7 @@ from lossmap.plotting.panels import (
     common_loss,
     figure_of_maps,
     have_one_window,
+    interpolation_notes,
     layout_of,
     panel_ratio,
 )
@@ -38,7 +39,7 @@ from lossmap.plotting.quantities import (
     values_of,
 )
 from lossmap.plotting.style import PAGE, new_figure
-from lossmap.plotting.surface3d import draw_surface3d
+from lossmap.plotting.surface3d import ENOUGH, draw_surface3d
 
 MAX_RATIO = 1.0  # |min_eig / max_eig| at which its colours end
 
@@ -66,13 +67,17 @@ def draw_maps(
         notes = [*notes, _note_of_outliers(arrays, scale)]
     if noise:
         notes = [*notes, FLAT_NOTE]
+    if kind != "map":
+        notes = [*notes, *interpolation_notes(surfaces, scale, options.interp)]
     figure, grid, columns = figure_of_maps(surfaces, bool(titles), options.width, 0.45 + 0.12 * len(notes))
     norm = _centred(what, arrays, options.vmax, options.log, noise)
     patches: list[Artist] = []
     mappable: Any = None
     for i, (axes, surface, (values, status)) in enumerate(zip(grid.flat, surfaces, readings, strict=False)):
-        mappable = _map(axes, surface, values, what, kind, scale, norm)
+        mappable = _map(axes, surface, values, what, kind, scale, norm, options.interp)
         patches += maps.mark_missing(axes, surface.grid, values, status)
+        if options.points:
+            maps.mark_points(axes, surface.grid, values)
         frame_panel(axes, surface, options, kind, left=i % columns == 0, bottom=i + columns >= len(surfaces))
         if titles:
             axes.set_title(titles[i])
@@ -92,14 +97,21 @@ def _note_of_outliers(arrays: list[np.ndarray], scale: Scale) -> str:
 
 
 def _map(
-    axes: Any, surface: Surface, values: np.ndarray, what: Quantity, kind: str, scale: Scale, norm: Normalize | None
+    axes: Any,
+    surface: Surface,
+    values: np.ndarray,
+    what: Quantity,
+    kind: str,
+    scale: Scale,
+    norm: Normalize | None,
+    interp: int | None,
 ) -> Any:
-    """Draw one map; norm: the colours of a signed quantity, those of the scale if left out."""
+    """Draw one map; norm: colours of a signed quantity, else those of the scale; interp: as `maps.filled`."""
     if kind == "contour":
-        return maps.contour(axes, surface.grid, values, scale, what.cmap, norm)
+        return maps.contour(axes, surface.grid, values, scale, what.cmap, norm, interp)
     if kind == "map" or norm is not None:
         return maps.cells(axes, surface.grid, values, norm or maps.norm_of(scale), what.cmap)
-    return maps.filled(axes, surface.grid, values, scale, what.cmap)
+    return maps.filled(axes, surface.grid, values, scale, what.cmap, interp)
 
 
 def _label_on_scale(label: str, kind: str, scale: Scale, norm: Normalize | None, gap: str = ", ") -> str:
@@ -185,10 +197,14 @@ def draw_surfaces_3d(
     for i, (surface, (values, status)) in enumerate(zip(surfaces, readings, strict=True)):
         axes = figure.add_subplot(rows, columns, i + 1, projection="3d", computed_zorder=False)
         labels_3d = ("x", "y", height_label)
-        handles += draw_surface3d(axes, surface.grid, values, scale, what.cmap, labels_3d, status, norm)
+        handles += draw_surface3d(
+            axes, surface.grid, values, scale, what.cmap, labels_3d, status, norm, options.interp, bool(options.points)
+        )
         if titles:
             axes.set_title(titles[i], y=0.97)
-    add_legend_and_notes(figure, handles, [FLAT_NOTE] if noise else [])
+    notes = [FLAT_NOTE] if noise else []
+    notes += interpolation_notes(surfaces, scale, options.interp, ENOUGH)
+    add_legend_and_notes(figure, handles, notes)
     return figure
 
 
@@ -221,15 +237,18 @@ def draw_eigenvalue_maps(surfaces: Sequence[Surface], titles: Sequence[str] | No
         kind, scale = "map", scale_of(arrays, count=8, log=linear, noise=noise)
         if name == loss:
             kind, scale = "filled", options.scale(arrays, what, noise)
+            notes += [f"{what.symbol}: {note}" for note in interpolation_notes(surfaces, scale, options.interp)]
         norm = _centred(what, arrays, log=linear, noise=noise)
         if noise:
             flat.append(what.symbol)
         mappable: Any = None
         for row, (surface, (values, status)) in enumerate(zip(surfaces, readings, strict=True)):
             axes = grid[row, column]
-            mappable = _map(axes, surface, values, what, kind, scale, norm)
+            mappable = _map(axes, surface, values, what, kind, scale, norm, options.interp)
             patches += maps.mark_missing(axes, surface.grid, values, status)
             last = row == len(surfaces) - 1 or not shared
+            if options.points:
+                maps.mark_points(axes, surface.grid, values)
             frame_panel(axes, surface, options, "map", left=column == 0, bottom=last)
             _set_round_ticks(axes, 3)
             if last:

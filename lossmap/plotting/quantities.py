@@ -138,7 +138,7 @@ def other_kinds(surface: Surface) -> tuple[str, ...]:
     return tuple(kind for kind in is_held if is_held[kind])
 
 
-def _of_points(surface: Surface) -> list[str]:
+def fields_of_points(surface: Surface) -> list[str]:
     """The fields that are readings at points: no book-keeping, and nothing of the parts of a spectrum or a run."""
     parts = {name for measure in PARTS for name in surface.measures.get(measure, ())}
     beside = ("_seconds", "_rank", "_error", "_limit")  # book-keeping, and what belongs to another field
@@ -147,7 +147,7 @@ def _of_points(surface: Surface) -> list[str]:
 
 def holds_points(surface: Surface) -> bool:
     """Whether there is a surface to draw: readings over a line or a plane."""
-    return bool(_of_points(surface))
+    return bool(fields_of_points(surface))
 
 
 TASK_MEASURES = ("spectrum",)  # whose figures are made when all tasks are done
@@ -155,7 +155,7 @@ TASK_MEASURES = ("spectrum",)  # whose figures are made when all tasks are done
 
 def best_field(surface: Surface) -> str:
     """The field that a picture shows if nothing is said. Raises ValueError where there is none."""
-    names = _of_points(surface)
+    names = fields_of_points(surface)
     for name in ("train_loss", "test_loss", "max_eig"):
         if name in names:
             return name

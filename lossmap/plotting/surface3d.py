@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import matplotlib
@@ -15,13 +16,14 @@ from lossmap.geometry.grid import Grid
 from lossmap.io.surface import DONE
 from lossmap.plotting.contour_levels import Scale
 from lossmap.plotting.contour_levels import labels as texts
-from lossmap.plotting.maps import missing_points, norm_of, y_ticks
+from lossmap.plotting.maps import contour_heights, fine_heights, missing_points, norm_of, y_ticks
 from lossmap.plotting.style import RED
 
 MAX_TICKS = 6
 ABOVE, BELOW = "0.6", "0.85"  # facets that are cut at the ends of the scale
 HOLES = {"not computed": ("s", "0.6"), "failed": ("X", RED), "NaN": ("x", "black"), "infinite": ("^", "black")}
 MAX_FACETS = 150  # facets along each side; finer grids are thinned for the picture
+ENOUGH = 100  # facets along the longer side, where the points between the measured ones are not set
 
 
 def draw_surface3d(
@@ -33,6 +35,8 @@ def draw_surface3d(
     labels: tuple[str, str, str],
     status: np.ndarray | None = None,
     norm: Normalize | None = None,
+    interp: int | None = 1,
+    points: bool = False,
 ) -> list[Artist]:
     """The surface over its grid; heights by decades where the scale is geometric, cut at the ends of the scale.
 
@@ -42,6 +46,8 @@ def draw_surface3d(
     labels  of the axes x, y and z
     status  (ny, nx), of the points; all are done if left out
     norm    the colours of a signed quantity, those of the scale if left out
+    interp  points to an interval between the measured ones, as `interpolation.factor_of` with ENOUGH
+    points  mark the measured points on the surface
 
     Returns what stands in the legend: the cuts and the reasons of the holes.
 
@@ -49,30 +55,35 @@ def draw_surface3d(
     """
     if min(values.shape) < 2:
         raise ValueError(f"a surface in 3-D needs two points or more along both axes; this grid has {values.shape}")
-    clipped = np.where(np.isfinite(values), np.clip(values, scale.low, scale.high), np.nan)
-    height = _heights(clipped, scale)
-    across, up = np.meshgrid(grid.x, y_ticks(grid))
+    x, y, found = fine_heights(grid, values, scale, interp, ENOUGH)
+    raw = np.ma.filled(found, np.nan)
+    ends = _heights(np.array([scale.low, scale.high]), scale)
+    height = np.clip(raw, *ends)
+    across, up = np.meshgrid(x, y)
     # A facet has the colour of the mean of its corners; where one is missing there is none.
     facets = 0.25 * (height[1:, 1:] + height[1:, :-1] + height[:-1, 1:] + height[:-1, :-1])
     if scale.log:
         facets = 10.0**facets
     colours = matplotlib.colormaps[cmap]((norm or norm_of(scale))(facets))
-    handles = _cut_facets(colours, values, scale)
-    step = max(1, -(-max(values.shape) // MAX_FACETS))
+    handles = _cut_facets(colours, values, raw, scale)
+    step = max(1, -(-max(raw.shape) // MAX_FACETS))
+    is_fine = raw.shape != values.shape
     polygons = axes.plot_surface(
         across,
         up,
         height,
         rstride=step,
         cstride=step,
-        facecolors=_spread(colours, values.shape),
-        linewidth=0.12,
-        edgecolor=(0, 0, 0, 0.35),
+        facecolors=_spread(colours, raw.shape),
+        linewidth=0.0 if is_fine else 0.12,
+        edgecolor="none" if is_fine else (0, 0, 0, 0.35),  # lines at the measured points alone
         antialiased=True,
         shade=False,
         zorder=2,
     )
-    polygons.set_rasterized(values.size > 2500)
+    polygons.set_rasterized(raw.size > 2500)
+    if points:
+        _mark_points(axes, grid, np.clip(np.ma.filled(contour_heights(values, scale), np.nan), *ends))
     _set_height_axis(axes, scale)
     axes.set_xlabel(labels[0], labelpad=-7)
     axes.set_ylabel(labels[1], labelpad=-7)
@@ -90,18 +101,23 @@ def draw_surface3d(
     axes.set_box_aspect((1, 1, 0.75), zoom=0.95)
     if status is None:
         status = np.full(values.shape, DONE)
-    return handles + _mark_holes(axes, (across, up), values, status)
+    return handles + _mark_holes(axes, np.meshgrid(grid.x, y_ticks(grid)), values, status)
 
 
-def _cut_facets(colours: np.ndarray, values: np.ndarray, scale: Scale) -> list[Artist]:
-    """Make the facets with a corner beyond the scale grey, in place, of colours (ny - 1, nx - 1, 4). For the legend."""
+def _cut_facets(colours: np.ndarray, values: np.ndarray, raw: np.ndarray, scale: Scale) -> list[Artist]:
+    """Make the facets with a corner beyond the scale grey, in place, of colours (ny - 1, nx - 1, 4). For the legend.
+
+    values  the measured ones; raw: the heights of the corners before they are cut, (ny, nx)
+    """
     handles: list[Artist] = []
     finite = values[np.isfinite(values)]
-    for mask, colour, words in (
-        (np.isfinite(values) & (values > scale.high), ABOVE, f"above {scale.high:g}, cut: up to {{:.3g}}"),
-        (np.isfinite(values) & (values < scale.low), BELOW, f"below {scale.low:g}, cut: down to {{:.3g}}"),
+    low, high = _heights(np.array([scale.low, scale.high]), scale)
+    margin = 1e-12 * max(abs(low), abs(high))  # a logarithm of an end is not always that of the scale
+    for mask, is_cut, colour, words in (
+        (raw > high + margin, finite > scale.high, ABOVE, f"above {scale.high:g}, cut: up to {{:.3g}}"),
+        (raw < low - margin, finite < scale.low, BELOW, f"below {scale.low:g}, cut: down to {{:.3g}}"),
     ):
-        if not mask.any():
+        if not is_cut.any():  # between the points alone, by the spline
             continue
         corners = mask[1:, 1:] | mask[1:, :-1] | mask[:-1, 1:] | mask[:-1, :-1]
         colours[corners] = to_rgba(colour)
@@ -110,9 +126,18 @@ def _cut_facets(colours: np.ndarray, values: np.ndarray, scale: Scale) -> list[A
     return handles
 
 
-def _mark_holes(
-    axes: Any, ground: tuple[np.ndarray, np.ndarray], values: np.ndarray, status: np.ndarray
-) -> list[Artist]:
+def _mark_points(axes: Any, grid: Grid, heights: np.ndarray) -> None:
+    """A dot at each measured point of the surface; heights (ny, nx), NaN where there is none."""
+    across, up = np.meshgrid(grid.x, y_ticks(grid))
+    known = np.isfinite(heights)
+    size = float(np.clip(50 / max(heights.shape), 0.4, 1.6))
+    axes.plot(
+        across[known], up[known], heights[known], linestyle="", marker="o", color="black", markersize=size,
+        markeredgewidth=0.0, alpha=0.7, zorder=3, label="measured point",
+    )  # fmt: skip
+
+
+def _mark_holes(axes: Any, ground: Sequence[np.ndarray], values: np.ndarray, status: np.ndarray) -> list[Artist]:
     """Mark the points without a finite value on the floor; ground: x and y of the points. Returns the marks."""
     floor = axes.get_zlim()[0]
     size = float(np.clip(120 / max(values.shape), 1.5, 5.0))

@@ -116,7 +116,7 @@ def facet_colours(axes):
 
 def test_a_cut_relief_is_grey_where_it_is_cut_and_says_so():
     z = 0.01 + X**2 + 3 * Y**2
-    figure = draw(plane(z), "3d", vmax=1, vmin=0.1)
+    figure = draw(plane(z), "3d", vmax=1, vmin=0.1, interp="none")
     labels = [t.get_text() for t in figure.legends[0].get_texts()]
     assert labels == [f"above 1, cut: up to {z.max():.3g}", f"below 0.1, cut: down to {z.min():.3g}"]
     corners = np.stack([z[1:, 1:], z[1:, :-1], z[:-1, 1:], z[:-1, :-1]])
@@ -124,6 +124,53 @@ def test_a_cut_relief_is_grey_where_it_is_cut_and_says_so():
     assert colours.count((0.6, 0.6, 0.6)) == ((corners > 1).any(0) & ~(corners < 0.1).any(0)).sum()
     assert colours.count((0.85, 0.85, 0.85)) == (corners < 0.1).any(0).sum()
     assert not draw(plane(z), "3d").legends
+    smooth = draw(plane(z), "3d", vmax=1, vmin=0.1, interp=2)
+    assert [t.get_text() for t in smooth.legends[0].get_texts()] == labels
+    greys = facet_colours(smooth.axes[0])
+    assert (
+        len(greys) == 4 * len(colours) and 0.8 < greys.count((0.85, 0.85, 0.85)) / colours.count((0.85, 0.85, 0.85)) < 4
+    )
+
+
+def test_contours_follow_the_spline_of_the_log_and_the_figure_says_so():
+    z = 10.0 ** (2 * X + Y**2)
+    for kind in ("filled", "contour"):
+        smooth, straight = draw(plane(z), kind, log=True, interp=8), draw(plane(z), kind, log=True, interp="none")
+        said = smooth.get_supxlabel().replace("\n", " ")
+        assert said == "measured at 9\N{MULTIPLICATION SIGN}7 points; between them a cubic spline of the logarithm"
+        assert not straight.get_supxlabel()
+        errors = []
+        for figure in (smooth, straight):
+            drawn = [c for c in figure.axes[0].collections if isinstance(c, QuadContourSet)][-1]
+            far = [
+                np.abs(2 * p.vertices[:, 0] + p.vertices[:, 1] ** 2 - level).max()
+                for level, p in zip(drawn.levels, drawn.get_paths(), strict=True)
+            ]
+            errors.append(max(far))
+        assert errors[0] < 0.1 * errors[1]
+    even = draw(plane(1 + X**2), "filled", log=False).get_supxlabel()
+    assert even.endswith("a cubic spline of the values") and not draw(plane(z), "map").get_supxlabel()
+
+
+def test_measured_points_are_marked_where_they_have_a_value():
+    z = 0.01 + X**2 + Y**2
+    z[2, 3] = np.nan
+    for kind in ("filled", "contour", "map", "3d"):
+        without, marked = draw(plane(z), kind).axes[0].lines, draw(plane(z), kind, points=True).axes[0].lines
+        assert not [line for line in without if line.get_label() == "measured point"]
+        (dots,) = [line for line in marked if line.get_label() == "measured point"]
+        x = dots.get_data_3d()[0] if kind == "3d" else dots.get_xdata()
+        assert len(x) == 62
+
+
+def test_interpolation_that_changes_nothing_is_refused():
+    for surface, kind in ((plane(), "map"), (line(), "line")):
+        with pytest.raises(ValueError, match="--interp changes nothing of a"):
+            draw(surface, kind, interp=4)
+    with pytest.raises(ValueError, match="--interp changes nothing of ratio, which is drawn in cells"):
+        draw(eigen(), "filled", "ratio", interp=4)
+    with pytest.raises(ValueError, match="--interp must be a whole number from 1 to 64, or none; got many"):
+        draw(plane(), interp="many")
 
 
 def test_a_spike_is_told_below_the_map_and_leaves_the_colours_to_the_rest():

@@ -43,7 +43,38 @@ def test_a_structured_grid_holds_every_point_and_hides_those_without_a_height(tm
     # The losses span 2 nats, the plane is 2 wide: half a unit of height for each nat.
     assert np.allclose(points[known, 2], 0.5 * (found["train_loss"][known] - 1))
     assert ElementTree.parse(made[0]).find(".//Piece").get("Extent") == "0 4 0 2 0 0"
-    assert list(arrays(made[1])["step"]) == [0, 1]
+
+
+def test_the_path_lies_on_the_surface_with_its_own_losses(tmp_path):
+    x, y = np.array([1.0, 0.1, 0.0]), np.array([1.0, 0.3, 0.2])
+    path = Group({"x": x, "y": y, "loss": np.array([3.0, 1.5, 1.25]), "residual": np.zeros(3)})
+    bowl = Surface(GRID, {"train_loss": 1 + X**2 + Y}, groups={"trajectory": path})
+    made = vtk(bowl, tmp_path / "s.vts")
+    surface_data, found = arrays(made[0]), arrays(made[1])
+    factor, offset = surface_data["height_factor"][0], surface_data["height_offset"][0]
+    assert surface_data["height_is_log"][0] == 0
+    assert np.allclose(surface_data["Points"][2::3], factor * (surface_data["train_loss"] - offset))
+    at = np.flatnonzero(np.isfinite(found["loss"]))
+    assert list(found["loss"][at]) == [3, 1.5, 1.25] and list(found["step"][at]) == [0, 1, 2]
+    points = found["Points"].reshape(-1, 3)
+    true = factor * (1 + points[:, 0] ** 2 + points[:, 1] - offset)
+    assert np.all(points[:, 2] > true - 1e-9) and np.abs(points[:, 2] - true).max() < 0.02
+    assert found["height_factor"] == factor
+
+
+def test_points_between_follow_the_spline_and_say_that_they_were_not_measured(tmp_path):
+    z = 10.0 ** (2 * X + Y)
+    fields = {"train_loss": z, "max_eig": 2 + X, "min_eig": -0.5 + 0 * X, "loss_seconds": z}
+    smooth = Surface(GRID, fields, measures={"loss": ("train_loss",)}, status={"loss": np.ones(GRID.shape)})
+    found = arrays(vtk(smooth, tmp_path / "s.vts", interp=4)[0])
+    points = found["Points"].reshape(-1, 3)
+    assert len(points) == 17 * 9 and found["height_is_log"][0] == 1
+    assert np.allclose(found["train_loss"], 10.0 ** (2 * points[:, 0] + points[:, 1]), rtol=1e-9)
+    assert np.allclose(found["max_eig"], 2 + points[:, 0]) and found["measured"].sum() == 15
+    assert np.isfinite(found["loss_seconds"]).sum() == found["loss_status"].sum() == 15
+    assert np.allclose(found["ratio"][found["measured"] == 1], (0.5 / (2 + X)).ravel())
+    with pytest.raises(ValueError, match="--interp must be a whole number"):
+        vtk(smooth, tmp_path / "s.vts", interp=0)
 
 
 def test_polygons_leave_out_the_cells_around_a_missing_point(tmp_path):
