@@ -32,6 +32,7 @@ from torch import Tensor, nn
 
 from lossmap.copies import lazy_copy, same_memory
 from lossmap.data.outside_state import accompany_as, at, modules_beside, places_of, put
+from lossmap.data.shortcuts import shortcuts_off
 from lossmap.numerics import numerics
 
 MAX_OBJECTS = 500  # beside the modules themselves, that are looked into for what a forward pass may keep there
@@ -241,7 +242,7 @@ def temporary_parameters(
     taken = _copies if copied else dict
     device = next((t.device for t in own.values()), torch.device("cpu"))
     recurrent = device.type == "cuda" and differentiable and is_recurrent(model)
-    with numerics(device, recurrent), _borrowed_with(model, own, tensors, taken):
+    with numerics(device, recurrent), shortcuts_off(), _borrowed_with(model, own, tensors, taken):
         yield model
 
 

@@ -5,8 +5,10 @@ import functools
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrize
+from torch.utils.checkpoint import checkpoint
 
-from lossmap import Problem, losses, random_plane
+from lossmap import Grid, Problem, losses, random_plane, spectrum, survey
 from lossmap.data.loss_check import check_loss
 
 X, Y = torch.randn(12, 4, generator=torch.Generator().manual_seed(1)), torch.arange(12) % 3
@@ -102,3 +104,115 @@ def test_constants_are_no_reason():
     model = Constants().eval()
     model(X)
     assert check_loss(Problem.supervised(model, "crossentropy", (X, Y))).notes == ()
+
+
+class Cached(Product):
+    @functools.lru_cache  # noqa: B019
+    def weight(self):
+        return super().weight().detach()
+
+
+@functools.cache
+def product_of(left, right):
+    return left @ right
+
+
+class CachedFunction(Product):
+    def forward(self, x):
+        return x @ product_of(self.left, self.right).T
+
+
+BY_ID = {}
+
+
+def kept_by_id(module):
+    if id(module) not in BY_ID:
+        BY_ID[id(module)] = module.left @ module.right
+    return BY_ID[id(module)]
+
+
+class ById(Product):
+    def forward(self, x):
+        return x @ kept_by_id(self).T
+
+
+class Closure(Product):
+    """A function that closes over the model itself, which a copy of the model calls too."""
+
+    def __init__(self):
+        super().__init__()
+        self.function = lambda x: x @ (self.left @ self.right).T
+
+    def forward(self, x):
+        return self.function(x)
+
+
+@pytest.mark.parametrize(("kind", "name"), [(Cached, "Cached.weight"), (CachedFunction, "product_of"), (ById, "BY_ID")])
+def test_what_is_kept_outside_of_the_model_is_refused_by_name(kind, name):
+    torch.manual_seed(0)
+    model = kind().eval()
+    model(X)
+    problem = Problem.supervised(model, "crossentropy", (X, Y))
+    for make in (lambda: losses(problem, random_plane(model)), lambda: spectrum(problem, top=1)):
+        with pytest.raises(ValueError, match=rf"{name}(, which| keeps what) an earlier pass made of (its|the) weights"):
+            make()
+    product_of.cache_clear()
+
+
+@pytest.mark.parametrize("kind", [Product, Closure])
+def test_other_ways_to_reach_the_weights_are_right_everywhere(kind):
+    torch.manual_seed(0)
+    model = kind().eval()
+    model(X)
+    problem = Problem.supervised(model, "crossentropy", (X, Y))
+    plane = random_plane(model, axes=1, seed=3)
+    surface = survey(losses(problem, plane), Grid.line(-2, 2, 5))
+    for x, loss in zip(surface.grid.x, surface["train_loss"], strict=True):
+        moved = plane.at((float(x),))
+        truth = nn.functional.cross_entropy(X @ (moved["left"] @ moved["right"]).T, Y)
+        assert loss == pytest.approx(float(truth), rel=1e-5)
+
+
+class Doubled(nn.Module):
+    def forward(self, weight):
+        return weight + 0.5 * weight.tanh()
+
+
+def test_parametrizations_that_are_cached_meanwhile_follow_the_weights():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)).eval()
+    parametrize.register_parametrization(model[0], "weight", Doubled())
+    problem = Problem.supervised(model, "crossentropy", (X, Y))
+    plane = random_plane(model, axes=1, seed=3)
+    grid = Grid.line(-2, 2, 3)
+    expected = survey(losses(problem, plane), grid)["train_loss"], spectrum(problem, top=1).top.values
+    with parametrize.cached():
+        model(X)
+        kept = model[0].weight
+        found = survey(losses(problem, plane), grid)["train_loss"], spectrum(problem, top=1).top.values
+        assert model[0].weight is kept
+    assert all(a == pytest.approx(b, rel=1e-4) for a, b in zip(found, expected, strict=True))
+
+
+class Checkpointed(nn.Module):
+    def __init__(self, reentrant):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second = nn.Linear(4, 6), nn.Linear(6, 3)
+        self.reentrant = reentrant
+
+    def forward(self, x):
+        hidden = checkpoint(lambda x: self.first(x).tanh(), x, use_reentrant=self.reentrant)
+        return checkpoint(self.second, hidden, use_reentrant=self.reentrant)
+
+
+def test_reentrant_checkpoints_have_the_curvature_of_others():
+    before = torch.utils.checkpoint.CheckpointFunction
+    tops, runs = [], []
+    for reentrant in (False, True):
+        problem = Problem.supervised(Checkpointed(reentrant), "crossentropy", (X, Y))
+        result = spectrum(problem, top=2, bottom=1)
+        tops.append((result.top.values, result.bottom.values))
+        runs.append(check_loss(problem).notes)
+    assert all(a == pytest.approx(b, rel=1e-4) for a, b in zip(*tops, strict=True)) and runs == [(), ()]
+    assert torch.utils.checkpoint.CheckpointFunction is before
