@@ -32,6 +32,7 @@ from lossmap.plotting.interpolation import checked_interp
 from lossmap.plotting.options_taken import TAKEN, refuse_unused, used_options
 from lossmap.plotting.quantities import PARTS, holds_points, other_kinds
 from lossmap.plotting.save_next_to import log_choice, save_next_to, show
+from lossmap.plotting.unfinished_spectra import missing_parts, with_unfinished
 
 PAGE_ENDINGS, VTK_ENDINGS = (".html", ".htm"), (".vts", ".vtp")
 
@@ -110,6 +111,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{proj_file} was projected onto another plane than that of {files[0]}")
     for path in _draw(settings, files, surfaces):
         print(f"picture: {path}")
+    for file, surface in zip(files, surfaces, strict=True):
+        for label, missing in missing_parts(surface).items():
+            print(f"{file} is unfinished: of {label} still to come: {missing}; lossmap resume {file} computes it")
     others = [kind for kind in other_kinds(surfaces[0]) if kind not in ("path", "connection")]
     if others and settings.picture.kind == "auto" and holds_points(surfaces[0]):
         print(f"{files[0]} holds {' and '.join(others)} too: --kind {others[0]} draws that")
@@ -119,7 +123,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def read_any(file: Path) -> Surface:
     """The content of a file; of the original tool also a training path alone."""
     try:
-        return read_whole(file).surface
+        return with_unfinished(read_whole(file).surface)
     except NotASurface:
         try:
             path = training_path(file)
@@ -170,7 +174,7 @@ def _wait_for(path: Path, interval: float) -> None:
 def _watch_once(settings: Settings, path: Path, state: WatchState) -> int | None:
     """Read the file, and draw it where there is more than before; the exit code, or None while it grows."""
     result = read_whole(path)
-    surface = result.surface
+    surface = with_unfinished(result.surface)
     is_training = _is_training(surface)
     is_written = is_training or result.is_running or (bool(result.shards) and bool(queue_sentences(path)))
     done = sum(surface.counts(measure)["done"] for measure in surface.status)

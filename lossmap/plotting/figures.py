@@ -30,6 +30,7 @@ from lossmap.plotting.plane_figures import draw_eigenvalue_maps, draw_maps, draw
 from lossmap.plotting.quantities import as_line, best_field, holds_points, is_line, other_kinds
 from lossmap.plotting.style import save, style_context
 from lossmap.plotting.training import draw_training, is_training
+from lossmap.plotting.unfinished_spectra import with_unfinished
 
 __all__ = ["KINDS", "draw", "save"]
 
@@ -132,9 +133,9 @@ def draw(
 def _surface_of(source: Source) -> Surface:
     """The surface behind a path, a surface, or another result."""
     if isinstance(source, Surface):
-        return source
+        return with_unfinished(source)
     if isinstance(source, (str, os.PathLike)):
-        return read(source)
+        return with_unfinished(read(source))
     return source.as_surface()
 
 

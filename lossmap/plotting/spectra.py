@@ -8,6 +8,7 @@ states. The smoothed density above it is for the eye.
 
 from __future__ import annotations
 
+from textwrap import wrap
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from lossmap.io.spectrum_layout import Source, layers_in, spectra_in
 from lossmap.io.surface import Group
 from lossmap.plotting.quantities import in_brackets
 from lossmap.plotting.style import BLUE, COLUMN, DARK, GREEN, PAGE, PURPLE, RED, name_scales, new_figure, style_context
+from lossmap.plotting.unfinished_spectra import MISSING
 
 COLOURS = (BLUE, RED, GREEN, PURPLE, "#b8860b", "#3b3b3b")
 
@@ -72,6 +74,7 @@ def _with_density(group: Group, label: str) -> Figure:
     lower.set_xlabel(_axis(group))
     upper.set_title(_title(group, label), loc="left")
     _note(lower, group)
+    _say_unfinished(figure, group)
     name_scales(figure)
     return figure
 
@@ -94,7 +97,9 @@ def _ends_alone(group: Group, label: str) -> Figure:
     axes.set_ylabel("order, from its end")
     axes.set_xlabel(_axis(group))
     axes.legend()
-    axes.set_title(f"{_title(group, label)}; no density was computed", loc="left")
+    without = "" if MISSING in group.attributes else "; no density was computed"
+    axes.set_title(f"{_title(group, label)}{without}", loc="left")
+    _say_unfinished(figure, group)
     name_scales(figure)
     return figure
 
@@ -144,6 +149,7 @@ def draw_comparison(source: Source) -> Figure:
             _cumulatives(panels[0], spectra)
         if with_ends:
             _extremes(panels[1], spectra)
+        _name_unfinished(figure, spectra)
         name_scales(figure)
     return figure
 
@@ -182,6 +188,7 @@ def draw_train_against_test(train: Group, test: Group) -> Figure:
             _cumulatives(panels[0], {"training samples": train, "test samples": test})
         if ends:
             _against(panels[1], train, test, ends)
+        _name_unfinished(figure, {"training samples": train, "test samples": test})
         name_scales(figure)
     return figure
 
@@ -385,6 +392,9 @@ def _widths(position: np.ndarray, probes: int, smallest: float) -> np.ndarray:
 
 def _cumulative(axes: Axes, group: Group, colour: str, label: str) -> None:
     """The share of eigenvalues below each value, with its band where it is an estimate."""
+    if "tick" not in group and "node" in group:  # of a spectrum that is not complete
+        axes.step(group["node"], np.cumsum(group["weight"]), where="post", color=colour, label=label)
+        axes.set_ylim(-0.03, 1.03)
     if "tick" not in group:
         return
     tick = np.asarray(group["tick"])
@@ -513,7 +523,26 @@ def _in_unit(group: Group, width: int) -> str:
 
 def _title(group: Group, label: str) -> str:
     size = int(group.attributes.get("size", 0))
-    return f"{label}: {size:,} parameters"
+    return f"{label}: {size:,} parameters" if size else label
+
+
+def _say_unfinished(figure: Figure, group: Group) -> None:
+    """Above the figure of a spectrum that is not complete: what is not there yet, and the trace where it is."""
+    attributes: Any = group.attributes
+    if MISSING not in attributes:
+        return
+    lines = [f"unfinished, still to come: {attributes[MISSING]}"]
+    if "trace" in attributes:
+        error = f" ± {float(attributes['trace_error']):.2g}" if "trace_error" in attributes else ""
+        lines.append(f"trace {float(attributes['trace']):.4g}{error}")
+    figure.suptitle("\n".join("\n".join(wrap(line, 52)) for line in lines), fontsize=7, color=RED)
+
+
+def _name_unfinished(figure: Figure, spectra: dict[str, Group]) -> None:
+    """Above a figure of several spectra which of them are not complete."""
+    names = [label for label, group in spectra.items() if MISSING in group.attributes]
+    if names:
+        figure.suptitle(f"unfinished: {', '.join(names)}", fontsize=7, color=RED)
 
 
 def _note(axes: Axes, group: Group) -> None:

@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -86,12 +87,19 @@ def test_an_interrupted_spectrum_says_what_it_has_so_far(here, capsys, monkeypat
     from lossmap.cli.draw import main as draw
     from lossmap.cli.resume import main as resume
 
-    assert draw(["some.h5"]) == 2
-    assert re.search(
-        r"no figure yet: \d of 5 tasks of this spectrum are done; `lossmap resume", capsys.readouterr().err
-    )
+    assert draw(["some.h5"]) == 0
+    assert re.search(r"of train still to come: .*density; lossmap resume some.h5 computes it", capsys.readouterr().out)
+    assert Path("some_train.png").stat().st_size > 0
     assert resume(["some.h5", "--stop-after", "0"]) == 75  # as after a kill: nothing of the first process is at hand
     assert "largest" in capsys.readouterr().out.split("so far:")[1]
+
+
+def test_a_spectrum_of_which_no_task_is_done_has_no_figure_yet(here, capsys):
+    from lossmap.cli.draw import main as draw
+
+    assert main([*QUICK, *LITTLE, "--surf-file", "none.h5", "--stop-after", "0"]) == 75
+    assert draw(["none.h5"]) == 2
+    assert re.search(r"no figure yet: 0 of \d tasks of this spectrum are done", capsys.readouterr().err)
 
 
 def test_an_interrupted_spectrum_is_resumed_without_flags_to_the_same_numbers(here, capsys):
