@@ -22,13 +22,15 @@ from lossmap.sums import norm
 STEPS = (1e-5, 1e-6)
 MAX_ERROR = 1e-4  # relative, of a module's second derivative
 SPARSE = "operations on sparse tensors"
+NESTED = "nested tensors"
 MAX_NAMES = 3  # in a sentence
 NEAR_BOUND = 1e-3  # relative: a row of an embedding this near to its `max_norm` is rescaled within a survey
 
 
 def suspects(few: FewSamples) -> str:
     """The operations to name, as the subject of a sentence; empty where nothing was found."""
-    names = [_described(f) for f in custom_functions(few)] or wrong_modules(few) or sparse_operations(few)
+    own = [_described(f) for f in custom_functions(few)] or nested_inputs(few)
+    names = own or wrong_modules(few) or sparse_operations(few)
     unique = list(dict.fromkeys(names))
     return ", ".join(unique[:MAX_NAMES]) + (", ..." if len(unique) > MAX_NAMES else "")
 
@@ -37,6 +39,8 @@ def advice_for(names: str) -> str:
     """What to do about operations without a second derivative."""
     if names.startswith("CrossMapLRN2d"):
         return "replace nn.CrossMapLRN2d by nn.LocalResponseNorm, which is differentiable"
+    if names.startswith(NESTED):
+        return "take padded tensors with a mask in their place, or only the values() of those with layout=torch.jagged"
     if names.startswith(SPARSE):
         return "take index_add, or a dense matrix, in their place"
     return "write its backward in differentiable operations on tensors from save_for_backward, or replace it"
@@ -121,6 +125,25 @@ def _described(function: type) -> str:
     once = getattr(getattr(backward, "__wrapped__", None), "__code__", None) is not None
     kind = "marked once_differentiable" if once else "a custom autograd Function"
     return f"{function.__name__} ({kind})"
+
+
+def nested_inputs(few: FewSamples) -> list[str]:
+    """`nested tensors` where a module is given some: many of their operations have no second derivative."""
+    seen: list[bool] = []
+
+    def look(module: nn.Module, args: Any, kwargs: Any) -> None:
+        leaves = pytree.tree_leaves((args, kwargs))
+        seen.append(any(isinstance(t, Tensor) and t.is_nested for t in leaves))
+
+    modules = [m for m in few.problem.model.modules() if not isinstance(m, torch.jit.ScriptModule)]
+    handles = [m.register_forward_pre_hook(look, with_kwargs=True) for m in modules]
+    try:
+        with few.moving():
+            few.problem.total(few.batch)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return [NESTED] if any(seen) else []
 
 
 def wrong_modules(few: FewSamples) -> list[str]:

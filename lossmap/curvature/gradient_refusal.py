@@ -10,10 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import hypot, inf, isfinite
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lossmap.curvature.culprits import known_other_gradients, suspects
 from lossmap.curvature.differences import FewSamples, random_part
@@ -24,6 +25,7 @@ from lossmap.sums import norm
 SAMPLES = 6
 STEPS = (1e-2, 3e-3, 1e-3)  # shares of theta
 MAX_ERROR = 0.1  # of the derivative along a vector, relative to what the gradient and the loss have along such a one
+HALVES = (torch.bfloat16, torch.float16)
 ROUNDING_EPSILONS = 64.0  # of the loss, in its own precision
 
 
@@ -42,18 +44,53 @@ def refuse_gradient(few: FewSamples, error: float) -> NoReturn:
             f"the gradient that PyTorch gives is not that of the loss (it differs by {error:.1g} from the loss's own "
             f"changes), so that its derivative is no Hessian: {known}"
         )
-    names = suspects(few)
-    if names.startswith("CheckpointFunction"):
+    cast = half_precision(few)
+    if cast is not None:
         raise ValueError(
-            "torch.utils.checkpoint with use_reentrant=True gives no gradient to torch.autograd.grad; "
-            "use_reentrant=False does"
+            f"the model casts to {cast} in its forward pass, so that its loss changes in steps of rounding (it differs "
+            f"by {error:.1g} from what the gradient says): a curvature cannot be told from that rounding; leave the "
+            "cast out, or take torch.autocast in its place, under which rounding is measured and part of the bars"
         )
+    names = suspects(few)
     through = f" through {names}" if names else ""
     raise ValueError(
         f"the gradient that PyTorch gives{through} is not that of the loss (it differs by {error:.1g} from the loss's "
         "own changes): a straight-through estimator, a stopped gradient (detach, .data, no_grad), or a value read from "
         "a parameter (.item(), NumPy); its derivative is no Hessian, so write the loss in differentiable operations"
     )
+
+
+class _Halves(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Keeps the precision of the first cast from a higher to a half one."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.found: str | None = None
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """No: to be skipped is to import PyTorch's compiler first, which takes a second."""
+        return False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Called by PyTorch in the place of `func`, with the mode itself off."""
+        result = func(*args, **(kwargs or {}))
+        given = args[0] if args else None
+        is_cast = isinstance(given, Tensor) and given.dtype in (torch.float32, torch.float64)
+        if self.found is None and is_cast and isinstance(result, Tensor) and result.dtype in HALVES:
+            self.found = str(result.dtype).removeprefix("torch.")
+        return result
+
+
+def half_precision(few: FewSamples) -> str | None:
+    """The half precision that a pass casts to, by name; None where it casts to none."""
+    halves = _Halves()
+    try:
+        with few.moving(), halves:
+            few.problem.total(few.batch)
+    except Exception:  # an operation that bears no such look
+        return None
+    return halves.found
 
 
 def refuse_in_own_precision(problem: Problem, names: Sequence[str], product: Product) -> None:

@@ -734,7 +734,7 @@ def test_where_all_parameters_are_zero_nothing_is_a_kink(caplog):
     assert check_product(problem, "all").disagreement == 0.0 and not caplog.text
 
 
-def test_checkpoints_that_enter_again_are_refused_with_advice():
+def test_checkpoints_that_enter_again_are_no_reason():
     class Checkpointed(nn.Module):
         def __init__(self):
             super().__init__()
@@ -743,8 +743,41 @@ def test_checkpoints_that_enter_again_are_refused_with_advice():
         def forward(self, x):
             return self.last(checkpoint(self.first, x.requires_grad_(), use_reentrant=True).tanh())
 
-    with pytest.raises(ValueError, match="use_reentrant=False does"):
-        check_product(problem_of(Checkpointed()))
+    check = check_product(problem_of(Checkpointed()))
+    assert not check.rejected and check.disagreement == 0.0
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_cast_to_half_precision_is_named(dtype):
+    class Cast(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last = nn.Linear(6, 8), nn.Linear(8, 3)
+
+        def forward(self, x):
+            hidden = torch.tanh(self.first(x)).to(dtype)
+            return nn.functional.linear(hidden, self.last.weight.to(dtype), self.last.bias.to(dtype)).float()
+
+    name = str(dtype).removeprefix("torch.")
+    with pytest.raises(ValueError, match=f"casts to {name} in its forward pass.*torch.autocast in its place"):
+        check_product(problem_of(Cast()))
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_nested_tensors_are_named_and_the_values_of_jagged_ones_are_no_reason():
+    class Nested(nn.Module):
+        def __init__(self, layout, unbound):
+            super().__init__()
+            self.first, self.last, self.layout, self.unbound = nn.Linear(6, 8), nn.Linear(8, 3), layout, unbound
+
+        def forward(self, x):
+            rows = self.first(torch.nested.as_nested_tensor([x[:1], x[1:]], layout=self.layout))
+            return self.last(torch.tanh(torch.cat(list(rows.unbind())) if self.unbound else rows.values()))
+
+    assert not check_product(problem_of(Nested(torch.jagged, False))).rejected.get("double-backward")
+    for layout in (torch.jagged, torch.strided):
+        with pytest.raises(ValueError, match=r"second derivative of nested tensors is missing.*padded tensors"):
+            check_product(problem_of(Nested(layout, True)))
 
 
 class Sparse(nn.Module):
