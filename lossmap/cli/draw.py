@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from lossmap.plotting.interpolation import checked_interp
 from lossmap.plotting.options_taken import TAKEN, refuse_unused, used_options
 from lossmap.plotting.quantities import PARTS, holds_points, other_kinds
 from lossmap.plotting.save_next_to import log_choice, save_next_to, show
+from lossmap.plotting.style import style_context
 from lossmap.plotting.unfinished_spectra import missing_parts, with_unfinished
 
 PAGE_ENDINGS, VTK_ENDINGS = (".html", ".htm"), (".vts", ".vtp")
@@ -68,6 +69,19 @@ class PictureSettings:
         metavar="N",
     )
     points: bool = setting(False, "marks at the measured points of a plane")
+    style: str | None = setting(
+        None, "widths, fonts and type sizes: neurips, icml, ieee, nature, or a FILE.mplstyle", metavar="STYLE"
+    )
+    cmap: str | None = setting(None, "colour map of matplotlib, such as magma", metavar="NAME")
+    levels: tuple[str, ...] = setting((), "the levels themselves, ascending", metavar="LOSS")
+    labels: tuple[str, ...] = setting((), "labels of x, y and the colour bar", metavar="TEXT")
+    crop: str | None = setting(None, "percentile at which the colours end, such as p99", metavar="pN")
+    camera: str | None = setting(
+        None, "elevation and azimuth of a relief in degrees, such as 32,-58", metavar="ELEV,AZIM"
+    )
+    caption: bool = setting(
+        False, "prints a caption: model, samples, directions, grid, accuracy; it is in each PDF, PNG and SVG as well"
+    )
     dpi: int = setting(300, "dots per inch of raster figures", metavar="DPI")
 
 
@@ -256,7 +270,10 @@ def _drawn(settings: Settings, files: Sequence[Path], surfaces: Sequence[Surface
         for kind in other_kinds(surfaces[0]):
             refuse_unused(surfaces, kind, None, _options(settings))
         _check_titles(picture, surfaces)
-        written = save_next_to(files[0], figures_of(surfaces[0], picture.titles, picture.width), picture.dpi)
+        with style_context(picture.style):
+            figures = figures_of(surfaces[0], picture.titles, picture.width)
+        written = save_next_to(files[0], figures, picture.dpi)
+        _print_captions(picture, figures.values())
     else:
         written = []
         outputs = dict.fromkeys(_outputs(settings, files[0]))
@@ -302,7 +319,20 @@ def _options(settings: Settings) -> dict[str, Any]:
         "width": picture.width,
         "interp": checked_interp(picture.interp),
         "points": picture.points or None,
+        "style": picture.style,
+        "cmap": picture.cmap,
+        "levels": _numbers(picture.levels) or None,
+        "labels": picture.labels or None,
+        "crop": picture.crop,
+        "camera": picture.camera,
     }
+
+
+def _numbers(texts: Sequence[str]) -> tuple[float, ...]:
+    try:
+        return tuple(float(text) for text in texts)
+    except ValueError as error:
+        raise UsageError(f"--levels must be numbers; got {' '.join(texts)}") from error
 
 
 def _check_path_flags(picture: PictureSettings) -> None:
@@ -346,7 +376,14 @@ def _draw_images(
     if options["titles"] is None and len(files) > 1 and "titles" in TAKEN[kind]:
         options["titles"] = [f.stem for f in files]
     figure = draw(list(surfaces), kind, **options)
+    _print_captions(picture, [figure])
     return [save(figure, image, dpi=picture.dpi) for image in images]
+
+
+def _print_captions(picture: PictureSettings, figures: Iterable[Any]) -> None:
+    if picture.caption:
+        for figure in figures:
+            print(f"caption: {figure.get_label()}")
 
 
 def _draw_surface(settings: Settings, files: Sequence[Path], surfaces: Sequence[Surface], output: Path) -> list[Path]:

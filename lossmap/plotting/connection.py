@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from lossmap.io.surface import Group
 from lossmap.plotting import lines
 from lossmap.plotting.quantities import in_brackets
-from lossmap.plotting.style import BLUE, PAGE, RED, new_figure, style_context
+from lossmap.plotting.style import BLUE, RED, new_figure, page_width, style_context
 from lossmap.report.connection import splits_of
 from lossmap.report.stored import StoredReport
 from lossmap.report.text import value_with_error
@@ -25,7 +25,7 @@ def draw_connection(group: Group) -> Figure:
     stored = StoredReport(group.arrays, group.attributes)
     splits = splits_of(stored)
     with style_context():
-        figure = new_figure(PAGE if len(splits) > 1 else 0.62 * PAGE, 2.6)
+        figure = new_figure(page_width() if len(splits) > 1 else 0.62 * page_width(), 2.6)
         panels = figure.subplots(1, len(splits), squeeze=False)[0]
         for axes, split in zip(panels, splits, strict=True):
             _draw_split(axes, stored, split)

@@ -124,6 +124,25 @@ def scale_of(
     return Scale(float(levels[0]), float(levels[-1]), levels, bool(log), smallest < levels[0], largest > levels[-1])
 
 
+def scale_at(values: Sequence[np.ndarray], levels: Sequence[float], log: bool | None = None) -> Scale:
+    """The scale with exactly these levels, the first and the last of which end the colours; log as `scale_of`.
+
+    Raises ValueError unless there are 2 to MAX_LEVELS levels, finite and ascending, and above 0 on a log scale.
+    """
+    given = np.asarray(levels, dtype=np.float64)
+    in_range = given.size >= 2 and bool(np.isfinite(given).all() and np.abs(given).max() <= LARGEST)
+    if not in_range or given.size > MAX_LEVELS or bool(np.any(np.diff(given) <= 0)):
+        shown = " ".join(f"{level:g}" for level in levels)
+        raise ValueError(f"--levels must be two or more finite numbers that ascend; got {shown}")
+    known = _finite(values)
+    if log is None:
+        log = suits_log([known], float(given[0]), float(given[-1]))
+    if log and given[0] <= 0:
+        raise ValueError(f"--levels must be above 0 on a log scale; got {given[0]:g}")
+    low, high = float(given[0]), float(given[-1])
+    return Scale(low, high, given, bool(log), bool(np.any(known < low)), bool(np.any(known > high)))
+
+
 def noise_of(values: np.ndarray, errors: np.ndarray) -> float:
     """The largest difference that errors alone explain, where one value lies within the errors of all; else 0.
 

@@ -26,6 +26,7 @@ from matplotlib.figure import Figure
 from lossmap.io.read import Surface
 from lossmap.io.surface import Group
 from lossmap.plotting import maps
+from lossmap.plotting.caption import caption_of
 from lossmap.plotting.connection import draw_connection
 from lossmap.plotting.dynamics import draw_evolution
 from lossmap.plotting.health import draw_health
@@ -41,7 +42,7 @@ from lossmap.plotting.spectra import (
     is_drawable,
     is_l2_path,
 )
-from lossmap.plotting.style import BLUE, COLUMN, DARK, PAGE, RED, new_figure, style_context
+from lossmap.plotting.style import BLUE, DARK, RED, column_width, new_figure, page_width, style_context
 from lossmap.plotting.topology import draw_topology
 from lossmap.report.path import drops_of
 
@@ -163,6 +164,7 @@ def figures_of(surface: Surface, titles: Sequence[str] | None = None, width: flo
             figures[suffix] = _draw_one(surface, kind, None)
     for figure in figures.values():
         _entitle(figure, titles, width)
+        figure.set_label(caption_of([surface], kinds[0], None))
     return figures
 
 
@@ -206,7 +208,7 @@ def draw_path(surface: Surface) -> Figure:
     steps = np.asarray(group.arrays.get("step", np.arange(x.size)), dtype=np.float64)
     along = [name for name in ALONG if name in group and np.isfinite(group[name]).any()]
     with style_context():
-        width, columns = (PAGE, 2) if along else (COLUMN, 1)
+        width, columns = (page_width(), 2) if along else (column_width(), 1)
         figure = new_figure(width, 2.6)
         panels = figure.subplots(1, columns, squeeze=False)[0]
         panels[0].set_xlim(*_around(x))

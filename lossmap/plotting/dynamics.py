@@ -22,14 +22,14 @@ from lossmap.io.surface import Group
 from lossmap.plotting.quantities import in_brackets
 from lossmap.plotting.style import (
     BLUE,
-    COLUMN,
     DARK,
     GREEN,
-    PAGE,
     PURPLE,
     RED,
+    column_width,
     name_scales,
     new_figure,
+    page_width,
     save,
     style_context,
 )  # fmt: skip
@@ -257,7 +257,7 @@ def draw_panel(source: Source, panel: str) -> Figure:
     if panel not in PANELS:
         raise ValueError(f"there is no picture {panel!r} of a run; there are {', '.join(PANELS)}")
     with style_context():
-        figure = new_figure(COLUMN, 2.6)
+        figure = new_figure(column_width(), 2.6)
         PANELS[panel](figure.subplots(), _group(source))
         name_scales(figure)
     return figure
@@ -267,7 +267,7 @@ def draw_evolution(source: Source) -> Figure:
     """A run on one sheet: the answers in words, and the pictures that they rest on."""
     group = _group(source)
     with style_context():
-        figure = new_figure(PAGE, 9.4)
+        figure = new_figure(page_width(), 9.4)
         grid = figure.add_gridspec(6, 2, height_ratios=(0.7, 1, 1, 1, 1, 1))
         _words(figure.add_subplot(grid[0, :]), group)
         order = ("tracks", "successive", "pca_variance", "pca_projection", "overlaps", "cosine_similarity",

@@ -15,18 +15,32 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from lossmap.io.printable import printable
 from lossmap.io.read import Group, Surface, read
 from lossmap.keywords import checked_keywords
 from lossmap.plotting import dispatch
+from lossmap.plotting.caption import caption_of
+from lossmap.plotting.checked_options import (
+    check_together,
+    checked_camera,
+    checked_cmap,
+    checked_labels,
+    percentile_of,
+)
 from lossmap.plotting.convexity import draw_convexity
 from lossmap.plotting.interpolation import checked_interp
 from lossmap.plotting.line_figures import draw_eigenvalue_lines, draw_lines
 from lossmap.plotting.options_taken import refuse_unused
 from lossmap.plotting.panels import FigureOptions
-from lossmap.plotting.plane_figures import draw_eigenvalue_maps, draw_maps, draw_surfaces_3d
+from lossmap.plotting.plane_figures import (
+    between_notes,
+    draw_eigenvalue_maps,
+    draw_maps,
+    draw_surfaces_3d,
+)
 from lossmap.plotting.quantities import as_line, best_field, holds_points, is_line, other_kinds
 from lossmap.plotting.style import save, style_context
 from lossmap.plotting.training import draw_training, is_training
@@ -64,6 +78,13 @@ def draw(
     width: float | None = None,
     interp: int | str | None = None,
     points: bool | None = None,
+    ax: Axes | None = None,
+    style: str | os.PathLike[str] | None = None,
+    cmap: str | None = None,
+    levels: Sequence[float] | None = None,
+    labels: Sequence[str] | None = None,
+    crop: str | None = None,
+    camera: str | Sequence[float] | None = None,
 ) -> Figure:
     """A figure of one result, or of several surfaces side by side with common levels.
 
@@ -85,11 +106,20 @@ def draw(
         interp: points to an interval between the measured ones of a plane, along a cubic spline of what the levels are
             even in (the logarithm on a log scale); "none" or 1 for straight lines; by default enough for smooth lines.
         points: whether the measured points are marked.
+        ax: axes to draw one surface into, in place of a new figure (3-D ones for the kind 3d); the notes below a figure
+            are then left to the caption.
+        style: neurips, icml, ieee, nature, or a file .mplstyle: widths, fonts and type sizes.
+        cmap: the name of a colour map of matplotlib.
+        levels: the levels themselves, ascending.
+        labels: of the axes x and y, and if a third is given of the colour bar.
+        crop: "p99" ends the colours at that percentile of the values.
+        camera: elevation and azimuth of a relief, degrees, as numbers or as "32,-58".
 
     An option that would change nothing of the kind, or of what is there, is refused.
 
     Returns:
         A matplotlib figure: `figure.savefig("surface.pdf")` writes it, at the size of a journal's column or page.
+        `figure.get_label()` is a caption: what, of which model, on which samples, where, and how sure.
 
     Raises:
         ValueError: where the kind, the field or an option does not go with what is there; and as `read` does.
@@ -113,21 +143,45 @@ def draw(
     if kind == "auto":
         kind = fitting_kind(surfaces, field)
     options = FigureOptions(
-        vmin, vmax, vlevel, log, loss_max, trajectory, width, checked_interp(interp), points or None
+        vmin,
+        vmax,
+        vlevel,
+        log,
+        loss_max,
+        trajectory,
+        width,
+        checked_interp(interp),
+        points or None,
+        checked_cmap(cmap),
+        None if levels is None else tuple(float(level) for level in levels),
+        checked_labels(labels),
+        percentile_of(crop),
+        checked_camera(camera),
+        ax,
     )
-    refuse_unused(surfaces, kind, field, {**vars(options), "field": field, "titles": titles})
+    refuse_unused(surfaces, kind, field, {**vars(options), "field": field, "titles": titles, "style": style})
+    check_together(options, len(surfaces), kind)
     if titles is None:
         titles = _default_titles(sources)
     elif len(titles) != len(surfaces):
         raise ValueError(f"titles must be one for each of {len(surfaces)} surfaces; got {len(titles)}")
     if titles is not None:
         titles = [printable(str(title)) for title in titles]
+    with style_context(style):
+        figure = _draw_kind(surfaces, kind, field, titles, options)
+    if ax is None:
+        figure.set_label(caption_of(surfaces, kind, field, titles, between_notes(surfaces, kind, field, options)))
+    return figure
+
+
+def _draw_kind(
+    surfaces: Sequence[Surface], kind: str, field: str | None, titles: Sequence[str] | None, options: FigureOptions
+) -> Figure:
     if kind in dispatch.KINDS:
-        return dispatch.draw_content(surfaces, kind, field, titles, width)
-    with style_context():
-        if all(is_line(surface) for surface in surfaces):
-            return _draw_all_lines(surfaces, kind, field, titles, options)
-        return _draw_all_planes(surfaces, kind, field, titles, options)
+        return dispatch.draw_content(surfaces, kind, field, titles, options.width)
+    if all(is_line(surface) for surface in surfaces):
+        return _draw_all_lines(surfaces, kind, field, titles, options)
+    return _draw_all_planes(surfaces, kind, field, titles, options)
 
 
 def _surface_of(source: Source) -> Surface:

@@ -20,7 +20,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 from lossmap.geometry.grid import curvature_unit
 from lossmap.io.read import read
 from lossmap.plotting.quantities import in_brackets
-from lossmap.plotting.style import BLUE, DARK, GREEN, PAGE, PURPLE, RED, name_scales, new_figure, style_context
+from lossmap.plotting.style import BLUE, DARK, GREEN, PURPLE, RED, name_scales, new_figure, page_width, style_context
 from lossmap.report.health import estimate_text, undecided_text
 from lossmap.report.text import count, value_with_error
 
@@ -48,7 +48,7 @@ def draw_health(source: Report | str | os.PathLike[str]) -> Figure:
     report = source if isinstance(source, Mapping) else report_in(source)
     tall = _height(report)
     with style_context():
-        figure = new_figure(PAGE, 6.0 + tall)
+        figure = new_figure(page_width(), 6.0 + tall)
         grid = figure.add_gridspec(4, 2, height_ratios=(tall / 2, 1, 1, 1))
         _findings(figure.add_subplot(grid[0, :]), report)
         panels = (_singular_values, _gains, _units, _gradients, _hessian, _collapse)

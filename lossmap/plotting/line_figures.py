@@ -25,7 +25,7 @@ from lossmap.plotting.quantities import (
     quantity,
     values_of,
 )
-from lossmap.plotting.style import BLUE, COLUMN, RED, new_figure
+from lossmap.plotting.style import BLUE, RED, column_width, new_figure
 
 
 def draw_lines(
@@ -37,8 +37,10 @@ def draw_lines(
 
     Raises ValueError where a surface does not hold the field.
     """
-    figure = new_figure(options.width or COLUMN, 2.4)
-    axes = figure.subplots()
+    axes = options.ax
+    if axes is None:
+        axes = new_figure(options.width or column_width(), 2.4).subplots()
+    figure: Figure = axes.figure
     first = surfaces[0]
     if len(surfaces) == 1 and (field is None or field.endswith(("_loss", "_acc"))):
         patches = _draw_loss_and_accuracy(figure, axes, first, field, options)
@@ -47,7 +49,10 @@ def draw_lines(
     if titles and len(surfaces) == 1:
         axes.set_title(titles[0])
     _frame(axes, surfaces)
-    add_legend_and_notes(figure, patches, [])
+    if options.labels is not None:
+        axes.set_xlabel(options.labels[0])
+        axes.set_ylabel(on_scale(options.labels[1], axes.get_yscale() != "linear"))
+    add_legend_and_notes(figure, patches, [], options.ax)
     return figure
 
 
@@ -113,7 +118,9 @@ def _draw_loss_and_accuracy(
         axes.tick_params(axis="y", colors=BLUE)
         _draw_accuracies(axes.twinx(), surface, accuracies)
     if len(names) > 1:
-        figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=2)
+        place: Any = axes if options.ax is not None else figure
+        where = "best" if options.ax is not None else "outside upper center"
+        place.legend(*axes.get_legend_handles_labels(), loc=where, ncols=2)
     return patches
 
 
@@ -169,7 +176,7 @@ def draw_eigenvalue_lines(surfaces: Sequence[Surface], titles: Sequence[str] | N
         eigenvalues(surface)
     loss = common_loss(surfaces)
     rows = 2 + (loss is not None)
-    figure = new_figure(options.width or COLUMN, 1.35 * rows + 0.6)
+    figure = new_figure(options.width or column_width(), 1.35 * rows + 0.6)
     grid = figure.subplots(rows, 1, sharex=True)
     upper, lower = grid[-2], grid[-1]
     alone = len(surfaces) == 1

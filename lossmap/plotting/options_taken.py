@@ -11,30 +11,31 @@ from typing import Any
 from lossmap.io.surface import Surface
 from lossmap.plotting.quantities import best_field, is_line, quantity
 
-LEVELS = frozenset({"vmin", "vmax", "vlevel", "log"})
-LINE = LEVELS | {"field", "titles", "width"}
-MAP = LINE | {"trajectory", "interp", "points"}
+LEVELS = frozenset({"vmin", "vmax", "vlevel", "log", "levels"})
+LINE = LEVELS | {"field", "titles", "width", "style"}
+SHEET = LINE | {"trajectory", "interp", "points"}
+MAP = SHEET | {"ax", "cmap", "labels", "crop"}
 TAKEN: dict[str, frozenset[str]] = {
     "filled": MAP,
     "contour": MAP,
-    "map": MAP - {"interp"},
-    "3d": MAP - {"trajectory"},
-    "line": LINE - {"vlevel"} | {"loss_max"},
-    "eigen": MAP - {"field"} | {"loss_max"},
-    "convexity": MAP - {"field"} | {"loss_max"},
-    "training": frozenset({"titles", "width"}),
-    "spectrum": frozenset({"field", "titles", "width"}),
-    "layers": frozenset({"field", "titles", "width"}),
-    "sharpness": frozenset({"field", "titles", "width"}),
-    "connection": frozenset({"titles", "width"}),
-    "topology": frozenset({"titles", "width"}),
-    "evolution": frozenset({"titles"}),
-    "health": frozenset({"titles"}),
-    "path": frozenset({"titles", "width"}),
-    "page": LINE - {"vlevel", "width"} | {"trajectory", "loss_max"},
+    "map": MAP - {"interp", "levels"},
+    "3d": MAP - {"trajectory"} | {"camera"},
+    "line": LINE - {"vlevel", "levels"} | {"loss_max", "ax", "labels"},
+    "eigen": SHEET - {"field"} | {"loss_max"},
+    "convexity": SHEET - {"field"} | {"loss_max"},
+    "training": frozenset({"titles", "width", "style"}),
+    "spectrum": frozenset({"field", "titles", "width", "style"}),
+    "layers": frozenset({"field", "titles", "width", "style"}),
+    "sharpness": frozenset({"field", "titles", "width", "style"}),
+    "connection": frozenset({"titles", "width", "style"}),
+    "topology": frozenset({"titles", "width", "style"}),
+    "evolution": frozenset({"titles", "style"}),
+    "health": frozenset({"titles", "style"}),
+    "path": frozenset({"titles", "width", "style"}),
+    "page": LINE - {"vlevel", "width", "style", "levels"} | {"trajectory", "loss_max"},
     "vtk": frozenset({"field", "log", "vmax", "trajectory", "interp"}),
 }
-FLAGS = {"trajectory": "--proj-file", "loss_max": "--loss-max", "log": "--log or --linear"}
+FLAGS = {"ax": "ax", "trajectory": "--proj-file", "loss_max": "--loss-max", "log": "--log or --linear"}
 NAMES = {"page": "an HTML page", "vtk": "a file for ParaView"}
 
 
@@ -95,7 +96,7 @@ def _reason_of_content(
     flat = all(is_line(surface) for surface in surfaces)
     if name == "loss_max" and not flat:
         return "--loss-max ends the loss axis of a line (the kinds line and eigen); of a plane --vmax ends the levels"
-    if flat and name in ("vlevel", "trajectory", "interp", "points"):
+    if flat and name in ("vlevel", "trajectory", "interp", "points", "levels"):
         return f"{_flag(name)} changes nothing of a line; planes take it, in the kinds filled, contour, map, eigen"
     if name == "vmax" and flat and options.get("loss_max") is not None:
         return "--vmax and --loss-max end the same axis of a line: give one of them"
@@ -113,7 +114,7 @@ def _reason_of_sign(
     name: str, surfaces: Sequence[Surface], kind: str, field: str | None, options: Mapping[str, Any]
 ) -> str:
     """Colours that are centred on 0 have one end to set; empty where another quantity is drawn."""
-    names = ("vmin", "vlevel", "log") if kind == "page" else ("vmin", "vlevel", "interp")
+    names = ("vmin", "vlevel", "log") if kind == "page" else ("vmin", "vlevel", "interp", "levels")
     if kind not in ("filled", "map", "page") or name not in names:
         return ""
     what = quantity(surfaces[0], field or best_field(surfaces[0]))

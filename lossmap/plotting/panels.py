@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from matplotlib.artist import Artist
@@ -15,10 +16,10 @@ from matplotlib.figure import Figure
 
 from lossmap.io.read import Group, Surface
 from lossmap.plotting import maps
-from lossmap.plotting.contour_levels import Scale, scale_of, suits_log
+from lossmap.plotting.contour_levels import Scale, scale_at, scale_of, suits_log
 from lossmap.plotting.interpolation import AUTOMATIC, factor_of
-from lossmap.plotting.quantities import Quantity
-from lossmap.plotting.style import COLUMN, PAGE, new_figure
+from lossmap.plotting.quantities import Quantity, axis_labels, quantity
+from lossmap.plotting.style import column_width, new_figure, page_width
 
 LOSS_NAMES = ("train_loss", "test_loss")
 CHARACTERS_PER_INCH = 23  # of the notes below a figure
@@ -37,6 +38,37 @@ class FigureOptions:
     width: float | None = None
     interp: int | None = None
     points: bool | None = None
+    cmap: str | None = None
+    levels: tuple[float, ...] | None = None
+    labels: tuple[str, ...] | None = None
+    crop: float | None = None
+    camera: tuple[float, float] | None = None
+    ax: Any = None
+
+    def quantity(self, surface: Surface, name: str) -> Quantity:
+        """How to draw a quantity, with the colours and the label that were set; raises as `quantities.quantity`."""
+        what = quantity(surface, name)
+        if self.cmap is not None:
+            what = replace(what, cmap=self.cmap)
+        if self.labels is not None and len(self.labels) > 2:
+            what = replace(what, label=self.labels[2])
+        return what
+
+    def axis_labels(self, surface: Surface) -> tuple[str, str]:
+        """What stands at the axes of a plane."""
+        if self.labels is not None:
+            return self.labels[0], self.labels[1]
+        return axis_labels(surface)
+
+    def top(self, arrays: Sequence[np.ndarray]) -> float | None:
+        """Where the colours end: as set, or at the percentile that was set; None where neither is."""
+        if self.crop is None or self.vmax is not None:
+            return self.vmax
+        known = np.concatenate([np.zeros(0), *(a[np.isfinite(a)].reshape(-1) for a in arrays)])
+        if known.size == 0:
+            return None
+        top = float(f"{np.percentile(known, self.crop):.3g}")
+        return top if top > known.min() else None
 
     def scale(self, arrays: Sequence[np.ndarray], what: Quantity, noise: float = 0.0) -> Scale:
         """The common scale of these arrays, whose differences may be but noise (`noise_in`)."""
@@ -45,7 +77,9 @@ class FigureOptions:
             log = False
         if log:
             log = _has_positive(arrays)
-        return scale_of(arrays, low=self.vmin, high=self.vmax, step=self.vlevel, log=log, noise=noise)
+        if self.levels is not None:
+            return scale_at(arrays, self.levels, log)
+        return scale_of(arrays, low=self.vmin, high=self.top(arrays), step=self.vlevel, log=log, noise=noise)
 
     def suits_log(self, arrays: Sequence[np.ndarray], even: bool = False) -> bool:
         """Whether an axis of these arrays is logarithmic: as set, else never (even), else by what they span.
@@ -98,7 +132,7 @@ def layout_of(panels: int, width: float | None) -> tuple[int, int, float]:
     columns = min(panels, 3)
     if panels == 4:
         columns = 2
-    default = COLUMN if columns == 1 else PAGE
+    default = column_width() if columns == 1 else page_width()
     return -(-panels // columns), columns, width or default
 
 
@@ -110,16 +144,19 @@ def panel_ratio(surface: Surface) -> float:
 
 
 def figure_of_maps(
-    surfaces: Sequence[Surface], titled: bool, width: float | None, below: float
+    surfaces: Sequence[Surface], titled: bool, width: float | None, below: float, axes: Any = None
 ) -> tuple[Figure, np.ndarray, int]:
     """A figure with a panel for each plane, and room for one colour bar beside them.
 
     titled  whether a title stands over each panel
     width   of the figure, or its default
     below   inches for what stands below the panels
+    axes    the caller's own, in place of a new figure, for one plane
 
     Returns the figure, its panels (rows, columns), of which the last may be empty, and the number of columns.
     """
+    if axes is not None:
+        return axes.figure, np.array([[axes]]), 1
     rows, columns, width = layout_of(len(surfaces), width)
     panel = (width - 0.85 - 0.3 * columns) / columns
     height = rows * (panel / panel_ratio(surfaces[0]) + (0.3 if titled else 0.12)) + below
@@ -149,8 +186,15 @@ def common_loss(surfaces: Sequence[Surface]) -> str | None:
     return next((name for name in LOSS_NAMES if all(name in surface for surface in surfaces)), None)
 
 
-def add_legend_and_notes(figure: Figure, handles: Sequence[Artist], notes: Sequence[str]) -> None:
-    """How sure the numbers are, below the panels, and under it a legend of the marks."""
+def add_legend_and_notes(figure: Figure, handles: Sequence[Artist], notes: Sequence[str], axes: Any = None) -> None:
+    """How sure the numbers are, below the panels, and under it a legend of the marks.
+
+    axes  the caller's own, if any, which then have the legend inside; the notes are left to the caption
+    """
+    if axes is not None:
+        if handles:
+            axes.legend(handles=list({str(h.get_label()): h for h in handles}.values()), fontsize=6.5)
+        return
     width = int(CHARACTERS_PER_INCH * figure.get_figwidth())
     words = "\n".join(textwrap.fill(line, width) for line in notes)
     unique = {str(handle.get_label()): handle for handle in handles}

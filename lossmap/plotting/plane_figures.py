@@ -18,6 +18,7 @@ from lossmap.io.read import Surface
 from lossmap.plotting import maps
 from lossmap.plotting.contour_levels import Scale, labels, scale_of
 from lossmap.plotting.flatness import FLAT_NOTE, noise_in
+from lossmap.plotting.interpolation import AUTOMATIC
 from lossmap.plotting.notes import accuracy_notes
 from lossmap.plotting.panels import (
     FigureOptions,
@@ -31,14 +32,15 @@ from lossmap.plotting.panels import (
 )
 from lossmap.plotting.quantities import (
     Quantity,
-    axis_labels,
+    best_field,
     eigenvalues,
+    is_line,
     on_scale,
     quantity,
     short_unit,
     values_of,
 )
-from lossmap.plotting.style import PAGE, new_figure
+from lossmap.plotting.style import new_figure, page_width
 from lossmap.plotting.surface3d import ENOUGH, draw_surface3d
 
 MAX_RATIO = 1.0  # |min_eig / max_eig| at which its colours end
@@ -53,7 +55,7 @@ def draw_maps(
 
     Raises ValueError where a surface does not hold the quantity.
     """
-    what = quantity(surfaces[0], name)
+    what = options.quantity(surfaces[0], name)
     readings = [values_of(s, quantity(s, name).name) for s in surfaces]
     arrays = [values for values, _ in readings]
     if what.signed and kind != "contour":
@@ -63,14 +65,16 @@ def draw_maps(
     notes = []
     if "eig" in name or name == "ratio":
         notes = accuracy_notes(surfaces[0])
-    if scale.above and options.vmax is None and not what.signed:
+    if scale.above and options.crop is not None and not what.signed:
+        notes = [*notes, _note_of_crop(arrays, scale, options.crop)]
+    elif scale.above and options.vmax is None and options.levels is None and not what.signed:
         notes = [*notes, _note_of_outliers(arrays, scale)]
     if noise:
         notes = [*notes, FLAT_NOTE]
     if kind != "map":
         notes = [*notes, *interpolation_notes(surfaces, scale, options.interp)]
-    figure, grid, columns = figure_of_maps(surfaces, bool(titles), options.width, 0.45 + 0.12 * len(notes))
-    norm = _centred(what, arrays, options.vmax, options.log, noise)
+    figure, grid, columns = figure_of_maps(surfaces, bool(titles), options.width, 0.45 + 0.12 * len(notes), options.ax)
+    norm = _centred(what, arrays, _limit(arrays, options), options.log, noise)
     patches: list[Artist] = []
     mappable: Any = None
     for i, (axes, surface, (values, status)) in enumerate(zip(grid.flat, surfaces, readings, strict=False)):
@@ -84,8 +88,37 @@ def draw_maps(
     bar = figure.colorbar(mappable, ax=list(grid.flat), shrink=1.0, pad=0.02, aspect=24, extend=_extend(what, scale))
     set_bar_ticks(bar, what, scale, kind)
     bar.set_label(_label_on_scale(what.label, kind, scale, norm))
-    add_legend_and_notes(figure, patches, notes)
+    add_legend_and_notes(figure, patches, notes, options.ax)
     return figure
+
+
+def _limit(arrays: list[np.ndarray], options: FigureOptions) -> float | None:
+    """Where colours that are centred on 0 end on both sides; None where nothing is set."""
+    return options.top([np.abs(values) for values in arrays])
+
+
+def _note_of_crop(arrays: list[np.ndarray], scale: Scale, percentile: float) -> str:
+    """Where the colours end by a percentile, and what lies beyond, in words."""
+    known = np.concatenate([values[np.isfinite(values)].reshape(-1) for values in arrays])
+    beyond = int((known > scale.high).sum())
+    points = "1 point lies" if beyond == 1 else f"{beyond:,} points lie"
+    return f"colours end at the {percentile:g}th percentile, {scale.high:.3g}; {points} beyond, up to {known.max():.3g}"
+
+
+def between_notes(surfaces: Sequence[Surface], kind: str, field: str | None, options: FigureOptions) -> list[str]:
+    """What the caption of a figure says of what lies between the measured points; nothing of lines and cells."""
+    if kind in ("eigen", "convexity"):
+        field = common_loss(surfaces)
+    if kind not in ("filled", "contour", "3d", "eigen", "convexity") or any(map(is_line, surfaces)):
+        return []
+    if field is None and kind in ("eigen", "convexity"):
+        return []
+    name = field or best_field(surfaces[0])
+    what = options.quantity(surfaces[0], name)
+    if what.signed and kind == "filled":
+        return []
+    scale = options.scale([values_of(s, name)[0] for s in surfaces], what, noise_in(surfaces, name))
+    return interpolation_notes(surfaces, scale, options.interp, ENOUGH if kind == "3d" else AUTOMATIC)
 
 
 def _note_of_outliers(arrays: list[np.ndarray], scale: Scale) -> str:
@@ -138,7 +171,7 @@ def frame_panel(
     axes: Any, surface: Surface, options: FigureOptions, kind: str, left: bool = True, bottom: bool = True
 ) -> None:
     """Limits, labels at the left and the bottom of the figure alone, few ticks, the training path."""
-    maps.frame(axes, surface.grid, axis_labels(surface), cells=kind == "map")
+    maps.frame(axes, surface.grid, options.axis_labels(surface), cells=kind == "map")
     if not left:
         axes.set_ylabel("")
     if bottom:
@@ -183,28 +216,35 @@ def draw_surfaces_3d(
     surfaces: Sequence[Surface], name: str, titles: Sequence[str] | None, options: FigureOptions
 ) -> Figure:
     """One quantity of several planes as surfaces in three dimensions, on a common scale; arguments as `draw_maps`."""
-    what = quantity(surfaces[0], name)
+    what = options.quantity(surfaces[0], name)
     readings = [values_of(s, quantity(s, name).name) for s in surfaces]
     arrays = [values for values, _ in readings]
     noise = noise_in(surfaces, name)
     scale = options.scale(arrays, what, noise)
-    norm = _centred(what, arrays, options.vmax, noise=noise)
+    norm = _centred(what, arrays, _limit(arrays, options), noise=noise)
     rows, columns, width = layout_of(len(surfaces), options.width)
-    figure = new_figure(width, rows * width / columns * 0.86)
+    figure = new_figure(width, rows * width / columns * 0.86) if options.ax is None else options.ax.figure
     # In full only where there is one column, else there is no room between the surfaces.
     height_label = on_scale(what.label if columns == 1 else what.symbol, scale.log)
     handles: list[Artist] = []
     for i, (surface, (values, status)) in enumerate(zip(surfaces, readings, strict=True)):
-        axes = figure.add_subplot(rows, columns, i + 1, projection="3d", computed_zorder=False)
-        labels_3d = ("x", "y", height_label)
+        axes = options.ax
+        if axes is None:
+            axes = figure.add_subplot(rows, columns, i + 1, projection="3d", computed_zorder=False)
+        across, up = (options.labels or ("x", "y"))[:2]
+        labels_3d = (across, up, height_label)
         handles += draw_surface3d(
             axes, surface.grid, values, scale, what.cmap, labels_3d, status, norm, options.interp, bool(options.points)
         )
+        if options.camera is not None:
+            axes.view_init(elev=options.camera[0], azim=options.camera[1])
         if titles:
             axes.set_title(titles[i], y=0.97)
     notes = [FLAT_NOTE] if noise else []
+    if scale.above and options.crop is not None:
+        notes = [*notes, _note_of_crop(arrays, scale, options.crop)]
     notes += interpolation_notes(surfaces, scale, options.interp, ENOUGH)
-    add_legend_and_notes(figure, handles, notes)
+    add_legend_and_notes(figure, handles, notes, options.ax)
     return figure
 
 
@@ -219,7 +259,7 @@ def draw_eigenvalue_maps(surfaces: Sequence[Surface], titles: Sequence[str] | No
     loss = common_loss(surfaces)
     if loss is not None:
         names.insert(0, loss)
-    width = options.width or PAGE
+    width = options.width or page_width()
     notes = _notes_of_all(surfaces, titles)
     panel = (width - 0.65 - 0.06 * len(names)) / len(names)
     height = len(surfaces) * (panel / panel_ratio(surfaces[0]) + 0.1) + 1.3 + 0.1 * len(notes)

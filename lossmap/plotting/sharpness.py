@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from lossmap.io.surface import Group
-from lossmap.plotting.style import BLUE, GREEN, PAGE, PURPLE, RED, new_figure, style_context
+from lossmap.plotting.style import BLUE, GREEN, PURPLE, RED, new_figure, page_width, style_context
 from lossmap.report.sharpness import SharpnessNumber, sharpness_numbers
 from lossmap.report.stored import StoredReport
 
@@ -33,7 +33,7 @@ def draw_sharpness(checkpoints: Mapping[str, Group]) -> Figure:
     unit = str(next(iter(checkpoints.values())).attributes.get("unit", "1"))
     rows = max(len(n) for n in numbers.values())
     with style_context():
-        figure = new_figure(PAGE, max(2.2, 0.28 * rows + 0.2 * len(checkpoints) + 0.6))
+        figure = new_figure(page_width(), max(2.2, 0.28 * rows + 0.2 * len(checkpoints) + 0.6))
         left, right = figure.subplots(1, 2)
         _draw_rows(left, {label: n[:CURVATURE] for label, n in numbers.items()})
         _draw_rows(right, {label: n[CURVATURE:] for label, n in numbers.items()})

@@ -20,7 +20,18 @@ from lossmap.geometry.grid import curvature_unit
 from lossmap.io.spectrum_layout import Source, layers_in, spectra_in
 from lossmap.io.surface import Group
 from lossmap.plotting.quantities import in_brackets
-from lossmap.plotting.style import BLUE, COLUMN, DARK, GREEN, PAGE, PURPLE, RED, name_scales, new_figure, style_context
+from lossmap.plotting.style import (
+    BLUE,
+    DARK,
+    GREEN,
+    PURPLE,
+    RED,
+    column_width,
+    name_scales,
+    new_figure,
+    page_width,
+    style_context,
+)
 from lossmap.plotting.unfinished_spectra import MISSING
 
 COLOURS = (BLUE, RED, GREEN, PURPLE, "#b8860b", "#3b3b3b")
@@ -61,7 +72,7 @@ def is_drawable(group: Group) -> bool:
 
 
 def _with_density(group: Group, label: str) -> Figure:
-    figure = new_figure(COLUMN, 3.4)
+    figure = new_figure(column_width(), 3.4)
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(1, 1.25))
     linear = _linear([group])
     _density(upper, group, linear, BLUE, label)
@@ -81,7 +92,7 @@ def _with_density(group: Group, label: str) -> Figure:
 
 def _ends_alone(group: Group, label: str) -> Figure:
     """The extreme eigenvalues by their order, with their errors: all that is known without a density."""
-    figure = new_figure(COLUMN, 2.2)
+    figure = new_figure(column_width(), 2.2)
     axes = figure.subplots()
     most = 1
     for name, marker, colour in (("top", "^", BLUE), ("bottom", "v", RED)):
@@ -112,7 +123,7 @@ def draw_l2_path(group: Group) -> Figure:
     strength = np.asarray(group["strength"], dtype=float)
     positive = strength[strength > 0]
     with style_context():
-        figure = new_figure(COLUMN, 3.2)
+        figure = new_figure(column_width(), 3.2)
         panels = figure.subplots(2, 1, sharex=True)
         for axes, name, colour in zip(panels, ("largest", "smallest"), (BLUE, RED), strict=True):
             axes.plot(strength, group[name], "o-", color=colour, markersize=3, label="at fixed weights")
@@ -143,7 +154,7 @@ def draw_comparison(source: Source) -> Figure:
     with_ends = {label: g for label, g in spectra.items() if "top" in g or "bottom" in g}
     with style_context():
         both = bool(with_density) and bool(with_ends)
-        figure = new_figure(PAGE if both else COLUMN, 2.6)
+        figure = new_figure(page_width() if both else column_width(), 2.6)
         panels = figure.subplots(1, 2, width_ratios=(1.5, 1)) if both else [figure.subplots()] * 2
         if with_density:
             _cumulatives(panels[0], spectra)
@@ -182,7 +193,7 @@ def draw_train_against_test(train: Group, test: Group) -> Figure:
         raise ValueError("training and test samples have neither ends nor densities of spectra in common")
     with style_context():
         both = densities and bool(ends)
-        figure = new_figure(PAGE if both else COLUMN, 2.8)
+        figure = new_figure(page_width() if both else column_width(), 2.8)
         panels = figure.subplots(1, 2, width_ratios=(1.4, 1)) if both else [figure.subplots()] * 2
         if densities:
             _cumulatives(panels[0], {"training samples": train, "test samples": test})
@@ -232,7 +243,7 @@ def draw_layers(source: Source, label: str | None = None) -> Figure:
     group = readings[label]
     names = [str(n) for n in group["block"]]
     with style_context():
-        figure = new_figure(PAGE, 0.9 + 0.27 * len(names))
+        figure = new_figure(page_width(), 0.9 + 0.27 * len(names))
         left, right = figure.subplots(1, 2, sharey=True, width_ratios=(2.6, 1))
         floor = float(np.max(group["floor"], initial=0.0))
         reach = float(np.max(np.abs([group["largest"], group["smallest"]])))

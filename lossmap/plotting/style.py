@@ -1,7 +1,8 @@
 """The look: column widths, type, colours, and the saving of a figure. Never pyplot, so no screen is needed.
 
 Widths are those of one column and of a page of two, 3.3 and 6.75 inches; type is 8 points; PDF carries its fonts
-as TrueType (type 42), which journals ask for.
+as TrueType (type 42), which journals ask for. A style (`--style`) sets widths and type as a journal asks for them; the
+fonts are those of it that this machine has, else STIX, which matplotlib brings along, or DejaVu Sans.
 """
 
 from __future__ import annotations
@@ -10,11 +11,15 @@ import contextlib
 import errno
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import matplotlib
+from matplotlib import font_manager
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -57,17 +62,98 @@ MAX_LINE = 30  # characters of an axis label, with which the word for its scale 
 FORMATS = ("pdf", "png", "svg", "eps", "jpg", "tif", "webp")
 
 
+@dataclass(frozen=True)
+class Style:
+    """Widths in inches, and what changes in matplotlib's settings; of the fonts the first that is there is taken."""
+
+    column: float = COLUMN
+    page: float = PAGE
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    fonts: tuple[str, ...] = ()
+    math: str = "dejavusans"
+
+    def rc(self) -> Any:
+        """Matplotlib's settings."""
+        fonts: dict[str, Any] = {}
+        if self.fonts:
+            there = set(font_manager.get_font_names())
+            first = [name for name in self.fonts if name in there][:1]
+            fonts = {"font.family": [*first, "DejaVu Sans"], "mathtext.fontset": self.math}
+        return {**STYLE, **fonts, **self.settings}
+
+
+def _sizes(text: float, ticks: float) -> dict[str, float]:
+    """Type sizes in points: of text, and of ticks and legends."""
+    return {
+        **dict.fromkeys(("font.size", "axes.labelsize", "axes.titlesize"), text),
+        **dict.fromkeys(("xtick.labelsize", "ytick.labelsize", "legend.fontsize"), ticks),
+    }
+
+
+TIMES = ("Times New Roman", "Times", "Nimbus Roman", "TeX Gyre Termes", "STIXGeneral")
+HELVETICA = ("Helvetica", "Arial", "Nimbus Sans", "TeX Gyre Heros", "DejaVu Sans")
+# Widths by the authors' kits: NeurIPS has one column of 5.5 inches, of which a figure takes half or all; ICML columns
+# of 3.25 and a page of 6.75; IEEE 3.5 and 7.16; Nature 89 and 183 mm, with 5 to 7 points of a sans-serif face.
+STYLES = {
+    "neurips": Style(2.7, 5.5, _sizes(8, 7), TIMES, "stix"),
+    "icml": Style(3.25, 6.75, _sizes(8, 7), TIMES, "stix"),
+    "ieee": Style(3.5, 7.16, _sizes(8, 7), TIMES, "stix"),
+    "nature": Style(3.5, 7.2, _sizes(7, 6), HELVETICA),
+}
+DEFAULT = Style()
+_current: ContextVar[Style] = ContextVar("style", default=DEFAULT)
+_styles_of_figures: WeakKeyDictionary[Figure, Style] = WeakKeyDictionary()
+
+
+def style_of(name: str | os.PathLike[str] | None) -> Style:
+    """The style of this name, or of a file .mplstyle, whose figure.figsize gives the width of a column.
+
+    Raises ValueError for another name, or a file that is not there or no style.
+    """
+    if name is None:
+        return _current.get()
+    if str(name) in STYLES:
+        return STYLES[str(name)]
+    if Path(name).suffix != ".mplstyle":
+        raise ValueError(f"--style must be one of {', '.join(STYLES)}, or a file .mplstyle; got {str(name)!r}")
+    try:
+        settings: dict[Any, Any] = dict(matplotlib.rc_params_from_file(name, use_default_template=False))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"the style {name} cannot be read: {error}") from error
+    width = float(settings.pop("figure.figsize", (COLUMN, 0.0))[0])
+    return Style(width, max(width, PAGE), settings)
+
+
+def column_width() -> float:
+    """The width of one column in the style that is set, inches."""
+    return _current.get().column
+
+
+def page_width() -> float:
+    """The width of a page in the style that is set, inches."""
+    return _current.get().page
+
+
 @contextlib.contextmanager
-def style_context() -> Iterator[None]:
-    """Inside, what is drawn has this look; outside, the user's own matplotlib settings are as they were."""
-    with matplotlib.rc_context(STYLE):
-        yield
+def style_context(style: str | os.PathLike[str] | None = None) -> Iterator[None]:
+    """Inside, what is drawn has this look; outside, the user's own matplotlib settings are as they were.
+
+    style  as `style_of`; the one that is set already if left out
+    """
+    chosen = style_of(style)
+    token = _current.set(chosen)
+    try:
+        with matplotlib.rc_context(chosen.rc()):
+            yield
+    finally:
+        _current.reset(token)
 
 
 def new_figure(width: float, height: float, compressed: bool = False) -> Figure:
     """An empty figure of this size in inches, laid out so that nothing overlaps; compressed around square panels."""
     figure = Figure(figsize=(width, height), layout="compressed" if compressed else "constrained")
     FigureCanvasAgg(figure)
+    _styles_of_figures[figure] = _current.get()
     engine: Any = figure.get_layout_engine()
     engine.set(w_pad=0.04, h_pad=0.04, wspace=0.02, hspace=0.02)
     return figure
@@ -90,6 +176,8 @@ def save(figure: Figure, path: str | os.PathLike[str], dpi: int = 300) -> Path:
 
     dpi  of pixel formats, and of what is rasterized in the others
 
+    The figure's label, which is its caption, becomes the PDF's subject, and the description of a PNG or an SVG.
+
     Raises ValueError for an ending that is no picture; FileNotFoundError, PermissionError or OSError in a sentence.
     """
     path = Path(path)
@@ -97,11 +185,20 @@ def save(figure: Figure, path: str | os.PathLike[str], dpi: int = 300) -> Path:
     kind = {"jpeg": "jpg", "tiff": "tif"}.get(kind, kind)
     if kind not in FORMATS:
         raise ValueError(f"a picture is one of {', '.join(FORMATS)}, by the ending of its name; got {str(path)!r}")
-    # Dates in the file would make two drawings of the same surface differ.
-    metadata: dict[str, Any] = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}.get(kind, {})
-    with appears_whole(path) as part, matplotlib.rc_context(STYLE):
+    metadata = _metadata(kind, str(figure.get_label()))
+    style = _styles_of_figures.get(figure, DEFAULT)
+    with appears_whole(path) as part, matplotlib.rc_context(style.rc()):
         figure.savefig(part, format=kind, dpi=dpi, metadata=metadata or None)
     return path
+
+
+def _metadata(kind: str, caption: str) -> dict[str, Any]:
+    """What a file of this kind says of itself; no dates, which would make two drawings of one surface differ."""
+    metadata: dict[str, Any] = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}.get(kind, {})
+    keys = {"pdf": "Subject", "png": "Description", "svg": "Description"}
+    if caption and kind in keys:
+        metadata[keys[kind]] = caption
+    return metadata
 
 
 @contextlib.contextmanager

@@ -18,7 +18,7 @@ from lossmap.io.surface import Group
 from lossmap.plotting import lines, maps
 from lossmap.plotting.contour_levels import scale_of, suits_log
 from lossmap.plotting.quantities import in_brackets
-from lossmap.plotting.style import BLUE, DARK, LOSS, PAGE, RED, new_figure, style_context
+from lossmap.plotting.style import BLUE, DARK, LOSS, RED, new_figure, page_width, style_context
 from lossmap.report.stored import StoredReport
 
 MAX_NUMBERED = 20  # minima that bear their number in the picture, and stand in the tree; the most persistent ones
@@ -28,7 +28,7 @@ def draw_topology(group: Group) -> Figure:
     """The picture of one surface's minima, of the arrays that `topology.result` names."""
     stored = StoredReport(group.arrays, group.attributes)
     with style_context():
-        figure = new_figure(PAGE, 2.5)
+        figure = new_figure(page_width(), 2.5)
         first, second, third = figure.subplots(1, 3, width_ratios=(1.25, 1.0, 1.0))
         if "y" in stored:
             _draw_map(figure, first, stored)

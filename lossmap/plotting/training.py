@@ -18,7 +18,7 @@ from lossmap.io.surface import Surface
 from lossmap.plotting import lines
 from lossmap.plotting.panels import FigureOptions, add_legend_and_notes
 from lossmap.plotting.quantities import in_brackets, quantity, values_of
-from lossmap.plotting.style import BLUE, DARK, PAGE, PURPLE, RED, name_scales, new_figure
+from lossmap.plotting.style import BLUE, DARK, PURPLE, RED, name_scales, new_figure, page_width
 
 THRESHOLD = "stability_threshold"  # the field by which such a file is known
 
@@ -36,7 +36,7 @@ def draw_training(surfaces: Sequence[Surface], titles: Sequence[str] | None, opt
     for surface in surfaces:
         if not is_training(surface):
             raise ValueError("this file holds no readings of a training (lossmap.callbacks writes them)")
-    figure = new_figure(options.width or PAGE, 4.2)
+    figure = new_figure(options.width or page_width(), 4.2)
     panels = figure.subplots(2, 2, sharex=True)
     alone = len(surfaces) == 1
     names = list(titles or [""] * len(surfaces))
