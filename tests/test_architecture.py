@@ -40,7 +40,6 @@ HOMES = {
     "mpi4py": {"parallel.mpi_library"},
     "h5py": {"io"},
     "matplotlib": {"plotting"},
-    "plotly": {"plotting"},
     "torch": {
         "cli", "callbacks", "dynamics", "health", "spectra", "landscape", "diagnostics", "training", "curvature",
         "linalg",

@@ -100,6 +100,7 @@ COMMAND = Command(
     (PictureSettings, DrawSettings),
     (
         "lossmap draw surface.h5 --page --vtk",
+        "lossmap draw a.h5 b.h5 --output pair.html",
         "lossmap draw a.h5 b.h5 --titles with without --output pair.pdf",
         "lossmap draw surface.h5 --kind 3d --interp 4 --points --output relief.png",
     ),
@@ -108,7 +109,7 @@ WATCH = Command(
     "watch",
     __doc__ or "",
     (PictureSettings, DrawSettings, WatchSettings),
-    ("lossmap watch surface.h5", "lossmap watch surface.h5 --interval 30 --output live.png"),
+    ("lossmap watch surface.h5 --page", "lossmap watch surface.h5 --interval 30 --output live.png"),
 )
 
 
@@ -195,7 +196,8 @@ def _watch_once(settings: Settings, path: Path, state: WatchState) -> int | None
     if done != state.drawn:
         print(status_line(surface), flush=True)
     if done > max(state.drawn, 0):
-        pictures = _draw(settings, [path], [surface])
+        grows = is_written and (is_training or surface.outcome == "unfinished")
+        pictures = _draw(settings, [path], [surface], settings.watch.interval if grows else None)
         if not state.is_named:
             print(f"picture: {', '.join(str(p) for p in pictures)}", flush=True)
         state.is_named = True
@@ -247,13 +249,17 @@ def _measure_status(surface: Surface, measure: str) -> str:
     return text
 
 
-def _draw(settings: Settings, files: Sequence[Path], surfaces: Sequence[Surface]) -> list[Path]:
+def _draw(
+    settings: Settings, files: Sequence[Path], surfaces: Sequence[Surface], reload: float | None = None
+) -> list[Path]:
     """Draw the files into the outputs of the settings; the files that were written.
+
+    reload  seconds after which a page reads itself again; None for what does not grow
 
     Raises ValueError where what a file holds does not fit together, as in a damaged one without digests.
     """
     try:
-        return _drawn(settings, files, surfaces)
+        return _drawn(settings, files, surfaces, reload)
     except (LookupError, TypeError, AttributeError) as error:
         if isinstance(error, KeyError) and " " in str(error.args[0]):  # a sentence, such as of an unknown field
             raise
@@ -263,7 +269,7 @@ def _draw(settings: Settings, files: Sequence[Path], surfaces: Sequence[Surface]
         ) from error
 
 
-def _drawn(settings: Settings, files: Sequence[Path], surfaces: Sequence[Surface]) -> list[Path]:
+def _drawn(settings: Settings, files: Sequence[Path], surfaces: Sequence[Surface], reload: float | None) -> list[Path]:
     picture = settings.picture
     _check_path_flags(picture)
     if len(surfaces) == 1 and not picture.output and _is_no_surface(settings, surfaces[0]):
@@ -284,7 +290,7 @@ def _drawn(settings: Settings, files: Sequence[Path], surfaces: Sequence[Surface
         else:
             _refuse_unused_by(settings, surfaces, others)
         for output in others:
-            written += _draw_surface(settings, files, surfaces, output)
+            written += _draw_surface(settings, files, surfaces, output, reload)
     _show(settings, written)
     return written
 
@@ -386,25 +392,29 @@ def _print_captions(picture: PictureSettings, figures: Iterable[Any]) -> None:
             print(f"caption: {figure.get_label()}")
 
 
-def _draw_surface(settings: Settings, files: Sequence[Path], surfaces: Sequence[Surface], output: Path) -> list[Path]:
-    """A page or a file for ParaView, which hold one surface."""
+def _draw_surface(
+    settings: Settings, files: Sequence[Path], surfaces: Sequence[Surface], output: Path, reload: float | None
+) -> list[Path]:
+    """A page of all files, or a file for ParaView, which holds one surface; reload as `page` takes it."""
     picture = settings.picture
-    if len(surfaces) > 1:
-        raise UsageError(f"{output} holds one surface; got {len(surfaces)} files")
     if output.suffix in PAGE_ENDINGS:
         from lossmap.plotting.html import page
 
-        title = picture.titles[0] if picture.titles else files[0].name
-        return [page(surfaces[0], output, title, **_taken_by("page", settings, surfaces[0]))]
+        titles = list(picture.titles) or [file.name for file in files]
+        taken = _taken_by("page", settings, surfaces)
+        return [page(list(surfaces), output, titles=titles, reload=reload, **taken)]
+    if len(surfaces) > 1:
+        raise UsageError(f"{output} holds one surface; got {len(surfaces)} files")
     from lossmap.plotting.vtk import vtk
 
-    return vtk(surfaces[0], output, **_taken_by("vtk", settings, surfaces[0]))
+    return vtk(surfaces[0], output, **_taken_by("vtk", settings, surfaces[:1]))
 
 
-def _taken_by(kind: str, settings: Settings, surface: Surface) -> dict[str, Any]:
+def _taken_by(kind: str, settings: Settings, surfaces: Sequence[Surface]) -> dict[str, Any]:
     """The options of a page or of a file for ParaView; those that it does not take are of the figures beside it."""
     options = {n: v for n, v in _options(settings).items() if n in TAKEN[kind] and n != "titles"}
-    return used_options([surface], kind, settings.picture.field, options)
+    having = [surface for surface in surfaces if holds_points(surface)]
+    return used_options(having, kind, settings.picture.field, options) if having else {}
 
 
 def _is_no_surface(settings: Settings, surface: Surface) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import shlex
 import sys
@@ -290,5 +289,3 @@ def check_drawable(settings: DrawSettings) -> None:
     """Raise UsageError before anything is computed where figures could not be made at the end."""
     if settings.log and settings.linear:
         raise UsageError("--log and --linear exclude each other: give one of them")
-    if settings.page and importlib.util.find_spec("plotly") is None:
-        raise UsageError("--page needs plotly, which is not installed: pip install 'lossmap[page]'")

@@ -258,7 +258,7 @@ class DrawSettings:
     """Plot options."""
 
     plot: bool = setting(False, "figure of the result, PDF and PNG")
-    page: bool = setting(False, "interactive HTML page")
+    page: bool = setting(False, "interactive HTML page, which opens offline")
     vtk: bool = setting(False, "file for ParaView")
     show: bool = setting(False, "figure on the screen")
     log: bool = setting(False, "logarithmic scale; by default where values >= 0 span more than a factor of 20")

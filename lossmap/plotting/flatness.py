@@ -27,11 +27,11 @@ def noise_in(surfaces: Sequence[Surface], name: str) -> float:
 
 def _errors(surface: Surface, name: str, values: np.ndarray) -> np.ndarray:
     if name == "ratio":
-        return _errors_of_ratio(surface, values)
+        return ratio_errors(surface, values)
     return field_errors(surface, name, values)[0]
 
 
-def _errors_of_ratio(surface: Surface, ratio: np.ndarray) -> np.ndarray:
+def ratio_errors(surface: Surface, ratio: np.ndarray) -> np.ndarray:
     """To first order, from the errors of the two ends."""
     high, low = (np.asarray(surface.fields.get(f"{end}_error", 0.0)) for end in eigenvalues(surface))
     with np.errstate(divide="ignore", invalid="ignore"):

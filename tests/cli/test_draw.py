@@ -1,5 +1,6 @@
 """The commands `lossmap draw` and `lossmap watch`."""
 
+import json
 import socket
 import subprocess
 import sys
@@ -40,9 +41,11 @@ def test_a_file_is_drawn_beside_itself(file, tmp_path, capsys):
     assert f"picture: {tmp_path / 'run.1.pdf'}" in capsys.readouterr().out
 
 
-def page_layout(folder):
+def page_scale(folder):
     text = (folder / "a.html").read_text()
-    return text[text.rindex("Plotly.newPlot(") :]
+    content = text[text.index('id="data">') + len('id="data">') :]
+    data, _ = json.JSONDecoder().raw_decode(content)
+    return data["fields"][0]["name"], data["fields"][0]["scales"][0]["kind"]
 
 
 def test_outputs_are_what_their_endings_say(file, tmp_path):
@@ -50,8 +53,8 @@ def test_outputs_are_what_their_endings_say(file, tmp_path):
     assert command.main([str(file), "--output", *outputs, "--field", "train_acc", "--kind", "contour"]) == 0
     assert names(tmp_path) == ["a.html", "a.svg", "a.vtp", "run.1.h5"]
     assert command.main([str(file), "--vmin=0.1", "--vmax", "10", "--vlevel", "0.5", "-o", outputs[0]]) == 0
-    assert command.main([str(file), "--linear", "-o", outputs[1]]) == 0 and "log scale" not in page_layout(tmp_path)
-    assert command.main([str(file), "-o", outputs[1]]) == 0 and "train_loss (nats), log scale" in page_layout(tmp_path)
+    assert command.main([str(file), "--linear", "-o", outputs[1]]) == 0 and page_scale(tmp_path)[1] == "linear"
+    assert command.main([str(file), "-o", outputs[1]]) == 0 and page_scale(tmp_path) == ("train_loss", "log")
     assert command.main([str(file), "--log", "--width", "5", "--dpi", "50", "-o", str(tmp_path / "b.png")]) == 0
 
 
@@ -59,8 +62,10 @@ def test_several_files_stand_side_by_side(file, tmp_path, capsys):
     pair = str(tmp_path / "pair.pdf")
     assert command.main([str(file), str(file), "--titles", "one", "two", "--output", pair]) == 0
     assert command.main([str(file), str(file), "--kind", "3d", "--output", pair]) == 0
-    assert command.main([str(file), str(file), "--output", str(tmp_path / "pair.html")]) == 2
-    assert "pair.html holds one surface; got 2 files" in capsys.readouterr().err
+    assert command.main([str(file), str(file), "--output", str(tmp_path / "pair.html")]) == 0
+    assert (tmp_path / "pair.html").read_text().count('"provenance":') == 2
+    assert command.main([str(file), str(file), "--output", str(tmp_path / "pair.vts")]) == 2
+    assert "pair.vts holds one surface; got 2 files" in capsys.readouterr().err
 
 
 def test_a_training_path_is_taken_from_another_file(file, tmp_path, capsys):
@@ -163,23 +168,29 @@ def begun(path, count):
 def test_watching_ends_with_the_survey(tmp_path, capsys):
     path = tmp_path / "s.h5"
     store = begun(path, 5)
+    pages = []
 
     def go_on():
-        time.sleep(0.5)
+        for _ in range(400):
+            if (tmp_path / "s.html").exists():
+                break
+            time.sleep(0.05)
+        pages.append((tmp_path / "s.html").read_text())
         for index in range(5, 20):
             store.record("loss", index, {"train_loss": index / 10}, 0.1)
         store.close()
 
     worker = threading.Thread(target=go_on)
     worker.start()
-    assert command.watch([str(path), "--interval", "0.1"]) == 0
+    assert command.watch([str(path), "--page", "--interval", "0.1"]) == 0
     worker.join()
     output = capsys.readouterr().out.splitlines()
     assert output[0].startswith("loss: 5 of 20 points, ") and "points/s" in output[0] and "s left" in output[0]
     assert output[0].endswith("smallest train_loss 0 at (-1, 0)")
     assert output[1].startswith("picture: ") and sum(line.startswith("picture") for line in output) == 1
     assert output[-1].startswith("loss: 20 of 20 points, smallest")
-    assert names(tmp_path) == ["s.h5", "s.pdf", "s.png"]
+    assert names(tmp_path) == ["s.h5", "s.html", "s.pdf", "s.png"]
+    assert '"reload":0.1,' in pages[0] and '"reload":null,' in (tmp_path / "s.html").read_text()
 
 
 def test_watch_reports_that_no_process_writes(tmp_path, capsys):

@@ -352,15 +352,11 @@ def test_a_result_without_a_name_is_named_after_what_it_holds_also_in_a_folder(h
     assert [p.name for p in sorted((here / "results").iterdir())] == ["line.h5", "mlp_random_s0.2_-1to1x3_0to1x2.h5"]
 
 
-def test_a_picture_that_cannot_be_drawn_hides_no_result(here, capsys, monkeypatch):
+def test_a_picture_that_cannot_be_drawn_hides_no_result(here, capsys):
     (here / "a.pdf").mkdir()
     assert run("--model mlp --samples 20 --x=-1:1:3 --surf-file a.h5 --plot") == 0
     told = capsys.readouterr()
     assert told.out.endswith("result: a.h5\n") and "no picture was drawn: " in told.err
-    monkeypatch.setitem(sys.modules, "plotly", None)
-    assert run("--model mlp --samples 20 --x=-1:1:3 --surf-file b.h5 --page") == 2
-    assert "--page needs plotly, which is not installed" in capsys.readouterr().err
-    assert not Path("b.h5").exists()
 
 
 def test_the_file_carries_where_it_came_from(here, capsys):

@@ -42,6 +42,7 @@ PAGES = {
     "campaigns.md": {"sweep.toml", "sweep", "decays.csv", "logs"},
     "how-to/own-model.md": {"huber.h5", "decay.h5", "decay-spectrum.h5", "head.h5", "tagger.h5"},
     "how-to/paper-figure.md": {"one.h5", "pair.pdf", "contours.svg", "relief.png"},
+    "how-to/page.md": {"one.html", "pair.html"},
     "how-to/callbacks.md": {"training.h5", "training.png", "lightning.h5", "bert.h5"},
     "how-to/fine-tuning.md": {"run.h5", "between.h5", "both.h5", "path.h5", "path-plane.h5"},
 }

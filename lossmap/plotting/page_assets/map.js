@@ -1,0 +1,251 @@
+// The map of a plane and the chart of a line, drawn into a canvas or, by the same commands, into an SVG.
+const FONT = '12px "DejaVu Sans", system-ui, sans-serif', INK = '#222', SOFT = '#444';
+const LINE_COLOURS = ['#1f5a99', '#b5442c', '#2f7d4f', '#6b4c9a', '#8a6500', '#3b3b3b'];
+
+// A canvas's drawing commands, as far as they are used here, written as SVG.
+class SvgContext {
+  constructor(width, height) {
+    this.size = [width, height]; this.parts = []; this.stack = []; this.clips = 0;
+    Object.assign(this, { fillStyle: '#000', strokeStyle: '#000', lineWidth: 1, font: FONT, textAlign: 'left', textBaseline: 'alphabetic', dash: [], move: '', clipId: '' });
+    this.beginPath();
+  }
+  beginPath() { this.d = ''; }
+  moveTo(x, y) { this.d += `M${x.toFixed(2)} ${y.toFixed(2)}`; }
+  lineTo(x, y) { this.d += `L${x.toFixed(2)} ${y.toFixed(2)}`; }
+  closePath() { this.d += 'Z'; }
+  rect(x, y, w, h) { this.moveTo(x, y); this.lineTo(x + w, y); this.lineTo(x + w, y + h); this.lineTo(x, y + h); this.closePath(); }
+  arc(x, y, r) { this.d += `M${x - r} ${y}a${r} ${r} 0 1 0 ${2 * r} 0a${r} ${r} 0 1 0 ${-2 * r} 0Z`; }
+  setLineDash(dash) { this.dash = dash; }
+  add(text) { this.parts.push(text); }
+  get around() { return `${this.move ? ` transform="${this.move}"` : ''}${this.clipId ? ` clip-path="url(#${this.clipId})"` : ''}`; }
+  stroke() { this.add(`<path d="${this.d}" fill="none" stroke="${this.strokeStyle}" stroke-width="${this.lineWidth}"${this.dash.length ? ` stroke-dasharray="${this.dash}"` : ''}${this.around}/>`); }
+  fill() { this.add(`<path d="${this.d}" fill="${this.fillStyle}"${this.around}/>`); }
+  fillRect(x, y, w, h) { this.beginPath(); this.rect(x, y, w, h); this.fill(); }
+  strokeRect(x, y, w, h) { this.beginPath(); this.rect(x, y, w, h); this.stroke(); }
+  clip() { this.clipId = `c${this.clips++}`; this.add(`<clipPath id="${this.clipId}"><path d="${this.d}"/></clipPath>`); }
+  save() { this.stack.push({ fillStyle: this.fillStyle, strokeStyle: this.strokeStyle, lineWidth: this.lineWidth, font: this.font, textAlign: this.textAlign, textBaseline: this.textBaseline, dash: this.dash, move: this.move, clipId: this.clipId }); }
+  restore() { Object.assign(this, this.stack.pop()); }
+  translate(x, y) { this.move += `translate(${x} ${y})`; }
+  rotate(angle) { this.move += `rotate(${(angle * 180) / Math.PI})`; }
+  fillText(text, x, y) {
+    const anchor = { left: 'start', center: 'middle', right: 'end' }[this.textAlign];
+    const shift = { middle: 4, top: 11, alphabetic: 0, bottom: -2 }[this.textBaseline];
+    const safe = String(text).replace(/[&<>"]/g, (c) => `&#${c.charCodeAt(0)};`);
+    this.add(`<text x="${x}" y="${y + shift}" text-anchor="${anchor}" font-size="${parseInt(this.font, 10)}" fill="${this.fillStyle}"${this.around}>${safe}</text>`);
+  }
+  drawImage(canvas, x, y, w, h) { this.add(`<image x="${x}" y="${y}" width="${w}" height="${h}" preserveAspectRatio="none" href="${canvas.toDataURL('image/png')}"${this.around}/>`); }
+  toString() {
+    const [w, h] = this.size;
+    return `<svg xmlns="http://www.w3.org/2000/svg" width="${w}" height="${h}" viewBox="0 0 ${w} ${h}" font-family="DejaVu Sans, sans-serif"><rect width="${w}" height="${h}" fill="#fff"/>${this.parts.join('')}</svg>`;
+  }
+}
+
+// Where the plane lies within the picture: its box in pixels, and coordinates to pixels and back.
+function mapBox(file, width, height) {
+  const bx = borders(file.x), by = borders(file.y);
+  const [x0, x1] = [Math.min(...bx), Math.max(...bx)], [y0, y1] = [Math.min(...by), Math.max(...by)];
+  const room = [width - 58 - 84, height - 12 - 46], ratio = (x1 - x0) / (y1 - y0);
+  let [w, h] = room;
+  if (ratio > 0.4 && ratio < 2.5) { w = Math.min(room[0], room[1] * ratio); h = w / ratio; }
+  const left = 58, top = 12;
+  return {
+    left, top, w, h, bx, by,
+    px: (x) => left + ((x - x0) / (x1 - x0)) * w, py: (y) => top + ((y1 - y) / (y1 - y0)) * h,
+    x: (p) => x0 + ((p - left) / w) * (x1 - x0), y: (p) => y1 - ((p - top) / h) * (y1 - y0), x0, x1, y0, y1,
+  };
+}
+
+// The cells of a map as an image of so many pixels; points without a value stay transparent.
+function cellImage(file, field, scale, table, box, ratio) {
+  const w = Math.max(1, Math.round(box.w * ratio)), h = Math.max(1, Math.round(box.h * ratio));
+  const canvas = document.createElement('canvas'); canvas.width = w; canvas.height = h;
+  const context = canvas.getContext('2d'), image = context.createImageData(w, h);
+  const share = sharesOn(scale), values = file.values[field.name], nx = file.x.length;
+  const indices = values.map((v) => { const s = share(v); return Number.isNaN(s) ? -1 : colourIndex(s); });
+  const cellOf = (edges, value) => { // ascending or descending
+    const up = edges[edges.length - 1] > edges[0];
+    let low = 0, high = edges.length - 2;
+    while (low < high) { const mid = (low + high + 1) >> 1; if ((value >= edges[mid]) === up) { low = mid; } else { high = mid - 1; } }
+    return low;
+  };
+  const columns = Array.from({ length: w }, (_, i) => cellOf(box.bx, box.x0 + ((i + 0.5) / w) * (box.x1 - box.x0)));
+  for (let r = 0; r < h; r++) {
+    const row = cellOf(box.by, box.y1 - ((r + 0.5) / h) * (box.y1 - box.y0)) * nx;
+    for (let c = 0; c < w; c++) {
+      const index = indices[row + columns[c]];
+      if (index < 0) { continue; }
+      const at = 4 * (r * w + c);
+      image.data[at] = table[3 * index]; image.data[at + 1] = table[3 * index + 1]; image.data[at + 2] = table[3 * index + 2]; image.data[at + 3] = 255;
+    }
+  }
+  context.putImageData(image, 0, 0);
+  return canvas;
+}
+
+// Where heights cross levels: line by line through each cell between four points, linear in the height.
+function crossings(file, heights, levels, draw) {
+  const nx = file.x.length, ny = file.y.length;
+  for (let r = 0; r + 1 < ny; r++) {
+    for (let c = 0; c + 1 < nx; c++) {
+      const corners = [[r, c], [r, c + 1], [r + 1, c + 1], [r + 1, c]].map(([i, j]) => [file.x[j], file.y[i], heights[i * nx + j]]);
+      const own = corners.map((k) => k[2]);
+      if (own.some(Number.isNaN)) { continue; }
+      const low = Math.min(...own), high = Math.max(...own), middle = (own[0] + own[1] + own[2] + own[3]) / 4;
+      for (const level of levels) {
+        if (level <= low || level > high) { continue; }
+        const points = [];
+        corners.forEach(([x, y, v], k) => {
+          const [x2, y2, v2] = corners[(k + 1) % 4];
+          if ((v < level) !== (v2 < level)) { const t = (level - v) / (v2 - v); points.push([x + t * (x2 - x), y + t * (y2 - y)]); }
+        });
+        if (points.length === 4 && (middle < level) === (own[0] < level)) { points.push(points.shift()); }
+        for (let k = 0; k + 1 < points.length; k += 2) { draw(points[k], points[k + 1]); }
+      }
+    }
+  }
+}
+
+function strokeCrossings(context, box, file, heights, levels) {
+  context.beginPath();
+  crossings(file, heights, levels, (a, b) => { context.moveTo(box.px(a[0]), box.py(a[1])); context.lineTo(box.px(b[0]), box.py(b[1])); });
+  context.stroke();
+}
+
+// The mark of a point without a value, by its reason, within a cell of so many pixels.
+function drawHole(context, x, y, w, h, reason) {
+  const s = Math.max(1.5, Math.min(w, h, 10) * 0.4);
+  context.strokeStyle = reason === 'failed' ? '#b5442c' : '#555'; context.lineWidth = 1;
+  context.beginPath();
+  if (reason === 'not computed' || reason === 'failed') { context.moveTo(x - s, y + s); context.lineTo(x + s, y - s); }
+  if (reason === 'failed' || reason === 'NaN') { context.moveTo(x - s, y - s); context.lineTo(x + s, y + s); }
+  if (reason === 'NaN') { context.moveTo(x - s, y); context.lineTo(x + s, y); context.moveTo(x - s, y + s); context.lineTo(x + s, y - s); }
+  if (reason === 'infinite') { context.moveTo(x, y - s); context.lineTo(x + s, y + s); context.lineTo(x - s, y + s); context.closePath(); }
+  context.stroke();
+}
+
+function drawPath(context, points) {
+  const line = () => { context.beginPath(); points.forEach(([x, y], i) => (i ? context.lineTo(x, y) : context.moveTo(x, y))); context.stroke(); };
+  context.strokeStyle = '#fff'; context.lineWidth = 3; line();
+  context.strokeStyle = '#000'; context.lineWidth = 1.2; line();
+  [[points[0], '#fff'], [points[points.length - 1], '#000']].forEach(([[x, y], fill]) => {
+    context.fillStyle = fill; context.strokeStyle = '#000'; context.lineWidth = 1; context.beginPath(); context.arc(x, y, 4, 0, 7); context.fill(); context.stroke();
+  });
+}
+
+function drawBar(context, box, field, scale, table, label) {
+  const left = box.left + box.w + 12, share = sharesOn(scale);
+  const canvas = document.createElement('canvas'); canvas.width = 1; canvas.height = 256;
+  const own = canvas.getContext('2d'), image = own.createImageData(1, 256);
+  for (let i = 0; i < 256; i++) { for (let k = 0; k < 3; k++) { image.data[4 * i + k] = table[3 * (255 - i) + k]; } image.data[4 * i + 3] = 255; }
+  own.putImageData(image, 0, 0);
+  context.drawImage(canvas, left, box.top, 14, box.h);
+  context.strokeStyle = SOFT; context.lineWidth = 0.7; context.strokeRect(left, box.top, 14, box.h);
+  context.fillStyle = INK; context.textAlign = 'left'; context.textBaseline = 'middle';
+  thinned(scale.ticks, Math.max(3, Math.floor(box.h / 24))).forEach(([value, text]) => {
+    const y = box.top + (1 - share(value)) * box.h;
+    if (y < box.top - 1 || y > box.top + box.h + 1) { return; }
+    context.beginPath(); context.moveTo(left + 14, y); context.lineTo(left + 18, y); context.stroke();
+    context.fillText(text, left + 21, y);
+  });
+}
+
+function drawAxes(context, box, labels, ticksX, ticksY) {
+  context.strokeStyle = SOFT; context.lineWidth = 1; context.strokeRect(box.left, box.top, box.w, box.h);
+  context.fillStyle = INK; context.font = FONT; context.textAlign = 'center'; context.textBaseline = 'top';
+  ticksX.forEach(([value, text]) => {
+    context.beginPath(); context.moveTo(box.px(value), box.top + box.h); context.lineTo(box.px(value), box.top + box.h + 4); context.stroke();
+    context.fillText(text, box.px(value), box.top + box.h + 6);
+  });
+  context.fillText(labels[0], box.left + box.w / 2, box.top + box.h + 24);
+  context.textAlign = 'right'; context.textBaseline = 'middle';
+  ticksY.forEach(([value, text]) => {
+    context.beginPath(); context.moveTo(box.left - 4, box.py(value)); context.lineTo(box.left, box.py(value)); context.stroke();
+    context.fillText(text, box.left - 6, box.py(value));
+  });
+  context.save(); context.translate(12, box.top + box.h / 2); context.rotate(-Math.PI / 2); context.textAlign = 'center';
+  context.fillText(labels[1], 0, 0); context.restore();
+}
+
+const named = (values) => values.map((v) => [v, short(v)]);
+
+function drawMap(context, file, view, width, height, ratio) {
+  const box = mapBox(file, width, height), { field, scale, table, layers } = view;
+  context.font = FONT;
+  if (!file.values[field.name]) { context.fillStyle = INK; context.textAlign = 'left'; context.textBaseline = 'top'; context.fillText('this file does not hold the field', 20, 20); return box; }
+  context.fillStyle = '#dcdcdc'; context.fillRect(box.left, box.top, box.w, box.h);
+  context.drawImage(cellImage(file, field, scale, table, box, ratio), box.left, box.top, box.w, box.h);
+  const values = file.values[field.name], nx = file.x.length;
+  if (layers.holes) {
+    const w = box.w / nx, h = box.h / file.y.length;
+    values.forEach((v, i) => { const why = holeAt(v, file.statusAt(field.name, i)); if (why) { drawHole(context, box.px(file.x[i % nx]), box.py(file.y[Math.floor(i / nx)]), w, h, why); } });
+  }
+  context.save(); context.beginPath(); context.rect(box.left, box.top, box.w, box.h); context.clip();
+  if (layers.contours && !scale.flat) {
+    const height = heightOn(scale), heights = Array.from(values, (v) => (Number.isFinite(v) ? height(v) : NaN));
+    context.strokeStyle = field.signed ? '#777' : '#fff'; context.lineWidth = 0.7;
+    strokeCrossings(context, box, file, heights, scale.levels.map(height));
+  }
+  if (layers.zero && file.values.min_eig) {
+    context.strokeStyle = '#000'; context.lineWidth = 2.4;
+    strokeCrossings(context, box, file, Array.from(file.values.min_eig, (v) => (Number.isFinite(v) ? v : NaN)), [0]);
+  }
+  if (layers.path && file.path) { drawPath(context, file.path.x.map((x, i) => [box.px(x), box.py(file.path.y[i])])); }
+  context.restore();
+  if (box.x0 <= 0 && box.x1 >= 0 && box.y0 <= 0 && box.y1 >= 0) {
+    [['#fff', 3.5], ['#000', 1.2]].forEach(([colour, wide]) => {
+      const x = box.px(0), y = box.py(0);
+      context.strokeStyle = colour; context.lineWidth = wide; context.beginPath(); context.moveTo(x - 6, y); context.lineTo(x + 6, y); context.moveTo(x, y - 6); context.lineTo(x, y + 6); context.stroke();
+    });
+  }
+  const few = Math.max(2, Math.floor(box.w / 70));
+  drawAxes(context, box, file.axes, named(roundTicks(box.x0, box.x1, few)), named(roundTicks(box.y0, box.y1, Math.max(2, Math.floor(box.h / 50)))));
+  drawBar(context, box, field, scale, table);
+  return box;
+}
+
+// The chart of a line: the field and those of its unit, with bands of their errors; ends: common to all files.
+function drawChart(context, file, view, width, height, ends) {
+  const scale = view.scale, level = scale.kind === 'log' ? (v) => (v > 0 ? Math.log10(v) : NaN) : (v) => v;
+  const left = 70, top = 12, w = width - left - 16, h = height - top - 46;
+  const x0 = Math.min(...file.x), x1 = Math.max(...file.x), y0 = level(ends[0]), y1 = level(ends[1]);
+  const box = { left, top, w, h, x0, x1, px: (x) => left + ((x - x0) / (x1 - x0 || 1)) * w, py: (y) => top + ((y1 - level(y)) / (y1 - y0 || 1)) * h, x: (p) => x0 + ((p - left) / w) * (x1 - x0) };
+  context.font = FONT;
+  const order = Array.from(file.x.keys()).sort((a, b) => file.x[a] - file.x[b]);
+  context.save(); context.beginPath(); context.rect(left, top, w, h); context.clip();
+  if (view.layers.holes && file.values[view.field.name]) {
+    order.forEach((i) => { const why = holeAt(file.values[view.field.name][i], file.statusAt(view.field.name, i)); if (why) { drawHole(context, box.px(file.x[i]), top + h - 10, 14, 14, why); } });
+  }
+  view.shown.forEach((field, k) => {
+    const values = file.values[field.name];
+    if (!values) { return; }
+    context.strokeStyle = LINE_COLOURS[k % LINE_COLOURS.length]; context.fillStyle = context.strokeStyle; context.lineWidth = field === view.field ? 2 : 1.2;
+    context.setLineDash(field === view.field ? [] : [5, 3]);
+    context.beginPath();
+    let isDown = false;
+    order.forEach((i) => {
+      const y = box.py(values[i]);
+      if (!Number.isFinite(y)) { isDown = false; return; }
+      if (isDown) { context.lineTo(box.px(file.x[i]), y); } else { context.moveTo(box.px(file.x[i]), y); }
+      isDown = true;
+    });
+    context.stroke(); context.setLineDash([]);
+    order.forEach((i) => {
+      const v = values[i], e = file.errorAt(field.name, i), x = box.px(file.x[i]);
+      if (!Number.isFinite(box.py(v))) { return; }
+      if (order.length <= 101) { context.beginPath(); context.arc(x, box.py(v), 2, 0, 7); context.fill(); }
+      if (e > 0 && Number.isFinite(box.py(v - e)) && Math.abs(box.py(v - e) - box.py(v + e)) > 3) {
+        context.beginPath(); context.moveTo(x, box.py(v - e)); context.lineTo(x, box.py(v + e)); context.stroke();
+      }
+    });
+  });
+  context.restore();
+  const ticks = scale.kind === 'log' ? logTicks(ends[0], ends[1]) : roundTicks(ends[0], ends[1], 6);
+  drawAxes(context, box, [file.axes[0], view.axis], named(roundTicks(x0, x1, Math.max(2, Math.floor(w / 80)))), named(ticks));
+  return box;
+}
+
+function logTicks(low, high) {
+  const ticks = [];
+  for (let e = Math.floor(Math.log10(low)); e <= Math.ceil(Math.log10(high)); e++) { [1, 2, 5].forEach((m) => { const t = m * 10 ** e; if (t >= low && t <= high) { ticks.push(Number(t.toPrecision(3))); } }); }
+  return thinned(ticks, 8);
+}

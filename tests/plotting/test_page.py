@@ -1,0 +1,431 @@
+"""The page in Chromium: what it draws and says, by mouse and by keys; that it is silent, offline and accessible."""
+
+import base64
+import csv
+import gzip
+import io
+import re
+import shutil
+import time
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+import lossmap
+from lossmap.geometry.grid import Field, Grid
+from lossmap.io.read import Group, Surface
+from lossmap.plotting.html import page
+
+playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: the page is not looked at")
+CHROMIUM = shutil.which("chromium")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed: the page is not looked at")
+FLAGS = [
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync",
+]  # fmt: skip
+AXE = Path(__file__).with_name("axe") / "axe-4.14.1.min.js.gz"
+GRID = Grid(np.linspace(-1, 1, 21), np.linspace(1, -0.5, 16))  # x ascending, y descending
+X, Y = np.meshgrid(GRID.x, GRID.y)
+
+
+def plane():
+    loss = 0.05 + 3 * X**2 + Y**2
+    loss[0, 0], loss[1, 1], loss[2, 2], loss[3, 3] = np.nan, np.inf, np.nan, np.nan
+    status = np.ones(GRID.shape, "u1")
+    status[2, 2], status[3, 3] = 0, 2
+    fields = {
+        "train_loss": loss, "train_acc": 100 * np.exp(-3 * X**2), "max_eig": 4 + Y, "min_eig": X.copy(),
+        "min_eig_error": np.full(GRID.shape, 0.0123), "products": np.full(GRID.shape, 30.0),
+    }  # fmt: skip
+    trail = Group({"x": np.array([0.9, 0.5, 0.0]), "y": np.array([0.9, 0.2, 0.0])})
+    measures = {"loss": ("train_loss", "train_acc"), "eigen": ("max_eig", "min_eig", "min_eig_error", "products")}
+    states = {"loss": status, "eigen": np.ones(GRID.shape, "u1")}
+    said = {"command_line": "lossmap surface --model mlp"}
+    return Surface(GRID, fields, status=states, measures=measures, groups={"trajectory": trail}, attributes=said)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with playwright.sync_playwright() as driver:
+        chromium = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield chromium
+        chromium.close()
+
+
+@contextmanager
+def shown(browser, file, fragment="", width=1200, height=900):
+    """The page, ready; at the end nothing was printed, and nothing left."""
+    tab, printed, asked = browser.new_page(viewport={"width": width, "height": height}), [], []
+    tab.on("console", lambda message: printed.append(message.text))
+    tab.on("pageerror", lambda error: printed.append(str(error)))
+    tab.on("dialog", lambda dialog: printed.append(dialog.message))
+    tab.on("request", lambda request: asked.append(request.url))
+    tab.goto(f"file://{file}{fragment}")
+    tab.wait_for_selector("html[data-ready=yes]", timeout=30_000)
+    settled(tab)
+    yield tab
+    assert printed == []
+    assert {url.partition(":")[0] for url in asked} <= {"file", "data", "blob"}
+    tab.close()
+
+
+def settled(tab):
+    """Wait until what was changed is drawn."""
+    until(tab, "new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => done(true))))")
+
+
+def until(tab, expression):
+    """Wait for a condition; Playwright's own way needs an `eval` in the page, which the policy forbids."""
+    for _ in range(400):
+        try:
+            if tab.evaluate(expression):
+                return
+        except playwright.Error as error:  # the page was reading itself again
+            if "context was destroyed" not in str(error):
+                raise
+        time.sleep(0.05)
+    raise AssertionError(f"never true: {expression}")
+
+
+def pixels(tab, name):
+    """A canvas as (rows, columns, 3)."""
+    image = tab.evaluate(f"document.getElementById('{name}').toDataURL()")
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(image.partition(",")[2]))).convert("RGB")).astype(int)
+
+
+def readout(tab):
+    """The numbers at the chosen point by the field's words: (value, bar), or a text."""
+    entries = {}
+    for table in ("readout", "readout-more"):
+        for name, text in tab.eval_on_selector_all(
+            f"#{table} tbody tr", "rows => rows.map(r => [r.cells[0].textContent, r.cells[1].textContent])"
+        ):
+            found = re.match(r"(-?[0-9.]+(?:e[-+]?[0-9]+)?)(?: ± ([0-9.e+-]+))?", text)
+            entries[name] = (float(found[1]), float(found[2] or 0)) if found else text
+    return entries
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory):
+    return page(plane(), tmp_path_factory.mktemp("page") / "plane.html", titles=["plane.h5"])
+
+
+def test_map_and_relief_are_drawn(browser, file):
+    with shown(browser, file) as tab:
+        for name in ("map-0", "relief-0"):
+            drawn = pixels(tab, name)
+            coloured = np.ptp(drawn, axis=2) > 30
+            assert coloured.mean() > 0.12 and len(np.unique(drawn[coloured] // 16, axis=0)) > 15
+        legend = tab.inner_text(".legend")
+        for words in (
+            "smallest eigenvalue = 0",
+            "training path",
+            "not computed: 1 point",
+            "failed: 1",
+            "NaN",
+            "infinite",
+        ):
+            assert words in legend
+        assert tab.get_attribute("html", "lang") == "en" and tab.locator("h1").inner_text() == "plane.h5"
+        assert tab.locator("#field optgroup[label=more] option").all_inner_texts()[-1].startswith("products")
+        tab.click("#origin summary")
+        assert "lossmap surface --model mlp" in tab.inner_text("#provenance")
+
+
+def test_choices_change_what_is_drawn(browser, file):
+    with shown(browser, file) as tab:
+        last = [pixels(tab, "map-0"), pixels(tab, "relief-0")]
+        for choose in (
+            lambda: tab.select_option("#scale", "linear"),
+            lambda: tab.select_option("#field", "min_eig"),
+            lambda: tab.uncheck("#show-contours"),
+            lambda: tab.uncheck("#show-path"),
+        ):
+            choose()
+            settled(tab)
+            now = [pixels(tab, "map-0"), pixels(tab, "relief-0")]
+            assert all((a != b).any() for a, b in zip(last, now, strict=True))
+            last = now
+        tab.uncheck("#show-zero")
+        settled(tab)
+        assert (pixels(tab, "map-0") != last[0]).any()
+        assert tab.inner_text("#shown").startswith("smallest eigenvalue of the Hessian")
+
+
+@pytest.mark.parametrize("scaled", [1.0, 1e300, 1e-300])
+def test_the_readout_is_right(browser, tmp_path, scaled):
+    made = plane()
+    loss = scaled * (1.2345678 + X**2 + 0.1 * Y)
+    made = replace(made, fields={**made.fields, "train_loss": loss, "max_eig": 1 / 3 + X}, groups={})
+    own = page(made, tmp_path / "s.html")
+    with shown(browser, own) as tab:
+        for row, column in ((7, 5), (15, 20), (4, 0)):
+            tab.evaluate(f"location.hash = '#x={GRID.x[column]}&y={GRID.y[row]}'")
+            until(
+                tab, f"document.getElementById('place').textContent === 'x {GRID.x[column]:.4g}, y {GRID.y[row]:.4g}'"
+            )
+            said = readout(tab)
+            for name, words in (
+                ("train_loss", "mean loss over the training samples"), ("max_eig", "largest eigenvalue of the Hessian"),
+                ("min_eig", "smallest eigenvalue of the Hessian"), ("products", "products"),
+            ):  # fmt: skip
+                assert said[words][0] == pytest.approx(made[name][row, column], rel=1e-6, abs=0)
+            assert said["smallest eigenvalue of the Hessian"][1] == pytest.approx(0.013)  # 0.0123, rounded up
+            assert said["mean loss over the training samples"][1] == pytest.approx(
+                2.0**-20 * loss[row, column], rel=0.1
+            )
+
+
+def test_keys_move_the_point_and_it_is_spoken(browser, file):
+    with shown(browser, file) as tab:
+        assert tab.inner_text("#place") == "x 0, y 0"
+        tab.focus("#map-0")
+        for key, place in (
+            ("ArrowRight", "x 0.1, y 0"), ("ArrowUp", "x 0.1, y 0.1"), ("Shift+ArrowLeft", "x -0.4, y 0.1"),
+            ("ArrowDown", "x -0.4, y 0"), ("End", "x 0, y 0"), ("Shift+ArrowDown", "x 0, y -0.5"), ("Home", "x 0, y 0"),
+        ):  # fmt: skip
+            tab.keyboard.press(key)
+            assert tab.inner_text("#place") == place
+        until(tab, "document.getElementById('live').textContent.includes('x 0, y 0')")
+        assert tab.get_attribute("#live", "aria-live") == "polite"
+        assert "smallest eigenvalue of the Hessian 0 ± 0.013 nats" in tab.inner_text("#live")
+
+
+def test_the_mouse_points_in_both_views(browser, file):
+    with shown(browser, file) as tab:
+        box = tab.locator("#map-0").bounding_box()
+        tab.mouse.move(box["x"] + 70, box["y"] + 24)
+        assert tab.inner_text("#place") == "x -1, y 1" and readout(tab)["mean loss over the training samples"] == "NaN"
+        box = tab.locator("#relief-0").bounding_box()
+        tab.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+        assert tab.inner_text("#place") != "x -1, y 1"
+
+
+def test_keys_turn_the_camera_of_all_reliefs(browser, tmp_path):
+    own = page([plane(), plane()], tmp_path / "two.html", titles=["a", "b"])
+    with shown(browser, own) as tab:
+        before = pixels(tab, "relief-1")
+        tab.focus("#relief-0")
+        for key in ("ArrowLeft", "ArrowUp", "+"):
+            tab.keyboard.press(key)
+        settled(tab)
+        assert (pixels(tab, "relief-1") != before).any()
+        assert (pixels(tab, "relief-0") == pixels(tab, "relief-1")).all()
+        assert tab.locator("#readout thead th").all_inner_texts() == ["a", "b"]
+        until(tab, "location.hash.includes('turn=30') && location.hash.includes('tilt=40')")
+        tab.keyboard.press("Home")
+        settled(tab)
+        assert (pixels(tab, "relief-1") == before).all()
+
+
+def test_the_address_holds_the_view(browser, file):
+    with shown(browser, file) as tab:
+        tab.select_option("#field", "train_acc")
+        tab.uncheck("#show-path")
+        tab.focus("#map-0")
+        tab.keyboard.press("ArrowRight")
+        until(tab, "location.hash.includes('x=0.1') && location.hash.includes('hide=path')")
+        fragment, drawn = tab.evaluate("location.hash"), pixels(tab, "map-0")
+    with shown(browser, file, fragment) as tab:
+        assert (pixels(tab, "map-0") == drawn).all() and not tab.is_checked("#show-path")
+        assert tab.input_value("#field") == "train_acc" and tab.inner_text("#place") == "x 0.1, y 0"
+    with shown(browser, file, "#field=none&zoom=1e9&tilt=nan&x=foo&hide=a,b&tab=<b>") as tab:
+        assert tab.input_value("#field") == "train_loss" and float(tab.input_value("#zoom")) == 5
+
+
+def test_files_to_take_away(browser, file, tmp_path):
+    made = plane()
+    with shown(browser, file, "#field=min_eig") as tab:
+        for ending in ("png", "svg", "csv"):
+            with tab.expect_download() as download:
+                tab.click(f"#{ending}")
+            assert download.value.suggested_filename == f"plane.{ending}"
+            download.value.save_as(tmp_path / f"p.{ending}")
+    rows = list(csv.DictReader((tmp_path / "p.csv").read_text().splitlines()))
+    assert len(rows) == X.size and rows[0]["train_loss"] == "NaN" and rows[22]["train_loss"] == "Infinity"
+    assert (rows[44]["train_loss"], rows[66]["train_loss"]) == ("not computed", "failed")
+    assert [float(row["min_eig"]) for row in rows] == pytest.approx(made["min_eig"].reshape(-1).tolist(), rel=1e-6)
+    drawing = ElementTree.fromstring((tmp_path / "p.svg").read_text())
+    texts = [element.text for element in drawing.iter() if element.tag.endswith("text")]
+    assert texts[0].startswith("smallest eigenvalue of the Hessian") and "-0.5" in texts
+    picture = np.asarray(Image.open(tmp_path / "p.png").convert("RGB")).astype(int)
+    assert (np.ptp(picture, axis=2) > 30).mean() > 0.2
+
+
+def test_print_and_page_have_the_same_colours(browser, tmp_path):
+    made = replace(plane(), groups={})
+    with shown(browser, page(made, tmp_path / "s.html"), "#x=1&y=1&hide=contours,zero,path,holes") as tab:
+        for name in ("min_eig", "ratio", "max_eig"):
+            tab.select_option("#field", name)
+            settled(tab)
+            with tab.expect_download() as download:
+                tab.click("#png")
+            drawn = np.asarray(Image.open(download.value.path()).convert("RGB")).astype(int)
+            size = tab.evaluate("['clientWidth', 'clientHeight'].map((n) => document.getElementById('map-0')[n])")
+            compare_with_print(made, name, drawn, size)
+
+
+def compare_with_print(made, name, drawn, size):
+    """Compare the colours of a field at some points of the map with those of matplotlib's picture."""
+    figure = lossmap.draw(made, "map", field=name)
+    figure.canvas.draw()
+    printed = np.asarray(figure.canvas.buffer_rgba())[..., :3].astype(int)
+    axes = figure.axes[0]
+    for x, y in ((-0.9, -0.4), (-0.4, 0.3), (0.3, -0.4), (0.9, 0.7)):
+        across, up = axes.transData.transform((x, y))
+        there = printed[printed.shape[0] - 1 - round(up), round(across)]
+        w, h = (
+            size[0] - 142,
+            size[1] - 58,
+        )  # of the map in its canvas, at (58, 12); that lies 48 below the picture's top
+        here = drawn[round(2 * (60 + (1.05 - y) / 1.6 * h)), round(2 * (58 + (x + 1.05) / 2.1 * w))]
+        assert np.abs(here - there).max() < 8, (x, y)
+        if name == "min_eig":
+            assert (here[0] > here[2]) == (x < 0)  # red is negative
+
+
+def test_hostile_names_stay_text(browser, tmp_path):
+    evil = (
+        "</script><script>window.owned = 1</script><img src=x onerror='window.owned = 1'><a href='http://a.example'>x"
+    )
+    made = plane()
+    made = replace(
+        made, fields={**made.fields, "train_loss": 1 + X**2}, attributes={evil: evil, "command_line": evil},
+        groups={},
+        about={**made.about, "train_loss": Field("train_loss", evil, evil)},
+    )  # fmt: skip
+    own = page(made, tmp_path / "s.html", evil, titles=[f"=cmd() {evil}"])
+    with shown(browser, own) as tab:
+        tab.click("#origin summary")
+        tab.click("#values summary")
+        assert tab.evaluate("window.owned") is None and tab.locator("img, a").count() == 0
+        assert tab.locator("h1").inner_text() == evil and evil in tab.inner_text("#provenance")
+        with tab.expect_download() as download:
+            tab.click("#svg")
+        ElementTree.parse(download.value.path())
+        with tab.expect_download() as download:
+            tab.click("#csv")
+        first = next(csv.DictReader(Path(download.value.path()).read_text().splitlines()))["file"]
+        assert first.startswith("'=cmd()")  # no formula
+
+
+REACH_OUT = """
+new Promise((done) => {
+  const refused = new Set();
+  document.addEventListener('securitypolicyviolation', (event) => {
+    refused.add(event.effectiveDirective);
+    if (refused.size === 4) { done([...refused].sort()); }
+  });
+  const add = (tag, more) => document.body.append(Object.assign(document.createElement(tag), more));
+  add('script', { textContent: 'window.owned = 1' });
+  add('style', { textContent: 'body { display: none }' });
+  add('img', { src: 'http://127.0.0.1:9/x.png' });
+  fetch('http://127.0.0.1:9/').catch(() => {});
+  setTimeout(() => done([...refused].sort()), 5000);
+})
+"""
+
+
+def test_the_policy_lets_no_other_script_run_and_nothing_leave(browser, file):
+    tab = browser.new_page()
+    tab.goto(f"file://{file}")
+    assert tab.evaluate(REACH_OUT) == ["connect-src", "img-src", "script-src-elem", "style-src-elem"]
+    assert tab.evaluate("window.owned") is None
+    tab.close()
+
+
+def test_a_page_on_a_phone_fits(browser, file):
+    with shown(browser, file, width=375, height=700) as tab:
+        assert tab.evaluate("document.documentElement.scrollWidth") <= 375
+        for name in ("map-0", "relief-0"):
+            box = tab.locator(f"#{name}").bounding_box()
+            assert box["x"] >= 0 and box["x"] + box["width"] <= 375 and box["width"] > 300
+
+
+def test_a_large_plane_answers(browser, tmp_path):
+    """Within 30 s, which is far more than it takes (`shown`, and the waiting here)."""
+    grid = Grid.square(-1, 1, 201)
+    draw = np.random.default_rng(0)
+    fields = {f"metric{i}": draw.standard_normal(grid.shape) for i in range(8)}
+    with shown(browser, page(Surface(grid, fields), tmp_path / "s.html")) as tab:
+        tab.focus("#map-0")
+        tab.keyboard.press("ArrowRight")
+        assert tab.inner_text("#place") == "x 0.01, y 0"
+        tab.select_option("#field", "metric7")
+        until(tab, "document.getElementById('shown').textContent.startsWith('metric7')")
+        assert readout(tab)["metric7"][0] == pytest.approx(fields["metric7"][100, 101], rel=1e-6)
+
+
+def test_a_line_is_a_chart(browser, tmp_path):
+    x = np.linspace(-1, 1, 11)
+    fields = {"train_loss": 0.1 + x**2, "test_loss": 0.3 + x**2, "train_acc": 90 - x**2}
+    fields["train_loss"][3] = np.nan
+    with shown(browser, page(Surface(Grid(x), fields), tmp_path / "l.html")) as tab:
+        assert "mean loss over the test samples, dashed" in tab.inner_text(".legend")
+        assert "NaN: 1 point" in tab.inner_text(".legend") and tab.locator("#relief-0").count() == 0
+        before = pixels(tab, "map-0")
+        tab.focus("#map-0")
+        tab.keyboard.press("ArrowRight")
+        assert tab.inner_text("#place") == "x 0.2"
+        assert readout(tab)["mean loss over the training samples"][0] == pytest.approx(0.14)
+        tab.select_option("#field", "train_acc")
+        settled(tab)
+        assert (pixels(tab, "map-0") != before).any()
+        tab.click("#values summary")
+        until(tab, "document.querySelectorAll('#tables tbody tr').length === 11")
+
+
+def test_a_growing_page_reads_itself_again(browser, tmp_path):
+    made, path = plane(), tmp_path / "s.html"
+    page(replace(made, fields={"max_eig": X}, about={}, measures={}, status={}), path, reload=1)
+    with shown(browser, path, "#field=max_eig&x=0.5&y=0.5") as tab:
+        until(tab, "document.getElementById('growing').textContent.includes('reload every 1 s')")
+        tab.focus("#map-0")
+        page(made, path, field="train_loss")
+        until(tab, "document.querySelectorAll('#field option').length > 1 && document.documentElement.dataset.ready")
+        assert tab.input_value("#field") == "max_eig" and tab.inner_text("#place") == "x 0.5, y 0.5"
+        assert tab.evaluate("document.activeElement.id") == "map-0" and tab.is_hidden("#growing")
+
+
+@pytest.fixture(scope="module")
+def full(tmp_path_factory):
+    """A file that holds a surface, a spectrum and a report of health."""
+    torch.manual_seed(0)
+    x = torch.randn(40, 6)
+    problem = lossmap.Problem.supervised(nn.Linear(6, 3), nn.CrossEntropyLoss(), (x, x[:, :3].argmax(1)))
+    parts = [lossmap.spectrum(problem).as_surface(), lossmap.diagnose(problem).as_surface()]
+    groups = {name: group for part in parts for name, group in part.groups.items()}
+    made = replace(plane(), groups={**plane().groups, **groups})
+    return page(made, tmp_path_factory.mktemp("full") / "full.html", titles=["full.h5"])
+
+
+def test_tabs_hold_what_else_the_file_holds(browser, full):
+    with shown(browser, full) as tab:
+        assert tab.locator("[role=tab]").all_inner_texts() == ["Surface", "Spectrum", "Health", "Path"]
+        tab.focus("#tab-Surface")
+        tab.keyboard.press("ArrowRight")
+        assert tab.is_visible("#panel-Spectrum") and tab.is_hidden("#panel-Surface")
+        assert "largest" in tab.inner_text("#panel-Spectrum pre")
+        assert tab.evaluate("document.querySelector('#panel-Spectrum img').decode().then(() => true)")
+        fragment = tab.evaluate("location.hash")
+    with shown(browser, full, fragment) as tab:
+        assert tab.get_attribute("#tab-Spectrum", "aria-selected") == "true" and tab.is_visible("#panel-Spectrum")
+
+
+def test_axe_finds_no_fault(browser, full, tmp_path):
+    script = gzip.decompress(AXE.read_bytes()).decode()
+    line = page(Surface(Grid(np.linspace(-1, 1, 5)), {"train_loss": np.arange(5.0)}), tmp_path / "l.html")
+    for file, fragment in ((full, ""), (full, "#tab=Health"), (line, "")):
+        with shown(browser, file, fragment) as tab:
+            tab.eval_on_selector_all("details", "all => all.forEach((d) => { d.open = true; })")
+            settled(tab)
+            tab.evaluate(script)
+            found = tab.evaluate("axe.run().then((r) => r.violations.map((v) => [v.impact, v.id, v.nodes[0].html]))")
+            assert found == []
