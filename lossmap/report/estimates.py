@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from lossmap.report.text import value_with_error
+
+SHOWN_ROUNDING = 5e-6  # of an exact trace, from which on rounding reaches the digits that are printed
+
 
 def trace_text(value: float, error: float, interval: tuple[float, float], method: str, products: int) -> str:
     """A trace with its standard error and its 95 % interval, in the unit of the matrix.
 
     method  xtrace, hutch++, hutchinson, or `unit vectors` where the trace is exact but for rounding
     """
+    if method == "unit vectors" and error > SHOWN_ROUNDING * abs(value):
+        return f"{value_with_error(value, error)} (exact but for rounding: {products} unit vectors)"
     if method == "unit vectors":
         return f"{value:.6g} (exact: {products} unit vectors)"
     kind = "standard error"
