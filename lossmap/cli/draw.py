@@ -52,8 +52,11 @@ class PictureSettings:
         names=("-o",),
     )
     kind: str = setting("auto", "kind of figure", choices=KINDS)
-    field: str | None = setting(
-        None, "quantity, such as test_loss, train_acc, max_eig, ratio; of spectra and layers the label", metavar="NAME"
+    field: tuple[str, ...] = setting(
+        (),
+        "quantity, such as test_loss, train_acc, max_eig, ratio, gap (test minus training loss); of spectra and layers "
+        "the label; several make a sheet with a row for each and a column for each file",
+        metavar="NAME",
     )
     titles: tuple[str, ...] = setting((), "title of each file", metavar="TITLE")
     proj_file: str | None = setting(
@@ -116,7 +119,7 @@ WATCH = Command(
 @guarded
 def main(argv: Sequence[str] | None = None) -> int:
     """Draw the files: 0 drawn, 2 usage error."""
-    settings = COMMAND.parse(argv)
+    settings = _sorted_files(COMMAND.parse(argv))
     files = [Path(f) for f in settings.picture.files]
     if not files:
         raise UsageError("draw needs a result file, such as lossmap draw surface.h5")
@@ -133,6 +136,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     if others and settings.picture.kind == "auto" and holds_points(surfaces[0]):
         print(f"{files[0]} holds {' and '.join(others)} too: --kind {others[0]} draws that")
     return 0
+
+
+def _sorted_files(settings: Settings) -> Settings:
+    """The settings with what stands behind `--field NAME` among the files where it is one: `--field max_eig a.h5`."""
+    picture = settings.picture
+    first = next((i for i, word in enumerate(picture.field) if i and Path(word).suffix), len(picture.field))
+    if first == len(picture.field):
+        return settings
+    return settings.changed("picture", field=picture.field[:first], files=(*picture.files, *picture.field[first:]))
+
+
+def _field(picture: PictureSettings) -> str | tuple[str, ...] | None:
+    """The field as `draw` takes it."""
+    return picture.field if len(picture.field) > 1 else _one_field(picture)
+
+
+def _one_field(picture: PictureSettings) -> str | None:
+    """The first field, for what shows one alone; None for the best one."""
+    return picture.field[0] if picture.field else None
 
 
 def read_any(file: Path) -> Surface:
@@ -155,7 +177,7 @@ def watch(argv: Sequence[str] | None = None) -> int:
 
     Ctrl-C ends it with the code of what was read last.
     """
-    settings = WATCH.parse(argv)
+    settings = _sorted_files(WATCH.parse(argv))
     if len(settings.picture.files) != 1:
         raise UsageError(f"watch needs one result file; got {len(settings.picture.files)}")
     path, state = Path(settings.picture.files[0]), WatchState()
@@ -285,6 +307,10 @@ def _drawn(settings: Settings, files: Sequence[Path], surfaces: Sequence[Surface
         outputs = dict.fromkeys(_outputs(settings, files[0]))
         images = [o for o in outputs if o.suffix not in PAGE_ENDINGS + VTK_ENDINGS]
         others = [o for o in outputs if o not in images]
+        if others and len(picture.field) > 1:
+            raise UsageError(
+                f"{others[0]} shows one field; got {' '.join(picture.field)}: leave out all but one --field"
+            )
         if images:
             written += _draw_images(settings, files, surfaces, images)
         else:
@@ -314,7 +340,7 @@ def _options(settings: Settings) -> dict[str, Any]:
     """The options of a figure by their names in `draw`; None for one that is not set."""
     picture, levels = settings.picture, settings.draw
     return {
-        "field": picture.field,
+        "field": _field(picture),
         "titles": picture.titles or None,
         "vmin": levels.vmin,
         "vmax": levels.vmax,
@@ -365,10 +391,8 @@ def _refuse_unused_by(settings: Settings, surfaces: Sequence[Surface], outputs: 
         )
     taken = frozenset().union(*(TAKEN[kind] for kind in kinds))
     for kind in kinds:
-        set_ones = _options(settings)
-        refuse_unused(
-            surfaces, kind, picture.field, {n: v for n, v in set_ones.items() if n in TAKEN[kind] or n not in taken}
-        )
+        own = {n: v for n, v in _options(settings).items() if n in TAKEN[kind] or n not in taken}
+        refuse_unused(surfaces, kind, _one_field(picture), own)
 
 
 def _draw_images(
@@ -377,8 +401,9 @@ def _draw_images(
     picture, options = settings.picture, _options(settings)
     kind = picture.kind
     if kind == "auto":
-        kind = fitting_kind(surfaces, picture.field)
-    refuse_unused(surfaces, kind, picture.field, options)
+        kind = "filled" if len(picture.field) > 1 else fitting_kind(surfaces, _one_field(picture))
+    if len(picture.field) < 2:
+        refuse_unused(surfaces, kind, _one_field(picture), options)
     if options["titles"] is None and len(files) > 1 and "titles" in TAKEN[kind]:
         options["titles"] = [f.stem for f in files]
     figure = draw(list(surfaces), kind, **options)
@@ -414,12 +439,12 @@ def _taken_by(kind: str, settings: Settings, surfaces: Sequence[Surface]) -> dic
     """The options of a page or of a file for ParaView; those that it does not take are of the figures beside it."""
     options = {n: v for n, v in _options(settings).items() if n in TAKEN[kind] and n != "titles"}
     having = [surface for surface in surfaces if holds_points(surface)]
-    return used_options(having, kind, settings.picture.field, options) if having else {}
+    return used_options(having, kind, _one_field(settings.picture), options) if having else {}
 
 
 def _is_no_surface(settings: Settings, surface: Surface) -> bool:
     """Whether all that a file holds is to be drawn, and that is no surface."""
-    is_default = settings.picture.kind == "auto" and settings.picture.field is None
+    is_default = settings.picture.kind == "auto" and not settings.picture.field
     needs_points = settings.draw.page or settings.draw.vtk
     return is_default and not needs_points and not holds_points(surface) and bool(other_kinds(surface))
 

@@ -31,6 +31,7 @@ from lossmap.plotting.checked_options import (
     percentile_of,
 )
 from lossmap.plotting.convexity import draw_convexity
+from lossmap.plotting.field_rows import draw_field_rows
 from lossmap.plotting.interpolation import checked_interp
 from lossmap.plotting.line_figures import draw_eigenvalue_lines, draw_lines
 from lossmap.plotting.options_taken import refuse_unused
@@ -66,7 +67,7 @@ Source = Surface | str | os.PathLike[str] | Drawable
 def draw(
     what: Source | Sequence[Source],
     kind: str = "auto",
-    field: str | None = None,
+    field: str | Sequence[str] | None = None,
     *,
     titles: Sequence[str] | None = None,
     vmin: float | None = None,
@@ -94,7 +95,8 @@ def draw(
             has which sign, over the loss), training; spectrum, layers, sharpness, connection, topology,
             evolution, health, path for what else is there; auto takes what fits.
         field: what to show; train_loss if there is one. "ratio" is |min_eig / max_eig|; "name:2" a further dimension;
-            of spectra and layers the label.
+            of spectra and layers the label. "gap" is the test loss minus the training loss, "accuracy" that of the
+            samples that there are. Of planes several make a sheet: a row for each, a column for each file.
         titles: one for each surface.
         vmin: lower end of the levels.
         vmax: upper end of the levels.
@@ -140,6 +142,36 @@ def draw(
         raise ValueError("there is no surface to draw")
     if isinstance(trajectory, Mapping):
         trajectory = Group(dict(trajectory))
+    rows = () if field is None or isinstance(field, str) else tuple(field)
+    if len(rows) > 1:
+        return _draw_rows(
+            sources,
+            surfaces,
+            rows,
+            kind,
+            titles,
+            FigureOptions(
+                log=log,
+                trajectory=trajectory,
+                width=width,
+                interp=checked_interp(interp),
+                points=points or None,
+                labels=checked_labels(labels),
+            ),
+            style,
+            {
+                "vmin": vmin,
+                "vmax": vmax,
+                "vlevel": vlevel,
+                "loss_max": loss_max,
+                "ax": ax,
+                "cmap": cmap,
+                "levels": levels,
+                "crop": crop,
+                "camera": camera,
+            },
+        )
+    field = rows[0] if rows else _one(field)
     if kind == "auto":
         kind = fitting_kind(surfaces, field)
     options = FigureOptions(
@@ -161,16 +193,51 @@ def draw(
     )
     refuse_unused(surfaces, kind, field, {**vars(options), "field": field, "titles": titles, "style": style})
     check_together(options, len(surfaces), kind)
-    if titles is None:
-        titles = _default_titles(sources)
-    elif len(titles) != len(surfaces):
-        raise ValueError(f"titles must be one for each of {len(surfaces)} surfaces; got {len(titles)}")
-    if titles is not None:
-        titles = [printable(str(title)) for title in titles]
+    titles = _titles_of(sources, titles)
     with style_context(style):
         figure = _draw_kind(surfaces, kind, field, titles, options)
     if ax is None:
         figure.set_label(caption_of(surfaces, kind, field, titles, between_notes(surfaces, kind, field, options)))
+    return figure
+
+
+def _one(field: str | Sequence[str] | None) -> str | None:
+    return field if isinstance(field, str) else None
+
+
+def _titles_of(sources: Sequence[Source], titles: Sequence[str] | None) -> list[str] | None:
+    """The titles as they are printed, those that were given or the default. Raises ValueError for a wrong number."""
+    if titles is None:
+        titles = _default_titles(sources)
+    elif len(titles) != len(sources):
+        raise ValueError(f"titles must be one for each of {len(sources)} surfaces; got {len(titles)}")
+    return None if titles is None else [printable(str(title)) for title in titles]
+
+
+def _draw_rows(
+    sources: Sequence[Source],
+    surfaces: Sequence[Surface],
+    fields: Sequence[str],
+    kind: str,
+    titles: Sequence[str] | None,
+    options: FigureOptions,
+    style: str | os.PathLike[str] | None,
+    others: Mapping[str, Any],
+) -> Figure:
+    """A sheet of several quantities; others: options that no single quantity is meant by, and that are refused."""
+    if kind not in ("auto", "filled", "contour", "map"):
+        raise ValueError(f"several fields make a sheet of maps, filled, contour or map; got the kind {kind!r}")
+    if any(is_line(surface) for surface in surfaces):
+        raise ValueError("several fields make a sheet of planes; of a line draw one field, or losses and accuracies")
+    for name, value in others.items():
+        if value is not None:
+            raise ValueError(f"--{name.replace('_', '-')} is of one field: give one --field with it; got {len(fields)}")
+    kind = "filled" if kind == "auto" else kind
+    titles = _titles_of(sources, titles)
+    with style_context(style):
+        figure = draw_field_rows(surfaces, fields, titles, options, kind)
+    notes = {name: between_notes(surfaces, kind, name, options) for name in fields}
+    figure.set_label(" ".join(caption_of(surfaces, kind, name, titles, notes[name]) for name in fields))
     return figure
 
 

@@ -74,22 +74,29 @@ def draw_maps(
     if kind != "map":
         notes = [*notes, *interpolation_notes(surfaces, scale, options.interp)]
     figure, grid, columns = figure_of_maps(surfaces, bool(titles), options.width, 0.45 + 0.12 * len(notes), options.ax)
-    norm = _centred(what, arrays, _limit(arrays, options), options.log, noise)
+    norm = signed_norm(what, arrays, _limit(arrays, options), options.log, noise)
     patches: list[Artist] = []
     mappable: Any = None
     for i, (axes, surface, (values, status)) in enumerate(zip(grid.flat, surfaces, readings, strict=False)):
-        mappable = _map(axes, surface, values, what, kind, scale, norm, options.interp)
+        mappable = draw_map(axes, surface, values, what, kind, scale, norm, options.interp)
         patches += maps.mark_missing(axes, surface.grid, values, status)
         if options.points:
             maps.mark_points(axes, surface.grid, values)
         frame_panel(axes, surface, options, kind, left=i % columns == 0, bottom=i + columns >= len(surfaces))
         if titles:
             axes.set_title(titles[i])
-    bar = figure.colorbar(mappable, ax=list(grid.flat), shrink=1.0, pad=0.02, aspect=24, extend=_extend(what, scale))
-    set_bar_ticks(bar, what, scale, kind)
-    bar.set_label(_label_on_scale(what.label, kind, scale, norm))
+    add_bar(figure, mappable, list(grid.flat), what, scale, kind, norm)
     add_legend_and_notes(figure, patches, notes, options.ax)
     return figure
+
+
+def add_bar(
+    figure: Figure, mappable: Any, panels: list[Any], what: Quantity, scale: Scale, kind: str, norm: Normalize | None
+) -> None:
+    """A labelled colour bar beside some panels; norm as `draw_map`."""
+    bar = figure.colorbar(mappable, ax=panels, shrink=1.0, pad=0.02, aspect=24, extend=_extend(what, scale))
+    set_bar_ticks(bar, what, scale, kind)
+    bar.set_label(_label_on_scale(what.label, kind, scale, norm))
 
 
 def _limit(arrays: list[np.ndarray], options: FigureOptions) -> float | None:
@@ -129,7 +136,7 @@ def _note_of_outliers(arrays: list[np.ndarray], scale: Scale) -> str:
     return f"{points} far above all others and beyond the colours, at up to {beyond.max():.3g} (--vmax sets their end)"
 
 
-def _map(
+def draw_map(
     axes: Any,
     surface: Surface,
     values: np.ndarray,
@@ -156,7 +163,7 @@ def _label_on_scale(label: str, kind: str, scale: Scale, norm: Normalize | None,
     return label
 
 
-def _centred(
+def signed_norm(
     what: Quantity, arrays: list[np.ndarray], limit: float | None = None, log: bool | None = None, noise: float = 0.0
 ) -> Normalize | None:
     """The colours of a signed quantity, which are white at 0 in all panels; None of any other. As `maps.centred`."""
@@ -221,7 +228,7 @@ def draw_surfaces_3d(
     arrays = [values for values, _ in readings]
     noise = noise_in(surfaces, name)
     scale = options.scale(arrays, what, noise)
-    norm = _centred(what, arrays, _limit(arrays, options), noise=noise)
+    norm = signed_norm(what, arrays, _limit(arrays, options), noise=noise)
     rows, columns, width = layout_of(len(surfaces), options.width)
     figure = new_figure(width, rows * width / columns * 0.86) if options.ax is None else options.ax.figure
     # In full only where there is one column, else there is no room between the surfaces.
@@ -278,13 +285,13 @@ def draw_eigenvalue_maps(surfaces: Sequence[Surface], titles: Sequence[str] | No
         if name == loss:
             kind, scale = "filled", options.scale(arrays, what, noise)
             notes += [f"{what.symbol}: {note}" for note in interpolation_notes(surfaces, scale, options.interp)]
-        norm = _centred(what, arrays, log=linear, noise=noise)
+        norm = signed_norm(what, arrays, log=linear, noise=noise)
         if noise:
             flat.append(what.symbol)
         mappable: Any = None
         for row, (surface, (values, status)) in enumerate(zip(surfaces, readings, strict=True)):
             axes = grid[row, column]
-            mappable = _map(axes, surface, values, what, kind, scale, norm, options.interp)
+            mappable = draw_map(axes, surface, values, what, kind, scale, norm, options.interp)
             patches += maps.mark_missing(axes, surface.grid, values, status)
             last = row == len(surfaces) - 1 or not shared
             if options.points:

@@ -46,6 +46,12 @@ def quantity(surface: Surface, name: str) -> Quantity:
             name, r"$|\lambda_\min / \lambda_\max|$", r"$|\lambda_\min / \lambda_\max|$, red: $\lambda_\min < 0$",
             RATIO, True,
         )  # fmt: skip
+    if name == "gap":
+        _check_losses(surface)
+        unit = in_brackets(surface.about["test_loss"].unit)
+        return Quantity(name, "gap", f"test $-$ training loss{unit}", "PuOr_r", True)
+    if name == "accuracy":
+        name = accuracy_of(surface) or name
     base, _, index = name.partition(":")
     if base not in surface:
         known = [n for n in surface.fields if not n.endswith(("_seconds", "_rank"))]
@@ -105,11 +111,27 @@ def values_of(surface: Surface, name: str) -> tuple[Array, Array]:
         with np.errstate(divide="ignore", invalid="ignore"):
             ratio = -np.sign(low) * np.abs(low / high)
         return np.where((low == 0) & (high == 0), 0.0, ratio), surface.status_of("max_eig")
+    if name == "gap":
+        _check_losses(surface)
+        return surface["test_loss"] - surface["train_loss"], surface.status_of("test_loss")
+    if name == "accuracy":
+        name = accuracy_of(surface) or name
     base, _, index = name.partition(":")
     values = surface[base]
     if index:
         values = values[..., int(index)]
     return values, surface.status_of(base)
+
+
+def accuracy_of(surface: Surface) -> str | None:
+    """The field that `accuracy` means: that of the training samples, or of the test samples; None without one."""
+    return next((name for name in ("train_acc", "test_acc") if name in surface), None)
+
+
+def _check_losses(surface: Surface) -> None:
+    """Raise ValueError unless both losses are there, of which a gap is made."""
+    if "train_loss" not in surface or "test_loss" not in surface:
+        raise ValueError("a gap needs train_loss and test_loss in one file; lossmap surface --split both computes them")
 
 
 def eigenvalues(surface: Surface) -> tuple[str, str]:

@@ -1,0 +1,77 @@
+"""Several quantities of several planes on one sheet: a row for each quantity, a column for each file.
+
+A row has common levels and one colour bar, so that the files can be compared; the rows share nothing but the axes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from matplotlib.artist import Artist
+from matplotlib.figure import Figure
+
+from lossmap.io.surface import Surface
+from lossmap.plotting import maps
+from lossmap.plotting.flatness import FLAT_NOTE, noise_in
+from lossmap.plotting.panels import (
+    FigureOptions,
+    add_legend_and_notes,
+    have_one_window,
+    interpolation_notes,
+    panel_ratio,
+)
+from lossmap.plotting.plane_figures import add_bar, draw_map, frame_panel, signed_norm
+from lossmap.plotting.quantities import quantity, values_of
+from lossmap.plotting.style import column_width, new_figure, page_width
+
+MAX_PANEL = 2.2  # inches
+
+
+def draw_field_rows(
+    surfaces: Sequence[Surface],
+    names: Sequence[str],
+    titles: Sequence[str] | None,
+    options: FigureOptions,
+    kind: str = "filled",
+) -> Figure:
+    """A sheet of maps; arguments as `plane_figures.draw_maps`, names: the quantities from the top down.
+
+    Raises ValueError where a surface does not hold a quantity.
+    """
+    columns = len(surfaces)
+    width = options.width or (column_width() if columns == 1 else page_width())
+    panel = min(MAX_PANEL, (width - 1.35) / columns)
+    if options.width is None:
+        width = min(width, panel * columns + 1.35)
+    figure = new_figure(width, len(names) * (panel / panel_ratio(surfaces[0]) + 0.1) + 0.8, compressed=True)
+    shared = have_one_window(surfaces)
+    common: Any = "all" if shared else "col"
+    grid = figure.subplots(len(names), columns, squeeze=False, sharex=common, sharey=common)
+    handles: list[Artist] = []
+    notes: dict[str, list[str]] = {}
+    for number, (row, name) in enumerate(zip(grid, names, strict=True)):
+        what = quantity(surfaces[0], name)
+        readings = [values_of(surface, quantity(surface, name).name) for surface in surfaces]
+        arrays = [values for values, _ in readings]
+        noise = noise_in(surfaces, name)
+        scale = options.scale(arrays, what, noise)
+        norm = signed_norm(what, arrays, noise=noise)
+        drawn = "map" if what.signed and kind != "contour" else kind
+        mappable: Any = None
+        for column, (axes, surface, (values, status)) in enumerate(zip(row, surfaces, readings, strict=True)):
+            mappable = draw_map(axes, surface, values, what, drawn, scale, norm, options.interp)
+            handles += maps.mark_missing(axes, surface.grid, values, status)
+            if options.points:
+                maps.mark_points(axes, surface.grid, values)
+            frame_panel(axes, surface, options, drawn, left=column == 0, bottom=number == len(names) - 1)
+        add_bar(figure, mappable, list(row), what, scale, drawn, norm)
+        said = [FLAT_NOTE] if noise else []
+        if drawn != "map":
+            said += interpolation_notes(surfaces, scale, options.interp)
+        for note in said:
+            notes.setdefault(note, []).append(what.label.split(" (")[0])
+    for axes, title in zip(grid[0], titles or (), strict=False):
+        axes.set_title(title)
+    add_legend_and_notes(figure, handles, [f"{', '.join(whose)}: {note}" for note, whose in notes.items()])
+    return figure
