@@ -103,8 +103,7 @@ COMMAND = Command(
     (PictureSettings, DrawSettings),
     (
         "lossmap draw surface.h5 --page --vtk",
-        "lossmap draw a.h5 b.h5 --output pair.html",
-        "lossmap draw a.h5 b.h5 --titles with without --output pair.pdf",
+        "lossmap draw a.h5 b.h5 --titles with without --output pair.pdf pair.html",
         "lossmap draw surface.h5 --kind 3d --interp 4 --points --output relief.png",
     ),
 )
