@@ -27,7 +27,7 @@ from lossmap.plotting.panels import FigureOptions
 from lossmap.plotting.quantities import best_field, holds_points, other_kinds
 from lossmap.plotting.style import appears_whole
 
-SCRIPTS, STYLE_SHEET = ("values.js", "map.js", "relief.js", "page.js"), "page.css"
+SCRIPTS, STYLE_SHEET = ("values.js", "interpolation.js", "map.js", "relief.js", "page.js"), "page.css"
 Source = Surface | str | os.PathLike[str]
 
 # {policy} and the others are filled in by `page`. What is hidden at first is shown by the script.

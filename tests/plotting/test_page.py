@@ -9,6 +9,7 @@ import shutil
 import time
 from contextlib import contextmanager
 from dataclasses import replace
+from importlib.resources import files
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -22,6 +23,7 @@ import lossmap
 from lossmap.geometry.grid import Field, Grid
 from lossmap.io.read import Group, Surface
 from lossmap.plotting.html import page
+from lossmap.plotting.interpolation import refine, refine_ticks
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: the page is not looked at")
 CHROMIUM = shutil.which("chromium")
@@ -145,6 +147,7 @@ def test_choices_change_what_is_drawn(browser, file):
         for choose in (
             lambda: tab.select_option("#scale", "linear"),
             lambda: tab.select_option("#field", "min_eig"),
+            lambda: tab.uncheck("#show-spline"),
             lambda: tab.uncheck("#show-contours"),
             lambda: tab.uncheck("#show-path"),
         ):
@@ -181,6 +184,23 @@ def test_the_readout_is_right(browser, tmp_path, scaled):
             assert said["mean loss over the training samples"][1] == pytest.approx(
                 2.0**-20 * loss[row, column], rel=0.1
             )
+
+
+def test_the_spline_between_the_points_is_that_of_the_print(browser, file):
+    x, y = np.array([-1.0, -0.7, 0.0, 0.2, 1.0, 1.3]), np.array([2.0, 1.0, 0.5, 0.4])
+    values = np.random.default_rng(0).standard_normal((4, 6))
+    values[0, 0] = values[2, 3] = np.nan
+    code = (files("lossmap.plotting") / "page_assets" / "interpolation.js").read_text()
+    script = f"([x, y, v, f]) => {{ {code} return refined(x, y, v.map((e) => e ?? NaN), f); }}"
+    tab = browser.new_page()
+    for rows, columns, factor in ((4, 6, 4), (3, 2, 3), (2, 3, 1), (4, 6, 7)):
+        own = values[:rows, :columns]
+        flat = [None if np.isnan(v) else v for v in own.reshape(-1)]
+        made = tab.evaluate(script, [x[:columns].tolist(), y[:rows].tolist(), flat, factor])
+        expected = refine(x[:columns], y[:rows], own, factor)
+        assert np.array(made["heights"], float) == pytest.approx(expected.reshape(-1), nan_ok=True, abs=1e-12)
+        assert made["x"] == pytest.approx(refine_ticks(x[:columns], factor))
+    tab.close()
 
 
 def test_keys_move_the_point_and_it_is_spoken(browser, file):

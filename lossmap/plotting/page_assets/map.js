@@ -87,10 +87,12 @@ function crossings(file, heights, levels, draw) {
   const nx = file.x.length, ny = file.y.length;
   for (let r = 0; r + 1 < ny; r++) {
     for (let c = 0; c + 1 < nx; c++) {
-      const corners = [[r, c], [r, c + 1], [r + 1, c + 1], [r + 1, c]].map(([i, j]) => [file.x[j], file.y[i], heights[i * nx + j]]);
-      const own = corners.map((k) => k[2]);
-      if (own.some(Number.isNaN)) { continue; }
-      const low = Math.min(...own), high = Math.max(...own), middle = (own[0] + own[1] + own[2] + own[3]) / 4;
+      const i = r * nx + c, h0 = heights[i], h1 = heights[i + 1], h2 = heights[i + nx + 1], h3 = heights[i + nx];
+      if (Number.isNaN(h0 + h1 + h2 + h3)) { continue; }
+      const low = Math.min(h0, h1, h2, h3), high = Math.max(h0, h1, h2, h3);
+      if (!levels.some((level) => level > low && level <= high)) { continue; } // most cells
+      const corners = [[r, c], [r, c + 1], [r + 1, c + 1], [r + 1, c]].map(([k, j]) => [file.x[j], file.y[k], heights[k * nx + j]]);
+      const own = [h0, h1, h2, h3], middle = (h0 + h1 + h2 + h3) / 4;
       for (const level of levels) {
         if (level <= low || level > high) { continue; }
         const points = [];
@@ -168,6 +170,17 @@ function drawAxes(context, box, labels, ticksX, ticksY) {
 
 const named = (values) => values.map((v) => [v, short(v)]);
 
+// Heights on the scale of the view between the points, where the spline is chosen; kept until another one is asked for.
+function fineHeights(file, view, enough) {
+  const key = [view.field.name, view.scale.kind, view.layers.spline, enough].join();
+  file.fine = file.fine ?? {};
+  if (file.fine[enough]?.key !== key) {
+    const height = heightOn(view.scale), heights = Array.from(file.values[view.field.name], (v) => (Number.isFinite(v) ? height(v) : NaN));
+    file.fine[enough] = { key, ...refined(file.x, file.y, heights, view.layers.spline ? factorFor(file, enough) : 1) };
+  }
+  return file.fine[enough];
+}
+
 function drawMap(context, file, view, width, height, ratio) {
   const box = mapBox(file, width, height), { field, scale, table, layers } = view;
   context.font = FONT;
@@ -181,9 +194,9 @@ function drawMap(context, file, view, width, height, ratio) {
   }
   context.save(); context.beginPath(); context.rect(box.left, box.top, box.w, box.h); context.clip();
   if (layers.contours && !scale.flat) {
-    const height = heightOn(scale), heights = Array.from(values, (v) => (Number.isFinite(v) ? height(v) : NaN));
+    const height = heightOn(scale), fine = fineHeights(file, view, 200);
     context.strokeStyle = field.signed ? '#777' : '#fff'; context.lineWidth = 0.7;
-    strokeCrossings(context, box, file, heights, scale.levels.map(height));
+    strokeCrossings(context, box, fine, fine.heights, scale.levels.map(height));
   }
   if (layers.zero && file.values.min_eig) {
     context.strokeStyle = '#000'; context.lineWidth = 2.4;

@@ -7,7 +7,7 @@ const made = (tag, properties = {}, ...children) => {
   return element;
 };
 const START = { turn: 35, tilt: 35, zoom: 1 };
-const LAYERS = { contours: 'contour lines', zero: 'line where the smallest eigenvalue is 0', path: 'training path', holes: 'marks of points without a value' };
+const LAYERS = { contours: 'contour lines', spline: 'spline between the points, in contour lines and relief', zero: 'line where the smallest eigenvalue is 0', path: 'training path', holes: 'marks of points without a value' };
 let page, state, touched = 0;
 
 async function start() {
@@ -124,13 +124,13 @@ function buildControls() {
   select.addEventListener('change', () => { state.field = select.value; state.scale = ''; syncControls(); redraw(); });
   $('scale').addEventListener('change', () => { state.scale = $('scale').value; redraw(); });
   Object.entries(LAYERS).forEach(([key, words]) => {
-    const there = { contours: page.files.some((f) => !f.isLine), zero: page.files.some((f) => !f.isLine && f.values.min_eig), path: page.files.some((f) => f.path && !f.isLine), holes: true }[key];
+    const there = { contours: page.files.some((f) => !f.isLine), spline: page.files.some((f) => !f.isLine && factorFor(f, 200) > 1), zero: page.files.some((f) => !f.isLine && f.values.min_eig), path: page.files.some((f) => f.path && !f.isLine), holes: true }[key];
     if (!there) { return; }
     const box = made('input', { type: 'checkbox', id: `show-${key}` });
     box.addEventListener('change', () => { state.hide = Object.keys(LAYERS).filter((k) => ($(`show-${k}`) ? !$(`show-${k}`).checked : state.hide.includes(k))); redraw(); });
     $('layers').append(made('label', {}, box, ` ${words}`));
   });
-  ['turn', 'tilt', 'zoom'].forEach((k) => $(k).addEventListener('input', () => { state[k] = Number($(k).value); redraw(); }));
+  ['turn', 'tilt', 'zoom'].forEach((k) => $(k).addEventListener('input', () => { state[k] = Number($(k).value); redraw(false, true); }));
   $('camera').hidden = page.files.every((f) => f.isLine);
   $('png').addEventListener('click', savePng); $('svg').addEventListener('click', saveSvg); $('csv').addEventListener('click', saveCsv);
   $('values').addEventListener('toggle', fillTable);
@@ -201,29 +201,30 @@ function listenToRelief(file) {
   const turned = (dx, dy) => { state.turn = Math.round((((state.turn + dx) % 360) + 540) % 360) - 180; state.tilt = Math.round(Math.max(5, Math.min(90, state.tilt + dy))); };
   const zoomed = (factor) => { state.zoom = Number(Math.min(5, Math.max(0.4, state.zoom * factor)).toFixed(3)); };
   file.relief.addEventListener('pointerdown', (event) => { from = [event.clientX, event.clientY]; file.relief.setPointerCapture(event.pointerId); });
-  file.relief.addEventListener('pointerup', () => { from = null; redraw(); });
+  file.relief.addEventListener('pointerup', () => { from = null; redraw(false, true); });
   file.relief.addEventListener('pointercancel', () => { from = null; });
   file.relief.addEventListener('pointermove', (event) => {
     if (from) {
       turned((event.clientX - from[0]) / 2, (event.clientY - from[1]) / 2);
-      from = [event.clientX, event.clientY]; redraw(true); return;
+      from = [event.clientX, event.clientY]; redraw(true, true); return;
     }
     const at = file.relief.getBoundingClientRect(), drawn = file.drawn;
     if (!drawn) { return; }
     const cell = drawn.raster.cells[Math.round((event.clientY - at.top) * drawn.ratio) * drawn.raster.width + Math.round((event.clientX - at.left) * drawn.ratio)];
-    if (cell >= 0) { choose(file, Math.floor(cell / file.x.length), cell % file.x.length); }
+    const wide = (file.x.length - 1) * drawn.factor + 1, to = (i) => Math.round(i / drawn.factor);
+    if (cell >= 0) { choose(file, to(Math.floor(cell / wide)), to(cell % wide)); }
   });
-  file.relief.addEventListener('wheel', (event) => { if (document.activeElement !== file.relief) { return; } event.preventDefault(); zoomed(event.deltaY < 0 ? 1.1 : 1 / 1.1); redraw(true); }, { passive: false });
+  file.relief.addEventListener('wheel', (event) => { if (document.activeElement !== file.relief) { return; } event.preventDefault(); zoomed(event.deltaY < 0 ? 1.1 : 1 / 1.1); redraw(true, true); }, { passive: false });
   file.relief.addEventListener('keydown', (event) => {
     const turns = { ArrowLeft: [-5, 0], ArrowRight: [5, 0], ArrowUp: [0, 5], ArrowDown: [0, -5] }[event.key];
     if (turns) { turned(...turns); } else if (event.key === '+' || event.key === '=') { zoomed(1.1); } else if (event.key === '-') { zoomed(1 / 1.1); } else if (event.key === 'Home') { Object.assign(state, START); } else { return; }
-    event.preventDefault(); redraw();
+    event.preventDefault(); redraw(false, true);
   });
 }
 
-let waiting = 0, isRough = false;
-function redraw(rough = false) {
-  isRough = rough;
+let waiting = 0, isRough = false, isStale = true; // stale: more than the camera changed
+function redraw(rough = false, camera = false) {
+  isRough = rough; isStale = isStale || !camera;
   if (waiting || !page.fields.length) { return; }
   waiting = requestAnimationFrame(() => { waiting = 0; drawAll(); });
 }
@@ -247,17 +248,17 @@ function drawAll() {
   if (state.tab !== 'Surface') { return; }
   const view = viewNow(), ratio = Math.min(2, window.devicePixelRatio || 1), ends = endsOfLines(view);
   page.files.forEach((file) => {
-    if (file.isLine) { file.map.classList.add('wide'); }
     const [width, height] = sized(file.map, mapHeight(file));
     file.size = [width, height];
-    file.box = withBack(file, 'under', width, height, ratio, (c) => (file.isLine ? drawChart(c, file, view, width, height, ends) : drawMap(c, file, view, width, height, ratio)));
+    if (isStale || file.isLine) { file.box = withBack(file, 'under', width, height, ratio, (c) => (file.isLine ? drawChart(c, file, view, width, height, ends) : drawMap(c, file, view, width, height, ratio))); }
     if (file.relief) {
       const [w, h] = sized(file.relief, () => height);
       const own = isRough ? Math.min(1, ratio) : ratio;
       file.drawn = withBack(file, 'relieved', w, h, ratio, (c) => drawRelief(c, file, view, state, w, h, own));
     }
-    fillLegend(file, view);
+    if (isStale) { fillLegend(file, view); }
   });
+  isStale = false;
   ['turn', 'tilt', 'zoom'].forEach((k) => { $(k).value = state[k]; });
   $('shown').textContent = `${view.field.label}${view.scale.kind === 'linear' ? '' : `, ${view.scale.kind} scale`}${view.field.note ? ` (${view.field.note})` : ''}`;
   overlay(); readOut();
@@ -278,7 +279,7 @@ function overlay() {
       if (!canvas || !back) { return; }
       canvas.width = back.canvas.width; canvas.height = back.canvas.height;
       const context = canvas.getContext('2d'); context.drawImage(back.canvas, 0, 0); context.scale(back.ratio, back.ratio);
-      if (canvas === file.relief) { if (file.drawn) { drawChosen(context, file.drawn, file, index); } return; }
+      if (canvas === file.relief) { if (file.drawn) { drawChosen(context, file.drawn, file, index, file.values[state.field][index]); } return; }
       const box = file.box, x = box.px(file.x[columnOf(file)]), y = file.isLine ? 0 : box.py(file.y[rowOf(file)]);
       context.strokeStyle = '#d0103a'; context.lineWidth = 1.5; context.beginPath();
       context.moveTo(x, box.top); context.lineTo(x, box.top + box.h);

@@ -14,12 +14,12 @@ function camera(state, width, height) {
 const spanned = (ticks) => { const low = Math.min(...ticks), high = Math.max(...ticks); return (t) => (2 * (t - low)) / (high - low || 1) - 1; };
 
 // The pixels of the surface: colour, and of each the grid cell that it shows (-1: none) and its distance.
-function rasterised(file, view, state, width, height) {
-  const nx = file.x.length, ny = file.y.length, share = sharesOn(view.scale), values = file.values[view.field.name];
-  const project = camera(state, width, height), u = file.x.map(spanned(file.x)), v = file.y.map(spanned(file.y));
+function rasterised(plane, view, state, width, height) {
+  const nx = plane.x.length, ny = plane.y.length, low = heightOn(view.scale)(view.scale.low), span = heightOn(view.scale)(view.scale.high) - low || 1;
+  const project = camera(state, width, height), u = plane.x.map(spanned(plane.x)), v = plane.y.map(spanned(plane.y));
   const count = nx * ny, sx = new Float32Array(count), sy = new Float32Array(count), far = new Float32Array(count), heights = new Float32Array(count), light = new Float32Array(count);
   for (let i = 0; i < count; i++) {
-    heights[i] = Math.max(-50, Math.min(50, share(values[i]))); // far beyond the ends, where nothing is drawn
+    heights[i] = Math.max(-50, Math.min(50, (plane.heights[i] - low) / span)); // far beyond the ends, where nothing is drawn
     if (Number.isNaN(heights[i])) { continue; }
     [sx[i], sy[i], far[i]] = project(u[i % nx], v[Math.floor(i / nx)], heights[i]);
   }
@@ -79,9 +79,9 @@ function painted(raster, view) {
 }
 
 // Height of the surface at coordinates between the points, and NaN beside a hole or outside.
-function heightBetween(file, raster, x, y) {
+function heightBetween(plane, raster, x, y) {
   const at = (ticks, t) => { for (let i = 0; i + 1 < ticks.length; i++) { const p = (t - ticks[i]) / (ticks[i + 1] - ticks[i]); if (p >= 0 && p <= 1) { return [i, p]; } } return null; };
-  const a = at(file.x, x), b = at(file.y, y), nx = file.x.length;
+  const a = at(plane.x, x), b = at(plane.y, y), nx = plane.x.length;
   if (!a || !b) { return NaN; }
   const [c, p] = a, [r, q] = b, h = (i, j) => raster.heights[i * nx + j];
   return (1 - q) * ((1 - p) * h(r, c) + p * h(r, c + 1)) + q * ((1 - p) * h(r + 1, c) + p * h(r + 1, c + 1));
@@ -94,7 +94,7 @@ const isSeen = (raster, [x, y, z]) => {
 
 function drawRelief(context, file, view, state, width, height, ratio, chosen) {
   if (!file.values[view.field.name]) { return null; }
-  const w = Math.round(width * ratio), h = Math.round(height * ratio), raster = rasterised(file, view, state, w, h);
+  const w = Math.round(width * ratio), h = Math.round(height * ratio), plane = fineHeights(file, view, 120), raster = rasterised(plane, view, state, w, h);
   const project = (u, v, z) => raster.project(u, v, z).map((p, i) => (i < 2 ? p / ratio : p));
   const line = (...points) => { context.beginPath(); points.forEach(([x, y], i) => (i ? context.lineTo(x, y) : context.moveTo(x, y))); context.stroke(); };
   const corners = [[-1, -1], [1, -1], [1, 1], [-1, 1]];
@@ -105,7 +105,7 @@ function drawRelief(context, file, view, state, width, height, ratio, chosen) {
   [back, edge].forEach((k) => line(project(...k, 0), project(...k, 1)));
   line(project(...edge, 1), project(...back, 1), project(-edge[0], -edge[1], 1));
   context.fillStyle = INK; context.font = FONT; context.textAlign = 'right'; context.textBaseline = 'middle';
-  const share = sharesOn(view.scale);
+  const share = sharesOn(view.scale), values = file.values[view.field.name];
   thinned(view.scale.ticks, 6).forEach(([value, text]) => {
     if (share(value) < -0.001 || share(value) > 1.001) { return; }
     const [x, y] = project(...edge, share(value));
@@ -113,19 +113,20 @@ function drawRelief(context, file, view, state, width, height, ratio, chosen) {
   });
   if (view.layers.holes) {
     const nx = file.x.length, cell = Math.max(3, (width / nx) * 0.5);
-    raster.heights.forEach((z, i) => { if (Number.isNaN(z)) { const [x, y] = project(raster.u[i % nx], raster.v[Math.floor(i / nx)], 0); drawHole(context, x, y, cell, cell, holeAt(file.values[view.field.name][i], file.statusAt(view.field.name, i))); } });
+    const u = spanned(file.x), v = spanned(file.y);
+    values.forEach((value, i) => { const why = holeAt(value, file.statusAt(view.field.name, i)); if (why) { const [x, y] = project(u(file.x[i % nx]), v(file.y[Math.floor(i / nx)]), 0); drawHole(context, x, y, cell, cell, why); } });
   }
   context.drawImage(painted(raster, view), 0, 0, width, height);
   context.textAlign = 'center';
   [['x', [0, -Math.sign(back[1]) * 1.16]], ['y', [-Math.sign(back[0]) * 1.16, 0]]].forEach(([text, k]) => { const [x, y] = project(...k, 0); context.fillText(text, x, y); });
-  if (view.layers.path && file.path) { drawPathOnRelief(context, file, raster, project); }
-  return { raster, project, ratio };
+  if (view.layers.path && file.path) { drawPathOnRelief(context, file, plane, raster, project); }
+  return { raster, project, ratio, factor: (plane.x.length - 1) / (file.x.length - 1), share };
 }
 
 // The path over the surface, where it is not hidden by it.
-function drawPathOnRelief(context, file, raster, project) {
+function drawPathOnRelief(context, file, plane, raster, project) {
   const ux = spanned(file.x), uy = spanned(file.y), { x, y } = file.path, steps = 24;
-  const at = (px, py) => { const h = heightBetween(file, raster, px, py); return h >= 0 && h <= 1 ? [ux(px), uy(py), h + 0.012] : null; };
+  const at = (px, py) => { const h = heightBetween(plane, raster, px, py); return h >= 0 && h <= 1 ? [ux(px), uy(py), h + 0.012] : null; };
   context.strokeStyle = '#000'; context.lineWidth = 1.6;
   for (let i = 0; i + 1 < x.length; i++) {
     for (let k = 0; k < steps; k++) {
@@ -138,8 +139,8 @@ function drawPathOnRelief(context, file, raster, project) {
 }
 
 // The chosen point on the relief; hollow where the surface hides it, on the floor where it has no value.
-function drawChosen(context, drawn, file, index) {
-  const { raster, project } = drawn, nx = file.x.length, h = raster.heights[index], place = [raster.u[index % nx], raster.v[Math.floor(index / nx)]];
+function drawChosen(context, drawn, file, index, value) {
+  const { raster, project } = drawn, nx = file.x.length, h = drawn.share(value), place = [spanned(file.x)(file.x[index % nx]), spanned(file.y)(file.y[Math.floor(index / nx)])];
   const height = Number.isNaN(h) ? 0 : Math.max(0, Math.min(1, h)), [x, y] = project(...place, height), [fx, fy] = project(...place, 0);
   context.strokeStyle = '#d0103a'; context.lineWidth = 1; context.setLineDash([3, 3]);
   context.beginPath(); context.moveTo(fx, fy); context.lineTo(x, y); context.stroke(); context.setLineDash([]);
