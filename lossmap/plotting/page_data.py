@@ -31,6 +31,8 @@ from lossmap.plotting.notes import accuracy_notes
 from lossmap.plotting.panels import FigureOptions
 from lossmap.plotting.plane_figures import MAX_RATIO
 from lossmap.plotting.quantities import (
+    FIXED_COORDINATE,
+    LINE_AXIS,
     Quantity,
     as_line,
     axis_labels,
@@ -272,6 +274,8 @@ def _file(surface: Surface, source: PageSource, names: Sequence[str], options: F
         "title": printable(source.title),
         "x": surface.grid.x.tolist(),
         "y": None if surface.grid.y is None else surface.grid.y.tolist(),
+        "along": str(surface.attributes.get(LINE_AXIS, "x")),
+        "fixed": surface.attributes.get(FIXED_COORDINATE),
         "axes": [printable(label) for label in axis_labels(surface)],
         "values": {name: packed(values) for name, values in read.items()},
         "errors": {name: errors for name, values in read.items() if (errors := _errors(surface, name, values))},

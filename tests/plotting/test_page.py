@@ -402,6 +402,25 @@ def test_a_line_is_a_chart(browser, tmp_path):
         until(tab, "document.querySelectorAll('#tables tbody tr').length === 11")
 
 
+def test_a_plane_with_one_tick_is_a_line_along_the_other_axis(browser, tmp_path):
+    made = Surface(Grid(np.array([0.25]), np.linspace(-1, 1, 5)), {"train_loss": np.arange(5.0)[:, None]})
+    with shown(browser, page(made, tmp_path / "l.html")) as tab:
+        assert tab.inner_text("#place") == "y 0" and tab.is_hidden("#camera")
+        with tab.expect_download() as download:
+            tab.click("#csv")
+        rows = list(csv.DictReader(Path(download.value.path()).read_text().splitlines()))
+    assert [(row["x"], row["y"], row["train_loss"]) for row in rows][:2] == [("0.25", "-1", "0"), ("0.25", "-0.5", "1")]
+
+
+def test_a_flat_part_at_a_level_has_no_contour_line(browser, tmp_path):
+    grid = Grid(np.arange(9.0), np.array([0.0, 0.1, 0.5, 2.0]))
+    x, y = np.meshgrid(grid.x, grid.y)
+    with shown(browser, page(Surface(grid, {"train_loss": x * y + 1}), tmp_path / "s.html"), "#x=8&y=0") as tab:
+        drawn, wide = pixels(tab, "map-0"), tab.evaluate("document.getElementById('map-0').clientWidth")
+        column = drawn[30 : len(drawn) * 2 // 3, 58 + round(0.5 / 9 * (wide - 142))]  # x = 0: the loss is 1, a level
+        assert np.abs(column - column[0]).max() < 20
+
+
 def test_a_growing_page_reads_itself_again(browser, tmp_path):
     made, path = plane(), tmp_path / "s.html"
     page(replace(made, fields={"max_eig": X}, about={}, measures={}, status={}), path, reload=1)

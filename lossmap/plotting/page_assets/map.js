@@ -181,6 +181,14 @@ function fineHeights(file, view, enough) {
   return file.fine[enough];
 }
 
+// The levels between the smallest and the largest value: a flat part at a level has no line, but for rounding.
+function levelsWithin(levels, values, height) {
+  let low = Infinity, high = -Infinity;
+  values.forEach((v) => { if (Number.isFinite(v)) { low = Math.min(low, height(v)); high = Math.max(high, height(v)); } });
+  const margin = 1e-9 * (high - low);
+  return levels.filter((level) => level > low + margin && level < high - margin);
+}
+
 function drawMap(context, file, view, width, height, ratio) {
   const box = mapBox(file, width, height), { field, scale, table, layers } = view;
   context.font = FONT;
@@ -196,7 +204,7 @@ function drawMap(context, file, view, width, height, ratio) {
   if (layers.contours && !scale.flat) {
     const height = heightOn(scale), fine = fineHeights(file, view, 200);
     context.strokeStyle = field.signed ? '#777' : '#fff'; context.lineWidth = 0.7;
-    strokeCrossings(context, box, fine, fine.heights, scale.levels.map(height));
+    strokeCrossings(context, box, fine, fine.heights, levelsWithin(scale.levels.map(height), values, height));
   }
   if (layers.zero && file.values.min_eig) {
     context.strokeStyle = '#000'; context.lineWidth = 2.4;

@@ -228,8 +228,8 @@ function redraw(rough = false, camera = false) {
   if (waiting || !page.fields.length) { return; }
   waiting = requestAnimationFrame(() => { waiting = 0; drawAll(); });
 }
-function sized(canvas, tall) {
-  const width = Math.max(240, Math.floor(canvas.parentElement.clientWidth > 900 ? canvas.parentElement.clientWidth / 2 - 8 : canvas.parentElement.clientWidth)), height = Math.round(tall(width));
+function sized(canvas, tall, isAlone = false) {
+  const width = isAlone ? Math.max(240, Math.min(900, canvas.parentElement.clientWidth)) : Math.max(240, Math.floor(canvas.parentElement.clientWidth > 900 ? canvas.parentElement.clientWidth / 2 - 8 : canvas.parentElement.clientWidth)), height = Math.round(tall(width));
   canvas.style.width = `${width}px`; canvas.style.height = `${height}px`;
   return [width, height];
 }
@@ -248,7 +248,7 @@ function drawAll() {
   if (state.tab !== 'Surface') { return; }
   const view = viewNow(), ratio = Math.min(2, window.devicePixelRatio || 1), ends = endsOfLines(view);
   page.files.forEach((file) => {
-    const [width, height] = sized(file.map, mapHeight(file));
+    const [width, height] = sized(file.map, mapHeight(file), file.isLine);
     file.size = [width, height];
     if (isStale || file.isLine) { file.box = withBack(file, 'under', width, height, ratio, (c) => (file.isLine ? drawChart(c, file, view, width, height, ends) : drawMap(c, file, view, width, height, ratio))); }
     if (file.relief) {
@@ -313,7 +313,7 @@ function fillLegend(file, view) {
 let speaking = 0;
 function readOut() {
   const files = page.files, head = ['', ...files.map((f) => f.title)], main = page.fields.filter((f) => !f.more), more = page.fields.filter((f) => f.more);
-  const place = files.map((f) => `x ${short(f.x[columnOf(f)])}${f.isLine ? '' : `, y ${short(f.y[rowOf(f)])}`}`);
+  const place = files.map((f) => `${f.along} ${short(f.x[columnOf(f)])}${f.isLine ? '' : `, y ${short(f.y[rowOf(f)])}`}`);
   $('place').textContent = [...new Set(place)].join('; ');
   const rows = (fields) => fields.map((field) => made('tr', {}, made('th', { scope: 'row', textContent: field.words }), ...files.map((f) => made('td', { textContent: reading(f, field, chosenIn(f)) }))));
   const top = () => made('thead', {}, made('tr', {}, ...head.map((t, i) => made(i ? 'th' : 'td', i ? { scope: 'col', textContent: t } : { textContent: '' }))));
@@ -335,7 +335,7 @@ function fillTable() {
     const columns = every(file.x), rows = every(file.y), all = columns.length === file.x.length && rows.length === file.y.length;
     const text = (i) => { const v = file.values[field.name]; if (!v) { return 'not in this file'; } return holeAt(v[i], file.statusAt(field.name, i)) || sevenDigits(v[i]); };
     const caption = `${file.title}: ${field.label}${all ? '' : `; ${rows.length} x ${columns.length} of ${file.y.length} x ${file.x.length} points, the CSV holds all`}`;
-    const head = made('tr', {}, made('th', { scope: 'col', textContent: file.isLine ? 'x' : 'y, below; x, across' }), ...(file.isLine ? [made('th', { scope: 'col', textContent: field.words })] : columns.map((c) => made('th', { scope: 'col', textContent: short(file.x[c]) }))));
+    const head = made('tr', {}, made('th', { scope: 'col', textContent: file.isLine ? file.along : 'y, below; x, across' }), ...(file.isLine ? [made('th', { scope: 'col', textContent: field.words })] : columns.map((c) => made('th', { scope: 'col', textContent: short(file.x[c]) }))));
     const body = file.isLine ? columns.map((c) => made('tr', {}, made('th', { scope: 'row', textContent: short(file.x[c]) }), made('td', { textContent: text(c) })))
       : rows.map((r) => made('tr', {}, made('th', { scope: 'row', textContent: short(file.y[r]) }), ...columns.map((c) => made('td', { textContent: text(r * file.x.length + c) }))));
     return made('div', { className: 'scroll', tabIndex: 0, role: 'region', 'aria-label': `table of ${file.title}` }, made('table', {}, made('caption', { textContent: caption }), made('thead', {}, head), made('tbody', {}, ...body)));
@@ -392,7 +392,8 @@ function saveCsv() {
   page.files.forEach((file) => {
     for (let i = 0; i < file.x.length * file.y.length; i++) {
       const own = names.map((n) => { const v = file.values[n]; if (!v) { return ''; } const s = file.statusAt(n, i); return s in WORDS ? WORDS[s] : number(v[i]); });
-      lines.push([cell(file.title), file.x[i % file.x.length], file.isLine ? '' : file.y[Math.floor(i / file.x.length)], ...own].join(','));
+      const first = file.x[i % file.x.length], place = file.along === 'y' ? [file.fixed, first] : [first, file.isLine ? file.fixed ?? '' : file.y[Math.floor(i / file.x.length)]];
+      lines.push([cell(file.title), ...place, ...own].join(','));
     }
   });
   handOut(new Blob([lines.join('\r\n') + '\r\n'], { type: 'text/csv' }), 'csv');

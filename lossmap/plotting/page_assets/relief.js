@@ -3,7 +3,7 @@
 const TALL = 1.1; // of the relief, where the plane is 2 wide
 
 function camera(state, width, height) {
-  const a = (state.turn * Math.PI) / 180, e = (state.tilt * Math.PI) / 180, size = (Math.min(width - 50, height * 1.25) / 3.1) * state.zoom;
+  const a = (state.turn * Math.PI) / 180, e = (state.tilt * Math.PI) / 180, size = (Math.min(width - 50, height * 1.2) / 3.25) * state.zoom;
   const [ca, sa, ce, se] = [Math.cos(a), Math.sin(a), Math.cos(e), Math.sin(e)], cx = width / 2 + 12, cy = height / 2;
   return (u, v, h) => { // pixels across and down, and how far from the eye
     const y = u * sa + v * ca, z = (h - 0.5) * TALL;
