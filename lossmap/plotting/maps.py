@@ -19,7 +19,7 @@ from matplotlib.colors import BoundaryNorm, CenteredNorm, LogNorm, Normalize, Sy
 from matplotlib.patches import Patch, Rectangle
 
 from lossmap.geometry.grid import Grid
-from lossmap.io.surface import DONE, FAILED
+from lossmap.io.surface import DONE, FAILED, Group
 from lossmap.plotting.contour_levels import FLAT_MARGIN, Scale
 from lossmap.plotting.contour_levels import labels as labels_of
 from lossmap.plotting.interpolation import AUTOMATIC, factor_of, refine, refine_ticks
@@ -33,6 +33,7 @@ MISSING_CELLS: dict[str, dict[str, Any]] = {
     "NaN": {"facecolor": "white", "edgecolor": DARK, "linewidth": 0.5},
     "infinite": {"facecolor": "white", "edgecolor": DARK, "linewidth": 0.5},
 }
+SMALLEST_CHECKPOINT, LARGEST_CHECKPOINT = 7.0, 26.0  # areas of a path's points, squared typographic points
 MISSING_MARKS = {"NaN": ("x", "\N{MULTIPLICATION SIGN}"), "infinite": ("^", "\N{WHITE UP-POINTING TRIANGLE}")}
 
 
@@ -280,6 +281,37 @@ def frame(axes: Axes, grid: Grid, labels: tuple[str, str], cells: bool = True) -
     if x.min() <= 0 <= x.max() and y.min() <= 0 <= y.max():
         for colour, width, size in (("white", 2.0, 7.0), ("black", 0.8, 6.0)):
             axes.plot([0], [0], "+", color=colour, markersize=size, markeredgewidth=width, zorder=4)
+
+
+def checkpoint_look(path: Group, cmap: str | None, norm: Any, shown: Array | None = None) -> dict[str, Any]:
+    """How the checkpoints of a path are scattered: coloured by their own loss, larger farther from the plane.
+
+    cmap, norm  the colours of the map, for a loss of the path's own kind; without them, or without losses, black
+    shown       which checkpoints, (k,); all if left out
+    """
+    chosen = np.ones(np.asarray(path["x"]).size, dtype=bool) if shown is None else shown
+    sizes = np.full(chosen.size, SMALLEST_CHECKPOINT)
+    if "residual" in path:
+        residual = np.nan_to_num(np.abs(np.asarray(path["residual"], dtype=np.float64)))
+        sizes = sizes + (LARGEST_CHECKPOINT - SMALLEST_CHECKPOINT) * residual / (residual.max() or 1.0)
+    colours: Any = "black"
+    if cmap is not None and norm is not None and "loss" in path:
+        losses = np.asarray(path["loss"], dtype=np.float64)[chosen]
+        colours = np.where(
+            np.isfinite(losses)[:, None], matplotlib.colormaps[cmap](norm(np.nan_to_num(losses, nan=1.0))), 1.0
+        )
+    return {"s": sizes[chosen], "c": colours, "edgecolors": "black", "linewidths": 0.5}
+
+
+def coloured_path(axes: Axes, path: Group, mappable: ScalarMappable) -> None:
+    """A training path whose checkpoints have the colours that a map gives to their own losses, `checkpoint_look`."""
+    x, y = np.asarray(path["x"]), np.asarray(path["y"])
+    axes.plot(x, y, "-", color="white", linewidth=1.8, zorder=3.4, scalex=False, scaley=False)
+    axes.plot(x, y, "-", color="black", linewidth=0.8, zorder=3.5, scalex=False, scaley=False)
+    look = checkpoint_look(path, mappable.get_cmap().name, mappable.norm)
+    window = axes.get_xlim(), axes.get_ylim()
+    axes.scatter(x, y, zorder=3.6, label="checkpoint", **look)
+    axes.set(xlim=window[0], ylim=window[1])
 
 
 def path(axes: Axes, x: Array, y: Array) -> None:

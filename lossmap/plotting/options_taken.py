@@ -19,7 +19,7 @@ TAKEN: dict[str, frozenset[str]] = {
     "filled": MAP,
     "contour": MAP,
     "map": MAP - {"interp", "levels"},
-    "3d": MAP - {"trajectory"} | {"camera"},
+    "3d": MAP | {"camera"},
     "line": LINE - {"vlevel", "levels"} | {"loss_max", "ax", "labels"},
     "eigen": SHEET - {"field"} | {"loss_max"},
     "convexity": SHEET - {"field"} | {"loss_max"},

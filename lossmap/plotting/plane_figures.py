@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 from matplotlib.artist import Artist
+from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize, SymLogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from lossmap.io.read import Surface
+from lossmap.io.read import Group, Surface
 from lossmap.plotting import maps
 from lossmap.plotting.contour_levels import Scale, labels, scale_of
 from lossmap.plotting.flatness import FLAT_NOTE, noise_in
@@ -41,8 +42,9 @@ from lossmap.plotting.quantities import (
     values_of,
 )
 from lossmap.plotting.style import new_figure, page_width
-from lossmap.plotting.surface3d import ENOUGH, draw_surface3d
+from lossmap.plotting.surface3d import CAMERA, ENOUGH, draw_surface3d
 
+PATH_LOSS = "train_loss"  # what a path's losses are of
 MAX_RATIO = 1.0  # |min_eig / max_eig| at which its colours end
 
 
@@ -73,6 +75,8 @@ def draw_maps(
         notes = [*notes, FLAT_NOTE]
     if kind != "map":
         notes = [*notes, *interpolation_notes(surfaces, scale, options.interp)]
+    if name == PATH_LOSS and kind != "contour":
+        notes = [*notes, *path_notes(surfaces, options)]
     figure, grid, columns = figure_of_maps(surfaces, bool(titles), options.width, 0.45 + 0.12 * len(notes), options.ax)
     norm = signed_norm(what, arrays, _limit(arrays, options), options.log, noise)
     patches: list[Artist] = []
@@ -82,7 +86,9 @@ def draw_maps(
         patches += maps.mark_missing(axes, surface.grid, values, status)
         if options.points:
             maps.mark_points(axes, surface.grid, values)
-        frame_panel(axes, surface, options, kind, left=i % columns == 0, bottom=i + columns >= len(surfaces))
+        colours = mappable if name == PATH_LOSS and kind != "contour" else None
+        last = i + columns >= len(surfaces)
+        frame_panel(axes, surface, options, kind, left=i % columns == 0, bottom=last, colours=colours)
         if titles:
             axes.set_title(titles[i])
     add_bar(figure, mappable, list(grid.flat), what, scale, kind, norm)
@@ -126,6 +132,15 @@ def between_notes(surfaces: Sequence[Surface], kind: str, field: str | None, opt
         return []
     scale = options.scale([values_of(s, name)[0] for s in surfaces], what, noise_in(surfaces, name))
     return interpolation_notes(surfaces, scale, options.interp, ENOUGH if kind == "3d" else AUTOMATIC)
+
+
+def path_notes(surfaces: Sequence[Surface], options: FigureOptions) -> list[str]:
+    """What the points of a path show, in a line; none without a path that holds its losses."""
+    paths = [path for path in map(options.training_path, surfaces) if path is not None and "loss" in path]
+    if not paths:
+        return []
+    size = ", larger farther from the plane" if any("residual" in path for path in paths) else ""
+    return [f"points of the path have the colours of their own losses{size}"]
 
 
 def _note_of_outliers(arrays: list[np.ndarray], scale: Scale) -> str:
@@ -175,9 +190,18 @@ def signed_norm(
 
 
 def frame_panel(
-    axes: Any, surface: Surface, options: FigureOptions, kind: str, left: bool = True, bottom: bool = True
+    axes: Any,
+    surface: Surface,
+    options: FigureOptions,
+    kind: str,
+    left: bool = True,
+    bottom: bool = True,
+    colours: Any = None,
 ) -> None:
-    """Limits, labels at the left and the bottom of the figure alone, few ticks, the training path."""
+    """Limits, labels at the left and the bottom of the figure alone, few ticks, the training path.
+
+    colours  the map's, where it is one of a loss: the checkpoints then show their own losses
+    """
     maps.frame(axes, surface.grid, options.axis_labels(surface), cells=kind == "map")
     if not left:
         axes.set_ylabel("")
@@ -187,7 +211,9 @@ def frame_panel(
         axes.set_xlabel("")
     _set_round_ticks(axes, 5)
     path = options.training_path(surface)
-    if path is not None:
+    if path is not None and colours is not None and "loss" in path:
+        maps.coloured_path(axes, path, colours)
+    elif path is not None:
         maps.path(axes, np.asarray(path["x"]), np.asarray(path["y"]))
 
 
@@ -234,6 +260,7 @@ def draw_surfaces_3d(
     # In full only where there is one column, else there is no room between the surfaces.
     height_label = on_scale(what.label if columns == 1 else what.symbol, scale.log)
     handles: list[Artist] = []
+    panels: list[Any] = []
     for i, (surface, (values, status)) in enumerate(zip(surfaces, readings, strict=True)):
         axes = options.ax
         if axes is None:
@@ -241,18 +268,35 @@ def draw_surfaces_3d(
         across, up = (options.labels or ("x", "y"))[:2]
         labels_3d = (across, up, height_label)
         handles += draw_surface3d(
-            axes, surface.grid, values, scale, what.cmap, labels_3d, status, norm, options.interp, bool(options.points)
-        )
-        if options.camera is not None:
-            axes.view_init(elev=options.camera[0], azim=options.camera[1])
+            axes, surface.grid, values, scale, what.cmap, labels_3d, status, norm, options.interp,
+            bool(options.points), _path_of(surface, name, options), options.camera or CAMERA,
+        )  # fmt: skip
+        panels.append(axes)
         if titles:
             axes.set_title(titles[i], y=0.97)
+    bar = figure.colorbar(
+        ScalarMappable(norm or maps.norm_of(scale), what.cmap), ax=panels, shrink=0.55, pad=0.1, aspect=22,
+        extend=_extend(what, scale),
+    )  # fmt: skip
+    set_bar_ticks(bar, what, scale, "map" if what.signed else "3d")
+    if columns > 1:  # else the axis of heights says it
+        bar.set_label(_label_on_scale(what.label, "3d", scale, norm))
     notes = [FLAT_NOTE] if noise else []
     if scale.above and options.crop is not None:
         notes = [*notes, _note_of_crop(arrays, scale, options.crop)]
     notes += interpolation_notes(surfaces, scale, options.interp, ENOUGH)
+    if name == PATH_LOSS:
+        notes += path_notes(surfaces, options)
     add_legend_and_notes(figure, handles, notes, options.ax)
     return figure
+
+
+def _path_of(surface: Surface, name: str, options: FigureOptions) -> Group | None:
+    """The path over a surface, without its losses where the surface is of another quantity; None for none."""
+    path = options.training_path(surface)
+    if path is None or name == PATH_LOSS:
+        return path
+    return Group({n: a for n, a in path.arrays.items() if n != "loss"}, path.attributes)
 
 
 def draw_eigenvalue_maps(surfaces: Sequence[Surface], titles: Sequence[str] | None, options: FigureOptions) -> Figure:

@@ -1,4 +1,8 @@
-"""A plane as a surface in three dimensions."""
+"""A plane as a lit surface in three dimensions, its contours on the floor, with the centre and the training path.
+
+Colours are those of the scale times the light on a facet, between AMBIENT and 1, from the viewer's left. Facets
+that are cut are not lit. The path lies on the surface; each checkpoint has the colour of its own loss.
+"""
 
 from __future__ import annotations
 
@@ -13,16 +17,22 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from lossmap.geometry.grid import Grid
-from lossmap.io.surface import DONE
+from lossmap.io.surface import DONE, Group
 from lossmap.plotting.contour_levels import Scale
 from lossmap.plotting.contour_levels import labels as texts
-from lossmap.plotting.maps import contour_heights, fine_heights, missing_points, norm_of, y_ticks
+from lossmap.plotting.interpolation import value_at
+from lossmap.plotting.maps import checkpoint_look, contour_heights, fine_heights, missing_points, norm_of, y_ticks
 from lossmap.plotting.style import RED
 
 MAX_TICKS = 6
 ABOVE, BELOW = "0.6", "0.85"  # facets that are cut at the ends of the scale
 HOLES = {"not computed": ("s", "0.6"), "failed": ("X", RED), "NaN": ("x", "black"), "infinite": ("^", "black")}
 MAX_FACETS = 150  # facets along each side; finer grids are thinned for the picture
+CAMERA = (32.0, -58.0)  # elevation and azimuth: x runs to the right, y to the back, as on the map
+BOX = (1.0, 1.0, 0.75)  # of the drawn box
+AMBIENT = 0.55  # light where none falls
+FLOOR = 0.35  # of the height, by which the floor lies below the surface
+PATH_STEPS = 16  # of a path's line between two checkpoints
 ENOUGH = 100  # facets along the longer side, where the points between the measured ones are not set
 
 
@@ -37,6 +47,8 @@ def draw_surface3d(
     norm: Normalize | None = None,
     interp: int | None = 1,
     points: bool = False,
+    path: Group | None = None,
+    camera: tuple[float, float] = CAMERA,
 ) -> list[Artist]:
     """The surface over its grid; heights by decades where the scale is geometric, cut at the ends of the scale.
 
@@ -48,6 +60,8 @@ def draw_surface3d(
     norm    the colours of a signed quantity, those of the scale if left out
     interp  points to an interval between the measured ones, as `interpolation.factor_of` with ENOUGH
     points  mark the measured points on the surface
+    path    a training path, with arrays x and y, and loss where the surface is one of the same loss
+    camera  elevation and azimuth, degrees
 
     Returns what stands in the legend: the cuts and the reasons of the holes.
 
@@ -65,6 +79,7 @@ def draw_surface3d(
     if scale.log:
         facets = 10.0**facets
     colours = matplotlib.colormaps[cmap]((norm or norm_of(scale))(facets))
+    colours[..., :3] *= _light(x, y, height / np.ptp(_heights(np.array(scale.ends), scale)), camera)[..., None]
     handles = _cut_facets(colours, values, raw, scale)
     step = max(1, -(-max(raw.shape) // MAX_FACETS))
     is_fine = raw.shape != values.shape
@@ -77,7 +92,7 @@ def draw_surface3d(
         facecolors=_spread(colours, raw.shape),
         linewidth=0.0 if is_fine else 0.12,
         edgecolor="none" if is_fine else (0, 0, 0, 0.35),  # lines at the measured points alone
-        antialiased=True,
+        antialiased=not is_fine,  # else the ground shows between small facets
         shade=False,
         zorder=2,
     )
@@ -85,6 +100,10 @@ def draw_surface3d(
     if points:
         _mark_points(axes, grid, np.clip(np.ma.filled(contour_heights(values, scale), np.nan), *ends))
     _set_height_axis(axes, scale)
+    floor = _add_floor(axes, (across, up, height), scale, cmap, norm)
+    _mark_centre(axes, (x, y, height), floor)
+    if path is not None:
+        _draw_path(axes, (x, y, height), path, cmap, norm or norm_of(scale))
     axes.set_xlabel(labels[0], labelpad=-7)
     axes.set_ylabel(labels[1], labelpad=-7)
     axes.zaxis.set_rotate_label(False)
@@ -93,15 +112,78 @@ def draw_surface3d(
     axes.tick_params(axis="z", pad=-1)
     axes.xaxis.set_major_locator(MaxNLocator(2))
     axes.yaxis.set_major_locator(MaxNLocator(2))
-    axes.view_init(elev=32, azim=-58)
+    axes.view_init(elev=camera[0], azim=camera[1])
     for axis in (axes.xaxis, axes.yaxis, axes.zaxis):
         axis.pane.set_facecolor((1, 1, 1, 0))
         axis.pane.set_edgecolor("0.8")
     axes.grid(False)
-    axes.set_box_aspect((1, 1, 0.75), zoom=0.95)
+    axes.set_box_aspect(BOX, zoom=0.95)
     if status is None:
         status = np.full(values.shape, DONE)
     return handles + _mark_holes(axes, np.meshgrid(grid.x, y_ticks(grid)), values, status)
+
+
+def _light(x: np.ndarray, y: np.ndarray, height: np.ndarray, camera: tuple[float, float]) -> np.ndarray:
+    """How much light each facet has, (ny - 1, nx - 1), from AMBIENT to 1; heights (ny, nx) in parts of the axis."""
+    z = BOX[2] * height
+    mean_x, mean_y = 0.5 * (z[1:] + z[:-1]), 0.5 * (z[:, 1:] + z[:, :-1])
+    slope_x = np.diff(mean_x, axis=1) / (np.diff(x) / np.ptp(x))
+    slope_y = np.diff(mean_y, axis=0) / (np.diff(y) / np.ptp(y))[:, None]
+    azimuth, elevation = np.radians(camera[1] - 70.0), np.radians(50.0)
+    towards = np.cos(elevation) * np.array([np.cos(azimuth), np.sin(azimuth)])
+    along = -slope_x * towards[0] - slope_y * towards[1] + np.sin(elevation)
+    lit = np.clip(along / np.sqrt(1 + slope_x**2 + slope_y**2), 0, 1)
+    return np.asarray(AMBIENT + (1 - AMBIENT) * np.nan_to_num(lit))
+
+
+def _add_floor(
+    axes: Any, surface: tuple[np.ndarray, np.ndarray, np.ndarray], scale: Scale, cmap: str, norm: Normalize | None
+) -> float:
+    """Lower the floor, and draw the contours of the surface, its x, y and heights, on it; returns where it is."""
+    low, high = axes.get_zlim()
+    floor = float(low - FLOOR * (high - low))
+    axes.set_zlim(floor, high)
+    levels = np.asarray(_heights(scale.levels, scale))
+    height = np.ma.masked_invalid(surface[2])
+    if scale.flat or height.mask.all():
+        return floor
+    inside = (levels > height.min()) & (levels < height.max())
+    if inside.any():
+        colours = matplotlib.colormaps[cmap]((norm or norm_of(scale))(scale.levels[inside]))
+        axes.contour(
+            *surface[:2], height, levels=levels[inside], colors=colours, linewidths=0.7, linestyles="solid",
+            zdir="z", offset=floor, zorder=1,
+        )  # fmt: skip
+    return floor
+
+
+def _mark_centre(axes: Any, surface: tuple[np.ndarray, np.ndarray, np.ndarray], floor: float) -> None:
+    """A cross on the floor below the model, and a thin line from there up to the surface; where it is in the window."""
+    x, y, height = surface
+    if not (x.min() <= 0 <= x.max() and y.min() <= 0 <= y.max()):
+        return
+    axes.plot([0], [0], [floor], "+", color="black", markersize=5, markeredgewidth=0.8, zorder=1.5)
+    top = float(value_at(x, y, height, np.zeros(1), np.zeros(1))[0])
+    if np.isfinite(top):
+        axes.plot([0, 0], [0, 0], [floor, top], "-", color="black", linewidth=0.5, zorder=1.5)
+
+
+def _draw_path(
+    axes: Any, surface: tuple[np.ndarray, np.ndarray, np.ndarray], path: Group, cmap: str, norm: Normalize
+) -> None:
+    """The path over the surface as far as the window and its holes leave it, and its checkpoints in their colours."""
+    x, y, height = surface
+    checkpoints = np.asarray(path["x"], dtype=np.float64), np.asarray(path["y"], dtype=np.float64)
+    count = PATH_STEPS * (checkpoints[0].size - 1) + 1
+    at = np.arange(0, count, PATH_STEPS)
+    across, up = (np.interp(np.arange(count), at, c) for c in checkpoints)
+    inside = (across >= x.min()) & (across <= x.max()) & (up >= y.min()) & (up <= y.max())
+    z = np.where(inside, value_at(x, y, height, across, up), np.nan)
+    axes.plot(across, up, z, "-", color="white", linewidth=1.8, zorder=3.4)
+    axes.plot(across, up, z, "-", color="black", linewidth=0.8, zorder=3.5)
+    shown = at[np.isfinite(z[at])]
+    look = checkpoint_look(path, cmap, norm, np.isfinite(z[at]))
+    axes.scatter(across[shown], up[shown], z[shown], zorder=3.6, depthshade=False, label="checkpoint", **look)
 
 
 def _cut_facets(colours: np.ndarray, values: np.ndarray, raw: np.ndarray, scale: Scale) -> list[Artist]:

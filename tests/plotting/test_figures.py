@@ -103,7 +103,7 @@ def test_points_without_a_value_are_marked_by_the_reason():
         assert labels == REASONS
     relief = draw(plane(z, status), "3d")
     assert [t.get_text() for t in relief.legends[0].get_texts()] == ["not computed", "failed", "NaN", "infinite"]
-    holes = {line.get_label(): line for line in relief.axes[0].lines}
+    holes = {line.get_label(): line for line in relief.axes[0].lines if not line.get_label().startswith("_")}
     x, y, floor = holes["failed"].get_data_3d()
     assert (x[0], y[0], floor[0]) == (GRID.x[3], GRID.y[3], relief.axes[0].get_zlim()[0])
     assert len(holes["not computed"].get_data_3d()[0]) == 3 and len({line.get_marker() for line in holes.values()}) == 4
@@ -223,8 +223,50 @@ def test_odd_surfaces_can_be_drawn(name, tmp_path):
 def test_a_surface_in_3d_is_drawn_by_decades_and_cut_at_the_ends():
     figure = draw(plane(), "3d", vmax=1)
     axes = figure.axes[0]
-    assert axes.get_zlim() == (-2, 0) and axes.get_zlabel() == "training loss (nats), log scale"
+    assert axes.get_zlim() == (-2.7, 0) and axes.get_zlabel() == "training loss (nats), log scale"
     assert axes.get_zticklabels()[0].get_text() == "0.01"
+
+
+def path_of(losses):
+    t = np.linspace(0, 1, len(losses))
+    return Group({"x": 0.8 * (1 - t), "y": 0.9 * (1 - t), "loss": np.asarray(losses), "residual": 1 - t})
+
+
+def test_a_relief_is_lit_and_carries_contours_centre_path_and_a_colour_bar():
+    path = path_of([1.0, 0.3, 0.03])
+    figure = draw(plane(1.0 + X**2 + 3 * Y**2, groups={"trajectory": path}), "3d", log=False)
+    axes, bar = figure.axes
+    facets, floor = axes.collections[0], axes.get_zlim()[0]
+    greens = facets.get_facecolor()[:, :3]
+    unlit = matplotlib.colormaps["viridis"](np.linspace(0, 1, 256))[:, :3]
+    assert min(np.abs(unlit - colour).sum(1).min() for colour in greens[:: len(greens) // 50]) < 0.2
+    assert max(np.abs(unlit - colour).sum(1).min() for colour in greens) > 0.05  # darker than any of the scale
+    (contours,) = [c for c in axes.collections if isinstance(c, QuadContourSet)]
+    assert contours.levels.size > 4 and floor < 1
+    (points,) = [c for c in axes.collections if c.get_label() == "checkpoint"]
+    assert len(points.get_sizes()) == 3 and points.get_sizes()[0] > points.get_sizes()[-1]
+    line = next(line for line in axes.lines if len(line.get_data_3d()[0]) > 3)
+    x, y, z = line.get_data_3d()
+    assert np.allclose(z, 1.0 + x**2 + 3 * y**2, atol=0.02)  # on the surface, not beside it
+    assert any(line.get_marker() == "+" and line.get_data_3d()[2][0] == floor for line in axes.lines)
+    assert bar.get_ylim() == (1, 5)
+
+
+@pytest.mark.parametrize("kind", ["filled", "map", "3d"])
+def test_points_of_a_path_have_the_colours_of_their_own_losses(kind):
+    losses = [1.0, 0.3, np.nan, 0.03]
+    figure = draw(plane(groups={"trajectory": path_of(losses)}), kind)
+    (points,) = [c for c in figure.axes[0].collections if c.get_label() == "checkpoint"]
+    bar = next(axes for axes in figure.axes if axes.get_label() == "<colorbar>")
+    mappable = bar._colorbar.mappable
+    figure.canvas.draw()  # in 3-D the points come in the order of their depth
+    wanted = [*mappable.to_rgba(np.array(losses)[[0, 1, 3]]), np.ones(4)]
+    assert np.allclose(sorted(points.get_facecolor().tolist()), sorted(map(list, wanted)))
+    note = "points of the path have the colours of their own losses, larger farther from the plane"
+    assert note in " ".join(texts(figure)).replace("\n", " ")
+    other = eigen(groups={"trajectory": path_of(losses)})
+    black = draw(other, kind, "max_eig")
+    assert not any("own losses" in text for text in texts(black))
 
 
 def test_a_line_shows_loss_and_accuracy_on_two_axes():
@@ -545,7 +587,7 @@ def test_files_over_one_window_share_their_axes():
     ("surface", "kind", "options", "message"),
     [
         (eigen(), "eigen", {"field": "max_eig"}, "take it: filled, contour, map, 3d, line, spectrum, layers"),
-        (plane(), "3d", {"trajectory": {"x": np.zeros(2), "y": np.zeros(2)}}, "--proj-file changes nothing"),
+        (line(), "line", {"trajectory": {"x": np.zeros(2), "y": np.zeros(2)}}, "--proj-file changes nothing"),
         (plane(), "filled", {"loss_max": 3.0}, "take it: line, eigen"),
         (line(), "line", {"vlevel": 0.5}, "--vlevel changes nothing of a figure of the kind line"),
         (line(), "line", {"vmax": 1.0, "loss_max": 2.0}, "--vmax and --loss-max end the same axis"),
@@ -656,7 +698,9 @@ def test_rounding_is_no_relief(kind):
     axes = rounded.axes[0]
     if kind == "3d":
         low, high = axes.get_zlim()
-        assert high - low == 1 and np.ptp(real.axes[0].get_zlim()) < 1e-3
+        assert np.isclose(high - low, 1.35) and np.ptp(real.axes[0].get_zlim()) < 1e-3
+        light = [np.ptp(figure.axes[0].collections[0].get_facecolor()[:, 1]) for figure in (rounded, real)]
+        assert light[0] < 0.01 and light[1] > 0.05
     else:
         (mesh,) = axes.findobj(QuadMesh)
         colours = mesh.cmap(mesh.norm(mesh.get_array()))
