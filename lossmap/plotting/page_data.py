@@ -18,6 +18,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.colors import SymLogNorm
+from matplotlib.figure import Figure
 
 from lossmap.geometry.grid import shown_unit
 from lossmap.io.field_errors import ROUNDED, field_errors
@@ -43,17 +44,19 @@ from lossmap.plotting.quantities import (
     quantity,
     values_of,
 )
-from lossmap.plotting.style import STYLE
+from lossmap.plotting.style import STYLE, style_context
+from lossmap.plotting.training import draw_training, is_training
 from lossmap.report.render import report_of_group
 
 COLOURS = 33  # of a scale; an odd number has the middle, which is white of signed ones
 MAX_PARTS = 10  # of a field with a further dimension, that can be chosen
 TABS = {
     "spectrum": "Spectrum", "layers": "Layers", "evolution": "Dynamics", "health": "Health", "sharpness": "Sharpness",
-    "connection": "Connection", "topology": "Topology", "path": "Path",
+    "connection": "Connection", "training": "Training", "topology": "Topology", "path": "Path",
 }  # fmt: skip
 GROUPS = {"evolution": "evolution/results", "path": "trajectory"}  # of a kind, where it is not called so
 BESIDE = ("_error", "_limit", "_seconds", "_rank", "_measured", "_rounding", "_start")  # fields about other fields
+STEP = "step"  # of a training, which its readings run along
 RATIO_WORDS = "|smallest / largest eigenvalue|"
 SMALLEST_FLOAT32, LARGEST_FLOAT32 = 2.0**-126, 3.4e38
 ERROR_BITS = 10  # of a bar that is no field itself, rounded up: three digits
@@ -84,7 +87,7 @@ def page_data(
     return {
         "stem": stem,
         "first": names[0] if names else "",
-        "summary": "; ".join(dict.fromkeys(_summary(source.surface) for source in sources)),
+        "summary": "; ".join(dict.fromkeys(filter(None, (_summary(source.surface) for source in sources)))),
         "reload": reload,
         "fields": [_field(shown, name, options if i == 0 else _own(options)) for i, name in enumerate(names)],
         "files": [_file(own, source, names, options) for own, source in zip(shown, sources, strict=True)],
@@ -274,9 +277,9 @@ def _file(surface: Surface, source: PageSource, names: Sequence[str], options: F
         "title": printable(source.title),
         "x": surface.grid.x.tolist(),
         "y": None if surface.grid.y is None else surface.grid.y.tolist(),
-        "along": str(surface.attributes.get(LINE_AXIS, "x")),
+        "along": _along(surface),
         "fixed": surface.attributes.get(FIXED_COORDINATE),
-        "axes": [printable(label) for label in axis_labels(surface)],
+        "axes": [STEP, ""] if is_training(surface) else [printable(label) for label in axis_labels(surface)],
         "values": {name: packed(values) for name, values in read.items()},
         "errors": {name: errors for name, values in read.items() if (errors := _errors(surface, name, values))},
         "status": {name: packed(states) for name, states in surface.status.items() if name in measure_of.values()},
@@ -286,6 +289,11 @@ def _file(surface: Surface, source: PageSource, names: Sequence[str], options: F
         "figures": list(_figures(source)),
         "provenance": list(_provenance(source.surface)),
     }
+
+
+def _along(surface: Surface) -> str:
+    """The name of the coordinate that a line runs along, and of the first one of a plane."""
+    return STEP if is_training(surface) else str(surface.attributes.get(LINE_AXIS, "x"))
 
 
 def _measure(surface: Surface, name: str) -> str:
@@ -329,10 +337,13 @@ def _summary(surface: Surface) -> str:
 def _figures(source: PageSource) -> Iterator[dict[str, str]]:
     """The figures of what the file holds beside its surface, each with its report."""
     surface = source.surface
-    for kind in other_kinds(surface):
+    kinds = other_kinds(surface)
+    if is_training(surface):
+        kinds = ("training", *kinds)
+    for kind in kinds:
         entry = {"tab": TABS[kind], "title": TABS[kind], "text": _report(surface, kind)}
         try:
-            figure = draw_content([surface], kind, None, None)
+            figure = _figure(surface, kind)
         except ValueError as error:  # too little is there yet: the tab says so
             yield entry | {"text": "\n".join(filter(None, (str(error), entry["text"])))}
             continue
@@ -340,6 +351,13 @@ def _figures(source: PageSource) -> Iterator[dict[str, str]]:
         with matplotlib.rc_context(STYLE):
             figure.savefig(content, format="svg", metadata={"Date": None})
         yield entry | {"svg": _deflated(content.getvalue())}
+
+
+def _figure(surface: Surface, kind: str) -> Figure:
+    if kind == "training":
+        with style_context():
+            return draw_training([surface], None, FigureOptions())
+    return draw_content([surface], kind, None, None)
 
 
 def _report(surface: Surface, kind: str) -> str:

@@ -20,6 +20,8 @@ from PIL import Image
 from torch import nn
 
 import lossmap
+from lossmap.callbacks.history import History
+from lossmap.callbacks.measurement import fields_of
 from lossmap.geometry.grid import Field, Grid
 from lossmap.io.read import Group, Surface
 from lossmap.plotting.html import page
@@ -400,6 +402,26 @@ def test_a_line_is_a_chart(browser, tmp_path):
         assert (pixels(tab, "map-0") != before).any()
         tab.click("#values summary")
         until(tab, "document.querySelectorAll('#tables tbody tr').length === 11")
+
+
+def test_a_training_runs_along_its_steps(browser, tmp_path):
+    fields = fields_of("nats")
+    history = History(fields)
+    for step in range(4):
+        history.add(step, {**{field.name: 1.0 + step for field in fields}, "loss": [0.0, 0.1, 0.2, 30.0][step]}, 0.1)
+    history.write(tmp_path / "training.h5")
+    with shown(browser, page(tmp_path / "training.h5", tmp_path / "t.html", field="loss")) as tab:
+        assert tab.locator("[role=tab]").all_inner_texts() == ["Surface", "Training"]
+        assert tab.inner_text("#place") == "step 0" and tab.input_value("#scale") == "log"
+        assert "not positive, which a log axis has no place for: 1 point" in tab.inner_text(".legend")
+
+
+def test_a_file_without_a_surface_has_its_tabs_alone(browser, tmp_path):
+    only = Surface(Grid(np.zeros(1)), {}, groups={"trajectory": plane().groups["trajectory"]})
+    with shown(browser, page([plane(), only], tmp_path / "s.html", titles=["a", "b"])) as tab:
+        assert tab.locator("#views canvas").count() == 2 and tab.locator("#panel-Path img").count() == 2
+    with shown(browser, page(only, tmp_path / "p.html")) as tab:
+        assert tab.locator("#panel-Path img").count() == 1 and tab.is_visible("#panel-Path")
 
 
 def test_a_plane_with_one_tick_is_a_line_along_the_other_axis(browser, tmp_path):

@@ -13,6 +13,7 @@ let page, state, touched = 0;
 async function start() {
   page = JSON.parse($('data').textContent);
   for (const file of page.files) { await open(file); }
+  page.all = page.files; page.files = page.all.filter((f) => Object.keys(f.values).length); // those with a surface
   state = { field: page.first, scale: '', x: 0, y: 0, ...START, hide: [], tab: '', reload: 'on', ...fromAddress() };
   if (!page.fields.some((f) => f.name === state.field)) { state.field = page.first; }
   $('summary').textContent = page.summary;
@@ -62,7 +63,7 @@ function remember() {
 
 // ---- tabs
 function buildTabs() {
-  const names = [...(page.fields.length ? ['Surface'] : []), ...new Set(page.files.flatMap((f) => f.figures.map((g) => g.tab)))];
+  const names = [...(page.fields.length ? ['Surface'] : []), ...new Set(page.all.flatMap((f) => f.figures.map((g) => g.tab)))];
   page.tabs = names;
   if (!page.fields.length) { $('panel-Surface').remove(); }
   names.forEach((name) => {
@@ -79,12 +80,12 @@ function buildTabs() {
     if (name === 'Surface') { return; }
     const panel = made('section', { id: `panel-${name}`, role: 'tabpanel', 'aria-labelledby': `tab-${name}`, tabIndex: 0 });
     $('main').insertBefore(panel, $('origin'));
-    page.files.forEach((file) => file.figures.filter((g) => g.tab === name).forEach((g) => showFigure(panel, file, g)));
+    page.all.forEach((file) => file.figures.filter((g) => g.tab === name).forEach((g) => showFigure(panel, file, g)));
   });
   $('tabs').hidden = names.length < 2;
 }
 async function showFigure(panel, file, figure) {
-  panel.append(made('h2', { textContent: page.files.length > 1 ? `${figure.title}: ${file.title}` : figure.title }));
+  panel.append(made('h2', { textContent: page.all.length > 1 ? `${figure.title}: ${file.title}` : figure.title }));
   const place = made('div', { className: 'figure', tabIndex: 0, role: 'region', 'aria-label': `figure, ${figure.title}` });
   panel.append(place);
   if (figure.svg) {
@@ -151,7 +152,7 @@ function syncControls() {
 function buildViews() {
   page.files.forEach((file, k) => {
     const section = made('section', { className: 'file' });
-    if (page.files.length > 1) { section.append(made('h2', { textContent: file.title })); }
+    if (page.all.length > 1) { section.append(made('h2', { textContent: file.title })); }
     const pair = made('div', { className: 'pair' });
     const keys = file.isLine ? 'Arrow keys move the chosen point along the line, with Shift by five.' : 'Arrow keys move the chosen point, with Shift by five; Home goes to the center, End to the smallest value.';
     file.map = made('canvas', { id: `map-${k}`, tabIndex: 0, role: 'application', 'aria-label': `${file.isLine ? 'chart' : 'map'} of ${file.title}. ${keys}`, 'aria-describedby': 'live' });
@@ -299,6 +300,8 @@ function fillLegend(file, view) {
   const counts = {};
   Array.from(values).forEach((v, i) => { const why = holeAt(v, file.statusAt(view.field.name, i)); if (why) { counts[why] = (counts[why] ?? 0) + 1; } });
   const signs = { 'not computed': '\u2215', failed: '\u2715', NaN: '\u2217', infinite: '\u25b3' };
+  const below = file.isLine && view.scale.kind === 'log' ? Array.from(values).filter((v) => Number.isFinite(v) && v <= 0).length : 0;
+  if (below) { items.push(['key sign', `not positive, which a log axis has no place for: ${below} ${below === 1 ? 'point' : 'points'}`]); }
   Object.entries(counts).forEach(([why, count]) => items.push(['key sign', `${signs[why]} ${why}: ${count} ${count === 1 ? 'point' : 'points'}`]));
   const share = sharesOn(view.scale), beyond = file.isLine ? [] : Array.from(values).filter((v) => share(v) > 1.0001 || share(v) < -0.0001);
   if (beyond.length) {
@@ -342,8 +345,8 @@ function fillTable() {
   }));
 }
 function buildProvenance() {
-  page.files.forEach((file) => {
-    if (page.files.length > 1) { $('provenance').append(made('h3', { textContent: file.title })); }
+  page.all.forEach((file) => {
+    if (page.all.length > 1) { $('provenance').append(made('h3', { textContent: file.title })); }
     const list = made('dl');
     file.provenance.forEach(([name, value]) => list.append(made('dt', { textContent: name }), made('dd', { textContent: value })));
     $('provenance').append(list);
