@@ -54,7 +54,7 @@ def _sentences(surface: Surface, kind: str, field: str | None) -> list[str]:
     """What is known of one surface."""
     what = IN_WORDS.get(kind, f"{kind} figure")
     name = field
-    if kind in ("filled", "contour", "map", "3d", "line", "auto") and holds_points(surface):
+    if kind in ("filled", "contour", "map", "3d", "line", "median", "auto") and holds_points(surface):
         name = field or best_field(surface)
         what = IN_WORDS.get(name) or _described(surface, name)
     words = [what, *_of_model(surface)]

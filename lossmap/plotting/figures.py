@@ -34,6 +34,7 @@ from lossmap.plotting.convexity import draw_convexity
 from lossmap.plotting.field_rows import draw_field_rows
 from lossmap.plotting.interpolation import checked_interp
 from lossmap.plotting.line_figures import draw_eigenvalue_lines, draw_lines
+from lossmap.plotting.median_figure import draw_median
 from lossmap.plotting.options_taken import refuse_unused
 from lossmap.plotting.panels import FigureOptions
 from lossmap.plotting.plane_figures import (
@@ -49,7 +50,7 @@ from lossmap.plotting.unfinished_spectra import with_unfinished
 
 __all__ = ["KINDS", "draw", "save"]
 
-KINDS = ("auto", "filled", "contour", "map", "3d", "line", "eigen", "convexity", "training", *dispatch.KINDS)
+KINDS = ("auto", "filled", "contour", "map", "3d", "line", "median", "eigen", "convexity", "training", *dispatch.KINDS)
 PLANE_KINDS = ("filled", "contour", "map", "3d")
 
 
@@ -91,7 +92,8 @@ def draw(
 
     Args:
         what: a `Surface`, another result (a `Spectrum`, a `Diagnosis`, ...), the path of a file, or several of them.
-        kind: filled, contour, map (cells, nothing between), 3d, line, eigen, convexity (where the smallest eigenvalue
+        kind: filled, contour, map (cells, nothing between), 3d, line, median (lines of several files as
+            median and band), eigen, convexity (where the smallest eigenvalue
             has which sign, over the loss), training; spectrum, layers, sharpness, connection, topology,
             evolution, health, path for what else is there; auto takes what fits.
         field: what to show; train_loss if there is one. "ratio" is |min_eig / max_eig|; "name:2" a further dimension;
@@ -268,6 +270,8 @@ def _draw_all_lines(
     flat = [as_line(surface) for surface in surfaces]
     if kind in ("eigen", "convexity"):
         return draw_eigenvalue_lines(flat, titles, options)
+    if kind == "median":
+        return draw_median(flat, field, options)
     if kind == "training":
         return draw_training(flat, titles, options)
     return draw_lines(flat, field, titles, options)
@@ -276,7 +280,7 @@ def _draw_all_lines(
 def _draw_all_planes(
     surfaces: Sequence[Surface], kind: str, field: str | None, titles: Sequence[str] | None, options: FigureOptions
 ) -> Figure:
-    if kind in ("line", "training") or any(is_line(surface) for surface in surfaces):
+    if kind in ("line", "median", "training") or any(is_line(surface) for surface in surfaces):
         raise ValueError("lines and planes do not go into one picture, nor does a plane as a line")
     if kind == "convexity":
         return draw_convexity(surfaces, titles, options)

@@ -48,7 +48,7 @@ def draw_lines(
         patches = _draw_field(axes, surfaces, field or best_field(first), titles, options)
     if titles and len(surfaces) == 1:
         axes.set_title(titles[0])
-    _frame(axes, surfaces)
+    frame_lines(axes, surfaces)
     if options.labels is not None:
         axes.set_xlabel(options.labels[0])
         axes.set_ylabel(on_scale(options.labels[1], axes.get_yscale() != "linear"))
@@ -72,7 +72,7 @@ def _draw_field(
         patches += lines.mark_missing(axes, surface.grid.x, values, status)
     axes.set_ylabel(what.label)
     arrays = [values_of(s, name)[0] for s in surfaces]
-    _set_loss_axis(axes, arrays, options, what.even or what.signed, noise_in(surfaces, name))
+    set_loss_axis(axes, arrays, options, what.even or what.signed, noise_in(surfaces, name))
     if len(surfaces) > 1:
         axes.legend()
     return patches
@@ -112,7 +112,7 @@ def _draw_loss_and_accuracy(
         axes.set_ylabel("mean loss" + in_brackets(surface.about[names[0]].unit))
     first = quantity(surface, names[0])
     noise = noise_in([surface], names[0]) if len(names) == 1 else 0.0
-    _set_loss_axis(axes, arrays, options, first.even or first.signed, noise)
+    set_loss_axis(axes, arrays, options, first.even or first.signed, noise)
     if accuracies:
         axes.yaxis.label.set_color(BLUE)
         axes.tick_params(axis="y", colors=BLUE)
@@ -138,7 +138,7 @@ def _draw_accuracies(axes: Any, surface: Surface, names: Sequence[str]) -> None:
     axes.set_ylim(-3, 103)
 
 
-def _set_loss_axis(
+def set_loss_axis(
     axes: Any, arrays: list[np.ndarray], options: FigureOptions, even: bool = False, noise: float = 0.0
 ) -> None:
     """The scale, which the label names, and the ends; even: never logarithmic unless that is set.
@@ -157,7 +157,7 @@ def _set_loss_axis(
         axes.set_ylim(bottom=options.vmin, top=top)
 
 
-def _frame(axes: Any, surfaces: Sequence[Surface], with_label: bool = True) -> None:
+def frame_lines(axes: Any, surfaces: Sequence[Surface], with_label: bool = True) -> None:
     """The axis along the line: its label and the marks of models, as far as all files have the same."""
     texts = dict.fromkeys(axis_labels(surface)[0] for surface in surfaces)
     label = next(iter(texts))
@@ -195,7 +195,7 @@ def draw_eigenvalue_lines(surfaces: Sequence[Surface], titles: Sequence[str] | N
         lines.curve(lower, surface.grid.x, ratio, colour=colours["ratio"], label=title)
     if loss is not None:
         grid[0].set_ylabel("loss" + in_brackets(surfaces[0].about[loss].unit))
-        _set_loss_axis(grid[0], [s[loss] for s in surfaces], options, noise=noise_in(surfaces, loss))
+        set_loss_axis(grid[0], [s[loss] for s in surfaces], options, noise=noise_in(surfaces, loss))
     upper.set_ylabel("eigenvalue" + in_brackets(surfaces[0].about["max_eig"].unit, 20))
     upper.axhline(0, color="0.6", linewidth=0.5)
     upper.legend(fontsize=6, ncols=max(1, len(surfaces)))
@@ -204,7 +204,7 @@ def draw_eigenvalue_lines(surfaces: Sequence[Surface], titles: Sequence[str] | N
     lower.axhline(0, color="0.6", linewidth=0.5)
     lower.set_ylabel(r"$|\lambda_\min/\lambda_\max|$" + "\n" + r"($+$: $\lambda_\min<0$)")
     for axes in grid:
-        _frame(axes, surfaces, with_label=axes is lower)
+        frame_lines(axes, surfaces, with_label=axes is lower)
     notes: list[str] = []
     if alone:
         notes = accuracy_notes(surfaces[0])

@@ -21,6 +21,7 @@ TAKEN: dict[str, frozenset[str]] = {
     "map": MAP - {"interp", "levels"},
     "3d": MAP | {"camera"},
     "line": LINE - {"vlevel", "levels"} | {"loss_max", "ax", "labels"},
+    "median": LINE - {"vlevel", "levels", "titles"} | {"loss_max", "labels"},
     "eigen": SHEET - {"field"} | {"loss_max"},
     "convexity": SHEET - {"field"} | {"loss_max"},
     "training": frozenset({"titles", "width", "style"}),
