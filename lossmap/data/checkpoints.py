@@ -15,6 +15,7 @@ import logging
 import os
 import pickle
 import re
+import stat
 import struct
 import sys
 import warnings
@@ -56,6 +57,7 @@ def kind_of(path: str | Path) -> str | None:
     The forms are `zip`, `legacy`, `pickle` and `safetensors`.
     """
     path = Path(path)
+    _refuse_special(path)
     size = path.stat().st_size
     with path.open("rb") as file:
         head = file.read(16)
@@ -114,6 +116,8 @@ def load_checkpoint(path: str | Path, unsafe: bool = False, home: str | None = N
     holds more than tensors.
     """
     path = Path(path)
+    if path.is_symlink() and not path.exists():
+        raise FileNotFoundError(f"{path} is a link to {os.readlink(path)}, and there is no such file")
     if not path.exists():
         message = f"there is no file {path}"
         near = difflib.get_close_matches(path.name, _names_in(path.parent), 3)
@@ -321,10 +325,18 @@ def file_sha256(path: str | Path) -> str:
     path, digest = Path(path), hashlib.sha256()
     paths = [path, *shards_of(path)] if path.name.endswith(_INDEX) else [path]
     for each in paths:
+        _refuse_special(each)
         with each.open("rb") as file:
             while block := file.read(1 << 20):
                 digest.update(block)
     return digest.hexdigest()
+
+
+def _refuse_special(path: Path) -> None:
+    """Raise ValueError for a pipe, a socket or a device: to read one may wait for ever."""
+    mode = path.stat().st_mode
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        raise ValueError(f"{path} must be a file on a disk; it is a pipe, a socket or a device")
 
 
 def _count(path: str | os.PathLike[str]) -> tuple[tuple[int, int, str], ...]:

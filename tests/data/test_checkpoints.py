@@ -20,6 +20,7 @@ from lossmap.data.checkpoints import (
     file_sha256,
     finite_or_named,
     kind_of,
+    load_checkpoint,
     load_into,
     load_state,
     sorted_as_people_count,
@@ -336,3 +337,16 @@ def test_sparse_and_complex_tensors_of_real_numbers_are_read():
     model, weight = nn.Linear(3, 2), torch.eye(3)[:2] * 2
     load_into(model, {"weight": weight.to_sparse(), "bias": torch.ones(2)})
     assert torch.equal(model.weight.detach(), weight)
+
+
+def test_a_pipe_is_refused_where_reading_it_would_wait_for_ever(tmp_path):
+    os.mkfifo(tmp_path / "pipe.pt")
+    for look in (load_checkpoint, kind_of, file_sha256):
+        with pytest.raises(ValueError, match=r"pipe\.pt must be a file on a disk; it is a pipe"):
+            look(tmp_path / "pipe.pt")
+
+
+def test_a_link_to_nothing_is_named_as_such(tmp_path):
+    (tmp_path / "net.pt").symlink_to("gone.pt")
+    with pytest.raises(FileNotFoundError, match=r"net\.pt is a link to gone\.pt, and there is no such file"):
+        load_checkpoint(tmp_path / "net.pt")
