@@ -195,6 +195,7 @@ class WatchState:
 
     drawn: int = -1
     is_named: bool = False
+    is_growing: bool = False
     outcome: str = "unfinished"
 
 
@@ -216,12 +217,12 @@ def _watch_once(settings: Settings, path: Path, state: WatchState) -> int | None
     done = sum(surface.counts(measure)["done"] for measure in surface.status)
     if done != state.drawn:
         print(status_line(surface), flush=True)
-    if done > max(state.drawn, 0):
-        grows = is_written and (is_training or surface.outcome == "unfinished")
+    grows = is_written and (is_training or surface.outcome == "unfinished")
+    if done > max(state.drawn, 0) or (state.is_growing and not grows):  # the last page reads itself no more
         pictures = _draw(settings, [path], [surface], settings.watch.interval if grows else None)
         if not state.is_named:
             print(f"picture: {', '.join(str(p) for p in pictures)}", flush=True)
-        state.is_named = True
+        state.is_named, state.is_growing = True, grows
     state.drawn, state.outcome = done, surface.outcome
     if is_training:
         return None

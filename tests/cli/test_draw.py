@@ -225,8 +225,9 @@ def test_watch_waits_for_a_training_and_ends_with_it(tmp_path, capsys):
 
     trainer = threading.Thread(target=train)
     trainer.start()
-    assert command.watch([str(path), "--interval", "0.1"]) == 0
+    assert command.watch([str(path), "--page", "--interval", "0.1"]) == 0
     trainer.join()
+    assert '"reload":null,' in (tmp_path / "training.html").read_text()  # it was drawn before, while it grew
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("waiting for ") and lines[1].startswith("training: 1 of 1 points")
     assert lines[-1].startswith("training: 3 of 3 points") and (tmp_path / "training.png").exists()
