@@ -51,6 +51,9 @@ COMMAND = Command(
 )
 
 
+NOTHING_DONE = "nothing was computed, and nothing was written (--dry-run)"
+
+
 @guarded
 def main(argv: Sequence[str] | None = None) -> int:
     """Make, inspect or project: 0 done, 2 usage error."""
@@ -91,6 +94,10 @@ def make(settings: Settings, world: World) -> int:
         announce(world, "directions", partial(price_of_directions, problem, _kinds(settings), differentiated))
     else:
         model = load_problem.model_and_files(settings, world, machine)
+    if settings.run.dry_run and curved is not None and _is_curved(settings):
+        say(f"would make a plane of {' and '.join(filter(None, _kinds(settings)))}\n  result  {path}")
+        say(NOTHING_DONE)
+        return 0
     plane = load_plane.plane_and_ranks(settings, world, model, curved)
     if world.rank != 0:
         return 0
@@ -98,6 +105,10 @@ def make(settings: Settings, world: World) -> int:
     grid, groups = load_plane.grid_of(settings.plane), {}
     if problem is not None and settings.plane.proj_file:
         announce(world, "path", partial(price_of_path, problem, plane, len(files)))
+    if settings.run.dry_run:
+        say(f"would write {path}\n{NOTHING_DONE}")
+        return 0
+    if problem is not None and settings.plane.proj_file:
         states = [load_plane.state_of(model, file, settings.model) for file in files]
         rates = [read_checkpoint(settings.model, file).learning_rate for file in files]
         trajectory = project_run(plane, problem, files, states, rates, settings.plane.moving)
@@ -130,8 +141,11 @@ def _output_path(settings: Settings) -> str:
 def _needs_data(settings: Settings) -> bool:
     """Whether data are read: for a direction of curvature, for the losses along a path, and with a whole problem."""
     plane = settings.plane
-    if settings.data.problem or plane.proj_file:
-        return True
+    return bool(settings.data.problem or plane.proj_file) or _is_curved(settings)
+
+
+def _is_curved(settings: Settings) -> bool:
+    """Whether a direction is one of curvature, which takes products or a gradient."""
     return any(kind == "gradient" or kind.startswith("hessian:") for kind in _kinds(settings))
 
 

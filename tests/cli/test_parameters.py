@@ -150,3 +150,17 @@ def test_a_direction_to_the_same_weights_is_refused(folder, capsys):
     torch.save(own()[0].float().state_dict(), "same.pt")
     run("surface", "--model-file same.pt --model-file2 same.pt --surf-file s.h5", 2)
     assert "same.pt has the weights of the model at the origin" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kinds", [["random", "random"], ["hessian:max", "gradient"]])
+def test_a_dry_run_of_a_plane_writes_nothing_and_makes_no_direction_of_curvature(tmp_path, monkeypatch, capsys, kinds):
+    monkeypatch.chdir(tmp_path)
+
+    def computed(*_, **__):
+        raise AssertionError("a direction of curvature was made")
+
+    monkeypatch.setattr("lossmap.landscape.curvature_directions.curved_direction", computed)
+    flags = ["--model", "mlp", "--samples", "16", "--xdir", kinds[0], "--ydir", kinds[1], "--dir-file", "p.h5"]
+    assert main(["plane", *flags, "--dry-run"]) == 0
+    assert "nothing was computed, and nothing was written (--dry-run)" in capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == []
