@@ -36,7 +36,7 @@ from torch.utils import _pytree as pytree
 from lossmap.data.batch_marks import marked
 from lossmap.data.batch_parts import targets_of
 from lossmap.data.batch_writes import with_copied_batches
-from lossmap.data.batches import Batch, FixedBatches, Resident, map_tensors, samples_in
+from lossmap.data.batches import Batch, Batches, FixedBatches, Resident, Streamed, map_tensors, samples_in
 from lossmap.data.borrow import copy_of
 from lossmap.data.broadcasts import broadcast_targets
 from lossmap.data.carried_state import carried_state
@@ -50,6 +50,7 @@ from lossmap.data.missing_values import missing_values, unusual_rows
 from lossmap.data.moved_weights import moved_weights
 from lossmap.data.noise import with_noise_seed
 from lossmap.data.problem import Problem, temporary_parameters
+from lossmap.data.rare_samples import LOOKED_AT, all_alike, rare_rows
 from lossmap.data.stable_forms import stable_forms
 from lossmap.data.underflow import underflow
 from lossmap.geometry.parameter_vector import movable_parameters
@@ -434,8 +435,9 @@ def _total_of(problem: Problem, batch: Batch, rows: slice) -> float:
 
 
 def few_samples(problem: Problem) -> Batch:
-    """The first and the last samples of the data in one batch, and some with ignored targets or NaN among them.
+    """The first and the last samples of the data in one batch, and some that differ from them among them.
 
+    Those have ignored targets or NaN, or a class, or another number of their own, that the others do not have:
     `MAX_SAMPLES` at most.
     """
     data = problem.data
@@ -443,16 +445,40 @@ def few_samples(problem: Problem) -> Batch:
         return data.batches[0]
     if data.samples <= MAX_SAMPLES:
         return next(iter(data.rebatched(data.samples)))
-    unusual = unusual_rows(data, MAX_SAMPLES // 4) if isinstance(data, Resident) else []
-    if unusual and isinstance(data, Resident):
+    half, last = MAX_SAMPLES // 2, data.samples
+    if isinstance(data, Resident):
+        unusual = unusual_rows(data, MAX_SAMPLES // 4)
+        ends = [*range(half), *range(last - half, last)]
+        unusual += rare_rows(data.tensors, last, ends, MAX_SAMPLES // 4)
         side = (MAX_SAMPLES - len(unusual)) // 2
-        rows = sorted({*range(side), *unusual, *range(data.samples - side, data.samples)})
-        return map_tensors(lambda t: t[rows], data.tensors)
-    half = MAX_SAMPLES // 2
+        rows = sorted({*range(side), *unusual, *range(last - side, last)})
+        return _rows(data.tensors, rows)
+    batch = _both_ends(data, half)
+    if isinstance(data, Streamed) and all_alike(batch, MAX_SAMPLES):
+        spread = torch.linspace(0, last - 1, min(last, LOOKED_AT)).round().long().tolist()
+        more = replace(data, indices=[data.indices[i] for i in spread]).rebatched(len(spread))
+        seen = next(iter(more))
+        rows = rare_rows(seen, len(spread), [0, len(spread) - 1], half)
+        if rows:
+            return _joined(_rows(batch, list(range(MAX_SAMPLES - len(rows)))), _rows(seen, rows))
+    return batch
+
+
+def _rows(batch: Batch, rows: list[int]) -> Batch:
+    """These samples of a batch."""
+    return map_tensors(lambda t: t[rows] if t.dim() else t, batch)
+
+
+def _both_ends(data: Batches, half: int) -> Batch:
+    """The first and the last samples."""
     parts = data.samples // half
-    ends = [next(iter(data.share(part, parts).rebatched(half))) for part in (0, parts - 1)]
-    flat, structure = pytree.tree_flatten(ends[0])
-    others = pytree.tree_leaves(ends[1])
+    return _joined(*(next(iter(data.share(part, parts).rebatched(half))) for part in (0, parts - 1)))
+
+
+def _joined(first: Batch, other: Batch) -> Batch:
+    """The samples of two batches in one."""
+    flat, structure = pytree.tree_flatten(first)
+    others = pytree.tree_leaves(other)
     joined = [torch.cat([a, b]) if isinstance(a, Tensor) and a.dim() else a for a, b in zip(flat, others, strict=True)]
     return pytree.tree_unflatten(joined, structure)
 

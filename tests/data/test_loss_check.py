@@ -649,3 +649,34 @@ def test_a_model_without_values_is_refused_as_such(data):
     problem = Problem.supervised(nn.Linear(4, 3), "crossentropy", data)
     with pytest.raises(ValueError, match=r"weight holds no values \(its device is meta\); make the model on the CPU"):
         check_loss(replace(problem, model=model))
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize("rare", [[30], [20, 31, 40]])
+def test_classes_that_are_weighed_show_where_most_samples_have_one_class(streamed, rare):
+    torch.manual_seed(0)
+    x, y = torch.randn(64, 5), torch.ones(64, dtype=torch.long)
+    y[rare] = 0
+    data = Streamed(lambda rows: (x[list(rows)], y[list(rows)]), range(64), 2)
+    weight = torch.tensor([5.0, 0.5])
+    net = nn.Linear(5, 2)
+    problem = Problem.supervised(net, lambda o, t: F.cross_entropy(o, t, weight.to(o)), (x, y), batch_size=2)
+    problem = problem.with_data(data) if streamed else problem
+    checked = check_loss(problem)
+    assert isinstance(checked.data, FixedBatches) and checked.notes
+    batches = [(x[i : i + 2], y[i : i + 2]) for i in range(0, 64, 2)]
+    with torch.no_grad():
+        truth = np.mean([float(F.cross_entropy(net(a), b, weight)) for a, b in batches])
+    assert losses(problem, random_plane(net, axes=1))((0.0,))["train_loss"] == pytest.approx(truth, rel=1e-5)
+
+
+def test_weights_beside_the_samples_show_where_the_first_ones_are_alike():
+    torch.manual_seed(0)
+    x, w, y = torch.randn(60, 5), torch.ones(60), torch.randn(60, 1)
+    w[25:35] = 4.0
+
+    def weighted(model, batch):
+        return (batch[1] * (model(batch[0]) - batch[2])[:, 0] ** 2).sum() / batch[1].sum()
+
+    problem = Problem.custom(nn.Linear(5, 1), weighted, (x, w, y), batch_size=4)
+    assert isinstance(check_loss(problem).data, FixedBatches)
