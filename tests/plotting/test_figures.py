@@ -586,9 +586,9 @@ def test_files_over_one_window_share_their_axes():
 @pytest.mark.parametrize(
     ("surface", "kind", "options", "message"),
     [
-        (eigen(), "eigen", {"field": "max_eig"}, "take it: filled, contour, map, 3d, line, spectrum, layers"),
+        (eigen(), "eigen", {"field": "max_eig"}, "take it: filled, contour, map, 3d, line, median, spectrum, layers"),
         (line(), "line", {"trajectory": {"x": np.zeros(2), "y": np.zeros(2)}}, "--proj-file changes nothing"),
-        (plane(), "filled", {"loss_max": 3.0}, "take it: line, eigen"),
+        (plane(), "filled", {"loss_max": 3.0}, "take it: line, median, eigen"),
         (line(), "line", {"vlevel": 0.5}, "--vlevel changes nothing of a figure of the kind line"),
         (line(), "line", {"vmax": 1.0, "loss_max": 2.0}, "--vmax and --loss-max end the same axis"),
         (eigen(), "map", {"field": "min_eig", "vmin": -1.0}, "--vmin changes nothing of min_eig, whose colours"),
