@@ -82,7 +82,7 @@ def test_layers_and_labels_are_selected_by_name(files, tmp_path, capsys):
     assert "there is no spectrum 'valid'; there are train" in capsys.readouterr().err
     assert draw.main([str(files / "health.h5"), "--kind", "layers", *picture]) == 2
     assert "this file holds no layers; it holds: health" in capsys.readouterr().err
-    assert draw.main([str(files / "health.h5"), "--page"]) == 2
+    assert draw.main([str(files / "health.h5"), "--vtk"]) == 2
     assert "this file holds no surface; it holds: health" in capsys.readouterr().err
 
 
