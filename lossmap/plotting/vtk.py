@@ -62,9 +62,9 @@ def vtk(
     surface = what
     if not isinstance(surface, Surface):
         surface = read(surface)
+    name = field or best_field(surface)
     if is_line(surface):
         raise ValueError("a line has no surface for ParaView; draw it, or read the file itself")
-    name = field or best_field(surface)
     values, _ = values_of(surface, quantity(surface, name).name)
     scale = FigureOptions(log=log).scale(
         [values if vmax is None else np.minimum(values, vmax)], quantity(surface, name)
