@@ -103,6 +103,11 @@ def kept_outside(problem: Problem, batch: Batch, tolerance: float) -> str | None
                     return None
     if own is None or not all(_agree(a, b, tolerance) for each in zip(*pairs, strict=True) for a, b in pairwise(each)):
         return None
+    with torch.enable_grad():  # a loss that sets the model's own modules to work is another function of the twin
+        twin = copy_of(model)
+        with temporary_parameters(model, {}), temporary_parameters(twin, {}):
+            if not _agree(own, _total(twin, replace(problem, model=twin), batch, [], True), tolerance):
+                return None
     return ", ".join(_caches(model)) or "something outside of the model"
 
 
