@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import sysconfig
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -17,6 +18,7 @@ from lossmap.parallel.messages import WorkerLost
 
 EXIT_CODES = {"complete": 0, "failed": 3, "unfinished": 75}  # by the outcome of a result
 MAX_SENTENCE = 1500  # characters of an error, beyond which its first sentence alone is printed
+SPEECH_SECONDS = 2.0  # for rank 0 to say what all ranks have met
 EXPECTED_ERRORS = (ValueError, OSError, ImportError, KeyError, RuntimeError, ArithmeticError)
 
 
@@ -74,7 +76,9 @@ def guarded(main: Callable[..., int]) -> Callable[..., int]:
             if os.environ.get("LOSSMAP_DEBUG"):
                 raise
             if launched_rank() == 0:
-                print(f"lossmap: {printable(error_sentence(error))}", file=sys.stderr)
+                print(f"lossmap: {printable(error_sentence(error))}", file=sys.stderr, flush=True)
+            else:  # the launcher kills the others as soon as one ends so, and rank 0 may not have spoken yet
+                time.sleep(SPEECH_SECONDS)
             return 2
         except Exception as error:  # of lossmap's own code a traceback is due
             place = place_in_user_code(error)
