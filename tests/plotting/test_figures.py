@@ -780,3 +780,9 @@ def test_notes_and_legend_below_a_figure_do_not_overlap():
         boxes = [t.get_window_extent() for t in (legend.get_title(), *legend.get_texts())]
         assert "an eigenvalue lies within" in legend.get_title().get_text() and figure._supxlabel is None
         assert min(boxes[0].y0 - box.y1 for box in boxes[1:]) > -1
+
+
+def test_a_relief_does_not_cover_the_label_of_the_one_on_its_left():
+    figure = draw([plane(np.ones(GRID.shape) + GRID.x**2), plane(np.ones(GRID.shape) + GRID.x**2)], "3d")
+    reliefs = [axes for axes in figure.axes if hasattr(axes, "get_zlabel")]
+    assert len(reliefs) == 2 and all(axes.get_zlabel() and not axes.patch.get_visible() for axes in reliefs)
