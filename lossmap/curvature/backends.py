@@ -18,11 +18,12 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.func import functional_call, vmap
+from torch.func import vmap
 from torch.utils import _pytree as pytree
 
 from lossmap.curvature.double_backward import twice_differentiable
 from lossmap.curvature.hvp_plan import HvpPlan
+from lossmap.curvature.linearize.stateless import call_with
 from lossmap.curvature.linearize.trace import Inputs, ModelFunction
 from lossmap.curvature.linearized_program import LinearizedProgram, linearize_gauss_newton, linearize_hessian
 from lossmap.curvature.operators import (
@@ -117,7 +118,7 @@ class RetainedGraphProducts:
         function = ModelFunction(model, lambda: first_backward(self.problem, batch, self.theta))
         tensors = {f"model.{name}": t for name, t in self.state.items()}
         with differentiable_evaluation(self.problem):
-            gradient: Sequence[Tensor] = functional_call(function, tensors, ())
+            gradient: Sequence[Tensor] = call_with(function, tensors)
         return gradient
 
 

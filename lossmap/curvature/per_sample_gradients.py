@@ -26,12 +26,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad, vmap
+from torch.func import grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from lossmap.curvature.formulas import PlainTables
+from lossmap.curvature.linearize.stateless import call_with
 from lossmap.curvature.operators import differentiated
 from lossmap.data.batches import Batch, FixedBatches
 from lossmap.data.loss_check import check_loss
@@ -186,7 +187,7 @@ def _estimated(number: Callable[[float, float, int, float], float], gram: Array)
 
 
 class _BatchLoss(nn.Module):
-    """Model and loss as one module of a batch, so that `functional_call` reaches all of it."""
+    """Model and loss as one module of a batch, so that `call_with` reaches all of it."""
 
     def __init__(self, problem: Problem) -> None:
         super().__init__()
@@ -224,8 +225,7 @@ def per_sample(problem: Problem, parameters: str = "weights") -> Iterator[Tensor
         own = {f"model.{name}": p.detach() for name, p in named.items()}
 
         def loss(values: dict[str, Tensor], sample: Batch) -> Tensor:
-            arguments = (pytree.tree_map(_as_batch, sample),)
-            value: Tensor = functional_call(function, constants | values, arguments)
+            value: Tensor = call_with(function, constants | values, pytree.tree_map(_as_batch, sample))
             return value
 
         together = vmap(grad(loss), in_dims=(None, 0), randomness="different")

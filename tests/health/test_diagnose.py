@@ -365,3 +365,26 @@ def test_the_report_says_over_how_many_tokens_the_loss_is_a_mean():
     assert "6 samples with 18 tokens" in repr(diagnosis)
     assert diagnosis.to_dict()["weight"] == 18 and diagnosis.to_dict()["samples"] == 6
     assert "weight" not in diagnose(Problem.custom(nn.Linear(3, 5), loss, (x, y)), examinations=["weights"]).to_dict()
+
+
+class Recurring(nn.Module):
+    """One module under two names."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = self.again = nn.Linear(5, 5)
+        self.last = nn.Linear(5, 3)
+
+    def forward(self, x):
+        return self.last(torch.tanh(self.again(torch.tanh(self.inner(x)))))
+
+
+def test_a_module_under_two_names_is_the_same_after_single_gradients():
+    """PyTorch's functional_call leaves such a module with the tensors of the call."""
+    torch.manual_seed(0)
+    model, data = Recurring(), (torch.randn(30, 5), torch.arange(30) % 3)
+    health = diagnose_network_health(model, data, examinations=("gradients", "hessian", "signals"), density_error=None)
+    nn.functional.cross_entropy(model(data[0]), data[1]).backward()
+    norms = health.measurements.gradient_norms
+    assert norms["inner.weight"] == pytest.approx(float(model.inner.weight.grad.norm()), rel=1e-4)
+    assert "hessian" not in health.measurements.skipped

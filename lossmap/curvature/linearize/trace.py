@@ -20,11 +20,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.func import functional_call, functionalize
+from torch.func import functionalize
 from torch.utils import _pytree as pytree
 
 from lossmap.curvature.linearize.graph_builder import aten, packet
 from lossmap.curvature.linearize.record import recorded
+from lossmap.curvature.linearize.stateless import call_with
 
 GraphModule = fx.GraphModule  # under the name by which it is imported elsewhere
 NORMS = (aten.native_batch_norm, aten._native_batch_norm_legit_no_training, aten.cudnn_batch_norm)
@@ -85,7 +86,7 @@ class Inputs:
             # shorter than the inputs, which go on with the batch
             state = dict(zip(names, inputs, strict=False))
             batch = self.batch(inputs[len(names) :])
-            return functional_call(ModelFunction(model, lambda: function(model, batch)), state, ())
+            return call_with(ModelFunction(model, lambda: function(model, batch)), state)
 
         return flat_function
 
