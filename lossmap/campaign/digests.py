@@ -7,6 +7,7 @@ Price: one `stat` a file where the cache knows it, else one reading of the file.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -15,6 +16,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from lossmap.special_files import SPECIAL, is_special, plain_text
+
 RACY_SECONDS = 2.0
 CHUNK = 1 << 20  # bytes read at a time
 
@@ -22,6 +25,8 @@ CHUNK = 1 << 20  # bytes read at a time
 def file_digest(path: str | os.PathLike[str]) -> str:
     """The SHA-256 of a file's contents, in hexadecimal. Raises OSError where it cannot be read."""
     sha = hashlib.sha256()
+    if is_special(path):
+        raise OSError(errno.EINVAL, f"{os.fspath(path)} {SPECIAL}")
     with open(path, "rb") as file:
         while chunk := file.read(CHUNK):
             sha.update(chunk)
@@ -86,7 +91,7 @@ class DigestCache:
 def _read(path: Path) -> dict[str, list[Any]]:
     """The entries of a cache; none where it cannot be read, since all of them can be made again."""
     try:
-        entries = json.loads(path.read_text())
+        entries = json.loads(plain_text(path))
     except (OSError, ValueError):
         return {}
     if not isinstance(entries, Mapping):

@@ -24,6 +24,7 @@ from lossmap.campaign.summary import AUDIT, cost_of, numbers_of
 from lossmap.io.code_identity import sources_of
 from lossmap.io.read import NotASurface, is_being_written, journal_of, read
 from lossmap.io.surface import Surface
+from lossmap.special_files import is_special, plain_text
 
 NEW, UNFINISHED, FAILED, COMPLETE = "new", "unfinished", "failed", "complete"
 COUNTED = ("done.json", "failed.json", "h5", "h5.journal")  # endings of the files that say how a member stands
@@ -138,7 +139,7 @@ class CampaignFolder:
 
     def _failure(self, digest: str) -> str:
         try:
-            failure = json.loads(self._beside(digest, "failed").read_text())
+            failure = json.loads(plain_text(self._beside(digest, "failed")))
         except (OSError, ValueError):
             return ""
         return last_line(str(failure.get("text", "")))
@@ -166,7 +167,7 @@ class CampaignFolder:
     def _read_index(self) -> dict[str, Any]:
         index: dict[str, Any] = {}
         try:
-            text = self.index.read_text()
+            text = plain_text(self.index)
         except OSError:
             return index
         for line in text.splitlines():
@@ -181,7 +182,7 @@ class CampaignFolder:
 
     def _append(self, lines: list[str]) -> None:
         """Add lines to the index; a folder that cannot be written to is no error."""
-        if not lines:
+        if not lines or is_special(self.index):
             return
         try:
             with open(self.index, "a") as file:

@@ -37,6 +37,7 @@ from lossmap.cli.command_line import Command
 from lossmap.cli.entry_point import EXIT_CODES, guarded
 from lossmap.cli.job import SubmitSettings
 from lossmap.cli.settings import Settings, UsageError, setting
+from lossmap.special_files import plain_text
 
 ACTIONS = ("plan", "run", "resume", "retry", "submit", "status", "collect", "report")
 
@@ -156,7 +157,7 @@ def costs_file(folder: CampaignFolder) -> Path:
 def read_costs(folder: CampaignFolder) -> dict[str, dict[str, float]]:
     """The estimates of rehearsed members by digest; none where there is no such file."""
     try:
-        costs: dict[str, dict[str, float]] = json.loads(costs_file(folder).read_text())
+        costs: dict[str, dict[str, float]] = json.loads(plain_text(costs_file(folder)))
     except (OSError, ValueError):
         return {}
     return costs

@@ -42,6 +42,7 @@ from lossmap.cli.config_file import toml_text_tree, toml_tree
 from lossmap.cli.measure_settings import GROUPS
 from lossmap.cli.settings import UsageError, convert, former_names
 from lossmap.cli.work_of_member import CommandWork
+from lossmap.special_files import SPECIAL, is_special
 
 FUTURE = {"dynamics"}  # measures of the field that a campaign cannot run, refused by name
 PARTS = {"folder", "labels", "settings", "over", "table"}
@@ -151,6 +152,8 @@ class CampaignFile:
         if self.table is None:
             yield {}, {}
             return
+        if is_special(self.table):
+            raise UsageError(f"the table {self.table} {SPECIAL}")
         try:
             with open(self.table, newline="") as file:
                 rows = list(csv.DictReader(file))

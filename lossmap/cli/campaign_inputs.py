@@ -16,6 +16,7 @@ from typing import Any
 from lossmap.campaign.digests import DigestCache
 from lossmap.cli.settings import UsageError
 from lossmap.data.huggingface_files import PREFIX, data_files, is_in_folder, model_files, path_in
+from lossmap.special_files import plain_text
 
 PATHS = {
     "model_file", "model_file2", "model_file3", "model_folder", "trainloader", "testloader", "dir_file", "proj_file",
@@ -68,7 +69,7 @@ def _shards(path: Path) -> list[str]:
     if not path.name.endswith(".index.json"):
         return []
     try:
-        return sorted(set(json.loads(path.read_text())["weight_map"].values()))
+        return sorted(set(json.loads(plain_text(path))["weight_map"].values()))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):  # the command says what is wrong with it
         return []
 

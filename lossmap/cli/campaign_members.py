@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from lossmap.campaign.digests import DigestCache
 from lossmap.campaign.folder import CampaignFolder
@@ -12,6 +11,7 @@ from lossmap.campaign.member import Member
 from lossmap.cli.campaign_file import CampaignFile
 from lossmap.cli.settings import UsageError
 from lossmap.parallel.shards import Shard
+from lossmap.special_files import plain_text
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Campaign:
         members = list({member.digest: member for member in self.members}.values())
         if batch is not None:
             try:
-                digests = json.loads(Path(batch).read_text())["members"]
+                digests = json.loads(plain_text(batch))["members"]
             except (OSError, ValueError, KeyError, TypeError) as error:
                 raise UsageError(f"--batch {batch} is no list of members as submit writes it: {error}") from None
             known = {member.digest: member for member in members}

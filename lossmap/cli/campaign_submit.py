@@ -20,6 +20,7 @@ from lossmap.cli.settings import UsageError
 from lossmap.cli.wrapped_command import WrappedCommand
 from lossmap.parallel import slurm, slurm_queue
 from lossmap.parallel.slurm import Job
+from lossmap.special_files import plain_text
 
 
 def submit_campaign(
@@ -84,7 +85,7 @@ def without_queued(file: Path, folder: CampaignFolder, digests: Sequence[str]) -
         if str(script.parent) != submissions:
             continue
         try:
-            queued |= set(json.loads(script.with_suffix(".json").read_text())["members"])
+            queued |= set(json.loads(plain_text(script.with_suffix(".json")))["members"])
         except (OSError, ValueError, KeyError):
             continue
         jobs.append(job)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lossmap.cli.settings import UsageError
+from lossmap.special_files import SPECIAL, is_special
 
 
 def read_config(path: Path, known: Collection[str], former: Mapping[str, str]) -> dict[str, Any]:
@@ -34,6 +35,8 @@ def read_config(path: Path, known: Collection[str], former: Mapping[str, str]) -
 
 def toml_tree(path: Path, what: str = "--config") -> dict[str, Any]:
     """The tables of a TOML file; `what` it is, for messages. Raises UsageError where it cannot be read."""
+    if is_special(path):
+        raise UsageError(f"{what} {path} {SPECIAL}")
     try:
         text = path.read_bytes().decode()
     except OSError as error:

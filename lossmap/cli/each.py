@@ -18,6 +18,7 @@ from lossmap.cli.job import SubmitSettings
 from lossmap.cli.measure_settings import GROUPS
 from lossmap.cli.settings import Settings, UsageError
 from lossmap.cli.wrapped_command import read_settings
+from lossmap.special_files import is_special
 
 PLACE = "{}"
 
@@ -33,7 +34,7 @@ def submit_each(options: SubmitSettings, words: Sequence[str], explicit: frozens
     text = campaign_text(str(options.each), words)
     name = options.name if "name" in explicit else f"{words[0]}-each"
     path = Path(f"{name}.toml").absolute()
-    if path.exists() and path.read_text() != text:
+    if path.exists() and (is_special(path) or path.read_text() != text):
         raise UsageError(f"{path.name} is there and says something else; name another campaign with --name")
     campaign = Campaign.read(str(path), text)
     if not options.dry_run:

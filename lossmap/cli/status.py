@@ -30,6 +30,7 @@ from lossmap.io.verify import verify
 from lossmap.parallel.cost_model import Estimate, decode_cost, measured_cost, side_by_side, stored_estimate
 from lossmap.parallel.pace import means_by_rank, rate_of
 from lossmap.report.price import span_text
+from lossmap.special_files import is_special
 
 MAX_SHOWN = 5  # slowest points and ranks, and failures, that the text names
 
@@ -125,7 +126,7 @@ def settled_points(surface: Surface) -> int:
 
 def _begun(file: str) -> list[str]:
     """How many points were left in a state that is saved, and a checksum of these; nothing where there are none."""
-    states = sorted(Path(f"{file}.unfinished").glob("*.npz"))
+    states = sorted(path for path in Path(f"{file}.unfinished").glob("*.npz") if not is_special(path))
     check = 0
     for state in states:
         check = zlib.crc32(state.name.encode() + state.read_bytes(), check)

@@ -15,7 +15,6 @@ import logging
 import os
 import pickle
 import re
-import stat
 import struct
 import sys
 import warnings
@@ -43,6 +42,7 @@ from lossmap.data.checkpoint_match import (
     states_in,
 )
 from lossmap.data.checkpoint_values import readable_values
+from lossmap.special_files import SPECIAL, is_special
 
 log = logging.getLogger(__name__)
 
@@ -333,10 +333,8 @@ def file_sha256(path: str | Path) -> str:
 
 
 def _refuse_special(path: Path) -> None:
-    """Raise ValueError for a pipe, a socket or a device: to read one may wait for ever."""
-    mode = path.stat().st_mode
-    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
-        raise ValueError(f"{path} must be a file on a disk; it is a pipe, a socket or a device")
+    if is_special(path):
+        raise ValueError(f"{path} {SPECIAL}")
 
 
 def _count(path: str | os.PathLike[str]) -> tuple[tuple[int, int, str], ...]:

@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeGuard
 
+from lossmap.special_files import SPECIAL, is_special
+
 PREFIX = "hf:"
 INSTALL = "pip install 'lossmap[huggingface]'"
 WEIGHTS, ADAPTER_WEIGHTS = "*.safetensors", "adapter_model.safetensors"
@@ -31,6 +33,8 @@ def is_in_folder(name: str | None) -> TypeGuard[str]:
 
 def existing_path(path: Path, what: str) -> Path:
     """The path, where there is one. Raises FileNotFoundError, which says that nothing is read from a network."""
+    if is_special(path):
+        raise ValueError(f"{what}: {path} {SPECIAL}")
     if path.exists():
         return path
     message = f"there is no folder {path}: {what} must be a local folder, no network is used"

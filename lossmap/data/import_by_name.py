@@ -12,6 +12,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from lossmap.special_files import SPECIAL, is_special
+
 
 def resolve_callable(spec: str) -> Callable[..., Any]:
     """The function that `package.module:function` or `path/file.py:function` names.
@@ -46,6 +48,8 @@ def _search(folder: Path) -> None:
 
 
 def _from_file(path: Path) -> ModuleType:
+    if is_special(path):
+        raise ValueError(f"{path} {SPECIAL}")
     if not path.is_file():
         raise ValueError(f"there is no file {path}")
     path = path.resolve()

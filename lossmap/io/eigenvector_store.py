@@ -30,6 +30,7 @@ from lossmap.io.netcdf_write import write_array
 from lossmap.io.read import Refused, journal_of, read, write_surface
 from lossmap.io.surface import Group, Surface
 from lossmap.io.whole_file import sync_folder
+from lossmap.special_files import is_special
 
 VECTORS, RESULTS = "evolution/eigenvectors", "evolution/results"
 BLOCK = 1 << 25  # bytes of a block of columns
@@ -86,6 +87,8 @@ class VectorFolder:
         """
         path = self._file(step)
         damaged = Damaged(f"{path} is damaged: it does not fit its digest; --overwrite measures all checkpoints again")
+        if is_special(path):
+            raise damaged
         try:
             vectors = np.load(path, mmap_mode="r")
             end = vectors.offset + vectors.nbytes

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import mmap
-import stat
 from pathlib import Path
 
 import h5py
+
+from lossmap.special_files import SPECIAL, is_special
 
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
 COLLECTION, HEAD = b"GCOL\x01\0\0\0", 16  # the beginning of a global heap collection; bytes before its objects
@@ -48,7 +49,8 @@ def open_hdf5(path: Path) -> h5py.File:
     """
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder; a surface is a file, such as surface.h5")
-    refuse_special(path)
+    if is_special(path):
+        raise NotASurface(f"{path} {SPECIAL}")
     try:
         with open(path, "rb") as file:
             start = file.read(len(SIGNATURE))
@@ -106,16 +108,6 @@ def _can_be_walked(data: mmap.mmap, at: int) -> bool:
             return False
         at += step
     return True
-
-
-def refuse_special(path: Path) -> None:
-    """Raise NotASurface for a pipe, a socket or a device: to read one may wait for ever, or never end."""
-    try:
-        mode = path.stat().st_mode
-    except OSError:  # to open it says what is wrong
-        return
-    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
-        raise NotASurface(f"{path} must be a file on a disk; it is a pipe, a socket or a device")
 
 
 def _open_beside(path: Path) -> h5py.File:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from lossmap.io.surface import to_plain
+from lossmap.special_files import is_special
 
 
 def folder_of(path: Path) -> Path:
@@ -53,8 +54,11 @@ class Unfinished(Mapping[int, dict[str, Any]]):
         self._folder, self._measure, self._file_id = folder, measure, file_id
 
     def __getitem__(self, index: int) -> dict[str, Any]:
+        path = self._folder / f"{self._measure}-{index}.npz"
+        if is_special(path):
+            raise KeyError(index)
         try:
-            with np.load(self._folder / f"{self._measure}-{index}.npz", allow_pickle=False) as file:
+            with np.load(path, allow_pickle=False) as file:
                 about = json.loads(str(file["about"]))
                 if about["id"] != self._file_id:
                     raise KeyError(index)

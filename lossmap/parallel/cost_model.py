@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from lossmap.report.price import size_text, span_text
+from lossmap.special_files import plain_text
 
 SECONDS_PER_SITE = 0.3  # after which no further neighbour of a site is sampled
 MAX_NEIGHBOURS = 12  # of a site
@@ -249,7 +250,7 @@ def write_estimate(result: str | Path, measure: str, estimate: Estimate) -> Path
 def stored_estimate(result: str | Path) -> dict[str, Any] | None:
     """The estimates that lie beside a result, by measure; None where there are none that can be read."""
     try:
-        estimates = json.loads(estimate_path(result).read_text())
+        estimates = json.loads(plain_text(estimate_path(result)))
     except (OSError, ValueError):
         return None
     return estimates if isinstance(estimates, dict) else None

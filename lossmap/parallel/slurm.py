@@ -273,12 +273,20 @@ def _about(job: Job) -> str:
 
 
 def _mark(job: Job, site: Site) -> str:
-    """The lines that name the file in which a command without a result notes its end; a container may not see it."""
+    """The lines that name the file in which a command without a result notes its end.
+
+    srun, which starts the containers of pyxis, hands on the exit codes of its ranks, and enroot has one rank. Apptainer
+    may not show the folder to a container, nor the variable: then there is no such file.
+    """
     if job.result is not None:
         return ""
-    if site.container:
+    if site.container and site.container_kind != "apptainer":
         return f"unset {VARIABLE}"
-    return f'export {VARIABLE}={shlex.quote(str(job.stem))}.ended-"$SLURM_JOB_ID"\nrm -f "${VARIABLE}"'
+    lines = [f'export {VARIABLE}={shlex.quote(str(job.stem))}.ended-"$SLURM_JOB_ID"', f'rm -f "${VARIABLE}"']
+    if site.container:
+        inside = shlex.join(["apptainer", "exec", *site.container_options, site.container])
+        lines.append(f"""{inside} sh -c 'test -w "${{{VARIABLE}%/*}}"' || unset {VARIABLE}""")
+    return "\n".join(lines)
 
 
 def _count(number: int, word: str) -> str:

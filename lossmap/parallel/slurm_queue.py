@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lossmap.parallel.slurm import Job
+from lossmap.special_files import plain_text
 
 Run = Callable[[list[str]], str]
 QUEUE_FORMAT = "%F %T %r %o"  # number (of the whole array), state, reason, script; the latter may hold anything
@@ -132,7 +133,7 @@ def submit_script(job: Job, text: str, dependency: str = "", run: Run | None = N
 
     Raises as `submit`, and OSError where the folder cannot be written to.
     """
-    earlier = job.script.read_text() if job.script.exists() else None
+    earlier = plain_text(job.script) if job.script.exists() else None
     path = write_script(job, text)
     try:
         after = "any" if job.result is not None else "notok"

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from lossmap.special_files import SPECIAL, is_special
+
 LAUNCHERS = ("srun", "mpirun", "wheel", "none")
 CONTAINER_KINDS = ("apptainer", "pyxis", "enroot")
 
@@ -68,6 +70,8 @@ def read_site(path: str | Path) -> Site:
         import tomllib
     else:  # pragma: no cover
         import tomli as tomllib
+    if is_special(path):
+        raise ValueError(f"the site file {path} {SPECIAL}")
     try:
         tree = tomllib.loads(Path(path).read_bytes().decode())
     except FileNotFoundError:

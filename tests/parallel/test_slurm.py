@@ -229,7 +229,7 @@ esac
 }
 
 
-def ran(tmp_path, before="0 points", after="0 points", code=0, state=75, restart=0, job=None, few=None):
+def ran(tmp_path, before="0 points", after="0 points", code=0, state=75, restart=0, job=None, few=None, site=None):
     """What the script of a job prints whose attempt does that, its exit code, and what scontrol was asked."""
     folder = tmp_path / "bin"
     folder.mkdir(exist_ok=True)
@@ -241,8 +241,9 @@ def ran(tmp_path, before="0 points", after="0 points", code=0, state=75, restart
     if few is not None:
         (tmp_path / "s.h5.restarts-7").write_text(f"{few}\n")
     (tmp_path / "said").write_text("")
-    text = slurm.batch_script(job or replace(JOB, result=tmp_path / "s.h5", requeue=True), Site())
-    text = re.sub(r"^program=.*", f"program=({folder}/lossmap)", text, flags=re.MULTILINE)
+    text = slurm.batch_script(job or replace(JOB, result=tmp_path / "s.h5", requeue=True), site or Site())
+    if site is None:
+        text = re.sub(r"^program=.*", f"program=({folder}/lossmap)", text, flags=re.MULTILINE)
     variables = {"PATH": f"{folder}:{os.environ['PATH']}", "SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": str(restart)}
     done = subprocess.run(
         ["bash"], input=text, text=True, capture_output=True, timeout=30, cwd=tmp_path, env=os.environ | variables
@@ -290,7 +291,6 @@ def test_a_job_that_slurm_started_again_says_so(tmp_path):
 
 def test_a_command_without_a_result_hands_on_the_exit_code_that_it_noted_at_its_end(tmp_path, monkeypatch):
     job = Job(("health",), None, tmp_path, about=tmp_path / "net_health", requeue=True)
-    in_container = replace(job, about=tmp_path / "other")
     # as lossmap, it notes the end of any command, the looks at its progress too
     note = 'end=${LOSSMAP_ENDED:-/dev/null}; [ "$1" != status ] || { echo 9 >"$end"; exit; }; cat noted >"$end"'
     monkeypatch.setitem(FAKES, "lossmap", f'{note}; exit "$(cat code)"\n')
@@ -301,9 +301,26 @@ def test_a_command_without_a_result_hands_on_the_exit_code_that_it_noted_at_its_
         out, *rest = ran(tmp_path, code=code, job=job)
         assert rest == [exit_code, []] and "the command did not come to its end: its ranks were killed" in out
     assert not list(tmp_path.glob("*.ended*"))
-    apart = lines(in_container, Site(container="/images/lossmap.sif"))
-    assert "unset LOSSMAP_ENDED" in apart and "export LOSSMAP_ENDED" not in apart
+    for kind in ("pyxis", "enroot"):
+        apart = lines(job, Site(container="/images/lossmap.sqsh", container_kind=kind))
+        assert "unset LOSSMAP_ENDED" in apart and "export LOSSMAP_ENDED" not in apart
     assert f"--output={tmp_path}/net_health.%j.log --open-mode=append" in directives(job)
+
+
+def test_the_exit_code_is_noted_from_within_a_container_that_sees_the_folder(tmp_path, monkeypatch):
+    job = Job(("health",), None, tmp_path, about=tmp_path / "net_health")
+    apptainer = 'shift; [ "$1" != --cleanenv ] || { unset LOSSMAP_ENDED; shift; }; shift; exec "$@"'
+    monkeypatch.setitem(FAKES, "apptainer", apptainer)
+    note = '[ ! -s noted ] || cat noted >"${LOSSMAP_ENDED:-/dev/null}"'
+    monkeypatch.setitem(FAKES, "lossmap", f'[ "$1" != health ] || {{ {note}; exit "$(cat code)"; }}\n')
+    seen, apart = Site(container="/images/l.sif"), Site(container="/images/l.sif", container_options=("--cleanenv",))
+    (tmp_path / "noted").write_text("3\n")
+    assert ran(tmp_path, code=0, job=job, site=seen)[1] == 3
+    assert ran(tmp_path, code=4, job=job, site=apart)[1] == 4
+    (tmp_path / "noted").write_text("")
+    assert ran(tmp_path, code=0, job=job, site=seen)[1] == 1
+    assert ran(tmp_path, code=0, job=job, site=apart)[1] == 0  # all that is known there
+    assert not list(tmp_path.glob("*.ended*"))
 
 
 def test_containers_of_pyxis_are_started_by_srun_also_for_a_look_at_the_result():
