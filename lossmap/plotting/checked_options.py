@@ -64,6 +64,10 @@ def check_together(options: FigureOptions, files: int, kind: str) -> None:
             raise ValueError(f"--levels and --{name} exclude each other: give one of them")
     if options.crop is not None and options.vmax is not None:
         raise ValueError("--crop and --vmax end the same colours: give one of them")
+    if kind == "eigen" and options.labels is not None and len(options.labels) > 2:
+        raise ValueError(
+            f"--labels of the kind eigen are two, of x and y, as each map is labelled; got {len(options.labels)}"
+        )
     if options.ax is None:
         return
     if files > 1:

@@ -1,23 +1,29 @@
 r"""Where a plane is convex to second order: the smallest Hessian eigenvalue against the loss, in one picture per file.
 
-    colours    |lambda_min / lambda_max|, red where lambda_min < 0, blue where > 0
+    colours    |lambda_min / lambda_max|, red where lambda_min < 0, blue where > 0; linear up to the usual error of the
+               ratio and by decades beyond (symlog), so that what is pale is not told from 0
     bold line  lambda_min = 0
     \\\\ hatch lambda_min < 0 beyond its error: some direction in parameter space curves downwards
     ....       undecided: 0 lies between the reading and its limit, or within its error
     no hatch   lambda_min > 0 beyond its limit: the Hessian is positive definite there
     thin lines levels of the loss
 
-The signs are those of the whole parameter space, not of the plane. Hatches and line do not rest on colours, so that the
-picture can be read in grey. Source: the ratio of the extreme eigenvalues in Li et al. (2018), arXiv:1712.09913.
+Hatches are of measured points, a cell each. The bold line follows the same spline as the lines of the loss, of the
+values of lambda_min, and so passes between points of different sign. The signs are those of the whole parameter space,
+not of the plane. Hatches and line do not rest on colours, which are pale, so that the picture can be read in grey.
+Source: the ratio of the extreme eigenvalues in Li et al. (2018), arXiv:1712.09913.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
+import matplotlib
 import numpy as np
 from matplotlib.artist import Artist
+from matplotlib.colors import Colormap, ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
@@ -25,6 +31,7 @@ from matplotlib.patches import Patch
 from lossmap.io.curvature_signs import NEGATIVE, POSITIVE, UNDECIDED, signs_of
 from lossmap.io.surface import Surface
 from lossmap.plotting import maps
+from lossmap.plotting.interpolation import factor_of
 from lossmap.plotting.notes import accuracy_notes
 from lossmap.plotting.panels import (
     FigureOptions,
@@ -33,10 +40,12 @@ from lossmap.plotting.panels import (
     figure_of_maps,
     interpolation_notes,
 )
-from lossmap.plotting.plane_figures import MAX_RATIO, frame_panel, set_bar_ticks
-from lossmap.plotting.quantities import eigenvalues, quantity, values_of
+from lossmap.plotting.plane_figures import MAX_RATIO, frame_panel, label_on_scale, set_bar_ticks
+from lossmap.plotting.quantities import changes_sign, eigenvalues, quantity, values_of
 from lossmap.plotting.style import DARK
 
+STRENGTH = 0.55  # of the colours behind lines and hatches
+LAMBDA_MIN = "\N{GREEK SMALL LETTER LAMDA}_min"
 HATCHES = {NEGATIVE: r"\\\\", UNDECIDED: "...."}
 WORDS = {
     NEGATIVE: r"$\lambda_\min < 0$ beyond its error",
@@ -52,25 +61,29 @@ def draw_convexity(surfaces: Sequence[Surface], titles: Sequence[str] | None, op
     """
     for surface in surfaces:
         eigenvalues(surface)
-    what = quantity(surfaces[0], "ratio")
+    what = options.quantity(surfaces[0], "ratio")
     loss = common_loss(surfaces)
-    limit = MAX_RATIO if options.vmax is None else options.vmax
-    norm = maps.centred([values_of(s, "ratio")[0] for s in surfaces], limit)
+    ratios = [values_of(s, "ratio")[0] for s in surfaces]
+    cut = options.cut(ratios)
+    log = False if options.log is False else None  # --log is of the loss alone
+    norm = maps.centred(ratios, MAX_RATIO if cut is None else cut, log, error=_error_of_ratio(surfaces))
+    colours = what.cmap if options.cmap else _pale(what.cmap)
+    options = replace(options, crop=None)  # of the colours alone: those of the lines are the levels of the loss
     notes = [line for i, s in enumerate(surfaces) for line in _notes(s, titles[i] if titles else "")]
-    if loss is not None:
-        scale = options.scale([s[loss] for s in surfaces], quantity(surfaces[0], loss))
-        notes += [f"loss: {note}" for note in interpolation_notes(surfaces, scale, options.interp)]
-    figure, grid, columns = figure_of_maps(surfaces, bool(titles), options.width, 0.95 + 0.1 * len(notes))
+    if cut is not None:
+        notes.append(f"colours end at {norm.vmax:.3g}; the largest ratio is {_largest(ratios):.3g}")
+    notes += lines_between(surfaces, options)
+    figure, grid, columns = figure_of_maps(surfaces, bool(titles), options.width, 0.95 + 0.1 * len(notes), options.ax)
     handles: list[Artist] = []
     mappable: Any = None
     for i, (axes, surface) in enumerate(zip(grid.flat, surfaces, strict=False)):
         ratio, status = values_of(surface, "ratio")
-        mappable = maps.cells(axes, surface.grid, ratio, norm, what.cmap)
+        mappable = maps.cells(axes, surface.grid, ratio, norm, colours)
         handles += maps.mark_missing(axes, surface.grid, ratio, status)
         handles += _mark_signs(axes, surface)
         if loss is not None:
             handles += _loss_lines(axes, surface, loss, surfaces, options)
-        handles += _zero_line(axes, surface)
+        handles += _zero_line(axes, surface, options)
         if options.points:
             maps.mark_points(axes, surface.grid, ratio)
         frame_panel(axes, surface, options, "map", left=i % columns == 0, bottom=i + columns >= len(surfaces))
@@ -78,9 +91,16 @@ def draw_convexity(surfaces: Sequence[Surface], titles: Sequence[str] | None, op
             axes.set_title(titles[i])
     bar = figure.colorbar(mappable, ax=list(grid.flat), shrink=1.0, pad=0.02, aspect=24)
     set_bar_ticks(bar, what, options.scale([np.zeros(1)], what), "map")
-    bar.set_label(what.label)
-    add_legend_and_notes(figure, handles, notes)
+    bar.set_label(label_on_scale(what.label, "map", options.scale([np.zeros(1)], what), norm, ",\n"))
+    add_legend_and_notes(figure, handles, notes, options.ax)
     return figure
+
+
+def _pale(cmap: str) -> Colormap:
+    """A colour map mixed with white, before which lines and hatches can be seen, in grey too."""
+    shades = matplotlib.colormaps[cmap](np.linspace(0, 1, 256))
+    shades[:, :3] = 1 - STRENGTH * (1 - shades[:, :3])
+    return ListedColormap(shades, name=cmap)
 
 
 def _mark_signs(axes: Any, surface: Surface) -> list[Artist]:
@@ -108,15 +128,44 @@ def _loss_lines(
     return [Line2D([], [], color="0.35", linewidth=0.6, label=what.label.replace("\n", " "))]
 
 
-def _zero_line(axes: Any, surface: Surface) -> list[Artist]:
+def _zero_line(axes: Any, surface: Surface, options: FigureOptions) -> list[Artist]:
     """The line on which the smallest eigenvalue vanishes, bold; nothing where its sign does not change."""
-    low = np.where(np.isfinite(surface["min_eig"]), surface["min_eig"], np.nan)
-    known = low[np.isfinite(low)]
-    if known.size == 0 or known.min() >= 0 or known.max() <= 0 or min(surface.grid.shape) < 2:
+    if not changes_sign(surface):
         return []
-    heights = np.ma.masked_invalid(low)
-    axes.contour(surface.grid.x, maps.y_ticks(surface.grid), heights, levels=[0.0], colors="black", linewidths=1.8)
+    x, y, heights = maps.refined(surface.grid, surface["min_eig"], options.interp)
+    if heights.mask.all() or heights.min() >= 0 or heights.max() <= 0:  # where every cell has a hole at a corner
+        return []
+    axes.contour(x, y, heights, levels=[0.0], colors="black", linewidths=1.8)
     return [Line2D([], [], color="black", linewidth=1.8, label=r"$\lambda_\min = 0$")]
+
+
+def lines_between(surfaces: Sequence[Surface], options: FigureOptions) -> list[str]:
+    """What the lines of the loss and the zero line follow between the measured points, in words."""
+    notes = []
+    loss = common_loss(surfaces)
+    if loss is not None:
+        scale = options.scale([s[loss] for s in surfaces], quantity(surfaces[0], loss))
+        notes += [f"loss: {note}" for note in interpolation_notes(surfaces, scale, options.interp)]
+    signed = [surface for surface in surfaces if changes_sign(surface)]
+    if any(factor_of(surface.grid.shape, options.interp) > 1 for surface in signed):
+        notes.append(f"{LAMBDA_MIN} = 0: along a cubic spline of the values")
+    return notes
+
+
+def _error_of_ratio(surfaces: Sequence[Surface]) -> float:
+    """The usual error of the smallest eigenvalue over the size of the largest; 0 where no error is known."""
+    shares = []
+    for surface in surfaces:
+        if "min_eig_error" in surface:
+            with np.errstate(divide="ignore", invalid="ignore"):
+                share = surface["min_eig_error"] / np.abs(surface["max_eig"])
+            shares.append(share[np.isfinite(share) & (share > 0)])
+    known = np.concatenate([np.zeros(0), *shares])
+    return float(np.median(known)) if known.size else 0.0
+
+
+def _largest(arrays: Sequence[np.ndarray]) -> float:
+    return max(float(np.abs(array[np.isfinite(array)]).max(initial=0.0)) for array in arrays)
 
 
 def _notes(surface: Surface, title: str) -> list[str]:

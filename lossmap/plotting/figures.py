@@ -30,7 +30,7 @@ from lossmap.plotting.checked_options import (
     checked_labels,
     percentile_of,
 )
-from lossmap.plotting.convexity import draw_convexity
+from lossmap.plotting.convexity import draw_convexity, lines_between
 from lossmap.plotting.field_rows import draw_field_rows
 from lossmap.plotting.interpolation import checked_interp
 from lossmap.plotting.line_figures import draw_eigenvalue_lines, draw_lines
@@ -199,7 +199,10 @@ def draw(
     with style_context(style):
         figure = _draw_kind(surfaces, kind, field, titles, options)
     if ax is None:
-        figure.set_label(caption_of(surfaces, kind, field, titles, between_notes(surfaces, kind, field, options)))
+        between = between_notes(surfaces, kind, field, options)
+        if kind == "convexity" and not any(map(is_line, surfaces)):
+            between = lines_between(surfaces, options)
+        figure.set_label(caption_of(surfaces, kind, field, titles, between))
     return figure
 
 

@@ -15,7 +15,7 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.collections import PatchCollection
-from matplotlib.colors import BoundaryNorm, CenteredNorm, LogNorm, Normalize, SymLogNorm
+from matplotlib.colors import BoundaryNorm, CenteredNorm, Colormap, LogNorm, Normalize, SymLogNorm
 from matplotlib.patches import Patch, Rectangle
 
 from lossmap.geometry.grid import Grid
@@ -51,12 +51,15 @@ def norm_of(scale: Scale) -> Normalize:
     return LogNorm(*scale.ends) if scale.log else Normalize(*scale.ends)
 
 
-def centred(values: list[Array], limit: float | None = None, log: bool | None = None, noise: float = 0.0) -> Normalize:
+def centred(
+    values: list[Array], limit: float | None = None, log: bool | None = None, noise: float = 0.0, error: float = 0.0
+) -> Normalize:
     """Colours that are white at 0 and reach as far to both sides.
 
     limit  where they end; at the largest of all values if left out
     log    by decades beyond the usual value or not; left out, where no limit is set and most values are far below
     noise  differences that errors alone explain, which stay pale
+    error  of the values; where it is known and log is not False, colours are linear up to it and by decades beyond
     """
     sizes = np.concatenate([np.abs(a[np.isfinite(a)]).reshape(-1) for a in values])
     sizes = sizes[sizes > 0]
@@ -64,6 +67,8 @@ def centred(values: list[Array], limit: float | None = None, log: bool | None = 
     usual = float(np.median(sizes)) if sizes.size else most
     if noise:
         return CenteredNorm(0.0, max(most, FLAT_MARGIN * noise))
+    if error > 0 and log is not False:
+        log, usual = True, error
     if log is None:
         log = limit is None and most > 50 * usual
     if limit is not None:
@@ -152,11 +157,18 @@ def fine_heights(
 
     interp, enough  as `interpolation.factor_of`
     """
-    x, y, heights = grid.x, y_ticks(grid), contour_heights(values, scale)
-    factor = factor_of(values.shape, interp, enough)
+    return refined(grid, np.ma.filled(contour_heights(values, scale), np.nan), interp, enough)
+
+
+def refined(grid: Grid, values: Array, interp: int | None, enough: int = AUTOMATIC) -> tuple[Array, Array, Any]:
+    """The ticks along x and y, and the values (ny, nx) at them and between them, masked where there is none.
+
+    interp, enough  as `interpolation.factor_of`
+    """
+    x, y, factor = grid.x, y_ticks(grid), factor_of(values.shape, interp, enough)
     if factor == 1:
-        return x, y, heights
-    fine = refine(x, y, np.ma.filled(heights, np.nan), factor)
+        return x, y, np.ma.masked_invalid(values)
+    fine = refine(x, y, values, factor)
     return refine_ticks(x, factor), refine_ticks(y, factor), np.ma.masked_invalid(fine)
 
 
@@ -171,11 +183,11 @@ def mark_points(axes: Axes, grid: Grid, values: Array) -> None:
     )  # fmt: skip
 
 
-def cells(axes: Axes, grid: Grid, values: Array, norm: Normalize, cmap: str) -> ScalarMappable:
+def cells(axes: Axes, grid: Grid, values: Array, norm: Normalize, cmap: str | Colormap) -> ScalarMappable:
     """One cell a point, nothing smoothed; on a log scale what is not positive has the colour of its lower end."""
     if isinstance(norm, LogNorm):
         values = _raised(values, float(norm.vmin or 0.0))
-    colours = matplotlib.colormaps[cmap]
+    colours = matplotlib.colormaps.get_cmap(cmap)
     _mesh(axes, grid, values, norm, colours)
     return ScalarMappable(norm, colours)
 

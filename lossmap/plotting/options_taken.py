@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lossmap.io.surface import Surface
-from lossmap.plotting.quantities import best_field, is_line, quantity
+from lossmap.plotting.quantities import best_field, changes_sign, is_line, quantity
 
 LEVELS = frozenset({"vmin", "vmax", "vlevel", "log", "levels"})
 LINE = LEVELS | {"field", "titles", "width", "style"}
@@ -22,8 +22,8 @@ TAKEN: dict[str, frozenset[str]] = {
     "3d": MAP | {"camera"},
     "line": LINE - {"vlevel", "levels"} | {"loss_max", "ax", "labels"},
     "median": LINE - {"vlevel", "levels", "titles"} | {"loss_max", "labels"},
-    "eigen": SHEET - {"field"} | {"loss_max"},
-    "convexity": SHEET - {"field"} | {"loss_max"},
+    "eigen": MAP - {"field", "ax"} | {"loss_max"},
+    "convexity": MAP - {"field"} | {"loss_max"},
     "training": frozenset({"titles", "width", "style"}),
     "spectrum": frozenset({"field", "titles", "width", "style"}),
     "layers": frozenset({"field", "titles", "width", "style"}),
@@ -97,11 +97,15 @@ def _reason_of_content(
     flat = all(is_line(surface) for surface in surfaces)
     if name == "loss_max" and not flat:
         return "--loss-max ends the loss axis of a line (the kinds line and eigen); of a plane --vmax ends the levels"
-    if flat and name in ("vlevel", "trajectory", "interp", "points", "levels"):
+    if flat and name in ("vlevel", "trajectory", "interp", "points", "levels", "cmap", "crop"):
         return f"{_flag(name)} changes nothing of a line; planes take it, in the kinds filled, contour, map, eigen"
+    if flat and kind in ("eigen", "convexity") and name in ("ax", "labels"):
+        return f"{_flag(name)} changes nothing of eigenvalues along a line, of which each panel is labelled by itself"
     if name == "vmax" and flat and options.get("loss_max") is not None:
         return "--vmax and --loss-max end the same axis of a line: give one of them"
     if kind in ("eigen", "convexity"):
+        if name == "interp" and kind == "convexity" and any(map(changes_sign, surfaces)):
+            return ""  # the line of lambda_min = 0 follows it
         if name in LEVELS | {"loss_max", "interp"} and options[name] is not False and not _have_loss(surfaces):
             return (
                 f"{_flag(name)} is of the loss beside the eigenvalues, and these files hold none: "

@@ -5,6 +5,7 @@ Widths and heights are inches.
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -69,6 +70,10 @@ class FigureOptions:
             return None
         top = float(f"{np.percentile(known, self.crop):.3g}")
         return top if top > known.min() else None
+
+    def cut(self, arrays: Sequence[np.ndarray]) -> float | None:
+        """Where colours that are centred on 0 end on both sides by the percentile that was set; None without one."""
+        return None if self.crop is None else self.top([np.abs(values) for values in arrays])
 
     def scale(self, arrays: Sequence[np.ndarray], what: Quantity, noise: float = 0.0) -> Scale:
         """The common scale of these arrays, whose differences may be but noise (`noise_in`)."""
@@ -186,6 +191,11 @@ def common_loss(surfaces: Sequence[Surface]) -> str | None:
     return next((name for name in LOSS_NAMES if all(name in surface for surface in surfaces)), None)
 
 
+def _letters(label: str) -> int:
+    r"""About how many letters wide a label is: a command of its formulas, such as \lambda, is as wide as one."""
+    return len(re.sub(r"\\[a-z]+", "x", label).replace("$", ""))
+
+
 def add_legend_and_notes(figure: Figure, handles: Sequence[Artist], notes: Sequence[str], axes: Any = None) -> None:
     """How sure the numbers are, below the panels, and under it a legend of the marks.
 
@@ -199,9 +209,10 @@ def add_legend_and_notes(figure: Figure, handles: Sequence[Artist], notes: Seque
     words = "\n".join(textwrap.fill(line, width) for line in notes)
     unique = {str(handle.get_label()): handle for handle in handles}
     if unique:
-        letters = 6 * len(unique) + sum(map(len, unique))  # a handle and the gaps take as much as 6 letters
+        lengths = [_letters(label) for label in unique]
+        letters = 6 * len(unique) + sum(lengths)  # a handle and the gaps take as much as 6 letters
         columns = len(unique) if letters < CHARACTERS_PER_INCH * figure.get_figwidth() / 1.2 else 2
-        if max(map(len, unique)) > 0.45 * CHARACTERS_PER_INCH * figure.get_figwidth():
+        if max(lengths) > 0.45 * CHARACTERS_PER_INCH * figure.get_figwidth():
             columns = 1
         # the notes are its title: both below the panels, the layout would lay one over the other
         legend = figure.legend(

@@ -102,7 +102,7 @@ def add_bar(
     """A labelled colour bar beside some panels; norm as `draw_map`."""
     bar = figure.colorbar(mappable, ax=panels, shrink=1.0, pad=0.02, aspect=24, extend=_extend(what, scale))
     set_bar_ticks(bar, what, scale, kind)
-    bar.set_label(_label_on_scale(what.label, kind, scale, norm))
+    bar.set_label(label_on_scale(what.label, kind, scale, norm))
 
 
 def _limit(arrays: list[np.ndarray], options: FigureOptions) -> float | None:
@@ -120,11 +120,11 @@ def _note_of_crop(arrays: list[np.ndarray], scale: Scale, percentile: float) -> 
 
 def between_notes(surfaces: Sequence[Surface], kind: str, field: str | None, options: FigureOptions) -> list[str]:
     """What the caption of a figure says of what lies between the measured points; nothing of lines and cells."""
-    if kind in ("eigen", "convexity"):
+    if kind == "eigen":
         field = common_loss(surfaces)
-    if kind not in ("filled", "contour", "3d", "eigen", "convexity") or any(map(is_line, surfaces)):
+    if kind not in ("filled", "contour", "3d", "eigen") or any(map(is_line, surfaces)):
         return []
-    if field is None and kind in ("eigen", "convexity"):
+    if field is None and kind == "eigen":
         return []
     name = field or best_field(surfaces[0])
     what = options.quantity(surfaces[0], name)
@@ -169,7 +169,7 @@ def draw_map(
     return maps.filled(axes, surface.grid, values, scale, what.cmap, interp)
 
 
-def _label_on_scale(label: str, kind: str, scale: Scale, norm: Normalize | None, gap: str = ", ") -> str:
+def label_on_scale(label: str, kind: str, scale: Scale, norm: Normalize | None, gap: str = ", ") -> str:
     """The label of a colour bar and, behind a gap, the word for its scale where that is not linear."""
     if isinstance(norm, SymLogNorm):
         return f"{label}{gap}symlog scale".lstrip(gap)
@@ -226,9 +226,25 @@ def _extend(what: Quantity, scale: Scale) -> str | None:
     return None if what.signed else scale.extend
 
 
+def decades(linear: float, end: float, most: int = 3) -> list[float]:
+    """Zero, and powers of ten between two numbers, of both signs; the rounded end where no power lies between them.
+
+    most  powers on each side; of more, every other one is left out, and so on
+    """
+    powers = list(range(int(np.ceil(np.log10(linear) - 1e-9)), int(np.floor(np.log10(end) + 1e-9)) + 1))
+    powers = powers[:: -max(1, -(-len(powers) // most))][::-1]
+    ticks = [10.0**p for p in powers] or [float(f"{end:.1g}") if float(f"{end:.1g}") <= end else end]
+    return [-tick for tick in reversed(ticks)] + [0.0, *ticks]
+
+
 def set_bar_ticks(bar: Any, what: Quantity, scale: Scale, kind: str) -> None:
     """Ticks at the levels, as many as can be read."""
     bar.outline.set_linewidth(0.5)
+    if isinstance(bar.norm, SymLogNorm):
+        ticks = decades(float(bar.norm.linthresh), float(bar.norm.vmax or 0.0))
+        bar.set_ticks(ticks, labels=[f"{abs(tick) if what.name == 'ratio' else tick:g}" for tick in ticks])
+        bar.ax.minorticks_off()
+        return
     if what.name == "ratio":
         bar.formatter = FuncFormatter(lambda value, _: f"{abs(value):.3g}")
         bar.locator = MaxNLocator(4)
@@ -280,7 +296,7 @@ def draw_surfaces_3d(
     )  # fmt: skip
     set_bar_ticks(bar, what, scale, "map" if what.signed else "3d")
     if columns > 1:  # else the axis of heights says it
-        bar.set_label(_label_on_scale(what.label, "3d", scale, norm))
+        bar.set_label(label_on_scale(what.label, "3d", scale, norm))
     notes = [FLAT_NOTE] if noise else []
     if scale.above and options.crop is not None:
         notes = [*notes, _note_of_crop(arrays, scale, options.crop)]
@@ -321,15 +337,16 @@ def draw_eigenvalue_maps(surfaces: Sequence[Surface], titles: Sequence[str] | No
     patches: list[Artist] = []
     flat: list[str] = []
     for column, name in enumerate(names):
-        what = quantity(surfaces[0], name)
+        what = _what_of_column(surfaces[0], name, options)
         readings = [values_of(s, name) for s in surfaces]
         arrays = [values for values, _ in readings]
         noise = noise_in(surfaces, name)
-        kind, scale = "map", scale_of(arrays, count=8, log=linear, noise=noise)
+        cut = options.cut(arrays)
+        kind, scale = "map", scale_of(arrays, high=cut, count=8, log=linear, noise=noise)
         if name == loss:
             kind, scale = "filled", options.scale(arrays, what, noise)
             notes += [f"{what.symbol}: {note}" for note in interpolation_notes(surfaces, scale, options.interp)]
-        norm = signed_norm(what, arrays, log=linear, noise=noise)
+        norm = signed_norm(what, arrays, cut, linear, noise)
         if noise:
             flat.append(what.symbol)
         mappable: Any = None
@@ -340,22 +357,36 @@ def draw_eigenvalue_maps(surfaces: Sequence[Surface], titles: Sequence[str] | No
             last = row == len(surfaces) - 1 or not shared
             if options.points:
                 maps.mark_points(axes, surface.grid, values)
-            frame_panel(axes, surface, options, "map", left=column == 0, bottom=last)
-            _set_round_ticks(axes, 3)
-            if last:
-                axes.set_xlabel("x")
-            if column == 0:
-                axes.set_ylabel("y")
+            _frame_small_panel(axes, surface, options, column == 0, last)
         grid[0, column].set_title(what.symbol)
         bar = _add_bar_below(figure, mappable, list(grid[:, column]), what, scale, kind)
-        label = _label_on_scale(_bar_label(surfaces[0], name), kind, scale, norm, "\n")
+        label = label_on_scale(_bar_label(surfaces[0], name), kind, scale, norm, "\n")
         bar.set_label(label, fontsize=6)
     for axes, title in zip(grid[:, 0], titles or (), strict=False):
-        axes.set_ylabel(f"{title}\ny")
+        axes.set_ylabel(f"{title}\n{axes.get_ylabel()}")
+    if options.crop is not None:
+        notes = [*notes, f"colours end at the {options.crop:g}th percentile"]
     if flat:
         notes = [*notes, f"{', '.join(flat)}: {FLAT_NOTE}"]
     add_legend_and_notes(figure, patches, notes)
     return figure
+
+
+def _what_of_column(surface: Surface, name: str, options: FigureOptions) -> Quantity:
+    """How a quantity is drawn; colours that were set are not those of signs, which need white in the middle."""
+    what = quantity(surface, name)
+    return what if what.signed else options.quantity(surface, name)
+
+
+def _frame_small_panel(axes: Any, surface: Surface, options: FigureOptions, left: bool, bottom: bool) -> None:
+    """As `frame_panel`, with few ticks, and with x and y alone for labels, if no others are set."""
+    frame_panel(axes, surface, options, "map", left=left, bottom=bottom)
+    _set_round_ticks(axes, 3)
+    across, up = (options.labels or ("x", "y"))[:2]
+    if bottom:
+        axes.set_xlabel(across)
+    if left:
+        axes.set_ylabel(up)
 
 
 def _add_bar_below(figure: Figure, mappable: Any, column: list[Any], what: Quantity, scale: Scale, kind: str) -> Any:

@@ -141,6 +141,15 @@ def eigenvalues(surface: Surface) -> tuple[str, str]:
     return "max_eig", "min_eig"
 
 
+def changes_sign(surface: Surface) -> bool:
+    """Whether a plane has points with a negative and points with a positive smallest eigenvalue."""
+    if "min_eig" not in surface or min(surface.grid.shape) < 2 or surface.grid.y is None:
+        return False
+    low = surface["min_eig"]
+    known = low[np.isfinite(low)]
+    return bool(known.size and known.min() < 0 < known.max())
+
+
 def other_kinds(surface: Surface) -> tuple[str, ...]:
     """What there is to draw beside a surface: spectrum, layers, sharpness, connection, topology and so on."""
     groups = surface.groups

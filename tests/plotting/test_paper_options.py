@@ -89,6 +89,43 @@ def test_a_crop_ends_the_colours_at_a_percentile_and_says_what_lies_beyond():
     assert any(f"above {top:g}, cut" in t.get_text() for t in relief.legends[0].get_texts())
 
 
+def eigenvalues():
+    return Surface(GRID, {"train_loss": 1 + X**2, "max_eig": 2 + X**2, "min_eig": 0.1 - X**2 + 0 * Y})
+
+
+def meshes(figure):
+    return [c for axes in figure.axes for c in axes.collections if isinstance(c, QuadMesh) and c.get_array().size == 81]
+
+
+def test_figures_of_eigenvalues_take_crops_colours_labels_and_the_callers_axes():
+    surface = eigenvalues()
+    ratio = np.abs(surface["min_eig"] / surface["max_eig"])
+    figure = draw(surface, crop="p60", cmap="PuOr", labels=["u", "v", "R"])
+    (mesh,) = meshes(figure)
+    assert mesh.norm.vmax == float(f"{np.percentile(ratio, 60):.3g}") and mesh.get_cmap().name == "PuOr"
+    axes, bar = figure.axes
+    assert (axes.get_xlabel(), axes.get_ylabel(), bar.get_ylabel()) == ("u", "v", "R")
+    assert meshes(draw(surface, vmax=1.1))[0].norm.vmax == ratio.max()  # ends the levels of the loss alone
+    mine = Figure().subplots()
+    assert draw(surface, ax=mine) is mine.figure and mine.get_legend() is not None and len(mine.figure.axes) == 2
+    sheet = draw(surface, "eigen", crop="p60", cmap="magma", labels=["u", "v"], interp="none")
+    panels = sheet.axes[:4]
+    assert [axes.get_xlabel() for axes in panels] == ["u"] * 4 and panels[0].get_ylabel() == "v"
+    maps = [next(c for c in axes.collections if isinstance(c, QuadMesh)) for axes in panels]
+    assert [m.get_cmap().name for m in maps] == ["magma", "magma", "RdBu", "RdBu_r"]
+    assert maps[2].norm.vmax == float(f"{np.percentile(np.abs(surface['min_eig']), 60):.3g}")
+    line = Surface(Grid(GRID.x), {"max_eig": GRID.x**2 + 1, "min_eig": GRID.x})
+    for options, words in (
+        ({"crop": "p90"}, "--crop changes nothing of a line"),
+        ({"cmap": "magma"}, "--cmap changes nothing of a line"),
+        ({"labels": ["u", "v"]}, "--labels changes nothing of eigenvalues along a line"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            draw(line, **options)
+    with pytest.raises(ValueError, match="--labels of the kind eigen are two"):
+        draw(surface, "eigen", labels=["u", "v", "w"])
+
+
 def test_a_camera_turns_the_relief():
     axes = draw(plane(), "3d", camera="50,-20").axes[0]
     assert (axes.elev, axes.azim) == (50, -20)
