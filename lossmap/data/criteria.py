@@ -39,16 +39,63 @@ class Metric:
     long_name: str
 
 
-def _correct(outputs: Outputs, batch: Batch) -> Tensor:
-    """100 times the samples of a batch whose largest output is their target's."""
-    targets = targets_of(batch)
-    if targets.dim() == outputs.dim():  # one-hot or probabilities
-        targets = targets.argmax(-1)
-    percent: Tensor = 100.0 * (outputs.argmax(1) == targets).sum()
-    return percent
+@dataclass(frozen=True)
+class CorrectClasses:
+    """100 times the samples of a batch whose largest output is their target's; those without a class do not count.
+
+    ignored  the target that the loss ignores; a negative one is no class either
+    scale    all samples over those that have a class, so that the mean is over these; None: not known, as of streamed
+             data, where a sample without a class makes the sum NaN
+    """
+
+    ignored: int | None = None
+    scale: float | None = None
+
+    def __call__(self, outputs: Outputs, batch: Batch) -> Tensor:
+        """That number."""
+        targets = targets_of(batch)
+        if targets.dim() == outputs.dim():  # one-hot or probabilities
+            targets = targets.argmax(-1)
+        classes = are_classes(targets, self.ignored)
+        percent: Tensor = 100.0 * ((outputs.argmax(1) == targets) & classes).sum()
+        if self.scale is not None:
+            return percent * self.scale
+        return torch.where(classes.all(), percent, torch.nan)
 
 
-ACCURACY = Metric(_correct, "percent", "accuracy")
+ACCURACY = Metric(CorrectClasses(), "percent", "accuracy")
+
+
+def are_classes(targets: Tensor, ignored: int | None) -> Tensor:
+    """Which targets are classes: those that are neither negative nor ignored by the loss."""
+    classes = targets >= 0
+    return classes if ignored is None else classes & (targets != ignored)
+
+
+def ignored_target(loss: str | Criterion) -> int | None:
+    """The target that a loss ignores, as far as it says; None for none."""
+    if loss == "crossentropy":
+        return nn.CrossEntropyLoss().ignore_index
+    if isinstance(loss, (nn.CrossEntropyLoss, nn.NLLLoss)):
+        return int(loss.ignore_index)
+    return None
+
+
+def accuracy_over(data: Batches, loss: str | Criterion) -> dict[str, Metric]:
+    """The accuracy over the samples that have a class, by its name `acc`; none where it means nothing, or none has."""
+    if not has_class_labels(data, loss):
+        return {}
+    ignored = ignored_target(loss)
+    if isinstance(data, Streamed):
+        return {"acc": replace(ACCURACY, total=CorrectClasses(ignored))}
+    all_classes = torch.cat([are_classes(targets_of(batch), ignored) for batch in data])
+    count = int(all_classes.sum())
+    if count == 0:
+        return {}
+    if count == len(all_classes):
+        return {"acc": ACCURACY}
+    scaled = CorrectClasses(ignored, len(all_classes) / count)
+    return {"acc": Metric(scaled, "percent", "accuracy (samples without a class left out)")}
 
 
 def _mse(outputs: Tensor, targets: Tensor) -> Tensor:

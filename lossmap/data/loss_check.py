@@ -42,7 +42,7 @@ from lossmap.data.broadcasts import broadcast_targets
 from lossmap.data.carried_state import carried_state
 from lossmap.data.checks import check_finite
 from lossmap.data.counters import moving_counters
-from lossmap.data.criteria import ACCURACY, SupervisedLoss, takes_class_labels
+from lossmap.data.criteria import CorrectClasses, SupervisedLoss, takes_class_labels
 from lossmap.data.datasets import labels_within
 from lossmap.data.memos import kept_outside, stale_memo
 from lossmap.data.merged_layers import find_merged_layers
@@ -608,11 +608,12 @@ def _own_batches(problem: Problem) -> FixedBatches:
 
 def _with_metrics_that_fit(problem: Problem, probe: _Probe) -> Problem:
     """Without the accuracy where it is none: outputs that are not (N, C > 1), or targets that are no class indices."""
-    if ACCURACY not in problem.metrics.values():
+    others = {name: m for name, m in problem.metrics.items() if not isinstance(m.total, CorrectClasses)}
+    if len(others) == len(problem.metrics):
         return problem
     outputs = probe.outputs()
     if isinstance(outputs, Tensor) and outputs.dim() == 2 and outputs.shape[1] > 1:
         known = isinstance(problem.loss, SupervisedLoss) and takes_class_labels(problem.loss.loss)  # its labels fit
         if known or int(targets_of(probe.batch).max()) < outputs.shape[1]:
             return problem
-    return replace(problem, metrics={k: m for k, m in problem.metrics.items() if m is not ACCURACY})
+    return replace(problem, metrics=others)

@@ -28,8 +28,8 @@ from lossmap.data.criteria import (
     Metric,
     Outputs,
     SupervisedLoss,
+    accuracy_over,
     criterion_and_unit,
-    has_class_labels,
     metric_of,
     module_form,
     summed_criterion,
@@ -215,7 +215,7 @@ class Problem:
         criterion, unit = criterion_and_unit(loss)
         batches = with_class_targets(_with_targets(as_batches(collated(data), batch_size)), loss)
         if metrics is None:
-            metrics = {"acc": ACCURACY} if has_class_labels(batches, loss) else {}
+            metrics = accuracy_over(batches, loss)
         own = {name: metric_of(name, metric) for name, metric in metrics.items()}
         total = SupervisedLoss(loss, summed_criterion(loss, criterion, batches))
         batches = _on_device_of(model, batches, cast=True)

@@ -13,8 +13,10 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 import lossmap
 from lossmap.data.batches import Resident, Streamed
+from lossmap.data.criteria import CorrectClasses
 from lossmap.data.problem import ACCURACY, Metric, Problem, inputs_of, targets_of, temporary_parameters
-from lossmap.geometry.directions import move_point, origin_of
+from lossmap.geometry.directions import move_point, origin_of, random_plane
+from lossmap.landscape.loss import losses
 
 
 class Net(nn.Module):
@@ -470,3 +472,38 @@ def test_images_of_whole_numbers_are_named_where_the_model_does_not_take_them():
     problem = Problem.supervised(nn.Conv2d(1, 1, 3), lambda o, t: o.mean(), (images, torch.zeros(4)))
     with pytest.raises(RuntimeError, match=r"the inputs are whole numbers \(torch.uint8\): .* give x.float\(\) / 255"):
         problem.total(next(iter(problem.data)))
+
+
+@pytest.mark.parametrize(
+    ("loss", "ignored"),
+    [
+        ("crossentropy", -100),
+        (nn.CrossEntropyLoss(ignore_index=255), 255),
+        (nn.CrossEntropyLoss(ignore_index=1), 1),
+        (lambda f, y: F.cross_entropy(f, y, ignore_index=-1), -1),
+    ],
+)
+def test_the_accuracy_is_over_the_samples_that_have_a_class(loss, ignored):
+    torch.manual_seed(0)
+    model, x = nn.Linear(5, 3), torch.randn(31, 5)
+    y = model(x).argmax(1)
+    y[:4] = (y[:4] + 1) % 3
+    hidden = torch.arange(31) % 3 == 0
+    y[hidden] = ignored
+    counts = y != ignored
+    true = 100 * (model(x).argmax(1) == y)[counts].double().mean().item()
+    problem = Problem.supervised(model, loss, (x, y), batch_size=7)
+    measure = losses(problem, random_plane(model, axes=1))
+    assert measure((0.0,))["train_acc"] == pytest.approx(true)
+    assert "without a class left out" in measure.fields[1].long_name
+
+
+def test_a_sample_without_a_class_makes_the_accuracy_of_streamed_data_unknown():
+    metric, outputs = CorrectClasses(-100), torch.eye(3)
+    assert value(metric(outputs, (None, torch.tensor([0, 1, 0])))) == 200
+    assert torch.isnan(metric(outputs, (None, torch.tensor([0, 1, -100]))))
+
+
+def test_without_any_class_there_is_no_accuracy():
+    targets = torch.full((8,), -1)
+    assert Problem.supervised(nn.Linear(5, 3), F.multi_margin_loss, (torch.randn(8, 5), targets)).metrics == {}
