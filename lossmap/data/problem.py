@@ -30,6 +30,7 @@ from lossmap.data.criteria import (
     SupervisedLoss,
     accuracy_over,
     criterion_and_unit,
+    ignored_target,
     metric_of,
     module_form,
     summed_criterion,
@@ -42,6 +43,11 @@ from lossmap.data.outside_state import accompany
 from lossmap.geometry.directions import move_point, origin_of
 from lossmap.geometry.wrappers import within_ddp
 from lossmap.keywords import checked_init, checked_keywords
+
+
+def ignored_by(problem: Problem) -> int | None:
+    """The target that a problem's loss ignores, as far as it says; None for none."""
+    return ignored_target(problem.loss.loss) if isinstance(problem.loss, SupervisedLoss) else None
 
 
 def _is_double(model: nn.Module) -> bool:

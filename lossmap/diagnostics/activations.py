@@ -10,7 +10,9 @@ One forward pass over the data, in evaluation mode. For a unit (a channel, or a 
     saturated  share of positions at which a bounded activation (tanh, sigmoid) is within .01 of its end
 
 Activations are recorded where they are called, as modules or as functions; `behind` names the module whose output went
-straight in. Only this module defines what rectifies, and what is dead. For a layer with weights:
+straight in. What is no signal of samples is left out: functions of a parameter (a gate), of one number or one row, and
+those whose units are others in every batch. Only this module defines what rectifies, and what is dead. For a layer with
+weights:
 
     gain       root mean square of what leaves over that of what enters; where the layer's output goes straight into a
                normalisation, what leaves the normalisation: a weight's size alone says nothing there
@@ -22,7 +24,7 @@ Glorot and Bengio (2010), proceedings.mlr.press/v9/glorot10a, for saturation.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from math import isfinite, nan
@@ -34,6 +36,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from lossmap.curvature.gradient import loss_and_gradient
+from lossmap.data.batches import samples_in
 from lossmap.data.problem import Problem, temporary_parameters
 
 Array = np.ndarray
@@ -191,7 +194,7 @@ class ActivationRecorder:
 
     with recording(model) as recorder:
         for batch in data:
-            recorder.begin_batch()
+            recorder.begin_batch(samples)
             model(...)
     recorder.activations()
     """
@@ -201,13 +204,16 @@ class ActivationRecorder:
         self.flows: dict[str, _Flow] = {}
         self.inside = [""]
         self.calls: dict[str, int] = {}
+        self.left_out: set[str] = set()  # activations that are no signal in some batch, or one of other units
+        self.samples = 1  # of the present batch
         self.latest: tuple[str, Tensor] | None = None  # the layer called last, and its output
         self.output: tuple[str, Tensor] | None = None  # the module that ended last, of any kind, and its output
         self.by_channel = False
 
-    def begin_batch(self) -> None:
-        """A further batch begins."""
+    def begin_batch(self, samples: int) -> None:
+        """A further batch begins, of so many samples."""
         self.calls.clear()
+        self.samples = samples
 
     def activations(self) -> dict[str, Activation]:
         """Each call of an activation function, in the order of the calls."""
@@ -230,21 +236,22 @@ class ActivationRecorder:
         return lambda _module, _inputs: self.inside.append(name)
 
     def leaves(self, name: str) -> Callable[..., None]:
-        """The hook that runs after the module of this name."""
+        """The hook, with keywords, that runs after the module of this name."""
 
-        def hook(module: nn.Module, inputs: tuple[Any, ...], out: Any) -> None:
+        def hook(module: nn.Module, inputs: tuple[Any, ...], keywords: Mapping[str, Any], out: Any) -> None:
             self.inside.pop()
+            entering = first_argument(inputs, keywords)
             if isinstance(out, Tensor):
                 self.output = (name, out)
             if isinstance(module, BY_CHANNEL + BY_FEATURE):
                 self.by_channel = isinstance(module, BY_CHANNEL)
-            if isinstance(module, WEIGHTED) and isinstance(out, Tensor):
+            if isinstance(module, WEIGHTED) and _is_signal(entering) and _is_signal(out):
                 flow = self.flows.setdefault(name, _Flow())
-                flow.entering.append(_mean_square(inputs[0]))
+                flow.entering.append(_mean_square(entering))
                 flow.leaving.append(_mean_square(out))
                 flow.alone.append(flow.leaving[-1])
                 self.latest = (name, out)
-            elif isinstance(module, NORMS) and self.latest is not None and inputs[0] is self.latest[1]:
+            elif isinstance(module, NORMS) and self.latest is not None and entering is self.latest[1]:
                 flow = self.flows[self.latest[0]]
                 flow.norm = name
                 flow.leaving[-1] = _mean_square(out)
@@ -258,16 +265,29 @@ class ActivationRecorder:
         name = module
         if self.calls[module] > 1:
             name = f"{module}#{self.calls[module]}"
+        if result.dim() == 1 and len(result) == self.samples:  # one number of each sample
+            result = result[:, None]
+        if isinstance(argument, nn.Parameter) or not _is_signal(result):
+            self._leave_out(name)
+            return
         axis = 1  # channels, or features of (B, features)
         if result.dim() >= 3 and not self.by_channel:
             axis = result.dim() - 1
         values = result.detach().movedim(axis, -1).reshape(-1, result.shape[axis])
+        if name in self.units and len(self.units[name].fired) != values.shape[1]:
+            self._leave_out(name)
+        if name in self.left_out:
+            return
         if name not in self.units:
             behind = None
             if self.output is not None and self.output[1] is argument:
                 behind = self.output[0]
             self.units[name] = _Units(kind, values.shape[1], behind)
-        self.units[name].add(values, len(result))
+        self.units[name].add(values, min(self.samples, len(values)))
+
+    def _leave_out(self, name: str) -> None:
+        self.left_out.add(name)
+        self.units.pop(name, None)
 
 
 def activation_statistics(problem: Problem) -> ActivationStatistics:
@@ -279,7 +299,7 @@ def activation_statistics(problem: Problem) -> ActivationStatistics:
         recording(model) as recorder,
     ):  # a loss may differentiate by its inputs
         for batch in problem.data:
-            recorder.begin_batch()
+            recorder.begin_batch(samples_in(batch))
             problem.forward(model, batch)
     names = list(recorder.flows)
     return ActivationStatistics(
@@ -296,9 +316,19 @@ def recording(model: nn.Module) -> Iterator[ActivationRecorder]:
     with ExitStack() as stack:
         for name, module in model.named_modules():
             stack.callback(module.register_forward_pre_hook(recorder.enters(name)).remove)
-            stack.callback(module.register_forward_hook(recorder.leaves(name)).remove)
+            stack.callback(module.register_forward_hook(recorder.leaves(name), with_kwargs=True).remove)
         stack.enter_context(_Functions(recorder.add_call))
         yield recorder
+
+
+def first_argument(inputs: Sequence[Any], keywords: Mapping[str, Any]) -> Any:
+    """What a module was called with first, by position or by name; None for nothing."""
+    return next(iter((*inputs, *keywords.values())), None)
+
+
+def _is_signal(value: Any) -> bool:
+    """Whether a value is a tensor of real numbers with samples and units."""
+    return isinstance(value, Tensor) and value.dim() > 1 and value.is_floating_point()
 
 
 def _mean_square(signal: Tensor) -> Tensor:

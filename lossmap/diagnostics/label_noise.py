@@ -13,18 +13,20 @@ Source: Northcutt, Jiang and Chuang (2021), doi:10.1613/jair.1.12125 (arXiv:1911
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import nan
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from lossmap.data.problem import Problem, targets_of, temporary_parameters
+from lossmap.data.criteria import are_classes
+from lossmap.data.problem import Problem, ignored_by, targets_of, temporary_parameters
 from lossmap.report.text import percent_with_error
 
 Array = np.ndarray
 CHANCE_ERRORS = 2.0  # standard errors by which a network must be better than chance
+SUM_TOLERANCE = 1e-3  # of rows of probabilities, in low precision too
 MIN_GAIN = 0.1  # of the labels' entropy, in likelihood: untrained networks were seen to gain some percent
 
 
@@ -98,9 +100,11 @@ def _deviation(share: float, count: int) -> float:
 def label_noise(problem: Problem) -> LabelNoise:
     """The estimate from one pass over the data in evaluation mode.
 
-    Raises ValueError where the problem is not a classification: outputs (B, C), whole-number targets (B,).
+    Targets that the loss ignores, or negative ones, are left out. Outputs that are probabilities, rows that sum to 1,
+    are taken as they are; all others are logits. Raises ValueError where the problem is not a classification: outputs
+    (B, C > 1), whole-number targets (B,) below C.
     """
-    probabilities: list[Tensor] = []
+    scores: list[Tensor] = []
     targets: list[Tensor] = []
     with temporary_parameters(problem.model, {}), torch.enable_grad():  # a loss may differentiate by its inputs
         for batch in problem.data:
@@ -110,9 +114,26 @@ def label_noise(problem: Problem) -> LabelNoise:
                 y = targets_of(batch)
             if not isinstance(y, Tensor) or y.dim() != 1 or y.is_floating_point():
                 raise ValueError("label noise requires a classifier: outputs (B, C) and whole-number targets (B,)")
-            probabilities.append(outputs.detach().double().softmax(1).cpu())
+            scores.append(outputs.detach().double().cpu())
             targets.append(y.long().cpu())
-    return confident_learning(torch.cat(probabilities).numpy(), torch.cat(targets).numpy())
+    outputs, y = torch.cat(scores), torch.cat(targets)
+    known = are_classes(y, ignored_by(problem))
+    classes = outputs.shape[1]
+    if classes < 2 or not bool(known.any()) or int(y[known].max()) >= classes:
+        raise ValueError(
+            f"label noise requires a classifier: {classes} outputs are no scores of the classes that the targets name"
+        )
+    if not _are_probabilities(outputs):
+        outputs = outputs.softmax(1)
+    found = confident_learning(outputs[known].numpy(), y[known].numpy())
+    places = known.nonzero()[:, 0].numpy()
+    return replace(found, suspected_errors=places[found.suspected_errors])
+
+
+def _are_probabilities(outputs: Tensor) -> bool:
+    """Whether all rows are >= 0 and sum to 1."""
+    sums = outputs.sum(1)
+    return bool((outputs >= 0).all()) and bool(((sums - 1.0).abs() <= SUM_TOLERANCE).all())
 
 
 def confident_learning(p: Array, y: Array) -> LabelNoise:

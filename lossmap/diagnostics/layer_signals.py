@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from lossmap.curvature.operators import differentiated
+from lossmap.data.batches import samples_in
 from lossmap.data.problem import Problem
 from lossmap.diagnostics.activations import Activation, recording
 from lossmap.geometry.parameter_vector import movable_parameters
@@ -105,17 +106,17 @@ def signals(problem: Problem) -> dict[str, Signal]:
     tallies = {m: _Tally() for m in own.values()}
     order: dict[nn.Module, None] = {}
 
-    def record(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+    def record(module: nn.Module, inputs: tuple[Any, ...], keywords: Mapping[str, Any], output: Any) -> None:
         order[module] = None
-        tallies[module].forward(inputs, output)
+        tallies[module].forward((*inputs, *keywords.values()), output)
 
     parameters = list(movable_parameters(model).values())
     handles = []
     try:
-        handles = [m.register_forward_hook(record) for m in tallies]
+        handles = [m.register_forward_hook(record, with_kwargs=True) for m in tallies]
         with differentiated(model, parameters), recording(model) as recorder:
             for batch in problem.data:
-                recorder.begin_batch()
+                recorder.begin_batch(samples_in(batch))
                 loss = problem.total(batch)
                 for tally in tallies.values():
                     tally.is_final = True

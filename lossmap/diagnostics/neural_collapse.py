@@ -24,7 +24,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lossmap.data.problem import Problem, targets_of, temporary_parameters
+from lossmap.data.criteria import are_classes
+from lossmap.data.problem import Problem, ignored_by, targets_of, temporary_parameters
+from lossmap.diagnostics.activations import first_argument
 
 Array = np.ndarray
 
@@ -59,38 +61,46 @@ class Moments:
 
 
 def last_linear(model: nn.Module, batch_forward: Callable[[], object]) -> str:
-    """The name of the last linear layer that the forward pass calls.
+    """The name of the last linear layer that the forward pass calls, of those with as many outputs as the model.
 
     Raises ValueError where there is none: then the layer whose input are the features must be named.
     """
     called: list[str] = []
+    linear = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     handles = [
         module.register_forward_hook(lambda _m, _i, _o, name=name: called.append(name))
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear)
+        for name, module in linear.items()
     ]
     try:
         with torch.enable_grad():
-            batch_forward()
+            outputs = batch_forward()
     finally:
         for handle in handles:
             handle.remove()
+    if isinstance(outputs, Tensor) and outputs.dim() == 2:  # others, such as gates, are no last layer
+        called = [name for name in called if linear[name].out_features == outputs.shape[1]]
     if not called:
-        raise ValueError("the model calls no linear layer; name the layer whose input are the features")
+        raise ValueError(
+            "the model calls no linear layer with as many outputs as it has itself; name the layer whose input are the "
+            "features"
+        )
     return called[-1]
 
 
 def features_of(problem: Problem, layer: str) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Batch by batch: the input of a layer (B, d) in float64, the targets (B,), and the predicted classes (B,).
 
-    Raises ValueError where there is no such layer, or the problem is not a classification.
+    Of the samples that have a class: targets that the loss ignores, or negative ones, are left out. Raises ValueError
+    where there is no such layer, or the problem is not a classification.
     """
     try:
         module = problem.model.get_submodule(layer)
     except AttributeError:
         raise ValueError(f"the model has no layer named {layer!r}") from None
     inputs: list[Tensor] = []
-    handle = module.register_forward_pre_hook(lambda _m, args: inputs.append(args[0].detach()))
+    handle = module.register_forward_pre_hook(
+        lambda _m, args, keywords: inputs.append(first_argument(args, keywords).detach()), with_kwargs=True
+    )
     try:
         for batch in problem.data:
             inputs.clear()
@@ -104,7 +114,16 @@ def features_of(problem: Problem, layer: str) -> Iterator[tuple[Tensor, Tensor, 
                     "neural collapse requires a classifier: outputs (B, C), whole-number targets (B,), and a layer "
                     f"that is called; got the layer {layer!r}"
                 )
-            yield inputs[-1].flatten(1).double(), targets.long(), outputs.detach().argmax(1)
+            if inputs[-1].dim() < 2 or len(inputs[-1]) != len(targets):
+                raise ValueError(
+                    f"the input of the layer {layer!r} has no row for each sample: its shape is "
+                    f"{tuple(inputs[-1].shape)}, for {len(targets)} samples; name another layer"
+                )
+            features = inputs[-1].flatten(1).double()
+            if not bool(features.isfinite().all()):
+                raise ValueError(f"the input of the layer {layer!r} is not finite")
+            known = are_classes(targets, ignored_by(problem))
+            yield features[known], targets[known].long(), outputs.detach().argmax(1)[known]
     finally:
         handle.remove()
 
@@ -157,7 +176,7 @@ def neural_collapse(problem: Problem, *, layer: str | None = None, groups: int =
         moments, moved = _second_pass(problem, name, centres, totals, counts)
     estimates = numbers(moments, weight)
     errors = _jackknife(moments, weight)
-    samples = problem.data.samples
+    samples = int(counts.sum())
     share = errors["nc4"] = nan  # of dead features: all centres are equally near
     if np.isfinite(estimates["nc1"]):
         share, *left_out = moved.tolist()

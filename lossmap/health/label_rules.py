@@ -94,7 +94,7 @@ def memorization(measured: Measurements) -> Iterator[Finding]:
 def chance_level(measured: Measurements) -> Iterator[Finding]:
     """A negative log-likelihood no lower than the entropy of the labels' frequencies, both in nats."""
     labels = measured.labels
-    if labels is None:
+    if labels is None or labels.entropy == 0.0:  # samples of one class: nothing is better than their frequency
         return
     loss, error = labels.negative_log_likelihood
     yield Finding(

@@ -10,20 +10,23 @@ loss's Hessian: nothing that lies behind the layer enters. It is what people com
     one output                                         gives, by the inputs, act''(z) w w^T: rank one at most
     o outputs                                          give, by the inputs of one sample, rank o at most
 
-The activation is the module that is called next, where it is one; functional calls such as F.relu cannot be seen, and
-the layer is then read alone. Price: one pass over the data, and n products of a small function.
+The activation is the module that is called next, where it is one and takes the layer's output; functional calls such as
+F.relu cannot be seen, and the layer is then read alone. Price: one pass over the data, and n products of a small
+function.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from math import nan
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, jacrev, vmap
+from torch.nn.utils import prune
 from torch.nn.utils.parametrize import remove_parametrizations
 from torch.nn.utils.spectral_norm import SpectralNorm, remove_spectral_norm
 from torch.nn.utils.weight_norm import WeightNorm, remove_weight_norm
@@ -31,6 +34,7 @@ from torch.nn.utils.weight_norm import WeightNorm, remove_weight_norm
 from lossmap.curvature.operators import differentiated
 from lossmap.data.borrow import copy_of, set_evaluation_mode
 from lossmap.data.problem import Problem
+from lossmap.diagnostics.activations import first_argument
 from lossmap.linalg.operator import Rounding
 from lossmap.report.definiteness import kind_of
 from lossmap.report.layer_hessian import LayerHessianSummary, layer_hessian_text
@@ -149,25 +153,32 @@ def _layers_as_called(problem: Problem, samples: int) -> list[_CalledLayer]:
     model = problem.model
     names: dict[nn.Module, str] = {m: n for n, m in model.named_modules() if isinstance(m, LAYERS)}
     inputs_of: dict[nn.Module, list[Tensor]] = {}
-    behind: dict[nn.Module, nn.Module] = {}
-    last: list[nn.Module] = []  # the module that was called before; none at the beginning of a batch
+    behind: dict[nn.Module, nn.Module | None] = {}
+    last: list[tuple[nn.Module, Any]] = []  # the module that was called before, and its output; none in a new batch
 
-    def record(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        if last and last[0] in names:
-            behind.setdefault(last[0], module)
-        last[:] = [module]
+    def record(module: nn.Module, inputs: tuple[Any, ...], keywords: Mapping[str, Any], output: Any) -> None:
+        entering = first_argument(inputs, keywords)
+        if last and last[0][0] in names:
+            layer, left = last[0]
+            goes_in = entering is left and _is_of_each_sample(module, layer, entering)
+            behind.setdefault(layer, module if goes_in else None)
+        last[:] = [(module, output)]
         if module in names:
             parts = inputs_of.setdefault(module, [])
             if sum(len(part) for part in parts) < samples:
-                x = inputs[0].detach()
+                x = entering.detach()
                 if isinstance(module, nn.Linear):  # all dimensions before the last count as samples
                     x = x.reshape(-1, x.shape[-1])
-                parts.append(x)
+                elif x.dim() < cast(Tensor, module.weight).dim():  # a convolution of one sample without a batch
+                    x = x[None]
+                if not parts or x.shape[1:] == parts[0].shape[1:]:  # of other sizes the entries are others
+                    parts.append(x)
 
     # Modules without children alone: of a container and its last member only the latter is called "behind".
-    handles = [m.register_forward_hook(record) for m in model.modules() if not any(True for _ in m.children())]
+    leaves = [m for m in model.modules() if not any(True for _ in m.children())]
+    handles = [m.register_forward_hook(record, with_kwargs=True) for m in leaves]
     try:
-        with differentiated(model, []), torch.no_grad():
+        with differentiated(model, []):  # with gradients: a loss may differentiate by its inputs
             for batch in problem.data:
                 last.clear()
                 problem.total(batch)
@@ -183,6 +194,17 @@ def _layers_as_called(problem: Problem, samples: int) -> list[_CalledLayer]:
     return layers
 
 
+def _is_of_each_sample(activation: nn.Module, layer: nn.Module, entering: Tensor) -> bool:
+    """Whether an activation takes each of a layer's samples by itself: a softmax may go over others."""
+    if not isinstance(activation, (nn.Softmax, nn.LogSoftmax)):
+        return True
+    along = activation.dim
+    if along is None:  # PyTorch's own choice
+        along = 0 if entering.dim() in (1, 3) else 1
+    along %= entering.dim()
+    return along == entering.dim() - 1 if isinstance(layer, nn.Linear) else along > 0
+
+
 def _plain(module: nn.Module) -> nn.Module:
     """A copy in float64 on the CPU, in evaluation mode: with the weight as it is applied, and no backward hooks."""
     layer = copy_of(module, torch.float64).cpu()
@@ -192,6 +214,8 @@ def _plain(module: nn.Module) -> nn.Module:
             remove_weight_norm(layer, hook.name)
         elif isinstance(hook, SpectralNorm):
             remove_spectral_norm(layer, hook.name)
+        elif isinstance(hook, prune.BasePruningMethod):
+            prune.remove(layer, hook._tensor_name)  # type: ignore[no-untyped-call]
     for name in list(getattr(layer, "parametrizations", ())):
         remove_parametrizations(layer, name, leave_parametrized=True)
     layer._backward_hooks.clear()  # functorch does not take them
@@ -205,8 +229,10 @@ def _layer_hessian(called: _CalledLayer, at: str, dense: int, samples: int) -> L
     activation: nn.Module = nn.Identity()
     if called.activation is not None:
         activation = _plain(called.activation)
+        if isinstance(activation, (nn.Softmax, nn.LogSoftmax)) and isinstance(layer, nn.Linear):
+            activation.dim = -1  # of inputs in rows
     x = called.inputs[:samples].double().cpu()
-    weight = dict(layer.named_parameters())["weight"].detach()
+    weight = cast(Tensor, layer.weight).detach()
     size = {"inputs": x[0].numel(), "weights": weight.numel()}[at]
     with torch.no_grad():
         outputs = layer(x[:1]).numel()
@@ -225,6 +251,8 @@ def _layer_hessian(called: _CalledLayer, at: str, dense: int, samples: int) -> L
     )
     if size > dense:
         return replace(result, skipped=f"{size:,} numbers, more than the {dense} that are made whole")
+    if at == "weights" and "weight" not in layer._parameters:
+        return replace(result, skipped="its weight is made anew in every call, by a hook")
 
     def by_inputs(flat_x: Tensor) -> Tensor:
         total: Tensor = activation(layer(flat_x.view(x[:1].shape))).sum()

@@ -153,3 +153,45 @@ def test_the_slope_of_a_layer_is_that_of_the_loss_also_where_the_loss_differenti
     by_output = torch.autograd.grad(7 * slope_loss(model, x), seen)[0]
     handle.remove()
     assert measured.gradient == pytest.approx(float(by_output.square().mean().sqrt()), rel=1e-5)
+
+
+class Gated(nn.Module):
+    """A gate of one number, one of a row, a matrix of gates, layers without samples or called by keyword."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last, self.made = nn.Linear(6, 8), nn.Linear(8, 1), nn.Linear(3, 8)
+        self.gate, self.row = nn.Parameter(torch.tensor(0.3)), nn.Parameter(torch.randn(8))
+        self.table, self.code = nn.Parameter(torch.randn(8, 8)), nn.Parameter(torch.randn(3))
+
+    def forward(self, x):
+        h = torch.relu(self.first(input=x)) * torch.sigmoid(self.gate) * torch.tanh(self.row)
+        h = h @ torch.sigmoid(self.table) + torch.relu(self.made(self.code))
+        return torch.tanh(self.last(h).squeeze(-1))
+
+
+def test_functions_of_parameters_and_of_one_row_are_no_signals_of_samples():
+    torch.manual_seed(0)
+    model, x = Gated(), torch.randn(30, 6)
+    problem = Problem.supervised(model, lambda f, y: F.softplus(-f * y).mean(), (x, x[:, 0].sign()), batch_size=8)
+    read = activation_statistics(problem)
+    assert [(a.kind, a.units, a.samples) for a in read.activations] == [("relu", 8, 30), ("tanh", 1, 30)]
+    assert [g.name for g in read.gains] == ["first", "last"]
+    assert read.gains[0].entering == pytest.approx(float(x.square().mean().sqrt()))
+    assert lossmap.layer_spectra(problem, probes=0).signals["first"].input == pytest.approx(read.gains[0].entering)
+
+
+class Scores(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+
+    def forward(self, x):
+        h = torch.relu(self.layer(x))
+        return torch.relu(h @ h.transpose(1, 2)).mean((1, 2))
+
+
+def test_units_that_are_others_in_every_batch_are_left_out():
+    batches = [(torch.randn(3, width, 4), torch.randn(3)) for width in (5, 7, 5)]
+    read = activation_statistics(Problem.supervised(Scores(), F.mse_loss, batches))
+    assert [(a.units, a.samples) for a in read.activations] == [(4, 9)]

@@ -110,3 +110,38 @@ def test_a_confident_network_is_a_classifier_though_its_mistakes_ruin_its_likeli
     result = confident_learning(p, y)
     assert result.negative_log_likelihood[0] > result.entropy
     assert result.noise[0] == pytest.approx(0.1, abs=0.01) and result.undecided == ""
+
+
+@pytest.mark.parametrize("ignored", [-100, -1, 255, 2])
+def test_samples_that_the_loss_ignores_are_left_out(ignored):
+    torch.manual_seed(0)
+    model, x = nn.Linear(3, 4), torch.randn(60, 3)
+    y = (x @ torch.randn(3, 4)).argmax(1)
+    y[::3] = ignored
+    counted = y != ignored
+    found = label_noise(Problem.supervised(model, nn.CrossEntropyLoss(ignore_index=ignored), (x, y), batch_size=16))
+    alone = label_noise(Problem.supervised(model, "crossentropy", (x[counted], y[counted])))
+    assert (found.samples, found.accuracy) == (int(counted.sum()), alone.accuracy)
+    assert found.negative_log_likelihood == pytest.approx(alone.negative_log_likelihood)
+    assert found.suspected_errors.tolist() == counted.nonzero()[alone.suspected_errors, 0].tolist()
+
+
+def test_outputs_that_are_probabilities_are_taken_as_they_are():
+    torch.manual_seed(0)
+    model, x, y = nn.Sequential(nn.Linear(3, 4), nn.Softmax(1)), torch.randn(50, 3), torch.arange(50) % 4
+
+    def loss(p, y):
+        return -p.gather(1, y[:, None]).log().mean()
+
+    found = label_noise(Problem.supervised(model, loss, (x, y)))
+    assert found.negative_log_likelihood[0] == pytest.approx(loss(model(x), y).item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("outputs", [1, 3])
+def test_outputs_that_are_no_scores_of_the_classes_are_refused(outputs):
+    def loss(f, y):
+        return (f.sum(1) - y).square().mean()
+
+    problem = Problem.supervised(nn.Linear(3, outputs), loss, (torch.randn(20, 3), torch.arange(20) % 5))
+    with pytest.raises(ValueError, match="no scores of the classes"):
+        label_noise(problem)

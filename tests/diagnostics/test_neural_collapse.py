@@ -153,3 +153,47 @@ def test_what_is_no_classifier_is_refused():
     wide = (torch.randn(12, 4), torch.arange(12) % 3)
     with pytest.raises(ValueError, match="the layer has 2 outputs"):
         neural_collapse(Problem.supervised(nn.Sequential(nn.Linear(4, 2)), "crossentropy", wide), layer="0")
+
+
+class Mixture(nn.Module):
+    """Its gate is called behind the layer that gives the classes."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.last, self.gate = nn.Linear(5, 6), nn.Linear(6, 3), nn.Linear(5, 2)
+
+    def forward(self, x):
+        return self.last(torch.tanh(self.body(x))) * self.gate(x).softmax(1)[:, :1]
+
+
+def test_a_gate_is_not_taken_for_the_last_layer():
+    torch.manual_seed(0)
+    found = neural_collapse(Problem.supervised(Mixture(), "crossentropy", (torch.randn(40, 5), torch.arange(40) % 3)))
+    assert (found.layer, found.features) == ("last", 6)
+
+
+def test_samples_that_the_loss_ignores_are_left_out():
+    torch.manual_seed(0)
+    model, x, y = nn.Linear(5, 3), torch.randn(60, 5), torch.arange(60) % 3
+    alone = neural_collapse(Problem.supervised(model, "crossentropy", (x[10:], y[10:])))
+    y[:10] = -100
+    found = neural_collapse(Problem.supervised(model, "crossentropy", (x, y)))
+    assert found.nc1 == pytest.approx(alone.nc1) and found.samples == alone.samples == 50
+
+
+def test_features_that_are_not_those_of_the_samples_are_refused():
+    class Part(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(5, 3)
+
+        def forward(self, x):
+            return torch.cat([self.layer(x[::2]), x[1::2, :3]])
+
+    batch = (torch.randn(20, 5), torch.arange(20) % 3)
+    with pytest.raises(ValueError, match="no row for each sample"):
+        neural_collapse(Problem.supervised(Part(), "crossentropy", [batch]))
+    x = torch.randn(20, 5)
+    x[3] = float("nan")
+    with pytest.raises(ValueError, match="not finite"):
+        neural_collapse(Problem.supervised(nn.Linear(5, 3), "crossentropy", (x, batch[1])))

@@ -388,3 +388,11 @@ def test_a_module_under_two_names_is_the_same_after_single_gradients():
     norms = health.measurements.gradient_norms
     assert norms["inner.weight"] == pytest.approx(float(model.inner.weight.grad.norm()), rel=1e-4)
     assert "hessian" not in health.measurements.skipped
+
+
+def test_samples_of_one_class_are_no_chance_level():
+    torch.manual_seed(0)
+    model = nn.Linear(4, 3)
+    model.bias.data = torch.tensor([0.0, 9.0, 0.0])
+    data = (torch.randn(40, 4), torch.ones(40, dtype=torch.int64))
+    assert "chance-level" not in rules(diagnose_network_health(model, data, examinations=("signals",)))

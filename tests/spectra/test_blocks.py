@@ -416,3 +416,36 @@ def test_a_curved_layer_at_inputs_where_it_is_linear_is_distinguished_from_a_lin
 def test_another_second_reading_is_refused():
     with pytest.raises(ValueError, match="taken by inputs or weights; got 'outputs'"):
         layer_hessians(problem_of(net()), "outputs")
+
+
+def test_a_layer_is_read_without_an_activation_that_takes_more_than_its_output():
+    class Residual(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.two, self.act = nn.Linear(3, 3), nn.Linear(3, 3), nn.Tanh()
+
+        def forward(self, x):
+            return self.act(x + self.two(self.act(self.one(x))))
+
+    problem = Problem.supervised(Residual(), "mse", (torch.randn(9, 3), torch.randn(9, 3)))
+    assert [layer.activation for layer in layer_hessians(problem)] == ["Tanh", "none seen"]
+
+
+def test_a_softmax_over_other_samples_is_no_part_of_a_layer():
+    x = torch.randn(6, 4, 3)
+    for dim, seen in ((1, "none seen"), (2, "Softmax"), (-1, "Softmax")):
+        model = nn.Sequential(nn.Linear(3, 2), nn.Softmax(dim=dim))
+        (layer,) = layer_hessians(Problem.supervised(model, "mse", (x, torch.randn(6, 4, 2))))
+        assert layer.activation == seen
+
+
+def test_layers_are_read_a_second_time_where_the_loss_differentiates_by_its_inputs_or_weights_are_pruned():
+    def loss(model, batch):
+        x = batch[0].requires_grad_(True)
+        return torch.autograd.grad(model(x).sum(), x, create_graph=True)[0].square().mean()
+
+    model = nn.Sequential(nn.Linear(2, 4), nn.Tanh(), nn.Linear(4, 1))
+    assert len(layer_hessians(Problem.custom(model, loss, (torch.randn(12, 2),)))) == 2
+    nn.utils.prune.l1_unstructured(model[0], "weight", 0.5)
+    problem = Problem.supervised(model, "mse", (torch.randn(12, 2), torch.randn(12, 1)))
+    assert layer_hessians(problem, "weights")[0].skipped == "" and layer_hessians(problem)[0].size == 2
