@@ -46,8 +46,8 @@ def _draw_split(axes: Any, stored: StoredReport, split: str) -> None:
     accuracy = stored.arrays.get(f"{split}_acc")
     if accuracy is not None:
         right = axes.twinx()
-        lines.curve(right, t, accuracy, colour=RED, label="accuracy", dashed=False)
-        right.set_ylabel("accuracy (percent)", color=RED)
+        lines.curve(right, t, accuracy, colour=RED, label="accuracy", squares=True)
+        right.set_ylabel(lines.on_right("accuracy (percent)"), color=RED)
         right.tick_params(axis="y", colors=RED)
         right.set_ylim(-3, 103)
 

@@ -25,7 +25,7 @@ from matplotlib.figure import Figure
 
 from lossmap.io.read import Surface
 from lossmap.io.surface import Group
-from lossmap.plotting import maps
+from lossmap.plotting import lines, maps
 from lossmap.plotting.caption import caption_of
 from lossmap.plotting.connection import draw_connection
 from lossmap.plotting.dynamics import draw_evolution
@@ -219,7 +219,9 @@ def draw_path(surface: Surface) -> Figure:
         for i, name in enumerate(along):
             colour, words = ALONG[name]
             axes = panels[1] if i == 0 else panels[1].twinx()
-            axes.plot(steps, group[name], ".-", color=colour)
+            right = i > 0
+            words = lines.on_right(words) if right else words
+            lines.curve(axes, steps, np.asarray(group[name]), colour=colour, label="", squares=right)
             axes.set_ylabel(words, color=colour)
             axes.tick_params(axis="y", colors=colour)
             if name == "residual":  # below a thousandth of the path it is rounding

@@ -14,16 +14,22 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import CenteredNorm, LogNorm, Normalize
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from lossmap.geometry.grid import curvature_unit
 from lossmap.io.eigenvector_store import results_of
 from lossmap.io.surface import Group
+from lossmap.plotting import lines, maps
+from lossmap.plotting.contour_levels import suits_log
+from lossmap.plotting.plane_figures import decades
 from lossmap.plotting.quantities import in_brackets
 from lossmap.plotting.style import (
     BLUE,
     DARK,
     GREEN,
+    GREY,
     PURPLE,
     RED,
     column_width,
@@ -35,6 +41,8 @@ from lossmap.plotting.style import (
 )  # fmt: skip
 
 Source = str | os.PathLike[str] | Group
+CHARACTERS_PER_INCH, LINE_HEIGHT = 19, 0.1  # of the answers in words, inches
+PANEL = 1.62  # height of a row of panels, inches
 MAX_COMPONENTS = 20  # that are drawn; of tracks three times as many
 
 
@@ -114,14 +122,14 @@ def successive(axes: Axes, group: Group) -> None:
     steps, table = group["step"], group["overlap"]
     for i, column in enumerate((group["principal_cosine"] ** 2).T):
         axes.plot(steps[1:], column, color="0.75", lw=0.5, zorder=0, label="" if i else "by angle")
-    axes.plot(steps[1:], np.diag(table, 1), color=BLUE, label="the one before")
-    axes.plot(steps, table[0], color=RED, label="the first")
-    axes.plot(steps, table[-1], color=GREEN, label="the last")
+    axes.plot(steps[1:], np.diag(table, 1), color=BLUE, linestyle=lines.dashes(0), label="the one before")
+    axes.plot(steps, table[0], color=RED, linestyle=lines.dashes(1), label="the first")
+    axes.plot(steps, table[-1], color=GREEN, linestyle=lines.dashes(3), label="the last")
     chance = _number(group, "related", "chance")
     if np.isfinite(chance):
         axes.axhline(chance, color=DARK, ls="--", lw=0.8, label="chance")
     axes.set(xlabel="step", ylabel="overlap with", ylim=(-0.03, 1.05))
-    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncol=5, columnspacing=0.7, handlelength=1.0)
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncol=3, columnspacing=0.7, handlelength=1.6)
 
 
 def tracks(axes: Axes, group: Group) -> None:
@@ -133,6 +141,29 @@ def tracks(axes: Axes, group: Group) -> None:
     if values.min() > 0 and values.max() > 20 * values.min():
         axes.set_yscale("log")
     axes.set(xlabel="step", ylabel="eigenvalues, along tracks" + _in_curvature_unit(group))
+
+
+def heat_map(axes: Axes, group: Group) -> None:
+    """The eigenvalues measured, a column for each snapshot, from the largest to the smallest; grey where there is none.
+
+    White is 0 where there are eigenvalues of both signs; on a log scale where all are positive and span much.
+    """
+    steps, values = group["step"], -np.sort(-group["eigenvalue"], axis=1)  # NaN comes last
+    known = values[np.isfinite(values)]
+    norm: Normalize = Normalize()
+    cmap, scale = "viridis", ""
+    if known.size and known.min() < 0 < known.max():
+        norm, cmap = CenteredNorm(0.0), "RdBu"
+    elif suits_log([known]):
+        norm, scale = LogNorm(), ",\nlog scale"
+    axes.set_facecolor(GREY)
+    rows = np.arange(values.shape[1] + 1) + 0.5
+    picture = axes.pcolormesh(
+        maps.edges(steps), rows, np.ma.masked_invalid(values.T), norm=norm, cmap=cmap, rasterized=True
+    )
+    _bar(axes, picture, "eigenvalue" + _in_curvature_unit(group) + scale)
+    axes.set(xlabel="step", ylabel="eigenvalue, from the largest", ylim=(rows[-1], rows[0]))
+    axes.yaxis.set_major_locator(MaxNLocator(6, integer=True))
 
 
 def participation(axes: Axes, group: Group) -> None:
@@ -156,9 +187,9 @@ def curvature(axes: Axes, group: Group) -> None:
     axes.set_xlabel("step")
     axes.set_ylabel("loss" + in_brackets(str(group.attributes.get("unit", ""))), color=BLUE)
     other: Axes = axes.twinx()
-    other.plot(steps, group["curvature_lambda_min"], color=RED)
+    lines.curve(other, steps, group["curvature_lambda_min"], colour=RED, label="", squares=True)
     other.axhline(0, color=RED, lw=0.5, ls=":")
-    other.set_ylabel("smallest eigenvalue" + _in_curvature_unit(group), color=RED)
+    other.set_ylabel(lines.on_right("smallest eigenvalue" + _in_curvature_unit(group)), color=RED)
 
 
 def volume(axes: Axes, group: Group) -> None:
@@ -169,9 +200,9 @@ def volume(axes: Axes, group: Group) -> None:
     axes.set_ylabel("effective rank", color=GREEN)
     other: Axes = axes.twinx()
     logs = group["curvature_log_volume"]
-    other.plot(steps, np.where(np.isfinite(logs), logs, np.nan), color=PURPLE)
+    lines.curve(other, steps, logs, colour=PURPLE, label="", squares=True)
     r = int(np.isfinite(group["eigenvalue"]).sum(axis=1).max())
-    other.set_ylabel(rf"$\sum \log|\lambda|$ of {r}", color=PURPLE)
+    other.set_ylabel(lines.on_right(rf"$\sum \log|\lambda|$ of {r}"), color=PURPLE)
 
 
 def density(axes: Axes, group: Group) -> None:
@@ -195,19 +226,22 @@ def density(axes: Axes, group: Group) -> None:
         label = f"{100 * shares[i]:g} to {100 * shares[-1 - i]:g} %"
         axes.fill_between(steps, table[:, i], table[:, -1 - i], color=PURPLE, alpha=0.25, lw=0, label=label)
     axes.plot(steps, table[:, half], color=PURPLE, label="median")
-    reach = float(np.nanmax(np.abs(table)))
-    axes.set_yscale("symlog", linthresh=max(reach * 1e-2, 1e-300))
+    reach = max(float(np.nanmax(np.abs(table))), 1e-298)
+    axes.set_yscale("symlog", linthresh=reach * 1e-2)
+    ticks = decades(reach * 1e-2, reach)
+    axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.minorticks_off()
     axes.set(xlabel="step", ylabel="all eigenvalues" + _in_curvature_unit(group))
-    axes.legend()
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncol=2, columnspacing=0.7, handlelength=1.6)
 
 
 def negative(axes: Axes, group: Group) -> None:
     """The negative part of curvature: of what was measured, and where known of the whole spectrum with its bounds."""
     steps = group["step"]
-    axes.plot(steps, group["curvature_negative_mass"], color=RED, label="of the ends measured")
+    axes.plot(steps, group["curvature_negative_mass"], color=RED, linestyle="--", label="ends measured")
     if "negative_share" in group:
         axes.fill_between(steps, group["negative_share_low"], group["negative_share_high"], color=BLUE, alpha=0.2, lw=0)
-        axes.plot(steps, group["negative_share"], color=BLUE, label="share of all eigenvalues, 95 %")
+        axes.plot(steps, group["negative_share"], color=BLUE, label="share of all, 95 %")
     axes.set(xlabel="step", ylabel="negative mass")
     axes.set_ylim(bottom=0)
     axes.legend()
@@ -244,6 +278,7 @@ PANELS: dict[str, Callable[[Axes, Group], None]] = CLASSIC | {
     "overlaps": overlaps,
     "successive": successive,
     "tracks": tracks,
+    "heat_map": heat_map,
     "participation": participation,
     "curvature": curvature,
     "volume": volume,
@@ -267,23 +302,29 @@ def draw_evolution(source: Source) -> Figure:
     """A run on one sheet: the answers in words, and the pictures that they rest on."""
     group = _group(source)
     with style_context():
-        figure = new_figure(page_width(), 9.4)
-        grid = figure.add_gridspec(6, 2, height_ratios=(0.7, 1, 1, 1, 1, 1))
-        _words(figure.add_subplot(grid[0, :]), group)
+        words = _words(group, int(CHARACTERS_PER_INCH * page_width()))
+        head = LINE_HEIGHT * (len(words) + 1)
+        figure = new_figure(page_width(), head + 6 * PANEL)
+        layout: Any = figure.get_layout_engine()
+        layout.set(rect=(0.0, 0.0, 1.0, 6 * PANEL / (head + 6 * PANEL)))  # below the words
+        grid = figure.add_gridspec(6, 2)
+        text = figure.text(0.01, 0.995, "\n".join(words), va="top", ha="left", fontsize=6, family="monospace")
+        text.set_in_layout(False)  # else the panels make room for it beside the labels of their axes
         order = ("tracks", "successive", "pca_variance", "pca_projection", "overlaps", "cosine_similarity",
                  "participation", "negative", "curvature", "volume")  # fmt: skip
         for i, name in enumerate(order):
-            PANELS[name](figure.add_subplot(grid[1 + i // 2, i % 2]), group)
+            PANELS[name](figure.add_subplot(grid[i // 2, i % 2]), group)
+        whole = "quantiles" in group
+        PANELS["heat_map"](figure.add_subplot(grid[5, 0] if whole else grid[5, :]), group)
+        if whole:
+            PANELS["density"](figure.add_subplot(grid[5, 1]), group)
         name_scales(figure)
     return figure
 
 
-def _words(axes: Axes, group: Group) -> None:
-    axes.axis("off")
-    lines: list[str] = []
-    for line in str(group.attributes["verdict"]).splitlines():
-        lines += _wrapped(line, 116)
-    axes.text(0, 1, "\n".join(lines), va="top", ha="left", fontsize=6, family="monospace", transform=axes.transAxes)
+def _words(group: Group, width: int) -> list[str]:
+    """The answers in words, in lines of so many characters."""
+    return [row for line in str(group.attributes["verdict"]).splitlines() for row in _wrapped(line, width)]
 
 
 def _wrapped(line: str, width: int) -> list[str]:

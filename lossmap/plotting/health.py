@@ -188,9 +188,9 @@ def _units(axes: Axes, report: Report) -> None:
     if np.isfinite(saturated).any():
         axes.plot(index, saturated, color=PURPLE, marker="s", ms=2.5, label="saturated")
     axes.axhline(30, color=RED, ls="--", lw=0.8, label="dead: threshold")
-    axes.set(xlabel="activation", ylabel="%", ylim=(0, 104))
+    axes.set(xlabel="activation", ylabel="%", ylim=(0, 140), yticks=(0, 50, 100))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.legend(loc="upper right")
+    axes.legend(loc="upper right", ncols=2, columnspacing=0.8, handlelength=1.2)
     axes.set_title("units", loc="left")
 
 

@@ -67,7 +67,7 @@ def _draw_field(
         title = what.symbol
         if titles:
             title = titles[i]
-        lines.curve(axes, surface.grid.x, values, colour=_colour(i), label=title, dashed=i >= len(lines.COLOURS))
+        lines.curve(axes, surface.grid.x, values, colour=_colour(i), label=title, style=lines.dashes(i))
         _draw_noise(axes, surface, name, _colour(i))
         patches += lines.mark_missing(axes, surface.grid.x, values, status)
     axes.set_ylabel(what.label)
@@ -128,11 +128,10 @@ def _draw_accuracies(axes: Any, surface: Surface, names: Sequence[str]) -> None:
     """Accuracies, percent, on an axis of their own at the right."""
     for name in names:
         label = name.split("_")[0]
-        lines.curve(axes, surface.grid.x, surface[name], colour=RED, label=label, dashed=name.startswith("test"))
+        lines.curve(axes, surface.grid.x, surface[name], colour=RED, label=label, dashed=name.startswith("test"),
+                    squares=True)  # fmt: skip
         _draw_noise(axes, surface, name, RED)
-    axes.set_ylabel(quantity(surface, names[0]).label)
-    if len(names) > 1:
-        axes.set_ylabel("accuracy (percent)")
+    axes.set_ylabel(lines.on_right(quantity(surface, names[0]).label if len(names) == 1 else "accuracy (percent)"))
     axes.yaxis.label.set_color(RED)
     axes.tick_params(axis="y", colors=RED)
     axes.set_ylim(-3, 103)
@@ -187,12 +186,15 @@ def draw_eigenvalue_lines(surfaces: Sequence[Surface], titles: Sequence[str] | N
             colours = {"loss": BLUE, "max_eig": RED, "min_eig": BLUE, "ratio": "0.2"}
         title = titles[i] if titles else ""
         if loss is not None:
-            lines.curve(grid[0], surface.grid.x, surface[loss], colour=colours["loss"], label=title)
+            lines.curve(
+                grid[0], surface.grid.x, surface[loss], colour=colours["loss"], label=title, style=lines.dashes(i)
+            )
             _draw_noise(grid[0], surface, loss, colours["loss"])
         for name in ("max_eig", "min_eig"):
-            patches += _draw_end(upper, surface, name, title, colours[name])
+            style = lines.dashes(int(name == "min_eig") if alone else i)
+            patches += _draw_end(upper, surface, name, title, colours[name], style)
         ratio, _ = values_of(surface, "ratio")
-        lines.curve(lower, surface.grid.x, ratio, colour=colours["ratio"], label=title)
+        lines.curve(lower, surface.grid.x, ratio, colour=colours["ratio"], label=title, style=lines.dashes(i))
     if loss is not None:
         grid[0].set_ylabel("loss" + in_brackets(surfaces[0].about[loss].unit))
         set_loss_axis(grid[0], [s[loss] for s in surfaces], options, noise=noise_in(surfaces, loss))
@@ -214,12 +216,12 @@ def draw_eigenvalue_lines(surfaces: Sequence[Surface], titles: Sequence[str] | N
     return figure
 
 
-def _draw_end(axes: Any, surface: Surface, name: str, title: str, colour: str) -> list[Artist]:
+def _draw_end(axes: Any, surface: Surface, name: str, title: str, colour: str, style: Any) -> list[Artist]:
     """One end of the spectrum along the line, with its errors and its limit; returns the legend's patches."""
     x = surface.grid.x
     values, status = values_of(surface, name)
     label = f"{title} {quantity(surface, name).symbol}".strip()
-    lines.curve(axes, x, values, colour=colour, label=label, dashed=name == "min_eig")
+    lines.curve(axes, x, values, colour=colour, label=label, style=style)
     if f"{name}_error" in surface:
         error = surface[f"{name}_error"]
         lines.band(axes, x, values - error, values + error, colour)

@@ -1,8 +1,13 @@
-"""Pictures of a line: loss and accuracy on two axes, eigenvalues with their bounds, several files in one frame."""
+"""Pictures of a line: loss and accuracy on two axes, eigenvalues with their bounds, several files in one frame.
+
+What colours tell apart, dashes or marks tell apart as well, so that a picture can be read in grey: each file has its
+own dashes, and what is measured on the right axis has squares, as the label of that axis has.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.artist import Artist
@@ -16,24 +21,70 @@ from lossmap.plotting.style import BLUE, DARK, GREEN, PURPLE, RED
 
 Array = np.ndarray
 COLOURS = (BLUE, RED, GREEN, PURPLE, "#b8860b", "#3b3b3b")
+# Of several files one after the other: solid, dashed, dotted, dash and dot, long dashes, dash and two dots.
+DASHES: tuple[Any, ...] = (
+    "-",
+    (0, (4, 1.5)),
+    (0, (1, 1.2)),
+    (0, (5, 1.5, 1, 1.5)),
+    (0, (9, 2)),
+    (0, (5, 1.2, 1, 1.2, 1, 1.2)),
+)
+SQUARE = "\N{WHITE SMALL SQUARE}"
+MAX_SQUARES = 12  # on a curve
 MAX_MARKED_POINTS = 25  # on a curve with more, points have no marks
 
 
-def curve(axes: Axes, x: Array, values: Array, *, colour: str, label: str, dashed: bool = False) -> None:
-    """One field along the line, x and values (n,), broken where a value is missing."""
+def dashes(index: int) -> Any:
+    """The dashes of the file of this number, as matplotlib's linestyle."""
+    return DASHES[index % len(DASHES)]
+
+
+def on_right(label: str) -> str:
+    """The label of a right axis, with the mark of its curves."""
+    return f"{label} {SQUARE}"
+
+
+def curve(
+    axes: Axes,
+    x: Array,
+    values: Array,
+    *,
+    colour: str,
+    label: str,
+    dashed: bool = False,
+    style: Any = "-",
+    squares: bool = False,
+) -> None:
+    """One field along the line, x and values (n,), broken where a value is missing.
+
+    dashed   as what stands beside another field of the same colour
+    style    the dashes where it is not, as `dashes`
+    squares  whether it is measured on the right axis
+    """
     order = np.argsort(x)
-    style, face = "-", colour
+    face = colour
     if dashed:
         style, face = "--", "white"
+    if squares:
+        every = max(1, -(-x.size // MAX_SQUARES))
+        look: dict[str, Any] = {
+            "marker": "s",
+            "markersize": 2.8,
+            "markevery": (every // 2, every),
+            "markeredgewidth": 0.7,
+        }
+        face = "white"
+    else:
+        look = {"marker": "o" if x.size <= MAX_MARKED_POINTS else None, "markersize": 2.4}
     axes.plot(
         x[order],
         np.where(np.isfinite(values), values, np.nan)[order],
         linestyle=style,
-        marker="o" if x.size <= MAX_MARKED_POINTS else None,
-        markersize=2.4,
         markerfacecolor=face,
         color=colour,
         label=label,
+        **look,
     )
 
 

@@ -49,8 +49,8 @@ def draw_median(surfaces: Sequence[Surface], field: str | None, options: FigureO
     if accuracies:
         axes.tick_params(axis="y", colors=BLUE)
         right = axes.twinx()
-        stacks += [_draw_one(right, surfaces, name, RED) for name in accuracies]
-        right.set_ylabel("accuracy (percent)", color=RED)
+        stacks += [_draw_one(right, surfaces, name, RED, squares=True) for name in accuracies]
+        right.set_ylabel(lines.on_right("accuracy (percent)"), color=RED)
         right.tick_params(axis="y", colors=RED)
         right.set_ylim(-3, 103)
     frame_lines(axes, surfaces)
@@ -63,7 +63,7 @@ def draw_median(surfaces: Sequence[Surface], field: str | None, options: FigureO
     return figure
 
 
-def _draw_one(axes: Any, surfaces: Sequence[Surface], name: str, colour: str) -> np.ndarray:
+def _draw_one(axes: Any, surfaces: Sequence[Surface], name: str, colour: str, squares: bool = False) -> np.ndarray:
     """One field: faint lines, band, median; returns its values, (files, n), NaN where they are not finite."""
     x = surfaces[0].grid.x
     read = np.stack([values_of(surface, quantity(surface, name).name)[0] for surface in surfaces])
@@ -76,7 +76,8 @@ def _draw_one(axes: Any, surfaces: Sequence[Surface], name: str, colour: str) ->
     for one in values:
         axes.plot(x[order], one[order], color=colour, linewidth=0.4, alpha=0.35)
     lines.band(axes, x, low, high, colour)
-    lines.curve(axes, x, middle, colour=colour, label=name.split("_")[0], dashed=name.startswith("test"))
+    lines.curve(axes, x, middle, colour=colour, label=name.split("_")[0], dashed=name.startswith("test"),
+                squares=squares)  # fmt: skip
     return values
 
 

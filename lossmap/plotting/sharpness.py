@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from lossmap.io.surface import Group
-from lossmap.plotting.style import BLUE, GREEN, PURPLE, RED, new_figure, page_width, style_context
+from lossmap.plotting.style import BLUE, GREEN, PURPLE, RED, name_scales, new_figure, page_width, style_context
 from lossmap.report.sharpness import SharpnessNumber, sharpness_numbers
 from lossmap.report.stored import StoredReport
 
@@ -39,6 +39,7 @@ def draw_sharpness(checkpoints: Mapping[str, Group]) -> Figure:
         _draw_rows(right, {label: n[CURVATURE:] for label, n in numbers.items()})
         left.set_xlabel(f"curvature ({unit} per squared unit of theta)")
         right.set_xlabel(f"rise of the loss ({unit}); worst: at least")
+        name_scales(figure)
         if len(checkpoints) > 1:
             figure.legend(*left.get_legend_handles_labels(), loc="outside upper center", ncols=min(4, len(checkpoints)))
     return figure

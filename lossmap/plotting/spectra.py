@@ -19,6 +19,7 @@ from matplotlib.ticker import MaxNLocator
 from lossmap.geometry.grid import curvature_unit
 from lossmap.io.spectrum_layout import Source, layers_in, spectra_in
 from lossmap.io.surface import Group
+from lossmap.plotting.lines import dashes
 from lossmap.plotting.quantities import in_brackets
 from lossmap.plotting.style import (
     BLUE,
@@ -34,6 +35,7 @@ from lossmap.plotting.style import (
 )
 from lossmap.plotting.unfinished_spectra import MISSING
 
+PALE_RED = "#dd8a72"  # in grey lighter than the blue of the positive
 COLOURS = (BLUE, RED, GREEN, PURPLE, "#b8860b", "#3b3b3b")
 
 
@@ -169,7 +171,7 @@ def _cumulatives(axes: Axes, spectra: dict[str, Group]) -> None:
     """The cumulative densities of those spectra that have one; the others are named."""
     groups = [g for g in spectra.values() if "tick" in g]
     for i, (label, group) in enumerate(spectra.items()):
-        _cumulative(axes, group, COLOURS[i % len(COLOURS)], label)
+        _cumulative(axes, group, COLOURS[i % len(COLOURS)], label, dashes(i))
     _scale(axes, _linear(groups), groups)
     axes.set_xlabel(_axis(groups[0]))
     axes.set_ylabel("share of eigenvalues below")
@@ -255,7 +257,7 @@ def draw_layers(source: Source, label: str | None = None) -> Figure:
         _ticks(left, linear, [float(np.min(group["smallest"])), float(np.max(group["largest"]))], count=4)
         left.set_yticks(range(len(names)), [f"{n} ({int(s):,})" for n, s in zip(names, group["size"], strict=True)])
         left.set_ylim(len(names) - 0.4, -0.6)
-        left.set_xlabel(f"eigenvalues of the block (linear up to about {linear:.0e})")
+        left.set_xlabel(f"eigenvalues of the block (asinh scale, linear up to about {linear:.0e})")
         left.set_title("Layer by layer" if label == "layers" else f"Layer by layer: {label}", loc="left")
         _signs(right, group)
     return figure
@@ -302,7 +304,7 @@ def _signs(axes: Axes, group: Group) -> None:
     rows, start = np.arange(len(size)), np.zeros(len(size))
     open_bar = {"facecolor": "white", "edgecolor": "0.6", "hatch": "//////", "linewidth": 0.0}
     for name, width, look in (
-        ("negative", low["negative"], {"color": RED}),
+        ("negative", low["negative"], {"color": PALE_RED}),
         ("undecided", below, open_bar),
         ("zero", low["zero"], {"color": "0.8"}),
         ("_undecided", undecided - below, open_bar),
@@ -401,10 +403,10 @@ def _widths(position: np.ndarray, probes: int, smallest: float) -> np.ndarray:
     return result
 
 
-def _cumulative(axes: Axes, group: Group, colour: str, label: str) -> None:
+def _cumulative(axes: Axes, group: Group, colour: str, label: str, style: Any = "-") -> None:
     """The share of eigenvalues below each value, with its band where it is an estimate."""
     if "tick" not in group and "node" in group:  # of a spectrum that is not complete
-        axes.step(group["node"], np.cumsum(group["weight"]), where="post", color=colour, label=label)
+        axes.step(group["node"], np.cumsum(group["weight"]), where="post", color=colour, linestyle=style, label=label)
         axes.set_ylim(-0.03, 1.03)
     if "tick" not in group:
         return
@@ -412,11 +414,11 @@ def _cumulative(axes: Axes, group: Group, colour: str, label: str) -> None:
     if int(group.attributes.get("density_probes", 0)) == 0:  # all eigenvalues are known: the staircase itself
         nodes = np.asarray(group["node"])
         axes.step([tick[0], *nodes, tick[-1]], [0.0, *np.cumsum(group["weight"]), 1.0], where="post", color=colour,
-                  label=label)  # fmt: skip
+                  linestyle=style, label=label)  # fmt: skip
     else:
         low, high = group["cumulative_low"], group["cumulative_high"]
         axes.fill_between(tick, low, high, color=colour, alpha=0.22, linewidth=0)
-        axes.plot(tick, group["cumulative"], color=colour, label=label)
+        axes.plot(tick, group["cumulative"], color=colour, linestyle=style, label=label)
     axes.set_ylim(-0.03, 1.03)
 
 

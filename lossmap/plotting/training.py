@@ -42,15 +42,15 @@ def draw_training(surfaces: Sequence[Surface], titles: Sequence[str] | None, opt
     names = list(titles or [""] * len(surfaces))
     patches: list[Artist] = []
     for i, (surface, title) in enumerate(zip(surfaces, names, strict=True)):
-        own = None if alone else lines.COLOURS[i % len(lines.COLOURS)]
+        own, style = None if alone else lines.COLOURS[i % len(lines.COLOURS)], lines.dashes(i)
         if alone:
             patches += _draw_stability(panels[0, 0], surface, RED)
         else:  # thresholds of different optimizers are no numbers of one axis
-            _draw_field(panels[0, 0], surface, "stability_ratio", title, own or RED)
-        _draw_field(panels[0, 1], surface, "max_eig", title, own or RED)
-        _draw_field(panels[0, 1], surface, "min_eig", title, own or BLUE, dashed=True)
-        _draw_field(panels[1, 0], surface, "trace", title, own or PURPLE)
-        _draw_field(panels[1, 1], surface, "loss", title, own or BLUE)
+            _draw_field(panels[0, 0], surface, "stability_ratio", title, own or RED, style)
+        _draw_field(panels[0, 1], surface, "max_eig", title, own or RED, style)
+        _draw_field(panels[0, 1], surface, "min_eig", title, own or BLUE, lines.dashes(1) if alone else style)
+        _draw_field(panels[1, 0], surface, "trace", title, own or PURPLE, style)
+        _draw_field(panels[1, 1], surface, "loss", title, own or BLUE, style)
     _label(panels, surfaces, alone)
     if not alone or any(names):
         panels[1, 1].legend()
@@ -81,8 +81,8 @@ def _label(panels: Any, surfaces: Sequence[Surface], alone: bool) -> None:
     if alone:
         panels[1, 1].yaxis.label.set_color(BLUE)
         other = panels[1, 1].twinx()
-        lines.curve(other, first.grid.x, first["gradient_norm"], colour=DARK, label="", dashed=True)
-        other.set_ylabel("norm of the gradient", color=DARK)
+        lines.curve(other, first.grid.x, first["gradient_norm"], colour=DARK, label="", squares=True)
+        other.set_ylabel(lines.on_right("norm of the gradient"), color=DARK)
         if lines.suits_log_axis([first["gradient_norm"]]):
             other.set_yscale("log")
 
@@ -105,13 +105,13 @@ def _draw_stability(axes: Any, surface: Surface, colour: str) -> list[Artist]:
     return lines.mark_missing(axes, x, values, status)
 
 
-def _draw_field(axes: Any, surface: Surface, name: str, title: str, colour: str, dashed: bool = False) -> None:
+def _draw_field(axes: Any, surface: Surface, name: str, title: str, colour: str, style: Any) -> None:
     """One field over the steps, with its error where it has one."""
     x, values = surface.grid.x, surface[name]
     label = title
     if name.endswith("_eig"):
         label = f"{title} {quantity(surface, name).symbol}".strip()
-    lines.curve(axes, x, values, colour=colour, label=label, dashed=dashed)
+    lines.curve(axes, x, values, colour=colour, label=label, style=style)
     if f"{name}_error" in surface:
         error = surface[f"{name}_error"]
         lines.band(axes, x, values - error, values + error, colour)

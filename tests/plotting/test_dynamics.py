@@ -58,6 +58,30 @@ def test_the_heat_map_is_the_absolute_cosine():
                                np.abs(found["cosine"]))  # fmt: skip
 
 
+def test_eigenvalues_by_step_are_a_heat_map_with_white_at_zero_where_signs_differ():
+    found = group()
+    found.arrays["eigenvalue"] = found["eigenvalue"][:, [2, 0, 1]] - 2.0
+    found.arrays["eigenvalue"][3, 1] = np.nan
+    axes = draw_panel(found, "heat_map").axes[0]
+    mesh = axes.collections[0]
+    drawn = np.ma.filled(mesh.get_array(), np.nan)
+    wanted = -np.sort(-found["eigenvalue"], axis=1).T
+    np.testing.assert_allclose(drawn, wanted)
+    assert np.isnan(drawn[2, 3]) and mesh.norm.vcenter == 0 and mesh.get_cmap().name == "RdBu"
+    assert np.allclose(np.unique(mesh.get_coordinates()[..., 0])[[0, 1, -1]], [-5, 5, 75])  # steps are 0, 10, ... 70
+    assert axes.get_ylim() == (3.5, 0.5)
+    found.arrays["eigenvalue"] = 10.0 ** -np.abs(wanted.T)
+    bar = draw_panel(found, "heat_map").axes[0].child_axes[0]
+    assert bar.get_ylabel().endswith(",\nlog scale")
+
+
+def test_the_sheet_of_a_run_holds_all_eigenvalues_where_they_were_measured():
+    for whole in (False, True):
+        labels = [axes.get_ylabel() for axes in draw_evolution(group(negative=whole)).axes]
+        assert "eigenvalue, from the largest" in labels
+        assert any(label.startswith("all eigenvalues") for label in labels) == whole
+
+
 def test_overlaps_with_first_and_before_are_drawn():
     found = group()
     lines = {line.get_label(): line for line in draw_panel(found, "successive").axes[0].lines}
@@ -79,7 +103,7 @@ def test_eigenvectors_are_followed_by_their_participation_and_all_eigenvalues_by
 
 def test_the_sheet_carries_the_words():
     figure = draw_evolution(group())
-    text = " ".join(t.get_text() for t in figure.axes[0].texts)
+    text = " ".join(t.get_text() for t in figure.texts)
     assert isinstance(figure, Figure) and "continuous" in text and len(figure.axes) >= 9
 
 
