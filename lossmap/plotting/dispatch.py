@@ -2,7 +2,7 @@
 
     evolution   the eigenvectors of a run, on one sheet
     spectrum    one spectrum, or several compared
-    layers      the Hessian layer by layer
+    layers      the Hessian layer by layer, of several files side by side by name
     sharpness   how sharp the loss is at one checkpoint, or at several side by side
     connection  the line between two networks, its barrier marked
     topology    the minima of a surface: basins, persistence, merge tree
@@ -30,6 +30,7 @@ from lossmap.plotting.caption import caption_of
 from lossmap.plotting.connection import draw_connection
 from lossmap.plotting.dynamics import draw_evolution
 from lossmap.plotting.health import draw_health
+from lossmap.plotting.layer_comparison import draw_layers_compared
 from lossmap.plotting.lines import suits_log_axis
 from lossmap.plotting.quantities import axis_labels, contents_of, on_scale, other_kinds
 from lossmap.plotting.sharpness import draw_sharpness
@@ -63,7 +64,7 @@ def draw_content(
 
     label   which of several spectra, checkpoints or layer readings; if left out, spectra and checkpoints are compared,
             and of layers the first is drawn
-    titles  of one file, above its figure; of several files, whose spectra are compared, in the legend
+    titles  of one file, above its figure; of several files, whose spectra or layers are compared, in the legend
     width   inches, of spectra, layers and paths; what fits if left out
 
     Raises ValueError where it is not there, or where it cannot be drawn of several files.
@@ -72,9 +73,13 @@ def draw_content(
         if kind not in other_kinds(surface):
             raise ValueError(f"this file holds no {kind}; it holds: {', '.join(contents_of(surface)) or 'nothing'}")
     if len(surfaces) > 1:
-        if kind != "spectrum":
+        if kind not in ("spectrum", "layers"):
             raise ValueError(f"a picture of the kind {kind} shows one file; got {len(surfaces)}")
-        figure = draw_comparison(_merged([_of_label(spectra_of(s), label) for s in surfaces], titles))
+        if kind == "spectrum":
+            figure = draw_comparison(_merged([_of_label(spectra_of(s), label) for s in surfaces], titles))
+        else:
+            groups = [_of_label(labelled(s, "layers"), label, "layers") for s in surfaces]
+            figure = draw_layers_compared(_merged(groups, titles))
         titles = None
     else:
         figure = _draw_one(surfaces[0], kind, label)

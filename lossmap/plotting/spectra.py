@@ -36,6 +36,7 @@ from lossmap.plotting.style import (
 from lossmap.plotting.unfinished_spectra import MISSING
 
 PALE_RED = "#dd8a72"  # in grey lighter than the blue of the positive
+STEM = 0.16  # height of a stem, of the panel's
 COLOURS = (BLUE, RED, GREEN, PURPLE, "#b8860b", "#3b3b3b")
 
 
@@ -79,6 +80,7 @@ def _with_density(group: Group, label: str) -> Figure:
     linear = _linear([group])
     _density(upper, group, linear, BLUE, label)
     _cumulative(lower, group, BLUE, label)
+    _stems(upper, group)
     for axes in (upper, lower):
         _ends(axes, group)
         _scale(axes, linear, [group])
@@ -137,7 +139,7 @@ def draw_l2_path(group: Group) -> Figure:
         panels[1].axhline(0.0, color=DARK, linewidth=0.6)
         if len(positive) > 1 and positive.max() > 20 * positive.min():
             panels[1].set_xscale("asinh", linear_width=float(positive.min()))
-            _ticks(panels[1], float(positive.min()), [0.0, float(positive.max())], count=4)
+            asinh_ticks(panels[1], float(positive.min()), [0.0, float(positive.max())], count=4)
         panels[1].set_xlabel(r"strength of the L2 term strength/2 $\|\theta\|^2$" + _in_unit(group, 40))
         panels[0].set_title("L2 path", loc="left")
         name_scales(figure)
@@ -223,7 +225,7 @@ def _against(axes: Axes, train: Group, test: Group, ends: list[str]) -> None:
     axes.plot([1.6 * low, 1.6 * high], [1.6 * low, 1.6 * high], color=DARK, linewidth=0.6, zorder=0.5)
     axes.set_xscale("asinh", linear_width=linear)
     axes.set_yscale("asinh", linear_width=linear)
-    _ticks(axes, linear, [low, high], count=2)
+    asinh_ticks(axes, linear, [low, high], count=2)
     axes.set_yticks(axes.get_xticks(), [t.get_text() for t in axes.get_xticklabels()])
     axes.minorticks_off()
     axes.set_ylim(axes.get_xlim())
@@ -254,7 +256,7 @@ def draw_layers(source: Source, label: str | None = None) -> Figure:
             _block(left, group, name, row, linear)
         left.axvline(0.0, color=DARK, linewidth=0.6)
         left.set_xscale("asinh", linear_width=linear)
-        _ticks(left, linear, [float(np.min(group["smallest"])), float(np.max(group["largest"]))], count=4)
+        asinh_ticks(left, linear, [float(np.min(group["smallest"])), float(np.max(group["largest"]))], count=4)
         left.set_yticks(range(len(names)), [f"{n} ({int(s):,})" for n, s in zip(names, group["size"], strict=True)])
         left.set_ylim(len(names) - 0.4, -0.6)
         left.set_xlabel(f"eigenvalues of the block (asinh scale, linear up to about {linear:.0e})")
@@ -437,6 +439,34 @@ def _ends(axes: Axes, group: Group) -> None:
             )  # fmt: skip
 
 
+def _stems(axes: Axes, group: Group) -> None:
+    """A stem for each extreme eigenvalue, one for those that are equal within their errors, with their number.
+
+    Its height has no meaning: the share of one eigenvalue is far below the density.
+    """
+    for name, colour in (("top", BLUE), ("bottom", RED)):
+        if name not in group:
+            continue
+        for value, count in multiplicities(np.asarray(group[name]), np.asarray(group[f"{name}_error"])):
+            transform = axes.get_xaxis_transform()
+            axes.plot([value, value], [0.0, STEM], color=colour, linewidth=0.8, transform=transform)
+            axes.plot([value], [STEM], "o", color=colour, markersize=2, transform=transform)
+            if count > 1:
+                axes.text(value, STEM + 0.03, f"\N{MULTIPLICATION SIGN}{count}", color=colour, fontsize=6, ha="center",
+                          va="bottom", transform=transform)  # fmt: skip
+
+
+def multiplicities(values: np.ndarray, errors: np.ndarray) -> list[tuple[float, int]]:
+    """Eigenvalues that are equal within their errors as one: their mean, and how many; ascending.
+
+    values, errors  (k,); neighbours are equal where they differ by no more than both errors together
+    """
+    order = np.argsort(values)
+    values, errors = values[order], errors[order]
+    cuts = np.flatnonzero(np.diff(values) > errors[1:] + errors[:-1]) + 1
+    return [(float(run.mean()), len(run)) for run in np.split(values, cuts) if len(run)]
+
+
 def _extremes(axes: Axes, spectra: dict[str, Group]) -> None:
     """Largest and smallest eigenvalues of each, with error bars."""
     labels = list(spectra)
@@ -460,7 +490,7 @@ def _extremes(axes: Axes, spectra: dict[str, Group]) -> None:
         )  # fmt: skip
     axes.axvline(0.0, color=DARK, linewidth=0.6)
     axes.set_xscale("asinh", linear_width=linear)
-    _ticks(axes, linear, [min(ends), max(ends)], count=2, margin=4.0)
+    asinh_ticks(axes, linear, [min(ends), max(ends)], count=2, margin=4.0)
     axes.set_yticks(range(len(labels)), labels)
     axes.set_ylim(len(labels) - 0.4, -0.6)
     axes.set_xlabel("extreme eigenvalues" + _in_unit(next(iter(spectra.values())), 20))
@@ -477,10 +507,10 @@ def _scale(axes: Axes, linear: float, groups: list[Group]) -> None:
     axes.set_xscale("asinh", linear_width=linear)
     axes.axvline(0.0, color=DARK, linewidth=0.5, zorder=0.5)
     ends = [float(v) for g in groups for n in ("node", "top", "bottom") if n in g for v in (g[n].min(), g[n].max())]
-    _ticks(axes, linear, ends or [0.0, 1.0])
+    asinh_ticks(axes, linear, ends or [0.0, 1.0])
 
 
-def _ticks(axes: Axes, linear: float, values: list[float], count: int = 3, margin: float = 1.6) -> None:
+def asinh_ticks(axes: Axes, linear: float, values: list[float], count: int = 3, margin: float = 1.6) -> None:
     """Zero, and powers of ten that do not run into each other, `count` on each side at most."""
     low, high = min(values), max(values)
     first = int(np.ceil(np.log10(linear) - 1e-9))
@@ -570,4 +600,4 @@ def _note(axes: Axes, group: Group) -> None:
     sure = float(attributes.get("top_confidence", np.nan))
     if np.isfinite(sure) and "upper_limit" in attributes:
         text += "\ndotted: none beyond" + f", {100 * sure:g} %" * (sure < 1.0)
-    axes.text(0.98, 0.14, text, transform=axes.transAxes, ha="right", fontsize=7, color=DARK)
+    axes.text(0.93, 0.14, text, transform=axes.transAxes, ha="right", fontsize=7, color=DARK)

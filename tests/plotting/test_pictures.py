@@ -121,6 +121,12 @@ def layers():
     }, {"label": "net"})  # fmt: skip
 
 
+def wider_layers():
+    group = layers()
+    arrays = {**group.arrays, "largest": 3 * group["largest"], "block": np.array(["fc1", "fc3", "head"], dtype=object)}
+    return Group(arrays, group.attributes)
+
+
 def connection():
     t = np.linspace(0, 1, 11)
     about = {"unit": "nats", "first": "a", "other": "b", "train_barrier": 1.0, "train_error": 0.1, "train_at": 0.5}
@@ -180,6 +186,9 @@ FIGURES = {
     "spectra": lambda: lossmap.draw(holding(spectrum__a=spectrum(), spectrum__b=spectrum(0.2))),
     "train_and_test": lambda: lossmap.draw(holding(spectrum__train=spectrum(), spectrum__test=spectrum(0.2, "test"))),
     "layers": lambda: lossmap.draw(holding(layers__net=layers())),
+    "layers_compared": lambda: lossmap.draw(
+        [holding(layers__net=layers()), holding(layers__net=wider_layers())], titles=["net", "wide"]
+    ),
     "sharpness": lambda: lossmap.draw(holding(sharpness__train=sharpness())),
     "connection": lambda: lossmap.draw(holding(connection=connection())),
     "topology": lambda: lossmap.draw(wells()),

@@ -5,12 +5,17 @@ import pytest
 from matplotlib.figure import Figure
 from scipy.integrate import trapezoid
 
-from lossmap.io.surface import Group
+from lossmap.geometry.grid import Grid
+from lossmap.io.surface import Group, Surface
+from lossmap.plotting.figures import draw
+from lossmap.plotting.layer_comparison import draw_layers_compared
 from lossmap.plotting.spectra import (
+    STEM,
     draw_comparison,
     draw_layers,
     draw_spectrum,
     draw_train_against_test,
+    multiplicities,
     smoothed_density,
 )
 from lossmap.plotting.style import save
@@ -209,6 +214,46 @@ def test_counts_that_are_not_known_are_not_drawn_as_known():
     assert np.allclose([bar.get_width() for bar in bars["positive"]], 50.0)
     hatched = [bars["undecided"][i].get_width() + bars["_undecided"][i].get_width() for i in range(n)]
     assert np.allclose(hatched, 50.0) and all(bar.get_hatch() for bar in bars["undecided"])
+
+
+def test_layers_of_several_files_stand_side_by_side_by_name():
+    own, other = blocks(), blocks()
+    other.arrays["block"] = np.array(["fc3", "fc1", "head"], dtype=object)  # in another order, one under another name
+    figure = draw_layers_compared({"a": own, "b": other})
+    left, right = figure.axes
+    names = [t.get_text() for t in left.get_yticklabels()]
+    assert names == ["fc1", "fc2/x", "fc3", "head"]
+    ends = {line.get_label(): line.get_xydata() for line in left.lines if len(line.get_xdata()) == 3}
+    for label, group in (("a", own), ("b", other)):
+        rows = {names[round(y)]: x for x, y in ends[label]}
+        assert rows == dict(zip(map(str, group["block"]), group["largest"].tolist(), strict=True))
+    certain = {tuple(np.round(line.get_xdata(), 6)) for line in right.lines}
+    assert (50.0, 0.0, 0.0) in certain and (
+        50.0,
+        0.0,
+        10.0,
+    ) in certain  # at least, and at most: 30 of 60, 0 to 10 of 100
+    said = texts(figure)
+    assert "not in a: head" in said and "not in b: fc2/x" in said
+
+
+def test_layers_of_several_files_are_drawn_by_draw():
+    files = [Surface(Grid(np.zeros(1)), {}, groups={"layers/net": blocks()}) for _ in range(2)]
+    assert len(draw(files, titles=["one", "two"]).axes) == 2
+    with pytest.raises(ValueError, match="no layers 'x' here; there are: net"):
+        draw(files, "layers", "x")
+
+
+def test_stems_stand_at_the_ends_with_the_number_of_those_that_are_equal_within_their_errors():
+    found = multiplicities(np.array([3.0, 1.0, 1.001, 0.5]), np.full(4, 1e-3))
+    assert found == [(0.5, 1), (pytest.approx(1.0005), 2), (3.0, 1)]
+    group = spectrum()
+    group.arrays["top"] = np.array([3.0, 1.001, 1.0])
+    group.arrays["top_error"] = np.full(3, 1e-3)
+    upper = draw_spectrum({"net": group}).axes[0]
+    stems = sorted(line.get_xdata()[0] for line in upper.lines if list(line.get_ydata()) == [0.0, STEM])
+    assert stems == pytest.approx([-0.01, 1.0005, 3.0])
+    assert [t.get_text() for t in upper.texts] == ["\N{MULTIPLICATION SIGN}2"]
 
 
 def test_a_label_that_is_not_there_is_named():
