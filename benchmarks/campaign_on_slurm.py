@@ -205,7 +205,16 @@ def revive_node(trial: Trial, node: str) -> None:
         (trial.top / name / node).mkdir()
     command = ["unshare", "--uts", "sh", "-c", f"hostname {node} && exec slurmd -N {node}"]
     subprocess.run(command, env=trial.environment, check=True)
-    trial.ask("scontrol", "update", f"nodename={node}", "state=resume")
+    # a node that the controller has not found down yet cannot be told to resume; one that has come back need not be
+    trial.until(lambda: _is_up(trial, node), f"{node} to come back")
+
+
+def _is_up(trial: Trial, node: str) -> bool:
+    command = ["scontrol", "update", f"nodename={node}", "state=resume"]
+    if subprocess.run(command, env=trial.environment, capture_output=True).returncode == 0:
+        return True
+    state = trial.ask("sinfo", "--noheader", "--format=%t", f"--nodes={node}")
+    return state in ("idle", "mix", "alloc")
 
 
 def disturbed(trial: Trial) -> None:
