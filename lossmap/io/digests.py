@@ -28,7 +28,7 @@ BLOCK = 1 << 26  # bytes that are read at a time
 
 def is_dimension(item: h5py.HLObject) -> bool:
     """Whether a dataset is the length of a dimension and nothing else."""
-    if not isinstance(item, h5py.Dataset):
+    if not isinstance(item, h5py.Dataset) or not item.is_scale:
         return False
     name = item.attrs.get("NAME", b"")
     return bytes(name).startswith(NO_VARIABLE.encode()) if isinstance(name, bytes) else False

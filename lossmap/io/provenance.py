@@ -78,6 +78,14 @@ def checkout_of(folder: Path) -> dict[str, Any]:
         ).stdout.strip()
 
     try:
-        return {"git_commit": git("rev-parse", "HEAD"), "git_dirty": int(bool(git("status", "--porcelain", "-uno")))}
+        try:  # in one call; git before 2.11 does not know it
+            lines = git("status", "--porcelain=v2", "--branch", "-uno").splitlines()
+        except subprocess.CalledProcessError:
+            return {"git_commit": git("rev-parse", "HEAD"), "git_dirty": int(bool(git("status", "--porcelain", "-uno")))}
     except (OSError, subprocess.SubprocessError):
         return {}
+    head = "# branch.oid "
+    commit = next((line[len(head) :] for line in lines if line.startswith(head)), "")
+    if len(commit) < 40:  # nothing is committed yet
+        return {}
+    return {"git_commit": commit, "git_dirty": int(any(not line.startswith("# ") for line in lines))}

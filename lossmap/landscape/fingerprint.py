@@ -126,14 +126,21 @@ def source_files(problems: Mapping[str, Problem], files: Iterable[Path] = ()) ->
             named |= dict.fromkeys(_own_file(item))
     named = {path: None for path in named if path.suffix == ".py"}
     folders = tuple({f"{path.parent}{os.sep}" for path in named})
-    for name, module in list(sys.modules.items()) if folders else ():
-        file = getattr(module, "__file__", None)
-        # by the name alone first: to follow the links of two thousand modules takes longer than all the rest
-        if not isinstance(file, str) or name == "__main__" or file.startswith(_installed_prefixes()):
-            continue
-        if os.path.realpath(file).startswith(folders):
+    for name, module, file in _own_modules() if folders else ():
+        if name != "__main__" and os.path.realpath(file).startswith(folders):
             named |= dict.fromkeys(_own_file(module))
     return sorted(named)[:MAX_SOURCES]
+
+
+def _own_modules() -> Iterator[tuple[str, Any, str]]:
+    """(name, module, file) of what was imported from files that are not installed."""
+    prefixes = _installed_prefixes()
+    for name, module in list(sys.modules.items()):
+        # not by getattr, at which a module that is loaded when it is first used would load; and by the name of the file
+        # alone: to follow the links of two thousand of them takes longer than all the rest
+        file = getattr(module, "__dict__", {}).get("__file__")
+        if isinstance(file, str) and not file.startswith(prefixes):
+            yield name, module, file
 
 
 _seen: dict[Path, tuple[Any, str]] = {}  # by file: the import that ran it, and its SHA-256 then
@@ -145,9 +152,8 @@ def source_digests(files: Sequence[Path]) -> dict[str, str]:
     A file that is edited later, while members of a campaign go on with what was imported, has another one on the disk.
     """
     names, imports = {path.name for path in files}, {}
-    for module in list(sys.modules.values()):
-        file = getattr(module, "__file__", None)
-        if isinstance(file, str) and os.path.basename(file) in names:
+    for _, module, file in _own_modules():
+        if os.path.basename(file) in names:
             imports[Path(os.path.realpath(file))] = getattr(module, "__spec__", None)
     digests = {}
     for path in files:
