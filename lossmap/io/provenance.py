@@ -81,7 +81,8 @@ def checkout_of(folder: Path) -> dict[str, Any]:
         try:  # in one call; git before 2.11 does not know it
             lines = git("status", "--porcelain=v2", "--branch", "-uno").splitlines()
         except subprocess.CalledProcessError:
-            return {"git_commit": git("rev-parse", "HEAD"), "git_dirty": int(bool(git("status", "--porcelain", "-uno")))}
+            changed = bool(git("status", "--porcelain", "-uno"))
+            return {"git_commit": git("rev-parse", "HEAD"), "git_dirty": int(changed)}
     except (OSError, subprocess.SubprocessError):
         return {}
     head = "# branch.oid "
