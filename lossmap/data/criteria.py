@@ -32,11 +32,13 @@ class Metric:
     """A further mean over samples, such as the accuracy.
 
     total  (outputs, batch) -> its sum over the batch's samples, a scalar tensor
+    whole  (outputs, targets) of all samples -> its value, where it is no mean over samples and `total` is not taken
     """
 
     total: Callable[[Outputs, Batch], Tensor]
     unit: str
     long_name: str
+    whole: Criterion | None = None
 
 
 @dataclass(frozen=True)
@@ -165,8 +167,12 @@ def has_class_labels(data: Batches, loss: str | Criterion) -> bool:
     return isinstance(targets, Tensor) and targets.dtype in whole and targets.dim() == 1
 
 
+class NoNumber(ValueError):
+    """A metric is no number."""
+
+
 @dataclass(frozen=True)
-class _MeanMetric:
+class MeanMetric:
     """A function's mean over a batch, as the sum over its samples."""
 
     function: Criterion
@@ -174,7 +180,7 @@ class _MeanMetric:
     def __call__(self, outputs: Outputs, batch: Batch) -> Tensor:
         value = torch.as_tensor(self.function(outputs, targets_of(batch)))
         if value.dim() != 0:
-            raise ValueError(f"a metric must be one number, the mean over the batch; got shape {tuple(value.shape)}")
+            raise NoNumber(f"a metric must be one number, the mean over the batch; got shape {tuple(value.shape)}")
         return value * samples_in(batch)
 
 
@@ -182,7 +188,7 @@ def metric_of(name: str, metric: Metric | Criterion) -> Metric:
     """A metric from a function (outputs, targets) -> mean over the batch's samples, or as it is."""
     if isinstance(metric, Metric):
         return metric
-    return Metric(_MeanMetric(metric), "1", name.replace("_", " "))
+    return Metric(MeanMetric(metric), "1", name.replace("_", " "))
 
 
 def takes_class_labels(loss: str | Criterion) -> bool:

@@ -46,6 +46,7 @@ from lossmap.data.criteria import CorrectClasses, SupervisedLoss, takes_class_la
 from lossmap.data.datasets import labels_within
 from lossmap.data.memos import kept_outside, stale_memo
 from lossmap.data.merged_layers import find_merged_layers
+from lossmap.data.metric_check import with_metrics_told
 from lossmap.data.missing_values import missing_values, unusual_rows
 from lossmap.data.moved_weights import moved_weights
 from lossmap.data.noise import with_noise_seed
@@ -171,9 +172,10 @@ def _look(problem: Problem) -> tuple[Problem, _Probe, int]:
         problem = _with_counters_told(problem, probe)
     kind = probe.kind()
     problem = _with_underflow_told(problem, probe)
-    reported = _with_rounding_told(_with_metrics_that_fit(problem, probe), probe, kind)
-    if (kind == COUPLED or reported.notes != problem.notes) and not probe.is_repeatable(REPEATS):
-        return problem, probe, RANDOM  # neither batches nor rounding are the reason
+    fitting = with_metrics_told(_with_metrics_that_fit(problem, probe), probe.own_batch)
+    reported = _with_rounding_told(fitting, probe, kind)
+    if (kind == COUPLED or reported.notes != fitting.notes) and not probe.is_repeatable(REPEATS):
+        return fitting, probe, RANDOM  # neither batches nor rounding are the reason
     return reported, probe, kind
 
 

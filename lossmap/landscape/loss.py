@@ -27,11 +27,11 @@ from torch.utils import _pytree as pytree
 
 from lossmap.copies import lazy_copy
 from lossmap.curvature.operators import Total, made_by_all, single_rank
-from lossmap.data.batches import Batch, FixedBatches, MappedFetch, Resident, Streamed
+from lossmap.data.batches import Batch, FixedBatches, MappedFetch, Resident, Streamed, join_batches, map_tensors
 from lossmap.data.loss_check import check_loss
 from lossmap.data.moved_loss import refuse_unmoved
 from lossmap.data.noise import mean_and_error, realizations
-from lossmap.data.problem import Problem, temporary_parameters
+from lossmap.data.problem import Problem, targets_of, temporary_parameters
 from lossmap.data.stable_forms import stable_forms
 from lossmap.geometry.directions import Plane
 from lossmap.geometry.grid import Field, Point
@@ -89,6 +89,7 @@ class LossMap:
         self.model = next(iter(problems.values())).model
         self.fields = tuple(f for split, p in problems.items() for f in _fields(split, p, noise_repeats))
         self._gradients = not all(p.separable for p in problems.values())
+        self._has_whole = any(m.whole for p in problems.values() for m in p.metrics.values())
         self._underflows = UnderflowRemarks()
         self._use(plan)
 
@@ -147,6 +148,8 @@ class LossMap:
 
     def __call__(self, point: Point) -> dict[str, float]:
         """Read the losses at a point. Every rank of a team calls with the same point and gets the same reading."""
+        if self._has_whole and float(self.total(torch.ones(1, dtype=torch.float64))) > 1.0:
+            raise ValueError("a metric that is no mean over samples cannot be shared by a team of ranks: --team 1")
         origin = self.plane.origin
         with torch.inference_mode(False), torch.no_grad():  # what is made here, the model may keep
             tensors = self.plane.at(point)
@@ -217,7 +220,13 @@ class LossMap:
     def _pass(self, problem: Problem) -> Tensor:
         """(2 + metrics,) float64: samples, loss sum, metric sums; one pass over the data."""
         model = problem.model if self._graph is None else self._graph
-        summed = torch.stack([self._read(problem, model, batch) for batch in problem.data]).sum(0).cpu()
+        kept: list[Batch] = []
+        summed = torch.stack([self._read(problem, model, batch, kept) for batch in problem.data]).sum(0).cpu()
+        if kept:
+            outputs, targets = join_batches(kept)
+            for place, metric in enumerate(problem.metrics.values(), start=1):
+                if metric.whole is not None:
+                    summed[place] = float(metric.whole(outputs, targets)) * problem.samples
         return torch.cat([torch.tensor([float(problem.samples)], dtype=torch.float64), summed])
 
     def _lowered(self, batch: Batch) -> AbstractContextManager[Any]:
@@ -230,12 +239,16 @@ class LossMap:
     def _look_at(self, problem: Problem, outputs: Any, batch: Batch) -> None:
         """What else is to be seen in the outputs of a batch: nothing here."""
 
-    def _read(self, problem: Problem, model: nn.Module, batch: Batch) -> Tensor:
+    def _read(self, problem: Problem, model: nn.Module, batch: Batch, kept: list[Batch]) -> Tensor:
+        """(1 + metrics,) sums over a batch; where a metric is of all samples, outputs and targets go to `kept`."""
         with self._lowered(batch):
             outputs = problem.forward(model, batch)
             loss = problem.loss(outputs, batch)
-            metrics = [m.total(outputs, batch) for m in problem.metrics.values()]
+            zero = loss.detach().new_zeros(())
+            metrics = [zero if m.whole else m.total(outputs, batch) for m in problem.metrics.values()]
             self._look_at(problem, outputs, batch)
+        if self._has_whole:
+            kept.append((map_tensors(lambda t: t.detach(), outputs), targets_of(batch)))
         return torch.stack([loss.detach().double(), *(m.double() for m in metrics)])
 
 
