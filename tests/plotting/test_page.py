@@ -205,6 +205,46 @@ def test_the_spline_between_the_points_is_that_of_the_print(browser, file):
     tab.close()
 
 
+def test_the_line_between_the_signs_follows_the_spline(browser, tmp_path):
+    grid = Grid.square(-1, 1, 9)
+    x = np.meshgrid(grid.x, grid.y)[0]
+    made = Surface(grid, {"max_eig": 2 + x, "min_eig": 0.05 - x**2})
+    with shown(browser, page(made, tmp_path / "s.html"), "#field=max_eig&hide=contours&y=-1") as tab:
+        wide = tab.evaluate("document.getElementById('map-0').clientWidth") - 142
+        high = tab.evaluate("document.getElementById('map-0').clientHeight") - 58
+
+        def shade(x, y):  # of the map in its canvas, at (58, 12), over -1.125 to 1.125
+            side = min(wide, high)
+            row, column = 12 + (1.125 - y) / 2.25 * side, 58 + (x + 1.125) / 2.25 * side
+            return pixels(tab, "map-0")[round(row), round(column)].max()
+
+        assert shade(0.05**0.5, 0.4) < 60 < shade(0.2, 0.4)  # straight between the points it lies at 0.2
+        tab.uncheck("#show-spline")
+        settled(tab)
+        assert shade(0.05**0.5, 0.4) > 60 > shade(0.2, 0.4)
+
+
+def test_cells_without_a_value_are_hatched_by_the_reason(browser, file):
+    with shown(browser, file, "#x=1&y=-0.5&hide=contours,zero,path") as tab:
+        drawn = pixels(tab, "map-0")
+        wide = tab.evaluate("document.getElementById('map-0').clientWidth") - 142
+        high = tab.evaluate("document.getElementById('map-0').clientHeight") - 58
+        w = min(wide, high * 2.1 / 1.6)
+        cell = w / 21
+
+        def cell_at(k):  # the k-th of the diagonal, from the corner at x = -1, y = 1
+            return drawn[round(12 + k * cell) + 2 : round(12 + (k + 1) * cell) - 1,
+                         round(58 + k * cell) + 2 : round(58 + (k + 1) * cell) - 1]  # fmt: skip
+
+        todo, failed, finite = cell_at(2), cell_at(3), cell_at(4)
+        assert (todo.min(axis=(0, 1)) < 130).all() and (np.ptp(todo, axis=2) < 20).all()
+        red = failed[..., 0] - failed[..., 2] > 60
+        assert 0.1 < red.mean() < 0.9 and np.ptp(finite.reshape(-1, 3), axis=0).max() < 20
+        for k in (0, 1):  # NaN, infinite
+            assert np.median(cell_at(k)) == 255
+        assert tab.locator(".legend .key.todo").count() == tab.locator(".legend .key.failed").count() == 1
+
+
 def test_keys_move_the_point_and_it_is_spoken(browser, file):
     with shown(browser, file) as tab:
         assert tab.inner_text("#place") == "x 0, y 0"

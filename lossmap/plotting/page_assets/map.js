@@ -125,6 +125,32 @@ function drawHole(context, x, y, w, h, reason) {
   context.stroke();
 }
 
+// Cells without a value by their reason, as in print: hatched where it is still to do, hatched crosswise in red where it
+// failed, white with a mark where the result is no finite number.
+function drawHoles(context, box, file, field) {
+  const nx = file.x.length, cells = { 'not computed': [], failed: [], NaN: [], infinite: [] };
+  file.values[field.name].forEach((v, i) => { const why = holeAt(v, file.statusAt(field.name, i)); if (why) { cells[why].push(i); } });
+  const area = (i) => {
+    const c = i % nx, r = Math.floor(i / nx), [x0, x1] = [box.px(box.bx[c]), box.px(box.bx[c + 1])], [y0, y1] = [box.py(box.by[r]), box.py(box.by[r + 1])];
+    return [Math.min(x0, x1), Math.min(y0, y1), Math.abs(x1 - x0), Math.abs(y1 - y0)];
+  };
+  [['not computed', '#555'], ['failed', '#b5442c']].forEach(([why, colour]) => {
+    if (!cells[why].length) { return; }
+    context.save(); context.beginPath(); cells[why].forEach((i) => context.rect(...area(i))); context.clip();
+    context.strokeStyle = colour; context.lineWidth = 1; context.beginPath();
+    for (let k = -box.h; k < box.w; k += 5) { // lines across the whole map, cut to the cells, so that they join
+      context.moveTo(box.left + k, box.top + box.h); context.lineTo(box.left + k + box.h, box.top);
+      if (why === 'failed') { context.moveTo(box.left + k, box.top); context.lineTo(box.left + k + box.h, box.top + box.h); }
+    }
+    context.stroke(); context.restore();
+  });
+  ['NaN', 'infinite'].forEach((why) => cells[why].forEach((i) => {
+    const [x, y, w, h] = area(i);
+    context.fillStyle = '#fff'; context.fillRect(x, y, w, h);
+    drawHole(context, x + w / 2, y + h / 2, w, h, why);
+  }));
+}
+
 function drawPath(context, points) {
   const line = () => { context.beginPath(); points.forEach(([x, y], i) => (i ? context.lineTo(x, y) : context.moveTo(x, y))); context.stroke(); };
   context.strokeStyle = '#fff'; context.lineWidth = 3; line();
@@ -181,6 +207,14 @@ function fineHeights(file, view, enough) {
   return file.fine[enough];
 }
 
+// The smallest eigenvalue between the points, along the spline of its values or straight; kept.
+function fineSigns(file, spline) {
+  const factor = spline ? factorFor(file, 200) : 1;
+  file.signs = file.signs ?? {};
+  file.signs[factor] = file.signs[factor] ?? refined(file.x, file.y, Array.from(file.values.min_eig, (v) => (Number.isFinite(v) ? v : NaN)), factor);
+  return file.signs[factor];
+}
+
 // The levels between the smallest and the largest value: a flat part at a level has no line, but for rounding.
 function levelsWithin(levels, values, height) {
   let low = Infinity, high = -Infinity;
@@ -195,11 +229,8 @@ function drawMap(context, file, view, width, height, ratio) {
   if (!file.values[field.name]) { context.fillStyle = INK; context.textAlign = 'left'; context.textBaseline = 'top'; context.fillText('this file does not hold the field', 20, 20); return box; }
   context.fillStyle = '#dcdcdc'; context.fillRect(box.left, box.top, box.w, box.h);
   context.drawImage(cellImage(file, field, scale, table, box, ratio), box.left, box.top, box.w, box.h);
-  const values = file.values[field.name], nx = file.x.length;
-  if (layers.holes) {
-    const w = box.w / nx, h = box.h / file.y.length;
-    values.forEach((v, i) => { const why = holeAt(v, file.statusAt(field.name, i)); if (why) { drawHole(context, box.px(file.x[i % nx]), box.py(file.y[Math.floor(i / nx)]), w, h, why); } });
-  }
+  const values = file.values[field.name];
+  if (layers.holes) { drawHoles(context, box, file, field); }
   context.save(); context.beginPath(); context.rect(box.left, box.top, box.w, box.h); context.clip();
   if (layers.contours && !scale.flat) {
     const height = heightOn(scale), fine = fineHeights(file, view, 200);
@@ -207,8 +238,9 @@ function drawMap(context, file, view, width, height, ratio) {
     strokeCrossings(context, box, fine, fine.heights, levelsWithin(scale.levels.map(height), values, height));
   }
   if (layers.zero && file.values.min_eig) {
+    const fine = fineSigns(file, layers.spline);
     context.strokeStyle = '#000'; context.lineWidth = 2.4;
-    strokeCrossings(context, box, file, Array.from(file.values.min_eig, (v) => (Number.isFinite(v) ? v : NaN)), [0]);
+    strokeCrossings(context, box, fine, fine.heights, [0]);
   }
   if (layers.path && file.path) { drawPath(context, file.path.x.map((x, i) => [box.px(x), box.py(file.path.y[i])])); }
   context.restore();

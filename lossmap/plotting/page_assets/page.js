@@ -302,7 +302,8 @@ function fillLegend(file, view) {
   const signs = { 'not computed': '\u2215', failed: '\u2715', NaN: '\u2217', infinite: '\u25b3' };
   const below = file.isLine && view.scale.kind === 'log' ? Array.from(values).filter((v) => Number.isFinite(v) && v <= 0).length : 0;
   if (below) { items.push(['key sign', `not positive, which a log axis has no place for: ${below} ${below === 1 ? 'point' : 'points'}`]); }
-  Object.entries(counts).forEach(([why, count]) => items.push(['key sign', `${signs[why]} ${why}: ${count} ${count === 1 ? 'point' : 'points'}`]));
+  const keys = file.isLine ? {} : { 'not computed': 'key todo', failed: 'key failed' };
+  Object.entries(counts).forEach(([why, count]) => items.push([keys[why] ?? 'key sign', `${signs[why]} ${why}: ${count} ${count === 1 ? 'point' : 'points'}`]));
   const share = sharesOn(view.scale), beyond = file.isLine ? [] : Array.from(values).filter((v) => share(v) > 1.0001 || share(v) < -0.0001);
   if (beyond.length) {
     const far = beyond.reduce((a, b) => (Math.abs(b) > Math.abs(a) ? b : a));
