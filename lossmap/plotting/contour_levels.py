@@ -296,11 +296,19 @@ def _enclosing(ladder: np.ndarray, low: float, high: float) -> np.ndarray:
 
 
 def labels(levels: np.ndarray) -> list[str]:
-    """The levels, (levels,), as texts, with as few digits as keep them apart."""
-    texts: list[str] = []
-    for digits in range(3, 17):
-        texts = [_plain(f"{level:.{digits}g}") for level in levels]
-        if len(set(texts)) == len(set(levels.tolist())):
+    """The levels, (levels,), as texts, with as few digits as keep them apart.
+
+    Up to two more where these write the levels as they are: 2.125, 2.175, 2.225 look uneven as 2.12, 2.17, 2.23.
+    """
+    known, texts, apart = levels.tolist(), [""], 17
+    for digits in range(3, 18):
+        written = [_plain(f"{level:.{digits}g}") for level in known]
+        if apart == 17 and len(set(written)) == len(set(known)):
+            texts, apart = written, digits
+        exact = all(abs(float(text) - level) <= 1e-9 * abs(level) for text, level in zip(written, known, strict=True))
+        if digits >= apart and exact:
+            return written
+        if digits >= apart + 2:
             break
     return texts
 

@@ -7,6 +7,7 @@ cross, an infinite result one with a triangle.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import matplotlib
@@ -17,6 +18,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.collections import PatchCollection
 from matplotlib.colors import BoundaryNorm, CenteredNorm, Colormap, LogNorm, Normalize, SymLogNorm
 from matplotlib.patches import Patch, Rectangle
+from matplotlib.patheffects import withStroke
 
 from lossmap.geometry.grid import Grid
 from lossmap.io.surface import DONE, FAILED, Group
@@ -293,6 +295,21 @@ def frame(axes: Axes, grid: Grid, labels: tuple[str, str], cells: bool = True) -
     if x.min() <= 0 <= x.max() and y.min() <= 0 <= y.max():
         for colour, width, size in (("white", 2.0, 7.0), ("black", 0.8, 6.0)):
             axes.plot([0], [0], "+", color=colour, markersize=size, markeredgewidth=width, zorder=4)
+
+
+def models(axes: Axes, places: Sequence[tuple[float, float, str]]) -> None:
+    """Marks where models stand beside the one at the centre, each with its name at its side; none out of the window."""
+    (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
+    for x, y, name in places:
+        if not (left <= x <= right and low <= y <= high):
+            continue
+        for colour, width, size in (("white", 2.0, 7.0), ("black", 0.8, 6.0)):
+            axes.plot([x], [y], "+", color=colour, markersize=size, markeredgewidth=width, zorder=4)
+        outer, halo = x > left + 0.7 * (right - left), [withStroke(linewidth=1.8, foreground="white")]
+        axes.annotate(
+            name, (x, y), (-5 if outer else 5, 4), textcoords="offset points", ha="right" if outer else "left",
+            fontsize="x-small", zorder=4.1, annotation_clip=True, path_effects=halo,
+        )  # fmt: skip
 
 
 def checkpoint_look(path: Group, cmap: str | None, norm: Any, shown: Array | None = None) -> dict[str, Any]:

@@ -36,6 +36,7 @@ from lossmap.plotting.quantities import (
     best_field,
     eigenvalues,
     is_line,
+    models_on_plane,
     on_scale,
     quantity,
     short_unit,
@@ -203,6 +204,7 @@ def frame_panel(
     colours  the map's, where it is one of a loss: the checkpoints then show their own losses
     """
     maps.frame(axes, surface.grid, options.axis_labels(surface), cells=kind == "map")
+    maps.models(axes, models_on_plane(surface))
     if not left:
         axes.set_ylabel("")
     if bottom:
@@ -286,6 +288,7 @@ def draw_surfaces_3d(
         handles += draw_surface3d(
             axes, surface.grid, values, scale, what.cmap, labels_3d, status, norm, options.interp,
             bool(options.points), _path_of(surface, name, options), options.camera or CAMERA,
+            models_on_plane(surface),
         )  # fmt: skip
         panels.append(axes)
         if titles:

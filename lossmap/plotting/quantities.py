@@ -228,9 +228,22 @@ def model_positions(surface: Surface) -> tuple[float, ...]:
     """Where models stand on a line: at 0, and of a line between two at 1 as well; nowhere on a line beside them."""
     if surface.attributes.get(FIXED_COORDINATE, 0.0) != 0.0:
         return ()
-    if _kind(surface, "x").startswith("to:"):
-        return (0.0, 1.0)
-    return (0.0,)
+    return (0.0, 1.0) if _end(surface, "x") is not None else (0.0,)
+
+
+def models_on_plane(surface: Surface) -> list[tuple[float, float, str]]:
+    """(x, y, name) of the models that an axis of a plane leads to, as in `plane_through`; none on others' planes."""
+    ends = ((1.0, 0.0, _end(surface, "x")), (0.0, 1.0, _end(surface, "y")))
+    return [(x, y, name) for x, y, name in ends if name is not None]
+
+
+def _end(surface: Surface, direction: str) -> str | None:
+    """The model at 1 of an axis that leads to one: its file's name, or `model 2` and `model 3`; else None."""
+    attributes = surface.groups.get(f"directions/{direction}", Group({})).attributes
+    kind, _, file = _kind(surface, direction).partition(":")
+    if kind != "to" or attributes.get("norm", "none") != "none":
+        return None
+    return Path(file).name if file else f"model {2 if direction == 'x' else 3}"
 
 
 def _axis(surface: Surface, direction: str, name: str) -> str:
@@ -240,8 +253,9 @@ def _axis(surface: Surface, direction: str, name: str) -> str:
         return name
     if kind == "random":
         return f"{name}, random direction"
-    if kind.startswith("to:"):
-        return f"{name}, 0: model, 1: {Path(kind[3:]).name}"
+    end = _end(surface, direction)
+    if end is not None:
+        return f"{name}, 0: model, 1: {end}"
     if kind.startswith("pca"):
         component = int("".join(c for c in kind if c.isdigit()) or 1)
         return f"{name}, principal component {component}{_explained(surface, component)}"

@@ -49,6 +49,7 @@ def draw_surface3d(
     points: bool = False,
     path: Group | None = None,
     camera: tuple[float, float] = CAMERA,
+    models: Sequence[tuple[float, float, str]] = (),
 ) -> list[Artist]:
     """The surface over its grid; heights by decades where the scale is geometric, cut at the ends of the scale.
 
@@ -101,7 +102,7 @@ def draw_surface3d(
         _mark_points(axes, grid, np.clip(np.ma.filled(contour_heights(values, scale), np.nan), *ends))
     _set_height_axis(axes, scale)
     floor = _add_floor(axes, (across, up, height), scale, cmap, norm)
-    _mark_centre(axes, (x, y, height), floor)
+    _mark_models(axes, (x, y, height), floor, [(0.0, 0.0, ""), *models])
     if path is not None:
         _draw_path(axes, (x, y, height), path, cmap, norm or norm_of(scale))
     axes.set_xlabel(labels[0], labelpad=-7)
@@ -158,15 +159,23 @@ def _add_floor(
     return floor
 
 
-def _mark_centre(axes: Any, surface: tuple[np.ndarray, np.ndarray, np.ndarray], floor: float) -> None:
-    """A cross on the floor below the model, and a thin line from there up to the surface; where it is in the window."""
+def _mark_models(
+    axes: Any,
+    surface: tuple[np.ndarray, np.ndarray, np.ndarray],
+    floor: float,
+    places: Sequence[tuple[float, float, str]],
+) -> None:
+    """A cross on the floor below each model in the window, its name, and a thin line from there up to the surface."""
     x, y, height = surface
-    if not (x.min() <= 0 <= x.max() and y.min() <= 0 <= y.max()):
-        return
-    axes.plot([0], [0], [floor], "+", color="black", markersize=5, markeredgewidth=0.8, zorder=1.5)
-    top = float(value_at(x, y, height, np.zeros(1), np.zeros(1))[0])
-    if np.isfinite(top):
-        axes.plot([0, 0], [0, 0], [floor, top], "-", color="black", linewidth=0.5, zorder=1.5)
+    for across, up, name in places:
+        if not (x.min() <= across <= x.max() and y.min() <= up <= y.max()):
+            continue
+        axes.plot([across], [up], [floor], "+", color="black", markersize=5, markeredgewidth=0.8, zorder=1.5)
+        top = float(value_at(x, y, height, np.array([across]), np.array([up]))[0])
+        if np.isfinite(top):
+            axes.plot([across, across], [up, up], [floor, top], "-", color="black", linewidth=0.5, zorder=1.5)
+        if name:
+            axes.text(across, up, floor, f" {name}", fontsize="x-small", va="top", zorder=1.6)
 
 
 def _draw_path(

@@ -133,6 +133,9 @@ def test_labels_tell_levels_apart(levels):
     assume(min((abs(a - b) for a in levels for b in levels if a != b), default=1) > 1e-6)
     assert len(set(labels(np.array(levels)))) == len(levels)
     assert labels(np.array([1e8, 1e8 + 1])) == ["100000000", "100000001"]
+    # even steps look even; what is no short number stays short
+    assert labels(np.array([2.125, 2.175, 2.225])) == ["2.125", "2.175", "2.225"]
+    assert labels(np.geomspace(1, 2, 5)) == ["1", "1.19", "1.41", "1.68", "2"]
 
 
 def test_a_zero_changes_no_scale():

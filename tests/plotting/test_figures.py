@@ -410,6 +410,23 @@ def test_a_line_beside_the_model_says_where_it_lies_and_marks_no_model(along):
     assert figure.axes[-1].get_xlabel() == names[along] and not any(marked_models(axes) for axes in figure.axes)
 
 
+def test_a_plane_through_three_models_marks_and_names_them():
+    to = {"norm": "none", "kind": "to:run/b.pt"}
+    groups = {"directions/x": Group({}, to), "directions/y": Group({}, {**to, "kind": "to"})}
+    surface = plane(groups=groups)
+    axes = draw(surface, "filled").axes[0]
+    names = {text.get_text(): text.xy for text in axes.texts}
+    assert names == {"b.pt": (1.0, 0.0), "model 3": (0.0, 1.0)}
+    crosses = {tuple(np.ravel(line.get_data())) for line in axes.lines if line.get_marker() == "+"}
+    assert crosses == {(0.0, 0.0), (1.0, 0.0), (0.0, 1.0)}
+    assert axes.get_ylabel() == "y, 0: model, 1: model 3"
+    relief = draw(surface, "3d").axes[0]
+    assert {"b.pt", "model 3"} <= {text.get_text().strip() for text in relief.texts}
+    # a step of another length along the axis leads to no model
+    groups["directions/x"] = Group({}, {**to, "norm": "filter"})
+    assert [text.get_text() for text in draw(plane(groups=groups), "filled").axes[0].texts] == ["model 3"]
+
+
 def test_files_along_different_directions_bear_no_ones_name():
     one = Surface(
         Grid(np.arange(3.0)), {"train_loss": np.ones(3)}, groups={"directions/x": Group({}, {"kind": "random"})}
