@@ -25,6 +25,7 @@ ORDER = (
     "callbacks",
     "checks",
     "identity",
+    "interpolation",
     "farm",
     "planted",
     "trust",
