@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from lossmap.data.batches import Batch, Batches, Streamed, samples_in
 from lossmap.data.borrow import temporary_parameters
 from lossmap.data.criteria import Metric
-from lossmap.data.huggingface_batches import IGNORED, Entries, model_batches
-from lossmap.data.huggingface_pass import is_causal, logits, model_within, own_loss, without_warnings
+from lossmap.data.huggingface_batches import IGNORED, Entries, accepted_names, model_batches
+from lossmap.data.huggingface_pass import NoLossError, is_causal, logits, model_within, own_loss, without_warnings
 from lossmap.data.problem import Problem
 from lossmap.keywords import checked_keywords
 
@@ -125,18 +125,59 @@ def _candidates(model: nn.Module, outputs: Tensor, labels: Tensor) -> list[str]:
     return []
 
 
-def _kind(model: nn.Module, batch: Batch) -> str | None:
-    """The formula that gives the model's own loss on a few samples; None where there is no such formula."""
-    few = {name: value[:MAX_PROBED] for name, value in batch.items()}
+def _kind(model: nn.Module, batches: Batches) -> str | None:
+    """The formula that gives the model's own loss on a few samples; None where there is no such formula.
+
+    Raises ValueError, in one sentence, where the model does not take them, or has not the classes of the labels.
+    """
+    few = {name: value[:MAX_PROBED] for name, value in next(iter(batches)).items()}
+    try:
+        return _fitting_kind(model, few, batches)
+    except (NoLossError, LabelError, torch.OutOfMemoryError):
+        raise
+    except (IndexError, TypeError, RuntimeError, ValueError) as error:
+        reason = str(error).partition("\n")[0].rstrip(".")
+        raise ValueError(f"the model refuses the first samples: {reason}; they are {_described(few)}") from error
+
+
+def _described(batch: Batch) -> str:
+    """Shapes and ranges of a batch, for a message."""
+    texts = []
+    for name, value in batch.items():
+        text = f"{name} {' x '.join(map(str, value.shape))}"
+        is_whole = not value.is_floating_point() and value.numel()
+        texts.append(f"{text} from {int(value.min())} to {int(value.max())}" if is_whole else text)
+    return ", ".join(texts)
+
+
+class LabelError(ValueError):
+    """The labels are not of the model's classes."""
+
+
+def _check_labels(batches: Batches, classes: int) -> None:
+    """Raises LabelError where a label is none of the model's classes."""
+    for batch in () if isinstance(batches, Streamed) else batches:
+        labels = batch["labels"]
+        wrong = labels[(labels != IGNORED) & ((labels < 0) | (labels >= classes))]
+        if wrong.numel():
+            raise LabelError(
+                f"labels must be >= 0 and < {classes}, the classes of the model, or {IGNORED} where they do not count; "
+                f"got {int(wrong[0])}"
+            )
+
+
+def _fitting_kind(model: nn.Module, few: Batch, batches: Batches) -> str | None:
+    """The formula of `_kind`, by a few samples."""
     with temporary_parameters(model, {}), torch.no_grad(), without_warnings():
+        outputs = logits(model, few) if "labels" in few else None
+        kinds = _candidates(model, outputs, few["labels"]) if isinstance(outputs, Tensor) else []
+        if isinstance(outputs, Tensor) and set(kinds) & {NEXT_TOKEN, TOKENS, CLASSES}:
+            _check_labels(batches, outputs.shape[-1])
         own = float(own_loss(model, few))
-        if "labels" not in few:
-            return None
-        outputs = logits(model, few)
         if not isinstance(outputs, Tensor):
             return None
         tolerance = TOLERANCE.get(outputs.dtype, 5e-2)
-        for kind in _candidates(model, outputs, few["labels"]):
+        for kind in kinds:
             number = counted_labels(few["labels"], kind)
             if number == 0:  # nothing to compare with: the model's own loss is 0 / 0
                 return kind
@@ -179,7 +220,8 @@ def huggingface(model: nn.Module, data: Any, *, batch_size: int | None = None) -
         follows no formula known here has that loss, weighted by its labels, as one step.
 
     Raises:
-        ValueError: where the model returns no loss for such batches, no label counts, or tokens are not its own.
+        ValueError: where the model refuses such batches or returns no loss for them, no label counts, or tokens or
+            labels are not its own.
 
     Example:
         >>> import lossmap, torch, transformers
@@ -195,13 +237,14 @@ def huggingface(model: nn.Module, data: Any, *, batch_size: int | None = None) -
             "Problem.custom for others"
         )
     within = model_within(model)
-    entries = Entries(getattr(within, "main_input_name", "input_ids"), is_causal(model))
+    main = getattr(within, "main_input_name", "input_ids")
+    entries = Entries(main, is_causal(model), accepted_names(within.forward))
     pad = getattr(within.config, "pad_token_id", None) or 0
     first = next(model.parameters())
     batches = model_batches(data, entries, batch_size, pad).to(first.device, first.dtype)
     _check_tokens(model, batches)
     batch = next(iter(batches))
-    kind = _kind(model, batch)
+    kind = _kind(model, batches)
     if kind is None:
         return _own_problem(model, batches, batch)
     count = LabelCount(kind)

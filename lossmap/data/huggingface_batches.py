@@ -8,10 +8,14 @@ Samples of unequal length are padded on the right, masked, with labels that do n
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+import inspect
+import logging
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from numbers import Number
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -19,7 +23,10 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 
 from lossmap.data.batch_parts import TARGET_NAMES
 from lossmap.data.batches import Batches, FixedBatches, MappedFetch, Resident, Streamed
+from lossmap.data.huggingface_files import listed
 from lossmap.data.loaders import DEFAULT_BATCH_SIZE, as_batches
+
+log = logging.getLogger(__name__)
 
 IGNORED = -100  # the label of a token that does not count
 
@@ -37,12 +44,14 @@ def _tokens_as_labels(tokens: Tensor, mask: Tensor | None) -> Tensor:
 class Entries:
     """batch -> a dict of the model's keywords, tensors alone, its targets under `labels`.
 
-    main    the name of what a tensor without a name is
-    causal  whether the labels are the tokens themselves where a batch has none
+    main      the name of what a tensor without a name is
+    causal    whether the labels are the tokens themselves where a batch has none
+    accepted  what of a table's columns the model and its loss take; None: all
     """
 
     main: str
     causal: bool
+    accepted: frozenset[str] | None = None
 
     def __call__(self, batch: Any) -> dict[str, Tensor]:
         """The dict. Raises ValueError for a batch that is neither a mapping, a tensor nor inputs and targets."""
@@ -85,25 +94,67 @@ class Collated:
 class Padded:
     """Samples, each a dict, in one batch: tokens padded on the right to one width, where the model does not look.
 
-    pad    the token that stands there; it is masked, and its label does not count
-    width  to pad to; None: that of the longest sample
+    Columns of numbers alone are taken, such as the tokens beside a text that they were made of.
+
+    pad     the token that stands there; it is masked, and its label does not count
+    widths  of columns, to pad to; of others that of the longest sample. Labels of an encoder and decoder have their own
     """
 
     pad: int = 0
-    width: int | None = None
+    widths: Mapping[str, int] = field(default_factory=dict)
 
     def __call__(self, samples: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         """The batch: input_ids, attention_mask, labels and whatever else the samples hold."""
-        columns = {name: [torch.as_tensor(sample[name]) for sample in samples] for name in samples[0]}
+        names = [name for name, value in samples[0].items() if _is_numbers(name, value)]
+        columns = {name: [torch.as_tensor(sample[name]) for sample in samples] for name in names}
         if "input_ids" in columns and "attention_mask" not in columns:
             columns["attention_mask"] = [torch.ones_like(tokens) for tokens in columns["input_ids"]]
-        filled = {"input_ids": self.pad, "labels": IGNORED}
-        lengths = [len(tokens) for tokens in columns.get("input_ids", [])]
-        width = self.width or max(lengths, default=0)
+        filled = {"input_ids": self.pad, "decoder_input_ids": self.pad} | dict.fromkeys(TARGET_NAMES, IGNORED)
+        tokens = [len(row) for row in columns.get("input_ids", [])]
         for name, values in columns.items():
-            if [len(v) if v.dim() == 1 else None for v in values] == lengths:
-                values[:] = [F.pad(v, (0, width - len(v)), value=filled.get(name, 0)) for v in values]
+            lengths = [len(v) if v.dim() == 1 else None for v in values]
+            if None in lengths or not (lengths == tokens or _are_whole(values)):
+                continue
+            of = "input_ids" if lengths == tokens else name
+            width = max([self.widths.get(of, 0), *map(len, values)])
+            values[:] = [F.pad(v, (0, width - len(v)), value=filled.get(name, 0)) for v in values]
         return {name: torch.stack(values) for name, values in columns.items()}
+
+
+def _are_whole(values: Sequence[Tensor]) -> bool:
+    return not any(v.is_floating_point() or v.is_complex() for v in values)
+
+
+def _is_numbers(name: str, value: Any) -> bool:
+    """Whether a column holds numbers. Raises ValueError where it holds the targets and other things."""
+    while isinstance(value, (list, tuple)) and value:
+        value = value[0]
+    if isinstance(value, (Number, np.ndarray, np.number, Tensor, list, tuple)):
+        return True
+    if name in TARGET_NAMES:
+        raise ValueError(
+            f"the column {name} must hold numbers; got {value!r}: words become the numbers of classes by the model's "
+            "config.label2id, or by dataset.class_encode_column"
+        )
+    return False
+
+
+def accepted_names(forward: Callable[..., Any]) -> frozenset[str] | None:
+    """The columns of a table that a model's `forward` names, and those of targets; None where it names none itself."""
+    parameters = inspect.signature(forward).parameters.values()
+    named = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    return frozenset(named).union(TARGET_NAMES) if named else None
+
+
+def columns_read(columns: Sequence[str], accepted: Collection[str] | None) -> list[str]:
+    """The columns that a model takes, as its Trainer does; the others are reported."""
+    read = [name for name in columns if accepted is None or name in accepted]
+    if len(read) < len(columns):
+        unread = [name for name in columns if name not in read]
+        log.warning(
+            "read are the columns %s; not those that the model does not take: %s", ", ".join(read), listed(unread)
+        )
+    return read
 
 
 def model_batches(data: Any, entries: Entries, batch_size: int | None, pad: int) -> Batches:
@@ -112,6 +163,12 @@ def model_batches(data: Any, entries: Entries, batch_size: int | None, pad: int)
         data = copy.copy(data)
         data.collate_fn = Collated(data.collate_fn, entries)
     elif hasattr(data, "column_names") and hasattr(data, "with_format"):  # of the datasets library
+        if isinstance(data, Mapping):
+            raise ValueError(
+                f"a DatasetDict holds several splits: give one of them, such as data[{next(iter(data))!r}]"
+            )
+        if data.column_names:  # a stream of rows may not know them
+            data = data.select_columns(columns_read(data.column_names, entries.accepted))
         rows = data.with_format("torch")
         data = DataLoader(rows, batch_size or DEFAULT_BATCH_SIZE, collate_fn=Collated(Padded(pad), entries))
     elif isinstance(data, Dataset) and hasattr(data, "__len__"):

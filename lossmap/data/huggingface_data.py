@@ -1,14 +1,16 @@
 """Data in local files of Hugging Face, `hf:PATH`: a data set as `save_to_disk` leaves it, or a text.
 
     columns of a data set                        batches
-    input_ids, attention_mask, labels or label   as they are, padded to the longest row
+    input_ids, attention_mask, labels or label   as they are, padded to the longest row; others that the model takes too
     text or sentence, label                      by the tokenizer of the model's folder, cut at its maximum
+    two texts, such as premise and hypothesis    the same, as a pair
     pixel_values, labels or label                as they are
     image or img, labels or label                by the image processor of the model's folder
 
-A text is read by the tokenizer as one line of tokens, cut into blocks; the last one is padded. Where there are no
-labels they are the tokens, if the model is a causal language model. Nothing is fetched from a network, and no code of a
-folder runs. Price: rows are read when they are used; those of unequal length are once more read for the longest.
+A text is read by the tokenizer as one line of tokens, cut into blocks; the last one is padded. It is refused for models
+that do not predict the next token. Where a data set has no labels they are the tokens, if the model is a causal
+language model. Nothing is fetched from a network, and no code of a folder runs. Price: rows are read when they are
+used; those of unequal length are once more read for the longest.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from typing import Any
 import torch
 
 from lossmap.data.batches import Batch
-from lossmap.data.huggingface_batches import Padded
+from lossmap.data.huggingface_batches import Padded, accepted_names, columns_read
 from lossmap.data.huggingface_files import (
     PREFIX,
     existing_path,
@@ -32,7 +34,8 @@ from lossmap.data.huggingface_files import (
     read_json,
     tokenizer_folder,
 )
-from lossmap.data.huggingface_pass import without_warnings
+from lossmap.data.huggingface_folder import class_of
+from lossmap.data.huggingface_pass import is_causal_class, without_warnings
 from lossmap.data.loaders import RowsOf, Source
 
 MAX_BLOCK = 1024  # tokens in a sample of a text, where neither the user nor the model says fewer
@@ -40,6 +43,14 @@ SPLITS = {"train": ("train",), "test": ("test", "validation")}  # their names in
 TEXTS, IMAGES = ("text", "sentence"), ("image", "img")
 TOKENS = ("input_ids", "attention_mask", "token_type_ids")
 TARGETS = ("labels", "label")
+# Columns of two texts that are one sample, as in GLUE, each before the other; the first that a data set has.
+PAIRS = (
+    ("sentence1", "sentence2"),
+    ("question1", "question2"),
+    ("premise", "hypothesis"),
+    ("question", "sentence"),
+    ("text", "text_pair"),
+)
 
 
 @dataclass(frozen=True)
@@ -85,6 +96,18 @@ class Reader:
         path = model_folder(self.model) / "config.json"
         return read_json(path) if path.is_file() else {}
 
+    def model_class(self) -> Any:
+        """The class of transformers of the model's folder; None for a model that has none."""
+        if not is_in_folder(self.model):
+            return None
+        folder = model_folder(self.model)
+        return class_of(folder) if (folder / "config.json").is_file() else None
+
+    def accepted(self) -> frozenset[str] | None:
+        """The columns that the model takes; None where it takes all, or is not known."""
+        kind = self.model_class()
+        return None if kind is None else accepted_names(kind.forward)
+
     def length(self) -> int:
         """Tokens in a sample of a text at most. Raises ValueError where that is more than the model takes."""
         config = self.config()
@@ -118,6 +141,13 @@ def _text(path: Path, split: str, reader: Reader) -> Source:
     """The blocks of a text."""
     if split != "train":
         raise ValueError(f"{path} is one text, of the split train; for a test name another one: --dataset {PREFIX}FILE")
+    kind = reader.model_class()
+    if kind is not None and not is_causal_class(kind):
+        raise ValueError(
+            f"{path} is a text, whose tokens are the labels of a model that predicts the next one, which "
+            f"{kind.__name__} does not; save a data set with its labels (dataset.save_to_disk(FOLDER)), -100 where a "
+            "token does not count, and name that folder"
+        )
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
@@ -161,26 +191,40 @@ def _fetch_of(path: Path, table: Any, columns: Sequence[str], reader: Reader) ->
     """How rows of these columns become batches. Raises ValueError where no column holds samples."""
     target = next((name for name in TARGETS if name in columns), None)
     kept = [target] if target else []
-    text = next((name for name in TEXTS if name in columns), None)
+    text_columns: list[tuple[str, ...]] = [*PAIRS, *((name,) for name in TEXTS)]
+    texts = next((names for names in text_columns if set(names) <= set(columns)), ())
     image = next((name for name in IMAGES if name in columns), None)
     if "input_ids" in columns:
-        used = [name for name in TOKENS if name in columns] + kept
-        lengths = [len(tokens) for tokens in table.with_format(None)["input_ids"]]
-        return Rows(table.select_columns(used), Padded(reader.pad(), max(lengths)), target)
+        accepted = reader.accepted()
+        read = columns_read(columns, {*TOKENS, *kept} if accepted is None else accepted.difference(TARGETS).union(kept))
+        used = table.select_columns(read)
+        return Rows(used, Padded(reader.pad(), _widths(used)), target)
     if "pixel_values" in columns:
+        columns_read(columns, ["pixel_values", *kept])
         return Rows(table.select_columns(["pixel_values", *kept]), Padded(), target)
-    if text is not None:
+    if texts:
+        columns_read(columns, [*texts, *kept])
         tokenizer = reader.tokenizer(path)
-        encode = _Encode(tokenizer, text, reader.length())
-        encoded = [encode(row) for row in table.select_columns([text, *kept])]
-        width = max(len(row["input_ids"]) for row in encoded)
-        return Rows(encoded, Padded(reader.pad(tokenizer), width), target)
+        encode = _Encode(tokenizer, texts, reader.length())
+        encoded = [encode(row) for row in table.select_columns([*texts, *kept])]
+        widths = {"input_ids": max(len(row["input_ids"]) for row in encoded)}
+        return Rows(encoded, Padded(reader.pad(tokenizer), widths), target)
     if image is not None:
+        columns_read(columns, [image, *kept])
         return Rows(_Images(table, image, kept, reader.image_processor(path)), Padded(), target)
     raise ValueError(
         f"{path} has the columns {', '.join(columns)}; the samples must stand in input_ids, text, pixel_values or "
         "image, their classes in label or labels"
     )
+
+
+def _widths(table: Any) -> dict[str, int]:
+    """The longest row of every column of lists, so that batches of any rows join."""
+    widths = {}
+    for name, values in table.with_format(None)[:].items():
+        if values and all(isinstance(value, list) for value in values):
+            widths[name] = max(map(len, values))
+    return widths
 
 
 @dataclass(frozen=True, eq=False)
@@ -203,15 +247,16 @@ class Rows:
 
 @dataclass(frozen=True, eq=False)
 class _Encode:
-    """A row with a text -> the row with its tokens, the special ones of the tokenizer among them."""
+    """A row with one text or two -> the row with its tokens, the special ones of the tokenizer among them."""
 
     tokenizer: Any
-    column: str
+    texts: Sequence[str]
     length: int
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        others = {name: value for name, value in row.items() if name != self.column}
-        return {**self.tokenizer(row[self.column], truncation=True, max_length=self.length), **others}
+        others = {name: value for name, value in row.items() if name not in self.texts}
+        tokens = self.tokenizer(*(row[name] for name in self.texts), truncation=True, max_length=self.length)
+        return {**tokens, **others}
 
 
 @dataclass(frozen=True, eq=False)

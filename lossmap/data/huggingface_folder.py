@@ -65,7 +65,7 @@ def _quiet() -> Iterator[None]:
 
 def _whole(folder: Path, unsafe: bool, allow_unexpected: bool) -> tuple[nn.Module, tuple[str, ...]]:
     """A model by its own weights."""
-    kind = _class_of(folder)
+    kind = class_of(folder)
     files = weight_files(folder, unsafe)
     safe = files[0].suffix == ".safetensors"
     try:
@@ -91,7 +91,7 @@ def _whole(folder: Path, unsafe: bool, allow_unexpected: bool) -> tuple[nn.Modul
     return _in_full_precision(model), notes
 
 
-def _class_of(folder: Path) -> Any:
+def class_of(folder: Path) -> Any:
     """The class of transformers that a folder's config.json names. Raises ValueError where there is none."""
     import transformers
 

@@ -50,8 +50,12 @@ def is_huggingface(model: nn.Module) -> bool:
 def is_causal(model: nn.Module) -> bool:
     """Whether a model predicts the next token, by the name of its class or its configuration."""
     within = model_within(model)
-    named = re.search(r"CausalLM|LMHeadModel|DoubleHeads", type(within).__name__) is not None
-    return named and not getattr(within.config, "is_encoder_decoder", False)
+    return is_causal_class(type(within)) and not getattr(within.config, "is_encoder_decoder", False)
+
+
+def is_causal_class(kind: type) -> bool:
+    """Whether a class of models predicts the next token, by its name."""
+    return re.search(r"CausalLM|LMHeadModel|DoubleHeads", kind.__name__) is not None
 
 
 @contextmanager
@@ -94,11 +98,15 @@ def logits(model: nn.Module, batch: Batch) -> Tensor:
     return result
 
 
+class NoLossError(ValueError):
+    """A model returns no loss for the batches that it was given."""
+
+
 def own_loss(model: nn.Module, batch: Batch) -> Tensor:
-    """The loss that the model returns for a batch. Raises ValueError where it returns none."""
+    """The loss that the model returns for a batch. Raises NoLossError where it returns none."""
     loss = getattr(call(model, batch), "loss", None)
     if loss is None:
-        raise ValueError(
+        raise NoLossError(
             f"{type(model_within(model)).__name__} returns no loss for batches of {', '.join(batch)}; they must hold "
             "its labels, in most models under the name `labels`"
         )

@@ -210,6 +210,62 @@ def test_sentences_with_labels_are_read_by_the_folders_tokenizer(folder):
     assert datasets.load("hf:sentences", "test", reader=Reader("hf:bert")).samples == 2
 
 
+def loss_of(words):
+    assert command(f"surface {words} --x 0:0:1 --overwrite --surf-file s.h5") == 0, words
+    return read("s.h5", "train_loss")[0]
+
+
+def test_two_texts_are_one_sample_and_columns_that_are_not_read_are_said(folder, caplog):
+    pair = {"question": TEXTS, "sentence": TEXTS[::-1], "label": [0, 1, 0, 1, 1, 0]}
+    tables.Dataset.from_dict(pair | {"idx": list(range(6))}).save_to_disk("pairs")
+    model, _ = load_model("hf:bert")
+    logits = [
+        model.eval()(**tokenizer()(*texts, return_tensors="pt", truncation=True, max_length=12)).logits.detach()
+        for texts in zip(TEXTS, TEXTS[::-1], strict=True)
+    ]
+    truth = torch.nn.functional.cross_entropy(torch.cat(logits), torch.tensor(pair["label"]))
+    assert loss_of("--model hf:bert --dataset hf:pairs") == pytest.approx(float(truth), rel=1e-5)
+    assert "not those that the model does not take: idx" in caplog.text
+
+
+def test_columns_that_the_model_takes_are_read_and_no_others(folder):
+    rows = [{"input_ids": [2, 3, 4, 5], "position_ids": [3, 2, 1, 0], "start_positions": 0, "end_positions": 1}] * 2
+    columns = {name: [row[name] for row in rows] for name in rows[0]}
+    tables.Dataset.from_dict(columns | {"text": ["a", "b"]}).save_to_disk("rows")
+    model, _ = load_model("hf:gpt")
+    own = model.eval()(**{k: torch.tensor(columns[k]) for k in ("input_ids", "position_ids")},
+                       labels=torch.tensor(columns["input_ids"])).loss  # fmt: skip
+    assert loss_of("--model hf:gpt --dataset hf:rows") == pytest.approx(float(own.detach()), rel=1e-5)
+    config = transformers.BertConfig(vocab_size=11, max_position_embeddings=12, **SMALL)
+    model = transformers.BertForQuestionAnswering(config).eval()
+    model.save_pretrained("answers")
+    own = model(**{name: torch.tensor(values) for name, values in columns.items()}).loss
+    assert loss_of("--model hf:answers --dataset hf:rows") == pytest.approx(float(own.detach()), rel=1e-5)
+
+
+def test_targets_of_an_encoder_and_decoder_have_lengths_of_their_own(folder):
+    sizes = {"d_model": 4, "d_kv": 2, "d_ff": 5, "num_layers": 1, "num_heads": 2, "decoder_start_token_id": 0}
+    model = transformers.T5ForConditionalGeneration(transformers.T5Config(vocab_size=11, **sizes)).eval()
+    model.save_pretrained("t5")
+    rows = {"input_ids": [[2, 3, 4], [5, 6], [7, 8, 9, 10]], "labels": [[3, 2], [4, 4, 5], [6]]}
+    tables.Dataset.from_dict(rows).save_to_disk("rows")
+    losses = []
+    for tokens, labels in zip(*rows.values(), strict=True):
+        own = model(input_ids=torch.tensor([tokens]), labels=torch.tensor([labels])).loss
+        losses.append(float(own.detach()) * len(labels))
+    truth = sum(losses) / 6
+    assert loss_of("--model hf:t5 --dataset hf:rows") == pytest.approx(truth, rel=1e-5)
+    problem = lossmap.huggingface(model, tables.load_from_disk("rows"), batch_size=2)
+    assert loss_and_gradient(problem).loss == pytest.approx(truth, rel=1e-5)
+
+
+def test_a_text_beside_its_tokens_is_left_out_in_python_too(folder):
+    table = tables.load_from_disk("tokens")
+    loss = loss_and_gradient(lossmap.huggingface(gpt2(), table)).loss
+    noisy = table.add_column("text", TEXTS).add_column("idx", list(range(6)))
+    assert loss_and_gradient(lossmap.huggingface(gpt2(), noisy)).loss == loss
+
+
 def test_images_are_read_as_pixel_values_or_by_the_folders_processor(folder):
     model, _ = load_model("hf:vit")
     problem = lossmap.huggingface(model, datasets.load("hf:images"))
@@ -290,11 +346,19 @@ WORDS_AND_ERRORS = {
     "--model hf:gpt --dataset hf:tokens --model-args {}": "--model-args are keywords of a factory",
     "--model hf:shards --dataset hf:sentences": "needs a tokenizer, and shards has none",
     "--model hf:vit --dataset hf:pairs": "has the columns a, b; the samples must stand in input_ids",
+    "--model hf:bert --dataset hf:corpus.txt": "which BertForSequenceClassification does not; save a data set",
+    "--model hf:bert --dataset hf:words": "the column label must hold numbers; got 'good'",
+    "--model hf:bert --dataset hf:unknown": "labels must be >= 0 and < 2, the classes of the model, or -100",
+    "--model hf:gpt --dataset hf:long": "the model refuses the first samples: index out of range in self; they are "
+    "input_ids 2 x 9 from 3 to 3",
 }
 
 
 def test_what_cannot_be_is_refused_in_a_sentence(folder, capsys):
     tables.Dataset.from_dict({"a": [1], "b": [2]}).save_to_disk("pairs")
+    tables.Dataset.from_dict({"text": TEXTS[:2], "label": ["good", "bad"]}).save_to_disk("words")
+    tables.Dataset.from_dict({"text": TEXTS, "label": [0, 1, 0, 1, 1, -1]}).save_to_disk("unknown")
+    tables.Dataset.from_dict({"input_ids": [[3] * 9] * 2}).save_to_disk("long")
     for words, message in WORDS_AND_ERRORS.items():
         assert main(["surface", *words.split(), "--x", "0:1:2"]) == 2, words
         assert message in capsys.readouterr().err, words
