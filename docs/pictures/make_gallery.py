@@ -26,6 +26,9 @@ lossmap surface --model mlp --model-file other.pt --split both --x=-1:1:25 --y=-
 lossmap eigenmap --model mlp --model-file net.pt --samples 256 --x=-1:1:15 --y=-1:1:15 --surf-file eigen.h5
 lossmap plane --model mlp --model-folder run --xdir pca:1 --ydir pca:2 --proj-file path.h5
 lossmap spectrum --model mlp --model-file net.pt --samples 256 --surf-file spectrum.h5
+lossmap spectrum --model mlp --model-file net.pt --samples 256 --layers module --surf-file layers.h5
+lossmap spectrum --model mlp --model-file other.pt --samples 256 --layers module --surf-file other-layers.h5
+lossmap dynamics run --model mlp --top 5 --samples 256 --surf-file dynamics.h5
 lossmap connect net.pt other.pt --model mlp --surf-file line.h5
 lossmap surface --model mlp --model-file net.pt --split both --x=-1:1:41 --surf-file seed0.h5
 lossmap surface --model mlp --model-file net.pt --split both --x=-1:1:41 --seed 1 --surf-file seed1.h5
@@ -86,8 +89,18 @@ PICTURES = (
     ),
     (
         "A spectrum",
-        "The density of the Hessian's eigenvalues, and both ends.",
+        "The density of the Hessian's eigenvalues with its band, and both ends as stems.",
         "lossmap draw spectrum.h5 --output spectrum.png",
+    ),
+    (
+        "The layers of two networks",
+        "Both ends of each diagonal block of the Hessian, and what share of its eigenvalues is negative.",
+        "lossmap draw layers.h5 other-layers.h5 --titles SGD Adam --kind layers --output layers.png",
+    ),
+    (
+        "Curvature along a training run",
+        "Eigenvalues by step, as lines and as a heat map, and how the leading eigenvectors turn.",
+        "lossmap draw dynamics.h5 --output dynamics.png",
     ),
 )  # fmt: skip
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -59,6 +60,7 @@ STYLE: Any = {
     "figure.dpi": 150,
 }
 MAX_LINE = 30  # characters of an axis label, with which the word for its scale stands on one line
+NOTEBOOK_DPI = 110
 FORMATS = ("pdf", "png", "svg", "eps", "jpg", "tif", "webp")
 
 
@@ -149,9 +151,19 @@ def style_context(style: str | os.PathLike[str] | None = None) -> Iterator[None]
         _current.reset(token)
 
 
+class ShownFigure(Figure):
+    """A figure that is shown where it is the value of a notebook's cell, though pyplot has not been imported."""
+
+    def _repr_png_(self) -> bytes:
+        picture = io.BytesIO()
+        with matplotlib.rc_context(_styles_of_figures.get(self, DEFAULT).rc()):
+            self.savefig(picture, format="png", dpi=NOTEBOOK_DPI)
+        return picture.getvalue()
+
+
 def new_figure(width: float, height: float, compressed: bool = False) -> Figure:
     """An empty figure of this size in inches, laid out so that nothing overlaps; compressed around square panels."""
-    figure = Figure(figsize=(width, height), layout="compressed" if compressed else "constrained")
+    figure = ShownFigure(figsize=(width, height), layout="compressed" if compressed else "constrained")
     FigureCanvasAgg(figure)
     _styles_of_figures[figure] = _current.get()
     engine: Any = figure.get_layout_engine()

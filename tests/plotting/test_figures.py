@@ -528,6 +528,20 @@ def test_the_users_own_settings_are_left_alone(tmp_path):
     assert dict(matplotlib.rcParams) == before
 
 
+def test_a_notebook_shows_a_figure_by_itself():
+    code = (
+        "import sys, numpy as np, lossmap\n"
+        "from IPython.core.formatters import DisplayFormatter\n"
+        "x = np.linspace(-1, 1, 5)\n"
+        "figure = lossmap.draw(lossmap.Surface(lossmap.Grid(x), {'train_loss': 1 + x**2}))\n"
+        "shown, _ = DisplayFormatter().format(figure)\n"
+        "assert shown['image/png'].startswith(b'\\x89PNG'), shown\n"
+        "assert 'matplotlib.pyplot' not in sys.modules"
+    )
+    pytest.importorskip("IPython")
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_remarks_are_silent_where_nothing_is_known():
     assert accuracy_notes(plane()) == [] and audit_note(plane()) == ""
     bare = Surface(GRID, {"max_eig": X, "min_eig": X, "max_eig_error": NAN})
