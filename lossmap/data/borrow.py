@@ -31,7 +31,7 @@ import torch
 from torch import Tensor, nn
 
 from lossmap.copies import lazy_copy, same_memory
-from lossmap.data.outside_state import accompany_as, at, modules_beside, places_of, put
+from lossmap.data.outside_state import accompany_as, at, cache_of, caches_of, modules_beside, places_of, put
 from lossmap.data.shortcuts import shortcuts_off
 from lossmap.numerics import numerics
 
@@ -85,6 +85,8 @@ class ModuleState:
         for _, _, value in self.places:
             self._enter(value)
         self._buffers = [(b, b.detach().clone()) for b in self._enter_beside(model) if b.numel() <= MAX_KEPT]
+        caches = [cache_of(at(holder, name)) for holder, name in caches_of(model)]
+        self._empty = [c for c in caches if hasattr(c, "cache_info") and not c.cache_info().currsize]
         self._converted = False
 
     def _enter_beside(self, model: nn.Module) -> list[Tensor]:
@@ -131,6 +133,9 @@ class ModuleState:
         Outside of the model that is done where a tensor was put somewhere, or with `everything`; else counters and
         notes stay as they are.
         """
+        for cache in self._empty:
+            if cache.cache_info().currsize:
+                cache.cache_clear()
         attributes, contents = self._inside
         if everything or self._converted or self._has_new_tensors():
             attributes, contents = len(self.attributes), len(self.contents)

@@ -44,7 +44,7 @@ from lossmap.data.checks import check_finite
 from lossmap.data.counters import moving_counters
 from lossmap.data.criteria import CorrectClasses, SupervisedLoss, takes_class_labels
 from lossmap.data.datasets import labels_within
-from lossmap.data.memos import kept_outside, stale_memo
+from lossmap.data.memos import kept_outside, stale_cache, stale_memo
 from lossmap.data.merged_layers import find_merged_layers
 from lossmap.data.metric_check import with_metrics_told
 from lossmap.data.missing_values import missing_values, unusual_rows
@@ -158,7 +158,7 @@ def _look(problem: Problem) -> tuple[Problem, _Probe, int]:
     problem = with_copied_batches(problem, few_samples(problem))
     find_merged_layers(problem, few_samples(problem))
     probe = _Probe(problem)
-    _refuse_stale_memo(problem, probe)
+    _refuse_stale_memo(problem)
     if isinstance(problem.loss, SupervisedLoss) and takes_class_labels(problem.loss.loss):
         outputs = probe.outputs()
         if isinstance(outputs, Tensor) and outputs.dim() > 1:
@@ -194,18 +194,18 @@ def _with_data_told(problem: Problem, probe: _Probe) -> Problem:
     return replace(problem, notes=(*problem.notes, *notes))
 
 
-def _refuse_stale_memo(problem: Problem, probe: _Probe) -> None:
+def _refuse_stale_memo(problem: Problem) -> None:
     """Raises ValueError where an earlier pass has left something that is made of the weights, and is not made anew."""
-    name = stale_memo(probe.problem, probe.batch, probe.tolerance)
+    # of the model itself: nothing is kept yet for a copy in another precision
+    batch, dtypes = few_samples(problem), {p.dtype for p in problem.model.parameters() if p.is_floating_point()}
+    tolerance = max((ROUNDING.get(dtype, 2e-2) for dtype in dtypes), default=2e-5)
+    name = stale_memo(problem, batch, tolerance)
     if name is not None:
         raise ValueError(
             f"the model keeps {name}, which an earlier pass made of its weights: it would be the same at all other "
             "points; delete it before the survey, or compute it in every pass; if it is meant to stay, make it a buffer"
         )
-    # of the model itself: nothing is kept yet for a copy in another precision
-    dtypes = {p.dtype for p in problem.model.parameters() if p.is_floating_point()}
-    tolerance = max((ROUNDING.get(dtype, 2e-2) for dtype in dtypes), default=2e-5)
-    name = kept_outside(problem, few_samples(problem), tolerance)
+    name = stale_cache(problem, batch, tolerance) or kept_outside(problem, batch, tolerance)
     if name is not None:
         raise ValueError(
             f"at other weights the loss is not that of a copy of the model with these weights: {name} keeps what an "

@@ -1,18 +1,25 @@
-"""Tensors that an earlier pass made of a model's weights and the model keeps: they stay as they are at other weights.
+"""What an earlier pass made of a model's weights and the model keeps: it stays as it is at other weights.
 
 A `functools.cached_property` of a weight, or an attribute that is computed `if self.kept is None`, is right for the
-weights of the pass that made it. Such a one is found at weights moved at random: without it the loss is another. What
-is made of constants, a mask or a table of positions, is made anew the same.
+weights of the pass that made it. Such a one is found at weights moved at random, where the loss without it is another,
+by either of two signs: what the next pass puts in its place follows the weights, or at the model's own weights nothing
+is missing without it. What is made of constants, a table of positions or random features, is made anew the same; what
+the model is given, a mask that may be None, is not made anew and is missing everywhere. What is kept by the shape of a
+batch is made for these samples by a pass at the model's own weights first.
 
-What is kept outside of the model (`functools.lru_cache`, a dictionary of a module of Python) is found by a copy of the
-model, for which nothing is kept yet: at the moved weights both must have one loss.
+What `functools.lru_cache` keeps is looked at in the same way, by calling the functions behind. What is kept elsewhere
+outside of the model is found by a copy of it, for which nothing is kept yet: at the moved weights both must have one
+loss.
 
-Price: three passes over a few samples and a copy of the model; of models that keep tensors beside parameters and
-buffers two more, and up to two for each of `MAX_MEMOS` tensors where the model needs some of them.
+Price: three passes over a few samples and a copy of the model; of models that keep numbers beside parameters and
+buffers three more, and up to four for each of `MAX_MEMOS` places where the model needs some of them; of those that call
+functions of `lru_cache` two, and four for each of them.
 """
 
 from __future__ import annotations
 
+import functools
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -24,57 +31,143 @@ import torch
 from torch import Tensor, nn
 
 from lossmap.data.batches import Batch
-from lossmap.data.borrow import STANDARD, ModuleState, copy_of, temporary_parameters
+from lossmap.data.borrow import CLOSED, CONTAINERS, MAX_ENTRIES, STANDARD, ModuleState, copy_of, temporary_parameters
 from lossmap.data.moved_weights import moved_weights
-from lossmap.data.outside_state import at, name_of_place, places_of
+from lossmap.data.outside_state import (
+    NOTHING,
+    Place,
+    at,
+    caches_of,
+    modules_beside,
+    name_of_place,
+    places_of,
+    put,
+    without_cache,
+)
 from lossmap.data.problem import Problem
 from lossmap.seeding import same_random_state
 
 MAX_MEMOS = 32
+MAX_DEPTH = 3  # of containers and plain objects within each other
 REPEATS = 4  # evaluations that must agree
 MAX_COPIED = 50_000_000  # parameters of a model that is copied
 
 
 @dataclass(frozen=True)
 class _Memo:
-    """A tensor, or a dictionary of some, that may be one: where it is kept, under which key, and what to call it."""
+    """Numbers, or a container of some, that may be one: where they are kept, under which key, and what to call them."""
 
-    holder: dict[str, Any]
+    holder: Any
     key: str
     name: str
 
+    @property
+    def value(self) -> Any:
+        """What is kept there now."""
+        return at(self.holder, self.key)
+
+    @property
+    def ways(self) -> tuple[bool, ...]:
+        """Whether to take it away entirely: a container is emptied, an attribute deleted or set to None."""
+        return (True,) if type(self.value) in CONTAINERS else (True, False)
+
     def forget(self, entirely: bool) -> None:
-        """Take it away, or put None in its place; of a dictionary what it holds."""
-        kept = self.holder[self.key]
-        if isinstance(kept, dict):
-            kept.clear()
-        elif entirely:
-            del self.holder[self.key]
+        """Take it away, or put None in its place; of a container what it holds."""
+        if type(self.value) in CONTAINERS:
+            self.value.clear()
         else:
-            self.holder[self.key] = None
+            put(self.holder, self.key, NOTHING if entirely else None)
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    """The loss without something that may be a memo, None where it fails so, and what was made in its place."""
+
+    value: float | None
+    made: tuple[Any, ...] = ()
 
 
 def stale_memo(problem: Problem, batch: Batch, tolerance: float) -> str | None:
-    """The name of a tensor that an earlier pass made of the weights, and later ones take as it is; None without any.
+    """The name of what an earlier pass made of the weights, and later ones take as it is; None without any.
 
     tolerance  relative difference of two values that is rounding
     """
     model = problem.model
     if not _memos(model):
         return None
-    with torch.enable_grad(), temporary_parameters(model, moved_weights(model)):
-        memos, expected = _memos(model), _total(model, problem, batch, [], True)
-        if expected is None:
+    moved = moved_weights(model)
+    with torch.enable_grad(), temporary_parameters(model, {}), _restored(model) as state:
+        memos = _memos(model)
+        try:
+            own = _value(problem, batch)
+        except Exception:  # user code may raise any exception
             return None
-        together = _total(model, problem, batch, memos, True)
-        if together is not None and _agree(expected, together, tolerance):
+        _keep_only(memos, state)
+        with temporary_parameters(model, moved):
+            expected = _without(model, problem, batch).value
+            together = _without(model, problem, batch, memos).value
+        if expected is None or (together is not None and _agree(expected, together, tolerance)):
             return None
         for memo in memos[:MAX_MEMOS]:
-            for entirely in (True, False):
-                value = _total(model, problem, batch, [memo], entirely)
-                if value is not None and not _agree(expected, value, tolerance):
+            for entirely in memo.ways:
+                with temporary_parameters(model, moved):
+                    there = _without(model, problem, batch, [memo], entirely)
+                if there.value is None or _agree(expected, there.value, tolerance):
+                    continue
+                here = _without(model, problem, batch, [memo], entirely)
+                if here.value is None:
+                    continue
+                if _agree(own, here.value, tolerance) or _differ(here.made, there.made, tolerance):
                     return memo.name
     return None
+
+
+def stale_cache(problem: Problem, batch: Batch, tolerance: float) -> str | None:
+    """The name of a function whose `functools.lru_cache` keeps what is made of the weights; None where none does.
+
+    tolerance  relative difference of two values that is rounding
+    """
+    model = problem.model
+    caches = caches_of(model)
+    if not caches:
+        return None
+    moved = moved_weights(model)
+    with torch.enable_grad(), temporary_parameters(model, {}):
+        own = _without(model, problem, batch).value  # what is kept is kept of the model's own weights
+        with temporary_parameters(model, moved):
+            kept = _without(model, problem, batch).value
+        if own is None or kept is None:
+            return None
+        for place in caches:
+            here = _anew(place, problem, batch)
+            with temporary_parameters(model, moved):
+                there, repeated = _anew(place, problem, batch), _without(model, problem, batch).value
+            if there.value is None or _agree(kept, there.value, tolerance) or not _agree(kept, repeated, tolerance):
+                continue
+            if _agree(own, here.value, tolerance) or _differ(here.made, there.made, tolerance):
+                return name_of_place(model, *place)
+    return None
+
+
+def _anew(place: Place, problem: Problem, batch: Batch) -> _Outcome:
+    """The loss where the function in this place is called anew each time, and what that returns."""
+    before = at(*place)
+    made: list[Any] = []
+
+    def noting(function: Any) -> Any:
+        @functools.wraps(function)
+        def called(*args: Any, **kwargs: Any) -> Any:
+            result = function(*args, **kwargs)
+            made.extend(_numbers_in(result))
+            return result
+
+        return called
+
+    try:
+        put(*place, without_cache(before, noting))
+        return replace(_without(problem.model, problem, batch), made=tuple(made))
+    finally:
+        put(*place, before)
 
 
 def kept_outside(problem: Problem, batch: Batch, tolerance: float) -> str | None:
@@ -87,7 +180,7 @@ def kept_outside(problem: Problem, batch: Batch, tolerance: float) -> str | None
         return None
     with torch.enable_grad():
         with temporary_parameters(model, {}):
-            own = _total(model, problem, batch, [], True)  # what is kept is kept of the model's own weights
+            own = _without(model, problem, batch).value  # what is kept is kept of the model's own weights
         try:
             twin = copy_of(model)
         except Exception:  # it cannot be copied
@@ -98,7 +191,7 @@ def kept_outside(problem: Problem, batch: Batch, tolerance: float) -> str | None
             fresh_problem = replace(problem, model=twin)
             pairs = []
             for _ in range(REPEATS):  # a loss that is not repeatable has other reasons, which others name
-                pairs.append((_total(model, problem, batch, [], True), _total(twin, fresh_problem, batch, [], True)))
+                pairs.append((_without(model, problem, batch).value, _without(twin, fresh_problem, batch).value))
                 if _agree(*pairs[-1], tolerance):
                     return None
     if own is None or not all(_agree(a, b, tolerance) for each in zip(*pairs, strict=True) for a, b in pairwise(each)):
@@ -106,21 +199,14 @@ def kept_outside(problem: Problem, batch: Batch, tolerance: float) -> str | None
     with torch.enable_grad():  # a loss that sets the model's own modules to work is another function of the twin
         twin = copy_of(model)
         with temporary_parameters(model, {}), temporary_parameters(twin, {}):
-            if not _agree(own, _total(twin, replace(problem, model=twin), batch, [], True), tolerance):
+            if not _agree(own, _without(twin, replace(problem, model=twin), batch).value, tolerance):
                 return None
     return ", ".join(_caches(model)) or "something outside of the model"
 
 
 def _caches(model: nn.Module) -> list[str]:
-    """What may keep something: functions of `functools.cache` in classes and beside their passes, and tables there."""
-    found: dict[str, None] = {}
-    for kind in {type(module) for module in model.modules()}:
-        for owner in kind.__mro__:
-            found |= {f"{owner.__name__}.{k}": None for k, v in vars(owner).items() if hasattr(v, "cache_clear")}
-        code, scope = getattr(kind.forward, "__code__", None), getattr(kind.forward, "__globals__", {})
-        for name in getattr(code, "co_names", ()):
-            if hasattr(scope.get(name), "cache_clear"):
-                found[name] = None
+    """What may keep something: functions of `functools.lru_cache`, and dictionaries that hold something."""
+    found = {name_of_place(model, *place): None for place in caches_of(model)}
     for holder, key in places_of(model):
         if isinstance(at(holder, key), dict) and at(holder, key):
             found[name_of_place(model, holder, key)] = None
@@ -128,42 +214,120 @@ def _caches(model: nn.Module) -> list[str]:
 
 
 def _memos(model: nn.Module) -> list[_Memo]:
-    """What may be one: floating-point tensors that are neither parameters nor buffers, and dictionaries of them."""
-    found = []
+    """What may be one: numbers that are neither parameters nor buffers, and containers of them."""
+    found: list[_Memo] = []
+    known = {id(module) for module in model.modules()}
     for prefix, module in model.named_modules():
-        for key, value in vars(module).items():
-            if key not in STANDARD and _holds_numbers(value):
-                found.append(_Memo(vars(module), key, f"{prefix}.{key}".lstrip(".")))
+        _enter_module(module, prefix, found, known)
+    for module in modules_beside(model):
+        _enter_module(module, type(module).__name__, found, known)
     for holder, key in places_of(model):
-        value = at(holder, key)
-        if isinstance(value, dict) and _holds_numbers(value):
-            found.append(_Memo({key: value}, key, name_of_place(model, holder, key)))
+        _enter(holder, key, name_of_place(model, holder, key), found, known, MAX_DEPTH)
     return found
 
 
-def _holds_numbers(value: Any) -> bool:
-    if isinstance(value, dict):
-        return any(_holds_numbers(each) for each in value.values() if isinstance(each, Tensor))
-    return isinstance(value, Tensor) and value.is_floating_point() and not isinstance(value, nn.Parameter)
+def _enter_module(module: nn.Module, prefix: str, found: list[_Memo], known: set[int]) -> None:
+    for key in list(vars(module)):
+        name = f"{prefix}.{key}".lstrip(".")
+        if isinstance(getattr(type(module), key, None), functools.cached_property):
+            found.append(_Memo(vars(module), key, name))
+        elif key not in STANDARD:
+            _enter(vars(module), key, name, found, known, MAX_DEPTH)
 
 
-def _total(model: nn.Module, problem: Problem, batch: Batch, memos: Sequence[_Memo], entirely: bool) -> float | None:
-    """The loss without some of them; None where it fails so, as it does without a constant."""
+def _enter(holder: Any, key: str, name: str, found: list[_Memo], known: set[int], depth: int) -> None:
+    """Note numbers, a container that holds some, or those within a plain object, as far as they can be put back."""
+    value = at(holder, key)
+    if _are_numbers(value):
+        found.append(_Memo(holder, key, name))
+        return
+    if isinstance(value, CLOSED) or id(value) in known or not depth:
+        return
+    known.add(id(value))
+    if type(value) in CONTAINERS or type(value) is tuple:
+        if len(value) > MAX_ENTRIES:
+            return
+        entries = list(value.items() if isinstance(value, dict) else enumerate(value))
+        if any(_are_numbers(each) or (type(each) is tuple and any(map(_are_numbers, each))) for _, each in entries):
+            found.append(_Memo(holder, key, name))
+            return
+        for inner, each in entries:  # a container within one is emptied by itself
+            _enter({inner: each}, inner, f"{name}[{inner!r}]", found, known, depth - 1)
+    elif isinstance(value, nn.Module):  # in a list or an object: none of the model's own
+        _enter_module(value, name, found, known)
+    elif isinstance(getattr(value, "__dict__", None), dict):
+        for inner in list(vars(value)):
+            _enter(vars(value), inner, f"{name}.{inner}", found, known, depth - 1)
+
+
+def _are_numbers(value: Any) -> bool:
+    if isinstance(value, np.ndarray):
+        return value.dtype.kind in "fc"
+    if not isinstance(value, Tensor) or isinstance(value, nn.Parameter):
+        return False
+    return value.is_floating_point() or value.is_complex()
+
+
+def _numbers_in(value: Any, depth: int = MAX_DEPTH) -> list[Any]:
+    """Copies of the numbers that a value is or holds."""
+    if isinstance(value, (Tensor, np.ndarray)):
+        return [value.detach().clone() if isinstance(value, Tensor) else torch.tensor(value)]
+    if isinstance(value, (float, complex)):
+        return [torch.tensor(value)]
+    if not isinstance(value, (*CONTAINERS, tuple)) or not depth:
+        return []
+    return [n for each in (value.values() if isinstance(value, dict) else value) for n in _numbers_in(each, depth - 1)]
+
+
+def _differ(here: Sequence[Tensor], there: Sequence[Tensor], tolerance: float) -> bool:
+    """Whether what was made at two places differs by more than rounding; False where it cannot be compared."""
+    if len(here) != len(there):
+        return False
+    for a, b in zip(here, there, strict=True):
+        if a.shape != b.shape or a.dtype != b.dtype:
+            return True
+        if a.layout == torch.strided and a.numel():
+            a, b = (t.detach().to(torch.complex128 if t.is_complex() else torch.float64) for t in (a, b))
+            gap, size = float((a - b).abs().max()), float(torch.maximum(a.abs(), b.abs()).max())
+            if np.isfinite(gap) and gap > tolerance * size:
+                return True
+    return False
+
+
+def _without(
+    model: nn.Module, problem: Problem, batch: Batch, memos: Sequence[_Memo] = (), entirely: bool = True
+) -> _Outcome:
+    """The loss without some of them, which fails without a constant, and what is kept in their place then."""
     with _restored(model):
         try:
             for memo in memos:
                 memo.forget(entirely)
-            with same_random_state(20):
-                return float(problem.total(batch).detach())
+            value = _value(problem, batch)
+            return _Outcome(value, tuple(_numbers_in(memos[0].value)) if len(memos) == 1 else ())
         except Exception:  # user code may raise any exception
-            return None
+            return _Outcome(None)
+
+
+def _value(problem: Problem, batch: Batch) -> float:
+    with same_random_state(20):
+        return float(problem.total(batch).detach())
+
+
+def _keep_only(memos: Sequence[_Memo], state: ModuleState) -> None:
+    """Let all be as before a pass, but for what it added to these memos: the rest is taken away after every pass."""
+    containers = [memo.value for memo in memos if type(memo.value) in CONTAINERS]
+    added = [(container, container.copy()) for container in containers]
+    state.restore(everything=True)
+    for container, entries in added:
+        container.clear()
+        container.extend(entries) if isinstance(container, (list, deque)) else container.update(entries)
 
 
 @contextmanager
-def _restored(model: nn.Module) -> Iterator[None]:
+def _restored(model: nn.Module) -> Iterator[ModuleState]:
     state = ModuleState(model)
     try:
-        yield
+        yield state
     finally:
         state.restore(everything=True)
 

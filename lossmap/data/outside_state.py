@@ -1,8 +1,9 @@
 """What the code of a model or a loss keeps outside of the model: tables in globals, closures, classes and defaults.
 
 A forward pass may build a table once and keep it where no module holds it: in a global dictionary, in a list that a
-closure sees, as an attribute of its class or its function. Such places are found once per class and function, by the
-names that its code reads and writes; `borrow.ModuleState` remembers what stands there and puts it back.
+closure sees, as an attribute of its class or its function, or behind `functools.lru_cache`. Such places are found once
+per class and function, by the names that its code reads and writes; `borrow.ModuleState` remembers what stands there
+and puts it back. What a cache holds cannot be put back: one that was empty is emptied.
 
 Code of PyTorch, NumPy, transformers, PEFT and this package keeps nothing of a pass there. Price: a walk through the
 code of every class that is not theirs, once in a process; then a look at the places found.
@@ -51,6 +52,7 @@ class _Reader:
     places: dict[tuple[int, str], Place] = field(default_factory=dict)
     modules: dict[int, nn.Module] = field(default_factory=dict)
     variables: dict[int, str] = field(default_factory=dict)  # the names of closures' cells
+    caches: dict[tuple[int, str], Place] = field(default_factory=dict)  # of functions behind `functools.lru_cache`
     _read: set[int] = field(default_factory=set)
 
     def read_class(self, cls: type) -> None:
@@ -99,6 +101,8 @@ class _Reader:
         self.read_class(type(value))
 
     def _place(self, holder: Any, name: str, value: Any, module: str) -> None:
+        if without_cache(value) is not None:
+            self.caches[id(holder), name] = (holder, name)
         if _is_kept(value, module):
             self.places[id(holder), name] = (holder, name)
         elif isinstance(value, type):
@@ -117,8 +121,37 @@ class _Reader:
             self.variables[id(cell)] = variable
             self._place(cell, "cell_contents", at(cell, "cell_contents"), module)
         for name in _global_names(function.__code__):
-            if name in function.__globals__ or not hasattr(builtins, name):
-                self._place(function.__globals__, name, at(function.__globals__, name), module)
+            value = at(function.__globals__, name)
+            if isinstance(value, types.ModuleType):
+                self._read_module(value, function.__code__)
+            elif value is not NOTHING or not hasattr(builtins, name):
+                self._place(function.__globals__, name, value, module)
+
+    def _read_module(self, module: types.ModuleType, code: types.CodeType) -> None:
+        """What a function may take from a module by its name, `tables.make(x)`."""
+        if _is_library(module.__name__):
+            return
+        for name in _attribute_names(code) & vars(module).keys():
+            self._place(vars(module), name, vars(module)[name], module.__name__)
+
+
+def without_cache(value: Any, wrapped: Callable[[Any], Any] = lambda function: function) -> Any:
+    """The function behind `functools.lru_cache`, in the property or static method that it is in; else None.
+
+    wrapped  what is put around the function
+    """
+    if isinstance(value, property):
+        getter = without_cache(value.fget, wrapped)
+        return None if getter is None else property(getter, value.fset, value.fdel)
+    if isinstance(value, (staticmethod, classmethod)):
+        function = without_cache(value.__func__, wrapped)
+        return None if function is None else type(value)(function)
+    return wrapped(value.__wrapped__) if hasattr(type(value), "cache_info") else None
+
+
+def cache_of(value: Any) -> Any:
+    """What `functools.lru_cache` made, taken out of the property or static method that it is in."""
+    return value.fget if isinstance(value, property) else getattr(value, "__func__", value)
 
 
 def _global_names(code: types.CodeType) -> set[str]:
@@ -128,6 +161,12 @@ def _global_names(code: types.CodeType) -> set[str]:
         if isinstance(constant, types.CodeType):
             names |= _global_names(constant)
     return names
+
+
+def _attribute_names(code: types.CodeType) -> set[str]:
+    """The attributes that a function, and the functions inside it, read."""
+    inner = [constant for constant in code.co_consts if isinstance(constant, types.CodeType)]
+    return set(code.co_names).union(*map(_attribute_names, inner))
 
 
 def at(holder: Any, name: str) -> Any:
@@ -170,7 +209,7 @@ class Company:
         return reader
 
 
-_of_class: dict[type, tuple[Place, ...]] = {}
+_of_class: dict[type, tuple[tuple[Place, ...], tuple[Place, ...]]] = {}  # places, and those of caches
 _of_model: WeakKeyDictionary[nn.Module, list[ref[Company]]] = WeakKeyDictionary()
 
 
@@ -192,10 +231,18 @@ def accompany_as(twin: nn.Module, model: nn.Module) -> None:
 
 def places_of(model: nn.Module) -> list[Place]:
     """Where the code of a model's classes, and of the functions that accompany it, may keep something."""
-    places = [place for cls in {type(m) for m in model.modules()} for place in _places_of_class(cls)]
+    places = [place for cls in {type(m) for m in model.modules()} for place in _places_of_class(cls)[0]]
     for company in _companies(model):
         places.extend(company.reader.places.values())
     return places
+
+
+def caches_of(model: nn.Module) -> list[Place]:
+    """Where functions behind `functools.lru_cache` stand that a model's classes, or what accompanies it, may call."""
+    places = [place for cls in {type(m) for m in model.modules()} for place in _places_of_class(cls)[1]]
+    for company in _companies(model):
+        places.extend(company.reader.caches.values())
+    return list({(id(holder), name): (holder, name) for holder, name in places}.values())
 
 
 def name_of_place(model: nn.Module, holder: Any, name: str) -> str:
@@ -218,10 +265,10 @@ def _companies(model: nn.Module) -> list[Company]:
     return [company for each in _of_model.get(model, ()) if (company := each()) is not None]
 
 
-def _places_of_class(cls: type) -> tuple[Place, ...]:
+def _places_of_class(cls: type) -> tuple[tuple[Place, ...], tuple[Place, ...]]:
     if cls not in _of_class:
         reader = _Reader()
         for each in cls.__mro__:
             reader.read_class(each)
-        _of_class[cls] = tuple(reader.places.values())
+        _of_class[cls] = tuple(reader.places.values()), tuple(reader.caches.values())
     return _of_class[cls]

@@ -216,3 +216,199 @@ def test_reentrant_checkpoints_have_the_curvature_of_others():
         runs.append(check_loss(problem).notes)
     assert all(a == pytest.approx(b, rel=1e-4) for a, b in zip(*tops, strict=True)) and runs == [(), ()]
     assert torch.utils.checkpoint.CheckpointFunction is before
+
+
+OPTIONS = {"scale": torch.tensor(2.0)}
+
+
+class Optional(Product):
+    """A mask and an offset that may be None, an optional entry of a global dictionary, and a note of outputs."""
+
+    def __init__(self):
+        super().__init__()
+        self.mask, self.offset, self.tables = torch.tensor([1.0, 0, 1, 1]), None, [torch.tensor([1.0, 2, 3])]
+
+    def forward(self, x):
+        if self.mask is not None:
+            x = x * self.mask.to(x)
+        hidden = super().forward(x)
+        if "scale" in OPTIONS:
+            hidden = hidden * OPTIONS["scale"].to(x)
+        for table in self.tables:
+            hidden = hidden + table.to(x)
+        self.last = hidden.detach()
+        return hidden
+
+
+@functools.lru_cache
+def random_features(size):
+    return torch.randn(4, size)
+
+
+class RandomFeatures(nn.Module):
+    """Features drawn in the first pass, behind a cache, and a direction drawn and kept by the model."""
+
+    direction = None
+
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(16, 3)
+
+    def forward(self, x):
+        if self.direction is None:
+            self.direction = torch.randn(4)
+        x = x + 0.1 * self.direction.to(x)
+        return self.head(torch.cos(x @ random_features(16).to(x)))
+
+
+@pytest.mark.parametrize("kind", [Optional, RandomFeatures])
+def test_what_the_model_is_given_or_draws_once_is_measured(kind):
+    torch.manual_seed(0)
+    model = kind().eval()
+    model(X)
+    problem = Problem.supervised(model, "crossentropy", (X, Y))
+    plane = random_plane(model, axes=1, seed=3)
+    found = losses(problem, plane)((0.7,))["train_loss"]
+    with torch.no_grad():
+        model.load_state_dict(plane.at((0.7,)))
+        truth = nn.functional.cross_entropy(model(X), Y)
+    assert check_loss(problem).notes == () and found == pytest.approx(float(truth), rel=1e-5)
+
+
+class ByShape(Product):
+    """Kept in a dictionary of the class, for each shape of a batch."""
+
+    kept = {}  # noqa: RUF012
+
+    def weight_for(self, x):
+        key = id(self), x.shape
+        if key not in self.kept:
+            self.kept[key] = self.weight().detach()
+        return self.kept[key]
+
+    def forward(self, x):
+        return x @ self.weight_for(x).T
+
+
+CALLED = {}
+
+
+@functools.lru_cache
+def product_by_name(name):
+    return CALLED[name].weight().detach()
+
+
+class SharedKey(Product):
+    """Behind a cache whose key is not the model: copies of the model share it."""
+
+    def forward(self, x):
+        CALLED["model"] = self
+        return x @ product_by_name("model").T
+
+
+class InList(ByShape):
+    def weight_for(self, x):
+        if not self.kept_list:
+            self.kept_list.append((x.shape[-1], self.weight()))
+        return self.kept_list[0][1]
+
+    def __init__(self):
+        super().__init__()
+        self.kept_list = []
+
+
+class Fused(Product):
+    """A product that is made once by a method of its own."""
+
+    product = None
+
+    def fuse(self):
+        self.product = self.weight().detach()
+
+    def forward(self, x):
+        return x @ (self.weight() if self.product is None else self.product).T
+
+
+class Number(Product):
+    @functools.cached_property
+    def scale(self):
+        return float(self.left.detach().norm())
+
+    def forward(self, x):
+        return super().forward(x) / self.scale
+
+
+KEPT_GLOBAL = None
+
+
+class AsGlobal(Product):
+    def forward(self, x):
+        global KEPT_GLOBAL
+        if KEPT_GLOBAL is None:
+            KEPT_GLOBAL = self.weight().detach()
+        return x @ KEPT_GLOBAL.T
+
+
+class Store:
+    pass
+
+
+class InObject(Product):
+    def __init__(self):
+        super().__init__()
+        self.store = Store()
+
+    def forward(self, x):
+        if not hasattr(self.store, "w"):
+            self.store.w = self.weight().detach()
+        return x @ self.store.w.T
+
+
+@pytest.mark.parametrize("is_loaded", [False, True])
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        (ByShape, "ByShape.kept"),
+        (SharedKey, "product_by_name"),
+        (InList, "kept_list"),
+        (Number, "scale"),
+        (AsGlobal, "KEPT_GLOBAL"),
+        (InObject, "store.w"),
+    ],
+)
+def test_what_is_kept_under_other_keys_is_refused_by_name(kind, name, is_loaded):
+    torch.manual_seed(0)
+    model = kind().eval()
+    model(X)
+    if is_loaded:  # other weights, as of a checkpoint, after the pass that made it
+        model.load_state_dict({name: torch.randn_like(value) for name, value in model.state_dict().items()})
+    try:
+        refuse(model, name)
+    finally:
+        product_by_name.cache_clear()
+        CALLED.clear()
+        ByShape.kept.clear()
+        globals()["KEPT_GLOBAL"] = None
+
+
+@pytest.mark.parametrize("kind", [ByShape, SharedKey, InList, InObject, AsGlobal])
+def test_what_was_not_kept_before_is_made_anew_at_every_point(kind):
+    torch.manual_seed(0)
+    model, plain = kind().eval(), Product()
+    plane = random_plane(model, axes=1, seed=3)
+    surface = survey(losses(Problem.supervised(model, "crossentropy", (X, Y)), plane), Grid.line(-1, 1, 3))
+    for x, loss in zip(surface.grid.x, surface["train_loss"], strict=True):
+        plain.load_state_dict(plane.at((float(x),)))
+        assert loss == pytest.approx(float(nn.functional.cross_entropy(plain(X), Y).detach()), rel=1e-5)
+
+
+def test_what_a_method_of_the_model_made_is_refused_by_name():
+    torch.manual_seed(0)
+    model = Fused().eval()
+    model.fuse()
+    refuse(model, "product")
+
+
+def refuse(model, name):
+    with pytest.raises(ValueError, match=rf"{name}(, which| keeps what) an earlier pass made of (its|the) weights"):
+        losses(Problem.supervised(model, "crossentropy", (X, Y)), random_plane(model))
