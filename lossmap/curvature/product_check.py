@@ -60,6 +60,7 @@ KINK_SAMPLES = 256  # over which the difference of both sides is measured, at mo
 KINK_VECTORS = 3  # along which both sides are compared: the first is over all of theta
 KINK_ITERATIONS = 4  # of the power method that finds its norm
 TOO_SMALL = "its product is below the rounding of the loss's terms"
+DIFFERS = "its product differs from differences of the gradient by"
 NOT_FINITE = "its product is not finite"  # why a backend is not taken
 
 
@@ -353,7 +354,6 @@ def check_product(
     backends    to judge: double-backward, retained-graph, linearized
     distant     also far from the model's parameters: at the tensors of a survey's farthest point, by name, or in a
                 random direction where there is none
-
     Raises ValueError, naming the operation, where the gradient is not that of the loss, or where no backend is right.
     """
     names = tuple(selected(problem.model, parameters))
@@ -366,6 +366,20 @@ def check_product(
     return done
 
 
+def kink_of_block(problem: Problem, parameters: str, product: Product = hessian) -> float | None:
+    """By how much a block differs on the two sides of a kink along its own parameters, as a share of its size.
+
+    Looked at anew: what is known of more parameters says nothing of fewer. None where there is no answer, as of a block
+    that is 0 here and not beside. Arguments as of `check_product`.
+    """
+    names = tuple(selected(problem.model, parameters))
+    try:
+        check = _checked(problem, parameters, names, product, ("double-backward",), False, None, report=False)
+    except ValueError:
+        return None
+    return None if check.unchecked else check.disagreement
+
+
 def _checked(
     problem: Problem,
     parameters: str,
@@ -374,6 +388,7 @@ def _checked(
     backends: Sequence[str],
     distant: bool | Mapping[str, Tensor],
     former: ProductCheck | None,
+    report: bool = True,
 ) -> ProductCheck:
     """The check; with a former one of the same products only at the distant point, what was found before beside it."""
     if former is not None and former.unchecked:
@@ -393,7 +408,7 @@ def _checked(
         return _not_checked("the loss is not repeatable to more digits than 6")
     layout = Layout.of(selected(problem.model, parameters))
     try:
-        return _judged(few, parameters, layout, backends, distant, former)
+        return _judged(few, parameters, layout, backends, distant, former, report)
     except ValueError as refusal:
         refuse_changing_loss(few.repeated(REPEATS))
         # the loss of a few that are fitted far better than others may be nothing but what its terms leave by rounding
@@ -418,6 +433,7 @@ def _judged(
     backends: Sequence[str],
     distant: bool | Mapping[str, Tensor],
     former: ProductCheck | None = None,
+    report: bool = True,
 ) -> ProductCheck:
     """The verdict over some samples, see `check_product`. Raises ValueError for a refusal."""
     judge = _Judge(few, parameters, layout, backends, former)
@@ -427,7 +443,10 @@ def _judged(
         judge.compare(toward(few, distant))
     elif distant:
         judge.compare(far(few))
-    return judge.verdict()
+    verdict = judge.verdict()
+    if report:
+        judge.report()
+    return verdict
 
 
 def _over_more(
@@ -507,6 +526,7 @@ class _Judge:
         self.rejected: dict[str, str] = dict(former.rejected)
         self.reported, self.undecided = former.disagreement, former.disagreement
         self.at_kink = False
+        self.is_zero_here_alone = False  # the second derivative, and not on both sides of here
         self.loss_is_too_small = False  # to be compared with its gradient
         self.many: dict[str, OperatorFactory] = {}  # made where there is a kink
         self.crossed: dict[FewSamples, Reference] = {}  # by point with a kink, along what both sides differ most
@@ -532,6 +552,8 @@ class _Judge:
                 if kink is not None and backend not in self.rejected:
                     self.at_kink = True
                     self.note_jumps(backend, kink, references)
+        if kink is None and self.is_wrong("double-backward"):
+            self.look_beside(few, references)
         if "double-backward" in self.rejected and "linearized" not in self.backends:
             self.backends.append("linearized")  # a trace sees what a custom function hides
             for point in self.points:
@@ -581,6 +603,30 @@ class _Judge:
             return None
         return there, references
 
+    def is_wrong(self, backend: str) -> bool:
+        """Whether the products of a backend are not the differences of the gradient."""
+        return self.rejected.get(backend, "").startswith(DIFFERS)
+
+    def look_beside(self, few: FewSamples, references: Sequence[Reference]) -> None:
+        """Take back the rejection of products that are right just beside a point where those of no side are.
+
+        Where the gradient has a kink, and not the loss, differences of any step agree: they are the mean of both sides,
+        as of weights that are all zero behind a ReLU whose input is.
+        """
+        beside = self.beside(few)
+        if beside is None:
+            return
+        rejected = dict(self.rejected)
+        for backend in [b for b in self.backends if self.is_wrong(b)]:
+            del self.rejected[backend]
+            self.compare_backend(backend, *beside)
+            if backend in self.rejected:
+                self.rejected = rejected
+                return
+        self.points[-1] = beside
+        self.at_kink = True
+        self.note_jumps("double-backward", few, references)
+
     def compare_backend(self, backend: str, few: FewSamples, references: Sequence[Reference]) -> None:
         """The products of one backend; what it raises is a reason too."""
         if backend == "retained-graph" and "double-backward" not in self.rejected:
@@ -613,7 +659,7 @@ class _Judge:
             return
         wrong = max((j.wrong for j in judged), default=0.0)
         if wrong:
-            self.rejected[backend] = f"its product differs from differences of the gradient by {wrong:.1g}"
+            self.rejected[backend] = f"{DIFFERS} {wrong:.1g}"
         elif images.asymmetry > MAX_ERROR:
             self.rejected[backend] = f"its matrix is not symmetric, by {images.asymmetry:.1g}"
         else:
@@ -640,16 +686,20 @@ class _Judge:
             references = [crossed]
             if backend == "retained-graph" and "double-backward" not in self.rejected:
                 return
-        jumps = [self._jump(backend, few, r) for r in references[:KINK_VECTORS]]
-        largest = max(jumps)
+        pairs = [self._jump(backend, few, r) for r in references[:KINK_VECTORS]]
+        jumps, sizes = zip(*pairs, strict=True)
+        largest, size = max(jumps), max(sizes)
         self.crossed.setdefault(few, references[jumps.index(largest)])
-        self.undecided = max(self.undecided, largest)
+        if size:
+            self.undecided = max(self.undecided, largest / size)
+        else:  # a bar is a share of the matrix's size, and this one is 0
+            self.undecided, self.is_zero_here_alone = inf, largest > 0.0
 
-    def _jump(self, backend: str, few: FewSamples, reference: Reference) -> float:
-        """How far a backend's matrices on both sides of here differ from that here, relative to its norm or to that.
+    def _jump(self, backend: str, few: FewSamples, reference: Reference) -> tuple[float, float]:
+        """(how far a backend's matrices on both sides of here differ from that here, its size), in the spectral norm.
 
-        In the spectral norm, by some steps of the power method from the reference's vector. Infinite where all of them
-        are 0, as those of a loss of straight pieces: its curvature lies in the kink alone.
+        By some steps of the power method from the reference's vector. All are 0 of a loss of straight pieces, whose
+        curvature lies in the kink alone.
         """
         factory = self._over_many_samples(backend)
         matrices = []
@@ -660,9 +710,7 @@ class _Judge:
                 matrices.append(products.local_sum)
             start = torch.cat([d.reshape(-1) for d in reference.v])[None]
             here, *sides = matrices
-            jump = max(largest_image(difference_of(side, here), start) for side in sides)
-            size = max(largest_image(here, start), jump)
-        return jump / size if size else inf
+            return max(largest_image(difference_of(side, here), start) for side in sides), largest_image(here, start)
 
     def _over_many_samples(self, backend: str) -> OperatorFactory:
         """The products of a backend over more samples: those at a kink may be few."""
@@ -676,6 +724,12 @@ class _Judge:
 
     def verdict(self) -> ProductCheck:
         """What to use. Raises ValueError where no backend is right, and where there is a kink and nothing else."""
+        if self.at_kink and self.is_zero_here_alone:
+            raise ValueError(
+                "the loss has a kink exactly at these parameters: its second derivative is 0 here and not beside, as "
+                "of weights that are all zero behind a ReLU whose input is 0, so that there is no curvature to state; "
+                "move off the kink"
+            )
         if self.at_kink and self.undecided == inf:
             raise ValueError(
                 "the loss has a kink exactly at these parameters: its gradient jumps there, and its second derivative "
@@ -683,24 +737,6 @@ class _Judge:
             )
         if self.undecided > self.reported:
             refuse_changing_loss(self.few.repeated(REPEATS))
-        if self.loss_is_too_small:
-            log.warning(
-                "the gradient was not compared with the loss, whose changes over these samples are below the rounding "
-                "of its terms: fitted beyond what this form of the loss resolves, as log(softmax + eps) below 1e-16"
-            )
-        if self.at_kink and self.undecided > max(MAX_ERROR, self.reported):
-            log.warning(
-                "the loss has a kink at these parameters (ReLU at 0, a tie of max-pooling): the Hessian is that of one "
-                "side, and differs by up to %.1g of its size from the other's; error bars hold this difference",
-                self.undecided,
-            )
-        elif self.undecided > self.reported:
-            log.warning(
-                "products and differences of the gradient differ by up to %.1g, and no step decides between them: near "
-                "kinks of the loss (ReLU at 0, a tie of max-pooling), or where the loss's own terms cancel, as in a "
-                "saturated network; error bars hold this difference",
-                self.undecided,
-            )
         if all(b in self.rejected for b in ("double-backward", "linearized") if b in self.backends) and self.rejected:
             if self.rejected["double-backward"] == NOT_FINITE:
                 raise ValueError(
@@ -722,6 +758,27 @@ class _Judge:
                 f"{advice_for(names)}"
             )
         return ProductCheck(dict(self.rejected), self.undecided)
+
+    def report(self) -> None:
+        """Log what could not be decided, where there is a verdict."""
+        if self.loss_is_too_small:
+            log.warning(
+                "the gradient was not compared with the loss, whose changes over these samples are below the rounding "
+                "of its terms: fitted beyond what this form of the loss resolves, as log(softmax + eps) below 1e-16"
+            )
+        if self.at_kink and self.undecided > max(MAX_ERROR, self.reported):
+            log.warning(
+                "the loss has a kink at these parameters (ReLU at 0, a tie of max-pooling): the Hessian is that of one "
+                "side, and differs by up to %.1g of its size from the other's; error bars hold this difference",
+                self.undecided,
+            )
+        elif self.undecided > self.reported:
+            log.warning(
+                "products and differences of the gradient differ by up to %.1g, and no step decides between them: near "
+                "kinks of the loss (ReLU at 0, a tie of max-pooling), or where the loss's own terms cancel, as in a "
+                "saturated network; error bars hold this difference",
+                self.undecided,
+            )
 
 
 def largest_image(product: Callable[[Tensor], Tensor], start: Tensor) -> float:

@@ -29,6 +29,7 @@ class Block:
     floor      below it an eigenvalue counts as zero
     gradient_norm  of the loss by these parameters
     why        of a zero block: why it is zero
+    kinks      by how much it differs on the two sides of a kink, as a share of its size: part of error and floor
     """
 
     name: str
@@ -45,6 +46,7 @@ class Block:
     seconds: float = nan
     converged: bool = True
     why: str = ""
+    kinks: float = 0.0
 
     @property
     def whole(self) -> bool:
@@ -111,7 +113,10 @@ class Block:
     @property
     def kind(self) -> str:
         """The shape in a word or two: zero, positive definite, ..., indefinite."""
-        return kind_of(self.positive, self.negative, self.zero, self.size)
+        kind = kind_of(self.positive, self.negative, self.zero, self.size)
+        if kind == "zero" and self.kinks and self.scale > self.floor - self.kinks * self.scale:
+            return "not known"  # it may be zero on the other side of a kink, and is not on this one
+        return kind
 
     @property
     def verdict(self) -> str:

@@ -30,7 +30,7 @@ from lossmap.curvature.build import MATRICES, build_operator
 from lossmap.curvature.gradient import loss_and_gradient
 from lossmap.curvature.hvp_plan import ProductCheck
 from lossmap.curvature.operators import Total, single_rank
-from lossmap.curvature.product_check import check_product
+from lossmap.curvature.product_check import check_product, kink_of_block
 from lossmap.curvature.team_check import check_by_all
 from lossmap.data.batches import Batch, move_batch, samples_in
 from lossmap.data.borrow import copy_of, temporary_parameters
@@ -51,6 +51,7 @@ from lossmap.spectra.layer_hessian import LayerHessian, layer_hessians
 from lossmap.sums import norm
 
 DENSE = 256  # blocks up to this size are made whole
+MAX_SHARED_KINK = 0.01  # share of the matrix that both sides of a kink may differ by without a look at each block
 
 
 def read_block(
@@ -72,10 +73,11 @@ def read_block(
     Raises FloatingPointError where a product is not finite.
     """
     began, epsilon = time.perf_counter(), float(torch.finfo(matrix.dtype).eps)
+    kinks = Rounding.of(matrix).kinks
     if matrix.size <= dense:
         whole = DenseMatrix.of(matrix)
         values, error, products = whole.eigendecomposition[0], whole.error, matrix.size
-        block = Block(name, tuple(tensors), matrix.size, values, error, whole.entries, epsilon=epsilon)
+        block = Block(name, tuple(tensors), matrix.size, values, error, whole.entries, epsilon=epsilon, kinks=kinks)
         return replace(block, products=products, seconds=time.perf_counter() - began)
     pairs = extremes(matrix, "ends", tol=tol, seed=f"{seed} {name}", max_products=max_products, certify=True)
     pairs = with_rounding_measured(matrix, pairs)
@@ -94,6 +96,7 @@ def read_block(
         products=products,
         seconds=time.perf_counter() - began,
         converged=pairs.converged,
+        kinks=kinks,
     )
 
 
@@ -107,10 +110,24 @@ def block_matrix(
 ) -> SymmetricOperator:
     """The block of these tensors, which costs less than a product with all parameters.
 
-    check  what is known of products with all parameters, or whether to look, see `build_operator`
+    check  what is known of products with all parameters, or whether to look, see `build_operator`; where these have a
+           kink the block is looked at by itself, since there may be none along its own parameters
     """
     pattern = "^(?:" + "|".join(re.escape(n) for n in tensors) + ")$"
+    if isinstance(check, ProductCheck) and check.disagreement > MAX_SHARED_KINK:
+        check = replace(check, disagreement=_own_kink(problem, matrix, pattern, total, check.disagreement))
     return build_operator(problem, matrix, pattern, total, check=check)
+
+
+def _own_kink(problem: Problem, matrix: str, pattern: str, total: Total, otherwise: float) -> float:
+    """By how much a block differs on the two sides of a kink along its own parameters; else what is given."""
+
+    def look() -> ProductCheck:
+        own = kink_of_block(problem, pattern, MATRICES[matrix])
+        return ProductCheck(disagreement=otherwise if own is None else own)
+
+    device = next(problem.model.parameters()).device
+    return check_by_all(total, device, look).disagreement
 
 
 def doubled(problem: Problem) -> Problem:

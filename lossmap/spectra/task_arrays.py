@@ -152,7 +152,7 @@ def to_runs(arrays: Arrays) -> Iterator[LanczosRun]:
 def of_block(block: Block) -> Arrays:
     """The arrays of a diagonal block. Its seconds are left out: the arrays are the same bits on every rank."""
     arrays: dict[str, Any] = {"eigenvalues": block.values}
-    for name in ("size", "error", "epsilon", "products", "converged"):
+    for name in ("size", "error", "epsilon", "products", "converged", "kinks"):
         arrays[name] = getattr(block, name)
     if block.entries is not None:
         arrays["matrix"] = block.entries
@@ -179,6 +179,7 @@ def to_block(name: str, tensors: tuple[str, ...], arrays: Arrays) -> Block:
         epsilon,
         products=int(arrays["products"]),
         converged=bool(arrays["converged"]),
+        kinks=float(arrays.get("kinks", 0.0)),
     )
 
 

@@ -848,3 +848,14 @@ def test_complex_pairs_empty_parameters_and_scripted_modules_are_right_at_every_
     values = torch.linalg.eigvalsh(torch.stack([torch.cat([h.reshape(-1) for h in row]) for row in rows]))
     assert measured["max_eig"] == pytest.approx(float(values[-1]), abs=measured["max_eig_error"])
     assert measured["min_eig"] == pytest.approx(float(values[0]), abs=measured["min_eig_error"])
+
+
+def test_weights_that_are_all_zero_behind_a_relu_blame_no_operation():
+    """The mean of both sides is what any difference of the gradient gives there: the gradient has the kink."""
+    net = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3))
+    for p in net.parameters():
+        nn.init.zeros_(p)
+    problem = Problem.supervised(net, "crossentropy", (torch.randn(20, 4), torch.arange(20) % 3))
+    with pytest.raises(ValueError, match="kink exactly at these parameters: its second derivative is 0 here"):
+        check_product(problem)
+    assert check_product(problem, "all").disagreement > 0.5  # the last bias has curvature on every side

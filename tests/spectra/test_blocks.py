@@ -449,3 +449,32 @@ def test_layers_are_read_a_second_time_where_the_loss_differentiates_by_its_inpu
     nn.utils.prune.l1_unstructured(model[0], "weight", 0.5)
     problem = Problem.supervised(model, "mse", (torch.randn(12, 2), torch.randn(12, 1)))
     assert layer_hessians(problem, "weights")[0].skipped == "" and layer_hessians(problem)[0].size == 2
+
+
+class ZeroInit(nn.Module):
+    """A residual branch that begins with zeros: a kink along its own bias, and along nothing else."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.two, self.last = nn.Linear(5, 6), nn.Linear(6, 6), nn.Linear(6, 3)
+        nn.init.zeros_(self.two.weight)
+        nn.init.zeros_(self.two.bias)
+
+    def forward(self, x):
+        h = torch.relu(self.one(x))
+        return self.last(torch.relu(h + self.two(h)))
+
+
+def test_blocks_beside_a_kink_have_the_bars_of_their_own_and_none_at_it_is_called_zero():
+    torch.manual_seed(0)
+    model, x, y = ZeroInit(), torch.randn(12, 5), torch.arange(12) % 3
+    problem, names = Problem.supervised(model, "crossentropy", (x, y)), ("last.bias", "one.weight", "two.bias")
+    found = layer_spectra(problem, patterns=[f"{n}=^{n}$" for n in names], whole=False, probes=0, dense=16)
+    p = model(x).detach().double().softmax(1)
+    mean = torch.diag(p.mean(0)) - p.T @ p / len(x)  # the Hessian by the last bias
+    block = found["last.bias"]
+    np.testing.assert_allclose(block.values, torch.linalg.eigvalsh(mean).numpy(), atol=1e-6)
+    assert block.error < 1e-6 and block.kind == "positive semidefinite" and block.kinks == 0.0
+    assert found["one.weight"].error < 1e-2 * found["one.weight"].scale  # by Lanczos
+    at_kink = found["two.bias"]
+    assert at_kink.kinks > 0.1 and at_kink.kind == "not known" and at_kink.why == ""
