@@ -27,7 +27,11 @@ def moved_weights(model: nn.Module) -> dict[str, Tensor]:
         for name, p in model.named_parameters():
             if not p.is_floating_point() or not p.numel():
                 continue
-            size = max(float(p.double().square().mean().sqrt()), 1 / sqrt(max(p[0].numel(), 1)) if p.dim() else 0.0)
-            z = normal(p.numel(), "moved weights", name).view(p.shape).to(p.device, torch.float64)
-            moved[name] = (p.double() + SHARE * size * z).to(p.dtype)
+            # nothing of the tensor's size beside the result: one embedding can be a third of a language model
+            rms = float(torch.linalg.vector_norm(p, dtype=torch.float64)) / sqrt(p.numel())
+            size = max(rms, 1 / sqrt(max(p[0].numel(), 1)) if p.dim() else 0.0)
+            z = normal(p.numel(), "moved weights", name).view(p.shape).to(p.device)
+            if p.dtype == torch.float64:
+                z = z.double()
+            moved[name] = z.mul_(SHARE * size).add_(p).to(p.dtype)
     return moved
