@@ -22,9 +22,12 @@ State = dict[str, Tensor]
 
 # The keys under which people's files hold the weights, the first of those that fit before the others.
 USUAL_KEYS = ("state_dict", "model", "net", "params", "model_state_dict", "module", "weights")
-MAX_DEPTH = 4  # of nested entries that are looked into
+MAX_DEPTH = 8  # of nested entries that are looked into
 MAX_LISTED = 8  # names in one sentence
 _COUNTER = "num_batches_tracked"  # of batch norm: old checkpoints lack it, and no evaluation reads it
+# Keys of what is no model beside it: an optimizer's moments have the weights' names and shapes in some files.
+_NO_MODEL = re.compile(r"optimi[sz]er|schedulers?(?![a-z])|(?<![a-z])(optim|sched)(?![a-z])", re.IGNORECASE)
+_WITHIN = re.compile(r"(^|\.)(?:(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.)+")  # names of wrappers
 _ADAPTER = re.compile(r"\.(lora_\w+|modules_to_save)\.")
 
 
@@ -82,15 +85,14 @@ def _states(content: Any, key: str, depth: int) -> Iterator[tuple[str, State]]:
         return
     if isinstance(content, Sequence) and not isinstance(content, (str, bytes)):
         content = {str(i): value for i, value in enumerate(content)}
-    if not isinstance(content, Mapping) or depth > MAX_DEPTH:
+    if not isinstance(content, Mapping) or depth > MAX_DEPTH or "param_groups" in content:
         return
     tensors = {k: _tensor(v) for k, v in content.items() if isinstance(k, str) and not k.isdecimal()}
     state = {k: t for k, t in tensors.items() if t is not None}
-    if content and len(state) == len(content):
+    if state:
         yield key, state
-        return
     for name, value in content.items():
-        if isinstance(name, str) and not re.search("optim|sched", name):
+        if isinstance(name, (str, int)) and name not in state and not _NO_MODEL.search(str(name)):
             yield from _states(value, f"{key}.{name}".lstrip("."), depth + 1)
 
 
@@ -112,7 +114,7 @@ def fitted(states: Mapping[str, State], model: nn.Module, origin: str, selection
     prefixes fit; where tensors are left over.
     """
     selection = selection or Selection()
-    own = model.state_dict(keep_vars=True)
+    own = {name: t for name, t in model.state_dict(keep_vars=True).items() if isinstance(t, Tensor)}  # no _extra_state
     chosen = _under_key(states, selection.key, origin)
     fits = {key: fit for key, state in chosen.items() if (fit := _fit(state, own, selection.prefix, origin))}
     if not fits:
@@ -127,7 +129,8 @@ def fitted(states: Mapping[str, State], model: nn.Module, origin: str, selection
     notes = list(fit.notes)
     others = [other or "(the plain tensors)" for other in fits if other != key]
     if others:
-        notes.append(f"{origin}: read are the tensors under {key!r}; --state-key takes {' or '.join(others)} instead")
+        under = f"under {key!r}" if key else "that stand under no key"
+        notes.append(f"{origin}: read are the tensors {under}; --state-key takes {' or '.join(others)} instead")
     elif key and key.rpartition(".")[2] not in USUAL_KEYS and selection.key is None:
         notes.append(f"{origin}: read are the tensors under {key!r}, the only ones that fit the model")
     if fit.extra or fit.elsewhere:
@@ -160,8 +163,8 @@ def _best_key(keys: Sequence[str], origin: str) -> str:
 
 
 def _clean(name: str) -> str:
-    """A name without what torch.compile writes into it."""
-    return re.sub(r"(^|\.)_orig_mod\.", r"\1", name)
+    """A name without what torch.compile and wrappers of a part write into it."""
+    return _WITHIN.sub(r"\1", name)
 
 
 def _own_names(own: Mapping[str, Tensor]) -> dict[str, str]:
@@ -178,7 +181,7 @@ def _fit(state: State, own: Mapping[str, Tensor], prefix: str | None, origin: st
     prefixes = [prefix] if prefix is not None else _prefixes(tensors, names)
     fits = {p: fit for p in prefixes if (fit := _fit_under(tensors, names, own, p))}
     if not fits:
-        return _fit_adapter(tensors, names, own)
+        return _fit_parts(tensors, names, own, prefix or "") or _fit_adapter(tensors, names, own)
     if len(fits) > 1 and "" not in fits:
         shown = " and ".join(repr(p) for p in fits)
         raise ValueError(f"{origin} holds tensors that fit the model under {shown}; name one with --strip-prefix")
@@ -209,6 +212,19 @@ def _fit_under(tensors: State, names: Mapping[str, str], own: Mapping[str, Tenso
     extra = tuple(prefix + k for k in here if k not in names and k.rpartition(".")[2] != _COUNTER)
     elsewhere = tuple(k for k in tensors if not k.startswith(prefix))
     return Fit(state, extra, elsewhere)
+
+
+def _fit_parts(tensors: State, names: Mapping[str, str], own: Mapping[str, Tensor], prefix: str) -> Fit | None:
+    """Tensors of a model some of whose parts were in DataParallel, such as `features.module.0.weight`."""
+    bare = {_without_module(name): t for name, t in tensors.items()}
+    bare_names = {_without_module(name): full for name, full in names.items()}
+    if len(bare) < len(tensors) or len(bare_names) < len(names):
+        return None
+    return _fit_under(bare, bare_names, own, prefix)
+
+
+def _without_module(name: str) -> str:
+    return re.sub(r"(^|\.)module\.", r"\1", name)
 
 
 def _fit_adapter(tensors: State, names: Mapping[str, str], own: Mapping[str, Tensor]) -> Fit | None:
@@ -243,6 +259,8 @@ def _differences(
     ]
     texts = (("missing", missing), ("unexpected", unexpected), ("other shapes", shapes))
     differences = [f"{what}: {listed(different)}" for what, different in texts if different]
+    if not differences:
+        differences = ["its names have prefixes that differ from each other"]
     return f"{origin} is of another architecture than {model}; {'; '.join(differences)}"
 
 

@@ -152,7 +152,9 @@ def load_state(path: str | Path, unsafe: bool = False) -> State:
     Prefixes of wrappers (`module.`, `_orig_mod.`) are taken off. Raises as `load_checkpoint` does.
     """
     states = load_checkpoint(path, unsafe).states
-    usual = [key for name in ("", *USUAL_KEYS) for key in states if key.rpartition(".")[2] == name]
+    most = max(map(len, states.values()))
+    plain = [""] if len(states.get("", {})) == most else []  # tensors beside a state dict may be an epoch, say
+    usual = [key for name in (*plain, *USUAL_KEYS) for key in states if key.rpartition(".")[2] == name]
     return _stripped(states[[*usual, *states][0]])
 
 

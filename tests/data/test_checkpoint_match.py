@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from lossmap.data.checkpoint_match import Selection
-from lossmap.data.checkpoints import file_sha256, load_checkpoint, load_into
+from lossmap.data.checkpoints import file_sha256, load_checkpoint, load_into, load_state
 from lossmap.data.import_by_name import resolve_callable
 
 
@@ -86,6 +86,15 @@ FORMS = {
     "a tied head saved once": lambda s, o: {k: t for k, t in s.items() if k != "head.weight"},
     "a tied embedding saved once": lambda s, o: {k: t for k, t in s.items() if k != "embedding.weight"},
     "without the counters of batch norm": lambda s, o: {k: t for k, t in s.items() if "batches" not in k},
+    "an epoch beside the tensors": lambda s, o: {**s, "epoch": 3, "args": {"lr": 0.1}},
+    "the state of a module beside the tensors": lambda s, o: {**s, "norm._extra_state": {"scale": 1}},
+    "by the number of the epoch": lambda s, o: {12: s},
+    "a key like that of an optimizer": lambda s, o: {"optimal_model": s, "optimizer": {"m": s}, "optim_G": {"m": s}},
+    "six keys deep": lambda s, o: {"a": {"b": {"c": {"d": {"e": {"f": s}}}}}},
+    "a part in DataParallel": lambda s, o: {k.replace("norm.", "norm.module."): t for k, t in s.items()},
+    "parts in FSDP and checkpointing": lambda s, o: {
+        k.replace("norm.", "norm._fsdp_wrapped_module._checkpoint_wrapped_module."): t for k, t in s.items()
+    },
     "a tuple": lambda s, o: (s, {"epoch": 2}),
     "a list of dicts": lambda s, o: [{"model": s}, {"loss": 0.5}],
     "generator and discriminator": lambda s, o: {"generator": s, "discriminator": {"0.weight": o["norm.bias"]}},
@@ -111,6 +120,32 @@ def test_plain_weights_load_into_a_wrapped_model(wrap, trained, tmp_path):
     inner = net()
     load_into(wrap(inner), tmp_path / "c.pt")
     assert torch.equal(inner.embedding.weight, trained["embedding.weight"])
+
+
+def test_what_is_no_models_is_not_read_as_one(trained, other, tmp_path):
+    moments = {"state": {0: {"exp_avg": torch.ones(2)}}, "param_groups": [{"lr": 0.1}]}
+    torch.save({"adam": moments, "lr_scheduler": {"m": trained}, "epoch": 1}, tmp_path / "c.pt")
+    with pytest.raises(ValueError, match="holds no state dict"):
+        load_into(net(), tmp_path / "c.pt")
+    torch.save({"epoch": torch.tensor(3), "model": trained}, tmp_path / "d.pt")
+    assert load_state(tmp_path / "d.pt").keys() == trained.keys()
+
+
+class WithExtraState(nn.Linear):
+    """A layer that keeps more than tensors in its state dict."""
+
+    def get_extra_state(self):
+        return {"scale": 1}
+
+    def set_extra_state(self, state):
+        raise NotImplementedError
+
+
+def test_a_module_may_have_more_than_tensors_in_its_state_dict(tmp_path):
+    saved, model = WithExtraState(2, 2), WithExtraState(2, 2)
+    torch.save(saved.state_dict(), tmp_path / "c.pt")
+    load_into(model, tmp_path / "c.pt")
+    assert torch.equal(model.weight, saved.weight)
 
 
 def test_what_was_chosen_and_what_was_left_out_is_said(trained, other, tmp_path):
