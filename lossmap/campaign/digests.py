@@ -1,7 +1,8 @@
-"""Digests of the contents of files and folders, cached by size and time of change, in a JSON file of the campaign.
+"""Digests of the contents of files and folders, cached by size and times of change, in a JSON file of the campaign.
 
-A cached digest counts as long as size, time of change (ns) and inode are those of the file. A file that was changed
-less than RACY_SECONDS before it was read is not cached: it could change again within the same tick of its clock.
+A cached digest counts as long as size, inode and both times (ns) are those of the file: that of its contents, which
+`cp -p`, `rsync` and `touch -r` set back, and that of its inode, which nobody can set. A file that was changed less than
+RACY_SECONDS before it was read is not cached: it could change again within the same tick of its clock.
 Price: one `stat` a file where the cache knows it, else one reading of the file. Standard library alone.
 """
 
@@ -61,12 +62,12 @@ class DigestCache:
             files = sorted(entry.name for entry in os.scandir(name) if entry.is_file())
             return text_digest([[file, self.of(os.path.join(name, file))] for file in files])
         status = os.stat(name)
-        stamp = [status.st_size, status.st_mtime_ns, status.st_ino]
+        stamp = [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
         entry = self._entries.get(name)
-        if entry is not None and entry[:3] == stamp:
-            return str(entry[3])
+        if entry is not None and entry[:-1] == stamp:
+            return str(entry[-1])
         digest = file_digest(name)
-        if time.time() - status.st_mtime > RACY_SECONDS:
+        if time.time() - max(status.st_mtime, status.st_ctime) > RACY_SECONDS:
             self._entries[name] = [*stamp, digest]
             self._changed = True
         return digest
@@ -96,4 +97,4 @@ def _read(path: Path) -> dict[str, list[Any]]:
         return {}
     if not isinstance(entries, Mapping):
         return {}
-    return {k: v for k, v in entries.items() if isinstance(v, list) and len(v) == 4}
+    return {k: v for k, v in entries.items() if isinstance(v, list) and len(v) == 5}

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lossmap.campaign.digests import DigestCache
 from lossmap.campaign.member import Prepared, Site
+from lossmap.data.import_by_name import imported_digest
+from lossmap.io.journal import Busy
 from lossmap.parallel.world import World
 
 if TYPE_CHECKING:
@@ -77,7 +79,8 @@ class CommandWork:
     def prepare(self, site: Site) -> Prepared | None:
         """Make measure and grid as the command does; None for an examination, which has no points.
 
-        Raises ValueError where a file has changed since the member was made, and what the command raises.
+        Raises ValueError where a file has changed since the member was made, Busy where this process has imported it as
+        it was before, and what the command raises.
         """
         with self._at_work(site):
             self._check_files()
@@ -147,6 +150,8 @@ class CommandWork:
         for path, digest in self.files.items():
             if digests.of(path) != digest:
                 raise ValueError(f"{path} has changed since the campaign was planned: the same command plans it anew")
+            if imported_digest(Path(path)) not in (None, digest):
+                raise Busy(f"{path} was changed after this process had imported it: the next one imports it anew")
 
     @contextlib.contextmanager
     def _at_work(self, site: Site) -> Iterator[None]:

@@ -1,4 +1,9 @@
-"""A user's functions by name: `package.module:function`, or `path/file.py:function`."""
+"""A user's functions by name: `package.module:function`, or `path/file.py:function`.
+
+What runs is what the file holds when it is imported: no bytecode of an earlier import, which Python takes where a file
+of the same size was changed within the same second. Its SHA-256 is kept, so that a process that goes on after the file
+was edited knows it.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +13,14 @@ import importlib
 import importlib.util
 import sys
 from collections.abc import Callable
+from importlib.abc import SourceLoader
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from lossmap.special_files import SPECIAL, is_special
+
+_digests: dict[Path, str] = {}  # of the files that this process has imported, as they were then
 
 
 def resolve_callable(spec: str) -> Callable[..., Any]:
@@ -41,6 +49,17 @@ def resolve_callable(spec: str) -> Callable[..., Any]:
     return result
 
 
+def imported_digest(path: Path) -> str | None:
+    """The SHA-256 of a file as this process imported it; None where it did not, by its path."""
+    path = path.resolve()
+    return _digests.get(path) if _module_name(path) in sys.modules else None
+
+
+def _module_name(path: Path) -> str:
+    """A name of its own, so that two files called data.py are two modules."""
+    return f"{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+
+
 def _search(folder: Path) -> None:
     """A folder last on the search path, for good: functions may import their neighbours when they are called."""
     if str(folder) not in sys.path:
@@ -53,18 +72,19 @@ def _from_file(path: Path) -> ModuleType:
     if not path.is_file():
         raise ValueError(f"there is no file {path}")
     path = path.resolve()
-    # a name of its own, so that two files called data.py are two modules
-    name = f"{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+    name = _module_name(path)
     if name in sys.modules:
         return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
+    if spec is None or not isinstance(spec.loader, SourceLoader):
         raise ValueError(f"{path} cannot be imported")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # before it runs, which dataclasses and pickles rely on
     try:
         _search(path.parent)
-        spec.loader.exec_module(module)
+        source = path.read_bytes()
+        _digests[path] = hashlib.sha256(source).hexdigest()
+        exec(spec.loader.source_to_code(source, str(path)), module.__dict__)
     except BaseException as error:
         del sys.modules[name]
         raise _failed(str(path), error, path) from error

@@ -28,6 +28,7 @@ import torch
 
 from lossmap.curvature.double_backward import twice_differentiable
 from lossmap.curvature.operators import differentiated
+from lossmap.data.import_by_name import imported_digest
 from lossmap.data.problem import Problem, temporary_parameters
 from lossmap.geometry.directions import Plane
 from lossmap.geometry.grid import Point
@@ -159,7 +160,7 @@ def source_digests(files: Sequence[Path]) -> dict[str, str]:
     for path in files:
         spec = imports.get(path)
         if spec is None or path not in _seen or _seen[path][0] is not spec:  # a reloaded module has another spec
-            _seen[path] = spec, hashlib.sha256(path.read_bytes()).hexdigest()
+            _seen[path] = spec, imported_digest(path) or hashlib.sha256(path.read_bytes()).hexdigest()
         digests[str(path)] = _seen[path][1]
     return digests
 

@@ -2,11 +2,13 @@
 
 import os
 import pickle
+import time
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lossmap.campaign import digests as digests_module
 from lossmap.campaign.digests import DigestCache, file_digest
 from lossmap.campaign.member import Member, member_digest
 from lossmap.cli.campaign_file import CampaignFile, campaign_members
@@ -35,12 +37,18 @@ def test_a_file_counts_by_its_contents_and_not_by_its_name(tmp_path):
     assert pickle.loads(pickle.dumps(one)) == one
 
 
-def test_the_cache_believes_size_and_time_and_nothing_young(tmp_path):
+def later(monkeypatch):
+    """Let files that are written now be old."""
+    monkeypatch.setattr(digests_module.time, "time", lambda now=time.time: now() + 2 * digests_module.RACY_SECONDS)
+
+
+def test_the_cache_believes_size_and_time_and_nothing_young(tmp_path, monkeypatch):
     file, kept = tmp_path / "net.pt", tmp_path / "digests.json"
     file.write_text("one")
-    os.utime(file, (1e9, 1e9))
-    cache = DigestCache(kept)
-    assert cache.of(file) == file_digest(file)
+    with monkeypatch.context() as patch:
+        later(patch)
+        cache = DigestCache(kept)
+        assert cache.of(file) == file_digest(file)
     cache.save()
     again = DigestCache(kept)
     assert again._entries == cache._entries != {}
@@ -50,6 +58,18 @@ def test_the_cache_believes_size_and_time_and_nothing_young(tmp_path):
     assert DigestCache(kept)._entries == cache._entries
     kept.write_text("{")
     assert DigestCache(kept).of(file) == file_digest(file)
+
+
+def test_a_file_that_was_written_over_and_kept_its_age_has_another_digest(tmp_path, monkeypatch):
+    file = tmp_path / "net.pt"
+    file.write_text("one")
+    later(monkeypatch)
+    cache, before = DigestCache(), file.stat()
+    assert cache.of(file) == file_digest(file) and cache._entries
+    time.sleep(0.02)  # the clock of the disk ticks a few hundred times a second
+    file.write_text("two")
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert cache.of(file) == file_digest(file)
 
 
 def test_a_folder_counts_by_the_names_and_contents_of_its_files(tmp_path):

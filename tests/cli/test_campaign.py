@@ -402,3 +402,30 @@ def test_a_file_that_members_import_and_that_changes_between_them_is_named(tmp_p
         first, second = csv.DictReader(file)
     assert first["code"] != second["code"] and first["code"] and second["code"]
     del sys.modules["factor_of_loss"]
+
+
+def test_code_that_was_edited_after_its_import_computes_no_member_of_the_edited_one(tmp_path, monkeypatch, capsys):
+    """A member that is added to a running campaign has the digest of the new file, and the process the old code."""
+    monkeypatch.chdir(tmp_path)
+    text = "import torch\n\ndef loss(outputs, targets):\n"
+    text += "    return FACTOR * torch.nn.functional.cross_entropy(outputs, targets)\n"
+    own, sweep = tmp_path / "own_loss.py", tmp_path / "sweep.toml"
+    sweep.write_text(
+        '[settings]\nmodel = "mlp"\nsamples = 8\nbatch_size = 8\nloss = "own_loss.py:loss"\nprobe = false\n'
+        '[surface]\nx = "-1:1:2"\n'
+    )
+    run = ["campaign", "sweep.toml", "run", "--device", "cpu", "--threads", "1"]
+    changed = own.write_text(text.replace("FACTOR", "1.0")) and own.stat()
+    assert main(run) == 0
+    (before,) = collected(Campaign.read("sweep.toml").members, CampaignFolder("sweep")).rows
+    own.write_text(text.replace("FACTOR", "3.0"))
+    os.utime(own, ns=(changed.st_atime_ns, changed.st_mtime_ns))  # as a copy of equal age: no bytecode may be taken
+    capsys.readouterr()
+    assert main(run) == 75
+    text = " ".join(capsys.readouterr())
+    assert "own_loss.py was changed after this process had imported it" in text
+    for name in [name for name in sys.modules if name.startswith("own_loss_")]:  # as in the next process
+        del sys.modules[name]
+    assert main(run) == 0
+    (after,) = collected(Campaign.read("sweep.toml").members, CampaignFolder("sweep")).rows
+    assert after["train_loss_max"] == pytest.approx(3 * before["train_loss_max"], rel=1e-6)
