@@ -1,7 +1,7 @@
 r"""Where a plane is convex to second order: the smallest Hessian eigenvalue against the loss, in one picture per file.
 
-    colours    |lambda_min / lambda_max|, red where lambda_min < 0, blue where > 0; linear up to the usual error of the
-               ratio and by decades beyond (symlog), so that what is pale is not told from 0
+    colours    |lambda_min / lambda_max|, red where lambda_min < 0, blue where > 0; where it spans much, linear up to
+               its usual error and by decades beyond (symlog), so that what is white is not told from 0
     bold line  lambda_min = 0
     \\\\ hatch lambda_min < 0 beyond its error: some direction in parameter space curves downwards
     ....       undecided: 0 lies between the reading and its limit, or within its error

@@ -22,7 +22,7 @@ from matplotlib.patheffects import withStroke
 
 from lossmap.geometry.grid import Grid
 from lossmap.io.surface import DONE, FAILED, Group
-from lossmap.plotting.contour_levels import FLAT_MARGIN, Scale
+from lossmap.plotting.contour_levels import FLAT_MARGIN, GEOMETRIC_FROM, Scale
 from lossmap.plotting.contour_levels import labels as labels_of
 from lossmap.plotting.interpolation import AUTOMATIC, factor_of, refine, refine_ticks
 from lossmap.plotting.style import DARK, GREY, RED
@@ -35,6 +35,7 @@ MISSING_CELLS: dict[str, dict[str, Any]] = {
     "NaN": {"facecolor": "white", "edgecolor": DARK, "linewidth": 0.5},
     "infinite": {"facecolor": "white", "edgecolor": DARK, "linewidth": 0.5},
 }
+SMALL = 5  # percentile of the sizes from which on their span is counted
 SMALLEST_CHECKPOINT, LARGEST_CHECKPOINT = 7.0, 26.0  # areas of a path's points, squared typographic points
 MISSING_MARKS = {"NaN": ("x", "\N{MULTIPLICATION SIGN}"), "infinite": ("^", "\N{WHITE UP-POINTING TRIANGLE}")}
 
@@ -61,7 +62,8 @@ def centred(
     limit  where they end; at the largest of all values if left out
     log    by decades beyond the usual value or not; left out, where no limit is set and most values are far below
     noise  differences that errors alone explain, which stay pale
-    error  of the values; where it is known and log is not False, colours are linear up to it and by decades beyond
+    error  of the values; where it is known, log is not False, and the sizes span much, colours are linear up to it and
+           by decades beyond
     """
     sizes = np.concatenate([np.abs(a[np.isfinite(a)]).reshape(-1) for a in values])
     sizes = sizes[sizes > 0]
@@ -69,8 +71,9 @@ def centred(
     usual = float(np.median(sizes)) if sizes.size else most
     if noise:
         return CenteredNorm(0.0, max(most, FLAT_MARGIN * noise))
-    if error > 0 and log is not False:
-        log, usual = True, error
+    if error > 0 and log is not False and sizes.size:
+        log = most > GEOMETRIC_FROM * max(error, float(np.percentile(sizes, SMALL)))
+        usual = error
     if log is None:
         log = limit is None and most > 50 * usual
     if limit is not None:

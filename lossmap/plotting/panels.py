@@ -59,6 +59,8 @@ class FigureOptions:
         """What stands at the axes of a plane."""
         if self.labels is not None:
             return self.labels[0], self.labels[1]
+        if isinstance(self.trajectory, Group) and "trajectory" not in surface.groups:
+            surface = replace(surface, groups={**surface.groups, "trajectory": self.trajectory})  # explained variance
         return axis_labels(surface)
 
     def top(self, arrays: Sequence[np.ndarray]) -> float | None:

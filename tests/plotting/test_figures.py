@@ -382,6 +382,8 @@ def test_the_axes_say_what_they_are(told, label):
     path = Group({"x": np.zeros(2), "y": np.zeros(2), "explained_variance_ratio": np.array([0.8, 0.1])})
     surface = plane(groups={"directions/x": Group({}, told), "trajectory": path})
     assert draw(surface).axes[0].get_xlabel() == label
+    without = replace(surface, groups={"directions/x": surface.groups["directions/x"]})
+    assert draw(without, trajectory=path).axes[0].get_xlabel() == label  # as --proj-file gives it
 
 
 def test_a_column_keeps_the_name_of_its_axis():
@@ -814,8 +816,10 @@ def test_colours_of_the_ratio_are_linear_up_to_its_error_and_pale_behind_lines_a
     assert bar.get_ylabel().endswith(",\nsymlog scale")
     assert [t.get_text() for t in bar.get_yticklabels()] == ["0.1", "0.01", "0", "0.01", "0.1"]
     assert mesh.get_cmap()(np.linspace(0, 1, 9))[:, :3].min() > 0.44  # a line of grey 0.35 is seen before all of them
-    even = draw(surface, log=False).axes[0]
-    assert not hasattr(next(c for c in even.collections if isinstance(c, QuadMesh)).norm, "linthresh")
+    narrow = replace(surface, fields={**surface.fields, "min_eig": -surface["max_eig"] * (0.1 + X**2)})
+    for one, options in ((surface, {"log": False}), (narrow, {})):  # from 0.1 to 1.1 no decades are needed
+        axes = draw(one, **options).axes[0]
+        assert not hasattr(next(c for c in axes.collections if isinstance(c, QuadMesh)).norm, "linthresh")
 
 
 def test_notes_and_legend_below_a_figure_do_not_overlap():
