@@ -28,6 +28,7 @@ import difflib
 import glob
 import itertools
 import json
+import math
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -56,6 +57,7 @@ EXECUTION = {
     "device", "threads", "ranks_per_gpu", "batch_size", "probe", "download", "data_path", "unsafe_load", "yes",
     "plot", "page", "vtk", "log", "linear", "loss_max", "vmax", "vmin", "vlevel",
 }  # fmt: skip
+MAX_MEMBERS = 1_000_000  # of one campaign, at some 2 kB of memory each
 Values = dict[str, Any]
 
 
@@ -126,6 +128,12 @@ class CampaignFile:
         """
         make = _MemberMaker(self, digests or DigestCache())
         rows = [*self._rows()]
+        lists = [_lists(self.over, self.path), *(_lists(m.over, self.path) for m in self.measures)]
+        common, *owns = (math.prod(map(len, values)) for values in lists)
+        if len(rows) * common * sum(owns) > MAX_MEMBERS:
+            raise UsageError(
+                f"{self.path.name} names {len(rows) * common * sum(owns):,} members; one campaign takes {MAX_MEMBERS:,}"
+            )
         combinations = [*_combinations(self.over, self.path)]
         measured = [(m, [*_combinations(m.over, self.path)]) for m in self.measures]
         known = {f.name for m in self.measures for f in _fields_of(m.command).values()}
@@ -155,12 +163,23 @@ class CampaignFile:
         if is_special(self.table):
             raise UsageError(f"the table {self.table} {SPECIAL}")
         try:
-            with open(self.table, newline="") as file:
-                rows = list(csv.DictReader(file))
+            with open(self.table, newline="", encoding="utf-8-sig") as file:  # with the mark that Excel writes first
+                reader = csv.DictReader(file, strict=True)  # a quote without its end would swallow rows
+                rows = list(reader)
         except OSError as error:
             raise UsageError(f"the table {self.table}: {error.strerror}") from None
+        except UnicodeDecodeError as error:
+            raise UsageError(f"the table {self.table} must be text in UTF-8: {error}") from None
+        except csv.Error as error:
+            raise UsageError(
+                f"the table {self.table} cannot be read near line {reader.line_num + 1}: {error}"
+            ) from None
         if not rows:
             raise UsageError(f"the table {self.table} holds no row")
+        columns = [name.strip() for name in reader.fieldnames or ()]
+        if len(set(columns)) < len(columns):
+            twice = next(name for name in columns if columns.count(name) > 1)
+            raise UsageError(f"the table {self.table} has the column {twice!r} twice")
         for number, row in enumerate(rows, 2):
             if None in row or None in row.values():
                 raise UsageError(f"the table {self.table} has another number of cells in line {number} than columns")
@@ -271,6 +290,8 @@ def _present_names(values: Mapping[str, Any]) -> Values:
         name = _FORMER.get(name, name)
         if name in DECIDED:
             raise UsageError(f"{key} is decided by the campaign for each member: leave it out")
+        if name in present:
+            raise UsageError(f"{name} stands there twice, the second time as {key}: leave one of them out")
         present[name] = value
     return present
 
@@ -300,9 +321,13 @@ def _table(file: str, name: str, value: Any) -> Values:
 
 def _combinations(over: Mapping[str, Any], file: Path) -> Iterator[Values]:
     """Every combination of the values, the last name's varying fastest."""
-    lists = [[*_choices(name, choice, file)] for name, choice in over.items()]
-    for values in itertools.product(*lists):
+    for values in itertools.product(*_lists(over, file)):
         yield dict(zip(over, values, strict=True))
+
+
+def _lists(over: Mapping[str, Any], file: Path) -> list[list[Any]]:
+    """The values of each setting."""
+    return [[*_choices(name, choice, file)] for name, choice in over.items()]
 
 
 def _choices(name: str, choice: Any, file: Path) -> Iterator[Any]:

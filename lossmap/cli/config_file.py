@@ -38,9 +38,11 @@ def toml_tree(path: Path, what: str = "--config") -> dict[str, Any]:
     if is_special(path):
         raise UsageError(f"{what} {path} {SPECIAL}")
     try:
-        text = path.read_bytes().decode()
+        text = path.read_bytes().decode("utf-8-sig")
     except OSError as error:
         raise UsageError(f"{what} {path}: {error.strerror}") from None
+    except ValueError as error:
+        raise UsageError(f"{what} {path} must be text in UTF-8: {error}") from None
     return toml_text_tree(text, path, what)
 
 

@@ -157,10 +157,14 @@ def convert(f: Field[Any], group: type, value: Any) -> Any:
     kind = plain_type(hint)
     if kind is bool and not isinstance(value, bool):
         raise UsageError(f"{f.name} must be true or false; got {value!r}")
+    if isinstance(value, str) and "\0" in value:  # no name of a file, and nothing else
+        raise UsageError(f"{f.name} holds a character that no text has; got {value!r}")
     try:
         if kind in KINDS and not isinstance(value, kind):
+            if kind is int and isinstance(value, float) and not value.is_integer():
+                raise ValueError("cut off it would be another number")
             value = kind(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise UsageError(f"{f.name} must be {KINDS[kind]}; got {value!r}") from None
     return _in_range(f, value)
 

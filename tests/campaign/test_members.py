@@ -201,8 +201,37 @@ def test_the_rows_of_a_table_are_settings_and_labels(sweep, tmp_path):
         ("[surface]\nseed = 'x'\n", "seed must be a whole number"),
         ("[table]\nfile = 'no.csv'\n[surface]\n", "the table .*no.csv: No such file"),
         ("[surface\n", "is not TOML"),
+        ("[settings]\nseed = 2.7\n[surface]\n", "seed must be a whole number; got 2.7"),
+        ("[over]\nseed = [inf]\n[surface]\n", "seed must be a whole number; got inf"),
+        ('[surface]\nmodel_file = "a\\u0000.pt"\n', "model_file holds a character that no text has"),
+        ("[surface]\nmodel_file = 'a.pt'\nmodel-file = 'b.pt'\n", "model_file stands there twice"),
+        (f"[over]\nseed = {list(range(1001))}\nsamples = {list(range(1, 1001))}\n[surface]\n", "1,001,000 members"),
     ],
 )
 def test_what_a_file_gets_wrong_is_one_sentence(sweep, text, sentence):
     with pytest.raises(UsageError, match=sentence):
         CampaignFile.read(sweep(text)).members()
+
+
+@pytest.mark.parametrize(
+    ("table", "sentence"),
+    [
+        (b"seed,seed\n1,2\n", "has the column 'seed' twice"),
+        (b"seed,sede,seed\n1,2,3\n", "has the column 'seed' twice"),
+        (b"model-file,model_file\na.pt,b.pt\n", "model_file stands there twice"),
+        (b'seed\n1\n"2\n3\n', "cannot be read near line 3: unexpected end of data"),
+        (b"seed\n" + 200_000 * b"9", "cannot be read near line 2: field larger"),
+        (b"seed\n\xff\n", "must be text in UTF-8"),
+    ],
+)
+def test_a_table_that_says_something_twice_or_not_to_its_end_is_refused(sweep, tmp_path, table, sentence):
+    (tmp_path / "nets.csv").write_bytes(table)
+    with pytest.raises(UsageError, match=sentence):
+        CampaignFile.read(sweep("[table]\nfile = 'nets.csv'\n[surface]\n")).members()
+
+
+def test_files_that_begin_with_the_mark_of_utf_8_are_read(sweep, tmp_path):
+    (tmp_path / "nets.csv").write_bytes(b"\xef\xbb\xbfseed\n4\n")
+    file = sweep("[table]\nfile = 'nets.csv'\n[surface]\n")
+    file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    assert [member.settings["seed"] for member in campaign_members(file)] == [4]
