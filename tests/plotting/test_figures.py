@@ -318,16 +318,21 @@ def test_several_surfaces_stand_side_by_side_with_common_levels():
     assert [t.get_text() for t in lines.axes[0].get_legend().get_texts()] == ["one", "two"]
 
 
+def notes_below(figure):
+    """What stands below a figure, alone or as the title of its legend."""
+    return figure.get_supxlabel() or figure.legends[0].get_title().get_text()
+
+
 def test_eigenvalues_are_drawn_beside_the_loss_with_their_bounds():
     told = {"audit_points": 52, "audit_misses": 0, "audit_miss_bound": 0.056}
     figure = draw(eigen(attributes=told), "eigen")
     heads = [a.get_title() for a in figure.axes[:4]]
     assert heads == ["loss", r"$\lambda_\max$", r"$\lambda_\min$", r"$|\lambda_\min / \lambda_\max|$"]
-    below = figure.get_supxlabel().replace("\N{NO-BREAK SPACE}", " ")
+    below = notes_below(figure).replace("\N{NO-BREAK SPACE}", " ")
     assert "an eigenvalue lies within 0.2 % of max |\N{GREEK SMALL LETTER LAMDA}| of each end" in below
     assert "99 % limits within 1 % at 63 points" in below
     assert "audit: 0 misses at 52 points solved again (95 % bound: 5.6 %)" in below
-    every = draw(eigen(attributes=told | {"audit_candidates": 52}), "eigen").get_supxlabel()
+    every = notes_below(draw(eigen(attributes=told | {"audit_candidates": 52}), "eigen"))
     assert "audit: 0 misses at 52 points solved again, which are all" in every.replace("\n", " ")
 
 
@@ -343,10 +348,23 @@ def test_the_ratio_is_centred_on_white_and_red_where_the_smallest_is_negative():
     assert (values_of(zero, "ratio")[0] == 0).all()
 
 
+@pytest.mark.parametrize(("name", "label"), [("min_eig", r"$\lambda_\min < 0$"), ("ratio", r"$\lambda_\min < 0$")])
+def test_negative_cells_are_hatched_where_both_signs_are_there(name, label):
+    surface = eigen()
+    axes = draw(surface, "map", name).axes[0]
+    hatched = [c for c in axes.findobj(PatchCollection) if c.get_hatch()]
+    area = sum(np.prod(np.ptp(path.vertices, axis=0)) for c in hatched for path in c.get_paths())
+    cell = (GRID.x[1] - GRID.x[0]) * (GRID.y[1] - GRID.y[0])
+    assert area == pytest.approx((surface["min_eig"] < 0).sum() * cell)
+    assert [t.get_text() for t in axes.figure.legends[0].get_texts()] == [label]
+    above = replace(surface, fields={**surface.fields, "min_eig": surface["min_eig"] + 2})
+    assert not [c for c in draw(above, "map", name).axes[0].findobj(PatchCollection) if c.get_hatch()]
+
+
 def test_pairs_of_eigenmaps_share_their_colours_by_column():
     figure = draw([eigen(), eigen()], "eigen", titles=["a", "b"])
     assert figure.axes[0].get_ylabel() == "a\ny" and figure.axes[4].get_ylabel() == "b\ny"
-    assert "a: an eigenvalue lies within" in figure.get_supxlabel()
+    assert "a: an eigenvalue lies within" in notes_below(figure)
 
 
 def test_eigenvalues_along_a_line_have_bands_for_their_bounds():
