@@ -116,6 +116,11 @@ def _keywords(text: str | None) -> dict[str, Any]:
 def _called(settings: ModelSettings, keywords: dict[str, Any], seed: int) -> Any:
     with same_random_state(seed):
         factory = factory_of(settings.model)
+        if isinstance(factory, nn.Module):
+            raise UsageError(
+                f"--model {settings.model} is a module already; name the function or class that makes one, such as "
+                f"def net(): return {type(factory).__name__}(...)"
+            )
         try:
             return factory(**keywords)
         except TypeError as error:

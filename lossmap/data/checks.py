@@ -8,9 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from lossmap.data.batch_writes import copied
+from lossmap.data.batches import Batch, FixedBatches, samples_in
 from lossmap.data.criteria import SupervisedLoss, takes_class_labels
 from lossmap.data.datasets import labels_within
 from lossmap.data.problem import Problem, temporary_parameters
+
+FEW = 3  # samples that are put through model and loss together
 
 
 def check_finite(model: nn.Module, where: str) -> None:
@@ -27,23 +30,36 @@ def check_finite(model: nn.Module, where: str) -> None:
 
 
 def check_one_sample(problem: Problem, split: str) -> None:
-    """Put one sample through the model and the loss, so that a misfit is reported before a thousand points fail.
+    """Put one sample and then a few through model and loss, so that a misfit is reported before a thousand points fail.
 
-    Raises ValueError with the shapes of the sample.
+    Raises ValueError with the shapes of the samples.
     """
     _check_labels(problem)
     try:
         with temporary_parameters(problem.model, {}):
             value = _total_of_a_sample(problem)
     except Exception as error:  # user code may raise any exception
-        shapes = [tuple(t.shape) for t in _tensors(next(iter(problem.data.rebatched(1))))]
-        text = str(error).splitlines()[0].rstrip(".") if str(error) else "no message"
-        raise ValueError(
-            f"the model or the loss fails on one {split} sample (a batch of shapes {shapes}): {type(error).__name__}: "
-            f"{text}; does the data set fit the model?"
-        ) from error
+        raise _misfit(error, f"one {split} sample", next(iter(problem.data.rebatched(1)))) from error
     if not isinstance(value, Tensor) or value.dim() != 0:
         raise ValueError(f"the loss must return one number per batch; got {_described(value)}")
+    if problem.data.samples < 2 or isinstance(problem.data, FixedBatches):
+        return
+    few = next(iter(problem.data.rebatched(FEW)))
+    try:
+        with temporary_parameters(problem.model, {}):
+            problem.total(copied(few))
+    except Exception as error:  # where shapes of one sample alone can be broadcast
+        raise _misfit(error, f"{samples_in(few)} {split} samples, and not on one", few) from error
+
+
+def _misfit(error: Exception, samples: str, batch: Batch) -> ValueError:
+    """What is raised where model or loss fail on some samples."""
+    shapes = [tuple(t.shape) for t in _tensors(batch)]
+    text = str(error).splitlines()[0].rstrip(".") if str(error) else "no message"
+    return ValueError(
+        f"the model or the loss fails on {samples} (a batch of shapes {shapes}): {type(error).__name__}: {text}; does "
+        "the data set fit the model?"
+    )
 
 
 def _total_of_a_sample(problem: Problem) -> Tensor:

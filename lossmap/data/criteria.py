@@ -145,8 +145,18 @@ def module_form(loss: str | Criterion) -> str | Criterion:
     return module
 
 
+def refuse_class(function: Any, what: str) -> None:
+    """Raise ValueError where a class stands for a function of outputs and targets: its instances may be one."""
+    if isinstance(function, type):
+        raise ValueError(
+            f"the {what} {function.__name__} is a class, which outputs and targets would be arguments of; give an "
+            f"instance, such as {what} = {function.__name__}()"
+        )
+
+
 def criterion_and_unit(loss: str | Criterion) -> tuple[Criterion, str]:
-    """The criterion of a name, or the function itself, and the unit of its values."""
+    """The criterion of a name, or the function itself, and the unit of its values. Raises ValueError for a class."""
+    refuse_class(loss, "loss")
     if isinstance(loss, nn.CrossEntropyLoss):
         return loss, "nats"
     if not isinstance(loss, str):
@@ -188,6 +198,7 @@ def metric_of(name: str, metric: Metric | Criterion) -> Metric:
     """A metric from a function (outputs, targets) -> mean over the batch's samples, or as it is."""
     if isinstance(metric, Metric):
         return metric
+    refuse_class(metric, "metric")
     return Metric(MeanMetric(metric), "1", name.replace("_", " "))
 
 

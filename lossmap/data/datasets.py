@@ -344,7 +344,13 @@ def _user_source(
         raise ValueError(f'{name} is called with split="train" or "test", which it does not take: {error}') from None
     except ValueError:  # a builtin shows no signature
         pass
-    return source_of(factory(split=split), name, ranks_sharing)
+    try:
+        given = factory(split=split)
+    except MemoryError:
+        raise
+    except Exception as error:  # user code may raise any exception
+        raise ValueError(f"--dataset {name} fails: {type(error).__name__}: {error}") from error
+    return source_of(given, name, ranks_sharing)
 
 
 def _npz(path: Path, split: str, normalize: str | None, raw: bool) -> Source | FixedBatches:

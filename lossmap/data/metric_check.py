@@ -47,7 +47,10 @@ def with_metrics_told(problem: Problem, batch: Batch) -> Problem:
     if not (_are_rows(outputs, n) and _are_rows(targets, n)):
         return problem  # outputs that are not those of single samples
     for name, (metric, function) in own.items():
-        found = _whole_and_cut(metric, outputs, targets, n)
+        try:
+            found = _whole_and_cut(metric, outputs, targets, n)
+        except NoNumber as error:
+            raise NoNumber(f"{name}: {error}") from None
         if found is not None:
             metrics[name] = replace(metric, whole=function)
             notes.append(f"the metric {name} is no mean over samples ({found}): it is taken over all samples at once")

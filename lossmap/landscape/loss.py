@@ -224,9 +224,13 @@ class LossMap:
         summed = torch.stack([self._read(problem, model, batch, kept) for batch in problem.data]).sum(0).cpu()
         if kept:
             outputs, targets = join_batches(kept)
-            for place, metric in enumerate(problem.metrics.values(), start=1):
-                if metric.whole is not None:
+            for place, (name, metric) in enumerate(problem.metrics.items(), start=1):
+                if metric.whole is None:
+                    continue
+                try:
                     summed[place] = float(metric.whole(outputs, targets)) * problem.samples
+                except Exception as error:  # user code may raise any exception
+                    raise ValueError(f"the metric {name} fails: {type(error).__name__}: {error}") from error
         return torch.cat([torch.tensor([float(problem.samples)], dtype=torch.float64), summed])
 
     def _lowered(self, batch: Batch) -> AbstractContextManager[Any]:

@@ -274,3 +274,45 @@ def test_a_loss_that_couples_a_batch_is_read_on_the_batches_of_the_loader(tmp_pa
         assert main(["surface", *words, "--x=0:0:1", "--surf-file", f"{form}.h5"]) == 0
         truth = sum(len(part) * part.mean(0).square().sum() for part in outputs.split(cuts)) / 20
         assert lossmap.read(f"{form}.h5")["train_loss"][0] == pytest.approx(float(truth), rel=1e-5)
+
+
+WRONG = """
+import torch, torch.nn.functional as F
+from torch import nn
+
+made = nn.Linear(3, 2)
+Entropy = nn.CrossEntropyLoss
+
+
+def net():
+    return nn.Linear(3, 2)
+
+
+def data(split="train"):
+    return torch.randn(8, 3), torch.arange(8) % 2
+
+
+def missing(split="train"):
+    raise OSError("no such disk")
+
+
+def absolute(outputs, targets):
+    return (outputs - targets).abs().mean()
+"""
+
+
+@pytest.mark.parametrize(
+    ("flags", "text"),
+    [
+        ("--model w.py:made --dataset w.py:data", "is a module already"),
+        ("--model w.py:net --dataset w.py:missing", "--dataset w.py:missing fails: OSError: no such disk"),
+        ("--model w.py:net --dataset w.py:data --loss w.py:Entropy", "loss CrossEntropyLoss is a class"),
+        ("--model w.py:net --dataset w.py:data --metric w.py:Entropy", "metric CrossEntropyLoss is a class"),
+        ("--model w.py:net --dataset w.py:data --loss w.py:absolute", "fails on 3 train samples, and not on one"),
+    ],
+)
+def test_a_function_that_is_none_or_fails_is_named_with_what_to_do(flags, text, tmp_path, monkeypatch, capsys):
+    (tmp_path / "w.py").write_text(WRONG)
+    monkeypatch.chdir(tmp_path)
+    assert guarded(main)(["surface", *flags.split(), "--x=-1:1:3"]) == 2
+    assert text in capsys.readouterr().err and not list(tmp_path.glob("*.h5"))

@@ -97,7 +97,7 @@ def test_outputs_of_several_tensors_are_joined_too():
 def test_a_metric_of_several_numbers_is_refused_before_the_survey():
     model, x, y = classifier()
     problem = Problem.supervised(model, "crossentropy", (x, y), metrics={"all": lambda f, y: f.argmax(1) == y})
-    with pytest.raises(NoNumber, match=r"one number, the mean over the batch; got shape \(16,\)"):
+    with pytest.raises(NoNumber, match=r"all: a metric must be one number, the mean over the batch; got shape \(16,\)"):
         check_loss(problem)
 
 
