@@ -130,7 +130,7 @@ class FewSamples:
             return few
         # a loss that holds the model itself, whatever model it is given
         state = {k: t.double() if t.is_floating_point() else t for k, t in tensors_of(problem.model).items()}
-        return replace(few, problem=problem, state=state)
+        return replace(few, problem=replace(problem, count=count), state=state)
 
     @classmethod
     def in_own_precision(cls, problem: Problem, names: Sequence[str], product: Product, samples: int) -> FewSamples:
