@@ -198,10 +198,12 @@ def make_subjects(settings: Settings, world: World, machine: Machine, team: Team
 def same_function_rescaled(problem: Any, factor: float) -> Any:
     """A rescaled copy of a problem's model. Raises UsageError where there is none, or where it has another loss."""
     from lossmap.curvature.gradient import mean_loss
+    from lossmap.data.held_model import refuse_held
     from lossmap.landscape.rescaling import rescaled_copy
 
     try:
         twin = rescaled_copy(problem.model, factor)
+        refuse_held(problem.over(twin), problem.model)
     except ValueError as error:
         raise UsageError(str(error)) from None
     before, after = mean_loss(problem), mean_loss(problem.over(twin))

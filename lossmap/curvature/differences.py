@@ -31,6 +31,7 @@ from lossmap.curvature.operators import MAX_HELD_ENTRIES, Product, gauss_newton,
 from lossmap.data.batches import Batch, move_batch, samples_in
 from lossmap.data.borrow import copy_of
 from lossmap.data.gradients import each_gradient
+from lossmap.data.held_model import holds
 from lossmap.data.problem import Problem, temporary_parameters
 from lossmap.data.stable_forms import stable_forms
 from lossmap.seeding import generator
@@ -126,7 +127,7 @@ class FewSamples:
             few = few.with_nothing_held(problem.model)
         with few.moving() as parameters, torch.enable_grad():
             loss = few.problem.total(batch)
-        if loss.requires_grad or not parameters:
+        if not parameters or (loss.requires_grad and not holds(twin, problem.model, batch)):
             return few
         # a loss that holds the model itself, whatever model it is given
         state = {k: t.double() if t.is_floating_point() else t for k, t in tensors_of(problem.model).items()}

@@ -28,6 +28,7 @@ from lossmap.curvature.gradient import loss_and_gradient
 from lossmap.curvature.operators import CurvatureOperator, Product, Total, gauss_newton, made_by_all
 from lossmap.data.batches import Batch, FixedBatches, move_batch, samples_in
 from lossmap.data.borrow import copy_of, temporary_parameters, to_precision
+from lossmap.data.held_model import refuse_held
 from lossmap.data.problem import Problem
 from lossmap.linalg.operator import ROUNDING_EPSILONS, SymmetricOperator
 from lossmap.seeding import normal
@@ -230,7 +231,10 @@ def in_precision(
 
 
 def problem_in(problem: Problem, dtype: torch.dtype, state: Mapping[str, Tensor] | None = None) -> Problem:
-    """The same problem in another precision, over a copy of its model. Raises what the model's forward raises there."""
+    """The same problem in another precision, over a copy of its model.
+
+    Raises what the model's forward raises there, and ValueError for a loss that holds the model itself.
+    """
     own = next(p.dtype for p in problem.model.parameters() if p.is_floating_point())
 
     def count(batch: Batch) -> float:  # a problem may count with its own model, which stays as it is
@@ -246,6 +250,7 @@ def problem_in(problem: Problem, dtype: torch.dtype, state: Mapping[str, Tensor]
     twin = replace(problem, model=to_precision(model, dtype), data=problem.data.to(dtype=dtype), count=counted)
     with torch.inference_mode(False), torch.enable_grad(), temporary_parameters(twin.model, {}):
         twin.total(next(iter(twin.data.rebatched(1))))
+    refuse_held(twin, problem.model)
     return twin
 
 

@@ -44,6 +44,7 @@ from lossmap.data.checks import check_finite
 from lossmap.data.counters import moving_counters
 from lossmap.data.criteria import CorrectClasses, SupervisedLoss, takes_class_labels
 from lossmap.data.datasets import labels_within
+from lossmap.data.held_model import holds
 from lossmap.data.memos import kept_outside, stale_cache, stale_memo
 from lossmap.data.merged_layers import find_merged_layers
 from lossmap.data.metric_check import with_metrics_told
@@ -497,7 +498,7 @@ def _in_float64(problem: Problem, batch: Batch) -> tuple[Problem, Batch] | None:
             value = twin.total(wide)
     except Exception:  # somebody's own forward may raise anything
         return None
-    if value.dtype != torch.float64:
+    if value.dtype != torch.float64 or holds(twin, problem.model, wide):
         return None
     return twin, wide
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from math import isfinite, nan
 from pathlib import Path
@@ -28,6 +28,7 @@ from lossmap.curvature.hvp_plan import HvpPlan, ProductCheck, backend_of
 from lossmap.data.borrow import copy_of
 from lossmap.data.checkpoint_match import Selection
 from lossmap.data.checkpoints import load_into
+from lossmap.data.held_model import refuse_held
 from lossmap.data.loss_check import check_loss
 from lossmap.data.problem import Problem
 from lossmap.geometry.grid import Field, Point
@@ -145,7 +146,9 @@ class CheckpointCurvature:
         n = sum(p.numel() for p in selected(problem.model, parameters).values())
         if not 1 <= top <= n:
             raise ValueError(f"--top must be 1 to {n}, the number of parameters; got {top}")
-        self.problem = check_loss(replace(problem, model=copy_of(problem.model)))
+        twin = problem.over(copy_of(problem.model))
+        refuse_held(twin, problem.model)
+        self.problem = check_loss(twin)
         build_operator(self.problem, "hessian", parameters, check=check)  # says what cannot be differentiated twice
         self.check, self.effort = check, effort
         self.plan: dict[str, Any] | None = None

@@ -34,6 +34,7 @@ from lossmap.curvature.product_check import check_product, kink_of_block
 from lossmap.curvature.team_check import check_by_all
 from lossmap.data.batches import Batch, move_batch, samples_in
 from lossmap.data.borrow import copy_of, temporary_parameters
+from lossmap.data.held_model import refuse_held
 from lossmap.data.loss_check import check_loss
 from lossmap.data.problem import Problem
 from lossmap.diagnostics.layer_signals import signals, why_zero
@@ -145,6 +146,7 @@ def doubled(problem: Problem) -> Problem:
     twin = replace(problem, model=model, data=data, count=count)
     with temporary_parameters(model, {}):
         twin.total(next(iter(twin.data.rebatched(1))))
+    refuse_held(twin, problem.model)
     return twin
 
 

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from lossmap.data.borrow import copy_of
+from lossmap.data.held_model import refuse_held
 from lossmap.data.problem import Problem
 from lossmap.spectra.spectrum import spectrum
 from lossmap.spectra.spectrum_result import Spectrum
@@ -38,7 +39,8 @@ def retrained_spectra(
     """
     spectra = []
     for strength in sorted(strengths):
-        twin = replace(problem, model=copy_of(problem.model))
+        twin = problem.over(copy_of(problem.model))
+        refuse_held(twin, problem.model)
         train(twin, Recipe(epochs=epochs, rate=RETRAINING_RATE, weight_decay=strength, seed=seed))
         plain = spectrum(
             twin, parameters=parameters, top=1, trace_products=0, density_error=None, backend="double-backward"

@@ -1,0 +1,67 @@
+"""Whether a loss holds the model itself, by a closure or a global name, beside the model that it is given.
+
+    def loss(outputs, targets): return cross_entropy(outputs, targets) + sum(p.norm() for p in MODEL.parameters())
+
+At points of a survey that is right, since the model itself is moved. Over a copy (in another precision, at a
+checkpoint) such a loss is that of the copy in part or not at all, and so are its derivatives.
+Price: one sample forward and back; nothing for PyTorch's own losses.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from lossmap.data.batches import Batch
+from lossmap.data.borrow import temporary_parameters
+from lossmap.data.criteria import SupervisedLoss
+from lossmap.data.problem import Problem
+from lossmap.seeding import same_random_state
+
+HELD = (
+    "the loss holds the model itself, beside the one that it is given, so that it cannot be evaluated over a copy; "
+    "write it as a function of its argument: Problem.custom(model, loss, data) with loss(model, batch)"
+)
+
+
+def refuse_held(twin: Problem, model: nn.Module, batch: Batch | None = None) -> None:
+    """Raise ValueError where the loss of a problem over a copy depends on the model itself.
+
+    twin   over the copy
+    model  of which it is one
+    batch  of the twin's data; by default one sample
+    """
+    if holds(twin, model, batch):
+        raise ValueError(HELD)
+
+
+def holds(twin: Problem, model: nn.Module, batch: Batch | None = None) -> bool:
+    """Whether the loss of a problem over a copy depends on the model itself; see `refuse_held`."""
+    if isinstance(twin.loss, SupervisedLoss) and _is_of_pytorch(twin.loss.loss):
+        return False
+    batch = next(iter(twin.data.rebatched(1))) if batch is None else batch
+    own = [p for p in model.parameters() if p.is_floating_point() and p.is_leaf]
+    required = [p.requires_grad for p in own]
+    with (
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        temporary_parameters(model, {}),
+        temporary_parameters(twin.model, {}),
+        same_random_state(0),
+    ):
+        try:
+            for p in own:
+                p.requires_grad_(True)
+            value = twin.total(batch)
+            if not value.requires_grad:
+                return False
+            return any(g is not None for g in torch.autograd.grad(value, own, allow_unused=True))
+        finally:
+            for p, before in zip(own, required, strict=True):
+                p.requires_grad_(before)
+
+
+def _is_of_pytorch(loss: object) -> bool:
+    """Whether a loss is a name, a function of PyTorch, or a module of its own."""
+    where = getattr(loss if callable(loss) and hasattr(loss, "__name__") else type(loss), "__module__", "") or ""
+    return isinstance(loss, str) or where.startswith("torch.")

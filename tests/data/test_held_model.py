@@ -1,0 +1,70 @@
+"""A loss that holds the model itself is not evaluated over copies, which it does not follow."""
+
+from functools import partial
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import lossmap
+from lossmap.data.held_model import holds
+from lossmap.data.problem import Problem
+from lossmap.spectra.l2_path import retrained_spectra
+
+DECAY = 0.5
+
+
+def classifier():
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)), torch.randn(24, 4)
+    return model, x, torch.arange(24) % 3
+
+
+def regularized(model, outputs, targets):
+    return F.cross_entropy(outputs, targets) + DECAY / 2 * sum(p.square().sum() for p in model.parameters())
+
+
+def step(held, model, batch):
+    return F.cross_entropy(held(batch[0]), batch[1])
+
+
+@pytest.fixture(params=["a regularizer", "all of it"])
+def held(request):
+    model, x, y = classifier()
+    if request.param == "all of it":
+        return Problem.custom(model, partial(step, model), (x, y)), 0.0
+    return Problem.supervised(model, partial(regularized, model), (x, y)), DECAY
+
+
+def test_blocks_and_bars_are_those_of_the_whole_loss(held):
+    problem, decay = held
+    model, x, y = classifier()
+    plain = lossmap.layer_spectra(Problem.supervised(model, "crossentropy", (x, y)), probes=0)
+    found = lossmap.layer_spectra(problem, probes=0)
+    for block in found.blocks:
+        assert block.largest == pytest.approx(plain[block.name].largest + decay, abs=1e-5)
+        assert block.error < 1e-4
+    assert found.whole.residuals.max() < 0.01
+    assert "holds the model itself" in found.notes[0]
+
+
+def test_what_evaluates_copies_refuses_it(held, tmp_path):
+    problem, _ = held
+    torch.save(problem.model.state_dict(), tmp_path / "step_1.pt")
+    with pytest.raises(ValueError, match="the loss holds the model itself"):
+        lossmap.run_dynamics([tmp_path], problem, path=tmp_path / "run.h5", top=1)
+    with pytest.raises(ValueError, match="the loss holds the model itself"):
+        retrained_spectra(problem, [0.1], epochs=1)
+
+
+def test_a_loss_of_what_it_is_given_holds_nothing():
+    model, x, y = classifier()
+    twin = classifier()[0]
+    for problem in (
+        Problem.supervised(twin, lambda f, y: F.cross_entropy(f, y), (x, y)),
+        Problem.custom(
+            twin, lambda m, b: F.cross_entropy(m(b[0]), b[1]) + sum(p.norm() for p in m.parameters()), (x, y)
+        ),
+    ):
+        assert not holds(problem, model)
