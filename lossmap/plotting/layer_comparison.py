@@ -63,13 +63,13 @@ def _draw_reading(left: Axes, right: Axes, group: Group, rows: np.ndarray, label
     """The blocks of one reading at their rows, (blocks,)."""
     low, high = np.asarray(group["smallest"]), np.asarray(group["largest"])
     left.hlines(rows, low, high, color=look["color"], linewidth=0.9)
-    left.plot(high, rows, linestyle="", markersize=3.2, label=label, **look)
     left.plot(low, rows, linestyle="", markersize=3.2, markerfacecolor="white", **look)
+    left.plot(high, rows, linestyle="", markersize=3.2, label=label, **look)
     size = np.asarray(group["size"], dtype=np.float64)
     share = 100.0 * np.asarray(group["negative"], dtype=np.float64) / size[:, None]
     right.hlines(rows, share[:, 0], share[:, 1], color=look["color"], linewidth=0.9)
-    right.plot(share[:, 0], rows, linestyle="", markersize=3.2, **look)
     right.plot(share[:, 1], rows, linestyle="", markersize=3.2, markerfacecolor="white", **look)
+    right.plot(share[:, 0], rows, linestyle="", markersize=3.2, **look)  # what is certain on top
 
 
 def _absent(readings: Mapping[str, Group], names: list[str]) -> list[str]:

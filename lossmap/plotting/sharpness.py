@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from lossmap.io.surface import Group
 from lossmap.plotting.style import BLUE, GREEN, PURPLE, RED, name_scales, new_figure, page_width, style_context
@@ -20,6 +21,8 @@ from lossmap.report.sharpness import SharpnessNumber, sharpness_numbers
 from lossmap.report.stored import StoredReport
 
 COLOURS = (BLUE, RED, GREEN, PURPLE, "#8a6d1d", "#3b8ea5")
+FILLS = ("full", "none", "left", "top", "right", "bottom")  # of the checkpoints' markers, which grey leaves as they are
+MAX_PLAIN = 100.0  # largest over smallest number of a log axis whose ticks are plain numbers
 MARKERS = {"average": "o", "SAM": "s", "worst": "^"}
 CURVATURE = 3  # of the numbers of a checkpoint, the first ones: eigenvalue, trace, critical sharpness
 SPREAD = 0.5  # of a row's height, over which the checkpoints of a row are spread
@@ -59,6 +62,7 @@ def _draw_rows(axes: Axes, numbers: Mapping[str, list[SharpnessNumber]]) -> None
             ends.append(number.value - error)
             options: dict[str, Any] = {"label": label} if k == 0 else {}
             marker = MARKERS.get(number.name.rpartition(": ")[2], "D")
+            options |= {"fillstyle": FILLS[i % len(FILLS)], "markerfacecoloralt": "white"}
             axes.errorbar(
                 number.value, k + offsets[i], xerr=error or None, fmt=marker, color=colour, capsize=2, **options
             )
@@ -67,5 +71,10 @@ def _draw_rows(axes: Axes, numbers: Mapping[str, list[SharpnessNumber]]) -> None
     axes.grid(axis="x", linewidth=0.3)
     if ends and min(ends) > 0.0:
         axes.set_xscale("log")
+        low, high = axes.get_xlim()
+        if high < MAX_PLAIN * low:  # matplotlib writes 4 x 10^0 beside 6 x 10^0, one over the other
+            axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+            axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            axes.xaxis.set_minor_formatter(NullFormatter())
     else:
         axes.axvline(0.0, color="0.5", linewidth=0.6)

@@ -133,13 +133,13 @@ def connection():
     return Group({"t": t, "train_loss": 0.1 + 4 * t * (1 - t), "train_acc": 99 - 100 * t * (1 - t)}, about)
 
 
-def sharpness():
+def sharpness(times=1.0):
     arrays = {"ball": np.array(["filter"], dtype=object), "ball_radius": np.array([0.5]),
               "ball_average": np.array([3e-3]), "ball_average_error": np.array([1e-3]), "ball_sam": np.array([2.0]),
               "ball_worst": np.array([6.0]), "ball_draws": np.array([20]), "ball_starts": np.array([2]),
               "ball_steps": np.array([20]), "ball_rounding": np.array([1e-8])}  # fmt: skip
-    return Group(arrays, {"largest": 5.5, "largest_error": 0.5, "trace": 30.0, "trace_error": 3.0, "critical": 3.4,
-                          "critical_low": 3.0, "critical_high": 3.8, "unit": "nats"})  # fmt: skip
+    return Group(arrays, {"largest": 5.5 * times, "largest_error": 0.5, "trace": 30.0, "trace_error": 3.0,
+                          "critical": 3.4, "critical_low": 3.0, "critical_high": 3.8, "unit": "nats"})  # fmt: skip
 
 
 def run():
@@ -190,6 +190,7 @@ FIGURES = {
         [holding(layers__net=layers()), holding(layers__net=wider_layers())], titles=["net", "wide"]
     ),
     "sharpness": lambda: lossmap.draw(holding(sharpness__train=sharpness())),
+    "sharpnesses": lambda: lossmap.draw(holding(sharpness__a=sharpness(), sharpness__b=sharpness(2.0))),
     "connection": lambda: lossmap.draw(holding(connection=connection())),
     "topology": lambda: lossmap.draw(wells()),
     "evolution": lambda: draw_evolution(run()),
@@ -307,6 +308,16 @@ def test_lines_are_told_apart_in_grey(name):
 @pytest.mark.parametrize("panel", ["successive", "curvature", "volume", "negative"])
 def test_lines_of_a_run_are_told_apart_in_grey(panel):
     assert alike(draw_panel(run(), panel)) == []
+
+
+def test_checkpoints_of_sharpness_are_told_apart_in_grey_and_ticks_do_not_run_into_each_other():
+    figure = FIGURES["sharpnesses"]()  # with its words
+    left = figure.axes[0]
+    fills = {bars.lines[0].get_fillstyle() for bars in left.containers}
+    assert fills == {"full", "none"}
+    figure.canvas.draw()
+    words = [t.get_text() for t in left.get_xticklabels(which="both") if t.get_text()]
+    assert {"5", "10", "20"} <= set(words) and not any("\\times" in word for word in words)
 
 
 def test_signs_of_layers_are_told_apart_in_grey():
