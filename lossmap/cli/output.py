@@ -256,8 +256,10 @@ def report_end(
             f"interrupted{reason}: {counts['done']:,} points done, {counts['left']:,} left; run the same command"
             f"{without} again to resume, or lossmap resume {shlex.quote(str(path))}"
         )
-    elif outcome == "failed":
+    elif counts["failed"]:
         say(f"complete, but {counts['failed']:,} points failed; --retry-failed measures them again")
+    if surface.change_of(measure):
+        say(f"not to be used: {surface.change_of(measure)}")
     noise = noise_note(surface)
     if noise:
         say(noise)

@@ -194,6 +194,7 @@ def progress_of_measure(surface: Surface, name: str) -> dict[str, Any]:
         seconds_left = counts["left"] / rate
     return {
         **counts,
+        "changed": surface.change_of(name),
         "rate": rate,
         "seconds_left": seconds_left,
         "took": measured_cost(every, products) | decode_cost(surface.attributes.get(f"{name}_took")),
@@ -219,7 +220,11 @@ def text(progress: dict[str, Any]) -> str:
         lines = [f"{name}: not a survey, so there is nothing to do; it holds {', '.join(progress['groups'])}"]
         return "\n".join(lines + _integrity_lines(progress["integrity"]))
     shape = " x ".join(map(str, progress["shape"][::-1]))
-    lines = [f"{name}: {shape} points, {OUTCOMES[progress['outcome']]}"]
+    changes = [m["changed"] for m in progress["measures"].values() if m["changed"]]
+    outcome = OUTCOMES[progress["outcome"]]
+    if progress["outcome"] == "failed" and not any(m["failed"] for m in progress["measures"].values()):
+        outcome = "completed"
+    lines = [f"{name}: {shape} points, {outcome}", *(f"not to be used: {change}" for change in changes)]
     if progress["shards"]:
         lines.append(shard_line(tuple(ShardState(**state) for state in progress["shards"])))
     for measure, m in progress["measures"].items():

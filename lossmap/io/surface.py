@@ -20,6 +20,7 @@ from lossmap.values import DrawnResult, same_values
 TO_DO, DONE, FAILED = 0, 1, 2
 # What is known of the numbers of a surface that was read: see `Surface.integrity`.
 VERIFIED, UNPROTECTED, REBUILT = "verified", "unprotected", "rebuilt from the journal"
+CHANGED = "_changed"  # ending of the attribute that says of a measure how its loss changed during the run
 
 TRAINING_PROCESS = "training_process"  # attribute of a training's file while it goes on: its host and process id
 # Fields whose name says it all: files of the original tool, and surfaces made by hand, carry no units.
@@ -191,13 +192,20 @@ class Surface(DrawnResult):
         return indices
 
     def outcome_of(self, measure: str) -> str:
-        """How that measure stands: "complete", "failed" (complete but for failed points) or "unfinished"."""
+        """How that measure stands: "complete", "unfinished", or "failed".
+
+        That is complete but for failed points, or measured of a loss that changed during the run.
+        """
         if measure not in self.status:
             return "unfinished"
         status = self.status[measure].reshape(-1)[self.planned_points(measure)]
         if (status == TO_DO).any():
             return "unfinished"
-        return "failed" if (status == FAILED).any() else "complete"
+        return "failed" if (status == FAILED).any() or self.change_of(measure) else "complete"
+
+    def change_of(self, measure: str) -> str:
+        """What is said of a loss that changed while the measure ran; empty where it did not, as far as is known."""
+        return str(self.attributes.get(f"{measure}{CHANGED}", ""))
 
     @property
     def outcome(self) -> str:

@@ -16,7 +16,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import numpy as np
 
@@ -24,11 +24,11 @@ from lossmap.geometry.grid import Field, Grid, Point
 from lossmap.io.disk import PathLike
 from lossmap.io.memory_store import MemoryStore, Store
 from lossmap.io.read import SurfaceFile
-from lossmap.io.surface import Surface
+from lossmap.io.surface import CHANGED, Surface
 from lossmap.keywords import checked_keywords
 from lossmap.landscape.audit_loop import run_audit
 from lossmap.landscape.progress import progress_display
-from lossmap.landscape.survey_file import open_survey_file, stored_choice
+from lossmap.landscape.survey_file import measured_problems, open_survey_file, stored_choice
 from lossmap.landscape.survey_recorder import Progress, Recorder
 from lossmap.parallel.evaluate import PointEvaluator
 from lossmap.parallel.messages import WorkerLost
@@ -36,6 +36,9 @@ from lossmap.parallel.pool import lead, leave, work
 from lossmap.parallel.shutdown import Stop
 from lossmap.parallel.team import Team
 from lossmap.parallel.world import World
+
+if TYPE_CHECKING:
+    from lossmap.data.loss_at_start import LossAtStart
 
 logger = logging.getLogger("lossmap")
 
@@ -118,7 +121,8 @@ def survey(
             its history then says so.
 
     Returns:
-        The `Surface`, on every rank; its `outcome` is complete, failed (complete but for failed points) or unfinished.
+        The `Surface`, on every rank; its `outcome` is complete, failed (complete but for failed points, or the loss of
+        a few samples was another one at the end than at the beginning) or unfinished.
         A rank that was given up as stuck, and one that rank 0's surface cannot reach since another has died meanwhile,
         leaves the program with a sentence.
 
@@ -266,8 +270,10 @@ def _evaluate_points(
         watchdog = WATCHDOG_FACTOR * point_timeout
     sizes = {field.name: field.extra[1] if field.extra else 1 for field in measure.fields}
     evaluate = PointEvaluator(measure, grid.point, sizes, team, watchdog)
+    at_start = _loss_at_start(measure)
     if world.rank != 0:
         work(world, evaluate, stop)
+        _gather_changes(world, at_start)
         return _receive_surface(world)
     if store is None:  # pragma: no cover
         raise RuntimeError("rank 0 has no store")
@@ -277,6 +283,10 @@ def _evaluate_points(
     )  # fmt: skip
     by_pace = getattr(measure, "points_cost_alike", True)
     lead(world, list(all_teams), recorder, evaluate, stop, point_timeout, by_pace)
+    changed = _gather_changes(world, at_start)
+    if changed is not None:
+        logger.warning("%s", changed)
+        store.note(**{f"{measure.name}{CHANGED}": changed})
     surface = store.surface()
     _send_surface(world, surface if share_values else without_values(surface))
     return surface
@@ -289,6 +299,28 @@ def _checked_indices(points: Iterable[int] | None, grid: Grid) -> np.ndarray | N
     if indices.size and not 0 <= indices[0] <= indices[-1] < len(grid):
         raise ValueError(f"points must be flat indices from 0 to {len(grid) - 1}; got {indices[0]} to {indices[-1]}")
     return indices
+
+
+def _loss_at_start(measure: Any) -> LossAtStart | None:
+    """The losses that the measure reads as they are now on this rank; None of one that reads none."""
+    problems = measured_problems(measure)
+    if not problems:
+        return None
+    from lossmap.data.loss_at_start import LossAtStart  # torch, which a survey of something else does without
+
+    return LossAtStart(problems)
+
+
+def _gather_changes(world: World, at_start: LossAtStart | None) -> str | None:
+    """What the first rank says whose loss is another than at its beginning; every rank calls it at the end."""
+    own = None if at_start is None else at_start.change()
+    try:
+        changes = world.gather(own)
+    except WorkerLost as error:
+        if world.rank != 0:
+            leave(world, f"{error} while the losses at the end were compared")
+        return own  # rank 0 has what it needs; the others leave
+    return next((change for change in changes if change is not None), None)
 
 
 def _send_surface(world: World, surface: Surface) -> None:

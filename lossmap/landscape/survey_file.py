@@ -125,6 +125,13 @@ def problems_of(measure: Any) -> dict[str, Problem]:
     return {}
 
 
+def measured_problems(measure: Any) -> list[Problem]:
+    """The problems whose losses a measure reads, of tasks those of their subjects too."""
+    owners = (measure, *getattr(measure, "subjects", ()))
+    found = [*problems_of(measure).values(), *(getattr(owner, "problem", None) for owner in owners)]
+    return [problem for problem in found if problem is not None]
+
+
 def measured_with(measure: Any) -> dict[str, Any]:
     """What a measure depends on, as a program knows it, under the names that the command line has for the same."""
     problems = problems_of(measure)

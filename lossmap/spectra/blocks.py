@@ -35,6 +35,7 @@ from lossmap.curvature.team_check import check_by_all
 from lossmap.data.batches import Batch, move_batch, samples_in
 from lossmap.data.borrow import copy_of, temporary_parameters
 from lossmap.data.held_model import refuse_held
+from lossmap.data.loss_at_start import LossAtStart
 from lossmap.data.loss_check import check_loss
 from lossmap.data.problem import Problem
 from lossmap.diagnostics.layer_signals import signals, why_zero
@@ -217,6 +218,7 @@ def layer_spectra(
     """
     began = time.perf_counter()
     problem = check_loss(problem, total=total)
+    at_start = LossAtStart([problem])
     everything = build_operator(problem, matrix, parameters, total)
     check = check_by_all(  # each rank's was made by then, and is remembered
         total, everything.device, lambda: check_product(problem, parameters, MATRICES[matrix], distant=False)
@@ -246,7 +248,7 @@ def layer_spectra(
     if probes and len(groups) > 1:
         covered = {name: indices_of(everything.layout, names) for name, names in groups.items()}
         energy = off_diagonal_energy(everything, covered, probes=probes, seed=seed)
-    return assemble(
+    result = assemble(
         blocks,
         problem,
         "pattern" if patterns else by,
@@ -259,6 +261,8 @@ def layer_spectra(
         label=label,
         seconds=time.perf_counter() - began,
     )
+    at_start.refuse_change(total)
+    return result
 
 
 def assemble(

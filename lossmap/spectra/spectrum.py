@@ -20,6 +20,7 @@ import torch
 from lossmap.curvature.build import build_operator
 from lossmap.curvature.gradient import loss_and_gradient
 from lossmap.curvature.operators import Total, single_rank
+from lossmap.data.loss_at_start import LossAtStart
 from lossmap.data.loss_check import check_loss
 from lossmap.data.problem import Problem
 from lossmap.geometry.parameter_vector import Layout, frozen_entries, selected, warn_of_frozen
@@ -191,8 +192,8 @@ def spectrum(
         the loss's unit per squared unit of theta.
 
     Raises:
-        ValueError: with one sentence, for weights in half precision, a loss that is no mean, more eigenvalues than
-            there are parameters, or parameters that match nothing.
+        ValueError: with one sentence, for weights in half precision, a loss that is no mean or changes meanwhile, more
+            eigenvalues than there are parameters, or parameters that match nothing.
         FloatingPointError: where the loss or a product is not finite.
 
     Example:
@@ -213,6 +214,7 @@ def spectrum(
         backend = "double-backward"  # so few products that no probe pays
         if check:  # then it is known that the loss does not hang on the batches
             problem = problem.rebatched(max(problem.data.batch_size, MIN_BATCH_SIZE))
+    at_start = LossAtStart([problem] if check else [])
     operator = build_operator(problem, matrix, parameters, total, backend=backend, check=check)
     loss, slope, _ = loss_and_gradient(problem, parameters, total)
     if not isfinite(loss):
@@ -239,6 +241,7 @@ def spectrum(
         layout=operator.layout,
     )
     samples = int(total(torch.tensor([float(problem.sample_count)], dtype=torch.float64))[0])
+    at_start.refuse_change(total)
     return replace(
         result,
         samples=samples,

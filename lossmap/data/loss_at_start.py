@@ -1,0 +1,112 @@
+"""Whether a loss is still the same function at the end of a run as at its beginning.
+
+A counter that no look can reach (in an object with `__slots__`, in C, the wall clock) may change a loss after thousands
+of calls, in the midst of a survey. So the loss of a few samples is evaluated before the first point and once more after
+the last one, at the same weights and from the same random numbers, by each process that computes.
+
+Price: two passes over 16 samples at most, or over the smallest batch where batches are not cut.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lossmap.copies import lazy_copy
+from lossmap.data.batches import Batch, FixedBatches, samples_in
+from lossmap.data.borrow import named_tensors
+from lossmap.data.loss_check import ROUNDING, few_samples
+from lossmap.data.problem import Problem, temporary_parameters
+from lossmap.seeding import same_random_state
+
+COARSE = 2e-2  # relative rounding of precisions below float32
+
+
+@dataclass(frozen=True)
+class _Look:
+    """A problem, a few of its samples, its weights at the beginning, and the mean loss there."""
+
+    problem: Problem
+    batch: Batch
+    weights: Mapping[str, Tensor]
+    start: float
+
+
+class LossAtStart:
+    """The losses of a few samples at their models' weights as they are now, to be compared later.
+
+    problems  whose losses are looked at; one that cannot be evaluated is left out
+    """
+
+    def __init__(self, problems: Iterable[Problem]) -> None:
+        self._looks: list[_Look] = []
+        for problem in {id(p): p for p in problems}.values():
+            try:
+                batch = _few(problem)
+                # copies, which cost nothing until the weights are written to: a run may load others
+                weights = {name: lazy_copy(t) for name, t in named_tensors(problem.model).items()}
+                self._looks.append(_Look(problem, batch, weights, _loss(problem, batch, weights)))
+            except Exception:  # user code may raise any exception; the points say so
+                continue
+
+    def change(self) -> str | None:
+        """A sentence on the first loss that is another one by now, None where all are the same but for rounding."""
+        for look in self._looks:
+            try:
+                end = _loss(look.problem, look.batch, look.weights)
+            except Exception as error:  # user code may raise any exception
+                return f"{_was(look)}, and fails at its end with {type(error).__name__}: {error}; {_ADVICE}"
+            if not _agree(look.start, end, _tolerance(look.problem)):
+                return f"{_was(look)}, and {end:.8g} at its end; {_ADVICE}"
+        return None
+
+    def refuse_change(self, total: Callable[[Tensor], Tensor]) -> None:
+        """Raise ValueError on all ranks of a team where a loss changed on one of them.
+
+        total  adds a tensor up over these ranks, all of which call this
+        """
+        change = self.change()
+        changed = int(total(torch.tensor([float(change is not None)], dtype=torch.float64))[0])
+        if changed:
+            raise ValueError(change or f"the loss changed during the run on {changed} other rank(s), which say how")
+
+
+def _loss(problem: Problem, batch: Batch, weights: Mapping[str, Tensor]) -> float:
+    mode = torch.no_grad() if problem.separable else torch.enable_grad()
+    with same_random_state(problem.noise_seed or 0), temporary_parameters(problem.model, weights), mode:
+        return float(problem.total(batch).detach()) / (problem.count(batch) or 1.0)
+
+
+def _was(look: _Look) -> str:
+    return (
+        f"the loss changed during the run: over {samples_in(look.batch):,} samples, at the same weights, it was "
+        f"{look.start:.8g} at its beginning"
+    )
+
+
+_ADVICE = (
+    "what was measured is of several functions, and not to be used; count no calls and ask no clock in the model or "
+    "the loss, and begin anew"
+)
+
+
+def _few(problem: Problem) -> Batch:
+    data: Any = problem.data
+    return min(data.batches, key=samples_in) if isinstance(data, FixedBatches) else few_samples(problem)
+
+
+def _tolerance(problem: Problem) -> float:
+    dtypes = {p.dtype for p in problem.model.parameters() if p.is_floating_point()}
+    return max((ROUNDING.get(dtype, COARSE) for dtype in dtypes), default=ROUNDING[torch.float32])
+
+
+def _agree(a: float, b: float, tolerance: float) -> bool:
+    """Whether two losses differ by rounding alone; what is not finite must be so both times."""
+    if not (np.isfinite(a) and np.isfinite(b)):
+        return bool(np.isfinite(a) == np.isfinite(b))
+    return bool(abs(a - b) <= tolerance * max(abs(a), abs(b)))
