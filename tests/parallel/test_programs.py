@@ -447,6 +447,13 @@ def test_an_error_of_the_store_is_raised_on_every_rank(run):
     assert run("the_store_raises").told == [["OSError", "the store is full"]] * 3
 
 
+@pytest.mark.parametrize(("ranks", "team"), [(3, 1), (2, 2)])
+def test_a_loss_that_changes_on_one_rank_is_known_to_all(run, ranks, team):
+    each = run("a_loss_that_changes", team, ranks=ranks).told
+    assert len(each) == ranks and all(outcomes == ["complete", "failed"] for *outcomes, _ in each)
+    assert len({sentence for *_, sentence in each}) == 1 and "the loss changed during the run" in each[0][2]
+
+
 def test_survivors_of_a_death_hold_the_same_values(run):
     told = run("every_rank_has_the_surface", "dies", ranks=4, ft=True).told
     here, gone = told[0][0], told[0][2]
