@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from lossmap.curvature.culprits import known_other_gradients, suspects
 from lossmap.curvature.differences import FewSamples, random_part
 from lossmap.curvature.operators import Product
+from lossmap.curvature.overwritten import overwritten_result
 from lossmap.data.problem import Problem
 from lossmap.sums import norm
 
@@ -58,6 +59,13 @@ def refuse_gradient(few: FewSamples, error: float) -> NoReturn:
         "own changes): a straight-through estimator, a stopped gradient (detach, .data, no_grad), or a value read from "
         "a parameter (.item(), NumPy); its derivative is no Hessian, so write the loss in differentiable operations"
     )
+
+
+def refuse_overwritten(error: Exception) -> None:
+    """Raise ValueError where an error comes of results that are overwritten in place, in whatever precision."""
+    sentence = overwritten_result(error)
+    if sentence is not None:
+        raise ValueError(sentence) from error
 
 
 class _Halves(TorchDispatchMode):  # type: ignore[no-untyped-call]

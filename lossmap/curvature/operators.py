@@ -30,6 +30,7 @@ from torch.autograd.graph import get_gradient_edge
 from torch.utils import _pytree as pytree
 
 from lossmap.curvature.double_backward import twice_differentiable
+from lossmap.curvature.overwritten import overwriting_named
 from lossmap.data.batches import Batch
 from lossmap.data.borrow import temporary_parameters
 from lossmap.data.problem import Problem
@@ -477,6 +478,8 @@ class _OverArrays:
 def differentiated(model: nn.Module, parameters: Parameters) -> Iterator[None]:
     """Inside, the model is in evaluation mode, these parameters require gradients, also frozen ones, and second
     derivatives exist; afterwards all is as before.
+
+    Raises ValueError where the block takes a gradient through what the model has overwritten in place.
     """
     before = [p.requires_grad for p in parameters]
     with (
@@ -484,6 +487,7 @@ def differentiated(model: nn.Module, parameters: Parameters) -> Iterator[None]:
         temporary_parameters(model, {}),
         torch.enable_grad(),
         twice_differentiable(model),
+        overwriting_named(),
     ):
         for p in parameters:
             p.requires_grad_(True)

@@ -30,7 +30,7 @@ from torch import Tensor
 from lossmap.curvature.backends import PointProducts
 from lossmap.curvature.culprits import advice_for, rescaled_table, suspects
 from lossmap.curvature.differences import ROUNDING, FewSamples, Parts, random_part
-from lossmap.curvature.gradient_refusal import refuse_gradient, refuse_in_own_precision
+from lossmap.curvature.gradient_refusal import refuse_gradient, refuse_in_own_precision, refuse_overwritten
 from lossmap.curvature.hvp_plan import BACKENDS, HvpPlan, ProductCheck
 from lossmap.curvature.linearized_operator import BatchList, OperatorFactory
 from lossmap.curvature.operators import Product, gauss_newton, hessian, single_rank
@@ -399,6 +399,7 @@ def _checked(
         loss = few.loss_and_gradient()[0]
         repeated = few.loss_and_gradient()[0]
     except Exception as error:  # user code may raise anything in float64, or in a copy
+        refuse_overwritten(error)
         refuse_in_own_precision(problem, names, product)
         return _not_checked(f"the model does not run in float64 on a copy ({_first_line(error)})")
     if not isfinite(loss):
