@@ -9,6 +9,7 @@ tensor in it.
 from __future__ import annotations
 
 import types
+import weakref
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from functools import partial
@@ -16,6 +17,7 @@ from typing import Any
 
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
+from torch.utils.data import Dataset
 
 _CLOSED = (type, types.ModuleType, types.FunctionType, types.MethodType, nn.Module)  # never taken apart
 
@@ -70,6 +72,17 @@ def _is_plain_mapping(value: Any) -> bool:
     return isinstance(value, Mapping) and not any(isinstance(v, Mapping) for v in attributes)
 
 
+def is_one_batch(value: Any) -> bool:
+    """Whether an object is a batch by itself though it can be iterated over, as a graph of PyG: by its attributes."""
+    is_collection = isinstance(value, (Tensor, Mapping, tuple, list, Dataset, *_CLOSED))
+    if is_collection or not callable(getattr(value, "to", None)) or not holds_tensors(value):
+        return False
+    match next(iter(value), None) if hasattr(value, "__iter__") else None:
+        case (str() as name, _):
+            return hasattr(value, name)
+    return False
+
+
 def holds_tensors(value: Any, depth: int = 0) -> bool:
     """Whether a value is a tensor, or an object or mapping with one in it."""
     if isinstance(value, Tensor):
@@ -100,4 +113,17 @@ def _object_of(kind: Any, attributes: Any, names: tuple[str, ...]) -> Any:
     made = kind.__new__(kind)
     for name, attribute in zip(names, attributes, strict=True):
         object.__setattr__(made, name, attribute)  # of a frozen dataclass too
+    for attribute in attributes:
+        for part in attribute.values() if isinstance(attribute, dict) else [attribute]:
+            _adopt(part, made)
     return made
+
+
+def _adopt(part: Any, owner: Any) -> None:
+    """Let a part that refers to its owner weakly, as the storage of a graph does, refer to the new one.
+
+    The object that the old reference is to is another one, or gone.
+    """
+    for name, value in list(getattr(part, "__dict__", {}).items()):
+        if isinstance(value, weakref.ref) and (value() is None or type(value()) is type(owner)):
+            object.__setattr__(part, name, weakref.ref(owner))

@@ -19,7 +19,7 @@ from torch.utils import _pytree as pytree
 
 from lossmap import memory
 from lossmap.data.batch_marks import with_mark_of
-from lossmap.data.batch_structure import holds_tensors, open_batch
+from lossmap.data.batch_structure import holds_tensors, is_one_batch, open_batch
 
 Batch = Any  # a pytree of tensors whose first dimension counts samples
 
@@ -54,8 +54,10 @@ def samples_in(batch: Batch) -> int:
 
     Where these differ, that of the tensors that stand in it directly, such as the targets beside a graph, or of the
     targets `y` of an object (torch_geometric's graphs); where these differ too, as the parts of a physics-informed loss
-    do, the batch counts once.
+    do, the batch counts once. A list of objects, such as graphs, counts as they do together.
     """
+    if isinstance(batch, (tuple, list)) and batch and all(map(_is_object, batch)):
+        return sum(map(samples_in, batch))
     lengths = _lengths(pytree.tree_leaves(batch))
     if not lengths:
         raise ValueError(f"a batch must hold at least one tensor, its first dimension the samples; got {type(batch)}")
@@ -66,6 +68,11 @@ def samples_in(batch: Batch) -> int:
         entries = list(batch.values()) if isinstance(batch, Mapping) else batch
         lengths = _lengths(entries) if isinstance(entries, (tuple, list)) else set()
     return lengths.pop() if len(lengths) == 1 else 1
+
+
+def _is_object(value: Any) -> bool:
+    """Whether a value is an object with tensors, and neither a tensor nor a container of some."""
+    return not isinstance(value, (torch.Tensor, Mapping, tuple, list)) and holds_tensors(value)
 
 
 def _lengths(values: Sequence[Any]) -> set[int]:
@@ -292,7 +299,7 @@ def _is_one_batch(value: Any) -> bool:
     if isinstance(value, tuple):
         leaves = pytree.tree_leaves(value)
         return bool(leaves) and all(isinstance(leaf, torch.Tensor) for leaf in leaves)
-    if hasattr(value, "__iter__") and not isinstance(value, (torch.Tensor, Mapping)):
+    if hasattr(value, "__iter__") and not (isinstance(value, (torch.Tensor, Mapping)) or is_one_batch(value)):
         return False
     if not holds_tensors(value):
         raise ValueError(f"data must be tensors, a Dataset or batches; got {type(value).__name__}")

@@ -29,6 +29,7 @@ from torch.utils.data import (
 
 from lossmap import memory
 from lossmap.data.batch_parts import targets_of
+from lossmap.data.batch_structure import is_one_batch
 from lossmap.data.batches import (
     Batch,
     Batches,
@@ -191,12 +192,13 @@ def source_of(value: Any, name: str, ranks_sharing: int | None = None) -> Source
     if isinstance(value, IterableDataset):
         loader = DataLoader(value, batch_size=DEFAULT_BATCH_SIZE)
         return _of_batches(read_into_memory(loader, ranks_sharing=ranks_sharing))
-    if hasattr(value, "__getitem__") and hasattr(value, "__len__") and not isinstance(value, (dict, list, tuple, str)):
+    is_indexed = hasattr(value, "__getitem__") and hasattr(value, "__len__")
+    if is_indexed and not isinstance(value, (dict, list, tuple, str)) and not is_one_batch(value):
         try:
             return replace(of_dataset(value, default_collate, name), whole=value)
         except TypeError:  # objects, which `default_collate` does not take
             return _of_batches(read_into_memory(_each_alone(value), ranks_sharing=ranks_sharing))
-    if isinstance(value, (Mapping, Tensor)) or hasattr(value, "__iter__"):
+    if isinstance(value, (Mapping, Tensor)) or hasattr(value, "__iter__") or is_one_batch(value):
         return _of_batches(read_into_memory(value, ranks_sharing=ranks_sharing))
     raise ValueError(
         f"{name} must return (x, y) tensors, a Dataset, a DataLoader or a list of batches; got {type(value).__name__}"

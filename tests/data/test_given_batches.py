@@ -1,5 +1,7 @@
 """Batches that make no sense in parts: every measure reads them as given, and equals dense truth."""
 
+import gc
+import weakref
 from collections import UserDict
 from dataclasses import dataclass
 
@@ -14,6 +16,7 @@ import lossmap
 from lossmap.curvature.autotune import prepare
 from lossmap.data.batches import FixedBatches, read_into_memory, samples_in
 from lossmap.data.datasets import digest
+from lossmap.data.loaders import source_of
 
 # torch warns of its own compiler, with which products are traced
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")
@@ -303,6 +306,8 @@ def test_a_batch_counts_by_its_targets_and_once_where_its_parts_differ():
     assert samples_in((GRAPHS[0], torch.zeros(3))) == 3
     assert samples_in(PARTS[0]) == 1
     assert samples_in({"a": X, "b": Y}) == 12
+    assert samples_in([Loose(x=X[:4], y=Y[:1]), Loose(x=X[:6], y=Y[:1]), Loose(x=X[:3], edges=Y)]) == 3
+    assert samples_in([Loose(x=X[:4], y=Y[:4]), Loose(x=X[:6], edges=X[:2], y=Y[:6])]) == 10
 
 
 def test_other_data_have_another_digest_also_where_only_a_name_differs():
@@ -326,6 +331,60 @@ def test_one_object_or_mapping_is_the_only_batch():
     assert data.samples == 12 and isinstance(next(iter(data.rebatched(5))), UserDict)
     with pytest.raises(ValueError, match="data must be tensors, a Dataset or batches; got int"):
         read_into_memory(3)
+
+
+class Storage:
+    """Where a graph of PyG keeps its tensors, which asks its graph how many nodes it has."""
+
+    def __init__(self, owner, tensors):
+        self.tensors, self.owner = tensors, weakref.ref(owner)
+
+
+class Stored:
+    """A graph as PyG's: its tensors in a storage, moved as a whole, iterated over by names and values."""
+
+    def __init__(self, **tensors):
+        self.stores = {"all": Storage(self, tensors)}
+
+    def __getattr__(self, name):
+        try:
+            return self.__dict__["stores"]["all"].tensors[name]
+        except KeyError:
+            raise AttributeError(name) from None
+
+    def __iter__(self):
+        return iter(self.stores["all"].tensors.items())
+
+    def __len__(self):
+        return len(self.stores["all"].tensors)
+
+    def __getitem__(self, name):
+        return getattr(self, name)
+
+    def to(self, device):
+        raise NotImplementedError
+
+    @property
+    def nodes(self):
+        return len(self.stores["all"].owner().x)
+
+
+def nodes_in_all(model, graph):
+    return F.cross_entropy(model(graph), graph.y) * graph.nodes
+
+
+def test_a_graph_that_can_be_iterated_over_is_one_batch_and_its_parts_know_it():
+    def graph():
+        return Stored(x=GRAPHS[0].x, edges=GRAPHS[0].edges, y=GRAPHS[0].y)
+
+    torch.manual_seed(0)
+    net = GraphNet()
+    plane = lossmap.random_plane(net, 1)
+    truth = float(F.cross_entropy(net(GRAPHS[0]), GRAPHS[0].y).detach()) * len(GRAPHS[0].x)
+    for data in (graph(), [graph()], source_of(graph(), "data")):  # the graph that was given is gone when it is read
+        problem = lossmap.Problem.custom(net, nodes_in_all, data)
+        gc.collect()
+        assert lossmap.losses(problem, plane)((0.0,))["train_loss"] == pytest.approx(truth, rel=1e-6)
 
 
 def test_an_object_that_refers_to_itself_is_refused_by_name():
