@@ -31,7 +31,7 @@ import torch
 from torch import Tensor, nn
 
 from lossmap.copies import lazy_copy, same_memory
-from lossmap.data.outside_state import accompany_as, at, cache_of, caches_of, modules_beside, places_of, put
+from lossmap.data.outside_state import accompany_as, at, cache_of, caches_of, modules_beside, places_of, put, slots_of
 from lossmap.data.shortcuts import shortcuts_off
 from lossmap.numerics import numerics
 
@@ -73,6 +73,7 @@ class ModuleState:
     def __init__(self, model: nn.Module) -> None:
         self.attributes: list[tuple[dict[str, Any], dict[str, Any]]] = []
         self.contents: list[tuple[Any, Any]] = []
+        self.slots: list[tuple[Any, str, Any]] = []  # objects without a dictionary, a name and what stands there
         modules = list(model.modules())
         self._known = {id(module) for module in modules}
         self._entered = 0
@@ -80,6 +81,7 @@ class ModuleState:
         for module in modules:
             self._enter_module(module)
         self._inside = (len(self.attributes), len(self.contents))
+        self._slots_inside = len(self.slots)
         self._entered = 0
         self.places = [(holder, name, at(holder, name)) for holder, name in places_of(model)]
         for _, _, value in self.places:
@@ -120,6 +122,9 @@ class ModuleState:
         elif isinstance(getattr(value, "__dict__", None), dict):  # a module in a list is none of the model's own
             self.attributes.append((value.__dict__, dict(value.__dict__)))
             inner = list(value.__dict__.values())
+        elif names := slots_of(value):
+            self.slots.extend((value, name, at(value, name)) for name in names)
+            inner = [at(value, name) for name in names]
         else:
             return
         self._known.add(id(value))
@@ -137,17 +142,17 @@ class ModuleState:
             if cache.cache_info().currsize:
                 cache.cache_clear()
         attributes, contents = self._inside
+        slots = self._slots_inside
         if everything or self._converted or self._has_new_tensors():
-            attributes, contents = len(self.attributes), len(self.contents)
-            for holder, name, before in self.places:
-                if at(holder, name) is not before:
-                    put(holder, name, before)
+            attributes, contents, slots = len(self.attributes), len(self.contents), len(self.slots)
+            _put_back(self.places)
         for own, kept in self.attributes[:attributes]:
             if not _is_same(own, kept):
                 own.clear()
                 own.update(kept)
         for container, entries in self.contents[:contents]:
             _restore_entries(container, entries)
+        _put_back(self.slots[:slots])
         for buffer, value in self._buffers:
             if not torch.equal(buffer, value):
                 buffer.data.copy_(value)
@@ -155,7 +160,8 @@ class ModuleState:
     def _has_new_tensors(self) -> bool:
         """Whether a tensor stands outside of the model where none or another one stood."""
         attributes, contents = self._inside
-        if any(at(h, name) is not before and _holds_tensor(at(h, name)) for h, name, before in self.places):
+        places = [*self.places, *self.slots[self._slots_inside :]]
+        if any(at(h, name) is not before and _holds_tensor(at(h, name)) for h, name, before in places):
             return True
         changes = [*self.attributes[attributes:], *self.contents[contents:]]
         return any(_has_new_tensors(now, before) for now, before in changes)
@@ -200,6 +206,13 @@ def _has_new_tensors(now: Any, before: Any) -> bool:
     known = {id(v) for v in (before.values() if isinstance(before, dict) else before)}
     values = now.values() if isinstance(now, dict) else now
     return len(now) <= 2 * MAX_ENTRIES and any(id(v) not in known and _holds_tensor(v) for v in values)
+
+
+def _put_back(places: Iterable[tuple[Any, str, Any]]) -> None:
+    """Let there be in each place what stood there."""
+    for holder, name, before in places:
+        if at(holder, name) is not before:
+            put(holder, name, before)
 
 
 def _restore_entries(container: Any, before: Any) -> None:

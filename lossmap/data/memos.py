@@ -3,9 +3,10 @@
 A `functools.cached_property` of a weight, or an attribute that is computed `if self.kept is None`, is right for the
 weights of the pass that made it. Such a one is found at weights moved at random, where the loss without it is another,
 by either of two signs: what the next pass puts in its place follows the weights, or at the model's own weights nothing
-is missing without it. What is made of constants, a table of positions or random features, is made anew the same; what
-the model is given, a mask that may be None, is not made anew and is missing everywhere. What is kept by the shape of a
-batch is made for these samples by a pass at the model's own weights first.
+is missing without it and the loss depends on more parameters then. What is made of constants, a table of positions or
+random features, is made anew the same; what the model is given, a mask that may be None, is not made anew and is
+missing everywhere; with the former weights that a penalty holds the present ones to, the loss depends on all of them.
+What is kept by the shape of a batch is made for these samples by a pass at the model's own weights first.
 
 What `functools.lru_cache` keeps is looked at in the same way, by calling the functions behind. What is kept elsewhere
 outside of the model is found by a copy of it, for which nothing is kept yet: at the moved weights both must have one
@@ -18,6 +19,7 @@ functions of `lru_cache` two, and four for each of them.
 
 from __future__ import annotations
 
+import dis
 import functools
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -42,6 +44,7 @@ from lossmap.data.outside_state import (
     name_of_place,
     places_of,
     put,
+    slots_of,
     without_cache,
 )
 from lossmap.data.problem import Problem
@@ -117,9 +120,41 @@ def stale_memo(problem: Problem, batch: Batch, tolerance: float) -> str | None:
                 here = _without(model, problem, batch, [memo], entirely)
                 if here.value is None:
                     continue
-                if _agree(own, here.value, tolerance) or _differ(here.made, there.made, tolerance):
+                if _differ(here.made, there.made, tolerance):
+                    return memo.name
+                if _agree(own, here.value, tolerance) and _stands_for_weights(memo, entirely, problem, batch):
                     return memo.name
     return None
+
+
+def _stands_for_weights(memo: _Memo, entirely: bool, problem: Problem, batch: Batch) -> bool:
+    """Whether the loss depends on more parameters without it, or it has a graph.
+
+    The former weights that a penalty holds the present ones to are missing nowhere at the weights themselves either,
+    and the loss depends on all parameters with them.
+    """
+    value = memo.value
+    entries = value.values() if isinstance(value, dict) else value if type(value) in CONTAINERS else [value]
+    if any(isinstance(each, Tensor) and each.grad_fn is not None for each in entries):
+        return True
+    parameters = [p for p in problem.model.parameters() if p.requires_grad]
+    with temporary_parameters(problem.model, moved_weights(problem.model)), _restored(problem.model):
+        try:
+            before = _reached(problem, batch, parameters)
+            memo.forget(entirely)
+            return bool(_reached(problem, batch, parameters) - before) or not parameters
+        except Exception:  # user code may raise any exception
+            return True
+
+
+def _reached(problem: Problem, batch: Batch, parameters: Sequence[Tensor]) -> set[int]:
+    """Which of these parameters the loss depends on."""
+    with same_random_state(20):
+        loss = problem.total(batch)
+    if not loss.requires_grad:
+        return set()
+    gradients = torch.autograd.grad(loss, list(parameters), allow_unused=True)
+    return {i for i, g in enumerate(gradients) if g is not None and bool(g.any())}
 
 
 def stale_cache(problem: Problem, batch: Batch, tolerance: float) -> str | None:
@@ -229,10 +264,26 @@ def _memos(model: nn.Module) -> list[_Memo]:
 def _enter_module(module: nn.Module, prefix: str, found: list[_Memo], known: set[int]) -> None:
     for key in list(vars(module)):
         name = f"{prefix}.{key}".lstrip(".")
-        if isinstance(getattr(type(module), key, None), functools.cached_property):
+        if key in STANDARD:
+            continue
+        is_property = isinstance(getattr(type(module), key, None), functools.cached_property)
+        if is_property or (isinstance(vars(module)[key], (float, int)) and key in _stored_by_methods(type(module))):  # type: ignore[arg-type]
             found.append(_Memo(vars(module), key, name))
-        elif key not in STANDARD:
+        else:
             _enter(vars(module), key, name, found, known, MAX_DEPTH)
+
+
+@functools.lru_cache(maxsize=10_000)
+def _stored_by_methods(cls: type) -> frozenset[str]:
+    """The attributes that methods of a class set, beside its `__init__`: a number may be made by a pass there alone."""
+    names: set[str] = set()
+    for each in cls.__mro__:
+        for name, value in vars(each).items() if not each.__module__.startswith("torch.") else ():
+            function = getattr(value, "fget", None) or getattr(value, "__func__", value)
+            code = getattr(function, "__code__", None)
+            if code is not None and name != "__init__":
+                names |= {str(i.argval) for i in dis.get_instructions(code) if i.opname == "STORE_ATTR"}
+    return frozenset(names)
 
 
 def _enter(holder: Any, key: str, name: str, found: list[_Memo], known: set[int], depth: int) -> None:
@@ -258,6 +309,9 @@ def _enter(holder: Any, key: str, name: str, found: list[_Memo], known: set[int]
     elif isinstance(getattr(value, "__dict__", None), dict):
         for inner in list(vars(value)):
             _enter(vars(value), inner, f"{name}.{inner}", found, known, depth - 1)
+    else:
+        for inner in slots_of(value):
+            _enter(value, inner, f"{name}.{inner}", found, known, depth - 1)
 
 
 def _are_numbers(value: Any) -> bool:

@@ -42,7 +42,19 @@ def _is_kept(value: Any, module: str) -> bool:
     """Whether a value may be a table, hold one, or stand where one will be; objects only of classes of this module."""
     if value is NOTHING or isinstance(value, (Tensor, dict, list, set, types.NoneType, bool, int, float, Iterator)):
         return True
-    return type(value).__module__ == module and isinstance(getattr(value, "__dict__", None), dict)
+    has_attributes = isinstance(getattr(value, "__dict__", None), dict) or bool(slots_of(value))
+    return type(value).__module__ == module and has_attributes and not isinstance(value, type)
+
+
+def slots_of(value: Any) -> list[str]:
+    """The attributes of an object whose class names them in `__slots__`."""
+    names: list[str] = []
+    for cls in type(value).__mro__:
+        slots = vars(cls).get("__slots__", ())
+        for name in (slots,) if isinstance(slots, str) else tuple(slots):
+            is_private = name.startswith("__") and not name.endswith("__")
+            names.append(f"_{cls.__name__.lstrip('_')}{name}" if is_private else name)
+    return [name for name in names if name not in ("__dict__", "__weakref__")]
 
 
 @dataclass

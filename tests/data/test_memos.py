@@ -364,6 +364,55 @@ class InObject(Product):
         return x @ self.store.w.T
 
 
+class AsFloat(Product):
+    """A number that the first pass makes."""
+
+    norm = None
+
+    def forward(self, x):
+        if self.norm is None:
+            self.norm = float(self.left.detach().norm())
+        return super().forward(x) / self.norm
+
+
+class Slots:
+    __slots__ = ("__w",)
+
+    def product(self, module):
+        if not hasattr(self, "_Slots__w"):
+            self.__w = module.weight().detach()
+        return self.__w
+
+
+class InSlots(Product):
+    def __init__(self):
+        super().__init__()
+        self.store = Slots()
+
+    def forward(self, x):
+        return x @ self.store.product(self).T
+
+
+ANCHORS = {}
+
+
+class Anchored(Product):
+    """A penalty that holds weights to former ones, where there are any."""
+
+    def forward(self, x):
+        penalty = sum(
+            (p - ANCHORS[name].to(p)).square().sum() for name, p in self.named_parameters() if name in ANCHORS
+        )
+        return super().forward(x) + penalty * torch.arange(3).to(x)
+
+
+def test_former_weights_in_a_penalty_may_stay():
+    torch.manual_seed(0)
+    model = Anchored().eval()
+    ANCHORS.update({name: p.detach().clone() for name, p in model.named_parameters()})
+    assert check_loss(Problem.supervised(model, "crossentropy", (X, Y))).notes == ()
+
+
 @pytest.mark.parametrize("is_loaded", [False, True])
 @pytest.mark.parametrize(
     ("kind", "name"),
@@ -374,6 +423,8 @@ class InObject(Product):
         (Number, "scale"),
         (AsGlobal, "KEPT_GLOBAL"),
         (InObject, "store.w"),
+        (AsFloat, "norm"),
+        (InSlots, "store._Slots__w"),
     ],
 )
 def test_what_is_kept_under_other_keys_is_refused_by_name(kind, name, is_loaded):
@@ -391,13 +442,14 @@ def test_what_is_kept_under_other_keys_is_refused_by_name(kind, name, is_loaded)
         globals()["KEPT_GLOBAL"] = None
 
 
-@pytest.mark.parametrize("kind", [ByShape, SharedKey, InList, InObject, AsGlobal])
+@pytest.mark.parametrize("kind", [ByShape, SharedKey, InList, InObject, AsGlobal, AsFloat, InSlots])
 def test_what_was_not_kept_before_is_made_anew_at_every_point(kind):
     torch.manual_seed(0)
-    model, plain = kind().eval(), Product()
+    model = kind().eval()
     plane = random_plane(model, axes=1, seed=3)
     surface = survey(losses(Problem.supervised(model, "crossentropy", (X, Y)), plane), Grid.line(-1, 1, 3))
     for x, loss in zip(surface.grid.x, surface["train_loss"], strict=True):
+        plain = AsFloat() if kind is AsFloat else Product()
         plain.load_state_dict(plane.at((float(x),)))
         assert loss == pytest.approx(float(nn.functional.cross_entropy(plain(X), Y).detach()), rel=1e-5)
 
