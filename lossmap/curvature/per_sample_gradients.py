@@ -37,6 +37,7 @@ from lossmap.curvature.operators import differentiated
 from lossmap.data.batches import Batch, FixedBatches
 from lossmap.data.loss_check import check_loss
 from lossmap.data.problem import Problem, temporary_parameters
+from lossmap.data.stable_forms import stable_forms
 from lossmap.geometry.parameter_vector import Layout, selected
 from lossmap.linalg.subspaces import participation
 
@@ -234,7 +235,13 @@ def per_sample(problem: Problem, parameters: str = "weights") -> Iterator[Tensor
             if by_vmap:
                 try:
                     # the fused attention has no rule for vmap: slow, and it warns
-                    with sdpa_kernel(SDPBackend.MATH), PlainTables(), _KeptData(), warnings.catch_warnings():
+                    with (
+                        sdpa_kernel(SDPBackend.MATH),
+                        stable_forms("losses"),  # of a network that fits, 1 - p with p -> 1 cancels
+                        PlainTables(),
+                        _KeptData(),
+                        warnings.catch_warnings(),
+                    ):
                         warnings.filterwarnings("ignore", "There is a performance drop", UserWarning)  # recurrent nets
                         gradients = together(own, batch)
                 except (RuntimeError, NotImplementedError, ValueError):
@@ -315,10 +322,19 @@ def _gradients(problem: Problem, parameters: str, part: int, parts: int) -> Tens
     return rows
 
 
+def _largest_entries(rows: Tensor) -> Tensor:
+    """(N, 1) the largest absolute entry of each row; 1 of rows of zeros."""
+    sizes = rows.abs().amax(1, keepdim=True)
+    return torch.where(sizes > 0, sizes, torch.ones_like(sizes))
+
+
 def _products(a: Tensor, b: Tensor, width: int = 1 << 16) -> Array:
-    """a b^T, summed up in float64 over blocks of columns."""
+    """a b^T, summed up in float64 over blocks of columns; each row by its largest entry, whose square may underflow."""
     total = torch.zeros(len(a), len(b), dtype=torch.float64, device=a.device)
+    sizes_a, sizes_b = _largest_entries(a), _largest_entries(b)
     for start in range(0, a.shape[1], width):
-        total += (a[:, start : start + width] @ b[:, start : start + width].T).double()
+        columns = slice(start, start + width)
+        total += ((a[:, columns] / sizes_a) @ (b[:, columns] / sizes_b).T).double()
+    total *= sizes_a.double() * sizes_b.double().T
     products: Array = total.cpu().numpy()
     return products

@@ -228,3 +228,22 @@ def test_the_error_of_negative_alignment_is_the_spread_over_draws_where_all_shar
 def test_a_noise_scale_whose_signal_is_within_two_errors_of_zero_has_no_error():
     value, error = of(np.random.default_rng(3).standard_normal((60, 10)) + 0.05).noise_scale
     assert error == np.inf or value == np.inf
+
+
+@pytest.mark.parametrize("factor", [3.0, 12.0])
+def test_gradients_of_a_saturated_network_do_not_cancel(factor):
+    """Losses of 1e-6 and 1e-40 or so: 1 - p is rounding, and squares of gradients are below the smallest float32."""
+    torch.manual_seed(0)
+    model, y = nn.Linear(4, 3, bias=False), torch.arange(24) % 3
+    x = nn.functional.one_hot(y, 4).float() + 0.05 * torch.randn(24, 4)
+    model.weight.data = factor * 4.0 * torch.eye(3, 4)
+    found = gradient_covariance(Problem.supervised(model, "crossentropy", (x, y)))
+    scores, inputs = (x @ model.weight.T).detach().double(), x.double()
+    slopes = (scores - torch.logsumexp(scores, 1, keepdim=True)).exp()
+    slopes[torch.arange(24), y] = 0.0
+    slopes[torch.arange(24), y] = -slopes.sum(1)  # p - 1 without a difference
+    rows = (slopes[:, :, None] * inputs[:, None, :]).flatten(1)
+    np.testing.assert_allclose(
+        found.gram, (rows @ rows.T).numpy(), rtol=1e-4, atol=1e-5 * float(rows.square().sum(1).max())
+    )
+    assert (found.rms > 0).all()
