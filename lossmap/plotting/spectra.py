@@ -177,7 +177,7 @@ def _cumulatives(axes: Axes, spectra: dict[str, Group]) -> None:
     _scale(axes, _linear(groups), groups)
     axes.set_xlabel(_axis(groups[0]))
     axes.set_ylabel("share of eigenvalues below")
-    axes.legend(loc="upper left")
+    axes.legend(loc="lower right")  # a distribution function leaves that corner free
     without = [label for label, group in spectra.items() if "tick" not in group]
     if without:
         axes.set_title(f"no density of {', '.join(without)}", loc="right", fontsize=7)
