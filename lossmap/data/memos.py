@@ -13,7 +13,7 @@ outside of the model is found by a copy of it, for which nothing is kept yet: at
 loss.
 
 Price: three passes over a few samples and a copy of the model; of models that keep numbers beside parameters and
-buffers three more, and up to four for each of `MAX_MEMOS` places where the model needs some of them; of those that call
+buffers three more, and up to six for each of `MAX_MEMOS` names where the model needs some of them; of those that call
 functions of `lru_cache` two, and four for each of them.
 """
 
@@ -58,11 +58,15 @@ MAX_COPIED = 50_000_000  # parameters of a model that is copied
 
 @dataclass(frozen=True)
 class _Memo:
-    """Numbers, or a container of some, that may be one: where they are kept, under which key, and what to call them."""
+    """Numbers, or a container of some, that may be one: where they are kept, under which key, and what to call them.
+
+    alike  what those of modules of one class under one name have in common: they are looked at together
+    """
 
     holder: Any
     key: str
     name: str
+    alike: str = ""
 
     @property
     def value(self) -> Any:
@@ -111,40 +115,55 @@ def stale_memo(problem: Problem, batch: Batch, tolerance: float) -> str | None:
             together = _without(model, problem, batch, memos).value
         if expected is None or (together is not None and _agree(expected, together, tolerance)):
             return None
-        for memo in memos[:MAX_MEMOS]:
-            for entirely in memo.ways:
+        for group in _groups(memos)[:MAX_MEMOS]:
+            for entirely in group[0].ways:
                 with temporary_parameters(model, moved):
-                    there = _without(model, problem, batch, [memo], entirely)
+                    there = _without(model, problem, batch, group, entirely)
                 if there.value is None or _agree(expected, there.value, tolerance):
                     continue
-                here = _without(model, problem, batch, [memo], entirely)
+                here = _without(model, problem, batch, group, entirely)
                 if here.value is None:
                     continue
-                if _differ(here.made, there.made, tolerance):
-                    return memo.name
-                if _agree(own, here.value, tolerance) and _stands_for_weights(memo, entirely, problem, batch):
-                    return memo.name
+                kept_same = _agree(own, here.value, tolerance)
+                is_made = _differ(here.made, there.made, tolerance)
+                if is_made or (kept_same and _stand_for_weights(group, entirely, problem, batch)):
+                    more = f" (and {len(group) - 1} more of this name)" if len(group) > 1 else ""
+                    return group[0].name + more
     return None
 
 
-def _stands_for_weights(memo: _Memo, entirely: bool, problem: Problem, batch: Batch) -> bool:
-    """Whether the loss depends on more parameters without it, or it has a graph.
+def _groups(memos: Sequence[_Memo]) -> list[list[_Memo]]:
+    """Those of modules of one class under one name together: a deep network has many that are alike."""
+    groups: dict[str, list[_Memo]] = {}
+    for memo in memos:
+        groups.setdefault(memo.alike, []).append(memo)
+    return list(groups.values())
+
+
+def _stand_for_weights(group: Sequence[_Memo], entirely: bool, problem: Problem, batch: Batch) -> bool:
+    """Whether the loss depends on more parameters without these, or one has a graph.
 
     The former weights that a penalty holds the present ones to are missing nowhere at the weights themselves either,
     and the loss depends on all parameters with them.
     """
-    value = memo.value
-    entries = value.values() if isinstance(value, dict) else value if type(value) in CONTAINERS else [value]
-    if any(isinstance(each, Tensor) and each.grad_fn is not None for each in entries):
+    if any(isinstance(t, Tensor) and t.grad_fn is not None for memo in group for t in _entries(memo.value)):
         return True
     parameters = [p for p in problem.model.parameters() if p.requires_grad]
     with temporary_parameters(problem.model, moved_weights(problem.model)), _restored(problem.model):
         try:
             before = _reached(problem, batch, parameters)
-            memo.forget(entirely)
+            for memo in group:
+                memo.forget(entirely)
             return bool(_reached(problem, batch, parameters) - before) or not parameters
         except Exception:  # user code may raise any exception
             return True
+
+
+def _entries(value: Any) -> list[Any]:
+    """What a container holds; any other value by itself."""
+    if isinstance(value, dict):
+        return list(value.values())
+    return list(value) if isinstance(value, (*CONTAINERS, tuple)) else [value]
 
 
 def _reached(problem: Problem, batch: Batch, parameters: Sequence[Tensor]) -> set[int]:
@@ -258,10 +277,11 @@ def _memos(model: nn.Module) -> list[_Memo]:
         _enter_module(module, type(module).__name__, found, known)
     for holder, key in places_of(model):
         _enter(holder, key, name_of_place(model, holder, key), found, known, MAX_DEPTH)
-    return found
+    return [memo if memo.alike else replace(memo, alike=f"{id(memo.holder)} {memo.key}") for memo in found]
 
 
 def _enter_module(module: nn.Module, prefix: str, found: list[_Memo], known: set[int]) -> None:
+    start = len(found)
     for key in list(vars(module)):
         name = f"{prefix}.{key}".lstrip(".")
         if key in STANDARD:
@@ -271,6 +291,8 @@ def _enter_module(module: nn.Module, prefix: str, found: list[_Memo], known: set
             found.append(_Memo(vars(module), key, name))
         else:
             _enter(vars(module), key, name, found, known, MAX_DEPTH)
+    kind = f"{type(module).__module__}.{type(module).__qualname__}"
+    found[start:] = [replace(memo, alike=memo.alike or kind + memo.name[len(prefix) :]) for memo in found[start:]]
 
 
 @functools.lru_cache(maxsize=10_000)
@@ -330,7 +352,7 @@ def _numbers_in(value: Any, depth: int = MAX_DEPTH) -> list[Any]:
         return [torch.tensor(value)]
     if not isinstance(value, (*CONTAINERS, tuple)) or not depth:
         return []
-    return [n for each in (value.values() if isinstance(value, dict) else value) for n in _numbers_in(each, depth - 1)]
+    return [n for each in _entries(value) for n in _numbers_in(each, depth - 1)]
 
 
 def _differ(here: Sequence[Tensor], there: Sequence[Tensor], tolerance: float) -> bool:
@@ -357,7 +379,8 @@ def _without(
             for memo in memos:
                 memo.forget(entirely)
             value = _value(problem, batch)
-            return _Outcome(value, tuple(_numbers_in(memos[0].value)) if len(memos) == 1 else ())
+            are_alike = len({memo.alike for memo in memos}) == 1  # not of all there are, of which nothing is asked
+            return _Outcome(value, tuple(n for m in memos for n in _numbers_in(m.value)) if are_alike else ())
         except Exception:  # user code may raise any exception
             return _Outcome(None)
 

@@ -454,6 +454,37 @@ def test_what_was_not_kept_before_is_made_anew_at_every_point(kind):
         assert loss == pytest.approx(float(nn.functional.cross_entropy(plain(X), Y).detach()), rel=1e-5)
 
 
+class Tables(nn.Module):
+    """A layer with five constants that it needs."""
+
+    def __init__(self):
+        super().__init__()
+        self.left = nn.Parameter(torch.randn(4, 4) / 2)
+        for i in range(5):
+            setattr(self, f"table_{i}", torch.linspace(0.1, 0.2 + i, 4))
+
+    def forward(self, x):
+        for i in range(5):
+            x = x + 0.1 * getattr(self, f"table_{i}").to(x)
+        return x
+
+
+class Keeping(Tables):
+    product = None
+
+    def forward(self, x):
+        if self.product is None:
+            self.product = (self.left @ self.left).detach()
+        return x + torch.tanh(super().forward(x) @ self.product.T)
+
+
+def test_values_kept_behind_many_constants_are_refused():
+    torch.manual_seed(0)
+    model = nn.Sequential(*(Tables() for _ in range(12)), Keeping(), Keeping(), nn.Linear(4, 3)).eval()
+    model(X)
+    refuse(model, r"12.product \(and 1 more of this name\)")
+
+
 def test_what_a_method_of_the_model_made_is_refused_by_name():
     torch.manual_seed(0)
     model = Fused().eval()
