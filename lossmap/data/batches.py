@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch.utils import _pytree as pytree
 
@@ -334,7 +335,7 @@ def read_into_memory(
     if budget is None:
         budget = memory.sample_budget(ranks_sharing=ranks_sharing)
     collected: list[Batch] = []
-    for batch in batches:
+    for batch in map(_of_arrays, batches):
         collected.append(move_batch(open_batch(batch), "cpu", None))
         budget -= sum(t.numel() * t.element_size() for t in pytree.tree_leaves(batch) if isinstance(t, torch.Tensor))
         if budget < 0:
@@ -355,6 +356,23 @@ def read_into_memory(
     except NotJoined as reason:
         return _as_given(collected, str(reason))
     return Resident(joined, batch_size or sizes[0], () if equal or batch_size else sizes)
+
+
+def _of_arrays(batch: Batch) -> Batch:
+    """A batch of NumPy's arrays as one of tensors; one with a tensor in it as it is."""
+    leaves = pytree.tree_leaves(batch)
+    if any(map(holds_tensors, leaves)):
+        return batch
+    return pytree.tree_map(lambda leaf: _of_array(leaf) if isinstance(leaf, np.ndarray) else leaf, batch)
+
+
+def _of_array(values: Any) -> Any:
+    """An array of numbers as a tensor, any other as it is."""
+    if values.dtype.kind not in "fiub":
+        return values
+    if values.dtype.kind == "u" and values.dtype != np.uint8:
+        values = values.astype(np.int64)
+    return torch.from_numpy(np.array(values))  # an owned, writable copy
 
 
 def _as_given(batches: Sequence[Batch], reason: str) -> FixedBatches:

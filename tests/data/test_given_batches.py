@@ -302,6 +302,13 @@ def test_equal_widths_give_the_same_as_batches_that_are_cut():
     assert a.values == pytest.approx(b.values, rel=1e-4, abs=1e-7)
 
 
+def test_batches_of_arrays_are_batches_of_tensors():
+    arrays = [(X[:5].numpy(), Y[:5].numpy().astype("uint16")), (X[5:].numpy(), Y[5:].numpy().astype("uint16"))]
+    data = read_into_memory(iter(arrays))
+    inputs, targets = next(iter(data.rebatched(12)))
+    assert torch.equal(inputs, X) and torch.equal(targets, Y)
+
+
 def test_a_batch_counts_by_its_targets_and_once_where_its_parts_differ():
     assert samples_in((GRAPHS[0], torch.zeros(3))) == 3
     assert samples_in(PARTS[0]) == 1
