@@ -150,8 +150,11 @@ def confident_learning(p: Array, y: Array) -> LabelNoise:
     np.add.at(joint, (y[confident], predicted[confident]), 1)
     other = np.nonzero(confident & (predicted != y))[0]
     order = np.argsort(own[other] - p[other, predicted[other]], kind="stable")
-    with np.errstate(divide="ignore"):
-        likelihood = -np.log(own)
+    others = p.copy()
+    others[np.arange(len(y)), y] = 0.0
+    with np.errstate(divide="ignore", invalid="ignore"):
+        # of a probability near 1 the others' sum has the digits that it lacks itself
+        likelihood = np.where(own > 0.5, -np.log1p(-np.minimum(others.sum(axis=1), 0.5)), -np.log(own))
     share = count[count > 0] / len(y)
     return LabelNoise(
         joint=joint,

@@ -145,3 +145,11 @@ def test_outputs_that_are_no_scores_of_the_classes_are_refused(outputs):
     problem = Problem.supervised(nn.Linear(3, outputs), loss, (torch.randn(20, 3), torch.arange(20) % 5))
     with pytest.raises(ValueError, match="no scores of the classes"):
         label_noise(problem)
+
+
+def test_the_likelihood_of_a_network_that_fits_keeps_its_digits():
+    model, y = nn.Linear(3, 3, bias=False).double(), torch.arange(12) % 3
+    model.weight.data = torch.eye(3, dtype=torch.float64)
+    x = 50.0 * torch.eye(3, dtype=torch.float64)[y]
+    found = label_noise(Problem.supervised(model, "crossentropy", (x, y)))
+    assert found.negative_log_likelihood[0] == pytest.approx(2 * np.exp(-50.0), rel=1e-9)  # log(1 + 2 exp(-50))
