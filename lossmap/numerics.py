@@ -16,6 +16,7 @@ Sources: PyTorch's notes on numerical accuracy, on reproducibility and on CUDA s
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 import warnings
@@ -65,8 +66,31 @@ def _uncompiled() -> AbstractContextManager[Any]:
     """Inside, functions that torch.compile has made run uncompiled; nothing to do where the process has none."""
     if "torch._dynamo" not in sys.modules:  # whose import takes a second
         return nullcontext()
+    if _set_stance_loses_references():
+        return _eager_stance()
     stance: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
     return stance
+
+
+@functools.cache
+def _set_stance_loses_references() -> bool:
+    """Whether each use of set_stance takes a reference from None, as in PyTorch 2.6: at the last one Python aborts."""
+    before, uses = sys.getrefcount(None), 20
+    for _ in range(uses):
+        with torch.compiler.set_stance("force_eager"):
+            pass
+    return before - sys.getrefcount(None) >= uses
+
+
+@contextmanager
+def _eager_stance() -> Iterator[None]:
+    """What set_stance("force_eager") does, without its look at what is being compiled."""
+    frames = sys.modules["torch._dynamo.eval_frame"]
+    before, frames._stance = frames._stance, frames.DynamoStance("force_eager")  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        frames._stance = before  # type: ignore[attr-defined]
 
 
 @contextmanager

@@ -1,9 +1,12 @@
 """What a GPU computes with, by the switches alone: the CPU's build of PyTorch has them too."""
 
+import sys
+
 import pytest
 import torch
 from torch import nn
 
+from lossmap import numerics as numerics_module
 from lossmap.data.borrow import temporary_parameters
 from lossmap.numerics import numerics, use_tf32
 
@@ -91,3 +94,31 @@ def test_a_borrowed_model_computes_so(monkeypatch):
     with temporary_parameters(nn.Linear(2, 1), {}), torch.device("meta"):
         pass
     assert entered == [("cpu", False)]
+
+
+def test_looking_at_a_compiled_function_takes_no_reference_from_none():
+    """PyTorch 2.6's set_stance takes three each time, and Python before 3.12 aborts when none is left."""
+    import torch._dynamo
+
+    with numerics(torch.device("cpu")):
+        pass
+    before = sys.getrefcount(None)
+    for _ in range(200):
+        with numerics(torch.device("cpu")):
+            pass
+    assert before - sys.getrefcount(None) < 100
+
+
+def test_the_stance_is_put_back_where_set_stance_is_not_used(monkeypatch):
+    import torch._dynamo
+
+    monkeypatch.setattr(numerics_module, "_set_stance_loses_references", lambda: True)
+    compiled = torch.compile(lambda x: x + 1, backend=refusing)
+    with numerics(torch.device("cpu")):
+        assert compiled(torch.zeros(())) == 1
+    with pytest.raises(Exception, match="compiled"):
+        compiled(torch.zeros(()))
+
+
+def refusing(graph, inputs):
+    raise RuntimeError("compiled")
