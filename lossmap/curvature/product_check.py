@@ -37,6 +37,7 @@ from lossmap.curvature.operators import Product, gauss_newton, hessian, single_r
 from lossmap.data.batches import move_batch
 from lossmap.data.problem import Problem, temporary_parameters
 from lossmap.geometry.parameter_vector import Layout, selected
+from lossmap.memory import return_freed_memory
 from lossmap.seeding import generator
 from lossmap.sums import norm
 
@@ -363,6 +364,7 @@ def check_product(
         former = _remembered.elsewhere(problem, names, request)
         done = _checked(problem, parameters, names, product, tuple(backends), distant, former)
         _remembered.add(problem, names, request, done)
+        return_freed_memory(problem.model)
     return done
 
 

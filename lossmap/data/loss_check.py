@@ -56,6 +56,7 @@ from lossmap.data.rare_samples import LOOKED_AT, all_alike, rare_rows
 from lossmap.data.stable_forms import stable_forms
 from lossmap.data.underflow import underflow
 from lossmap.geometry.parameter_vector import movable_parameters
+from lossmap.memory import return_freed_memory
 from lossmap.seeding import generator, random_states, same_random_state
 
 logger = logging.getLogger("lossmap")
@@ -127,6 +128,7 @@ class _Agreement:
             return kind
 
         self.most_cautious(treat)
+        return_freed_memory(problem.model)
         if report:
             for note in treated[0].notes[len(problem.notes) :]:
                 logger.warning("%s", note)
