@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from lossmap.seeding import normal
 
 SHARE = 0.5
+BLOCK = 1 << 18  # numbers that are in float64 at a time
 
 
 def moved_weights(model: nn.Module) -> dict[str, Tensor]:
@@ -28,7 +29,8 @@ def moved_weights(model: nn.Module) -> dict[str, Tensor]:
             if not p.is_floating_point() or not p.numel():
                 continue
             # nothing of the tensor's size beside the result: one embedding can be a third of a language model
-            rms = float(torch.linalg.vector_norm(p, dtype=torch.float64)) / sqrt(p.numel())
+            squares = sum(float(part.double().square().sum()) for part in p.reshape(-1).split(BLOCK))
+            rms = sqrt(squares / p.numel())
             size = max(rms, 1 / sqrt(max(p[0].numel(), 1)) if p.dim() else 0.0)
             z = normal(p.numel(), "moved weights", name).view(p.shape).to(p.device)
             if p.dtype == torch.float64:

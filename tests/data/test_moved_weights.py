@@ -35,7 +35,7 @@ def test_tensors_are_moved_by_a_share_of_their_size_and_always_alike():
 
 
 def test_nothing_of_a_tensors_size_is_made_beside_the_result():
-    net = nn.Embedding(1000, 100)  # an embedding may be a third of a language model
+    net = nn.Embedding(6000, 100)  # an embedding may be a third of a language model
     with Largest() as largest:
         moved_weights(net)
     assert sum(size >= net.weight.nbytes for size in largest.made) == 1
