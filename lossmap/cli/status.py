@@ -164,7 +164,11 @@ def progress_of(file: str, surface: Surface, measure: str | None = None) -> dict
         "integrity": surface.integrity,
         "measures": {name: progress_of_measure(surface, name) for name in names if name in surface.status},
         "estimate": estimates_of(file, surface),
-        "attempts": attempts.counted(attempts.decoded(attributes.get(attempts.ATTRIBUTE)), settled_points(surface)),
+        "attempts": attempts.counted(
+            attempts.decoded(attributes.get(attempts.ATTRIBUTE)),
+            settled_points(surface),
+            attempts.measured_seconds(surface),
+        ),
         "queue": [],
         "shards": [],
     }

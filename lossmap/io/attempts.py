@@ -1,11 +1,14 @@
 """The attempts that made a result: of each its host, devices, job, ranks, points and time, as plain values.
 
-    [{"start", "host", "device", "slurm_job_id", "ranks", "nodes", "before", "points", "seconds"}, ...]
+    [{"start", "host", "device", "slurm_job_id", "ranks", "nodes", "before", "measured_before",
+      "points", "seconds"}, ...]
 
-in the attribute `attempts`; `before` are the points that were settled when it began, `points` those that it added.
+in the attribute `attempts`; `before` are the points that were settled when it began, `points` those that it added;
+`measured_before` are the seconds that all points had taken when it began.
 
 Seconds are wall-clock time with the file open; rank-seconds and node-hours are that times ranks and nodes. Of an
-attempt that was killed the points are counted when the next one begins, and its time is that of its last snapshot.
+attempt that was killed the points are counted when the next one begins, and its time is that of its last snapshot, or
+that which its points took at least, whichever is longer.
 """
 
 from __future__ import annotations
@@ -13,7 +16,12 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from lossmap.io.surface import Surface
 
 ATTRIBUTE = "attempts"
 MAX_ATTEMPTS = 200  # the newest; those before are added up in the first of them
@@ -33,15 +41,19 @@ def decoded(value: Any) -> list[dict[str, Any]]:
     return [dict(attempt) for attempt in value if isinstance(attempt, Mapping)]
 
 
-def begun(earlier: Any, attributes: Mapping[str, Any], start: str, host: str, settled: int) -> list[dict[str, Any]]:
+def begun(
+    earlier: Any, attributes: Mapping[str, Any], start: str, host: str, settled: int, measured: float
+) -> list[dict[str, Any]]:
     """The attempts with a new one.
 
     attributes  the provenance of this attempt
     settled     the points that are done or failed by now
+    measured    the seconds that they took
     """
     attempts = decoded(earlier)
     if attempts:  # which may have been killed before its last points were counted
         attempts[-1]["points"] = max(0, settled - sum(_number(a, "points") for a in attempts[:-1]))
+        attempts[-1]["seconds"] = _seconds_of(attempts[-1], measured)
     if len(attempts) >= MAX_ATTEMPTS:
         first, second = attempts[:2]
         second["points"] = _number(first, "points") + _number(second, "points")
@@ -50,18 +62,37 @@ def begun(earlier: Any, attributes: Mapping[str, Any], start: str, host: str, se
     about = {name: attributes[name] for name in FROM_PROVENANCE if name in attributes}
     if os.environ.get(RESTARTED):
         about["restarted"] = os.environ[RESTARTED]
-    return [*attempts, {"start": start, "host": host, **about, "before": settled, "points": 0, "seconds": 0.0}]
+    since = {"before": settled, "measured_before": round(measured, 3)}
+    return [*attempts, {"start": start, "host": host, **about, **since, "points": 0, "seconds": 0.0}]
 
 
-def counted(attempts: Sequence[Mapping[str, Any]], settled: int) -> list[dict[str, Any]]:
+def counted(attempts: Sequence[Mapping[str, Any]], settled: int, measured: float) -> list[dict[str, Any]]:
     """The attempts with the points that the last one has brought by now, also where it runs or was killed.
 
-    settled  the points that are done or failed by now
+    settled   the points that are done or failed by now
+    measured  the seconds that they took
     """
     made = [dict(attempt) for attempt in attempts]
     if made and "before" in made[-1]:
         made[-1]["points"] = max(0, settled - _number(made[-1], "before"))
+        made[-1]["seconds"] = _seconds_of(made[-1], measured)
     return made
+
+
+def measured_seconds(surface: Surface) -> float:
+    """The seconds that all points of a result took."""
+    names = [name for measure in surface.status if (name := f"{measure}_seconds") in surface]
+    return float(sum(np.nansum(surface[name]) for name in names))
+
+
+def _seconds_of(attempt: Mapping[str, Any], measured: float) -> float:
+    """The time of the last attempt: of its last snapshot, or at least that which its points took on all its teams."""
+    seconds: float = _number(attempt, "seconds")
+    if "measured_before" not in attempt:  # of an earlier version
+        return seconds
+    teams = max(1, _number(attempt, "ranks") // max(1, _number(attempt, "team")))
+    least = float(measured - _number(attempt, "measured_before")) / float(teams)
+    return max(seconds, round(least, 3))
 
 
 def mixed_teams(attempts: Sequence[Mapping[str, Any]]) -> str | None:

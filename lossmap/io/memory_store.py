@@ -207,6 +207,11 @@ class MemoryStore:
             at += size
         return row
 
+    @property
+    def measured_seconds(self) -> float:
+        """The seconds that all points took."""
+        return float(sum(np.nansum(seconds) for seconds in self._seconds.values()))
+
     def insert(self, measure: str, index: Any, rows: np.ndarray, seconds: Any, rank: Any) -> None:
         """Enter one point, or many at once (index (p,), rows (p, width)); a later entry replaces an earlier one."""
         self._values[measure][index] = rows

@@ -203,5 +203,8 @@ def _attributes(
 def _attempts_of(shard: Surface) -> list[dict[str, Any]]:
     """The attempts that made a shard, with their points; what was there before each is of the shard alone."""
     settled = sum(shard.counts(name)["done"] + shard.counts(name)["failed"] for name in shard.status)
-    made = attempts.counted(attempts.decoded(shard.attributes.get(attempts.ATTRIBUTE)), settled)
-    return [{name: value for name, value in attempt.items() if name != "before"} for attempt in made]
+    made = attempts.counted(
+        attempts.decoded(shard.attributes.get(attempts.ATTRIBUTE)), settled, attempts.measured_seconds(shard)
+    )
+    own = ("before", "measured_before")
+    return [{name: value for name, value in attempt.items() if name not in own} for attempt in made]

@@ -145,7 +145,12 @@ class SurfaceFile:
         settled = sum(int((memory.status(name) != TO_DO).sum()) for name in memory.measures)
         self._settled = settled
         root[ATTEMPTS] = attempts.begun(
-            root.get(ATTEMPTS), to_plain(dict(attributes)), _now(), socket.gethostname(), settled
+            root.get(ATTEMPTS),
+            to_plain(dict(attributes)),
+            _now(),
+            socket.gethostname(),
+            settled,
+            memory.measured_seconds,
         )
         root["file_id"] = root.get("file_id") or secrets.token_hex(8)
         root["history"] = "\n".join(line for line in history if line)[-MAX_HISTORY:]

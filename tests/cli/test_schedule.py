@@ -517,6 +517,38 @@ def test_teams_of_several_sizes_in_one_file_are_noted(capsys):
     assert "its points were measured by teams of 1 rank and of 2 ranks: last bits may differ between them" in text()
 
 
+def test_an_attempt_that_was_killed_took_at_least_what_its_points_took(capsys):
+    """Its file was written when it began, so that its time stood there as nothing."""
+
+    def begin():
+        about = {"ranks": 2, "nodes": 1}
+        return SurfaceFile.open(
+            "s.h5", Grid.parse("-1:1:4", "-1:1:3"), measures={"loss": ([LOSS], {})}, attributes=about
+        )
+
+    def used():
+        assert lossmap(["status", "s.h5", "--json"]) == 75
+        return [attempt["seconds"] for attempt in json.loads(capsys.readouterr().out)["attempts"]]
+
+    file = begin()
+    for i in range(3):
+        file.record("loss", i, {"train_loss": float(i)}, 40.0)
+    file.flush()
+    after_kill = {path: Path(path).read_bytes() for path in ("s.h5", "s.h5.journal")}
+    file.close()
+    for path, content in after_kill.items():
+        Path(path).write_bytes(content)
+    assert used() == [60.0]  # 3 points of 40 seconds on 2 ranks
+    file = begin()
+    assert used() == [60.0, 0.0]
+    file.record("loss", 3, {"train_loss": 3.0}, 10.0)
+    file.flush()
+    assert used() == [60.0, 5.0]
+    file.close()
+    first, second = used()
+    assert first == 60.0 and second == 5.0
+
+
 def test_a_job_counts_what_it_got_done_itself(monkeypatch, capsys):
     def mark(job):
         assert lossmap(["status", "s.h5", "--fingerprint", "--job", job]) == 0
