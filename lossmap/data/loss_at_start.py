@@ -65,12 +65,16 @@ class LossAtStart:
                 return f"{_was(look)}, and {end:.8g} at its end; {_ADVICE}"
         return None
 
-    def refuse_change(self, total: Callable[[Tensor], Tensor]) -> None:
-        """Raise ValueError on all ranks of a team where a loss changed on one of them.
+    def refuse_change(self, total: Callable[[Tensor], Tensor] | None = None) -> None:
+        """Raise ValueError where a loss changed, on all ranks of a team where it did on one of them.
 
-        total  adds a tensor up over these ranks, all of which call this
+        total  adds a tensor up over these ranks, all of which call this; without it this rank decides alone
         """
         change = self.change()
+        if total is None:
+            if change is not None:
+                raise ValueError(change)
+            return
         changed = int(total(torch.tensor([float(change is not None)], dtype=torch.float64))[0])
         if changed:
             raise ValueError(change or f"the loss changed during the run on {changed} other rank(s), which say how")

@@ -30,6 +30,7 @@ from torch.utils import _pytree as pytree
 from lossmap.curvature.per_sample_gradients import gradient_covariance
 from lossmap.data.batches import Resident, Streamed
 from lossmap.data.criteria import Criterion
+from lossmap.data.loss_at_start import LossAtStart
 from lossmap.data.loss_check import check_loss
 from lossmap.data.problem import Problem, temporary_parameters
 from lossmap.diagnostics.activations import activation_statistics, gradient_norms
@@ -184,6 +185,7 @@ def diagnose(
     problem = check_loss(problem)
     if held_out is not None:
         held_out = check_loss(held_out)
+    at_start = LossAtStart([problem] if held_out is None else [problem, held_out])
     subset_problem = subset(problem, samples, seed)
     run = _Examinations(tuple(examinations))
     n = sum(p.numel() for p in selected(problem.model, parameters).values())
@@ -217,6 +219,7 @@ def diagnose(
         if held_out is not None:
             beyond = run.attempt("held-out labels", "signals", partial(label_noise, held_out))
             measured = replace(measured, held_out=beyond)
+    at_start.refuse_change()
     for name, labels in (("label noise", measured.labels), ("held-out label noise", measured.held_out)):
         if labels is not None and labels.undecided:
             run.skipped[name] = labels.undecided

@@ -15,6 +15,7 @@ from dataclasses import replace
 from typing import Any
 
 from lossmap.curvature.operators import Total, single_rank
+from lossmap.data.loss_at_start import LossAtStart
 from lossmap.data.problem import Problem
 from lossmap.keywords import checked_keywords
 from lossmap.landscape.ball import DEFAULT_RADII
@@ -82,7 +83,9 @@ def sharpness(
         trace_products, parameters, seed,
     )  # fmt: skip
     tasks = make_sharpness_tasks([SharpnessSubject(label, problem)], request, total=total)
+    at_start = LossAtStart([tasks.subjects[0].problem])
     readings: dict[str, Any] = {}
     for number in range(len(tasks.tasks)):
         readings |= tasks((float(number),))
+    at_start.refuse_change(total)
     return replace(tasks.results(readings)[label], seconds=time.perf_counter() - began)

@@ -7,7 +7,19 @@ import pytest
 import torch
 from torch import nn
 
-from lossmap import EigenvalueMap, Grid, Problem, layer_spectra, losses, random_plane, read, spectrum, survey
+from lossmap import (
+    EigenvalueMap,
+    Grid,
+    Problem,
+    diagnose,
+    layer_spectra,
+    losses,
+    random_plane,
+    read,
+    sharpness,
+    spectrum,
+    survey,
+)
 from lossmap.cli.status import main
 from lossmap.data.loss_at_start import LossAtStart
 
@@ -80,6 +92,8 @@ def test_a_survey_of_a_loss_that_changes_is_not_complete(kind, tmp_path, caplog,
     [
         lambda p: spectrum(p, top=1),
         lambda p: layer_spectra(p, "tensor"),
+        lambda p: sharpness(p, draws=4),
+        lambda p: diagnose(p, examinations=["gradients", "signals"]),
         lambda p: refused(survey(EigenvalueMap(p, random_plane(p.model, axes=1), certify="none"), Grid.line(-1, 1, 5))),
     ],
 )
