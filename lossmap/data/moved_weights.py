@@ -29,7 +29,7 @@ def moved_weights(model: nn.Module) -> dict[str, Tensor]:
             if not p.is_floating_point() or not p.numel():
                 continue
             # nothing of the tensor's size beside the result: one embedding can be a third of a language model
-            squares = sum(float(part.double().square().sum()) for part in p.reshape(-1).split(BLOCK))
+            squares = sum(float(part.double().square().sum()) for part in torch.split(p.reshape(-1), BLOCK))
             rms = sqrt(squares / p.numel())
             size = max(rms, 1 / sqrt(max(p[0].numel(), 1)) if p.dim() else 0.0)
             z = normal(p.numel(), "moved weights", name).view(p.shape).to(p.device)
