@@ -28,6 +28,8 @@ from lossmap.data.huggingface_files import (
 )
 from lossmap.data.huggingface_pass import without_warnings
 
+_PROMPTS = ("PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "CPT")  # PEFT's names of adapters
+
 
 def load_model(name: str, *, unsafe: bool = False, allow_unexpected: bool = False) -> tuple[nn.Module, tuple[str, ...]]:
     """The model of `hf:FOLDER`, on the CPU, in float32 or float64, and sentences on what was left out of its files.
@@ -128,6 +130,12 @@ def _adapted(folder: Path, unsafe: bool, allow_unexpected: bool) -> tuple[nn.Mod
     from peft import PeftModel, get_peft_model_state_dict
 
     file = weight_files(folder, unsafe)[0]
+    kind = str(read_json(folder / "adapter_config.json").get("peft_type"))
+    if kind in _PROMPTS:
+        raise ValueError(
+            f"{folder} is an adapter of prompts ({kind}), which PEFT does not load to be trained; in Python, let "
+            "the parameters of its prompt_encoder require gradients, and give it to lossmap.huggingface(model, data)"
+        )
     base, notes = _whole(base_of(folder), unsafe, allow_unexpected)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # between the two libraries

@@ -33,7 +33,7 @@ def _wrapper_prefix(model: nn.Module) -> str:
     if "torch.OptimizedModule" in kinds:
         return "_orig_mod."
     if "peft.PeftModel" in kinds:
-        return "base_model.model."
+        return "base_model." if hasattr(model, "prompt_encoder") else "base_model.model."  # prompts change no layer
     if kinds & {"lightning.LightningModule", "pytorch_lightning.LightningModule"}:
         homes = {name.partition(".")[0] for name, _ in model.named_parameters() if "." in name}
         if len(homes) == 1 and all("." in name for name, _ in model.named_parameters()):

@@ -380,6 +380,20 @@ def test_an_adapter_whose_base_is_elsewhere_names_it(folder, capsys):
     assert "is 'org/base'; bring that model into a local folder" in capsys.readouterr().err
 
 
+def test_an_adapter_of_prompts_is_measured_in_python(folder, capsys):
+    config = peft.PromptTuningConfig(num_virtual_tokens=2, task_type="CAUSAL_LM")
+    model = peft.get_peft_model(transformers.GPT2LMHeadModel.from_pretrained("gpt"), config).eval()
+    model.save_pretrained("prompts")
+    assert command("surface --model hf:prompts --dataset hf:tokens --x 0:1:2") == 2
+    assert "prompts is an adapter of prompts (PROMPT_TUNING)" in capsys.readouterr().err
+    tokens = torch.tensor([[2, 3, 4, 5], [6, 7, 8, 9]])
+    batch = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens), "labels": tokens}
+    own = float(model(**batch).loss.detach())
+    plane = lossmap.random_plane(model, axes=1, parameters="trainable")
+    measured = lossmap.losses(lossmap.huggingface(model, batch), plane)((0.0,))["train_loss"]
+    assert measured == pytest.approx(own, rel=1e-5)
+
+
 def test_a_campaign_knows_a_folder_by_the_contents_of_its_files(folder):
     shutil.copytree("lora", "mine")
 
