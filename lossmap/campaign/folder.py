@@ -86,8 +86,12 @@ class CampaignFolder:
         _write_whole(self._beside(digest, "failed"), {"text": text, **where})
 
     def finish(self, digest: str) -> None:
-        """Keep that a member is at its end. Raises OSError."""
-        _write_whole(self._beside(digest, "done"), {})
+        """Keep that a member is at its end, and which file its result is. Raises OSError."""
+        try:
+            file = _identity_of(read(self.result(digest)))
+        except (NotASurface, FileNotFoundError):  # to look at it says what is wrong
+            file = ""
+        _write_whole(self._beside(digest, "done"), {"member": digest, "file": file})
 
     def forget_failure(self, digest: str) -> None:
         """Let a member be begun again."""
@@ -130,7 +134,18 @@ class CampaignFolder:
             return MemberState(outcome=FAILED, reason=failure) if failure else MemberState()
         except (NotASurface, OSError) as error:
             return MemberState(outcome=FAILED, reason=str(error))
-        return _state_of(surface, failure, self._beside(digest, "done").exists())
+        done = self._beside(digest, "done")
+        if not failure and done.exists() and not self._is_of(digest, surface):
+            failure = f"{path} is not the file that was computed for this member: delete it, and run the campaign again"
+        return _state_of(surface, failure, done.exists())
+
+    def _is_of(self, digest: str, surface: Surface) -> bool:
+        """Whether a result is the one that a member ended with, as its mark says; an earlier version's says nothing."""
+        try:
+            mark = json.loads(plain_text(self._beside(digest, "done")))
+            return mark.get("member", digest) == digest and mark.get("file", "") in ("", _identity_of(surface))
+        except (OSError, ValueError, AttributeError):
+            return True
 
     def is_running(self, digest: str) -> bool:
         """Whether some process is writing the member's result now."""
@@ -189,6 +204,11 @@ class CampaignFolder:
                 file.write("".join(f"{line}\n" for line in lines))
         except OSError:
             return
+
+
+def _identity_of(surface: Surface) -> str:
+    """What a result file is known by: the random name that it was given when it was begun; empty for files without."""
+    return str(surface.attributes.get("file_id") or "")
 
 
 def _state_of(surface: Surface, failure: str, is_done: bool) -> MemberState:

@@ -8,6 +8,7 @@ or 3 for serious findings with --fail-on-serious.
 
 from __future__ import annotations
 
+import secrets
 import sys
 import time
 from collections.abc import Sequence
@@ -178,7 +179,11 @@ def store(diagnosis: Diagnosis, settings: Settings, say: output.Printer, seconds
         from lossmap.io.surface import Group, Surface
 
         def new_result() -> Surface:
-            attributes: dict[str, Any] = {"long_name": "a single point", "command": "health"}
+            attributes: dict[str, Any] = {
+                "long_name": "a single point",
+                "command": "health",
+                "file_id": secrets.token_hex(8),
+            }
             return Surface(Grid(np.zeros(1)), {}, settings={"file": settings.resolved()}, attributes=attributes)
 
         arrays, attributes = diagnosis.stored()

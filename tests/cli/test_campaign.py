@@ -5,6 +5,7 @@ import importlib
 import json
 import os
 import re
+import shutil
 import sys
 import time
 from dataclasses import replace
@@ -329,6 +330,25 @@ def test_each_makes_a_campaign_of_a_command_and_a_pattern(folder, tmp_path, monk
     ]:
         assert main(["submit", *words]) == 2
         assert sentence in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["surface", "health"])
+def test_a_result_that_was_copied_over_another_members_is_not_taken_for_its_own(tmp_path, monkeypatch, capsys, kind):
+    monkeypatch.chdir(tmp_path)
+    own = "x = '-1:1:3'" if kind == "surface" else ""
+    (tmp_path / "c.toml").write_text(
+        f'[settings]\nmodel = "mlp"\nsamples = 16\n[over]\nseed = [0, 1]\n[{kind}]\n{own}\n'
+    )
+    assert main(["campaign", "c.toml", "run"]) == 0
+    one, two = (tmp_path / "c" / "members" / member.digest for member in Campaign.read("c.toml").members)
+    for ending in ("h5", "done.json"):  # the second time with its mark
+        capsys.readouterr()
+        shutil.copy(f"{one}.{ending}", f"{two}.{ending}")
+        assert main(["campaign", "c.toml", "status"]) == 3
+        assert f"{two.name}.h5 is not the file that was computed for this member" in capsys.readouterr().out
+    Path(f"{two}.h5").unlink()
+    assert main(["campaign", "c.toml", "run"]) == 0
+    assert main(["campaign", "c.toml", "status"]) == 0
 
 
 # ---- a thousand members
