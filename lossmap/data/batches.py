@@ -381,6 +381,7 @@ def _as_given(batches: Sequence[Batch], reason: str) -> FixedBatches:
     weight = "once" if once else "by its samples"
     log.warning(
         "the batches are kept as given, uncut, since %s: %d of them; each counts %s, where the loss gives no weight of "
-        "its own", reason, len(batches), weight,
+        "its own. Whether it is a mean cannot be asked without cutting: it is taken for one, unless the problem has "
+        'reduction="sum"', reason, len(batches), weight,
     )  # fmt: skip
     return FixedBatches(tuple(batches))
