@@ -15,6 +15,7 @@ used; those of unequal length are once more read for the longest.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +39,7 @@ from lossmap.data.huggingface_folder import class_of
 from lossmap.data.huggingface_pass import is_causal_class, without_warnings
 from lossmap.data.loaders import RowsOf, Source
 
+log = logging.getLogger(__name__)
 MAX_BLOCK = 1024  # tokens in a sample of a text, where neither the user nor the model says fewer
 SPLITS = {"train": ("train",), "test": ("test", "validation")}  # their names in a data set, the first that is there
 TEXTS, IMAGES = ("text", "sentence"), ("image", "img")
@@ -206,7 +208,9 @@ def _fetch_of(path: Path, table: Any, columns: Sequence[str], reader: Reader) ->
         columns_read(columns, [*texts, *kept])
         tokenizer = reader.tokenizer(path)
         encode = _Encode(tokenizer, texts, reader.length())
-        encoded = [encode(row) for row in table.select_columns([*texts, *kept])]
+        chosen = table.select_columns([*texts, *kept])
+        encoded = [encode(row) for row in chosen]
+        _report_cut(sum(map(encode.is_cut, chosen, encoded)), len(encoded), encode.length)
         widths = {"input_ids": max(len(row["input_ids"]) for row in encoded)}
         return Rows(encoded, Padded(reader.pad(tokenizer), widths), target)
     if image is not None:
@@ -255,8 +259,23 @@ class _Encode:
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         others = {name: value for name, value in row.items() if name not in self.texts}
-        tokens = self.tokenizer(*(row[name] for name in self.texts), truncation=True, max_length=self.length)
+        tokens = self.tokenizer(*self._texts(row), truncation=True, max_length=self.length)
         return {**tokens, **others}
+
+    def is_cut(self, row: dict[str, Any], encoded: dict[str, Any]) -> bool:
+        """Whether a row has more tokens than were taken."""
+        if len(encoded["input_ids"]) < self.length:
+            return False
+        return len(self.tokenizer(*self._texts(row), verbose=False)["input_ids"]) > self.length
+
+    def _texts(self, row: dict[str, Any]) -> list[Any]:
+        return [row[name] for name in self.texts]
+
+
+def _report_cut(count: int, of: int, length: int) -> None:
+    """Say how many texts were longer than the model takes."""
+    if count:
+        log.warning("%d of %d texts have more than %d tokens: those behind are left out", count, of, length)
 
 
 @dataclass(frozen=True, eq=False)

@@ -112,6 +112,14 @@ def read(file, name):
         return opened[name][()]
 
 
+def test_texts_that_are_longer_than_the_model_takes_are_counted(folder, caplog):
+    long = [" ".join(TEXTS * 3), *TEXTS[1:3]]
+    tables.Dataset.from_dict({"text": long, "label": [0, 1, 0]}).save_to_disk("long")
+    assert command("surface --model hf:bert --dataset hf:long --block-length 8 --x 0:0:1 --surf-file s.h5") == 0
+    cut = sum(len(tokenizer()(text)["input_ids"]) > 8 for text in long)
+    assert cut and f"{cut} of 3 texts have more than 8 tokens: those behind are left out" in caplog.text
+
+
 def test_surface_of_a_folder_and_a_text_is_that_of_python(folder):
     assert command("surface --model hf:gpt --dataset hf:corpus.txt --x -1:1:3 --surf-file s.h5") == 0
     model = gpt2().eval()
