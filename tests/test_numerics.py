@@ -112,13 +112,10 @@ def test_looking_at_a_compiled_function_takes_no_reference_from_none():
 def test_the_stance_is_put_back_where_set_stance_is_not_used(monkeypatch):
     import torch._dynamo
 
+    frames = torch._dynamo.eval_frame
     monkeypatch.setattr(numerics_module, "_set_stance_loses_references", lambda: True)
-    compiled = torch.compile(lambda x: x + 1, backend=refusing)
-    with numerics(torch.device("cpu")):
-        assert compiled(torch.zeros(())) == 1
-    with pytest.raises(Exception, match="compiled"):
-        compiled(torch.zeros(()))
-
-
-def refusing(graph, inputs):
-    raise RuntimeError("compiled")
+    monkeypatch.setattr(frames, "_stance", frames.DynamoStance("eager_on_recompile"))
+    with pytest.raises(ValueError, match="inside"), numerics(torch.device("cpu")):
+        assert frames._stance.stance == "force_eager"
+        raise ValueError("inside")
+    assert frames._stance.stance == "eager_on_recompile"

@@ -293,7 +293,7 @@ def test_attempts_are_counted_with_their_points_and_time(here, monkeypatch, caps
 def test_old_attempts_are_added_up():
     made = []
     for index in range(attempts.MAX_ATTEMPTS + 5):
-        made = attempts.begun(made, {"ranks": 2, "nodes": 1}, f"t{index}", "host", index)
+        made = attempts.begun(made, {"ranks": 2, "nodes": 1}, f"t{index}", "host", index, float(index))
         made[-1] |= {"points": 1, "seconds": 1.0}
     assert len(made) == attempts.MAX_ATTEMPTS
     assert attempts.totals(made)["seconds"] == attempts.MAX_ATTEMPTS + 5

@@ -87,6 +87,8 @@ def test_every_kind_of_row_gives_the_arrays_of_today(asked):
     for number, task in enumerate(tasks.tasks):
         ((_, arrays),) = tasks((float(number),)).items()
         arrays = {name: array for name, array in arrays.items() if not NOT_IN_0_1.fullmatch(name)}
+        if task.kind == "block":
+            arrays.pop("kinks")
         row = np.append(row_of(task.kind, arrays), [np.nan] * 5)  # NaN up to the length of the longest
         decoded = arrays_of_row(task.kind, row)
         assert decoded.keys() == arrays.keys(), task
