@@ -40,6 +40,14 @@ MAX_ENTRIES = 1000  # of a list or dictionary that is looked into
 COPIED_BY_PYTORCH = (torch.strided, torch.sparse_coo)  # layouts that `deepcopy` knows; of others it raises
 MAX_KEPT = 65536  # numbers of a loss's buffer that is put back
 CONTAINERS = (dict, OrderedDict, defaultdict, list, set, deque)
+# classes of these keep nothing of a model, are shared by a whole process, and change while a pass runs: figures and
+# their settings, files, loggers, threads, the tests' own, the compiler's
+OTHERS = {
+    *("matplotlib", "mpl_toolkits", "IPython", "ipykernel", "traitlets", "_pytest", "pytest", "pluggy", "execnet"),
+    *("logging", "io", "_io", "threading", "_thread", "concurrent", "multiprocessing", "asyncio", "subprocess"),
+    *("importlib", "_frozen_importlib", "contextlib", "h5py", "rich", "tqdm", "PIL"),
+}
+COMPILER = ("torch._dynamo", "torch._inductor")
 CLOSED = (
     Tensor,
     str,
@@ -113,6 +121,9 @@ class ModuleState:
     def _enter(self, value: Any) -> None:
         """Remember what a container or a plain object holds, and what those in it hold."""
         if isinstance(value, CLOSED) or id(value) in self._known or self._entered >= MAX_OBJECTS:
+            return
+        home = type(value).__module__
+        if home.partition(".")[0] in OTHERS or home.startswith(COMPILER):
             return
         if type(value) in CONTAINERS and len(value) <= MAX_ENTRIES:
             self.contents.append((value, value.copy()))
