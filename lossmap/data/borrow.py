@@ -40,14 +40,6 @@ MAX_ENTRIES = 1000  # of a list or dictionary that is looked into
 COPIED_BY_PYTORCH = (torch.strided, torch.sparse_coo)  # layouts that `deepcopy` knows; of others it raises
 MAX_KEPT = 65536  # numbers of a loss's buffer that is put back
 CONTAINERS = (dict, OrderedDict, defaultdict, list, set, deque)
-# classes of these keep nothing of a model, are shared by a whole process, and change while a pass runs: figures and
-# their settings, files, loggers, threads, the tests' own, the compiler's
-OTHERS = {
-    *("matplotlib", "mpl_toolkits", "IPython", "ipykernel", "traitlets", "_pytest", "pytest", "pluggy", "execnet"),
-    *("logging", "io", "_io", "threading", "_thread", "concurrent", "multiprocessing", "asyncio", "subprocess"),
-    *("importlib", "_frozen_importlib", "contextlib", "h5py", "rich", "tqdm", "PIL"),
-}
-COMPILER = ("torch._dynamo", "torch._inductor")
 CLOSED = (
     Tensor,
     str,
@@ -122,9 +114,6 @@ class ModuleState:
         """Remember what a container or a plain object holds, and what those in it hold."""
         if isinstance(value, CLOSED) or id(value) in self._known or self._entered >= MAX_OBJECTS:
             return
-        home = type(value).__module__
-        if home.partition(".")[0] in OTHERS or home.startswith(COMPILER):
-            return
         if type(value) in CONTAINERS and len(value) <= MAX_ENTRIES:
             self.contents.append((value, value.copy()))
             inner = list(value.values() if isinstance(value, dict) else value)
@@ -162,7 +151,7 @@ class ModuleState:
                 own.clear()
                 own.update(kept)
         for container, entries in self.contents[:contents]:
-            _restore_entries(container, entries)
+            restore_entries(container, entries)
         _put_back(self.slots[:slots])
         for buffer, value in self._buffers:
             if not torch.equal(buffer, value):
@@ -226,7 +215,7 @@ def _put_back(places: Iterable[tuple[Any, str, Any]]) -> None:
             put(holder, name, before)
 
 
-def _restore_entries(container: Any, before: Any) -> None:
+def restore_entries(container: Any, before: Any) -> None:
     """Let a container hold what its copy does."""
     if isinstance(container, dict):
         if not _is_same(container, before):

@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import dis
 import functools
-from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -33,7 +32,16 @@ import torch
 from torch import Tensor, nn
 
 from lossmap.data.batches import Batch
-from lossmap.data.borrow import CLOSED, CONTAINERS, MAX_ENTRIES, STANDARD, ModuleState, copy_of, temporary_parameters
+from lossmap.data.borrow import (
+    CLOSED,
+    CONTAINERS,
+    MAX_ENTRIES,
+    STANDARD,
+    ModuleState,
+    copy_of,
+    restore_entries,
+    temporary_parameters,
+)
 from lossmap.data.moved_weights import moved_weights
 from lossmap.data.outside_state import (
     NOTHING,
@@ -152,9 +160,8 @@ def _stand_for_weights(group: Sequence[_Memo], entirely: bool, problem: Problem,
     with temporary_parameters(problem.model, moved_weights(problem.model)), _restored(problem.model):
         try:
             before = _reached(problem, batch, parameters)
-            for memo in group:
-                memo.forget(entirely)
-            return bool(_reached(problem, batch, parameters) - before) or not parameters
+            with _forgotten(group, entirely):
+                return bool(_reached(problem, batch, parameters) - before) or not parameters
         except Exception:  # user code may raise any exception
             return True
 
@@ -376,13 +383,29 @@ def _without(
     """The loss without some of them, which fails without a constant, and what is kept in their place then."""
     with _restored(model):
         try:
-            for memo in memos:
-                memo.forget(entirely)
-            value = _value(problem, batch)
-            are_alike = len({memo.alike for memo in memos}) == 1  # not of all there are, of which nothing is asked
-            return _Outcome(value, tuple(n for m in memos for n in _numbers_in(m.value)) if are_alike else ())
+            with _forgotten(memos, entirely):
+                value = _value(problem, batch)
+                are_alike = len({memo.alike for memo in memos}) == 1  # not of all there are, of which nothing is asked
+                return _Outcome(value, tuple(n for m in memos for n in _numbers_in(m.value)) if are_alike else ())
         except Exception:  # user code may raise any exception
             return _Outcome(None)
+
+
+@contextmanager
+def _forgotten(memos: Sequence[_Memo], entirely: bool) -> Iterator[None]:
+    """Without these, which are put back by themselves: `ModuleState` knows of so many objects and no more."""
+    kept = [(memo, memo.value) for memo in memos]
+    contents = [(value, value.copy()) for _, value in kept if type(value) in CONTAINERS]
+    try:
+        for memo in memos:
+            memo.forget(entirely)
+        yield
+    finally:
+        for memo, value in kept:
+            if memo.value is not value:
+                put(memo.holder, memo.key, value)
+        for container, entries in contents:
+            restore_entries(container, entries)
 
 
 def _value(problem: Problem, batch: Batch) -> float:
@@ -396,8 +419,7 @@ def _keep_only(memos: Sequence[_Memo], state: ModuleState) -> None:
     added = [(container, container.copy()) for container in containers]
     state.restore(everything=True)
     for container, entries in added:
-        container.clear()
-        container.extend(entries) if isinstance(container, (list, deque)) else container.update(entries)
+        restore_entries(container, entries)
 
 
 @contextmanager

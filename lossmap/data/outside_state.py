@@ -23,6 +23,8 @@ from weakref import WeakKeyDictionary, ref
 
 from torch import Tensor, nn
 
+from lossmap.data.installed import is_installed
+
 MAX_FUNCTIONS = 500  # of a class or a loss, whose code is read
 LIBRARIES = (
     "torch", "numpy", "lossmap", "transformers", "peft", "accelerate", "builtins", "functools", "typing", "collections",
@@ -140,8 +142,11 @@ class _Reader:
                 self._place(function.__globals__, name, value, module)
 
     def _read_module(self, module: types.ModuleType, code: types.CodeType) -> None:
-        """What a function may take from a module by its name, `tables.make(x)`."""
-        if _is_library(module.__name__):
+        """What a function may take from a module of the user's by its name, `tables.make(x)`.
+
+        Not of installed ones: from a name such as `plt` the way leads to all that a process has.
+        """
+        if is_installed(module):
             return
         for name in _attribute_names(code) & vars(module).keys():
             self._place(vars(module), name, vars(module)[name], module.__name__)

@@ -18,7 +18,6 @@ import inspect
 import os
 import platform
 import sys
-import sysconfig
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -29,6 +28,7 @@ import torch
 from lossmap.curvature.double_backward import twice_differentiable
 from lossmap.curvature.operators import differentiated
 from lossmap.data.import_by_name import imported_digest
+from lossmap.data.installed import installed_folders, installed_prefixes
 from lossmap.data.problem import Problem, temporary_parameters
 from lossmap.geometry.directions import Plane
 from lossmap.geometry.grid import Point
@@ -135,7 +135,7 @@ def source_files(problems: Mapping[str, Problem], files: Iterable[Path] = ()) ->
 
 def _own_modules() -> Iterator[tuple[str, Any, str]]:
     """(name, module, file) of what was imported from files that are not installed."""
-    prefixes = _installed_prefixes()
+    prefixes = installed_prefixes()
     for name, module in list(sys.modules.items()):
         # not by getattr, at which a module that is loaded when it is first used would load; and by the name of the file
         # alone: to follow the links of two thousand of them takes longer than all the rest
@@ -187,28 +187,8 @@ def _own_file(item: Any) -> Iterator[Path]:
     if not isinstance(file, str) or not file.endswith(".py"):
         return
     path = Path(os.path.realpath(file))
-    if path.is_file() and not any(path.is_relative_to(folder) for folder in _installed()):
+    if path.is_file() and not any(path.is_relative_to(folder) for folder in installed_folders()):
         yield path
-
-
-def _folders_of_installed() -> list[str]:
-    """Folders of what is installed, as they are named: Python, its packages, and lossmap itself."""
-    paths = sysconfig.get_paths()
-    folders = [paths[name] for name in ("stdlib", "platstdlib", "purelib", "platlib")]
-    folders += [entry for entry in sys.path if entry.endswith(("site-packages", "dist-packages"))]
-    return [*folders, str(Path(__file__).parents[1])]
-
-
-@functools.cache
-def _installed() -> tuple[Path, ...]:
-    """The same, with links followed."""
-    return tuple(Path(os.path.realpath(folder)) for folder in _folders_of_installed())
-
-
-@functools.cache
-def _installed_prefixes() -> tuple[str, ...]:
-    """How names of installed files begin, with and without links."""
-    return tuple(f"{folder}{os.sep}" for folder in (*_folders_of_installed(), *map(str, _installed())))
 
 
 # ---- versions

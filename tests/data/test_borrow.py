@@ -247,19 +247,3 @@ def test_a_sparse_matrix_in_compressed_rows_is_copied_with_its_model():
     twin = copy_of(net, torch.float64)
     assert twin.rows.dtype == twin.columns.dtype == torch.float64 and net.rows.dtype == torch.float32
     assert torch.equal(twin.rows.to_dense(), torch.eye(3).double()) and twin.rows is not net.rows
-
-
-def test_figures_files_and_loggers_are_not_put_back():
-    """They belong to the process: what changes in them in a pass stays, though a container of the user's holds them."""
-    import logging
-
-    from matplotlib.path import Path
-
-    from lossmap.data.borrow import ModuleState
-
-    net = nn.Linear(2, 1)
-    net.kept = [path := Path.__new__(Path), logger := logging.Logger("one")]
-    state = ModuleState(net)
-    path._vertices, logger.note = torch.zeros(1).numpy(), 1
-    state.restore(everything=True)
-    assert hasattr(path, "_vertices") and logger.note == 1

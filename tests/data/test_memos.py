@@ -1,6 +1,7 @@
 """Tensors that an earlier pass made of the weights are refused by name; what is made of constants is not."""
 
 import functools
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -495,3 +496,22 @@ def test_what_a_method_of_the_model_made_is_refused_by_name():
 def refuse(model, name):
     with pytest.raises(ValueError, match=rf"{name}(, which| keeps what) an earlier pass made of (its|the) weights"):
         losses(Problem.supervised(model, "crossentropy", (X, Y)), random_plane(model))
+
+
+class Many(nn.Module):
+    """A layer with more plain objects than are remembered, the last of which holds a constant that the loss needs."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(4, 3)
+        self.scales = [SimpleNamespace(scale=torch.ones(3)) for _ in range(900)]
+
+    def forward(self, x):
+        return self.linear(x) * self.scales[-1].scale
+
+
+def test_what_is_taken_away_for_a_look_is_put_back_wherever_it_was():
+    net = Many()
+    before = [each.scale for each in net.scales]
+    check_loss(Problem.supervised(net, "crossentropy", (X, Y)))
+    assert all(vars(each).get("scale") is scale for each, scale in zip(net.scales, before, strict=True))
