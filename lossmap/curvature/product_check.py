@@ -355,6 +355,7 @@ def check_product(
     backends    to judge: double-backward, retained-graph, linearized
     distant     also far from the model's parameters: at the tensors of a survey's farthest point, by name, or in a
                 random direction where there is none
+
     Raises ValueError, naming the operation, where the gradient is not that of the loss, or where no backend is right.
     """
     names = tuple(selected(problem.model, parameters))

@@ -325,8 +325,8 @@ def copy_of(model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
         *(attributes for attributes, _ in state.attributes),
         *(container for container, _ in state.contents),
     ]:
-        for value in list(_entries(values)):
-            for t in _entries(value):
+        for value in list(entries_of(values)):
+            for t in entries_of(value):
                 if isinstance(t, Tensor) and not isinstance(t, nn.Parameter):
                     copies |= _copied_tensor(t, dtype)
     twin = copy.deepcopy(model, copies)
@@ -358,7 +358,7 @@ def to_precision(model: nn.Module, dtype: torch.dtype, device: torch.device | st
     return result
 
 
-def _entries(value: Any) -> Iterable[Any]:
+def entries_of(value: Any) -> Iterable[Any]:
     """What a dictionary or list holds; any other value by itself."""
     if isinstance(value, dict):
         return list(value.values())
@@ -507,7 +507,7 @@ def _made_by_modules(model: nn.Module) -> Named:
             continue
         for name, value in module.__dict__.items():
             if name not in STANDARD:
-                for i, t in enumerate(_entries(value)):
+                for i, t in enumerate(entries_of(value)):
                     if isinstance(t, Tensor) and t.is_floating_point() and id(t) not in own:
                         made[f"{prefix}.{name}{i or ''}".lstrip(".")] = t.detach().clone()
     return made

@@ -32,7 +32,10 @@ def is_in_folder(name: str | None) -> TypeGuard[str]:
 
 
 def existing_path(path: Path, what: str) -> Path:
-    """The path, where there is one. Raises FileNotFoundError, which says that nothing is read from a network."""
+    """The path, where there is one.
+
+    Raises FileNotFoundError, which says that nothing is read from a network, and ValueError for a pipe or device.
+    """
     if is_special(path):
         raise ValueError(f"{what}: {path} {SPECIAL}")
     if path.exists():

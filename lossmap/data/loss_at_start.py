@@ -20,11 +20,9 @@ from torch import Tensor
 from lossmap.copies import lazy_copy
 from lossmap.data.batches import Batch, FixedBatches, samples_in
 from lossmap.data.borrow import named_tensors
-from lossmap.data.loss_check import ROUNDING, few_samples
+from lossmap.data.loss_check import few_samples, rounding_of
 from lossmap.data.problem import Problem, temporary_parameters
 from lossmap.seeding import same_random_state
-
-COARSE = 2e-2  # relative rounding of precisions below float32
 
 
 @dataclass(frozen=True)
@@ -61,7 +59,7 @@ class LossAtStart:
                 end = _loss(look.problem, look.batch, look.weights)
             except Exception as error:  # user code may raise any exception
                 return f"{_was(look)}, and fails at its end with {type(error).__name__}: {error}; {_ADVICE}"
-            if not _agree(look.start, end, _tolerance(look.problem)):
+            if not _agree(look.start, end, rounding_of(look.problem.model)):
                 return f"{_was(look)}, and {end:.8g} at its end; {_ADVICE}"
         return None
 
@@ -102,11 +100,6 @@ _ADVICE = (
 def _few(problem: Problem) -> Batch:
     data: Any = problem.data
     return min(data.batches, key=samples_in) if isinstance(data, FixedBatches) else few_samples(problem)
-
-
-def _tolerance(problem: Problem) -> float:
-    dtypes = {p.dtype for p in problem.model.parameters() if p.is_floating_point()}
-    return max((ROUNDING.get(dtype, COARSE) for dtype in dtypes), default=ROUNDING[torch.float32])
 
 
 def _agree(a: float, b: float, tolerance: float) -> bool:

@@ -30,7 +30,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from lossmap.data.batch_marks import marked
@@ -66,13 +66,17 @@ SOME_SAMPLES = 64  # the same of costly models
 CHEAP = 10_000_000  # parameters times numbers of a sample, up to which a model is none
 OWN_TOLERANCE = 1e-4  # relative, of such a batch in the model's own precision, beyond which float64 decides
 MAX_COPIED = 50_000_000  # parameters of a model that is copied into float64
-ROUNDING = {
-    torch.float64: 1e-9,
-    torch.float32: 2e-5,
-}  # relative to the summed sizes of the parts; other precisions 2e-2
+ROUNDING = {torch.float64: 1e-9, torch.float32: 2e-5}  # relative to the summed sizes of the parts
+COARSE = 2e-2  # the same in other precisions
 MAX_LOSS_ROUNDING = 0.01  # relative difference of the loss in two precisions that is not mentioned
 REPEATS = 8  # evaluations of one batch that must agree where the loss is unusual, or its random numbers are fixed
 MEAN, SUM, COUPLED, RANDOM = range(4)  # what a loss is, the more cautious the later
+
+
+def rounding_of(model: nn.Module) -> float:
+    """The relative difference of two losses of a model that rounding explains, by its coarsest precision."""
+    dtypes = {p.dtype for p in model.parameters() if p.is_floating_point()}
+    return max((ROUNDING.get(dtype, COARSE) for dtype in dtypes), default=ROUNDING[torch.float32])
 
 
 @dataclass(frozen=True)
@@ -200,8 +204,7 @@ def _with_data_told(problem: Problem, probe: _Probe) -> Problem:
 def _refuse_stale_memo(problem: Problem) -> None:
     """Raises ValueError where an earlier pass has left something that is made of the weights, and is not made anew."""
     # of the model itself: nothing is kept yet for a copy in another precision
-    batch, dtypes = few_samples(problem), {p.dtype for p in problem.model.parameters() if p.is_floating_point()}
-    tolerance = max((ROUNDING.get(dtype, 2e-2) for dtype in dtypes), default=2e-5)
+    batch, tolerance = few_samples(problem), rounding_of(problem.model)
     name = stale_memo(problem, batch, tolerance)
     if name is not None:
         raise ValueError(
@@ -286,8 +289,7 @@ class _Probe:
         twin = _in_float64(problem, self.batch)
         if twin is not None:
             self.problem, self.batch = twin
-        dtypes = {p.dtype for p in self.problem.model.parameters() if p.is_floating_point()}
-        self.tolerance = max((ROUNDING.get(dtype, 2e-2) for dtype in dtypes), default=2e-5)
+        self.tolerance = rounding_of(self.problem.model)
         self.moved: dict[str, Tensor] = {}  # weights at which the loss is looked at; else the model's own
 
     def total(self, indices: list[int] | None = None) -> float:

@@ -39,6 +39,7 @@ from lossmap.data.borrow import (
     STANDARD,
     ModuleState,
     copy_of,
+    entries_of,
     restore_entries,
     temporary_parameters,
 )
@@ -154,7 +155,7 @@ def _stand_for_weights(group: Sequence[_Memo], entirely: bool, problem: Problem,
     The former weights that a penalty holds the present ones to are missing nowhere at the weights themselves either,
     and the loss depends on all parameters with them.
     """
-    if any(isinstance(t, Tensor) and t.grad_fn is not None for memo in group for t in _entries(memo.value)):
+    if any(isinstance(t, Tensor) and t.grad_fn is not None for memo in group for t in entries_of(memo.value)):
         return True
     parameters = [p for p in problem.model.parameters() if p.requires_grad]
     with temporary_parameters(problem.model, moved_weights(problem.model)), _restored(problem.model):
@@ -164,13 +165,6 @@ def _stand_for_weights(group: Sequence[_Memo], entirely: bool, problem: Problem,
                 return bool(_reached(problem, batch, parameters) - before) or not parameters
         except Exception:  # user code may raise any exception
             return True
-
-
-def _entries(value: Any) -> list[Any]:
-    """What a container holds; any other value by itself."""
-    if isinstance(value, dict):
-        return list(value.values())
-    return list(value) if isinstance(value, (*CONTAINERS, tuple)) else [value]
 
 
 def _reached(problem: Problem, batch: Batch, parameters: Sequence[Tensor]) -> set[int]:
@@ -359,7 +353,7 @@ def _numbers_in(value: Any, depth: int = MAX_DEPTH) -> list[Any]:
         return [torch.tensor(value)]
     if not isinstance(value, (*CONTAINERS, tuple)) or not depth:
         return []
-    return [n for each in _entries(value) for n in _numbers_in(each, depth - 1)]
+    return [n for each in entries_of(value) for n in _numbers_in(each, depth - 1)]
 
 
 def _differ(here: Sequence[Tensor], there: Sequence[Tensor], tolerance: float) -> bool:
