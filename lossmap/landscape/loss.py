@@ -148,8 +148,6 @@ class LossMap:
 
     def __call__(self, point: Point) -> dict[str, float]:
         """Read the losses at a point. Every rank of a team calls with the same point and gets the same reading."""
-        if self._has_whole and float(self.total(torch.ones(1, dtype=torch.float64))) > 1.0:
-            raise ValueError("a metric that is no mean over samples cannot be shared by a team of ranks: --team 1")
         origin = self.plane.origin
         with torch.inference_mode(False), torch.no_grad():  # what is made here, the model may keep
             tensors = self.plane.at(point)
@@ -303,6 +301,10 @@ def losses(
     problems = {split: check_loss(p, total=total) for split, p in problems.items()}
     if len({id(p.model) for p in problems.values()}) != 1:
         raise ValueError("the problems of a survey must share one model; got several")
+    has_whole = any(m.whole for p in problems.values() for m in p.metrics.values())
+    ranks, of_all = total(torch.tensor([1.0, float(has_whole)], dtype=torch.float64)).tolist()
+    if ranks > 1 and of_all:
+        raise ValueError("a metric that is no mean over samples cannot be shared by a team of ranks: --team 1")
     first = next(iter(problems.values()))
     if plan is None:
         plan = way
@@ -418,7 +420,10 @@ class _Trial:
         data = self.problem.data
         if plan.batch_size < data.samples:
             data = data.share(0, max(1, data.samples // plan.batch_size))
-        return LossMap({"train": self.problem.with_data(data)}, self.plane, plan, autocast=self.autocast)
+        # a metric of all samples at once may fail on a part of them
+        metrics = {name: m for name, m in self.problem.metrics.items() if m.whole is None}
+        few = replace(self.problem, data=data, metrics=metrics)
+        return LossMap({"train": few}, self.plane, plan, autocast=self.autocast)
 
     def seconds(self, plan: ForwardPlan) -> float:
         """Per sample: the smallest of three passes after one to warm up; of one where it takes half a second."""

@@ -1,11 +1,14 @@
 """A user's metric gives one number for any cut into batches: as a mean over samples, or of all samples at once."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lossmap.data.criteria import NoNumber
+from lossmap.data.batches import FixedBatches
+from lossmap.data.criteria import Metric, NoNumber
 from lossmap.data.loss_check import check_loss
 from lossmap.data.problem import Problem
 from lossmap.geometry.directions import random_plane
@@ -101,9 +104,52 @@ def test_a_metric_of_several_numbers_is_refused_before_the_survey():
         check_loss(problem)
 
 
+def fails(outputs, targets):
+    raise KeyError("no such class")
+
+
+def wants_many(outputs, targets):
+    if len(outputs) < 40:
+        raise ValueError("too few samples")
+    return (outputs.argmax(1) == targets).double().mean()
+
+
+@pytest.mark.parametrize("plan", [None, {"batch_size": 8}])
+def test_a_metric_that_always_fails_is_named_before_the_first_point(plan):
+    model, x, y = classifier()
+    problem = Problem.supervised(model, "crossentropy", (x, y), metrics={"broken": fails})
+    with pytest.raises(ValueError, match="the metric broken fails: KeyError: 'no such class'"):
+        losses(problem, random_plane(model, axes=1), plan=plan)
+
+
+@pytest.mark.parametrize("metric", [fails, Metric(lambda f, batch: fails(f, batch[1]), "1", "own")])
+def test_also_where_batches_are_not_cut_or_it_is_a_sum_of_its_own(metric):
+    model, x, y = classifier(12)
+    problem = Problem.supervised(model, "crossentropy", (x, y), metrics={"broken": metric})
+    with pytest.raises(ValueError, match="the metric broken fails: KeyError"):
+        check_loss(replace(problem, data=FixedBatches(((x, y),))))
+
+
+@pytest.mark.parametrize("plan", [None, {"batch_size": 8}])
+def test_a_metric_that_fails_on_few_samples_alone_is_taken_over_all(plan):
+    model, x, y = classifier()
+    problem = Problem.supervised(model, "crossentropy", (x, y), metrics={"many": wants_many})
+    read = losses(problem, random_plane(model, axes=1), plan=plan)((0.0,))
+    assert read["train_many"] == pytest.approx(float((model(x).argmax(1) == y).double().mean()))
+
+
+def test_a_metric_that_changes_the_outputs_is_refused():
+    def doubled(outputs, targets):
+        return outputs.mul_(2.0).mean()
+
+    model, x, y = classifier()
+    problem = Problem.supervised(model, "crossentropy", (x, y), metrics={"doubled": doubled, "two": among_two})
+    with pytest.raises(ValueError, match="the metric doubled changes the outputs in place"):
+        check_loss(problem)
+
+
 def test_a_team_does_not_share_a_metric_of_all_samples():
     model, x, y = classifier()
     problem = Problem.supervised(model, "crossentropy", (x, y), metrics={"f1": f1})
-    measure = losses(problem, random_plane(model, axes=1), plan={"batch_size": 8}, total=lambda t: 2 * t)
     with pytest.raises(ValueError, match="--team 1"):
-        measure((0.0,))
+        losses(problem, random_plane(model, axes=1), plan={"batch_size": 8}, total=lambda t: 2 * t)
