@@ -1,7 +1,9 @@
 """A rank's part of a campaign: prepare members, evaluate their points, finish them; each task becomes one message.
 
 A rank keeps the member that it works at, and the one before, ready to be evaluated (model, data, plane), since most of
-its next points are of the same member. Whatever a member's own code raises is a failure of that task alone.
+its next points are of the same member. Whatever a member's own code raises is a failure of that task alone. Whether a
+member's loss is still the same function is looked at after its last points, and before whenever the points since took
+`POINTS_PER_LOOK` times as long as a look.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from lossmap.campaign.member import Member, Prepared, Site, Work
 from lossmap.geometry.grid import Grid
 from lossmap.interrupt import Interrupted
 from lossmap.io.journal import Busy
+from lossmap.landscape.run_survey import loss_at_start
 from lossmap.landscape.survey_file import open_survey_file, stored_choice
 from lossmap.parallel.evaluate import PointEvaluator
 from lossmap.parallel.messages import DONE, FAILED, INTERRUPTED, Message
@@ -29,6 +32,7 @@ logger = logging.getLogger("lossmap")
 
 PREPARE, POINT, FINISH = range(3)
 MAX_READY = 2  # members that a rank keeps ready: the present one, and one whose lost point it was given
+POINTS_PER_LOOK = 50  # seconds of points, in those of a look at the loss, between two such looks
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,7 @@ class Assignment:
     point    its flat index
     state    in which an earlier run left it, or None
     chosen   what a probe chose for the measure when the member was prepared
+    last     whether every point of this pass is with some rank
     """
 
     kind: int
@@ -51,6 +56,21 @@ class Assignment:
     point: int = 0
     state: Any = None
     chosen: Mapping[str, Any] | None = None
+    last: bool = False
+
+
+@dataclass(frozen=True)
+class PointAnswer:
+    """The answer to POINT.
+
+    reading  what was measured
+    notes    what the measure has to say of it
+    changed  how the member's loss is another than when this rank began with it, or None
+    """
+
+    reading: Mapping[str, Any]
+    notes: tuple[str, ...] = ()
+    changed: str | None = None
 
 
 @dataclass(frozen=True)
@@ -102,6 +122,23 @@ def work_of(member: Member) -> Work:
     return SurveyWork(cast(Callable[[], tuple[Any, Grid]], member.build))
 
 
+class _Looks:
+    """Looks at a member's loss on this rank, from its first point on: whether it is still the same function."""
+
+    def __init__(self, measure: Any) -> None:
+        began = time.perf_counter()
+        self._at_start = loss_at_start(measure)
+        self._price, self._since = time.perf_counter() - began, 0.0
+
+    def after(self, seconds: float, last: bool) -> str | None:
+        """How the loss has changed, looked at after a point of so many seconds where that is due, or is the `last`."""
+        self._since += seconds
+        if self._at_start is None or not (last or self._since >= POINTS_PER_LOOK * self._price):
+            return None
+        self._since = 0.0
+        return self._at_start.change()
+
+
 class MemberEvaluator:
     """Does the tasks that rank 0 dispatches: it is the pool's `Evaluator`.
 
@@ -115,7 +152,7 @@ class MemberEvaluator:
         self.stop, self.machine, self.point_timeout = stop, machine, point_timeout
         self.note: Callable[[str], None] = logger.warning
         self._ready: OrderedDict[str, Prepared] = OrderedDict()
-        self._evaluators: dict[tuple[str, str], PointEvaluator] = {}
+        self._evaluators: dict[tuple[str, str], tuple[PointEvaluator, _Looks]] = {}
 
     def __call__(self, index: int, state: Assignment) -> Message:
         """Do a task: (DONE, index, reading, seconds), (FAILED, index, text) or (INTERRUPTED, index, state)."""
@@ -163,12 +200,19 @@ class MemberEvaluator:
         work_of(assignment.member).finish(self._site(assignment, creates=True))
 
     def _point(self, index: int, assignment: Assignment) -> Message:
-        evaluate = self._evaluator(assignment)
-        evaluate.note = self.note
+        evaluate, looks = self._evaluator(assignment)
+        notes: list[str] = []
+        evaluate.note = notes.append
         kind, _, *content = evaluate.evaluate(assignment.point, assignment.state)
-        return kind, index, *content
+        if kind != DONE:
+            for text in notes:
+                self.note(f"{assignment.member.name}: {text}")
+            return kind, index, *content
+        reading, seconds = content
+        answer = PointAnswer(reading, tuple(notes), looks.after(seconds, assignment.last))
+        return DONE, index, answer, seconds
 
-    def _evaluator(self, assignment: Assignment) -> PointEvaluator:
+    def _evaluator(self, assignment: Assignment) -> tuple[PointEvaluator, _Looks]:
         key = (assignment.member.digest, assignment.measure)
         prepared = self._ready.get(assignment.member.digest)
         if prepared is None:
@@ -182,7 +226,8 @@ class MemberEvaluator:
             if assignment.chosen and hasattr(measure, "with_choice"):
                 measure = measure.with_choice(assignment.chosen)
             sizes = {field.name: field.extra[1] if field.extra else 1 for field in measure.fields}
-            self._evaluators[key] = PointEvaluator(measure, prepared.grid.point, sizes, self.team, self.point_timeout)
+            evaluate = PointEvaluator(measure, prepared.grid.point, sizes, self.team, self.point_timeout)
+            self._evaluators[key] = evaluate, _Looks(measure)
         return self._evaluators[key]
 
     def _keep(self, digest: str, prepared: Prepared) -> None:

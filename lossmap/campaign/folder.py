@@ -97,6 +97,22 @@ class CampaignFolder:
         """Let a member be begun again."""
         self._beside(digest, "failed").unlink(missing_ok=True)
 
+    def discard_change(self, digest: str) -> bool:
+        """Let a member begin anew whose loss changed while it was measured; whether it was such a one.
+
+        Its points are of several functions, so that none of them is kept.
+        """
+        path = self.result(digest)
+        try:
+            surface = read(path)
+        except (NotASurface, OSError):
+            return False
+        if not any(surface.change_of(name) for name in surface.status) or is_being_written(path):
+            return False
+        for stale in (journal_of(path), path, self._beside(digest, "done")):
+            stale.unlink(missing_ok=True)
+        return True
+
     def remember(self, digest: str) -> None:
         """Add what a member's files say to the index, so that no later command need read them."""
         stamp = self._stamps(digest).get(digest)
@@ -220,7 +236,8 @@ def _state_of(surface: Surface, failure: str, is_done: bool) -> MemberState:
     outcome = next((word for word in (UNFINISHED, FAILED) if word in outcomes), COMPLETE)
     if outcome != UNFINISHED and not is_done:
         outcome = UNFINISHED
-    reason = next((f.reason for f in surface.failures), "")
+    reason = next(filter(None, (surface.change_of(name) for name in surface.status)), "")
+    reason = reason or next((f.reason for f in surface.failures), "")
     if failure:
         outcome, reason = FAILED, failure
     return MemberState(

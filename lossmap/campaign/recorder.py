@@ -18,13 +18,14 @@ from typing import Any
 
 import numpy as np
 
-from lossmap.campaign.evaluate import FINISH, POINT, PREPARE, Assignment, Preparation
+from lossmap.campaign.evaluate import FINISH, POINT, PREPARE, Assignment, PointAnswer, Preparation
 from lossmap.campaign.folder import CampaignFolder
 from lossmap.campaign.member import Member
 from lossmap.campaign.queue import CampaignQueue
 from lossmap.io.read import Busy, NotASurface, Refused, SurfaceFile, read
+from lossmap.io.surface import CHANGED
 from lossmap.landscape import audit_loop
-from lossmap.landscape.survey_recorder import Progress, Recorder
+from lossmap.landscape.survey_recorder import MAX_STORED_NOTES, Progress, Recorder
 from lossmap.parallel.dispatcher import PointFailure
 from lossmap.parallel.work_queue import WorkQueue
 
@@ -48,6 +49,8 @@ class _Open:
     task: int = 0  # of its preparation
     left: int = 0  # points of the present pass that are not settled
     before: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))  # points of the audit so far
+    notes: list[str] = field(default_factory=list)  # on the present pass
+    changed: set[str] = field(default_factory=set)  # measures whose loss is another one by now
 
 
 class CampaignRecorder:
@@ -75,6 +78,7 @@ class CampaignRecorder:
         self.members = {member.digest: member for member in members}
         self.ended: set[str] = set()
         self.failed: set[str] = set()
+        self.left_out: set[str] = set()  # at their end for this run, since another process computes them
         self._tasks: dict[int, tuple[int, Member]] = {}  # task index -> PREPARE or FINISH, and of whom
         self._open: dict[int, _Open] = {}  # by the offset of the present pass
         self._queue = CampaignQueue(0)
@@ -104,10 +108,10 @@ class CampaignRecorder:
         one = self._pass_of(index)
         if one is None or one.recorder is None:
             raise RuntimeError(f"task {index} belongs to no open member")
-        point = index - one.offset
+        point, batch = index - one.offset, self._queue.batch_at(index)
         return Assignment(
             POINT, one.member, one.store.path, one.measure, point, one.recorder.saved_state(point),
-            one.store.settings(one.measure).get("chosen"),
+            one.store.settings(one.measure).get("chosen"), last=batch is None or not batch.unassigned,
         )  # fmt: skip
 
     def _add_task(self, kind: int, member: Member) -> None:
@@ -123,7 +127,7 @@ class CampaignRecorder:
         if index not in self._tasks:
             one = self._pass_of(index)
             if one is not None and one.recorder is not None:
-                one.recorder.record(index - one.offset, reading, seconds, rank)
+                self._record_point(one, index - one.offset, reading, seconds, rank)
                 self._settled(one)
             return
         kind, member = self._tasks[index]
@@ -131,6 +135,23 @@ class CampaignRecorder:
             self._end(member)
         else:
             self._begin(member, reading, index)
+
+    def _record_point(self, one: _Open, point: int, answer: PointAnswer, seconds: float, rank: int) -> None:
+        if one.recorder is None:  # pragma: no cover
+            raise RuntimeError("a point of no pass")
+        one.recorder.record(point, dict(answer.reading), seconds, rank)
+        for text in answer.notes:
+            self._note(one, text)
+            self.announce(f"{one.member.name}: {text}")
+        if answer.changed is not None and one.measure not in one.changed:
+            one.changed.add(one.measure)
+            one.store.note(**{f"{one.measure}{CHANGED}": answer.changed})
+            self.announce(f"{one.member.name}, on rank {rank}: {answer.changed}")
+
+    def _note(self, one: _Open, text: str) -> None:
+        """Keep a text among the notes of the measure that is evaluated."""
+        one.notes = [*one.notes, text][-MAX_STORED_NOTES:]
+        one.store.note(**{f"{one.measure}_notes": "\n".join(one.notes)})
 
     def fail(self, failure: PointFailure, final: bool) -> None:
         if failure.index not in self._tasks:
@@ -155,7 +176,7 @@ class CampaignRecorder:
     def note(self, text: str) -> None:
         for one in self._open.values():
             if one.recorder is not None:
-                one.store.note(**{f"{one.measure}_notes": text})
+                self._note(one, text)
         self.announce(text)
 
     def announce(self, text: str) -> None:
@@ -197,6 +218,7 @@ class CampaignRecorder:
         if preparation.busy:
             self.announce(f"{member.name} is left out: {preparation.busy}")
             self.ended.add(member.digest)
+            self.left_out.add(member.digest)
         elif not preparation.measures:
             self._add_task(FINISH, member)
         else:
@@ -258,7 +280,7 @@ class CampaignRecorder:
     def _begin_pass(self, one: _Open, measure: str, points: np.ndarray | None) -> None:
         """Dispatch the points of a measure that are not yet done; where there are none, go on at once."""
         grid = one.store.surface().grid
-        one.measure = measure
+        one.measure, one.notes = measure, []
         one.recorder = Recorder(one.store, measure, grid, None, self.ranks, points, self.retry_failed)
         order = one.recorder.order
         one.left = len(order)
@@ -316,7 +338,7 @@ class CampaignRecorder:
         if self._progress is None:
             return
         seconds = self._last_report - self._start
-        done = len(self.ended - self.failed)
+        done = len(self.ended - self.failed - self.left_out)
         rate = done / seconds if seconds > 0 else 0.0
         failed, total = len(self.failed), len(self.members)
         self._progress(Progress("campaign", done, failed, total, rate, seconds, self.ranks, note))

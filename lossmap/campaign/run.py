@@ -8,6 +8,7 @@ Price beside the measures: each member's file is written three times; benchmarks
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
@@ -26,6 +27,8 @@ from lossmap.parallel.messages import WorkerLost
 from lossmap.parallel.pool import lead, leave, work
 from lossmap.parallel.shutdown import Stop
 from lossmap.parallel.world import World
+
+logger = logging.getLogger("lossmap")
 
 
 @checked_keywords
@@ -145,6 +148,8 @@ def _to_do(members: Sequence[Member], folder: CampaignFolder, retry_failed: bool
         state = states[member.digest]
         if retry_failed and state.outcome == "failed":
             folder.forget_failure(member.digest)
+            if folder.discard_change(member.digest):
+                logger.warning("%s begins anew: its loss changed while it was measured", member.name)
         elif state.at_end:
             continue
         to_do.setdefault(member.digest, member)

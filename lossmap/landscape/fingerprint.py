@@ -133,15 +133,23 @@ def source_files(problems: Mapping[str, Problem], files: Iterable[Path] = ()) ->
     return sorted(named)[:MAX_SOURCES]
 
 
+_installed: dict[str, Any] = {}  # modules that were found to be installed, thousands of them: they stay so
+
+
 def _own_modules() -> Iterator[tuple[str, Any, str]]:
     """(name, module, file) of what was imported from files that are not installed."""
     prefixes = installed_prefixes()
     for name, module in list(sys.modules.items()):
+        if _installed.get(name) is module:
+            continue
         # not by getattr, at which a module that is loaded when it is first used would load; and by the name of the file
         # alone: to follow the links of two thousand of them takes longer than all the rest
         file = getattr(module, "__dict__", {}).get("__file__")
-        if isinstance(file, str) and not file.startswith(prefixes):
-            yield name, module, file
+        if isinstance(file, str):
+            if file.startswith(prefixes):
+                _installed[name] = module
+            else:
+                yield name, module, file
 
 
 _seen: dict[Path, tuple[Any, str]] = {}  # by file: the import that ran it, and its SHA-256 then

@@ -270,7 +270,7 @@ def _evaluate_points(
         watchdog = WATCHDOG_FACTOR * point_timeout
     sizes = {field.name: field.extra[1] if field.extra else 1 for field in measure.fields}
     evaluate = PointEvaluator(measure, grid.point, sizes, team, watchdog)
-    at_start = _loss_at_start(measure)
+    at_start = loss_at_start(measure)
     if world.rank != 0:
         work(world, evaluate, stop)
         _gather_changes(world, at_start)
@@ -301,7 +301,7 @@ def _checked_indices(points: Iterable[int] | None, grid: Grid) -> np.ndarray | N
     return indices
 
 
-def _loss_at_start(measure: Any) -> LossAtStart | None:
+def loss_at_start(measure: Any) -> LossAtStart | None:
     """The losses that the measure reads as they are now on this rank; None of one that reads none."""
     problems = measured_problems(measure)
     if not problems:
