@@ -27,6 +27,7 @@ from lossmap.callbacks.optimizer import StepRule, step_rule
 from lossmap.callbacks.preconditioned import PreconditionedOperator
 from lossmap.curvature.autotune import prepare
 from lossmap.curvature.gradient import loss_and_gradient
+from lossmap.curvature.gradient_check import check_gradient
 from lossmap.curvature.hvp_plan import HvpPlan, ProductCheck, backend_of
 from lossmap.curvature.linearized_operator import OperatorFactory
 from lossmap.data.problem import Problem
@@ -105,7 +106,8 @@ class Measurement:
     backend         of products
     seed            of random starts and probes
     check           whether products are first compared with differences of the gradient (`curvature.product_check`),
-                    at the price of a hundred gradients, or of thousands where the loss has a kink at the start
+                    at the price of a hundred gradients, or of thousands where the loss has a kink at the start; else
+                    the gradient alone, with differences of the loss: two of them and eight passes over six samples
     memory          bytes that a search may take
 
     A working state: it keeps the last eigenvectors. Raises ValueError, when made, for a model that cannot be
@@ -131,7 +133,9 @@ class Measurement:
         check = self.check or ProductCheck()
         with undisturbed(self.problem.model):
             self.factory = prepare(self.problem, self.parameters, backend=self.backend, plan=plan, check=check)
-        self.problem = self.factory.problem
+            self.problem = self.factory.problem
+            if not self.check:
+                check_gradient(self.problem, self.parameters)
 
     @property
     def fields(self) -> tuple[Field, ...]:

@@ -50,6 +50,17 @@ def embedding(
     return F.embedding(input, weight, None, max_norm, norm_type, scale_grad_by_freq, False)
 
 
+def embedding_of_weight(
+    weight: Tensor,
+    indices: Tensor,
+    padding_idx: int = -1,
+    scale_grad_by_freq: bool = False,
+    sparse: bool = False,
+) -> Tensor:
+    """The same as `torch.embedding` takes it."""
+    return torch.embedding(weight, indices, -1, scale_grad_by_freq, False)
+
+
 def embedding_bag(
     input: Tensor,
     weight: Tensor,
@@ -184,10 +195,16 @@ def segment_reduce(
     return result.reshape(*batch, segments, *rest)
 
 
+TABLES: dict[Callable[..., Any], Callable[..., Any]] = {
+    F.embedding: embedding,
+    torch.embedding: embedding_of_weight,
+    torch.ops.aten.embedding: embedding_of_weight,
+    torch.ops.aten.embedding.default: embedding_of_weight,
+}
 FORMULAS: dict[Callable[..., Any], Callable[..., Any]] = {
     torch._weight_norm: weight_norm,
     F.hardsigmoid: hardsigmoid,
-    F.embedding: embedding,
+    **TABLES,
     F.embedding_bag: embedding_bag,
     F.huber_loss: huber_loss,
     F.smooth_l1_loss: smooth_l1_loss,
@@ -212,4 +229,4 @@ class ByFormula(TorchFunctionMode):
 class PlainTables(ByFormula):
     """Embeddings alone, so that the first derivative is that of the loss also where `padding_idx` stands in a text."""
 
-    formulas: Mapping[Any, Callable[..., Any]] = {F.embedding: embedding}
+    formulas: Mapping[Any, Callable[..., Any]] = TABLES

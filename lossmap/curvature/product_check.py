@@ -573,7 +573,7 @@ class _Judge:
         references = [Reference.along(few, v, gradient, loss, resolution) for v in self.vectors(few)]
         # along the gradient itself first, which is another copy of a large model's weights
         steepest = few.parts(lambda i, t: gradient[i] * ((norm(t) or 1.0) / (norm(gradient[i]) or 1.0)))
-        errors = [_LossAlong.along(few, steepest, gradient, loss, resolution).judge_gradient()]
+        errors = [LossAlong.along(few, steepest, gradient, loss, resolution).judge_gradient()]
         gradient, steepest = [], []
         errors += [r.judge_gradient() for r in references]
         if None in errors:
@@ -803,7 +803,7 @@ def difference_of(a: Callable[[Tensor], Tensor], b: Callable[[Tensor], Tensor]) 
     return lambda v: a(v) - b(v)
 
 
-class _LossAlong(Reference):
+class LossAlong(Reference):
     """A reference for the gradient alone: differences of the loss."""
 
     def at(self, h: float) -> tuple[Parts, float]:

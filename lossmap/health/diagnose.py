@@ -20,13 +20,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from lossmap.curvature.gradient_check import check_gradient
 from lossmap.curvature.per_sample_gradients import gradient_covariance
 from lossmap.data.batches import Resident, Streamed
 from lossmap.data.criteria import Criterion
@@ -195,6 +196,7 @@ def diagnose(
         parts = fit.parts
         if fit.cuts:
             run.skipped["budget"] = "; ".join(fit.cuts)
+    of_gradient = _OfGradient(subset_problem, parameters)
     with temporary_parameters(problem.model, {}):
         weights = run.attempt("weights", "weights", lambda: singular_values(problem.model))
         measured = Measurements(
@@ -203,8 +205,8 @@ def diagnose(
             samples=problem.data.samples,
             weights=weights,
             tails=_tails(run, weights, seed),
-            gradients=run.attempt("gradients", "gradients", lambda: gradient_covariance(subset_problem, parameters)),
-            gradient_norms=run.attempt("gradient norms", "signals", lambda: gradient_norms(problem, parameters)) or {},
+            gradients=run.attempt("gradients", "gradients", lambda: of_gradient(gradient_covariance, subset_problem)),
+            gradient_norms=run.attempt("gradient norms", "signals", lambda: of_gradient(gradient_norms, problem)) or {},
             spectrum=run.attempt("hessian", "hessian", lambda: _spectrum_of(subset_problem, parameters, parts, seed)),
             collapse=run.attempt("collapse", "collapse", lambda: neural_collapse(problem, layer=layer)),
             activity=run.attempt("signals", "signals", lambda: activation_statistics(problem)),
@@ -243,6 +245,32 @@ class _Examinations:
         except (ValueError, ArithmeticError, RuntimeError, NotImplementedError) as error:
             self.skipped[name] = str(error).split("\n")[0] or type(error).__name__
             return None
+
+
+@dataclass(frozen=True)
+class _OfGradient:
+    """Makes what rests on the gradient alone, where that is the loss's own.
+
+    problem  over whose samples, by parameters, it is checked, once
+    """
+
+    problem: Problem
+    parameters: str
+
+    def __call__(self, examine: Callable[[Problem, str], T], problem: Problem) -> T:
+        """What `examine` returns. Raises ValueError for a gradient that is not that of the loss."""
+        if self.refusal is not None:
+            raise self.refusal
+        return examine(problem, self.parameters)
+
+    @cached_property
+    def refusal(self) -> ValueError | None:
+        """Why the gradient is refused; None where it is not."""
+        try:
+            check_gradient(self.problem, self.parameters)
+        except ValueError as error:
+            return error
+        return None
 
 
 def _tails(run: _Examinations, weights: SingularValueTable | None, seed: int) -> dict[str, PowerLawTail]:

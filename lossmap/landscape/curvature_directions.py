@@ -8,6 +8,7 @@ from torch import Tensor
 
 from lossmap.curvature.build import build_operator
 from lossmap.curvature.gradient import loss_and_gradient
+from lossmap.curvature.gradient_check import check_gradient
 from lossmap.data.problem import Problem, temporary_parameters
 from lossmap.geometry.parameter_vector import Layout
 from lossmap.linalg.lanczos import extremes
@@ -25,8 +26,8 @@ def curved_direction(
     seed        of the eigenvectors' start
     parameters  to differentiate by; by default all for the gradient, the weights for the Hessian
 
-    Raises ValueError where the gradient is zero, or for another kind; FloatingPointError where the loss or its
-    derivatives are not finite.
+    Raises ValueError where the gradient is zero or not that of the loss, or for another kind; FloatingPointError where
+    the loss or its derivatives are not finite.
     """
     if kind == "gradient":
         return _gradient_direction(problem, parameters or "all")
@@ -41,6 +42,7 @@ def curved_direction(
 
 
 def _gradient_direction(problem: Problem, parameters: str) -> tuple[Tensor, Layout]:
+    check_gradient(problem, parameters)
     loss, gradient, layout = loss_and_gradient(problem, parameters)
     if not isfinite(loss):
         raise FloatingPointError(f"the loss is {loss} at these parameters: no direction can be made of its gradient")

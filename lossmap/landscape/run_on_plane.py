@@ -21,6 +21,7 @@ import numpy as np
 import torch
 
 from lossmap.curvature.gradient import loss_and_gradient
+from lossmap.curvature.gradient_check import check_gradient
 from lossmap.data.problem import Problem, temporary_parameters
 from lossmap.geometry.directions import Named, Plane, difference, origin_of
 from lossmap.geometry.grid import Grid, window_around
@@ -73,6 +74,8 @@ def _cosines(problem: Problem, whole: Named, states: Sequence[Named], parameters
         own = {name: here[name].to(w.device, w.dtype).view(w.shape) for name, w in whole.items()}
         try:
             with temporary_parameters(problem.model, own):
+                if t == 0:
+                    check_gradient(problem, parameters)
                 found = loss_and_gradient(problem, parameters)
         except (FloatingPointError, RuntimeError, ValueError) as error:
             reason = str(error).partition("\n")[0]
