@@ -25,6 +25,7 @@ ORDER = (
     "callbacks",
     "checks",
     "identity",
+    "draw",
     "interpolation",
     "farm",
     "planted",

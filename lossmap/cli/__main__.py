@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import gc
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from typing import Any
 
 from lossmap.cli import COMMANDS
 from lossmap.cli.entry_point import command_words, launched_rank
@@ -36,6 +38,21 @@ def unknown_command(name: str) -> str:
     return f"unknown command {name!r}; see lossmap --help"
 
 
+def _imported_for_good(module: str) -> Any:
+    """A module, imported into a process that does nothing else but its command.
+
+    The collector of reference cycles never looks at what is imported, which lives as long as the process does: looking
+    again and again at all of matplotlib is a good part of what `lossmap draw` takes (`benchmarks/draw.py`).
+    """
+    gc.disable()
+    try:
+        loaded = import_module(module)
+    finally:
+        gc.freeze()
+        gc.enable()
+    return loaded
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the subcommand that is named first; returns its exit code, or 2 for a usage error."""
     words = command_words(argv)
@@ -58,7 +75,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if name in STOPPABLE or (name == "campaign" and {"run", "resume", "retry"} & set(rest[:3])):
         keep_signals()  # before torch is imported, which takes seconds
     module, function, _ = COMMANDS[name]
-    code: int = getattr(import_module(module), function)(rest)
+    loaded = import_module(module) if argv is not None else _imported_for_good(module)
+    code: int = getattr(loaded, function)(rest)
     if launched_rank() == 0:
         mark_end(code)
     return code

@@ -152,6 +152,23 @@ def test_python_m_lossmap_is_the_command():
     assert done.stdout.startswith("lossmap ")
 
 
+TWO_WAYS = """
+import gc, sys
+from lossmap.cli.__main__ import main
+frozen = [gc.get_freeze_count()]
+for words in (["status", "none.h5"], None):
+    sys.argv[1:] = ["status", "none.h5"]
+    main(words)
+    frozen.append(gc.get_freeze_count())
+print(frozen[0] == frozen[1] < frozen[2], gc.isenabled())
+"""
+
+
+def test_a_process_of_a_command_never_collects_what_it_imports_and_a_caller_in_python_is_left_alone():
+    run = subprocess.run([sys.executable, "-c", TWO_WAYS], capture_output=True, text=True, timeout=60)
+    assert run.stdout == "True True\n", run.stderr
+
+
 def test_every_command_that_stores_its_settings_can_be_resumed():
     assert set(SURVEYS | TASKS) == {
         name for name in WITH_SETTINGS if "defaults" in module_of(name).main.__wrapped__.__annotations__
