@@ -33,12 +33,14 @@ class Metric:
 
     total  (outputs, batch) -> its sum over the batch's samples, a scalar tensor
     whole  (outputs, targets) of all samples -> its value, where it is no mean over samples and `total` is not taken
+    count  batch -> the samples over which it is a mean, where these are not all
     """
 
     total: Callable[[Outputs, Batch], Tensor]
     unit: str
     long_name: str
     whole: Criterion | None = None
+    count: Callable[[Batch], int] | None = None
 
 
 @dataclass(frozen=True)
@@ -46,8 +48,8 @@ class CorrectClasses:
     """100 times the samples of a batch whose largest output is their target's; those without a class do not count.
 
     ignored  the target that the loss ignores; a negative one is no class either
-    scale    all samples over those that have a class, so that the mean is over these; None: not known, as of streamed
-             data, where a sample without a class makes the sum NaN
+    scale    all samples over those that have a class, so that the mean is over these; None: all have one, and a sample
+             without makes the sum NaN
     """
 
     ignored: int | None = None
@@ -63,6 +65,21 @@ class CorrectClasses:
         if self.scale is not None:
             return percent * self.scale
         return torch.where(classes.all(), percent, torch.nan)
+
+
+@dataclass(frozen=True)
+class WithClass:
+    """The samples of a batch that have a class.
+
+    ignored  the target that the loss ignores; a negative one is no class either
+    """
+
+    ignored: int | None
+
+    def __call__(self, batch: Batch) -> int:
+        """Their number."""
+        targets = targets_of(batch)
+        return int(are_classes(targets, self.ignored).sum()) if targets.dim() == 1 else samples_in(batch)
 
 
 ACCURACY = Metric(CorrectClasses(), "percent", "accuracy")
@@ -89,7 +106,8 @@ def accuracy_over(data: Batches, loss: str | Criterion) -> dict[str, Metric]:
         return {}
     ignored = ignored_target(loss)
     if isinstance(data, Streamed):
-        return {"acc": replace(ACCURACY, total=CorrectClasses(ignored))}
+        # who has a class is known when the last batch is read
+        return {"acc": replace(ACCURACY, total=CorrectClasses(ignored, 1.0), count=WithClass(ignored))}
     all_classes = torch.cat([are_classes(targets_of(batch), ignored) for batch in data])
     count = int(all_classes.sum())
     if count == 0:

@@ -480,14 +480,39 @@ def _all_of(batches: Batches) -> Any:
         return list(batches)
 
 
-def labels_within(batches: Batches, classes: int, ignored: int = -100) -> None:
-    """Raises ValueError where a whole-number target of samples in memory is not a class 0 to classes - 1.
+@dataclass(frozen=True)
+class LabelsWithin:
+    """A batch of streamed samples, asked as it is read: raises ValueError where a target is no class.
 
-    ignored  the target that the loss leaves out, as PyTorch's `ignore_index`
+    classes, ignored  as of `labels_within`
     """
-    if not isinstance(batches, Resident):
-        return
-    targets = targets_of(batches.tensors)
+
+    classes: int
+    ignored: int = -100
+
+    def __call__(self, batch: Batch) -> Batch:
+        """The batch."""
+        _batch_within(batch, self.classes, self.ignored)
+        return batch
+
+
+def labels_within(batches: Batches, classes: int, ignored: int = -100) -> Batches:
+    """The samples; raises ValueError where a whole-number target is not a class 0 to classes - 1.
+
+    classes  of the model
+    ignored  the target that the loss leaves out, as PyTorch's `ignore_index`
+
+    Streamed samples are asked batch by batch when they are read.
+    """
+    if isinstance(batches, Resident):
+        _batch_within(batches.tensors, classes, ignored)
+    if isinstance(batches, Streamed):
+        return replace(batches, fetch=MappedFetch(batches.fetch, LabelsWithin(classes, ignored)))
+    return batches
+
+
+def _batch_within(batch: Batch, classes: int, ignored: int) -> None:
+    targets = targets_of(batch)
     if not isinstance(targets, Tensor) or targets.is_floating_point():
         return
     counted = targets[targets != ignored]

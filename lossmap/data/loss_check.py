@@ -43,7 +43,7 @@ from lossmap.data.carried_state import carried_state
 from lossmap.data.checks import check_finite
 from lossmap.data.counters import moving_counters
 from lossmap.data.criteria import CorrectClasses, SupervisedLoss, takes_class_labels
-from lossmap.data.datasets import labels_within
+from lossmap.data.datasets import LabelsWithin, labels_within
 from lossmap.data.held_model import holds
 from lossmap.data.memos import kept_outside, stale_cache, stale_memo
 from lossmap.data.merged_layers import find_merged_layers
@@ -169,7 +169,9 @@ def _look(problem: Problem) -> tuple[Problem, _Probe, int]:
     if isinstance(problem.loss, SupervisedLoss) and takes_class_labels(problem.loss.loss):
         outputs = probe.outputs()
         if isinstance(outputs, Tensor) and outputs.dim() > 1:
-            labels_within(problem.data, outputs.shape[1], getattr(problem.loss.loss, "ignore_index", -100))
+            ignored = getattr(problem.loss.loss, "ignore_index", -100)
+            problem = problem.with_data(labels_within(problem.data, outputs.shape[1], ignored))
+            LabelsWithin(outputs.shape[1], ignored)(probe.own_batch)  # streamed ones are asked as they are read
     problem = _with_data_told(problem, probe)
     carried = carried_state(probe.problem, probe.batch, probe.tolerance)
     if carried is not None:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import copy
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from math import isnan
@@ -190,7 +190,7 @@ class LossMap:
 
     def _width(self, problem: Problem) -> int:
         """The entries of what `_pass` returns."""
-        return 2 + len(problem.metrics)
+        return 2 + len(problem.metrics) + len(_counted(problem))
 
     def _reading(self, sums: Sequence[Tensor]) -> dict[str, float]:
         """The fields, from the sums of `_pass` over each split and, within it, each realisation."""
@@ -200,7 +200,10 @@ class LossMap:
             rows = torch.stack([next(parts) for _ in realized])
             if float(rows[0, 0]) == 0:
                 raise ValueError("the data hold no sample")
-            values, errors = (rows[:, 1:] / rows[:, :1]).numpy(), None
+            numbers = rows[:, :1].repeat(1, 1 + len(realized[0].metrics))  # over which each is a mean
+            for k, name in enumerate(_counted(realized[0]), start=numbers.shape[1] + 1):
+                numbers[:, 1 + list(realized[0].metrics).index(name)] = rows[:, k]
+            values, errors = (rows[:, 1 : numbers.shape[1] + 1] / numbers).numpy(), None
             means = values[0]
             if len(realized) > 1:
                 means, errors = mean_and_error(values)
@@ -216,7 +219,7 @@ class LossMap:
         return torch.no_grad()  # not inference mode: what modules or functions keep of a pass must serve training too
 
     def _pass(self, problem: Problem) -> Tensor:
-        """(2 + metrics,) float64: samples, loss sum, metric sums; one pass over the data."""
+        """(2 + metrics + counted,) float64: samples, loss sum, metric sums, and samples of metrics that are of some."""
         model = problem.model if self._graph is None else self._graph
         kept: list[Batch] = []
         summed = torch.stack([self._read(problem, model, batch, kept) for batch in problem.data]).sum(0).cpu()
@@ -242,12 +245,13 @@ class LossMap:
         """What else is to be seen in the outputs of a batch: nothing here."""
 
     def _read(self, problem: Problem, model: nn.Module, batch: Batch, kept: list[Batch]) -> Tensor:
-        """(1 + metrics,) sums over a batch; where a metric is of all samples, outputs and targets go to `kept`."""
+        """(1 + metrics + counted,) sums over a batch; outputs and targets go to `kept` for metrics of all samples."""
         with self._lowered(batch):
             outputs = problem.forward(model, batch)
             loss = problem.loss(outputs, batch)
             zero = loss.detach().new_zeros(())
             metrics = [zero if m.whole else m.total(outputs, batch) for m in problem.metrics.values()]
+            metrics += [zero.double() + count(batch) for count in _counted(problem).values()]
             self._look_at(problem, outputs, batch)
         if self._has_whole:
             kept.append((map_tensors(lambda t: t.detach(), outputs), targets_of(batch)))
@@ -318,6 +322,11 @@ def losses(
     return LossMap(
         problems, plane, plan, total=total, autocast=autocast, settings=settings, noise_repeats=noise_repeats
     )
+
+
+def _counted(problem: Problem) -> dict[str, Callable[[Batch], int]]:
+    """How the samples of those metrics are counted that are not means over all."""
+    return {name: m.count for name, m in problem.metrics.items() if m.count is not None and m.whole is None}
 
 
 def plain_forward(problem: Problem) -> ForwardPlan:

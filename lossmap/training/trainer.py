@@ -13,6 +13,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from math import nan
 from pathlib import Path
 
 import torch
@@ -95,15 +96,16 @@ def readings(problem: Problem) -> dict[str, float]:
     # without metrics the loss is the user's own, and may hold derivatives by its inputs
     context = torch.no_grad() if problem.metrics else nullcontext()
     sums = dict.fromkeys(("loss", *problem.metrics), 0.0)
-    samples = 0.0
+    samples = dict.fromkeys(sums, 0.0)
     with temporary_parameters(problem.model, {}), context:
         for batch in problem.data:
             outputs = problem.forward(problem.model, batch)
             sums["loss"] += float(problem.loss(outputs, batch).detach())
             for name, metric in problem.metrics.items():
                 sums[name] += float(metric.total(outputs, batch))
-            samples += problem.count(batch)
-    return {name: total / samples for name, total in sums.items()}
+                samples[name] += (metric.count or problem.count)(batch)
+            samples["loss"] += problem.count(batch)
+    return {name: total / samples[name] if samples[name] else nan for name, total in sums.items()}
 
 
 def steps_per_epoch(samples: int, batch_size: int) -> int:

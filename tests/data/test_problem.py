@@ -13,10 +13,11 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 import lossmap
 from lossmap.data.batches import Resident, Streamed
-from lossmap.data.criteria import CorrectClasses
+from lossmap.data.loss_check import check_loss
 from lossmap.data.problem import ACCURACY, Metric, Problem, inputs_of, targets_of, temporary_parameters
 from lossmap.geometry.directions import move_point, origin_of, random_plane
 from lossmap.landscape.loss import losses
+from lossmap.training.trainer import readings
 
 
 class Net(nn.Module):
@@ -498,10 +499,33 @@ def test_the_accuracy_is_over_the_samples_that_have_a_class(loss, ignored):
     assert "without a class left out" in measure.fields[1].long_name
 
 
-def test_a_sample_without_a_class_makes_the_accuracy_of_streamed_data_unknown():
-    metric, outputs = CorrectClasses(-100), torch.eye(3)
-    assert value(metric(outputs, (None, torch.tensor([0, 1, 0])))) == 200
-    assert torch.isnan(metric(outputs, (None, torch.tensor([0, 1, -100]))))
+@pytest.mark.parametrize("ignored", [None, -1])
+def test_the_accuracy_of_streamed_data_leaves_samples_without_a_class_out(ignored):
+    torch.manual_seed(0)
+    model, x, y = nn.Linear(5, 3), torch.randn(60, 5), torch.arange(60) % 3
+    y[::4] = -1
+    loss = F.multi_margin_loss if ignored is None else nn.CrossEntropyLoss(ignore_index=ignored)
+    if ignored is None:  # the loss itself leaves them out
+
+        def loss(f, y):
+            return (f.square().mean(1) * (y >= 0)).mean()
+
+    data = Streamed(lambda rows: (x[list(rows)], y[list(rows)]), range(60), 7)
+    problem = Problem.supervised(model, loss, data)
+    true = 100 * float((model(x).argmax(1) == y)[y >= 0].double().mean())
+    read = losses(problem, random_plane(model, axes=1), plan={"batch_size": 8})((0.0,))
+    assert read["train_acc"] == pytest.approx(true) and readings(problem)["acc"] == pytest.approx(true)
+
+
+def test_a_label_of_streamed_data_that_is_no_class_is_named():
+    torch.manual_seed(0)
+    model, x, y = nn.Linear(5, 3), torch.randn(60, 5), torch.arange(60) % 3
+    y[30] = -1
+    problem = check_loss(
+        Problem.supervised(model, "crossentropy", Streamed(lambda rows: (x[list(rows)], y[list(rows)]), range(60), 7))
+    )
+    with pytest.raises(ValueError, match="the targets run from -1 to 2; the model has 3 outputs"):
+        list(problem.data)
 
 
 def test_without_any_class_there_is_no_accuracy():
