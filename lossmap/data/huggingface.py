@@ -151,7 +151,31 @@ def _described(batch: Batch) -> str:
 
 
 class LabelError(ValueError):
-    """The labels are not of the model's classes."""
+    """The labels are not of the model's classes, or not as many as it predicts."""
+
+
+def _mismatch(model: nn.Module, outputs: Any, labels: Tensor) -> str:
+    """How the number of labels differs from what the model predicts, as a sentence; empty where it does not, or may."""
+    name, shape = type(model_within(model)).__name__, " x ".join(map(str, labels.shape))
+    is_of_tokens = isinstance(outputs, Tensor) and outputs.dim() == 3
+    if labels.dim() == 1 and (is_of_tokens or getattr(model_within(model).config, "is_encoder_decoder", False)):
+        remedy = "take a model with a head for sequences, such as one ForSequenceClassification, or labels of tokens"
+        if is_causal(model):
+            remedy += " (a data set without labels has its tokens as labels)"
+        return f"the labels are one for each sample ({shape}), where {name} predicts one for each token; {remedy}"
+    if not isinstance(outputs, Tensor) or outputs.dim() != 2:
+        return ""
+    if labels.dim() == 2 and not labels.is_floating_point():
+        return (
+            f"the labels are one for each token ({shape}), where {name} predicts one for each sample; take a model "
+            "with a head for tokens, such as one ForTokenClassification, or one label for each sample"
+        )
+    if labels.is_floating_point() and outputs.numel() != labels.numel():
+        return (
+            f"the labels of a sample must be as many numbers as {name} predicts, {outputs.shape[-1]}; got "
+            f"{labels.numel() // len(labels)}: set its config's num_labels, or give classes as whole numbers"
+        )
+    return ""
 
 
 def _check_labels(batches: Batches, classes: int) -> None:
@@ -166,14 +190,34 @@ def _check_labels(batches: Batches, classes: int) -> None:
             )
 
 
+def _few_logits(model: nn.Module, few: Batch) -> Any:
+    """The model's logits of a few samples. Raises LabelError where they have one label each, which shifts to none."""
+    try:
+        return logits(model, few)
+    except (IndexError, TypeError, RuntimeError, ValueError) as error:
+        if sentence := _mismatch(model, None, few["labels"]):
+            raise LabelError(sentence) from error
+        raise
+
+
+def _few_own_loss(model: nn.Module, few: Batch, outputs: Any) -> Tensor:
+    """The model's own loss of a few samples. Raises LabelError where their labels are not as many as the outputs."""
+    try:
+        return own_loss(model, few)
+    except (IndexError, TypeError, RuntimeError, ValueError) as error:
+        if "labels" in few and (sentence := _mismatch(model, outputs, few["labels"])):
+            raise LabelError(sentence) from error
+        raise
+
+
 def _fitting_kind(model: nn.Module, few: Batch, batches: Batches) -> str | None:
     """The formula of `_kind`, by a few samples."""
     with temporary_parameters(model, {}), torch.no_grad(), without_warnings():
-        outputs = logits(model, few) if "labels" in few else None
+        outputs = _few_logits(model, few) if "labels" in few else None
         kinds = _candidates(model, outputs, few["labels"]) if isinstance(outputs, Tensor) else []
         if isinstance(outputs, Tensor) and set(kinds) & {NEXT_TOKEN, TOKENS, CLASSES}:
             _check_labels(batches, outputs.shape[-1])
-        own = float(own_loss(model, few))
+        own = float(_few_own_loss(model, few, outputs))
         if not isinstance(outputs, Tensor):
             return None
         tolerance = TOLERANCE.get(outputs.dtype, 5e-2)

@@ -390,7 +390,10 @@ def _check_scaling(norm: str, ignore: str) -> None:
     if norm not in NORMS:
         raise ValueError(f"norm must be one of {', '.join(NORMS)}; got {norm!r}")
     if ignore not in IGNORES:
-        raise ValueError(f"ignore must be one of {', '.join(IGNORES)}; got {ignore!r}")
+        raise ValueError(
+            f"ignore must be one of {', '.join(IGNORES)}; got {ignore!r}: biasbn leaves out biases and the parameters "
+            "of norms; other parts stand still where parameters names those that move"
+        )
 
 
 def _scaled(d: Tensor, w: Tensor, how: str, ignore: str, *, in_place: bool = False) -> Tensor:

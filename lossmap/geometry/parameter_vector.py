@@ -17,6 +17,8 @@ from lossmap.geometry.unregistered import explained, quantized, unregistered
 logger = logging.getLogger("lossmap")
 
 Named = Mapping[str, Tensor]
+GROUPS = ("weights", "all", "trainable")  # of parameters, by name; any other word is a regular expression
+MAX_SHOWN = 8  # names in a message
 
 
 @dataclass(frozen=True)
@@ -103,8 +105,8 @@ def selected(model: nn.Module, which: str = "weights") -> dict[str, nn.Parameter
             raise ValueError(f"{which!r} is not a regular expression: {error}") from None
         parameters = {k: p for k, p in named.items() if pattern.search(k)}
     if not parameters:
-        names = list(named)[:8]
-        if len(named) > 8:
+        names = list(named)[:MAX_SHOWN]
+        if len(named) > MAX_SHOWN:
             names.append("...")
         lost = unregistered(model)
         reason = explained(lost) if lost else quantized(model)
@@ -112,6 +114,14 @@ def selected(model: nn.Module, which: str = "weights") -> dict[str, nn.Parameter
         raise ValueError(f"no parameter matches {which!r}; the model has {', '.join(names) or 'none'}{reason}")
     refuse_complex(parameters)
     return parameters
+
+
+def _matched_outside(model: nn.Module, which: str) -> list[str]:
+    """The parameters that a name of a parameter or module selects, as a regular expression, beside those within it."""
+    names = [name for name, _ in model.named_parameters()]
+    if which in GROUPS or not any(name == which or name.startswith(f"{which}.") for name in names):
+        return []
+    return [k for k in selected(model, which) if k != which and not k.startswith(f"{which}.")]
 
 
 def frozen_entries(model: nn.Module, which: str) -> int:
@@ -124,8 +134,17 @@ def frozen_entries(model: nn.Module, which: str) -> int:
 def warn_of_frozen(model: nn.Module, which: str, what: str) -> None:
     """Log one sentence where some of the selected parameters are frozen, but not all of the model's are.
 
+    Another one says where a name selects more than what bears it: `layer1` matches in `layer10.weight`, too.
+
     what  of those parameters is done: `are counted in the Hessian`
     """
+    others = _matched_outside(model, which)
+    if others:
+        logger.warning(
+            "tensors outside of %s match it, too, and %s: %s%s; '^%s' selects that name alone", which, what,
+            ", ".join(others[:MAX_SHOWN]), ", ..." if len(others) > MAX_SHOWN else "",
+            re.escape(which) + (r"\." if which not in dict(model.named_parameters()) else "$"),
+        )  # fmt: skip
     if not any(p.requires_grad for p in model.parameters()):
         return  # a model for evaluation alone: nothing in it is trained
     chosen = selected(model, which).values()

@@ -359,6 +359,11 @@ WORDS_AND_ERRORS = {
     "--model hf:bert --dataset hf:unknown": "labels must be >= 0 and < 2, the classes of the model, or -100",
     "--model hf:gpt --dataset hf:long": "the model refuses the first samples: index out of range in self; they are "
     "input_ids 2 x 9 from 3 to 3",
+    "--model hf:gpt --dataset hf:graded": "the labels are one for each sample (4), where GPT2LMHeadModel predicts one "
+    "for each token; take a model with a head for sequences",
+    "--model hf:bert --dataset hf:tagged": "the labels are one for each token (4 x 3), where "
+    "BertForSequenceClassification predicts one for each sample",
+    "--model hf:bert --dataset hf:graded": "as many numbers as BertForSequenceClassification predicts, 2; got 1",
 }
 
 
@@ -367,6 +372,8 @@ def test_what_cannot_be_is_refused_in_a_sentence(folder, capsys):
     tables.Dataset.from_dict({"text": TEXTS[:2], "label": ["good", "bad"]}).save_to_disk("words")
     tables.Dataset.from_dict({"text": TEXTS, "label": [0, 1, 0, 1, 1, -1]}).save_to_disk("unknown")
     tables.Dataset.from_dict({"input_ids": [[3] * 9] * 2}).save_to_disk("long")
+    tables.Dataset.from_dict({"input_ids": [[3] * 3] * 4, "label": [0.5, 1.0, 0.1, 0.2]}).save_to_disk("graded")
+    tables.Dataset.from_dict({"input_ids": [[3] * 3] * 4, "labels": [[0, 1, 0]] * 4}).save_to_disk("tagged")
     for words, message in WORDS_AND_ERRORS.items():
         assert main(["surface", *words.split(), "--x", "0:1:2"]) == 2, words
         assert message in capsys.readouterr().err, words

@@ -774,10 +774,17 @@ def test_nested_tensors_are_named_and_the_values_of_jagged_ones_are_no_reason():
             rows = self.first(torch.nested.as_nested_tensor([x[:1], x[1:]], layout=self.layout))
             return self.last(torch.tanh(torch.cat(list(rows.unbind())) if self.unbound else rows.values()))
 
-    assert not check_product(problem_of(Nested(torch.jagged, False))).rejected.get("double-backward")
-    for layout in (torch.jagged, torch.strided):
+    refused = [Nested(layout, True) for layout in (torch.jagged, torch.strided)]
+    values = Nested(torch.jagged, False)
+    try:
+        torch.autograd.grad(values(torch.randn(3, 6)).square().sum(), values.first.weight, create_graph=True)
+    except RuntimeError:  # PyTorch 2.6 has no second derivative of these either
+        refused.append(values)
+    else:
+        assert not check_product(problem_of(values)).rejected.get("double-backward")
+    for model in refused:
         with pytest.raises(ValueError, match=r"second derivative of nested tensors is missing.*padded tensors"):
-            check_product(problem_of(Nested(layout, True)))
+            check_product(problem_of(model))
 
 
 class Sparse(nn.Module):

@@ -235,3 +235,18 @@ def test_a_direction_along_which_nothing_moves_is_refused():
     with pytest.raises(ValueError, match=r"nothing moves along this direction.*ignore 'none' alone"):
         random_plane(model, parameters="trainable")
     assert random_plane(model, ignore="none", parameters="trainable").axes[0]["2.bias"].any()
+
+
+def test_a_name_that_matches_outside_of_what_bears_it_is_reported(caplog):
+    model = nn.ModuleDict({f"layer{i}": nn.Linear(2, 2) for i in (1, 10)})
+    random_plane(model, axes=1, parameters="layer1")
+    assert [r.message for r in caplog.records] == [
+        "tensors outside of layer1 match it, too, and move with the plane: layer10.weight, layer10.bias; '^layer1\\.' "
+        "selects that name alone"
+    ]
+    caplog.clear()
+    for alone in (r"^layer1\.", r"^layer1\.weight$", "layer1.", "layer10", "all"):
+        random_plane(model, axes=1, parameters=alone)
+    assert not caplog.records
+    random_plane(nn.ParameterList([nn.Parameter(torch.ones(2, 2)) for _ in range(11)]), axes=1, parameters="1")
+    assert "outside of 1 match it, too, and move with the plane: 10; '^1$'" in caplog.text
