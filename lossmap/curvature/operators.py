@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from math import isfinite
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -362,9 +363,10 @@ def total_or_raise(total: Total, message: Tensor, add_local_sums: Callable[[Tens
     message = total(message)
     if failure is not None:
         raise failure
-    failed = int(message[-1])
-    if failed > 0:
-        raise RuntimeError(f"the {name} failed on {failed} other rank(s) of the team, which say why")
+    if total is not single_rank:  # to read it, the host waits for the device
+        failed = int(message[-1])
+        if failed > 0:
+            raise RuntimeError(f"the {name} failed on {failed} other rank(s) of the team, which say why")
     return message
 
 
@@ -425,10 +427,11 @@ def mean_product(
             message[-3], message[-2] = count // 4096, count % 4096  # whole numbers are so exact in float32
 
         message = total_or_raise(total, message, add_local_sums, "product")
-        many, rest, _ = message[-3:].tolist()
+        # of the total, so that all ranks raise as one; the sum is cheap, and finite unless an entry is not. All in one
+        # reading, for which the host waits once.
+        many, rest, _, entries = torch.cat([message[-3:], message[:-3].sum().reshape(1)]).tolist()
         result: Tensor = message[:-3].view(rows.shape).div_(4096.0 * many + rest)
-        # of the total, so that all ranks raise as one; the sum is cheap, and finite unless an entry is not
-        if not bool(result.sum().isfinite()) and not bool(result.isfinite().all()):
+        if not isfinite(entries) and not bool(result.isfinite().all()):
             raise FloatingPointError(
                 "the product is not finite: look at the loss here first; where that is finite, look for a power, a "
                 "root or a logarithm at 0, as (1 - p) ** 1.5 where p rounds to 1"

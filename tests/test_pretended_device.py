@@ -1,0 +1,70 @@
+"""Every measure on a pretended GPU: no devices are mixed, the numbers are the CPU's, and the host seldom waits."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+pytestmark = pytest.mark.skipif(not hasattr(torch._C, "_acc"), reason="this PyTorch has no backends in Python")
+
+PROGRAM = Path(__file__).parent / "programs" / "on_the_pretended_device.py"
+
+
+def told_on(where):
+    root = PROGRAM.parents[2]
+    ran = subprocess.run(
+        [sys.executable, str(PROGRAM), where],
+        env={**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"},
+        capture_output=True, text=True, check=False, timeout=600,
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    return json.loads(ran.stdout.splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def told():
+    """By device what the program says."""
+    return {where: told_on(where) for where in ("cpu", "pretended")}
+
+
+def test_numbers_are_the_cpus_within_their_bars(told):
+    there, here = told["pretended"]["numbers"], told["cpu"]["numbers"]
+    assert there.keys() == here.keys()
+    for name, expected in here.items():
+        if not isinstance(expected, list):
+            assert there[name] == expected, name
+            continue
+        assert len(there[name]) == len(expected), name
+        for a, b in zip(there[name], expected, strict=True):
+            if isinstance(b, list):
+                assert abs(a[0] - b[0]) <= a[1] + b[1] + 1e-12, (name, a, b)
+            else:
+                assert a == pytest.approx(b, rel=1e-6), name
+
+
+def test_the_host_waits_once_for_a_point_and_once_for_a_product(told):
+    assert told["pretended"]["waits"] == {"a point": 1.0, "a product": 1.0}
+
+
+def test_the_pretended_device_refuses_mixtures_and_counts_waits():
+    program = """
+from tests import pretended_device as device
+import torch
+x = device.up(torch.ones(3))
+try:
+    x + torch.ones(3)
+except RuntimeError as error:
+    assert "same device" in str(error)
+else:
+    raise SystemExit("devices were mixed")
+assert not device.waits and float((x + 1.0).sum()) == 6.0 and sum(device.waits.values()) == 1
+assert x[x > 0].cpu().tolist() == [1.0] * 3 and sum(device.waits.values()) == 3
+"""
+    root = PROGRAM.parents[2]
+    subprocess.run(
+        [sys.executable, "-c", program], env={**os.environ, "PYTHONPATH": str(root)}, check=True, timeout=120
+    )
