@@ -1,6 +1,6 @@
 """The curvature at one step of a training: both ends of the Hessian, its trace, and the optimizer's stability.
 
-    reading   loss, gradient_norm, max_eig, min_eig, trace, each of the last three with `_error`;
+    reading   loss, gradient_norm, max_eig, min_eig, trace, each with `_error`;
               preconditioned_max_eig (+ _error), stability_threshold, stability_ratio (1 is the edge); products
 
 The model is read in evaluation mode over a fixed set of samples, and comes back as it was: parameters, buffers, modes,
@@ -26,8 +26,8 @@ from torch import Tensor, nn
 from lossmap.callbacks.optimizer import StepRule, step_rule
 from lossmap.callbacks.preconditioned import PreconditionedOperator
 from lossmap.curvature.autotune import prepare
-from lossmap.curvature.gradient import loss_and_gradient
 from lossmap.curvature.gradient_check import check_gradient
+from lossmap.curvature.gradient_rounding import measured_gradient
 from lossmap.curvature.hvp_plan import HvpPlan, ProductCheck, backend_of
 from lossmap.curvature.linearized_operator import OperatorFactory
 from lossmap.data.problem import Problem
@@ -51,7 +51,9 @@ def fields_of(unit: str) -> tuple[Field, ...]:
     within = "an eigenvalue lies within this distance"
     return (
         Field("loss", unit, "mean loss over the measured samples"),
+        Field("loss_error", unit, "how far rounding may have moved the loss"),
         Field("gradient_norm", f"{unit} per unit of theta", "norm of the mean gradient"),
+        Field("gradient_norm_error", f"{unit} per unit of theta", "how far rounding may have moved it"),
         Field("max_eig", curved, "largest eigenvalue of the Hessian"),
         Field("max_eig_error", curved, within),
         Field("min_eig", curved, "smallest eigenvalue of the Hessian"),
@@ -155,14 +157,15 @@ class Measurement:
         Raises FloatingPointError where the loss is finite and a product is not.
         """
         with undisturbed(self.problem.model):
-            loss, slope, _ = loss_and_gradient(self.problem, self.parameters)
+            found = measured_gradient(self.problem, self.parameters)
             reading = dict.fromkeys((f.name for f in self.fields), nan)
-            reading |= {"loss": loss, "gradient_norm": norm(slope), "products": 0.0}
+            reading |= {"loss": found.loss, "loss_error": found.loss_error, "products": 0.0}
+            reading |= {"gradient_norm": norm(found.gradient), "gradient_norm_error": found.norm_error}
             rule = None
             if optimizer is not None:
                 rule = step_rule(optimizer, selected(self.problem.model, self.parameters))
                 reading["stability_threshold"] = rule.threshold
-            if isfinite(loss):
+            if isfinite(found.loss):
                 self._add_curvature(reading, rule)
         return reading
 

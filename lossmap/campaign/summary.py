@@ -74,7 +74,7 @@ def _numbers_of_spectrum(group: Group) -> dict[str, float]:
         if group.arrays[array].size:
             numbers[name] = float(group.arrays[array][0])
             numbers[f"{name}_error"] = float(group.arrays[f"{array}_error"][0])
-    for name in ("trace", "trace_error", "loss", "gradient_norm", "products"):
+    for name in ("trace", "trace_error", "loss", "loss_error", "gradient_norm", "gradient_norm_error", "products"):
         if name in group.attributes:
             numbers[name] = float(group.attributes[name])
     return numbers
@@ -82,7 +82,8 @@ def _numbers_of_spectrum(group: Group) -> dict[str, float]:
 
 def _numbers_of_sharpness(group: Group) -> dict[str, float]:
     at = group.attributes
-    names = ("largest", "largest_error", "trace", "trace_error", "loss", "gradient_norm", "critical")
+    slopes = ("loss", "loss_error", "gradient_norm", "gradient_norm_error")
+    names = ("largest", "largest_error", "trace", "trace_error", *slopes, "critical")
     numbers = {name: float(at[name]) for name in names if name in at}
     if "critical_high" in at:
         numbers["critical_error"] = (float(at["critical_high"]) - float(at["critical_low"])) / 2.0

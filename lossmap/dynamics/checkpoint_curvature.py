@@ -23,7 +23,7 @@ import numpy as np
 
 from lossmap.curvature.autotune import OperatorFactory, prepare
 from lossmap.curvature.build import build_operator
-from lossmap.curvature.gradient import loss_and_gradient
+from lossmap.curvature.gradient_rounding import measured_gradient
 from lossmap.curvature.hvp_plan import HvpPlan, ProductCheck, backend_of
 from lossmap.data.borrow import copy_of
 from lossmap.data.checkpoint_match import Selection
@@ -177,7 +177,9 @@ class CheckpointCurvature:
             Field("smallest_eigenvalue", curved, "smallest eigenvalue of the Hessian"),
             Field("smallest_eigenvalue_error", curved, "an eigenvalue lies within this distance"),
             Field("loss", problem.unit, "mean loss over the samples"),
+            Field("loss_error", problem.unit, "how far rounding may have moved the loss"),
             Field("gradient_norm", f"{problem.unit} per unit of theta", "norm of the mean gradient"),
+            Field("gradient_norm_error", f"{problem.unit} per unit of theta", "how far rounding may have moved it"),
             Field("products", "1", "Hessian-vector products spent"),
         )
         if whole:
@@ -212,10 +214,10 @@ class CheckpointCurvature:
         self._noted |= new
         for note in new:  # once for all checkpoints that are alike
             logger.warning("%s", note)
-        loss, slope, _ = loss_and_gradient(self.problem, self.parameters)
-        if not isfinite(loss):
+        found = measured_gradient(self.problem, self.parameters)
+        if not isfinite(found.loss):
             raise FloatingPointError(
-                f"the loss is {loss} at {self.files[step].name}: no curvature can be measured there"
+                f"the loss is {found.loss} at {self.files[step].name}: no curvature can be measured there"
             )
         trace_products: int = 0
         density: dict[str, Any] = {"density_error": None}
@@ -244,8 +246,10 @@ class CheckpointCurvature:
             "eigenvalue_errors": spectrum.top.residuals,
             "smallest_eigenvalue": spectrum.smallest[0],
             "smallest_eigenvalue_error": spectrum.smallest[1],
-            "loss": loss,
-            "gradient_norm": norm(slope),
+            "loss": found.loss,
+            "loss_error": found.loss_error,
+            "gradient_norm": norm(found.gradient),
+            "gradient_norm_error": found.norm_error,
             "products": spectrum.products,
         }
         if self.whole:

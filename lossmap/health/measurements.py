@@ -99,7 +99,7 @@ class Measurements:
         if self.spectrum is None:
             return {}
         numbers = {
-            "loss": (self.spectrum.loss, 0.0),
+            "loss": (self.spectrum.loss, np.nan_to_num(self.spectrum.loss_error)),
             "largest_eigenvalue": self.spectrum.largest,
             "smallest_eigenvalue": self.spectrum.smallest,
         }

@@ -54,7 +54,9 @@ class Sharpness(DrawnResult):
         samples: over which the loss is a mean.
         unit: of the loss.
         loss: at the checkpoint.
+        loss_error: how far rounding may have moved it, as it was measured; NaN where it was not.
         gradient_norm: there.
+        gradient_norm_error: how far rounding may have moved it.
         largest: eigenvalue of the Hessian; NaN where it was not measured.
         largest_error: the Hessian has an eigenvalue within this distance of it.
         largest_limit: beyond which, with the probability 0.99, no eigenvalue lies.
@@ -83,7 +85,9 @@ class Sharpness(DrawnResult):
     samples: int = 0
     unit: str = "1"
     loss: float = nan
+    loss_error: float = nan
     gradient_norm: float = nan
+    gradient_norm_error: float = nan
     largest: float = nan
     largest_error: float = nan
     largest_limit: float = nan
@@ -115,7 +119,8 @@ def _report_of(s: Sharpness) -> StoredReport:
     """What the report is rendered from: `ball_*` arrays, one row a ball; the rest as attributes."""
     attributes: dict[str, Any] = {
         "label": s.label, "size": s.size, "parameters": s.parameters, "precision": s.precision, "samples": s.samples,
-        "unit": s.unit, "loss": s.loss, "gradient_norm": s.gradient_norm, "largest": s.largest,
+        "unit": s.unit, "loss": s.loss, "loss_error": s.loss_error, "gradient_norm": s.gradient_norm,
+        "gradient_norm_error": s.gradient_norm_error, "largest": s.largest,
         "largest_error": s.largest_error, "largest_limit": s.largest_limit, "seed": s.seed, "rescaled": s.rescaled,
         "seconds": s.seconds, "report_version": REPORT_VERSION,
     }  # fmt: skip

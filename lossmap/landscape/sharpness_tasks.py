@@ -4,7 +4,7 @@ A survey over Grid(x=arange(tasks)) dispatches the tasks over ranks, records and
 numbers in one group, `tasks/SUBJECT/KIND/BALL`, written as it arrives; `SharpnessTasks.results` makes values of them
 again.
 
-    gradient   loss, gradient_norm
+    gradient   loss, gradient_norm, and how far rounding may move them: loss_error, gradient_norm_error
     largest    value, error, limit of the Hessian's largest eigenvalue; products
     trace      value, error, terms, products, size, error_target, method
     critical   value, low, high, passes, rounding, reason
@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from lossmap.curvature.build import build_operator
-from lossmap.curvature.gradient import loss_and_gradient
+from lossmap.curvature.gradient_rounding import measured_gradient
 from lossmap.curvature.linearized_operator import LinearizedOperator
 from lossmap.curvature.operators import CurvatureOperator, Total, single_rank
 from lossmap.data.loss_check import check_loss
@@ -201,8 +201,9 @@ class SharpnessTasks:
         return Ball.around(shifted.origin, kind, radius)
 
     def _gradient(self, task: SharpnessTask, problem: Problem) -> Arrays:
-        loss, slope, _ = loss_and_gradient(problem, self.request.parameters, self.total)
-        return {"loss": loss, "gradient_norm": norm(slope)}
+        found = measured_gradient(problem, self.request.parameters, self.total)
+        errors = {"loss_error": found.loss_error, "gradient_norm_error": found.norm_error}
+        return {"loss": found.loss, "gradient_norm": norm(found.gradient), **errors}
 
     def _largest(self, task: SharpnessTask, problem: Problem) -> Arrays:
         operator, request = self.operator(task.subject), self.request
@@ -251,7 +252,9 @@ class SharpnessTasks:
             samples=subject.samples_of.sample_count,
             unit=subject.problem.unit,
             loss=float(slope.get("loss", nan)),
+            loss_error=float(slope.get("loss_error", nan)),
             gradient_norm=float(slope.get("gradient_norm", nan)),
+            gradient_norm_error=float(slope.get("gradient_norm_error", nan)),
             largest=float(largest.get("value", nan)),
             largest_error=float(largest.get("error", nan)),
             largest_limit=float(largest.get("limit", nan)),

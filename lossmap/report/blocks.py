@@ -74,6 +74,7 @@ class BlockSummary:
     kind: str
     why: str
     condition_beyond_floor: float = nan
+    gradient_norm_error: float = nan
 
 
 ARRAYS = array_names(BlockSummary) | {"name": "block"}
@@ -199,13 +200,18 @@ def _zero_blocks_text(zero: Sequence[BlockSummary], of: int) -> str:
         text = "Every block is zero"
     text += f" ({_names(zero)}): second order says nothing about these parameters by themselves; a Newton step "
     text += "requires damping there"
-    at_rest = [b for b in zero if b.gradient_norm == 0.0]
-    moving = [b for b in zero if b.gradient_norm > 0.0]
+    at_rest = [b for b in zero if b.gradient_norm <= _rounding(b)]
+    moving = [b for b in zero if b.gradient_norm > _rounding(b)]
     if at_rest:
         text += f". The gradient is zero too for {_names(at_rest)}: these parameters do not train at this point"
     if moving:
         text += f". The gradient still moves {_names(moving)}"
     return text
+
+
+def _rounding(b: BlockSummary) -> float:
+    """Below which a gradient is none; 0 where that is not known."""
+    return b.gradient_norm_error if isfinite(b.gradient_norm_error) else 0.0
 
 
 def _names(blocks: Sequence[BlockSummary]) -> str:
@@ -250,6 +256,8 @@ def _row(b: BlockSummary) -> tuple[str, ...]:
     gradient = "-"
     if isfinite(b.gradient_norm):
         gradient = f"{b.gradient_norm:.2g}"
+        if 0.0 < b.gradient_norm <= b.gradient_norm_error:  # nothing but rounding
+            gradient = f"<{b.gradient_norm_error:.0e}"
     signs = [counts(c) for c in (b.positive, b.negative, b.zero)]
     kind = b.kind + " NOT CONVERGED" * (not b.converged)
     beyond = "-"

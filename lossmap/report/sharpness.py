@@ -12,6 +12,7 @@ from math import isfinite, isnan, nan
 from typing import Any
 
 from lossmap.report.estimates import trace_text
+from lossmap.report.loss_text import loss_and_gradient_text
 from lossmap.report.stored import StoredReport
 from lossmap.report.text import (
     WIDTH,
@@ -69,10 +70,11 @@ def sharpness_report(stored: StoredReport) -> str:
     """The report of one checkpoint."""
     unit = stored.text("unit")
     lines = [titled("Sharpness", stored.text("label"))]
+    loss, slope = loss_and_gradient_text(stored, unit)
     about = (
         f"{count(int(stored.number('size')), 'parameter')} ({stored.text('parameters')}), "
         f"{count(int(stored.number('samples')), counted(unit))}, {stored.text('precision')}; "
-        f"loss {number(stored.number('loss'))} {unit}, gradient norm {number(stored.number('gradient_norm'))}"
+        f"loss {loss}, gradient norm {slope}"
     )
     if stored.number("rescaled", 1.0) != 1.0:
         about += f"; one layer multiplied by {stored.number('rescaled'):g}, the next divided by it"

@@ -14,6 +14,7 @@ import numpy as np
 
 from lossmap.report.definiteness import definiteness_of_ends
 from lossmap.report.estimates import density_text, mass_text, trace_text
+from lossmap.report.loss_text import loss_and_gradient_text
 from lossmap.report.stored import StoredReport
 from lossmap.report.text import (
     MATRICES,
@@ -91,8 +92,7 @@ def spectrum_report(stored: StoredReport) -> str:
     if frozen:
         lines += wrapped("frozen", f"{count(frozen, 'parameter')} that require no gradient are left out")
     if isfinite(stored.number("loss")):
-        slope = stored.number("gradient_norm")
-        lines += wrapped("loss", f"{stored.number('loss'):.6g}; gradient norm {slope:.4g}")
+        lines += wrapped("loss", "{}; gradient norm {}".format(*loss_and_gradient_text(stored)))
     for name, end in (("largest", top), ("smallest", bottom)):
         if end is not None:
             lines += wrapped(name, end_text(end))

@@ -27,7 +27,7 @@ class Block:
     density    of a block that is not whole
     epsilon    rounding of the precision it was computed in
     floor      below it an eigenvalue counts as zero
-    gradient_norm  of the loss by these parameters
+    gradient_norm  of the loss by these parameters; gradient_norm_error: how far rounding may have moved it
     why        of a zero block: why it is zero
     kinks      by how much it differs on the two sides of a kink, as a share of its size: part of error and floor
     """
@@ -42,6 +42,7 @@ class Block:
     epsilon: float = float(np.finfo(np.float32).eps)
     floor: float = 0.0
     gradient_norm: float = nan
+    gradient_norm_error: float = nan
     products: int = 0
     seconds: float = nan
     converged: bool = True
@@ -136,6 +137,7 @@ class Block:
             error=float(self.error),
             floor=self.floor,
             gradient_norm=self.gradient_norm,
+            gradient_norm_error=self.gradient_norm_error,
             converged=self.converged,
             positive=self.positive,
             negative=self.negative,

@@ -21,13 +21,13 @@ import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from math import nan
+from math import hypot, nan
 
 import numpy as np
 import torch
 
 from lossmap.curvature.build import MATRICES, build_operator
-from lossmap.curvature.gradient import loss_and_gradient
+from lossmap.curvature.gradient_rounding import measured_gradient
 from lossmap.curvature.hvp_plan import ProductCheck
 from lossmap.curvature.operators import Total, single_rank
 from lossmap.curvature.product_check import check_product, kink_of_block
@@ -286,8 +286,8 @@ def assemble(
     hessians  per-layer output Hessians
     """
     scale = 0.0 if ends is None else ends.scale
-    _, slope, layout = loss_and_gradient(problem, "all", total)
-    by_tensor = layout.unflatten(slope)
+    found = measured_gradient(problem, "all", total)
+    by_tensor = found.layout.unflatten(found.gradient)
     by_module = signals(problem)
     complete = []
     for block in with_noise_floor(blocks, scale):
@@ -296,7 +296,8 @@ def assemble(
         if block.kind == "zero":
             module = block.tensors[0].rpartition(".")[0]
             why = why_zero(module, by_module, length)
-        complete.append(replace(block, gradient_norm=length, why=why))
+        error = hypot(*(found.errors[n] for n in block.tensors))
+        complete.append(replace(block, gradient_norm=length, gradient_norm_error=error, why=why))
     return BlockSpectra(tuple(complete), by, matrix, label, ends, energy, by_module, hessians, notes, seconds)
 
 

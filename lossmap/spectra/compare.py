@@ -40,7 +40,7 @@ class Comparison:
     def gap(self, first: str, second: str) -> dict[str, tuple[float, float]]:
         """second - first of loss, largest and smallest eigenvalue and trace, each with its error."""
         a, b = self.spectra[first], self.spectra[second]
-        gaps = {"loss": (b.loss - a.loss, 0.0)}
+        gaps = {"loss": (b.loss - a.loss, a.loss_error + b.loss_error)}
         for name, one, two in (("largest", a.largest, b.largest), ("smallest", a.smallest, b.smallest)):
             gaps[name] = (two[0] - one[0], one[1] + two[1])
         if a.trace is not None and b.trace is not None:

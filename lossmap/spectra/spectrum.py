@@ -18,7 +18,7 @@ from math import isfinite
 import torch
 
 from lossmap.curvature.build import build_operator
-from lossmap.curvature.gradient import loss_and_gradient
+from lossmap.curvature.gradient_rounding import measured_gradient
 from lossmap.curvature.operators import Total, single_rank
 from lossmap.data.loss_at_start import LossAtStart
 from lossmap.data.loss_check import check_loss
@@ -216,9 +216,9 @@ def spectrum(
             problem = problem.rebatched(max(problem.data.batch_size, MIN_BATCH_SIZE))
     at_start = LossAtStart([problem] if check else [])
     operator = build_operator(problem, matrix, parameters, total, backend=backend, check=check)
-    loss, slope, _ = loss_and_gradient(problem, parameters, total)
-    if not isfinite(loss):
-        raise FloatingPointError(f"the loss is {loss} at these weights: there is no curvature to read here")
+    found = measured_gradient(problem, parameters, total)
+    if not isfinite(found.loss):
+        raise FloatingPointError(f"the loss is {found.loss} at these weights: there is no curvature to read here")
     result = spectrum_of(
         operator,
         top=top,
@@ -246,8 +246,10 @@ def spectrum(
         result,
         samples=samples,
         unit=problem.unit,
-        loss=loss,
-        gradient_norm=norm(slope),
+        loss=found.loss,
+        loss_error=found.loss_error,
+        gradient_norm=norm(found.gradient),
+        gradient_norm_error=found.norm_error,
         seconds=time.perf_counter() - began,
         frozen=frozen_entries(problem.model, parameters),
     )

@@ -43,7 +43,9 @@ class Spectrum(DrawnResult):
         samples: over which the loss is a mean.
         unit: of the loss.
         loss: at these weights; NaN where the matrix is all that is known.
+        loss_error: how far rounding may have moved it, as it was measured; NaN where it was not.
         gradient_norm: at these weights; NaN as well.
+        gradient_norm_error: how far rounding may have moved it.
         products: spent.
         seconds: spent.
         keep_vectors: whether a command's file keeps the eigenvectors too.
@@ -74,7 +76,9 @@ class Spectrum(DrawnResult):
     samples: int = 0
     unit: str = "1"
     loss: float = nan
+    loss_error: float = nan
     gradient_norm: float = nan
+    gradient_norm_error: float = nan
     products: int = 0
     seconds: float = nan
     keep_vectors: bool = False
@@ -229,7 +233,8 @@ def _report_of(s: Spectrum) -> StoredReport:
     arrays: dict[str, np.ndarray] = {}
     attributes: dict[str, object] = {
         "label": s.label, "matrix": s.matrix, "size": s.size, "samples": s.samples, "precision": s.precision,
-        "unit": s.unit, "loss": s.loss, "gradient_norm": s.gradient_norm, "condition": s.condition,
+        "unit": s.unit, "loss": s.loss, "loss_error": s.loss_error, "gradient_norm": s.gradient_norm,
+        "gradient_norm_error": s.gradient_norm_error, "condition": s.condition,
         "ill_conditioned": s.ill_conditioned, "products": s.products, "seconds": s.seconds,
         "report_version": REPORT_VERSION,
     }  # fmt: skip

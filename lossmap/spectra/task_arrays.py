@@ -3,7 +3,7 @@
 Each array has a shape and a precision of its own, so that eigenvectors take 4 bytes a number. By kind of task, where
 m counts eigenvalues, n rows of the matrix, r Lanczos runs and `END` is top or bottom:
 
-    gradient    loss, gradient_norm ()
+    gradient    loss, gradient_norm, loss_error, gradient_norm_error ()
     whole       matrix (n, n) float64; asymmetry, epsilon, rounding (); the last NaN where it was not measured
     ends        for each END that is wanted: END, END_error (m,); END_limits (2,): above and below; END_products,
                 END_converged, END_tolerance, END_scale, END_confidence, END_others (); END_rounding (), the part of the

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from lossmap.curvature.build import build_operator
-from lossmap.curvature.gradient import loss_and_gradient
+from lossmap.curvature.gradient_rounding import measured_gradient
 from lossmap.curvature.hvp_plan import ProductCheck
 from lossmap.curvature.operators import Total, single_rank
 from lossmap.data.loss_check import check_loss
@@ -182,8 +182,9 @@ class SpectrumTasks:
         return next(c for s, c in zip(self.subjects, self.checks, strict=True) if s.label == subject.label)
 
     def _gradient(self, subject: Subject, name: str) -> Arrays:
-        loss, slope, _ = loss_and_gradient(subject.problem, self.request.parameters, self.total)
-        return {"loss": loss, "gradient_norm": norm(slope)}
+        found = measured_gradient(subject.problem, self.request.parameters, self.total)
+        errors = {"loss_error": found.loss_error, "gradient_norm_error": found.norm_error}
+        return {"loss": found.loss, "gradient_norm": norm(found.gradient), **errors}
 
     def _whole(self, subject: Subject, name: str) -> Arrays:
         return task_arrays.of_matrix(DenseMatrix.of(self.matrix(subject)))
@@ -280,7 +281,7 @@ class SpectrumTasks:
                     tuple(runs), matrix.size, epsilon, 0.95, target, rounding=task_arrays.to_rounding(densities)
                 ),
             )
-        slope = next(iter(self._done(i, "gradient", readings).values()), {"loss": nan, "gradient_norm": nan})
+        slope: Mapping[str, Any] = next(iter(self._done(i, "gradient", readings).values()), {})
         return Spectrum(
             label=subject.label,
             matrix=subject.matrix,
@@ -293,8 +294,10 @@ class SpectrumTasks:
             shares=parts.shares,
             samples=subject.samples_of.sample_count,
             unit=subject.problem.unit,
-            loss=float(slope["loss"]),
-            gradient_norm=float(slope["gradient_norm"]),
+            loss=float(slope.get("loss", nan)),
+            loss_error=float(slope.get("loss_error", nan)),
+            gradient_norm=float(slope.get("gradient_norm", nan)),
+            gradient_norm_error=float(slope.get("gradient_norm_error", nan)),
             products=parts.all_products,
             keep_vectors=request.vectors,
             frozen=frozen_entries(subject.problem.model, request.parameters),
