@@ -231,11 +231,19 @@ def _fitting_kind(model: nn.Module, few: Batch, batches: Batches) -> str | None:
     return None
 
 
+def _token_table(model: nn.Module) -> nn.Embedding | None:
+    """The embeddings of a model's tokens; None for one of images or sound, and where it does not name them."""
+    try:
+        table = model_within(model).get_input_embeddings()
+    except (AttributeError, NotImplementedError):  # the latter of all that have none (ResNet, CLIP, Wav2Vec2)
+        return None
+    return table if isinstance(table, nn.Embedding) else None
+
+
 def _check_tokens(model: nn.Module, batches: Batches) -> None:
     """Raises ValueError where the data hold tokens that the model's vocabulary does not have."""
-    within = model_within(model)
-    table = within.get_input_embeddings() if hasattr(within, "get_input_embeddings") else None
-    if not isinstance(table, nn.Embedding) or isinstance(batches, Streamed):
+    table = _token_table(model)
+    if table is None or isinstance(batches, Streamed):
         return
     for batch in batches:
         largest = int(batch["input_ids"].max()) if "input_ids" in batch else 0

@@ -15,6 +15,7 @@ import logging
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from inspect import signature
 from typing import Any
 
 import torch
@@ -59,22 +60,29 @@ def is_causal_class(kind: type) -> bool:
 
 
 @contextmanager
-def _differentiable(model: nn.Module) -> Iterator[None]:
+def _differentiable(model: nn.Module, double: bool) -> Iterator[None]:
     """Inside, the model's derivatives are those of its loss, and there are second ones; all is put back afterwards.
 
-    Attention without second derivatives is computed by its plain formula. That embeddings give no gradient to the row
-    of the token that pads is seen to where derivatives are taken (`curvature.formulas`).
+    Attention without second derivatives is computed by its plain formula, and in float64 (`double`) so are the experts
+    of a mixture, whose grouped products PyTorch has in lower precisions alone. That embeddings give no gradient to the
+    row of the token that pads is seen to where derivatives are taken (`curvature.formulas`).
     """
     within = model_within(model)
-    chosen = getattr(within.config, "_attn_implementation", None)
-    is_replaced = chosen not in TWICE_DIFFERENTIABLE and hasattr(within, "set_attn_implementation")
-    if is_replaced:
+    attention = getattr(within.config, "_attn_implementation", None)
+    experts = getattr(within.config, "_experts_implementation", None)
+    is_attention = attention not in TWICE_DIFFERENTIABLE and hasattr(within, "set_attn_implementation")
+    is_experts = double and experts not in ("eager", None) and hasattr(within, "set_experts_implementation")
+    if is_attention:
         within.set_attn_implementation("eager")
+    if is_experts:
+        within.set_experts_implementation("eager")
     try:
         yield
     finally:
-        if is_replaced:
-            within.set_attn_implementation(chosen)
+        if is_attention:
+            within.set_attn_implementation(attention)
+        if is_experts:
+            within.set_experts_implementation(experts)
 
 
 def call(model: nn.Module, entries: Mapping[str, Any]) -> Any:
@@ -83,7 +91,7 @@ def call(model: nn.Module, entries: Mapping[str, Any]) -> Any:
     if hasattr(model_within(model).config, "use_cache"):
         keywords["use_cache"] = False
     double = any(p.dtype == torch.float64 for p in model.parameters())
-    with _differentiable(model):
+    with _differentiable(model, double):
         return in_one_precision(lambda: model(**keywords), double)
 
 
@@ -91,9 +99,12 @@ def logits(model: nn.Module, batch: Batch) -> Tensor:
     """The model's logits for a batch, which is a dict of its keywords with `labels`."""
     entries = {name: value for name, value in batch.items() if name != "labels"}
     within = model_within(model)
-    shifted = getattr(within, "prepare_decoder_input_ids_from_labels", None)
-    if getattr(within.config, "is_encoder_decoder", False) and "decoder_input_ids" not in entries and shifted:
-        entries["decoder_input_ids"] = shifted(labels=batch["labels"])
+    if getattr(within.config, "is_encoder_decoder", False) and "decoder_input_ids" not in entries:
+        shifted = getattr(within, "prepare_decoder_input_ids_from_labels", None)
+        if shifted is None:  # Whisper: the model shifts the labels itself
+            entries["labels"] = batch["labels"]
+        else:
+            entries["decoder_input_ids"] = shifted(labels=batch["labels"])
     result: Tensor = logits_of(call(model, entries))
     return result
 
@@ -106,8 +117,14 @@ def own_loss(model: nn.Module, batch: Batch) -> Tensor:
     """The loss that the model returns for a batch. Raises NoLossError where it returns none."""
     loss = getattr(call(model, batch), "loss", None)
     if loss is None:
+        name = type(model_within(model)).__name__
+        if "return_loss" in signature(model_within(model).forward).parameters:  # CLIP and its like
+            raise NoLossError(
+                f"{name} has a loss that compares the samples of a batch with each other, no mean over samples: take "
+                "Problem.custom(model, lambda model, batch: model(**batch, return_loss=True).loss, [batch, ...])"
+            )
         raise NoLossError(
-            f"{type(model_within(model)).__name__} returns no loss for batches of {', '.join(batch)}; they must hold "
+            f"{name} returns no loss for batches of {', '.join(batch)}; they must hold "
             "its labels, in most models under the name `labels`"
         )
     result: Tensor = loss

@@ -28,7 +28,7 @@ def plain_names(model: nn.Module) -> dict[str, str]:
 def _wrapper_prefix(model: nn.Module) -> str:
     """What a wrapper writes before the names of the model within; empty for a model that is none."""
     kinds = {f"{kind.__module__.partition('.')[0]}.{kind.__name__}" for kind in type(model).__mro__}
-    if kinds & {"torch.DataParallel", "torch.DistributedDataParallel"}:
+    if kinds & {"torch.DataParallel", "torch.DistributedDataParallel", "torch.AveragedModel"}:
         return "module."
     if "torch.OptimizedModule" in kinds:
         return "_orig_mod."

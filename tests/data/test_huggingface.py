@@ -9,6 +9,7 @@ from torch.func import functional_call
 
 import lossmap
 from lossmap.curvature.gradient import loss_and_gradient
+from lossmap.curvature.product_check import check_product
 from lossmap.data.batches import FixedBatches, Resident
 from lossmap.data.huggingface import SummedLoss
 from lossmap.data.one_precision import KeepFloat64
@@ -53,6 +54,12 @@ def bert(kind="ForSequenceClassification", **keywords):
 def vit():
     config = transformers.ViTConfig(image_size=4, patch_size=2, num_channels=1, num_labels=3, **SMALL)
     return moved(transformers.ViTForImageClassification(config))
+
+
+def clip():
+    sizes = {"projection_dim": 3, "text_config": SMALL | {"vocab_size": VOCABULARY}}
+    images = SMALL | {"image_size": 4, "patch_size": 2, "num_channels": 1}
+    return transformers.CLIPModel(transformers.CLIPConfig(**sizes, vision_config=images))
 
 
 def sequences():
@@ -255,6 +262,39 @@ def test_encoder_and_decoder_models_count_their_targets():
     assert loss_and_gradient(problem.rebatched(1)).loss == pytest.approx(own, rel=1e-6)  # its own is float32
 
 
+def test_a_model_that_shifts_its_labels_itself_counts_them():
+    sizes = dict.fromkeys(("encoder_layers", "decoder_layers", "encoder_attention_heads", "decoder_attention_heads"), 1)
+    config = transformers.WhisperConfig(
+        vocab_size=VOCABULARY, num_mel_bins=2, d_model=4, encoder_ffn_dim=5, decoder_ffn_dim=5, pad_token_id=0,
+        max_source_positions=4, max_target_positions=4, bos_token_id=1, eos_token_id=2, decoder_start_token_id=1,
+        **sizes,
+    )  # fmt: skip
+    model = moved(transformers.WhisperForConditionalGeneration(config)).eval()
+    labels = torch.tensor([[1, 2, 3], [4, 5, -100], [6, -100, -100]])
+    batch = {"input_features": torch.randn(3, 2, 8, generator=torch.Generator().manual_seed(4)), "labels": labels}
+    problem = lossmap.huggingface(model, batch)
+    assert problem.separable and problem.samples == 6
+    assert loss_and_gradient(problem.rebatched(1)).loss == pytest.approx(float(model(**batch).loss.detach()), rel=1e-6)
+
+
+def test_models_without_tokens_are_measured():
+    config = transformers.ResNetConfig(num_channels=1, embedding_size=2, hidden_sizes=[4], depths=[1], num_labels=3)
+    model = moved(transformers.ResNetForImageClassification(config)).eval()
+    batch = {"pixel_values": IMAGES, "labels": CLASS_LABELS}
+    problem = lossmap.huggingface(model, batch)
+    assert loss_and_gradient(problem).loss == pytest.approx(float(model(**batch).loss.detach()), rel=1e-6)
+
+
+def test_products_of_a_mixture_of_experts_are_compared_with_differences_of_the_gradient(caplog):
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = transformers.MixtralConfig(vocab_size=VOCABULARY, num_key_value_heads=1, num_local_experts=2, **sizes)
+    model = moved(transformers.MixtralForCausalLM(config)).eval()
+    before = getattr(model.config, "_experts_implementation", None)
+    check_product(lossmap.huggingface(model, padded(sequences())))
+    assert "not compared" not in caplog.text
+    assert getattr(model.config, "_experts_implementation", None) == before
+
+
 def test_accuracy_is_a_percentage_of_the_labels_that_count():
     model, batch = gpt2(), padded(sequences())
     problem = lossmap.huggingface(model, batch)
@@ -315,6 +355,7 @@ def test_gauss_newton_is_that_of_the_logits():
 MISTAKES = {
     "another tokenizer": (gpt2, {"input_ids": torch.full((2, 4), 9)}, "must be < 7, the model's vocabulary; got 9"),
     "no labels": (bert, {"input_ids": torch.ones(2, 4, dtype=torch.long)}, "returns no loss for batches of input_ids"),
+    "a loss of pairs": (clip, padded(sequences()) | {"pixel_values": IMAGES}, "compares the samples of a batch"),
     "none counts": (gpt2, {"input_ids": torch.ones(2, 1, dtype=torch.long)}, "no label counts"),
     "no model of transformers": (lambda: torch.nn.Linear(2, 2), torch.eye(2), "Linear is no model of transformers"),
     "a batch of text": (bert, ["a sentence"], "must be a mapping of the model's keywords"),

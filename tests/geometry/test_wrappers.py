@@ -40,6 +40,7 @@ def adapted(model):
 
 WRAPPERS = {
     "DataParallel": (nn.DataParallel, "module."),
+    "SWA, EMA": (torch.optim.swa_utils.AveragedModel, "module."),
     "compile": (torch.compile, "_orig_mod."),
     "both": (lambda m: nn.DataParallel(torch.compile(m)), "module._orig_mod."),
     "lightning": (lightning, "net."),
