@@ -26,7 +26,6 @@ from matplotlib.artist import Artist
 from matplotlib.colors import Colormap, ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
 
 from lossmap.io.curvature_signs import NEGATIVE, POSITIVE, UNDECIDED, signs_of
 from lossmap.io.surface import Surface
@@ -42,16 +41,10 @@ from lossmap.plotting.panels import (
 )
 from lossmap.plotting.plane_figures import MAX_RATIO, frame_panel, label_on_scale, set_bar_ticks
 from lossmap.plotting.quantities import changes_sign, eigenvalues, quantity, values_of
-from lossmap.plotting.style import DARK
+from lossmap.plotting.sign_hatches import hatch, sign_words
 
 STRENGTH = 0.55  # of the colours behind lines and hatches
 LAMBDA_MIN = "\N{GREEK SMALL LETTER LAMDA}_min"
-HATCHES = {NEGATIVE: r"\\\\", UNDECIDED: "...."}
-WORDS = {
-    NEGATIVE: r"$\lambda_\min < 0$ beyond its error",
-    UNDECIDED: "sign undecided",
-    POSITIVE: r"$\lambda_\min > 0$ beyond its limit",
-}
 
 
 def draw_convexity(surfaces: Sequence[Surface], titles: Sequence[str] | None, options: FigureOptions) -> Figure:
@@ -104,16 +97,9 @@ def _pale(cmap: str) -> Colormap:
 
 
 def _mark_signs(axes: Any, surface: Surface) -> list[Artist]:
-    """Hatch the points by their sign; returns what stands in the legend."""
-    handles: list[Artist] = []
-    for word, mask in signs_of(surface).items():
-        if not mask.any():
-            continue
-        look: dict[str, Any] = {"facecolor": "none", "edgecolor": DARK, "hatch": HATCHES.get(word)}
-        if word in HATCHES:
-            maps.patches(axes, surface.grid, mask, linewidth=0.0, **look)
-        handles.append(Patch(**look, linewidth=0.4, label=WORDS[word]))
-    return handles
+    """Hatch the points by their sign, all of one sign too; returns what stands in the legend."""
+    words = sign_words(surface)
+    return [hatch(axes, surface, mask, word, words[word]) for word, mask in signs_of(surface).items() if mask.any()]
 
 
 def _loss_lines(

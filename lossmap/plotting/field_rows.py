@@ -21,8 +21,9 @@ from lossmap.plotting.panels import (
     interpolation_notes,
     panel_ratio,
 )
-from lossmap.plotting.plane_figures import add_bar, draw_map, frame_panel, mark_negative, signed_norm
+from lossmap.plotting.plane_figures import add_bar, draw_map, frame_panel, signed_norm
 from lossmap.plotting.quantities import quantity, values_of
+from lossmap.plotting.sign_hatches import mark_signs
 from lossmap.plotting.style import column_width, new_figure, page_width
 
 MAX_PANEL = 2.2  # inches
@@ -62,7 +63,7 @@ def draw_field_rows(
         for column, (axes, surface, (values, status)) in enumerate(zip(row, surfaces, readings, strict=True)):
             mappable = draw_map(axes, surface, values, what, drawn, scale, norm, options.interp)
             handles += maps.mark_missing(axes, surface.grid, values, status)
-            handles += mark_negative(axes, surface, values, what, drawn, noise)
+            handles += mark_signs(axes, surface, values, what, drawn, noise)
             if options.points:
                 maps.mark_points(axes, surface.grid, values)
             frame_panel(axes, surface, options, drawn, left=column == 0, bottom=number == len(names) - 1)

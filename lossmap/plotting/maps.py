@@ -315,17 +315,23 @@ def models(axes: Axes, places: Sequence[tuple[float, float, str]]) -> None:
         )  # fmt: skip
 
 
+def checkpoint_sizes(path: Group) -> Array:
+    """Areas of a path's points, (k,), squared typographic points: larger farther from the plane."""
+    sizes = np.full(np.asarray(path["x"]).size, SMALLEST_CHECKPOINT)
+    if "residual" in path:
+        residual = np.nan_to_num(np.abs(np.asarray(path["residual"], dtype=np.float64)))
+        sizes = sizes + (LARGEST_CHECKPOINT - SMALLEST_CHECKPOINT) * residual / (residual.max() or 1.0)
+    return sizes
+
+
 def checkpoint_look(path: Group, cmap: str | None, norm: Any, shown: Array | None = None) -> dict[str, Any]:
     """How the checkpoints of a path are scattered: coloured by their own loss, larger farther from the plane.
 
     cmap, norm  the colours of the map, for a loss of the path's own kind; without them, or without losses, black
     shown       which checkpoints, (k,); all if left out
     """
-    chosen = np.ones(np.asarray(path["x"]).size, dtype=bool) if shown is None else shown
-    sizes = np.full(chosen.size, SMALLEST_CHECKPOINT)
-    if "residual" in path:
-        residual = np.nan_to_num(np.abs(np.asarray(path["residual"], dtype=np.float64)))
-        sizes = sizes + (LARGEST_CHECKPOINT - SMALLEST_CHECKPOINT) * residual / (residual.max() or 1.0)
+    sizes = checkpoint_sizes(path)
+    chosen = np.ones(sizes.size, dtype=bool) if shown is None else shown
     colours: Any = "black"
     if cmap is not None and norm is not None and "loss" in path:
         losses = np.asarray(path["loss"], dtype=np.float64)[chosen]

@@ -21,16 +21,17 @@ from matplotlib.colors import SymLogNorm
 from matplotlib.figure import Figure
 
 from lossmap.geometry.grid import shown_unit
+from lossmap.io.curvature_signs import NEGATIVE, UNDECIDED
 from lossmap.io.field_errors import ROUNDED, field_errors
 from lossmap.io.printable import printable
-from lossmap.io.surface import Surface
+from lossmap.io.surface import Group, Surface
 from lossmap.plotting.contour_levels import labels, scale_of
 from lossmap.plotting.dispatch import draw_content
 from lossmap.plotting.flatness import noise_in, ratio_errors
-from lossmap.plotting.maps import centred
+from lossmap.plotting.maps import centred, checkpoint_sizes
 from lossmap.plotting.notes import accuracy_notes
 from lossmap.plotting.panels import FigureOptions
-from lossmap.plotting.plane_figures import MAX_RATIO
+from lossmap.plotting.plane_figures import MAX_RATIO, PATH_LOSS
 from lossmap.plotting.quantities import (
     FIXED_COORDINATE,
     LINE_AXIS,
@@ -44,6 +45,7 @@ from lossmap.plotting.quantities import (
     quantity,
     values_of,
 )
+from lossmap.plotting.sign_hatches import hatched_signs
 from lossmap.plotting.style import STYLE, style_context
 from lossmap.plotting.training import draw_training, is_training
 from lossmap.report.render import report_of_group
@@ -59,6 +61,7 @@ BESIDE = ("_error", "_limit", "_seconds", "_rank", "_measured", "_rounding", "_s
 STEP = "step"  # of a training, which its readings run along
 RATIO_WORDS = "|smallest / largest eigenvalue|"
 SMALLEST_FLOAT32, LARGEST_FLOAT32 = 2.0**-126, 3.4e38
+SIGN_CODES = {NEGATIVE: 1, UNDECIDED: 2}
 ERROR_BITS = 10  # of a bar that is no field itself, rounded up: three digits
 
 Packed = dict[str, str]
@@ -284,11 +287,30 @@ def _file(surface: Surface, source: PageSource, names: Sequence[str], options: F
         "errors": {name: errors for name, values in read.items() if (errors := _errors(surface, name, values))},
         "status": {name: packed(states) for name, states in surface.status.items() if name in measure_of.values()},
         "statusOf": measure_of,
-        "path": None if path is None else {axis: np.asarray(path[axis], float).tolist() for axis in ("x", "y")},
+        "path": None if path is None else _path(path),
+        "signs": _signs(surface, own, read),
         "notes_text": "\n".join(accuracy_notes(surface)),
         "figures": list(_figures(source)),
         "provenance": list(_provenance(source.surface)),
     }
+
+
+def _path(path: Group) -> dict[str, Any]:
+    """The path's points, their losses (null where there is none), and areas in squared points of type."""
+    points = {axis: np.asarray(path[axis], float).tolist() for axis in ("x", "y")}
+    losses = [float(loss) if np.isfinite(loss) else None for loss in path["loss"]] if "loss" in path else None
+    return {**points, "loss": losses, "sizes": checkpoint_sizes(path).tolist(), "field": PATH_LOSS}
+
+
+def _signs(surface: Surface, names: Sequence[str], values: Mapping[str, np.ndarray]) -> dict[str, Packed]:
+    """The cells of signed fields that are hatched, (ny nx) each: 1 below 0, 2 undecided, as the print hatches them."""
+    packed_signs = {}
+    for name in () if is_line(surface) else names:
+        hatched = hatched_signs(surface, quantity(surface, name), values[name])
+        if hatched:
+            signs = sum(np.uint8(code) * hatched[word] for word, code in SIGN_CODES.items() if word in hatched)
+            packed_signs[name] = packed(np.asarray(signs, np.uint8))
+    return packed_signs
 
 
 def _along(surface: Surface) -> str:

@@ -13,7 +13,6 @@ from matplotlib.artist import Artist
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize, SymLogNorm
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from lossmap.io.read import Group, Surface
@@ -43,10 +42,10 @@ from lossmap.plotting.quantities import (
     short_unit,
     values_of,
 )
-from lossmap.plotting.style import DARK, new_figure, page_width
+from lossmap.plotting.sign_hatches import mark_signs
+from lossmap.plotting.style import new_figure, page_width
 from lossmap.plotting.surface3d import CAMERA, ENOUGH, draw_surface3d
 
-NEGATIVE_HATCH = r"\\\\"
 PATH_LOSS = "train_loss"  # what a path's losses are of
 MAX_RATIO = 1.0  # |min_eig / max_eig| at which its colours end
 
@@ -87,7 +86,7 @@ def draw_maps(
     for i, (axes, surface, (values, status)) in enumerate(zip(grid.flat, surfaces, readings, strict=False)):
         mappable = draw_map(axes, surface, values, what, kind, scale, norm, options.interp)
         patches += maps.mark_missing(axes, surface.grid, values, status)
-        patches += mark_negative(axes, surface, values, what, kind, noise)
+        patches += mark_signs(axes, surface, values, what, kind, noise)
         if options.points:
             maps.mark_points(axes, surface.grid, values)
         colours = mappable if name == PATH_LOSS and kind != "contour" else None
@@ -171,23 +170,6 @@ def draw_map(
     if kind == "map" or norm is not None:
         return maps.cells(axes, surface.grid, values, norm or maps.norm_of(scale), what.cmap)
     return maps.filled(axes, surface.grid, values, scale, what.cmap, interp)
-
-
-def mark_negative(
-    axes: Any, surface: Surface, values: np.ndarray, what: Quantity, kind: str, noise: float
-) -> list[Artist]:
-    """Hatch the cells of a signed quantity below 0, whose colours are in grey those above 0; for the legend.
-
-    Nothing where all are of one sign, where differences are but noise, or where lines are drawn.
-    """
-    below = values > 0 if what.name == "ratio" else values < 0  # as `values_of` has the ratio
-    known = np.isfinite(values) & (values != 0)
-    if not what.signed or kind == "contour" or noise or not below.any() or below[known].all():
-        return []
-    look: dict[str, Any] = {"facecolor": "none", "edgecolor": DARK, "hatch": NEGATIVE_HATCH}
-    maps.patches(axes, surface.grid, below & known, linewidth=0.0, **look)
-    label = r"$\lambda_\min < 0$" if what.name == "ratio" else f"{what.symbol} $< 0$"
-    return [Patch(**look, linewidth=0.4, label=label.replace("$ $", " "))]
 
 
 def label_on_scale(label: str, kind: str, scale: Scale, norm: Normalize | None, gap: str = ", ") -> str:
@@ -377,7 +359,7 @@ def draw_eigenvalue_maps(surfaces: Sequence[Surface], titles: Sequence[str] | No
             axes = grid[row, column]
             mappable = draw_map(axes, surface, values, what, kind, scale, norm, options.interp)
             patches += maps.mark_missing(axes, surface.grid, values, status)
-            patches += mark_negative(axes, surface, values, what, kind, noise)
+            patches += mark_signs(axes, surface, values, what, kind, noise)
             last = row == len(surfaces) - 1 or not shared
             if options.points:
                 maps.mark_points(axes, surface.grid, values)

@@ -348,17 +348,28 @@ def test_the_ratio_is_centred_on_white_and_red_where_the_smallest_is_negative():
     assert (values_of(zero, "ratio")[0] == 0).all()
 
 
-@pytest.mark.parametrize(("name", "label"), [("min_eig", r"$\lambda_\min < 0$"), ("ratio", r"$\lambda_\min < 0$")])
-def test_negative_cells_are_hatched_where_both_signs_are_there(name, label):
-    surface = eigen()
-    axes = draw(surface, "map", name).axes[0]
-    hatched = [c for c in axes.findobj(PatchCollection) if c.get_hatch()]
-    area = sum(np.prod(np.ptp(path.vertices, axis=0)) for c in hatched for path in c.get_paths())
+@pytest.mark.parametrize("name", ["min_eig", "ratio"])
+def test_cells_are_hatched_by_the_sign_where_it_differs_as_in_the_convexity_figure(name):
+    def hatched_in(surface):
+        figure = draw(surface, "map", name)
+        found = {c.get_hatch(): c.get_paths() for c in figure.axes[0].findobj(PatchCollection) if c.get_hatch()}
+        areas = {h: sum(np.prod(np.ptp(path.vertices, axis=0)) for path in paths) for h, paths in found.items()}
+        return areas, [t.get_text() for legend in figure.legends for t in legend.get_texts()]
+
     cell = (GRID.x[1] - GRID.x[0]) * (GRID.y[1] - GRID.y[0])
-    assert area == pytest.approx((surface["min_eig"] < 0).sum() * cell)
-    assert [t.get_text() for t in axes.figure.legends[0].get_texts()] == [label]
+    surface = eigen()
+    areas, words = hatched_in(surface)
+    assert areas == {r"\\\\": pytest.approx((surface["min_eig"] < 0).sum() * cell)}
+    assert words == [r"$\lambda_\min < 0$ beyond its error"]
+    unsure = replace(surface, fields={**surface.fields, "min_eig_error": 0 * X + 0.2})
+    areas, words = hatched_in(unsure)
+    signs = signs_of(unsure)
+    assert min(signs["undecided"].sum(), signs["negative"].sum()) > 0
+    assert areas == {h: pytest.approx(signs[w].sum() * cell) for h, w in ((r"\\\\", "negative"), ("....", "undecided"))}
+    assert words == [r"$\lambda_\min < 0$ beyond its error", "sign undecided"]
+    assert hatched_in(Surface(GRID, {n: surface[n] for n in ("max_eig", "min_eig")}))[1] == [r"$\lambda_\min < 0$"]
     above = replace(surface, fields={**surface.fields, "min_eig": surface["min_eig"] + 2})
-    assert not [c for c in draw(above, "map", name).axes[0].findobj(PatchCollection) if c.get_hatch()]
+    assert hatched_in(above) == ({}, [])
 
 
 def test_pairs_of_eigenmaps_share_their_colours_by_column():

@@ -59,7 +59,7 @@ def test_the_page_holds_fields_path_and_holes(tmp_path):
     assert (data["first"], file["title"], data["stem"], data["reload"]) == ("train_loss", "s.h5", "s", None)
     assert [f["name"] for f in data["fields"]] == ["train_loss", "max_eig", "min_eig", "ratio"]
     assert field_of(data, "max_eig")["words"] == "largest eigenvalue of the Hessian"
-    assert file["path"] == {"x": [0.0, 0.0], "y": [1.0, 1.0]}
+    assert [file["path"][key] for key in ("x", "y", "loss")] == [[0.0, 0.0], [1.0, 1.0], None]
     assert numbers(file["status"]["loss"])[:3].tolist() == [0, 2, 1] and file["statusOf"]["train_loss"] == "loss"
     assert ["command", "lossmap surface --model mlp"] in file["provenance"]
     assert ["torch version", "2.6"] in file["provenance"]

@@ -16,6 +16,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 import torch
+from matplotlib.collections import PatchCollection
 from PIL import Image
 from torch import nn
 
@@ -351,6 +352,76 @@ def compare_with_print(made, name, drawn, size):
         assert np.abs(here - there).max() < 8, (x, y)
         if name == "min_eig":
             assert (here[0] > here[2]) == (x < 0)  # red is negative
+
+
+def map_pixels(tab):
+    """A function from coordinates of `GRID` to rows and columns of its map's canvas."""
+    wide, high = tab.evaluate("['clientWidth', 'clientHeight'].map((n) => document.getElementById('map-0')[n])")
+    w = min(wide - 142, (high - 58) * 2.1 / 1.6)
+    return lambda x, y: (12 + (1.05 - y) / 1.6 * w * 1.6 / 2.1, 58 + (x + 1.05) / 2.1 * w)
+
+
+@pytest.mark.parametrize("name", ["min_eig", "ratio"])
+def test_print_and_page_hatch_the_same_cells(browser, tmp_path, name):
+    made = plane()
+    fields = {**made.fields, "min_eig": X * (1 + Y) / 10, "min_eig_limit": X * (1 + Y) / 10 - 0.03}
+    made = replace(
+        made,
+        fields=fields,
+        groups={},
+        measures={**made.measures, "eigen": tuple(set(fields) - {"train_loss", "train_acc"})},
+    )
+    masks = {}
+    for collection in lossmap.draw(made, "map", field=name).axes[0].findobj(PatchCollection):
+        if collection.get_hatch():
+            boxes = [path.get_extents() for path in collection.get_paths()]
+            masks[collection.get_hatch()] = np.any(
+                [(b.x0 < X) & (b.x1 > X) & (b.y0 < Y) & (b.y1 > Y) for b in boxes], 0
+            )
+    assert masks[r"\\\\"].sum() > 50 and masks["...."].sum() > 20 and not (masks[r"\\\\"] & masks["...."]).any()
+    file = page(made, tmp_path / "s.html")
+    with shown(browser, file, f"#field={name}&x=1&y=1&hide=contours,zero,path,holes") as tab:
+        drawn, place = pixels(tab, "map-0"), map_pixels(tab)
+        for words, mask in (("< 0 beyond its error", masks[r"\\\\"]), ("undecided", masks["...."])):
+            assert f"{words}: {mask.sum()} points" in tab.inner_text(".legend")
+        tab.uncheck("#show-signs")
+        settled(tab)
+        differs = (drawn != pixels(tab, "map-0")).any(axis=2)
+        assert "undecided" not in tab.inner_text(".legend")
+        shares = np.zeros(X.shape)
+        for i, j in np.ndindex(X.shape):
+            (top, left), (low, right) = place(X[i, j] - 0.04, Y[i, j] + 0.04), place(X[i, j] + 0.04, Y[i, j] - 0.04)
+            shares[i, j] = differs[round(top) : round(low), round(left) : round(right)].mean()
+        assert (shares[masks[r"\\\\"]] > 0.15).all() and (shares[masks["...."]] > 0.02).all()
+        assert (shares[~masks[r"\\\\"] & ~masks["...."]] == 0).all()
+
+
+def test_print_and_page_show_the_losses_of_a_path_alike(browser, tmp_path):
+    trail = Group({
+        "x": np.array([0.9, 0.5, -0.5, -0.9]), "y": np.array([0.9, 0.2, 0.5, -0.3]),
+        "loss": np.array([0.07, 3.0, np.nan, 1.0]), "residual": np.array([0.0, 1.0, 2.0, 2.0]),
+    })  # fmt: skip
+    made = replace(plane(), groups={"trajectory": trail})
+    (printed,) = [c for c in lossmap.draw(made, "map").axes[0].collections if c.get_label() == "checkpoint"]
+    with shown(browser, page(made, tmp_path / "s.html"), "#x=0&y=-0.5&hide=contours,zero,holes") as tab:
+        assert "colours of their own losses, larger farther from the plane" in tab.inner_text(".legend")
+        drawn, place = pixels(tab, "map-0"), map_pixels(tab)
+        for i in range(4):
+            row, column = (round(p) for p in place(trail["x"][i], trail["y"][i]))
+            colour = 255 * printed.get_facecolor()[i][:3]
+            assert np.abs(drawn[row, column] - colour).max() < 8, i
+            radius = np.sqrt(printed.get_sizes()[i]) / 2 * 96 / 72
+            edge = drawn[row, round(column + radius) - 1 : round(column + radius) + 2]
+            assert edge.max(axis=1).min() < 120, i  # its border
+        relief = pixels(tab, "relief-0")
+        tab.uncheck("#show-path")
+        settled(tab)
+        changed = relief[(relief != pixels(tab, "relief-0")).any(axis=2)]
+        assert (np.abs(changed - 255 * printed.get_facecolor()[1][:3]).max(axis=1) < 12).sum() > 10
+        tab.check("#show-path")
+        tab.select_option("#field", "train_acc")
+        settled(tab)
+        assert "training path, from open to filled circle" in tab.inner_text(".legend")
 
 
 def test_hostile_names_stay_text(browser, tmp_path):

@@ -151,13 +151,48 @@ function drawHoles(context, box, file, field) {
   }));
 }
 
-function drawPath(context, points) {
+// Hatches of a signed field, as in print: lines where it is below 0, dots where the sign is undecided; a cell each.
+function drawSigns(context, box, file, field) {
+  const signs = file.signs[field.name], nx = file.x.length, step = 6, [left, bottom] = [box.left, box.top + box.h];
+  context.save(); context.beginPath();
+  signs.forEach((sign, i) => {
+    if (sign !== 1) { return; }
+    const c = i % nx, r = Math.floor(i / nx), [x0, x1] = [box.px(box.bx[c]), box.px(box.bx[c + 1])], [y0, y1] = [box.py(box.by[r]), box.py(box.by[r + 1])];
+    context.rect(Math.min(x0, x1), Math.min(y0, y1), Math.abs(x1 - x0), Math.abs(y1 - y0));
+  });
+  context.clip(); context.strokeStyle = '#737373'; context.lineWidth = 0.9; context.beginPath();
+  for (let k = -box.h; k < box.w; k += step) { context.moveTo(left + k, box.top); context.lineTo(left + k + box.h, bottom); } // across the whole map, so that they join
+  context.stroke(); context.restore();
+  context.fillStyle = '#4d4d4d'; context.beginPath();
+  const within = (edges, value) => { for (let k = 0; k + 1 < edges.length; k++) { if ((value - edges[k]) * (value - edges[k + 1]) <= 0) { return k; } } return -1; };
+  const columns = [], rows = [];
+  for (let x = left + step / 2; x < left + box.w; x += step) { columns.push([x, within(box.bx, box.x(x))]); }
+  for (let y = box.top + step / 2; y < bottom; y += step) { rows.push([y, within(box.by, box.y(y))]); }
+  rows.forEach(([y, r]) => columns.forEach(([x, c]) => { if (signs[r * nx + c] === 2) { context.rect(x - 0.9, y - 0.9, 1.8, 1.8); } }));
+  context.fill();
+}
+
+// Colours of the checkpoints by their own losses, where the map is of that loss; null where it is not.
+function checkpointColours(file, view) {
+  const { loss, field } = file.path, share = sharesOn(view.scale);
+  if (!loss || view.field.name !== field) { return null; }
+  return loss.map((v) => { if (v === null) { return '#fff'; } const s = share(v), at = 3 * colourIndex(Number.isNaN(s) ? 0 : s); return `rgb(${view.table[at]},${view.table[at + 1]},${view.table[at + 2]})`; });
+}
+const PIXELS = 96 / 72; // of the page, to a typographic point
+
+function drawCheckpoint(context, [x, y], colour, size) {
+  context.fillStyle = colour; context.strokeStyle = '#000'; context.lineWidth = 0.8; context.beginPath();
+  context.arc(x, y, (PIXELS * Math.sqrt(size)) / 2, 0, 7); context.fill(); context.stroke();
+}
+// The path: its checkpoints in the colours of their own losses, else dots between an open start and a filled end.
+function drawPath(context, points, file, view) {
   const line = () => { context.beginPath(); points.forEach(([x, y], i) => (i ? context.lineTo(x, y) : context.moveTo(x, y))); context.stroke(); };
   context.strokeStyle = '#fff'; context.lineWidth = 3; line();
   context.strokeStyle = '#000'; context.lineWidth = 1.2; line();
-  [[points[0], '#fff'], [points[points.length - 1], '#000']].forEach(([[x, y], fill]) => {
-    context.fillStyle = fill; context.strokeStyle = '#000'; context.lineWidth = 1; context.beginPath(); context.arc(x, y, 4, 0, 7); context.fill(); context.stroke();
-  });
+  const colours = checkpointColours(file, view), last = points.length - 1;
+  if (colours) { points.forEach((point, i) => drawCheckpoint(context, point, colours[i], file.path.sizes[i])); return; }
+  points.forEach((point, i) => { if (i && i < last) { drawCheckpoint(context, point, '#000', 5); } });
+  drawCheckpoint(context, points[0], '#fff', 36); drawCheckpoint(context, points[last], '#000', 36);
 }
 
 function drawBar(context, box, field, scale, table, label) {
@@ -231,6 +266,7 @@ function drawMap(context, file, view, width, height, ratio) {
   context.drawImage(cellImage(file, field, scale, table, box, ratio), box.left, box.top, box.w, box.h);
   const values = file.values[field.name];
   if (layers.holes) { drawHoles(context, box, file, field); }
+  if (layers.signs && file.signs[field.name] && !scale.flat) { drawSigns(context, box, file, field); }
   context.save(); context.beginPath(); context.rect(box.left, box.top, box.w, box.h); context.clip();
   if (layers.contours && !scale.flat) {
     const height = heightOn(scale), fine = fineHeights(file, view, 200);
@@ -242,7 +278,7 @@ function drawMap(context, file, view, width, height, ratio) {
     context.strokeStyle = '#000'; context.lineWidth = 2.4;
     strokeCrossings(context, box, fine, fine.heights, [0]);
   }
-  if (layers.path && file.path) { drawPath(context, file.path.x.map((x, i) => [box.px(x), box.py(file.path.y[i])])); }
+  if (layers.path && file.path) { drawPath(context, file.path.x.map((x, i) => [box.px(x), box.py(file.path.y[i])]), file, view); }
   context.restore();
   if (box.x0 <= 0 && box.x1 >= 0 && box.y0 <= 0 && box.y1 >= 0) {
     [['#fff', 3.5], ['#000', 1.2]].forEach(([colour, wide]) => {

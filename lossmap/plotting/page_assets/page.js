@@ -7,7 +7,7 @@ const made = (tag, properties = {}, ...children) => {
   return element;
 };
 const START = { turn: 35, tilt: 35, zoom: 1 };
-const LAYERS = { contours: 'contour lines', spline: 'spline between the points, in contour lines and relief', zero: 'line where the smallest eigenvalue is 0', path: 'training path', holes: 'marks of points without a value' };
+const LAYERS = { contours: 'contour lines', spline: 'spline between the points, in contour lines and relief', zero: 'line where the smallest eigenvalue is 0', signs: 'hatches by the sign, of eigenvalues', path: 'training path', holes: 'marks of points without a value' };
 let page, state, touched = 0;
 
 async function start() {
@@ -30,6 +30,7 @@ async function start() {
 
 async function open(file) {
   for (const name of Object.keys(file.values)) { file.values[name] = await unpacked(file.values[name]); }
+  for (const name of Object.keys(file.signs)) { file.signs[name] = await unpacked(file.signs[name]); }
   for (const name of Object.keys(file.status)) { file.status[name] = await unpacked(file.status[name]); }
   for (const name of Object.keys(file.errors)) { const e = file.errors[name]; if (e.data) { file.errors[name] = { values: await unpacked(e) }; } }
   file.isLine = file.y === null;
@@ -125,7 +126,7 @@ function buildControls() {
   select.addEventListener('change', () => { state.field = select.value; state.scale = ''; syncControls(); redraw(); });
   $('scale').addEventListener('change', () => { state.scale = $('scale').value; redraw(); });
   Object.entries(LAYERS).forEach(([key, words]) => {
-    const there = { contours: page.files.some((f) => !f.isLine), spline: page.files.some((f) => !f.isLine && factorFor(f, 200) > 1), zero: page.files.some((f) => !f.isLine && f.values.min_eig), path: page.files.some((f) => f.path && !f.isLine), holes: true }[key];
+    const there = { contours: page.files.some((f) => !f.isLine), spline: page.files.some((f) => !f.isLine && factorFor(f, 200) > 1), zero: page.files.some((f) => !f.isLine && f.values.min_eig), signs: page.files.some((f) => Object.keys(f.signs).length), path: page.files.some((f) => f.path && !f.isLine), holes: true }[key];
     if (!there) { return; }
     const box = made('input', { type: 'checkbox', id: `show-${key}` });
     box.addEventListener('change', () => { state.hide = Object.keys(LAYERS).filter((k) => ($(`show-${k}`) ? !$(`show-${k}`).checked : state.hide.includes(k))); redraw(); });
@@ -290,13 +291,25 @@ function overlay() {
     });
   });
 }
+const points = (count) => `${count} ${count === 1 ? 'point' : 'points'}`;
+function pathInWords(file, view) {
+  if (!checkpointColours(file, view)) { return 'training path, from open to filled circle'; }
+  return `training path: its points have the colours of their own losses${new Set(file.path.sizes).size > 1 ? ', larger farther from the plane' : ''}`;
+}
+function signsInWords(file, field) {
+  const ofSmallest = ['min_eig', 'ratio'].includes(field.name), count = (code) => file.signs[field.name].filter((s) => s === code).length;
+  const beyond = ofSmallest && file.values.min_eig_error ? ' beyond its error' : '', name = ofSmallest ? 'smallest eigenvalue' : field.words;
+  return [[1, 'key negative', `${name} < 0${beyond}`], [2, 'key undecided', `sign of the ${name} undecided`]]
+    .filter(([code]) => count(code)).map(([code, key, words]) => [key, `${words}: ${points(count(code))}`]);
+}
 function fillLegend(file, view) {
   const items = [];
   const values = file.values[view.field.name] ?? [];
   if (file.isLine) { view.shown.forEach((f, k) => { if (file.values[f.name]) { items.push([`key line colour-${k % LINE_COLOURS.length}`, `${f.words}${f === view.field ? ', chosen' : ', dashed'}`]); } }); }
   if (!file.isLine && view.layers.contours && !view.scale.flat) { items.push(['key contour', 'levels, at the ticks of the colour bar and between them']); }
   if (!file.isLine && view.layers.zero && file.values.min_eig) { const low = Array.from(file.values.min_eig).filter(Number.isFinite); items.push(['key zero', `smallest eigenvalue = 0${low.some((v) => v < 0) && low.some((v) => v > 0) ? '' : ': nowhere here'}`]); }
-  if (!file.isLine && view.layers.path && file.path) { items.push(['key path', 'training path, from open to filled circle']); }
+  if (!file.isLine && view.layers.path && file.path) { items.push(['key path', pathInWords(file, view)]); }
+  if (view.layers.signs && file.signs[view.field.name] && !view.scale.flat) { items.push(...signsInWords(file, view.field)); }
   const counts = {};
   Array.from(values).forEach((v, i) => { const why = holeAt(v, file.statusAt(view.field.name, i)); if (why) { counts[why] = (counts[why] ?? 0) + 1; } });
   const signs = { 'not computed': '\u2215', failed: '\u2715', NaN: '\u2217', infinite: '\u25b3' };

@@ -119,12 +119,12 @@ function drawRelief(context, file, view, state, width, height, ratio, chosen) {
   context.drawImage(painted(raster, view), 0, 0, width, height);
   context.textAlign = 'center';
   [['x', [0, -Math.sign(back[1]) * 1.16]], ['y', [-Math.sign(back[0]) * 1.16, 0]]].forEach(([text, k]) => { const [x, y] = project(...k, 0); context.fillText(text, x, y); });
-  if (view.layers.path && file.path) { drawPathOnRelief(context, file, plane, raster, project); }
+  if (view.layers.path && file.path) { drawPathOnRelief(context, file, plane, raster, project, checkpointColours(file, view)); }
   return { raster, project, ratio, factor: (plane.x.length - 1) / (file.x.length - 1), share };
 }
 
-// The path over the surface, where it is not hidden by it.
-function drawPathOnRelief(context, file, plane, raster, project) {
+// The path over the surface, where it is not hidden by it; its checkpoints where there are colours for them.
+function drawPathOnRelief(context, file, plane, raster, project, colours) {
   const ux = spanned(file.x), uy = spanned(file.y), { x, y } = file.path, steps = 24;
   const at = (px, py) => { const h = heightBetween(plane, raster, px, py); return h >= 0 && h <= 1 ? [ux(px), uy(py), h + 0.012] : null; };
   context.strokeStyle = '#000'; context.lineWidth = 1.6;
@@ -136,6 +136,10 @@ function drawPathOnRelief(context, file, plane, raster, project) {
       context.beginPath(); context.moveTo(p[0], p[1]); context.lineTo(q[0], q[1]); context.stroke();
     }
   }
+  colours?.forEach((colour, i) => {
+    const a = at(x[i], y[i]);
+    if (a && isSeen(raster, raster.project(...a))) { drawCheckpoint(context, project(...a), colour, file.path.sizes[i]); }
+  });
 }
 
 // The chosen point on the relief; hollow where the surface hides it, on the floor where it has no value.
