@@ -89,8 +89,9 @@ def _numbers_of_sharpness(group: Group) -> dict[str, float]:
         numbers["critical_error"] = (float(at["critical_high"]) - float(at["critical_low"])) / 2.0
     for i, kind in enumerate(group.arrays.get("ball", ())):
         ball = f"{kind}_{float(group.arrays['ball_radius'][i]):g}"
-        for name in ("average", "average_error", "sam", "worst"):
-            numbers[f"{ball}_{name}"] = float(group.arrays[f"ball_{name}"][i])
+        for name in ("average", "average_error", "sam", "sam_error", "worst", "worst_error"):
+            if f"ball_{name}" in group.arrays:
+                numbers[f"{ball}_{name}"] = float(group.arrays[f"ball_{name}"][i])
     return numbers
 
 

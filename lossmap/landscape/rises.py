@@ -43,11 +43,17 @@ class AverageRise:
 
 @dataclass(frozen=True)
 class WorstRise:
-    """The largest rise that an ascent met, and SAM's, with the number of gradients that they took."""
+    """The largest rise that an ascent met, and SAM's, with the number of gradients that they took.
+
+    rounding   how far the largest is from that in float64 at the same point; NaN where that was not measured
+    sam_error  how far SAM's is from that of SAM's step in float64, whose gradient may point elsewhere; NaN as well
+    """
 
     value: float
     sam: float
     gradients: int
+    rounding: float = nan
+    sam_error: float = nan
 
 
 def average_rise(shifted: ShiftedLoss, ball: Ball, draws: int, seed: int) -> AverageRise:
@@ -89,7 +95,23 @@ def worst_rise(shifted: ShiftedLoss, ball: Ball, steps: int, starts: int, seed: 
         for i in range(1, starts):
             z = ball.random_point(seed, "start", i)
             ascent.climb(z, *shifted.gradient_at(ball.scale * z), steps)
-        return WorstRise(ascent.best, sam, shifted.spent["gradients"] - before)
+        rounding = shifted.rounding_at(ascent.best_at, ascent.best)
+        sam_error = shifted.distance_to_float64(sam, lambda double: _sam_rise(double, ball))
+        return WorstRise(ascent.best, sam, shifted.spent["gradients"] - before, rounding, sam_error)
+
+
+def _sam_rise(shifted: ShiftedLoss, ball: Ball) -> float:
+    """The rise after SAM's step."""
+    base, slope = shifted.gradient_at(shifted.zero)
+    z = _first_step(ball, slope)
+    return 0.0 if z is None else _rise(shifted.at(ball.scale * z), base)
+
+
+def _first_step(ball: Ball, slope: Tensor) -> Tensor | None:
+    """Where the first step from the middle ends, z (n,); None where the gradient is 0."""
+    direction = ball.scale * slope
+    length = norm(direction)
+    return ball.inside(direction * (FIRST_STEP * ball.radius / length)) if length else None
 
 
 class _Ascent:
@@ -97,11 +119,13 @@ class _Ascent:
 
     origin  loss and gradient in the middle
     sam     the rise after the very first step; 0 where the gradient is 0
+    best_at where the best is, d (n,)
     """
 
     def __init__(self, shifted: ShiftedLoss, ball: Ball, origin: tuple[float, Tensor]) -> None:
         self.shifted, self.ball, self.origin = shifted, ball, origin
         self.best, self.sam, self._is_first = 0.0, 0.0, True
+        self.best_at = shifted.zero
 
     def climb(self, z: Tensor, loss: float, slope: Tensor, steps: int) -> None:
         """Go up from z, where loss and gradient are known, along the gradient by z and back into the ball.
@@ -110,7 +134,7 @@ class _Ascent:
         not rise is halved.
         """
         base, step = self.origin[0], FIRST_STEP
-        self.best = max(self.best, _rise(loss, base))
+        self._note(_rise(loss, base), z)
         for _ in range(steps):
             direction = self.ball.scale * slope
             length = norm(direction)
@@ -121,11 +145,16 @@ class _Ascent:
             rise = _rise(trial_loss, base)
             if self._is_first:
                 self.sam, self._is_first = rise, False
-            self.best = max(self.best, rise)
+            self._note(rise, trial)
             if trial_loss > loss:
                 z, loss, slope, step = trial, trial_loss, trial_slope, min(2.0 * step, FIRST_STEP)
             else:
                 step /= 2.0
+
+    def _note(self, rise: float, z: Tensor) -> None:
+        """Keep the best rise, and where it is."""
+        if rise > self.best:
+            self.best, self.best_at = rise, self.ball.scale * z
 
     def _look(self, d: Tensor) -> tuple[float, Tensor]:
         """Loss and gradient at d; where the loss is finite and its gradient is not, no further step is made."""

@@ -25,7 +25,9 @@ class BallRise:
     average        mean rise over the ball, with its standard error over `draws` pairs of opposite random points
     rounding       how far a single rise of the average is from that in float64; NaN where not measured
     sam            rise after SAM's step, to the edge of the ball along the gradient
+    sam_error      how far rounding may have moved it, of loss and gradient; NaN where not measured
     worst          largest rise that gradient ascent met: a lower bound of the largest in the ball
+    worst_error    how far it is from that in float64 at the same point; NaN where not measured
     starts, steps  of that ascent: how many, and steps of each
     """
 
@@ -36,7 +38,9 @@ class BallRise:
     draws: int = 0
     rounding: float = nan
     sam: float = nan
+    sam_error: float = nan
     worst: float = nan
+    worst_error: float = nan
     starts: int = 0
     steps: int = 0
 
@@ -134,7 +138,7 @@ def _report_of(s: Sharpness) -> StoredReport:
     arrays: dict[str, np.ndarray] = {}
     if s.balls:
         arrays["ball"] = np.array([ball.kind for ball in s.balls], dtype=object)
-        for name in ("radius", "average", "average_error", "rounding", "sam", "worst"):
+        for name in ("radius", "average", "average_error", "rounding", "sam", "sam_error", "worst", "worst_error"):
             arrays[f"ball_{name}"] = np.array([getattr(ball, name) for ball in s.balls], dtype=np.float64)
         for name in ("draws", "starts", "steps"):
             arrays[f"ball_{name}"] = np.array([getattr(ball, name) for ball in s.balls], dtype=np.int64)

@@ -9,14 +9,14 @@ again.
     trace      value, error, terms, products, size, error_target, method
     critical   value, low, high, passes, rounding, reason
     average    of one ball: value, error, rounding; rises (draws,)
-    worst      of one ball: value, sam, gradients
+    worst      of one ball: value, sam, gradients, rounding, sam_error
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from math import nan
 from typing import Any, ClassVar
 
@@ -24,9 +24,10 @@ import numpy as np
 import torch
 
 from lossmap.curvature.build import build_operator
+from lossmap.curvature.gradient_check import check_gradient
 from lossmap.curvature.gradient_rounding import measured_gradient
 from lossmap.curvature.linearized_operator import LinearizedOperator
-from lossmap.curvature.operators import CurvatureOperator, Total, single_rank
+from lossmap.curvature.operators import CurvatureOperator, Total, made_by_all, single_rank
 from lossmap.data.loss_check import check_loss
 from lossmap.data.problem import Problem
 from lossmap.geometry.grid import Field, Point
@@ -292,7 +293,13 @@ def _to_ball(
         rise = replace(rise, average=value, average_error=error, rounding=rounding, draws=request.draws)
     if worst is not None:
         rise = replace(
-            rise, sam=float(worst["sam"]), worst=float(worst["value"]), starts=request.starts, steps=request.steps
+            rise,
+            sam=float(worst["sam"]),
+            sam_error=float(worst.get("sam_error", nan)),  # of files of earlier versions
+            worst=float(worst["value"]),
+            worst_error=float(worst.get("rounding", nan)),
+            starts=request.starts,
+            steps=request.steps,
         )
     return rise
 
@@ -322,7 +329,7 @@ def make_sharpness_tasks(
     """The tasks of these subjects; the arguments are those of `SharpnessTasks`.
 
     Raises ValueError for a request out of range, labels that are not unique, parameters that match nothing, and a loss
-    that is no repeatable mean, before anything long begins.
+    that is no repeatable mean, or whose gradient is another function's, before anything long begins.
     """
     request.check()
     labels = [subject.label for subject in subjects]
@@ -331,7 +338,10 @@ def make_sharpness_tasks(
         raise ValueError(f"two subjects are called {twice!r}; each must have a label of its own")
     checked = []
     for subject in subjects:
-        selected(subject.problem.model, request.parameters)
-        checked.append(replace(subject, problem=check_loss(subject.problem, total=total)))
+        named = selected(subject.problem.model, request.parameters)
+        problem = check_loss(subject.problem, total=total)
+        check = partial(check_gradient, problem, request.parameters)
+        made_by_all(total, next(iter(named.values())).device, check, "check of the gradient")
+        checked.append(replace(subject, problem=problem))
     tasks = tuple(task for i in range(len(checked)) for task in tasks_of(i, request))
     return SharpnessTasks(tuple(checked), request, tasks, settings or {}, total)

@@ -9,7 +9,7 @@ of 8 n bytes. Price: one forward pass for a loss, a forward and a backward pass 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -84,9 +84,13 @@ class ShiftedLoss:
         return loss, slope
 
     def rounding_at(self, d: Tensor, rise: float) -> float:
-        """How far a rise that was measured at d is from that in float64; NaN where float64 is not to be had.
+        """How far a rise that was measured at d is from that in float64; as `distance_to_float64` has it."""
+        return self.distance_to_float64(rise, lambda double: double.at(d) - double.at(double.zero))
 
-        0 where the model is in float64 itself. Price: a copy of the model in float64, and two passes with it.
+    def distance_to_float64(self, rise: float, read: Callable[[ShiftedLoss], float]) -> float:
+        """How far a rise is from what `read` finds in float64; NaN where float64 is not to be had.
+
+        0 where the model is in float64 itself. Price: a copy of the model in float64, and what is read with it.
         """
         if not isfinite(rise):
             return nan
@@ -98,7 +102,7 @@ class ShiftedLoss:
             twin = made_by_all(self.total, own.device, lambda: problem_in(self.problem, torch.float64))
             double = ShiftedLoss(twin, self.parameters, self.total)
             with double.borrowed():
-                return abs(rise - (double.at(d) - double.at(double.zero)))
+                return abs(rise - read(double))
         except Exception as failure:  # user code may raise any exception in another precision
             logger.info("the rounding of a rise is not measured: %s", failure)
             return nan

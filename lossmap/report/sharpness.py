@@ -60,8 +60,8 @@ def sharpness_numbers(stored: StoredReport) -> list[SharpnessNumber]:
         name = f"{ball['kind']} {ball['radius']:g}"
         numbers += [
             SharpnessNumber(f"{name}: average", ball["average"], ball["error"]),
-            SharpnessNumber(f"{name}: SAM", ball["sam"]),
-            SharpnessNumber(f"{name}: worst", ball["worst"]),
+            SharpnessNumber(f"{name}: SAM", ball["sam"], _known(ball.get("sam_error", 0.0))),
+            SharpnessNumber(f"{name}: worst", ball["worst"], _known(ball.get("worst_error", 0.0))),
         ]
     return numbers
 
@@ -88,7 +88,9 @@ def sharpness_report(stored: StoredReport) -> str:
     rows = [("ball", "radius", "average rise", "SAM's rise", "worst rise found")]
     for ball in balls:
         average = SharpnessNumber("", ball["average"], ball["error"])
-        cells = [str(SharpnessNumber("", ball[name])) for name in ("sam", "worst")]
+        cells = [
+            str(SharpnessNumber("", ball[name], _known(ball.get(f"{name}_error", 0.0)))) for name in ("sam", "worst")
+        ]
         rows.append((ball["kind"], f"{ball['radius']:g}", str(average), *cells))
     lines += ["", f"  Rise of the loss, {unit}:", *table(rows, right=(1,))]
     lines += [f"  {line}" for line in filled(_ball_notes(balls, int(stored.number("seed", 0.0))), WIDTH - 2)]
@@ -134,9 +136,14 @@ def _balls(stored: StoredReport) -> list[dict[str, Any]]:
     """The rises in each ball, as plain values."""
     if "ball" not in stored:
         return []
-    names = ("radius", "average", "rounding", "sam", "worst", "draws", "starts", "steps")
-    columns = {name: f"ball_{name}" for name in names}
+    names = ("radius", "average", "rounding", "sam", "sam_error", "worst", "worst_error", "draws", "starts", "steps")
+    columns = {name: f"ball_{name}" for name in names if f"ball_{name}" in stored}  # the errors are of later versions
     return list(stored.rows(kind="ball", error="ball_average_error", **columns))
+
+
+def _known(error: float) -> float:
+    """An error bar; 0, which is none, where it was not measured."""
+    return error if isfinite(error) else 0.0
 
 
 def _largest_text(stored: StoredReport) -> str:
@@ -177,6 +184,8 @@ def _ball_notes(balls: list[dict[str, Any]], seed: int) -> str:
         starts, steps = count(int(first["starts"]), "start"), count(int(first["steps"]), "step")
         notes.append(f"Worst: ascent from {starts}, {steps} each. {LOWER_BOUND}")
     hidden = [b["kind"] for b in balls if isfinite(b["rounding"]) and abs(b["average"]) <= b["rounding"]]
+    if any(isfinite(b.get("sam_error", nan)) for b in balls):
+        notes.append("Bars of SAM's and the worst rise are of rounding, as measured against float64.")
     if hidden:
         notes.append(f"The average cannot be told from zero in this precision: {', '.join(map(str, hidden))}.")
     return " ".join(notes)

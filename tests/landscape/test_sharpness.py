@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from math import inf, isfinite, isnan, nan
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from torch import nn
 
 import lossmap
+from lossmap import sharpness
 from lossmap.data.problem import Problem
 from lossmap.landscape.ball import KINDS, Ball
 from lossmap.landscape.critical_sharpness import PASSES, _Search, critical_sharpness
@@ -293,3 +295,38 @@ def test_a_number_survives_within_its_bars_or_a_hundredth():
 def test_what_cannot_be_measured_is_refused(keywords, sentence):
     with pytest.raises(ValueError, match=sentence):
         lossmap.sharpness(classification(), **keywords)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_bars_of_rises_hold_what_rounding_does_to_a_saturated_network(kind):
+    """SAM's step follows a gradient that rounding has turned; its rise in float64 lies within the bar."""
+    model = net(torch.float32)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.mul_(6.0)
+    x = torch.randn(30, 4, generator=torch.Generator().manual_seed(2))
+    y = model(x).argmax(1)
+    y[0] = (y[0] + 1) % 3
+
+    def squares(outputs, targets):  # a form whose terms cancel
+        p = outputs.exp() / outputs.exp().sum(1, keepdim=True)
+        return ((1.0 - p[torch.arange(len(p)), targets]) ** 2).mean()
+
+    shifted, ball = around(Problem.supervised(model, squares, (x, y)), kind, 0.05)
+    found = worst_rise(shifted, ball, steps=5, starts=1, seed=0)
+    exact_model = copy.deepcopy(model).double()
+    exact, ball = around(Problem.supervised(exact_model, squares, (x.double(), y)), kind, 0.05)
+    truth = worst_rise(exact, ball, steps=5, starts=1, seed=0)
+    assert 0.0 < abs(found.sam - truth.sam) <= 1.001 * found.sam_error < 0.1 * found.sam
+    assert 0.0 < found.rounding < 0.1 * found.value
+    assert (truth.rounding, truth.sam_error) == (0.0, 0.0)
+
+
+def test_a_loss_whose_gradient_is_stopped_is_refused_by_name():
+    def stopped(outputs, targets):
+        p = outputs.softmax(1).detach()
+        return (1.0 - p[torch.arange(len(p)), targets]).mean() + 0.0 * outputs.sum()
+
+    problem = classification()
+    with pytest.raises(ValueError, match=r"is not that of the loss .* a stopped gradient"):
+        sharpness(Problem.supervised(problem.model, stopped, problem.data), draws=2, ascent_steps=1)
