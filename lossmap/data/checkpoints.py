@@ -42,7 +42,7 @@ from lossmap.data.checkpoint_match import (
     states_in,
 )
 from lossmap.data.checkpoint_values import readable_values
-from lossmap.special_files import SPECIAL, is_special
+from lossmap.special_files import not_a_file
 
 log = logging.getLogger(__name__)
 
@@ -167,9 +167,11 @@ def shards_of(index: str | Path) -> list[Path]:
         raise ValueError(
             f"{index} is no index of a checkpoint: it has no table `weight_map` of tensors and files"
         ) from None
-    if not all(isinstance(name, str) and name == Path(name).name for name in names):
+    if not all(isinstance(name, str) and name for name in names):
+        raise ValueError(f"{index} is no index of a checkpoint: a tensor in its `weight_map` has no file")
+    if any(Path(name).is_absolute() or ".." in Path(name).parts for name in names):
         raise ValueError(f"{index} names files outside of its folder")
-    return [index.with_name(name) for name in names]
+    return [index.parent / name for name in names]
 
 
 def _merged(index: Path, unsafe: bool) -> State:
@@ -335,8 +337,8 @@ def file_sha256(path: str | Path) -> str:
 
 
 def _refuse_special(path: Path) -> None:
-    if is_special(path):
-        raise ValueError(f"{path} {SPECIAL}")
+    if reason := not_a_file(path):
+        raise ValueError(f"{path} {reason}")
 
 
 def _count(path: str | os.PathLike[str]) -> tuple[tuple[int, int, str], ...]:

@@ -56,7 +56,7 @@ from lossmap.data.huggingface_files import is_in_folder
 from lossmap.data.import_by_name import resolve_callable
 from lossmap.data.loaders import DEFAULT_BATCH_SIZE, RowsOf, Source, as_batches, collect_in_memory, source_of
 from lossmap.data.problem import targets_of
-from lossmap.special_files import SPECIAL, is_special
+from lossmap.special_files import not_a_file
 
 log = logging.getLogger(__name__)
 
@@ -354,8 +354,8 @@ def _user_source(
 
 
 def _npz(path: Path, split: str, normalize: str | None, raw: bool) -> Source | FixedBatches:
-    if is_special(path):
-        raise ValueError(f"{path} {SPECIAL}")
+    if reason := not_a_file(path):
+        raise ValueError(f"{path} {reason}")
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}")
     opened = path.open("rb")

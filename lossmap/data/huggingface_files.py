@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from lossmap.special_files import SPECIAL, is_special
+from lossmap.special_files import not_a_file
 
 PREFIX = "hf:"
 INSTALL = "pip install 'lossmap[huggingface]'"
@@ -34,10 +34,11 @@ def is_in_folder(name: str | None) -> TypeGuard[str]:
 def existing_path(path: Path, what: str) -> Path:
     """The path, where there is one.
 
-    Raises FileNotFoundError, which says that nothing is read from a network, and ValueError for a pipe or device.
+    Raises FileNotFoundError, which says that nothing is read from a network, and ValueError for a pipe, a device or a
+    pointer of Git LFS.
     """
-    if is_special(path):
-        raise ValueError(f"{what}: {path} {SPECIAL}")
+    if reason := not_a_file(path):
+        raise ValueError(f"{what}: {path} {reason}")
     if path.exists():
         return path
     message = f"there is no folder {path}: {what} must be a local folder, no network is used"
@@ -100,13 +101,16 @@ def weight_files(folder: Path, unsafe: bool = False) -> list[Path]:
 
     unsafe  whether pickled files are taken where there are no others
 
-    Raises ValueError where there are none, or pickled ones alone.
+    Raises ValueError where there are none, pickled ones alone, or pointers of Git LFS in their place.
     """
     if not folder.is_dir():
         raise ValueError(f"{folder} is no folder; hf:FOLDER has a config.json and *.safetensors in it")
     pattern = ADAPTER_WEIGHTS if is_adapter(folder) else WEIGHTS
     files = sorted(file for file in folder.glob(pattern) if is_adapter(folder) or file.name != ADAPTER_WEIGHTS)
     pickles = sorted(file for pattern in PICKLES for file in folder.glob(pattern))
+    for file in files or pickles:
+        if reason := not_a_file(file):
+            raise ValueError(f"{file} {reason}")
     if files:
         return files
     if pickles and not unsafe:

@@ -1,4 +1,4 @@
-"""Pipes where files are meant: a sentence, and no command that waits for ever."""
+"""Pipes and pointers of Git LFS where files are meant: a sentence, and no command that waits for ever."""
 
 import os
 import threading
@@ -6,7 +6,7 @@ import threading
 import pytest
 
 from lossmap.cli.__main__ import main
-from lossmap.special_files import SPECIAL
+from lossmap.special_files import POINTER, SPECIAL
 
 SURFACE = ("surface", "--model=mlp", "--x=-1:1:3")
 COMMANDS = [
@@ -70,3 +70,17 @@ def test_pipes_in_the_folder_of_a_campaign_are_not_waited_for(pipes, capsys):
         assert "1        1" in capsys.readouterr().out
     os.mkfifo("q.h5.estimate.json")
     assert main([*SURFACE, "--surf-file=q.h5"]) == 0
+
+
+@pytest.mark.parametrize(
+    "flag", ["model-file=net.pt", "dataset=npz:net.npz", "dataset=hf:corpus.txt", "model=hf:folder"]
+)
+def test_a_pointer_of_git_lfs_is_named_and_never_read_as_data(tmp_path, monkeypatch, capsys, flag):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    for name in ("net.pt", "net.npz", "corpus.txt", "folder/model.safetensors"):
+        (tmp_path / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0f\nsize 9\n")
+    (tmp_path / "folder/config.json").write_text('{"architectures": ["GPT2LMHeadModel"], "model_type": "gpt2"}')
+    data = ["--dataset=digits"] if "model=hf" in flag else []
+    assert main([*SURFACE, f"--{flag}", *data]) == 2
+    assert POINTER in capsys.readouterr().err

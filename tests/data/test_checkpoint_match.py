@@ -216,6 +216,13 @@ def test_shards_are_read_by_their_index_and_belong_to_its_digest(trained, tmp_pa
     index.write_text(json.dumps({"weight_map": {"a": "../elsewhere.safetensors"}}))
     with pytest.raises(ValueError, match="names files outside of its folder"):
         load_checkpoint(index)
+    (tmp_path / "part").mkdir()
+    save_file({"embedding.weight": trained["embedding.weight"]}, tmp_path / "part/model.safetensors")
+    index.write_text(json.dumps({"weight_map": {"embedding.weight": "part/model.safetensors"}}))
+    assert torch.equal(load_checkpoint(index).states[""]["embedding.weight"], trained["embedding.weight"])
+    index.write_text(json.dumps({"weight_map": {"a": None}}))
+    with pytest.raises(ValueError, match="a tensor in its `weight_map` has no file"):
+        load_checkpoint(index)
     index.write_text("{}")
     with pytest.raises(ValueError, match="is no index of a checkpoint"):
         load_checkpoint(index)
