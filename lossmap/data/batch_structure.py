@@ -112,7 +112,10 @@ def _object_of(kind: Any, attributes: Any, names: tuple[str, ...]) -> Any:
     """An object with these attributes, made without calling its `__init__`."""
     made = kind.__new__(kind)
     for name, attribute in zip(names, attributes, strict=True):
-        object.__setattr__(made, name, attribute)  # of a frozen dataclass too
+        if hasattr(made, "__dict__") and not isinstance(getattr(kind, name, None), types.MemberDescriptorType):
+            made.__dict__[name] = attribute  # also behind a property that only reads it, as in PyG's storages
+        else:
+            object.__setattr__(made, name, attribute)  # of a frozen dataclass too
     for attribute in attributes:
         for part in attribute.values() if isinstance(attribute, dict) else [attribute]:
             _adopt(part, made)

@@ -341,10 +341,15 @@ def test_one_object_or_mapping_is_the_only_batch():
 
 
 class Storage:
-    """Where a graph of PyG keeps its tensors, which asks its graph how many nodes it has."""
+    """Where a graph of PyG keeps its tensors, which asks its graph how many nodes it has; its name cannot be set."""
 
     def __init__(self, owner, tensors):
         self.tensors, self.owner = tensors, weakref.ref(owner)
+        self.__dict__["name"] = "all"
+
+    @property
+    def name(self):
+        return self.__dict__["name"]
 
 
 class Stored:
