@@ -27,6 +27,7 @@ ORDER = (
     "identity",
     "draw",
     "interpolation",
+    "refine",
     "farm",
     "planted",
     "trust",

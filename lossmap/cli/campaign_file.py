@@ -290,6 +290,8 @@ def _present_names(values: Mapping[str, Any]) -> Values:
         name = _FORMER.get(name, name)
         if name in DECIDED:
             raise UsageError(f"{key} is decided by the campaign for each member: leave it out")
+        if name == "refine":
+            raise UsageError(f"{key} is for single surveys: members of a campaign are measured at all their points")
         if name in present:
             raise UsageError(f"{name} stands there twice, the second time as {key}: leave one of them out")
         present[name] = value

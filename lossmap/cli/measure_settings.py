@@ -13,6 +13,7 @@ from lossmap.cli.setting_groups import (
     ModelSettings,
     NoiseSettings,
     PlaneSettings,
+    RefineSettings,
     RunSettings,
     budget_setting,
     hvp_backend_setting,
@@ -185,7 +186,7 @@ class HealthSettings:
 
 # command -> the groups of its settings
 GROUPS: dict[str, tuple[type, ...]] = {
-    "surface": (ModelSettings, DataSettings, PlaneSettings, NoiseSettings, RunSettings, DrawSettings),
+    "surface": (ModelSettings, DataSettings, PlaneSettings, NoiseSettings, RefineSettings, RunSettings, DrawSettings),
     "eigenmap": (ModelSettings, DataSettings, PlaneSettings, EigenSettings, NoiseSettings, RunSettings, DrawSettings),
     "spectrum": (ModelSettings, DataSettings, SpectrumSettings, RunSettings, DrawSettings),
     "sharpness": (ModelSettings, DataSettings, SharpnessSettings, RunSettings, DrawSettings),

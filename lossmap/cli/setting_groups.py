@@ -254,6 +254,16 @@ class NoiseSettings:
 
 
 @dataclass(frozen=True)
+class RefineSettings:
+    """Refinement options."""
+
+    refine: float | None = setting(
+        None, "fewer points: a coarse grid first, then points where the picture between them is known worst, until its "
+        "estimated error is at most this share of the loss's range: 0.01 is one percent", metavar="TOL",
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
 class DrawSettings:
     """Plot options."""
 

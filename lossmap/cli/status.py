@@ -25,6 +25,7 @@ from lossmap.cli.whole_result import ShardState, queue_sentences, read_whole, sh
 from lossmap.io import attempts
 from lossmap.io.printable import printable
 from lossmap.io.read import is_being_written, read
+from lossmap.io.refined import refinement_note
 from lossmap.io.surface import REBUILT, UNPROTECTED, Surface
 from lossmap.io.verify import verify
 from lossmap.parallel.cost_model import Estimate, decode_cost, measured_cost, side_by_side, stored_estimate
@@ -169,6 +170,7 @@ def progress_of(file: str, surface: Surface, measure: str | None = None) -> dict
             settled_points(surface),
             attempts.measured_seconds(surface),
         ),
+        "refined": refinement_note(surface),
         "queue": [],
         "shards": [],
     }
@@ -233,6 +235,8 @@ def text(progress: dict[str, Any]) -> str:
         lines.append(shard_line(tuple(ShardState(**state) for state in progress["shards"])))
     for measure, m in progress["measures"].items():
         lines += _measure_lines(measure, m)
+    if progress["refined"]:
+        lines.append(progress["refined"])
     for measure, m in progress["measures"].items():
         if m["took"] and measure in progress["estimate"]:
             comparison = side_by_side(progress["estimate"][measure], m["took"], not m["left"])

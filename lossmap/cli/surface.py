@@ -16,8 +16,9 @@ from lossmap.cli.budget import announce_once, within_budget
 from lossmap.cli.command_line import Command
 from lossmap.cli.entry_point import guarded
 from lossmap.cli.measure_settings import GROUPS
-from lossmap.cli.settings import Settings
+from lossmap.cli.settings import Settings, UsageError
 from lossmap.landscape.progress import display
+from lossmap.landscape.refinement import checked_tolerance, coarse_points
 from lossmap.landscape.run_survey import survey
 from lossmap.parallel.shutdown import Stop, job_end
 from lossmap.parallel.world import World
@@ -29,6 +30,7 @@ COMMAND = Command(
     (
         "lossmap surface --model resnet20-w8 --model-file net.pt --x=-1:1:25 --y=-1:1:25 --plot",
         "lossmap surface --problem vae.py:problem --noise-repeats 8 --x=-1:1:41 --plot",
+        "lossmap surface --model resnet20-w8 --model-file net.pt --x=-1:1:101 --y=-1:1:101 --refine 0.01 --plot",
         "mpirun -n 4 lossmap surface --model resnet56 --model-file net.t7 --data-path cifar10 --x=-1:1:51 --y=-1:1:51",
     ),
 )
@@ -64,6 +66,11 @@ def _run(settings: Settings, world: World, survey: Callable[..., Any], stop: Sto
 
     execution, say = settings.run, output.rank_0_printer(world, settings.notes)
     repeats: int | None = settings.noise.noise_repeats
+    refine: float | None = settings.refine.refine
+    if refine is not None:
+        checked_tolerance(refine)
+        if execution.shard:
+            raise UsageError("--refine chooses its points from all values so far: leave --shard out")
     settings = world.together(lambda: load_problem.with_default_problem(settings, say))
     grid = world.together(lambda: load_plane.grid_of(settings.plane))
     team = world.together(lambda: world.team(execution.team, execution.rank_0))
@@ -101,6 +108,8 @@ def _run(settings: Settings, world: World, survey: Callable[..., Any], stop: Sto
     )  # fmt: skip
     measures = {measure.name: (measure.fields, measure.settings)}
     left = result.points_left(measure.name)
+    if refine is not None:  # at least: how many more there are depends on what they show
+        left = min(left, coarse_points(grid).size)
     price = partial(
         price_of_losses, shares, plane, measure.plan, left,
         workers=len(team.all_teams) or 1, autocast=machine.autocast, repeats=repeats,
@@ -109,6 +118,8 @@ def _run(settings: Settings, world: World, survey: Callable[..., Any], stop: Sto
     store = output.on_rank_0(world, lambda: result.open(measures, machine.describe(), world.size, problems=problems))
     announce_once(world, "losses", price, execution.budget)
     say(machine.sentence())
+    if refine is not None:
+        say(f"refining: begins with {coarse_points(grid).size:,} of {len(grid):,} points")
     if plane.cosine is not None:
         say(f"the cosine between the directions is {plane.cosine:.4f}")
     with display(world, "losses") as progress:
@@ -125,6 +136,7 @@ def _run(settings: Settings, world: World, survey: Callable[..., Any], stop: Sto
             team=team,
             point_timeout=execution.point_timeout,
             share_values=False,
+            refine=refine,
         )
     if store is None:
         return output.EXIT_CODES[surface.outcome_of(measure.name)]

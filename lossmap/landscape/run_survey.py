@@ -26,6 +26,7 @@ from lossmap.io.memory_store import MemoryStore, Store
 from lossmap.io.read import SurfaceFile
 from lossmap.io.surface import CHANGED, Surface
 from lossmap.keywords import checked_keywords
+from lossmap.landscape import refinement
 from lossmap.landscape.audit_loop import run_audit
 from lossmap.landscape.progress import progress_display
 from lossmap.landscape.survey_file import measured_problems, open_survey_file, stored_choice
@@ -90,6 +91,7 @@ def survey(
     point_timeout: float | None = None,
     share_values: bool = True,
     accept_change: bool = False,
+    refine: float | None = None,
 ) -> Surface:
     """Evaluate a measure at every point of a grid, in one process or over all ranks that a launcher started.
 
@@ -119,6 +121,10 @@ def survey(
             one broadcast of 8 bytes a value, and that memory on every rank.
         accept_change: whether a file is continued although the code measures something else than that which began it;
             its history then says so.
+        refine: measure fewer points: a coarse grid first, then rounds of points where what lies between the measured
+            ones is known worst, until the error that is estimated for it is at most this share of the loss's range.
+            The same points for any number of ranks. The group `refinement` holds the fields between the points. A file
+            that was refined and is continued without it, is measured at all its points.
 
     Returns:
         The `Surface`, on every rank; its `outcome` is complete, failed (complete but for failed points, or the loss of
@@ -143,6 +149,7 @@ def survey(
     """
     if path is not None and store is not None:
         raise ValueError("a survey goes into one place: give a path or a store, not both")
+    _check_refinement(refine, points)
     world = world or World.start()
     stop = as_stop(stop)
     if path is not None or world.size > 1:
@@ -178,9 +185,13 @@ def survey(
                 share_values=share_values,
             )  # fmt: skip
 
-    more = twin is not None or path is not None  # the surface is not yet what it will be
+    more = twin is not None or path is not None or refine is not None  # the surface is not yet what it will be
+    title = TITLES.get(measure.name, measure.name)
     try:
-        surface = evaluate(measure, points, TITLES.get(measure.name, measure.name), share_values and not more)
+        surface = _first_pass(
+            store, world, measure, refine,
+            lambda chosen: evaluate(measure, points if refine is None else chosen, title, share_values and not more),
+        )  # fmt: skip
         if twin is not None:
             settings = twin.settings if own is None else own.settings(twin.name)
             run_audit(
@@ -190,11 +201,36 @@ def survey(
     finally:
         if own is not None:
             own.close()
-    if more:
+    if more or surface is None:
         surface = _final_surface(store, world, share_values)
     if path is not None:
         surface = replace(surface, source=os.path.realpath(path))
     return surface
+
+
+def _check_refinement(refine: float | None, points: Iterable[int] | None) -> None:
+    if refine is None:
+        return
+    refinement.checked_tolerance(refine)
+    if points is not None:
+        raise ValueError("refine chooses the points itself: leave points out")
+
+
+def _first_pass(
+    store: Store | None,
+    world: World,
+    measure: Measure,
+    refine: float | None,
+    evaluate: Callable[[np.ndarray | None], Surface],
+) -> Surface | None:
+    """All points, or round after round those that a refinement chooses; the words are those of `survey`."""
+    if refine is None:
+        world.together(lambda: refinement.measure_all(store, measure.name, measure.fields))
+        return evaluate(None)
+    last: Surface | None = refinement.run_refinement(
+        store, world, measure.name, measure.fields, refine, evaluate, logger.info
+    )
+    return last
 
 
 def _with_common_choice(measure: Any, world: World, path: PathLike | None, overwrite: bool) -> Any:

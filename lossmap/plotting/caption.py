@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from lossmap.io.surface import FAILED, Surface
+from lossmap.plotting.between_points import refinement_notes
 from lossmap.plotting.notes import accuracy_notes
 from lossmap.plotting.quantities import best_field, contents_of, holds_points, is_line, values_of
 
@@ -64,6 +65,7 @@ def _sentences(surface: Surface, kind: str, field: str | None) -> list[str]:
     sentences = [f"{_capital(text)}."]
     if holds_points(surface):
         sentences += _holes(surface, name if kind not in ("eigen", "convexity") else "max_eig")
+        sentences += [f"{_capital(note)}." for note in refinement_notes([surface])]
         if kind in ("eigen", "convexity") or (name or "").endswith(("eig", "ratio")):
             sentences += [f"{_capital(note)}." for note in accuracy_notes(surface)]
     elif kind not in IN_WORDS:

@@ -22,6 +22,7 @@ from lossmap.io.printable import printable
 from lossmap.io.read import Group, Surface, read
 from lossmap.keywords import checked_keywords
 from lossmap.plotting import dispatch
+from lossmap.plotting.between_points import with_points_between
 from lossmap.plotting.caption import caption_of
 from lossmap.plotting.checked_options import (
     check_together,
@@ -259,9 +260,9 @@ def _draw_kind(
 def _surface_of(source: Source) -> Surface:
     """The surface behind a path, a surface, or another result."""
     if isinstance(source, Surface):
-        return with_unfinished(source)
+        return with_points_between(with_unfinished(source))
     if isinstance(source, (str, os.PathLike)):
-        return with_unfinished(read(source))
+        return with_points_between(with_unfinished(read(source)))
     return source.as_surface()
 
 

@@ -181,10 +181,11 @@ def mark_points(axes: Axes, grid: Grid, values: Array) -> None:
     """A dot at each measured point, of values (ny, nx), small enough to leave the map to be seen."""
     across, up = np.meshgrid(grid.x, y_ticks(grid))
     known = np.isfinite(values)
-    size = float(np.clip(50 / max(values.shape), 0.4, 1.6))
-    axes.plot(
-        across[known], up[known], linestyle="", marker="o", color="black", markersize=size, markeredgewidth=0.0,
-        alpha=0.7, zorder=2.4, label="measured point",
+    size = float(np.clip(50 / max(1.0, known.sum() ** 0.5), 0.4, 1.6))
+    axes.plot(  # with a pale rim, to be seen on dark colours too
+        across[known], up[known], linestyle="", marker="o", color="black", markersize=size,
+        markeredgecolor=(1.0, 1.0, 1.0, 0.7), markeredgewidth=0.25 * size, alpha=0.8, zorder=2.4,
+        label="measured point",
     )  # fmt: skip
 
 

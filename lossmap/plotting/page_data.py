@@ -25,6 +25,7 @@ from lossmap.io.curvature_signs import NEGATIVE, UNDECIDED
 from lossmap.io.field_errors import ROUNDED, field_errors
 from lossmap.io.printable import printable
 from lossmap.io.surface import Group, Surface
+from lossmap.plotting.between_points import with_points_between
 from lossmap.plotting.contour_levels import labels, scale_of
 from lossmap.plotting.dispatch import draw_content
 from lossmap.plotting.flatness import noise_in, ratio_errors
@@ -121,7 +122,8 @@ def colour_list(name: str) -> list[list[int]]:
 
 def _shown(source: PageSource) -> Surface:
     """The surface as it is drawn: a plane with one tick on an axis is a line."""
-    return as_line(source.surface) if is_line(source.surface) else source.surface
+    surface = with_points_between(source.surface)
+    return as_line(surface) if is_line(surface) else surface
 
 
 def _own(options: FigureOptions) -> FigureOptions:

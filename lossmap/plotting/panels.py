@@ -16,6 +16,7 @@ from matplotlib.artist import Artist
 from matplotlib.figure import Figure
 
 from lossmap.io.read import Group, Surface
+from lossmap.io.refined import is_refined
 from lossmap.plotting import maps
 from lossmap.plotting.contour_levels import Scale, scale_at, scale_of, suits_log
 from lossmap.plotting.interpolation import AUTOMATIC, factor_of
@@ -117,8 +118,9 @@ def interpolation_notes(
 
     interp, enough  as `interpolation.factor_of`
     """
+    surfaces = [surface for surface in surfaces if not is_refined(surface)]
     factors = sorted({factor_of(surface.grid.shape, interp, enough) for surface in surfaces})
-    if factors[-1] == 1 or scale.flat:
+    if not factors or factors[-1] == 1 or scale.flat:
         return []
     shapes = sorted({surface.grid.shape[::-1] for surface in surfaces})
     measured = ", ".join(f"{nx}\N{MULTIPLICATION SIGN}{ny}" for nx, ny in shapes)

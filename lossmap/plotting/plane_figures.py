@@ -16,7 +16,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from lossmap.io.read import Group, Surface
+from lossmap.io.refined import is_refined
 from lossmap.plotting import maps
+from lossmap.plotting.between_points import measured_of, refinement_notes
 from lossmap.plotting.contour_levels import Scale, labels, scale_of
 from lossmap.plotting.flatness import FLAT_NOTE, noise_in
 from lossmap.plotting.interpolation import AUTOMATIC
@@ -75,6 +77,7 @@ def draw_maps(
         notes = [*notes, _note_of_outliers(arrays, scale)]
     if noise:
         notes = [*notes, FLAT_NOTE]
+    notes = [*notes, *refinement_notes(surfaces)]
     if kind != "map":
         notes = [*notes, *interpolation_notes(surfaces, scale, options.interp)]
     if name == PATH_LOSS and kind != "contour":
@@ -87,8 +90,9 @@ def draw_maps(
         mappable = draw_map(axes, surface, values, what, kind, scale, norm, options.interp)
         patches += maps.mark_missing(axes, surface.grid, values, status)
         patches += mark_signs(axes, surface, values, what, kind, noise)
-        if options.points:
-            maps.mark_points(axes, surface.grid, values)
+        marked = _marked(surface, values, options)
+        if marked is not None:
+            maps.mark_points(axes, surface.grid, marked)
         colours = mappable if name == PATH_LOSS and kind != "contour" else None
         last = i + columns >= len(surfaces)
         frame_panel(axes, surface, options, kind, left=i % columns == 0, bottom=last, colours=colours)
@@ -289,7 +293,7 @@ def draw_surfaces_3d(
         labels_3d = (across, up, height_label)
         handles += draw_surface3d(
             axes, surface.grid, values, scale, what.cmap, labels_3d, status, norm, options.interp,
-            bool(options.points), _path_of(surface, name, options), options.camera or CAMERA,
+            _marked(surface, values, options), _path_of(surface, name, options), options.camera or CAMERA,
             models_on_plane(surface),
         )  # fmt: skip
         panels.append(axes)
@@ -305,11 +309,18 @@ def draw_surfaces_3d(
     notes = [FLAT_NOTE] if noise else []
     if scale.above and options.crop is not None:
         notes = [*notes, _note_of_crop(arrays, scale, options.crop)]
+    notes += refinement_notes(surfaces)
     notes += interpolation_notes(surfaces, scale, options.interp, ENOUGH)
     if name == PATH_LOSS:
         notes += path_notes(surfaces, options)
     add_legend_and_notes(figure, handles, notes, options.ax)
     return figure
+
+
+def _marked(surface: Surface, values: np.ndarray, options: FigureOptions) -> np.ndarray | None:
+    """The values at the measured points, which are marked where that is asked for, or where some are not measured."""
+    wanted = is_refined(surface) if options.points is None else options.points
+    return measured_of(surface, values) if wanted else None
 
 
 def _path_of(surface: Surface, name: str, options: FigureOptions) -> Group | None:
@@ -361,8 +372,9 @@ def draw_eigenvalue_maps(surfaces: Sequence[Surface], titles: Sequence[str] | No
             patches += maps.mark_missing(axes, surface.grid, values, status)
             patches += mark_signs(axes, surface, values, what, kind, noise)
             last = row == len(surfaces) - 1 or not shared
-            if options.points:
-                maps.mark_points(axes, surface.grid, values)
+            marked = _marked(surface, values, options)
+            if marked is not None:
+                maps.mark_points(axes, surface.grid, marked)
             _frame_small_panel(axes, surface, options, column == 0, last)
         grid[0, column].set_title(what.symbol)
         bar = _add_bar_below(figure, mappable, list(grid[:, column]), what, scale, kind)

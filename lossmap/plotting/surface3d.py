@@ -46,7 +46,7 @@ def draw_surface3d(
     status: np.ndarray | None = None,
     norm: Normalize | None = None,
     interp: int | None = 1,
-    points: bool = False,
+    points: np.ndarray | None = None,
     path: Group | None = None,
     camera: tuple[float, float] = CAMERA,
     models: Sequence[tuple[float, float, str]] = (),
@@ -60,7 +60,7 @@ def draw_surface3d(
     status  (ny, nx), of the points; all are done if left out
     norm    the colours of a signed quantity, those of the scale if left out
     interp  points to an interval between the measured ones, as `interpolation.factor_of` with ENOUGH
-    points  mark the measured points on the surface
+    points  (ny, nx), finite where a measured point is to be marked; None: nowhere
     path    a training path, with arrays x and y, and loss where the surface is one of the same loss
     camera  elevation and azimuth, degrees
 
@@ -98,8 +98,9 @@ def draw_surface3d(
         zorder=2,
     )
     polygons.set_rasterized(raw.size > 2500)
-    if points:
-        _mark_points(axes, grid, np.clip(np.ma.filled(contour_heights(values, scale), np.nan), *ends))
+    if points is not None:
+        heights_there = np.clip(np.ma.filled(contour_heights(values, scale), np.nan), *ends)
+        _mark_points(axes, grid, np.where(np.isfinite(points), heights_there, np.nan))
     _set_height_axis(axes, scale)
     floor = _add_floor(axes, (across, up, height), scale, cmap, norm)
     _mark_models(axes, (x, y, height), floor, [(0.0, 0.0, ""), *models])

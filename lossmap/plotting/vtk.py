@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from lossmap.io.read import Group, Surface, read
+from lossmap.plotting.between_points import with_points_between
 from lossmap.plotting.contour_levels import Scale, suits_log
 from lossmap.plotting.interpolation import checked_interp, factor_of, refine, refine_ticks, value_at
 from lossmap.plotting.maps import y_ticks
@@ -62,6 +63,7 @@ def vtk(
     surface = what
     if not isinstance(surface, Surface):
         surface = read(surface)
+    surface = with_points_between(surface)
     name = field or best_field(surface)
     if is_line(surface):
         raise ValueError("a line has no surface for ParaView; draw it, or read the file itself")

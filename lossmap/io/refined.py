@@ -1,0 +1,35 @@
+"""A survey that was refined: which points were measured, and what its file says of the points between.
+
+    refinement/round          of the grid's shape: in which round a point was chosen, from 0 on; -1: it was not
+    refinement/NAME           of the grid's shape: a field between the measured points
+    refinement/@tolerance     that was asked for, relative to the range of the loss
+    refinement/@error         estimated, at the worst point, relative to it; NaN before the second round
+
+`landscape.refinement` writes them. NumPy alone.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from lossmap.io.surface import Surface
+
+GROUP, ROUND = "refinement", "round"
+
+
+def is_refined(surface: Surface) -> bool:
+    """Whether only some points were chosen to be measured."""
+    group = surface.groups.get(GROUP)
+    return group is not None and ROUND in group and group[ROUND].shape == surface.grid.shape
+
+
+def refinement_note(surface: Surface) -> str | None:
+    """How many points were measured, and how far what lies between them is off; None where all were."""
+    if not is_refined(surface):
+        return None
+    group, points = surface.groups[GROUP], len(surface.grid)
+    measured, error = int((group[ROUND] >= 0).sum()), float(group.attributes.get("error", np.nan))
+    text = f"measured at {measured:,} of {points:,} points, where the picture needed them; interpolated between them"
+    if np.isfinite(error):
+        text += f", off by some {error:.2%} of the range at the worst point by its own estimate"
+    return text

@@ -1,0 +1,301 @@
+"""Fewer points: a coarse grid first, then points where what lies between the measured ones is known worst.
+
+    plan = Refinement(grid, tol).next(values, chosen)        which points are measured in the next round
+
+A round's points are decided from the values of the rounds before it alone, so that the set that is measured is the
+same for any number of ranks, and after any kill. Between the points stands a piecewise cubic over their Delaunay
+triangulation (Clough and Tocher), on a line a cubic spline: of log10 of the loss where its range suits a log scale, of
+the loss elsewhere. What it differs from the piecewise linear one tells where it is bad; what it missed of the points
+that the last rounds measured, against what had been told for them, tells how much of that difference is its error. The
+end is reached where the error so estimated is at most `tol` of the range of the picture, at the worst point.
+
+Letters: (y, x) the grid, on a line (x,). Price: a triangulation and two interpolations a round, 0.1 s of 10,000 points.
+Sources: Alfeld (1984), doi:10.1016/0167-8396(84)90029-3; `scipy.interpolate.CloughTocher2DInterpolator`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from lossmap.geometry.grid import Field, Grid
+from lossmap.io.memory_store import Store
+from lossmap.io.refined import GROUP, ROUND, is_refined, refinement_note
+from lossmap.io.surface import DONE, Group, Surface
+from lossmap.parallel.world import World
+
+FIRST_TICKS = 11  # along each axis of the coarse grid
+ROUND_SHARE = 0.012  # of all points, in a round
+MIN_ROUND = 4  # points
+LOG_FROM = 20.0  # largest over smallest loss from which a picture's levels are geometric
+LEAST_ROUNDS = 2  # after the coarse grid's: what the coarse grid tells of itself is little
+LEAST_SHARE = 0.5  # of the difference that is taken for an error, though the last rounds found less
+REMEMBERED = 3  # rounds from which the share of the difference that is an error is taken
+WORTH = 0.25  # of the tolerance: where less is told, no point is measured
+MIN_TOL, MAX_TOL = 1e-4, 0.5
+
+
+@dataclass(frozen=True)
+class Interpolated:
+    """A field between its measured points.
+
+    values  of the grid's shape; measured ones as they are; NaN where there is no telling
+    told    how far the cubic and the linear interpolation differ, relative to the range; 0 at measured points
+    log     whether it was interpolated in log10
+    """
+
+    values: np.ndarray
+    told: np.ndarray
+    log: bool
+
+
+def checked_tolerance(tol: float) -> float:
+    """The tolerance, relative to the range. Raises ValueError where it is none."""
+    if not MIN_TOL <= tol <= MAX_TOL:
+        raise ValueError(f"--refine must be >= {MIN_TOL:g} and <= {MAX_TOL:g} of the loss's range; got {tol:g}")
+    return tol
+
+
+def coarse_points(grid: Grid) -> np.ndarray:
+    """The flat indices of the coarse grid, both ends of each axis among them, ascending."""
+    axes = [np.unique(np.linspace(0, n - 1, min(FIRST_TICKS, n)).round().astype(np.int64)) for n in grid.shape]
+    return np.sort(np.ravel_multi_index(np.meshgrid(*axes, indexing="ij"), grid.shape).reshape(-1))
+
+
+def interpolated(grid: Grid, values: np.ndarray, known: np.ndarray, suits_log: bool | None = None) -> Interpolated:
+    """A field between its points.
+
+    values     of the grid's shape
+    known      where it was measured, of the same shape
+    suits_log  whether log10 of it is interpolated; None: by its range
+    """
+    finite = known & np.isfinite(values)
+    filled, told = np.full(grid.shape, np.nan), np.zeros(grid.shape)
+    filled[known] = values[known]
+    if finite.sum() < 3:
+        return Interpolated(filled, told, False)
+    low, high = float(values[finite].min()), float(values[finite].max())
+    log = low > 0 and high / LOG_FROM > low if suits_log is None else suits_log
+    heights = np.log10(values[finite]) if log else values[finite]
+    cubic, linear, is_hole = _between(grid, finite, known & ~finite, heights)
+    span = float(heights.max() - heights.min()) or 1.0
+    told = np.where(known | is_hole, 0.0, np.abs(cubic - linear) / span)
+    between = np.power(10.0, cubic) if log else cubic
+    filled = np.where(known, values, np.where(is_hole, np.nan, between))
+    return Interpolated(filled, np.nan_to_num(told), bool(log))
+
+
+def _between(
+    grid: Grid, finite: np.ndarray, holes: np.ndarray, heights: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(cubic, linear, whether the point lies beside a measured one without a value), each of the grid's shape."""
+    from scipy import interpolate, spatial
+
+    axes = [_unit(ticks) for ticks in ([grid.x] if grid.y is None else [grid.y, grid.x])]
+    if grid.y is None or min(grid.shape) < 2:
+        ticks = axes[int(np.argmax(grid.shape))] if grid.y is not None else axes[0]
+        flat, hole = finite.reshape(-1), holes.reshape(-1)
+        order = np.argsort(ticks[flat])
+        at, height = ticks[flat][order], heights[order]
+        linear = np.interp(ticks, at, height)
+        cubic = interpolate.CubicSpline(at, height)(ticks) if at.size > 2 else linear
+        measured = np.sort(ticks[flat | hole])
+        is_bad = np.isin(measured, ticks[hole]).astype(float)
+        beside = np.interp(ticks, measured, is_bad) > 0
+        cubic = np.where(np.isfinite(cubic), cubic, linear)
+        return cubic.reshape(grid.shape), linear.reshape(grid.shape), beside.reshape(grid.shape)
+    places = np.stack([a.reshape(-1) for a in np.meshgrid(*axes, indexing="ij")], axis=1)
+    flat = finite.reshape(-1)
+    triangles = spatial.Delaunay(places[flat])
+    cubic = interpolate.CloughTocher2DInterpolator(triangles, heights)(places)
+    linear = interpolate.LinearNDInterpolator(triangles, heights)(places)
+    beside = np.zeros(len(places), dtype=bool)
+    if holes.any():
+        measured = flat | holes.reshape(-1)
+        is_bad = holes.reshape(-1)[measured].astype(float)
+        beside = interpolate.LinearNDInterpolator(spatial.Delaunay(places[measured]), is_bad)(places) > 0
+    beside |= ~np.isfinite(cubic)
+    return cubic.reshape(grid.shape), linear.reshape(grid.shape), beside.reshape(grid.shape)
+
+
+def _unit(ticks: np.ndarray) -> np.ndarray:
+    """Ticks as places from 0 to 1."""
+    span = float(ticks.max() - ticks.min()) or 1.0
+    result: np.ndarray = (ticks - ticks.min()) / span
+    return result
+
+
+@dataclass(frozen=True)
+class Round:
+    """What comes next.
+
+    points  flat indices to be measured, ascending; none: the end
+    error   estimated, of the interpolation at the worst point, relative to the range; NaN before the second round
+    """
+
+    points: np.ndarray
+    error: float
+
+
+def next_round(grid: Grid, fields: Sequence[np.ndarray], rounds: np.ndarray, known: np.ndarray, tol: float) -> Round:
+    """The points of the next round.
+
+    fields  each of the grid's shape: losses, of which the worst counts
+    rounds  of the grid's shape: in which round a point was measured, from 0 on; -1: not
+    known   where a point has values
+    tol     relative to the range
+    """
+    last = int(rounds.max())
+    if last < 0:
+        return Round(coarse_points(grid), float("nan"))
+    now = [interpolated(grid, values, known) for values in fields]
+    shares = [
+        share
+        for r in range(max(1, last - REMEMBERED + 1), last + 1)
+        for share in _missed(grid, fields, now, rounds, known, r)
+    ]
+    share = max(LEAST_SHARE, max(shares, default=1.0))
+    told = np.max([i.told for i in now], axis=0)
+    told[rounds >= 0] = 0.0
+    error = float(told.max()) * share
+    if last >= LEAST_ROUNDS and error <= tol:
+        return Round(np.zeros(0, dtype=np.int64), error)
+    return Round(_worst(grid, told, rounds >= 0, WORTH * tol), error)
+
+
+def _missed(
+    grid: Grid, fields: Sequence[np.ndarray], now: Sequence[Interpolated], rounds: np.ndarray, known: np.ndarray, r: int
+) -> list[float]:
+    """By how much the largest error at the points of round r exceeded what was told for them, of each field."""
+    before, here = known & (rounds < r) & (rounds >= 0), known & (rounds == r)
+    shares = []
+    for values, present in zip(fields, now, strict=True):
+        then = interpolated(grid, values, before, present.log)
+        heights = [np.log10(v) if present.log else v for v in (then.values[here], values[here])]
+        off = np.abs(heights[0] - heights[1])
+        finite = np.isfinite(off)
+        measured = values[known & np.isfinite(values)]
+        span = np.ptp(np.log10(measured) if present.log else measured) or 1.0
+        told = float(then.told[here][finite].max(initial=0.0))
+        if finite.any() and told > 0:
+            shares.append(float(off[finite].max()) / float(span) / told)
+    return shares
+
+
+def _worst(grid: Grid, told: np.ndarray, taken: np.ndarray, least: float) -> np.ndarray:
+    """The points of a round: those of which the worst is told, not beside each other, ascending."""
+    from scipy.ndimage import distance_transform_cdt
+
+    count = max(MIN_ROUND, round(ROUND_SHARE * told.size))
+    apart = distance_transform_cdt(~taken, metric="chessboard")
+    blocked = taken.copy()
+    chosen: list[int] = []
+    for index in np.argsort(-told.reshape(-1), kind="stable"):
+        place = np.unravel_index(int(index), grid.shape)
+        if told[place] <= least or len(chosen) == count:
+            break
+        if blocked[place]:
+            continue
+        chosen.append(int(index))
+        reach = max(1, int(apart[place]) // 2)
+        blocked[tuple(slice(max(0, int(i) - reach), int(i) + reach + 1) for i in place)] = True
+    return np.sort(np.array(chosen, dtype=np.int64))
+
+
+def driving(fields: Sequence[Field]) -> list[str]:
+    """The fields whose interpolation decides: losses, or else the first."""
+    names = [field.name for field in fields if field.name.endswith("loss") and field.size == 1]
+    return names or [fields[0].name]
+
+
+def rounds_of(surface: Surface) -> np.ndarray:
+    """In which round each point was chosen, of the grid's shape; -1: in none."""
+    if not is_refined(surface):
+        return np.full(surface.grid.shape, -1, dtype=np.int16)
+    return np.array(surface.groups[GROUP][ROUND])
+
+
+def measure_all(store: Store | None, measure: str, fields: Sequence[Field]) -> None:
+    """Let a survey that was refined go on with all its points: what lay between them is gone with its group's arrays.
+
+    store  rank 0's, None on the others
+    """
+    if store is not None and GROUP in store.surface().groups:
+        store.declare(measure, fields, store.settings(measure))
+        store.put(GROUP, Group())
+
+
+def run_refinement(
+    store: Store | None,
+    world: World,
+    measure: str,
+    fields: Sequence[Field],
+    tol: float,
+    evaluate: Callable[[np.ndarray], Any],
+    say: Callable[[str], None],
+) -> Any:
+    """Measure round after round until the error is small, or the survey is stopped. All ranks call it.
+
+    store     rank 0's, None on the others
+    evaluate  evaluates points, given by their flat indices; all that were chosen so far, of which most are done
+
+    Returns what `evaluate` returned last; None where nothing was left to do.
+
+    Raises on every rank what fails on rank 0 there.
+    """
+    before: np.ndarray | None = None
+    result: Any = None
+    while True:
+        error: Exception | None = None
+        points: np.ndarray | None = None
+        try:  # what fails here fails on rank 0 alone; the others must not wait for it
+            points = None if store is None else _chosen(store, measure, fields, tol, say)
+        except Exception as raised:
+            error = raised
+        points = world.broadcast(points)
+        if error is not None:
+            raise error
+        if points is None or (before is not None and np.array_equal(points, before)):
+            return result
+        result = evaluate(points)
+        before = points
+
+
+def _chosen(
+    store: Store, measure: str, fields: Sequence[Field], tol: float, say: Callable[[str], None]
+) -> np.ndarray | None:
+    """All flat indices chosen so far, with the next round's; None at the end. What is chosen is in the store then."""
+    surface = store.surface()
+    rounds = rounds_of(surface)
+    chosen = np.flatnonzero(rounds.reshape(-1) >= 0)
+    status = surface.status[measure].reshape(-1)
+    if chosen.size and (status[chosen] == 0).any():  # of an earlier run, or interrupted
+        store.declare(measure, fields, store.settings(measure), chosen)
+        return chosen
+    known = surface.status[measure] == DONE
+    losses = [surface[name] for name in driving(fields)]
+    step = next_round(surface.grid, losses, rounds, known, tol)
+    rounds.reshape(-1)[step.points] = rounds.max() + 1
+    chosen = np.flatnonzero(rounds.reshape(-1) >= 0)
+    store.declare(measure, fields, store.settings(measure), chosen)
+    store.put(GROUP, _group(surface, fields, rounds, known, tol, step.error))
+    if not step.points.size:
+        say(refinement_note(store.surface()) or "")
+        return None
+    return chosen
+
+
+def _group(
+    surface: Surface, fields: Sequence[Field], rounds: np.ndarray, known: np.ndarray, tol: float, error: float
+) -> Group:
+    arrays: dict[str, np.ndarray] = {ROUND: rounds.astype(np.int16)}
+    drivers = driving(fields)
+    for field in fields:
+        if field.size == 1 and known.any():
+            arrays[field.name] = interpolated(
+                surface.grid, surface[field.name], known, None if field.name in drivers else False
+            ).values
+    return Group(arrays, {"tolerance": tol, "error": error})
