@@ -1,5 +1,11 @@
 """Fewer points: which are measured, what lies between them, and how far that is said to be off."""
 
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -14,6 +20,15 @@ from lossmap.io.refined import is_refined, refinement_note
 from lossmap.landscape.refinement import interpolated, next_round
 from lossmap.plotting.between_points import MEASURED, with_points_between
 
+MPIRUN = shutil.which("mpirun", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+OPEN_MPI = {
+    "OMPI_ALLOW_RUN_AS_ROOT": "1",
+    "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
+    "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
+    "PRTE_MCA_hwloc_default_binding_policy": "none",
+    "OMPI_MCA_btl": "^ofi",
+    "OMP_NUM_THREADS": "1",
+}
 AXIS = np.linspace(-1, 1, 61)
 GRID = Grid(AXIS, AXIS)
 X, Y = np.meshgrid(AXIS, AXIS)
@@ -168,3 +183,32 @@ def test_a_survey_of_a_network_is_what_all_its_points_say():
     drawn = with_points_between(few)["train_loss"]
     assert few.counts("loss")["done"] < 0.4 * every.counts("loss")["done"]
     assert np.abs(drawn - every["train_loss"]).max() <= 0.04 * np.ptp(every["train_loss"])
+
+
+@pytest.mark.alone
+@pytest.mark.skipif(MPIRUN is None, reason="there is no mpirun here")
+def test_three_ranks_measure_the_points_of_one(tmp_path):
+    words = [
+        sys.executable,
+        "-m",
+        "lossmap",
+        "surface",
+        "--model",
+        "mlp",
+        "--samples",
+        "64",
+        "--x=-1:1:31",
+        "--y=-1:1:31",
+    ]
+    words += ["--threads", "1", "--refine", "0.02", "--no-probe"]
+    root = str(Path(__file__).resolve().parents[2])
+    for launcher, file in ([], "one.h5"), ([MPIRUN, "-n", "3"], "three.h5"):
+        subprocess.run(
+            [*launcher, *words, "--surf-file", str(tmp_path / file)],
+            env={**os.environ, **OPEN_MPI, "PYTHONPATH": root}, check=True, timeout=200, capture_output=True,
+        )  # fmt: skip
+    one, three = (read(tmp_path / name) for name in ("one.h5", "three.h5"))
+    assert 121 < one.counts("loss")["done"] == three.counts("loss")["done"] < 900
+    np.testing.assert_array_equal(one.groups["refinement"]["round"], three.groups["refinement"]["round"])
+    np.testing.assert_array_equal(one["train_loss"], three["train_loss"])
+    assert len(np.unique(three["loss_rank"][three.status["loss"] == 1])) > 1
