@@ -36,12 +36,24 @@ pytestmark = [
     pytest.mark.timeout(1200),
     pytest.mark.skipif(MPIRUN is None, reason="there is no mpirun here"),
 ]
-COMMANDS = ("surface", "plane", "eigenmap", "spectrum", "layers", "dynamics", "health", "estimate")
+COMMANDS = (
+    "surface",
+    "plane",
+    "eigenmap",
+    "spectrum",
+    "layers",
+    "dynamics",
+    "health",
+    "sharpness",
+    "connect",
+    "estimate",
+)
+TEAMS = ("surface", "eigenmap", "spectrum", "layers", "sharpness", "connect")  # what a team of ranks works at together
 KINDS = ("plain", "dicts", "padded", "graphs", "parts", "full", "strings", "mappings")
 # what is refused: (kind or every, command, ranks) -> the sentence
 ONE_BATCH = "--team must be <= 1, the number of batches that are not cut; got 2"
 ONE_PROCESS = "an estimate is made by one process; this one was started with 2 ranks"
-REFUSALS = {("full", command, 2): ONE_BATCH for command in ("surface", "eigenmap", "spectrum", "layers")} | {
+REFUSALS = {("full", command, 2): ONE_BATCH for command in TEAMS} | {
     (kind, "estimate", 2): ONE_PROCESS for kind in KINDS
 }
 HEAD = """# Kinds of batches
@@ -114,7 +126,7 @@ def doubled(part):
 
 @pytest.fixture(scope="module")
 def truths(program):
-    """{kind: (loss, Hessian (n, n) by all parameters, {name: their places in it}, names of the weights)}."""
+    """{kind: (theta, the loss as a function of it, {name: its places in theta}, names of the weights)}."""
     values = {}
     for kind in KINDS:
         *_, weights = program.KINDS[kind]
@@ -127,12 +139,11 @@ def truths(program):
             parts = zip(state.items(), torch.split(theta, sizes), strict=True)
             return functional_call(mean, {name: part.view_as(p) for (name, p), part in parts}, ())
 
-        theta = torch.cat([p.reshape(-1) for p in state.values()])
-        hessian = torch.autograd.functional.hessian(of, theta)
+        theta = torch.cat([p.reshape(-1) for p in state.values()]).detach()
         places = dict(zip(state, torch.split(torch.arange(len(theta)), sizes), strict=True))
         places = {name.removeprefix("net."): rows for name, rows in places.items()}
         names = [name.removeprefix("net.") for name, p in state.items() if p.dim() > 1]
-        values[kind] = (float(of(theta).detach()), hessian, places, names)
+        values[kind] = (theta, of, places, names)
     return values
 
 
@@ -142,8 +153,9 @@ def is_refused(kind, command, ranks):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("ranks", [1, 2])
-def test_every_cell_is_right_or_refused_by_name(cells, truths, kind, ranks):
-    loss, hessian, places, names = truths[kind]
+def test_every_cell_is_right_or_refused_by_name(program, cells, truths, kind, ranks):
+    theta, of, places, names = truths[kind]
+    loss, hessian = float(of(theta).detach()), torch.autograd.functional.hessian(of, theta)
     rows = torch.cat([places[name] for name in names])
     of_weights = hessian[rows][:, rows]
     ends = torch.linalg.eigvalsh(of_weights)
@@ -176,6 +188,16 @@ def test_every_cell_is_right_or_refused_by_name(cells, truths, kind, ranks):
         block = torch.linalg.eigvalsh(hessian[places[name]][:, places[name]])
         assert top == pytest.approx(float(block[-1]), rel=1e-3, abs=1e-6 * scale), name
     assert value["layers"] is None or set(value["layers"]) == set(places)
+    if value["sharpness"] is not None:
+        own_loss, top, top_error, rise = value["sharpness"]
+        gradient = torch.zeros_like(theta)
+        gradient[rows] = torch.autograd.functional.jacobian(of, theta)[rows]
+        step = program.RADIUS * gradient / gradient.norm()
+        assert own_loss == pytest.approx(loss, rel=1e-5) and abs(top - largest) <= top_error + 1e-6 * scale
+        assert rise == pytest.approx(float(of(theta + step).detach()) - loss, rel=1e-4)
+    if value["connect"] is not None:
+        line = [float(of(theta * (1 + t * (program.OTHER - 1))).detach()) for t in (0, 0.5, 1)]
+        assert value["connect"] == pytest.approx(line, rel=1e-5)
     assert value["dynamics"] == pytest.approx([largest], rel=1e-3)
     assert value["health"] == pytest.approx([loss, largest, smallest], rel=1e-3, abs=1e-6 * scale)
 

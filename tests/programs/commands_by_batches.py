@@ -77,6 +77,10 @@ PADDED = [
 PARTS = [(X[:6, :2], X[6:9, 1:]), (X[2:10, :2], X[:2, 1:])]
 
 
+OTHER = 1.5  # times the weights: the other end of a line
+RADIUS = 0.1  # of the ball in which the loss rises
+
+
 def mlp():
     return nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
 
@@ -199,12 +203,41 @@ def health(folder, own, team):
     return words, result
 
 
+def sharpness(folder, own, team):
+    words = (
+        "sharpness",
+        *own,
+        *team,
+        "--radius",
+        f"absolute:{RADIUS}",
+        "--draws",
+        "0",
+        "--ascent-steps",
+        "1",
+        "--starts",
+        "1",
+    )
+    words += ("--no-critical", "--trace-products", "6", "--no-probe", "--surf-file", str(folder / "sharpness.h5"))
+
+    def result():
+        value = read(folder / "sharpness.h5")
+        return [value.loss, value.largest, value.largest_error, value.balls[0].sam]
+
+    return words, result
+
+
+def connect(folder, own, team):
+    ends = (str(folder / "run" / "step_1.pt"), str(folder / "other.pt"))
+    words = ("connect", *ends, *own, *team, "--points", "3", "--no-probe", "--surf-file", str(folder / "connect.h5"))
+    return words, lambda: read(folder / "connect.h5")["train_loss"].tolist()
+
+
 def estimate(folder, own, team):
     words = ("estimate", "--json", "--", "surface", *own, *team, "--x=0:1:9", "--no-probe", "--surf-file")
     return (*words, str(folder / "estimate.h5")), lambda: True
 
 
-COMMANDS = (surface, plane, eigenmap, spectrum, layers, dynamics, health, estimate)
+COMMANDS = (surface, plane, eigenmap, spectrum, layers, dynamics, health, sharpness, connect, estimate)
 
 
 def cell(command, kind, folder, team):
@@ -233,7 +266,9 @@ def cells(folder, team):
     for kind in KINDS:
         home = folder / f"{kind}-{team}"
         (home / "run").mkdir(parents=True, exist_ok=True)
-        torch.save(problem_of(kind)[0].state_dict(), home / "run" / "step_1.pt")
+        state = problem_of(kind)[0].state_dict()
+        torch.save(state, home / "run" / "step_1.pt")
+        torch.save({name: t * OTHER for name, t in state.items()}, home / "other.pt")
         values[kind] = {command.__name__: cell(command, kind, home, team) for command in COMMANDS}
     return values
 
