@@ -297,8 +297,13 @@ def frame(axes: Axes, grid: Grid, labels: tuple[str, str], cells: bool = True) -
     axes.set_xlabel(labels[0])
     axes.set_ylabel(labels[1])
     if x.min() <= 0 <= x.max() and y.min() <= 0 <= y.max():
-        for colour, width, size in (("white", 2.0, 7.0), ("black", 0.8, 6.0)):
-            axes.plot([0], [0], "+", color=colour, markersize=size, markeredgewidth=width, zorder=4)
+        _cross(axes, 0.0, 0.0)
+
+
+def _cross(axes: Axes, x: float, y: float) -> None:
+    """The mark of a model: black, with a white border."""
+    for colour, width, size in (("white", 2.0, 7.0), ("black", 0.8, 6.0)):
+        axes.plot([x], [y], "+", color=colour, markersize=size, markeredgewidth=width, zorder=4)
 
 
 def models(axes: Axes, places: Sequence[tuple[float, float, str]]) -> None:
@@ -307,8 +312,7 @@ def models(axes: Axes, places: Sequence[tuple[float, float, str]]) -> None:
     for x, y, name in places:
         if not (left <= x <= right and low <= y <= high):
             continue
-        for colour, width, size in (("white", 2.0, 7.0), ("black", 0.8, 6.0)):
-            axes.plot([x], [y], "+", color=colour, markersize=size, markeredgewidth=width, zorder=4)
+        _cross(axes, x, y)
         outer, halo = x > left + 0.7 * (right - left), [withStroke(linewidth=1.8, foreground="white")]
         axes.annotate(
             name, (x, y), (-5 if outer else 5, 4), textcoords="offset points", ha="right" if outer else "left",
