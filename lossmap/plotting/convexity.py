@@ -33,13 +33,14 @@ from lossmap.plotting import maps
 from lossmap.plotting.interpolation import factor_of
 from lossmap.plotting.notes import accuracy_notes
 from lossmap.plotting.panels import (
+    AXIS,
     FigureOptions,
     add_legend_and_notes,
     common_loss,
     figure_of_maps,
     interpolation_notes,
 )
-from lossmap.plotting.plane_figures import MAX_RATIO, frame_panel, label_on_scale, set_bar_ticks
+from lossmap.plotting.plane_figures import MAX_RATIO, broken_label, frame_panel, label_on_scale, set_bar_ticks
 from lossmap.plotting.quantities import changes_sign, eigenvalues, quantity, values_of
 from lossmap.plotting.sign_hatches import hatch, sign_words
 
@@ -66,7 +67,7 @@ def draw_convexity(surfaces: Sequence[Surface], titles: Sequence[str] | None, op
     if cut is not None:
         notes.append(f"colours end at {norm.vmax:.3g}; the largest ratio is {_largest(ratios):.3g}")
     notes += lines_between(surfaces, options)
-    figure, grid, columns = figure_of_maps(surfaces, bool(titles), options.width, 0.95 + 0.1 * len(notes), options.ax)
+    figure, grid, columns = figure_of_maps(surfaces, bool(titles), options.width, options.ax)
     handles: list[Artist] = []
     mappable: Any = None
     for i, (axes, surface) in enumerate(zip(grid.flat, surfaces, strict=False)):
@@ -84,7 +85,8 @@ def draw_convexity(surfaces: Sequence[Surface], titles: Sequence[str] | None, op
             axes.set_title(titles[i])
     bar = figure.colorbar(mappable, ax=list(grid.flat), shrink=1.0, pad=0.02, aspect=24)
     set_bar_ticks(bar, what, options.scale([np.zeros(1)], what), "map")
-    bar.set_label(label_on_scale(what.label, "map", options.scale([np.zeros(1)], what), norm, ",\n"))
+    label = label_on_scale(what.label, "map", options.scale([np.zeros(1)], what), norm, ",\n")
+    bar.set_label(broken_label(label, figure.get_figheight() - AXIS))
     add_legend_and_notes(figure, handles, notes, options.ax)
     return figure
 

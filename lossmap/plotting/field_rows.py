@@ -45,7 +45,7 @@ def draw_field_rows(
     panel = min(MAX_PANEL, (width - 1.35) / columns)
     if options.width is None:
         width = min(width, panel * columns + 1.35)
-    figure = new_figure(width, len(names) * (panel / panel_ratio(surfaces[0]) + 0.1) + 0.8, compressed=True)
+    figure = new_figure(width, len(names) * (panel / panel_ratio(surfaces[0]) + 0.1) + 0.7, compressed=True)
     shared = have_one_window(surfaces)
     common: Any = "all" if shared else "col"
     grid = figure.subplots(len(names), columns, squeeze=False, sharex=common, sharey=common)

@@ -25,7 +25,7 @@ from lossmap.plotting.quantities import (
     quantity,
     values_of,
 )
-from lossmap.plotting.style import BLUE, RED, column_width, new_figure
+from lossmap.plotting.style import BLUE, RED, column_width, new_figure, type_size
 
 
 def draw_lines(
@@ -175,7 +175,7 @@ def draw_eigenvalue_lines(surfaces: Sequence[Surface], titles: Sequence[str] | N
         eigenvalues(surface)
     loss = common_loss(surfaces)
     rows = 2 + (loss is not None)
-    figure = new_figure(options.width or column_width(), 1.35 * rows + 0.6)
+    figure = new_figure(options.width or column_width(), 1.35 * rows + 0.4)
     grid = figure.subplots(rows, 1, sharex=True)
     upper, lower = grid[-2], grid[-1]
     alone = len(surfaces) == 1
@@ -200,7 +200,7 @@ def draw_eigenvalue_lines(surfaces: Sequence[Surface], titles: Sequence[str] | N
         set_loss_axis(grid[0], [s[loss] for s in surfaces], options, noise=noise_in(surfaces, loss))
     upper.set_ylabel("eigenvalue" + in_brackets(surfaces[0].about["max_eig"].unit, 20))
     upper.axhline(0, color="0.6", linewidth=0.5)
-    upper.legend(fontsize=6, ncols=max(1, len(surfaces)))
+    upper.legend(fontsize=type_size(6), ncols=max(1, len(surfaces)))
     if noise := noise_in(surfaces, "ratio"):
         lower.set_ylim(-FLAT_MARGIN * noise, FLAT_MARGIN * noise)
     lower.axhline(0, color="0.6", linewidth=0.5)

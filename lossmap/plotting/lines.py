@@ -30,7 +30,6 @@ DASHES: tuple[Any, ...] = (
     (0, (9, 2)),
     (0, (5, 1.2, 1, 1.2, 1, 1.2)),
 )
-SQUARE = "\N{WHITE SMALL SQUARE}"
 MAX_SQUARES = 12  # on a curve
 MAX_MARKED_POINTS = 25  # on a curve with more, points have no marks
 
@@ -41,8 +40,8 @@ def dashes(index: int) -> Any:
 
 
 def on_right(label: str) -> str:
-    """The label of a right axis, with the mark of its curves."""
-    return f"{label} {SQUARE}"
+    """The label of a right axis, which names the marks of its curves; as a sign it looked like a missing letter."""
+    return f"{label}, squares"
 
 
 def curve(

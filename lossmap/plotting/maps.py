@@ -25,7 +25,7 @@ from lossmap.io.surface import DONE, FAILED, Group
 from lossmap.plotting.contour_levels import FLAT_MARGIN, GEOMETRIC_FROM, Scale
 from lossmap.plotting.contour_levels import labels as labels_of
 from lossmap.plotting.interpolation import AUTOMATIC, factor_of, refine, refine_ticks
-from lossmap.plotting.style import DARK, GREY, RED
+from lossmap.plotting.style import DARK, GREY, RED, type_size
 
 Array = np.ndarray
 # How the cell of a point without a value looks, by the reason, and the mark in it with the sign of the legend.
@@ -126,7 +126,7 @@ def contour(
         drawn = _lines(axes, x, y, heights, levels, colors=colours, linewidths=0.8)
     if drawn is not None:
         words = dict(zip(levels.tolist(), labels_of(scale.levels), strict=True))
-        for text in axes.clabel(drawn, drawn.levels[::2], fmt=words, fontsize=5.5, inline_spacing=2):
+        for text in axes.clabel(drawn, drawn.levels[::2], fmt=words, fontsize=type_size(5.5), inline_spacing=2):
             text.set_rotation_mode("anchor")
     return ScalarMappable(norm, matplotlib.colormaps[cmap])
 
@@ -139,7 +139,7 @@ def plain_contour(axes: Axes, grid: Grid, values: Array, scale: Scale, color: st
     drawn = _lines(axes, x, y, heights, levels, colors=color, linewidths=0.6)
     if drawn is not None:
         words = dict(zip(levels.tolist(), labels_of(scale.levels), strict=True))
-        axes.clabel(drawn, drawn.levels[::2], fmt=words, fontsize=5.0, inline_spacing=2)
+        axes.clabel(drawn, drawn.levels[::2], fmt=words, fontsize=type_size(5.0), inline_spacing=2)
 
 
 def contour_heights(values: Array, scale: Scale) -> Any:

@@ -21,10 +21,12 @@ from lossmap.plotting import maps
 from lossmap.plotting.contour_levels import Scale, scale_at, scale_of, suits_log
 from lossmap.plotting.interpolation import AUTOMATIC, factor_of
 from lossmap.plotting.quantities import Quantity, axis_labels, quantity
-from lossmap.plotting.style import column_width, new_figure, page_width
+from lossmap.plotting.style import column_width, new_figure, page_width, type_size
 
 LOSS_NAMES = ("train_loss", "test_loss")
-CHARACTERS_PER_INCH = 23  # of the notes below a figure
+AXIS = 0.45  # that ticks and label of the lowest panels take
+NOTES, LEGEND = 5.8, 6.5  # points, of type below the panels
+CHARACTERS_PER_INCH = 21  # of the notes below a figure
 
 
 @dataclass(frozen=True)
@@ -153,13 +155,12 @@ def panel_ratio(surface: Surface) -> float:
 
 
 def figure_of_maps(
-    surfaces: Sequence[Surface], titled: bool, width: float | None, below: float, axes: Any = None
+    surfaces: Sequence[Surface], titled: bool, width: float | None, axes: Any = None
 ) -> tuple[Figure, np.ndarray, int]:
     """A figure with a panel for each plane, and room for one colour bar beside them.
 
     titled  whether a title stands over each panel
     width   of the figure, or its default
-    below   inches for what stands below the panels
     axes    the caller's own, in place of a new figure, for one plane
 
     Returns the figure, its panels (rows, columns), of which the last may be empty, and the number of columns.
@@ -168,7 +169,7 @@ def figure_of_maps(
         return axes.figure, np.array([[axes]]), 1
     rows, columns, width = layout_of(len(surfaces), width)
     panel = (width - 0.85 - 0.3 * columns) / columns
-    height = rows * (panel / panel_ratio(surfaces[0]) + (0.3 if titled else 0.12)) + below
+    height = rows * (panel / panel_ratio(surfaces[0]) + (0.3 if titled else 0.12)) + AXIS
     figure = new_figure(width, height, compressed=True)
     shared = have_one_window(surfaces)
     panels = figure.subplots(
@@ -195,34 +196,43 @@ def common_loss(surfaces: Sequence[Surface]) -> str | None:
     return next((name for name in LOSS_NAMES if all(name in surface for surface in surfaces)), None)
 
 
-def _letters(label: str) -> int:
+def letters_of(label: str) -> int:
     r"""About how many letters wide a label is: a command of its formulas, such as \lambda, is as wide as one."""
     return len(re.sub(r"\\[a-z]+", "x", label).replace("$", ""))
 
 
 def add_legend_and_notes(figure: Figure, handles: Sequence[Artist], notes: Sequence[str], axes: Any = None) -> None:
-    """How sure the numbers are, below the panels, and under it a legend of the marks.
+    """How sure the numbers are, below the panels, and under it a legend of the marks; the figure grows by their height.
 
     axes  the caller's own, if any, which then have the legend inside; the notes are left to the caption
     """
+    legend_size, notes_size = type_size(LEGEND), type_size(NOTES)
+    unique = {str(handle.get_label()): handle for handle in handles}
     if axes is not None:
         if handles:
-            axes.legend(handles=list({str(h.get_label()): h for h in handles}.values()), fontsize=6.5)
+            axes.legend(handles=list(unique.values()), fontsize=legend_size)
         return
-    width = int(CHARACTERS_PER_INCH * figure.get_figwidth())
-    words = "\n".join(textwrap.fill(line, width) for line in notes)
-    unique = {str(handle.get_label()): handle for handle in handles}
+    width = CHARACTERS_PER_INCH * figure.get_figwidth() * NOTES / notes_size
+    words = "\n".join(textwrap.fill(line, int(width)) for line in notes)
+    tall = 1.2 * notes_size * (words.count("\n") + 1) if words else 0.0
     if unique:
-        lengths = [_letters(label) for label in unique]
-        letters = 6 * len(unique) + sum(lengths)  # a handle and the gaps take as much as 6 letters
-        columns = len(unique) if letters < CHARACTERS_PER_INCH * figure.get_figwidth() / 1.2 else 2
-        if max(lengths) > 0.45 * CHARACTERS_PER_INCH * figure.get_figwidth():
-            columns = 1
+        columns = _legend_columns(list(unique), width)
+        tall += 1.5 * legend_size * -(-len(unique) // columns) + 4
         # the notes are its title: both below the panels, the layout would lay one over the other
         legend = figure.legend(
-            handles=list(unique.values()), loc="outside lower center", ncols=columns, fontsize=6.5, handlelength=1.6,
-            title=words or None, title_fontsize=5.8,
+            handles=list(unique.values()), loc="outside lower center", ncols=columns, fontsize=legend_size,
+            handlelength=1.6, title=words or None, title_fontsize=notes_size,
         )  # fmt: skip
         legend.get_title().set(color="0.3", multialignment="center")
     elif words:
-        figure.supxlabel(words, fontsize=5.8, color="0.3")
+        figure.supxlabel(words, fontsize=notes_size, color="0.3")
+    figure.set_figheight(figure.get_figheight() + tall / 72)
+
+
+def _legend_columns(labels: Sequence[str], letters: float) -> int:
+    """Columns of a legend of these labels, in a figure as wide as so many letters."""
+    lengths = [letters_of(label) for label in labels]
+    if max(lengths) > 0.45 * letters:
+        return 1
+    # a handle and the gaps take as much as 6 letters
+    return len(labels) if 6 * len(labels) + sum(lengths) < letters / 1.2 else 2

@@ -9,10 +9,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib import rcParams
 from matplotlib.artist import Artist
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize, SymLogNorm
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from lossmap.io.read import Group, Surface
@@ -24,6 +26,7 @@ from lossmap.plotting.flatness import FLAT_NOTE, noise_in
 from lossmap.plotting.interpolation import AUTOMATIC
 from lossmap.plotting.notes import accuracy_notes
 from lossmap.plotting.panels import (
+    AXIS,
     FigureOptions,
     add_legend_and_notes,
     common_loss,
@@ -31,6 +34,7 @@ from lossmap.plotting.panels import (
     have_one_window,
     interpolation_notes,
     layout_of,
+    letters_of,
     panel_ratio,
 )
 from lossmap.plotting.quantities import (
@@ -45,10 +49,13 @@ from lossmap.plotting.quantities import (
     values_of,
 )
 from lossmap.plotting.sign_hatches import mark_signs
-from lossmap.plotting.style import new_figure, page_width
+from lossmap.plotting.style import new_figure, page_width, type_size
 from lossmap.plotting.surface3d import CAMERA, ENOUGH, draw_surface3d
 
 PATH_LOSS = "train_loss"  # what a path's losses are of
+LETTER = 0.52  # of the size of type, how wide a letter is
+WIDE = 3.0  # inches, from which on a relief has its whole label at the axis
+SHRINK = 0.55  # of the height of a relief, its colour bar
 MAX_RATIO = 1.0  # |min_eig / max_eig| at which its colours end
 
 
@@ -82,7 +89,7 @@ def draw_maps(
         notes = [*notes, *interpolation_notes(surfaces, scale, options.interp)]
     if name == PATH_LOSS and kind != "contour":
         notes = [*notes, *path_notes(surfaces, options)]
-    figure, grid, columns = figure_of_maps(surfaces, bool(titles), options.width, 0.45 + 0.12 * len(notes), options.ax)
+    figure, grid, columns = figure_of_maps(surfaces, bool(titles), options.width, options.ax)
     norm = signed_norm(what, arrays, _limit(arrays, options), options.log, noise)
     patches: list[Artist] = []
     mappable: Any = None
@@ -108,8 +115,20 @@ def add_bar(
 ) -> None:
     """A labelled colour bar beside some panels; norm as `draw_map`."""
     bar = figure.colorbar(mappable, ax=panels, shrink=1.0, pad=0.02, aspect=24, extend=_extend(what, scale))
-    set_bar_ticks(bar, what, scale, kind)
-    bar.set_label(label_on_scale(what.label, kind, scale, norm))
+    tall = figure.get_figheight() - AXIS
+    specs = [panel.get_subplotspec() for panel in panels]
+    if all(specs):  # of some rows of a sheet
+        tall *= len({spec.rowspan.start for spec in specs}) / specs[0].get_gridspec().nrows
+    set_bar_ticks(bar, what, scale, kind, tall)
+    bar.set_label(broken_label(label_on_scale(what.label, kind, scale, norm), tall))
+
+
+def broken_label(label: str, inches: float) -> str:
+    """A label of a colour bar of this length, with lines that are longer than it broken behind a comma."""
+    size = FontProperties(size=rcParams["axes.labelsize"]).get_size_in_points()
+    most = 72 * inches / (LETTER * size)
+    lines = [line.replace(", ", ",\n") if letters_of(line) > most else line for line in label.split("\n")]
+    return "\n".join(lines)
 
 
 def _limit(arrays: list[np.ndarray], options: FigureOptions) -> float | None:
@@ -245,8 +264,8 @@ def decades(linear: float, end: float, most: int = 3) -> list[float]:
     return [-tick for tick in reversed(ticks)] + [0.0, *ticks]
 
 
-def set_bar_ticks(bar: Any, what: Quantity, scale: Scale, kind: str) -> None:
-    """Ticks at the levels, as many as can be read."""
+def set_bar_ticks(bar: Any, what: Quantity, scale: Scale, kind: str, inches: float = np.inf) -> None:
+    """Ticks at the levels, as many as can be read on an upright bar of this length."""
     bar.outline.set_linewidth(0.5)
     if isinstance(bar.norm, SymLogNorm):
         ticks = decades(float(bar.norm.linthresh), float(bar.norm.vmax or 0.0))
@@ -258,7 +277,10 @@ def set_bar_ticks(bar: Any, what: Quantity, scale: Scale, kind: str) -> None:
         bar.locator = MaxNLocator(4)
         bar.update_ticks()
         return
-    most = 4 if bar.orientation == "horizontal" else 12
+    most = 4
+    if bar.orientation == "vertical":
+        size = FontProperties(size=rcParams["ytick.labelsize"]).get_size_in_points()
+        most = int(max(3, min(12, 72 * inches / (1.4 * size))))
     if what.signed or (kind == "map" and not scale.log and not scale.flat):
         bar.locator = MaxNLocator(min(most, 6))
         bar.formatter = FuncFormatter(lambda value, _: f"{value:.6g}")
@@ -281,8 +303,8 @@ def draw_surfaces_3d(
     norm = signed_norm(what, arrays, _limit(arrays, options), noise=noise)
     rows, columns, width = layout_of(len(surfaces), options.width)
     figure = new_figure(width, rows * width / columns * 0.86) if options.ax is None else options.ax.figure
-    # In full only where there is one column, else there is no room between the surfaces.
-    height_label = on_scale(what.label if columns == 1 else what.symbol, scale.log)
+    in_full = columns == 1 and width >= WIDE  # else there is no room between the surfaces, or beside the bar
+    height_label = on_scale(what.label if in_full else what.symbol, scale.log)
     handles: list[Artist] = []
     panels: list[Any] = []
     for i, (surface, (values, status)) in enumerate(zip(surfaces, readings, strict=True)):
@@ -300,12 +322,13 @@ def draw_surfaces_3d(
         if titles:
             axes.set_title(titles[i], y=0.97)
     bar = figure.colorbar(
-        ScalarMappable(norm or maps.norm_of(scale), what.cmap), ax=panels, shrink=0.55, pad=0.1, aspect=22,
+        ScalarMappable(norm or maps.norm_of(scale), what.cmap), ax=panels, shrink=SHRINK, pad=0.1, aspect=22,
         extend=_extend(what, scale),
     )  # fmt: skip
-    set_bar_ticks(bar, what, scale, "map" if what.signed else "3d")
-    if columns > 1:  # else the axis of heights says it
-        bar.set_label(label_on_scale(what.label, "3d", scale, norm))
+    tall = SHRINK * figure.get_figheight()
+    set_bar_ticks(bar, what, scale, "map" if what.signed else "3d", tall)
+    if not in_full:  # else the axis of heights says it
+        bar.set_label(broken_label(label_on_scale(what.label, "3d", scale, norm), tall))
     notes = [FLAT_NOTE] if noise else []
     if scale.above and options.crop is not None:
         notes = [*notes, _note_of_crop(arrays, scale, options.crop)]
@@ -345,7 +368,7 @@ def draw_eigenvalue_maps(surfaces: Sequence[Surface], titles: Sequence[str] | No
     width = options.width or page_width()
     notes = _notes_of_all(surfaces, titles)
     panel = (width - 0.65 - 0.06 * len(names)) / len(names)
-    height = len(surfaces) * (panel / panel_ratio(surfaces[0]) + 0.1) + 1.3 + 0.1 * len(notes)
+    height = len(surfaces) * (panel / panel_ratio(surfaces[0]) + 0.1) + 1.15
     figure = new_figure(width, height, compressed=True)
     shared = have_one_window(surfaces)
     grid = figure.subplots(len(surfaces), len(names), squeeze=False, sharex="all" if shared else "row", sharey="row")
@@ -379,7 +402,7 @@ def draw_eigenvalue_maps(surfaces: Sequence[Surface], titles: Sequence[str] | No
         grid[0, column].set_title(what.symbol)
         bar = _add_bar_below(figure, mappable, list(grid[:, column]), what, scale, kind)
         label = label_on_scale(_bar_label(surfaces[0], name), kind, scale, norm, "\n")
-        bar.set_label(label, fontsize=6)
+        bar.set_label(label, fontsize=type_size(6))
     for axes, title in zip(grid[:, 0], titles or (), strict=False):
         axes.set_ylabel(f"{title}\n{axes.get_ylabel()}")
     if options.crop is not None:
@@ -413,7 +436,7 @@ def _add_bar_below(figure: Figure, mappable: Any, column: list[Any], what: Quant
         mappable, ax=column, orientation="horizontal", pad=0.03, aspect=16, shrink=0.95, extend=_extend(what, scale)
     )
     set_bar_ticks(bar, what, scale, kind)
-    bar.ax.tick_params(labelsize=6)
+    bar.ax.tick_params(labelsize=type_size(6))
     return bar
 
 

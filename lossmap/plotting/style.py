@@ -23,6 +23,7 @@ import matplotlib
 from matplotlib import font_manager
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
 
 COLUMN, PAGE = 3.3, 6.75  # inches
 LOSS, ACCURACY, RATIO = "viridis", "cividis", "RdBu_r"  # colour maps
@@ -59,6 +60,7 @@ STYLE: Any = {
     "savefig.dpi": 300,
     "figure.dpi": 150,
 }
+SMALLEST_TYPE = 5.0  # points, that journals print
 MAX_LINE = 30  # characters of an axis label, with which the word for its scale stands on one line
 NOTEBOOK_DPI = 110
 FORMATS = ("pdf", "png", "svg", "eps", "jpg", "tif", "webp")
@@ -134,6 +136,12 @@ def column_width() -> float:
 def page_width() -> float:
     """The width of a page in the style that is set, inches."""
     return _current.get().page
+
+
+def type_size(points: float) -> float:
+    """A size of type in the default look, larger or smaller as the style that is set has its legends; 5 at least."""
+    legend = FontProperties(size=matplotlib.rcParams["legend.fontsize"]).get_size_in_points()
+    return float(max(points * legend / STYLE["legend.fontsize"], min(points, SMALLEST_TYPE)))
 
 
 @contextlib.contextmanager

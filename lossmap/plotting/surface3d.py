@@ -22,7 +22,7 @@ from lossmap.plotting.contour_levels import Scale
 from lossmap.plotting.contour_levels import labels as texts
 from lossmap.plotting.interpolation import value_at
 from lossmap.plotting.maps import checkpoint_look, contour_heights, fine_heights, missing_points, norm_of, y_ticks
-from lossmap.plotting.style import RED
+from lossmap.plotting.style import RED, type_size
 
 MAX_TICKS = 6
 ABOVE, BELOW = "0.6", "0.85"  # facets that are cut at the ends of the scale
@@ -111,7 +111,7 @@ def draw_surface3d(
     axes.zaxis.set_rotate_label(False)
     axes.set_zlabel(labels[2], labelpad=-4, rotation=90)
     axes.patch.set_visible(False)  # it would cover the label of a relief on its left
-    axes.tick_params(pad=-3, labelsize=6)
+    axes.tick_params(pad=-3, labelsize=type_size(6))
     axes.tick_params(axis="z", pad=-1)
     axes.xaxis.set_major_locator(MaxNLocator(2))
     axes.yaxis.set_major_locator(MaxNLocator(2))

@@ -18,7 +18,7 @@ from lossmap.io.surface import Group
 from lossmap.plotting import lines, maps
 from lossmap.plotting.contour_levels import scale_of, suits_log
 from lossmap.plotting.quantities import in_brackets
-from lossmap.plotting.style import BLUE, DARK, LOSS, RED, new_figure, page_width, style_context
+from lossmap.plotting.style import BLUE, DARK, LOSS, RED, new_figure, page_width, style_context, type_size
 from lossmap.report.stored import StoredReport
 
 MAX_NUMBERED = 20  # minima that bear their number in the picture, and stand in the tree; the most persistent ones
@@ -67,7 +67,8 @@ def _draw_map(figure: Figure, axes: Any, stored: StoredReport) -> None:
     for i in _numbered(stored):
         axes.text(
             grid.x[columns[i]], arrays["y"][rows[i]], str(i + 1), color="white", ha="center", va="center",
-            fontsize=6, bbox={"boxstyle": "circle,pad=0.2", "facecolor": RED, "edgecolor": "white", "linewidth": 0.4},
+            fontsize=type_size(6),
+            bbox={"boxstyle": "circle,pad=0.2", "facecolor": RED, "edgecolor": "white", "linewidth": 0.4},
         )  # fmt: skip
     maps.frame(axes, grid, ("x", "y"))
     figure.colorbar(mappable, ax=axes, label=_label(stored))

@@ -17,7 +17,6 @@ from lossmap.io.read import Group, Surface, write_surface
 from lossmap.plotting import flatness, maps
 from lossmap.plotting.contour_levels import scale_of
 from lossmap.plotting.figures import draw, save
-from lossmap.plotting.lines import SQUARE
 from lossmap.plotting.notes import accuracy_notes, audit_note
 from lossmap.plotting.quantities import best_field, quantity, values_of
 from lossmap.plotting.spectra import draw_spectrum
@@ -275,7 +274,7 @@ def test_a_line_shows_loss_and_accuracy_on_two_axes():
     left, right = figure.axes
     assert (
         left.get_ylabel() == "training loss (nats), log scale"
-        and right.get_ylabel() == f"training accuracy (percent) {SQUARE}"
+        and right.get_ylabel() == "training accuracy (percent), squares"
     )
     assert left.get_yscale() == "log" and right.get_yscale() == "linear" and right.get_ylim() == (-3, 103)
     assert list(left.lines[0].get_ydata()) == list(line()["train_loss"])
@@ -289,7 +288,7 @@ def test_train_and_test_stand_in_one_frame():
     figure = draw(both)
     assert [t.get_text() for t in figure.legends[0].get_texts()] == ["train", "test"]
     labels = [axes.get_ylabel() for axes in figure.axes]
-    assert labels == ["mean loss (nats)", f"accuracy (percent) {SQUARE}"]
+    assert labels == ["mean loss (nats)", "accuracy (percent), squares"]
     assert len(draw(both, field="test_loss").axes) == 1
 
 
@@ -509,7 +508,7 @@ def test_what_cannot_be_drawn_is_refused_in_one_message(tmp_path):
 def test_files_of_the_original_tool_are_drawn(reference):
     folder = reference / "original_tool"
     assert any(text.startswith("training loss (nats)") for text in texts(draw(folder / "plane_surf.h5")))
-    assert f"training accuracy (percent) {SQUARE}" in texts(draw(folder / "line_surf.h5"))
+    assert "training accuracy (percent), squares" in texts(draw(folder / "line_surf.h5"))
 
 
 def test_pdf_carries_its_fonts_and_pictures_repeat(tmp_path):

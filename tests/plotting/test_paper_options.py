@@ -9,6 +9,7 @@ import pytest
 from matplotlib.collections import QuadMesh
 from matplotlib.contour import QuadContourSet
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from PIL import Image
 
 from lossmap.cli import draw as command
@@ -218,3 +219,30 @@ def test_hostile_names_stay_text(tmp_path):
     )
     draw(plane(attributes={"resolved_surface": "[]"}))
     draw(plane(attributes={"resolved_surface": "{"}))
+
+
+@pytest.mark.parametrize("kind", ["convexity", "filled", "3d", "eigen"])
+def test_a_narrow_column_holds_its_words_and_leaves_the_map_its_width(kind, tmp_path):
+    sizes = "axes.labelsize: 6\nxtick.labelsize: 5\nytick.labelsize: 5\nlegend.fontsize: 5\nfigure.figsize: 2.2, 1.6\n"
+    (tmp_path / "narrow.mplstyle").write_text(f"font.family: serif\nfont.size: 6\n{sizes}")
+    x, y = np.meshgrid(np.linspace(-1, 1, 9), np.linspace(-1, 1, 9))
+    low = 0.1 - x**2
+    fields = {"train_loss": 0.05 + x**2 + y**2, "max_eig": 2 + x, "min_eig": low, "min_eig_error": 0 * x + 0.01}
+    made = Surface(Grid.square(-1, 1, 9), {**fields, "min_eig_limit": low - 0.2})
+    figure = draw(made, kind, style=tmp_path / "narrow.mplstyle")
+    figure.canvas.draw()
+    assert figure.get_figwidth() == (6.75 if kind == "eigen" else pytest.approx(2.2))
+    if kind in ("convexity", "filled"):
+        assert figure.axes[0].get_position().width > 0.45
+    axes = [axis.label for axes in figure.axes for axis in (axes.xaxis, axes.yaxis, getattr(axes, "zaxis", axes.xaxis))]
+    below = [text for legend in figure.legends for text in legend.findobj(Text)]
+    drawn = [text for text in (*axes, *below, *figure.texts) if text.get_visible() and text.get_text().strip()]
+    assert len(drawn) > 3
+    outside = [t.get_text() for t in drawn if not _within(t.get_window_extent(), figure.bbox)]
+    assert not outside
+    small = [text.get_fontsize() for legend in figure.legends for text in legend.get_texts()]
+    assert all(size == 5.0 for size in small)  # 6.5 in the default look
+
+
+def _within(box, whole):
+    return box.x0 >= whole.x0 - 1 and box.y0 >= whole.y0 - 1 and box.x1 <= whole.x1 + 1 and box.y1 <= whole.y1 + 1
