@@ -23,14 +23,13 @@ import numpy as np
 
 from lossmap.geometry.grid import Field, Grid
 from lossmap.io.memory_store import Store
-from lossmap.io.refined import GROUP, ROUND, is_refined, refinement_note
+from lossmap.io.refined import GROUP, LOG_FROM, ROUND, is_refined, refinement_note
 from lossmap.io.surface import DONE, Group, Surface
 from lossmap.parallel.world import World
 
 FIRST_TICKS = 11  # along each axis of the coarse grid
 ROUND_SHARE = 0.012  # of all points, in a round
 MIN_ROUND = 4  # points
-LOG_FROM = 20.0  # largest over smallest loss from which a picture's levels are geometric
 LEAST_ROUNDS = 2  # after the coarse grid's: what the coarse grid tells of itself is little
 LEAST_SHARE = 0.5  # of the difference that is taken for an error, though the last rounds found less
 REMEMBERED = 3  # rounds from which the share of the difference that is an error is taken

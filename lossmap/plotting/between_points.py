@@ -12,7 +12,8 @@ from dataclasses import replace
 import numpy as np
 
 from lossmap.geometry.grid import Field
-from lossmap.io.refined import GROUP, ROUND, is_refined, refinement_note
+from lossmap.io.field_errors import field_errors
+from lossmap.io.refined import GROUP, LOG_FROM, ROUND, is_refined, refinement_note
 from lossmap.io.surface import DONE, FAILED, Surface
 
 MEASURED = "measured"
@@ -42,6 +43,26 @@ def with_points_between(surface: Surface) -> Surface:
 def measured_of(surface: Surface, values: np.ndarray) -> np.ndarray:
     """The values, NaN between the measured points."""
     return np.where(surface.groups[GROUP][ROUND] >= 0, values, np.nan) if is_refined(surface) else values
+
+
+def errors_between(surface: Surface, name: str, values: np.ndarray) -> np.ndarray | None:
+    """The bars of a refined field, of the grid's shape: at measured points its own, between them that of the picture.
+
+    NaN where nothing is known; None for a field that was not refined by its error, as an accuracy.
+    """
+    if not is_refined(surface) or not name.endswith("loss") or name not in surface.groups[GROUP]:
+        return None
+    group = surface.groups[GROUP]
+    between, share = group[ROUND] < 0, float(group.attributes.get("error", np.nan))
+    known = values[~between & np.isfinite(values)]
+    own, _ = field_errors(surface, name, values)
+    if not known.size or not np.isfinite(share):
+        return np.where(between, np.nan, own)
+    if known.min() > 0 and known.max() / LOG_FROM > known.min():  # the logarithm was interpolated
+        off = np.abs(values) * (10.0 ** (share * float(np.log10(known.max() / known.min()))) - 1.0)
+    else:
+        off = np.full(values.shape, share * float(np.ptp(known)))
+    return np.where(between, off, own)
 
 
 def refinement_notes(surfaces: Sequence[Surface]) -> list[str]:

@@ -25,7 +25,7 @@ from lossmap.io.curvature_signs import NEGATIVE, UNDECIDED
 from lossmap.io.field_errors import ROUNDED, field_errors
 from lossmap.io.printable import printable
 from lossmap.io.surface import Group, Surface
-from lossmap.plotting.between_points import with_points_between
+from lossmap.plotting.between_points import errors_between, refinement_notes, with_points_between
 from lossmap.plotting.contour_levels import labels, scale_of
 from lossmap.plotting.dispatch import draw_content
 from lossmap.plotting.flatness import noise_in, ratio_errors
@@ -291,7 +291,7 @@ def _file(surface: Surface, source: PageSource, names: Sequence[str], options: F
         "statusOf": measure_of,
         "path": None if path is None else _path(path),
         "signs": _signs(surface, own, read),
-        "notes_text": "\n".join(accuracy_notes(surface)),
+        "notes_text": "\n".join([*refinement_notes([surface]), *accuracy_notes(surface)]),
         "figures": list(_figures(source)),
         "provenance": list(_provenance(source.surface)),
     }
@@ -331,6 +331,9 @@ def _errors(surface: Surface, name: str, values: np.ndarray) -> dict[str, Any] |
         return dict(packed(_rounded_up(ratio_errors(surface, values))))
     if ":" in name:
         return None
+    between = errors_between(surface, name, values)
+    if between is not None:
+        return dict(packed(_rounded_up(between)))
     for beside in (f"{name}_error", f"{name}_noise_error"):
         if beside in surface and surface.about[beside].extra is None:
             return {"field": beside}

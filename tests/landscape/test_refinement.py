@@ -212,3 +212,17 @@ def test_three_ranks_measure_the_points_of_one(tmp_path):
     np.testing.assert_array_equal(one.groups["refinement"]["round"], three.groups["refinement"]["round"])
     np.testing.assert_array_equal(one["train_loss"], three["train_loss"])
     assert len(np.unique(three["loss_rank"][three.status["loss"] == 1])) > 1
+
+
+def test_the_page_gives_points_between_the_bar_of_the_picture():
+    from lossmap.plotting.between_points import errors_between
+
+    surface = with_points_between(survey(Hills(), GRID, refine=0.03))
+    values = surface["train_loss"]
+    bars = errors_between(surface, "train_loss", values)
+    truth = SURFACES["rugged"]
+    between = surface[MEASURED] == 0
+    assert bars[between] == pytest.approx(surface.groups["refinement"].attributes["error"] * np.ptp(values[~between]))
+    assert np.mean(np.abs(values - truth)[between] <= bars[between]) > 0.99
+    assert np.nanmax(bars[~between], initial=0.0) < 1e-3 * bars[between].min()
+    assert errors_between(surface, "train_acc", surface["train_acc"]) is None
