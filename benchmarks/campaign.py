@@ -9,6 +9,7 @@ checkpoints by seeds) is run, then `plan`, `status` and `collect` are timed from
 
 from __future__ import annotations
 
+import argparse
 import os
 import resource
 import subprocess
@@ -81,7 +82,9 @@ def typed(count: int) -> None:
 
 def main() -> None:
     """Run and print."""
-    count = int(sys.argv[1]) if len(sys.argv) > 1 else 100
+    flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    flags.add_argument("count", nargs="?", type=int, default=100, help="members")
+    count = flags.parse_args().count
     members = [lossmap.Member(f"member {i}", Free(i), {"number": i}) for i in range(count)]
     with tempfile.TemporaryDirectory() as name:
         folder = CampaignFolder(name)
