@@ -3,7 +3,8 @@
 A rank keeps the member that it works at, and the one before, ready to be evaluated (model, data, plane), since most of
 its next points are of the same member. Whatever a member's own code raises is a failure of that task alone. Whether a
 member's loss is still the same function is looked at after its last points, and before whenever the points since took
-`POINTS_PER_LOOK` times as long as a look.
+`POINTS_PER_LOOK` times as long as a look. Which points are a rank's last ones shows when all are settled: what it had
+not looked at by then is a task of its own (LOOK), and when the campaign ends, `changes` says it.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from lossmap.parallel.team import Team
 
 logger = logging.getLogger("lossmap")
 
-PREPARE, POINT, FINISH = range(3)
+PREPARE, POINT, FINISH, LOOK = range(4)
 MAX_READY = 2  # members that a rank keeps ready: the present one, and one whose lost point it was given
 POINTS_PER_LOOK = 50  # seconds of points, in those of a look at the loss, between two such looks
 
@@ -39,10 +40,10 @@ POINTS_PER_LOOK = 50  # seconds of points, in those of a look at the loss, betwe
 class Assignment:
     """What rank 0 sends with a task.
 
-    kind     PREPARE, POINT or FINISH
+    kind     PREPARE, POINT, FINISH or LOOK
     member   the member
     path     its result file
-    measure  of a point: the name of the measure
+    measure  of a point, and of what is looked at: the name of the measure
     point    its flat index
     state    in which an earlier run left it, or None
     chosen   what a probe chose for the measure when the member was prepared
@@ -61,16 +62,18 @@ class Assignment:
 
 @dataclass(frozen=True)
 class PointAnswer:
-    """The answer to POINT.
+    """The answer to POINT and, without a reading, to LOOK.
 
     reading  what was measured
     notes    what the measure has to say of it
     changed  how the member's loss is another than when this rank began with it, or None
+    looked   whether the loss was looked at after this point
     """
 
     reading: Mapping[str, Any]
     notes: tuple[str, ...] = ()
     changed: str | None = None
+    looked: bool = True
 
 
 @dataclass(frozen=True)
@@ -129,13 +132,21 @@ class _Looks:
         began = time.perf_counter()
         self._at_start = loss_at_start(measure)
         self._price, self._since = time.perf_counter() - began, 0.0
+        self.pending = False  # whether points were evaluated that no look has followed
 
     def after(self, seconds: float, last: bool) -> str | None:
         """How the loss has changed, looked at after a point of so many seconds where that is due, or is the `last`."""
         self._since += seconds
-        if self._at_start is None or not (last or self._since >= POINTS_PER_LOOK * self._price):
+        self.pending = self._at_start is not None
+        if last or self._since >= POINTS_PER_LOOK * self._price:
+            return self.now()
+        return None
+
+    def now(self) -> str | None:
+        """How the loss has changed, where points were evaluated since the last look."""
+        if self._at_start is None or not self.pending:
             return None
-        self._since = 0.0
+        self._since, self.pending = 0.0, False
         return self._at_start.change()
 
 
@@ -153,6 +164,7 @@ class MemberEvaluator:
         self.note: Callable[[str], None] = logger.warning
         self._ready: OrderedDict[str, Prepared] = OrderedDict()
         self._evaluators: dict[tuple[str, str], tuple[PointEvaluator, _Looks]] = {}
+        self._changes: dict[tuple[str, str], str] = {}  # of members that are no longer ready, until they are asked for
 
     def __call__(self, index: int, state: Assignment) -> Message:
         """Do a task: (DONE, index, reading, seconds), (FAILED, index, text) or (INTERRUPTED, index, state)."""
@@ -160,9 +172,11 @@ class MemberEvaluator:
         try:
             if state.kind == POINT:
                 return self._point(index, state)
-            reading: Preparation | None = None
+            reading: Preparation | PointAnswer | None = None
             if state.kind == PREPARE:
                 reading = self._prepare(state)
+            elif state.kind == LOOK:
+                reading = PointAnswer({}, changed=self._change((state.member.digest, state.measure)))
             else:
                 self._finish(state)
         except Interrupted:
@@ -209,8 +223,8 @@ class MemberEvaluator:
                 self.note(f"{assignment.member.name}: {text}")
             return kind, index, *content
         reading, seconds = content
-        answer = PointAnswer(reading, tuple(notes), looks.after(seconds, assignment.last))
-        return DONE, index, answer, seconds
+        changed = looks.after(seconds, assignment.last)
+        return DONE, index, PointAnswer(reading, tuple(notes), changed, not looks.pending), seconds
 
     def _evaluator(self, assignment: Assignment) -> tuple[PointEvaluator, _Looks]:
         key = (assignment.member.digest, assignment.measure)
@@ -230,9 +244,28 @@ class MemberEvaluator:
             self._evaluators[key] = evaluate, _Looks(measure)
         return self._evaluators[key]
 
+    def _change(self, key: tuple[str, str]) -> str | None:
+        """How a member's loss has changed since this rank began with it, as far as that was not said before."""
+        if key in self._evaluators:
+            return self._evaluators[key][1].now()
+        return self._changes.pop(key, None)
+
+    def changes(self) -> dict[tuple[str, str], str]:
+        """By digest and measure, how losses have changed on this rank, as far as that was not said before."""
+        now = {key: self._change(key) for key in [*self._evaluators, *self._changes]}
+        return {key: change for key, change in now.items() if change is not None}
+
     def _keep(self, digest: str, prepared: Prepared) -> None:
+        self._forget(digest)
         self._ready[digest] = replace(prepared)
-        self._evaluators = {k: v for k, v in self._evaluators.items() if k[0] != digest}
         while len(self._ready) > MAX_READY:
-            gone, _ = self._ready.popitem(last=False)
-            self._evaluators = {k: v for k, v in self._evaluators.items() if k[0] != gone}
+            self._forget(next(iter(self._ready)))
+
+    def _forget(self, digest: str) -> None:
+        """Keep a member ready no longer, after a look at its loss where points were evaluated since the last one."""
+        self._ready.pop(digest, None)
+        for key in [key for key in self._evaluators if key[0] == digest]:
+            change = self._change(key)
+            del self._evaluators[key]
+            if change is not None:
+                self._changes[key] = change

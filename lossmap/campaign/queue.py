@@ -107,6 +107,8 @@ class CampaignQueue(WorkQueue):
         self._next = 0
         self._batch_of: dict[int, Batch] = {}  # worker -> the batch that it works at
         self._preparers: dict[int, int] = {}  # task index of a preparation -> the worker that made it
+        self._to_look: dict[int, deque[int]] = {}  # worker -> tasks that it alone can do, as long as it is there
+        self.answered_by = 0  # the worker whose task was completed last
 
     @property
     def grown(self) -> bool:
@@ -130,6 +132,13 @@ class CampaignQueue(WorkQueue):
         index = self._extend(1)
         self.singles.add(index)
         (self.to_finish if finish else self.to_prepare).append(index)
+        return index
+
+    def add_look(self, worker: int) -> int:
+        """Add a look at what a worker has ready; returns its task index."""
+        index = self._extend(1)
+        self.singles.add(index)
+        self._to_look.setdefault(worker, deque()).append(index)
         return index
 
     def add_batch(self, points: int, order: Sequence[int] | np.ndarray, preparation: int | None = None) -> int:
@@ -196,6 +205,9 @@ class CampaignQueue(WorkQueue):
         return any(index in self.singles for index in indices)
 
     def _take_next(self, worker: int) -> int | None:
+        look = self._take_look(worker)
+        if look is not None:
+            return look
         batch = self._batch_of.get(worker)
         if batch is not None:
             index = batch.take(worker)
@@ -205,6 +217,13 @@ class CampaignQueue(WorkQueue):
         if self.in_progress[worker]:  # another member is begun when this one's points are answered
             return None
         return self._take_elsewhere(worker)
+
+    def _take_look(self, worker: int) -> int | None:
+        """A look that is for this worker or, so that nobody waits for it, for one that is gone."""
+        for owner in (worker, *(other for other in self._to_look if other not in self.active)):
+            if self._to_look.get(owner):
+                return self._to_look[owner].popleft()
+        return None
 
     def _take_elsewhere(self, worker: int) -> int | None:
         if self.to_finish:
@@ -237,6 +256,7 @@ class CampaignQueue(WorkQueue):
     def complete(self, worker: int, index: int, seconds: float, now: float) -> bool:
         """A task was done in so many seconds; whether it counts: not where it was settled before."""
         batch = self.batch_at(index)
+        self.answered_by = worker
         if batch is None:
             self._preparers[index] = worker
         else:

@@ -11,14 +11,14 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
-from lossmap.campaign.evaluate import FINISH, POINT, PREPARE, Assignment, PointAnswer, Preparation
+from lossmap.campaign.evaluate import FINISH, LOOK, POINT, PREPARE, Assignment, PointAnswer, Preparation
 from lossmap.campaign.folder import CampaignFolder
 from lossmap.campaign.member import Member
 from lossmap.campaign.queue import CampaignQueue
@@ -51,6 +51,8 @@ class _Open:
     before: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))  # points of the audit so far
     notes: list[str] = field(default_factory=list)  # on the present pass
     changed: set[str] = field(default_factory=set)  # measures whose loss is another one by now
+    unlooked: set[int] = field(default_factory=set)  # workers with points that no look at the loss has followed
+    looks: set[int] = field(default_factory=set)  # tasks of the looks that the end of the pass waits for
 
 
 class CampaignRecorder:
@@ -104,7 +106,8 @@ class CampaignRecorder:
         """What a worker is sent with a task."""
         if index in self._tasks:
             kind, member = self._tasks[index]
-            return Assignment(kind, member, self.folder.result(member.digest))
+            measure = next((one.measure for one in self._open.values() if index in one.looks), "")
+            return Assignment(kind, member, self.folder.result(member.digest), measure)
         one = self._pass_of(index)
         if one is None or one.recorder is None:
             raise RuntimeError(f"task {index} belongs to no open member")
@@ -131,7 +134,9 @@ class CampaignRecorder:
                 self._settled(one)
             return
         kind, member = self._tasks[index]
-        if kind == FINISH:
+        if kind == LOOK:
+            self._looked(index, reading, rank)
+        elif kind == FINISH:
             self._end(member)
         else:
             self._begin(member, reading, index)
@@ -143,10 +148,26 @@ class CampaignRecorder:
         for text in answer.notes:
             self._note(one, text)
             self.announce(f"{one.member.name}: {text}")
-        if answer.changed is not None and one.measure not in one.changed:
-            one.changed.add(one.measure)
-            one.store.note(**{f"{one.measure}{CHANGED}": answer.changed})
-            self.announce(f"{one.member.name}, on rank {rank}: {answer.changed}")
+        if answer.looked:
+            one.unlooked.discard(self._queue.answered_by)
+        else:
+            one.unlooked.add(self._queue.answered_by)
+        self._note_change(one, one.measure, answer.changed, rank)
+
+    def _note_change(self, one: _Open, measure: str, changed: str | None, rank: int) -> None:
+        """Keep that a member's loss is another one by now, so that it counts as failed."""
+        if changed is not None and measure not in one.changed:
+            one.changed.add(measure)
+            one.store.note(**{f"{measure}{CHANGED}": changed})
+            self.announce(f"{one.member.name}, on rank {rank}: {changed}")
+
+    def note_changes(self, changes: Sequence[Mapping[tuple[str, str], str] | None]) -> None:
+        """Keep what the ranks say of losses at the campaign's end, by digest and measure: of members still open."""
+        opened = {one.member.digest: one for one in self._open.values()}
+        for rank, own in enumerate(changes):
+            for (digest, measure), changed in (own or {}).items():
+                if digest in opened:
+                    self._note_change(opened[digest], measure, changed, rank)
 
     def _note(self, one: _Open, text: str) -> None:
         """Keep a text among the notes of the measure that is evaluated."""
@@ -162,6 +183,10 @@ class CampaignRecorder:
                     self._settled(one)
             return
         kind, member = self._tasks[failure.index]
+        if kind == LOOK:
+            if final:  # such as a worker that died: what it had evaluated is as it is after any death
+                self._looked(failure.index, None, failure.rank)
+            return
         what = ("prepared", "measured", "finished")[kind]
         text = failure.text.strip().splitlines() or [""]
         self.announce(f"{member.name} could not be {what} on rank {failure.rank} on {failure.host}: {text[-1]}")
@@ -280,7 +305,7 @@ class CampaignRecorder:
     def _begin_pass(self, one: _Open, measure: str, points: np.ndarray | None) -> None:
         """Dispatch the points of a measure that are not yet done; where there are none, go on at once."""
         grid = one.store.surface().grid
-        one.measure, one.notes = measure, []
+        one.measure, one.notes, one.unlooked, one.looks = measure, [], set(), set()
         one.recorder = Recorder(one.store, measure, grid, None, self.ranks, points, self.retry_failed)
         order = one.recorder.order
         one.left = len(order)
@@ -293,6 +318,22 @@ class CampaignRecorder:
     def _settled(self, one: _Open) -> None:
         one.left -= 1
         if one.left == 0:
+            for worker in sorted(one.unlooked):
+                task = self._queue.add_look(worker)
+                self._tasks[task] = (LOOK, one.member)
+                one.looks.add(task)
+            self._end_pass(one)
+
+    def _looked(self, task: int, answer: PointAnswer | None, rank: int) -> None:
+        """A rank has looked once more at a loss, after the last of its points; after the last look the pass ends."""
+        one = next((one for one in self._open.values() if task in one.looks), None)
+        if one is not None:
+            one.looks.discard(task)
+            self._note_change(one, one.measure, None if answer is None else answer.changed, rank)
+            self._end_pass(one)
+
+    def _end_pass(self, one: _Open) -> None:
+        if not one.looks:
             del self._open[one.offset]
             self._next_pass(one)
 

@@ -21,7 +21,7 @@ from lossmap.campaign.recorder import CampaignRecorder
 from lossmap.campaign.table import CampaignTable, collected
 from lossmap.keywords import checked_keywords
 from lossmap.landscape.progress import progress_display
-from lossmap.landscape.run_survey import as_stop
+from lossmap.landscape.run_survey import as_stop, gather_at_end
 from lossmap.landscape.survey_recorder import Progress
 from lossmap.parallel.messages import WorkerLost
 from lossmap.parallel.pool import lead, leave, work
@@ -92,11 +92,13 @@ def run_campaign(
     evaluate = MemberEvaluator(stop, machine)
     if world.rank != 0:
         work(world, evaluate, stop)
+        gather_at_end(world, evaluate.changes())
         return _received(world)
     with progress_display(world, "campaign", progress, unit="member") as show:
         recorder = CampaignRecorder(to_do, place, show, len(teams), retry_failed, refresh)
         try:
             lead(world, teams, recorder, evaluate, stop, point_timeout)
+            recorder.note_changes(gather_at_end(world, evaluate.changes()))
         finally:
             recorder.close()
     every = {member.digest: member for member in members} | recorder.members

@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol, cast
@@ -349,14 +349,21 @@ def loss_at_start(measure: Any) -> LossAtStart | None:
 
 def _gather_changes(world: World, at_start: LossAtStart | None) -> str | None:
     """What the first rank says whose loss is another than at its beginning; every rank calls it at the end."""
-    own = None if at_start is None else at_start.change()
+    changes = gather_at_end(world, None if at_start is None else at_start.change())
+    return next((change for change in changes if change is not None), None)
+
+
+def gather_at_end(world: World, own: Any) -> Sequence[Any]:
+    """What every rank says of its losses at the end; every rank calls it then.
+
+    Where a rank has died meanwhile, rank 0 has what it says itself, and the others leave.
+    """
     try:
-        changes = world.gather(own)
+        return world.gather(own)
     except WorkerLost as error:
         if world.rank != 0:
             leave(world, f"{error} while the losses at the end were compared")
-        return own  # rank 0 has what it needs; the others leave
-    return next((change for change in changes if change is not None), None)
+        return [own]
 
 
 def _send_surface(world: World, surface: Surface) -> None:

@@ -2,8 +2,10 @@
 
 import functools
 import math
+import time
 
 import numpy as np
+import pytest
 import torch
 from torch import nn
 
@@ -11,6 +13,7 @@ from lossmap import Grid, Member, Problem, losses, random_plane, read, run_campa
 from lossmap.campaign import evaluate
 from lossmap.campaign.evaluate import POINT, Assignment, MemberEvaluator
 from lossmap.campaign.folder import CampaignFolder
+from lossmap.campaign.recorder import CampaignRecorder
 from lossmap.parallel.messages import DONE
 from lossmap.parallel.shutdown import Stop
 
@@ -78,3 +81,83 @@ def test_the_points_in_between_are_looked_at_too(tmp_path):
         if answer.changed:
             break
     assert 1_000 < i < 10_000 and "at its beginning, and" in answer.changed
+
+
+AT_WORK, TRIPPED = [0], set()  # the rank that evaluates now, and those whose loss has changed
+
+
+def shared_line():
+    torch.manual_seed(0)
+    model = nn.Linear(4, 3)
+
+    def loss(outputs, targets):
+        return nn.functional.cross_entropy(outputs, targets) * (0.5 if AT_WORK[0] in TRIPPED else 1.0)
+
+    problem = Problem.supervised(model, loss, (X, Y))
+    return losses(problem, random_plane(model, axes=1), plan={"batch_size": 12}), Grid.line(-1, 1, 15)
+
+
+class TwoRanks:
+    """A pool of two ranks in one process, step by step."""
+
+    def __init__(self, member, folder):
+        self.folder = CampaignFolder(folder)
+        self.folder.create()
+        self.recorder = CampaignRecorder([member], self.folder, None, 2)
+        self.queue = self.recorder.queue(2)
+        self.queue.active |= {0, 1}
+        self.ranks = [MemberEvaluator(Stop()), MemberEvaluator(Stop())]
+
+    def given(self, rank):
+        """What a rank is given now; waits for files that are being opened."""
+        deadline = time.monotonic() + 20
+        while time.monotonic() < deadline:
+            self.queue.grown  # noqa: B018  # as the dispatcher does: asks for files that are open or closed by now
+            if tasks := [(index, self.recorder.saved_state(index)) for index in self.queue.dispatch(rank, 0.0)]:
+                return tasks
+            time.sleep(0.01)
+        raise AssertionError("nothing is dispatched")
+
+    def evaluate(self, rank, tasks):
+        AT_WORK[0] = rank
+        for task in tasks:
+            kind, index, reading, seconds = self.ranks[rank](*task)
+            assert kind == DONE, reading
+            assert self.queue.complete(rank, index, seconds, 0.0)
+            self.recorder.record(index, reading, seconds, rank)
+
+
+@pytest.mark.parametrize("then", ["asked", "another member first", "stopped", "died"])
+def test_a_rank_whose_last_points_were_not_known_as_such_looks_when_all_are_settled(tmp_path, monkeypatch, then):
+    monkeypatch.setattr(evaluate, "POINTS_PER_LOOK", math.inf)
+    TRIPPED.clear()
+    member = Member("shared", shared_line)
+    pool = TwoRanks(member, tmp_path)
+    pool.evaluate(0, pool.given(0))
+    first = pool.given(0)
+    pool.evaluate(1, pool.given(1))
+    held = pool.given(1)  # before the last ones are with some rank
+    assert not any(task.last for _, task in held)
+    TRIPPED.add(1)
+    pool.evaluate(0, first)
+    while pool.queue.remaining > len(held):
+        pool.evaluate(0, pool.given(0))
+    pool.evaluate(1, held)
+    assert not pool.queue.finished  # the member is not at its end: its loss is to be looked at
+    if then == "another member first":
+        for seed in (1, 2):
+            assert pool.ranks[1](0, Assignment(0, Member("b", shared_line, {"seed": seed}), tmp_path / f"{seed}.h5"))
+    if then == "stopped":
+        pool.recorder.note_changes([pool.ranks[0].changes(), pool.ranks[1].changes()])
+        pool.recorder.close()
+    else:
+        if then == "died":
+            pool.queue.remove_worker(1)
+        pool.evaluate(0 if then == "died" else 1, pool.given(0 if then == "died" else 1))
+        while not pool.queue.finished:
+            time.sleep(0.01)
+        pool.recorder.close()
+    said = read(pool.folder.result(member.digest)).change_of("loss")
+    assert ("at its beginning, and" in said) == (then != "died")
+    state = pool.folder.states([member])[member.digest]
+    assert (state.outcome, state.done) == ({"died": "complete", "stopped": "unfinished"}.get(then, "failed"), 15)
