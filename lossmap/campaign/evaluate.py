@@ -68,12 +68,14 @@ class PointAnswer:
     notes    what the measure has to say of it
     changed  how the member's loss is another than when this rank began with it, or None
     looked   whether the loss was looked at after this point
+    start    with a rank's first point: the losses of a few samples that it began with, as a fingerprint; else None
     """
 
     reading: Mapping[str, Any]
     notes: tuple[str, ...] = ()
     changed: str | None = None
     looked: bool = True
+    start: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -133,6 +135,14 @@ class _Looks:
         self._at_start = loss_at_start(measure)
         self._price, self._since = time.perf_counter() - began, 0.0
         self.pending = False  # whether points were evaluated that no look has followed
+        self._start: dict[str, Any] | None = None
+        if self._at_start is not None:
+            self._start = {"values": self._at_start.values, "eps": self._at_start.eps}
+
+    def start(self) -> dict[str, Any] | None:
+        """The losses of a few samples that this rank begins with, as a fingerprint; the second time None."""
+        start, self._start = self._start, None
+        return start
 
     def after(self, seconds: float, last: bool) -> str | None:
         """How the loss has changed, looked at after a point of so many seconds where that is due, or is the `last`."""
@@ -224,7 +234,7 @@ class MemberEvaluator:
             return kind, index, *content
         reading, seconds = content
         changed = looks.after(seconds, assignment.last)
-        return DONE, index, PointAnswer(reading, tuple(notes), changed, not looks.pending), seconds
+        return DONE, index, PointAnswer(reading, tuple(notes), changed, not looks.pending, looks.start()), seconds
 
     def _evaluator(self, assignment: Assignment) -> tuple[PointEvaluator, _Looks]:
         key = (assignment.member.digest, assignment.measure)

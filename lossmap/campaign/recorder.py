@@ -22,6 +22,7 @@ from lossmap.campaign.evaluate import FINISH, LOOK, POINT, PREPARE, Assignment, 
 from lossmap.campaign.folder import CampaignFolder
 from lossmap.campaign.member import Member
 from lossmap.campaign.queue import CampaignQueue
+from lossmap.io.code_identity import changes_between, described
 from lossmap.io.read import Busy, NotASurface, Refused, SurfaceFile, read
 from lossmap.io.surface import CHANGED
 from lossmap.landscape import audit_loop
@@ -51,6 +52,7 @@ class _Open:
     before: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))  # points of the audit so far
     notes: list[str] = field(default_factory=list)  # on the present pass
     changed: set[str] = field(default_factory=set)  # measures whose loss is another one by now
+    starts: dict[str, Mapping[str, Any]] = field(default_factory=dict)  # by measure, what the first rank began with
     unlooked: set[int] = field(default_factory=set)  # workers with points that no look at the loss has followed
     looks: set[int] = field(default_factory=set)  # tasks of the looks that the end of the pass waits for
 
@@ -152,7 +154,20 @@ class CampaignRecorder:
             one.unlooked.discard(self._queue.answered_by)
         else:
             one.unlooked.add(self._queue.answered_by)
-        self._note_change(one, one.measure, answer.changed, rank)
+        self._note_change(one, one.measure, answer.changed or self._differs(one, answer.start), rank)
+
+    def _differs(self, one: _Open, start: Mapping[str, Any] | None) -> str | None:
+        """How a rank that begins with a member measures another function than the first one that did, or None."""
+        if start is None:
+            return None
+        values = changes_between(one.starts.setdefault(one.measure, start), start).values
+        if not values:
+            return None
+        return (
+            f"its ranks measure different functions: {described(values)} on another rank, or at another time, at the "
+            "same weights; what was measured is not to be used: draw no unseeded random numbers where model, data or "
+            "loss are made, count no calls and ask no clock in them, and begin anew"
+        )
 
     def _note_change(self, one: _Open, measure: str, changed: str | None, rank: int) -> None:
         """Keep that a member's loss is another one by now, so that it counts as failed."""

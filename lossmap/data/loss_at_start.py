@@ -43,12 +43,17 @@ class LossAtStart:
 
     def __init__(self, problems: Iterable[Problem]) -> None:
         self._looks: list[_Look] = []
-        for problem in {id(p): p for p in problems}.values():
+        self.values: dict[str, float] = {}  # the mean losses over the few samples, as a fingerprint names them
+        self.eps = 0.0  # the coarsest rounding unit of the models' weights
+        for number, problem in enumerate({id(p): p for p in problems}.values(), 1):
             try:
                 batch = _few(problem)
                 # copies, which cost nothing until the weights are written to: a run may load others
                 weights = {name: lazy_copy(t) for name, t in named_tensors(problem.model).items()}
                 self._looks.append(_Look(problem, batch, weights, _loss(problem, batch, weights)))
+                self.values[f"loss {number} of a few samples"] = self._looks[-1].start
+                units = [torch.finfo(t.dtype).eps for t in weights.values() if t.is_floating_point()]
+                self.eps = max([self.eps, *units])
             except Exception:  # user code may raise any exception; the points say so
                 continue
 

@@ -161,3 +161,24 @@ def test_a_rank_whose_last_points_were_not_known_as_such_looks_when_all_are_sett
     assert ("at its beginning, and" in said) == (then != "died")
     state = pool.folder.states([member])[member.digest]
     assert (state.outcome, state.done) == ({"died": "complete", "stopped": "unfinished"}.get(then, "failed"), 15)
+
+
+def test_ranks_that_begin_with_different_functions_fail_their_member(tmp_path):
+    """Such as data that are drawn without a seed: each rank makes the member for itself."""
+    TRIPPED.clear()
+    member = Member("shared", shared_line)
+    pool = TwoRanks(member, tmp_path)
+    pool.evaluate(0, pool.given(0))
+    first = pool.given(0)
+    TRIPPED.add(1)  # before rank 1 begins
+    pool.evaluate(1, pool.given(1))
+    pool.evaluate(0, first)
+    while not pool.queue.finished:
+        if tasks := pool.queue.dispatch(0, 0.0):
+            pool.evaluate(0, [(index, pool.recorder.saved_state(index)) for index in tasks])
+        if tasks := pool.queue.dispatch(1, 0.0):
+            pool.evaluate(1, [(index, pool.recorder.saved_state(index)) for index in tasks])
+    pool.recorder.close()
+    state = pool.folder.states([member])[member.digest]
+    assert state.outcome == "failed" and state.done == 15
+    assert state.reason.startswith("its ranks measure different functions: the loss 1 of a few samples was ")
