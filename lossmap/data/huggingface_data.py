@@ -6,6 +6,7 @@
     two texts, such as premise and hypothesis    the same, as a pair
     pixel_values, labels or label                as they are
     image or img, labels or label                by the image processor of the model's folder
+    input_features or input_values, labels       as they are, of a model of sound that takes them
 
 A text is read by the tokenizer as one line of tokens, cut into blocks; the last one is padded. It is refused for models
 that do not predict the next token. Where a data set has no labels they are the tokens, if the model is a causal
@@ -43,6 +44,7 @@ log = logging.getLogger(__name__)
 MAX_BLOCK = 1024  # tokens in a sample of a text, where neither the user nor the model says fewer
 SPLITS = {"train": ("train",), "test": ("test", "validation")}  # their names in a data set, the first that is there
 TEXTS, IMAGES = ("text", "sentence"), ("image", "img")
+SOUNDS = ("input_features", "input_values")  # what models of sound call their main input
 TOKENS = ("input_ids", "attention_mask", "token_type_ids")
 TARGETS = ("labels", "label")
 # Columns of two texts that are one sample, as in GLUE, each before the other; the first that a data set has.
@@ -204,6 +206,10 @@ def _fetch_of(path: Path, table: Any, columns: Sequence[str], reader: Reader) ->
     if "pixel_values" in columns:
         columns_read(columns, ["pixel_values", *kept])
         return Rows(table.select_columns(["pixel_values", *kept]), Padded(), target)
+    main = getattr(reader.model_class(), "main_input_name", None)
+    if main in SOUNDS and main in columns:
+        read = columns_read(columns, (reader.accepted() or {main}).difference(TARGETS).union(kept))
+        return Rows(table.select_columns(read), Padded(), target)
     if texts:
         columns_read(columns, [*texts, *kept])
         tokenizer = reader.tokenizer(path)
@@ -217,8 +223,8 @@ def _fetch_of(path: Path, table: Any, columns: Sequence[str], reader: Reader) ->
         columns_read(columns, [image, *kept])
         return Rows(_Images(table, image, kept, reader.image_processor(path)), Padded(), target)
     raise ValueError(
-        f"{path} has the columns {', '.join(columns)}; the samples must stand in input_ids, text, pixel_values or "
-        "image, their classes in label or labels"
+        f"{path} has the columns {', '.join(columns)}; the samples must stand in input_ids, text, pixel_values, "
+        "image or, of sound, input_features or input_values, their classes in label or labels"
     )
 
 

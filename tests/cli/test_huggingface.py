@@ -267,6 +267,23 @@ def test_targets_of_an_encoder_and_decoder_have_lengths_of_their_own(folder):
     assert loss_and_gradient(problem).loss == pytest.approx(truth, rel=1e-5)
 
 
+def test_sound_is_read_as_the_model_calls_it(folder, caplog):
+    sizes = dict.fromkeys(("encoder_layers", "decoder_layers", "encoder_attention_heads", "decoder_attention_heads"), 1)
+    config = transformers.WhisperConfig(
+        vocab_size=9, num_mel_bins=2, d_model=4, encoder_ffn_dim=5, decoder_ffn_dim=5, pad_token_id=0, bos_token_id=1,
+        eos_token_id=2, decoder_start_token_id=1, max_source_positions=4, max_target_positions=4, **sizes,
+    )  # fmt: skip
+    transformers.WhisperForConditionalGeneration(config).save_pretrained("whisper")
+    sound = torch.randn(3, 2, 8, generator=torch.Generator().manual_seed(0))
+    columns = {"input_features": sound.tolist(), "labels": [[3, 4, 5], [6], [7, 8]], "speaker": ["a", "b", "a"]}
+    tables.Dataset.from_dict(columns).save_to_disk("sound")
+    assert command("surface --model hf:whisper --dataset hf:sound --x 0:0:1 --surf-file s.h5") == 0
+    labels = torch.tensor([[3, 4, 5], [6, -100, -100], [7, 8, -100]])
+    own = load_model("hf:whisper")[0].eval()(input_features=sound, labels=labels).loss
+    assert read("s.h5", "train_loss")[0] == pytest.approx(float(own.detach()), rel=1e-6)
+    assert "not those that the model does not take: speaker" in caplog.text
+
+
 def test_a_text_beside_its_tokens_is_left_out_in_python_too(folder):
     table = tables.load_from_disk("tokens")
     loss = loss_and_gradient(lossmap.huggingface(gpt2(), table)).loss
