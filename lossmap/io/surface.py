@@ -88,7 +88,7 @@ class Surface(DrawnResult):
         grid: the ticks.
         fields: arrays by name, (y, x) or (x,), float64, NaN where not known.
         about: unit and long name of each field; those that are left out are looked up or named after themselves.
-        status: by measure, uint8 of the grid's shape; one measure that is done where a field is finite, if left out.
+        status: by measure, uint8 of the grid's shape; one measure that is done where a field is not NaN, if left out.
         measures: the names of the fields that each measure reads.
         settings: {"file": {...}, "measures": {name: {...}}}: what the survey was asked for.
         failures: why points with status 2 have no reading.
@@ -147,7 +147,7 @@ class Surface(DrawnResult):
         if not status and fields:
             known = np.zeros(shape, dtype=bool)
             for a in fields.values():
-                known |= np.isfinite(a).reshape(*shape, -1).any(axis=-1)
+                known |= ~np.isnan(a).reshape(*shape, -1).all(axis=-1)
             status = {"loss": known.astype(np.uint8)}
             measures = {"loss": tuple(fields)}
         for name, value in (("fields", fields), ("about", about), ("status", status), ("measures", measures)):
@@ -173,12 +173,15 @@ class Surface(DrawnResult):
         return same_values(ours, theirs)
 
     def status_of(self, name: str) -> np.ndarray:
-        """The status array behind a field: that of the measure that reads it."""
+        """The status array behind a field: that of the measure that reads it.
+
+        Of a field of no measure, as in files of the original tool, NaN is still to do; an infinite value is a result.
+        """
         for measure, names in self.measures.items():
             if name in names:
                 return self.status[measure]
         values = self[name].reshape(*self.grid.shape, -1)
-        known: np.ndarray = np.isfinite(values).any(axis=-1)
+        known: np.ndarray = (~np.isnan(values)).any(axis=-1)
         return known.astype(np.uint8)
 
     def planned_points(self, measure: str | None = None) -> np.ndarray:

@@ -300,7 +300,7 @@ def labels(levels: np.ndarray) -> list[str]:
 
     Up to two more where these write the levels as they are: 2.125, 2.175, 2.225 look uneven as 2.12, 2.17, 2.23.
     """
-    known, texts, apart = levels.tolist(), [""], 17
+    known, texts, apart = (levels + 0.0).tolist(), [""], 17  # 0 for -0
     for digits in range(3, 18):
         written = [_plain(f"{level:.{digits}g}") for level in known]
         if apart == 17 and len(set(written)) == len(set(known)):

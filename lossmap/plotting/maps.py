@@ -35,6 +35,7 @@ MISSING_CELLS: dict[str, dict[str, Any]] = {
     "NaN": {"facecolor": "white", "edgecolor": DARK, "linewidth": 0.5},
     "infinite": {"facecolor": "white", "edgecolor": DARK, "linewidth": 0.5},
 }
+BEYOND = 0.25  # of the scale's span, that heights reach beyond its ends
 SMALL = 5  # percentile of the sizes from which on their span is counted
 SMALLEST_CHECKPOINT, LARGEST_CHECKPOINT = 7.0, 26.0  # areas of a path's points, squared typographic points
 MISSING_MARKS = {"NaN": ("x", "\N{MULTIPLICATION SIGN}"), "infinite": ("^", "\N{WHITE UP-POINTING TRIANGLE}")}
@@ -146,13 +147,15 @@ def contour_heights(values: Array, scale: Scale) -> Any:
     """What contours are interpolated in, masked where it is not finite: log10 of the values on a log scale.
 
     A loss changes by factors where its levels are geometric, and a line that is found linearly in the loss lies off its
-    place.
+    place. What lies beyond the ends of the scale is brought to BEYOND of its span: a spline through a spike of a
+    million would swing all over the map, and one through 0 on a log scale around it.
     """
-    if not scale.log:
-        return np.ma.masked_invalid(values)
-    with np.errstate(invalid="ignore"):
-        raised = _raised(values, float(scale.low) * 1e-3)  # below the lowest level, and no matter how far
-    return np.ma.masked_invalid(np.log10(raised))
+    low, high = (float(np.log10(end)) if scale.log else float(end) for end in (scale.low, scale.high))
+    margin = BEYOND * ((high - low) or abs(high) or 1.0)
+    known = np.isfinite(values)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        heights = np.where(values > 0, np.log10(values), -np.inf) if scale.log else values
+    return np.ma.masked_array(np.clip(heights, low - margin, high + margin), ~known)
 
 
 def fine_heights(

@@ -166,6 +166,8 @@ def _field(surfaces: Sequence[Surface], name: str, options: FigureOptions) -> di
     what, (words, unit) = quantity(having[0], name), _words(having[0], name)
     noise = noise_in(having, name)
     arrays = [values_of(surface, name)[0] for surface in having]
+    if options.log is None and not what.signed and not noise and all(map(is_line, having)):
+        options = replace(options, log=options.suits_log(arrays, what.even))  # the axis reaches to the last value
     label = f"{words} ({unit})" if unit else words
     if name == "ratio":
         label += ", red: smallest negative"

@@ -98,6 +98,8 @@ class FigureOptions:
         """
         if self.log is None:
             top = self.vmax if self.loss_max is None else self.loss_max
+            if top is None:  # an axis reaches to the last value, where colours end before those far above all others
+                top = max((float(a[np.isfinite(a)].max(initial=-np.inf)) for a in arrays), default=-np.inf)
             return not even and suits_log(arrays, self.vmin, top)
         return self.log and _has_positive(arrays)
 

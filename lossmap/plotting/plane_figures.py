@@ -173,6 +173,8 @@ def _note_of_outliers(arrays: list[np.ndarray], scale: Scale) -> str:
     """The points beyond the colours that no one has set an end to, in words."""
     known = np.concatenate([values[np.isfinite(values)].reshape(-1) for values in arrays])
     beyond = known[known > scale.high]
+    if beyond.size == known.size:
+        return f"all points lie beyond the colours, at up to {beyond.max():.3g}"
     points = "1 point lies" if beyond.size == 1 else f"{beyond.size:,} points lie"
     return f"{points} far above all others and beyond the colours, at up to {beyond.max():.3g} (--vmax sets their end)"
 

@@ -24,6 +24,8 @@ from matplotlib import font_manager
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
+from matplotlib.mathtext import MathTextParser
+from matplotlib.text import Text
 
 COLUMN, PAGE = 3.3, 6.75  # inches
 LOSS, ACCURACY, RATIO = "viridis", "cividis", "RdBu_r"  # colour maps
@@ -159,8 +161,32 @@ def style_context(style: str | os.PathLike[str] | None = None) -> Iterator[None]
         _current.reset(token)
 
 
+def _take_literally(figure: Figure) -> bool:
+    """Turn off the formulas of texts that cannot be read as one; whether there were any."""
+    parser, found = MathTextParser("path"), False
+    for text in figure.findobj(Text):
+        words = text.get_text()
+        if "$" not in words or not text.get_parse_math():
+            continue
+        try:
+            parser.parse(words, 72, text.get_fontproperties())
+        except ValueError:
+            text.set_parse_math(False)
+            found = True
+    return found
+
+
 class ShownFigure(Figure):
     """A figure that is shown where it is the value of a notebook's cell, though pyplot has not been imported."""
+
+    def draw(self, renderer: Any) -> None:
+        """As matplotlib's; a name that looks like a formula and is none, such as `a$b_{$`, stands as it is."""
+        try:
+            super().draw(renderer)
+        except ValueError:
+            if not _take_literally(self):
+                raise
+            super().draw(renderer)
 
     def _repr_png_(self) -> bytes:
         picture = io.BytesIO()

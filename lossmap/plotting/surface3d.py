@@ -80,7 +80,8 @@ def draw_surface3d(
     if scale.log:
         facets = 10.0**facets
     colours = matplotlib.colormaps[cmap]((norm or norm_of(scale))(facets))
-    colours[..., :3] *= _light(x, y, height / np.ptp(_heights(np.array(scale.ends), scale)), camera)[..., None]
+    span = float(np.ptp(_heights(np.array(scale.ends), scale))) or 1.0
+    colours[..., :3] *= _light(x, y, height / span, camera)[..., None]
     handles = _cut_facets(colours, values, raw, scale)
     step = max(1, -(-max(raw.shape) // MAX_FACETS))
     is_fine = raw.shape != values.shape

@@ -22,9 +22,9 @@ import numpy as np
 
 from lossmap.io.read import Group, Surface, read
 from lossmap.plotting.between_points import with_points_between
-from lossmap.plotting.contour_levels import Scale, suits_log
+from lossmap.plotting.contour_levels import Scale, suits_log, usual_ends
 from lossmap.plotting.interpolation import checked_interp, factor_of, refine, refine_ticks, value_at
-from lossmap.plotting.maps import y_ticks
+from lossmap.plotting.maps import BEYOND, y_ticks
 from lossmap.plotting.panels import FigureOptions
 from lossmap.plotting.quantities import best_field, fields_of_points, is_line, quantity, values_of
 from lossmap.plotting.style import appears_whole
@@ -125,7 +125,7 @@ class _Relief:
             top = np.log10(top) if top > 0 else np.inf
         lowest, highest = _ends(np.minimum(height, top))  # of what was measured, whatever lies between
         if fine > 1:
-            height, x, y = refine(x, y, height, fine), refine_ticks(x, fine), refine_ticks(y, fine)
+            height, x, y = refine(x, y, _tamed(height), fine), refine_ticks(x, fine), refine_ticks(y, fine)
         height = np.minimum(height, top)
         width = max(float(np.ptp(x)), float(np.ptp(y)))
         factor = 0.5 * width / (highest - lowest) if highest > lowest else 1.0
@@ -172,11 +172,21 @@ def _refined(x: np.ndarray, y: np.ndarray, values: np.ndarray, factor: int, is_r
     for layer in np.moveaxis(values.reshape(*values.shape[:2], -1), -1, 0):
         if suits_log([layer]) and not (layer == 0).any():
             with np.errstate(invalid="ignore"):
-                layers.append(10.0 ** refine(x, y, np.log10(layer), factor))
+                layers.append(10.0 ** refine(x, y, _tamed(np.log10(layer)), factor))
         else:
-            layers.append(refine(x, y, layer, factor))
+            layers.append(refine(x, y, _tamed(layer), factor))
         layers[-1][::factor, ::factor] = layer  # to the bit, infinite ones too
     return np.stack(layers, axis=-1)
+
+
+def _tamed(heights: np.ndarray) -> np.ndarray:
+    """Heights, (ny, nx), of which a few that lie far above or below all others are nearer: their spline would swing."""
+    known = heights[np.isfinite(heights)]
+    if known.size == 0:
+        return heights
+    low, high = usual_ends(known)
+    margin = BEYOND * (high - low)
+    return np.where(np.isfinite(heights), np.clip(heights, low - margin, high + margin), heights)
 
 
 def _between(values: np.ndarray, factor: int, filling: float) -> np.ndarray:

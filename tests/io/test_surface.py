@@ -41,10 +41,10 @@ def test_a_surface_made_by_hand_knows_its_units_and_what_is_done():
         made["other"]
 
 
-def test_a_field_without_a_measure_is_done_where_it_is_finite():
+def test_a_field_without_a_measure_is_done_where_it_is_not_nan():
     made = surface()
     extra = Surface(GRID, {**made.fields, "own": made["train_loss"]}, status=made.status, measures=made.measures)
-    assert extra.status_of("own").tolist() == [[1, 1, 0], [1, 1, 0]]
+    assert extra.status_of("own").tolist() == [[1, 1, 0], [1, 1, 1]]  # infinite is a result
     assert extra.status_of("train_loss").tolist() == [[1, 1, 1], [1, 1, 0]]
 
 

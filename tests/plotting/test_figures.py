@@ -869,3 +869,30 @@ def test_a_relief_does_not_cover_the_label_of_the_one_on_its_left():
     figure = draw([plane(np.ones(GRID.shape) + GRID.x**2), plane(np.ones(GRID.shape) + GRID.x**2)], "3d")
     reliefs = [axes for axes in figure.axes if hasattr(axes, "get_zlabel")]
     assert len(reliefs) == 2 and all(axes.get_zlabel() and not axes.patch.get_visible() for axes in reliefs)
+
+
+def test_names_that_look_like_formulas_and_are_none_stand_as_they_are(tmp_path):
+    about = {"m$x_{$": Field("m$x_{$", "$nats^{$", r"$\frac{$ of <b>")}
+    surface = Surface(GRID, {"m$x_{$": 1 + X**2}, about=about)
+    figure = draw([surface, surface], titles=["a$b_{$", r"$\alpha$"])
+    for ending in ("png", "svg", "pdf"):
+        save(figure, tmp_path / f"f.{ending}", dpi=50)
+    assert "a$b_{$" in (tmp_path / "f.svg").read_text()
+    formulas = {t.get_text(): t.get_parse_math() for t in figure.findobj(Text) if "$" in t.get_text()}
+    assert formulas["a$b_{$"] is False and formulas[r"$\alpha$"] is True
+
+
+def test_an_infinite_value_of_a_file_without_statuses_is_a_result_and_zero_has_no_sign():
+    surface = Surface(GRID, {"train_loss": np.where(X > 0.5, np.inf, np.where(X < -0.5, np.nan, 1 + X**2))})
+    assert set(surface.status["loss"].reshape(-1)) == {0, 1}
+    words = [t.get_text() for t in draw(surface).legends[0].get_texts()]
+    assert len(words) == 2 and words[0] == "not computed" and words[1].endswith("infinite")
+    bar = draw(Surface(GRID, {"train_loss": -0.0 * np.abs(X)})).axes[1]
+    assert [t.get_text() for t in bar.get_yticklabels() if t.get_text()] == ["0"]
+
+
+def test_a_spike_on_a_line_leaves_the_rest_to_be_seen():
+    x = np.linspace(-1, 1, 31)
+    values = np.where(np.arange(31) == 7, 1e6, 0.1 + x**2)
+    assert draw(Surface(Grid(x), {"train_loss": values})).axes[0].get_yscale() == "log"
+    assert draw(Surface(Grid(x), {"train_loss": 0.1 + x**2})).axes[0].get_yscale() == "linear"

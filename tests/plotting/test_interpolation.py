@@ -4,7 +4,10 @@ import numpy as np
 import pytest
 from scipy.interpolate import CubicSpline
 
+from lossmap.geometry.grid import Grid
+from lossmap.plotting.contour_levels import scale_of
 from lossmap.plotting.interpolation import checked_interp, factor_of, refine, refine_ticks, spline_matrix
+from lossmap.plotting.maps import fine_heights
 
 X, Y = np.linspace(-1, 1, 9), np.linspace(-0.5, 1, 7)
 
@@ -55,6 +58,25 @@ def test_a_spike_a_step_and_noise_make_no_valley_that_was_not_measured():
     noise = np.random.default_rng(0).normal(size=(31, 31))
     fine = refine(np.arange(31.0), np.arange(31.0), noise, 4)
     assert np.ptp(fine) < 1.1 * np.ptp(noise)
+
+
+@pytest.mark.parametrize("log", [False, True])
+def test_a_spike_of_a_million_and_a_floor_of_zeros_leave_the_rest_of_a_map_as_it_is(log):
+    grid = Grid.square(-1, 1, 21)
+    x, y = np.meshgrid(grid.x, grid.y)
+    smooth = 0.5 + x**2 + 2 * y**2
+    spiked = np.where((x == grid.x[12]) & (y == 0), 1e6, smooth)
+    scale = scale_of([spiked], log=log)
+    assert scale.high < 10
+    (across, up, with_it), (_, _, without) = (fine_heights(grid, v, scale, 4) for v in (spiked, smooth))
+    far = np.hypot(*np.meshgrid(across - grid.x[12], up)) > 0.4
+    assert np.abs(with_it - without)[far].max() < 0.02 * np.ptp(without)
+    floored = np.maximum(smooth - 1, 0)
+    fine = fine_heights(grid, floored, scale_of([floored], log=log), 4)[2]
+    above = np.hypot(*np.meshgrid(across, 2**0.5 * up)) > 1.1
+    true = across[None, :] ** 2 + 2 * up[:, None] ** 2 - 0.5
+    expected = np.log10(np.maximum(true, 0.1)) if log else true
+    assert np.abs(fine - expected)[above].max() < 0.02
 
 
 def test_levels_lie_closer_to_the_true_ones_than_straight_lines_do():

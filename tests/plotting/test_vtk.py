@@ -102,3 +102,17 @@ def test_lines_and_other_endings_are_refused(tmp_path):
         vtk(surface(), tmp_path / "s.obj")
     with pytest.raises(ValueError, match="a line has no surface for ParaView"):
         vtk(Surface(Grid(GRID.x), {"train_loss": GRID.x}), tmp_path / "s.vts")
+
+
+def test_a_spike_does_not_make_the_rest_of_a_surface_swing(tmp_path):
+    grid = Grid.square(-1, 1, 21)
+    x, y = np.meshgrid(grid.x, grid.y)
+    smooth = 0.5 + x**2 + 2 * y**2
+    spiked = np.where((x == grid.x[12]) & (y == 0), 1e6, smooth)
+    fields = []
+    for values in (spiked, smooth):
+        vtk(Surface(grid, {"train_loss": values}), tmp_path / "s.vts", interp=4)
+        fields.append(arrays(tmp_path / "s.vts")["train_loss"].reshape(81, 81))
+    ticks = np.linspace(-1, 1, 81)
+    far = np.hypot(*np.meshgrid(ticks - grid.x[12], ticks)) > 0.4
+    assert np.abs(fields[0] - fields[1])[far].max() < 0.06 and fields[0].max() == 1e6

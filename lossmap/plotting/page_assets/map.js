@@ -229,6 +229,7 @@ function drawAxes(context, box, labels, ticksX, ticksY) {
   context.fillText(labels[1], 0, 0); context.restore();
 }
 
+const BEYOND = 0.25; // of the scale's span, that heights reach beyond its ends: a spline through a spike would swing all over the map
 const named = (values) => values.map((v) => [v, short(v)]);
 
 // Heights on the scale of the view between the points, where the spline is chosen; kept until another one is asked for.
@@ -236,7 +237,9 @@ function fineHeights(file, view, enough) {
   const key = [view.field.name, view.scale.kind, view.layers.spline, enough].join();
   file.fine = file.fine ?? {};
   if (file.fine[enough]?.key !== key) {
-    const height = heightOn(view.scale), heights = Array.from(file.values[view.field.name], (v) => (Number.isFinite(v) ? height(v) : NaN));
+    const height = heightOn(view.scale), own = view.scale.kind === 'log' ? (v) => (v > 0 ? Math.log10(v) : -Infinity) : height;
+    const [low, high] = [height(view.scale.low), height(view.scale.high)], margin = BEYOND * (high - low || Math.abs(high) || 1);
+    const heights = Array.from(file.values[view.field.name], (v) => (Number.isFinite(v) ? Math.max(low - margin, Math.min(high + margin, own(v))) : NaN));
     file.fine[enough] = { key, ...refined(file.x, file.y, heights, view.layers.spline ? factorFor(file, enough) : 1) };
   }
   return file.fine[enough];
