@@ -115,7 +115,7 @@ def spectrum_report(stored: StoredReport) -> str:
 
 def _subject(stored: StoredReport) -> str:
     """Parameters, samples, precision and unit."""
-    text = count(int(stored.number("size")), "parameter")
+    text = count(int(stored.number("size")), "parameter" if stored.text("matrix") in MATRICES else "row")
     samples = int(stored.number("samples", 0.0))
     if samples:
         text += f" of the mean loss over {count(samples, counted(stored.text('unit')))}"

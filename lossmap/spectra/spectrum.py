@@ -1,7 +1,7 @@
 """The spectrum of a network's curvature at one checkpoint: ends, trace, density, and what they mean; with error bars.
 
     s = spectrum(problem, top=5)      of your own model, loss and data
-    s = spectrum_of(matrix, top=5)    of any symmetric matrix known by its products
+    s = spectrum(matrix, top=5)       of any symmetric matrix known by its products
 
 A `Spectrum` is a value: print it for the report. Units: those of the loss, per squared unit of theta. Price: the ends
 10-40 products, the trace 60, the density some hundred (`benchmarks/spectrum.py`); a product is a few passes over the
@@ -14,6 +14,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from math import isfinite
+from typing import Any
 
 import torch
 
@@ -28,6 +29,7 @@ from lossmap.keywords import checked_keywords
 from lossmap.linalg.deflation import successive_eigenpairs
 from lossmap.linalg.dense import DenseMatrix
 from lossmap.linalg.eigenpairs import EigenPairs, with_rounding_measured
+from lossmap.linalg.foreign import adopted
 from lossmap.linalg.operator import SymmetricOperator
 from lossmap.linalg.spectral_density import Density, spectral_density
 from lossmap.linalg.trace import Trace, trace
@@ -134,7 +136,7 @@ def spectrum_of(
 
 @checked_keywords
 def spectrum(
-    problem: Problem,
+    problem: Problem | Any,
     *,
     matrix: str = "hessian",
     parameters: str = "weights",
@@ -159,10 +161,13 @@ def spectrum(
     dense: int = DENSE,
 ) -> Spectrum:
     """The spectrum of the curvature of a model's mean loss, at its present weights: ends, trace, density, with error
-    bars.
+    bars. Or that of any symmetric matrix known by its products.
 
     Args:
-        problem: model, loss and data.
+        problem: model, loss and data. In its place a real symmetric matrix, (n, n): SciPy's LinearOperator, an array, a
+            sparse matrix, a tensor, what has `to_scipy()` (as operators of curvlinops), or an operator of
+            `lossmap.hessian`; then matrix, parameters, total, check and backend are left out, and rounding is assumed
+            to be 64 unit roundoffs of the largest eigenvalue.
         matrix: `hessian` or `gauss-newton`.
         parameters: `weights` (of dimension > 1, as in the paper), `all`, `trainable`, or a regular expression.
         total: adds a tensor up over the ranks of a team, each with its own share of the data.
@@ -193,7 +198,8 @@ def spectrum(
 
     Raises:
         ValueError: with one sentence, for weights in half precision, a loss that is no mean or changes meanwhile, more
-            eigenvalues than there are parameters, or parameters that match nothing.
+            eigenvalues than there are parameters, parameters that match nothing, or a matrix that is not symmetric.
+        TypeError: for what is neither a problem nor a matrix.
         FloatingPointError: where the loss or a product is not finite.
 
     Example:
@@ -205,9 +211,22 @@ def spectrum(
         >>> result = lossmap.spectrum(problem, top=2)
         >>> result.values.shape, result.largest[0] > 0
         ((3,), True)
+        >>> import numpy as np
+        >>> float(lossmap.spectrum(np.diag([1.0, 2.0, 4.0]), top=1).largest[0])
+        4.0
 
     """
     began = time.perf_counter()
+    how: dict[str, Any] = {
+        "top": top, "bottom": bottom, "trace_products": trace_products, "trace_method": trace_method,
+        "trace_error": trace_error, "density_error": density_error, "density_steps": density_steps,
+        "density_probes": density_probes, "mass_at": mass_at, "tol": tol, "solver": solver,
+        "max_products": max_products, "confidence": confidence, "seed": seed, "dense": dense, "label": label,
+    }  # fmt: skip
+    if not isinstance(problem, Problem):
+        if (matrix, parameters, total, check, backend) != ("hessian", "weights", single_rank, True, "auto"):
+            raise ValueError("matrix, parameters, total, check and backend are of a Problem: leave them out")
+        return spectrum_of(adopted(problem), **how)
     warn_of_frozen(problem.model, parameters, "are counted in the Hessian")
     problem = check_loss(problem, total=total) if check else replace(problem, checked=True)
     if backend == "auto" and sum(p.numel() for p in selected(problem.model, parameters).values()) <= dense:
@@ -219,27 +238,7 @@ def spectrum(
     found = measured_gradient(problem, parameters, total)
     if not isfinite(found.loss):
         raise FloatingPointError(f"the loss is {found.loss} at these weights: there is no curvature to read here")
-    result = spectrum_of(
-        operator,
-        top=top,
-        bottom=bottom,
-        trace_products=trace_products,
-        trace_method=trace_method,
-        trace_error=trace_error,
-        density_error=density_error,
-        density_steps=density_steps,
-        density_probes=density_probes,
-        mass_at=mass_at,
-        tol=tol,
-        solver=solver,
-        max_products=max_products,
-        confidence=confidence,
-        seed=seed,
-        dense=dense,
-        label=label,
-        name=matrix,
-        layout=operator.layout,
-    )
+    result = spectrum_of(operator, name=matrix, layout=operator.layout, **how)
     samples = int(total(torch.tensor([float(problem.sample_count)], dtype=torch.float64))[0])
     at_start.refuse_change(total)
     return replace(

@@ -1,0 +1,97 @@
+"""The spectrum of anybody's symmetric matrix, against NumPy's eigenvalues."""
+
+import numpy as np
+import pytest
+import scipy.sparse
+import torch
+from scipy.sparse.linalg import LinearOperator, aslinearoperator
+from torch import nn
+
+import lossmap
+
+N = 400
+VALUES = np.concatenate([[-3.0, -0.5], np.linspace(0, 1, N - 5), [5.0, 8.0, 13.0]])
+
+
+def matrix(dtype=np.float64):
+    q, _ = np.linalg.qr(np.random.default_rng(0).standard_normal((N, N)))
+    a = (q * VALUES) @ q.T
+    return ((a + a.T) / 2).astype(dtype)
+
+
+class ByMatvec(LinearOperator):
+    """Products of vectors alone, as an operator that somebody wrote."""
+
+    def __init__(self, a):
+        super().__init__(a.dtype, a.shape)
+        self.a = a
+
+    def _matvec(self, v):
+        return self.a @ v
+
+
+class Foreign:
+    """Of another library: with `to_scipy`."""
+
+    def __init__(self, a):
+        self.a = a
+
+    def to_scipy(self):
+        return aslinearoperator(self.a)
+
+
+KINDS = {
+    "array": lambda a: a,
+    "sparse": scipy.sparse.csr_matrix,
+    "linear operator": ByMatvec,
+    "to_scipy": Foreign,
+    "tensor": torch.from_numpy,
+    "list of rows": lambda a: np.asarray(a.tolist()),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_every_kind_of_matrix_has_its_eigenvalues_within_the_bars(kind, dtype):
+    s = lossmap.spectrum(KINDS[kind](matrix(dtype)), top=3, bottom=2, density_error=0.1, tol=1e-4)
+    truth = np.linalg.eigvalsh(matrix(dtype).astype(np.float64))
+    for found, exact in ((s.top, truth[::-1]), (s.bottom, truth)):
+        for value, bar, true in zip(found.values, found.residuals, exact, strict=False):
+            assert abs(value - true) <= bar + 1e-12
+    low, high = s.trace.interval()
+    assert low <= truth.sum() <= high
+    text = str(s)
+    assert text.startswith("Spectrum of the matrix") and "400 rows" in text and "theta" not in text.split("cost")[0]
+    assert s.unit == "1"
+
+
+def test_small_matrices_are_read_whole_and_ours_are_taken():
+    assert lossmap.spectrum(np.diag([3.0, 1.0, -2.0]), top=1).values.tolist() == pytest.approx([3.0, -2.0])
+    torch.manual_seed(0)
+    model = nn.Linear(4, 3)
+    problem = lossmap.Problem.supervised(model, "crossentropy", (torch.randn(20, 4), torch.arange(20) % 3))
+    ours = lossmap.spectrum(lossmap.hessian(problem), top=3)
+    np.testing.assert_allclose(ours.values, lossmap.spectrum(problem, top=3).values, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "said"),
+    [
+        (np.triu(np.ones((9, 9))), ValueError, "the matrix is not symmetric: v . A u = "),
+        (matrix() + 1e-6 * np.triu(matrix()), ValueError, "the matrix is not symmetric"),
+        (np.ones((3, 4)), ValueError, r"the matrix must be square, \(n, n\); its shape is \(3, 4\)"),
+        (np.eye(3) * 1j, ValueError, "the matrix is complex"),
+        (torch.eye(3).half(), ValueError, "must be in float32 or float64; it is in float16"),
+        (object(), TypeError, "spectrum takes a Problem, or a symmetric matrix with products"),
+    ],
+)
+def test_what_is_no_symmetric_matrix_is_refused(value, error, said):
+    with pytest.raises(error, match=said):
+        lossmap.spectrum(value, top=1)
+
+
+def test_settings_of_a_problem_are_refused_beside_a_matrix():
+    with pytest.raises(ValueError, match="are of a Problem: leave them out"):
+        lossmap.spectrum(np.eye(3), parameters="all")
+    with pytest.raises(FloatingPointError):
+        lossmap.spectrum(np.diag([1.0, np.nan]), top=1)
