@@ -38,6 +38,8 @@ from lossmap.report.eigenmap import eigenmap_lines
 if TYPE_CHECKING:
     from lossmap.curvature.linearized_operator import OperatorFactory
     from lossmap.data.problem import Problem
+    from lossmap.geometry.directions import Plane
+    from lossmap.geometry.grid import Grid
 
 # What --like takes over from the file as defaults; the rest, such as the samples, belongs to the measure itself.
 PATHS = (
@@ -182,6 +184,11 @@ def _refuse_loss_of_losses(path: Path, overwrite: bool) -> None:
         raise UsageError(f"--overwrite would delete the losses of {path} too; name another file with --surf-file")
 
 
+def _corner(plane: Plane, grid: Grid) -> Mapping[str, Any] | bool:
+    """The tensors at the survey's farthest point; False where that is the origin, and there is no other."""
+    return plane.at(grid.farthest) if any(grid.farthest) else False
+
+
 def _realizations(problems: Mapping[str, Problem], repeats: int | None) -> dict[str, tuple[Problem, ...]]:
     """By split the problem in each realisation of its noise; empty where one alone is read."""
     from lossmap.data.noise import realizations
@@ -267,7 +274,7 @@ def _run(settings: Settings, world: World, survey: Callable[..., Any], stop: Sto
     realized = world.together(lambda: _realizations(shares, repeats))
     shares |= _averaged(realized)
     first = _averaged(_realizations({"first": first}, repeats)).get("first", first)
-    corner = plane.at(grid.farthest)
+    corner = _corner(plane, grid)
     probed: list[OperatorFactory] = []  # by this process, now
 
     def probe() -> dict[str, Any]:

@@ -80,7 +80,7 @@ def prepare(
     plan: HvpPlan | Mapping[str, Any] | None = None,
     memory: int | None = None,
     check: bool | ProductCheck = True,
-    distant: Mapping[str, Tensor] | None = None,
+    distant: Mapping[str, Tensor] | bool = True,
     products: int | None = None,
     like: OperatorFactory | None = None,
 ) -> OperatorFactory:
@@ -95,7 +95,8 @@ def prepare(
     memory      bytes for kept values; by default a third of what is free now (give less where ranks share it)
     check       compares products with differences of the gradient (`product_check`); without, with double backward; or
                 what rank 0 found (`OperatorFactory.check`). The ranks of a team come to one decision (`team_check`)
-    distant     tensors of the survey's farthest point, where products are compared too; by default some random point
+    distant     tensors of the survey's farthest point, where products are compared too; by default some random point;
+                False: nowhere else, where there is no other point
     products    about how many are to come, over all points, with one vector each: for few, `auto` neither traces nor
                 probes, for more the probe takes a share of their time; None: many, and with several vectors at once too
     like        a factory over the same model and loss, as the probe made it, whose traces serve here too
@@ -164,7 +165,7 @@ def _own_verdict(
     factory: OperatorFactory,
     considered: Sequence[str],
     check: bool | ProductCheck,
-    distant: Mapping[str, Tensor] | None,
+    distant: Mapping[str, Tensor] | bool,
 ) -> ProductCheck:
     """What this rank says of the backends, by its share of the data; raises what speaks against any product."""
     problem = factory.problem
@@ -254,7 +255,7 @@ def _verdict(
     factory: OperatorFactory,
     considered: Sequence[str],
     check: bool | ProductCheck,
-    distant: Mapping[str, Tensor] | None,
+    distant: Mapping[str, Tensor] | bool,
 ) -> ProductCheck:
     """Which backends are not to be used, among those that come into question, and what error bars must hold."""
     if isinstance(check, ProductCheck):
@@ -267,9 +268,7 @@ def _verdict(
         judged = [b for b in judged if b != "linearized"]
     result = ProductCheck(unchecked="not asked for")
     if check:
-        result = check_product(
-            factory.problem, factory.parameters, factory.product, backends=judged, distant=distant or True
-        )
+        result = check_product(factory.problem, factory.parameters, factory.product, backends=judged, distant=distant)
     if is_random:
         return replace(result, rejected={"linearized": "the loss draws at random", **result.rejected})
     if not result.unchecked or "linearized" not in judged:

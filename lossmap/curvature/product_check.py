@@ -10,7 +10,8 @@ two neighbouring steps agree with each other and not with it. At a kink (ReLU at
 and nothing can be said. The gradient is compared with differences of the loss in the same way, since a straight-through
 estimator or a `detach` makes it another function's.
 
-Price: some forty gradients and twenty products over six samples: benchmarks/eigenmap.py. At a kink 20 products over up
+Price: at each of the two points nine gradients, four passes, and four products of each backend, over six samples
+(benchmarks/checks.py); nothing at a distant point where a survey has one point alone. At a kink 20 products over up
 to 256 samples for each of three vectors, and as many for a linearized product.
 """
 
@@ -47,7 +48,7 @@ STEPS = (1e-5, 1e-6, 1e-7, 1e-4, 1e-3)  # shares of theta, in the order in which
 SAMPLES = 6
 REPEATS = 12  # evaluations of the loss that must agree before anything is refused
 MAX_CHANGE = 1e-6  # relative, between them
-MAX_GROUPS = 6  # of tensors, each with a vector of its own
+MAX_GROUPS = 3  # of tensors, each with a vector of its own
 LARGE = 1_000_000  # parameters from which fewer samples and groups are taken
 MAX_ERROR = 1e-5  # of a tensor's part of a product, relative to its norm
 MAX_GRADIENT_ERROR = 1e-4  # of the derivative along a vector, relative to what the gradient gives along such a one
@@ -399,8 +400,13 @@ def _checked(
     size = sum(p.numel() for p in selected(problem.model, parameters).values())
     try:
         few = FewSamples.of(problem, names, product, SAMPLES if size < LARGE else 2)
-        loss = few.loss_and_gradient()[0]
-        repeated = few.loss_and_gradient()[0]
+        known = None
+        if few.is_large or former is not None:  # a gradient is a copy of the weights, or is not needed here
+            loss = few.repeated(1)[0]
+        else:
+            known = few.loss_and_gradient()
+            loss = known[0]
+        repeated = few.repeated(1)[0]
     except Exception as error:  # user code may raise anything in float64, or in a copy
         refuse_overwritten(error)
         refuse_in_own_precision(problem, names, product)
@@ -412,7 +418,7 @@ def _checked(
         return _not_checked("the loss is not repeatable to more digits than 6")
     layout = Layout.of(selected(problem.model, parameters))
     try:
-        return _judged(few, parameters, layout, backends, distant, former, report)
+        return _judged(few, parameters, layout, backends, distant, former, report, known)
     except ValueError as refusal:
         refuse_changing_loss(few.repeated(REPEATS))
         # the loss of a few that are fitted far better than others may be nothing but what its terms leave by rounding
@@ -438,11 +444,15 @@ def _judged(
     distant: bool | Mapping[str, Tensor],
     former: ProductCheck | None = None,
     report: bool = True,
+    known: tuple[float, Parts] | None = None,
 ) -> ProductCheck:
-    """The verdict over some samples, see `check_product`. Raises ValueError for a refusal."""
+    """The verdict over some samples, see `check_product`. Raises ValueError for a refusal.
+
+    known  their loss and gradient at the model's own parameters, where it was made before
+    """
     judge = _Judge(few, parameters, layout, backends, former)
     if former is None:
-        judge.compare(few)
+        judge.compare(few, known)
     if isinstance(distant, Mapping):
         judge.compare(toward(few, distant))
     elif distant:
@@ -535,9 +545,12 @@ class _Judge:
         self.many: dict[str, OperatorFactory] = {}  # made where there is a kink
         self.crossed: dict[FewSamples, Reference] = {}  # by point with a kink, along what both sides differ most
 
-    def compare(self, few: FewSamples) -> None:
-        """All backends at one point with all vectors. Raises ValueError where the gradient is not the loss's."""
-        references, error = self.references(few)
+    def compare(self, few: FewSamples, known: tuple[float, Parts] | None = None) -> None:
+        """All backends at one point with all vectors. Raises ValueError where the gradient is not the loss's.
+
+        known  loss and gradient there, where they were made before
+        """
+        references, error = self.references(few, known)
         if not references:
             return
         rescaled = rescaled_table(few.problem.model, few.state)
@@ -564,9 +577,9 @@ class _Judge:
                 if "linearized" not in self.rejected:
                     self.compare_backend("linearized", *point)
 
-    def references(self, few: FewSamples) -> tuple[list[Reference], float]:
+    def references(self, few: FewSamples, known: tuple[float, Parts] | None = None) -> tuple[list[Reference], float]:
         """(differences along each vector, the largest error of the gradient along any); none where it is not finite."""
-        loss, gradient = few.loss_and_gradient()
+        loss, gradient = known or few.loss_and_gradient()
         if not isfinite(loss) or not all(bool(g.isfinite().all()) for g in gradient):
             return [], 0.0
         resolution = few.resolution()

@@ -249,7 +249,7 @@ def _with_common_choice(measure: Any, world: World, path: PathLike | None, overw
 
 def _checked_at_corner(measure: Any, grid: Grid, world: World) -> Any:
     """The measure, its products checked at the grid's farthest corner too; rank 0 looks, and all ranks follow."""
-    if not hasattr(measure, "distant_check") or len(measure.plane.axes) != grid.axes:
+    if not hasattr(measure, "distant_check") or len(measure.plane.axes) != grid.axes or not any(grid.farthest):
         return measure
     return measure.with_check(world.once(lambda: measure.distant_check(grid.farthest)))
 

@@ -866,3 +866,20 @@ def test_weights_that_are_all_zero_behind_a_relu_blame_no_operation():
     with pytest.raises(ValueError, match="kink exactly at these parameters: its second derivative is 0 here"):
         check_product(problem)
     assert check_product(problem, "all").disagreement > 0.5  # the last bias has curvature on every side
+
+
+@pytest.mark.parametrize("distant, most", [(False, 9), (True, 19)])
+def test_a_check_takes_few_gradients(monkeypatch, distant, most):
+    """At one point: one, and two for each of a vector over all of theta and three groups."""
+    torch.manual_seed(0)
+    model, count = nn.Sequential(*(nn.Linear(5, 5) if i % 2 == 0 else nn.Tanh() for i in range(12))), []
+    plain = FewSamples.loss_and_gradient
+
+    def counted(self, *args, **keywords):
+        count.append(1)
+        return plain(self, *args, **keywords)
+
+    monkeypatch.setattr(FewSamples, "loss_and_gradient", counted)
+    problem = Problem.supervised(model, "crossentropy", (torch.randn(12, 5), torch.arange(12) % 5))
+    assert not check_product(problem, distant=distant).rejected
+    assert 0 < len(count) <= most
