@@ -22,6 +22,7 @@ PATHS = {
     "model_file", "model_file2", "model_file3", "model_folder", "trainloader", "testloader", "dir_file", "proj_file",
     "other", "ends",
 }  # fmt: skip
+CHECKPOINTS = {"model_file", "model_file2", "model_file3"}  # PATHS that are files, and no folders
 CODE = {"model", "dataset", "loss", "problem", "metric"}  # may be file.py:function
 DIRECTIONS = {"xdir", "ydir"}
 IN_FOLDERS = {"model": model_files, "dataset": data_files}  # may be hf:PATH
@@ -43,6 +44,8 @@ def identity_of(name: str, value: Any, folder: Path, digests: DigestCache) -> tu
     contents: dict[str, str] = {}
     counted: Any = value
     for path, around in _files_in(name, str(value)):
+        if name in CHECKPOINTS and (folder / path).is_dir():
+            raise UsageError(f"{name}: {path} is a folder; a checkpoint is one file")
         try:
             contents[path] = digests.of(folder / path)
         except OSError as error:

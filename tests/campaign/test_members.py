@@ -195,6 +195,10 @@ def test_the_rows_of_a_table_are_settings_and_labels(sweep, tmp_path):
         ("[over]\nsede = [1]\n[surface]\n", "did you mean seed"),
         ("[over]\nseed = 1\n[surface]\n", "must be a list of values"),
         ("[over]\nmodel_file = {glob = 'no/*.pt'}\n[surface]\n", "no file in .* fits 'no/\\*.pt'"),
+        (
+            "[over]\nmodel_file = {glob = '../test_*'}\n[surface]\n",
+            "model_file: .* is a folder; a checkpoint is one file",
+        ),
         ("[settings]\nmodel_file = 'no.pt'\n[surface]\n", "model_file: no.pt: No such file"),
         ("[settings]\nseed = [1, 2]\n[surface]\n", r"a list of values belongs into \[over\]"),
         ("[surface]\nsurf_file = 'a.h5'\n", "surf_file is decided by the campaign"),
