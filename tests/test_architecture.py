@@ -58,7 +58,7 @@ HOMES = {
         "geometry.directions", "geometry.parameter_vector", "geometry.training_path", "geometry.unregistered",
         "geometry.wrappers", "copies", "data", "zoo", "memory", "numerics", "seeding", "sums", "results",
     },
-    "torch.fx": {"curvature.linearize", "landscape.fold_batchnorm"},
+    "torch.fx": {"curvature.linearize", "landscape.fold_batchnorm", "landscape.permutation_groups"},
     "numpy": {*TABLE, "cli", "report", "seeding", "sums", "values"},
     "scipy": {"curvature", "dynamics", "landscape", "linalg", "data"},
     "lightning": {"callbacks.with_lightning"},

@@ -2,8 +2,9 @@
 
 Loss and accuracy at points from A (t = 0) to B (t = 1); how far the loss rises above the line between both ends and
 above their mean, where, and with which sampling error; whether it is monotone. Batch-norm statistics are recomputed at
-every point from fixed batches of the training samples (--bn recompute), interpolated, or kept. Under mpirun or srun the
-ranks share the points. Interrupted or killed, the same command resumes.
+every point from fixed batches of the training samples (--bn recompute), interpolated, or kept. With --align weights the
+units of B are permuted before, so that its weights lie near those of A. Under mpirun or srun the ranks share the
+points. Interrupted or killed, the same command resumes.
 """
 
 from __future__ import annotations
@@ -35,10 +36,9 @@ from lossmap.parallel.world import World
 from lossmap.results import value_groups
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from lossmap.data.problem import Problem
     from lossmap.geometry.directions import Plane
+    from lossmap.landscape.alignment import Alignment
     from lossmap.landscape.loss import ForwardPlan
 
 MAX_LABEL_LENGTH = 60  # characters of both names in a file name
@@ -50,7 +50,7 @@ COMMAND = Command(
     GROUPS["connect"],
     (
         "lossmap connect a.pt b.pt --model resnet20-w8 --split both --plot",
-        "lossmap connect init.pt net.pt --model mlp --points 51 --surf-file line.h5",
+        "lossmap connect a.pt b.pt --model resnet20-w8 --align weights --save-aligned b-aligned.pt",
         "mpirun -n 4 lossmap connect a.pt b.pt --model resnet56 --dataset cifar10 --data-path cifar10 --bn interpolate",
     ),
     without=frozenset({"model_file2", "model_file3", "model_folder", "budget", "shard"}),
@@ -98,7 +98,7 @@ def _run(settings: Settings, world: World, survey: Callable[..., Any], stop: Sto
     shares = load_problem.team_shares(problems, team, world)
     first = next(iter(problems.values()))
     done = statistics_of(first.model, settings.connect.bn)
-    plane = line_and_ranks(settings, world, first.model, done)
+    plane, alignment = line_and_ranks(settings, world, first, done)
     statistics = fixed_batches(every["train"].data, settings.connect.bn_samples) if done == RECOMPUTE else None
     identity = world.once(partial(identity_of, settings, problems, done))
     plan = ForwardPlan(execution.batch_size or first.data.batch_size)
@@ -134,7 +134,7 @@ def _run(settings: Settings, world: World, survey: Callable[..., Any], stop: Sto
     if store is None:
         return output.EXIT_CODES[surface.outcome_of(measure.name)]
     if surface.outcome != "unfinished":
-        report(store, settings, done, problems, plane, say)
+        report(store, settings, done, problems, plane, say, alignment)
     store.close()
     output.draw_pictures(path, settings.draw, say)
     return output.report_end(path, store.surface(), measure.name, say, execution.overwrite, stop.reason)
@@ -152,6 +152,10 @@ def with_both_ends(settings: Settings) -> Settings:
             f"a line has two ends: lossmap connect A B --model ...; got {len(named)}"
             + (f" ({' '.join(map(str, named))})" if named else "")
         )
+    if settings.connect.save_aligned is not None and settings.connect.align == "none":
+        raise UsageError("--save-aligned writes the permuted checkpoint: it needs --align weights")
+    if settings.connect.save_aligned in map(str, named):
+        raise UsageError(f"--save-aligned {settings.connect.save_aligned} would write over an end of the line")
     return settings.changed("model", model_file=str(named[0])).changed("connect", ends=(), other=str(named[1]))
 
 
@@ -173,36 +177,45 @@ def result_path(settings: Settings) -> Path:
     return Path(f"{name}_connect.h5")
 
 
-def line_and_ranks(settings: Settings, world: World, model: nn.Module, done: str) -> Plane:
-    """The line on every rank, made by rank 0. Every rank calls it; all raise as one."""
+def line_and_ranks(settings: Settings, world: World, problem: Problem, done: str) -> tuple[Plane, Alignment | None]:
+    """The line on every rank, made by rank 0, and what was aligned (there). Every rank calls it; all raise as one."""
 
-    def make() -> Plane | None:
-        return line_of(settings, model, done) if world.rank == 0 else None
+    def make() -> tuple[Plane | None, Alignment | None]:
+        return line_of(settings, problem, done) if world.rank == 0 else (None, None)
 
-    plane = world.together(make)
+    plane, alignment = world.together(make)
     if world.size > 1:
-        device = next(model.parameters()).device
+        device = next(problem.model.parameters()).device
         plane = world.broadcast(None if plane is None else plane.to("cpu")).to(device)
     if plane is None:  # pragma: no cover
         raise RuntimeError("no line was made")
     world.check_same(plane.digest)
-    return plane
+    return plane, alignment
 
 
-def line_of(settings: Settings, model: nn.Module, done: str) -> Plane:
-    """The line from the model to the other checkpoint. Raises UsageError where both are the same."""
+def line_of(settings: Settings, problem: Problem, done: str) -> tuple[Plane, Alignment | None]:
+    """The line from the model to the other checkpoint, and how that was aligned.
+
+    Raises UsageError where both are the same.
+    """
     from lossmap.cli.load_plane import state_of
     from lossmap.data import checkpoints
     from lossmap.geometry.directions import line_between
+    from lossmap.landscape.alignment import NONE, align_weights
     from lossmap.landscape.connection_map import INTERPOLATE
 
     other = settings.connect.other
     states = done == INTERPOLATE
-    plane = line_between(model, state_of(model, other, settings.model), states=states)
+    model, state = problem.model, state_of(problem.model, other, settings.model)
+    alignment, aligned = None, {}
+    if settings.connect.align != NONE:
+        alignment = align_weights(problem, state)
+        state, aligned = alignment.state, {"align": settings.connect.align}
+    plane = line_between(model, state, states=states)
     if not plane.lengths[0]:
         raise UsageError(f"{other} has the weights of {settings.model.model_file}: there is no line between them")
-    recipe = {**plane.recipes[0], "kind": f"to:{other}", "sha256": checkpoints.file_sha256(other)}
-    return replace(plane, recipes=(recipe,))
+    recipe = {**plane.recipes[0], "kind": f"to:{other}", "sha256": checkpoints.file_sha256(other), **aligned}
+    return replace(plane, recipes=(recipe,)), alignment
 
 
 def identity_of(settings: Settings, problems: dict[str, Problem], done: str) -> dict[str, Any]:
@@ -258,15 +271,25 @@ def _file(
 
 
 def report(
-    store: SurfaceFile, settings: Settings, done: str, problems: dict[str, Problem], plane: Plane, say: output.Printer
-) -> None:
+    store: SurfaceFile, settings: Settings, done: str, problems: dict[str, Problem], plane: Plane, say: output.Printer,
+    alignment: Alignment | None,
+) -> None:  # fmt: skip
     """Print the report, and put it into the file."""
     from lossmap.landscape.connection import GROUP, connection_in
+    from lossmap.training.run_folder import save
 
     samples = {split: problem.sample_count for split, problem in problems.items()}
     result = connection_in(
-        store.surface(), bn=done, samples=samples, length=plane.lengths[0], labels=labels_of(settings)
+        store.surface(),
+        bn=done,
+        samples=samples,
+        length=plane.lengths[0],
+        labels=labels_of(settings),
+        alignment="" if alignment is None else alignment.describe(),
     )
     say(f"\n{result!r}\n")
     for place, group in {GROUP: group_of(result), **value_groups(result, GROUP)}.items():
         store.put(place, group)
+    if alignment is not None and settings.connect.save_aligned is not None:
+        save(dict(alignment.state), settings.connect.save_aligned)
+        say(f"aligned checkpoint: {settings.connect.save_aligned}")

@@ -140,6 +140,11 @@ class ConnectSettings:
         None, "number of training samples of which they are recomputed, the first ones; by default all",
         metavar="N", minimum=2,
     )  # fmt: skip
+    align: str = setting(
+        "none", "permutation of the units of B before the line, its function unchanged: so that its weights lie near "
+        "those of A (weights), or none", choices=("none", "weights"),
+    )  # fmt: skip
+    save_aligned: str | None = setting(None, "checkpoint of B with its units permuted, to write", metavar="FILE")
 
 
 @dataclass(frozen=True)

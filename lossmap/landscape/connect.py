@@ -19,6 +19,7 @@ from lossmap.io.disk import PathLike
 from lossmap.io.eigenvector_store import put_group
 from lossmap.io.surface import Group
 from lossmap.keywords import checked_keywords
+from lossmap.landscape.alignment import ALIGNMENTS, NONE, WEIGHTS, align_weights
 from lossmap.landscape.connection import GROUP, Connection, connection_in
 from lossmap.landscape.connection_map import INTERPOLATE, RECOMPUTE, connection_map, fixed_batches, statistics_of
 from lossmap.landscape.loss import plain_forward
@@ -44,6 +45,7 @@ def connect(
     points: int = 25,
     bn: str = RECOMPUTE,
     parameters: str = "all",
+    align: str = NONE,
     path: PathLike | None = None,
     overwrite: bool = False,
     progress: bool | Callable[[Progress], None] | None = None,
@@ -61,6 +63,8 @@ def connect(
             (of the first problem's, where there are none), `interpolate`d between both networks, or those of the first
             (`keep`). Where no batch norm keeps statistics it changes nothing.
         parameters: that move, as of `random_plane`; the others stay those of the first network.
+        align: `weights`: the units of the other network are permuted before, its function unchanged, so that its
+            weights lie near those of the first; which may change places is derived from the traced model. `none`: not.
         path: of a result file, written as the points come; the same call resumes it, and `lossmap.read` gives its
             surface. None: in memory alone.
         overwrite: whether a file that is there is begun anew.
@@ -71,7 +75,8 @@ def connect(
         A `Connection`: print it for the report; `losses`, `metrics`, `barrier("train")` with its standard error.
 
     Raises:
-        ValueError: where names or shapes differ, for an unknown `bn`, fewer than three points, and as `survey`.
+        ValueError: where names or shapes differ, for an unknown `bn`, fewer than three points, a model
+            whose permutations cannot be traced, and as `survey`.
 
     Example:
         >>> import torch, lossmap
@@ -86,6 +91,12 @@ def connect(
     problems = {"train": problem} if isinstance(problem, Problem) else dict(problem)
     first = problems.get("train", next(iter(problems.values())))
     grid, done = line_grid(points), statistics_of(first.model, bn)
+    if align not in ALIGNMENTS:
+        raise ValueError(f"--align must be one of {', '.join(ALIGNMENTS)}; got {align!r}")
+    alignment = None
+    if align == WEIGHTS:
+        alignment = align_weights(first, other.state_dict() if isinstance(other, nn.Module) else other)
+        other = alignment.state
     plane = line_between(first.model, other, states=done == INTERPOLATE, parameters=parameters)
     statistics = fixed_batches(first.data) if done == RECOMPUTE else None
     measure = connection_map(
@@ -94,7 +105,10 @@ def connect(
     world = World.start()
     surface = survey(measure, grid, path=path, overwrite=overwrite, progress=progress, world=world)
     samples = {split: p.sample_count for split, p in problems.items()}
-    result = connection_in(surface, bn=done, samples=samples, length=plane.lengths[0], labels=tuple(labels))
+    result = connection_in(
+        surface, bn=done, samples=samples, length=plane.lengths[0], labels=tuple(labels),
+        alignment="" if alignment is None else alignment.describe(),
+    )  # fmt: skip
     if path is not None and world.rank == 0:
         put_group(path, GROUP, Group(*result.stored()), lambda: surface)
     return result

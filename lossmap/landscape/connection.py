@@ -77,6 +77,7 @@ class Connection(DrawnResult):
         unit: of the loss.
         length: of the line, in units of theta.
         labels: of both networks.
+        alignment: what permutations of the other network's units did before; empty where it stands as it was.
 
     Example:
         >>> import torch, lossmap
@@ -98,6 +99,7 @@ class Connection(DrawnResult):
     unit: str = "1"
     length: float = nan
     labels: tuple[str, str] = ("A", "B")
+    alignment: str = ""
 
     def barrier(self, split: str = "train") -> Barrier:
         """The barrier of one split. Raises KeyError for a split that was not measured."""
@@ -175,7 +177,7 @@ def _direction(losses: np.ndarray) -> tuple[float, str]:
 def connection_in(surface: Surface, **about: Any) -> Connection:
     """The connection whose losses a surface holds, over t from 0 to 1.
 
-    about  bn, samples, length and labels
+    about  bn, samples, length, labels and alignment
     """
     splits = [name.removesuffix("_loss") for name in surface.fields if name.endswith("_loss")]
     beside = ("_loss", "_error", "_seconds", "_rank")
@@ -197,6 +199,8 @@ def _report_of(c: Connection) -> StoredReport:
         "bn": c.bn, "unit": c.unit, "length": c.length, "first": c.labels[0], "other": c.labels[1],
         "report_version": REPORT_VERSION,
     }  # fmt: skip
+    if c.alignment:
+        attributes["alignment"] = c.alignment
     for split, losses in c.losses.items():
         arrays[f"{split}_loss"] = losses
         for name, errors in (("barrier", c.barrier_errors), ("midpoint", c.midpoint_errors)):

@@ -32,6 +32,9 @@ def connection_report(stored: StoredReport) -> str:
     lines = [f"Line from {stored.text('first')} to {stored.text('other')}"]
     about = f"{points} points, length {number(stored.number('length'))}; {STATISTICS[stored.text('bn', 'none')]}"
     lines += [f"  {line}" for line in filled(about, WIDTH - 2)]
+    if stored.text("alignment", ""):
+        aligned = f"{stored.text('other')} {stored.text('alignment')}"
+        lines += [f"  {line}" for line in filled(aligned, WIDTH - 2)]
     rows = [("", f"{counted(stored.text('unit', 'nats'))}s", "at 0", "at 1", "highest", "lowest")]
     for name in _measured(stored):
         values = stored.arrays[name]

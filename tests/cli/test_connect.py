@@ -98,9 +98,37 @@ def test_what_it_takes_is_estimated_and_a_dry_run_writes_nothing(here, capsys):
     assert '"points": 25' in capsys.readouterr().out
 
 
+def test_b_is_aligned_reported_and_saved_and_the_file_resumes_as_such_alone(here, capsys):
+    words = ["a.pt", "b.pt", *QUICK, "--points", "3", "--surf-file", "c.h5"]
+    assert main([*words, "--align", "weights", "--save-aligned", "aligned.pt"]) == 0
+    assert "b aligned by weight matching" in " ".join(capsys.readouterr().out.split())
+    line, saved = lossmap.read("c.h5", lossmap.Connection), torch.load("aligned.pt")
+    net = zoo.build("mlp").eval()
+    x, outputs = torch.rand(5, 1, 8, 8), []
+    for state in (torch.load("b.pt"), saved):
+        net.load_state_dict(state)
+        outputs.append(net(x).detach())
+    assert torch.allclose(*outputs, atol=1e-5) and any(
+        not torch.equal(saved[n], t) for n, t in torch.load("b.pt").items()
+    )
+    a = torch.load("a.pt")
+    assert line.length == pytest.approx(
+        sum((a[n] - t).square().sum().item() for n, t in saved.items()) ** 0.5, rel=1e-5
+    )
+    assert main(["a.pt", "aligned.pt", *QUICK, "--points", "3", "--surf-file", "d.h5"]) == 0
+    assert np.array_equal(read("d.h5")["train_loss"], read("c.h5")["train_loss"])
+    assert command_line(["status", "--verify", "c.h5"]) == 0
+    assert command_line(["resume", "c.h5"]) == 0
+    assert main([*words, "--align", "weights"]) == 0
+    assert main(words) == 2
+    assert "holds another survey" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
+        (["a.pt", "b.pt", "--save-aligned", "c.pt"], "needs --align weights"),
+        (["a.pt", "b.pt", "--align", "weights", "--save-aligned", "b.pt"], "would write over an end of the line"),
         (["a.pt"], "a line has two ends: lossmap connect A B --model ...; got 1 (a.pt)"),
         ([], "a line has two ends"),
         (["a.pt", "b.pt", "a.pt"], "got 3"),

@@ -46,7 +46,7 @@ COMMANDS = (
     (0, f"surface {NETWORK} --x=-1:1:13 --y=-1:1:13 --refine 0.1 --surf-file refined.h5"),
     (0, f"surface {NETWORK} {SQUARE} --shard 1/2 --surf-file shard.h5"),
     (0, f"dynamics run {NETWORK} --top 2 --full-spectrum --surf-file dynamics.h5"),
-    (0, f"connect run/step_000000.pt run/step_000003.pt {NETWORK} --points 3 --surf-file connect.h5"),
+    (0, f"connect run/step_000000.pt run/step_000003.pt {NETWORK} --points 3 --align weights --surf-file connect.h5"),
     (0, "topology surface.h5 -o minima.h5"),
     (0, f"sharpness {NETWORK} --draws 2 --ascent-steps 1 --trace-products 6 --surf-file sharpness.h5"),
     (0, f"spectrum {NETWORK} --parameters all --top 1 --dense-limit 10 --vectors --density-steps 4 --density-probes 1 "

@@ -37,7 +37,7 @@ SMALLER = (
 PAGES = {
     "start.md": {"line.h5", "line.pdf", "plane.h5", "spectrum.h5", "eigen.h5", "plane-3d.pdf", "surface.png"},
     "sharpness.md": {"sharpness.h5", "sharpness.png", "rescaled.h5"},
-    "connect.md": {"a.pt", "b.pt", "line.h5", "line.png"},
+    "connect.md": {"a.pt", "aligned.h5", "b-aligned.pt", "b.pt", "line.h5", "line.png"},
     "topology.md": {"surface_topology.pdf", "surface_topology.png", "other.h5"},
     "campaigns.md": {"sweep.toml", "sweep", "decays.csv", "logs"},
     "how-to/own-model.md": {"huber.h5", "decay.h5", "decay-spectrum.h5", "head.h5", "tagger.h5"},

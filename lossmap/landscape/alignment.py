@@ -1,0 +1,184 @@
+"""Permutations of one network's units that bring its weights nearest to another's: weight matching.
+
+Maximise the sum over tensors of <W_A, P W_B>, that is, minimise the distance of both, over the permutations P of all
+groups: coordinate descent, one group after another, each solved exactly as an assignment. Every descent ends in a local
+maximum; the best of several is taken. The first starts from what the inputs fix, group by group in the order of the
+forward pass: it recovers a permuted copy exactly where the units differ in what the groups before them fix. Source:
+Ainsworth et al. (2023), arXiv:2209.04836.
+
+Price: an assignment of n units takes O(n^3), and O(n times weights) for its matrix; no pass over the data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
+from math import sqrt
+
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+from lossmap.data.borrow import temporary_parameters
+from lossmap.data.problem import Problem
+from lossmap.landscape.permutation_groups import PermutationGroups, Use, permutation_groups, spread
+
+NONE, WEIGHTS = ALIGNMENTS = ("none", "weights")
+STARTS = 4  # descents, the best of which is taken
+MAX_SWEEPS = 100  # over all groups
+ROUNDING = 1e-12  # relative: what sums in another order may differ by
+AGREEMENT = 2e5  # roundings by which the outputs of a permuted network may differ from its own
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """A network brought near to another by permutations of its units.
+
+    state           the permuted tensors by name
+    permutations    by group: (units,) which unit stands at each place now
+    fixed           by layer whose units have to stay: why
+    before, after   distance of the parameters from the other network's
+    """
+
+    state: Mapping[str, Tensor] = field(repr=False)
+    permutations: Mapping[str, Tensor] = field(repr=False)
+    fixed: Mapping[str, str]
+    before: float
+    after: float
+
+    @property
+    def units(self) -> int:
+        """Number of units that could move."""
+        return sum(len(order) for order in self.permutations.values())
+
+    @property
+    def moved(self) -> int:
+        """Number of units that stand elsewhere now."""
+        return sum(int((order != torch.arange(len(order))).sum()) for order in self.permutations.values())
+
+    def describe(self) -> str:
+        """What was done, in one sentence."""
+        text = (
+            f"aligned by weight matching: {self.moved} of {self.units} units in {len(self.permutations)} groups moved, "
+            f"distance {self.before:.4g} before, {self.after:.4g} after"
+        )
+        return text + (f"; units of {len(self.fixed)} layers stay" if self.fixed else "")
+
+
+def align_weights(problem: Problem, other: Mapping[str, Tensor], *, starts: int = STARTS, seed: int = 0) -> Alignment:
+    """The other network of the same architecture, its units permuted to lie near those of the problem's model.
+
+    Args:
+        problem: the model to come near to, with data of whose first batch one forward is traced.
+        other: tensors by name, as of `state_dict`.
+        starts: number of descents.
+        seed: of the orders in which groups are visited.
+
+    Raises ValueError for a model that cannot be traced, whose units cannot move, or that computes something else than
+    its trace says.
+
+    """
+    model = problem.model
+    groups = permutation_groups(problem)
+    own = {name: p.detach().double().cpu() for name, p in model.named_parameters()}
+    missing = [u.name for uses in groups.uses.values() for u in uses if u.name not in other]
+    if missing:
+        raise ValueError(f"no tensor named {missing[0]} in the network to be aligned")
+    theirs = {name: other[name].detach().double().cpu() for name in own if name in other}
+    unlike = next((n for n, t in theirs.items() if t.shape != own[n].shape), None)
+    if unlike is not None:
+        raise ValueError(f"{unlike} has the shape {tuple(theirs[unlike].shape)}, not {tuple(own[unlike].shape)}")
+    matching = _Matching(groups, own, theirs)
+    best, score = matching.run(0, torch.Generator().manual_seed(seed))
+    for start in range(1, starts):
+        found, value = matching.run(start, torch.Generator().manual_seed(seed + start))
+        if value > score + ROUNDING * abs(value):
+            best, score = found, value
+    state = groups.permuted(other, best)
+    _check_function(problem, other, state)
+    moved = {name: state[name].detach().double().cpu() for name in theirs}
+    return Alignment(state, best, groups.fixed, _distance(own, theirs), _distance(own, moved))
+
+
+class _Matching:
+    """Coordinate descent over the permutations of two networks' groups."""
+
+    def __init__(self, groups: PermutationGroups, own: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> None:
+        self.own, self.other = own, other
+        # running statistics are no parameters: they move, but do not decide
+        uses = {g: tuple(u for u in of_group if u.name in own) for g, of_group in groups.uses.items()}
+        self.groups = replace(groups, uses=uses)
+        self.by_name: dict[str, list[tuple[str, Use]]] = {}
+        for group, of_group in uses.items():
+            for use in of_group:
+                self.by_name.setdefault(use.name, []).append((group, use))
+        self.orders: dict[str, Tensor] = {}
+
+    def run(self, start: int, chance: torch.Generator) -> tuple[dict[str, Tensor], float]:
+        """Permutations at a local maximum, and the inner product there.
+
+        start  0: from what the inputs fix; 1: from the units as they stand; more: from a random order
+        """
+        names, sizes = list(self.groups.sizes), self.groups.sizes
+        self.orders = {
+            g: torch.randperm(n, generator=chance) if start > 1 else torch.arange(n) for g, n in sizes.items()
+        }
+        if start == 0:  # of each what the inputs and the groups before it say
+            for i, group in enumerate(names):
+                self._improve(group, names[:i])
+        for _ in range(MAX_SWEEPS):
+            sweep = [names[i] for i in torch.randperm(len(names), generator=chance).tolist()] if start else names
+            changes = [self._improve(group, names) for group in sweep]  # all of them: one may be stuck, the next not
+            if not any(changes):
+                break
+        moved = self.groups.permuted(self.other, self.orders)
+        return self.orders, float(sum((self.own[n] * moved[n]).sum() for n in self.other))
+
+    def _gains(self, group: str, known: Collection[str]) -> Tensor:
+        """(units, units): what unit j of the other gains at place i, by tensors whose other groups are known."""
+        size = self.groups.sizes[group]
+        total = torch.zeros(size, size, dtype=torch.float64)
+        for use in self.groups.uses[group]:
+            beside = [(g, u) for g, u in self.by_name[use.name] if u.dim != use.dim]
+            if not all(g in known for g, _ in beside):
+                continue
+            a, b = self.own[use.name], self.other[use.name]
+            for g, u in beside:
+                b = b.index_select(u.dim, spread(self.orders[g], u.inner))
+            rows = [t.movedim(use.dim, 0).reshape(size, -1) for t in (a, b)]
+            total += rows[0] @ rows[1].T
+        return total
+
+    def _improve(self, group: str, known: Collection[str]) -> bool:
+        """Solve one group's assignment; whether it is better than before by more than rounding."""
+        matrix = self._gains(group, known).numpy()
+        places, order = linear_sum_assignment(matrix, maximize=True)
+        before = matrix[places, self.orders[group].numpy()].sum()
+        if not matrix[places, order].sum() > before + ROUNDING * abs(matrix).sum():
+            return False
+        self.orders[group] = torch.as_tensor(order)
+        return True
+
+
+def _distance(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> float:
+    return sqrt(float(sum((a[n] - t).square().sum() for n, t in b.items())))
+
+
+def _check_function(problem: Problem, state: Mapping[str, Tensor], moved: Mapping[str, Tensor]) -> None:
+    """Raise ValueError where the permuted network has other outputs on the first batch than before."""
+    batch = next(iter(problem.data))
+    outputs = []
+    for tensors in (state, moved):
+        names = {n for n, _ in (*problem.model.named_parameters(), *problem.model.named_buffers())}
+        with temporary_parameters(problem.model, {n: t for n, t in tensors.items() if n in names}), torch.no_grad():
+            outputs.append(problem.forward(problem.model, batch))
+    if not all(isinstance(o, Tensor) for o in outputs):
+        values = [problem.loss(o, batch) for o in outputs]
+        outputs = [torch.as_tensor(v) for v in values]
+    first, second = (o.detach().double() for o in outputs)
+    rounding = torch.finfo(outputs[0].dtype).eps * AGREEMENT if outputs[0].is_floating_point() else 0.0
+    if not float((first - second).abs().max()) <= rounding * max(1.0, float(first.abs().max())):
+        raise ValueError(
+            f"{type(problem.model).__name__} does not compute what its trace says: its outputs change when units "
+            "change places, so that it cannot be aligned"
+        )

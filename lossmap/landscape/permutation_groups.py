@@ -1,0 +1,384 @@
+"""Which units of a network may change places without changing its function, derived from its traced graph.
+
+A unit is an output of a linear layer or a channel of a convolution. Units that are added to one another (skip
+connections) move together: they are one group. A permutation P of a group moves the rows of the layers that make its
+units, entries of the norms that they pass, and columns of the layers that read them. What the trace passes through
+unknown ground (concatenation, attention, grouped convolutions, ...) is held where it is, with the reason, so that
+the function stays the same whatever the network does. Source of the matching that uses the groups: Ainsworth et al.
+(2023), arXiv:2209.04836, who wrote the groups of each network by hand.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections import Counter, defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from lossmap.data.borrow import temporary_parameters
+from lossmap.data.problem import Problem
+
+
+@dataclass(frozen=True)
+class Use:
+    """Where a group moves a tensor: dimension `dim` of `name`, `inner` neighbouring entries a unit."""
+
+    name: str
+    dim: int
+    inner: int = 1
+
+
+@dataclass(frozen=True)
+class PermutationGroups:
+    """Groups of units that may change places.
+
+    sizes   by group, in the order of the forward pass: the number of its units
+    uses    by group: the tensors that move with it
+    fixed   by layer whose units have to stay: why
+    """
+
+    sizes: Mapping[str, int]
+    uses: Mapping[str, tuple[Use, ...]]
+    fixed: Mapping[str, str]
+
+    def permuted(self, state: Mapping[str, Tensor], permutations: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The state with unit permutations[group][i] of each group at place i."""
+        moved = dict(state)
+        for group, order in permutations.items():
+            for use in self.uses[group]:
+                tensor = moved[use.name]
+                moved[use.name] = tensor.index_select(use.dim, spread(order, use.inner).to(tensor.device))
+        return moved
+
+
+def spread(order: Tensor, inner: int) -> Tensor:
+    """(units,) -> (units inner,): the order of entries of which each unit has `inner` neighbouring ones."""
+    if inner == 1:
+        return order
+    return (order[:, None] * inner + torch.arange(inner, device=order.device)).reshape(-1)
+
+
+def permutation_groups(problem: Problem) -> PermutationGroups:
+    """The groups of a problem's model, traced by torch.fx on the inputs of its first batch.
+
+    Raises ValueError for a model that cannot be traced, or of which no unit may change its place.
+    """
+    model = problem.model
+    with temporary_parameters(model, {}), torch.no_grad():  # traced as it is evaluated: modes decide branches
+        bound = _inputs(problem)
+        traced = _traced(model, bound)
+        shapes = _Shapes(traced)
+        shapes.run(*(bound.get(n.target) for n in traced.graph.nodes if n.op == "placeholder"))
+    found = _Search(traced, shapes.shapes).groups(model)
+    if not found.sizes:
+        reasons = "; ".join(f"{name}: {why}" for name, why in list(found.fixed.items())[:3])
+        raise ValueError(
+            f"no unit of {type(model).__name__} may change its place" + (f" ({reasons})" if reasons else "")
+        )
+    return found
+
+
+def _inputs(problem: Problem) -> dict[str, Any]:
+    """The arguments of the model's forward by name, at the first batch."""
+    seen: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+    handle = problem.model.register_forward_pre_hook(
+        lambda _, args, kwargs: seen.append((args, kwargs)), with_kwargs=True
+    )
+    try:
+        problem.forward(problem.model, next(iter(problem.data)))
+    finally:
+        handle.remove()
+    if len(seen) != 1:
+        raise ValueError(f"permutations need one forward of the model for each batch; there were {len(seen)}")
+    return dict(inspect.signature(problem.model.forward).bind(*seen[0][0], **seen[0][1]).arguments)
+
+
+def _traced(model: nn.Module, bound: Mapping[str, Any]) -> fx.GraphModule:
+    parameters = inspect.signature(model.forward).parameters.values()
+    if any(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) and p.name in bound for p in parameters):
+        raise ValueError(f"{type(model).__name__} takes any arguments (*args): its permutations cannot be traced")
+    # what is not given, or is no tensor, is a constant of the trace: `if mask is None` is decided by it
+    constants = {
+        p.name: bound.get(p.name, p.default)
+        for p in parameters
+        if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD) and not isinstance(bound.get(p.name), Tensor)
+    }
+    try:
+        tracer = fx.Tracer()
+        return fx.GraphModule(model, tracer.trace(model, concrete_args=constants or None))
+    except Exception as error:  # user code may raise any exception under a tracer
+        raise ValueError(
+            f"torch.fx cannot trace {type(model).__name__}, so that its permutations are not known: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+
+
+class _Shapes(fx.Interpreter):
+    """Runs a traced model, and keeps the shape of every tensor on the way."""
+
+    def __init__(self, traced: fx.GraphModule) -> None:
+        super().__init__(traced)
+        self.shapes: dict[str, tuple[int, ...]] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        if isinstance(result, Tensor):
+            self.shapes[n.name] = tuple(result.shape)
+        return result
+
+
+@dataclass(frozen=True)
+class _Axis:
+    """The dimension of a value along which the units of a group lie, `inner` neighbouring entries each."""
+
+    dim: int
+    group: str
+    inner: int = 1
+
+
+_NORMS = (
+    nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm,
+    nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d,
+)  # fmt: skip
+_CONVOLUTIONS = {nn.Conv1d: 3, nn.Conv2d: 4, nn.Conv3d: 5}
+_SAME_MODULES = (
+    nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish, nn.Tanh, nn.Sigmoid,
+    nn.Softplus, nn.Softsign, nn.Hardtanh, nn.Hardswish, nn.Hardsigmoid, nn.LogSigmoid, nn.Identity, nn.Softmax,
+    nn.LogSoftmax, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d,
+)  # fmt: skip
+_POOLS = {
+    getattr(nn, f"{kind}Pool{n}d"): n + 2 for kind in ("Max", "Avg", "AdaptiveAvg", "AdaptiveMax") for n in (1, 2, 3)
+}
+_SAME_NAMES = frozenset((
+    "relu", "relu_", "relu6", "leaky_relu", "elu", "selu", "celu", "gelu", "silu", "mish", "tanh", "sigmoid",
+    "softplus", "softsign", "hardtanh", "hardswish", "hardsigmoid", "logsigmoid", "softmax", "log_softmax",
+    "dropout", "contiguous", "clone", "detach", "neg", "abs", "exp", "sqrt", "rsqrt", "square", "pow",
+    "clamp",
+))  # fmt: skip
+_POOL_NAMES = {f"{kind}_pool{n}d": n + 2 for kind in ("max", "avg", "adaptive_avg", "adaptive_max") for n in (1, 2, 3)}
+_PAIRED = frozenset(("add", "add_", "iadd", "sub", "mul", "imul", "mul_", "div", "truediv", "maximum", "minimum"))
+_REDUCTIONS = frozenset(("mean", "sum", "amax", "amin"))
+_ASKS = frozenset(("size", "dim", "getattr"))  # answers that are no tensors
+
+
+class _Search:
+    """One walk through a traced graph. Groups are joined where their units meet."""
+
+    def __init__(self, traced: fx.GraphModule, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        self.traced, self.shapes = traced, shapes
+        self.modules = dict(traced.named_modules())
+        self.parent: dict[str, str] = {}
+        self.sizes: dict[str, int] = {}
+        self.uses: dict[str, list[Use]] = defaultdict(list)
+        self.reasons: dict[str, str] = {}
+        self.axes: dict[fx.Node, _Axis | None] = {}
+        self.why = ""
+
+    def root(self, group: str) -> str:
+        while self.parent[group] != group:
+            group = self.parent[group]
+        return group
+
+    def join(self, a: str, b: str) -> None:
+        a, b = self.root(a), self.root(b)
+        if a != b:
+            self.parent[b] = a
+            if b in self.reasons:
+                self.reasons.setdefault(a, self.reasons[b])
+
+    def hold(self, why: str, *axes: _Axis | None) -> None:
+        """Let the units of these stay where they are."""
+        for axis in axes:
+            if axis is not None:
+                self.reasons.setdefault(self.root(axis.group), why)
+
+    def groups(self, model: nn.Module) -> PermutationGroups:
+        """The groups after a walk through the whole graph."""
+        calls = Counter(n.target for n in self.traced.graph.nodes if n.op == "call_module")
+        direct = {str(n.target) for n in self.traced.graph.nodes if n.op == "get_attr"}
+        for node in self.traced.graph.nodes:
+            self.axes[node] = self._visit(node, calls)
+        owners = Counter(id(p) for _, p in model.named_parameters(remove_duplicate=False))
+        tied = {n for n, p in model.named_parameters(remove_duplicate=False) if owners[id(p)] > 1}
+        for group, uses in list(self.uses.items()):
+            for use in uses:
+                if use.name in tied or use.name in direct:
+                    self.reasons.setdefault(self.root(group), f"{use.name} is used in several places")
+        sizes: dict[str, int] = {}
+        kept: dict[str, list[Use]] = defaultdict(list)
+        fixed: dict[str, str] = {}
+        for group in self.parent:
+            root = self.root(group)
+            if root in self.reasons:
+                fixed[group] = self.reasons[root]
+                continue
+            sizes.setdefault(root, self.sizes[root])
+            kept[root] += self.uses[group]
+        return PermutationGroups(sizes, {g: tuple(dict.fromkeys(kept[g])) for g in sizes}, fixed)
+
+    def _visit(self, node: fx.Node, calls: Mapping[Any, int]) -> _Axis | None:
+        inputs = [self.axes[n] for n in node.all_input_nodes]
+        if node.op in ("placeholder", "get_attr"):
+            return None
+        if node.op == "output":
+            self.hold("units of the output", *inputs)
+            return None
+        if node.name not in self.shapes:
+            name = _name(node)
+            if name not in _ASKS:  # several tensors, or a number made of one
+                self.hold(f"read by {name}", *inputs)
+            return None
+        if node.op == "call_module":
+            module = self.modules[str(node.target)]
+            if calls[node.target] > 1 and (*module.parameters(), *module.buffers()):
+                self.hold(f"{node.target} is called {calls[node.target]} times", *inputs)
+                return None
+            if module._forward_hooks or module._forward_pre_hooks or len(node.all_input_nodes) != 1:
+                self.hold(f"{node.target} has hooks or several inputs", *inputs)
+                return None
+            return self._module(str(node.target), module, node.all_input_nodes[0])
+        return self._function(node, inputs)
+
+    def _module(self, name: str, module: Any, source: fx.Node) -> _Axis | None:
+        axis, shape, kind = self.axes[source], self.shapes[source.name], type(module)
+        if kind is nn.Linear:
+            return self._layer(name, module, axis, len(shape) - 1, len(shape) - 1)
+        if kind in _CONVOLUTIONS and len(shape) == _CONVOLUTIONS[kind]:
+            return self._convolution(name, module, axis)
+        if kind in _SAME_MODULES or axis is None:
+            return axis
+        if kind in _POOLS and len(shape) == _POOLS[kind] and axis.dim == 1:
+            return axis
+        if kind in _NORMS or (kind is nn.PReLU and module.num_parameters > 1):
+            if axis.dim == 1:
+                return self._entries(name, module, axis)
+        elif kind is nn.PReLU:
+            return axis
+        elif kind is nn.GroupNorm and module.num_groups == 1 and axis.dim == 1:
+            return self._entries(name, module, axis)
+        elif kind is nn.LayerNorm and len(module.normalized_shape) == 1:
+            return self._entries(name, module, axis) if axis.dim == len(shape) - 1 else axis
+        elif kind is nn.Flatten:
+            return self._flattened(axis, shape, module.start_dim, module.end_dim)
+        self.hold(f"read by {name} ({kind.__name__})", axis)
+        return None
+
+    def _layer(self, name: str, module: Any, axis: _Axis | None, dim: int, out: int) -> _Axis:
+        """A layer whose weight is (outputs, inputs, ...), over dimension `dim` of its input."""
+        if axis is not None and axis.dim == dim:
+            self.uses[axis.group].append(Use(f"{name}.weight", 1, axis.inner))
+        else:
+            self.hold(f"{name} reads another dimension of it", axis)
+        self.parent[name], self.sizes[name] = name, module.weight.shape[0]
+        self.uses[name] += [Use(f"{name}.{n}", 0) for n, _ in module.named_parameters()]
+        return _Axis(out, name)
+
+    def _convolution(self, name: str, module: Any, axis: _Axis | None) -> _Axis | None:
+        if module.groups == 1:
+            if axis is not None and axis.inner > 1:
+                self.hold(f"{name} reads units of {axis.inner} channels", axis)
+                axis = None
+            return self._layer(name, module, axis, 1, 1)
+        if axis is not None and axis.dim == 1 and module.groups == module.in_channels == module.out_channels:
+            return self._entries(name, module, axis)  # depthwise: a channel stays by itself
+        self.hold(f"{name} is a convolution in {module.groups} groups", axis)
+        return None
+
+    def _entries(self, name: str, module: nn.Module, axis: _Axis) -> _Axis:
+        """A module of which every tensor has one entry (or row) for each entry of its input's axis."""
+        tensors = [*module.named_parameters(), *module.named_buffers()]
+        self.uses[axis.group] += [Use(f"{name}.{n}", 0, axis.inner) for n, t in tensors if t.dim()]
+        return axis
+
+    def _function(self, node: fx.Node, inputs: list[_Axis | None]) -> _Axis | None:
+        if not any(inputs):
+            return None
+        name, first = _name(node), node.all_input_nodes[0]
+        if name in _PAIRED:
+            return self._paired(node)
+        axis, shape = inputs[0], self.shapes.get(first.name)
+        if axis is not None and shape is not None and not any(inputs[1:]) and node.args and node.args[0] is first:
+            alone = sum(n.name in self.shapes for n in node.all_input_nodes) == 1
+            moved = self._alone(node, name, axis, shape) if alone else None
+            if moved is not None:
+                return moved[0]
+        self.hold(f"read by {name}", *inputs)
+        return None
+
+    def _alone(self, node: fx.Node, name: str, axis: _Axis, shape: tuple[int, ...]) -> tuple[_Axis | None] | None:
+        """The axis after a function of one tensor, in a tuple; None where it is not known what becomes of it."""
+        after = self.shapes[node.name]
+        if len(node.all_input_nodes) > 1:  # numbers that hang on data, such as sizes
+            return self._reshaped(name, axis, shape, after)
+        if name in _SAME_NAMES and after == shape:
+            return (axis,)
+        if name in _POOL_NAMES and len(shape) == _POOL_NAMES[name] and axis.dim == 1:
+            return (axis,)
+        if name in _REDUCTIONS:
+            dims, keep = _argument(node, 1, "dim"), bool(_argument(node, 2, "keepdim"))
+            whole = [] if dims is None else [dims] if isinstance(dims, int) else list(dims)
+            reduced = {d % len(shape) for d in whole} or set(range(len(shape)))
+            if axis.dim in reduced:
+                return (None,)  # the order of what is summed says nothing
+            return (axis if keep else replace(axis, dim=axis.dim - sum(d < axis.dim for d in reduced)),)
+        if name == "transpose":
+            swap = [_argument(node, i, f"dim{i - 1}") % len(shape) for i in (1, 2)]
+            return (replace(axis, dim={swap[0]: swap[1], swap[1]: swap[0]}.get(axis.dim, axis.dim)),)
+        return self._reshaped(name, axis, shape, after)
+
+    @staticmethod
+    def _reshaped(name: str, axis: _Axis, shape: tuple[int, ...], after: tuple[int, ...]) -> tuple[_Axis] | None:
+        d = axis.dim  # all from the units on are flattened into one dimension
+        if name in ("flatten", "reshape", "view") and after == (*shape[:d], prod(shape[d:])):
+            return (replace(axis, inner=axis.inner * prod(shape[d + 1 :])),)
+        return None
+
+    def _flattened(self, axis: _Axis, shape: tuple[int, ...], start: int, end: int) -> _Axis | None:
+        start, end = start % len(shape), end % len(shape)
+        if axis.dim == start:
+            return replace(axis, inner=axis.inner * prod(shape[start + 1 : end + 1]))
+        if axis.dim < start:
+            return axis
+        self.hold("flattened behind another dimension", axis)
+        return None
+
+    def _paired(self, node: fx.Node) -> _Axis | None:
+        """Element by element, of two tensors or of one and a number: units that meet are joined."""
+        rank = len(self.shapes[node.name])
+        merged: _Axis | None = None
+        tensors = [n for n in node.all_input_nodes if n.name in self.shapes]
+        for n in tensors:
+            axis = self.axes[n]
+            if axis is None:
+                continue
+            axis = replace(axis, dim=axis.dim + rank - len(self.shapes[n.name]))  # of the result, broadcast
+            if merged is None:
+                merged = axis
+            elif (merged.dim, merged.inner) == (axis.dim, axis.inner) and self._size(merged) == self._size(axis):
+                self.join(merged.group, axis.group)
+            else:
+                self.hold(f"meet other units at {node.name}", *(self.axes[i] for i in tensors))
+                return None
+        for n in tensors:
+            own = merged.dim - rank + len(self.shapes[n.name]) if merged is not None else -1
+            if self.axes[n] is None and own >= 0 and self.shapes[n.name][own] > 1:
+                self.hold(f"meet what cannot move at {node.name}", merged)
+                return None
+        return merged
+
+    def _size(self, axis: _Axis) -> int:
+        return self.sizes[self.root(axis.group)]
+
+
+def _name(node: fx.Node) -> str:
+    """The name of a function or a method that a node calls."""
+    return str(node.target) if node.op == "call_method" else str(getattr(node.target, "__name__", node.target))
+
+
+def _argument(node: fx.Node, place: int, name: str) -> Any:
+    return node.args[place] if len(node.args) > place else node.kwargs.get(name)

@@ -1,0 +1,183 @@
+"""Permutations from the traced graph: functions kept to 1e-12, permuted copies recovered exactly, refusals by name."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import lossmap
+from lossmap import zoo
+from lossmap.data.problem import Problem
+from lossmap.landscape.alignment import align_weights
+from lossmap.landscape.permutation_groups import permutation_groups
+from lossmap.zoo.residual import thin
+
+
+class Wired(nn.Module):
+    """Layers of one width wired at random: sums, products, reductions, and what no unit may pass."""
+
+    def __init__(self, seed):
+        super().__init__()
+        self.chance = torch.Generator().manual_seed(seed)
+        self.first = nn.Conv2d(3, 6, 3, padding=1)
+        kinds = (
+            *[lambda: nn.Conv2d(6, 6, 3, padding=1)] * 4,
+            lambda: nn.Conv2d(6, 6, 3, padding=1, groups=6),
+            lambda: nn.Conv2d(6, 6, 1, groups=2),
+            lambda: nn.BatchNorm2d(6),
+            lambda: nn.GroupNorm(1, 6),
+            lambda: nn.GroupNorm(3, 6),
+            lambda: nn.PReLU(6),
+            nn.Tanh,
+        )
+        self.layers = nn.ModuleList(kinds[self.pick(len(kinds))]() for _ in range(8))
+        self.wires = [(self.pick(i + 1), self.pick(i + 1), self.pick(8)) for i in range(8)]
+        self.hidden = nn.Linear(6 * 16, 9)
+        self.norm = nn.LayerNorm(9)
+        self.last = nn.Linear(9, 3)
+
+    def pick(self, n):
+        return int(torch.randint(n, (), generator=self.chance))
+
+    def forward(self, x):
+        values = [self.first(x)]
+        for layer, (a, b, how) in zip(self.layers, self.wires, strict=True):
+            value = layer(values[a])
+            if how == 0:
+                value = value + values[b]
+            elif how == 1:
+                value = torch.sigmoid(values[b].mean((2, 3), keepdim=True)) * value
+            elif how == 2:
+                value = torch.cat([value[:, 3:], values[b][:, :3]], 1)
+            values.append(value)
+        hidden = self.hidden((values[-1] + values[-2]).flatten(1)).relu()
+        return self.last(self.norm(hidden))
+
+
+class Branching(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.layer(x) if x.sum() > 0 else self.layer(-x)
+
+
+class Tied(nn.Module):
+    """Two layers of one weight: their units would have to move in both at once."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.last = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 3)
+        self.b.weight = self.a.weight
+
+    def forward(self, x):
+        return self.last(self.b(self.a(x).tanh()).tanh())
+
+
+def problem_of(model, size=4, shape=None):
+    x = torch.randn(shape or (4, 3, size, size), generator=torch.Generator().manual_seed(5))
+    dtype = next(model.parameters()).dtype
+    return Problem.supervised(model.eval(), "crossentropy", (x.to(dtype), torch.arange(len(x)) % 3), batch_size=4)
+
+
+def stirred(model, seed=3):
+    """Every tensor random, so that no two units are alike."""
+    chance = torch.Generator().manual_seed(seed)
+    for tensor in model.state_dict().values():
+        if tensor.is_floating_point():
+            tensor.copy_(torch.rand(tensor.shape, generator=chance, dtype=torch.float64) - 0.3)
+    for name, tensor in model.state_dict().items():
+        if name.endswith("running_var"):
+            tensor.abs_().add_(0.5)
+    return model
+
+
+def shuffled(groups, state, seed=0):
+    chance = torch.Generator().manual_seed(seed)
+    orders = {g: torch.randperm(n, generator=chance) for g, n in groups.sizes.items()}
+    return groups.permuted(state, orders), orders
+
+
+def plain():
+    return nn.Sequential(nn.Flatten(), nn.Linear(48, 12), nn.ReLU(), nn.Linear(12, 9), nn.LayerNorm(9), nn.Linear(9, 3))
+
+
+FAMILIES = {
+    "mlp with layer norm": (plain, 4),
+    "vgg": (lambda: zoo.build("vgg9"), 32),
+    "resnet": (lambda: thin(8, 4), 8),
+    "resnet without skips": (lambda: thin(8, 4, skip=False), 8),
+}
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_permuted_randomly_wired_net_has_the_same_function_to_1e_12(seed):
+    torch.manual_seed(seed)
+    model = stirred(Wired(seed).double())
+    problem = problem_of(model)
+    groups = permutation_groups(problem)
+    state, orders = shuffled(groups, model.state_dict())
+    assert any(not torch.equal(order, torch.arange(len(order))) for order in orders.values())
+    twin = copy.deepcopy(model)
+    twin.load_state_dict(state)
+    x = torch.randn(5, 3, 4, 4, dtype=torch.float64)
+    assert float((twin(x) - model(x)).detach().abs().max()) <= 1e-12 * float(model(x).detach().abs().max())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_permuted_copy_is_recovered_exactly_and_no_barrier_is_left(family):
+    build, size = FAMILIES[family]
+    torch.manual_seed(0)
+    model = build()
+    problem = problem_of(model, size)
+    groups = permutation_groups(problem)
+    assert not [name for name in groups.fixed if groups.fixed[name] != "units of the output"]
+    state, _ = shuffled(groups, model.state_dict())
+    assert any(not torch.equal(state[n], t) for n, t in model.state_dict().items())
+    found = align_weights(problem, state)
+    assert all(torch.equal(found.state[name], tensor) for name, tensor in model.state_dict().items())
+    assert found.after == 0.0 < found.before and found.units == sum(groups.sizes.values())
+
+
+def test_channels_that_are_added_share_a_group():
+    groups = permutation_groups(problem_of(thin(8, 4), 8))
+    # the stem and the second convolution of the first block; its first one has units of its own
+    (stem,) = (uses for uses in groups.uses.values() if any(u.name == "conv1.weight" for u in uses))
+    names = {(u.name, u.dim) for u in stem}
+    assert {("conv1.weight", 0), ("layer1.0.conv2.weight", 0), ("layer1.0.conv1.weight", 1)} <= names
+    assert {("bn1.running_var", 0), ("layer2.0.shortcut.0.weight", 1)} <= names
+    assert ("layer1.0.conv1.weight", 0) not in names
+
+
+@pytest.mark.parametrize(
+    ("model", "sentence"),
+    [
+        (Branching(), "torch.fx cannot trace Branching"),
+        (nn.Sequential(nn.Linear(4, 3)), "no unit of Sequential may change its place"),
+        (Tied(), "no unit of Tied may change its place .*a.weight is used in several places"),
+    ],
+)
+def test_what_cannot_be_aligned_is_refused_by_name(model, sentence):
+    problem = problem_of(model, shape=(6, 4))
+    with pytest.raises(ValueError, match=sentence):
+        align_weights(problem, {name: t + 1.0 for name, t in model.state_dict().items()})
+
+
+def test_a_line_to_a_permuted_net_shows_what_is_left_of_its_barrier():
+    torch.manual_seed(0)
+    model = stirred(plain())
+    problem = problem_of(model)
+    other, _ = shuffled(permutation_groups(problem), model.state_dict())
+    other = {name: t + 1e-3 for name, t in other.items()}  # of a line of no length there is no measure
+    before, after = (lossmap.connect(problem, other, points=5, align=align) for align in ("none", "weights"))
+    assert before.length > 10 * after.length
+    assert np.ptp(after.losses["train"]) < 1e-3 < 0.05 < np.ptp(before.losses["train"])
+    assert np.allclose(before.losses["train"][[0, -1]], after.losses["train"][[0, -1]], rtol=1e-5)
+    assert "B aligned by weight matching" in " ".join(repr(after).split()) and not before.alignment
+    with pytest.raises(ValueError, match="--align must be one of none, weights"):
+        lossmap.connect(problem, other, align="best")
