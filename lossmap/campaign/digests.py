@@ -93,7 +93,7 @@ def _read(path: Path) -> dict[str, list[Any]]:
     """The entries of a cache; none where it cannot be read, since all of them can be made again."""
     try:
         entries = json.loads(plain_text(path))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     if not isinstance(entries, Mapping):
         return {}

@@ -160,7 +160,7 @@ class CampaignFolder:
         try:
             mark = json.loads(plain_text(self._beside(digest, "done")))
             return mark.get("member", digest) == digest and mark.get("file", "") in ("", _identity_of(surface))
-        except (OSError, ValueError, AttributeError):
+        except (OSError, ValueError, AttributeError, RecursionError):
             return True
 
     def is_running(self, digest: str) -> bool:
@@ -171,9 +171,9 @@ class CampaignFolder:
     def _failure(self, digest: str) -> str:
         try:
             failure = json.loads(plain_text(self._beside(digest, "failed")))
-        except (OSError, ValueError):
+            return last_line(str(failure.get("text", "")))
+        except (OSError, ValueError, AttributeError, RecursionError):
             return ""
-        return last_line(str(failure.get("text", "")))
 
     def _stamps(self, digest: str | None = None) -> dict[str, list[Any]]:
         """By digest the names, sizes and times of all files of a member; of one member, or of all in the folder."""
@@ -199,7 +199,7 @@ class CampaignFolder:
         index: dict[str, Any] = {}
         try:
             text = plain_text(self.index)
-        except OSError:
+        except (OSError, ValueError):  # a cache: what it does not say is read from the results
             return index
         for line in text.splitlines():
             try:
@@ -207,7 +207,12 @@ class CampaignFolder:
                 entry["state"]["sources"]  # a line of before there were any is read from the result again
                 MemberState(**entry["state"])
                 index[entry["digest"]] = entry
-            except (KeyError, TypeError, ValueError):  # a line that another process has not written to its end
+            except (
+                KeyError,
+                TypeError,
+                ValueError,
+                RecursionError,
+            ):  # not written to its end by another process, or damaged
                 continue
         return index
 

@@ -158,7 +158,7 @@ def read_costs(folder: CampaignFolder) -> dict[str, dict[str, float]]:
     """The estimates of rehearsed members by digest; none where there is no such file."""
     try:
         costs: dict[str, dict[str, float]] = json.loads(plain_text(costs_file(folder)))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return costs
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from lossmap.campaign import digests as digests_module
 from lossmap.campaign.digests import DigestCache, file_digest
+from lossmap.campaign.folder import CampaignFolder
 from lossmap.campaign.member import Member, member_digest
 from lossmap.cli.campaign_file import CampaignFile, campaign_members
 from lossmap.cli.settings import UsageError
@@ -239,3 +240,17 @@ def test_files_that_begin_with_the_mark_of_utf_8_are_read(sweep, tmp_path):
     file = sweep("[table]\nfile = 'nets.csv'\n[surface]\n")
     file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
     assert [member.settings["seed"] for member in campaign_members(file)] == [4]
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe{}", b"[" * 100_000, b"{", b"[1, 2]", b""])
+def test_caches_that_are_damaged_are_made_anew(tmp_path, content):
+    folder = CampaignFolder(tmp_path)
+    folder.create()
+    member = Member("m", print, {"seed": 0})
+    folder.index.write_bytes(content + b"\n")
+    folder.digests.write_bytes(content)
+    (folder.members / f"{member.digest}.done.json").write_bytes(content)
+    (folder.members / f"{member.digest}.failed.json").write_bytes(content)
+    assert folder.states([member])[member.digest].outcome in ("new", "failed")
+    (tmp_path / "a.pt").write_text("1")
+    assert DigestCache(folder.digests).of(tmp_path / "a.pt") == file_digest(tmp_path / "a.pt")
