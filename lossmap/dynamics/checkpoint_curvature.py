@@ -202,6 +202,11 @@ class CheckpointCurvature:
             plan = probed(self.problem, self.parameters, memory=self.memory)
         return prepare(self.problem, self.parameters, plan=plan, memory=self.memory, check=self.check)
 
+    def upgraded(self, index: int, fields: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        """The reading of a checkpoint as an earlier version kept it: what it did not have is NaN."""
+        values = {f.name: np.full(f.size, nan) for f in self.fields} | dict(fields)
+        return {f.name: values[f.name] if f.extra else float(values[f.name][0]) for f in self.fields}
+
     def __call__(self, point: Point) -> dict[str, Any]:
         """The reading of one checkpoint, whose eigenvectors have been stored by then.
 

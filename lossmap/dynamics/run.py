@@ -317,6 +317,7 @@ def _opened(
         overwrite=overwrite,
         attributes={**attributes, "checkpoint_files": json.dumps(names)},
         command=command,
+        upgrades={measure.name: measure.upgraded},
         codes={measure.name: code_of({"train": problem}, product=True)},
         accept_change=accept_change,
     )
