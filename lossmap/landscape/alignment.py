@@ -21,7 +21,8 @@ from torch import Tensor
 
 from lossmap.data.borrow import temporary_parameters
 from lossmap.data.problem import Problem
-from lossmap.landscape.permutation_groups import PermutationGroups, Use, permutation_groups, spread
+from lossmap.landscape.permutation_groups import OUTPUT, PermutationGroups, Use, permutation_groups, spread
+from lossmap.report.text import count
 
 NONE, WEIGHTS = ALIGNMENTS = ("none", "weights")
 STARTS = 4  # descents, the best of which is taken
@@ -62,7 +63,11 @@ class Alignment:
             f"aligned by weight matching: {self.moved} of {self.units} units in {len(self.permutations)} groups moved, "
             f"distance {self.before:.4g} before, {self.after:.4g} after"
         )
-        return text + (f"; units of {len(self.fixed)} layers stay" if self.fixed else "")
+        held = {name: why for name, why in self.fixed.items() if why != OUTPUT}  # which never move in any network
+        if not held:
+            return text
+        name, why = next(iter(held.items()))
+        return f"{text}; the units of {count(len(held), 'layer')} stay, such as those of {name} ({why})"
 
 
 def align_weights(problem: Problem, other: Mapping[str, Tensor], *, starts: int = STARTS, seed: int = 0) -> Alignment:

@@ -23,6 +23,8 @@ from torch import Tensor, fx, nn
 from lossmap.data.borrow import temporary_parameters
 from lossmap.data.problem import Problem
 
+OUTPUT = "units of the output"  # why the last layer's units stay
+
 
 @dataclass(frozen=True)
 class Use:
@@ -226,7 +228,7 @@ class _Search:
         if node.op in ("placeholder", "get_attr"):
             return None
         if node.op == "output":
-            self.hold("units of the output", *inputs)
+            self.hold(OUTPUT, *inputs)
             return None
         if node.name not in self.shapes:
             name = _name(node)
