@@ -307,6 +307,8 @@ def draw_surfaces_3d(
     figure = new_figure(width, rows * width / columns * 0.86) if options.ax is None else options.ax.figure
     in_full = columns == 1 and width >= WIDE  # else there is no room between the surfaces, or beside the bar
     height_label = on_scale(what.label if in_full else what.symbol, scale.log)
+    if columns == 1 and not in_full:
+        height_label = ""  # it would lie over the bar, which says it
     handles: list[Artist] = []
     panels: list[Any] = []
     for i, (surface, (values, status)) in enumerate(zip(surfaces, readings, strict=True)):
