@@ -111,6 +111,8 @@ def job_of(options: SubmitSettings, work: WrappedCommand) -> Job:
     if work.overwrites:
         raise UsageError(f"--overwrite would start anew at each restart: remove {work.result} first, and leave it out")
     array, throttle = array_of(options.array)
+    if array > 1 and getattr(getattr(work.settings, "refine", None), "refine", None) is not None:
+        raise UsageError("--refine chooses its points from all values so far, which shards have not: leave --array out")
     return Job(
         tuple(words),
         None if work.result is None else Path(os.path.abspath(work.result)),

@@ -13,6 +13,7 @@ import numpy as np
 from lossmap.geometry.grid import Grid
 from lossmap.io.curvature_signs import NEGATIVE, POSITIVE, UNDECIDED, signs_of
 from lossmap.io.field_errors import NOISE, field_errors
+from lossmap.io.refined import GROUP, ROUND, is_refined
 from lossmap.io.surface import DONE, Surface
 from lossmap.keywords import checked_keywords
 from lossmap.topology.merge_tree import NONE, MergeTree, merge_tree
@@ -53,6 +54,12 @@ def find_minima(
     if not least >= 0.0:
         raise ValueError(f"least must be >= 0; got {least!r}")
     name = field or _default_field(surface)
+    if is_refined(surface):
+        measured, points = int((surface.groups[GROUP][ROUND] >= 0).sum()), len(surface.grid)
+        raise ValueError(
+            f"minima are counted on whole grids, and of this refined surface {measured:,} of {points:,} points are "
+            "measured: run its survey again without --refine"
+        )
     values = surface[name]
     if values.shape != surface.grid.shape:
         raise ValueError(f"the field {name!r} has several numbers at a point; name one that has a single one")

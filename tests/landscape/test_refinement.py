@@ -167,6 +167,13 @@ def test_the_command_says_what_was_measured_and_refuses_shards(tmp_path, monkeyp
     assert "refining: begins with 121 of 961 points" in said and "of 961 points, where the picture needed them" in said
     assert status(["a.h5"]) == 0
     assert "of 961 points, where the picture needed them" in capsys.readouterr().out
+    from lossmap.cli.submit import main as submit
+    from lossmap.cli.topology import main as topology
+
+    assert topology(["a.h5"]) == 2
+    assert "of 961 points are measured: run its survey again without --refine" in capsys.readouterr().err
+    assert submit(["--array", "4", "--dry-run", "--", "surface", *words, "--surf-file", "b.h5"]) == 2
+    assert "leave --array out" in capsys.readouterr().err
     (tmp_path / "c.toml").write_text('[settings]\nmodel = "mlp"\n[surface]\nx = "-1:1:5"\nrefine = 0.1\n')
     from lossmap.cli.campaign import main as campaign
 
