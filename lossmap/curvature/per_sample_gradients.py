@@ -34,6 +34,7 @@ from torch.utils import _pytree as pytree
 from lossmap.curvature.formulas import PlainTables
 from lossmap.curvature.linearize.stateless import call_with
 from lossmap.curvature.operators import differentiated
+from lossmap.curvature.rounding import problem_in
 from lossmap.data.batches import Batch, FixedBatches
 from lossmap.data.loss_check import check_loss
 from lossmap.data.problem import Problem, temporary_parameters
@@ -338,3 +339,18 @@ def _products(a: Tensor, b: Tensor, width: int = 1 << 16) -> Array:
     total *= sizes_a.double() * sizes_b.double().T
     products: Array = total.cpu().numpy()
     return products
+
+
+def rounded_gradients(problem: Problem, parameters: str = "weights") -> frozenset[str]:
+    """The tensors whose per-sample gradients are nothing but rounding: in float64 half of their size or more is gone.
+
+    None where the model runs in no other precision. Price: two covariances of the problem's samples; give few.
+    """
+    if next(iter(selected(problem.model, parameters).values())).dtype != torch.float32:
+        return frozenset()
+    try:
+        here, there = (gradient_covariance(p, parameters) for p in (problem, problem_in(problem, torch.float64)))
+    except Exception:  # somebody's own forward may raise anything in another precision
+        return frozenset()
+    sizes = zip(here.names, here.rms, there.rms, strict=True)
+    return frozenset(name for name, a, b in sizes if a > 0 and abs(a - b) >= 0.5 * a)

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from lossmap.curvature.gradient_check import check_gradient
-from lossmap.curvature.per_sample_gradients import gradient_covariance
+from lossmap.curvature.per_sample_gradients import gradient_covariance, rounded_gradients
 from lossmap.data.batches import Resident, Streamed
 from lossmap.data.criteria import Criterion
 from lossmap.data.loss_at_start import LossAtStart
@@ -54,6 +54,7 @@ from lossmap.spectra.spectrum_result import Spectrum
 EXAMINATIONS = ("weights", "gradients", "hessian", "collapse", "signals")
 DENSITY_ERROR = 0.05  # of the spectral density, as a share of its range
 SAMPLES = 512  # for gradients and Hessian
+FEW = 16  # over which per-sample gradients are compared with those in float64
 T = TypeVar("T")
 
 
@@ -198,6 +199,7 @@ def diagnose(
             run.skipped["budget"] = "; ".join(fit.cuts)
     of_gradient = _OfGradient(subset_problem, parameters)
     with temporary_parameters(problem.model, {}):
+        gradients = run.attempt("gradients", "gradients", lambda: of_gradient(gradient_covariance, subset_problem))
         weights = run.attempt("weights", "weights", lambda: singular_values(problem.model))
         measured = Measurements(
             label=label or type(problem.model).__name__,
@@ -205,7 +207,8 @@ def diagnose(
             samples=problem.data.samples,
             weights=weights,
             tails=_tails(run, weights, seed),
-            gradients=run.attempt("gradients", "gradients", lambda: of_gradient(gradient_covariance, subset_problem)),
+            gradients=gradients,
+            rounded=frozenset() if gradients is None else rounded_gradients(subset(problem, FEW, seed), parameters),
             gradient_norms=run.attempt("gradient norms", "signals", lambda: of_gradient(gradient_norms, problem)) or {},
             spectrum=run.attempt("hessian", "hessian", lambda: _spectrum_of(subset_problem, parameters, parts, seed)),
             collapse=run.attempt("collapse", "collapse", lambda: neural_collapse(problem, layer=layer)),

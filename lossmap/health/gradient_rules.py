@@ -24,7 +24,8 @@ def gradient_magnitudes(measured: Measurements) -> Iterator[Finding]:
     """Tensors that no gradient reaches, and gradients of very different magnitude (root mean square over samples)."""
     if measured.gradients is None:
         return
-    rms, names = measured.gradients.rms, measured.gradients.names
+    names = measured.gradients.names
+    rms = np.where([name in measured.rounded for name in names], 0.0, measured.gradients.rms)
     without = [name for name, size in zip(names, rms, strict=True) if size == 0]
     if without:
         yield _no_gradient(without, len(names), measured.gradients.samples)
@@ -42,7 +43,8 @@ def _no_gradient(without: Sequence[str], of: int, samples: int) -> Finding:
         threshold=0.0,
         sense="above",
         level=SERIOUS,
-        evidence=f"{len(without)} of {of} tensors have no gradient for any of {samples:,} samples: {', '.join(shown)}",
+        evidence=f"{len(without)} of {of} tensors have no gradient beyond rounding for any of {samples:,} samples: "
+        f"{', '.join(shown)}",
         means="they do not train: cut off by dead units, detached, or not used",
         source="by definition",
         tries=(Suggestion("check what follows them: dead layers, detach(), unused modules", "-", "-"),),

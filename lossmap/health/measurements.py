@@ -29,6 +29,7 @@ class Measurements:
     weight     what the loss is a mean over, where that is not the samples: the tokens of all of them
     weights    singular values; `tails`: power laws fitted to their squares, by tensor
     gradients  covariance of per-sample gradients; `gradient_norms`: of the mean gradient, by tensor
+    rounded    tensors whose per-sample gradients are nothing but rounding, as float64 shows
     spectrum   of the Hessian of the mean loss
     labels     confident learning on the samples examined; `held_out`: on samples that were not trained on
     rate       the learning rate, with its momentum (Nesterov's or heavy-ball), where stated
@@ -43,6 +44,7 @@ class Measurements:
     tails: Mapping[str, PowerLawTail] = field(default_factory=dict)
     gradients: GradientCovariance | None = None
     gradient_norms: Mapping[str, float] = field(default_factory=dict)
+    rounded: frozenset[str] = frozenset()
     spectrum: Spectrum | None = None
     collapse: NeuralCollapse | None = None
     activity: ActivationStatistics | None = None
