@@ -29,6 +29,7 @@ from .linalg.extreme_eigenpairs import eigenpairs as eigenpairs
 from .linalg.spectral_density import spectral_density as spectral_density
 from .linalg.trace import trace as trace
 from .plotting.figures import draw as draw
+from .plotting.html import page as page
 from .results import read as read
 from .spectra.block_spectra import BlockSpectra as BlockSpectra
 from .spectra.blocks import layer_spectra as layer_spectra

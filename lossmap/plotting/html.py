@@ -21,6 +21,7 @@ from typing import Any
 
 from lossmap.io.printable import printable
 from lossmap.io.read import Group, Surface, read
+from lossmap.keywords import checked_keywords
 from lossmap.plotting.options_taken import refuse_unused
 from lossmap.plotting.page_data import PageSource, page_data
 from lossmap.plotting.panels import FigureOptions
@@ -80,6 +81,7 @@ TEMPLATE = """<!DOCTYPE html>
 """
 
 
+@checked_keywords
 def page(
     what: Source | Sequence[Source],
     path: str | os.PathLike[str],
@@ -94,21 +96,38 @@ def page(
     trajectory: Group | Mapping[str, Any] | bool | None = None,
     reload: float | None = None,
 ) -> Path:
-    """Write the page of a surface, or of several with common scales and one camera, and return its path.
+    """Write the interactive page of a surface, or of several with common scales and one camera.
 
-    what        a surface, the path of a result file, or several of them
-    path        the HTML file to write
-    title       of the page; the files' names if left out
-    field       what it shows first; the losses if left out
-    titles      one for each file; their names if left out
-    vmin, vmax  ends of the colours of that field; of a line, of its axis
-    log         geometric colours and heights of losses or not; by what the values span if left out
-    loss_max    where the loss axis of a line ends
-    trajectory  arrays x and y to draw over the map; that of the file if there is one, False for none
-    reload      seconds after which the page reads itself again, of a survey that grows
+    It is one file, which opens in any browser without a network; `lossmap draw FILE --page` writes the same.
 
-    Raises ValueError for an option that would change nothing, and where a file holds nothing to draw; as `read` and
-    `draw` otherwise.
+    Args:
+        what: a `Surface`, the path of a result file, or several of them.
+        path: the HTML file to write.
+        title: of the page; the files' names if left out.
+        field: what it shows first; the losses if left out.
+        titles: one for each file; their names if left out.
+        vmin: lower end of the colours of that field; of a line, of its axis.
+        vmax: upper end.
+        log: geometric colours and heights of losses or not; None: by what the values span.
+        loss_max: where the loss axis of a line ends.
+        trajectory: arrays x and y to draw over the map; that of the file if there is one, False for none.
+        reload: seconds after which the page reads itself again, of a survey that grows.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        ValueError: for an option that would change nothing, where a file holds nothing to draw, and for titles that
+            are not one for each file.
+        OSError: where a file cannot be read, or the page not be written.
+
+    Example:
+        >>> import os, tempfile, numpy as np, lossmap
+        >>> grid = lossmap.Grid.square(-1, 1, 5)
+        >>> surface = lossmap.Surface(grid, {"train_loss": np.hypot(*np.meshgrid(grid.x, grid.y))})
+        >>> lossmap.page(surface, os.path.join(tempfile.mkdtemp(), "bowl.html")).name
+        'bowl.html'
+
     """
     given: list[Source] = list(what) if isinstance(what, (list, tuple)) else [what]  # type: ignore[list-item]
     surfaces = [own if isinstance(own, Surface) else read(own) for own in given]

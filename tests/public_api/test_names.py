@@ -28,7 +28,7 @@ def test_there_are_about_thirty_names_and_they_are_these():
         "Problem", "Grid", "Plane", "random_plane", "line_between", "plane_through", "pca_plane", "losses",
         "EigenvalueMap", "survey", "Surface", "read", "draw", "hessian", "gauss_newton", "eigenpairs", "trace",
         "spectral_density", "spectrum", "layer_spectra", "singular_values", "run_dynamics", "diagnose",
-        "diagnose_network_health", "sharpness", "Sharpness", "connect", "Connection", "find_minima", "Topology",
+        "diagnose_network_health", "sharpness", "Sharpness", "connect", "Connection", "find_minima", "Topology", "page",
     } <= set(NAMES)  # fmt: skip
 
 
