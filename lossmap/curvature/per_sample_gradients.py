@@ -341,16 +341,16 @@ def _products(a: Tensor, b: Tensor, width: int = 1 << 16) -> Array:
     return products
 
 
-def rounded_gradients(problem: Problem, parameters: str = "weights") -> frozenset[str]:
+def rounded_gradients(problem: Problem, parameters: str = "weights") -> tuple[str, ...]:
     """The tensors whose per-sample gradients are nothing but rounding: in float64 half of their size or more is gone.
 
     None where the model runs in no other precision. Price: two covariances of the problem's samples; give few.
     """
     if next(iter(selected(problem.model, parameters).values())).dtype != torch.float32:
-        return frozenset()
+        return ()
     try:
         here, there = (gradient_covariance(p, parameters) for p in (problem, problem_in(problem, torch.float64)))
     except Exception:  # somebody's own forward may raise anything in another precision
-        return frozenset()
+        return ()
     sizes = zip(here.names, here.rms, there.rms, strict=True)
-    return frozenset(name for name, a, b in sizes if a > 0 and abs(a - b) >= 0.5 * a)
+    return tuple(name for name, a, b in sizes if a > 0 and abs(a - b) >= 0.5 * a)

@@ -208,7 +208,7 @@ def diagnose(
             weights=weights,
             tails=_tails(run, weights, seed),
             gradients=gradients,
-            rounded=frozenset() if gradients is None else rounded_gradients(subset(problem, FEW, seed), parameters),
+            rounded=() if gradients is None else rounded_gradients(subset(problem, FEW, seed), parameters),
             gradient_norms=run.attempt("gradient norms", "signals", lambda: of_gradient(gradient_norms, problem)) or {},
             spectrum=run.attempt("hessian", "hessian", lambda: _spectrum_of(subset_problem, parameters, parts, seed)),
             collapse=run.attempt("collapse", "collapse", lambda: neural_collapse(problem, layer=layer)),

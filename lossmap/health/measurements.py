@@ -44,7 +44,7 @@ class Measurements:
     tails: Mapping[str, PowerLawTail] = field(default_factory=dict)
     gradients: GradientCovariance | None = None
     gradient_norms: Mapping[str, float] = field(default_factory=dict)
-    rounded: frozenset[str] = frozenset()
+    rounded: tuple[str, ...] = ()
     spectrum: Spectrum | None = None
     collapse: NeuralCollapse | None = None
     activity: ActivationStatistics | None = None

@@ -199,7 +199,7 @@ def test_memorization_shows_on_held_out_samples(data):
 def measured(**parts):
     """A health of which only these parts are known."""
     blank = dict.fromkeys(("activity", "gradients", "weights", "labels", "held_out", "spectrum", "collapse", "rate"))
-    blank |= {"tails": {}, "momentum": 0.0, "nesterov": False, "rounded": frozenset()}
+    blank |= {"tails": {}, "momentum": 0.0, "nesterov": False, "rounded": ()}
     blank |= {"gradient_ratio_error": lambda a, b: 1.0}
     return SimpleNamespace(**(blank | parts))
 

@@ -25,7 +25,7 @@ def test_a_tensor_without_a_gradient_but_for_rounding_is_named_and_unbalances_no
     problem = Problem.supervised(Shifted(), "crossentropy", (torch.randn(60, 4), torch.arange(60) % 3))
     rms = dict(zip(gradient_covariance(problem).names, gradient_covariance(problem).rms, strict=True))
     assert 0 < rms["shift"] < 1e-5 * rms["body.weight"]  # what rounding alone leaves
-    assert rounded_gradients(problem) == {"shift"}
+    assert rounded_gradients(problem) == ("shift",)
     findings = diagnose(problem, examinations=["gradients"]).findings
     assert [f.rule for f in findings if "gradient" in f.rule] == ["no gradient"]
     assert "beyond rounding" in findings[0].evidence and "shift" in findings[0].evidence
@@ -37,7 +37,7 @@ def test_a_small_gradient_that_is_there_stays():
     with torch.no_grad():
         net[2].weight *= 1e-5
     problem = Problem.supervised(net, "crossentropy", (torch.randn(60, 4), torch.arange(60) % 3))
-    assert rounded_gradients(problem) == frozenset()
+    assert rounded_gradients(problem) == ()
     found = diagnose(problem, examinations=["gradients"]).findings
     assert "unbalanced gradients" in {f.rule for f in found}
     assert np.all(gradient_covariance(problem).rms > 0)
