@@ -6,7 +6,7 @@ The points, 25 of each member, only sleep, so that few cores measure many ranks 
 each evaluation that is begun). Busy is, by the files, the seconds of all points over ranks times the time of the whole
 campaign on rank 0, with its files and its table, but not the start of Python and MPI. Then the same campaign in a new
 folder: rank 0 is killed at random times, each time resumed by the same command, until this many kills; repeated are the
-points whose evaluation was begun twice, at most two for each rank and kill: the one in flight, and the one to come.
+points whose evaluation was begun twice: the one in flight, and those that the rank holds to come (one to three).
 """
 
 from __future__ import annotations
