@@ -33,6 +33,7 @@ from lossmap.data.loss_check import check_loss
 from lossmap.data.problem import Problem
 from lossmap.geometry.grid import Field, Point
 from lossmap.geometry.parameter_vector import selected
+from lossmap.io.memory_store import with_unknown_fields
 from lossmap.linalg.operator import interruptible
 from lossmap.linalg.spectral_density import Density
 from lossmap.spectra.spectrum import spectrum_of
@@ -204,8 +205,7 @@ class CheckpointCurvature:
 
     def upgraded(self, index: int, fields: Mapping[str, np.ndarray]) -> dict[str, Any]:
         """The reading of a checkpoint as an earlier version kept it: what it did not have is NaN."""
-        values = {f.name: np.full(f.size, nan) for f in self.fields} | dict(fields)
-        return {f.name: values[f.name] if f.extra else float(values[f.name][0]) for f in self.fields}
+        return with_unknown_fields(self.fields, fields)
 
     def __call__(self, point: Point) -> dict[str, Any]:
         """The reading of one checkpoint, whose eigenvectors have been stored by then.

@@ -95,6 +95,12 @@ class Store(Protocol):
     def close(self) -> None: ...
 
 
+def with_unknown_fields(fields: Sequence[Field], kept: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """A reading of these fields from what an earlier version kept of it, arrays by name: what it had not is NaN."""
+    values = {f.name: np.full(f.size, np.nan) for f in fields} | dict(kept)
+    return {f.name: values[f.name] if f.extra else float(values[f.name][0]) for f in fields}
+
+
 def bookkeeping(measure: str) -> tuple[Field, Field]:
     """The two fields that say where the time went."""
     return (

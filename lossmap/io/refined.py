@@ -15,9 +15,7 @@ import numpy as np
 from lossmap.io.surface import Surface
 
 GROUP, ROUND = "refinement", "round"
-LOG_FROM = (
-    20.0  # largest over smallest loss from which log10 of it is interpolated, as a picture's levels are geometric
-)
+LOG_FROM = 20.0  # largest over smallest loss from which levels, and what lies between points, are logarithmic
 
 
 def is_refined(surface: Surface) -> bool:

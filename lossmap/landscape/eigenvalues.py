@@ -37,6 +37,7 @@ from lossmap.data.problem import Problem
 from lossmap.geometry.directions import Plane
 from lossmap.geometry.grid import Field, Point
 from lossmap.interrupt import Interrupted
+from lossmap.io.memory_store import with_unknown_fields
 from lossmap.keywords import checked_init
 from lossmap.landscape.underflow_remarks import UnderflowRemarks
 from lossmap.linalg.eigenpairs import MAX_ROUNDING_SHARE, EigenPairs, Which, check_eigenvalue_request, with_residuals
@@ -294,8 +295,7 @@ class EigenvalueMap:
 
     def upgraded(self, index: int, fields: Mapping[str, np.ndarray]) -> dict[str, Any]:
         """The reading of a point of this measure as an earlier version kept it: what it did not have is NaN."""
-        values = {f.name: np.full(f.size, nan) for f in self.fields} | dict(fields)
-        return {f.name: values[f.name] if f.extra else float(values[f.name][0]) for f in self.fields}
+        return with_unknown_fields(self.fields, fields)
 
     @property
     def auditable(self) -> bool:

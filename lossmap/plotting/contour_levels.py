@@ -14,7 +14,8 @@ from typing import Literal
 
 import numpy as np
 
-GEOMETRIC_FROM = 20.0  # largest over smallest positive value from which levels are geometric
+from lossmap.io.refined import LOG_FROM
+
 # The colours of a map end before a few values that lie far from all others: fewer than this share of at least so many.
 OUTLIER_SHARE, OUTLIER_POINTS = 0.02, 20
 OUTLIER_FACTOR = 20.0  # over the other values, or over their span, from which a value lies far
@@ -158,7 +159,7 @@ def noise_of(values: np.ndarray, errors: np.ndarray) -> float:
 
 
 def suits_log(values: Sequence[np.ndarray], low: float | None = None, high: float | None = None) -> bool:
-    """Whether a geometric scale shows more: no value is negative, and the positive span a factor of GEOMETRIC_FROM.
+    """Whether a geometric scale shows more: no value is negative, and the positive span a factor of LOG_FROM.
 
     values     arrays of any shapes; NaN and infinities are left out of account, and zeros lie below the scale
     low, high  ends of the scale, in place of those of the values
@@ -169,7 +170,7 @@ def suits_log(values: Sequence[np.ndarray], low: float | None = None, high: floa
         return False
     bottom = float(positive.min()) if low is None else low
     top = usual_ends(known)[1] if high is None else high
-    return bottom > 0 and top / GEOMETRIC_FROM > bottom
+    return bottom > 0 and top / LOG_FROM > bottom
 
 
 def usual_ends(known: np.ndarray) -> tuple[float, float]:

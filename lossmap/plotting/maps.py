@@ -21,8 +21,9 @@ from matplotlib.patches import Patch, Rectangle
 from matplotlib.patheffects import withStroke
 
 from lossmap.geometry.grid import Grid
+from lossmap.io.refined import LOG_FROM
 from lossmap.io.surface import DONE, FAILED, Group
-from lossmap.plotting.contour_levels import FLAT_MARGIN, GEOMETRIC_FROM, Scale
+from lossmap.plotting.contour_levels import FLAT_MARGIN, Scale
 from lossmap.plotting.contour_levels import labels as labels_of
 from lossmap.plotting.interpolation import AUTOMATIC, factor_of, refine, refine_ticks
 from lossmap.plotting.style import DARK, GREY, RED, type_size
@@ -73,7 +74,7 @@ def centred(
     if noise:
         return CenteredNorm(0.0, max(most, FLAT_MARGIN * noise))
     if error > 0 and log is not False and sizes.size:
-        log = most > GEOMETRIC_FROM * max(error, float(np.percentile(sizes, SMALL)))
+        log = most > LOG_FROM * max(error, float(np.percentile(sizes, SMALL)))
         usual = error
     if log is None:
         log = limit is None and most > 50 * usual
