@@ -56,7 +56,8 @@ class CurvatureMonitor:
             (numbers, step), the path of a .csv file.
         parameters: what the Hessian is of: `trainable`, `weights` (dimension > 1), `all`, or a regular expression.
         max_overhead: the share of the training's own time that readings may take; what does not fit is left out,
-            which the log says once. None: no limit.
+            which the log says once. What prepares them counts, and is done before training begins: where a training
+            is too short to make up for it, the end says so. None: no limit.
         checkpoints: a folder for the weights at each reading, `step_000100.pt`, as `lossmap dynamics` takes it.
         tol: accuracy of the eigenvalues, relative to the largest absolute one.
         trace_products: products for the trace; 0: no trace.
@@ -127,7 +128,7 @@ class CurvatureMonitor:
         self._last: int | None = None  # the last step that was due
         self._reported: set[str] = set()
         self.overhead = Overhead(max_overhead, clock)
-        with self.overhead.spending():
+        with self.overhead.preparing():
             self.measurement = Measurement(
                 problem, parameters, tol, trace_products, max_products, backend, seed, check
             )  # raises what speaks against any measurement, before training begins
@@ -186,7 +187,7 @@ class CurvatureMonitor:
         return reading
 
     def close(self) -> None:
-        """End the file, which says no more that the training goes on; report where nothing was measured."""
+        """End the file, which says no more that the training goes on; report missing readings and too much time."""
         if self.path is not None and self.history.steps:
             self.history.write(self.path, is_last=True)
         if not self.history.steps and self.overhead.skipped:
@@ -194,6 +195,9 @@ class CurvatureMonitor:
                 f"none of {self.overhead.skipped} readings of curvature fitted into max_overhead="
                 f"{self.overhead.share:g} of the training time: measure fewer samples, or give a larger max_overhead"
             )
+        excess = self.overhead.excess()
+        if excess is not None:
+            self._report(excess)
 
     def __enter__(self) -> CurvatureMonitor:
         return self

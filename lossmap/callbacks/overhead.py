@@ -4,7 +4,9 @@
 
 Seconds of the clock: elapsed since the start, spent on measurements so far, and what the next one is expected to take:
 what the last one took, at first a guess from a timed product. So the time spent stays within the share of the time
-that training itself takes, but for the error of that guess.
+that training itself takes, but for the error of that guess, and for what prepares the first measurement: that is spent
+before training begins, where a mistake ends no training yet. It counts, so that the first measurement waits until
+training has made up for it; a training that ends before has spent more than the share, which `excess` says.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ class Overhead:
     share     that measurements may take of the time of the training itself; None: as much as they take
     clock     seconds, such as time.perf_counter
     spent     seconds on measurements so far, with what prepared them
+    prepared  the part of them that prepared the first one
     estimate  seconds of the next measurement
     skipped   how many were due and did not fit
     """
@@ -32,6 +35,7 @@ class Overhead:
     share: float | None = 0.05
     clock: Callable[[], float] = time.perf_counter
     spent: float = 0.0
+    prepared: float = 0.0
     estimate: float = 0.0
     skipped: int = 0
     start: float = field(init=False)
@@ -58,14 +62,36 @@ class Overhead:
             return True
         if not self.skipped:
             logger.warning(
-                "a measurement of curvature takes about %.2g s, and %.3g %% of the training time so far are %.2g s: it "
-                "is left out where it does not fit; measure fewer samples, or raise max_overhead (None: no limit)",
+                "a measurement of curvature takes about %.2g s beside the %.2g s spent so far, and %.3g %% of the "
+                "training time so far are %.2g s: it is left out where it does not fit; measure fewer samples, or "
+                "raise max_overhead (None: no limit)",
                 self.estimate,
+                self.spent,
                 100 * self.share,
                 self.share * self.training,
             )
         self.skipped += 1
         return False
+
+    def excess(self) -> str | None:
+        """Where more than the share has been spent, a sentence that says so."""
+        training = self.training
+        if self.share is None or training <= 0 or self.spent <= self.share * training:
+            return None
+        percent = 100 * self.spent / training
+        return (
+            f"curvature took {self.spent:.2g} s, {percent:.3g} % of the training's {training:.2g} s: "
+            f"more than max_overhead={self.share:g}; {self.prepared:.2g} s of it prepared the readings before training "
+            f"began, which a training of {self.prepared / self.share:.2g} s or more makes up for"
+        )
+
+    @contextmanager
+    def preparing(self) -> Iterator[None]:
+        """What is done inside counts as spent on the preparation."""
+        before = self.spent
+        with self.spending():
+            yield
+        self.prepared += self.spent - before
 
     @contextmanager
     def spending(self) -> Iterator[None]:

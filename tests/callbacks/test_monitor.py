@@ -396,9 +396,30 @@ def test_where_no_measurement_fits_the_end_says_so(caplog):
     caplog.set_level(logging.WARNING, logger="lossmap")
     with CurvatureMonitor(problem, optimizer, every=2, max_overhead=1e-9) as monitor:
         train(model, optimizer, monitor, steps=4)
-    assert "none of 2 readings of curvature fitted into max_overhead=1e-09" in caplog.records[-1].getMessage()
+    assert "none of 2 readings of curvature fitted into max_overhead=1e-09" in caplog.text
     with pytest.raises(ValueError, match="nothing has been measured yet"):
         _ = monitor.surface
+
+
+def test_a_training_too_short_to_make_up_for_the_preparation_says_what_it_took(caplog, monkeypatch):
+    clock = Clock()
+    model = net()
+    problem = lossmap.Problem.supervised(model, "crossentropy", (X, Y))
+    guess = CurvatureMonitor._guess
+
+    def half_a_second(monitor):
+        clock.now += 0.5
+        return guess(monitor)
+
+    monkeypatch.setattr(CurvatureMonitor, "_guess", half_a_second)
+    caplog.set_level(logging.WARNING, logger="lossmap")
+    for seconds, is_said in ((2.0, True), (10.5, False)):
+        caplog.clear()
+        monitor = CurvatureMonitor(problem, every=10, max_overhead=0.05, clock=clock)
+        clock.now += seconds
+        monitor.close()
+        sentence = "curvature took 0.5 s, 25 % of the training's 2 s: more than max_overhead=0.05; 0.5 s of it prepared"
+        assert (sentence in caplog.text) == is_said, caplog.text
 
 
 def test_seconds_inside_and_outside_are_counted_apart():
