@@ -18,6 +18,7 @@ from .health.diagnose import diagnose as diagnose
 from .health.diagnose import diagnose_network_health as diagnose_network_health
 from .health.diagnosis import Diagnosis as Diagnosis
 from .io.surface import Surface as Surface
+from .landscape.alignment import align as align
 from .landscape.connect import connect as connect
 from .landscape.connection import Connection as Connection
 from .landscape.eigenvalues import EigenvalueMap as EigenvalueMap

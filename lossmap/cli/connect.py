@@ -2,8 +2,9 @@
 
 Loss and accuracy at points from A (t = 0) to B (t = 1); how far the loss rises above the line between both ends and
 above their mean, where, and with which sampling error; whether it is monotone. Batch-norm statistics are recomputed at
-every point from fixed batches of the training samples (--bn recompute), interpolated, or kept. With --align weights the
-units of B are permuted before, so that its weights lie near those of A. Under mpirun or srun the ranks share the
+every point from fixed batches of the training samples (--bn recompute), interpolated, or kept. With --align the units
+of B are permuted before, so that its weights or its activations lie near those of A, and the line to B as it stood is
+measured too: the barrier before and after. Under mpirun or srun the ranks share the
 points. Interrupted or killed, the same command resumes.
 """
 
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -98,7 +99,8 @@ def _run(settings: Settings, world: World, survey: Callable[..., Any], stop: Sto
     shares = load_problem.team_shares(problems, team, world)
     first = next(iter(problems.values()))
     done = statistics_of(first.model, settings.connect.bn)
-    plane, alignment = line_and_ranks(settings, world, first, done)
+    lines, alignment = lines_and_ranks(settings, world, first, done)
+    plane, unaligned = lines[0], lines[1] if len(lines) > 1 else None
     statistics = fixed_batches(every["train"].data, settings.connect.bn_samples) if done == RECOMPUTE else None
     identity = world.once(partial(identity_of, settings, problems, done))
     plan = ForwardPlan(execution.batch_size or first.data.batch_size)
@@ -107,10 +109,11 @@ def _run(settings: Settings, world: World, survey: Callable[..., Any], stop: Sto
         plan = world.once(lambda: stored_plan(path, execution.overwrite) or probe())
     measure = world.together(
         lambda: connection_map(
-            shares, plane, plan, statistics=statistics, total=team.sum, autocast=machine.autocast, settings=identity
+            shares, plane, plan, statistics=statistics, unaligned=unaligned, total=team.sum, autocast=machine.autocast,
+            settings=identity,
         )
-    )
-    passes = 2 if statistics is not None else 1  # a point's own, and that of its statistics
+    )  # fmt: skip
+    passes = (2 if statistics is not None else 1) * len(lines)  # a point's own, and that of its statistics
     price = partial(
         price_of_losses, shares, plane, measure.plan, workers=len(team.all_teams) or 1, autocast=machine.autocast,
         repeats=passes,
@@ -134,7 +137,7 @@ def _run(settings: Settings, world: World, survey: Callable[..., Any], stop: Sto
     if store is None:
         return output.EXIT_CODES[surface.outcome_of(measure.name)]
     if surface.outcome != "unfinished":
-        report(store, settings, done, problems, plane, say, alignment)
+        report(store, settings, done, problems, lines, say, alignment)
     store.close()
     output.draw_pictures(path, settings.draw, say)
     return output.report_end(path, store.surface(), measure.name, say, execution.overwrite, stop.reason)
@@ -153,7 +156,7 @@ def with_both_ends(settings: Settings) -> Settings:
             + (f" ({' '.join(map(str, named))})" if named else "")
         )
     if settings.connect.save_aligned is not None and settings.connect.align == "none":
-        raise UsageError("--save-aligned writes the permuted checkpoint: it needs --align weights")
+        raise UsageError("--save-aligned writes the permuted checkpoint: it needs --align weights or activations")
     if settings.connect.save_aligned in map(str, named):
         raise UsageError(f"--save-aligned {settings.connect.save_aligned} would write over an end of the line")
     return settings.changed("model", model_file=str(named[0])).changed("connect", ends=(), other=str(named[1]))
@@ -177,45 +180,51 @@ def result_path(settings: Settings) -> Path:
     return Path(f"{name}_connect.h5")
 
 
-def line_and_ranks(settings: Settings, world: World, problem: Problem, done: str) -> tuple[Plane, Alignment | None]:
-    """The line on every rank, made by rank 0, and what was aligned (there). Every rank calls it; all raise as one."""
+def lines_and_ranks(
+    settings: Settings, world: World, problem: Problem, done: str
+) -> tuple[tuple[Plane, ...], Alignment | None]:
+    """The lines on every rank, made by rank 0, and what was aligned (there). Every rank calls it; all raise as one."""
 
-    def make() -> tuple[Plane | None, Alignment | None]:
-        return line_of(settings, problem, done) if world.rank == 0 else (None, None)
+    def make() -> tuple[tuple[Plane, ...], Alignment | None]:
+        return lines_of(settings, problem, done) if world.rank == 0 else ((), None)
 
-    plane, alignment = world.together(make)
+    lines, alignment = world.together(make)
     if world.size > 1:
         device = next(problem.model.parameters()).device
-        plane = world.broadcast(None if plane is None else plane.to("cpu")).to(device)
-    if plane is None:  # pragma: no cover
-        raise RuntimeError("no line was made")
-    world.check_same(plane.digest)
-    return plane, alignment
+        lines = tuple(line.to(device) for line in world.broadcast(tuple(line.to("cpu") for line in lines)))
+    for line in lines:
+        world.check_same(line.digest)
+    return lines, alignment
 
 
-def line_of(settings: Settings, problem: Problem, done: str) -> tuple[Plane, Alignment | None]:
-    """The line from the model to the other checkpoint, and how that was aligned.
+def lines_of(settings: Settings, problem: Problem, done: str) -> tuple[tuple[Plane, ...], Alignment | None]:
+    """The line from the model to the other checkpoint; where that was aligned also the line to it as it stood, and how.
 
     Raises UsageError where both are the same.
     """
     from lossmap.cli.load_plane import state_of
     from lossmap.data import checkpoints
     from lossmap.geometry.directions import line_between
-    from lossmap.landscape.alignment import NONE, align_weights
+    from lossmap.landscape.alignment import NONE, align
     from lossmap.landscape.connection_map import INTERPOLATE
 
     other = settings.connect.other
     states = done == INTERPOLATE
     model, state = problem.model, state_of(problem.model, other, settings.model)
-    alignment, aligned = None, {}
-    if settings.connect.align != NONE:
-        alignment = align_weights(problem, state)
-        state, aligned = alignment.state, {"align": settings.connect.align}
-    plane = line_between(model, state, states=states)
-    if not plane.lengths[0]:
+    recipe = {"kind": f"to:{other}", "sha256": checkpoints.file_sha256(other)}
+
+    def line(tensors: Mapping[str, Any], **how: str) -> Plane:
+        plane = line_between(model, tensors, states=states)
+        return replace(plane, recipes=({**plane.recipes[0], **recipe, **how},))
+
+    unaligned = line(state)
+    if not unaligned.lengths[0]:
         raise UsageError(f"{other} has the weights of {settings.model.model_file}: there is no line between them")
-    recipe = {**plane.recipes[0], "kind": f"to:{other}", "sha256": checkpoints.file_sha256(other), **aligned}
-    return replace(plane, recipes=(recipe,)), alignment
+    method = settings.connect.align
+    if method == NONE:
+        return (unaligned,), None
+    alignment = align(problem, state, method=method)
+    return (line(alignment.state, align=method), unaligned), alignment
 
 
 def identity_of(settings: Settings, problems: dict[str, Problem], done: str) -> dict[str, Any]:
@@ -271,8 +280,8 @@ def _file(
 
 
 def report(
-    store: SurfaceFile, settings: Settings, done: str, problems: dict[str, Problem], plane: Plane, say: output.Printer,
-    alignment: Alignment | None,
+    store: SurfaceFile, settings: Settings, done: str, problems: dict[str, Problem], lines: Sequence[Plane],
+    say: output.Printer, alignment: Alignment | None,
 ) -> None:  # fmt: skip
     """Print the report, and put it into the file."""
     from lossmap.landscape.connection import GROUP, connection_in
@@ -283,9 +292,10 @@ def report(
         store.surface(),
         bn=done,
         samples=samples,
-        length=plane.lengths[0],
+        length=lines[0].lengths[0],
         labels=labels_of(settings),
         alignment="" if alignment is None else alignment.describe(),
+        unaligned_length=lines[1].lengths[0] if len(lines) > 1 else None,
     )
     say(f"\n{result!r}\n")
     for place, group in {GROUP: group_of(result), **value_groups(result, GROUP)}.items():

@@ -141,8 +141,9 @@ class ConnectSettings:
         metavar="N", minimum=2,
     )  # fmt: skip
     align: str = setting(
-        "none", "permutation of the units of B before the line, its function unchanged: so that its weights lie near "
-        "those of A (weights), or none", choices=("none", "weights"),
+        "none", "permutation of the units of B before the line, its function unchanged, so that its weights, or the "
+        "outputs of its layers, lie near those of A; the line to B as it stood is measured too",
+        choices=("none", "weights", "activations"),
     )  # fmt: skip
     save_aligned: str | None = setting(None, "checkpoint of B with its units permuted, to write", metavar="FILE")
 

@@ -1,30 +1,40 @@
-"""Permutations of one network's units that bring its weights nearest to another's: weight matching.
+"""Permutations of one network's units that bring it nearest to another, its function unchanged: git re-basin.
 
-Maximise the sum over tensors of <W_A, P W_B>, that is, minimise the distance of both, over the permutations P of all
-groups: coordinate descent, one group after another, each solved exactly as an assignment. Every descent ends in a local
-maximum; the best of several is taken. The first starts from what the inputs fix, group by group in the order of the
-forward pass: it recovers a permuted copy exactly where the units differ in what the groups before them fix. Source:
-Ainsworth et al. (2023), arXiv:2209.04836.
+weights      Maximise the sum over tensors of <W_A, P W_B>, that is, minimise the distance of both, over the
+             permutations P of all groups: coordinate descent, one group after another, each solved exactly as an
+             assignment. Every descent ends in a local maximum; the best of several is taken. The first starts from
+             what the inputs fix, group by group in the order of the forward pass: it recovers a permuted copy exactly
+             where the units differ in what the groups before them fix.
+activations  Maximise <Z_A, P Z_B> for each group alone, Z (units, samples times places) the outputs of the layers
+             that make its units, over all samples: one assignment for each group, exact. Of several layers (skip
+             connections) the sum, each divided by |Z_A| |Z_B|.
 
-Price: an assignment of n units takes O(n^3), and O(n times weights) for its matrix; no pass over the data.
+Source of both: Ainsworth et al. (2023), arXiv:2209.04836.
+
+Price: an assignment of n units takes O(n^3); its matrix O(n times weights), or a pass over the data of each network.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
-from math import sqrt
+from functools import partial
+from math import inf, sqrt
+from typing import Any
 
 import torch
 from scipy.optimize import linear_sum_assignment
-from torch import Tensor
+from torch import Tensor, nn
 
 from lossmap.data.borrow import temporary_parameters
 from lossmap.data.problem import Problem
+from lossmap.keywords import checked_keywords
 from lossmap.landscape.permutation_groups import OUTPUT, PermutationGroups, Use, permutation_groups, spread
 from lossmap.report.text import count
 
-NONE, WEIGHTS = ALIGNMENTS = ("none", "weights")
+NONE, WEIGHTS, ACTIVATIONS = ALIGNMENTS = ("none", "weights", "activations")
+METHODS = {WEIGHTS: "weight matching", ACTIVATIONS: "activation matching"}
 STARTS = 4  # descents, the best of which is taken
 MAX_SWEEPS = 100  # over all groups
 ROUNDING = 1e-12  # relative: what sums in another order may differ by
@@ -39,6 +49,7 @@ class Alignment:
     permutations    by group: (units,) which unit stands at each place now
     fixed           by layer whose units have to stay: why
     before, after   distance of the parameters from the other network's
+    method          weights or activations
     """
 
     state: Mapping[str, Tensor] = field(repr=False)
@@ -46,6 +57,7 @@ class Alignment:
     fixed: Mapping[str, str]
     before: float
     after: float
+    method: str = WEIGHTS
 
     @property
     def units(self) -> int:
@@ -60,8 +72,8 @@ class Alignment:
     def describe(self) -> str:
         """What was done, in one sentence."""
         text = (
-            f"aligned by weight matching: {self.moved} of {self.units} units in {len(self.permutations)} groups moved, "
-            f"distance {self.before:.4g} before, {self.after:.4g} after"
+            f"aligned by {METHODS[self.method]}: {self.moved} of {self.units} units in {len(self.permutations)} groups "
+            f"moved, distance {self.before:.4g} before, {self.after:.4g} after"
         )
         held = {name: why for name, why in self.fixed.items() if why != OUTPUT}  # which never move in any network
         if not held:
@@ -70,39 +82,125 @@ class Alignment:
         return f"{text}; the units of {count(len(held), 'layer')} stay, such as those of {name} ({why})"
 
 
-def align_weights(problem: Problem, other: Mapping[str, Tensor], *, starts: int = STARTS, seed: int = 0) -> Alignment:
-    """The other network of the same architecture, its units permuted to lie near those of the problem's model.
+@checked_keywords
+def align(
+    problem: Problem,
+    other: Mapping[str, Tensor] | nn.Module,
+    *,
+    method: str = WEIGHTS,
+    starts: int = STARTS,
+    seed: int = 0,
+) -> Alignment:
+    """Permute the units of another network of the same architecture, its function unchanged, to lie near a model's.
 
     Args:
         problem: the model to come near to, with data of whose first batch one forward is traced.
-        other: tensors by name, as of `state_dict`.
-        starts: number of descents.
-        seed: of the orders in which groups are visited.
+        other: the other network: a module, or its tensors by name (a state dict).
+        method: `weights`: the distance of both networks' parameters is made least; `activations`: that of their
+            layers' outputs over the data.
+        starts: number of descents of weight matching, the best of which is taken.
+        seed: of the orders in which weight matching visits the groups of units.
 
-    Raises ValueError for a model that cannot be traced, whose units cannot move, or that computes something else than
-    its trace says.
+    Returns:
+        An `Alignment`: `state` to be loaded, `permutations`, and the distances `before` and `after`.
+
+    Raises:
+        ValueError: for a model that cannot be traced, whose units cannot move, or that computes something else than
+            its trace says; names or shapes that differ; an unknown method; outputs that are not finite.
+
+    Example:
+        >>> import torch, lossmap
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 6), torch.nn.ReLU(), torch.nn.Linear(6, 3))
+        >>> problem = lossmap.Problem.supervised(model, "crossentropy", (torch.randn(9, 4), torch.arange(9) % 3))
+        >>> order = torch.randperm(6)
+        >>> copy = {k: v.clone() for k, v in model.state_dict().items()}
+        >>> copy["0.weight"], copy["0.bias"] = copy["0.weight"][order], copy["0.bias"][order]
+        >>> copy["2.weight"] = copy["2.weight"][:, order]
+        >>> lossmap.align(problem, copy).after  # the same network with its units in another order
+        0.0
 
     """
+    if method not in METHODS:
+        raise ValueError(f"the method of an alignment must be one of {', '.join(METHODS)}; got {method!r}")
     model = problem.model
     groups = permutation_groups(problem)
+    tensors = other.state_dict() if isinstance(other, nn.Module) else other
     own = {name: p.detach().double().cpu() for name, p in model.named_parameters()}
-    missing = [u.name for uses in groups.uses.values() for u in uses if u.name not in other]
+    missing = [u.name for uses in groups.uses.values() for u in uses if u.name not in tensors]
     if missing:
         raise ValueError(f"no tensor named {missing[0]} in the network to be aligned")
-    theirs = {name: other[name].detach().double().cpu() for name in own if name in other}
+    theirs = {name: tensors[name].detach().double().cpu() for name in own if name in tensors}
     unlike = next((n for n, t in theirs.items() if t.shape != own[n].shape), None)
     if unlike is not None:
         raise ValueError(f"{unlike} has the shape {tuple(theirs[unlike].shape)}, not {tuple(own[unlike].shape)}")
-    matching = _Matching(groups, own, theirs)
+    if method == ACTIVATIONS:
+        found = _matched_activations(problem, groups, tensors)
+    else:
+        found = _matched_weights(groups, own, theirs, starts, seed)
+    state = groups.permuted(tensors, found)
+    _check_function(problem, tensors, state)
+    moved = {name: state[name].detach().double().cpu() for name in theirs}
+    return Alignment(state, found, groups.fixed, _distance(own, theirs), _distance(own, moved), method)
+
+
+def _matched_weights(
+    groups: PermutationGroups, own: Mapping[str, Tensor], other: Mapping[str, Tensor], starts: int, seed: int
+) -> dict[str, Tensor]:
+    """The best permutations of several descents."""
+    matching = _Matching(groups, own, other)
     best, score = matching.run(0, torch.Generator().manual_seed(seed))
     for start in range(1, starts):
         found, value = matching.run(start, torch.Generator().manual_seed(seed + start))
         if value > score + ROUNDING * abs(value):
             best, score = found, value
-    state = groups.permuted(other, best)
-    _check_function(problem, other, state)
-    moved = {name: state[name].detach().double().cpu() for name in theirs}
-    return Alignment(state, best, groups.fixed, _distance(own, theirs), _distance(own, moved))
+    return best
+
+
+def _matched_activations(problem: Problem, groups: PermutationGroups, other: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The permutations by what the units say, of all samples."""
+    layers = [name for of_group in groups.layers.values() for name in of_group]
+    names = {n for n, _ in (*problem.model.named_parameters(), *problem.model.named_buffers())}
+    theirs = {n: t for n, t in other.items() if n in names}
+    inner: dict[str, Tensor] = {}
+    squares = dict.fromkeys(layers, torch.zeros(2, dtype=torch.float64))
+    for batch in problem.data:
+        own, others = (_outputs_of(problem, layers, tensors, batch) for tensors in ({}, theirs))
+        for name in layers:
+            a, b = own[name], others[name]
+            inner[name] = inner.get(name, 0) + a @ b.T
+            squares[name] = squares[name] + torch.stack([a.square().sum(), b.square().sum()])
+    found = {}
+    for group, of_group in groups.layers.items():
+        gains = torch.zeros(groups.sizes[group], groups.sizes[group], dtype=torch.float64)
+        for name in of_group:
+            scale = float(squares[name].prod().sqrt())
+            if not 0 < scale < inf:
+                if scale == 0:
+                    continue  # a layer that says nothing
+                raise ValueError(f"outputs of {name} are not finite: activations cannot be matched")
+            gains += inner[name] / scale
+        found[group] = torch.as_tensor(linear_sum_assignment(gains.numpy(), maximize=True)[1])
+    return found
+
+
+def _outputs_of(
+    problem: Problem, layers: Collection[str], tensors: Mapping[str, Tensor], batch: Any
+) -> dict[str, Tensor]:
+    """(units, samples times places) in float64: the outputs of layers by name, of the model with these tensors."""
+    outputs: dict[str, Tensor] = {}
+
+    def keep(name: str, layer: nn.Module, _: Any, output: Tensor) -> None:
+        dim = -1 if isinstance(layer, nn.Linear) else 1
+        outputs[name] = output.detach().movedim(dim, 0).flatten(1).double().cpu()
+
+    with ExitStack() as stack:
+        stack.enter_context(temporary_parameters(problem.model, tensors))
+        stack.enter_context(torch.no_grad())
+        for name in layers:
+            hook = problem.model.get_submodule(name).register_forward_hook(partial(keep, name))
+            stack.callback(hook.remove)
+        problem.forward(problem.model, batch)
+    return outputs
 
 
 class _Matching:

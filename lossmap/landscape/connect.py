@@ -2,12 +2,14 @@
 
     theta(t) = (1 - t) theta_A + t theta_B,   t = 0 ... 1
 
-Price: one pass over the data a point, two where statistics of batch norm are recomputed; see `connection_map`.
+Price: one pass over the data a point, two where statistics of batch norm are recomputed; both twice with an alignment;
+see `connection_map`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import numpy as np
 from torch import Tensor, nn
@@ -19,7 +21,8 @@ from lossmap.io.disk import PathLike
 from lossmap.io.eigenvector_store import put_group
 from lossmap.io.surface import Group
 from lossmap.keywords import checked_keywords
-from lossmap.landscape.alignment import ALIGNMENTS, NONE, WEIGHTS, align_weights
+from lossmap.landscape.alignment import ALIGNMENTS, NONE
+from lossmap.landscape.alignment import align as aligned
 from lossmap.landscape.connection import GROUP, Connection, connection_in
 from lossmap.landscape.connection_map import INTERPOLATE, RECOMPUTE, connection_map, fixed_batches, statistics_of
 from lossmap.landscape.loss import plain_forward
@@ -63,8 +66,9 @@ def connect(
             (of the first problem's, where there are none), `interpolate`d between both networks, or those of the first
             (`keep`). Where no batch norm keeps statistics it changes nothing.
         parameters: that move, as of `random_plane`; the others stay those of the first network.
-        align: `weights`: the units of the other network are permuted before, its function unchanged, so that its
-            weights lie near those of the first; which may change places is derived from the traced model. `none`: not.
+        align: the units of the other network are permuted before, its function unchanged, so that its weights, or what
+            its layers say, lie near those of the first: `weights` or `activations`, as of `align`. Both lines are
+            read, so that the barrier is known before and after. `none`: it stays as it stands.
         path: of a result file, written as the points come; the same call resumes it, and `lossmap.read` gives its
             surface. None: in memory alone.
         overwrite: whether a file that is there is begun anew.
@@ -93,22 +97,28 @@ def connect(
     grid, done = line_grid(points), statistics_of(first.model, bn)
     if align not in ALIGNMENTS:
         raise ValueError(f"--align must be one of {', '.join(ALIGNMENTS)}; got {align!r}")
-    alignment = None
-    if align == WEIGHTS:
-        alignment = align_weights(first, other.state_dict() if isinstance(other, nn.Module) else other)
+    line = partial(line_between, first.model, states=done == INTERPOLATE, parameters=parameters)
+    alignment, unaligned = None, None
+    if align != NONE:
+        alignment, unaligned = aligned(first, other, method=align), line(other)
         other = alignment.state
-    plane = line_between(first.model, other, states=done == INTERPOLATE, parameters=parameters)
+    plane = line(other)
     statistics = fixed_batches(first.data) if done == RECOMPUTE else None
     measure = connection_map(
-        problems, plane, plain_forward(first), statistics=statistics, settings={"batch norm": done}
-    )
+        problems, plane, plain_forward(first), statistics=statistics, unaligned=unaligned,
+        settings={"batch norm": done},
+    )  # fmt: skip
     world = World.start()
     surface = survey(measure, grid, path=path, overwrite=overwrite, progress=progress, world=world)
-    samples = {split: p.sample_count for split, p in problems.items()}
     result = connection_in(
-        surface, bn=done, samples=samples, length=plane.lengths[0], labels=tuple(labels),
+        surface,
+        bn=done,
+        samples={split: p.sample_count for split, p in problems.items()},
+        length=plane.lengths[0],
+        labels=tuple(labels),
         alignment="" if alignment is None else alignment.describe(),
-    )  # fmt: skip
+        unaligned_length=None if unaligned is None else unaligned.lengths[0],
+    )
     if path is not None and world.rank == 0:
         put_group(path, GROUP, Group(*result.stored()), lambda: surface)
     return result

@@ -14,7 +14,7 @@ arXiv:2012.06898 (monotone interpolation, and its bump).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import inf, nan
 from typing import Any
 
@@ -22,7 +22,7 @@ import numpy as np
 
 from lossmap.io.surface import Surface
 from lossmap.keywords import checked_init
-from lossmap.report.connection import connection_report
+from lossmap.report.connection import UNALIGNED, connection_report
 from lossmap.report.stored import REPORT_VERSION, StoredReport
 from lossmap.values import DrawnResult
 
@@ -78,6 +78,7 @@ class Connection(DrawnResult):
         length: of the line, in units of theta.
         labels: of both networks.
         alignment: what permutations of the other network's units did before; empty where it stands as it was.
+        unaligned: the line to the other network as it stood, where it was aligned.
 
     Example:
         >>> import torch, lossmap
@@ -100,6 +101,7 @@ class Connection(DrawnResult):
     length: float = nan
     labels: tuple[str, str] = ("A", "B")
     alignment: str = ""
+    unaligned: Connection | None = None
 
     def barrier(self, split: str = "train") -> Barrier:
         """The barrier of one split. Raises KeyError for a split that was not measured."""
@@ -177,16 +179,26 @@ def _direction(losses: np.ndarray) -> tuple[float, str]:
 def connection_in(surface: Surface, **about: Any) -> Connection:
     """The connection whose losses a surface holds, over t from 0 to 1.
 
-    about  bn, samples, length, labels and alignment
+    about  bn, samples, length, labels and alignment; unaligned_length of the line to the other as it stood
     """
-    splits = [name.removesuffix("_loss") for name in surface.fields if name.endswith("_loss")]
+    before = about.pop("unaligned_length", None)
+    line = _line_in(surface, {n: v for n, v in surface.fields.items() if not n.startswith(UNALIGNED)}, **about)
+    if before is None:
+        return line
+    fields = {n.removeprefix(UNALIGNED): v for n, v in surface.fields.items() if n.startswith(UNALIGNED)}
+    unaligned = _line_in(surface, fields, **{**about, "length": before, "alignment": ""})
+    return replace(line, unaligned=unaligned)
+
+
+def _line_in(surface: Surface, fields: Mapping[str, np.ndarray], **about: Any) -> Connection:
+    splits = [name.removesuffix("_loss") for name in fields if name.endswith("_loss")]
     beside = ("_loss", "_error", "_seconds", "_rank")
     return Connection(
         t=surface.grid.x,
-        losses={split: surface[f"{split}_loss"] for split in splits},
-        metrics={name: v for name, v in surface.fields.items() if not name.endswith(beside)},
-        barrier_errors={split: surface[f"{split}_barrier_error"] for split in splits},
-        midpoint_errors={split: surface[f"{split}_midpoint_error"] for split in splits},
+        losses={split: fields[f"{split}_loss"] for split in splits},
+        metrics={name: v for name, v in fields.items() if not name.endswith(beside)},
+        barrier_errors={split: fields[f"{split}_barrier_error"] for split in splits},
+        midpoint_errors={split: fields[f"{split}_midpoint_error"] for split in splits},
         unit=surface.about[f"{splits[0]}_loss"].unit,
         **about,
     )
@@ -201,6 +213,11 @@ def _report_of(c: Connection) -> StoredReport:
     }  # fmt: skip
     if c.alignment:
         attributes["alignment"] = c.alignment
+    if c.unaligned is not None:
+        before = _report_of(c.unaligned)
+        ends = ("t", "bn", "unit", "first", "other", "report_version")  # of both lines
+        arrays |= {f"{UNALIGNED}{name}": v for name, v in before.arrays.items() if name not in ends}
+        attributes |= {f"{UNALIGNED}{name}": v for name, v in before.attributes.items() if name not in ends}
     for split, losses in c.losses.items():
         arrays[f"{split}_loss"] = losses
         for name, errors in (("barrier", c.barrier_errors), ("midpoint", c.midpoint_errors)):

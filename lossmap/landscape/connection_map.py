@@ -8,13 +8,17 @@ common, such as a hard sample, cancels. Likewise above the mean of both ends. Wh
 samples (`data.sample_losses`) the errors are NaN.
 
 At every point the statistics of batch norm are those of the interpolated network, where they are to be recomputed: from
-fixed batches, the same on every rank, also of a team whose ranks share the samples.
-Price: one pass a point, a second one for statistics; two points more on each rank, for the losses at both ends.
+fixed batches, the same on every rank, also of a team whose ranks share the samples. Where the other network was
+aligned, the line to it as it stood is read too, at the same t: unaligned_train_loss, ...
+Price: one pass a point, a second one for statistics; two points more on each rank, for the losses at both ends; all
+twice where there are two lines.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import islice
 from math import nan, sqrt
 from typing import Any
@@ -31,6 +35,7 @@ from lossmap.geometry.directions import Plane
 from lossmap.geometry.grid import Field, Point
 from lossmap.landscape.batchnorm_statistics import norms_with_statistics, recompute_statistics
 from lossmap.landscape.loss import ForwardPlan, LossMap
+from lossmap.report.connection import UNALIGNED
 
 RECOMPUTE, INTERPOLATE, KEEP = STATISTICS = ("recompute", "interpolate", "keep")
 NONE = "none"  # what is stored where no batch norm keeps statistics
@@ -51,11 +56,13 @@ class ConnectionMap(LossMap):
         plan: ForwardPlan,
         *,
         statistics: Batches | None = None,
+        unaligned: Plane | None = None,
         total: Total = single_rank,
         autocast: torch.dtype | None = None,
         settings: Mapping[str, Any] | None = None,
     ) -> None:
         self._statistics = statistics
+        self._unaligned: ConnectionMap | None = None
         # each sample's losses by split, at both ends and at the present point; None where they are not to be had
         self._ends: tuple[Samples, Samples] | None = None
         self._seen: Samples = {}
@@ -63,6 +70,11 @@ class ConnectionMap(LossMap):
         self._t = nan
         super().__init__(problems, plane, plan, total=total, autocast=autocast, settings=settings)
         self.fields = (*self.fields, *(f for split, p in problems.items() for f in _error_fields(split, p)))
+        if unaligned is not None:
+            self._unaligned = ConnectionMap(
+                problems, unaligned, plan, statistics=statistics, total=total, autocast=autocast
+            )
+            self.fields = (*self.fields, *(_unaligned_field(field) for field in self._unaligned.fields))
 
     def __call__(self, point: Point) -> dict[str, float]:
         """Read the losses at a point; the first time on a rank also each sample's at both ends."""
@@ -73,7 +85,10 @@ class ConnectionMap(LossMap):
                 ends.append(dict(self._seen))
             self._ends = (ends[0], ends[1])
         self._t = point[0]
-        return super().__call__(point)
+        reading = super().__call__(point)
+        if self._unaligned is not None:
+            reading |= {f"{UNALIGNED}{name}": value for name, value in self._unaligned(point).items()}
+        return reading
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: v for name, v in super().__getstate__().items() if name not in ("_ends", "_seen")} | {"_rows": []}
@@ -81,6 +96,9 @@ class ConnectionMap(LossMap):
     def _use(self, plan: ForwardPlan) -> None:
         super()._use(plan)
         self._ends, self._seen = None, {}  # of the former batches
+        if self._unaligned is not None:
+            self._unaligned = copy.copy(self._unaligned)  # the measure that this one may be a copy of keeps its own
+            self._unaligned._use(plan)
 
     def _arrive(self) -> None:
         if self._statistics is None:
@@ -148,6 +166,11 @@ def _error_fields(split: str, problem: Problem) -> Iterator[Field]:
         yield Field(f"{split}_{name}_error", problem.unit, long_name)
 
 
+def _unaligned_field(field: Field) -> Field:
+    """The same field on the line to the other network as it stood."""
+    return replace(field, name=f"{UNALIGNED}{field.name}", long_name=f"{field.long_name}, before alignment")
+
+
 def statistics_of(model: nn.Module, bn: str) -> str:
     """What is done with the statistics of batch norm: `bn`, or none where no batch norm keeps any.
 
@@ -172,6 +195,7 @@ def connection_map(
     plan: ForwardPlan,
     *,
     statistics: Any = None,
+    unaligned: Plane | None = None,
     total: Total = single_rank,
     autocast: torch.dtype | None = None,
     settings: Mapping[str, Any] | None = None,
@@ -179,8 +203,12 @@ def connection_map(
     """The measure on a line, its losses checked. Arguments as of `losses`.
 
     statistics  the batches of which the statistics of batch norm are made at every point; None: they are the plane's
+    unaligned   the line to the other network as it stood before it was aligned, read too
 
     Raises ValueError where a loss cannot be evaluated repeatably.
     """
     checked = {split: check_loss(p, total=total) for split, p in problems.items()}
-    return ConnectionMap(checked, plane, plan, statistics=statistics, total=total, autocast=autocast, settings=settings)
+    return ConnectionMap(
+        checked, plane, plan, statistics=statistics, unaligned=unaligned, total=total, autocast=autocast,
+        settings=settings,
+    )  # fmt: skip

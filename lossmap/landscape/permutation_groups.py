@@ -42,11 +42,13 @@ class PermutationGroups:
     sizes   by group, in the order of the forward pass: the number of its units
     uses    by group: the tensors that move with it
     fixed   by layer whose units have to stay: why
+    layers  by group: those whose outputs its units are, along dimension 1 of a convolution and the last of a linear one
     """
 
     sizes: Mapping[str, int]
     uses: Mapping[str, tuple[Use, ...]]
     fixed: Mapping[str, str]
+    layers: Mapping[str, tuple[str, ...]]
 
     def permuted(self, state: Mapping[str, Tensor], permutations: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The state with unit permutations[group][i] of each group at place i."""
@@ -213,6 +215,7 @@ class _Search:
                     self.reasons.setdefault(self.root(group), f"{use.name} is used in several places")
         sizes: dict[str, int] = {}
         kept: dict[str, list[Use]] = defaultdict(list)
+        layers: dict[str, list[str]] = defaultdict(list)
         fixed: dict[str, str] = {}
         for group in self.parent:
             root = self.root(group)
@@ -221,7 +224,9 @@ class _Search:
                 continue
             sizes.setdefault(root, self.sizes[root])
             kept[root] += self.uses[group]
-        return PermutationGroups(sizes, {g: tuple(dict.fromkeys(kept[g])) for g in sizes}, fixed)
+            layers[root].append(group)  # a group is named after the layer that makes its units
+        moving = {g: tuple(dict.fromkeys(kept[g])) for g in sizes}
+        return PermutationGroups(sizes, moving, fixed, {g: tuple(layers[g]) for g in sizes})
 
     def _visit(self, node: fx.Node, calls: Mapping[Any, int]) -> _Axis | None:
         inputs = [self.axes[n] for n in node.all_input_nodes]

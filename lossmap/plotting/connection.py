@@ -12,7 +12,7 @@ from lossmap.io.surface import Group
 from lossmap.plotting import lines
 from lossmap.plotting.quantities import in_brackets
 from lossmap.plotting.style import BLUE, RED, new_figure, page_width, style_context
-from lossmap.report.connection import splits_of
+from lossmap.report.connection import UNALIGNED, is_aligned, splits_of
 from lossmap.report.stored import StoredReport
 from lossmap.report.text import value_with_error
 
@@ -36,6 +36,8 @@ def _draw_split(axes: Any, stored: StoredReport, split: str) -> None:
     """Loss on the left axis, the straight line between both ends and the barrier; accuracy on the right one."""
     t, losses = stored.arrays["t"], stored.arrays[f"{split}_loss"]
     lines.curve(axes, t, losses, colour=BLUE, label=f"{split} loss", dashed=False)
+    if is_aligned(stored):
+        lines.curve(axes, t, stored.arrays[f"{UNALIGNED}{split}_loss"], colour=BLUE, label="not aligned", dashed=True)
     if np.isfinite(losses[[0, -1]]).all():
         axes.plot([0.0, 1.0], losses[[0, -1]], "--", color=LINE, linewidth=0.8)
         _mark_barrier(axes, stored, split, losses)
@@ -56,11 +58,24 @@ def _mark_barrier(axes: Any, stored: StoredReport, split: str, losses: np.ndarra
     """An arrow from the straight line to the loss at the barrier, with its height; `no barrier` where there is none."""
     height, at = stored.number(f"{split}_barrier"), stored.number(f"{split}_at")
     if not isfinite(height) or not isfinite(at):
-        axes.set_title("no barrier" if height == 0.0 else "an infinite barrier")
+        what = "no barrier" if height == 0.0 else "an infinite barrier"
+        axes.set_title(f"{what}{_before_text(stored, split)}")
         return
     foot = (1.0 - at) * float(losses[0]) + at * float(losses[-1])
     arrow = {"arrowstyle": "<->", "color": "black", "linewidth": 0.8, "shrinkA": 0, "shrinkB": 0}
     axes.annotate("", (at, foot), (at, foot + height), arrowprops=arrow)
-    axes.set_title(f"barrier {value_with_error(height, stored.number(f'{split}_error'))} at t = {at:.3g}")
+    axes.set_title(f"barrier {_height_text(stored, split)} at t = {at:.3g}{_before_text(stored, split)}")
     low, high = axes.get_ylim()
     axes.set_ylim(low, high + ROOM * (high - low))
+
+
+def _height_text(stored: StoredReport, split: str) -> str:
+    height = stored.number(f"{split}_barrier")
+    return value_with_error(height, stored.number(f"{split}_error")) if height else "none"
+
+
+def _before_text(stored: StoredReport, split: str) -> str:
+    """The barrier before the alignment, in a line of its own; empty where nothing was aligned."""
+    if f"{UNALIGNED}{split}_barrier" not in stored.attributes:
+        return ""
+    return f"\nnot aligned (dashed): {_height_text(stored, f'{UNALIGNED}{split}')}"

@@ -12,6 +12,7 @@ import numpy as np
 from lossmap.report.stored import StoredReport
 from lossmap.report.text import WIDTH, count, counted, filled, number, table, value_with_error, wrapped
 
+UNALIGNED = "unaligned_"  # before the names of what is read on the line to the other network as it stood
 CLEAR = 2.0  # standard errors above which a barrier is said to be there
 STATISTICS = {
     "recompute": "batch-norm statistics recomputed at every point, the ends too, from fixed batches of the samples",
@@ -23,7 +24,8 @@ STATISTICS = {
 
 def splits_of(stored: StoredReport) -> list[str]:
     """The splits that were measured, in their order."""
-    return [name.removesuffix("_loss") for name in stored.arrays if name.endswith("_loss")]
+    names = [name for name in stored.arrays if not name.startswith(UNALIGNED)]
+    return [name.removesuffix("_loss") for name in names if name.endswith("_loss")]
 
 
 def connection_report(stored: StoredReport) -> str:
@@ -35,17 +37,33 @@ def connection_report(stored: StoredReport) -> str:
     if stored.text("alignment", ""):
         aligned = f"{stored.text('other')} {stored.text('alignment')}"
         lines += [f"  {line}" for line in filled(aligned, WIDTH - 2)]
+    if is_aligned(stored):
+        lines.append(
+            f"  the line to {stored.text('other')} as it stood: length {number(stored.number(f'{UNALIGNED}length'))}"
+        )
     rows = [("", f"{counted(stored.text('unit', 'nats'))}s", "at 0", "at 1", "highest", "lowest")]
     for name in _measured(stored):
-        values = stored.arrays[name]
         samples = f"{int(stored.number(name.partition('_')[0] + '_samples', 0)):,}"
-        ends = (number(float(values[0])), number(float(values[-1])))
-        rows.append((name.replace("_", " "), samples, *ends, number(_extreme(values, 1)), number(_extreme(values, -1))))
+        rows.append((name.replace("_", " "), samples, *_range(stored.arrays[name])))
+        if is_aligned(stored):
+            rows.append(("  not aligned", "", *_range(stored.arrays[f"{UNALIGNED}{name}"])))
     lines += table(rows, right=(1, 2, 3, 4, 5))
     for split in splits_of(stored):
         lines += ["", *_split_lines(stored, split)]
     note = f"Of the {points} points that were measured; between them the loss may be higher."
     return "\n".join([*lines, f"  {note}"])
+
+
+def is_aligned(stored: StoredReport) -> bool:
+    """Whether the line to the other network as it stood, before it was aligned, is there too."""
+    return any(name.startswith(UNALIGNED) for name in stored.arrays)
+
+
+def _range(values: np.ndarray) -> tuple[str, str, str, str]:
+    """At both ends, the highest and the lowest."""
+    numbers = (float(values[0]), float(values[-1]), _extreme(values, 1), _extreme(values, -1))
+    first, last, highest, lowest = map(number, numbers)
+    return first, last, highest, lowest
 
 
 def _measured(stored: StoredReport) -> list[str]:
@@ -68,9 +86,17 @@ def _split_lines(stored: StoredReport, split: str) -> list[str]:
         return wrapped(split, "no barrier can be stated: the loss at one of both ends is not known")
     return [
         *wrapped(f"{split} barrier", _barrier_text(stored, split), indent=20),
+        *_unaligned_lines(stored, split),
         *wrapped("above the mean", _midpoint_text(stored, split), indent=20),
         *wrapped("monotone", monotone_text(stored, split), indent=20),
     ]
+
+
+def _unaligned_lines(stored: StoredReport, split: str) -> list[str]:
+    """The barrier on the line to the other network as it stood."""
+    if f"{UNALIGNED}{split}_barrier" not in stored.attributes:
+        return []
+    return wrapped("not aligned", _barrier_text(stored, f"{UNALIGNED}{split}"), indent=20)
 
 
 def _barrier_text(stored: StoredReport, split: str) -> str:

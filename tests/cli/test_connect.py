@@ -117,6 +117,11 @@ def test_b_is_aligned_reported_and_saved_and_the_file_resumes_as_such_alone(here
     )
     assert main(["a.pt", "aligned.pt", *QUICK, "--points", "3", "--surf-file", "d.h5"]) == 0
     assert np.array_equal(read("d.h5")["train_loss"], read("c.h5")["train_loss"])
+    assert main([*words, "--overwrite", "--surf-file", "e.h5"]) == 0  # the line to b as it stands is in the first file
+    for name, values in read("e.h5").fields.items():
+        if not name.startswith(("loss_", "unaligned_")):
+            assert np.array_equal(read("c.h5")[f"unaligned_{name}"], values)
+    assert line.unaligned.barrier("train") == lossmap.read("e.h5", lossmap.Connection).barrier("train")
     assert command_line(["status", "--verify", "c.h5"]) == 0
     assert command_line(["resume", "c.h5"]) == 0
     assert main([*words, "--align", "weights"]) == 0
@@ -127,7 +132,7 @@ def test_b_is_aligned_reported_and_saved_and_the_file_resumes_as_such_alone(here
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["a.pt", "b.pt", "--save-aligned", "c.pt"], "needs --align weights"),
+        (["a.pt", "b.pt", "--save-aligned", "c.pt"], "needs --align weights or activations"),
         (["a.pt", "b.pt", "--align", "weights", "--save-aligned", "b.pt"], "would write over an end of the line"),
         (["a.pt"], "a line has two ends: lossmap connect A B --model ...; got 1 (a.pt)"),
         ([], "a line has two ends"),

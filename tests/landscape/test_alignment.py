@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import pickle
+from itertools import permutations
 
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ from torch import nn
 import lossmap
 from lossmap import zoo
 from lossmap.data.problem import Problem
-from lossmap.landscape.alignment import align_weights
+from lossmap.landscape.alignment import align
 from lossmap.landscape.permutation_groups import permutation_groups
 from lossmap.zoo.residual import thin
 
@@ -129,8 +131,9 @@ def test_a_permuted_randomly_wired_net_has_the_same_function_to_1e_12(seed):
     assert float((twin(x) - model(x)).detach().abs().max()) <= 1e-12 * float(model(x).detach().abs().max())
 
 
+@pytest.mark.parametrize("method", ["weights", "activations"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_permuted_copy_is_recovered_exactly_and_no_barrier_is_left(family):
+def test_a_permuted_copy_is_recovered_exactly_and_no_barrier_is_left(family, method):
     build, size = FAMILIES[family]
     torch.manual_seed(0)
     model = build()
@@ -139,7 +142,7 @@ def test_a_permuted_copy_is_recovered_exactly_and_no_barrier_is_left(family):
     assert not [name for name in groups.fixed if groups.fixed[name] != "units of the output"]
     state, _ = shuffled(groups, model.state_dict())
     assert any(not torch.equal(state[n], t) for n, t in model.state_dict().items())
-    found = align_weights(problem, state)
+    found = align(problem, state, method=method)
     assert all(torch.equal(found.state[name], tensor) for name, tensor in model.state_dict().items())
     assert found.after == 0.0 < found.before and found.units == sum(groups.sizes.values())
 
@@ -165,7 +168,25 @@ def test_channels_that_are_added_share_a_group():
 def test_what_cannot_be_aligned_is_refused_by_name(model, sentence):
     problem = problem_of(model, shape=(6, 4))
     with pytest.raises(ValueError, match=sentence):
-        align_weights(problem, {name: t + 1.0 for name, t in model.state_dict().items()})
+        align(problem, {name: t + 1.0 for name, t in model.state_dict().items()})
+
+
+def test_activation_matching_is_the_nearest_of_all_permutations_of_the_outputs():
+    torch.manual_seed(1)
+    a, b = (nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)).double() for _ in "ab")
+    x = torch.randn(40, 4, dtype=torch.float64)
+    problem = Problem.supervised(a, "crossentropy", (x, torch.arange(40) % 3), batch_size=7)
+    found = align(problem, b, method="activations")
+
+    def distance(order):
+        return float((a[0](x) - b[0](x)[:, list(order)]).detach().square().sum())
+
+    assert tuple(found.permutations["0"].tolist()) == min(permutations(range(5)), key=distance)
+    assert found.method == "activations" and "by activation matching" in found.describe()
+    with pytest.raises(ValueError, match="one of weights, activations; got 'best'"):
+        align(problem, b, method="best")
+    with pytest.raises(ValueError, match="outputs of 0 are not finite"):
+        align(problem, {n: t / 0.0 for n, t in b.state_dict().items()}, method="activations")
 
 
 def test_a_line_to_a_permuted_net_shows_what_is_left_of_its_barrier():
@@ -173,11 +194,19 @@ def test_a_line_to_a_permuted_net_shows_what_is_left_of_its_barrier():
     model = stirred(plain())
     problem = problem_of(model)
     other, _ = shuffled(permutation_groups(problem), model.state_dict())
-    other = {name: t + 1e-3 for name, t in other.items()}  # of a line of no length there is no measure
+    other = {name: t + 1e-3 for name, t in other.items()}
     before, after = (lossmap.connect(problem, other, points=5, align=align) for align in ("none", "weights"))
     assert before.length > 10 * after.length
     assert np.ptp(after.losses["train"]) < 1e-3 < 0.05 < np.ptp(before.losses["train"])
     assert np.allclose(before.losses["train"][[0, -1]], after.losses["train"][[0, -1]], rtol=1e-5)
     assert "B aligned by weight matching" in " ".join(repr(after).split()) and not before.alignment
-    with pytest.raises(ValueError, match="--align must be one of none, weights"):
+    # the line to the other as it stood is read beside, by the same numbers
+    assert before.unaligned is None and after.unaligned.length == before.length
+    for name in ("losses", "metrics", "barrier_errors", "midpoint_errors"):
+        for key, values in getattr(before, name).items():
+            assert np.array_equal(getattr(after.unaligned, name)[key], values)
+    assert repr(after).count("not aligned") == 3 and "not aligned" not in repr(before)  # loss, accuracy, barrier
+    copied = pickle.loads(pickle.dumps(after))
+    assert copied.unaligned.barrier() == before.barrier()
+    with pytest.raises(ValueError, match="--align must be one of none, weights, activations"):
         lossmap.connect(problem, other, align="best")

@@ -134,6 +134,14 @@ def connection():
     return Group({"t": t, "train_loss": 0.1 + 4 * t * (1 - t), "train_acc": 99 - 100 * t * (1 - t)}, about)
 
 
+def aligned():
+    group = connection()
+    rise = 4 * group["t"] * (1 - group["t"])
+    about = {"unaligned_train_barrier": 2.0, "unaligned_train_error": 0.2, "unaligned_train_at": 0.5}
+    arrays = {"unaligned_train_loss": 0.1 + 2 * rise, "unaligned_train_acc": 99 - 50 * rise}
+    return Group({**group.arrays, **arrays}, {**group.attributes, **about})
+
+
 def sharpness(times=1.0):
     arrays = {"ball": np.array(["filter"], dtype=object), "ball_radius": np.array([0.5]),
               "ball_average": np.array([3e-3]), "ball_average_error": np.array([1e-3]), "ball_sam": np.array([2.0]),
@@ -219,6 +227,7 @@ FIGURES = {
     "sharpness": lambda: lossmap.draw(holding(sharpness__train=sharpness())),
     "sharpnesses": lambda: lossmap.draw(holding(sharpness__a=sharpness(), sharpness__b=sharpness(2.0))),
     "connection": lambda: lossmap.draw(holding(connection=connection())),
+    "connection_aligned": lambda: lossmap.draw(holding(connection=aligned())),
     "topology": lambda: lossmap.draw(wells()),
     "evolution": lambda: draw_evolution(run()),
     "health": lambda: draw_health(health()),
@@ -327,7 +336,7 @@ def alike(figure):
 
 
 LINES = ("line", "lines", "median", "eigenline", "eigenlines", "training", "trainings", "spectra", "train_and_test",
-         "connection", "path")  # fmt: skip
+         "connection", "connection_aligned", "path")  # fmt: skip
 
 
 @pytest.mark.parametrize("name", LINES)

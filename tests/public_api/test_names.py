@@ -29,6 +29,7 @@ def test_there_are_about_thirty_names_and_they_are_these():
         "EigenvalueMap", "survey", "Surface", "read", "draw", "hessian", "gauss_newton", "eigenpairs", "trace",
         "spectral_density", "spectrum", "layer_spectra", "singular_values", "run_dynamics", "diagnose",
         "diagnose_network_health", "sharpness", "Sharpness", "connect", "Connection", "find_minima", "Topology", "page",
+        "align",
     } <= set(NAMES)  # fmt: skip
 
 
