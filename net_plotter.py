@@ -12,6 +12,11 @@ python net_plotter.py watch surface.h5
 
 import sys
 
+from lossmap.parallel.shutdown import keep_signals
+
+if __name__ == "__main__" and sys.argv[1:2] == ["connect"]:  # the command that can be stopped
+    keep_signals()  # from here on: the imports below take seconds
+
 from lossmap.cli.__main__ import main as lossmap
 from lossmap.geometry.directions import Plane, line_between, projected, random_plane
 from lossmap.geometry.training_path import principal_axes, trajectory

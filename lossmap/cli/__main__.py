@@ -14,7 +14,8 @@ from lossmap.cli.entry_point import command_words, launched_rank
 from lossmap.parallel.end_mark import mark_end
 from lossmap.parallel.shutdown import keep_signals
 
-STOPPABLE = ("surface", "eigenmap", "spectrum", "dynamics", "resume")  # commands that a signal asks to stop
+# commands that a signal asks to stop; of `campaign` some of the actions
+STOPPABLE = ("surface", "eigenmap", "spectrum", "sharpness", "connect", "dynamics", "resume", "train")
 
 
 def usage() -> str:

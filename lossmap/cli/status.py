@@ -271,9 +271,10 @@ def _attempt_lines(progress: dict[str, Any]) -> list[str]:
     for attempt in made[-MAX_SHOWN:] if len(made) > 1 else ():
         job = f", job {attempt['slurm_job_id']}" if "slurm_job_id" in attempt else ""
         again = f"; started again {attempt['restarted']}" if "restarted" in attempt else ""
+        by = int(attempt.get("ranks", 1))
         lines.append(
             f"  attempt of {attempt.get('start')}: {attempt.get('points', 0):,} points in "
-            f"{span_text(float(attempt.get('seconds', 0.0)))} by {attempt.get('ranks', 1)} ranks on "
+            f"{span_text(float(attempt.get('seconds', 0.0)))} by {by} rank{'s' * (by != 1)} on "
             f"{attempt.get('host')}{job}, {attempt.get('device', 'device unknown')}{again}"
         )
     return lines

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 import torch
 
-from lossmap import zoo
+from lossmap import cli, zoo
 from lossmap.cli import output as results
+from lossmap.cli.__main__ import STOPPABLE
 from lossmap.cli.__main__ import main as lossmap
 from lossmap.geometry.grid import Field, Grid
 from lossmap.io.memory_store import MemoryStore
@@ -178,6 +179,14 @@ def test_a_signal_while_torch_is_imported_leaves_a_result_to_resume(number, tmp_
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=90)
     assert done.returncode == 75, done.stderr
     assert read("s.h5").counts("loss") == {"done": 0, "failed": 0, "left": 12}
+
+
+def test_every_command_that_a_signal_asks_to_stop_keeps_those_that_come_while_torch_is_imported():
+    folder = Path(cli.__path__[0])
+    files = {command: folder / f"{module.rpartition('.')[2]}.py" for command, (module, *_) in cli.COMMANDS.items()}
+    stop = {command for command, file in files.items() if "with Stop(" in file.read_text()}
+    assert {"surface", "connect", "sharpness", "train"} < stop
+    assert stop - {"campaign"} == set(STOPPABLE) - {"resume"}
 
 
 # ---- resume
