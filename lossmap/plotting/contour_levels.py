@@ -23,6 +23,7 @@ SMALLEST, LARGEST = 1e-50, 1e50  # absolute values that a level, or a span of le
 FLAT_SPAN = 1e-9  # relative to the larger end: a narrower span is one value
 FLAT_MARGIN = 10.0  # a scale of one value reaches so many times its noise to both sides: noise stays unseen
 MAX_LEVELS = 1000
+FEW_LEVELS = 6  # fewer geometric levels show less than even ones between the same ends
 # Round steps within a decade, coarse to fine.
 SERIES: tuple[tuple[float, ...], ...] = (
     (1,),
@@ -115,14 +116,12 @@ def scale_of(
     log = log and 0 < bottom < top
     if top - bottom <= max(FLAT_SPAN * max(abs(top), abs(bottom)), SMALLEST):
         return Scale(bottom, max(bottom, top), np.array([bottom]), False, smallest < bottom, largest > top)
-    if step is not None:
-        levels = _stepped(bottom, top, step)
-    elif log:
-        levels = geometric(bottom, top, count)
-    else:
-        levels = even(bottom, top, count)
+    levels = _round_levels(bottom, top, count, log) if step is None else _stepped(bottom, top, step)
     levels = _ended(levels, low, high)
-    return Scale(float(levels[0]), float(levels[-1]), levels, bool(log), smallest < levels[0], largest > levels[-1])
+    first, last = float(levels[0]), float(levels[-1])
+    # a value that rounding alone keeps from an end lies at it
+    slack = [FLAT_SPAN * (abs(end) if log else last - first) for end in (first, last)]
+    return Scale(first, last, levels, bool(log), smallest < first - slack[0], largest > last + slack[1])
 
 
 def scale_at(values: Sequence[np.ndarray], levels: Sequence[float], log: bool | None = None) -> Scale:
@@ -242,6 +241,17 @@ def _stepped(bottom: float, top: float, step: float) -> np.ndarray:
     if levels.size == 1:
         return np.array([bottom, top])
     return levels
+
+
+def _round_levels(bottom: float, top: float, count: int, log: bool) -> np.ndarray:
+    """Geometric levels on a logarithmic scale, unless it spans so little that they are few; else even ones."""
+    if log:
+        levels = geometric(bottom, top, count)
+        if levels.size >= FEW_LEVELS:
+            return levels
+        levels_even = even(bottom, top, count)
+        return levels_even if levels_even[0] > 0 else levels
+    return even(bottom, top, count)
 
 
 def _ended(levels: np.ndarray, low: float | None, high: float | None) -> np.ndarray:

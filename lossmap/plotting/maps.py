@@ -164,9 +164,15 @@ def fine_heights(
 ) -> tuple[Array, Array, Any]:
     """The ticks along x and y and what contours are found in, (ny, nx), with points between the measured ones.
 
+    Where no measured value lies beyond an end of the scale, what the spline reaches there is brought to that end: it
+    would be a gap in the bands, and a line around what nobody measured.
+
     interp, enough  as `interpolation.factor_of`
     """
-    return refined(grid, np.ma.filled(contour_heights(values, scale), np.nan), interp, enough)
+    x, y, heights = refined(grid, np.ma.filled(contour_heights(values, scale), np.nan), interp, enough)
+    low, high = (float(np.log10(end)) if scale.log else end for end in scale.ends)
+    low, high = (-np.inf if scale.below else low), (np.inf if scale.above else high)
+    return x, y, np.ma.clip(heights, low, high)
 
 
 def refined(grid: Grid, values: Array, interp: int | None, enough: int = AUTOMATIC) -> tuple[Array, Array, Any]:

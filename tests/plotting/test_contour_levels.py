@@ -90,6 +90,8 @@ def test_losses_over_decades_get_geometric_levels_and_narrow_or_negative_ones_ev
     assert not scale_of([np.array([1.0, 10.0])]).log
     assert not scale_of([np.array([-1.0, 1000.0])]).log
     assert scale_of([np.array([1.0, 10.0])], log=True).log
+    narrow = scale_of([np.array([1.8, 2.4])], log=True)  # 1.5 2 2.5 would be two colours
+    assert narrow.log and narrow.levels.size > 8 and narrow.levels[0] > 0
 
 
 def test_several_surfaces_have_common_levels():
@@ -106,6 +108,15 @@ def test_a_person_may_set_ends_and_step():
     assert list(scale_of([np.array([0.0, 1.0])], step=5).levels) == [0, 1]
     cut = scale_of([np.array([-1.0, 0.5, 100.0])], log=True)
     assert cut.log and cut.low <= 0.5 and cut.below
+
+
+@pytest.mark.parametrize("size", [1.0, 1e-20])
+def test_rounding_is_not_beyond_an_end(size):
+    for values in ((0.07, 5.0), (1.0, 2.0)):
+        exact = size * np.linspace(*values, 40)
+        for off in (-1e-15, 0.0, 1e-15):
+            assert scale_of([exact * (1 + off)]).extend == "neither"
+        assert scale_of([np.append(exact, 0.999 * exact[0])], low=float(exact[0])).extend == "min"
 
 
 def test_impossible_ends_and_steps_are_refused():

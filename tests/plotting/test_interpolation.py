@@ -2,10 +2,13 @@
 
 import numpy as np
 import pytest
+from matplotlib.contour import ContourSet
 from scipy.interpolate import CubicSpline
 
 from lossmap.geometry.grid import Grid
+from lossmap.io.surface import Surface
 from lossmap.plotting.contour_levels import scale_of
+from lossmap.plotting.figures import draw
 from lossmap.plotting.interpolation import checked_interp, factor_of, refine, refine_ticks, spline_matrix
 from lossmap.plotting.maps import fine_heights
 
@@ -101,3 +104,21 @@ def test_points_to_an_interval():
     for bad in (0, "0", -2, 65, "many", 2.5):
         with pytest.raises(ValueError, match="--interp must be a whole number from 1 to 64, or none; got"):
             checked_interp(bad)
+
+
+def test_a_valley_of_the_spline_alone_leaves_no_gap_and_no_line_in_a_map():
+    grid = Grid(np.array([-1, -0.9, -0.5, 0, 0.05, 0.1, 1.0]), np.array([-1, 0, 0.1, 0.2, 1.0]))
+    x, y = np.meshgrid(grid.x, grid.y)
+    loss = 0.1 + (x - 0.5) ** 2 + 3 * (y + 0.3) ** 2  # its minimum lies in a cell with large losses at all corners
+    scale = scale_of([loss])
+    assert refine(grid.x, grid.y, loss, 8).min() < scale.low < loss.min() and scale.extend == "neither"
+    assert fine_heights(grid, loss, scale, 8)[2].min() == scale.low
+    axes = draw(Surface(grid, {"train_loss": loss}), "filled").axes[0]
+    bands, lines = (s for s in axes.collections if isinstance(s, ContourSet))
+    assert bands.filled and scale.low not in lines.levels and scale.levels[1] in lines.levels
+    lowest = bands.get_paths()[0]
+    assert lowest.contains_point((0.5, -0.3))  # a band there: nothing of the cells below is seen
+    log = fine_heights(grid, loss, scale_of([loss], log=True), 8)[2]
+    assert log.min() == pytest.approx(np.log10(scale_of([loss], log=True).low))
+    cut = scale_of([loss], low=1.0)  # measured values lie below: it is a cut, and seen as one
+    assert cut.below and fine_heights(grid, loss, cut, 8)[2].min() < cut.low

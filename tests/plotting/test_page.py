@@ -206,6 +206,19 @@ def test_the_spline_between_the_points_is_that_of_the_print(browser, file):
     tab.close()
 
 
+def test_the_relief_has_no_hole_where_the_spline_alone_leaves_the_scale(browser, tmp_path):
+    grid = Grid(np.array([-1, -0.9, -0.5, 0, 0.05, 0.1, 1.0]), np.array([-1, 0, 0.1, 0.2, 1.0]))
+    x, y = np.meshgrid(grid.x, grid.y)
+    made = Surface(grid, {"train_loss": 0.1 + (x - 0.5) ** 2 + 3 * (y + 0.3) ** 2})
+    with shown(browser, page(made, tmp_path / "s.html"), "#hide=contours&tilt=70") as tab:
+        seen = []
+        for layer in ("check", "uncheck"):
+            getattr(tab, layer)("#show-spline")
+            settled(tab)
+            seen.append((np.ptp(pixels(tab, "relief-0"), axis=2) > 30).sum())
+        assert seen[0] > 0.95 * seen[1]
+
+
 def test_the_line_between_the_signs_follows_the_spline(browser, tmp_path):
     grid = Grid.square(-1, 1, 9)
     x = np.meshgrid(grid.x, grid.y)[0]

@@ -240,7 +240,11 @@ function fineHeights(file, view, enough) {
     const height = heightOn(view.scale), own = view.scale.kind === 'log' ? (v) => (v > 0 ? Math.log10(v) : -Infinity) : height;
     const [low, high] = [height(view.scale.low), height(view.scale.high)], margin = BEYOND * (high - low || Math.abs(high) || 1);
     const heights = Array.from(file.values[view.field.name], (v) => (Number.isFinite(v) ? Math.max(low - margin, Math.min(high + margin, own(v))) : NaN));
-    file.fine[enough] = { key, ...refined(file.x, file.y, heights, view.layers.spline ? factorFor(file, enough) : 1) };
+    const fine = refined(file.x, file.y, heights, view.layers.spline ? factorFor(file, enough) : 1);
+    // no gap in the relief, and no line, where the spline alone reaches beyond the scale, as in print
+    const share = sharesOn(view.scale), shares = Array.from(file.values[view.field.name], share);
+    const bottom = shares.some((s) => s < -0.0001) ? -Infinity : low, top = shares.some((s) => s > 1.0001) ? Infinity : high;
+    file.fine[enough] = { key, ...fine, heights: fine.heights.map((h) => Math.max(bottom, Math.min(top, h))) };
   }
   return file.fine[enough];
 }
@@ -338,6 +342,7 @@ function drawChart(context, file, view, width, height, ends) {
 
 function logTicks(low, high) {
   const ticks = [];
-  for (let e = Math.floor(Math.log10(low)); e <= Math.ceil(Math.log10(high)); e++) { [1, 2, 5].forEach((m) => { const t = m * 10 ** e; if (t >= low && t <= high) { ticks.push(Number(t.toPrecision(3))); } }); }
+  const steps = high / low < 1e4 ? [1, 2, 5] : [1]; // whole decades where there are many
+  for (let e = Math.floor(Math.log10(low)); e <= Math.ceil(Math.log10(high)); e++) { steps.forEach((m) => { const t = m * 10 ** e; if (t >= low && t <= high) { ticks.push(Number(t.toPrecision(3))); } }); }
   return thinned(ticks, 8);
 }
