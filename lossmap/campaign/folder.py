@@ -5,14 +5,16 @@
     members/DIGEST.done.json     that a member is at its end, where its result alone does not say so
     index.jsonl                  one line a member, the last one counts; made anew from the results where it is missing
 
-The index is a cache: a line counts as long as sizes and times of the member's files are those that it names. So a
-status looks at each file's entry in the folder, and reads those alone that have changed. No torch.
+The index is a cache: a line counts as long as sizes and times of the member's files are those that it names, and its
+text is that of its checksum, since numbers of the table come from it. So a status looks at each file's entry in the
+folder, and reads those alone that have changed. No torch.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -202,9 +204,11 @@ class CampaignFolder:
         except (OSError, ValueError):  # a cache: what it does not say is read from the results
             return index
         for line in text.splitlines():
+            check, text = line[: len(_check(""))], line[len(_check("")) :]
+            if check != _check(text):  # changed since, or of a version that wrote no checksums
+                continue
             try:
-                entry = json.loads(line)
-                entry["state"]["sources"]  # a line of before there were any is read from the result again
+                entry = json.loads(text)
                 MemberState(**entry["state"])
                 index[entry["digest"]] = entry
             except (
@@ -276,7 +280,13 @@ def changed_sources(states: Mapping[str, MemberState]) -> list[str]:
 
 
 def _index_line(digest: str, stamp: list[Any], state: MemberState) -> str:
-    return json.dumps({"digest": digest, "stamp": stamp, "state": asdict(state)})
+    text = json.dumps({"digest": digest, "stamp": stamp, "state": asdict(state)})
+    return _check(text) + text
+
+
+def _check(text: str) -> str:
+    """What stands before the text of a line: its CRC-32."""
+    return f"{zlib.crc32(text.encode()):08x} "
 
 
 def last_line(text: str) -> str:

@@ -388,6 +388,23 @@ def test_a_thousand_members_are_planned_watched_and_collected_in_two_seconds_eac
     assert sum(s.outcome == "complete" for s in states.values()) == 999
 
 
+def test_a_changed_digit_of_the_index_does_not_get_into_the_table(tmp_path, monkeypatch):
+    """The index is no result: nobody looks there for damage, while `collect` takes its numbers from it."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "c.toml").write_text(
+        '[settings]\nmodel = "mlp"\nsamples = 16\n[over]\nseed = [0]\n[surface]\nx = "0:1:2"\n'
+    )
+    assert main(["campaign", "c.toml", "run"]) == 0
+    assert main(["campaign", "c.toml", "collect"]) == 0
+    table = (tmp_path / "c" / "table.csv").read_text()
+    index = tmp_path / "c" / "index.jsonl"
+    whole = index.read_text()
+    at = whole.rindex('"train_loss_center": 2.') + len('"train_loss_center": 2.')
+    index.write_text(whole[:at] + chr(ord(whole[at]) ^ 1) + whole[at + 1 :])  # one bit, and still a digit
+    assert main(["campaign", "c.toml", "collect"]) == 0
+    assert (tmp_path / "c" / "table.csv").read_text() == table
+
+
 def test_a_file_that_members_import_and_that_changes_between_them_is_named(tmp_path, monkeypatch, capsys):
     """Its content is in no member's digest, so that a table could hold two functions without a word."""
     monkeypatch.chdir(tmp_path)
