@@ -26,6 +26,7 @@ from lossmap.campaign.summary import AUDIT, cost_of, numbers_of
 from lossmap.io.code_identity import sources_of
 from lossmap.io.read import NotASurface, is_being_written, journal_of, read
 from lossmap.io.surface import Surface
+from lossmap.report.text import raised_error
 from lossmap.special_files import is_special, plain_text
 
 NEW, UNFINISHED, FAILED, COMPLETE = "new", "unfinished", "failed", "complete"
@@ -173,7 +174,7 @@ class CampaignFolder:
     def _failure(self, digest: str) -> str:
         try:
             failure = json.loads(plain_text(self._beside(digest, "failed")))
-            return last_line(str(failure.get("text", "")))
+            return raised_error(str(failure.get("text", "")))
         except (OSError, ValueError, AttributeError, RecursionError):
             return ""
 
@@ -287,12 +288,6 @@ def _index_line(digest: str, stamp: list[Any], state: MemberState) -> str:
 def _check(text: str) -> str:
     """What stands before the text of a line: its CRC-32."""
     return f"{zlib.crc32(text.encode()):08x} "
-
-
-def last_line(text: str) -> str:
-    """The last line of a traceback: what was raised."""
-    lines = text.strip().splitlines()
-    return lines[-1].strip() if lines else ""
 
 
 def _write_whole(path: Path, value: Any) -> None:

@@ -29,6 +29,7 @@ from lossmap.landscape import audit_loop
 from lossmap.landscape.survey_recorder import MAX_STORED_NOTES, Progress, Recorder
 from lossmap.parallel.dispatcher import PointFailure
 from lossmap.parallel.work_queue import WorkQueue
+from lossmap.report.text import raised_error
 
 logger = logging.getLogger("lossmap")
 
@@ -203,8 +204,9 @@ class CampaignRecorder:
                 self._looked(failure.index, None, failure.rank)
             return
         what = ("prepared", "measured", "finished")[kind]
-        text = failure.text.strip().splitlines() or [""]
-        self.announce(f"{member.name} could not be {what} on rank {failure.rank} on {failure.host}: {text[-1]}")
+        self.announce(
+            f"{member.name} could not be {what} on rank {failure.rank} on {failure.host}: {raised_error(failure.text)}"
+        )
         if final:
             self._lose(member, failure.text, rank=failure.rank, host=failure.host, task=what)
 

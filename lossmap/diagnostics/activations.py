@@ -38,6 +38,7 @@ from torch.overrides import TorchFunctionMode
 from lossmap.curvature.gradient import loss_and_gradient
 from lossmap.data.batches import samples_in
 from lossmap.data.problem import Problem, temporary_parameters
+from lossmap.data.stable_losses import is_wrapped
 
 Array = np.ndarray
 
@@ -327,8 +328,8 @@ def first_argument(inputs: Sequence[Any], keywords: Mapping[str, Any]) -> Any:
 
 
 def _is_signal(value: Any) -> bool:
-    """Whether a value is a tensor of real numbers with samples and units."""
-    return isinstance(value, Tensor) and value.dim() > 1 and value.is_floating_point()
+    """Whether a value is a tensor of real numbers with samples and units, which a transform of torch.func hides."""
+    return isinstance(value, Tensor) and value.dim() > 1 and value.is_floating_point() and not is_wrapped(value)
 
 
 def _mean_square(signal: Tensor) -> Tensor:

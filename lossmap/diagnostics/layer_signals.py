@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import nan, sqrt
+from math import isnan, nan, sqrt
 from typing import Any
 
 import torch
@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from lossmap.curvature.operators import differentiated
 from lossmap.data.batches import samples_in
 from lossmap.data.problem import Problem
+from lossmap.data.stable_losses import is_wrapped
 from lossmap.diagnostics.activations import Activation, recording
 from lossmap.geometry.parameter_vector import movable_parameters
 from lossmap.report.signals import SignalSummary, signal_text
@@ -31,7 +32,7 @@ from lossmap.report.signals import SignalSummary, signal_text
 
 @dataclass(frozen=True)
 class Signal:
-    """One module's signals; NaN where there is none, as of a module that is never called.
+    """One module's signals; NaN where there is none, as of a module that is never called, or none to be seen.
 
     calls   how often it was called
     behind  the rectifying activation directly behind it
@@ -71,10 +72,14 @@ class _Tally:
     def __init__(self) -> None:
         self.calls = self.entries_in = self.entries = self.above = self.derivatives = self.nonzero = 0
         self.squares_in = self.squares = self.slopes = 0.0
+        self.is_hidden = False  # whether it was called inside vmap, grad or jvp of torch.func, which hide values
         self.is_final = False  # whether gradients are those of the loss, and not of one that it is made of
 
     def forward(self, inputs: tuple[Any, ...], output: Any) -> None:
         self.calls += 1
+        if any(isinstance(x, Tensor) and is_wrapped(x) for x in (*inputs, output)):
+            self.is_hidden = True
+            return
         for x in inputs:
             if isinstance(x, Tensor) and x.is_floating_point():
                 self.squares_in += float((x.detach().double() ** 2).sum())
@@ -133,6 +138,8 @@ def signals(problem: Problem) -> dict[str, Signal]:
 
 
 def _signal(name: str, module: nn.Module, t: _Tally, behind: Activation | None) -> Signal:
+    if t.is_hidden:
+        return Signal(name, type(module).__name__, t.calls, nan, nan, nan, nan, nan, None)
     return Signal(
         module=name,
         kind=type(module).__name__,
@@ -177,6 +184,8 @@ def why_zero(module: str, by_module: Mapping[str, Signal], gradient_norm: float)
         return f"no gradient comes back: the loss's derivatives by its outputs are 0 for all samples ({why})"
     if gradient_norm > 0.0:
         return f"the loss is linear in it here: its gradient is {gradient_norm:.2g}, and does not change with it"
+    if isnan(signal.output):
+        return "no derivative by its parameters is left"
     return (
         f"signals pass (input {signal.input:.2g}, gradient {signal.gradient:.2g} by its outputs), but no derivative by "
         "its parameters is left"

@@ -15,6 +15,7 @@ import numpy as np
 
 from lossmap.geometry.grid import Field, Grid, shown_unit
 from lossmap.keywords import checked_init
+from lossmap.report.text import raised_error
 from lossmap.values import DrawnResult, same_values
 
 TO_DO, DONE, FAILED = 0, 1, 2
@@ -57,9 +58,8 @@ class Failure:
 
     @property
     def reason(self) -> str:
-        """The last line that says something: of a traceback, the error itself."""
-        lines = [line.strip() for line in self.text.splitlines() if line.strip()]
-        return lines[-1] if lines else "no reason was given"
+        """The line that says what happened: of a traceback, the first one of the error's message."""
+        return raised_error(self.text) or "no reason was given"
 
 
 @dataclass(frozen=True, eq=False)

@@ -21,6 +21,7 @@ import numpy as np
 from lossmap.interrupt import Interrupted
 from lossmap.parallel.messages import DONE, FAILED, INTERRUPTED, Message
 from lossmap.parallel.team import PeerFailed, Team
+from lossmap.report.text import raised_error
 
 logger = logging.getLogger("lossmap")
 
@@ -140,7 +141,7 @@ class PointEvaluator:
         if self.team.settle(RAISED if change is None else OK) != OK:
             return False
         if failed_here:
-            self.note(f"memory ran out ({text.strip().splitlines()[-1]}); {change}")
+            self.note(f"memory ran out ({raised_error(text)}); {change}")
         return True
 
     def _checked(self, reading: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import isnan
 
 from lossmap.report.stored import StoredReport, array_names, rows_of
 from lossmap.report.text import wrapped
@@ -31,6 +32,8 @@ ARRAYS = array_names(SignalSummary, "signal_")
 
 def signal_text(s: SignalSummary) -> str:
     """One module's signals."""
+    if isnan(s.input) and isnan(s.output):
+        return f"{s.kind}: no signal seen: it is not called, or inside a transform of torch.func (vmap, grad, jvp)"
     dead = f", {s.dead} of {s.units} units dead" * bool(s.dead)
     return (
         f"{s.kind}: input {s.input:.2g}, output {s.output:.2g} (rms), {100 * s.active:.0f} % active{dead}, gradient "

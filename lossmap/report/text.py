@@ -20,6 +20,24 @@ MIN_ROUNDING_SHARE = 0.5  # of an error, from which on the precision, and not th
 MATRICES = {"hessian": "Hessian", "gauss-newton": "Gauss-Newton matrix"}
 
 
+def raised_error(traceback_text: str) -> str:
+    """What was raised, of a traceback: the first line of its message, which may have many; "" of an empty text.
+
+    A text without a traceback is taken to end with what matters.
+    """
+    lines = [line.rstrip() for line in traceback_text.splitlines() if line.strip()]
+    if not lines:
+        return ""
+    frames = [i for i, line in enumerate(lines) if line.startswith("  File ")]
+    if not frames:
+        return lines[-1].strip()
+    behind = lines[frames[-1] + 1 :] or lines[-1:]
+    while len(behind) > 1 and behind[0].startswith(" "):  # the frame's own line of code
+        del behind[0]
+    is_heading = behind[0].endswith(":") and len(behind) > 1  # "RuntimeError: Error(s) in loading state_dict for Net:"
+    return " ".join(line.strip() for line in behind[: 1 + is_heading])
+
+
 def value_with_error(value: float, error: float) -> str:
     """`12.345 +- 0.012`: as many digits as the error leaves meaningful."""
     if isnan(value):

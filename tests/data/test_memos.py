@@ -219,6 +219,27 @@ def test_reentrant_checkpoints_have_the_curvature_of_others():
     assert torch.utils.checkpoint.CheckpointFunction is before
 
 
+class Soft(nn.Module):
+    """Functions with forms of their own, computed a second time while gradients are taken."""
+
+    def __init__(self, again):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.last, self.again = nn.Linear(4, 5), nn.Linear(5, 3), again
+
+    def part(self, x):
+        return torch.softmax(nn.functional.softplus(self.first(x)), 1)
+
+    def forward(self, x):
+        return self.last(checkpoint(self.part, x, use_reentrant=False) if self.again else self.part(x))
+
+
+def test_a_checkpoint_computes_the_same_forms_a_second_time():
+    results = [spectrum(Problem.supervised(Soft(again), "crossentropy", (X, Y)), top=2) for again in (False, True)]
+    assert results[1].values == pytest.approx(results[0].values, rel=1e-4, abs=1e-6)
+    assert results[1].gradient_norm == pytest.approx(results[0].gradient_norm, rel=1e-5)
+
+
 OPTIONS = {"scale": torch.tensor(2.0)}
 
 

@@ -195,3 +195,26 @@ def test_units_that_are_others_in_every_batch_are_left_out():
     batches = [(torch.randn(3, width, 4), torch.randn(3)) for width in (5, 7, 5)]
     read = activation_statistics(Problem.supervised(Scores(), F.mse_loss, batches))
     assert [(a.units, a.samples) for a in read.activations] == [(4, 9)]
+
+
+class Transformed(nn.Module):
+    """The slope of an energy by its inputs, and an ensemble of two, by transforms of torch.func."""
+
+    def __init__(self):
+        super().__init__()
+        self.energy = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 1))
+        self.weights, self.last = nn.Parameter(torch.randn(2, 6, 4)), nn.Linear(4, 3)
+
+    def forward(self, x):
+        slope = torch.func.vmap(torch.func.grad(lambda z: self.energy(z)[0]))(x)
+        hidden = torch.func.vmap(lambda w: torch.relu(x @ w.T))(self.weights)
+        return self.last(x + slope + hidden.mean((0, 2))[:, None])
+
+
+def test_what_passes_inside_transforms_of_torch_func_is_not_seen_and_stops_nothing():
+    given = problem(Transformed())
+    assert [gain.name for gain in activation_statistics(given).gains] == ["last"]
+    found = signals(given)
+    assert np.isnan(found["energy.0"].input) and found["energy.0"].calls and found["last"].gradient > 0
+    assert "inside a transform of torch.func" in repr(found["energy.0"]) and "transform" not in repr(found["last"])
+    assert lossmap.layer_spectra(given, "module", probes=0)["energy.0"].size == 25

@@ -63,7 +63,7 @@ def test_missing_points_are_those_to_do_and_failed():
     assert Surface(GRID, {}).outcome == "unfinished"
 
 
-def test_the_reason_of_a_failure_is_its_last_line():
+def test_the_reason_of_a_failure_is_what_was_raised():
     assert Failure(0, 0, "h", "Traceback\n  at\nKeyError: 'x'\n\n").reason == "KeyError: 'x'"
 
 

@@ -5,7 +5,7 @@ from math import inf
 import pytest
 
 from lossmap.report.blocks import BlockSummary, block_text
-from lossmap.report.text import filled, percent_with_error, table, wrapped
+from lossmap.report.text import filled, percent_with_error, raised_error, table, wrapped
 
 
 @pytest.mark.parametrize(
@@ -55,3 +55,16 @@ def test_columns_that_find_no_room_go_below_behind_the_same_names():
     heads = [line.split() for line in lines if "block" in line]
     assert len(heads) == 2 and all(head[0] == "block" for head in heads)
     assert sum(line.count("column") for line in lines) == 12 and sum("fc2" in line for line in lines) == 2
+
+
+def test_of_a_traceback_the_first_line_of_the_message_is_told():
+    frame = 'Traceback (most recent call last):\n  File "net.py", line 3, in forward\n    raise X\n    ^^^^^^^\n'
+    assert raised_error(f"{frame}CheckpointError: 9 tensors, then 5.\n\nTip: see\n  there for examples.\n") == (
+        "CheckpointError: 9 tensors, then 5."
+    )
+    assert raised_error(f"{frame}RuntimeError: Error(s) in loading Net:\n\tmissing keys: a\n\tmore") == (
+        "RuntimeError: Error(s) in loading Net: missing keys: a"
+    )
+    assert raised_error(f"{frame}KeyError: 'a'\n\nDuring that:\n\n{frame}ValueError: b\n") == "ValueError: b"
+    assert raised_error(f"{frame}KeyError") == "KeyError" and raised_error("") == ""
+    assert raised_error("rank 1 left\nno answer for 10 s\n") == "no answer for 10 s"
