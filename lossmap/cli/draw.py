@@ -33,6 +33,7 @@ from lossmap.plotting.options_taken import TAKEN, refuse_unused, used_options
 from lossmap.plotting.quantities import PARTS, holds_points, other_kinds
 from lossmap.plotting.save_next_to import log_choice, save_next_to, show
 from lossmap.plotting.style import style_context
+from lossmap.plotting.titles import distinct_names
 from lossmap.plotting.unfinished_spectra import missing_parts, with_unfinished
 
 PAGE_ENDINGS, VTK_ENDINGS = (".html", ".htm"), (".vts", ".vtp")
@@ -405,7 +406,7 @@ def _draw_images(
     if len(picture.field) < 2:
         refuse_unused(surfaces, kind, _one_field(picture), options)
     if options["titles"] is None and len(files) > 1 and "titles" in TAKEN[kind]:
-        options["titles"] = [f.stem for f in files]
+        options["titles"] = distinct_names(files)
     figure = draw(list(surfaces), kind, **options)
     _print_captions(picture, [figure])
     return [save(figure, image, dpi=picture.dpi) for image in images]
@@ -425,7 +426,7 @@ def _draw_surface(
     if output.suffix in PAGE_ENDINGS:
         from lossmap.plotting.html import page
 
-        titles = list(picture.titles) or [file.name for file in files]
+        titles = list(picture.titles) or distinct_names(files, ending=True)
         taken = _taken_by("page", settings, surfaces)
         return [page(list(surfaces), output, titles=titles, reload=reload, **taken)]
     if len(surfaces) > 1:

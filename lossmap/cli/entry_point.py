@@ -9,10 +9,11 @@ import sys
 import sysconfig
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from lossmap.io.printable import printable
+from lossmap.io.printable import MissingCharacters, printable
 from lossmap.parallel.launcher import launched, rank_in
 from lossmap.parallel.messages import WorkerLost
 
@@ -58,13 +59,27 @@ def launched_rank() -> int:
     return rank_in(os.environ)
 
 
+def _in_one_line(show: Callable[..., None]) -> Callable[..., None]:
+    """How warnings are shown: lossmap's own as a sentence, without the place in its code; all others as they were."""
+
+    def shown(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
+        if issubclass(category, MissingCharacters):
+            print(f"lossmap: {printable(str(message))}", file=sys.stderr, flush=True)
+        else:
+            show(message, category, *place, **more)
+
+    return shown
+
+
 def guarded(main: Callable[..., int]) -> Callable[..., int]:
     """A main function whose errors are printed as one sentence, with exit code 2; LOSSMAP_DEBUG=1 raises them."""
 
     @functools.wraps(main)
     def run(*args: Any, **kwargs: Any) -> int:
         try:
-            return main(*args, **kwargs)
+            with warnings.catch_warnings():
+                warnings.showwarning = _in_one_line(warnings.showwarning)
+                return main(*args, **kwargs)
         except BrokenPipeError:  # the reader, such as `head`, has closed the pipe: not an error
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 128 + signal.SIGPIPE

@@ -16,6 +16,10 @@ CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202
 ESCAPED = re.compile(r"\\u(?:00[0189][0-9a-fA-F]|007[fF]|061[cC]|20[026][0-9a-fA-F]|[dD][89a-fA-F])")  # of JSON
 
 
+class MissingCharacters(UserWarning):
+    """Characters of a figure that no font of this machine has."""
+
+
 def printable(text: str) -> str:
     """The text without control characters; a table in JSON also without those that it writes as escapes."""
     text = CONTROL.sub("", text)

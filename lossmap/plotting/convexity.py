@@ -39,8 +39,16 @@ from lossmap.plotting.panels import (
     common_loss,
     figure_of_maps,
     interpolation_notes,
+    title_maps,
 )
-from lossmap.plotting.plane_figures import MAX_RATIO, broken_label, frame_panel, label_on_scale, set_bar_ticks
+from lossmap.plotting.plane_figures import (
+    MAX_RATIO,
+    beyond,
+    broken_label,
+    frame_panel,
+    label_on_scale,
+    set_bar_ticks,
+)
 from lossmap.plotting.quantities import changes_sign, eigenvalues, quantity, values_of
 from lossmap.plotting.sign_hatches import hatch, sign_words
 
@@ -81,9 +89,9 @@ def draw_convexity(surfaces: Sequence[Surface], titles: Sequence[str] | None, op
         if options.points:
             maps.mark_points(axes, surface.grid, ratio)
         frame_panel(axes, surface, options, "map", left=i % columns == 0, bottom=i + columns >= len(surfaces))
-        if titles:
-            axes.set_title(titles[i])
-    bar = figure.colorbar(mappable, ax=list(grid.flat), shrink=1.0, pad=0.02, aspect=24)
+    title_maps(figure, grid, titles, columns, options.ax)
+    extend = beyond(norm, ratios)
+    bar = figure.colorbar(mappable, ax=list(grid.flat), shrink=1.0, pad=0.02, aspect=24, extend=extend)
     set_bar_ticks(bar, what, options.scale([np.zeros(1)], what), "map")
     label = label_on_scale(what.label, "map", options.scale([np.zeros(1)], what), norm, ",\n")
     bar.set_label(broken_label(label, figure.get_figheight() - AXIS))

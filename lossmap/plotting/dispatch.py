@@ -44,6 +44,7 @@ from lossmap.plotting.spectra import (
     is_l2_path,
 )
 from lossmap.plotting.style import BLUE, DARK, RED, column_width, new_figure, page_width, style_context
+from lossmap.plotting.titles import NAME_LETTER, broken_name, numbered
 from lossmap.plotting.topology import draw_topology
 from lossmap.report.path import drops_of
 
@@ -176,7 +177,7 @@ def figures_of(surface: Surface, titles: Sequence[str] | None = None, width: flo
 def _entitle(figure: Figure, titles: Sequence[str] | None, width: float | None) -> None:
     """Put the title of one file above its figure, and give it a width, inches."""
     if titles:
-        figure.suptitle(titles[0], fontsize=9)
+        figure.suptitle(broken_name(titles[0], 72 * (width or figure.get_figwidth()) / (NAME_LETTER * 9)), fontsize=9)
     if width is not None:
         figure.set_figwidth(width)
 
@@ -194,7 +195,7 @@ def spectra_of(surface: Surface) -> dict[str, Group]:
 def _merged(spectra_by_file: Sequence[Mapping[str, Group]], titles: Sequence[str] | None) -> dict[str, Group]:
     """The spectra of several files, labelled by the files' titles, and by their own labels where a file has several."""
     merged: dict[str, Group] = {}
-    names = titles or [chr(ord("a") + i) for i in range(len(spectra_by_file))]
+    names = numbered(titles or [chr(ord("a") + i) for i in range(len(spectra_by_file))])
     for name, spectra in zip(names, spectra_by_file, strict=True):
         for label, group in spectra.items():
             merged[f"{name} {label}" if len(spectra) > 1 else name] = group

@@ -163,6 +163,8 @@ def heat_map(axes: Axes, group: Group) -> None:
     )
     _bar(axes, picture, "eigenvalue" + _in_curvature_unit(group) + scale)
     axes.set(xlabel="step", ylabel="eigenvalue, from the largest", ylim=(rows[-1], rows[0]))
+    if len(steps) > 1:  # the outer columns end at their steps: there was none before the first
+        axes.set_xlim(steps[0], steps[-1])
     axes.yaxis.set_major_locator(MaxNLocator(6, integer=True))
 
 

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 
 from lossmap.io.surface import Surface
 from lossmap.plotting import maps
+from lossmap.plotting.between_points import refinement_notes
 from lossmap.plotting.flatness import FLAT_NOTE, noise_in
 from lossmap.plotting.panels import (
     FigureOptions,
@@ -21,12 +22,13 @@ from lossmap.plotting.panels import (
     interpolation_notes,
     panel_ratio,
 )
-from lossmap.plotting.plane_figures import add_bar, draw_map, frame_panel, signed_norm
+from lossmap.plotting.plane_figures import add_bar, draw_map, frame_panel, marked_values, signed_norm
 from lossmap.plotting.quantities import quantity, values_of
 from lossmap.plotting.sign_hatches import mark_signs
 from lossmap.plotting.style import column_width, new_figure, page_width
+from lossmap.plotting.titles import set_titles
 
-MAX_PANEL = 2.2  # inches
+MAX_PANEL, TICKS = 2.2, 0.3  # inches: of a panel, and of the numbers beside it
 
 
 def draw_field_rows(
@@ -42,11 +44,12 @@ def draw_field_rows(
     """
     columns = len(surfaces)
     width = options.width or (column_width() if columns == 1 else page_width())
-    panel = min(MAX_PANEL, (width - 1.35) / columns)
-    if options.width is None:
-        width = min(width, panel * columns + 1.35)
-    figure = new_figure(width, len(names) * (panel / panel_ratio(surfaces[0]) + 0.1) + 0.7, compressed=True)
     shared = have_one_window(surfaces)
+    beside = 1.35 if shared else 1.35 + TICKS * (columns - 1)  # bars, labels, and ticks of each panel's own
+    panel = min(MAX_PANEL, (width - beside) / columns)
+    if options.width is None:
+        width = min(width, panel * columns + beside)
+    figure = new_figure(width, len(names) * (panel / panel_ratio(surfaces[0]) + 0.1) + 0.7, compressed=True)
     common: Any = "all" if shared else "col"
     grid = figure.subplots(len(names), columns, squeeze=False, sharex=common, sharey=common)
     handles: list[Artist] = []
@@ -64,16 +67,17 @@ def draw_field_rows(
             mappable = draw_map(axes, surface, values, what, drawn, scale, norm, options.interp)
             handles += maps.mark_missing(axes, surface.grid, values, status)
             handles += mark_signs(axes, surface, values, what, drawn, noise)
-            if options.points:
-                maps.mark_points(axes, surface.grid, values)
+            marked = marked_values(surface, values, options)
+            if marked is not None:
+                maps.mark_points(axes, surface.grid, marked)
             frame_panel(axes, surface, options, drawn, left=column == 0, bottom=number == len(names) - 1)
-        add_bar(figure, mappable, list(row), what, scale, drawn, norm)
-        said = [FLAT_NOTE] if noise else []
+        add_bar(figure, mappable, list(row), what, scale, drawn, norm, arrays, tall=panel / panel_ratio(surfaces[0]))
+        said = [*([FLAT_NOTE] if noise else []), *refinement_notes(surfaces)]
         if drawn != "map":
             said += interpolation_notes(surfaces, scale, options.interp)
         for note in said:
             notes.setdefault(note, []).append(what.label.split(" (")[0])
-    for axes, title in zip(grid[0], titles or (), strict=False):
-        axes.set_title(title)
+    if titles:
+        set_titles(list(grid[0]), titles, panel, columns)
     add_legend_and_notes(figure, handles, [f"{', '.join(whose)}: {note}" for note, whose in notes.items()])
     return figure

@@ -46,6 +46,7 @@ from lossmap.plotting.plane_figures import (
 )
 from lossmap.plotting.quantities import as_line, best_field, holds_points, is_line, other_kinds
 from lossmap.plotting.style import save, style_context
+from lossmap.plotting.titles import distinct_names
 from lossmap.plotting.training import draw_training, is_training
 from lossmap.plotting.unfinished_spectra import with_unfinished
 
@@ -297,13 +298,13 @@ def _draw_all_planes(
 
 
 def _default_titles(sources: Sequence[Source]) -> list[str] | None:
-    """The stems of the files, and a, b, ... for surfaces in memory; none for one surface alone."""
+    """The names of the files without endings, and a, b, ... for surfaces in memory; none for one surface alone."""
     if len(sources) < 2:
         return None
     titles = [chr(ord("a") + i) for i in range(len(sources))]
-    for i, source in enumerate(sources):
-        if isinstance(source, (str, os.PathLike)):
-            titles[i] = Path(source).stem
+    paths = {i: Path(source) for i, source in enumerate(sources) if isinstance(source, (str, os.PathLike))}
+    for i, name in zip(paths, distinct_names(list(paths.values())), strict=True):
+        titles[i] = name
     return titles
 
 

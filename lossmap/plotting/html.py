@@ -27,6 +27,7 @@ from lossmap.plotting.page_data import PageSource, page_data
 from lossmap.plotting.panels import FigureOptions
 from lossmap.plotting.quantities import best_field, holds_points, other_kinds
 from lossmap.plotting.style import appears_whole
+from lossmap.plotting.titles import distinct_names
 
 SCRIPTS, STYLE_SHEET = ("values.js", "interpolation.js", "map.js", "relief.js", "page.js"), "page.css"
 Source = Surface | str | os.PathLike[str]
@@ -131,7 +132,7 @@ def page(
     """
     given: list[Source] = list(what) if isinstance(what, (list, tuple)) else [what]  # type: ignore[list-item]
     surfaces = [own if isinstance(own, Surface) else read(own) for own in given]
-    names = [_name(own) for own in given] if titles is None else list(titles)
+    names = _names(given) if titles is None else list(titles)
     if not surfaces or len(names) != len(surfaces):
         raise ValueError(f"titles must be one for each of {len(surfaces)} surfaces; got {len(names)}")
     if isinstance(trajectory, Mapping):
@@ -147,8 +148,11 @@ def page(
     return path
 
 
-def _name(source: Source) -> str:
-    return "loss surface" if isinstance(source, Surface) else Path(source).name
+def _names(sources: Sequence[Source]) -> list[str]:
+    """The files' names, with folders where names are equal."""
+    paths = {i: Path(own) for i, own in enumerate(sources) if not isinstance(own, Surface)}
+    names = dict(zip(paths, distinct_names(list(paths.values()), ending=True), strict=True))
+    return [names.get(i, "loss surface") for i in range(len(sources))]
 
 
 def _check(surfaces: Sequence[Surface], field: str | None, options: FigureOptions) -> None:

@@ -16,8 +16,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from lossmap.io.surface import Group
+from lossmap.plotting.asinh_axis import asinh_ticks
 from lossmap.plotting.panels import add_legend_and_notes
-from lossmap.plotting.spectra import COLOURS, asinh_ticks
+from lossmap.plotting.spectra import COLOURS
 from lossmap.plotting.style import DARK, new_figure, page_width, style_context
 
 MARKERS = "osD^v<"  # of the files, as are their colours

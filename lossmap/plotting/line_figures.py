@@ -26,6 +26,7 @@ from lossmap.plotting.quantities import (
     values_of,
 )
 from lossmap.plotting.style import BLUE, RED, column_width, new_figure, type_size
+from lossmap.plotting.titles import LEGEND_LETTERS, broken_name, set_titles
 
 
 def draw_lines(
@@ -47,7 +48,7 @@ def draw_lines(
     else:
         patches = _draw_field(axes, surfaces, field or best_field(first), titles, options)
     if titles and len(surfaces) == 1:
-        axes.set_title(titles[0])
+        set_titles([axes], titles, axes.figure.get_figwidth() - 0.7)
     frame_lines(axes, surfaces)
     if options.labels is not None:
         axes.set_xlabel(options.labels[0])
@@ -66,7 +67,7 @@ def _draw_field(
         values, status = values_of(surface, quantity(surface, name).name)
         title = what.symbol
         if titles:
-            title = titles[i]
+            title = broken_name(titles[i], LEGEND_LETTERS)
         lines.curve(axes, surface.grid.x, values, colour=_colour(i), label=title, style=lines.dashes(i))
         _draw_noise(axes, surface, name, _colour(i))
         patches += lines.mark_missing(axes, surface.grid.x, values, status)
@@ -184,7 +185,7 @@ def draw_eigenvalue_lines(surfaces: Sequence[Surface], titles: Sequence[str] | N
         colours = dict.fromkeys(("loss", "max_eig", "min_eig", "ratio"), _colour(i))
         if alone:
             colours = {"loss": BLUE, "max_eig": RED, "min_eig": BLUE, "ratio": "0.2"}
-        title = titles[i] if titles else ""
+        title = broken_name(titles[i], LEGEND_LETTERS) if titles else ""
         if loss is not None:
             lines.curve(
                 grid[0], surface.grid.x, surface[loss], colour=colours["loss"], label=title, style=lines.dashes(i)
@@ -211,7 +212,7 @@ def draw_eigenvalue_lines(surfaces: Sequence[Surface], titles: Sequence[str] | N
     if alone:
         notes = accuracy_notes(surfaces[0])
         if titles:
-            grid[0].set_title(titles[0])
+            set_titles([grid[0]], titles, figure.get_figwidth() - 0.7)
     add_legend_and_notes(figure, patches, notes)
     return figure
 

@@ -17,7 +17,7 @@ from lossmap.io.surface import Surface
 from lossmap.plotting import lines
 from lossmap.plotting.line_figures import frame_lines, set_loss_axis
 from lossmap.plotting.panels import LOSS_NAMES, FigureOptions, add_legend_and_notes
-from lossmap.plotting.quantities import best_field, in_brackets, quantity, values_of
+from lossmap.plotting.quantities import best_field, in_brackets, on_scale, quantity, values_of
 from lossmap.plotting.style import BLUE, RED, column_width, new_figure
 
 TOLERANCE = 1e-9  # of the line's length, by which ticks of two files may differ
@@ -56,7 +56,7 @@ def draw_median(surfaces: Sequence[Surface], field: str | None, options: FigureO
     frame_lines(axes, surfaces)
     if options.labels is not None:
         axes.set_xlabel(options.labels[0])
-        axes.set_ylabel(options.labels[1])
+        axes.set_ylabel(on_scale(options.labels[1], axes.get_yscale() != "linear"))
     if len(losses) > 1:
         figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=2)
     add_legend_and_notes(figure, [], _notes(len(surfaces), stacks))

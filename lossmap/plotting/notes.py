@@ -59,7 +59,8 @@ def _limits(surface: Surface) -> str:
 
 
 def _percent(share: float) -> str:
-    return f"{100 * share:.2g}\N{NO-BREAK SPACE}%"  # a line never breaks before the sign
+    digits = f"{100 * share:.2g}" if share < 1 else f"{100 * share:.0f}"
+    return f"{digits}\N{NO-BREAK SPACE}%"  # a line never breaks before the sign
 
 
 def _largest_relative(arrays: Sequence[np.ndarray], size: np.ndarray) -> tuple[float | None, int]:

@@ -22,6 +22,7 @@ from lossmap.plotting.contour_levels import Scale, scale_at, scale_of, suits_log
 from lossmap.plotting.interpolation import AUTOMATIC, factor_of
 from lossmap.plotting.quantities import Quantity, axis_labels, quantity
 from lossmap.plotting.style import column_width, new_figure, page_width, type_size
+from lossmap.plotting.titles import set_titles
 
 LOSS_NAMES = ("train_loss", "test_loss")
 AXIS = 0.45  # that ticks and label of the lowest panels take
@@ -170,7 +171,7 @@ def figure_of_maps(
     if axes is not None:
         return axes.figure, np.array([[axes]]), 1
     rows, columns, width = layout_of(len(surfaces), width)
-    panel = (width - 0.85 - 0.3 * columns) / columns
+    panel = _panel_width(width, columns)
     height = rows * (panel / panel_ratio(surfaces[0]) + (0.3 if titled else 0.12)) + AXIS
     figure = new_figure(width, height, compressed=True)
     shared = have_one_window(surfaces)
@@ -180,6 +181,19 @@ def figure_of_maps(
     for axes in panels.flat[len(surfaces) :]:
         axes.set_axis_off()
     return figure, panels, columns
+
+
+def _panel_width(width: float, columns: int) -> float:
+    """Of one of so many panels beside each other in a figure of this width with a colour bar."""
+    return (width - 0.85 - 0.3 * columns) / columns
+
+
+def title_maps(figure: Figure, panels: np.ndarray, titles: Sequence[str] | None, columns: int, own: Any = None) -> None:
+    """Titles over the panels of `figure_of_maps`, if there are any; own: the caller's axes, if any."""
+    if titles:
+        width = figure.get_figwidth()
+        inches = _panel_width(width, columns) if own is None else own.get_position().width * width
+        set_titles(list(panels.flat), titles, inches, columns)
 
 
 def have_one_window(surfaces: Sequence[Surface]) -> bool:

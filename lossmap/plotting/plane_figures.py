@@ -5,6 +5,7 @@ Price: a map of 51x51 takes about half a second.
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,7 +22,7 @@ from lossmap.io.read import Group, Surface
 from lossmap.io.refined import is_refined
 from lossmap.plotting import maps
 from lossmap.plotting.between_points import measured_of, refinement_notes
-from lossmap.plotting.contour_levels import Scale, labels, scale_of
+from lossmap.plotting.contour_levels import FLAT_SPAN, Scale, labels, scale_of
 from lossmap.plotting.flatness import FLAT_NOTE, noise_in
 from lossmap.plotting.interpolation import AUTOMATIC
 from lossmap.plotting.notes import accuracy_notes
@@ -36,6 +37,7 @@ from lossmap.plotting.panels import (
     layout_of,
     letters_of,
     panel_ratio,
+    title_maps,
 )
 from lossmap.plotting.quantities import (
     Quantity,
@@ -50,12 +52,14 @@ from lossmap.plotting.quantities import (
 )
 from lossmap.plotting.sign_hatches import mark_signs
 from lossmap.plotting.style import new_figure, page_width, type_size
-from lossmap.plotting.surface3d import CAMERA, ENOUGH, draw_surface3d
+from lossmap.plotting.surface3d import CAMERA, ENOUGH, draw_surface3d, is_from_above
+from lossmap.plotting.titles import broken_name, set_titles
 
 PATH_LOSS = "train_loss"  # what a path's losses are of
 LETTER = 0.52  # of the size of type, how wide a letter is
 WIDE = 3.0  # inches, from which on a relief has its whole label at the axis
 SHRINK = 0.55  # of the height of a relief, its colour bar
+LABEL_LETTERS = 18  # of a title beside a small panel
 MAX_RATIO = 1.0  # |min_eig / max_eig| at which its colours end
 
 
@@ -97,38 +101,51 @@ def draw_maps(
         mappable = draw_map(axes, surface, values, what, kind, scale, norm, options.interp)
         patches += maps.mark_missing(axes, surface.grid, values, status)
         patches += mark_signs(axes, surface, values, what, kind, noise)
-        marked = _marked(surface, values, options)
+        marked = marked_values(surface, values, options)
         if marked is not None:
             maps.mark_points(axes, surface.grid, marked)
         colours = mappable if name == PATH_LOSS and kind != "contour" else None
         last = i + columns >= len(surfaces)
         frame_panel(axes, surface, options, kind, left=i % columns == 0, bottom=last, colours=colours)
-        if titles:
-            axes.set_title(titles[i])
-    add_bar(figure, mappable, list(grid.flat), what, scale, kind, norm)
+    title_maps(figure, grid, titles, columns, options.ax)
+    add_bar(figure, mappable, list(grid.flat), what, scale, kind, norm, arrays)
     add_legend_and_notes(figure, patches, notes, options.ax)
     return figure
 
 
 def add_bar(
-    figure: Figure, mappable: Any, panels: list[Any], what: Quantity, scale: Scale, kind: str, norm: Normalize | None
+    figure: Figure,
+    mappable: Any,
+    panels: list[Any],
+    what: Quantity,
+    scale: Scale,
+    kind: str,
+    norm: Normalize | None,
+    arrays: Sequence[np.ndarray],
+    tall: float | None = None,
 ) -> None:
-    """A labelled colour bar beside some panels; norm as `draw_map`."""
-    bar = figure.colorbar(mappable, ax=panels, shrink=1.0, pad=0.02, aspect=24, extend=_extend(what, scale))
-    tall = figure.get_figheight() - AXIS
-    specs = [panel.get_subplotspec() for panel in panels]
-    if all(specs):  # of some rows of a sheet
-        tall *= len({spec.rowspan.start for spec in specs}) / specs[0].get_gridspec().nrows
+    """A labelled colour bar beside some panels.
+
+    norm    as `draw_map`; arrays: the values, which may lie beyond it
+    tall    its length, inches; that of the figure's panels if left out
+    """
+    extend = beyond(norm, arrays) if what.signed else scale.extend
+    bar = figure.colorbar(mappable, ax=panels, shrink=1.0, pad=0.02, aspect=24, extend=extend)
+    tall = tall or figure.get_figheight() - AXIS
     set_bar_ticks(bar, what, scale, kind, tall)
     bar.set_label(broken_label(label_on_scale(what.label, kind, scale, norm), tall))
 
 
 def broken_label(label: str, inches: float) -> str:
-    """A label of a colour bar of this length, with lines that are longer than it broken behind a comma."""
+    """A label of a colour bar of this length, with lines that are longer than it broken, behind a comma if they can."""
     size = FontProperties(size=rcParams["axes.labelsize"]).get_size_in_points()
     most = 72 * inches / (LETTER * size)
     lines = [line.replace(", ", ",\n") if letters_of(line) > most else line for line in label.split("\n")]
-    return "\n".join(lines)
+    short = []
+    for line in "\n".join(lines).split("\n"):
+        is_long = letters_of(line) > most and "$" not in line
+        short += textwrap.wrap(line, max(8, int(most)), break_long_words=False) if is_long else [line]
+    return "\n".join(short)
 
 
 def _limit(arrays: list[np.ndarray], options: FigureOptions) -> float | None:
@@ -251,8 +268,12 @@ def _set_round_ticks(axes: Any, count: int) -> None:
         axis.set_major_locator(MaxNLocator(count, steps=[1, 2, 5, 10]))
 
 
-def _extend(what: Quantity, scale: Scale) -> str | None:
-    return None if what.signed else scale.extend
+def beyond(norm: Any, arrays: Sequence[np.ndarray]) -> str:
+    """Which ends of a colour bar are pointed, for matplotlib, where colours are centred on 0 and values lie beyond."""
+    known = np.concatenate([a[np.isfinite(a)].reshape(-1) for a in arrays])
+    ends = float(norm.vmax or np.inf) * (1 + FLAT_SPAN)
+    below, above = bool(np.any(known < -ends)), bool(np.any(known > ends))
+    return {(True, True): "both", (True, False): "min", (False, True): "max"}.get((below, above), "neither")
 
 
 def decades(linear: float, end: float, most: int = 3) -> list[float]:
@@ -305,7 +326,9 @@ def draw_surfaces_3d(
     norm = signed_norm(what, arrays, _limit(arrays, options), noise=noise)
     rows, columns, width = layout_of(len(surfaces), options.width)
     figure = new_figure(width, rows * width / columns * 0.86) if options.ax is None else options.ax.figure
-    in_full = columns == 1 and width >= WIDE  # else there is no room between the surfaces, or beside the bar
+    camera = options.camera or CAMERA
+    # else there is no room between the surfaces, or beside the bar
+    in_full = columns == 1 and width >= WIDE and not is_from_above(camera)
     height_label = on_scale(what.label if in_full else what.symbol, scale.log)
     if columns == 1 and not in_full:
         height_label = ""  # it would lie over the bar, which says it
@@ -319,16 +342,16 @@ def draw_surfaces_3d(
         labels_3d = (across, up, height_label)
         handles += draw_surface3d(
             axes, surface.grid, values, scale, what.cmap, labels_3d, status, norm, options.interp,
-            _marked(surface, values, options), _path_of(surface, name, options), options.camera or CAMERA,
+            marked_values(surface, values, options), _path_of(surface, name, options), camera,
             models_on_plane(surface),
         )  # fmt: skip
         panels.append(axes)
-        if titles:
-            axes.set_title(titles[i], y=0.97)
     bar = figure.colorbar(
         ScalarMappable(norm or maps.norm_of(scale), what.cmap), ax=panels, shrink=SHRINK, pad=0.1, aspect=22,
-        extend=_extend(what, scale),
+        extend=beyond(norm, arrays) if what.signed else scale.extend,
     )  # fmt: skip
+    if titles:
+        set_titles(panels, titles, 0.9 * (figure.get_figwidth() - 0.8) / columns, columns, y=0.97)
     tall = SHRINK * figure.get_figheight()
     set_bar_ticks(bar, what, scale, "map" if what.signed else "3d", tall)
     if not in_full:  # else the axis of heights says it
@@ -344,7 +367,7 @@ def draw_surfaces_3d(
     return figure
 
 
-def _marked(surface: Surface, values: np.ndarray, options: FigureOptions) -> np.ndarray | None:
+def marked_values(surface: Surface, values: np.ndarray, options: FigureOptions) -> np.ndarray | None:
     """The values at the measured points, which are marked where that is asked for, or where some are not measured."""
     wanted = is_refined(surface) if options.points is None else options.points
     return measured_of(surface, values) if wanted else None
@@ -399,16 +422,19 @@ def draw_eigenvalue_maps(surfaces: Sequence[Surface], titles: Sequence[str] | No
             patches += maps.mark_missing(axes, surface.grid, values, status)
             patches += mark_signs(axes, surface, values, what, kind, noise)
             last = row == len(surfaces) - 1 or not shared
-            marked = _marked(surface, values, options)
+            marked = marked_values(surface, values, options)
             if marked is not None:
                 maps.mark_points(axes, surface.grid, marked)
             _frame_small_panel(axes, surface, options, column == 0, last)
         grid[0, column].set_title(what.symbol)
-        bar = _add_bar_below(figure, mappable, list(grid[:, column]), what, scale, kind)
+        extend = beyond(norm, arrays) if what.signed else scale.extend
+        bar = _add_bar_below(figure, mappable, list(grid[:, column]), extend)
+        set_bar_ticks(bar, what, scale, kind)
+        bar.ax.tick_params(labelsize=type_size(6))
         label = label_on_scale(_bar_label(surfaces[0], name), kind, scale, norm, "\n")
         bar.set_label(label, fontsize=type_size(6))
     for axes, title in zip(grid[:, 0], titles or (), strict=False):
-        axes.set_ylabel(f"{title}\n{axes.get_ylabel()}")
+        axes.set_ylabel(f"{broken_name(title, LABEL_LETTERS)}\n{axes.get_ylabel()}")
     if options.crop is not None:
         notes = [*notes, f"colours end at the {options.crop:g}th percentile"]
     if flat:
@@ -434,14 +460,11 @@ def _frame_small_panel(axes: Any, surface: Surface, options: FigureOptions, left
         axes.set_ylabel(up)
 
 
-def _add_bar_below(figure: Figure, mappable: Any, column: list[Any], what: Quantity, scale: Scale, kind: str) -> Any:
+def _add_bar_below(figure: Figure, mappable: Any, column: list[Any], extend: str) -> Any:
     """A horizontal colour bar below a column of panels; returned, to be labelled."""
-    bar = figure.colorbar(
-        mappable, ax=column, orientation="horizontal", pad=0.03, aspect=16, shrink=0.95, extend=_extend(what, scale)
+    return figure.colorbar(
+        mappable, ax=column, orientation="horizontal", pad=0.03, aspect=16, shrink=0.95, extend=extend
     )
-    set_bar_ticks(bar, what, scale, kind)
-    bar.ax.tick_params(labelsize=type_size(6))
-    return bar
 
 
 def _bar_label(surface: Surface, name: str) -> str:

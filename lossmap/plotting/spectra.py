@@ -19,6 +19,7 @@ from matplotlib.ticker import MaxNLocator
 from lossmap.geometry.grid import curvature_unit
 from lossmap.io.spectrum_layout import Source, layers_in, spectra_in
 from lossmap.io.surface import Group
+from lossmap.plotting.asinh_axis import asinh_ticks
 from lossmap.plotting.lines import dashes
 from lossmap.plotting.quantities import in_brackets
 from lossmap.plotting.style import (
@@ -508,33 +509,6 @@ def _scale(axes: Axes, linear: float, groups: list[Group]) -> None:
     axes.axvline(0.0, color=DARK, linewidth=0.5, zorder=0.5)
     ends = [float(v) for g in groups for n in ("node", "top", "bottom") if n in g for v in (g[n].min(), g[n].max())]
     asinh_ticks(axes, linear, ends or [0.0, 1.0])
-
-
-def asinh_ticks(axes: Axes, linear: float, values: list[float], count: int = 3, margin: float = 1.6) -> None:
-    """Zero, and powers of ten that do not run into each other, `count` on each side at most."""
-    low, high = min(values), max(values)
-    first = int(np.ceil(np.log10(linear) - 1e-9))
-    ticks: list[float] = [0.0]
-    for sign, end in ((1.0, high), (-1.0, -low)):
-        if end > linear:
-            last = int(np.floor(np.log10(end)))
-            step = max(1, -(-(last - first + 1) // count))
-            ticks += [sign * 10.0**p for p in range(last, first - 1, -step)]
-    ticks.sort()
-    axes.set_xticks(ticks, [_power(tick) for tick in ticks])
-    axes.minorticks_off()
-    left, right = -linear * 0.5, linear
-    if low < 0:
-        left = min(low * margin, -linear)
-    if high > 0:
-        right = max(high * margin, linear)
-    axes.set_xlim(left, right)
-
-
-def _power(tick: float) -> str:
-    if tick == 0 or 1e-3 <= abs(tick) < 1e4:
-        return f"{tick:g}"
-    return f"{tick:.0e}".replace("e-0", "e-")
 
 
 def _bent(x: np.ndarray, linear: float) -> np.ndarray:

@@ -27,6 +27,8 @@ from matplotlib.font_manager import FontProperties
 from matplotlib.mathtext import MathTextParser
 from matplotlib.text import Text
 
+from lossmap.plotting.fonts import complete_fonts
+
 COLUMN, PAGE = 3.3, 6.75  # inches
 LOSS, ACCURACY, RATIO = "viridis", "cividis", "RdBu_r"  # colour maps
 BLUE, RED, GREEN, PURPLE = "#1f5a99", "#b5442c", "#2f7d4f", "#6b4c9a"  # of lines; the first two mean loss, accuracy
@@ -187,6 +189,11 @@ class ShownFigure(Figure):
             if not _take_literally(self):
                 raise
             super().draw(renderer)
+
+    def savefig(self, *args: Any, **kwargs: Any) -> None:
+        """As matplotlib's; characters that the font lacks are taken from others, or named in one line."""
+        with complete_fonts(self):
+            super().savefig(*args, **kwargs)
 
     def _repr_png_(self) -> bytes:
         picture = io.BytesIO()

@@ -30,6 +30,7 @@ HOLES = {"not computed": ("s", "0.6"), "failed": ("X", RED), "NaN": ("x", "black
 MAX_FACETS = 150  # facets along each side; finer grids are thinned for the picture
 CAMERA = (32.0, -58.0)  # elevation and azimuth: x runs to the right, y to the back, as on the map
 BOX = (1.0, 1.0, 0.75)  # of the drawn box
+FROM_ABOVE = 80.0  # degrees of elevation from which on heights cannot be read
 AMBIENT = 0.55  # light where none falls
 FLOOR = 0.35  # of the height, by which the floor lies below the surface
 PATH_STEPS = 16  # of a path's line between two checkpoints
@@ -117,6 +118,9 @@ def draw_surface3d(
     axes.xaxis.set_major_locator(MaxNLocator(2))
     axes.yaxis.set_major_locator(MaxNLocator(2))
     axes.view_init(elev=camera[0], azim=camera[1])
+    if is_from_above(camera):  # the axis of heights is a point
+        axes.set_zticks([])
+        axes.set_zlabel("")
     for axis in (axes.xaxis, axes.yaxis, axes.zaxis):
         axis.pane.set_facecolor((1, 1, 1, 0))
         axis.pane.set_edgecolor("0.8")
@@ -125,6 +129,11 @@ def draw_surface3d(
     if status is None:
         status = np.full(values.shape, DONE)
     return handles + _mark_holes(axes, np.meshgrid(grid.x, y_ticks(grid)), values, status)
+
+
+def is_from_above(camera: tuple[float, float]) -> bool:
+    """Whether a camera, elevation and azimuth in degrees, sees a relief as a map."""
+    return abs(camera[0]) >= FROM_ABOVE
 
 
 def _light(x: np.ndarray, y: np.ndarray, height: np.ndarray, camera: tuple[float, float]) -> np.ndarray:
@@ -191,11 +200,13 @@ def _draw_path(
     across, up = (np.interp(np.arange(count), at, c) for c in checkpoints)
     inside = (across >= x.min()) & (across <= x.max()) & (up >= y.min()) & (up <= y.max())
     z = np.where(inside, value_at(x, y, height, across, up), np.nan)
+    window = axes.get_xlim(), axes.get_ylim()  # which the path does not widen
     axes.plot(across, up, z, "-", color="white", linewidth=1.8, zorder=3.4)
     axes.plot(across, up, z, "-", color="black", linewidth=0.8, zorder=3.5)
     shown = at[np.isfinite(z[at])]
     look = checkpoint_look(path, cmap, norm, np.isfinite(z[at]))
     axes.scatter(across[shown], up[shown], z[shown], zorder=3.6, depthshade=False, label="checkpoint", **look)
+    axes.set(xlim=window[0], ylim=window[1])
 
 
 def _cut_facets(colours: np.ndarray, values: np.ndarray, raw: np.ndarray, scale: Scale) -> list[Artist]:

@@ -19,6 +19,7 @@ from lossmap.plotting import lines
 from lossmap.plotting.panels import FigureOptions, add_legend_and_notes
 from lossmap.plotting.quantities import in_brackets, quantity, values_of
 from lossmap.plotting.style import BLUE, DARK, PURPLE, RED, name_scales, new_figure, page_width
+from lossmap.plotting.titles import LEGEND_LETTERS, broken_name
 
 THRESHOLD = "stability_threshold"  # the field by which such a file is known
 
@@ -39,7 +40,7 @@ def draw_training(surfaces: Sequence[Surface], titles: Sequence[str] | None, opt
     figure = new_figure(options.width or page_width(), 4.2)
     panels = figure.subplots(2, 2, sharex=True)
     alone = len(surfaces) == 1
-    names = list(titles or [""] * len(surfaces))
+    names = [broken_name(title, LEGEND_LETTERS) for title in titles or [""] * len(surfaces)]
     patches: list[Artist] = []
     for i, (surface, title) in enumerate(zip(surfaces, names, strict=True)):
         own, style = None if alone else lines.COLOURS[i % len(lines.COLOURS)], lines.dashes(i)

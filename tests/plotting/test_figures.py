@@ -896,3 +896,23 @@ def test_a_spike_on_a_line_leaves_the_rest_to_be_seen():
     values = np.where(np.arange(31) == 7, 1e6, 0.1 + x**2)
     assert draw(Surface(Grid(x), {"train_loss": values})).axes[0].get_yscale() == "log"
     assert draw(Surface(Grid(x), {"train_loss": 0.1 + x**2})).axes[0].get_yscale() == "linear"
+
+
+def test_a_path_that_leaves_the_window_does_not_shrink_a_relief():
+    out = Group({"x": np.array([4.0, 0.5, 0.0]), "y": np.array([3.0, 0.2, 0.0]), "loss": np.array([9.0, 2.0, 1.0])})
+    grid = Grid.square(-1, 1, 9)
+    x, y = np.meshgrid(grid.x, grid.y)
+    surface = Surface(grid, {"train_loss": 1 + x**2 + y**2})
+    without, with_it = (draw(surface, "3d", trajectory=path).axes[0] for path in (False, out))
+    assert with_it.get_xlim() == without.get_xlim() and with_it.get_ylim() == without.get_ylim()
+    assert any(line.get_color() == "black" and len(line.get_data_3d()[0]) > 9 for line in with_it.lines)
+
+
+def test_a_relief_from_above_has_no_axis_of_heights_and_its_bar_says_what_it_shows():
+    grid = Grid.square(-1, 1, 9)
+    x, y = np.meshgrid(grid.x, grid.y)
+    surface = Surface(grid, {"train_loss": 1 + x**2 + y**2})
+    above, beside = (draw(surface, "3d", camera=camera).axes for camera in ("90,-90", "30,-60"))
+    assert above[0].get_zticks().size == 0 and above[0].get_zlabel() == ""
+    assert beside[0].get_zticks().size and "training loss" in beside[0].get_zlabel()
+    assert "training loss" in above[1].get_ylabel() and beside[1].get_ylabel() == ""

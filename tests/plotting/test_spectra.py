@@ -1,5 +1,7 @@
 """Pictures of spectra: from values, without torch, whatever is missing."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
@@ -7,6 +9,7 @@ from scipy.integrate import trapezoid
 
 from lossmap.geometry.grid import Grid
 from lossmap.io.surface import Group, Surface
+from lossmap.plotting.asinh_axis import asinh_ticks
 from lossmap.plotting.figures import draw
 from lossmap.plotting.layer_comparison import draw_layers_compared
 from lossmap.plotting.spectra import (
@@ -18,7 +21,7 @@ from lossmap.plotting.spectra import (
     multiplicities,
     smoothed_density,
 )
-from lossmap.plotting.style import save
+from lossmap.plotting.style import new_figure, save
 
 
 def spectrum(label="net", shift=0.0, probes=2, density=True):
@@ -261,3 +264,26 @@ def test_a_label_that_is_not_there_is_named():
         draw_spectrum({"a": spectrum()}, "b")
     with pytest.raises(ValueError, match="there are no layers 'b'; there are a"):
         draw_layers({"a": blocks()}, "b")
+
+
+@pytest.mark.parametrize("reach", [1.0, 0.84, 3e-5])
+def test_labels_of_an_axis_of_eigenvalues_do_not_touch(reach):
+    for values in ([-0.3 * reach, reach], [-reach, reach], [0.0, reach]):
+        for width, columns in ((3.3, 1), (6.75, 2), (6.75, 3)):
+            figure = new_figure(width, 2.0)
+            axes = figure.subplots(1, columns, squeeze=False)[0, 0]
+            axes.set_xscale("asinh", linear_width=1e-3 * reach)
+            axes.set_ylabel("eigenvalues\nin lines")
+            asinh_ticks(axes, 1e-3 * reach, values)
+            figure.canvas.draw()
+            boxes = [label.get_window_extent() for label in axes.get_xticklabels()]
+            assert len(boxes) > 1 and all(a.x1 < b.x0 for a, b in pairwise(boxes))
+
+
+def test_files_of_equal_titles_are_all_compared():
+    groups = {"spectrum/train": spectrum()}
+    surface = Surface(Grid(np.zeros(1)), {}, groups=groups)
+    figure = draw([surface, surface], titles=["a", "a"])
+    assert [text.get_text() for axes in figure.axes if axes.get_legend() for text in axes.get_legend().get_texts()] == [
+        "a", "a (2)",
+    ]  # fmt: skip

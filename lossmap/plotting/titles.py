@@ -1,0 +1,74 @@
+"""Titles: names that tell files apart, broken into lines that fit their panels. Widths are inches."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import PurePath
+from typing import Any
+
+from matplotlib import rcParams
+from matplotlib.font_manager import FontProperties
+
+NAME_LETTER = 0.64  # of the size of type, how wide a letter of a file's name is: digits and underscores are wide
+LEGEND_LETTERS = 30  # of a name in the legend of a column
+
+
+def distinct_names(paths: Sequence[PurePath], ending: bool = False) -> list[str]:
+    """The files' names, with as many of their folders as tell those of one name apart: run1/net and run2/net.
+
+    ending  whether the names have their endings
+    """
+    known = [path.parts if ending else (*path.parts[:-1], path.stem) for path in paths]
+    names = []
+    for parts in known:
+        count = 1
+        others = {other for other in known if other != parts}
+        while count < len(parts) and any(other[-count:] == parts[-count:] for other in others):
+            count += 1
+        names.append("/".join(parts[-count:]).replace("//", "/"))
+    return numbered(names)
+
+
+def numbered(names: Sequence[str]) -> list[str]:
+    """Names of which equal ones are told apart by a number behind the second, the third, ..."""
+    result: list[str] = []
+    for name in names:
+        own, count = name, 1
+        while own in result:
+            count += 1
+            own = f"{name} ({count})"
+        result.append(own)
+    return result
+
+
+def broken_name(name: str, letters: float) -> str:
+    """A name in lines of at most so many letters, broken behind signs such as _ and /; formulas stay whole."""
+    if len(name) <= letters or "$" in name:
+        return name
+    most = max(4, int(letters))
+    lines = [""]
+    for piece in re.findall(r"[^\s_\-./,]*[\s_\-./,]*", name):
+        if lines[-1] and len(lines[-1]) + len(piece.rstrip()) > most:
+            lines.append("")
+        lines[-1] += piece
+        while len(lines[-1].rstrip()) > most:
+            lines[-1:] = [lines[-1][:most], lines[-1][most:]]
+    return "\n".join(line.rstrip() for line in lines if line.strip())
+
+
+def set_titles(panels: Sequence[Any], titles: Sequence[str], width: float, columns: int = 1, **place: Any) -> None:
+    """Titles over panels of this width, in lines that fit; a figure of our own grows by the lines.
+
+    panels   of a figure, row by row with so many columns, or an axes of the caller's own
+    place    further keywords of matplotlib's set_title
+    """
+    size = FontProperties(size=rcParams["axes.titlesize"]).get_size_in_points()
+    broken = [broken_name(title, 72 * width / (NAME_LETTER * size)) for title in titles]
+    for axes, title in zip(panels, broken, strict=False):
+        axes.set_title(title, **place)
+    more = [title.count("\n") for title in broken]
+    lines = sum(max(more[i : i + columns]) for i in range(0, len(more), columns))
+    if lines:
+        figure = panels[0].figure
+        figure.set_figheight(figure.get_figheight() + 1.25 * size * lines / 72)
