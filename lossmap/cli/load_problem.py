@@ -24,7 +24,7 @@ from lossmap.data import checkpoints, datasets
 from lossmap.data.batches import Batches, FixedBatches, Resident
 from lossmap.data.borrow import sets_modes_itself, to_precision
 from lossmap.data.checkpoints import Checkpoint
-from lossmap.data.checks import check_finite, check_one_sample
+from lossmap.data.checks import check_finite, tried_on_samples
 from lossmap.data.criteria import metric_of
 from lossmap.data.huggingface import huggingface
 from lossmap.data.huggingface_data import Reader
@@ -207,8 +207,7 @@ def problems_of(
                 problems[name] = Problem.supervised(network, loss, batches)
     network = to_precision(next(iter(problems.values())).model, machine.dtype, machine.device)
     problems = {name: p.over(network).to(machine.device, machine.dtype) for name, p in problems.items()}
-    for name, problem in problems.items():
-        check_one_sample(problem, name)
+    problems = {name: tried_on_samples(problem, name) for name, problem in problems.items()}
     if notes is not None and len({datasets.digest(problem.data) for problem in problems.values()}) < len(problems):
         notes.append(SAME_SAMPLES)
     return {name: check_loss(_with_metrics(problem, data.metric), report=False) for name, problem in problems.items()}

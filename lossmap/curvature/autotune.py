@@ -47,6 +47,7 @@ from lossmap.curvature.operators import (
 )
 from lossmap.curvature.product_check import check_product
 from lossmap.curvature.team_check import any_of_all, check_by_all
+from lossmap.data.batch_structure import strided_parts
 from lossmap.data.loss_check import check_loss
 from lossmap.data.moved_loss import refuse_unmoved
 from lossmap.data.problem import Problem, temporary_parameters
@@ -540,7 +541,7 @@ class AllocationCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         result = func(*args, **(kwargs or {}))
         for leaf in pytree.tree_leaves(result):
             if isinstance(leaf, Tensor) and leaf._base is None:  # a view takes no bytes of its own
-                self.bytes += leaf.untyped_storage().nbytes()
+                self.bytes += sum(part.untyped_storage().nbytes() for part in strided_parts(leaf))
         return result
 
 

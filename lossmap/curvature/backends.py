@@ -14,6 +14,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from typing import Any, Protocol
 
 import torch
@@ -36,6 +37,7 @@ from lossmap.curvature.operators import (
     hessian,
     second_backward,
 )
+from lossmap.data.batch_structure import strided_parts
 from lossmap.data.batches import Batch, FixedBatches, samples_in
 from lossmap.data.problem import Problem, temporary_parameters
 from lossmap.geometry.parameter_vector import Layout
@@ -305,10 +307,11 @@ def in_format(tensor: Tensor, memory_format: torch.memory_format) -> Tensor:
 def bytes_of(values: Any, own_storages: set[int]) -> int:
     """The bytes that values occupy, each storage counted once, beyond those that exist anyhow, by `_cdata`."""
     counted, size = set(own_storages), 0
-    for leaf in pytree.tree_leaves(values):
-        if isinstance(leaf, Tensor) and leaf.untyped_storage()._cdata not in counted:
-            counted.add(leaf.untyped_storage()._cdata)
-            size += leaf.untyped_storage().nbytes()
+    tensors = (leaf for leaf in pytree.tree_leaves(values) if isinstance(leaf, Tensor))
+    for part in chain.from_iterable(map(strided_parts, tensors)):
+        if part.untyped_storage()._cdata not in counted:
+            counted.add(part.untyped_storage()._cdata)
+            size += part.untyped_storage().nbytes()
     return size
 
 

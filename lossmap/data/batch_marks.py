@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from lossmap.data.batch_structure import strided_parts
+
 MARK = "_lossmap_mark"
 
 
@@ -63,7 +65,8 @@ def _digest(batch: Any) -> str:
     for leaf in pytree.tree_leaves(batch):
         if isinstance(leaf, Tensor):
             digest.update(f"{tuple(leaf.shape)}".encode())
-            digest.update(_content(leaf))
+            for part in strided_parts(leaf):
+                digest.update(_content(part))
     return digest.hexdigest()[:16]
 
 

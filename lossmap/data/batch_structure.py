@@ -15,6 +15,7 @@ from dataclasses import fields, is_dataclass
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils.data import Dataset
@@ -92,6 +93,18 @@ def holds_tensors(value: Any, depth: int = 0) -> bool:
     if not (isinstance(value, Mapping) or hasattr(value, "__dict__") or is_dataclass(value)):
         return False
     return any(holds_tensors(leaf, depth + 1) for part in _parts(value) for leaf in pytree.tree_leaves(part))
+
+
+def strided_parts(tensor: Tensor) -> tuple[Tensor, ...]:
+    """The tensors of plain numbers that a tensor is made of: itself, or the places and the values of a sparse one."""
+    if tensor.layout == torch.sparse_coo:
+        tensor = tensor.detach().coalesce()
+        return tensor.indices(), tensor.values()
+    if tensor.layout in (torch.sparse_csr, torch.sparse_bsr):
+        return tensor.crow_indices(), tensor.col_indices(), tensor.values()
+    if tensor.layout in (torch.sparse_csc, torch.sparse_bsc):
+        return tensor.ccol_indices(), tensor.row_indices(), tensor.values()
+    return (tensor,)
 
 
 def _items_of(mapping: Mapping[str, Any]) -> tuple[list[Any], tuple[str, ...]]:

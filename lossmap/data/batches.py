@@ -25,6 +25,7 @@ from lossmap.data.batch_structure import holds_tensors, is_one_batch, open_batch
 Batch = Any  # a pytree of tensors whose first dimension counts samples
 
 log = logging.getLogger("lossmap")
+SPARSE = "they hold sparse tensors"
 
 
 class Batches(Protocol):
@@ -82,9 +83,28 @@ def _lengths(values: Sequence[Any]) -> set[int]:
 
 
 def _is_even(batch: Batch) -> bool:
-    """Whether all tensors of a batch have the same first dimension, so that it can be cut."""
+    """Whether all tensors of a batch have the same first dimension, so that it can be cut; no sparse one can."""
     tensors = [t for t in pytree.tree_leaves(batch) if isinstance(t, torch.Tensor)]
+    if any(t.layout != torch.strided for t in tensors):
+        return False
     return len({(*t.shape, -1)[0] for t in tensors} | {-1}) == 2 and all(t.dim() for t in tensors)
+
+
+def _why_uneven(batches: Sequence[Batch]) -> str:
+    tensors = (t for t in pytree.tree_leaves(list(batches)) if isinstance(t, torch.Tensor))
+    if any(t.layout != torch.strided for t in tensors):
+        return SPARSE
+    return "the parts of a batch differ in number"
+
+
+def _without_nested(batch: Batch) -> Batch:
+    """The batch. Raises ValueError for one with a nested tensor, of which PyTorch lacks most operations."""
+    if any(isinstance(t, torch.Tensor) and t.is_nested for t in pytree.tree_leaves(batch)):
+        raise ValueError(
+            "a batch holds a nested tensor, of which PyTorch lacks most operations; give its parts as a list "
+            "(list(tensor.unbind())) and join them in the loss, or pad them"
+        )
+    return batch
 
 
 class NotJoined(ValueError):
@@ -117,6 +137,10 @@ def _join_leaves(column: Sequence[Any]) -> Any:
     """One leaf of all batches: tensors end to end; anything else only where it is the same plain value in all."""
     first = column[0]
     if isinstance(first, torch.Tensor):
+        if any(isinstance(t, torch.Tensor) and t.layout != torch.strided for t in column):
+            if len(column) == 1:
+                return first
+            raise NotJoined(SPARSE)
         widths = {tuple(t.shape[1:]) for t in column if isinstance(t, torch.Tensor)}
         if len(widths) > 1:
             shapes = ", ".join(str(w) for w in sorted(widths)[:3])
@@ -328,15 +352,15 @@ def read_into_memory(
             return batches
         return batches.rebatched(batch_size)
     if _is_one_batch(batches):
-        one = open_batch(batches)
+        one = _without_nested(open_batch(batches))
         if not _is_even(one):
-            return _as_given((one,), "its parts differ in number")
+            return _as_given((one,), _why_uneven((one,)))
         return Resident(one, batch_size or min(samples_in(one), 256))
     if budget is None:
         budget = memory.sample_budget(ranks_sharing=ranks_sharing)
     collected: list[Batch] = []
     for batch in map(_of_arrays, batches):
-        collected.append(move_batch(open_batch(batch), "cpu", None))
+        collected.append(move_batch(_without_nested(open_batch(batch)), "cpu", None))
         budget -= sum(t.numel() * t.element_size() for t in pytree.tree_leaves(batch) if isinstance(t, torch.Tensor))
         if budget < 0:
             raise ValueError(
@@ -350,7 +374,7 @@ def read_into_memory(
     _report_dropped(batches, sum(sizes))
     equal = set(sizes[:-1]) <= {sizes[0]} and sizes[-1] <= sizes[0]
     if not all(map(_is_even, collected)):
-        return _as_given(collected, "the parts of a batch differ in number")
+        return _as_given(collected, _why_uneven(collected))
     try:
         joined = join_batches(collected)
     except NotJoined as reason:

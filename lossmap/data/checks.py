@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lossmap.data.batch_writes import copied
-from lossmap.data.batches import Batch, FixedBatches, samples_in
+from lossmap.data.batches import Batch, FixedBatches, Resident, samples_in
 from lossmap.data.criteria import SupervisedLoss, takes_class_labels
 from lossmap.data.datasets import labels_within
 from lossmap.data.problem import Problem, temporary_parameters
+from lossmap.seeding import same_random_state
 
 FEW = 3  # samples that are put through model and loss together
 
@@ -29,12 +31,14 @@ def check_finite(model: nn.Module, where: str) -> None:
             raise ValueError(f"{where}: {name} has values that are not finite; a landscape around it is undefined")
 
 
-def check_one_sample(problem: Problem, split: str) -> None:
-    """Put one sample and then a few through model and loss, so that a misfit is reported before a thousand points fail.
+def tried_on_samples(problem: Problem, split: str) -> Problem:
+    """The problem, when one sample and then a few have been put through model and loss: misfits are reported early.
 
-    Raises ValueError with the shapes of the samples.
+    With its batches as given, where model or loss bear no part of them. Raises ValueError with the shapes of the
+    samples.
     """
     _check_labels(problem)
+    problem = uncut_where_parts_fail(problem)
     try:
         with temporary_parameters(problem.model, {}):
             value = _total_of_a_sample(problem)
@@ -43,22 +47,56 @@ def check_one_sample(problem: Problem, split: str) -> None:
     if not isinstance(value, Tensor) or value.dim() != 0:
         raise ValueError(f"the loss must return one number per batch; got {_described(value)}")
     if problem.data.samples < 2 or isinstance(problem.data, FixedBatches):
-        return
+        return problem
     few = next(iter(problem.data.rebatched(FEW)))
     try:
         with temporary_parameters(problem.model, {}):
             problem.total(copied(few))
     except Exception as error:  # where shapes of one sample alone can be broadcast
         raise _misfit(error, f"{samples_in(few)} {split} samples, and not on one", few) from error
+    return problem
+
+
+def uncut_where_parts_fail(problem: Problem) -> Problem:
+    """The problem with its batches as given, or as one batch, where model or loss bear that but no part of it.
+
+    So it is with one full graph and its dense matrix of edges: the matrix has as many rows as there are nodes, but a
+    part of the rows fits no part of the nodes. Else the problem as it is. Price: a pass over a few samples.
+    """
+    data = problem.data
+    if not isinstance(data, Resident):
+        return problem
+    reason = _failure(problem, next(iter(data.rebatched(FEW))))
+    if reason is None:
+        return problem
+    for own in (data.uncut(), FixedBatches((data.tensors,))):
+        if _failure(problem, own.batches[0]) is None:
+            number = f"the {len(own.batches)} batches as given" if len(own.batches) > 1 else "all samples as one batch"
+            note = f"the model or the loss fails on a part of a batch ({reason}): it is evaluated on {number}, uncut"
+            return replace(problem, data=own, notes=(*problem.notes, note))
+    return problem
+
+
+def _failure(problem: Problem, batch: Batch) -> str | None:
+    """Why model or loss fail on a batch; None where they do not."""
+    try:
+        with temporary_parameters(problem.model, {}), torch.enable_grad(), same_random_state(20):
+            problem.total(copied(batch))
+    except Exception as error:  # user code may raise any exception
+        return _first_line(error)
+    return None
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0].rstrip(".") if str(error) else "no message"
 
 
 def _misfit(error: Exception, samples: str, batch: Batch) -> ValueError:
     """What is raised where model or loss fail on some samples."""
     shapes = [tuple(t.shape) for t in _tensors(batch)]
-    text = str(error).splitlines()[0].rstrip(".") if str(error) else "no message"
     return ValueError(
-        f"the model or the loss fails on {samples} (a batch of shapes {shapes}): {type(error).__name__}: {text}; does "
-        "the data set fit the model?"
+        f"the model or the loss fails on {samples} (a batch of shapes {shapes}): {type(error).__name__}: "
+        f"{_first_line(error)}; does the data set fit the model?"
     )
 
 

@@ -40,6 +40,7 @@ from torch.utils import _pytree as pytree
 from lossmap import memory
 from lossmap.data import cifar, huggingface_data
 from lossmap.data import download as fetching
+from lossmap.data.batch_structure import strided_parts
 from lossmap.data.batches import (
     Batch,
     Batches,
@@ -452,9 +453,10 @@ def digest(batches: Batches) -> str:
     for leaf in pytree.tree_leaves(batch):
         if isinstance(leaf, Tensor):
             total.update(f"{leaf.dtype} {tuple(leaf.shape)}".encode())
-            flat = leaf.detach().cpu().contiguous().view(-1)
-            for part in torch.split(flat, 1 << 22):
-                total.update(part.view(torch.uint8).numpy().tobytes() if part.numel() else b"")
+            for values in strided_parts(leaf):
+                flat = values.detach().cpu().contiguous().view(-1)
+                for part in torch.split(flat, 1 << 22):
+                    total.update(part.view(torch.uint8).numpy().tobytes() if part.numel() else b"")
         elif isinstance(batches, FixedBatches):
             total.update(_bytes_of(leaf))
     return total.hexdigest()

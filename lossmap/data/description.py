@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from lossmap.data.batch_structure import strided_parts
 from lossmap.data.batches import Batches, FixedBatches, Resident
 
 MAX_CLASSES = 1000  # whole numbers of more different values are no class labels
@@ -47,6 +48,9 @@ def _described(t: Tensor) -> str:
     kind = str(t.dtype).removeprefix("torch.")
     shape = " x ".join(map(str, t.shape[1:]))
     text = f"{kind}, {shape} each" if shape else kind
+    if t.layout != torch.strided:
+        t = strided_parts(t)[-1]
+        text = f"{kind}, sparse, {t.numel():,} entries" + (f", {shape} each" if shape else "")
     if t.numel() == 0 or t.is_complex():
         return text
     low, high = float(t.min()), float(t.max())

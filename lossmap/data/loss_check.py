@@ -40,7 +40,7 @@ from lossmap.data.batches import Batch, Batches, FixedBatches, Resident, Streame
 from lossmap.data.borrow import copy_of
 from lossmap.data.broadcasts import broadcast_targets
 from lossmap.data.carried_state import carried_state
-from lossmap.data.checks import check_finite
+from lossmap.data.checks import check_finite, uncut_where_parts_fail
 from lossmap.data.counters import moving_counters
 from lossmap.data.criteria import CorrectClasses, SupervisedLoss, takes_class_labels
 from lossmap.data.datasets import LabelsWithin, labels_within
@@ -162,6 +162,7 @@ def _look(problem: Problem) -> tuple[Problem, _Probe, int]:
     movable_parameters(problem.model)  # refuses a lazy module that has no parameters yet
     if any(p.is_meta for p in problem.model.parameters()):
         check_finite(problem.model, "the model")
+    problem = uncut_where_parts_fail(problem)
     problem = with_copied_batches(problem, few_samples(problem))
     find_merged_layers(problem, few_samples(problem))
     probe = _Probe(problem)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from lossmap.data.batches import Resident, Streamed
-from lossmap.data.checks import check_one_sample
+from lossmap.data.checks import tried_on_samples
 from lossmap.data.datasets import digest, labels_within, limited, load
 from lossmap.data.loaders import source_of
 from lossmap.data.loss_check import check_loss
@@ -343,10 +343,10 @@ def test_labels_beyond_the_outputs_are_reported():
 def test_a_target_that_the_loss_ignores_is_no_label_out_of_range():
     x, y = torch.randn(6, 3), torch.tensor([0, 1, -1, 1, -1, 0])
     problem = Problem.supervised(nn.Linear(3, 2), nn.CrossEntropyLoss(ignore_index=-1), (x, y))
-    check_one_sample(problem, "train")
+    tried_on_samples(problem, "train")
     assert check_loss(problem).samples == 6
     with pytest.raises(ValueError, match="the targets run from -1 to 1"):
-        check_one_sample(Problem.supervised(nn.Linear(3, 2), nn.CrossEntropyLoss(), (x, y)), "train")
+        tried_on_samples(Problem.supervised(nn.Linear(3, 2), nn.CrossEntropyLoss(), (x, y)), "train")
 
 
 def test_a_problem_of_ones_own_is_limited_to_the_same_random_subset():

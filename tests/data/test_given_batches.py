@@ -1,6 +1,7 @@
 """Batches that make no sense in parts: every measure reads them as given, and equals dense truth."""
 
 import gc
+import warnings
 import weakref
 from collections import UserDict
 from dataclasses import dataclass
@@ -17,9 +18,14 @@ from lossmap.curvature.autotune import prepare
 from lossmap.data.batches import FixedBatches, read_into_memory, samples_in
 from lossmap.data.datasets import digest
 from lossmap.data.loaders import source_of
+from lossmap.data.loss_check import check_loss
 
 # torch warns of its own compiler, with which products are traced
-pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:Sparse"),
+    pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors"),
+]
 
 
 @dataclass
@@ -64,6 +70,15 @@ class Full(nn.Module):
     def forward(self, x, edges):
         h = self.a(x)
         return self.b(torch.tanh(h.index_add(0, edges[1], h[edges[0]])))
+
+
+class Neighbors(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(3, 5), nn.Linear(5, 2)
+
+    def forward(self, x, means):
+        return self.b(torch.tanh(means @ self.a(x)))
 
 
 class Heads(nn.Module):
@@ -136,6 +151,13 @@ def by_key(model, batch):
 PARTS = [(points(12, 1), points(5, 2)), (points(9, 3), points(4, 4))]
 ENCODED = [UserDict(x=X[i : i + 4], y=Y[i : i + 4]) for i in (0, 4, 8)]
 
+NODES, CLASSES = torch.randn(24, 3, generator=G), torch.randint(0, 2, (24,), generator=G)
+MEANS = (torch.rand(24, 24, generator=G) > 0.8).float() / 5
+SPARSE = [(NODES[:n], MEANS[:n, :n].to_sparse(), CLASSES[:n]) for n in (20, 24)]
+with warnings.catch_warnings():  # PyTorch calls them beta
+    warnings.simplefilter("ignore")
+    ROWS = MEANS.to_sparse_csr()
+
 # name: model, data, own loss (None: supervised by cross entropy), (loss, weight) of a batch by hand
 KINDS = {
     "graphs": (GraphNet, GRAPHS, own_target, lambda m, g: (F.cross_entropy(m(g), g.y), 1)),
@@ -147,6 +169,14 @@ KINDS = {
     ),
     "objects": (GraphNet, LOOSE, own_target, lambda m, g: (F.cross_entropy(m(g), g.y), 1)),
     "a full graph": (Full, [(X, EDGES, Y)], None, lambda m, b: (cross_entropy_of(m, b), 1)),
+    "sparse edges": (Neighbors, SPARSE, cross_entropy_of, lambda m, b: (cross_entropy_of(m, b), len(b[2]))),
+    "sparse rows": (
+        Neighbors,
+        [(NODES, ROWS, CLASSES)],
+        None,
+        lambda m, b: (cross_entropy_of(m, b), 1),
+    ),
+    "a matrix of edges": (Neighbors, (NODES, MEANS, CLASSES), None, lambda m, b: (cross_entropy_of(m, b), 1)),
     "padded": (Tagger, padded(), tokens, tokens),
     "mappings": (lambda: nn.Linear(3, 2), ENCODED, by_key, lambda m, b: (by_key(m, b), 4)),
     "unequal parts": (
@@ -321,6 +351,26 @@ def test_other_data_have_another_digest_also_where_only_a_name_differs():
     one = read_into_memory([(X[:5], "left", Y[:5]), (X[5:], "right", Y[5:])])
     other = read_into_memory([(X[:5], "right", Y[:5]), (X[5:], "left", Y[5:])])
     assert digest(one) != digest(other) == digest(other)
+
+
+def test_sparse_batches_have_a_digest_of_their_entries():
+    other = torch.sparse_csr_tensor(ROWS.crow_indices(), ROWS.col_indices(), 2 * ROWS.values(), ROWS.shape)
+    digests = {digest(read_into_memory([(NODES, edges, CLASSES)])) for edges in (ROWS, ROWS.clone(), other)}
+    assert len(digests) == 2
+
+
+def test_a_part_that_the_model_does_not_bear_is_named_and_the_batches_stay_whole():
+    checked = check_loss(problem_of("a matrix of edges"))
+    assert len(checked.data.batches) == 1
+    assert "fails on a part of a batch (mat1 and mat2 shapes" in checked.notes[0]
+    with pytest.raises(RuntimeError, match="mat1 and mat2"):  # no fault of the cut
+        check_loss(lossmap.Problem.supervised(nn.Linear(4, 2), "crossentropy", (NODES, CLASSES)))
+
+
+def test_a_nested_tensor_is_refused_by_name():
+    nested = torch.nested.nested_tensor([X[:5], X[5:]], layout=torch.jagged)
+    with pytest.raises(ValueError, match="holds a nested tensor"):
+        read_into_memory([(nested, Y[:2])])
 
 
 def test_inputs_and_targets_of_different_numbers_are_a_mistake():
