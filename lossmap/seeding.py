@@ -36,11 +36,11 @@ def signs(n: int, *purpose: str | int) -> torch.Tensor:
 
 
 @contextmanager
-def preserved_random_state() -> Iterator[None]:
-    """The global generators of torch (also on CUDA devices), NumPy and Python are afterwards as they were before."""
+def preserved_random_state(devices: bool = True) -> Iterator[None]:
+    """The global generators of torch (also on CUDA `devices`), NumPy and Python are afterwards as they were before."""
     python_state, numpy_state = random.getstate(), np.random.get_state()
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()  # type: ignore[no-untyped-call]
-    with torch.random.fork_rng(devices=devices):
+    some = devices and torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count()) if some else ()):
         try:
             yield
         finally:
@@ -59,15 +59,16 @@ def random_states() -> tuple[Any, ...]:
 
 
 @contextmanager
-def same_random_state(seed: int = 0) -> Iterator[None]:
+def same_random_state(seed: int = 0, devices: bool = True) -> Iterator[None]:
     """Inside, the global generators of torch, NumPy and Python start from a seed; outside they are as before.
 
-    User code, such as a factory, then gives the same to every rank, and to every later run.
+    User code, such as a factory, then gives the same to every rank, and to every later run. Without `devices` those on
+    CUDA are left alone, which a process that only reads data must not touch.
     """
-    with preserved_random_state():
+    with preserved_random_state(devices):
         # not torch.manual_seed, which also queues a call, with a traceback, for each kind of device that is absent
         torch.default_generator.manual_seed(seed)
-        if torch.cuda.is_available():
+        if devices and torch.cuda.is_available():
             torch.cuda.manual_seed_all(seed)
         random.seed(seed)
         np.random.seed(seed % 2**32)  # NumPy takes 32 bits

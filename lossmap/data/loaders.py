@@ -40,6 +40,7 @@ from lossmap.data.batches import (
     map_tensors,
     read_into_memory,
 )
+from lossmap.data.drawn_samples import loader_with_fixed_draws, with_fixed_draws
 from lossmap.seeding import preserved_random_state
 
 log = logging.getLogger(__name__)
@@ -87,12 +88,15 @@ def as_batches(
         data = pytree.tree_map(lambda leaf: _as_tensor(leaf, "data") if isinstance(leaf, np.ndarray) else leaf, data)
     if budget is None:
         budget = memory.sample_budget(ranks_sharing=ranks_sharing)
+    if isinstance(data, DataLoader):
+        data = loader_with_fixed_draws(data)
     if isinstance(data, DataLoader) and _plain_loader(data):
         size = batch_size or data.batch_size or DEFAULT_BATCH_SIZE
         streamed = _streamed_if_large(data.dataset, data.collate_fn, size, budget)
         return streamed or read_into_memory(data, batch_size, budget)
     if isinstance(data, Dataset) and not isinstance(data, IterableDataset) and hasattr(data, "__len__"):
         size = batch_size or DEFAULT_BATCH_SIZE
+        data, _ = with_fixed_draws(data, _same, type(data).__name__)
         try:
             streamed = _streamed_if_large(data, default_collate, size, budget)
             return streamed or read_into_memory(DataLoader(data, size), batch_size, budget)
@@ -108,7 +112,7 @@ def _streamed_if_large(dataset: Any, collate: Callable[[list[Any]], Any], size: 
     if not samples or samples * Source(fetch, samples).bytes_each() <= budget:
         return None
     log.info("%d samples are more than the memory for samples; they are streamed", samples)
-    return Streamed(of_dataset(dataset, collate, type(dataset).__name__).fetch, range(samples), size)
+    return Streamed(of_dataset(dataset, collate).fetch, range(samples), size)
 
 
 def _each_alone(dataset: Any) -> Iterator[Batch]:
@@ -185,8 +189,9 @@ def source_of(value: Any, name: str, ranks_sharing: int | None = None) -> Source
     if isinstance(value, (tuple, list)) and len(value) == 2 and all(isinstance(a, (Tensor, np.ndarray)) for a in value):
         return _of_arrays(value[0], value[1], name)
     if isinstance(value, DataLoader):
+        value = loader_with_fixed_draws(value)
         if _plain_loader(value):
-            source = of_dataset(value.dataset, value.collate_fn, name)
+            source = of_dataset(value.dataset, value.collate_fn)
             return replace(source, whole=value, batch_size=value.batch_size)
         return _of_batches(read_into_memory(value, ranks_sharing=ranks_sharing))
     if isinstance(value, IterableDataset):
@@ -194,8 +199,9 @@ def source_of(value: Any, name: str, ranks_sharing: int | None = None) -> Source
         return _of_batches(read_into_memory(loader, ranks_sharing=ranks_sharing))
     is_indexed = hasattr(value, "__getitem__") and hasattr(value, "__len__")
     if is_indexed and not isinstance(value, (dict, list, tuple, str)) and not is_one_batch(value):
+        value, _ = with_fixed_draws(value, _same, name)
         try:
-            return replace(of_dataset(value, default_collate, name), whole=value)
+            return replace(of_dataset(value, default_collate), whole=value)
         except TypeError:  # objects, which `default_collate` does not take
             return _of_batches(read_into_memory(_each_alone(value), ranks_sharing=ranks_sharing))
     if isinstance(value, (Mapping, Tensor)) or hasattr(value, "__iter__") or is_one_batch(value):
@@ -296,12 +302,11 @@ class DatasetFetch:
         return batch
 
 
-def of_dataset(dataset: Any, collate: Callable[[list[Any]], Any], name: str) -> Source:
-    """A source of a Dataset's samples, put together by `collate`; of one that gives others each time the log warns."""
-    fetch = DatasetFetch(dataset, collate)
-    if len(dataset):
-        first, again = (pytree.tree_leaves(fetch([0])) for _ in range(2))
-        same = (torch.equal(a, b) for a, b in zip(first, again, strict=True) if isinstance(a, Tensor))
-        if not all(same):
-            log.warning("%s gives other samples each time (augmentation?): no two passes will agree", name)
-    return Source(fetch, len(dataset))
+def _same(samples: list[Any]) -> list[Any]:
+    """In the place of what puts samples together where it is known to draw nothing."""
+    return samples
+
+
+def of_dataset(dataset: Any, collate: Callable[[list[Any]], Any]) -> Source:
+    """A source of a Dataset's samples, put together by `collate`."""
+    return Source(DatasetFetch(dataset, collate), len(dataset))

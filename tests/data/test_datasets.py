@@ -250,8 +250,9 @@ def test_augmentation_in_a_data_set_is_noticed(tmp_path, caplog):
         "def data(split): return A()"
     )
     with caplog.at_level(logging.WARNING):
-        load(own(tmp_path, code))
-    assert "other samples each time" in caplog.text
+        first = everything(load(own(tmp_path, code)))[0]
+    assert "draws at random (augmentation, masking): each sample is drawn once" in caplog.text
+    assert torch.equal(first, everything(load(own(tmp_path, code)))[0])
 
 
 @pytest.mark.parametrize(

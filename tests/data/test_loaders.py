@@ -1,11 +1,19 @@
 """Data as people have them: in memory where they fit, else streamed in a fixed order."""
 
 import itertools
+import random
 
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader, SubsetRandomSampler, TensorDataset, WeightedRandomSampler
+from torch.utils.data import (
+    DataLoader,
+    Dataset,
+    SubsetRandomSampler,
+    TensorDataset,
+    WeightedRandomSampler,
+    default_collate,
+)
 
 from lossmap.data.batches import Resident, Streamed, read_into_memory
 from lossmap.data.loaders import as_batches
@@ -66,3 +74,59 @@ def test_a_loader_that_draws_with_repetitions_is_named(caplog):
     caplog.clear()
     as_batches(DataLoader(data, 4, shuffle=True))
     assert not caplog.text
+
+
+class Augmented(Dataset):
+    """Samples that are moved at random by each of the three usual generators."""
+
+    def __init__(self, own=None):
+        self.own = own
+
+    def __len__(self):
+        return 12
+
+    def __getitem__(self, i):
+        noise = self.own.random() if self.own else torch.rand(2) + random.random() + np.random.rand()
+        return X[i] + noise, Y[i]
+
+
+def masked(samples):
+    x, y = default_collate(samples)
+    return x * (torch.rand(x.shape) > 0.5), y
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_a_data_set_that_draws_is_read_alike_by_all_and_named(streamed, caplog):
+    budget = 100 if streamed else None
+    state = torch.get_rng_state()
+    found = []
+    for loader in (DataLoader(Augmented(), 4), DataLoader(Augmented(), 5, shuffle=True), Augmented()):
+        caplog.clear()
+        batches = as_batches(loader, budget=budget)
+        assert isinstance(batches, Streamed if streamed else Resident)
+        assert "Augmented draws at random (augmentation, masking): each sample is drawn once" in caplog.text
+        for _ in range(2):
+            x, y = (torch.cat(part) for part in zip(*batches, strict=True))
+            found.append(x[y.argsort()])
+    assert all(torch.equal(x, found[0]) for x in found) and torch.equal(torch.get_rng_state(), state)
+    moved = found[0] - X
+    assert len(moved.unique()) == 24 and moved.min() > 0
+
+
+def test_what_masks_at_random_masks_the_same_samples_alike(caplog):
+    batches = [as_batches(DataLoader(TensorDataset(X + 1, Y), 4, collate_fn=masked)) for _ in range(2)]
+    assert "each batch is drawn once" in caplog.text
+    first, second = (torch.cat([x for x, _ in data]) for data in batches)
+    zeros = (first == 0).view(3, 8)
+    assert torch.equal(first, second) and 0 < int(zeros.sum()) < 24
+    assert not torch.equal(zeros[0], zeros[1]) or not torch.equal(zeros[0], zeros[2])
+
+
+def test_a_data_set_with_a_generator_of_its_own_and_samples_by_other_keys(caplog):
+    as_batches(DataLoader(Augmented(np.random.default_rng(0)), 4))
+    assert "gives other samples at each reading, by a generator of its own" in caplog.text
+    caplog.clear()
+    named = {"a": (X[0], Y[0]), "b": (X[1], Y[1])}
+    assert rows(as_batches(DataLoader(named, sampler=["b", "a"]))) == [1, 0]
+    with_nan = TensorDataset(X / 0, Y)
+    assert as_batches(DataLoader(with_nan, 4, drop_last=True)).samples == 12 and not caplog.text

@@ -1,0 +1,132 @@
+"""Data sets that draw when a sample is read (augmentation), and what puts samples together at random (masked words).
+
+    sample i        is read with the global generators seeded by i
+    a batch         is put together with them seeded by what its samples hold
+
+So every pass, rank and later run reads the same: one draw of the data, which the log says. A data set with a
+generator of its own is not reached by this, and named. Source of the seeds: `lossmap.seeding`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+from torch.utils.data import DataLoader, Dataset, IterableDataset
+
+from lossmap.seeding import generator, preserved_random_state, random_states, same_random_state
+
+log = logging.getLogger(__name__)
+SAMPLES_LOOKED_AT = 4  # an image is not flipped, but a number is drawn for it, in every sample
+
+
+@dataclass(frozen=True, eq=False)
+class FixedDraws(Dataset[Any]):
+    """A Dataset of which each sample is drawn from numbers of its own, the same at every reading."""
+
+    dataset: Any
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: Any) -> Any:
+        with same_random_state(generator("sample", str(index)).initial_seed(), devices=False):
+            return self.dataset[index]
+
+
+@dataclass(frozen=True, eq=False)
+class FixedCollate:
+    """A function that puts samples together, and draws the same for the same samples."""
+
+    collate: Callable[[list[Any]], Any]
+
+    def __call__(self, samples: list[Any]) -> Any:
+        """The batch of these samples."""
+        with same_random_state(generator("batch", _content_of(samples)).initial_seed(), devices=False):
+            return self.collate(samples)
+
+
+def _content_of(samples: Any) -> str:
+    """A digest of numbers and words, the same in every process: no object's address is in it."""
+    digest = hashlib.sha256()
+    for leaf in _leaves(samples):
+        if isinstance(leaf, Tensor) and leaf.layout is torch.strided:
+            digest.update(leaf.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        elif isinstance(leaf, (np.ndarray, np.generic)):
+            digest.update(leaf.tobytes())
+        elif isinstance(leaf, (str, bytes, int, float)):
+            digest.update(repr(leaf).encode())
+    return digest.hexdigest()
+
+
+def _leaves(value: Any) -> Iterator[Any]:
+    for leaf in pytree.tree_leaves(value):
+        if isinstance(leaf, Mapping):  # such as a UserDict, which PyTorch takes for one value
+            yield from _leaves(dict(leaf))
+        else:
+            yield leaf
+
+
+@preserved_random_state()
+def with_fixed_draws(
+    dataset: Any, collate: Callable[[list[Any]], Any], name: str
+) -> tuple[Any, Callable[[list[Any]], Any]]:
+    """The Dataset and the function that puts its samples together, with fixed draws where they draw, as is logged."""
+    samples, states = [], random_states()
+    for index in range(min(SAMPLES_LOOKED_AT, len(dataset))):
+        samples.append(dataset[index])
+    if not samples:
+        return dataset, collate
+    draws, states = random_states() != states, random_states()
+    collate(samples[:1])
+    mixes = random_states() != states
+    if draws or mixes:
+        log.warning(
+            "%s draws at random (augmentation, masking): %s is drawn once, from numbers of its own, and all numbers "
+            "are of these draws; give the data without it to have those of the data themselves",
+            name,
+            "each sample" if draws else "each batch",
+        )
+    if draws:
+        dataset = FixedDraws(dataset)
+    if _content_of(dataset[0]) != _content_of(dataset[0]):
+        log.warning(
+            "%s gives other samples at each reading, by a generator of its own: numbers are of one reading where the "
+            "samples fit into memory; where they are streamed, no two passes will agree",
+            name,
+        )
+    return dataset, FixedCollate(collate) if mixes else collate
+
+
+def loader_with_fixed_draws(loader: DataLoader[Any]) -> DataLoader[Any]:
+    """A loader over the same samples with fixed draws; the loader itself where nothing is drawn, or all is its own."""
+    data = loader.dataset
+    if isinstance(data, IterableDataset) or not hasattr(data, "__len__"):
+        return loader
+    try:
+        dataset, collate = with_fixed_draws(data, loader.collate_fn, type(data).__name__)
+    except (LookupError, TypeError):  # samples by other keys than 0, 1, ..., which its own sampler knows
+        return loader
+    is_unchanged = dataset is data and collate is loader.collate_fn
+    if is_unchanged or type(loader).__iter__ is not DataLoader.__iter__:
+        return loader
+    order: dict[str, Any] = {"batch_sampler": loader.batch_sampler}
+    if loader.batch_size is not None or loader.batch_sampler is None:
+        order = {"batch_size": loader.batch_size, "sampler": loader.sampler}
+    if loader.batch_size is not None:
+        order["drop_last"] = loader.drop_last
+    return DataLoader(
+        dataset,
+        collate_fn=collate,
+        num_workers=loader.num_workers,
+        worker_init_fn=loader.worker_init_fn,
+        multiprocessing_context=loader.multiprocessing_context,
+        **order,
+    )
