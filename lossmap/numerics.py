@@ -45,6 +45,11 @@ def use_tf32(enabled: bool) -> None:
     _tf32 = enabled
 
 
+def is_tf32() -> bool:
+    """Whether passes are computed so."""
+    return _tf32
+
+
 def ask_for_determinism() -> None:
     """What must be said before CUDA starts; a value of the user's own stays."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", WORKSPACE)

@@ -5,6 +5,9 @@ its next points are of the same member. Whatever a member's own code raises is a
 member's loss is still the same function is looked at after its last points, and before whenever the points since took
 `POINTS_PER_LOOK` times as long as a look. Which points are a rank's last ones shows when all are settled: what it had
 not looked at by then is a task of its own (LOOK), and when the campaign ends, `changes` says it.
+
+Members share their rank's process. Each is begun as if it were the first one there, and has a state of the process of
+its own (`process_state`): a file that sets PyTorch's default type sets it for its own members alone.
 """
 
 from __future__ import annotations
@@ -13,7 +16,8 @@ import logging
 import time
 import traceback
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -28,6 +32,7 @@ from lossmap.parallel.evaluate import PointEvaluator
 from lossmap.parallel.messages import DONE, FAILED, INTERRUPTED, Message
 from lossmap.parallel.shutdown import Stop
 from lossmap.parallel.team import Team
+from lossmap.process_state import ProcessState, begin
 
 logger = logging.getLogger("lossmap")
 
@@ -175,6 +180,8 @@ class MemberEvaluator:
         self._ready: OrderedDict[str, Prepared] = OrderedDict()
         self._evaluators: dict[tuple[str, str], tuple[PointEvaluator, _Looks]] = {}
         self._changes: dict[tuple[str, str], str] = {}  # of members that are no longer ready, until they are asked for
+        self._base = ProcessState.now()  # before any member
+        self._states: dict[str, ProcessState] = {}  # of members that are ready, by digest
 
     def __call__(self, index: int, state: Assignment) -> Message:
         """Do a task: (DONE, index, reading, seconds), (FAILED, index, text) or (INTERRUPTED, index, state)."""
@@ -207,7 +214,7 @@ class MemberEvaluator:
 
     def _prepare(self, assignment: Assignment) -> Preparation:
         try:
-            prepared = work_of(assignment.member).prepare(self._site(assignment, creates=True))
+            prepared = self._prepared(assignment, creates=True)
         except Busy as error:
             return Preparation(busy=str(error))
         if prepared is None:
@@ -221,9 +228,36 @@ class MemberEvaluator:
         return Preparation(measures, prepared.grid, prepared.finish, audit)
 
     def _finish(self, assignment: Assignment) -> None:
-        work_of(assignment.member).finish(self._site(assignment, creates=True))
+        with self._own_state(None):
+            work_of(assignment.member).finish(self._site(assignment, creates=True))
+
+    def _prepared(self, assignment: Assignment, creates: bool) -> Prepared | None:
+        with self._own_state(None):
+            prepared = work_of(assignment.member).prepare(self._site(assignment, creates))
+            self._states[assignment.member.digest] = ProcessState.now()
+        return prepared
+
+    @contextmanager
+    def _own_state(self, digest: str | None) -> Iterator[None]:
+        """Inside, the process is as this member has left it; None: as a member finds it that is begun."""
+        if digest in self._states:
+            self._states[digest].put()
+        else:
+            begin(self._base)
+        try:
+            yield
+        finally:
+            if digest in self._states:
+                self._states[digest] = ProcessState.now()
+            begin(self._base)
 
     def _point(self, index: int, assignment: Assignment) -> Message:
+        if assignment.member.digest not in self._ready:
+            self._join(assignment)
+        with self._own_state(assignment.member.digest):
+            return self._evaluated(index, assignment)
+
+    def _evaluated(self, index: int, assignment: Assignment) -> Message:
         evaluate, looks = self._evaluator(assignment)
         notes: list[str] = []
         evaluate.note = notes.append
@@ -236,14 +270,16 @@ class MemberEvaluator:
         changed = looks.after(seconds, assignment.last)
         return DONE, index, PointAnswer(reading, tuple(notes), changed, not looks.pending, looks.start()), seconds
 
+    def _join(self, assignment: Assignment) -> None:
+        """Prepare a member that another rank has begun."""
+        prepared = self._prepared(assignment, creates=False)
+        if prepared is None:
+            raise ValueError(f"{assignment.member.name} had points when it was prepared, and has none now")
+        self._keep(assignment.member.digest, prepared)
+
     def _evaluator(self, assignment: Assignment) -> tuple[PointEvaluator, _Looks]:
         key = (assignment.member.digest, assignment.measure)
-        prepared = self._ready.get(assignment.member.digest)
-        if prepared is None:
-            prepared = work_of(assignment.member).prepare(self._site(assignment, creates=False))
-            if prepared is None:
-                raise ValueError(f"{assignment.member.name} had points when it was prepared, and has none now")
-            self._keep(assignment.member.digest, prepared)
+        prepared = self._ready[assignment.member.digest]
         self._ready.move_to_end(assignment.member.digest)
         if key not in self._evaluators:
             measure = next(m for m in prepared.measures if m.name == assignment.measure)
@@ -257,7 +293,8 @@ class MemberEvaluator:
     def _change(self, key: tuple[str, str]) -> str | None:
         """How a member's loss has changed since this rank began with it, as far as that was not said before."""
         if key in self._evaluators:
-            return self._evaluators[key][1].now()
+            with self._own_state(key[0]):
+                return self._evaluators[key][1].now()
         return self._changes.pop(key, None)
 
     def changes(self) -> dict[tuple[str, str], str]:
@@ -269,7 +306,9 @@ class MemberEvaluator:
         self._forget(digest)
         self._ready[digest] = replace(prepared)
         while len(self._ready) > MAX_READY:
-            self._forget(next(iter(self._ready)))
+            oldest = next(iter(self._ready))
+            self._forget(oldest)
+            self._states.pop(oldest, None)
 
     def _forget(self, digest: str) -> None:
         """Keep a member ready no longer, after a look at its loss where points were evaluated since the last one."""

@@ -1,7 +1,7 @@
 """The files that a member's settings name, and what counts of them: their contents, not their names. No torch.
 
 A setting that names a file is part of a member's digest as the SHA-256 of what is in the file; where more stands beside
-the file's name (a function's, a label), that counts as it is.
+the file's name (a function's, a label), that counts as it is. Of code the user's own files that it imports count too.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from lossmap.campaign.digests import DigestCache
+from lossmap.campaign.neighbours import imported_files, module_file
 from lossmap.cli.settings import UsageError
 from lossmap.data.huggingface_files import PREFIX, data_files, is_in_folder, model_files, path_in
 from lossmap.special_files import plain_text
@@ -23,7 +24,7 @@ PATHS = {
     "other", "ends",
 }  # fmt: skip
 CHECKPOINTS = {"model_file", "model_file2", "model_file3"}  # PATHS that are files, and no folders
-CODE = {"model", "dataset", "loss", "problem", "metric"}  # may be file.py:function
+CODE = {"model", "dataset", "loss", "problem", "metric"}  # may be file.py:function, or package.module:function
 DIRECTIONS = {"xdir", "ydir"}
 IN_FOLDERS = {"model": model_files, "dataset": data_files}  # may be hf:PATH
 LABELLED = {"compare"}  # LABEL=FILE or LABEL=MODEL@FILE
@@ -43,7 +44,7 @@ def identity_of(name: str, value: Any, folder: Path, digests: DigestCache) -> tu
         return _identity_of_folder(name, str(value), folder, digests)
     contents: dict[str, str] = {}
     counted: Any = value
-    for path, around in _files_in(name, str(value)):
+    for path, around in _files_in(name, str(value), folder):
         if name in CHECKPOINTS and (folder / path).is_dir():
             raise UsageError(f"{name}: {path} is a folder; a checkpoint is one file")
         try:
@@ -51,6 +52,12 @@ def identity_of(name: str, value: Any, folder: Path, digests: DigestCache) -> tu
         except OSError as error:
             raise UsageError(f"{name}: {path}: {error.strerror or error}") from None
         counted = [around, contents[path]]
+        if name in CODE and path.endswith(".py"):
+            imported = {
+                os.path.relpath(file, folder): digests.of(file) for file in imported_files(folder / path, folder)
+            }
+            counted += sorted([Path(other).name, digest] for other, digest in imported.items())
+            contents |= imported
         for shard in _shards(folder / path):
             contents[str(Path(path).parent / shard)] = digests.of(folder / Path(path).parent / shard)
             counted.append(contents[str(Path(path).parent / shard)])
@@ -77,12 +84,16 @@ def _shards(path: Path) -> list[str]:
         return []
 
 
-def _files_in(name: str, value: str) -> Iterator[tuple[str, str]]:
+def _files_in(name: str, value: str, folder: Path) -> Iterator[tuple[str, str]]:
     """The file in a setting's value, where there is one, and what stands around it."""
     if name in PATHS:
         yield value, ""
     elif name in CODE and (match := re.fullmatch(r"(.+\.py):(.+)", value)):
         yield match[1], match[2]
+    elif (
+        name in CODE and (match := re.fullmatch(r"([\w.]+):[\w.]+", value)) and (file := module_file(match[1], folder))
+    ):
+        yield os.path.relpath(file, folder), value
     elif name == "dataset" and value.startswith("npz:"):
         yield value[4:], "npz"
     elif name in DIRECTIONS and value.startswith("to:"):

@@ -12,12 +12,14 @@ import torch
 
 from lossmap.cli.setting_groups import RunSettings
 from lossmap.cli.settings import UsageError
-from lossmap.numerics import ask_for_determinism, use_tf32
+from lossmap.numerics import ask_for_determinism, is_tf32, use_tf32
 from lossmap.parallel import devices
 from lossmap.parallel.crowding import measured_crowding
 from lossmap.parallel.process import keep_freed_memory, threads_of_rank
 from lossmap.parallel.world import World
+from lossmap.process_state import also
 
+also("TF32", is_tf32, use_tf32)  # each problem of a process has the precision that was asked for it
 DTYPES = {"float64": torch.float64}  # by --precision, of parameters and data; float32 for all others
 AUTOCAST = {"bfloat16": torch.bfloat16}
 MAX_NODES_NAMED = 8  # in the line of the log that names GPUs

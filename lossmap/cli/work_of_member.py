@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lossmap.campaign.digests import DigestCache
 from lossmap.campaign.member import Prepared, Site
-from lossmap.data.import_by_name import imported_digest
+from lossmap.data.import_by_name import is_imported_otherwise
 from lossmap.io.journal import Busy
 from lossmap.parallel.world import World
 
@@ -150,7 +150,7 @@ class CommandWork:
         for path, digest in self.files.items():
             if digests.of(path) != digest:
                 raise ValueError(f"{path} has changed since the campaign was planned: the same command plans it anew")
-            if imported_digest(Path(path)) not in (None, digest):
+            if is_imported_otherwise(Path(path), digest):
                 raise Busy(f"{path} was changed after this process had imported it: the next one imports it anew")
 
     @contextlib.contextmanager

@@ -18,6 +18,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from lossmap.data.installed import is_installed
+from lossmap.process_state import enter, imported_again, imported_digests, recorded_import
 from lossmap.special_files import SPECIAL, is_special
 
 _digests: dict[Path, str] = {}  # of the files that this process has imported, as they were then
@@ -50,20 +52,24 @@ def resolve_callable(spec: str) -> Callable[..., Any]:
 
 
 def imported_digest(path: Path) -> str | None:
-    """The SHA-256 of a file as this process imported it; None where it did not, by its path."""
+    """The SHA-256 of a file as this process imported it; None where it did not, by its path or beside one."""
     path = path.resolve()
-    return _digests.get(path) if _module_name(path) in sys.modules else None
+    if _module_name(path) in sys.modules and path in _digests:
+        return _digests[path]
+    return next(iter(imported_digests(path)), None)
+
+
+def is_imported_otherwise(path: Path, digest: str) -> bool:
+    """Whether this process has imported a file, by its path or beside one, when its SHA-256 was another one."""
+    path = path.resolve()
+    if _module_name(path) in sys.modules:
+        return _digests.get(path, digest) != digest
+    return bool(imported_digests(path) - {digest})
 
 
 def _module_name(path: Path) -> str:
     """A name of its own, so that two files called data.py are two modules."""
     return f"{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
-
-
-def _search(folder: Path) -> None:
-    """A folder last on the search path, for good: functions may import their neighbours when they are called."""
-    if str(folder) not in sys.path:
-        sys.path.append(str(folder))
 
 
 def _from_file(path: Path) -> ModuleType:
@@ -73,7 +79,9 @@ def _from_file(path: Path) -> ModuleType:
         raise ValueError(f"there is no file {path}")
     path = path.resolve()
     name = _module_name(path)
+    enter(path.parent, _is_own)
     if name in sys.modules:
+        imported_again(name)
         return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or not isinstance(spec.loader, SourceLoader):
@@ -81,10 +89,10 @@ def _from_file(path: Path) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # before it runs, which dataclasses and pickles rely on
     try:
-        _search(path.parent)
         source = path.read_bytes()
         _digests[path] = hashlib.sha256(source).hexdigest()
-        exec(spec.loader.source_to_code(source, str(path)), module.__dict__)
+        with recorded_import(name):
+            exec(spec.loader.source_to_code(source, str(path)), module.__dict__)
     except BaseException as error:
         del sys.modules[name]
         raise _failed(str(path), error, path) from error
@@ -93,10 +101,18 @@ def _from_file(path: Path) -> ModuleType:
 
 def _from_package(home: str) -> ModuleType:
     try:
-        _search(Path.cwd())
-        return importlib.import_module(home)
+        enter(Path.cwd(), _is_own)
+        if home in sys.modules:
+            imported_again(home)
+            return sys.modules[home]
+        with recorded_import(home):
+            return importlib.import_module(home)
     except BaseException as error:
         raise _failed(home, error) from error
+
+
+def _is_own(module: ModuleType) -> bool:
+    return not is_installed(module)
 
 
 def _failed(home: str, error: BaseException, file: Path | None = None) -> BaseException:

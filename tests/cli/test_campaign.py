@@ -388,6 +388,51 @@ def test_a_thousand_members_are_planned_watched_and_collected_in_two_seconds_eac
     assert sum(s.outcome == "complete" for s in states.values()) == 999
 
 
+NET = """\
+import torch
+
+COUNT = 0
+
+
+class Net(torch.nn.Sequential):
+    made = 0
+
+
+def net():
+    global COUNT
+    COUNT, Net.made = COUNT + 1, Net.made + 1
+    torch.manual_seed(10 * COUNT + Net.made)
+    return Net(torch.nn.Flatten(), torch.nn.Linear(64, 10))
+"""
+
+
+def test_members_do_not_see_what_others_set_for_the_whole_process(tmp_path, monkeypatch):
+    """A default type, at the top of a file or in a factory, and numbers in globals and classes."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "wide.py").write_text("import torch\n\ntorch.set_default_dtype(torch.float64)\n" + NET)
+    (tmp_path / "late.py").write_text(
+        NET.replace("    torch.manual", "    torch.set_default_dtype(torch.float64)\n    torch.manual")
+    )
+    (tmp_path / "narrow.py").write_text(NET)
+    x, y = np.random.default_rng(0).normal(size=(16, 64)).astype(np.float32), np.arange(16) % 10
+    np.savez(tmp_path / "data.npz", x=x, y=y)
+    (tmp_path / "c.toml").write_text(
+        '[settings]\ndataset = "npz:data.npz"\n[over]\nmodel = ["wide.py:net", "late.py:net", "narrow.py:net"]\n'
+        'seed = [0, 1]\n[surface]\nx = "0:1:2"\n'
+    )
+    assert main(["campaign", "c.toml", "run"]) == 0
+    assert torch.get_default_dtype() == torch.float32
+    assert main(["campaign", "c.toml", "collect"]) == 0
+    rows = list(csv.DictReader((tmp_path / "c" / "table.csv").read_text().splitlines()))
+    centers = {(row["model"], row["seed"]): float(row["train_loss_center"]) for row in rows}
+    for model, dtype in (("wide", torch.float64), ("late", torch.float64), ("narrow", torch.float32)):
+        torch.manual_seed(11)
+        layer = torch.nn.Linear(64, 10, dtype=dtype).float()
+        loss = torch.nn.functional.cross_entropy(layer(torch.tensor(x)), torch.tensor(y)).item()
+        assert centers[f"{model}.py:net", "0"] == pytest.approx(loss, rel=1e-6)
+        assert centers[f"{model}.py:net", "1"] == centers[f"{model}.py:net", "0"]
+
+
 def test_a_changed_digit_of_the_index_does_not_get_into_the_table(tmp_path, monkeypatch):
     """The index is no result: nobody looks there for damage, while `collect` takes its numbers from it."""
     monkeypatch.chdir(tmp_path)
@@ -406,12 +451,13 @@ def test_a_changed_digit_of_the_index_does_not_get_into_the_table(tmp_path, monk
 
 
 def test_a_file_that_members_import_and_that_changes_between_them_is_named(tmp_path, monkeypatch, capsys):
-    """Its content is in no member's digest, so that a table could hold two functions without a word."""
+    """Its name is made while the code runs, so that its content is in no member's digest."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     (tmp_path / "factor_of_loss.py").write_text("FACTOR = 1.0\n")
     (tmp_path / "own.py").write_text(
-        "import torch\nimport factor_of_loss\n\ndef loss(outputs, targets):\n"
+        "import importlib\nimport torch\n\nfactor_of_loss = importlib.import_module('factor' + '_of_loss')\n\n"
+        "def loss(outputs, targets):\n"
         "    return factor_of_loss.FACTOR * torch.nn.functional.cross_entropy(outputs, targets)\n"
     )
     sweep = tmp_path / "sweep.toml"
@@ -439,6 +485,62 @@ def test_a_file_that_members_import_and_that_changes_between_them_is_named(tmp_p
         first, second = csv.DictReader(file)
     assert first["code"] != second["code"] and first["code"] and second["code"]
     del sys.modules["factor_of_loss"]
+
+
+NET_OF_CONFIG = """\
+import torch
+from config_of_run import WIDTH
+
+
+def net():
+    import late_of_run
+
+    torch.manual_seed(late_of_run.SEED)
+    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, WIDTH), torch.nn.Linear(WIDTH, 10))
+"""
+
+
+def test_the_same_file_beside_other_neighbours_is_another_member_and_finds_its_own(tmp_path, monkeypatch, capsys):
+    """As in folders of runs that hold a copy of the code each; of two modules of one name Python imports one."""
+    monkeypatch.chdir(tmp_path)
+    for run, (width, seed) in {"a": (4, 1), "b": (5, 1), "c": (5, 2), "d": (4, 1)}.items():
+        (tmp_path / run).mkdir()
+        (tmp_path / run / "net.py").write_text(NET_OF_CONFIG)
+        (tmp_path / run / "config_of_run.py").write_text(f"WIDTH = {width}\n")
+        (tmp_path / run / "late_of_run.py").write_text(f"SEED = {seed}\n")
+    (tmp_path / "pack").mkdir()  # without __init__.py
+    shutil.copy(tmp_path / "a" / "late_of_run.py", tmp_path / "pack" / "part.py")
+    (tmp_path / "pack" / "net.py").write_text(
+        NET_OF_CONFIG.replace("from config_of_run import WIDTH", "WIDTH = 6").replace(
+            "import late_of_run", "from . import part as late_of_run"
+        )
+    )
+    x, y = np.random.default_rng(0).normal(size=(16, 64)).astype(np.float32), np.arange(16) % 10
+    np.savez(tmp_path / "data.npz", x=x, y=y)
+    (tmp_path / "c.toml").write_text(
+        '[settings]\ndataset = "npz:data.npz"\n[over]\nmodel = ["a/net.py:net", "b/net.py:net", "c/net.py:net", '
+        '"d/net.py:net", "pack.net:net"]\n[surface]\nx = "0:1:2"\n'
+    )
+    assert main(["campaign", "c.toml", "run"]) == 0
+    assert "5 members, 4 of them different; 4 complete" in capsys.readouterr().out
+    centers = {row["model"][0]: row["train_loss_center"] for row in collected(*members_and_folder("c.toml")).rows}
+    for run, width, seed in (("a", 4, 1), ("b", 5, 1), ("c", 5, 2), ("d", 4, 1), ("p", 6, 1)):
+        torch.manual_seed(seed)
+        net = torch.nn.Sequential(torch.nn.Linear(64, width), torch.nn.Linear(width, 10))
+        loss = torch.nn.functional.cross_entropy(net(torch.tensor(x)), torch.tensor(y)).item()
+        assert centers[run] == pytest.approx(loss, rel=1e-6), run
+    (tmp_path / "b" / "config_of_run.py").write_text("WIDTH = 7\n")  # which this process has imported
+    assert main(["campaign", "c.toml", "run"]) == 75
+    said = " ".join(capsys.readouterr())
+    assert "b/config_of_run.py was changed after this process had imported it" in said
+    (tmp_path / "pack" / "part.py").write_text("SEED = 3\n")
+    assert main(["campaign", "c.toml", "status"]) == 75
+    assert "2 complete, 2 new" in capsys.readouterr().out
+
+
+def members_and_folder(file):
+    campaign = Campaign.read(file)
+    return campaign.members, campaign.folder
 
 
 def test_code_that_was_edited_after_its_import_computes_no_member_of_the_edited_one(tmp_path, monkeypatch, capsys):
