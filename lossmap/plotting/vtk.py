@@ -17,11 +17,13 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from xml.sax.saxutils import quoteattr
 
 import numpy as np
 
+from lossmap.io.printable import printable
 from lossmap.io.read import Group, Surface, read
-from lossmap.plotting.between_points import with_points_between
+from lossmap.plotting.between_points import MEASURED, with_points_between
 from lossmap.plotting.contour_levels import Scale, suits_log, usual_ends
 from lossmap.plotting.interpolation import checked_interp, factor_of, refine, refine_ticks, value_at
 from lossmap.plotting.maps import BEYOND, y_ticks
@@ -87,8 +89,9 @@ def vtk(
     beside = path.with_name(f"{path.stem}_trajectory.vtp")
     if factor == 1:  # the path goes over the smooth surface, whatever the surface's file holds
         relief = _Relief.of(x, y, values, scale, vmax, factor_of(values.shape, None))
+    text = _trail(trail, relief)
     with appears_whole(beside) as part:
-        part.write_text(_trail(trail, relief))
+        part.write_text(text)
     return [path, beside]
 
 
@@ -156,11 +159,12 @@ def _point_data(surface: Surface, factor: int) -> dict[str, np.ndarray]:
     if factor == 1:
         return fields | data
     x, y = surface.grid.x, y_ticks(surface.grid)
+    measured = fields.pop(MEASURED, np.ones(surface.grid.shape)).astype("u1")  # of a refined surface not all were
     readings = {*fields_of_points(surface), "ratio"}
     return {
         **{name: _refined(x, y, a, factor, name in readings) for name, a in fields.items()},
         **{name: _between(status, factor, 0) for name, status in data.items()},
-        "measured": _between(np.ones(surface.grid.shape, dtype="u1"), factor, 0),
+        MEASURED: _between(measured, factor, 0),
     }
 
 
@@ -203,7 +207,8 @@ def _array(name: str, values: np.ndarray, components: int = 1, attributes: str =
     data = np.ascontiguousarray(values, dtype="<" + kind).tobytes()
     text = base64.b64encode(np.uint64(len(data)).tobytes() + data).decode()
     return (
-        f'<DataArray type="{TYPES[kind]}" Name="{name}" NumberOfComponents="{components}"{attributes} format="binary">'
+        f'<DataArray type="{TYPES[kind]}" Name={quoteattr(printable(name))} '
+        f'NumberOfComponents="{components}"{attributes} format="binary">'
         f"{text}</DataArray>\n"
     )
 
@@ -217,7 +222,7 @@ def _file(kind: str, inside: str) -> str:
 
 def _fields(data: Mapping[str, np.ndarray], name: str) -> str:
     arrays = "".join(_array(n, a, a.shape[1]) for n, a in data.items())
-    scalars = f' Scalars="{name}"' if name in data else ""
+    scalars = f" Scalars={quoteattr(printable(name))}" if name in data else ""
     return f"<PointData{scalars}>\n{arrays}</PointData>\n"
 
 
@@ -264,27 +269,38 @@ def _polygons(
 
 
 def _trail(path: Group, relief: _Relief) -> str:
-    """A training path over the relief: a line, and its checkpoints with what is known of them.
+    """A training path over the relief, as far as that reaches: a line, and its checkpoints with what is known of them.
 
     Of each checkpoint its step and, where the path holds them, its own loss and its distance from the plane; NaN
-    between them. The line has PATH_STEPS points between two checkpoints, so that it stays on the surface.
+    between them. The line has PATH_STEPS points between two checkpoints, so that it stays on the surface; outside of
+    the plane and over its holes there is none, as in print.
     """
     checkpoints = np.asarray(path["x"]).size
     count = PATH_STEPS * (checkpoints - 1) + 1
     at = np.arange(0, count, PATH_STEPS)
     x, y = (np.interp(np.arange(count), at, np.asarray(path[name])) for name in ("x", "y"))
     height = value_at(relief.x, relief.y, relief.height, x, y)
-    top = 0.5 * relief.width
-    points = np.stack([x, y, np.where(np.isnan(height), top, height) + PATH_LIFT * relief.width], axis=-1)
+    known = np.isfinite(height) & _within(relief.x, x) & _within(relief.y, y)
+    points = np.stack([x, y, height + PATH_LIFT * relief.width], axis=-1)
     data = {"step": np.asarray(path.arrays.get("step", np.arange(checkpoints)), dtype=np.float64)}
     data |= {n: np.asarray(path[n], dtype=np.float64) for n in ("loss", "residual") if n in path}
     spread = {}
     for name, values in data.items():
         spread[name] = np.full((count, 1), np.nan)
         spread[name][at, 0] = values
-    cells = {"Verts": at[:, None], "Lines": np.arange(count)[None]}
+    number = np.cumsum(known) - 1  # of the points that are written
+    pairs = np.flatnonzero(known[:-1] & known[1:])
+    cells = {"Verts": number[at[known[at]], None], "Lines": np.stack([number[pairs], number[pairs + 1]], axis=-1)}
     scalars = "loss" if "loss" in data else "step"
-    return _file("PolyData", _piece(points, cells, _fields(spread, scalars), relief.field_data))
+    spread = {name: values[known] for name, values in spread.items()}
+    return _file("PolyData", _piece(points[known], cells, _fields(spread, scalars), relief.field_data))
+
+
+def _within(ticks: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """Which places lie between the ends of the ticks, but for rounding."""
+    margin = 1e-9 * float(np.ptp(ticks))
+    within: np.ndarray = (places >= ticks.min() - margin) & (places <= ticks.max() + margin)
+    return within
 
 
 def _piece(points: np.ndarray, cells: Mapping[str, np.ndarray], fields: str, whole: Mapping[str, np.ndarray]) -> str:

@@ -62,6 +62,33 @@ def test_the_path_lies_on_the_surface_with_its_own_losses(tmp_path):
     assert found["height_factor"] == factor
 
 
+def test_a_path_ends_with_the_surface_and_names_of_any_kind_are_read_back(tmp_path):
+    path = Group({"x": np.array([3.0, 0.5, 0.5, -1.0]), "y": np.full(4, 0.25), "loss": np.array([9.0, 2.0, 1.5, 1.0])})
+    name = "<b>\"&'損$x"
+    made = vtk(Surface(GRID, {name: 1 + X**2 + Y}, groups={"trajectory": path}), tmp_path / "s.vts", name)
+    assert ElementTree.parse(made[0]).find(".//PointData").get("Scalars") == name
+    assert np.array_equal(arrays(made[0])[name], (1 + X**2 + Y).ravel())
+    found = arrays(made[1])
+    points, lines = found["Points"].reshape(-1, 3), ElementTree.parse(made[1]).find(".//Piece").get("NumberOfLines")
+    assert points[:, 0].max() <= 1 and points[:, 2].max() < 0.64  # none outside
+    assert int(lines) == len(points) - 1 and list(found["loss"][np.isfinite(found["loss"])]) == [2.0, 1.5, 1.0]
+
+
+def test_of_a_refined_surface_the_measured_points_alone_are_called_so(tmp_path):
+    turn = np.where((X + 2 * Y) % 1 == 0, 0.0, -1.0)
+    loss = 1 + X**2 + Y
+    group = Group({"round": turn, "train_loss": loss})
+    own = np.where(turn == 0, loss, np.nan)
+    refined = Surface(
+        GRID, {"train_loss": own}, measures={"loss": ("train_loss",)}, status={"loss": (turn == 0).astype("u1")},
+        groups={"refinement": group},
+    )  # fmt: skip
+    for interp, points in ((None, 15), (4, 17 * 9)):
+        found = arrays(vtk(refined, tmp_path / "s.vts", interp=interp)[0])
+        assert found["measured"].size == points and found["measured"].sum() == (turn == 0).sum() < 15
+        assert np.isfinite(found["train_loss"]).all()
+
+
 def test_points_between_follow_the_spline_and_say_that_they_were_not_measured(tmp_path):
     z = 10.0 ** (2 * X + Y)
     fields = {"train_loss": z, "max_eig": 2 + X, "min_eig": -0.5 + 0 * X, "loss_seconds": z}
