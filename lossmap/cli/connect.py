@@ -4,8 +4,8 @@ Loss and accuracy at points from A (t = 0) to B (t = 1); how far the loss rises 
 above their mean, where, and with which sampling error; whether it is monotone. Batch-norm statistics are recomputed at
 every point from fixed batches of the training samples (--bn recompute), interpolated, or kept. With --align the units
 of B are permuted before, so that its weights or its activations lie near those of A, and the line to B as it stood is
-measured too: the barrier before and after. Under mpirun or srun the ranks share the
-points. Interrupted or killed, the same command resumes.
+measured too: the barrier before and after. With --curve a curve of low loss between both is trained, and measured
+beside the line. Under mpirun or srun the ranks share the points. Interrupted or killed, the same command resumes.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from lossmap.data.problem import Problem
     from lossmap.geometry.directions import Plane
     from lossmap.landscape.alignment import Alignment
+    from lossmap.landscape.connection_map import Way
     from lossmap.landscape.loss import ForwardPlan
 
 MAX_LABEL_LENGTH = 60  # characters of both names in a file name
@@ -50,8 +51,8 @@ COMMAND = Command(
     __doc__ or "",
     GROUPS["connect"],
     (
-        "lossmap connect a.pt b.pt --model resnet20-w8 --split both --plot",
         "lossmap connect a.pt b.pt --model resnet20-w8 --align weights --save-aligned b-aligned.pt",
+        "lossmap connect a.pt b.pt --model resnet20-w8 --split both --curve bezier --save-bend bend.pt --plot",
         "mpirun -n 4 lossmap connect a.pt b.pt --model resnet56 --dataset cifar10 --data-path cifar10 --bn interpolate",
     ),
     without=frozenset({"model_file2", "model_file3", "model_folder", "budget", "shard"}),
@@ -82,7 +83,15 @@ def run(settings: Settings, world: World, survey: Callable[..., Any] = survey, s
 def _run(settings: Settings, world: World, survey: Callable[..., Any], stop: Stop) -> int:
     from lossmap.cli import device, load_problem
     from lossmap.landscape.connect import line_grid
-    from lossmap.landscape.connection_map import RECOMPUTE, connection_map, fixed_batches, statistics_of
+    from lossmap.landscape.connection_map import (
+        RECOMPUTE,
+        Way,
+        connection_map,
+        curve_recipe,
+        fixed_batches,
+        statistics_of,
+    )
+    from lossmap.landscape.curves import curved_plane, price_of_bend, stored_bend, train_bend
     from lossmap.landscape.loss import ForwardPlan, probe_forward_plan
     from lossmap.landscape.price import price_of_losses
 
@@ -99,21 +108,38 @@ def _run(settings: Settings, world: World, survey: Callable[..., Any], stop: Sto
     shares = load_problem.team_shares(problems, team, world)
     first = next(iter(problems.values()))
     done = statistics_of(first.model, settings.connect.bn)
+    curve = settings.connect
+    recipe = world.together(lambda: curve_recipe(curve.curve, curve.curve_steps, curve.curve_rate, curve.seed, done))
     lines, alignment = lines_and_ranks(settings, world, first, done)
-    plane, unaligned = lines[0], lines[1] if len(lines) > 1 else None
+    plane, beside = lines[0], {}
+    if len(lines) > 1:
+        beside["unaligned"] = Way(lines[1])
+    if recipe is not None:
+        bend = None if execution.overwrite else world.once(lambda: stored_bend(path, plane, recipe))
+        if bend is None:
+            announce(world, "curve", lambda: price_of_bend(first, plane, recipe))
+        if bend is None and not execution.dry_run:
+            bend = world.once(lambda: train_bend(first, plane, recipe, stop=lambda: not stop.allows(0.0)))
+            if bend is None:
+                say(f"{stop.reason} while the curve's bend was trained; run the same command again")
+                return output.EXIT_CODES["unfinished"]
+        beside["curve"] = Way(curved_plane(plane, bend or {}, recipe), recipe.kind)
     statistics = fixed_batches(every["train"].data, settings.connect.bn_samples) if done == RECOMPUTE else None
     identity = world.once(partial(identity_of, settings, problems, done))
+    if recipe is not None:
+        identity["curve"] = recipe.as_settings()
     plan = ForwardPlan(execution.batch_size or first.data.batch_size)
     if execution.probe and not execution.dry_run:
         probe = partial(probe_forward_plan, first, plane, autocast=machine.autocast, batch_size=execution.batch_size)
         plan = world.once(lambda: stored_plan(path, execution.overwrite) or probe())
     measure = world.together(
         lambda: connection_map(
-            shares, plane, plan, statistics=statistics, unaligned=unaligned, total=team.sum, autocast=machine.autocast,
+            shares, plane, plan, statistics=statistics, beside=beside, total=team.sum, autocast=machine.autocast,
             settings=identity,
         )
     )  # fmt: skip
-    passes = (2 if statistics is not None else 1) * len(lines)  # a point's own, and that of its statistics
+    # a point's own, and that of its statistics, for each way
+    passes = (2 if statistics is not None else 1) * (1 + len(beside))
     price = partial(
         price_of_losses, shares, plane, measure.plan, workers=len(team.all_teams) or 1, autocast=machine.autocast,
         repeats=passes,
@@ -137,7 +163,7 @@ def _run(settings: Settings, world: World, survey: Callable[..., Any], stop: Sto
     if store is None:
         return output.EXIT_CODES[surface.outcome_of(measure.name)]
     if surface.outcome != "unfinished":
-        report(store, settings, done, problems, lines, say, alignment)
+        report(store, settings, done, problems, plane, beside, say, alignment)
     store.close()
     output.draw_pictures(path, settings.draw, say)
     return output.report_end(path, store.surface(), measure.name, say, execution.overwrite, stop.reason)
@@ -157,8 +183,13 @@ def with_both_ends(settings: Settings) -> Settings:
         )
     if settings.connect.save_aligned is not None and settings.connect.align == "none":
         raise UsageError("--save-aligned writes the permuted checkpoint: it needs --align weights or activations")
-    if settings.connect.save_aligned in map(str, named):
-        raise UsageError(f"--save-aligned {settings.connect.save_aligned} would write over an end of the line")
+    if settings.connect.save_bend is not None and settings.connect.curve == "none":
+        raise UsageError(
+            "--save-bend writes the checkpoint in the middle of a curve: it needs --curve bezier or polygon"
+        )
+    for flag, file in (("--save-aligned", settings.connect.save_aligned), ("--save-bend", settings.connect.save_bend)):
+        if file in map(str, named):
+            raise UsageError(f"{flag} {file} would write over an end of the line")
     return settings.changed("model", model_file=str(named[0])).changed("connect", ends=(), other=str(named[1]))
 
 
@@ -265,7 +296,7 @@ def _file(
         identity={**load_problem.identity(settings.model, settings.data, plane), "kind": "connect"},
         measures={measure.name: (measure.fields, measure.settings)},
         overwrite=settings.run.overwrite,
-        groups=direction_groups(plane, tensors=False),
+        groups={**direction_groups(plane, tensors=False), **measure.groups},
         command="lossmap connect",
         attributes={
             **provenance(device, ranks),
@@ -280,26 +311,35 @@ def _file(
 
 
 def report(
-    store: SurfaceFile, settings: Settings, done: str, problems: dict[str, Problem], lines: Sequence[Plane],
-    say: output.Printer, alignment: Alignment | None,
+    store: SurfaceFile, settings: Settings, done: str, problems: dict[str, Problem], plane: Plane,
+    beside: Mapping[str, Way], say: output.Printer, alignment: Alignment | None,
 ) -> None:  # fmt: skip
     """Print the report, and put it into the file."""
     from lossmap.landscape.connection import GROUP, connection_in
+    from lossmap.landscape.curves import CurveRecipe, described
     from lossmap.training.run_folder import save
 
     samples = {split: problem.sample_count for split, problem in problems.items()}
+    curve = settings.connect
     result = connection_in(
         store.surface(),
+        {name: way.length for name, way in beside.items()},
         bn=done,
         samples=samples,
-        length=lines[0].lengths[0],
+        length=plane.lengths[0],
         labels=labels_of(settings),
         alignment="" if alignment is None else alignment.describe(),
-        unaligned_length=lines[1].lengths[0] if len(lines) > 1 else None,
+        curve_recipe=described(CurveRecipe(curve.curve, curve.curve_steps, curve.curve_rate))
+        if "curve" in beside
+        else "",
     )
     say(f"\n{result!r}\n")
     for place, group in {GROUP: group_of(result), **value_groups(result, GROUP)}.items():
         store.put(place, group)
-    if alignment is not None and settings.connect.save_aligned is not None:
-        save(dict(alignment.state), settings.connect.save_aligned)
-        say(f"aligned checkpoint: {settings.connect.save_aligned}")
+    if alignment is not None and curve.save_aligned is not None:
+        save(dict(alignment.state), curve.save_aligned)
+        say(f"aligned checkpoint: {curve.save_aligned}")
+    if "curve" in beside and curve.save_bend is not None:
+        buffers = next(iter(problems.values())).model.state_dict()  # those of A
+        save({**buffers, **beside["curve"].plane.at((0.0, 1.0))}, curve.save_bend)
+        say(f"checkpoint of the bend: {curve.save_bend}")

@@ -146,6 +146,14 @@ class ConnectSettings:
         choices=("none", "weights", "activations"),
     )  # fmt: skip
     save_aligned: str | None = setting(None, "checkpoint of B with its units permuted, to write", metavar="FILE")
+    curve: str = setting(
+        "none", "curve of low loss between both, measured beside the line: a Bezier curve, or two straight pieces "
+        "(polygon), through one bend that is trained on the data", choices=("none", "bezier", "polygon"),
+    )  # fmt: skip
+    curve_steps: int = setting(1000, "steps of that training, by Adam over batches of 128", metavar="COUNT", minimum=1)
+    curve_rate: float = setting(1e-3, "its learning rate at the start; it falls to 0", metavar="RATE", above=0.0)
+    save_bend: str | None = setting(None, "checkpoint of the bend, to write", metavar="FILE")
+    seed: int = setting(0, "seed of the curve's training", metavar="SEED")
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ such losses alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -35,21 +35,23 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Called by PyTorch in the place of `func`, with the mode itself off."""
         result = func(*args, **(kwargs or {}))
         name = func.overloadpacket.__name__
-        if self.found is None and isinstance(result, Tensor) and result.is_floating_point():
-            tensors = [a for a in args[:2] if isinstance(a, Tensor) and a.is_floating_point()]
-            if not func._schema.is_mutable and _underflows(name, tensors, result):
-                self.found = name, result.dtype
+        is_new = self.found is None and isinstance(result, Tensor) and result.is_floating_point()
+        if is_new and not func._schema.is_mutable and _underflows(name, args[:2], result):
+            self.found = name, result.dtype
         return result
 
 
-def _underflows(name: str, tensors: list[Tensor], result: Tensor) -> bool:
-    if not tensors or (name not in NEVER_ZERO and name not in PRODUCTS):
+def _underflows(name: str, args: Sequence[Any], result: Tensor) -> bool:
+    if name not in NEVER_ZERO and name not in PRODUCTS:
         return False
     lost = result == 0
-    for t in tensors:
-        lost = lost & t.isfinite()
-        if name in PRODUCTS:
-            lost = lost & (t != 0)
+    for t in args:
+        if isinstance(t, (int, float)):  # such as the 0 of `0 * x`, which loses nothing
+            t = torch.tensor(float(t), dtype=torch.float64, device=result.device)
+        if isinstance(t, Tensor):
+            lost = lost & t.isfinite()
+            if name in PRODUCTS:
+                lost = lost & (t != 0)
     return bool(lost.any())
 
 

@@ -24,7 +24,16 @@ from lossmap.keywords import checked_keywords
 from lossmap.landscape.alignment import ALIGNMENTS, NONE
 from lossmap.landscape.alignment import align as aligned
 from lossmap.landscape.connection import GROUP, Connection, connection_in
-from lossmap.landscape.connection_map import INTERPOLATE, RECOMPUTE, connection_map, fixed_batches, statistics_of
+from lossmap.landscape.connection_map import (
+    INTERPOLATE,
+    RECOMPUTE,
+    Way,
+    connection_map,
+    curve_recipe,
+    fixed_batches,
+    statistics_of,
+)
+from lossmap.landscape.curves import CurveRecipe, curved_plane, described, stored_bend, train_bend
 from lossmap.landscape.loss import plain_forward
 from lossmap.landscape.run_survey import survey
 from lossmap.landscape.survey_recorder import Progress
@@ -49,6 +58,10 @@ def connect(
     bn: str = RECOMPUTE,
     parameters: str = "all",
     align: str = NONE,
+    curve: str = NONE,
+    curve_steps: int = CurveRecipe.steps,
+    curve_rate: float = CurveRecipe.rate,
+    seed: int = 0,
     path: PathLike | None = None,
     overwrite: bool = False,
     progress: bool | Callable[[Progress], None] | None = None,
@@ -69,6 +82,11 @@ def connect(
         align: the units of the other network are permuted before, its function unchanged, so that its weights, or what
             its layers say, lie near those of the first: `weights` or `activations`, as of `align`. Both lines are
             read, so that the barrier is known before and after. `none`: it stays as it stands.
+        curve: of low loss between both, measured beside the line: `bezier`, or `polygon`, two straight pieces, through
+            one bend that is trained on the first problem's data; `none`: no curve.
+        curve_steps: of that training.
+        curve_rate: its learning rate, of Adam.
+        seed: of its order of samples and its places on the curve.
         path: of a result file, written as the points come; the same call resumes it, and `lossmap.read` gives its
             surface. None: in memory alone.
         overwrite: whether a file that is there is begun anew.
@@ -79,8 +97,10 @@ def connect(
         A `Connection`: print it for the report; `losses`, `metrics`, `barrier("train")` with its standard error.
 
     Raises:
-        ValueError: where names or shapes differ, for an unknown `bn`, fewer than three points, a model
-            whose permutations cannot be traced, and as `survey`.
+        ValueError: where names or shapes differ, for an unknown `bn`, `align` or `curve`, fewer than three points, a
+            model whose permutations cannot be traced, a curve on which statistics would be interpolated, and as
+            `survey`.
+        FloatingPointError: where the loss on the curve is not finite while its bend is trained.
 
     Example:
         >>> import torch, lossmap
@@ -97,27 +117,34 @@ def connect(
     grid, done = line_grid(points), statistics_of(first.model, bn)
     if align not in ALIGNMENTS:
         raise ValueError(f"--align must be one of {', '.join(ALIGNMENTS)}; got {align!r}")
+    recipe = curve_recipe(curve, curve_steps, curve_rate, seed, done)
+    world = World.start()
     line = partial(line_between, first.model, states=done == INTERPOLATE, parameters=parameters)
-    alignment, unaligned = None, None
+    alignment, beside = None, {}
     if align != NONE:
-        alignment, unaligned = aligned(first, other, method=align), line(other)
+        alignment, beside["unaligned"] = aligned(first, other, method=align), Way(line(other))
         other = alignment.state
     plane = line(other)
+    if recipe is not None:
+        bend = stored_bend(None if overwrite else path, plane, recipe)
+        if bend is None:
+            bend = world.once(lambda: train_bend(first, plane, recipe))
+        beside["curve"] = Way(curved_plane(plane, bend or {}, recipe), recipe.kind)
     statistics = fixed_batches(first.data) if done == RECOMPUTE else None
+    settings = {"batch norm": done} | ({} if recipe is None else {"curve": recipe.as_settings()})
     measure = connection_map(
-        problems, plane, plain_forward(first), statistics=statistics, unaligned=unaligned,
-        settings={"batch norm": done},
-    )  # fmt: skip
-    world = World.start()
+        problems, plane, plain_forward(first), statistics=statistics, beside=beside, settings=settings
+    )
     surface = survey(measure, grid, path=path, overwrite=overwrite, progress=progress, world=world)
     result = connection_in(
         surface,
+        {name: way.length for name, way in beside.items()},
         bn=done,
         samples={split: p.sample_count for split, p in problems.items()},
         length=plane.lengths[0],
         labels=tuple(labels),
         alignment="" if alignment is None else alignment.describe(),
-        unaligned_length=None if unaligned is None else unaligned.lengths[0],
+        curve_recipe="" if recipe is None else described(recipe),
     )
     if path is not None and world.rank == 0:
         put_group(path, GROUP, Group(*result.stored()), lambda: surface)

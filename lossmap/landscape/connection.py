@@ -22,7 +22,7 @@ import numpy as np
 
 from lossmap.io.surface import Surface
 from lossmap.keywords import checked_init
-from lossmap.report.connection import UNALIGNED, connection_report
+from lossmap.report.connection import BESIDE, connection_report
 from lossmap.report.stored import REPORT_VERSION, StoredReport
 from lossmap.values import DrawnResult
 
@@ -79,6 +79,8 @@ class Connection(DrawnResult):
         labels: of both networks.
         alignment: what permutations of the other network's units did before; empty where it stands as it was.
         unaligned: the line to the other network as it stood, where it was aligned.
+        curve: the curve of low loss between both, where one was trained.
+        curve_recipe: what it is and how its bend was trained, in words; empty where there is none.
 
     Example:
         >>> import torch, lossmap
@@ -102,6 +104,8 @@ class Connection(DrawnResult):
     labels: tuple[str, str] = ("A", "B")
     alignment: str = ""
     unaligned: Connection | None = None
+    curve: Connection | None = None
+    curve_recipe: str = ""
 
     def barrier(self, split: str = "train") -> Barrier:
         """The barrier of one split. Raises KeyError for a split that was not measured."""
@@ -176,18 +180,19 @@ def _direction(losses: np.ndarray) -> tuple[float, str]:
     return 1.0, "falls" if losses[-1] < losses[0] else "stays"
 
 
-def connection_in(surface: Surface, **about: Any) -> Connection:
+def connection_in(surface: Surface, lengths: Mapping[str, float], **about: Any) -> Connection:
     """The connection whose losses a surface holds, over t from 0 to 1.
 
-    about  bn, samples, length, labels and alignment; unaligned_length of the line to the other as it stood
+    lengths  of the ways beside the line, by their names: unaligned, curve
+    about    bn, samples, length, labels, alignment and curve_recipe
     """
-    before = about.pop("unaligned_length", None)
-    line = _line_in(surface, {n: v for n, v in surface.fields.items() if not n.startswith(UNALIGNED)}, **about)
-    if before is None:
-        return line
-    fields = {n.removeprefix(UNALIGNED): v for n, v in surface.fields.items() if n.startswith(UNALIGNED)}
-    unaligned = _line_in(surface, fields, **{**about, "length": before, "alignment": ""})
-    return replace(line, unaligned=unaligned)
+    plain = {n: v for n, v in surface.fields.items() if n.partition("_")[0] not in lengths}
+    beside: dict[str, Any] = {}
+    for way, length in lengths.items():
+        fields = {n.removeprefix(f"{way}_"): v for n, v in surface.fields.items() if n.startswith(f"{way}_")}
+        without = {"alignment": ""} if way == "unaligned" else {}
+        beside[way] = _line_in(surface, fields, **{**about, "length": length, "curve_recipe": "", **without})
+    return replace(_line_in(surface, plain, **about), **beside)
 
 
 def _line_in(surface: Surface, fields: Mapping[str, np.ndarray], **about: Any) -> Connection:
@@ -213,11 +218,16 @@ def _report_of(c: Connection) -> StoredReport:
     }  # fmt: skip
     if c.alignment:
         attributes["alignment"] = c.alignment
-    if c.unaligned is not None:
-        before = _report_of(c.unaligned)
-        ends = ("t", "bn", "unit", "first", "other", "report_version")  # of both lines
-        arrays |= {f"{UNALIGNED}{name}": v for name, v in before.arrays.items() if name not in ends}
-        attributes |= {f"{UNALIGNED}{name}": v for name, v in before.attributes.items() if name not in ends}
+    if c.curve_recipe:
+        attributes["curve"] = c.curve_recipe
+    for way in BESIDE:
+        beside = getattr(c, way)
+        if beside is None:
+            continue
+        other = _report_of(beside)
+        of_all = ("t", "bn", "unit", "first", "other", "alignment", "report_version")
+        arrays |= {f"{way}_{name}": v for name, v in other.arrays.items() if name not in of_all}
+        attributes |= {f"{way}_{name}": v for name, v in other.attributes.items() if name not in of_all}
     for split, losses in c.losses.items():
         arrays[f"{split}_loss"] = losses
         for name, errors in (("barrier", c.barrier_errors), ("midpoint", c.midpoint_errors)):

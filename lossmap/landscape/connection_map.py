@@ -8,17 +8,18 @@ common, such as a hard sample, cancels. Likewise above the mean of both ends. Wh
 samples (`data.sample_losses`) the errors are NaN.
 
 At every point the statistics of batch norm are those of the interpolated network, where they are to be recomputed: from
-fixed batches, the same on every rank, also of a team whose ranks share the samples. Where the other network was
-aligned, the line to it as it stood is read too, at the same t: unaligned_train_loss, ...
+fixed batches, the same on every rank, also of a team whose ranks share the samples. Beside the line other ways between
+both networks can be read at the same t: the line to the other one before it was aligned (unaligned_train_loss, ...) and
+a curve of low loss (curve_train_loss, ...).
 Price: one pass a point, a second one for statistics; two points more on each rank, for the losses at both ends; all
-twice where there are two lines.
+that for each way.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from math import nan, sqrt
 from typing import Any
@@ -33,9 +34,11 @@ from lossmap.data.problem import Problem
 from lossmap.data.sample_losses import sample_losses
 from lossmap.geometry.directions import Plane
 from lossmap.geometry.grid import Field, Point
+from lossmap.io.surface import Group
 from lossmap.landscape.batchnorm_statistics import norms_with_statistics, recompute_statistics
+from lossmap.landscape.curves import BEND, CURVES, CurveRecipe, bend_group, length_of, place_on
 from lossmap.landscape.loss import ForwardPlan, LossMap
-from lossmap.report.connection import UNALIGNED
+from lossmap.report.connection import BESIDE
 
 RECOMPUTE, INTERPOLATE, KEEP = STATISTICS = ("recompute", "interpolate", "keep")
 NONE = "none"  # what is stored where no batch norm keeps statistics
@@ -44,6 +47,23 @@ ERRORS = ("barrier", "midpoint")
 Samples = dict[str, Tensor | None]
 PAIRED = 2 * len(ERRORS)  # sums and sums of squares
 AGREEMENT = 1e-3  # relative, of the samples' mean with the loss itself
+
+
+@dataclass(frozen=True)
+class Way:
+    """A way from one network to the other.
+
+    plane  a line from the one (0) to the other (1); of a curve, its plane
+    curve  bezier or polygon; None: straight
+    """
+
+    plane: Plane
+    curve: str | None = None
+
+    @property
+    def length(self) -> float:
+        """In units of theta."""
+        return self.plane.lengths[0] if self.curve is None else length_of(self.plane, self.curve)
 
 
 class ConnectionMap(LossMap):
@@ -56,13 +76,16 @@ class ConnectionMap(LossMap):
         plan: ForwardPlan,
         *,
         statistics: Batches | None = None,
-        unaligned: Plane | None = None,
+        beside: Mapping[str, Way] | None = None,
+        curve: str | None = None,
         total: Total = single_rank,
         autocast: torch.dtype | None = None,
         settings: Mapping[str, Any] | None = None,
     ) -> None:
+        self.groups: dict[str, Group] = {}  # what a file keeps beside the plane
         self._statistics = statistics
-        self._unaligned: ConnectionMap | None = None
+        self._curve = curve
+        self._beside: dict[str, ConnectionMap] = {}
         # each sample's losses by split, at both ends and at the present point; None where they are not to be had
         self._ends: tuple[Samples, Samples] | None = None
         self._seen: Samples = {}
@@ -70,25 +93,31 @@ class ConnectionMap(LossMap):
         self._t = nan
         super().__init__(problems, plane, plan, total=total, autocast=autocast, settings=settings)
         self.fields = (*self.fields, *(f for split, p in problems.items() for f in _error_fields(split, p)))
-        if unaligned is not None:
-            self._unaligned = ConnectionMap(
-                problems, unaligned, plan, statistics=statistics, total=total, autocast=autocast
+        for name, way in (beside or {}).items():
+            self._beside[name] = ConnectionMap(
+                problems, way.plane, plan, statistics=statistics, curve=way.curve, total=total, autocast=autocast
             )
-            self.fields = (*self.fields, *(_unaligned_field(field) for field in self._unaligned.fields))
+            self.fields = (*self.fields, *(_field_of(name, field) for field in self._beside[name].fields))
+            if way.curve is not None:
+                self.groups[BEND] = bend_group(way.plane)
 
     def __call__(self, point: Point) -> dict[str, float]:
         """Read the losses at a point; the first time on a rank also each sample's at both ends."""
         if self._ends is None:
             ends = []
             for t in (0.0, 1.0):
-                super().__call__((t,))
+                super().__call__(self._place(t))
                 ends.append(dict(self._seen))
             self._ends = (ends[0], ends[1])
         self._t = point[0]
-        reading = super().__call__(point)
-        if self._unaligned is not None:
-            reading |= {f"{UNALIGNED}{name}": value for name, value in self._unaligned(point).items()}
+        reading = super().__call__(self._place(point[0]))
+        for name, way in self._beside.items():
+            reading |= {f"{name}_{field}": value for field, value in way(point).items()}
         return reading
+
+    def _place(self, t: float) -> Point:
+        """Where theta(t) lies on the plane."""
+        return (t,) if self._curve is None else place_on(self._curve, t)
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: v for name, v in super().__getstate__().items() if name not in ("_ends", "_seen")} | {"_rows": []}
@@ -96,9 +125,10 @@ class ConnectionMap(LossMap):
     def _use(self, plan: ForwardPlan) -> None:
         super()._use(plan)
         self._ends, self._seen = None, {}  # of the former batches
-        if self._unaligned is not None:
-            self._unaligned = copy.copy(self._unaligned)  # the measure that this one may be a copy of keeps its own
-            self._unaligned._use(plan)
+        # copies: the measure that this one may be a copy of keeps its own
+        self._beside = {name: copy.copy(way) for name, way in self._beside.items()}
+        for way in self._beside.values():
+            way._use(plan)
 
     def _arrive(self) -> None:
         if self._statistics is None:
@@ -166,9 +196,9 @@ def _error_fields(split: str, problem: Problem) -> Iterator[Field]:
         yield Field(f"{split}_{name}_error", problem.unit, long_name)
 
 
-def _unaligned_field(field: Field) -> Field:
-    """The same field on the line to the other network as it stood."""
-    return replace(field, name=f"{UNALIGNED}{field.name}", long_name=f"{field.long_name}, before alignment")
+def _field_of(way: str, field: Field) -> Field:
+    """The same field on a way beside the line."""
+    return replace(field, name=f"{way}_{field.name}", long_name=f"{field.long_name}, {BESIDE[way]}")
 
 
 def statistics_of(model: nn.Module, bn: str) -> str:
@@ -179,6 +209,25 @@ def statistics_of(model: nn.Module, bn: str) -> str:
     if bn not in STATISTICS:
         raise ValueError(f"--bn must be one of {', '.join(STATISTICS)}; got {bn!r}")
     return bn if norms_with_statistics(model) else NONE
+
+
+def curve_recipe(curve: str, steps: int, rate: float, seed: int, done: str) -> CurveRecipe | None:
+    """How the bend of a curve is trained; None for no curve.
+
+    done  with the statistics of batch norm, as of `statistics_of`
+
+    Raises ValueError for an unknown curve, values out of range, and statistics that would be interpolated.
+    """
+    if curve not in CURVES:
+        raise ValueError(f"--curve must be one of {', '.join(CURVES)}; got {curve!r}")
+    if curve == NONE:
+        return None
+    if done == INTERPOLATE:
+        raise ValueError(
+            "on a curve there is nothing between which statistics of batch norm could be interpolated: --bn recompute, "
+            "or keep"
+        )
+    return CurveRecipe(curve, steps, rate, seed=seed)
 
 
 def fixed_batches(data: Batches, samples: int | None = None) -> Batches | tuple[Batch, ...]:
@@ -195,7 +244,7 @@ def connection_map(
     plan: ForwardPlan,
     *,
     statistics: Any = None,
-    unaligned: Plane | None = None,
+    beside: Mapping[str, Way] | None = None,
     total: Total = single_rank,
     autocast: torch.dtype | None = None,
     settings: Mapping[str, Any] | None = None,
@@ -203,12 +252,12 @@ def connection_map(
     """The measure on a line, its losses checked. Arguments as of `losses`.
 
     statistics  the batches of which the statistics of batch norm are made at every point; None: they are the plane's
-    unaligned   the line to the other network as it stood before it was aligned, read too
+    beside      other ways between both networks, read too, by their names: unaligned, curve
 
     Raises ValueError where a loss cannot be evaluated repeatably.
     """
     checked = {split: check_loss(p, total=total) for split, p in problems.items()}
     return ConnectionMap(
-        checked, plane, plan, statistics=statistics, unaligned=unaligned, total=total, autocast=autocast,
+        checked, plane, plan, statistics=statistics, beside=beside, total=total, autocast=autocast,
         settings=settings,
     )  # fmt: skip

@@ -64,7 +64,7 @@ def open_survey_file(
         digest = plane.digest
         identity[DIGEST] = digest
         attributes |= {DIGEST: digest, "directions_cosine": float("nan") if plane.cosine is None else plane.cosine}
-        groups = direction_groups(plane)
+        groups = {**direction_groups(plane), **getattr(first, "groups", {})}
     stated: Measures = {
         name: (measure.fields, {**measured_with(measure), **measure.settings}) for name, measure in measures.items()
     }

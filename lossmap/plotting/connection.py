@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 from lossmap.io.surface import Group
 from lossmap.plotting import lines
 from lossmap.plotting.quantities import in_brackets
-from lossmap.plotting.style import BLUE, RED, new_figure, page_width, style_context
-from lossmap.report.connection import UNALIGNED, is_aligned, splits_of
+from lossmap.plotting.style import BLUE, GREEN, RED, new_figure, page_width, style_context
+from lossmap.report.connection import splits_of, ways_beside
 from lossmap.report.stored import StoredReport
 from lossmap.report.text import value_with_error
 
@@ -36,8 +36,12 @@ def _draw_split(axes: Any, stored: StoredReport, split: str) -> None:
     """Loss on the left axis, the straight line between both ends and the barrier; accuracy on the right one."""
     t, losses = stored.arrays["t"], stored.arrays[f"{split}_loss"]
     lines.curve(axes, t, losses, colour=BLUE, label=f"{split} loss", dashed=False)
-    if is_aligned(stored):
-        lines.curve(axes, t, stored.arrays[f"{UNALIGNED}{split}_loss"], colour=BLUE, label="not aligned", dashed=True)
+    beside = ways_beside(stored)
+    if "unaligned" in beside:
+        lines.curve(axes, t, stored.arrays[f"unaligned_{split}_loss"], colour=BLUE, label="not aligned", dashed=True)
+    if "curve" in beside:
+        curved = stored.arrays[f"curve_{split}_loss"]
+        lines.curve(axes, t, curved, colour=GREEN, label="on the curve", style=lines.dashes(2))
     if np.isfinite(losses[[0, -1]]).all():
         axes.plot([0.0, 1.0], losses[[0, -1]], "--", color=LINE, linewidth=0.8)
         _mark_barrier(axes, stored, split, losses)
@@ -59,12 +63,12 @@ def _mark_barrier(axes: Any, stored: StoredReport, split: str, losses: np.ndarra
     height, at = stored.number(f"{split}_barrier"), stored.number(f"{split}_at")
     if not isfinite(height) or not isfinite(at):
         what = "no barrier" if height == 0.0 else "an infinite barrier"
-        axes.set_title(f"{what}{_before_text(stored, split)}")
+        axes.set_title(f"{what}{_beside_text(stored, split)}")
         return
     foot = (1.0 - at) * float(losses[0]) + at * float(losses[-1])
     arrow = {"arrowstyle": "<->", "color": "black", "linewidth": 0.8, "shrinkA": 0, "shrinkB": 0}
     axes.annotate("", (at, foot), (at, foot + height), arrowprops=arrow)
-    axes.set_title(f"barrier {_height_text(stored, split)} at t = {at:.3g}{_before_text(stored, split)}")
+    axes.set_title(f"barrier {_height_text(stored, split)} at t = {at:.3g}{_beside_text(stored, split)}")
     low, high = axes.get_ylim()
     axes.set_ylim(low, high + ROOM * (high - low))
 
@@ -74,8 +78,8 @@ def _height_text(stored: StoredReport, split: str) -> str:
     return value_with_error(height, stored.number(f"{split}_error")) if height else "none"
 
 
-def _before_text(stored: StoredReport, split: str) -> str:
-    """The barrier before the alignment, in a line of its own; empty where nothing was aligned."""
-    if f"{UNALIGNED}{split}_barrier" not in stored.attributes:
-        return ""
-    return f"\nnot aligned (dashed): {_height_text(stored, f'{UNALIGNED}{split}')}"
+def _beside_text(stored: StoredReport, split: str) -> str:
+    """The barriers on the ways beside the line, each in a line of its own."""
+    words = {"unaligned": "not aligned (dashed)", "curve": "on the curve (dotted)"}
+    ways = [way for way in ways_beside(stored) if f"{way}_{split}_barrier" in stored.attributes]
+    return "".join(f"\n{words[way]}: {_height_text(stored, f'{way}_{split}')}" for way in ways)

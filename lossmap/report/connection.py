@@ -12,7 +12,9 @@ import numpy as np
 from lossmap.report.stored import StoredReport
 from lossmap.report.text import WIDTH, count, counted, filled, number, table, value_with_error, wrapped
 
-UNALIGNED = "unaligned_"  # before the names of what is read on the line to the other network as it stood
+# other ways between both networks that may be measured beside the line, by what stands before their names
+BESIDE = {"unaligned": "before alignment", "curve": "on the curve"}
+IN_ROWS = {"unaligned": "not aligned", "curve": "on the curve"}
 CLEAR = 2.0  # standard errors above which a barrier is said to be there
 STATISTICS = {
     "recompute": "batch-norm statistics recomputed at every point, the ends too, from fixed batches of the samples",
@@ -24,8 +26,13 @@ STATISTICS = {
 
 def splits_of(stored: StoredReport) -> list[str]:
     """The splits that were measured, in their order."""
-    names = [name for name in stored.arrays if not name.startswith(UNALIGNED)]
-    return [name.removesuffix("_loss") for name in names if name.endswith("_loss")]
+    names = [name.removesuffix("_loss") for name in stored.arrays if name.endswith("_loss")]
+    return [name for name in names if name.partition("_")[0] not in BESIDE]
+
+
+def ways_beside(stored: StoredReport) -> list[str]:
+    """The ways beside the line that were measured, by what stands before their names."""
+    return [way for way in BESIDE if any(name.startswith(f"{way}_") for name in stored.arrays)]
 
 
 def connection_report(stored: StoredReport) -> str:
@@ -37,26 +44,20 @@ def connection_report(stored: StoredReport) -> str:
     if stored.text("alignment", ""):
         aligned = f"{stored.text('other')} {stored.text('alignment')}"
         lines += [f"  {line}" for line in filled(aligned, WIDTH - 2)]
-    if is_aligned(stored):
-        lines.append(
-            f"  the line to {stored.text('other')} as it stood: length {number(stored.number(f'{UNALIGNED}length'))}"
-        )
+    for way, text in _ways_text(stored).items():
+        about = f"{text}: length {number(stored.number(f'{way}_length'))}"
+        lines += [f"  {line}" for line in filled(about, WIDTH - 2)]
     rows = [("", f"{counted(stored.text('unit', 'nats'))}s", "at 0", "at 1", "highest", "lowest")]
     for name in _measured(stored):
         samples = f"{int(stored.number(name.partition('_')[0] + '_samples', 0)):,}"
         rows.append((name.replace("_", " "), samples, *_range(stored.arrays[name])))
-        if is_aligned(stored):
-            rows.append(("  not aligned", "", *_range(stored.arrays[f"{UNALIGNED}{name}"])))
+        for way in ways_beside(stored):
+            rows.append((f"  {IN_ROWS[way]}", "", *_range(stored.arrays[f"{way}_{name}"])))
     lines += table(rows, right=(1, 2, 3, 4, 5))
     for split in splits_of(stored):
         lines += ["", *_split_lines(stored, split)]
     note = f"Of the {points} points that were measured; between them the loss may be higher."
     return "\n".join([*lines, f"  {note}"])
-
-
-def is_aligned(stored: StoredReport) -> bool:
-    """Whether the line to the other network as it stood, before it was aligned, is there too."""
-    return any(name.startswith(UNALIGNED) for name in stored.arrays)
 
 
 def _range(values: np.ndarray) -> tuple[str, str, str, str]:
@@ -86,17 +87,26 @@ def _split_lines(stored: StoredReport, split: str) -> list[str]:
         return wrapped(split, "no barrier can be stated: the loss at one of both ends is not known")
     return [
         *wrapped(f"{split} barrier", _barrier_text(stored, split), indent=20),
-        *_unaligned_lines(stored, split),
+        *_lines_beside(stored, split),
         *wrapped("above the mean", _midpoint_text(stored, split), indent=20),
         *wrapped("monotone", monotone_text(stored, split), indent=20),
     ]
 
 
-def _unaligned_lines(stored: StoredReport, split: str) -> list[str]:
-    """The barrier on the line to the other network as it stood."""
-    if f"{UNALIGNED}{split}_barrier" not in stored.attributes:
-        return []
-    return wrapped("not aligned", _barrier_text(stored, f"{UNALIGNED}{split}"), indent=20)
+def _ways_text(stored: StoredReport) -> dict[str, str]:
+    """What the ways beside the line are, each in some words."""
+    words = {"unaligned": f"the line to {stored.text('other')} as it stood", "curve": stored.text("curve", "")}
+    return {way: words[way] for way in ways_beside(stored)}
+
+
+def _lines_beside(stored: StoredReport, split: str) -> list[str]:
+    """The barriers on the ways beside the line."""
+    return [
+        line
+        for way in ways_beside(stored)
+        if f"{way}_{split}_barrier" in stored.attributes
+        for line in wrapped(IN_ROWS[way], _barrier_text(stored, f"{way}_{split}"), indent=20)
+    ]
 
 
 def _barrier_text(stored: StoredReport, split: str) -> str:

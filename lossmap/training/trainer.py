@@ -12,7 +12,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import replace
 from math import nan
 from pathlib import Path
 
@@ -20,10 +19,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lossmap.data.batches import Batch, Batches, Resident, Streamed, map_tensors
+from lossmap.data.batches import Batch
 from lossmap.data.borrow import temporary_parameters
 from lossmap.data.datasets import digest
 from lossmap.data.problem import Problem
+from lossmap.data.random_batches import cuts_of, rows_of
 from lossmap.seeding import generator
 from lossmap.training.recipe import History, Recipe
 from lossmap.training.run_folder import RunFolder
@@ -55,7 +55,7 @@ def train(
     recipe = recipe or Recipe()
     if every is not None and every < 1:
         raise ValueError(f"every must be >= 1; got {every}")
-    cuts = _cuts(problem.data.samples, recipe.batch_size)
+    cuts = cuts_of(problem.data.samples, recipe.batch_size)
     last = recipe.epochs * len(cuts)
     parameters = [p for p in problem.model.parameters() if p.requires_grad]
     if not parameters:
@@ -110,15 +110,7 @@ def readings(problem: Problem) -> dict[str, float]:
 
 def steps_per_epoch(samples: int, batch_size: int) -> int:
     """The steps of one pass over `samples` samples."""
-    return len(_cuts(samples, batch_size))
-
-
-def _cuts(samples: int, size: int) -> list[tuple[int, int]]:
-    """Where an epoch's order is cut; a last batch of one sample, of which batch norm has no variance, is joined."""
-    starts = list(range(0, samples, size))
-    if len(starts) > 1 and samples - starts[-1] == 1:
-        starts.pop()
-    return list(zip(starts, [*starts[1:], samples], strict=True))
+    return len(cuts_of(samples, batch_size))
 
 
 def _optimizer(recipe: Recipe, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
@@ -138,7 +130,7 @@ def _step(
 ) -> float:
     epoch, index = divmod(step, len(cuts))
     order = torch.randperm(problem.data.samples, generator=generator("training order", recipe.seed, epoch))
-    batch = _rows(problem.data, order[slice(*cuts[index])])
+    batch = rows_of(problem.data, order[slice(*cuts[index])])
     if recipe.augment != "none":
         batch = _augmented(batch, recipe, step)
     loss = problem.total(batch) / problem.count(batch)
@@ -150,15 +142,6 @@ def _step(
     torch.autograd.backward(loss)
     optimizer.step()
     return value
-
-
-def _rows(data: Batches, rows: Tensor) -> Batch:
-    """A batch of these samples."""
-    if isinstance(data, Streamed):
-        return next(iter(replace(data, indices=[data.indices[i] for i in rows.tolist()], batch_size=len(rows))))
-    if not isinstance(data, Resident):
-        raise TypeError(f"training needs Resident or Streamed data; got {type(data).__name__}")
-    return map_tensors(lambda t: t[rows.to(t.device)], data.tensors)
 
 
 def _augmented(batch: Batch, recipe: Recipe, step: int) -> Batch:

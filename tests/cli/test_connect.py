@@ -134,6 +134,8 @@ def test_b_is_aligned_reported_and_saved_and_the_file_resumes_as_such_alone(here
     [
         (["a.pt", "b.pt", "--save-aligned", "c.pt"], "needs --align weights or activations"),
         (["a.pt", "b.pt", "--align", "weights", "--save-aligned", "b.pt"], "would write over an end of the line"),
+        (["a.pt", "b.pt", "--save-bend", "c.pt"], "it needs --curve bezier or polygon"),
+        (["a.pt", "b.pt", "--curve", "bezier", "--save-bend", "a.pt"], "would write over an end of the line"),
         (["a.pt"], "a line has two ends: lossmap connect A B --model ...; got 1 (a.pt)"),
         ([], "a line has two ends"),
         (["a.pt", "b.pt", "a.pt"], "got 3"),
@@ -148,3 +150,33 @@ def test_invalid_options_give_one_message(here, capsys, words, sentence):
     assert main([*words, *QUICK]) == 2
     assert sentence in capsys.readouterr().err
     assert not list(here.glob("*.h5"))
+
+
+def test_a_curve_is_trained_once_kept_and_measured_beside_the_line(here, capsys, monkeypatch):
+    words = ["a.pt", "b.pt", *QUICK, "--points", "5", "--surf-file", "c.h5", "--curve", "bezier", "--curve-steps", "40"]
+    assert main([*words, "--dry-run"]) == 0
+    assert "curve: about 40 steps of" in capsys.readouterr().err and not list(here.glob("*.h5"))
+    assert main([*words, "--save-bend", "bend.pt", "--plot"]) == 0
+    assert "on the curve" in capsys.readouterr().out and (here / "c.png").exists()
+    line = lossmap.read("c.h5", lossmap.Connection)
+    assert line.curve.losses["train"][2] < line.losses["train"][2]
+    # the saved bend is where the curve says: the mean of both halves of a Bezier curve at t = 1/2
+    a, b, bend = (torch.load(file) for file in ("a.pt", "b.pt", "bend.pt"))
+    middle = {n: 0.25 * a[n] + 0.5 * bend[n] + 0.25 * b[n] for n in a}
+    torch.save(middle, "middle.pt")
+    assert main(["middle.pt", "b.pt", *QUICK, "--points", "3", "--surf-file", "d.h5"]) == 0
+    assert read("d.h5")["train_loss"][0] == pytest.approx(line.curve.losses["train"][2], rel=1e-4)
+    assert command_line(["status", "--verify", "c.h5"]) == 0
+    with monkeypatch.context() as patch:
+        patch.setattr("lossmap.landscape.curves.train_bend", lambda *args, **options: pytest.fail("trained again"))
+        assert command_line(["resume", "c.h5"]) == 0
+        assert main(words) == 0
+    assert main([*words[:-1], "41"]) == 2
+    assert "curve.steps" in capsys.readouterr().err
+
+
+def test_a_stop_while_the_bend_is_trained_leaves_nothing_and_the_command_can_be_run_again(here, capsys):
+    words = ["a.pt", "b.pt", *QUICK, "--points", "3", "--surf-file", "c.h5", "--curve", "polygon"]
+    assert main([*words, "--curve-steps", "100000000", "--stop-after", "3"]) == 75
+    assert "while the curve's bend was trained; run the same command again" in " ".join(capsys.readouterr())
+    assert not list(here.glob("*.h5*"))

@@ -5,6 +5,7 @@ import random
 import re
 from dataclasses import replace
 from functools import partial
+from math import inf
 
 import numpy as np
 import pytest
@@ -612,8 +613,12 @@ def test_a_loss_that_underflows_is_noted_and_one_that_is_truly_zero_is_not(scale
     net, x = nn.Linear(3, 1), torch.randn(12, 3)
     notes = check_loss(Problem.custom(net, lambda m, b: torch.exp(-scale * (1 + m(b) ** 2)).mean(), x)).notes
     assert [note in text for text in notes] == [True] * (note is not None)
-    hinge = check_loss(Problem.custom(net, lambda m, b: F.relu(m(b) - 100).mean(), x))
-    assert hinge.notes == ()
+    for true_zero in (
+        lambda m, b: F.relu(m(b) - 100).mean(),
+        lambda m, b: 0 * m(b).mean(),
+        lambda m, b: m(b).mean() / inf,
+    ):
+        assert check_loss(Problem.custom(net, true_zero, x)).notes == ()
 
 
 def test_ignored_targets_in_the_middle_of_the_data_are_seen(net, data):

@@ -46,7 +46,8 @@ COMMANDS = (
     (0, f"surface {NETWORK} --x=-1:1:13 --y=-1:1:13 --refine 0.1 --surf-file refined.h5"),
     (0, f"surface {NETWORK} {SQUARE} --shard 1/2 --surf-file shard.h5"),
     (0, f"dynamics run {NETWORK} --top 2 --full-spectrum --surf-file dynamics.h5"),
-    (0, f"connect run/step_000000.pt run/step_000003.pt {NETWORK} --points 3 --align weights --surf-file connect.h5"),
+    (0, f"connect run/step_000000.pt run/step_000003.pt {NETWORK} --points 3 --align weights "
+        "--curve bezier --curve-steps 3 --surf-file connect.h5"),
     (0, "topology surface.h5 -o minima.h5"),
     (0, f"sharpness {NETWORK} --draws 2 --ascent-steps 1 --trace-products 6 --surf-file sharpness.h5"),
     (0, f"spectrum {NETWORK} --parameters all --top 1 --dense-limit 10 --vectors --density-steps 4 --density-probes 1 "
@@ -110,14 +111,14 @@ def general(name):
     name = re.sub(
         r"^tasks/[^/]+/(largest|critical|density|whole|ends|trace|gradient|block_ends)/.*", r"tasks/LABEL/\1", name
     )
-    name = re.sub(r"^(directions/[xy]|weights/singular_values)/(?!@).*", r"\1/TENSOR", name)
+    name = re.sub(r"^(directions/(?:[xy]|bend)|weights/singular_values)/(?!@).*", r"\1/TENSOR", name)
     name = re.sub(r"^directions/y/@", "directions/x/@", name)
     name = re.sub(r"^values/[^/]+/(?!@).*", "values/NAME/ARRAY", name)
     name = re.sub(r"^values/[^/]+/@", "values/NAME/@", name)
     name = re.sub(r"^health/(?!@).*", "health/NUMBER", name)
     name = re.sub(r"^@(loss|eigen|spectrum|along|sharpness)_(took|estimate|notes)$", r"@MEASURE_\2", name)
     name = re.sub(r"^@code_(loss|eigen|spectrum|along|sharpness)$", "@code_MEASURE", name)
-    name = re.sub(r"^((?:connection/)?@?)unaligned_.*", r"\1unaligned_NAME", name)
+    name = re.sub(r"^((?:connection/)?@?)(unaligned|curve)_.*", r"\1\2_NAME", name)
     name = re.sub(r"^@resolved_\w+", "@resolved_COMMAND", name)
     name = re.sub(r"^((?:connection/|refinement/)?@?)(?:train|test)_(?!size)(\w+)$", r"\1SPLIT_\2", name)
     return re.sub(r":.*", ":NAME", name)

@@ -138,7 +138,9 @@ def aligned():
     group = connection()
     rise = 4 * group["t"] * (1 - group["t"])
     about = {"unaligned_train_barrier": 2.0, "unaligned_train_error": 0.2, "unaligned_train_at": 0.5}
-    arrays = {"unaligned_train_loss": 0.1 + 2 * rise, "unaligned_train_acc": 99 - 50 * rise}
+    about |= {"curve_train_barrier": 0.0, "curve_train_at": np.nan, "curve": "the Bezier curve"}
+    arrays = {"unaligned_train_loss": 0.1 + 2 * rise, "unaligned_train_acc": 99 - 50 * rise,
+              "curve_train_loss": 0.1 - 0.05 * rise, "curve_train_acc": 99 + 0 * rise}  # fmt: skip
     return Group({**group.arrays, **arrays}, {**group.attributes, **about})
 
 
