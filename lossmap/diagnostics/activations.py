@@ -35,7 +35,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from lossmap.curvature.gradient import loss_and_gradient
+from lossmap.curvature.gradient_rounding import measured_gradient
 from lossmap.data.batches import samples_in
 from lossmap.data.problem import Problem, temporary_parameters
 from lossmap.data.stable_losses import is_wrapped
@@ -350,12 +350,15 @@ def _root_of_ratio(above: Array, below: Array) -> tuple[float, float]:
     return ratio, float(np.sqrt((n - 1) / n * np.square(parts - parts.mean()).sum()))
 
 
-def gradient_norms(problem: Problem, parameters: str = "weights") -> dict[str, float]:
-    """The norm of the mean loss's gradient, tensor by tensor, in the unit of the loss per unit of theta.
+def gradient_norms(problem: Problem, parameters: str = "weights") -> dict[str, tuple[float, float]]:
+    """The norm of the mean loss's gradient, tensor by tensor, and how far rounding may have moved it; NaN if unknown.
+
+    Both in the unit of the loss per unit of theta.
 
     parameters  weights (dimension > 1), all, trainable, or a regular expression
     """
-    loss, gradient, layout = loss_and_gradient(problem, parameters)
-    if not isfinite(loss):
-        raise FloatingPointError(f"the loss is {loss} at these parameters: its gradient has no norm")
-    return {name: float(part.norm()) for name, part in layout.unflatten(gradient).items()}
+    found = measured_gradient(problem, parameters)
+    if not isfinite(found.loss):
+        raise FloatingPointError(f"the loss is {found.loss} at these parameters: its gradient has no norm")
+    tensors = found.layout.unflatten(found.gradient)
+    return {name: (float(part.norm()), found.errors[name]) for name, part in tensors.items()}

@@ -137,7 +137,8 @@ def _parts_dict(m: Measurements) -> dict[str, Any]:
             "spectrum": m.gradients.spectrum.tolist(),
             "participation": m.gradients.participation,
             "rms": dict(zip(m.gradients.names, m.gradients.rms.tolist(), strict=True)),
-            "mean": dict(m.gradient_norms),
+            "mean": {name: norm for name, (norm, _) in m.gradient_norms.items()},
+            "mean_error": {name: error for name, (_, error) in m.gradient_norms.items()},
         }
     if m.spectrum is not None:
         parts["hessian"] = _spectrum_dict(m.spectrum)
@@ -164,6 +165,7 @@ def _spectrum_dict(s: Spectrum) -> dict[str, Any]:
         "errors": s.errors.tolist(),
         "verdict": s.verdict,
         "gradient_norm": s.gradient_norm,
+        "gradient_norm_error": s.gradient_norm_error,
         "masses": [{"t": t, "below": vars(low), "above": vars(high)} for t, low, high in s.masses],
     }
     if s.trace is not None:

@@ -28,7 +28,8 @@ class Measurements:
     samples    examined; gradients and Hessian are of a subset
     weight     what the loss is a mean over, where that is not the samples: the tokens of all of them
     weights    singular values; `tails`: power laws fitted to their squares, by tensor
-    gradients  covariance of per-sample gradients; `gradient_norms`: of the mean gradient, by tensor
+    gradients  covariance of per-sample gradients; `gradient_norms`: of the mean gradient, by tensor, each with how far
+               rounding may have moved it
     rounded    tensors whose per-sample gradients are nothing but rounding, as float64 shows
     spectrum   of the Hessian of the mean loss
     labels     confident learning on the samples examined; `held_out`: on samples that were not trained on
@@ -43,7 +44,7 @@ class Measurements:
     weights: SingularValueTable | None = None
     tails: Mapping[str, PowerLawTail] = field(default_factory=dict)
     gradients: GradientCovariance | None = None
-    gradient_norms: Mapping[str, float] = field(default_factory=dict)
+    gradient_norms: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     rounded: tuple[str, ...] = ()
     spectrum: Spectrum | None = None
     collapse: NeuralCollapse | None = None

@@ -387,7 +387,11 @@ def test_a_module_under_two_names_is_the_same_after_single_gradients():
     health = diagnose_network_health(model, data, examinations=("gradients", "hessian", "signals"), density_error=None)
     nn.functional.cross_entropy(model(data[0]), data[1]).backward()
     norms = health.measurements.gradient_norms
-    assert norms["inner.weight"] == pytest.approx(float(model.inner.weight.grad.norm()), rel=1e-4)
+    assert norms["inner.weight"][0] == pytest.approx(float(model.inner.weight.grad.norm()), rel=1e-4)
+    stored = health.to_dict()
+    assert {name: norms[name][1] for name in norms} == stored["gradients"]["mean_error"]
+    assert all(0 < error < 1e-4 for error in (*stored["gradients"]["mean_error"].values(),))
+    assert 0 < stored["hessian"]["gradient_norm_error"] < 1e-4 * stored["hessian"]["gradient_norm"]
     assert "hessian" not in health.measurements.skipped
 
 
