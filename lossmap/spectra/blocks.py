@@ -223,7 +223,8 @@ def layer_spectra(
     check = check_by_all(  # each rank's was made by then, and is remembered
         total, everything.device, lambda: check_product(problem, parameters, MATRICES[matrix], distant=False)
     )
-    groups = groups_of(everything.layout.names, by, patterns)
+    sizes = zip(everything.layout.names, everything.layout.sizes, strict=True)
+    groups = groups_of([name for name, size in sizes if size], by, patterns)  # a tensor without entries has no block
     twin, notes = exact_problem(problem)
     # Small blocks are computed in float64, where that is possible; for large ones it would cost too much.
     blocks = [

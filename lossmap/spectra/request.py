@@ -97,7 +97,7 @@ class Subject:
 
         Raises ValueError where a pattern matches no parameter.
         """
-        names = list(movable_parameters(self.problem.model))
+        names = [name for name, p in movable_parameters(self.problem.model).items() if p.numel()]
         return groups_of(names, request.by or "tensor", request.patterns)
 
 

@@ -478,3 +478,14 @@ def test_blocks_beside_a_kink_have_the_bars_of_their_own_and_none_at_it_is_calle
     assert found["one.weight"].error < 1e-2 * found["one.weight"].scale  # by Lanczos
     at_kink = found["two.bias"]
     assert at_kink.kinks > 0.1 and at_kink.kind == "not known" and at_kink.why == ""
+
+
+def test_a_parameter_without_entries_has_no_block():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 3))
+    data = (torch.randn(12, 4), torch.arange(12) % 3)
+    blocks = layer_spectra(Problem.supervised(net, "crossentropy", data), probes=0)
+    net.register_parameter("unused", nn.Parameter(torch.zeros(0, 4)))
+    again = layer_spectra(Problem.supervised(net, "crossentropy", data), probes=0)
+    assert [b.name for b in again.blocks] == [b.name for b in blocks.blocks] == ["0.weight", "0.bias"]
+    assert again["0.weight"].values == pytest.approx(blocks["0.weight"].values)
