@@ -249,6 +249,8 @@ def submit(settings: Settings) -> int:
 
 def status(settings: Settings) -> int:
     """Print how far it is; the exit code says so too."""
+    from lossmap.cli.campaign_submit import queue_sentences
+
     options = settings.campaign
     while True:
         campaign = Campaign.read(options.file).part(options.batch, options.part)
@@ -259,10 +261,12 @@ def status(settings: Settings) -> int:
             return 0
         if options.watch and not options.json and sys.stdout.isatty():
             print("\x1b[H\x1b[2J", end="")
+        queue = queue_sentences(campaign.folder) if outcome == "unfinished" and options.batch is None else []
         if options.json:
-            print(json.dumps(progress_of(campaign.members, campaign.folder, states)), flush=True)
+            print(json.dumps(progress_of(campaign.members, campaign.folder, states) | {"queue": queue}), flush=True)
         else:
-            print(status_text(campaign.file.path.name, campaign.members, campaign.folder, states), flush=True)
+            text = status_text(campaign.file.path.name, campaign.members, campaign.folder, states)
+            print("\n".join([text, *(f"in the queue: {sentence}" for sentence in queue)]), flush=True)
         if not options.watch or outcome != "unfinished":
             return EXIT_CODES[outcome]
         try:

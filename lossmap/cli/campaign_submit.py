@@ -16,10 +16,12 @@ from pathlib import Path
 from lossmap.campaign.folder import CampaignFolder
 from lossmap.campaign.member import Member
 from lossmap.cli.job import SubmitSettings, array_of, check_array, job_of, site_of, with_flags
+from lossmap.cli.report_queue import report_queue
 from lossmap.cli.settings import UsageError
 from lossmap.cli.wrapped_command import WrappedCommand
 from lossmap.parallel import slurm, slurm_queue
 from lossmap.parallel.slurm import Job
+from lossmap.parallel.slurm_queue import QueuedJob
 from lossmap.special_files import plain_text
 
 
@@ -63,6 +65,7 @@ def submit_campaign(
     print(f"to cancel:  {submission.cancel}")
     print(f"to look at: lossmap campaign {shlex.quote(str(file))} status")
     print(f"at the end: lossmap campaign {shlex.quote(str(file))} collect")
+    report_queue(submission)
     return 0
 
 
@@ -79,24 +82,36 @@ def _job(file: Path, batch: Path, options: SubmitSettings, jobs: int) -> Job:
 
 def without_queued(file: Path, folder: CampaignFolder, digests: Sequence[str]) -> list[str]:
     """The members that no job in the queue has. Raises UsageError where all are in it, naming the jobs."""
-    submissions, queued, jobs = os.path.realpath(folder.path / "submissions"), set(), []
-    for job in slurm_queue.queued_jobs():
+    queued = [(job, members & set(digests)) for job, members in jobs_of_campaign(folder)]
+    left = set(digests).difference(*(members for _, members in queued))
+    if not left:
+        jobs = [job for job, members in queued if members]
+        text, numbers = "; ".join(job.sentence for job in jobs), [job.number for job in jobs]
+        raise UsageError(
+            f"all members of {file.name} that are left are in the queue already: {text}; scancel "
+            f"{' '.join(numbers)} ends that, --dependency afterany:{':'.join(numbers)} waits for it"
+        )
+    return [digest for digest in digests if digest in left]
+
+
+def jobs_of_campaign(folder: CampaignFolder) -> list[tuple[QueuedJob, set[str]]]:
+    """The jobs in the queue that were submitted for a campaign, and the digests of the members that each has."""
+    submissions, jobs = os.path.realpath(folder.path / "submissions"), []
+    for job in slurm_queue.queued_jobs() if os.path.isdir(submissions) else ():
         script = Path(os.path.realpath(job.script or "-"))
         if str(script.parent) != submissions:
             continue
         try:
-            queued |= set(json.loads(plain_text(script.with_suffix(".json")))["members"])
-        except (OSError, ValueError, KeyError):
+            members = {str(digest) for digest in json.loads(plain_text(script.with_suffix(".json")))["members"]}
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             continue
-        jobs.append(job)
-    left = [digest for digest in digests if digest not in queued]
-    if not left:
-        text = "; ".join(job.sentence for job in jobs)
-        raise UsageError(
-            f"all members of {file.name} that are left are in the queue already: {text}; scancel "
-            f"{' '.join(job.number for job in jobs)} ends that, --dependency afterany:{jobs[-1].number} waits for it"
-        )
-    return left
+        jobs.append((job, members))
+    return jobs
+
+
+def queue_sentences(folder: CampaignFolder) -> list[str]:
+    """A sentence for each job of a campaign that is in the queue."""
+    return [job.sentence for job, _ in jobs_of_campaign(folder)]
 
 
 def _batch_file(folder: CampaignFolder) -> Path:

@@ -6,8 +6,8 @@ refused. What is peculiar to a cluster (partition, modules, launcher, container)
 
 from __future__ import annotations
 
+import re
 import shlex
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from lossmap.cli.command_line import Command
 from lossmap.cli.each import submit_each
 from lossmap.cli.entry_point import guarded
 from lossmap.cli.job import SubmitSettings, check_array, job_of, site_of, with_flags
+from lossmap.cli.report_queue import report_queue
 from lossmap.cli.resume import trusted_words
 from lossmap.cli.settings import UsageError
 from lossmap.cli.trial import try_command
@@ -23,10 +24,8 @@ from lossmap.io.read import is_being_written
 from lossmap.parallel import slurm, slurm_queue
 from lossmap.parallel.shards import Shard
 from lossmap.parallel.slurm import Job
-from lossmap.parallel.slurm_queue import QueuedJob, Submission
 
 EXAMPLE = "lossmap submit --nodes 2 --time 2:00:00 -- surface --model resnet20-w8 --x=-1:1:51 --y=-1:1:51"
-REASON_LOOKS, REASON_PAUSE = 5, 0.2  # looks at a new job until SLURM says why it waits, and seconds between two
 
 
 COMMAND = Command(
@@ -86,7 +85,7 @@ def refuse_second(job: Job, dependency: str | None) -> None:
     dependency  the jobs that are to be waited for
     """
     for other in slurm_queue.jobs_of(job.script):
-        if other.number not in (dependency or ""):
+        if other.number not in re.findall(r"\b\d+", dependency or ""):
             raise UsageError(
                 f"{job.stem.name} is in the queue already: {other.sentence}; scancel {other.number} ends it, "
                 f"--dependency afterany:{other.number} queues a job behind it"
@@ -94,24 +93,3 @@ def refuse_second(job: Job, dependency: str | None) -> None:
     for file in files_of(job):
         if not dependency and is_being_written(file):
             raise UsageError(f"a process is writing {file} now; wait for it, or end it")
-
-
-def report_queue(submission: Submission) -> None:
-    """Print what sbatch has noted, and why the first of the jobs waits."""
-    for note in submission.notes:
-        print(f"sbatch says: {note}")
-    job = _first_job(submission.jobs[0])
-    if job is not None and job.state == "PENDING" and job.reason != "None":
-        print(f"in the queue: {job.sentence}")
-
-
-def _first_job(number: str) -> QueuedJob | None:
-    """The job in the queue, when SLURM has said why it waits, which takes it a moment."""
-    job = None
-    for look in range(REASON_LOOKS):
-        if look:
-            time.sleep(REASON_PAUSE)
-        job = next((job for job in slurm_queue.queued_jobs() if job.number == number), None)
-        if job is None or job.state != "PENDING" or job.reason != "None":
-            break
-    return job

@@ -302,6 +302,31 @@ def test_an_array_has_a_throttle_and_each_job_members_of_its_own(more, capsys, m
     assert "--array must be <= 2 on this cluster (MaxArraySize); got 3" in capsys.readouterr().err
 
 
+def test_why_a_campaigns_jobs_wait_is_said_when_it_is_submitted_and_by_its_status(more, capsys, monkeypatch):
+    queue = []
+    monkeypatch.setattr(slurm_queue, "queued_jobs", lambda: queue)
+    script = str(more / "sweep" / "submissions" / "1.sbatch")
+    job = slurm_queue.QueuedJob("7", "PENDING", "PartitionDown", script)
+
+    def submit(*_, **__):
+        queue.append(job)
+        return slurm_queue.Submission(("7",), ("low on hours",))
+
+    monkeypatch.setattr(slurm_queue, "submit", submit)
+    why = "in the queue: job 7 is pending (PartitionDown): the partition is down"
+    assert main(["campaign", "more.toml", "submit"]) == 0
+    said = capsys.readouterr().out
+    assert why in said and "sbatch says: low on hours" in said
+    assert main(["campaign", "more.toml", "status"]) == 75
+    assert why in capsys.readouterr().out
+    assert main(["campaign", "more.toml", "status", "--json"]) == 75
+    assert json.loads(capsys.readouterr().out)["queue"] == [job.sentence]
+    queue.append(replace(job, number="8"))
+    queue.append(replace(job, number="9", script="/elsewhere/1.sbatch"))
+    assert main(["campaign", "more.toml", "submit"]) == 2
+    assert "scancel 7 8 ends that, --dependency afterany:7:8 waits for it" in capsys.readouterr().err
+
+
 def test_without_an_array_one_job_takes_all_and_what_is_added(more, capsys):
     assert main(["campaign", "more.toml", "submit", "--ranks-per-node", "4", "--chain", "2", "--dry-run"]) == 0
     script = capsys.readouterr().out

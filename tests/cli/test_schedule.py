@@ -459,8 +459,10 @@ def test_a_result_that_is_in_the_queue_is_not_queued_again(queue, tmp_path, caps
         "lossmap: s.h5 is in the queue already: job 7 is pending (Priority): jobs of higher priority are before it; "
         "scancel 7 ends it, --dependency afterany:7 queues a job behind it\n"
     )
+    assert lossmap(["submit", "--dependency", "afterany:71", *work]) == 2  # another job
     assert lossmap(["submit", "--dependency", "afterany:7", *work]) == 0
     assert lossmap(["submit", "--no-check", "--", *survey("--surf-file", "t.h5")]) == 0
+    capsys.readouterr()
     assert lossmap(["status", "s.h5"]) == 2
     assert "there is no file s.h5; job 7 is pending (Priority)" in capsys.readouterr().err
     written("s.h5", range(5))
