@@ -25,6 +25,7 @@ from typing import Any, cast
 from lossmap.campaign.member import Member, Prepared, Site, Work
 from lossmap.geometry.grid import Grid
 from lossmap.interrupt import Interrupted
+from lossmap.io.disk import FULL
 from lossmap.io.journal import Busy
 from lossmap.landscape.run_survey import loss_at_start
 from lossmap.landscape.survey_file import open_survey_file, stored_choice
@@ -99,6 +100,13 @@ class Preparation:
     finish: bool = True
     audit: tuple[tuple[Any, ...], Mapping[str, Any], float, int] | None = None
     busy: str = ""
+
+
+@dataclass(frozen=True)
+class NoRoom:
+    """The answer to PREPARE or FINISH where a disk is full: no fault of the member's, and the next one meets it too."""
+
+    text: str
 
 
 @dataclass(frozen=True)
@@ -198,6 +206,10 @@ class MemberEvaluator:
                 self._finish(state)
         except Interrupted:
             return INTERRUPTED, index, {}
+        except OSError as error:
+            if error.errno in FULL and state.kind in (PREPARE, FINISH):
+                return DONE, index, NoRoom(str(error)), time.perf_counter() - began
+            return FAILED, index, traceback.format_exc()
         except Exception:
             return FAILED, index, traceback.format_exc()
         return DONE, index, reading, time.perf_counter() - began

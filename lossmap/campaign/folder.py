@@ -24,6 +24,7 @@ from typing import Any
 from lossmap.campaign.member import Member
 from lossmap.campaign.summary import AUDIT, cost_of, numbers_of
 from lossmap.io.code_identity import sources_of
+from lossmap.io.disk import explained
 from lossmap.io.read import NotASurface, is_being_written, journal_of, read
 from lossmap.io.surface import Surface
 from lossmap.report.text import raised_error
@@ -292,5 +293,6 @@ def _check(text: str) -> str:
 
 def _write_whole(path: Path, value: Any) -> None:
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    part.write_text(json.dumps(value))
-    part.replace(path)
+    with explained(path, "what has been measured is safe; mend that and start the same command again"):
+        part.write_text(json.dumps(value))
+        part.replace(path)

@@ -18,11 +18,12 @@ from typing import Any
 
 import numpy as np
 
-from lossmap.campaign.evaluate import FINISH, LOOK, POINT, PREPARE, Assignment, PointAnswer, Preparation
+from lossmap.campaign.evaluate import FINISH, LOOK, POINT, PREPARE, Assignment, NoRoom, PointAnswer, Preparation
 from lossmap.campaign.folder import CampaignFolder
 from lossmap.campaign.member import Member
 from lossmap.campaign.queue import CampaignQueue
 from lossmap.io.code_identity import changes_between, described
+from lossmap.io.disk import DiskFull
 from lossmap.io.read import Busy, NotASurface, Refused, SurfaceFile, read
 from lossmap.io.surface import CHANGED
 from lossmap.landscape import audit_loop
@@ -137,6 +138,8 @@ class CampaignRecorder:
                 self._settled(one)
             return
         kind, member = self._tasks[index]
+        if isinstance(reading, NoRoom):  # the next member would meet it too, and be kept as failed
+            raise DiskFull(reading.text)
         if kind == LOOK:
             self._looked(index, reading, rank)
         elif kind == FINISH:

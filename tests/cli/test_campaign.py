@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import subprocess
 import sys
 import time
 from dataclasses import replace
@@ -456,6 +457,29 @@ def test_members_do_not_see_what_others_set_for_the_whole_process(tmp_path, monk
         loss = torch.nn.functional.cross_entropy(layer(torch.tensor(x)), torch.tensor(y)).item()
         assert centers[f"{model}.py:net", "0"] == pytest.approx(loss, rel=1e-6)
         assert centers[f"{model}.py:net", "1"] == centers[f"{model}.py:net", "0"]
+
+
+def test_a_full_disk_ends_a_campaign_in_one_sentence_and_makes_no_member_fail(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", disk], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("a small disk cannot be mounted here without being root")
+    try:
+        (tmp_path / "c.toml").write_text(
+            'folder = "disk/c"\n[settings]\nmodel = "mlp"\nsamples = 16\n[over]\nseed = [0, 1, 2]\n'
+            '[surface]\nx = "0:1:4"\n[spectrum]\ntop = 1\ndensity = false\ntrace = "none"\n'
+        )
+        assert main(["campaign", "c.toml", "run"]) == 2
+        said = capsys.readouterr().err
+        assert re.search(r"^lossmap: the disk that holds .* is full", said, re.MULTILINE), said
+        assert main(["campaign", "c.toml", "status"]) == 75
+        assert "failed:" not in capsys.readouterr().out
+        subprocess.run(["mount", "-o", "remount,size=4M", disk], check=True)
+        assert main(["campaign", "c.toml", "run"]) == 0
+    finally:
+        subprocess.run(["umount", disk], check=True)
 
 
 def test_a_changed_digit_of_the_index_does_not_get_into_the_table(tmp_path, monkeypatch):
