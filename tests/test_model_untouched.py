@@ -273,6 +273,8 @@ MEASURES: dict[str, Measure] = {
     "signals": lambda p, _: signals(p),
     "neural collapse": lambda p, _: neural_collapse(p),
 }
+# those that are given a problem which has been asked already whether it writes into its batches
+INNER = ("gradient", "layer Hessian", "activations", "label noise", "signals", "neural collapse")
 
 
 def _size(problem: Problem, parameters: str = "weights") -> int:
@@ -339,6 +341,31 @@ def test_a_measure_leaves_the_model_as_it_was(measure, net, tmp_path):
         )
     assert changed(model, before) == []
     trains(model)
+
+
+class Writing(Body):
+    """Writes into its input and, as a loss, into its targets."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.sub_(0.1))
+
+    @staticmethod
+    def loss(outputs: Tensor, targets: Tensor) -> Tensor:
+        targets[targets == CLASSES] = 0
+        return F.cross_entropy(outputs, targets)
+
+
+@pytest.mark.parametrize("measure", [m for m in MEASURES if m not in INNER])
+def test_a_measure_leaves_the_data_as_they_were(measure, tmp_path):
+    torch.manual_seed(3)
+    x, y = data()
+    y[0] = CLASSES
+    before = (x.clone(), y.clone())
+    try:
+        MEASURES[measure](Problem.supervised(Writing(), Writing.loss, (x, y)), tmp_path)
+    except ValueError as error:
+        assert measure == "aligned line" and "cannot trace" in str(error)
+    assert torch.equal(x, before[0]) and torch.equal(y, before[1])
 
 
 @pytest.mark.parametrize("measure", list(MEASURES))

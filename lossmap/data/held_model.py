@@ -12,6 +12,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from lossmap.data.batch_writes import copied
 from lossmap.data.batches import Batch
 from lossmap.data.borrow import temporary_parameters
 from lossmap.data.criteria import SupervisedLoss
@@ -39,7 +40,7 @@ def holds(twin: Problem, model: nn.Module, batch: Batch | None = None) -> bool:
     """Whether the loss of a problem over a copy depends on the model itself; see `refuse_held`."""
     if isinstance(twin.loss, SupervisedLoss) and _is_of_pytorch(twin.loss.loss):
         return False
-    batch = next(iter(twin.data.rebatched(1))) if batch is None else batch
+    batch = copied(next(iter(twin.data.rebatched(1))) if batch is None else batch)
     own = [p for p in model.parameters() if p.is_floating_point() and p.is_leaf]
     required = [p.requires_grad for p in own]
     with (

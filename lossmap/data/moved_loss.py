@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from lossmap.data.batch_writes import copied
 from lossmap.data.borrow import temporary_parameters
 from lossmap.data.problem import Problem
 from lossmap.geometry.parameter_vector import movable_parameters
@@ -29,6 +30,6 @@ def refuse_unmoved(problem: Problem) -> None:
             temporary_parameters(problem.model, tensors),
             torch.enable_grad(),
         ):  # a loss may differentiate by its inputs
-            values.append(problem.total(batch).detach())
+            values.append(problem.total(copied(batch)).detach())
     if torch.equal(values[0], values[1]):
         raise ValueError(f"no parameter of the model moves the loss; {explained(lost)}")

@@ -27,6 +27,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
+from lossmap.data.batch_writes import with_copied_batches
 from lossmap.data.borrow import temporary_parameters
 from lossmap.data.problem import Problem
 from lossmap.keywords import checked_keywords
@@ -122,6 +123,7 @@ def align(
     """
     if method not in METHODS:
         raise ValueError(f"the method of an alignment must be one of {', '.join(METHODS)}; got {method!r}")
+    problem = with_copied_batches(problem, next(iter(problem.data)))
     model = problem.model
     groups = permutation_groups(problem)
     tensors = other.state_dict() if isinstance(other, nn.Module) else other

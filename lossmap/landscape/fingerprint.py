@@ -27,6 +27,7 @@ import torch
 
 from lossmap.curvature.double_backward import twice_differentiable
 from lossmap.curvature.operators import differentiated
+from lossmap.data.batch_writes import copied
 from lossmap.data.import_by_name import imported_digest
 from lossmap.data.installed import installed_folders, installed_prefixes
 from lossmap.data.problem import Problem, temporary_parameters
@@ -94,13 +95,14 @@ def _attempt(compute: Callable[[], Any]) -> Any:
 
 
 def _loss(problem: Problem, batch: Any, state: Mapping[str, torch.Tensor]) -> float:
+    batch = copied(batch)  # the problem may not have been asked yet whether it writes into its batch
     with same_random_state(problem.noise_seed or 0), temporary_parameters(problem.model, dict(state)):
         return float(problem.total(batch).detach()) / problem.count(batch)
 
 
 def _product(problem: Problem, batch: Any, state: Mapping[str, torch.Tensor]) -> float:
     """|H v| of the mean loss over the batch, v of fixed random entries."""
-    chance = torch.Generator().manual_seed(SEED)
+    chance, batch = torch.Generator().manual_seed(SEED), copied(batch)
     with same_random_state(problem.noise_seed or 0), temporary_parameters(problem.model, dict(state)):
         parameters = [p for p in problem.model.parameters() if p.is_floating_point()]
         with differentiated(problem.model, parameters), twice_differentiable(problem.model):

@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lossmap.data.batch_writes import with_copied_batches
 from lossmap.data.batches import Batch
 from lossmap.data.borrow import temporary_parameters
 from lossmap.data.datasets import digest
@@ -97,6 +98,7 @@ def readings(problem: Problem) -> dict[str, float]:
     context = torch.no_grad() if problem.metrics else nullcontext()
     sums = dict.fromkeys(("loss", *problem.metrics), 0.0)
     samples = dict.fromkeys(sums, 0.0)
+    problem = with_copied_batches(problem, next(iter(problem.data)))
     with temporary_parameters(problem.model, {}), context:
         for batch in problem.data:
             outputs = problem.forward(problem.model, batch)
