@@ -2,7 +2,8 @@
 
 Each 2-D field of each measure is a row of maps with one colour scale, each 1-D field a row of lines with common axes,
 each spectrum a row of eigenvalues with their bars on one axis. A map is a PNG of one pixel a point, enlarged by the
-browser, so that a thousand members are a few megabytes. Nothing is loaded from elsewhere.
+browser, so that a thousand members are a few megabytes. Scales end, and are logarithmic, as those of the print; signed
+fields are white at 0 in its colours. Nothing is loaded from elsewhere, which a content security policy ensures.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import os
 import struct
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,12 @@ import numpy as np
 from lossmap.geometry.grid import shown_unit
 from lossmap.io.read import NotASurface, read
 from lossmap.io.surface import Surface
+from lossmap.plotting.contour_levels import suits_log, usual_ends
+from lossmap.plotting.html import digest_of
+from lossmap.plotting.quantities import Quantity, quantity
 
 Row = Mapping[str, Any]
 WIDTH, HEIGHT = 168, 126  # of a small multiple, in pixels
-LOG_RATIO = 30.0  # positive values that spread further are shown on a logarithmic scale
 BARS = ("_error", "_limit", "_rounding", "_rounding_measured")  # endings of fields that are not shown
 HIDDEN = (
     "name",
@@ -48,7 +51,8 @@ h3 { font-size: 15px; margin: 24px 0 2px; }
 p.note { color: var(--soft); margin: 0 0 12px; }
 .scroll { overflow: auto; max-height: 420px; border: 1px solid var(--line); border-radius: 6px; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; white-space: nowrap; font-size: 13px; }
-th { position: sticky; top: 0; background: var(--band); cursor: pointer; text-align: left; font-weight: 600; }
+th { position: sticky; top: 0; background: var(--band); text-align: left; }
+th button { font: inherit; font-weight: 600; color: inherit; background: none; border: 0; padding: 0; cursor: pointer; }
 th, td { padding: 4px 10px; border-bottom: 1px solid var(--line); } td.number { text-align: right; }
 a { color: var(--accent); text-decoration: none; } a:hover { text-decoration: underline; }
 .failed { color: #b3261e; } .unfinished, .new { color: #8a6d00; } .bar { color: var(--soft); }
@@ -60,11 +64,13 @@ figure img { width: 168px; height: 126px; image-rendering: pixelated; display: b
 .scale img { width: 220px; height: 12px; } svg text { font: 9px system-ui, sans-serif; fill: #5c6b7a; }
 """
 SORT = """
-document.querySelectorAll('th').forEach(head => head.addEventListener('click', () => {
+document.querySelectorAll('th').forEach(head => head.firstElementChild.addEventListener('click', () => {
   const body = head.closest('table').tBodies[0], rows = [...body.rows], up = head.dataset.up !== 'yes';
   const column = head.cellIndex, key = row => row.cells[column].dataset.value ?? row.cells[column].textContent;
   rows.sort((a, b) => { const x = key(a), y = key(b), d = x - y;
     return (isNaN(d) ? x.localeCompare(y, undefined, {numeric: true}) : d) * (up ? 1 : -1); });
+  head.parentElement.querySelectorAll('th').forEach(other => other.removeAttribute('aria-sort'));
+  head.setAttribute('aria-sort', up ? 'ascending' : 'descending');
   head.dataset.up = up ? 'yes' : 'no'; rows.forEach(row => body.append(row)); }));
 """
 
@@ -79,12 +85,18 @@ def campaign_page(rows: Sequence[Row], title: str, path: Path, notes: Sequence[s
     Raises OSError where it cannot be written.
     """
     members = _members(rows)
+    policy = (
+        f"default-src 'none'; script-src '{digest_of(SORT)}'; style-src '{digest_of(STYLE)}'; img-src data:; "
+        "base-uri 'none'; form-action 'none'"
+    )
     parts = [
         f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>{_text(title)}</title>',
-        f"<style>{STYLE}</style></head><body><h1>{_text(title)}</h1>{_summary(rows)}",
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">',
+        '<meta name="viewport" content="width=device-width, initial-scale=1">',
+        f"<style>{STYLE}</style></head><body><main><h1>{_text(title)}</h1>{_summary(rows)}",
         *(f'<p class="failed">{_text(note)}</p>' for note in notes),
         *_sections(rows, members, path.parent),
-        f"<script>{SORT}</script></body></html>",
+        f"</main><script>{SORT}</script></body></html>",
     ]
     part = path.with_name(path.name + ".part")
     part.write_text("\n".join(parts), encoding="utf-8")
@@ -135,12 +147,14 @@ def _table(measure: str, rows: Sequence[Row], folder: Path) -> str:
     """The members of one measure: settings and numbers that differ, and above the table those that do not."""
     shown = [n for n in _columns(rows) if n not in HIDDEN and not n.endswith("_error")]
     names = [name for name in shown if not _is_constant(rows, name)]
-    head = "".join(f"<th>{_text(name)}</th>" for name in ("member", "outcome", "points", *names, "result"))
+    titles = ("member", "outcome", "points", *names, "result")
+    head = "".join(f'<th scope="col"><button type="button">{_text(title)}</button></th>' for title in titles)
     lines = [f"<tr>{''.join(_cells(row, names, folder))}</tr>" for row in rows]
     constant = ", ".join(f"{name} {_plain(rows[0][name])}" for name in shown if _is_constant(rows, name))
     note = f'<p class="note">of all: {_text(constant)}</p>' if constant else ""
     return (
-        f'<h2>{_text(measure)}</h2>{note}<div class="scroll"><table><thead><tr>{head}</tr></thead>'
+        f'<h2>{_text(measure)}</h2>{note}<div class="scroll" tabindex="0" role="region" '
+        f'aria-label="members of {_text(measure)}"><table><thead><tr>{head}</tr></thead>'
         f"<tbody>{''.join(lines)}</tbody></table></div>"
     )
 
@@ -217,45 +231,67 @@ def _fields(surface: Surface) -> list[str]:
 
 @dataclass(frozen=True)
 class _Scale:
-    """A common scale of many members' values."""
+    """A common scale of many members' values.
+
+    cmap    the colour map; beyond: the largest value above it, where a few lie far above all others
+    holes   whether some values are not known
+    """
 
     low: float
     high: float
     is_log: bool
+    cmap: str = "viridis"
+    beyond: float | None = None
+    holes: bool = False
 
     @classmethod
-    def of(cls, arrays: Sequence[np.ndarray]) -> _Scale:
-        """The scale of all finite values."""
+    def of(cls, arrays: Sequence[np.ndarray], what: Quantity) -> _Scale:
+        """The scale of all finite values, as the print has it: white at 0 of a signed quantity."""
         values = np.concatenate([array[np.isfinite(array)].reshape(-1) for array in arrays])
-        low, high = float(values.min()), float(values.max())
-        return cls(low, high, low > 0 and high / low > LOG_RATIO)
+        holes = values.size < sum(array.size for array in arrays)
+        low, high = usual_ends(values)
+        beyond = float(values.max()) if values.max() > high else None
+        if what.signed:
+            low, high = -max(-low, high), max(-low, high)
+            return cls(low, high, False, what.cmap, beyond, holes)
+        is_log = not what.even and suits_log([values])
+        low = float(values[values > 0].min()) if is_log else low
+        return cls(low, high, is_log, what.cmap, beyond, holes)
 
     def share(self, values: np.ndarray) -> np.ndarray:
         """Where values lie on the scale, from 0 to 1; NaN stays."""
         low, high = self.low, self.high
         if self.is_log:
-            values, low, high = np.log(values), np.log(low), np.log(high)
+            with np.errstate(divide="ignore"):  # zeros lie below it
+                values, low, high = np.log(values), np.log(low), np.log(high)
         if high == low:
             return np.where(np.isfinite(values), 0.5, np.nan)
         return np.clip((values - low) / (high - low), 0.0, 1.0)
 
     def text(self) -> str:
-        return ", logarithmic" if self.is_log else ""
+        """What has to be said of it beside its ends."""
+        parts = ["", "one scale for all", "logarithmic" if self.is_log else None]
+        parts.append(f"values up to {self.beyond:.4g} beyond" if self.beyond is not None else None)
+        parts.append("gaps: not known" if self.holes else None)
+        return ", ".join(part for part in parts if part is not None)
 
 
 def _section(measure: str, name: str, members: Sequence[_Member], axes: int, named: set[str]) -> str:
-    scale = _Scale.of([member.surface.fields[name] for member in members])
+    what = quantity(members[0].surface, name)
+    if axes == 1:  # no colours, and an axis that ends with the values
+        what = replace(what, signed=False, even=what.even or what.signed)
+    scale = _Scale.of([member.surface.fields[name] for member in members], what)
     unit = shown_unit(members[0].surface.about[name].unit)
     high = f"{scale.high:.4g} {unit}".rstrip()
     draw = _map if axes == 2 else _line
     figures = "".join(_figure(member, draw(member.surface, name, scale), named) for member in members)
     bar = "to"
     if axes == 2:
-        ramp = _png(np.linspace(0, 1, 220)[None])
+        ramp = _png(np.linspace(0, 1, 220)[None], scale.cmap)
         bar = f'<img alt="colour scale" src="{ramp}">'
     return (
         f"<h3>{_text(measure)}: {_text(members[0].surface.about[name].long_name or name)}</h3>"
-        f'<div class="scale">{scale.low:.4g} {bar} {_text(high)}, one scale for all{scale.text()}'
+        f'<div class="scale">{scale.low:.4g} {bar} {_text(high)}{scale.text()}'
         f'</div><div class="multiples">{figures}</div>'
     )
 
@@ -271,15 +307,24 @@ def _figure(member: _Member, picture: str, named: set[str]) -> str:
 
 def _map(surface: Surface, name: str, scale: _Scale) -> str:
     """A 2-D field as an image, y upwards; points that are not known are transparent."""
-    source = _png(scale.share(surface.fields[name])[::-1])
-    return f'<img alt="{_text(name)}" src="{source}">'
+    up = -1 if surface.grid.y is None or surface.grid.y[0] < surface.grid.y[-1] else 1
+    right = 1 if surface.grid.x[0] < surface.grid.x[-1] else -1
+    source = _png(scale.share(surface.fields[name])[::up, ::right], scale.cmap)
+    return f'<img alt="{_text(_in_words(surface, name))}" src="{source}">'
 
 
-def _png(shares: np.ndarray) -> str:
-    """Values from 0 to 1, (rows, columns), as the data of a PNG in the colours of viridis; NaN is transparent."""
+def _in_words(surface: Surface, name: str) -> str:
+    """A field for those who do not see its picture: its name and its ends."""
+    known = surface.fields[name][np.isfinite(surface.fields[name])]
+    about = surface.about[name]
+    return f"{about.long_name or name}, {known.min():.4g} to {known.max():.4g} {shown_unit(about.unit)}".rstrip()
+
+
+def _png(shares: np.ndarray, cmap: str) -> str:
+    """Values from 0 to 1, (rows, columns), as the data of a PNG in the colours of a map; NaN is transparent."""
     import matplotlib as mpl
 
-    colours = mpl.colormaps["viridis"](np.nan_to_num(shares), bytes=True)
+    colours = mpl.colormaps[cmap](np.nan_to_num(shares), bytes=True)
     colours[~np.isfinite(shares)] = 0
     rows, columns = shares.shape
     raw = b"".join(b"\0" + row.tobytes() for row in np.ascontiguousarray(colours))
@@ -313,14 +358,15 @@ def _line(surface: Surface, name: str, scale: _Scale) -> str:
         for piece in pieces
         if piece
     )
-    return _svg(lines, float(x[0]), float(x[-1]))
+    return _svg(lines, float(x[0]), float(x[-1]), _in_words(surface, name))
 
 
-def _svg(content: str, low: float, high: float) -> str:
+def _svg(content: str, low: float, high: float, words: str) -> str:
     """A small drawing with a frame, and the ends of its horizontal axis."""
     bottom = HEIGHT - 16
     return (
-        f'<svg width="{WIDTH}" height="{HEIGHT}" viewBox="0 0 {WIDTH} {HEIGHT}" role="img">'
+        f'<svg width="{WIDTH}" height="{HEIGHT}" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
+        f'aria-label="{_text(words)}">'
         f'<rect x="0.5" y="0.5" width="{WIDTH - 1}" height="{bottom}" fill="#fff" stroke="#dde3ea"/>{content}'
         f'<text x="2" y="{HEIGHT - 4}">{low:.3g}</text>'
         f'<text x="{WIDTH - 2}" y="{HEIGHT - 4}" text-anchor="end">{high:.3g}</text></svg>'
@@ -371,4 +417,5 @@ def _strip(values: np.ndarray, errors: np.ndarray, low: float, high: float) -> s
             f'stroke="#3b5b92"/><circle cx="{left(value):.1f}" cy="{top:.1f}" r="2.4" fill="#3b5b92">'
             f"<title>{value:.6g} &#177; {error:.1g}</title></circle>"
         )
-    return _svg("".join(marks), low, high)
+    ends = ", ".join(f"{value:.4g}" for value in values[order])
+    return _svg("".join(marks), low, high, f"eigenvalues {ends}")

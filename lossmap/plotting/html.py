@@ -169,7 +169,7 @@ def _filled(title: str, data: Mapping[str, Any]) -> str:
     """The page as text; what comes from files stands in it as escaped text, or as JSON without a "<"."""
     script, style = _assets()
     policy = (
-        f"default-src 'none'; script-src '{_digest(script)}'; style-src '{_digest(style)}'; img-src data: blob:; "
+        f"default-src 'none'; script-src '{digest_of(script)}'; style-src '{digest_of(style)}'; img-src data: blob:; "
         "base-uri 'none'; form-action 'none'"
     )
     content = json.dumps(data, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
@@ -186,6 +186,6 @@ def _assets() -> tuple[str, str]:
     return "'use strict';\n{\n" + "".join(parts) + "}\n", (folder / STYLE_SHEET).read_text(encoding="utf-8")
 
 
-def _digest(text: str) -> str:
+def digest_of(text: str) -> str:
     """What the policy names a script or style by."""
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode("ascii")

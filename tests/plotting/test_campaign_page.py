@@ -1,0 +1,87 @@
+"""The page of a campaign: signs in the colours of the print, scales as there, silent, offline and accessible."""
+
+import base64
+import gzip
+import io
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lossmap.geometry.grid import Grid
+from lossmap.io.read import write_surface
+from lossmap.io.surface import Surface
+from lossmap.plotting.campaign_page import campaign_page
+
+CHROMIUM = shutil.which("chromium")
+GRID = Grid(np.linspace(-1, 1, 6), np.linspace(1, -1, 5))  # x ascending, y descending
+X, Y = np.meshgrid(GRID.x, GRID.y)
+
+
+def member(folder, digest, surface, measure="surface"):
+    write_surface(folder / f"{digest}.h5", surface)
+    return {
+        "name": f"{measure}: <b>{digest}</b>", "measure": measure, "outcome": "complete", "digest": digest,
+        "file": str(folder / f"{digest}.h5"), "done": 30, "total": 30, "seed": len(digest), "loss": 0.5,
+    }  # fmt: skip
+
+
+def maps(text, words):
+    """The pictures whose alternative text begins so, (rows, columns, 4)."""
+    found = re.findall(f'<img alt="{words}[^"]*" src="data:image/png;base64,([^"]*)"', text)
+    return [np.asarray(Image.open(io.BytesIO(base64.b64decode(data)))).astype(int) for data in found]
+
+
+@pytest.fixture
+def page(tmp_path):
+    loss = 1 + X**2 + Y**2
+    loss[0, 0] = np.nan
+    spiked = np.where(np.arange(30).reshape(5, 6) == 8, 1e6, 1 + X**2 + 0.5 * (Y < 0))
+    fields = {"max_eig": 4 + X, "min_eig": X.copy()}
+    rows = [
+        member(tmp_path, "a", Surface(GRID, {"train_loss": loss})),
+        member(tmp_path, "bb", Surface(GRID, {"train_loss": spiked})),
+        member(tmp_path, "ccc", Surface(GRID, fields), "eigenmap"),
+        member(tmp_path, "dddd", Surface(Grid(GRID.x), {"train_loss": GRID.x**2 + 1}), "line"),
+    ]
+    return campaign_page(rows, "sweep <i>.toml", tmp_path / "report.html")
+
+
+def test_signs_and_scales_are_those_of_the_print(page):
+    text = page.read_text()
+    (signed,) = maps(text, "smallest eigenvalue of the Hessian, -1 to 1")
+    assert (signed[:, 0, 0] > signed[:, 0, 2] + 60).all() and (signed[:, -1, 2] > signed[:, -1, 0] + 60).all()
+    whole, spiked = maps(text, "mean loss over the training samples")
+    assert whole[0, 0, 3] == 0 and "gaps: not known" in text  # y = 1, x = -1 lies at the upper left
+    assert np.ptp(spiked[..., 1]) > 40 and "values up to 1e+06 beyond" in text  # one spike leaves the others colour
+    assert spiked[-1, 2, 1] > spiked[0, 2, 1]  # larger for y < 0, which lies below
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed: the page is not looked at")
+def test_it_is_silent_accessible_and_sorted_by_keys(page):
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    axe = gzip.decompress((Path(__file__).with_name("axe") / "axe-4.14.1.min.js.gz").read_bytes()).decode()
+    with playwright.sync_playwright() as driver:
+        chromium = driver.chromium.launch(executable_path=CHROMIUM, args=["--headless", "--no-sandbox"])
+        tab, printed, asked = chromium.new_page(), [], []
+        tab.on("console", lambda message: printed.append(message.text))
+        tab.on("pageerror", lambda error: printed.append(str(error)))
+        tab.on("request", lambda request: asked.append(request.url.partition(":")[0]))
+        tab.goto(f"file://{page}")
+        first = "document.querySelector('tbody tr').cells[0].textContent"
+        assert tab.evaluate(first) == "surface: <b>a</b>" and tab.locator("h1").inner_text() == "sweep <i>.toml"
+        tab.locator("th button", has_text="seed").first.focus()
+        for sort in ("ascending", "descending"):
+            tab.keyboard.press("Enter")
+            assert tab.locator("th[aria-sort]").first.get_attribute("aria-sort") == sort
+        assert tab.evaluate(first) == "surface: <b>bb</b>"
+        assert printed == [] and set(asked) <= {"file", "data"}
+        looked = chromium.new_context(bypass_csp=True).new_page()
+        looked.goto(f"file://{page}")
+        looked.evaluate(axe)
+        found = looked.evaluate("axe.run().then((r) => r.violations.map((v) => [v.id, v.impact]))")
+        assert found == []
+        chromium.close()
