@@ -157,10 +157,11 @@ def costs_file(folder: CampaignFolder) -> Path:
 def read_costs(folder: CampaignFolder) -> dict[str, dict[str, float]]:
     """The estimates of rehearsed members by digest; none where there is no such file."""
     try:
-        costs: dict[str, dict[str, float]] = json.loads(plain_text(costs_file(folder)))
+        costs = json.loads(plain_text(costs_file(folder)))
     except (OSError, ValueError, RecursionError):
         return {}
-    return costs
+    known = costs.items() if isinstance(costs, dict) else ()
+    return {k: v for k, v in known if isinstance(v, dict) and isinstance(v.get("seconds"), (int, float))}
 
 
 def run(settings: Settings, retry_failed: bool = False) -> int:

@@ -40,9 +40,11 @@ class Campaign:
         members = list({member.digest: member for member in self.members}.values())
         if batch is not None:
             try:
-                digests = json.loads(plain_text(batch))["members"]
-            except (OSError, ValueError, KeyError, TypeError) as error:
-                raise UsageError(f"--batch {batch} is no list of members as submit writes it: {error}") from None
+                digests = [str(digest) for digest in json.loads(plain_text(batch))["members"]]
+            except OSError as error:
+                raise UsageError(f"--batch {batch} cannot be read: {error.strerror or error}") from None
+            except (ValueError, KeyError, TypeError, RecursionError):
+                raise UsageError(f"--batch {batch} is no list of members as submit writes it") from None
             known = {member.digest: member for member in members}
             members = [known[digest] for digest in digests if digest in known]
         if part is not None:

@@ -459,6 +459,20 @@ def test_members_do_not_see_what_others_set_for_the_whole_process(tmp_path, monk
         assert centers[f"{model}.py:net", "1"] == centers[f"{model}.py:net", "0"]
 
 
+@pytest.mark.parametrize("damage", ["null", '{"%s": 3}', '{"%s": {"seconds": "x"}}', '{"members": 5}', "\x00"])
+def test_damaged_files_beside_the_results_are_a_sentence_or_made_anew(damage, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "c.toml").write_text('[settings]\nmodel = "mlp"\nsamples = 16\n[surface]\nx = "0:1:2"\n')
+    (member,) = Campaign.read("c.toml").members
+    (tmp_path / "c").mkdir()
+    for name in ("estimates.json", "digests.json", "index.jsonl", "batch.json"):
+        (tmp_path / "c" / name).write_text(damage.replace("%s", member.digest))
+    assert main(["campaign", "c.toml", "plan"]) == 0
+    assert "nothing is known yet" in capsys.readouterr().out
+    assert main(["campaign", "c.toml", "status", "--batch", "c/batch.json"]) == 2
+    assert capsys.readouterr().err == "lossmap: --batch c/batch.json is no list of members as submit writes it\n"
+
+
 def test_a_full_disk_ends_a_campaign_in_one_sentence_and_makes_no_member_fail(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     disk = tmp_path / "disk"
