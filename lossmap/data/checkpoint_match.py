@@ -111,7 +111,7 @@ def fitted(states: Mapping[str, State], model: nn.Module, origin: str, selection
     origin  the file's name, for messages
 
     Raises ValueError, in one sentence: for another architecture, with the names that differ; where several keys or
-    prefixes fit; where tensors are left over.
+    prefixes fit; where tensors are left over; where tied ones differ.
     """
     selection = selection or Selection()
     own = {name: t for name, t in model.state_dict(keep_vars=True).items() if isinstance(t, Tensor)}  # no _extra_state
@@ -126,6 +126,7 @@ def fitted(states: Mapping[str, State], model: nn.Module, origin: str, selection
             f"{origin} is of another architecture than {type(model).__name__}; unexpected: {listed(fit.extra)}; all "
             "that the model has is there: --allow-unexpected leaves these out"
         )
+    _refuse_torn(fit.state, own, type(model).__name__, origin)
     notes = list(fit.notes)
     others = [other or "(the plain tensors)" for other in fits if other != key]
     if others:
@@ -136,6 +137,18 @@ def fitted(states: Mapping[str, State], model: nn.Module, origin: str, selection
     if fit.extra or fit.elsewhere:
         notes.append(f"{origin}: left out, since the model has no such tensors: {listed(fit.elsewhere + fit.extra)}")
     return Fit(fit.state, fit.extra, fit.elsewhere, tuple(notes))
+
+
+def _refuse_torn(state: State, own: Mapping[str, Tensor], model: str, origin: str) -> None:
+    """Raises ValueError where tensors differ that are one tensor in the model: the last would be taken, in silence."""
+    first: dict[int, str] = {}
+    for name, tensor in state.items():
+        other = first.setdefault(id(own[name]), name)
+        if other != name and not torch.equal(state[other], tensor):
+            raise ValueError(
+                f"{origin} is of another architecture than {model}; {other} and {name} are one tensor in the model "
+                "(tied), and differ there"
+            )
 
 
 def _under_key(states: Mapping[str, State], key: str | None, origin: str) -> Mapping[str, State]:

@@ -197,6 +197,15 @@ def test_a_missing_or_misshapen_tensor_is_another_architecture_under_any_key(tra
         load_into(net(), tmp_path / "b.pt")
 
 
+def test_tied_tensors_that_differ_belong_to_another_architecture(trained, tmp_path):
+    torch.save(trained | {"head.weight": trained["head.weight"] + 1}, tmp_path / "c.pt")
+    model = net()
+    before = model.head.weight.clone()
+    with pytest.raises(ValueError, match=r"embedding.weight and head.weight are one tensor in the model \(tied\)"):
+        load_into(model, tmp_path / "c.pt")
+    assert torch.equal(model.head.weight, before)
+
+
 def test_shards_are_read_by_their_index_and_belong_to_its_digest(trained, tmp_path):
     first = {k: t.clone() for k, t in trained.items() if k.startswith("norm")}
     save_file(first, tmp_path / "model-1.safetensors")
