@@ -53,7 +53,7 @@ CLOSED = (
     types.MethodType,
     torch.Generator,
 )
-# every module has these: hooks, parameters, submodules; those that are empty are not looked into
+# every module has these: hooks, parameters, submodules
 STANDARD = frozenset(nn.Module().__dict__)
 
 Named = Mapping[str, Tensor]
@@ -74,6 +74,7 @@ class ModuleState:
         self.attributes: list[tuple[dict[str, Any], dict[str, Any]]] = []
         self.contents: list[tuple[Any, Any]] = []
         self.slots: list[tuple[Any, str, Any]] = []  # objects without a dictionary, a name and what stands there
+        self.empty: list[Any] = []  # dictionaries of the modules' own that hold nothing, as those of hooks mostly
         modules = list(model.modules())
         self._known = {id(module) for module in modules}
         self._entered = 0
@@ -107,8 +108,11 @@ class ModuleState:
         for name, value in module.__dict__.items():
             if name not in STANDARD:
                 self._enter(value)
-            elif value and type(value) in CONTAINERS:
-                self.contents.append((value, value.copy()))
+            elif type(value) in CONTAINERS:
+                if value:
+                    self.contents.append((value, value.copy()))
+                else:
+                    self.empty.append(value)
 
     def _enter(self, value: Any) -> None:
         """Remember what a container or a plain object holds, and what those in it hold."""
@@ -152,6 +156,8 @@ class ModuleState:
                 own.update(kept)
         for container, entries in self.contents[:contents]:
             restore_entries(container, entries)
+        for container in filter(None, self.empty):  # a hook that a first pass has registered, once for each of them
+            container.clear()
         _put_back(self.slots[:slots])
         for buffer, value in self._buffers:
             if not torch.equal(buffer, value):

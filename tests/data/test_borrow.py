@@ -247,3 +247,27 @@ def test_a_sparse_matrix_in_compressed_rows_is_copied_with_its_model():
     twin = copy_of(net, torch.float64)
     assert twin.rows.dtype == twin.columns.dtype == torch.float64 and net.rows.dtype == torch.float32
     assert torch.equal(twin.rows.to_dense(), torch.eye(3).double()) and twin.rows is not net.rows
+
+
+class Recording(nn.Linear):
+    """Registers a hook, a submodule and a buffer at its first call, as models of transformers do with their hooks."""
+
+    def forward(self, x):
+        if not hasattr(self, "is_ready"):
+            self.is_ready = True
+            self.register_forward_hook(lambda module, args, outputs: 2 * outputs)
+            self.register_buffer("table", torch.ones(1))
+            self.add_module("inner", nn.Identity())
+        return super().forward(x)
+
+
+def test_what_a_first_pass_registers_is_taken_away_with_its_mark():
+    model, x = Recording(2, 1, bias=False), torch.ones(3, 2)
+    for _ in range(2):
+        with temporary_parameters(model, {}):
+            model(x)
+            outputs = model(x)
+        assert torch.allclose(outputs, 2 * F.linear(x, model.weight))  # one hook, whatever was borrowed before
+    assert not model._forward_hooks and not model._buffers and not model._modules
+    model(x)
+    assert torch.allclose(model(x), 2 * F.linear(x, model.weight))

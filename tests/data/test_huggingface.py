@@ -285,6 +285,22 @@ def test_models_without_tokens_are_measured():
     assert loss_and_gradient(problem).loss == pytest.approx(float(model(**batch).loss.detach()), rel=1e-6)
 
 
+def test_a_head_that_reads_hidden_states_has_them_once():
+    sizes = {"num_encoder_blocks": 2, "depths": [1, 1], "sr_ratios": [2, 1], "hidden_sizes": [8, 8]}
+    shapes = {"patch_sizes": [3, 3], "strides": [2, 2], "num_attention_heads": [1, 2], "mlp_ratios": [2, 2]}
+    torch.manual_seed(0)
+    config = transformers.SegformerConfig(**sizes, **shapes, decoder_hidden_size=8, num_labels=3)
+    model = transformers.SegformerForSemanticSegmentation(config).eval()  # not called yet: its hooks come with a call
+    images, labels = torch.randn(2, 3, 16, 16), torch.randint(3, (2, 16, 16))
+    problem = lossmap.huggingface(model, {"pixel_values": images, "labels": labels})
+    value = float(sum(problem.total(batch).detach() for batch in problem.data)) / problem.samples
+    untouched = transformers.SegformerForSemanticSegmentation(config).eval()
+    untouched.load_state_dict(model.state_dict())
+    truth = float(untouched(pixel_values=images, labels=labels).loss.detach())
+    assert value == pytest.approx(truth, rel=1e-5)
+    assert float(model(pixel_values=images, labels=labels).loss.detach()) == pytest.approx(truth, rel=1e-6)
+
+
 def test_products_of_a_mixture_of_experts_are_compared_with_differences_of_the_gradient(caplog):
     sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
     config = transformers.MixtralConfig(vocab_size=VOCABULARY, num_key_value_heads=1, num_local_experts=2, **sizes)
