@@ -416,21 +416,25 @@ def mean_product(
             sums.append(local_sum(rows))  # before there is a message, which of a large model takes as much memory again
         except Exception as error:
             failure = error
-        message = torch.zeros(rows.numel() + 3, dtype=wide, device=rows.device)
 
         def add_local_sums(message: Tensor) -> None:
             if failure is not None:
                 raise failure
-            message[:-3] = sums.pop().reshape(-1)
+            if sums:
+                message[:-3] = sums.pop().reshape(-1)
             with torch.enable_grad():  # to count them may mean to run a loss that differentiates inside
                 count = samples()
             message[-3], message[-2] = count // 4096, count % 4096  # whole numbers are so exact in float32
 
+        # one rank sends nothing: the sum is divided in its own place, and of a large model no copy is made
+        alone = [sums.pop().to(wide)] if total is single_rank and sums else []
+        message = torch.zeros(3 + (0 if alone else rows.numel()), dtype=wide, device=rows.device)
         message = total_or_raise(total, message, add_local_sums, "product")
+        whole = alone.pop() if alone else message[:-3].view(rows.shape)
         # of the total, so that all ranks raise as one; the sum is cheap, and finite unless an entry is not. All in one
         # reading, for which the host waits once.
-        many, rest, _, entries = torch.cat([message[-3:], message[:-3].sum().reshape(1)]).tolist()
-        result: Tensor = message[:-3].view(rows.shape).div_(4096.0 * many + rest)
+        many, rest, _, entries = torch.cat([message[-3:], whole.sum().reshape(1)]).tolist()
+        result: Tensor = whole.div_(4096.0 * many + rest)
         if not isfinite(entries) and not bool(result.isfinite().all()):
             raise FloatingPointError(
                 "the product is not finite: look at the loss here first; where that is finite, look for a power, a "
