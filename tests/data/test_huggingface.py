@@ -291,6 +291,9 @@ def test_a_head_that_reads_hidden_states_has_them_once():
     torch.manual_seed(0)
     config = transformers.SegformerConfig(**sizes, **shapes, decoder_hidden_size=8, num_labels=3)
     model = transformers.SegformerForSemanticSegmentation(config).eval()  # not called yet: its hooks come with a call
+    with torch.no_grad():  # such as what is read shows in the loss
+        for p in model.parameters():
+            p.normal_(0.0, 0.5)
     images, labels = torch.randn(2, 3, 16, 16), torch.randint(3, (2, 16, 16))
     problem = lossmap.huggingface(model, {"pixel_values": images, "labels": labels})
     value = float(sum(problem.total(batch).detach() for batch in problem.data)) / problem.samples
