@@ -305,7 +305,8 @@ def report(settings: Settings) -> int:
     if path.suffix != ".html":
         raise UsageError(f"--output must end in .html; got {path.name}")
     notes = changed_sources(campaign.folder.states(campaign.members))
-    campaign_page(table.rows, campaign.file.path.name, path, notes)
+    columns = {name for member in campaign.members for name in (*member.settings, *member.labels)}
+    campaign_page(table.rows, campaign.file.path.name, path, notes, columns)
     print("".join(f"{note}\n" for note in notes), end="")
     print(f"report: {path}")
     return 0

@@ -13,7 +13,7 @@ import html
 import os
 import struct
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -53,6 +53,8 @@ p.note { color: var(--soft); margin: 0 0 12px; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; white-space: nowrap; font-size: 13px; }
 th { position: sticky; top: 0; background: var(--band); text-align: left; }
 th button { font: inherit; font-weight: 600; color: inherit; background: none; border: 0; padding: 0; cursor: pointer; }
+th:first-child, td.member { position: sticky; left: 0; background: var(--band); } th:first-child { z-index: 1; }
+td.member { max-width: 360px; overflow: hidden; text-overflow: ellipsis; }
 th, td { padding: 4px 10px; border-bottom: 1px solid var(--line); } td.number { text-align: right; }
 a { color: var(--accent); text-decoration: none; } a:hover { text-decoration: underline; }
 .failed { color: #b3261e; } .unfinished, .new { color: #8a6d00; } .bar { color: var(--soft); }
@@ -75,12 +77,15 @@ document.querySelectorAll('th').forEach(head => head.firstElementChild.addEventL
 """
 
 
-def campaign_page(rows: Sequence[Row], title: str, path: Path, notes: Sequence[str] = ()) -> Path:
+def campaign_page(
+    rows: Sequence[Row], title: str, path: Path, notes: Sequence[str] = (), settings: Collection[str] = ()
+) -> Path:
     """Write the page, whole. Returns its path.
 
-    rows   of the campaign's table: name, measure, outcome, digest, file, settings, numbers with their bars
-    title  of the page, such as the name of the campaign's file
-    notes  sentences at its top
+    rows      of the campaign's table: name, measure, outcome, digest, file, settings, numbers with their bars
+    title     of the page, such as the name of the campaign's file
+    notes     sentences at its top
+    settings  columns that are no results, which stand behind those that are
 
     Raises OSError where it cannot be written.
     """
@@ -95,7 +100,7 @@ def campaign_page(rows: Sequence[Row], title: str, path: Path, notes: Sequence[s
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
         f"<style>{STYLE}</style></head><body><main><h1>{_text(title)}</h1>{_summary(rows)}",
         *(f'<p class="failed">{_text(note)}</p>' for note in notes),
-        *_sections(rows, members, path.parent),
+        *_sections(rows, members, path.parent, frozenset(settings)),
         f"</main><script>{SORT}</script></body></html>",
     ]
     part = path.with_name(path.name + ".part")
@@ -143,10 +148,11 @@ def _summary(rows: Sequence[Row]) -> str:
     return f'<p class="note">{len(rows):,} members: {parts}; {seconds / 3600:.3g} rank-hours</p>'
 
 
-def _table(measure: str, rows: Sequence[Row], folder: Path) -> str:
-    """The members of one measure: settings and numbers that differ, and above the table those that do not."""
+def _table(measure: str, rows: Sequence[Row], folder: Path, settings: Collection[str]) -> str:
+    """The members of one measure: numbers and settings that differ, and above the table those that do not."""
     shown = [n for n in _columns(rows) if n not in HIDDEN and not n.endswith("_error")]
-    names = [name for name in shown if not _is_constant(rows, name)]
+    # a member's name says its settings, and what is looked for are the numbers
+    names = sorted((name for name in shown if not _is_constant(rows, name)), key=lambda name: name in settings)
     titles = ("member", "outcome", "points", *names, "result")
     head = "".join(f'<th scope="col"><button type="button">{_text(title)}</button></th>' for title in titles)
     lines = [f"<tr>{''.join(_cells(row, names, folder))}</tr>" for row in rows]
@@ -176,10 +182,12 @@ def _is_constant(rows: Sequence[Row], name: str) -> bool:
 
 
 def _cells(row: Row, names: Sequence[str], folder: Path) -> Iterator[str]:
-    yield f'<td><a href="#{_text(row["digest"])}">{_text(row["name"])}</a></td>'
+    name = _text(row["name"])
+    yield f'<td class="member"><a href="#{_text(row["digest"])}" title="{name}">{name}</a></td>'
     reason = f' title="{_text(row["reason"])}"' if row.get("reason") else ""
     yield f'<td class="{_text(row["outcome"])}"{reason}>{_text(row["outcome"])}</td>'
-    yield f'<td class="number" data-value="{row["done"]}">{row["done"]:,} of {row["total"]:,}</td>'
+    points = f"{row['done']:,} of {row['total']:,}" if row["total"] else ""  # an examination has none
+    yield f'<td class="number" data-value="{row["done"]}">{points}</td>'
     for name in names:
         yield _cell(row.get(name), row.get(f"{name}_error"))
     link = ""
@@ -200,11 +208,13 @@ def _cell(value: Any, error: Any) -> str:
 # ---- the small multiples
 
 
-def _sections(rows: Sequence[Row], members: Sequence[_Member], folder: Path) -> Iterator[str]:
+def _sections(
+    rows: Sequence[Row], members: Sequence[_Member], folder: Path, settings: Collection[str]
+) -> Iterator[str]:
     """By measure the table of its members, and their figures."""
     named: set[str] = set()  # members whose first figure has the anchor that the table links to
     for measure in dict.fromkeys(str(row["measure"]) for row in rows):
-        yield _table(measure, [row for row in rows if row["measure"] == measure], folder)
+        yield _table(measure, [row for row in rows if row["measure"] == measure], folder, settings)
         own = [member for member in members if member.row["measure"] == measure]
         for axes in (2, 1):
             shown = [member for member in own if member.surface.grid.axes == axes and len(member.surface.grid) > 1]
@@ -284,7 +294,11 @@ def _section(measure: str, name: str, members: Sequence[_Member], axes: int, nam
     unit = shown_unit(members[0].surface.about[name].unit)
     high = f"{scale.high:.4g} {unit}".rstrip()
     draw = _map if axes == 2 else _line
-    figures = "".join(_figure(member, draw(member.surface, name, scale), named) for member in members)
+    captions = _captions(members)
+    figures = "".join(
+        _figure(member, draw(member.surface, name, scale), caption, named)
+        for member, caption in zip(members, captions, strict=True)
+    )
     bar = "to"
     if axes == 2:
         ramp = _png(np.linspace(0, 1, 220)[None], scale.cmap)
@@ -296,13 +310,23 @@ def _section(measure: str, name: str, members: Sequence[_Member], axes: int, nam
     )
 
 
-def _figure(member: _Member, picture: str, named: set[str]) -> str:
+def _captions(members: Sequence[_Member]) -> list[str]:
+    """What tells the members of one row of figures apart: their captions without the parts that all of them have."""
+    parts = [member.caption.split(", ") for member in members]
+    common = set(parts[0]).intersection(*parts) if len(parts) > 1 else set()
+    return [
+        ", ".join(part for part in own if part not in common) or member.caption
+        for own, member in zip(parts, members, strict=True)
+    ]
+
+
+def _figure(member: _Member, picture: str, caption: str, named: set[str]) -> str:
     digest = str(member.row["digest"])
     anchor = ""
     if digest not in named:
         named.add(digest)
         anchor = f' id="{_text(digest)}"'
-    return f"<figure{anchor}>{picture}<figcaption>{_text(member.caption)}</figcaption></figure>"
+    return f"<figure{anchor}>{picture}<figcaption>{_text(caption)}</figcaption></figure>"
 
 
 def _map(surface: Surface, name: str, scale: _Scale) -> str:
@@ -392,7 +416,8 @@ def _spectra(measure: str, members: Sequence[_Member], named: set[str]) -> str:
     margin = 0.04 * float(every.max() - every.min()) or 1.0
     low, high = float(every.min()) - margin, float(every.max()) + margin
     figures = "".join(
-        _figure(member, _strip(*pair, low, high), named) for member, pair in zip(members, pairs, strict=True)
+        _figure(member, _strip(*pair, low, high), caption, named)
+        for member, pair, caption in zip(members, pairs, _captions(members), strict=True)
     )
     return (
         f"<h3>{_text(measure)}: eigenvalues at both ends</h3>"

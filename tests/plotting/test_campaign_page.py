@@ -60,6 +60,18 @@ def test_signs_and_scales_are_those_of_the_print(page):
     assert spiked[-1, 2, 1] > spiked[0, 2, 1]  # larger for y < 0, which lies below
 
 
+def test_numbers_stand_before_settings_and_captions_say_what_differs(tmp_path):
+    rows = [member(tmp_path, d, Surface(GRID, {"train_loss": X**2 + 1})) for d in ("a", "bb")]
+    for row, lr in zip(rows, (0.1, 0.2), strict=True):
+        row |= {"lr": lr, "loss": lr / 2, "name": f"surface: x -1:1:6, lr {lr}"}
+    rows[1] |= {"done": 0, "total": 0}  # as of an examination
+    text = campaign_page(rows, "s", tmp_path / "r.html", settings=("lr", "seed")).read_text()
+    heads = re.findall(r'<th scope="col"><button type="button">(.*?)</button>', text)
+    assert heads == ["member", "outcome", "points", "loss", "seed", "lr", "result"]
+    assert re.findall("<figcaption>(.*?)</figcaption>", text) == ["lr 0.1", "lr 0.2"]
+    assert "30 of 30" in text and "0 of 0" not in text
+
+
 @pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed: the page is not looked at")
 def test_it_is_silent_accessible_and_sorted_by_keys(page):
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
