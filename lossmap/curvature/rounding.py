@@ -1,6 +1,7 @@
 """How far rounding moves the products of one operator: measured, by the same products in another precision.
 
-    rounding   SAFETY max_i |(H - H64) v_i|    v_1 random, v_{i+1} = H64 v_i / |H64 v_i|: towards the top eigenvector
+    rounding   SAFETY max_i |(H - H64) v_i|    v_1 random, v_2 ~ H64 v_1: towards the top eigenvector, and
+                                               v_3 ~ (H - H64) v_2: towards the largest error
 
 A product in float64 sees what noise and another order of samples do not: terms that cancel (1 - p with p -> 1) lose the
 same digits in every sum. What is measured so bounds eigenvalues, noise floors, counts and traces (`linalg.Rounding`).
@@ -186,21 +187,30 @@ def unit(v: Tensor) -> Tensor:
 
 
 def largest_difference(single: SymmetricOperator, double: SymmetricOperator) -> tuple[float, float, float]:
-    """(the largest |(A - B) v|, the last |B v|, the largest ratio of the two) over power iterates of B."""
+    """(the largest |(A - B) v|, the largest |B v|, the largest ratio of the two), v as the module's first lines say."""
     v = unit(normal(single.size, "rounding").double())
     error, scale, relative = 0.0, 0.0, 0.0
-    for _ in range(STEPS):
+    worst: Tensor | None = None  # the direction of the largest difference
+    for step in range(STEPS):
         v = v.to(single.dtype).double()
         reference = (double @ v.to(double.device, double.dtype)).double().cpu()
-        product = (single @ v.to(single.device, single.dtype)).double().cpu()
+        difference = (single @ v.to(single.device, single.dtype)).double().cpu()
         # in their own places: of a large model each is two copies of the weights
-        difference, scale = float(product.sub_(reference).norm()), float(reference.norm())
-        del product
-        error = max(error, difference)
-        if scale == 0.0:
+        size, error_here = float(reference.norm()), float(difference.sub_(reference).norm())
+        if error_here > error:
+            error, worst = error_here, difference.div_(error_here).float()
+        del difference  # by this name it would stay through the next product
+        if step < STEPS - 1:
+            relative = max(relative, error_here / size) if size else 0.0
+        scale = max(scale, size)
+        # the last step is one of power iteration on the difference itself, whose errors may lie in a few directions
+        if worst is not None and (step == STEPS - 2 or size == 0.0):
+            v = worst.double()
+        elif size > 0.0:
+            v = reference.div_(size)
+        else:
             break
-        relative, v = max(relative, difference / scale), reference.div_(scale)
-        del reference  # by this name it would stay through the next product
+        del reference
     return error, scale, relative
 
 

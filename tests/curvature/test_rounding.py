@@ -11,7 +11,7 @@ from lossmap import Problem
 from lossmap.curvature.autotune import prepare
 from lossmap.curvature.build import build_operator
 from lossmap.curvature.hvp_plan import HvpPlan
-from lossmap.curvature.rounding import problem_in
+from lossmap.curvature.rounding import largest_difference, problem_in
 from lossmap.geometry.directions import random_plane
 from lossmap.landscape.eigenvalues import EigenvalueMap
 from lossmap.spectra.spectrum import spectrum
@@ -259,3 +259,24 @@ def test_where_a_trace_does_not_fit_the_point_rounding_is_measured_by_double_bac
         assert operator.rounding_of(v) < 1e-4
         factory.at().rounding_of(v)
     assert used == [False, True]
+
+
+class Plain:
+    """A symmetric matrix as an operator."""
+
+    def __init__(self, entries: Tensor, dtype: torch.dtype) -> None:
+        self.entries, self.size, self.dtype, self.device = entries.to(dtype), len(entries), dtype, entries.device
+
+    def __matmul__(self, v: Tensor) -> Tensor:
+        return self.entries @ v
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_an_error_in_one_direction_is_found_wherever_the_largest_eigenvalue_lies(seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    vectors, _ = torch.linalg.qr(torch.randn(400, 400, generator=generator, dtype=torch.float64))
+    right = vectors @ torch.diag(torch.linspace(-1.0, 2.0, 400, dtype=torch.float64) ** 5) @ vectors.T
+    wrong = 1e-3 * torch.outer(vectors[:, 7], vectors[:, 7])
+    single, double = Plain(right + wrong, torch.float32), Plain(right, torch.float64)
+    error, scale, relative = largest_difference(single, double)
+    assert 0.9e-3 < error < 1.1e-3 and 4.0 < scale < 33.0 and relative < 1e-3
