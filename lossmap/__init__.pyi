@@ -2,6 +2,7 @@ from .campaign.member import Member as Member
 from .campaign.run import run_campaign as run_campaign
 from .campaign.run import run_member as run_member
 from .cli.campaign_file import campaign_members as campaign_members
+from .curvature.matrices import empirical_fisher as empirical_fisher
 from .curvature.matrices import gauss_newton as gauss_newton
 from .curvature.matrices import hessian as hessian
 from .data.huggingface import huggingface as huggingface

@@ -53,7 +53,7 @@ class EigenSettings:
 class SpectrumSettings:
     """Hessian options."""
 
-    matrix: str = setting("hessian", "curvature matrix", choices=("hessian", "gauss-newton", "both"))
+    matrix: str = setting("hessian", "curvature matrix", choices=("hessian", "gauss-newton", "fisher", "both"))
     parameters: str = parameters_setting()
     top: int = setting(5, "number of largest eigenvalues, up to 100", metavar="K")
     bottom: int = setting(1, "number of smallest eigenvalues", metavar="K")

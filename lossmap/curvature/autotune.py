@@ -34,11 +34,11 @@ from lossmap.curvature.backends import LINEARIZATIONS, differentiable_evaluation
 from lossmap.curvature.hvp_plan import BACKENDS, HvpPlan, ProductCheck, backend_of
 from lossmap.curvature.linearized_operator import BatchList, LinearizedOperator, OperatorFactory, disagreement
 from lossmap.curvature.operators import (
+    THROUGH_OUTPUTS,
     Product,
     Total,
     differentiated,
     first_backward,
-    gauss_newton,
     hessian,
     made_by_all,
     outputs_and_loss,
@@ -89,7 +89,7 @@ def prepare(
 
     problem     model, loss and this rank's share of the data
     parameters  `weights` (dimension > 1), `all`, `trainable`, or a regular expression
-    product     hessian or gauss_newton
+    product     hessian, gauss_newton or fisher
     total       adds a tensor up over the ranks of a team
     backend     `linearized`, `retained-graph`, `double-backward`, or `auto`: the cheapest by a short probe here
     plan        what an earlier `prepare` chose, here, on another rank, or as a file holds it: no probe
@@ -171,7 +171,7 @@ def _own_verdict(
     """What this rank says of the backends, by its share of the data; raises what speaks against any product."""
     problem = factory.problem
     refuse_unmoved(problem)
-    if factory.product is gauss_newton:
+    if factory.product in THROUGH_OUTPUTS:
         with differentiable_evaluation(problem):
             outputs_and_loss(problem, next(iter(problem.rebatched(1).data)))
     return _verdict(factory, considered, check, distant)

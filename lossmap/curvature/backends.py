@@ -26,13 +26,19 @@ from lossmap.curvature.double_backward import twice_differentiable
 from lossmap.curvature.hvp_plan import HvpPlan
 from lossmap.curvature.linearize.stateless import call_with
 from lossmap.curvature.linearize.trace import Inputs, ModelFunction
-from lossmap.curvature.linearized_program import LinearizedProgram, linearize_gauss_newton, linearize_hessian
+from lossmap.curvature.linearized_program import (
+    LinearizedProgram,
+    linearize_fisher,
+    linearize_gauss_newton,
+    linearize_hessian,
+)
 from lossmap.curvature.operators import (
     CurvatureOperator,
     Product,
     RowSums,
     add_rows,
     first_backward,
+    fisher,
     gauss_newton,
     hessian,
     second_backward,
@@ -50,6 +56,7 @@ MAX_LOSS_ERROR = {torch.float64: 1e-8, torch.float32: 1e-3}  # of the trace's lo
 LINEARIZATIONS: dict[Product, Callable[..., LinearizedProgram]] = {
     hessian: linearize_hessian,
     gauss_newton: linearize_gauss_newton,
+    fisher: linearize_fisher,
 }
 
 

@@ -1,4 +1,4 @@
-"""The named matrix of a problem (Hessian, Gauss-Newton) as an operator, its products made by the chosen backend."""
+"""The named matrix of a problem (Hessian, Gauss-Newton, Fisher) as an operator, its products by the chosen backend."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from lossmap.curvature.operators import (
     CurvatureOperator,
     Product,
     Total,
+    fisher,
     gauss_newton,
     hessian,
     refuse_half_precision,
@@ -27,7 +28,7 @@ from lossmap.data.moved_loss import refuse_unmoved
 from lossmap.data.problem import Problem
 
 PRODUCTS_AT_A_POINT = 50  # about as many as a search of both ends takes
-MATRICES = {"hessian": hessian, "gauss-newton": gauss_newton}
+MATRICES = {"hessian": hessian, "gauss-newton": gauss_newton, "fisher": fisher}
 
 
 def _over(product: Product, parameters: str, total: Total, problem: Problem) -> CurvatureOperator:
@@ -48,7 +49,7 @@ def build_operator(
 ) -> CurvatureOperator | LinearizedOperator:
     """The named matrix of a problem, (n, n), at the model's present parameters.
 
-    matrix      `hessian` or `gauss-newton`
+    matrix      `hessian`, `gauss-newton` or `fisher`
     parameters  `weights` (dimension > 1), `all`, `trainable`, or a regular expression
     total       adds a tensor up over the ranks of a team
     backend     of its products, see `autotune.prepare`; not asked for where a plan is given

@@ -3,6 +3,7 @@
     H v   = (g(theta + h v) - g(theta - h v)) / 2h                 g the gradient of the summed loss, one backward pass
     G v   = J^T (s(f + h J v) - s(f - h J v)) / 2h                 f the outputs, s the loss's gradient by them,
             J v = (f(theta + h v) - f(theta - h v)) / 2h
+    F v   = J^T s (s . J v), sample by sample
     g . v = (L(theta + h v) - L(theta - h v)) / 2h                 whether the gradient is that of the loss
 
 They need no second derivative of PyTorch's, and none of the formulas that are put in place where products are made, so
@@ -27,7 +28,15 @@ from torch import Tensor, nn
 
 from lossmap.copies import lazy_copy
 from lossmap.curvature.formulas import PlainTables
-from lossmap.curvature.operators import MAX_HELD_ENTRIES, Product, gauss_newton, outputs_and_loss
+from lossmap.curvature.operators import (
+    MAX_HELD_ENTRIES,
+    THROUGH_OUTPUTS,
+    Product,
+    fisher,
+    outer,
+    outputs_and_loss,
+    sample_slopes,
+)
 from lossmap.data.batches import Batch, move_batch, samples_in
 from lossmap.data.borrow import copy_of
 from lossmap.data.gradients import each_gradient
@@ -101,7 +110,7 @@ class FewSamples:
     problem  over the copy
     batch    the samples
     names    of theta's tensors
-    product  hessian or gauss_newton
+    product  hessian, gauss_newton or fisher
     state    the model's tensors at the point, by name
     is_large whether they are made where they are read, and the copy's own are those of the model
     """
@@ -244,8 +253,8 @@ class FewSamples:
 
     def difference(self, v: Sequence[Tensor], h: float) -> tuple[Parts, float]:
         """(the product with v, the loss's derivative along v), both by central differences with the step h."""
-        if self.product is gauss_newton:
-            return self._gauss_newton(v, h), self.slope(v, h)
+        if self.product in THROUGH_OUTPUTS:
+            return self._through_outputs(v, h), self.slope(v, h)
         up, ahead = self.loss_and_gradient(v, h)
         if self.is_large:
             change = list(ahead)
@@ -292,7 +301,7 @@ class FewSamples:
             [(g - b) / h for b, g in zip(behind, gradient, strict=True)],
         )
 
-    def _gauss_newton(self, v: Sequence[Tensor], h: float) -> Parts:
+    def _through_outputs(self, v: Sequence[Tensor], h: float) -> Parts:
         def outputs(sign: float) -> Parts:
             with self.moving(v, sign * h):
                 return [f.detach() for f in outputs_and_loss(self.problem, self.batch)[0]]
@@ -307,7 +316,10 @@ class FewSamples:
                 ]
                 return torch.autograd.grad(loss_of(leaves), leaves, materialize_grads=True)
 
-            curved = [(a - b) / (2 * h) for a, b in zip(slope(1.0), slope(-1.0), strict=True)]
+            if self.product is fisher:
+                curved = outer(sample_slopes(self.problem, self.batch, values, loss_of), moved_outputs)
+            else:
+                curved = [(a - b) / (2 * h) for a, b in zip(slope(1.0), slope(-1.0), strict=True)]
             reached = [i for i, f in enumerate(values) if f.requires_grad]
             if not reached:
                 return [torch.zeros_like(t) for t in self.theta]

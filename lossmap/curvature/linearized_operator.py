@@ -173,7 +173,7 @@ class OperatorFactory:
     """What does not depend on the point. Make one by `autotune.prepare`; `at` gives the operator at a point.
 
     parameters  what theta is made of
-    product     one batch's product: hessian or gauss_newton
+    product     one batch's product: hessian, gauss_newton or fisher
     total       adds a tensor up over the ranks of a team
     plan        how products are computed; given to `prepare` on another rank, or on resuming, it is taken as it is
     memory      bytes that kept values may take

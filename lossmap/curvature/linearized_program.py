@@ -1,7 +1,8 @@
-"""The products of Hessian and Gauss-Newton matrix with one batch, as linearized graphs of the loss and its gradient.
+"""The products of Hessian, Gauss-Newton and Fisher matrix with a batch, as linearized graphs of loss and gradient.
 
     H v = d/dt grad L(theta + t v)        the tangent of the gradient's trace
     G v = J^T (d2 loss / df2) J v         tangents of the outputs, of the loss's gradient in them, and back
+    F v = J^T s (s . J v)                 the same with the loss's gradient s itself, sample by sample
 
 The traces are those of `linearize.trace`, the tangents those of `linearize.jvp`; what is kept from one product to the
 next are the values of the graph that the tangents need. Price: one trace per batch shape, see `linearize.trace`; of a
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 
 from lossmap.curvature.linearize.jvp import Pushforward, linearize
 from lossmap.curvature.linearize.trace import GraphModule, Inputs, fold_batchnorm_in_graph, pure, traced
-from lossmap.curvature.operators import outputs_and_loss
+from lossmap.curvature.operators import outer, outputs_and_loss, sample_slopes
 from lossmap.data.batches import Batch
 from lossmap.data.problem import Problem
 
@@ -90,6 +91,27 @@ def linearize_gauss_newton(
     Two traces are linearized: of the net with its pullback, whose tangents by theta give J v and whose tangents by the
     duals give J^T u; and of the loss's gradient by the outputs. Arguments as in `linearize_hessian`.
     """
+    net, loss_slope, ends, outputs = _through_outputs(problem, inputs, tensors)
+    return _gauss_newton_of(net, loss_slope, ends, outputs, winograd_channels)
+
+
+def linearize_fisher(
+    problem: Problem, inputs: Inputs, tensors: Sequence[Tensor], winograd_channels: int
+) -> LinearizedProgram:
+    """The empirical Fisher matrix's: as Gauss-Newton's, with the loss's gradient by the outputs alone.
+
+    Raises ValueError for a loss of which no sample has a gradient of its own.
+    """
+    net, loss_slope, ends, outputs = _through_outputs(problem, inputs, tensors)
+    batch = inputs.batch(tensors[len(tensors) - inputs.batch_tensors :])
+    sample_slopes(problem, batch, *outputs_and_loss(problem, batch))
+    return _fisher_of(net, loss_slope, ends, outputs, winograd_channels)
+
+
+def _through_outputs(
+    problem: Problem, inputs: Inputs, tensors: Sequence[Tensor]
+) -> tuple[GraphModule, GraphModule, tuple[int, int], list[Tensor]]:
+    """The net traced with its pullback, the loss's gradient by the outputs, where theta and duals lie, the outputs."""
     k, end = len(inputs.moving), len(tensors)
     batch = tensors[end - inputs.batch_tensors :]
     count = len(outputs_and_loss(problem, inputs.batch(batch))[0])  # tensors among the outputs
@@ -115,13 +137,8 @@ def linearize_gauss_newton(
         value = loss_graph(*predictions, *flat[count:])
         return (*pullback([value], predictions), value)
 
-    return _gauss_newton_of(
-        pure(net_and_pullback, [*tensors, *(torch.zeros_like(f) for f in outputs)]),
-        pure(loss_slope, [*outputs, *batch]),
-        (k, end),
-        outputs,
-        winograd_channels,
-    )
+    traced_net = pure(net_and_pullback, [*tensors, *(torch.zeros_like(f) for f in outputs)])
+    return traced_net, pure(loss_slope, [*outputs, *batch]), (k, end), outputs
 
 
 def _gauss_newton_of(
@@ -146,13 +163,7 @@ def _gauss_newton_of(
         return (of_net, of_loss), loss
 
     def chained(ahead: Pushforward, curved: Pushforward, back: Pushforward) -> Pushforward:
-        def product(values: Any, tangents: tuple[Tensor, ...]) -> tuple[Tensor | None, ...]:
-            of_net, of_loss = values
-            # J v, then the loss's Hessian at the outputs, then J^T
-            moved = _dense(ahead(of_net, tangents), outputs)
-            return back(of_net, _dense(curved(of_loss, moved), outputs))
-
-        return product
+        return _chain(ahead, lambda of_loss, moved: _dense(curved(of_loss, tuple(moved)), outputs), back, outputs)
 
     return LinearizedProgram(
         values,
@@ -161,6 +172,46 @@ def _gauss_newton_of(
         jacobian.forward_mode | curvature.forward_mode,
         partial(_gauss_newton_of, net, loss_slope, ends, outputs),
     )
+
+
+def _fisher_of(
+    net: GraphModule,
+    loss_slope: GraphModule,
+    ends: tuple[int, int],
+    outputs: Sequence[Tensor],
+    winograd_channels: int,
+) -> LinearizedProgram:
+    """The empirical Fisher matrix's product; arguments as of `_gauss_newton_of`."""
+    (k, end), count = ends, len(outputs)
+    maps = [(range(k), range(count)), (range(end, end + count), range(count, count + k))]
+    jacobian = linearize(net, maps, range(count), winograd_channels)
+
+    def values(state: Sequence[Tensor], batch: Sequence[Tensor]) -> tuple[Any, Tensor]:
+        of_net, predictions = jacobian.values(*state, *batch, *outputs)
+        *slopes, loss = loss_slope(*predictions, *batch)
+        return (of_net, slopes), loss
+
+    return LinearizedProgram(
+        values,
+        _chain(jacobian.products[0], outer, jacobian.products[1], outputs),
+        _chain(jacobian.products_for_vmap[0], outer, jacobian.products_for_vmap[1], outputs),
+        jacobian.forward_mode,
+        partial(_fisher_of, net, loss_slope, ends, outputs),
+    )
+
+
+def _chain(
+    ahead: Pushforward, curved: Callable[[Any, Sequence[Tensor]], Sequence[Tensor]], back: Pushforward,
+    outputs: Sequence[Tensor],
+) -> Pushforward:  # fmt: skip
+    """J v, then what the loss makes of it at the outputs, then J^T."""
+
+    def product(values: Any, tangents: tuple[Tensor, ...]) -> tuple[Tensor | None, ...]:
+        of_net, of_loss = values
+        moved = _dense(ahead(of_net, tangents), outputs)
+        return back(of_net, tuple(curved(of_loss, moved)))
+
+    return product
 
 
 def leaves(tensors: Sequence[Tensor]) -> list[Tensor]:

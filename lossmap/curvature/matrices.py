@@ -1,4 +1,5 @@
-"""The curvature matrices of a problem as operators, at the model's present parameters: `hessian`, `gauss_newton`.
+"""The curvature matrices of a problem as operators, at the model's present parameters: `hessian`, `gauss_newton`,
+`empirical_fisher`.
 
     H = hessian(problem)        H @ v, H.size, H.to_scipy()
 
@@ -79,3 +80,41 @@ def gauss_newton(
 
     """
     return build_operator(problem, "gauss-newton", parameters, backend=backend, memory=memory)
+
+
+@checked_keywords
+def empirical_fisher(
+    problem: Problem, *, parameters: str = "weights", backend: str = "double-backward", memory: int | None = None
+) -> CurvatureOperator | LinearizedOperator:
+    """The empirical Fisher matrix, (n, n), as an operator: 1/N sum_i g_i g_i^T, g_i the gradient of sample i's loss.
+
+    Of the data's own targets. It has no negative eigenvalue, its rank is at most N, and its trace is the mean squared
+    norm of the samples' gradients. It is no approximation of the Hessian away from a well-fitted model, see Kunstner et
+    al. (2019), arXiv:1905.12558. The Fisher matrix proper, the mean over targets drawn from the model, is for cross
+    entropy and for a Gaussian's squared errors the Gauss-Newton matrix: `gauss_newton`.
+
+    Args:
+        problem: model, loss and data, from `Problem.supervised`: outputs, one row for each sample, and loss must be two
+            steps, and the loss a mean over samples.
+        parameters: as of `hessian`.
+        backend: as of `hessian`, without `retained-graph`.
+        memory: as of `hessian`.
+
+    Returns:
+        An operator as that of `hessian`, in the squared unit of the loss per squared unit of theta.
+
+    Raises:
+        ValueError: as `gauss_newton`, and for a loss that couples the samples of a batch, or is a mean over something
+            else, such as tokens.
+
+    Example:
+        >>> import torch, lossmap
+        >>> model = torch.nn.Linear(2, 1, bias=False)
+        >>> with torch.no_grad():
+        ...     _ = model.weight.copy_(torch.tensor([[1.0, 1.0]]))
+        >>> problem = lossmap.Problem.supervised(model, "mse", (torch.eye(2), torch.zeros(2, 1)))
+        >>> (lossmap.empirical_fisher(problem) @ torch.ones(2)).tolist()  # g_1 = (2, 0), g_2 = (0, 2)
+        [2.0, 2.0]
+
+    """
+    return build_operator(problem, "fisher", parameters, backend=backend, memory=memory)

@@ -6,12 +6,15 @@ model's present parameters theta, flat, (n,), the matrices, (n, n), are
     hessian        H = the second derivative of L              any sign
     gauss_newton   G = 1/N sum_i J_i^T (d2 loss_i / df2) J_i   no negative eigenvalue
                    with J_i = df(theta, x_i) / dtheta          where loss is convex in f
+    fisher         F = 1/N sum_i g_i g_i^T                     no negative eigenvalue
+                   with g_i = d loss_i / dtheta = J_i^T s_i    of the data's own targets: the empirical one
 
 in that unit per squared unit of theta. Here they are multiplied by double backward, which builds the graph of the
 gradient anew in every product; for many products at one theta, see `autotune.prepare`, which is several times
 cheaper and falls back to this module. Prices: benchmarks/hvp.py.
 Sources: Pearlmutter (1994), doi:10.1162/neco.1994.6.1.147, for Hv; Schraudolph (2002),
-doi:10.1162/08997660260028683, for Gv.
+doi:10.1162/08997660260028683, for Gv; Kunstner et al. (2019), arXiv:1905.12558, for what the empirical Fisher matrix
+is, and is not.
 """
 
 from __future__ import annotations
@@ -32,7 +35,7 @@ from torch.utils import _pytree as pytree
 
 from lossmap.curvature.double_backward import twice_differentiable
 from lossmap.curvature.overwritten import overwriting_named
-from lossmap.data.batches import Batch
+from lossmap.data.batches import Batch, samples_in
 from lossmap.data.borrow import temporary_parameters
 from lossmap.data.problem import Problem
 from lossmap.geometry.parameter_vector import Layout, selected
@@ -149,6 +152,81 @@ def gauss_newton(
     return results
 
 
+def fisher(
+    problem: Problem, batch: Batch, parameters: Parameters, vectors: Sequence[Parameters]
+) -> list[Sequence[Tensor]]:
+    """One batch's sum of g_i g_i^T times each of b vectors, g_i the gradient of sample i's loss.
+
+    As Gauss-Newton's, with s_i s_i^T in the place of the loss's second derivative at the outputs, s_i its first.
+    """
+    outputs, loss_of = outputs_and_loss(problem, batch)
+    slopes = sample_slopes(problem, batch, outputs, loss_of)
+    moving = [i for i, f in enumerate(outputs) if f.requires_grad]
+    if not moving:
+        return [[torch.zeros_like(p) for p in parameters] for _ in vectors]
+    reached = [outputs[i] for i in moving]
+    duals = [torch.zeros_like(f, requires_grad=True) for f in reached]
+    transposed = torch.autograd.grad(reached, parameters, duals, create_graph=True, materialize_grads=True)
+    linked = [i for i, t in enumerate(transposed) if t.requires_grad]
+    results: list[Sequence[Tensor]] = []
+    for v in vectors:
+        if not linked:
+            results.append([torch.zeros_like(p) for p in parameters])
+            continue
+        forward = torch.autograd.grad(
+            [transposed[i] for i in linked],
+            duals,
+            [aligned(v[i]) for i in linked],
+            retain_graph=True,
+            materialize_grads=True,
+        )
+        weighted = outer([slopes[i] for i in moving], forward)
+        results.append(torch.autograd.grad(reached, parameters, weighted, retain_graph=True, materialize_grads=True))
+    return results
+
+
+def outer(slopes: Sequence[Tensor], moved: Sequence[Tensor]) -> list[Tensor]:
+    """s_i (s_i . d_i) for each sample i, the first dimension of every tensor, over all outputs together."""
+    along = torch.stack([(s * d).flatten(1).sum(1) for s, d in zip(slopes, moved, strict=True)]).sum(0)
+    return [s * along.reshape(-1, *[1] * (s.dim() - 1)) for s in slopes]
+
+
+def sample_slopes(
+    problem: Problem, batch: Batch, outputs: Sequence[Tensor], loss_of: Callable[[Sequence[Tensor]], Tensor]
+) -> list[Tensor]:
+    """The derivatives of the summed loss by the outputs, whose rows are those of each sample's own loss.
+
+    Raises ValueError where rows are not samples, or where a sample's derivative hangs on the others.
+    """
+    slopes = _slopes(loss_of, outputs)
+    samples = samples_in(batch)
+    if any(s.dim() == 0 or s.shape[0] != samples for s in slopes):
+        shapes = ", ".join(str(tuple(s.shape)) for s in slopes)
+        raise ValueError(
+            f"the Fisher matrix needs outputs with one row for each sample; a batch of {samples} gives {shapes}"
+        )
+    if abs(problem.count(batch) - samples) > 1e-6 * samples:
+        raise ValueError(
+            f"the Fisher matrix is a mean over samples of each one's own gradient; this loss is a mean over "
+            f"{problem.count(batch):g} (tokens, or weights) of a batch of {samples}"
+        )
+    if samples > 1:  # the same rows where the others' outputs are moved, or the loss couples them
+        half = samples // 2
+        moved = [torch.cat([f[:half], f[half:] + f[half:].abs().mean() + 1.0]) for f in outputs]
+        for own, other in zip(slopes, _slopes(loss_of, moved), strict=True):
+            if not torch.allclose(own[:half], other[:half], rtol=1e-4, atol=1e-6 * float(own.abs().max())):
+                raise ValueError(
+                    "the Fisher matrix is a mean over samples of each one's own gradient; this loss couples the "
+                    "samples of a batch"
+                )
+    return slopes
+
+
+def _slopes(loss_of: Callable[[Sequence[Tensor]], Tensor], outputs: Sequence[Tensor]) -> list[Tensor]:
+    leaves = [f.detach().requires_grad_(True) for f in outputs]
+    return list(torch.autograd.grad(loss_of(leaves), leaves, materialize_grads=True))
+
+
 def outputs_and_loss(problem: Problem, batch: Batch) -> tuple[list[Tensor], Callable[[Sequence[Tensor]], Tensor]]:
     """The floating-point tensors among the model's outputs, and the summed loss as a function of them.
 
@@ -156,7 +234,7 @@ def outputs_and_loss(problem: Problem, batch: Batch) -> tuple[list[Tensor], Call
     """
     if not problem.separable:
         raise ValueError(
-            "Gauss-Newton needs outputs and loss as two steps; this problem gives its loss as one "
+            "Gauss-Newton and Fisher matrices need outputs and loss as two steps; this problem gives its loss as one "
             "(Problem.supervised, or Problem(..., forward=, loss=), keep them apart)"
         )
     leaves, spec = pytree.tree_flatten(problem.forward(problem.model, batch))
@@ -171,6 +249,10 @@ def outputs_and_loss(problem: Problem, batch: Batch) -> tuple[list[Tensor], Call
         return problem.loss(pytree.tree_unflatten(filled, spec), batch)
 
     return [leaves[i] for i in floating], loss_of
+
+
+# products that are made through the outputs, with one derivative of the net
+THROUGH_OUTPUTS: frozenset[Product] = frozenset((gauss_newton, fisher))
 
 
 class RoundingResult(Protocol):
@@ -204,7 +286,7 @@ class CurvatureOperator:
     """A symmetric (n, n) matrix over the data, known only by `matrix @ v`.
 
     problem     the model and loss, and the share of the data that this rank holds
-    product     one batch's share of the product: hessian or gauss_newton
+    product     one batch's share of the product: hessian, gauss_newton or fisher
     parameters  what theta is made of: `weights` (dimension > 1), `all`, `trainable`, or a regular expression
     total       adds a tensor up over the ranks of a team, each with its own share of the data
     measure     measures the rounding of the products, when first asked for; None: it is assumed

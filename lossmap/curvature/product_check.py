@@ -34,7 +34,7 @@ from lossmap.curvature.differences import ROUNDING, FewSamples, Parts, random_pa
 from lossmap.curvature.gradient_refusal import refuse_gradient, refuse_in_own_precision, refuse_overwritten
 from lossmap.curvature.hvp_plan import BACKENDS, HvpPlan, ProductCheck
 from lossmap.curvature.linearized_operator import BatchList, OperatorFactory
-from lossmap.curvature.operators import Product, gauss_newton, hessian, single_rank
+from lossmap.curvature.operators import THROUGH_OUTPUTS, Product, hessian, single_rank
 from lossmap.data.batches import move_batch
 from lossmap.data.problem import Problem, temporary_parameters
 from lossmap.geometry.parameter_vector import Layout, selected
@@ -221,7 +221,7 @@ class Reference:
     ) -> set[int]:
         """The parts that are right on one side of here: then a kink explains that central differences are not they."""
         at_kink: set[int] = set()
-        if self.few.product is gauss_newton:
+        if self.few.product in THROUGH_OUTPUTS:
             return at_kink
         for h in STEPS[:3]:
             pending = [i for i in places if i not in at_kink]
@@ -352,7 +352,7 @@ def check_product(
     """Which backends give the second derivative of this loss, by differences; see the module.
 
     parameters  `weights` (dimension > 1), `all`, `trainable`, or a regular expression
-    product     hessian or gauss_newton
+    product     hessian, gauss_newton or fisher
     backends    to judge: double-backward, retained-graph, linearized
     distant     also far from the model's parameters: at the tensors of a survey's farthest point, by name, or in a
                 random direction where there is none

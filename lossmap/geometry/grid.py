@@ -46,9 +46,10 @@ def shown_unit(unit: str) -> str:
     return f"{unit} ".removeprefix("1 ").rstrip()
 
 
-def curvature_unit(unit: str) -> str:
-    """The unit of second derivatives of a loss of this unit, as people read it."""
-    return shown_unit(f"{unit or 1} per squared unit of theta")
+def curvature_unit(unit: str, matrix: str = "hessian") -> str:
+    """The unit of a matrix of a loss of this unit, as people read it: second derivatives, or squared first ones."""
+    squared = "squared " if matrix == "fisher" and unit not in ("", "1") else ""
+    return shown_unit(f"{squared}{unit or 1} per squared unit of theta")
 
 
 @checked_init

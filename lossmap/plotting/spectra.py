@@ -524,7 +524,9 @@ def _unbent(u: np.ndarray, linear: float) -> np.ndarray:
 
 def _axis(group: Group) -> str:
     """The label of an axis of eigenvalues, with their unit."""
-    matrix = {"hessian": "Hessian", "gauss-newton": "Gauss-Newton"}.get(str(group.attributes.get("matrix")), "matrix")
+    matrix = {"hessian": "Hessian", "gauss-newton": "Gauss-Newton", "fisher": "empirical Fisher"}.get(
+        str(group.attributes.get("matrix")), "matrix"
+    )
     label = f"eigenvalue of the {matrix}"
     if matrix == "matrix":  # of any matrix nothing is known
         return label
@@ -535,7 +537,8 @@ def _in_unit(group: Group, width: int) -> str:
     """The unit of its eigenvalues behind a name, in lines of so many characters; nothing where it is not known."""
     if "unit" not in group.attributes:
         return ""
-    return in_brackets(curvature_unit(str(group.attributes["unit"])), width)
+    unit, matrix = str(group.attributes["unit"]), str(group.attributes.get("matrix", ""))
+    return in_brackets(curvature_unit(unit, matrix), width)
 
 
 def _title(group: Group, label: str) -> str:

@@ -16,6 +16,7 @@ from lossmap.report.layer_hessian import layer_hessian_lines
 from lossmap.report.signals import signal_lines
 from lossmap.report.stored import StoredReport, array_names, rows_of
 from lossmap.report.text import (
+    FISHER,
     MATRICES,
     WIDTH,
     cost,
@@ -126,22 +127,24 @@ def network_text(stored: StoredReport) -> str:
     blocks = rows_of(stored, BlockSummary, ARRAYS)
     zero = [b for b in blocks if b.kind == "zero"]
     # where counts know of negative eigenvalues, the smallest found may still be above 0, within its error
+    fisher = stored.text("matrix") == FISHER  # whose eigenvalues are no curvature, and never negative
     low = min([b for b in blocks if b.negative[0]] or blocks, key=lambda b: b.smallest)
     high = max(blocks, key=lambda b: b.largest)
     parts = [_zero_blocks_text(zero, len(blocks))]
     if low.negative[0]:
         parts.append(_negative_text(low, high))
-    elif len(zero) < len(blocks):
+    elif len(zero) < len(blocks) and not fisher:
         opening = "No block is known to have negative curvature"
         if all(b.kind in WITHOUT_NEGATIVE for b in blocks):
             opening = "No block has negative curvature beyond its noise floor"
         parts.append(f"{opening}; whether blocks have it together only the whole matrix can say")
     if high.largest > high.floor:
         top = number(high.largest)
-        parts.append(
-            f"The largest eigenvalue of a block is {top}, in {high.name}: for it alone the stability threshold of "
-            f"plain gradient descent is 2/{top} = {number(2 / high.largest)}"
-        )
+        text = f"The largest eigenvalue of a block is {top}, in {high.name}"
+        if not fisher:
+            threshold = number(2 / high.largest)
+            text += f": for it alone the stability threshold of plain gradient descent is 2/{top} = {threshold}"
+        parts.append(text)
     parts += _whole_matrix_texts(stored, low, high)
     if "outside" in stored.attributes:
         parts.append(f"Off-diagonal energy, which the block-diagonal picture leaves out: {_energy_text(stored)}")

@@ -17,6 +17,7 @@ from lossmap.report.estimates import density_text, mass_text, trace_text
 from lossmap.report.loss_text import loss_and_gradient_text
 from lossmap.report.stored import StoredReport
 from lossmap.report.text import (
+    FISHER,
     MATRICES,
     MIN_ROUNDING_SHARE,
     cost,
@@ -82,6 +83,12 @@ def end_of(stored: StoredReport, name: str) -> StoredEnd | None:
     )
 
 
+FISHER_TEXT = (
+    "positive semidefinite, as a mean of outer products of the samples' gradients always is. It says how large these "
+    "gradients are and how they differ; curvature, and stability thresholds with it, are the Hessian's"
+)
+
+
 def spectrum_report(stored: StoredReport) -> str:
     """The report of one spectrum, several lines."""
     top, bottom = end_of(stored, "top"), end_of(stored, "bottom")
@@ -102,11 +109,13 @@ def spectrum_report(stored: StoredReport) -> str:
     lines += _estimates(stored)
     if top is not None and bottom is not None:
         lines += wrapped("condition", condition_text(stored, top, bottom))
-    if top is not None:
+    if top is not None and matrix != FISHER:
         lines += wrapped("stability", stability_text(*top.extreme, top.rounding))
     for which, shares in _localization(stored):
         lines += wrapped("localization", f"eigenvector of {which}: {shares_text(shares)}")
-    if top is not None and bottom is not None:
+    if matrix == FISHER:
+        lines += wrapped("definiteness", FISHER_TEXT)
+    elif top is not None and bottom is not None:
         ends = (top.extreme, bottom.extreme, bottom.limit, top.limit, float(np.fmax(top.rounding, bottom.rounding)))
         lines += wrapped("definiteness", definiteness_of_ends(*ends))
     lines += wrapped("cost", cost(int(stored.number("products")), stored.number("seconds")))
@@ -121,7 +130,8 @@ def _subject(stored: StoredReport) -> str:
         text += f" of the mean loss over {count(samples, counted(stored.text('unit')))}"
     text += f", {stored.text('precision')}"
     if stored.text("unit") not in ("", "1"):
-        text += f"; eigenvalues in {stored.text('unit')} per squared unit of theta"
+        squared = "squared " if stored.text("matrix") == FISHER else ""
+        text += f"; eigenvalues in {squared}{stored.text('unit')} per squared unit of theta"
     return text
 
 

@@ -17,7 +17,8 @@ INDENT = 16  # of the text beside its label
 MAX_GAP_IN_ERRORS = 1.01  # a limit further out than its value's error, and than this share of it, is printed beside it
 MAX_RELATIVE_GAP = 0.05
 MIN_ROUNDING_SHARE = 0.5  # of an error, from which on the precision, and not the number of products, sets it
-MATRICES = {"hessian": "Hessian", "gauss-newton": "Gauss-Newton matrix"}
+FISHER = "fisher"
+MATRICES = {"hessian": "Hessian", "gauss-newton": "Gauss-Newton matrix", FISHER: "empirical Fisher matrix"}
 
 
 def raised_error(traceback_text: str) -> str:

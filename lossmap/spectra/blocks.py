@@ -187,7 +187,7 @@ def layer_spectra(
         problem: model, loss and data.
         by: how blocks are cut: `tensor` or `module`.
         patterns: blocks of one's own instead: regular expressions, or `label=regex`.
-        matrix: `hessian` or `gauss-newton`.
+        matrix: `hessian`, `gauss-newton`, or `fisher`, the empirical one.
         parameters: of the whole matrix beside the blocks: `all`, `weights`, `trainable`, or a regular expression.
         dense: blocks up to this size are made whole, in float64.
         tol: accuracy of the ends of larger blocks, relative to their largest absolute value.

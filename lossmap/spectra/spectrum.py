@@ -168,7 +168,7 @@ def spectrum(
             sparse matrix, a tensor, what has `to_scipy()` (as operators of curvlinops), or an operator of
             `lossmap.hessian`; then matrix, parameters, total, check and backend are left out, and rounding is assumed
             to be 64 unit roundoffs of the largest eigenvalue.
-        matrix: `hessian` or `gauss-newton`.
+        matrix: `hessian`, `gauss-newton`, or `fisher`, the empirical one.
         parameters: `weights` (of dimension > 1, as in the paper), `all`, `trainable`, or a regular expression.
         total: adds a tensor up over the ranks of a team, each with its own share of the data.
         label: what the report calls it.

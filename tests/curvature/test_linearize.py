@@ -18,7 +18,7 @@ from lossmap.curvature.linearize.graph_builder import packet
 from lossmap.curvature.linearize.trace import fold_batchnorm_in_graph, traced
 from lossmap.curvature.linearize.winograd import outputs, outputs_back, tiles, tiles_back, weights, weights_back
 from lossmap.curvature.linearized_operator import disagreement
-from lossmap.curvature.operators import CurvatureOperator, gauss_newton, hessian
+from lossmap.curvature.operators import CurvatureOperator, fisher, gauss_newton, hessian
 from lossmap.data.batches import Resident
 from lossmap.data.problem import Problem
 from lossmap.geometry.directions import random_plane
@@ -183,6 +183,7 @@ TRACED = ("mlp", "activations", "residual", "images", "attention", "recurrent", 
           "physical")  # fmt: skip
 PRODUCTS = [(name, hessian, "all") for name in TRACED]
 PRODUCTS += [(name, gauss_newton, "all") for name in ("mlp", "images", "attention", "squares")]
+PRODUCTS += [(name, fisher, "all") for name in ("mlp", "images", "attention")]
 PRODUCTS += [("residual", hessian, "weights"), ("residual", gauss_newton, "weights"), ("shared", hessian, "idle")]
 
 
@@ -258,7 +259,7 @@ def test_a_product_without_rules_is_made_by_double_backward(caplog):
 
 
 @pytest.mark.parametrize("form", ["contiguous", "channels_last"])
-@pytest.mark.parametrize("product", [hessian, gauss_newton])
+@pytest.mark.parametrize("product", [hessian, gauss_newton, fisher])
 def test_memory_formats_tiles_and_blocks_change_nothing(form, product):
     problem = case("residual")
     for parameters, options in (
@@ -399,7 +400,7 @@ def test_unknown_names_and_backends_are_refused():
         ValueError, match="must be one of auto, linearized, retained-graph, double-backward; got 'magic'"
     ):
         prepare(problem, backend="magic")
-    with pytest.raises(ValueError, match="Gauss-Newton needs outputs and loss as two steps"):
+    with pytest.raises(ValueError, match="Gauss-Newton and Fisher matrices need outputs and loss as two steps"):
         prepare(case("physical"), product=gauss_newton)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,8 +16,9 @@ from torch import nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+import lossmap
 from lossmap.curvature import operators
-from lossmap.curvature.operators import CurvatureOperator, gauss_newton, hessian, made_by_all
+from lossmap.curvature.operators import CurvatureOperator, fisher, gauss_newton, hessian, made_by_all
 from lossmap.data.batches import Resident
 from lossmap.data.problem import Problem
 
@@ -189,6 +191,64 @@ def test_gauss_newton_is_the_jacobian_around_the_losses_own_hessian(name):
     torch.testing.assert_close(columns(matrix), truth / problem.samples, rtol=1e-9, atol=1e-11)
 
 
+@pytest.mark.parametrize("name", ["mlp", "convolutional", "attention", "recurrent", "shared", "several"])
+def test_the_fisher_matrix_is_the_mean_outer_product_of_every_samples_gradient(name):
+    problem = case(name)
+    matrix = CurvatureOperator(problem, fisher, parameters="all")
+    truth = torch.zeros(matrix.size, matrix.size, dtype=torch.float64)
+    with sdpa_kernel(SDPBackend.MATH):
+        for batch in problem.rebatched(1).data:
+            gradient = torch.autograd.grad(problem.total(batch), list(matrix.named.values()), materialize_grads=True)
+            flat = torch.cat([g.reshape(-1) for g in gradient])
+            truth += torch.outer(flat, flat)
+    torch.testing.assert_close(columns(matrix), truth / problem.samples, rtol=1e-9, atol=1e-11)
+
+
+def coupled(outputs, targets):
+    return (outputs - outputs.mean(0)).square().mean() + targets.sum() * 0
+
+
+class Summed(nn.Linear):
+    def forward(self, x):
+        return super().forward(x).sum(0)
+
+
+@pytest.mark.parametrize(
+    ("model", "loss", "sentence"),
+    [
+        (nn.Linear(4, 3), coupled, "couples the samples"),
+        (Summed(4, 3), lambda f, y: f.square().sum() + 0 * y.sum(), "one row for each sample"),
+    ],
+)
+def test_a_loss_without_a_gradient_for_each_sample_has_no_fisher_matrix(model, loss, sentence):
+    torch.manual_seed(0)
+    problem = Problem.supervised(model, loss, (torch.randn(6, 4), torch.zeros(6, 3)))
+    with pytest.raises(ValueError, match=f"Fisher matrix.*{sentence}"):
+        CurvatureOperator(problem, fisher) @ torch.zeros(12)
+    plain = Problem.supervised(nn.Linear(4, 3), "mse", (torch.randn(6, 4), torch.zeros(6, 3)))
+    tokens = replace(plain, count=lambda batch: 7.0 * len(batch[0]))
+    with pytest.raises(ValueError, match=r"this loss is a mean over 42 \(tokens, or weights\) of a batch of 6"):
+        CurvatureOperator(tokens, fisher) @ torch.zeros(12)
+
+
+def test_the_trace_of_the_fisher_matrix_is_the_mean_squared_gradient_of_the_samples():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+    x, y = torch.randn(50, 4), torch.arange(50) % 3
+    found = lossmap.spectrum(
+        Problem.supervised(model, "crossentropy", (x, y)), matrix="fisher", parameters="all", top=2
+    )
+    squares = []
+    for a, b in zip(x, y, strict=True):
+        gradient = torch.autograd.grad(nn.functional.cross_entropy(model(a), b), list(model.parameters()))
+        squares.append(sum(float(g.double().square().sum()) for g in gradient))
+    assert found.trace.value == pytest.approx(np.mean(squares), rel=1e-5)
+    assert "2/lambda_max" not in repr(found)  # it is no Hessian
+    assert "empirical Fisher matrix" in repr(found) and "squared nats per squared unit of theta" in repr(found)
+    matrix = lossmap.empirical_fisher(Problem.supervised(model, "crossentropy", (x, y)), backend="linearized")
+    assert torch.linalg.eigvalsh(columns(matrix).double())[0] > -1e-6
+
+
 def test_linear_regression_by_the_convention_of_its_loss():
     torch.manual_seed(0)
     x, y, outputs = torch.randn(11, 4).double(), torch.randn(11, 3).double(), 3
@@ -231,7 +291,7 @@ def test_a_deep_linear_net_at_its_saddle_has_the_curvature_of_the_correlation():
 
 
 @settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
-@given(seed=st.integers(0, 10**6), scale=st.floats(-3, 3), product=st.sampled_from([hessian, gauss_newton]))
+@given(seed=st.integers(0, 10**6), scale=st.floats(-3, 3), product=st.sampled_from([hessian, gauss_newton, fisher]))
 def test_products_are_linear_and_symmetric(seed, scale, product):
     matrix = CurvatureOperator(case("convolutional"), product)
     torch.manual_seed(seed)
@@ -392,7 +452,7 @@ def test_a_product_that_is_not_finite_is_an_error():
 
 
 def test_gauss_newton_needs_outputs_and_loss_separately():
-    with pytest.raises(ValueError, match="Gauss-Newton needs outputs and loss as two steps"):
+    with pytest.raises(ValueError, match="Gauss-Newton and Fisher matrices need outputs and loss as two steps"):
         CurvatureOperator(case("physical"), gauss_newton) @ torch.zeros(12, dtype=torch.float64)
 
 

@@ -18,7 +18,7 @@ from lossmap.curvature import differences
 from lossmap.curvature.autotune import prepare
 from lossmap.curvature.build import build_operator
 from lossmap.curvature.differences import FewSamples
-from lossmap.curvature.operators import gauss_newton, hessian
+from lossmap.curvature.operators import fisher, gauss_newton, hessian
 from lossmap.curvature.product_check import check_product, far, random_part
 
 
@@ -502,7 +502,7 @@ def test_a_gradient_that_is_not_of_the_loss_is_refused_at_a_kink_too():
         check_product(Problem.supervised(net, "mse", (x, y)))
 
 
-@pytest.mark.parametrize("product", [hessian, gauss_newton])
+@pytest.mark.parametrize("product", [hessian, gauss_newton, fisher])
 def test_a_check_that_holds_no_float64_copies_makes_the_same_differences(product, monkeypatch):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.LayerNorm(4), nn.Linear(4, 3))

@@ -344,8 +344,8 @@ def test_parameters_that_match_nothing_are_named(problem):
 
 
 def test_an_unknown_matrix_is_named(problem):
-    with pytest.raises(ValueError, match="the matrix must be one of hessian, gauss-newton; got 'fisher'"):
-        spectrum(problem, matrix="fisher")
+    with pytest.raises(ValueError, match="the matrix must be one of hessian, gauss-newton, fisher; got 'kronecker'"):
+        spectrum(problem, matrix="kronecker")
 
 
 def test_a_loss_that_is_not_finite_has_no_curvature():
