@@ -1,9 +1,10 @@
 """`lossmap plane`, net_plotter.py: make and inspect planes, project a training path onto one.
 
-With --dir-file a plane is made and stored; with --proj-file also the path of the run in --model-folder on it; with the
-name of a result or direction file its plane is described. Data are read only for directions of curvature (gradient,
-hessian:max, hessian:min), and for the losses along a path; what these will take is said first. All else is done in
-seconds, and has no price.
+With --dir-file a plane is made and stored; with --proj-file also the path of the run in --model-folder on it. With the
+name of a result or direction file its plane is described, with two they are compared, and --to-original writes the
+plane, and the surface where there is one, as files of the original tool. Data are read only for directions of
+curvature (gradient, hessian:max, hessian:min), and for the losses along a path; what these will take is said first. All
+else is done in seconds, and has no price.
 """
 
 from __future__ import annotations
@@ -21,9 +22,11 @@ from lossmap.cli.entry_point import guarded
 from lossmap.cli.setting_groups import DataSettings, ModelSettings, PlaneSettings, RunSettings
 from lossmap.cli.settings import Settings, UsageError, setting
 from lossmap.geometry.grid import Grid
-from lossmap.io.directions_text import directions_text
+from lossmap.io.directions_text import compared_text, directions_in, directions_text
+from lossmap.io.legacy_write import FIELDS, write_directions, write_surface
 from lossmap.io.provenance import provenance
-from lossmap.io.surface import Group
+from lossmap.io.read import read
+from lossmap.io.surface import Group, Surface
 from lossmap.parallel.world import World
 from lossmap.report.path import path_report
 
@@ -35,7 +38,14 @@ if TYPE_CHECKING:
 class LookSettings:
     """Inspection options."""
 
-    file: str | None = setting(None, "result or direction file to inspect", metavar="FILE", positional=True)
+    files: tuple[str, ...] = setting(
+        (), "result or direction file to inspect; of two how their planes lie to each other", metavar="FILE",
+        positional=True,
+    )  # fmt: skip
+    to_original: str | None = setting(
+        None, "name of files in the format of the original tool: NAME_dir.h5 is its plane, NAME_surf.h5 its surface",
+        metavar="NAME",
+    )  # fmt: skip
 
 
 COMMAND = Command(
@@ -45,7 +55,7 @@ COMMAND = Command(
     (
         "lossmap plane --model resnet20-w8 --model-file net.pt --y=-1:1:51 --dir-file plane.h5",
         "lossmap plane --model mlp --model-folder run --xdir pca:1 --ydir pca:2 --proj-file path.h5",
-        "lossmap plane plane.h5",
+        "lossmap plane plane.h5 other.h5",
     ),
     without=frozenset({"budget"}),
 )
@@ -58,11 +68,54 @@ NOTHING_DONE = "nothing was computed, and nothing was written (--dry-run)"
 def main(argv: Sequence[str] | None = None) -> int:
     """Make, inspect or project: 0 done, 2 usage error."""
     settings = COMMAND.parse(argv)
-    if settings.look.file:
-        print(directions_text(settings.look.file))
-        return 0
+    if settings.look.files or settings.look.to_original:
+        return look(settings.look)
     world = World.start()
     return world.leave(make(settings, world))
+
+
+def look(wanted: LookSettings) -> int:
+    """Describe the planes of files, compare two, write one for the original tool.
+
+    Raises UsageError for another number of files.
+    """
+    files = wanted.files
+    if len(files) not in (1, 2) or (wanted.to_original and len(files) != 1):
+        some = (
+            "one file, such as lossmap plane surface.h5 --to-original NAME" if wanted.to_original else "one file or two"
+        )
+        raise UsageError(f"what is to be inspected is {some}; got {len(files)}")
+    if wanted.to_original:
+        written = write_for_original(files[0], wanted.to_original)
+        print("\n".join(f"result: {path}" for path in written))
+        return 0
+    print("\n".join(directions_text(file) for file in files))
+    if len(files) == 2:
+        print(compared_text(*files))
+    return 0
+
+
+def write_for_original(file: str, name: str) -> list[Path]:
+    """The plane of a file, and its surface where there is one, as the original tool has them; the files written.
+
+    Raises UsageError where there are no tensors, or a file of that name is there.
+    """
+    _, groups = directions_in(file)
+    axes = {axis: list(groups[axis].arrays.values()) for axis in ("x", "y") if axis in groups}
+    if not all(axes.values()):
+        raise UsageError(f"{file} holds only the recipes of its directions; make them with lossmap plane --dir-file")
+    directions, surface_file = Path(f"{name}_dir.h5"), Path(f"{name}_surf.h5")
+    surface: Surface | None = read(file)
+    if surface is not None and not set(FIELDS) & set(surface.fields):
+        surface = None
+    for path in (directions, *([surface_file] if surface else [])):
+        if path.exists():
+            raise UsageError(f"{path} is there already: give another name")
+    write_directions(directions, axes)
+    if surface is None:
+        return [directions]
+    write_surface(surface_file, surface, directions)
+    return [directions, surface_file]
 
 
 def make(settings: Settings, world: World) -> int:

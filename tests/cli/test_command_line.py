@@ -133,7 +133,7 @@ def test_a_present_name_wins_over_a_former_one():
 
 def test_positional_arguments_may_follow_flags():
     assert command_of("draw").parse(["--kind", "3d", "a.h5", "b.h5"]).picture.files == ("a.h5", "b.h5")
-    assert command_of("plane").parse(["--seed", "3", "a.h5"]).look.file == "a.h5"
+    assert command_of("plane").parse(["--seed", "3", "a.h5"]).look.files == ("a.h5",)
 
 
 def test_the_list_of_commands_needs_no_torch_and_no_command():

@@ -1,0 +1,84 @@
+"""Planes looked at, compared, and written for the original tool and back."""
+
+from __future__ import annotations
+
+import h5py
+import numpy as np
+import pytest
+
+import lossmap
+from lossmap.cli.__main__ import main as command_line
+from lossmap.io.legacy_write import write_surface
+
+NET = ["--model", "mlp", "--samples", "40", "--no-probe"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A surface that is not square, and one on another plane."""
+    folder = tmp_path_factory.mktemp("planes")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        grid = ["--x=-1:1:3", "--y=-0.5:0.5:2"]
+        assert command_line(["surface", *NET, *grid, "--surf-file", "own.h5"]) == 0
+        assert command_line(["plane", *NET, "--y=-1:1:3", "--seed", "1", "--dir-file", "other.h5"]) == 0
+    return folder
+
+
+@pytest.fixture
+def here(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def test_a_surface_goes_to_the_original_format_and_back(here, capsys):
+    assert command_line(["plane", "own.h5", "--to-original", "orig"]) == 0
+    own, back = lossmap.read("own.h5"), lossmap.read("orig_surf.h5")
+    assert back.grid == own.grid and back.attributes["dir_file"] == "orig_dir.h5"
+    for name in ("train_loss", "train_acc"):
+        assert np.array_equal(back[name], own[name])
+    with h5py.File("orig_surf.h5") as file:  # of the tool's shape, though filled in the order of (y, x)
+        assert file["train_loss"].shape == (3, 2)
+        assert np.array_equal(file["train_loss"][()].ravel(), own["train_loss"].ravel())
+    with h5py.File("orig_dir.h5") as file:
+        assert list(file) == ["xdirection", "ydirection"] and file["xdirection/0"].shape == (32, 64)
+    words = ["surface", *NET, "--x=-1:1:3", "--y=-0.5:0.5:2", "--xdir", "file:orig_dir.h5:x"]
+    assert command_line([*words, "--ydir", "file:orig_dir.h5:y", "--surf-file", "again.h5"]) == 0
+    assert np.array_equal(lossmap.read("again.h5")["train_loss"], own["train_loss"])
+    capsys.readouterr()
+    assert command_line(["plane", "own.h5", "--to-original", "orig"]) == 2
+    assert "orig_dir.h5 is there already" in capsys.readouterr().err
+
+
+def test_what_is_not_known_has_the_tools_own_numbers(tmp_path):
+    surface = lossmap.Surface(
+        lossmap.Grid([0.0, 1.0]), {"train_loss": np.array([2.0, np.nan]), "min_eig": np.array([np.nan, -3.0])}
+    )
+    write_surface(tmp_path / "s.h5", surface, "d.h5")
+    with h5py.File(tmp_path / "s.h5") as file:
+        assert file["train_loss"][()].tolist() == [2.0, -1.0] and file["min_eig"][()].tolist() == [1.0, -3.0]
+    assert np.array_equal(lossmap.read(tmp_path / "s.h5")["min_eig"], surface["min_eig"], equal_nan=True)
+
+
+def test_two_planes_are_compared(here, capsys):
+    assert command_line(["plane", "own.h5", "other.h5"]) == 0
+    shown = capsys.readouterr().out
+    assert "origin and directions are not the same" in shown and shown.count("|difference| / |") == 4
+    assert command_line(["plane", "own.h5", "own.h5"]) == 0
+    shown = capsys.readouterr().out
+    assert "origin and directions are the same (SHA-256)" in shown
+    assert "x of own.h5, x of own.h5: cosine 1.000000, |difference| / |x| 0" in shown
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["own.h5", "own.h5", "own.h5"], "one file or two; got 3"),
+        (["own.h5", "other.h5", "--to-original", "z"], "one file, such as"),
+        (["--to-original", "z"], "got 0"),
+        (["none.h5"], "none.h5"),
+    ],
+)
+def test_what_cannot_be_looked_at_is_refused_by_name(here, words, sentence, capsys):
+    assert command_line(["plane", *words]) == 2
+    assert sentence in capsys.readouterr().err and not list(here.glob("z*"))
