@@ -445,3 +445,20 @@ def test_the_copy_of_a_model_is_independent():
     twin = copy.deepcopy(model)
     trains(twin)
     assert model.table is None
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning", "ignore:The .grad attribute")
+@pytest.mark.parametrize("made_by", ["script", "trace"])
+def test_torchscript_keeps_its_mode_and_is_measured_like_the_model_itself(made_by):
+    """It keeps the mode elsewhere, takes no hooks, and raises AttributeError where torch.func gives it tensors."""
+    torch.manual_seed(0)
+    plain, x, y = Body().train(), *data()
+    model = torch.jit.script(plain) if made_by == "script" else torch.jit.trace(plain, x)
+    ours, theirs = (Problem.supervised(net, nn.CrossEntropyLoss(), (x, y)) for net in (model, plain))
+    blocks, expected = (layer_spectra(p, probes=0, whole=False, density_error=None) for p in (ours, theirs))
+    for one, other in zip(blocks.blocks, expected.blocks, strict=True):
+        assert one.values == pytest.approx(other.values, abs=1e-4)
+    found = gradient_covariance(ours)
+    assert found.rms == pytest.approx(gradient_covariance(theirs).rms, rel=1e-4)
+    assert activation_statistics(ours).samples == SAMPLES
+    assert all(module.training for module in model.modules())

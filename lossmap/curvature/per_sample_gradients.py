@@ -40,6 +40,7 @@ from lossmap.data.loss_check import check_loss
 from lossmap.data.problem import Problem, temporary_parameters
 from lossmap.data.stable_forms import stable_forms
 from lossmap.geometry.parameter_vector import Layout, selected
+from lossmap.interrupt import Interrupted
 from lossmap.linalg.subspaces import participation
 
 Array = np.ndarray
@@ -245,7 +246,9 @@ def per_sample(problem: Problem, parameters: str = "weights") -> Iterator[Tensor
                     ):
                         warnings.filterwarnings("ignore", "There is a performance drop", UserWarning)  # recurrent nets
                         gradients = together(own, batch)
-                except (RuntimeError, NotImplementedError, ValueError):
+                except Interrupted:
+                    raise
+                except Exception:  # user code may raise anything under vmap: what is wrong without it is raised below
                     by_vmap = False
             if not by_vmap:
                 rows = [_gradient_by_backward(problem, sample, named) for sample in _samples(batch)]

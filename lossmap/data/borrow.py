@@ -79,6 +79,9 @@ class ModuleState:
         self._known = {id(module) for module in modules}
         self._entered = 0
         self.attributes.extend((module.__dict__, module.__dict__.copy()) for module in modules)
+        self._modes = [
+            (m, m.training) for m in modules if "training" not in m.__dict__
+        ]  # TorchScript keeps it elsewhere
         for module in modules:
             self._enter_module(module)
         self._inside = (len(self.attributes), len(self.contents))
@@ -159,6 +162,8 @@ class ModuleState:
         for container in filter(None, self.empty):  # a hook that a first pass has registered, once for each of them
             container.clear()
         _put_back(self.slots[:slots])
+        for module, mode in self._modes:
+            module.training = mode
         for buffer, value in self._buffers:
             if not torch.equal(buffer, value):
                 buffer.data.copy_(value)

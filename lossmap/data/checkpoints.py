@@ -320,8 +320,14 @@ def load_into(
     fit = state.fit(model, selection)
     if finite:
         finite_or_named(fit.state, state.path)
-    model.load_state_dict(fit.state, strict=False)
+    model.load_state_dict(_in_layout_of(model, fit.state), strict=False)
     return fit.notes
+
+
+def _in_layout_of(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors, which were read as dense, sparse again where the model's own are."""
+    own = {name: t.layout for name, t in model.named_buffers() if t.layout != torch.strided}
+    return {name: t.to_sparse(layout=own[name]) if name in own else t for name, t in state.items()}
 
 
 def file_sha256(path: str | Path) -> str:

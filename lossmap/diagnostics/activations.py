@@ -316,6 +316,8 @@ def recording(model: nn.Module) -> Iterator[ActivationRecorder]:
     recorder = ActivationRecorder()
     with ExitStack() as stack:
         for name, module in model.named_modules():
+            if isinstance(module, torch.jit.ScriptModule):  # it takes no such hooks
+                continue
             stack.callback(module.register_forward_pre_hook(recorder.enters(name)).remove)
             stack.callback(module.register_forward_hook(recorder.leaves(name), with_kwargs=True).remove)
         stack.enter_context(_Functions(recorder.add_call))

@@ -36,6 +36,7 @@ class Signal:
 
     calls   how often it was called
     behind  the rectifying activation directly behind it
+    is_hidden  whether it is called, or may be, where nothing can be seen: in a transform of torch.func, in TorchScript
     """
 
     module: str
@@ -47,6 +48,7 @@ class Signal:
     gradient: float
     reached: float
     behind: Activation | None
+    is_hidden: bool = False
 
     @property
     def all_dead(self) -> bool:
@@ -72,7 +74,7 @@ class _Tally:
     def __init__(self) -> None:
         self.calls = self.entries_in = self.entries = self.above = self.derivatives = self.nonzero = 0
         self.squares_in = self.squares = self.slopes = 0.0
-        self.is_hidden = False  # whether it was called inside vmap, grad or jvp of torch.func, which hide values
+        self.is_hidden = False  # whether vmap, grad or jvp of torch.func, or TorchScript, hide what passes
         self.is_final = False  # whether gradients are those of the loss, and not of one that it is made of
 
     def forward(self, inputs: tuple[Any, ...], output: Any) -> None:
@@ -109,6 +111,8 @@ def signals(problem: Problem) -> dict[str, Signal]:
     model = problem.model
     own = {name: m for name, m in model.named_modules() if any(True for _ in m.parameters(recurse=False))}
     tallies = {m: _Tally() for m in own.values()}
+    for m, tally in tallies.items():
+        tally.is_hidden = isinstance(m, torch.jit.ScriptModule)
     order: dict[nn.Module, None] = {}
 
     def record(module: nn.Module, inputs: tuple[Any, ...], keywords: Mapping[str, Any], output: Any) -> None:
@@ -118,7 +122,8 @@ def signals(problem: Problem) -> dict[str, Signal]:
     parameters = list(movable_parameters(model).values())
     handles = []
     try:
-        handles = [m.register_forward_hook(record, with_kwargs=True) for m in tallies]
+        seen = [m for m in tallies if not isinstance(m, torch.jit.ScriptModule)]  # which takes no such hooks
+        handles = [m.register_forward_hook(record, with_kwargs=True) for m in seen]
         with differentiated(model, parameters), recording(model) as recorder:
             for batch in problem.data:
                 recorder.begin_batch(samples_in(batch))
@@ -139,7 +144,7 @@ def signals(problem: Problem) -> dict[str, Signal]:
 
 def _signal(name: str, module: nn.Module, t: _Tally, behind: Activation | None) -> Signal:
     if t.is_hidden:
-        return Signal(name, type(module).__name__, t.calls, nan, nan, nan, nan, nan, None)
+        return Signal(name, type(module).__name__, t.calls, nan, nan, nan, nan, nan, None, is_hidden=True)
     return Signal(
         module=name,
         kind=type(module).__name__,
@@ -166,7 +171,7 @@ def why_zero(module: str, by_module: Mapping[str, Signal], gradient_norm: float)
     gradient_norm  of the mean loss by this module's parameters
     """
     signal = by_module.get(module)
-    if signal is None or signal.calls == 0:
+    if signal is None or (signal.calls == 0 and not signal.is_hidden):
         return "its module is never called: the loss does not depend on it"
     order = list(by_module.values())
     before, behind = order[: order.index(signal)], order[order.index(signal) :]

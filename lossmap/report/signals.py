@@ -33,7 +33,8 @@ ARRAYS = array_names(SignalSummary, "signal_")
 def signal_text(s: SignalSummary) -> str:
     """One module's signals."""
     if isnan(s.input) and isnan(s.output):
-        return f"{s.kind}: no signal seen: it is not called, or inside a transform of torch.func (vmap, grad, jvp)"
+        where = "inside a transform of torch.func (vmap, grad, jvp) or TorchScript"
+        return f"{s.kind}: no signal seen: it is not called, or {where}"
     dead = f", {s.dead} of {s.units} units dead" * bool(s.dead)
     return (
         f"{s.kind}: input {s.input:.2g}, output {s.output:.2g} (rms), {100 * s.active:.0f} % active{dead}, gradient "

@@ -333,6 +333,17 @@ def test_tensors_of_other_numbers_than_the_models_are_refused_by_name(change, me
     assert model.weight.tolist() == before
 
 
+@pytest.mark.parametrize("layout", [torch.sparse_coo, torch.sparse_csr])
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support")
+def test_a_buffer_that_is_sparse_stays_so(layout):
+    """As the adjacency of a graph network: its module registers it so."""
+    model, other = nn.Linear(3, 3), nn.Linear(3, 3)
+    for net, scale in ((model, 1.0), (other, 2.0)):
+        net.register_buffer("adjacency", (scale * torch.eye(3)).to_sparse(layout=layout))
+    load_into(model, other.state_dict())
+    assert model.adjacency.layout == layout and torch.equal(model.adjacency.to_dense(), 2 * torch.eye(3))
+
+
 def test_sparse_and_complex_tensors_of_real_numbers_are_read():
     model, weight = nn.Linear(3, 2), torch.eye(3)[:2] * 2
     load_into(model, {"weight": weight.to_sparse(), "bias": torch.ones(2)})
