@@ -22,7 +22,7 @@ AWKWARD = ["a b", "it's", 'say "x"', "$HOME", "`id`", "a\nb", "--x=-1:1:5", "*",
 
 
 def lines(job=JOB, site=None):
-    return slurm.batch_script(job, site or Site()).splitlines()
+    return [line.strip() for line in slurm.batch_script(job, site or Site()).splitlines()]
 
 
 def directives(job=JOB, site=None):
@@ -242,7 +242,7 @@ def ran(tmp_path, before="0 points", after="0 points", code=0, state=75, restart
         (tmp_path / "s.h5.restarts-7").write_text(f"{few}\n")
     (tmp_path / "said").write_text("")
     text = slurm.batch_script(job or replace(JOB, result=tmp_path / "s.h5", requeue=True), site or Site())
-    if site is None:
+    if site is None or site.before:
         text = re.sub(r"^program=.*", f"program=({folder}/lossmap)", text, flags=re.MULTILINE)
     variables = {"PATH": f"{folder}:{os.environ['PATH']}", "SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": str(restart)}
     done = subprocess.run(
@@ -275,6 +275,19 @@ def test_other_attempts_do_not_requeue_it(tmp_path, attempt, sentence, exit_code
     out, code, said = ran(tmp_path, **attempt)
     assert sentence in out and not said and code == exit_code
     assert not (tmp_path / "s.h5.restarts-7").exists()
+
+
+@pytest.mark.parametrize("few", [None, "4 itself"])
+def test_a_signal_while_a_job_is_set_up_begins_nothing_and_leaves_the_job_to_come_back(tmp_path, few):
+    """The script had no handler then, so that it was killed: a failed job, and nothing of it requeued."""
+    early = Site(before=("kill -USR1 $$",))
+    out, code, said = ran(tmp_path, state=2, after="9 points", few=few, site=early)
+    assert "nothing was begun: a signal to stop came first" in out and code == 75
+    assert said == (["scontrol requeue 7"] if few is None else [])
+    assert (few is None) == ("brought at most one new point" not in out)  # it does not do so for ever
+    assert ran(tmp_path, state=0, site=early)[1:] == (0, [])  # another job has completed it meanwhile
+    job = Job(("health",), None, tmp_path, about=tmp_path / "net_health")
+    assert ran(tmp_path, job=job, site=early)[1:] == (75, [])
 
 
 def test_two_new_points_end_the_count_of_fruitless_attempts(tmp_path):
