@@ -58,6 +58,11 @@ class Measurements:
     skipped: Mapping[str, str] = field(default_factory=dict)
     weight: int | None = None
 
+    def __post_init__(self) -> None:
+        # files of earlier versions hold norms alone
+        norms = {n: v if isinstance(v, tuple) else (float(v), nan) for n, v in self.gradient_norms.items()}
+        object.__setattr__(self, "gradient_norms", norms)
+
     def gradient_ratio_error(self, above: int, below: int) -> float:
         """The jackknife standard error of the ratio of two tensors' root mean square gradients.
 

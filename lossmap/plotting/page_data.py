@@ -25,7 +25,7 @@ from lossmap.io.curvature_signs import NEGATIVE, UNDECIDED
 from lossmap.io.field_errors import ROUNDED, field_errors
 from lossmap.io.printable import printable
 from lossmap.io.surface import Group, Surface
-from lossmap.plotting.between_points import errors_between, refinement_notes, with_points_between
+from lossmap.plotting.between_points import MEASURED, errors_between, refinement_notes, with_points_between
 from lossmap.plotting.contour_levels import labels, scale_of
 from lossmap.plotting.dispatch import draw_content
 from lossmap.plotting.flatness import noise_in, ratio_errors
@@ -188,7 +188,7 @@ def _field(surfaces: Sequence[Surface], name: str, options: FigureOptions) -> di
 
 def _is_beside(name: str) -> bool:
     """Whether a field tells of another one, or of the work: it stands under "more"."""
-    return name.endswith((*BESIDE, "products")) or name.startswith("audit_") or ":" in name
+    return name.endswith((*BESIDE, "products")) or name.startswith("audit_") or ":" in name or name == MEASURED
 
 
 def _words(surface: Surface, name: str) -> tuple[str, str]:
@@ -293,6 +293,7 @@ def _file(surface: Surface, source: PageSource, names: Sequence[str], options: F
         "statusOf": measure_of,
         "path": None if path is None else _path(path),
         "signs": _signs(surface, own, read),
+        "between": packed((surface[MEASURED] == 0).astype(np.uint8)) if MEASURED in surface else None,
         "notes_text": "\n".join([*refinement_notes([surface]), *accuracy_notes(surface)]),
         "figures": list(_figures(source)),
         "provenance": list(_provenance(source.surface)),

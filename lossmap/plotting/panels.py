@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 
 from lossmap.io.read import Group, Surface
 from lossmap.io.refined import is_refined
+from lossmap.io.surface import TO_DO
 from lossmap.plotting import maps
 from lossmap.plotting.contour_levels import Scale, scale_at, scale_of, suits_log
 from lossmap.plotting.interpolation import AUTOMATIC, factor_of
@@ -127,10 +128,17 @@ def interpolation_notes(
     factors = sorted({factor_of(surface.grid.shape, interp, enough) for surface in surfaces})
     if not factors or factors[-1] == 1 or scale.flat:
         return []
-    shapes = sorted({surface.grid.shape[::-1] for surface in surfaces})
-    measured = ", ".join(f"{nx}\N{MULTIPLICATION SIGN}{ny}" for nx, ny in shapes)
+    measured = ", ".join(sorted({_measured_points(surface) for surface in surfaces}, key=len))
     of_what = "the logarithm" if scale.log else "the values"
     return [f"measured at {measured} points; between them a cubic spline of {of_what}"]
+
+
+def _measured_points(surface: Surface) -> str:
+    """Of a grid its size in points, and how many of them were measured where no measure of it is complete."""
+    ny, nx = surface.grid.shape
+    size = f"{nx}\N{MULTIPLICATION SIGN}{ny}"
+    to_do = min((int(np.sum(status == TO_DO)) for status in surface.status.values()), default=0)
+    return f"{nx * ny - to_do:,} of {size}" if to_do else size
 
 
 def _has_positive(arrays: Sequence[np.ndarray]) -> bool:

@@ -17,6 +17,7 @@ from lossmap.data.problem import Problem
 from lossmap.diagnostics.stability import stability_limit
 from lossmap.health.diagnose import diagnose, diagnose_network_health, subset
 from lossmap.health.finding import SERIOUS
+from lossmap.health.measurements import Measurements
 from lossmap.health.rules import apply_rules
 from lossmap.linalg.power_law import PowerLawTail
 from lossmap.training import Recipe, train
@@ -401,3 +402,9 @@ def test_samples_of_one_class_are_no_chance_level():
     model.bias.data = torch.tensor([0.0, 9.0, 0.0])
     data = (torch.randn(40, 4), torch.ones(40, dtype=torch.int64))
     assert "chance-level" not in rules(diagnose_network_health(model, data, examinations=("signals",)))
+
+
+def test_norms_of_earlier_files_which_had_no_errors_are_read_as_such():
+    earlier = Measurements("net", 3, 5, gradient_norms={"weight": 0.5, "bias": (0.25, 1e-8)})
+    assert earlier.gradient_norms["bias"] == (0.25, 1e-8) and earlier.gradient_norms["weight"][0] == 0.5
+    assert np.isnan(earlier.gradient_norms["weight"][1])

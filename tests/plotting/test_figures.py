@@ -916,3 +916,13 @@ def test_a_relief_from_above_has_no_axis_of_heights_and_its_bar_says_what_it_sho
     assert above[0].get_zticks().size == 0 and above[0].get_zlabel() == ""
     assert beside[0].get_zticks().size and "training loss" in beside[0].get_zlabel()
     assert "training loss" in above[1].get_ylabel() and beside[1].get_ylabel() == ""
+
+
+def test_a_survey_that_is_not_complete_says_how_many_points_were_measured():
+    grid = Grid.square(-1, 1, 9)
+    x, y = np.meshgrid(grid.x, grid.y)
+    state = (y < 0.3).astype("u1")
+    made = Surface(grid, {"train_loss": np.where(state, 1 + x**2, np.nan)}, status={"loss": state},
+                   measures={"loss": ("train_loss",)})  # fmt: skip
+    words = " ".join(t.get_text() for t in draw(made).findobj(Text))
+    assert f"measured at {int(state.sum())} of 9\N{MULTIPLICATION SIGN}9 points" in " ".join(words.split())

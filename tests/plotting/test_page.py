@@ -615,3 +615,39 @@ def test_axe_finds_no_fault(browser, full, tmp_path):
             tab.evaluate(script)
             found = tab.evaluate("axe.run().then((r) => r.violations.map((v) => [v.impact, v.id, v.nodes[0].html]))")
             assert found == []
+
+
+def test_a_refined_surface_shows_what_was_measured_and_what_lies_between(browser, tmp_path):
+    turn = np.where((np.arange(GRID.shape[0])[:, None] + np.arange(GRID.shape[1])) % 3 == 0, 0.0, -1.0)
+    loss, accuracy = 1 + X**2, 90 - X**2
+    own = turn == 0
+    fields = {"train_loss": np.where(own, loss, np.nan), "train_acc": np.where(own, accuracy, np.nan)}
+    group = Group({"round": turn, "train_loss": loss, "train_acc": accuracy}, {"error": 0.02})
+    refined = Surface(
+        GRID, fields, measures={"loss": tuple(fields)}, status={"loss": own.astype("u1")}, groups={"refinement": group}
+    )
+    with shown(browser, page(refined, tmp_path / "s.html"), f"#x={GRID.x[1]}&y={GRID.y[0]}&hide=contours") as tab:
+        said = dict(
+            tab.eval_on_selector_all("#readout tr", "rows => rows.map(r => [...r.cells].map(c => c.innerText))")
+        )
+        assert "±" in said["mean loss over the training samples"]  # that of the picture
+        assert said["mean loss over the training samples"].endswith(", between measured points")
+        assert said["accuracy on the training samples"].endswith("between measured points, how far off is not known")
+        assert "measured; all else lies between" in tab.inner_text(".legend")
+        dotted = pixels(tab, "map-0")
+        tab.uncheck("#show-points")
+        settled(tab)
+        changed = (pixels(tab, "map-0") != dotted).any(axis=2)
+        assert own.sum() < changed.sum() < 40 * own.sum()
+        tab.evaluate(f"location.hash = '#x={GRID.x[0]}&y={GRID.y[0]}'")
+        until(tab, f"document.getElementById('place').textContent === 'x {GRID.x[0]:.4g}, y {GRID.y[0]:.4g}'")
+        assert "between" not in tab.inner_text("#readout")
+
+
+def test_a_line_of_one_point_is_drawn_as_a_dot(browser, tmp_path):
+    made = Surface(Grid(np.zeros(1)), {"train_loss": np.array([1.0])})
+    with shown(browser, page(made, tmp_path / "s.html")) as tab:
+        tab.evaluate("location.hash = '#'")
+        drawn = pixels(tab, "map-0")
+        blue = (drawn[..., 2] > 120) & (drawn[..., 0] < 60)
+        assert blue.sum() > 5

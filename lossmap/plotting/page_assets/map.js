@@ -285,6 +285,11 @@ function drawMap(context, file, view, width, height, ratio) {
     context.strokeStyle = '#000'; context.lineWidth = 2.4;
     strokeCrossings(context, box, fine, fine.heights, [0]);
   }
+  if (layers.points && file.between) {
+    context.fillStyle = '#000'; context.strokeStyle = 'rgba(255, 255, 255, 0.8)'; context.lineWidth = 0.8; context.beginPath();
+    file.between.forEach((b, i) => { if (!b) { const [x, y] = [box.px(file.x[i % file.x.length]), box.py(file.y[Math.floor(i / file.x.length)])]; context.moveTo(x + 1.5, y); context.arc(x, y, 1.5, 0, 7); } });
+    context.fill(); context.stroke();
+  }
   if (layers.path && file.path) { drawPath(context, file.path.x.map((x, i) => [box.px(x), box.py(file.path.y[i])]), file, view); }
   context.restore();
   if (box.x0 <= 0 && box.x1 >= 0 && box.y0 <= 0 && box.y1 >= 0) {
@@ -303,7 +308,8 @@ function drawMap(context, file, view, width, height, ratio) {
 function drawChart(context, file, view, width, height, ends) {
   const scale = view.scale, level = scale.kind === 'log' ? (v) => (v > 0 ? Math.log10(v) : NaN) : (v) => v;
   const left = 70, top = 12, w = width - left - 16, h = height - top - 46;
-  const x0 = Math.min(...file.x), x1 = Math.max(...file.x), y0 = level(ends[0]), y1 = level(ends[1]);
+  const alone = file.x.length === 1 ? 0.5 : 0; // one point stands in the middle
+  const x0 = Math.min(...file.x) - alone, x1 = Math.max(...file.x) + alone, y0 = level(ends[0]), y1 = level(ends[1]);
   const box = { left, top, w, h, x0, x1, px: (x) => left + ((x - x0) / (x1 - x0 || 1)) * w, py: (y) => top + ((y1 - level(y)) / (y1 - y0 || 1)) * h, x: (p) => x0 + ((p - left) / w) * (x1 - x0) };
   context.font = FONT;
   const order = Array.from(file.x.keys()).sort((a, b) => file.x[a] - file.x[b]);
@@ -328,7 +334,7 @@ function drawChart(context, file, view, width, height, ends) {
     order.forEach((i) => {
       const v = values[i], e = file.errorAt(field.name, i), x = box.px(file.x[i]);
       if (!Number.isFinite(box.py(v))) { return; }
-      if (order.length <= 101) { context.beginPath(); context.arc(x, box.py(v), 2, 0, 7); context.fill(); }
+      if (order.length <= 101) { context.beginPath(); context.arc(x, box.py(v), alone ? 4 : 2, 0, 7); context.fill(); }
       if (e > 0 && Number.isFinite(box.py(v - e)) && Math.abs(box.py(v - e) - box.py(v + e)) > 3) {
         context.beginPath(); context.moveTo(x, box.py(v - e)); context.lineTo(x, box.py(v + e)); context.stroke();
       }

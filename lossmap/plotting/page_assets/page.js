@@ -7,7 +7,7 @@ const made = (tag, properties = {}, ...children) => {
   return element;
 };
 const START = { turn: 35, tilt: 35, zoom: 1 };
-const LAYERS = { contours: 'contour lines', spline: 'spline between the points, in contour lines and relief', zero: 'line where the smallest eigenvalue is 0', signs: 'hatches by the sign, of eigenvalues', path: 'training path', holes: 'marks of points without a value' };
+const LAYERS = { contours: 'contour lines', spline: 'spline between the points, in contour lines and relief', zero: 'line where the smallest eigenvalue is 0', signs: 'hatches by the sign, of eigenvalues', path: 'training path', points: 'dots at the measured points', holes: 'marks of points without a value' };
 let page, state, touched = 0;
 
 async function start() {
@@ -30,6 +30,7 @@ async function start() {
 
 async function open(file) {
   for (const name of Object.keys(file.values)) { file.values[name] = await unpacked(file.values[name]); }
+  if (file.between) { file.between = await unpacked(file.between); } // 1 where a refined surface was not measured
   for (const name of Object.keys(file.signs)) { file.signs[name] = await unpacked(file.signs[name]); }
   for (const name of Object.keys(file.status)) { file.status[name] = await unpacked(file.status[name]); }
   for (const name of Object.keys(file.errors)) { const e = file.errors[name]; if (e.data) { file.errors[name] = { values: await unpacked(e) }; } }
@@ -126,7 +127,7 @@ function buildControls() {
   select.addEventListener('change', () => { state.field = select.value; state.scale = ''; syncControls(); redraw(); });
   $('scale').addEventListener('change', () => { state.scale = $('scale').value; redraw(); });
   Object.entries(LAYERS).forEach(([key, words]) => {
-    const there = { contours: page.files.some((f) => !f.isLine), spline: page.files.some((f) => !f.isLine && factorFor(f, 200) > 1), zero: page.files.some((f) => !f.isLine && f.values.min_eig), signs: page.files.some((f) => Object.keys(f.signs).length), path: page.files.some((f) => f.path && !f.isLine), holes: true }[key];
+    const there = { contours: page.files.some((f) => !f.isLine), spline: page.files.some((f) => !f.isLine && factorFor(f, 200) > 1), zero: page.files.some((f) => !f.isLine && f.values.min_eig), signs: page.files.some((f) => Object.keys(f.signs).length), path: page.files.some((f) => f.path && !f.isLine), points: page.files.some((f) => f.between), holes: true }[key];
     if (!there) { return; }
     const box = made('input', { type: 'checkbox', id: `show-${key}` });
     box.addEventListener('change', () => { state.hide = Object.keys(LAYERS).filter((k) => ($(`show-${k}`) ? !$(`show-${k}`).checked : state.hide.includes(k))); redraw(); });
@@ -309,6 +310,7 @@ function fillLegend(file, view) {
   if (!file.isLine && view.layers.contours && !view.scale.flat) { items.push(['key contour', 'levels, at the ticks of the colour bar and between them']); }
   if (!file.isLine && view.layers.zero && file.values.min_eig) { const low = Array.from(file.values.min_eig).filter(Number.isFinite); items.push(['key zero', `smallest eigenvalue = 0${low.some((v) => v < 0) && low.some((v) => v > 0) ? '' : ': nowhere here'}`]); }
   if (!file.isLine && view.layers.path && file.path) { items.push(['key path', pathInWords(file, view)]); }
+  if (!file.isLine && view.layers.points && file.between) { items.push(['key sign', '\u00b7 measured; all else lies between measured points']); }
   if (view.layers.signs && file.signs[view.field.name] && !view.scale.flat) { items.push(...signsInWords(file, view.field)); }
   const counts = {};
   Array.from(values).forEach((v, i) => { const why = holeAt(v, file.statusAt(view.field.name, i)); if (why) { counts[why] = (counts[why] ?? 0) + 1; } });

@@ -73,8 +73,9 @@ function reading(file, field, index) {
   if (hole) { return hole === 'infinite' ? (values[index] > 0 ? 'infinite' : '-infinite') : hole; }
   const value = field.name === 'ratio' ? Math.abs(values[index]) : values[index];
   const error = bar(file.errorAt(field.name, index)), unit = field.unit ? ` ${field.unit}` : '';
+  const between = file.between?.[index] && field.name !== 'measured' ? `, between measured points${error ? '' : ', how far off is not known'}` : '';
   const sign = field.name === 'ratio' ? `, smallest ${values[index] > 0 ? 'negative' : 'not negative'}` : '';
-  return `${sevenDigits(value)}${error ? ` \u00b1 ${error}` : ''}${unit}${sign}`;
+  return `${sevenDigits(value)}${error ? ` \u00b1 ${error}` : ''}${unit}${sign}${between}`;
 }
 
 // Borders of the cells around ticks: half-way to the neighbours.
