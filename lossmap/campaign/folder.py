@@ -156,7 +156,8 @@ class CampaignFolder:
             return MemberState(outcome=FAILED, reason=str(error))
         done = self._beside(digest, "done")
         if not failure and done.exists() and not self._is_of(digest, surface):
-            failure = f"{path} is not the file that was computed for this member: delete it, and run the campaign again"
+            reason = f"{path} is not the file that was computed for this member: delete it, and run the campaign again"
+            return MemberState(outcome=FAILED, reason=reason)  # without its numbers, which are another's
         return _state_of(surface, failure, done.exists())
 
     def _is_of(self, digest: str, surface: Surface) -> bool:
@@ -247,8 +248,9 @@ def _state_of(surface: Surface, failure: str, is_done: bool) -> MemberState:
     outcome = next((word for word in (UNFINISHED, FAILED) if word in outcomes), COMPLETE)
     if outcome != UNFINISHED and not is_done:
         outcome = UNFINISHED
-    reason = next(filter(None, (surface.change_of(name) for name in surface.status)), "")
-    reason = reason or next((f.reason for f in surface.failures), "")
+    changed = next(filter(None, (surface.change_of(name) for name in surface.status)), "")
+    numbers = {} if changed or failure else numbers_of(surface)  # of another survey, or of several functions
+    reason = changed or next((f.reason for f in surface.failures), "")
     if failure:
         outcome, reason = FAILED, failure
     return MemberState(
@@ -257,7 +259,7 @@ def _state_of(surface: Surface, failure: str, is_done: bool) -> MemberState:
         failed,
         done + failed + left,
         reason=reason,
-        numbers=numbers_of(surface),
+        numbers=numbers,
         sources=sources_of(surface.attributes),
         **cost_of(surface),
     )

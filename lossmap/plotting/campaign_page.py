@@ -123,6 +123,8 @@ def _members(rows: Sequence[Row]) -> list[_Member]:
     for row in rows:
         if not row.get("file") or row["digest"] in members:
             continue
+        if row["outcome"] == "failed" and not row["failed"]:  # as a whole, such as one whose file is another's
+            continue
         try:
             surface = read(row["file"])
         except (NotASurface, OSError):  # the table says what is wrong with it

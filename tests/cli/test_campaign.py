@@ -372,6 +372,8 @@ def test_a_result_that_was_copied_over_another_members_is_not_taken_for_its_own(
         shutil.copy(f"{one}.{ending}", f"{two}.{ending}")
         assert main(["campaign", "c.toml", "status"]) == 3
         assert f"{two.name}.h5 is not the file that was computed for this member" in capsys.readouterr().out
+        _, row = collected(*members_and_folder("c.toml")).rows
+        assert row["outcome"] == "failed" and row.get("train_loss_center", row.get("loss")) is None  # another's
     Path(f"{two}.h5").unlink()
     assert main(["campaign", "c.toml", "run"]) == 0
     assert main(["campaign", "c.toml", "status"]) == 0

@@ -25,7 +25,7 @@ def member(folder, digest, surface, measure="surface"):
     write_surface(folder / f"{digest}.h5", surface)
     return {
         "name": f"{measure}: <b>{digest}</b>", "measure": measure, "outcome": "complete", "digest": digest,
-        "file": str(folder / f"{digest}.h5"), "done": 30, "total": 30, "seed": len(digest), "loss": 0.5,
+        "file": str(folder / f"{digest}.h5"), "done": 30, "failed": 0, "total": 30, "seed": len(digest), "loss": 0.5,
     }  # fmt: skip
 
 
@@ -70,6 +70,11 @@ def test_numbers_stand_before_settings_and_captions_say_what_differs(tmp_path):
     assert heads == ["member", "outcome", "points", "loss", "seed", "lr", "result"]
     assert re.findall("<figcaption>(.*?)</figcaption>", text) == ["lr 0.1", "lr 0.2"]
     assert "30 of 30" in text and "0 of 0" not in text
+    rows[0] |= {"outcome": "failed", "reason": "a.h5 is not the file that was computed for this member"}
+    text = campaign_page(rows, "s", tmp_path / "r.html").read_text()
+    assert len(re.findall("<figcaption>", text)) == 1  # it is not drawn under the name of this one
+    rows[0] |= {"failed": 2}  # points
+    assert len(re.findall("<figcaption>", campaign_page(rows, "s", tmp_path / "r.html").read_text())) == 2
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed: the page is not looked at")
