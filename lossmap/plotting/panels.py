@@ -26,6 +26,7 @@ from lossmap.plotting.style import column_width, new_figure, page_width, type_si
 from lossmap.plotting.titles import set_titles
 
 LOSS_NAMES = ("train_loss", "test_loss")
+SMALLEST_PANEL = 0.8  # inches across, below which labels take all the room
 AXIS = 0.45  # that ticks and label of the lowest panels take
 NOTES, LEGEND = 5.8, 6.5  # points, of type below the panels
 CHARACTERS_PER_INCH = 21  # of the notes below a figure
@@ -175,11 +176,16 @@ def figure_of_maps(
     axes    the caller's own, in place of a new figure, for one plane
 
     Returns the figure, its panels (rows, columns), of which the last may be empty, and the number of columns.
+
+    Raises ValueError for a width that leaves the maps less than SMALLEST_PANEL.
     """
     if axes is not None:
         return axes.figure, np.array([[axes]]), 1
     rows, columns, width = layout_of(len(surfaces), width)
     panel = _panel_width(width, columns)
+    if panel < SMALLEST_PANEL:
+        least = width + (SMALLEST_PANEL - panel) * columns
+        raise ValueError(f"--width must be at least {least:.3g} inches for {columns} beside each other; got {width:g}")
     height = rows * (panel / panel_ratio(surfaces[0]) + (0.3 if titled else 0.12)) + AXIS
     figure = new_figure(width, height, compressed=True)
     shared = have_one_window(surfaces)

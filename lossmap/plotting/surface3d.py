@@ -219,8 +219,8 @@ def _cut_facets(colours: np.ndarray, values: np.ndarray, raw: np.ndarray, scale:
     low, high = _heights(np.array([scale.low, scale.high]), scale)
     margin = 1e-12 * max(abs(low), abs(high))  # a logarithm of an end is not always that of the scale
     for mask, is_cut, colour, words in (
-        (raw > high + margin, finite > scale.high, ABOVE, f"above {scale.high:g}, cut: up to {{:.3g}}"),
-        (raw < low - margin, finite < scale.low, BELOW, f"below {scale.low:g}, cut: down to {{:.3g}}"),
+        (raw > high + margin, scale.above & (finite > scale.high), ABOVE, f"above {scale.high:g}, cut: up to {{:.3g}}"),
+        (raw < low - margin, scale.below & (finite < scale.low), BELOW, f"below {scale.low:g}, cut: down to {{:.3g}}"),
     ):
         if not is_cut.any():  # between the points alone, by the spline
             continue

@@ -926,3 +926,20 @@ def test_a_survey_that_is_not_complete_says_how_many_points_were_measured():
                    measures={"loss": ("train_loss",)})  # fmt: skip
     words = " ".join(t.get_text() for t in draw(made).findobj(Text))
     assert f"measured at {int(state.sum())} of 9\N{MULTIPLICATION SIGN}9 points" in " ".join(words.split())
+
+
+def test_a_width_that_leaves_no_room_for_maps_is_refused():
+    grid = Grid.square(-1, 1, 5)
+    surface = Surface(grid, {"train_loss": 1 + np.hypot(*np.meshgrid(grid.x, grid.y))})
+    with pytest.raises(ValueError, match=r"--width must be at least 1.95 inches for 1 beside each other; got 1.6"):
+        draw(surface, width=1.6)
+    with pytest.raises(ValueError, match=r"at least 4.15 inches for 3 beside"):
+        draw([surface] * 3, width=3)
+    assert draw(surface, width=1.95).get_figwidth() == 1.95
+
+
+def test_a_value_that_rounding_keeps_from_the_end_of_a_relief_is_no_cut():
+    grid = Grid.square(-1, 1, 9)
+    loss = 1e-20 * (1 + np.meshgrid(grid.x, grid.y)[0] ** 2) * (1 - 1e-15)
+    figure = draw(Surface(grid, {"train_loss": loss}), "3d")
+    assert not figure.legends or all("cut" not in t.get_text() for t in figure.legends[0].get_texts())
