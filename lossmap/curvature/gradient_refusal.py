@@ -56,8 +56,9 @@ def refuse_gradient(few: FewSamples, error: float) -> NoReturn:
     through = f" through {names}" if names else ""
     raise ValueError(
         f"the gradient that PyTorch gives{through} is not that of the loss (it differs by {error:.1g} from the loss's "
-        "own changes): a straight-through estimator, a stopped gradient (detach, .data, no_grad), or a value read from "
-        "a parameter (.item(), NumPy); its derivative is no Hessian, so write the loss in differentiable operations"
+        "own changes): a backward that is not its forward's derivative, as a straight-through estimator has, a stopped "
+        "gradient (detach, .data, no_grad), or a value read from a parameter (.item(), NumPy); its derivative is no "
+        "Hessian, so write the loss in differentiable operations"
     )
 
 
