@@ -201,7 +201,10 @@ def source_of(value: Any, name: str, ranks_sharing: int | None = None) -> Source
     if is_indexed and not isinstance(value, (dict, list, tuple, str)) and not is_one_batch(value):
         value, _ = with_fixed_draws(value, _same, name)
         try:
-            return replace(of_dataset(value, default_collate), whole=value)
+            source = of_dataset(value, default_collate)
+            if source.samples:
+                source.fetch([0])  # tells whether they can be put together so
+            return replace(source, whole=value)
         except TypeError:  # objects, which `default_collate` does not take
             return _of_batches(read_into_memory(_each_alone(value), ranks_sharing=ranks_sharing))
     if isinstance(value, (Mapping, Tensor)) or hasattr(value, "__iter__") or is_one_batch(value):
