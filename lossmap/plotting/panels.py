@@ -240,7 +240,7 @@ def add_legend_and_notes(figure: Figure, handles: Sequence[Artist], notes: Seque
     unique = {str(handle.get_label()): handle for handle in handles}
     if axes is not None:
         if handles:
-            axes.legend(handles=list(unique.values()), fontsize=legend_size)
+            axes.legend(handles=list(unique.values()), fontsize=legend_size, frameon=True)  # it lies over the map
         return
     width = CHARACTERS_PER_INCH * figure.get_figwidth() * NOTES / notes_size
     words = "\n".join(textwrap.fill(line, int(width)) for line in notes)

@@ -112,6 +112,7 @@ def draw_surface3d(
     axes.set_ylabel(labels[1], labelpad=-7)
     axes.zaxis.set_rotate_label(False)
     axes.set_zlabel(labels[2], labelpad=-4, rotation=90)
+    axes.computed_zorder = False  # of a caller's own axes too: the path lies over the surface
     axes.patch.set_visible(False)  # it would cover the label of a relief on its left
     axes.tick_params(pad=-3, labelsize=type_size(6))
     axes.tick_params(axis="z", pad=-1)

@@ -174,7 +174,7 @@ CAPTION = (
     "Mean loss over the training samples (nats) of resnet20 over a plane along two directions, each random "
     "(filter-normalized, without biases and batch norm, seed 3), 9\N{MULTIPLICATION SIGN}9 points in [-1, 1]"
     "\N{SUPERSCRIPT TWO}, on 5,000 training samples of cifar10, in float32. Of 81 points: 1 not computed. "
-    "Measured at 9\N{MULTIPLICATION SIGN}9 points; between them a cubic spline of the logarithm."
+    "Measured at 80 of 9\N{MULTIPLICATION SIGN}9 points; between them a cubic spline of the logarithm."
 )
 
 
@@ -246,3 +246,12 @@ def test_a_narrow_column_holds_its_words_and_leaves_the_map_its_width(kind, tmp_
 
 def _within(box, whole):
     return box.x0 >= whole.x0 - 1 and box.y0 >= whole.y0 - 1 and box.x1 <= whole.x1 + 1 and box.y1 <= whole.y1 + 1
+
+
+def test_in_axes_of_ones_own_a_path_lies_over_the_relief_and_the_legend_can_be_read():
+    figure = Figure()
+    axes = figure.add_subplot(projection="3d")
+    z = 1 + X**2 + Y**2
+    z[0, 0] = np.nan
+    draw(plane(z), "3d", ax=axes)
+    assert not axes.computed_zorder and axes.get_legend().get_frame_on()
