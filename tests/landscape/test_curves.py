@@ -12,6 +12,7 @@ from torch import nn
 
 import lossmap
 from lossmap.data.batches import FixedBatches, Resident
+from lossmap.data.datasets import load
 from lossmap.data.problem import Problem
 from lossmap.data.random_batches import shuffled_batch
 from lossmap.geometry.directions import line_between
@@ -27,6 +28,7 @@ from lossmap.landscape.curves import (
     train_bend,
 )
 from lossmap.landscape.loss import ForwardPlan
+from lossmap.training import Recipe, train
 
 A, B = np.array([1.0, 0.0]), np.array([0.0, 1.0])
 
@@ -153,3 +155,17 @@ def test_the_batches_of_an_epoch_hold_each_sample_once_and_the_users_own_stay_wh
     assert torch.cat(batches[:2]).tolist() != torch.cat(batches[2:]).tolist()
     own = FixedBatches(((torch.zeros(2),), (torch.ones(3),)))
     assert sorted(len(shuffled_batch(own, 5, step, "test", 0)[0]) for step in range(2)) == [2, 3]
+
+
+def test_between_two_trained_nets_the_curve_stays_below_the_barrier_of_the_line():
+    data = load("digits", "train", samples=600)
+    nets = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        nets.append(nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10)))
+        train(Problem.supervised(nets[-1], "crossentropy", data), Recipe(epochs=20, seed=seed))
+    line = lossmap.connect(Problem.supervised(nets[0], "crossentropy", data), nets[1], points=11, curve="bezier")
+    straight, curved = line.barrier(), line.curve.barrier()
+    assert straight.height > 10 * straight.error > 0.0
+    assert curved.height < straight.height / 10
+    assert line.curve.losses["train"][[0, -1]] == pytest.approx(line.losses["train"][[0, -1]], rel=1e-6)
