@@ -40,6 +40,7 @@ from lossmap.data.borrow import temporary_parameters
 from lossmap.data.problem import Problem
 from lossmap.geometry.parameter_vector import Layout, selected
 from lossmap.linalg.operator import SymmetricOperator
+from lossmap.memory import return_freed_memory
 from lossmap.numerics import numerics
 
 Parameters = Sequence[Tensor]
@@ -367,6 +368,7 @@ class CurvatureOperator:
         with differentiated(self.problem.model, parameters):
             for batch in self.problem.data:
                 sums.add(self.product(self.problem, batch, parameters, vectors))
+        return_freed_memory(self.problem.model)  # of a large model what lies between the tensors that stay
         return sums.value()
 
     def to_scipy(self) -> LinearOperator:

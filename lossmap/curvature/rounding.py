@@ -32,6 +32,7 @@ from lossmap.data.borrow import copy_of, temporary_parameters, to_precision
 from lossmap.data.held_model import refuse_held
 from lossmap.data.problem import Problem
 from lossmap.linalg.operator import ROUNDING_EPSILONS, SymmetricOperator
+from lossmap.memory import return_freed_memory
 from lossmap.seeding import normal
 
 log = logging.getLogger("lossmap")
@@ -109,6 +110,7 @@ class RoundingProbe:
         safety = SAFETY
         if single.dtype == torch.float64:
             safety = EXTRAPOLATED_SAFETY
+        return_freed_memory(few.model)
         if error is None or (error == scale == 0.0 and self._is_flat(few)):
             error = self._cancelled(few, single)
         if error is None:
