@@ -47,7 +47,7 @@ def supervised():
 def test_problems_measures_and_operators_work_in_another_process(tmp_path):
     model, point = net(), (0.3,)
     dataset = TensorDataset(X, Y)
-    streamed = Streamed(of_dataset(dataset, torch.utils.data.default_collate, "set").fetch, range(30), 10)
+    streamed = Streamed(of_dataset(dataset, torch.utils.data.default_collate).fetch, range(30), 10)
     weighted = nn.CrossEntropyLoss(torch.tensor([1.0, 2.0, 3.0]))
     problems = [
         lossmap.Problem.supervised(model, "crossentropy", (X, Y)),
