@@ -45,7 +45,10 @@ def _draw_split(axes: Any, stored: StoredReport, split: str) -> None:
     if np.isfinite(losses[[0, -1]]).all():
         axes.plot([0.0, 1.0], losses[[0, -1]], "--", color=LINE, linewidth=0.8)
         _mark_barrier(axes, stored, split, losses)
-    axes.set_ylabel(f"{split} loss{in_brackets(stored.text('unit'))}", color=BLUE)
+    ends = losses[[0, -1]]  # both models, named below
+    axes.plot([0.0, 1.0], ends, "X", color="black", markersize=5, clip_on=False, zorder=3)
+    name = "training" if split == "train" else split
+    axes.set_ylabel(f"{name} loss{in_brackets(stored.text('unit'))}", color=BLUE)
     axes.tick_params(axis="y", colors=BLUE)
     axes.set_xlim(0.0, 1.0)
     axes.set_xlabel(f"t, from {stored.text('first')} (0) to {stored.text('other')} (1)")
@@ -75,7 +78,8 @@ def _mark_barrier(axes: Any, stored: StoredReport, split: str, losses: np.ndarra
 
 def _height_text(stored: StoredReport, split: str) -> str:
     height = stored.number(f"{split}_barrier")
-    return value_with_error(height, stored.number(f"{split}_error")) if height else "none"
+    error = stored.number(f"{split}_error")
+    return value_with_error(height, error).replace("+-", "±") if height else "none"
 
 
 def _beside_text(stored: StoredReport, split: str) -> str:
