@@ -29,7 +29,7 @@ lossmap spectrum --model mlp --model-file net.pt --samples 256 --surf-file spect
 lossmap spectrum --model mlp --model-file net.pt --samples 256 --layers module --surf-file layers.h5
 lossmap spectrum --model mlp --model-file other.pt --samples 256 --layers module --surf-file other-layers.h5
 lossmap dynamics run --model mlp --top 5 --samples 256 --surf-file dynamics.h5
-lossmap connect net.pt other.pt --model mlp --surf-file line.h5
+lossmap connect net.pt other.pt --model mlp --align weights --curve bezier --surf-file line.h5
 lossmap surface --model mlp --model-file net.pt --split both --x=-1:1:41 --surf-file seed0.h5
 lossmap surface --model mlp --model-file net.pt --split both --x=-1:1:41 --seed 1 --surf-file seed1.h5
 lossmap surface --model mlp --model-file net.pt --split both --x=-1:1:41 --seed 2 --surf-file seed2.h5
@@ -79,7 +79,8 @@ PICTURES = (
     ),
     (
         "The line between two networks",
-        "The barrier above the straight line between both ends.",
+        "The barrier above the straight line between both ends, before and after their units are aligned, and a curve of "
+        "low loss around it.",
         "lossmap draw line.h5 --output barrier.png",
     ),
     (
