@@ -79,8 +79,8 @@ PICTURES = (
     ),
     (
         "The line between two networks",
-        "The barrier above the straight line between both ends, before and after their units are aligned, and a curve of "
-        "low loss around it.",
+        "The barrier above the straight line between both ends, before and after their units are aligned, and a curve "
+        "of low loss around it.",
         "lossmap draw line.h5 --output barrier.png",
     ),
     (

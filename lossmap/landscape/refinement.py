@@ -217,12 +217,9 @@ def rounds_of(surface: Surface) -> np.ndarray:
     return np.array(surface.groups[GROUP][ROUND])
 
 
-def measure_all(store: Store | None, measure: str, fields: Sequence[Field]) -> None:
-    """Let a survey that was refined go on with all its points: what lay between them is gone with its group's arrays.
-
-    store  rank 0's, None on the others
-    """
-    if store is not None and GROUP in store.surface().groups:
+def measure_all(store: Store, measure: str, fields: Sequence[Field]) -> None:
+    """Let a survey that was refined go on with all its points: what lay between them goes with its group's arrays."""
+    if GROUP in store.surface().groups:
         store.declare(measure, fields, store.settings(measure))
         store.put(GROUP, Group())
 

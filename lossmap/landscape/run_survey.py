@@ -160,22 +160,11 @@ def survey(
         twin = measure.audit_twin()  # type: ignore[attr-defined]
     own: SurfaceFile | None = None
     if path is not None:
-        place, measures = path, {m.name: m for m in (measure, twin) if m is not None}
-        own = world.together(
-            lambda: (
-                open_survey_file(
-                    place, grid, measures, overwrite=overwrite, ranks=world.size, accept_change=accept_change
-                )
-                if world.rank == 0
-                else None
-            )
+        own = store = _opened(
+            path, grid, (measure, twin), world, refine, overwrite=overwrite, accept_change=accept_change
         )
-        store = own
-    elif store is None and world.rank == 0:
-        store = MemoryStore(grid)
-        store.declare(measure.name, measure.fields, measure.settings, _checked_indices(points, grid))
-        if twin is not None:
-            store.declare(twin.name, twin.fields, twin.settings)
+    elif world.rank == 0:
+        store = _prepared(store, grid, (measure, twin), points, refine)
 
     def evaluate(measure: Measure, points: Iterable[int] | None, title: str, share_values: bool) -> Surface:
         with progress_display(world, title, progress) as show:
@@ -208,6 +197,40 @@ def survey(
     return surface
 
 
+def _opened(
+    path: PathLike, grid: Grid, measures: tuple[Any, Any], world: World, refine: float | None, **options: bool
+) -> SurfaceFile | None:
+    """The file of a survey, opened by rank 0; None on the others. Every rank calls it; all raise as one.
+
+    measures  that of the points, and that of the audit, or None
+    options   overwrite, accept_change
+    """
+
+    def make() -> SurfaceFile | None:
+        if world.rank != 0:
+            return None
+        file = open_survey_file(path, grid, {m.name: m for m in measures if m is not None}, ranks=world.size, **options)
+        if refine is None:
+            refinement.measure_all(file, measures[0].name, measures[0].fields)
+        return file
+
+    return world.together(make)
+
+
+def _prepared(
+    store: Store | None, grid: Grid, measures: tuple[Any, Any], points: Iterable[int] | None, refine: float | None
+) -> Store:
+    """Rank 0's store of a survey without a file of its own; it alone calls it: to meet is not to survive a death."""
+    if store is None:
+        store = MemoryStore(grid)
+        store.declare(measures[0].name, measures[0].fields, measures[0].settings, _checked_indices(points, grid))
+        if measures[1] is not None:
+            store.declare(measures[1].name, measures[1].fields, measures[1].settings)
+    elif refine is None:
+        refinement.measure_all(store, measures[0].name, measures[0].fields)
+    return store
+
+
 def _check_refinement(refine: float | None, points: Iterable[int] | None) -> None:
     if refine is None:
         return
@@ -225,7 +248,6 @@ def _first_pass(
 ) -> Surface | None:
     """All points, or round after round those that a refinement chooses; the words are those of `survey`."""
     if refine is None:
-        world.together(lambda: refinement.measure_all(store, measure.name, measure.fields))
         return evaluate(None)
     last: Surface | None = refinement.run_refinement(
         store, world, measure.name, measure.fields, refine, evaluate, logger.info
