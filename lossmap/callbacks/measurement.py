@@ -1,11 +1,13 @@
 """The curvature at one step of a training: both ends of the Hessian, its trace, and the optimizer's stability.
 
-    reading   loss, gradient_norm, max_eig, min_eig, trace, each with `_error`;
+    reading   loss, gradient_norm, max_eig, min_eig, trace, each with `_error`; max_eig_limit, min_eig_limit;
               preconditioned_max_eig (+ _error), stability_threshold, stability_ratio (1 is the edge); products
 
 The model is read in evaluation mode over a fixed set of samples, and comes back as it was: parameters, buffers, modes,
 gradients, and the states of all global random number generators. A search starts from the eigenvectors of the step
-measured before. Units: those of the loss, per squared unit of theta for curvature.
+measured before, and may come upon an eigenvalue from inside the spectrum first: so it ends only where, with a
+probability of `CONFIDENCE`, none lies further out than ten tolerances, as far as `max_products` and `memory` allow.
+Units: those of the loss, per squared unit of theta for curvature.
 
 Price: 10 to 30 products a search, two of them with Adam; `trace_products`; a gradient; and for the error bars some
 products in float64 (benchmarks/callbacks.py).
@@ -44,11 +46,14 @@ logger = logging.getLogger("lossmap")
 
 Reading = dict[str, float]
 
+CONFIDENCE = 0.99  # probability of the limits beyond which no eigenvalue lies
+
 
 def fields_of(unit: str) -> tuple[Field, ...]:
     """The fields of a reading; unit is that of the loss."""
     curved = f"{unit} per squared unit of theta"
     within = "an eigenvalue lies within this distance"
+    beyond = f"with probability {CONFIDENCE:g} no eigenvalue lies beyond"
     return (
         Field("loss", unit, "mean loss over the measured samples"),
         Field("loss_error", unit, "how far rounding may have moved the loss"),
@@ -56,8 +61,10 @@ def fields_of(unit: str) -> tuple[Field, ...]:
         Field("gradient_norm_error", f"{unit} per unit of theta", "how far rounding may have moved it"),
         Field("max_eig", curved, "largest eigenvalue of the Hessian"),
         Field("max_eig_error", curved, within),
+        Field("max_eig_limit", curved, beyond),
         Field("min_eig", curved, "smallest eigenvalue of the Hessian"),
         Field("min_eig_error", curved, within),
+        Field("min_eig_limit", curved, beyond),
         Field("trace", curved, "trace of the Hessian"),
         Field("trace_error", curved, "standard error of the trace"),
         Field("preconditioned_max_eig", "1", "largest eigenvalue of the Hessian as the optimizer's step sees it"),
@@ -112,7 +119,7 @@ class Measurement:
                     the gradient alone, with differences of the loss: two of them and eight passes over six samples
     memory          bytes that a search may take
 
-    A working state: it keeps the last eigenvectors. Raises ValueError, when made, for a model that cannot be
+    A working state: it keeps the last eigenvectors, and counts its searches. Raises ValueError, when made, for a model that cannot be
     differentiated twice, a loss that is no mean over samples, and weights in half precision.
     """
 
@@ -126,6 +133,7 @@ class Measurement:
     check: bool = False
     memory: int = 1 << 29
     starts: dict[str, Tensor] = field(default_factory=dict, repr=False)
+    searches: int = field(default=0, repr=False)
     factory: OperatorFactory = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -172,8 +180,11 @@ class Measurement:
     def _add_curvature(self, reading: Reading, rule: StepRule | None) -> None:
         operator = self.factory.at(measured=True)
         ends = self._search("ends", operator)
-        for name, value, error in zip(("max_eig", "min_eig"), ends.values, ends.residuals, strict=True):
+        names = ("max_eig", "min_eig")
+        for name, value, error, limit in zip(names, ends.values, ends.residuals, ends.limits, strict=True):
             reading |= {name: float(value), f"{name}_error": float(error)}
+            # Not known of a search that memory made begin anew.
+            reading[f"{name}_limit"] = float(limit) if isfinite(limit) else nan
         reading["products"] += ends.products
         if self.trace_products:
             estimate = trace(operator, products=self.trace_products, seed=self.seed)
@@ -196,17 +207,21 @@ class Measurement:
         reading["stability_ratio"] = value / rule.threshold
 
     def _search(self, which: str, operator: SymmetricOperator) -> EigenPairs:
-        """Eigenpairs from those of the last reading on, which are near."""
+        """Eigenpairs from those of the last reading on, which are near; see the module on ends that come in late."""
         pairs = extremes(
             operator,
             which,
             tol=self.tol,
             start=self.starts.get(which),
-            seed=self.seed,
+            # Limits rest on a random part that the vectors it is added to have not seen.
+            seed=f"{self.seed} {self.searches}",
+            certify=True,
+            confidence=CONFIDENCE,
             max_products=self.max_products,
             memory=self.memory,
         )
         self.starts[which] = pairs.vectors
+        self.searches += 1
         return pairs
 
 

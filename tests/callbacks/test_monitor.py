@@ -66,7 +66,7 @@ def quadratic(curvatures, rate, make):
     model = nn.Linear(len(curvatures), 1, bias=False).double()
     with torch.no_grad():
         model.weight.fill_(1.0)
-    c = torch.tensor(curvatures, dtype=torch.float64)
+    c = torch.as_tensor(curvatures, dtype=torch.float64)  # a tensor can be changed while it is trained on
 
     def energy(model, batch):
         return (c * model.weight**2).sum() / 2 + 0.0 * batch.sum()
@@ -143,6 +143,28 @@ def test_in_float32_the_error_bars_hold_the_eigenvalues_of_float64():
     assert abs(reading["min_eig"] - values[0]) <= reading["min_eig_error"]
     seen = torch.linalg.eigvalsh(preconditioned(hessian, optimizer, 5).double())
     assert (seen - reading["preconditioned_max_eig"]).abs().min() <= reading["preconditioned_max_eig_error"]
+
+
+@pytest.mark.parametrize("kind", ["sgd", "adam"])
+@pytest.mark.parametrize(("value", "name"), [(1.2, "max_eig"), (-0.6, "min_eig")])
+def test_an_end_that_the_last_readings_vectors_do_not_hold_is_found(kind, value, name):
+    """Between two readings another direction becomes the sharpest: a search from the old ones hardly sees it."""
+    curvatures = torch.cat([torch.tensor([1.0, -0.3]), torch.linspace(-0.02, 0.1, 2998)]).double()
+    problem, optimizer = quadratic(curvatures, 1e-9, OPTIMIZERS[kind])
+    sum(p.sum() for p in problem.model.parameters()).backward()
+    optimizer.step()
+    with CurvatureMonitor(problem, optimizer, every=1, max_overhead=None, trace_products=0) as monitor:
+        first = monitor.step()
+        curvatures[7] = value
+        second = monitor.step()
+    assert first["max_eig"] == pytest.approx(1.0, abs=1e-3) and first["min_eig"] == pytest.approx(-0.3, abs=1e-3)
+    assert second[name] == pytest.approx(value, abs=1e-2)
+    if kind == "adam":  # P is 0.1 in every direction after one step
+        assert second["preconditioned_max_eig"] == pytest.approx(10 * second["max_eig"], rel=1e-2)
+    for reading in (first, second):
+        assert 0 <= reading["max_eig_limit"] - reading["max_eig"] <= 0.11 * max(1.0, value)
+        assert 0 <= reading["min_eig"] - reading["min_eig_limit"] <= 0.11 * max(1.0, value)
+    assert monitor.surface.about["min_eig_limit"].long_name == "with probability 0.99 no eigenvalue lies beyond"
 
 
 @pytest.mark.parametrize("kind", ["sgd", "momentum", "nesterov", "adam"])
