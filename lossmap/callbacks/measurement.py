@@ -119,8 +119,8 @@ class Measurement:
                     the gradient alone, with differences of the loss: two of them and eight passes over six samples
     memory          bytes that a search may take
 
-    A working state: it keeps the last eigenvectors, and counts its searches. Raises ValueError, when made, for a model that cannot be
-    differentiated twice, a loss that is no mean over samples, and weights in half precision.
+    A working state: it keeps the last eigenvectors, and counts its searches. Raises ValueError, when made, for a model
+    that cannot be differentiated twice, a loss that is no mean over samples, and weights in half precision.
     """
 
     problem: Problem

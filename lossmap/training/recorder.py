@@ -96,7 +96,8 @@ def ends(problem: Problem, *, tol: float = 1e-3, seed: int = 0) -> Callable[[nn.
     from lossmap.linalg.lanczos import extremes
 
     def read(model: nn.Module) -> dict[str, float]:
-        pairs = extremes(build_operator(replace(problem, model=model), "hessian", "weights"), tol=tol, seed=seed)
+        operator = build_operator(replace(problem, model=model), "hessian", "weights")
+        pairs = extremes(operator, tol=tol, seed=seed, certify=True)  # no bar or limit is kept beside the numbers
         high, low = float(pairs.values.max()), float(pairs.values.min())
         condition = abs(high / low) if low else math.inf
         return {"max_eig": high, "min_eig": low, "condition": condition}
