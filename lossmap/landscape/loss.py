@@ -37,6 +37,7 @@ from lossmap.geometry.directions import Plane
 from lossmap.geometry.grid import Field, Point
 from lossmap.keywords import checked_keywords
 from lossmap.landscape.fold_batchnorm import FoldedLayer, fold_batchnorm_modules
+from lossmap.landscape.rounding_remarks import RoundingRemarks
 from lossmap.landscape.underflow_remarks import UnderflowRemarks
 
 logger = logging.getLogger("lossmap")
@@ -90,7 +91,7 @@ class LossMap:
         self.fields = tuple(f for split, p in problems.items() for f in _fields(split, p, noise_repeats))
         self._gradients = not all(p.separable for p in problems.values())
         self._has_whole = any(m.whole for p in problems.values() for m in p.metrics.values())
-        self._underflows = UnderflowRemarks()
+        self._underflows, self._rounded = UnderflowRemarks(), RoundingRemarks()
         self._use(plan)
 
     @property
@@ -181,9 +182,19 @@ class LossMap:
         return self._reading(sums[:-1])
 
     def remark(self, point: Point, reading: Mapping[str, Any]) -> str | None:
-        """A sentence where a loss of 0 here is one that underflows; of the first such point alone."""
-        zero = [self._planned[split][0] for split in self._planned if reading[f"{split}_loss"] == 0]
-        return self._underflows.remark(zero, self.plane, point)
+        """A sentence where a loss here underflows to 0, or rounding takes its digits; of the first such point alone."""
+        losses = {split: float(reading[f"{split}_loss"]) for split in self._planned}
+        first = {split: realized[0] for split, realized in self._planned.items()}
+        zero = [first[split] for split in first if losses[split] == 0]
+        underflow = self._underflows.remark(zero, self.plane, point)
+        if underflow is not None or self._is_double:
+            return underflow
+        return self._rounded.remark(first, losses, self.plane, point, self._lowered)
+
+    @property
+    def _is_double(self) -> bool:
+        """Whether the model is in float64, beside which there is no other precision."""
+        return all(p.dtype == torch.float64 for p in self.model.parameters() if p.is_floating_point())
 
     def _arrive(self) -> None:
         """What is to be done with the model at a point before its losses are read: nothing here."""
