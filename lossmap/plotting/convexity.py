@@ -49,7 +49,7 @@ from lossmap.plotting.plane_figures import (
     label_on_scale,
     set_bar_ticks,
 )
-from lossmap.plotting.quantities import changes_sign, eigenvalues, quantity, values_of
+from lossmap.plotting.quantities import changes_sign, common_quantity, eigenvalues, quantity, values_of
 from lossmap.plotting.sign_hatches import hatch, sign_words
 
 STRENGTH = 0.55  # of the colours behind lines and hatches
@@ -63,7 +63,7 @@ def draw_convexity(surfaces: Sequence[Surface], titles: Sequence[str] | None, op
     """
     for surface in surfaces:
         eigenvalues(surface)
-    what = options.quantity(surfaces[0], "ratio")
+    what = options.quantity(surfaces, "ratio")
     loss = common_loss(surfaces)
     ratios = [values_of(s, "ratio")[0] for s in surfaces]
     cut = options.cut(ratios)
@@ -88,7 +88,8 @@ def draw_convexity(surfaces: Sequence[Surface], titles: Sequence[str] | None, op
         handles += _zero_line(axes, surface, options)
         if options.points:
             maps.mark_points(axes, surface.grid, ratio)
-        frame_panel(axes, surface, options, "map", left=i % columns == 0, bottom=i + columns >= len(surfaces))
+        left, bottom = options.labelled_sides(surfaces, i, columns)
+        frame_panel(axes, surface, options, "map", left=left, bottom=bottom)
     title_maps(figure, grid, titles, columns, options.ax)
     extend = beyond(norm, ratios)
     bar = figure.colorbar(mappable, ax=list(grid.flat), shrink=1.0, pad=0.02, aspect=24, extend=extend)
@@ -116,7 +117,7 @@ def _loss_lines(
     axes: Any, surface: Surface, loss: str, surfaces: Sequence[Surface], options: FigureOptions
 ) -> list[Artist]:
     """Thin lines at the levels of the loss, labelled, common to all panels; the legend's line."""
-    what = quantity(surface, loss)
+    what = common_quantity(surfaces, loss)
     scale = options.scale([s[loss] for s in surfaces], what)
     if scale.flat or min(surface.grid.shape) < 2:
         return []

@@ -23,7 +23,7 @@ from lossmap.plotting.panels import (
     panel_ratio,
 )
 from lossmap.plotting.plane_figures import add_bar, draw_map, frame_panel, marked_values, signed_norm
-from lossmap.plotting.quantities import quantity, values_of
+from lossmap.plotting.quantities import common_quantity, quantity, values_of
 from lossmap.plotting.sign_hatches import mark_signs
 from lossmap.plotting.style import column_width, new_figure, page_width
 from lossmap.plotting.titles import set_titles
@@ -55,7 +55,7 @@ def draw_field_rows(
     handles: list[Artist] = []
     notes: dict[str, list[str]] = {}
     for number, (row, name) in enumerate(zip(grid, names, strict=True)):
-        what = quantity(surfaces[0], name)
+        what = common_quantity(surfaces, name)
         readings = [values_of(surface, quantity(surface, name).name) for surface in surfaces]
         arrays = [values for values, _ in readings]
         noise = noise_in(surfaces, name)
@@ -70,7 +70,8 @@ def draw_field_rows(
             marked = marked_values(surface, values, options)
             if marked is not None:
                 maps.mark_points(axes, surface.grid, marked)
-            frame_panel(axes, surface, options, drawn, left=column == 0, bottom=number == len(names) - 1)
+            left, _ = options.labelled_sides(surfaces, column, columns)
+            frame_panel(axes, surface, options, drawn, left=left, bottom=number == len(names) - 1)
         add_bar(figure, mappable, list(row), what, scale, drawn, norm, arrays, tall=panel / panel_ratio(surfaces[0]))
         said = [*([FLAT_NOTE] if noise else []), *refinement_notes(surfaces)]
         if drawn != "map":

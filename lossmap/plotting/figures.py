@@ -44,7 +44,7 @@ from lossmap.plotting.plane_figures import (
     draw_maps,
     draw_surfaces_3d,
 )
-from lossmap.plotting.quantities import as_line, best_field, holds_points, is_line, other_kinds
+from lossmap.plotting.quantities import as_line, best_field, common_field, holds_points, is_line, other_kinds
 from lossmap.plotting.style import save, style_context
 from lossmap.plotting.titles import distinct_names
 from lossmap.plotting.training import draw_training, is_training
@@ -146,7 +146,7 @@ def draw(
         raise ValueError("there is no surface to draw")
     if isinstance(trajectory, Mapping):
         trajectory = Group(dict(trajectory))
-    rows = () if field is None or isinstance(field, str) else tuple(field)
+    rows = () if field is None or isinstance(field, str) else tuple(common_field(surfaces, name) for name in field)
     if len(rows) > 1:
         return _draw_rows(
             sources,
@@ -176,6 +176,8 @@ def draw(
             },
         )
     field = rows[0] if rows else _one(field)
+    if field is not None:
+        field = common_field(surfaces, field)
     if kind == "auto":
         kind = fitting_kind(surfaces, field)
     options = FigureOptions(

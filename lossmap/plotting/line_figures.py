@@ -18,6 +18,7 @@ from lossmap.plotting.panels import LOSS_NAMES, FigureOptions, add_legend_and_no
 from lossmap.plotting.quantities import (
     axis_labels,
     best_field,
+    common_quantity,
     eigenvalues,
     in_brackets,
     model_positions,
@@ -61,7 +62,7 @@ def _draw_field(
     axes: Any, surfaces: Sequence[Surface], name: str, titles: Sequence[str] | None, options: FigureOptions
 ) -> list[Artist]:
     """One field of each surface in a colour of its own; returns the legend's patches of missing points."""
-    what = quantity(surfaces[0], name)
+    what = common_quantity(surfaces, name)
     patches: list[Artist] = []
     for i, surface in enumerate(surfaces):
         values, status = values_of(surface, quantity(surface, name).name)
@@ -172,9 +173,11 @@ def draw_eigenvalue_lines(surfaces: Sequence[Surface], titles: Sequence[str] | N
 
     Raises ValueError where a surface holds no eigenvalues.
     """
+    loss = common_loss(surfaces)
     for surface in surfaces:
         eigenvalues(surface)
-    loss = common_loss(surfaces)
+    for name in ("max_eig", *([loss] if loss else [])):
+        common_quantity(surfaces, name)  # raises where one axis cannot bear all
     rows = 2 + (loss is not None)
     figure = new_figure(options.width or column_width(), 1.35 * rows + 0.4)
     grid = figure.subplots(rows, 1, sharex=True)

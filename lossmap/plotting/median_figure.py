@@ -17,7 +17,7 @@ from lossmap.io.surface import Surface
 from lossmap.plotting import lines
 from lossmap.plotting.line_figures import frame_lines, set_loss_axis
 from lossmap.plotting.panels import LOSS_NAMES, FigureOptions, add_legend_and_notes
-from lossmap.plotting.quantities import best_field, in_brackets, on_scale, quantity, values_of
+from lossmap.plotting.quantities import best_field, common_quantity, in_brackets, on_scale, quantity, values_of
 from lossmap.plotting.style import BLUE, RED, column_width, new_figure
 
 TOLERANCE = 1e-9  # of the line's length, by which ticks of two files may differ
@@ -40,7 +40,8 @@ def draw_median(surfaces: Sequence[Surface], field: str | None, options: FigureO
     figure = new_figure(options.width or column_width(), 2.6)
     axes = figure.subplots()
     stacks = [_draw_one(axes, surfaces, name, BLUE) for name in losses]
-    first = quantity(surfaces[0], losses[0])
+    quantities = [common_quantity(surfaces, name) for name in losses]
+    first = quantities[0]
     label = first.label
     if len(losses) > 1:
         label = f"mean loss{in_brackets(surfaces[0].about[losses[0]].unit)}"

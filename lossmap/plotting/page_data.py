@@ -40,6 +40,8 @@ from lossmap.plotting.quantities import (
     as_line,
     axis_labels,
     best_field,
+    common_field,
+    common_quantity,
     holds_points,
     is_line,
     other_kinds,
@@ -136,7 +138,7 @@ def _names(surfaces: Sequence[Surface], field: str | None) -> list[str]:
     having = [surface for surface in surfaces if holds_points(surface)]
     if not having:
         return []
-    first = quantity(having[0], field or best_field(having[0])).name
+    first = quantity(having[0], common_field(having, field or best_field(having[0]))).name
     names = [first]
     for surface in having:
         names += _names_in(surface)
@@ -163,7 +165,7 @@ def _holds(surface: Surface, name: str) -> bool:
 def _field(surfaces: Sequence[Surface], name: str, options: FigureOptions) -> dict[str, Any]:
     """What is common to all files of a field: words, unit, colours, scales."""
     having = [surface for surface in surfaces if _holds(surface, name)]
-    what, (words, unit) = quantity(having[0], name), _words(having[0], name)
+    what, (words, unit) = common_quantity(having, name), _words(having[0], name)
     noise = noise_in(having, name)
     arrays = [values_of(surface, name)[0] for surface in having]
     if options.log is None and not what.signed and not noise and all(map(is_line, having)):

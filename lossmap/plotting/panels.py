@@ -21,7 +21,7 @@ from lossmap.io.surface import TO_DO
 from lossmap.plotting import maps
 from lossmap.plotting.contour_levels import Scale, scale_at, scale_of, suits_log
 from lossmap.plotting.interpolation import AUTOMATIC, factor_of
-from lossmap.plotting.quantities import Quantity, axis_labels, quantity
+from lossmap.plotting.quantities import Quantity, axis_labels, common_quantity
 from lossmap.plotting.style import column_width, new_figure, page_width, type_size
 from lossmap.plotting.titles import set_titles
 
@@ -52,9 +52,9 @@ class FigureOptions:
     camera: tuple[float, float] | None = None
     ax: Any = None
 
-    def quantity(self, surface: Surface, name: str) -> Quantity:
-        """How to draw a quantity, with the colours and the label that were set; raises as `quantities.quantity`."""
-        what = quantity(surface, name)
+    def quantity(self, surfaces: Sequence[Surface], name: str) -> Quantity:
+        """How to draw a quantity, with the colours and the label that were set; raises as `common_quantity`."""
+        what = common_quantity(surfaces, name)
         if self.cmap is not None:
             what = replace(what, cmap=self.cmap)
         if self.labels is not None and len(self.labels) > 2:
@@ -68,6 +68,16 @@ class FigureOptions:
         if isinstance(self.trajectory, Group) and "trajectory" not in surface.groups:
             surface = replace(surface, groups={**surface.groups, "trajectory": self.trajectory})  # explained variance
         return axis_labels(surface)
+
+    def labelled_sides(self, surfaces: Sequence[Surface], index: int, columns: int) -> tuple[bool, bool]:
+        """Whether a panel of `figure_of_maps` has labels at its left and at its bottom.
+
+        The first of a row and the lowest of a column have them; where the directions differ, all of the row or column.
+        """
+        row, column = index - index % columns, index % columns
+        beside = {self.axis_labels(surface)[1] for surface in surfaces[row : row + columns]}
+        below = {self.axis_labels(surface)[0] for surface in surfaces[column::columns]}
+        return index == row or len(beside) > 1, index + columns >= len(surfaces) or len(below) > 1
 
     def top(self, arrays: Sequence[np.ndarray]) -> float | None:
         """Where the colours end: as set, or at the percentile that was set; None where neither is."""

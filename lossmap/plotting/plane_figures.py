@@ -42,6 +42,7 @@ from lossmap.plotting.panels import (
 from lossmap.plotting.quantities import (
     Quantity,
     best_field,
+    common_quantity,
     eigenvalues,
     is_line,
     models_on_plane,
@@ -72,7 +73,7 @@ def draw_maps(
 
     Raises ValueError where a surface does not hold the quantity.
     """
-    what = options.quantity(surfaces[0], name)
+    what = options.quantity(surfaces, name)
     readings = [values_of(s, quantity(s, name).name) for s in surfaces]
     arrays = [values for values, _ in readings]
     if what.signed and kind != "contour":
@@ -81,7 +82,7 @@ def draw_maps(
     scale = options.scale(arrays, what, noise)
     notes = []
     if "eig" in name or name == "ratio":
-        notes = accuracy_notes(surfaces[0])
+        notes = _notes_of_all(surfaces, titles)
     if scale.above and options.crop is not None and not what.signed:
         notes = [*notes, _note_of_crop(arrays, scale, options.crop)]
     elif scale.above and options.vmax is None and options.levels is None and not what.signed:
@@ -105,8 +106,8 @@ def draw_maps(
         if marked is not None:
             maps.mark_points(axes, surface.grid, marked)
         colours = mappable if name == PATH_LOSS and kind != "contour" else None
-        last = i + columns >= len(surfaces)
-        frame_panel(axes, surface, options, kind, left=i % columns == 0, bottom=last, colours=colours)
+        left, bottom = options.labelled_sides(surfaces, i, columns)
+        frame_panel(axes, surface, options, kind, left=left, bottom=bottom, colours=colours)
     title_maps(figure, grid, titles, columns, options.ax)
     add_bar(figure, mappable, list(grid.flat), what, scale, kind, norm, arrays)
     add_legend_and_notes(figure, patches, notes, options.ax)
@@ -170,7 +171,7 @@ def between_notes(surfaces: Sequence[Surface], kind: str, field: str | None, opt
     if field is None and kind == "eigen":
         return []
     name = field or best_field(surfaces[0])
-    what = options.quantity(surfaces[0], name)
+    what = options.quantity(surfaces, name)
     if what.signed and kind == "filled":
         return []
     scale = options.scale([values_of(s, name)[0] for s in surfaces], what, noise_in(surfaces, name))
@@ -318,7 +319,7 @@ def draw_surfaces_3d(
     surfaces: Sequence[Surface], name: str, titles: Sequence[str] | None, options: FigureOptions
 ) -> Figure:
     """One quantity of several planes as surfaces in three dimensions, on a common scale; arguments as `draw_maps`."""
-    what = options.quantity(surfaces[0], name)
+    what = options.quantity(surfaces, name)
     readings = [values_of(s, quantity(s, name).name) for s in surfaces]
     arrays = [values for values, _ in readings]
     noise = noise_in(surfaces, name)
@@ -403,7 +404,7 @@ def draw_eigenvalue_maps(surfaces: Sequence[Surface], titles: Sequence[str] | No
     patches: list[Artist] = []
     flat: list[str] = []
     for column, name in enumerate(names):
-        what = _what_of_column(surfaces[0], name, options)
+        what = _what_of_column(surfaces, name, options)
         readings = [values_of(s, name) for s in surfaces]
         arrays = [values for values, _ in readings]
         noise = noise_in(surfaces, name)
@@ -443,10 +444,10 @@ def draw_eigenvalue_maps(surfaces: Sequence[Surface], titles: Sequence[str] | No
     return figure
 
 
-def _what_of_column(surface: Surface, name: str, options: FigureOptions) -> Quantity:
+def _what_of_column(surfaces: Sequence[Surface], name: str, options: FigureOptions) -> Quantity:
     """How a quantity is drawn; colours that were set are not those of signs, which need white in the middle."""
-    what = quantity(surface, name)
-    return what if what.signed else options.quantity(surface, name)
+    what = common_quantity(surfaces, name)
+    return what if what.signed else options.quantity(surfaces, name)
 
 
 def _frame_small_panel(axes: Any, surface: Surface, options: FigureOptions, left: bool, bottom: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from textwrap import fill
@@ -13,6 +14,7 @@ from lossmap.io.surface import MADE_AS, Group, Surface
 from lossmap.plotting.style import ACCURACY, LOSS, RATIO
 
 Array = np.ndarray
+ACCURACIES = ("train_acc", "test_acc")  # what `accuracy` may mean, the first that there is
 MAX_UNIT = 20  # characters, that stand on one line with the name
 LINE_AXIS, FIXED_COORDINATE = "drawn_axis", "drawn_at"  # attributes of a line that `as_line` made of a plane
 PARTS = ("spectrum", "along", "sharpness")  # measures that are dispatched like points, but over no line or plane
@@ -75,6 +77,42 @@ def quantity(surface: Surface, name: str) -> Quantity:
     return Quantity(name, base, label)
 
 
+def common_quantity(surfaces: Sequence[Surface], name: str) -> Quantity:
+    """How to draw one quantity of several surfaces on one scale, whose label has one unit.
+
+    Raises ValueError where one does not hold it, and where they give it in different units.
+    """
+    what = quantity(surfaces[0], name)
+    units = list(dict.fromkeys(_unit_of(surface, name) or "no unit" for surface in surfaces))
+    if len(units) > 1:
+        raise ValueError(
+            f"{name} is in different units in these files ({'; '.join(units)}), which no common scale can show: "
+            "draw each by itself, from Python into axes of one figure (ax=)"
+        )
+    return what
+
+
+def _unit_of(surface: Surface, name: str) -> str:
+    """The unit of a quantity as people read it; empty where it has none."""
+    base = {"ratio": "", "gap": "test_loss"}.get(name, quantity(surface, name).name.partition(":")[0])
+    return shown_unit(surface.about[base].unit) if base else ""
+
+
+def common_field(surfaces: Sequence[Surface], name: str) -> str:
+    """The field that a name means in all surfaces: `accuracy` is that of one split, the training samples' if it can.
+
+    Raises ValueError where there are accuracies, of no split in all of them.
+    """
+    if name != "accuracy" or not any(accuracy_of(surface) for surface in surfaces):
+        return name
+    both = [n for n in ACCURACIES if all(n in surface for surface in surfaces)]
+    if not both:
+        raise ValueError(
+            "these files hold accuracies of different samples: name one, such as --field test_acc, or draw them apart"
+        )
+    return both[0]
+
+
 def short_unit(about: Field) -> str:
     """A field's unit as it stands at an axis; empty where it has none."""
     return shown_unit(about.unit)
@@ -125,7 +163,7 @@ def values_of(surface: Surface, name: str) -> tuple[Array, Array]:
 
 def accuracy_of(surface: Surface) -> str | None:
     """The field that `accuracy` means: that of the training samples, or of the test samples; None without one."""
-    return next((name for name in ("train_acc", "test_acc") if name in surface), None)
+    return next((name for name in ACCURACIES if name in surface), None)
 
 
 def _check_losses(surface: Surface) -> None:

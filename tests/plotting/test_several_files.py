@@ -1,0 +1,88 @@
+"""Several files in one figure: one scale has one unit, and what differs between them is said of each."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+import lossmap
+from lossmap.geometry.grid import Field, Grid
+from lossmap.io.read import Group, Surface
+from lossmap.plotting.figures import draw
+
+GRID = Grid(np.linspace(-1, 1, 7), np.linspace(-1, 1, 5))
+X, Y = np.meshgrid(GRID.x, GRID.y)
+BOWL = 0.1 + X**2 + Y**2
+
+
+def plane(kind, unit="nats", **fields):
+    groups = {f"directions/{axis}": Group({}, {"kind": kind, "norm": "none"}) for axis in "xy"}
+    fields = fields or {"train_loss": BOWL}
+    about = {name: Field(name, unit, name) for name in fields if not name.endswith("acc")}
+    return Surface(GRID, fields, about=about, groups=groups)
+
+
+def line(unit):
+    x = np.linspace(-1, 1, 5)
+    return Surface(Grid(x), {"train_loss": x**2 + 0.1}, about={"train_loss": Field("train_loss", unit, "loss")})
+
+
+def eigen(unit):
+    return plane("random", unit, train_loss=BOWL, max_eig=2 + X, min_eig=X)
+
+
+@pytest.mark.parametrize(
+    ("surfaces", "options"),
+    [
+        ([plane("random"), plane("random", "1")], {}),
+        ([plane("random"), plane("random", "1")], {"kind": "3d"}),
+        ([plane("random"), plane("random", "1")], {"field": ["train_loss", "train_loss"]}),
+        ([eigen("nats"), eigen("1")], {}),
+        ([eigen("nats"), eigen("1")], {"kind": "eigen"}),
+        ([line("nats"), line("1")], {}),
+        ([line("nats"), line("1")], {"kind": "median"}),
+    ],
+)
+def test_files_in_different_units_have_no_common_scale(surfaces, options, tmp_path):
+    with pytest.raises(ValueError, match=r"train_loss is in different units in these files \(nats; no unit\)|max_eig"):
+        draw(surfaces, **options)
+    assert draw([surfaces[1], surfaces[1]], **options).axes
+    if not options:
+        with pytest.raises(ValueError, match="is in different units"):
+            lossmap.page(surfaces, tmp_path / "page.html")
+
+
+def test_an_accuracy_is_of_the_same_samples_in_all_files():
+    train, test = 100 - 10 * BOWL, 50 - 10 * BOWL
+    both, one = plane("random", train_acc=train, test_acc=test), plane("random", test_acc=test)
+    figure = draw([both, one], field="accuracy")
+    shown = [axes.collections[0].get_array() for axes in figure.axes[:2]]
+    assert np.array_equal(*(np.ravel(values) for values in shown))
+    assert "test accuracy (percent)" in figure.axes[2].get_ylabel()
+    with pytest.raises(ValueError, match="accuracies of different samples"):
+        draw([plane("random", train_acc=train), one], field="accuracy")
+
+
+@pytest.mark.parametrize("options", [{}, {"kind": "map"}, {"field": ["train_loss", "train_acc"]}])
+def test_planes_along_other_directions_have_their_own_labels(options):
+    fields = {"train_loss": BOWL, "train_acc": 90 - BOWL}
+    surfaces = [plane(kind, **fields) for kind in ("random", "random", "hessian:max")]
+    figure = draw(surfaces, **options)
+    assert [axes.get_ylabel() for axes in figure.axes[:3]] == ["y, random direction"] * 2 + ["y, hessian max"]
+    alike = draw(surfaces[:2] * 2, **options)
+    assert [bool(axes.get_ylabel()) for axes in alike.axes[:2]] == [True, False]
+
+
+def test_panels_one_above_the_other_along_other_directions_have_their_own_labels():
+    figure = draw([plane(kind) for kind in ("random", "random", "random", "hessian:max")])
+    labels = [axes.get_xlabel() for axes in figure.axes[:4]]
+    assert labels == ["", "x, random direction", "x, random direction", "x, hessian max"]
+
+
+def test_how_sure_eigenvalues_are_is_said_of_each_file():
+    sure = replace(eigen("nats"), attributes={"audit_points": 20, "audit_misses": 0})
+    missed = replace(eigen("nats"), attributes={"audit_points": 20, "audit_misses": 7})
+    figure = draw([sure, missed], field="max_eig", titles=["one", "two"])
+    words = figure.get_supxlabel()
+    assert "one: audit: 0 misses" in words
+    assert "two: audit: 7 misses" in words
