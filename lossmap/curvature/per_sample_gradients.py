@@ -251,10 +251,11 @@ def per_sample(problem: Problem, parameters: str = "weights") -> Iterator[Tensor
                 except Exception:  # user code may raise anything under vmap: what is wrong without it is raised below
                     by_vmap = False
             if not by_vmap:
-                rows = [_gradient_by_backward(problem, sample, named) for sample in _samples(batch)]
-                gradients = {name: torch.stack([row[name] for row in rows]) for name in own}
+                each = [_gradient_by_backward(problem, sample, named) for sample in _samples(batch)]
+                gradients = {name: torch.stack([row[name] for row in each]) for name in own}
             first = next(iter(gradients.values()))
-            yield torch.cat([gradients[f"model.{name}"].reshape(len(first), -1) for name in layout.names], dim=1)
+            rows = [gradients[f"model.{name}"].reshape(len(first), -1) for name in layout.names]
+            yield torch.cat(rows, dim=1).detach()  # a criterion may have parameters of its own, which keep a graph
 
 
 def _gradient_by_backward(problem: Problem, sample: Batch, named: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:

@@ -4,13 +4,16 @@
 
 At points of a survey that is right, since the model itself is moved. Over a copy (in another precision, at a
 checkpoint) such a loss is that of the copy in part or not at all, and so are its derivatives.
-Price: one sample forward and back; nothing for PyTorch's own losses.
+Price: one sample forward and back, or a batch where the loss does not run on one; nothing for PyTorch's own losses.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lossmap.data.batch_writes import copied
 from lossmap.data.batches import Batch
@@ -40,7 +43,8 @@ def holds(twin: Problem, model: nn.Module, batch: Batch | None = None) -> bool:
     """Whether the loss of a problem over a copy depends on the model itself; see `refuse_held`."""
     if isinstance(twin.loss, SupervisedLoss) and _is_of_pytorch(twin.loss.loss):
         return False
-    batch = copied(next(iter(twin.data.rebatched(1))) if batch is None else batch)
+    # a loss may not run on one sample, as batch norm in a criterion: then on a batch of its own
+    tried = [twin.data.rebatched(1), twin.data] if batch is None else [[batch]]
     own = [p for p in model.parameters() if p.is_floating_point() and p.is_leaf]
     required = [p.requires_grad for p in own]
     with (
@@ -53,13 +57,21 @@ def holds(twin: Problem, model: nn.Module, batch: Batch | None = None) -> bool:
         try:
             for p in own:
                 p.requires_grad_(True)
-            value = twin.total(batch)
+            value = _first_total(twin, tried)
             if not value.requires_grad:
                 return False
             return any(g is not None for g in torch.autograd.grad(value, own, allow_unused=True))
         finally:
             for p, before in zip(own, required, strict=True):
                 p.requires_grad_(before)
+
+
+def _first_total(problem: Problem, tried: Sequence[Iterable[Batch]]) -> Tensor:
+    """The loss of the first batch of the first data on which it runs; raises what it raises on the last."""
+    for data in tried[:-1]:
+        with suppress(Exception):  # user code may raise any exception
+            return problem.total(copied(next(iter(data))))
+    return problem.total(copied(next(iter(tried[-1]))))
 
 
 def _is_of_pytorch(loss: object) -> bool:

@@ -247,3 +247,23 @@ def test_gradients_of_a_saturated_network_do_not_cancel(factor):
         found.gram, (rows @ rows.T).numpy(), rtol=1e-4, atol=1e-5 * float(rows.square().sum(1).max())
     )
     assert (found.rms > 0).all()
+
+
+class Weighed(nn.Module):
+    """A criterion with a parameter of its own, which stands still."""
+
+    def __init__(self):
+        super().__init__()
+        self.log_variance = nn.Parameter(torch.tensor(0.3))
+
+    def forward(self, outputs, targets):
+        return torch.exp(-self.log_variance) * nn.functional.cross_entropy(outputs, targets) + self.log_variance
+
+
+def test_a_criterion_with_parameters_of_its_own_is_none_of_the_model():
+    torch.manual_seed(0)
+    x, y = torch.randn(6, 4), torch.arange(6) % 3
+    model, criterion = nn.Sequential(nn.Linear(4, 3)), Weighed()
+    free = gradient_covariance(Problem.supervised(model, criterion, (x, y)))
+    fixed = gradient_covariance(Problem.supervised(model, criterion.requires_grad_(False), (x, y)))
+    np.testing.assert_array_equal(free.gram, fixed.gram)

@@ -1,5 +1,6 @@
 """A loss that holds the model itself is not evaluated over copies, which it does not follow."""
 
+import copy
 from functools import partial
 
 import pytest
@@ -68,3 +69,18 @@ def test_a_loss_of_what_it_is_given_holds_nothing():
         ),
     ):
         assert not holds(problem, model)
+
+
+def centred(outputs, targets, held=None):
+    """Of one sample there is no spread."""
+    if len(outputs) < 2:
+        raise ValueError("expected more than 1 sample")
+    penalty = 0 if held is None else sum(p.square().sum() for p in held.parameters())
+    return F.cross_entropy((outputs - outputs.mean(0)) / outputs.std(0), targets) + penalty
+
+
+def test_a_loss_that_fails_on_one_sample_is_asked_with_a_batch_of_its_own():
+    model, x, y = classifier()
+    for loss, is_held in ((centred, False), (partial(centred, held=model), True)):
+        twin = Problem.supervised(model, loss, (x, y), batch_size=8).over(copy.deepcopy(model))
+        assert holds(twin, model) is is_held
