@@ -10,6 +10,7 @@ A batch is what the model and loss take: a tensor, a tuple or a dict of them, or
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -26,6 +27,8 @@ Batch = Any  # a pytree of tensors whose first dimension counts samples
 
 log = logging.getLogger("lossmap")
 SPARSE = "they hold sparse tensors"
+FIRST_REPORT = 10.0  # seconds of reading after which the log says how much was read
+TENSOR_BYTES = 500  # that a tensor takes beside its numbers (measured): small batches are mostly that
 
 
 class Batches(Protocol):
@@ -56,7 +59,8 @@ def samples_in(batch: Batch) -> int:
 
     Where these differ, that of the tensors that stand in it directly, such as the targets beside a graph, or of the
     targets `y` of an object (torch_geometric's graphs); where these differ too, as the parts of a physics-informed loss
-    do, the batch counts once. A list of objects, such as graphs, counts as they do together.
+    do, the batch counts once. A list of objects, such as graphs, counts as they do together; for lists of images and of
+    their boxes, and lists of samples, see `_in_lists`.
     """
     if isinstance(batch, (tuple, list)) and batch and all(map(_is_object, batch)):
         return sum(map(samples_in, batch))
@@ -69,7 +73,35 @@ def samples_in(batch: Batch) -> int:
             return len(targets)
         entries = list(batch.values()) if isinstance(batch, Mapping) else batch
         lengths = _lengths(entries) if isinstance(entries, (tuple, list)) else set()
-    return lengths.pop() if len(lengths) == 1 else 1
+    return lengths.pop() if len(lengths) == 1 else _in_lists(batch)
+
+
+def _in_lists(batch: Batch) -> int:
+    """The samples of a batch of lists: of images beside one of boxes, or one of samples; 1 where that is not evident.
+
+    Lists of one kind each, and of one length, hold a sample an entry. Where each entry holds several kinds, the same
+    in all (an image and its boxes, dicts), the entries are the samples.
+    """
+    entries = list(batch.values()) if isinstance(batch, Mapping) else batch
+    if not isinstance(entries, (tuple, list)) or not entries:
+        return 1
+    if all(isinstance(entry, Mapping) for entry in entries):
+        return len(entries) if len({tuple(entry) for entry in entries}) == 1 else 1
+    if not all(isinstance(entry, (tuple, list)) and entry for entry in entries):
+        return 1
+    rows = [tuple(map(_kind, entry)) for entry in entries]
+    of_one_kind = all(len(set(row)) == 1 for row in rows)
+    alike = len(set(rows)) == 1
+    if of_one_kind and not alike and len({len(row) for row in rows}) == 1:
+        return len(rows[0])
+    return len(rows) if alike and not of_one_kind else 1
+
+
+def _kind(value: Any) -> Any:
+    """What tells an image from a label, and a dict of boxes from both."""
+    if isinstance(value, torch.Tensor):
+        return value.dtype, value.dim()
+    return tuple(value) if isinstance(value, Mapping) else type(value)
 
 
 def _is_object(value: Any) -> bool:
@@ -358,15 +390,7 @@ def read_into_memory(
         return Resident(one, batch_size or min(samples_in(one), 256))
     if budget is None:
         budget = memory.sample_budget(ranks_sharing=ranks_sharing)
-    collected: list[Batch] = []
-    for batch in map(_of_arrays, batches):
-        collected.append(move_batch(_without_nested(open_batch(batch)), "cpu", None))
-        budget -= sum(t.numel() * t.element_size() for t in pytree.tree_leaves(batch) if isinstance(t, torch.Tensor))
-        if budget < 0:
-            raise ValueError(
-                f"the first {len(collected)} batches are more than the memory for samples, a quarter of what is free; "
-                "give a Dataset with a length, or a DataLoader over one without a sampler of its own: that is streamed"
-            )
+    collected = _collected(batches, budget)
     if not collected:
         raise ValueError("the loader must yield at least one batch; got none")
     collected = [tuple(batch) if isinstance(batch, list) else batch for batch in collected]
@@ -380,6 +404,38 @@ def read_into_memory(
     except NotJoined as reason:
         return _as_given(collected, str(reason))
     return Resident(joined, batch_size or sizes[0], () if equal or batch_size else sizes)
+
+
+def _collected(batches: Any, budget: int) -> list[Batch]:
+    """All batches of a loader, on the CPU; a line says so where that takes long.
+
+    budget  bytes that they may take
+
+    Raises ValueError where they take more than that.
+    """
+    collected: list[Batch] = []
+    taken, report = 0, time.monotonic() + FIRST_REPORT
+    for batch in map(_of_arrays, batches):
+        collected.append(move_batch(_without_nested(open_batch(batch)), "cpu", None))
+        tensors = [t for t in pytree.tree_leaves(batch) if isinstance(t, torch.Tensor)]
+        taken += sum(t.numel() * t.element_size() + TENSOR_BYTES for t in tensors)
+        if taken > budget:
+            raise ValueError(
+                f"the first {len(collected)} batches are more than the memory for samples, a quarter of what is free; "
+                "give a Dataset with a length, or a DataLoader over one without a sampler of its own: that is "
+                "streamed; where they never end, give some (itertools.islice(loader, 100))"
+            )
+        now = time.monotonic()
+        if now >= report:
+            report = now + 6 * FIRST_REPORT
+            log.warning(
+                "reading the loader into memory: %d batches so far, %.2g of %.2g GB; where it never ends, give some of "
+                "its batches, as in itertools.islice(loader, 100)",
+                len(collected),
+                taken / 1e9,
+                budget / 1e9,
+            )
+    return collected
 
 
 def _of_arrays(batch: Batch) -> Batch:

@@ -347,6 +347,45 @@ def test_a_batch_counts_by_its_targets_and_once_where_its_parts_differ():
     assert samples_in([Loose(x=X[:4], y=Y[:4]), Loose(x=X[:6], edges=X[:2], y=Y[:6])]) == 10
 
 
+BOXES = [{"boxes": X[:k], "labels": Y[:k]} for k in (1, 3, 2)]
+IMAGES = [torch.zeros(1, 5, width) for width in (4, 6, 5)]
+
+
+@pytest.mark.parametrize(
+    ("batch", "samples"),
+    [
+        ((IMAGES, BOXES), 3),  # tuple(zip(*samples)), as of detection
+        ((tuple(IMAGES), tuple(BOXES), ("a", "b", "c")), 3),
+        ({"images": IMAGES, "targets": BOXES}, 3),
+        (list(zip(IMAGES, BOXES, strict=True)), 3),  # collate_fn=list
+        ([{"image": i, "boxes": b["boxes"]} for i, b in zip(IMAGES, BOXES, strict=True)], 3),
+        ([(IMAGES[0], BOXES[0])], 1),
+        ((IMAGES, [X[:3, :1], X[:3], X[:2]]), 3),
+        (([X[:3], X[:2]], [X[:3], X[:2]]), 1),  # two samples of two parts, or two parts of two samples
+        ((IMAGES, BOXES[:2]), 1),
+        (([X, X], [Y, Y]), 12),  # two inputs and two targets of twelve samples
+    ],
+)
+def test_samples_of_batches_of_lists_are_counted_where_they_can_be_told(batch, samples):
+    assert samples_in(batch) == samples
+
+
+def test_a_detection_loss_counts_by_images_and_not_by_batches():
+    model = torch.nn.Linear(1, 1)
+    batches = [(IMAGES[:2], BOXES[:2]), (IMAGES[2:], BOXES[2:])]
+
+    def loss(model, batch):
+        images, boxes = batch
+        means = [(model(i.mean().reshape(1, 1)) - b["boxes"].sum()) ** 2 for i, b in zip(images, boxes, strict=True)]
+        return torch.stack(means).mean()
+
+    problem = lossmap.Problem.custom(model, loss, batches)
+    assert problem.samples == 3
+    each = [loss(model, ([i], [b])).item() for i, b in zip(IMAGES, BOXES, strict=True)]
+    line = lossmap.survey(lossmap.losses(problem, lossmap.random_plane(model, axes=1)), lossmap.Grid.line(0, 1, 2))
+    assert line["train_loss"][0] == pytest.approx(sum(each) / 3)
+
+
 def test_other_data_have_another_digest_also_where_only_a_name_differs():
     one = read_into_memory([(X[:5], "left", Y[:5]), (X[5:], "right", Y[5:])])
     other = read_into_memory([(X[:5], "right", Y[:5]), (X[5:], "left", Y[5:])])

@@ -55,7 +55,16 @@ def test_what_cannot_be_streamed_and_is_too_large_says_so_instead_of_filling_mem
         with pytest.raises(ValueError, match=r"batches are more than the memory for samples, .*; give a Dataset"):
             as_batches(data, budget=100)
     with pytest.raises(ValueError, match="the first 3 batches are more"):
-        read_into_memory([(X, Y)] * 3, budget=500)
+        read_into_memory([(X, Y)] * 3, budget=3500)
+    with pytest.raises(ValueError, match="the first 10 batches are more"):  # what tensors take beside their numbers
+        read_into_memory([(X[:1, :1], Y[:1])] * 20, budget=10_000)
+
+
+def test_a_loader_that_is_read_for_long_says_how_to_cut_an_endless_one(caplog, monkeypatch):
+    monkeypatch.setattr("lossmap.data.batches.FIRST_REPORT", 0.0)
+    with pytest.raises(ValueError, match=r"where they never end, give some \(itertools.islice"):
+        read_into_memory(((X, Y) for _ in itertools.count()), budget=10_000)
+    assert "1 batches so far" in caplog.text and "itertools.islice(loader, 100)" in caplog.text
 
 
 def test_samples_that_a_loader_drops_are_reported(caplog):
