@@ -74,5 +74,3 @@ def check_together(options: FigureOptions, files: int, kind: str) -> None:
         raise ValueError(f"ax takes one surface; got {files}")
     if options.width is not None:
         raise ValueError("ax is part of a figure that has a width: leave width out")
-    if (kind == "3d") != hasattr(options.ax, "get_zlim"):
-        raise ValueError('the kind 3d needs axes with projection="3d", and the others need axes without')

@@ -32,6 +32,7 @@ from lossmap.io.surface import Surface
 from lossmap.plotting import maps
 from lossmap.plotting.interpolation import factor_of
 from lossmap.plotting.notes import accuracy_notes
+from lossmap.plotting.own_axes import size_of
 from lossmap.plotting.panels import (
     AXIS,
     FigureOptions,
@@ -92,10 +93,11 @@ def draw_convexity(surfaces: Sequence[Surface], titles: Sequence[str] | None, op
         frame_panel(axes, surface, options, "map", left=left, bottom=bottom)
     title_maps(figure, grid, titles, columns, options.ax)
     extend = beyond(norm, ratios)
-    bar = figure.colorbar(mappable, ax=list(grid.flat), shrink=1.0, pad=0.02, aspect=24, extend=extend)
+    beside: Any = list(grid.flat) if grid.size > 1 else grid[0, 0]
+    bar = figure.colorbar(mappable, ax=beside, shrink=1.0, pad=0.02, aspect=24, extend=extend)
     set_bar_ticks(bar, what, options.scale([np.zeros(1)], what), "map")
     label = label_on_scale(what.label, "map", options.scale([np.zeros(1)], what), norm, ",\n")
-    bar.set_label(broken_label(label, figure.get_figheight() - AXIS))
+    bar.set_label(broken_label(label, figure.get_figheight() - AXIS if options.ax is None else size_of(options.ax)[1]))
     add_legend_and_notes(figure, handles, notes, options.ax)
     return figure
 

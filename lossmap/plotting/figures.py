@@ -37,6 +37,7 @@ from lossmap.plotting.interpolation import checked_interp
 from lossmap.plotting.line_figures import draw_eigenvalue_lines, draw_lines
 from lossmap.plotting.median_figure import draw_median
 from lossmap.plotting.options_taken import refuse_unused
+from lossmap.plotting.own_axes import check_axes, kept_in_sight, whole_figure
 from lossmap.plotting.panels import FigureOptions
 from lossmap.plotting.plane_figures import (
     between_notes,
@@ -199,15 +200,17 @@ def draw(
     )
     refuse_unused(surfaces, kind, field, {**vars(options), "field": field, "titles": titles, "style": style})
     check_together(options, len(surfaces), kind)
+    if ax is not None:
+        check_axes(ax, kind, is_plane=not is_line(surfaces[0]))
     titles = _titles_of(sources, titles)
-    with style_context(style):
+    with style_context(style), kept_in_sight(ax):
         figure = _draw_kind(surfaces, kind, field, titles, options)
     if ax is None:
         between = between_notes(surfaces, kind, field, options)
         if kind == "convexity" and not any(map(is_line, surfaces)):
             between = lines_between(surfaces, options)
         figure.set_label(caption_of(surfaces, kind, field, titles, between))
-    return figure
+    return whole_figure(figure)
 
 
 def _one(field: str | Sequence[str] | None) -> str | None:

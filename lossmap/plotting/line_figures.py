@@ -14,6 +14,7 @@ from lossmap.plotting import lines
 from lossmap.plotting.contour_levels import FLAT_MARGIN, scale_of
 from lossmap.plotting.flatness import noise_in
 from lossmap.plotting.notes import accuracy_notes
+from lossmap.plotting.own_axes import size_of
 from lossmap.plotting.panels import LOSS_NAMES, FigureOptions, add_legend_and_notes, common_loss
 from lossmap.plotting.quantities import (
     axis_labels,
@@ -49,7 +50,8 @@ def draw_lines(
     else:
         patches = _draw_field(axes, surfaces, field or best_field(first), titles, options)
     if titles and len(surfaces) == 1:
-        set_titles([axes], titles, axes.figure.get_figwidth() - 0.7)
+        wide = size_of(axes)[0] if options.ax is not None else axes.figure.get_figwidth() - 0.7
+        set_titles([axes], titles, wide, grow=options.ax is None)
     frame_lines(axes, surfaces)
     if options.labels is not None:
         axes.set_xlabel(options.labels[0])
@@ -152,6 +154,7 @@ def set_loss_axis(
         return
     if options.suits_log(arrays, even):
         axes.set_yscale("log")
+    if axes.get_yscale() != "linear":  # as set here, or before by the caller, whose axes they are
         axes.set_ylabel(on_scale(axes.get_ylabel(), True))
     top = options.vmax if options.loss_max is None else options.loss_max
     if top is not None or options.vmin is not None:

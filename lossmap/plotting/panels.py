@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.figure import Figure
+from matplotlib.transforms import ScaledTranslation
 
 from lossmap.io.read import Group, Surface
 from lossmap.io.refined import is_refined
@@ -21,6 +22,7 @@ from lossmap.io.surface import TO_DO
 from lossmap.plotting import maps
 from lossmap.plotting.contour_levels import Scale, scale_at, scale_of, suits_log
 from lossmap.plotting.interpolation import AUTOMATIC, factor_of
+from lossmap.plotting.own_axes import size_of, whole_figure
 from lossmap.plotting.quantities import Quantity, axis_labels, common_quantity
 from lossmap.plotting.style import column_width, new_figure, page_width, type_size
 from lossmap.plotting.titles import set_titles
@@ -29,6 +31,7 @@ LOSS_NAMES = ("train_loss", "test_loss")
 SMALLEST_PANEL = 0.8  # inches across, below which labels take all the room
 AXIS = 0.45  # that ticks and label of the lowest panels take
 NOTES, LEGEND = 5.8, 6.5  # points, of type below the panels
+TICK_GAPS = 14.0  # points, of ticks and what is left free around their numbers and the label below them
 CHARACTERS_PER_INCH = 21  # of the notes below a figure
 
 
@@ -215,9 +218,8 @@ def _panel_width(width: float, columns: int) -> float:
 def title_maps(figure: Figure, panels: np.ndarray, titles: Sequence[str] | None, columns: int, own: Any = None) -> None:
     """Titles over the panels of `figure_of_maps`, if there are any; own: the caller's axes, if any."""
     if titles:
-        width = figure.get_figwidth()
-        inches = _panel_width(width, columns) if own is None else own.get_position().width * width
-        set_titles(list(panels.flat), titles, inches, columns)
+        inches = _panel_width(figure.get_figwidth(), columns) if own is None else size_of(own)[0]
+        set_titles(list(panels.flat), titles, inches, columns, grow=own is None)
 
 
 def have_one_window(surfaces: Sequence[Surface]) -> bool:
@@ -250,7 +252,7 @@ def add_legend_and_notes(figure: Figure, handles: Sequence[Artist], notes: Seque
     unique = {str(handle.get_label()): handle for handle in handles}
     if axes is not None:
         if handles:
-            axes.legend(handles=list(unique.values()), fontsize=legend_size, frameon=True)  # it lies over the map
+            _legend_of_own(axes, list(unique.values()), legend_size)
         return
     width = CHARACTERS_PER_INCH * figure.get_figwidth() * NOTES / notes_size
     words = "\n".join(textwrap.fill(line, int(width)) for line in notes)
@@ -267,6 +269,22 @@ def add_legend_and_notes(figure: Figure, handles: Sequence[Artist], notes: Seque
     elif words:
         figure.supxlabel(words, fontsize=notes_size, color="0.3")
     figure.set_figheight(figure.get_figheight() + tall / 72)
+
+
+def _legend_of_own(axes: Any, handles: list[Artist], size: float) -> None:
+    """The legend of axes of the caller's own: below them where their figure's layout makes room, else within them."""
+    if whole_figure(axes.figure).get_layout_engine() is None or hasattr(axes, "get_zlim"):
+        axes.legend(handles=handles, fontsize=size, frameon=True)  # it lies over the map
+        return
+    words = [axes.xaxis.label, *axes.get_xticklabels()[:1]]
+    down = sum(1.3 * text.get_size() for text in words) + TICK_GAPS
+    below = ScaledTranslation(0.0, -down / 72, axes.figure.dpi_scale_trans)
+    letters = CHARACTERS_PER_INCH * size_of(axes)[0] * NOTES / size
+    axes.legend(
+        handles=handles, fontsize=size, handlelength=1.6, loc="upper center", bbox_to_anchor=(0.5, 0.0),
+        bbox_transform=axes.transAxes + below, borderaxespad=0.0,
+        ncols=_legend_columns([str(handle.get_label()) for handle in handles], letters),
+    )  # fmt: skip
 
 
 def _legend_columns(labels: Sequence[str], letters: float) -> int:

@@ -26,6 +26,7 @@ from lossmap.plotting.contour_levels import FLAT_SPAN, Scale, labels, scale_of
 from lossmap.plotting.flatness import FLAT_NOTE, noise_in
 from lossmap.plotting.interpolation import AUTOMATIC
 from lossmap.plotting.notes import accuracy_notes
+from lossmap.plotting.own_axes import size_of
 from lossmap.plotting.panels import (
     AXIS,
     FigureOptions,
@@ -109,7 +110,8 @@ def draw_maps(
         left, bottom = options.labelled_sides(surfaces, i, columns)
         frame_panel(axes, surface, options, kind, left=left, bottom=bottom, colours=colours)
     title_maps(figure, grid, titles, columns, options.ax)
-    add_bar(figure, mappable, list(grid.flat), what, scale, kind, norm, arrays)
+    tall = None if options.ax is None else size_of(options.ax)[1]
+    add_bar(figure, mappable, list(grid.flat), what, scale, kind, norm, arrays, tall)
     add_legend_and_notes(figure, patches, notes, options.ax)
     return figure
 
@@ -131,7 +133,8 @@ def add_bar(
     tall    its length, inches; that of the figure's panels if left out
     """
     extend = beyond(norm, arrays) if what.signed else scale.extend
-    bar = figure.colorbar(mappable, ax=panels, shrink=1.0, pad=0.02, aspect=24, extend=extend)
+    beside: Any = panels if len(panels) > 1 else panels[0]  # of one alone the bar keeps its place in any layout
+    bar = figure.colorbar(mappable, ax=beside, shrink=1.0, pad=0.02, aspect=24, extend=extend)
     tall = tall or figure.get_figheight() - AXIS
     set_bar_ticks(bar, what, scale, kind, tall)
     bar.set_label(broken_label(label_on_scale(what.label, kind, scale, norm), tall))
@@ -329,6 +332,8 @@ def draw_surfaces_3d(
     figure = new_figure(width, rows * width / columns * 0.86) if options.ax is None else options.ax.figure
     camera = options.camera or CAMERA
     # else there is no room between the surfaces, or beside the bar
+    if options.ax is not None:
+        width, _ = size_of(options.ax)
     in_full = columns == 1 and width >= WIDE and not is_from_above(camera)
     height_label = on_scale(what.label if in_full else what.symbol, scale.log)
     if columns == 1 and not in_full:
@@ -347,13 +352,15 @@ def draw_surfaces_3d(
             models_on_plane(surface),
         )  # fmt: skip
         panels.append(axes)
+    beside: Any = panels if len(panels) > 1 else panels[0]
     bar = figure.colorbar(
-        ScalarMappable(norm or maps.norm_of(scale), what.cmap), ax=panels, shrink=SHRINK, pad=0.1, aspect=22,
+        ScalarMappable(norm or maps.norm_of(scale), what.cmap), ax=beside, shrink=SHRINK, pad=0.1, aspect=22,
         extend=beyond(norm, arrays) if what.signed else scale.extend,
     )  # fmt: skip
     if titles:
-        set_titles(panels, titles, 0.9 * (figure.get_figwidth() - 0.8) / columns, columns, y=0.97)
-    tall = SHRINK * figure.get_figheight()
+        inches = 0.9 * (figure.get_figwidth() - 0.8) / columns if options.ax is None else width
+        set_titles(panels, titles, inches, columns, grow=options.ax is None, y=0.97)
+    tall = SHRINK * (figure.get_figheight() if options.ax is None else size_of(options.ax)[1])
     set_bar_ticks(bar, what, scale, "map" if what.signed else "3d", tall)
     if not in_full:  # else the axis of heights says it
         bar.set_label(broken_label(label_on_scale(what.label, "3d", scale, norm), tall))

@@ -57,10 +57,13 @@ def broken_name(name: str, letters: float) -> str:
     return "\n".join(line.rstrip() for line in lines if line.strip())
 
 
-def set_titles(panels: Sequence[Any], titles: Sequence[str], width: float, columns: int = 1, **place: Any) -> None:
-    """Titles over panels of this width, in lines that fit; a figure of our own grows by the lines.
+def set_titles(
+    panels: Sequence[Any], titles: Sequence[str], width: float, columns: int = 1, grow: bool = True, **place: Any
+) -> None:
+    """Titles over panels of this width, in lines that fit.
 
     panels   of a figure, row by row with so many columns, or an axes of the caller's own
+    grow     whether the figure grows by the lines, as one of the caller's own must not
     place    further keywords of matplotlib's set_title
     """
     size = FontProperties(size=rcParams["axes.titlesize"]).get_size_in_points()
@@ -69,6 +72,6 @@ def set_titles(panels: Sequence[Any], titles: Sequence[str], width: float, colum
         axes.set_title(title, **place)
     more = [title.count("\n") for title in broken]
     lines = sum(max(more[i : i + columns]) for i in range(0, len(more), columns))
-    if lines:
+    if lines and grow:
         figure = panels[0].figure
         figure.set_figheight(figure.get_figheight() + 1.25 * size * lines / 72)
