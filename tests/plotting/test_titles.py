@@ -66,7 +66,11 @@ def test_labels_of_the_bars_of_a_sheet_do_not_overlap():
     other = Grid(np.linspace(-1, 1, 7), np.linspace(-0.8, 0.8, 7))
     fields = {"max_eig": 3 + X, "min_eig": X}
     about = {name: Field(name, "nats", name) for name in fields}
-    surfaces = [Surface(GRID, fields, about=about), Surface(GRID, fields, about=about), Surface(other, fields)]
+    surfaces = [
+        Surface(GRID, fields, about=about),
+        Surface(GRID, fields, about=about),
+        Surface(other, fields, about=about),
+    ]
     figure = draw(surfaces, field=["min_eig", "max_eig", "ratio"])
     figure.canvas.draw()
     bars = [axes for axes in figure.axes if not axes.get_xlabel() and axes.yaxis.get_label_position() == "right"]
