@@ -8,12 +8,14 @@
 A file that calls `torch.set_default_dtype(torch.float64)`, or a factory that counts its calls in a global, changes
 what is built after it in the same process; and of two folders that hold a `config.py` each, Python imports one. Where
 several problems share a process, as in a campaign, each is begun by `begin` and has a state of its own, so that none
-depends on which came before. A module is imported once: what its import set is set again when it is named for the first
-time after a `begin`. A named file finds its own neighbours (`enter`), whatever else has their names.
+depends on which came before. A module is executed once, and sought each time: `begin` sets all modules of the user's
+aside, an import finds what Python's search finds then, and where that is the file of one that was set aside it is that
+one, with what its import had set. A named file finds its own neighbours (`enter`), whatever else has their names.
 
-Known are the settings below, and plain numbers and texts in globals and in classes of modules that were imported by
-name, and of the user's modules that these imported. Lists, dictionaries, iterators and objects there stay as they are.
-Cost: some 20 microseconds.
+Known are the settings below, the environment, the current folder, the folders that are searched, and plain numbers and
+texts in globals and in classes of modules that were imported by name, and of the user's modules that these imported.
+Lists, dictionaries, iterators and objects there stay as they are, and so does what is replaced in installed packages.
+Cost: some 100 microseconds.
 """
 
 from __future__ import annotations
@@ -23,13 +25,17 @@ import hashlib
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 PLAIN = (bool, int, float, complex, str, bytes, type(None))
+FOLDER, SEARCH_PATH = "current folder", "search path"
+VARIABLE = "$"  # before the name of an environment variable, among the settings
 Numbers = Mapping[tuple[str, str], Any]  # by the name of a class, empty for globals, and of what it holds
 
 
@@ -44,6 +50,7 @@ def _known() -> dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]]:
     """By name, how a setting is read, and how it is set."""
     import torch  # not before something is computed: plans are made without it
 
+    cudnn = torch.backends.cudnn
     return {
         "default dtype": (torch.get_default_dtype, torch.set_default_dtype),
         "default device": (torch.get_default_device, _put_device),
@@ -52,7 +59,30 @@ def _known() -> dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]]:
         "precision of matrix products": (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
         "oneDNN": (torch._C._get_mkldnn_enabled, torch._C._set_mkldnn_enabled),
         "cuDNN": (torch._C._get_cudnn_enabled, torch._C._set_cudnn_enabled),
+        "cuDNN's timing": (lambda: cudnn.benchmark, functools.partial(setattr, cudnn, "benchmark")),
+        "cuDNN's determinism": (lambda: cudnn.deterministic, functools.partial(setattr, cudnn, "deterministic")),
+        "flash attention": (torch._C._get_flash_sdp_enabled, torch._C._set_sdp_use_flash),
+        "efficient attention": (torch._C._get_mem_efficient_sdp_enabled, torch._C._set_sdp_use_mem_efficient),
+        "plain attention": (torch._C._get_math_sdp_enabled, torch._C._set_sdp_use_math),
+        "anomalies": (torch.is_anomaly_enabled, torch.autograd.set_detect_anomaly),
+        "threads": (torch.get_num_threads, torch.set_num_threads),
+        "denormal numbers": (_flushes_denormals, torch.set_flush_denormal),
+        "depth of recursion": (sys.getrecursionlimit, sys.setrecursionlimit),
+        FOLDER: (_folder, os.chdir),
+        SEARCH_PATH: (_searched_besides, lambda path: _search(list(_searched), path)),
     }
+
+
+def _flushes_denormals() -> bool:
+    import torch
+
+    return float(torch.tensor(1e-310, dtype=torch.float64) * 0.5) == 0.0
+
+
+def _folder() -> str:
+    with suppress(OSError):  # one that was deleted has no name
+        return os.getcwd()
+    return ""
 
 
 def also(name: str, read: Callable[[], Any], put: Callable[[Any], Any]) -> None:
@@ -62,9 +92,19 @@ def also(name: str, read: Callable[[], Any], put: Callable[[Any], Any]) -> None:
 
 @dataclass
 class _Import:
-    """A module that was imported by name: the settings that its import changed, and since which `begin` they hold."""
+    """What the import of a module of the user's did.
+
+    changed     the settings that it changed; None for an environment variable that it took away
+    searched    the folders that it put before the others on the search path, and behind them
+    numbers     of modules that it imported or changed, as they were afterwards
+    imported    the modules that came with it
+    generation  the `begin` since which this holds
+    """
 
     changed: Mapping[str, Any]
+    searched: tuple[list[str], list[str]]
+    numbers: Mapping[ModuleType, Numbers]
+    imported: frozenset[ModuleType]
     generation: int
 
 
@@ -95,10 +135,11 @@ def _nobodys(module: ModuleType) -> bool:
 _is_own: Callable[[ModuleType], bool] = _nobodys  # whether a module is the user's; known once a folder was entered
 _generation = 0
 _loaded: dict[str, ModuleType] = {}  # what was looked at: no module of the user's that came later
-_imports: dict[str, _Import] = {}
+_imports: dict[ModuleType, _Import] = {}
 _own: dict[ModuleType, _Own] = {}
-_aside: set[ModuleType] = set()  # of these, whose names others have now
-_searched: list[str] = []  # folders that were put on the search path, in their order there
+_aside: set[ModuleType] = set()  # of these, which have no name now
+_named: set[ModuleType] = set()  # of these, which were named as files and have names of their own
+_searched: list[str] = []  # folders that were entered, and are last on the search path, in their order there
 
 
 @dataclass(frozen=True)
@@ -119,46 +160,155 @@ class ProcessState:
     @classmethod
     def now(cls) -> ProcessState:
         """What stands there."""
-        if len(sys.modules) != len(_loaded):
-            _look_at_new()
-        names = {module.__name__ for module in _own}
-        modules = {name: sys.modules[name] for name in names if name in sys.modules}
+        modules = visible_modules()
         return cls(_settings(), {module: _numbers(module) for module in _own}, modules, tuple(_searched))
 
     def put(self) -> None:
-        """Set what differs. A module that is not known here keeps its name, unless another one has it here."""
-        _put_settings(self.settings)
+        """Set what differs: settings, which modules have names, numbers, and what is searched."""
+        _look_at_new()
+        names = {name: module for name, module in self.modules.items() if module not in _named}
+        for module in _own:
+            if names.get(module.__name__) is not module:
+                _set_aside(module)
+        for module in names.values():
+            _bring_back(module)
         for module, numbers in self.numbers.items():
             _put_numbers(module, numbers)
-        for module in self.modules.values():
-            _bring_back(module)
-        _search([*self.searched, *(folder for folder in _searched if folder not in self.searched)])
+        _searched[:] = self.searched
+        _put_settings(_missing_variables(self.settings) | dict(self.settings))
 
 
 def begin(base: ProcessState) -> None:
-    """Settings and numbers as they were in `base`; of modules that came later, numbers as after their imports."""
+    """As in `base`: modules that came later are set aside, with the numbers that they had after their imports."""
     global _generation
     _generation += 1
     _look_at_reloaded()
-    ProcessState(base.settings, {module: own.numbers for module, own in _own.items()} | {**base.numbers}).put()
+    numbers = {module: own.numbers for module, own in _own.items()} | {**base.numbers}
+    replace(base, numbers=numbers).put()
+
+
+def visible_modules() -> dict[str, ModuleType]:
+    """The user's modules that have names, by them."""
+    if len(sys.modules) != len(_loaded):
+        _look_at_new()
+    names = {module.__name__ for module in _own}
+    return {name: sys.modules[name] for name in names if name in sys.modules}
 
 
 @contextmanager
-def recorded_import(name: str) -> Iterator[None]:
-    """Inside, a module is imported under this name: what that sets, and the numbers of what comes with it, are kept."""
-    before = _settings()
+def recorded_import(module: ModuleType, named: bool = False) -> Iterator[None]:
+    """Inside, a module is executed: what that sets is kept, and the numbers of what comes with it.
+
+    named  whether it has a name of its own, under which nothing else is ever sought
+    """
+    before, own = _settings(), {other: _numbers(other) for other in visible_modules().values()}
     yield
-    changed = {what: value for what, value in _settings().items() if value != before[what]}
-    _imports[name] = _Import(changed, _generation)
+    if named:
+        _named.add(module)
+    if _is_users(module):
+        _own[module] = _Own.of(module)  # it may have been looked at before it was executed to its end
     _look_at_new()
+    after = _settings()
+    names = (after.keys() | before.keys()) - {FOLDER, SEARCH_PATH}  # the folder is the one that code is called in
+    changed = {what: after.get(what) for what in names if after.get(what) != before.get(what)}
+    if after[FOLDER] != before[FOLDER]:
+        changed[FOLDER] = after[FOLDER]
+    numbers = {other: _numbers(other) for other in visible_modules().values()}
+    numbers = {other: values for other, values in numbers.items() if own.get(other) != values}
+    came = frozenset(set(numbers) - set(own) - {module})
+    _imports[module] = _Import(
+        changed, _added(before[SEARCH_PATH], after[SEARCH_PATH]), numbers, came - _named, _generation
+    )
 
 
-def imported_again(name: str) -> None:
+def imported_again(module: ModuleType) -> None:
     """Set what the import of this module has set, where it is named for the first time since the last `begin`."""
-    known = _imports.get(name)
-    if known is not None and known.generation != _generation:
-        _put_settings(known.changed)
-        known.generation = _generation
+    known = _imports.get(module)
+    if known is None or known.generation == _generation:
+        return
+    known.generation = _generation
+    first, last = known.searched
+    path = _searched_besides()
+    _search(list(_searched), tuple(dict.fromkeys((*first, *path, *last))))
+    _put_settings(known.changed)
+    for other in known.imported:
+        _bring_back(other)
+        if other in _imports:
+            _imports[other].generation = _generation
+    for other, numbers in known.numbers.items():
+        _put_numbers(other, numbers)
+
+
+def _added(before: tuple[str, ...], after: tuple[str, ...]) -> tuple[list[str], list[str]]:
+    """What was put on a path before what stood there, and behind that."""
+    new = [entry for entry in after if entry not in before]
+    first = after.index(next((entry for entry in after if entry in before), after[-1])) if after else 0
+    return [entry for entry in new if entry in after[:first]], [entry for entry in new if entry not in after[:first]]
+
+
+class _Again(Loader):
+    """Loads a module that was set aside: gives it its name again."""
+
+    def __init__(self, module: ModuleType) -> None:
+        self.module, self.spec = module, module.__spec__
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        return self.module
+
+    def exec_module(self, module: ModuleType) -> None:
+        module.__spec__ = self.spec
+        _aside.discard(module)
+        _loaded[module.__name__] = module
+        imported_again(module)
+
+
+class _Finder(MetaPathFinder):
+    """Finds modules of the user's where Python finds them, of which those that were executed before are not again."""
+
+    def find_spec(self, name: str, path: Any = None, target: ModuleType | None = None) -> ModuleSpec | None:
+        if target is not None or name.partition(".")[0] in sys.stdlib_module_names:
+            return None
+        spec = PathFinder.find_spec(name, path)
+        if spec is None or not _is_own(_stand_in(name, spec)):
+            return None
+        for module in list(_aside):
+            if module.__name__ == name and _place(module) == _place_of(spec):
+                again = ModuleSpec(name, _Again(module), origin=spec.origin)
+                again.submodule_search_locations = spec.submodule_search_locations
+                return again
+        if isinstance(spec.loader, SourceFileLoader):
+            spec.loader = _Recorded(spec.loader.name, str(spec.loader.path))
+        return spec
+
+
+class _Recorded(SourceFileLoader):
+    """Executes a file of the user's, and keeps what that sets."""
+
+    def exec_module(self, module: ModuleType) -> None:
+        with recorded_import(module):
+            super().exec_module(module)
+
+
+def _stand_in(name: str, spec: ModuleSpec) -> ModuleType:
+    """A module of this place, to be asked whose it is."""
+    module = ModuleType(name)
+    module.__file__ = _place_of(spec)
+    return module
+
+
+def _place_of(spec: ModuleSpec) -> str:
+    """The file of a module, or the folder of one without a file."""
+    if spec.origin is not None and spec.has_location:
+        return os.path.realpath(spec.origin)
+    return os.path.realpath(next(iter(spec.submodule_search_locations or []), os.devnull))
+
+
+def _place(module: ModuleType) -> str:
+    """The same of a module that is there; empty where it has none."""
+    if _file(module):
+        return _file(module)
+    folders = list(module.__dict__.get("__path__", []))
+    return os.path.realpath(folders[0]) if folders else ""
 
 
 def enter(folder: Path, is_own: Callable[[ModuleType], bool]) -> None:
@@ -172,6 +322,9 @@ def enter(folder: Path, is_own: Callable[[ModuleType], bool]) -> None:
     global _is_own
     if not _loaded:
         _loaded.update(sys.modules)
+    if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
+        here = next((i for i, finder in enumerate(sys.meta_path) if finder is PathFinder), len(sys.meta_path))
+        sys.meta_path.insert(here, _Finder())
     _is_own, own = is_own, str(folder)
     _look_at_new()
     _look_at_reloaded()
@@ -199,8 +352,26 @@ def _look_at_new() -> None:
     for name, module in list(sys.modules.items()):
         if _loaded.get(name) is not module:
             _loaded[name] = module
-            if isinstance(module, ModuleType) and module not in _own and _is_own(module):
+            if isinstance(module, ModuleType) and module not in _own and _is_users(module):
                 _own[module] = _Own.of(module)
+
+
+def _is_users(module: ModuleType) -> bool:
+    if not _is_own(module):
+        return False
+    if _file(module) or not _place(module):
+        return True
+    stand_in = ModuleType(module.__name__)  # a folder without a file of its own
+    stand_in.__file__ = _place(module)
+    return _is_own(stand_in)
+
+
+def _set_aside(module: ModuleType) -> None:
+    """Take a module's name away, but of one that is known by no place, or has a name of its own."""
+    if sys.modules.get(module.__name__) is module and module not in _named and _place(module):
+        del sys.modules[module.__name__]
+        _loaded.pop(module.__name__, None)
+        _aside.add(module)
 
 
 def _bring_back(module: ModuleType) -> None:
@@ -209,7 +380,7 @@ def _bring_back(module: ModuleType) -> None:
         other = sys.modules.get(module.__name__)
         if other is not None:
             _aside.add(other)
-        sys.modules[module.__name__] = module
+        sys.modules[module.__name__] = _loaded[module.__name__] = module
         _aside.discard(module)
 
 
@@ -221,9 +392,17 @@ def _look_at_reloaded() -> None:
             _own[module] = _Own.of(module)
 
 
-def _search(folders: list[str]) -> None:
-    """Folders last on the search path, in this order, for good: functions may import their neighbours when called."""
-    others = [entry for entry in sys.path if entry not in _searched]
+def _searched_besides() -> tuple[str, ...]:
+    """The search path without the folders that were entered."""
+    return tuple(entry for entry in sys.path if entry not in _searched)
+
+
+def _search(folders: list[str], others: tuple[str, ...] | None = None) -> None:
+    """Folders last on the search path, in this order: functions may import their neighbours when called.
+
+    others  what is searched before them; None: what is now
+    """
+    others = _searched_besides() if others is None else others
     _searched[:] = [folder for folder in folders if folder not in others]
     if sys.path != [*others, *_searched]:
         sys.path[:] = [*others, *_searched]
@@ -249,14 +428,31 @@ def _root(module: ModuleType) -> str:
 
 
 def _settings() -> dict[str, Any]:
-    return {name: read() for name, (read, _) in _known().items()}
+    variables = {VARIABLE + name: value for name, value in os.environ.copy().items()}
+    return {name: read() for name, (read, _) in _known().items()} | variables
+
+
+def _missing_variables(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The environment variables that there are, and are none of these settings: to be taken away."""
+    return {VARIABLE + name: None for name in os.environ if VARIABLE + name not in settings}
 
 
 def _put_settings(values: Mapping[str, Any]) -> None:
     for name, value in values.items():
+        if name.startswith(VARIABLE):
+            _put_variable(name.removeprefix(VARIABLE), value)
+            continue
         read, put = _known()[name]
         if read() != value:
             put(value)
+
+
+def _put_variable(name: str, value: str | None) -> None:
+    if os.environ.get(name) != value:
+        if value is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = value
 
 
 def _holders(module: ModuleType) -> Iterator[tuple[str, Any]]:

@@ -1,5 +1,8 @@
 """What a process holds beside models, put back for each problem that it computes."""
 
+import os
+import sys
+
 import pytest
 import torch
 
@@ -82,3 +85,56 @@ def test_a_module_named_twice_sets_nothing_a_second_time(base, tmp_path):
         torch.set_default_dtype(torch.float32)
         resolve_callable(f"{path}:net")
         assert torch.get_default_dtype() == torch.float32
+
+
+def test_each_problem_has_its_own_environment_folder_and_threads(base, tmp_path):
+    path = tmp_path / "sets_all.py"
+    path.write_text(
+        "import os, sys, torch\nos.environ['WIDTH_OF_NET'] = '7'\nos.environ.pop('TAKEN_AWAY', None)\n"
+        "torch.set_num_threads(3)\ntorch.set_flush_denormal(True)\n\ndef net():\n    os.chdir('/')\n"
+    )
+    os.environ["TAKEN_AWAY"] = "1"
+    try:
+        before = ProcessState.now()
+        for _ in range(2):
+            begin(before)
+            resolve_callable(f"{path}:net")()
+            assert (os.environ["WIDTH_OF_NET"], os.environ.get("TAKEN_AWAY"), os.getcwd()) == ("7", None, "/")
+            own = ProcessState.now()
+            begin(before)
+            assert ("WIDTH_OF_NET" in os.environ, os.environ["TAKEN_AWAY"]) == (False, "1")
+            assert os.getcwd() == before.settings["current folder"]
+            assert torch.get_num_threads() == before.settings["threads"]
+            assert float(torch.tensor(1e-310, dtype=torch.float64) * 0.5) > 0
+            own.put()
+            assert (os.environ["WIDTH_OF_NET"], os.getcwd(), torch.get_num_threads()) == ("7", "/", 3)
+            begin(before)
+    finally:
+        del os.environ["TAKEN_AWAY"]
+
+
+def test_folders_put_on_the_search_path_are_searched_by_their_own_problem_alone(base, tmp_path):
+    """Two folders with modules of one name, found by the search path; and one that two files share, executed once."""
+    (tmp_path / "shared_by_both.py").write_text("import torch\ntorch.set_default_dtype(torch.float64)\nMADE = []\n")
+    text = (
+        "import os, sys\nimport torch\nimport shared_by_both\n"
+        "sys.path.insert(0, os.path.join(os.path.dirname(__file__), 'src'))\nimport common_of_two\n\n"
+        "def net():\n    from late_of_two import LATE\n    shared_by_both.MADE.append(1)\n"
+        "    return common_of_two.WIDTH, LATE, torch.get_default_dtype(), len(shared_by_both.MADE)\n"
+    )
+    for width, name in enumerate("ab"):
+        (tmp_path / name / "src").mkdir(parents=True)
+        (tmp_path / name / "src" / "common_of_two.py").write_text(f"WIDTH = {width}\n")
+        (tmp_path / name / "src" / "late_of_two.py").write_text(f"LATE = {width}\n")
+        (tmp_path / name / "net.py").write_text(text)
+    sys.path.insert(0, str(tmp_path))
+    try:
+        before = ProcessState.now()
+        for calls, (width, name) in enumerate([*enumerate("ab"), *enumerate("ab")], 1):
+            begin(before)
+            answer = resolve_callable(f"{tmp_path / name / 'net.py'}:net")()
+            assert answer == (width, width, torch.float64, calls)
+        begin(before)
+        assert "common_of_two" not in sys.modules and not any(str(tmp_path / "a") in entry for entry in sys.path)
+    finally:
+        sys.path.remove(str(tmp_path))

@@ -15,12 +15,15 @@ from __future__ import annotations
 import logging
 import time
 import traceback
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
+
+import numpy as np
 
 from lossmap.campaign.member import Member, Prepared, Site, Work
 from lossmap.geometry.grid import Grid
@@ -33,7 +36,7 @@ from lossmap.parallel.evaluate import PointEvaluator
 from lossmap.parallel.messages import DONE, FAILED, INTERRUPTED, Message
 from lossmap.parallel.shutdown import Stop
 from lossmap.parallel.team import Team
-from lossmap.process_state import ProcessState, begin
+from lossmap.process_state import ProcessState, begin, visible_modules
 
 logger = logging.getLogger("lossmap")
 
@@ -210,7 +213,7 @@ class MemberEvaluator:
             if error.errno in FULL and state.kind in (PREPARE, FINISH):
                 return DONE, index, NoRoom(str(error)), time.perf_counter() - began
             return FAILED, index, traceback.format_exc()
-        except Exception:
+        except (Exception, SystemExit):  # user code may call sys.exit, too
             return FAILED, index, traceback.format_exc()
         return DONE, index, reading, time.perf_counter() - began
 
@@ -252,12 +255,14 @@ class MemberEvaluator:
     @contextmanager
     def _own_state(self, digest: str | None) -> Iterator[None]:
         """Inside, the process is as this member has left it; None: as a member finds it that is begun."""
+        self._base = replace(self._base, modules=visible_modules())  # as of members that were unpickled since
         if digest in self._states:
             self._states[digest].put()
         else:
             begin(self._base)
         try:
-            yield
+            with warnings.catch_warnings(), np.errstate():
+                yield
         finally:
             if digest in self._states:
                 self._states[digest] = ProcessState.now()

@@ -1,8 +1,10 @@
 """The user's own files that a file of code imports, as far as its import statements show. No torch, nothing is run.
 
-Of two run folders with the same `net.py` and another `config.py` beside it, each is another network. Looked for are
-files beside the one that imports, in the folder of its package for relative imports, and in the campaign's folder. What
-is imported by a name that is made while the code runs is not found.
+Of two run folders with the same `net.py` and another `config.py` or `config.json` beside it, each is another network.
+Looked for are files beside the one that imports, in the folder of its package for relative imports, and in the
+campaign's folder; and settings that code reads (CONFIGURATION) where a text in it names them. What is imported or read
+by a name that is made while the code runs is not found: of code that asks where it lies, or extends the search path,
+the place itself counts (`depends_on_place`).
 """
 
 from __future__ import annotations
@@ -10,30 +12,76 @@ from __future__ import annotations
 import ast
 import functools
 import os
+import sys
 from collections.abc import Iterator
+from importlib.machinery import PathFinder
 from pathlib import Path
+from typing import NamedTuple
 
 from lossmap.special_files import plain_text
 
 MAX_FILES = 500  # that one file leads to
+CONFIGURATION = {".json", ".yaml", ".yml", ".toml", ".ini", ".cfg"}  # endings of files with settings
+PLACES = {"__file__", "__spec__", "__path__", "import_module", "__import__", "getfile", "getsourcefile"}
 
 Import = tuple[int, str, tuple[str, ...]]  # level of a relative import, module, names
 
 
-def imported_files(file: Path, folder: Path) -> list[Path]:
-    """The user's own files that `file` imports, and those that they import, sorted; without itself.
+class _Statements(NamedTuple):
+    """What a file of code says of others.
 
-    folder  a further one in which modules are looked for
+    imports  that stand anywhere in it
+    texts    names of files with settings
+    places   whether it asks where it lies, or extends the path on which modules are searched
+    """
+
+    imports: tuple[Import, ...] = ()
+    texts: tuple[str, ...] = ()
+    places: bool = False
+
+
+def imported_files(file: Path, folder: Path) -> list[Path]:
+    """The user's own files that `file` imports, those that they import, and settings that these read; without itself.
+
+    folder  a further one in which they are looked for
+
+    Sorted.
     """
     file = Path(os.path.realpath(file))
     found, to_read = {file}, [file]
     while to_read and len(found) < MAX_FILES:
         path = to_read.pop()
-        for other in _imports_of(path, (file.parent, Path(os.path.realpath(folder)))):
+        roots = (file.parent, Path(os.path.realpath(folder)))
+        for other in (*_imports_of(path, roots), *_settings_of(path, roots)):
             if other not in found:
                 found.add(other)
-                to_read.append(other)
+                if other.suffix == ".py":
+                    to_read.append(other)
     return sorted(found - {file})
+
+
+def depends_on_place(file: Path, imported: list[Path], folder: Path) -> bool:
+    """Whether the same text in another folder may be other code: of a file, or of one that it imports.
+
+    It is where one of them asks where it lies, or imports what is found neither beside it nor among the installed.
+    """
+    roots = (Path(os.path.realpath(file)).parent, Path(os.path.realpath(folder)))
+    for path in (file, *(other for other in imported if other.suffix == ".py")):
+        statements = _read(path)
+        tops = {module.partition(".")[0] for level, module, _ in statements.imports if not level}
+        if statements.places or not all(_is_installed(top) or any(_files_of(r, [top]) for r in roots) for top in tops):
+            return True
+    return False
+
+
+@functools.cache
+def _is_installed(module: str) -> bool:
+    if module in sys.builtin_module_names or module in sys.stdlib_module_names:
+        return True
+    try:
+        return PathFinder.find_spec(module, [p for p in sys.path if p not in ("", os.getcwd())]) is not None
+    except (ImportError, ValueError):
+        return False
 
 
 def module_file(module: str, folder: Path) -> Path | None:
@@ -43,12 +91,7 @@ def module_file(module: str, folder: Path) -> Path | None:
 
 
 def _imports_of(path: Path, roots: tuple[Path, ...]) -> Iterator[Path]:
-    try:
-        status = os.stat(path)
-        imports = _statements(str(path), (status.st_mtime_ns, status.st_size, status.st_ino))
-    except OSError:
-        return
-    for level, module, names in imports:
+    for level, module, names in _read(path).imports:
         places = roots
         if level:
             places = (path.parents[level - 1],) if level <= len(path.parents) else ()
@@ -57,6 +100,14 @@ def _imports_of(path: Path, roots: tuple[Path, ...]) -> Iterator[Path]:
             yield from _files_of(place, parts)
             for name in names:  # from package import module
                 yield from _files_of(place, [*parts, name])
+
+
+def _settings_of(path: Path, roots: tuple[Path, ...]) -> Iterator[Path]:
+    """The files with settings that a file of code names: beside it, or below a root."""
+    for text in _read(path).texts:
+        for place in (path.parent, *roots):
+            if (place / text).is_file():
+                yield Path(os.path.realpath(place / text))
 
 
 def _files_of(root: Path, parts: list[str]) -> list[Path]:
@@ -71,17 +122,35 @@ def _files_of(root: Path, parts: list[str]) -> list[Path]:
     return files
 
 
+def _read(path: Path) -> _Statements:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return _Statements()
+    return _statements(str(path), (status.st_mtime_ns, status.st_size, status.st_ino))
+
+
 @functools.lru_cache(maxsize=2000)
-def _statements(path: str, stamp: tuple[int, ...]) -> tuple[Import, ...]:
-    """The imports in a file, wherever they stand in it. `stamp` tells the versions of the file apart."""
+def _statements(path: str, stamp: tuple[int, ...]) -> _Statements:
+    """What stands in a file, wherever it stands. `stamp` tells the versions of the file apart."""
     try:
         tree = ast.parse(plain_text(path))
     except (OSError, ValueError, SyntaxError, RecursionError):  # the command that runs it says what is wrong
-        return ()
+        return _Statements()
     imports: list[Import] = []
+    texts: set[str] = set()
+    places = False
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             imports += [(0, alias.name, ()) for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             imports.append((node.level, node.module or "", tuple(alias.name for alias in node.names)))
-    return tuple(imports)
+            places |= node.module == "sys" and any(alias.name == "path" for alias in node.names)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            if os.path.splitext(node.value)[1] in CONFIGURATION and "\0" not in node.value:
+                texts.add(node.value)
+        elif isinstance(node, ast.Name):
+            places |= node.id in PLACES
+        elif isinstance(node, ast.Attribute):
+            places |= node.attr in PLACES or (node.attr == "path" and getattr(node.value, "id", "") == "sys")
+    return _Statements(tuple(imports), tuple(sorted(texts)), places)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from lossmap.campaign.digests import DigestCache
-from lossmap.campaign.neighbours import imported_files, module_file
+from lossmap.campaign.neighbours import depends_on_place, imported_files, module_file
 from lossmap.cli.settings import UsageError
 from lossmap.data.huggingface_files import PREFIX, data_files, is_in_folder, model_files, path_in
 from lossmap.special_files import plain_text
@@ -53,10 +53,11 @@ def identity_of(name: str, value: Any, folder: Path, digests: DigestCache) -> tu
             raise UsageError(f"{name}: {path}: {error.strerror or error}") from None
         counted = [around, contents[path]]
         if name in CODE and path.endswith(".py"):
-            imported = {
-                os.path.relpath(file, folder): digests.of(file) for file in imported_files(folder / path, folder)
-            }
+            files = imported_files(folder / path, folder)
+            imported = {os.path.relpath(file, folder): digests.of(file) for file in files}
             counted += sorted([Path(other).name, digest] for other, digest in imported.items())
+            if depends_on_place(folder / path, files, folder):
+                counted.append(os.path.relpath(Path(folder / path).parent, folder))
             contents |= imported
         for shard in _shards(folder / path):
             contents[str(Path(path).parent / shard)] = digests.of(folder / Path(path).parent / shard)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -62,7 +63,7 @@ def plan_text(name: str, members: Sequence[Member], folder: CampaignFolder, stat
     lines = [_headline(name, members, states), *_table(one_each, states), f"results: {folder.members}"]
     lines += cost_lines(one_each, states, costs)
     if outcome_of(states) == "unfinished":
-        lines.append(f"to compute: lossmap campaign {name} run, also under mpirun; or submit")
+        lines.append(f"to compute: lossmap campaign {shlex.quote(name)} run, also under mpirun; or submit")
     return "\n".join(lines)
 
 

@@ -40,7 +40,7 @@ def error_sentence(error: Exception) -> str:
     return text
 
 
-def place_in_user_code(error: Exception) -> str | None:
+def place_in_user_code(error: BaseException) -> str | None:
     """Where in a person's own file an error arose, such as `net.py, line 3, in forward`; None where in no such file.
 
     Own files are those of no installed package, of neither Python nor lossmap.
@@ -93,6 +93,19 @@ def guarded(main: Callable[..., int]) -> Callable[..., int]:
             if launched_rank() == 0:
                 print(f"lossmap: {printable(error_sentence(error))}", file=sys.stderr, flush=True)
             else:  # the launcher kills the others as soon as one ends so, and rank 0 may not have spoken yet
+                time.sleep(SPEECH_SECONDS)
+            return 2
+        except SystemExit as error:  # of a person's code: its number would be taken for that of a result
+            place = place_in_user_code(error)
+            if place is None:
+                raise
+            if launched_rank() == 0:
+                print(
+                    f"lossmap: {place}: the program is ended there, by sys.exit({error.code!r}); let it raise an error",
+                    file=sys.stderr,
+                    flush=True,
+                )
+            else:
                 time.sleep(SPEECH_SECONDS)
             return 2
         except Exception as error:  # of lossmap's own code a traceback is due

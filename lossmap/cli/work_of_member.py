@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lossmap.campaign.digests import DigestCache
 from lossmap.campaign.member import Prepared, Site
+from lossmap.campaign.neighbours import CONFIGURATION
 from lossmap.data.import_by_name import is_imported_otherwise
 from lossmap.io.journal import Busy
 from lossmap.parallel.world import World
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 MODULES = {
     name: f"lossmap.cli.{name}" for name in ("surface", "eigenmap", "spectrum", "sharpness", "connect", "health")
 }
+
+_read_as: dict[str, str] = {}  # by path the SHA-256 of files with settings when this process first met them
 
 
 class RankMachine(NamedTuple):
@@ -150,7 +153,10 @@ class CommandWork:
         for path, digest in self.files.items():
             if digests.of(path) != digest:
                 raise ValueError(f"{path} has changed since the campaign was planned: the same command plans it anew")
-            if is_imported_otherwise(Path(path), digest):
+            is_read = Path(path).suffix in CONFIGURATION  # when code was imported, which is executed once
+            if is_imported_otherwise(Path(path), digest) or (
+                is_read and _read_as.setdefault(os.path.realpath(path), digest) != digest
+            ):
                 raise Busy(f"{path} was changed after this process had imported it: the next one imports it anew")
 
     @contextlib.contextmanager

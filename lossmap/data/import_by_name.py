@@ -81,7 +81,7 @@ def _from_file(path: Path) -> ModuleType:
     name = _module_name(path)
     enter(path.parent, _is_own)
     if name in sys.modules:
-        imported_again(name)
+        imported_again(sys.modules[name])
         return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or not isinstance(spec.loader, SourceLoader):
@@ -91,7 +91,7 @@ def _from_file(path: Path) -> ModuleType:
     try:
         source = path.read_bytes()
         _digests[path] = hashlib.sha256(source).hexdigest()
-        with recorded_import(name):
+        with recorded_import(module, named=True):
             exec(spec.loader.source_to_code(source, str(path)), module.__dict__)
     except BaseException as error:
         del sys.modules[name]
@@ -103,10 +103,9 @@ def _from_package(home: str) -> ModuleType:
     try:
         enter(Path.cwd(), _is_own)
         if home in sys.modules:
-            imported_again(home)
+            imported_again(sys.modules[home])
             return sys.modules[home]
-        with recorded_import(home):
-            return importlib.import_module(home)
+        return importlib.import_module(home)
     except BaseException as error:
         raise _failed(home, error) from error
 

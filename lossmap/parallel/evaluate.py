@@ -99,7 +99,7 @@ class PointEvaluator:
             return failed.code, failed.reason
         except Interrupted as left:
             code, value = LEFT, left.state
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # user code may call sys.exit, too
             code = RAISED
             if out_of_memory(error) and hasattr(self.measure, "smaller"):
                 code = NO_MEMORY

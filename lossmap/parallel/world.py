@@ -162,11 +162,11 @@ class World:
         A rank whose own call raised, and is the first to do so, raises just that; the others raise ValueError with
         its text, which names rank and host unless it is rank 0's.
         """
-        error: Exception | None = None
+        error: Exception | SystemExit | None = None  # which user code may raise by sys.exit
         value: T | None = None
         try:
             value = make()
-        except Exception as raised:
+        except (Exception, SystemExit) as raised:
             error = raised
         if self.size > 1:
             report = None
@@ -196,12 +196,12 @@ class World:
         """
 
         def on_this_node() -> T:
-            result: tuple[T | None, Exception | None] = (None, None)
+            result: tuple[T | None, Exception | SystemExit | None] = (None, None)
             share = self.is_whole and self.node_size > 1  # after a death everyone reads for itself
             if self.node_rank == 0 or not share:
                 try:
                     result = (make(), None)
-                except Exception as error:  # sent to the others there, so that none waits for the value
+                except (Exception, SystemExit) as error:  # sent to the others there, so that none waits for the value
                     result = (None, error)
             if self.channel is not None and share:
                 result = self.channel.broadcast(self._node, result, range(self.size))

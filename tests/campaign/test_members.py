@@ -165,6 +165,31 @@ def test_a_moved_checkpoint_is_the_same_member_and_a_changed_one_another(sweep, 
     assert after[:6] != before[:6] and after[6:] == before[6:]
 
 
+@pytest.mark.parametrize(
+    ("code", "beside", "differ"),
+    [
+        ("import {0}\n", "other.json", False),
+        ("W = open('config.json').read()\n", "config.json", True),  # named by a text in the code
+        ("from pathlib import Path\nW = Path(__file__).parent / ('config' + '.json')\n", "config.json", True),
+        ("import sys\nsys.path.append('src')\n", "other.py", True),
+        ("import no_such_module_anywhere\n", "other.py", True),
+        ("import importlib\nW = importlib.import_module('oth' + 'er')\n", "other.py", True),
+    ],
+)
+def test_the_same_code_in_two_folders_is_one_member_where_nothing_of_the_folder_matters(
+    sweep, tmp_path, code, beside, differ
+):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "net.py").write_text(code.format("math") + "\ndef net():\n    pass\n")
+        (tmp_path / name / beside).write_text(f"# {name}\n")
+    one, other = digests(sweep("[over]\nmodel = ['a/net.py:net', 'b/net.py:net']\n[surface]\n"))
+    assert (one != other) == differ
+    if beside == "config.json" and "'config.json'" in code:
+        (tmp_path / "b" / beside).write_text("# edited")
+        assert digests(tmp_path / "sweep.toml")[0] == one != digests(tmp_path / "sweep.toml")[1] != other
+
+
 def test_the_shards_of_a_checkpoint_count_too(sweep, tmp_path):
     (tmp_path / "a.safetensors").write_text("1")
     (tmp_path / "net.index.json").write_text('{"weight_map": {"w": "a.safetensors", "b": "a.safetensors"}}')

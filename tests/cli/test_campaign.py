@@ -535,7 +535,7 @@ def test_a_file_that_members_import_and_that_changes_between_them_is_named(tmp_p
     assert main(["campaign", "sweep.toml", "collect"]) == 0
     assert "was changed" not in capsys.readouterr().out
     (tmp_path / "factor_of_loss.py").write_text("FACTOR = 1.5  # edited\n")
-    importlib.reload(sys.modules["factor_of_loss"])  # as the next process imports it
+    importlib.reload(importlib.import_module("factor_of_loss"))  # as the next process imports it
     sweep.write_text(text.replace("SEEDS", "0, 1"))
     assert main(run) == 0
     capsys.readouterr()
@@ -549,7 +549,7 @@ def test_a_file_that_members_import_and_that_changes_between_them_is_named(tmp_p
     with open(tmp_path / "sweep" / "table.csv") as file:
         first, second = csv.DictReader(file)
     assert first["code"] != second["code"] and first["code"] and second["code"]
-    del sys.modules["factor_of_loss"]
+    sys.modules.pop("factor_of_loss", None)
 
 
 NET_OF_CONFIG = """\
@@ -633,3 +633,24 @@ def test_code_that_was_edited_after_its_import_computes_no_member_of_the_edited_
     assert main(run) == 0
     (after,) = collected(Campaign.read("sweep.toml").members, CampaignFolder("sweep")).rows
     assert after["train_loss_max"] == pytest.approx(3 * before["train_loss_max"], rel=1e-6)
+
+
+def test_a_member_whose_code_ends_the_program_is_a_failure_of_its_own(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own_leaves.py").write_text(
+        "import sys\nfrom torch import nn\n\ndef net():\n    sys.exit('no licence')\n\n"
+        "def loss(outputs, targets):\n    mean = nn.functional.cross_entropy(outputs, targets)\n"
+        "    if mean > 2.6:\n        sys.exit(0)\n    return mean\n"
+    )
+    sweep = tmp_path / "sweep names.toml"
+    sweep.write_text(
+        '[settings]\nsamples = 8\nbatch_size = 8\nprobe = false\n[over]\nmodel = ["own_leaves.py:net", "mlp"]\n'
+        '[[surface]]\nx = "-1:1:2"\n[[surface]]\nloss = "own_leaves.py:loss"\nx = "-9:0:2"\n'
+    )
+    assert main(["campaign", "sweep names.toml", "plan"]) == 0
+    assert "to compute: lossmap campaign 'sweep names.toml' run" in capsys.readouterr().out
+    assert main(["campaign", "sweep names.toml", "run", "--device", "cpu", "--threads", "1"]) == 3
+    rows = collected(Campaign.read("sweep names.toml").members, CampaignFolder("sweep names")).rows
+    assert [(row["outcome"], row["done"], row["failed"]) for row in rows] == [
+        ("failed", 0, 0), ("failed", 0, 0), ("complete", 2, 0), ("failed", 0, 0),
+    ]  # fmt: skip

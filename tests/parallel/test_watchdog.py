@@ -77,3 +77,14 @@ def test_an_error_of_the_start_is_nobodys_death(capfd):
     with pytest.raises(ValueError, match="another library"), start_watchdog(UNDER_OPEN_MPI):
         raise ValueError("another library")
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_point_whose_code_ends_the_program_has_failed():
+    import sys
+
+    from lossmap.parallel.evaluate import PointEvaluator
+    from lossmap.parallel.messages import FAILED
+    from lossmap.parallel.team import Team
+
+    kind, index, text = PointEvaluator(lambda point: sys.exit(0), lambda i: i, {"loss": 1}, Team())(3, None)
+    assert (kind, index, text.splitlines()[-1]) == (FAILED, 3, "SystemExit: 0")
