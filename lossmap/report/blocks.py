@@ -24,6 +24,7 @@ from lossmap.report.text import (
     counts,
     filled,
     number,
+    rough_number,
     some,
     table,
     titled,
@@ -265,7 +266,8 @@ def _row(b: BlockSummary) -> tuple[str, ...]:
     kind = b.kind + " NOT CONVERGED" * (not b.converged)
     beyond = "-"
     if isfinite(b.condition_beyond_floor):
-        beyond = number(b.condition_beyond_floor)
+        largest = max(abs(b.largest), abs(b.smallest))
+        beyond = rough_number(b.condition_beyond_floor, b.floor * b.condition_beyond_floor / largest)
     return (b.name, f"{b.size:,}", *cells, number(b.condition), beyond, f"{b.error:.0e}", *signs, gradient, kind)
 
 

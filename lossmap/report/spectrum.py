@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import isfinite, isinf, isnan, nan
+from math import inf, isfinite, isinf, isnan, nan
 
 import numpy as np
 
@@ -24,6 +24,7 @@ from lossmap.report.text import (
     count,
     counted,
     number,
+    rough_number,
     rounded,
     titled,
     value_with_error,
@@ -200,14 +201,24 @@ def condition_text(stored: StoredReport, top: StoredEnd, bottom: StoredEnd) -> s
             text += "; ill-conditioned"
         known = stored.number("condition_beyond_floor")
         if isfinite(known):
-            floor = f"{stored.number('noise_floor'):.1e}"
-            text += f"; beyond the noise floor of {floor}, |lambda|max / |lambda|min = {number(known)}"
+            floor = stored.number("noise_floor")
+            text += f"; beyond the noise floor of {floor:.1e}, |lambda|max / |lambda|min = "
+            text += _ratio_text(known, max(abs(high), abs(low)), floor)
         return text
     text = f"{number(value)} = {high:.4g} / {low:.4g}"
     if stored.flag("ill_conditioned"):
         text += "; ill-conditioned (above 1,000)"
     if bottom.limit <= 0.0:
         text += "; a lower bound, since the limit does not exclude a smaller eigenvalue"
+    return text
+
+
+def _ratio_text(ratio: float, largest: float, floor: float) -> str:
+    """A ratio to the smallest |eigenvalue|, known to within the floor; both ends where that is coarse."""
+    smallest = largest / ratio if ratio else inf
+    text = rough_number(ratio, floor / smallest)
+    if text.startswith("~"):
+        text += f", between {largest / (smallest + floor):.1e} and {largest / max(smallest - floor, 1e-300):.1e}"
     return text
 
 

@@ -110,6 +110,11 @@ def number(value: float) -> str:
     return f"{value:.4g}"
 
 
+def rough_number(value: float, relative: float) -> str:
+    """A number as people write it; `~5e+05`, to one digit, where its relative error is more than a twentieth."""
+    return f"~{value:.0e}" if relative > 0.05 and isfinite(value) else number(value)
+
+
 def percent_with_error(share: float, error: float) -> str:
     """`25.0 +- 4.1 %` of a share of 1 and its error, to the error's second digit; never `1e+01`."""
     percent = 100.0 * error

@@ -13,16 +13,17 @@ from math import inf, isfinite, isnan
 
 import numpy as np
 
-from lossmap.report.text import WIDTH, filled, number, table, value_with_error, value_with_limit, wrapped
+from lossmap.report.text import WIDTH, filled, number, rough_number, table, value_with_error, value_with_limit, wrapped
 from lossmap.spectra.spectrum_result import Spectrum
 from lossmap.spectra.summaries import common_masses, masses_of
 
 
-def _number_or_dash(value: float) -> str:
-    """A number; a dash where it is not known."""
-    if isnan(value):
+def _beyond_floor(s: Spectrum) -> str:
+    """The condition beyond the noise floor, within which its smallest eigenvalue is known; a dash without one."""
+    condition = s.condition_beyond_floor
+    if isnan(condition):
         return "-"
-    return number(value)
+    return rough_number(condition, s.noise_floor * condition / max(abs(s.largest[0]), abs(s.smallest[0])))
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ class Comparison:
                     value_with_limit(*s.smallest, s.limits[1]),
                     trace,
                     number(s.condition),
-                    _number_or_dash(s.condition_beyond_floor),
+                    _beyond_floor(s),
                     number(s.step_limit[0]),
                 )
             )

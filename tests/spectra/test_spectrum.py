@@ -1,6 +1,7 @@
 """The spectrum of a network against its dense Hessian, closed forms, and what a new user gets wrong."""
 
 import copy
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -367,6 +368,19 @@ def test_the_linearized_backend_finds_the_same(problem):
     a = spectrum(problem, dense=0, top=2, density_error=None, tol=1e-8, backend="double-backward")
     b = spectrum(problem, dense=0, top=2, density_error=None, tol=1e-8, backend="linearized")
     assert b.top.values == pytest.approx(a.top.values, abs=1e-9)
+
+
+def test_a_condition_whose_smallest_eigenvalue_is_near_the_noise_floor_says_how_far_it_is_known():
+    sure = spectrum_of(planted([3.0, 1e-3, -0.5, 1.0, 2.0]))
+    report = " ".join(repr(sure).split())
+    assert "|lambda|max / |lambda|min = 3,000" in report and "between" not in report
+    floor = sure.noise_floor
+    near = spectrum_of(planted([3.0, 1.5 * floor, -0.5, 1.0, 2.0]))
+    ratio = near.condition_beyond_floor
+    report = " ".join(repr(near).split())
+    low, high = (float(x) for x in re.search(r"\|lambda\|min = ~\S+, between (\S+) and (\S+?)[;.]? ", report).groups())
+    assert low == pytest.approx(ratio / (1 + near.noise_floor * ratio / 3), rel=0.06)
+    assert high == pytest.approx(ratio / (1 - near.noise_floor * ratio / 3), rel=0.06) and high > 2 * low
 
 
 def test_the_condition_beyond_the_noise_floor_stands_beside_an_infinite_one():
