@@ -99,6 +99,8 @@ def spectrum_report(stored: StoredReport) -> str:
     frozen = int(stored.number("frozen", 0.0))
     if frozen:
         lines += wrapped("frozen", f"{count(frozen, 'parameter')} that require no gradient are left out")
+    if stored.text("evaluation"):
+        lines += wrapped("evaluation", stored.text("evaluation"))
     if isfinite(stored.number("loss")):
         lines += wrapped("loss", "{}; gradient norm {}".format(*loss_and_gradient_text(stored)))
     for name, end in (("largest", top), ("smallest", bottom)):

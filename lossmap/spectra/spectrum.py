@@ -251,4 +251,5 @@ def spectrum(
         gradient_norm_error=found.norm_error,
         seconds=time.perf_counter() - began,
         frozen=frozen_entries(problem.model, parameters),
+        notes=tuple(problem.notes),
     )

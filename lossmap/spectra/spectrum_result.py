@@ -50,6 +50,7 @@ class Spectrum(DrawnResult):
         seconds: spent.
         keep_vectors: whether a command's file keeps the eigenvectors too.
         frozen: entries of the parameters that are left out since they require no gradient.
+        notes: how the loss is evaluated, a sentence each, where that is not as a mean over any samples.
 
     Example:
         >>> import torch, lossmap
@@ -83,6 +84,7 @@ class Spectrum(DrawnResult):
     seconds: float = nan
     keep_vectors: bool = False
     frozen: int = 0
+    notes: tuple[str, ...] = ()
 
     @property
     def values(self) -> np.ndarray:
@@ -238,8 +240,7 @@ def _report_of(s: Spectrum) -> StoredReport:
         "ill_conditioned": s.ill_conditioned, "products": s.products, "seconds": s.seconds,
         "report_version": REPORT_VERSION,
     }  # fmt: skip
-    if s.frozen:
-        attributes["frozen"] = s.frozen
+    attributes |= {k: v for k, v in (("frozen", s.frozen), ("evaluation", "; ".join(s.notes))) if v}
     for name, limit, pairs, i in (("top", "upper_limit", s.top, 0), ("bottom", "lower_limit", s.bottom, 1)):
         if pairs is None:
             continue

@@ -301,6 +301,7 @@ class SpectrumTasks:
             products=parts.all_products,
             keep_vectors=request.vectors,
             frozen=frozen_entries(subject.problem.model, request.parameters),
+            notes=tuple(subject.problem.notes),
         )
 
     def _layers(self, i: int, readings: Readings) -> BlockSpectra:

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+import lossmap
 from lossmap.curvature.gradient import loss_and_gradient
 from lossmap.data.problem import Problem
 from lossmap.geometry.parameter_vector import Layout
@@ -368,6 +369,20 @@ def test_the_linearized_backend_finds_the_same(problem):
     a = spectrum(problem, dense=0, top=2, density_error=None, tol=1e-8, backend="double-backward")
     b = spectrum(problem, dense=0, top=2, density_error=None, tol=1e-8, backend="linearized")
     assert b.top.values == pytest.approx(a.top.values, abs=1e-9)
+
+
+def test_the_report_and_the_file_say_how_an_unusual_loss_is_evaluated(problem, tmp_path):
+    assert "evaluation" not in repr(spectrum(problem, top=1))
+    torch.manual_seed(0)
+    net, x = nn.Linear(4, 2), torch.randn(12, 4)
+
+    def noisy(model, batch):
+        return (model(batch + 0.1 * torch.randn_like(batch)) ** 2).mean()
+
+    result = spectrum(lossmap.Problem.custom(net, noisy, x), top=1)
+    result.save(tmp_path / "s.h5")
+    for each in (result, lossmap.read(tmp_path / "s.h5")):
+        assert "evaluation the loss draws at random" in " ".join(repr(each).split())
 
 
 def test_a_condition_whose_smallest_eigenvalue_is_near_the_noise_floor_says_how_far_it_is_known():
