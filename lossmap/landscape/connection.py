@@ -133,10 +133,10 @@ def barrier_of(t: np.ndarray, losses: np.ndarray, errors: np.ndarray, midpoint_e
 
     errors, midpoint_errors  standard errors at each point, of the rises above the line and above the mean of both ends
 
-    Raises ValueError where one of both ends is not known.
+    Raises ValueError where one of both ends is not known, or infinite: no line leads there.
     """
-    if t[0] != 0.0 or t[-1] != 1.0 or np.isnan(losses[[0, -1]]).any():
-        raise ValueError("a barrier needs the loss at both ends of the line; one of them failed or is not a number")
+    if t[0] != 0.0 or t[-1] != 1.0 or not np.isfinite(losses[[0, -1]]).all():
+        raise ValueError("a barrier needs the loss at both ends of the line; one of them failed or is no finite number")
     known = ~np.isnan(losses)
     t, losses, errors, midpoint_errors = t[known], losses[known], errors[known], midpoint_errors[known]
     with np.errstate(invalid="ignore"):
@@ -234,7 +234,7 @@ def _report_of(c: Connection) -> StoredReport:
             if split in errors:
                 arrays[f"{split}_{name}_error"] = errors[split]
         attributes[f"{split}_samples"] = int(c.samples.get(split, 0))
-        if np.isnan(losses[[0, -1]]).any():
+        if not np.isfinite(losses[[0, -1]]).all():
             continue  # there is no barrier to state
         barrier = c.barrier(split)
         attributes |= {f"{split}_{name.replace('height', 'barrier')}": v for name, v in vars(barrier).items()}

@@ -2,56 +2,120 @@
 
 from __future__ import annotations
 
-from math import isfinite
+from collections.abc import Mapping, Sequence
+from math import isfinite, isinf
+from textwrap import fill
 from typing import Any
 
 import numpy as np
+from matplotlib import rcParams
+from matplotlib.artist import Artist
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
+from matplotlib.ticker import MaxNLocator
 
-from lossmap.io.surface import Group
+from lossmap.io.surface import DONE, Surface
 from lossmap.plotting import lines
-from lossmap.plotting.quantities import in_brackets
-from lossmap.plotting.style import BLUE, GREEN, RED, new_figure, page_width, style_context
-from lossmap.report.connection import splits_of, ways_beside
+from lossmap.plotting.panels import add_legend_and_notes
+from lossmap.plotting.quantities import in_brackets, on_scale
+from lossmap.plotting.style import BLUE, GREEN, RED, new_figure, page_width, style_context, type_size
+from lossmap.plotting.titles import NAME_LETTER, broken_name
+from lossmap.report.connection import NO_BARRIER, splits_of, ways_beside
 from lossmap.report.stored import StoredReport
 from lossmap.report.text import value_with_error
 
+Array = np.ndarray
 LINE = "0.45"  # the grey of the straight line between both ends
-ROOM = 0.08  # above the highest loss, of the axis, for the barrier's label
+PANEL = 2.7  # inches across, with its labels, below which the panels of two splits stand one above the other
+HEIGHT = 2.2  # of a panel without the lines above and below it, inches
+NARROW = 2.4  # inches across, below which ticks would touch
+LINE_HEIGHT = 1.25  # of a line of type, of its size
+SIDES = 0.4  # of a panel's width, inches, that lines above and below it leave free
+MAX_NAMES = 24  # characters of both models' names that stand on one line
+LINE_STEPS = 101  # points of the straight line, which is bent on a logarithmic scale
+BLANK = "\N{NO-BREAK SPACE}"  # at which no line ends
+WAYS = {"unaligned": "not aligned (dashed)", "curve": "on the curve (dotted)"}  # beside the line
 
 
-def draw_connection(group: Group) -> Figure:
-    """The picture of one line; of several splits one panel each."""
+def draw_connection(surface: Surface, width: float | None = None, log: bool | None = None) -> Figure:
+    """The picture of the line that a result holds; of several splits one panel each, side by side where they fit.
+
+    width  inches; a page for several splits, a good half of one for one, if left out
+    log    whether the losses have a logarithmic axis; by what they span if left out
+    """
+    group = surface.groups["connection"]
     stored = StoredReport(group.arrays, group.attributes)
     splits = splits_of(stored)
     with style_context():
-        figure = new_figure(page_width() if len(splits) > 1 else 0.62 * page_width(), 2.6)
-        panels = figure.subplots(1, len(splits), squeeze=False)[0]
-        for axes, split in zip(panels, splits, strict=True):
-            _draw_split(axes, stored, split)
+        width = width or (page_width() if len(splits) > 1 else 0.62 * page_width())
+        columns = len(splits) if width >= PANEL * len(splits) else 1
+        rows = len(splits) // columns
+        figure = new_figure(width, HEIGHT * rows)
+        panels = list(figure.subplots(rows, columns, squeeze=False).flat)
+        missing: list[Artist] = []
+        letters = _letters(width / columns)
+        titles = [
+            "\n".join(fill(line, letters, break_long_words=False) for line in _title_of(stored, split))
+            for split in splits
+        ]
+        ends = "\n".join(broken_name(line, letters) for line in _ends_of(stored))
+        for axes, split, title in zip(panels, splits, titles, strict=True):
+            missing += _draw_split(axes, surface, stored, split, log)
+            axes.set_title(title)
+            axes.xaxis.set_major_locator(MaxNLocator(2 if width / columns < NARROW else 5, steps=[1, 2, 5, 10]))
+        for axes in panels[-columns:]:
+            axes.set_xlabel(ends)
+        tall = sum(max(map(_line_count, titles[i : i + columns])) for i in range(0, len(titles), columns))
+        figure.set_figheight(HEIGHT * rows + LINE_HEIGHT * type_size(8) * (tall + _line_count(ends)) / 72)
+        add_legend_and_notes(figure, missing, [])
     return figure
 
 
-def _draw_split(axes: Any, stored: StoredReport, split: str) -> None:
-    """Loss on the left axis, the straight line between both ends and the barrier; accuracy on the right one."""
+def _letters(panel: float) -> int:
+    """How many letters of a title or a label, which have one size of type, fit a panel of this width, inches."""
+    size = FontProperties(size=rcParams["axes.titlesize"]).get_size_in_points()
+    return max(8, int(72 * (panel - SIDES) / (NAME_LETTER * size)))
+
+
+def _wrapped(parts: Sequence[str], letters: int) -> str:
+    """Lines of at most so many letters, if no word alone is longer; numbers stay whole."""
+    return "\n".join(fill(line, letters, break_long_words=False) for line in parts)
+
+
+def _line_count(words: str) -> int:
+    return words.count("\n") + 1
+
+
+def _ends_of(stored: StoredReport) -> list[str]:
+    """The lines of the label of the line's axis, which names both models."""
+    first, other = stored.text("first"), stored.text("other")
+    words = [f"t, from {first} (0)", f"to {other} (1)"]
+    return words if len(first) + len(other) > MAX_NAMES else [" ".join(words)]
+
+
+def _draw_split(axes: Any, surface: Surface, stored: StoredReport, split: str, log: bool | None) -> list[Artist]:
+    """Loss on the left axis, the straight line between both ends and the barrier; accuracy on the right one.
+
+    Returns the legend's patches of missing points.
+    """
     t, losses = stored.arrays["t"], stored.arrays[f"{split}_loss"]
     lines.curve(axes, t, losses, colour=BLUE, label=f"{split} loss", dashed=False)
-    beside = ways_beside(stored)
-    if "unaligned" in beside:
-        lines.curve(axes, t, stored.arrays[f"unaligned_{split}_loss"], colour=BLUE, label="not aligned", dashed=True)
-    if "curve" in beside:
-        curved = stored.arrays[f"curve_{split}_loss"]
-        lines.curve(axes, t, curved, colour=GREEN, label="on the curve", style=lines.dashes(2))
-    if np.isfinite(losses[[0, -1]]).all():
-        axes.plot([0.0, 1.0], losses[[0, -1]], "--", color=LINE, linewidth=0.8)
-        _mark_barrier(axes, stored, split, losses)
+    beside = [f"{way}_{split}_loss" for way in ways_beside(stored)]
+    for way in ways_beside(stored):
+        look: Any = {"colour": GREEN, "style": lines.dashes(2)} if way == "curve" else {"colour": BLUE, "dashed": True}
+        lines.curve(axes, t, stored.arrays[f"{way}_{split}_loss"], label=WAYS[way], **look)
+    if log is None:
+        log = lines.suits_log_axis([losses, *(stored.arrays[name] for name in beside)])
+    if log:
+        axes.set_yscale("log")
+    missing = _mark_missing(axes, surface, t, {f"{split}_loss": losses})
+    _mark_barrier(axes, stored, split, losses)
     ends = losses[[0, -1]]  # both models, named below
     axes.plot([0.0, 1.0], ends, "X", color="black", markersize=5, clip_on=False, zorder=3)
     name = "training" if split == "train" else split
-    axes.set_ylabel(f"{name} loss{in_brackets(stored.text('unit'))}", color=BLUE)
-    axes.tick_params(axis="y", colors=BLUE)
+    axes.set_ylabel(on_scale(f"{name} loss{in_brackets(stored.text('unit'))}", log), color=BLUE)
+    axes.tick_params(axis="y", colors=BLUE, which="both")
     axes.set_xlim(0.0, 1.0)
-    axes.set_xlabel(f"t, from {stored.text('first')} (0) to {stored.text('other')} (1)")
     accuracy = stored.arrays.get(f"{split}_acc")
     if accuracy is not None:
         right = axes.twinx()
@@ -59,31 +123,52 @@ def _draw_split(axes: Any, stored: StoredReport, split: str) -> None:
         right.set_ylabel(lines.on_right("accuracy (percent)"), color=RED)
         right.tick_params(axis="y", colors=RED)
         right.set_ylim(-3, 103)
+    return missing
 
 
-def _mark_barrier(axes: Any, stored: StoredReport, split: str, losses: np.ndarray) -> None:
-    """An arrow from the straight line to the loss at the barrier, with its height; `no barrier` where there is none."""
+def _mark_missing(axes: Any, surface: Surface, t: Array, losses: Mapping[str, Array]) -> list[Artist]:
+    """Mark the points without a loss, failed ones apart where the result has the points' statuses."""
+    return [
+        handle
+        for name, values in losses.items()
+        for handle in lines.mark_missing(
+            axes, t, values, surface.status_of(name) if name in surface else np.full(values.shape, DONE)
+        )
+    ]
+
+
+def _mark_barrier(axes: Any, stored: StoredReport, split: str, losses: Array) -> None:
+    """The straight line between both ends, and an arrow from it to the loss at the barrier, where there is one."""
+    if not np.isfinite(losses[[0, -1]]).all():
+        return
+    t = np.linspace(0.0, 1.0, LINE_STEPS)
+    first, last = float(losses[0]), float(losses[-1])
+    axes.plot(t, (1.0 - t) * first + t * last, "--", color=LINE, linewidth=0.7)
     height, at = stored.number(f"{split}_barrier"), stored.number(f"{split}_at")
     if not isfinite(height) or not isfinite(at):
-        what = "no barrier" if height == 0.0 else "an infinite barrier"
-        axes.set_title(f"{what}{_beside_text(stored, split)}")
         return
-    foot = (1.0 - at) * float(losses[0]) + at * float(losses[-1])
+    foot = (1.0 - at) * first + at * last
     arrow = {"arrowstyle": "<->", "color": "black", "linewidth": 0.8, "shrinkA": 0, "shrinkB": 0}
     axes.annotate("", (at, foot), (at, foot + height), arrowprops=arrow)
-    axes.set_title(f"barrier {_height_text(stored, split)} at t = {at:.3g}{_beside_text(stored, split)}")
-    low, high = axes.get_ylim()
-    axes.set_ylim(low, high + ROOM * (high - low))
+
+
+def _title_of(stored: StoredReport, split: str) -> list[str]:
+    """The barrier, and in lines of their own those on the ways beside the line."""
+    if not np.isfinite(stored.arrays[f"{split}_loss"][[0, -1]]).all():
+        title = f"{NO_BARRIER}: the loss at an end is not a finite number"
+    elif not stored.number(f"{split}_barrier"):
+        title = "no barrier"
+    else:
+        height = _height_text(stored, split)
+        title = "infinite barrier" if height == "infinite" else f"barrier {height}"
+        title += f" at t{BLANK}={BLANK}{stored.number(f'{split}_at'):.3g}"
+    ways = [way for way in ways_beside(stored) if f"{way}_{split}_barrier" in stored.attributes]
+    return [title, *(f"{WAYS[way]}: {_height_text(stored, f'{way}_{split}')}" for way in ways)]
 
 
 def _height_text(stored: StoredReport, split: str) -> str:
     height = stored.number(f"{split}_barrier")
-    error = stored.number(f"{split}_error")
-    return value_with_error(height, error).replace("+-", "±") if height else "none"
-
-
-def _beside_text(stored: StoredReport, split: str) -> str:
-    """The barriers on the ways beside the line, each in a line of its own."""
-    words = {"unaligned": "not aligned (dashed)", "curve": "on the curve (dotted)"}
-    ways = [way for way in ways_beside(stored) if f"{way}_{split}_barrier" in stored.attributes]
-    return "".join(f"\n{words[way]}: {_height_text(stored, f'{way}_{split}')}" for way in ways)
+    if not height or isinf(height):
+        return "infinite" if height else "none"
+    text = value_with_error(height, stored.number(f"{split}_error"))
+    return text.replace(" +- ", f"{BLANK}±{BLANK}")

@@ -60,13 +60,15 @@ def draw_content(
     label: str | None,
     titles: Sequence[str] | None,
     width: float | None = None,
+    log: bool | None = None,
 ) -> Figure:
     """The picture of one kind of content.
 
     label   which of several spectra, checkpoints or layer readings; if left out, spectra and checkpoints are compared,
             and of layers the first is drawn
     titles  of one file, above its figure; of several files, whose spectra or layers are compared, in the legend
-    width   inches, of spectra, layers and paths; what fits if left out
+    width   inches, of spectra, layers, lines and paths; what fits if left out
+    log     of the line between two networks, whether its axis is logarithmic; by what the losses span if left out
 
     Raises ValueError where it is not there, or where it cannot be drawn of several files.
     """
@@ -83,7 +85,7 @@ def draw_content(
             figure = draw_layers_compared(_merged(groups, titles))
         titles = None
     else:
-        figure = _draw_one(surfaces[0], kind, label)
+        figure = _draw_one(surfaces[0], kind, label, width, log)
     _entitle(figure, titles, width)
     return figure
 
@@ -97,7 +99,9 @@ def _of_label(groups: dict[str, Group], label: str | None, what: str = "spectrum
     return {label: groups[label]}
 
 
-def _draw_one(surface: Surface, kind: str, label: str | None) -> Figure:
+def _draw_one(
+    surface: Surface, kind: str, label: str | None, width: float | None = None, log: bool | None = None
+) -> Figure:
     """The picture of what one file holds; arguments as `draw_content`."""
     if kind == "spectrum":
         return _draw_spectra(surface, label)
@@ -108,7 +112,7 @@ def _draw_one(surface: Surface, kind: str, label: str | None) -> Figure:
     if kind == "sharpness":
         return draw_sharpness(_of_label(labelled(surface, "sharpness"), label, "sharpness"))
     if kind == "connection":
-        return draw_connection(surface.groups["connection"])
+        return draw_connection(surface, width, log)
     if kind == "topology":
         return draw_topology(surface.groups["topology"])
     if kind == "health":
@@ -167,7 +171,7 @@ def figures_of(surface: Surface, titles: Sequence[str] | None = None, width: flo
     for kind in ("sharpness", "connection", "topology", "evolution", "health", "path"):
         if kind in kinds:
             suffix = "" if len(kinds) == 1 else f"_{kind}"
-            figures[suffix] = _draw_one(surface, kind, None)
+            figures[suffix] = _draw_one(surface, kind, None, width)
     for figure in figures.values():
         _entitle(figure, titles, width)
         figure.set_label(caption_of([surface], kinds[0], None))

@@ -257,7 +257,7 @@ def _draw_kind(
     surfaces: Sequence[Surface], kind: str, field: str | None, titles: Sequence[str] | None, options: FigureOptions
 ) -> Figure:
     if kind in dispatch.KINDS:
-        return dispatch.draw_content(surfaces, kind, field, titles, options.width)
+        return dispatch.draw_content(surfaces, kind, field, titles, options.width, options.log)
     if all(is_line(surface) for surface in surfaces):
         return _draw_all_lines(surfaces, kind, field, titles, options)
     return _draw_all_planes(surfaces, kind, field, titles, options)

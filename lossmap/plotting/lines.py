@@ -107,7 +107,7 @@ def mark_missing(axes: Axes, x: Array, values: Array, status: Array) -> list[Art
             middle = np.full(int(mask.sum()), 0.5)
             axes.plot(
                 x[mask], middle, mark[0], color=DARK, markerfacecolor="none", markersize=4, markeredgewidth=0.7,
-                transform=axes.get_xaxis_transform(),
+                transform=axes.get_xaxis_transform(), clip_on=False,
             )  # fmt: skip
         for i in np.flatnonzero(mask):
             axes.axvspan(*borders[i], zorder=0.2, **{**look, "linewidth": 0.0})

@@ -28,7 +28,7 @@ TAKEN: dict[str, frozenset[str]] = {
     "spectrum": frozenset({"field", "titles", "width", "style"}),
     "layers": frozenset({"field", "titles", "width", "style"}),
     "sharpness": frozenset({"field", "titles", "width", "style"}),
-    "connection": frozenset({"titles", "width", "style"}),
+    "connection": frozenset({"titles", "width", "style", "log"}),
     "topology": frozenset({"titles", "width", "style"}),
     "evolution": frozenset({"titles", "style"}),
     "health": frozenset({"titles", "style"}),

@@ -15,6 +15,7 @@ from lossmap.report.text import WIDTH, count, counted, filled, number, table, va
 # other ways between both networks that may be measured beside the line, by what stands before their names
 BESIDE = {"unaligned": "before alignment", "curve": "on the curve"}
 IN_ROWS = {"unaligned": "not aligned", "curve": "on the curve"}
+NO_BARRIER = "no barrier can be stated"
 CLEAR = 2.0  # standard errors above which a barrier is said to be there
 STATISTICS = {
     "recompute": "batch-norm statistics recomputed at every point, the ends too, from fixed batches of the samples",
@@ -84,7 +85,7 @@ def _extreme(values: np.ndarray, sign: int) -> float:
 def _split_lines(stored: StoredReport, split: str) -> list[str]:
     """Barrier and monotonicity of one split."""
     if f"{split}_barrier" not in stored.attributes:
-        return wrapped(split, "no barrier can be stated: the loss at one of both ends is not known")
+        return wrapped(split, f"{NO_BARRIER}: the loss at one of both ends is not known, or infinite")
     return [
         *wrapped(f"{split} barrier", _barrier_text(stored, split), indent=20),
         *_lines_beside(stored, split),
