@@ -54,7 +54,7 @@ from lossmap.plotting.quantities import (
 )
 from lossmap.plotting.sign_hatches import mark_signs
 from lossmap.plotting.style import new_figure, page_width, type_size
-from lossmap.plotting.surface3d import CAMERA, ENOUGH, draw_surface3d, is_from_above
+from lossmap.plotting.surface3d import CAMERA, ENOUGH, draw_surface3d, is_from_above, place_labels
 from lossmap.plotting.titles import broken_name, set_titles
 
 PATH_LOSS = "train_loss"  # what a path's losses are of
@@ -372,6 +372,8 @@ def draw_surfaces_3d(
     if name == PATH_LOSS:
         notes += path_notes(surfaces, options)
     add_legend_and_notes(figure, handles, notes, options.ax)
+    if options.ax is None:
+        place_labels(panels)
     return figure
 
 

@@ -132,6 +132,13 @@ def draw_surface3d(
     return handles + _mark_holes(axes, np.meshgrid(grid.x, y_ticks(grid)), values, status)
 
 
+def place_labels(panels: Sequence[Any]) -> None:
+    """Give the labels of reliefs their places, of which the layout is made; matplotlib does it itself from 3.11 on."""
+    if tuple(map(int, matplotlib.__version__.split(".")[:2])) < (3, 11):
+        for axes in panels:
+            axes.draw(axes.figure.canvas.get_renderer())  # what it draws is wiped before the figure is
+
+
 def is_from_above(camera: tuple[float, float]) -> bool:
     """Whether a camera, elevation and azimuth in degrees, sees a relief as a map."""
     return abs(camera[0]) >= FROM_ABOVE
