@@ -70,7 +70,8 @@ class Scale:
         """Where colours and heights end: those of one value lie around it, so that they show no differences."""
         if self.flat and self.high - self.low < 1:
             middle = 0.5 * (self.low + self.high)
-            return middle - 0.5, middle + 0.5
+            reach = max(0.5, FLAT_SPAN * abs(middle))  # that a large value does not swallow
+            return middle - reach, middle + reach
         return self.low, self.high
 
 

@@ -15,7 +15,7 @@ from lossmap.plotting.contour_levels import FLAT_MARGIN, scale_of
 from lossmap.plotting.flatness import noise_in
 from lossmap.plotting.notes import accuracy_notes
 from lossmap.plotting.own_axes import size_of
-from lossmap.plotting.panels import LOSS_NAMES, FigureOptions, add_legend_and_notes, common_loss
+from lossmap.plotting.panels import LOSS_NAMES, FigureOptions, add_legend_and_notes, common_loss, letters_of
 from lossmap.plotting.quantities import (
     axis_labels,
     best_field,
@@ -29,6 +29,11 @@ from lossmap.plotting.quantities import (
 )
 from lossmap.plotting.style import BLUE, RED, column_width, new_figure, type_size
 from lossmap.plotting.titles import LEGEND_LETTERS, broken_name, set_titles
+
+DECADES = 307  # of floating point, on either side of 1
+MAX_POWERS = 7  # of ten, at the ticks of such an axis
+MARGIN = 0.05  # of an axis, beyond its values
+SHORT_NAME, MAX_LEGEND_LINES = 16, 4  # letters and lines, up to which a legend stands within its panel
 
 
 def draw_lines(
@@ -78,8 +83,18 @@ def _draw_field(
     arrays = [values_of(s, name)[0] for s in surfaces]
     set_loss_axis(axes, arrays, options, what.even or what.signed, noise_in(surfaces, name))
     if len(surfaces) > 1:
-        axes.legend()
+        patches = _place_legend(axes) + patches
     return patches
+
+
+def _place_legend(axes: Any) -> list[Artist]:
+    """A legend within the panel where its names are short and few; else its handles, to stand below the figure."""
+    handles, names = axes.get_legend_handles_labels()
+    lines_of_names = [line for name in names for line in name.split("\n")]
+    if len(lines_of_names) <= MAX_LEGEND_LINES and max(map(letters_of, lines_of_names)) <= SHORT_NAME:
+        axes.legend()
+        return []
+    return list(handles)
 
 
 def _draw_noise(axes: Any, surface: Surface, name: str, colour: str) -> None:
@@ -153,12 +168,29 @@ def set_loss_axis(
         axes.set_ylabel(f"{axes.get_ylabel()},\nequal within its errors")
         return
     if options.suits_log(arrays, even):
-        axes.set_yscale("log")
+        _set_log_axis(axes, arrays)
     if axes.get_yscale() != "linear":  # as set here, or before by the caller, whose axes they are
         axes.set_ylabel(on_scale(axes.get_ylabel(), True))
     top = options.vmax if options.loss_max is None else options.loss_max
     if top is not None or options.vmin is not None:
         axes.set_ylim(bottom=options.vmin, top=top)
+
+
+def _set_log_axis(axes: Any, arrays: Sequence[np.ndarray]) -> None:
+    """Make an axis logarithmic; it ends within floating point, which the margin beyond the values may leave."""
+    known = np.concatenate([np.log10(a[np.isfinite(a) & (a > 0)]).reshape(-1) for a in arrays])
+    low, high = float(known.min(initial=DECADES)), float(known.max(initial=-DECADES))
+    margin = MARGIN * (high - low)
+    if low - margin >= -DECADES and high + margin <= DECADES:
+        axes.set_yscale("log")
+        return
+    low, high = max(low - margin, -DECADES), min(high + margin, DECADES)
+    axes.set_ylim(10.0**low, 10.0**high)  # before matplotlib looks for ends itself, and overflows
+    axes.set_yscale("log")
+    powers = np.arange(np.ceil(low), np.floor(high) + 1)
+    powers = powers[:: max(1, -(-powers.size // MAX_POWERS))]
+    axes.set_yticks(10.0**powers, [f"$10^{{{int(power)}}}$" for power in powers])
+    axes.minorticks_off()
 
 
 def frame_lines(axes: Any, surfaces: Sequence[Surface], with_label: bool = True) -> None:
@@ -207,7 +239,7 @@ def draw_eigenvalue_lines(surfaces: Sequence[Surface], titles: Sequence[str] | N
         set_loss_axis(grid[0], [s[loss] for s in surfaces], options, noise=noise_in(surfaces, loss))
     upper.set_ylabel("eigenvalue" + in_brackets(surfaces[0].about["max_eig"].unit, 20))
     upper.axhline(0, color="0.6", linewidth=0.5)
-    upper.legend(fontsize=type_size(6), ncols=max(1, len(surfaces)))
+    patches = _place_legend_of_ends(upper, len(surfaces)) + patches
     if noise := noise_in(surfaces, "ratio"):
         lower.set_ylim(-FLAT_MARGIN * noise, FLAT_MARGIN * noise)
     lower.axhline(0, color="0.6", linewidth=0.5)
@@ -221,6 +253,15 @@ def draw_eigenvalue_lines(surfaces: Sequence[Surface], titles: Sequence[str] | N
             set_titles([grid[0]], titles, figure.get_figwidth() - 0.7)
     add_legend_and_notes(figure, patches, notes)
     return figure
+
+
+def _place_legend_of_ends(axes: Any, files: int) -> list[Artist]:
+    """As `_place_legend`, with a column for each file."""
+    handles, names = axes.get_legend_handles_labels()
+    if files > 1 and sum(map(letters_of, names)) > 2 * SHORT_NAME:
+        return list(handles)
+    axes.legend(fontsize=type_size(6), ncols=files)
+    return []
 
 
 def _draw_end(axes: Any, surface: Surface, name: str, title: str, colour: str, style: Any) -> list[Artist]:

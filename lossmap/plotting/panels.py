@@ -259,7 +259,9 @@ def add_legend_and_notes(figure: Figure, handles: Sequence[Artist], notes: Seque
     tall = 1.2 * notes_size * (words.count("\n") + 1) if words else 0.0
     if unique:
         columns = _legend_columns(list(unique), width)
-        tall += 1.5 * legend_size * -(-len(unique) // columns) + 4
+        rows = -(-len(unique) // columns)  # of which the names fill the columns one after the other
+        longest = [max(name.count("\n") for name in list(unique)[i::rows]) for i in range(rows)]
+        tall += sum(1.5 + 1.2 * more for more in longest) * legend_size + 4
         # the notes are its title: both below the panels, the layout would lay one over the other
         legend = figure.legend(
             handles=list(unique.values()), loc="outside lower center", ncols=columns, fontsize=legend_size,
@@ -289,7 +291,7 @@ def _legend_of_own(axes: Any, handles: list[Artist], size: float) -> None:
 
 def _legend_columns(labels: Sequence[str], letters: float) -> int:
     """Columns of a legend of these labels, in a figure as wide as so many letters."""
-    lengths = [letters_of(label) for label in labels]
+    lengths = [max(letters_of(line) for line in label.split("\n")) for label in labels]
     if max(lengths) > 0.45 * letters:
         return 1
     # a handle and the gaps take as much as 6 letters

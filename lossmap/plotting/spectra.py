@@ -21,6 +21,7 @@ from lossmap.io.spectrum_layout import Source, layers_in, spectra_in
 from lossmap.io.surface import Group
 from lossmap.plotting.asinh_axis import asinh_ticks
 from lossmap.plotting.lines import dashes
+from lossmap.plotting.panels import add_legend_and_notes
 from lossmap.plotting.quantities import in_brackets
 from lossmap.plotting.style import (
     BLUE,
@@ -34,9 +35,12 @@ from lossmap.plotting.style import (
     page_width,
     style_context,
 )
+from lossmap.plotting.titles import LEGEND_LETTERS, broken_name
 from lossmap.plotting.unfinished_spectra import MISSING
 
 PALE_RED = "#dd8a72"  # in grey lighter than the blue of the positive
+NAME_LETTERS = 18  # of a line of a spectrum's name at its row
+SHORT_NAME, MAX_NAMES = 16, 4  # letters and names, up to which a legend stands within its panel
 STEM = 0.16  # height of a stem, of the panel's
 COLOURS = (BLUE, RED, GREEN, PURPLE, "#b8860b", "#3b3b3b")
 
@@ -161,27 +165,38 @@ def draw_comparison(source: Source) -> Figure:
         both = bool(with_density) and bool(with_ends)
         figure = new_figure(page_width() if both else column_width(), 2.6)
         panels = figure.subplots(1, 2, width_ratios=(1.5, 1)) if both else [figure.subplots()] * 2
+        names = {label: broken_name(label, NAME_LETTERS) for label in spectra}
+        is_long = any(len(label) > SHORT_NAME for label in spectra) or len(spectra) > MAX_NAMES
         if with_density:
-            _cumulatives(panels[0], spectra)
+            _cumulatives(panels[0], spectra, with_legend=not is_long)
         if with_ends:
-            _extremes(panels[1], spectra)
+            _extremes(panels[1], {names[label]: group for label, group in with_ends.items()})
+            tallest = max(name.count("\n") + 1 for name in names.values())
+            figure.set_figheight(max(figure.get_figheight(), 1.0 + 7 * len(with_ends) * (1.3 * tallest + 1) / 72))
+        if with_density and is_long:
+            handles, _ = panels[0].get_legend_handles_labels()
+            for handle in handles:
+                handle.set_label(broken_name(str(handle.get_label()), 2 * LEGEND_LETTERS))
+            add_legend_and_notes(figure, handles, [])
         _name_unfinished(figure, spectra)
         name_scales(figure)
     return figure
 
 
-def _cumulatives(axes: Axes, spectra: dict[str, Group]) -> None:
+def _cumulatives(axes: Axes, spectra: dict[str, Group], with_legend: bool = True) -> None:
     """The cumulative densities of those spectra that have one; the others are named."""
     groups = [g for g in spectra.values() if "tick" in g]
     for i, (label, group) in enumerate(spectra.items()):
         _cumulative(axes, group, COLOURS[i % len(COLOURS)], label, dashes(i))
     _scale(axes, _linear(groups), groups)
-    axes.set_xlabel(_axis(groups[0]))
+    axes.set_xlabel(_axis_of_all(groups))
     axes.set_ylabel("share of eigenvalues below")
-    axes.legend(loc="lower right")  # a distribution function leaves that corner free
+    if with_legend:
+        axes.legend(loc="lower right")  # a distribution function leaves that corner free
     without = [label for label, group in spectra.items() if "tick" not in group]
     if without:
-        axes.set_title(f"no density of {', '.join(without)}", loc="right", fontsize=7)
+        words = broken_name(f"no density of {', '.join(without)}", 2 * LEGEND_LETTERS)
+        axes.set_title(words, loc="right", fontsize=7)
 
 
 def draw_train_against_test(train: Group, test: Group) -> Figure:
@@ -494,7 +509,7 @@ def _extremes(axes: Axes, spectra: dict[str, Group]) -> None:
     asinh_ticks(axes, linear, [min(ends), max(ends)], count=2, margin=4.0)
     axes.set_yticks(range(len(labels)), labels)
     axes.set_ylim(len(labels) - 0.4, -0.6)
-    axes.set_xlabel("extreme eigenvalues" + _in_unit(next(iter(spectra.values())), 20))
+    axes.set_xlabel("extreme eigenvalues" + _unit_of_all(list(spectra.values()), 20))
 
 
 def _linear(groups: list[Group]) -> float:
@@ -524,13 +539,28 @@ def _unbent(u: np.ndarray, linear: float) -> np.ndarray:
 
 def _axis(group: Group) -> str:
     """The label of an axis of eigenvalues, with their unit."""
-    matrix = {"hessian": "Hessian", "gauss-newton": "Gauss-Newton", "fisher": "empirical Fisher"}.get(
-        str(group.attributes.get("matrix")), "matrix"
-    )
-    label = f"eigenvalue of the {matrix}"
-    if matrix == "matrix":  # of any matrix nothing is known
+    return _axis_of_all([group])
+
+
+def _matrix(group: Group) -> str:
+    """What a matrix is called."""
+    names = {"hessian": "Hessian", "gauss-newton": "Gauss-Newton", "fisher": "empirical Fisher"}
+    return names.get(str(group.attributes.get("matrix")), "matrix")
+
+
+def _axis_of_all(groups: list[Group]) -> str:
+    """The label of an axis of the eigenvalues of one matrix or several, with their unit."""
+    names = list(dict.fromkeys(_matrix(group) for group in groups))
+    label = f"eigenvalue of the {' or '.join(names)}"
+    if names == ["matrix"]:  # of any matrix nothing is known
         return label
-    return label + _in_unit(group, 40)
+    return label + _unit_of_all(groups, 40)
+
+
+def _unit_of_all(groups: list[Group], width: int) -> str:
+    """The unit behind a name, or all where they differ, which a common axis then shows as numbers alone."""
+    units = list(dict.fromkeys(_in_unit(group, width) for group in groups))
+    return units[0] if len(units) == 1 else "\n(units differ)"
 
 
 def _in_unit(group: Group, width: int) -> str:

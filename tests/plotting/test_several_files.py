@@ -1,6 +1,8 @@
 """Several files in one figure: one scale has one unit, and what differs between them is said of each."""
 
+import warnings
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ import lossmap
 from lossmap.geometry.grid import Field, Grid
 from lossmap.io.read import Group, Surface
 from lossmap.plotting.figures import draw
+from lossmap.plotting.spectra import draw_comparison
 
 GRID = Grid(np.linspace(-1, 1, 7), np.linspace(-1, 1, 5))
 X, Y = np.meshgrid(GRID.x, GRID.y)
@@ -86,3 +89,64 @@ def test_how_sure_eigenvalues_are_is_said_of_each_file():
     words = figure.get_supxlabel()
     assert "one: audit: 0 misses" in words
     assert "two: audit: 7 misses" in words
+
+
+LONG = [f"resnet110_noshort_bs128_lr0.1_wd0.0005_epoch300_seed{i}_cifar100" for i in range(3)]
+
+
+def boxes_overlap(one, other):
+    return one.x0 < other.x1 and other.x0 < one.x1 and one.y0 < other.y1 and other.y0 < one.y1
+
+
+@pytest.mark.parametrize("kind", ["line", "eigen"])
+def test_a_legend_of_long_names_stands_below_the_curves(kind):
+    x = np.linspace(-1, 1, 5)
+    surface = Surface(Grid(x), {"train_loss": x**2 + 0.1, "max_eig": 3 + x, "min_eig": x})
+    figure = draw([surface] * 3, kind, titles=LONG)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # of a layout that cannot be applied
+        figure.canvas.draw()
+    (legend,) = figure.legends
+    box = legend.get_window_extent()
+    assert box.y0 >= 0
+    assert not any(boxes_overlap(box, axes.get_window_extent()) for axes in figure.axes)
+    assert not any(axes.get_legend() for axes in figure.axes)
+    assert draw([surface] * 2, kind, titles=["a", "b"]).axes[-2 if kind == "eigen" else 0].get_legend()
+
+
+def spectrum_group(matrix):
+    nodes = np.linspace(-1, 2, 7)
+    arrays = {
+        "top": np.array([2.0]), "top_error": np.array([0.1]), "node": nodes, "weight": np.full(7, 1 / 7),
+        "tick": nodes, "cumulative": np.linspace(0, 1, 7), "cumulative_low": np.linspace(0, 1, 7),
+        "cumulative_high": np.linspace(0, 1, 7),
+    }  # fmt: skip
+    return Group(arrays, {"matrix": matrix, "unit": "nats", "size": 7})
+
+
+def test_spectra_of_long_names_have_room_and_those_of_other_matrices_no_others_label():
+    figure = draw_comparison({name: spectrum_group("hessian") for name in LONG})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        figure.canvas.draw()
+    names = [label.get_window_extent() for label in figure.axes[1].get_yticklabels()]
+    assert not any(boxes_overlap(a, b) for a, b in pairwise(names))
+    assert not any(
+        boxes_overlap(figure.legends[0].get_window_extent(), axes.get_window_extent()) for axes in figure.axes
+    )
+    assert figure.axes[0].get_xlabel().startswith("eigenvalue of the Hessian\n(nats per squared unit of theta)")
+    mixed = draw_comparison({"a": spectrum_group("hessian"), "b": spectrum_group("fisher")})
+    assert mixed.axes[0].get_xlabel().startswith("eigenvalue of the Hessian or empirical Fisher\n(units differ)")
+    assert "(units differ)" in mixed.axes[1].get_xlabel()
+
+
+def test_losses_over_all_of_floating_point_are_seen():
+    x = np.linspace(-1, 1, 9)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        figure = draw(Surface(Grid(x), {"train_loss": 10.0 ** (300 * x)}))
+        figure.canvas.draw()
+        low, high = figure.axes[0].get_ylim()
+        assert low <= 1e-300 and high >= 1e300
+        huge = Surface(GRID, {"train_loss": BOWL * 1e300})
+        draw(huge, "3d").canvas.draw()
