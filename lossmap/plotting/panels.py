@@ -265,7 +265,7 @@ def add_legend_and_notes(figure: Figure, handles: Sequence[Artist], notes: Seque
         # the notes are its title: both below the panels, the layout would lay one over the other
         legend = figure.legend(
             handles=list(unique.values()), loc="outside lower center", ncols=columns, fontsize=legend_size,
-            handlelength=1.6, title=words or None, title_fontsize=notes_size,
+            handlelength=2.4, title=words or None, title_fontsize=notes_size,
         )  # fmt: skip
         legend.get_title().set(color="0.3", multialignment="center")
     elif words:
