@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from lossmap.io.surface import Group
 from lossmap.plotting.asinh_axis import asinh_ticks
 from lossmap.plotting.panels import add_legend_and_notes
-from lossmap.plotting.spectra import COLOURS
+from lossmap.plotting.spectra import COLOURS, unit_behind
 from lossmap.plotting.style import DARK, new_figure, page_width, style_context
 
 MARKERS = "osD^v<"  # of the files, as are their colours
@@ -48,8 +48,8 @@ def draw_layers_compared(readings: Mapping[str, Group]) -> Figure:
         asinh_ticks(left, linear, [min(ends), max(ends)], count=4)
         left.set_yticks(range(len(names)), names)
         left.set_ylim(len(names) - 0.5, -0.5)
-        scale = f"(asinh scale, linear up to about {linear:.0e})"
-        left.set_xlabel(f"smallest to largest eigenvalue of the block\n{scale}")
+        what = f"smallest to largest eigenvalue of the block{unit_behind(list(readings.values()), 60)}"
+        left.set_xlabel(f"{what}\n(asinh scale, linear up to about {linear:.0e})")
         most = max(float(np.max(np.asarray(g["negative"]) / np.asarray(g["size"])[:, None])) for g in readings.values())
         top = min(100.0, max(5.0, 120.0 * most))
         right.set_xlim(-0.02 * top, 1.02 * top)

@@ -275,7 +275,8 @@ def draw_layers(source: Source, label: str | None = None) -> Figure:
         asinh_ticks(left, linear, [float(np.min(group["smallest"])), float(np.max(group["largest"]))], count=4)
         left.set_yticks(range(len(names)), [f"{n} ({int(s):,})" for n, s in zip(names, group["size"], strict=True)])
         left.set_ylim(len(names) - 0.4, -0.6)
-        left.set_xlabel(f"eigenvalues of the block (asinh scale, linear up to about {linear:.0e})")
+        unit = unit_behind([group], 60)
+        left.set_xlabel(f"eigenvalues of the block{unit}\n(asinh scale, linear up to about {linear:.0e})")
         left.set_title("Layer by layer" if label == "layers" else f"Layer by layer: {label}", loc="left")
         _signs(right, group)
     return figure
@@ -509,7 +510,7 @@ def _extremes(axes: Axes, spectra: dict[str, Group]) -> None:
     asinh_ticks(axes, linear, [min(ends), max(ends)], count=2, margin=4.0)
     axes.set_yticks(range(len(labels)), labels)
     axes.set_ylim(len(labels) - 0.4, -0.6)
-    axes.set_xlabel("extreme eigenvalues" + _unit_of_all(list(spectra.values()), 20))
+    axes.set_xlabel("extreme eigenvalues" + unit_behind(list(spectra.values()), 20))
 
 
 def _linear(groups: list[Group]) -> float:
@@ -554,10 +555,10 @@ def _axis_of_all(groups: list[Group]) -> str:
     label = f"eigenvalue of the {' or '.join(names)}"
     if names == ["matrix"]:  # of any matrix nothing is known
         return label
-    return label + _unit_of_all(groups, 40)
+    return label + unit_behind(groups, 40)
 
 
-def _unit_of_all(groups: list[Group], width: int) -> str:
+def unit_behind(groups: list[Group], width: int) -> str:
     """The unit behind a name, or all where they differ, which a common axis then shows as numbers alone."""
     units = list(dict.fromkeys(_in_unit(group, width) for group in groups))
     return units[0] if len(units) == 1 else "\n(units differ)"

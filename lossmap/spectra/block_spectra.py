@@ -39,6 +39,7 @@ class BlockSpectra(DrawnResult):
         layer_hessians: per-layer output Hessians: each layer with its activation as a function by itself.
         notes: what else a reader of the report should know.
         seconds: spent.
+        unit: of the loss; empty where it is not known.
 
     Example:
         >>> import torch, lossmap
@@ -61,6 +62,7 @@ class BlockSpectra(DrawnResult):
     layer_hessians: tuple[LayerHessian, ...] = ()
     notes: tuple[str, ...] = ()
     seconds: float = nan
+    unit: str = ""
 
     def __getitem__(self, name: str) -> Block:
         for block in self.blocks:
@@ -125,6 +127,8 @@ def _report_of(spectra: BlockSpectra) -> StoredReport:
         "label": spectra.label, "matrix": spectra.matrix, "products": spectra.products, "seconds": spectra.seconds,
         "report_version": REPORT_VERSION,
     }  # fmt: skip
+    if spectra.unit:
+        attributes["unit"] = spectra.unit
     if spectra.off_diagonal_energy is not None:
         low, high = spectra.off_diagonal_energy.interval()
         attributes |= {"outside_low": low, "outside_high": high}

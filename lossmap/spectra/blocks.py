@@ -299,7 +299,9 @@ def assemble(
             why = why_zero(module, by_module, length)
         error = hypot(*(found.errors[n] for n in block.tensors))
         complete.append(replace(block, gradient_norm=length, gradient_norm_error=error, why=why))
-    return BlockSpectra(tuple(complete), by, matrix, label, ends, energy, by_module, hessians, notes, seconds)
+    return BlockSpectra(
+        tuple(complete), by, matrix, label, ends, energy, by_module, hessians, notes, seconds, problem.unit
+    )
 
 
 def verdicts_of(

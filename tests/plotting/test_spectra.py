@@ -67,6 +67,23 @@ def unnamed_scales(figure):
     return [a.label.get_text() for a in axes if a.get_scale() != "linear" and "scale" not in a.label.get_text()]
 
 
+def test_layers_name_the_unit_of_their_eigenvalues():
+    import torch
+
+    import lossmap
+
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.Tanh(), torch.nn.Linear(3, 2))
+    problem = lossmap.Problem.supervised(model, "crossentropy", (torch.randn(20, 4), torch.arange(20) % 2))
+    read = lossmap.layer_spectra(problem, "module", probes=0, whole=False)
+    assert "nats per squared unit of" in lossmap.draw(read).axes[0].get_xlabel()
+    arrays, attributes = read.stored()
+    without = Group(arrays, {name: value for name, value in attributes.items() if name != "unit"})
+    label = draw_layers_compared({"a": Group(arrays, attributes), "b": without}).axes[0].get_xlabel()
+    assert "units differ" in label
+    assert "nats" not in draw_layers({"a": without}).axes[0].get_xlabel()  # of a file of an earlier version
+
+
 def test_every_scale_that_is_not_linear_is_named():
     path = Group({"strength": np.array([0.0, 1e-3, 1.0]), "largest": np.ones(3), "smallest": np.ones(3)},
                  {"unit": "nats"})  # fmt: skip
