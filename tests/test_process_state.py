@@ -138,3 +138,68 @@ def test_folders_put_on_the_search_path_are_searched_by_their_own_problem_alone(
         assert "common_of_two" not in sys.modules and not any(str(tmp_path / "a") in entry for entry in sys.path)
     finally:
         sys.path.remove(str(tmp_path))
+
+
+HOSTILE = """\
+import os
+import torch
+from torch.overrides import TorchFunctionMode
+
+
+class Twice(TorchFunctionMode):
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        value = function(*args, **(kwargs or {}))
+        return 2 * value if function is torch.nn.functional.linear else value
+
+
+def thrice(module, inputs, outputs):
+    return 3 * outputs
+
+
+WHAT
+os.umask(0o777)
+
+def net():
+    return net
+"""
+
+
+@pytest.mark.parametrize(
+    "what",
+    [
+        "torch.set_autocast_enabled('cpu', True)",
+        "mode = torch.inference_mode(); mode.__enter__()",
+        "mode = Twice(); mode.__enter__()",
+        "torch.nn.modules.module.register_module_forward_hook(thrice)",
+        "torch.nn.functional.relu = torch.nn.functional.leaky_relu",
+        "torch.nn.functional.relu = lambda inputs, inplace=False: inputs.abs()",
+        "torch.nn.ReLU.forward = lambda self, inputs: 2 * inputs",
+        "torch.nn.ReLU.__call__ = lambda self, inputs: 2 * inputs",
+        "torch.Tensor.__add__ = lambda self, other: torch.sub(self, other)",
+    ],
+)
+def test_no_problem_sees_modes_hooks_and_functions_of_pytorch_that_another_one_has_changed(base, tmp_path, what):
+    def value():
+        layers = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.ReLU())
+        with torch.no_grad():
+            layers[0].weight.copy_(torch.tensor([[0.3, 0.3], [-0.3, -0.3]]))
+            layers[0].bias.zero_()
+            outputs = layers(torch.tensor([[1.0, 3.0]]) + 0.25)
+        return outputs.tolist(), outputs.is_inference(), outputs.dtype
+
+    path = tmp_path / "hostile_to_others.py"
+    path.write_text(HOSTILE.replace("WHAT", what))
+    before, plain = ProcessState.now(), value()
+    mask = before.settings["rights of new files"]
+    for _ in range(3):  # executed; named again; and again after its state was put
+        begin(before)
+        assert value() == plain and ProcessState.now().settings["rights of new files"] == mask
+        resolve_callable(f"{path}:net")()
+        own = ProcessState.now()
+        hostile = value()
+        assert hostile != plain
+        begin(before)
+        assert value() == plain
+        own.put()
+        assert value() == hostile
+    begin(before)

@@ -264,9 +264,10 @@ class MemberEvaluator:
             with warnings.catch_warnings(), np.errstate():
                 yield
         finally:
-            if digest in self._states:
+            looked = digest in self._states
+            if digest is not None and looked:
                 self._states[digest] = ProcessState.now()
-            begin(self._base)
+            begin(self._base, looked)
 
     def _point(self, index: int, assignment: Assignment) -> Message:
         if assignment.member.digest not in self._ready:

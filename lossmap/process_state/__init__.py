@@ -12,10 +12,10 @@ depends on which came before. A module is executed once, and sought each time: `
 aside, an import finds what Python's search finds then, and where that is the file of one that was set aside it is that
 one, with what its import had set. A named file finds its own neighbours (`enter`), whatever else has their names.
 
-Known are the settings below, the environment, the current folder, the folders that are searched, and plain numbers and
-texts in globals and in classes of modules that were imported by name, and of the user's modules that these imported.
-Lists, dictionaries, iterators and objects there stay as they are, and so does what is replaced in installed packages.
-Cost: some 100 microseconds.
+Known are the settings in `settings.py`, the environment, the current folder, the folders that are searched, and
+plain numbers and texts in globals and in classes of modules that were imported by name, and of the user's modules that
+these imported. Lists, dictionaries, iterators and objects there stay as they are, and so does what is replaced in
+installed packages other than PyTorch. Cost: some 300 microseconds each.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import hashlib
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
@@ -33,56 +33,37 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+FOLDER = "current folder"  # as `settings` calls it, which is not imported before it is needed
 PLAIN = (bool, int, float, complex, str, bytes, type(None))
-FOLDER, SEARCH_PATH = "current folder", "search path"
+SEARCH_PATH = "search path"
 VARIABLE = "$"  # before the name of an environment variable, among the settings
 Numbers = Mapping[tuple[str, str], Any]  # by the name of a class, empty for globals, and of what it holds
-
-
-def _put_device(device: Any) -> None:
-    import torch
-
-    torch.set_default_device(None if device.type == "cpu" else device)  # "cpu" would watch over every call
 
 
 @functools.cache
 def _known() -> dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]]:
     """By name, how a setting is read, and how it is set."""
-    import torch  # not before something is computed: plans are made without it
+    from lossmap.process_state.settings import known  # torch, which plans are made without
 
-    cudnn = torch.backends.cudnn
     return {
-        "default dtype": (torch.get_default_dtype, torch.set_default_dtype),
-        "default device": (torch.get_default_device, _put_device),
-        "gradients": (torch.is_grad_enabled, torch.set_grad_enabled),
-        "determinism": (torch.get_deterministic_debug_mode, torch.set_deterministic_debug_mode),
-        "precision of matrix products": (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
-        "oneDNN": (torch._C._get_mkldnn_enabled, torch._C._set_mkldnn_enabled),
-        "cuDNN": (torch._C._get_cudnn_enabled, torch._C._set_cudnn_enabled),
-        "cuDNN's timing": (lambda: cudnn.benchmark, functools.partial(setattr, cudnn, "benchmark")),
-        "cuDNN's determinism": (lambda: cudnn.deterministic, functools.partial(setattr, cudnn, "deterministic")),
-        "flash attention": (torch._C._get_flash_sdp_enabled, torch._C._set_sdp_use_flash),
-        "efficient attention": (torch._C._get_mem_efficient_sdp_enabled, torch._C._set_sdp_use_mem_efficient),
-        "plain attention": (torch._C._get_math_sdp_enabled, torch._C._set_sdp_use_math),
-        "anomalies": (torch.is_anomaly_enabled, torch.autograd.set_detect_anomaly),
-        "threads": (torch.get_num_threads, torch.set_num_threads),
-        "denormal numbers": (_flushes_denormals, torch.set_flush_denormal),
-        "depth of recursion": (sys.getrecursionlimit, sys.setrecursionlimit),
-        FOLDER: (_folder, os.chdir),
+        **known(),
         SEARCH_PATH: (_searched_besides, lambda path: _search(list(_searched), path)),
+        "functions of PyTorch": (lambda: _replaced().current, lambda wanted: _replaced().put(wanted)),
     }
 
 
-def _flushes_denormals() -> bool:
-    import torch
+@functools.cache
+def _replaced() -> Any:
+    from lossmap.process_state.settings import Replaced
 
-    return float(torch.tensor(1e-310, dtype=torch.float64) * 0.5) == 0.0
+    return Replaced(_is_users_function)
 
 
-def _folder() -> str:
-    with suppress(OSError):  # one that was deleted has no name
-        return os.getcwd()
-    return ""
+def _is_users_function(value: Any) -> bool:
+    """Whether a function or class is of a module of the user's."""
+    value = getattr(value, "__func__", None) or getattr(value, "fget", None) or getattr(value, "func", None) or value
+    home = value.__module__ if isinstance(value, type) else getattr(value, "__globals__", {}).get("__name__")
+    return any(module.__name__ == home for module in _own)
 
 
 def also(name: str, read: Callable[[], Any], put: Callable[[Any], Any]) -> None:
@@ -178,11 +159,17 @@ class ProcessState:
         _put_settings(_missing_variables(self.settings) | dict(self.settings))
 
 
-def begin(base: ProcessState) -> None:
-    """As in `base`: modules that came later are set aside, with the numbers that they had after their imports."""
+def begin(base: ProcessState, looked: bool = False) -> None:
+    """As in `base`: modules that came later are set aside, with the numbers that they had after their imports.
+
+    looked  whether `ProcessState.now` has looked since the last user code was executed
+    """
     global _generation
     _generation += 1
     _look_at_reloaded()
+    if not looked:
+        _look_at_new()
+        _replaced().look()
     numbers = {module: own.numbers for module, own in _own.items()} | {**base.numbers}
     replace(base, numbers=numbers).put()
 
@@ -429,6 +416,7 @@ def _root(module: ModuleType) -> str:
 
 def _settings() -> dict[str, Any]:
     variables = {VARIABLE + name: value for name, value in os.environ.copy().items()}
+    _replaced().look()
     return {name: read() for name, (read, _) in _known().items()} | variables
 
 
