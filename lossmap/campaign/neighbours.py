@@ -2,7 +2,8 @@
 
 Of two run folders with the same `net.py` and another `config.py` or `config.json` beside it, each is another network.
 Looked for are files beside the one that imports, in the folder of its package for relative imports, and in the
-campaign's folder; and settings that code reads (CONFIGURATION) where a text in it names them. What is imported or read
+campaign's folder; and files with settings and data that code reads (READ) where a text in it names them, but for those
+that it writes. What is imported or read
 by a name that is made while the code runs is not found: of code that asks where it lies, or extends the search path,
 the place itself counts (`depends_on_place`).
 """
@@ -21,7 +22,16 @@ from typing import NamedTuple
 from lossmap.special_files import plain_text
 
 MAX_FILES = 500  # that one file leads to
-CONFIGURATION = {".json", ".yaml", ".yml", ".toml", ".ini", ".cfg"}  # endings of files with settings
+# endings of files with settings and with data
+READ = {
+    ".json", ".yaml", ".yml", ".toml", ".ini", ".cfg", ".csv", ".tsv", ".txt", ".npy", ".npz", ".pt", ".pth",
+    ".safetensors", ".pkl", ".pickle", ".h5", ".hdf5", ".parquet", ".mat",
+}  # fmt: skip
+# functions that write what they are given the name of; and `open`, by its mode
+WRITERS = {
+    "save", "savez", "savez_compressed", "savetxt", "save_file", "save_model", "dump", "to_csv", "to_json",
+    "to_parquet", "to_pickle", "write_text", "write_bytes", "unlink", "remove",
+}  # fmt: skip
 PLACES = {"__file__", "__spec__", "__path__", "import_module", "__import__", "getfile", "getsourcefile"}
 
 Import = tuple[int, str, tuple[str, ...]]  # level of a relative import, module, names
@@ -31,7 +41,7 @@ class _Statements(NamedTuple):
     """What a file of code says of others.
 
     imports  that stand anywhere in it
-    texts    names of files with settings
+    texts    names of files with settings or data that it does not write
     places   whether it asks where it lies, or extends the path on which modules are searched
     """
 
@@ -41,7 +51,7 @@ class _Statements(NamedTuple):
 
 
 def imported_files(file: Path, folder: Path) -> list[Path]:
-    """The user's own files that `file` imports, those that they import, and settings that these read; without itself.
+    """The user's own files that `file` imports, those that they import, and what these read; without itself.
 
     folder  a further one in which they are looked for
 
@@ -103,7 +113,7 @@ def _imports_of(path: Path, roots: tuple[Path, ...]) -> Iterator[Path]:
 
 
 def _settings_of(path: Path, roots: tuple[Path, ...]) -> Iterator[Path]:
-    """The files with settings that a file of code names: beside it, or below a root."""
+    """The files with settings and data that a file of code names: beside it, or below a root."""
     for text in _read(path).texts:
         for place in (path.parent, *roots):
             if (place / text).is_file():
@@ -139,6 +149,7 @@ def _statements(path: str, stamp: tuple[int, ...]) -> _Statements:
         return _Statements()
     imports: list[Import] = []
     texts: set[str] = set()
+    written: set[str] = set()
     places = False
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -147,10 +158,25 @@ def _statements(path: str, stamp: tuple[int, ...]) -> _Statements:
             imports.append((node.level, node.module or "", tuple(alias.name for alias in node.names)))
             places |= node.module == "sys" and any(alias.name == "path" for alias in node.names)
         elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-            if os.path.splitext(node.value)[1] in CONFIGURATION and "\0" not in node.value:
+            if os.path.splitext(node.value)[1].lower() in READ and "\0" not in node.value:
                 texts.add(node.value)
+        elif isinstance(node, ast.Call) and _writes(node):
+            written |= set(_texts_in(node))
         elif isinstance(node, ast.Name):
             places |= node.id in PLACES
         elif isinstance(node, ast.Attribute):
             places |= node.attr in PLACES or (node.attr == "path" and getattr(node.value, "id", "") == "sys")
-    return _Statements(tuple(imports), tuple(sorted(texts)), places)
+    return _Statements(tuple(imports), tuple(sorted(texts - written)), places)
+
+
+def _writes(call: ast.Call) -> bool:
+    """Whether a call writes, or removes, a file that is named in it."""
+    name = getattr(call.func, "attr", "") or getattr(call.func, "id", "")
+    modes = [text for text in _texts_in(call) if len(text) <= 3 and set("wax") & set(text)]
+    return name in WRITERS or (name == "open" and bool(modes))
+
+
+def _texts_in(node: ast.AST) -> Iterator[str]:
+    for inner in ast.walk(node):
+        if isinstance(inner, ast.Constant) and isinstance(inner.value, str):
+            yield inner.value

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lossmap.campaign.digests import DigestCache
 from lossmap.campaign.member import Prepared, Site
-from lossmap.campaign.neighbours import CONFIGURATION
+from lossmap.campaign.neighbours import READ
 from lossmap.data.import_by_name import is_imported_otherwise
 from lossmap.io.journal import Busy
 from lossmap.parallel.world import World
@@ -149,11 +149,12 @@ class CommandWork:
         raise _Captured(measure, grid)
 
     def _check_files(self) -> None:
-        digests = DigestCache()
+        digests, named = DigestCache(), str(dict(self.values))
         for path, digest in self.files.items():
             if digests.of(path) != digest:
                 raise ValueError(f"{path} has changed since the campaign was planned: the same command plans it anew")
-            is_read = Path(path).suffix in CONFIGURATION  # when code was imported, which is executed once
+            # by code when it was imported, which is executed once; not a checkpoint, which is read for each member
+            is_read = Path(path).suffix.lower() in READ and path not in named
             if is_imported_otherwise(Path(path), digest) or (
                 is_read and _read_as.setdefault(os.path.realpath(path), digest) != digest
             ):

@@ -190,6 +190,30 @@ def test_the_same_code_in_two_folders_is_one_member_where_nothing_of_the_folder_
         assert digests(tmp_path / "sweep.toml")[0] == one != digests(tmp_path / "sweep.toml")[1] != other
 
 
+@pytest.mark.parametrize(
+    ("code", "counts"),
+    [
+        ("torch.load('scale.DATA')", True),
+        ("Path('scale.DATA').read_bytes()", True),
+        ("open('scale.DATA')", True),
+        ("open('scale.DATA', mode='a')", False),
+        (
+            "numpy.savez('scale.DATA', numpy.load('scale.DATA'))",
+            False,
+        ),  # what it writes itself is made of something else
+        ("Path('scale.DATA').write_text('1')", False),
+    ],
+)
+@pytest.mark.parametrize("ending", ["pt", "csv", "npy"])
+def test_data_that_code_names_count_where_it_does_not_write_them(sweep, tmp_path, code, counts, ending):
+    (tmp_path / "net.py").write_text(f"def net():\n    {code.replace('DATA', ending)}\n")
+    (tmp_path / f"scale.{ending}").write_text("1")
+    file = sweep("[over]\nmodel = ['net.py:net']\n[surface]\n")
+    before = digests(file)
+    (tmp_path / f"scale.{ending}").write_text("22")
+    assert (digests(file) != before) == counts
+
+
 def test_the_shards_of_a_checkpoint_count_too(sweep, tmp_path):
     (tmp_path / "a.safetensors").write_text("1")
     (tmp_path / "net.index.json").write_text('{"weight_map": {"w": "a.safetensors", "b": "a.safetensors"}}')
