@@ -43,12 +43,14 @@ from lossmap.plotting.spectra import (
     is_drawable,
     is_l2_path,
 )
-from lossmap.plotting.style import BLUE, DARK, RED, column_width, new_figure, page_width, style_context
+from lossmap.plotting.style import BLUE, DARK, RED, column_width, new_figure, page_width, style_context, width_context
 from lossmap.plotting.titles import NAME_LETTER, broken_name, numbered
 from lossmap.plotting.topology import draw_topology
 from lossmap.report.path import drops_of
 
 KINDS = ("spectrum", "layers", "sharpness", "connection", "topology", "evolution", "health", "path")
+LEAST_WIDTHS = {1: 2.7, 2: 5.0}  # inches, by the columns of panels, two or more
+SMALLEST_LINE = 1.5  # inches across, of the line between two networks
 MARGIN = 0.08  # of the path's extent, around it
 FLAT = 1e-3  # of the path's extent, that the axis of the distance from the plane spans at least
 ALONG = {"loss": (BLUE, "loss at the checkpoint"), "residual": (RED, "distance from the plane")}  # colour, label
@@ -75,19 +77,28 @@ def draw_content(
     for surface in surfaces:
         if kind not in other_kinds(surface):
             raise ValueError(f"this file holds no {kind}; it holds: {', '.join(contents_of(surface)) or 'nothing'}")
-    if len(surfaces) > 1:
-        if kind not in ("spectrum", "layers"):
-            raise ValueError(f"a picture of the kind {kind} shows one file; got {len(surfaces)}")
-        if kind == "spectrum":
+    if len(surfaces) > 1 and kind not in ("spectrum", "layers"):
+        raise ValueError(f"a picture of the kind {kind} shows one file; got {len(surfaces)}")
+    with style_context(), width_context(width):
+        if len(surfaces) == 1:
+            figure = _draw_one(surfaces[0], kind, label, width, log)
+            _entitle(figure, titles)
+        elif kind == "spectrum":
             figure = draw_comparison(_merged([_of_label(spectra_of(s), label) for s in surfaces], titles))
         else:
             groups = [_of_label(labelled(s, "layers"), label, "layers") for s in surfaces]
             figure = draw_layers_compared(_merged(groups, titles))
-        titles = None
-    else:
-        figure = _draw_one(surfaces[0], kind, label, width, log)
-    _entitle(figure, titles, width)
+    _check_width(figure, kind, width)
     return figure
+
+
+def _check_width(figure: Figure, kind: str, width: float | None) -> None:
+    """Raise ValueError where the panels and their labels have no room in the width that was set."""
+    places = [axes.get_subplotspec() for axes in figure.axes]
+    columns = max((place.get_gridspec().ncols for place in places if place is not None), default=1)
+    least = SMALLEST_LINE if kind == "connection" else LEAST_WIDTHS[min(columns, 2)]
+    if width is not None and width < least:
+        raise ValueError(f"--width must be at least {least:g} inches for the kind {kind}; got {width:g}")
 
 
 def _of_label(groups: dict[str, Group], label: str | None, what: str = "spectrum") -> dict[str, Group]:
@@ -157,33 +168,35 @@ def figures_of(surface: Surface, titles: Sequence[str] | None = None, width: flo
     """
     kinds = other_kinds(surface)
     figures: dict[str, Figure] = {}
-    if "spectrum" in kinds:
-        spectra = spectra_of(surface)
-        figures = {f"_{_safe(label)}": draw_spectrum(spectra, label) for label in spectra}
-        if len(spectra) > 1:
-            figures["_compared"] = draw_comparison(spectra)
-        for rest, pair in train_and_test(spectra).items():
-            figures[f"_{_safe(f'train against test {rest}'.strip())}"] = draw_train_against_test(*pair)
-    figures |= {f"_{_safe(label)}": draw_l2_path(group) for label, group in _l2_paths(surface).items()}
-    if "layers" in kinds:
-        layers = labelled(surface, "layers")
-        figures |= {f"_layers_{_safe(label)}": draw_layers(layers, label) for label in layers}
+    with style_context(), width_context(width):
+        if "spectrum" in kinds:
+            spectra = spectra_of(surface)
+            figures = {f"_{_safe(label)}": draw_spectrum(spectra, label) for label in spectra}
+            if len(spectra) > 1:
+                figures["_compared"] = draw_comparison(spectra)
+            for rest, pair in train_and_test(spectra).items():
+                figures[f"_{_safe(f'train against test {rest}'.strip())}"] = draw_train_against_test(*pair)
+        figures |= {f"_{_safe(label)}": draw_l2_path(group) for label, group in _l2_paths(surface).items()}
+        if "layers" in kinds:
+            layers = labelled(surface, "layers")
+            figures |= {f"_layers_{_safe(label)}": draw_layers(layers, label) for label in layers}
     for kind in ("sharpness", "connection", "topology", "evolution", "health", "path"):
         if kind in kinds:
-            suffix = "" if len(kinds) == 1 else f"_{kind}"
-            figures[suffix] = _draw_one(surface, kind, None, width)
+            with style_context(), width_context(width):
+                figures["" if len(kinds) == 1 else f"_{kind}"] = _draw_one(surface, kind, None, width)
     for figure in figures.values():
-        _entitle(figure, titles, width)
+        _entitle(figure, titles)
+        _check_width(figure, kinds[0], width)
         figure.set_label(caption_of([surface], kinds[0], None))
     return figures
 
 
-def _entitle(figure: Figure, titles: Sequence[str] | None, width: float | None) -> None:
-    """Put the title of one file above its figure, and give it a width, inches."""
+def _entitle(figure: Figure, titles: Sequence[str] | None) -> None:
+    """Put the title of one file above its figure."""
     if titles:
-        figure.suptitle(broken_name(titles[0], 72 * (width or figure.get_figwidth()) / (NAME_LETTER * 9)), fontsize=9)
-    if width is not None:
-        figure.set_figwidth(width)
+        title = broken_name(titles[0], 72 * figure.get_figwidth() / (NAME_LETTER * 9))
+        figure.suptitle(title, fontsize=9)
+        figure.set_figheight(figure.get_figheight() + 12 * (title.count("\n") + 1) / 72)
 
 
 def labelled(surface: Surface, kind: str) -> dict[str, Group]:

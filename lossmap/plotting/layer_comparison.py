@@ -53,7 +53,7 @@ def draw_layers_compared(readings: Mapping[str, Group]) -> Figure:
         most = max(float(np.max(np.asarray(g["negative"]) / np.asarray(g["size"])[:, None])) for g in readings.values())
         top = min(100.0, max(5.0, 120.0 * most))
         right.set_xlim(-0.02 * top, 1.02 * top)
-        right.set_xlabel("share of negative eigenvalues, %")
+        right.set_xlabel("share of negative\neigenvalues, %")
         right.tick_params(axis="y", left=False)
         handles, _ = left.get_legend_handles_labels()
         add_legend_and_notes(figure, handles, _absent(readings, names))

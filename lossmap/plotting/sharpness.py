@@ -40,8 +40,8 @@ def draw_sharpness(checkpoints: Mapping[str, Group]) -> Figure:
         left, right = figure.subplots(1, 2)
         _draw_rows(left, {label: n[:CURVATURE] for label, n in numbers.items()})
         _draw_rows(right, {label: n[CURVATURE:] for label, n in numbers.items()})
-        left.set_xlabel(f"curvature ({unit} per squared unit of theta)")
-        right.set_xlabel(f"rise of the loss ({unit}); worst: at least")
+        left.set_xlabel(f"curvature\n({unit} per squared unit of theta)")
+        right.set_xlabel(f"rise of the loss ({unit});\nworst: at least")
         name_scales(figure)
         if len(checkpoints) > 1:
             figure.legend(*left.get_legend_handles_labels(), loc="outside upper center", ncols=min(4, len(checkpoints)))

@@ -245,8 +245,8 @@ def _against(axes: Axes, train: Group, test: Group, ends: list[str]) -> None:
     axes.set_yticks(axes.get_xticks(), [t.get_text() for t in axes.get_xticklabels()])
     axes.minorticks_off()
     axes.set_ylim(axes.get_xlim())
-    axes.set_xlabel("eigenvalue, training samples" + _in_unit(train, 40))
-    axes.set_ylabel("eigenvalue, test samples" + _in_unit(test, 40))
+    axes.set_xlabel("eigenvalue,\ntraining samples" + _in_unit(train, 24))
+    axes.set_ylabel("eigenvalue,\ntest samples" + _in_unit(test, 24))
     axes.legend()
 
 
@@ -278,7 +278,7 @@ def draw_layers(source: Source, label: str | None = None) -> Figure:
         unit = unit_behind([group], 60)
         left.set_xlabel(f"eigenvalues of the block{unit}\n(asinh scale, linear up to about {linear:.0e})")
         left.set_title("Layer by layer" if label == "layers" else f"Layer by layer: {label}", loc="left")
-        _signs(right, group)
+        add_legend_and_notes(figure, _signs(right, group), [])
     return figure
 
 
@@ -307,11 +307,11 @@ def _block(axes: Axes, group: Group, name: str, row: int, linear: float) -> None
         axes.scatter(nodes[flat], np.full(flat.sum(), row), s=16, marker="|", color=DARK, alpha=0.6)
 
 
-def _signs(axes: Axes, group: Group) -> None:
+def _signs(axes: Axes, group: Group) -> list[Any]:
     """The shares of negative, zero and positive eigenvalues of each block: solid what is certain, hatched what is not.
 
     Each count is known as an interval. Its lower end is solid; what lies between the lower ends and all eigenvalues is
-    undecided, and stands between the signs that it may belong to.
+    undecided, and stands between the signs that it may belong to. Returns the handles for the legend.
     """
     size = np.asarray(group["size"], dtype=float)
     ends = {k: 100.0 * np.asarray(group[k], dtype=float) / size[:, None] for k in ("negative", "zero", "positive")}
@@ -333,9 +333,10 @@ def _signs(axes: Axes, group: Group) -> None:
             axes.barh(rows, width, left=start, height=0.55, label=name, **look)
         start = start + width
     axes.set_xlim(0, 100)
-    axes.set_xlabel("share of eigenvalues, %")
-    axes.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=4, handlelength=0.9, columnspacing=0.8)
+    axes.set_xlabel("share of\neigenvalues, %")
     axes.tick_params(axis="y", left=False)
+    handles, _ = axes.get_legend_handles_labels()
+    return list(handles)
 
 
 def _density(axes: Axes, group: Group, linear: float, colour: str, label: str) -> None:

@@ -14,7 +14,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -159,6 +159,17 @@ def style_context(style: str | os.PathLike[str] | None = None) -> Iterator[None]
     try:
         with matplotlib.rc_context(chosen.rc()):
             yield
+    finally:
+        _current.reset(token)
+
+
+@contextlib.contextmanager
+def width_context(width: float | None) -> Iterator[None]:
+    """Inside, a figure is laid out for this width, inches, be it of one column or a page; None: as it is."""
+    style = _current.get()
+    token = _current.set(style if width is None else replace(style, column=width, page=width))
+    try:
+        yield
     finally:
         _current.reset(token)
 

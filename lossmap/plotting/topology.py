@@ -128,7 +128,7 @@ def _draw_diagram(axes: Any, stored: StoredReport, log: bool) -> None:
         axes.set_yscale("log")
     axes.set_xlabel(f"minimum: {_label(stored)}")
     axes.set_ylabel("saddle where it merges")
-    axes.set_title("persistence (triangle: never merges)", fontsize=7)
+    axes.set_title("persistence\n(triangle: never merges)", fontsize=7)
 
 
 def _ends(stored: StoredReport) -> tuple[np.ndarray, np.ndarray]:

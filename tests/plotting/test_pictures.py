@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import io
 import sys
+import warnings
 from pathlib import Path
 
 import matplotlib
@@ -26,6 +27,7 @@ from lossmap.geometry.grid import Grid
 from lossmap.io.surface import Group, Surface
 from lossmap.plotting.dynamics import draw_evolution, draw_panel
 from lossmap.plotting.health import draw_health
+from lossmap.plotting.style import style_context
 
 FOLDER = Path(__file__).parent / "pictures"
 DPI = 46
@@ -335,6 +337,56 @@ def alike(figure):
                 if not told and look(one) == look(other) and abs(lightness(one) - lightness(other)) < IN_GREY:
                     found.append((one.get_label(), other.get_label()))
     return found
+
+
+# At the width that is asked for: laid out for it, or refused by name
+
+
+# what is drawn, its kind, and the least width, inches
+AT_WIDTHS = {
+    "spectrum": (lambda: holding(spectrum__train=spectrum()), "spectrum", 2.7),
+    "spectra": (lambda: holding(spectrum__a=spectrum(), spectrum__b=spectrum(0.2)), "spectrum", 5.0),
+    "train_test": (lambda: holding(spectrum__train=spectrum(), spectrum__test=spectrum(0.2, "test")), "spectrum", 5.0),
+    "layers": (lambda: holding(layers__net=layers()), "layers", 5.0),
+    "compared": (lambda: [holding(layers__net=layers()), holding(layers__net=wider_layers())], "layers", 5.0),
+    "sharpness": (lambda: holding(sharpness__a=sharpness(), sharpness__b=sharpness(2.0)), "sharpness", 5.0),
+    "topology": (wells, "topology", 5.0),
+    "path": (lambda: holding(trajectory=path()), "path", 5.0),
+}
+
+
+def at_width(name, width):
+    make, kind, _ = AT_WIDTHS[name]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        figure = lossmap.draw(make(), kind, width=width)
+        figure.draw_without_rendering()
+        figure.draw_without_rendering()  # constrained layout settles with the second
+    return figure
+
+
+@pytest.mark.parametrize("style", [None, "neurips", "nature"])
+@pytest.mark.parametrize("name", AT_WIDTHS)
+def test_no_label_is_cut_or_lies_over_another_at_the_least_width(name, style):
+    with style_context(style):
+        figure = at_width(name, AT_WIDTHS[name][2])
+    assert figure.get_figwidth() == AT_WIDTHS[name][2]
+    labels = [axis.label for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)]
+    labels += [axes.title for axes in figure.axes]
+    boxes = {label: label.get_window_extent() for label in labels if label.get_text() and label.get_visible()}
+    assert len(boxes) >= 2
+    frame = figure.bbox.padded(1)
+    for label, box in boxes.items():
+        assert frame.x0 <= box.x0 and box.x1 <= frame.x1 and frame.y0 <= box.y0 and box.y1 <= frame.y1, label
+        over = [other for other, its in boxes.items() if other is not label and its.overlaps(box.padded(-1))]
+        assert not over, (label, over)
+
+
+@pytest.mark.parametrize("name", AT_WIDTHS)
+def test_a_width_without_room_is_refused(name):
+    make, kind, least = AT_WIDTHS[name]
+    with pytest.raises(ValueError, match=rf"--width must be at least {least:g} inches for the kind {kind}"):
+        lossmap.draw(make(), kind, width=least - 0.1)
 
 
 LINES = ("line", "lines", "median", "eigenline", "eigenlines", "training", "trainings", "spectra", "train_and_test",
