@@ -20,7 +20,7 @@ from lossmap.data.checkpoints import Checkpoint
 from lossmap.data.checks import check_finite
 from lossmap.data.huggingface_files import is_in_folder
 from lossmap.data.huggingface_folder import load_model
-from lossmap.data.import_by_name import resolve_callable
+from lossmap.data.import_by_name import kept_folder, resolve_callable
 from lossmap.seeding import same_random_state
 
 CHECKPOINT_ENDINGS = {".pt", ".pth", ".t7", ".pkl", ".ckpt", ".safetensors"}
@@ -46,7 +46,8 @@ def read_checkpoint(settings: ModelSettings, path: str | Path, maker: str | None
     home = None
     maker = maker or settings.model
     if settings.unsafe_load and ":" in maker and not is_in_folder(maker):
-        home = resolve_callable(maker).__module__  # imported by this, so that the file's classes are found
+        with kept_folder():
+            home = resolve_callable(maker).__module__  # imported by this, so that the file's classes are found
     return checkpoints.load_checkpoint(path, settings.unsafe_load, home)
 
 
@@ -114,7 +115,7 @@ def _keywords(text: str | None) -> dict[str, Any]:
 
 
 def _called(settings: ModelSettings, keywords: dict[str, Any], seed: int) -> Any:
-    with same_random_state(seed):
+    with same_random_state(seed), kept_folder():
         factory = factory_of(settings.model)
         if isinstance(factory, nn.Module):
             raise UsageError(

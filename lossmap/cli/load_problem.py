@@ -30,7 +30,7 @@ from lossmap.data.huggingface import huggingface
 from lossmap.data.huggingface_data import Reader
 from lossmap.data.huggingface_files import is_in_folder, model_files
 from lossmap.data.huggingface_pass import is_huggingface
-from lossmap.data.import_by_name import resolve_callable
+from lossmap.data.import_by_name import kept_folder, resolve_callable
 from lossmap.data.loaders import as_batches
 from lossmap.data.loss_check import check_loss
 from lossmap.data.problem import Problem
@@ -165,7 +165,8 @@ def with_default_problem(settings: Settings, say: Callable[[str], None], needs_d
         return settings.changed("model", model_file=last)
     if is_in_folder(model.model):
         return settings
-    factory_of(model.model)  # a wrong name is reported before anything else
+    with kept_folder():
+        factory_of(model.model)  # a wrong name is reported before anything else
     say(f"no --model-file: the weights are as {model.model} initializes them")
     return settings
 
@@ -197,7 +198,8 @@ def problems_of(
         problems = _user_problems(model, data, names, files, notes)
     else:
         network = model_of(model, files.state, seed, notes)
-        loss = resolve_callable(data.loss) if ":" in data.loss else data.loss
+        with kept_folder():
+            loss = resolve_callable(data.loss) if ":" in data.loss else data.loss
         problems = {}
         for name in names:
             batches = files.data.get(name) or samples_of(model, data, name, ranks_sharing, machine.dtype)
@@ -217,7 +219,8 @@ def _with_metrics(problem: Problem, functions: Sequence[str]) -> Problem:
     """The problem with further metrics, file.py:function(outputs, targets) -> mean over the batch, by their names."""
     if functions and not problem.separable:
         raise UsageError("--metric needs outputs and targets; a problem whose loss is one step has its own metrics")
-    metrics = {name.rpartition(":")[2]: resolve_callable(name) for name in functions}
+    with kept_folder():
+        metrics = {name.rpartition(":")[2]: resolve_callable(name) for name in functions}
     return replace(problem, metrics={**problem.metrics, **{name: metric_of(name, f) for name, f in metrics.items()}})
 
 
@@ -232,7 +235,7 @@ def samples_of(
         raise UsageError(
             f"{pickled} is a pickled loader, which can run code of its own; add --unsafe-load if you trust it"
         )
-    with same_random_state():
+    with same_random_state(), kept_folder():
         if pickled:
             return as_batches(torch.load(pickled, weights_only=False), ranks_sharing=ranks_sharing)
         return datasets.load(
@@ -256,17 +259,17 @@ def _user_problems(
     model: ModelSettings, data: DataSettings, names: tuple[str, ...], files: Files, notes: list[str] | None
 ) -> dict[str, Problem]:
     """The problems of the factory that --problem names, all over the model of the first."""
-    factory = resolve_callable(str(data.problem))
-    takes_split = "split" in inspect.signature(factory).parameters
     problems: dict[str, Problem] = {}
-    for name in names:
-        with same_random_state():  # a loader draws its order when it is read
-            problem = _as_problem(factory(split=name) if takes_split else factory(), str(data.problem))
-        problems[name] = problem
-        if not takes_split and len(names) > 1:
-            raise UsageError(
-                f"--problem {data.problem} has one split only; give it a parameter `split`, or use --split train"
-            )
+    with kept_folder():
+        factory = resolve_callable(str(data.problem))
+        takes_split = "split" in inspect.signature(factory).parameters
+        for name in names:
+            with same_random_state():  # a loader draws its order when it is read
+                problems[name] = _as_problem(factory(split=name) if takes_split else factory(), str(data.problem))
+            if not takes_split and len(names) > 1:
+                raise UsageError(
+                    f"--problem {data.problem} has one split only; give it a parameter `split`, or use --split train"
+                )
     network = next(iter(problems.values())).model
     if model.model_file:
         sentences = load_checkpoint(network, model, files.state, data.problem)
@@ -341,8 +344,9 @@ def held_out_problem(problem: Problem, settings: Settings, machine: Machine) -> 
     factory = settings.data.problem
     if settings.data.split == "test":
         return None
-    if factory and "split" not in inspect.signature(resolve_callable(factory)).parameters:
-        return None
+    with kept_folder():
+        if factory and "split" not in inspect.signature(resolve_callable(factory)).parameters:
+            return None
     data = replace(settings.data, split="test")
     try:
         held_out = problems_of(replace(settings.model, model_file=None), data, machine, splits=("test",))["test"]

@@ -11,8 +11,10 @@ import difflib
 import hashlib
 import importlib
 import importlib.util
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.abc import SourceLoader
 from pathlib import Path
 from types import ModuleType
@@ -49,6 +51,19 @@ def resolve_callable(spec: str) -> Callable[..., Any]:
         raise ValueError(f"{spec} is a {type(value).__name__} and cannot be called")
     result: Callable[..., Any] = value
     return result
+
+
+@contextmanager
+def kept_folder() -> Iterator[None]:
+    """Inside, code of a person's may change the current folder; afterwards it is as before: other paths start there.
+
+    A file that does so when it is imported is in its folder again whenever it is named inside.
+    """
+    before = os.getcwd()
+    try:
+        yield
+    finally:
+        os.chdir(before)
 
 
 def imported_digest(path: Path) -> str | None:

@@ -211,7 +211,11 @@ def recorded_import(module: ModuleType, named: bool = False) -> Iterator[None]:
 def imported_again(module: ModuleType) -> None:
     """Set what the import of this module has set, where it is named for the first time since the last `begin`."""
     known = _imports.get(module)
-    if known is None or known.generation == _generation:
+    if known is None:
+        return
+    if FOLDER in known.changed:
+        _put_settings({FOLDER: known.changed[FOLDER]})
+    if known.generation == _generation:
         return
     known.generation = _generation
     first, last = known.searched

@@ -1,5 +1,7 @@
 """What the functions behind --dataset, --loss and --problem may return, as the help and the page on own models say."""
 
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -327,3 +329,30 @@ def test_a_persons_code_that_ends_the_program_ends_in_one_sentence_and_no_number
     for command in ("surface", "spectrum", "health"):
         assert main([command, "--model", "leaves.py:net", "--samples", "8"]) == 2
         assert "lossmap: leaves.py, line 5, in net: the program is ended there" in capsys.readouterr().err
+
+
+def test_code_that_changes_the_current_folder_changes_no_path_of_a_command(tmp_path, monkeypatch, capsys):
+    """As scripts do, to find what lies beside them: result, checkpoint and data are where they were named."""
+    (tmp_path / "src").mkdir()
+    (tmp_path / "src" / "moves.py").write_text(
+        "import os\nfrom pathlib import Path\nimport torch\nos.chdir(os.path.dirname(os.path.abspath(__file__)))\n\n\n"
+        "def net():\n    return torch.nn.Sequential(torch.nn.Linear(2, int(Path('width.txt').read_text())))\n\n\n"
+        "def data(split):\n    targets = torch.tensor([0, 1]) + int(Path('width.txt').read_text()) - 3\n"
+        "    return torch.ones(2, 2), targets\n\n\n"
+        "def loss(outputs, targets):\n    return torch.nn.functional.cross_entropy(outputs, targets)\n\n\n"
+        "def problem():\n    x, y = data('train')\n    return {'model': net(), 'data': [(x, y)], "
+        "'loss': lambda model, batch: loss(model(batch[0]), batch[1])}\n"
+    )
+    (tmp_path / "src" / "width.txt").write_text("3")
+    torch.save({"0.weight": torch.ones(3, 2), "0.bias": torch.zeros(3)}, tmp_path / "net.pt")
+    torch.save({"0.weight": torch.zeros(3, 2), "0.bias": torch.zeros(3)}, tmp_path / "src" / "net.pt")
+    monkeypatch.chdir(tmp_path)
+    asked = [
+        "--model=src/moves.py:net --dataset=src/moves.py:data --loss=src/moves.py:loss --model-file net.pt",
+        "--problem=src/moves.py:problem --model-file net.pt",
+    ]
+    for count, flags in enumerate(asked):
+        assert main(["surface", *flags.split(), "--x=-1:1:3", "--surf-file", f"{count}.h5", "--device=cpu"]) == 0
+        capsys.readouterr()
+        assert Path.cwd() == tmp_path
+        assert len(set(lossmap.read(tmp_path / f"{count}.h5")["train_loss"].tolist())) > 1  # of weights that are not 0
