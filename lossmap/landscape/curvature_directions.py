@@ -1,8 +1,15 @@
-"""Directions made of the gradient and of the Hessian's extreme eigenvectors, for planes through them."""
+"""Directions made of the gradient and of the Hessian's extreme eigenvectors, for planes through them.
+
+    angle   of an eigenvector that was found to one of H, radians: at most residual / (|lambda_1 - lambda_2| - residual)
+
+lambda_1 is its eigenvalue, lambda_2 the next one (Davis and Kahan 1970): an end that is small beside the other needs a
+smaller residual than that. Price: the products of a search, up to MAX_SEARCHES times.
+"""
 
 from __future__ import annotations
 
-from math import isfinite
+import logging
+from math import inf, isfinite, nan
 
 from torch import Tensor
 
@@ -11,10 +18,18 @@ from lossmap.curvature.gradient import loss_and_gradient
 from lossmap.curvature.gradient_check import check_gradient
 from lossmap.data.problem import Problem, temporary_parameters
 from lossmap.geometry.parameter_vector import Layout
+from lossmap.linalg.eigenpairs import EigenPairs
 from lossmap.linalg.lanczos import extremes
+from lossmap.linalg.operator import SymmetricOperator
 from lossmap.sums import norm
 
-EIGENVECTOR_TOL = 1e-3  # relative, of the eigenvalue; a picture needs no more
+logger = logging.getLogger("lossmap")
+
+EIGENVECTOR_TOL = 1e-3  # relative to the largest absolute eigenvalue, of the first search
+MAX_ANGLE = 0.05  # radians, to an eigenvector; a picture needs no more
+SIDES = {"hessian:max": "top", "hessian:min": "bottom"}
+MAX_SEARCHES = 4  # each with the residual that the gap seen by the one before asks for
+MAX_PRODUCTS = 1000  # of all of them; those of the first are not limited further
 
 
 def curved_direction(
@@ -31,14 +46,53 @@ def curved_direction(
     """
     if kind == "gradient":
         return _gradient_direction(problem, parameters or "all")
-    columns = {"hessian:max": 0, "hessian:min": -1}
-    if kind not in columns:
-        raise ValueError(f"the direction must be one of gradient, {', '.join(columns)}; got {kind!r}")
+    if kind not in SIDES:
+        raise ValueError(f"the direction must be one of gradient, {', '.join(SIDES)}; got {kind!r}")
     with temporary_parameters(problem.model, {}):
         operator = build_operator(problem, "hessian", parameters or "weights")
-        pairs = extremes(operator, tol=EIGENVECTOR_TOL, seed=seed)
-    v = pairs.vectors[:, columns[kind]]
+        v = _eigenvector(operator, kind, seed)
     return v / norm(v), operator.layout
+
+
+def _eigenvector(operator: SymmetricOperator, kind: str, seed: int) -> Tensor:
+    """The eigenvector (n,) of one end, near to it by its angle; where that cannot be had, what is known is reported."""
+    count = min(2, operator.size)
+    tol, start, spent = EIGENVECTOR_TOL, None, 0
+    for number in range(MAX_SEARCHES):
+        pairs = extremes(
+            operator,
+            f"{SIDES[kind]}:{count}",
+            tol=tol,
+            start=start,
+            seed=f"{seed} {number}" if number else seed,
+            certify=True,
+            max_products=MAX_PRODUCTS - spent if spent else None,
+        )
+        spent += pairs.products
+        angle, gap = _angle(pairs)
+        if angle <= MAX_ANGLE or not pairs.converged or spent >= MAX_PRODUCTS:
+            break
+        # Half of what the gap asks for, as the second search may see a smaller one; where none was seen, a tenth.
+        asked = 0.5 * MAX_ANGLE * gap if gap > 0 else 0.1 * float(pairs.residuals[0])
+        tol, start = asked / pairs.scale, pairs.vectors
+    if angle > MAX_ANGLE:
+        value, error = float(pairs.values[0]), float(pairs.residuals[0])
+        beside = f", beside the next one, {float(pairs.values[1]):.4g}" if count > 1 else ""
+        within = f"within {angle:.2g} radians of an eigenvector" if angle < 1 else "not told from those next to it"
+        logger.warning("the axis %s is %s: its eigenvalue is %.4g +- %.1g%s", kind, within, value, error, beside)
+    return pairs.vectors[:, 0]
+
+
+def _angle(pairs: EigenPairs) -> tuple[float, float]:
+    """A bound on the first vector's angle to an eigenvector, radians, and the gap to the next eigenvalue."""
+    first = float(pairs.residuals[0])
+    if first == 0.0:
+        return 0.0, nan
+    if pairs.values.size < 2 or not isfinite(float(pairs.values[1])):
+        return (0.0, nan) if isfinite(first) else (inf, nan)
+    gap = abs(float(pairs.values[0] - pairs.values[1])) - float(pairs.residuals[1])
+    room = gap - first
+    return (first / room if room > 0 else inf), gap
 
 
 def _gradient_direction(problem: Problem, parameters: str) -> tuple[Tensor, Layout]:

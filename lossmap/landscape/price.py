@@ -26,6 +26,7 @@ from lossmap.memory import memory_now
 from lossmap.report.price import Price
 
 WARM_PRODUCTS, COLD_PRODUCTS = 14, 24  # of a point's two ends at --tol 1e-3
+VECTOR_PRODUCTS = {"hessian:max": 15, "hessian:min": 130}  # of a direction, about
 FURTHER_PRODUCTS = 8  # of each eigenvalue beyond the ends
 TRACE_PRODUCTS = 60
 PLAIN_BATCH = 64  # samples of a batch where no probe chooses
@@ -65,7 +66,7 @@ def price_of_directions(problem: Problem, kinds: Sequence[str], parameters: str 
     kinds       such as `gradient` or `hessian:max`; others cost nothing here
     parameters  as of `curved_direction`
     """
-    products = sum(COLD_PRODUCTS for kind in kinds if kind.startswith("hessian:")) + kinds.count("gradient")
+    products = sum(VECTOR_PRODUCTS.get(kind, 0) for kind in kinds) + kinds.count("gradient")
     if not products:
         return Price(0, 0.0, memory_now(problem.model))
     operator = plain_factory(problem, parameters or "weights").at()
