@@ -16,7 +16,8 @@ from matplotlib.ticker import MaxNLocator
 
 from lossmap.io.surface import DONE, Surface
 from lossmap.plotting import lines
-from lossmap.plotting.panels import add_legend_and_notes
+from lossmap.plotting.line_figures import set_log_axis
+from lossmap.plotting.panels import FigureOptions, add_legend_and_notes
 from lossmap.plotting.quantities import in_brackets, on_scale
 from lossmap.plotting.style import BLUE, GREEN, RED, new_figure, page_width, style_context, type_size
 from lossmap.plotting.titles import NAME_LETTER, broken_name
@@ -32,6 +33,7 @@ NARROW = 2.4  # inches across, below which ticks would touch
 LINE_HEIGHT = 1.25  # of a line of type, of its size
 SIDES = 0.4  # of a panel's width, inches, that lines above and below it leave free
 MAX_NAMES = 24  # characters of both models' names that stand on one line
+AROUND = 9.0  # points across, of a mark that is seen around that of a model
 LINE_STEPS = 101  # points of the straight line, which is bent on a logarithmic scale
 BLANK = "\N{NO-BREAK SPACE}"  # at which no line ends
 WAYS = {"unaligned": "not aligned (dashed)", "curve": "on the curve (dotted)"}  # beside the line
@@ -104,14 +106,18 @@ def _draw_split(axes: Any, surface: Surface, stored: StoredReport, split: str, l
     for way in ways_beside(stored):
         look: Any = {"colour": GREEN, "style": lines.dashes(2)} if way == "curve" else {"colour": BLUE, "dashed": True}
         lines.curve(axes, t, stored.arrays[f"{way}_{split}_loss"], label=WAYS[way], **look)
-    if log is None:
-        log = lines.suits_log_axis([losses, *(stored.arrays[name] for name in beside)])
+    drawn = [losses, *(stored.arrays[name] for name in beside)]
+    log = FigureOptions(log=log).suits_log(drawn)
     if log:
-        axes.set_yscale("log")
+        set_log_axis(axes, drawn)
     missing = _mark_missing(axes, surface, t, {f"{split}_loss": losses})
+    for values in drawn:
+        missing += lines.mark_below(axes, t, values, BLUE if values is losses else LINE, AROUND)
     _mark_barrier(axes, stored, split, losses)
-    ends = losses[[0, -1]]  # both models, named below
-    axes.plot([0.0, 1.0], ends, "X", color="black", markersize=5, clip_on=False, zorder=3)
+    for at, end in zip((0.0, 1.0), losses[[0, -1]], strict=True):  # both models, named below
+        below = log and end <= 0
+        place = {"transform": axes.get_xaxis_transform()} if below else {}
+        axes.plot([at], [0.0 if below else end], "X", color="black", markersize=5, clip_on=False, zorder=3, **place)
     name = "training" if split == "train" else split
     axes.set_ylabel(on_scale(f"{name} loss{in_brackets(stored.text('unit'))}", log), color=BLUE)
     axes.tick_params(axis="y", colors=BLUE, which="both")
@@ -148,8 +154,13 @@ def _mark_barrier(axes: Any, stored: StoredReport, split: str, losses: Array) ->
     if not isfinite(height) or not isfinite(at):
         return
     foot = (1.0 - at) * first + at * last
+    top = foot + height
+    if axes.get_yscale() == "log" and foot <= 0:  # below the axis
+        if top <= 0:
+            return
+        foot = axes.get_ylim()[0]
     arrow = {"arrowstyle": "<->", "color": "black", "linewidth": 0.8, "shrinkA": 0, "shrinkB": 0}
-    axes.annotate("", (at, foot), (at, foot + height), arrowprops=arrow)
+    axes.annotate("", (at, foot), (at, top), arrowprops=arrow)
 
 
 def _title_of(stored: StoredReport, split: str) -> list[str]:

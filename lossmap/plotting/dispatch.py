@@ -21,6 +21,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.figure import Figure
 
 from lossmap.io.read import Surface
@@ -32,6 +33,7 @@ from lossmap.plotting.dynamics import draw_evolution
 from lossmap.plotting.health import draw_health
 from lossmap.plotting.layer_comparison import draw_layers_compared
 from lossmap.plotting.lines import suits_log_axis
+from lossmap.plotting.panels import add_legend_and_notes
 from lossmap.plotting.quantities import axis_labels, contents_of, on_scale, other_kinds
 from lossmap.plotting.sharpness import draw_sharpness
 from lossmap.plotting.spectra import (
@@ -239,6 +241,7 @@ def draw_path(surface: Surface) -> Figure:
         maps.path(panels[0], x, y)
         for axis, label in zip((panels[0].xaxis, panels[0].yaxis), axis_labels(surface), strict=True):
             axis.set_label_text(label)
+        below: list[Artist] = []
         for i, name in enumerate(along):
             colour, words = ALONG[name]
             axes = panels[1] if i == 0 else panels[1].twinx()
@@ -255,8 +258,10 @@ def draw_path(surface: Surface) -> Figure:
             if name == "loss" and suits_log_axis([np.asarray(group[name])]):
                 axes.set_yscale("log")
                 axes.set_ylabel(on_scale(words, True), color=colour)
+                below = lines.mark_below(axes, steps, np.asarray(group[name]), colour)
         if along:
             panels[1].set_xlabel("step")
+            add_legend_and_notes(figure, below, [])
     return figure
 
 

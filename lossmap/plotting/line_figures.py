@@ -82,6 +82,7 @@ def _draw_field(
     axes.set_ylabel(what.label)
     arrays = [values_of(s, name)[0] for s in surfaces]
     set_loss_axis(axes, arrays, options, what.even or what.signed, noise_in(surfaces, name))
+    patches += _mark_below(axes, surfaces, arrays)
     if len(surfaces) > 1:
         patches = _place_legend(axes) + patches
     return patches
@@ -95,6 +96,12 @@ def _place_legend(axes: Any) -> list[Artist]:
         axes.legend()
         return []
     return list(handles)
+
+
+def _mark_below(axes: Any, surfaces: Sequence[Surface], arrays: Sequence[np.ndarray]) -> list[Artist]:
+    """Of each surface, in its colour, the points below a logarithmic axis; returns the legend's marks."""
+    pairs = enumerate(zip(surfaces, arrays, strict=True))
+    return [m for i, (surface, values) in pairs for m in lines.mark_below(axes, surface.grid.x, values, _colour(i))]
 
 
 def _draw_noise(axes: Any, surface: Surface, name: str, colour: str) -> None:
@@ -132,6 +139,8 @@ def _draw_loss_and_accuracy(
     first = quantity(surface, names[0])
     noise = noise_in([surface], names[0]) if len(names) == 1 else 0.0
     set_loss_axis(axes, arrays, options, first.even or first.signed, noise)
+    for values in arrays:
+        patches += lines.mark_below(axes, x, values, BLUE)
     if accuracies:
         axes.yaxis.label.set_color(BLUE)
         axes.tick_params(axis="y", colors=BLUE)
@@ -168,7 +177,7 @@ def set_loss_axis(
         axes.set_ylabel(f"{axes.get_ylabel()},\nequal within its errors")
         return
     if options.suits_log(arrays, even):
-        _set_log_axis(axes, arrays)
+        set_log_axis(axes, arrays)
     if axes.get_yscale() != "linear":  # as set here, or before by the caller, whose axes they are
         axes.set_ylabel(on_scale(axes.get_ylabel(), True))
     top = options.vmax if options.loss_max is None else options.loss_max
@@ -176,7 +185,7 @@ def set_loss_axis(
         axes.set_ylim(bottom=options.vmin, top=top)
 
 
-def _set_log_axis(axes: Any, arrays: Sequence[np.ndarray]) -> None:
+def set_log_axis(axes: Any, arrays: Sequence[np.ndarray]) -> None:
     """Make an axis logarithmic; it ends within floating point, which the margin beyond the values may leave."""
     known = np.concatenate([np.log10(a[np.isfinite(a) & (a > 0)]).reshape(-1) for a in arrays])
     low, high = float(known.min(initial=DECADES)), float(known.max(initial=-DECADES))
@@ -237,6 +246,7 @@ def draw_eigenvalue_lines(surfaces: Sequence[Surface], titles: Sequence[str] | N
     if loss is not None:
         grid[0].set_ylabel("loss" + in_brackets(surfaces[0].about[loss].unit))
         set_loss_axis(grid[0], [s[loss] for s in surfaces], options, noise=noise_in(surfaces, loss))
+        patches += _mark_below(grid[0], surfaces, [surface[loss] for surface in surfaces])
     upper.set_ylabel("eigenvalue" + in_brackets(surfaces[0].about["max_eig"].unit, 20))
     upper.axhline(0, color="0.6", linewidth=0.5)
     patches = _place_legend_of_ends(upper, len(surfaces)) + patches

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
@@ -113,6 +114,30 @@ def mark_missing(axes: Axes, x: Array, values: Array, status: Array) -> list[Art
             axes.axvspan(*borders[i], zorder=0.2, **{**look, "linewidth": 0.0})
         handles.append(Patch(**{**look, "linewidth": 0.0}, label=label))
     return handles
+
+
+def mark_below(axes: Axes, x: Array, values: Array, colour: str, size: float = 4.5) -> list[Artist]:
+    """Mark, at the lower edge of a logarithmic axis, the points that it cannot show, x and values (n,). For the legend.
+
+    A loss of 0 is the best there is: without a mark the curve would leave the panel, and nothing tell where to.
+    """
+    mask = np.isfinite(values) & (values <= 0)
+    if axes.get_yscale() != "log" or not mask.any():
+        return []
+    look: dict[str, Any] = {"marker": "v", "markerfacecolor": "none", "linestyle": ""}
+    edge = axes.get_xaxis_transform()
+    axes.plot(
+        x[mask],
+        np.zeros(int(mask.sum())),
+        color=colour,
+        markersize=size,
+        transform=edge,
+        clip_on=False,
+        zorder=3,
+        **look,
+    )
+    what = "0" if (values[mask] == 0).all() else "0 or less"
+    return [Line2D([], [], color=DARK, markersize=4.5, label=f"{what}: below the log scale", **look)]
 
 
 def _borders(x: Array) -> Array:

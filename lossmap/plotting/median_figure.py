@@ -47,6 +47,7 @@ def draw_median(surfaces: Sequence[Surface], field: str | None, options: FigureO
         label = f"mean loss{in_brackets(surfaces[0].about[losses[0]].unit)}"
     axes.set_ylabel(label, color=BLUE if accuracies else "black")
     set_loss_axis(axes, stacks, options, first.even or first.signed)
+    below = [handle for values in stacks for one in values for handle in lines.mark_below(axes, x, one, BLUE)]
     if accuracies:
         axes.tick_params(axis="y", colors=BLUE)
         right = axes.twinx()
@@ -60,7 +61,7 @@ def draw_median(surfaces: Sequence[Surface], field: str | None, options: FigureO
         axes.set_ylabel(on_scale(options.labels[1], axes.get_yscale() != "linear"))
     if len(losses) > 1:
         figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=2)
-    add_legend_and_notes(figure, [], _notes(len(surfaces), stacks))
+    add_legend_and_notes(figure, below, _notes(len(surfaces), stacks))
     return figure
 
 

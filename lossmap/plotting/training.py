@@ -53,6 +53,10 @@ def draw_training(surfaces: Sequence[Surface], titles: Sequence[str] | None, opt
         _draw_field(panels[1, 0], surface, "trace", title, own or PURPLE, style)
         _draw_field(panels[1, 1], surface, "loss", title, own or BLUE, style)
     _label(panels, surfaces, alone)
+    for i, surface in enumerate(surfaces):
+        patches += lines.mark_below(
+            panels[1, 1], surface.grid.x, surface["loss"], lines.COLOURS[i % len(lines.COLOURS)]
+        )
     if not alone or any(names):
         panels[1, 1].legend()
     every = np.concatenate([s.grid.x for s in surfaces])

@@ -117,3 +117,30 @@ def test_an_infinite_end_has_no_barrier():
     losses[0] = np.inf
     with pytest.raises(ValueError, match="both ends"):
         barrier_of(T, losses, 0 * T, 0 * T)
+
+
+@pytest.mark.parametrize("first", [0.0, -1.0])
+def test_a_model_below_a_logarithmic_axis_is_marked_at_its_edge(first):
+    losses = np.where(RISE > 0, 10 ** (-3 + 4 * RISE), first)
+    figure = drawn(surface(losses), log=None if first == 0 else True)
+    axes = figure.axes[0]
+    assert axes.get_yscale() == "log"
+    edge = axes.get_window_extent().y0
+    for mark in ("X", "v"):
+        places = [place for line in axes.lines if line.get_marker() == mark
+                  for place in line.get_transform().transform(line.get_xydata())]  # fmt: skip
+        np.testing.assert_allclose(sorted(places, key=tuple), [(x, edge) for x in axes.bbox.intervalx], atol=0.5)
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == [
+        f"{'0' if first == 0 else '0 or less'}: below the log scale"
+    ]
+    assert not any(box.y0 < 0 or box.x1 > figure.bbox.x1 for _, box in words(figure))
+
+
+def test_a_logarithmic_axis_of_no_positive_loss_is_refused():
+    with pytest.raises(ValueError, match="--log needs positive values"):
+        lossmap.draw(surface(-3 + RISE), log=True)
+
+
+def test_losses_up_to_the_end_of_floating_point_are_seen():
+    assert drawn(surface(1 + 1e306 * RISE)).axes[0].get_ylim()[1] > 1e306

@@ -150,3 +150,24 @@ def test_losses_over_all_of_floating_point_are_seen():
         assert low <= 1e-300 and high >= 1e300
         huge = Surface(GRID, {"train_loss": BOWL * 1e300})
         draw(huge, "3d").canvas.draw()
+
+
+@pytest.mark.parametrize(("kind", "panel"), [("line", 0), ("eigen", 0), ("median", 0)])
+def test_a_loss_of_zero_is_marked_at_the_edge_of_a_logarithmic_axis(kind, panel):
+    x = np.linspace(-1, 1, 5)
+    surface = Surface(Grid(x), {"train_loss": np.where(x == 0, 0, 10 ** (4 * abs(x))), "max_eig": 3 + x, "min_eig": x})
+    figure = draw(
+        [surface] * 2,
+        kind,
+        field="train_loss" if kind != "eigen" else None,
+        titles=["a", "b"] if kind != "median" else None,
+    )
+    axes = figure.axes[panel]
+    assert axes.get_yscale() == "log"
+    marks = [line for line in axes.lines if line.get_marker() == "v"]
+    assert len(marks) == 2
+    figure.draw_without_rendering()
+    for mark in marks:
+        np.testing.assert_allclose(mark.get_transform().transform(mark.get_xydata()),
+                                   [axes.transAxes.transform((0.5, 0))], atol=0.5)  # fmt: skip
+    assert "0: below the log scale" in {text.get_text() for text in figure.legends[0].get_texts()}
