@@ -6,6 +6,7 @@ import logging
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from math import prod
 
 import torch
@@ -61,13 +62,32 @@ class Layout:
 def movable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """The floating-point and complex parameters by name, in order; whole numbers and truth values stand still.
 
-    Raises ValueError for a lazy module that has not met its first input, and so has no parameters yet.
+    Raises ValueError for a lazy module that has not met its first input, and so has no parameters yet; and for two
+    parameters in one memory, of which PyTorch's derivatives know nothing.
     """
     named = dict(model.named_parameters())
     for name, p in named.items():
         if is_lazy(p):
             raise ValueError(f"the parameter {name!r} has no shape yet; run the model once on an input (lazy modules)")
+    _refuse_shared_memory(named)
     return {name: p for name, p in named.items() if p.is_floating_point() or p.is_complex()}
+
+
+def _refuse_shared_memory(named: Named) -> None:
+    """Raises ValueError for parameters that overlap: they move together in training, and one by one in a survey."""
+    by_storage: dict[int, list[tuple[int, int, str]]] = {}
+    for name, p in named.items():
+        plain = type(p) is nn.Parameter and p.layout == torch.strided and p.device.type != "meta"
+        if plain and p.is_contiguous() and p.numel():
+            begin = int(p.storage_offset())
+            by_storage.setdefault(p.untyped_storage()._cdata, []).append((begin, begin + p.numel(), name))
+    for places in by_storage.values():
+        for (_, end, first), (begin, _, second) in pairwise(sorted(places)):
+            if begin < end:
+                raise ValueError(
+                    f"the parameters {first!r} and {second!r} lie in one memory, as after `a.data = b.data`, and are "
+                    "two to PyTorch: tie them (module_a.weight = module_b.weight), or clone one"
+                )
 
 
 def refuse_complex(named: Named) -> None:

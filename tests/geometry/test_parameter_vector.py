@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from lossmap.geometry.parameter_vector import Layout, selected
+from lossmap.geometry.parameter_vector import Layout, movable_parameters, selected
 from lossmap.sums import dot, norm, norm_of
 
 SHAPES = st.lists(st.lists(st.integers(1, 4), max_size=3).map(tuple), min_size=1, max_size=5)
@@ -84,3 +84,20 @@ def test_a_norm_is_right_where_squares_leave_the_range(scale):
     assert norm_of([a[:1], a[1:]]) == pytest.approx(5 * scale, rel=1e-14)
     assert norm(torch.zeros(3)) == norm(torch.zeros(0)) == 0.0
     assert math.isnan(norm(torch.tensor([math.nan, 1.0]))) and norm(torch.tensor([math.inf, 1.0])) == math.inf
+
+
+def test_parameters_in_one_memory_are_refused_by_name():
+    model = nn.Sequential(nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 3))
+    model[2].weight.data = model[0].weight.data
+    with pytest.raises(ValueError, match=r"'0\.weight' and '2\.weight' lie in one memory"):
+        movable_parameters(model)
+    flat = torch.randn(20)
+    for step, accepted in ((9, True), (6, False)):  # views of one vector, as of a flattened optimizer
+        model[0].weight.data, model[2].weight.data = flat[:9].view(3, 3), flat[step : step + 9].view(3, 3)
+        if accepted:
+            assert len(movable_parameters(model)) == 4
+        else:
+            with pytest.raises(ValueError, match="in one memory"):
+                movable_parameters(model)
+    model[2].weight = model[0].weight  # tied as PyTorch knows it
+    assert len(movable_parameters(model)) == 3
