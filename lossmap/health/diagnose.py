@@ -220,6 +220,7 @@ def diagnose(
             unit=problem.unit,
             skipped=run.skipped,
             weight=None if counted(problem.unit) == "sample" else problem.sample_count,
+            notes=tuple(problem.notes),
         )
         if held_out is not None:
             beyond = run.attempt("held-out labels", "signals", partial(label_noise, held_out))

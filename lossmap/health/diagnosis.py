@@ -78,6 +78,7 @@ class Diagnosis(DrawnResult):
             "numbers": self.numbers(),
             "skipped": dict(m.skipped),
             **({} if m.weight is None else {"weight": m.weight}),
+            **({"evaluation": list(m.notes)} if m.notes else {}),
             **_parts_dict(m),
         }
         return _json_able(plain)  # type: ignore[no-any-return]

@@ -36,6 +36,7 @@ class Measurements:
     rate       the learning rate, with its momentum (Nesterov's or heavy-ball), where stated
     unit       of the loss
     skipped    why a part could not be measured, by its name
+    notes      how the loss is evaluated, a sentence each, where that is not as a mean over any samples
     """
 
     label: str
@@ -57,6 +58,7 @@ class Measurements:
     unit: str = "nats"
     skipped: Mapping[str, str] = field(default_factory=dict)
     weight: int | None = None
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         # files of earlier versions hold norms alone

@@ -70,6 +70,7 @@ class Sharpness(DrawnResult):
         seed: of draws, starts and probes.
         rescaled: the factor by which one layer was multiplied, and the next divided, before; 1 of the network itself.
         seconds: spent.
+        notes: how the loss is evaluated, a sentence each, where that is not as a mean over any samples.
 
     Example:
         >>> import torch, lossmap
@@ -101,6 +102,7 @@ class Sharpness(DrawnResult):
     seed: int = 0
     rescaled: float = 1.0
     seconds: float = field(default=nan, compare=False)
+    notes: tuple[str, ...] = ()
 
     def ball(self, kind: str, radius: float | None = None) -> BallRise:
         """The rises in the ball of this kind, and of this radius where there are several. Raises KeyError for none."""
@@ -128,6 +130,8 @@ def _report_of(s: Sharpness) -> StoredReport:
         "largest_error": s.largest_error, "largest_limit": s.largest_limit, "seed": s.seed, "rescaled": s.rescaled,
         "seconds": s.seconds, "report_version": REPORT_VERSION,
     }  # fmt: skip
+    if s.notes:
+        attributes["evaluation"] = "; ".join(s.notes)
     if s.trace is not None:
         low, high = s.trace.interval()
         attributes |= {"trace": s.trace.value, "trace_error": s.trace.error, "trace_low": low, "trace_high": high}

@@ -264,6 +264,7 @@ class SharpnessTasks:
             critical=_to_critical(done.get(("critical", None))),
             seed=request.seed,
             rescaled=subject.rescaled,
+            notes=tuple(subject.problem.notes),
         )
 
 

@@ -58,6 +58,8 @@ def health_report(stored: StoredReport) -> str:
     lines = [f"Health of {report['label']}: {number}  ({size})"]
     if len(lines[0]) > WIDTH:
         lines = [f"Health of {report['label']}: {number}", f"  ({size})"]
+    for note in report.get("evaluation", ()):
+        lines += wrapped("evaluation", note, indent=INDENT)
     for i, finding in enumerate(findings, 1):
         lines += _finding_lines(i, finding)
     lines += [""] * bool(undecided)

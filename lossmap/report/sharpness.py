@@ -79,6 +79,8 @@ def sharpness_report(stored: StoredReport) -> str:
     if stored.number("rescaled", 1.0) != 1.0:
         about += f"; one layer multiplied by {stored.number('rescaled'):g}, the next divided by it"
     lines += [f"  {line}" for line in filled(about, WIDTH - 2)]
+    if stored.text("evaluation"):
+        lines += wrapped("evaluation", stored.text("evaluation"))
     lines += wrapped("largest", _largest_text(stored))
     lines += wrapped("trace", _trace_text(stored))
     lines += wrapped("critical", _critical_text(stored))

@@ -257,7 +257,7 @@ def layer_spectra(
         ends=ends,
         energy=energy,
         hessians=tuple(p for at in second for p in layer_hessians(problem, at, dense=dense)),
-        notes=notes,
+        notes=(*problem.notes, *notes),
         total=total,
         label=label,
         seconds=time.perf_counter() - began,

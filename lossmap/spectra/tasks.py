@@ -318,6 +318,7 @@ class SpectrumTasks:
         second = tuple(p for at in request.second for p in layer_hessians(full, at, dense=request.dense))
         by = "pattern" if request.patterns else request.by or "tensor"
         _, notes = exact_problem(full)
+        notes = (*full.notes, *notes)
         if request.layer_limit is not None:
             notes = (*notes, f"the {len(blocks)} largest of {len(groups)} blocks, as many as the budget holds")
         energy = self._off_diagonal_energy(i, len(blocks), readings)
