@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lossmap.cli.settings import UsageError, setting
-from lossmap.cli.wrapped_command import WrappedCommand
+from lossmap.cli.wrapped_command import SURVEYS, WrappedCommand
 from lossmap.parallel import slurm, slurm_queue
 from lossmap.parallel.slurm import Job
 from lossmap.parallel.slurm_site import Site, read_site
@@ -111,6 +111,11 @@ def job_of(options: SubmitSettings, work: WrappedCommand) -> Job:
     if work.overwrites:
         raise UsageError(f"--overwrite would start anew at each restart: remove {work.result} first, and leave it out")
     array, throttle = array_of(options.array)
+    if array > 1 and work.command not in (*SURVEYS, "campaign"):
+        raise UsageError(
+            f"--array is for surveys, which can be cut; {work.command} cannot: --nodes and --ranks-per-node start "
+            "ranks that share its tasks, where it has several"
+        )
     if array > 1 and getattr(getattr(work.settings, "refine", None), "refine", None) is not None:
         raise UsageError("--refine chooses its points from all values so far, which shards have not: leave --array out")
     return Job(

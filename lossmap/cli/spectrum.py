@@ -92,6 +92,8 @@ def _run(settings: Settings, world: World, survey: Callable[..., Any], stop: Sto
     execution, say = settings.run, output.rank_0_printer(world, settings.notes)
     if settings.draw.page or settings.draw.vtk:
         raise UsageError("--page and --vtk are for surfaces; a spectrum is drawn by --plot")
+    if execution.shard:
+        raise UsageError("--shard is for surveys of a grid; the tasks of a spectrum are shared by mpirun or srun")
     if not settings.spectrum.compare:
         settings = load_problem.with_default_problem(settings, say)
     request, path = world.together(lambda: (request_of(settings), result_path(settings)))

@@ -604,6 +604,8 @@ def test_a_job_counts_what_it_got_done_itself(monkeypatch, capsys):
         (["--", "surfaces"], "unknown command 'surfaces'; did you mean surface"),
         (["--", "resume"], "resume needs the result to go on with"),
         (["--array", "2", "--", "health"], "--array is for surveys, which can be cut; health cannot"),
+        (["--array", "2", "--", "spectrum"], "--array is for surveys, which can be cut; spectrum cannot"),
+        (["--array", "2", "--", "dynamics", "run"], "--array is for surveys, which can be cut; dynamics cannot"),
         (["--gpus", "a100", "--", *survey()], "--gpus must be a number >= 1, or TYPE:NUMBER such as a100:4"),
         (["--gpus", "3", "--nodes", "2", "--", *survey()], "--gpus 3 cannot be shared evenly by 2 nodes"),
         (["--gpus", "2", "--gpus-per-node", "2", "--", *survey()], "give one of them"),

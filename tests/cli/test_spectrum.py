@@ -134,6 +134,7 @@ def test_a_dry_run_writes_nothing(here, capsys):
         (["--compare", "mlp=x.pt"], "two checkpoints are called 'mlp'"),
         (["--precision", "bfloat16"], "must be float32 or float64"),
         (["--page"], "--page and --vtk are for surfaces"),
+        (["--shard", "1/2"], "--shard is for surveys of a grid"),
         (["--trace-products", "2"], "products must be >= 6 for a standard error; got 2"),
         (["--density-probes", "0"], "the density's probes must be >= 1; got 0"),
         (["--density-error", "0"], "must be a share of the range > 0"),
