@@ -1,19 +1,21 @@
 """Numbers that every call of a model or its loss changes: schedules, warm-up counters, annealed weights.
 
 A loss that depends on how often it was called is no function of the weights. Most such counters show in the second call
-already, or only in the fiftieth: so where some number moves, the same batch is evaluated many more times, and once more
-with every whole number of the model far ahead. All is put back afterwards, but iterators in a loss's closure.
+already, or only in the fiftieth: so where some number moves, the same batch is evaluated many more times, and then with
+all numbers that count, of the model and of the loss, ever further ahead: a change that lasts for a quarter of the calls
+before it is seen, also where it passes again. All is put back afterwards, but iterators in a loss's closure, which
+cannot be set.
 
-Price: two passes over a few samples; some hundred and thirty where a number moves.
+Price: two passes over a few samples; some hundred and seventy where a number moves.
 """
 
 from __future__ import annotations
 
 import operator
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -29,7 +31,9 @@ from lossmap.seeding import same_random_state
 CALLS = 128  # evaluations of one batch among which a schedule is to show
 CALLS_OF_LARGE = 16
 LARGE = 1_000_000  # parameters from which fewer are made
-AHEAD = (1_000, 10_000, 1_000_000)  # how far whole numbers of the model are set ahead
+MAX_AHEAD = 1_000_000  # calls by which numbers are set ahead
+AHEAD_BY, AHEAD_BY_OF_LARGE = 1.25, 2.0  # each time so much further
+LINEAR = 1e-6  # relative difference of a number's steps up to which it counts calls
 MAX_NUMBERS = 16  # of a tensor that may be a counter
 MAX_ENTRIES = 1_000  # of a container that is looked into
 MAX_DEPTH = 3
@@ -75,17 +79,19 @@ def moving_counters(problem: Problem, batch: Batch, tolerance: float) -> Counter
             total()  # the first one may build what stays
             inside, outside = _inside(model), _outside(model)
             values = [total()]
-            moved = _moved(inside, _inside(model))
-            names = (*moved, *_moved(outside, _outside(model)))
+            inside_then, outside_then = _inside(model), _outside(model)
+            moved = _moved(inside, inside_then)
+            names = (*moved, *_moved(outside, outside_then))
             if not names:
                 return None
             size = sum(p.numel() for p in model.parameters())
             calls = CALLS if size <= LARGE else CALLS_OF_LARGE
             values += [total() for _ in range(calls - 1)]
-            for ahead in AHEAD:
-                if _set_ahead(model, moved, ahead):
-                    with suppress(Exception):  # it may be an index, and too large now
-                        values.append(total())
+            counting = [
+                *_counting(inside, inside_then, _inside(model), calls - 1),
+                *_counting(outside, outside_then, _outside(model), calls - 1),
+            ]
+            values += _far_ahead(counting, calls, AHEAD_BY if size <= LARGE else AHEAD_BY_OF_LARGE, total)
         finally:
             state.restore(everything=True)
     finite = [v for v in values if np.isfinite(v)]
@@ -94,54 +100,71 @@ def moving_counters(problem: Problem, batch: Batch, tolerance: float) -> Counter
     return Counters(names, len(names) == len(moved), low, high, calls, changes)
 
 
-def _moved(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
-    return [name for name, value in before.items() if name in after and after[name] != value]
+@dataclass
+class _Numbers:
+    """Numbers as they show themselves, by name; and of those that can be set: the holder, its key there, the value."""
+
+    shown: dict[str, Any] = field(default_factory=dict)
+    places: dict[str, tuple[Any, Any, Any]] = field(default_factory=dict)
 
 
-def _inside(model: nn.Module) -> dict[str, Any]:
+def _moved(before: _Numbers, after: _Numbers) -> list[str]:
+    return [name for name, value in before.shown.items() if name in after.shown and after.shown[name] != value]
+
+
+def _inside(model: nn.Module) -> _Numbers:
     """The numbers that the modules of a model hold, by name."""
-    found: dict[str, Any] = {}
+    found = _Numbers()
     for prefix, module in model.named_modules():
         if not type(module).__module__.startswith("torch.nn."):  # batch norm counts, and its evaluation does not ask
             _enter_module(module, prefix, found)
     return found
 
 
-def _outside(model: nn.Module) -> dict[str, Any]:
+def _outside(model: nn.Module) -> _Numbers:
     """Those of the modules and functions that take part beside it."""
-    found: dict[str, Any] = {}
+    found = _Numbers()
     for module in modules_beside(model):
         _enter_module(module, type(module).__name__, found)
     for holder, name in places_of(model):
-        _enter(at(holder, name), name_of_place(model, holder, name), found, MAX_DEPTH)
+        _enter(at(holder, name), name_of_place(model, holder, name), found, MAX_DEPTH, (holder, name))
     return found
 
 
-def _enter_module(module: nn.Module, prefix: str, found: dict[str, Any]) -> None:
+def _enter_module(module: nn.Module, prefix: str, found: _Numbers) -> None:
     for name, value in (*module._buffers.items(), *vars(module).items()):
         if name not in STANDARD:
-            _enter(value, f"{prefix}.{name}".lstrip("."), found, MAX_DEPTH)
+            _enter(value, f"{prefix}.{name}".lstrip("."), found, MAX_DEPTH, (module, name))
 
 
-def _enter(value: Any, name: str, found: dict[str, Any], depth: int) -> None:
+def _enter(value: Any, name: str, found: _Numbers, depth: int, place: tuple[Any, Any]) -> None:
     """Note a number, or those in a container or a plain object, under their names; of a list its length too."""
     if isinstance(value, (bool, int, float)):
-        found[name] = repr(value)
+        found.shown[name] = repr(value)
+        if not isinstance(value, bool):
+            found.places[name] = (*place, value)
     elif isinstance(value, Tensor):
-        if value.layout == torch.strided and not value.is_meta and value.numel() <= MAX_NUMBERS:
-            found[name] = repr(value.detach().tolist())
+        _enter_tensor(value, name, found)
     elif isinstance(value, Iterator):
-        found[name] = _place_of(value)
+        found.shown[name] = _place_of(value)
     elif isinstance(value, (dict, list, tuple, deque)):
         if not isinstance(value, dict):
-            found[f"the length of {name}"] = len(value)
+            found.shown[f"the length of {name}"] = len(value)
         if len(value) <= MAX_ENTRIES and depth:
             entries = value.items() if isinstance(value, dict) else enumerate(value)
             for key, each in list(entries):
-                _enter(each, f"{name}[{key!r}]", found, depth - 1)
+                _enter(each, f"{name}[{key!r}]", found, depth - 1, (value, key))
     elif depth and isinstance(getattr(value, "__dict__", None), dict) and not _is_code(value):
         for key, each in list(vars(value).items()):
-            _enter(each, f"{name}.{key}", found, depth - 1)
+            _enter(each, f"{name}.{key}", found, depth - 1, (value, key))
+
+
+def _enter_tensor(value: Tensor, name: str, found: _Numbers) -> None:
+    if value.layout != torch.strided or value.is_meta or value.numel() > MAX_NUMBERS:
+        return
+    found.shown[name] = repr(value.detach().tolist())
+    if value.numel() == 1 and not value.is_complex() and value.dtype != torch.bool:
+        found.places[name] = (value, None, value.item())
 
 
 def _is_code(value: Any) -> bool:
@@ -154,17 +177,45 @@ def _place_of(iterator: Iterator[Any]) -> Any:
     return repr(iterator) if left < 0 else left
 
 
-def _set_ahead(model: nn.Module, names: list[str], ahead: int) -> bool:
-    """Add so much to the whole numbers of the model that moved; whether there are any."""
-    modules, is_set = dict(model.named_modules()), False
-    for name in names:
-        path, _, attribute = name.rpartition(".")
-        module = modules.get(path)
-        value = None if module is None else getattr(module, attribute, None)
-        if isinstance(value, Tensor) and not value.is_floating_point():
-            value.data += ahead
-            is_set = True
-        elif isinstance(value, int) and not isinstance(value, bool):
-            setattr(module, attribute, value + ahead)
-            is_set = True
-    return is_set
+def _counting(before: _Numbers, then: _Numbers, now: _Numbers, calls: int) -> list[tuple[Any, Any, Any, float]]:
+    """The numbers that grow or fall with every call: holder, key, value now, and the step of a call.
+
+    before, then, now  before and after one call, and after so many calls more. What does not go on by its first step is
+                       no count: an index that starts anew, a running mean.
+    """
+    found = []
+    for name in _moved(before, then):
+        if not (name in before.places and name in then.places and name in now.places):
+            continue
+        holder, key, value = now.places[name]
+        first, rate = then.places[name][2] - before.places[name][2], (value - then.places[name][2]) / calls
+        if np.isfinite(rate) and abs(rate - first) <= LINEAR * abs(first):
+            found.append((holder, key, value, first))
+    return found
+
+
+def _far_ahead(
+    counting: list[tuple[Any, Any, Any, float]], calls: int, factor: float, total: Callable[[], float]
+) -> list[float]:
+    """The losses with all these numbers as after `calls` calls more, and each time after `factor` times as many."""
+    losses: list[float] = []
+    ahead = float(calls)
+    while counting and ahead <= MAX_AHEAD * factor:
+        with suppress(Exception):  # it may be an index, and too large now; or stand where nothing can be set
+            for holder, key, value, step in counting:
+                _set(holder, key, value + step * round(ahead))
+            losses.append(total())
+        ahead *= factor
+    for holder, _, value, _ in counting:
+        if isinstance(holder, Tensor):  # of those outside of modules nobody else remembers the value
+            holder.data.fill_(value)
+    return losses
+
+
+def _set(holder: Any, key: Any, value: Any) -> None:
+    if isinstance(holder, Tensor):
+        holder.data.fill_(value)
+    elif isinstance(holder, (dict, list, deque)):
+        holder[key] = value
+    else:
+        setattr(holder, key, value)

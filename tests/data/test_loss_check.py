@@ -547,6 +547,53 @@ def test_a_model_that_changes_at_every_fiftieth_call_is_read_on_one_batch_or_ref
         check_loss(Problem.supervised(model, "crossentropy", data, batch_size=30))
 
 
+class Held:
+    """Counts of calls, wherever people keep them."""
+
+    calls, epochs, seen, tensor = [0], 0.0, {"samples": 0}, torch.zeros((), dtype=torch.long)
+
+
+def by_a_list(outputs, targets):
+    Held.calls[0] += 1
+    return F.cross_entropy(outputs, targets) * (1.1 if 500 < Held.calls[0] < 900 else 1.0)
+
+
+def by_a_float(outputs, targets):
+    Held.epochs += 0.01
+    return F.cross_entropy(outputs, targets) * (1.1 if 5 < Held.epochs < 9 else 1.0)
+
+
+def by_samples(outputs, targets):
+    Held.seen["samples"] += len(targets)
+    return F.cross_entropy(outputs, targets) * (1.1 if 6_000 < Held.seen["samples"] < 8_000 else 1.0)
+
+
+def by_a_tensor(outputs, targets):
+    Held.tensor.add_(1)
+    return F.cross_entropy(outputs, targets) * (1.1 if 500 < Held.tensor < 900 else 1.0)
+
+
+def by_an_index(outputs, targets):
+    Held.calls[0] = (Held.calls[0] + 1) % 10
+    return F.cross_entropy(outputs, targets) * (1.1 if Held.calls[0] >= 10 else 1.0)
+
+
+@pytest.mark.parametrize(
+    ("loss", "name"),
+    [(by_a_list, "calls[0]"), (by_a_float, "epochs"), (by_samples, "seen['samples']"), (by_a_tensor, "tensor")],
+)
+def test_a_schedule_that_passes_after_some_hundred_calls_is_refused_by_its_counter(net, data, loss, name):
+    with pytest.raises(ValueError, match=rf"changes with Held\.{re.escape(name)}, which every call changes"):
+        check_loss(Problem.supervised(net, loss, data))
+
+
+def test_an_index_that_starts_anew_is_not_set_where_it_never_comes(net, data):
+    Held.calls[0] = 0
+    (note,) = check_loss(Problem.supervised(net, by_an_index, data)).notes
+    assert note.startswith("every call changes Held.calls[0]")
+    assert Held.calls[0] < 10
+
+
 def test_a_counter_that_changes_nothing_is_named(data):
     checked = check_loss(Problem.supervised(Every(factor=1.0), "crossentropy", data, batch_size=30))
     assert checked.notes == (
