@@ -203,3 +203,24 @@ def test_no_problem_sees_modes_hooks_and_functions_of_pytorch_that_another_one_h
         own.put()
         assert value() == hostile
     begin(before)
+
+
+def test_a_module_that_two_files_import_replaces_in_pytorch_what_it_did_itself_alone(base, tmp_path):
+    """The first file has replaced something itself before; the second one sees nothing of that."""
+    (tmp_path / "patches_of_both.py").write_text(
+        "import torch\ntorch.set_default_dtype(torch.float64)\ntorch.nn.functional.elu = lambda inputs: inputs\n"
+    )
+    text = "import torch\n{0}\nimport patches_of_both\n\ndef net():\n    return net\n"
+    (tmp_path / "first_of_both.py").write_text(text.format("torch.nn.functional.celu = lambda inputs: 2 * inputs"))
+    (tmp_path / "second_of_both.py").write_text(text.format("torch.nn.functional.selu = lambda inputs: 3 * inputs"))
+    functional = torch.nn.functional
+    plain, before = (functional.elu, functional.celu, functional.selu), ProcessState.now()
+    seen = {"first": (False, False, True), "second": (False, True, False)}
+    for name in ("first", "second", "first", "second"):
+        begin(before)
+        assert (functional.elu, functional.celu, functional.selu) == plain
+        resolve_callable(f"{tmp_path}/{name}_of_both.py:net")()
+        now = (functional.elu, functional.celu, functional.selu)
+        assert tuple(a is b for a, b in zip(now, plain, strict=True)) == seen[name]
+        assert torch.get_default_dtype() == torch.float64
+    begin(before)

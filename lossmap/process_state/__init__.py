@@ -36,6 +36,7 @@ from typing import Any
 FOLDER = "current folder"  # as `settings` calls it, which is not imported before it is needed
 PLAIN = (bool, int, float, complex, str, bytes, type(None))
 SEARCH_PATH = "search path"
+REPLACED = "functions of PyTorch"
 VARIABLE = "$"  # before the name of an environment variable, among the settings
 Numbers = Mapping[tuple[str, str], Any]  # by the name of a class, empty for globals, and of what it holds
 
@@ -48,7 +49,7 @@ def _known() -> dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]]:
     return {
         **known(),
         SEARCH_PATH: (_searched_besides, lambda path: _search(list(_searched), path)),
-        "functions of PyTorch": (lambda: _replaced().current, lambda wanted: _replaced().put(wanted)),
+        REPLACED: (lambda: _replaced().current, lambda wanted: _replaced().put(wanted)),
     }
 
 
@@ -200,6 +201,8 @@ def recorded_import(module: ModuleType, named: bool = False) -> Iterator[None]:
     changed = {what: after.get(what) for what in names if after.get(what) != before.get(what)}
     if after[FOLDER] != before[FOLDER]:
         changed[FOLDER] = after[FOLDER]
+    if REPLACED in changed:  # by this module, and not by what imports it
+        changed[REPLACED] = {place: f for place, f in after[REPLACED].items() if before[REPLACED].get(place) is not f}
     numbers = {other: _numbers(other) for other in visible_modules().values()}
     numbers = {other: values for other, values in numbers.items() if own.get(other) != values}
     came = frozenset(set(numbers) - set(own) - {module})
@@ -221,7 +224,11 @@ def imported_again(module: ModuleType) -> None:
     first, last = known.searched
     path = _searched_besides()
     _search(list(_searched), tuple(dict.fromkeys((*first, *path, *last))))
-    _put_settings(known.changed)
+    changed = dict(known.changed)
+    if REPLACED in changed:
+        _replaced().look()
+        changed[REPLACED] = {**_replaced().current, **changed[REPLACED]}
+    _put_settings(changed)
     for other in known.imported:
         _bring_back(other)
         if other in _imports:
@@ -305,8 +312,8 @@ def _place(module: ModuleType) -> str:
 def enter(folder: Path, is_own: Callable[[ModuleType], bool]) -> None:
     """Let files of this folder find their neighbours there: the folder is searched before others that were entered.
 
-    A module of another folder by the name of a neighbour is set aside; one that was set aside comes back. What was
-    imported before the first folder was entered stays.
+    A module of another folder by the name of a neighbour is set aside; one that was set aside comes back when it is
+    imported, with what it had set. What was imported before the first folder was entered stays.
 
     is_own  whether a module is the user's
     """
@@ -323,9 +330,11 @@ def enter(folder: Path, is_own: Callable[[ModuleType], bool]) -> None:
     for module, known in _own.items():
         name = module.__name__
         top = name.partition(".")[0]
-        if known.root == own:
-            _bring_back(module)
-        elif sys.modules.get(name) is module and (Path(own, f"{top}.py").exists() or Path(own, top).is_dir()):
+        if (
+            known.root != own
+            and sys.modules.get(name) is module
+            and (Path(own, f"{top}.py").exists() or Path(own, top).is_dir())
+        ):
             _aside.add(sys.modules.pop(name))
     _loaded.clear()
     _loaded.update(sys.modules)
