@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.figure import Figure
 
+from lossmap.io.printable import printable
 from lossmap.io.read import Surface
 from lossmap.plotting import lines
 from lossmap.plotting.contour_levels import FLAT_MARGIN, scale_of
@@ -28,10 +29,13 @@ from lossmap.plotting.quantities import (
     values_of,
 )
 from lossmap.plotting.style import BLUE, RED, column_width, new_figure, type_size
-from lossmap.plotting.titles import LEGEND_LETTERS, broken_name, set_titles
+from lossmap.plotting.titles import LEGEND_LETTERS, NAME_LETTER, broken_name, set_titles
+from lossmap.report.connection import BESIDE, ways_beside
+from lossmap.report.stored import StoredReport
 
 DECADES = 307  # of floating point, on either side of 1
 MAX_POWERS = 7  # of ten, at the ticks of such an axis
+LABEL, MARGIN_OF_LABEL = 8.0, 0.3  # size of the label along the line, points, and what it leaves of the width, inches
 MARGIN = 0.05  # of an axis, beyond its values
 SHORT_NAME, MAX_LEGEND_LINES = 16, 4  # letters and lines, up to which a legend stands within its panel
 
@@ -58,10 +62,14 @@ def draw_lines(
         wide = size_of(axes)[0] if options.ax is not None else axes.figure.get_figwidth() - 0.7
         set_titles([axes], titles, wide, grow=options.ax is None)
     frame_lines(axes, surfaces)
+    if options.ax is None:
+        more = axes.get_xlabel().count("\n")
+        figure.set_figheight(figure.get_figheight() + 1.25 * type_size(LABEL) * more / 72)
     if options.labels is not None:
         axes.set_xlabel(options.labels[0])
         axes.set_ylabel(on_scale(options.labels[1], axes.get_yscale() != "linear"))
-    add_legend_and_notes(figure, patches, [], options.ax)
+    notes = _left_out(surfaces) if len(surfaces) > 1 else []
+    add_legend_and_notes(figure, patches, notes, options.ax)
     return figure
 
 
@@ -204,12 +212,35 @@ def set_log_axis(axes: Any, arrays: Sequence[np.ndarray]) -> None:
 
 def frame_lines(axes: Any, surfaces: Sequence[Surface], with_label: bool = True) -> None:
     """The axis along the line: its label and the marks of models, as far as all files have the same."""
-    texts = dict.fromkeys(axis_labels(surface)[0] for surface in surfaces)
+    texts = dict.fromkeys(_label_along(surface, _letters_of_label(axes)) for surface in surfaces)
     label = next(iter(texts))
-    if len(texts) > 1:
+    if len(texts) > 1 and all("connection" in surface.groups for surface in surfaces):
+        label = broken_name("t, from each line's first network (0) to its other (1)", _letters_of_label(axes))
+    elif len(texts) > 1:
         label = " or ".join(dict.fromkeys(text[0] for text in texts))
     marks = [mark for mark in model_positions(surfaces[0]) if all(mark in model_positions(s) for s in surfaces)]
     lines.frame(axes, np.concatenate([s.grid.x for s in surfaces]), label if with_label else "", marks)
+
+
+def _letters_of_label(axes: Any) -> float:
+    """How many letters of a name a line of the label along the line has room for, below the panel's own width."""
+    return 72 * (size_of(axes)[0] - MARGIN_OF_LABEL) / (NAME_LETTER * type_size(LABEL))
+
+
+def _label_along(surface: Surface, letters: float) -> str:
+    """What a line's axis is; of one between two networks with both their names, in lines of so many letters."""
+    if "connection" not in surface.groups:
+        return axis_labels(surface)[0]
+    names = surface.groups["connection"].attributes
+    words = f"t, from {printable(str(names['first']))} (0) to {printable(str(names['other']))} (1)"
+    return broken_name(words, letters)
+
+
+def _left_out(surfaces: Sequence[Surface]) -> list[str]:
+    """Of lines between networks, the ways beside them, which are drawn of one file alone."""
+    groups = [surface.groups["connection"] for surface in surfaces if "connection" in surface.groups]
+    ways = [BESIDE[way] for group in groups for way in ways_beside(StoredReport(group.arrays, group.attributes))]
+    return [f"not shown of several files: the loss {' and '.join(dict.fromkeys(ways))}"] if ways else []
 
 
 def draw_eigenvalue_lines(surfaces: Sequence[Surface], titles: Sequence[str] | None, options: FigureOptions) -> Figure:

@@ -144,3 +144,23 @@ def test_a_logarithmic_axis_of_no_positive_loss_is_refused():
 
 def test_losses_up_to_the_end_of_floating_point_are_seen():
     assert drawn(surface(1 + 1e306 * RISE)).axes[0].get_ylim()[1] > 1e306
+
+
+def test_several_lines_in_one_figure_name_both_ends_and_say_what_is_left_out():
+    def measured(names, beside):
+        plain = surface(0.1 + RISE, names, beside=beside)
+        return Surface(plain.grid, {"train_loss": 0.1 + RISE}, groups=plain.groups)
+
+    same = drawn([measured(("a", "b"), True), measured(("a", "b"), False)])
+    assert same.axes[0].get_xlabel() == "t, from a (0) to b (1)"
+    assert (
+        same.get_supxlabel().replace("\n", " ")
+        == "not shown of several files: the loss before alignment and on the curve"
+    )
+    other = drawn([measured(("a", "b"), False), measured(("a", "c"), False)])
+    assert other.axes[0].get_xlabel().replace("\n", " ") == "t, from each line's first network (0) to its other (1)"
+    assert not other.get_supxlabel()
+    for width in (1.5, None):
+        long = drawn([measured(NAMES, False)] * 2, width=width)
+        assert all(box.x0 >= 0 and box.x1 <= long.bbox.x1 for text, box in words(long) if text.startswith("t, "))
+        assert long.axes[0].get_window_extent().height > 1.4 * long.dpi
