@@ -29,7 +29,6 @@ Array = np.ndarray
 LINE = "0.45"  # the grey of the straight line between both ends
 PANEL = 2.7  # inches across, with its labels, below which the panels of two splits stand one above the other
 HEIGHT = 2.2  # of a panel without the lines above and below it, inches
-NARROW = 2.4  # inches across, below which ticks would touch
 LINE_HEIGHT = 1.25  # of a line of type, of its size
 SIDES = 0.4  # of a panel's width, inches, that lines above and below it leave free
 MAX_NAMES = 24  # characters of both models' names that stand on one line
@@ -64,7 +63,7 @@ def draw_connection(surface: Surface, width: float | None = None, log: bool | No
         for axes, split, title in zip(panels, splits, titles, strict=True):
             missing += _draw_split(axes, surface, stored, split, log)
             axes.set_title(title)
-            axes.xaxis.set_major_locator(MaxNLocator(2 if width / columns < NARROW else 5, steps=[1, 2, 5, 10]))
+            axes.xaxis.set_major_locator(MaxNLocator(2 if width / columns < lines.NARROW else 5, steps=[1, 2, 5, 10]))
         for axes in panels[-columns:]:
             axes.set_xlabel(ends)
         tall = sum(max(map(_line_count, titles[i : i + columns])) for i in range(0, len(titles), columns))

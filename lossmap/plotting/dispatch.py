@@ -46,7 +46,7 @@ from lossmap.plotting.spectra import (
     is_l2_path,
 )
 from lossmap.plotting.style import BLUE, DARK, RED, column_width, new_figure, page_width, style_context, width_context
-from lossmap.plotting.titles import NAME_LETTER, broken_name, numbered
+from lossmap.plotting.titles import entitle, numbered
 from lossmap.plotting.topology import draw_topology
 from lossmap.report.path import drops_of
 
@@ -84,7 +84,7 @@ def draw_content(
     with style_context(), width_context(width):
         if len(surfaces) == 1:
             figure = _draw_one(surfaces[0], kind, label, width, log)
-            _entitle(figure, titles)
+            entitle(figure, titles)
         elif kind == "spectrum":
             figure = draw_comparison(_merged([_of_label(spectra_of(s), label) for s in surfaces], titles))
         else:
@@ -187,18 +187,10 @@ def figures_of(surface: Surface, titles: Sequence[str] | None = None, width: flo
             with style_context(), width_context(width):
                 figures["" if len(kinds) == 1 else f"_{kind}"] = _draw_one(surface, kind, None, width)
     for figure in figures.values():
-        _entitle(figure, titles)
+        entitle(figure, titles)
         _check_width(figure, kinds[0], width)
         figure.set_label(caption_of([surface], kinds[0], None))
     return figures
-
-
-def _entitle(figure: Figure, titles: Sequence[str] | None) -> None:
-    """Put the title of one file above its figure."""
-    if titles:
-        title = broken_name(titles[0], 72 * figure.get_figwidth() / (NAME_LETTER * 9))
-        figure.suptitle(title, fontsize=9)
-        figure.set_figheight(figure.get_figheight() + 12 * (title.count("\n") + 1) / 72)
 
 
 def labelled(surface: Surface, kind: str) -> dict[str, Group]:

@@ -47,13 +47,14 @@ from lossmap.plotting.plane_figures import (
 )
 from lossmap.plotting.quantities import as_line, best_field, common_field, holds_points, is_line, other_kinds
 from lossmap.plotting.style import save, style_context
-from lossmap.plotting.titles import distinct_names
+from lossmap.plotting.titles import distinct_names, numbered
 from lossmap.plotting.training import draw_training, is_training
 from lossmap.plotting.unfinished_spectra import with_unfinished
 
 __all__ = ["KINDS", "draw", "save"]
 
 KINDS = ("auto", "filled", "contour", "map", "3d", "line", "median", "eigen", "convexity", "training", *dispatch.KINDS)
+LINE_WIDTH, TRAINING_WIDTH = 1.5, 4.0  # inches, the least of a figure of lines, and of a training's four panels
 PLANE_KINDS = ("filled", "contour", "map", "3d")
 
 
@@ -277,7 +278,11 @@ def _draw_all_lines(
 ) -> Figure:
     if kind in PLANE_KINDS:
         raise ValueError(f"a line has no picture of the kind {kind!r}; take line, or eigen")
+    least = TRAINING_WIDTH if kind == "training" else LINE_WIDTH
+    if options.width is not None and options.width < least:
+        raise ValueError(f"--width must be at least {least:g} inches for the kind {kind}; got {options.width:g}")
     flat = [as_line(surface) for surface in surfaces]
+    titles = None if titles is None else numbered(titles)  # legends have one entry for each name
     if kind in ("eigen", "convexity"):
         return draw_eigenvalue_lines(flat, titles, options)
     if kind == "median":

@@ -92,11 +92,11 @@ def _draw_field(
     set_loss_axis(axes, arrays, options, what.even or what.signed, noise_in(surfaces, name))
     patches += _mark_below(axes, surfaces, arrays)
     if len(surfaces) > 1:
-        patches = _place_legend(axes) + patches
+        patches = place_legend(axes) + patches
     return patches
 
 
-def _place_legend(axes: Any) -> list[Artist]:
+def place_legend(axes: Any) -> list[Artist]:
     """A legend within the panel where its names are short and few; else its handles, to stand below the figure."""
     handles, names = axes.get_legend_handles_labels()
     lines_of_names = [line for name in names for line in name.split("\n")]
@@ -297,7 +297,7 @@ def draw_eigenvalue_lines(surfaces: Sequence[Surface], titles: Sequence[str] | N
 
 
 def _place_legend_of_ends(axes: Any, files: int) -> list[Artist]:
-    """As `_place_legend`, with a column for each file."""
+    """As `place_legend`, with a column for each file."""
     handles, names = axes.get_legend_handles_labels()
     if files > 1 and sum(map(letters_of, names)) > 2 * SHORT_NAME:
         return list(handles)

@@ -18,6 +18,7 @@ from matplotlib.ticker import MaxNLocator
 
 from lossmap.plotting.contour_levels import suits_log
 from lossmap.plotting.maps import MISSING_CELLS, MISSING_MARKS, missing_points
+from lossmap.plotting.own_axes import whole_figure
 from lossmap.plotting.style import BLUE, DARK, GREEN, PURPLE, RED
 
 Array = np.ndarray
@@ -31,13 +32,14 @@ DASHES: tuple[Any, ...] = (
     (0, (9, 2)),
     (0, (5, 1.2, 1, 1.2, 1, 1.2)),
 )
+NARROW = 2.4  # inches across, of a panel with its labels, below which more than a few ticks would touch
 MAX_SQUARES = 12  # on a curve
 MAX_MARKED_POINTS = 25  # on a curve with more, points have no marks
 
 
 def dashes(index: int) -> Any:
-    """The dashes of the file of this number, as matplotlib's linestyle."""
-    return DASHES[index % len(DASHES)]
+    """The dashes of the file of this number, as matplotlib's linestyle: others with each round of the colours."""
+    return DASHES[(index + index // len(COLOURS)) % len(DASHES)]
 
 
 def on_right(label: str) -> str:
@@ -159,10 +161,16 @@ def frame(axes: Axes, x: Array, label: str, marks: Sequence[float] = (0.0,)) -> 
     if x.size > 1:
         axes.set_xlim(float(x.min()), float(x.max()))
     axes.set_xlabel(label)
-    axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
+    axes.xaxis.set_major_locator(MaxNLocator(2 if _inches_across(axes) < NARROW else 5, steps=[1, 2, 5, 10]))
     for mark in marks:
         if x.min() <= mark <= x.max():
             axes.axvline(mark, color="0.55", linewidth=0.6, linestyle=":", zorder=0.6)
+
+
+def _inches_across(axes: Axes) -> float:
+    """About how wide a panel is with its labels, before the layout."""
+    place, figure = axes.get_subplotspec(), whole_figure(axes.figure)
+    return float(figure.get_figwidth()) / (place.get_gridspec().ncols if place is not None else 1)
 
 
 def suits_log_axis(values: Sequence[Array]) -> bool:

@@ -292,7 +292,7 @@ def _legend_of_own(axes: Any, handles: list[Artist], size: float) -> None:
 def _legend_columns(labels: Sequence[str], letters: float) -> int:
     """Columns of a legend of these labels, in a figure as wide as so many letters."""
     lengths = [max(letters_of(line) for line in label.split("\n")) for label in labels]
-    if max(lengths) > 0.45 * letters:
+    if max(lengths) > 0.36 * letters:  # names are wider than words
         return 1
     # a handle and the gaps take as much as 6 letters
     return len(labels) if 6 * len(labels) + sum(lengths) < letters / 1.2 else 2

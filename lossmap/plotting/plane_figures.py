@@ -54,12 +54,14 @@ from lossmap.plotting.quantities import (
 )
 from lossmap.plotting.sign_hatches import mark_signs
 from lossmap.plotting.style import new_figure, page_width, type_size
-from lossmap.plotting.surface3d import CAMERA, ENOUGH, draw_surface3d, is_from_above, place_labels
+from lossmap.plotting.surface3d import CAMERA, ENOUGH, draw_surface3d, is_from_above, letters_beyond, place_labels
 from lossmap.plotting.titles import broken_name, set_titles
 
 PATH_LOSS = "train_loss"  # what a path's losses are of
 LETTER = 0.52  # of the size of type, how wide a letter is
 WIDE = 3.0  # inches, from which on a relief has its whole label at the axis
+SMALLEST_RELIEFS = {1: 1.1, 2: 1.5}  # inches across, of the only one, and of one of several, whose heights are labelled
+BESIDE = 0.85  # inches across, of the colour bar and its labels
 SHRINK = 0.55  # of the height of a relief, its colour bar
 LABEL_LETTERS = 18  # of a title beside a small panel
 MAX_RATIO = 1.0  # |min_eig / max_eig| at which its colours end
@@ -329,12 +331,14 @@ def draw_surfaces_3d(
     scale = options.scale(arrays, what, noise)
     norm = signed_norm(what, arrays, _limit(arrays, options), noise=noise)
     rows, columns, width = layout_of(len(surfaces), options.width)
+    if options.ax is None and width < (least := SMALLEST_RELIEFS[min(columns, 2)] * columns + BESIDE):
+        raise ValueError(f"--width must be at least {least:.3g} inches for {columns} beside each other; got {width:g}")
     figure = new_figure(width, rows * width / columns * 0.86) if options.ax is None else options.ax.figure
     camera = options.camera or CAMERA
     # else there is no room between the surfaces, or beside the bar
     if options.ax is not None:
         width, _ = size_of(options.ax)
-    in_full = columns == 1 and width >= WIDE and not is_from_above(camera)
+    in_full = columns == 1 and width >= WIDE and not is_from_above(camera) and letters_beyond(scale) <= 0
     height_label = on_scale(what.label if in_full else what.symbol, scale.log)
     if columns == 1 and not in_full:
         height_label = ""  # it would lie over the bar, which says it

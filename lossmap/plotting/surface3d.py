@@ -22,6 +22,7 @@ from lossmap.plotting.contour_levels import Scale
 from lossmap.plotting.contour_levels import labels as texts
 from lossmap.plotting.interpolation import value_at
 from lossmap.plotting.maps import checkpoint_look, contour_heights, fine_heights, missing_points, norm_of, y_ticks
+from lossmap.plotting.panels import letters_of
 from lossmap.plotting.style import RED, type_size
 
 MAX_TICKS = 6
@@ -33,6 +34,7 @@ BOX = (1.0, 1.0, 0.75)  # of the drawn box
 FROM_ABOVE = 80.0  # degrees of elevation from which on heights cannot be read
 AMBIENT = 0.55  # light where none falls
 FLOOR = 0.35  # of the height, by which the floor lies below the surface
+SHORT_TICK = 4  # letters of a height that leave the axis' label its place
 PATH_STEPS = 16  # of a path's line between two checkpoints
 ENOUGH = 100  # facets along the longer side, where the points between the measured ones are not set
 
@@ -111,11 +113,12 @@ def draw_surface3d(
     axes.set_xlabel(labels[0], labelpad=-7)
     axes.set_ylabel(labels[1], labelpad=-7)
     axes.zaxis.set_rotate_label(False)
-    axes.set_zlabel(labels[2], labelpad=-4, rotation=90)
+    wider = 0.55 * type_size(6) * max(0, letters_beyond(scale))
+    axes.set_zlabel(labels[2], labelpad=wider - 4, rotation=90)
     axes.computed_zorder = False  # of a caller's own axes too: the path lies over the surface
     axes.patch.set_visible(False)  # it would cover the label of a relief on its left
     axes.tick_params(pad=-3, labelsize=type_size(6))
-    axes.tick_params(axis="z", pad=-1)
+    axes.tick_params(axis="z", pad=0.5 * wider - 1)  # their middle is what is placed
     axes.xaxis.set_major_locator(MaxNLocator(2))
     axes.yaxis.set_major_locator(MaxNLocator(2))
     axes.view_init(elev=camera[0], azim=camera[1])
@@ -272,16 +275,25 @@ def _heights(values: np.ndarray, scale: Scale) -> np.ndarray:
 
 def _set_height_axis(axes: Any, scale: Scale) -> None:
     """Ends and ticks of the z axis: whole decades where there are two or more, else the levels."""
+    axes.set_zlim(*(float(end) for end in _heights(np.array(scale.ends), scale)))
+    axes.set_zticks(*_height_ticks(scale))
+
+
+def _height_ticks(scale: Scale) -> tuple[np.ndarray, list[str]]:
+    """Where on the axis of heights there are ticks, and their texts."""
     low, high = (float(end) for end in _heights(np.array(scale.ends), scale))
-    axes.set_zlim(low, high)
     if scale.log:
         decades = np.arange(np.ceil(low - 1e-9), np.floor(high + 1e-9) + 1)
         if decades.size >= 2:
             decades = decades[:: -(-decades.size // MAX_TICKS)]
-            axes.set_zticks(decades, [_power(d) for d in decades])
-            return
+            return decades, [_power(d) for d in decades]
     levels = scale.levels[:: max(1, -(-scale.levels.size // MAX_TICKS))]
-    axes.set_zticks(_heights(levels, scale), texts(levels))
+    return _heights(levels, scale), list(texts(levels))
+
+
+def letters_beyond(scale: Scale) -> int:
+    """How many letters the longest tick of the heights has beyond those for which there is room at the axis."""
+    return max((letters_of(text) - SHORT_TICK for text in _height_ticks(scale)[1]), default=0)
 
 
 def _spread(colours: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

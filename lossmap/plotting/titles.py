@@ -75,3 +75,11 @@ def set_titles(
     if lines and grow:
         figure = panels[0].figure
         figure.set_figheight(figure.get_figheight() + 1.25 * size * lines / 72)
+
+
+def entitle(figure: Any, titles: Sequence[str] | None) -> None:
+    """Put the title of one file, if there is any, above its figure, which grows by the lines."""
+    if titles:
+        title = broken_name(titles[0], 72 * figure.get_figwidth() / (NAME_LETTER * 9))
+        figure.suptitle(title, fontsize=9)
+        figure.set_figheight(figure.get_figheight() + 12 * (title.count("\n") + 1) / 72)

@@ -16,10 +16,11 @@ from matplotlib.figure import Figure
 
 from lossmap.io.surface import Surface
 from lossmap.plotting import lines
+from lossmap.plotting.line_figures import place_legend
 from lossmap.plotting.panels import FigureOptions, add_legend_and_notes
 from lossmap.plotting.quantities import in_brackets, quantity, values_of
 from lossmap.plotting.style import BLUE, DARK, PURPLE, RED, name_scales, new_figure, page_width
-from lossmap.plotting.titles import LEGEND_LETTERS, broken_name
+from lossmap.plotting.titles import LEGEND_LETTERS, broken_name, entitle
 
 THRESHOLD = "stability_threshold"  # the field by which such a file is known
 
@@ -41,6 +42,8 @@ def draw_training(surfaces: Sequence[Surface], titles: Sequence[str] | None, opt
     panels = figure.subplots(2, 2, sharex=True)
     alone = len(surfaces) == 1
     names = [broken_name(title, LEGEND_LETTERS) for title in titles or [""] * len(surfaces)]
+    if alone:
+        names = [""]  # the title stands above
     patches: list[Artist] = []
     for i, (surface, title) in enumerate(zip(surfaces, names, strict=True)):
         own, style = None if alone else lines.COLOURS[i % len(lines.COLOURS)], lines.dashes(i)
@@ -57,13 +60,18 @@ def draw_training(surfaces: Sequence[Surface], titles: Sequence[str] | None, opt
         patches += lines.mark_below(
             panels[1, 1], surface.grid.x, surface["loss"], lines.COLOURS[i % len(lines.COLOURS)]
         )
-    if not alone or any(names):
-        panels[1, 1].legend()
+    if not alone:
+        patches = place_legend(panels[1, 1]) + patches
+        if panels[1, 1].get_legend() is None:  # all panels' legends would be as long
+            for axes in panels[0]:
+                axes.get_legend().remove()
     every = np.concatenate([s.grid.x for s in surfaces])
     for axes in panels.flat:
         lines.frame(axes, every, "step" if axes in panels[1] else "", ())
     name_scales(figure)
     add_legend_and_notes(figure, patches, [])
+    if alone:
+        entitle(figure, titles)
     return figure
 
 

@@ -6,6 +6,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+from matplotlib.text import Text
 
 import lossmap
 from lossmap.geometry.grid import Field, Grid
@@ -171,3 +172,59 @@ def test_a_loss_of_zero_is_marked_at_the_edge_of_a_logarithmic_axis(kind, panel)
         np.testing.assert_allclose(mark.get_transform().transform(mark.get_xydata()),
                                    [axes.transAxes.transform((0.5, 0))], atol=0.5)  # fmt: skip
     assert "0: below the log scale" in {text.get_text() for text in figure.legends[0].get_texts()}
+
+
+@pytest.mark.parametrize("name", ["a", LONG[0]])
+def test_files_of_one_name_have_an_entry_and_a_look_each(name):
+    x = np.linspace(-1, 1, 5)
+    figure = draw([Surface(Grid(x), {"train_loss": x**2 + 0.1})] * 14, titles=[name] * 14)
+    assert len(figure.legends[0].get_texts()) == 14
+    looks = {(line.get_color(), str(line._dash_pattern)) for line in figure.axes[0].lines if len(line.get_xdata()) == 5}
+    assert len(looks) == 14
+    figure.draw_without_rendering()
+    box = figure.legends[0].get_window_extent()
+    assert box.x0 >= 0 and box.x1 <= figure.bbox.x1
+
+
+@pytest.mark.parametrize(("kind", "width"), [("line", 1.4), ("eigen", 1.4), ("3d", 1.9)])
+def test_a_width_without_room_is_refused_and_from_there_on_ticks_are_apart(kind, width):
+    x = np.linspace(-1, 1, 5)
+    grid = GRID if kind == "3d" else Grid(x)
+    surface = Surface(grid, dict.fromkeys(("train_loss", "max_eig", "min_eig"), BOWL if kind == "3d" else x**2 + 1))
+    with pytest.raises(ValueError, match="--width must be at least"):
+        draw(surface, kind, width=width)
+    axes = draw(surface, kind, width=width + 0.1).axes[-1 if kind == "eigen" else 0]
+    axes.figure.draw_without_rendering()
+    if kind != "3d":
+        ticks = [label.get_window_extent() for label in axes.get_xticklabels()]
+        assert len(ticks) > 1 and not any(boxes_overlap(a, b) for a, b in pairwise(ticks))
+
+
+@pytest.mark.parametrize("size", [1.8e-20, 1e5])
+def test_wide_heights_of_a_relief_lie_over_nothing(size):
+    figure = draw(Surface(GRID, {"train_loss": size * (1 + BOWL / BOWL.max())}), "3d")
+    figure.canvas.draw()
+    relief, bar = figure.axes
+    ticks = [tick.label1.get_window_extent() for tick in relief.zaxis.majorTicks]  # as they were drawn
+    edge = relief.zaxis.line.get_window_extent().x0
+    assert ticks and not relief.get_zlabel() and bar.get_ylabel()
+    assert all(edge <= tick.x0 and tick.x1 < bar.get_window_extent().x0 for tick in ticks)
+
+
+@pytest.mark.parametrize("titles", [LONG, LONG[:1]])
+def test_long_names_of_trainings_lie_over_no_curve(titles):
+    step = np.arange(6.0)
+    names = ("max_eig", "min_eig", "preconditioned_max_eig", "stability_threshold", "stability_ratio", "trace", "loss")
+    errors = dict.fromkeys(("max_eig_error", "preconditioned_max_eig_error"), 0.1 + 0 * step)
+    training = Surface(Grid(step), {**dict.fromkeys((*names, "gradient_norm"), 1 + step), **errors})
+    figure = draw([training] * len(titles), titles=titles)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        figure.canvas.draw()
+    frames = [axes.get_window_extent() for axes in figure.axes]
+    named = [text for text in figure.findobj(Text) if "noshort" in text.get_text() and text.get_window_extent().width]
+    assert len(named) == len(titles)
+    assert not any(boxes_overlap(text.get_window_extent(), frame) for text in named for frame in frames)
+    assert min(frame.height for frame in frames) > 0.6 * figure.dpi
+    with pytest.raises(ValueError, match="--width must be at least 4 inches"):
+        draw(training, width=3.5)
