@@ -6,7 +6,6 @@ import logging
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import pairwise
 from math import prod
 
 import torch
@@ -63,7 +62,7 @@ def movable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """The floating-point and complex parameters by name, in order; whole numbers and truth values stand still.
 
     Raises ValueError for a lazy module that has not met its first input, and so has no parameters yet; and for two
-    parameters in one memory, of which PyTorch's derivatives know nothing.
+    parameters, or entries of one, in one memory, of which PyTorch's derivatives know nothing.
     """
     named = dict(model.named_parameters())
     for name, p in named.items():
@@ -78,16 +77,47 @@ def _refuse_shared_memory(named: Named) -> None:
     by_storage: dict[int, list[tuple[int, int, str]]] = {}
     for name, p in named.items():
         plain = type(p) is nn.Parameter and p.layout == torch.strided and p.device.type != "meta"
-        if plain and p.is_contiguous() and p.numel():
-            begin = int(p.storage_offset())
-            by_storage.setdefault(p.untyped_storage()._cdata, []).append((begin, begin + p.numel(), name))
+        if not (plain and p.numel()):
+            continue
+        span = _span(p)
+        if span < p.numel():
+            raise ValueError(
+                f"entries of the parameter {name!r} lie in one memory, as after `a.expand(...)`, and move together: "
+                "clone it, or take the smaller tensor for the parameter and expand it in the forward pass"
+            )
+        begin, unit = int(p.storage_offset()), p.element_size()
+        by_storage.setdefault(p.untyped_storage()._cdata, []).append((begin * unit, (begin + span) * unit, name))
     for places in by_storage.values():
-        for (_, end, first), (begin, _, second) in pairwise(sorted(places)):
-            if begin < end:
-                raise ValueError(
-                    f"the parameters {first!r} and {second!r} lie in one memory, as after `a.data = b.data`, and are "
-                    "two to PyTorch: tie them (module_a.weight = module_b.weight), or clone one"
-                )
+        still: list[tuple[int, str]] = []  # those that reach as far as the present one
+        for begin, end, second in sorted(places):
+            still = [(other, first) for other, first in still if begin < other]
+            for _, first in still:
+                if _overlap(named[first], named[second]):
+                    raise ValueError(
+                        f"the parameters {first!r} and {second!r} lie in one memory, as after `a.data = b.data`, and "
+                        "are two to PyTorch: tie them (module_a.weight = module_b.weight), or clone one"
+                    )
+            still.append((end, second))
+
+
+def _span(p: Tensor) -> int:
+    """The entries of memory from the first of a tensor to its last."""
+    return 1 + sum((count - 1) * step for count, step in zip(p.shape, p.stride(), strict=True))
+
+
+def _overlap(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors whose ranges in a storage overlap have an entry in common; columns side by side have none."""
+    if a.element_size() != b.element_size() or (_span(a) == a.numel() and _span(b) == b.numel()):
+        return True
+    return bool(torch.isin(_positions(a), _positions(b)).any())
+
+
+def _positions(p: Tensor) -> Tensor:
+    """Where the entries of a tensor stand in its storage, (p.numel(),)."""
+    places = torch.full((), int(p.storage_offset()))
+    for count, step in zip(p.shape, p.stride(), strict=True):
+        places = places[..., None] + torch.arange(count) * step
+    return places.reshape(-1)
 
 
 def refuse_complex(named: Named) -> None:

@@ -101,3 +101,19 @@ def test_parameters_in_one_memory_are_refused_by_name():
                 movable_parameters(model)
     model[2].weight = model[0].weight  # tied as PyTorch knows it
     assert len(movable_parameters(model)) == 3
+
+
+def test_views_of_one_memory_are_told_by_their_entries():
+    def of(first, second):
+        model = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4))
+        model[0].weight.data, model[2].weight.data = first, second
+        return movable_parameters(model)
+
+    wide, square = torch.randn(4, 8), torch.randn(4, 4)
+    assert len(of(wide[:, :4], wide[:, 4:])) == 4  # side by side: their ranges overlap, no entry does
+    assert len(of(wide[:, ::2], wide[:, 1::2])) == 4
+    for first, second in ((square, square.t()), (wide[:, :4], wide[:, 3:7]), (wide[:, 4:], wide[:, ::2])):
+        with pytest.raises(ValueError, match=r"'[02]\.weight' and '[02]\.weight' lie in one memory"):
+            of(first, second)
+    with pytest.raises(ValueError, match=r"entries of the parameter '2\.weight' lie in one memory"):
+        of(square, torch.randn(4, 1).expand(4, 4))
