@@ -39,7 +39,8 @@ logger = logging.getLogger("lossmap")
 
 MAX_POINTS = 1_000_000  # of a grid that nobody has said yes to
 
-Curved = Callable[[str], tuple[Tensor, Layout]]  # gradient, hessian:max or hessian:min -> vector and its layout
+# gradient, hessian:max or hessian:min -> the vector, its layout, and what is known of it
+Curved = Callable[[str], tuple[Tensor, Layout, dict[str, float]]]
 
 
 def grid_of(plane: PlaneSettings) -> Grid:
@@ -151,8 +152,8 @@ def _computed_axis(
         path, _, name = rest.rpartition(":")
         return axis_in_file(path, name, model, origin), {"sha256": checkpoints.file_sha256(path)}
     if kind in ("gradient", "hessian:max", "hessian:min") and curved is not None:
-        v, layout = curved(kind)
-        return from_vector(v, layout, origin), {}
+        v, layout, facts = curved(kind)
+        return from_vector(v, layout, origin), facts
     raise UsageError(
         f"unknown direction {kind!r}; it must be random, to:FILE, pca:1, hessian:max, hessian:min, gradient or "
         "file:FILE:name"

@@ -9,7 +9,7 @@ smaller residual than that. Price: the products of a search, up to MAX_SEARCHES 
 from __future__ import annotations
 
 import logging
-from math import inf, isfinite, nan
+from math import inf, isfinite, nan, pi
 
 from torch import Tensor
 
@@ -34,8 +34,11 @@ MAX_PRODUCTS = 1000  # of all of them; those of the first are not limited furthe
 
 def curved_direction(
     problem: Problem, kind: str, seed: int = 0, parameters: str | None = None
-) -> tuple[Tensor, Layout]:
-    """A direction of length one, (n,) in the model's precision, and how the parameters lie in it.
+) -> tuple[Tensor, Layout, dict[str, float]]:
+    """A direction of length one, (n,) in the model's precision, how the parameters lie in it, and what is known of it.
+
+    Of an eigenvector that is its `eigenvalue`, its `residual`, both in the loss's unit, and `max_angle` in radians to
+    one of the Hessian, pi / 2 where it cannot be told from others; of the gradient nothing.
 
     kind        `gradient` of the mean loss, or an extreme eigenvector of the Hessian: `hessian:max`, `hessian:min`
     seed        of the eigenvectors' start
@@ -45,17 +48,17 @@ def curved_direction(
     the loss or its derivatives are not finite.
     """
     if kind == "gradient":
-        return _gradient_direction(problem, parameters or "all")
+        return (*_gradient_direction(problem, parameters or "all"), {})
     if kind not in SIDES:
         raise ValueError(f"the direction must be one of gradient, {', '.join(SIDES)}; got {kind!r}")
     with temporary_parameters(problem.model, {}):
         operator = build_operator(problem, "hessian", parameters or "weights")
-        v = _eigenvector(operator, kind, seed)
-    return v / norm(v), operator.layout
+        v, facts = _eigenvector(operator, kind, seed)
+    return v / norm(v), operator.layout, facts
 
 
-def _eigenvector(operator: SymmetricOperator, kind: str, seed: int) -> Tensor:
-    """The eigenvector (n,) of one end, near to it by its angle; where that cannot be had, what is known is reported."""
+def _eigenvector(operator: SymmetricOperator, kind: str, seed: int) -> tuple[Tensor, dict[str, float]]:
+    """The eigenvector (n,) of one end, near to it by its angle, and how near; where it is not near that is reported."""
     count = min(2, operator.size)
     tol, start, spent = EIGENVECTOR_TOL, None, 0
     for number in range(MAX_SEARCHES):
@@ -75,12 +78,12 @@ def _eigenvector(operator: SymmetricOperator, kind: str, seed: int) -> Tensor:
         # Half of what the gap asks for, as the second search may see a smaller one; where none was seen, a tenth.
         asked = 0.5 * MAX_ANGLE * gap if gap > 0 else 0.1 * float(pairs.residuals[0])
         tol, start = asked / pairs.scale, pairs.vectors
+    value, error = float(pairs.values[0]), float(pairs.residuals[0])
     if angle > MAX_ANGLE:
-        value, error = float(pairs.values[0]), float(pairs.residuals[0])
         beside = f", beside the next one, {float(pairs.values[1]):.4g}" if count > 1 else ""
         within = f"within {angle:.2g} radians of an eigenvector" if angle < 1 else "not told from those next to it"
         logger.warning("the axis %s is %s: its eigenvalue is %.4g +- %.1g%s", kind, within, value, error, beside)
-    return pairs.vectors[:, 0]
+    return pairs.vectors[:, 0], {"eigenvalue": value, "residual": error, "max_angle": min(angle, pi / 2)}
 
 
 def _angle(pairs: EigenPairs) -> tuple[float, float]:
@@ -88,8 +91,10 @@ def _angle(pairs: EigenPairs) -> tuple[float, float]:
     first = float(pairs.residuals[0])
     if first == 0.0:
         return 0.0, nan
-    if pairs.values.size < 2 or not isfinite(float(pairs.values[1])):
+    if pairs.values.size < 2:
         return (0.0, nan) if isfinite(first) else (inf, nan)
+    if not isfinite(float(pairs.values[1])):  # without a second eigenvalue nothing is known of the gap
+        return inf, nan
     gap = abs(float(pairs.values[0] - pairs.values[1])) - float(pairs.residuals[1])
     room = gap - first
     return (first / room if room > 0 else inf), gap

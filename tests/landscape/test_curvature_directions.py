@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import math
 
 import pytest
 import torch
@@ -43,8 +44,13 @@ def test_both_ends_lie_along_their_eigenvectors(seed, activation):
     values, vectors = torch.linalg.eigh(dense(model, x, y))
     assert -values[0] < 0.03 * values[-1]  # so small that a tolerance of the largest one tells nothing of it
     for kind, column in (("hessian:max", -1), ("hessian:min", 0)):
-        v, _ = curved_direction(problem, kind)
-        assert abs(float(v.double() @ vectors[:, column])) > 0.998, kind
+        v, _, facts = curved_direction(problem, kind)
+        v = v.double() / v.double().norm()
+        cosine = float(v @ vectors[:, column])
+        assert abs(cosine) > 0.998, kind
+        assert facts["eigenvalue"] == pytest.approx(float(values[column]), abs=facts["residual"])
+        beside = float((v - cosine * vectors[:, column]).norm())  # the sine of the angle
+        assert beside <= 1.01 * facts["max_angle"] + 1e-5 < 0.051  # and rounding of the vector
 
 
 def test_a_direction_that_cannot_be_told_from_others_is_named(caplog):
@@ -53,8 +59,9 @@ def test_a_direction_that_cannot_be_told_from_others_is_named(caplog):
     x = torch.cat([torch.randn(40, 3), torch.zeros(40, 3)], dim=1)  # nine weights without any curvature
     problem = lossmap.Problem.supervised(model, "crossentropy", (x, torch.arange(40) % 3))
     with caplog.at_level(logging.WARNING, "lossmap"):
-        v, _ = curved_direction(problem, "hessian:min")
+        v, _, facts = curved_direction(problem, "hessian:min")
     assert float(v.norm()) == pytest.approx(1.0)
+    assert facts["max_angle"] == math.pi / 2
     (said,) = [record.getMessage() for record in caplog.records]
     assert said.startswith("the axis hessian:min is not told from those next to it: its eigenvalue is ")
     caplog.clear()
