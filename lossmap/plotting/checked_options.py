@@ -22,6 +22,16 @@ def checked_cmap(name: str | None) -> str | None:
     raise ValueError(f"--cmap must be a colour map of matplotlib, such as {', '.join(near)}; got {name!r}")
 
 
+def checked_levels(levels: Sequence[float] | None) -> tuple[float, ...] | None:
+    """The levels as numbers. Raises ValueError for anything but a sequence of them, such as a number of levels."""
+    if levels is None:
+        return None
+    try:
+        return tuple(float(level) for level in levels)
+    except (TypeError, ValueError):
+        raise ValueError(f"--levels must be the levels themselves, such as [0.1, 1, 10]; got {levels!r}") from None
+
+
 def checked_labels(labels: Sequence[str] | None) -> tuple[str, ...] | None:
     """The labels of x and y, and perhaps of the colours. Raises ValueError for another number of them."""
     if labels is None:

@@ -29,6 +29,7 @@ from lossmap.plotting.checked_options import (
     checked_camera,
     checked_cmap,
     checked_labels,
+    checked_levels,
     percentile_of,
 )
 from lossmap.plotting.convexity import draw_convexity, lines_between
@@ -193,7 +194,7 @@ def draw(
         checked_interp(interp),
         points or None,
         checked_cmap(cmap),
-        None if levels is None else tuple(float(level) for level in levels),
+        checked_levels(levels),
         checked_labels(labels),
         percentile_of(crop),
         checked_camera(camera),

@@ -157,6 +157,7 @@ def test_a_figure_is_drawn_into_the_callers_axes():
 def test_what_makes_no_sense_is_refused():
     for options, words in (
         ({"levels": [2, 1]}, "--levels must be two or more finite numbers that ascend; got 2 1"),
+        ({"levels": 5}, "--levels must be the levels themselves, such as [0.1, 1, 10]; got 5"),
         ({"levels": [1, 2], "vmax": 3}, "--levels and --vmax exclude each other"),
         ({"levels": [0, 2], "log": True}, "--levels must be above 0 on a log scale; got 0"),
         ({"crop": "99"}, "--crop must be a percentile between p0 and p100, such as p99; got '99'"),
