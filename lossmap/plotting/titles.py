@@ -44,8 +44,11 @@ def numbered(names: Sequence[str]) -> list[str]:
 
 def broken_name(name: str, letters: float) -> str:
     """A name in lines of at most so many letters, broken behind signs such as _ and /; formulas stay whole."""
-    if len(name) <= letters or "$" in name:
+    if len(name) <= letters:
         return name
+    if name.count("$") > 1:  # perhaps a formula: broken at blanks outside of any
+        words = re.findall(r"(?:\$[^$]*\$|[^\s$]|\$)+", name)
+        return "\n".join(_filled(words, letters))
     most = max(4, int(letters))
     lines = [""]
     for piece in re.findall(r"[^\s_\-./,]*[\s_\-./,]*", name):
@@ -55,6 +58,17 @@ def broken_name(name: str, letters: float) -> str:
         while len(lines[-1].rstrip()) > most:
             lines[-1:] = [lines[-1][:most], lines[-1][most:]]
     return "\n".join(line.rstrip() for line in lines if line.strip())
+
+
+def _filled(words: Sequence[str], letters: float) -> list[str]:
+    """Words in lines of at most so many letters, if none alone is longer."""
+    lines: list[str] = []
+    for word in words:
+        if lines and len(lines[-1]) + 1 + len(word) <= letters:
+            lines[-1] += f" {word}"
+        else:
+            lines.append(word)
+    return lines
 
 
 def set_titles(
@@ -81,5 +95,15 @@ def entitle(figure: Any, titles: Sequence[str] | None) -> None:
     """Put the title of one file, if there is any, above its figure, which grows by the lines."""
     if titles:
         title = broken_name(titles[0], 72 * figure.get_figwidth() / (NAME_LETTER * 9))
-        figure.suptitle(title, fontsize=9)
-        figure.set_figheight(figure.get_figheight() + 12 * (title.count("\n") + 1) / 72)
+        head = [text for text in figure.texts if text.get_position()[1] > 0.9]  # words above the panels, as of a sheet
+        tall = figure.get_figheight()
+        more = 13 * (title.count("\n") + 1) / 72
+        above = figure.suptitle(title, fontsize=9)
+        figure.set_figheight(tall + more)
+        if head:
+            for text in head:
+                text.set_y(text.get_position()[1] * tall / (tall + more))
+            layout = figure.get_layout_engine()
+            left, low, wide, high = layout.get()["rect"]
+            layout.set(rect=(left, low, wide, high * tall / (tall + more)))
+            above.set(y=1.0 - 0.03 / tall, in_layout=False)

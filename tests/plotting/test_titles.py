@@ -13,7 +13,8 @@ from lossmap.geometry.grid import Field, Grid
 from lossmap.io.printable import MissingCharacters
 from lossmap.io.surface import Surface
 from lossmap.plotting.figures import draw, save
-from lossmap.plotting.titles import broken_name, distinct_names
+from lossmap.plotting.style import new_figure
+from lossmap.plotting.titles import broken_name, distinct_names, entitle
 
 GRID = Grid.square(-1, 1, 7)
 X, Y = np.meshgrid(GRID.x, GRID.y)
@@ -48,6 +49,10 @@ def test_names_are_broken_behind_signs_and_lose_nothing():
         assert "".join(lines) == LONG and max(map(len, lines)) <= max(letters, 5)
     assert broken_name("b" * 25, 10) == "b" * 10 + "\n" + "b" * 10 + "\n" + "b" * 5
     assert broken_name(r"$\alpha_{" + "x" * 40 + "}$", 10).count("\n") == 0
+    assert broken_name(r"the loss $L = \frac{a b}{c}$ of a net", 20).split("\n") == [
+        "the loss", r"$L = \frac{a b}{c}$", "of a net"
+    ]  # fmt: skip
+    assert broken_name("cost_in_$_of_" + "a" * 20, 15).count("\n") > 1  # one sign alone is no formula
 
 
 @pytest.mark.parametrize("kind", ["filled", "3d", "convexity", "rows"])
@@ -118,3 +123,18 @@ def test_characters_are_taken_from_another_font_that_has_them(tmp_path):
         save(figure, tmp_path / "a.png")
     label = next(axes.xaxis.label for axes in figure.axes if axes.get_xlabel() == "ж")
     assert len(label.get_fontfamily()) > 1
+
+
+def test_a_long_title_stands_above_the_words_of_a_sheet():
+    figure = new_figure(4.0, 3.0)
+    layout = figure.get_layout_engine()
+    layout.set(rect=(0, 0, 1, 0.8))
+    words = figure.text(0.01, 0.995, "words\nof the sheet", va="top")
+    words.set_in_layout(False)
+    axes = figure.subplots()
+    axes.set_title("panel")
+    entitle(figure, [LONG])
+    figure.draw_without_rendering()
+    title, below = figure._suptitle.get_window_extent(), words.get_window_extent()
+    assert title.y1 <= figure.bbox.y1 and title.y0 >= below.y1 and below.y0 >= axes.title.get_window_extent().y1
+    assert figure.get_figheight() > 3.0
