@@ -50,6 +50,7 @@ class MpiChannel:
         self._sending: list[tuple[Any, bytes]] = []
         self._dead: frozenset[int] = frozenset()
         self._last_check = 0.0
+        self.collectives = 0  # that this rank has begun with the survivors of a death, see `survivors`
 
     def copy(self) -> Any:
         """A communicator of all ranks of its own. All ranks call it."""
