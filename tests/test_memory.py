@@ -132,7 +132,9 @@ def test_every_reader_of_samples_divides_by_the_ranks(monkeypatch, tmp_path):
     )
     assert sample_budget() == 10_000 and sample_budget(ranks_sharing=4) == 2_500
     x, y = torch.zeros(100, 8), torch.zeros(100, dtype=torch.long)  # 4000 bytes
-    loader = DataLoader(TensorDataset(x, y), batch_size=10)
+    loader = DataLoader(TensorDataset(x, y), batch_size=50)
+    small = DataLoader(TensorDataset(x, y), batch_size=10)  # 20 tensors, which take 10,000 bytes beside their numbers
+    assert isinstance(loaders.as_batches(small), batches.Streamed)
     for ranks, kind in ((1, batches.Resident), (4, batches.Streamed)):
         assert isinstance(loaders.as_batches(loader, ranks_sharing=ranks), kind)
         assert isinstance(datasets.load("digits", samples=30, ranks_sharing=ranks), kind)  # 7920 bytes

@@ -31,6 +31,7 @@ from lossmap import memory
 from lossmap.data.batch_parts import targets_of
 from lossmap.data.batch_structure import is_one_batch
 from lossmap.data.batches import (
+    TENSOR_BYTES,
     Batch,
     Batches,
     FixedBatches,
@@ -64,10 +65,11 @@ class Source:
     batch_size: int | None = None
     loader_sizes: tuple[int, ...] = ()
 
-    def bytes_each(self) -> int:
-        """The bytes that a sample takes in memory."""
-        first = pytree.tree_leaves(self.fetch([0]))
-        return sum(leaf.numel() * leaf.element_size() for leaf in first if isinstance(leaf, Tensor))
+    def bytes_each(self, batch_size: int = 0) -> float:
+        """The bytes that a sample takes in memory; in batches of this size with its share of what a tensor takes."""
+        first = [leaf for leaf in pytree.tree_leaves(self.fetch([0])) if isinstance(leaf, Tensor)]
+        beside = TENSOR_BYTES * len(first) / batch_size if batch_size else 0
+        return beside + sum(leaf.numel() * leaf.element_size() for leaf in first)
 
 
 @preserved_random_state()
@@ -109,7 +111,7 @@ def as_batches(
 def _streamed_if_large(dataset: Any, collate: Callable[[list[Any]], Any], size: int, budget: int) -> Streamed | None:
     """The samples of a Dataset as a stream, where they are more than the bytes for them; None where they fit."""
     fetch, samples = DatasetFetch(dataset, collate), len(dataset)
-    if not samples or samples * Source(fetch, samples).bytes_each() <= budget:
+    if not samples or samples * Source(fetch, samples).bytes_each(size) <= budget:
         return None
     log.info("%d samples are more than the memory for samples; they are streamed", samples)
     return Streamed(of_dataset(dataset, collate).fetch, range(samples), size)

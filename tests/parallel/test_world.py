@@ -205,7 +205,7 @@ def test_members_that_disagree_about_what_comes_next_fall():
 class Silence:
     """A channel on which nobody answers; rank 2 has died."""
 
-    rank, size = 0, 3
+    rank, size, collectives = 0, 3, 0
 
     def receive(self):
         return None
