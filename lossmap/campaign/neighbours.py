@@ -3,9 +3,8 @@
 Of two run folders with the same `net.py` and another `config.py` or `config.json` beside it, each is another network.
 Looked for are files beside the one that imports, in the folder of its package for relative imports, and in the
 campaign's folder; and files with settings and data that code reads (READ) where a text in it names them, but for those
-that it writes. What is imported or read
-by a name that is made while the code runs is not found: of code that asks where it lies, or extends the search path,
-the place itself counts (`depends_on_place`).
+that it writes. What is imported or read by a name that is made while the code runs is not found: of code that asks
+where it lies, or extends the search path, the place itself counts (`depends_on_place`).
 """
 
 from __future__ import annotations

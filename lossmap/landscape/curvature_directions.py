@@ -37,8 +37,8 @@ def curved_direction(
 ) -> tuple[Tensor, Layout, dict[str, float]]:
     """A direction of length one, (n,) in the model's precision, how the parameters lie in it, and what is known of it.
 
-    Of an eigenvector that is its `eigenvalue`, its `residual`, both in the loss's unit, and `max_angle` in radians to
-    one of the Hessian, pi / 2 where it cannot be told from others; of the gradient nothing.
+    Of an eigenvector that is its `eigenvalue` and `residual`, both in the loss's unit per squared unit of theta, and
+    `max_angle` in radians to one of the Hessian, pi / 2 where it cannot be told from others; of the gradient nothing.
 
     kind        `gradient` of the mean loss, or an extreme eigenvector of the Hessian: `hessian:max`, `hessian:min`
     seed        of the eigenvectors' start

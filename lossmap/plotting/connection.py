@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from math import isfinite, isinf
 from textwrap import fill
 from typing import Any
@@ -55,10 +55,7 @@ def draw_connection(surface: Surface, width: float | None = None, log: bool | No
         panels = list(figure.subplots(rows, columns, squeeze=False).flat)
         missing: list[Artist] = []
         letters = _letters(width / columns)
-        titles = [
-            "\n".join(fill(line, letters, break_long_words=False) for line in _title_of(stored, split))
-            for split in splits
-        ]
+        titles = [_wrapped(_title_of(stored, split), letters) for split in splits]
         ends = "\n".join(broken_name(line, letters) for line in _ends_of(stored))
         for axes, split, title in zip(panels, splits, titles, strict=True):
             missing += _draw_split(axes, surface, stored, split, log)
@@ -109,7 +106,9 @@ def _draw_split(axes: Any, surface: Surface, stored: StoredReport, split: str, l
     log = FigureOptions(log=log).suits_log(drawn)
     if log:
         set_log_axis(axes, drawn)
-    missing = _mark_missing(axes, surface, t, {f"{split}_loss": losses})
+    name = f"{split}_loss"  # a result that no file holds has no statuses
+    status = surface.status_of(name) if name in surface else np.full(losses.shape, DONE)
+    missing = lines.mark_missing(axes, t, losses, status)
     for values in drawn:
         missing += lines.mark_below(axes, t, values, BLUE if values is losses else LINE, AROUND)
     _mark_barrier(axes, stored, split, losses)
@@ -117,8 +116,8 @@ def _draw_split(axes: Any, surface: Surface, stored: StoredReport, split: str, l
         below = log and end <= 0
         place = {"transform": axes.get_xaxis_transform()} if below else {}
         axes.plot([at], [0.0 if below else end], "X", color="black", markersize=5, clip_on=False, zorder=3, **place)
-    name = "training" if split == "train" else split
-    axes.set_ylabel(on_scale(f"{name} loss{in_brackets(stored.text('unit'))}", log), color=BLUE)
+    word = "training" if split == "train" else split
+    axes.set_ylabel(on_scale(f"{word} loss{in_brackets(stored.text('unit'))}", log), color=BLUE)
     axes.tick_params(axis="y", colors=BLUE, which="both")
     axes.set_xlim(0.0, 1.0)
     accuracy = stored.arrays.get(f"{split}_acc")
@@ -129,17 +128,6 @@ def _draw_split(axes: Any, surface: Surface, stored: StoredReport, split: str, l
         right.tick_params(axis="y", colors=RED)
         right.set_ylim(-3, 103)
     return missing
-
-
-def _mark_missing(axes: Any, surface: Surface, t: Array, losses: Mapping[str, Array]) -> list[Artist]:
-    """Mark the points without a loss, failed ones apart where the result has the points' statuses."""
-    return [
-        handle
-        for name, values in losses.items()
-        for handle in lines.mark_missing(
-            axes, t, values, surface.status_of(name) if name in surface else np.full(values.shape, DONE)
-        )
-    ]
 
 
 def _mark_barrier(axes: Any, stored: StoredReport, split: str, losses: Array) -> None:
