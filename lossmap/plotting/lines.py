@@ -57,12 +57,14 @@ def curve(
     dashed: bool = False,
     style: Any = "-",
     squares: bool = False,
+    thin: bool = False,
 ) -> None:
     """One field along the line, x and values (n,), broken where a value is missing.
 
     dashed   as what stands beside another field of the same colour
     style    the dashes where it is not, as `dashes`
     squares  whether it is measured on the right axis
+    thin     as the second field of a file, in its look
     """
     order = np.argsort(x)
     face = colour
@@ -79,6 +81,8 @@ def curve(
         face = "white"
     else:
         look = {"marker": "o" if x.size <= MAX_MARKED_POINTS else None, "markersize": 2.4}
+    if thin:
+        look |= {"linewidth": 0.5, "markersize": 1.4}
     axes.plot(
         x[order],
         np.where(np.isfinite(values), values, np.nan)[order],

@@ -52,7 +52,8 @@ def draw_training(surfaces: Sequence[Surface], titles: Sequence[str] | None, opt
         else:  # thresholds of different optimizers are no numbers of one axis
             _draw_field(panels[0, 0], surface, "stability_ratio", title, own or RED, style)
         _draw_field(panels[0, 1], surface, "max_eig", title, own or RED, style)
-        _draw_field(panels[0, 1], surface, "min_eig", title, own or BLUE, lines.dashes(1) if alone else style)
+        low = lines.dashes(1) if alone else style
+        _draw_field(panels[0, 1], surface, "min_eig", title, own or BLUE, low, thin=not alone)
         _draw_field(panels[1, 0], surface, "trace", title, own or PURPLE, style)
         _draw_field(panels[1, 1], surface, "loss", title, own or BLUE, style)
     _label(panels, surfaces, alone)
@@ -85,7 +86,7 @@ def _label(panels: Any, surfaces: Sequence[Surface], alone: bool) -> None:
         panels[0, 0].axhline(1, color="0.6", linewidth=0.5)
     panels[0, 0].legend()
     panels[0, 1].axhline(0, color="0.6", linewidth=0.5)
-    panels[0, 1].set_ylabel("eigenvalues" + in_unit)
+    panels[0, 1].set_ylabel(("eigenvalues" if alone else "eigenvalues,\nsmallest thin") + in_unit)
     panels[0, 1].legend()
     panels[1, 0].set_ylabel("trace" + in_unit)
     panels[1, 1].set_ylabel(f"loss{in_brackets(first.about['loss'].unit)}")
@@ -118,13 +119,15 @@ def _draw_stability(axes: Any, surface: Surface, colour: str) -> list[Artist]:
     return lines.mark_missing(axes, x, values, status)
 
 
-def _draw_field(axes: Any, surface: Surface, name: str, title: str, colour: str, style: Any) -> None:
+def _draw_field(
+    axes: Any, surface: Surface, name: str, title: str, colour: str, style: Any, thin: bool = False
+) -> None:
     """One field over the steps, with its error where it has one."""
     x, values = surface.grid.x, surface[name]
     label = title
     if name.endswith("_eig"):
         label = f"{title} {quantity(surface, name).symbol}".strip()
-    lines.curve(axes, x, values, colour=colour, label=label, style=style)
+    lines.curve(axes, x, values, colour=colour, label=label, style=style, thin=thin)
     if f"{name}_error" in surface:
         error = surface[f"{name}_error"]
         lines.band(axes, x, values - error, values + error, colour)

@@ -228,3 +228,8 @@ def test_long_names_of_trainings_lie_over_no_curve(titles):
     assert min(frame.height for frame in frames) > 0.6 * figure.dpi
     with pytest.raises(ValueError, match="--width must be at least 4 inches"):
         draw(training, width=3.5)
+    if len(titles) > 1:  # no legend is left in the panel of both ends
+        ends = figure.axes[1]
+        assert "smallest thin" in ends.get_ylabel() and ends.get_legend() is None
+        widths = [curve.get_linewidth() for curve in ends.lines if len(curve.get_xdata()) == len(step)]
+        assert all(low < high for high, low in zip(widths[::2], widths[1::2], strict=True))
