@@ -157,8 +157,8 @@ class Dispatcher:
 
     @property
     def stuck_ranks(self) -> list[int]:
-        """The leaders of workers that were reported stuck and have not answered since."""
-        return [worker.leader for worker in self.workers if worker.stuck_since < NEVER]
+        """The ranks of workers that were reported stuck and have not answered since: of a team, all wait for one."""
+        return [rank for worker in self.workers if worker.stuck_since < NEVER for rank in worker.ranks]
 
     def _ended(self) -> bool:
         if self.queue.finished:
@@ -300,11 +300,13 @@ class Dispatcher:
         for number, index in self.queue.overdue(now, limit):
             worker = self.workers[number]
             worker.stuck_since, worker.present = now, False
-            self.queue.suspend_worker(number)
-            self.recorder.note(
-                f"rank {worker.leader} on {worker.host} has not answered for {limit:.3g} s at point "
-                f"{index}; the point is dispatched again"
-            )
+            reason = f"rank {worker.leader} on {worker.host} has not answered for {limit:.3g} s at point {index}"
+            if self.queue.suspend_worker(number, index):
+                self.recorder.note(f"{reason}; the point is given up")
+                text = f"{MAX_DEATHS_PER_POINT} ranks were lost at this point, the last one: {reason}"
+                self.recorder.fail(PointFailure(index, worker.leader, worker.host, text), True)
+            else:
+                self.recorder.note(f"{reason}; the point is dispatched again")
             self.idle.update(self.queue.active)
 
     def _check_stop(self) -> None:

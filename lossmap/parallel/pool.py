@@ -33,6 +33,9 @@ from lossmap.parallel.work_queue import WorkQueue
 from lossmap.parallel.worker import Worker
 from lossmap.parallel.world import World
 
+EXIT_UNFINISHED = 75  # the exit code of a program that is to be run again
+RETURN_SECONDS = 5.0  # at least, for rank 0 to come back from a point that others have settled
+
 
 class Evaluator(Protocol):
     """What a rank evaluates points with: see `PointEvaluator`."""
@@ -73,7 +76,7 @@ def lead(
     """
     settled: Collection[int] = ()
     channel: Channel | None = world.channel
-    stuck: set[int] = set()
+    stuck = set(world.stuck_ranks)  # since an earlier survey: such a rank leaves as soon as it answers
     computes = team_is_whole = teams[0][0] == 0
     failure: BaseException | None = None
     try:
@@ -85,6 +88,8 @@ def lead(
             )  # fmt: skip
             team_is_whole = _run_round(world, local, dispatcher, computes, evaluate, stop) and team_is_whole
             stuck |= set(dispatcher.stuck_ranks) - {0}
+            if team_is_whole:  # rank 0 has come back, and its team with it
+                stuck -= set(evaluate.team.ranks)
             # nobody is left to evaluate, and points are: rank 0 can, unless it was one of a team
             if queue.finished or stop.reason is not None or teams == [(0,)] or evaluate.team.all_teams:
                 break
@@ -92,18 +97,27 @@ def lead(
             # without the channel: a message that comes from a stuck rank after all is no longer read
             settled = queue.status
             teams, channel, computes = [(0,)], None, True
+            point_timeout = dispatcher.timeout()  # for rank 0 too: what the others are stuck at may be a point
     except BaseException as error:  # such as a full disk: the others must not wait for a surface
         failure = error
         raise
     finally:
-        # from here on all survivors agree on who is left, by this one message
-        world.dead_ranks, world.stuck_ranks = world.dead(), frozenset(stuck)
-        end = (world.dead_ranks, world.stuck_ranks, _portable(failure))
+        end = _agree(world, stuck, failure)
         if team_is_whole:
             evaluate.release(end)
-        if world.channel is not None:
-            for rank in set(range(1, world.size)) - world.dead_ranks:
-                world.channel.send((world.surveys, END, *end), rank)
+        _send_end(world, end)
+
+
+def _agree(world: World, stuck: Collection[int], failure: BaseException | None) -> Message:
+    """The content of the END message, by which from here on all survivors agree on who is left."""
+    world.dead_ranks, world.stuck_ranks = world.dead(), frozenset(stuck)
+    return (world.dead_ranks, world.stuck_ranks, _portable(failure))
+
+
+def _send_end(world: World, end: Message) -> None:
+    if world.channel is not None:
+        for rank in set(range(1, world.size)) - world.dead_ranks:
+            world.channel.send((world.surveys, END, *end), rank)
 
 
 def _run_round(
@@ -122,21 +136,30 @@ def _run_round(
         # `|` and not `or`: both step each time
         _repeat(lambda: dispatcher.step() | worker.step(), until=lambda: dispatcher.is_over)
     else:
-        _run_threaded(channel, dispatcher, worker, stop)
+        _run_threaded(world, channel, dispatcher, worker, stop)
     return not worker.broken
 
 
-def _run_threaded(channel: LocalChannel, dispatcher: Dispatcher, worker: Worker, stop: Stop) -> None:
-    """The dispatcher in a thread, so that others need not wait for rank 0's own points; errors of both are raised."""
+def _run_threaded(world: World, channel: LocalChannel, dispatcher: Dispatcher, worker: Worker, stop: Stop) -> None:
+    """The dispatcher in a thread, so that others need not wait for rank 0's own points; errors of both are raised.
+
+    Where rank 0 does not come back from a point of its own, though all others are settled, the thread ends the program.
+    """
     errors: list[BaseException] = []
+    is_back = threading.Event()
 
     def dispatch() -> None:
         try:
             _repeat(dispatcher.step, until=lambda: dispatcher.is_over)
         except BaseException as error:
             errors.append(error)
+            stop.request("an error on rank 0", urgent=True)  # its own point may take hours
         finally:
             channel.send((dispatcher.survey_id, END), 0)  # to rank 0's own worker, which waits for it
+        if not errors and 0 in dispatcher.stuck_ranks:
+            stop.request("rank 0 does not answer", urgent=True)
+            if not is_back.wait(max(RETURN_SECONDS, (dispatcher.timeout() or 0) / 10)):
+                _leave_without_rank_0(world, dispatcher)
 
     thread = threading.Thread(target=dispatch, name="lossmap-dispatcher")
     thread.start()
@@ -147,9 +170,28 @@ def _run_threaded(channel: LocalChannel, dispatcher: Dispatcher, worker: Worker,
         worker.send(HALTED)  # it will answer no more: the thread must not wait for that
         raise
     finally:
+        is_back.set()
         thread.join()
     if errors:
         raise errors[0]
+
+
+def _leave_without_rank_0(world: World, dispatcher: Dispatcher) -> NoReturn:
+    """End the program, whose main thread on rank 0 is held by a point; called in another one."""
+    stuck = dispatcher.stuck_ranks
+    _send_end(world, _agree(world, {*world.stuck_ranks, *stuck}, None))
+    team = dispatcher.workers[dispatcher.worker_of_rank[0]].ranks
+    who = "rank 0" if len(team) == 1 else f"the team of rank 0 (ranks {', '.join(map(str, team))})"
+    left = dispatcher.queue.remaining
+    state = f"{left} point{'s are' if left > 1 else ' is'} left" if left else "all points are settled by now"
+    print(
+        f"lossmap: {who} on {world.host} does not come back from its point, and {state}; what has been measured is "
+        "safe: run the same command again to go on",
+        file=sys.stderr,
+        flush=True,
+    )
+    world.leave(EXIT_UNFINISHED)
+    raise SystemExit(EXIT_UNFINISHED)  # pragma: no cover, since that call does not return
 
 
 def _repeat(step: Callable[[], bool], until: Callable[[], bool]) -> None:
@@ -189,6 +231,8 @@ def work(world: World, evaluate: Evaluator, stop: Stop) -> None:
     else:
         end = _follow(channel, survey_id, evaluate, stop)
     world.dead_ranks, world.stuck_ranks, failure = end
+    if 0 in world.stuck_ranks:  # which has said so
+        raise SystemExit(world.leave(EXIT_UNFINISHED))
     if world.rank in world.stuck_ranks:  # the others have agreed to go on without this rank
         leave(world, "it did not answer in time, and the survey has ended without it")
     if failure is not None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 POINT_DONE, POINT_FAILED = 1, 2  # as in the file's status
-MAX_DEATHS_PER_POINT = 3  # a point during which so many ranks died is not dispatched again
+MAX_DEATHS_PER_POINT = 3  # a point during which so many ranks died, or got stuck, is not dispatched again
 MAX_POINTS_PER_WORKER = 64
 RECENT_POINTS = 256  # points by whose slowest one the cost of the next is judged
 PREFETCH_SECONDS = 0.05  # work that a worker should hold, to bridge the way to rank 0
@@ -47,10 +47,12 @@ class WorkQueue:
         self.unassigned = self.total  # points in the segments
         self.status: dict[int, int] = {}  # of the points that are done or failed
         self.requeued: deque[tuple[int, int]] = deque()  # points to dispatch again, and the worker to avoid
+        # the same for points at which a worker is stuck: they come last, since the next worker may get stuck there too
+        self.postponed: deque[tuple[int, int]] = deque()
         self.in_progress: list[dict[int, float]] = [{} for _ in range(workers)]  # index -> when dispatched, in order
         self.last_answer = [0.0] * workers
         self.failures: dict[int, int] = {}  # index -> how often it raised
-        self.deaths: dict[int, int] = {}  # index -> how many ranks died during it
+        self.deaths: dict[int, int] = {}  # index -> how many workers died, or got stuck, during it
         self.active: set[int] = set()  # workers that take points
         self.seconds = 0.0  # of all points evaluated
         self.evaluated = 0
@@ -99,23 +101,25 @@ class WorkQueue:
         """
         indices: list[int] = []
         for _ in range(self.free_slots(worker)):
-            index = self._take_requeued(worker)
+            index = self._take_requeued(worker, self.requeued)
             if index is None:
                 index = self._take_next(worker)
+            if index is None and not self.in_progress[worker]:  # nothing must wait behind such a point
+                index = self._take_requeued(worker, self.postponed)
             if index is None:
                 break
             self.in_progress[worker][index] = now
             indices.append(index)
         return indices
 
-    def _take_requeued(self, worker: int) -> int | None:
+    def _take_requeued(self, worker: int, waiting: deque[tuple[int, int]]) -> int | None:
         """A point that failed, or was lost with its worker; elsewhere than where that happened, if possible."""
-        for _ in range(len(self.requeued)):
-            index, avoid = self.requeued.popleft()
+        for _ in range(len(waiting)):
+            index, avoid = waiting.popleft()
             if index in self.status:  # a late answer has come meanwhile
                 continue
             if (avoid == worker and self.active - {worker}) or index in self.in_progress[worker]:
-                self.requeued.append((index, avoid))
+                waiting.append((index, avoid))
                 continue
             return index
         return None
@@ -166,10 +170,8 @@ class WorkQueue:
         fatal = None
         if pending:
             current = pending[0]  # a worker evaluates its points in order: this one was running
-            self.deaths[current] = self.deaths.get(current, 0) + 1
-            if self.deaths[current] >= MAX_DEATHS_PER_POINT:
+            if self._is_fatal(current):
                 fatal = current
-                self._settle(current, POINT_FAILED)
                 pending = pending[1:]
         self._requeue(pending, worker)
         return pending, fatal
@@ -186,11 +188,25 @@ class WorkQueue:
                 late.append((worker, index))
         return late
 
-    def suspend_worker(self, worker: int) -> list[int]:
-        """Dispatch again the points of a stuck worker, which gets no more until it answers; returns them."""
+    def suspend_worker(self, worker: int, index: int) -> bool:
+        """A worker is stuck at a point: it gets no more until it answers, and its points are dispatched again.
+
+        The point at which it is stuck comes after all others. Returns whether it is not dispatched again, since it has
+        cost too many workers.
+        """
         pending = self._withdraw(worker)
-        self._requeue(pending, worker)
-        return pending
+        self._requeue([i for i in pending if i != index], worker)
+        if index not in pending:  # another worker has settled it meanwhile
+            return False
+        if self._is_fatal(index):
+            return True
+        self.postponed.append((index, worker))
+        return False
+
+    def _is_fatal(self, index: int) -> bool:
+        """Count a worker that was lost at a point; whether the point has failed by that."""
+        self.deaths[index] = self.deaths.get(index, 0) + 1
+        return self.deaths[index] >= MAX_DEATHS_PER_POINT and self._settle(index, POINT_FAILED)
 
     def _withdraw(self, worker: int) -> list[int]:
         """Take all points from a worker; returns those that are not settled."""

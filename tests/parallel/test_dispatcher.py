@@ -19,7 +19,7 @@ from lossmap.parallel.messages import (
     WorkerLost,
 )
 from lossmap.parallel.shutdown import Stop
-from lossmap.parallel.work_queue import WorkQueue
+from lossmap.parallel.work_queue import POINT_FAILED, WorkQueue
 from lossmap.parallel.worker import Worker
 
 
@@ -107,7 +107,7 @@ def test_a_late_answer_counts_once():
     assert queue.overdue(4.0, 5.0) == []
     queue.complete(1, 1, 1.0, 3.0)
     assert queue.overdue(6.0, 5.0) == [(0, 0)]
-    assert queue.suspend_worker(0) == [0] and queue.dispatch(1, 6.0) == [0]
+    assert not queue.suspend_worker(0, 0) and queue.dispatch(1, 6.0) == [0]
     assert queue.complete(0, 0, 7.0, 7.0)
     assert not queue.complete(1, 0, 1.0, 8.0)
     assert not queue.fail(1, 0, 9.0)
@@ -280,6 +280,39 @@ def test_when_all_workers_are_stuck_the_dispatcher_gives_up_after_a_while(rng):
     survey.workers.clear()
     survey.run(rng)
     assert survey.dispatcher.stuck_ranks == [1, 2] and 15 < survey.now < 30
+
+
+def test_a_point_at_which_every_worker_gets_stuck_comes_last_and_is_given_up_after_three(rng):
+    def happens(survey):
+        for rank, worker in list(survey.workers.items()):
+            worker.listen()
+            if worker.pending and worker.pending[0][0] == 7:
+                del survey.workers[rank]  # never answers again
+                lost.append((rank, len(survey.recorder.values)))
+
+    lost = []
+    survey = Survey(40, 5, squared, point_timeout=5.0)
+    survey.run(rng, happens)
+    assert len({rank for rank, _ in lost}) == 3 and [done for _, done in lost[1:]] == [39, 39]
+    assert sorted(survey.recorder.values) == [i for i in range(40) if i != 7]
+    failure = survey.recorder.failures[7]
+    assert survey.dispatcher.stuck_ranks == sorted(rank for rank, _ in lost)
+    assert "3 ranks were lost at this point, the last one: rank " in failure.text
+    assert survey.queue.status[7] == POINT_FAILED
+
+
+def test_all_ranks_of_a_team_count_as_stuck_where_its_leader_does_not_answer():
+    recorder, network = FakeRecorder(), Network(4)
+    dispatcher = Dispatcher(
+        network.end(0), WorkQueue(range(9), 2), [(0, 1), (2, 3)], recorder, stop=Stop(), point_timeout=5.0,
+        clock=lambda: now,
+    )  # fmt: skip
+    now = 1.0
+    Worker(network.end(2), squared, stop=Stop(), host="node1")
+    dispatcher.step()
+    now = 7.0
+    dispatcher.step()
+    assert dispatcher.stuck_ranks == [2, 3]
 
 
 def test_a_stop_ends_with_the_points_in_progress(rng):

@@ -237,9 +237,19 @@ def test_a_rank_without_memory_makes_its_batches_smaller_and_continues(run, tmp_
 
 @pytest.mark.parametrize(("seconds", "ft"), [(1.2, False), (600, True), (600, False)])
 def test_a_stuck_rank_is_reported_and_its_point_dispatched_again(run, tmp_path, undisturbed, seconds, ft):
-    ended = run("a_rank_is_stuck", tmp_path / "s.h5", seconds, ft=ft)
+    ended = run("a_rank_is_stuck", tmp_path / "s.h5", seconds, 1, ft=ft)
     assert ended.told["outcome"] == "complete"
     assert any("rank 1 on" in n and "has not answered for 0.5 s at point" in n for n in ended.told["notes"])
+    assert same_bits(read(tmp_path / "s.h5"), undisturbed)
+
+
+def test_rank_0_that_is_stuck_ends_the_job_once_the_others_have_done_its_point(run, tmp_path, undisturbed):
+    ended = run("a_rank_is_stuck", tmp_path / "s.h5", 600, 0, ft=True)
+    assert (ended.code, ended.out) == (75, "")
+    assert ended.err.count("lossmap:") == 1 and "rank 1" not in ended.err
+    assert "rank 0 on " in ended.err and "all points are settled by now" in ended.err
+    again = run("a_rank_is_stuck", tmp_path / "s.h5", 600, 0)
+    assert (again.code, again.told["outcome"], again.told["measured"]) == (0, "complete", 0)
     assert same_bits(read(tmp_path / "s.h5"), undisturbed)
 
 
@@ -408,8 +418,9 @@ def test_a_rank_that_never_says_goodbye_leaves_no_other_waiting_for_ever(run):
     assert sorted(ended.out.split("\n")) == ["", "rank 0 leaves", "rank 1 leaves"]
 
 
-def test_after_a_death_the_others_go_on(run):
-    told = run("after_a_death", ranks=4, ft=True).told
+@pytest.mark.parametrize("kind", ["dead", "stuck"])
+def test_the_others_go_on_with_further_surveys_after_a_rank_is_gone(run, kind):
+    told = run("after_a_death", kind, ranks=4, ft=True).told
     assert told == ["complete", "complete", "go on", [2], [0, 1, None, 3], [4.5, 7, 8]]
 
 

@@ -1,4 +1,4 @@
-"""a_rank_is_stuck.py FILE SECONDS: rank 1 sits at its third point for so long; half a second is allowed."""
+"""a_rank_is_stuck.py FILE SECONDS RANK: that rank sits at its third point for so long; half a second is allowed."""
 
 import sys
 import time
@@ -7,7 +7,7 @@ from landscape import Bowl, World, run
 
 
 def act(number, point):
-    if World.start().rank == 1 and number == 3:
+    if World.start().rank == int(sys.argv[3]) and number == 3:
         time.sleep(float(sys.argv[2]))
 
 
