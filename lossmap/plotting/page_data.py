@@ -95,7 +95,7 @@ def page_data(
         "first": names[0] if names else "",
         "summary": "; ".join(dict.fromkeys(filter(None, (_summary(source.surface) for source in sources)))),
         "reload": reload,
-        "fields": [_field(shown, name, options if i == 0 else _own(options)) for i, name in enumerate(names)],
+        "fields": [_field(shown, names, name, options if i == 0 else _own(options)) for i, name in enumerate(names)],
         "files": [_file(own, source, names, options) for own, source in zip(shown, sources, strict=True)],
     }
 
@@ -162,17 +162,19 @@ def _holds(surface: Surface, name: str) -> bool:
     return name.partition(":")[0] in surface
 
 
-def _field(surfaces: Sequence[Surface], name: str, options: FigureOptions) -> dict[str, Any]:
-    """What is common to all files of a field: words, unit, colours, scales."""
+def _field(surfaces: Sequence[Surface], names: Sequence[str], name: str, options: FigureOptions) -> dict[str, Any]:
+    """What is common to all files of a field: words, unit, colours, scales; names: of all fields."""
     having = [surface for surface in surfaces if _holds(surface, name)]
     what, (words, unit) = common_quantity(having, name), _words(having[0], name)
     noise = noise_in(having, name)
     arrays = [values_of(surface, name)[0] for surface in having]
-    if options.log is None and not what.signed and not noise and all(map(is_line, having)):
-        options = replace(options, log=options.suits_log(arrays, what.even))  # the axis reaches to the last value
+    are_lines = all(map(is_line, having))
+    if options.log is None and not what.signed and not noise and are_lines:
+        drawn = list(_drawn_together(having, names, name))
+        options = replace(options, log=options.suits_log(drawn, what.even))  # the axis reaches to the last value
     label = f"{words} ({unit})" if unit else words
     if name == "ratio":
-        label += ", red: smallest negative"
+        label += f", {'above 0' if are_lines else 'red'}: smallest negative"
     top = options.vmax if options.loss_max is None else options.loss_max
     return {
         "name": name,
@@ -186,6 +188,16 @@ def _field(surfaces: Sequence[Surface], name: str, options: FigureOptions) -> di
         "ends": [options.vmin, top],
         "note": "equal within its errors" if noise else "",
     }
+
+
+def _drawn_together(surfaces: Sequence[Surface], names: Sequence[str], name: str) -> Iterator[np.ndarray]:
+    """The values of a field of lines, and of those that its chart shows beside it, which have the same unit."""
+    for surface in surfaces:
+        unit = _words(surface, name)[1]
+        for other in names:
+            is_beside = other != name and _is_beside(other)
+            if not is_beside and _holds(surface, other) and _words(surface, other)[1] == unit:
+                yield values_of(surface, other)[0]
 
 
 def _is_beside(name: str) -> bool:

@@ -463,6 +463,50 @@ def test_hostile_names_stay_text(browser, tmp_path):
         assert first.startswith("'=cmd()")  # no formula
 
 
+def test_a_field_of_one_file_is_no_field_of_the_other_whatever_its_name(browser, tmp_path):
+    """Every object of JavaScript has a `constructor`; such a name was read as a value of a file without the field."""
+    first = Surface(GRID, {"train_loss": 1 + X**2, "constructor": X, "__proto__": X - Y, "toString": Y})
+    own = page([first, Surface(GRID, {"train_loss": 1 + Y**2})], tmp_path / "s.html", titles=["a", "b"])
+    with shown(browser, own, "#x=1&y=1") as tab:
+        cells = {row[0]: row[1:] for row in tab.evaluate(READOUT_CELLS)}
+        assert cells["constructor"] == ["1", "not in this file"] and cells["toString"] == ["1", "not in this file"]
+        assert cells["proto"] == ["0", "not in this file"]
+        tab.select_option("#field", "constructor")
+        settled(tab)
+
+
+def test_a_ratio_is_never_negative_in_the_table_and_the_csv(browser, tmp_path):
+    """On the map it has a minus where the smallest eigenvalue is not negative, which no name of a column says."""
+    own = page(Surface(GRID, {"max_eig": 4 + Y, "min_eig": X.copy()}), tmp_path / "s.html")
+    with shown(browser, own, "#field=ratio") as tab:
+        tab.click("#values summary")
+        until(tab, "document.querySelectorAll('#tables td').length > 300")
+        cells = tab.evaluate(
+            "[...document.querySelectorAll('#tables tbody tr:first-of-type td')].map((e) => e.innerText)"
+        )
+        assert cells[0] == "0.2, smallest negative" and cells[-1] == "0.2"
+        with tab.expect_download() as download:
+            tab.click("#csv")
+        rows = list(csv.DictReader(Path(download.value.path()).read_text().splitlines()))
+    assert [float(row["ratio"]) for row in rows] == pytest.approx(np.abs(X / (4 + Y)).reshape(-1).tolist(), rel=1e-6)
+
+
+def test_the_chart_has_the_axis_that_suits_all_its_curves(browser, tmp_path):
+    """A curve of a hundredth of the others' losses lay flat on the axis that suited the others."""
+    x = np.linspace(0, 1, 11)
+    losses = {"train_loss": 2 + x, "curve_train_loss": np.exp(-7 * x)}
+    about = {"curve_train_loss": Field("curve_train_loss", "nats", "on the curve")}
+    with shown(browser, page(Surface(Grid(x), losses, about), tmp_path / "l.html")) as tab:
+        assert tab.evaluate("document.getElementById('scale').value") == "log"
+    losses["test_loss"] = losses.pop("curve_train_loss") - 0.5  # negative: a log axis has no place for it
+    with shown(browser, page(Surface(Grid(x), losses), tmp_path / "l.html"), "#scale=log") as tab:
+        words = "mean loss over the test samples, not positive, which a log axis has no place for: 10 points"
+        assert words in tab.inner_text(".legend")
+
+
+READOUT_CELLS = (
+    "[...document.querySelectorAll('#readout tbody tr')].map((r) => [...r.children].map((c) => c.innerText))"
+)
 REACH_OUT = """
 new Promise((done) => {
   const refused = new Set();

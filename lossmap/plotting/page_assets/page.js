@@ -28,7 +28,10 @@ async function start() {
   document.documentElement.dataset.ready = 'yes';
 }
 
+// A field or status may be called as what every object has, such as `constructor`.
+const bare = (table) => Object.assign(Object.create(null), table);
 async function open(file) {
+  ['values', 'errors', 'status', 'statusOf', 'signs'].forEach((table) => { file[table] = bare(file[table]); });
   for (const name of Object.keys(file.values)) { file.values[name] = await unpacked(file.values[name]); }
   if (file.between) { file.between = await unpacked(file.between); } // 1 where a refined surface was not measured
   for (const name of Object.keys(file.signs)) { file.signs[name] = await unpacked(file.signs[name]); }
@@ -196,7 +199,7 @@ function listenToMap(file) {
 function smallest(file) {
   const values = file.values[state.field];
   let best = -1;
-  values?.forEach((v, i) => { if (Number.isFinite(v) && (best < 0 || v < values[best])) { best = i; } });
+  values?.forEach((v, i) => { if (Number.isFinite(v) && (best < 0 || plainly(fieldNow(), v) < plainly(fieldNow(), values[best]))) { best = i; } });
   return best < 0 ? null : [Math.floor(best / file.x.length), best % file.x.length];
 }
 function listenToRelief(file) {
@@ -315,14 +318,18 @@ function fillLegend(file, view) {
   const counts = {};
   Array.from(values).forEach((v, i) => { const why = holeAt(v, file.statusAt(view.field.name, i)); if (why) { counts[why] = (counts[why] ?? 0) + 1; } });
   const signs = { 'not computed': '\u2215', failed: '\u2715', NaN: '\u2217', infinite: '\u25b3' };
-  const below = file.isLine && view.scale.kind === 'log' ? Array.from(values).filter((v) => Number.isFinite(v) && v <= 0).length : 0;
-  if (below) { items.push(['key sign', `not positive, which a log axis has no place for: ${below} ${below === 1 ? 'point' : 'points'}`]); }
+  if (file.isLine && view.scale.kind === 'log') {
+    view.shown.forEach((f) => {
+      const below = Array.from(file.values[f.name] ?? []).filter((v) => Number.isFinite(v) && v <= 0).length;
+      if (below) { items.push(['key sign', `${f === view.field ? '' : `${f.words}, `}not positive, which a log axis has no place for: ${points(below)}`]); }
+    });
+  }
   const keys = file.isLine ? {} : { 'not computed': 'key todo', failed: 'key failed' };
   Object.entries(counts).forEach(([why, count]) => items.push([keys[why] ?? 'key sign', `${signs[why]} ${why}: ${count} ${count === 1 ? 'point' : 'points'}`]));
   const share = sharesOn(view.scale), beyond = file.isLine ? [] : Array.from(values).filter((v) => share(v) > 1.0001 || share(v) < -0.0001);
   if (beyond.length) {
     const far = beyond.reduce((a, b) => (Math.abs(b) > Math.abs(a) ? b : a));
-    items.push(['key sign', `beyond the ends of the colours, where the relief is cut: ${beyond.length} ${beyond.length === 1 ? 'point' : 'points'}, as far as ${short(far)}`]);
+    items.push(['key sign', `beyond the ends of the colours, where the relief is cut: ${beyond.length} ${beyond.length === 1 ? 'point' : 'points'}, as far as ${short(plainly(view.field, far))}`]);
   }
   if (!file.isLine) { items.push(['key sign', '+ model']); }
   file.legend.replaceChildren(...items.map(([className, text]) => made('li', {}, made('span', { className, 'aria-hidden': 'true' }), ` ${text}`)));
@@ -352,7 +359,7 @@ function fillTable() {
   const field = fieldNow(), every = (ticks) => thinned(Array.from(ticks.keys()), MOST);
   $('tables').replaceChildren(...page.files.map((file) => {
     const columns = every(file.x), rows = every(file.y), all = columns.length === file.x.length && rows.length === file.y.length;
-    const text = (i) => { const v = file.values[field.name]; if (!v) { return 'not in this file'; } return holeAt(v[i], file.statusAt(field.name, i)) || sevenDigits(v[i]); };
+    const text = (i) => { const v = file.values[field.name]; if (!v) { return 'not in this file'; } return holeAt(v[i], file.statusAt(field.name, i)) || `${sevenDigits(plainly(field, v[i]))}${field.name === 'ratio' && v[i] > 0 ? ', smallest negative' : ''}`; };
     const caption = `${file.title}: ${field.label}${all ? '' : `; ${rows.length} x ${columns.length} of ${file.y.length} x ${file.x.length} points, the CSV holds all`}`;
     const head = made('tr', {}, made('th', { scope: 'col', textContent: file.isLine ? file.along : 'y, below; x, across' }), ...(file.isLine ? [made('th', { scope: 'col', textContent: field.words })] : columns.map((c) => made('th', { scope: 'col', textContent: short(file.x[c]) }))));
     const body = file.isLine ? columns.map((c) => made('tr', {}, made('th', { scope: 'row', textContent: short(file.x[c]) }), made('td', { textContent: text(c) })))
@@ -410,7 +417,7 @@ function saveCsv() {
   const number = (v) => (Number.isFinite(v) ? String(Number(v.toPrecision(9))) : String(v));
   page.files.forEach((file) => {
     for (let i = 0; i < file.x.length * file.y.length; i++) {
-      const own = names.map((n) => { const v = file.values[n]; if (!v) { return ''; } const s = file.statusAt(n, i); return s in WORDS ? WORDS[s] : number(v[i]); });
+      const own = page.fields.map((f) => { const v = file.values[f.name]; if (!v) { return ''; } const s = file.statusAt(f.name, i); return s in WORDS ? WORDS[s] : number(plainly(f, v[i])); });
       const first = file.x[i % file.x.length], place = file.along === 'y' ? [file.fixed, first] : [first, file.isLine ? file.fixed ?? '' : file.y[Math.floor(i / file.x.length)]];
       lines.push([cell(file.title), ...place, ...own].join(','));
     }

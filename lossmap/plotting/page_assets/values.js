@@ -65,14 +65,16 @@ function bar(error) {
   return String(Number((Math.ceil(error / unit - 1e-9) * unit).toPrecision(2)));
 }
 
+// A value as its words say it: a ratio is drawn with a minus where the smallest eigenvalue is not negative.
+const plainly = (field, value) => (field.name === 'ratio' ? Math.abs(value) : value);
+
 // The number, its bar and unit, or why there is none.
 function reading(file, field, index) {
   const values = file.values[field.name];
   if (!values) { return 'not in this file'; }
   const hole = holeAt(values[index], file.statusAt(field.name, index));
   if (hole) { return hole === 'infinite' ? (values[index] > 0 ? 'infinite' : '-infinite') : hole; }
-  const value = field.name === 'ratio' ? Math.abs(values[index]) : values[index];
-  const error = bar(file.errorAt(field.name, index)), unit = field.unit ? ` ${field.unit}` : '';
+  const value = plainly(field, values[index]), error = bar(file.errorAt(field.name, index)), unit = field.unit ? ` ${field.unit}` : '';
   const between = file.between?.[index] && field.name !== 'measured' ? `, between measured points${error ? '' : ', how far off is not known'}` : '';
   const sign = field.name === 'ratio' ? `, smallest ${values[index] > 0 ? 'negative' : 'not negative'}` : '';
   return `${sevenDigits(value)}${error ? ` \u00b1 ${error}` : ''}${unit}${sign}${between}`;
@@ -94,10 +96,12 @@ const nearest = (ticks, value) => {
 // About so many round ticks between two ends.
 function roundTicks(low, high, count) {
   const rough = (high - low) / count || 1, unit = 10 ** Math.floor(Math.log10(rough));
-  const step = unit * [1, 2, 5, 10].find((m) => m * unit >= rough * 0.999);
-  const ticks = [];
-  for (let i = Math.ceil(low / step - 1e-9); i * step <= high + 1e-9 * step; i++) { ticks.push(Number((i * step).toPrecision(12))); }
-  return ticks;
+  const steps = [0.2, 0.5, 1, 2, 5, 10], best = steps.findIndex((m) => m * unit >= rough * 0.999);
+  for (let k = best; ; k--) { // smaller ones where a single tick would not tell the scale
+    const step = steps[k] * unit, ticks = [];
+    for (let i = Math.ceil(low / step - 1e-9); i * step <= high + 1e-9 * step && ticks.length < 100; i++) { ticks.push(Number((i * step).toPrecision(12))); }
+    if (ticks.length > 1 || k === 0) { return ticks; }
+  }
 }
 
 // Of labels of levels as many as fit.
