@@ -192,22 +192,23 @@ def largest_difference(single: SymmetricOperator, double: SymmetricOperator) -> 
     """(the largest |(A - B) v|, the largest |B v|, the largest ratio of the two), v as the module's first lines say."""
     v = unit(normal(single.size, "rounding").double())
     error, scale, relative = 0.0, 0.0, 0.0
-    worst: Tensor | None = None  # the direction of the largest difference
+    worst: Tensor | None = None  # the direction of the largest difference; power iteration needs few of its digits
     for step in range(STEPS):
+        # of a large model a vector in float64 is two copies of the weights: few at a time, changed in their own places
         v = v.to(single.dtype).double()
         reference = (double @ v.to(double.device, double.dtype)).double().cpu()
-        difference = (single @ v.to(single.device, single.dtype)).double().cpu()
-        # in their own places: of a large model each is two copies of the weights
+        v = v.to(single.dtype)
+        difference = (single @ v.to(single.device)).double().cpu()
         size, error_here = float(reference.norm()), float(difference.sub_(reference).norm())
         if error_here > error:
-            error, worst = error_here, difference.div_(error_here).float()
+            error, worst = error_here, difference.div_(error_here).bfloat16()
         del difference  # by this name it would stay through the next product
         if step < STEPS - 1:
             relative = max(relative, error_here / size) if size else 0.0
         scale = max(scale, size)
         # the last step is one of power iteration on the difference itself, whose errors may lie in a few directions
         if worst is not None and (step == STEPS - 2 or size == 0.0):
-            v = worst.double()
+            v, worst = unit(worst.double()), None
         elif size > 0.0:
             v = reference.div_(size)
         else:

@@ -55,6 +55,8 @@ def draw_connection(surface: Surface, width: float | None = None, log: bool | No
         panels = list(figure.subplots(rows, columns, squeeze=False).flat)
         missing: list[Artist] = []
         letters = _letters(width / columns)
+        every = [values for split in splits for values in _losses(stored, split)]
+        log = FigureOptions(log=log).suits_log(every)  # one scale for all splits: side by side they are compared
         titles = [_wrapped(_title_of(stored, split), letters) for split in splits]
         ends = "\n".join(broken_name(line, letters) for line in _ends_of(stored))
         for axes, split, title in zip(panels, splits, titles, strict=True):
@@ -91,19 +93,23 @@ def _ends_of(stored: StoredReport) -> list[str]:
     return words if len(first) + len(other) > MAX_NAMES else [" ".join(words)]
 
 
-def _draw_split(axes: Any, surface: Surface, stored: StoredReport, split: str, log: bool | None) -> list[Artist]:
+def _losses(stored: StoredReport, split: str) -> list[Array]:
+    """The losses along the line, and along what is drawn beside it."""
+    return [stored.arrays[name] for name in (f"{split}_loss", *(f"{way}_{split}_loss" for way in ways_beside(stored)))]
+
+
+def _draw_split(axes: Any, surface: Surface, stored: StoredReport, split: str, log: bool) -> list[Artist]:
     """Loss on the left axis, the straight line between both ends and the barrier; accuracy on the right one.
 
     Returns the legend's patches of missing points.
     """
     t, losses = stored.arrays["t"], stored.arrays[f"{split}_loss"]
     lines.curve(axes, t, losses, colour=BLUE, label=f"{split} loss", dashed=False)
-    beside = [f"{way}_{split}_loss" for way in ways_beside(stored)]
     for way in ways_beside(stored):
         look: Any = {"colour": GREEN, "style": lines.dashes(2)} if way == "curve" else {"colour": BLUE, "dashed": True}
         lines.curve(axes, t, stored.arrays[f"{way}_{split}_loss"], label=WAYS[way], **look)
-    drawn = [losses, *(stored.arrays[name] for name in beside)]
-    log = FigureOptions(log=log).suits_log(drawn)
+    drawn = _losses(stored, split)
+    log = log and any((values > 0).any() for values in drawn)
     if log:
         set_log_axis(axes, drawn)
     name = f"{split}_loss"  # a result that no file holds has no statuses

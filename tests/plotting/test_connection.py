@@ -105,6 +105,17 @@ def test_a_wide_span_has_a_logarithmic_axis_with_the_straight_line_bent():
     assert drawn(surface(0.1 + RISE)).axes[0].get_yscale() == "linear"
 
 
+def test_both_splits_have_one_scale():
+    both = surface(1 + RISE, splits=("train", "test"))
+    both.groups["connection"].arrays["train_loss"] = 10 ** (-6 + 7 * RISE)
+    assert [axes.get_yscale() for axes in drawn(both).axes if "loss" in axes.get_ylabel()] == ["log", "log"]
+    both.groups["connection"].arrays["test_loss"] = -1 - RISE  # has no place on such an axis
+    assert [axes.get_yscale() for axes in drawn(both, log=True).axes if "loss" in axes.get_ylabel()] == [
+        "log",
+        "linear",
+    ]
+
+
 def test_the_scale_can_be_set():
     assert drawn(surface(10 ** (-6 + 9 * RISE)), log=False).axes[0].get_yscale() == "linear"
     assert drawn(surface(0.1 + RISE), log=True).axes[0].get_yscale() == "log"
