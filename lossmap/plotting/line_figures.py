@@ -9,7 +9,6 @@ import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.figure import Figure
 
-from lossmap.io.printable import printable
 from lossmap.io.read import Surface
 from lossmap.plotting import lines
 from lossmap.plotting.contour_levels import FLAT_MARGIN, scale_of
@@ -229,11 +228,8 @@ def _letters_of_label(axes: Any) -> float:
 
 def _label_along(surface: Surface, letters: float) -> str:
     """What a line's axis is; of one between two networks with both their names, in lines of so many letters."""
-    if "connection" not in surface.groups:
-        return axis_labels(surface)[0]
-    names = surface.groups["connection"].attributes
-    words = f"t, from {printable(str(names['first']))} (0) to {printable(str(names['other']))} (1)"
-    return broken_name(words, letters)
+    label = axis_labels(surface)[0]
+    return broken_name(label, letters) if "connection" in surface.groups else label
 
 
 def _left_out(surfaces: Sequence[Surface]) -> list[str]:

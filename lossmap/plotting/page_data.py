@@ -44,6 +44,9 @@ from lossmap.plotting.quantities import (
     common_quantity,
     holds_points,
     is_line,
+    line_ends,
+    model_positions,
+    models_on_plane,
     other_kinds,
     quantity,
     values_of,
@@ -305,6 +308,7 @@ def _file(surface: Surface, source: PageSource, names: Sequence[str], options: F
         "errors": {name: errors for name, values in read.items() if (errors := _errors(surface, name, values))},
         "status": {name: packed(states) for name, states in surface.status.items() if name in measure_of.values()},
         "statusOf": measure_of,
+        "models": list(_models(surface)),
         "path": None if path is None else _path(path),
         "signs": _signs(surface, own, read),
         "between": packed((surface[MEASURED] == 0).astype(np.uint8)) if MEASURED in surface else None,
@@ -312,6 +316,18 @@ def _file(surface: Surface, source: PageSource, names: Sequence[str], options: F
         "figures": list(_figures(source)),
         "provenance": list(_provenance(source.surface)),
     }
+
+
+def _models(surface: Surface) -> Iterator[dict[str, Any]]:
+    """Where models stand, on a line or a plane, and what each is called."""
+    if is_training(surface):
+        return
+    if is_line(surface):
+        for x, name in zip(model_positions(surface), line_ends(surface), strict=False):
+            yield {"x": x, "y": 0.0, "name": name}
+        return
+    for x, y, name in ((0.0, 0.0, "model"), *models_on_plane(surface)):
+        yield {"x": x, "y": y, "name": printable(name)}
 
 
 def _path(path: Group) -> dict[str, Any]:
@@ -334,7 +350,9 @@ def _signs(surface: Surface, names: Sequence[str], values: Mapping[str, np.ndarr
 
 def _along(surface: Surface) -> str:
     """The name of the coordinate that a line runs along, and of the first one of a plane."""
-    return STEP if is_training(surface) else str(surface.attributes.get(LINE_AXIS, "x"))
+    if is_training(surface):
+        return STEP
+    return "t" if "connection" in surface.groups else str(surface.attributes.get(LINE_AXIS, "x"))
 
 
 def _measure(surface: Surface, name: str) -> str:

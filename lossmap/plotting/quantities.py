@@ -10,6 +10,7 @@ from textwrap import fill
 import numpy as np
 
 from lossmap.geometry.grid import Field, Grid, shown_unit
+from lossmap.io.printable import printable
 from lossmap.io.surface import MADE_AS, Group, Surface
 from lossmap.plotting.style import ACCURACY, LOSS, RATIO
 
@@ -254,7 +255,13 @@ def contents_of(surface: Surface) -> list[str]:
 
 
 def axis_labels(surface: Surface) -> tuple[str, str]:
-    """What the axes of the plane are, as far as the file knows; of a line in a plane, also where in it the line is."""
+    """What the axes of the plane are, as far as the file knows; of a line in a plane, also where in it the line is.
+
+    Of the line between two networks both their names.
+    """
+    if "connection" in surface.groups:
+        first, other = line_ends(surface)
+        return f"t, from {first} (0) to {other} (1)", ""
     if LINE_AXIS not in surface.attributes:
         return _axis(surface, "x", "x"), _axis(surface, "y", "y")
     name = str(surface.attributes[LINE_AXIS])
@@ -267,6 +274,13 @@ def model_positions(surface: Surface) -> tuple[float, ...]:
     if surface.attributes.get(FIXED_COORDINATE, 0.0) != 0.0:
         return ()
     return (0.0, 1.0) if _end(surface, "x") is not None else (0.0,)
+
+
+def line_ends(surface: Surface) -> tuple[str, str]:
+    """What the models at 0 and at 1 of a line are called, for people to read."""
+    names = surface.groups.get("connection", Group({})).attributes
+    first, other = names.get("first", "model"), names.get("other", _end(surface, "x") or "model 2")
+    return printable(str(first)), printable(str(other))
 
 
 def models_on_plane(surface: Surface) -> list[tuple[float, float, str]]:

@@ -504,6 +504,48 @@ def test_the_chart_has_the_axis_that_suits_all_its_curves(browser, tmp_path):
         assert words in tab.inner_text(".legend")
 
 
+def texts_of_svg(tab):
+    """The texts of the picture, and how many models it marks by a cross."""
+    with tab.expect_download() as download:
+        tab.click("#svg")
+    elements = list(ElementTree.parse(download.value.path()).iter())
+    return [e.text for e in elements if e.tag.endswith("text")], [e.get("stroke-width") for e in elements].count("3.5")
+
+
+def test_the_line_between_two_networks_has_both_names_at_its_axis(browser, tmp_path):
+    x, names = np.linspace(0, 1, 11), {"first": "<b>sgd", "other": "adam, with a rather long name of its file"}
+    about = {
+        "directions/x": Group({}, {"kind": "to:adam.pt"}),
+        "connection": Group({"t": x, "train_loss": 1 + x}, names),
+    }
+    with shown(
+        browser, page(Surface(Grid(x), {"train_loss": 1 + x}, groups=about), tmp_path / "l.html"), width=360
+    ) as tab:
+        texts, _ = texts_of_svg(tab)
+        assert "t, from <b>sgd (0) to adam, with a rather long name of its file (1)" in " ".join(texts)
+        assert max(map(len, texts[1:])) < 50  # which fit 300 pixels
+        assert tab.inner_text("#place") == "t 0"
+        assert "<b>sgd at t 0; adam, with a rather long name of its file at t 1" in tab.inner_text(".legend")
+
+
+def test_the_models_of_a_plane_are_marked_as_in_print(browser, tmp_path):
+    """Those at 1 of its axes too, and none that lies outside; a long label is broken, and not cut by the picture."""
+    grid, long = Grid(np.linspace(-0.5, 1.5, 9), np.linspace(-0.5, 1.5, 9)), "of-an-epoch_" * 5 + ".pt"
+    x, y = np.meshgrid(grid.x, grid.y)
+    ends = {f"directions/{k}": Group({}, {"kind": f"to:{name}"}) for k, name in (("x", "b.pt"), ("y", long))}
+    made = Surface(grid, {"train_loss": 1 + x**2 + y**2}, groups=ends)
+    with shown(browser, page(made, tmp_path / "s.html"), "#x=0.5&y=0.5&hide=contours", width=360) as tab:
+        assert f"+ model at x 0, y 0; b.pt at x 1, y 0; {long} at x 0, y 1" in tab.inner_text(".legend")
+        assert tab.evaluate("document.documentElement.scrollWidth") <= 360
+        texts, crosses = texts_of_svg(tab)
+        assert crosses == 3
+        assert f"y, 0: model, 1: {long}".replace(" ", "") in "".join(texts).replace(" ", "")
+        assert max(map(len, texts[1:])) < 50
+    apart = Grid(np.linspace(0.2, 0.8, 5), np.linspace(0.2, 0.8, 5))
+    with shown(browser, page(Surface(apart, {"train_loss": np.ones((5, 5))}), tmp_path / "s.html")) as tab:
+        assert "model" not in tab.inner_text(".legend")
+
+
 READOUT_CELLS = (
     "[...document.querySelectorAll('#readout tbody tr')].map((r) => [...r.children].map((c) => c.innerText))"
 )

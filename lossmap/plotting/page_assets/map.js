@@ -40,16 +40,40 @@ class SvgContext {
   }
 }
 
+// A label in lines of at most so many pixels: broken at blanks, and within a word that is longer by itself.
+const LINE = 15, MOST_LINES = 4, measuring = document.createElement('canvas').getContext('2d');
+function labelLines(text, wide) {
+  measuring.font = FONT;
+  const fits = (part) => measuring.measureText(part).width <= wide, lines = [''];
+  for (const word of text.split(' ')) {
+    const longer = lines[lines.length - 1] ? `${lines[lines.length - 1]} ${word}` : word;
+    if (fits(longer)) { lines[lines.length - 1] = longer; continue; }
+    if (lines[lines.length - 1]) { lines.push(''); }
+    let rest = Array.from(word);
+    while (rest.length > 1 && !fits(rest.join(''))) {
+      let count = rest.length - 1;
+      while (count > 1 && !fits(rest.slice(0, count).join(''))) { count--; }
+      lines[lines.length - 1] = rest.slice(0, count).join(''); lines.push(''); rest = rest.slice(count);
+    }
+    lines[lines.length - 1] = rest.join('');
+  }
+  return lines.length > MOST_LINES ? [...lines.slice(0, MOST_LINES - 1), `${lines[MOST_LINES - 1]} \u2026`] : lines;
+}
+
 // Where the plane lies within the picture: its box in pixels, and coordinates to pixels and back.
 function mapBox(file, width, height) {
   const bx = borders(file.x), by = borders(file.y);
   const [x0, x1] = [Math.min(...bx), Math.max(...bx)], [y0, y1] = [Math.min(...by), Math.max(...by)];
-  const room = [width - 58 - 84, height - 12 - 46], ratio = (x1 - x0) / (y1 - y0);
-  let [w, h] = room;
-  if (ratio > 0.4 && ratio < 2.5) { w = Math.min(room[0], room[1] * ratio); h = w / ratio; }
-  const left = 58, top = 12;
+  const ratio = (x1 - x0) / (y1 - y0), top = 12;
+  let left = 58, below = 46, w, h, lines = [];
+  for (let k = 0; k < 3; k++) { // the labels' lines take from the room that they have
+    if (k) { left = 58 + LINE * (lines[1].length - 1); below = 46 + LINE * (lines[0].length - 1); }
+    [w, h] = [width - left - 84, height - top - below];
+    if (ratio > 0.4 && ratio < 2.5) { w = Math.min(w, h * ratio); h = w / ratio; }
+    lines = [labelLines(file.axes[0], w + 100), labelLines(file.axes[1], h + 16)];
+  }
   return {
-    left, top, w, h, bx, by,
+    left, top, w, h, bx, by, lines,
     px: (x) => left + ((x - x0) / (x1 - x0)) * w, py: (y) => top + ((y1 - y) / (y1 - y0)) * h,
     x: (p) => x0 + ((p - left) / w) * (x1 - x0), y: (p) => y1 - ((p - top) / h) * (y1 - y0), x0, x1, y0, y1,
   };
@@ -212,21 +236,21 @@ function drawBar(context, box, field, scale, table, label) {
   });
 }
 
-function drawAxes(context, box, labels, ticksX, ticksY) {
+function drawAxes(context, box, ticksX, ticksY) {
   context.strokeStyle = SOFT; context.lineWidth = 1; context.strokeRect(box.left, box.top, box.w, box.h);
   context.fillStyle = INK; context.font = FONT; context.textAlign = 'center'; context.textBaseline = 'top';
   ticksX.forEach(([value, text]) => {
     context.beginPath(); context.moveTo(box.px(value), box.top + box.h); context.lineTo(box.px(value), box.top + box.h + 4); context.stroke();
     context.fillText(text, box.px(value), box.top + box.h + 6);
   });
-  context.fillText(labels[0], box.left + box.w / 2, box.top + box.h + 24);
+  box.lines[0].forEach((text, k) => context.fillText(text, box.left + box.w / 2, box.top + box.h + 24 + LINE * k));
   context.textAlign = 'right'; context.textBaseline = 'middle';
   ticksY.forEach(([value, text]) => {
     context.beginPath(); context.moveTo(box.left - 4, box.py(value)); context.lineTo(box.left, box.py(value)); context.stroke();
     context.fillText(text, box.left - 6, box.py(value));
   });
   context.save(); context.translate(12, box.top + box.h / 2); context.rotate(-Math.PI / 2); context.textAlign = 'center';
-  context.fillText(labels[1], 0, 0); context.restore();
+  box.lines[1].forEach((text, k) => context.fillText(text, 0, LINE * k)); context.restore();
 }
 
 const BEYOND = 0.25; // of the scale's span, that heights reach beyond its ends: a spline through a spike would swing all over the map
@@ -265,6 +289,8 @@ function levelsWithin(levels, values, height) {
   return levels.filter((level) => level > low + margin && level < high - margin);
 }
 
+const modelsWithin = (file, box) => file.models.filter((m) => box.x0 <= m.x && m.x <= box.x1 && box.y0 <= m.y && m.y <= box.y1);
+
 function drawMap(context, file, view, width, height, ratio) {
   const box = mapBox(file, width, height), { field, scale, table, layers } = view;
   context.font = FONT;
@@ -292,14 +318,14 @@ function drawMap(context, file, view, width, height, ratio) {
   }
   if (layers.path && file.path) { drawPath(context, file.path.x.map((x, i) => [box.px(x), box.py(file.path.y[i])]), file, view); }
   context.restore();
-  if (box.x0 <= 0 && box.x1 >= 0 && box.y0 <= 0 && box.y1 >= 0) {
+  modelsWithin(file, box).forEach((model) => {
     [['#fff', 3.5], ['#000', 1.2]].forEach(([colour, wide]) => {
-      const x = box.px(0), y = box.py(0);
+      const x = box.px(model.x), y = box.py(model.y);
       context.strokeStyle = colour; context.lineWidth = wide; context.beginPath(); context.moveTo(x - 6, y); context.lineTo(x + 6, y); context.moveTo(x, y - 6); context.lineTo(x, y + 6); context.stroke();
     });
-  }
+  });
   const few = Math.max(2, Math.floor(box.w / 70));
-  drawAxes(context, box, file.axes, named(roundTicks(box.x0, box.x1, few)), named(roundTicks(box.y0, box.y1, Math.max(2, Math.floor(box.h / 50)))));
+  drawAxes(context, box, named(roundTicks(box.x0, box.x1, few)), named(roundTicks(box.y0, box.y1, Math.max(2, Math.floor(box.h / 50)))));
   drawBar(context, box, field, scale, table);
   return box;
 }
@@ -307,13 +333,17 @@ function drawMap(context, file, view, width, height, ratio) {
 // The chart of a line: the field and those of its unit, with bands of their errors; ends: common to all files.
 function drawChart(context, file, view, width, height, ends) {
   const scale = view.scale, level = scale.kind === 'log' ? (v) => (v > 0 ? Math.log10(v) : NaN) : (v) => v;
-  const left = 70, top = 12, w = width - left - 16, h = height - top - 46;
+  const top = 12, names = [labelLines(file.axes[0], width - 90), labelLines(view.axis, height - 50)];
+  const left = 70 + LINE * (names[1].length - 1), w = width - left - 16, h = height - top - 46 - LINE * (names[0].length - 1);
   const alone = file.x.length === 1 ? 0.5 : 0; // one point stands in the middle
   const x0 = Math.min(...file.x) - alone, x1 = Math.max(...file.x) + alone, y0 = level(ends[0]), y1 = level(ends[1]);
-  const box = { left, top, w, h, x0, x1, px: (x) => left + ((x - x0) / (x1 - x0 || 1)) * w, py: (y) => top + ((y1 - level(y)) / (y1 - y0 || 1)) * h, x: (p) => x0 + ((p - left) / w) * (x1 - x0) };
+  const box = { left, top, w, h, x0, x1, y0: -Infinity, y1: Infinity, lines: names, px: (x) => left + ((x - x0) / (x1 - x0 || 1)) * w, py: (y) => top + ((y1 - level(y)) / (y1 - y0 || 1)) * h, x: (p) => x0 + ((p - left) / w) * (x1 - x0) };
   context.font = FONT;
   const order = Array.from(file.x.keys()).sort((a, b) => file.x[a] - file.x[b]);
   context.save(); context.beginPath(); context.rect(left, top, w, h); context.clip();
+  context.strokeStyle = '#777'; context.lineWidth = 1; context.setLineDash([2, 3]);
+  modelsWithin(file, box).forEach((model) => { context.beginPath(); context.moveTo(box.px(model.x), top); context.lineTo(box.px(model.x), top + h); context.stroke(); });
+  context.setLineDash([]);
   if (view.layers.holes && file.values[view.field.name]) {
     order.forEach((i) => { const why = holeAt(file.values[view.field.name][i], file.statusAt(view.field.name, i)); if (why) { drawHole(context, box.px(file.x[i]), top + h - 10, 14, 14, why); } });
   }
@@ -342,7 +372,7 @@ function drawChart(context, file, view, width, height, ends) {
   });
   context.restore();
   const ticks = scale.kind === 'log' ? logTicks(ends[0], ends[1]) : roundTicks(ends[0], ends[1], 6);
-  drawAxes(context, box, [file.axes[0], view.axis], named(roundTicks(x0, x1, Math.max(2, Math.floor(w / 80)))), named(ticks));
+  drawAxes(context, box, named(roundTicks(x0, x1, Math.max(2, Math.floor(w / 80)))), named(ticks));
   return box;
 }
 

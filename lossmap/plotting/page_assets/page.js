@@ -246,7 +246,7 @@ const withBack = (file, key, width, height, ratio, draw) => { // a picture witho
   return result;
 };
 const mapHeight = (file) => (width) => {
-  if (file.isLine) { return Math.min(420, width * 0.6); }
+  if (file.isLine) { return Math.min(420, Math.max(250, width * 0.6)); }
   const bx = borders(file.x), by = borders(file.y), ratio = Math.abs((bx[bx.length - 1] - bx[0]) / (by[by.length - 1] - by[0]));
   return ratio > 0.4 && ratio < 2.5 ? Math.min(640, (width - 142) / ratio + 58) : width * 0.75;
 };
@@ -331,7 +331,9 @@ function fillLegend(file, view) {
     const far = beyond.reduce((a, b) => (Math.abs(b) > Math.abs(a) ? b : a));
     items.push(['key sign', `beyond the ends of the colours, where the relief is cut: ${beyond.length} ${beyond.length === 1 ? 'point' : 'points'}, as far as ${short(plainly(view.field, far))}`]);
   }
-  if (!file.isLine) { items.push(['key sign', '+ model']); }
+  const models = file.box ? modelsWithin(file, file.box) : [], at = (m) => (file.isLine ? `at ${file.along} ${short(m.x)}` : `at x ${short(m.x)}, y ${short(m.y)}`);
+  const places = models.length > 1 ? models.map((m) => `${m.name} ${at(m)}`) : models.map((m) => m.name);
+  if (places.length) { items.push(['key sign', `${file.isLine ? '\u250a' : '+'} ${places.join('; ')}`]); }
   file.legend.replaceChildren(...items.map(([className, text]) => made('li', {}, made('span', { className, 'aria-hidden': 'true' }), ` ${text}`)));
 }
 
