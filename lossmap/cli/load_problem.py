@@ -33,6 +33,7 @@ from lossmap.data.huggingface_pass import is_huggingface
 from lossmap.data.import_by_name import kept_folder, resolve_callable
 from lossmap.data.loaders import as_batches
 from lossmap.data.loss_check import check_loss
+from lossmap.data.model_entries import entries_of
 from lossmap.data.problem import Problem
 from lossmap.geometry.directions import Plane
 from lossmap.io.surface import MADE_AS
@@ -202,7 +203,7 @@ def problems_of(
             loss = resolve_callable(data.loss) if ":" in data.loss else data.loss
         problems = {}
         for name in names:
-            batches = files.data.get(name) or samples_of(model, data, name, ranks_sharing, machine.dtype)
+            batches = files.data.get(name) or samples_of(model, data, name, ranks_sharing, machine.dtype, network)
             if data.loss == "crossentropy" and is_huggingface(network):
                 problems[name] = huggingface(network, batches)
             else:
@@ -225,9 +226,15 @@ def _with_metrics(problem: Problem, functions: Sequence[str]) -> Problem:
 
 
 def samples_of(
-    model: ModelSettings, data: DataSettings, split: str, ranks_sharing: int = 1, dtype: torch.dtype | None = None
+    model: ModelSettings,
+    data: DataSettings,
+    split: str,
+    ranks_sharing: int = 1,
+    dtype: torch.dtype | None = None,
+    network: nn.Module | None = None,
 ) -> Batches:
-    """The samples of one split, as settings say."""
+    """The samples of one split, as settings say; of a user's batches what the network takes, where it is given."""
+    prepare = None if network is None else entries_of(network)
     pickled = getattr(data, f"{split}loader")
     if pickled and pickled.endswith(".npz"):
         raise UsageError(f"--{split}loader takes a pickled loader; {pickled} holds arrays: --dataset npz:{pickled}")
@@ -237,7 +244,8 @@ def samples_of(
         )
     with same_random_state(), kept_folder():
         if pickled:
-            return as_batches(torch.load(pickled, weights_only=False), ranks_sharing=ranks_sharing)
+            loader = torch.load(pickled, weights_only=False)
+            return as_batches(loader, ranks_sharing=ranks_sharing, prepare=prepare)
         return datasets.load(
             data.dataset,
             split,
@@ -252,6 +260,7 @@ def samples_of(
             ranks_sharing=ranks_sharing,
             dtype=dtype,
             reader=Reader(model.model, data.block_length),
+            prepare=prepare,
         )
 
 

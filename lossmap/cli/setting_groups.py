@@ -96,7 +96,8 @@ class DataSettings:
       --dataset  called with split="train" or "test"; returns (x, y), tensors or
                  arrays; a Dataset; a DataLoader; a list of batches or samples.
                  The last entry of a batch is the target (of a dict: labels,
-                 targets, target, label or y), the rest goes to the model.
+                 targets, target, label or y), the rest goes to the model,
+                 but for what it does not take, which is reported.
                  Batches that cannot be cut stay whole
       --loss     called with (outputs, targets) of a batch, as is --metric;
                  returns the mean over its samples, one number; or name a module,

@@ -4,6 +4,8 @@
 ((x1, x2), y)     several arguments
 ({"a": x}, y)     keywords
 {"a": x, "y": y}  keywords, but for the target, which has a usual name
+
+What of a dict the model does not take is left out before (`data.model_entries`).
 """
 
 from __future__ import annotations
@@ -16,15 +18,28 @@ from lossmap.data.batches import Batch
 TARGET_NAMES = ("labels", "targets", "target", "label", "y")
 
 
+def target_name(batch: Mapping[str, Any]) -> str | None:
+    """The name of a dict's targets; of several usual ones the first, but words are none where another has numbers."""
+    names = [name for name in TARGET_NAMES if name in batch]
+    return next((name for name in names if not are_words(batch[name])), names[0] if names else None)
+
+
+def are_words(value: Any) -> bool:
+    """Whether a part of a batch is text, such as the path or the name of every sample, which no model computes with."""
+    if isinstance(value, (list, tuple)) and value:
+        return all(map(are_words, value))
+    return isinstance(value, (str, bytes))
+
+
 def targets_of(batch: Batch) -> Any:
     """The targets of a batch: its last entry, or of a dict the entry with a usual name.
 
     Raises ValueError where there is none.
     """
     if isinstance(batch, Mapping):
-        for name in TARGET_NAMES:
-            if name in batch:
-                return batch[name]
+        name = target_name(batch)
+        if name is not None:
+            return batch[name]
         raise ValueError(f"a dict batch must hold its targets under one of {TARGET_NAMES}; it has {tuple(batch)}")
     if isinstance(batch, Sequence) and len(batch) > 1:
         return batch[-1]
@@ -36,15 +51,15 @@ def targets_of(batch: Batch) -> Any:
 def with_targets(batch: Batch, targets: Any) -> Batch:
     """The batch with other targets."""
     if isinstance(batch, Mapping):
-        name = next(name for name in TARGET_NAMES if name in batch)
-        return {**batch, name: targets}
+        return {**batch, str(target_name(batch)): targets}
     return (*batch[:-1], targets)
 
 
 def inputs_of(batch: Batch) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """What a batch gives to the model: positional and keyword arguments."""
     if isinstance(batch, Mapping):
-        return (), {k: v for k, v in batch.items() if k not in TARGET_NAMES}
+        target = target_name(batch)
+        return (), {name: value for name, value in batch.items() if name != target}
     *inputs, _ = batch
     if len(inputs) == 1 and isinstance(inputs[0], Mapping):
         return (), dict(inputs[0])

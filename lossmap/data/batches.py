@@ -363,8 +363,27 @@ def _is_one_batch(value: Any) -> bool:
     return True
 
 
+def prepared(batches: Batches, prepare: Callable[[Batch], Batch]) -> Batches:
+    """Batches with a function applied to each; those that were not cut join where that makes them fit."""
+    if isinstance(batches, Resident):
+        return replace(batches, tensors=prepare(batches.tensors))
+    if isinstance(batches, Streamed):
+        return replace(batches, fetch=MappedFetch(batches.fetch, prepare))
+    if not isinstance(batches, FixedBatches):
+        return batches
+    made = [prepare(batch) for batch in batches.batches]
+    if all(new is old for new, old in zip(made, batches.batches, strict=True)):
+        return batches
+    return read_into_memory(made)
+
+
 def read_into_memory(
-    batches: Any, batch_size: int | None = None, budget: int | None = None, *, ranks_sharing: int | None = None
+    batches: Any,
+    batch_size: int | None = None,
+    budget: int | None = None,
+    *,
+    ranks_sharing: int | None = None,
+    prepare: Callable[[Batch], Batch] | None = None,
 ) -> Batches:
     """Any iterable of batches, a DataLoader for instance, as `Resident` tensors: read once, in its order.
 
@@ -373,6 +392,7 @@ def read_into_memory(
     budget         bytes that the batches may take; by default `memory.sample_budget`, a quarter of what is free
     ranks_sharing  ranks that share the memory of this host and load the same, which divides that default; those that
                    the launcher started here, if left out
+    prepare        a function of every batch, such as one that leaves out what the model does not take
 
     Batches that cannot be cut and joined are kept as given (`FixedBatches`), which the log says: graphs, tensors padded
     to another width in every batch, parts that differ in number, names and numbers of a batch.
@@ -380,17 +400,18 @@ def read_into_memory(
     Raises ValueError where there is no batch, and where they take more than that: an endless number of them does.
     """
     if isinstance(batches, (Resident, Streamed, FixedBatches)):
+        made = batches if prepare is None else prepared(batches, prepare)
         if batch_size is None:
-            return batches
-        return batches.rebatched(batch_size)
+            return made
+        return made.rebatched(batch_size)
     if _is_one_batch(batches):
-        one = _without_nested(open_batch(batches))
+        one = _without_nested(open_batch(batches if prepare is None else prepare(batches)))
         if not _is_even(one):
             return _as_given((one,), _why_uneven((one,)))
         return Resident(one, batch_size or min(samples_in(one), 256))
     if budget is None:
         budget = memory.sample_budget(ranks_sharing=ranks_sharing)
-    collected = _collected(batches, budget)
+    collected = _collected(batches if prepare is None else map(prepare, map(_of_arrays, batches)), budget)
     if not collected:
         raise ValueError("the loader must yield at least one batch; got none")
     collected = [tuple(batch) if isinstance(batch, list) else batch for batch in collected]

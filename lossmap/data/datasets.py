@@ -25,7 +25,7 @@ import inspect
 import logging
 import pickle
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -87,6 +87,7 @@ def load(
     ranks_sharing: int | None = None,
     budget: int | None = None,
     reader: Reader | None = None,
+    prepare: Callable[[Batch], Batch] | None = None,
 ) -> Resident | Streamed | FixedBatches:
     """A split of a data set, as batches in a fixed order; those of a user's function that cannot be cut, as given.
 
@@ -102,6 +103,7 @@ def load(
                    launcher started here
     budget       bytes that the samples may take; by default `memory.sample_budget(device, ranks_sharing)`
     reader       what reads texts and images of hf:PATH
+    prepare      a function of every batch of a user's data, such as one that leaves out what the model does not take
 
     Raises ValueError and FileNotFoundError, in one sentence, where the name, the files or the shapes are wrong.
     """
@@ -109,7 +111,7 @@ def load(
         raise ValueError(f"split must be train or test; got {split!r}")
     if download:
         data_path = _downloaded(name, data_path)
-    source = _source(name, split, data_path, normalize, raw, ranks_sharing, reader or Reader())
+    source = _source(name, split, data_path, normalize, raw, ranks_sharing, reader or Reader(), prepare)
     if isinstance(source, FixedBatches):
         return _uncut(source, samples, pieces).to(device, dtype or torch.float32)
     if source.samples < 1:
@@ -140,7 +142,7 @@ def _joined(
         reason = NotJoined(f"{streamed.samples} samples were put together into {resident.samples}")
     except (ValueError, TypeError, RuntimeError) as error:  # a user's collate may raise any of them
         reason = error
-    batches = None if source.whole is None else as_batches(source.whole)
+    batches = None if source.whole is None else as_batches(source.whole, prepare=source.prepare)
     if not isinstance(batches, FixedBatches):
         raise reason
     return _uncut(batches, samples, pieces)
@@ -191,6 +193,7 @@ def _source(
     raw: bool,
     ranks_sharing: int | None,
     reader: Reader,
+    prepare: Callable[[Batch], Batch] | None,
 ) -> Source | FixedBatches:
     plain, corruption, level = _split_corruption(name)
     key = plain.lower()
@@ -209,7 +212,7 @@ def _source(
         whole = 255.0
         means = _of_255(_CIFAR_MEAN), _of_255(_CIFAR_STD)
     else:
-        source = _user_source(plain, split, data_path, ranks_sharing, normalize, raw, reader)
+        source = _user_source(plain, split, data_path, ranks_sharing, normalize, raw, reader, prepare)
         if corruption is not None:
             raise ValueError(f"{plain} cannot be corrupted: only digits, digits32, cifar10 and cifar100 can")
         if normalize is None or raw:
@@ -325,6 +328,7 @@ def _user_source(
     normalize: str | None,
     raw: bool,
     reader: Reader,
+    prepare: Callable[[Batch], Batch] | None,
 ) -> Source | FixedBatches:
     if is_in_folder(name):
         return huggingface_data.source(name, split, reader)
@@ -351,7 +355,7 @@ def _user_source(
         raise
     except Exception as error:  # user code may raise any exception
         raise ValueError(f"--dataset {name} fails: {type(error).__name__}: {error}") from error
-    return source_of(given, name, ranks_sharing)
+    return source_of(given, name, ranks_sharing, prepare)
 
 
 def _npz(path: Path, split: str, normalize: str | None, raw: bool) -> Source | FixedBatches:

@@ -39,6 +39,7 @@ from lossmap.data.batches import (
     Streamed,
     join_batches,
     map_tensors,
+    prepared,
     read_into_memory,
 )
 from lossmap.data.drawn_samples import loader_with_fixed_draws, with_fixed_draws
@@ -57,6 +58,7 @@ class Source:
     whole    what it was made of, read as batches that are not cut where samples do not join; None where they always do
     batch_size    samples in a batch of the loader that it was made of; None without a loader
     loader_sizes  of each of these batches, where they differ
+    prepare       a function of every batch of `whole`, as `fetch` has applied it already
     """
 
     fetch: Callable[[Sequence[int]], Batch]
@@ -64,6 +66,7 @@ class Source:
     whole: Any = None
     batch_size: int | None = None
     loader_sizes: tuple[int, ...] = ()
+    prepare: Callable[[Batch], Batch] | None = None
 
     def bytes_each(self, batch_size: int = 0) -> float:
         """The bytes that a sample takes in memory; in batches of this size with its share of what a tensor takes."""
@@ -74,7 +77,12 @@ class Source:
 
 @preserved_random_state()
 def as_batches(
-    data: Any, batch_size: int | None = None, budget: int | None = None, *, ranks_sharing: int | None = None
+    data: Any,
+    batch_size: int | None = None,
+    budget: int | None = None,
+    *,
+    ranks_sharing: int | None = None,
+    prepare: Callable[[Batch], Batch] | None = None,
 ) -> Batches:
     """A DataLoader, a Dataset, a tuple or dict of tensors or arrays, or any iterable of batches, as batches.
 
@@ -82,6 +90,7 @@ def as_batches(
     budget         bytes that the samples may take in memory; by default `memory.sample_budget`, a quarter of the free
     ranks_sharing  ranks that share the memory of this host and load the same, which divides that default; those that
                    the launcher started here, if left out
+    prepare        a function of every batch, such as one that leaves out what the model does not take
 
     Global generators are left as they were, so that a training goes on as if nothing had been read.
     Raises ValueError where the batches do not fit together, or are too many for memory and cannot be streamed.
@@ -94,18 +103,37 @@ def as_batches(
         data = loader_with_fixed_draws(data)
     if isinstance(data, DataLoader) and _plain_loader(data):
         size = batch_size or data.batch_size or DEFAULT_BATCH_SIZE
-        streamed = _streamed_if_large(data.dataset, data.collate_fn, size, budget)
-        return streamed or read_into_memory(data, batch_size, budget)
+        streamed = _streamed_if_large(data.dataset, prepared_collate(data.collate_fn, prepare), size, budget)
+        return streamed or read_into_memory(data, batch_size, budget, prepare=prepare)
     if isinstance(data, Dataset) and not isinstance(data, IterableDataset) and hasattr(data, "__len__"):
         size = batch_size or DEFAULT_BATCH_SIZE
         data, _ = with_fixed_draws(data, _same, type(data).__name__)
         try:
-            streamed = _streamed_if_large(data, default_collate, size, budget)
-            return streamed or read_into_memory(DataLoader(data, size), batch_size, budget)
+            streamed = _streamed_if_large(data, prepared_collate(default_collate, prepare), size, budget)
+            return streamed or read_into_memory(DataLoader(data, size), batch_size, budget, prepare=prepare)
         except (TypeError, RuntimeError):  # as `default_collate` raises of objects, and of samples that differ in shape
-            return read_into_memory(_each_alone(data), batch_size, budget)
+            return read_into_memory(_each_alone(data), batch_size, budget, prepare=prepare)
     _report_drawing(data)
-    return read_into_memory(data, batch_size, budget)
+    return read_into_memory(data, batch_size, budget, prepare=prepare)
+
+
+@dataclass(frozen=True)
+class PreparedCollate:
+    """samples -> a batch: put together by one function, then taken through another."""
+
+    collate: Callable[[list[Any]], Batch]
+    prepare: Callable[[Batch], Batch]
+
+    def __call__(self, samples: list[Any]) -> Batch:
+        """The batch of these samples."""
+        return self.prepare(self.collate(samples))
+
+
+def prepared_collate(
+    collate: Callable[[list[Any]], Batch], prepare: Callable[[Batch], Batch] | None
+) -> Callable[[list[Any]], Batch]:
+    """The function that puts samples together, and what comes after it."""
+    return collate if prepare is None else PreparedCollate(collate, prepare)
 
 
 def _streamed_if_large(dataset: Any, collate: Callable[[list[Any]], Any], size: int, budget: int) -> Streamed | None:
@@ -178,8 +206,12 @@ def collect_in_memory(streamed: Streamed) -> Batch:
     return join_batches(list(streamed.rebatched(1024)))
 
 
-def source_of(value: Any, name: str, ranks_sharing: int | None = None) -> Source | FixedBatches:
+def source_of(
+    value: Any, name: str, ranks_sharing: int | None = None, prepare: Callable[[Batch], Batch] | None = None
+) -> Source | FixedBatches:
     """A source from whatever a user's function returned; the ranks that share this host divide its memory.
+
+    prepare  a function of every batch, such as one that leaves out what the model does not take
 
     Batches that cannot be cut are returned as they are.
 
@@ -187,30 +219,30 @@ def source_of(value: Any, name: str, ranks_sharing: int | None = None) -> Source
     """
     value = collated(value)
     if isinstance(value, (Resident, Streamed, FixedBatches)):
-        return _of_batches(value)
+        return _of_batches(value if prepare is None else prepared(value, prepare))
     if isinstance(value, (tuple, list)) and len(value) == 2 and all(isinstance(a, (Tensor, np.ndarray)) for a in value):
         return _of_arrays(value[0], value[1], name)
     if isinstance(value, DataLoader):
         value = loader_with_fixed_draws(value)
         if _plain_loader(value):
-            source = of_dataset(value.dataset, value.collate_fn)
-            return replace(source, whole=value, batch_size=value.batch_size)
-        return _of_batches(read_into_memory(value, ranks_sharing=ranks_sharing))
+            source = of_dataset(value.dataset, prepared_collate(value.collate_fn, prepare))
+            return replace(source, whole=value, batch_size=value.batch_size, prepare=prepare)
+        return _of_batches(read_into_memory(value, ranks_sharing=ranks_sharing, prepare=prepare))
     if isinstance(value, IterableDataset):
         loader = DataLoader(value, batch_size=DEFAULT_BATCH_SIZE)
-        return _of_batches(read_into_memory(loader, ranks_sharing=ranks_sharing))
+        return _of_batches(read_into_memory(loader, ranks_sharing=ranks_sharing, prepare=prepare))
     is_indexed = hasattr(value, "__getitem__") and hasattr(value, "__len__")
     if is_indexed and not isinstance(value, (dict, list, tuple, str)) and not is_one_batch(value):
         value, _ = with_fixed_draws(value, _same, name)
         try:
-            source = of_dataset(value, default_collate)
+            source = of_dataset(value, prepared_collate(default_collate, prepare))
             if source.samples:
                 source.fetch([0])  # tells whether they can be put together so
-            return replace(source, whole=value)
+            return replace(source, whole=value, prepare=prepare)
         except TypeError:  # objects, which `default_collate` does not take
-            return _of_batches(read_into_memory(_each_alone(value), ranks_sharing=ranks_sharing))
+            return _of_batches(read_into_memory(_each_alone(value), ranks_sharing=ranks_sharing, prepare=prepare))
     if isinstance(value, (Mapping, Tensor)) or hasattr(value, "__iter__") or is_one_batch(value):
-        return _of_batches(read_into_memory(value, ranks_sharing=ranks_sharing))
+        return _of_batches(read_into_memory(value, ranks_sharing=ranks_sharing, prepare=prepare))
     raise ValueError(
         f"{name} must return (x, y) tensors, a Dataset, a DataLoader or a list of batches; got {type(value).__name__}"
     )

@@ -37,6 +37,7 @@ from lossmap.data.criteria import (
     with_class_targets,
 )
 from lossmap.data.loaders import as_batches, collated
+from lossmap.data.model_entries import entries_of
 from lossmap.data.one_precision import in_one_precision
 from lossmap.data.outputs import logits_of
 from lossmap.data.outside_state import accompany
@@ -197,7 +198,8 @@ class Problem:
                 batches, in memory where they fit, else streamed; floating-point numbers are taken in the model's
                 precision. A batch's last entry is the target, what stands before it is given to the model (a tuple as
                 several arguments, a dict as keywords); of a dict batch, or any mapping such as a `BatchEncoding`, the
-                target is `labels`, `targets`, `target`, `label` or `y`. Of what the model returns, `crossentropy`,
+                target is `labels`, `targets`, `target`, `label` or `y`, and what the model does not take is left out
+                and reported (`path`, `index`). Of what the model returns, `crossentropy`,
                 `mse` and PyTorch's modules take the `logits` where there are some (Hugging Face's models).
             batch_size: samples in a batch; by default the loader's.
             metrics: by name, each a `Metric` or a function (outputs, targets) -> mean over the batch's samples; without
@@ -219,7 +221,8 @@ class Problem:
         """
         model, loss = within_ddp(model), module_form(loss)
         criterion, unit = criterion_and_unit(loss)
-        batches = with_class_targets(_with_targets(as_batches(collated(data), batch_size)), loss)
+        read = as_batches(collated(data), batch_size, prepare=entries_of(model))
+        batches = with_class_targets(_with_targets(read), loss)
         if metrics is None:
             metrics = accuracy_over(batches, loss)
         own = {name: metric_of(name, metric) for name, metric in metrics.items()}

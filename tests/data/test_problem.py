@@ -442,19 +442,11 @@ def test_a_problem_over_another_model_counts_its_samples_by_that_model():
     assert asked and all(model is second for model in asked)
 
 
-@pytest.mark.parametrize(
-    ("batch", "text"),
-    [
-        (
-            {"image": torch.ones(3, 2), "label": torch.zeros(3)},
-            r"unexpected keyword argument 'image': the model .*image",
-        ),
-        ((torch.ones(3, 2), torch.zeros(3), torch.arange(3)), r"3 were given: .* \(2 of its entries by position\)"),
-    ],
-)
-def test_a_batch_that_the_model_does_not_take_is_named_with_the_way_to_say_which(batch, text):
+def test_a_batch_that_the_model_does_not_take_is_named_with_the_way_to_say_which():
+    batch = torch.ones(3, 2), torch.zeros(3), torch.arange(3)
     problem = Problem.supervised(nn.Linear(2, 1), lambda o, t: o.mean(), [batch])
-    with pytest.raises(TypeError, match=text + r".*Problem.custom\(model, loss, data\)"):
+    text = r"3 were given: .* \(2 of its entries by position\).*Problem.custom\(model, loss, data\)"
+    with pytest.raises(TypeError, match=text):
         problem.total(next(iter(problem.data)))
 
 
