@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lossmap.data.import_by_name import resolve_callable
-from lossmap.process_state import ProcessState, begin
+from lossmap.process_state import ProcessState, begin, forget_cached
 
 SOURCE = """\
 import torch
@@ -115,12 +115,16 @@ def test_each_problem_has_its_own_environment_folder_and_threads(base, tmp_path)
 
 def test_folders_put_on_the_search_path_are_searched_by_their_own_problem_alone(base, tmp_path):
     """Two folders with modules of one name, found by the search path; and one that two files share, executed once."""
-    (tmp_path / "shared_by_both.py").write_text("import torch\ntorch.set_default_dtype(torch.float64)\nMADE = []\n")
+    (tmp_path / "shared_by_both.py").write_text(
+        "import os, torch\ntorch.set_default_dtype(torch.float64)\nMADE = []\n"
+        f"with open({str(tmp_path / 'executed')!r}, 'a') as file:\n    file.write('x')\n"
+    )
     text = (
         "import os, sys\nimport torch\nimport shared_by_both\n"
         "sys.path.insert(0, os.path.join(os.path.dirname(__file__), 'src'))\nimport common_of_two\n\n"
         "def net():\n    from late_of_two import LATE\n    shared_by_both.MADE.append(1)\n"
-        "    return common_of_two.WIDTH, LATE, torch.get_default_dtype(), len(shared_by_both.MADE)\n"
+        "    return common_of_two.WIDTH, LATE, torch.get_default_dtype(), len(shared_by_both.MADE), "
+        f"os.path.getsize({str(tmp_path / 'executed')!r})\n"
     )
     for width, name in enumerate("ab"):
         (tmp_path / name / "src").mkdir(parents=True)
@@ -130,10 +134,10 @@ def test_folders_put_on_the_search_path_are_searched_by_their_own_problem_alone(
     sys.path.insert(0, str(tmp_path))
     try:
         before = ProcessState.now()
-        for calls, (width, name) in enumerate([*enumerate("ab"), *enumerate("ab")], 1):
+        for width, name in [*enumerate("ab"), *enumerate("ab")]:
             begin(before)
             answer = resolve_callable(f"{tmp_path / name / 'net.py'}:net")()
-            assert answer == (width, width, torch.float64, calls)
+            assert answer == (width, width, torch.float64, 1, 1)
         begin(before)
         assert "common_of_two" not in sys.modules and not any(str(tmp_path / "a") in entry for entry in sys.path)
     finally:
@@ -203,6 +207,97 @@ def test_no_problem_sees_modes_hooks_and_functions_of_pytorch_that_another_one_h
         own.put()
         assert value() == hostile
     begin(before)
+
+
+HELD = """\
+import functools, random
+from collections import Counter, deque
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+
+class Options:
+    def __init__(self):
+        self.layers = [1]
+
+LISTS, DEEP, QUEUE, SET = [0], {"a": {"b": [1]}}, deque([1]), {1}
+OPTIONS, SPACE, COUNT = Options(), SimpleNamespace(scale=1.0), Counter("a")
+NUMPYS, PYTORCHS, PYTHONS = np.random.default_rng(0), torch.Generator().manual_seed(0), random.Random(0)
+ARRAY, TENSOR, TABLE = np.ones(2), torch.ones(2), None
+
+def counted(step=[0]):
+    step[0] += 1
+    counted.calls = getattr(counted, "calls", 0) + 1
+    return step[0], counted.calls
+
+def made():
+    count = 0
+    def inner():
+        nonlocal count
+        count += 1
+        return count
+    return inner
+
+closure = made()
+
+@functools.lru_cache
+def cached():
+    return random.random()
+
+def act():
+    return 1
+
+def net():
+    global TABLE, act
+    LISTS.append(2)
+    DEEP["a"]["b"][0] += 1
+    QUEUE.append(3)
+    SET.add(4)
+    OPTIONS.layers[0] += 1
+    SPACE.scale *= 2
+    COUNT["a"] += 1
+    ARRAY[0] += 1
+    TENSOR.mul_(2)
+    TABLE = (TABLE or 0) + 1
+    before, act = act(), lambda: 7
+    return (
+        LISTS, DEEP, QUEUE, SET, OPTIONS.layers, SPACE, COUNT, ARRAY, TENSOR, TABLE, before, counted(), closure(),
+        NUMPYS.normal(), torch.rand(1, generator=PYTORCHS), PYTHONS.random(),
+    )
+"""
+
+
+def test_what_a_module_holds_is_as_after_its_import_for_each_problem(base, tmp_path):
+    """Lists, dictionaries, objects, generators, defaults, closures: also where another file has changed them."""
+    (tmp_path / "held_by_all.py").write_text(HELD)
+    for name in "ab":
+        (tmp_path / f"{name}_of_held.py").write_text("import held_by_all\n\ndef net():\n    return held_by_all.net()\n")
+    (tmp_path / "c_of_held.py").write_text("from held_by_all import *\nLISTS.append(5)\nSPACE.scale = 9.0\n")
+
+    def answer(name):
+        begin(base)
+        return repr(resolve_callable(f"{tmp_path / name}_of_held.py:net")())
+
+    alone = answer("a")
+    own = ProcessState.now()
+    third = answer("c")
+    assert (answer("b"), answer("a"), answer("c")) == (alone, alone, third) and "9.0" not in alone
+    own.put()
+    assert sys.modules["held_by_all"].LISTS == [0, 2] and sys.modules["held_by_all"].TABLE == 1
+    assert sys.modules["held_by_all"].net()[13] != sys.modules["held_by_all"].net()[13]
+
+
+def test_cached_functions_are_computed_for_each_problem(base, tmp_path):
+    path = tmp_path / "cached_of_held.py"
+    path.write_text(
+        "import functools\nDRAWN = [0]\n@functools.lru_cache\ndef net():\n    DRAWN[0] += 1\n    return DRAWN[0]\n"
+    )
+    first = resolve_callable(f"{path}:net")
+    assert first() == first() == 1
+    begin(base)
+    forget_cached()
+    assert resolve_callable(f"{path}:net").cache_info().currsize == 0 and first() == 1
 
 
 def test_a_module_that_two_files_import_replaces_in_pytorch_what_it_did_itself_alone(base, tmp_path):

@@ -1,4 +1,4 @@
-"""What a process holds for all that it computes: PyTorch's settings, the user's own modules, and numbers in them.
+"""What a process holds for all that it computes: PyTorch's settings, the user's own modules, and what these hold.
 
     base = ProcessState.now()
     begin(base)                 as in a process that has imported nothing of the user's yet
@@ -12,10 +12,9 @@ depends on which came before. A module is executed once, and sought each time: `
 aside, an import finds what Python's search finds then, and where that is the file of one that was set aside it is that
 one, with what its import had set. A named file finds its own neighbours (`enter`), whatever else has their names.
 
-Known are the settings in `settings.py`, the environment, the current folder, the folders that are searched, and
-plain numbers and texts in globals and in classes of modules that were imported by name, and of the user's modules that
-these imported. Lists, dictionaries, iterators and objects there stay as they are, and so does what is replaced in
-installed packages other than PyTorch. Cost: some 300 microseconds each.
+Known are the settings in `settings.py`, the environment, the current folder, the folders that are searched, and what
+modules of the user's hold (`held.py`): those that were imported by name, and those that these imported. What is
+replaced in installed packages other than PyTorch stays as it is. Cost: some 600 microseconds each.
 """
 
 from __future__ import annotations
@@ -24,21 +23,22 @@ import functools
 import hashlib
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from pathlib import Path
-from types import ModuleType
+from types import FrameType, ModuleType
 from typing import Any
 
+from lossmap.process_state.held import Held
+
 FOLDER = "current folder"  # as `settings` calls it, which is not imported before it is needed
-PLAIN = (bool, int, float, complex, str, bytes, type(None))
+CACHED = type(functools.lru_cache(len))
 SEARCH_PATH = "search path"
 REPLACED = "functions of PyTorch"
 VARIABLE = "$"  # before the name of an environment variable, among the settings
-Numbers = Mapping[tuple[str, str], Any]  # by the name of a class, empty for globals, and of what it holds
 
 
 @functools.cache
@@ -85,7 +85,7 @@ class _Import:
 
     changed: Mapping[str, Any]
     searched: tuple[list[str], list[str]]
-    numbers: Mapping[ModuleType, Numbers]
+    numbers: Mapping[ModuleType, Held]
     imported: frozenset[ModuleType]
     generation: int
 
@@ -96,18 +96,22 @@ class _Own:
 
     root     the folder in which Python found it, or the package that it is part of
     numbers  what stood there after its import
+    cached   how often each of its cached functions had been computed then
     digest   SHA-256 of its file then; None of a folder
     spec     of this import: a module that is reloaded has another one
     """
 
     root: str
-    numbers: Numbers
+    numbers: Held
+    cached: Mapping[Any, int]
     digest: str | None
     spec: Any
 
     @classmethod
     def of(cls, module: ModuleType) -> _Own:
-        return cls(_root(module), _numbers(module), _digest(module), module.__dict__.get("__spec__"))
+        others = {thing for other, own in _own.items() if other is not module for thing in own.numbers.things}
+        cached = {function: function.cache_info().misses for function in _cached(module)}
+        return cls(_root(module), _held(module, others), cached, _digest(module), module.__dict__.get("__spec__"))
 
 
 def _nobodys(module: ModuleType) -> bool:
@@ -135,7 +139,7 @@ class ProcessState:
     """
 
     settings: Mapping[str, Any]
-    numbers: Mapping[ModuleType, Numbers] = field(default_factory=dict)
+    numbers: Mapping[ModuleType, Held] = field(default_factory=dict)
     modules: Mapping[str, ModuleType] = field(default_factory=dict)
     searched: tuple[str, ...] = ()
 
@@ -143,7 +147,12 @@ class ProcessState:
     def now(cls) -> ProcessState:
         """What stands there."""
         modules = visible_modules()
-        return cls(_settings(), {module: _numbers(module) for module in _own}, modules, tuple(_searched))
+        numbers: dict[ModuleType, Held] = {}
+        known: set[int] = set()
+        for module in _own:  # what several hold is kept with one of them
+            numbers[module] = _held(module, known)
+            known |= numbers[module].things.keys()
+        return cls(_settings(), numbers, modules, tuple(_searched))
 
     def put(self) -> None:
         """Set what differs: settings, which modules have names, numbers, and what is searched."""
@@ -154,8 +163,8 @@ class ProcessState:
                 _set_aside(module)
         for module in names.values():
             _bring_back(module)
-        for module, numbers in self.numbers.items():
-            _put_numbers(module, numbers)
+        for numbers in self.numbers.values():
+            numbers.put()
         _searched[:] = self.searched
         _put_settings(_missing_variables(self.settings) | dict(self.settings))
 
@@ -175,6 +184,21 @@ def begin(base: ProcessState, looked: bool = False) -> None:
     replace(base, numbers=numbers).put()
 
 
+def forget_cached() -> None:
+    """Empty the caches of the user's cached functions: what another problem has put there may be another's."""
+    for module, own in _own.items():
+        for function in _cached(module):
+            if function.cache_info().misses != own.cached.get(function, 0):
+                function.cache_clear()
+
+
+def _cached(module: ModuleType) -> list[Any]:
+    """The functions of a module, and of its classes, whose results `functools.lru_cache` keeps."""
+    classes = [value for value in vars(module).values() if isinstance(value, type)]
+    values = [value for holder in (module, *classes) for value in list(vars(holder).values())]
+    return [value for value in values if isinstance(value, CACHED) and value.__module__ == module.__name__]
+
+
 def visible_modules() -> dict[str, ModuleType]:
     """The user's modules that have names, by them."""
     if len(sys.modules) != len(_loaded):
@@ -189,7 +213,7 @@ def recorded_import(module: ModuleType, named: bool = False) -> Iterator[None]:
 
     named  whether it has a name of its own, under which nothing else is ever sought
     """
-    before, own = _settings(), {other: _numbers(other) for other in visible_modules().values()}
+    before, own = _settings(), {other: _held(other) for other in visible_modules().values()}
     yield
     if named:
         _named.add(module)
@@ -203,7 +227,7 @@ def recorded_import(module: ModuleType, named: bool = False) -> Iterator[None]:
         changed[FOLDER] = after[FOLDER]
     if REPLACED in changed:  # by this module, and not by what imports it
         changed[REPLACED] = {place: f for place, f in after[REPLACED].items() if before[REPLACED].get(place) is not f}
-    numbers = {other: _numbers(other) for other in visible_modules().values()}
+    numbers = {other: _held(other) for other in visible_modules().values()}
     numbers = {other: values for other, values in numbers.items() if own.get(other) != values}
     came = frozenset(set(numbers) - set(own) - {module})
     _imports[module] = _Import(
@@ -233,8 +257,8 @@ def imported_again(module: ModuleType) -> None:
         _bring_back(other)
         if other in _imports:
             _imports[other].generation = _generation
-    for other, numbers in known.numbers.items():
-        _put_numbers(other, numbers)
+    for numbers in known.numbers.values():
+        numbers.put()
 
 
 def _added(before: tuple[str, ...], after: tuple[str, ...]) -> tuple[list[str], list[str]]:
@@ -351,9 +375,22 @@ def _look_at_new() -> None:
     """Know the user's modules that have been imported since the last look."""
     for name, module in list(sys.modules.items()):
         if _loaded.get(name) is not module:
+            is_new = isinstance(module, ModuleType) and module not in _own and _is_users(module)
+            if is_new and _is_executed(module):  # there is more to come
+                continue
             _loaded[name] = module
-            if isinstance(module, ModuleType) and module not in _own and _is_users(module):
+            if is_new:
                 _own[module] = _Own.of(module)
+
+
+def _is_executed(module: ModuleType) -> bool:
+    """Whether the code of a module's file is being executed now, by whomever."""
+    frame: FrameType | None = sys._getframe()
+    while frame is not None:
+        if frame.f_globals is module.__dict__ and frame.f_code.co_name == "<module>":
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _is_users(module: ModuleType) -> bool:
@@ -456,31 +493,6 @@ def _put_variable(name: str, value: str | None) -> None:
             os.environ[name] = value
 
 
-def _holders(module: ModuleType) -> Iterator[tuple[str, Any]]:
-    """The module itself, and the classes that it defines."""
-    yield "", module
-    for name, value in list(vars(module).items()):
-        if isinstance(value, type) and value.__module__ == module.__name__:
-            yield name, value
-
-
-def _numbers(module: ModuleType) -> dict[tuple[str, str], Any]:
-    return {
-        (owner, name): value
-        for owner, holder in _holders(module)
-        for name, value in list(vars(holder).items())
-        if isinstance(value, PLAIN) and not name.startswith("__")
-    }
-
-
-def _put_numbers(module: ModuleType, wanted: Numbers) -> None:
-    now = _numbers(module)
-    holders = dict(_holders(module))
-    for key, value in wanted.items():
-        owner, name = key
-        # a number that has become something else, such as a table that is built once, stays what it is
-        if key in now and not (type(now[key]) is type(value) and now[key] == value):
-            setattr(holders[owner], name, value)
-    for owner, name in now.keys() - wanted.keys():
-        if owner in holders:
-            delattr(holders[owner], name)
+def _held(module: ModuleType, besides: Collection[int] = ()) -> Held:
+    names = {own.__name__ for own in _own} | {module.__name__}
+    return Held.of(module, names.__contains__, besides)
