@@ -1,7 +1,15 @@
-"""The value by which a measure that is asked to stop leaves a point, shared by measures and dispatcher."""
+"""What ends a point or a command before its end: the value of a measure that is asked to stop, and a person's code.
+
+Python's exceptions that are no `Exception` (KeyboardInterrupt, SystemExit, GeneratorExit) mean that the program is to
+end; raised by a person's code they are an error of that code, as any other, and are told from a Ctrl-C.
+"""
 
 from __future__ import annotations
 
+import dis
+import os
+import sysconfig
+import traceback
 from typing import Any
 
 
@@ -14,3 +22,39 @@ class Interrupted(Exception):
     def __init__(self, state: dict[str, Any] | None = None) -> None:
         super().__init__("the point was left before its end")
         self.state: dict[str, Any] = state or {}
+
+
+def place_in_user_code(error: BaseException) -> str | None:
+    """Where in a person's own file an error arose, such as `net.py, line 3, in forward`; None where in no such file.
+
+    Own files are those of no installed package, of neither Python nor lossmap.
+    """
+    place = None
+    for frame in traceback.extract_tb(error.__traceback__):
+        if _is_own_file(frame.filename):
+            place = f"{os.path.basename(frame.filename)}, line {frame.lineno}, in {frame.name}"
+    return place
+
+
+def is_error_of_user_code(error: BaseException) -> bool:
+    """Whether what was raised counts as an error of a person's code: every `Exception`, and what that code raises else.
+
+    A Ctrl-C strikes between two instructions, a person's `raise` is one.
+    """
+    if isinstance(error, (Exception, SystemExit)):  # which sys.exit raises
+        return True
+    trace = error.__traceback__
+    if trace is None or type(error).__module__.partition(".")[0] == __name__.partition(".")[0]:
+        return False
+    while trace.tb_next is not None:
+        trace = trace.tb_next
+    code = trace.tb_frame.f_code
+    if not _is_own_file(code.co_filename):
+        return not isinstance(error, KeyboardInterrupt) and place_in_user_code(error) is not None
+    return dis.opname[code.co_code[trace.tb_lasti]] in ("RAISE_VARARGS", "RERAISE")
+
+
+def _is_own_file(name: str) -> bool:
+    own, path = os.path.dirname(os.path.abspath(__file__)), os.path.abspath(name)
+    installed = tuple(os.path.abspath(folder) + os.sep for folder in (own, *sysconfig.get_paths().values()))
+    return os.path.isfile(path) and not path.startswith(installed)

@@ -27,7 +27,7 @@ import numpy as np
 
 from lossmap.campaign.member import Member, Prepared, Site, Work
 from lossmap.geometry.grid import Grid
-from lossmap.interrupt import Interrupted
+from lossmap.interrupt import Interrupted, is_error_of_user_code
 from lossmap.io.disk import FULL
 from lossmap.io.journal import Busy
 from lossmap.landscape.run_survey import loss_at_start
@@ -213,7 +213,9 @@ class MemberEvaluator:
             if error.errno in FULL and state.kind in (PREPARE, FINISH):
                 return DONE, index, NoRoom(str(error)), time.perf_counter() - began
             return FAILED, index, traceback.format_exc()
-        except (Exception, SystemExit):  # user code may call sys.exit, too
+        except BaseException as error:
+            if not is_error_of_user_code(error):
+                raise
             return FAILED, index, traceback.format_exc()
         return DONE, index, reading, time.perf_counter() - began
 

@@ -6,13 +6,12 @@ import functools
 import os
 import signal
 import sys
-import sysconfig
 import time
-import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from lossmap.interrupt import is_error_of_user_code, place_in_user_code
 from lossmap.io.printable import MissingCharacters, printable
 from lossmap.parallel.launcher import launched, rank_in
 from lossmap.parallel.messages import WorkerLost
@@ -38,20 +37,6 @@ def error_sentence(error: Exception) -> str:
     if len(text) > MAX_SENTENCE:  # PyTorch lists every backend there is after some of its sentences
         text = text.splitlines()[0].split(" This could be because")[0]
     return text
-
-
-def place_in_user_code(error: BaseException) -> str | None:
-    """Where in a person's own file an error arose, such as `net.py, line 3, in forward`; None where in no such file.
-
-    Own files are those of no installed package, of neither Python nor lossmap.
-    """
-    own, place = os.path.dirname(os.path.dirname(os.path.abspath(__file__))), None
-    installed = tuple(os.path.abspath(folder) + os.sep for folder in (own, *sysconfig.get_paths().values()))
-    for frame in traceback.extract_tb(error.__traceback__):
-        path = os.path.abspath(frame.filename)
-        if os.path.isfile(path) and not path.startswith(installed):
-            place = f"{os.path.basename(path)}, line {frame.lineno}, in {frame.name}"
-    return place
 
 
 def launched_rank() -> int:
@@ -95,19 +80,6 @@ def guarded(main: Callable[..., int]) -> Callable[..., int]:
             else:  # the launcher kills the others as soon as one ends so, and rank 0 may not have spoken yet
                 time.sleep(SPEECH_SECONDS)
             return 2
-        except SystemExit as error:  # of a person's code: its number would be taken for that of a result
-            place = place_in_user_code(error)
-            if place is None:
-                raise
-            if launched_rank() == 0:
-                print(
-                    f"lossmap: {place}: the program is ended there, by sys.exit({error.code!r}); let it raise an error",
-                    file=sys.stderr,
-                    flush=True,
-                )
-            else:
-                time.sleep(SPEECH_SECONDS)
-            return 2
         except Exception as error:  # of lossmap's own code a traceback is due
             place = place_in_user_code(error)
             # of several ranks one alone may have failed: raised, it ends the others, who may wait for it
@@ -116,5 +88,27 @@ def guarded(main: Callable[..., int]) -> Callable[..., int]:
             text = f"{type(error).__name__}: {error_sentence(error)}"
             print(f"lossmap: {printable(text)} ({place}; LOSSMAP_DEBUG=1 shows the traceback)", file=sys.stderr)
             return 2
+        except BaseException as error:  # such as SystemExit and KeyboardInterrupt, where a person's code raised it
+            if not _reports_user_code(error):
+                raise
+            return 2
 
     return run
+
+
+def _reports_user_code(error: BaseException) -> bool:
+    """Whether an exception that is to end the program was raised by a person's code; if so it is printed.
+
+    The number that `sys.exit` was called with would be taken for that of a result.
+    """
+    place = place_in_user_code(error)
+    if place is None or not is_error_of_user_code(error) or os.environ.get("LOSSMAP_DEBUG"):
+        return False
+    text = f"{type(error).__name__} is raised there"
+    if isinstance(error, SystemExit):
+        text = f"the program is ended there, by sys.exit({error.code!r})"
+    if launched_rank() == 0:
+        print(f"lossmap: {place}: {printable(text)}; let it raise an error", file=sys.stderr, flush=True)
+    else:
+        time.sleep(SPEECH_SECONDS)
+    return True

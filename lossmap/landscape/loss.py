@@ -35,6 +35,7 @@ from lossmap.data.problem import Problem, targets_of, temporary_parameters
 from lossmap.data.stable_forms import stable_forms
 from lossmap.geometry.directions import Plane
 from lossmap.geometry.grid import Field, Point
+from lossmap.interrupt import is_error_of_user_code
 from lossmap.keywords import checked_keywords
 from lossmap.landscape.fold_batchnorm import FoldedLayer, fold_batchnorm_modules
 from lossmap.landscape.rounding_remarks import RoundingRemarks
@@ -169,7 +170,9 @@ class LossMap:
             for problem in (p for realized in self._planned.values() for p in realized):
                 try:
                     sums.append(self._pass(problem))
-                except Exception as raised:  # joins the team's total below, so that all its ranks raise as one
+                except BaseException as raised:  # joins the team's total below, so that all its ranks raise as one
+                    if not is_error_of_user_code(raised):
+                        raise
                     error = raised
                     sums.append(torch.zeros(self._width(problem), dtype=torch.float64))
         flag = torch.tensor([float(error is not None)], dtype=torch.float64)

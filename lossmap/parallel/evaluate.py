@@ -18,7 +18,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from lossmap.interrupt import Interrupted
+from lossmap.interrupt import Interrupted, is_error_of_user_code
 from lossmap.parallel.messages import DONE, FAILED, INTERRUPTED, Message
 from lossmap.parallel.team import PeerFailed, Team
 from lossmap.report.text import raised_error
@@ -99,7 +99,9 @@ class PointEvaluator:
             return failed.code, failed.reason
         except Interrupted as left:
             code, value = LEFT, left.state
-        except (Exception, SystemExit) as error:  # user code may call sys.exit, too
+        except BaseException as error:
+            if not is_error_of_user_code(error):
+                raise
             code = RAISED
             if out_of_memory(error) and hasattr(self.measure, "smaller"):
                 code = NO_MEMORY

@@ -23,6 +23,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from lossmap.interrupt import is_error_of_user_code
 from lossmap.parallel import survivors, world_exit
 from lossmap.parallel.end_mark import mark_end
 from lossmap.parallel.host_arrays import like, to_host_array
@@ -162,11 +163,13 @@ class World:
         A rank whose own call raised, and is the first to do so, raises just that; the others raise ValueError with
         its text, which names rank and host unless it is rank 0's.
         """
-        error: Exception | SystemExit | None = None  # which user code may raise by sys.exit
+        error: BaseException | None = None
         value: T | None = None
         try:
             value = make()
-        except (Exception, SystemExit) as raised:
+        except BaseException as raised:
+            if not is_error_of_user_code(raised):
+                raise
             error = raised
         if self.size > 1:
             report = None
@@ -196,12 +199,14 @@ class World:
         """
 
         def on_this_node() -> T:
-            result: tuple[T | None, Exception | SystemExit | None] = (None, None)
+            result: tuple[T | None, BaseException | None] = (None, None)
             share = self.is_whole and self.node_size > 1  # after a death everyone reads for itself
             if self.node_rank == 0 or not share:
                 try:
                     result = (make(), None)
-                except (Exception, SystemExit) as error:  # sent to the others there, so that none waits for the value
+                except BaseException as error:  # sent to the others there, so that none waits for the value
+                    if not is_error_of_user_code(error):
+                        raise
                     result = (None, error)
             if self.channel is not None and share:
                 result = self.channel.broadcast(self._node, result, range(self.size))

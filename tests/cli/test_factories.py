@@ -1,5 +1,6 @@
 """What the functions behind --dataset, --loss and --problem may return, as the help and the page on own models say."""
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -329,6 +330,31 @@ def test_a_persons_code_that_ends_the_program_ends_in_one_sentence_and_no_number
     for command in ("surface", "spectrum", "health"):
         assert main([command, "--model", "leaves.py:net", "--samples", "8"]) == 2
         assert "lossmap: leaves.py, line 5, in net: the program is ended there" in capsys.readouterr().err
+
+
+def test_what_a_persons_code_raises_to_end_the_program_is_an_error_of_that_code(tmp_path, monkeypatch, capsys):
+    """KeyboardInterrupt and the like: one sentence, where a Ctrl-C that strikes in that code still ends the command."""
+    (tmp_path / "raises.py").write_text(
+        "import os, signal\nfrom torch import nn\n\nclass Own(BaseException):\n    pass\n\n"
+        "def keys():\n    raise KeyboardInterrupt\n\ndef own():\n    raise Own('mine')\n\n"
+        "def closes():\n    raise GeneratorExit\n\n"
+        "def net():\n    return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))\n\n"
+        "def loss(outputs, targets):\n    raise KeyboardInterrupt\n\n"
+        "def pressed():\n    signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n    while True:\n        pass\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    for name, line, kind in (("keys", 8, "KeyboardInterrupt"), ("own", 11, "Own"), ("closes", 14, "GeneratorExit")):
+        assert main(["surface", "--model", f"raises.py:{name}", "--samples", "8"]) == 2
+        assert f"lossmap: raises.py, line {line}, in {name}: {kind} is raised there" in capsys.readouterr().err
+    assert main(["spectrum", "--model", "raises.py:net", "--loss", "raises.py:loss", "--samples", "8"]) == 2
+    assert "line 20, in loss: KeyboardInterrupt is raised there" in capsys.readouterr().err
+    former = signal.getsignal(signal.SIGINT)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            main(["surface", "--model", "raises.py:pressed", "--samples", "8"])
+    finally:
+        signal.signal(signal.SIGINT, former)
 
 
 def test_code_that_changes_the_current_folder_changes_no_path_of_a_command(tmp_path, monkeypatch, capsys):
