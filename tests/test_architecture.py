@@ -61,7 +61,7 @@ HOMES = {
         "results",
     },
     "torch.fx": {"curvature.linearize", "landscape.fold_batchnorm", "landscape.permutation_groups"},
-    "numpy": {*TABLE, "cli", "report", "seeding", "sums", "values"},
+    "numpy": {*TABLE, "cli", "process_state", "report", "seeding", "sums", "values"},
     "scipy": {"curvature", "dynamics", "landscape", "linalg", "data"},
     "lightning": {"callbacks.with_lightning"},
     "pytorch_lightning": {"callbacks.with_lightning"},
