@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import functools
 import json
+import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from torch import nn
@@ -16,7 +19,7 @@ from lossmap.cli.settings import UsageError
 from lossmap.data import checkpoints
 from lossmap.data.borrow import sets_modes_itself
 from lossmap.data.checkpoint_match import Selection
-from lossmap.data.checkpoints import Checkpoint
+from lossmap.data.checkpoints import Checkpoint, homes_of
 from lossmap.data.checks import check_finite
 from lossmap.data.huggingface_files import is_in_folder
 from lossmap.data.huggingface_folder import load_model
@@ -38,17 +41,33 @@ def selection_of(settings: ModelSettings) -> Selection:
     return Selection(settings.state_key, settings.strip_prefix, settings.allow_unexpected)
 
 
-def read_checkpoint(settings: ModelSettings, path: str | Path, maker: str | None = None) -> Checkpoint:
+def read_checkpoint(
+    settings: ModelSettings, path: str | Path, maker: str | None = None, model: nn.Module | None = None
+) -> Checkpoint:
     """A checkpoint of the settings' model; with --unsafe-load a pickled module may be of a class of that model's file.
 
     maker  the factory that the model, or the problem around it, comes from
+    model  where it is there already: its classes are looked for where it has them from
     """
-    home = None
+    homes = () if model is None else homes_of(model)
     maker = maker or settings.model
     if settings.unsafe_load and ":" in maker and not is_in_folder(maker):
-        with kept_folder():
-            home = resolve_callable(maker).__module__  # imported by this, so that the file's classes are found
-    return checkpoints.load_checkpoint(path, settings.unsafe_load, home)
+        with kept_folder():  # imported by this, so that the file's classes are found
+            homes = (*_homes_beside(resolve_callable(maker)), *homes)
+    return checkpoints.load_checkpoint(path, settings.unsafe_load, homes)
+
+
+def _homes_beside(factory: Callable[..., Any]) -> tuple[str, ...]:
+    """The names of a factory's module and of those in its folder that it imports from: there a run's classes stand."""
+    module = sys.modules.get(factory.__module__)
+    folder = os.path.dirname(getattr(module, "__file__", None) or "")
+    names = [factory.__module__]
+    for value in list(vars(module).values()) if module else []:
+        name = value.__name__ if isinstance(value, ModuleType) else getattr(value, "__module__", None)
+        file = getattr(sys.modules.get(name), "__file__", None) if isinstance(name, str) else None
+        if file and folder and os.path.realpath(file).startswith(os.path.realpath(folder) + os.sep):
+            names.append(str(name))
+    return tuple(dict.fromkeys(names))
 
 
 def model_of(
@@ -140,7 +159,7 @@ def load_checkpoint(
     maker  as of `read_checkpoint`
     """
     try:
-        state = state or read_checkpoint(settings, str(settings.model_file), maker)
+        state = state or read_checkpoint(settings, str(settings.model_file), maker, model)
         return checkpoints.load_into(model, state, selection=selection_of(settings))
     except ValueError as error:
         raise UsageError(str(error)) from None

@@ -163,7 +163,7 @@ def _computed_axis(
 def state_of(model: nn.Module, path: str | Path, files: ModelSettings) -> Mapping[str, Tensor]:
     """The tensors of another checkpoint by the model's names; what it lacks, such as an adapter's base, is its own."""
     own = {k: t.detach().clone() for k, t in model.state_dict().items()}
-    fit = read_checkpoint(files, path).fit(model, selection_of(files))
+    fit = read_checkpoint(files, path, model=model).fit(model, selection_of(files))
     for note in fit.notes:
         logger.warning("%s", note)
     return {**own, **fit.state}

@@ -163,7 +163,7 @@ def make(settings: Settings, world: World) -> int:
         return 0
     if problem is not None and settings.plane.proj_file:
         states = [load_plane.state_of(model, file, settings.model) for file in files]
-        rates = [read_checkpoint(settings.model, file).learning_rate for file in files]
+        rates = [read_checkpoint(settings.model, file, model=model).learning_rate for file in files]
         trajectory = project_run(plane, problem, files, states, rates, settings.plane.moving)
         groups["trajectory"] = trajectory
         grid = grid_around(trajectory.arrays)

@@ -12,6 +12,7 @@ import difflib
 import hashlib
 import json
 import logging
+import operator
 import os
 import pickle
 import re
@@ -19,7 +20,7 @@ import struct
 import sys
 import warnings
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import nan
 from pathlib import Path
@@ -106,11 +107,11 @@ class Checkpoint:
         return replace(fit, state=readable_values(fit.state, model, self.path))
 
 
-def load_checkpoint(path: str | Path, unsafe: bool = False, home: str | None = None) -> Checkpoint:
+def load_checkpoint(path: str | Path, unsafe: bool = False, homes: Sequence[str] = ()) -> Checkpoint:
     """All named tensors of a checkpoint, on the CPU.
 
     unsafe  where a file holds more than tensors, read it all the same, running whatever code it names
-    home    the name of a module in which a class is looked for that is not where the file says, such as `__main__`
+    homes   names of modules in which a class is looked for that is not where the file says, such as `__main__`
 
     Raises FileNotFoundError; ValueError, in one sentence, for a file that is cut off, is not a checkpoint, or
     holds more than tensors.
@@ -137,13 +138,19 @@ def load_checkpoint(path: str | Path, unsafe: bool = False, home: str | None = N
     if kind is None:
         what = "is not a checkpoint" if path.stat().st_size else "is empty"
         raise ValueError(f"{path} {what}: neither PyTorch's formats nor safetensors")
-    content = _content(path, kind, unsafe, home)
+    content = _content(path, kind, unsafe, homes)
     states = states_in(content)
     if not states:
         raise ValueError(
             f"{path} holds no state dict: neither tensors by name nor a dict of them under {', '.join(USUAL_KEYS[:4])}"
         )
     return Checkpoint(str(path), states, learning_rate_in(content))
+
+
+def homes_of(model: nn.Module) -> tuple[str, ...]:
+    """The names of the modules in which the classes of a model stand, where these are not PyTorch's."""
+    names = dict.fromkeys(type(module).__module__ for module in model.modules())
+    return tuple(name for name in names if name.partition(".")[0] != "torch")
 
 
 def load_state(path: str | Path, unsafe: bool = False) -> State:
@@ -195,7 +202,7 @@ def _allowed() -> list[Any]:
     return [safe_unpickle.NAMES["argparse", "Namespace"], *kinds, *named]
 
 
-def _content(path: Path, kind: str, unsafe: bool, home: str | None = None) -> Any:
+def _content(path: Path, kind: str, unsafe: bool, homes: Sequence[str] = ()) -> Any:
     try:
         if kind == "torchscript":
             raise safe_unpickle.Refused("it is a TorchScript archive")
@@ -213,7 +220,7 @@ def _content(path: Path, kind: str, unsafe: bool, home: str | None = None) -> An
     except Exception as error:
         refused = _what_was_refused(error)
         if refused and unsafe:
-            return _unsafe_content(path, kind, home)
+            return _unsafe_content(path, kind, homes)
         if refused:
             raise ValueError(
                 f"{path} holds more than tensors ({refused}), and reading that could run code; save "
@@ -241,9 +248,9 @@ def _what_was_refused(error: Exception) -> str:
     return ""
 
 
-def _unsafe_content(path: Path, kind: str, home: str | None) -> Any:
+def _unsafe_content(path: Path, kind: str, homes: Sequence[str]) -> Any:
     log.warning("UNSAFE: reading %s with all that it names; code inside it runs now, with your rights", path)
-    reader = _reader_at_home(home)
+    reader = _reader_at_home(homes)
     try:
         with path.open("rb") as file, warnings.catch_warnings():
             if kind == "pickle":
@@ -257,8 +264,8 @@ def _unsafe_content(path: Path, kind: str, home: str | None) -> Any:
         ) from None
 
 
-def _reader_at_home(home: str | None) -> Any:
-    """Python's pickle module, but for classes that are not where a file says: these are taken from the module `home`.
+def _reader_at_home(homes: Sequence[str]) -> Any:
+    """Python's pickle module, but for classes that are not where a file says: these are taken from `homes`.
 
     A class of the program that wrote the file is said to be of `__main__`, which is another program by now.
     """
@@ -268,10 +275,10 @@ def _reader_at_home(home: str | None) -> Any:
             try:
                 return super().find_class(module, name)
             except (ImportError, AttributeError):
-                found = getattr(sys.modules.get(home or ""), name, None)
-                if found is None:
-                    raise
-                return found
+                for home in homes:
+                    with contextlib.suppress(AttributeError):
+                        return operator.attrgetter(name)(sys.modules.get(home))
+                raise
 
     reader = ModuleType("pickle")
     reader.__dict__.update(vars(pickle))
@@ -302,13 +309,13 @@ def load_into(
     *,
     finite: bool = True,
     selection: Selection | None = None,
-    home: str | None = None,
+    homes: Sequence[str] = (),
 ) -> tuple[str, ...]:
     """Give a model the tensors of a checkpoint; returns sentences on what was chosen, and what was left out.
 
     finite     whether entries that are not finite are refused
     selection  which of the tensors are meant, where they do not say so themselves
-    home       as of `load_checkpoint`
+    homes      as of `load_checkpoint`; by default the modules of the model's own classes
 
     Raises ValueError where the checkpoint is of another architecture, with the names that are missing, not
     expected, or of other shapes; then nothing has been changed.
@@ -316,7 +323,7 @@ def load_into(
     if isinstance(state, Mapping):
         state = Checkpoint("the checkpoint", {"": dict(state)})
     elif not isinstance(state, Checkpoint):
-        state = load_checkpoint(state, unsafe, home)
+        state = load_checkpoint(state, unsafe, homes or homes_of(model))
     fit = state.fit(model, selection)
     if finite:
         finite_or_named(fit.state, state.path)

@@ -113,3 +113,33 @@ def test_a_whole_module_is_read_on_request_with_its_class_from_where_the_model_i
     assert "--unsafe-load" in capsys.readouterr().err
     assert surface("whole.pt", "--unsafe-load") == 0
     assert loss() == pytest.approx(truth, rel=1e-6)
+
+
+@pytest.mark.parametrize("by", ["--model", "--problem"])
+def test_a_run_of_whole_modules_of_a_script_is_read_by_every_command(folder, by):
+    (folder / "sub/problem_of_a_test.py").write_text(
+        "import numpy as np, torch\nimport torch.nn.functional as F\nfrom own_nets_of_a_test import net\n\n\n"
+        "def problem():\n    d = np.load('d.npz')\n    batch = torch.tensor(d['x']), torch.tensor(d['y'])\n"
+        "    return net(), [batch], lambda model, b: F.cross_entropy(model(b[0]), b[1])\n"
+    )
+    truths = []
+    (folder / "run").mkdir()
+    for step in (1, 2):
+        model, truth = trained(step)
+        truths.append(truth)
+        type(model).__module__ = "__main__"
+        sys.modules["__main__"].Net = type(model)
+        try:
+            torch.save(model, f"run/step{step}.pt")
+        finally:
+            del sys.modules["__main__"].Net
+            sys.modules.pop("own_nets_of_a_test")
+    made = "--problem sub/problem_of_a_test.py:problem"
+    if by == "--model":
+        made = "--model sub/own_nets_of_a_test.py:net --dataset npz:d.npz"
+    line = f"{made} --unsafe-load --surf-file r.h5"
+    assert main(f"dynamics run {line} --top 1 --parameters all".split()) == 0
+    assert np.asarray(lossmap.read("r.h5")["loss"]) == pytest.approx(truths, rel=1e-5)
+    line = f"{made} --unsafe-load --surf-file s.h5 --model-file run/step1.pt --xdir to:run/step2.pt --x=0:1:2"
+    assert main(f"surface {line} --dir-type states".split()) == 0
+    assert lossmap.read("s.h5")["train_loss"] == pytest.approx(truths, rel=1e-5)
