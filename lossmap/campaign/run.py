@@ -74,6 +74,7 @@ def run_campaign(
         >>> import functools, tempfile, torch, lossmap
         >>> def line(decay):
         ...     model = torch.nn.Linear(2, 1)
+        ...     _ = torch.nn.init.constant_(model.weight, 1 - decay)
         ...     problem = lossmap.Problem.supervised(model, "mse", (torch.ones(4, 2), torch.zeros(4, 1)))
         ...     return lossmap.losses(problem, lossmap.random_plane(model, axes=1)), lossmap.Grid.line(-1, 1, 3)
         >>> members = [lossmap.Member(f"decay {d}", functools.partial(line, d), {"decay": d}) for d in (0.0, 0.1)]

@@ -32,7 +32,7 @@ from lossmap.campaign.member import Member
 from lossmap.campaign.table import CODE, collected
 from lossmap.cli.campaign_file import CampaignFile
 from lossmap.cli.campaign_members import Campaign
-from lossmap.cli.campaign_status import fingerprint, outcome_of, plan_text, progress_of, status_text
+from lossmap.cli.campaign_status import fingerprint, missing_lines, outcome_of, plan_text, progress_of, status_text
 from lossmap.cli.command_line import Command
 from lossmap.cli.entry_point import EXIT_CODES, guarded
 from lossmap.cli.job import SubmitSettings
@@ -254,7 +254,7 @@ def status(settings: Settings) -> int:
 
     options = settings.campaign
     while True:
-        campaign = Campaign.read(options.file).part(options.batch, options.part)
+        campaign = Campaign.read(options.file, computes=False).part(options.batch, options.part)
         states = campaign.folder.states(campaign.members)
         outcome = outcome_of(states)
         if options.fingerprint:
@@ -264,10 +264,12 @@ def status(settings: Settings) -> int:
             print("\x1b[H\x1b[2J", end="")
         queue = queue_sentences(campaign.folder) if outcome == "unfinished" and options.batch is None else []
         if options.json:
-            print(json.dumps(progress_of(campaign.members, campaign.folder, states) | {"queue": queue}), flush=True)
+            progress = progress_of(campaign.members, campaign.folder, states)
+            print(json.dumps(progress | {"queue": queue, "missing": campaign.missing}), flush=True)
         else:
             text = status_text(campaign.file.path.name, campaign.members, campaign.folder, states)
-            print("\n".join([text, *(f"in the queue: {sentence}" for sentence in queue)]), flush=True)
+            missing = missing_lines(campaign.missing)
+            print("\n".join([text, *missing, *(f"in the queue: {sentence}" for sentence in queue)]), flush=True)
         if not options.watch or outcome != "unfinished":
             return EXIT_CODES[outcome]
         try:
@@ -278,7 +280,7 @@ def status(settings: Settings) -> int:
 
 def collect(settings: Settings) -> int:
     """Write the table."""
-    campaign = Campaign.read(settings.campaign.file)
+    campaign = Campaign.read(settings.campaign.file, computes=False)
     table = collected(campaign.members, campaign.folder)
     campaign.folder.create()
     path = Path(settings.campaign.output or campaign.folder.path / "table.csv")
@@ -290,6 +292,7 @@ def collect(settings: Settings) -> int:
         raise UsageError(f"--output must end in .csv, or .nc for xarray; got {path.name}")
     for note in changed_sources(campaign.folder.states(campaign.members)):
         print(f"{note} (column {CODE})")
+    print("".join(f"{line}\n" for line in missing_lines(campaign.missing)), end="")
     print(f"{len(table)} members, {len(table.columns)} columns: {path}")
     return 0
 
@@ -298,13 +301,13 @@ def report(settings: Settings) -> int:
     """Write the page."""
     from lossmap.plotting.campaign_page import campaign_page
 
-    campaign = Campaign.read(settings.campaign.file)
+    campaign = Campaign.read(settings.campaign.file, computes=False)
     table = collected(campaign.members, campaign.folder)
     campaign.folder.create()
     path = Path(settings.campaign.output or campaign.folder.path / "report.html")
     if path.suffix != ".html":
         raise UsageError(f"--output must end in .html; got {path.name}")
-    notes = changed_sources(campaign.folder.states(campaign.members))
+    notes = [*changed_sources(campaign.folder.states(campaign.members)), *missing_lines(campaign.missing)]
     columns = {name for member in campaign.members for name in (*member.settings, *member.labels)}
     campaign_page(table.rows, campaign.file.path.name, path, notes, columns)
     print("".join(f"{note}\n" for note in notes), end="")

@@ -38,7 +38,7 @@ from typing import Any
 
 from lossmap.campaign.digests import DigestCache
 from lossmap.campaign.member import Member, member_digest
-from lossmap.cli.campaign_inputs import identity_of
+from lossmap.cli.campaign_inputs import LastInputs, identity_of
 from lossmap.cli.config_file import toml_text_tree, toml_tree
 from lossmap.cli.measure_settings import GROUPS
 from lossmap.cli.settings import UsageError, convert, former_names
@@ -119,14 +119,18 @@ class CampaignFile:
             measures,
         )
 
-    def members(self, digests: DigestCache | None = None) -> list[Member]:
+    def members(
+        self, digests: DigestCache | None = None, inputs: LastInputs | None = None, missing: list[str] | None = None
+    ) -> list[Member]:
         """Every member: rows of the table, combinations of `over`, measures and theirs, in this order.
 
         digests  a cache of the digests of files
+        inputs   keeps what counted of each file that settings name, for the time when it is gone
+        missing  takes a sentence for each member of which a file is gone; such a member is as `inputs` know it
 
-        Raises UsageError with one sentence for what no command knows, and for files that are not there.
+        Raises UsageError with one sentence for what no command knows and, without `missing`, for files that are gone.
         """
-        make = _MemberMaker(self, digests or DigestCache())
+        make = _MemberMaker(self, digests or DigestCache(), inputs or LastInputs(), missing)
         rows = [*self._rows()]
         lists = [_lists(self.over, self.path), *(_lists(m.over, self.path) for m in self.measures)]
         common, *owns = (math.prod(map(len, values)) for values in lists)
@@ -217,8 +221,9 @@ def campaign_members(path: str | os.PathLike[str]) -> list[Member]:
 class _MemberMaker:
     """Makes members, and keeps what many of them share: converted values and digests of files."""
 
-    def __init__(self, file: CampaignFile, digests: DigestCache) -> None:
-        self.file, self.digests = file, digests
+    def __init__(self, file: CampaignFile, digests: DigestCache, inputs: LastInputs, missing: list[str] | None) -> None:
+        self.file, self.digests, self.inputs, self.missing = file, digests, inputs, missing
+        self._gone: dict[tuple[str, str], str] = {}  # settings that name a file that is gone, and what is said of it
         self._converted: dict[tuple[str, str, str], Any] = {}
         self._identities: dict[tuple[str, str], tuple[Any, dict[str, str]]] = {}
 
@@ -234,8 +239,12 @@ class _MemberMaker:
                 files |= contents
         names = [name for name in dict.fromkeys([*varied, *measurement.distinct, *own]) if name in values]
         title = ", ".join([*(_short(n, values[n]) for n in names), *(f"{k} {v}" for k, v in labels.items())])
+        full_name = f"{command}: {title}" if title else command
+        if self.missing is not None:
+            gone = [self._gone.get((name, json.dumps(value))) for name, value in values.items() if name in identity]
+            self.missing += [f"{full_name}: {text}" for text in gone if text]
         return Member(
-            f"{command}: {title}" if title else command,
+            full_name,
             CommandWork(command, values, str(self.file.path.parent), files),
             values,
             tuple(files),
@@ -253,8 +262,23 @@ class _MemberMaker:
     def _identity(self, name: str, value: Any) -> tuple[Any, dict[str, str]]:
         key = (name, json.dumps(value))
         if key not in self._identities:
-            self._identities[key] = identity_of(name, value, self.file.path.parent, self.digests)
+            self._identities[key] = self._present_identity(key, value)
         return self._identities[key]
+
+    def _present_identity(self, key: tuple[str, str], value: Any) -> tuple[Any, dict[str, str]]:
+        try:
+            counted, contents = identity_of(key[0], value, self.file.path.parent, self.digests)
+        except UsageError as error:
+            if self.missing is None:
+                raise
+            counted = self.inputs.last(*key)
+            self._gone[key] = f"{error}; its result is shown as of that file"
+            if counted is None:
+                self._gone[key] = f"{error}; no earlier command has seen that file"
+            return value if counted is None else counted, {}
+        if contents:
+            self.inputs.keep(*key, counted)
+        return counted, contents
 
 
 def _converted(field: Field[Any], group: type, value: Any) -> Any:

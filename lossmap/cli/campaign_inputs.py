@@ -10,6 +10,7 @@ import json
 import os
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,42 @@ CODE = {"model", "dataset", "loss", "problem", "metric"}  # may be file.py:funct
 DIRECTIONS = {"xdir", "ydir"}
 IN_FOLDERS = {"model": model_files, "dataset": data_files}  # may be hf:PATH
 LABELLED = {"compare"}  # LABEL=FILE or LABEL=MODEL@FILE
+
+
+class LastInputs:
+    """What counted of the files that a campaign's settings name when they were last there, in a JSON file.
+
+    path  the file; None: in memory alone
+    """
+
+    def __init__(self, path: Path | None = None) -> None:
+        self.path, self._changed = path, False
+        self._counted: dict[str, Any] = {}
+        try:
+            known = {} if path is None else json.loads(plain_text(path))
+            self._counted = known if isinstance(known, dict) else {}
+        except (OSError, ValueError, RecursionError):  # it can be made again while the files are there
+            return
+
+    def last(self, name: str, value: str) -> Any:
+        """What counted of this setting's value, as JSON writes it; None where that is not known."""
+        return self._counted.get(f"{name} {value}")
+
+    def keep(self, name: str, value: str, counted: Any) -> None:
+        """Keep what counts of it now."""
+        if self.last(name, value) != counted:
+            self._counted[f"{name} {value}"] = counted
+            self._changed = True
+
+    def save(self) -> None:
+        """Write the file, whole, where something has changed; a folder that cannot be written to is no error."""
+        if self.path is None or not self._changed:
+            return
+        part = self.path.with_name(f"{self.path.name}.{os.getpid()}.part")
+        with suppress(OSError):
+            part.write_text(json.dumps(self._counted))
+            part.replace(self.path)
+            self._changed = False
 
 
 def identity_of(name: str, value: Any, folder: Path, digests: DigestCache) -> tuple[Any, dict[str, str]]:

@@ -57,6 +57,14 @@ def status_text(name: str, members: Sequence[Member], folder: CampaignFolder, st
     return "\n".join(lines)
 
 
+def missing_lines(missing: Sequence[str]) -> list[str]:
+    """Members of which a file is gone, for a person; `missing` has a sentence for each."""
+    lines = [f"a file is gone: {sentence}" for sentence in missing[:MAX_SHOWN]]
+    if len(missing) > MAX_SHOWN:
+        lines.append(f"and of {len(missing) - MAX_SHOWN:,} more members a file is gone")
+    return lines
+
+
 def plan_text(name: str, members: Sequence[Member], folder: CampaignFolder, states: States, costs: Costs) -> str:
     """What a campaign would compute, for a person."""
     one_each = different(members)

@@ -247,6 +247,34 @@ def test_a_file_that_changes_after_the_plan_is_a_failure_with_its_name(folder, t
     assert lossmap.run_member(again, tmp_path / "one")["outcome"] == "complete"
 
 
+def test_results_are_shown_where_a_file_of_a_member_is_gone(folder, tmp_path, monkeypatch, capsys):
+    """Status, table and page; the member is named with its file, and what would compute it refuses."""
+    for number in (1, 2):
+        (tmp_path / f"net_{number}.pt").write_bytes((folder / "run" / f"net_{number}.pt").read_bytes())
+    (tmp_path / "two.toml").write_text(
+        '[settings]\nmodel = "mlp"\nsamples = 8\nprobe = false\n[over]\nmodel_file = ["net_1.pt", "net_2.pt"]\n'
+        '[surface]\nx = "-1:1:2"\n'
+    )
+    monkeypatch.chdir(tmp_path)
+    assert main(["campaign", "two.toml", "run", "--device", "cpu", "--threads", "1"]) == 0
+    assert main(["campaign", "two.toml", "collect"]) == 0
+    before = (tmp_path / "two" / "table.csv").read_text()
+    (tmp_path / "net_2.pt").unlink()
+    capsys.readouterr()
+    sentence = "a file is gone: surface: net_2: model_file: net_2.pt: No such file or directory"
+    for action in ("status", "collect", "report"):
+        assert main(["campaign", "two.toml", action]) == 0
+        assert sentence in capsys.readouterr().out
+    assert (tmp_path / "two" / "table.csv").read_text() == before and "net_2.pt" in before
+    assert main(["campaign", "two.toml", "status", "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["missing"]) == 1
+    assert main(["campaign", "two.toml", "run"]) == 2
+    assert "net_2.pt: No such file" in capsys.readouterr().err
+    (tmp_path / "two" / "inputs.json").unlink()  # as of a campaign of an earlier version
+    assert main(["campaign", "two.toml", "status"]) == 75
+    assert "net_2.pt: No such file or directory; no earlier command has seen that file" in capsys.readouterr().out
+
+
 def test_members_run_under_submitit(folder, tmp_path):
     """And under `concurrent.futures`: docs/campaigns.md, which the tests run."""
     submitit = pytest.importorskip("submitit")
@@ -467,7 +495,7 @@ def test_damaged_files_beside_the_results_are_a_sentence_or_made_anew(damage, tm
     (tmp_path / "c.toml").write_text('[settings]\nmodel = "mlp"\nsamples = 16\n[surface]\nx = "0:1:2"\n')
     (member,) = Campaign.read("c.toml").members
     (tmp_path / "c").mkdir()
-    for name in ("estimates.json", "digests.json", "index.jsonl", "batch.json"):
+    for name in ("estimates.json", "digests.json", "inputs.json", "index.jsonl", "batch.json"):
         (tmp_path / "c" / name).write_text(damage.replace("%s", member.digest))
     assert main(["campaign", "c.toml", "plan"]) == 0
     assert "nothing is known yet" in capsys.readouterr().out
