@@ -1,16 +1,21 @@
 """What ends a point or a command before its end: the value of a measure that is asked to stop, and a person's code.
 
 Python's exceptions that are no `Exception` (KeyboardInterrupt, SystemExit, GeneratorExit) mean that the program is to
-end; raised by a person's code they are an error of that code, as any other, and are told from a Ctrl-C.
+end; raised by a person's code they are an error of that code, as any other, and are told from a Ctrl-C. `os._exit` ends
+a process without any word: called by a person's code, it raises (`exits_are_raised`).
 """
 
 from __future__ import annotations
 
 import dis
 import os
+import sys
 import sysconfig
+import threading
 import traceback
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NoReturn
 
 
 class Interrupted(Exception):
@@ -22,6 +27,33 @@ class Interrupted(Exception):
     def __init__(self, state: dict[str, Any] | None = None) -> None:
         super().__init__("the point was left before its end")
         self.state: dict[str, Any] = state or {}
+
+
+class ProgramEnded(SystemExit):
+    """Raised in place of `os._exit`."""
+
+
+@contextmanager
+def exits_are_raised() -> Iterator[None]:
+    """Inside, `os._exit` raises ProgramEnded where a person's code calls it, in this process and this thread.
+
+    Not in a process that this code has forked, nor where anything else calls it.
+    """
+    leave, process, thread = os._exit, os.getpid(), threading.get_ident()
+    is_inside = True
+
+    def _exit(status: int) -> NoReturn:
+        caller = sys._getframe(1).f_code.co_filename
+        if is_inside and (os.getpid(), threading.get_ident()) == (process, thread) and _is_own_file(caller):
+            raise ProgramEnded(f"os._exit({status})")
+        leave(status)
+
+    os._exit = _exit
+    try:
+        yield
+    finally:
+        is_inside = False  # code that has imported the name keeps it
+        os._exit = leave
 
 
 def place_in_user_code(error: BaseException) -> str | None:

@@ -27,7 +27,7 @@ import numpy as np
 
 from lossmap.campaign.member import Member, Prepared, Site, Work
 from lossmap.geometry.grid import Grid
-from lossmap.interrupt import Interrupted, is_error_of_user_code
+from lossmap.interrupt import Interrupted, exits_are_raised, is_error_of_user_code
 from lossmap.io.disk import FULL
 from lossmap.io.journal import Busy
 from lossmap.landscape.run_survey import loss_at_start
@@ -264,7 +264,7 @@ class MemberEvaluator:
         else:
             begin(self._base)
         try:
-            with warnings.catch_warnings(), np.errstate():
+            with warnings.catch_warnings(), np.errstate(), exits_are_raised():
                 yield
         finally:
             looked = digest in self._states

@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from lossmap.interrupt import is_error_of_user_code, place_in_user_code
+from lossmap.interrupt import ProgramEnded, exits_are_raised, is_error_of_user_code, place_in_user_code
 from lossmap.io.printable import MissingCharacters, printable
 from lossmap.parallel.launcher import launched, rank_in
 from lossmap.parallel.messages import WorkerLost
@@ -62,7 +62,7 @@ def guarded(main: Callable[..., int]) -> Callable[..., int]:
     @functools.wraps(main)
     def run(*args: Any, **kwargs: Any) -> int:
         try:
-            with warnings.catch_warnings():
+            with warnings.catch_warnings(), exits_are_raised():
                 warnings.showwarning = _in_one_line(warnings.showwarning)
                 return main(*args, **kwargs)
         except BrokenPipeError:  # the reader, such as `head`, has closed the pipe: not an error
@@ -105,7 +105,9 @@ def _reports_user_code(error: BaseException) -> bool:
     if place is None or not is_error_of_user_code(error) or os.environ.get("LOSSMAP_DEBUG"):
         return False
     text = f"{type(error).__name__} is raised there"
-    if isinstance(error, SystemExit):
+    if isinstance(error, ProgramEnded):
+        text = f"the program is ended there, by {error}"
+    elif isinstance(error, SystemExit):
         text = f"the program is ended there, by sys.exit({error.code!r})"
     if launched_rank() == 0:
         print(f"lossmap: {place}: {printable(text)}; let it raise an error", file=sys.stderr, flush=True)

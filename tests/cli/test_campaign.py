@@ -669,12 +669,13 @@ def test_a_member_whose_code_ends_the_program_is_a_failure_of_its_own(tmp_path, 
         "import sys\nfrom torch import nn\n\ndef net():\n    sys.exit('no licence')\n\n"
         "def loss(outputs, targets):\n    mean = nn.functional.cross_entropy(outputs, targets)\n"
         "    if mean > 2.6:\n        sys.exit(0)\n    return mean\n\n"
-        "def keys():\n    raise KeyboardInterrupt\n"
+        "def keys():\n    raise KeyboardInterrupt\n\n"
+        "def dies():\n    import os\n    os._exit(7)\n"
     )
     sweep = tmp_path / "sweep names.toml"
     sweep.write_text(
         "[settings]\nsamples = 8\nbatch_size = 8\nprobe = false\n[over]\n"
-        'model = ["own_leaves.py:net", "mlp", "own_leaves.py:keys"]\n'
+        'model = ["own_leaves.py:net", "mlp", "own_leaves.py:keys", "own_leaves.py:dies"]\n'
         '[[surface]]\nx = "-1:1:2"\n[[surface]]\nloss = "own_leaves.py:loss"\nx = "-9:0:2"\n'
     )
     assert main(["campaign", "sweep names.toml", "plan"]) == 0
@@ -682,5 +683,6 @@ def test_a_member_whose_code_ends_the_program_is_a_failure_of_its_own(tmp_path, 
     assert main(["campaign", "sweep names.toml", "run", "--device", "cpu", "--threads", "1"]) == 3
     rows = collected(Campaign.read("sweep names.toml").members, CampaignFolder("sweep names")).rows
     assert [(row["outcome"], row["done"], row["failed"]) for row in rows] == [
-        ("failed", 0, 0), ("failed", 0, 0), ("complete", 2, 0), ("failed", 0, 0), ("failed", 0, 0), ("failed", 0, 0),
+        ("failed", 0, 0), ("failed", 0, 0), ("complete", 2, 0), ("failed", 0, 0), ("failed", 0, 0),
+        ("failed", 0, 0), ("failed", 0, 0), ("failed", 0, 0),
     ]  # fmt: skip

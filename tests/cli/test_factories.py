@@ -321,11 +321,11 @@ def test_a_function_that_is_none_or_fails_is_named_with_what_to_do(flags, text, 
     assert text in capsys.readouterr().err and not list(tmp_path.glob("*.h5"))
 
 
-@pytest.mark.parametrize("leave", ["sys.exit(0)", "sys.exit(3)", "sys.exit('no licence')", "exit()"])
+@pytest.mark.parametrize("leave", ["sys.exit(0)", "sys.exit(3)", "sys.exit('no licence')", "exit()", "os._exit(7)"])
 def test_a_persons_code_that_ends_the_program_ends_in_one_sentence_and_no_number_of_a_result(
     leave, tmp_path, monkeypatch, capsys
 ):
-    (tmp_path / "leaves.py").write_text(f"import sys\n\n\ndef net():\n    {leave}\n")
+    (tmp_path / "leaves.py").write_text(f"import os, sys\n\n\ndef net():\n    {leave}\n")
     monkeypatch.chdir(tmp_path)
     for command in ("surface", "spectrum", "health"):
         assert main([command, "--model", "leaves.py:net", "--samples", "8"]) == 2
