@@ -34,7 +34,7 @@ import torch
 SAMPLE_SHARE = 0.25  # of what is free, for the samples of one problem
 UNLIMITED = 1 << 62  # bytes; what is "free" under a limit that is not there
 MIB = 1 << 20
-LARGE_MODEL = 64 * MIB  # of weights
+LARGE_MODEL = 64 * MIB  # of weights, and of freed gradients
 # variables by which a launcher says how many of its ranks are on this host: Open MPI, MPICH and Intel MPI, MVAPICH
 _LOCAL_SIZE_VARIABLES = ("OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS", "MV2_COMM_WORLD_LOCAL_SIZE")
 _UNITS = {"": MIB, "K": 1 << 10, "M": MIB, "G": 1 << 30, "T": 1 << 40}  # SLURM's numbers without a suffix are MiB
@@ -47,8 +47,13 @@ def return_freed_memory(model: torch.nn.Module) -> None:
     the process: one copy of a language model's weights. Price: some milliseconds.
     """
     if sum(p.nbytes for p in model.parameters()) >= LARGE_MODEL:
-        with suppress(OSError, AttributeError):
-            ctypes.CDLL(None).malloc_trim(0)
+        trim_heap()
+
+
+def trim_heap() -> None:
+    """Give back to the system all that glibc keeps of what was freed; elsewhere nothing happens."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def memory_now(model: torch.nn.Module) -> int:

@@ -12,6 +12,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from lossmap.memory import LARGE_MODEL, trim_heap
+
 
 def each_gradient(loss: Tensor, parameters: Sequence[Tensor], take: Callable[[int, Tensor], None]) -> None:
     """Call `take` with the place and the gradient of each of the parameters that the loss depends on.
@@ -22,9 +24,15 @@ def each_gradient(loss: Tensor, parameters: Sequence[Tensor], take: Callable[[in
 
     Raises what `take` and the backward pass raise.
     """
+    freed = 0  # bytes that glibc may keep between what stays, as yet
 
     def taken(i: int) -> Callable[[Tensor], Tensor]:
         def hook(gradient: Tensor) -> Tensor:
+            nonlocal freed
+            freed += gradient.nbytes
+            if freed >= LARGE_MODEL:
+                trim_heap()
+                freed = 0
             take(i, gradient.detach())
             # what the backward pass returns in its place: of its shape, and a single number in memory
             return torch.zeros((), dtype=gradient.dtype, device=gradient.device).expand(gradient.shape)

@@ -34,6 +34,7 @@ from lossmap.geometry.parameter_vector import Layout, movable_parameters, refuse
 from lossmap.geometry.unregistered import explained, unregistered
 from lossmap.geometry.wrappers import plain_names, within_ddp
 from lossmap.keywords import checked_init, checked_keywords
+from lossmap.memory import LARGE_MODEL, trim_heap
 from lossmap.seeding import normal
 from lossmap.sums import ENTRIES_AT_ONCE, dot, norm
 from lossmap.values import Result
@@ -494,6 +495,7 @@ def origin_of(model: nn.Module, states: bool = False) -> dict[str, Tensor]:
 def move_point(origin: Mapping[str, Tensor], axes: Sequence[Mapping[str, Tensor]], point: Point) -> dict[str, Tensor]:
     """origin + sum_i point[i] * axes[i], tensor by tensor. Zero coordinates add nothing, exactly."""
     tensors: dict[str, Tensor] = {}
+    drawn = 0  # bytes, between which glibc may keep what was freed
     for name, start in origin.items():
         value = start
         for coordinate, axis in zip(point, axes, strict=True):
@@ -501,5 +503,9 @@ def move_point(origin: Mapping[str, Tensor], axes: Sequence[Mapping[str, Tensor]
                 step = axis[name]
                 out = step if isinstance(axis, DrawnAxis) else None  # drawn for this reading alone
                 value = torch.add(value, step, alpha=coordinate, out=out)
+                drawn += 0 if out is None else out.nbytes
+        if drawn >= LARGE_MODEL:
+            trim_heap()
+            drawn = 0
         tensors[name] = value
     return tensors
