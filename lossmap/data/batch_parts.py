@@ -13,6 +13,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from torch.nn.utils.rnn import PackedSequence
+
 from lossmap.data.batches import Batch
 
 TARGET_NAMES = ("labels", "targets", "target", "label", "y")
@@ -63,6 +65,6 @@ def inputs_of(batch: Batch) -> tuple[tuple[Any, ...], dict[str, Any]]:
     *inputs, _ = batch
     if len(inputs) == 1 and isinstance(inputs[0], Mapping):
         return (), dict(inputs[0])
-    if len(inputs) == 1 and isinstance(inputs[0], (tuple, list)):
+    if len(inputs) == 1 and isinstance(inputs[0], (tuple, list)) and not isinstance(inputs[0], PackedSequence):
         return tuple(inputs[0]), {}
     return tuple(inputs), {}

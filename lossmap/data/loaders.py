@@ -20,6 +20,7 @@ from torch.utils import _pytree as pytree
 from torch.utils.data import (
     DataLoader,
     Dataset,
+    DistributedSampler,
     IterableDataset,
     RandomSampler,
     SequentialSampler,
@@ -190,9 +191,15 @@ class _Samples(Dataset[Any]):
 
 
 def _report_drawing(data: Any) -> None:
-    """Log that a loader draws its samples by chance, with repetitions: one draw stands for the data."""
+    """Log what stands for the data where a loader draws its samples by chance, with repetitions, or gives a part."""
     sampler = getattr(data, "sampler", None)
-    if isinstance(sampler, WeightedRandomSampler) or getattr(sampler, "replacement", False):
+    if isinstance(sampler, DistributedSampler) and sampler.num_replicas > 1:
+        log.warning(
+            "the loader's sampler (%s) gives the share of rank %d of %d, %d of %d samples: numbers are of these; give "
+            "the Dataset itself to use all",
+            type(sampler).__name__, sampler.rank, sampler.num_replicas, len(sampler), len(cast(Any, sampler.dataset)),
+        )  # fmt: skip
+    elif isinstance(sampler, WeightedRandomSampler) or getattr(sampler, "replacement", False):
         log.warning(
             "the loader draws its samples by chance (%s): numbers are of one draw of %d samples, some of them several "
             "times; give the Dataset itself to use all",
@@ -227,6 +234,7 @@ def source_of(
         if _plain_loader(value):
             source = of_dataset(value.dataset, prepared_collate(value.collate_fn, prepare))
             return replace(source, whole=value, batch_size=value.batch_size, prepare=prepare)
+        _report_drawing(value)
         return _of_batches(read_into_memory(value, ranks_sharing=ranks_sharing, prepare=prepare))
     if isinstance(value, IterableDataset):
         loader = DataLoader(value, batch_size=DEFAULT_BATCH_SIZE)

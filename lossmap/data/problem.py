@@ -38,7 +38,7 @@ from lossmap.data.criteria import (
 )
 from lossmap.data.loaders import as_batches, collated
 from lossmap.data.model_entries import entries_of
-from lossmap.data.one_precision import in_one_precision
+from lossmap.data.one_precision import floating_dtypes, in_one_precision
 from lossmap.data.outputs import logits_of
 from lossmap.data.outside_state import accompany
 from lossmap.geometry.directions import move_point, origin_of
@@ -56,9 +56,23 @@ def _is_double(model: nn.Module) -> bool:
     return any(p.dtype == torch.float64 for p in model.parameters())
 
 
+def _is_finer(batch: Batch, model: nn.Module) -> bool:
+    """Whether a batch holds float64 for a model in float32."""
+    single = {p.dtype for p in model.parameters() if p.is_floating_point()} == {torch.float32}
+    return single and torch.float64 in floating_dtypes(batch)
+
+
 def _value_and_weight(loss: Callable[[nn.Module, Batch], Any], model: nn.Module, batch: Batch) -> tuple[Tensor, float]:
     """The number that a user's loss returns for a batch, and the batch's weight: its samples, where it gives none."""
-    value, weight = in_one_precision(loss, _is_double(model), model, batch), None
+    try:
+        value, weight = in_one_precision(loss, _is_double(model), model, batch), None
+    except RuntimeError as error:
+        if type(error) is RuntimeError and "dtype" in str(error) and _is_finer(batch, model):
+            raise RuntimeError(
+                f"{error}; the batches hold float64 and go to the loss as they are, the model is in float32: give "
+                "x.float(), or of NumPy's arrays x.astype('float32')"
+            ) from error
+        raise
     if isinstance(value, tuple):
         if len(value) != 2:
             raise ValueError(f"the loss must return one number per batch, or (mean, weight); got {len(value)} values")

@@ -9,6 +9,7 @@ import torch
 from torch.utils.data import (
     DataLoader,
     Dataset,
+    DistributedSampler,
     SubsetRandomSampler,
     TensorDataset,
     WeightedRandomSampler,
@@ -16,7 +17,7 @@ from torch.utils.data import (
 )
 
 from lossmap.data.batches import Resident, Streamed, read_into_memory
-from lossmap.data.loaders import as_batches
+from lossmap.data.loaders import as_batches, source_of
 
 X, Y = torch.arange(24.0).reshape(12, 2), torch.arange(12)
 
@@ -76,10 +77,23 @@ def test_samples_that_a_loader_drops_are_reported(caplog):
         assert not caplog.text
 
 
+@pytest.mark.parametrize("read", [as_batches, lambda loader: source_of(loader, "data")])
+def test_a_loader_of_one_ranks_share_is_named(caplog, read):
+    data = TensorDataset(torch.randn(8, 2), torch.arange(8))
+    read(DataLoader(data, 4, sampler=DistributedSampler(data, num_replicas=2, rank=1)))
+    assert "(DistributedSampler) gives the share of rank 1 of 2, 4 of 8 samples: numbers are of these" in caplog.text
+    caplog.clear()
+    read(DataLoader(data, 4, sampler=DistributedSampler(data, num_replicas=1, rank=0)))
+    assert not caplog.text
+
+
 def test_a_loader_that_draws_with_repetitions_is_named(caplog):
     data = TensorDataset(torch.randn(8, 2), torch.arange(8))
     as_batches(DataLoader(data, 4, sampler=WeightedRandomSampler(torch.ones(8), 8)))
     assert "draws its samples by chance (WeightedRandomSampler): numbers are of one draw of 8 samples" in caplog.text
+    caplog.clear()
+    source_of(DataLoader(data, 4, sampler=WeightedRandomSampler(torch.ones(8), 8)), "data")
+    assert "draws its samples by chance" in caplog.text
     caplog.clear()
     as_batches(DataLoader(data, 4, shuffle=True))
     assert not caplog.text

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.nn.utils.rnn import pack_sequence
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 import lossmap
@@ -523,3 +524,28 @@ def test_a_label_of_streamed_data_that_is_no_class_is_named():
 def test_without_any_class_there_is_no_accuracy():
     targets = torch.full((8,), -1)
     assert Problem.supervised(nn.Linear(5, 3), F.multi_margin_loss, (torch.randn(8, 5), targets)).metrics == {}
+
+
+def test_a_packed_sequence_is_one_argument():
+    class Last(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.LSTM(3, 4)
+
+        def forward(self, packed):
+            return self.layer(packed)[1][0][-1]
+
+    torch.manual_seed(0)
+    model, texts, y = Last(), [torch.randn(n, 3) for n in (2, 5, 3, 4)], torch.tensor([0, 1, 2, 3])
+    batches = [(pack_sequence(texts[i : i + 2], enforce_sorted=False), y[i : i + 2]) for i in (0, 2)]
+    problem = Problem.supervised(model, "crossentropy", batches)
+    outputs = torch.stack([model(pack_sequence([text]))[0] for text in texts])
+    total = sum(problem.total(batch) for batch in problem.data)
+    assert total.item() == pytest.approx(F.cross_entropy(outputs, y, reduction="sum").item(), rel=1e-5)
+
+
+def test_float64_for_a_model_in_float32_is_named_with_what_to_do():
+    data = np.ones((4, 2)), np.ones((4, 1))
+    problem = Problem.custom(nn.Linear(2, 1), lambda model, batch: (model(batch[0]) - batch[1]).mean(), data)
+    with pytest.raises(RuntimeError, match=r"the batches hold float64 .* give x.float\(\)"):
+        problem.total(next(iter(problem.data)))
