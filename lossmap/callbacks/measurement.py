@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from lossmap.callbacks.optimizer import StepRule, step_rule
 from lossmap.callbacks.preconditioned import PreconditionedOperator
 from lossmap.curvature.autotune import prepare
-from lossmap.curvature.gradient_check import check_gradient
+from lossmap.curvature.gradient_check import check_gradient, has_custom_functions
 from lossmap.curvature.gradient_rounding import measured_gradient
 from lossmap.curvature.hvp_plan import HvpPlan, ProductCheck, backend_of
 from lossmap.curvature.linearized_operator import OperatorFactory
@@ -115,7 +115,8 @@ class Measurement:
     backend         of products
     seed            of random starts and probes
     check           whether products are first compared with differences of the gradient (`curvature.product_check`),
-                    at the price of a hundred gradients, or of thousands where the loss has a kink at the start; else
+                    at the price of a hundred gradients, or of thousands where the loss has a kink at the start; None:
+                    where the loss goes through custom autograd Functions, whose second derivatives may be wrong; else
                     the gradient alone, with differences of the loss: two of them and eight passes over six samples
     memory          bytes that a search may take
 
@@ -130,7 +131,7 @@ class Measurement:
     max_products: int = 100
     backend: str = "double-backward"
     seed: int = 0
-    check: bool = False
+    check: bool | None = None
     memory: int = 1 << 29
     starts: dict[str, Tensor] = field(default_factory=dict, repr=False)
     searches: int = field(default=0, repr=False)
@@ -140,8 +141,10 @@ class Measurement:
         plan = None
         if backend_of(self.backend) == "double-backward":  # nothing to probe
             plan = HvpPlan("double-backward", self.problem.data.batch_size)
-        check = self.check or ProductCheck()
         with undisturbed(self.problem.model):
+            if self.check is None:
+                self.check = has_custom_functions(self.problem, self.parameters)
+            check = self.check or ProductCheck()
             self.factory = prepare(self.problem, self.parameters, backend=self.backend, plan=plan, check=check)
             self.problem = self.factory.problem
             if not self.check:

@@ -65,7 +65,8 @@ class CurvatureMonitor:
         backend: of products: `double-backward` (nothing to prepare), `auto`, `linearized` or `retained-graph`.
         seed: of random starts and probes.
         check: whether products are compared with differences of the gradient before training begins, as commands do;
-            it takes a hundred gradients, and thousands where the loss has a kink at the start (ReLU).
+            it takes a hundred gradients, and thousands where the loss has a kink at the start (ReLU). None: where the
+            loss goes through a custom autograd Function, whose second derivative may be wrong in silence.
         overwrite: whether a file that is there is begun anew.
         clock: seconds; to be replaced in tests.
 
@@ -109,7 +110,7 @@ class CurvatureMonitor:
         max_products: int = 100,
         backend: str = "double-backward",
         seed: int = 0,
-        check: bool = False,
+        check: bool | None = None,
         overwrite: bool = False,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:

@@ -44,7 +44,8 @@ class LightningCurvature(Callback):  # type: ignore[misc]
         max_products: at most so many for one search of eigenvalues.
         backend: of products.
         seed: of random starts and probes.
-        check: whether products are compared with differences of the gradient before training begins.
+        check: whether products are compared with differences of the gradient before training begins; None: where the
+            loss goes through a custom autograd Function.
         overwrite: whether a file that is there is begun anew.
 
     Attributes:
@@ -71,7 +72,7 @@ class LightningCurvature(Callback):  # type: ignore[misc]
         max_products: int = 100,
         backend: str = "double-backward",
         seed: int = 0,
-        check: bool = False,
+        check: bool | None = None,
         overwrite: bool = False,
     ) -> None:
         super().__init__()

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from math import inf, isfinite
 
+from lossmap.curvature.culprits import custom_functions
 from lossmap.curvature.differences import FewSamples, random_part
 from lossmap.curvature.gradient_refusal import refuse_gradient, refuse_in_own_precision, refuse_overwritten
 from lossmap.curvature.operators import hessian
@@ -51,6 +52,19 @@ def check_gradient(problem: Problem, parameters: str = "weights") -> None:
     beside = few.moved(lambda i, _, t: t + ASIDE * random_part(t, "beside a kink", i))
     if error == inf or _error(beside):
         refuse_gradient(few, error)
+
+
+def has_custom_functions(problem: Problem, parameters: str = "weights") -> bool:
+    """Whether the loss is differentiated through functions whose derivatives somebody wrote by hand.
+
+    Their first one may be right and their second one wrong in silence: one kept an intermediate on `ctx`, one is marked
+    `once_differentiable`. Price: a forward pass over a sample.
+    """
+    chosen = selected(problem.model, parameters)
+    try:
+        return bool(custom_functions(FewSamples.of(problem, tuple(chosen), hessian, 1)))
+    except Exception:  # user code may raise anything in float64, or in a copy
+        return True  # it is the check that says what is wrong
 
 
 def _error(few: FewSamples) -> float:

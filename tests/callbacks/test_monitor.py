@@ -499,3 +499,50 @@ def test_a_file_names_the_process_that_trains_until_the_monitor_is_closed(tmp_pa
     assert str(lossmap.read(path).attributes["training_process"]).endswith(f" {os.getpid()}")
     monitor.close()
     assert "training_process" not in lossmap.read(path).attributes
+
+
+class KeepsAnIntermediate(torch.autograd.Function):
+    """x sigmoid(x), with an intermediate on ctx that its second derivative does not know of."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.gate = x.sigmoid()
+        ctx.save_for_backward(x)
+        return x * ctx.gate
+
+    @staticmethod
+    def backward(ctx, slope):
+        (x,) = ctx.saved_tensors
+        return slope * (ctx.gate + x * ctx.gate * (1 - ctx.gate))
+
+
+class DifferentiableOnce(torch.autograd.Function):
+    """x sigmoid(x), whose backward is not differentiated."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x * x.sigmoid()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, slope):
+        (x,) = ctx.saved_tensors
+        gate = x.sigmoid()
+        return slope * (gate + x * gate * (1 - gate))
+
+
+@pytest.mark.parametrize("function", [KeepsAnIntermediate, DifferentiableOnce])
+def test_a_function_with_a_wrong_second_derivative_does_not_reach_the_readings(function):
+    class Activation(nn.Module):
+        def forward(self, x):
+            return function.apply(x)
+
+    model = net()
+    truth = dense(nn.Sequential(model[0], nn.SiLU(), model[2]), X, Y)
+    model[1] = Activation()
+    problem = lossmap.Problem.supervised(model, "crossentropy", (X, Y))
+    reading = CurvatureMonitor(problem, every=1, max_overhead=None, trace_products=0).step()
+    values = torch.linalg.eigvalsh(truth)
+    for name, place in (("max_eig", -1), ("min_eig", 0)):
+        assert abs(reading[name] - float(values[place])) <= reading[f"{name}_error"] + 1e-6
