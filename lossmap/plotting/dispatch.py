@@ -24,6 +24,7 @@ import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.figure import Figure
 
+from lossmap.io.group_layout import check_groups
 from lossmap.io.read import Surface
 from lossmap.io.surface import Group
 from lossmap.plotting import lines, maps
@@ -74,11 +75,13 @@ def draw_content(
     width   inches, of spectra, layers, lines and paths; what fits if left out
     log     of the line between two networks, whether its axis is logarithmic; by what the losses span if left out
 
-    Raises ValueError where it is not there, or where it cannot be drawn of several files.
+    Raises ValueError where it is not there, or where it cannot be drawn of several files; Damaged where it does not
+    hold what it must.
     """
     for surface in surfaces:
         if kind not in other_kinds(surface):
             raise ValueError(f"this file holds no {kind}; it holds: {', '.join(contents_of(surface)) or 'nothing'}")
+        check_groups(surface, kind)
     if len(surfaces) > 1 and kind not in ("spectrum", "layers"):
         raise ValueError(f"a picture of the kind {kind} shows one file; got {len(surfaces)}")
     with style_context(), width_context(width):
@@ -169,6 +172,8 @@ def figures_of(surface: Surface, titles: Sequence[str] | None = None, width: flo
     titles, width  as `draw_content`
     """
     kinds = other_kinds(surface)
+    for kind in kinds:
+        check_groups(surface, kind)
     figures: dict[str, Figure] = {}
     with style_context(), width_context(width):
         if "spectrum" in kinds:

@@ -19,7 +19,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from lossmap.geometry.grid import curvature_unit
-from lossmap.io.eigenvector_store import results_of
+from lossmap.io.eigenvector_store import RESULTS, results_of
+from lossmap.io.group_layout import check_group
 from lossmap.io.surface import Group
 from lossmap.plotting import lines, maps
 from lossmap.plotting.contour_levels import suits_log
@@ -47,7 +48,10 @@ MAX_COMPONENTS = 20  # that are drawn; of tracks three times as many
 
 
 def _group(source: Source) -> Group:
-    return source if isinstance(source, Group) else results_of(source)
+    """The group. Raises Damaged where it does not hold what it must."""
+    group = source if isinstance(source, Group) else results_of(source)
+    check_group(RESULTS, group, "evolution", "" if isinstance(source, Group) else os.fspath(source))
+    return group
 
 
 def _number(group: Group, question: str, name: str) -> float:

@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from lossmap.geometry.grid import curvature_unit
+from lossmap.io.group_layout import check_group
 from lossmap.io.read import read
 from lossmap.plotting.quantities import in_brackets
 from lossmap.plotting.style import BLUE, DARK, GREEN, PURPLE, RED, name_scales, new_figure, page_width, style_context
@@ -36,6 +37,7 @@ def report_in(path: str | os.PathLike[str]) -> dict[str, Any]:
     groups = read(path).groups
     if "health" not in groups:
         raise KeyError(f"{os.fspath(path)} holds no health report (lossmap health --surf-file makes one)")
+    check_group("health", groups["health"], "health", os.fspath(path))
     report: dict[str, Any] = json.loads(str(groups["health"].attributes["report"]))
     return report
 

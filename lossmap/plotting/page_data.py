@@ -23,6 +23,8 @@ from matplotlib.figure import Figure
 from lossmap.geometry.grid import shown_unit
 from lossmap.io.curvature_signs import NEGATIVE, UNDECIDED
 from lossmap.io.field_errors import ROUNDED, field_errors
+from lossmap.io.group_layout import check_groups
+from lossmap.io.hdf5_open import Damaged
 from lossmap.io.printable import printable
 from lossmap.io.surface import Group, Surface
 from lossmap.plotting.between_points import MEASURED, errors_between, refinement_notes, with_points_between
@@ -403,6 +405,7 @@ def _figures(source: PageSource) -> Iterator[dict[str, str]]:
     if is_training(surface):
         kinds = ("training", *kinds)
     for kind in kinds:
+        check_groups(surface, kind)
         entry = {"tab": TABS[kind], "title": TABS[kind], "text": _report(surface, kind)}
         try:
             figure = _figure(surface, kind)
@@ -423,13 +426,21 @@ def _figure(surface: Surface, kind: str) -> Figure:
 
 
 def _report(surface: Surface, kind: str) -> str:
-    """The reports of the groups of a kind, which say in words what the figure shows."""
+    """The reports of the groups of a kind, which say in words what the figure shows.
+
+    Raises Damaged where a number that a report needs is not there, or none.
+    """
     first = GROUPS.get(kind, kind)
-    texts = [
-        report_of_group(name, group.arrays, group.attributes) or str(group.attributes.get("verdict", ""))
-        for name, group in surface.groups.items()
-        if name == first or name.startswith(f"{first}/")
-    ]
+    texts = []
+    for name, group in surface.groups.items():
+        if name != first and not name.startswith(f"{first}/"):
+            continue
+        try:
+            text = report_of_group(name, group.arrays, group.attributes)
+        except (LookupError, TypeError, ValueError, ArithmeticError) as error:
+            reason = f"{type(error).__name__}: {error}"
+            raise Damaged(f"{surface.source} is damaged: {name} has no report ({reason})") from error
+        texts.append(text or str(group.attributes.get("verdict", "")))
     return printable("\n\n".join(filter(None, texts)))
 
 

@@ -16,6 +16,7 @@ from matplotlib.artist import Artist
 from matplotlib.figure import Figure
 from matplotlib.transforms import ScaledTranslation
 
+from lossmap.io.group_layout import check_groups
 from lossmap.io.read import Group, Surface
 from lossmap.io.refined import is_refined
 from lossmap.io.surface import TO_DO
@@ -128,6 +129,8 @@ class FigureOptions:
             path = self.trajectory
         if path is None or "x" not in path or "y" not in path:
             return None
+        if path is surface.groups.get("trajectory"):
+            check_groups(surface, "path")
         return path
 
 

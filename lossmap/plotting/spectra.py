@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from lossmap.geometry.grid import curvature_unit
+from lossmap.io.group_layout import checked
 from lossmap.io.spectrum_layout import Source, layers_in, spectra_in
 from lossmap.io.surface import Group
 from lossmap.plotting.asinh_axis import asinh_ticks
@@ -53,7 +54,7 @@ def draw_spectrum(source: Source, label: str | None = None) -> Figure:
     label  which of the file's spectra; the first, if left out. Raises ValueError for a label that is not there, and
     where nothing is known that can be drawn.
     """
-    spectra = spectra_in(source)
+    spectra = checked(spectra_in(source), "spectrum", source)
     if label is None:
         label = next(iter(spectra))
     if label not in spectra:
@@ -156,7 +157,7 @@ def draw_comparison(source: Source) -> Figure:
 
     What none of them holds has no panel. Raises ValueError where nothing of them can be drawn.
     """
-    spectra = {label: g for label, g in spectra_in(source).items() if is_drawable(g)}
+    spectra = {label: g for label, g in checked(spectra_in(source), "spectrum", source).items() if is_drawable(g)}
     if not spectra:
         raise ValueError("none of these spectra holds eigenvalues or a density: there is nothing to compare")
     with_density = {label: g for label, g in spectra.items() if "tick" in g}
@@ -255,7 +256,7 @@ def draw_layers(source: Source, label: str | None = None) -> Figure:
 
     label  which of the file's readings; the first, if left out. Raises ValueError for a label that is not there.
     """
-    readings = layers_in(source)
+    readings = checked(layers_in(source), "layers", source)
     if label is None:
         label = next(iter(readings))
     if label not in readings:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from lossmap.io.read import Group, Surface, read_group
+from lossmap.io.read import Damaged, Group, Surface, read_group
 
 MEASURE = "spectrum"
 MISSING = "missing"  # attribute: what of a spectrum is not there yet, in words
@@ -24,7 +24,10 @@ UNITS = {"crossentropy": "nats"}  # of the losses whose unit the settings tell
 
 
 def with_unfinished(surface: Surface) -> Surface:
-    """The surface, with what there is of its spectra where their tasks are not all done; any other as it is."""
+    """The surface, with what there is of its spectra where their tasks are not all done; any other as it is.
+
+    Raises Damaged where what the tasks left does not fit together.
+    """
     if MEASURE not in surface.status or any(name.startswith("spectrum/") for name in surface.groups):
         return surface
     settings = surface.settings.get("measures", {}).get(MEASURE, {})
@@ -33,7 +36,11 @@ def with_unfinished(surface: Surface) -> Surface:
         parts = name.split("/")
         if parts[0] == "tasks" and len(parts) > 2:
             subjects.setdefault(parts[1], {}).setdefault(parts[2], []).append(_with_arrays(surface, name))
-    spectra = {f"spectrum/{label}": _spectrum(label, done, settings) for label, done in subjects.items()}
+    try:
+        spectra = {f"spectrum/{label}": _spectrum(label, done, settings) for label, done in subjects.items()}
+    except (LookupError, TypeError, ValueError, np.linalg.LinAlgError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise Damaged(f"{surface.source} is damaged: what its groups tasks hold does not fit ({reason})") from error
     return replace(surface, groups={**surface.groups, **spectra})
 
 

@@ -127,6 +127,7 @@ def layers():
 def wider_layers():
     group = layers()
     arrays = {**group.arrays, "largest": 3 * group["largest"], "block": np.array(["fc1", "fc3", "head"], dtype=object)}
+    arrays["eigenvalues:head"] = np.array([0.0, 1.5])
     return Group(arrays, group.attributes)
 
 
