@@ -19,7 +19,20 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 DIFFERENCES = frozenset(
-    ("sub", "subtract", "rsub", "__sub__", "__rsub__", "mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss")
+    (
+        "sub",
+        "subtract",
+        "rsub",
+        "__sub__",
+        "__rsub__",
+        "mse_loss",
+        "l1_loss",
+        "smooth_l1_loss",
+        "huber_loss",
+        "poisson_nll_loss",
+        "soft_margin_loss",
+        "kl_div",
+    )
 )
 
 

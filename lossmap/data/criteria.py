@@ -24,7 +24,10 @@ from lossmap.data.one_precision import floating_dtypes, in_one_precision
 Outputs = Any
 Criterion = Callable[[Outputs, Any], Tensor]  # (outputs, targets) -> mean over the batch
 SummedCriterion = Callable[[Outputs, Any, int], Tensor]  # (outputs, targets, samples) -> sum over the batch
-ELEMENTWISE = (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss)  # PyTorch broadcasts these with a warning
+ELEMENTWISE = (  # PyTorch broadcasts these, with a warning or without
+    nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss, nn.PoissonNLLLoss, nn.SoftMarginLoss, nn.KLDivLoss
+)  # fmt: skip
+BINARY = (nn.BCELoss, nn.BCEWithLogitsLoss, nn.MultiLabelSoftMarginLoss)  # their targets are 0 and 1, floating-point
 
 
 @dataclass(frozen=True)
@@ -130,7 +133,8 @@ def squared_errors(outputs: Tensor, targets: Tensor) -> Tensor:
 
 def _compared(outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """What the loss mse compares, both of one shape."""
-    if not targets.is_floating_point() and targets.dim() < outputs.dim():
+    is_classifier = outputs.dim() > 1 and outputs.shape[1] > 1
+    if is_classifier and not targets.is_floating_point() and targets.dim() < outputs.dim():
         return outputs.softmax(1), F.one_hot(targets, outputs.shape[1]).to(outputs.dtype)
     if outputs.shape == (*targets.shape, 1):  # one output: a column beside a row would be broadcast to a table
         targets = targets.unsqueeze(-1)
@@ -303,6 +307,13 @@ def _are_no_probabilities(outputs: Outputs, targets: Any) -> bool:
     return outputs.shape == targets.shape and not targets.is_floating_point()
 
 
+def _is_column(outputs: Outputs, targets: Any) -> bool:
+    """Whether class labels have the outputs' dimensions, and one entry in the place of the classes."""
+    if not (isinstance(outputs, Tensor) and isinstance(targets, Tensor)) or targets.is_floating_point():
+        return False
+    return outputs.dim() == targets.dim() > 1 == targets.shape[1] < outputs.shape[1]
+
+
 @dataclass(frozen=True)
 class SupervisedLoss:
     """(outputs, batch) -> the loss summed over the batch, a scalar.
@@ -317,6 +328,8 @@ class SupervisedLoss:
     def __call__(self, outputs: Outputs, batch: Batch) -> Tensor:
         """Raises ValueError for targets that would be broadcast, and for a loss that is no scalar."""
         targets = targets_of(batch)
+        if isinstance(self.loss, BINARY) and isinstance(targets, Tensor) and not targets.is_floating_point():
+            targets = targets.to(outputs.dtype)
         if isinstance(self.loss, ELEMENTWISE) and outputs.shape != targets.shape:
             raise ValueError(
                 f"the targets of {type(self.loss).__name__} must have the outputs' shape, {tuple(outputs.shape)}; they "
@@ -327,6 +340,11 @@ class SupervisedLoss:
                 f"targets of the outputs' shape, {tuple(targets.shape)}, are class probabilities, whose rows must be "
                 ">= 0 and sum to 1; these do not, or are no floating-point numbers: divide them by their sum, or give "
                 "the classes as whole numbers, such as y.argmax(1)"
+            )
+        if takes_class_labels(self.loss) and _is_column(outputs, targets):
+            raise ValueError(
+                f"class labels must have one dimension less than the outputs of shape {tuple(outputs.shape)}; got "
+                f"{tuple(targets.shape)}: leave the second one out, as y.squeeze(1) does (of arrays y[:, 0])"
             )
         double = torch.float64 in floating_dtypes(outputs)
         value = in_one_precision(self.total, double, outputs, targets, samples_in(batch))

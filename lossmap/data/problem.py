@@ -381,12 +381,15 @@ def _call(model: nn.Module, batch: Batch) -> Outputs:
     try:
         outputs = in_one_precision(lambda: model(*positional, **keywords), _is_double(model))
     except RuntimeError as error:
-        if type(error) is RuntimeError and any(t.dtype == torch.uint8 for t in positional if isinstance(t, Tensor)):
-            raise RuntimeError(
-                f"{error}; the inputs are whole numbers (torch.uint8): where they are images, give x.float() / 255, or "
-                "as the network was trained"
-            ) from error
-        raise
+        inputs = [t for t in (*positional, *keywords.values()) if isinstance(t, Tensor)]
+        kinds = {t.dtype for t in inputs if not t.is_floating_point() and not t.is_complex()}
+        if type(error) is not RuntimeError or " type" not in str(error).replace("dtype", " type") or not kinds:
+            raise
+        advice = "give x.float()"
+        if torch.uint8 in kinds:
+            advice = "where they are images, give x.float() / 255, or as the network was trained"
+        names = ", ".join(sorted(map(str, kinds)))
+        raise RuntimeError(f"{error}; the inputs are whole numbers ({names}): {advice}") from error
     except TypeError as error:
         if "forward() " not in str(error):
             raise

@@ -55,6 +55,7 @@ def _missing(numbers: Tensor, taken: Tensor) -> list[int]:
         if bool((own == own[0]).all()) and not bool(numbers.isnan().any()):
             return list(dict.fromkeys((int(numbers.argmin()), int(numbers.argmax()))))
         return []
+    numbers, own = numbers.long(), own.long()  # PyTorch does not compare booleans
     values, counts = torch.unique(numbers, return_counts=True)
     order = counts.argsort(stable=True)
     absent = values[order][~torch.isin(values[order], own)][: len(taken)]

@@ -549,3 +549,53 @@ def test_float64_for_a_model_in_float32_is_named_with_what_to_do():
     problem = Problem.custom(nn.Linear(2, 1), lambda model, batch: (model(batch[0]) - batch[1]).mean(), data)
     with pytest.raises(RuntimeError, match=r"the batches hold float64 .* give x.float\(\)"):
         problem.total(next(iter(problem.data)))
+
+
+def mean_loss(problem):
+    return sum(problem.total(batch) for batch in problem.data).item() / problem.samples
+
+
+@pytest.mark.parametrize("kind", [torch.int64, torch.bool, torch.uint8])
+def test_binary_targets_of_whole_numbers_are_floating_point_ones(kind):
+    torch.manual_seed(0)
+    model, x = nn.Linear(3, 2), torch.randn(20, 3)
+    y = torch.randn(20, 2) > 0
+    truth = F.binary_cross_entropy_with_logits(model(x), y.float()).item()
+    assert mean_loss(Problem.supervised(model, nn.BCEWithLogitsLoss(), (x, y.to(kind)))) == pytest.approx(truth)
+
+
+def test_a_column_of_booleans_beside_the_samples_is_no_hindrance():
+    torch.manual_seed(0)
+    model, x, seen = nn.Linear(3, 1), torch.randn(20, 3), torch.arange(20) % 5 > 0
+    problem = Problem.custom(model, lambda m, b: (m(b[0])[:, 0] * b[1]).square().mean(), (x, seen))
+    truth = (model(x)[:, 0] * seen).square().mean().item()
+    assert float(losses(problem, random_plane(model, axes=1))((0.0,))["train_loss"]) == pytest.approx(truth, rel=1e-5)
+
+
+def test_whole_numbers_are_targets_of_a_regression_where_there_is_one_output():
+    torch.manual_seed(0)
+    model, x, y = nn.Linear(3, 1), torch.randn(20, 3), torch.arange(20)
+    truth = (model(x)[:, 0] - y).square().mean().item()
+    assert mean_loss(Problem.supervised(model, "mse", (x, y))) == pytest.approx(truth)
+
+
+@pytest.mark.parametrize(
+    ("loss", "targets", "text"),
+    [
+        ("crossentropy", torch.zeros(6, 1, dtype=torch.int64), r"one dimension less .* y.squeeze\(1\)"),
+        (nn.PoissonNLLLoss(), torch.ones(6), "would be broadcast: reshape them"),
+        (lambda o, t: F.poisson_nll_loss(o, t), torch.ones(6), "broadcast to"),
+    ],
+)
+def test_targets_of_another_shape_are_named_with_what_to_do(loss, targets, text):
+    model = nn.Linear(2, 3 if loss == "crossentropy" else 1)
+    problem = Problem.supervised(model, loss, (torch.randn(6, 2), targets))
+    with pytest.raises(ValueError, match=text):
+        losses(problem, random_plane(model, axes=1))((0.0,))
+
+
+@pytest.mark.parametrize("kind", [torch.int64, torch.bool])
+def test_inputs_of_whole_numbers_are_named_with_what_to_do(kind):
+    problem = Problem.supervised(nn.Linear(2, 3), "crossentropy", (torch.ones(6, 2, dtype=kind), torch.arange(6) % 3))
+    with pytest.raises(RuntimeError, match=rf"whole numbers \({kind}\): give x.float\(\)"):
+        problem.total(next(iter(problem.data)))
