@@ -355,7 +355,7 @@ def to_xarray(value: Any) -> Any:
 def picture(value: Any) -> bytes | None:
     """The result's figure as PNG; None where there is nothing to draw yet."""
     surface = surface_of(value)
-    if isinstance(value, Surface) and not any(np.isfinite(v).any() for v in surface.fields.values()):
+    if isinstance(value, Surface) and value.fields and not any(np.isfinite(v).any() for v in value.fields.values()):
         return None
     module, function = FIGURE
     try:

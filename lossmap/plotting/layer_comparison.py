@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from lossmap.io.surface import Group
 from lossmap.plotting.asinh_axis import asinh_ticks
 from lossmap.plotting.panels import add_legend_and_notes
-from lossmap.plotting.spectra import COLOURS, unit_behind
+from lossmap.plotting.spectra import COLOURS, WIDE_LAYERS, grow_by_label, label_of_layers, names_of_rows, unit_behind
 from lossmap.plotting.style import DARK, new_figure, page_width, style_context
 
 MARKERS = "osD^v<"  # of the files, as are their colours
@@ -31,13 +31,13 @@ def draw_layers_compared(readings: Mapping[str, Group]) -> Figure:
     readings  two or more groups `layers`, by what stands in the legend
     """
     names = list(dict.fromkeys(str(name) for group in readings.values() for name in group["block"]))
-    height = 0.9 + len(names) * (0.16 + 0.1 * len(readings))
     offsets = np.linspace(-SPREAD / 2, SPREAD / 2, len(readings))
     ends = [float(v) for g in readings.values() for k in ("smallest", "largest") for v in g[k]]
     floor = max(float(np.max(group["floor"], initial=0.0)) for group in readings.values())
     linear = max(floor, float(np.max(np.abs(ends), initial=0.0)) * 1e-4, 1e-300)
     with style_context():
-        figure = new_figure(page_width(), height)
+        words, tall, panel = names_of_rows(names, page_width(), 0.16 + 0.1 * len(readings))
+        figure = new_figure(page_width(), 0.9 + len(names) * tall)
         left, right = figure.subplots(1, 2, sharey=True, width_ratios=(2.0, 1))
         for i, (label, group) in enumerate(readings.items()):
             look = {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)]}
@@ -45,11 +45,12 @@ def draw_layers_compared(readings: Mapping[str, Group]) -> Figure:
             _draw_reading(left, right, group, rows, label, look)
         left.axvline(0.0, color=DARK, linewidth=0.6, zorder=0.5)
         left.set_xscale("asinh", linear_width=linear)
-        asinh_ticks(left, linear, [min(ends), max(ends)], count=4)
-        left.set_yticks(range(len(names)), names)
+        asinh_ticks(left, linear, [min(ends), max(ends)], count=4 if panel > WIDE_LAYERS else 2)
+        left.set_yticks(range(len(names)), words)
         left.set_ylim(len(names) - 0.5, -0.5)
         what = f"smallest to largest eigenvalue of the block{unit_behind(list(readings.values()), 60)}"
-        left.set_xlabel(f"{what}\n(asinh scale, linear up to about {linear:.0e})")
+        left.set_xlabel(label_of_layers(what, linear, panel))
+        grow_by_label(figure, left)
         most = max(float(np.max(np.asarray(g["negative"]) / np.asarray(g["size"])[:, None])) for g in readings.values())
         top = min(100.0, max(5.0, 120.0 * most))
         right.set_xlim(-0.02 * top, 1.02 * top)

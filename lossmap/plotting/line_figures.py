@@ -227,9 +227,8 @@ def _letters_of_label(axes: Any) -> float:
 
 
 def _label_along(surface: Surface, letters: float) -> str:
-    """What a line's axis is; of one between two networks with both their names, in lines of so many letters."""
-    label = axis_labels(surface)[0]
-    return broken_name(label, letters) if "connection" in surface.groups else label
+    """What a line's axis is, in lines of so many letters: it may bear names of files."""
+    return broken_name(axis_labels(surface)[0], letters)
 
 
 def _left_out(surfaces: Sequence[Surface]) -> list[str]:

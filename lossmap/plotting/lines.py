@@ -165,13 +165,13 @@ def frame(axes: Axes, x: Array, label: str, marks: Sequence[float] = (0.0,)) -> 
     if x.size > 1:
         axes.set_xlim(float(x.min()), float(x.max()))
     axes.set_xlabel(label)
-    axes.xaxis.set_major_locator(MaxNLocator(2 if _inches_across(axes) < NARROW else 5, steps=[1, 2, 5, 10]))
+    axes.xaxis.set_major_locator(MaxNLocator(2 if inches_across(axes) < NARROW else 5, steps=[1, 2, 5, 10]))
     for mark in marks:
         if x.min() <= mark <= x.max():
             axes.axvline(mark, color="0.55", linewidth=0.6, linestyle=":", zorder=0.6)
 
 
-def _inches_across(axes: Axes) -> float:
+def inches_across(axes: Axes) -> float:
     """About how wide a panel is with its labels, before the layout."""
     place, figure = axes.get_subplotspec(), whole_figure(axes.figure)
     return float(figure.get_figwidth()) / (place.get_gridspec().ncols if place is not None else 1)

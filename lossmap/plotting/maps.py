@@ -27,6 +27,7 @@ from lossmap.plotting.contour_levels import FLAT_MARGIN, Scale
 from lossmap.plotting.contour_levels import labels as labels_of
 from lossmap.plotting.interpolation import AUTOMATIC, factor_of, refine, refine_ticks
 from lossmap.plotting.style import DARK, GREY, RED, type_size
+from lossmap.plotting.titles import broken_name
 
 Array = np.ndarray
 # How the cell of a point without a value looks, by the reason, and the mark in it with the sign of the legend.
@@ -310,6 +311,9 @@ def frame(axes: Axes, grid: Grid, labels: tuple[str, str], cells: bool = True) -
         _cross(axes, 0.0, 0.0)
 
 
+MODEL_LETTERS = 18  # of a line of a model's name on the map
+
+
 def _cross(axes: Axes, x: float, y: float) -> None:
     """The mark of a model: black, with a white border."""
     for colour, width, size in (("white", 2.0, 7.0), ("black", 0.8, 6.0)):
@@ -323,11 +327,15 @@ def models(axes: Axes, places: Sequence[tuple[float, float, str]]) -> None:
         if not (left <= x <= right and low <= y <= high):
             continue
         _cross(axes, x, y)
-        outer, halo = x > left + 0.7 * (right - left), [withStroke(linewidth=1.8, foreground="white")]
-        axes.annotate(
-            name, (x, y), (-5 if outer else 5, 4), textcoords="offset points", ha="right" if outer else "left",
-            fontsize="x-small", zorder=4.1, annotation_clip=True, path_effects=halo,
+        outer, upper = x > left + 0.7 * (right - left), y > low + 0.7 * (high - low)
+        text = axes.annotate(
+            broken_name(name, MODEL_LETTERS), (x, y), (-5 if outer else 5, -4 if upper else 4),
+            textcoords="offset points", ha="right" if outer else "left", va="top" if upper else "bottom",
+            fontsize="x-small", zorder=4.1, annotation_clip=True,
+            path_effects=[withStroke(linewidth=1.8, foreground="white")],
         )  # fmt: skip
+        text.set_in_layout(False)  # the map keeps its size, however long a name is
+        text.set_clip_box(axes.bbox)
 
 
 def checkpoint_sizes(path: Group) -> Array:

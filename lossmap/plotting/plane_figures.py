@@ -20,7 +20,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from lossmap.io.read import Group, Surface
 from lossmap.io.refined import is_refined
-from lossmap.plotting import maps
+from lossmap.plotting import lines, maps
 from lossmap.plotting.between_points import measured_of, refinement_notes
 from lossmap.plotting.contour_levels import FLAT_SPAN, Scale, labels, scale_of
 from lossmap.plotting.flatness import FLAT_NOTE, noise_in
@@ -55,7 +55,7 @@ from lossmap.plotting.quantities import (
 from lossmap.plotting.sign_hatches import mark_signs
 from lossmap.plotting.style import new_figure, page_width, type_size
 from lossmap.plotting.surface3d import CAMERA, ENOUGH, draw_surface3d, is_from_above, letters_beyond, place_labels
-from lossmap.plotting.titles import broken_name, set_titles
+from lossmap.plotting.titles import NAME_LETTER, broken_name, set_titles
 
 PATH_LOSS = "train_loss"  # what a path's losses are of
 LETTER = 0.52  # of the size of type, how wide a letter is
@@ -63,6 +63,10 @@ WIDE = 3.0  # inches, from which on a relief has its whole label at the axis
 SMALLEST_RELIEFS = {1: 1.1, 2: 1.5}  # inches across, of the only one, and of one of several, whose heights are labelled
 BESIDE = 0.85  # inches across, of the colour bar and its labels
 SHRINK = 0.55  # of the height of a relief, its colour bar
+SMALLEST_OF_EIGEN = 0.9  # inches across, of a panel beside others with a bar each
+ENDS_OF_LABEL, BESIDE_PANEL = 0.4, 0.9  # inches of a panel with its bar that its label below leaves free, and the map
+FEW_TICKS = 2.6  # inches across, of a map with its bar, below which more than three ticks would touch
+BEYOND_PANEL = 0.1  # inches, that the label at its left may reach beyond a map
 LABEL_LETTERS = 18  # of a title beside a small panel
 MAX_RATIO = 1.0  # |min_eig / max_eig| at which its colours end
 
@@ -253,7 +257,11 @@ def frame_panel(
 
     colours  the map's, where it is one of a loss: the checkpoints then show their own losses
     """
-    maps.frame(axes, surface.grid, options.axis_labels(surface), cells=kind == "map")
+    wide = size_of(axes)[0] + BESIDE_PANEL if options.ax is not None else lines.inches_across(axes)
+    tall = (wide - BESIDE_PANEL) / panel_ratio(surface) + BEYOND_PANEL
+    across, up = options.axis_labels(surface)
+    labels = broken_name(across, _letters(wide - ENDS_OF_LABEL)), broken_name(up, _letters(tall))
+    maps.frame(axes, surface.grid, labels, cells=kind == "map")
     maps.models(axes, models_on_plane(surface))
     if not left:
         axes.set_ylabel("")
@@ -261,12 +269,18 @@ def frame_panel(
         axes.tick_params(labelbottom=True)
     else:
         axes.set_xlabel("")
-    _set_round_ticks(axes, 5)
+    taken = 1.25 * type_size(8) * labels[1].count("\n") / 72  # by further lines of the label at the left
+    _set_round_ticks(axes, 5 if wide - taken >= FEW_TICKS else 3)
     path = options.training_path(surface)
     if path is not None and colours is not None and "loss" in path:
         maps.coloured_path(axes, path, colours)
     elif path is not None:
         maps.path(axes, np.asarray(path["x"]), np.asarray(path["y"]))
+
+
+def _letters(inches: float) -> float:
+    """How many letters of an axis' label fit."""
+    return 72 * inches / (NAME_LETTER * type_size(8))
 
 
 def _set_round_ticks(axes: Any, count: int) -> None:
@@ -409,6 +423,9 @@ def draw_eigenvalue_maps(surfaces: Sequence[Surface], titles: Sequence[str] | No
     width = options.width or page_width()
     notes = _notes_of_all(surfaces, titles)
     panel = (width - 0.65 - 0.06 * len(names)) / len(names)
+    if panel < SMALLEST_OF_EIGEN:
+        least = 0.65 + (SMALLEST_OF_EIGEN + 0.06) * len(names)
+        raise ValueError(f"--width must be at least {least:.3g} inches for the kind eigen; got {width:g}")
     height = len(surfaces) * (panel / panel_ratio(surfaces[0]) + 0.1) + 1.15
     figure = new_figure(width, height, compressed=True)
     shared = have_one_window(surfaces)
@@ -446,7 +463,7 @@ def draw_eigenvalue_maps(surfaces: Sequence[Surface], titles: Sequence[str] | No
         set_bar_ticks(bar, what, scale, kind)
         bar.ax.tick_params(labelsize=type_size(6))
         label = label_on_scale(_bar_label(surfaces[0], name), kind, scale, norm, "\n")
-        bar.set_label(label, fontsize=type_size(6))
+        bar.set_label(broken_name(label, 72 * panel / (NAME_LETTER * type_size(6))), fontsize=type_size(6))
     for axes, title in zip(grid[:, 0], titles or (), strict=False):
         axes.set_ylabel(f"{broken_name(title, LABEL_LETTERS)}\n{axes.get_ylabel()}")
     if options.crop is not None:

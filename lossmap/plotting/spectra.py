@@ -8,7 +8,7 @@ states. The smoothed density above it is for the eye.
 
 from __future__ import annotations
 
-from textwrap import wrap
+from textwrap import fill, wrap
 from typing import Any
 
 import numpy as np
@@ -35,13 +35,16 @@ from lossmap.plotting.style import (
     new_figure,
     page_width,
     style_context,
+    type_size,
 )
-from lossmap.plotting.titles import LEGEND_LETTERS, broken_name
+from lossmap.plotting.titles import LEGEND_LETTERS, NAME_LETTER, broken_name
 from lossmap.plotting.unfinished_spectra import MISSING
 
 PALE_RED = "#dd8a72"  # in grey lighter than the blue of the positive
 NAME_LETTERS = 18  # of a line of a spectrum's name at its row
 SHORT_NAME, MAX_NAMES = 16, 4  # letters and names, up to which a legend stands within its panel
+SHARE_OF_NAMES = 0.36  # of a figure's width, that names of layers take at most
+WIDE_LAYERS = 3.4  # inches across both panels of layers, above which there is room for more ticks
 STEM = 0.16  # height of a stem, of the panel's
 COLOURS = (BLUE, RED, GREEN, PURPLE, "#b8860b", "#3b3b3b")
 
@@ -264,7 +267,9 @@ def draw_layers(source: Source, label: str | None = None) -> Figure:
     group = readings[label]
     names = [str(n) for n in group["block"]]
     with style_context():
-        figure = new_figure(page_width(), 0.9 + 0.27 * len(names))
+        words = [f"{n} ({int(s):,})" for n, s in zip(names, group["size"], strict=True)]
+        words, tall, panel = names_of_rows(words, page_width(), 0.27)
+        figure = new_figure(page_width(), 0.9 + tall * len(names))
         left, right = figure.subplots(1, 2, sharey=True, width_ratios=(2.6, 1))
         floor = float(np.max(group["floor"], initial=0.0))
         reach = float(np.max(np.abs([group["largest"], group["smallest"]])))
@@ -273,14 +278,43 @@ def draw_layers(source: Source, label: str | None = None) -> Figure:
             _block(left, group, name, row, linear)
         left.axvline(0.0, color=DARK, linewidth=0.6)
         left.set_xscale("asinh", linear_width=linear)
-        asinh_ticks(left, linear, [float(np.min(group["smallest"])), float(np.max(group["largest"]))], count=4)
-        left.set_yticks(range(len(names)), [f"{n} ({int(s):,})" for n, s in zip(names, group["size"], strict=True)])
+        asinh_ticks(left, linear, [float(np.min(group["smallest"])), float(np.max(group["largest"]))],
+                    count=4 if panel > WIDE_LAYERS else 2)  # fmt: skip
+        left.set_yticks(range(len(names)), words)
         left.set_ylim(len(names) - 0.4, -0.6)
         unit = unit_behind([group], 60)
-        left.set_xlabel(f"eigenvalues of the block{unit}\n(asinh scale, linear up to about {linear:.0e})")
+        left.set_xlabel(label_of_layers(f"eigenvalues of the block{unit}", linear, panel))
+        grow_by_label(figure, left)
         left.set_title("Layer by layer" if label == "layers" else f"Layer by layer: {label}", loc="left")
         add_legend_and_notes(figure, _signs(right, group), [])
     return figure
+
+
+def names_of_rows(names: list[str], width: float, tall: float) -> tuple[list[str], float, float]:
+    """Names of rows, which take a share of a figure's width at most, in lines; the rows' height; what is left beside.
+
+    width  of the figure, and tall: of a row with a name of one line; inches
+    """
+    size = type_size(7)
+    room = max(SHARE_OF_NAMES * width, 1.0)
+    broken = [broken_name(name, 72 * room / (NAME_LETTER * size)) for name in names]
+    lines = [line for name in broken for line in name.split("\n")]
+    most = max((name.count("\n") for name in broken), default=0)
+    taken = NAME_LETTER * size * max(map(len, lines), default=0) / 72
+    return broken, max(tall, (1.25 * size * (most + 1) + 4) / 72), width - taken - 0.3
+
+
+def label_of_layers(words: str, linear: float, inches: float) -> str:
+    """The label of an axis of layers' eigenvalues with its scale, as wide as about two thirds of both panels."""
+    letters = int(72 * 0.72 * inches / (NAME_LETTER * type_size(8)))
+    text = f"{words}\n(asinh scale, linear up to about {linear:.0e})"
+    return "\n".join(fill(line, letters, break_long_words=False, break_on_hyphens=False) for line in text.split("\n"))
+
+
+def grow_by_label(figure: Figure, axes: Axes) -> None:
+    """Make a figure of layers taller by the lines that the label below it has beyond two."""
+    more = max(0, axes.get_xlabel().count("\n") - 1)
+    figure.set_figheight(figure.get_figheight() + 1.25 * type_size(8) * more / 72)
 
 
 def _block(axes: Axes, group: Group, name: str, row: int, linear: float) -> None:

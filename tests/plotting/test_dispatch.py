@@ -115,3 +115,11 @@ def test_several_contents_of_one_file_have_a_name_each(files):
     path = Group({"x": np.arange(3.0), "step": np.arange(3)})
     held = lossmap.read(files / "spectrum.h5", Surface).groups | {"trajectory": path}
     assert list(figures_of(Surface(Grid(np.zeros(1)), {}, groups=held))) == ["_train", "_layers_train", "_path"]
+
+
+def test_a_path_without_a_surface_shows_itself_in_a_notebook():
+    """It has a figure, and no field whose values could all be missing."""
+    path = Group({"x": np.array([1.0, 0.5, 0.0]), "y": np.array([0.2, 0.4, 0.0])})
+    png = Surface(Grid(np.zeros(1)), {}, groups={"trajectory": path})._repr_png_()
+    assert png is not None and png.startswith(b"\x89PNG")
+    assert Surface(Grid(np.zeros(1)), {"train_loss": np.full(1, np.nan)})._repr_png_() is None

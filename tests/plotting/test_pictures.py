@@ -10,6 +10,7 @@ import functools
 import io
 import sys
 import warnings
+from itertools import pairwise
 from pathlib import Path
 
 import matplotlib
@@ -353,7 +354,21 @@ AT_WIDTHS = {
     "sharpness": (lambda: holding(sharpness__a=sharpness(), sharpness__b=sharpness(2.0)), "sharpness", 5.0),
     "topology": (wells, "topology", 5.0),
     "path": (lambda: holding(trajectory=path()), "path", 5.0),
-}
+    "long_layers": (lambda: holding(layers__net=with_long_names(layers())), "layers", 5.0),
+    "long_compared": (
+        lambda: [holding(layers__net=with_long_names(layers())), holding(layers__net=with_long_names(wider_layers()))],
+        "layers", 5.0,
+    ),
+    "eigen": (surface, "eigen", 4.49),
+}  # fmt: skip
+
+
+def with_long_names(group):
+    """Layers as a transformer calls them, of which a row's name took most of the figure."""
+    names = {str(n): f"model.encoder.layers.11.self_attention.projection_of_queries.{n}" for n in group["block"]}
+    parts = {key: key.partition(":") for key in group.arrays}
+    arrays = {f"{a}:{names[b]}" if b in names else key: group[key] for key, (a, _, b) in parts.items()}
+    return Group(arrays | {"block": np.array([names[str(n)] for n in group["block"]], dtype=object)}, group.attributes)
 
 
 def at_width(name, width):
@@ -381,6 +396,40 @@ def test_no_label_is_cut_or_lies_over_another_at_the_least_width(name, style):
         assert frame.x0 <= box.x0 and box.x1 <= frame.x1 and frame.y0 <= box.y0 and box.y1 <= frame.y1, label
         over = [other for other, its in boxes.items() if other is not label and its.overlaps(box.padded(-1))]
         assert not over, (label, over)
+
+
+@pytest.mark.parametrize("name", ["long_layers", "long_compared"])
+@pytest.mark.parametrize("width", [5.0, 6.75])
+def test_names_of_layers_leave_room_for_the_panels_and_for_each_other(name, width):
+    left = at_width(name, width).axes[0]
+    boxes = [label.get_window_extent() for label in left.get_yticklabels()]
+    assert min(box.x0 for box in boxes) >= -1
+    assert not any(one.overlaps(other.padded(-0.5)) for one, other in pairwise(boxes))
+    assert left.get_position().width > 0.3
+
+
+@pytest.mark.parametrize("width", [3.3, 6.75])
+@pytest.mark.parametrize("kind", ["line", "filled", "map", "convexity"])
+def test_a_long_name_of_a_model_is_neither_cut_nor_takes_the_room_of_the_picture(kind, width):
+    """A plane through three models had no room left where the name of one was long: the layout gave up."""
+    name = "to:runs/a/one of two networks with a rather long name.pt"
+    ends = {f"directions/{axis}": Group({}, {"kind": name}) for axis in "xy"}
+    drawn = surface(groups=ends)
+    if kind == "line":
+        drawn = lossmap.Surface(lossmap.Grid(X[0]), {"train_loss": 2 + X[0]}, groups=ends)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        figure = lossmap.draw(drawn, kind, width=width)
+        figure.draw_without_rendering()
+        figure.draw_without_rendering()
+    axes = figure.axes[0]
+    frame = figure.bbox.padded(2)
+    for label in (axes.xaxis.label, axes.yaxis.label):
+        box = label.get_window_extent()
+        assert frame.x0 <= box.x0 and box.x1 <= frame.x1 and frame.y0 <= box.y0 and box.y1 <= frame.y1, label
+    assert axes.get_position().width * width > 0.4 * width - 0.35
+    ticks = [label.get_window_extent() for label in axes.get_xticklabels() if label.get_text()]
+    assert not any(one.overlaps(other) for one, other in pairwise(ticks))
 
 
 @pytest.mark.parametrize("name", AT_WIDTHS)
