@@ -58,7 +58,19 @@ def refuse_gradient(few: FewSamples, error: float) -> NoReturn:
         f"the gradient that PyTorch gives{through} is not that of the loss (it differs by {error:.1g} from the loss's "
         "own changes): a backward that is not its forward's derivative, as a straight-through estimator has, a stopped "
         "gradient (detach, .data, no_grad), or a value read from a parameter (.item(), NumPy); its derivative is no "
-        "Hessian, so write the loss in differentiable operations"
+        f"Hessian, so write the loss in differentiable operations{_frozen_advice(few)}"
+    )
+
+
+def _frozen_advice(few: FewSamples) -> str:
+    """What to do where frozen parameters are counted, as those of a teacher that is called without gradients."""
+    own = dict(few.problem.model.named_parameters())
+    frozen = [name for name in few.names if name in own and not own[name].requires_grad]
+    if not frozen:
+        return ""
+    return (
+        f"; or leave out the frozen parameters ({frozen[0]}{', ...' if len(frozen) > 1 else ''}), which the "
+        "loss may pass no gradient to: parameters='trainable' (--parameters trainable)"
     )
 
 

@@ -883,3 +883,22 @@ def test_a_check_takes_few_gradients(monkeypatch, distant, most):
     problem = Problem.supervised(model, "crossentropy", (torch.randn(12, 5), torch.arange(12) % 5))
     assert not check_product(problem, distant=distant).rejected
     assert 0 < len(count) <= most
+
+
+def test_a_frozen_teacher_that_is_called_without_gradients_is_refused_with_the_way_out():
+    class Distilled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.student, self.teacher = nn.Linear(3, 2), nn.Linear(3, 2).requires_grad_(False)
+
+        def forward(self, x):
+            with torch.no_grad():
+                aim = self.teacher(x)
+            return self.student(x) - aim
+
+    torch.manual_seed(0)
+    model, x = Distilled(), torch.randn(12, 3)
+    problem = Problem.supervised(model, "mse", (x, torch.zeros(12, 2)))
+    with pytest.raises(ValueError, match=r"leave out the frozen parameters \(teacher\.weight.*--parameters trainable"):
+        check_product(problem, "all")
+    assert not check_product(problem, "trainable", backends=("double-backward",)).rejected
