@@ -528,6 +528,27 @@ def test_the_line_between_two_networks_has_both_names_at_its_axis(browser, tmp_p
         assert "<b>sgd at t 0; adam, with a rather long name of its file at t 1" in tab.inner_text(".legend")
 
 
+def test_a_picture_to_take_away_says_which_line_is_which(browser, tmp_path):
+    """It has no page around it; its curves were without names."""
+    x = np.linspace(0, 1, 11)
+    with shown(browser, page(Surface(Grid(x), {"train_loss": 2 + x, "test_loss": 3 + x}), tmp_path / "l.html")) as tab:
+        with tab.expect_download() as download:
+            tab.click("#svg")
+        elements = list(ElementTree.parse(download.value.path()).iter())
+        words = {e.text: float(e.get("y")) for e in elements if e.tag.endswith("text")}
+        keys = [e.get("stroke") for e in elements if e.get("stroke-width") == "3"]
+        assert keys == ["#1f5a99", "#b5442c"]
+        names = "mean loss over the training samples, chosen", "mean loss over the test samples, dashed"
+        assert words[names[0]] < words[names[1]]
+        height = float(next(e.get("height") for e in elements if e.tag.endswith("svg")))
+        assert max(words.values()) < height
+        with tab.expect_download() as download:
+            tab.click("#png")
+        picture = np.asarray(Image.open(download.value.path()).convert("RGB")).astype(int)
+        below = picture[-100:]
+        assert (np.abs(below - [0xB5, 0x44, 0x2C]).max(axis=2) < 30).sum() > 50
+
+
 def test_the_models_of_a_plane_are_marked_as_in_print(browser, tmp_path):
     """Those at 1 of its axes too, and none that lies outside; a long label is broken, and not cut by the picture."""
     grid, long = Grid(np.linspace(-0.5, 1.5, 9), np.linspace(-0.5, 1.5, 9)), "of-an-epoch_" * 5 + ".pt"
@@ -540,7 +561,8 @@ def test_the_models_of_a_plane_are_marked_as_in_print(browser, tmp_path):
         texts, crosses = texts_of_svg(tab)
         assert crosses == 3
         assert f"y, 0: model, 1: {long}".replace(" ", "") in "".join(texts).replace(" ", "")
-        assert max(map(len, texts[1:])) < 50
+        legend = next(i for i, text in enumerate(texts) if text.startswith("+ model"))
+        assert max(map(len, texts[1:legend])) < 50
     apart = Grid(np.linspace(0.2, 0.8, 5), np.linspace(0.2, 0.8, 5))
     with shown(browser, page(Surface(apart, {"train_loss": np.ones((5, 5))}), tmp_path / "s.html")) as tab:
         assert "model" not in tab.inner_text(".legend")

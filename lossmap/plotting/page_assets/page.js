@@ -383,15 +383,25 @@ function handOut(blob, ending) {
   const link = made('a', { href: URL.createObjectURL(blob), download: `${page.stem}.${ending}` });
   document.body.append(link); link.click(); link.remove(); setTimeout(() => URL.revokeObjectURL(link.href), 60000);
 }
-// All views below each other, each with its title, into a context that is made for their size.
+// The legend and the notes below a view, in lines that fit: a picture that is taken away has no page around it.
+const KEYS = { contour: ['#888', 1], zero: ['#000', 3], path: ['#000', 2] };
+function legendLines(file, width) {
+  const entries = Array.from(file.legend.children).map((item) => {
+    const name = item.firstChild.className, colour = /colour-(\d)/.exec(name), key = KEYS[name.split(' ').pop()];
+    return [item.textContent.trim(), colour ? [LINE_COLOURS[Number(colour[1])], 3] : key];
+  });
+  const notes = file.notes_text.split('\n').filter((text) => text).map((text) => [text]);
+  return [...entries, ...notes].flatMap(([text, key]) => labelLines(text, width - 50).map((line, k) => ({ line, key: k ? null : key })));
+}
+// All views below each other, each with its title and legend, into a context that is made for their size.
 function drawExport(make, ratio) {
-  const view = viewNow(), ends = endsOfLines(view), heads = 26;
-  const width = Math.max(...page.files.map((f) => f.size[0] * (f.relief ? 2 : 1))), height = page.files.reduce((sum, f) => sum + f.size[1] + heads, 0) + 22;
+  const view = viewNow(), ends = endsOfLines(view), heads = 26, legends = page.files.map((f) => legendLines(f, f.size[0] * (f.relief ? 2 : 1)));
+  const width = Math.max(...page.files.map((f) => f.size[0] * (f.relief ? 2 : 1))), height = page.files.reduce((sum, f, k) => sum + f.size[1] + heads + LINE * legends[k].length, 0) + 26;
   const context = make(width, height);
   context.font = FONT; context.fillStyle = INK; context.textAlign = 'left'; context.textBaseline = 'top';
   context.fillText($('shown').textContent, 8, 6);
   let top = 22;
-  page.files.forEach((file) => {
+  page.files.forEach((file, k) => {
     const [w, h] = file.size;
     context.fillStyle = INK; context.textAlign = 'left'; context.textBaseline = 'top'; context.fillText(file.title, 8, top + 6);
     context.save(); context.translate(0, top + heads);
@@ -399,6 +409,11 @@ function drawExport(make, ratio) {
     context.restore();
     if (file.relief && file.relieved) { context.drawImage(file.relieved.canvas, w, top + heads, file.relieved.width, file.relieved.height); }
     top += h + heads;
+    legends[k].forEach(({ line, key }) => {
+      if (key) { [context.strokeStyle, context.lineWidth] = key; context.beginPath(); context.moveTo(8, top + 7); context.lineTo(30, top + 7); context.stroke(); }
+      context.fillStyle = INK; context.font = FONT; context.textAlign = 'left'; context.textBaseline = 'top'; context.fillText(line, 38, top);
+      top += LINE;
+    });
   });
   return context;
 }
