@@ -6,8 +6,8 @@
     digits32         the same, enlarged bilinearly to 3x32x32, for the nets of the papers
     cifar10 cifar100 from the binary or the Python files in --data-path
     cifar10c:fog:3   CIFAR-10-C at a severity, mapped from the files; it corrupts test images alone
-    npz:FILE         arrays x, y, and x_test, y_test where there are any, as given; but images of whole numbers from 0
-                     to 255 are divided by 255, as training on them does
+    npz:FILE         arrays x, y, and x_test, y_test where there are any (or by other names in use, which is said), as
+                     given; but images of whole numbers from 0 to 255 are divided by 255, as training on them does
     hf:PATH          a data set or a text in local files of Hugging Face, see `huggingface_data`
     file.py:factory  called with split="train" or "test"; returns (x, y), a Dataset or a DataLoader
 
@@ -40,6 +40,7 @@ from torch.utils import _pytree as pytree
 from lossmap import memory
 from lossmap.data import cifar, huggingface_data
 from lossmap.data import download as fetching
+from lossmap.data.batch_parts import TARGET_NAMES
 from lossmap.data.batch_structure import strided_parts
 from lossmap.data.batches import (
     Batch,
@@ -62,6 +63,8 @@ from lossmap.special_files import not_a_file
 log = logging.getLogger(__name__)
 
 _ARRAYS = {"train": ("x", "y"), "test": ("x_test", "y_test")}  # the names in npz files, the packaged one and users'
+_INPUTS = ("x", "inputs", "input", "images", "data", "features")  # others that users have, beside TARGET_NAMES
+_USUAL = re.compile(r"_?(?:train|test|validation|valid|val)_?")  # what such names say of the split
 
 NAMES = (
     "digits", "digits32", "cifar10", "cifar100", "cifar10c:NAME:LEVEL", "npz:FILE", "hf:PATH", "path/file.py:factory",
@@ -369,17 +372,36 @@ def _npz(path: Path, split: str, normalize: str | None, raw: bool) -> Source | F
             file = np.load(opened, allow_pickle=False)
             if not hasattr(file, "files"):
                 raise ValueError("it holds one array, without a name")
-            arrays = {key: file[key] for key in _ARRAYS[split] if key in file.files}
             names = list(file.files)
+            x, y = _names_of_arrays(names, split)
+            arrays = {key: file[key] for key in (x, y) if key in names}
     except Exception as error:  # zipfile, zlib, struct and NumPy each have errors of their own for a damaged file
         raise ValueError(f"{path} is not an npz file of arrays x and y: {error}") from None
-    x, y = _ARRAYS[split]
+    if (x, y) != _ARRAYS[split]:
+        log.warning("%s: inputs are the array %s, targets the array %s", path, x, y)
     if x not in arrays or y not in arrays:
         raise ValueError(f"{path} must hold {x} and {y} for the split {split}; it holds {', '.join(names)}")
     inputs = arrays[x]
     if _are_images_of_255(inputs):
         inputs = _of_unit_range(inputs, str(path), normalize, raw)
     return source_of((inputs, arrays[y]), str(path))
+
+
+def _names_of_arrays(names: Sequence[str], split: str) -> tuple[str, str]:
+    """The names of the inputs and targets of a split: x and y, or others in use (`X_train`, `labels`) where evident."""
+    usual = _ARRAYS[split]
+    if set(usual) <= set(names):
+        return usual
+    of_split = {name: _USUAL.sub("", name.lower()) for name in names if _split_in(name) == split}
+    inputs = [name for name, rest in of_split.items() if rest in _INPUTS]
+    targets = [name for name, rest in of_split.items() if rest in TARGET_NAMES]
+    return (inputs[0], targets[0]) if len(inputs) == len(targets) == 1 else usual
+
+
+def _split_in(name: str) -> str:
+    """The split that an array's name says that it is of; train where it says none."""
+    words = _USUAL.findall(name.lower())
+    return "train" if not words or "train" in words[0] else words[0].strip("_")
 
 
 def _are_images_of_255(x: NDArray[Any]) -> bool:

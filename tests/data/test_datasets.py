@@ -361,3 +361,21 @@ def test_a_problem_of_ones_own_is_limited_to_the_same_random_subset():
     assert limited(whole, None, pieces=2, piece=1).tensors[1].tolist() == list(range(25, 50))
     with pytest.raises(ValueError, match="in batches that are not cut; take fewer batches"):
         limited(whole.uncut(), 12)
+
+
+@pytest.mark.parametrize(
+    "names", [("x_train", "y_train"), ("X", "y"), ("train_images", "train_labels"), ("data", "target"), ("x", "labels")]
+)
+def test_arrays_of_other_names_in_use_are_read_and_said(tmp_path, caplog, names):
+    x, y = np.random.default_rng(0).standard_normal((9, 4)).astype("float32"), np.arange(9) % 3
+    np.savez(tmp_path / "d.npz", **dict(zip(names, (x, y), strict=True)), x_val=x[:2], y_val=y[:2], weights=x)
+    loaded = load(f"npz:{tmp_path / 'd.npz'}")
+    assert torch.equal(loaded.tensors[0], torch.tensor(x)) and loaded.tensors[1].tolist() == y.tolist()
+    assert f"inputs are the array {names[0]}, targets the array {names[1]}" in caplog.text
+
+
+def test_arrays_of_which_several_may_be_meant_are_refused(tmp_path):
+    x = np.ones((9, 4), dtype=np.float32)
+    np.savez(tmp_path / "d.npz", images=x, features=x, labels=np.arange(9))
+    with pytest.raises(ValueError, match="must hold x and y for the split train; it holds images, features, labels"):
+        load(f"npz:{tmp_path / 'd.npz'}")
