@@ -25,7 +25,7 @@ from lossmap.campaign.member import Member
 from lossmap.campaign.summary import AUDIT, cost_of, numbers_of
 from lossmap.io.code_identity import sources_of
 from lossmap.io.disk import explained
-from lossmap.io.read import NotASurface, is_being_written, journal_of, read
+from lossmap.io.read import Damaged, NotASurface, is_being_written, journal_of, read
 from lossmap.io.surface import Surface
 from lossmap.report.text import raised_error
 from lossmap.special_files import is_special, plain_text
@@ -249,7 +249,12 @@ def _state_of(surface: Surface, failure: str, is_done: bool) -> MemberState:
     if outcome != UNFINISHED and not is_done:
         outcome = UNFINISHED
     changed = next(filter(None, (surface.change_of(name) for name in surface.status)), "")
-    numbers = {} if changed or failure else numbers_of(surface)  # of another survey, or of several functions
+    numbers: dict[str, float] = {}
+    if not changed and not failure:  # else they are of another survey, or of several functions
+        try:
+            numbers = numbers_of(surface)
+        except Damaged as error:  # of this member alone
+            failure = str(error)
     reason = changed or next((f.reason for f in surface.failures), "")
     if failure:
         outcome, reason = FAILED, failure

@@ -16,6 +16,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from lossmap.io.group_layout import check_group
 from lossmap.io.surface import Group, Surface
 
 AUDIT = "audit"  # the measure that solves points again: counted by its misses alone
@@ -24,7 +25,10 @@ BESIDE = ("products",)  # fields that say what a point took
 
 
 def numbers_of(surface: Surface) -> dict[str, float]:
-    """The numbers of a result by name, in units of its fields; those that are not known are left out."""
+    """The numbers of a result by name, in units of its fields; those that are not known are left out.
+
+    Raises Damaged where a group does not hold what it must.
+    """
     numbers: dict[str, float] = {}
     for measure, names in surface.measures.items():
         if measure == AUDIT:
@@ -33,7 +37,8 @@ def numbers_of(surface: Surface) -> dict[str, float]:
             numbers |= _numbers_of_field(surface, name)
     for name, group in surface.groups.items():
         kind, _, label = name.partition("/")
-        if kind == "spectrum" and "top" in group:
+        check_group(name, group, kind, surface.source)
+        if kind == "spectrum" and "strength" not in group:  # an L2 path is of no single matrix
             numbers |= _prefixed(_numbers_of_spectrum(group), label, _count(surface, kind))
         elif kind == "sharpness":
             numbers |= _prefixed(_numbers_of_sharpness(group), label, _count(surface, kind))
@@ -71,9 +76,10 @@ def _center(surface: Surface) -> tuple[int, ...]:
 def _numbers_of_spectrum(group: Group) -> dict[str, float]:
     numbers: dict[str, float] = {}
     for name, array in (("largest", "top"), ("smallest", "bottom")):
-        if group.arrays[array].size:
-            numbers[name] = float(group.arrays[array][0])
-            numbers[f"{name}_error"] = float(group.arrays[f"{array}_error"][0])
+        if array in group and len(group[array]):  # either end, both or none may have been asked for
+            numbers[name] = float(group[array][0])
+            if f"{array}_error" in group:
+                numbers[f"{name}_error"] = float(group.arrays[f"{array}_error"][0])
     for name in ("trace", "trace_error", "loss", "loss_error", "gradient_norm", "gradient_norm_error", "products"):
         if name in group.attributes:
             numbers[name] = float(group.attributes[name])
@@ -110,9 +116,8 @@ def _numbers_of_connection(group: Group) -> dict[str, float]:
 
 def _count(surface: Surface, kind: str) -> int:
     """The number of spectra, or of checkpoints whose sharpness was measured, in a file."""
-    required = {"spectrum": "top"}.get(kind)
     groups = [group for name, group in surface.groups.items() if name.startswith(f"{kind}/")]
-    return sum(required is None or required in group for group in groups)
+    return sum("strength" not in group for group in groups)
 
 
 def _prefixed(numbers: Mapping[str, float], label: str, count: int) -> dict[str, float]:
