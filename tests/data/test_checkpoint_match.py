@@ -365,8 +365,8 @@ def test_files_as_libraries_write_them_give_the_trained_weights(form, trained, h
     path, model = save(trained, tmp_path, home), net()
     if refusal:
         with pytest.raises(ValueError, match=refusal):
-            load_checkpoint(path, home=home.__name__)
-    checkpoint = load_checkpoint(path, unsafe=bool(refusal), home=home.__name__)
+            load_checkpoint(path, homes=(home.__name__,))
+    checkpoint = load_checkpoint(path, unsafe=bool(refusal), homes=(home.__name__,))
     load_into(model, checkpoint)
     for name, tensor in model.state_dict().items():
         if "batches" not in name:
