@@ -403,12 +403,13 @@ def _svg(content: str, low: float, high: float, words: str) -> str:
 
 
 def _eigenvalues(surface: Surface) -> tuple[np.ndarray, np.ndarray] | None:
-    """The eigenvalues at both ends of the first spectrum in a result, and their errors; None where there is none."""
+    """The eigenvalues at the ends that the first spectrum in a result has, with their errors; None without one."""
     for name, group in surface.groups.items():
-        if name.startswith("spectrum/") and "top" in group:
-            ends = [np.asarray(group.arrays[end])[:MAX_POINTS_SHOWN] for end in ("top", "bottom")]
-            errors = [np.asarray(group.arrays[f"{end}_error"])[:MAX_POINTS_SHOWN] for end in ("top", "bottom")]
-            return np.concatenate(ends), np.concatenate(errors)
+        ends = [end for end in ("top", "bottom") if end in group and f"{end}_error" in group]
+        if name.startswith("spectrum/") and ends:
+            values = [np.asarray(group[end])[:MAX_POINTS_SHOWN] for end in ends]
+            errors = [np.asarray(group[f"{end}_error"])[:MAX_POINTS_SHOWN] for end in ends]
+            return np.concatenate(values), np.concatenate(errors)
     return None
 
 
@@ -422,7 +423,7 @@ def _spectra(measure: str, members: Sequence[_Member], named: set[str]) -> str:
         for member, pair, caption in zip(members, pairs, _captions(members), strict=True)
     )
     return (
-        f"<h3>{_text(measure)}: eigenvalues at both ends</h3>"
+        f"<h3>{_text(measure)}: eigenvalues at the ends</h3>"
         f'<div class="scale">with their errors; one axis for all, from {low:.4g} to {high:.4g}</div>'
         f'<div class="multiples">{figures}</div>'
     )

@@ -13,7 +13,7 @@ from PIL import Image
 
 from lossmap.geometry.grid import Grid
 from lossmap.io.read import write_surface
-from lossmap.io.surface import Surface
+from lossmap.io.surface import Group, Surface
 from lossmap.plotting.campaign_page import campaign_page
 
 CHROMIUM = shutil.which("chromium")
@@ -102,3 +102,16 @@ def test_it_is_silent_accessible_and_sorted_by_keys(page):
         found = looked.evaluate("axe.run().then((r) => r.violations.map((v) => [v.id, v.impact]))")
         assert found == []
         chromium.close()
+
+
+def test_spectra_of_one_end_are_drawn_too(tmp_path):
+    """Those of `--bottom 0` ended in a KeyError."""
+    point = Grid(np.zeros(1))
+    pairs = {"top": ("top", [3.0, 1.0]), "low": ("bottom", [-2.0])}
+    rows = [
+        member(tmp_path, name, Surface(point, {}, groups={"spectrum/a": Group(arrays)}), "spectrum")
+        for name, (end, values) in pairs.items()
+        for arrays in [{end: np.array(values), f"{end}_error": np.full(len(values), 0.1)}]
+    ]
+    text = campaign_page(rows, "sweep.toml", tmp_path / "report.html").read_text()
+    assert 'aria-label="eigenvalues 3, 1"' in text and 'aria-label="eigenvalues -2"' in text
