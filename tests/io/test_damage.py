@@ -313,7 +313,7 @@ def test_a_figure_of_what_does_not_fit_together_is_one_sentence(tmp_path, capsys
         del file["trajectory/x"]
     assert draw([str(path), "--kind", "path", "--output", str(tmp_path / "p.png")]) == 2
     said = capsys.readouterr().err
-    assert "cannot be drawn: what it holds does not fit together" in said and "KeyError" not in said
+    assert "is damaged: trajectory has no array 'x'" in said and "KeyError" not in said
 
 
 def test_a_list_of_texts_without_end_is_refused(tmp_path):
