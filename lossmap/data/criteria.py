@@ -311,7 +311,9 @@ def _is_column(outputs: Outputs, targets: Any) -> bool:
     """Whether class labels have the outputs' dimensions, and one entry in the place of the classes."""
     if not (isinstance(outputs, Tensor) and isinstance(targets, Tensor)) or targets.is_floating_point():
         return False
-    return outputs.dim() == targets.dim() > 1 == targets.shape[1] < outputs.shape[1]
+    if outputs.dim() != targets.dim() or outputs.dim() < 2:
+        return False
+    return targets.shape[1] == 1 and outputs.shape[1] > 1
 
 
 @dataclass(frozen=True)

@@ -88,26 +88,17 @@ TOGETHER: Mapping[str, tuple[tuple[str, ...], ...]] = {  # where one of these is
 PLACES = {"evolution": "evolution/results", "path": "trajectory"}  # of a kind, where the group is not called so
 # attributes that figures and reports calculate with
 NUMBERS = re.compile(
-    r"size|samples|parameters|loss|trace|gradient_norm|seconds|report_version|products|theta|chance_cosine|condition|noise_floor|density_probes|density_steps|critical|largest|outside|"
-    r"whole_\w+|length|(\w+_)?(limit|error|confidence|low|high|length|barrier|at|midpoint|middle|bump|products|scale|tolerance|"
-    r"rounding|others|samples|turns|steps|bump_from|bump_to|passes)"
+    r"size|samples|parameters|loss|trace|gradient_norm|seconds|report_version|products|theta|chance_cosine|condition|"
+    r"noise_floor|density_probes|density_steps|critical|largest|outside|whole_\w+|length|"
+    r"(\w+_)?(limit|error|confidence|low|high|length|barrier|at|midpoint|middle|bump|products|scale|tolerance|rounding|"
+    r"others|samples|turns|steps|bump_from|bump_to|passes)"
 )
 ATTRIBUTES: Mapping[str, tuple[str, ...]] = {  # without which there is no report
     "spectrum": ("size", "products"), "layers": ("products",), "connection": ("length", "bn"),
 }  # fmt: skip
-FINITE = (
-    "node",
-    "weight",
-    "floor",
-    "size",
-    "step",
-    "t",
-    "x",
-    "y",
-    "cumulative",
-    "cumulative_low",
-    "cumulative_high",
-)  # arrays in which every number is known
+FINITE = (  # arrays in which every number is known
+    "node", "weight", "floor", "size", "step", "t", "x", "y", "cumulative", "cumulative_low", "cumulative_high"
+)  # fmt: skip
 TEXT_ATTRIBUTES = ("parameters",)  # of sharpness, in words
 SIDES = ("unaligned", "curve")  # ways beside the line between two networks
 REPORT = {"label": str, "findings": list, "parameters": int, "samples": int, "skipped": dict, "numbers": dict}

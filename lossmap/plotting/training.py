@@ -52,8 +52,8 @@ def draw_training(surfaces: Sequence[Surface], titles: Sequence[str] | None, opt
         else:  # thresholds of different optimizers are no numbers of one axis
             _draw_field(panels[0, 0], surface, "stability_ratio", title, own or RED, style)
         _draw_field(panels[0, 1], surface, "max_eig", title, own or RED, style)
-        low = lines.dashes(1) if alone else style
-        _draw_field(panels[0, 1], surface, "min_eig", title, own or BLUE, low, thin=not alone)
+        beside = lines.dashes(1) if alone else style
+        _draw_field(panels[0, 1], surface, "min_eig", title, own or BLUE, beside, thin=not alone)
         _draw_field(panels[1, 0], surface, "trace", title, own or PURPLE, style)
         _draw_field(panels[1, 1], surface, "loss", title, own or BLUE, style)
     _label(panels, surfaces, alone)
