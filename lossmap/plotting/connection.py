@@ -58,7 +58,7 @@ def draw_connection(surface: Surface, width: float | None = None, log: bool | No
         every = [values for split in splits for values in _losses(stored, split)]
         log = FigureOptions(log=log).suits_log(every)  # one scale for all splits: side by side they are compared
         titles = [_wrapped(_title_of(stored, split), letters) for split in splits]
-        ends = "\n".join(broken_name(line, letters) for line in _ends_of(stored))
+        ends = broken_name("\n".join(_ends_of(stored)), letters)
         for axes, split, title in zip(panels, splits, titles, strict=True):
             missing += _draw_split(axes, surface, stored, split, log)
             axes.set_title(title)

@@ -43,7 +43,9 @@ def numbered(names: Sequence[str]) -> list[str]:
 
 
 def broken_name(name: str, letters: float) -> str:
-    """A name in lines of at most so many letters, broken behind signs such as _ and /; formulas stay whole."""
+    """A name in lines of at most so many letters, broken behind signs such as _ and /; its lines and formulas stay."""
+    if "\n" in name:
+        return "\n".join(broken_name(line, letters) for line in name.split("\n"))
     if len(name) <= letters:
         return name
     if name.count("$") > 1:  # perhaps a formula: broken at blanks outside of any

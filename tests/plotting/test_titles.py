@@ -47,6 +47,7 @@ def test_names_are_broken_behind_signs_and_lose_nothing():
     for letters in (5, 17, 30, 200):
         lines = broken_name(LONG, letters).split("\n")
         assert "".join(lines) == LONG and max(map(len, lines)) <= max(letters, 5)
+    assert broken_name("nats per unit\nlog scale", 14) == "nats per unit\nlog scale"
     assert broken_name("b" * 25, 10) == "b" * 10 + "\n" + "b" * 10 + "\n" + "b" * 5
     assert broken_name(r"$\alpha_{" + "x" * 40 + "}$", 10).count("\n") == 0
     assert broken_name(r"the loss $L = \frac{a b}{c}$ of a net", 20).split("\n") == [
