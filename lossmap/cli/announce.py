@@ -2,12 +2,16 @@
 
 The price stands on stderr, where the progress is. It never ends a command: where a product fails, the work itself says
 so with the point or task that it belongs to.
+
+What all ranks do alike, such as making the problem, is reported by one of them (`reported_by_rank_0`).
 """
 
 from __future__ import annotations
 
+import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from lossmap.parallel.world import World
 from lossmap.report.price import Price
@@ -30,3 +34,21 @@ def announce(world: World, title: str, price: Callable[[], Price]) -> Price | No
     if measured.count:  # else all is known before
         print(f"{title}: {measured}", file=sys.stderr, flush=True)
     return measured
+
+
+@contextmanager
+def reported_by_rank_0(world: World) -> Iterator[None]:
+    """What lossmap logs while all ranks do the same, such as read the same samples, is logged by rank 0 alone.
+
+    Errors are logged by every rank: one alone may meet them.
+    """
+    if world.rank == 0:
+        yield
+        return
+    logger = logging.getLogger("lossmap")
+    level = logger.level
+    logger.setLevel(max(level, logging.ERROR))
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

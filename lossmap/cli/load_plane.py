@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lossmap.cli.announce import reported_by_rank_0
 from lossmap.cli.grid_window import tick_texts
 from lossmap.cli.load_model import read_checkpoint, run_files, selection_of
 from lossmap.cli.setting_groups import ModelSettings, PlaneSettings
@@ -68,7 +69,8 @@ def plane_and_ranks(settings: Settings, world: World, model: nn.Module, curved: 
             return None
         return plane_of(model, settings.model, settings.plane, curved)
 
-    plane = world.together(make)
+    with reported_by_rank_0(world):
+        plane = world.together(make)
     if not is_random and world.size > 1:
         device = next(model.parameters()).device
         if plane is not None:  # on rank 0

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from lossmap import zoo
+from lossmap.cli.announce import reported_by_rank_0
 from lossmap.cli.device import Machine
 from lossmap.cli.load_model import factory_of, load_checkpoint, model_of, read_checkpoint, run_files
 from lossmap.cli.setting_groups import DataSettings, ModelSettings, RunSettings
@@ -89,13 +90,14 @@ def problem_and_files(
     model  instead of the settings' own
     """
     names, model = tuple(splits) or splits_of(settings.data), model or settings.model
-    files = world.once_per_node(lambda: files_of(model, settings.data, names, world.node_size, machine.dtype))
     chosen: list[str] = []
-    problems = world.together(
-        lambda: problems_of(
-            model, settings.data, machine, splits=names, files=files, ranks_sharing=world.node_size, notes=chosen
+    with reported_by_rank_0(world):
+        files = world.once_per_node(lambda: files_of(model, settings.data, names, world.node_size, machine.dtype))
+        problems = world.together(
+            lambda: problems_of(
+                model, settings.data, machine, splits=names, files=files, ranks_sharing=world.node_size, notes=chosen
+            )
         )
-    )
     if world.size > 1 and not files.data:  # each rank has made its own
         digests = world.together(lambda: " ".join(datasets.digest(problem.data) for problem in problems.values()))
         advice = "draw them from a generator with a seed of its own, and read the same files on all nodes"
@@ -130,8 +132,9 @@ def model_and_files(settings: Settings, world: World, machine: Machine) -> nn.Mo
     """The model alone, where no data are needed; read once per node, every rank calls it, and all raise as one."""
     model, chosen = settings.model, list[str]()
     path = model.model_file
-    state = world.once_per_node(lambda: read_checkpoint(model, path) if path else None)
-    network = world.together(lambda: to_precision(model_of(model, state, 0, chosen), machine.dtype, machine.device))
+    with reported_by_rank_0(world):
+        state = world.once_per_node(lambda: read_checkpoint(model, path) if path else None)
+        network = world.together(lambda: to_precision(model_of(model, state, 0, chosen), machine.dtype, machine.device))
     if world.rank == 0:
         for note in chosen:
             print(f"note: {note}", flush=True)
@@ -201,9 +204,9 @@ def problems_of(
         network = model_of(model, files.state, seed, notes)
         with kept_folder():
             loss = resolve_callable(data.loss) if ":" in data.loss else data.loss
-        problems = {}
+        problems, prepare = {}, entries_of(network)  # one for all splits: it reports an entry once
         for name in names:
-            batches = files.data.get(name) or samples_of(model, data, name, ranks_sharing, machine.dtype, network)
+            batches = files.data.get(name) or samples_of(model, data, name, ranks_sharing, machine.dtype, prepare)
             if data.loss == "crossentropy" and is_huggingface(network):
                 problems[name] = huggingface(network, batches)
             else:
@@ -231,10 +234,12 @@ def samples_of(
     split: str,
     ranks_sharing: int = 1,
     dtype: torch.dtype | None = None,
-    network: nn.Module | None = None,
+    prepare: Callable[[Any], Any] | None = None,
 ) -> Batches:
-    """The samples of one split, as settings say; of a user's batches what the network takes, where it is given."""
-    prepare = None if network is None else entries_of(network)
+    """The samples of one split, as settings say.
+
+    prepare  a function of every batch of a user's data, such as one that leaves out what the model does not take
+    """
     pickled = getattr(data, f"{split}loader")
     if pickled and pickled.endswith(".npz"):
         raise UsageError(f"--{split}loader takes a pickled loader; {pickled} holds arrays: --dataset npz:{pickled}")

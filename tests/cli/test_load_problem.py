@@ -1,9 +1,14 @@
-"""The devices of a run, as the log names them."""
+"""The devices of a run, as the log names them; and what is said while a problem is made."""
+
+import logging
 
 import pytest
 import torch
 
-from lossmap.cli.device import Machine
+from lossmap.cli.device import Machine, prepare_machine
+from lossmap.cli.load_problem import problem_and_files
+from lossmap.cli.surface import COMMAND
+from lossmap.parallel.world import World
 
 H100 = "NVIDIA H100 80GB HBM3"
 
@@ -30,3 +35,21 @@ def test_devices_are_named_as_people_know_them(every, names, sentence):
     machine = Machine(torch.device("cpu"), torch.float32, None, 2, tuple(every))
     assert machine.describe() == names
     assert machine.sentence() == sentence
+
+
+@pytest.mark.parametrize(("rank", "times"), [(0, 1), (1, 0)])
+def test_what_is_left_out_of_the_batches_is_said_once_by_all_ranks_and_for_all_splits(rank, times, tmp_path, caplog):
+    (tmp_path / "own.py").write_text(
+        "import torch\n"
+        "def model(): return torch.nn.Linear(4, 3)\n"
+        "def data(split):\n"
+        "    return [{'x': torch.ones(5, 4), 'y': torch.arange(5) % 3, 'path': [split] * 5}]\n"
+    )
+    world = World()
+    world.rank = rank
+    own = str(tmp_path / "own.py")
+    settings = COMMAND.parse(["--model", f"{own}:model", "--dataset", f"{own}:data", "--split", "both"])
+    problems = problem_and_files(settings, world, prepare_machine(settings.run, world))
+    assert [p.data.samples for p in problems.values()] == [5, 5]
+    assert caplog.text.count("does not take it: path") == times
+    assert logging.getLogger("lossmap").level == logging.NOTSET
