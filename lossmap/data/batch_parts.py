@@ -33,6 +33,11 @@ def are_words(value: Any) -> bool:
     return isinstance(value, (str, bytes))
 
 
+def are_arguments(value: Any) -> bool:
+    """Whether the only input of a batch stands for several arguments, as a tuple of tensors does; texts are one."""
+    return isinstance(value, (tuple, list)) and not isinstance(value, PackedSequence) and not are_words(value)
+
+
 def targets_of(batch: Batch) -> Any:
     """The targets of a batch: its last entry, or of a dict the entry with a usual name.
 
@@ -65,6 +70,6 @@ def inputs_of(batch: Batch) -> tuple[tuple[Any, ...], dict[str, Any]]:
     *inputs, _ = batch
     if len(inputs) == 1 and isinstance(inputs[0], Mapping):
         return (), dict(inputs[0])
-    if len(inputs) == 1 and isinstance(inputs[0], (tuple, list)) and not isinstance(inputs[0], PackedSequence):
+    if len(inputs) == 1 and are_arguments(inputs[0]):
         return tuple(inputs[0]), {}
     return tuple(inputs), {}

@@ -3,29 +3,32 @@
     {"image": x, "path": [...], "label": y}, forward(image)        path is left out
     {"image": x, "label": y}, forward(input)                       the only entry is the only argument
     (x, [...], y), forward(x)                                      words among the entries are left out
+    (x, [...], y), forward(x, n: int = 1)                          and so they are where the argument takes none
 
 Only what cannot be meant is left out: words, numbers of samples (`index`), and tensors where every argument of
 `forward` has its entry. A tensor beside an argument that was not given may be that argument under another name, such
-as a mask, and is refused.
+as a mask, and is refused; and so are words in the place of an optional argument that does not say what it takes.
 """
 
 from __future__ import annotations
 
 import inspect
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from lossmap.data.batch_parts import TARGET_NAMES, are_words, target_name, targets_of
+from lossmap.data.batch_parts import TARGET_NAMES, are_arguments, are_words, target_name, targets_of
 from lossmap.data.batch_structure import holds_tensors
 from lossmap.data.batches import Batch
 from lossmap.data.huggingface_pass import is_huggingface, model_within
 
 log = logging.getLogger(__name__)
+_ANYTHING = re.compile(r"\b(Any|object|([Ll]ist|[Tt]uple|Sequence|Iterable)\b(?!\[))")  # annotations that may be words
 NUMBERS_OF_SAMPLES = ("idx", "index", "indices", "id", "image_id", "sample_id")  # names of what no model computes with
 
 
@@ -39,6 +42,8 @@ class ModelEntries:
     positional  how many may be given by position; None: any number
     keywords    whether any other keyword is taken
     lenient     whether tensors without an argument are left out whatever is missing, as Hugging Face's Trainer does
+    words       optional arguments -> whether they take words, by annotation and default; None where these do not tell
+    by_position  arguments that may be given by position, in order
     """
 
     model: str
@@ -47,6 +52,8 @@ class ModelEntries:
     positional: int | None
     keywords: bool
     lenient: bool
+    words: Mapping[str, bool | None]
+    by_position: tuple[str, ...]
     _reported: set[str] = field(default_factory=set, compare=False, repr=False)
 
     def __call__(self, batch: Batch) -> Batch:
@@ -55,22 +62,55 @@ class ModelEntries:
             return self._of_mapping(batch)
         if not isinstance(batch, Sequence) or isinstance(batch, str) or len(batch) < 2:
             return batch
-        if isinstance(batch, tuple) and hasattr(batch, "_fields"):
-            return batch
         if len(batch) > 2 and are_words(batch[-1]):  # words are no targets
             self._report([_words(1)])
             batch = (*batch[:-1],)
         *inputs, targets = batch
-        if len(inputs) == 1 and isinstance(inputs[0], Mapping):
-            given = self._given(inputs[0])
-            return batch if given is inputs[0] else (given, targets)
-        if self.positional is None or len(inputs) <= self.positional:
-            return batch
-        numbers = [entry for entry in inputs if not are_words(entry)]
-        if len(self.required) <= len(numbers) <= self.positional:
-            self._report([_words(len(inputs) - len(numbers))])
-            return (*numbers, targets)
+        if len(inputs) > 1:
+            taken = self._of_sequence(inputs)
+            return batch if taken is inputs else (*taken, targets)
+        only = inputs[0]
+        if isinstance(only, Mapping):
+            given = self._given(only)
+            return batch if given is only else (given, targets)
+        if are_arguments(only):
+            taken = self._of_sequence(only)
+            return batch if taken is only else (tuple(taken), targets)
         return batch
+
+    def _of_sequence(self, inputs: Sequence[Any]) -> Sequence[Any]:
+        """The inputs without words that the model does not take; the same object where it takes all of them."""
+        if self.positional is None or not any(map(are_words, inputs)):
+            self._report_numbers(inputs)
+            return inputs
+        numbers = [entry for entry in inputs if not are_words(entry)]
+        places = dict(zip(self.by_position, inputs, strict=False))
+        words = [name for name, entry in places.items() if are_words(entry)]
+        if len(inputs) <= self.positional and all(name in self.required or self.words[name] for name in words):
+            return inputs
+        if not len(self.required) <= len(numbers) <= self.positional:
+            return inputs
+        unclear = [name for name in words if self.words.get(name, False) is None]
+        if unclear and len(inputs) <= self.positional:
+            raise ValueError(
+                f"the batches hold words in the place of {unclear[0]}, an optional argument of {self.model}.forward, "
+                "which does not say whether it takes them: leave them out of the batches, or give dicts with the names "
+                f"of the arguments; where it takes them, annotate it as {unclear[0]}: list[str]"
+            )
+        self._report([_words(len(inputs) - len(numbers))])
+        self._report_numbers(numbers)
+        return numbers
+
+    def _report_numbers(self, inputs: Sequence[Any]) -> None:
+        """Log once where an optional argument is given one whole number a sample, which may be the sample's own."""
+        for name, entry in zip(self.by_position, inputs, strict=False):
+            if name in self.words and _is_a_number_each(entry) and f"numbers as {name}" not in self._reported:
+                self._reported.add(f"numbers as {name}")
+                log.warning(
+                    "the batches hold a whole number for each sample, which is given to %s.forward as %s; the last "
+                    "entry is the target: as dicts with the names of the arguments they need no such order",
+                    self.model, name,
+                )  # fmt: skip
 
     def _of_mapping(self, batch: Mapping[str, Any]) -> Batch:
         target = target_name(batch)
@@ -134,6 +174,11 @@ class ModelEntries:
             )  # fmt: skip
 
 
+def _is_a_number_each(value: Any) -> bool:
+    """Whether an entry is a whole number for each sample, (B,)."""
+    return isinstance(value, Tensor) and value.dim() == 1 and not (value.is_floating_point() or value.is_complex())
+
+
 def _words(count: int) -> str:
     return "an entry of words" if count == 1 else f"{count} entries of words"
 
@@ -167,7 +212,21 @@ def entries_of(model: nn.Module) -> ModelEntries:
         None if unlimited else len(by_position),
         anything or (inspect.Parameter.VAR_KEYWORD in takes_any and not lenient),
         lenient,
+        {p.name: _takes_words(p) for p in parameters if p in (*by_name, *by_position) and p.default is not p.empty},
+        tuple(p.name for p in by_position),
     )
+
+
+def _takes_words(parameter: inspect.Parameter) -> bool | None:
+    """Whether an argument takes words, by its default and its annotation; None where these do not tell."""
+    default = parameter.default
+    if not (default is None or (isinstance(default, (tuple, list)) and not default)):
+        return are_words(default)
+    said = parameter.annotation
+    text = said if isinstance(said, str) else getattr(said, "__name__", "") + str(said)
+    if said is parameter.empty or _ANYTHING.search(text):
+        return None
+    return re.search(r"\b(str|bytes)\b", text) is not None
 
 
 def _signature(model: nn.Module) -> inspect.Signature | None:

@@ -31,6 +31,20 @@ class Teacher(Masked):
         return self.layer(x if y is None else x + y)
 
 
+class Flagged(Masked):
+    """A model with an argument that evidently takes no words, but any of them for true."""
+
+    def forward(self, x, doubled=False, by: torch.Tensor | None = None):
+        return self.layer((2 if doubled else 1) * x * (1 if by is None else by))
+
+
+class Reader(Masked):
+    """A model with an argument of words."""
+
+    def forward(self, x, texts: list[str] | None = None):
+        return self.layer(x + (0 if texts is None else len(texts[0])))
+
+
 class Samples(Dataset):
     def __init__(self, entries):
         self.entries = entries
@@ -61,6 +75,8 @@ KINDS = {
     "beside": lambda i: ({"x": X[i], "name": f"{i}"}, Y[i]),
     "words before": lambda i: (X[i], f"{i}.png", Y[i]),
     "words behind": lambda i: (X[i], Y[i], f"{i}.png"),
+    "words before, another argument": lambda i: (X[i], f"{i}.png", Y[i]),
+    "words within": lambda i: ((X[i], f"{i}.png"), Y[i]),
 }
 
 
@@ -68,7 +84,9 @@ KINDS = {
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_a_model_does_not_take_is_left_out(kind, way, caplog):
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(4, 3)) if kind in ("words before", "other name") else Masked()
+    model = nn.Sequential(nn.Linear(4, 3)) if kind in ("words before", "words within", "other name") else Masked()
+    if kind == "words before, another argument":
+        model = Flagged()
     problem = Problem.supervised(model, "crossentropy", WAYS[way](Samples(KINDS[kind])))
     layer = model[0] if isinstance(model, nn.Sequential) else model.layer
     assert isinstance(problem.data, Resident)
@@ -116,3 +134,32 @@ def test_a_model_that_takes_any_keyword_is_given_all():
 def test_what_is_taken_whole_is_the_same_object():
     batch = {"x": X, "y": Y}
     assert entries_of(Masked())(batch) is batch
+
+
+@pytest.mark.parametrize("pack", [lambda x, words, y: (x, words, y), lambda x, words, y: ((x, words), y)])
+def test_words_in_the_place_of_an_optional_argument(pack):
+    words = ["abc"] * 12
+    reader = Reader()
+    problem = Problem.supervised(reader, "crossentropy", [pack(X, words, Y)])
+    assert mean_loss(problem) == pytest.approx(F.cross_entropy(reader.layer(X + 3), Y).item(), rel=1e-5)
+    with pytest.raises(ValueError, match=r"hold words in the place of mask, an optional argument of Masked\.forward"):
+        Problem.supervised(Masked(), "crossentropy", [pack(X, words, Y)])
+    flagged, by = Flagged(), torch.full((12, 4), 3.0)
+    problem = Problem.supervised(flagged, "crossentropy", [(X, False, by, words, Y)])
+    assert mean_loss(problem) == pytest.approx(F.cross_entropy(flagged.layer(3 * X), Y).item(), rel=1e-5)
+
+
+def test_texts_are_one_argument():
+    class Lengths(nn.Linear):
+        def forward(self, texts):
+            return super().forward(torch.tensor([[float(len(text))] for text in texts]))
+
+    model, texts = Lengths(1, 3), ["a", "bcd"]
+    for batch in ((texts, Y[:2]), (tuple(texts), Y[:2])):
+        problem = Problem.supervised(model, "crossentropy", [batch])
+        assert mean_loss(problem) == pytest.approx(F.cross_entropy(model(texts), Y[:2]).item(), rel=1e-5)
+
+
+def test_whole_numbers_of_samples_that_go_to_an_optional_argument_are_reported(caplog):
+    Problem.supervised(Masked(), "crossentropy", [(X[:4], torch.arange(4), Y[:4]), (X, torch.ones(12, 4), Y)])
+    assert caplog.text.count("which is given to Masked.forward as mask; the last entry is the target") == 1
