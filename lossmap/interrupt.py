@@ -61,8 +61,13 @@ def place_in_user_code(error: BaseException) -> str | None:
 
     Own files are those of no installed package, of neither Python nor lossmap.
     """
+    return place_in_own_file(traceback.extract_tb(error.__traceback__))
+
+
+def place_in_own_file(stack: traceback.StackSummary) -> str | None:
+    """The innermost place of a stack in a person's own file, as `place_in_user_code`."""
     place = None
-    for frame in traceback.extract_tb(error.__traceback__):
+    for frame in stack:
         if _is_own_file(frame.filename):
             place = f"{os.path.basename(frame.filename)}, line {frame.lineno}, in {frame.name}"
     return place

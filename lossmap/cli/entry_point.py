@@ -9,10 +9,11 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from lossmap.interrupt import ProgramEnded, exits_are_raised, is_error_of_user_code, place_in_user_code
 from lossmap.io.printable import MissingCharacters, printable
+from lossmap.parallel.idle_watch import idle_watch
 from lossmap.parallel.launcher import launched, rank_in
 from lossmap.parallel.messages import WorkerLost
 
@@ -56,13 +57,19 @@ def _in_one_line(show: Callable[..., None]) -> Callable[..., None]:
     return shown
 
 
+def _end_world() -> NoReturn:
+    from lossmap.parallel.world import end_world  # with NumPy, which a command may do without
+
+    end_world()
+
+
 def guarded(main: Callable[..., int]) -> Callable[..., int]:
     """A main function whose errors are printed as one sentence, with exit code 2; LOSSMAP_DEBUG=1 raises them."""
 
     @functools.wraps(main)
     def run(*args: Any, **kwargs: Any) -> int:
         try:
-            with warnings.catch_warnings(), exits_are_raised():
+            with warnings.catch_warnings(), exits_are_raised(), idle_watch(os.environ, _end_world):
                 warnings.showwarning = _in_one_line(warnings.showwarning)
                 return main(*args, **kwargs)
         except BrokenPipeError:  # the reader, such as `head`, has closed the pipe: not an error

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+import socket
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 MAX_RANKS_WITH_COMPUTING_RANK_0 = 32  # with more, the dispatcher is busy enough
 
@@ -37,6 +41,23 @@ def rank_in(environ: Mapping[str, str]) -> int:
             return int(environ[name])
     in_step = "SLURM_STEP_ID" in environ and environ.get("SLURM_STEP_NUM_TASKS", "1") != "1"
     return int(environ["SLURM_PROCID"]) if in_step and environ.get("SLURM_PROCID", "").isdigit() else 0
+
+
+@contextmanager
+def claimed(what: str, launcher: int | None = None) -> Iterator[bool]:
+    """A context that one process at a time holds of those that a launcher started on this machine; whether this one.
+
+    what      that is claimed, so that not every rank says the same
+    launcher  its process; None: the parent of this one
+    """
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as claim:
+        is_first = True
+        if sys.platform == "linux":  # a name without a file, which is free again when this process ends
+            try:
+                claim.bind(f"\0lossmap-{what}-{os.getppid() if launcher is None else launcher}")
+            except OSError:
+                is_first = False
+        yield is_first
 
 
 def check_size(size: int, environ: Mapping[str, str], library: str = "another MPI") -> None:

@@ -105,7 +105,10 @@ class PollBackoff:
     """Sleeps between polls: 0.1 ms at first, doubling to 2 ms while nothing arrives. Waiting ranks use 2 % of a core.
 
     shortest, longest  seconds
+    polls              of all waits of this process: one that polls does not hang, it waits for others
     """
+
+    polls = 0
 
     def __init__(self, shortest: float = 1e-4, longest: float = 2e-3) -> None:
         self.shortest, self.longest, self.length = shortest, longest, shortest
@@ -115,5 +118,6 @@ class PollBackoff:
         if progressed:
             self.length = self.shortest
         else:
+            PollBackoff.polls += 1
             time.sleep(self.length)
             self.length = min(2 * self.length, self.longest)

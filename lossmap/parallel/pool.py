@@ -15,6 +15,7 @@ from collections.abc import Callable, Collection
 from typing import Any, NoReturn, Protocol, cast
 
 from lossmap.parallel.dispatcher import Dispatcher, Recorder
+from lossmap.parallel.idle_watch import not_watched
 from lossmap.parallel.messages import (
     END,
     HALTED,
@@ -223,13 +224,15 @@ def work(world: World, evaluate: Evaluator, stop: Stop) -> None:
         worker = Worker(channel, evaluate, stop=stop, survey_id=survey_id, host=world.host)
         evaluate.note = lambda text: worker.send(NOTE, text)
         remove_listener = stop.add_listener(worker.listen)  # by which a measure hears of a HALT within a point
-        _repeat(worker.step, until=lambda: worker.end is not None)
+        with not_watched():
+            _repeat(worker.step, until=lambda: worker.end is not None)
         remove_listener()
         end = cast(Message, worker.end)
         if not worker.broken:  # else the members wait for END themselves
             evaluate.release(end)
     else:
-        end = _follow(channel, survey_id, evaluate, stop)
+        with not_watched():
+            end = _follow(channel, survey_id, evaluate, stop)
     world.dead_ranks, world.stuck_ranks, failure = end
     if 0 in world.stuck_ranks:  # which has said so
         raise SystemExit(world.leave(EXIT_UNFINISHED))

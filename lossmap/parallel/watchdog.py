@@ -21,7 +21,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 
-from lossmap.parallel.launcher import launched, rank_in
+from lossmap.parallel.launcher import claimed, launched, rank_in
 
 START_TIMEOUT = 600  # seconds for the start of MPI, unless LOSSMAP_MPI_START says otherwise
 LAST_WORDS_SECONDS = 0.3  # for the sentence, before the rank ends
@@ -118,12 +118,9 @@ def _crash_as_exit() -> Iterator[None]:
 
 def _speak_for_all(sentence: str, launcher: int) -> None:
     """Print a sentence, unless another rank's child of this launcher has; return when the launcher has ended."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as claim:
-        if sys.platform == "linux":  # a name without a file, which is free again when this process ends
-            try:
-                claim.bind(f"\0lossmap-start-{launcher}")
-            except OSError:
-                return
+    with claimed("start", launcher) as is_first:
+        if not is_first:
+            return
         os.write(2, f"{sentence}\n".encode())
         os.closerange(0, 3)  # the launcher waits for their ends
         deadline = time.monotonic() + MAX_GOODBYE_SECONDS

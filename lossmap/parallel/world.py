@@ -19,7 +19,7 @@ import time
 import traceback
 from collections.abc import Callable, Mapping
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import numpy as np
 
@@ -27,6 +27,7 @@ from lossmap.interrupt import is_error_of_user_code
 from lossmap.parallel import survivors, world_exit
 from lossmap.parallel.end_mark import mark_end
 from lossmap.parallel.host_arrays import like, to_host_array
+from lossmap.parallel.idle_watch import not_watched
 from lossmap.parallel.launcher import arrange_teams, check_size, launched, library_name
 from lossmap.parallel.mpi_channel import EXIT_LOST, MpiChannel
 from lossmap.parallel.mpi_library import load_mpi
@@ -82,7 +83,7 @@ class World:
                 environ = os.environ
             use_mpi = mpi or (mpi is None and launched(environ) > 1)
             try:
-                with start_watchdog(environ):
+                with start_watchdog(environ), not_watched():
                     _world = cls(load_mpi(environ)) if use_mpi else cls()
             except ConnectionError as error:  # where another has died by now, MPI_Finalize would wait for ever
                 print(f"{error}; leaving", file=sys.stderr, flush=True)
@@ -308,6 +309,14 @@ class World:
 
 
 _world: World | None = None  # MPI can be started once in a process
+
+
+def end_world() -> NoReturn:
+    """End all ranks, from any thread of one; what it has printed before is all that is said."""
+    world = _world
+    if world is not None and world.channel is not None and world.threads:
+        world.channel.comm.Abort(EXIT_LOST)
+    os._exit(EXIT_LOST)  # by which the launcher ends the others
 
 
 def abort_world(sentence: str) -> int:

@@ -76,6 +76,13 @@ def test_a_killed_rank_of_mpich_ends_the_job_and_the_same_command_resumes_it(tmp
     assert is_equal(read(tmp_path / "s.h5"), serial)
 
 
+def test_a_rank_of_mpich_that_hangs_while_the_problem_is_set_up_ends_the_job(monkeypatch):
+    monkeypatch.setenv("LOSSMAP_SETUP_TIMEOUT", "1.5")
+    ended = started(program("setup_hangs"), 0)
+    assert ended.returncode == 70, ended.stderr
+    assert "lossmap: rank 0 on " in ended.stderr and "at setup_hangs.py, line 17, in net, while" in ended.stderr
+
+
 # what every command does first; without torch it starts in a fraction of the time
 COMMAND = """
 import sys

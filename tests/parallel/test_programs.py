@@ -186,6 +186,16 @@ def test_a_death_while_the_problem_is_set_up_is_one_sentence_and_no_success(run,
     assert ended.code == 70 and sentences[rank] in ended.err and "Traceback" not in ended.err
 
 
+@pytest.mark.parametrize("ft", [True, False])
+def test_ranks_that_hang_while_the_problem_is_set_up_end_the_job_with_one_sentence(run, ft):
+    ended = run("setup_hangs", 1, 2, ft=ft, LOSSMAP_SETUP_TIMEOUT="1.5")
+    assert ended.code == 70 and not ended.out, ended.err
+    (sentence,) = [line for line in ended.err.splitlines() if line.startswith("lossmap: ")]
+    assert re.match(
+        r"lossmap: rank [12] on \S+ has done nothing for \d s at setup_hangs.py, line 17, in net, ", sentence
+    )
+
+
 def test_a_point_that_kills_every_rank_fails_and_the_others_are_read(run, tmp_path, undisturbed):
     ended = run("one_point_kills", tmp_path / "s.h5", ranks=5, ft=True)
     assert (ended.told["outcome"], ended.told["failed"]) == ("failed", 1)
