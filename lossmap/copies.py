@@ -14,6 +14,8 @@ Price: some microseconds; a write to either costs the copy.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -23,13 +25,25 @@ MIN_LAZY_BYTES = 1 << 20  # of a tensor whose copy waits for a write
 def lazy_copy(t: Tensor) -> Tensor:
     """A detached copy of a tensor, which shares its memory until one of the two is written to; no inference tensor."""
     with torch.inference_mode(False), torch.no_grad():
-        t = t.detach()
-        if not _has_own_storage(t):
-            return t.clone()
-        try:
-            return torch._lazy_clone(t)
-        except RuntimeError:  # memory of NumPy's, of another process or of a file
-            return t.clone()
+        return _copied(t)
+
+
+def lazy_copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Such copies of many tensors, by their names."""
+    with torch.inference_mode(False), torch.no_grad():
+        return {name: _copied(t) for name, t in tensors.items()}
+
+
+def _copied(t: Tensor) -> Tensor:
+    if t.numel() * t.element_size() < MIN_LAZY_BYTES:
+        return t.detach().clone()
+    t = t.detach()
+    if not _has_own_storage(t):
+        return t.clone()
+    try:
+        return torch._lazy_clone(t)
+    except RuntimeError:  # memory of NumPy's, of another process or of a file
+        return t.clone()
 
 
 def same_memory(a: Tensor, b: Tensor) -> bool:
@@ -51,4 +65,4 @@ def _has_own_storage(t: Tensor) -> bool:
     return size >= MIN_LAZY_BYTES and t.is_contiguous() and t.untyped_storage().nbytes() == size
 
 
-__all__ = ["lazy_copy", "same_memory"]
+__all__ = ["lazy_copies", "lazy_copy", "same_memory"]

@@ -34,9 +34,11 @@ from lossmap.curvature.backends import (
 from lossmap.curvature.hvp_plan import HvpPlan, ProductCheck
 from lossmap.curvature.linearized_program import LinearizedProgram
 from lossmap.curvature.operators import (
+    MAX_HELD_ENTRIES,
     Product,
     RoundingResult,
     Total,
+    hessian,
     made_by_all,
     mean_product,
     scipy_operator,
@@ -281,7 +283,7 @@ class OperatorFactory:
             state,
             samples,
             batch,
-            self._twin if self.traces_few or not self._is_double_backward_right else None,
+            self._twin if self.traces_few or self._keeps_graphs or not self._is_double_backward_right else None,
         )
 
     @property
@@ -289,8 +291,17 @@ class OperatorFactory:
         """Whether double backward may serve as a reference."""
         return self.fallback or self.plan.backend == "double-backward"
 
+    @property
+    def _keeps_graphs(self) -> bool:
+        """Whether products are those of double backward, whose graph is kept: then its twin's is kept too."""
+        return self.plan.backend == "retained-graph" and self.size <= MAX_HELD_ENTRIES
+
     def _reference_plan(self, batch_size: int) -> HvpPlan:
-        """Double backward, which needs no trace; where that is not right, the backend that is used here."""
+        """Double backward, which needs no trace, by graphs that are kept where its own are; else the backend that is
+        used here.
+        """
+        if self._keeps_graphs:  # in float64 of twice the bytes
+            return HvpPlan("retained-graph", batch_size, graph_bytes=2 * self.plan.graph_bytes)
         if self._is_double_backward_right:
             return HvpPlan("double-backward", batch_size)
         return HvpPlan(self.plan.backend, batch_size, graph_bytes=self.plan.graph_bytes)
@@ -391,6 +402,8 @@ class OperatorFactory:
         backward is wrong.
         """
         plan, fallback = self._reference_plan(self.plan.batch_size), False
+        if product is not hessian and self._keeps_graphs:  # graphs are kept of the Hessian alone
+            plan = HvpPlan("double-backward", self.plan.batch_size)
         dtype = next(iter(selected(problem.model, self.parameters).values())).dtype
         if self.traces_few and product is self.product and problem.loss is self.problem.loss:
             plan, fallback = self._traced_plan, self.fallback

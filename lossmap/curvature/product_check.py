@@ -10,7 +10,7 @@ two neighbouring steps agree with each other and not with it. At a kink (ReLU at
 and nothing can be said. The gradient is compared with differences of the loss in the same way, since a straight-through
 estimator or a `detach` makes it another function's.
 
-Price: at each of the two points nine gradients, four passes, and four products of each backend, over six samples
+Price: at each of the two points seven gradients, four passes, and three products of each backend, over six samples
 (benchmarks/checks.py); nothing at a distant point where a survey has one point alone. At a kink 20 products over up
 to 256 samples for each of three vectors, and as many for a linearized product.
 """
@@ -48,8 +48,8 @@ STEPS = (1e-5, 1e-6, 1e-7, 1e-4, 1e-3)  # shares of theta, in the order in which
 SAMPLES = 6
 REPEATS = 12  # evaluations of the loss that must agree before anything is refused
 MAX_CHANGE = 1e-6  # relative, between them
-MAX_GROUPS = 3  # of tensors, each with a vector of its own
-LARGE = 1_000_000  # parameters from which fewer samples and groups are taken
+MAX_GROUPS = 2  # of tensors, each with a vector of its own
+LARGE = 1_000_000  # parameters from which fewer samples are taken
 MAX_ERROR = 1e-5  # of a tensor's part of a product, relative to its norm
 MAX_GRADIENT_ERROR = 1e-4  # of the derivative along a vector, relative to what the gradient gives along such a one
 MAX_UNDECIDED = 0.01  # of a verdict over more samples that is taken in the place of a refusal
@@ -599,7 +599,7 @@ class _Judge:
         everything = few.parts(lambda i, t: random_part(t, "whole", i))
         if count == 1:
             return [everything]
-        groups = min(count, MAX_GROUPS if self.layout.size < LARGE else 2)
+        groups = min(count, MAX_GROUPS)
         order = torch.randperm(count, generator=generator("groups", count)).tolist()
 
         def group(k: int) -> Parts:

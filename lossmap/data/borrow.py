@@ -30,7 +30,7 @@ from weakref import WeakKeyDictionary, WeakSet
 import torch
 from torch import Tensor, nn
 
-from lossmap.copies import lazy_copy, same_memory
+from lossmap.copies import lazy_copies, same_memory
 from lossmap.data.outside_state import accompany_as, at, cache_of, caches_of, modules_beside, places_of, put, slots_of
 from lossmap.data.shortcuts import shortcuts_off
 from lossmap.numerics import numerics
@@ -40,6 +40,7 @@ MAX_ENTRIES = 1000  # of a list or dictionary that is looked into
 COPIED_BY_PYTORCH = (torch.strided, torch.sparse_coo)  # layouts that `deepcopy` knows; of others it raises
 MAX_KEPT = 65536  # numbers of a loss's buffer that is put back
 CONTAINERS = (dict, OrderedDict, defaultdict, list, set, deque)
+PLAIN = frozenset((bool, int, float, str, type(None)))  # most attributes of most modules
 CLOSED = (
     Tensor,
     str,
@@ -109,9 +110,12 @@ class ModuleState:
     def _enter_module(self, module: nn.Module) -> None:
         """Remember what is in the containers and the plain objects of a module."""
         for name, value in module.__dict__.items():
+            kind = type(value)
+            if kind in PLAIN:
+                continue
             if name not in STANDARD:
                 self._enter(value)
-            elif type(value) in CONTAINERS:
+            elif kind in CONTAINERS:
                 if value:
                     self.contents.append((value, value.copy()))
                 else:
@@ -407,7 +411,7 @@ def _copy(value: Tensor) -> Tensor:
 
 def _copies(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Each of its own storage, large ones from the first write on, and no inference tensor."""
-    return {name: lazy_copy(value) for name, value in values.items()}
+    return lazy_copies(values)
 
 
 def _point(own: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
@@ -420,9 +424,12 @@ def set_evaluation_mode(model: nn.Module) -> None:
 
     Raises ValueError where such a module has done so already.
     """
-    own_modes = [m for m in model.modules() if _sets_modes_itself(m)]
+    modules = list(model.modules())
+    own_modes = [m for m in modules if _sets_modes_itself(m)]
     if not own_modes:
-        model.eval()
+        for module in modules:  # what `eval()` does; most of them are in that mode already
+            if module.training:
+                module.training = False
         _take_in_training(model)
         return
     chance = torch.get_rng_state()  # a mode's change may make layers, which draw their first weights

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import numpy as np
 import pytest
 import torch
@@ -10,8 +12,9 @@ from torch import Tensor, nn
 from lossmap import Problem
 from lossmap.curvature.autotune import prepare
 from lossmap.curvature.build import build_operator
-from lossmap.curvature.hvp_plan import HvpPlan
+from lossmap.curvature.hvp_plan import HvpPlan, ProductCheck
 from lossmap.curvature.rounding import largest_difference, problem_in
+from lossmap.data.loss_check import check_loss
 from lossmap.geometry.directions import random_plane
 from lossmap.landscape.eigenvalues import EigenvalueMap
 from lossmap.spectra.spectrum import spectrum
@@ -280,3 +283,34 @@ def test_an_error_in_one_direction_is_found_wherever_the_largest_eigenvalue_lies
     single, double = Plain(right + wrong, torch.float32), Plain(right, torch.float64)
     error, scale, relative = largest_difference(single, double)
     assert 0.9e-3 < error < 1.1e-3 and 4.0 < scale < 33.0 and relative < 1e-3
+
+
+class CountedNet(nn.Sequential):
+    """Counts its passes in float64, copies included."""
+
+    passes: ClassVar[list[int]] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, 4) -> (N, 3)."""
+        if x.dtype == torch.float64:
+            self.passes.append(len(x))
+        return super().forward(x)
+
+
+def test_where_graphs_are_kept_that_of_the_twin_in_float64_is_made_once() -> None:
+    torch.manual_seed(0)
+    net = CountedNet(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3))
+    problem = check_loss(Problem.supervised(net, "crossentropy", (torch.randn(40, 4), torch.arange(40) % 3)))
+    CountedNet.passes.clear()
+    factory = prepare(problem, check=ProductCheck(), products=20)
+    assert factory.plan.backend == "retained-graph" and factory.plan.rounding is not None
+    assert CountedNet.passes == [1, 40]  # whether it runs so, and the graph
+
+
+def test_the_rounding_of_a_kept_graph_is_that_of_double_backward() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3))
+    problem = check_loss(Problem.supervised(net, "crossentropy", (torch.randn(40, 4), torch.arange(40) % 3)))
+    one, two = (prepare(problem, check=ProductCheck(), backend=b) for b in ("retained-graph", "double-backward"))
+    assert one.plan.rounding is not None and two.plan.rounding is not None
+    assert one.plan.rounding[1] == pytest.approx(two.plan.rounding[1], rel=0.5)
