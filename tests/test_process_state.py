@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lossmap.data.import_by_name import resolve_callable
-from lossmap.process_state import ProcessState, begin, forget_cached
+from lossmap.process_state import ProcessState, begin, forget_cached, renew
 
 SOURCE = """\
 import torch
@@ -286,6 +286,61 @@ def test_what_a_module_holds_is_as_after_its_import_for_each_problem(base, tmp_p
     own.put()
     assert sys.modules["held_by_all"].LISTS == [0, 2] and sys.modules["held_by_all"].TABLE == 1
     assert sys.modules["held_by_all"].net()[13] != sys.modules["held_by_all"].net()[13]
+
+
+@pytest.mark.parametrize(
+    ("thing", "change", "value"),
+    [
+        ("torch.nn.BatchNorm1d(2)", "THING.running_mean.add_(1)", "THING.running_mean[0].item()"),
+        ("torch.nn.Linear(2, 2)", "THING.requires_grad_(False)", "THING.weight.requires_grad"),
+        ("torch.nn.Linear(2, 2)", "torch.nn.init.ones_(THING.weight)", "(THING.weight == 1).all().item()"),
+        ("np.zeros(20_000)", "np.add(THING, 1, out=THING)", "THING[0]"),
+        ("torch.zeros(20_000)", "THING.add_(1)", "THING[0].item()"),
+        ("iter(range(9))", "next(THING)", "next(THING)"),
+    ],
+)
+def test_a_module_is_executed_anew_where_what_it_holds_cannot_be_put_back(base, tmp_path, thing, change, value):
+    """A network, a large array, an iterator: each problem has its own, and so has a file that imports the module."""
+    name = f"holds_{abs(hash(thing + change))}"
+    (tmp_path / f"{name}.py").write_text(
+        f"import numpy as np\nimport torch\n\nTHING = {thing}\n\ndef change():\n    {change}\n\n"
+        f"def value():\n    return {value}\n"
+    )
+    (tmp_path / "net_of_held.py").write_text(
+        f"import {name}\n\ndef net():\n    {name}.change()\n    return {name}.value()\n\n"
+        f"def late():\n    import {name} as again\n    return again is {name}, again.THING\n"
+    )
+    path, states = tmp_path / "net_of_held.py", []
+
+    def answer():
+        begin(base)
+        renew(base, states)
+        number = resolve_callable(f"{path}:net")()
+        states.append(ProcessState.now())
+        return number, resolve_callable(f"{path}:late")
+
+    (first, late), (second, later) = answer(), answer()
+    assert first == second
+    things = []
+    for state, function in zip(states * 2, (late, later) * 2, strict=True):
+        state.put()
+        is_own, own = function()
+        assert is_own  # what each of them imports when it is called is its own
+        things.append(own)
+    assert things[0] is things[2] is not things[1] and things[1] is things[3]
+    states.clear()
+    assert answer()[0] == first
+
+
+def test_a_network_that_stays_as_it_is_is_made_once(base, tmp_path):
+    path = tmp_path / "teacher_of_all.py"
+    path.write_text("import torch\n\nTEACHER = torch.nn.Linear(2, 2).eval()\n\ndef net():\n    return TEACHER\n")
+    begin(base)
+    renew(base, [])  # what other tests have left
+    made = resolve_callable(f"{path}:net")()
+    begin(base)
+    renew(base, [])
+    assert resolve_callable(f"{path}:net")() is made
 
 
 def test_cached_functions_are_computed_for_each_problem(base, tmp_path):

@@ -36,7 +36,7 @@ from lossmap.parallel.evaluate import PointEvaluator
 from lossmap.parallel.messages import DONE, FAILED, INTERRUPTED, Message
 from lossmap.parallel.shutdown import Stop
 from lossmap.parallel.team import Team
-from lossmap.process_state import ProcessState, begin, forget_cached, visible_modules
+from lossmap.process_state import ProcessState, begin, forget_cached, renew, visible_modules
 
 logger = logging.getLogger("lossmap")
 
@@ -250,6 +250,7 @@ class MemberEvaluator:
 
     def _prepared(self, assignment: Assignment, creates: bool) -> Prepared | None:
         with self._own_state(None):
+            renew(self._base, self._states.values())
             forget_cached()
             prepared = work_of(assignment.member).prepare(self._site(assignment, creates))
             self._states[assignment.member.digest] = ProcessState.now()

@@ -30,7 +30,8 @@ _digests: dict[Path, str] = {}  # of the files that this process has imported, a
 def resolve_callable(spec: str) -> Callable[..., Any]:
     """The function that `package.module:function` or `path/file.py:function` names.
 
-    A file is imported once, however often it is named, and may import its neighbours. Dots after the colon
+    A file is imported once, however often it is named, and may import its neighbours; what it draws then is the same
+    in each process. Dots after the colon
     reach into classes. Raises ValueError where the text, the file, the module or the name is wrong, or where
     importing fails.
     """
@@ -94,7 +95,7 @@ def _from_file(path: Path) -> ModuleType:
         raise ValueError(f"there is no file {path}")
     path = path.resolve()
     name = _module_name(path)
-    enter(path.parent, _is_own)
+    enter(path.parent, _is_own, _same_draws)
     if name in sys.modules:
         imported_again(sys.modules[name])
         return sys.modules[name]
@@ -106,7 +107,7 @@ def _from_file(path: Path) -> ModuleType:
     try:
         source = path.read_bytes()
         _digests[path] = hashlib.sha256(source).hexdigest()
-        with recorded_import(module, named=True):
+        with recorded_import(module, named=True), _same_draws():
             exec(spec.loader.source_to_code(source, str(path)), module.__dict__)
     except BaseException as error:
         del sys.modules[name]
@@ -116,13 +117,25 @@ def _from_file(path: Path) -> ModuleType:
 
 def _from_package(home: str) -> ModuleType:
     try:
-        enter(Path.cwd(), _is_own)
+        enter(Path.cwd(), _is_own, _same_draws)
         if home in sys.modules:
             imported_again(sys.modules[home])
             return sys.modules[home]
         return importlib.import_module(home)
     except BaseException as error:
         raise _failed(home, error) from error
+
+
+@contextmanager
+def _same_draws() -> Iterator[None]:
+    """Inside, a file of the user's is executed: what it draws from global generators is the same in each process.
+
+    A network in a global has then the same weights on all ranks and in all runs, whatever asked for the file first.
+    """
+    from lossmap.seeding import same_random_state  # torch, which plans are made without
+
+    with same_random_state(devices=False):
+        yield
 
 
 def _is_own(module: ModuleType) -> bool:

@@ -13,8 +13,9 @@ aside, an import finds what Python's search finds then, and where that is the fi
 one, with what its import had set. A named file finds its own neighbours (`enter`), whatever else has their names.
 
 Known are the settings in `settings.py`, the environment, the current folder, the folders that are searched, and what
-modules of the user's hold (`held.py`): those that were imported by name, and those that these imported. What is
-replaced in installed packages other than PyTorch stays as it is. Cost: some 600 microseconds each.
+modules of the user's hold (`held.py`): those that were imported by name, and those that these imported. Where one holds
+what is not kept and has changed since its import, such as a network, `renew` has them executed anew. What is replaced
+in installed packages other than PyTorch stays as it is. Cost: some 600 microseconds each.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import hashlib
 import os
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
@@ -32,7 +33,7 @@ from pathlib import Path
 from types import FrameType, ModuleType
 from typing import Any
 
-from lossmap.process_state.held import Held
+from lossmap.process_state.held import Held, mark_of
 
 FOLDER = "current folder"  # as `settings` calls it, which is not imported before it is needed
 CACHED = type(functools.lru_cache(len))
@@ -99,6 +100,7 @@ class _Own:
     cached   how often each of its cached functions had been computed then
     digest   SHA-256 of its file then; None of a folder
     spec     of this import: a module that is reloaded has another one
+    marks    of what it held then that is not kept
     """
 
     root: str
@@ -106,12 +108,18 @@ class _Own:
     cached: Mapping[Any, int]
     digest: str | None
     spec: Any
+    marks: list[tuple[Any, Any]]
 
     @classmethod
     def of(cls, module: ModuleType) -> _Own:
         others = {thing for other, own in _own.items() if other is not module for thing in own.numbers.things}
         cached = {function: function.cache_info().misses for function in _cached(module)}
-        return cls(_root(module), _held(module, others), cached, _digest(module), module.__dict__.get("__spec__"))
+        held, spec = _held(module, others), module.__dict__.get("__spec__")
+        return cls(_root(module), held, cached, _digest(module), spec, held.marks())
+
+    def has_changed(self) -> bool:
+        """Whether something has changed since the import that is not put back."""
+        return any(mark_of(thing) != mark for thing, mark in self.marks)
 
 
 def _nobodys(module: ModuleType) -> bool:
@@ -119,12 +127,14 @@ def _nobodys(module: ModuleType) -> bool:
 
 
 _is_own: Callable[[ModuleType], bool] = _nobodys  # whether a module is the user's; known once a folder was entered
+_executing: Callable[[], AbstractContextManager[None]] = nullcontext  # in which each file is executed
 _generation = 0
 _loaded: dict[str, ModuleType] = {}  # what was looked at: no module of the user's that came later
 _imports: dict[ModuleType, _Import] = {}
 _own: dict[ModuleType, _Own] = {}
 _aside: set[ModuleType] = set()  # of these, which have no name now
 _named: set[ModuleType] = set()  # of these, which were named as files and have names of their own
+_spent: set[ModuleType] = set()  # of these, which no import finds again
 _searched: list[str] = []  # folders that were entered, and are last on the search path, in their order there
 
 
@@ -157,7 +167,7 @@ class ProcessState:
     def put(self) -> None:
         """Set what differs: settings, which modules have names, numbers, and what is searched."""
         _look_at_new()
-        names = {name: module for name, module in self.modules.items() if module not in _named}
+        names = {name: module for name, module in self.modules.items() if module not in _named or module in _aside}
         for module in _own:
             if names.get(module.__name__) is not module:
                 _set_aside(module)
@@ -181,7 +191,30 @@ def begin(base: ProcessState, looked: bool = False) -> None:
         _look_at_new()
         _replaced().look()
     numbers = {module: own.numbers for module, own in _own.items()} | {**base.numbers}
-    replace(base, numbers=numbers).put()
+    modules = {name: module for name, module in base.modules.items() if module not in _spent}
+    replace(base, numbers=numbers, modules=modules).put()
+
+
+def renew(base: ProcessState, states: Collection[ProcessState]) -> None:
+    """Let the user's modules be executed anew at their next import where one has changed in what cannot be put back.
+
+    All of them, since they hold each other; but those of `base`, in which the process is now, that were not named as
+    files.
+
+    states  of problems that are still to be evaluated: with what they hold, they stay as they are
+    """
+    kept = set(base.modules.values()) - _named
+    for module in _spent - {module for state in states for module in state.modules.values()}:
+        for known in (_spent, _aside):
+            known.discard(module)
+        for table in (_own, _imports):
+            table.pop(module, None)
+    later = [module for module in _own if module not in kept and module not in _spent]
+    if any(_own[module].has_changed() for module in later):
+        for module in later:
+            _named.discard(module)
+            _spent.add(module)
+            _set_aside(module)
 
 
 def forget_cached() -> None:
@@ -294,7 +327,7 @@ class _Finder(MetaPathFinder):
         if spec is None or not _is_own(_stand_in(name, spec)):
             return None
         for module in list(_aside):
-            if module.__name__ == name and _place(module) == _place_of(spec):
+            if module not in _spent and module.__name__ == name and _place(module) == _place_of(spec):
                 again = ModuleSpec(name, _Again(module), origin=spec.origin)
                 again.submodule_search_locations = spec.submodule_search_locations
                 return again
@@ -307,7 +340,7 @@ class _Recorded(SourceFileLoader):
     """Executes a file of the user's, and keeps what that sets."""
 
     def exec_module(self, module: ModuleType) -> None:
-        with recorded_import(module):
+        with recorded_import(module), _executing():
             super().exec_module(module)
 
 
@@ -333,21 +366,24 @@ def _place(module: ModuleType) -> str:
     return os.path.realpath(folders[0]) if folders else ""
 
 
-def enter(folder: Path, is_own: Callable[[ModuleType], bool]) -> None:
+def enter(
+    folder: Path, is_own: Callable[[ModuleType], bool], executing: Callable[[], AbstractContextManager[None]]
+) -> None:
     """Let files of this folder find their neighbours there: the folder is searched before others that were entered.
 
     A module of another folder by the name of a neighbour is set aside; one that was set aside comes back when it is
     imported, with what it had set. What was imported before the first folder was entered stays.
 
-    is_own  whether a module is the user's
+    is_own     whether a module is the user's
+    executing  in which the files of these modules are executed
     """
-    global _is_own
+    global _is_own, _executing
     if not _loaded:
         _loaded.update(sys.modules)
     if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
         here = next((i for i, finder in enumerate(sys.meta_path) if finder is PathFinder), len(sys.meta_path))
         sys.meta_path.insert(here, _Finder())
-    _is_own, own = is_own, str(folder)
+    _is_own, _executing, own = is_own, executing, str(folder)
     _look_at_new()
     _look_at_reloaded()
     _search([own, *(other for other in _searched if other != own)])

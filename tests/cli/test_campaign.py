@@ -463,18 +463,22 @@ def net():
 
 
 def test_members_do_not_see_what_others_set_for_the_whole_process(tmp_path, monkeypatch):
-    """A default type, at the top of a file or in a factory, and numbers in globals and classes."""
+    """A default type, at the top of a file or in a factory, numbers in globals and classes, a network in a global."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "wide.py").write_text("import torch\n\ntorch.set_default_dtype(torch.float64)\n" + NET)
     (tmp_path / "late.py").write_text(
         NET.replace("    torch.manual", "    torch.set_default_dtype(torch.float64)\n    torch.manual")
     )
     (tmp_path / "narrow.py").write_text(NET)
+    (tmp_path / "shared.py").write_text(
+        "import torch\n\nNETWORK = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))\n\n"
+        "def net():\n    with torch.no_grad():\n        NETWORK[1].weight.mul_(2)\n    return NETWORK\n"
+    )
     x, y = np.random.default_rng(0).normal(size=(16, 64)).astype(np.float32), np.arange(16) % 10
     np.savez(tmp_path / "data.npz", x=x, y=y)
     (tmp_path / "c.toml").write_text(
-        '[settings]\ndataset = "npz:data.npz"\n[over]\nmodel = ["wide.py:net", "late.py:net", "narrow.py:net"]\n'
-        'seed = [0, 1]\n[surface]\nx = "0:1:2"\n'
+        '[settings]\ndataset = "npz:data.npz"\n[over]\nmodel = ["wide.py:net", "late.py:net", "narrow.py:net", '
+        '"shared.py:net"]\nseed = [0, 1]\n[surface]\nx = "0:1:2"\n'
     )
     assert main(["campaign", "c.toml", "run"]) == 0
     assert torch.get_default_dtype() == torch.float32
@@ -487,6 +491,7 @@ def test_members_do_not_see_what_others_set_for_the_whole_process(tmp_path, monk
         loss = torch.nn.functional.cross_entropy(layer(torch.tensor(x)), torch.tensor(y)).item()
         assert centers[f"{model}.py:net", "0"] == pytest.approx(loss, rel=1e-6)
         assert centers[f"{model}.py:net", "1"] == centers[f"{model}.py:net", "0"]
+    assert centers["shared.py:net", "1"] == centers["shared.py:net", "0"]
 
 
 @pytest.mark.parametrize("damage", ["null", '{"%s": 3}', '{"%s": {"seconds": "x"}}', '{"members": 5}', "\x00"])

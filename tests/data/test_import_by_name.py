@@ -1,8 +1,11 @@
 """Functions of one's own, by name."""
 
+import random
 import sys
 
+import numpy as np
 import pytest
+import torch
 
 from lossmap.data.import_by_name import resolve_callable
 
@@ -22,6 +25,25 @@ def test_a_function_in_a_file_is_found_and_the_file_runs_once(tmp_path):
     assert resolve_callable(spec) is resolve_callable(spec)
     made = resolve_callable(f"{tmp_path / 'nets.py'}:A")()
     assert sys.modules[type(made).__module__].A is type(made)
+
+
+def test_what_a_file_draws_when_it_is_imported_is_the_same_in_each_process(tmp_path):
+    """A network in a global, in the file and in one beside it: ranks and later runs must have the same."""
+    source = "import random\nimport numpy as np\nimport torch\n{}\n"
+    source += "DRAWN = torch.rand(3), np.random.rand(), random.random()\n"
+    drawn = []
+    for seed, name in enumerate("ab"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / f"beside_{name}.py").write_text(source.format(""))
+        text = source.format(f"import beside_{name}") + f"def net():\n    return repr((DRAWN, beside_{name}.DRAWN))\n"
+        (tmp_path / name / "draws.py").write_text(text)
+        torch.manual_seed(seed)
+        np.random.seed(seed)
+        random.seed(seed)
+        before = torch.get_rng_state(), random.getstate()
+        drawn.append(resolve_callable(f"{tmp_path / name / 'draws.py'}:net")())
+        assert torch.equal(torch.get_rng_state(), before[0]) and random.getstate() == before[1]
+    assert drawn[0] == drawn[1]
 
 
 def test_a_module_in_the_current_folder_is_found(tmp_path, monkeypatch):
