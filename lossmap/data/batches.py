@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.utils import _pytree as pytree
 
 from lossmap import memory
@@ -66,7 +67,10 @@ def samples_in(batch: Batch) -> int:
         return sum(map(samples_in, batch))
     lengths = _lengths(pytree.tree_leaves(batch))
     if not lengths:
-        raise ValueError(f"a batch must hold at least one tensor, its first dimension the samples; got {type(batch)}")
+        raise ValueError(
+            f"a batch must hold at least one tensor, its first dimension the samples; got {type(batch)}: give "
+            "torch.tensor(...) of lists of numbers"
+        )
     if len(lengths) > 1:
         targets = None if isinstance(batch, (Mapping, tuple, list)) else getattr(batch, "y", None)
         if isinstance(targets, torch.Tensor) and targets.dim():
@@ -471,9 +475,16 @@ def _of_array(values: Any) -> Any:
     """An array of numbers as a tensor, any other as it is."""
     if values.dtype.kind not in "fiub":
         return values
-    if values.dtype.kind == "u" and values.dtype != np.uint8:
-        values = values.astype(np.int64)
-    return torch.from_numpy(np.array(values))  # an owned, writable copy
+    return torch.from_numpy(np.array(as_torch_has_it(values)))  # an owned, writable copy
+
+
+def as_torch_has_it(values: NDArray[Any]) -> NDArray[Any]:
+    """Numbers in a type that PyTorch has: in this machine's order of bytes, unsigned ones as int64, at most float64."""
+    if values.dtype.kind == "u" and values.dtype.itemsize > 1:
+        return values.astype(np.int64)
+    if values.dtype.kind == "f" and values.dtype.itemsize > 8:
+        return values.astype(np.float64)
+    return values.astype(values.dtype.newbyteorder("="), copy=False)
 
 
 def _as_given(batches: Sequence[Batch], reason: str) -> FixedBatches:

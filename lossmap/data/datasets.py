@@ -63,6 +63,7 @@ from lossmap.special_files import not_a_file
 log = logging.getLogger(__name__)
 
 _ARRAYS = {"train": ("x", "y"), "test": ("x_test", "y_test")}  # the names in npz files, the packaged one and users'
+_UNNAMED = ("arr_0", "arr_1")  # how np.savez(file, inputs, targets) names them
 _INPUTS = ("x", "inputs", "input", "images", "data", "features")  # others that users have, beside TARGET_NAMES
 _USUAL = re.compile(r"_?(?:train|test|validation|valid|val)_?")  # what such names say of the split
 
@@ -380,7 +381,10 @@ def _npz(path: Path, split: str, normalize: str | None, raw: bool) -> Source | F
     if (x, y) != _ARRAYS[split]:
         log.warning("%s: inputs are the array %s, targets the array %s", path, x, y)
     if x not in arrays or y not in arrays:
-        raise ValueError(f"{path} must hold {x} and {y} for the split {split}; it holds {', '.join(names)}")
+        raise ValueError(
+            f"{path} must hold {x} and {y} for the split {split}; it holds {', '.join(names) or 'nothing'}: name its "
+            f'arrays so, as in np.savez("{path.name}", {x}=inputs, {y}=targets)'
+        )
     inputs = arrays[x]
     if _are_images_of_255(inputs):
         inputs = _of_unit_range(inputs, str(path), normalize, raw)
@@ -392,6 +396,8 @@ def _names_of_arrays(names: Sequence[str], split: str) -> tuple[str, str]:
     usual = _ARRAYS[split]
     if set(usual) <= set(names):
         return usual
+    if split == "train" and set(names) == set(_UNNAMED):
+        return _UNNAMED
     of_split = {name: _USUAL.sub("", name.lower()) for name in names if _split_in(name) == split}
     inputs = [name for name, rest in of_split.items() if rest in _INPUTS]
     targets = [name for name, rest in of_split.items() if rest in TARGET_NAMES]

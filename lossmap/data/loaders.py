@@ -38,6 +38,7 @@ from lossmap.data.batches import (
     FixedBatches,
     Resident,
     Streamed,
+    as_torch_has_it,
     join_batches,
     map_tensors,
     prepared,
@@ -158,14 +159,50 @@ def _each_alone(dataset: Any) -> Iterator[Batch]:
 
 
 def collated(data: Any) -> Any:
-    """A list of single samples as a loader of batches of them; anything else as it is.
+    """A list of single samples as a loader of batches of them, inputs and targets in a list as one batch of both.
 
-    A sample is known by its target, which is one number: of a batch there are several.
+    Anything else as it is. A sample is known by its target, which is one number: of a batch there are several.
+    Raises ValueError for a list of tensors that are no pair.
     """
+    if isinstance(data, tuple) and len(data) == 1 and isinstance(data[0], (tuple, list, Mapping)):
+        data = list(data)
+    if isinstance(data, list) and data and all(isinstance(entry, (Tensor, np.ndarray)) for entry in data):
+        if len(data) != 2 or len({len(entry) if entry.ndim else -1 for entry in data}) != 1:
+            raise ValueError(
+                f"a list holds batches, (inputs, targets) each; this one holds {len(data)} tensors, of shapes "
+                f"{', '.join(str(tuple(entry.shape)) for entry in data[:4])}: one batch is the tuple (x, targets), or "
+                "(x1, x2, targets)"
+            )
+        log.warning("the list of two tensors is one batch, inputs and targets: of %d samples", len(data[0]))
+        return tuple(data)
     if not isinstance(data, list) or not data or not all(_is_sample(entry) for entry in data):
         return data
     log.info("the list holds %d single samples, which are put together into batches", len(data))
     return _Samples(data)
+
+
+def check_no_pair(data: Any) -> None:
+    """Raise ValueError where a list of batches holds tensors that must be parts of one batch, as inputs and targets.
+
+    These are as many rows of other kinds. Of two that may be batches each the log says how they are read.
+    """
+    if not (
+        isinstance(data, list) and len(data) > 1 and all(isinstance(entry, (Tensor, np.ndarray)) for entry in data)
+    ):
+        return
+    if len({len(entry) if entry.ndim else -1 for entry in data}) > 1:
+        return
+    kinds = {(_is_floating(entry), entry.ndim) for entry in data}
+    parts = "one batch of inputs and targets is the tuple (x, y), or the list [(x, y)]"
+    if len(kinds) > 1:
+        described = ", ".join(f"{entry.dtype} {tuple(entry.shape)}" for entry in data[:4])
+        raise ValueError(f"a list holds batches, and these tensors are none of one kind ({described}): {parts}")
+    if len(data) == 2:
+        log.warning("the list of two tensors is read as two batches; %s", parts)
+
+
+def _is_floating(values: Tensor | NDArray[Any]) -> bool:
+    return values.is_floating_point() if isinstance(values, Tensor) else values.dtype.kind == "f"
 
 
 def _is_sample(entry: Any) -> bool:
@@ -279,9 +316,7 @@ def _as_tensor(values: Tensor | NDArray[Any], name: str) -> Tensor:
         return values.detach().cpu()
     if values.dtype.kind not in "fiub":
         raise ValueError(f"the arrays of {name} must hold numbers; got {values.dtype}")
-    if values.dtype.kind == "u" and values.dtype != np.uint8:
-        values = values.astype(np.int64)
-    return torch.from_numpy(np.ascontiguousarray(values))
+    return torch.from_numpy(np.ascontiguousarray(as_torch_has_it(values)))
 
 
 def _rows(values: Tensor, indices: Sequence[int]) -> Tensor:

@@ -36,7 +36,7 @@ from lossmap.data.criteria import (
     summed_criterion,
     with_class_targets,
 )
-from lossmap.data.loaders import as_batches, collated
+from lossmap.data.loaders import as_batches, check_no_pair, collated
 from lossmap.data.model_entries import entries_of
 from lossmap.data.one_precision import floating_dtypes, in_one_precision
 from lossmap.data.outputs import logits_of
@@ -208,7 +208,7 @@ class Problem:
             loss: `crossentropy` (nats), `mse`, or a callable such as `nn.CrossEntropyLoss()`; its class weights and the
                 targets that it ignores count as in one batch of all samples, whatever the cut, also where they are
                 keywords of a `functools.partial` of `F.cross_entropy`.
-            data: a DataLoader, a Dataset, a tuple (inputs, targets) of tensors or arrays, or anything that yields such
+            data: a DataLoader, a Dataset, (inputs, targets) as tensors or arrays, or anything that yields such
                 batches, in memory where they fit, else streamed; floating-point numbers are taken in the model's
                 precision. A batch's last entry is the target, what stands before it is given to the model (a tuple as
                 several arguments, a dict as keywords); of a dict batch, or any mapping such as a `BatchEncoding`, the
@@ -263,7 +263,7 @@ class Problem:
             model: the network; of one wrapped by DistributedDataParallel the module within.
             loss: (model, batch) -> a scalar, or (scalar, weight), the weight being any number >= 0, such as the batch's
                 tokens; without it the batch's first dimension counts.
-            data: as of `supervised`, but that batches go to the loss as they are.
+            data: as of `supervised`, but that batches go to the loss as they are, and those in a list are batches each.
             reduction: whether that scalar is the `mean` or the `sum` over the batch's samples.
             batch_size: samples in a batch; by default the loader's.
             unit: of the loss.
@@ -287,6 +287,7 @@ class Problem:
             raise ValueError(f"reduction must be 'mean' or 'sum'; got {reduction!r}")
 
         model = within_ddp(model)
+        check_no_pair(data)
         data = _on_device_of(model, as_batches(data, batch_size))
         return cls(model, data, CustomLoss(loss, reduction), _itself, CustomCount(loss, model), {}, False, unit)
 

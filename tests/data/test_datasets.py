@@ -379,3 +379,15 @@ def test_arrays_of_which_several_may_be_meant_are_refused(tmp_path):
     np.savez(tmp_path / "d.npz", images=x, features=x, labels=np.arange(9))
     with pytest.raises(ValueError, match="must hold x and y for the split train; it holds images, features, labels"):
         load(f"npz:{tmp_path / 'd.npz'}")
+
+
+def test_unnamed_arrays_of_foreign_byte_order_are_read_and_said(tmp_path, caplog):
+    x, y = np.random.default_rng(0).standard_normal((9, 4)), np.arange(9) % 3
+    np.savez(tmp_path / "d.npz", x.astype(">f8"), y.astype(">i2"))
+    loaded = load(f"npz:{tmp_path / 'd.npz'}")
+    assert torch.equal(loaded.tensors[0], torch.tensor(x).float()) and loaded.tensors[1].tolist() == y.tolist()
+    assert "inputs are the array arr_0, targets the array arr_1" in caplog.text
+    with pytest.raises(
+        ValueError, match=r'name its arrays so, as in np.savez\("d.npz", x_test=inputs, y_test=targets\)'
+    ):
+        load(f"npz:{tmp_path / 'd.npz'}", "test")

@@ -599,3 +599,29 @@ def test_inputs_of_whole_numbers_are_named_with_what_to_do(kind):
     problem = Problem.supervised(nn.Linear(2, 3), "crossentropy", (torch.ones(6, 2, dtype=kind), torch.arange(6) % 3))
     with pytest.raises(RuntimeError, match=rf"whole numbers \({kind}\): give x.float\(\)"):
         problem.total(next(iter(problem.data)))
+
+
+X, Y = torch.randn(12, 4, generator=torch.Generator().manual_seed(0)), torch.arange(12) % 3
+
+
+@pytest.mark.parametrize(
+    "data",
+    [[X, Y], [X.numpy(), Y.numpy()], [X.numpy().astype(">f4"), Y.numpy().astype(">u4")], ([X, Y],), ((X, Y),)],
+)
+def test_inputs_and_targets_in_a_list_are_one_batch(data):
+    model = nn.Linear(4, 3)
+    problem = Problem.supervised(model, "crossentropy", data)
+    loss = sum(float(problem.total(batch).detach()) for batch in problem.data) / problem.samples
+    assert problem.samples == 12 and loss == pytest.approx(F.cross_entropy(model(X), Y).item(), rel=1e-5)
+
+
+def test_tensors_in_a_list_that_are_no_batches_are_refused(caplog):
+    model = nn.Linear(4, 3)
+    with pytest.raises(ValueError, match=r"holds 3 tensors, of shapes \(12, 4\), .*: one batch is the tuple"):
+        Problem.supervised(model, "crossentropy", [X, X, Y])
+    with pytest.raises(ValueError, match=r"none of one kind \(torch.float32 \(12, 4\), torch.int64 \(12,\)\)"):
+        Problem.custom(model, lambda model, batch: F.cross_entropy(model(batch[0]), batch[1]), [X, Y])
+    problem = Problem.custom(model, lambda model, batch: model(batch).square().mean(), [X, 2 * X])
+    assert (
+        problem.samples == 24 and "is read as two batches; one batch of inputs and targets is the tuple" in caplog.text
+    )
