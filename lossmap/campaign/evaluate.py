@@ -32,7 +32,7 @@ from lossmap.io.disk import FULL
 from lossmap.io.journal import Busy
 from lossmap.landscape.run_survey import loss_at_start
 from lossmap.landscape.survey_file import open_survey_file, stored_choice
-from lossmap.parallel.evaluate import PointEvaluator
+from lossmap.parallel.evaluate import PointEvaluator, watchdog
 from lossmap.parallel.messages import DONE, FAILED, INTERRUPTED, Message
 from lossmap.parallel.shutdown import Stop
 from lossmap.parallel.team import Team
@@ -96,6 +96,7 @@ class Preparation:
     finish    whether the member is finished by a task of its own
     audit     fields, settings, tolerance and seed of the second measure, which audits the first; None without one
     busy      why it cannot be computed now: another process does
+    points_cost_alike  as of the measures, see `landscape.run_survey.Measure`
     """
 
     measures: tuple[tuple[str, tuple[Any, ...]], ...] = ()
@@ -103,6 +104,7 @@ class Preparation:
     finish: bool = True
     audit: tuple[tuple[Any, ...], Mapping[str, Any], float, int] | None = None
     busy: str = ""
+    points_cost_alike: bool = True
 
 
 @dataclass(frozen=True)
@@ -242,14 +244,15 @@ class MemberEvaluator:
             twin = prepared.measures[1]
             audit = (tuple(twin.fields), dict(twin.settings), float(twin.solver_options["tol"]), int(twin.seed))
         measures = tuple((m.name, tuple(m.fields)) for m in prepared.measures)
-        return Preparation(measures, prepared.grid, prepared.finish, audit)
+        alike = all(getattr(m, "points_cost_alike", True) for m in prepared.measures)
+        return Preparation(measures, prepared.grid, prepared.finish, audit, points_cost_alike=alike)
 
     def _finish(self, assignment: Assignment) -> None:
-        with self._own_state(None):
+        with self._own_state(None), watchdog(self.point_timeout):
             work_of(assignment.member).finish(self._site(assignment, creates=True))
 
     def _prepared(self, assignment: Assignment, creates: bool) -> Prepared | None:
-        with self._own_state(None):
+        with self._own_state(None), watchdog(self.point_timeout):
             renew(self._base, self._states.values())
             forget_cached()
             prepared = work_of(assignment.member).prepare(self._site(assignment, creates))

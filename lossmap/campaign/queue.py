@@ -30,6 +30,7 @@ class Batch:
     offset    the task index of its point 0; point i has the index offset + i
     order     (p,) points in the order in which neighbours follow each other
     prepared_by  the worker that has the member ready
+    is_alike     whether its points cost much the same
     """
 
     offset: int
@@ -40,6 +41,7 @@ class Batch:
     seconds: float = 0.0  # of the points evaluated
     evaluated: int = 0
     slowest: float = 0.0
+    is_alike: bool = True
 
     def __post_init__(self) -> None:
         self.free.append((0, len(self.order)))
@@ -95,6 +97,8 @@ class CampaignQueue(WorkQueue):
              stands for, such as a file that is being opened
     """
 
+    is_uniform = False
+
     def __init__(self, workers: int, poll: Callable[[], int] = lambda: 0) -> None:
         self._poll = poll
         super().__init__([], workers)
@@ -141,17 +145,24 @@ class CampaignQueue(WorkQueue):
         self._to_look.setdefault(worker, deque()).append(index)
         return index
 
-    def add_batch(self, points: int, order: Sequence[int] | np.ndarray, preparation: int | None = None) -> int:
+    def add_batch(
+        self,
+        points: int,
+        order: Sequence[int] | np.ndarray,
+        preparation: int | None = None,
+        is_alike: bool = True,
+    ) -> int:
         """Add points of a member. Returns the task index of its point 0.
 
         points       how many points the member has
         order        flat indices of the points to do, such that neighbours in it are neighbours on the grid
         preparation  the task index of the member's preparation, whose worker has it ready
+        is_alike     whether the points cost much the same
         """
         order = np.asarray(order, dtype=np.int64)
         offset = self._extend(points, len(order))
         prepared_by = None if preparation is None else self._preparers.get(preparation)
-        batch = Batch(offset, order, prepared_by)
+        batch = Batch(offset, order, prepared_by, is_alike=is_alike)
         self.batches[offset] = batch
         self._all_batches.append(batch)
         self._offsets.append(offset)
@@ -169,6 +180,11 @@ class CampaignQueue(WorkQueue):
         if index in self.singles:
             return None
         return self._all_batches[bisect_right(self._offsets, index) - 1]
+
+    def slowest_like(self, index: int) -> float | None:
+        """Seconds of the slowest point of the same member so far; None of what is no point, since members differ."""
+        batch = self.batch_at(index)
+        return None if batch is None or not batch.is_alike or not batch.evaluated else batch.slowest
 
     # ---- tasks are given out
 

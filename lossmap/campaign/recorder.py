@@ -330,7 +330,7 @@ class CampaignRecorder:
         order = one.recorder.order
         one.left = len(order)
         if one.left:
-            one.offset = self._queue.add_batch(len(grid), order, one.task)
+            one.offset = self._queue.add_batch(len(grid), order, one.task, one.preparation.points_cost_alike)
             self._open[one.offset] = one
         else:
             self._next_pass(one)

@@ -21,7 +21,7 @@ from lossmap.campaign.recorder import CampaignRecorder
 from lossmap.campaign.table import CampaignTable, collected
 from lossmap.keywords import checked_keywords
 from lossmap.landscape.progress import progress_display
-from lossmap.landscape.run_survey import as_stop, gather_at_end
+from lossmap.landscape.run_survey import as_stop, gather_at_end, kernel_limit
 from lossmap.landscape.survey_recorder import Progress
 from lossmap.parallel.messages import WorkerLost
 from lossmap.parallel.pool import lead, leave, work
@@ -59,7 +59,9 @@ def run_campaign(
         stop: a function that returns whether to stop; the same call goes on.
         world: the ranks; None: those that a launcher started.
         rank_0: `computes` too, only `deals`, or `auto`: computes with up to 32 ranks.
-        point_timeout: seconds after which a rank that does not answer is reported, and its task dispatched again.
+        point_timeout: seconds after which a rank that does not answer is reported, and its task dispatched again;
+            None: 20 times the slowest point of the same member so far, a minute at least (a member's preparation and
+            first point, and the tasks of a spectrum, may take any time); infinity: never.
         refresh: a function that rank 0 calls every ten seconds; members that it returns and that are new are added.
         machine: for the members' own work: what was chosen for this rank.
 
@@ -90,7 +92,7 @@ def run_campaign(
     to_do = world.once(lambda: _to_do(members, place, retry_failed))
     teams = list(world.team_ranks(1, rank_0))
     world.surveys += 1  # on every rank alike: a late message of an earlier survey is known by it
-    evaluate = MemberEvaluator(stop, machine)
+    evaluate = MemberEvaluator(stop, machine, kernel_limit(world, point_timeout))
     if world.rank != 0:
         work(world, evaluate, stop)
         gather_at_end(world, evaluate.changes())
@@ -98,7 +100,7 @@ def run_campaign(
     with progress_display(world, "campaign", progress, unit="member") as show:
         recorder = CampaignRecorder(to_do, place, show, len(teams), retry_failed, refresh)
         try:
-            lead(world, teams, recorder, evaluate, stop, point_timeout)
+            lead(world, teams, recorder, evaluate, stop, point_timeout, by_pace=True)
             recorder.note_changes(gather_at_end(world, evaluate.changes()))
         finally:
             recorder.close()

@@ -322,12 +322,8 @@ def _evaluate_points(
     team = team or Team.alone()
     all_teams = team.all_teams or world.team_ranks(rank_0=rank_0)
     world.surveys += 1  # on every rank alike: a late message of an earlier survey is known by it
-    # where a death ends the job, a stuck rank is left alone until rank 0 has closed its file
-    watchdog = None
-    if point_timeout is not None and math.isfinite(point_timeout) and world.tolerant and world.rank != 0:
-        watchdog = WATCHDOG_FACTOR * point_timeout
     sizes = {field.name: field.extra[1] if field.extra else 1 for field in measure.fields}
-    evaluate = PointEvaluator(measure, grid.point, sizes, team, watchdog)
+    evaluate = PointEvaluator(measure, grid.point, sizes, team, kernel_limit(world, point_timeout))
     at_start = loss_at_start(measure)
     if world.rank != 0:
         work(world, evaluate, stop)
@@ -348,6 +344,16 @@ def _evaluate_points(
     surface = store.surface()
     _send_surface(world, surface if share_values else without_values(surface))
     return surface
+
+
+def kernel_limit(world: World, point_timeout: float | None) -> float | None:
+    """Seconds of a point after which the kernel ends this rank; None: never.
+
+    Where a death ends the job, a stuck rank is left alone until rank 0 has closed its file.
+    """
+    if point_timeout is None or not math.isfinite(point_timeout) or not world.tolerant or world.rank == 0:
+        return None
+    return WATCHDOG_FACTOR * point_timeout
 
 
 def _checked_indices(points: Iterable[int] | None, grid: Grid) -> np.ndarray | None:

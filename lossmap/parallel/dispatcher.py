@@ -93,7 +93,7 @@ class Dispatcher:
     survey_id      number of this survey within the program; answers to an earlier one are ignored
     saved_state    index -> the state in which an earlier run left the point, or None
     point_timeout  seconds after which a worker that does not answer counts as stuck; None: by the pace, or no limit
-    by_pace        whether that limit follows from the slowest point so far: points cost much the same then
+    by_pace        whether that limit follows from the slowest point so far, of those that the queue takes for alike
     """
 
     def __init__(
@@ -150,10 +150,20 @@ class Dispatcher:
         return received
 
     def timeout(self) -> float | None:
-        """Seconds after which a worker that does not answer counts as stuck; None: no limit, or not known yet."""
-        if self.point_timeout is not None or not self.by_pace or not self.queue.evaluated:
+        """Seconds after which a worker that does not answer counts as stuck; None: no limit, or not known yet.
+
+        Where points do not all cost the same, the longest time that any of them may take.
+        """
+        return self._limit(self.queue.max_seconds if self.queue.evaluated else None)
+
+    def timeout_at(self, index: int) -> float | None:
+        """The same of one point."""
+        return self._limit(self.queue.slowest_like(index))
+
+    def _limit(self, slowest: float | None) -> float | None:
+        if self.point_timeout is not None or not self.by_pace or slowest is None:
             return self.point_timeout
-        return max(MIN_TIMEOUT, TIMEOUT_FACTOR * self.queue.max_seconds)
+        return max(MIN_TIMEOUT, TIMEOUT_FACTOR * slowest)
 
     @property
     def stuck_ranks(self) -> list[int]:
@@ -292,12 +302,12 @@ class Dispatcher:
         self.idle.update(self.queue.active)
 
     def _check_timeouts(self, now: float) -> None:
-        limit = self.timeout()
+        longest = self.timeout()
         # looks at every worker, so not at every step
-        if limit is None or now - self._last_timeout_check <= limit / 20:
+        if longest is None or now - self._last_timeout_check <= min(longest, MIN_TIMEOUT) / 20:
             return
         self._last_timeout_check = now
-        for number, index in self.queue.overdue(now, limit):
+        for number, index, limit in self.queue.overdue(now, self.timeout_at):
             worker = self.workers[number]
             worker.stuck_since, worker.present = now, False
             reason = f"rank {worker.leader} on {worker.host} has not answered for {limit:.3g} s at point {index}"

@@ -92,7 +92,7 @@ class PointEvaluator:
         """(the team's code, this rank's part of it: the reading, the state, or the error as text)."""
         value: Any = None
         try:
-            with _watchdog(self.point_timeout):
+            with watchdog(self.point_timeout):
                 value = self._checked(self._reading(index, state))
             code = OK
         except PeerFailed as failed:  # settled already
@@ -184,7 +184,7 @@ def out_of_memory(error: BaseException) -> bool:
 
 
 @contextmanager
-def _watchdog(seconds: float | None) -> Iterator[None]:
+def watchdog(seconds: float | None) -> Iterator[None]:
     """The kernel ends this process where the block takes longer, even inside a call that never returns."""
     if seconds is None:
         yield

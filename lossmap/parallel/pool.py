@@ -98,7 +98,8 @@ def lead(
             # without the channel: a message that comes from a stuck rank after all is no longer read
             settled = queue.status
             teams, channel, computes = [(0,)], None, True
-            point_timeout = dispatcher.timeout()  # for rank 0 too: what the others are stuck at may be a point
+            if queue.is_uniform:
+                point_timeout = dispatcher.timeout()  # for rank 0 too: what the others are stuck at may be a point
     except BaseException as error:  # such as a full disk: the others must not wait for a surface
         failure = error
         raise

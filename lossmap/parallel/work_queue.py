@@ -8,7 +8,7 @@ one where points are slow, some more where the way to rank 0 would count, fewer 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,7 +36,11 @@ class WorkQueue:
 
     order    flat indices of the points to do, such that neighbours in it are neighbours on the grid
     workers  how many workers there may be; they are numbered from 0
+
+    is_uniform  whether all points cost much the same, as far as anybody knows
     """
+
+    is_uniform = True
 
     def __init__(self, order: Sequence[int] | np.ndarray, workers: int) -> None:
         self.order = np.asarray(order, dtype=np.int64)
@@ -176,16 +180,22 @@ class WorkQueue:
         self._requeue(pending, worker)
         return pending, fatal
 
-    def overdue(self, now: float, limit: float) -> list[tuple[int, int]]:
-        """(worker, index) where a worker has been at one point for longer than `limit` seconds."""
+    def slowest_like(self, index: int) -> float | None:
+        """Seconds of the slowest point so far of those that cost what this one does; None where there is none yet."""
+        return self.max_seconds if self.evaluated else None
+
+    def overdue(self, now: float, limit: Callable[[int], float | None]) -> list[tuple[int, int, float]]:
+        """(worker, index, limit) where a worker has been at a point for longer than its limit, in seconds if any."""
         late = []
         for worker in self.active:
             index = next(iter(self.in_progress[worker]), None)
             if index is None:
                 continue
+            seconds = limit(index)
             # the point began when it was dispatched or, where others were before it, at the last answer
-            if now - max(self.in_progress[worker][index], self.last_answer[worker]) > limit:
-                late.append((worker, index))
+            began = max(self.in_progress[worker][index], self.last_answer[worker])
+            if seconds is not None and now - began > seconds:
+                late.append((worker, index, seconds))
         return late
 
     def suspend_worker(self, worker: int, index: int) -> bool:

@@ -34,9 +34,9 @@ MAX_IN_FLIGHT = 2  # points that a rank holds where each takes longer than a few
 needs_mpi = pytest.mark.skipif(MPIRUN is None, reason="there is no mpirun here")
 
 
-def start(folder, seconds, count=60, ranks=RANKS):
+def start(folder, *args, ranks=RANKS, program="campaign"):
     (folder / "tmp").mkdir(parents=True, exist_ok=True)
-    words = [sys.executable, str(PROGRAMS / "campaign.py"), str(folder), str(seconds), str(count)]
+    words = [sys.executable, str(PROGRAMS / f"{program}.py"), str(folder), *map(str, args)]
     return subprocess.Popen(
         [MPIRUN, "-n", str(ranks), *words],
         env={**ENVIRONMENT, "TMPDIR": str(folder / "tmp")},
@@ -88,7 +88,7 @@ def evaluations(folder):
 @needs_mpi
 def test_ranks_measure_nearly_all_the_time_while_costs_spread_twentyfold(tmp_path):
     """By the files: seconds of all points, over ranks times the time from the first to the last file's end."""
-    told = ended(start(tmp_path, 0.02))
+    told = ended(start(tmp_path, 0.02, 60))
     assert told["outcomes"] == ["complete"] and told["done"] == 1500
     assert set(evaluations(tmp_path).values()) == {1}
     measured = sum(float(np.sum(read(path)["loss_seconds"])) for path in CampaignFolder(tmp_path).members.glob("*.h5"))
@@ -99,7 +99,7 @@ def test_ranks_measure_nearly_all_the_time_while_costs_spread_twentyfold(tmp_pat
 @pytest.mark.alone
 @needs_mpi
 def test_killing_rank_0_repeats_the_points_in_flight_alone(tmp_path):
-    process = start(tmp_path, 0.02, count=12)
+    process = start(tmp_path, 0.02, 12)
     rank_0 = rank_0_of(process)
     log, deadline = tmp_path / "log", time.monotonic() + 60
     while not (log.exists() and len(log.read_text().splitlines()) > 80) and time.monotonic() < deadline:
@@ -108,7 +108,7 @@ def test_killing_rank_0_repeats_the_points_in_flight_alone(tmp_path):
     process.communicate(timeout=60)
     before = evaluations(tmp_path)
     assert 80 < len(before) < 300
-    told = ended(start(tmp_path, 0.02, count=12))
+    told = ended(start(tmp_path, 0.02, 12))
     assert told["outcomes"] == ["complete"] and told["done"] == 300
     after = evaluations(tmp_path)
     repeated = [point for point, count in after.items() if count > 1]
@@ -126,6 +126,12 @@ def module():
     finally:
         sys.path.remove(str(PROGRAMS))
     return loaded
+
+
+@needs_mpi
+def test_a_rank_that_hangs_at_a_point_of_a_member_holds_up_nobody(tmp_path):
+    told = ended(start(tmp_path, ranks=3, program="a_member_hangs"), seconds=40)
+    assert told == {"outcomes": ["complete"] * 3, "done": [25] * 3} and (tmp_path / "log.hung").exists()
 
 
 def test_what_is_there_is_not_computed_again_and_what_is_added_is(tmp_path):

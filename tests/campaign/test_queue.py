@@ -113,6 +113,18 @@ def test_whoever_prepared_a_member_measures_it():
     assert queue.dispatch(0, 0.2)[0] == offsets[0]
 
 
+def test_what_a_point_may_cost_is_known_from_its_own_member_alone():
+    queue = CampaignQueue(1)
+    queue.active.add(0)
+    task = queue.add_single()
+    queue.complete(0, task, 500.0, 500.0)
+    cheap, dear, mixed = (queue.add_batch(4, range(4), is_alike=alike) for alike in (True, True, False))
+    assert [queue.slowest_like(index) for index in (task, cheap, dear, mixed)] == [None] * 4
+    for index, seconds in ((cheap, 1.0), (cheap + 1, 3.0), (dear + 1, 90.0), (mixed, 2.0)):
+        queue.complete(0, index, seconds, 0.0)
+    assert [queue.slowest_like(index) for index in (task, cheap + 3, dear, mixed + 1)] == [None, 3.0, 90.0, None]
+
+
 def test_nothing_waits_behind_a_preparation():
     queue = CampaignQueue(1)
     queue.active.add(0)

@@ -104,9 +104,9 @@ def test_a_late_answer_counts_once():
     queue = queue_of(2, 2)
     queue.dispatch(0, 0.0)
     queue.dispatch(1, 0.0)
-    assert queue.overdue(4.0, 5.0) == []
+    assert queue.overdue(4.0, lambda index: 5.0) == []
     queue.complete(1, 1, 1.0, 3.0)
-    assert queue.overdue(6.0, 5.0) == [(0, 0)]
+    assert queue.overdue(6.0, lambda index: 5.0) == [(0, 0, 5.0)]
     assert not queue.suspend_worker(0, 0) and queue.dispatch(1, 6.0) == [0]
     assert queue.complete(0, 0, 7.0, 7.0)
     assert not queue.complete(1, 0, 1.0, 8.0)
@@ -271,6 +271,29 @@ def test_without_a_timeout_a_worker_is_stuck_after_20_times_the_slowest_point_an
     alone = Survey(3, 1, squared, by_pace=True)
     alone.run(rng)
     assert alone.dispatcher.timeout() is None  # nobody else could take the point over
+
+
+def test_each_point_has_the_time_that_those_like_it_have_taken(rng):
+    class Queue(WorkQueue):
+        def slowest_like(self, index):
+            return None if index < 2 else 4.0
+
+    survey = Survey(6, 3, squared, by_pace=True)
+    survey.queue = survey.dispatcher.queue = Queue(range(6), 3)
+    for rank in (1, 2):
+        survey.workers[rank].listen()
+        survey.dispatcher.step()
+        del survey.workers[rank]  # which never answers: rank 1 at point 0, and rank 2 at point 2
+
+    def happens(survey):
+        if survey.now > 200 and "rank 1 on" not in str(survey.recorder.notes):
+            survey.network.dead_ranks.add(1)
+
+    survey.run(rng, happens)
+    assert [note.partition(";")[0] for note in survey.recorder.notes] == [
+        "rank 2 on node2 has not answered for 80 s at point 2",
+        "rank 1 on node1 has died",
+    ]
 
 
 def test_when_all_workers_are_stuck_the_dispatcher_gives_up_after_a_while(rng):
