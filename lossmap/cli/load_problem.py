@@ -37,7 +37,7 @@ from lossmap.data.loss_check import check_loss
 from lossmap.data.model_entries import entries_of
 from lossmap.data.problem import Problem
 from lossmap.geometry.directions import Plane
-from lossmap.io.surface import MADE_AS
+from lossmap.io.surface import EVALUATION, MADE_AS
 from lossmap.parallel.team import Team
 from lossmap.parallel.world import World
 from lossmap.seeding import same_random_state
@@ -385,5 +385,5 @@ def measured_with(data: DataSettings, run: RunSettings, problems: Mapping[str, P
         measured["metric"] = list(data.metric)
     notes = dict.fromkeys(note for problem in problems.values() for note in problem.notes)
     if notes:  # the loss is evaluated in a way that version 0.1 did not know
-        measured["evaluation of the loss"] = list(notes)
+        measured[EVALUATION] = list(notes)
     return measured

@@ -15,6 +15,7 @@ import re
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ import numpy as np
 from lossmap.curvature.autotune import prepare
 from lossmap.data.checkpoint_match import Selection
 from lossmap.data.checkpoints import checkpoints_in, file_sha256, kind_of, sorted_as_people_count
+from lossmap.data.loss_check import check_loss
 from lossmap.data.problem import Problem
 from lossmap.dynamics.checkpoint_curvature import SHARES, CheckpointCurvature, Effort, probed
 from lossmap.dynamics.eigenspaces import EigenspaceDynamics, compare_eigenspaces, curvature_along
@@ -42,6 +44,7 @@ from lossmap.landscape.survey_recorder import Progress
 from lossmap.memory import free_memory
 from lossmap.parallel.shutdown import Stop
 from lossmap.parallel.world import World
+from lossmap.report.text import WIDTH, filled
 from lossmap.values import DrawnResult
 
 log = logging.getLogger("lossmap")
@@ -57,6 +60,7 @@ class RunDynamics(DrawnResult):
     summary    the answers, with the numbers that they rest on; empty while unfinished
     failures   one sentence each
     evolution  arrays by checkpoint: step, eigenvalue (step, pair), overlap (step, step), ...; None while unfinished
+    notes      how the loss is evaluated, a sentence each, where that is not as a mean over any samples
     """
 
     path: Path = field(compare=False)
@@ -64,6 +68,7 @@ class RunDynamics(DrawnResult):
     summary: str
     failures: tuple[str, ...] = ()
     evolution: Group | None = field(default=None, repr=False)
+    notes: tuple[str, ...] = ()
 
     def __getitem__(self, name: str) -> np.ndarray:
         """The array of this name, such as `eigenvalue`. Raises KeyError with the names that there are."""
@@ -73,7 +78,11 @@ class RunDynamics(DrawnResult):
         return arrays[name]
 
     def __repr__(self) -> str:
-        lines = [f"Curvature along a run, {self.path}: {self.outcome}", *self.summary.splitlines()]
+        lines = [f"Curvature along a run, {self.path}: {self.outcome}"]
+        if self.notes:
+            text = filled("; ".join(self.notes), WIDTH - 12)
+            lines += [f"{'' if i else 'evaluation:':<12}{line}" for i, line in enumerate(text)]
+        lines += self.summary.splitlines()
         return "\n".join([*lines, *(f"failed: {failure}" for failure in self.failures)])
 
 
@@ -203,6 +212,7 @@ def run_dynamics(
     began = time.monotonic()
     if world is None:
         world = World.start()
+    problem = world.together(partial(check_loss, problem, report=world.rank == 0))
     if settings is None:
         settings = settings_of({"train": problem})
     path = Path(path)
@@ -279,7 +289,7 @@ def _result(path: Path, surface: Surface, files: Mapping[float, Path], summary: 
     points = [surface.grid.point(f.index)[0] for f in surface.failures]
     failures = tuple(f"{files[step]}: {f.reason}" for step, f in zip(points, surface.failures, strict=True))
     evolution = read_group(path, RESULTS) if summary else None
-    return RunDynamics(path, surface.outcome, summary, failures, evolution)
+    return RunDynamics(path, surface.outcome, summary, failures, evolution, surface.evaluation)
 
 
 def _effort(
@@ -351,7 +361,8 @@ def run_in_file(path: str | Path, surface: Surface) -> RunDynamics:
     failures = tuple(
         f"{files.get(step, f'step {step}')}: {f.reason}" for step, f in zip(steps, surface.failures, strict=True)
     )
-    return RunDynamics(Path(path), surface.outcome, str(evolution.attributes["verdict"]), failures, evolution)
+    verdict = str(evolution.attributes["verdict"])
+    return RunDynamics(Path(path), surface.outcome, verdict, failures, evolution, surface.evaluation)
 
 
 def _stored_plan(

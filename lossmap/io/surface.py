@@ -23,6 +23,7 @@ TO_DO, DONE, FAILED = 0, 1, 2
 VERIFIED, UNPROTECTED, REBUILT = "verified", "unprotected", "rebuilt from the journal"
 CHANGED = "_changed"  # ending of the attribute that says of a measure how its loss changed during the run
 
+EVALUATION = "evaluation of the loss"  # among a measure's settings: the sentences of `Problem.notes`
 TRAINING_PROCESS = "training_process"  # attribute of a training's file while it goes on: its host and process id
 # Fields whose name says it all: files of the original tool, and surfaces made by hand, carry no units.
 KNOWN = {
@@ -216,6 +217,14 @@ class Surface(DrawnResult):
         outcomes = {self.outcome_of(measure) for measure in self.status} or {"unfinished"}
         return next(word for word in ("unfinished", "failed", "complete") if word in outcomes)
 
+    @property
+    def evaluation(self) -> tuple[str, ...]:
+        """How the loss is evaluated, a sentence each, where that is not as a mean over any samples."""
+        sentences: dict[str, None] = {}
+        for settings in self.settings.get("measures", {}).values():
+            sentences |= dict.fromkeys(map(str, settings.get(EVALUATION, ())))
+        return tuple(sentences)
+
     def counts(self, measure: str) -> dict[str, int]:
         """How many points are done, failed and left."""
         status = self.status[measure].reshape(-1)[self.planned_points(measure)]
@@ -248,6 +257,7 @@ class Surface(DrawnResult):
         for measure in self.status:
             counts = ", ".join(f"{count:,} {word}" for word, count in self.counts(measure).items())
             lines.append(f"  {measure}: {counts}")
+        lines.extend(f"  evaluation: {sentence}" for sentence in self.evaluation)
         bookkeeping = {f"{m}_{what}" for m in self.status for what in ("seconds", "rank")}
         for name in self.fields:
             if name in bookkeeping:

@@ -81,6 +81,7 @@ class Connection(DrawnResult):
         unaligned: the line to the other network as it stood, where it was aligned.
         curve: the curve of low loss between both, where one was trained.
         curve_recipe: what it is and how its bend was trained, in words; empty where there is none.
+        notes: how the loss is evaluated, a sentence each, where that is not as a mean over any samples.
 
     Example:
         >>> import torch, lossmap
@@ -106,6 +107,7 @@ class Connection(DrawnResult):
     unaligned: Connection | None = None
     curve: Connection | None = None
     curve_recipe: str = ""
+    notes: tuple[str, ...] = ()
 
     def barrier(self, split: str = "train") -> Barrier:
         """The barrier of one split. Raises KeyError for a split that was not measured."""
@@ -205,6 +207,7 @@ def _line_in(surface: Surface, fields: Mapping[str, np.ndarray], **about: Any) -
         barrier_errors={split: fields[f"{split}_barrier_error"] for split in splits},
         midpoint_errors={split: fields[f"{split}_midpoint_error"] for split in splits},
         unit=surface.about[f"{splits[0]}_loss"].unit,
+        notes=surface.evaluation,
         **about,
     )
 
@@ -216,6 +219,8 @@ def _report_of(c: Connection) -> StoredReport:
         "bn": c.bn, "unit": c.unit, "length": c.length, "first": c.labels[0], "other": c.labels[1],
         "report_version": REPORT_VERSION,
     }  # fmt: skip
+    if c.notes:
+        attributes["evaluation"] = "; ".join(c.notes)
     if c.alignment:
         attributes["alignment"] = c.alignment
     if c.curve_recipe:
@@ -225,7 +230,7 @@ def _report_of(c: Connection) -> StoredReport:
         if beside is None:
             continue
         other = _report_of(beside)
-        of_all = ("t", "bn", "unit", "first", "other", "alignment", "report_version")
+        of_all = ("t", "bn", "unit", "first", "other", "alignment", "evaluation", "report_version")
         arrays |= {f"{way}_{name}": v for name, v in other.arrays.items() if name not in of_all}
         attributes |= {f"{way}_{name}": v for name, v in other.attributes.items() if name not in of_all}
     for split, losses in c.losses.items():

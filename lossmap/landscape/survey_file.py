@@ -22,7 +22,7 @@ from lossmap.io.memory_store import Measures
 from lossmap.io.provenance import PYTHON, provenance
 from lossmap.io.read import NotASurface, Refused, SurfaceFile, journal_of, read
 from lossmap.io.resume_check import short
-from lossmap.io.surface import Group, Surface, differences, to_plain
+from lossmap.io.surface import EVALUATION, Group, Surface, differences, to_plain
 
 if TYPE_CHECKING:  # a measure without a network needs no PyTorch, whose import takes seconds on each rank
     import torch
@@ -155,7 +155,7 @@ def settings_of(problems: Mapping[str, Problem], autocast: torch.dtype | None = 
     }
     notes = dict.fromkeys(note for problem in problems.values() for note in problem.notes)
     if notes:
-        settings["evaluation of the loss"] = list(notes)
+        settings[EVALUATION] = list(notes)
     return settings
 
 

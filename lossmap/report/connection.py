@@ -45,6 +45,8 @@ def connection_report(stored: StoredReport) -> str:
     if stored.text("alignment", ""):
         aligned = f"{stored.text('other')} {stored.text('alignment')}"
         lines += [f"  {line}" for line in filled(aligned, WIDTH - 2)]
+    if stored.text("evaluation", ""):
+        lines += wrapped("evaluation", stored.text("evaluation"), indent=20)
     for way, text in _ways_text(stored).items():
         about = f"{text}: length {number(stored.number(f'{way}_length'))}"
         lines += [f"  {line}" for line in filled(about, WIDTH - 2)]
