@@ -32,13 +32,12 @@ from lossmap.io.surface import Surface
 from lossmap.plotting import maps
 from lossmap.plotting.interpolation import factor_of
 from lossmap.plotting.notes import accuracy_notes
-from lossmap.plotting.own_axes import size_of
 from lossmap.plotting.panels import (
-    AXIS,
     FigureOptions,
     add_legend_and_notes,
     common_loss,
     figure_of_maps,
+    grow_below,
     interpolation_notes,
     title_maps,
 )
@@ -48,6 +47,7 @@ from lossmap.plotting.plane_figures import (
     broken_label,
     frame_panel,
     label_on_scale,
+    length_of_bar,
     set_bar_ticks,
 )
 from lossmap.plotting.quantities import changes_sign, common_quantity, eigenvalues, quantity, values_of
@@ -91,13 +91,16 @@ def draw_convexity(surfaces: Sequence[Surface], titles: Sequence[str] | None, op
             maps.mark_points(axes, surface.grid, ratio)
         left, bottom = options.labelled_sides(surfaces, i, columns)
         frame_panel(axes, surface, options, "map", left=left, bottom=bottom)
+    tall = length_of_bar(grid, surfaces, options, bool(titles))
     title_maps(figure, grid, titles, columns, options.ax)
     extend = beyond(norm, ratios)
     beside: Any = list(grid.flat) if grid.size > 1 else grid[0, 0]
     bar = figure.colorbar(mappable, ax=beside, shrink=1.0, pad=0.02, aspect=24, extend=extend)
     set_bar_ticks(bar, what, options.scale([np.zeros(1)], what), "map")
     label = label_on_scale(what.label, "map", options.scale([np.zeros(1)], what), norm, ",\n")
-    bar.set_label(broken_label(label, figure.get_figheight() - AXIS if options.ax is None else size_of(options.ax)[1]))
+    bar.set_label(broken_label(label, tall))
+    if options.ax is None:
+        grow_below(figure, grid)
     add_legend_and_notes(figure, handles, notes, options.ax)
     return figure
 

@@ -18,17 +18,20 @@ from lossmap.plotting.flatness import FLAT_NOTE, noise_in
 from lossmap.plotting.panels import (
     FigureOptions,
     add_legend_and_notes,
+    grow_below,
     have_one_window,
     interpolation_notes,
     panel_ratio,
 )
-from lossmap.plotting.plane_figures import add_bar, draw_map, frame_panel, marked_values, signed_norm
+from lossmap.plotting.plane_figures import LABEL_LINE, add_bar, draw_map, frame_panel, marked_values, signed_norm
 from lossmap.plotting.quantities import common_quantity, quantity, values_of
 from lossmap.plotting.sign_hatches import mark_signs
 from lossmap.plotting.style import column_width, new_figure, page_width
 from lossmap.plotting.titles import set_titles
 
 MAX_PANEL, TICKS = 2.2, 0.3  # inches: of a panel, and of the numbers beside it
+SHARE_OF_BAR = 0.9  # of a bar's length, that its label takes: others stand above and below it
+SMALLEST_PANEL = 1.1  # inches across, below which the labels of the bars reach into each other
 
 
 def draw_field_rows(
@@ -40,7 +43,7 @@ def draw_field_rows(
 ) -> Figure:
     """A sheet of maps; arguments as `plane_figures.draw_maps`, names: the quantities from the top down.
 
-    Raises ValueError where a surface does not hold a quantity.
+    Raises ValueError where a surface does not hold a quantity, or a width leaves the maps less than SMALLEST_PANEL.
     """
     columns = len(surfaces)
     width = options.width or (column_width() if columns == 1 else page_width())
@@ -49,6 +52,9 @@ def draw_field_rows(
     panel = min(MAX_PANEL, (width - beside) / columns)
     if options.width is None:
         width = min(width, panel * columns + beside)
+    elif panel < SMALLEST_PANEL:
+        least = beside + SMALLEST_PANEL * columns
+        raise ValueError(f"--width must be at least {least:.3g} inches for {columns} beside each other; got {width:g}")
     figure = new_figure(width, len(names) * (panel / panel_ratio(surfaces[0]) + 0.1) + 0.7, compressed=True)
     common: Any = "all" if shared else "col"
     grid = figure.subplots(len(names), columns, squeeze=False, sharex=common, sharey=common)
@@ -72,12 +78,15 @@ def draw_field_rows(
                 maps.mark_points(axes, surface.grid, marked)
             left, _ = options.labelled_sides(surfaces, column, columns)
             frame_panel(axes, surface, options, drawn, left=left, bottom=number == len(names) - 1)
-        add_bar(figure, mappable, list(row), what, scale, drawn, norm, arrays, tall=panel / panel_ratio(surfaces[0]))
+        taken = LABEL_LINE * row[0].get_ylabel().count("\n") / columns  # of each panel, by further lines of its label
+        tall = SHARE_OF_BAR * (panel - taken) / panel_ratio(surfaces[0])
+        add_bar(figure, mappable, list(row), what, scale, drawn, norm, arrays, tall)
         said = [*([FLAT_NOTE] if noise else []), *refinement_notes(surfaces)]
         if drawn != "map":
             said += interpolation_notes(surfaces, scale, options.interp)
         for note in said:
             notes.setdefault(note, []).append(what.label.split(" (")[0])
+    grow_below(figure, grid[-1])
     if titles:
         set_titles(list(grid[0]), titles, panel, columns)
     add_legend_and_notes(figure, handles, [f"{', '.join(whose)}: {note}" for note, whose in notes.items()])

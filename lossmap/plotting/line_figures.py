@@ -15,20 +15,29 @@ from lossmap.plotting.contour_levels import FLAT_MARGIN, scale_of
 from lossmap.plotting.flatness import noise_in
 from lossmap.plotting.notes import accuracy_notes
 from lossmap.plotting.own_axes import size_of
-from lossmap.plotting.panels import LOSS_NAMES, FigureOptions, add_legend_and_notes, common_loss, letters_of
+from lossmap.plotting.panels import (
+    LOSS_NAMES,
+    MAX_LABEL_LINES,
+    FigureOptions,
+    add_legend_and_notes,
+    common_loss,
+    grow_below,
+    letters_of,
+)
 from lossmap.plotting.quantities import (
     axis_labels,
     best_field,
     common_quantity,
     eigenvalues,
     in_brackets,
+    line_ends,
     model_positions,
     on_scale,
     quantity,
     values_of,
 )
 from lossmap.plotting.style import BLUE, RED, column_width, new_figure, type_size
-from lossmap.plotting.titles import LEGEND_LETTERS, NAME_LETTER, broken_name, set_titles
+from lossmap.plotting.titles import NAME_LETTER, broken_name, legend_letters, set_titles
 from lossmap.report.connection import BESIDE, ways_beside
 from lossmap.report.stored import StoredReport
 
@@ -62,8 +71,7 @@ def draw_lines(
         set_titles([axes], titles, wide, grow=options.ax is None)
     frame_lines(axes, surfaces)
     if options.ax is None:
-        more = axes.get_xlabel().count("\n")
-        figure.set_figheight(figure.get_figheight() + 1.25 * type_size(LABEL) * more / 72)
+        grow_below(figure, [axes])
     if options.labels is not None:
         axes.set_xlabel(options.labels[0])
         axes.set_ylabel(on_scale(options.labels[1], axes.get_yscale() != "linear"))
@@ -82,7 +90,7 @@ def _draw_field(
         values, status = values_of(surface, quantity(surface, name).name)
         title = what.symbol
         if titles:
-            title = broken_name(titles[i], LEGEND_LETTERS)
+            title = broken_name(titles[i], legend_letters(axes.figure.get_figwidth()))
         lines.curve(axes, surface.grid.x, values, colour=_colour(i), label=title, style=lines.dashes(i))
         _draw_noise(axes, surface, name, _colour(i))
         patches += lines.mark_missing(axes, surface.grid.x, values, status)
@@ -228,7 +236,12 @@ def _letters_of_label(axes: Any) -> float:
 
 def _label_along(surface: Surface, letters: float) -> str:
     """What a line's axis is, in lines of so many letters: it may bear names of files."""
-    return broken_name(axis_labels(surface)[0], letters)
+    label = axis_labels(surface)[0]
+    if "connection" not in surface.groups or len(label) <= letters:
+        return broken_name(label, letters, MAX_LABEL_LINES)
+    first, other = line_ends(surface)
+    words = f"t, from {first} (0)", f"to {other} (1)"
+    return "\n".join(broken_name(word, letters, MAX_LABEL_LINES // 2) for word in words)
 
 
 def _left_out(surfaces: Sequence[Surface]) -> list[str]:
@@ -253,12 +266,13 @@ def draw_eigenvalue_lines(surfaces: Sequence[Surface], titles: Sequence[str] | N
     grid = figure.subplots(rows, 1, sharex=True)
     upper, lower = grid[-2], grid[-1]
     alone = len(surfaces) == 1
+    names = _names_in_legend(figure, surfaces, titles)
     patches: list[Artist] = []
     for i, surface in enumerate(surfaces):
         colours = dict.fromkeys(("loss", "max_eig", "min_eig", "ratio"), _colour(i))
         if alone:
             colours = {"loss": BLUE, "max_eig": RED, "min_eig": BLUE, "ratio": "0.2"}
-        title = broken_name(titles[i], LEGEND_LETTERS) if titles else ""
+        title = names[i]
         if loss is not None:
             lines.curve(
                 grid[0], surface.grid.x, surface[loss], colour=colours["loss"], label=title, style=lines.dashes(i)
@@ -282,6 +296,7 @@ def draw_eigenvalue_lines(surfaces: Sequence[Surface], titles: Sequence[str] | N
     lower.set_ylabel(r"$|\lambda_\min/\lambda_\max|$" + "\n" + r"($+$: $\lambda_\min<0$)")
     for axes in grid:
         frame_lines(axes, surfaces, with_label=axes is lower)
+    grow_below(figure, [lower])
     notes: list[str] = []
     if alone:
         notes = accuracy_notes(surfaces[0])
@@ -289,6 +304,13 @@ def draw_eigenvalue_lines(surfaces: Sequence[Surface], titles: Sequence[str] | N
             set_titles([grid[0]], titles, figure.get_figwidth() - 0.7)
     add_legend_and_notes(figure, patches, notes)
     return figure
+
+
+def _names_in_legend(figure: Figure, surfaces: Sequence[Surface], titles: Sequence[str] | None) -> list[str]:
+    """The titles of several files as they stand in a legend; that of one alone stands above."""
+    if not titles or len(surfaces) == 1:
+        return [""] * len(surfaces)
+    return [broken_name(title, legend_letters(figure.get_figwidth())) for title in titles]
 
 
 def _place_legend_of_ends(axes: Any, files: int) -> list[Artist]:

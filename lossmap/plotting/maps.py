@@ -17,6 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.collections import PatchCollection
 from matplotlib.colors import BoundaryNorm, CenteredNorm, Colormap, LogNorm, Normalize, SymLogNorm
+from matplotlib.font_manager import FontProperties
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.patheffects import withStroke
 
@@ -27,7 +28,7 @@ from lossmap.plotting.contour_levels import FLAT_MARGIN, Scale
 from lossmap.plotting.contour_levels import labels as labels_of
 from lossmap.plotting.interpolation import AUTOMATIC, factor_of, refine, refine_ticks
 from lossmap.plotting.style import DARK, GREY, RED, type_size
-from lossmap.plotting.titles import broken_name
+from lossmap.plotting.titles import NAME_LETTER, broken_name
 
 Array = np.ndarray
 # How the cell of a point without a value looks, by the reason, and the mark in it with the sign of the legend.
@@ -311,7 +312,8 @@ def frame(axes: Axes, grid: Grid, labels: tuple[str, str], cells: bool = True) -
         _cross(axes, 0.0, 0.0)
 
 
-MODEL_LETTERS = 18  # of a line of a model's name on the map
+MODEL_LETTERS, MODEL_LINES = 18, 3  # of a model's name on the map, at most
+MODEL_SHARES = 0.6, 0.18  # of a map's width and height, that a model's name takes at most
 
 
 def _cross(axes: Axes, x: float, y: float) -> None:
@@ -320,8 +322,14 @@ def _cross(axes: Axes, x: float, y: float) -> None:
         axes.plot([x], [y], "+", color=colour, markersize=size, markeredgewidth=width, zorder=4)
 
 
-def models(axes: Axes, places: Sequence[tuple[float, float, str]]) -> None:
-    """Marks where models stand beside the one at the centre, each with its name at its side; none out of the window."""
+def models(axes: Axes, places: Sequence[tuple[float, float, str]], size: tuple[float, float]) -> None:
+    """Marks where models stand beside the one at the centre, each with its name at its side; none out of the window.
+
+    size  of the map, about, inches
+    """
+    points = FontProperties(size="x-small").get_size_in_points()
+    letters = 72 * MODEL_SHARES[0] * size[0] / (NAME_LETTER * points)
+    most = max(1, int(72 * MODEL_SHARES[1] * size[1] / (1.2 * points)))
     (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
     for x, y, name in places:
         if not (left <= x <= right and low <= y <= high):
@@ -329,7 +337,8 @@ def models(axes: Axes, places: Sequence[tuple[float, float, str]]) -> None:
         _cross(axes, x, y)
         outer, upper = x > left + 0.7 * (right - left), y > low + 0.7 * (high - low)
         text = axes.annotate(
-            broken_name(name, MODEL_LETTERS), (x, y), (-5 if outer else 5, -4 if upper else 4),
+            broken_name(name, min(letters, MODEL_LETTERS), min(most, MODEL_LINES)), (x, y),
+            (-5 if outer else 5, -4 if upper else 4),
             textcoords="offset points", ha="right" if outer else "left", va="top" if upper else "bottom",
             fontsize="x-small", zorder=4.1, annotation_clip=True,
             path_effects=[withStroke(linewidth=1.8, foreground="white")],

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from lossmap.io.surface import Surface
 from lossmap.plotting import lines
 from lossmap.plotting.line_figures import frame_lines, set_loss_axis
-from lossmap.plotting.panels import LOSS_NAMES, FigureOptions, add_legend_and_notes
+from lossmap.plotting.panels import LOSS_NAMES, FigureOptions, add_legend_and_notes, grow_below
 from lossmap.plotting.quantities import best_field, common_quantity, in_brackets, on_scale, quantity, values_of
 from lossmap.plotting.style import BLUE, RED, column_width, new_figure
 
@@ -56,6 +56,7 @@ def draw_median(surfaces: Sequence[Surface], field: str | None, options: FigureO
         right.tick_params(axis="y", colors=RED)
         right.set_ylim(-3, 103)
     frame_lines(axes, surfaces)
+    grow_below(figure, [axes])
     if options.labels is not None:
         axes.set_xlabel(options.labels[0])
         axes.set_ylabel(on_scale(options.labels[1], axes.get_yscale() != "linear"))

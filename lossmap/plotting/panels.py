@@ -32,6 +32,8 @@ LOSS_NAMES = ("train_loss", "test_loss")
 SMALLEST_PANEL = 0.8  # inches across, below which labels take all the room
 AXIS = 0.45  # that ticks and label of the lowest panels take
 NOTES, LEGEND = 5.8, 6.5  # points, of type below the panels
+MAX_LABEL_LINES = 4  # of the label of an axis
+TITLED, UNTITLED = 0.3, 0.12  # inches above a panel with a title, and above one without
 TICK_GAPS = 14.0  # points, of ticks and what is left free around their numbers and the label below them
 CHARACTERS_PER_INCH = 21  # of the notes below a figure
 
@@ -202,7 +204,7 @@ def figure_of_maps(
     if panel < SMALLEST_PANEL:
         least = width + (SMALLEST_PANEL - panel) * columns
         raise ValueError(f"--width must be at least {least:.3g} inches for {columns} beside each other; got {width:g}")
-    height = rows * (panel / panel_ratio(surfaces[0]) + (0.3 if titled else 0.12)) + AXIS
+    height = rows * (panel / panel_ratio(surfaces[0]) + (TITLED if titled else UNTITLED)) + AXIS
     figure = new_figure(width, height, compressed=True)
     shared = have_one_window(surfaces)
     panels = figure.subplots(
@@ -223,6 +225,13 @@ def title_maps(figure: Figure, panels: np.ndarray, titles: Sequence[str] | None,
     if titles:
         inches = _panel_width(figure.get_figwidth(), columns) if own is None else size_of(own)[0]
         set_titles(list(panels.flat), titles, inches, columns, grow=own is None)
+
+
+def grow_below(figure: Figure, panels: Sequence[Any] | np.ndarray) -> None:
+    """Make a figure taller by the further lines of the labels below its panels, (rows, columns) or one row."""
+    rows = np.atleast_2d(np.asarray(panels, dtype=object))
+    more = sum(max(axes.get_xlabel().count("\n") for axes in row) for row in rows)
+    figure.set_figheight(figure.get_figheight() + 1.25 * type_size(8) * more / 72)
 
 
 def have_one_window(surfaces: Sequence[Surface]) -> bool:

@@ -29,10 +29,14 @@ from lossmap.plotting.notes import accuracy_notes
 from lossmap.plotting.own_axes import size_of
 from lossmap.plotting.panels import (
     AXIS,
+    MAX_LABEL_LINES,
+    TITLED,
+    UNTITLED,
     FigureOptions,
     add_legend_and_notes,
     common_loss,
     figure_of_maps,
+    grow_below,
     have_one_window,
     interpolation_notes,
     layout_of,
@@ -55,7 +59,7 @@ from lossmap.plotting.quantities import (
 from lossmap.plotting.sign_hatches import mark_signs
 from lossmap.plotting.style import new_figure, page_width, type_size
 from lossmap.plotting.surface3d import CAMERA, ENOUGH, draw_surface3d, is_from_above, letters_beyond, place_labels
-from lossmap.plotting.titles import NAME_LETTER, broken_name, set_titles
+from lossmap.plotting.titles import NAME_LETTER, broken_name, numbered, set_titles
 
 PATH_LOSS = "train_loss"  # what a path's losses are of
 LETTER = 0.52  # of the size of type, how wide a letter is
@@ -65,9 +69,14 @@ BESIDE = 0.85  # inches across, of the colour bar and its labels
 SHRINK = 0.55  # of the height of a relief, its colour bar
 SMALLEST_OF_EIGEN = 0.9  # inches across, of a panel beside others with a bar each
 ENDS_OF_LABEL, BESIDE_PANEL = 0.4, 0.9  # inches of a panel with its bar that its label below leaves free, and the map
+BESIDE_ALL = 1.35  # inches, of what stands beside several panels in a row
 FEW_TICKS = 2.6  # inches across, of a map with its bar, below which more than three ticks would touch
 BEYOND_PANEL = 0.1  # inches, that the label at its left may reach beyond a map
-LABEL_LETTERS = 18  # of a title beside a small panel
+LABEL_LETTERS, LABEL_LINES = 18, 3  # of a title beside a small panel, at most
+NUMBER = 0.15  # inches, that are left for the number behind a title
+LABEL_LINE = 0.14  # inches, of a line of a label
+SMALLEST_BAR = 0.3  # inches, of a colour bar
+SHARE_OF_LABEL = 0.2  # of a panel's width with its labels, that the lines of the label at its left take
 MAX_RATIO = 1.0  # |min_eig / max_eig| at which its colours end
 
 
@@ -115,9 +124,11 @@ def draw_maps(
         colours = mappable if name == PATH_LOSS and kind != "contour" else None
         left, bottom = options.labelled_sides(surfaces, i, columns)
         frame_panel(axes, surface, options, kind, left=left, bottom=bottom, colours=colours)
+    tall = length_of_bar(grid, surfaces, options, bool(titles))
     title_maps(figure, grid, titles, columns, options.ax)
-    tall = None if options.ax is None else size_of(options.ax)[1]
     add_bar(figure, mappable, list(grid.flat), what, scale, kind, norm, arrays, tall)
+    if options.ax is None:
+        grow_below(figure, grid)
     add_legend_and_notes(figure, patches, notes, options.ax)
     return figure
 
@@ -131,19 +142,30 @@ def add_bar(
     kind: str,
     norm: Normalize | None,
     arrays: Sequence[np.ndarray],
-    tall: float | None = None,
+    tall: float,
 ) -> None:
     """A labelled colour bar beside some panels.
 
     norm    as `draw_map`; arrays: the values, which may lie beyond it
-    tall    its length, inches; that of the figure's panels if left out
+    tall    its length, inches
     """
     extend = beyond(norm, arrays) if what.signed else scale.extend
     beside: Any = panels if len(panels) > 1 else panels[0]  # of one alone the bar keeps its place in any layout
     bar = figure.colorbar(mappable, ax=beside, shrink=1.0, pad=0.02, aspect=24, extend=extend)
-    tall = tall or figure.get_figheight() - AXIS
-    set_bar_ticks(bar, what, scale, kind, tall)
-    bar.set_label(broken_label(label_on_scale(what.label, kind, scale, norm), tall))
+    label = broken_label(label_on_scale(what.label, kind, scale, norm), tall)
+    set_bar_ticks(bar, what, scale, kind, tall - LABEL_LINE * label.count("\n"))  # which its lines take of the panel
+    bar.set_label(label)
+
+
+def length_of_bar(panels: np.ndarray, surfaces: Sequence[Surface], options: FigureOptions, titled: bool) -> float:
+    """How long a colour bar beside maps is, (rows, columns) with their labels, inches; before titles are set."""
+    if options.ax is not None:
+        return size_of(options.ax)[1]
+    rows, columns = panels.shape
+    taken = max(LABEL_LINE * axes.get_ylabel().count("\n") for axes in panels.flat)  # of a row's width
+    tall = panels[0, 0].figure.get_figheight() - AXIS - rows * taken / columns / panel_ratio(surfaces[0])
+    tall -= rows * (TITLED - UNTITLED) * titled
+    return float(max(tall, SMALLEST_BAR))
 
 
 def broken_label(label: str, inches: float) -> str:
@@ -260,16 +282,24 @@ def frame_panel(
     wide = size_of(axes)[0] + BESIDE_PANEL if options.ax is not None else lines.inches_across(axes)
     tall = (wide - BESIDE_PANEL) / panel_ratio(surface) + BEYOND_PANEL
     across, up = options.axis_labels(surface)
-    labels = broken_name(across, _letters(wide - ENDS_OF_LABEL)), broken_name(up, _letters(tall))
-    maps.frame(axes, surface.grid, labels, cells=kind == "map")
-    maps.models(axes, models_on_plane(surface))
+    most = max(2, int(SHARE_OF_LABEL * wide / LABEL_LINE))
+    if len(up) > _letters(tall):  # its lines leave the panel less room, and so themselves
+        tall -= LABEL_LINE * (most - 1) / panel_ratio(surface)
+    up = broken_name(up, _letters(tall), most)
+    taken = LABEL_LINE * up.count("\n")  # by further lines of the label at the left
+    room, across_map = wide - ENDS_OF_LABEL, wide - BESIDE_PANEL - taken
+    if options.ax is None and (columns := axes.get_subplotspec().get_gridspec().ncols) > 1:
+        across_map = (axes.figure.get_figwidth() - BESIDE_ALL - taken) / columns
+        room = min(room, across_map)  # the labels lie beside each other
+    across = broken_name(across, _letters(room), MAX_LABEL_LINES)
+    maps.frame(axes, surface.grid, (across, up), cells=kind == "map")
+    maps.models(axes, models_on_plane(surface), (across_map, across_map / panel_ratio(surface)))
     if not left:
         axes.set_ylabel("")
     if bottom:
         axes.tick_params(labelbottom=True)
     else:
         axes.set_xlabel("")
-    taken = 1.25 * type_size(8) * labels[1].count("\n") / 72  # by further lines of the label at the left
     _set_round_ticks(axes, 5 if wide - taken >= FEW_TICKS else 3)
     path = options.training_path(surface)
     if path is not None and colours is not None and "loss" in path:
@@ -464,8 +494,11 @@ def draw_eigenvalue_maps(surfaces: Sequence[Surface], titles: Sequence[str] | No
         bar.ax.tick_params(labelsize=type_size(6))
         label = label_on_scale(_bar_label(surfaces[0], name), kind, scale, norm, "\n")
         bar.set_label(broken_name(label, 72 * panel / (NAME_LETTER * type_size(6))), fontsize=type_size(6))
-    for axes, title in zip(grid[:, 0], titles or (), strict=False):
-        axes.set_ylabel(f"{broken_name(title, LABEL_LETTERS)}\n{axes.get_ylabel()}")
+    tall = (panel - LABEL_LINE * LABEL_LINES / len(names)) / panel_ratio(surfaces[0])
+    room = min(LABEL_LETTERS, _letters(tall - NUMBER))
+    beside = numbered([broken_name(title, room, LABEL_LINES) for title in titles or ()])
+    for axes, title in zip(grid[:, 0], beside, strict=False):
+        axes.set_ylabel(f"{title}\n{axes.get_ylabel()}")
     if options.crop is not None:
         notes = [*notes, f"colours end at the {options.crop:g}th percentile"]
     if flat:

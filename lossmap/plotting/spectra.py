@@ -37,12 +37,13 @@ from lossmap.plotting.style import (
     style_context,
     type_size,
 )
-from lossmap.plotting.titles import LEGEND_LETTERS, NAME_LETTER, broken_name
+from lossmap.plotting.titles import LEGEND_LETTERS, NAME_LETTER, broken_name, set_titles
 from lossmap.plotting.unfinished_spectra import MISSING
 
 PALE_RED = "#dd8a72"  # in grey lighter than the blue of the positive
-NAME_LETTERS = 18  # of a line of a spectrum's name at its row
+NAME_LETTERS, SHARE_OF_NAME = 18, 0.2  # of a line of a spectrum's name at its row; of the figure's width, at most
 SHORT_NAME, MAX_NAMES = 16, 4  # letters and names, up to which a legend stands within its panel
+BESIDE_PANEL = 0.7  # inches, of what stands beside the panel of a spectrum
 SHARE_OF_NAMES = 0.36  # of a figure's width, that names of layers take at most
 WIDE_LAYERS = 3.4  # inches across both panels of layers, above which there is room for more ticks
 STEM = 0.16  # height of a stem, of the panel's
@@ -96,7 +97,7 @@ def _with_density(group: Group, label: str) -> Figure:
     upper.set_ylabel("density, smoothed")
     lower.set_ylabel("share of eigenvalues below")
     lower.set_xlabel(_axis(group))
-    upper.set_title(_title(group, label), loc="left")
+    set_titles([upper], [_title(group, label)], figure.get_figwidth() - BESIDE_PANEL, loc="left")
     _note(lower, group)
     _say_unfinished(figure, group)
     name_scales(figure)
@@ -122,7 +123,7 @@ def _ends_alone(group: Group, label: str) -> Figure:
     axes.set_xlabel(_axis(group))
     axes.legend()
     without = "" if MISSING in group.attributes else "; no density was computed"
-    axes.set_title(f"{_title(group, label)}{without}", loc="left")
+    set_titles([axes], [f"{_title(group, label)}{without}"], figure.get_figwidth() - BESIDE_PANEL, loc="left")
     _say_unfinished(figure, group)
     name_scales(figure)
     return figure
@@ -169,7 +170,8 @@ def draw_comparison(source: Source) -> Figure:
         both = bool(with_density) and bool(with_ends)
         figure = new_figure(page_width() if both else column_width(), 2.6)
         panels = figure.subplots(1, 2, width_ratios=(1.5, 1)) if both else [figure.subplots()] * 2
-        names = {label: broken_name(label, NAME_LETTERS) for label in spectra}
+        letters = min(NAME_LETTERS, 72 * SHARE_OF_NAME * figure.get_figwidth() / (NAME_LETTER * type_size(7)))
+        names = {label: broken_name(label, letters) for label in spectra}
         is_long = any(len(label) > SHORT_NAME for label in spectra) or len(spectra) > MAX_NAMES
         if with_density:
             _cumulatives(panels[0], spectra, with_legend=not is_long)
@@ -285,7 +287,8 @@ def draw_layers(source: Source, label: str | None = None) -> Figure:
         unit = unit_behind([group], 60)
         left.set_xlabel(label_of_layers(f"eigenvalues of the block{unit}", linear, panel))
         grow_by_label(figure, left)
-        left.set_title("Layer by layer" if label == "layers" else f"Layer by layer: {label}", loc="left")
+        title = "Layer by layer" if label == "layers" else f"Layer by layer: {label}"
+        set_titles([left], [title], panel, loc="left")
         add_legend_and_notes(figure, _signs(right, group), [])
     return figure
 
@@ -629,7 +632,8 @@ def _name_unfinished(figure: Figure, spectra: dict[str, Group]) -> None:
     """Above a figure of several spectra which of them are not complete."""
     names = [label for label, group in spectra.items() if MISSING in group.attributes]
     if names:
-        figure.suptitle(f"unfinished: {', '.join(names)}", fontsize=7, color=RED)
+        words = broken_name(f"unfinished: {', '.join(names)}", 72 * figure.get_figwidth() / (NAME_LETTER * 7))
+        figure.suptitle(words, fontsize=7, color=RED)
 
 
 def _note(axes: Axes, group: Group) -> None:

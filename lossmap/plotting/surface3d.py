@@ -14,6 +14,7 @@ import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.colors import Normalize, to_rgba
 from matplotlib.patches import Patch
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 
 from lossmap.geometry.grid import Grid
@@ -21,9 +22,19 @@ from lossmap.io.surface import DONE, Group
 from lossmap.plotting.contour_levels import Scale
 from lossmap.plotting.contour_levels import labels as texts
 from lossmap.plotting.interpolation import value_at
-from lossmap.plotting.maps import checkpoint_look, contour_heights, fine_heights, missing_points, norm_of, y_ticks
+from lossmap.plotting.maps import (
+    MODEL_LETTERS,
+    MODEL_LINES,
+    checkpoint_look,
+    contour_heights,
+    fine_heights,
+    missing_points,
+    norm_of,
+    y_ticks,
+)
 from lossmap.plotting.panels import letters_of
 from lossmap.plotting.style import RED, type_size
+from lossmap.plotting.titles import broken_name
 
 MAX_TICKS = 6
 ABOVE, BELOW = "0.6", "0.85"  # facets that are cut at the ends of the scale
@@ -107,7 +118,7 @@ def draw_surface3d(
         _mark_points(axes, grid, np.where(np.isfinite(points), heights_there, np.nan))
     _set_height_axis(axes, scale)
     floor = _add_floor(axes, (across, up, height), scale, cmap, norm)
-    _mark_models(axes, (x, y, height), floor, [(0.0, 0.0, ""), *models])
+    _mark_models(axes, (x, y, height), floor, [(0.0, 0.0, ""), *models], camera[1])
     if path is not None:
         _draw_path(axes, (x, y, height), path, cmap, norm or norm_of(scale))
     axes.set_xlabel(labels[0], labelpad=-7)
@@ -186,9 +197,14 @@ def _mark_models(
     surface: tuple[np.ndarray, np.ndarray, np.ndarray],
     floor: float,
     places: Sequence[tuple[float, float, str]],
+    azimuth: float,
 ) -> None:
-    """A cross on the floor below each model in the window, its name, and a thin line from there up to the surface."""
+    """A cross on the floor below each model in the window, its name, and a thin line from there up to the surface.
+
+    azimuth  of the camera, degrees: a name reaches inwards from its model, so that it stays over the floor
+    """
     x, y, height = surface
+    towards_right = -np.sin(np.radians(azimuth)), np.cos(np.radians(azimuth))
     for across, up, name in places:
         if not (x.min() <= across <= x.max() and y.min() <= up <= y.max()):
             continue
@@ -197,7 +213,13 @@ def _mark_models(
         if np.isfinite(top):
             axes.plot([across, across], [up, up], [floor, top], "-", color="black", linewidth=0.5, zorder=1.5)
         if name:
-            axes.text(across, up, floor, f" {name}", fontsize="x-small", va="top", zorder=1.6)
+            aside = [(at - 0.5 * (t.min() + t.max())) / np.ptp(t) for at, t in ((across, x), (up, y))]
+            text = f" {broken_name(name, MODEL_LETTERS, MODEL_LINES)} ".replace("\n", " \n ")
+            axes.text(
+                across, up, floor, text, fontsize="x-small", va="top", zorder=1.6,
+                ha="right" if np.dot(aside, towards_right) > 0 else "left",
+                path_effects=[withStroke(linewidth=1.8, foreground="white")],
+            )  # fmt: skip
 
 
 def _draw_path(

@@ -12,6 +12,9 @@ from matplotlib.font_manager import FontProperties
 
 NAME_LETTER = 0.64  # of the size of type, how wide a letter of a file's name is: digits and underscores are wide
 LEGEND_LETTERS = 30  # of a name in the legend of a column
+BESIDE_NAME = 0.45  # inches, that a legend's line and its margins take beside a name
+LEAST_LETTERS = 4  # of a line of a name
+ELLIPSIS = "\N{HORIZONTAL ELLIPSIS}"
 
 
 def distinct_names(paths: Sequence[PurePath], ending: bool = False) -> list[str]:
@@ -42,16 +45,38 @@ def numbered(names: Sequence[str]) -> list[str]:
     return result
 
 
-def broken_name(name: str, letters: float) -> str:
-    """A name in lines of at most so many letters, broken behind signs such as _ and /; its lines and formulas stay."""
+def broken_name(name: str, letters: float, most: int | None = None) -> str:
+    """A name in lines of at most so many letters, broken behind signs such as _ and /; its lines and formulas stay.
+
+    most  lines of it at most: where there is no room for more, the middle of it, or of what follows the last colon,
+          gives way to an ellipsis; None: any number
+    """
+    broken = _broken(name, letters)
+    if most is None or broken.count("\n") < most or _has_formula(name):
+        return broken
+    before, colon, end = name.rpartition(": ")
+    return _shortened(before + colon, end, letters, most) or _shortened("", name, letters, most) or broken
+
+
+def _shortened(before: str, name: str, letters: float, most: int) -> str | None:
+    """What stands before a name, and as much of its ends as so many lines hold; None where that is too little."""
+    room = int(most * max(letters, LEAST_LETTERS)) - len(before)
+    for kept in range(min(len(name) - 1, room), LEAST_LETTERS, -1):
+        broken = _broken(f"{before}{name[: -(-kept // 2)]}{ELLIPSIS}{name[len(name) - kept // 2 :]}", letters)
+        if broken.count("\n") < most:
+            return broken
+    return None
+
+
+def _broken(name: str, letters: float) -> str:
     if "\n" in name:
-        return "\n".join(broken_name(line, letters) for line in name.split("\n"))
+        return "\n".join(_broken(line, letters) for line in name.split("\n"))
     if len(name) <= letters:
         return name
-    if name.count("$") > 1:  # perhaps a formula: broken at blanks outside of any
+    if _has_formula(name):  # broken at blanks outside of any
         words = re.findall(r"(?:\$[^$]*\$|[^\s$]|\$)+", name)
         return "\n".join(_filled(words, letters))
-    most = max(4, int(letters))
+    most = max(LEAST_LETTERS, int(letters))
     lines = [""]
     for piece in re.findall(r"[^\s_\-./,]*[\s_\-./,]*", name):
         if lines[-1] and len(lines[-1]) + len(piece.rstrip()) > most:
@@ -60,6 +85,16 @@ def broken_name(name: str, letters: float) -> str:
         while len(lines[-1].rstrip()) > most:
             lines[-1:] = [lines[-1][:most], lines[-1][most:]]
     return "\n".join(line.rstrip() for line in lines if line.strip())
+
+
+def _has_formula(name: str) -> bool:
+    return name.count("$") > 1
+
+
+def legend_letters(width: float) -> float:
+    """How many letters of a name a line of a legend has in a figure of this width: LEGEND_LETTERS where they fit."""
+    size = FontProperties(size=rcParams["legend.fontsize"]).get_size_in_points()
+    return min(LEGEND_LETTERS, 72 * (width - BESIDE_NAME) / (NAME_LETTER * size))
 
 
 def _filled(words: Sequence[str], letters: float) -> list[str]:

@@ -11,7 +11,7 @@ import lossmap
 from lossmap.cli.draw import main
 from lossmap.geometry.grid import Field, Grid
 from lossmap.io.printable import MissingCharacters
-from lossmap.io.surface import Surface
+from lossmap.io.surface import Group, Surface
 from lossmap.plotting.figures import draw, save
 from lossmap.plotting.style import new_figure
 from lossmap.plotting.titles import broken_name, distinct_names, entitle
@@ -54,6 +54,75 @@ def test_names_are_broken_behind_signs_and_lose_nothing():
         "the loss", r"$L = \frac{a b}{c}$", "of a net"
     ]  # fmt: skip
     assert broken_name("cost_in_$_of_" + "a" * 20, 15).count("\n") > 1  # one sign alone is no formula
+
+
+def test_a_name_without_room_keeps_both_its_ends_and_what_stands_before_it():
+    for letters, most in ((20, 2), (13, 2), (9, 4), (30, 1)):
+        lines = broken_name(LONG, letters, most).split("\n")
+        start, _, end = "".join(lines).partition("…")
+        assert len(lines) <= most and max(map(len, lines)) <= letters
+        assert LONG.startswith(start) and LONG.endswith(end) and min(len(start), len(end)) >= 5
+        assert abs(len(start) - len(end)) <= 1
+    assert broken_name(LONG, 20, 9) == broken_name(LONG, 20)
+    assert broken_name(f"y, 0: model, 1: {LONG}", 20, 2) == "y, 0: model, 1: a_\nvery_long…5_lr0.1.h5"
+    assert broken_name(f"t, from {LONG} (0)", 20, 2).split("\n")[0].startswith("t, from a_very")
+    formula = r"$\alpha$ " * 9
+    assert "…" not in broken_name(formula, 5, 1)
+
+
+def _ends_with_long_names():
+    groups = {f"directions/{a}": Group({}, {"kind": f"to:runs/a/{a}{LONG}", "norm": "none"}) for a in "xy"}
+    return Surface(GRID, {"train_loss": 1 + X**2, "max_eig": 3 + X, "min_eig": X}, groups=groups)
+
+
+@pytest.mark.parametrize("width", [2.0, 2.7])
+@pytest.mark.parametrize("kind", ["filled", "convexity", "3d"])
+def test_long_names_of_models_leave_room_at_narrow_widths(kind, width):
+    """At 2 inches the layout gave up; in 3-D a name ran over the bar and beyond the figure."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        figure = draw(_ends_with_long_names(), kind, width=width)
+        figure.draw_without_rendering()
+        figure.draw_without_rendering()
+    axes = figure.axes[0]
+    panel = axes.get_window_extent()
+    assert panel.width > 0.19 * figure.bbox.width
+    labels = [axes.xaxis.label.get_window_extent(), axes.yaxis.label.get_window_extent()]
+    assert not labels[0].overlaps(labels[1].padded(-0.05 * figure.dpi))
+    frame = figure.bbox.padded(2)
+    assert all(frame.x0 <= box.x0 and box.x1 <= frame.x1 and frame.y0 <= box.y0 for box in labels)
+    bars = [label.get_window_extent() for label in figure.axes[1].get_yticklabels() if label.get_text()]
+    assert not any(one.overlaps(other) for one, other in pairwise(bars))
+    names = [text for text in axes.texts if "…" in text.get_text()]
+    assert len(names) == 2
+    for name in names:
+        assert max(map(len, name.get_text().split("\n"))) <= 20
+    if kind == "3d":  # a name at the right reaches to the left, and the other way round
+        assert {name.get_ha() for name in names} == {"right"}
+        turned = draw(_ends_with_long_names(), kind, width=width, camera=(32, 122)).axes[0]
+        assert {text.get_ha() for text in turned.texts if "…" in text.get_text()} == {"left"}
+
+
+def test_a_sheet_without_room_is_refused_and_the_labels_of_one_do_not_overlap():
+    surfaces = [_ends_with_long_names(), _ends_with_long_names()]
+    with pytest.raises(ValueError, match=r"--width must be at least 3.55 inches for 2 beside each other; got 2.7"):
+        draw(surfaces, field=["train_loss", "min_eig"], width=2.7)
+    figure = draw(surfaces, field=["train_loss", "min_eig"], width=3.6, titles=[LONG, LONG[::-1]])
+    figure.draw_without_rendering()
+    figure.draw_without_rendering()
+    for labels in ([a.xaxis.label for a in figure.axes[2:4]], [a.yaxis.label for a in figure.axes[4:6]]):
+        one, other = (label.get_window_extent() for label in labels)
+        assert all(label.get_text() for label in labels) and not one.overlaps(other.padded(-3))
+
+
+def test_titles_beside_the_rows_of_eigenvalue_maps_stay_beside_them_and_differ():
+    titles = ["n" * 40 + "1" + "n" * 40, "n" * 40 + "2" + "n" * 40]
+    figure = draw([_ends_with_long_names()] * 2, "eigen", width=5.0, titles=titles)
+    figure.draw_without_rendering()
+    figure.draw_without_rendering()
+    one, other = (figure.axes[i].yaxis.label for i in (0, 4))  # of both rows
+    assert one.get_text() != other.get_text()
+    assert not one.get_window_extent().overlaps(other.get_window_extent())
 
 
 @pytest.mark.parametrize("kind", ["filled", "3d", "convexity", "rows"])
@@ -124,6 +193,26 @@ def test_characters_are_taken_from_another_font_that_has_them(tmp_path):
         save(figure, tmp_path / "a.png")
     label = next(axes.xaxis.label for axes in figure.axes if axes.get_xlabel() == "ж")
     assert len(label.get_fontfamily()) > 1
+
+
+def test_the_long_label_of_a_spectrum_and_of_layers_is_neither_cut_nor_takes_the_room():
+    ends = {"top": np.array([3.0, 1.0]), "top_error": np.full(2, 1e-2)}
+    layers = {"block": np.array(["a", "b"], dtype=object), "size": np.array([4, 4]), "floor": np.full(2, 1e-6),
+              "largest": np.array([2.0, 1.0]), "smallest": np.zeros(2), "kind": np.array(["zero"] * 2, dtype=object),
+              **{name: np.array([[1, 1], [1, 1]]) for name in ("positive", "negative", "zero")},
+              "eigenvalues:a": np.array([0.0, 2.0]), "eigenvalues:b": np.array([0.0, 1.0])}  # fmt: skip
+    groups = {f"spectrum/{LONG}": Group(ends, {"label": LONG, "size": 33, "unit": "nats", "matrix": "hessian"}),
+              f"layers/{LONG}": Group(layers, {"label": LONG, "unit": "nats"})}  # fmt: skip
+    holds = Surface(Grid(np.zeros(1)), {}, groups=groups)
+    for kind, width in (("spectrum", 2.7), ("layers", 5.0)):
+        figure = draw(holds, kind, width=width)
+        figure.draw_without_rendering()
+        figure.draw_without_rendering()
+        axes = figure.axes[0]
+        (title,) = [text for text in (axes._left_title, axes.title) if text.get_text()]
+        assert title.get_text().replace("\n", "").replace(" ", "").count(LONG) == 1
+        assert title.get_window_extent().x1 <= figure.bbox.x1
+        assert axes.get_window_extent().width > 0.4 * figure.bbox.width
 
 
 def test_a_long_title_stands_above_the_words_of_a_sheet():
