@@ -31,7 +31,17 @@ import torch
 from torch import Tensor, nn
 
 from lossmap.copies import lazy_copies, same_memory
-from lossmap.data.outside_state import accompany_as, at, cache_of, caches_of, modules_beside, places_of, put, slots_of
+from lossmap.data.outside_state import (
+    accompany_as,
+    at,
+    cache_of,
+    caches_of,
+    measures,
+    modules_beside,
+    places_of,
+    put,
+    slots_of,
+)
 from lossmap.data.shortcuts import shortcuts_off
 from lossmap.numerics import numerics
 
@@ -124,6 +134,8 @@ class ModuleState:
     def _enter(self, value: Any) -> None:
         """Remember what a container or a plain object holds, and what those in it hold."""
         if isinstance(value, CLOSED) or id(value) in self._known or self._entered >= MAX_OBJECTS:
+            return
+        if measures(value):
             return
         if type(value) in CONTAINERS and len(value) <= MAX_ENTRIES:
             self.contents.append((value, value.copy()))

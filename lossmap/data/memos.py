@@ -49,6 +49,7 @@ from lossmap.data.outside_state import (
     Place,
     at,
     caches_of,
+    measures,
     modules_beside,
     name_of_place,
     places_of,
@@ -315,7 +316,7 @@ def _enter(holder: Any, key: str, name: str, found: list[_Memo], known: set[int]
     if _are_numbers(value):
         found.append(_Memo(holder, key, name))
         return
-    if isinstance(value, CLOSED) or id(value) in known or not depth:
+    if isinstance(value, CLOSED) or id(value) in known or not depth or measures(value):
         return
     known.add(id(value))
     if type(value) in CONTAINERS or type(value) is tuple:

@@ -48,6 +48,14 @@ def _is_kept(value: Any, module: str) -> bool:
     return type(value).__module__ == module and has_attributes and not isinstance(value, type)
 
 
+def measures(value: Any) -> bool:
+    """Whether an object is of this package and no module: what measures a model keeps nothing of its passes.
+
+    A Lightning module leads to its trainer, and that to the callback that measures it.
+    """
+    return type(value).__module__.startswith("lossmap.") and not isinstance(value, nn.Module)
+
+
 def slots_of(value: Any) -> list[str]:
     """The attributes of an object whose class names them in `__slots__`."""
     names: list[str] = []

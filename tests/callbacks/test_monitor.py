@@ -546,3 +546,20 @@ def test_a_function_with_a_wrong_second_derivative_does_not_reach_the_readings(f
     values = torch.linalg.eigvalsh(truth)
     for name, place in (("max_eig", -1), ("min_eig", 0)):
         assert abs(reading[name] - float(values[place])) <= reading[f"{name}_error"] + 1e-6
+
+
+def test_a_model_that_leads_to_its_monitor_as_lightnings_do_is_measured():
+    class Trainer:
+        """What holds callbacks, and is held by the model."""
+
+    class Activation(nn.Module):
+        def forward(self, x):
+            return KeepsAnIntermediate.apply(x)
+
+    model = net()
+    values = torch.linalg.eigvalsh(dense(nn.Sequential(model[0], nn.SiLU(), model[2]), X, Y))
+    model[1], model.trainer = Activation(), Trainer()
+    problem = lossmap.Problem.supervised(model, "crossentropy", (X, Y))
+    model.trainer.callbacks = [CurvatureMonitor(problem, max_overhead=None)]
+    reading = model.trainer.callbacks[0].measure()
+    assert reading["max_eig"] == pytest.approx(float(values[-1]), abs=reading["max_eig_error"] + 1e-6)
