@@ -621,6 +621,28 @@ def test_a_large_plane_answers(browser, tmp_path):
         assert time.monotonic() - begun < 10
 
 
+def test_more_curves_than_colours_have_dashes_of_their_own(browser, tmp_path):
+    """The seventh curve looked like the first of those that are not chosen."""
+    x = np.linspace(0, 1, 11)
+    fields = {"train_loss": 1 + x} | {f"way_{k}": 2.0 + k + x for k in range(12)}
+    about = {name: Field(name, "nats", f"way {name[4:]}") for name in fields if name != "train_loss"}
+    with shown(browser, page(Surface(Grid(x), fields, about), tmp_path / "l.html")) as tab:
+        look = "[e.getAttribute('stroke'), e.getAttribute('stroke-dasharray')]"
+        keys = tab.evaluate(f"[...document.querySelectorAll('.legend line')].map((e) => {look})")
+        assert len(keys) == 13 and len(set(map(tuple, keys))) == 13
+        assert keys[0][1] == "none" and all(dash != "none" for _, dash in keys[1:])
+        with tab.expect_download() as download:
+            tab.click("#svg")
+        paths = [e for e in ElementTree.parse(download.value.path()).iter() if e.tag.endswith("path")]
+
+        def looks(width):
+            return [(e.get("stroke"), e.get("stroke-dasharray")) for e in paths if e.get("stroke-width") == width]
+
+        drawn = looks("2")[:1] + [look for look in looks("1.2") if look[1]]
+        assert drawn == looks("3")  # curves and their keys below
+        assert [(colour, (dash or "none").replace(",", " ")) for colour, dash in drawn] == list(map(tuple, keys))
+
+
 def test_a_line_is_a_chart(browser, tmp_path):
     x = np.linspace(-1, 1, 11)
     fields = {"train_loss": 0.1 + x**2, "test_loss": 0.3 + x**2, "train_acc": 90 - x**2}

@@ -1,6 +1,9 @@
 // The map of a plane and the chart of a line, drawn into a canvas or, by the same commands, into an SVG.
 const FONT = '12px "DejaVu Sans", system-ui, sans-serif', INK = '#222', SOFT = '#444';
 const LINE_COLOURS = ['#1f5a99', '#b5442c', '#2f7d4f', '#6b4c9a', '#8a6500', '#3b3b3b'];
+const DASHES = [[5, 3], [1.5, 2], [8, 2.5, 1.5, 2.5], [11, 3], [6, 2, 1.5, 2, 1.5, 2]]; // of curves beside the chosen one
+// The colour and the dashes of the curve of this number, 0 for the chosen one; six colours and five dashes come together again at the thirtieth.
+const lookOf = (k) => ({ colour: LINE_COLOURS[k % LINE_COLOURS.length], dash: k ? DASHES[(k - 1) % DASHES.length] : [] });
 
 // A canvas's drawing commands, as far as they are used here, written as SVG.
 class SvgContext {
@@ -350,8 +353,9 @@ function drawChart(context, file, view, width, height, ends) {
   view.shown.forEach((field, k) => {
     const values = file.values[field.name];
     if (!values) { return; }
-    context.strokeStyle = LINE_COLOURS[k % LINE_COLOURS.length]; context.fillStyle = context.strokeStyle; context.lineWidth = field === view.field ? 2 : 1.2;
-    context.setLineDash(field === view.field ? [] : [5, 3]);
+    const look = lookOf(k);
+    context.strokeStyle = look.colour; context.fillStyle = look.colour; context.lineWidth = field === view.field ? 2 : 1.2;
+    context.setLineDash(look.dash);
     context.beginPath();
     let isDown = false;
     order.forEach((i) => {

@@ -306,10 +306,19 @@ function signsInWords(file, field) {
   return [[1, 'key negative', `${name} < 0${beyond}`], [2, 'key undecided', `sign of the ${name} undecided`]]
     .filter(([code]) => count(code)).map(([code, key, words]) => [key, `${words}: ${points(count(code))}`]);
 }
+// A piece of a curve; its look in attributes, as the policy takes no style of an element's own.
+function curveKey(look) {
+  const [svg, line] = ['svg', 'line'].map((tag) => document.createElementNS('http://www.w3.org/2000/svg', tag));
+  const set = (element, values) => Object.entries(values).forEach(([name, value]) => element.setAttribute(name, value));
+  set(svg, { class: 'curve', width: 36, height: 8, 'aria-hidden': 'true' });
+  set(line, { x1: 0, x2: 36, y1: 4, y2: 4, stroke: look.colour, 'stroke-width': look.dash.length ? 2 : 3, 'stroke-dasharray': look.dash.join(' ') || 'none' });
+  svg.append(line);
+  return svg;
+}
 function fillLegend(file, view) {
   const items = [];
   const values = file.values[view.field.name] ?? [];
-  if (file.isLine) { view.shown.forEach((f, k) => { if (file.values[f.name]) { items.push([`key line colour-${k % LINE_COLOURS.length}`, `${f.words}${f === view.field ? ', chosen' : ', dashed'}`]); } }); }
+  if (file.isLine) { view.shown.forEach((f, k) => { if (file.values[f.name]) { items.push(['key line', `${f.words}${f === view.field ? ', chosen' : ', dashed'}`, lookOf(k)]); } }); }
   if (!file.isLine && view.layers.contours && !view.scale.flat) { items.push(['key contour', 'levels, at the ticks of the colour bar and between them']); }
   if (!file.isLine && view.layers.zero && file.values.min_eig) { const low = Array.from(file.values.min_eig).filter(Number.isFinite); items.push(['key zero', `smallest eigenvalue = 0${low.some((v) => v < 0) && low.some((v) => v > 0) ? '' : ': nowhere here'}`]); }
   if (!file.isLine && view.layers.path && file.path) { items.push(['key path', pathInWords(file, view)]); }
@@ -334,7 +343,7 @@ function fillLegend(file, view) {
   const models = file.box ? modelsWithin(file, file.box) : [], at = (m) => (file.isLine ? `at ${file.along} ${short(m.x)}` : `at x ${short(m.x)}, y ${short(m.y)}`);
   const places = models.length > 1 ? models.map((m) => `${m.name} ${at(m)}`) : models.map((m) => m.name);
   if (places.length) { items.push(['key sign', `${file.isLine ? '\u250a' : '+'} ${places.join('; ')}`]); }
-  file.legend.replaceChildren(...items.map(([className, text]) => made('li', {}, made('span', { className, 'aria-hidden': 'true' }), ` ${text}`)));
+  file.legend.replaceChildren(...items.map(([className, text, look]) => made('li', { look }, look ? curveKey(look) : made('span', { className, 'aria-hidden': 'true' }), ` ${text}`)));
 }
 
 // ---- the chosen point in words
@@ -387,8 +396,8 @@ function handOut(blob, ending) {
 const KEYS = { contour: ['#888', 1], zero: ['#000', 3], path: ['#000', 2] };
 function legendLines(file, width) {
   const entries = Array.from(file.legend.children).map((item) => {
-    const name = item.firstChild.className, colour = /colour-(\d)/.exec(name), key = KEYS[name.split(' ').pop()];
-    return [item.textContent.trim(), colour ? [LINE_COLOURS[Number(colour[1])], 3] : key];
+    const key = item.look ? [item.look.colour, 3, item.look.dash] : KEYS[item.firstChild.className.split(' ').pop()];
+    return [item.textContent.trim(), key];
   });
   const notes = file.notes_text.split('\n').filter((text) => text).map((text) => [text]);
   return [...entries, ...notes].flatMap(([text, key]) => labelLines(text, width - 50).map((line, k) => ({ line, key: k ? null : key })));
@@ -410,7 +419,7 @@ function drawExport(make, ratio) {
     if (file.relief && file.relieved) { context.drawImage(file.relieved.canvas, w, top + heads, file.relieved.width, file.relieved.height); }
     top += h + heads;
     legends[k].forEach(({ line, key }) => {
-      if (key) { [context.strokeStyle, context.lineWidth] = key; context.beginPath(); context.moveTo(8, top + 7); context.lineTo(30, top + 7); context.stroke(); }
+      if (key) { [context.strokeStyle, context.lineWidth] = key; context.setLineDash(key[2] ?? []); context.beginPath(); context.moveTo(4, top + 7); context.lineTo(34, top + 7); context.stroke(); context.setLineDash([]); }
       context.fillStyle = INK; context.font = FONT; context.textAlign = 'left'; context.textBaseline = 'top'; context.fillText(line, 38, top);
       top += LINE;
     });
