@@ -41,7 +41,7 @@ from lossmap.campaign.member import Member, member_digest
 from lossmap.cli.campaign_inputs import LastInputs, identity_of
 from lossmap.cli.config_file import toml_text_tree, toml_tree
 from lossmap.cli.measure_settings import GROUPS
-from lossmap.cli.settings import UsageError, convert, former_names
+from lossmap.cli.settings import UsageError, convert, former_names, nearest_names
 from lossmap.cli.work_of_member import CommandWork
 from lossmap.special_files import SPECIAL, is_special
 
@@ -237,6 +237,8 @@ class _MemberMaker:
             if name not in EXECUTION and value != known[name].default:
                 identity[name], contents = self._identity(name, value)
                 files |= contents
+        if command == "connect":
+            _check_ends(self.file.path.name, values)
         names = [name for name in dict.fromkeys([*varied, *measurement.distinct, *own]) if name in values]
         title = ", ".join([*(_short(n, values[n]) for n in names), *(f"{k} {v}" for k, v in labels.items())])
         full_name = f"{command}: {title}" if title else command
@@ -293,6 +295,16 @@ def _converted(field: Field[Any], group: type, value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
+def _check_ends(file: str, values: Mapping[str, Any]) -> None:
+    """Raise UsageError unless the settings of a line name both of its ends."""
+    named = {name: values[name] for name in ("model_file", "ends", "other") if values.get(name)}
+    if sum(len(value) if name == "ends" else 1 for name, value in named.items()) != 2:
+        got = ", ".join(f"{name} = {json.dumps(value)}" for name, value in named.items()) or "none"
+        raise UsageError(
+            f'{file}: [connect] is of a line with two ends, such as model_file = "a.pt" and other = "b.pt"; got {got}'
+        )
+
+
 def _fields_of(command: str) -> dict[str, Field[Any]]:
     """The settings of a command by name."""
     return _FIELDS[command]
@@ -302,7 +314,12 @@ def _group_of(command: str, name: str) -> type:
     return next(group for group in GROUPS[command] if any(f.name == name for f in fields(group)))
 
 
-_FIELDS = {command: {f.name: f for group in groups for f in fields(group)} for command, groups in GROUPS.items()}
+# Settings of the groups of a command that it does not take: the line between two checkpoints ends at `other`.
+_WITHOUT = {"connect": {"model_file2", "model_file3"}}
+_FIELDS = {
+    command: {f.name: f for group in groups for f in fields(group) if f.name not in _WITHOUT.get(command, ())}
+    for command, groups in GROUPS.items()
+}
 _FORMER = former_names(group for groups in GROUPS.values() for group in groups)
 
 
@@ -398,7 +415,7 @@ def _short(name: str, value: Any) -> str:
 
 
 def _unknown_setting(name: str, known: Any) -> str:
-    nearest = difflib.get_close_matches(name, known, 3, 0.6)
+    nearest = nearest_names(name, known)
     hint = f"; did you mean {' or '.join(nearest)}?" if nearest else "; a column without a meaning belongs into labels"
     return f"unknown setting {name!r}{hint}"
 

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, get_type_hints
 from lossmap.cli.config_file import read_config
 from lossmap.cli.entry_point import command_words
 from lossmap.cli.settings import (
+    ELSEWHERE,
     Settings,
     UsageError,
     convert,
@@ -123,7 +124,9 @@ class _Parser(argparse.ArgumentParser):
 
     def _unknown(self, flag: str) -> str:
         shown = [s for a in self._actions if a.help != argparse.SUPPRESS for s in a.option_strings]
-        nearest = difflib.get_close_matches(flag, shown, 3, 0.6)
+        names = {name.removeprefix("--").replace("-", "_"): name for name in shown}
+        here = ELSEWHERE.get(flag.removeprefix("--").replace("-", "_"))
+        nearest = [names[here]] if here in names else difflib.get_close_matches(flag, shown, 3, 0.6)
         if nearest:
             return f"unknown flag {flag}; did you mean {' or '.join(nearest)}?"
         return f"unknown flag {flag}; see --help"

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import sys
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from lossmap.cli.settings import UsageError
+from lossmap.cli.settings import UsageError, nearest_names
 from lossmap.special_files import SPECIAL, is_special
 
 
@@ -26,7 +25,7 @@ def read_config(path: Path, known: Collection[str], former: Mapping[str, str]) -
         name = key.replace("-", "_")
         name = former.get(name, name)
         if name not in known:
-            nearest = difflib.get_close_matches(name, known, 3, 0.6)
+            nearest = nearest_names(name, known)
             hint = f"; did you mean {' or '.join(nearest)}?" if nearest else ""
             raise UsageError(f"--config {path}: unknown setting {key!r}{hint}")
         flat[name] = json.dumps(value) if isinstance(value, dict) else value

@@ -8,11 +8,22 @@ and in the settings that a result file holds. No torch is imported here: a figur
 
 from __future__ import annotations
 
+import difflib
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import Field, field, fields, replace
 from typing import Any, get_args, get_type_hints
+
+# Names that other commands have for what a command calls otherwise, where no spelling is near.
+ELSEWHERE = {"model_file2": "other"}  # of a plane through three checkpoints; of the line between two
+
+
+def nearest_names(name: str, known: Iterable[str], count: int = 3) -> list[str]:
+    """The names that are probably meant by one that is not known: what it is called here, or near ones."""
+    known = list(known)
+    here = ELSEWHERE.get(name)
+    return [here] if here in known else difflib.get_close_matches(name, known, count, 0.6)
 
 
 class UsageError(ValueError):

@@ -239,6 +239,15 @@ def test_the_rows_of_a_table_are_settings_and_labels(sweep, tmp_path):
     [
         ("[dynamics]\n", r"\[dynamics\] is no measure of a campaign in this version"),
         ("[connect]\nother = 'no.pt'\n", "other: no.pt: No such file"),
+        ("[connect]\nmodel_file2 = 'b.pt'\n", r"\[connect\] unknown setting 'model_file2'; did you mean other\?"),
+        ("[over]\nmodel_file2 = ['b.pt']\n[connect]\n", "unknown setting 'model_file2'; did you mean other"),
+        ("[connect.over]\nmodel_file2 = ['b.pt']\n", "unknown setting 'model_file2'; did you mean other"),
+        (
+            "[connect]\nmodel_file = 'runs/step_2.pt'\n",
+            r'\[connect\] is of a line with two ends, such as model_file = "a.pt" and other = "b.pt"; '
+            r'got model_file = "runs/step_2.pt"',
+        ),
+        ("[connect]\nsamples = 8\n", "a line with two ends, .*; got none"),
         ("[surfaces]\n", "did you mean surface"),
         ("[settings]\nmodel = 'mlp'\n", "names no measure"),
         ("[surface]\nxx = 1\n", r"\[surface\] unknown setting 'xx'"),

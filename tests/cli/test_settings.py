@@ -4,6 +4,7 @@ import sys
 import pytest
 
 from lossmap.cli.command_line import parse
+from lossmap.cli.connect import COMMAND as CONNECT
 from lossmap.cli.entry_point import guarded
 from lossmap.cli.setting_groups import DataSettings, DrawSettings, ModelSettings, PlaneSettings, RunSettings
 from lossmap.cli.settings import UsageError
@@ -82,6 +83,19 @@ def test_each_mistake_is_one_message(line, text):
     with pytest.raises(UsageError) as error:
         read(line)
     assert text in str(error.value)
+
+
+def test_the_other_end_of_a_line_is_named_to_whom_names_it_otherwise(tmp_path):
+    config = tmp_path / "run.toml"
+    config.write_text('model_file2 = "b.pt"')
+    for words, said in (
+        (["--config", str(config)], "unknown setting 'model_file2'; did you mean other?"),
+        (["--model-file2", "b.pt"], "unknown flag --model-file2; did you mean --other?"),
+        (["--model-file", "b.pt", "--othr", "a.pt"], "unknown flag --othr; did you mean --other"),
+    ):
+        with pytest.raises(UsageError) as error:
+            CONNECT.parse(words)
+        assert said in str(error.value)
 
 
 @pytest.mark.parametrize(
