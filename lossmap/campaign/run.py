@@ -61,7 +61,8 @@ def run_campaign(
         rank_0: `computes` too, only `deals`, or `auto`: computes with up to 32 ranks.
         point_timeout: seconds after which a rank that does not answer is reported, and its task dispatched again;
             None: 20 times the slowest point of the same member so far, a minute at least (a member's preparation and
-            first point, and the tasks of a spectrum, may take any time); infinity: never.
+            first point, and the tasks of a spectrum, may take any time), with several ranks; infinity: never. In a
+            process alone what does not end has failed by that, and the program ends with exit code 75.
         refresh: a function that rank 0 calls every ten seconds; members that it returns and that are new are added.
         machine: for the members' own work: what was chosen for this rank.
 

@@ -235,8 +235,9 @@ class RunSettings:
     stop_after: float | None = setting(None, "seconds after which it stops, resumable", metavar="SECONDS")
     budget: str | None = budget_setting()
     point_timeout: float | None = setting(
-        None, "seconds after which a point is dispatched again, inf for never; by default 20 times the slowest point "
-        "so far, a minute at least", metavar="SECONDS", above=0,
+        None, "seconds after which a point is dispatched again, or has failed in a process alone (exit code 75); inf "
+        "for never; by default, with several ranks, 20 times the slowest point so far, a minute at least",
+        metavar="SECONDS", above=0,
     )  # fmt: skip
     dry_run: bool = setting(False, "summary of what would be done, without doing it")
     accept_change: bool = setting(

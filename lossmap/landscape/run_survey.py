@@ -116,7 +116,8 @@ def survey(
         rank_0: `computes` too, only `deals`, or `auto`: computes with up to 32 ranks.
         team: this rank's team (`world.team`), where several ranks share a point.
         point_timeout: seconds after which a rank that does not answer is reported, and its point dispatched again;
-            None: 20 times the slowest point so far, a minute at least; infinity: never.
+            None: 20 times the slowest point so far, a minute at least, with several ranks; infinity: never. In a
+            process alone the point has failed by that, and the program ends with exit code 75.
         share_values: whether ranks other than 0 get the fields and groups too, or only statuses and settings. Price:
             one broadcast of 8 bytes a value, and that memory on every rank.
         accept_change: whether a file is continued although the code measures something else than that which began it;

@@ -8,6 +8,8 @@ Knows neither measures nor files: of a point only its index, and of what is reco
 
 from __future__ import annotations
 
+import math
+import os
 import pickle
 import sys
 import threading
@@ -15,6 +17,7 @@ from collections.abc import Callable, Collection
 from typing import Any, NoReturn, Protocol, cast
 
 from lossmap.parallel.dispatcher import Dispatcher, Recorder
+from lossmap.parallel.end_mark import mark_end
 from lossmap.parallel.idle_watch import not_watched
 from lossmap.parallel.messages import (
     END,
@@ -85,7 +88,7 @@ def lead(
             local, queue = LocalChannel(channel), recorder.queue(len(teams), settled)
             dispatcher = Dispatcher(
                 local, queue, teams, recorder, stop=stop, survey_id=world.surveys, saved_state=recorder.saved_state,
-                point_timeout=point_timeout, by_pace=by_pace,
+                point_timeout=point_timeout, by_pace=by_pace, is_alone=world.size == 1,
             )  # fmt: skip
             team_is_whole = _run_round(world, local, dispatcher, computes, evaluate, stop) and team_is_whole
             stuck |= set(dispatcher.stuck_ranks) - {0}
@@ -127,6 +130,8 @@ def _run_round(
 ) -> bool:
     """Dispatch until it is over; where rank 0 evaluates too, beside that or, where MPI allows no threads, in turns.
 
+    A process alone needs the thread for its point timeout only.
+
     Returns whether rank 0 leads a team and has lost none of it.
     """
     if not computes:
@@ -134,7 +139,7 @@ def _run_round(
         return False
     worker = Worker(channel.worker_end(), evaluate, stop=stop, survey_id=dispatcher.survey_id, host=world.host)
     evaluate.note = lambda text: worker.send(NOTE, text)
-    if world.size == 1 or not world.threads:
+    if (world.size == 1 and not math.isfinite(dispatcher.point_timeout or math.inf)) or not world.threads:
         # `|` and not `or`: both step each time
         _repeat(lambda: dispatcher.step() | worker.step(), until=lambda: dispatcher.is_over)
     else:
@@ -180,6 +185,15 @@ def _run_threaded(world: World, channel: LocalChannel, dispatcher: Dispatcher, w
 
 def _leave_without_rank_0(world: World, dispatcher: Dispatcher) -> NoReturn:
     """End the program, whose main thread on rank 0 is held by a point; called in another one."""
+    if world.size == 1:
+        sentence = (
+            f"lossmap: a point has not ended within {dispatcher.point_timeout:g} s (--point-timeout), and has failed "
+            "by that; what has been measured is safe: run the same command again to go on without it"
+        )
+        print(sentence, file=sys.stderr, flush=True)
+        mark_end(EXIT_UNFINISHED)
+        sys.stdout.flush()
+        os._exit(EXIT_UNFINISHED)
     stuck = dispatcher.stuck_ranks
     _send_end(world, _agree(world, {*world.stuck_ranks, *stuck}, None))
     team = dispatcher.workers[dispatcher.worker_of_rank[0]].ranks

@@ -263,6 +263,17 @@ def test_rank_0_that_is_stuck_ends_the_job_once_the_others_have_done_its_point(r
     assert same_bits(read(tmp_path / "s.h5"), undisturbed)
 
 
+def test_a_point_that_hangs_a_process_alone_has_failed_and_the_next_attempt_goes_on(run, tmp_path):
+    ended = run("a_rank_is_stuck", tmp_path / "s.h5", 600, 0, ranks=0)
+    assert (ended.code, ended.out) == (75, "")
+    (sentence,) = ended.err.splitlines()
+    assert sentence.startswith("lossmap: a point has not ended within 0.5 s (--point-timeout), and has failed by that")
+    assert read(tmp_path / "s.h5").counts("loss") == {"done": 2, "failed": 1, "left": 153}
+    again = run("undisturbed", tmp_path / "s.h5", ranks=0)
+    assert (again.code, again.told["done"], again.told["failed"]) == (3, 155, 1)
+    assert "has not answered for 0.5 s at point 2 (--point-timeout)" in read(tmp_path / "s.h5").failures[0].text
+
+
 def test_a_full_disk_is_one_message_and_loses_nothing(run, tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()
