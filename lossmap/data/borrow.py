@@ -341,6 +341,16 @@ def _borrowed_with(
             t._backward_hooks = hooks
 
 
+@contextmanager
+def restored(model: nn.Module) -> Iterator[ModuleState]:
+    """Behind it modules, and what their code keeps elsewhere, hold what they held before."""
+    state = ModuleState(model)
+    try:
+        yield state
+    finally:
+        state.restore(everything=True)
+
+
 def copy_of(model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
     """An independent copy, in another precision where one is given: parameters, buffers and what modules keep besides.
 

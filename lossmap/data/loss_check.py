@@ -45,6 +45,7 @@ from lossmap.data.counters import moving_counters
 from lossmap.data.criteria import CorrectClasses, SupervisedLoss, takes_class_labels
 from lossmap.data.datasets import LabelsWithin, labels_within
 from lossmap.data.held_model import holds
+from lossmap.data.kept_graphs import with_nothing_kept
 from lossmap.data.memos import kept_outside, stale_cache, stale_memo
 from lossmap.data.merged_layers import find_merged_layers
 from lossmap.data.metric_check import with_metrics_told
@@ -179,6 +180,9 @@ def _look(problem: Problem) -> tuple[Problem, _Probe, int]:
         problem = _as_one_batch(problem, carried)
         probe = _Probe(problem)
     else:
+        anew = with_nothing_kept(problem, probe.own_batch)
+        if anew is not problem:
+            problem, probe = anew, _Probe(anew)
         problem = _with_counters_told(problem, probe)
     kind = probe.kind()
     problem = _with_underflow_told(problem, probe)

@@ -41,6 +41,7 @@ from lossmap.data.borrow import (
     copy_of,
     entries_of,
     restore_entries,
+    restored,
     temporary_parameters,
 )
 from lossmap.data.moved_weights import moved_weights
@@ -67,7 +68,7 @@ MAX_COPIED = 50_000_000  # parameters of a model that is copied
 
 
 @dataclass(frozen=True)
-class _Memo:
+class Memo:
     """Numbers, or a container of some, that may be one: where they are kept, under which key, and what to call them.
 
     alike  what those of modules of one class under one name have in common: they are looked at together
@@ -110,11 +111,11 @@ def stale_memo(problem: Problem, batch: Batch, tolerance: float) -> str | None:
     tolerance  relative difference of two values that is rounding
     """
     model = problem.model
-    if not _memos(model):
+    if not memos_of(model):
         return None
     moved = moved_weights(model)
-    with torch.enable_grad(), temporary_parameters(model, {}), _restored(model) as state:
-        memos = _memos(model)
+    with torch.enable_grad(), temporary_parameters(model, {}), restored(model) as state:
+        memos = memos_of(model)
         try:
             own = _value(problem, batch)
         except Exception:  # user code may raise any exception
@@ -142,15 +143,15 @@ def stale_memo(problem: Problem, batch: Batch, tolerance: float) -> str | None:
     return None
 
 
-def _groups(memos: Sequence[_Memo]) -> list[list[_Memo]]:
+def _groups(memos: Sequence[Memo]) -> list[list[Memo]]:
     """Those of modules of one class under one name together: a deep network has many that are alike."""
-    groups: dict[str, list[_Memo]] = {}
+    groups: dict[str, list[Memo]] = {}
     for memo in memos:
         groups.setdefault(memo.alike, []).append(memo)
     return list(groups.values())
 
 
-def _stand_for_weights(group: Sequence[_Memo], entirely: bool, problem: Problem, batch: Batch) -> bool:
+def _stand_for_weights(group: Sequence[Memo], entirely: bool, problem: Problem, batch: Batch) -> bool:
     """Whether the loss depends on more parameters without these, or one has a graph.
 
     The former weights that a penalty holds the present ones to are missing nowhere at the weights themselves either,
@@ -159,7 +160,7 @@ def _stand_for_weights(group: Sequence[_Memo], entirely: bool, problem: Problem,
     if any(isinstance(t, Tensor) and t.grad_fn is not None for memo in group for t in entries_of(memo.value)):
         return True
     parameters = [p for p in problem.model.parameters() if p.requires_grad]
-    with temporary_parameters(problem.model, moved_weights(problem.model)), _restored(problem.model):
+    with temporary_parameters(problem.model, moved_weights(problem.model)), restored(problem.model):
         try:
             before = _reached(problem, batch, parameters)
             with _forgotten(group, entirely):
@@ -269,9 +270,9 @@ def _caches(model: nn.Module) -> list[str]:
     return list(found)
 
 
-def _memos(model: nn.Module) -> list[_Memo]:
+def memos_of(model: nn.Module) -> list[Memo]:
     """What may be one: numbers that are neither parameters nor buffers, and containers of them."""
-    found: list[_Memo] = []
+    found: list[Memo] = []
     known = {id(module) for module in model.modules()}
     for prefix, module in model.named_modules():
         _enter_module(module, prefix, found, known)
@@ -282,7 +283,7 @@ def _memos(model: nn.Module) -> list[_Memo]:
     return [memo if memo.alike else replace(memo, alike=f"{id(memo.holder)} {memo.key}") for memo in found]
 
 
-def _enter_module(module: nn.Module, prefix: str, found: list[_Memo], known: set[int]) -> None:
+def _enter_module(module: nn.Module, prefix: str, found: list[Memo], known: set[int]) -> None:
     start = len(found)
     for key in list(vars(module)):
         name = f"{prefix}.{key}".lstrip(".")
@@ -290,7 +291,7 @@ def _enter_module(module: nn.Module, prefix: str, found: list[_Memo], known: set
             continue
         is_property = isinstance(getattr(type(module), key, None), functools.cached_property)
         if is_property or (isinstance(vars(module)[key], (float, int)) and key in _stored_by_methods(type(module))):  # type: ignore[arg-type]
-            found.append(_Memo(vars(module), key, name))
+            found.append(Memo(vars(module), key, name))
         else:
             _enter(vars(module), key, name, found, known, MAX_DEPTH)
     kind = f"{type(module).__module__}.{type(module).__qualname__}"
@@ -310,11 +311,11 @@ def _stored_by_methods(cls: type) -> frozenset[str]:
     return frozenset(names)
 
 
-def _enter(holder: Any, key: str, name: str, found: list[_Memo], known: set[int], depth: int) -> None:
+def _enter(holder: Any, key: str, name: str, found: list[Memo], known: set[int], depth: int) -> None:
     """Note numbers, a container that holds some, or those within a plain object, as far as they can be put back."""
     value = at(holder, key)
     if _are_numbers(value):
-        found.append(_Memo(holder, key, name))
+        found.append(Memo(holder, key, name))
         return
     if isinstance(value, CLOSED) or id(value) in known or not depth or measures(value):
         return
@@ -324,7 +325,7 @@ def _enter(holder: Any, key: str, name: str, found: list[_Memo], known: set[int]
             return
         entries = list(value.items() if isinstance(value, dict) else enumerate(value))
         if any(_are_numbers(each) or (type(each) is tuple and any(map(_are_numbers, each))) for _, each in entries):
-            found.append(_Memo(holder, key, name))
+            found.append(Memo(holder, key, name))
             return
         for inner, each in entries:  # a container within one is emptied by itself
             _enter({inner: each}, inner, f"{name}[{inner!r}]", found, known, depth - 1)
@@ -373,10 +374,10 @@ def _differ(here: Sequence[Tensor], there: Sequence[Tensor], tolerance: float) -
 
 
 def _without(
-    model: nn.Module, problem: Problem, batch: Batch, memos: Sequence[_Memo] = (), entirely: bool = True
+    model: nn.Module, problem: Problem, batch: Batch, memos: Sequence[Memo] = (), entirely: bool = True
 ) -> _Outcome:
     """The loss without some of them, which fails without a constant, and what is kept in their place then."""
-    with _restored(model):
+    with restored(model):
         try:
             with _forgotten(memos, entirely):
                 value = _value(problem, batch)
@@ -387,7 +388,7 @@ def _without(
 
 
 @contextmanager
-def _forgotten(memos: Sequence[_Memo], entirely: bool) -> Iterator[None]:
+def _forgotten(memos: Sequence[Memo], entirely: bool) -> Iterator[None]:
     """Without these, which are put back by themselves: `ModuleState` knows of so many objects and no more."""
     kept = [(memo, memo.value) for memo in memos]
     contents = [(value, value.copy()) for _, value in kept if type(value) in CONTAINERS]
@@ -408,22 +409,13 @@ def _value(problem: Problem, batch: Batch) -> float:
         return float(problem.total(batch).detach())
 
 
-def _keep_only(memos: Sequence[_Memo], state: ModuleState) -> None:
+def _keep_only(memos: Sequence[Memo], state: ModuleState) -> None:
     """Let all be as before a pass, but for what it added to these memos: the rest is taken away after every pass."""
     containers = [memo.value for memo in memos if type(memo.value) in CONTAINERS]
     added = [(container, container.copy()) for container in containers]
     state.restore(everything=True)
     for container, entries in added:
         restore_entries(container, entries)
-
-
-@contextmanager
-def _restored(model: nn.Module) -> Iterator[ModuleState]:
-    state = ModuleState(model)
-    try:
-        yield state
-    finally:
-        state.restore(everything=True)
 
 
 def _agree(a: float | None, b: float | None, tolerance: float) -> bool:
