@@ -9,7 +9,7 @@ what fits several ways, or leaves tensors over, is refused with the flag that de
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import nan
 from typing import Any
@@ -28,7 +28,9 @@ _COUNTER = "num_batches_tracked"  # of batch norm: old checkpoints lack it, and 
 # Keys of what is no model beside it: an optimizer's moments have the weights' names and shapes in some files.
 _NO_MODEL = re.compile(r"optimi[sz]er|schedulers?(?![a-z])|(?<![a-z])(optim|sched)(?![a-z])", re.IGNORECASE)
 _WITHIN = re.compile(r"(^|\.)(?:(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.)+")  # names of wrappers
-_ADAPTER = re.compile(r"\.(lora_\w+|modules_to_save)\.")
+_PEFT = "base_model.model."  # before all names of a model with adapters
+_STAY = "stay as the model was made"
+_ADAPTER = re.compile(r"(^|\.)(lora_\w+|modules_to_save)\.")
 
 
 @dataclass(frozen=True)
@@ -241,19 +243,44 @@ def _without_module(name: str) -> str:
 
 
 def _fit_adapter(tensors: State, names: Mapping[str, str], own: Mapping[str, Tensor]) -> Fit | None:
-    """An adapter alone, as PEFT saves it: without its base, and without the adapter's name in the tensors' names."""
-    if not tensors or not all(_ADAPTER.search(f".{name}") for name in tensors):
-        return None
+    """An adapter alone, as PEFT saves it: without its base, and without the adapter's name in the tensors' names.
 
-    def short(name: str) -> str:
-        return re.sub(r"\.default(?=\.|$)", "", name.removeprefix("base_model.model."))
-
-    adapters = {short(name): full for name, full in names.items() if _ADAPTER.search(f".{name}")}
-    here = {short(name): t for name, t in tensors.items()}
-    if here.keys() != adapters.keys() or any(here[k].shape != own[full].shape for k, full in adapters.items()):
+    Biases of the base that were trained with it, and modules that were trained whole (`modules_to_save`), are with it.
+    """
+    if not _is_adapter(tensors):
         return None
-    note = f"an adapter of {len(here)} tensors is read; the {len(own) - len(here)} others stay as the model was made"
-    return Fit({full: here[k] for k, full in adapters.items()}, notes=(note,))
+    here = {_in_adapter(name): t for name, t in tensors.items()}
+    for adapter in dict.fromkeys(part for name in names for part in name.split(".")):
+        adapters = {_in_adapter(name, adapter): full for name, full in names.items() if adapter in name.split(".")}
+        biases = {_in_adapter(name): full for name, full in names.items() if name.endswith(".bias")}
+        state = {full: t for k, t in here.items() if (full := adapters.get(k) or biases.get(k))}
+        known, saved = (
+            len(state),
+            {id(own[full]): t for full, t in state.items()},
+        )  # what several layers share is saved once
+        state |= {full: saved[id(own[full])] for full in adapters.values() if id(own[full]) in saved}
+        if (
+            known == len(here)
+            and state.keys() >= set(adapters.values())
+            and all(t.shape == own[full].shape for full, t in state.items())
+        ):
+            others = len(own) - len(state)
+            return Fit(state, notes=(f"an adapter of {len(here)} tensors is read; the {others} others {_STAY}",))
+    return None
+
+
+def _is_adapter(tensors: Iterable[str]) -> bool:
+    """Whether these are the names of an adapter's tensors, as PEFT saves it."""
+    names = list(tensors)
+    return bool(names) and (
+        all(k.startswith("base_model.") for k in names) or all(_ADAPTER.search(f".{k}") for k in names)
+    )
+
+
+def _in_adapter(name: str, adapter: str = "default") -> str:
+    """The name of a model's tensor in the file of an adapter of this name."""
+    parts = name.removeprefix(_PEFT).split(".")
+    return ".".join(part for part in parts if part not in (adapter, "modules_to_save"))
 
 
 def _differences(
@@ -272,6 +299,10 @@ def _differences(
     ]
     texts = (("missing", missing), ("unexpected", unexpected), ("other shapes", shapes))
     differences = [f"{what}: {listed(different)}" for what, different in texts if different]
+    if _is_adapter(state) and not any(name.startswith(_PEFT) or _ADAPTER.search(name) for name in names):
+        return (
+            f"{origin} is an adapter of PEFT, and {model} a model without one: --model hf:FOLDER, the adapter's folder"
+        )
     if not differences:
         differences = ["its names have prefixes that differ from each other"]
     return f"{origin} is of another architecture than {model}; {'; '.join(differences)}"

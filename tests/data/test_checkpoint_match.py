@@ -251,6 +251,42 @@ def test_an_adapter_alone_is_put_onto_the_base_as_it_was_made(prefix, tmp_path):
     assert all(torch.equal(model.model.base_layer.state_dict()[k], t) for k, t in base.items())
 
 
+def some_layers():
+    torch.manual_seed(2)
+    return nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 6), nn.Linear(6, 3))
+
+
+PEFT_KINDS = {
+    "whole modules beside": ("LoraConfig", {"r": 2, "target_modules": ["0"], "modules_to_save": ["3"]}),
+    "biases": ("LoraConfig", {"r": 2, "target_modules": ["0"], "bias": "all"}),
+    "ia3": ("IA3Config", {"target_modules": ["0", "2"], "feedforward_modules": ["2"]}),
+    "loha": ("LoHaConfig", {"r": 2, "target_modules": ["0"]}),
+    "vera": ("VeraConfig", {"r": 2, "target_modules": ["0", "2"]}),
+}
+
+
+@pytest.mark.parametrize("kind", PEFT_KINDS)
+def test_adapters_of_every_kind_are_read_from_what_peft_saves(kind, tmp_path):
+    peft = pytest.importorskip("peft")
+    name, options = PEFT_KINDS[kind]
+    trained = peft.get_peft_model(some_layers(), getattr(peft, name)(**options))
+    with torch.no_grad():
+        for p in trained.parameters():
+            if p.requires_grad:
+                p.add_(torch.randn_like(p))
+    saved = peft.get_peft_model_state_dict(trained)
+    save_file({k: t.contiguous() for k, t in saved.items()}, tmp_path / "adapter_model.safetensors")
+    model = peft.get_peft_model(some_layers(), getattr(peft, name)(**options))
+    (note,) = load_into(model, tmp_path / "adapter_model.safetensors")
+    assert f"an adapter of {len(saved)} tensors is read" in note
+    x = torch.randn(5, 4)
+    assert torch.equal(model(x), trained(x))
+    with pytest.raises(
+        ValueError, match=r"is an adapter of PEFT, and Sequential a model without one: --model hf:FOLDER"
+    ):
+        load_into(some_layers(), tmp_path / "adapter_model.safetensors")
+
+
 def test_an_adapter_of_other_layers_is_refused(tmp_path):
     torch.save({"elsewhere.lora_A.weight": torch.ones(2, 4)}, tmp_path / "a.pt")
     with pytest.raises(ValueError, match="another architecture"):
