@@ -10,6 +10,7 @@ a function (numbers, step)        anything else
 from __future__ import annotations
 
 import csv
+import inspect
 import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -20,20 +21,37 @@ PREFIX = "curvature/"
 
 
 def log_of(logger: Any) -> Log:
-    """How numbers go into a logger. Raises TypeError for what is none."""
+    """How numbers go into a logger. Raises TypeError for what is none, or takes other arguments."""
     if isinstance(logger, (str, os.PathLike)):
         return CsvLog(Path(logger))
     if hasattr(logger, "add_scalar"):
+        _check_call(logger.add_scalar, "", 0.0, 0)
         return lambda numbers, step: [logger.add_scalar(PREFIX + name, n, step) for name, n in numbers.items()]
     for method in ("log_metrics", "log"):
         if hasattr(logger, method):
+            _check_call(getattr(logger, method), {}, step=0)
             return _by(getattr(logger, method))
     if callable(logger):
+        _check_call(logger, {}, 0)
         return logger  # type: ignore[no-any-return]
     raise TypeError(
         "a logger must have add_scalar, log_metrics or log, or be a function (numbers, step) or the path of a .csv "
         f"file; got {type(logger).__name__}"
     )
+
+
+def _check_call(function: Callable[..., Any], *values: Any, **named: Any) -> None:
+    """Raises TypeError where a function does not take these arguments: the first call comes when training has begun."""
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # compiled code shows none
+        return
+    try:
+        signature.bind(*values, **named)
+    except TypeError as error:
+        taken = "name, number, step" if len(values) == 3 else "numbers, step=step" if named else "numbers, step"
+        name = getattr(function, "__qualname__", type(function).__name__)
+        raise TypeError(f"the logger {name} is called as {name}({taken}), which it does not take: {error}") from None
 
 
 def logs_of(loggers: Any) -> list[Log]:

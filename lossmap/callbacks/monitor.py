@@ -179,8 +179,7 @@ class CurvatureMonitor:
             reading, reason = self._reading()
             self._wait()
             self.history.add(self.steps, reading, self.overhead.clock() - before, reason)
-            for log in self.logs:
-                log(known(reading), self.steps)
+            self._log(known(reading))
             try:
                 self._write(reading["loss"])
             except OSError as error:  # a full disk ends no training
@@ -212,6 +211,14 @@ class CurvatureMonitor:
             f"{100 * self.overhead.ratio:.2g} % of the training time)"
         )
 
+    def _log(self, reading: Reading) -> None:
+        """The reading into every logger; one that fails, as without a network, ends no training."""
+        for log in self.logs:
+            try:
+                log(reading, self.steps)
+            except Exception as error:  # a logger may raise any
+                self._report(f"a logger of curvature fails: {type(error).__name__}: {error}")
+
     def _reading(self) -> tuple[Reading, str]:
         """The reading now, and why it has no curvature, where it has none: training goes on all the same."""
         if self.optimizer is not None:
@@ -227,8 +234,11 @@ class CurvatureMonitor:
                 )
         try:
             return self.measurement(self.optimizer), ""
-        except (FloatingPointError, torch.OutOfMemoryError) as error:
-            self._report(f"step {self.steps}: no curvature was measured: {error}")
+        except Exception as error:  # the model's own code may raise any; what is amiss from the start has raised before
+            kind = (
+                "" if isinstance(error, (FloatingPointError, torch.OutOfMemoryError)) else f"{type(error).__name__}: "
+            )
+            self._report(f"step {self.steps}: no curvature was measured: {kind}{error}")
             return dict.fromkeys((f.name for f in self.history.fields), nan), f"{type(error).__name__}: {error}"
 
     def _guess(self) -> float:

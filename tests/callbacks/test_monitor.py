@@ -355,6 +355,37 @@ def test_readings_go_into_every_kind_of_logger(tmp_path):
         CurvatureMonitor(problem, optimizer, loggers="readings.txt")
 
 
+@pytest.mark.parametrize("logger", [[].append, logging.getLogger("own"), lambda numbers: None])
+def test_a_logger_that_takes_other_arguments_is_refused_before_training_begins(logger):
+    problem = lossmap.Problem.supervised(net(), "crossentropy", (X, Y))
+    with pytest.raises(TypeError, match=r"is called as .*\(numbers, step.*\), which it does not take"):
+        CurvatureMonitor(problem, loggers=[logger])
+
+
+def test_a_logger_or_a_model_that_fails_later_ends_no_training(caplog):
+    class Late(nn.Sequential):
+        fails = False
+
+        def forward(self, x):
+            if self.fails and not self.training:
+                raise RuntimeError("no more")
+            return super().forward(x)
+
+    def log(numbers, step):
+        raise ConnectionError("no network")
+
+    model = Late(*net())
+    problem = lossmap.Problem.supervised(model, "crossentropy", (X, Y))
+    monitor = CurvatureMonitor(problem, every=2, loggers=log, max_overhead=None, trace_products=0)
+    train(model, torch.optim.SGD(model.parameters(), lr=0.1), monitor, steps=4)
+    model.fails = True
+    train(model, torch.optim.SGD(model.parameters(), lr=0.1), monitor, steps=2)
+    values = monitor.surface["max_eig"]
+    assert np.isfinite(values).tolist() == [True, True, False]
+    assert caplog.text.count("a logger of curvature fails: ConnectionError: no network") == 1
+    assert "step 6: no curvature was measured: RuntimeError: no more" in caplog.text
+
+
 def test_tensorboard_reads_what_was_logged(tmp_path):
     tensorboard = pytest.importorskip("torch.utils.tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
