@@ -93,7 +93,6 @@ class Dispatcher:
     survey_id      number of this survey within the program; answers to an earlier one are ignored
     saved_state    index -> the state in which an earlier run left the point, or None
     point_timeout  seconds after which a worker that does not answer counts as stuck; None: by the pace, or no limit
-    is_alone       whether there is one worker for good: where it is stuck at a point, that point has failed
     by_pace        whether that limit follows from the slowest point so far, of those that the queue takes for alike
     """
 
@@ -109,7 +108,6 @@ class Dispatcher:
         saved_state: Callable[[int], Any] = lambda index: None,
         point_timeout: float | None = None,
         by_pace: bool = False,
-        is_alone: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.channel, self.queue, self.recorder, self.stop = channel, queue, recorder, stop
@@ -117,7 +115,6 @@ class Dispatcher:
         self.worker_of_rank = {rank: number for number, worker in enumerate(self.workers) for rank in worker.ranks}
         self.survey_id, self.saved_state, self.clock = survey_id, saved_state, clock
         self.point_timeout = point_timeout
-        self.is_alone = is_alone
         self.by_pace = by_pace and len(self.workers) > 1  # alone there is nobody to take over a point
         self.dead_ranks: set[int] = set()
         self.idle: set[int] = set()  # workers that may have room for further points
@@ -175,8 +172,6 @@ class Dispatcher:
 
     def _ended(self) -> bool:
         if self.queue.finished:
-            return True
-        if self.is_alone and self.stuck_ranks:
             return True
         if self.halt_level > RUNNING:  # a worker that is lost or stuck will never say HALTED
             return all(worker.halted or not worker.present for worker in self.workers)
@@ -316,10 +311,7 @@ class Dispatcher:
             worker = self.workers[number]
             worker.stuck_since, worker.present = now, False
             reason = f"rank {worker.leader} on {worker.host} has not answered for {limit:.3g} s at point {index}"
-            if self.is_alone:
-                self.queue.give_up(number, index)
-                self.recorder.fail(PointFailure(index, worker.leader, worker.host, f"{reason} (--point-timeout)"), True)
-            elif self.queue.suspend_worker(number, index):
+            if self.queue.suspend_worker(number, index):
                 self.recorder.note(f"{reason}; the point is given up")
                 text = f"{MAX_DEATHS_PER_POINT} ranks were lost at this point, the last one: {reason}"
                 self.recorder.fail(PointFailure(index, worker.leader, worker.host, text), True)

@@ -8,15 +8,16 @@ Knows neither measures nor files: of a point only its index, and of what is reco
 
 from __future__ import annotations
 
-import math
 import os
 import pickle
 import sys
 import threading
-from collections.abc import Callable, Collection
+import time
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from typing import Any, NoReturn, Protocol, cast
 
-from lossmap.parallel.dispatcher import Dispatcher, Recorder
+from lossmap.parallel.dispatcher import Dispatcher, PointFailure, Recorder
 from lossmap.parallel.end_mark import mark_end
 from lossmap.parallel.idle_watch import not_watched
 from lossmap.parallel.messages import (
@@ -38,6 +39,7 @@ from lossmap.parallel.worker import Worker
 from lossmap.parallel.world import World
 
 EXIT_UNFINISHED = 75  # the exit code of a program that is to be run again
+OWN_LOOK_SECONDS = 0.1  # between looks at a point of rank 0's own, where nobody else can tell how long it takes
 RETURN_SECONDS = 5.0  # at least, for rank 0 to come back from a point that others have settled
 
 
@@ -88,7 +90,7 @@ def lead(
             local, queue = LocalChannel(channel), recorder.queue(len(teams), settled)
             dispatcher = Dispatcher(
                 local, queue, teams, recorder, stop=stop, survey_id=world.surveys, saved_state=recorder.saved_state,
-                point_timeout=point_timeout, by_pace=by_pace, is_alone=world.size == 1,
+                point_timeout=point_timeout, by_pace=by_pace,
             )  # fmt: skip
             team_is_whole = _run_round(world, local, dispatcher, computes, evaluate, stop) and team_is_whole
             stuck |= set(dispatcher.stuck_ranks) - {0}
@@ -130,8 +132,6 @@ def _run_round(
 ) -> bool:
     """Dispatch until it is over; where rank 0 evaluates too, beside that or, where MPI allows no threads, in turns.
 
-    A process alone needs the thread for its point timeout only.
-
     Returns whether rank 0 leads a team and has lost none of it.
     """
     if not computes:
@@ -139,12 +139,64 @@ def _run_round(
         return False
     worker = Worker(channel.worker_end(), evaluate, stop=stop, survey_id=dispatcher.survey_id, host=world.host)
     evaluate.note = lambda text: worker.send(NOTE, text)
-    if (world.size == 1 and not math.isfinite(dispatcher.point_timeout or math.inf)) or not world.threads:
-        # `|` and not `or`: both step each time
-        _repeat(lambda: dispatcher.step() | worker.step(), until=lambda: dispatcher.is_over)
+    if world.size == 1 or not world.threads:
+        with _own_points_watched(world, dispatcher, worker):
+            # `|` and not `or`: both step each time
+            _repeat(lambda: dispatcher.step() | worker.step(), until=lambda: dispatcher.is_over)
     else:
         _run_threaded(world, channel, dispatcher, worker, stop)
     return not worker.broken
+
+
+@contextmanager
+def _own_points_watched(world: World, dispatcher: Dispatcher, worker: Worker) -> Iterator[None]:
+    """A context in which a point of rank 0's own, between which it dispatches, ends the program after its timeout.
+
+    Nobody else can tell: so a thread looks, without any call of MPI, and the point has failed by that.
+    """
+    if dispatcher.point_timeout is None and not dispatcher.by_pace:
+        yield
+        return
+    evaluate, lock, is_over = worker.evaluate_point, threading.Lock(), threading.Event()
+    current: list[tuple[int, float]] = []  # the point that is evaluated, and since when
+
+    def timed(index: int, state: Any) -> Message:
+        current.append((index, time.monotonic()))
+        try:
+            return evaluate(index, state)
+        finally:
+            with lock:  # which the thread holds while it ends the program
+                current.clear()
+
+    def look() -> None:
+        while not is_over.wait(OWN_LOOK_SECONDS):
+            with lock:
+                for index, since in current:
+                    limit = dispatcher.timeout_at(index)
+                    if limit is not None and time.monotonic() - since > limit:
+                        _fail_own_point(world, dispatcher.recorder, index, limit)
+
+    worker.evaluate_point = timed
+    threading.Thread(target=look, name="lossmap-own-points", daemon=True).start()
+    try:
+        yield
+    finally:
+        is_over.set()
+
+
+def _fail_own_point(world: World, recorder: Recorder, index: int, limit: float) -> NoReturn:
+    text = f"rank {world.rank} on {world.host} has not answered for {limit:.3g} s at point {index} (--point-timeout)"
+    sentence = (
+        f"lossmap: a point has not ended within {limit:g} s (--point-timeout), and has failed by that; what has been "
+        "measured is safe: run the same command again to go on without it"
+    )
+    try:
+        recorder.fail(PointFailure(index, world.rank, world.host, text), True)
+        print(sentence, file=sys.stderr, flush=True)
+        mark_end(EXIT_UNFINISHED)
+        sys.stdout.flush()
+    finally:  # such as on a full disk
+        os._exit(EXIT_UNFINISHED)
 
 
 def _run_threaded(world: World, channel: LocalChannel, dispatcher: Dispatcher, worker: Worker, stop: Stop) -> None:
@@ -185,15 +237,6 @@ def _run_threaded(world: World, channel: LocalChannel, dispatcher: Dispatcher, w
 
 def _leave_without_rank_0(world: World, dispatcher: Dispatcher) -> NoReturn:
     """End the program, whose main thread on rank 0 is held by a point; called in another one."""
-    if world.size == 1:
-        sentence = (
-            f"lossmap: a point has not ended within {dispatcher.point_timeout:g} s (--point-timeout), and has failed "
-            "by that; what has been measured is safe: run the same command again to go on without it"
-        )
-        print(sentence, file=sys.stderr, flush=True)
-        mark_end(EXIT_UNFINISHED)
-        sys.stdout.flush()
-        os._exit(EXIT_UNFINISHED)
     stuck = dispatcher.stuck_ranks
     _send_end(world, _agree(world, {*world.stuck_ranks, *stuck}, None))
     team = dispatcher.workers[dispatcher.worker_of_rank[0]].ranks

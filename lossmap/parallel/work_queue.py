@@ -213,11 +213,6 @@ class WorkQueue:
         self.postponed.append((index, worker))
         return False
 
-    def give_up(self, worker: int, index: int) -> None:
-        """A worker is stuck at a point, and there is no other one: that point has failed, the rest is left as it is."""
-        self._withdraw(worker)
-        self._settle(index, POINT_FAILED)
-
     def _is_fatal(self, index: int) -> bool:
         """Count a worker that was lost at a point; whether the point has failed by that."""
         self.deaths[index] = self.deaths.get(index, 0) + 1

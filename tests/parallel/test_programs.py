@@ -274,6 +274,13 @@ def test_a_point_that_hangs_a_process_alone_has_failed_and_the_next_attempt_goes
     assert "has not answered for 0.5 s at point 2 (--point-timeout)" in read(tmp_path / "s.h5").failures[0].text
 
 
+def test_rank_0_that_is_stuck_ends_the_job_where_mpi_allows_no_threads(run, tmp_path, undisturbed):
+    ended = run("a_rank_is_stuck", tmp_path / "s.h5", 600, 0, ranks=2, LOSSMAP_MPI_THREADS="funneled")
+    assert ended.code != 0 and ended.err.count("lossmap: a point has not ended within 0.5 s (--point-timeout)") == 1
+    again = run("undisturbed", tmp_path / "s.h5", ranks=2, LOSSMAP_MPI_THREADS="funneled")
+    assert (again.told["outcome"], again.told["failed"]) == ("failed", 1)
+
+
 def test_a_full_disk_is_one_message_and_loses_nothing(run, tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()
