@@ -22,6 +22,7 @@ from lossmap.cli.settings import (
     Settings,
     UsageError,
     convert,
+    flag_of,
     former_names,
     group_name,
     plain_type,
@@ -106,6 +107,8 @@ def parse(
 
 
 class _Parser(argparse.ArgumentParser):
+    without: frozenset[str] = frozenset()  # flags of other commands
+
     def error(self, message: str) -> Any:
         raise UsageError(self._sentence(message.removeprefix("argument ")))
 
@@ -127,6 +130,8 @@ class _Parser(argparse.ArgumentParser):
         names = {name.removeprefix("--").replace("-", "_"): name for name in shown}
         here = ELSEWHERE.get(flag.removeprefix("--").replace("-", "_"))
         nearest = [names[here]] if here in names else difflib.get_close_matches(flag, shown, 3, 0.6)
+        if flag in self.without:
+            return f"unknown flag {flag}: other commands have it, {self.prog} has not; see --help"
         if nearest:
             return f"unknown flag {flag}; did you mean {' or '.join(nearest)}?"
         return f"unknown flag {flag}; see --help"
@@ -148,6 +153,7 @@ def _parser(
         allow_abbrev=False,
         argument_default=argparse.SUPPRESS,
     )
+    parser.without = frozenset(map(flag_of, without))
     if examples:
         parser.epilog = "\n  ".join(["EXAMPLES", *examples])
     home: dict[str, type] = {}

@@ -38,6 +38,7 @@ from lossmap.parallel.world import World
 
 logger = logging.getLogger("lossmap")
 
+PARALLEL = 1e-6  # by which the cosine of two axes that are one differs from 1 at most: rounding of float32
 MAX_POINTS = 1_000_000  # of a grid that nobody has said yes to
 
 # gradient, hessian:max or hessian:min -> the vector, its layout, and what is known of it
@@ -99,7 +100,12 @@ def plane_of(model: nn.Module, files: ModelSettings, plane: PlaneSettings, curve
     if plane.dir_file and Path(plane.dir_file).exists():
         return plane_in_file(plane.dir_file, model, origin, names)
     axes, recipes = zip(*(_axis(name, model, files, plane, origin, curved) for name in names), strict=True)
-    return Plane(origin, tuple(axes), tuple(recipes))
+    made = Plane(origin, tuple(axes), tuple(recipes))
+    is_random = all(recipe["kind"] == "random" for recipe in recipes)  # --same-dir means it
+    if made.cosine is not None and abs(made.cosine) > 1 - PARALLEL and not is_random:
+        both = " and ".join(recipe["kind"] for recipe in recipes)
+        raise UsageError(f"the directions {both} are one and the same (cosine {made.cosine:.6f}): they span no plane")
+    return made
 
 
 def _axis(

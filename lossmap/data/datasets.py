@@ -388,6 +388,12 @@ def _npz(path: Path, split: str, normalize: str | None, raw: bool) -> Source | F
     inputs = arrays[x]
     if _are_images_of_255(inputs):
         inputs = _of_unit_range(inputs, str(path), normalize, raw)
+    elif normalize is not None and not raw and max(map(max, _parsed(normalize))) <= 2 and _hold_255_as_floats(inputs):
+        log.warning(
+            "%s: the images hold whole numbers up to %g as %s, which are taken as given (only integers are divided by "
+            "255), and --normalize %s is by values from 0 to 1: divide images, or multiply mean and std, by 255",
+            path, inputs.max(), inputs.dtype, normalize,
+        )  # fmt: skip
     return source_of((inputs, arrays[y]), str(path))
 
 
@@ -415,6 +421,13 @@ def _are_images_of_255(x: NDArray[Any]) -> bool:
     if x.dtype == np.uint8:
         return x.ndim >= 3
     return x.dtype.kind in "iu" and x.ndim == 4 and x.size > 0 and int(x.min()) >= 0 and int(x.max()) <= 255
+
+
+def _hold_255_as_floats(x: NDArray[Any]) -> bool:
+    """Whether these are images (N, C, H, W) of whole numbers 0 to 255 that are kept as floating-point numbers."""
+    if x.dtype.kind != "f" or x.ndim != 4 or not x.size or not 2 < float(x.max()) <= 255 or float(x.min()) < 0:
+        return False
+    return bool((x == np.round(x)).all())
 
 
 def _of_unit_range(x: NDArray[Any], name: str, normalize: str | None, raw: bool) -> NDArray[Any]:

@@ -476,6 +476,18 @@ def test_repeats_and_same_directions_do_what_they_say(here):
     assert surface.attributes["directions_cosine"] == pytest.approx(1.0)
 
 
+def test_two_directions_that_are_one_are_refused(here, capsys):
+    for seed, name in ((1, "a"), (2, "b")):
+        torch.save(zoo.build("mlp", seed=seed).state_dict(), f"{name}.pt")
+    state = {k: 3 * v - 2 * torch.load("a.pt")[k] for k, v in torch.load("b.pt").items()}
+    torch.save(state, "c.pt")  # on the line from a through b
+    line = "--model mlp --model-file a.pt --model-file2 b.pt --samples 20 --x=0:1:2 --y=0:1:2 --surf-file d.h5"
+    for other in ("b.pt", "c.pt"):
+        assert run(f"{line} --model-file3 {other}") == 2
+        assert f"to:b.pt and to:{other} are one and the same (cosine 1.000000)" in capsys.readouterr().err
+    assert not Path("d.h5").exists()
+
+
 def test_directions_of_every_kind_lead_where_they_say(here):
     a, b = zoo.build("mlp", seed=1), zoo.build("mlp", seed=2)
     Path("run").mkdir()

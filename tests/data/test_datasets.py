@@ -391,3 +391,15 @@ def test_unnamed_arrays_of_foreign_byte_order_are_read_and_said(tmp_path, caplog
         ValueError, match=r'name its arrays so, as in np.savez\("d.npz", x_test=inputs, y_test=targets\)'
     ):
         load(f"npz:{tmp_path / 'd.npz'}", "test")
+
+
+def test_whole_numbers_kept_as_floats_and_a_normalization_of_unit_values_do_not_pass_in_silence(tmp_path, caplog):
+    x = np.random.default_rng(1).integers(0, 256, (4, 3, 5, 5)).astype(np.float32)
+    for name, images in (("whole", x), ("unit", x / 255)):
+        np.savez(tmp_path / f"{name}.npz", x=images, y=np.arange(4))
+    load(f"npz:{tmp_path / 'unit.npz'}", normalize="0.5/0.25")
+    load(f"npz:{tmp_path / 'whole.npz'}", normalize="128/64")
+    load(f"npz:{tmp_path / 'whole.npz'}")
+    assert not caplog.text
+    load(f"npz:{tmp_path / 'whole.npz'}", normalize="0.5/0.25")
+    assert "hold whole numbers up to 255 as float32" in caplog.text and "--normalize 0.5/0.25 is by" in caplog.text
