@@ -392,6 +392,7 @@ def gather_at_end(world: World, own: Any) -> Sequence[Any]:
     except WorkerLost as error:
         if world.rank != 0:
             leave(world, f"{error} while the losses at the end were compared")
+        world.go_on_alone()
         return [own]
 
 

@@ -93,6 +93,7 @@ class Dispatcher:
     survey_id      number of this survey within the program; answers to an earlier one are ignored
     saved_state    index -> the state in which an earlier run left the point, or None
     point_timeout  seconds after which a worker that does not answer counts as stuck; None: by the pace, or no limit
+    gone           ranks that answer no more, as was reported in an earlier survey
     by_pace        whether that limit follows from the slowest point so far, of those that the queue takes for alike
     """
 
@@ -108,6 +109,7 @@ class Dispatcher:
         saved_state: Callable[[int], Any] = lambda index: None,
         point_timeout: float | None = None,
         by_pace: bool = False,
+        gone: Iterable[int] = (),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.channel, self.queue, self.recorder, self.stop = channel, queue, recorder, stop
@@ -116,7 +118,7 @@ class Dispatcher:
         self.survey_id, self.saved_state, self.clock = survey_id, saved_state, clock
         self.point_timeout = point_timeout
         self.by_pace = by_pace and len(self.workers) > 1  # alone there is nobody to take over a point
-        self.dead_ranks: set[int] = set()
+        self.dead_ranks = set(gone)
         self.idle: set[int] = set()  # workers that may have room for further points
         self.halt_level = RUNNING
         self.is_over = False

@@ -90,7 +90,7 @@ def lead(
             local, queue = LocalChannel(channel), recorder.queue(len(teams), settled)
             dispatcher = Dispatcher(
                 local, queue, teams, recorder, stop=stop, survey_id=world.surveys, saved_state=recorder.saved_state,
-                point_timeout=point_timeout, by_pace=by_pace,
+                point_timeout=point_timeout, by_pace=by_pace, gone=world.dead_ranks | world.stuck_ranks,
             )  # fmt: skip
             team_is_whole = _run_round(world, local, dispatcher, computes, evaluate, stop) and team_is_whole
             stuck |= set(dispatcher.stuck_ranks) - {0}

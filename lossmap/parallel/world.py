@@ -126,6 +126,11 @@ class World:
         """The ranks beside 0 that are left, as all of them know."""
         return set(range(1, self.size)) - self.dead_ranks - self.stuck_ranks
 
+    def go_on_alone(self) -> None:
+        """On rank 0, after a collective in which a rank has died: all others leave, so nothing is awaited of them."""
+        self.dead_ranks = self.dead()
+        self.stuck_ranks = frozenset(range(1, self.size)) - self.dead_ranks
+
     # ---- collectives: every rank calls them alike
 
     def sum(self, value: Any) -> Any:

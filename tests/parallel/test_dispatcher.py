@@ -305,6 +305,15 @@ def test_when_all_workers_are_stuck_the_dispatcher_gives_up_after_a_while(rng):
     assert survey.dispatcher.stuck_ranks == [1, 2] and 15 < survey.now < 30
 
 
+def test_ranks_that_are_gone_since_an_earlier_survey_are_not_waited_for():
+    recorder = FakeRecorder()
+    dispatcher = Dispatcher(
+        Network(3).end(0), WorkQueue(range(9), 2), [(1,), (2,)], recorder, stop=Stop(), by_pace=True, gone={1, 2}
+    )
+    dispatcher.step()
+    assert dispatcher.is_over and not recorder.notes
+
+
 def test_a_point_at_which_every_worker_gets_stuck_comes_last_and_is_given_up_after_three(rng):
     def happens(survey):
         for rank, worker in list(survey.workers.items()):

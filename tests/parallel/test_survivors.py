@@ -4,8 +4,10 @@ from collections import deque
 
 import pytest
 
+from lossmap.landscape.run_survey import gather_at_end
 from lossmap.parallel import survivors
 from lossmap.parallel.messages import WorkerLost
+from lossmap.parallel.world import World
 
 
 class Ranks:
@@ -72,3 +74,13 @@ def test_a_late_part_of_a_gather_that_was_given_up_is_dropped():
         survivors.gather(following, {3}, "three")
     assert survivors.gather(ranks.channels[0], {3}, "zero") == ["zero", None, None, "three"]
     assert ranks.boxes[3][-1] == (0, (-1, (2, ["zero", None, None, "three"])))
+
+
+def test_rank_0_awaits_nobody_after_a_gather_that_was_given_up(monkeypatch):
+    world, ranks = World(), Ranks(4)
+    world.size, world.channel, world.dead_ranks = 4, ranks.channels[0], frozenset({1})
+    send_to_gather(ranks, 3, "three")  # which leaves as soon as rank 0 goes on
+    ranks.gone = {1, 2}
+    assert gather_at_end(world, "zero") == ["zero"]
+    assert (world.dead_ranks, world.stuck_ranks) == ({1, 2}, {3})
+    assert gather_at_end(world, "zero") == ["zero", None, None, None]
