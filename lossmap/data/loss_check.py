@@ -44,6 +44,7 @@ from lossmap.data.checks import check_finite, uncut_where_parts_fail
 from lossmap.data.counters import moving_counters
 from lossmap.data.criteria import CorrectClasses, SupervisedLoss, takes_class_labels
 from lossmap.data.datasets import LabelsWithin, labels_within
+from lossmap.data.first_batch import set_by_first_batch
 from lossmap.data.held_model import holds
 from lossmap.data.kept_graphs import with_nothing_kept
 from lossmap.data.memos import kept_outside, stale_cache, stale_memo
@@ -184,6 +185,7 @@ def _look(problem: Problem) -> tuple[Problem, _Probe, int]:
         if anew is not problem:
             problem, probe = anew, _Probe(anew)
         problem = _with_counters_told(problem, probe)
+        _refuse_first_batch(probe)
     kind = probe.kind()
     problem = _with_underflow_told(problem, probe)
     fitting = with_metrics_told(_with_metrics_that_fit(problem, probe), probe.own_batch)
@@ -223,6 +225,18 @@ def _refuse_stale_memo(problem: Problem) -> None:
         raise ValueError(
             f"at other weights the loss is not that of a copy of the model with these weights: {name} keeps what an "
             "earlier pass made of the weights, which would be the same at all other points; compute it in every pass"
+        )
+
+
+def _refuse_first_batch(probe: _Probe) -> None:
+    """Raises ValueError where the model sets something from the first batch, and the loss of others depends on it."""
+    names = set_by_first_batch(probe.problem, probe.batch, probe.tolerance)
+    if names is not None:
+        raise ValueError(
+            f"the model sets {names} from the first batch that it is given, as layers with a data-dependent "
+            "initialisation do (ActNorm): at every point of a survey that would be done anew, from whatever batch "
+            "comes first, over the weights that are to be read; give it a batch before the survey, in the mode in "
+            "which it initialises (model.train(); model(x)), or load a checkpoint that has been initialised"
         )
 
 
