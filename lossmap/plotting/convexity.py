@@ -32,6 +32,7 @@ from lossmap.io.surface import Surface
 from lossmap.plotting import maps
 from lossmap.plotting.interpolation import factor_of
 from lossmap.plotting.notes import accuracy_notes
+from lossmap.plotting.own_axes import room_for_bar
 from lossmap.plotting.panels import (
     FigureOptions,
     add_legend_and_notes,
@@ -95,10 +96,12 @@ def draw_convexity(surfaces: Sequence[Surface], titles: Sequence[str] | None, op
     title_maps(figure, grid, titles, columns, options.ax)
     extend = beyond(norm, ratios)
     beside: Any = list(grid.flat) if grid.size > 1 else grid[0, 0]
-    bar = figure.colorbar(mappable, ax=beside, shrink=1.0, pad=0.02, aspect=24, extend=extend)
-    set_bar_ticks(bar, what, options.scale([np.zeros(1)], what), "map")
     label = label_on_scale(what.label, "map", options.scale([np.zeros(1)], what), norm, ",\n")
-    bar.set_label(broken_label(label, tall))
+    label = broken_label(label, tall)
+    room = room_for_bar(beside, label.count("\n") + 1)
+    bar = figure.colorbar(mappable, ax=beside, shrink=1.0, pad=0.02, aspect=24, extend=extend, **room)
+    set_bar_ticks(bar, what, options.scale([np.zeros(1)], what), "map")
+    bar.set_label(label)
     if options.ax is None:
         grow_below(figure, grid)
     add_legend_and_notes(figure, handles, notes, options.ax)

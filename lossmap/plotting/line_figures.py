@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from textwrap import fill
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from lossmap.plotting import lines
 from lossmap.plotting.contour_levels import FLAT_MARGIN, scale_of
 from lossmap.plotting.flatness import noise_in
 from lossmap.plotting.notes import accuracy_notes
-from lossmap.plotting.own_axes import size_of
+from lossmap.plotting.own_axes import is_laid_out, size_of
 from lossmap.plotting.panels import (
     LOSS_NAMES,
     MAX_LABEL_LINES,
@@ -75,9 +76,21 @@ def draw_lines(
     if options.labels is not None:
         axes.set_xlabel(options.labels[0])
         axes.set_ylabel(on_scale(options.labels[1], axes.get_yscale() != "linear"))
+    if options.ax is not None and is_laid_out(options.ax):
+        break_upright_labels(options.ax)
     notes = _left_out(surfaces) if len(surfaces) > 1 else []
     add_legend_and_notes(figure, patches, notes, options.ax)
     return figure
+
+
+def break_upright_labels(own: Any) -> None:
+    """Break labels at the sides of the caller's axes where these, less what a layout takes, are not as high."""
+    high = size_of(own)[1] - MARGIN_OF_LABEL
+    letters = 72 * high / (NAME_LETTER * type_size(LABEL))
+    for axes in own.figure.axes:
+        label = axes.get_ylabel()
+        if axes.bbox.bounds == own.bbox.bounds and len(label) > letters and "$" not in label and "\n" not in label:
+            axes.set_ylabel(fill(label, max(8, int(letters)), break_long_words=False))
 
 
 def _draw_field(

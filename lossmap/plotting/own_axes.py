@@ -9,13 +9,43 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
+from matplotlib import rcParams
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
+from matplotlib.font_manager import FontProperties
+
+BAR, LINE = 0.85, 0.14  # inches, of a colour bar with its numbers and a label of one line, and of a line
 
 
 def size_of(axes: Any) -> tuple[float, float]:
     """Width and height of axes as they stand, inches."""
     return float(axes.bbox.width / axes.figure.dpi), float(axes.bbox.height / axes.figure.dpi)
+
+
+def size_beside_bar(axes: Any, ratio: float) -> tuple[float, float]:
+    """Width and height that a map of this width over height has in axes as they stand, beside its bar, inches."""
+    wide, tall = size_of(axes)
+    wide = max(wide - BAR, 0.3 * wide)
+    return wide, min(tall, wide / ratio)
+
+
+def room_for_bar(panels: Any, lines: int) -> dict[str, Any]:
+    """Keywords of a colour bar with a label of so many lines: where no layout makes room, it takes that of its axes."""
+    if isinstance(panels, list) or is_laid_out(panels):
+        return {}
+    return {"fraction": min(0.6, (BAR - LINE + LINE * lines) / size_of(panels)[0])}
+
+
+def type_of_ticks(axes: Any) -> float:
+    """How large the numbers along an axes' lower side are, as a share of those in the style that is set."""
+    labels = axes.xaxis.get_ticklabels()
+    usual = FontProperties(size=rcParams["xtick.labelsize"]).get_size_in_points()
+    return float(labels[0].get_size() / usual) if labels else 1.0
+
+
+def is_laid_out(axes: Any) -> bool:
+    """Whether the figure of the caller's axes makes room for what stands beside them."""
+    return whole_figure(axes.figure).get_layout_engine() is not None
 
 
 def whole_figure(figure: Any) -> Figure:

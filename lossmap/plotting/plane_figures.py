@@ -26,7 +26,7 @@ from lossmap.plotting.contour_levels import FLAT_SPAN, Scale, labels, scale_of
 from lossmap.plotting.flatness import FLAT_NOTE, noise_in
 from lossmap.plotting.interpolation import AUTOMATIC
 from lossmap.plotting.notes import accuracy_notes
-from lossmap.plotting.own_axes import size_of
+from lossmap.plotting.own_axes import is_laid_out, room_for_bar, size_beside_bar, size_of, type_of_ticks
 from lossmap.plotting.panels import (
     AXIS,
     MAX_LABEL_LINES,
@@ -151,8 +151,9 @@ def add_bar(
     """
     extend = beyond(norm, arrays) if what.signed else scale.extend
     beside: Any = panels if len(panels) > 1 else panels[0]  # of one alone the bar keeps its place in any layout
-    bar = figure.colorbar(mappable, ax=beside, shrink=1.0, pad=0.02, aspect=24, extend=extend)
     label = broken_label(label_on_scale(what.label, kind, scale, norm), tall)
+    room = room_for_bar(beside, label.count("\n") + 1)
+    bar = figure.colorbar(mappable, ax=beside, shrink=1.0, pad=0.02, aspect=24, extend=extend, **room)
     set_bar_ticks(bar, what, scale, kind, tall - LABEL_LINE * label.count("\n"))  # which its lines take of the panel
     bar.set_label(label)
 
@@ -160,7 +161,7 @@ def add_bar(
 def length_of_bar(panels: np.ndarray, surfaces: Sequence[Surface], options: FigureOptions, titled: bool) -> float:
     """How long a colour bar beside maps is, (rows, columns) with their labels, inches; before titles are set."""
     if options.ax is not None:
-        return size_of(options.ax)[1]
+        return size_beside_bar(options.ax, panel_ratio(surfaces[0]))[1]
     rows, columns = panels.shape
     taken = max(LABEL_LINE * axes.get_ylabel().count("\n") for axes in panels.flat)  # of a row's width
     tall = panels[0, 0].figure.get_figheight() - AXIS - rows * taken / columns / panel_ratio(surfaces[0])
@@ -279,19 +280,22 @@ def frame_panel(
 
     colours  the map's, where it is one of a loss: the checkpoints then show their own losses
     """
-    wide = size_of(axes)[0] + BESIDE_PANEL if options.ax is not None else lines.inches_across(axes)
+    own = options.ax is not None
+    wide = size_beside_bar(axes, panel_ratio(surface))[0] + BESIDE_PANEL if own else lines.inches_across(axes)
     tall = (wide - BESIDE_PANEL) / panel_ratio(surface) + BEYOND_PANEL
     across, up = options.axis_labels(surface)
     most = max(2, int(SHARE_OF_LABEL * wide / LABEL_LINE))
+    if own and not is_laid_out(axes):
+        most = 1  # the next panel is near
     if len(up) > _letters(tall):  # its lines leave the panel less room, and so themselves
         tall -= LABEL_LINE * (most - 1) / panel_ratio(surface)
     up = broken_name(up, _letters(tall), most)
     taken = LABEL_LINE * up.count("\n")  # by further lines of the label at the left
-    room, across_map = wide - ENDS_OF_LABEL, wide - BESIDE_PANEL - taken
+    room, across_map = wide - (BESIDE_PANEL if own else ENDS_OF_LABEL), wide - BESIDE_PANEL - taken
     if options.ax is None and (columns := axes.get_subplotspec().get_gridspec().ncols) > 1:
         across_map = (axes.figure.get_figwidth() - BESIDE_ALL - taken) / columns
         room = min(room, across_map)  # the labels lie beside each other
-    across = broken_name(across, _letters(room), MAX_LABEL_LINES)
+    across = broken_name(across, _letters(room), 2 if most == 1 else MAX_LABEL_LINES)
     maps.frame(axes, surface.grid, (across, up), cells=kind == "map")
     maps.models(axes, models_on_plane(surface), (across_map, across_map / panel_ratio(surface)))
     if not left:
@@ -300,7 +304,7 @@ def frame_panel(
         axes.tick_params(labelbottom=True)
     else:
         axes.set_xlabel("")
-    _set_round_ticks(axes, 5 if wide - taken >= FEW_TICKS else 3)
+    _set_round_ticks(axes, 5 if wide - taken >= FEW_TICKS * type_of_ticks(axes) else 3)
     path = options.training_path(surface)
     if path is not None and colours is not None and "loss" in path:
         maps.coloured_path(axes, path, colours)
