@@ -1,23 +1,31 @@
 """An operator small enough to be had whole: n products with the unit vectors, and then everything is exact.
 
 What remains is rounding: eigenvalues are those of the symmetric part, within the allowance for rounding in the products
-(see `operator.Rounding`) and half the measured lack of symmetry (Weyl's inequality). Price: n products, n^3
-multiplications in float64, n^2 numbers. Symbols: n the dimension.
+(see `operator.Rounding`) and half the measured lack of symmetry (Weyl's inequality). Where rounding was measured to be
+large, as under autocast or where terms cancel, the entries are those of the same operator in float64. Price: n
+products, there 2 n, n^3 multiplications in float64, n^2 numbers. Symbols: n the dimension.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import logging
+from dataclasses import dataclass, replace
 from functools import cached_property
 from math import nan
 
 import numpy as np
 import torch
 
+from lossmap.interrupt import Interrupted
 from lossmap.linalg.eigenpairs import EigenPairs, Which
 from lossmap.linalg.operator import Rounding, SymmetricOperator, finite_product
 from lossmap.linalg.spectral_density import Density
 from lossmap.linalg.trace import Trace
+
+logger = logging.getLogger("lossmap")
+MAX_ROUNDING = 1e-4  # of the largest absolute eigenvalue, beyond which entries are made in float64
+MAX_EXTRAPOLATED = 0.1  # the same, beyond which what was measured says nothing on float64
+EXTRAPOLATED_SAFETY = 10.0  # what float64 would do of it by the ratio of the precisions is taken so many times
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +47,28 @@ class DenseMatrix:
 
     @classmethod
     def of(cls, operator: SymmetricOperator) -> DenseMatrix:
-        """By n products with unit vectors. Raises FloatingPointError where one is not finite."""
+        """By n products with unit vectors, in float64 too where rounding shows.
+
+        Raises FloatingPointError where a product is not finite.
+        """
+        whole = cls._by_products(operator)
+        shown = 0.0 if whole.rounding is None else whole.rounding - Rounding.of(operator).kinks * whole.scale
+        is_coarse = MAX_ROUNDING * whole.scale < shown <= MAX_EXTRAPOLATED * whole.scale
+        if operator.dtype == torch.float64 or not is_coarse or not hasattr(operator, "in_float64"):
+            return whole
+        try:
+            double = cls._by_products(operator.in_float64())
+        except Interrupted:
+            raise
+        except Exception as failure:  # user code may raise any exception in another precision
+            logger.info("the matrix is not made in float64: %s", failure)
+            return whole
+        left = EXTRAPOLATED_SAFETY * shown * double.epsilon / whole.epsilon
+        own = Rounding(double.epsilon, double.rounding).allowance(double.scale)
+        return replace(double, dtype=whole.dtype, rounding=max(own, left))
+
+    @classmethod
+    def _by_products(cls, operator: SymmetricOperator) -> DenseMatrix:
         n = operator.size
         measured = np.zeros((n, n))
         for j in range(n):

@@ -106,3 +106,25 @@ def test_models_in_half_precision_are_refused_by_name_wherever_curvature_is_comp
     for curvature in (spectrum, prepare):
         with pytest.raises(ValueError, match=f"the weights are {str(dtype).removeprefix('torch.')}"):
             curvature(problem)
+
+
+class Autocast(nn.Sequential):
+    """Layers under autocast in bfloat16."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return super().forward(x).float()
+
+
+def test_a_whole_matrix_of_coarse_products_is_made_in_float64_with_bars_of_that_precision() -> None:
+    torch.manual_seed(0)
+    net = Autocast(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3)).eval()
+    x, y = torch.randn(50, 4), torch.arange(50) % 3
+    found = spectrum(Problem.supervised(net, "crossentropy", (x, y)), top=2)
+    plain = copy.deepcopy(nn.Sequential(*net)).double()
+    weights = [p for p in plain.parameters() if p.dim() > 1]
+    gradient = torch.autograd.grad(F.cross_entropy(plain(x.double()), y), weights, create_graph=True)
+    rows = [torch.autograd.grad(g, weights, retain_graph=True) for g in torch.cat([g.flatten() for g in gradient])]
+    truth = torch.linalg.eigvalsh(torch.stack([torch.cat([t.flatten() for t in row]) for row in rows])).numpy()
+    for value, error, exact in zip(found.values, found.errors, (truth[-1], truth[-2], truth[0]), strict=True):
+        assert abs(value - exact) <= error < 1e-7 * truth[-1]
