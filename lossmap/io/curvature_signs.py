@@ -13,12 +13,13 @@ def signs_of(surface: Surface) -> dict[str, np.ndarray]:
     """Masks, (ny, nx), of the points where the smallest eigenvalue is surely negative, undecided, surely positive.
 
     An eigenvalue lies within the error of the reading, so that one below 0 by more is proof; that none is negative
-    takes the limit beyond which there is no eigenvalue, where the file has one.
+    takes the limit beyond which there is no eigenvalue, where the file has one. A reading whose error is not known (NaN
+    or infinite) is undecided, unless its limit is above 0.
     """
     low = surface["min_eig"]
     error = surface.fields.get("min_eig_error", np.zeros(low.shape))
     limit = surface.fields.get("min_eig_limit", low - error)
-    known = (surface.status_of("min_eig") == DONE) & np.isfinite(low) & np.isfinite(error)
+    known = (surface.status_of("min_eig") == DONE) & np.isfinite(low)
     negative = known & (low + error < 0)
-    positive = known & (np.fmin(limit, low - error) > 0)
+    positive = known & (np.fmin(limit, low - error) > 0)  # of a NaN and a number the number
     return {NEGATIVE: negative, UNDECIDED: known & ~negative & ~positive, POSITIVE: positive}

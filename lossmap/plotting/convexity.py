@@ -55,6 +55,8 @@ from lossmap.plotting.quantities import changes_sign, common_quantity, eigenvalu
 from lossmap.plotting.sign_hatches import hatch, sign_words
 
 STRENGTH = 0.55  # of the colours behind lines and hatches
+ABOVE_HATCHES = 2.6  # zorder of the zero line, which dots of undecided points would break
+NEARLY_ALL, FAR = 0.95, 2.0  # share of the eigenvalues, and times the largest of these, that the zero line follows
 LAMBDA_MIN = "\N{GREEK SMALL LETTER LAMDA}_min"
 
 
@@ -137,11 +139,24 @@ def _zero_line(axes: Any, surface: Surface, options: FigureOptions) -> list[Arti
     """The line on which the smallest eigenvalue vanishes, bold; nothing where its sign does not change."""
     if not changes_sign(surface):
         return []
-    x, y, heights = maps.refined(surface.grid, surface["min_eig"], options.interp)
+    x, y, heights = maps.refined(surface.grid, tamed_around_zero(surface["min_eig"]), options.interp)
     if heights.mask.all() or heights.min() >= 0 or heights.max() <= 0:  # where every cell has a hole at a corner
         return []
-    axes.contour(x, y, heights, levels=[0.0], colors="black", linewidths=1.8)
+    axes.contour(x, y, heights, levels=[0.0], colors="black", linewidths=1.8, zorder=ABOVE_HATCHES)
     return [Line2D([], [], color="black", linewidth=1.8, label=r"$\lambda_\min = 0$")]
+
+
+def tamed_around_zero(values: np.ndarray) -> np.ndarray:
+    """The values, with those whose size is far beyond nearly all others nearer to 0, of the same sign.
+
+    For the line on which they vanish: a spline through one spike of a million would make it swing all over the map. The
+    page tames them by the same rule.
+    """
+    sizes = np.sort(np.abs(values[np.isfinite(values)]))
+    if sizes.size == 0:
+        return values
+    most = FAR * float(sizes[int(NEARLY_ALL * (sizes.size - 1))])
+    return np.clip(values, -most, most) if most > 0 else values
 
 
 def lines_between(surfaces: Sequence[Surface], options: FigureOptions) -> list[str]:

@@ -128,7 +128,9 @@ class _Relief:
             top = np.log10(top) if top > 0 else np.inf
         lowest, highest = _ends(np.minimum(height, top))  # of what was measured, whatever lies between
         if fine > 1:
-            height, x, y = refine(x, y, _tamed(height), fine), refine_ticks(x, fine), refine_ticks(y, fine)
+            measured, height = height, refine(x, y, _tamed(height), fine)
+            height[::fine, ::fine] = measured
+            x, y = refine_ticks(x, fine), refine_ticks(y, fine)
         height = np.minimum(height, top)
         width = max(float(np.ptp(x)), float(np.ptp(y)))
         factor = 0.5 * width / (highest - lowest) if highest > lowest else 1.0

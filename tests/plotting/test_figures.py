@@ -16,6 +16,7 @@ from lossmap.io.curvature_signs import signs_of
 from lossmap.io.read import Group, Surface, write_surface
 from lossmap.plotting import flatness, maps
 from lossmap.plotting.contour_levels import scale_of
+from lossmap.plotting.convexity import tamed_around_zero
 from lossmap.plotting.figures import draw, save
 from lossmap.plotting.notes import accuracy_notes, audit_note
 from lossmap.plotting.quantities import best_field, quantity, values_of
@@ -805,6 +806,11 @@ def test_the_signs_of_curvature_follow_errors_and_limits():
         found = {word: np.flatnonzero(mask).tolist() for word, mask in signs_of(surface).items()}
         undecided = sorted({1, 2, 3, 4} - set(positive))
         assert found == {"negative": [0], "undecided": undecided, "positive": positive}
+    unknown = np.full((2, 3), [np.nan, np.inf, np.nan])
+    for surface, positive in ((bare, []), (replace(limited, fields={**fields, "min_eig_limit": low - 0.2}), [3])):
+        found = signs_of(replace(surface, fields={**surface.fields, "min_eig_error": unknown}))
+        assert np.flatnonzero(found["positive"]).tolist() == positive and not found["negative"].any()
+        assert sum(mask.sum() for mask in found.values()) == 5  # none is left out, which in print is "positive"
 
 
 def test_the_convexity_figure_shows_signs_zero_line_and_loss():
@@ -834,6 +840,22 @@ def test_the_convexity_figure_shows_signs_zero_line_and_loss():
                                                            ("positive", "without")))  # fmt: skip
     assert any(f"of 63 points: {counts}" in text for text in said)
     assert len(draw([eigen(), eigen()]).axes) == 3 and len(draw(eigen(), "eigen").axes) == 8
+
+
+def test_one_spike_of_the_smallest_eigenvalue_leaves_the_zero_line_where_it_is_and_hatches_below_it():
+    surface = eigen(Grid.square(-1, 1, 21))
+    spiked = surface["min_eig"].copy()
+    spiked[5, 3] = -1e5
+    paths = []
+    for low in (surface["min_eig"], spiked):
+        axes = draw(replace(surface, fields={**surface.fields, "min_eig": low})).axes[0]
+        (zero,) = [c for c in axes.findobj(QuadContourSet) if c.levels.tolist() == [0.0]]
+        assert zero.get_zorder() > max(p.get_zorder() for p in axes.findobj(PatchCollection) if p.get_hatch())
+        paths.append(np.concatenate([path.vertices[:, 0] for path in zero.get_paths()]))
+    assert np.abs(np.abs(paths[1]) - 0.05**0.5).max() < 0.02
+    assert np.ptp(np.abs(paths[0])) < 1e-9
+    alone = np.where(np.arange(63).reshape(7, 9) == 9, -1e5, 2 + X)
+    assert (np.sign(tamed_around_zero(alone)) == np.sign(alone)).all()
 
 
 def test_colours_of_the_ratio_are_linear_up_to_its_error_and_pale_behind_lines_and_hatches():

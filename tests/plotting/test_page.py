@@ -259,6 +259,21 @@ def test_cells_without_a_value_are_hatched_by_the_reason(browser, file):
         assert tab.locator(".legend .key.todo").count() == tab.locator(".legend .key.failed").count() == 1
 
 
+def test_one_spike_of_the_smallest_eigenvalue_leaves_the_zero_line_where_it_is(browser, tmp_path):
+    grid = Grid.square(-1, 1, 21)
+    x, y = np.meshgrid(grid.x, grid.y)
+    low = x + 0.3 * np.sin(4 * y)
+    both = [
+        Surface(grid, {"train_loss": x**2 + y**2, "max_eig": 5 + y, "min_eig": values})
+        for values in (low, np.where((x < -0.55) & (x > -0.65) & (abs(y - 0.6) < 0.05), -1e5, low))
+    ]
+    with shown(browser, page(both, tmp_path / "s.html"), "#field=train_loss&x=1&y=1&hide=contours") as tab:
+        maps = [pixels(tab, name) for name in ("map-0", "map-1")]
+        assert maps[0].shape == maps[1].shape
+        black = [drawn.max(axis=2) < 40 for drawn in maps]
+        assert black[0].sum() > 300 and np.logical_xor(*black).sum() < 0.1 * black[0].sum()
+
+
 def test_keys_move_the_point_and_it_is_spoken(browser, file):
     with shown(browser, file) as tab:
         assert tab.inner_text("#place") == "x 0, y 0"

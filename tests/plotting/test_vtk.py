@@ -100,6 +100,12 @@ def test_points_between_follow_the_spline_and_say_that_they_were_not_measured(tm
     assert np.allclose(found["max_eig"], 2 + points[:, 0]) and found["measured"].sum() == 15
     assert np.isfinite(found["loss_seconds"]).sum() == found["loss_status"].sum() == 15
     assert np.allclose(found["ratio"][found["measured"] == 1], (0.5 / (2 + X)).ravel())
+    spiked = Grid.square(-1, 1, 11)
+    values = np.where(np.arange(121).reshape(11, 11) == 60, 1e6, 1 + np.add.outer(spiked.y, spiked.x) ** 2)
+    found = arrays(vtk(Surface(spiked, {"train_loss": values}), tmp_path / "s.vts", log=False, interp=3)[0])
+    height = found["Points"][2::3]
+    by_formula = found["height_factor"] * (found["train_loss"] - found["height_offset"])
+    assert np.allclose(height[found["measured"] == 1], by_formula[found["measured"] == 1])
     with pytest.raises(ValueError, match="--interp must be a whole number"):
         vtk(smooth, tmp_path / "s.vts", interp=0)
 

@@ -276,11 +276,19 @@ function fineHeights(file, view, enough) {
   return file.fine[enough];
 }
 
+// Values with those whose size is far beyond nearly all others nearer to 0, of the same sign, as in print: the spline
+// through one spike would make the zero line swing all over the map.
+function tamedAroundZero(values) {
+  const sizes = values.filter(Number.isFinite).map(Math.abs).sort((a, b) => a - b);
+  const most = sizes.length ? 2 * sizes[Math.floor(0.95 * (sizes.length - 1))] : 0;
+  return values.map((v) => (!Number.isFinite(v) ? NaN : most > 0 ? Math.max(-most, Math.min(most, v)) : v));
+}
+
 // The smallest eigenvalue between the points, along the spline of its values or straight; kept.
 function fineSigns(file, spline) {
   const factor = spline ? factorFor(file, 200) : 1;
   file.signs = file.signs ?? {};
-  file.signs[factor] = file.signs[factor] ?? refined(file.x, file.y, Array.from(file.values.min_eig, (v) => (Number.isFinite(v) ? v : NaN)), factor);
+  file.signs[factor] = file.signs[factor] ?? refined(file.x, file.y, tamedAroundZero(Array.from(file.values.min_eig)), factor);
   return file.signs[factor];
 }
 
