@@ -131,7 +131,9 @@ class CheckedFile:
         with self.explained(name):
             dtype, size, stored = item.dtype, item.nbytes, item.id.get_storage_size()
             outside, chunked = item.is_virtual or bool(item.external), item.chunks is not None
-            is_text = h5py.check_string_dtype(dtype) is not None
+            is_text, is_null = h5py.check_string_dtype(dtype) is not None, item.shape is None
+        if is_null:
+            raise self.damaged(f"{name} has a type and no values")
         if outside:
             raise self.damaged(f"{name} refers to another file, which is not read")
         if dtype.kind not in "fiub" and not is_text:
@@ -266,6 +268,8 @@ def plain(value: Any) -> Any:
         return printable(value.decode("utf-8", "replace"))
     if isinstance(value, str):
         return printable(value)
+    if isinstance(value, h5py.Empty):  # as netCDF writes a text of no letters
+        return ""
     if isinstance(value, np.ndarray) and value.dtype.kind == "O":
         return np.array([plain(item) for item in value.reshape(-1)], dtype=object).reshape(value.shape)
     if isinstance(value, np.generic) or (isinstance(value, np.ndarray) and value.ndim == 0):

@@ -38,7 +38,7 @@ from lossmap.plotting.interpolation import checked_interp
 from lossmap.plotting.line_figures import draw_eigenvalue_lines, draw_lines
 from lossmap.plotting.median_figure import draw_median
 from lossmap.plotting.options_taken import refuse_unused
-from lossmap.plotting.own_axes import check_axes, kept_in_sight, whole_figure
+from lossmap.plotting.own_axes import check_axes, kept_in_room, kept_in_sight, whole_figure
 from lossmap.plotting.panels import FigureOptions
 from lossmap.plotting.plane_figures import (
     between_notes,
@@ -205,7 +205,7 @@ def draw(
     if ax is not None:
         check_axes(ax, kind, is_plane=not is_line(surfaces[0]))
     titles = _titles_of(sources, titles)
-    with style_context(style), kept_in_sight(ax):
+    with kept_in_room(ax), style_context(style), kept_in_sight(ax):
         figure = _draw_kind(surfaces, kind, field, titles, options)
     if ax is None:
         between = between_notes(surfaces, kind, field, options)

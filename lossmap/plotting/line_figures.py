@@ -76,7 +76,7 @@ def draw_lines(
     if options.labels is not None:
         axes.set_xlabel(options.labels[0])
         axes.set_ylabel(on_scale(options.labels[1], axes.get_yscale() != "linear"))
-    if options.ax is not None and is_laid_out(options.ax):
+    if options.ax is not None:
         break_upright_labels(options.ax)
     notes = _left_out(surfaces) if len(surfaces) > 1 else []
     add_legend_and_notes(figure, patches, notes, options.ax)
@@ -85,7 +85,7 @@ def draw_lines(
 
 def break_upright_labels(own: Any) -> None:
     """Break labels at the sides of the caller's axes where these, less what a layout takes, are not as high."""
-    high = size_of(own)[1] - MARGIN_OF_LABEL
+    high = size_of(own)[1] - (MARGIN_OF_LABEL if is_laid_out(own) else 0.0)
     letters = 72 * high / (NAME_LETTER * type_size(LABEL))
     for axes in own.figure.axes:
         label = axes.get_ylabel()

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.figure import Figure
-from matplotlib.transforms import ScaledTranslation
 
 from lossmap.io.group_layout import check_groups
 from lossmap.io.read import Group, Surface
@@ -23,7 +22,7 @@ from lossmap.io.surface import TO_DO
 from lossmap.plotting import maps
 from lossmap.plotting.contour_levels import Scale, scale_at, scale_of, suits_log
 from lossmap.plotting.interpolation import AUTOMATIC, factor_of
-from lossmap.plotting.own_axes import size_of, whole_figure
+from lossmap.plotting.own_axes import below_label, is_laid_out, size_of
 from lossmap.plotting.quantities import Quantity, axis_labels, common_quantity
 from lossmap.plotting.style import column_width, new_figure, page_width, type_size
 from lossmap.plotting.titles import set_titles
@@ -34,7 +33,6 @@ AXIS = 0.45  # that ticks and label of the lowest panels take
 NOTES, LEGEND = 5.8, 6.5  # points, of type below the panels
 MAX_LABEL_LINES = 4  # of the label of an axis
 TITLED, UNTITLED = 0.3, 0.12  # inches above a panel with a title, and above one without
-TICK_GAPS = 14.0  # points, of ticks and what is left free around their numbers and the label below them
 CHARACTERS_PER_INCH = 21  # of the notes below a figure
 
 
@@ -286,17 +284,14 @@ def add_legend_and_notes(figure: Figure, handles: Sequence[Artist], notes: Seque
 
 
 def _legend_of_own(axes: Any, handles: list[Artist], size: float) -> None:
-    """The legend of axes of the caller's own: below them where their figure's layout makes room, else within them."""
-    if whole_figure(axes.figure).get_layout_engine() is None or hasattr(axes, "get_zlim"):
-        axes.legend(handles=handles, fontsize=size, frameon=True)  # it lies over the map
+    """The legend of axes of the caller's own: below a plane, or where a layout makes room; else within them."""
+    if hasattr(axes, "get_zlim") or (axes.get_aspect() == "auto" and not is_laid_out(axes)):
+        axes.legend(handles=handles, fontsize=size, frameon=True)  # it lies over the picture
         return
-    words = [axes.xaxis.label, *axes.get_xticklabels()[:1]]
-    down = sum(1.3 * text.get_size() for text in words) + TICK_GAPS
-    below = ScaledTranslation(0.0, -down / 72, axes.figure.dpi_scale_trans)
     letters = CHARACTERS_PER_INCH * size_of(axes)[0] * NOTES / size
     axes.legend(
         handles=handles, fontsize=size, handlelength=1.6, loc="upper center", bbox_to_anchor=(0.5, 0.0),
-        bbox_transform=axes.transAxes + below, borderaxespad=0.0,
+        bbox_transform=below_label(axes), borderaxespad=0.0,
         ncols=_legend_columns([str(handle.get_label()) for handle in handles], letters),
     )  # fmt: skip
 

@@ -84,6 +84,42 @@ def test_a_colour_bar_and_its_label_stay_out_of_the_next_panel_without_a_layout(
     plt.close(figure)
 
 
+@pytest.mark.parametrize("size", [(6.75, 3), (5, 2.2)])
+def test_both_sides_of_a_line_stay_in_their_room_without_a_layout(size):
+    """The label of the accuracy lay over the next panel, and that of x below the figure."""
+    figure, panels = plt.subplots(1, 2, figsize=size)
+    rooms = [axes.get_window_extent().frozen() for axes in panels]
+    for axes in panels:
+        draw(LINE, ax=axes)
+    figure.canvas.draw()
+    for axes, room in zip(panels, rooms, strict=True):
+        right = next(other for other in figure.axes if other is not axes and other.bbox.bounds == axes.bbox.bounds)
+        assert right.get_tightbbox().x1 < room.x1 + 2
+        assert axes.get_tightbbox().y0 > -2
+        assert axes.get_window_extent().width > 0.5 * room.width
+        assert axes.get_in_layout()
+    assert figure.axes[2].get_tightbbox().x1 < panels[1].get_tightbbox().x0 + 2
+    place = panels[0].get_position().bounds
+    draw(LINE, ax=panels[0])
+    assert panels[0].get_position().bounds[2] == place[2]  # drawn into twice, it shrinks once
+    plt.close(figure)
+
+
+@pytest.mark.parametrize("size", [(6.75, 3), (5, 2.2)])
+def test_the_legend_leaves_a_small_map_alone_without_a_layout(size):
+    figure, (left, right) = plt.subplots(1, 2, figsize=size)
+    room = left.get_window_extent().frozen()
+    draw(EIGEN, ax=left)
+    figure.canvas.draw()
+    legend, panel = left.get_legend().get_window_extent(), left.get_window_extent()
+    assert legend.y0 > -2 and legend.y1 < left.xaxis.get_tightbbox().y0
+    assert legend.x1 < room.x1 + 2 < right.get_window_extent().x0
+    assert panel.height > 0.25 * room.height
+    bar = next(axes for axes in figure.axes if axes not in (left, right))
+    assert not legend.overlaps(bar.get_tightbbox())
+    plt.close(figure)
+
+
 @pytest.mark.parametrize("surface", [PLANE, LINE])
 def test_labels_of_small_panels_stay_within_the_figure_and_ticks_apart(surface):
     figure, panels = plt.subplots(1, 2, figsize=(5, 2.2), layout="constrained")
