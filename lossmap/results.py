@@ -25,9 +25,10 @@ import numpy as np
 from lossmap.geometry.grid import Grid
 from lossmap.io import read as files
 from lossmap.io.disk import PathLike
+from lossmap.io.hdf5_open import Damaged
 from lossmap.io.printable import printable
 from lossmap.io.spectrum_layout import group_name, group_of
-from lossmap.io.surface import Group, Surface
+from lossmap.io.surface import UNPROTECTED, Group, Surface
 from lossmap.io.xarray_tree import tree_of
 from lossmap.keywords import checked_keywords
 from lossmap.values import Result, as_array, is_tensor
@@ -86,6 +87,8 @@ DRAWN_FROM = {
 ALONE = ("health", "connection", "topology")  # groups that bear no label
 FIGURE = ("lossmap.plotting.figures", "draw")  # what draws a surface, or what else a file holds
 RUN = "evolution/results"
+# what Python, NumPy and JSON raise of parts that do not fit together
+MISFIT = (ArithmeticError, AttributeError, LookupError, MemoryError, RecursionError, TypeError, ValueError)
 READ_RUN = ("lossmap.dynamics.run", "run_in_file")  # what reads a file that holds this group
 
 
@@ -167,15 +170,17 @@ def decode(group: Group) -> Any:
 
     Raises ValueError where it was written by a newer version, and where its parts do not fit together.
     """
+    kind = group.attributes.get("kind")
     try:
-        if int(group.attributes.get("encoding", 0)) > ENCODING:
-            raise ValueError("it was written by a newer version of lossmap: install that one")
-        return _decode(json.loads(str(group.attributes["structure"])), group.arrays)
-    except (ArithmeticError, AttributeError, LookupError, MemoryError, RecursionError, TypeError, ValueError) as error:
-        kind, reason = group.attributes.get("kind"), f"{type(error).__name__}: {error}"
+        is_newer = int(group.attributes.get("encoding", 0)) > ENCODING
+        value = None if is_newer else _decode(json.loads(str(group.attributes["structure"])), group.arrays)
+    except MISFIT as error:
         raise ValueError(
-            f"the stored {kind} cannot be put together: it is damaged, or was written by a newer lossmap ({reason})"
+            f"the stored {kind} cannot be put together: it is damaged, or was written by a newer lossmap"
         ) from error
+    if is_newer:
+        raise ValueError(f"the stored {kind} was written by a newer version of lossmap: install that one")
+    return value
 
 
 def _decode(structure: Any, arrays: Mapping[str, np.ndarray]) -> Any:
@@ -302,31 +307,47 @@ def read(path: PathLike, kind: type[Any] | None = None) -> Any:
         module, function = READ_RUN
         return getattr(import_module(module), function)(path, surface)
     if kind is not None:
-        return _only(path, stored, kind)
+        return _only(path, stored, kind, surface.integrity)
     if not stored or _holds_points(surface):
         return surface
     if len(stored) == 1:
-        return _value_in(path, next(iter(stored)))
+        return _value_in(path, next(iter(stored)), surface.integrity)
     names = {name: name.removeprefix(VALUES).replace(".", "/", 1) for name in stored}
-    return Results({short: _value_in(path, name) for name, short in names.items()})
+    return Results({short: _value_in(path, name, surface.integrity) for name, short in names.items()})
 
 
-def _value_in(path: PathLike, name: str) -> Any:
-    """The value in a group of a file. What it says of its own file is not followed: it is this one."""
-    value = decode(files.read_group(path, name))
+def _value_in(path: PathLike, name: str, integrity: str) -> Any:
+    """The value in a group of a file. What it says of its own file is not followed: it is this one.
+
+    Of a file without digests it must also be able to say what it is: else a part that does not fit would be met later.
+
+    Raises Damaged where it cannot be put together.
+    """
+    try:
+        value = decode(files.read_group(path, name))
+    except Damaged:
+        raise
+    except ValueError as error:
+        raise Damaged(f"{path} is damaged: {name}: {error}") from error
+    if integrity == UNPROTECTED:
+        try:
+            with np.errstate(all="ignore"):
+                repr(value)
+        except MISFIT as error:
+            raise Damaged(f"{path} is damaged: the parts of {name} do not fit together") from error
     if is_dataclass(value) and not isinstance(value, type) and isinstance(getattr(value, "path", None), (str, Path)):
         return replace(value, path=Path(path))
     return value
 
 
-def _only(path: PathLike, stored: Mapping[str, Group], kind: type[Any]) -> Any:
+def _only(path: PathLike, stored: Mapping[str, Group], kind: type[Any], integrity: str) -> Any:
     """The one stored value of this kind. Raises ValueError where there is none, or more than one."""
     kinds = {name: str(group.attributes.get("kind")) for name, group in stored.items()}
     fitting = [name for name, held in kinds.items() if held == kind.__name__]
     if len(fitting) != 1:
         there = ", ".join(f"{held} ({name.removeprefix(VALUES)})" for name, held in kinds.items()) or "a Surface"
         raise ValueError(f"{path} must hold one {kind.__name__}; it holds {there}")
-    return _value_in(path, fitting[0])
+    return _value_in(path, fitting[0], integrity)
 
 
 def _holds_points(surface: Surface) -> bool:

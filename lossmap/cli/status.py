@@ -28,7 +28,7 @@ from lossmap.io.read import is_being_written, read
 from lossmap.io.refined import refinement_note
 from lossmap.io.surface import REBUILT, UNPROTECTED, Surface
 from lossmap.io.verify import verify
-from lossmap.parallel.cost_model import Estimate, decode_cost, measured_cost, side_by_side, stored_estimate
+from lossmap.parallel.cost_model import Estimate, decode_cost, is_estimate, measured_cost, side_by_side, stored_estimate
 from lossmap.parallel.pace import means_by_rank, rate_of
 from lossmap.report.price import span_text
 from lossmap.special_files import is_special
@@ -179,6 +179,7 @@ def progress_of(file: str, surface: Surface, measure: str | None = None) -> dict
 def estimates_of(file: str, surface: Surface) -> dict[str, Any]:
     """The estimates that were made before, by measure: those in the result, else those in the file beside it."""
     stored = {name: decode_cost(surface.attributes.get(f"{name}_estimate")) for name in surface.status}
+    stored = {name: estimate for name, estimate in stored.items() if is_estimate(estimate)}
     return (stored_estimate(file) or {}) | {name: estimate for name, estimate in stored.items() if estimate}
 
 

@@ -93,11 +93,15 @@ NUMBERS = re.compile(
     r"(\w+_)?(limit|error|confidence|low|high|length|barrier|at|midpoint|middle|bump|products|scale|tolerance|rounding|"
     r"others|samples|turns|steps|bump_from|bump_to|passes)"
 )
+COUNTS = re.compile(r"size|samples|(\w+_)?(products|passes|probes|steps|turns)")  # of these, which are known
 ATTRIBUTES: Mapping[str, tuple[str, ...]] = {  # without which there is no report
     "spectrum": ("size", "products"), "layers": ("products",), "connection": ("length", "bn"),
 }  # fmt: skip
 FINITE = (  # arrays in which every number is known
     "node", "weight", "floor", "size", "step", "t", "x", "y", "cumulative", "cumulative_low", "cumulative_high"
+)  # fmt: skip
+BOUNDED = (  # arrays of eigenvalues, which are missing where they are not finite
+    "top", "bottom", "largest", "smallest", "retrained_largest", "retrained_smallest", "eigenvalue"
 )  # fmt: skip
 TEXT_ATTRIBUTES = ("parameters",)  # of sharpness, in words
 SIDES = ("unaligned", "curve")  # ways beside the line between two networks
@@ -142,6 +146,8 @@ def _misfits(group: Group, kind: str) -> Iterator[str]:
             yield f"has {value.size} values for its attribute {name!r}, which must be one"
         elif NUMBERS.fullmatch(name) and name not in TEXT_ATTRIBUTES and not _is_number(value):
             yield f"has {value!r} for its attribute {name!r}, which must be a number"
+        elif COUNTS.fullmatch(name) and _is_number(value) and not (np.isfinite(value) and value >= 0):
+            yield f"has {value!r} for its attribute {name!r}, which must be a number of things"
     if float(group.attributes.get("report_version", 1)) > 1:  # files of version 0.1 have not all of them
         yield from (f"has no attribute {n!r}" for n in ATTRIBUTES.get(kind, ()) if n not in group.attributes)
     yield from CHECKS.get(kind, lambda _: iter(()))(group)
@@ -163,6 +169,8 @@ def _misshapen(group: Group, kind: str) -> Iterator[str]:
                 yield f"holds {array.dtype} in {name!r}, which must hold {words}"
             elif name in FINITE and kind != "path" and array.size and not np.isfinite(array).all():
                 yield f"holds a number in {name!r} that is not finite"
+            elif name in BOUNDED and array.dtype.kind == "f" and np.isinf(array).any():
+                yield f"holds an infinite number in {name!r}"
             if array.ndim != len(shape):
                 yield f"has the shape {array.shape} of {name!r}, which must have {len(shape)} dimensions"
                 continue
@@ -277,7 +285,7 @@ def _check_json(group: Group, name: str, types: Mapping[str, type]) -> Iterator[
     """What is wrong with an attribute that is a table as JSON."""
     try:
         table = json.loads(str(group.attributes[name]))
-    except (KeyError, ValueError):
+    except (KeyError, ValueError, RecursionError):
         yield f"has no table as JSON in its attribute {name!r}"
         return
     if not isinstance(table, dict):

@@ -18,6 +18,7 @@ from lossmap.io.surface import FAILED, UNPROTECTED, VERIFIED, Failure, Group, Su
 
 __all__ = ["Damaged", "NotASurface", "is_ours", "open_hdf5", "read_group_of", "read_surface"]
 
+ATTEMPT_NUMBERS = ("points", "seconds", "ranks", "nodes", "team", "before", "measured_before")
 # Attributes and groups that no other program writes: with one of them a file is ours, however damaged.
 MARKS = ("format_version", "Conventions", "settings", "settings_digest", "history", digests.CONTENT)
 
@@ -59,6 +60,7 @@ def read_surface(source: CheckedFile) -> Surface:
             f"{source.path} has format version {version}, and this lossmap reads up to {VERSION}: install a newer "
             "lossmap"
         )
+    _check_attributes(source, attributes)
     integrity = VERIFIED if source.is_protected else UNPROTECTED
     source.check_names()
     settings = _settings(source, attributes)
@@ -74,6 +76,47 @@ def read_surface(source: CheckedFile) -> Surface:
     return Surface(
         grid, fields, about, status, measures, settings, failures, attributes, groups, parts, integrity=integrity
     )
+
+
+def _check_attributes(source: CheckedFile, attributes: dict[str, Any]) -> None:
+    """Raise Damaged where a root attribute is no single value, or is none with which `lossmap status` can calculate."""
+    for name, value in attributes.items():
+        if np.ndim(value):
+            raise source.damaged(f"its attribute {name} must be one value; got {short_repr(value)}")
+        if name == "restarts" and not _is_count(value):
+            raise source.damaged(f"its attribute restarts must be a number of times; got {short_repr(value)}")
+        if name.endswith(("_took", "_estimate")) and not _is_cost(_parsed(value)):
+            raise source.damaged(f"its attribute {name} must be a table of costs; got {short_repr(value)}")
+        if name == "attempts" and not _are_attempts(_parsed(value)):
+            raise source.damaged(f"its attribute attempts must be a list of runs; got {short_repr(value)}")
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, (int, float)) and 0 <= value < math.inf
+
+
+def _parsed(text: Any) -> Any:
+    """What a text of JSON says; None where it is none."""
+    try:
+        return json.loads(str(text))
+    except (ValueError, RecursionError):
+        return None
+
+
+def _is_cost(table: Any) -> bool:
+    """Whether it is the cost of a measure, see cost_model.py: numbers by name, and the one word for a backend."""
+    if not isinstance(table, dict):
+        return False
+    known = (value for name, value in table.items() if name != "choice" and value is not None)
+    is_whole = not table or None not in (table.get("seconds"), table.get("most"))
+    return is_whole and all(isinstance(value, (int, float)) for value in known)
+
+
+def _are_attempts(table: Any) -> bool:
+    """Whether it is a list of the runs of a survey, whose numbers are numbers, see attempts.py."""
+    if not isinstance(table, list) or not all(isinstance(run, dict) for run in table):
+        return False
+    return all(_is_count(run.get(name, 0)) for run in table for name in ATTEMPT_NUMBERS)
 
 
 def read_grid(source: CheckedFile) -> Grid:

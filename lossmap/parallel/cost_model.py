@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -280,6 +280,12 @@ def decode_cost(value: Any) -> dict[str, Any]:
     if isinstance(value, str):
         value = json.loads(value)
     return dict(value or {})
+
+
+def is_estimate(values: Mapping[str, Any]) -> bool:
+    """Whether decoded values are those of an estimate: what it always has, and nothing that it has not."""
+    names = {field.name: field.default is MISSING and field.name != "products" for field in fields(Estimate)}
+    return set(values) <= set(names) and all(name in values for name, is_needed in names.items() if is_needed)
 
 
 def side_by_side(estimated: Mapping[str, Any], took: Mapping[str, Any], whole: bool = True) -> list[str]:

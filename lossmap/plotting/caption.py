@@ -88,7 +88,7 @@ def _settings(surface: Surface) -> Mapping[str, Any]:
         if name.startswith("resolved_"):
             try:
                 settings = json.loads(str(text)).get("settings", {})
-            except (ValueError, AttributeError):
+            except (ValueError, AttributeError, RecursionError):
                 continue
             if isinstance(settings, Mapping):
                 return settings

@@ -17,7 +17,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from matplotlib.artist import Artist
 from matplotlib.figure import Figure
 
 from lossmap.io.group_layout import check_groups
+from lossmap.io.hdf5_open import Damaged
 from lossmap.io.read import Surface
 from lossmap.io.surface import Group
 from lossmap.plotting import lines, maps
@@ -86,7 +88,8 @@ def draw_content(
         raise ValueError(f"a picture of the kind {kind} shows one file; got {len(surfaces)}")
     with style_context(), width_context(width):
         if len(surfaces) == 1:
-            figure = _draw_one(surfaces[0], kind, label, width, log)
+            with misfits_named(surfaces[0], kind):
+                figure = _draw_one(surfaces[0], kind, label, width, log)
             entitle(figure, titles)
         elif kind == "spectrum":
             figure = draw_comparison(_merged([_of_label(spectra_of(s), label) for s in surfaces], titles))
@@ -95,6 +98,29 @@ def draw_content(
             figure = draw_layers_compared(_merged(groups, titles))
     _check_width(figure, kind, width)
     return figure
+
+
+@contextmanager
+def misfits_named(surface: Surface, kind: str) -> Iterator[None]:
+    """Turn what Python, NumPy and matplotlib raise of parts that do not fit into Damaged; sentences pass."""
+    try:
+        yield
+    except (AttributeError, ArithmeticError, LookupError, TypeError, ValueError) as error:
+        is_sentence = isinstance(error, (KeyError, ValueError)) and _is_of_lossmap(error)
+        if is_sentence and (isinstance(error, ValueError) or " " in str(error.args[0])):
+            raise
+        raise Damaged(
+            f"{surface.source or 'what is to be drawn'} is damaged: what it holds of the kind {kind} does not fit "
+            "together, and cannot be drawn"
+        ) from error
+
+
+def _is_of_lossmap(error: BaseException) -> bool:
+    """Whether an error was raised by lossmap itself, in words of its own."""
+    place = error.__traceback__
+    while place is not None and place.tb_next is not None:
+        place = place.tb_next
+    return place is not None and str(place.tb_frame.f_globals.get("__name__", "")).startswith("lossmap.")
 
 
 def _check_width(figure: Figure, kind: str, width: float | None) -> None:

@@ -438,8 +438,8 @@ def _report(surface: Surface, kind: str) -> str:
         try:
             text = report_of_group(name, group.arrays, group.attributes)
         except (LookupError, TypeError, ValueError, ArithmeticError) as error:
-            reason = f"{type(error).__name__}: {error}"
-            raise Damaged(f"{surface.source} is damaged: {name} has no report ({reason})") from error
+            words = f"is damaged: {name} has parts of which no report can be made"
+            raise Damaged(f"{surface.source or 'what is to be shown'} {words}") from error
         texts.append(text or str(group.attributes.get("verdict", "")))
     return printable("\n\n".join(filter(None, texts)))
 

@@ -12,7 +12,7 @@ import h5py
 import numpy as np
 import pytest
 
-from lossmap import results
+from lossmap import find_minima, results
 from lossmap.cli.draw import main as draw
 from lossmap.cli.status import main as status
 from lossmap.geometry.grid import Field, Grid
@@ -30,7 +30,7 @@ from lossmap.io.read import (
     read_group,
     write_surface,
 )
-from lossmap.io.surface import REBUILT, UNPROTECTED, VERIFIED
+from lossmap.io.surface import REBUILT, UNPROTECTED, VERIFIED, Surface
 from lossmap.io.verify import verify
 
 BENCHMARK = Path(__file__).resolve().parents[2] / "benchmarks" / "damage.py"
@@ -509,3 +509,74 @@ def test_the_benchmark_notices_a_wrong_number_where_there_are_no_digests(benchma
     counts, _ = module.damage(path, 40, module.flip, random.Random(1))
     assert counts["wrong"] > 3
     shutil.rmtree(path.parent)
+
+
+def null_dataset(file):
+    del file["train_loss"]
+    file.create_dataset("train_loss", data=h5py.Empty("f8"))
+
+
+ROOT = {  # what is changed of the root, and what the sentence says
+    "a dataset without values": (null_dataset, "train_loss has a type and no values"),
+    "restarts in words": (lambda f: f.attrs.__setitem__("restarts", "often"), "restarts must be a number of times"),
+    "two versions": (lambda f: f.attrs.__setitem__("lossmap_version", [1, 2]), "lossmap_version must be one value"),
+    "a cost in words": (lambda f: f.attrs.__setitem__("loss_took", '{"seconds": "x"}'), "loss_took must be a table"),
+    "a cost cut off": (lambda f: f.attrs.__setitem__("loss_estimate", '{"sec'), "loss_estimate must be a table"),
+    "a run in words": (lambda f: f.attrs.__setitem__("attempts", '[{"seconds": "x"}]'), "attempts must be a list"),
+}
+
+
+@pytest.mark.parametrize("case", ROOT)
+def test_a_root_that_status_cannot_read_is_damaged_by_name(tmp_path, case, capsys):
+    """Each ended in a TypeError of Python."""
+    change, words = ROOT[case]
+    path = without_digests(written(tmp_path / "s.h5"))
+    with h5py.File(path, "r+") as file:
+        change(file)
+    for command in (status, draw):
+        assert command([str(path)]) == 2
+        assert f"{path} is damaged: " in (said := capsys.readouterr().err) and words in said
+
+
+def test_an_estimate_with_parts_of_another_version_is_left_out(tmp_path, capsys):
+    path = without_digests(written(tmp_path / "s.h5"))
+    with h5py.File(path, "r+") as file:
+        file.attrs["loss_estimate"] = '{"seconds": 1.0, "most": 2.0, "of_later": 3}'
+    assert status([str(path)]) == 0
+    assert "15 of 15 done" in capsys.readouterr().out
+
+
+def minima(folder):
+    """A file with the value that `find_minima` returns."""
+    x = np.linspace(-1, 1, 9)
+    return find_minima(Surface(Grid(x), {"train_loss": np.cos(7 * x) + 2})).save(folder / "t.h5")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda g: g.attrs.__setitem__("structure", "{"), "values/result: the stored Topology cannot be put"),
+        (lambda g: g.attrs.__setitem__("encoding", 2), "written by a newer version of lossmap: install that one"),
+        (lambda g: g.__delitem__("saddle"), "the stored Topology cannot be put together"),
+    ],
+)
+def test_a_stored_value_is_damaged_in_words_of_ours(tmp_path, change, words):
+    """The sentence ended with what JSON, or Python, says of it."""
+    path = without_digests(minima(tmp_path))
+    with h5py.File(path, "r+") as file:
+        change(file["values/result"])
+    with pytest.raises(Damaged, match=words) as raised:
+        results.read(path)
+    assert str(path) in str(raised.value)
+    assert not {"Error", "Expecting"} & set(str(raised.value).replace(":", " ").split())
+
+
+def test_a_stored_value_of_which_a_part_does_not_fit_is_damaged(tmp_path):
+    """It was read, and ended in an IndexError where it was printed."""
+    path = without_digests(minima(tmp_path))
+    with h5py.File(path, "r+") as file:
+        short = file["values/result/saddle"][:0]
+        del file["values/result/saddle"]
+        file["values/result/saddle"] = short
+    with pytest.raises(Damaged, match="the parts of values/result do not fit together"):
+        results.read(path)

@@ -1,5 +1,7 @@
 """Groups whose parts do not fit are refused by name wherever they are drawn or read: no KeyError, no other's words."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -83,6 +85,8 @@ SPOILT = {  # group, array or @attribute, what becomes of it (None: gone), what 
     "a curve too short": ("connection", "curve_train_loss", ROW[:2], "must be a row of 5 numbers"),
     "a line without losses": ("connection", "train_loss", None, "has no array of losses"),
     "coordinates of two lengths": ("trajectory", "y", ROW[:2], "a length must be 5, as of 'x'"),
+    "an eigenvalue without end": ("spectrum/net", "top", np.array([np.inf, 1.0]), "an infinite number in 'top'"),
+    "products that are no number": ("spectrum/net", "@products", float("nan"), "must be a number of things"),
     "a report that is none": ("health", "@report", "[1]", "no table as JSON in its attribute 'report'"),
     "a number without its error": ("health", "accuracy", ROW[:1], "must be a row of 2 numbers"),
 }  # fmt: skip
@@ -101,7 +105,7 @@ def spoilt(case):
     whole = MADE[name]()
     arrays, attributes = dict(whole.arrays), dict(whole.attributes)
     table, key = (attributes, part[1:]) if part.startswith("@") else (arrays, part)
-    del table[key]
+    table.pop(key, None)
     if value is not None:
         table[key] = value
     return name, Group(arrays, attributes), words
@@ -157,3 +161,14 @@ def test_a_path_over_a_map_is_looked_at_too():
 def test_a_spectrum_that_is_drawn_by_itself_is_looked_at_too():
     with pytest.raises(Damaged, match="spectrum/a has 'top' and no array 'top_error'"):
         draw_spectrum({"a": spoilt("ends without errors")[1]})
+
+
+def test_a_health_report_of_which_a_part_is_no_number_is_damaged_by_name(tmp_path):
+    """It ended in a TypeError of Python from `draw`, and of a page."""
+    weights = [{"name": "a", "singular_values": [1.0, {}], "spectral_norm": 1.0}]
+    report = HEALTH[:-1] + f', "weights": {json.dumps(weights)}}}'
+    file = tmp_path / "h.h5"
+    write_surface(file, surface_with("health", Group({"accuracy": np.array([0.5, 0.1])}, {"report": report})))
+    for reader in (lambda: draw(file, kind="health"), lambda: lossmap.page(file, tmp_path / "p.html")):
+        with pytest.raises(Damaged, match=rf"{file} is damaged: .*health"):
+            reader()
