@@ -288,6 +288,26 @@ def test_what_a_module_holds_is_as_after_its_import_for_each_problem(base, tmp_p
     assert sys.modules["held_by_all"].net()[13] != sys.modules["held_by_all"].net()[13]
 
 
+HOLDER = """
+import collections, contextvars, queue
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, TensorDataset
+
+class Slots:
+    __slots__ = ("count",)
+    def __init__(self):
+        self.count = 0
+    def up(self):
+        self.count += 1
+
+class Registry(dict):
+    pass
+
+Point = collections.namedtuple("Point", "x y")
+"""
+
+
 @pytest.mark.parametrize(
     ("thing", "change", "value"),
     [
@@ -297,14 +317,35 @@ def test_what_a_module_holds_is_as_after_its_import_for_each_problem(base, tmp_p
         ("np.zeros(20_000)", "np.add(THING, 1, out=THING)", "THING[0]"),
         ("torch.zeros(20_000)", "THING.add_(1)", "THING[0].item()"),
         ("iter(range(9))", "next(THING)", "next(THING)"),
+        ("torch.nn.Linear(2, 2)", "THING.register_forward_hook(print)", "len(THING._forward_hooks)"),
+        ("torch.nn.Dropout(0.1)", "THING.p += 0.1", "THING.p"),
+        ("torch.nn.Sequential(torch.nn.ReLU())", "THING.append(torch.nn.Tanh())", "str(THING)"),
+        ("torch.nn.Linear(2, 2)", "THING.weight.sum().backward()", "THING.weight.grad.sum().item()"),
+        ("torch.fx.symbolic_trace(torch.nn.ReLU())", "THING.eval()", "THING.training"),
+        (
+            "DataLoader(range(99), 9, True, generator=torch.Generator())",
+            "next(iter(THING))",
+            "next(iter(THING)).tolist()",
+        ),
+        ("TensorDataset(torch.zeros(2))", "THING.tensors[0].add_(1)", "THING[0]"),
+        ("torch.eye(3).to_sparse().coalesce()", "THING.values().add_(1)", "THING.to_dense()[0, 0].item()"),
+        ("torch.zeros(1).expand(10**13)", "THING[:1].add_(1)", "THING[0].item()"),
+        ("np.array([None, []], dtype=object)", "THING[1].append(1)", "len(THING[1])"),
+        ("bytearray(2)", "THING.append(1)", "len(THING)"),
+        ("list(range(20_000))", "THING.append(THING.pop(0))", "THING[0]"),
+        ("Slots()", "THING.count += 1", "THING.count"),
+        ("Registry()", "THING[len(THING)] = 1", "len(THING)"),
+        ("Point([], [])", "THING.x.append(1)", "len(THING.x)"),
+        ("Slots().up", "THING()", "THING.__self__.count"),
+        ("queue.Queue()", "THING.put(1)", "THING.qsize()"),
+        ("contextvars.ContextVar('n', default=0)", "THING.set(THING.get() + 1)", "THING.get()"),
     ],
 )
 def test_a_module_is_executed_anew_where_what_it_holds_cannot_be_put_back(base, tmp_path, thing, change, value):
     """A network, a large array, an iterator: each problem has its own, and so has a file that imports the module."""
     name = f"holds_{abs(hash(thing + change))}"
     (tmp_path / f"{name}.py").write_text(
-        f"import numpy as np\nimport torch\n\nTHING = {thing}\n\ndef change():\n    {change}\n\n"
-        f"def value():\n    return {value}\n"
+        f"{HOLDER}\nTHING = {thing}\n\ndef change():\n    {change}\n\ndef value():\n    return {value}\n"
     )
     (tmp_path / "net_of_held.py").write_text(
         f"import {name}\n\ndef net():\n    {name}.change()\n    return {name}.value()\n\n"
@@ -332,9 +373,17 @@ def test_a_module_is_executed_anew_where_what_it_holds_cannot_be_put_back(base, 
     assert answer()[0] == first
 
 
-def test_a_network_that_stays_as_it_is_is_made_once(base, tmp_path):
+def test_things_that_stay_as_they_are_are_made_once(base, tmp_path):
+    """Used as they are meant to be; among them locks, and what no pickle holds."""
     path = tmp_path / "teacher_of_all.py"
-    path.write_text("import torch\n\nTEACHER = torch.nn.Linear(2, 2).eval()\n\ndef net():\n    return TEACHER\n")
+    path.write_text(
+        "import logging, re, threading\nimport torch\n\nTEACHER = torch.nn.Linear(2, 2).eval()\n"
+        "QUICK = torch.fx.symbolic_trace(torch.nn.Linear(2, 2))\n"
+        "OTHERS = [logging.getLogger('x'), re.compile('a'), threading.Lock(), torch.device('cpu'), torch.float32,\n"
+        "          torch.nn.LazyLinear(2), torch.optim.SGD(TEACHER.parameters()), torch.zeros(2, device='meta')]\n"
+        "\ndef net():\n    x = torch.ones(3, 2)\n    TEACHER(x), QUICK(x), OTHERS[0].info('a'), OTHERS[1].match('b')\n"
+        "    with OTHERS[2], torch.no_grad():\n        TEACHER.weight.mul_(2).div_(2)\n    return TEACHER\n"
+    )
     begin(base)
     renew(base, [])  # what other tests have left
     made = resolve_callable(f"{path}:net")()

@@ -33,7 +33,8 @@ from pathlib import Path
 from types import FrameType, ModuleType
 from typing import Any
 
-from lossmap.process_state.held import Held, mark_of
+from lossmap.process_state.held import Held
+from lossmap.process_state.marks import mark_of
 
 FOLDER = "current folder"  # as `settings` calls it, which is not imported before it is needed
 CACHED = type(functools.lru_cache(len))

@@ -4,7 +4,8 @@ Kept are the bindings of globals and of attributes of classes; of functions thei
 the contents of lists, dictionaries, sets and of instances of the user's classes, however deep; the next numbers of
 generators; and the values of small arrays and tensors that are changed in place. Each is put back in place, so that
 whoever holds it sees it. What can change and is not kept (networks, arrays of more than MAX_ELEMENTS elements,
-iterators and files, containers of more than MAX_ITEMS items) is noted with a mark by which a change shows.
+iterators and files, containers of more than MAX_ITEMS items, objects of installed packages) is noted with a mark by
+which a change shows (`marks.py`).
 
 Cost: some 30 microseconds a module of 50 globals. No torch is imported here.
 """
@@ -13,15 +14,16 @@ from __future__ import annotations
 
 import random
 import sys
-import zlib
 from collections import Counter, OrderedDict, defaultdict, deque
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass, field
 from types import CellType, FunctionType, ModuleType, SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from lossmap.process_state.marks import AS_THEMSELVES, is_plain, mark_of
 
 PLAIN = (bool, int, float, complex, str, bytes, type(None))
 MAPPINGS = (dict, OrderedDict, defaultdict, Counter)
@@ -183,6 +185,13 @@ def _kind_of(value: Any, is_users: Callable[[str], bool]) -> Kind | None:
     return None
 
 
+def _has_more(value: Any) -> bool:
+    """Whether an object holds more than the attributes in its dictionary: items, or slots."""
+    kind = type(value)
+    has_items = isinstance(value, (dict, list, tuple)) or not is_plain(kind)
+    return has_items or any("__slots__" in vars(parent) for parent in kind.__mro__)
+
+
 def _is_small_tensor(tensor: Any, torch: Any) -> bool:
     return (
         type(tensor) is torch.Tensor
@@ -190,39 +199,10 @@ def _is_small_tensor(tensor: Any, torch: Any) -> bool:
         and tensor.layout is torch.strided
         and not tensor.requires_grad
         and not tensor.is_inference()
+        and not tensor.is_nested
         and tensor.dtype in (torch.float32, torch.float64, torch.float16, torch.int64, torch.int32, torch.bool)
         and tensor.numel() <= MAX_ELEMENTS
     )
-
-
-def mark_of(value: Any) -> Any:
-    """By what a change of a thing shows that is not kept; None where it cannot change, or nothing shows it."""
-    torch = sys.modules.get("torch")
-    if torch is not None and isinstance(value, torch.nn.Module):
-        tensors = [*value.named_parameters(), *value.named_buffers()]
-        modes = [module.training for module in value.modules()]
-        return modes, [(name, id(tensor), tensor.requires_grad, mark_of(tensor)) for name, tensor in tensors]
-    if torch is not None and isinstance(value, torch.Tensor):
-        return _mark_of_tensor(value, torch)
-    if isinstance(value, np.ndarray):
-        return None if value.dtype.hasobject else _checksum(value)
-    if isinstance(value, Iterator):
-        return object()  # no other is equal to it: where it stands cannot be seen
-    return len(value) if type(value) in BY_TYPE and hasattr(value, "__len__") else None
-
-
-def _mark_of_tensor(tensor: Any, torch: Any) -> Any:
-    version = None if tensor.is_inference() else tensor._version
-    if type(tensor) not in (torch.Tensor, torch.nn.Parameter) or tensor.device.type != "cpu":
-        return version
-    if tensor.layout is not torch.strided or tensor.is_quantized:
-        return version
-    values = tensor.detach().resolve_conj().resolve_neg().contiguous().reshape(-1)
-    return tensor.dtype, tensor.shape, version, zlib.crc32(values.view(torch.uint8).numpy())
-
-
-def _checksum(array: np.ndarray) -> tuple[Any, ...]:
-    return array.shape, zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
 
 
 @dataclass(frozen=True)
@@ -269,14 +249,14 @@ class Held:
                 of_value = _kind_of(value, is_users)
                 if of_value is not None:
                     waiting.append((value, of_value))
-                elif not isinstance(value, (type, FunctionType)):
+                is_whole = of_value is not None and not (of_value is ATTRIBUTES and _has_more(value))
+                if not is_whole and not isinstance(value, AS_THEMSELVES):
                     others[id(value)] = value
         return cls(things, tuple(others.values()))
 
     def marks(self) -> list[tuple[Any, Any]]:
         """What can change and is not kept, each with a mark: another one at another time shows a change."""
-        marks = [(thing, mark_of(thing)) for thing in self.others]
-        return [(thing, mark) for thing, mark in marks if mark is not None]
+        return [(thing, mark_of(thing)) for thing in self.others]
 
     def put(self) -> None:
         """Put back what has changed."""
