@@ -66,6 +66,12 @@ class Scale:
         return self.levels.size < 2
 
     @property
+    def too_fine(self) -> bool:
+        """Whether the values differ, by less than levels can tell apart, and are shown as one."""
+        span = self.high - self.low
+        return self.flat and FLAT_SPAN * max(abs(self.low), abs(self.high)) < span <= SMALLEST
+
+    @property
     def ends(self) -> tuple[float, float]:
         """Where colours and heights end: those of one value lie around it, so that they show no differences."""
         if self.flat and self.high - self.low < 1:

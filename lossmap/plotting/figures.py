@@ -36,6 +36,7 @@ from lossmap.plotting.convexity import draw_convexity, lines_between
 from lossmap.plotting.field_rows import draw_field_rows
 from lossmap.plotting.interpolation import checked_interp
 from lossmap.plotting.line_figures import draw_eigenvalue_lines, draw_lines
+from lossmap.plotting.lines import check_ticks, name_unseen
 from lossmap.plotting.median_figure import draw_median
 from lossmap.plotting.options_taken import refuse_unused
 from lossmap.plotting.own_axes import check_axes, kept_in_room, kept_in_sight, whole_figure
@@ -205,8 +206,12 @@ def draw(
     if ax is not None:
         check_axes(ax, kind, is_plane=not is_line(surfaces[0]))
     titles = _titles_of(sources, titles)
+    if kind not in dispatch.KINDS:
+        check_ticks([ticks for s in surfaces for ticks in (s.grid.x, s.grid.y) if ticks is not None])
     with kept_in_room(ax), style_context(style), kept_in_sight(ax):
         figure = _draw_kind(surfaces, kind, field, titles, options)
+        for axes in figure.axes if ax is None else [ax]:
+            name_unseen(axes)
     if ax is None:
         between = between_notes(surfaces, kind, field, options)
         if kind == "convexity" and not any(map(is_line, surfaces)):

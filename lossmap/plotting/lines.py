@@ -32,6 +32,7 @@ DASHES: tuple[Any, ...] = (
     (0, (9, 2)),
     (0, (5, 1.2, 1, 1.2, 1, 1.2)),
 )
+UNSEEN = 2.3e-287  # absolute, below which matplotlib's linear axes show all values as 0, between -0.05 and 0.05
 NARROW = 2.4  # inches across, of a panel with its labels, below which more than a few ticks would touch
 MAX_SQUARES = 12  # on a curve
 MAX_MARKED_POINTS = 25  # on a curve with more, points have no marks
@@ -170,6 +171,27 @@ def frame(axes: Axes, x: Array, label: str, marks: Sequence[float] = (0.0,)) -> 
     for mark in marks:
         if x.min() <= mark <= x.max():
             axes.axvline(mark, color="0.55", linewidth=0.6, linestyle=":", zorder=0.6)
+
+
+def name_unseen(axes: Axes) -> None:
+    """Say at a linear axis of values that its curves are too near to 0 for it, where they are, and how near."""
+    if axes.get_yscale() != "linear":
+        return
+    curves = [line for line in axes.lines if line.get_transform().contains_branch_seperately(axes.transData)[1]]
+    sizes = np.concatenate([np.zeros(0), *(np.abs(np.asarray(line.get_ydata(), np.float64)) for line in curves)])
+    largest = float(sizes[np.isfinite(sizes)].max(initial=0.0))
+    if 0 < largest < UNSEEN:
+        axes.set_ylabel(f"{axes.get_ylabel()},\nwithin {largest:.2g} of 0: not told apart")
+
+
+def check_ticks(ticks: Sequence[Array]) -> None:
+    """Raise ValueError where the ticks of an axis are so near to 0 that it would show them as one point."""
+    for t in ticks:
+        if 0 < np.abs(t).max() < UNSEEN:
+            raise ValueError(
+                f"the ticks of an axis lie within {np.abs(t).max():.2g} of 0, where a figure cannot tell them apart: "
+                "scale the direction, so that its window is wider"
+            )
 
 
 def inches_across(axes: Axes) -> float:

@@ -22,7 +22,7 @@ from lossmap.io.read import Group, Surface
 from lossmap.io.refined import is_refined
 from lossmap.plotting import lines, maps
 from lossmap.plotting.between_points import measured_of, refinement_notes
-from lossmap.plotting.contour_levels import FLAT_SPAN, Scale, labels, scale_of
+from lossmap.plotting.contour_levels import FLAT_SPAN, SMALLEST, Scale, labels, scale_of
 from lossmap.plotting.flatness import FLAT_NOTE, noise_in
 from lossmap.plotting.interpolation import AUTOMATIC
 from lossmap.plotting.notes import accuracy_notes
@@ -253,6 +253,8 @@ def label_on_scale(label: str, kind: str, scale: Scale, norm: Normalize | None, 
         return f"{label}{gap}symlog scale".lstrip(gap)
     if scale.log and (norm is None or kind == "contour"):
         return f"{label}{gap}log scale".lstrip(gap)
+    if scale.too_fine:
+        return f"{label}{gap}differences below {SMALLEST:g} not shown".lstrip(gap)
     return label
 
 
@@ -387,6 +389,7 @@ def draw_surfaces_3d(
     if options.ax is not None:
         width, _ = size_of(options.ax)
     in_full = columns == 1 and width >= WIDE and not is_from_above(camera) and letters_beyond(scale) <= 0
+    in_full = in_full and not scale.too_fine  # which is said at the bar
     height_label = on_scale(what.label if in_full else what.symbol, scale.log)
     if columns == 1 and not in_full:
         height_label = ""  # it would lie over the bar, which says it

@@ -965,3 +965,29 @@ def test_a_value_that_rounding_keeps_from_the_end_of_a_relief_is_no_cut():
     loss = 1e-20 * (1 + np.meshgrid(grid.x, grid.y)[0] ** 2) * (1 - 1e-15)
     figure = draw(Surface(grid, {"train_loss": loss}), "3d")
     assert not figure.legends or all("cut" not in t.get_text() for t in figure.legends[0].get_texts())
+
+
+@pytest.mark.parametrize("size", [1e-290, 5e-324])
+def test_a_linear_axis_says_that_it_shows_tiny_values_as_zero(size):
+    """It was a line at 0 with ticks up to 0.05, in silence."""
+    x = np.linspace(-1, 1, 5)
+    tiny = Surface(Grid(x), {"train_loss": size * (2.0 + np.sign(x)), "train_acc": 90 + x})
+    figure = draw(tiny, log=False)
+    figure.canvas.draw()
+    assert f"within {3 * size:.2g} of 0: not told apart" in figure.axes[0].get_ylabel()
+    assert "told apart" not in figure.axes[1].get_ylabel()
+    usual = draw(Surface(Grid(x), {"train_loss": 1e-280 * (2.0 + x)}), log=False)
+    assert "told apart" not in usual.axes[0].get_ylabel() and usual.axes[0].get_ylim()[1] < 1e-279
+    with pytest.raises(ValueError, match="ticks of an axis lie within 1e-290 of 0"):
+        draw(Surface(Grid(1e-290 * x), {"train_loss": 2.0 + x}))
+
+
+@pytest.mark.parametrize("kind", ["filled", "contour", "map", "3d"])
+def test_a_map_says_that_it_shows_tiny_differences_as_none(kind):
+    x = np.linspace(-1, 1, 5)
+    values = 2.0 + np.add.outer(x, x)
+    label = draw(Surface(Grid(x, x.copy()), {"train_loss": 1e-60 * values}), kind, log=False).axes[-1].get_ylabel()
+    assert "differences below 1e-50 not shown" in label.replace("\n", " ")
+    for other in (1e-30 * values, np.full((5, 5), 1e-60)):
+        label = draw(Surface(Grid(x, x.copy()), {"train_loss": other}), kind, log=False).axes[-1].get_ylabel()
+        assert "not shown" not in label.replace("\n", " ")
