@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, NoReturn, Protocol, cast
 
 from lossmap.parallel.dispatcher import Dispatcher, PointFailure, Recorder
@@ -32,6 +32,7 @@ from lossmap.parallel.messages import (
     WorkerLost,
 )
 from lossmap.parallel.mpi_channel import MpiChannel
+from lossmap.parallel.running_clock import running_clock
 from lossmap.parallel.shutdown import Stop
 from lossmap.parallel.team import Team
 from lossmap.parallel.work_queue import WorkQueue
@@ -85,12 +86,17 @@ def lead(
     stuck = set(world.stuck_ranks)  # since an earlier survey: such a rank leaves as soon as it answers
     computes = team_is_whole = teams[0][0] == 0
     failure: BaseException | None = None
+    clocks = ExitStack()
+    clock: Callable[[], float] = time.monotonic
+    if point_timeout is not None or by_pace:
+        clock = clocks.enter_context(running_clock())  # a job that was suspended has no ranks that are stuck
     try:
         while True:
             local, queue = LocalChannel(channel), recorder.queue(len(teams), settled)
             dispatcher = Dispatcher(
                 local, queue, teams, recorder, stop=stop, survey_id=world.surveys, saved_state=recorder.saved_state,
                 point_timeout=point_timeout, by_pace=by_pace, gone=world.dead_ranks | world.stuck_ranks,
+                clock=clock,
             )  # fmt: skip
             team_is_whole = _run_round(world, local, dispatcher, computes, evaluate, stop) and team_is_whole
             stuck |= set(dispatcher.stuck_ranks) - {0}
@@ -109,6 +115,7 @@ def lead(
         failure = error
         raise
     finally:
+        clocks.close()
         end = _agree(world, stuck, failure)
         if team_is_whole:
             evaluate.release(end)
@@ -161,7 +168,7 @@ def _own_points_watched(world: World, dispatcher: Dispatcher, worker: Worker) ->
     current: list[tuple[int, float]] = []  # the point that is evaluated, and since when
 
     def timed(index: int, state: Any) -> Message:
-        current.append((index, time.monotonic()))
+        current.append((index, dispatcher.clock()))
         try:
             return evaluate(index, state)
         finally:
@@ -173,7 +180,7 @@ def _own_points_watched(world: World, dispatcher: Dispatcher, worker: Worker) ->
             with lock:
                 for index, since in current:
                     limit = dispatcher.timeout_at(index)
-                    if limit is not None and time.monotonic() - since > limit:
+                    if limit is not None and dispatcher.clock() - since > limit:
                         _fail_own_point(world, dispatcher.recorder, index, limit)
 
     worker.evaluate_point = timed

@@ -274,6 +274,11 @@ def test_a_point_that_hangs_a_process_alone_has_failed_and_the_next_attempt_goes
     assert "has not answered for 0.5 s at point 2 (--point-timeout)" in read(tmp_path / "s.h5").failures[0].text
 
 
+def test_a_point_during_which_the_job_is_suspended_has_not_failed(run, tmp_path):
+    ended = run("a_job_is_suspended", tmp_path / "s.h5", ranks=0)
+    assert (ended.code, ended.told["outcome"], ended.told["failed"]) == (0, "complete", 0)
+
+
 def test_rank_0_that_is_stuck_ends_the_job_where_mpi_allows_no_threads(run, tmp_path, undisturbed):
     ended = run("a_rank_is_stuck", tmp_path / "s.h5", 600, 0, ranks=2, LOSSMAP_MPI_THREADS="funneled")
     assert ended.code != 0 and ended.err.count("lossmap: a point has not ended within 0.5 s (--point-timeout)") == 1
