@@ -12,13 +12,13 @@ from matplotlib import rcParams
 from matplotlib.artist import Artist
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
-from matplotlib.ticker import MaxNLocator
 
 from lossmap.io.surface import DONE, Surface
 from lossmap.plotting import lines
 from lossmap.plotting.line_figures import set_log_axis
 from lossmap.plotting.panels import FigureOptions, add_legend_and_notes
 from lossmap.plotting.quantities import in_brackets, on_scale
+from lossmap.plotting.round_ticks import set_round_ticks
 from lossmap.plotting.style import BLUE, GREEN, RED, new_figure, page_width, style_context, type_size
 from lossmap.plotting.titles import NAME_LETTER, broken_name
 from lossmap.report.connection import NO_BARRIER, splits_of, ways_beside
@@ -62,7 +62,7 @@ def draw_connection(surface: Surface, width: float | None = None, log: bool | No
         for axes, split, title in zip(panels, splits, titles, strict=True):
             missing += _draw_split(axes, surface, stored, split, log)
             axes.set_title(title)
-            axes.xaxis.set_major_locator(MaxNLocator(2 if width / columns < lines.NARROW else 5, steps=[1, 2, 5, 10]))
+            set_round_ticks(axes, 2 if width / columns < lines.NARROW else 5)
         for axes in panels[-columns:]:
             axes.set_xlabel(ends)
         tall = sum(max(map(_line_count, titles[i : i + columns])) for i in range(0, len(titles), columns))

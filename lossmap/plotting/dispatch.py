@@ -38,6 +38,7 @@ from lossmap.plotting.layer_comparison import draw_layers_compared
 from lossmap.plotting.lines import suits_log_axis
 from lossmap.plotting.panels import add_legend_and_notes
 from lossmap.plotting.quantities import axis_labels, contents_of, on_scale, other_kinds
+from lossmap.plotting.round_ticks import set_round_ticks
 from lossmap.plotting.sharpness import draw_sharpness
 from lossmap.plotting.spectra import (
     draw_comparison,
@@ -264,6 +265,7 @@ def draw_path(surface: Surface) -> Figure:
         maps.path(panels[0], x, y)
         for axis, label in zip((panels[0].xaxis, panels[0].yaxis), axis_labels(surface), strict=True):
             axis.set_label_text(label)
+        set_round_ticks(panels[0], 5)
         below: list[Artist] = []
         for i, name in enumerate(along):
             colour, words = ALONG[name]

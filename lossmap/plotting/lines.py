@@ -14,11 +14,11 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import MaxNLocator
 
 from lossmap.plotting.contour_levels import suits_log
 from lossmap.plotting.maps import MISSING_CELLS, MISSING_MARKS, missing_points
 from lossmap.plotting.own_axes import type_of_ticks, whole_figure
+from lossmap.plotting.round_ticks import set_round_ticks
 from lossmap.plotting.style import BLUE, DARK, GREEN, PURPLE, RED
 
 Array = np.ndarray
@@ -167,7 +167,7 @@ def frame(axes: Axes, x: Array, label: str, marks: Sequence[float] = (0.0,)) -> 
         axes.set_xlim(float(x.min()), float(x.max()))
     axes.set_xlabel(label)
     few = inches_across(axes) < NARROW * type_of_ticks(axes)
-    axes.xaxis.set_major_locator(MaxNLocator(2 if few else 5, steps=[1, 2, 5, 10]))
+    set_round_ticks(axes, 2 if few else 5)
     for mark in marks:
         if x.min() <= mark <= x.max():
             axes.axvline(mark, color="0.55", linewidth=0.6, linestyle=":", zorder=0.6)

@@ -33,6 +33,7 @@ AXIS = 0.45  # that ticks and label of the lowest panels take
 NOTES, LEGEND = 5.8, 6.5  # points, of type below the panels
 MAX_LABEL_LINES = 4  # of the label of an axis
 TITLED, UNTITLED = 0.3, 0.12  # inches above a panel with a title, and above one without
+HANDLE = 8.7  # letters of a legend, as wide as a handle with the gaps beside it
 CHARACTERS_PER_INCH = 21  # of the notes below a figure
 
 
@@ -301,5 +302,11 @@ def _legend_columns(labels: Sequence[str], letters: float) -> int:
     lengths = [max(letters_of(line) for line in label.split("\n")) for label in labels]
     if max(lengths) > 0.36 * letters:  # names are wider than words
         return 1
-    # a handle and the gaps take as much as 6 letters
-    return len(labels) if 6 * len(labels) + sum(lengths) < letters / 1.2 else 2
+    if len(labels) < 5:
+        # a handle and the gaps take as much as 6 letters
+        return len(labels) if 6 * len(labels) + sum(lengths) < letters / 1.2 else 2
+    for columns in range(len(labels), 2, -1):  # of which matplotlib makes the first ones the longer ones
+        widest = [max(part) for part in np.array_split(lengths, columns)]
+        if HANDLE * columns - 2 + sum(widest) < letters / 1.14:  # no gap at its end, and larger type
+            return columns
+    return 2

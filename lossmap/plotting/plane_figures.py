@@ -56,6 +56,7 @@ from lossmap.plotting.quantities import (
     short_unit,
     values_of,
 )
+from lossmap.plotting.round_ticks import STEPS, set_round_ticks
 from lossmap.plotting.sign_hatches import mark_signs
 from lossmap.plotting.style import new_figure, page_width, type_size
 from lossmap.plotting.surface3d import CAMERA, ENOUGH, draw_surface3d, is_from_above, letters_beyond, place_labels
@@ -71,6 +72,7 @@ SMALLEST_OF_EIGEN = 0.9  # inches across, of a panel beside others with a bar ea
 ENDS_OF_LABEL, BESIDE_PANEL = 0.4, 0.9  # inches of a panel with its bar that its label below leaves free, and the map
 BESIDE_ALL = 1.35  # inches, of what stands beside several panels in a row
 FEW_TICKS = 2.6  # inches across, of a map with its bar, below which more than three ticks would touch
+BELOW_EIGEN = 1.25  # inches, that titles, bars and their labels of two lines take of a sheet of eigenvalues
 BEYOND_PANEL = 0.1  # inches, that the label at its left may reach beyond a map
 LABEL_LETTERS, LABEL_LINES = 18, 3  # of a title beside a small panel, at most
 NUMBER = 0.15  # inches, that are left for the number behind a title
@@ -320,8 +322,8 @@ def _letters(inches: float) -> float:
 
 
 def _set_round_ticks(axes: Any, count: int) -> None:
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_locator(MaxNLocator(count, steps=[1, 2, 5, 10]))
+    set_round_ticks(axes, count)
+    axes.yaxis.set_major_locator(MaxNLocator(count, steps=STEPS))
 
 
 def beyond(norm: Any, arrays: Sequence[np.ndarray]) -> str:
@@ -463,13 +465,14 @@ def draw_eigenvalue_maps(surfaces: Sequence[Surface], titles: Sequence[str] | No
     if panel < SMALLEST_OF_EIGEN:
         least = 0.65 + (SMALLEST_OF_EIGEN + 0.06) * len(names)
         raise ValueError(f"--width must be at least {least:.3g} inches for the kind eigen; got {width:g}")
-    height = len(surfaces) * (panel / panel_ratio(surfaces[0]) + 0.1) + 1.15
+    height = len(surfaces) * (panel / panel_ratio(surfaces[0]) + 0.1) + BELOW_EIGEN
     figure = new_figure(width, height, compressed=True)
     shared = have_one_window(surfaces)
     grid = figure.subplots(len(surfaces), len(names), squeeze=False, sharex="all" if shared else "row", sharey="row")
     linear = False if options.log is False else None  # --log is of the loss alone
     patches: list[Artist] = []
     flat: list[str] = []
+    most_lines = 0
     for column, name in enumerate(names):
         what = _what_of_column(surfaces, name, options)
         readings = [values_of(s, name) for s in surfaces]
@@ -501,6 +504,8 @@ def draw_eigenvalue_maps(surfaces: Sequence[Surface], titles: Sequence[str] | No
         bar.ax.tick_params(labelsize=type_size(6))
         label = label_on_scale(_bar_label(surfaces[0], name), kind, scale, norm, "\n")
         bar.set_label(broken_name(label, 72 * panel / (NAME_LETTER * type_size(6))), fontsize=type_size(6))
+        most_lines = max(most_lines, bar.ax.get_xlabel().count("\n") + 1)
+    figure.set_figheight(height + 1.25 * type_size(6) * max(0, most_lines - 2) / 72)
     tall = (panel - LABEL_LINE * LABEL_LINES / len(names)) / panel_ratio(surfaces[0])
     room = min(LABEL_LETTERS, _letters(tall - NUMBER))
     beside = numbered([broken_name(title, room, LABEL_LINES) for title in titles or ()])

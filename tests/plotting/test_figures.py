@@ -1,5 +1,6 @@
 """Figures: each kind for each shape of data, what is missing shown as missing, and files that a journal takes."""
 
+import itertools
 import subprocess
 import sys
 from dataclasses import replace
@@ -991,3 +992,42 @@ def test_a_map_says_that_it_shows_tiny_differences_as_none(kind):
     for other in (1e-30 * values, np.full((5, 5), 1e-60)):
         label = draw(Surface(Grid(x, x.copy()), {"train_loss": other}), kind, log=False).axes[-1].get_ylabel()
         assert "not shown" not in label.replace("\n", " ")
+
+
+def room_of(text, figure):
+    """The box of a text, inches."""
+    return text.get_window_extent(figure.canvas.get_renderer()).transformed(figure.dpi_scale_trans.inverted())
+
+
+@pytest.mark.parametrize("window", [(1000.0, 1001.0), (99.95, 100.05), (-0.0125, 0.0125), (123456.0, 123457.0)])
+@pytest.mark.parametrize("what", ["map", "line", "eigen"])
+def test_the_numbers_along_a_window_far_from_0_keep_apart(window, what):
+    x = np.linspace(*window, 9)
+    across, up = np.meshgrid(*[(x - x[0]) / np.ptp(x)] * 2)
+    made = eigen(Grid(x, x)) if what == "eigen" else Surface(Grid(x, x), {"train_loss": 1 + across * up})
+    if what == "line":
+        made = Surface(Grid(x), {"train_loss": 1 + across[0] ** 2})
+    figure = draw(made, what if what == "eigen" else "auto", width=4.8 if what == "eigen" else 2.4)
+    figure.canvas.draw()
+    shown = 0
+    for axes in figure.axes[: 4 if what == "eigen" else 1]:
+        low, high = axes.get_xlim()
+        ticks = [t for t in axes.xaxis.get_major_ticks() if low - 1e-9 * low <= t.get_loc() <= high + 1e-9 * high]
+        boxes = [room_of(tick.label1, figure) for tick in ticks if tick.label1.get_text()]
+        shown += len(boxes)
+        assert all(a.x1 + 0.02 < b.x0 for a, b in itertools.pairwise(boxes))  # inches
+    assert shown >= (4 if what == "eigen" else 1)
+
+
+def test_titles_of_eigenvalues_and_names_below_lines_are_within_the_figure():
+    wide = eigen()
+    wide = replace(wide, fields={**wide.fields, "max_eig": 10.0 ** (4 * X)})  # its bar says its scale in a third line
+    sheet = draw(wide, "eigen")
+    below = draw([line() for _ in range(5)], titles=[f"seed{i}" for i in range(5)], width=3.25)
+    for figure in (sheet, below):
+        figure.canvas.draw()
+        words = [axes.title for axes in figure.axes] + [t for legend in figure.legends for t in legend.get_texts()]
+        boxes = [room_of(text, figure) for text in words if text.get_text()]
+        wide_, high = figure.get_size_inches()
+        assert len(boxes) >= 5
+        assert all(b.x0 >= 0 and b.x1 <= wide_ and b.y0 >= 0 and b.y1 <= high for b in boxes)
