@@ -373,6 +373,28 @@ def test_a_module_is_executed_anew_where_what_it_holds_cannot_be_put_back(base, 
     assert answer()[0] == first
 
 
+def test_a_file_that_cannot_be_executed_anew_says_what_it_is_executed_for(base, tmp_path):
+    (tmp_path / "registers_once.py").write_text(
+        "import sys\nimport torch\n\nNET = torch.nn.Linear(2, 2)\nif hasattr(sys, 'registered_once'):\n"
+        "    raise RuntimeError('there is one')\nsys.registered_once = True\n"
+    )
+    path = tmp_path / "net_of_once.py"
+    path.write_text("from registers_once import NET\n\ndef net():\n    NET.weight.data.mul_(2)\n    return NET\n")
+    try:
+        begin(base)
+        renew(base, [])
+        resolve_callable(f"{path}:net")()
+        begin(base)
+        renew(base, [])
+        said = (
+            "there is one; the file is executed once more, since .* has changed NET in (net_of|registers)_once.py: make"
+        )
+        with pytest.raises(ValueError, match=said):
+            resolve_callable(f"{path}:net")
+    finally:
+        del sys.registered_once
+
+
 def test_things_that_stay_as_they_are_are_made_once(base, tmp_path):
     """Used as they are meant to be; among them locks, and what no pickle holds."""
     path = tmp_path / "teacher_of_all.py"

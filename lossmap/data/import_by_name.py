@@ -21,7 +21,7 @@ from types import ModuleType
 from typing import Any
 
 from lossmap.data.installed import is_installed
-from lossmap.process_state import enter, imported_again, imported_digests, recorded_import
+from lossmap.process_state import enter, imported_again, imported_digests, recorded_import, why_anew
 from lossmap.special_files import SPECIAL, is_special
 
 _digests: dict[Path, str] = {}  # of the files that this process has imported, as they were then
@@ -145,7 +145,12 @@ def _is_own(module: ModuleType) -> bool:
 def _failed(home: str, error: BaseException, file: Path | None = None) -> BaseException:
     if isinstance(error, KeyboardInterrupt):
         return error
-    advice = ""
+    changed, advice = why_anew(error), ""
+    if changed:
+        advice = (
+            f"; the file is executed once more, since a member before this one has changed {changed}: make that anew "
+            "in the function instead, or let the file register only what is not there yet"
+        )
     if file is not None and isinstance(error, ImportError) and "relative import" in str(error):
         package, name = file.parent, file.stem
         while (package / "__init__.py").is_file():

@@ -24,11 +24,13 @@ import functools
 import hashlib
 import os
 import sys
+import traceback
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
+from itertools import islice
 from pathlib import Path
 from types import FrameType, ModuleType
 from typing import Any
@@ -118,9 +120,9 @@ class _Own:
         held, spec = _held(module, others), module.__dict__.get("__spec__")
         return cls(_root(module), held, cached, _digest(module), spec, held.marks())
 
-    def has_changed(self) -> bool:
-        """Whether something has changed since the import that is not put back."""
-        return any(mark_of(thing) != mark for thing, mark in self.marks)
+    def changed(self) -> list[Any]:
+        """What has changed since the import and is not put back: the first such thing, if any."""
+        return list(islice((thing for thing, mark in self.marks if mark_of(thing) != mark), 1))
 
 
 def _nobodys(module: ModuleType) -> bool:
@@ -136,6 +138,7 @@ _own: dict[ModuleType, _Own] = {}
 _aside: set[ModuleType] = set()  # of these, which have no name now
 _named: set[ModuleType] = set()  # of these, which were named as files and have names of their own
 _spent: set[ModuleType] = set()  # of these, which no import finds again
+_changes: list[str] = []  # for what they were executed anew last, in words
 _searched: list[str] = []  # folders that were entered, and are last on the search path, in their order there
 
 
@@ -211,11 +214,27 @@ def renew(base: ProcessState, states: Collection[ProcessState]) -> None:
         for table in (_own, _imports):
             table.pop(module, None)
     later = [module for module in _own if module not in kept and module not in _spent]
-    if any(_own[module].has_changed() for module in later):
+    first = next(((module, thing) for module in later for thing in _own[module].changed()), None)
+    if first is not None:
+        _changes[:] = [_name_of(*first)]
         for module in later:
             _named.discard(module)
             _spent.add(module)
             _set_aside(module)
+
+
+def _name_of(module: ModuleType, thing: Any) -> str:
+    """What a person calls a thing that a module holds."""
+    names = [name for name, value in vars(module).items() if value is thing]
+    file = os.path.basename(_file(module)) or module.__name__
+    return f"{names[0]} in {file}" if names else f"a {type(thing).__name__} that {file} holds"
+
+
+def why_anew(error: BaseException) -> str:
+    """What has changed, where an error comes from a file that is executed anew for that; else empty."""
+    files = {os.path.realpath(frame.filename) for frame in traceback.extract_tb(error.__traceback__)}
+    again = any(_place(module) in files for module in _spent)
+    return _changes[0] if again and _changes else ""
 
 
 def forget_cached() -> None:
