@@ -390,7 +390,9 @@ def draw_surfaces_3d(
     # else there is no room between the surfaces, or beside the bar
     if options.ax is not None:
         width, _ = size_of(options.ax)
-    in_full = columns == 1 and width >= WIDE and not is_from_above(camera) and letters_beyond(scale) <= 0
+    tall = SHRINK * (figure.get_figheight() if options.ax is None else size_of(options.ax)[1])
+    is_short = broken_label(what.label, tall) == what.label  # a longer one has its lines at the bar
+    in_full = columns == 1 and width >= WIDE and not is_from_above(camera) and letters_beyond(scale) <= 0 and is_short
     in_full = in_full and not scale.too_fine  # which is said at the bar
     height_label = on_scale(what.label if in_full else what.symbol, scale.log)
     if columns == 1 and not in_full:

@@ -1019,6 +1019,18 @@ def test_the_numbers_along_a_window_far_from_0_keep_apart(window, what):
     assert shown >= (4 if what == "eigen" else 1)
 
 
+def test_a_long_label_of_a_relief_is_broken_beside_its_bar():
+    words = "a description of a quantity that is longer than any axis of heights"
+    named = Surface(GRID, {"own": 1 + X**2}, about={"own": Field("own", "1", words)})
+    figure = draw(named, "3d", width=3.25)
+    figure.canvas.draw()
+    relief, bar = figure.axes
+    assert relief.get_zlabel() == "" and bar.get_ylabel().replace("\n", " ") == words and "\n" in bar.get_ylabel()
+    box, (wide, high) = room_of(bar.yaxis.label, figure), figure.get_size_inches()
+    assert box.x1 <= wide and box.y0 >= 0 and box.y1 <= high
+    assert draw(plane(1 + X**2), "3d", width=3.25).axes[0].get_zlabel() == "training loss (nats)"
+
+
 def test_titles_of_eigenvalues_and_names_below_lines_are_within_the_figure():
     wide = eigen()
     wide = replace(wide, fields={**wide.fields, "max_eig": 10.0 ** (4 * X)})  # its bar says its scale in a third line

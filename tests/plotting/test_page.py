@@ -506,6 +506,31 @@ def test_a_ratio_is_never_negative_in_the_table_and_the_csv(browser, tmp_path):
     assert [float(row["ratio"]) for row in rows] == pytest.approx(np.abs(X / (4 + Y)).reshape(-1).tolist(), rel=1e-6)
 
 
+def test_places_in_a_window_far_from_0_are_told_apart_and_an_undecided_ratio_has_no_sign(browser, tmp_path):
+    grid = Grid(np.linspace(1000, 1001, 15), np.linspace(-0.5, 0.5, 9))
+    across, up = np.meshgrid(grid.x - 1000.5, grid.y)
+    fields = {"max_eig": 4 + up, "min_eig": across, "min_eig_error": np.full(grid.shape, 0.06)}
+    own = page(Surface(grid, fields), tmp_path / "s.html")
+    with shown(browser, own, "#field=ratio&x=1000.5&y=0") as tab:
+        signs, places = [], []
+        tab.focus("#map-0")
+        for key in ("ArrowLeft", "ArrowRight", "ArrowRight", "ArrowRight"):
+            tab.keyboard.press(key)
+            places.append(tab.inner_text("#place"))
+            text = next(row[1] for row in tab.evaluate(READOUT_CELLS) if "smallest" in row[1])
+            signs.append(text.partition(", smallest ")[2])
+        assert signs == ["negative", "of undecided sign", "not negative", "not negative"]
+        assert places == [f"x {x:.6g}, y 0" for x in grid.x[6:10]]
+        tab.click("#values summary")
+        until(tab, "document.querySelectorAll('#tables td').length > 100")
+        heads = tab.evaluate("[...document.querySelectorAll('#tables thead th')].map((e) => e.innerText)")[1:]
+        assert len(set(heads)) == 15 and heads[1] == "1000.07"
+        with tab.expect_download() as download:
+            tab.click("#svg")
+        words = re.findall(r"<text[^>]*>(1000[^<]*|1001)</text>", Path(download.value.path()).read_text())
+        assert len(words) > 2 and len(set(words)) == len(words)
+
+
 def test_the_chart_has_the_axis_that_suits_all_its_curves(browser, tmp_path):
     """A curve of a hundredth of the others' losses lay flat on the axis that suited the others."""
     x = np.linspace(0, 1, 11)

@@ -257,7 +257,7 @@ function drawAxes(context, box, ticksX, ticksY) {
 }
 
 const BEYOND = 0.25; // of the scale's span, that heights reach beyond its ends: a spline through a spike would swing all over the map
-const named = (values) => values.map((v) => [v, short(v)]);
+const named = (values) => { const digits = digitsOf(values); return values.map((v) => [v, short(v, digits)]); };
 
 // Heights on the scale of the view between the points, where the spline is chosen; kept until another one is asked for.
 function fineHeights(file, view, enough) {

@@ -350,7 +350,7 @@ function fillLegend(file, view) {
 let speaking = 0;
 function readOut() {
   const files = page.files, head = ['', ...files.map((f) => f.title)], main = page.fields.filter((f) => !f.more), more = page.fields.filter((f) => f.more);
-  const place = files.map((f) => `${f.along} ${short(f.x[columnOf(f)])}${f.isLine ? '' : `, y ${short(f.y[rowOf(f)])}`}`);
+  const place = files.map((f) => `${f.along} ${short(f.x[columnOf(f)], digitsOf(f.x))}${f.isLine ? '' : `, y ${short(f.y[rowOf(f)], digitsOf(f.y))}`}`);
   $('place').textContent = [...new Set(place)].join('; ');
   const rows = (fields) => fields.map((field) => made('tr', {}, made('th', { scope: 'row', textContent: field.words }), ...files.map((f) => made('td', { textContent: reading(f, field, chosenIn(f)) }))));
   const top = () => made('thead', {}, made('tr', {}, ...head.map((t, i) => made(i ? 'th' : 'td', i ? { scope: 'col', textContent: t } : { textContent: '' }))));
@@ -370,11 +370,11 @@ function fillTable() {
   const field = fieldNow(), every = (ticks) => thinned(Array.from(ticks.keys()), MOST);
   $('tables').replaceChildren(...page.files.map((file) => {
     const columns = every(file.x), rows = every(file.y), all = columns.length === file.x.length && rows.length === file.y.length;
-    const text = (i) => { const v = file.values[field.name]; if (!v) { return 'not in this file'; } return holeAt(v[i], file.statusAt(field.name, i)) || `${sevenDigits(plainly(field, v[i]))}${field.name === 'ratio' && v[i] > 0 ? ', smallest negative' : ''}`; };
+    const text = (i) => { const v = file.values[field.name]; if (!v) { return 'not in this file'; } return holeAt(v[i], file.statusAt(field.name, i)) || `${sevenDigits(plainly(field, v[i]))}${field.name === 'ratio' && signOfRatio(file, i) !== 'not negative' ? `, smallest ${signOfRatio(file, i)}` : ''}`; };
     const caption = `${file.title}: ${field.label}${all ? '' : `; ${rows.length} x ${columns.length} of ${file.y.length} x ${file.x.length} points, the CSV holds all`}`;
-    const head = made('tr', {}, made('th', { scope: 'col', textContent: file.isLine ? file.along : 'y, below; x, across' }), ...(file.isLine ? [made('th', { scope: 'col', textContent: field.words })] : columns.map((c) => made('th', { scope: 'col', textContent: short(file.x[c]) }))));
-    const body = file.isLine ? columns.map((c) => made('tr', {}, made('th', { scope: 'row', textContent: short(file.x[c]) }), made('td', { textContent: text(c) })))
-      : rows.map((r) => made('tr', {}, made('th', { scope: 'row', textContent: short(file.y[r]) }), ...columns.map((c) => made('td', { textContent: text(r * file.x.length + c) }))));
+    const head = made('tr', {}, made('th', { scope: 'col', textContent: file.isLine ? file.along : 'y, below; x, across' }), ...(file.isLine ? [made('th', { scope: 'col', textContent: field.words })] : columns.map((c) => made('th', { scope: 'col', textContent: short(file.x[c], digitsOf(file.x)) }))));
+    const body = file.isLine ? columns.map((c) => made('tr', {}, made('th', { scope: 'row', textContent: short(file.x[c], digitsOf(file.x)) }), made('td', { textContent: text(c) })))
+      : rows.map((r) => made('tr', {}, made('th', { scope: 'row', textContent: short(file.y[r], digitsOf(file.y)) }), ...columns.map((c) => made('td', { textContent: text(r * file.x.length + c) }))));
     return made('div', { className: 'scroll', tabIndex: 0, role: 'region', 'aria-label': `table of ${file.title}` }, made('table', {}, made('caption', { textContent: caption }), made('thead', {}, head), made('tbody', {}, ...body)));
   }));
 }

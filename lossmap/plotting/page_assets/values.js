@@ -57,7 +57,13 @@ function holeAt(value, status) {
 }
 
 const sevenDigits = (v) => (v === 0 ? '0' : String(Number(v.toPrecision(7))));
-const short = (v) => String(Number(v.toPrecision(4)));
+const short = (v, digits = 4) => String(Number(v.toPrecision(digits)));
+// How many digits tell numbers apart: four, or more in a window such as 1000..1001.
+function digitsOf(values) {
+  const all = Array.from(values), count = new Set(all).size;
+  for (let digits = 4; digits < 12; digits++) { if (new Set(all.map((v) => short(v, digits))).size === count) { return digits; } }
+  return 12;
+}
 // Two digits, rounded up: a bar is never shown smaller than it is.
 function bar(error) {
   if (!(error > 0) || !Number.isFinite(error)) { return ''; }
@@ -68,6 +74,13 @@ function bar(error) {
 // A value as its words say it: a ratio is drawn with a minus where the smallest eigenvalue is not negative.
 const plainly = (field, value) => (field.name === 'ratio' ? Math.abs(value) : value);
 
+// The sign of the smallest eigenvalue behind a ratio, in words: as the map hatches it, and never beyond its error.
+function signOfRatio(file, index) {
+  const value = file.values.ratio[index], error = file.errorAt('ratio', index) ?? 0;
+  if (file.signs.ratio?.[index] === 2 || Math.abs(value) <= error) { return 'of undecided sign'; }
+  return value > 0 ? 'negative' : 'not negative';
+}
+
 // The number, its bar and unit, or why there is none.
 function reading(file, field, index) {
   const values = file.values[field.name];
@@ -76,7 +89,7 @@ function reading(file, field, index) {
   if (hole) { return hole === 'infinite' ? (values[index] > 0 ? 'infinite' : '-infinite') : hole; }
   const value = plainly(field, values[index]), error = bar(file.errorAt(field.name, index)), unit = field.unit ? ` ${field.unit}` : '';
   const between = file.between?.[index] && field.name !== 'measured' ? `, between measured points${error ? '' : ', how far off is not known'}` : '';
-  const sign = field.name === 'ratio' ? `, smallest ${values[index] > 0 ? 'negative' : 'not negative'}` : '';
+  const sign = field.name === 'ratio' ? `, smallest ${signOfRatio(file, index)}` : '';
   return `${sevenDigits(value)}${error ? ` \u00b1 ${error}` : ''}${unit}${sign}${between}`;
 }
 
