@@ -186,6 +186,11 @@ class CampaignQueue(WorkQueue):
         batch = self.batch_at(index)
         return None if batch is None or not batch.is_alike or not batch.evaluated else batch.slowest
 
+    def where(self, index: int) -> str:
+        """At what a worker is, for sentences: a point by its number in its member."""
+        batch = self.batch_at(index)
+        return "in a member's preparation or end" if batch is None else f"at point {index - batch.offset}"
+
     # ---- tasks are given out
 
     def free_slots(self, worker: int) -> int:

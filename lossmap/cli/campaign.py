@@ -66,9 +66,9 @@ class CampaignSettings:
     )  # fmt: skip
     stop_after: float | None = setting(None, "run: seconds after which it stops, resumable", metavar="SECONDS")
     point_timeout: float | None = setting(
-        None, "run: seconds after which a point is dispatched again, or has failed in a process alone (exit code 75); "
-        "inf for never; by default, with several ranks, 20 times the slowest point of the member so far, a minute at "
-        "least", metavar="SECONDS", above=0,
+        None, "run: seconds after which a point, or a member's preparation or end, is dispatched again, or has failed "
+        "in a process alone (exit code 75); inf for never; by default, with several ranks, 20 times the slowest point "
+        "of the member so far, a minute at least, and none for a preparation", metavar="SECONDS", above=0,
     )  # fmt: skip
     batch: str | None = setting(
         None, "run, status: members of a submission alone, as `submit` wrote it", metavar="FILE"

@@ -312,7 +312,9 @@ class Dispatcher:
         for number, index, limit in self.queue.overdue(now, self.timeout_at):
             worker = self.workers[number]
             worker.stuck_since, worker.present = now, False
-            reason = f"rank {worker.leader} on {worker.host} has not answered for {limit:.3g} s at point {index}"
+            reason = (
+                f"rank {worker.leader} on {worker.host} has not answered for {limit:.3g} s {self.queue.where(index)}"
+            )
             if self.queue.suspend_worker(number, index):
                 self.recorder.note(f"{reason}; the point is given up")
                 text = f"{MAX_DEATHS_PER_POINT} ranks were lost at this point, the last one: {reason}"

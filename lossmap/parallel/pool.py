@@ -181,7 +181,7 @@ def _own_points_watched(world: World, dispatcher: Dispatcher, worker: Worker) ->
                 for index, since in current:
                     limit = dispatcher.timeout_at(index)
                     if limit is not None and dispatcher.clock() - since > limit:
-                        _fail_own_point(world, dispatcher.recorder, index, limit)
+                        _fail_own_point(world, dispatcher, index, limit)
 
     worker.evaluate_point = timed
     threading.Thread(target=look, name="lossmap-own-points", daemon=True).start()
@@ -191,14 +191,16 @@ def _own_points_watched(world: World, dispatcher: Dispatcher, worker: Worker) ->
         is_over.set()
 
 
-def _fail_own_point(world: World, recorder: Recorder, index: int, limit: float) -> NoReturn:
-    text = f"rank {world.rank} on {world.host} has not answered for {limit:.3g} s at point {index} (--point-timeout)"
+def _fail_own_point(world: World, dispatcher: Dispatcher, index: int, limit: float) -> NoReturn:
+    where = dispatcher.queue.where(index)
+    text = f"rank {world.rank} on {world.host} has not answered for {limit:.3g} s {where} (--point-timeout)"
+    what = "a point" if where.startswith("at point") else "a member's preparation or end"
     sentence = (
-        f"lossmap: a point has not ended within {limit:g} s (--point-timeout), and has failed by that; what has been "
+        f"lossmap: {what} has not ended within {limit:g} s (--point-timeout), and has failed by that; what has been "
         "measured is safe: run the same command again to go on without it"
     )
     try:
-        recorder.fail(PointFailure(index, world.rank, world.host, text), True)
+        dispatcher.recorder.fail(PointFailure(index, world.rank, world.host, text), True)
         print(sentence, file=sys.stderr, flush=True)
         mark_end(EXIT_UNFINISHED)
         sys.stdout.flush()

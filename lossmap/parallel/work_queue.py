@@ -184,6 +184,10 @@ class WorkQueue:
         """Seconds of the slowest point so far of those that cost what this one does; None where there is none yet."""
         return self.max_seconds if self.evaluated else None
 
+    def where(self, index: int) -> str:
+        """At what a worker is, for sentences."""
+        return f"at point {index}"
+
     def overdue(self, now: float, limit: Callable[[int], float | None]) -> list[tuple[int, int, float]]:
         """(worker, index, limit) where a worker has been at a point for longer than its limit, in seconds if any."""
         late = []

@@ -137,3 +137,15 @@ def test_nothing_waits_behind_a_preparation():
 def test_a_queue_is_not_finished_while_a_file_is_being_opened(awaited):
     queue = CampaignQueue(1, lambda: awaited)
     assert queue.finished == (awaited == 0)
+
+
+def test_a_task_is_named_by_its_point_in_its_member_or_as_no_point():
+    queue = CampaignQueue(1)
+    first = queue.add_single()
+    offset = queue.add_batch(9, range(9), first)
+    assert offset > 0
+    assert [queue.where(index) for index in (first, offset, offset + 5)] == [
+        "in a member's preparation or end",
+        "at point 0",
+        "at point 5",
+    ]
