@@ -100,9 +100,14 @@ ATTRIBUTES: Mapping[str, tuple[str, ...]] = {  # without which there is no repor
 FINITE = (  # arrays in which every number is known
     "node", "weight", "floor", "size", "step", "t", "x", "y", "cumulative", "cumulative_low", "cumulative_high"
 )  # fmt: skip
-BOUNDED = (  # arrays of eigenvalues, which are missing where they are not finite
-    "top", "bottom", "largest", "smallest", "retrained_largest", "retrained_smallest", "eigenvalue"
+BOUNDED = (  # arrays of eigenvalues, which are missing where they are not finite, and of counts
+    "top", "bottom", "largest", "smallest", "retrained_largest", "retrained_smallest", "eigenvalue",
+    "positive", "negative", "zero",
 )  # fmt: skip
+POSITIVE = re.compile(  # of arrays and attributes that are never below 0
+    r"(\w+_)?(error|rounding|residual|spread)|size|weight|floor|strength|area|ball_(radius|draws|starts|steps)"
+)
+LARGEST = 1e300  # beyond which axes and their margins leave double precision
 TEXT_ATTRIBUTES = ("parameters",)  # of sharpness, in words
 SIDES = ("unaligned", "curve")  # ways beside the line between two networks
 REPORT = {"label": str, "findings": list, "parameters": int, "samples": int, "skipped": dict, "numbers": dict}
@@ -141,16 +146,31 @@ def _misfits(group: Group, kind: str) -> Iterator[str]:
         if there:
             yield from (f"has {there[0]!r} and no array {name!r}" for name in names if name not in group)
     yield from _misshapen(group, kind)
+    for name, array in group.arrays.items():
+        yield from _out_of_range(name, np.asarray(array))
     for name, value in group.attributes.items():
         if np.ndim(value) and isinstance(value, np.ndarray):
             yield f"has {value.size} values for its attribute {name!r}, which must be one"
         elif NUMBERS.fullmatch(name) and name not in TEXT_ATTRIBUTES and not _is_number(value):
             yield f"has {value!r} for its attribute {name!r}, which must be a number"
+        elif POSITIVE.fullmatch(name) and _is_number(value) and value < 0:
+            yield f"has {value!r} for its attribute {name!r}, which is never negative"
         elif COUNTS.fullmatch(name) and _is_number(value) and not (np.isfinite(value) and value >= 0):
             yield f"has {value!r} for its attribute {name!r}, which must be a number of things"
     if float(group.attributes.get("report_version", 1)) > 1:  # files of version 0.1 have not all of them
         yield from (f"has no attribute {n!r}" for n in ATTRIBUTES.get(kind, ()) if n not in group.attributes)
     yield from CHECKS.get(kind, lambda _: iter(()))(group)
+
+
+def _out_of_range(name: str, array: np.ndarray) -> Iterator[str]:
+    """What is wrong with numbers that nothing measured has."""
+    if array.dtype.kind not in "fiu" or not array.size:
+        return
+    known = array[np.isfinite(array)]
+    if known.size and POSITIVE.fullmatch(name) and known.min() < 0:
+        yield f"holds {known.min():.3g} in {name!r}, which is never negative"
+    if array.dtype.kind == "f" and float(np.abs(known).max(initial=0.0)) > LARGEST:
+        yield f"holds {known[np.abs(known).argmax()]:.3g} in {name!r}, more than a figure or a report can show"
 
 
 def _is_number(value: object) -> bool:

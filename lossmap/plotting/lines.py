@@ -33,6 +33,7 @@ DASHES: tuple[Any, ...] = (
     (0, (5, 1.2, 1, 1.2, 1, 1.2)),
 )
 UNSEEN = 2.3e-287  # absolute, below which matplotlib's linear axes show all values as 0, between -0.05 and 0.05
+FARTHEST = 1e300  # absolute, beyond which ends and margins of axes leave double precision
 NARROW = 2.4  # inches across, of a panel with its labels, below which more than a few ticks would touch
 MAX_SQUARES = 12  # on a curve
 MAX_MARKED_POINTS = 25  # on a curve with more, points have no marks
@@ -174,19 +175,31 @@ def frame(axes: Axes, x: Array, label: str, marks: Sequence[float] = (0.0,)) -> 
 
 
 def name_unseen(axes: Axes) -> None:
-    """Say at a linear axis of values that its curves are too near to 0 for it, where they are, and how near."""
+    """Say at a linear axis of values that its curves are too near to 0 for it, where they are, and how near.
+
+    Raises ValueError where they reach farther than it can.
+    """
     if axes.get_yscale() != "linear":
         return
     curves = [line for line in axes.lines if line.get_transform().contains_branch_seperately(axes.transData)[1]]
     sizes = np.concatenate([np.zeros(0), *(np.abs(np.asarray(line.get_ydata(), np.float64)) for line in curves)])
     largest = float(sizes[np.isfinite(sizes)].max(initial=0.0))
+    with np.errstate(all="ignore"):
+        ends = np.abs(axes.get_ylim()) if largest > FARTHEST else np.zeros(1)
+    if not (ends <= FARTHEST).all():
+        raise ValueError(f"the values reach to {largest:.2g} in size; a linear axis shows those up to {FARTHEST:g}")
     if 0 < largest < UNSEEN:
         axes.set_ylabel(f"{axes.get_ylabel()},\nwithin {largest:.2g} of 0: not told apart")
 
 
 def check_ticks(ticks: Sequence[Array]) -> None:
-    """Raise ValueError where the ticks of an axis are so near to 0 that it would show them as one point."""
+    """Raise ValueError where the ticks of an axis are so near to 0 that it would show them as one point, or too far."""
     for t in ticks:
+        if np.abs(t).max() > FARTHEST:
+            raise ValueError(
+                f"the ticks of an axis reach to {np.abs(t).max():.2g}, where a figure has no room beside them: "
+                "scale the direction, so that its window is smaller"
+            )
         if 0 < np.abs(t).max() < UNSEEN:
             raise ValueError(
                 f"the ticks of an axis lie within {np.abs(t).max():.2g} of 0, where a figure cannot tell them apart: "

@@ -86,6 +86,8 @@ SPOILT = {  # group, array or @attribute, what becomes of it (None: gone), what 
     "a line without losses": ("connection", "train_loss", None, "has no array of losses"),
     "coordinates of two lengths": ("trajectory", "y", ROW[:2], "a length must be 5, as of 'x'"),
     "an eigenvalue without end": ("spectrum/net", "top", np.array([np.inf, 1.0]), "an infinite number in 'top'"),
+    "an error below 0": ("spectrum/net", "top_error", -0.1 * ROW[:2], "'top_error', which is never negative"),
+    "a value beyond all axes": ("spectrum/net", "top", np.array([1e308, 1.0]), "1e+308 in 'top', more than a figure"),
     "products that are no number": ("spectrum/net", "@products", float("nan"), "must be a number of things"),
     "a report that is none": ("health", "@report", "[1]", "no table as JSON in its attribute 'report'"),
     "a number without its error": ("health", "accuracy", ROW[:1], "must be a row of 2 numbers"),

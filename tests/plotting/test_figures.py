@@ -979,8 +979,13 @@ def test_a_linear_axis_says_that_it_shows_tiny_values_as_zero(size):
     assert "told apart" not in figure.axes[1].get_ylabel()
     usual = draw(Surface(Grid(x), {"train_loss": 1e-280 * (2.0 + x)}), log=False)
     assert "told apart" not in usual.axes[0].get_ylabel() and usual.axes[0].get_ylim()[1] < 1e-279
-    with pytest.raises(ValueError, match="ticks of an axis lie within 1e-290 of 0"):
-        draw(Surface(Grid(1e-290 * x), {"train_loss": 2.0 + x}))
+    far = Surface(Grid(x), {"train_loss": np.where(x == 0, 1e308, 1.0)})
+    with pytest.raises(ValueError, match=r"values reach to 1e\+308 in size"):
+        draw(far, log=False)
+    draw(far, log=False, vmax=2.0, vmin=0.0).canvas.draw()
+    for scale, words in ((1e-290, "lie within 1e-290 of 0"), (1e308, r"reach to 1e\+308")):
+        with pytest.raises(ValueError, match=f"ticks of an axis {words}"):
+            draw(Surface(Grid(scale * x), {"train_loss": 2.0 + x}))
 
 
 @pytest.mark.parametrize("kind", ["filled", "contour", "map", "3d"])
