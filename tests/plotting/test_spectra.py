@@ -154,7 +154,7 @@ def test_an_exact_density_says_so():
 
 def test_a_spectrum_without_density_is_drawn_by_its_ends_in_one_panel():
     figure = draw_spectrum({"net": spectrum(density=False)})
-    assert "no density was computed" in texts(figure) and len(figure.axes) == 1
+    assert "no density was computed" in texts(figure).replace("\n", " ") and len(figure.axes) == 1
     drawn = {c.get_label(): c.lines[0].get_xdata().tolist() for c in figure.axes[0].containers}
     assert drawn == {"largest": [3.0, 1.0], "smallest": [-0.01]}
 
