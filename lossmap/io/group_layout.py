@@ -12,6 +12,7 @@ A shape is given by letters: one letter is one length within a group, a number i
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -107,7 +108,7 @@ BOUNDED = (  # arrays of eigenvalues, which are missing where they are not finit
 POSITIVE = re.compile(  # of arrays and attributes that are never below 0
     r"(\w+_)?(error|rounding|residual|spread)|size|weight|floor|strength|area|ball_(radius|draws|starts|steps)"
 )
-LARGEST = 1e300  # beyond which axes and their margins leave double precision
+LARGEST = 1e307  # beyond which axes and their margins leave double precision, if they are linear
 TEXT_ATTRIBUTES = ("parameters",)  # of sharpness, in words
 SIDES = ("unaligned", "curve")  # ways beside the line between two networks
 REPORT = {"label": str, "findings": list, "parameters": int, "samples": int, "skipped": dict, "numbers": dict}
@@ -147,7 +148,7 @@ def _misfits(group: Group, kind: str) -> Iterator[str]:
             yield from (f"has {there[0]!r} and no array {name!r}" for name in names if name not in group)
     yield from _misshapen(group, kind)
     for name, array in group.arrays.items():
-        yield from _out_of_range(name, np.asarray(array))
+        yield from _out_of_range(name, np.asarray(array), math.inf if kind == "connection" else LARGEST)
     for name, value in group.attributes.items():
         if np.ndim(value) and isinstance(value, np.ndarray):
             yield f"has {value.size} values for its attribute {name!r}, which must be one"
@@ -162,14 +163,14 @@ def _misfits(group: Group, kind: str) -> Iterator[str]:
     yield from CHECKS.get(kind, lambda _: iter(()))(group)
 
 
-def _out_of_range(name: str, array: np.ndarray) -> Iterator[str]:
-    """What is wrong with numbers that nothing measured has."""
+def _out_of_range(name: str, array: np.ndarray, largest: float) -> Iterator[str]:
+    """What is wrong with numbers that nothing measured has, or that are larger than a figure can show."""
     if array.dtype.kind not in "fiu" or not array.size:
         return
     known = array[np.isfinite(array)]
     if known.size and POSITIVE.fullmatch(name) and known.min() < 0:
         yield f"holds {known.min():.3g} in {name!r}, which is never negative"
-    if array.dtype.kind == "f" and float(np.abs(known).max(initial=0.0)) > LARGEST:
+    if array.dtype.kind == "f" and float(np.abs(known).max(initial=0.0)) > largest:
         yield f"holds {known[np.abs(known).argmax()]:.3g} in {name!r}, more than a figure or a report can show"
 
 

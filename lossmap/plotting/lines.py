@@ -33,7 +33,7 @@ DASHES: tuple[Any, ...] = (
     (0, (5, 1.2, 1, 1.2, 1, 1.2)),
 )
 UNSEEN = 2.3e-287  # absolute, below which matplotlib's linear axes show all values as 0, between -0.05 and 0.05
-FARTHEST = 1e300  # absolute, beyond which ends and margins of axes leave double precision
+FARTHEST = 1e307  # absolute, beyond which ends and margins of axes leave double precision
 NARROW = 2.4  # inches across, of a panel with its labels, below which more than a few ticks would touch
 MAX_SQUARES = 12  # on a curve
 MAX_MARKED_POINTS = 25  # on a curve with more, points have no marks
