@@ -54,7 +54,7 @@ from lossmap.plotting.quantities import (
     values_of,
 )
 from lossmap.plotting.sign_hatches import hatched_signs
-from lossmap.plotting.style import STYLE, style_context
+from lossmap.plotting.style import STYLE, style_context, with_numbered_ids
 from lossmap.plotting.training import draw_training, is_training
 from lossmap.report.render import report_of_group
 
@@ -415,7 +415,7 @@ def _figures(source: PageSource) -> Iterator[dict[str, str]]:
         content = io.BytesIO()
         with matplotlib.rc_context(STYLE):
             figure.savefig(content, format="svg", metadata={"Date": None})
-        yield entry | {"svg": _deflated(content.getvalue())}
+        yield entry | {"svg": _deflated(with_numbered_ids(content.getvalue()))}
 
 
 def _figure(surface: Surface, kind: str) -> Figure:

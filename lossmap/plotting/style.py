@@ -253,7 +253,22 @@ def save(figure: Figure, path: str | os.PathLike[str], dpi: int = 300) -> Path:
     style = _styles_of_figures.get(figure, DEFAULT)
     with appears_whole(path) as part, matplotlib.rc_context(style.rc()):
         figure.savefig(part, format=kind, dpi=dpi, metadata=metadata or None)
+        if kind == "svg":
+            part.write_bytes(with_numbered_ids(part.read_bytes()))
     return path
+
+
+def with_numbered_ids(svg: bytes) -> bytes:
+    """An SVG of matplotlib's, whose parts are named by their order.
+
+    Matplotlib names them by a digest of places to the last bit, which a layout does not always give twice.
+    """
+    numbers: dict[bytes, int] = {}
+
+    def named(match: re.Match[bytes]) -> bytes:
+        return match[1] + match[2] + b"%010d" % numbers.setdefault(match[2] + match[3], len(numbers))
+
+    return re.sub(rb'(\bid="|url\(#|href="#)([A-Za-z]\w*?)([0-9a-f]{10})(?=["\)])', named, svg)
 
 
 def _metadata(kind: str, caption: str) -> dict[str, Any]:

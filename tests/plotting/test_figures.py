@@ -1,6 +1,7 @@
 """Figures: each kind for each shape of data, what is missing shown as missing, and files that a journal takes."""
 
 import itertools
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -1022,6 +1023,22 @@ def test_the_numbers_along_a_window_far_from_0_keep_apart(window, what):
         shown += len(boxes)
         assert all(a.x1 + 0.02 < b.x0 for a, b in itertools.pairwise(boxes))  # inches
     assert shown >= (4 if what == "eigen" else 1)
+
+
+def test_an_svg_does_not_depend_on_the_last_bits_of_its_layout(tmp_path):
+    """Matplotlib names clips by a digest of their places, of which layouts do not always give the last bit twice."""
+    texts_of = []
+    for shift in (0.0, 1e-13):
+        figure = draw(line())
+        figure.canvas.draw()
+        figure.set_layout_engine("none")
+        axes = figure.axes[0]
+        axes.set_position([0.2 + shift, 0.2, 0.7, 0.7])
+        save(figure, tmp_path / "s.svg")
+        texts_of.append((tmp_path / "s.svg").read_text())
+    assert texts_of[0] == texts_of[1]
+    named, used = (set(re.findall(p, texts_of[0])) for p in (r'\bid="([mp]\d{10})"', r'(?:url\(|href=")#(\w+)'))
+    assert len(named) > 2 and used <= named
 
 
 def test_a_long_label_of_a_relief_is_broken_beside_its_bar():
