@@ -8,8 +8,8 @@ import numpy as np
 
 
 def means_by_rank(seconds: np.ndarray, ranks: np.ndarray) -> list[tuple[float, int, int]]:
-    """(mean seconds of a point, rank, points) of each rank, the slowest first."""
-    own = {int(r): seconds[ranks == r] for r in np.unique(ranks)}
+    """(mean seconds of a point, rank, points) of each rank, the slowest first; points of no known rank are left out."""
+    own = {int(r): seconds[ranks == r] for r in np.unique(ranks[np.isfinite(ranks)])}
     return sorted(((float(values.mean()), r, values.size) for r, values in own.items()), reverse=True)
 
 
