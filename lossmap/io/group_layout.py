@@ -259,6 +259,8 @@ def _check_topology(group: Group) -> Iterator[str]:
     for name in ("values", "basin"):
         if np.asarray(group[name]).shape != shape:
             yield f"has the shape {np.asarray(group[name]).shape} of {name!r}; of this grid it must be {shape}"
+    if not np.isfinite(np.asarray(group["values"], dtype=float)).any():
+        yield "has no finite number in 'values'"
     minima = np.asarray(group["minimum"]).size
     for name, low, high in (("minimum", 0, int(np.prod(shape))), ("saddle", -1, int(np.prod(shape))),
                             ("into", -1, minima)):  # fmt: skip

@@ -2,7 +2,8 @@
 
 map          the field; numbers: minima, by ascending value; crosses: saddles at which they merge; white lines:
 between basins; hollow: minima that errors explain, which do not count
-persistence  saddle against minimum; the distance from the diagonal is the persistence; grey: within the error
+persistence  saddle against minimum; the distance from the diagonal is the persistence; grey: within the error; where
+             several points lie at one place their number stands beside it
 merge tree   a vertical line from each minimum up to the saddle where it merges, and across to the lower minimum
 """
 
@@ -20,7 +21,9 @@ from lossmap.plotting.contour_levels import scale_of, suits_log
 from lossmap.plotting.quantities import in_brackets
 from lossmap.plotting.style import BLUE, DARK, LOSS, RED, new_figure, page_width, style_context, type_size
 from lossmap.report.stored import StoredReport
+from lossmap.report.text import field_in_words
 
+MARKS = 50  # of the persistence diagram, side by side along an axis
 MAX_NUMBERED = 20  # minima that bear their number in the picture, and stand in the tree; the most persistent ones
 
 
@@ -41,7 +44,7 @@ def draw_topology(group: Group) -> Figure:
 
 
 def _label(stored: StoredReport) -> str:
-    return f"{stored.text('field').replace('_', ' ')}{in_brackets(stored.text('unit'))}"
+    return f"{field_in_words(stored.text('field'))}{in_brackets(stored.text('unit'))}"
 
 
 def _numbered(stored: StoredReport) -> np.ndarray:
@@ -123,12 +126,29 @@ def _draw_diagram(axes: Any, stored: StoredReport, log: bool) -> None:
         if mask.any():
             axes.errorbar(births[mask], deaths[mask], yerr=error[mask], fmt="o", color=look, ms=3, elinewidth=0.6)
     axes.plot(births[~finite], deaths[~finite], "^", color=RED, ms=4, clip_on=False)
+    _number_coincident(axes, births[real], deaths[real], np.geomspace if log else np.linspace)
     if log:
         axes.set_xscale("log")
         axes.set_yscale("log")
     axes.set_xlabel(f"minimum: {_label(stored)}")
     axes.set_ylabel("saddle where it merges")
     axes.set_title("persistence\n(triangle: never merges)", fontsize=7)
+
+
+def _number_coincident(axes: Any, births: np.ndarray, deaths: np.ndarray, spaced: Any) -> None:
+    """Beside points that lie at one place, within the size of a mark, how many there are."""
+    low, high = births.min(initial=np.inf), deaths.max(initial=-np.inf)
+    if not low < high:
+        return
+    edges = spaced(low, high, MARKS + 1)
+    cells = np.column_stack([np.searchsorted(edges, births), np.searchsorted(edges, deaths)])
+    _, cell, counts = np.unique(cells, axis=0, return_inverse=True, return_counts=True)
+    for i in np.flatnonzero(counts > 1):
+        first = np.flatnonzero(cell.reshape(-1) == i)[0]
+        axes.annotate(
+            f"\N{MULTIPLICATION SIGN}{counts[i]}", (births[first], deaths[first]), (4, 2),
+            textcoords="offset points", fontsize=type_size(6), annotation_clip=False,
+        )  # fmt: skip
 
 
 def _ends(stored: StoredReport) -> tuple[np.ndarray, np.ndarray]:

@@ -94,6 +94,13 @@ def counted(unit: str) -> str:
     return what if per else "sample"
 
 
+def field_in_words(name: str) -> str:
+    """A field as people say it: "training loss" of train_loss, "test accuracy" of test_acc."""
+    samples, _, what = name.partition("_")
+    samples, what = {"train": "training"}.get(samples, samples), {"acc": "accuracy"}.get(what, what)
+    return f"{samples} {what}".replace("_", " ").strip()
+
+
 def count(number: int, one: str, many: str | None = None) -> str:
     """`1 layer`, `6 layers`, `3,392 parameters`."""
     if number == 1:

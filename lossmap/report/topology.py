@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from lossmap.report.stored import StoredReport
-from lossmap.report.text import WIDTH, count, filled, number, table, titled, value_with_error
+from lossmap.report.text import WIDTH, count, field_in_words, filled, number, table, titled, value_with_error
 
 MAX_ROWS = 12  # minima that the table shows, the most persistent ones
 ERRORS = {
@@ -27,7 +27,7 @@ def topology_report(stored: StoredReport) -> str:
     """The report of one surface."""
     arrays = stored.arrays
     real = np.flatnonzero(arrays["is_real"])
-    lines = [titled(f"Minima of {stored.text('field').replace('_', ' ')}", stored.text("label"))]
+    lines = [titled(f"Minima of {field_in_words(stored.text('field'))}", stored.text("label"))]
     lines += [f"  {line}" for line in filled(_about(stored, len(real)), WIDTH - 2)]
     if not real.size:
         return "\n".join(lines)

@@ -26,7 +26,7 @@ def here(tmp_path, monkeypatch):
 def test_several_files_are_counted_side_by_side_and_drawn(here, capsys):
     assert command_line(["topology", "a.h5", "b.h5", "--plot"]) == 0
     out = capsys.readouterr().out
-    assert "Minima of train loss: a\n  2 minima" in out and "Minima of train loss: b\n  1 minimum" in out
+    assert "Minima of training loss: a\n  2 minima" in out and "Minima of training loss: b\n  1 minimum" in out
     assert "median" in out and "written: b_topology.pdf" in out
     assert {p.name for p in here.glob("*_topology.*")} == {f"{f}_topology.{e}" for f in "ab" for e in ("pdf", "png")}
     assert max(map(len, out.splitlines())) <= 80
@@ -76,4 +76,4 @@ def test_surfaces_of_the_original_tool_are_read(capsys):
     files = [f for f in sorted(ORIGINAL.rglob("*.h5")) if "surface" in f.name.lower()] or sorted(ORIGINAL.rglob("*.h5"))
     codes = [main([str(f)]) for f in files]
     assert 0 in codes
-    assert "Minima of train loss" in capsys.readouterr().out
+    assert "Minima of training loss" in capsys.readouterr().out

@@ -36,6 +36,16 @@ def test_of_a_line_the_curve_bears_them_and_errors_leave_minima_out():
     assert len(dots) == 1 and abs(dots[0].get_xdata()[0]) < 1.0
 
 
+def test_points_of_the_diagram_at_one_place_bear_their_number_and_the_field_is_in_words():
+    """Five wells, the deepest in the middle, the others two and two alike."""
+    x = np.linspace(0, 8, 81)
+    values = 2 - np.cos(np.pi * x) - 0.5 * np.exp(-((x - 4) ** 2))
+    _, figure = figure_of(values, lossmap.Grid(x))
+    diagram = figure.axes[1]
+    assert [text.get_text() for text in diagram.texts] == ["\N{MULTIPLICATION SIGN}2"] * 2
+    assert diagram.get_xlabel() == "minimum: training loss (nats)"
+
+
 def test_no_line_of_the_tree_crosses_another():
     parents = {0: None, 1: 0, 2: 1, 3: 0}
     deaths = np.array([9.0, 5.0, 3.0, 7.0])
