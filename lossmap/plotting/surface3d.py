@@ -37,6 +37,7 @@ from lossmap.plotting.style import RED, type_size
 from lossmap.plotting.titles import broken_name
 
 MAX_TICKS = 6
+STEPS = (1, 2, 2.5, 5, 10)  # between heights, as between levels
 ABOVE, BELOW = "0.6", "0.85"  # facets that are cut at the ends of the scale
 HOLES = {"not computed": ("s", "0.6"), "failed": ("X", RED), "NaN": ("x", "black"), "infinite": ("^", "black")}
 MAX_FACETS = 150  # facets along each side; finer grids are thinned for the picture
@@ -296,19 +297,30 @@ def _heights(values: np.ndarray, scale: Scale) -> np.ndarray:
 
 
 def _set_height_axis(axes: Any, scale: Scale) -> None:
-    """Ends and ticks of the z axis: whole decades where there are two or more, else the levels."""
+    """Ends and ticks of the z axis."""
     axes.set_zlim(*(float(end) for end in _heights(np.array(scale.ends), scale)))
     axes.set_zticks(*_height_ticks(scale))
 
 
 def _height_ticks(scale: Scale) -> tuple[np.ndarray, list[str]]:
-    """Where on the axis of heights there are ticks, and their texts."""
+    """Where on the axis of heights there are ticks, and their texts.
+
+    Round steps, through 0 where that lies between the ends; of a geometric scale whole decades where there are two or
+    more, else some of its levels.
+    """
     low, high = (float(end) for end in _heights(np.array(scale.ends), scale))
     if scale.log:
         decades = np.arange(np.ceil(low - 1e-9), np.floor(high + 1e-9) + 1)
         if decades.size >= 2:
             decades = decades[:: -(-decades.size // MAX_TICKS)]
             return decades, [_power(d) for d in decades]
+    elif not scale.flat:
+        ticks = np.asarray(MaxNLocator(MAX_TICKS - 1, steps=STEPS).tick_values(low, high))
+        slack = 1e-9 * (high - low)
+        ticks = ticks[(ticks >= low - slack) & (ticks <= high + slack)]
+        if ticks.size >= 2:
+            ticks[np.abs(ticks) <= slack] = 0.0  # else rounding is written out
+            return ticks, list(texts(ticks))
     levels = scale.levels[:: max(1, -(-scale.levels.size // MAX_TICKS))]
     return _heights(levels, scale), list(texts(levels))
 

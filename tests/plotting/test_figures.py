@@ -942,6 +942,19 @@ def test_a_relief_from_above_has_no_axis_of_heights_and_its_bar_says_what_it_sho
     assert "training loss" in above[1].get_ylabel() and beside[1].get_ylabel() == ""
 
 
+@pytest.mark.parametrize(("low", "high"), [(-0.0013, 0.0012), (-1.0, 1.0), (0.0, 2.3), (-7e5, 1e4), (-1250.0, -750.0)])
+def test_heights_have_round_steps_through_zero(low, high):
+    """Every so many levels, counted from the lowest, were -0.0014, -0.0008, -0.0002."""
+    values = low + (high - low) * 0.5 * (1 + X)
+    axes = draw(plane(values), "3d", log=False).axes[0]
+    ticks, texts = axes.get_zticks(), [label.get_text() for label in axes.get_zticklabels()]
+    assert 3 <= ticks.size <= 6 and [float(text) for text in texts] == pytest.approx(ticks)
+    step = np.diff(ticks)
+    assert step == pytest.approx(step[0]) and f"{step[0]:.3e}"[:5] in ("1.000", "2.000", "2.500", "5.000")
+    assert ticks / step[0] == pytest.approx(np.round(ticks / step[0]))  # of which 0 is one
+    assert ("0" in texts) == (low <= 0 <= high)
+
+
 def test_a_survey_that_is_not_complete_says_how_many_points_were_measured():
     grid = Grid.square(-1, 1, 9)
     x, y = np.meshgrid(grid.x, grid.y)
