@@ -43,7 +43,7 @@ HOLES = {"not computed": ("s", "0.6"), "failed": ("X", RED), "NaN": ("x", "black
 MAX_FACETS = 150  # facets along each side; finer grids are thinned for the picture
 CAMERA = (32.0, -58.0)  # elevation and azimuth: x runs to the right, y to the back, as on the map
 BOX = (1.0, 1.0, 0.75)  # of the drawn box
-FROM_ABOVE = 80.0  # degrees of elevation from which on heights cannot be read
+END_ON = 0.25  # of the floor's side, how long an axis is seen at least that has room for numbers
 AMBIENT = 0.55  # light where none falls
 FLOOR = 0.35  # of the height, by which the floor lies below the surface
 SHORT_TICK = 4  # letters of a height that leave the axis' label its place
@@ -134,9 +134,10 @@ def draw_surface3d(
     axes.xaxis.set_major_locator(MaxNLocator(2))
     axes.yaxis.set_major_locator(MaxNLocator(2))
     axes.view_init(elev=camera[0], azim=camera[1])
-    if is_from_above(camera):  # the axis of heights is a point
-        axes.set_zticks([])
-        axes.set_zlabel("")
+    for i, axis in enumerate((axes.xaxis, axes.yaxis, axes.zaxis)):
+        if _is_end_on(camera, i):  # its numbers and its label would lie in a heap
+            axis.set_ticks([])
+            axis.set_label_text("")
     for axis in (axes.xaxis, axes.yaxis, axes.zaxis):
         axis.pane.set_facecolor((1, 1, 1, 0))
         axis.pane.set_edgecolor("0.8")
@@ -155,8 +156,22 @@ def place_labels(panels: Sequence[Any]) -> None:
 
 
 def is_from_above(camera: tuple[float, float]) -> bool:
-    """Whether a camera, elevation and azimuth in degrees, sees a relief as a map."""
-    return abs(camera[0]) >= FROM_ABOVE
+    """Whether a camera, elevation and azimuth in degrees, sees a relief as a map, whose heights cannot be read."""
+    return _is_end_on(camera, 2)
+
+
+def _is_end_on(camera: tuple[float, float], axis: int) -> bool:
+    """Whether a camera, elevation and azimuth in degrees, sees an axis, 0 to 2 for x to z, as hardly more than a point.
+
+    As seen from afar: the perspective of a relief changes little of it.
+    """
+    elevation, azimuth = np.radians(camera)
+    towards = (
+        np.cos(elevation) * np.cos(azimuth),
+        np.cos(elevation) * np.sin(azimuth),
+        np.sin(elevation),
+    )
+    return bool(BOX[axis] * np.sqrt(max(0.0, 1 - towards[axis] ** 2)) < END_ON)
 
 
 def _light(x: np.ndarray, y: np.ndarray, height: np.ndarray, camera: tuple[float, float]) -> np.ndarray:

@@ -200,6 +200,23 @@ def test_a_width_without_room_is_refused_and_from_there_on_ticks_are_apart(kind,
         assert len(ticks) > 1 and not any(boxes_overlap(a, b) for a, b in pairwise(ticks))
 
 
+@pytest.mark.parametrize(
+    ("camera", "bare"),
+    [("0,-90", "y"), ("5,170", "x"), ("75,-58", "z"), ("32,-58", "")],
+)
+def test_an_axis_of_a_relief_that_is_seen_end_on_has_no_numbers_and_no_label(camera, bare):
+    """They lay in a heap over the label of the heights."""
+    figure = draw(Surface(GRID, {"train_loss": 1 + BOWL}), "3d", camera=camera)
+    figure.canvas.draw()
+    axes, bar = figure.axes
+    for name, axis in (("x", axes.xaxis), ("y", axes.yaxis), ("z", axes.zaxis)):
+        numbers = [tick.label1 for tick in axis.majorTicks[: axis.get_majorticklocs().size]]
+        assert bool(numbers) == bool(axis.get_label_text()) == (name != bare)
+        boxes = [number.get_window_extent() for number in numbers]
+        assert not any(boxes_overlap(a, b) for a, b in pairwise(boxes))
+    assert ("loss" in bar.get_ylabel()) == (bare == "z")  # which is said once
+
+
 @pytest.mark.parametrize("size", [1.8e-20, 1e5])
 def test_wide_heights_of_a_relief_lie_over_nothing(size):
     figure = draw(Surface(GRID, {"train_loss": size * (1 + BOWL / BOWL.max())}), "3d")
