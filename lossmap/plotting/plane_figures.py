@@ -67,7 +67,8 @@ LETTER = 0.52  # of the size of type, how wide a letter is
 WIDE = 3.0  # inches, from which on a relief has its whole label at the axis
 SMALLEST_RELIEFS = {1: 1.1, 2: 1.5}  # inches across, of the only one, and of one of several, whose heights are labelled
 BESIDE = 0.85  # inches across, of the colour bar and its labels
-SHRINK = 0.55  # of the height of a relief, its colour bar
+SHRINK, LONG_SHRINK = 0.55, 0.8  # of the height of a relief, its colour bar, and one with a label of many lines
+LINES_AT_BAR = 2  # of a label, from which on more are many
 SMALLEST_OF_EIGEN = 0.9  # inches across, of a panel beside others with a bar each
 ENDS_OF_LABEL, BESIDE_PANEL = 0.4, 0.9  # inches of a panel with its bar that its label below leaves free, and the map
 BESIDE_ALL = 1.35  # inches, of what stands beside several panels in a row
@@ -390,7 +391,8 @@ def draw_surfaces_3d(
     # else there is no room between the surfaces, or beside the bar
     if options.ax is not None:
         width, _ = size_of(options.ax)
-    tall = SHRINK * (figure.get_figheight() if options.ax is None else size_of(options.ax)[1])
+    high = figure.get_figheight() if options.ax is None else size_of(options.ax)[1]
+    tall = SHRINK * high
     is_short = broken_label(what.label, tall) == what.label  # a longer one has its lines at the bar
     in_full = columns == 1 and width >= WIDE and not is_from_above(camera) and letters_beyond(scale) <= 0 and is_short
     in_full = in_full and not scale.too_fine  # which is said at the bar
@@ -411,18 +413,20 @@ def draw_surfaces_3d(
             models_on_plane(surface),
         )  # fmt: skip
         panels.append(axes)
+    said = "" if in_full else label_on_scale(what.label, "3d", scale, norm)  # else the axis of heights says it
+    # fewer lines at a longer bar leave the relief its room
+    shrink = LONG_SHRINK if broken_label(said, tall).count("\n") >= LINES_AT_BAR else SHRINK
     beside: Any = panels if len(panels) > 1 else panels[0]
     bar = figure.colorbar(
-        ScalarMappable(norm or maps.norm_of(scale), what.cmap), ax=beside, shrink=SHRINK, pad=0.1, aspect=22,
-        extend=beyond(norm, arrays) if what.signed else scale.extend,
+        ScalarMappable(norm or maps.norm_of(scale), what.cmap), ax=beside, shrink=shrink, pad=0.1,
+        aspect=22 * shrink / SHRINK, extend=beyond(norm, arrays) if what.signed else scale.extend,
     )  # fmt: skip
     if titles:
         inches = 0.9 * (figure.get_figwidth() - 0.8) / columns if options.ax is None else width
         set_titles(panels, titles, inches, columns, grow=options.ax is None, y=0.97)
-    tall = SHRINK * (figure.get_figheight() if options.ax is None else size_of(options.ax)[1])
+    tall = shrink * (figure.get_figheight() if options.ax is None else size_of(options.ax)[1])
     set_bar_ticks(bar, what, scale, "map" if what.signed else "3d", tall)
-    if not in_full:  # else the axis of heights says it
-        bar.set_label(broken_label(label_on_scale(what.label, "3d", scale, norm), tall))
+    bar.set_label(broken_label(said, tall))
     notes = [FLAT_NOTE] if noise else []
     if scale.above and options.crop is not None:
         notes = [*notes, _note_of_crop(arrays, scale, options.crop)]

@@ -1066,6 +1066,22 @@ def test_a_long_label_of_a_relief_is_broken_beside_its_bar():
     assert draw(plane(1 + X**2), "3d", width=3.25).axes[0].get_zlabel() == "training loss (nats)"
 
 
+def test_a_label_of_many_lines_leaves_a_relief_its_room():
+    """They were broken at a short bar, and the relief was two thirds as wide as that of a short label."""
+    words = "an exceedingly long description of a quantity that nobody needs, but which is there"
+    about = {"own": Field("own", "furlongs per fortnight squared", words), "short": Field("short", "1", "short")}
+    both = Surface(GRID, {"own": X, "short": 1 + X**2}, about=about)
+    wide = {}
+    for name in about:
+        figure = draw(both, "3d", field=name)
+        figure.canvas.draw()
+        relief, bar = figure.axes
+        wide[name] = relief.get_window_extent().width
+        label, length = bar.yaxis.label.get_window_extent(), bar.get_window_extent()
+        assert label.height <= 1.05 * length.height and length.y0 >= 0 and length.y1 <= figure.bbox.height
+    assert wide["own"] >= 0.75 * wide["short"]
+
+
 def test_titles_of_eigenvalues_and_names_below_lines_are_within_the_figure():
     wide = eigen()
     wide = replace(wide, fields={**wide.fields, "max_eig": 10.0 ** (4 * X)})  # its bar says its scale in a third line
