@@ -397,8 +397,10 @@ def draw_surfaces_3d(
     in_full = columns == 1 and width >= WIDE and not is_from_above(camera) and letters_beyond(scale) <= 0 and is_short
     in_full = in_full and not scale.too_fine  # which is said at the bar
     height_label = on_scale(what.label if in_full else what.symbol, scale.log)
-    if columns == 1 and not in_full:
-        height_label = ""  # it would lie over the bar, which says it
+    size = FontProperties(size=rcParams["axes.labelsize"]).get_size_in_points()
+    is_long = 72 * LONG_SHRINK * width / columns < LETTER * size * letters_of(height_label)
+    if not in_full and (columns == 1 or is_long):
+        height_label = ""  # it would lie over the bar, which says it, or over the next relief
     handles: list[Artist] = []
     panels: list[Any] = []
     for i, (surface, (values, status)) in enumerate(zip(surfaces, readings, strict=True)):

@@ -217,6 +217,17 @@ def test_an_axis_of_a_relief_that_is_seen_end_on_has_no_numbers_and_no_label(cam
     assert ("loss" in bar.get_ylabel()) == (bare == "z")  # which is said once
 
 
+def test_a_long_name_of_a_quantity_is_not_at_the_heights_of_reliefs_beside_each_other():
+    """It reached over the next relief and out of the figure; the bar says what is shown."""
+    long, short = "a_quantity_with_a_name_of_many_words_that_is_long", "own"
+    about = {name: Field(name, "1", "what is shown") for name in (long, short)}
+    surface = Surface(GRID, {long: 1 + BOWL, short: 1 + BOWL}, about=about)
+    for name, log, at_heights in ((long, False, ""), (long, True, ""), (short, True, "own, log scale")):
+        *reliefs, bar = draw([surface] * 2, "3d", field=name, log=log).axes
+        assert [relief.get_zlabel() for relief in reliefs] == [at_heights] * 2
+        assert "what is shown" in bar.get_ylabel()
+
+
 @pytest.mark.parametrize("size", [1.8e-20, 1e5])
 def test_wide_heights_of_a_relief_lie_over_nothing(size):
     figure = draw(Surface(GRID, {"train_loss": size * (1 + BOWL / BOWL.max())}), "3d")
