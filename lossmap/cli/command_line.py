@@ -130,7 +130,7 @@ class _Parser(argparse.ArgumentParser):
         names = {name.removeprefix("--").replace("-", "_"): name for name in shown}
         here = ELSEWHERE.get(flag.removeprefix("--").replace("-", "_"))
         nearest = [names[here]] if here in names else difflib.get_close_matches(flag, shown, 3, 0.6)
-        if flag in self.without:
+        if flag in self.without and here not in names:
             return f"unknown flag {flag}: other commands have it, {self.prog} has not; see --help"
         if nearest:
             return f"unknown flag {flag}; did you mean {' or '.join(nearest)}?"
