@@ -48,7 +48,10 @@ def all_at_end(channel: MpiChannel) -> bool:
 
 
 def finalize(channel: MpiChannel, code: int) -> None:
-    """MPI_Finalize, which would wait for ever for a rank that is killed between the goodbye and here."""
+    """MPI_Finalize, which a rank that is killed between the goodbye and here makes wait for ever, or fail.
+
+    All is done by then, so the process leaves with its exit code either way.
+    """
     done = threading.Event()
 
     def exit_if_late() -> None:
@@ -57,7 +60,10 @@ def finalize(channel: MpiChannel, code: int) -> None:
 
     _flush_output()
     threading.Thread(target=exit_if_late, name="lossmap-end", daemon=True).start()
-    channel.mpi.Finalize()
+    try:
+        channel.mpi.Finalize()
+    except channel.mpi.Exception:
+        os._exit(code)
     done.set()
 
 

@@ -14,6 +14,7 @@ from lossmap.parallel.messages import WorkerLost
 from lossmap.parallel.mpi_channel import MpiChannel
 from lossmap.parallel.team import PeerFailed, Team
 from lossmap.parallel.world import World
+from lossmap.parallel.world_exit import finalize
 
 
 def test_one_rank_alone_needs_no_mpi():
@@ -259,3 +260,16 @@ def test_a_collective_without_one_of_its_ranks_is_given_up(channel):
         channel.wait(Failing(75), ranks=[0, 1])
     with pytest.raises(ProcessFailed):
         channel.wait(Failing(3))
+
+
+def test_a_death_while_the_others_end_mpi_is_no_error_of_theirs(channel, monkeypatch):
+    """Open MPI's MPI_Finalize failed so in 2 of 699 jobs with kills: the survey was complete by then."""
+    left = []
+
+    def failing():
+        raise ProcessFailed(75)
+
+    channel.mpi.Finalize = failing
+    monkeypatch.setattr("os._exit", left.append)
+    finalize(channel, 3)
+    assert left == [3]
