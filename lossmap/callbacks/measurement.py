@@ -10,13 +10,15 @@ probability of `CONFIDENCE`, none lies further out than ten tolerances, as far a
 Units: those of the loss, per squared unit of theta for curvature.
 
 Price: 10 to 30 products a search, two of them with Adam; `trace_products`; a gradient; and for the error bars some
-products in float64 (benchmarks/callbacks.py).
+products in float64 (benchmarks/callbacks.py). What prepares the first one comes in two parts, `PREPARATION`, each of
+which can wait: `preparation_seconds` guesses what the next one takes, `prepare_next` does it.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from math import isfinite, nan
@@ -28,10 +30,14 @@ from torch import Tensor, nn
 from lossmap.callbacks.optimizer import StepRule, step_rule
 from lossmap.callbacks.preconditioned import PreconditionedOperator
 from lossmap.curvature.autotune import prepare
+from lossmap.curvature.gradient import loss_and_gradient
 from lossmap.curvature.gradient_check import check_gradient, has_custom_functions
 from lossmap.curvature.gradient_rounding import measured_gradient
 from lossmap.curvature.hvp_plan import HvpPlan, ProductCheck, backend_of
-from lossmap.curvature.linearized_operator import OperatorFactory
+from lossmap.curvature.linearized_operator import BatchList, OperatorFactory
+from lossmap.curvature.operators import refuse_half_precision
+from lossmap.data.loss_check import check_loss
+from lossmap.data.moved_loss import refuse_unmoved
 from lossmap.data.problem import Problem
 from lossmap.geometry.grid import Field
 from lossmap.geometry.parameter_vector import selected
@@ -47,6 +53,15 @@ logger = logging.getLogger("lossmap")
 Reading = dict[str, float]
 
 CONFIDENCE = 0.99  # probability of the limits beyond which no eigenvalue lies
+PREPARATION = ("loss", "products")  # the check of loss and gradient, then that of products with the choice of a backend
+SAMPLES = 6  # over which a gradient is timed, as many as the checks take
+GRADIENTS = {"loss": 80, "products": 100, "traces": 80}  # over six samples, that a part costs at most, but for kinks
+PROBED_SAMPLES = 5000  # products of one sample that a trace and a probe cost about
+PRODUCT = 2.5  # gradients that a product costs, by double backward
+READINGS = 20  # for whose products a probe may look for the cheapest backend
+MAX_TIMED, SHORT = 4, 0.02  # gradients that are timed, of which more than two where all take less seconds than that
+MIN_PRODUCTS = 20  # of a search, however little time there is
+OTHER_PRODUCTS = 12  # about as many as gradient and rounding of a reading cost
 
 
 def fields_of(unit: str) -> tuple[Field, ...]:
@@ -116,12 +131,15 @@ class Measurement:
     seed            of random starts and probes
     check           whether products are first compared with differences of the gradient (`curvature.product_check`),
                     at the price of a hundred gradients, or of thousands where the loss has a kink at the start; None:
-                    where the loss goes through custom autograd Functions, whose second derivatives may be wrong; else
-                    the gradient alone, with differences of the loss: two of them and eight passes over six samples
+                    but for what kinks do, where the loss goes through custom autograd Functions, whose second
+                    derivatives may be wrong, or where products are not those of double backward; else the gradient
+                    alone, with differences of the loss: two of them and eight passes over six samples
     memory          bytes that a search may take
+    clock           seconds; to be replaced in tests
 
-    A working state: it keeps the last eigenvectors, and counts its searches. Raises ValueError, when made, for a model
-    that cannot be differentiated twice, a loss that is no mean over samples, and weights in half precision.
+    A working state: it keeps the last eigenvectors, and counts its searches. Raises ValueError, when made, for weights
+    in half precision and parameters that are not there; when prepared, for a model that cannot be differentiated twice
+    and a loss that is no mean over samples.
     """
 
     problem: Problem
@@ -133,22 +151,91 @@ class Measurement:
     seed: int = 0
     check: bool | None = None
     memory: int = 1 << 29
+    clock: Callable[[], float] = field(default=time.perf_counter, repr=False)
     starts: dict[str, Tensor] = field(default_factory=dict, repr=False)
     searches: int = field(default=0, repr=False)
     factory: OperatorFactory = field(init=False, repr=False)
+    pending: list[str] = field(default_factory=lambda: list(PREPARATION), repr=False)
+    is_quick: bool = field(default=False, init=False, repr=False)  # whether the check leaves out kinks
+    is_plain: bool = field(default=True, init=False, repr=False)
+    seconds_of_few: float = field(default=0.0, init=False, repr=False)  # of a gradient over six samples
+    seconds_of_all: float = field(default=0.0, init=False, repr=False)  # over all of them
 
     def __post_init__(self) -> None:
-        plan = None
-        if backend_of(self.backend) == "double-backward":  # nothing to probe
-            plan = HvpPlan("double-backward", self.problem.data.batch_size)
+        refuse_half_precision(selected(self.problem.model, self.parameters).values())
+        self.is_plain = backend_of(self.backend) == "double-backward"  # whether there is nothing to probe
+        few = self.problem.rebatched(SAMPLES)
+        first = next(iter(few.data))
         with undisturbed(self.problem.model):
-            if self.check is None:
-                self.check = has_custom_functions(self.problem, self.parameters)
-            check = self.check or ProductCheck()
-            self.factory = prepare(self.problem, self.parameters, backend=self.backend, plan=plan, check=check)
-            self.problem = self.factory.problem
-            if not self.check:
-                check_gradient(self.problem, self.parameters)
+            self.seconds_of_few = self._seconds(few.with_data(BatchList([first])))
+        counted = max(1, few.with_data(BatchList([first])).data.samples)
+        self.seconds_of_all = self.seconds_of_few * max(1.0, self.problem.data.samples / counted)
+
+    def _seconds(self, problem: Problem) -> float:
+        """Seconds of a gradient; the least of a few: the first one may have to load libraries and fill caches."""
+        seconds: list[float] = []
+        while len(seconds) < 2 or (len(seconds) < MAX_TIMED and sum(seconds) < SHORT):
+            before = self.clock()
+            float(loss_and_gradient(problem, self.parameters).gradient[0])  # read, so that a GPU has done it
+            seconds.append(self.clock() - before)
+        return min(seconds)
+
+    @property
+    def preparation_seconds(self) -> float:
+        """About how long the next part of the preparation takes at most; 0 where all is prepared."""
+        if not self.pending:
+            return 0.0
+        part, gradients = self.pending[0], 0
+        if part == "loss":
+            gradients = GRADIENTS["loss"]
+        elif self.is_checked:
+            gradients = GRADIENTS["products"]
+        seconds = gradients * self.seconds_of_few
+        if part == "products" and not self.is_plain:
+            share = PROBED_SAMPLES / max(1, self.problem.data.samples)
+            seconds += GRADIENTS["traces"] * self.seconds_of_few + share * PRODUCT * self.seconds_of_all
+        return seconds
+
+    @property
+    def is_checked(self) -> bool:
+        """Whether products are compared with differences of the gradient."""
+        return bool(self.check) or (self.check is None and not self.is_plain)
+
+    def prepare_next(self) -> None:
+        """Do the next part of the preparation. Raises ValueError for what speaks against any measurement."""
+        with undisturbed(self.problem.model):
+            if self.pending[0] == "loss":
+                self._prepare_loss()
+            else:
+                self._prepare_products()
+        self.pending.pop(0)
+
+    def prepare_all(self) -> None:
+        """Do what is left of the preparation."""
+        while self.pending:
+            self.prepare_next()
+
+    def _prepare_loss(self) -> None:
+        self.problem = check_loss(self.problem)
+        refuse_unmoved(self.problem)
+        if self.check is None and has_custom_functions(self.problem, self.parameters):
+            self.check, self.is_quick = True, True
+        if not self.is_checked:
+            check_gradient(self.problem, self.parameters)
+        self.seconds_of_all = self._seconds(self.problem)
+
+    def _prepare_products(self) -> None:
+        plan = HvpPlan("double-backward", self.problem.data.batch_size) if self.is_plain else None
+        self.factory = prepare(
+            self.problem,
+            self.parameters,
+            backend=self.backend,
+            plan=plan,
+            check=True if self.is_checked else ProductCheck(),
+            kinks=self.check is True and not self.is_quick,
+            products=READINGS * self.usual_products,
+        )
+        self.problem = self.factory.problem
 
     @property
     def fields(self) -> tuple[Field, ...]:
@@ -160,13 +247,22 @@ class Measurement:
         """About how many products a first reading takes, with what else costs as much as one."""
         return 40 + self.trace_products
 
-    def __call__(self, optimizer: Any = None) -> Reading:
+    @property
+    def usual_seconds(self) -> float:
+        """About how long a first reading takes, by the seconds of a gradient."""
+        return self.usual_products * PRODUCT * self.seconds_of_all
+
+    def __call__(self, optimizer: Any = None, products: int | None = None) -> Reading:
         """The reading now; where the loss is not finite, of its curvature NaN.
 
         optimizer  whose stability is compared; None: none
+        products   about how many it may take, with what else costs as much as one: searches end earlier, with wider
+                   error bars and limits; None: as many as `max_products` allow
 
-        Raises FloatingPointError where the loss is finite and a product is not.
+        Raises FloatingPointError where the loss is finite and a product is not; ValueError, before the first reading,
+        for what speaks against any.
         """
+        self.prepare_all()
         with undisturbed(self.problem.model):
             found = measured_gradient(self.problem, self.parameters)
             reading = dict.fromkeys((f.name for f in self.fields), nan)
@@ -177,12 +273,20 @@ class Measurement:
                 rule = step_rule(optimizer, selected(self.problem.model, self.parameters))
                 reading["stability_threshold"] = rule.threshold
             if isfinite(found.loss):
-                self._add_curvature(reading, rule)
+                self._add_curvature(reading, rule, self._products_of_search(rule, products))
         return reading
 
-    def _add_curvature(self, reading: Reading, rule: StepRule | None) -> None:
+    def _products_of_search(self, rule: StepRule | None, products: int | None) -> int:
+        """At most so many for each search of a reading that may take that many."""
+        if products is None:
+            return self.max_products
+        searches = 1 if rule is None or rule.reason or rule.is_plain else 2
+        share = (products - self.trace_products - OTHER_PRODUCTS) // searches
+        return min(self.max_products, max(MIN_PRODUCTS, share))
+
+    def _add_curvature(self, reading: Reading, rule: StepRule | None, most: int) -> None:
         operator = self.factory.at(measured=True)
-        ends = self._search("ends", operator)
+        ends = self._search("ends", operator, most)
         names = ("max_eig", "min_eig")
         for name, value, error, limit in zip(names, ends.values, ends.residuals, ends.limits, strict=True):
             reading |= {name: float(value), f"{name}_error": float(error)}
@@ -194,22 +298,22 @@ class Measurement:
             reading |= {"trace": estimate.value, "trace_error": estimate.error}
             reading["products"] += estimate.products
         if rule is not None and not rule.reason:
-            self._add_stability(reading, operator, rule)
+            self._add_stability(reading, operator, rule, most)
 
-    def _add_stability(self, reading: Reading, operator: SymmetricOperator, rule: StepRule) -> None:
+    def _add_stability(self, reading: Reading, operator: SymmetricOperator, rule: StepRule, most: int) -> None:
         """The eigenvalue that the optimizer's threshold limits, and how far from it."""
         value, error = reading["max_eig"], reading["max_eig_error"]
         if rule.is_plain:
             value += float(rule.decay)
         else:
             seen = PreconditionedOperator(operator, _diagonal(rule.scale, operator), rule.decay)
-            pairs = _with_float64_residuals(self._search("top:1", seen), seen)
+            pairs = _with_float64_residuals(self._search("top:1", seen, most), seen)
             value, error = float(pairs.values[0]), float(pairs.residuals[0])
             reading["products"] += pairs.products
         reading |= {"preconditioned_max_eig": value, "preconditioned_max_eig_error": error}
         reading["stability_ratio"] = value / rule.threshold
 
-    def _search(self, which: str, operator: SymmetricOperator) -> EigenPairs:
+    def _search(self, which: str, operator: SymmetricOperator, most: int) -> EigenPairs:
         """Eigenpairs from those of the last reading on, which are near; see the module on ends that come in late."""
         pairs = extremes(
             operator,
@@ -220,7 +324,7 @@ class Measurement:
             seed=f"{self.seed} {self.searches}",
             certify=True,
             confidence=CONFIDENCE,
-            max_products=self.max_products,
+            max_products=most,
             memory=self.memory,
         )
         self.starts[which] = pairs.vectors

@@ -25,10 +25,9 @@ import torch
 
 from lossmap.callbacks.history import History, known, now
 from lossmap.callbacks.loggers import logs_of
-from lossmap.callbacks.measurement import Measurement, Reading, undisturbed
+from lossmap.callbacks.measurement import OTHER_PRODUCTS, Measurement, Reading
 from lossmap.callbacks.optimizer import RATE_IS_0, step_rule
 from lossmap.callbacks.overhead import Overhead
-from lossmap.curvature.gradient import loss_and_gradient
 from lossmap.data.checkpoints import finite_or_named
 from lossmap.data.problem import Problem
 from lossmap.geometry.parameter_vector import selected
@@ -38,8 +37,6 @@ from lossmap.keywords import checked_init
 from lossmap.training.run_folder import save
 
 logger = logging.getLogger("lossmap")
-
-PRODUCT = 2.5  # gradients that a product costs, by double backward
 
 
 @checked_init
@@ -56,8 +53,8 @@ class CurvatureMonitor:
             (numbers, step), the path of a .csv file.
         parameters: what the Hessian is of: `trainable`, `weights` (dimension > 1), `all`, or a regular expression.
         max_overhead: the share of the training's own time that readings may take; what does not fit is left out,
-            which the log says once. What prepares them counts, and is done before training begins: where a training
-            is too short to make up for it, the end says so. None: no limit.
+            which the log says once. What prepares them counts, and waits until it fits: a mistake in loss or model is
+            then found while training goes on, which it does. None: no limit, and all is prepared before training.
         checkpoints: a folder for the weights at each reading, `step_000100.pt`, as `lossmap dynamics` takes it.
         tol: accuracy of the eigenvalues, relative to the largest absolute one.
         trace_products: products for the trace; 0: no trace.
@@ -65,8 +62,9 @@ class CurvatureMonitor:
         backend: of products: `double-backward` (nothing to prepare), `auto`, `linearized` or `retained-graph`.
         seed: of random starts and probes.
         check: whether products are compared with differences of the gradient before training begins, as commands do;
-            it takes a hundred gradients, and thousands where the loss has a kink at the start (ReLU). None: where the
-            loss goes through a custom autograd Function, whose second derivative may be wrong in silence.
+            it takes a hundred gradients, and thousands where the loss has a kink at the start (ReLU), whatever
+            `max_overhead` is. None: once that fits, and but for kinks, where the loss goes through a custom autograd
+            Function, whose second derivative may be wrong in silence, or products are not made by double backward.
         overwrite: whether a file that is there is begun anew.
         clock: seconds; to be replaced in tests.
 
@@ -128,13 +126,16 @@ class CurvatureMonitor:
         self.steps = 0
         self._last: int | None = None  # the last step that was due
         self._reported: set[str] = set()
+        self._refusal = ""  # why nothing can be measured, where that was found while training
+        self._product_seconds: float | None = None  # of a reading, by its products; None before the first one
         self.overhead = Overhead(max_overhead, clock)
         with self.overhead.preparing():
             self.measurement = Measurement(
-                problem, parameters, tol, trace_products, max_products, backend, seed, check
-            )  # raises what speaks against any measurement, before training begins
-            if max_overhead is not None:
-                self.overhead.estimate = self._guess()
+                problem, parameters, tol, trace_products, max_products, backend, seed, check, clock=clock
+            )
+            if max_overhead is None or check:
+                self.measurement.prepare_all()  # raises what speaks against any measurement, before training begins
+        self.overhead.estimate = self.measurement.usual_seconds
         settings = {
             "every": every,
             "parameters": parameters,
@@ -168,16 +169,54 @@ class CurvatureMonitor:
             return None
         self._last = self.steps
         self._wait()
-        if not self.overhead.fits():
+        if self._refusal or not self._is_prepared() or not self.overhead.fits():
             return None
-        return self.measure()
+        return self._measure(self._products_that_fit())
 
     def measure(self) -> Reading:
-        """Measure now, whatever the time it takes: the reading, which is logged and stored like any other."""
+        """Measure now, whatever the time it takes: the reading, which is logged and stored like any other.
+
+        Raises:
+            ValueError: before the first reading, for a model that cannot be differentiated twice, and a loss that is no
+                mean over samples.
+
+        """
+        with self.overhead.preparing():
+            self._refusal = ""
+            self.measurement.prepare_all()
+        return self._measure(None)
+
+    def _is_prepared(self) -> bool:
+        """Whether a reading can be taken, after those parts of its preparation that fit now."""
+        while self.measurement.pending:
+            if not self.overhead.fits(self.measurement.preparation_seconds):
+                return False
+            with self.overhead.preparing():
+                try:
+                    self.measurement.prepare_next()
+                except Exception as error:  # the model's own code may raise any; training goes on all the same
+                    kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+                    self._refusal = f"no curvature is measured of this training: {kind}{error}"
+                    self._report(self._refusal)
+                    return False
+                self._wait()
+            self.overhead.estimate = self.measurement.usual_seconds
+        return True
+
+    def _products_that_fit(self) -> int | None:
+        """How many products fit into the time that is left, by the price of the last ones; None: any number."""
+        if self.overhead.share is None:
+            return None
+        each = self._product_seconds or self.measurement.usual_seconds / self.measurement.usual_products
+        return int(self.overhead.left / each) if each > 0 else None
+
+    def _measure(self, products: int | None) -> Reading:
         with self.overhead.measuring():
             before = self.overhead.clock()
-            reading, reason = self._reading()
+            reading, reason = self._reading(products)
             self._wait()
+            self.history.fields = self.measurement.fields
+            self._note_price(reading, self.overhead.clock() - before)
             self.history.add(self.steps, reading, self.overhead.clock() - before, reason)
             self._log(known(reading))
             try:
@@ -190,13 +229,14 @@ class CurvatureMonitor:
         """End the file, which says no more that the training goes on; report missing readings and too much time."""
         if self.path is not None and self.history.steps:
             self.history.write(self.path, is_last=True)
-        if not self.history.steps and self.overhead.skipped:
+        excess = self.overhead.excess()
+        if not self.history.steps and self.overhead.skipped and not self._refusal:
             self._report(
                 f"none of {self.overhead.skipped} readings of curvature fitted into max_overhead="
                 f"{self.overhead.share:g} of the training time: measure fewer samples, or give a larger max_overhead"
+                + (f" ({excess})" if excess else "")
             )
-        excess = self.overhead.excess()
-        if excess is not None:
+        elif excess is not None:
             self._report(excess)
 
     def __enter__(self) -> CurvatureMonitor:
@@ -219,7 +259,12 @@ class CurvatureMonitor:
             except Exception as error:  # a logger may raise any
                 self._report(f"a logger of curvature fails: {type(error).__name__}: {error}")
 
-    def _reading(self) -> tuple[Reading, str]:
+    def _note_price(self, reading: Reading, seconds: float) -> None:
+        """Keep what a product of this reading took, with its share of all else."""
+        if reading.get("products", 0.0) > 0:
+            self._product_seconds = seconds / (reading["products"] + OTHER_PRODUCTS)
+
+    def _reading(self, products: int | None = None) -> tuple[Reading, str]:
         """The reading now, and why it has no curvature, where it has none: training goes on all the same."""
         if self.optimizer is not None:
             named = selected(self.measurement.problem.model, self.measurement.parameters)
@@ -233,26 +278,13 @@ class CurvatureMonitor:
                     "of the Hessian as the optimizer sees it"
                 )
         try:
-            return self.measurement(self.optimizer), ""
+            return self.measurement(self.optimizer, products), ""
         except Exception as error:  # the model's own code may raise any; what is amiss from the start has raised before
             kind = (
                 "" if isinstance(error, (FloatingPointError, torch.OutOfMemoryError)) else f"{type(error).__name__}: "
             )
             self._report(f"step {self.steps}: no curvature was measured: {kind}{error}")
             return dict.fromkeys((f.name for f in self.history.fields), nan), f"{type(error).__name__}: {error}"
-
-    def _guess(self) -> float:
-        """Seconds of a first reading, by those of a gradient."""
-        problem, parameters = self.measurement.problem, self.measurement.parameters
-        seconds = []
-        with undisturbed(problem.model):
-            for _ in range(2):  # the first one may have to load libraries and fill caches
-                self._wait()
-                before = self.overhead.clock()
-                loss_and_gradient(problem, parameters)
-                self._wait()
-                seconds.append(self.overhead.clock() - before)
-        return self.measurement.usual_products * PRODUCT * min(seconds)
 
     def _write(self, loss: float) -> None:
         if self.path is not None:

@@ -3,10 +3,10 @@
     a measurement is due and fits   while   spent + estimate <= share * (elapsed - spent)
 
 Seconds of the clock: elapsed since the start, spent on measurements so far, and what the next one is expected to take:
-what the last one took, at first a guess from a timed product. So the time spent stays within the share of the time
-that training itself takes, but for the error of that guess, and for what prepares the first measurement: that is spent
-before training begins, where a mistake ends no training yet. It counts, so that the first measurement waits until
-training has made up for it; a training that ends before has spent more than the share, which `excess` says.
+what the last one took, at first a guess from a timed gradient. So the time spent stays within the share of the time
+that training itself takes, but for the error of that guess. What prepares the first measurement counts alike, and waits
+alike until it fits, but for two gradients over six samples, which are timed before training begins, and for what is
+asked for then. A training that ends before it has made up for these has spent more than the share, which `excess` says.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from math import inf
 
 logger = logging.getLogger("lossmap")
 
@@ -56,16 +57,26 @@ class Overhead:
         training = self.training
         return self.spent / training if training > 0 else 0.0
 
-    def fits(self) -> bool:
-        """Whether a measurement fits now; the first time that one does not, the log says so."""
-        if self.share is None or self.spent + self.estimate <= self.share * self.training:
+    @property
+    def left(self) -> float:
+        """Seconds that may be spent now; infinite without a limit."""
+        return inf if self.share is None else self.share * self.training - self.spent
+
+    def fits(self, preparation: float = 0.0) -> bool:
+        """Whether a measurement fits now; the first time that one does not, the log says so.
+
+        preparation  seconds that are expected of the next part of what prepares the first one, where that is due
+        """
+        expected = preparation or self.estimate
+        if self.share is None or expected <= self.left:
             return True
         if not self.skipped:
             logger.warning(
-                "a measurement of curvature takes about %.2g s beside the %.2g s spent so far, and %.3g %% of the "
+                "%s curvature takes about %.2g s beside the %.2g s spent so far, and %.3g %% of the "
                 "training time so far are %.2g s: it is left out where it does not fit; measure fewer samples, or "
                 "raise max_overhead (None: no limit)",
-                self.estimate,
+                "the check before the first measurement of" if preparation else "a measurement of",
+                expected,
                 self.spent,
                 100 * self.share,
                 self.share * self.training,
@@ -81,8 +92,8 @@ class Overhead:
         percent = 100 * self.spent / training
         return (
             f"curvature took {self.spent:.2g} s, {percent:.3g} % of the training's {training:.2g} s: "
-            f"more than max_overhead={self.share:g}; {self.prepared:.2g} s of it prepared the readings before training "
-            f"began, which a training of {self.prepared / self.share:.2g} s or more makes up for"
+            f"more than max_overhead={self.share:g}; {self.prepared:.2g} s of it prepared the readings, which a "
+            f"training of {self.prepared / self.share:.2g} s or more makes up for"
         )
 
     @contextmanager

@@ -82,6 +82,7 @@ def prepare(
     memory: int | None = None,
     check: bool | ProductCheck = True,
     distant: Mapping[str, Tensor] | bool = True,
+    kinks: bool = True,
     products: int | None = None,
     like: OperatorFactory | None = None,
 ) -> OperatorFactory:
@@ -98,6 +99,7 @@ def prepare(
                 what rank 0 found (`OperatorFactory.check`). The ranks of a team come to one decision (`team_check`)
     distant     tensors of the survey's farthest point, where products are compared too; by default some random point;
                 False: nowhere else, where there is no other point
+    kinks       whether error bars hold the difference of both sides of a kink (ReLU at 0): the dearest part of a check
     products    about how many are to come, over all points, with one vector each: for few, `auto` neither traces nor
                 probes, for more the probe takes a share of their time; None: many, and with several vectors at once too
     like        a factory over the same model and loss, as the probe made it, whose traces serve here too
@@ -125,7 +127,7 @@ def prepare(
         factory = replace(factory, programs=like.programs, twin_programs=like.twin_programs)
     is_short = products is not None and products * factory.problem.data.samples < MIN_TRACED_PRODUCTS
     considered = _considered(backend, product, is_short)
-    verdict = check_by_all(total, device, lambda: _own_verdict(factory, considered, check, distant))
+    verdict = check_by_all(total, device, lambda: _own_verdict(factory, considered, check, distant, kinks))
     rejected = verdict.rejected
     factory = replace(factory, fallback="double-backward" not in rejected, check=verdict)
     candidates = _candidates(considered, rejected)
@@ -167,6 +169,7 @@ def _own_verdict(
     considered: Sequence[str],
     check: bool | ProductCheck,
     distant: Mapping[str, Tensor] | bool,
+    kinks: bool,
 ) -> ProductCheck:
     """What this rank says of the backends, by its share of the data; raises what speaks against any product."""
     problem = factory.problem
@@ -174,7 +177,7 @@ def _own_verdict(
     if factory.product in THROUGH_OUTPUTS:
         with differentiable_evaluation(problem):
             outputs_and_loss(problem, next(iter(problem.rebatched(1).data)))
-    return _verdict(factory, considered, check, distant)
+    return _verdict(factory, considered, check, distant, kinks)
 
 
 def with_check(factory: OperatorFactory, check: ProductCheck) -> OperatorFactory:
@@ -257,6 +260,7 @@ def _verdict(
     considered: Sequence[str],
     check: bool | ProductCheck,
     distant: Mapping[str, Tensor] | bool,
+    kinks: bool,
 ) -> ProductCheck:
     """Which backends are not to be used, among those that come into question, and what error bars must hold."""
     if isinstance(check, ProductCheck):
@@ -269,7 +273,9 @@ def _verdict(
         judged = [b for b in judged if b != "linearized"]
     result = ProductCheck(unchecked="not asked for")
     if check:
-        result = check_product(factory.problem, factory.parameters, factory.product, backends=judged, distant=distant)
+        result = check_product(
+            factory.problem, factory.parameters, factory.product, backends=judged, distant=distant, kinks=kinks
+        )
     if is_random:
         return replace(result, rejected={"linearized": "the loss draws at random", **result.rejected})
     if not result.unchecked or "linearized" not in judged:

@@ -302,20 +302,23 @@ class _Remembered:
 
 @dataclass(frozen=True)
 class _Request:
-    """What was to be checked: the product's name, the backends, and a mark of the distant point; None without one."""
+    """What was to be checked: the product's name, the backends, a mark of the distant point (None without), kinks."""
 
     product: str
     backends: tuple[str, ...]
     distant: tuple[float, ...] | None
+    kinks: bool = True
 
     @classmethod
-    def of(cls, product: Product, backends: Sequence[str], distant: bool | Mapping[str, Tensor]) -> _Request:
+    def of(
+        cls, product: Product, backends: Sequence[str], distant: bool | Mapping[str, Tensor], kinks: bool = True
+    ) -> _Request:
         mark: tuple[float, ...] | None = None
         if isinstance(distant, Mapping):
             mark = tuple(float(t.double().sum()) for t in distant.values())
         elif distant:
             mark = ()
-        return cls(getattr(product, "__name__", ""), tuple(backends), mark)
+        return cls(getattr(product, "__name__", ""), tuple(backends), mark, kinks)
 
     def covers(self, other: _Request) -> bool:
         """Whether a check of this kind answers the other request too."""
@@ -323,6 +326,7 @@ class _Request:
             self.product == other.product
             and set(other.backends) <= set(self.backends)
             and (other.distant is None or other.distant == self.distant)
+            and self.kinks >= other.kinks
         )
 
 
@@ -348,6 +352,7 @@ def check_product(
     *,
     backends: Sequence[str] = ("double-backward",),
     distant: bool | Mapping[str, Tensor] = True,
+    kinks: bool = True,
 ) -> ProductCheck:
     """Which backends give the second derivative of this loss, by differences; see the module.
 
@@ -356,15 +361,16 @@ def check_product(
     backends    to judge: double-backward, retained-graph, linearized
     distant     also far from the model's parameters: at the tensors of a survey's farthest point, by name, or in a
                 random direction where there is none
+    kinks       whether the difference of both sides of a kink is measured, which takes far longer than all the rest
 
     Raises ValueError, naming the operation, where the gradient is not that of the loss, or where no backend is right.
     """
     names = tuple(selected(problem.model, parameters))
-    request = _Request.of(product, backends, distant)
+    request = _Request.of(product, backends, distant, kinks)
     done = _remembered.get(problem, names, request)
     if done is None:
         former = _remembered.elsewhere(problem, names, request)
-        done = _checked(problem, parameters, names, product, tuple(backends), distant, former)
+        done = _checked(problem, parameters, names, product, tuple(backends), distant, former, kinks=kinks)
         _remembered.add(problem, names, request, done)
         return_freed_memory(problem.model)
     return done
@@ -393,6 +399,7 @@ def _checked(
     distant: bool | Mapping[str, Tensor],
     former: ProductCheck | None,
     report: bool = True,
+    kinks: bool = True,
 ) -> ProductCheck:
     """The check; with a former one of the same products only at the distant point, what was found before beside it."""
     if former is not None and former.unchecked:
@@ -418,7 +425,7 @@ def _checked(
         return _not_checked("the loss is not repeatable to more digits than 6")
     layout = Layout.of(selected(problem.model, parameters))
     try:
-        return _judged(few, parameters, layout, backends, distant, former, report, known)
+        return _judged(few, parameters, layout, backends, distant, former, report, known, kinks)
     except ValueError as refusal:
         refuse_changing_loss(few.repeated(REPEATS))
         # the loss of a few that are fitted far better than others may be nothing but what its terms leave by rounding
@@ -445,12 +452,13 @@ def _judged(
     former: ProductCheck | None = None,
     report: bool = True,
     known: tuple[float, Parts] | None = None,
+    kinks: bool = True,
 ) -> ProductCheck:
     """The verdict over some samples, see `check_product`. Raises ValueError for a refusal.
 
     known  their loss and gradient at the model's own parameters, where it was made before
     """
-    judge = _Judge(few, parameters, layout, backends, former)
+    judge = _Judge(few, parameters, layout, backends, former, kinks)
     if former is None:
         judge.compare(few, known)
     if isinstance(distant, Mapping):
@@ -524,8 +532,9 @@ class _Judge:
         layout: Layout,
         backends: Sequence[str],
         former: ProductCheck | None = None,
+        kinks: bool = True,
     ) -> None:
-        former = former or ProductCheck()
+        former, self.kinks = former or ProductCheck(), kinks
         self.layout, self.backends = layout, list(backends)
         twin = few.problem.with_data(BatchList([few.batch]))
         plan = HvpPlan("double-backward", SAMPLES)
@@ -698,6 +707,8 @@ class _Judge:
         Of a further one, which may take another side at the point itself, along the vector where they differ most;
         none of a retained graph, whose derivatives are the same.
         """
+        if not self.kinks:
+            return
         crossed = self.crossed.get(few)
         if crossed is not None:
             references = [crossed]

@@ -409,37 +409,111 @@ class Clock:
         return self.now
 
 
-def test_measurements_that_do_not_fit_are_left_out_and_that_is_said_once(caplog):
-    clock = Clock()
-    model = net()
-    problem = lossmap.Problem.supervised(model, "crossentropy", (X, Y))
-    monitor = CurvatureMonitor(problem, every=10, max_overhead=0.05, clock=clock)
-    assert monitor.overhead.spent == 0  # by this clock nothing has taken any time yet
-
-    def measurement(optimizer):
-        clock.now += 2.5  # a reading takes 2.5 s
-        return dict.fromkeys((f.name for f in monitor.history.fields), 1.0)
-
-    real, monitor.measurement = monitor.measurement, Costly(monitor.measurement, measurement)
-    monitor.overhead.estimate = 2.5
-    with caplog.at_level(logging.WARNING, logger="lossmap"):
-        for _ in range(2000):
-            clock.now += 0.125  # a step takes 1/8 s: 2.5 s are 5 % of 50 s, or 400 steps
-            monitor.step()
-    assert monitor.surface.grid.x.tolist() == [400, 800, 1200, 1600, 2000]
-    assert monitor.overhead.ratio <= 0.05 + 1e-9
-    assert sum("max_overhead" in r.getMessage() for r in caplog.records) == 1
-    assert real.starts == {}
-
-
 class Costly:
     """A measurement whose price is a number of seconds by a clock."""
 
-    def __init__(self, inner, call):
-        self.problem, self.parameters, self.call = inner.problem, inner.parameters, call
+    usual_seconds, usual_products = 2.5, 50
 
-    def __call__(self, optimizer):
-        return self.call(optimizer)
+    def __init__(self, inner, clock, parts=(), reading=2.5):
+        self.problem, self.parameters, self.fields = inner.problem, inner.parameters, inner.fields
+        self.clock, self.pending, self.reading, self.limits = clock, list(parts), reading, []
+
+    @property
+    def preparation_seconds(self):
+        return self.pending[0]
+
+    def prepare_next(self):
+        self.clock.now += self.pending.pop(0)
+
+    def __call__(self, optimizer, products=None):
+        self.clock.now += self.reading
+        self.limits.append(products)
+        return dict.fromkeys((f.name for f in self.fields), 50.0)
+
+
+def costly_monitor(parts=(), steps=2000):
+    """A monitor by a clock, after a training whose steps take 1/8 s: 2.5 s are 5 % of 50 s, or 400 steps."""
+    clock = Clock()
+    problem = lossmap.Problem.supervised(net(), "crossentropy", (X, Y))
+    monitor = CurvatureMonitor(problem, every=10, max_overhead=0.05, clock=clock)
+    assert monitor.overhead.spent == 0  # by this clock nothing has taken any time yet
+    monitor.measurement = Costly(monitor.measurement, clock, parts)
+    monitor.overhead.estimate = 2.5
+    ratios = []
+    for _ in range(steps):
+        clock.now += 0.125
+        monitor.step()
+        ratios.append(monitor.overhead.ratio)
+    assert max(ratios) <= 0.05 + 1e-9
+    return monitor
+
+
+def test_measurements_that_do_not_fit_are_left_out_and_that_is_said_once(caplog):
+    with caplog.at_level(logging.WARNING, logger="lossmap"):
+        monitor = costly_monitor()
+    assert monitor.surface.grid.x.tolist() == [400, 800, 1200, 1600, 2000]
+    assert sum("max_overhead" in r.getMessage() for r in caplog.records) == 1
+
+
+def test_what_prepares_a_reading_waits_until_it_fits_and_counts(caplog):
+    """Of 2000 steps: 1 s is 5 % of 160, 4 s more of 800, the first reading then of 1200."""
+    with caplog.at_level(logging.WARNING, logger="lossmap"):
+        monitor = costly_monitor(parts=(1.0, 4.0))
+    assert monitor.surface.grid.x.tolist() == [1200, 1600, 2000]
+    assert monitor.overhead.prepared == 5.0 and monitor.overhead.spent == 12.5
+    assert "the check before the first measurement of curvature takes about 1 s" in caplog.text
+    # as many products as the time that is left is worth, by the price of a guess, and then of the last reading
+    assert monitor.measurement.limits[0] == 50 and set(monitor.measurement.limits[1:]) == {62}
+
+
+def test_where_what_prepares_a_reading_never_fits_none_is_taken_and_the_end_says_so(caplog):
+    with caplog.at_level(logging.WARNING, logger="lossmap"):
+        monitor = costly_monitor(parts=(1.0, 30.0))
+        monitor.close()
+    assert not monitor.history.steps and monitor.overhead.spent == 1.0
+    assert "none of 200 readings of curvature fitted into max_overhead=0.05 of the training time" in caplog.text
+
+
+def test_a_mistake_that_is_found_while_training_is_said_once_and_ends_only_the_readings(caplog):
+    class Straight(torch.autograd.Function):
+        """A rounding whose gradient is that of the identity."""
+
+        @staticmethod
+        def forward(ctx, x):
+            return x.round()
+
+        @staticmethod
+        def backward(ctx, slope):
+            return slope
+
+    class Rounded(nn.Module):
+        def forward(self, x):
+            return Straight.apply(x)
+
+    model = net()
+    model[1] = Rounded()
+    problem = lossmap.Problem.supervised(model, "crossentropy", (X, Y))
+    with pytest.raises(ValueError, match="the gradient"):
+        CurvatureMonitor(problem, max_overhead=None)
+    with caplog.at_level(logging.WARNING, logger="lossmap"):
+        monitor = CurvatureMonitor(problem, every=2, max_overhead=1e9)
+        train(model, torch.optim.SGD(model.parameters(), lr=0.1), monitor, steps=6)
+        monitor.close()
+    assert not monitor.history.steps
+    assert caplog.text.count("no curvature is measured of this training: the gradient") == 1
+    with pytest.raises(ValueError, match="the gradient"):
+        monitor.measure()
+
+
+def test_a_search_ends_with_the_products_that_fit():
+    """Of a spectrum without gaps: fewer products, and limits that say how little they exclude."""
+    problem, _ = quadratic(torch.linspace(-1, 1, 3000).double(), 1e-9, OPTIMIZERS["sgd"])
+    few, many = (
+        CurvatureMonitor(problem, max_overhead=None, trace_products=0, tol=1e-6).measurement(None, products)
+        for products in (40, None)
+    )
+    assert few["products"] < 40 < many["products"]
+    assert few["max_eig"] <= 1.0 <= few["max_eig_limit"] and few["max_eig_limit"] > many["max_eig_limit"]
 
 
 def test_where_no_measurement_fits_the_end_says_so(caplog):
@@ -454,20 +528,22 @@ def test_where_no_measurement_fits_the_end_says_so(caplog):
         _ = monitor.surface
 
 
-def test_a_training_too_short_to_make_up_for_the_preparation_says_what_it_took(caplog, monkeypatch):
-    clock = Clock()
-    model = net()
-    problem = lossmap.Problem.supervised(model, "crossentropy", (X, Y))
-    guess = CurvatureMonitor._guess
+def test_a_training_too_short_to_make_up_for_what_was_asked_for_before_it_says_what_it_took(caplog):
+    class Slow(nn.Sequential):
+        """A model of which a pass takes half a second once."""
 
-    def half_a_second(monitor):
-        clock.now += 0.5
-        return guess(monitor)
+        passes = 0
 
-    monkeypatch.setattr(CurvatureMonitor, "_guess", half_a_second)
+        def forward(self, x):
+            Slow.passes += 1
+            clock.now += 0.5 * (Slow.passes == 1)
+            return super().forward(x)
+
     caplog.set_level(logging.WARNING, logger="lossmap")
     for seconds, is_said in ((2.0, True), (10.5, False)):
         caplog.clear()
+        clock, Slow.passes = Clock(), 0
+        problem = lossmap.Problem.supervised(Slow(*net()), "crossentropy", (X, Y))
         monitor = CurvatureMonitor(problem, every=10, max_overhead=0.05, clock=clock)
         clock.now += seconds
         monitor.close()
