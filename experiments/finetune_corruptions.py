@@ -3,9 +3,17 @@
     python experiments/finetune_corruptions.py
 
 By default it runs on the packaged digits: the network is trained on clean images first (a few seconds), then on images
-with Gaussian noise; every few batches the r largest eigenvalues of the Hessian and their eigenvectors are computed,
-always over the same samples. If --cifar10c-path is a folder with the files of CIFAR-10-C, these are used, and
---model-file must be the trained ResNet-20. A killed or interrupted run is resumed with --resume. Output in --save-dir:
+with Gaussian noise of level 5; every few batches the r largest eigenvalues of the Hessian and their eigenvectors are
+computed, always over the same samples. The level has the strength of ImageNet-C, 0.38 of the range of the image: that
+of CIFAR-10-C, 0.1, leaves a network of the digits nothing to adapt to (--strengths). Accuracy and loss before and after
+are reported of the images that are trained on and, for the digits, of held-out ones, with noise and without.
+
+If --cifar10c-path is a folder with the files of CIFAR-10-C, these are used, and the trained ResNet-20 must be given:
+
+    python experiments/finetune_corruptions.py --cifar10c-path data --resume resnet20.pt
+
+--resume FILE takes the trained network from FILE; --resume alone, or with the same FILE, goes on with a run in
+--save-dir that was killed or interrupted. Output in --save-dir:
 
     models/             step_000000.pt, step_000010.pt, ...     the checkpoints
     eigen_vectors/      step_000010.npy                          (r, n) float32, rows of length one
@@ -20,6 +28,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +36,9 @@ import torch
 
 from lossmap import zoo
 from lossmap.data import datasets
+from lossmap.data.batches import Batches
 from lossmap.data.checkpoints import load_into
+from lossmap.data.corruptions import BENCHMARKS
 from lossmap.data.problem import Problem
 from lossmap.dynamics.run import RunDynamics, run_dynamics
 from lossmap.io.eigenvector_store import read_vectors, results_of
@@ -51,27 +62,52 @@ def options(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--lr", type=float, default=0.01, help="learning rate of the fine-tuning")
     parser.add_argument("--r", type=int, default=10, help="number of leading eigenpairs")
     parser.add_argument("--save-interval", type=int, default=6, help="number of batches between two checkpoints")
-    parser.add_argument("--resume", action="store_true", help="resume the run in --save-dir")
+    parser.add_argument(
+        "--resume",
+        nargs="?",
+        const=True,
+        default=False,
+        metavar="FILE",
+        help="start from the trained checkpoint FILE; resume the run in --save-dir where there is one",
+    )
     parser.add_argument("--cifar10c-path", help="folder of the .npy files of CIFAR-10-C (default: the packaged digits)")
     parser.add_argument("--download", action="store_true", help="download them into --cifar10c-path and check them")
     parser.add_argument("--noise-type", default="gaussian_noise", help="kind of corruption")
-    parser.add_argument("--corruption-level", type=int, default=3, choices=range(1, 6), help="its severity")
+    parser.add_argument("--corruption-level", type=int, default=5, choices=range(1, 6), help="its severity")
+    parser.add_argument(
+        "--strengths",
+        choices=tuple(BENCHMARKS),
+        help="whose strengths the severities of the digits have (default: imagenet-c for noises, else cifar-10-c)",
+    )
     parser.add_argument("--save-dir", default="finetune_corruptions", help="output folder")
-    parser.add_argument("--model-file", help="trained network (default for the digits: train one)")
+    parser.add_argument("--model-file", help="trained network, as --resume FILE (default for the digits: train one)")
     parser.add_argument("--threads", type=int, default=0, help="number of threads; 0 for PyTorch's default")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if isinstance(args.resume, str):
+        if args.model_file not in (None, args.resume):
+            parser.error(f"--resume {args.resume} and --model-file {args.model_file} both name the trained network")
+        args.model_file = args.resume
+    if args.cifar10c_path and args.strengths == "imagenet-c":
+        parser.error("the files of CIFAR-10-C have strengths of their own; leave --strengths out")
+    return args
 
 
 def trained_net(args: argparse.Namespace) -> torch.nn.Module:
     """The network before its fine-tuning."""
     if args.download and not args.cifar10c_path:
         raise SystemExit("--download needs --cifar10c-path: the folder for CIFAR-10-C (2.9 GB)")
-    if args.cifar10c_path and not args.model_file:
-        raise SystemExit("--cifar10c-path needs --model-file: a ResNet-20 trained on CIFAR-10")
     model = zoo.build("resnet20" if args.cifar10c_path else "resnet20-w8", seed=0)
+    first = Path(args.save_dir) / "models" / "step_000000.pt"
     if args.model_file:
         load_into(model, args.model_file)
+        if args.resume and first.exists():
+            refuse_other_start(model, first, args.model_file)
         return model
+    if args.resume and first.exists():
+        load_into(model, first)
+        return model
+    if args.cifar10c_path:
+        raise SystemExit("--cifar10c-path needs --resume FILE (or --model-file): a ResNet-20 trained on CIFAR-10")
     file = Path(args.save_dir) / "trained.pt"
     if file.exists():
         load_into(model, file)
@@ -83,10 +119,40 @@ def trained_net(args: argparse.Namespace) -> torch.nn.Module:
     return model
 
 
+def refuse_other_start(model: torch.nn.Module, first: Path, file: str) -> None:
+    """Exits where the run in the folder began from another network than that of the file."""
+    start = tensors_of(first)
+    if not all(torch.equal(tensor, start[name]) for name, tensor in model.state_dict().items()):
+        raise SystemExit(f"the run in {first.parent} did not begin from {file}; name another --save-dir")
+
+
+def tensors_of(file: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a checkpoint of the trainer."""
+    state: dict[str, torch.Tensor] = torch.load(file, map_location="cpu", weights_only=True)["state_dict"]
+    return state
+
+
+def corrupted_digits(args: argparse.Namespace) -> str:
+    """The name of the corrupted digits: ImageNet-C's strengths by default, where it has them here."""
+    noise = args.noise_type.strip().lower().replace("-", "_")
+    strengths = args.strengths or ("imagenet-c" if noise in BENCHMARKS["imagenet-c"] else "cifar-10-c")
+    return f"digits+{args.noise_type}:{args.corruption_level}:{strengths}"
+
+
+def describe_all(model: torch.nn.Module, when: str, data: dict[str, Batches]) -> None:
+    """Loss and accuracy on several sets, a line each, with the standard error of the accuracy."""
+    for name, batches in data.items():
+        line = f"{when}, on {name}: {describe(Problem.supervised(model, 'crossentropy', batches))}"
+        log.info(line)
+        print(line, flush=True)
+
+
 def describe(problem: Problem) -> str:
     """Loss and accuracy as text."""
     values = readings(problem)
-    return f"loss {values['loss']:.4f} nats, accuracy {values['acc']:.1f} %"
+    share, samples = values["acc"] / 100, problem.data.samples
+    error = 100 * math.sqrt(share * (1 - share) / samples)
+    return f"loss {values['loss']:.4f} nats, accuracy {values['acc']:.1f} +- {error:.1f} % of {samples:,} images"
 
 
 def layout(folder: Path, result: Path) -> None:
@@ -150,15 +216,21 @@ def experiment(args: argparse.Namespace, folder: Path) -> RunDynamics:
     if args.cifar10c_path:
         name, path = f"cifar10c:{args.noise_type}:{args.corruption_level}", args.cifar10c_path
     else:
-        name, path = f"digits+{args.noise_type}:{args.corruption_level}", None
+        name, path = corrupted_digits(args), None
     split = "test" if args.cifar10c_path else "train"  # CIFAR-10-C corrupts the test images alone
     model = trained_net(args)
     data = datasets.load(name, split, data_path=path, download=args.download)
     problem = Problem.supervised(model, "crossentropy", data)
-    log.info("before, on %s: %s", name, describe(problem))
+    sets: dict[str, Batches] = {name: data}
+    if not args.cifar10c_path:  # of CIFAR-10-C all images are trained on
+        sets[f"{name}, held out"] = datasets.load(name, "test")
+        sets["digits, held out, without it"] = datasets.load("digits", "test")
+    began = Path(folder / "models" / "step_000000.pt").exists()
+    if not began:
+        describe_all(model, "before", sets)
     recipe = Recipe(epochs=args.epochs, batch_size=args.batch_size, rate=args.lr)
-    train(problem, recipe, folder=folder / "models", every=args.save_interval, resume=args.resume)
-    log.info("after: %s", describe(problem))
+    train(problem, recipe, folder=folder / "models", every=args.save_interval, resume=bool(args.resume))
+    describe_all(model, "after", sets)
     fixed = datasets.load(name, split, data_path=path, samples=args.hessian_batch_size)
     result = folder / "hessian_analysis.h5"
     run = run_dynamics(

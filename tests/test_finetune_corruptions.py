@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +30,7 @@ def test_the_experiment_writes_the_classic_folders_and_resumes(tmp_path):
     module = experiment()
     folder = tmp_path / "ft"
     words = ["--save-dir", str(folder), "--threads", "1", "--hessian-batch-size", "32", "--r", "4"]
-    words += ["--batch-size", "128", "--epochs", "1", "--save-interval", "6", "--corruption-level", "5"]
+    words += ["--batch-size", "128", "--epochs", "1", "--save-interval", "6"]
     run = module.main(words)
     assert run.outcome == "complete" and "course:" in run.summary
     steps = [0, 6, 12]
@@ -44,9 +45,19 @@ def test_the_experiment_writes_the_classic_folders_and_resumes(tmp_path):
         assert (folder / "plots" / f"{name}.png").stat().st_size > 5000
     assert np.load(folder / "pca_results" / "pca.npz")["cumulative"][-1] == pytest.approx(1.0)
     log = (folder / "hessian_analysis.log").read_text()
-    assert "gaussian_noise:5" in log and "after: loss" in log and "course:" in log
+    assert "course:" in log
+    noisy = "on digits+gaussian_noise:5:imagenet-c, held out"
+    before, after = (
+        float(re.search(rf"{when}, {noisy}: loss ([\d.]+) nats", log).group(1)) for when in ("before", "after")
+    )
+    clean = float(re.search(r"before, on digits, held out, without it: loss ([\d.]+) nats", log).group(1))
+    assert before > 3 * clean and after < 0.8 * before  # the noise hurts, and there is something to adapt to
     again = module.main([*words, "--resume"])
     assert again.summary == run.summary
+    assert module.main([*words, "--resume", str(folder / "trained.pt")]).summary == run.summary
+    torch.save(zoo.build("resnet20-w8", seed=1).state_dict(), tmp_path / "other.pt")
+    with pytest.raises(SystemExit, match="did not begin from"):
+        module.main([*words, "--resume", str(tmp_path / "other.pt")])
     with pytest.raises(ValueError):
         module.main(words)
 
@@ -80,7 +91,7 @@ def test_a_net_trained_on_cifar_files_is_fine_tuned_on_those_of_cifar_10_c(tmp_p
     cifar = ["--model", "resnet20", "--dataset", "cifar10", "--data-path", str(tmp_path), "--epochs", "1"]
     assert train([*cifar, "--batch-size", "20", "--threads", "1", "--final", str(tmp_path / "clean.pt")]) == 0
     folder = tmp_path / "ft"
-    words = ["--cifar10c-path", str(tmp_path), "--model-file", str(tmp_path / "clean.pt"), "--corruption-level", "4"]
+    words = ["--cifar10c-path", str(tmp_path), "--resume", str(tmp_path / "clean.pt"), "--corruption-level", "4"]
     words += ["--save-dir", str(folder), "--threads", "1", "--batch-size", "15", "--epochs", "1"]
     run = experiment().main([*words, "--save-interval", "2", "--hessian-batch-size", "4", "--r", "1"])
     assert run.outcome == "complete"
@@ -101,5 +112,18 @@ def test_a_net_trained_on_cifar_files_is_fine_tuned_on_those_of_cifar_10_c(tmp_p
 def test_cifar_files_need_a_trained_model_and_a_folder(tmp_path):
     with pytest.raises(SystemExit, match="needs --cifar10c-path"):
         experiment().main(["--download", "--save-dir", str(tmp_path / "ft")])
-    with pytest.raises(SystemExit, match="needs --model-file"):
+    with pytest.raises(SystemExit, match="needs --resume FILE"):
         experiment().main(["--cifar10c-path", str(tmp_path), "--save-dir", str(tmp_path / "ft")])
+
+
+def test_the_defaults_are_those_published(tmp_path):
+    module = experiment()
+    args = module.options([])
+    assert (args.noise_type, args.corruption_level, args.resume) == ("gaussian_noise", 5, False)
+    assert module.corrupted_digits(args) == "digits+gaussian_noise:5:imagenet-c"
+    assert module.corrupted_digits(module.options(["--noise-type", "fog"])) == "digits+fog:5:cifar-10-c"
+    assert module.corrupted_digits(module.options(["--strengths", "cifar-10-c"])).endswith(":cifar-10-c")
+    assert module.options(["--resume", "net.pt"]).model_file == "net.pt"
+    for wrong in (["--resume", "a.pt", "--model-file", "b.pt"], ["--cifar10c-path", "x", "--strengths", "imagenet-c"]):
+        with pytest.raises(SystemExit):
+            module.options(wrong)

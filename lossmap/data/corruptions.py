@@ -3,7 +3,9 @@
     corrupt(images, "fog", 3)   images (N, H, W, C), uint8 0..255 or floating-point 0..1, C 1 or 3 -> the same
 
 The strengths are those published with the benchmark for 32x32 images (Hendrycks and Dietterich 2019,
-arXiv:1903.12261); ImageNet-C's, which packages carry, destroy images so small. The arithmetic is our own, so that
+arXiv:1903.12261); ImageNet-C's, which packages carry, destroy images so small. Of the four noises, which do not
+depend on a size, ImageNet-C's are there too, as `imagenet-c`: coarse images such as the digits withstand the weaker
+ones, Gaussian noise of 0.1, which leaves nothing to adapt to. The arithmetic is our own, so that
 images agree with the benchmark's in kind and strength, not in their bytes. Frost differs in more than that: the
 benchmark pastes photographs of ice, and here the ice is drawn by a random process.
 
@@ -66,11 +68,19 @@ STRENGTHS: dict[str, tuple[Strength, ...]] = {
     "gaussian_blur": ((0.4,), (0.6,), (0.7,), (0.8,), (1,)),
     "saturate": ((0.3, 0), (0.1, 0), (1.5, 0), (2, 0.1), (2.5, 0.2)),
 }
+# the stronger ones of ImageNet-C, of the same paper, in the same units
+IMAGENET_STRENGTHS: dict[str, tuple[Strength, ...]] = {
+    "gaussian_noise": ((0.08,), (0.12,), (0.18,), (0.26,), (0.38,)),
+    "shot_noise": ((60,), (25,), (12,), (5,), (3,)),
+    "impulse_noise": ((0.03,), (0.06,), (0.09,), (0.17,), (0.27,)),
+    "speckle_noise": ((0.15,), (0.2,), (0.35,), (0.45,), (0.6,)),
+}
+BENCHMARKS = {"cifar-10-c": STRENGTHS, "imagenet-c": IMAGENET_STRENGTHS}
 EXTRA = ("speckle_noise", "gaussian_blur", "saturate")  # beside the fifteen over which the benchmark is a mean
 _CHUNK = 1024  # images at once
 
 
-def known(name: str, level: int | str) -> tuple[str, int]:
+def known(name: str, level: int | str, benchmark: str = "cifar-10-c") -> tuple[str, int]:
     """A corruption's name and severity as they are meant; raises ValueError for others, with the nearest names."""
     plain = name.strip().lower().replace("-", "_")
     if plain not in STRENGTHS:
@@ -79,6 +89,10 @@ def known(name: str, level: int | str) -> tuple[str, int]:
         raise ValueError(f"no corruption is named {name!r}; {hint}")
     if str(level) not in ("1", "2", "3", "4", "5"):
         raise ValueError(f"the severity must be 1 to 5; got {level!r}")
+    if benchmark not in BENCHMARKS:
+        raise ValueError(f"strengths are those of {' or '.join(BENCHMARKS)}; got {benchmark!r}")
+    if plain not in BENCHMARKS[benchmark]:
+        raise ValueError(f"{benchmark} has strengths here for {', '.join(BENCHMARKS[benchmark])} alone; got {plain}")
     return plain, int(level)
 
 
@@ -90,15 +104,17 @@ def corrupt(
     *,
     indices: Sequence[int] | NDArray[np.int64] | None = None,
     stream: str = "",
+    benchmark: str = "cifar-10-c",
 ) -> NDArray[Any]:
     """Images (N, H, W, C) corrupted, in their own type: uint8 0..255, or floating-point 0..1.
 
     indices  the number of each image in its data set, from which its chance comes; by default 0 to N - 1
     stream   tells apart images of the same number, such as those of two splits
+    benchmark  whose strengths: `cifar-10-c`, or `imagenet-c` for the noises
 
     Raises ValueError for an unknown name or severity, other shapes or types.
     """
-    name, level = known(name, level)
+    name, level = known(name, level, benchmark)
     if images.ndim != 4 or images.shape[3] not in (1, 3):
         raise ValueError(f"images must have shape (N, H, W, 1 or 3); got {images.shape}")
     is_bytes = images.dtype == np.uint8
@@ -108,6 +124,7 @@ def corrupt(
     if numbers.shape != (len(images),):
         raise ValueError(f"indices must be one for each of {len(images)} images; got shape {numbers.shape}")
     key = int.from_bytes(hashlib.sha256(f"{seed}\x1f{name}\x1f{stream}".encode()).digest()[:16], "little")
+    strength = BENCHMARKS[benchmark][name][level - 1]
     result = np.empty_like(images, order="C")
     for start in range(0, len(images), _CHUNK):
         part = slice(start, start + _CHUNK)
@@ -115,7 +132,7 @@ def corrupt(
         if is_bytes:
             x = x / np.float32(255.0)
         chances = [np.random.Generator(np.random.Philox(key=key, counter=[0, 0, int(i), 0])) for i in numbers[part]]
-        x = np.clip(_METHODS[name](x, STRENGTHS[name][level - 1], _drawing(chances)), 0.0, 1.0)
+        x = np.clip(_METHODS[name](x, strength, _drawing(chances)), 0.0, 1.0)
         if is_bytes:
             x = np.rint(x * np.float32(255.0)).astype(np.uint8)
         result[part] = x

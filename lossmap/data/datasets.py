@@ -12,9 +12,9 @@
     file.py:factory  called with split="train" or "test"; returns (x, y), a Dataset or a DataLoader
 
 `digits+fog:3` corrupts the images of a set: every image by random numbers of its own, so that a subset is corrupted
-as the whole would be. Images are float32, divided by their largest possible value, and for CIFAR normalised as
-the published nets were trained. Samples live in memory while they take no more than a quarter of what is free;
-larger sets are streamed in the same order.
+as the whole would be; `digits+gaussian_noise:5:imagenet-c` takes ImageNet-C's stronger noise. Images are float32,
+divided by their largest possible value, and for CIFAR normalised as the published nets were trained. Samples live in
+memory while they take no more than a quarter of what is free; larger sets are streamed in the same order.
 """
 
 from __future__ import annotations
@@ -199,7 +199,7 @@ def _source(
     reader: Reader,
     prepare: Callable[[Batch], Batch] | None,
 ) -> Source | FixedBatches:
-    plain, corruption, level = _split_corruption(name)
+    plain, corruption = _split_corruption(name)
     key = plain.lower()
     means: tuple[Sequence[float], Sequence[float]] | None = None
     if key in ("digits", "digits32"):
@@ -227,7 +227,7 @@ def _source(
     if normalize is not None:
         means = _parsed(normalize)
 
-    source = Source(_ImageFetch(images, labels, whole, split, corruption, level), len(images))
+    source = Source(_ImageFetch(images, labels, whole, split, corruption), len(images))
     if raw or means is None:
         return source
     return _normalised(source, *means)
@@ -241,8 +241,7 @@ class _ImageFetch:
     labels: NDArray[np.int64]
     whole: float
     split: str
-    corruption: str | None
-    level: int
+    corruption: tuple[str, int, str] | None  # name, severity, benchmark
 
     def __call__(self, indices: Sequence[int]) -> Batch:
         rows = _rows(indices)
@@ -253,7 +252,8 @@ class _ImageFetch:
             if x.dtype == np.uint8 and self.whole != 255.0:
                 x = x.astype(np.float32) / np.float32(self.whole)
             numbers = np.arange(len(self.images))[rows]
-            x = corrupt(x, self.corruption, self.level, seed=0, indices=numbers, stream=self.split)
+            kind, level, benchmark = self.corruption
+            x = corrupt(x, kind, level, seed=0, indices=numbers, stream=self.split, benchmark=benchmark)
         tensor = torch.from_numpy(np.ascontiguousarray(x.transpose(0, 3, 1, 2)).astype(np.float32))
         if x.dtype == np.uint8:
             tensor = tensor.div_(self.whole)
@@ -267,16 +267,18 @@ def _rows(indices: Sequence[int]) -> Any:
     return np.asarray(indices)
 
 
-def _split_corruption(name: str) -> tuple[str, str | None, int]:
-    match = re.fullmatch(r"(digits|digits32|cifar10|cifar100)\+([^:+]+):([^:+]+)", name.strip(), re.IGNORECASE)
+def _split_corruption(name: str) -> tuple[str, tuple[str, int, str] | None]:
+    form = r"(digits|digits32|cifar10|cifar100)\+([^:+]+):([^:+]+)(?::([^:+]+))?"
+    match = re.fullmatch(form, name.strip(), re.IGNORECASE)
     if match is None:
         if re.match(r"(digits|cifar)\w*\+", name, re.IGNORECASE):
             raise ValueError(f"{name!r} must have the form digits+gaussian_noise:5")
-        return name.strip(), None, 0
+        return name.strip(), None
     from lossmap.data.corruptions import known
 
-    plain, corruption, level = match.groups()
-    return plain, *known(corruption, level)
+    plain, corruption, level, benchmark = match.groups()
+    benchmark = (benchmark or "cifar-10-c").lower()
+    return plain, (*known(corruption, level, benchmark), benchmark)
 
 
 def _of_255(values: Sequence[float]) -> list[float]:

@@ -249,3 +249,17 @@ def test_invalid_arguments_give_one_message(call, text):
 
 def test_names_are_read_as_people_write_them():
     assert known(" Gaussian-Noise", "5") == ("gaussian_noise", 5)
+
+
+def test_the_noise_of_imagenet_c_has_the_published_deviation():
+    grey = np.full((4, 64, 64, 1), 0.5)
+    for level, sigma in enumerate((0.08, 0.12), start=1):  # stronger ones are cut at 0 and 1
+        out = corrupt(grey, "gaussian_noise", level, benchmark="imagenet-c")
+        assert np.std(out) == pytest.approx(sigma, rel=0.03)
+    photons = corrupt(grey, "shot_noise", 1, benchmark="imagenet-c")
+    assert np.std(photons) == pytest.approx(np.sqrt(0.5 / 60), rel=0.03)
+    hit = corrupt(grey, "impulse_noise", 5, benchmark="imagenet-c")
+    assert np.mean(hit != 0.5) == pytest.approx(0.27, abs=0.01)
+    assert np.array_equal(
+        corrupt(grey, "gaussian_noise", 2), corrupt(grey, "gaussian_noise", 2, benchmark="cifar-10-c")
+    )

@@ -279,6 +279,8 @@ def test_a_function_that_returns_something_else_is_reported_in_one_message(tmp_p
         ("digits+fog", "must have the form digits\\+gaussian_noise:5"),
         ("mnist+fog:1", "no data set is named 'mnist\\+fog:1'|importing"),
         ("digits+fogg:1", "no corruption is named 'fogg'; nearest: fog"),
+        ("digits+fog:5:imagenet-c", "imagenet-c has strengths here for gaussian_noise, .* alone; got fog"),
+        ("digits+fog:5:imagenet", "strengths are those of cifar-10-c or imagenet-c; got 'imagenet'"),
         ("digits+fog:6", "the severity must be 1 to 5; got '6'"),
         ("cifar10c:fog", "must have the form cifar10c:gaussian_noise:5"),
     ],
@@ -297,7 +299,9 @@ def test_a_wrong_split_or_number_is_reported_in_one_message():
         load("digits", batch_size=0)
 
 
-@pytest.mark.parametrize("name", ["digits+gaussian_noise:5", "digits32+motion_blur:3"])
+@pytest.mark.parametrize(
+    "name", ["digits+gaussian_noise:5", "digits+gaussian_noise:5:imagenet-c", "digits32+motion_blur:3"]
+)
 def test_a_corrupted_set_is_the_same_in_any_cut(name):
     whole = load(name, samples=40, data_seed=1).tensors[0]
     parts = load(name, samples=40, data_seed=1, budget=0, batch_size=7)
