@@ -50,6 +50,15 @@ class DynamicsSettings:
     parameters: str = parameters_setting()
     seed: int = setting(0, "seed of probes and start vectors", metavar="SEED")
     hvp_backend: str = hvp_backend_setting()
+    null: str = setting(
+        "halves",
+        "what overlaps are compared with beside chance: two disjoint halves of the samples at the first and the last "
+        "checkpoint (the price of two more checkpoints)",
+        choices=("halves", "none"),
+    )
+    other_seed: str | None = setting(
+        None, "checkpoint of the same network from another seed, to compare the run with", metavar="FILE"
+    )
 
 
 # A run is followed on one split, whole checkpoints go to single ranks, and its figures are not those of a surface.
@@ -63,6 +72,7 @@ COMMAND = Command(
     (DynamicsSettings, ModelSettings, DataSettings, RunSettings, DrawSettings),
     (
         "lossmap dynamics run --model resnet20-w8 --top 5 --plot",
+        "lossmap dynamics run --model mlp --samples 512 --other-seed other.pt --surf-file run.h5 --plot",
         "lossmap dynamics run/step_000100.pt run/step_000200.pt --model mlp --full-spectrum",
         "mpirun -n 4 lossmap dynamics --model-folder run --model resnet20-w8 --samples 512 --surf-file run.h5",
     ),
@@ -154,6 +164,8 @@ def run(settings: Settings, world: World) -> int:
             backend=options.hvp_backend,
             point_timeout=execution.point_timeout,
             budget=budget_seconds(execution.budget),
+            null=options.null,
+            other_seed=options.other_seed,
             unsafe=settings.model.unsafe_load,
             selection=selection_of(settings.model),
             settings=load_problem.measured_with(settings.data, execution, {settings.data.split: problem}),

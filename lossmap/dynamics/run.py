@@ -22,17 +22,20 @@ from typing import Any
 import numpy as np
 
 from lossmap.curvature.autotune import prepare
+from lossmap.data.borrow import copy_of
 from lossmap.data.checkpoint_match import Selection
-from lossmap.data.checkpoints import checkpoints_in, file_sha256, kind_of, sorted_as_people_count
+from lossmap.data.checkpoints import checkpoints_in, file_sha256, kind_of, load_into, sorted_as_people_count
 from lossmap.data.loss_check import check_loss
 from lossmap.data.problem import Problem
 from lossmap.dynamics.checkpoint_curvature import SHARES, CheckpointCurvature, Effort, probed
 from lossmap.dynamics.eigenspaces import EigenspaceDynamics, compare_eigenspaces, curvature_along
+from lossmap.dynamics.nulls import InformedNull, NullMeasure
 from lossmap.dynamics.price import fitted_effort, price_of_run, stored_effort
 from lossmap.dynamics.snapshots import Snapshots
 from lossmap.dynamics.summary import Summary, summarize
 from lossmap.geometry.grid import Grid
 from lossmap.geometry.parameter_vector import warn_of_frozen
+from lossmap.interrupt import Interrupted
 from lossmap.io.eigenvector_store import RESULTS, VectorFolder, move_into_file, read_vectors
 from lossmap.io.read import SurfaceFile, read, read_group
 from lossmap.io.surface import DONE, Group, Surface
@@ -150,6 +153,8 @@ def run_dynamics(
     backend: str = "auto",
     point_timeout: float | None = None,
     budget: float | None = None,
+    null: str = "none",
+    other_seed: str | Path | None = None,
     unsafe: bool = False,
     selection: Selection | None = None,
     settings: Mapping[str, Any] | None = None,
@@ -180,6 +185,9 @@ def run_dynamics(
         backend: of products: `auto` (by a probe), `linearized`, `retained-graph` or `double-backward`.
         point_timeout: seconds after which a rank that does not answer is reported.
         budget: seconds into which Lanczos steps and probes are fitted, once, so that a continued run does the same.
+        null: what overlaps are compared with beside chance: `halves`, those of two disjoint halves of the samples at
+            the first and the last checkpoint, at the price of two more checkpoints; or `none`.
+        other_seed: a checkpoint of the same architecture from another seed, to compare the run with; one more.
         unsafe: whether pickled checkpoints may be read, which can run code of their own.
         selection: which of a checkpoint's tensors are meant, where they do not say so themselves (`Selection` of
             `lossmap.data.checkpoint_match`: key, prefix, allow_unexpected).
@@ -217,6 +225,7 @@ def run_dynamics(
         settings = settings_of({"train": problem})
     path = Path(path)
     files = world.together(lambda: find_checkpoints(checkpoints))
+    other = world.together(lambda: _checked_other_seed(other_seed, null, files, problem, unsafe, selection))
     order = _numbered_in_order(files)
     if order and world.rank == 0:
         log.warning("%s", order)
@@ -249,6 +258,12 @@ def run_dynamics(
             effort=effort,
         )
 
+    def measure_beside(part: Problem, named: dict[float, Path], place: VectorFolder) -> CheckpointCurvature:
+        return CheckpointCurvature(
+            part, named, store_vectors=place.keep, top=top, tol=tol, parameters=parameters, seed=seed, unsafe=unsafe,
+            selection=selection, memory=memory, stop=stop, effort=Effort(max_products=measure.effort.max_products),
+        )  # fmt: skip
+
     measure = measure_with(Effort())
     if budget is not None:
         full, seconds = measure, budget - (time.monotonic() - began)
@@ -276,11 +291,29 @@ def run_dynamics(
         if store is not None:
             store.close()
 
-    summary = world.together(
-        lambda: _compare_and_store(path, folder, surface, centre, problem.unit) if world.rank == 0 else ""
-    )
+    beside = NullMeasure(problem, path, measure_beside, seed, null == "halves", other)
+    return _compared(beside, files, surface, world, folder, centre)
+
+
+def _compared(
+    beside: NullMeasure,
+    files: Mapping[float, Path],
+    surface: Surface,
+    world: World,
+    folder: VectorFolder,
+    centre: bool,
+) -> RunDynamics:
+    """The snapshots compared, with the null where one is to be measured, and the result stored. Every rank calls it."""
+    path = beside.path
+    try:
+        halved = _measure_null(beside, files, surface, world)
+        summary = world.once(partial(_compare_and_store, folder, surface, centre, beside, halved))
+    except Interrupted:  # all checkpoints are recorded; the same call goes on with the null
+        return RunDynamics(path, "unfinished", "")
+    finally:
+        world.once(beside.folder.clear)
     if world.rank != 0:
-        return RunDynamics(path, surface.outcome_of(measure.name), "")
+        return RunDynamics(path, surface.outcome_of("along"), "")
     return _result(path, surface, files, summary)
 
 
@@ -290,6 +323,52 @@ def _result(path: Path, surface: Surface, files: Mapping[float, Path], summary: 
     failures = tuple(f"{files[step]}: {f.reason}" for step, f in zip(points, surface.failures, strict=True))
     evolution = read_group(path, RESULTS) if summary else None
     return RunDynamics(path, surface.outcome, summary, failures, evolution, surface.evaluation)
+
+
+def _checked_other_seed(
+    file: str | Path | None,
+    null: str,
+    files: Mapping[float, Path],
+    problem: Problem,
+    unsafe: bool,
+    selection: Selection | None,
+) -> Path | None:
+    """The file. Raises ValueError where it is no checkpoint of this architecture, or one of the run's own."""
+    if null not in ("halves", "none"):
+        raise ValueError(f"null must be halves or none; got {null!r}")
+    if file is None:
+        return None
+    other = Path(file)
+    if not other.exists():
+        raise ValueError(f"--other-seed: there is no checkpoint {other}")
+    digest = file_sha256(other)
+    own = next((file for file in files.values() if file_sha256(file) == digest), None)
+    if own is not None:
+        raise ValueError(f"--other-seed {other} is {own.name} of the run itself; name a network of another seed")
+    load_into(copy_of(problem.model), other, unsafe=unsafe, selection=selection)
+    return other
+
+
+def _measure_null(
+    beside: NullMeasure, files: Mapping[float, Path], surface: Surface, world: World
+) -> tuple[float, ...] | None:
+    """Measure the informed null where all checkpoints are done and the file has none yet; None where not."""
+
+    def to_do() -> list[float]:
+        if world.rank != 0 or surface.outcome == "unfinished":
+            return []
+        done = surface.grid.x[np.nonzero(surface.status["along"] == DONE)[0]].tolist()
+        stored = surface.groups.get(RESULTS)
+        if stored is None or stored["step"].tolist() != done:
+            return done
+        digest = "" if beside.other_seed is None else file_sha256(beside.other_seed)
+        is_new = bool(digest) and stored.attributes.get("other_seed", "") != digest
+        return done if is_new else []
+
+    steps = world.once(to_do)
+    if not steps:
+        return None
+    return beside.measure({step: files[step] for step in steps}, world)
 
 
 def _effort(
@@ -376,8 +455,11 @@ def _stored_plan(
     return probed(problem, parameters, backend, memory)
 
 
-def _compare_and_store(path: Path, folder: VectorFolder, surface: Surface, centre: bool, unit: str) -> str:
+def _compare_and_store(
+    folder: VectorFolder, surface: Surface, centre: bool, beside: NullMeasure, halved: tuple[float, ...] | None
+) -> str:
     """Compares the snapshots that are there, and stores the result; the answers in words."""
+    path = beside.path
     if surface.outcome == "unfinished":
         return ""
     done = np.nonzero(surface.status["along"] == DONE)[0]
@@ -385,12 +467,12 @@ def _compare_and_store(path: Path, folder: VectorFolder, surface: Surface, centr
         return ""
     steps = surface.grid.x[done].tolist()
     fields = {name: values[done] for name, values in surface.fields.items()}
-    if RESULTS in surface.groups and surface.groups[RESULTS]["step"].tolist() == steps:
+    if RESULTS in surface.groups and surface.groups[RESULTS]["step"].tolist() == steps and halved is None:
         stored = read_vectors(path)
         snapshots = Snapshots(stored.steps, stored.values, stored.size, stored.blocks, stored.residuals)
         run = compare_eigenspaces(snapshots, centre=centre)
         folder.clear()  # where an earlier run was killed between its last two steps
-        return str(summarize(run))
+        return str(summarize(run, null=null_in(surface.groups[RESULTS])))
     if RESULTS in surface.groups:  # failed checkpoints were measured again: the others' vectors are in the file
         folder.fill(path)
     missing = [step for step in steps if not folder.holds(step)]
@@ -402,13 +484,31 @@ def _compare_and_store(path: Path, folder: VectorFolder, surface: Surface, centr
     size = folder.shape(steps[0])[1]
     snapshots = Snapshots(np.array(steps), values, size, folder.blocks(steps), fields["eigenvalue_errors"])
     run = compare_eigenspaces(snapshots, centre=centre)
-    answers = summarize(run)
-    move_into_file(path, folder, steps, results(run, answers, fields, unit), values.shape[1])
+    null = beside.compare(halved or (), snapshots)
+    answers = summarize(run, null=null)
+    group = results(run, answers, fields, beside.problem.unit, null)
+    if beside.other_seed is not None:
+        group.attributes["other_seed"] = file_sha256(beside.other_seed)
+    move_into_file(path, folder, steps, group, values.shape[1])
     folder.clear()
     return str(answers)
 
 
-def results(run: EigenspaceDynamics, answers: Summary, fields: Mapping[str, np.ndarray], unit: str = "1") -> Group:
+def null_in(group: Group) -> InformedNull | None:
+    """The informed null that a file's results hold; None in older files."""
+    empty = np.zeros(0)
+    if not {"null_step", "null_seed"} & set(group.arrays):
+        return None
+    return InformedNull(*(group.arrays.get(name, empty) for name in ("null_step", "null_halves", "null_seed")))
+
+
+def results(
+    run: EigenspaceDynamics,
+    answers: Summary,
+    fields: Mapping[str, np.ndarray],
+    unit: str = "1",
+    null: InformedNull | None = None,
+) -> Group:
     """The group of a file that figures are drawn from: what became of the leading eigenspace, and of its curvature.
 
     fields  by checkpoint, as measured; unit: of the loss. The names of arrays and attributes stand in files, and stay
@@ -437,6 +537,10 @@ def results(run: EigenspaceDynamics, answers: Summary, fields: Mapping[str, np.n
         **{f"curvature_{name}": values for name, values in curved.items()},
         **{name: values for name, values in fields.items() if values.ndim == 1 or name == "quantiles"},
     }
+    if null is not None and len(null.steps):
+        arrays |= {"null_step": null.steps, "null_halves": null.halves}
+    if null is not None and len(null.seed):
+        arrays |= {"null_seed": null.seed}
     attributes = {
         "long_name": "eigenvectors along a run, compared",
         "theta": run.size,

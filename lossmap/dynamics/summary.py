@@ -5,6 +5,8 @@
     dimension    do all eigenvectors together live in few dimensions?
     clustered    do the steps fall into phases, alike within and different between?
     course       does the subspace rotate continuously or in jumps?
+    null         how do the overlaps compare with two halves of the samples at one checkpoint, and with a net of another
+                 seed (`nulls`)? Asked only where that was measured
     zero         which of the eigenvalues cannot be told from zero? Asked only where there are any
 
 The thresholds are ours, chosen so that the words mean what they say on runs constructed to be one thing or
@@ -21,6 +23,7 @@ from math import nan
 import numpy as np
 
 from lossmap.dynamics.eigenspaces import EigenspaceDynamics
+from lossmap.dynamics.nulls import InformedNull
 from lossmap.linalg import subspaces
 from lossmap.report.text import WIDTH, filled
 
@@ -78,7 +81,9 @@ class Summary:
         return {a.question: {"answer": a.answer, "words": a.sentence, "numbers": a.numbers} for a in self.answers}
 
 
-def summarize(run: EigenspaceDynamics, thresholds: Thresholds | None = None) -> Summary:
+def summarize(
+    run: EigenspaceDynamics, thresholds: Thresholds | None = None, null: InformedNull | None = None
+) -> Summary:
     """The answers for a run. They rest on the overlaps and the uncentred PCA, which no sign changes."""
     limits = thresholds or Thresholds()
     s, r = len(run.steps), int(np.isfinite(run.values).sum(axis=1).max())
@@ -94,7 +99,7 @@ def summarize(run: EigenspaceDynamics, thresholds: Thresholds | None = None) -> 
             Answer("clustered", "no", blank),
             Answer("course", "random", blank),
         ]
-        return Summary((related, *rest, *_zero(run)))
+        return Summary((related, *_null(run, null), *rest, *_zero(run)))
     jumps = jumps_of(run, limits)
     answers = (
         _stable(run, r, limits),
@@ -102,7 +107,39 @@ def summarize(run: EigenspaceDynamics, thresholds: Thresholds | None = None) -> 
         _clustered(run, jumps, limits),
         _course(run, r, jumps, limits),
     )
-    return Summary((related, *answers, *_zero(run)))
+    return Summary((related, *_null(run, null), *answers, *_zero(run)))
+
+
+def _null(run: EigenspaceDynamics, null: InformedNull | None) -> tuple[Answer, ...]:
+    """Overlaps beside the informed nulls. The words follow from the order of the numbers; there is no error bar."""
+    if null is None or not (len(null.steps) or len(null.seed)):
+        return ()
+    successive = float(np.diag(run.overlaps, 1).mean())
+    pairs = run.overlaps[np.triu_indices(len(run.steps), 1)]
+    numbers, parts, answer = {"overlap": successive}, [], "cannot say"
+    if len(null.steps):
+        low, high = float(null.halves.min()), float(null.halves.max())
+        numbers |= {"halves_least": low, "halves_most": high}
+        measured = " and ".join(
+            f"{overlap:.3g} at step {step:g}" for step, overlap in zip(null.steps, null.halves, strict=True)
+        )
+        answer, words = "alike", "about as much as"
+        if successive > high:
+            answer, words = "less", "less than"
+        elif successive < low:
+            answer, words = "more", "more than"
+        parts.append(
+            f"two disjoint halves of the samples at the same weights overlap {measured}, successive snapshots "
+            f"{successive:.3g}: a step of the run moves the subspace {words} the choice of samples does"
+        )
+    if len(null.seed):
+        mean, most = float(null.seed.mean()), float(null.seed.max())
+        numbers |= {"seed": mean, "seed_most": most, "least": float(pairs.min())}
+        words = "some snapshots of the run are no nearer to each other than to it"
+        if pairs.min() > most:
+            words = f"any two snapshots of the run are nearer to each other ({pairs.min():.3g} at least)"
+        parts.append(f"a network of another seed overlaps {mean:.3g} ({most:.3g} at most): {words}")
+    return (Answer("null", answer, "; ".join(parts), numbers),)
 
 
 def _zero(run: EigenspaceDynamics) -> tuple[Answer, ...]:
