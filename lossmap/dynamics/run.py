@@ -357,7 +357,7 @@ def _measure_null(
     def to_do() -> list[float]:
         if world.rank != 0 or surface.outcome == "unfinished":
             return []
-        done = surface.grid.x[np.nonzero(surface.status["along"] == DONE)[0]].tolist()
+        done: list[float] = surface.grid.x[np.nonzero(surface.status["along"] == DONE)[0]].tolist()
         stored = surface.groups.get(RESULTS)
         if stored is None or stored["step"].tolist() != done:
             return done
@@ -488,7 +488,7 @@ def _compare_and_store(
     answers = summarize(run, null=null)
     group = results(run, answers, fields, beside.problem.unit, null)
     if beside.other_seed is not None:
-        group.attributes["other_seed"] = file_sha256(beside.other_seed)
+        group = Group(group.arrays, {**group.attributes, "other_seed": file_sha256(beside.other_seed)})
     move_into_file(path, folder, steps, group, values.shape[1])
     folder.clear()
     return str(answers)
