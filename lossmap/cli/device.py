@@ -81,30 +81,35 @@ def prepare_machine(run: RunSettings, world: World) -> Machine:
     """
     computes = world.computes(run.rank_0, run.team)
     ask_for_determinism()
-    # CUDA counts its devices without a context, which would take memory; a rank that only dispatches needs none
-    count = 0
-    if computes and run.device != "cpu":
-        count = torch.cuda.device_count()
-    visible = world.gather((world.host, devices.visible_devices(os.environ, count)))
-    neighbours = [mask for host, mask in visible if host == world.host]
+    # a rank that only dispatches needs no GPU, and leaves CUDA alone
+    seen = world.together(_visible_gpus if computes and run.device != "cpu" else dict)
+    visible = world.gather((world.host, seen))
+    neighbours = [gpus for host, gpus in visible if host == world.host]
     place = sum(host == world.host for host, _ in visible[: world.rank])
-    device = torch.device("cpu")
-    if computes:
-        device = torch.device(device_of(neighbours, place, run))
+    masks = [tuple(gpus) for gpus in neighbours]
+
+    def taken() -> tuple[torch.device, str, str, str]:
+        """The device of this rank, its identity, and what the log calls it and its kind."""
+        device = torch.device(device_of(masks, place, run) if computes else "cpu")
+        if computes and run.precision == "tf32" and device.type != "cuda":
+            raise UsageError("--precision tf32 is a mode of GPUs; use float32 on a CPU")
+        if device.type != "cuda":
+            return device, "", "", "cpu"
+        torch.cuda.set_device(device)  # so that nothing that names no device starts another one of the node
+        identity = masks[place][device.index]
+        return device, identity, devices.shown_names(neighbours)[place][identity], torch.cuda.get_device_name(device)
+
+    device, identity, gpu, name = world.together(taken)
     threads = threads_of_rank(run.threads, len(neighbours))
     torch.set_num_threads(threads)
     keep_freed_memory()
-    if run.precision == "tf32" and device.type != "cuda":
-        raise UsageError("--precision tf32 is a mode of GPUs; use float32 on a CPU")
     use_tf32(run.precision == "tf32")
-    gpu, name = "", "cpu"
-    if device.type == "cuda":
-        gpu, name = visible[world.rank][1][device.index or 0], torch.cuda.get_device_name(device)
-    every = world.gather((world.host, gpu, name) if computes else None)
+    ranks = world.gather(((world.host, gpu, name), identity) if computes else None)
+    every = [None if rank is None else rank[0] for rank in ranks]
     if world.crowding is None:
         computing = frozenset(rank for rank, one in enumerate(every) if one is not None)
         world.crowding = measured_crowding(world, computing, lambda: seconds_of_work(device))
-    sharing = sum(one is not None and one[:2] == (world.host, gpu) for one in every)
+    sharing = sum(rank is not None and (rank[0][0], rank[1]) == (world.host, identity) for rank in ranks)
     return Machine(
         device,
         DTYPES.get(run.precision, torch.float32),
@@ -113,6 +118,15 @@ def prepare_machine(run: RunSettings, world: World) -> Machine:
         tuple(one for one in every if one is not None),
         max(1, sharing),
     )
+
+
+def _visible_gpus() -> dict[str, str]:
+    """The GPUs that this process may use, by what tells them apart on its node: their names, in their order."""
+    count = torch.cuda.device_count()
+    names = devices.visible_devices(os.environ, count)
+    uuids = [getattr(torch.cuda.get_device_properties(i), "uuid", None) for i in range(len(names))]
+    identities = devices.identities(names, [None if uuid is None else str(uuid) for uuid in uuids])
+    return dict(zip(identities, names, strict=True))
 
 
 def seconds_of_work(device: torch.device) -> float:

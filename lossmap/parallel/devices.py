@@ -2,7 +2,9 @@
 
 A rank's number on its node comes from MPI's shared-memory split (`World.node_rank`), or from the launcher's
 variables where there is no MPI. CUDA_VISIBLE_DEVICES is respected: a launcher that hands one GPU to each task shows
-each a single one; a launcher that shows all GPUs to every task leaves it to the ranks to divide them.
+each a single one; a launcher that shows all GPUs to every task leaves it to the ranks to divide them. GPUs are told
+apart by their UUIDs: under `--gpus-per-task=1` with control groups each task sees another card as number 0, and "0" and
+"GPU-..." may be one card.
 """
 
 from __future__ import annotations
@@ -47,10 +49,42 @@ def visible_devices(environ: Mapping[str, str], count: int) -> tuple[str, ...]:
     return tuple(names[:count])
 
 
+def identities(names: Sequence[str], uuids: Sequence[str | None]) -> tuple[str, ...]:
+    """What tells each GPU that a rank sees from every other of its node.
+
+    names  as of `visible_devices`
+    uuids  what the driver says of each, or None where it says nothing: then the name has to do
+
+    A part of a card (MIG) goes by the name under which it was handed out, since drivers differ in whether such a part
+    has a UUID of its own.
+    """
+    return tuple(
+        name if uuid is None or name.startswith("MIG-") else f"GPU-{uuid.removeprefix('GPU-')}"
+        for name, uuid in zip(names, uuids, strict=True)
+    )
+
+
+def shown_names(seen: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
+    """For each rank of a node: by identity how a GPU is called in the log, the same on all ranks that see it.
+
+    seen  for each rank the name of each GPU by its identity
+
+    By its number where that means the same card to all, else by the first 12 letters of the identity.
+    """
+    meant: dict[str, set[str]] = {}
+    called: dict[str, set[str]] = {}
+    for names in seen:
+        for identity, name in names.items():
+            meant.setdefault(name, set()).add(identity)
+            called.setdefault(identity, set()).add(name)
+    plain = all(len(cards) == 1 for cards in meant.values()) and all(len(names) == 1 for names in called.values())
+    return [{identity: name if plain else identity[:12] for identity, name in names.items()} for names in seen]
+
+
 def assign_devices(masks: Sequence[tuple[str, ...]], per_gpu: int = 1) -> list[int]:
     """For each rank of a node, the number of the device that it uses among those it sees; -1 where it sees none.
 
-    masks    the devices that each rank sees, in the order of the ranks; () for ranks that need none
+    masks    the identities of the devices that each rank sees, in the order of the ranks; () for ranks that need none
     per_gpu  ranks that may share one device; they are spread out first
 
     Raises ValueError where there are fewer devices than that allows.

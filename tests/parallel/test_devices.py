@@ -1,13 +1,19 @@
 """Which GPU a rank takes, tested where there is none."""
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from lossmap.cli import device
 from lossmap.cli.setting_groups import RunSettings
 from lossmap.cli.surface import COMMAND
-from lossmap.parallel.devices import assign_devices, device_for, node_rank, visible_devices
+from lossmap.parallel.devices import assign_devices, device_for, identities, node_rank, shown_names, visible_devices
+from lossmap.parallel.world import World
 
 ALL = ("0", "1", "2", "3")
 
@@ -39,6 +45,35 @@ def test_the_place_on_the_node_is_read_from_the_launcher_and_slurms_comes_last(e
 )
 def test_cuda_visible_devices_is_respected(environ, count, names):
     assert visible_devices(environ, count) == names
+
+
+def test_a_gpu_is_told_by_its_uuid_whatever_a_rank_calls_it():
+    assert identities(("0", "GPU-5f"), ("5f00", "6a00")) == ("GPU-5f00", "GPU-6a00")
+    assert identities(("0",), ("GPU-5f00",)) == ("GPU-5f00",)
+    assert identities(("0",), (None,)) == ("0",)
+    assert identities(("MIG-1", "MIG-2"), ("5f00", "5f00")) == ("MIG-1", "MIG-2")
+
+
+def test_four_tasks_that_each_see_their_own_gpu_as_0_take_four_cards():
+    masks = [identities(("0",), (f"{card}f00",)) for card in range(4)]
+    assert assign_devices(masks) == [0, 0, 0, 0]
+    assert [device_for(masks, rank) for rank in range(4)] == ["cuda:0"] * 4
+
+
+def test_one_card_under_two_names_counts_once():
+    masks = [identities(("0",), ("5f00",)), identities(("GPU-5f00",), ("5f00",))]
+    with pytest.raises(ValueError, match="2 ranks on this node need a GPU, and it has 1 GPU: "):
+        assign_devices(masks)
+
+
+def test_the_log_calls_gpus_by_number_only_where_a_number_is_one_card():
+    assert shown_names([{"GPU-5f": "0", "GPU-6a": "1"}, {"GPU-6a": "1"}]) == [
+        {"GPU-5f": "0", "GPU-6a": "1"}, {"GPU-6a": "1"}
+    ]  # fmt: skip
+    own = [{"GPU-5f000000-1111": "0"}, {"GPU-6a000000-2222": "0"}, {}]
+    assert shown_names(own) == [{"GPU-5f000000-1111": "GPU-5f000000"}, {"GPU-6a000000-2222": "GPU-6a000000"}, {}]
+    twice = [{"GPU-5f000000-1111": "0"}, {"GPU-5f000000-1111": "GPU-5f000000-1111"}]
+    assert shown_names(twice) == [{"GPU-5f000000-1111": "GPU-5f000000"}] * 2
 
 
 def test_ranks_that_see_all_gpus_divide_them():
@@ -106,3 +141,85 @@ def test_the_device_is_named_as_torch_names_it():
 def test_a_device_that_cannot_be_had_is_one_message(masks, asked, text):
     with pytest.raises(ValueError, match=text):
         device_for(masks, 0, device=asked)
+
+
+class Ranks:
+    """Worlds of several ranks in threads of one process, each of which sees the GPUs of its own mask."""
+
+    def __init__(self, monkeypatch, masks, cards):
+        self.here, self.masks = threading.local(), masks
+        self.meeting, self.values = threading.Barrier(len(masks)), [None] * len(masks)
+        self.current = [None] * len(masks)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: len(self.seen()))
+        monkeypatch.setattr(torch.cuda, "set_device", lambda device: self.current.__setitem__(self.here.rank, device))
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: cards[self.seen()[device.index]])
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda i: SimpleNamespace(uuid=self.seen()[i]))
+        monkeypatch.setattr(device.devices, "visible_devices", lambda _, count: tuple(map(str, range(count))))
+        monkeypatch.setattr(torch, "set_num_threads", lambda threads: None)
+
+    def seen(self):
+        return self.masks[self.here.rank]
+
+    def gather(self, value):
+        self.values[self.here.rank] = value
+        self.meeting.wait(20)
+        values = list(self.values)
+        self.meeting.wait(20)
+        return values
+
+    def machine(self, rank, run):
+        """The rank's machine, or the sentence with which it ends."""
+        self.here.rank = rank
+        world = World()
+        world.host, world.rank, world.size, world.crowding, world.gather = (
+            "node",
+            rank,
+            len(self.masks),
+            1.0,
+            self.gather,
+        )
+        try:
+            return device.prepare_machine(run, world)
+        except (ValueError, RuntimeError) as error:
+            return str(error)
+
+    def machines(self, run):
+        with ThreadPoolExecutor(len(self.masks)) as threads:
+            return list(threads.map(lambda rank: self.machine(rank, run), range(len(self.masks))))
+
+
+CARDS = {f"{card}f000000-1111": kind for card, kind in enumerate(["H100", "H100", "H200"])}
+
+
+def test_each_rank_computes_on_its_own_card_where_each_sees_it_as_number_0(monkeypatch):
+    ranks = Ranks(monkeypatch, [[uuid] for uuid in CARDS], CARDS)
+    machines = ranks.machines(RunSettings(rank_0="computes"))
+    assert [str(machine.device) for machine in machines] == ["cuda:0"] * 3 == list(map(str, ranks.current))
+    assert [machine.ranks_sharing for machine in machines] == [1, 1, 1]
+    told = "computing on H100 (2 ranks), H200 (1 rank): node GPU GPU-0f000000 GPU-1f000000 GPU-2f000000; "
+    assert all(machine.sentence().startswith(told) for machine in machines)
+
+
+def test_a_card_for_too_many_ranks_ends_all_of_them_also_that_which_only_dispatches(monkeypatch):
+    one = next(iter(CARDS))
+    ranks = Ranks(monkeypatch, [[one]] * 3, CARDS)
+    told = ranks.machines(RunSettings(rank_0="deals"))
+    assert all("2 ranks on this node need a GPU, and it has 1 GPU: start fewer ranks" in text for text in told)
+    assert ranks.current == [None] * 3
+    machines = ranks.machines(RunSettings(rank_0="deals", ranks_per_gpu=2))
+    assert [str(machine.device) for machine in machines] == ["cpu", "cuda:0", "cuda:0"]
+    assert [machine.ranks_sharing for machine in machines] == [1, 2, 2]
+
+
+def test_a_driver_that_fails_on_one_rank_ends_all_of_them(monkeypatch):
+    ranks = Ranks(monkeypatch, [[uuid] for uuid in CARDS], CARDS)
+    properties = torch.cuda.get_device_properties
+
+    def fails(i):
+        if ranks.here.rank == 1:
+            raise RuntimeError("CUDA unknown error")
+        return properties(i)
+
+    monkeypatch.setattr(torch.cuda, "get_device_properties", fails)
+    told = ranks.machines(RunSettings(rank_0="computes"))
+    assert told[0] == told[2] == "rank 1 on node: RuntimeError: CUDA unknown error"
