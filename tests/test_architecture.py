@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # import nothing of ours, and all may import them
 GROUND = {
     "copies",
+    "device_errors",
     "report",
     "interrupt",
     "keywords",

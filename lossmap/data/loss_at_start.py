@@ -22,6 +22,7 @@ from lossmap.data.batches import Batch, FixedBatches, samples_in
 from lossmap.data.borrow import named_tensors
 from lossmap.data.loss_check import few_samples, rounding_of
 from lossmap.data.problem import Problem, temporary_parameters
+from lossmap.device_errors import loses_gpu, out_of_memory
 from lossmap.seeding import same_random_state
 
 
@@ -63,6 +64,8 @@ class LossAtStart:
             try:
                 end = _loss(look.problem, look.batch, look.weights)
             except Exception as error:  # user code may raise any exception
+                if loses_gpu(error) or out_of_memory(error):  # neither says anything of the loss
+                    continue
                 return f"{_was(look)}, and fails at its end with {type(error).__name__}: {error}; {_ADVICE}"
             if not _agree(look.start, end, rounding_of(look.problem.model)):
                 return f"{_was(look)}, and {end:.8g} at its end; {_ADVICE}"

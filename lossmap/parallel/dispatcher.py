@@ -74,6 +74,7 @@ class WorkerState:
     host: str = ""
     present: bool = False  # has said HELLO, and is neither lost nor stuck
     halted: bool = False
+    lost: bool = False  # for good: it has died, or its team can evaluate no more
     stuck_since: float = NEVER
 
     @property
@@ -185,7 +186,8 @@ class Dispatcher:
         if limit is not None:
             oldest = self.clock() - 2 * limit
         return any(
-            worker.present or (worker.stuck_since > oldest and self.dead_ranks.isdisjoint(worker.ranks))
+            worker.present
+            or (worker.stuck_since > oldest and not worker.lost and self.dead_ranks.isdisjoint(worker.ranks))
             for worker in self.workers
         )
 
@@ -251,8 +253,8 @@ class Dispatcher:
     def _on_note(self, number: int, rank: int, now: float, text: str) -> None:
         self.recorder.note(f"rank {rank} on {self.workers[number].host}: {text}")
 
-    def _on_lost(self, number: int, rank: int, now: float, text: str) -> None:
-        self._lose(number, text)
+    def _on_lost(self, number: int, rank: int, now: float, text: str, at_point: bool) -> None:
+        self._lose(number, text, at_point)
 
     # ---- sending
 
@@ -290,16 +292,19 @@ class Dispatcher:
             else:
                 self._lose(number, f"{name} has died")
 
-    def _lose(self, number: int, reason: str) -> None:
-        """A worker is gone: its points go to others, except one that has killed too many."""
+    def _lose(self, number: int, reason: str, at_point: bool = True) -> None:
+        """A worker is gone: its points go to others, except one that has killed too many.
+
+        at_point  whether the point that it was at may be why
+        """
         worker = self.workers[number]
         if not worker.present:  # lost before: a team of several may lose its ranks one after another
             return
-        worker.present = False
-        requeued, fatal = self.queue.remove_worker(number)
+        worker.present, worker.lost = False, True
+        requeued, fatal = self.queue.remove_worker(number, at_point)
         self.recorder.note(f"{reason}; points dispatched again: {', '.join(map(str, requeued)) or 'none'}")
         if fatal is not None:
-            text = f"{MAX_DEATHS_PER_POINT} ranks died while they measured this point, the last one: {reason}"
+            text = f"{MAX_DEATHS_PER_POINT} ranks were lost while they measured this point, the last one: {reason}"
             self.recorder.fail(PointFailure(fatal, worker.leader, worker.host, text), True)
         self.idle.update(self.queue.active)
 

@@ -18,14 +18,15 @@ from typing import Any, cast
 
 import numpy as np
 
+from lossmap.device_errors import gpu_lost_by, loses_gpu, out_of_memory
 from lossmap.interrupt import Interrupted, is_error_of_user_code
-from lossmap.parallel.messages import DONE, FAILED, INTERRUPTED, Message
+from lossmap.parallel.messages import DONE, FAILED, INTERRUPTED, Message, WorkerLost
 from lossmap.parallel.team import PeerFailed, Team
 from lossmap.report.text import raised_error
 
 logger = logging.getLogger("lossmap")
 
-OK, RAISED, LEFT, NO_MEMORY = range(4)  # what the ranks of a team settle about a point; the largest counts
+OK, RAISED, LEFT, NO_MEMORY, GPU_LOST = range(5)  # what the ranks of a team settle about a point; the largest counts
 
 
 class PointEvaluator:
@@ -55,7 +56,8 @@ class PointEvaluator:
     def __call__(self, index: int, state: Any) -> Message:
         """The leader's part: evaluate the point, from an earlier run's state where that is not None.
 
-        Returns (DONE, index, reading, seconds), (FAILED, index, text) or (INTERRUPTED, index, state).
+        Returns (DONE, index, reading, seconds), (FAILED, index, text) or (INTERRUPTED, index, state). Raises
+        WorkerLost where a GPU of the team computes no more: the point is not to blame for what comes after it.
         """
         self.team.broadcast((index, state))
         return self.evaluate(index, state)
@@ -77,6 +79,9 @@ class PointEvaluator:
         while True:
             began = time.perf_counter()
             code, value = self._attempt(index, state)
+            if code == GPU_LOST:
+                known = [text for text in self.team.gather(value) if text is not None]
+                raise WorkerLost(known[0][0], known[0][1])
             if code == OK:
                 seconds = time.perf_counter() - began
                 self._remark(index, value)
@@ -91,7 +96,10 @@ class PointEvaluator:
     def _attempt(self, index: int, state: Any) -> tuple[int, Any]:
         """(the team's code, this rank's part of it: the reading, the state, or the error as text)."""
         value: Any = None
+        was_lost = gpu_lost_by() is not None
         try:
+            if was_lost:
+                raise RuntimeError("the GPU was lost before")
             with watchdog(self.point_timeout):
                 value = self._checked(self._reading(index, state))
             code = OK
@@ -106,7 +114,10 @@ class PointEvaluator:
             if out_of_memory(error) and hasattr(self.measure, "smaller"):
                 code = NO_MEMORY
             value = traceback.format_exc()
-            if self.team.size > 1:
+            if loses_gpu(error):
+                rank = self.team.ranks[self.team.rank]
+                code, value = GPU_LOST, (f"rank {rank} has lost its GPU: {gpu_lost_by()}", not was_lost)
+            elif self.team.size > 1:
                 value = f"on rank {self.team.rank} of the team:\n{value}"
         try:
             settled = self.team.settle(code)
@@ -171,16 +182,6 @@ def _named_arrays(group: str, arrays: Mapping[str, Any]) -> dict[str, np.ndarray
         if array.dtype.kind not in "biufU":
             raise ValueError(f"{group}/{name} must be an array of numbers or text; got {array.dtype}")
     return checked
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether an allocator refused: CUDA's, the CPU's, or Python's own. Known by name and text, without torch."""
-    kinds = {kind.__name__ for kind in type(error).__mro__}
-    if kinds & {"OutOfMemoryError", "MemoryError"}:
-        return True
-    text = str(error).lower()
-    phrases = ("can't allocate memory", "not enough memory", "out of memory")
-    return isinstance(error, RuntimeError) and any(phrase in text for phrase in phrases)
 
 
 @contextmanager

@@ -10,7 +10,8 @@ rank 0 itself. A message is a tuple (survey id, kind, content...); the kinds and
     HALTED                                      the worker has stopped
     STOP_REQUEST  reason, urgent                a rank was asked to stop, by a signal say
     NOTE          text                          something for the log
-    LOST          text                          the worker can evaluate no more: one of its ranks has died
+    LOST          text, at_point                the worker can evaluate no more: one of its ranks has died, or its GPU
+                                                is lost; at_point: at the point that it was at
     POINTS        [(index, state), ...]         from the dispatcher: points to evaluate
     HALT          urgent                        from the dispatcher: no further points; urgent: leave the current one
     END           content                       from the dispatcher: the survey is over
@@ -43,10 +44,16 @@ class Channel(Protocol):
 
 
 class WorkerLost(BaseException):
-    """A rank has died, so that its team, or a collective, cannot go on.
+    """A rank has died, or lost its GPU, so that its team, or a collective, cannot go on.
 
     Not an Exception: a measure that catches every Exception at a point must not swallow it.
+
+    at_point  whether it may have come by the point that is evaluated; not so where it was known before
     """
+
+    def __init__(self, text: str, at_point: bool = True) -> None:
+        super().__init__(text)
+        self.at_point = at_point
 
 
 class LocalChannel:

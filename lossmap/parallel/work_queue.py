@@ -168,11 +168,14 @@ class WorkQueue:
         self.requeued.append((index, worker))
         return False
 
-    def remove_worker(self, worker: int) -> tuple[list[int], int | None]:
-        """A worker has died: the points that are dispatched again, and one that is not, since it killed too often."""
+    def remove_worker(self, worker: int, at_point: bool = True) -> tuple[list[int], int | None]:
+        """A worker has died: the points that are dispatched again, and one that is not, since it killed too often.
+
+        at_point  whether the point that it was at may be why
+        """
         pending = self._withdraw(worker)
         fatal = None
-        if pending:
+        if pending and at_point:
             current = pending[0]  # a worker evaluates its points in order: this one was running
             if self._is_fatal(current):
                 fatal = current

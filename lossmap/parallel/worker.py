@@ -27,6 +27,7 @@ class Worker:
     channel          to the dispatcher
     evaluate_point   (index, state) -> an answer (DONE, index, reading, seconds), (FAILED, index, text) or
                      (INTERRUPTED, index, state); it raises nothing but `WorkerLost`, where the team has lost a rank
+                     or a GPU
     stop             no point is begun once it has been requested
     survey_id        number of the survey; messages of other surveys are ignored
     host             this machine's name, for messages
@@ -49,7 +50,7 @@ class Worker:
         self.end: Message | None = None  # content of the END message, once it has arrived
         self.halted = False  # the dispatcher has said HALT
         self.stop_reported = False
-        self.broken = False  # a rank of the team has died
+        self.broken = False  # a rank of the team has died, or lost its GPU
         self.send(HELLO, host)
 
     def send(self, *message: Any) -> None:
@@ -99,7 +100,7 @@ class Worker:
         except WorkerLost as error:
             self.broken = True
             self.pending.clear()
-            self.send(LOST, str(error))
+            self.send(LOST, str(error), error.at_point)
         # HALT may have arrived within the point; HALTED follows the answer, so that rank 0 has it when it closes
         if self.halted and not halted_before:
             self.send(HALTED)

@@ -8,14 +8,15 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
+from lossmap.device_errors import out_of_memory
 from lossmap.geometry.grid import Field, Grid
 from lossmap.interrupt import Interrupted
 from lossmap.io.memory_store import MemoryStore
 from lossmap.io.read import SurfaceFile, read
 from lossmap.landscape.run_survey import survey
 from lossmap.landscape.survey_recorder import Progress, serpentine_order
-from lossmap.parallel.evaluate import out_of_memory
 from lossmap.parallel.shutdown import Stop
 from lossmap.parallel.team import Team
 from lossmap.parallel.world import World
@@ -250,6 +251,40 @@ class OutOfMemoryError(RuntimeError):
 )
 def test_lack_of_memory_is_known_by_name_or_words(error, answer):
     assert out_of_memory(error) is answer
+
+
+@pytest.fixture
+def breakable(monkeypatch):
+    """A pretended CUDA; once `breaks()` was called every call of it fails."""
+    monkeypatch.setattr("lossmap.device_errors._lost_by", [])
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+
+    def fails():
+        raise RuntimeError("CUDA error: device-side assert triggered\nCompile with `TORCH_USE_CUDA_DSA`")
+
+    def breaks():
+        monkeypatch.setattr(torch.cuda, "synchronize", fails)
+
+    return SimpleNamespace(breaks=breaks, call=lambda: torch.cuda.synchronize())
+
+
+def test_where_the_gpu_is_lost_the_points_are_left_and_not_failed(breakable, caplog):
+    def act(point):
+        if point == (0.0, 2.0):
+            breakable.breaks()
+        breakable.call()
+
+    surface = survey(Bowl(act), GRID)
+    assert surface.outcome == "unfinished" and not surface.failures
+    assert surface.counts("loss")["done"] == 17
+    told = "rank 0 has lost its GPU: CUDA error: device-side assert triggered; points dispatched again: "
+    assert told in caplog.text
+
+
+def test_an_error_after_which_the_gpu_answers_is_a_failure_as_any(breakable):
+    surface = survey(Bowl(raising(RuntimeError("CUDA error: invalid configuration argument"), (0.0, 2.0))), GRID)
+    assert surface.outcome == "failed" and surface.counts("loss")["done"] == 19
 
 
 def test_a_stop_leaves_the_rest_to_do():

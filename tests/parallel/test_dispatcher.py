@@ -395,6 +395,28 @@ def test_a_broken_team_says_so_and_its_points_go_elsewhere(rng):
     assert any(note.startswith("rank 7 has died; points dispatched again: ") for note in survey.recorder.notes)
 
 
+def test_where_no_worker_can_evaluate_any_more_the_survey_ends_with_the_rest_to_do(rng):
+    def evaluate(rank, index, state):
+        if len(survey.recorder.values) >= 5:
+            raise WorkerLost(f"rank {rank} has lost its GPU")
+        return squared(rank, index, state)
+
+    survey = Survey(30, 2, evaluate)
+    survey.run(rng)
+    assert 5 <= len(survey.recorder.values) < 30 and not survey.recorder.failures
+    assert survey.dispatcher.is_over and all(survey.workers[rank].broken for rank in (1, 2))
+
+
+def test_a_point_is_not_to_blame_for_what_was_broken_before(rng):
+    def evaluate(rank, index, state):
+        if rank < 4:
+            raise WorkerLost(f"rank {rank} has lost its GPU", at_point=False)
+        return squared(rank, index, state)
+
+    survey = Survey(1, 4, evaluate).run(rng)
+    assert survey.recorder.values == {0: {"value": 0}} and not survey.recorder.failures
+
+
 def test_answers_to_another_survey_are_not_taken_for_answers_to_this_one(rng):
     survey = Survey(4, 1, squared)
     survey.network.boxes[0].append((1, (7, DONE, 0, {"value": "of another survey"}, 1.0)))
