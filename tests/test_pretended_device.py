@@ -46,6 +46,11 @@ def test_numbers_are_the_cpus_within_their_bars(told):
                 assert a == pytest.approx(b, rel=1e-6), name
 
 
+def test_products_of_a_model_on_two_devices_are_refused_by_name(told):
+    assert told["cpu"]["refusal"] == ""
+    assert told["pretended"]["refusal"].startswith("the weights are on several devices (cpu, pretended:0): ")
+
+
 def test_the_host_waits_once_for_a_point_and_once_for_a_product(told):
     assert told["pretended"]["waits"] == {"a point": 1.0, "a product": 1.0}
 

@@ -35,7 +35,7 @@ from lossmap.curvature.gradient_check import check_gradient, has_custom_function
 from lossmap.curvature.gradient_rounding import measured_gradient
 from lossmap.curvature.hvp_plan import HvpPlan, ProductCheck, backend_of
 from lossmap.curvature.linearized_operator import BatchList, OperatorFactory
-from lossmap.curvature.operators import refuse_half_precision
+from lossmap.curvature.operators import refuse_unfit
 from lossmap.data.loss_check import check_loss
 from lossmap.data.moved_loss import refuse_unmoved
 from lossmap.data.problem import Problem
@@ -162,7 +162,7 @@ class Measurement:
     seconds_of_all: float = field(default=0.0, init=False, repr=False)  # over all of them
 
     def __post_init__(self) -> None:
-        refuse_half_precision(selected(self.problem.model, self.parameters).values())
+        refuse_unfit(selected(self.problem.model, self.parameters).values())
         self.is_plain = backend_of(self.backend) == "double-backward"  # whether there is nothing to probe
         few = self.problem.rebatched(SAMPLES)
         first = next(iter(few.data))

@@ -42,7 +42,7 @@ from lossmap.curvature.operators import (
     hessian,
     made_by_all,
     outputs_and_loss,
-    refuse_half_precision,
+    refuse_unfit,
     single_rank,
 )
 from lossmap.curvature.product_check import check_product
@@ -112,7 +112,7 @@ def prepare(
     """
     backend = backend_of(backend)
     moving = selected(problem.model, parameters)
-    refuse_half_precision(moving.values())
+    refuse_unfit(moving.values())
     problem = check_loss(problem, total=total)
     device = next(iter(moving.values())).device
     if memory is None:

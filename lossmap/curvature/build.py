@@ -17,7 +17,7 @@ from lossmap.curvature.operators import (
     fisher,
     gauss_newton,
     hessian,
-    refuse_half_precision,
+    refuse_unfit,
     single_rank,
 )
 from lossmap.curvature.product_check import check_product
@@ -68,7 +68,7 @@ def build_operator(
     product = MATRICES[matrix]
     measure = RoundingProbe(problem, parameters, product, total, partial(_over, product, parameters, total))
     plain = CurvatureOperator(problem, product, parameters, total, measure)
-    refuse_half_precision(plain.named.values())
+    refuse_unfit(plain.named.values())
     device = next(iter(plain.named.values())).device
     unplanned = plan is None and backend_of(backend) == "double-backward"
 

@@ -376,8 +376,15 @@ class CurvatureOperator:
         return scipy_operator(self, self.size, self.dtype, self.device)
 
 
-def refuse_half_precision(parameters: Iterable[Tensor]) -> None:
-    """Raise ValueError where some of the parameters are in less than float32, by name of the precision."""
+def refuse_unfit(parameters: Iterable[Tensor]) -> None:
+    """Raise ValueError where some of the parameters are in less than float32, or not all on one device."""
+    parameters = list(parameters)
+    devices = sorted({str(p.device) for p in parameters})
+    if len(devices) > 1:
+        raise ValueError(
+            f"the weights are on several devices ({', '.join(devices)}): second derivatives need them on "
+            "one; a surface of losses does not"
+        )
     for p in parameters:
         if p.is_floating_point() and p.dtype not in (torch.float32, torch.float64):
             raise ValueError(

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from lossmap.data.batches import Batch
@@ -38,11 +39,18 @@ def are_arguments(value: Any) -> bool:
     return isinstance(value, (tuple, list)) and not isinstance(value, PackedSequence) and not are_words(value)
 
 
-def targets_of(batch: Batch) -> Any:
+def targets_of(batch: Batch, outputs: Any = None) -> Any:
     """The targets of a batch: its last entry, or of a dict the entry with a usual name.
+
+    outputs  of the model, on whose device targets are to be: a model whose layers are on several ends on its last one
 
     Raises ValueError where there is none.
     """
+    if outputs is not None:
+        targets = targets_of(batch)
+        if isinstance(targets, Tensor) and isinstance(outputs, Tensor) and targets.device != outputs.device:
+            return targets.to(outputs.device)
+        return targets
     if isinstance(batch, Mapping):
         name = target_name(batch)
         if name is not None:

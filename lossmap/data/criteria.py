@@ -60,7 +60,7 @@ class CorrectClasses:
 
     def __call__(self, outputs: Outputs, batch: Batch) -> Tensor:
         """That number."""
-        targets = targets_of(batch)
+        targets = targets_of(batch, outputs)
         if targets.dim() == outputs.dim():  # one-hot or probabilities
             targets = targets.argmax(-1)
         classes = are_classes(targets, self.ignored)
@@ -210,7 +210,7 @@ class MeanMetric:
     function: Criterion
 
     def __call__(self, outputs: Outputs, batch: Batch) -> Tensor:
-        value = torch.as_tensor(self.function(outputs, targets_of(batch)))
+        value = torch.as_tensor(self.function(outputs, targets_of(batch, outputs)))
         if value.dim() != 0:
             raise NoNumber(f"a metric must be one number, the mean over the batch; got shape {tuple(value.shape)}")
         return value * samples_in(batch)
@@ -329,7 +329,7 @@ class SupervisedLoss:
 
     def __call__(self, outputs: Outputs, batch: Batch) -> Tensor:
         """Raises ValueError for targets that would be broadcast, and for a loss that is no scalar."""
-        targets = targets_of(batch)
+        targets = targets_of(batch, outputs)
         if isinstance(self.loss, BINARY) and isinstance(targets, Tensor) and not targets.is_floating_point():
             targets = targets.to(outputs.dtype)
         if isinstance(self.loss, ELEMENTWISE) and outputs.shape != targets.shape:

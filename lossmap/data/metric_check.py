@@ -39,7 +39,7 @@ def with_metrics_told(problem: Problem, batch: Batch) -> Problem:
         return problem
     with temporary_parameters(problem.model, {}), torch.enable_grad(), same_random_state(0):
         outputs = _detached(problem.forward(problem.model, batch))
-    targets, n = targets_of(batch), samples_in(batch)
+    targets, n = targets_of(batch, outputs), samples_in(batch)
     can_be_cut = not isinstance(problem.data, FixedBatches) and n > 1
     can_be_cut = can_be_cut and _are_rows(outputs, n) and _are_rows(targets, n)
     metrics, notes = dict(problem.metrics), list(problem.notes)
@@ -94,7 +94,8 @@ def _evaluate_over_all(problem: Problem, name: str, function: Criterion) -> None
     parts = []
     with temporary_parameters(problem.model, {}), torch.no_grad(), same_random_state(0):
         for batch in problem.data:
-            parts.append((_detached(problem.forward(problem.model, batch)), targets_of(batch)))
+            outputs = _detached(problem.forward(problem.model, batch))
+            parts.append((outputs, targets_of(batch, outputs)))
         outputs, targets = join_batches(parts)
         try:
             float(function(outputs, targets))

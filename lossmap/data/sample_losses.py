@@ -38,7 +38,7 @@ def sample_losses(problem: Problem, outputs: Any, batch: Batch) -> Tensor | None
     if criterion is None:
         return None
     double = torch.float64 in floating_dtypes(outputs)
-    each: Tensor = in_one_precision(criterion, double, outputs, targets_of(batch))
+    each: Tensor = in_one_precision(criterion, double, outputs, targets_of(batch, outputs))
     return each.detach().double().reshape(each.shape[0], -1).mean(1)
 
 

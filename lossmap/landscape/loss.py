@@ -268,8 +268,8 @@ class LossMap:
             metrics += [zero.double() + count(batch) for count in _counted(problem).values()]
             self._look_at(problem, outputs, batch)
         if self._has_whole:
-            kept.append((map_tensors(lambda t: t.detach(), outputs), targets_of(batch)))
-        return torch.stack([loss.detach().double(), *(m.double() for m in metrics)])
+            kept.append((map_tensors(lambda t: t.detach(), outputs), targets_of(batch, outputs)))
+        return torch.stack([loss.detach().double(), *(m.to(loss.device).double() for m in metrics)])
 
 
 @checked_keywords

@@ -42,6 +42,35 @@ def dense() -> lossmap.Problem:
     return lossmap.Problem.supervised(net, "crossentropy", (x, y), batch_size=32)
 
 
+class Spread(nn.Module):
+    """Its first layer is on the device, the others are on the CPU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm, self.last = nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        hidden = self.first(x.to(self.first.weight.device)).tanh()
+        return self.last(self.norm(hidden.to(self.last.weight.device)))
+
+
+def spread() -> lossmap.Problem:
+    torch.manual_seed(3)
+    net, x, y = Spread(), torch.randn(40, 3), torch.arange(40) % 3
+    if WHERE == "pretended":
+        pretended_device.moved(net.first)
+        x, y = pretended_device.up((x, y))  # to a device of this kind PyTorch's own `to` does not lead
+    return lossmap.Problem.supervised(net, "crossentropy", (x, y), batch_size=32)
+
+
+def refusal_of_products(p: lossmap.Problem) -> str:
+    try:
+        lossmap.hessian(p)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
 def waits() -> int:
     """How often the host has waited so far."""
     return sum(pretended_device.waits.values()) if WHERE == "pretended" else 0
@@ -70,6 +99,7 @@ def numbers() -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name in NETWORKS:
         found[f"losses, {name}"] = surface(problem(name), 2)
+    found["losses, spread over two devices"] = surface(spread())
     p = dense()
     found |= {"ends, dense": ends(p), "ends, conv": ends(problem("conv"))}
     found["spectrum, dense matrix"] = of_spectrum(lossmap.spectrum(p, top=3, bottom=1, density_error=0.3))
@@ -103,4 +133,4 @@ def waits_of_each() -> dict[str, float]:
     return {"a point": (counts[1] - counts[0]) / 12, "a product": (waits() - before) / 10}
 
 
-print(json.dumps({"numbers": numbers(), "waits": waits_of_each()}))
+print(json.dumps({"numbers": numbers(), "waits": waits_of_each(), "refusal": refusal_of_products(spread())}))
