@@ -1,7 +1,8 @@
 """What --budget makes of a command: the work that fits, resolved once, and stored with the result.
 
-Of a spectrum, a run or an examination probes, Lanczos steps and layers are fitted into the time that is left; a map
-cannot drop points, so that one which takes longer is refused, with what would fit. Rank 0 decides, and all follow.
+Of a spectrum, a run or an examination probes, Lanczos steps and layers are fitted into the time that is left, of
+sharpness random points and ascent steps, of a line between networks its points and the steps of a curve's training; a
+map cannot drop points, so that one which takes longer is refused, with what would fit. Rank 0 decides, and all follow.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from lossmap.parallel.world import World
 from lossmap.report.price import Price, seconds_of, span_text
 
 if TYPE_CHECKING:
+    from lossmap.landscape.sharpness_tasks import SharpnessRequest, SharpnessTasks
     from lossmap.spectra.request import SpectrumRequest
     from lossmap.spectra.tasks import SpectrumTasks
 
@@ -86,6 +88,26 @@ def fitted_request(
     if stored:
         return stored_fit(measure.request, stored)
     fit = fit_request(measure, (left_of(run.budget, began) or 0.0) / crowding, workers)
+    report_cuts(fit.cuts, run.budget, say)
+    return fit.request
+
+
+def fitted_sharpness(
+    tasks: SharpnessTasks,
+    run: RunSettings,
+    path: Path,
+    began: float,
+    workers: int,
+    say: Callable[[str], None],
+    crowding: float = 1.0,
+) -> SharpnessRequest:
+    """The same of the tasks of sharpness. For rank 0."""
+    from lossmap.landscape.sharpness_budget import fit_request, stored_fit
+
+    stored = stored_settings(path, tasks.name, run)
+    if stored:
+        return stored_fit(tasks.request, stored)
+    fit = fit_request(tasks, (left_of(run.budget, began) or 0.0) / crowding, workers)
     report_cuts(fit.cuts, run.budget, say)
     return fit.request
 

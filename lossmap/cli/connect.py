@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import re
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from lossmap.cli import output
 from lossmap.cli.announce import announce
+from lossmap.cli.budget import budget_entry, budget_seconds, left_of, report_cuts, stored_settings
 from lossmap.cli.command_line import Command
 from lossmap.cli.entry_point import guarded
 from lossmap.cli.measure_settings import GROUPS
@@ -41,7 +43,9 @@ if TYPE_CHECKING:
     from lossmap.geometry.directions import Plane
     from lossmap.landscape.alignment import Alignment
     from lossmap.landscape.connection_map import Way
+    from lossmap.landscape.curves import CurveRecipe
     from lossmap.landscape.loss import ForwardPlan
+    from lossmap.report.price import Price
 
 MAX_LABEL_LENGTH = 60  # characters of both names in a file name
 
@@ -55,7 +59,7 @@ COMMAND = Command(
         "lossmap connect a.pt b.pt --model resnet20-w8 --split both --curve bezier --save-bend bend.pt --plot",
         "mpirun -n 4 lossmap connect a.pt b.pt --model resnet56 --dataset cifar10 --data-path cifar10 --bn interpolate",
     ),
-    without=frozenset({"model_file2", "model_file3", "model_folder", "budget", "shard"}),
+    without=frozenset({"model_file2", "model_file3", "model_folder", "shard"}),
 )
 
 
@@ -87,7 +91,6 @@ def _run(settings: Settings, world: World, survey: Callable[..., Any], stop: Sto
         RECOMPUTE,
         Way,
         connection_map,
-        curve_recipe,
         fixed_batches,
         statistics_of,
     )
@@ -96,9 +99,11 @@ def _run(settings: Settings, world: World, survey: Callable[..., Any], stop: Sto
     from lossmap.landscape.price import price_of_losses
 
     execution, say = settings.run, output.rank_0_printer(world, settings.notes)
+    began = time.monotonic()
+    budget_seconds(execution.budget)
     settings = world.together(lambda: with_both_ends(settings))
     output.check_drawable(settings.draw)
-    path, grid = result_path(settings), line_grid(settings.connect.points)
+    path = result_path(settings)
     team = world.together(lambda: world.team(execution.team, execution.rank_0))
     machine = device.prepare_machine(execution, world)
     splits = load_problem.splits_of(settings.data)
@@ -108,10 +113,17 @@ def _run(settings: Settings, world: World, survey: Callable[..., Any], stop: Sto
     shares = load_problem.team_shares(problems, team, world)
     first = next(iter(problems.values()))
     done = statistics_of(first.model, settings.connect.bn)
-    curve = settings.connect
-    recipe = world.together(lambda: curve_recipe(curve.curve, curve.curve_steps, curve.curve_rate, curve.seed, done))
+    recipe = world.together(lambda: recipe_of(settings, done))
+    workers = len(team.all_teams) or 1
     lines, alignment = lines_and_ranks(settings, world, first, done)
     plane, beside = lines[0], {}
+    each = partial(
+        price_of_losses, shares, plane, ForwardPlan(execution.batch_size or first.data.batch_size), 1,
+        autocast=machine.autocast, repeats=(len(lines) + (recipe is not None)) * (1 + (done == RECOMPUTE)),
+    )  # fmt: skip
+    training = partial(price_of_bend, first, plane)
+    settings = world.once(lambda: fitted(settings, path, each, recipe, training, began, workers, say))
+    recipe, grid = world.together(lambda: recipe_of(settings, done)), line_grid(settings.connect.points)
     if len(lines) > 1:
         beside["unaligned"] = Way(lines[1])
     if recipe is not None:
@@ -125,7 +137,7 @@ def _run(settings: Settings, world: World, survey: Callable[..., Any], stop: Sto
                 return output.EXIT_CODES["unfinished"]
         beside["curve"] = Way(curved_plane(plane, bend or {}, recipe), recipe.kind)
     statistics = fixed_batches(every["train"].data, settings.connect.bn_samples) if done == RECOMPUTE else None
-    identity = world.once(partial(identity_of, settings, problems, done))
+    identity = world.once(partial(identity_of, settings, problems, done)) | budget_entry(execution.budget)
     if recipe is not None:
         identity["curve"] = recipe.as_settings()
     plan = ForwardPlan(execution.batch_size or first.data.batch_size)
@@ -141,8 +153,7 @@ def _run(settings: Settings, world: World, survey: Callable[..., Any], stop: Sto
     # a point's own, and that of its statistics, for each way
     passes = (2 if statistics is not None else 1) * (1 + len(beside))
     price = partial(
-        price_of_losses, shares, plane, measure.plan, workers=len(team.all_teams) or 1, autocast=machine.autocast,
-        repeats=passes,
+        price_of_losses, shares, plane, measure.plan, workers=workers, autocast=machine.autocast, repeats=passes,
     )  # fmt: skip
     if execution.dry_run:
         say(f"would compute losses at {len(grid)} points between {' and '.join(labels_of(settings))}")
@@ -167,6 +178,49 @@ def _run(settings: Settings, world: World, survey: Callable[..., Any], stop: Sto
     store.close()
     output.draw_pictures(path, settings.draw, say)
     return output.report_end(path, store.surface(), measure.name, say, execution.overwrite, stop.reason)
+
+
+def fitted(
+    settings: Settings,
+    path: Path,
+    each: Callable[[], Price],
+    recipe: CurveRecipe | None,
+    training: Callable[[CurveRecipe], Price],
+    began: float,
+    workers: int,
+    say: output.Printer,
+) -> Settings:
+    """The settings with as many points and steps as --budget holds, or as an earlier run fitted. For rank 0.
+
+    each      the price of a point, with all that is read there; training: that of a curve's bend
+    recipe    of the curve; None for none
+    began     when the command began, by time.monotonic
+    """
+    from lossmap.landscape.connect_budget import fit_connection
+
+    own, left = settings.connect, left_of(settings.run.budget, began)
+    if left is None:
+        return settings
+    stored = stored_settings(path, "loss", settings.run)
+    if stored:
+        steps = stored.get("curve", {}).get("steps", own.curve_steps)
+        return settings.changed("connect", points=len(read(path).grid.x), curve_steps=steps)
+    steps, step_seconds = 0, 0.0
+    if recipe is not None:
+        steps, step_seconds = recipe.steps, training(recipe).seconds / recipe.steps
+    fit = fit_connection(
+        own.points, steps, point_seconds=each().seconds, step_seconds=step_seconds, seconds=left, workers=workers
+    )
+    report_cuts(fit.cuts, settings.run.budget, say)
+    return settings.changed("connect", points=fit.points, curve_steps=fit.steps or own.curve_steps)
+
+
+def recipe_of(settings: Settings, done: str) -> CurveRecipe | None:
+    """How the bend of the curve is trained; None for no curve. done: with the statistics of batch norm."""
+    from lossmap.landscape.connection_map import curve_recipe
+
+    own = settings.connect
+    return curve_recipe(own.curve, own.curve_steps, own.curve_rate, own.seed, done)
 
 
 def with_both_ends(settings: Settings) -> Settings:

@@ -29,8 +29,8 @@ def budget_setting() -> Any:
     """The flag --budget of the commands that measure."""
     return setting(
         None,
-        "time that the command may take, such as 90s, 10m or 2h: probes, Lanczos steps and layers are fitted into it, "
-        "and a grid that takes longer is refused without --yes",
+        "time that the command may take, such as 90s, 10m or 2h: probes, Lanczos steps, layers, random points, steps "
+        "of ascents and of a curve's training are fitted into it; a grid that takes longer is refused without --yes",
         metavar="TIME",
     )
 

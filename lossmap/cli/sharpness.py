@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import os
 import re
+import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -21,6 +23,7 @@ import numpy as np
 
 from lossmap.cli import output
 from lossmap.cli.announce import announce
+from lossmap.cli.budget import budget_entry, budget_seconds, fitted_sharpness
 from lossmap.cli.command_line import Command
 from lossmap.cli.entry_point import guarded
 from lossmap.cli.measure_settings import GROUPS
@@ -84,10 +87,12 @@ def run(settings: Settings, world: World, survey: Callable[..., Any] = survey, s
 def _run(settings: Settings, world: World, survey: Callable[..., Any], stop: Stop) -> int:
     from lossmap.cli import device, load_problem
     from lossmap.geometry.parameter_vector import warn_of_frozen
+    from lossmap.landscape.sharpness_budget import with_request
     from lossmap.landscape.sharpness_cost import price_of_sharpness
     from lossmap.landscape.sharpness_tasks import make_sharpness_tasks
 
     execution, say = settings.run, output.rank_0_printer(world, settings.notes)
+    began = time.monotonic()
     refuse_unused(settings)
     if not settings.sharpness.compare:
         settings = load_problem.with_default_problem(settings, say)
@@ -97,9 +102,12 @@ def _run(settings: Settings, world: World, survey: Callable[..., Any], stop: Sto
     device.refuse_bfloat16(machine)
     subjects = make_subjects(settings, world, machine, team)
     world.once(lambda: warn_of_frozen(subjects[0].problem.model, request.parameters, "are displaced"))
-    identity = world.once(lambda: identity_of(settings, request, subjects))
-    measure = world.together(lambda: make_sharpness_tasks(subjects, request, settings=identity, total=team.sum))
-    workers = len(team.all_teams) or 1
+    whole = world.together(lambda: make_sharpness_tasks(subjects, request, total=team.sum))
+    workers, crowding = len(team.all_teams) or 1, world.crowding or 1.0
+    if execution.budget:
+        request = world.once(lambda: fitted_sharpness(whole, execution, path, began, workers, say, crowding))
+    identity = world.once(lambda: identity_of(settings, request, subjects)) | budget_entry(execution.budget)
+    measure = replace(with_request(whole, request), settings=identity)
     if execution.dry_run:
         kinds = ", ".join(dict.fromkeys(t.kind if t.ball is None else f"{t.kind} {t.ball[0]}" for t in measure.tasks))
         say(f"would compute {len(measure.tasks)} tasks for {', '.join(s.label for s in subjects)}: {kinds}")
@@ -131,8 +139,7 @@ def refuse_unused(settings: Settings) -> None:
     """Raise UsageError for options that this command shares with others, and that would change nothing of it."""
     if settings.draw.page or settings.draw.vtk:
         raise UsageError("--page and --vtk are for surfaces; sharpness is drawn by --plot")
-    if settings.run.budget:
-        raise UsageError("--budget fits spectra, runs and examinations; of sharpness, give fewer --draws or --starts")
+    budget_seconds(settings.run.budget)
     if settings.run.shard:
         raise UsageError("--shard is for surveys of a grid; the tasks of sharpness are shared by mpirun or srun")
 

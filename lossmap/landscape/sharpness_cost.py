@@ -7,7 +7,7 @@ but for ascents that end early; seconds are measured on this rank, over one batc
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import inf
 from typing import Any
@@ -38,20 +38,32 @@ def expected_costs(
     tasks: SharpnessTasks,
     clock: Callable[[], float] = time.perf_counter,
     numbers: Sequence[int] | np.ndarray | None = None,
+    seconds: Mapping[int, Mapping[str, float]] | None = None,
 ) -> list[TaskCost]:
     """The cost expected of each of the tasks of these numbers, or of all, from a timed pass, gradient and product.
+
+    seconds  of these, as `seconds_of_subjects` has timed them
 
     Raises what these raise. Counts are expectations (`linalg.expected_products`); times are measured over one batch of
     each subject.
     """
     costs: list[TaskCost] = []
-    alone = replace(tasks, total=single_rank, made={})  # none of the team's other ranks takes part here
     chosen = tasks.tasks if numbers is None else [tasks.tasks[int(i)] for i in numbers]
-    seconds = {i: _seconds_by_kind(alone, i, clock) for i in {task.subject for task in chosen}}
+    if seconds is None:
+        seconds = seconds_of_subjects(tasks, clock, {task.subject for task in chosen})
     for task in chosen:
         counts, each = _counts_of(task, _size_of(tasks, task.subject), tasks.request), seconds[task.subject]
         costs.append(TaskCost(sum(counts.values()), sum(each[kind] * count for kind, count in counts.items())))
     return costs
+
+
+def seconds_of_subjects(
+    tasks: SharpnessTasks, clock: Callable[[], float] = time.perf_counter, subjects: Iterable[int] | None = None
+) -> dict[int, dict[str, float]]:
+    """Seconds of a product, a gradient and a forward pass (by kind) of these subjects, or of all."""
+    alone = replace(tasks, total=single_rank, made={})  # none of the team's other ranks takes part here
+    numbers = range(len(tasks.subjects)) if subjects is None else subjects
+    return {i: _seconds_by_kind(alone, i, clock) for i in numbers}
 
 
 def price_of_sharpness(

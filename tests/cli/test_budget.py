@@ -7,6 +7,7 @@ from lossmap import zoo
 from lossmap.cli.__main__ import main as lossmap
 from lossmap.io.read import read
 from lossmap.parallel.world import World
+from lossmap.report.price import Price
 
 SUBJECT = ["--model", "mlp", "--samples", "32", "--hvp-backend", "double-backward", "--device", "cpu", "--threads", "1"]
 
@@ -104,3 +105,48 @@ def test_an_examination_says_what_was_cut(monkeypatch, capsys):
 def test_a_budget_that_is_no_time_is_named(text, capsys):
     assert lossmap(["spectrum", *SUBJECT, "--budget", text]) == 2
     assert "--budget must be a time > 0, such as 90s, 10m, 2h or 1h30m" in capsys.readouterr().err
+
+
+def test_sharpness_is_fitted_once_and_goes_on_as_it_was_fitted(monkeypatch, capsys):
+    each = {"product": 1.0, "gradient": 1.0, "pass": 1.0}
+    monkeypatch.setattr("lossmap.landscape.sharpness_cost._seconds_by_kind", lambda *_: each)
+    work = ["sharpness", *SUBJECT[:4], "--device", "cpu", "--budget", "4m", "--surf-file", "s.h5"]
+    assert lossmap([*work, "--stop-after", "0.001"]) == 75
+    out = capsys.readouterr().out
+    assert "--budget 4m: " in out and "pairs of random points in place of 20" in out
+    assert "ascent steps in place of 20" in out and "products of the trace in place of 60" in out
+    fitted = read("s.h5").settings["measures"]["sharpness"]
+    assert fitted["budget"] == 240.0 and 4 <= fitted["draws"] < 20 and 6 <= fitted["trace_products"] < 60
+    each.update(dict.fromkeys(each, 1e-6))  # now the machine is faster: nothing changes
+    assert lossmap(["resume", "s.h5"]) == 0
+    assert "--budget" not in capsys.readouterr().out
+    stored = read("s.h5").settings["measures"]["sharpness"]
+    assert [stored[name] for name in ("draws", "steps", "trace_products")] == [
+        fitted[name] for name in ("draws", "steps", "trace_products")
+    ]
+    assert lossmap([*work[:-3], "5m", *work[-2:]]) == 2
+    assert "budget is 240.0 in the file, 300.0 asked for" in capsys.readouterr().err
+
+
+def test_a_line_is_fitted_once_and_goes_on_as_it_was_fitted(monkeypatch, capsys, here):
+    for i in range(2):
+        torch.save(zoo.build("mlp", seed=i).state_dict(), here / f"{i}.pt")
+    seconds = [0.5]
+    monkeypatch.setattr("lossmap.landscape.price.seconds_of_pass", lambda *_: seconds[0])
+    monkeypatch.setattr(
+        "lossmap.landscape.curves.price_of_bend", lambda problem, line, recipe: Price(1, 0.1 * recipe.steps, 0)
+    )
+    work = ["connect", "0.pt", "1.pt", *SUBJECT[:4], "--device", "cpu", "--curve", "bezier", "--surf-file", "c.h5"]
+    assert lossmap([*work, "--budget", "40s"]) == 0  # of 25 points and 1000 steps: 25 s and 100 s
+    out = capsys.readouterr().out
+    assert "steps of the curve's training in place of 1,000" in out and "points in place of 25" in out
+    surface = read("c.h5")
+    points, steps = len(surface.grid.x), surface.settings["measures"]["loss"]["curve"]["steps"]
+    assert 7 <= points < 25 and 100 <= steps < 1000 and points + 0.1 * steps <= 0.8 * 40
+    assert f"trained in {steps} steps" in out
+    seconds[0] = 1e-6
+    assert lossmap([*work, "--budget", "40s"]) == 0
+    assert lossmap(["resume", "c.h5"]) == 0
+    assert len(read("c.h5").grid.x) == points
+    assert lossmap(work) == 2  # without a budget it is another line
+    assert "c.h5" in capsys.readouterr().err

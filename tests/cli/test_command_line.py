@@ -63,8 +63,8 @@ def test_the_help_ends_with_two_or_three_examples_that_parse(name):
 
 
 def test_a_flag_of_other_commands_is_named_as_such():
-    with pytest.raises(ValueError, match="unknown flag --budget: other commands have it, lossmap connect has not"):
-        check(shlex.split("lossmap connect a.pt b.pt --budget 5s"))
+    with pytest.raises(ValueError, match="unknown flag --budget: other commands have it, lossmap plane has not"):
+        check(shlex.split("lossmap plane --model mlp --budget 5s"))
 
 
 def test_an_example_that_does_not_parse_would_be_noticed():

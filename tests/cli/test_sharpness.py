@@ -96,7 +96,7 @@ def test_a_radius_is_a_kind_and_a_number_or_a_number_for_each_kind():
         (["--radius", "filter:-1"], "--radius must be KIND:R"),
         (["--draws", "1"], "--draws must be >= 2"),
         (["--page"], "sharpness is drawn by --plot"),
-        (["--budget", "1m"], "--budget fits spectra"),
+        (["--budget", "soon"], "--budget must be a time > 0"),
         (["--shard", "1/2"], "--shard is for surveys"),
         (["--model", "resnet20-w8", "--model-args", "{}", "--rescale", "2"], "--rescale needs two layers"),
         (["--precision", "bfloat16"], "bfloat16"),

@@ -1,0 +1,71 @@
+"""Fits a line between two networks into a time: fewer points on it, and fewer steps of the training of a curve's bend.
+
+Both go down together, by one share, as far as each still says something. What fits is resolved once, by rank 0, and
+stored: the points as the file's grid, the steps with the curve's recipe. The bend is trained by rank 0 alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import ceil
+
+from lossmap.report.price import span_text
+from lossmap.report.text import count
+
+MARGIN = 0.8  # of the time that is planned for
+MIN_POINTS = 7  # by which a barrier is found, with its sides
+MIN_STEPS = 100  # of Adam, from a bend that starts halfway
+HALVINGS = 20  # of the share that is looked for
+
+
+@dataclass(frozen=True)
+class FittedConnection:
+    """How many points and steps fit, and in words what was cut."""
+
+    points: int
+    steps: int
+    cuts: tuple[str, ...] = ()
+
+
+def fit_connection(
+    points: int, steps: int, *, point_seconds: float, step_seconds: float, seconds: float, workers: int = 1
+) -> FittedConnection:
+    """How many of the points and steps so many seconds hold.
+
+    steps          of the training; 0 for no curve
+    point_seconds  of all that is read at a point; step_seconds: of a step of the training
+    seconds        that are left; a part of them is kept in reserve
+    workers        ranks, or teams of ranks, that share the points
+    """
+    allowed = MARGIN * max(0.0, seconds)
+
+    def reduced(share: float) -> tuple[int, int]:
+        few = min(points, max(MIN_POINTS, int(share * points)))
+        return few, min(steps, max(MIN_STEPS, int(share * steps)))
+
+    def wall(share: float) -> float:
+        few, fewer = reduced(share)
+        return ceil(few / workers) * point_seconds + fewer * step_seconds
+
+    share = _largest(lambda share: wall(share) <= allowed)
+    few, fewer = reduced(share)
+    cuts = []
+    if fewer < steps:
+        cuts.append(f"{count(fewer, 'step')} of the curve's training in place of {steps:,}")
+    if few < points:
+        cuts.append(f"{count(few, 'point')} in place of {points:,}")
+    if wall(share) > allowed:
+        cuts.append(f"that takes about {span_text(wall(share))}, longer than what is left")
+    return FittedConnection(few, fewer, tuple(cuts))
+
+
+def _largest(fits: Callable[[float], bool]) -> float:
+    """The largest share that fits; 0 where none does."""
+    if fits(1.0):
+        return 1.0
+    low, high = 0.0, 1.0
+    for _ in range(HALVINGS):
+        middle = 0.5 * (low + high)
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
