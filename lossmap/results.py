@@ -28,7 +28,7 @@ from lossmap.io.disk import PathLike
 from lossmap.io.hdf5_open import Damaged
 from lossmap.io.printable import printable
 from lossmap.io.spectrum_layout import group_name, group_of
-from lossmap.io.surface import UNPROTECTED, Group, Surface
+from lossmap.io.surface import DONE, UNPROTECTED, Group, Surface
 from lossmap.io.xarray_tree import tree_of
 from lossmap.keywords import checked_keywords
 from lossmap.values import Result, as_array, is_tensor
@@ -89,6 +89,9 @@ FIGURE = ("lossmap.plotting.figures", "draw")  # what draws a surface, or what e
 RUN = "evolution/results"
 # what Python, NumPy and JSON raise of parts that do not fit together
 MISFIT = (ArithmeticError, AttributeError, LookupError, MemoryError, RecursionError, TypeError, ValueError)
+SPECTRUM = "spectrum"  # the measure of a file whose spectra may be unfinished
+ABOUT = "spectra"  # its attribute that says what their matrices are
+READ_UNFINISHED = ("lossmap.spectra.from_tasks", "spectra_so_far")  # what reads these
 READ_RUN = ("lossmap.dynamics.run", "run_in_file")  # what reads a file that holds this group
 
 
@@ -282,7 +285,8 @@ def read(path: PathLike, kind: type[Any] | None = None) -> Any:
 
     Returns:
         A `Surface` where the file holds readings over a grid. Else the result that it holds: a `Spectrum`, a
-        `Diagnosis`, and so on; where there are several, a mapping of them by name, such as `spectrum/train`.
+        `Diagnosis`, and so on; where there are several, a mapping of them by name, such as `spectrum/train`. Of an
+        unfinished spectrum what there is so far, whose notes say what is still to come.
 
     Raises:
         FileNotFoundError, IsADirectoryError, PermissionError: with one sentence.
@@ -306,14 +310,39 @@ def read(path: PathLike, kind: type[Any] | None = None) -> Any:
     if RUN in surface.groups and (kind is None or kind.__name__ == "RunDynamics"):
         module, function = READ_RUN
         return getattr(import_module(module), function)(path, surface)
+    if kind is not None and not stored and kind.__name__ == "Spectrum":
+        so_far = _so_far(path, surface)
+        if so_far is not None and not isinstance(so_far, Results):
+            return so_far
     if kind is not None:
-        return _only(path, stored, kind, surface.integrity)
+        return _only(path, stored, kind, surface.integrity, surface.outcome == "unfinished")
     if not stored or _holds_points(surface):
-        return surface
+        return _so_far(path, surface) or surface
     if len(stored) == 1:
         return _value_in(path, next(iter(stored)), surface.integrity)
     names = {name: name.removeprefix(VALUES).replace(".", "/", 1) for name in stored}
     return Results({short: _value_in(path, name, surface.integrity) for name, short in names.items()})
+
+
+def _so_far(path: PathLike, surface: Surface) -> Any:
+    """What an unfinished file holds of its spectra, one or several by name; None where there is nothing yet."""
+    settings, about = surface.settings.get("measures", {}).get(SPECTRUM), surface.attributes.get(ABOUT)
+    if settings is None or not isinstance(about, Mapping):  # the file of an earlier version says too little of them
+        return None
+    status = np.asarray(surface.status[SPECTRUM])
+    note = (
+        f"unfinished: {int((status == DONE).sum())} of {status.size} tasks are done; lossmap resume {path} computes "
+        "the rest"
+    )
+    groups = {name: files.read_group(path, name).arrays for name in surface.groups if name.startswith("tasks/")}
+    module, function = READ_UNFINISHED
+    try:
+        spectra = getattr(import_module(module), function)(about, settings, groups, note)
+    except MISFIT as error:
+        raise Damaged(f"{path} is damaged: what its groups tasks hold does not fit ({error})") from error
+    if len(spectra) > 1:
+        return Results({f"{SPECTRUM}/{label}": spectrum for label, spectrum in spectra.items()})
+    return next(iter(spectra.values()), None)
 
 
 def _value_in(path: PathLike, name: str, integrity: str) -> Any:
@@ -340,13 +369,16 @@ def _value_in(path: PathLike, name: str, integrity: str) -> Any:
     return value
 
 
-def _only(path: PathLike, stored: Mapping[str, Group], kind: type[Any], integrity: str) -> Any:
+def _only(
+    path: PathLike, stored: Mapping[str, Group], kind: type[Any], integrity: str, is_unfinished: bool = False
+) -> Any:
     """The one stored value of this kind. Raises ValueError where there is none, or more than one."""
     kinds = {name: str(group.attributes.get("kind")) for name, group in stored.items()}
     fitting = [name for name, held in kinds.items() if held == kind.__name__]
     if len(fitting) != 1:
         there = ", ".join(f"{held} ({name.removeprefix(VALUES)})" for name, held in kinds.items()) or "a Surface"
-        raise ValueError(f"{path} must hold one {kind.__name__}; it holds {there}")
+        rest = f", which is unfinished: lossmap resume {path} computes the rest" if is_unfinished else ""
+        raise ValueError(f"{path} must hold one {kind.__name__}; it holds {there}{rest}")
     return _value_in(path, fitting[0], integrity)
 
 

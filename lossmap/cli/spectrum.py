@@ -223,6 +223,7 @@ def result_path(settings: Settings) -> Path:
 
 def _file(path: Path, grid: Grid, measure: Any, settings: Settings, device: str, ranks: int) -> SurfaceFile:
     from lossmap.landscape.fingerprint import code_of
+    from lossmap.spectra.from_tasks import ABOUT
 
     resolved = {"settings": settings.resolved(), "folder": os.getcwd()}
     subject = measure.subjects[0]
@@ -234,7 +235,12 @@ def _file(path: Path, grid: Grid, measure: Any, settings: Settings, device: str,
         measures={measure.name: (measure.fields, measure.settings)},
         overwrite=settings.run.overwrite,
         command="lossmap spectrum",
-        attributes={**provenance(device, ranks), "command": "spectrum", "resolved_spectrum": resolved},
+        attributes={
+            **provenance(device, ranks),
+            "command": "spectrum",
+            "resolved_spectrum": resolved,
+            ABOUT: {about.label: about.stored() for about in measure.about},
+        },
         expected_bytes=measure.expected_bytes,
         upgrades={measure.name: measure.from_legacy},
         codes={measure.name: code_of({subject.label: subject.samples_of}, product=True, files=files)},

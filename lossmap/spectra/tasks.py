@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from math import inf, nan
+from math import nan
 from typing import Any, ClassVar
 
 import numpy as np
@@ -26,21 +26,21 @@ from lossmap.geometry.parameter_vector import Layout, frozen_entries, movable_pa
 from lossmap.linalg.block_norms import OffDiagonalEnergy, block_leakage, energy_from_leakage
 from lossmap.linalg.deflation import successive_eigenpairs
 from lossmap.linalg.dense import DenseMatrix
-from lossmap.linalg.eigenpairs import EigenPairs, with_rounding_measured
+from lossmap.linalg.eigenpairs import with_rounding_measured
 from lossmap.linalg.lanczos import extremes
 from lossmap.linalg.operator import Rounding
 from lossmap.linalg.quadrature import LanczosRun, lanczos_run
-from lossmap.linalg.spectral_density import Density, spectral_density
-from lossmap.linalg.trace import Trace, trace
+from lossmap.linalg.spectral_density import spectral_density
+from lossmap.linalg.trace import trace
 from lossmap.spectra import task_arrays
 from lossmap.spectra.block_groups import indices_of, size_of
 from lossmap.spectra.block_spectra import BlockSpectra
 from lossmap.spectra.blocks import assemble, block_matrix, exact_problem, read_block
+from lossmap.spectra.from_tasks import AboutMatrix, spectrum_of, with_masses
 from lossmap.spectra.layer_hessian import layer_hessians
 from lossmap.spectra.legacy_rows import ROW, arrays_of_row
 from lossmap.spectra.request import FIRST_OF_USE, LONGEST_FIRST, SpectrumRequest, Subject, Task, group_names, tasks_of
 from lossmap.spectra.spectrum_result import Spectrum
-from lossmap.spectra.summaries import common_masses, masses_of, shares_of
 from lossmap.spectra.task_arrays import Arrays
 from lossmap.sums import norm
 
@@ -144,9 +144,27 @@ class SpectrumTasks:
 
     def spectra(self, readings: Readings) -> dict[str, Spectrum]:
         """The spectra by label, from the arrays of the tasks; what failed is missing in them."""
-        spectra = {s.label: self._spectrum(i, readings) for i, s in enumerate(self.subjects)}
-        thresholds = self.request.mass_at or common_masses([s.density for s in spectra.values()])
-        return {label: replace(s, masses=masses_of(s.density, thresholds)) for label, s in spectra.items()}
+        return with_masses({s.label: self._spectrum(i, readings) for i, s in enumerate(self.subjects)}, self.request)
+
+    @cached_property
+    def about(self) -> tuple[AboutMatrix, ...]:
+        """What is known of each subject's matrix before any task is done."""
+        return tuple(map(self._about, self.subjects))
+
+    def _about(self, subject: Subject) -> AboutMatrix:
+        # for its size, precision and tensors alone: rank 0 reports when the others of its team have left
+        matrix = build_operator(subject.problem, subject.matrix, self.request.parameters, check=False)
+        return AboutMatrix(
+            subject.label,
+            subject.matrix,
+            matrix.size,
+            str(matrix.dtype).removeprefix("torch."),
+            subject.samples_of.sample_count,
+            subject.problem.unit,
+            frozen_entries(subject.problem.model, self.request.parameters),
+            tuple(subject.problem.notes),
+            matrix.layout,
+        )
 
     def layers(self, readings: Readings) -> dict[str, BlockSpectra]:
         """The layer by layer readings by label. Raises ValueError where no block of a subject could be read."""
@@ -256,53 +274,7 @@ class SpectrumTasks:
         }
 
     def _spectrum(self, i: int, readings: Readings) -> Spectrum:
-        request, subject = self.request, self.subjects[i]
-        # for its size, precision and tensors alone: rank 0 reports when the others of its team have left
-        matrix = build_operator(subject.problem, subject.matrix, request.parameters, check=False)
-        parts = _Parts()
-        for arrays in self._done(i, "whole", readings).values():
-            parts = _exact_parts(task_arrays.to_matrix(arrays, matrix.dtype), matrix, request)
-        for arrays in self._done(i, "ends", readings).values():
-            upper = task_arrays.to_end("top", arrays, matrix.size, matrix.dtype)
-            lower = task_arrays.to_end("bottom", arrays, matrix.size, matrix.dtype)
-            shares = task_arrays.to_shares(arrays, matrix.layout.names)
-            parts = replace(parts, top=upper, bottom=lower, shares=shares)
-        for arrays in self._done(i, "trace", readings).values():
-            parts = replace(parts, trace=task_arrays.to_trace(arrays))
-        densities = list(self._done(i, "density", readings).values())
-        runs = [run for a in densities for run in task_arrays.to_runs(a)]
-        if runs:
-            # with a stated number of probes there is no error target to miss
-            target = inf if request.density_probes else request.density_error
-            epsilon = float(torch.finfo(matrix.dtype).eps)
-            parts = replace(
-                parts,
-                density=Density(
-                    tuple(runs), matrix.size, epsilon, 0.95, target, rounding=task_arrays.to_rounding(densities)
-                ),
-            )
-        slope: Mapping[str, Any] = next(iter(self._done(i, "gradient", readings).values()), {})
-        return Spectrum(
-            label=subject.label,
-            matrix=subject.matrix,
-            size=matrix.size,
-            precision=str(matrix.dtype).removeprefix("torch."),
-            top=parts.top,
-            bottom=parts.bottom,
-            trace=parts.trace,
-            density=parts.density,
-            shares=parts.shares,
-            samples=subject.samples_of.sample_count,
-            unit=subject.problem.unit,
-            loss=float(slope.get("loss", nan)),
-            loss_error=float(slope.get("loss_error", nan)),
-            gradient_norm=float(slope.get("gradient_norm", nan)),
-            gradient_norm_error=float(slope.get("gradient_norm_error", nan)),
-            products=parts.all_products,
-            keep_vectors=request.vectors,
-            frozen=frozen_entries(subject.problem.model, request.parameters),
-            notes=tuple(subject.problem.notes),
-        )
+        return spectrum_of(self.about[i], self.request, lambda kind: self._done(i, kind, readings))
 
     def _layers(self, i: int, readings: Readings) -> BlockSpectra:
         request, subject = self.request, self.subjects[i]
@@ -342,42 +314,11 @@ class SpectrumTasks:
         return energy_from_leakage({name: (a["inside"], a["outside"]) for name, a in leaks.items()})
 
 
-@dataclass(frozen=True, eq=False)
-class _Parts:
-    """What the tasks of a subject have come to; None where one was not asked for, or failed."""
-
-    top: EigenPairs | None = None
-    bottom: EigenPairs | None = None
-    trace: Trace | None = None
-    density: Density | None = None
-    shares: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-    products: int = 0  # of a matrix that was made whole, for all of its parts together
-
-    @property
-    def all_products(self) -> int:
-        each = (self.top, self.bottom, self.trace, self.density)
-        return self.products or sum(part.products for part in each if part is not None)
-
-
 def _rounding(matrix: Any, runs: Sequence[LanczosRun]) -> float:
     """The measured rounding of a matrix, in the unit of its eigenvalues; NaN where none was measured."""
     scale = max(float(np.abs(run.quadrature[0]).max(initial=0.0)) for run in runs)
     measured = Rounding.of(matrix).stored(scale)
     return nan if measured is None else measured
-
-
-def _exact_parts(whole: DenseMatrix, matrix: Any, request: SpectrumRequest) -> _Parts:
-    """All that was asked for, of a matrix that is known whole."""
-    upper = whole.pairs(f"top:{request.top}") if request.top else None
-    lower = whole.pairs(f"bottom:{request.bottom}") if request.bottom else None
-    return _Parts(
-        upper,
-        lower,
-        whole.trace() if request.trace_products else None,
-        whole.density() if request.density else None,
-        shares_of((("top", upper), ("bottom", lower)), matrix.layout),
-        matrix.size,
-    )
 
 
 def make_tasks(
