@@ -20,6 +20,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from math import isfinite
 from typing import overload
 
@@ -38,7 +39,7 @@ from lossmap.curvature.operators import (
     sample_slopes,
 )
 from lossmap.data.batches import Batch, move_batch, samples_in
-from lossmap.data.borrow import copy_of
+from lossmap.data.borrow import borrowed_once, copy_of
 from lossmap.data.gradients import each_gradient
 from lossmap.data.held_model import holds
 from lossmap.data.problem import Problem, temporary_parameters
@@ -113,6 +114,7 @@ class FewSamples:
     product  hessian, gauss_newton or fisher
     state    the model's tensors at the point, by name
     is_large whether they are made where they are read, and the copy's own are those of the model
+    first    the summed loss of the first pass, where that was made here
     """
 
     problem: Problem
@@ -121,6 +123,7 @@ class FewSamples:
     product: Product
     state: Mapping[str, Tensor]
     is_large: bool = False
+    first: float | None = None
 
     @classmethod
     def of(cls, problem: Problem, names: Sequence[str], product: Product, samples: int) -> FewSamples:
@@ -137,7 +140,7 @@ class FewSamples:
         with few.moving() as parameters, torch.enable_grad():
             loss = few.problem.total(batch)
         if not parameters or (loss.requires_grad and not holds(twin, problem.model, batch)):
-            return few
+            return replace(few, first=float(loss.detach()))
         # a loss that holds the model itself, whatever model it is given
         state = {k: t.double() if t.is_floating_point() else t for k, t in tensors_of(problem.model).items()}
         return replace(few, problem=replace(problem, count=count), state=state)
@@ -165,7 +168,7 @@ class FewSamples:
 
     def at(self, state: Mapping[str, Tensor]) -> FewSamples:
         """The same samples at another point."""
-        return replace(self, state=state)
+        return replace(self, state=state, first=None)
 
     def moved(self, change: Callable[[int, str, Tensor], Tensor], names: Sequence[str] | None = None) -> FewSamples:
         """The same samples where some tensors are others.
@@ -195,6 +198,15 @@ class FewSamples:
         if not self.is_large:
             return [self.state[name] for name in self.names]
         return PartsMadeWhenRead(len(self.names), lambda i: self.state[self.names[i]])
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """Inside, passes over the copy are cheaper by half, and the same; of a large model they are as outside."""
+        if self.is_large or self.first is None:  # without a first pass of its own the model may be no copy
+            yield
+            return
+        with borrowed_once(self.problem.model):
+            yield
 
     @contextmanager
     def moving(self, v: Sequence[Tensor] | None = None, h: float = 0.0) -> Iterator[list[nn.Parameter]]:
@@ -239,6 +251,7 @@ class FewSamples:
         with self.moving():
             return [float(self.problem.total(self.batch).detach()) for _ in range(times)]
 
+    @cached_property
     def resolution(self) -> float:
         """How far rounding may move the summed loss, where its terms are of the order of the outputs.
 

@@ -72,7 +72,6 @@ def _error(few: FewSamples) -> float:
     loss, gradient = few.loss_and_gradient()
     if not isfinite(loss) or not all(bool(g.isfinite().all()) for g in gradient):
         return 0.0
-    resolution = few.resolution()
     steepest = few.parts(lambda i, t: gradient[i] * ((norm(t) or 1.0) / (norm(gradient[i]) or 1.0)))
     along = (steepest, few.parts(lambda i, t: random_part(t, "whole", i)))
-    return max(LossAlong.along(few, v, gradient, loss, resolution).judge_gradient() or 0.0 for v in along)
+    return max(LossAlong.along(few, v, gradient, loss).judge_gradient() or 0.0 for v in along)

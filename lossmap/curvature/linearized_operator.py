@@ -56,6 +56,7 @@ CHECKED_SAMPLES = 4  # on which linearized products are compared with double bac
 MAX_TWIN_BYTES = 1 << 26  # of a copy of model and data in float64 that is kept from point to point
 MIN_ROUNDING_SAMPLES = 256  # over which rounding is measured where a plan is made
 MIN_FEW, MAX_FEW, FEW_SHARE = 16, 128, 16  # samples over which it is looked for at a point: a share of all
+CHEAP_SIZE = 10_000  # entries of theta up to which it is looked for over all samples, where these are `MAX_FEW` at most
 MAX_TWIN_BATCH = 256  # samples of its batches, whose graphs are kept in memory
 MAX_DISAGREEMENT = 1e-9  # the relative difference between them that float64 explains
 
@@ -118,8 +119,8 @@ class LinearizedOperator:
             return made_by_all(self.total, self.device, lambda: factory.twin).at(state)
         return self.probe.in_float64(self.kinks)
 
-    def rounding_of(self, vectors: Tensor) -> float:
-        """|(H - H64) (v_1 + ... + v_b)| of b vectors of length one, (n, b), over a few samples, in one product.
+    def rounding_of(self, vectors: Tensor) -> tuple[float, float]:
+        """|(H - H64) v| and |H64 v|, v = v_1 + ... + v_b of b vectors of length one, (n, b), over a few samples.
 
         The rounding errors of the vectors are hardly correlated, so that the norm of their sum is about the root of the
         sum of their squares, above the largest. H64 is the same in float64. Raises what the model raises there.
@@ -130,8 +131,9 @@ class LinearizedOperator:
         few = self.factory.few(self.factory.traces_few and is_linearized).at(self.probe.state)
         length = math.sqrt(vectors.shape[1])  # of the sum, where they are at right angles
         v = ((vectors / torch.linalg.vector_norm(vectors, dim=0)).sum(1) / length).to(self.dtype)
-        difference = (few.in_float64() @ v.double()).double() - (few @ v).double()
-        return length * float(torch.linalg.vector_norm(difference))
+        exact = (few.in_float64() @ v.double()).double()
+        difference = exact - (few @ v).double()
+        return length * float(torch.linalg.vector_norm(difference)), length * float(torch.linalg.vector_norm(exact))
 
     def __matmul__(self, v: Tensor) -> Tensor:
         """The product with v, (n,) -> (n,), or with the columns of a block, (n, b) -> (n, b).
@@ -330,7 +332,10 @@ class OperatorFactory:
 
     @property
     def _few_samples(self) -> int:
-        return min(max(self.problem.data.samples // FEW_SHARE, MIN_FEW), MAX_FEW)
+        samples = int(self.problem.data.samples)
+        if samples <= MAX_FEW and self.size <= CHEAP_SIZE:
+            return max(1, samples)
+        return min(max(samples // FEW_SHARE, MIN_FEW), MAX_FEW)
 
     @property
     def _traced_plan(self) -> HvpPlan:

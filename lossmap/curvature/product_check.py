@@ -92,7 +92,6 @@ class Reference:
     slope     the derivative of the loss along v, as the gradient gives it
     usual     what it gives along such a vector
     loss      at the point
-    resolution  a change of the loss that rounding of its terms hides, see `FewSamples.resolution`
     gradient  at the point; None of a large model
     """
 
@@ -102,14 +101,13 @@ class Reference:
     slope: float
     usual: float
     loss: float
-    resolution: float = 0.0
     gradient: Parts | None = None
     made: dict[float, tuple[Parts, float]] = field(default_factory=dict)
     sides: dict[float, tuple[Parts, Parts]] = field(default_factory=dict)
     slopes: dict[float, float] = field(default_factory=dict)
 
     @classmethod
-    def along(cls, few: FewSamples, v: Parts, gradient: Parts, loss: float, resolution: float) -> Reference:
+    def along(cls, few: FewSamples, v: Parts, gradient: Parts, loss: float) -> Reference:
         """The reference along v at a point, of which gradient and loss are known."""
         slope, squares, rounding = 0.0, 0.0, []
         for g, d in zip(gradient, v, strict=True):
@@ -118,7 +116,7 @@ class Reference:
             squares += (size * norm(d)) ** 2 / max(g.numel(), 1)
             rounding.append(ROUNDING * size)
         held = None if few.is_large else gradient
-        return cls(few, v, rounding, slope, sqrt(squares), loss, resolution, held)
+        return cls(few, v, rounding, slope, sqrt(squares), loss, held)
 
     def at(self, h: float) -> tuple[Parts, float]:
         """(product, derivative of the loss) with this step."""
@@ -188,7 +186,7 @@ class Reference:
             else:
                 smallest = min((e for e in steps.errors.values() if isfinite(e)), default=whole)
                 undecided = max(undecided, smallest / max(whole, size) if size else 0.0)
-        if wrong and hypot(*map(norm, self.v)) * max(whole, hypot(*map(norm, self.at(h)[0]))) <= self.resolution:
+        if wrong and hypot(*map(norm, self.v)) * max(whole, hypot(*map(norm, self.at(h)[0]))) <= self.few.resolution:
             return Judgement(too_small=True)
         return Judgement(wrong, undecided, bool(at_kink))
 
@@ -243,7 +241,7 @@ class Reference:
         for h in STEPS:
             if abs(self.slope_at(h) - self.slope) <= tolerance(h):
                 return 0.0
-        if max(2 * h * abs(self.slope_at(h) - self.slope) for h in STEPS) <= self.resolution:
+        if max(2 * h * abs(self.slope_at(h) - self.slope) for h in STEPS) <= self.few.resolution:
             return None
         slopes = {h: self.slope_at(h) for h in sorted(STEPS)}
         change, h = min((abs(slopes[a] - slopes[b]), a) for a, b in pairwise(slopes))
@@ -413,7 +411,7 @@ def _checked(
         else:
             known = few.loss_and_gradient()
             loss = known[0]
-        repeated = few.repeated(1)[0]
+        repeated = few.repeated(1)[0] if few.first is None else few.first
     except Exception as error:  # user code may raise anything in float64, or in a copy
         refuse_overwritten(error)
         refuse_in_own_precision(problem, names, product)
@@ -424,12 +422,13 @@ def _checked(
         refuse_changing_loss([loss, repeated])
         return _not_checked("the loss is not repeatable to more digits than 6")
     layout = Layout.of(selected(problem.model, parameters))
-    try:
-        return _judged(few, parameters, layout, backends, distant, former, report, known, kinks)
-    except ValueError as refusal:
-        refuse_changing_loss(few.repeated(REPEATS))
-        # the loss of a few that are fitted far better than others may be nothing but what its terms leave by rounding
-        return _over_more(few, parameters, layout, backends, distant, refusal)
+    with few.kept():
+        try:
+            return _judged(few, parameters, layout, backends, distant, former, report, known, kinks)
+        except ValueError as refusal:
+            refuse_changing_loss(few.repeated(REPEATS))
+            # the loss of a few that are fitted far better than others may be nothing but what rounding of terms leaves
+            return _over_more(few, parameters, layout, backends, distant, refusal)
 
 
 def refuse_changing_loss(values: Sequence[float]) -> None:
@@ -591,11 +590,10 @@ class _Judge:
         loss, gradient = known or few.loss_and_gradient()
         if not isfinite(loss) or not all(bool(g.isfinite().all()) for g in gradient):
             return [], 0.0
-        resolution = few.resolution()
-        references = [Reference.along(few, v, gradient, loss, resolution) for v in self.vectors(few)]
+        references = [Reference.along(few, v, gradient, loss) for v in self.vectors(few)]
         # along the gradient itself first, which is another copy of a large model's weights
         steepest = few.parts(lambda i, t: gradient[i] * ((norm(t) or 1.0) / (norm(gradient[i]) or 1.0)))
-        errors = [LossAlong.along(few, steepest, gradient, loss, resolution).judge_gradient()]
+        errors = [LossAlong.along(few, steepest, gradient, loss).judge_gradient()]
         gradient, steepest = [], []
         errors += [r.judge_gradient() for r in references]
         if None in errors:
@@ -661,7 +659,7 @@ class _Judge:
         products, held = _Products(self.factories[backend], few), []
         for i, r in enumerate(references):
             try:
-                result = products.along(r.v)
+                result = products.along([r.v for r in references], i)
             except Exception as error:  # user code may raise anything under a tracer, and what has no derivative does
                 self.rejected[backend] = _first_line(error)
                 return
@@ -843,26 +841,36 @@ class _Products:
     def __init__(self, factory: OperatorFactory, few: FewSamples) -> None:
         self.factory, self.few = factory, few
         self.made: PointProducts | None = None
+        self.results: Tensor | None = None
 
-    def along(self, v: Parts) -> Tensor:
-        """The product with v, (n,). Raises what the model raises."""
+    def along(self, vectors: Sequence[Parts], i: int) -> Tensor:
+        """The product with the i-th of some vectors, (n,). Raises what the model raises.
+
+        Of a small model double backward makes them all of one gradient, when it is first asked.
+        """
         if self.few.is_large:
             state = self._state()
             with temporary_parameters(self.few.problem.model, state):  # its own are in the precision of the original
-                return self._product(self.factory.products(state), v)
+                return self._products(self.factory.products(state), vectors[i : i + 1])[0]
         if self.made is None:
             self.made = self.factory.products(self._state())
-        return self._product(self.made, v)
+        if self.factory.plan.backend != "double-backward":
+            return self._products(self.made, vectors[i : i + 1])[0]
+        if self.results is None:
+            self.results = self._products(self.made, vectors)
+        return self.results[i]
 
     def _state(self) -> dict[str, Tensor]:
         return {k: t.detach() for k, t in self.few.state.items()}
 
-    def _product(self, made: PointProducts, v: Parts) -> Tensor:
+    def _products(self, made: PointProducts, vectors: Sequence[Parts]) -> Tensor:
         with torch.inference_mode(False), torch.no_grad():
-            row = torch.empty(self.factory.size, dtype=v[0].dtype, device=v[0].device)
-            for i, part in enumerate(self.factory.layout.split(row)):
-                part.copy_(v[i])  # one by one: they may be made where they are read
-            return made.local_sum(row[None])[0]
+            like = vectors[0][0]
+            rows = torch.empty(len(vectors), self.factory.size, dtype=like.dtype, device=like.device)
+            for row, v in zip(rows, vectors, strict=True):
+                for i, part in enumerate(self.factory.layout.split(row)):
+                    part.copy_(v[i])  # one by one: they may be made where they are read
+            return made.local_sum(rows)
 
 
 class _Images:

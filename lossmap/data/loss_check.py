@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -37,7 +37,7 @@ from lossmap.data.batch_marks import marked
 from lossmap.data.batch_parts import targets_of
 from lossmap.data.batch_writes import with_copied_batches
 from lossmap.data.batches import Batch, Batches, FixedBatches, Resident, Streamed, map_tensors, samples_in
-from lossmap.data.borrow import copy_of
+from lossmap.data.borrow import borrowed_once, copy_of
 from lossmap.data.broadcasts import broadcast_targets
 from lossmap.data.carried_state import carried_state
 from lossmap.data.checks import check_finite, uncut_where_parts_fail
@@ -325,6 +325,10 @@ class _Probe:
         """The model at its own weights, or at those moved at random."""
         return temporary_parameters(self.problem.model, self.moved)
 
+    def _kept(self) -> AbstractContextManager[None]:
+        """Passes over the copy are cheaper inside, and the same; those of the model itself are as they are outside."""
+        return nullcontext() if self.problem is self.original else borrowed_once(self.problem.model)
+
     def mean_in_both(self) -> tuple[float, float]:
         """The mean loss of these samples by the model as it is, and by its float64 copy, as surveys compute them."""
         means = []
@@ -360,16 +364,17 @@ class _Probe:
 
         Where it shows at the others alone, what is evaluated later is evaluated there.
         """
-        kind = self._kind_here()
-        if kind in (COUPLED, RANDOM):
-            return kind
-        own = self.whole
-        try:
-            self.moved = moved_weights(self.problem.model)
-            elsewhere = self._kind_here(cuts=1)
-        except Exception:  # such weights may be none for this model: nothing is known there
-            elsewhere = MEAN
-        self.whole = own
+        with self._kept():
+            kind = self._kind_here()
+            if kind in (COUPLED, RANDOM):
+                return kind
+            own = self.whole
+            try:
+                self.moved = moved_weights(self.problem.model)
+                elsewhere = self._kind_here(cuts=1)
+            except Exception:  # such weights may be none for this model: nothing is known there
+                elsewhere = MEAN
+            self.whole = own
         if elsewhere <= kind:
             self.moved = {}
         if max(kind, elsewhere) == MEAN and not self._is_additive_in_large():

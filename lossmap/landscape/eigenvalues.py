@@ -49,6 +49,7 @@ from lossmap.report.eigenmap import MEASURED, ROUNDING
 logger = logging.getLogger("lossmap")
 
 CERTIFY = ("audit", "each", "none")
+MIN_REPRESENTED = 0.7  # share of the curvature along eigenvectors that few samples have, if they speak for all
 ROUNDING_SAFETY = 3.0  # what rounding did over a few samples is taken so many times
 # The rounding seen where the plan was made is taken so many times where it is not looked at: at the rim of a recurrent
 # network's map it was 25 times as large, of which the measurement's own factor of 3 covers a part.
@@ -71,8 +72,8 @@ class PointOperator(SymmetricOperator, Protocol):
     def in_float64(self) -> SymmetricOperator:
         """The same matrix with products in float64."""
 
-    def rounding_of(self, vectors: Tensor) -> float:
-        """How far rounding moves the products with these vectors, (n, b), over a few samples."""
+    def rounding_of(self, vectors: Tensor) -> tuple[float, float]:
+        """How far rounding moves the product with the sum of vectors, (n, b), over a few samples; its size there."""
 
 
 class OperatorFactory(Protocol):
@@ -461,15 +462,22 @@ class EigenvalueMap:
 
 
 def rounding_of(matrix: PointOperator, pairs: EigenPairs) -> float:
-    """How far rounding moves these eigenvalues, as seen over a few samples; infinite where that cannot be measured."""
+    """How far rounding moves these eigenvalues, as seen over a few samples; infinite where that cannot be measured.
+
+    Nor can it where the few have a much smaller curvature along these vectors than all: then it lies in samples that
+    are not among them, and rounding may as well.
+    """
     known = np.flatnonzero(np.isfinite(pairs.values))
     if not known.size:
         return 0.0
     try:
-        return ROUNDING_SAFETY * matrix.rounding_of(pairs.vectors[:, known])
+        error, size = matrix.rounding_of(pairs.vectors[:, known])
     except Exception as failure:  # somebody's own forward may raise anything in another precision
         logger.info("rounding is not measured at this point: %s", failure)
         return inf
+    if size < MIN_REPRESENTED * float(np.linalg.norm(pairs.values[known])):
+        return inf
+    return ROUNDING_SAFETY * error
 
 
 def widened(pairs: EigenPairs, rounding: float) -> EigenPairs:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lossmap import Problem, losses, random_plane
 from lossmap.curvature.autotune import prepare
 from lossmap.curvature.build import build_operator
-from lossmap.data.borrow import copy_of, temporary_parameters
+from lossmap.data.borrow import borrowed_once, copy_of, temporary_parameters
 from lossmap.spectra.spectrum import spectrum
 
 
@@ -271,3 +271,53 @@ def test_what_a_first_pass_registers_is_taken_away_with_its_mark():
     assert not model._forward_hooks and not model._buffers and not model._modules
     model(x)
     assert torch.allclose(model(x), 2 * F.linear(x, model.weight))
+
+
+class Leaves(nn.Module):
+    """Every pass reads and leaves a count, a buffer, a weight, a mode, a flag and a table."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.line = nn.Linear(2, 2)
+        self.register_buffer("seen", torch.zeros(1))
+        self.passes, self.tables = 0, {}  # type: ignore[var-annotated]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, 2) -> (N, 2)."""
+        state = (self.passes, float(self.seen), self.line.training, self.line.bias.requires_grad, len(self.tables))
+        read.append((*state, self.line.weight[0, 0].item(), self.line.bias[0].item()))
+        self.passes += 1
+        self.seen += 1.0
+        self.tables[len(self.tables)] = x.detach()
+        self.line.training = True
+        self.line.bias.requires_grad_(False)
+        with torch.no_grad():
+            self.line.bias.add_(1.0)
+        return self.line(x)
+
+
+read: list[tuple[object, ...]] = []
+
+
+def test_passes_in_one_borrow_see_what_they_would_see_alone_and_leave_nothing() -> None:
+    model = Leaves().train()
+    model.line.weight.grad = torch.ones(2, 2)
+    moved = {"line.weight": torch.full((2, 2), 3.0)}
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+
+    def passes() -> list[tuple[object, ...]]:
+        read.clear()
+        for tensors in ({}, moved, {}, moved):
+            with temporary_parameters(model, tensors):
+                model(torch.ones(1, 2))
+        return list(read)
+
+    alone = passes()
+    assert len(set(alone)) == 2 and alone[0] == alone[2] and alone[1] == alone[3]
+    with borrowed_once(model):
+        assert passes() == alone
+    assert model.training and model.line.training and model.passes == 0 and not model.tables
+    assert model.line.bias.requires_grad and torch.equal(model.line.weight.grad, torch.ones(2, 2))
+    assert all(torch.equal(v, model.state_dict()[k]) for k, v in before.items())
+    passes()
+    assert passes() == alone

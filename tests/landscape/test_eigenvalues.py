@@ -451,3 +451,22 @@ def test_a_survey_checks_products_at_the_far_corner_of_its_grid(tmp_path):
     assert surface["min_eig"] == pytest.approx(np.ones(6), rel=1e-5)
     again = survey(measure, grid, path=tmp_path / "line.h5", progress=False)  # the same check, the same settings
     assert again.outcome == "complete" and again["max_eig"] == pytest.approx(surface["max_eig"], rel=0)
+
+
+@pytest.mark.parametrize(("outlier", "speaks"), [(1.0, True), (100.0, False)])
+def test_few_samples_without_the_curvature_of_all_do_not_speak_for_its_rounding(outlier, speaks):
+    torch.manual_seed(0)
+    net, x = nn.Linear(5, 1, bias=False), torch.randn(300, 5)
+    x[-1] *= outlier  # in which nearly all of the curvature lies; the few samples are the first 18
+    factory = prepare(Problem.supervised(net, "mse", (x, torch.randn(300, 1))), backend="double-backward")
+    operator = factory.at()
+    pairs = eigenvalues.extremes(operator, "top:1", seed="few")
+    assert pairs.values[0] == pytest.approx(2 / 300 * float(torch.linalg.eigvalsh((x.T @ x).double())[-1]), rel=1e-3)
+    assert np.isfinite(eigenvalues.rounding_of(operator, pairs)) == speaks
+
+
+def test_rounding_is_looked_for_over_all_of_not_many_samples():
+    factory = prepare(small(dtype=torch.float32, samples=100), backend="double-backward")
+    assert factory.few(False).problem.samples == 100
+    many = prepare(small(dtype=torch.float32, samples=400), backend="double-backward")
+    assert many.few(False).problem.samples == 25
