@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lossmap.callbacks import CurvatureMonitor
+from lossmap.callbacks.measurement import Measurement
 from lossmap.curvature.gradient import loss_and_gradient
 from lossmap.curvature.gradient_check import check_gradient
 from lossmap.data.problem import Problem
@@ -68,7 +68,7 @@ def test_a_gradient_that_is_not_that_of_the_loss_is_refused_wherever_it_stands_a
     with pytest.raises(ValueError, match=cause):
         curved_direction(problem, "gradient")
     with pytest.raises(ValueError, match=cause):
-        CurvatureMonitor(problem)
+        Measurement(problem).prepare_all()
     found = diagnose(problem, examinations=("gradients", "signals"))
     assert found.measurements.gradients is None and not found.measurements.gradient_norms
     assert "straight-through" in found.measurements.skipped["gradients"]
