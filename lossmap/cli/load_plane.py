@@ -41,7 +41,7 @@ logger = logging.getLogger("lossmap")
 PARALLEL = 1e-6  # by which the cosine of two axes that are one differs from 1 at most: rounding of float32
 MAX_POINTS = 1_000_000  # of a grid that nobody has said yes to
 
-# gradient, hessian:max or hessian:min -> the vector, its layout, and what is known of it
+# gradient, sam:KIND, hessian:max or hessian:min:2 -> the vector, its layout, and what is known of it
 Curved = Callable[[str], tuple[Tensor, Layout, dict[str, float]]]
 
 
@@ -159,12 +159,12 @@ def _computed_axis(
     if what == "file" and ":" in rest:
         path, _, name = rest.rpartition(":")
         return axis_in_file(path, name, model, origin), {"sha256": checkpoints.file_sha256(path)}
-    if kind in ("gradient", "hessian:max", "hessian:min") and curved is not None:
+    if what in ("gradient", "sam", "hessian") and curved is not None:
         v, layout, facts = curved(kind)
         return from_vector(v, layout, origin), facts
     raise UsageError(
-        f"unknown direction {kind!r}; it must be random, to:FILE, pca:1, hessian:max, hessian:min, gradient or "
-        "file:FILE:name"
+        f"unknown direction {kind!r}; it must be random, to:FILE, pca:1, hessian:max, hessian:min:2, gradient, "
+        "sam:adaptive or file:FILE:name"
     )
 
 

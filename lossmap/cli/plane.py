@@ -3,8 +3,8 @@
 With --dir-file a plane is made and stored; with --proj-file also the path of the run in --model-folder on it. With the
 name of a result or direction file its plane is described, with two they are compared, and --to-original writes the
 plane, and the surface where there is one, as files of the original tool. Data are read only for directions of
-curvature (gradient, hessian:max, hessian:min), and for the losses along a path; what these will take is said first. All
-else is done in seconds, and has no price.
+curvature (gradient, sam:adaptive, hessian:max:2), and for the losses along a path; what these will take is said first.
+All else is done in seconds, and has no price.
 """
 
 from __future__ import annotations
@@ -199,7 +199,7 @@ def _needs_data(settings: Settings) -> bool:
 
 def _is_curved(settings: Settings) -> bool:
     """Whether a direction is one of curvature, which takes products or a gradient."""
-    return any(kind == "gradient" or kind.startswith("hessian:") for kind in _kinds(settings))
+    return any(kind.partition(":")[0] in ("gradient", "sam", "hessian") for kind in _kinds(settings))
 
 
 def _kinds(settings: Settings) -> tuple[str, str]:

@@ -167,7 +167,8 @@ class PlaneSettings:
     )
     xdir: str | None = setting(
         None,
-        "random, to:FILE, pca:1, hessian:max, hessian:min, gradient, file:FILE:name; by default random",
+        "random, to:FILE, pca:1, hessian:max, hessian:min:2 (the second smallest), gradient, sam:filter, sam:adaptive, "
+        "file:FILE:name; by default random",
         metavar="DIRECTION",
     )
     ydir: str | None = setting(None, "the same for y", metavar="DIRECTION")

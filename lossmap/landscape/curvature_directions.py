@@ -1,9 +1,14 @@
-"""Directions made of the gradient and of the Hessian's extreme eigenvectors, for planes through them.
+"""Directions made of the gradient and of the Hessian's outer eigenvectors, for planes through them.
 
-    angle   of an eigenvector that was found to one of H, radians: at most residual / (|lambda_1 - lambda_2| - residual)
+    gradient          g of the mean loss
+    sam:KIND          the ascent of sharpness-aware minimisation in a ball of that kind, T T g (`ball`); g if absolute
+    hessian:max:K     the eigenvector of the K-th largest eigenvalue; hessian:max is the first
+    hessian:min:K     the same of the K-th smallest
 
-lambda_1 is its eigenvalue, lambda_2 the next one (Davis and Kahan 1970): an end that is small beside the other needs a
-smaller residual than that. Price: the products of a search, up to MAX_SEARCHES times.
+    angle   of an eigenvector that was found to one of H, radians: at most residual / (|lambda - lambda'| - residual)
+
+lambda is its eigenvalue, lambda' the nearest other one (Davis and Kahan 1970): an end that is small beside the other
+needs a smaller residual than that. Price: the products of a search, up to MAX_SEARCHES times. Sources of SAM: `ball`.
 """
 
 from __future__ import annotations
@@ -17,7 +22,8 @@ from lossmap.curvature.build import build_operator
 from lossmap.curvature.gradient import loss_and_gradient
 from lossmap.curvature.gradient_check import check_gradient
 from lossmap.data.problem import Problem, temporary_parameters
-from lossmap.geometry.parameter_vector import Layout
+from lossmap.geometry.parameter_vector import Layout, selected
+from lossmap.landscape.ball import KINDS, Ball
 from lossmap.linalg.eigenpairs import EigenPairs
 from lossmap.linalg.lanczos import extremes
 from lossmap.linalg.operator import SymmetricOperator
@@ -27,7 +33,7 @@ logger = logging.getLogger("lossmap")
 
 EIGENVECTOR_TOL = 1e-3  # relative to the largest absolute eigenvalue, of the first search
 MAX_ANGLE = 0.05  # radians, to an eigenvector; a picture needs no more
-SIDES = {"hessian:max": "top", "hessian:min": "bottom"}
+SIDES = {"max": "top", "min": "bottom"}
 MAX_SEARCHES = 4  # each with the residual that the gap seen by the one before asks for
 MAX_PRODUCTS = 1000  # of all of them; those of the first are not limited further
 
@@ -40,31 +46,45 @@ def curved_direction(
     Of an eigenvector that is its `eigenvalue` and `residual`, both in the loss's unit per squared unit of theta, and
     `max_angle` in radians to one of the Hessian, pi / 2 where it cannot be told from others; of the gradient nothing.
 
-    kind        `gradient` of the mean loss, or an extreme eigenvector of the Hessian: `hessian:max`, `hessian:min`
+    kind        `gradient`, `sam:adaptive`, `hessian:max`, `hessian:min:2` and so on, see above
     seed        of the eigenvectors' start
     parameters  to differentiate by; by default all for the gradient, the weights for the Hessian
 
-    Raises ValueError where the gradient is zero or not that of the loss, or for another kind; FloatingPointError where
-    the loss or its derivatives are not finite.
+    Raises ValueError where the gradient is zero or not that of the loss, for an eigenvector beyond the last one, or for
+    another kind; FloatingPointError where the loss or its derivatives are not finite.
     """
-    if kind == "gradient":
-        return (*_gradient_direction(problem, parameters or "all"), {})
-    if kind not in SIDES:
-        raise ValueError(f"the direction must be one of gradient, {', '.join(SIDES)}; got {kind!r}")
+    what, _, rest = kind.partition(":")
+    if what == "gradient" and not rest:
+        return (*_ascent(problem, parameters or "all", "absolute"), {})
+    if what == "sam" and rest in KINDS:
+        return (*_ascent(problem, parameters or "all", rest), {})
+    side, _, number = rest.partition(":")
+    if what != "hessian" or side not in SIDES or not (number or "1").isdigit() or int(number or 1) < 1:
+        balls = ", ".join(f"sam:{ball}" for ball in KINDS)
+        raise ValueError(f"the direction must be gradient, {balls}, hessian:max, hessian:min:2 and so on; got {kind!r}")
     with temporary_parameters(problem.model, {}):
         operator = build_operator(problem, "hessian", parameters or "weights")
-        v, facts = _eigenvector(operator, kind, seed)
+        if int(number or 1) > operator.size:
+            raise ValueError(f"the direction {kind}: the Hessian has {operator.size} eigenvectors")
+        v, facts = _eigenvector(operator, kind, SIDES[side], int(number or 1), seed)
     return v / norm(v), operator.layout, facts
 
 
-def _eigenvector(operator: SymmetricOperator, kind: str, seed: int) -> tuple[Tensor, dict[str, float]]:
-    """The eigenvector (n,) of one end, near to it by its angle, and how near; where it is not near that is reported."""
-    count = min(2, operator.size)
+def _eigenvector(
+    operator: SymmetricOperator, kind: str, side: str, place: int, seed: int
+) -> tuple[Tensor, dict[str, float]]:
+    """The eigenvector (n,) at a place from one end, near to it by its angle, and how near; a far one is reported.
+
+    kind   what the report calls it
+    side   top or bottom
+    place  1 for the outermost
+    """
+    count = min(place + 1, operator.size)
     tol, start, spent = EIGENVECTOR_TOL, None, 0
     for number in range(MAX_SEARCHES):
         pairs = extremes(
             operator,
-            f"{SIDES[kind]}:{count}",
+            f"{side}:{count}",
             tol=tol,
             start=start,
             seed=f"{seed} {number}" if number else seed,
@@ -72,41 +92,50 @@ def _eigenvector(operator: SymmetricOperator, kind: str, seed: int) -> tuple[Ten
             max_products=MAX_PRODUCTS - spent if spent else None,
         )
         spent += pairs.products
-        angle, gap = _angle(pairs)
+        angle, gap = _angle(pairs, place - 1)
         if angle <= MAX_ANGLE or not pairs.converged or spent >= MAX_PRODUCTS:
             break
         # Half of what the gap asks for, as the second search may see a smaller one; where none was seen, a tenth.
-        asked = 0.5 * MAX_ANGLE * gap if gap > 0 else 0.1 * float(pairs.residuals[0])
+        asked = 0.5 * MAX_ANGLE * gap if gap > 0 else 0.1 * float(pairs.residuals[place - 1])
         tol, start = asked / pairs.scale, pairs.vectors
-    value, error = float(pairs.values[0]), float(pairs.residuals[0])
+    value, error = float(pairs.values[place - 1]), float(pairs.residuals[place - 1])
     if angle > MAX_ANGLE:
-        beside = f", beside the next one, {float(pairs.values[1]):.4g}" if count > 1 else ""
+        near = [i for i in (place - 2, place) if 0 <= i < pairs.values.size]
+        next_one = min(near, key=lambda i: abs(float(pairs.values[i]) - value), default=None)
+        beside = "" if next_one is None else f", beside the next one, {float(pairs.values[next_one]):.4g}"
         within = f"within {angle:.2g} radians of an eigenvector" if angle < 1 else "not told from those next to it"
         logger.warning("the axis %s is %s: its eigenvalue is %.4g +- %.1g%s", kind, within, value, error, beside)
-    return pairs.vectors[:, 0], {"eigenvalue": value, "residual": error, "max_angle": min(angle, pi / 2)}
+    return pairs.vectors[:, place - 1], {"eigenvalue": value, "residual": error, "max_angle": min(angle, pi / 2)}
 
 
-def _angle(pairs: EigenPairs) -> tuple[float, float]:
-    """A bound on the first vector's angle to an eigenvector, radians, and the gap to the next eigenvalue."""
-    first = float(pairs.residuals[0])
-    if first == 0.0:
+def _angle(pairs: EigenPairs, i: int) -> tuple[float, float]:
+    """A bound on the angle of vector i to an eigenvector, radians, and the gap to the nearest other eigenvalue."""
+    own = float(pairs.residuals[i])
+    if own == 0.0:
         return 0.0, nan
     if pairs.values.size < 2:
-        return (0.0, nan) if isfinite(first) else (inf, nan)
-    if not isfinite(float(pairs.values[1])):  # without a second eigenvalue nothing is known of the gap
+        return (0.0, nan) if isfinite(own) else (inf, nan)
+    near = [k for k in (i - 1, i + 1) if 0 <= k < pairs.values.size]
+    if not all(isfinite(float(pairs.values[k])) for k in near):  # without them nothing is known of the gap
         return inf, nan
-    gap = abs(float(pairs.values[0] - pairs.values[1])) - float(pairs.residuals[1])
-    room = gap - first
-    return (first / room if room > 0 else inf), gap
+    gap = min(abs(float(pairs.values[i] - pairs.values[k])) - float(pairs.residuals[k]) for k in near)
+    room = gap - own
+    return (own / room if room > 0 else inf), gap
 
 
-def _gradient_direction(problem: Problem, parameters: str) -> tuple[Tensor, Layout]:
+def _ascent(problem: Problem, parameters: str, kind: str) -> tuple[Tensor, Layout]:
+    """The direction in which the loss rises most within a small ball of this kind."""
     check_gradient(problem, parameters)
     loss, gradient, layout = loss_and_gradient(problem, parameters)
     if not isfinite(loss):
         raise FloatingPointError(f"the loss is {loss} at these parameters: no direction can be made of its gradient")
+    if kind != "absolute":
+        named = selected(problem.model, parameters)
+        if any(p.is_complex() for p in named.values()):
+            raise ValueError(f"the direction sam:{kind} is of real parameters; the model has complex ones")
+        gradient = gradient.double() * Ball.around(named, kind, 1.0).scale.square()
     v = gradient.to(next(problem.model.parameters()).dtype)
     length = norm(v)
     if length == 0:
-        raise ValueError("the gradient is zero here: no direction can be made of it")
+        raise ValueError("the gradient is zero here, or where the ball may move: no direction can be made of it")
     return v / length, layout

@@ -26,7 +26,7 @@ from lossmap.memory import memory_now
 from lossmap.report.price import Price
 
 WARM_PRODUCTS, COLD_PRODUCTS = 14, 24  # of a point's two ends at --tol 1e-3
-VECTOR_PRODUCTS = {"hessian:max": 15, "hessian:min": 130}  # of a direction, about
+VECTOR_PRODUCTS = {"max": 15, "min": 130}  # of the outermost eigenvector of an end, about
 FURTHER_PRODUCTS = 8  # of each eigenvalue beyond the ends
 TRACE_PRODUCTS = 60
 PLAIN_BATCH = 64  # samples of a batch where no probe chooses
@@ -66,7 +66,7 @@ def price_of_directions(problem: Problem, kinds: Sequence[str], parameters: str 
     kinds       such as `gradient` or `hessian:max`; others cost nothing here
     parameters  as of `curved_direction`
     """
-    products = sum(VECTOR_PRODUCTS.get(kind, 0) for kind in kinds) + kinds.count("gradient")
+    products = sum(_products_of(kind) for kind in kinds)
     if not products:
         return Price(0, 0.0, memory_now(problem.model))
     operator = plain_factory(problem, parameters or "weights").at()
@@ -74,6 +74,15 @@ def price_of_directions(problem: Problem, kinds: Sequence[str], parameters: str 
     beside = products * seconds_of_step(operator.size, operator.dtype, COLD_PRODUCTS, operator.device)
     seconds = products * seconds_of_product(operator) + beside
     return Price(products, seconds, memory_now(problem.model) + vectors, beside=beside)
+
+
+def _products_of(kind: str) -> int:
+    """Products that a direction takes, about; a gradient counts as one."""
+    what, _, rest = kind.partition(":")
+    side, _, number = rest.partition(":")
+    if what != "hessian" or side not in VECTOR_PRODUCTS or not (number or "1").isdigit():
+        return int(what in ("gradient", "sam"))
+    return VECTOR_PRODUCTS[side] + FURTHER_PRODUCTS * max(0, int(number or 1) - 1)
 
 
 def products_at_a_point(which: str, is_warm: bool) -> int:

@@ -41,6 +41,7 @@ PAGES = {
     "topology.md": {"surface_topology.pdf", "surface_topology.png", "other.h5"},
     "campaigns.md": {"sweep.toml", "sweep", "decays.csv", "logs"},
     "how-to/own-model.md": {"huber.h5", "decay.h5", "decay-spectrum.h5", "head.h5", "tagger.h5"},
+    "how-to/directions.md": {"net.pt", "sharpest.h5"},
     "how-to/paper-figure.md": {"one.h5", "pair.pdf", "contours.svg", "relief.png"},
     "how-to/page.md": {"one.html", "pair.html"},
     "how-to/callbacks.md": {"training.h5", "training.png", "lightning.h5", "bert.h5"},

@@ -53,6 +53,46 @@ def test_both_ends_lie_along_their_eigenvectors(seed, activation):
         assert beside <= 1.01 * facts["max_angle"] + 1e-5 < 0.051  # and rounding of the vector
 
 
+@pytest.mark.parametrize(
+    ("kind", "column"), [("hessian:max:1", -1), ("hessian:max:2", -2), ("hessian:max:4", -4), ("hessian:min:2", 1)]
+)
+def test_inner_eigenvectors_are_counted_from_their_end(kind, column):
+    model, x, y = trained(1, nn.Tanh)
+    problem = lossmap.Problem.supervised(model, "crossentropy", (x, y))
+    values, vectors = torch.linalg.eigh(dense(model, x, y))
+    v, _, facts = curved_direction(problem, kind)
+    cosine = float(v.double() @ vectors[:, column]) / float(v.double().norm())
+    assert math.sqrt(max(0.0, 1 - cosine**2)) <= 1.01 * math.sin(facts["max_angle"]) + 1e-3 < 0.06
+    assert facts["eigenvalue"] == pytest.approx(float(values[column]), abs=facts["residual"])
+
+
+@pytest.mark.parametrize("kind", ["absolute", "adaptive", "filter"])
+def test_the_ascent_of_sam_is_that_in_which_the_loss_rises_most_within_its_ball(kind):
+    model, x, y = trained(2, nn.Tanh)
+    twin = copy.deepcopy(model).double()
+    gradient = torch.autograd.grad(F.cross_entropy(twin(x.double()), y), list(twin.parameters()))
+    parts = []
+    for p, g in zip(twin.parameters(), gradient, strict=True):
+        rows = p.detach().abs() if p.dim() < 2 else p.detach().square().sum(1, keepdim=True).sqrt()
+        scale = {"absolute": torch.ones_like(p), "adaptive": p.detach().abs(), "filter": rows.expand_as(p)}[kind]
+        parts.append((scale.square() * g).flatten())
+    expected = torch.cat(parts)
+    v, _, facts = curved_direction(lossmap.Problem.supervised(model, "crossentropy", (x, y)), f"sam:{kind}")
+    assert torch.allclose(v.double(), expected / expected.norm(), atol=2e-5) and facts == {}
+    if kind == "absolute":
+        plain, _, _ = curved_direction(lossmap.Problem.supervised(model, "crossentropy", (x, y)), "gradient")
+        assert torch.equal(v, plain)
+
+
+@pytest.mark.parametrize("kind", ["hessian", "hessian:mid", "hessian:max:0", "hessian:max:x", "sam", "sam:x"])
+def test_other_directions_are_refused_with_those_that_there_are(kind):
+    problem = lossmap.Problem.supervised(nn.Linear(2, 2), "mse", (torch.randn(4, 2), torch.randn(4, 2)))
+    with pytest.raises(ValueError, match=f"hessian:min:2 and so on; got '{kind}'"):
+        curved_direction(problem, kind)
+    with pytest.raises(ValueError, match="the direction hessian:max:5: the Hessian has 4 eigenvectors"):
+        curved_direction(problem, "hessian:max:5")
+
+
 def test_a_direction_that_cannot_be_told_from_others_is_named(caplog):
     torch.manual_seed(0)
     model = nn.Linear(6, 3)
