@@ -181,6 +181,13 @@ def frozen_entries(model: nn.Module, which: str) -> int:
     return sum(p.numel() for p in movable_parameters(model).values() if not p.requires_grad)
 
 
+def frozen_among(model: nn.Module, which: str) -> int:
+    """Entries of the selected parameters that are frozen; 0 of a model for evaluation alone, where none is trained."""
+    if not any(p.requires_grad for p in model.parameters()):
+        return 0
+    return sum(p.numel() for p in selected(model, which).values() if not p.requires_grad)
+
+
 def warn_of_frozen(model: nn.Module, which: str, what: str) -> None:
     """Log one sentence where some of the selected parameters are frozen, but not all of the model's are.
 
@@ -195,12 +202,9 @@ def warn_of_frozen(model: nn.Module, which: str, what: str) -> None:
             ", ".join(others[:MAX_SHOWN]), ", ..." if len(others) > MAX_SHOWN else "",
             re.escape(which) + (r"\." if which not in dict(model.named_parameters()) else "$"),
         )  # fmt: skip
-    if not any(p.requires_grad for p in model.parameters()):
-        return  # a model for evaluation alone: nothing in it is trained
-    chosen = selected(model, which).values()
-    frozen = sum(p.numel() for p in chosen if not p.requires_grad)
+    frozen = frozen_among(model, which)
     if frozen:
         logger.warning(
             "%s of the %s parameters that %s are frozen (requires_grad is False); with parameters `trainable` they are "
-            "left out", f"{frozen:,}", f"{sum(p.numel() for p in chosen):,}", what,
+            "left out", f"{frozen:,}", f"{sum(p.numel() for p in selected(model, which).values()):,}", what,
         )  # fmt: skip

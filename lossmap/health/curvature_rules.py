@@ -19,6 +19,12 @@ from lossmap.report.text import number, value_with_limit
 AT_THE_EDGE, BEYOND_THE_EDGE = 0.9, 1.1  # of the stability threshold
 MAX_NEGATIVE_RATIO = 0.1
 MAX_OUTLIER_RATIO = 100.0
+FROZEN = "; {} frozen parameters are counted, which no training moves: with parameters `trainable` they are left out"
+
+
+def _frozen_text(measured: Measurements) -> str:
+    """What the Hessian counts besides what is trained; empty for nothing."""
+    return FROZEN.format(f"{measured.frozen:,}") if measured.frozen else ""
 
 
 def edge_of_stability(measured: Measurements) -> Iterator[Finding]:
@@ -33,6 +39,7 @@ def edge_of_stability(measured: Measurements) -> Iterator[Finding]:
         f"full-batch steps with {_optimizer_text(measured)}"
     )
     means = "such steps diverge along the leading eigenvector until curvature decreases"
+    means += _frozen_text(measured)
     rule, threshold, level = "beyond the edge of stability", BEYOND_THE_EDGE, MODERATE
     if share <= BEYOND_THE_EDGE:
         rule, threshold, level = "at the edge of stability", AT_THE_EDGE, NOTE
@@ -78,7 +85,7 @@ def negative_curvature(measured: Measurements) -> Iterator[Finding]:
         level=MODERATE,
         evidence=f"the smallest eigenvalue, {value_with_limit(low, low_error, measured.spectrum.limits[1])}, is "
         f"{number(float(f'{100 * ratio:.2g}'))} % of the largest, {high:.4g}, in magnitude",
-        means="not a minimum, to second order: a saddle, or training that has not finished",
+        means="not a minimum, to second order: a saddle, or training that has not finished" + _frozen_text(measured),
         source="threshold ours; Dauphin et al. 2014, arXiv:1406.2572, for saddles",
         tries=(
             Suggestion(

@@ -38,7 +38,7 @@ from lossmap.diagnostics.activations import activation_statistics, gradient_norm
 from lossmap.diagnostics.label_noise import label_noise
 from lossmap.diagnostics.neural_collapse import neural_collapse
 from lossmap.diagnostics.singular_values import SingularValueTable, singular_values
-from lossmap.geometry.parameter_vector import selected
+from lossmap.geometry.parameter_vector import frozen_among, selected
 from lossmap.health.diagnosis import Diagnosis
 from lossmap.health.measurements import Measurements
 from lossmap.health.price import fit_examination, parts_of_examination
@@ -221,6 +221,7 @@ def diagnose(
             skipped=run.skipped,
             weight=None if counted(problem.unit) == "sample" else problem.sample_count,
             notes=tuple(problem.notes),
+            frozen=frozen_among(problem.model, parameters),
         )
         if held_out is not None:
             beyond = run.attempt("held-out labels", "signals", partial(label_noise, held_out))

@@ -37,6 +37,8 @@ class Measurements:
     unit       of the loss
     skipped    why a part could not be measured, by its name
     notes      how the loss is evaluated, a sentence each, where that is not as a mean over any samples
+    frozen     parameters that gradients and Hessian count though no training moves them; 0 where none of the model's is
+               trained
     """
 
     label: str
@@ -59,6 +61,7 @@ class Measurements:
     skipped: Mapping[str, str] = field(default_factory=dict)
     weight: int | None = None
     notes: tuple[str, ...] = ()
+    frozen: int = 0
 
     def __post_init__(self) -> None:
         # files of earlier versions hold norms alone

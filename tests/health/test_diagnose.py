@@ -200,7 +200,7 @@ def test_memorization_shows_on_held_out_samples(data):
 def measured(**parts):
     """A health of which only these parts are known."""
     blank = dict.fromkeys(("activity", "gradients", "weights", "labels", "held_out", "spectrum", "collapse", "rate"))
-    blank |= {"tails": {}, "momentum": 0.0, "nesterov": False, "rounded": ()}
+    blank |= {"tails": {}, "momentum": 0.0, "nesterov": False, "rounded": (), "frozen": 0}
     blank |= {"gradient_ratio_error": lambda a, b: 1.0}
     return SimpleNamespace(**(blank | parts))
 
@@ -408,3 +408,17 @@ def test_norms_of_earlier_files_which_had_no_errors_are_read_as_such():
     earlier = Measurements("net", 3, 5, gradient_norms={"weight": 0.5, "bias": (0.25, 1e-8)})
     assert earlier.gradient_norms["bias"] == (0.25, 1e-8) and earlier.gradient_norms["weight"][0] == 0.5
     assert np.isnan(earlier.gradient_norms["weight"][1])
+
+
+def test_negative_curvature_along_frozen_parameters_is_not_laid_to_the_training_alone():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3))
+    net[0].weight.requires_grad_(False)
+    problem = Problem.supervised(net, "crossentropy", (torch.randn(30, 4), torch.arange(30) % 3))
+    whole = diagnose(problem, examinations=["hessian"])
+    (finding,) = [f for f in whole.findings if f.rule == "negative curvature"]
+    assert "; 20 frozen parameters are counted, which no training moves" in finding.means
+    assert diagnose(problem, examinations=["hessian"], parameters="trainable").measurements.frozen == 0
+    net[0].weight.requires_grad_(True)
+    (finding,) = [f for f in diagnose(problem, examinations=["hessian"]).findings if f.rule == "negative curvature"]
+    assert "frozen" not in finding.means
