@@ -6,6 +6,8 @@ from math import isfinite, nan
 
 from lossmap.report.text import value_with_error, value_with_limit, zero_clause
 
+SURE = 10.0  # times its rounding a Ritz value is at least below 0, where that is taken for sure
+
 
 def definiteness_of_ends(
     largest: tuple[float, float],
@@ -13,11 +15,14 @@ def definiteness_of_ends(
     lowest: float = nan,
     highest: float = nan,
     rounding: float = nan,
+    seen: float = nan,
 ) -> str:
     """The definiteness of a matrix from its extreme eigenvalues (value, error), in one sentence.
 
     lowest, highest  the limits below and above which no eigenvalue lies; NaN where there is none
     rounding         the part of the errors that allows for rounding; NaN where it is not known
+    seen             the smallest Ritz value of another search, as of a density; the smallest eigenvalue is
+                     not above it, but for rounding
     """
     (high, high_error), (low, low_error) = largest, smallest
     if not (isfinite(high) and isfinite(low)):
@@ -29,6 +34,11 @@ def definiteness_of_ends(
         return (
             f"indefinite: negative curvature (smallest eigenvalue {lower}), {100 * abs(low) / high:.3g} % of the "
             f"largest eigenvalue ({upper}); not a minimum, to second order"
+        )
+    if seen + max(low_error, SURE * rounding) < 0.0 < high - high_error:
+        return (
+            f"indefinite: negative curvature, for the smallest eigenvalue is at most {seen:.4g}, the lower end of the "
+            f"density, {100 * abs(seen) / high:.3g} % of the largest ({upper}); not a minimum, to second order"
         )
     if low - low_error > 0.0:
         if lowest <= 0.0:

@@ -120,7 +120,8 @@ def spectrum_report(stored: StoredReport) -> str:
         lines += wrapped("definiteness", FISHER_TEXT)
     elif top is not None and bottom is not None:
         ends = (top.extreme, bottom.extreme, bottom.limit, top.limit, float(np.fmax(top.rounding, bottom.rounding)))
-        lines += wrapped("definiteness", definiteness_of_ends(*ends))
+        seen = float(stored.arrays["node"][0]) if "node" in stored else nan
+        lines += wrapped("definiteness", definiteness_of_ends(*ends, seen=seen))
     lines += wrapped("cost", cost(int(stored.number("products")), stored.number("seconds")))
     return "\n".join(lines)
 

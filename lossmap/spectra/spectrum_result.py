@@ -179,7 +179,8 @@ class Spectrum(DrawnResult):
     def verdict(self) -> str:
         """The shape of the matrix in words, with the numbers that they rest on."""
         highest, lowest = self.limits
-        return definiteness_of_ends(self.largest, self.smallest, lowest, highest, self.rounding)
+        seen = nan if self.density is None else self.density.range[0]
+        return definiteness_of_ends(self.largest, self.smallest, lowest, highest, self.rounding, seen)
 
     @property
     def rounding(self) -> float:

@@ -156,3 +156,15 @@ def test_the_interval_of_what_lies_outside_the_blocks_is_printed_the_right_way_u
 
 def test_no_title_of_a_number_touches_it():
     assert max(len(title) for title, _ in health.NUMBERS.values()) < health.COLUMN
+
+
+def test_a_ritz_value_of_the_density_below_zero_is_negative_curvature_though_the_end_is_not_resolved():
+    ends = ((0.88, 4e-7), (-0.0004, 0.0007), -0.005, 0.89, 4e-7)
+    assert definiteness_of_ends(*ends).startswith("positive semidefinite as far as is known")
+    assert definiteness_of_ends(*ends, seen=-0.0006).startswith("positive semidefinite as far as is known")
+    text = definiteness_of_ends(*ends, seen=-0.000875)
+    assert text.startswith("indefinite: negative curvature, for the smallest eigenvalue is at most -0.000875")
+    missed = definiteness_of_ends((0.88, 4e-7), (0.004, 1e-6), -0.005, 0.89, 4e-7, seen=-0.000875)
+    assert missed.startswith("indefinite: negative curvature")
+    rounded = definiteness_of_ends((0.88, 4e-7), (0.004, 1e-6), -0.005, 0.89, 1e-4, seen=-0.000875)
+    assert rounded.startswith("positive definite as far as is known")
