@@ -15,6 +15,9 @@ sampling   value +- 1.96 standard errors of numbers that are means over samples,
            the samples are drawn from; of numbers whose mean depends on how many samples there are (*), and whose error
            is a jackknife over ten groups, value +- 2.26 (Student's t, 9 degrees of freedom) against their mean
 
+losses     loss +- 1.96 standard errors of `--loss-error`, at 95 %, against the loss over all samples: of the rounds as
+           they end, at each of 24 points around a fitted network; 2,000 repeats or more
+
 Probes are rotation invariant, so that density and limits are measured on diagonal matrices; traces and energies on
 rotated ones and on the Hessians of two small fitted networks as they are. An interval of exactly 95 % covers 180 or
 fewer of 200 in 1 of 500 trials: where one covers fewer, the script says so and ends with 1.
@@ -33,13 +36,16 @@ import torch
 from scipy.stats import binom
 from torch import nn
 
-from lossmap import Problem
+from lossmap import Grid, Problem, random_plane
 from lossmap.curvature.build import build_operator
 from lossmap.curvature.per_sample_gradients import gradient_covariance
 from lossmap.data import datasets
 from lossmap.diagnostics.label_noise import label_noise
 from lossmap.diagnostics.neural_collapse import neural_collapse
+from lossmap.io.sampled import relative_error
 from lossmap.landscape.audit import upper_bound
+from lossmap.landscape.loss_sampling import standard_error
+from lossmap.landscape.sampling_rounds import FIRST_READ, middle_of, next_size
 from lossmap.linalg.block_norms import off_diagonal_energy
 from lossmap.linalg.deflation import successive
 from lossmap.linalg.dense import DenseMatrix
@@ -258,6 +264,50 @@ def energies(tally):
         tally.line(f"energy, {name}, 3 blocks", 0.95, {"share": hits}, f"; median width {width:.2g}")
 
 
+def losses(repeats):
+    """Coverage of the errors of losses that are read of a part of the samples, whose number follows from them."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(20_000, 10, generator=generator)
+    y = (x[:, 0] * x[:, 1] + 0.7 * torch.randn(len(x), generator=generator) > 0).long()
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(10, 24), nn.Tanh(), nn.Linear(24, 2))
+    optimizer = torch.optim.Adam(model.parameters(), 0.01)
+    for _ in range(300):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(x), y).backward()
+        optimizer.step()
+    plane, grid = random_plane(model, seed=1), Grid(np.linspace(-1, 1, 5), np.linspace(-1, 1, 5))
+    with torch.no_grad():
+        outputs = [torch.func.functional_call(model, plane.at(grid.point(i)), (x,)) for i in range(len(grid))]
+        each = torch.stack([nn.functional.cross_entropy(o.double(), y, reduction="none") for o in outputs]).numpy()
+    middle = middle_of(grid)
+    differences = np.delete(each - each[middle], middle, axis=0)
+    truth, every = each[middle].mean() + differences.mean(1), each.shape[1]
+    for tolerance in (0.05, 0.02, 0.01):
+        hits, reads = np.zeros(len(truth), dtype=int), []
+        for seed in range(repeats):
+            order, count = np.random.default_rng(seed).permutation(every), FIRST_READ
+            while True:
+                drawn = differences[:, order[:count]]
+                totals, squares = drawn.sum(1), np.square(drawn).sum(1)
+                errors = np.array([standard_error(count, every, *s) for s in zip(totals, squares, strict=True)])
+                values = each[middle].mean() + totals / count
+                error = relative_error(np.append(values, each[middle].mean()), np.append(errors, 0.0))
+                if error <= tolerance or count == every:
+                    break
+                count = next_size(count, every, error, tolerance)
+            hits += np.abs(values - truth) <= 1.96 * errors
+            reads.append(count)
+        low, high = binom.interval(0.99, repeats, 0.95)
+        inside = int(((low <= hits) & (hits <= high)).sum())
+        print(
+            f"losses, at {tolerance:.0%}: {np.mean(hits) / repeats:.2%} of {repeats} at {len(hits)} points, "
+            f"{hits.min() / repeats:.2%} to {hits.max() / repeats:.2%}; {inside} of them within the 99 % interval "
+            f"{low / repeats:.2%} to {high / repeats:.2%}; {np.mean(reads):.0f} of {every} samples read",
+            flush=True,
+        )
+
+
 def counts(tally):
     """Coverage of all counts together, from shares drawn by their law."""
     for n in (5, 30, 300, 3000):
@@ -271,7 +321,7 @@ def counts(tally):
             tally.line(f"counts, n {n}, {s} probes", 0.95, {"all": hits})
 
 
-PARTS = ("counts", "audit", "energy", "sampling", "limits", "trace", "density")
+PARTS = ("counts", "audit", "energy", "sampling", "losses", "limits", "trace", "density")
 
 
 def main():
@@ -288,6 +338,7 @@ def main():
         "audit": lambda: audits(tally),
         "energy": lambda: energies(tally),
         "sampling": lambda: sampling(tally),
+        "losses": lambda: losses(5 if options.quick else max(options.seeds, 2000)),
         "limits": lambda: limits(tally, options.quick),
         "trace": lambda: traces(tally, options.quick),
         "density": lambda: densities(tally, options.quick),

@@ -333,6 +333,8 @@ def _present_names(values: Mapping[str, Any]) -> Values:
             raise UsageError(f"{key} is decided by the campaign for each member: leave it out")
         if name == "refine":
             raise UsageError(f"{key} is for single surveys: members of a campaign are measured at all their points")
+        if name == "loss_error":
+            raise UsageError(f"{key} is for single surveys: members of a campaign read all their samples")
         if name in present:
             raise UsageError(f"{name} stands there twice, the second time as {key}: leave one of them out")
         present[name] = value

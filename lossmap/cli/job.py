@@ -118,6 +118,8 @@ def job_of(options: SubmitSettings, work: WrappedCommand) -> Job:
         )
     if array > 1 and getattr(getattr(work.settings, "refine", None), "refine", None) is not None:
         raise UsageError("--refine chooses its points from all values so far, which shards have not: leave --array out")
+    if array > 1 and getattr(getattr(work.settings, "refine", None), "loss_error", None) is not None:
+        raise UsageError("--loss-error judges the picture of all points, which shards have not: leave --array out")
     return Job(
         tuple(words),
         None if work.result is None else Path(os.path.abspath(work.result)),

@@ -25,6 +25,7 @@ from lossmap.io.printable import printable
 from lossmap.io.provenance import provenance
 from lossmap.io.read import SurfaceFile, inspect_existing, read, training_path
 from lossmap.io.refined import refinement_note
+from lossmap.io.sampled import sampling_note
 from lossmap.io.surface import Group, Surface
 from lossmap.landscape.survey_file import adopted, direction_groups
 from lossmap.parallel.cost_model import decode_cost, measured_cost, side_by_side, stored_estimate
@@ -266,6 +267,8 @@ def report_end(
         say(noise)
     if (refined := refinement_note(surface)) is not None:
         say(refined)
+    if (sampled := sampling_note(surface)) is not None:
+        say(sampled)
     estimated, took = (decode_cost(surface.attributes.get(f"{measure}_{what}")) for what in ("estimate", "took"))
     if estimated:
         for line in side_by_side(estimated, took, not counts["left"]):

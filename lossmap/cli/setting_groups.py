@@ -127,7 +127,7 @@ class DataSettings:
     samples: int | None = setting(
         None, "number of samples at most, a fixed random subset; by default all", metavar="N", minimum=1
     )
-    data_seed: int = setting(0, "seed of that subset", metavar="SEED")
+    data_seed: int = setting(0, "seed of that subset, and of those of --loss-error", metavar="SEED")
     data_split: int = setting(
         1, "number of pieces that the data are cut into; one is used", metavar="PIECES", minimum=1
     )
@@ -263,6 +263,11 @@ class RefineSettings:
     refine: float | None = setting(
         None, "fewer points: a coarse grid first, then points where the picture between them is known worst, until its "
         "estimated error is at most this share of the loss's range: 0.01 is one percent", metavar="TOL",
+    )  # fmt: skip
+    loss_error: float | None = setting(
+        None, "fewer samples: a random part of them, the same at every point, grown until the standard error of the "
+        "differences from the point nearest the network is at most this share of the loss's range: 0.01 is one percent",
+        metavar="REL",
     )  # fmt: skip
 
 

@@ -26,6 +26,7 @@ from lossmap.io import attempts
 from lossmap.io.printable import printable
 from lossmap.io.read import is_being_written, read
 from lossmap.io.refined import refinement_note
+from lossmap.io.sampled import sampling_note
 from lossmap.io.surface import REBUILT, UNPROTECTED, Surface
 from lossmap.io.verify import verify
 from lossmap.parallel.cost_model import Estimate, decode_cost, is_estimate, measured_cost, side_by_side, stored_estimate
@@ -171,6 +172,7 @@ def progress_of(file: str, surface: Surface, measure: str | None = None) -> dict
             attempts.measured_seconds(surface),
         ),
         "refined": refinement_note(surface),
+        "sampled": sampling_note(surface),
         "queue": [],
         "shards": [],
     }
@@ -238,6 +240,8 @@ def text(progress: dict[str, Any]) -> str:
         lines += _measure_lines(measure, m)
     if progress["refined"]:
         lines.append(progress["refined"])
+    if progress["sampled"]:
+        lines.append(progress["sampled"])
     for measure, m in progress["measures"].items():
         if m["took"] and measure in progress["estimate"]:
             comparison = side_by_side(progress["estimate"][measure], m["took"], not m["left"])

@@ -17,6 +17,7 @@ from lossmap.cli.command_line import Command
 from lossmap.cli.entry_point import guarded
 from lossmap.cli.measure_settings import GROUPS
 from lossmap.cli.settings import Settings, UsageError
+from lossmap.io.sampled import checked_loss_error
 from lossmap.landscape.progress import display
 from lossmap.landscape.refinement import checked_tolerance, coarse_points
 from lossmap.landscape.run_survey import survey
@@ -30,6 +31,7 @@ COMMAND = Command(
     (
         "lossmap surface --model resnet20-w8 --model-file net.pt --x=-1:1:25 --y=-1:1:25 --plot",
         "lossmap surface --problem vae.py:problem --noise-repeats 8 --x=-1:1:41 --plot",
+        "lossmap surface --model vgg9 --dataset cifar10 --data-path cifar10 --x=-1:1:51 --y=-1:1:51 --loss-error 0.02",
         "mpirun -n 4 lossmap surface --model resnet56 --model-file net.t7 --x=-1:1:101 --y=-1:1:101 --refine 0.01",
     ),
 )
@@ -70,6 +72,7 @@ def _run(settings: Settings, world: World, survey: Callable[..., Any], stop: Sto
         checked_tolerance(refine)
         if execution.shard:
             raise UsageError("--refine chooses its points from all values so far: leave --shard out")
+    loss_error = _loss_error_of(settings)
     settings = world.together(lambda: load_problem.with_default_problem(settings, say))
     grid = world.together(lambda: load_plane.grid_of(settings.plane))
     team = world.together(lambda: world.team(execution.team, execution.rank_0))
@@ -86,7 +89,13 @@ def _run(settings: Settings, world: World, survey: Callable[..., Any], stop: Sto
     )
     if execution.dry_run:
         measure = losses(
-            problems, plane, plan=ForwardPlan(first.data.batch_size), settings=identity, noise_repeats=repeats
+            problems,
+            plane,
+            plan=ForwardPlan(first.data.batch_size),
+            settings=identity,
+            noise_repeats=repeats,
+            loss_error=loss_error,
+            sample_seed=settings.data.data_seed,
         )
         measures = {measure.name: (measure.fields, measure.settings)}
         say(result.describe(problems, "losses and accuracies", measures))
@@ -102,7 +111,8 @@ def _run(settings: Settings, world: World, survey: Callable[..., Any], stop: Sto
     measure = world.together(
         lambda: losses(
             shares, plane, plan=plan, total=team.sum, autocast=machine.autocast, settings=identity,
-            noise_repeats=repeats,
+            noise_repeats=repeats, loss_error=loss_error, sample_seed=settings.data.data_seed,
+            share=(team.rank, team.size),
         )
     )  # fmt: skip
     measures = {measure.name: (measure.fields, measure.settings)}
@@ -119,6 +129,8 @@ def _run(settings: Settings, world: World, survey: Callable[..., Any], stop: Sto
     say(machine.sentence())
     if refine is not None:
         say(f"refining: begins with {coarse_points(grid).size:,} of {len(grid):,} points")
+    if loss_error is not None:
+        say("fewer samples: what it takes is at most what all samples would")
     if plane.cosine is not None:
         say(f"the cosine between the directions is {plane.cosine:.4f}")
     with display(world, "losses") as progress:
@@ -143,3 +155,17 @@ def _run(settings: Settings, world: World, survey: Callable[..., Any], stop: Sto
     store.close()
     output.draw_pictures(result.path, settings.draw, say)
     return output.report_end(result.path, store.surface(), measure.name, say, execution.overwrite, stop.reason)
+
+
+def _loss_error_of(settings: Settings) -> float | None:
+    """The tolerance of the losses' errors. Raises UsageError where it goes with other flags that judge the picture."""
+    tolerance: float | None = settings.refine.loss_error
+    if tolerance is None:
+        return None
+    checked_loss_error(tolerance)
+    for flag, value in (("--shard", settings.run.shard), ("--refine", settings.refine.refine)):
+        if value is not None:
+            raise UsageError(f"--loss-error judges the picture of all points: leave {flag} out")
+    if settings.noise.noise_repeats is not None:
+        raise UsageError("--loss-error reads fewer samples, --noise-repeats each several times: leave one of them out")
+    return tolerance

@@ -5,8 +5,10 @@ The order comes from what it is for, a seed and the epoch alone, so that the sam
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -29,6 +31,40 @@ def rows_of(data: Batches, rows: Tensor) -> Batch:
     if not isinstance(data, Resident):
         raise TypeError(f"training needs Resident or Streamed data; got {type(data).__name__}")
     return map_tensors(lambda t: t[rows.to(t.device)], data.tensors)
+
+
+@dataclass(frozen=True)
+class NoSamples:
+    """Batches without any: what a rank of a team holds where the others hold all that is read."""
+
+    batch_size: int
+    samples: int = 0
+
+    def __iter__(self) -> Iterator[Batch]:
+        return iter(())
+
+    def rebatched(self, size: int) -> NoSamples:
+        """The same."""
+        return NoSamples(size)
+
+    def share(self, rank: int, size: int) -> NoSamples:
+        """The same."""
+        return self
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> NoSamples:
+        """The same."""
+        return self
+
+
+def part_of(data: Batches, rows: np.ndarray) -> Batches:
+    """These samples of the data, by their indices, in that order. Raises TypeError for data that are not to be cut."""
+    if not rows.size:
+        return NoSamples(data.batch_size)
+    if isinstance(data, Streamed):
+        return replace(data, indices=[data.indices[i] for i in rows.tolist()])
+    if not isinstance(data, Resident):
+        raise TypeError(f"a part of the samples is of Resident or Streamed data; got {type(data).__name__}")
+    return replace(data, tensors=rows_of(data, torch.from_numpy(rows)), loader_sizes=())
 
 
 def shuffled_batch(data: Batches, size: int, step: int, *purpose: str | int) -> Batch:

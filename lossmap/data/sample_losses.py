@@ -17,7 +17,14 @@ from torch import Tensor, nn
 
 from lossmap.data.batch_parts import targets_of
 from lossmap.data.batches import Batch
-from lossmap.data.criteria import ScaledCriterion, SupervisedLoss, squared_errors
+from lossmap.data.criteria import (
+    CorrectClasses,
+    Metric,
+    ScaledCriterion,
+    SupervisedLoss,
+    are_classes,
+    squared_errors,
+)
 from lossmap.data.one_precision import floating_dtypes, in_one_precision
 from lossmap.data.problem import Problem
 
@@ -29,17 +36,41 @@ MODULES = (
 
 def sample_losses(problem: Problem, outputs: Any, batch: Batch) -> Tensor | None:
     """The losses (b,) of a batch's samples in float64; None where the loss cannot be asked for them."""
-    loss = problem.loss
-    if not isinstance(loss, SupervisedLoss) or not isinstance(outputs, Tensor):
-        return None
-    if not isinstance(loss.total, ScaledCriterion) or loss.total.scale is not None:
-        return None  # weights of classes, ignored targets, sums: no plain mean over samples
-    criterion = _elementwise(loss.loss)
-    if criterion is None:
+    criterion = _criterion(problem)
+    if criterion is None or not isinstance(outputs, Tensor):
         return None
     double = torch.float64 in floating_dtypes(outputs)
     each: Tensor = in_one_precision(criterion, double, outputs, targets_of(batch, outputs))
     return each.detach().double().reshape(each.shape[0], -1).mean(1)
+
+
+def has_sample_losses(problem: Problem) -> bool:
+    """Whether the loss can be asked for single samples, as far as it can be said without its outputs."""
+    return _criterion(problem) is not None
+
+
+def sample_correct(metric: Metric, outputs: Any, batch: Batch) -> Tensor | None:
+    """100 for each sample (b,) of a batch that is classified as its target says, else 0, in float64; 0 without a class.
+
+    None for a metric other than the accuracy, of which single samples are not known.
+    """
+    if not isinstance(metric.total, CorrectClasses) or not isinstance(outputs, Tensor):
+        return None
+    targets = targets_of(batch)
+    if targets.dim() == outputs.dim():  # one-hot or probabilities
+        targets = targets.argmax(-1)
+    correct = (outputs.argmax(1) == targets) & are_classes(targets, metric.total.ignored)
+    return 100.0 * correct.double() if correct.dim() == 1 else None
+
+
+def _criterion(problem: Problem) -> Any:
+    """The criterion with a number for each sample, or for each entry of it; None where the loss is no such mean."""
+    loss = problem.loss
+    if not isinstance(loss, SupervisedLoss):
+        return None
+    if not isinstance(loss.total, ScaledCriterion) or loss.total.scale is not None:
+        return None  # weights of classes, ignored targets, sums: no plain mean over samples
+    return _elementwise(loss.loss)
 
 
 def _elementwise(loss: Any) -> Any:

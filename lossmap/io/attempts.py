@@ -52,7 +52,8 @@ def begun(
     """
     attempts = decoded(earlier)
     if attempts:  # which may have been killed before its last points were counted
-        attempts[-1]["points"] = max(0, settled - sum(_number(a, "points") for a in attempts[:-1]))
+        before = attempts[-1].get("before", sum(_number(a, "points") for a in attempts[:-1]))
+        attempts[-1]["points"] = max(0, settled - before)
         attempts[-1]["seconds"] = _seconds_of(attempts[-1], measured)
     if len(attempts) >= MAX_ATTEMPTS:
         first, second = attempts[:2]

@@ -224,6 +224,21 @@ class SurfaceFile:
             self._forget(measure, index)
         self.tick()
 
+    def reopen(self, measure: str, indices: np.ndarray) -> None:
+        """Let points that are done be to do again; until they are, their numbers stay.
+
+        The journal does not say so: who measures in rounds finds out from the numbers which points are behind.
+        """
+        with self.memory.lock:
+            before = self._settled_points()
+            self.memory.reopen(measure, indices)
+            self._settled -= before - self._settled_points()  # what is measured again counts for this attempt
+            made = attempts.decoded(self.memory.attributes.get(ATTEMPTS))
+            if made:
+                made[-1]["before"] = max(0, self._settled)
+                self.memory.attributes[ATTEMPTS] = made
+            self._dirty = True
+
     def fail(self, measure: str, index: int, failure: Failure) -> None:
         """Keep a point that failed, with its reason. Raises DiskFull as `record` does."""
         with self.memory.lock:
@@ -304,12 +319,15 @@ class SurfaceFile:
         """Bring what this attempt took up to date: its points, and its seconds so far."""
         made = attempts.decoded(self.memory.attributes.get(ATTEMPTS))
         if made:
-            settled = sum(int((self.memory.status(name) != TO_DO).sum()) for name in self.memory.measures)
             made[-1] |= {
-                "points": settled - self._settled,
+                "points": self._settled_points() - self._settled,
                 "seconds": round(time.monotonic() - self._started, 3),
             }
             self.memory.attributes[ATTEMPTS] = made
+
+    def _settled_points(self) -> int:
+        """How many points of all measures are done or failed."""
+        return sum(int((self.memory.status(name) != TO_DO).sum()) for name in self.memory.measures)
 
     def surface(self) -> Surface:
         """What is known by now, as a value."""

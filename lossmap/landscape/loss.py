@@ -204,7 +204,7 @@ class LossMap:
 
     def _width(self, problem: Problem) -> int:
         """The entries of what `_pass` returns."""
-        return 2 + len(problem.metrics) + len(_counted(problem))
+        return 2 + len(problem.metrics) + len(counted(problem))
 
     def _reading(self, sums: Sequence[Tensor]) -> dict[str, float]:
         """The fields, from the sums of `_pass` over each split and, within it, each realisation."""
@@ -215,7 +215,7 @@ class LossMap:
             if float(rows[0, 0]) == 0:
                 raise ValueError("the data hold no sample")
             numbers = rows[:, :1].repeat(1, 1 + len(realized[0].metrics))  # over which each is a mean
-            for k, name in enumerate(_counted(realized[0]), start=numbers.shape[1] + 1):
+            for k, name in enumerate(counted(realized[0]), start=numbers.shape[1] + 1):
                 numbers[:, 1 + list(realized[0].metrics).index(name)] = rows[:, k]
             values, errors = (rows[:, 1 : numbers.shape[1] + 1] / numbers).numpy(), None
             means = values[0]
@@ -265,7 +265,7 @@ class LossMap:
             loss = problem.loss(outputs, batch)
             zero = loss.detach().new_zeros(())
             metrics = [zero if m.whole else m.total(outputs, batch) for m in problem.metrics.values()]
-            metrics += [zero.double() + count(batch) for count in _counted(problem).values()]
+            metrics += [zero.double() + count(batch) for count in counted(problem).values()]
             self._look_at(problem, outputs, batch)
         if self._has_whole:
             kept.append((map_tensors(lambda t: t.detach(), outputs), targets_of(batch, outputs)))
@@ -283,6 +283,9 @@ def losses(
     autocast: torch.dtype | None = None,
     settings: Mapping[str, Any] | None = None,
     noise_repeats: int | None = None,
+    loss_error: float | None = None,
+    sample_seed: int = 0,
+    share: tuple[int, int] = (0, 1),
 ) -> LossMap:
     """The measure of losses and accuracies at points of a plane: `measure(point)` -> {train_loss: nats, train_acc:
     percent}.
@@ -298,6 +301,12 @@ def losses(
         settings: to be stored with the readings.
         noise_repeats: of a loss that draws at random the number R >= 2 of fixed realisations at each point: the mean
             and, as train_loss_error, its standard error; without it one realisation.
+        loss_error: fewer samples: a survey reads a random part of them, the same at every point, and grows it until the
+            largest standard error of the differences from the point nearest the network, which is read over all
+            samples, is at most this share of the range of the losses (of their logarithm, where they span a factor of
+            20). The errors are train_loss_error and so on.
+        sample_seed: of the order in which samples are taken for that.
+        share: of a team whose problems hold a share of the samples each: this rank's place in it, and its size.
 
     Returns:
         A `LossMap`, to be given to `survey`; it can be pickled where the problem can.
@@ -320,6 +329,8 @@ def losses(
     if len({id(p.model) for p in problems.values()}) != 1:
         raise ValueError("the problems of a survey must share one model; got several")
     has_whole = any(m.whole for p in problems.values() for m in p.metrics.values())
+    if loss_error is not None and noise_repeats is not None:
+        raise ValueError("--loss-error reads fewer samples, --noise-repeats each several times: leave one of them out")
     ranks, of_all = total(torch.tensor([1.0, float(has_whole)], dtype=torch.float64)).tolist()
     if ranks > 1 and of_all:
         raise ValueError("a metric that is no mean over samples cannot be shared by a team of ranks: --team 1")
@@ -333,12 +344,19 @@ def losses(
         return former or probe_forward_plan(first, plane, autocast=autocast)
 
     plan = made_by_all(total, next(iter(first.model.parameters())).device, chosen, "probe of the forward pass")
+    if loss_error is not None:
+        from lossmap.landscape.loss_sampling import SampledLossMap
+
+        return SampledLossMap(
+            problems, plane, plan, tolerance=loss_error, seed=sample_seed, share=share, total=total, autocast=autocast,
+            settings=settings,
+        )  # fmt: skip
     return LossMap(
         problems, plane, plan, total=total, autocast=autocast, settings=settings, noise_repeats=noise_repeats
     )
 
 
-def _counted(problem: Problem) -> dict[str, Callable[[Batch], int]]:
+def counted(problem: Problem) -> dict[str, Callable[[Batch], int]]:
     """How the samples of those metrics are counted that are not means over all."""
     return {name: m.count for name, m in problem.metrics.items() if m.count is not None and m.whole is None}
 

@@ -151,6 +151,7 @@ def survey(
     if path is not None and store is not None:
         raise ValueError("a survey goes into one place: give a path or a store, not both")
     _check_refinement(refine, points)
+    _check_sampling(measure, refine, points)
     world = world or World.start()
     stop = as_stop(stop)
     if path is not None or world.size > 1:
@@ -175,12 +176,17 @@ def survey(
                 share_values=share_values,
             )  # fmt: skip
 
-    more = twin is not None or path is not None or refine is not None  # the surface is not yet what it will be
+    more = (
+        twin is not None or path is not None or refine is not None or _is_sampled(measure)
+    )  # the surface is not yet what it will be
     title = TITLES.get(measure.name, measure.name)
     try:
         surface = _first_pass(
             store, world, measure, refine,
-            lambda chosen: evaluate(measure, points if refine is None else chosen, title, share_values and not more),
+            lambda measure, chosen: evaluate(
+                measure, points if chosen is None else chosen, title, share_values and not more
+            ),
+            retry_failed,
         )  # fmt: skip
         if twin is not None:
             settings = twin.settings if own is None else own.settings(twin.name)
@@ -240,20 +246,40 @@ def _check_refinement(refine: float | None, points: Iterable[int] | None) -> Non
         raise ValueError("refine chooses the points itself: leave points out")
 
 
+def _check_sampling(measure: Any, refine: float | None, points: Iterable[int] | None) -> None:
+    """Raises ValueError where a measure of a part of the samples is to be read at a part of the points."""
+    if _is_sampled(measure) and (refine is not None or points is not None):
+        raise ValueError(
+            "--loss-error judges the picture of all points: leave --refine, --shard or points out, or take fewer points"
+        )
+
+
 def _first_pass(
     store: Store | None,
     world: World,
     measure: Measure,
     refine: float | None,
-    evaluate: Callable[[np.ndarray | None], Surface],
+    evaluate: Callable[[Measure, np.ndarray | None], Surface],
+    retry_failed: bool,
 ) -> Surface | None:
-    """All points, or round after round those that a refinement chooses; the words are those of `survey`."""
+    """All points, or round after round those that a refinement chooses, or of more samples; words as of `survey`."""
+    last: Surface | None
+    if _is_sampled(measure):
+        from lossmap.landscape.sampling_rounds import run_sampling  # torch, which other measures do without
+
+        last = run_sampling(store, world, cast(Any, measure), evaluate, logger.info, retry_failed)
+        return last
     if refine is None:
-        return evaluate(None)
-    last: Surface | None = refinement.run_refinement(
-        store, world, measure.name, measure.fields, refine, evaluate, logger.info
+        return evaluate(measure, None)
+    last = refinement.run_refinement(
+        store, world, measure.name, measure.fields, refine, lambda points: evaluate(measure, points), logger.info
     )
     return last
+
+
+def _is_sampled(measure: Any) -> bool:
+    """Whether the measure reads a part of the samples, that grows."""
+    return hasattr(measure, "with_step")
 
 
 def _with_common_choice(measure: Any, world: World, path: PathLike | None, overwrite: bool) -> Any:

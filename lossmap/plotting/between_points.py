@@ -14,6 +14,7 @@ import numpy as np
 from lossmap.geometry.grid import Field
 from lossmap.io.field_errors import field_errors
 from lossmap.io.refined import GROUP, LOG_FROM, ROUND, is_refined, refinement_note
+from lossmap.io.sampled import sampling_note
 from lossmap.io.surface import DONE, FAILED, Surface
 
 MEASURED = "measured"
@@ -66,6 +67,6 @@ def errors_between(surface: Surface, name: str, values: np.ndarray) -> np.ndarra
 
 
 def refinement_notes(surfaces: Sequence[Surface]) -> list[str]:
-    """Of each surface how many points were measured, and how far the picture between them is off."""
-    notes = (refinement_note(surface) for surface in surfaces)
+    """Of each surface how many points were measured, or samples read, and how far the picture is off by that."""
+    notes = (note(surface) for surface in surfaces for note in (refinement_note, sampling_note))
     return list(dict.fromkeys(note for note in notes if note is not None))

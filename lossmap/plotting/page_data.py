@@ -65,7 +65,16 @@ TABS = {
     "connection": "Connection", "training": "Training", "topology": "Topology", "path": "Path",
 }  # fmt: skip
 GROUPS = {"evolution": "evolution/results", "path": "trajectory"}  # of a kind, where it is not called so
-BESIDE = ("_error", "_limit", "_seconds", "_rank", "_measured", "_rounding", "_start")  # fields about other fields
+BESIDE = (
+    "_error",
+    "_limit",
+    "_seconds",
+    "_rank",
+    "_measured",
+    "_rounding",
+    "_start",
+    "_samples_read",
+)  # fields about other fields
 STEP = "step"  # of a training, which its readings run along
 RATIO_WORDS = "|smallest / largest eigenvalue|"
 SMALLEST_FLOAT32, LARGEST_FLOAT32 = 2.0**-126, 3.4e38

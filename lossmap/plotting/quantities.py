@@ -211,7 +211,13 @@ def other_kinds(surface: Surface) -> tuple[str, ...]:
 def fields_of_points(surface: Surface) -> list[str]:
     """The fields that are readings at points: no book-keeping, and nothing of the parts of a spectrum or a run."""
     parts = {name for measure in PARTS for name in surface.measures.get(measure, ())}
-    beside = ("_seconds", "_rank", "_error", "_limit")  # book-keeping, and what belongs to another field
+    beside = (
+        "_seconds",
+        "_rank",
+        "_error",
+        "_limit",
+        "_samples_read",
+    )  # book-keeping, and what belongs to another field
     return [name for name in surface.fields if name not in parts and not name.endswith(beside)]
 
 

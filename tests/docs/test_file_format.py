@@ -44,6 +44,7 @@ COMMANDS = (
     (0, f"plane {NETWORK} --model-folder run --xdir pca:1 --ydir pca:2 --proj-file path.h5"),
     (0, f"surface {NETWORK} --model-folder run --dir-file path.h5 --proj-file path.h5 {SQUARE} --surf-file path2.h5"),
     (0, f"surface {NETWORK} --x=-1:1:13 --y=-1:1:13 --refine 0.1 --surf-file refined.h5"),
+    (0, f"surface {NETWORK} {SQUARE} --loss-error 0.1 --surf-file sampled.h5"),
     (0, f"surface {NETWORK} {SQUARE} --shard 1/2 --surf-file shard.h5"),
     (0, f"dynamics run {NETWORK} --top 2 --full-spectrum --surf-file dynamics.h5"),
     (0, f"connect run/step_000000.pt run/step_000003.pt {NETWORK} --points 3 --align weights "
@@ -120,7 +121,7 @@ def general(name):
     name = re.sub(r"^@code_(loss|eigen|spectrum|along|sharpness)$", "@code_MEASURE", name)
     name = re.sub(r"^((?:connection/)?@?)(unaligned|curve)_.*", r"\1\2_NAME", name)
     name = re.sub(r"^@resolved_\w+", "@resolved_COMMAND", name)
-    name = re.sub(r"^((?:connection/|refinement/)?@?)(?:train|test)_(?!size)(\w+)$", r"\1SPLIT_\2", name)
+    name = re.sub(r"^((?:connection/|refinement/|sampling/)?@?)(?:train|test)_(?!size)(\w+)$", r"\1SPLIT_\2", name)
     return re.sub(r":.*", ":NAME", name)
 
 
