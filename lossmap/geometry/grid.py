@@ -158,6 +158,34 @@ class Grid:
         return f"Grid(x={span(self.x)}, y={span(self.y)})"
 
 
+def halving_steps(shape: tuple[int, ...]) -> np.ndarray:
+    """When a point comes where a grid is taken coarse to fine, (y, x) or (x,) int64: from 0, the corners, upwards.
+
+    Each step halves the spacing along one axis, of a plane x and y in turn: the points up to any step are a grid by
+    themselves, with the same ends.
+    """
+    steps = [np.ceil(np.asarray(_halvings(n)) * len(shape)).astype(np.int64) for n in shape]
+    if len(shape) == 1:
+        return steps[0]
+    # y comes after x: of level k along x step 2k - 1, along y 2k
+    along_y, along_x = steps[0], np.maximum(steps[1] - 1, 0)
+    return np.maximum(along_y[:, None], along_x[None, :])
+
+
+def _halvings(count: int) -> list[int]:
+    """For each of so many ticks, after how many halvings it is met; 0 at both ends."""
+    levels = [0] * count
+    pending = [(0, count - 1, 1)]
+    while pending:
+        low, high, level = pending.pop()
+        if high - low < 2:
+            continue
+        middle = (low + high) // 2
+        levels[middle] = level
+        pending += [(low, middle, level + 1), (middle, high, level + 1)]
+    return levels
+
+
 def window_around(values: np.ndarray) -> tuple[float, float]:
     """The ends of an axis that holds these coordinates, (points,), and a tenth of their extent beyond on both sides."""
     low, high = float(values.min()), float(values.max())

@@ -67,6 +67,7 @@ class LossMap:
     """
 
     name = "loss"
+    coarse_first = True  # no point needs another's answer
 
     def __init__(
         self,

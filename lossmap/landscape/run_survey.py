@@ -3,9 +3,10 @@
     survey(measure, grid) -> Surface           over all ranks that a launcher started, and on each of them
 
 A measure is point -> reading, a dict of numbers or small arrays by field. Rank 0 dispatches the points along a
-serpentine over the grid, so that a worker's next point is a neighbour of its last one; each reading is recorded as it
-arrives. A point that raises is tried once more, elsewhere where there is another worker, and is then a failure with its
-reason. Price: what a survey costs beside its measure is in benchmarks/dispatch.py.
+serpentine over the grid, so that a worker's next point is a neighbour of its last one, or coarse to fine, so that the
+points of half a survey are a picture of the whole grid; each reading is recorded as it arrives. A point that raises is
+tried once more, elsewhere where there is another worker, and is then a failure with its reason. Price: what a survey
+costs beside its measure is in benchmarks/dispatch.py.
 """
 
 from __future__ import annotations
@@ -56,11 +57,12 @@ class Measure(Protocol):
     settings  what it was made with, and under "chosen" what a probe has chosen
 
     May have `points_cost_alike = False`, where a slow point says nothing of the others: no rank counts as stuck then
-    unless `point_timeout` says when. May have `with_choice(chosen)`: the measure with what a probe chose in another
-    process. May have `resume(point, state)`, which goes on at a point that it left by raising Interrupted(state), and
-    `smaller()`, which makes it need less memory and says how, or returns None where it cannot; where memory runs out on
-    one rank of a team, all its ranks call it. May have `remark(point, reading)`, a sentence for the log and the file on
-    what was read there, or None.
+    unless `point_timeout` says when. May have `coarse_first = True`, where a point gains nothing from its neighbour's
+    answer: points are taken coarse to fine then. May have `with_choice(chosen)`: the measure with what a probe chose in
+    another process. May have `resume(point, state)`, which goes on at a point that it left by raising
+    Interrupted(state), and `smaller()`, which makes it need less memory and says how, or returns None where it cannot;
+    where memory runs out on one rank of a team, all its ranks call it. May have `remark(point, reading)`, a sentence
+    for the log and the file on what was read there, or None.
     """
 
     @property
@@ -360,7 +362,7 @@ def _evaluate_points(
         raise RuntimeError("rank 0 has no store")
     recorder = Recorder(
         store, measure.name, grid, progress, len(all_teams), _checked_indices(points, grid), retry_failed,
-        getattr(measure, "priority", None),
+        getattr(measure, "priority", None), getattr(measure, "coarse_first", False),
     )  # fmt: skip
     by_pace = getattr(measure, "points_cost_alike", True)
     lead(world, list(all_teams), recorder, evaluate, stop, point_timeout, by_pace)

@@ -28,8 +28,8 @@ NEARLY_ALL = 0.8  # of the samples: from there on all are read
 
 def middle_of(grid: Grid) -> int:
     """The flat index of the point nearest the network, which stands at 0; the first of several."""
-    places = np.array([grid.point(i) for i in range(len(grid))])
-    return int(np.square(places).sum(1).argmin())
+    nearest = [int(np.abs(axis).argmin()) for axis in (grid.x, grid.y) if axis is not None]
+    return nearest[0] if grid.y is None else nearest[1] * grid.x.size + nearest[0]
 
 
 def next_size(count: int, every: int, error: float, tolerance: float) -> int:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from lossmap.geometry.grid import Grid
+from lossmap.geometry.grid import Grid, halving_steps
 from lossmap.io.memory_store import Store
 from lossmap.io.surface import DONE, FAILED, Failure
 from lossmap.parallel.dispatcher import PointFailure
@@ -61,6 +61,17 @@ def serpentine_order(grid: Grid, indices: np.ndarray) -> np.ndarray:
     return indices[np.argsort(row * width + along)]
 
 
+def coarse_to_fine(grid: Grid, indices: np.ndarray) -> np.ndarray:
+    """Flat indices in an order in which every part from the first one on is a picture of the whole grid.
+
+    Returns the same (p,) indices, int64: step by step of `halving_steps`, within each along a serpentine.
+    """
+    order = serpentine_order(grid, indices)
+    steps = halving_steps(grid.shape).reshape(-1)[order]
+    result: np.ndarray = order[np.argsort(steps, kind="stable")]
+    return result
+
+
 def in_turns(order: Sequence[int], workers: int) -> list[int]:
     """An order in which the workers, each with a segment of its own (see `WorkQueue`), meet the first points first."""
     total = len(order)
@@ -83,6 +94,7 @@ class Recorder:
     points        flat indices to evaluate; None: all that the store is to hold
     retry_failed  whether failed points are evaluated again
     priority      all flat indices, those first whose answers are wanted first; None: neighbours one after the other
+    coarse_first  without a priority: from coarse to fine over the grid instead of neighbour by neighbour
     """
 
     def __init__(
@@ -95,6 +107,7 @@ class Recorder:
         points: np.ndarray | None,
         retry_failed: bool,
         priority: Sequence[int] | None = None,
+        coarse_first: bool = False,
     ) -> None:
         self.store, self.measure, self._progress, self.ranks = store, measure, progress, ranks
         surface = store.surface()
@@ -103,7 +116,9 @@ class Recorder:
         status = surface.status[measure].reshape(-1)[points]
         todo = np.intersect1d(store.todo(measure, retry_failed), points, assume_unique=True)
         self.order = serpentine_order(grid, todo)
-        self.is_ranked = priority is not None
+        if coarse_first:
+            self.order = coarse_to_fine(grid, todo)
+        self.is_ranked = priority is not None or coarse_first
         if priority is not None:
             left = set(todo.tolist())
             self.order = np.array([i for i in priority if i in left], dtype=np.int64)

@@ -16,6 +16,7 @@ from lossmap.io.field_errors import field_errors
 from lossmap.io.refined import GROUP, LOG_FROM, ROUND, is_refined, refinement_note
 from lossmap.io.sampled import sampling_note
 from lossmap.io.surface import DONE, FAILED, Surface
+from lossmap.plotting.coarse_picture import coarse_note
 
 MEASURED = "measured"
 
@@ -68,5 +69,5 @@ def errors_between(surface: Surface, name: str, values: np.ndarray) -> np.ndarra
 
 def refinement_notes(surfaces: Sequence[Surface]) -> list[str]:
     """Of each surface how many points were measured, or samples read, and how far the picture is off by that."""
-    notes = (note(surface) for surface in surfaces for note in (refinement_note, sampling_note))
+    notes = (note(surface) for surface in surfaces for note in (refinement_note, sampling_note, coarse_note))
     return list(dict.fromkeys(note for note in notes if note is not None))

@@ -32,6 +32,7 @@ from lossmap.plotting.checked_options import (
     checked_levels,
     percentile_of,
 )
+from lossmap.plotting.coarse_picture import with_coarse_picture
 from lossmap.plotting.convexity import draw_convexity, lines_between
 from lossmap.plotting.field_rows import draw_field_rows
 from lossmap.plotting.interpolation import checked_interp
@@ -273,9 +274,9 @@ def _draw_kind(
 def _surface_of(source: Source) -> Surface:
     """The surface behind a path, a surface, or another result."""
     if isinstance(source, Surface):
-        return with_points_between(with_unfinished(source))
+        return with_coarse_picture(with_points_between(with_unfinished(source)))
     if isinstance(source, (str, os.PathLike)):
-        return with_points_between(with_unfinished(read(source)))
+        return with_coarse_picture(with_points_between(with_unfinished(read(source))))
     return source.as_surface()
 
 

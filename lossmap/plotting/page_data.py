@@ -28,6 +28,7 @@ from lossmap.io.hdf5_open import Damaged
 from lossmap.io.printable import printable
 from lossmap.io.surface import Group, Surface
 from lossmap.plotting.between_points import MEASURED, errors_between, refinement_notes, with_points_between
+from lossmap.plotting.coarse_picture import with_coarse_picture
 from lossmap.plotting.contour_levels import labels, scale_of
 from lossmap.plotting.dispatch import draw_content
 from lossmap.plotting.flatness import noise_in, ratio_errors
@@ -138,7 +139,7 @@ def colour_list(name: str) -> list[list[int]]:
 
 def _shown(source: PageSource) -> Surface:
     """The surface as it is drawn: a plane with one tick on an axis is a line."""
-    surface = with_points_between(source.surface)
+    surface = with_coarse_picture(with_points_between(source.surface))
     return as_line(surface) if is_line(surface) else surface
 
 

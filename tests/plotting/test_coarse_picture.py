@@ -1,0 +1,90 @@
+"""A survey that is half done: its points come coarse to fine, and are drawn as a picture of the whole window."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import lossmap
+from lossmap import Grid, Problem, losses, random_plane, survey
+from lossmap.geometry.grid import halving_steps
+from lossmap.landscape.survey_recorder import coarse_to_fine, in_turns
+from lossmap.parallel.work_queue import WorkQueue
+from lossmap.plotting.coarse_picture import coarse_note, with_coarse_picture
+
+
+@pytest.mark.parametrize("shape", [(1,), (2,), (7,), (101,), (1, 1), (2, 3), (9, 9), (5, 24), (101, 101)])
+def test_the_points_up_to_any_step_are_a_grid_with_the_same_ends_and_at_most_doubled(shape):
+    steps = halving_steps(shape)
+    assert steps.shape == shape and steps.flat[0] == steps.flat[-1] == 0
+    before = 0
+    for step in range(int(steps.max()) + 1):
+        up_to = steps <= step
+        ticks = [up_to.any(axis=tuple(j for j in range(up_to.ndim) if j != i)) for i in range(up_to.ndim)]
+        grid = ticks[0] if len(ticks) == 1 else np.outer(*ticks)
+        np.testing.assert_array_equal(up_to, grid)
+        assert not before or up_to.sum() <= 2 * before + max(shape)
+        for along in ticks:
+            gaps = np.diff(np.flatnonzero(along))
+            assert not gaps.size or gaps.max() <= 2 * gaps.min() + 1
+        before = up_to.sum()
+    assert before == np.prod(shape)
+
+
+def test_the_order_is_a_permutation_that_begins_with_the_corners():
+    grid = Grid(np.linspace(-1, 1, 9), np.linspace(-1, 1, 7))
+    order = coarse_to_fine(grid, np.arange(len(grid))[::-1])
+    assert sorted(order.tolist()) == list(range(63)) and set(order[:4].tolist()) == {0, 8, 54, 62}
+    queue = WorkQueue(in_turns(order.tolist(), 3), 3)
+    first = [queue.dispatch(worker, 0.0)[0] for worker in range(3)]
+    assert set(first) <= {0, 8, 54, 62}
+
+
+def measured(share, grid, **kinds):
+    """A loss surface of which a share of the points is done."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3))
+    problem = Problem.supervised(model, "crossentropy", (torch.randn(30, 4), torch.arange(30) % 3))
+    plane = random_plane(model, axes=grid.axes)
+    count = [0]
+
+    def stop():
+        count[0] += 1
+        return len(done) >= share * len(grid)
+
+    done = []
+    measure = losses(problem, plane, plan={"batch_size": 30})
+    call = type(measure).__call__
+    own = type("Counted", (type(measure),), {"__call__": lambda m, p: done.append(p) or call(m, p)})
+    measure.__class__ = own
+    return survey(measure, grid, stop=stop, **kinds), measure
+
+
+@pytest.mark.parametrize("grid", [Grid.square(-1, 1, 17), Grid.line(-1, 1, 65)])
+def test_half_a_survey_is_drawn_as_a_whole_coarse_picture_and_its_values_are_those_of_the_whole(grid):
+    half, measure = measured(0.55, grid)
+    assert half.outcome == "unfinished" and 0.5 < half.counts("loss")["done"] / len(grid) < 0.7
+    shown = with_coarse_picture(half)
+    assert np.isfinite(shown["train_loss"]).all() and shown.status["loss"].all()
+    for ours, theirs in ((shown.grid.x, grid.x), (shown.grid.y, grid.y)):
+        assert theirs is None or (ours[0] == theirs[0] and ours[-1] == theirs[-1])
+    assert len(shown.grid) >= 0.5 * half.counts("loss")["done"]
+    for i in (0, len(shown.grid) // 2, len(shown.grid) - 1):
+        assert shown["train_loss"].reshape(-1)[i] == measure(shown.grid.point(i))["train_loss"]
+    assert f"of {len(grid):,} points are to do" in coarse_note(shown)
+    figure = lossmap.draw(half)
+    written = " ".join(text.get_text().replace("\n", " ") for text in figure.texts)
+    assert "which are all there" in written + figure.get_label()
+    assert "not computed" not in figure.get_label()
+
+
+def test_a_survey_with_few_points_to_do_is_drawn_with_gaps_and_a_complete_one_as_it_is():
+    grid = Grid.square(-1, 1, 9)
+    nearly, _ = measured(0.95, grid)
+    assert with_coarse_picture(nearly) is nearly
+    whole, _ = measured(2, grid)
+    assert whole.outcome == "complete" and with_coarse_picture(whole) is whole
+    rows = np.zeros(grid.shape)
+    rows[:5] = 1.0  # neighbour by neighbour, as earlier versions did it
+    surface = lossmap.Surface(grid, {"train_loss": np.where(rows > 0, rows, np.nan)})
+    assert with_coarse_picture(surface) is surface
