@@ -164,12 +164,13 @@ def halving_steps(shape: tuple[int, ...]) -> np.ndarray:
     Each step halves the spacing along one axis, of a plane x and y in turn: the points up to any step are a grid by
     themselves, with the same ends.
     """
-    steps = [np.ceil(np.asarray(_halvings(n)) * len(shape)).astype(np.int64) for n in shape]
+    steps = [np.asarray(_halvings(n), dtype=np.int64) * len(shape) for n in shape]
     if len(shape) == 1:
         return steps[0]
     # y comes after x: of level k along x step 2k - 1, along y 2k
     along_y, along_x = steps[0], np.maximum(steps[1] - 1, 0)
-    return np.maximum(along_y[:, None], along_x[None, :])
+    latest: np.ndarray = np.maximum(along_y[:, None], along_x[None, :])
+    return latest
 
 
 def _halvings(count: int) -> list[int]:
