@@ -138,6 +138,7 @@ def _run(settings: Settings, world: World, survey: Callable[..., Any], stop: Sto
         beside["curve"] = Way(curved_plane(plane, bend or {}, recipe), recipe.kind)
     statistics = fixed_batches(every["train"].data, settings.connect.bn_samples) if done == RECOMPUTE else None
     identity = world.once(partial(identity_of, settings, problems, done)) | budget_entry(execution.budget)
+    repeats = settings.noise.noise_repeats
     if recipe is not None:
         identity["curve"] = recipe.as_settings()
     plan = ForwardPlan(execution.batch_size or first.data.batch_size)
@@ -147,11 +148,11 @@ def _run(settings: Settings, world: World, survey: Callable[..., Any], stop: Sto
     measure = world.together(
         lambda: connection_map(
             shares, plane, plan, statistics=statistics, beside=beside, total=team.sum, autocast=machine.autocast,
-            settings=identity,
+            settings=identity, noise_repeats=repeats,
         )
     )  # fmt: skip
     # a point's own, and that of its statistics, for each way
-    passes = (2 if statistics is not None else 1) * (1 + len(beside))
+    passes = ((2 if statistics is not None else 1) + (repeats or 1) - 1) * (1 + len(beside))
     price = partial(
         price_of_losses, shares, plane, measure.plan, workers=workers, autocast=machine.autocast, repeats=passes,
     )  # fmt: skip

@@ -204,6 +204,6 @@ GROUPS: dict[str, tuple[type, ...]] = {
     "eigenmap": (ModelSettings, DataSettings, PlaneSettings, EigenSettings, NoiseSettings, RunSettings, DrawSettings),
     "spectrum": (ModelSettings, DataSettings, SpectrumSettings, RunSettings, DrawSettings),
     "sharpness": (ModelSettings, DataSettings, SharpnessSettings, RunSettings, DrawSettings),
-    "connect": (ModelSettings, DataSettings, ConnectSettings, RunSettings, DrawSettings),
+    "connect": (ModelSettings, DataSettings, ConnectSettings, NoiseSettings, RunSettings, DrawSettings),
     "health": (ModelSettings, DataSettings, HealthSettings),
 }

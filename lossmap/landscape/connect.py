@@ -62,6 +62,7 @@ def connect(
     curve_steps: int = CurveRecipe.steps,
     curve_rate: float = CurveRecipe.rate,
     seed: int = 0,
+    noise_repeats: int | None = None,
     path: PathLike | None = None,
     overwrite: bool = False,
     progress: bool | Callable[[Progress], None] | None = None,
@@ -87,6 +88,8 @@ def connect(
         curve_steps: of that training.
         curve_rate: its learning rate, of Adam.
         seed: of its order of samples and its places on the curve.
+        noise_repeats: of a loss that draws at random the number R >= 2 of fixed realisations at each point: means, and
+            standard errors over them, of the barrier too. Without it one realisation, and no errors.
         path: of a result file, written as the points come; the same call resumes it, and `lossmap.read` gives its
             surface. None: in memory alone.
         overwrite: whether a file that is there is begun anew.
@@ -133,8 +136,9 @@ def connect(
     statistics = fixed_batches(first.data) if done == RECOMPUTE else None
     settings = {"batch norm": done} | ({} if recipe is None else {"curve": recipe.as_settings()})
     measure = connection_map(
-        problems, plane, plain_forward(first), statistics=statistics, beside=beside, settings=settings
-    )
+        problems, plane, plain_forward(first), statistics=statistics, beside=beside, settings=settings,
+        noise_repeats=noise_repeats,
+    )  # fmt: skip
     surface = survey(measure, grid, path=path, overwrite=overwrite, progress=progress, world=world)
     result = connection_in(
         surface,

@@ -82,6 +82,7 @@ class Connection(DrawnResult):
         curve: the curve of low loss between both, where one was trained.
         curve_recipe: what it is and how its bend was trained, in words; empty where there is none.
         notes: how the loss is evaluated, a sentence each, where that is not as a mean over any samples.
+        noise_repeats: realisations of a random loss, of which the errors are; 0 where they are of the samples.
 
     Example:
         >>> import torch, lossmap
@@ -108,6 +109,7 @@ class Connection(DrawnResult):
     curve: Connection | None = None
     curve_recipe: str = ""
     notes: tuple[str, ...] = ()
+    noise_repeats: int = 0
 
     def barrier(self, split: str = "train") -> Barrier:
         """The barrier of one split. Raises KeyError for a split that was not measured."""
@@ -208,6 +210,7 @@ def _line_in(surface: Surface, fields: Mapping[str, np.ndarray], **about: Any) -
         midpoint_errors={split: fields[f"{split}_midpoint_error"] for split in splits},
         unit=surface.about[f"{splits[0]}_loss"].unit,
         notes=surface.evaluation,
+        noise_repeats=int(surface.settings.get("measures", {}).get("loss", {}).get("noise_repeats") or 0),
         **about,
     )
 
@@ -221,6 +224,8 @@ def _report_of(c: Connection) -> StoredReport:
     }  # fmt: skip
     if c.notes:
         attributes["evaluation"] = "; ".join(c.notes)
+    if c.noise_repeats:
+        attributes["noise_repeats"] = c.noise_repeats
     if c.alignment:
         attributes["alignment"] = c.alignment
     if c.curve_recipe:
@@ -230,7 +235,7 @@ def _report_of(c: Connection) -> StoredReport:
         if beside is None:
             continue
         other = _report_of(beside)
-        of_all = ("t", "bn", "unit", "first", "other", "alignment", "evaluation", "report_version")
+        of_all = ("t", "bn", "unit", "first", "other", "alignment", "evaluation", "noise_repeats", "report_version")
         arrays |= {f"{way}_{name}": v for name, v in other.arrays.items() if name not in of_all}
         attributes |= {f"{way}_{name}": v for name, v in other.attributes.items() if name not in of_all}
     for split, losses in c.losses.items():

@@ -2,17 +2,18 @@
 
     point (t,) -> {train_loss, train_acc, train_barrier_error, train_midpoint_error, ...}     0 at the first network
 
-With l_i(t) the loss of sample i, the rise above the straight line between both ends is the mean over i of
-l_i(t) - (1 - t) l_i(0) - t l_i(1), and its standard error is that of N paired differences: what all three have in
-common, such as a hard sample, cancels. Likewise above the mean of both ends. Where the loss cannot be asked for single
-samples (`data.sample_losses`) the errors are NaN.
+With l_i(t) the loss of sample i, the rise above the straight line between both ends is the mean over i of l_i(t) - (1 -
+t) l_i(0) - t l_i(1), and its standard error is that of N paired differences: what all three have in common, such as a
+hard sample, cancels. Likewise above the mean of both ends. Where the loss cannot be asked for single samples
+(`data.sample_losses`) the errors are NaN. Of a loss that draws at random, read in R fixed realisations, they are those
+of R paired differences instead: of the realisations' rises, whose random numbers are the same at all points.
 
 At every point the statistics of batch norm are those of the interpolated network, where they are to be recomputed: from
 fixed batches, the same on every rank, also of a team whose ranks share the samples. Beside the line other ways between
 both networks can be read at the same t: the line to the other one before it was aligned (unaligned_train_loss, ...) and
 a curve of low loss (curve_train_loss, ...).
-Price: one pass a point, a second one for statistics; two points more on each rank, for the losses at both ends; all
-that for each way.
+Price: one pass a point for each realisation, one more for statistics; two points more on each rank, for the losses at
+both ends; all that for each way.
 """
 
 from __future__ import annotations
@@ -81,22 +82,27 @@ class ConnectionMap(LossMap):
         total: Total = single_rank,
         autocast: torch.dtype | None = None,
         settings: Mapping[str, Any] | None = None,
+        noise_repeats: int | None = None,
     ) -> None:
         self.groups: dict[str, Group] = {}  # what a file keeps beside the plane
         self._statistics = statistics
         self._curve = curve
         self._beside: dict[str, ConnectionMap] = {}
-        # each sample's losses by split, at both ends and at the present point; None where they are not to be had
+        # by split each sample's losses, or of a random loss each realisation's, at both ends and at the present point;
+        # None where they are not to be had
         self._ends: tuple[Samples, Samples] | None = None
         self._seen: Samples = {}
         self._rows: list[Tensor | None] = []
         self._t = nan
-        super().__init__(problems, plane, plan, total=total, autocast=autocast, settings=settings)
+        super().__init__(
+            problems, plane, plan, total=total, autocast=autocast, settings=settings, noise_repeats=noise_repeats
+        )
         self.fields = (*self.fields, *(f for split, p in problems.items() for f in _error_fields(split, p)))
         for name, way in (beside or {}).items():
             self._beside[name] = ConnectionMap(
-                problems, way.plane, plan, statistics=statistics, curve=way.curve, total=total, autocast=autocast
-            )
+                problems, way.plane, plan, statistics=statistics, curve=way.curve, total=total, autocast=autocast,
+                noise_repeats=noise_repeats,
+            )  # fmt: skip
             self.fields = (*self.fields, *(_field_of(name, field) for field in self._beside[name].fields))
             if way.curve is not None:
                 self.groups[BEND] = bend_group(way.plane)
@@ -145,12 +151,16 @@ class ConnectionMap(LossMap):
         return super()._width(problem) + PAIRED
 
     def _look_at(self, problem: Problem, outputs: Any, batch: Batch) -> None:
+        if self.noise_repeats is not None:
+            return
         self._rows.append(sample_losses(problem, outputs, batch))
 
     def _pass(self, problem: Problem) -> Tensor:
         """As of the base, and behind it sums and sums of squares of the paired differences."""
         self._rows = []
         sums = super()._pass(problem)
+        if self.noise_repeats is not None:  # what is paired are the realisations, see `_reading`
+            return torch.cat([sums, torch.full((PAIRED,), nan, dtype=torch.float64)])
         split = next(name for name, planned in self._planned.items() if planned[0] is problem)
         rows: Tensor | None = None
         if all(row is not None for row in self._rows):
@@ -173,11 +183,32 @@ class ConnectionMap(LossMap):
 
     def _reading(self, sums: Sequence[Tensor]) -> dict[str, float]:
         reading = super()._reading(sums)
+        if self.noise_repeats is not None:
+            return reading | self._errors_of_realisations(sums)
         for split, row in zip(self._planned, sums, strict=True):
             pairs = row[-PAIRED:].reshape(-1, 2)
             for name, (total, squares) in zip(ERRORS, pairs.tolist(), strict=True):
                 reading[f"{split}_{name}_error"] = _standard_error(float(row[0]), total, squares)
         return reading
+
+    def _errors_of_realisations(self, sums: Sequence[Tensor]) -> dict[str, float]:
+        """The standard errors of both rises over the realisations of a random loss."""
+        errors: dict[str, float] = {}
+        parts = iter(sums)
+        for split, realized in self._planned.items():
+            rows = torch.stack([next(parts) for _ in realized])
+            self._seen[split] = losses = rows[:, 1] / rows[:, 0]  # (R,)
+            if self._ends is None:
+                errors |= {f"{split}_{name}_error": nan for name in ERRORS}
+                continue
+            a, b = (end[split] for end in self._ends)
+            if a is None or b is None:  # pragma: no cover
+                continue
+            rises = (losses - (1.0 - self._t) * a - self._t * b, losses - (a + b) / 2.0)
+            for name, rise in zip(ERRORS, rises, strict=True):
+                error = _standard_error(len(rise), float(rise.sum()), float(rise.square().sum()))
+                errors[f"{split}_{name}_error"] = error
+        return errors
 
 
 def _standard_error(samples: float, total: float, squares: float) -> float:
@@ -248,6 +279,7 @@ def connection_map(
     total: Total = single_rank,
     autocast: torch.dtype | None = None,
     settings: Mapping[str, Any] | None = None,
+    noise_repeats: int | None = None,
 ) -> ConnectionMap:
     """The measure on a line, its losses checked. Arguments as of `losses`.
 
@@ -259,5 +291,5 @@ def connection_map(
     checked = {split: check_loss(p, total=total) for split, p in problems.items()}
     return ConnectionMap(
         checked, plane, plan, statistics=statistics, beside=beside, total=total, autocast=autocast,
-        settings=settings,
+        settings=settings, noise_repeats=noise_repeats,
     )  # fmt: skip

@@ -122,9 +122,13 @@ def _barrier_text(stored: StoredReport, split: str) -> str:
         return f"none: no point lies above the line between both ends; at the middle {number(middle)} {unit}"
     text = f"{value_with_error(height, error)} {unit} above the line between both ends, at t = {at:.3g}"
     if isnan(error):
-        return f"{text}; its sampling error is not known: the loss gives no number for each sample"
-    kind = counted(unit)
+        return (
+            f"{text}; its error is not known: the loss gives no number for each sample (--noise-repeats, if it draws)"
+        )
+    kind, repeats = counted(unit), int(stored.number("noise_repeats", 0))
     known = f"standard error over the {kind}s, paired, at that point"
+    if repeats:
+        kind, known = "realisation", f"standard error over {repeats} realisations of the noise, paired, at that point"
     if height <= CLEAR * error:
         return f"{text} ({known}); it cannot be told from none by these {kind}s"
     return f"{text} ({known})"

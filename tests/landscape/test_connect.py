@@ -253,3 +253,50 @@ def test_a_file_resumes_is_saved_read_reported_and_drawn(tmp_path):
 def test_what_makes_no_line_is_refused(call, sentence):
     with pytest.raises(ValueError, match=sentence):
         call()
+
+
+class Drawing(nn.Module):
+    """A loss of theta that draws: |theta - z|^2, z normal around 1 for each batch, in float64."""
+
+    def __init__(self, theta):
+        super().__init__()
+        self.theta = nn.Parameter(torch.as_tensor(theta, dtype=torch.float64))
+
+    def forward(self, batch):
+        return ((self.theta - 1.0 - torch.randn(4, dtype=torch.float64)) ** 2 * torch.sin(3 * self.theta)).sum()
+
+
+def test_errors_of_a_random_loss_are_over_realisations_paired_at_both_ends(tmp_path):
+    from lossmap.data.loss_check import check_loss
+    from lossmap.data.noise import realizations
+
+    torch.manual_seed(0)
+    a, b = Drawing([-1.0, 0.5, 2.0, 0.0]), Drawing([1.5, 1.0, -0.5, 1.0])
+    problem = Problem.custom(a, lambda m, batch: m(batch), [torch.ones(3, 1), torch.zeros(3, 1)])
+    repeats, t = 5, np.linspace(0, 1, 7)
+    line = lossmap.connect(problem, b, points=7, noise_repeats=repeats, path=tmp_path / "line.h5")
+    plane = line_between(a, b)
+    losses = []
+    for one in realizations(check_loss(problem), repeats):  # each by itself, batch by batch
+        losses.append([])
+        for at in t:
+            with temporary_parameters(a, plane.at((at,))), torch.no_grad():
+                losses[-1].append(sum(float(one.total(batch)) for batch in one.data) / one.samples)
+    losses = np.array(losses)  # (R, t)
+    np.testing.assert_allclose(line.losses["train"], losses.mean(0), rtol=1e-12)
+    rises = losses - (1 - t) * losses[:, :1] - t * losses[:, -1:]
+    above = losses - (losses[:, :1] + losses[:, -1:]) / 2
+    for mine, truth in ((line.barrier_errors, rises), (line.midpoint_errors, above)):
+        np.testing.assert_allclose(mine["train"], truth.std(0, ddof=1) / np.sqrt(repeats), rtol=1e-9, atol=1e-12)
+    # paired: smaller than that of the losses, whose noise is common to all points
+    stored = lossmap.read(tmp_path / "line.h5")
+    assert stored["train_loss_error"].shape == (7,) and line.noise_repeats == repeats
+    assert "5 realisations of the noise, paired" in repr(line) and "train_loss_error" not in line.metrics
+    assert pickle.loads(pickle.dumps(line)).noise_repeats == repeats
+    alone = lossmap.connect(problem, b, points=7)
+    assert np.isnan(alone.barrier_errors["train"]).all() and "not known" in repr(alone)
+
+
+def test_a_loss_that_draws_nothing_has_no_realisations():
+    with pytest.raises(ValueError, match="draws at random"):
+        lossmap.connect(supervised(net(0)), net(1), points=3, noise_repeats=3)
