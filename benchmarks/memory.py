@@ -9,8 +9,9 @@ A slowly rotating subspace replaces the results of the solver, one checkpoint at
 are measured, not the solver. Each stage runs in its own process; its peak is the kernel's (VmHWM), and is also reported
 relative to a process that has only imported lossmap.
 
-Of the language model a line of its loss surface and its largest eigenvalue are computed over a few short sequences;
-their peaks above those of a model of next to no weights are counted in copies of the weights, the model one of them.
+Of the language model a plane of its loss surface, with its origin kept and read again from its file, and its largest
+eigenvalue are computed over a few short sequences; their peaks above those of a model of next to no weights are counted
+in copies of the weights, the model one of them.
 """
 
 from __future__ import annotations
@@ -128,9 +129,21 @@ def large_stage(name, width, layers, vocabulary, products):
     values = {"n": sum(p.numel() for p in model.parameters()), "model": peak()}
     reset_peak()  # creating a model takes more than having it
     if name == "surface":
-        plane = lossmap.random_plane(model, axes=1)
+        plane = lossmap.random_plane(model)
         measure = lossmap.losses(problem, plane, plan=ForwardPlan(1))
-        values["losses"] = [measure((x,))["train_loss"] for x in (-0.5, 0.0, 0.5)]
+        values["losses"] = [measure((x, x))["train_loss"] for x in (-0.5, 0.0, 0.5)]
+    elif name == STORED:
+        from lossmap.data.stored_tensors import StoredTensors
+
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "model.pt"
+            torch.save(model.state_dict(), file)
+            reset_peak()
+            plane = lossmap.random_plane(model, origin=StoredTensors(model, file))
+            values["plane"] = peak()
+            measure = lossmap.losses(problem, plane, plan=ForwardPlan(1))
+            values["measure"] = peak()
+            values["losses"] = [measure((x, x))["train_loss"] for x in (-0.5, 0.0, 0.5)]
     elif name == "largest eigenvalue":
         operator = lossmap.hessian(problem, parameters="all")
         values["before"] = peak()
@@ -140,13 +153,15 @@ def large_stage(name, width, layers, vocabulary, products):
     print(json.dumps(values))
 
 
+STORED = "surface, origin from its file"
 SMALL = {"width": 64, "layers": 2, "vocabulary": 100}  # a model of next to no weights
 
 
 def measure_language_model(args):
     """The peaks of the language model's stages, in copies of its weights, above those of a model of next to none."""
     rows = []
-    for name in ("model", "surface", "largest eigenvalue"):
+    stages = ("model", "surface", STORED, "largest eigenvalue")[: 3 if args.surface else 4]
+    for name in stages:
         row, least = (
             peak_of_stage(name, args.products, **shape)
             for shape in ({"width": args.width, "layers": args.layers, "vocabulary": args.vocabulary}, SMALL)
@@ -154,7 +169,7 @@ def measure_language_model(args):
         row |= {"stage": name, "copies": (row["bytes"] - least["bytes"]) / (4 * row["n"])}
         rows.append(row)
         print(
-            f"{name:18} n = {row['n']:,}, peak {row['bytes'] / 1e6:7.0f} MB, of a small model "
+            f"{name:31} n = {row['n']:,}, peak {row['bytes'] / 1e6:7.0f} MB, of a small model "
             f"{least['bytes'] / 1e6:5.0f} MB, {row['copies']:5.2f} copies of the weights"
         )
         print(f"    {row}", flush=True)
@@ -177,6 +192,7 @@ def main(argv=None):
     parser.add_argument("--stage", help=argparse.SUPPRESS)
     parser.add_argument("--directory", help=argparse.SUPPRESS)
     parser.add_argument("--language-model", action="store_true")
+    parser.add_argument("--surface", action="store_true", help="of the language model no eigenvalue")
     parser.add_argument("--width", type=int, default=768)
     parser.add_argument("--layers", type=int, default=12)
     parser.add_argument("--vocabulary", type=int, default=50257)

@@ -27,7 +27,7 @@ from lossmap.geometry.directions import (
     moving_names,
     normalised,
     origin_of,
-    random_axis,
+    random_or_drawn,
 )
 from lossmap.geometry.grid import Grid
 from lossmap.geometry.parameter_vector import Layout, warn_of_frozen
@@ -122,7 +122,7 @@ def _axis(
     if is_random:
         seed = f"{plane.seed}/{plane.idx}" if plane.idx else plane.seed
         index = int(name == "y" and not plane.same_dir)
-        axis = random_axis(origin, seed, index, norm=norm, ignore=ignore, names=plain_names(model))
+        axis = random_or_drawn(origin, seed, index, norm, ignore, plain_names(model))
         recipe |= {"seed": plane.seed, "idx": plane.idx, "index": index}
     else:
         names = moving_names(origin, model, plane.moving)

@@ -21,7 +21,7 @@ import copy
 import operator
 import types
 from collections import OrderedDict, defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import repeat
 from typing import Any
@@ -266,12 +266,18 @@ def _is_same(now: Mapping[Any, Any], before: Mapping[Any, Any]) -> bool:
 
 @contextmanager
 def temporary_parameters(
-    model: nn.Module, tensors: Mapping[str, Tensor], *, copied: bool = True, differentiable: bool = True
+    model: nn.Module,
+    tensors: Mapping[str, Tensor],
+    *,
+    copied: bool = True,
+    differentiable: bool = True,
+    left: Collection[str] = (),
 ) -> Iterator[nn.Module]:
     """The model with other parameters, in evaluation mode; given back untouched.
 
     tensors  values for parameters and buffers, by their names in the state dict; the others stay
     copied   whether the model works on copies of them; else on the tensors themselves, which nobody else may use
+    left     names of tensors that are neither copied nor put back: the caller moves them, and does so
     differentiable  whether gradients may be taken, which cuDNN's recurrent layers do not give in evaluation mode
 
     Parameters and buffers are pointed at copies and pointed back afterwards, so that the model's own values return to
@@ -287,7 +293,7 @@ def temporary_parameters(
     taken = _copies if copied else dict
     device = next((t.device for t in own.values()), torch.device("cpu"))
     recurrent = device.type == "cuda" and differentiable and is_recurrent(model)
-    with numerics(device, recurrent), shortcuts_off(), _borrowed_with(model, own, tensors, taken):
+    with numerics(device, recurrent), shortcuts_off(), _borrowed_with(model, own, tensors, taken, left):
         yield model
 
 
@@ -302,14 +308,17 @@ def _borrowed_with(
     own: Mapping[str, Tensor],
     tensors: Mapping[str, Tensor],
     taken: Callable[[Mapping[str, Tensor]], dict[str, Tensor]],
+    left: Collection[str] = (),
 ) -> Iterator[None]:
     """As `temporary_parameters`, of a model with these tensors; `taken` gives what is put in for those given."""
     loan = _borrowed.get(model)
+    if loan is not None and left:
+        raise RuntimeError("a model that is borrowed already is not moved in place; its origin must be kept")
     if loan is not None:
         with loan.inner(own, tensors, taken):
             yield
         return
-    loan = _Loan(model, own)
+    loan = _Loan(model, own, left)
     _borrowed[model] = loan
     try:
         loan.begin(tensors)
@@ -335,10 +344,10 @@ def borrowed_once(model: nn.Module) -> Iterator[None]:
 class _Loan:
     """What is put back at the end of a borrow: values, `.grad`, `requires_grad`, hooks, and what modules keep."""
 
-    def __init__(self, model: nn.Module, own: Mapping[str, Tensor]) -> None:
+    def __init__(self, model: nn.Module, own: Mapping[str, Tensor], left: Collection[str] = ()) -> None:
         self.model, self.own = model, own
         self.state = ModuleState(model)
-        self.values = {name: t.data for name, t in own.items()}
+        self.values = {name: t.data for name, t in own.items() if name not in left}
         self.gradients = [(t, t.grad, t.requires_grad) for t in own.values() if t.is_leaf]
         # such as those that clip gradients: of the training, not of the loss
         self.hooked = [(t, t._backward_hooks) for t, _, _ in self.gradients if t._backward_hooks]

@@ -14,7 +14,8 @@ Tensors of the origin and of the axes are named as in the state dict; lengths ar
 the parameters move (the trainable ones of a partly frozen model), the axes are 0 at the others.
 
 Memory: the origin shares the model's own until either is written to, and a random axis of more than `MAX_HELD_ENTRIES`
-is drawn tensor by tensor whenever it is read, to the same bits (`benchmarks/memory.py`).
+is drawn tensor by tensor whenever it is read, to the same bits (`benchmarks/memory.py`). Where the origin is read again
+from its file, the model itself is moved (`move_in_place`).
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from math import gcd
 from typing import Any
 
 import torch
@@ -35,13 +37,15 @@ from lossmap.geometry.unregistered import explained, unregistered
 from lossmap.geometry.wrappers import plain_names, within_ddp
 from lossmap.keywords import checked_init, checked_keywords
 from lossmap.memory import LARGE_MODEL, trim_heap
-from lossmap.seeding import normal
+from lossmap.seeding import generator, normal
 from lossmap.sums import ENTRIES_AT_ONCE, dot, norm
 from lossmap.values import Result
 
 Named = Mapping[str, Tensor]
 NORMS = ("filter", "layer", "weight", "dfilter", "dlayer", "none")
 IGNORES = ("biasbn", "none")
+SUMMED_IN_FLOAT32 = (torch.bfloat16, torch.float16)  # precisions of which a point's sum is rounded once, at its end
+DRAWN_AT_ONCE = 16  # normal numbers that PyTorch makes together, on the CPU
 MAX_HELD_ENTRIES = 1 << 23  # of a random axis that is held; a larger one, on the CPU, is drawn anew at every point
 
 
@@ -80,7 +84,7 @@ class Plane(Result):
         for axis in self.axes:
             if not isinstance(axis, DrawnAxis):  # whose shapes are the origin's
                 _alike(self.origin, axis, "the axis")
-        for name, tensor in self.origin.items():
+        for name, tensor in () if getattr(self.origin, "read_again", False) else self.origin.items():
             if not bool(torch.isfinite(tensor).all()):
                 raise ValueError(f"the model's tensor {name!r} holds values that are not finite; no plane starts there")
 
@@ -177,6 +181,7 @@ def random_plane(
     ignore: str | Sequence[str] = "biasbn",
     states: bool = False,
     parameters: str = "all",
+    origin: Named | None = None,
 ) -> Plane:
     """A plane (or line) through the model along random directions; the same for the same seed anywhere.
 
@@ -190,6 +195,8 @@ def random_plane(
         states: whether floating-point buffers (batch norm's statistics) move too.
         parameters: that move: `all`, `trainable` (those that require a gradient), `weights` (of dimension > 1), or a
             regular expression on their names. Where some are frozen, and move, a warning is logged.
+        origin: the model's tensors as a file holds them (`lossmap.data.stored_tensors.StoredTensors`): for a large
+            model, they are read again, and not kept beside it; nor are the axes, drawn when they are needed.
 
     Returns:
         A `Plane`: the point (a, b) has the tensors origin + a x + b y.
@@ -206,9 +213,14 @@ def random_plane(
 
     """
     model = within_ddp(model)
-    origin = origin_of(model, states)
+    is_stored = origin is not None
+    if is_stored and (states or parameters != "all"):
+        raise ValueError("an origin that is read again is of all parameters, without buffers: leave it out")
+    origin = origin_of(model, states) if origin is None else origin
     norms, ignores, names = _each(norm, axes), _each(ignore, axes), plain_names(model)
-    directions = [_random_or_drawn(origin, seed, i, norms[i], ignores[i], names) for i in range(axes)]
+    directions = [
+        random_or_drawn(origin, seed, i, norms[i], ignores[i], names, held=not is_stored) for i in range(axes)
+    ]
     recipes = [
         {"kind": "random", "norm": norms[i], "ignore": ignores[i], "seed": seed, "states": states} for i in range(axes)
     ]
@@ -350,10 +362,12 @@ def random_axis(
     return {name: drawn[name] for name in drawn}
 
 
-def _random_or_drawn(origin: Named, seed: int, index: int, norm: str, ignore: str, names: Mapping[str, str]) -> Named:
-    """A random axis, held where it is small."""
-    on_cpu = all(w.device.type == "cpu" for w in origin.values())
-    if on_cpu and sum(w.numel() for w in origin.values()) > MAX_HELD_ENTRIES:
+def random_or_drawn(
+    origin: Named, seed: int | str, index: int, norm: str, ignore: str, names: Mapping[str, str], *, held: bool = True
+) -> Named:
+    """A random axis, held where it is small, and not at all unless `held`; arguments as of `random_axis`."""
+    on_cpu = not held or all(w.device.type == "cpu" for w in origin.values())
+    if on_cpu and (not held or sum(w.numel() for w in origin.values()) > MAX_HELD_ENTRIES):
         _check_scaling(norm, ignore)
         return DrawnAxis(origin, seed, index, norm, ignore, names)
     return random_axis(origin, seed, index, norm=norm, ignore=ignore, names=names)
@@ -498,14 +512,69 @@ def move_point(origin: Mapping[str, Tensor], axes: Sequence[Mapping[str, Tensor]
     drawn = 0  # bytes, between which glibc may keep what was freed
     for name, start in origin.items():
         value = start
+        coarse = start.dtype in SUMMED_IN_FLOAT32 and sum(c != 0.0 for c in point) > 1
         for coordinate, axis in zip(point, axes, strict=True):
             if coordinate != 0.0:
                 step = axis[name]
-                out = step if isinstance(axis, DrawnAxis) else None  # drawn for this reading alone
-                value = torch.add(value, step, alpha=coordinate, out=out)
+                out = step if isinstance(axis, DrawnAxis) and not coarse else None  # drawn for this reading alone
+                value = torch.add(value.float() if coarse else value, step, alpha=coordinate, out=out)
                 drawn += 0 if out is None else out.nbytes
+        value = value.to(start.dtype)  # rounded once
         if drawn >= LARGE_MODEL:
             trim_heap()
             drawn = 0
         tensors[name] = value
     return tensors
+
+
+def move_in_place(tensors: Mapping[str, Tensor], axes: Sequence[Named], point: Point) -> None:
+    """Add to tensors, which are those of the origin, what `move_point` adds, to the same bits, some filters at a time.
+
+    axes  drawn ones, of which no tensor is held
+    """
+    drawn = 0
+    moving = [(c, axis) for c, axis in zip(point, axes, strict=True) if c != 0.0]
+    for name, value in tensors.items():
+        # all axes' steps before the first is added: they are scaled against the origin, which the tensor is until then
+        for parts in zip(*(_drawn_in_parts(name, value, axis) for _, axis in moving), strict=True):
+            part = parts[0][0]
+            steps = [(c, step) for (c, _), (_, step) in zip(moving, parts, strict=True)]
+            total = part.float() if value.dtype in SUMMED_IN_FLOAT32 and len(steps) > 1 else part
+            for c, step in steps:
+                total.add_(step, alpha=c)
+            if total is not part:
+                part.copy_(total)
+            drawn += sum(step.nbytes for _, step in steps)
+        if drawn >= LARGE_MODEL // 4:
+            trim_heap()
+            drawn = 0
+
+
+def _drawn_in_parts(name: str, w: Tensor, axis: Named) -> Iterator[tuple[Tensor, Tensor]]:
+    """A view of some filters of w, and the axis's tensor there: together the bits of the whole, see `_random_tensor`.
+
+    PyTorch draws normal numbers sixteen at a time, so that parts of a multiple of sixteen continue each other.
+    """
+    if not isinstance(axis, DrawnAxis):
+        yield w, axis[name]
+        return
+    rows = _rows_at_once(w) if axis.norm in ("filter", "dfilter", "weight", "none") else 0
+    if w.dim() <= 1 or not rows or not w.is_contiguous():
+        yield w, _random_tensor(name, w, axis)
+        return
+    draws = generator("direction", axis.seed, axis.index, axis.names.get(name, name))
+    starts = list(range(0, len(w), rows))
+    if len(starts) > 1 and w[starts[-1] :].numel() < DRAWN_AT_ONCE:
+        starts.pop()
+    for start, stop in zip(starts, [*starts[1:], len(w)], strict=True):
+        part = w[start:stop]
+        d = torch.randn(part.numel(), generator=draws, dtype=torch.float32)
+        yield part, _scaled(d.view(part.shape).to(w.dtype), part, axis.norm, axis.ignore, in_place=True)
+
+
+def _rows_at_once(w: Tensor) -> int:
+    """How many filters are drawn and scaled together: as many as `_with_scaled_filters` takes, or a multiple."""
+    if w.dim() <= 1 or w.numel() == 0:
+        return 0
+    count = max(2, ENTRIES_AT_ONCE // w[0].numel())
+    return count * (DRAWN_AT_ONCE // gcd(DRAWN_AT_ONCE, count * w[0].numel()))

@@ -33,7 +33,7 @@ from lossmap.data.moved_loss import refuse_unmoved
 from lossmap.data.noise import mean_and_error, realizations
 from lossmap.data.problem import Problem, targets_of, temporary_parameters
 from lossmap.data.stable_forms import stable_forms
-from lossmap.geometry.directions import Plane
+from lossmap.geometry.directions import Plane, move_in_place
 from lossmap.geometry.grid import Field, Point
 from lossmap.interrupt import is_error_of_user_code
 from lossmap.keywords import checked_keywords
@@ -151,6 +151,8 @@ class LossMap:
 
     def __call__(self, point: Point) -> dict[str, float]:
         """Read the losses at a point. Every rank of a team calls with the same point and gets the same reading."""
+        if self._is_read_again:
+            return self._moved_in_place(point)
         origin = self.plane.origin
         with torch.inference_mode(False), torch.no_grad():  # what is made here, the model may keep
             tensors = self.plane.at(point)
@@ -158,9 +160,34 @@ class LossMap:
             tensors = {name: lazy_copy(t) if t is origin[name] else t for name, t in tensors.items()}
         if self.plan.channels_last:
             tensors = {k: t.contiguous(memory_format=self._format) if t.dim() == 4 else t for k, t in tensors.items()}
+        borrowed = temporary_parameters(self.model, tensors, copied=False, differentiable=self._gradients)
+        return self._read_within(borrowed)
+
+    @property
+    def _is_read_again(self) -> bool:
+        """Whether the origin is not kept, but read again from its file."""
+        return bool(getattr(self.plane.origin, "read_again", False))
+
+    def _moved_in_place(self, point: Point) -> dict[str, float]:
+        """The losses, of the model itself, moved and put back: nobody else may use it meanwhile."""
+        origin: Any = self.plane.origin
+        own = {name: p for name, p in self.model.named_parameters() if name in origin}
+        with temporary_parameters(self.model, {}, differentiable=self._gradients, left=tuple(own)):
+            values = {name: p.data for name, p in own.items()}
+            try:
+                with torch.no_grad():
+                    move_in_place(values, self.plane.axes, point)
+                return self._read_within(nullcontext())
+            finally:
+                with torch.no_grad():
+                    origin.put_into(values)
+                for name, p in own.items():  # a forward pass may have put another tensor there
+                    p.data = values[name]
+
+    def _read_within(self, borrowed: AbstractContextManager[Any]) -> dict[str, float]:
+        """The reading of the model as it is in this context."""
         error: BaseException | None = None
         sums: list[Tensor] = []
-        borrowed = temporary_parameters(self.model, tensors, copied=False, differentiable=self._gradients)
         with borrowed, self._mode(), stable_forms("losses"):
             try:
                 self._arrive()
@@ -186,7 +213,12 @@ class LossMap:
         return self._reading(sums[:-1])
 
     def remark(self, point: Point, reading: Mapping[str, Any]) -> str | None:
-        """A sentence where a loss here underflows to 0, or rounding takes its digits; of the first such point alone."""
+        """A sentence where a loss here underflows to 0, or rounding takes its digits; of the first such point alone.
+
+        None where the origin is read again: it would take memory for the model in float64.
+        """
+        if self._is_read_again:
+            return None
         losses = {split: float(reading[f"{split}_loss"]) for split in self._planned}
         first = {split: realized[0] for split, realized in self._planned.items()}
         zero = [first[split] for split in first if losses[split] == 0]
@@ -339,6 +371,8 @@ def losses(
     if plan is None:
         plan = way
     former = ForwardPlan(**plan) if isinstance(plan, Mapping) else plan
+    if getattr(plane.origin, "read_again", False):  # no layer has weights in another format beside its own
+        former = ForwardPlan(first.data.batch_size if former is None else former.batch_size)
 
     def chosen() -> ForwardPlan:
         refuse_unmoved(first)

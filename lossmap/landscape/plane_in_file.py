@@ -11,10 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from lossmap.data import checkpoints
-from lossmap.geometry.directions import Named, Plane
+from lossmap.geometry.directions import Named, Plane, random_or_drawn
+from lossmap.geometry.wrappers import plain_names
 from lossmap.io import legacy
 from lossmap.io.read import read_group
 from lossmap.io.surface import MADE_AS
+from lossmap.landscape.survey_file import DRAWN_INDEX, DRAWN_SEED
+
+SAME_LENGTH = 1e-5  # relative
 
 
 def plane_in_file(path: str, model: nn.Module, origin: Named, names: tuple[str, ...]) -> Plane:
@@ -44,8 +48,11 @@ def _made_as(path: str, name: str) -> dict[str, str]:
     return {}
 
 
-def axis_in_file(path: str, name: str, model: nn.Module, origin: Named) -> dict[str, Tensor]:
+def axis_in_file(path: str, name: str, model: nn.Module, origin: Named) -> Named:
     """An axis of a result file, or of a direction file of the original tool, over the origin's tensors."""
+    drawn = _drawn_axis(path, name, model, origin)
+    if drawn is not None:
+        return drawn
     arrays = _arrays_of_axis(path, name, model)
     missing = [k for k in origin if k not in arrays]
     if len(missing) == len(origin):
@@ -59,6 +66,29 @@ def axis_in_file(path: str, name: str, model: nn.Module, origin: Named) -> dict[
         if d.numel() != w.numel():
             raise ValueError(f"{path}: the direction of {k!r} has shape {tuple(d.shape)}; the model's {tuple(w.shape)}")
         axis[k] = d.to(w.device, w.dtype).reshape(w.shape)
+    return axis
+
+
+def _drawn_axis(path: str, name: str, model: nn.Module, origin: Named) -> Named | None:
+    """An axis that was not stored but is drawn, tensor by tensor; None for any other.
+
+    Raises ValueError where its length is another than the file says: it was scaled against another model.
+    """
+    try:
+        recipe = read_group(path, f"directions/{name}").attributes
+    except (KeyError, ValueError):
+        return None
+    if DRAWN_SEED not in recipe:
+        return None
+    scaling = (str(recipe["norm"]), str(recipe["ignore"]))
+    index, names = int(recipe[DRAWN_INDEX]), plain_names(model)
+    axis = random_or_drawn(origin, str(recipe[DRAWN_SEED]), index, *scaling, names)
+    length, stated = Plane(origin, (axis,), ({},)).lengths[0], float(recipe["length"])
+    if not abs(length - stated) <= SAME_LENGTH * stated:
+        raise ValueError(
+            f"{path}: the direction {name} is drawn for the model at hand with length {length:.6g}; there it was "
+            f"{stated:.6g}: it belongs to another model"
+        )
     return axis
 
 

@@ -24,6 +24,8 @@ from lossmap.io.read import NotASurface, Refused, SurfaceFile, journal_of, read
 from lossmap.io.resume_check import short
 from lossmap.io.surface import EVALUATION, Group, Surface, differences, to_plain
 
+DRAWN_SEED, DRAWN_INDEX = "drawn_seed", "drawn_index"  # attributes of an axis that is not stored but drawn
+
 if TYPE_CHECKING:  # a measure without a network needs no PyTorch, whose import takes seconds on each rank
     import torch
 
@@ -106,12 +108,18 @@ def stored_choice(path: PathLike, measure: str) -> dict[str, Any] | None:
 def direction_groups(plane: Plane, tensors: bool = True) -> dict[str, Group]:
     """The axes of a plane as the groups of a file: tensors by name, recipe, length and digest.
 
+    Of an axis that is drawn when it is read the recipe alone, from which `plane_in_file` draws it again.
+
     tensors  whether the tensors are stored, or the recipes alone
     """
+    from lossmap.geometry.directions import DrawnAxis  # torch, which a survey of something else does without
+
     groups: dict[str, Group] = {}
     for name, axis, recipe, length in zip("xy", plane.axes, plane.recipes, plane.lengths, strict=False):
         arrays = {}
-        if tensors:
+        if isinstance(axis, DrawnAxis):  # of a large model: drawn again by whoever reads it, and never stored
+            recipe = {**recipe, DRAWN_SEED: str(axis.seed), DRAWN_INDEX: axis.index}
+        elif tensors:
             arrays = {k: t.detach().cpu().numpy() for k, t in axis.items()}
         groups[f"directions/{name}"] = Group(arrays, {**recipe, "length": length, "digest": plane.digest})
     return groups
