@@ -24,6 +24,7 @@ from lossmap.io.printable import printable_value
 from lossmap.io.surface import Failure, Group, Surface, indices_of, spans, to_plain
 
 RECENT = 1_000  # points of each measure whose time of arrival a reader learns
+REOPENED = "reopened"  # in a note: the points of a measure that are to be done again
 PIECE = 1 << 28  # bytes of an array in one record
 _POINT = np.dtype([("index", "<u8"), ("seconds", "<f8"), ("time", "<f8"), ("rank", "<i4")])
 _POINT_HEAD = struct.Struct("<Qddi")  # the same for one point, written much faster
@@ -172,7 +173,11 @@ def _fail(memory: MemoryStore, failure: Mapping[str, Any]) -> None:
 
 
 def _note(memory: MemoryStore, attributes: Mapping[str, Any]) -> None:
-    memory.note(**attributes)
+    again = attributes.get(REOPENED)
+    if again is None:
+        memory.note(**attributes)
+    elif again["measure"] in memory.measures:
+        memory.reopen(again["measure"], indices_of(again["points"]))
 
 
 def _start(memory: MemoryStore, start: Mapping[str, Any]) -> None:

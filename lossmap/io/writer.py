@@ -28,7 +28,15 @@ from lossmap.io.code_identity import continued
 from lossmap.io.continuation import Survey, TakenUp, Upgrades, begin_anew, take_up
 from lossmap.io.disk import PathLike, explained, explanation, resolved
 from lossmap.io.journal import Busy, Journal
-from lossmap.io.journal_replay import array_payloads, declaration, journal_of, json_payload, last_start, point_payload
+from lossmap.io.journal_replay import (
+    REOPENED,
+    array_payloads,
+    declaration,
+    journal_of,
+    json_payload,
+    last_start,
+    point_payload,
+)
 from lossmap.io.memory_store import GroupArrays, Measures, MemoryStore, Reading, groups_in
 from lossmap.io.partial_points import Unfinished, folder_of, forget_states, save_state
 from lossmap.io.resume_check import Refused, refuse
@@ -225,12 +233,10 @@ class SurfaceFile:
         self.tick()
 
     def reopen(self, measure: str, indices: np.ndarray) -> None:
-        """Let points that are done be to do again; until they are, their numbers stay.
-
-        The journal does not say so: who measures in rounds finds out from the numbers which points are behind.
-        """
+        """Let points that are done be to do again; until they are, their numbers stay."""
         with self.memory.lock:
             before = self._settled_points()
+            self._append(b"N", json_payload(**{REOPENED: {"measure": measure, "points": spans(indices)}}))
             self.memory.reopen(measure, indices)
             self._settled -= before - self._settled_points()  # what is measured again counts for this attempt
             made = attempts.decoded(self.memory.attributes.get(ATTEMPTS))

@@ -1,308 +1,35 @@
-"""Losses: the mean loss, and the accuracy, over all samples at points of a plane.
+"""The measure of losses made, and the fastest way through the data chosen: `losses`; the measure itself is `LossMap`.
 
-    point (k,) -> {train_loss: nats, train_acc: percent, ...}      evaluation mode, divided by samples
-
-A point costs one forward pass over the data and a copy of the parameters. What is fastest differs by machine and
-model by more than twofold (batch size, memory format, batch norm folded or not), so a short probe chooses it, and
-the choice is part of the measure's settings: the same choice gives the same bits. NaN and inf are results.
-
-A loss that draws at random is read in one fixed realisation, or in R of them: then the reading is their mean, beside
-its standard error, train_loss_error (see `lossmap.data.noise`).
+A short probe times passes over some of the data at the origin: memory format, batch norm folded or not, batch size.
 """
 
 from __future__ import annotations
 
-import copy
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from math import isnan
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from lossmap.copies import lazy_copy
 from lossmap.curvature.operators import Total, made_by_all, single_rank
-from lossmap.data.batches import Batch, FixedBatches, MappedFetch, Resident, Streamed, join_batches, map_tensors
+from lossmap.data.batches import FixedBatches
 from lossmap.data.loss_check import check_loss
 from lossmap.data.moved_loss import refuse_unmoved
-from lossmap.data.noise import mean_and_error, realizations
-from lossmap.data.problem import Problem, targets_of, temporary_parameters
-from lossmap.data.stable_forms import stable_forms
-from lossmap.geometry.directions import Plane, move_in_place
-from lossmap.geometry.grid import Field, Point
-from lossmap.interrupt import is_error_of_user_code
+from lossmap.data.problem import Problem
+from lossmap.geometry.directions import Plane
 from lossmap.keywords import checked_keywords
-from lossmap.landscape.fold_batchnorm import FoldedLayer, fold_batchnorm_modules
-from lossmap.landscape.rounding_remarks import RoundingRemarks
-from lossmap.landscape.underflow_remarks import UnderflowRemarks
+from lossmap.landscape.fold_batchnorm import fold_batchnorm_modules
+from lossmap.landscape.loss_map import ForwardPlan, LossMap
+from lossmap.landscape.loss_sampling import SampledLossMap
 
 logger = logging.getLogger("lossmap")
 
 GAIN = 0.97  # a plan is taken where it needs less than this part of the time of the best so far
-
-
-@dataclass(frozen=True)
-class ForwardPlan:
-    """How a pass over the data is made: what the probe chooses, and the file records.
-
-    batch_size     samples per pass
-    channels_last  4-d tensors in channels-last memory format
-    fold           batch norm folded into the layer before it
-    """
-
-    batch_size: int
-    channels_last: bool = False
-    fold: bool = False
-
-
-class LossMap:
-    """The measure: `losses(point)` -> reading. Made by `losses(...)`.
-
-    Raises ValueError where the model or the loss do not fit the data; what a model's forward raises is passed on.
-    """
-
-    name = "loss"
-    coarse_first = True  # no point needs another's answer
-
-    def __init__(
-        self,
-        problems: Mapping[str, Problem],
-        plane: Plane,
-        plan: ForwardPlan,
-        *,
-        total: Total = single_rank,
-        autocast: torch.dtype | None = None,
-        settings: Mapping[str, Any] | None = None,
-        noise_repeats: int | None = None,
-    ) -> None:
-        self.plane = plane
-        self.total = total
-        self.autocast = autocast
-        self.noise_repeats = noise_repeats
-        self._settings = dict(settings or {})
-        self._problems: dict[str, tuple[Problem, ...]] = {split: (p,) for split, p in problems.items()}
-        if noise_repeats is not None:
-            self._problems = {split: realizations(p, noise_repeats) for split, p in problems.items()}
-            self._settings["noise_repeats"] = noise_repeats
-        self.model = next(iter(problems.values())).model
-        self.fields = tuple(f for split, p in problems.items() for f in _fields(split, p, noise_repeats))
-        self._gradients = not all(p.separable for p in problems.values())
-        self._has_whole = any(m.whole for p in problems.values() for m in p.metrics.values())
-        self._underflows, self._rounded = UnderflowRemarks(), RoundingRemarks()
-        self._use(plan)
-
-    @property
-    def problems(self) -> dict[str, Problem]:
-        """The problems, by split, as they are evaluated."""
-        return {split: problems[0] for split, problems in self._problems.items()}
-
-    def with_choice(self, chosen: Mapping[str, Any]) -> LossMap:
-        """The measure with a plan that was chosen in another process, as `settings` holds it under "chosen"."""
-        if "way" not in chosen or ForwardPlan(**chosen["way"]) == self.plan:
-            return self
-        other = copy.copy(self)
-        other._use(ForwardPlan(**chosen["way"]))
-        return other
-
-    def _use(self, plan: ForwardPlan) -> None:
-        self.plan = plan
-        self._format = torch.contiguous_format
-        if plan.channels_last:
-            self._format = torch.channels_last
-        self._planned: dict[str, tuple[Problem, ...]] = {}
-        for split, problems in self._problems.items():
-            data = _formatted(problems[0].data, plan)  # the same of every realisation
-            self._planned[split] = tuple(p.with_data(data) for p in problems)
-        self._graph: nn.Module | None = None
-        self._layers: list[FoldedLayer] = []
-        if plan.fold:
-            folded = fold_batchnorm_modules(self.model)
-            if folded is not None:
-                self._graph, self._layers = folded
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Without what is made of the plan: a traced graph does not travel to another process."""
-        made = ("_planned", "_graph", "_layers", "_format")
-        return {name: value for name, value in self.__dict__.items() if name not in made}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._use(self.plan)
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """What is stored of it: the settings it was made with, and under "chosen" the plan of its passes."""
-        return {**self._settings, "chosen": {"way": asdict(self.plan)}}
-
-    def smaller(self) -> str | None:
-        """Halve the batch, after memory ran out; what was done, or None where a batch is one sample already."""
-        now = min(self.plan.batch_size, max(p[0].data.samples for p in self._problems.values()))
-        if now <= 1:
-            return None
-        self._planned = {}  # before memory is taken for the same data in other batches
-        torch.cuda.empty_cache()  # what its allocator holds for batches of the former size; without CUDA nothing
-        self._use(replace(self.plan, batch_size=now // 2))
-        return f"batches of {self.plan.batch_size} samples from here on"
-
-    def __call__(self, point: Point) -> dict[str, float]:
-        """Read the losses at a point. Every rank of a team calls with the same point and gets the same reading."""
-        if self._is_read_again:
-            return self._moved_in_place(point)
-        origin = self.plane.origin
-        with torch.inference_mode(False), torch.no_grad():  # what is made here, the model may keep
-            tensors = self.plane.at(point)
-            # the model works on the point's own tensors; where these are the origin's they are copied
-            tensors = {name: lazy_copy(t) if t is origin[name] else t for name, t in tensors.items()}
-        if self.plan.channels_last:
-            tensors = {k: t.contiguous(memory_format=self._format) if t.dim() == 4 else t for k, t in tensors.items()}
-        borrowed = temporary_parameters(self.model, tensors, copied=False, differentiable=self._gradients)
-        return self._read_within(borrowed)
-
-    @property
-    def _is_read_again(self) -> bool:
-        """Whether the origin is not kept, but read again from its file."""
-        return bool(getattr(self.plane.origin, "read_again", False))
-
-    def _moved_in_place(self, point: Point) -> dict[str, float]:
-        """The losses, of the model itself, moved and put back: nobody else may use it meanwhile."""
-        origin: Any = self.plane.origin
-        own = {name: p for name, p in self.model.named_parameters() if name in origin}
-        with temporary_parameters(self.model, {}, differentiable=self._gradients, left=tuple(own)):
-            values = {name: p.data for name, p in own.items()}
-            try:
-                with torch.no_grad():
-                    move_in_place(values, self.plane.axes, point)
-                return self._read_within(nullcontext())
-            finally:
-                with torch.no_grad():
-                    origin.put_into(values)
-                for name, p in own.items():  # a forward pass may have put another tensor there
-                    p.data = values[name]
-
-    def _read_within(self, borrowed: AbstractContextManager[Any]) -> dict[str, float]:
-        """The reading of the model as it is in this context."""
-        error: BaseException | None = None
-        sums: list[Tensor] = []
-        with borrowed, self._mode(), stable_forms("losses"):
-            try:
-                self._arrive()
-            except Exception as raised:
-                error = raised
-            for layer in self._layers:
-                layer.refresh(self._format)
-            for problem in (p for realized in self._planned.values() for p in realized):
-                try:
-                    sums.append(self._pass(problem))
-                except BaseException as raised:  # joins the team's total below, so that all its ranks raise as one
-                    if not is_error_of_user_code(raised):
-                        raise
-                    error = raised
-                    sums.append(torch.zeros(self._width(problem), dtype=torch.float64))
-        flag = torch.tensor([float(error is not None)], dtype=torch.float64)
-        sizes = [*(s.numel() for s in sums), 1]
-        sums = list(torch.split(self.total(torch.cat([*sums, flag])), sizes))
-        if error is not None:
-            raise error
-        if sums[-1] > 0:
-            raise RuntimeError("another rank of this point's team failed; its report names the reason")
-        return self._reading(sums[:-1])
-
-    def remark(self, point: Point, reading: Mapping[str, Any]) -> str | None:
-        """A sentence where a loss here underflows to 0, or rounding takes its digits; of the first such point alone.
-
-        None where the origin is read again: it would take memory for the model in float64.
-        """
-        if self._is_read_again:
-            return None
-        losses = {split: float(reading[f"{split}_loss"]) for split in self._planned}
-        first = {split: realized[0] for split, realized in self._planned.items()}
-        zero = [first[split] for split in first if losses[split] == 0]
-        underflow = self._underflows.remark(zero, self.plane, point)
-        if underflow is not None or self._is_double:
-            return underflow
-        return self._rounded.remark(first, losses, self.plane, point, self._lowered)
-
-    @property
-    def _is_double(self) -> bool:
-        """Whether the model is in float64, beside which there is no other precision."""
-        return all(p.dtype == torch.float64 for p in self.model.parameters() if p.is_floating_point())
-
-    def _arrive(self) -> None:
-        """What is to be done with the model at a point before its losses are read: nothing here."""
-
-    def _width(self, problem: Problem) -> int:
-        """The entries of what `_pass` returns."""
-        return 2 + len(problem.metrics) + len(counted(problem))
-
-    def _reading(self, sums: Sequence[Tensor]) -> dict[str, float]:
-        """The fields, from the sums of `_pass` over each split and, within it, each realisation."""
-        reading: dict[str, float] = {}
-        parts = iter(sums)
-        for split, realized in self._planned.items():
-            rows = torch.stack([next(parts) for _ in realized])
-            if float(rows[0, 0]) == 0:
-                raise ValueError("the data hold no sample")
-            numbers = rows[:, :1].repeat(1, 1 + len(realized[0].metrics))  # over which each is a mean
-            for k, name in enumerate(counted(realized[0]), start=numbers.shape[1] + 1):
-                numbers[:, 1 + list(realized[0].metrics).index(name)] = rows[:, k]
-            values, errors = (rows[:, 1 : numbers.shape[1] + 1] / numbers).numpy(), None
-            means = values[0]
-            if len(realized) > 1:
-                means, errors = mean_and_error(values)
-            for i, name in enumerate(("loss", *realized[0].metrics)):
-                reading[f"{split}_{name}"] = float(means[i])
-                if errors is not None:
-                    reading[f"{split}_{name}_error"] = float(errors[i])
-        return reading
-
-    def _mode(self) -> AbstractContextManager[Any]:
-        if self._gradients:  # the loss may differentiate by its inputs
-            return nullcontext()
-        return torch.no_grad()  # not inference mode: what modules or functions keep of a pass must serve training too
-
-    def _pass(self, problem: Problem) -> Tensor:
-        """(2 + metrics + counted,) float64: samples, loss sum, metric sums, and samples of metrics that are of some."""
-        model = problem.model if self._graph is None else self._graph
-        kept: list[Batch] = []
-        summed = torch.stack([self._read(problem, model, batch, kept) for batch in problem.data]).sum(0).cpu()
-        if kept:
-            outputs, targets = join_batches(kept)
-            for place, (name, metric) in enumerate(problem.metrics.items(), start=1):
-                if metric.whole is None:
-                    continue
-                try:
-                    summed[place] = float(metric.whole(outputs, targets)) * problem.samples
-                except Exception as error:  # user code may raise any exception
-                    raise ValueError(f"the metric {name} fails: {type(error).__name__}: {error}") from error
-        return torch.cat([torch.tensor([float(problem.samples)], dtype=torch.float64), summed])
-
-    def _lowered(self, batch: Batch) -> AbstractContextManager[Any]:
-        """The context of a forward pass in the lower precision, where there is one."""
-        if self.autocast is None:
-            return nullcontext()
-        device = next(t.device for t in pytree.tree_leaves(batch) if isinstance(t, Tensor))
-        return torch.autocast(device.type, dtype=self.autocast)
-
-    def _look_at(self, problem: Problem, outputs: Any, batch: Batch) -> None:
-        """What else is to be seen in the outputs of a batch: nothing here."""
-
-    def _read(self, problem: Problem, model: nn.Module, batch: Batch, kept: list[Batch]) -> Tensor:
-        """(1 + metrics + counted,) sums over a batch; outputs and targets go to `kept` for metrics of all samples."""
-        with self._lowered(batch):
-            outputs = problem.forward(model, batch)
-            loss = problem.loss(outputs, batch)
-            zero = loss.detach().new_zeros(())
-            metrics = [zero if m.whole else m.total(outputs, batch) for m in problem.metrics.values()]
-            metrics += [zero.double() + count(batch) for count in counted(problem).values()]
-            self._look_at(problem, outputs, batch)
-        if self._has_whole:
-            kept.append((map_tensors(lambda t: t.detach(), outputs), targets_of(batch, outputs)))
-        return torch.stack([loss.detach().double(), *(m.to(loss.device).double() for m in metrics)])
 
 
 @checked_keywords
@@ -380,8 +107,6 @@ def losses(
 
     plan = made_by_all(total, next(iter(first.model.parameters())).device, chosen, "probe of the forward pass")
     if loss_error is not None:
-        from lossmap.landscape.loss_sampling import SampledLossMap
-
         return SampledLossMap(
             problems, plane, plan, tolerance=loss_error, seed=sample_seed, share=share, total=total, autocast=autocast,
             settings=settings,
@@ -389,11 +114,6 @@ def losses(
     return LossMap(
         problems, plane, plan, total=total, autocast=autocast, settings=settings, noise_repeats=noise_repeats
     )
-
-
-def counted(problem: Problem) -> dict[str, Callable[[Batch], int]]:
-    """How the samples of those metrics are counted that are not means over all."""
-    return {name: m.count for name, m in problem.metrics.items() if m.count is not None and m.whole is None}
 
 
 def plain_forward(problem: Problem) -> ForwardPlan:
@@ -522,38 +242,4 @@ class _Trial:
         return abs(ours - theirs) <= 1e-4 * max(abs(theirs), 1e-3) or (isnan(ours) and isnan(theirs))
 
 
-def _formatted(data: Any, plan: ForwardPlan) -> Any:
-    """The data in the plan's batches and memory format."""
-    data = data.rebatched(plan.batch_size)
-    if not plan.channels_last:
-        return data
-    if isinstance(data, Resident):
-        return replace(data, tensors=_channels_last(data.tensors))
-    if isinstance(data, Streamed):
-        return replace(data, fetch=MappedFetch(data.fetch, _channels_last))
-    return data
-
-
-def _channels_last(batch: Batch) -> Batch:
-    """A batch whose 4-d tensors are in channels-last format."""
-
-    def formatted(leaf: Any) -> Any:
-        if isinstance(leaf, Tensor) and leaf.dim() == 4:
-            return leaf.contiguous(memory_format=torch.channels_last)
-        return leaf
-
-    return pytree.tree_map(formatted, batch)
-
-
-def _fields(split: str, problem: Problem, noise_repeats: int | None = None) -> list[Field]:
-    """The fields of one split, each with its standard error where there are several realisations."""
-    samples = f"{'training' if split == 'train' else split} samples"
-    if noise_repeats is not None:
-        samples += f" and {noise_repeats} realisations of the noise"
-    fields = [Field(f"{split}_loss", problem.unit, f"mean loss over the {samples}")]
-    for name, metric in problem.metrics.items():
-        fields.append(Field(f"{split}_{name}", metric.unit, f"{metric.long_name} over the {samples}"))
-    if noise_repeats is None:
-        return fields
-    errors = [Field(f"{f.name}_error", f.unit, f"standard error of the {f.long_name}") for f in fields]
-    return [f for pair in zip(fields, errors, strict=True) for f in pair]
+__all__ = ["ForwardPlan", "LossMap", "losses", "plain_forward", "probe_forward_plan", "seconds_of_pass"]

@@ -35,7 +35,7 @@ from lossmap.data.sample_losses import has_sample_losses, sample_correct, sample
 from lossmap.geometry.directions import Plane
 from lossmap.geometry.grid import Field, Point
 from lossmap.io.sampled import READ, checked_loss_error
-from lossmap.landscape.loss import ForwardPlan, LossMap, counted
+from lossmap.landscape.loss_map import ForwardPlan, LossMap, counted
 from lossmap.seeding import generator
 
 AGREEMENT = 1e-3  # relative, of the samples' sum with the loss itself

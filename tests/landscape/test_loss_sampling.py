@@ -16,6 +16,7 @@ from lossmap import Grid, Plane, Problem, losses, random_plane, read, survey
 from lossmap.cli.status import main as status
 from lossmap.cli.surface import main as surface_command
 from lossmap.data.batches import Streamed
+from lossmap.geometry.grid import Field
 from lossmap.io.sampled import relative_error, sampling_note
 from lossmap.landscape.loss_sampling import SampledLossMap, sample_order, standard_error
 from lossmap.landscape.sampling_rounds import FIRST_READ, middle_of, next_size, next_step
@@ -130,6 +131,8 @@ def test_however_often_it_is_stopped_the_same_samples_are_read_and_no_point_twic
         if surface.outcome == "complete":
             break
     calls = len(CALLS)
+    stored = read(tmp_path / "a.h5")
+    assert "reopened" not in stored.attributes and int(stored.attributes["restarts"]) >= 2
     for name in undisturbed.measures["loss"]:
         np.testing.assert_array_equal(surface[name], undisturbed[name])
     CALLS.clear()
@@ -291,3 +294,24 @@ def test_the_command_says_what_was_read_and_refuses_what_does_not_go_with_it(tmp
     ):
         assert surface_command([*command_line(tmp_path, "b.h5"), *flags]) == 2
         assert words in capsys.readouterr().err
+
+
+def test_a_journal_says_which_points_are_to_do_again(tmp_path):
+    """As after a kill: the last snapshot is older, and the journal holds the rest."""
+    from lossmap.io.read import SurfaceFile
+    from lossmap.io.surface import TO_DO
+
+    fields = [Field("train_loss", "nats", "loss")]
+    file = SurfaceFile.open(tmp_path / "a.h5", GRID, identity={}, measures={"loss": (fields, {})})
+    for i in range(len(GRID)):
+        file.record("loss", i, {"train_loss": float(i)}, 0.1)
+    file.reopen("loss", np.arange(1, 7))
+    file.record("loss", 3, {"train_loss": 33.0}, 0.1)
+    file.flush()
+    shutil.copy(tmp_path / "a.h5", tmp_path / "b.h5")
+    shutil.copy(tmp_path / "a.h5.journal", tmp_path / "b.h5.journal")
+    file.close()
+    after = read(tmp_path / "b.h5")
+    assert np.flatnonzero(after.status["loss"].reshape(-1) == TO_DO).tolist() == [1, 2, 4, 5, 6]
+    np.testing.assert_array_equal(after["train_loss"].reshape(-1)[[1, 3]], [1.0, 33.0])
+    assert after.outcome == "unfinished"
