@@ -13,6 +13,7 @@ its standard error, train_loss_error (see `lossmap.data.noise`).
 from __future__ import annotations
 
 import copy
+import gc
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
@@ -34,6 +35,7 @@ from lossmap.interrupt import is_error_of_user_code
 from lossmap.landscape.fold_batchnorm import FoldedLayer, fold_batchnorm_modules
 from lossmap.landscape.rounding_remarks import RoundingRemarks
 from lossmap.landscape.underflow_remarks import UnderflowRemarks
+from lossmap.memory import trim_heap
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,7 @@ class LossMap:
         self.fields = tuple(f for split, p in problems.items() for f in _fields(split, p, noise_repeats))
         self._gradients = not all(p.separable for p in problems.values())
         self._has_whole = any(m.whole for p in problems.values() for m in p.metrics.values())
+        self._is_moved = False
         self._underflows, self._rounded = UnderflowRemarks(), RoundingRemarks()
         self._use(plan)
 
@@ -164,6 +167,10 @@ class LossMap:
         own = {name: p for name, p in self.model.named_parameters() if name in origin}
         with temporary_parameters(self.model, {}, differentiable=self._gradients, left=tuple(own)):
             values = {name: p.data for name, p in own.items()}
+            if not self._is_moved:
+                gc.collect()  # cycles that still hold copies of the weights, which a write to them would make real
+                trim_heap()
+                self._is_moved = True
             try:
                 with torch.no_grad():
                     move_in_place(values, self.plane.axes, point)
