@@ -10,6 +10,7 @@ COMMANDS = {
     "topology": ("lossmap.cli.topology", "main", "minima of computed surfaces, their basins, and how they merge"),
     "dynamics": ("lossmap.cli.dynamics", "main", "leading Hessian eigenpairs along a training run"),
     "health": ("lossmap.cli.health", "main", "whether a network is in good health, and why"),
+    "study": ("lossmap.cli.study", "main", "the classic studies of loss landscapes, on small nets"),
     "plane": ("lossmap.cli.plane", "main", "make and inspect planes, project a training path"),
     "draw": ("lossmap.cli.draw", "main", "draw a result file"),
     "watch": ("lossmap.cli.draw", "watch", "draw a result again and again while it grows"),

@@ -15,7 +15,7 @@ from lossmap.parallel.end_mark import mark_end
 from lossmap.parallel.shutdown import keep_signals
 
 # commands that a signal asks to stop; of `campaign` some of the actions
-STOPPABLE = ("surface", "eigenmap", "spectrum", "sharpness", "connect", "dynamics", "resume", "train")
+STOPPABLE = ("surface", "eigenmap", "spectrum", "sharpness", "connect", "dynamics", "resume", "train", "study")
 
 
 def usage() -> str:

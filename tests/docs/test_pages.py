@@ -31,6 +31,10 @@ SMALLER = (
     ),
     (r"^lossmap connect (.*)", r"lossmap connect \1 --samples 64 --points 5 --no-probe"),
     (r"^lossmap sharpness (.*)", r"lossmap sharpness \1 --samples 64 --draws 2 --ascent-steps 2 --trace-products 8"),
+    (
+        r"^lossmap study (?!neurons)(.*)",
+        r"lossmap study \1 --seeds 1 --epochs 1 --samples 16 --depths 8 --ticks 5 --planes 2 --threads 1",
+    ),
     (r"\[:2\]", "[:1]"),
     (r"^lossmap eigenmap (.*)", r"lossmap eigenmap \1 --certify none " + QUICK),
 )
@@ -39,6 +43,7 @@ PAGES = {
     "sharpness.md": {"sharpness.h5", "sharpness.png", "rescaled.h5"},
     "connect.md": {"a.pt", "aligned.h5", "b-aligned.pt", "b.pt", "line.h5", "line.png"},
     "topology.md": {"surface_topology.pdf", "surface_topology.png", "other.h5"},
+    "studies.md": {"study-flatness", "study-depth", "study-generalisation", "study-plane-curvature", "study-neurons"},
     "campaigns.md": {"sweep.toml", "sweep", "decays.csv", "logs"},
     "how-to/own-model.md": {"huber.h5", "decay.h5", "decay-spectrum.h5", "head.h5", "tagger.h5"},
     "how-to/directions.md": {"net.pt", "sharpest.h5"},

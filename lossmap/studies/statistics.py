@@ -1,0 +1,80 @@
+"""What few nets allow to be said: paired ratios and rank correlations with their 95 % intervals."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import inf, nan, sqrt
+
+import numpy as np
+from scipy import stats
+
+Array = np.ndarray
+CONFIDENCE = 0.95
+RESAMPLES = 2000
+MIN_GROUPS = 4  # of independent nets, for an interval
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A number with its 95 % interval, over `count` nets or pairs of nets; infinite ends where these are too few."""
+
+    value: float
+    low: float
+    high: float
+    count: int
+
+    @property
+    def sign(self) -> int:
+        """1 or -1 where the interval lies on one side of zero, else 0."""
+        return int(self.low > 0) - int(self.high < 0)
+
+
+def mean_interval(values: Array) -> Interval:
+    """The mean of independent values (k,) with Student's interval; values that are not finite are left out."""
+    values = np.asarray(values, dtype=float)
+    values = values[np.isfinite(values)]
+    if len(values) < 2:
+        return Interval(float(values[0]) if len(values) else nan, -inf, inf, len(values))
+    mean = float(values.mean())
+    half = float(stats.t.ppf(0.5 + CONFIDENCE / 2, len(values) - 1)) * float(values.std(ddof=1)) / sqrt(len(values))
+    return Interval(mean, mean - half, mean + half, len(values))
+
+
+def log_ratio(above: Array, below: Array) -> Interval:
+    """The mean of log(above / below) over pairs, natural logarithm; pairs without two positive numbers are left out."""
+    above, below = np.asarray(above, dtype=float), np.asarray(below, dtype=float)
+    good = np.isfinite(above) & np.isfinite(below) & (above > 0) & (below > 0)
+    return mean_interval(np.log(above[good] / below[good]))
+
+
+def rank_correlation(x: Array, y: Array, groups: Array | None = None, seed: int = 0) -> Interval:
+    """Spearman's correlation of finite pairs, with a percentile interval of resampled groups (Efron 1979).
+
+    groups  (k,) whole numbers: nets of one recipe are no independent ones, and are drawn together; by default each alone
+
+    NaN with an infinite interval where one side does not vary; an infinite interval for fewer than four groups.
+    """
+    x, y = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
+    groups = np.arange(len(x)) if groups is None else np.asarray(groups)
+    good = np.isfinite(x) & np.isfinite(y)
+    x, y, groups = x[good], y[good], groups[good]
+    if len(x) < 2 or np.ptp(x) == 0 or np.ptp(y) == 0:
+        return Interval(nan, -inf, inf, len(x))
+    members = [np.nonzero(groups == group)[0] for group in np.unique(groups)]
+    value = _spearman(x, y)
+    if len(members) < MIN_GROUPS:
+        return Interval(value, -inf, inf, len(x))
+    generator = np.random.default_rng([seed, len(x)])
+    drawn = []
+    for chosen in generator.integers(0, len(members), (RESAMPLES, len(members))):
+        rows = np.concatenate([members[i] for i in chosen])
+        drawn.append(_spearman(x[rows], y[rows]))
+    low, high = np.nanquantile(drawn, [0.5 - CONFIDENCE / 2, 0.5 + CONFIDENCE / 2])
+    return Interval(value, float(low), float(high), len(x))
+
+
+def _spearman(x: Array, y: Array) -> float:
+    """The correlation of the ranks, ties at their mean rank; NaN where one side does not vary."""
+    a, b = (stats.rankdata(v) - (len(v) + 1) / 2 for v in (x, y))
+    scale = sqrt(float(a @ a) * float(b @ b))
+    return float(a @ b) / scale if scale else nan
