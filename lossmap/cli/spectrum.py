@@ -254,6 +254,8 @@ def report_all(measure: Any, settings: Settings, store: SurfaceFile, say: output
 
     options = settings.spectrum
     spectra = measure.spectra(store.arrays)
+    for line in task_lines(measure.subjects):
+        say(line)
     for label, spectrum in spectra.items():
         say(f"\n{spectrum!r}")
         if options.abs:
@@ -272,6 +274,21 @@ def report_all(measure: Any, settings: Settings, store: SurfaceFile, say: output
     if options.singular_values:
         report_singular_values(measure.subjects[0].problem.model, store, say)
     say("")
+
+
+def task_lines(subjects: Any) -> list[str]:
+    """Whether each network copes with its task, against chance, a line each; none where it has no classes."""
+    from lossmap.diagnostics.label_noise import label_noise
+    from lossmap.report.task import task_numbers, task_text
+
+    lines = []
+    for subject in subjects:
+        try:
+            text = task_text(task_numbers(label_noise(subject.samples_of)), None, of_training=False)
+        except (ValueError, RuntimeError):  # no classification, or what the model's own code raises without its loss
+            continue
+        lines.append(f"{subject.label}: {text}".removeprefix(": "))
+    return lines
 
 
 def report_so_far(measure: Any, store: SurfaceFile, say: output.Printer) -> None:

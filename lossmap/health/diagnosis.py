@@ -16,6 +16,7 @@ from lossmap.keywords import checked_init
 from lossmap.linalg.power_law import PowerLawTail
 from lossmap.report.health import health_report
 from lossmap.report.stored import StoredReport
+from lossmap.report.task import task_numbers
 from lossmap.spectra.spectrum_result import Spectrum
 from lossmap.values import DrawnResult
 
@@ -77,6 +78,11 @@ class Diagnosis(DrawnResult):
             "undecided": [_finding_dict(f) for f in self.undecided],
             "numbers": self.numbers(),
             "skipped": dict(m.skipped),
+            "task": {
+                name: task_numbers(labels)
+                for name, labels in (("examined", m.labels), ("held_out", m.held_out))
+                if labels is not None
+            },
             **({} if m.weight is None else {"weight": m.weight}),
             **({"evaluation": list(m.notes)} if m.notes else {}),
             **_parts_dict(m),

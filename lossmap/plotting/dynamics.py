@@ -134,9 +134,9 @@ def successive(axes: Axes, group: Group) -> None:
         axes.axhline(chance, color=DARK, ls="--", lw=0.8, label="chance")
     if "null_step" in group:
         axes.plot(group["null_step"], group["null_halves"], color=PURPLE, marker="D", ms=3, ls="none",
-                  label="two halves of the samples")  # fmt: skip
+                  label="two halves")  # fmt: skip
     if "null_seed" in group:
-        axes.plot(steps, group["null_seed"], color=GREY, marker=".", ms=3, lw=0.8, label="another seed")
+        axes.plot(steps, group["null_seed"], color="C1", ls=":", lw=1.1, label="another seed")
     axes.set(xlabel="step", ylabel="overlap with", ylim=(-0.03, 1.05))
     axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncol=3, columnspacing=0.7, handlelength=1.6)
 

@@ -12,6 +12,7 @@ from math import inf, isfinite, isnan, nan
 from typing import Any
 
 from lossmap.report.stored import StoredReport
+from lossmap.report.task import outstanding_text, task_text
 from lossmap.report.text import WIDTH, count, counted, filled, value_with_error, value_with_limit, wrapped, zero_clause
 
 INDENT = 14
@@ -58,6 +59,10 @@ def health_report(stored: StoredReport) -> str:
     lines = [f"Health of {report['label']}: {number}  ({size})"]
     if len(lines[0]) > WIDTH:
         lines = [f"Health of {report['label']}: {number}", f"  ({size})"]
+    task = report.get("task", {})  # files of earlier versions have none
+    copes = "; ".join(filter(None, (task_text(task.get("examined"), task.get("held_out")), outstanding_text(findings))))
+    if task:
+        lines += wrapped("its task", copes, indent=INDENT)
     for note in report.get("evaluation", ()):
         lines += wrapped("evaluation", note, indent=INDENT)
     for i, finding in enumerate(findings, 1):

@@ -50,7 +50,7 @@ def log_ratio(above: Array, below: Array) -> Interval:
 def rank_correlation(x: Array, y: Array, groups: Array | None = None, seed: int = 0) -> Interval:
     """Spearman's correlation of finite pairs, with a percentile interval of resampled groups (Efron 1979).
 
-    groups  (k,) whole numbers: nets of one recipe are no independent ones, and are drawn together; by default each alone
+    groups  (k,) whole numbers: nets of one recipe are not independent and are drawn together; by default each alone
 
     NaN with an infinite interval where one side does not vary; an infinite interval for fewer than four groups.
     """

@@ -71,6 +71,8 @@ def flatness(nets: Nets) -> list[str]:
         lines += [f"  {TITLES[name]:<28} {factor(ratio)}" for name, ratio in ratios.items()]
         quality = paired(nets, arm, above, below, "train_loss", within)
         lines.append(f"  {'training loss':<28} {factor(quality)}")
+        if quality.sign:
+            lines.append("  the arms are not trained equally far, so that this is a contrast of that, too")
         lines.append(f"  {survival([ratios[n] for n in RAW], [ratios[n] for n in NORMALISED])}")
     return lines
 
@@ -105,8 +107,8 @@ def generalisation(nets: Nets) -> list[str]:
     groups = np.array([every.index(recipe) for recipe in recipes])
     lines = [
         f"rank correlation (Spearman) with the gap of test over training loss, {number(finite.min())} to "
-        f"{number(finite.max())} nats over {len(nets)} nets; 95 % intervals by resampling the {len(every)} recipes, whose "
-        "seeds are no independent nets:"
+        f"{number(finite.max())} nats over {len(nets)} nets; 95 % intervals by resampling the {len(every)} "
+        "recipes, whose seeds are no independent nets:"
     ]
     names = (*SHARPNESS, "weight_norm", "train_loss")
     found = {name: rank_correlation(column(nets, name), gap, groups) for name in names}

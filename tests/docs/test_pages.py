@@ -29,6 +29,7 @@ SMALLER = (
         r"^lossmap dynamics (.*)--samples 256 --top 3",
         r"lossmap dynamics \1--samples 32 --top 1 --tol 0.1 --hvp-backend double-backward",
     ),
+    (r"^lossmap dynamics (.*)--samples 128 --top 3", r"lossmap dynamics \1--samples 32 --top 1 --tol 0.1"),
     (r"^lossmap connect (.*)", r"lossmap connect \1 --samples 64 --points 5 --no-probe"),
     (r"^lossmap sharpness (.*)", r"lossmap sharpness \1 --samples 64 --draws 2 --ascent-steps 2 --trace-products 8"),
     (
@@ -44,6 +45,7 @@ PAGES = {
     "connect.md": {"a.pt", "aligned.h5", "b-aligned.pt", "b.pt", "line.h5", "line.png"},
     "topology.md": {"surface_topology.pdf", "surface_topology.png", "other.h5"},
     "studies.md": {"study-flatness", "study-depth", "study-generalisation", "study-plane-curvature", "study-neurons"},
+    "equilibrium.md": {"run", "other.pt", "run.h5", "run.png"},
     "campaigns.md": {"sweep.toml", "sweep", "decays.csv", "logs"},
     "how-to/own-model.md": {"huber.h5", "decay.h5", "decay-spectrum.h5", "head.h5", "tagger.h5"},
     "how-to/directions.md": {"net.pt", "sharpest.h5"},

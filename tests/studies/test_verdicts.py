@@ -45,6 +45,13 @@ def test_flatness_says_what_survives(raw, normalised, words):
     draw_study("flatness", flat_nets(raw, normalised))
 
 
+def test_arms_that_are_not_trained_alike_are_named():
+    nets = [{**net, "train_loss": net["train_loss"] * (1 + (net["batch"] == 512))} for net in flat_nets(2.0, 2.0)]
+    lines = verdicts.flatness(nets)
+    assert "not trained equally far" in lines[1 + len(SHARPNESS) + 1]
+    assert "not trained equally far" not in "".join(verdicts.flatness(flat_nets(2.0, 2.0)))
+
+
 def test_one_pair_says_nothing():
     lines = verdicts.flatness(flat_nets(2.0, 2.0, seeds=1))
     assert "1 pair: no interval" in lines[1] and "no difference is shown" in lines[1 + len(SHARPNESS) + 1]
