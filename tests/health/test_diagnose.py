@@ -62,7 +62,7 @@ def test_a_healthy_net_gets_a_short_report_without_findings(net, data):
     health = diagnose_network_health(net, data, loss="crossentropy", rate=0.01, momentum=0.9)
     assert health.findings == () and not health.measurements.skipped
     text = repr(health)
-    assert "no finding" in text and len(text.splitlines()) < 48  # of 80 columns
+    assert "no finding" in text and len(text.splitlines()) < 51  # of 80 columns, three of them on its task
     assert "largest eigenvalue" in text and "+-" in text
 
 

@@ -81,16 +81,6 @@ def test_a_trained_net_is_measured_over_part_of_what_it_was_trained_on():
     assert (len(trained), len(measured)) == (40, 16) and set(measured) <= trained
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", ["flatness", "generalisation", "depth"])
-def test_the_other_studies_from_the_command_line(tmp_path, capsys, kind):
-    words = [kind, "--folder", str(tmp_path), "--seeds", "1", "--epochs", "1", "--samples", "16", "--threads", "1"]
-    words += ["--depths", "8", "--ticks", "5"]
-    assert main(words) == 0
-    assert "report and table:" in capsys.readouterr().out
-    assert (tmp_path / "picture.png").stat().st_size > 5000 and (tmp_path / "report.txt").exists()
-
-
 def test_neurons_from_the_command_line(tmp_path, capsys):
     run, folder = str(tmp_path / "run"), str(tmp_path / "neurons")
     assert train_command(["--model", "mlp", "--samples", "64", "--epochs", "2", "--folder", run, "--threads", "1"]) == 0
