@@ -71,7 +71,6 @@ COMMAND = Command(
     __doc__ or "",
     (DynamicsSettings, ModelSettings, DataSettings, RunSettings, DrawSettings),
     (
-        "lossmap dynamics run --model resnet20-w8 --top 5 --plot",
         "lossmap dynamics run --model mlp --samples 512 --other-seed other.pt --surf-file run.h5 --plot",
         "lossmap dynamics run/step_000100.pt run/step_000200.pt --model mlp --full-spectrum",
         "mpirun -n 4 lossmap dynamics --model-folder run --model resnet20-w8 --samples 512 --surf-file run.h5",
