@@ -53,7 +53,12 @@ class EigenSettings:
 class SpectrumSettings:
     """Hessian options."""
 
-    matrix: str = setting("hessian", "curvature matrix", choices=("hessian", "gauss-newton", "fisher", "both"))
+    matrix: str = setting(
+        "hessian", "curvature matrix: Hessian, Gauss-Newton, the Fisher matrix of the data's own targets (fisher) or "
+        "of targets drawn from the model (mc-fisher); both: the first two",
+        choices=("hessian", "gauss-newton", "fisher", "mc-fisher", "both"),
+    )  # fmt: skip
+    fisher_draws: int = setting(1, "number of targets that mc-fisher draws for each sample", metavar="COUNT", minimum=1)
     parameters: str = parameters_setting()
     top: int = setting(5, "number of largest eigenvalues, up to 100", metavar="K")
     bottom: int = setting(1, "number of smallest eigenvalues", metavar="K")
@@ -90,7 +95,7 @@ class SpectrumSettings:
     full_spectrum: bool = setting(False, "of --along", former=("--whole",))
     l2: tuple[str, ...] = setting((), "strengths of an L2 path", metavar="STRENGTH")
     l2_retrain: int | None = setting(None, "epochs of retraining with each strength; by default none", metavar="EPOCHS")
-    seed: int = setting(0, "seed of probes and start vectors", metavar="SEED")
+    seed: int = setting(0, "seed of probes, start vectors and drawn targets", metavar="SEED")
     hvp_backend: str = hvp_backend_setting()
 
 

@@ -12,6 +12,7 @@ from lossmap.cli.device import Machine
 from lossmap.cli.setting_groups import ModelSettings
 from lossmap.cli.settings import Settings, UsageError
 from lossmap.data import checkpoints, datasets
+from lossmap.data.drawn_loss import Draws
 from lossmap.io.read import read
 from lossmap.parallel.world import World
 from lossmap.spectra.budget import settings_of
@@ -61,6 +62,9 @@ def make_subjects(settings: Settings, world: World, machine: Machine, team: Team
         shares = load_problem.team_shares(problems, team, world)
         for split, problem in problems.items():
             for kind in matrices:
+                if kind == "mc-fisher":
+                    draws = Draws(settings.spectrum.seed, settings.spectrum.fisher_draws)
+                    problem, shares[split] = (replace(p, draws=draws) for p in (problem, shares[split]))
                 parts = [title]
                 if len(problems) > 1 or not title:
                     parts.append(split)
@@ -78,7 +82,15 @@ def identity_of(settings: Settings, request: SpectrumRequest, subjects: Sequence
         **identity_of_models(settings, models),
         "data (SHA-256)": {s.label: datasets.digest(s.samples_of.data) for s in subjects},
         "matrix": settings.spectrum.matrix,
+        **draws_of(settings),
     }
+
+
+def draws_of(settings: Settings) -> dict[str, int]:
+    """How many targets are drawn for a sample, where any are; their seed stands with the request's."""
+    if settings.spectrum.matrix != "mc-fisher":
+        return {}
+    return {"draws of a sample": settings.spectrum.fisher_draws}
 
 
 def identity_of_models(settings: Settings, models: Mapping[str, ModelSettings]) -> dict[str, Any]:
@@ -105,7 +117,7 @@ def backend_choices(
     Empty choices mean double backward, which needs no preparation.
     """
     from lossmap.curvature.autotune import prepare
-    from lossmap.curvature.build import MATRICES
+    from lossmap.curvature.build import product_of
 
     options = settings.spectrum
     if options.hvp_backend == "double-backward":
@@ -114,17 +126,14 @@ def backend_choices(
         earlier = read(path).settings.get("measures", {}).get("spectrum", {}).get("chosen", {}).get("ways")
         if earlier is not None and len(earlier) == len(subjects):
             return list(earlier)
-    return [
-        prepare(
-            subject.problem,
-            options.parameters,
-            MATRICES[subject.matrix],
-            backend=options.hvp_backend,
-            memory=memory,
-            products=PRODUCTS,
-        ).plan.stored()
-        for subject in subjects
-    ]
+    chosen = []
+    for subject in subjects:
+        problem, product = product_of(subject.problem, subject.matrix)
+        factory = prepare(
+            problem, options.parameters, product, backend=options.hvp_backend, memory=memory, products=PRODUCTS
+        )
+        chosen.append(factory.plan.stored())
+    return chosen
 
 
 def product_checks(
@@ -135,12 +144,12 @@ def product_checks(
     choices  of backends, as `backend_choices` made them
     """
     from lossmap.curvature.autotune import prepare
-    from lossmap.curvature.build import MATRICES
+    from lossmap.curvature.build import product_of
     from lossmap.curvature.product_check import check_product
 
     checks = []
     for i, subject in enumerate(subjects):
-        problem, product = subject.samples_of, MATRICES[subject.matrix]
+        problem, product = product_of(subject.samples_of, subject.matrix)
         parameters = "all" if request.layerwise else request.parameters  # blocks are of all
         if choices:
             checks.append(prepare(problem, parameters, product, plan=choices[i], memory=memory).check)

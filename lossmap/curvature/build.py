@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 from lossmap.curvature.autotune import prepare
+from lossmap.curvature.drawn_targets import with_drawn_targets
 from lossmap.curvature.hvp_plan import HvpPlan, ProductCheck, backend_of
 from lossmap.curvature.linearized_operator import LinearizedOperator
 from lossmap.curvature.operators import (
@@ -17,6 +18,7 @@ from lossmap.curvature.operators import (
     fisher,
     gauss_newton,
     hessian,
+    made_by_all,
     refuse_unfit,
     single_rank,
 )
@@ -28,12 +30,37 @@ from lossmap.data.moved_loss import refuse_unmoved
 from lossmap.data.problem import Problem
 
 PRODUCTS_AT_A_POINT = 50  # about as many as a search of both ends takes
-MATRICES = {"hessian": hessian, "gauss-newton": gauss_newton, "fisher": fisher}
+MATRICES = {"hessian": hessian, "gauss-newton": gauss_newton, "fisher": fisher, "mc-fisher": fisher}
 
 
 def _over(product: Product, parameters: str, total: Total, problem: Problem) -> CurvatureOperator:
     """The operator of a problem by double backward."""
     return CurvatureOperator(problem, product, parameters, total)
+
+
+def product_of(problem: Problem, matrix: str, total: Total = single_rank) -> tuple[Problem, Product]:
+    """The problem over which a named matrix is a mean, and one batch's product with it.
+
+    Of the Monte-Carlo Fisher matrix the problem is that with drawn targets, which takes a pass over the data.
+
+    Raises ValueError for an unknown name, and where the loss implies no distribution to draw from.
+    """
+    if matrix not in MATRICES:
+        raise ValueError(f"the matrix must be one of {', '.join(MATRICES)}; got {matrix!r}")
+    if matrix == "mc-fisher":
+        device = next(problem.model.parameters()).device
+        problem = made_by_all(total, device, lambda: with_drawn_targets(problem), "drawing of targets")
+    return problem, MATRICES[matrix]
+
+
+def draw_notes(problem: Problem, matrix: str) -> tuple[str, ...]:
+    """How targets were drawn, as a sentence, where the named matrix is of drawn targets."""
+    if matrix != "mc-fisher":
+        return ()
+    number = "one" if problem.draws.count == 1 else f"{problem.draws.count}"
+    return (
+        f"targets drawn from the model's own predictions, {number} for each sample, from seed {problem.draws.seed}",
+    )
 
 
 def build_operator(
@@ -49,7 +76,7 @@ def build_operator(
 ) -> CurvatureOperator | LinearizedOperator:
     """The named matrix of a problem, (n, n), at the model's present parameters.
 
-    matrix      `hessian`, `gauss-newton` or `fisher`
+    matrix      `hessian`, `gauss-newton`, `fisher`, or `mc-fisher`, whose targets are drawn as `problem.draws` says
     parameters  `weights` (dimension > 1), `all`, `trainable`, or a regular expression
     total       adds a tensor up over the ranks of a team
     backend     of its products, see `autotune.prepare`; not asked for where a plan is given
@@ -64,8 +91,7 @@ def build_operator(
     """
     if matrix not in MATRICES:
         raise ValueError(f"the matrix must be one of {', '.join(MATRICES)}; got {matrix!r}")
-    problem = check_loss(problem, total=total)
-    product = MATRICES[matrix]
+    problem, product = product_of(check_loss(problem, total=total), matrix, total)
     measure = RoundingProbe(problem, parameters, product, total, partial(_over, product, parameters, total))
     plain = CurvatureOperator(problem, product, parameters, total, measure)
     refuse_unfit(plain.named.values())

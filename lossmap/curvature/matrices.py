@@ -1,5 +1,5 @@
 """The curvature matrices of a problem as operators, at the model's present parameters: `hessian`, `gauss_newton`,
-`empirical_fisher`.
+`empirical_fisher`, `monte_carlo_fisher`.
 
     H = hessian(problem)        H @ v, H.size, H.to_scipy()
 
@@ -9,9 +9,12 @@ few passes over the data (benchmarks/hvp.py). Definitions and sources: `operator
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from lossmap.curvature.build import build_operator
 from lossmap.curvature.linearized_operator import LinearizedOperator
 from lossmap.curvature.operators import CurvatureOperator
+from lossmap.data.drawn_loss import Draws
 from lossmap.data.problem import Problem
 from lossmap.keywords import checked_keywords
 
@@ -91,7 +94,8 @@ def empirical_fisher(
     Of the data's own targets. It has no negative eigenvalue, its rank is at most N, and its trace is the mean squared
     norm of the samples' gradients. It is no approximation of the Hessian away from a well-fitted model, see Kunstner et
     al. (2019), arXiv:1905.12558. The Fisher matrix proper, the mean over targets drawn from the model, is for cross
-    entropy and for a Gaussian's squared errors the Gauss-Newton matrix: `gauss_newton`.
+    entropy and for a Gaussian's squared errors the Gauss-Newton matrix: `gauss_newton`; `monte_carlo_fisher` estimates
+    it by targets that are drawn.
 
     Args:
         problem: model, loss and data, from `Problem.supervised`: outputs, one row for each sample, and loss must be two
@@ -118,3 +122,50 @@ def empirical_fisher(
 
     """
     return build_operator(problem, "fisher", parameters, backend=backend, memory=memory)
+
+
+@checked_keywords
+def monte_carlo_fisher(
+    problem: Problem,
+    *,
+    draws: int = 1,
+    seed: int = 0,
+    parameters: str = "weights",
+    backend: str = "double-backward",
+    memory: int | None = None,
+) -> CurvatureOperator | LinearizedOperator:
+    """The Fisher matrix by targets drawn from the model's own predictions, (n, n), as an operator.
+
+    1/(N D) sum_id g_id g_id^T, g_id the gradient of sample i's loss at its d-th draw: labels of a cross entropy are
+    drawn from the softmax, those of a binary one from the sigmoid, targets of squared errors from the Gaussian of the
+    variance that the loss implies. Where a sample has several targets (pixels, tokens), each enters with the root of
+    its weight in the loss. So its mean over seeds is the Gauss-Newton matrix, whatever the classes weigh and whichever
+    targets are ignored. See Martens (2020), arXiv:1412.1193.
+
+    Args:
+        problem: as of `empirical_fisher`, its loss a cross entropy or binary cross entropy of logits, or squared
+            errors, which is checked by its second derivative; a mean over tokens is fine too.
+        draws: of each sample, D. A product costs as many passes over the data.
+        seed: of the draws, which do not depend on batches and ranks.
+        parameters: as of `hessian`.
+        backend: as of `hessian`, without `retained-graph`.
+        memory: as of `hessian`.
+
+    Returns:
+        An operator as that of `hessian`, in the unit of the loss per squared unit of theta.
+
+    Raises:
+        ValueError: as `gauss_newton`, and for another loss, which is named.
+
+    Example:
+        >>> import torch, lossmap
+        >>> from lossmap.curvature.matrices import monte_carlo_fisher
+        >>> _ = torch.manual_seed(0)
+        >>> model = torch.nn.Linear(4, 3)
+        >>> problem = lossmap.Problem.supervised(model, "crossentropy", (torch.randn(20, 4), torch.arange(20) % 3))
+        >>> monte_carlo_fisher(problem, draws=10).size
+        12
+
+    """
+    problem = replace(problem, draws=Draws(seed, draws))
+    return build_operator(problem, "mc-fisher", parameters, backend=backend, memory=memory)

@@ -7,7 +7,8 @@ model's present parameters theta, flat, (n,), the matrices, (n, n), are
     gauss_newton   G = 1/N sum_i J_i^T (d2 loss_i / df2) J_i   no negative eigenvalue
                    with J_i = df(theta, x_i) / dtheta          where loss is convex in f
     fisher         F = 1/N sum_i g_i g_i^T                     no negative eigenvalue
-                   with g_i = d loss_i / dtheta = J_i^T s_i    of the data's own targets: the empirical one
+                   with g_i = d loss_i / dtheta = J_i^T s_i    of the data's own targets: the empirical one;
+                                                               of targets that were drawn: see `drawn_targets`
 
 in that unit per squared unit of theta. Here they are multiplied by double backward, which builds the graph of the
 gradient anew in every product; for many products at one theta, see `autotune.prepare`, which is several times
@@ -37,6 +38,7 @@ from lossmap.curvature.double_backward import twice_differentiable
 from lossmap.curvature.overwritten import overwriting_named
 from lossmap.data.batches import Batch, samples_in
 from lossmap.data.borrow import temporary_parameters
+from lossmap.data.drawn_loss import DrawnLoss
 from lossmap.data.problem import Problem
 from lossmap.geometry.parameter_vector import Layout, selected
 from lossmap.linalg.operator import SymmetricOperator
@@ -200,6 +202,8 @@ def sample_slopes(
     Raises ValueError where rows are not samples, or where a sample's derivative hangs on the others.
     """
     slopes = _slopes(loss_of, outputs)
+    if isinstance(problem.loss, DrawnLoss):  # a sum of terms of one row each
+        return slopes
     samples = samples_in(batch)
     if any(s.dim() == 0 or s.shape[0] != samples for s in slopes):
         shapes = ", ".join(str(tuple(s.shape)) for s in slopes)

@@ -217,6 +217,7 @@ class Resident:
     tensors: Batch
     batch_size: int
     loader_sizes: tuple[int, ...] = ()  # samples in each batch of the loader that they came from, where they differ
+    first: int = 0  # number of the first sample in the data of which these are a share
 
     def __post_init__(self) -> None:
         tensors = [t for t in pytree.tree_leaves(self.tensors) if isinstance(t, torch.Tensor)]
@@ -245,13 +246,14 @@ class Resident:
         return replace(self, batch_size=size)
 
     def share(self, rank: int, size: int) -> Resident:
-        return replace(self, tensors=self._rows(*shared_range(self.samples, rank, size)), loader_sizes=())
+        start, stop = shared_range(self.samples, rank, size)
+        return replace(self, tensors=self._rows(start, stop), loader_sizes=(), first=self.first + start)
 
     def uncut(self) -> FixedBatches:
         """The loader's own batches, never to be cut or joined again."""
         sizes = self.loader_sizes or [self.batch_size] * -(-self.samples // self.batch_size)
         ends = [sum(sizes[: i + 1]) for i in range(len(sizes))]
-        return FixedBatches(tuple(self._rows(e - s, e) for s, e in zip(sizes, ends, strict=True)))
+        return FixedBatches(tuple(self._rows(e - s, e) for s, e in zip(sizes, ends, strict=True)), self.first)
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Resident:
         return replace(self, tensors=move_batch(self.tensors, device, dtype))
@@ -311,6 +313,7 @@ class FixedBatches:
     """
 
     batches: tuple[Batch, ...]
+    first: int = 0  # number of the first sample in the data of which these are a share
 
     def __post_init__(self) -> None:
         if not self.batches:
@@ -334,7 +337,8 @@ class FixedBatches:
 
     def share(self, rank: int, size: int) -> FixedBatches:
         start, stop = shared_range(len(self.batches), rank, size)
-        return replace(self, batches=self.batches[start:stop])
+        before = sum(map(samples_in, self.batches[:start]))
+        return replace(self, batches=self.batches[start:stop], first=self.first + before)
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> FixedBatches:
         return replace(self, batches=tuple(move_batch(batch, device, dtype) for batch in self.batches))

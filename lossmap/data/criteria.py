@@ -244,7 +244,7 @@ def with_class_targets(data: Batches, loss: str | Criterion) -> Batches:
         refuses = getattr(loss, "ignore_index", -100) == -100 and getattr(loss, "weight", None) is None
         return replace(data, fetch=MappedFetch(data.fetch, _StreamedTargets(refuses)))
     if isinstance(data, FixedBatches):
-        return FixedBatches(tuple(_batch_with_class_targets(batch) for batch in data))
+        return replace(data, batches=tuple(_batch_with_class_targets(batch) for batch in data))
     return data
 
 

@@ -539,7 +539,8 @@ def _with_common_random_numbers(problem: Problem, seed: int, tolerance: float, i
     Raises ValueError where evaluations of a batch differ by more than the tolerance, relative to the largest, for all
     that: they are more than two, since two of a loss that varies little may agree by chance.
     """
-    data = FixedBatches(marked(_own_batches(problem).batches))
+    own = _own_batches(problem)
+    data = replace(own, batches=marked(own.batches))
     note = (
         f"the loss draws at random: each batch has random numbers of its own, made from seed {seed} and the same at "
         "every evaluation, so that surface and curvature are those of one fixed realisation; surface and eigenmap give "

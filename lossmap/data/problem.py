@@ -36,6 +36,7 @@ from lossmap.data.criteria import (
     summed_criterion,
     with_class_targets,
 )
+from lossmap.data.drawn_loss import ONE_DRAW, Draws
 from lossmap.data.loaders import as_batches, check_no_pair, collated
 from lossmap.data.model_entries import entries_of
 from lossmap.data.one_precision import floating_dtypes, in_one_precision
@@ -154,6 +155,7 @@ class Problem:
         noise_seed: a random loss starts from this seed at every evaluation; None where the loss draws nothing.
         notes: how the loss is evaluated, a sentence each, where that is not as a mean over any samples.
         checked: whether `loss_check.check_loss` has seen it.
+        draws: how targets are drawn for the Monte-Carlo Fisher matrix: `Draws(seed, count)`.
 
     Example:
         >>> import torch, lossmap
@@ -174,6 +176,7 @@ class Problem:
     noise_seed: int | None = None
     notes: tuple[str, ...] = ()
     checked: bool = False
+    draws: Draws = ONE_DRAW
 
     def __post_init__(self) -> None:
         functions = (self.forward, self.loss, *(metric.total for metric in self.metrics.values()))

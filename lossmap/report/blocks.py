@@ -18,6 +18,7 @@ from lossmap.report.stored import StoredReport, array_names, rows_of
 from lossmap.report.text import (
     FISHER,
     MATRICES,
+    MC_FISHER,
     WIDTH,
     cost,
     count,
@@ -128,7 +129,7 @@ def network_text(stored: StoredReport) -> str:
     blocks = rows_of(stored, BlockSummary, ARRAYS)
     zero = [b for b in blocks if b.kind == "zero"]
     # where counts know of negative eigenvalues, the smallest found may still be above 0, within its error
-    fisher = stored.text("matrix") == FISHER  # whose eigenvalues are no curvature, and never negative
+    fisher = stored.text("matrix") in (FISHER, MC_FISHER)  # whose eigenvalues are no curvature, and never negative
     low = min([b for b in blocks if b.negative[0]] or blocks, key=lambda b: b.smallest)
     high = max(blocks, key=lambda b: b.largest)
     parts = [_zero_blocks_text(zero, len(blocks))]

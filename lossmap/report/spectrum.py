@@ -19,6 +19,7 @@ from lossmap.report.stored import StoredReport
 from lossmap.report.text import (
     FISHER,
     MATRICES,
+    MC_FISHER,
     MIN_ROUNDING_SHARE,
     cost,
     count,
@@ -90,6 +91,14 @@ FISHER_TEXT = (
 )
 
 
+MC_FISHER_TEXT = (
+    "positive semidefinite, as a mean of outer products always is. Its mean over seeds is the Gauss-Newton matrix; the "
+    "eigenvalues of one estimate of it spread further than those of the matrix, and its largest one is too large on "
+    "average: more draws make both less"
+)
+DEFINITENESS = {FISHER: FISHER_TEXT, MC_FISHER: MC_FISHER_TEXT}
+
+
 def spectrum_report(stored: StoredReport) -> str:
     """The report of one spectrum, several lines."""
     top, bottom = end_of(stored, "top"), end_of(stored, "bottom")
@@ -112,18 +121,26 @@ def spectrum_report(stored: StoredReport) -> str:
     lines += _estimates(stored)
     if top is not None and bottom is not None:
         lines += wrapped("condition", condition_text(stored, top, bottom))
-    if top is not None and matrix != FISHER:
+    if top is not None and matrix not in DEFINITENESS:
         lines += wrapped("stability", stability_text(*top.extreme, top.rounding))
     for which, shares in _localization(stored):
         lines += wrapped("localization", f"eigenvector of {which}: {shares_text(shares)}")
-    if matrix == FISHER:
-        lines += wrapped("definiteness", FISHER_TEXT)
-    elif top is not None and bottom is not None:
-        ends = (top.extreme, bottom.extreme, bottom.limit, top.limit, float(np.fmax(top.rounding, bottom.rounding)))
-        seen = float(stored.arrays["node"][0]) if "node" in stored else nan
-        lines += wrapped("definiteness", definiteness_of_ends(*ends, seen=seen))
+    definiteness = _definiteness(stored, matrix, top, bottom)
+    if definiteness:
+        lines += wrapped("definiteness", definiteness)
     lines += wrapped("cost", cost(int(stored.number("products")), stored.number("seconds")))
     return "\n".join(lines)
+
+
+def _definiteness(stored: StoredReport, matrix: str, top: StoredEnd | None, bottom: StoredEnd | None) -> str:
+    """The shape of the matrix in words; empty where the ends are not known."""
+    if matrix in DEFINITENESS:
+        return DEFINITENESS[matrix]
+    if top is None or bottom is None:
+        return ""
+    rounding = float(np.fmax(top.rounding, bottom.rounding))
+    seen = float(stored.arrays["node"][0]) if "node" in stored else nan
+    return definiteness_of_ends(top.extreme, bottom.extreme, bottom.limit, top.limit, rounding, seen=seen)
 
 
 def _subject(stored: StoredReport) -> str:

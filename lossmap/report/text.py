@@ -18,7 +18,10 @@ MAX_GAP_IN_ERRORS = 1.01  # a limit further out than its value's error, and than
 MAX_RELATIVE_GAP = 0.05
 MIN_ROUNDING_SHARE = 0.5  # of an error, from which on the precision, and not the number of products, sets it
 FISHER = "fisher"
-MATRICES = {"hessian": "Hessian", "gauss-newton": "Gauss-Newton matrix", FISHER: "empirical Fisher matrix"}
+MC_FISHER = "mc-fisher"
+MATRICES = {"hessian": "Hessian", "gauss-newton": "Gauss-Newton matrix", FISHER: "empirical Fisher matrix",
+    MC_FISHER: "Monte-Carlo Fisher matrix",
+}  # fmt: skip
 
 
 def raised_error(traceback_text: str) -> str:

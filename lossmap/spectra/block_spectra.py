@@ -31,7 +31,7 @@ class BlockSpectra(DrawnResult):
     Attributes:
         blocks: one for each layer, tensor or group.
         by: how they were cut: tensor, module, pattern, or given.
-        matrix: hessian, gauss-newton or fisher.
+        matrix: hessian, gauss-newton, fisher or mc-fisher.
         label: what the report calls it.
         whole: the largest and the smallest eigenvalue over all parameters; None where not computed.
         off_diagonal_energy: what the blocks leave out; None where not computed.

@@ -26,10 +26,10 @@ from math import hypot, nan
 import numpy as np
 import torch
 
-from lossmap.curvature.build import MATRICES, build_operator
+from lossmap.curvature.build import build_operator, draw_notes, product_of
 from lossmap.curvature.gradient_rounding import measured_gradient
 from lossmap.curvature.hvp_plan import ProductCheck
-from lossmap.curvature.operators import Total, single_rank
+from lossmap.curvature.operators import Product, Total, single_rank
 from lossmap.curvature.product_check import check_product, kink_of_block
 from lossmap.curvature.team_check import check_by_all
 from lossmap.data.batches import Batch, move_batch, samples_in
@@ -125,11 +125,17 @@ def _own_kink(problem: Problem, matrix: str, pattern: str, total: Total, otherwi
     """By how much a block differs on the two sides of a kink along its own parameters; else what is given."""
 
     def look() -> ProductCheck:
-        own = kink_of_block(problem, pattern, MATRICES[matrix])
+        own = kink_of_block(*_with_pattern(problem, matrix, pattern))
         return ProductCheck(disagreement=otherwise if own is None else own)
 
     device = next(problem.model.parameters()).device
     return check_by_all(total, device, look).disagreement
+
+
+def _with_pattern(problem: Problem, matrix: str, parameters: str) -> tuple[Problem, str, Product]:
+    """The problem of a named matrix, the parameters, and the product with it."""
+    own, product = product_of(problem, matrix)
+    return own, parameters, product
 
 
 def doubled(problem: Problem) -> Problem:
@@ -187,7 +193,7 @@ def layer_spectra(
         problem: model, loss and data.
         by: how blocks are cut: `tensor` or `module`.
         patterns: blocks of one's own instead: regular expressions, or `label=regex`.
-        matrix: `hessian`, `gauss-newton`, or `fisher`, the empirical one.
+        matrix: `hessian`, `gauss-newton`, `fisher`, the empirical one, or `mc-fisher`, of targets drawn from the model.
         parameters: of the whole matrix beside the blocks: `all`, `weights`, `trainable`, or a regular expression.
         dense: blocks up to this size are made whole, in float64.
         tol: accuracy of the ends of larger blocks, relative to their largest absolute value.
@@ -197,7 +203,7 @@ def layer_spectra(
         second: per-layer output Hessians: by `inputs`, `weights`, or both.
         total: adds a tensor up over the ranks of a team.
         label: what the report calls it.
-        seed: of probes and start vectors.
+        seed: of probes, start vectors and drawn targets.
 
     Returns:
         A `BlockSpectra`: print it for the report; `result[name]` is a block, `result.blocks` all of them.
@@ -217,11 +223,11 @@ def layer_spectra(
 
     """
     began = time.perf_counter()
-    problem = check_loss(problem, total=total)
+    problem = replace(check_loss(problem, total=total), draws=replace(problem.draws, seed=seed))
     at_start = LossAtStart([problem])
     everything = build_operator(problem, matrix, parameters, total)
     check = check_by_all(  # each rank's was made by then, and is remembered
-        total, everything.device, lambda: check_product(problem, parameters, MATRICES[matrix], distant=False)
+        total, everything.device, lambda: check_product(*_with_pattern(problem, matrix, parameters), distant=False)
     )
     sizes = zip(everything.layout.names, everything.layout.sizes, strict=True)
     groups = groups_of([name for name, size in sizes if size], by, patterns)  # a tensor without entries has no block
@@ -257,7 +263,7 @@ def layer_spectra(
         ends=ends,
         energy=energy,
         hessians=tuple(p for at in second for p in layer_hessians(problem, at, dense=dense)),
-        notes=(*problem.notes, *notes),
+        notes=(*problem.notes, *notes, *draw_notes(problem, matrix)),
         total=total,
         label=label,
         seconds=time.perf_counter() - began,

@@ -18,9 +18,10 @@ from typing import Any
 
 import torch
 
-from lossmap.curvature.build import build_operator
+from lossmap.curvature.build import build_operator, draw_notes
 from lossmap.curvature.gradient_rounding import measured_gradient
 from lossmap.curvature.operators import Total, single_rank
+from lossmap.data.drawn_loss import Draws
 from lossmap.data.loss_at_start import LossAtStart
 from lossmap.data.loss_check import check_loss
 from lossmap.data.problem import Problem
@@ -159,6 +160,7 @@ def spectrum(
     confidence: float = 0.99,
     seed: int = 0,
     dense: int = DENSE,
+    fisher_draws: int = 1,
 ) -> Spectrum:
     """The spectrum of the curvature of a model's mean loss, at its present weights: ends, trace, density, with error
     bars. Or that of any symmetric matrix known by its products.
@@ -168,7 +170,7 @@ def spectrum(
             sparse matrix, a tensor, what has `to_scipy()` (as operators of curvlinops), or an operator of
             `lossmap.hessian`; then matrix, parameters, total, check and backend are left out, and rounding is assumed
             to be 64 unit roundoffs of the largest eigenvalue.
-        matrix: `hessian`, `gauss-newton`, or `fisher`, the empirical one.
+        matrix: `hessian`, `gauss-newton`, `fisher`, the empirical one, or `mc-fisher`, of targets drawn from the model.
         parameters: `weights` (of dimension > 1, as in the paper), `all`, `trainable`, or a regular expression.
         total: adds a tensor up over the ranks of a team, each with its own share of the data.
         label: what the report calls it.
@@ -189,8 +191,9 @@ def spectrum(
         solver: `auto`, `lanczos` or `eigsh`.
         max_products: at an end at most; by default unlimited.
         confidence: of the limits beyond which no eigenvalue lies.
-        seed: of probes and start vectors.
+        seed: of probes, start vectors and drawn targets.
         dense: up to this many parameters the whole matrix is made, by n products, and everything read off it exactly.
+        fisher_draws: targets that `mc-fisher` draws for each sample.
 
     Returns:
         A `Spectrum`: print it for the report; `values` and `errors` (m,), `largest`, `smallest`, `trace`, `density`, in
@@ -224,11 +227,15 @@ def spectrum(
         "max_products": max_products, "confidence": confidence, "seed": seed, "dense": dense, "label": label,
     }  # fmt: skip
     if not isinstance(problem, Problem):
-        if (matrix, parameters, total, check, backend) != ("hessian", "weights", single_rank, True, "auto"):
-            raise ValueError("matrix, parameters, total, check and backend are of a Problem: leave them out")
+        own = (matrix, parameters, total, check, backend, fisher_draws)
+        if own != ("hessian", "weights", single_rank, True, "auto", 1):
+            raise ValueError(
+                "matrix, parameters, total, check, backend and fisher_draws are of a Problem: leave them out"
+            )
         return spectrum_of(adopted(problem), **how)
     warn_of_frozen(problem.model, parameters, "are counted in the Hessian")
     problem = check_loss(problem, total=total) if check else replace(problem, checked=True)
+    problem = replace(problem, draws=Draws(seed, fisher_draws))
     if backend == "auto" and sum(p.numel() for p in selected(problem.model, parameters).values()) <= dense:
         backend = "double-backward"  # so few products that no probe pays
         if check:  # then it is known that the loss does not hang on the batches
@@ -251,5 +258,5 @@ def spectrum(
         gradient_norm_error=found.norm_error,
         seconds=time.perf_counter() - began,
         frozen=frozen_entries(problem.model, parameters),
-        notes=tuple(problem.notes),
+        notes=(*problem.notes, *draw_notes(problem, matrix)),
     )

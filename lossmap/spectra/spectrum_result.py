@@ -31,7 +31,7 @@ class Spectrum(DrawnResult):
 
     Attributes:
         label: what the report calls it.
-        matrix: hessian, gauss-newton or fisher.
+        matrix: hessian, gauss-newton, fisher or mc-fisher.
         size: n, the entries of theta.
         precision: of the products.
         top: the largest eigenvalues with their error bars; None where not requested.

@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
-from lossmap.curvature.build import build_operator
+from lossmap.curvature.build import build_operator, draw_notes
 from lossmap.curvature.gradient_rounding import measured_gradient
 from lossmap.curvature.hvp_plan import ProductCheck
 from lossmap.curvature.operators import Total, single_rank
@@ -153,7 +153,8 @@ class SpectrumTasks:
 
     def _about(self, subject: Subject) -> AboutMatrix:
         # for its size, precision and tensors alone: rank 0 reports when the others of its team have left
-        matrix = build_operator(subject.problem, subject.matrix, self.request.parameters, check=False)
+        alike = "fisher" if subject.matrix == "mc-fisher" else subject.matrix  # without a pass that draws targets
+        matrix = build_operator(subject.problem, alike, self.request.parameters, check=False)
         return AboutMatrix(
             subject.label,
             subject.matrix,
@@ -162,7 +163,7 @@ class SpectrumTasks:
             subject.samples_of.sample_count,
             subject.problem.unit,
             frozen_entries(subject.problem.model, self.request.parameters),
-            tuple(subject.problem.notes),
+            (*subject.problem.notes, *draw_notes(subject.problem, subject.matrix)),
             matrix.layout,
         )
 
@@ -290,7 +291,7 @@ class SpectrumTasks:
         second = tuple(p for at in request.second for p in layer_hessians(full, at, dense=request.dense))
         by = "pattern" if request.patterns else request.by or "tensor"
         _, notes = exact_problem(full)
-        notes = (*full.notes, *notes)
+        notes = (*full.notes, *notes, *draw_notes(full, subject.matrix))
         if request.layer_limit is not None:
             notes = (*notes, f"the {len(blocks)} largest of {len(groups)} blocks, as many as the budget holds")
         energy = self._off_diagonal_energy(i, len(blocks), readings)
