@@ -50,6 +50,7 @@ CLASSES = {
     "Density": "linalg.spectral_density",
     "Diagnosis": "health.diagnosis",
     "EigenPairs": "linalg.eigenpairs",
+    "EntrySums": "linalg.entry_sums",
     "Finding": "health.finding",
     "Gain": "diagnostics.activations",
     "GradientCovariance": "curvature.per_sample_gradients",

@@ -294,7 +294,7 @@ class Measurement:
             reading[f"{name}_limit"] = float(limit) if isfinite(limit) else nan
         reading["products"] += ends.products
         if self.trace_products:
-            estimate = trace(operator, products=self.trace_products, seed=self.seed)
+            estimate = trace(operator, products=self.trace_products, seed=self.seed, sums=False)
             reading |= {"trace": estimate.value, "trace_error": estimate.error}
             reading["products"] += estimate.products
         if rule is not None and not rule.reason:

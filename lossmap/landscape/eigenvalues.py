@@ -420,10 +420,10 @@ class EigenvalueMap:
         products = self.solver_options["max_products"] or MAX_TRACE_PRODUCTS
         if matrix.size <= products and matrix.dtype != torch.float64:
             try:
-                return trace(matrix.in_float64(), products=products, seed=seed)
+                return trace(matrix.in_float64(), products=products, seed=seed, sums=False)
             except Exception as failure:  # somebody's own forward may raise anything in another precision
                 logger.info("the trace is not computed in float64 at this point: %s", failure)
-        return trace(matrix, products=products, seed=seed)
+        return trace(matrix, products=products, seed=seed, sums=False)
 
     def _noise_errors(self, pairs: EigenPairs, which: Which, split: str, point: Point) -> dict[str, Any]:
         """The standard error over the realisations of every eigenvalue, under the names of the fields."""

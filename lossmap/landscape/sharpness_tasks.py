@@ -220,7 +220,7 @@ class SharpnessTasks:
 
     def _trace(self, task: SharpnessTask, problem: Problem) -> Arrays:
         request = self.request
-        estimate = trace(self.operator(task.subject), products=request.trace_products, seed=request.seed)
+        estimate = trace(self.operator(task.subject), products=request.trace_products, seed=request.seed, sums=False)
         arrays = asdict(estimate)
         return {"error_target": arrays.pop("target"), **arrays}
 
@@ -271,9 +271,9 @@ class SharpnessTasks:
 def _to_trace(arrays: Arrays | None) -> Trace | None:
     if arrays is None:
         return None
-    whole = {name: int(arrays[name]) for name in ("terms", "products", "size")}
+    terms, products, size = (int(arrays[name]) for name in ("terms", "products", "size"))
     value, error, target = (float(arrays[name]) for name in ("value", "error", "error_target"))
-    return Trace(value, error, method=str(arrays["method"]), target=target, **whole)
+    return Trace(value, error, terms, products, str(arrays["method"]), size, target)
 
 
 def _to_critical(arrays: Arrays | None) -> CriticalSharpness | None:

@@ -18,6 +18,7 @@ import torch
 
 from lossmap.interrupt import Interrupted
 from lossmap.linalg.eigenpairs import EigenPairs, Which
+from lossmap.linalg.entry_sums import exact_sums
 from lossmap.linalg.operator import Rounding, SymmetricOperator, finite_product
 from lossmap.linalg.spectral_density import Density
 from lossmap.linalg.trace import Trace
@@ -121,10 +122,10 @@ class DenseMatrix:
             rounding=self.error,
         )
 
-    def trace(self) -> Trace:
-        """The sum of the diagonal."""
-        n = len(self.entries)
-        return Trace(float(np.trace(self.entries)), np.sqrt(n) * self.error, n, n, "unit vectors", n)
+    def trace(self, layout: object = None) -> Trace:
+        """The sum of the diagonal; layout: of the tensors whose sums are kept beside it."""
+        n, sums = len(self.entries), exact_sums(self.entries, self.error, layout)
+        return Trace(float(np.trace(self.entries)), np.sqrt(n) * self.error, n, n, "unit vectors", n, sums=sums)
 
     def density(self) -> Density:
         """All eigenvalues."""

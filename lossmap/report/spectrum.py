@@ -35,6 +35,7 @@ from lossmap.report.text import (
 )
 
 NOT_MET = "; the requested error was not reached"
+MAX_TENSORS_SHOWN = 6  # of the sums by tensor, the largest; the file holds all
 LEADING = {"top 1": "lambda_1", "bottom 1": "lambda_n"}
 
 
@@ -164,6 +165,7 @@ def _estimates(stored: StoredReport) -> list[str]:
         value, error = stored.number("trace"), stored.number("trace_error")
         text = trace_text(value, error, interval, stored.text("trace_method"), int(stored.number("trace_products")))
         lines += wrapped("trace", text + NOT_MET * (not stored.flag("trace_met")))
+    lines += _entry_sums(stored)
     size, sure = int(stored.number("size")), stored.number("density_confidence")
     if "node" in stored:
         nodes = stored.arrays["node"]
@@ -176,6 +178,31 @@ def _estimates(stored: StoredReport) -> list[str]:
             below, above = (mass_text(row[side], size, sure) for side in ("below", "above"))
             lines += wrapped("mass", f"below -{row['at']:g}: {below}; above {row['at']:g}: {above}")
     return lines
+
+
+def _entry_sums(stored: StoredReport) -> list[str]:
+    """The squared Frobenius norm, and each tensor's sum of the diagonal and of the squared entries in its rows."""
+    if "square_sum" not in stored:
+        return []
+    columns = {"name": "entry_sum_of", "diagonal": "diagonal_sum", "diagonal_error": "diagonal_sum_error"}
+    columns |= {"squares": "square_sum", "squares_error": "square_sum_error", "ends": "square_sum_interval"}
+    whole, *tensors = stored.rows(**columns)
+    text = f"squared Frobenius norm {value_with_error(whole['squares'], whole['squares_error'])}"
+    if stored.text("trace_method") != "unit vectors":
+        low, high = whole["ends"]
+        text += f" (95 % interval {low:.4g} to {high:.4g}), from the trace's products"
+    mean_square = max(whole["squares"], 0.0) / int(stored.number("size"))
+    lines = wrapped("norm", f"{text}; root mean square of the eigenvalues {mean_square**0.5:.3g}")
+    if not tensors:
+        return lines
+    order = sorted(tensors, key=lambda row: -row["squares"])
+    texts = [
+        f"{row['name']} {value_with_error(row['diagonal'], row['diagonal_error'])} and "
+        f"{value_with_error(row['squares'], row['squares_error'])}"
+        for row in order[:MAX_TENSORS_SHOWN]
+    ]
+    more = "; ..." * (len(order) > MAX_TENSORS_SHOWN)
+    return lines + wrapped("by tensor", f"trace, and squared entries in its rows: {'; '.join(texts)}{more}")
 
 
 def stability_text(largest: float, error: float, rounding: float = nan) -> str:

@@ -92,7 +92,7 @@ def spectrum_of(
         whole, products = DenseMatrix.of(matrix), n
         ends = {end: whole.pairs(f"{end}:{count}") for end, count in (("top", top), ("bottom", bottom)) if count}
         if trace_products:
-            estimate = whole.trace()
+            estimate = whole.trace(layout or getattr(matrix, "layout", None))
         if has_density:
             spread = whole.density()
     else:

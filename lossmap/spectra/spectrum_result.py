@@ -260,6 +260,8 @@ def _report_of(s: Spectrum) -> StoredReport:
         attributes |= {"trace": s.trace.value, "trace_error": s.trace.error, "trace_method": s.trace.method}
         attributes |= {"trace_low": low, "trace_high": high, "trace_products": s.trace.products}
         attributes["trace_met"] = s.trace.met
+        if s.trace.sums is not None:
+            arrays |= s.trace.sums.stored()
     if s.density is not None:
         arrays["node"] = s.density.nodes[0]
         attributes |= s.density.attributes()

@@ -28,6 +28,7 @@ import torch
 
 from lossmap.geometry.parameter_vector import Layout
 from lossmap.linalg.dense import DenseMatrix
+from lossmap.linalg.entry_sums import EntrySums
 from lossmap.linalg.lanczos import EigenPairs
 from lossmap.linalg.quadrature import LanczosRun
 from lossmap.linalg.spectral_density import Density
@@ -37,6 +38,7 @@ from lossmap.spectra.summaries import shares_of
 
 Arrays = Mapping[str, Any]  # name -> array, or number
 ENDS = ("top", "bottom")
+SUMS = ("sizes", "diagonal", "diagonal_error", "squares", "squares_error")
 
 
 def of_matrix(whole: DenseMatrix) -> Arrays:
@@ -104,8 +106,11 @@ def to_shares(arrays: Arrays, names: Sequence[str]) -> dict[str, dict[str, float
 
 
 def of_trace(trace: Trace) -> Arrays:
-    """The numbers of an estimate of the trace."""
-    return {
+    """The numbers of an estimate of the trace, and its sums over entries by tensor."""
+    sums: dict[str, Any] = {}
+    if trace.sums is not None:
+        sums = {f"sums_{k}": getattr(trace.sums, k) for k in SUMS} | {"sums_names": np.array(trace.sums.names, object)}
+    return sums | {
         "value": trace.value,
         "error": trace.error,
         "terms": trace.terms,
@@ -126,7 +131,17 @@ def to_trace(arrays: Arrays) -> Trace:
         str(arrays["method"]),
         int(arrays["size"]),
         float(arrays["error_target"]),
+        _to_sums(arrays),
     )
+
+
+def _to_sums(arrays: Arrays) -> EntrySums | None:
+    """The sums of `of_trace`; None of files of version 0.1, which have none."""
+    if "sums_names" not in arrays:
+        return None
+    names = tuple(n.decode() if isinstance(n, bytes) else str(n) for n in np.asarray(arrays["sums_names"]).tolist())
+    values = {k: np.asarray(arrays[f"sums_{k}"]) for k in SUMS}
+    return EntrySums(names, terms=int(arrays["terms"]), method=str(arrays["method"]), **values)
 
 
 def of_runs(runs: Sequence[LanczosRun]) -> Arrays:
