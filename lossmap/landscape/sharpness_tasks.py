@@ -221,7 +221,7 @@ class SharpnessTasks:
     def _trace(self, task: SharpnessTask, problem: Problem) -> Arrays:
         request = self.request
         estimate = trace(self.operator(task.subject), products=request.trace_products, seed=request.seed, sums=False)
-        arrays = asdict(estimate)
+        arrays = {name: value for name, value in asdict(estimate).items() if name != "sums"}
         return {"error_target": arrays.pop("target"), **arrays}
 
     def _critical(self, task: SharpnessTask, problem: Problem) -> Arrays:
