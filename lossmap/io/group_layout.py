@@ -28,7 +28,9 @@ LAYOUTS: Mapping[str, Mapping[str, str]] = {  # by kind: shapes of arrays of num
         "top": "m", "top_error": "m", "bottom": "l", "bottom_error": "l", "node": "k", "weight": "k", "tick": "t",
         "cumulative": "t", "cumulative_low": "t", "cumulative_high": "t", "mass_at": "a", "mass_below": "a 3",
         "mass_above": "a 3", "share_by_tensor": "v s", "strength": "p", "largest": "p", "smallest": "p",
-        "retrained_largest": "p", "retrained_smallest": "p",
+        "retrained_largest": "p", "retrained_smallest": "p", "entry_sum_rows": "u", "diagonal_sum": "u",
+        "diagonal_sum_error": "u", "diagonal_sum_interval": "u 2", "square_sum": "u", "square_sum_error": "u",
+        "square_sum_interval": "u 2",
     },
     "layers": {
         "size": "b", "largest": "b", "smallest": "b", "spread": "b", "condition": "b", "error": "b", "floor": "b",
@@ -60,7 +62,7 @@ LAYOUTS: Mapping[str, Mapping[str, str]] = {  # by kind: shapes of arrays of num
     },
 }  # fmt: skip
 TEXTS: Mapping[str, Mapping[str, str]] = {  # and of arrays of texts
-    "spectrum": {"vector": "v", "tensor": "s"},
+    "spectrum": {"vector": "v", "tensor": "s", "entry_sum_of": "u"},
     "layers": {"block": "b", "kind": "b", "verdict": "b", "module": "b", "why": "b", "signal_kind": "q",
                "signal_module": "q"},
     "sharpness": {"ball": "r"},
@@ -81,6 +83,8 @@ TOGETHER: Mapping[str, tuple[tuple[str, ...], ...]] = {  # where one of these is
         ("top", "top_error"), ("bottom", "bottom_error"), ("node", "weight"),
         ("tick", "cumulative", "cumulative_low", "cumulative_high"), ("mass_at", "mass_below", "mass_above"),
         ("vector", "tensor", "share_by_tensor"), ("strength", "largest", "smallest"),
+        ("entry_sum_of", "entry_sum_rows", "diagonal_sum", "diagonal_sum_error", "diagonal_sum_interval", "square_sum",
+         "square_sum_error", "square_sum_interval"),
     ),
     "sharpness": (("ball", *(name for name in LAYOUTS["sharpness"] if name not in NEWER)),),
     "topology": (("sign", "saddle_sign", "index", "saddle_index"),),
