@@ -109,7 +109,7 @@ def of_trace(trace: Trace) -> Arrays:
     """The numbers of an estimate of the trace, and its sums over entries by tensor."""
     sums: dict[str, Any] = {}
     if trace.sums is not None:
-        sums = {f"sums_{k}": getattr(trace.sums, k) for k in SUMS} | {"sums_names": np.array(trace.sums.names, object)}
+        sums = {f"sums_{k}": getattr(trace.sums, k) for k in SUMS} | {"sums_names": np.array(trace.sums.names)}
     return sums | {
         "value": trace.value,
         "error": trace.error,
