@@ -27,8 +27,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lossmap.callbacks.optimizer import StepRule, step_rule
-from lossmap.callbacks.preconditioned import PreconditionedOperator
 from lossmap.curvature.autotune import prepare
 from lossmap.curvature.gradient import loss_and_gradient
 from lossmap.curvature.gradient_check import check_gradient, has_custom_functions
@@ -39,11 +37,13 @@ from lossmap.curvature.operators import refuse_unfit
 from lossmap.data.loss_check import check_loss
 from lossmap.data.moved_loss import refuse_unmoved
 from lossmap.data.problem import Problem
+from lossmap.diagnostics.step_rule import StepRule, step_rule
 from lossmap.geometry.grid import Field
 from lossmap.geometry.parameter_vector import selected
 from lossmap.linalg.eigenpairs import EigenPairs, with_residuals
 from lossmap.linalg.lanczos import extremes
 from lossmap.linalg.operator import SymmetricOperator
+from lossmap.linalg.preconditioned import PreconditionedOperator
 from lossmap.linalg.trace import trace
 from lossmap.seeding import preserved_random_state
 from lossmap.sums import norm

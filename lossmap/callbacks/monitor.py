@@ -26,10 +26,10 @@ import torch
 from lossmap.callbacks.history import History, known, now
 from lossmap.callbacks.loggers import logs_of
 from lossmap.callbacks.measurement import OTHER_PRODUCTS, Measurement, Reading
-from lossmap.callbacks.optimizer import RATE_IS_0, step_rule
 from lossmap.callbacks.overhead import Overhead
 from lossmap.data.checkpoints import finite_or_named
 from lossmap.data.problem import Problem
+from lossmap.diagnostics.step_rule import RATE_IS_0, step_rule
 from lossmap.geometry.parameter_vector import selected
 from lossmap.io.provenance import provenance
 from lossmap.io.surface import Surface

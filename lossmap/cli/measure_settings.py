@@ -55,10 +55,15 @@ class SpectrumSettings:
 
     matrix: str = setting(
         "hessian", "curvature matrix: Hessian, Gauss-Newton, the Fisher matrix of the data's own targets (fisher) or "
-        "of targets drawn from the model (mc-fisher); both: the first two",
-        choices=("hessian", "gauss-newton", "fisher", "mc-fisher", "both"),
+        "of targets drawn from the model (mc-fisher), or the Hessian as Adam's or RMSprop's step sees it "
+        "(preconditioned); both: the first two",
+        choices=("hessian", "gauss-newton", "fisher", "mc-fisher", "preconditioned", "both"),
     )  # fmt: skip
     fisher_draws: int = setting(1, "number of targets that mc-fisher draws for each sample", metavar="COUNT", minimum=1)
+    optimizer_state: str | None = setting(
+        None, "file with the state dict of the optimizer that preconditioned is of; by default the checkpoint itself",
+        metavar="FILE[:KEY]",
+    )  # fmt: skip
     parameters: str = parameters_setting()
     top: int = setting(5, "number of largest eigenvalues, up to 100", metavar="K")
     bottom: int = setting(1, "number of smallest eigenvalues", metavar="K")

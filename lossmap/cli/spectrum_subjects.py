@@ -20,6 +20,7 @@ from lossmap.spectra.request import Subject
 
 if TYPE_CHECKING:
     from lossmap.curvature.hvp_plan import ProductCheck
+    from lossmap.data.preconditioner import Preconditioner
     from lossmap.parallel.team import Team
     from lossmap.spectra.request import SpectrumRequest
 
@@ -65,6 +66,9 @@ def make_subjects(settings: Settings, world: World, machine: Machine, team: Team
                 if kind == "mc-fisher":
                     draws = Draws(settings.spectrum.seed, settings.spectrum.fisher_draws)
                     problem, shares[split] = (replace(p, draws=draws) for p in (problem, shares[split]))
+                if kind == "preconditioned":
+                    own = preconditioner_in(settings, model, problem.model)
+                    problem, shares[split] = (replace(p, preconditioner=own) for p in (problem, shares[split]))
                 parts = [title]
                 if len(problems) > 1 or not title:
                     parts.append(split)
@@ -83,6 +87,7 @@ def identity_of(settings: Settings, request: SpectrumRequest, subjects: Sequence
         "data (SHA-256)": {s.label: datasets.digest(s.samples_of.data) for s in subjects},
         "matrix": settings.spectrum.matrix,
         **draws_of(settings),
+        **optimizer_files(settings),
     }
 
 
@@ -91,6 +96,32 @@ def draws_of(settings: Settings) -> dict[str, int]:
     if settings.spectrum.matrix != "mc-fisher":
         return {}
     return {"draws of a sample": settings.spectrum.fisher_draws}
+
+
+def preconditioner_in(settings: Settings, model: ModelSettings, net: Any) -> Preconditioner:
+    """P of the optimizer whose state stands in the file of --optimizer-state, or in the checkpoint.
+
+    Raises UsageError where there is none, or where it is none of this model.
+    """
+    from lossmap.diagnostics.step_rule import optimizer_of_state, preconditioner_of
+
+    named = settings.spectrum.optimizer_state or model.model_file
+    if not named:
+        raise UsageError("--matrix preconditioned needs an optimizer's state: --optimizer-state, or a --model-file")
+    try:
+        state = checkpoints.optimizer_state(named, settings.model.unsafe_load)
+        return preconditioner_of(optimizer_of_state(state, net), dict(net.named_parameters()))
+    except (ValueError, OSError) as error:
+        raise UsageError(f"--matrix preconditioned: {error}") from error
+
+
+def optimizer_files(settings: Settings) -> dict[str, str]:
+    """What identifies the optimizer's state, where a file of its own is named; else it is in the checkpoint."""
+    named = settings.spectrum.optimizer_state
+    if settings.spectrum.matrix != "preconditioned" or not named:
+        return {}
+    path, key = checkpoints.file_and_key(named)
+    return {"optimizer state": f"{checkpoints.file_sha256(path)}:{key}"}
 
 
 def identity_of_models(settings: Settings, models: Mapping[str, ModelSettings]) -> dict[str, Any]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
+
+import torch
 
 from lossmap.curvature.autotune import prepare
 from lossmap.curvature.drawn_targets import with_drawn_targets
@@ -23,14 +26,23 @@ from lossmap.curvature.operators import (
     single_rank,
 )
 from lossmap.curvature.product_check import check_product
-from lossmap.curvature.rounding import RoundingProbe
+from lossmap.curvature.rounding import RoundingProbe, problem_in
 from lossmap.curvature.team_check import check_by_all
 from lossmap.data.loss_check import check_loss
 from lossmap.data.moved_loss import refuse_unmoved
 from lossmap.data.problem import Problem
+from lossmap.interrupt import Interrupted
+from lossmap.linalg.preconditioned import PreconditionedOperator
 
+logger = logging.getLogger("lossmap")
 PRODUCTS_AT_A_POINT = 50  # about as many as a search of both ends takes
-MATRICES = {"hessian": hessian, "gauss-newton": gauss_newton, "fisher": fisher, "mc-fisher": fisher}
+MATRICES = {
+    "hessian": hessian,
+    "gauss-newton": gauss_newton,
+    "fisher": fisher,
+    "mc-fisher": fisher,
+    "preconditioned": hessian,
+}
 
 
 def _over(product: Product, parameters: str, total: Total, problem: Problem) -> CurvatureOperator:
@@ -50,7 +62,37 @@ def product_of(problem: Problem, matrix: str, total: Total = single_rank) -> tup
     if matrix == "mc-fisher":
         device = next(problem.model.parameters()).device
         problem = made_by_all(total, device, lambda: with_drawn_targets(problem), "drawing of targets")
+    if matrix == "preconditioned":
+        if problem.preconditioner is None:
+            raise ValueError(
+                "the preconditioned Hessian needs the diagonal of a preconditioner: preconditioner= in Python, an "
+                "optimizer's state in the checkpoint or --optimizer-state in a command"
+            )
+        problem = _in_float64(problem, total)
     return problem, MATRICES[matrix]
+
+
+def _in_float64(problem: Problem, total: Total) -> Problem:
+    """The problem in float64, where model and loss bear that on every rank: entries of P differ by many orders."""
+    first = next(p for p in problem.model.parameters() if p.is_floating_point())
+    if first.dtype == torch.float64:
+        return problem
+    try:
+        twin = made_by_all(total, first.device, lambda: problem_in(problem, torch.float64))
+    except Interrupted:
+        raise
+    except Exception as failure:  # user code may raise any exception in another precision
+        logger.warning("the preconditioned Hessian is made in the model's own precision: %s", failure)
+        return problem
+    return replace(twin, checked=True)
+
+
+def notes_of(problem: Problem, matrix: str) -> tuple[str, ...]:
+    """What a reader of a named matrix of this problem should know, a sentence each."""
+    if matrix == "preconditioned" and problem.preconditioner is not None:
+        origin = problem.preconditioner.name or "a given diagonal"
+        return (f"P of {origin}; products in float64 where the model runs in it",)
+    return draw_notes(problem, matrix)
 
 
 def draw_notes(problem: Problem, matrix: str) -> tuple[str, ...]:
@@ -76,7 +118,8 @@ def build_operator(
 ) -> CurvatureOperator | LinearizedOperator:
     """The named matrix of a problem, (n, n), at the model's present parameters.
 
-    matrix      `hessian`, `gauss-newton`, `fisher`, or `mc-fisher`, whose targets are drawn as `problem.draws` says
+    matrix      `hessian`, `gauss-newton`, `fisher`, or `mc-fisher`, whose targets are drawn as `problem.draws` says;
+                for `preconditioned` see `build_matrix`
     parameters  `weights` (dimension > 1), `all`, `trainable`, or a regular expression
     total       adds a tensor up over the ranks of a team
     backend     of its products, see `autotune.prepare`; not asked for where a plan is given
@@ -89,9 +132,52 @@ def build_operator(
     differentiated twice in good faith, weights in less than float32 or an operation without a right second derivative;
     and for an unknown matrix, backend or parameter.
     """
+    if matrix == "preconditioned":
+        raise ValueError("the preconditioned Hessian is no operator of this kind: see build_matrix")
+    own, product = _checked_product(problem, matrix, total)
+    return _operator(own, product, parameters, total, backend, plan, memory, check)
+
+
+def build_matrix(
+    problem: Problem,
+    matrix: str,
+    parameters: str,
+    total: Total = single_rank,
+    *,
+    backend: str = "double-backward",
+    plan: HvpPlan | Mapping[str, Any] | None = None,
+    memory: int | None = None,
+    check: bool | ProductCheck = True,
+) -> CurvatureOperator | LinearizedOperator | PreconditionedOperator:
+    """As `build_operator`; or, where the matrix is `preconditioned`, P^-1/2 (H + W) P^-1/2 of `problem.preconditioner`.
+
+    Raises ValueError too where there is no preconditioner, or none of these parameters.
+    """
+    own, product = _checked_product(problem, matrix, total)
+    inner = _operator(own, product, parameters, total, backend, plan, memory, check)
+    if matrix != "preconditioned" or own.preconditioner is None:
+        return inner
+    return PreconditionedOperator(inner, *own.preconditioner.vectors(inner.layout.names, inner.device))
+
+
+def _checked_product(problem: Problem, matrix: str, total: Total) -> tuple[Problem, Product]:
+    """As `product_of`, after a look at the loss."""
     if matrix not in MATRICES:
         raise ValueError(f"the matrix must be one of {', '.join(MATRICES)}; got {matrix!r}")
-    problem, product = product_of(check_loss(problem, total=total), matrix, total)
+    return product_of(check_loss(problem, total=total), matrix, total)
+
+
+def _operator(
+    problem: Problem,
+    product: Product,
+    parameters: str,
+    total: Total,
+    backend: str,
+    plan: HvpPlan | Mapping[str, Any] | None,
+    memory: int | None,
+    check: bool | ProductCheck,
+) -> CurvatureOperator | LinearizedOperator:
+    """The operator of a product; arguments as of `build_operator`."""
     measure = RoundingProbe(problem, parameters, product, total, partial(_over, product, parameters, total))
     plain = CurvatureOperator(problem, product, parameters, total, measure)
     refuse_unfit(plain.named.values())

@@ -20,7 +20,7 @@ import struct
 import sys
 import warnings
 import zipfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import nan
 from pathlib import Path
@@ -145,6 +145,51 @@ def load_checkpoint(path: str | Path, unsafe: bool = False, homes: Sequence[str]
             f"{path} holds no state dict: neither tensors by name nor a dict of them under {', '.join(USUAL_KEYS[:4])}"
         )
     return Checkpoint(str(path), states, learning_rate_in(content))
+
+
+def file_and_key(named: str) -> tuple[Path, str]:
+    """FILE[:KEY] in two: a file that there is, and the key behind the last colon; no key where the whole is a file."""
+    file, colon, key = named.rpartition(":")
+    if colon and not Path(named).exists() and Path(file).exists():
+        return Path(file), key
+    return Path(named), ""
+
+
+def optimizer_state(named: str, unsafe: bool = False) -> Mapping[str, Any]:
+    """The state dict of an optimizer in FILE[:KEY], on the CPU: `state` and `param_groups`.
+
+    Without a key it is the file's only one, at the top or under an entry whose name speaks of an optimizer.
+
+    Raises FileNotFoundError; ValueError, in one sentence, where there is none, or several.
+    """
+    path, key = file_and_key(named)
+    if not path.exists():
+        raise FileNotFoundError(f"there is no file {path}")
+    kind = kind_of(path)
+    if kind is None or path.is_dir():
+        raise ValueError(f"{path} is not a checkpoint, and so holds no optimizer's state")
+    found = dict(_optimizer_states(_content(path, kind, unsafe), ""))
+    if key:
+        found = {name: state for name, state in found.items() if name == key}
+    if len(found) != 1:
+        which = f"; there are {', '.join(found)}: name one as FILE:KEY" if found else ""
+        what = "several states of an optimizer" if found else "no state of an optimizer"
+        raise ValueError(f"{path} holds {what}{f' under {key}' if key else ''} (`state`, `param_groups`){which}")
+    return next(iter(found.values()))
+
+
+def _optimizer_states(content: Any, key: str, depth: int = 0) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Every state dict of an optimizer, by the dotted key that it stands under."""
+    if isinstance(content, Sequence) and not isinstance(content, (str, bytes)):
+        content = {str(i): value for i, value in enumerate(content[:8])}
+    if not isinstance(content, Mapping) or depth > 4:
+        return
+    if content.get("param_groups") and isinstance(content.get("state"), Mapping):
+        yield key, content
+        return
+    for name, value in content.items():
+        if isinstance(name, str):
+            yield from _optimizer_states(value, f"{key}.{name}".lstrip("."), depth + 1)
 
 
 def homes_of(model: nn.Module) -> tuple[str, ...]:

@@ -42,6 +42,7 @@ from lossmap.data.model_entries import entries_of
 from lossmap.data.one_precision import floating_dtypes, in_one_precision
 from lossmap.data.outputs import logits_of
 from lossmap.data.outside_state import accompany
+from lossmap.data.preconditioner import Preconditioner
 from lossmap.geometry.directions import move_point, origin_of
 from lossmap.geometry.wrappers import within_ddp
 from lossmap.keywords import checked_init, checked_keywords
@@ -156,6 +157,7 @@ class Problem:
         notes: how the loss is evaluated, a sentence each, where that is not as a mean over any samples.
         checked: whether `loss_check.check_loss` has seen it.
         draws: how targets are drawn for the Monte-Carlo Fisher matrix: `Draws(seed, count)`.
+        preconditioner: of the preconditioned Hessian.
 
     Example:
         >>> import torch, lossmap
@@ -177,6 +179,7 @@ class Problem:
     notes: tuple[str, ...] = ()
     checked: bool = False
     draws: Draws = ONE_DRAW
+    preconditioner: Preconditioner | None = None
 
     def __post_init__(self) -> None:
         functions = (self.forward, self.loss, *(metric.total for metric in self.metrics.values()))

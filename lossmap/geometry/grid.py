@@ -49,7 +49,8 @@ def shown_unit(unit: str) -> str:
 def curvature_unit(unit: str, matrix: str = "hessian") -> str:
     """The unit of a matrix of a loss of this unit, as people read it: second derivatives, or squared first ones."""
     squared = "squared " if matrix == "fisher" and unit not in ("", "1") else ""
-    return shown_unit(f"{squared}{unit or 1} per squared unit of theta")
+    of = "P^1/2 theta" if matrix == "preconditioned" else "theta"
+    return shown_unit(f"{squared}{unit or 1} per squared unit of {of}")
 
 
 @checked_init

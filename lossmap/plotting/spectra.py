@@ -585,7 +585,7 @@ def _axis(group: Group) -> str:
 def _matrix(group: Group) -> str:
     """What a matrix is called."""
     names = {"hessian": "Hessian", "gauss-newton": "Gauss-Newton", "fisher": "empirical Fisher",
-        "mc-fisher": "Monte-Carlo Fisher",
+        "mc-fisher": "Monte-Carlo Fisher", "preconditioned": "preconditioned Hessian",
     }  # fmt: skip
     return names.get(str(group.attributes.get("matrix")), "matrix")
 

@@ -21,6 +21,7 @@ from lossmap.report.text import (
     MATRICES,
     MC_FISHER,
     MIN_ROUNDING_SHARE,
+    PRECONDITIONED,
     cost,
     count,
     counted,
@@ -122,7 +123,9 @@ def spectrum_report(stored: StoredReport) -> str:
     lines += _estimates(stored)
     if top is not None and bottom is not None:
         lines += wrapped("condition", condition_text(stored, top, bottom))
-    if top is not None and matrix not in DEFINITENESS:
+    if top is not None and matrix == PRECONDITIONED:
+        lines += wrapped("stability", optimizer_text(*top.extreme, stored.number("optimizer_threshold")))
+    elif top is not None and matrix not in DEFINITENESS:
         lines += wrapped("stability", stability_text(*top.extreme, top.rounding))
     for which, shares in _localization(stored):
         lines += wrapped("localization", f"eigenvector of {which}: {shares_text(shares)}")
@@ -153,7 +156,8 @@ def _subject(stored: StoredReport) -> str:
     text += f", {stored.text('precision')}"
     if stored.text("unit") not in ("", "1"):
         squared = "squared " if stored.text("matrix") == FISHER else ""
-        text += f"; eigenvalues in {squared}{stored.text('unit')} per squared unit of theta"
+        theta = "P^1/2 theta" if stored.text("matrix") == PRECONDITIONED else "theta"
+        text += f"; eigenvalues in {squared}{stored.text('unit')} per squared unit of {theta}"
     return text
 
 
@@ -221,6 +225,20 @@ def stability_text(largest: float, error: float, rounding: float = nan) -> str:
         f"threshold 2/lambda_max = {threshold}: above this step size full-batch gradient descent diverges along the "
         "leading eigenvector of the local quadratic model. It does not bound steps at other points, of Adam (which "
         "rescales), or with small batches (whose noise lowers it); heavy-ball momentum b raises it by 1 + b"
+    )
+
+
+def optimizer_text(largest: float, error: float, threshold: float) -> str:
+    """The optimizer's own threshold, and how far from it the largest eigenvalue is."""
+    if not isfinite(threshold):
+        return "the optimizer's threshold is not known: where P is given alone, no learning rate is"
+    share = value_with_error(largest / threshold, error / threshold)
+    side = "below" if largest < threshold else "beyond"
+    if abs(largest - threshold) <= error:
+        side = "at"
+    return (
+        f"threshold of the optimizer {number(threshold)}, beyond which full-batch steps diverge with P as it is; the "
+        f"largest eigenvalue is {share} of it, {side} the edge of stability"
     )
 
 

@@ -19,7 +19,9 @@ MAX_RELATIVE_GAP = 0.05
 MIN_ROUNDING_SHARE = 0.5  # of an error, from which on the precision, and not the number of products, sets it
 FISHER = "fisher"
 MC_FISHER = "mc-fisher"
+PRECONDITIONED = "preconditioned"
 MATRICES = {"hessian": "Hessian", "gauss-newton": "Gauss-Newton matrix", FISHER: "empirical Fisher matrix",
+    PRECONDITIONED: "preconditioned Hessian",
     MC_FISHER: "Monte-Carlo Fisher matrix",
 }  # fmt: skip
 

@@ -22,11 +22,12 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from math import hypot, nan
+from typing import Any
 
 import numpy as np
 import torch
 
-from lossmap.curvature.build import build_operator, draw_notes, product_of
+from lossmap.curvature.build import build_matrix, notes_of, product_of
 from lossmap.curvature.gradient_rounding import measured_gradient
 from lossmap.curvature.hvp_plan import ProductCheck
 from lossmap.curvature.operators import Product, Total, single_rank
@@ -39,6 +40,7 @@ from lossmap.data.loss_at_start import LossAtStart
 from lossmap.data.loss_check import check_loss
 from lossmap.data.problem import Problem
 from lossmap.diagnostics.layer_signals import signals, why_zero
+from lossmap.diagnostics.step_rule import with_preconditioner
 from lossmap.keywords import checked_keywords
 from lossmap.linalg.block_norms import OffDiagonalEnergy, off_diagonal_energy
 from lossmap.linalg.dense import DenseMatrix
@@ -112,13 +114,13 @@ def block_matrix(
 ) -> SymmetricOperator:
     """The block of these tensors, which costs less than a product with all parameters.
 
-    check  what is known of products with all parameters, or whether to look, see `build_operator`; where these have a
+    check  what is known of products with all parameters, or whether to look, see `build_matrix`; where these have a
            kink the block is looked at by itself, since there may be none along its own parameters
     """
     pattern = "^(?:" + "|".join(re.escape(n) for n in tensors) + ")$"
     if isinstance(check, ProductCheck) and check.disagreement > MAX_SHARED_KINK:
         check = replace(check, disagreement=_own_kink(problem, matrix, pattern, total, check.disagreement))
-    return build_operator(problem, matrix, pattern, total, check=check)
+    return build_matrix(problem, matrix, pattern, total, check=check)
 
 
 def _own_kink(problem: Problem, matrix: str, pattern: str, total: Total, otherwise: float) -> float:
@@ -185,6 +187,7 @@ def layer_spectra(
     total: Total = single_rank,
     label: str = "",
     seed: int = 0,
+    preconditioner: Any = None,
 ) -> BlockSpectra:
     """Every layer's own block of the Hessian of the mean loss, with its definiteness, and what that says of the
     network.
@@ -193,7 +196,8 @@ def layer_spectra(
         problem: model, loss and data.
         by: how blocks are cut: `tensor` or `module`.
         patterns: blocks of one's own instead: regular expressions, or `label=regex`.
-        matrix: `hessian`, `gauss-newton`, `fisher`, the empirical one, or `mc-fisher`, of targets drawn from the model.
+        matrix: `hessian`, `gauss-newton`, `fisher`, the empirical one, or `mc-fisher`, of targets drawn from the model;
+            or `preconditioned`, as of `spectrum`.
         parameters: of the whole matrix beside the blocks: `all`, `weights`, `trainable`, or a regular expression.
         dense: blocks up to this size are made whole, in float64.
         tol: accuracy of the ends of larger blocks, relative to their largest absolute value.
@@ -204,6 +208,7 @@ def layer_spectra(
         total: adds a tensor up over the ranks of a team.
         label: what the report calls it.
         seed: of probes, start vectors and drawn targets.
+        preconditioner: as of `spectrum`.
 
     Returns:
         A `BlockSpectra`: print it for the report; `result[name]` is a block, `result.blocks` all of them.
@@ -224,8 +229,9 @@ def layer_spectra(
     """
     began = time.perf_counter()
     problem = replace(check_loss(problem, total=total), draws=replace(problem.draws, seed=seed))
+    problem = with_preconditioner(problem, preconditioner, "all")
     at_start = LossAtStart([problem])
-    everything = build_operator(problem, matrix, parameters, total)
+    everything = build_matrix(problem, matrix, parameters, total)
     check = check_by_all(  # each rank's was made by then, and is remembered
         total, everything.device, lambda: check_product(*_with_pattern(problem, matrix, parameters), distant=False)
     )
@@ -263,7 +269,7 @@ def layer_spectra(
         ends=ends,
         energy=energy,
         hessians=tuple(p for at in second for p in layer_hessians(problem, at, dense=dense)),
-        notes=(*problem.notes, *notes, *draw_notes(problem, matrix)),
+        notes=(*problem.notes, *notes, *notes_of(problem, matrix)),
         total=total,
         label=label,
         seconds=time.perf_counter() - began,

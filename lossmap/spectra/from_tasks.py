@@ -39,6 +39,7 @@ class AboutMatrix:
     unit       of the loss
     notes      how the loss is evaluated
     layout     how theta is made; None where a file is read
+    threshold  of an optimizer's preconditioned Hessian; None where it is not known
     """
 
     label: str
@@ -50,6 +51,7 @@ class AboutMatrix:
     frozen: int = 0
     notes: tuple[str, ...] = ()
     layout: Layout | None = None
+    threshold: float | None = None
 
     @property
     def dtype(self) -> torch.dtype:
@@ -102,6 +104,7 @@ def spectrum_of(about: AboutMatrix, request: SpectrumRequest, done: Done) -> Spe
         products=parts.all_products,
         keep_vectors=request.vectors,
         frozen=about.frozen,
+        threshold=nan if about.threshold is None else about.threshold,
         notes=tuple(about.notes),
     )
 

@@ -18,13 +18,14 @@ from typing import Any
 
 import torch
 
-from lossmap.curvature.build import build_operator, draw_notes
+from lossmap.curvature.build import build_matrix, notes_of
 from lossmap.curvature.gradient_rounding import measured_gradient
 from lossmap.curvature.operators import Total, single_rank
 from lossmap.data.drawn_loss import Draws
 from lossmap.data.loss_at_start import LossAtStart
 from lossmap.data.loss_check import check_loss
 from lossmap.data.problem import Problem
+from lossmap.diagnostics.step_rule import threshold_of, with_preconditioner
 from lossmap.geometry.parameter_vector import Layout, frozen_entries, selected, warn_of_frozen
 from lossmap.keywords import checked_keywords
 from lossmap.linalg.deflation import successive_eigenpairs
@@ -161,6 +162,7 @@ def spectrum(
     seed: int = 0,
     dense: int = DENSE,
     fisher_draws: int = 1,
+    preconditioner: Any = None,
 ) -> Spectrum:
     """The spectrum of the curvature of a model's mean loss, at its present weights: ends, trace, density, with error
     bars. Or that of any symmetric matrix known by its products.
@@ -170,7 +172,8 @@ def spectrum(
             sparse matrix, a tensor, what has `to_scipy()` (as operators of curvlinops), or an operator of
             `lossmap.hessian`; then matrix, parameters, total, check and backend are left out, and rounding is assumed
             to be 64 unit roundoffs of the largest eigenvalue.
-        matrix: `hessian`, `gauss-newton`, `fisher`, the empirical one, or `mc-fisher`, of targets drawn from the model.
+        matrix: `hessian`, `gauss-newton`, `fisher`, the empirical one, or `mc-fisher`, of targets drawn from the model;
+            or `preconditioned`: P^-1/2 H P^-1/2, the Hessian as an optimizer's step sees it.
         parameters: `weights` (of dimension > 1, as in the paper), `all`, `trainable`, or a regular expression.
         total: adds a tensor up over the ranks of a team, each with its own share of the data.
         label: what the report calls it.
@@ -194,6 +197,9 @@ def spectrum(
         seed: of probes, start vectors and drawn targets.
         dense: up to this many parameters the whole matrix is made, by n products, and everything read off it exactly.
         fisher_draws: targets that `mc-fisher` draws for each sample.
+        preconditioner: of `preconditioned`: the diagonal of P, a tensor (n,) over the parameters or a dict of tensors
+            by name; or an optimizer, Adam, AdamW or RMSprop, whose state it is read from, weight decay that is added
+            to the gradient and the threshold of stability with it.
 
     Returns:
         A `Spectrum`: print it for the report; `values` and `errors` (m,), `largest`, `smallest`, `trace`, `density`, in
@@ -227,21 +233,22 @@ def spectrum(
         "max_products": max_products, "confidence": confidence, "seed": seed, "dense": dense, "label": label,
     }  # fmt: skip
     if not isinstance(problem, Problem):
-        own = (matrix, parameters, total, check, backend, fisher_draws)
+        own = (matrix, parameters, total, check, backend, fisher_draws if preconditioner is None else 0)
         if own != ("hessian", "weights", single_rank, True, "auto", 1):
             raise ValueError(
-                "matrix, parameters, total, check, backend and fisher_draws are of a Problem: leave them out"
+                "matrix, parameters, total, check, backend, draws and preconditioner are of a Problem: leave them out"
             )
         return spectrum_of(adopted(problem), **how)
     warn_of_frozen(problem.model, parameters, "are counted in the Hessian")
     problem = check_loss(problem, total=total) if check else replace(problem, checked=True)
     problem = replace(problem, draws=Draws(seed, fisher_draws))
+    problem = with_preconditioner(problem, preconditioner, parameters)
     if backend == "auto" and sum(p.numel() for p in selected(problem.model, parameters).values()) <= dense:
         backend = "double-backward"  # so few products that no probe pays
         if check:  # then it is known that the loss does not hang on the batches
             problem = problem.rebatched(max(problem.data.batch_size, MIN_BATCH_SIZE))
     at_start = LossAtStart([problem] if check else [])
-    operator = build_operator(problem, matrix, parameters, total, backend=backend, check=check)
+    operator = build_matrix(problem, matrix, parameters, total, backend=backend, check=check)
     found = measured_gradient(problem, parameters, total)
     if not isfinite(found.loss):
         raise FloatingPointError(f"the loss is {found.loss} at these weights: there is no curvature to read here")
@@ -258,5 +265,6 @@ def spectrum(
         gradient_norm_error=found.norm_error,
         seconds=time.perf_counter() - began,
         frozen=frozen_entries(problem.model, parameters),
-        notes=(*problem.notes, *draw_notes(problem, matrix)),
+        threshold=threshold_of(problem, matrix),
+        notes=(*problem.notes, *notes_of(problem, matrix)),
     )

@@ -31,7 +31,7 @@ class Spectrum(DrawnResult):
 
     Attributes:
         label: what the report calls it.
-        matrix: hessian, gauss-newton, fisher or mc-fisher.
+        matrix: hessian, gauss-newton, fisher, mc-fisher or preconditioned.
         size: n, the entries of theta.
         precision: of the products.
         top: the largest eigenvalues with their error bars; None where not requested.
@@ -50,6 +50,8 @@ class Spectrum(DrawnResult):
         seconds: spent.
         keep_vectors: whether a command's file keeps the eigenvectors too.
         frozen: entries of the parameters that are left out since they require no gradient.
+        threshold: of a preconditioned Hessian, the eigenvalue above which the optimizer's full-batch steps diverge; NaN
+            where it is not known.
         notes: how the loss is evaluated, a sentence each, where that is not as a mean over any samples.
 
     Example:
@@ -84,6 +86,7 @@ class Spectrum(DrawnResult):
     seconds: float = nan
     keep_vectors: bool = False
     frozen: int = 0
+    threshold: float = nan
     notes: tuple[str, ...] = ()
 
     @property
@@ -273,4 +276,5 @@ def _report_of(s: Spectrum) -> StoredReport:
         arrays["vector"] = np.array(list(s.shares), dtype=object)
         arrays["tensor"] = np.array(list(next(iter(s.shares.values()))), dtype=object)
         arrays["share_by_tensor"] = np.array([list(row.values()) for row in s.shares.values()])
+    attributes |= {"optimizer_threshold": s.threshold} if isfinite(s.threshold) else {}
     return StoredReport(arrays, attributes)

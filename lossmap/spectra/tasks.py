@@ -10,17 +10,18 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from math import nan
+from math import isfinite, nan
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 
-from lossmap.curvature.build import build_operator, draw_notes
+from lossmap.curvature.build import build_matrix, notes_of
 from lossmap.curvature.gradient_rounding import measured_gradient
 from lossmap.curvature.hvp_plan import ProductCheck
 from lossmap.curvature.operators import Total, single_rank
 from lossmap.data.loss_check import check_loss
+from lossmap.diagnostics.step_rule import threshold_of
 from lossmap.geometry.grid import Field, Point
 from lossmap.geometry.parameter_vector import Layout, frozen_entries, movable_parameters
 from lossmap.linalg.block_norms import OffDiagonalEnergy, block_leakage, energy_from_leakage
@@ -154,7 +155,8 @@ class SpectrumTasks:
     def _about(self, subject: Subject) -> AboutMatrix:
         # for its size, precision and tensors alone: rank 0 reports when the others of its team have left
         alike = "fisher" if subject.matrix == "mc-fisher" else subject.matrix  # without a pass that draws targets
-        matrix = build_operator(subject.problem, alike, self.request.parameters, check=False)
+        matrix = build_matrix(subject.problem, alike, self.request.parameters, check=False)
+        threshold = threshold_of(subject.problem, subject.matrix)
         return AboutMatrix(
             subject.label,
             subject.matrix,
@@ -163,8 +165,9 @@ class SpectrumTasks:
             subject.samples_of.sample_count,
             subject.problem.unit,
             frozen_entries(subject.problem.model, self.request.parameters),
-            (*subject.problem.notes, *draw_notes(subject.problem, subject.matrix)),
+            (*subject.problem.notes, *notes_of(subject.problem, subject.matrix)),
             matrix.layout,
+            threshold if isfinite(threshold) else None,
         )
 
     def layers(self, readings: Readings) -> dict[str, BlockSpectra]:
@@ -183,7 +186,7 @@ class SpectrumTasks:
                 choice = self.choices[i]
             if choice is not None and self.limits:
                 choice = {**choice, "batch": min(int(choice["batch"]), self.limits[-1])}
-            self.made[i, which] = build_operator(
+            self.made[i, which] = build_matrix(
                 subject.problem,
                 subject.matrix,
                 which,
@@ -291,7 +294,7 @@ class SpectrumTasks:
         second = tuple(p for at in request.second for p in layer_hessians(full, at, dense=request.dense))
         by = "pattern" if request.patterns else request.by or "tensor"
         _, notes = exact_problem(full)
-        notes = (*full.notes, *notes, *draw_notes(full, subject.matrix))
+        notes = (*full.notes, *notes, *notes_of(full, subject.matrix))
         if request.layer_limit is not None:
             notes = (*notes, f"the {len(blocks)} largest of {len(groups)} blocks, as many as the budget holds")
         energy = self._off_diagonal_energy(i, len(blocks), readings)
@@ -352,7 +355,7 @@ def make_tasks(
         problem = check_loss(subject.problem, total=total) if check else replace(subject.problem, checked=True)
         subject = subjects[i] = replace(subject, problem=problem)
         known = checks[i] if checks else check
-        matrix = build_operator(subject.problem, subject.matrix, request.parameters, total, check=known)
+        matrix = build_matrix(subject.problem, subject.matrix, request.parameters, total, check=known)
         each.append(known)
         tasks += tasks_of(subject, i, matrix.size, request)
     tasks.sort(key=lambda task: LONGEST_FIRST[task[0].kind])

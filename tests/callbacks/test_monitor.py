@@ -15,9 +15,9 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import lossmap
 from lossmap.callbacks import CurvatureMonitor
-from lossmap.callbacks.optimizer import step_rule
 from lossmap.callbacks.overhead import Overhead
 from lossmap.cli.__main__ import main
+from lossmap.diagnostics.step_rule import step_rule
 
 X = torch.randn(48, 5, generator=torch.Generator().manual_seed(0))
 Y = torch.arange(48) % 3

@@ -347,7 +347,8 @@ def test_parameters_that_match_nothing_are_named(problem):
 
 def test_an_unknown_matrix_is_named(problem):
     with pytest.raises(
-        ValueError, match="the matrix must be one of hessian, gauss-newton, fisher, mc-fisher; got 'kronecker'"
+        ValueError,
+        match="the matrix must be one of hessian, gauss-newton, fisher, mc-fisher, preconditioned; got 'kronecker'",
     ):
         spectrum(problem, matrix="kronecker")
 

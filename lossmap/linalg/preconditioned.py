@@ -1,8 +1,8 @@
-"""The Hessian as an optimizer's step sees it: M = D (H + W) D, symmetric, with D and W diagonal (`optimizer.StepRule`).
+"""The Hessian as an optimizer's step sees it: M = D (H + W) D, symmetric, with D and W diagonal.
 
-Its eigenvalues are those of P^-1 (H + W), which a step multiplies with. Rounding in the products with H is multiplied
-by entries of D, which differ by many orders of magnitude: so none is stated, and error bars are residuals of products
-in float64 (`in_float64`).
+Its eigenvalues are those of P^-1 (H + W), which a step multiplies with (`diagnostics.step_rule`). Rounding in the
+products with H is multiplied by entries of D, which differ by many orders of magnitude: so none is stated, and error
+bars are residuals of products in float64 (`in_float64`).
 
 Symbols: n the dimension. Price of a product: one with H, and three multiplications of vectors.
 """
@@ -10,6 +10,7 @@ Symbols: n the dimension. Price of a product: one with H, and three multiplicati
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -46,6 +47,11 @@ class PreconditionedOperator:
         return self.inner.device
 
     @property
+    def layout(self) -> Any:
+        """The tensors that theta is made of, where the inner operator says which; else None."""
+        return getattr(self.inner, "layout", None)
+
+    @property
     def kinks(self) -> float:
         """The inner operator's, see `linalg.Rounding`: of H, whose two sides differ; taken for M as well."""
         share: float = getattr(self.inner, "kinks", 0.0)
@@ -57,7 +63,9 @@ class PreconditionedOperator:
         return PreconditionedOperator(inner, self.scale, self.decay)
 
     def __matmul__(self, v: Tensor) -> Tensor:
-        """The product with v, (n,) -> (n,), in v's precision; the diagonals are applied in float64."""
+        """The product with v, (n,) -> (n,), or with the columns of (n, b), in v's precision; D and W in float64."""
+        if v.dim() == 2:
+            return torch.stack([self @ column for column in v.unbind(1)], 1)
         scaled = self.scale.to(v.device) * v.double()
         # H is multiplied with a vector of length about one: in float32 a tiny one would lose digits to underflow
         length = float(scaled.norm()) or 1.0

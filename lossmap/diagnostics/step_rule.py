@@ -3,6 +3,7 @@
     M = D (H + W) D,    D = P^-1/2 (largest rate = 1),  W = the weight decay that is added to the gradient
 
     SGD    P = 1; threshold 2 (1 + mu) / rate, Nesterov's less (`diagnostics.stability`)
+    RMSprop  P = sqrt(v) + eps, of the centred v where it is centred; threshold 2 (1 + mu) / rate
     Adam   P = (1 - beta1^t) (sqrt(v / (1 - beta2^t)) + eps), v the mean square of the gradient after t steps;
            threshold (2 + 2 beta1) / ((1 - beta1) rate)
 
@@ -18,18 +19,23 @@ Symbols: n the parameters that the Hessian is of. Price: two vectors (n,) for Ad
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import inf, nan, sqrt
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from lossmap.data.preconditioner import Preconditioner
+from lossmap.data.problem import Problem
 from lossmap.diagnostics.stability import adam_stability_limit, stability_limit
+from lossmap.geometry.parameter_vector import selected
 
 RATE_IS_0 = "the learning rate is 0"  # as at both ends of many schedules: no step diverges
 ROUNDING = 16.0  # roundings of the largest gradient, up to which a parameter has none
 ADAM = (torch.optim.Adam, torch.optim.AdamW)
+RMSPROP = torch.optim.RMSprop
+ADAPTIVE = (*ADAM, RMSPROP)
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,8 +78,9 @@ def step_rule(optimizer: Any, named: Mapping[str, nn.Parameter]) -> StepRule:
     optimizer = unwrapped(optimizer)
     name = type(optimizer).__name__
     is_adam = type(optimizer) in ADAM
-    if not is_adam and type(optimizer) is not torch.optim.SGD:
-        reason = f"no stability threshold is known for {name}; SGD, Adam and AdamW have one"
+    is_adaptive = type(optimizer) in ADAPTIVE
+    if not is_adaptive and type(optimizer) is not torch.optim.SGD:
+        reason = f"no stability threshold is known for {name}; SGD, Adam, AdamW and RMSprop have one"
         return StepRule(nan, name=name, reason=reason)
     group_of = {p: group for group in optimizer.param_groups for p in group["params"]}
     moving = [group_of.get(p) for p in named.values()]
@@ -88,9 +95,9 @@ def step_rule(optimizer: Any, named: Mapping[str, nn.Parameter]) -> StepRule:
     if rate <= 0.0:
         return StepRule(inf, name=name, reason=RATE_IS_0)
     decay = _joined(named, [_decay_of(optimizer, group) for group in moving])
-    absent = _without_gradient(optimizer, named) if is_adam else ()
+    absent = _without_gradient(optimizer, named) if is_adaptive else ()
     roots = [
-        0.0 if key in absent else _root(optimizer, p, group, rate, is_adam)
+        0.0 if key in absent else _root(optimizer, p, group, rate, is_adaptive)
         for (key, p), group in zip(named.items(), moving, strict=True)
     ]
     scale: Tensor | float | None = _joined(named, roots)
@@ -103,7 +110,7 @@ def _momentum_of(group: Mapping[str, Any]) -> tuple[Any, ...]:
     """What must be the same in all groups for one threshold."""
     if "betas" in group:
         return (float(group["betas"][0]),)
-    return (group["momentum"], group["dampening"], group["nesterov"])
+    return (group["momentum"], group.get("dampening", 0.0), group.get("nesterov", False))
 
 
 def _threshold(group: Mapping[str, Any], rate: float, is_adam: bool) -> float:
@@ -112,8 +119,8 @@ def _threshold(group: Mapping[str, Any], rate: float, is_adam: bool) -> float:
         return adam_stability_limit(rate, float(group["betas"][0]))
     momentum = float(group["momentum"])
     if momentum:  # without momentum torch does not dampen
-        rate *= 1.0 - float(group["dampening"])
-    return stability_limit(rate, momentum, bool(group["nesterov"]))
+        rate *= 1.0 - float(group.get("dampening", 0.0))
+    return stability_limit(rate, momentum, bool(group.get("nesterov", False)))
 
 
 def _decay_of(optimizer: Any, group: Mapping[str, Any] | None) -> float:
@@ -125,15 +132,21 @@ def _decay_of(optimizer: Any, group: Mapping[str, Any] | None) -> float:
 
 
 def _root(
-    optimizer: Any, parameter: nn.Parameter, group: Mapping[str, Any] | None, largest: float, is_adam: bool
+    optimizer: Any, parameter: nn.Parameter, group: Mapping[str, Any] | None, largest: float, is_adaptive: bool
 ) -> Tensor | float:
     """One parameter's part of D: P^-1/2 with its share of the largest rate; 0 where the optimizer does not move it."""
     if group is None:
         return 0.0
     share = float(group["lr"]) / largest
-    if not is_adam:
+    if not is_adaptive:
         return sqrt(share)
     state = optimizer.state.get(parameter, {})
+    if "square_avg" in state:
+        mean_square = state["square_avg"].detach().double()
+        if group["centered"]:
+            mean_square = (mean_square - state["grad_avg"].detach().double().square()).clamp(min=0.0)
+        scale: Tensor = (mean_square.sqrt() + float(group["eps"])).rsqrt()
+        return scale * sqrt(share)
     if "exp_avg_sq" not in state:
         return 0.0
     beta1, beta2 = (float(beta) for beta in group["betas"])
@@ -148,7 +161,8 @@ def _without_gradient(optimizer: Any, named: Mapping[str, nn.Parameter]) -> tupl
     """The parameters whose root mean square gradient is nowhere more than rounding of the largest of all."""
     peaks: dict[str, float] = {}
     for name, p in named.items():
-        mean_square = optimizer.state.get(p, {}).get("exp_avg_sq")
+        state = optimizer.state.get(p, {})
+        mean_square = state.get("exp_avg_sq", state.get("square_avg"))
         if mean_square is not None and mean_square.numel():
             peaks[name] = float(mean_square.max()) ** 0.5
     largest = max(peaks.values(), default=0.0)
@@ -177,3 +191,102 @@ def _vectors(named: Mapping[str, nn.Parameter], parts: list[Any]) -> Iterator[Te
             yield part.reshape(-1)
         else:
             yield torch.full((p.numel(),), part, dtype=torch.float64, device=p.device)
+
+
+def preconditioner_of(optimizer: Any, named: Mapping[str, nn.Parameter]) -> Preconditioner:
+    """P of an optimizer after its last step, over these parameters. Raises ValueError where it has none."""
+    optimizer = unwrapped(optimizer)
+    if type(optimizer) not in ADAPTIVE:
+        raise ValueError(
+            f"{type(optimizer).__name__} has no preconditioner; Adam, AdamW and RMSprop have one (of plain gradient "
+            "descent the matrix is the Hessian)"
+        )
+    rule = step_rule(optimizer, named)
+    if rule.reason or rule.scale is None or not bool((rule.scale > 0).any()):
+        raise ValueError(f"the optimizer has no preconditioner: {rule.reason or 'it has taken no step'}")
+    sizes = [p.numel() for p in named.values()]
+    decays = torch.split(_as_vector(named, rule.decay), sizes)
+    roots = torch.split(rule.scale, sizes)
+    return Preconditioner(
+        {name: root.reshape(p.shape) for (name, p), root in zip(named.items(), roots, strict=True)},
+        {name: decay.reshape(p.shape) for (name, p), decay in zip(named.items(), decays, strict=True)},
+        rule.threshold,
+        rule.name,
+    )
+
+
+def optimizer_of_state(state: Mapping[str, Any], model: nn.Module) -> torch.optim.Optimizer:
+    """An optimizer of the model's parameters with this state dict, whose kind is told by its settings.
+
+    Raises ValueError where the kind is not known, or which parameter is which.
+    """
+    groups, values = state["param_groups"], state["state"]
+    first = groups[0]
+    if "alpha" in first and "centered" in first:
+        kind: Any = RMSPROP
+    elif "betas" in first and "amsgrad" in first:
+        decoupled = first.get("decoupled_weight_decay", True)  # older files do not say; then it is left out
+        kind = torch.optim.AdamW if decoupled else torch.optim.Adam
+    else:
+        raise ValueError(
+            f"the optimizer's state is none of Adam, AdamW or RMSprop; its settings are {', '.join(map(str, first))}"
+        )
+    places = [i for group in groups for i in group["params"]]
+    parameters = _parameters_of(groups, places, values, model)
+    optimizer: torch.optim.Optimizer = kind(parameters, lr=1.0)
+    by_place = dict(zip(places, parameters, strict=True))
+    own = [{**optimizer.defaults, **group, "params": [by_place[i] for i in group["params"]]} for group in groups]
+    optimizer.param_groups = own
+    for place, p in by_place.items():
+        entries = values.get(place, {})
+        optimizer.state[p] = {k: v.to(p.device) if isinstance(v, Tensor) else v for k, v in entries.items()}
+    return optimizer
+
+
+def _parameters_of(groups: Any, places: list[Any], values: Mapping[Any, Any], model: nn.Module) -> list[nn.Parameter]:
+    """The model's parameters in the order of an optimizer's. Raises ValueError where that order is not known."""
+    named = dict(model.named_parameters())
+    if all("param_names" in group for group in groups):
+        names = [name for group in groups for name in group["param_names"]]
+        if set(names) <= set(named):
+            return [named[name] for name in names]
+    if len(groups) > 1:
+        raise ValueError(
+            "the optimizer has several groups of parameters, and its state does not name them: make it with "
+            "named_parameters(), or give the preconditioner in Python by name"
+        )
+    for candidates in (list(named.values()), [p for p in named.values() if p.requires_grad]):
+        if len(candidates) == len(places) and all(
+            tuple(value.shape) == tuple(p.shape)
+            for place, p in zip(places, candidates, strict=True)
+            for key, value in values.get(place, {}).items()
+            if key in ("exp_avg_sq", "square_avg")
+        ):
+            return candidates
+    raise ValueError(
+        f"the optimizer's state is of {len(places)} parameters, in number or shape not those of the model, which has "
+        f"{len(named)}"
+    )
+
+
+def with_preconditioner(problem: Problem, preconditioner: Any, parameters: str) -> Problem:
+    """The problem with this preconditioner: an optimizer, a diagonal by name, or (n,) over the parameters.
+
+    Raises ValueError for entries that do not fit.
+    """
+    if preconditioner is None:
+        return problem
+    named = dict(problem.model.named_parameters())
+    if isinstance(preconditioner, Preconditioner):
+        return replace(problem, preconditioner=preconditioner)
+    if isinstance(unwrapped(preconditioner), torch.optim.Optimizer):
+        return replace(problem, preconditioner=preconditioner_of(preconditioner, named))
+    shapes = {name: tuple(p.shape) for name, p in selected(problem.model, parameters).items()}
+    return replace(problem, preconditioner=Preconditioner.of_diagonal(preconditioner, shapes))
+
+
+def threshold_of(problem: Problem, matrix: str) -> float:
+    """The eigenvalue of a preconditioned Hessian at which the optimizer's steps begin to diverge; NaN of others."""
+    if matrix != "preconditioned" or problem.preconditioner is None:
+        return nan
+    return problem.preconditioner.threshold
