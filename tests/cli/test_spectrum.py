@@ -148,3 +148,35 @@ def test_invalid_options_give_one_message(here, capsys, told, text):
     assert text in said.err + said.out
     assert code == 2
     assert "Traceback" not in said.err
+
+
+def test_matrices_of_drawn_targets_and_of_an_optimizers_step(here, capsys):
+    few = [*QUICK, "--parameters", "^5.bias$", "--no-density", "--top", "1", "--seed", "3"]
+    drawn = [*few, "--matrix", "mc-fisher", "--surf-file", "drawn.h5"]
+    assert main([*drawn, "--fisher-draws", "2"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "Monte-Carlo Fisher matrix" in text and "2 for each sample, from seed 3" in text
+    assert main([*drawn, "--fisher-draws", "2"]) == 0  # nothing is left to do
+    assert main([*drawn, "--fisher-draws", "3"]) == 2
+    assert "draws of a sample is 2 in the file, 3 asked for" in capsys.readouterr().err
+
+    torch.manual_seed(0)
+    model = zoo.build("mlp")
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    for p in model.parameters():
+        p.grad = torch.randn_like(p)
+    optimizer.step()
+    torch.save({"state_dict": model.state_dict(), "optimizer": optimizer.state_dict()}, "net.pt")
+    torch.save(model.state_dict(), "plain.pt")
+    seen = [*few, "--matrix", "preconditioned"]
+    assert main([*seen, "--model-file", "net.pt", "--surf-file", "seen.h5"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "P of Adam" in text and "threshold of the optimizer 3,800" in text
+    assert (
+        main([*seen, "--model-file", "plain.pt", "--optimizer-state", "net.pt:optimizer", "--surf-file", "b.h5"]) == 0
+    )
+    assert spectra_in("b.h5")["train"]["top"] == pytest.approx(spectra_in("seen.h5")["train"]["top"], rel=1e-12)
+    assert spectra_in("seen.h5")["train"].attributes["optimizer_threshold"] == pytest.approx(3800.0)
+    capsys.readouterr()
+    assert main([*seen, "--model-file", "plain.pt", "--surf-file", "c.h5"]) == 2
+    assert "plain.pt holds no state of an optimizer" in capsys.readouterr().err
