@@ -43,6 +43,7 @@ CLASSES = {
     "ActivationStatistics": "diagnostics.activations",
     "Answer": "dynamics.summary",
     "BallRise": "landscape.sharpness_result",
+    "BatchSharpness": "landscape.batch_sharpness",
     "Block": "spectra.block",
     "BlockSpectra": "spectra.block_spectra",
     "Connection": "landscape.connection",

@@ -123,6 +123,11 @@ class SharpnessSettings:
     )
     starts: int = setting(2, "number of ascents, the first from the middle (SAM's step)", metavar="COUNT", minimum=1)
     critical: bool = setting(True, "critical sharpness: 2 over the step along the negative gradient that rises")
+    batch_sharpness: int = setting(
+        0, "samples of each batch of batch sharpness, a batch's curvature along its own gradient; 0 for none",
+        metavar="SAMPLES", minimum=0,
+    )  # fmt: skip
+    batches: int = setting(30, "number of these batches", metavar="COUNT", minimum=2)
     tol: float = setting(1e-3, "accuracy of the largest eigenvalue, relative", metavar="TOL", above=0)
     trace_products: int = setting(60, "number of products of the trace; 0 for none", metavar="COUNT", minimum=0)
     compare: tuple[str, ...] = setting((), "further checkpoints: LABEL=FILE or LABEL=MODEL@FILE ...", metavar="MODEL")

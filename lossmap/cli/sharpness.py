@@ -150,7 +150,17 @@ def request_of(settings: Settings) -> SharpnessRequest:
 
     s = settings.sharpness
     return SharpnessRequest(
-        balls_of(s.radius), s.draws, s.ascent_steps, s.starts, s.critical, s.tol, s.trace_products, s.parameters, s.seed
+        balls_of(s.radius),
+        s.draws,
+        s.ascent_steps,
+        s.starts,
+        s.critical,
+        s.tol,
+        s.trace_products,
+        s.parameters,
+        s.seed,
+        s.batch_sharpness,
+        s.batches,
     )
 
 
@@ -224,13 +234,11 @@ def same_function_rescaled(problem: Any, factor: float) -> Any:
 
 def identity_of(settings: Settings, request: SharpnessRequest, subjects: Sequence[SharpnessSubject]) -> dict[str, Any]:
     """What the tasks depend on: stored with them, and compared when a run resumes."""
-    from dataclasses import asdict
-
     from lossmap.cli.spectrum_subjects import identity_of_models, models_of
     from lossmap.data import datasets
 
     return {
-        **asdict(request),
+        **request.stored(),
         "balls": [f"{kind}:{radius:g}" for kind, radius in request.balls],
         **identity_of_models(settings, models_of(settings, settings.sharpness.compare)),
         "data (SHA-256)": {s.label: datasets.digest(s.samples_of.data) for s in subjects},

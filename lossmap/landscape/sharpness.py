@@ -38,6 +38,8 @@ def sharpness(
     total: Total = single_rank,
     label: str = "",
     seed: int = 0,
+    batch: int = 0,
+    batches: int = 30,
 ) -> Sharpness:
     """How sharp the loss is at a model's weights: largest eigenvalue, trace, rises in balls, critical sharpness.
 
@@ -55,7 +57,10 @@ def sharpness(
             a regular expression.
         total: adds a tensor up over the ranks of a team, each with its own share of the data.
         label: what the report calls it.
-        seed: of draws, starts and probes.
+        seed: of draws, starts, probes and batches.
+        batch: samples of the batches of batch sharpness, the curvature of a batch's loss along its own gradient; 0 for
+            none.
+        batches: number of these.
 
     Returns:
         A `Sharpness`: print it for the report; `largest`, `trace`, `balls`, `critical`. Rises are in the loss's unit,
@@ -80,7 +85,7 @@ def sharpness(
     began = time.perf_counter()
     request = SharpnessRequest(
         tuple((kind, float(r)) for kind, r in radius.items()), draws, ascent_steps, starts, critical, tol,
-        trace_products, parameters, seed,
+        trace_products, parameters, seed, batch, batches,
     )  # fmt: skip
     tasks = make_sharpness_tasks([SharpnessSubject(label, problem)], request, total=total)
     at_start = LossAtStart([tasks.subjects[0].problem])

@@ -104,6 +104,8 @@ def _counts_of(task: SharpnessTask, n: int, request: SharpnessRequest) -> dict[s
         return {"pass": 2 * request.draws + 3}
     if task.kind == "critical":
         return {"gradient": 1, "pass": PASSES}
+    if task.kind == "batch":  # each over its own samples, counted as all
+        return {"gradient": request.batches, "product": request.batches}
     return {"gradient": 1}
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from lossmap.keywords import checked_init
+from lossmap.landscape.batch_sharpness import BatchSharpness
 from lossmap.landscape.critical_sharpness import CriticalSharpness
 from lossmap.linalg.trace import Trace
 from lossmap.report.sharpness import sharpness_report
@@ -67,6 +68,7 @@ class Sharpness(DrawnResult):
         trace: of the Hessian, with its standard error; None where it was not measured.
         balls: the rises in each ball.
         critical: critical sharpness; None where it was not measured.
+        batch: batch sharpness; None where it was not measured.
         seed: of draws, starts and probes.
         rescaled: the factor by which one layer was multiplied, and the next divided, before; 1 of the network itself.
         seconds: spent.
@@ -99,6 +101,7 @@ class Sharpness(DrawnResult):
     trace: Trace | None = None
     balls: tuple[BallRise, ...] = ()
     critical: CriticalSharpness | None = None
+    batch: BatchSharpness | None = None
     seed: int = 0
     rescaled: float = 1.0
     seconds: float = field(default=nan, compare=False)
@@ -139,6 +142,9 @@ def _report_of(s: Sharpness) -> StoredReport:
     if s.critical is not None:
         attributes |= {f"critical_{name}": getattr(s.critical, name) for name in ("low", "high", "passes", "reason")}
         attributes["critical"] = s.critical.value
+    if s.batch is not None:
+        attributes |= {"batch_sharpness": s.batch.value, "batch_sharpness_error": s.batch.error}
+        attributes |= {"batch_sharpness_batches": s.batch.batches, "batch_sharpness_size": s.batch.size}
     arrays: dict[str, np.ndarray] = {}
     if s.balls:
         arrays["ball"] = np.array([ball.kind for ball in s.balls], dtype=object)

@@ -8,6 +8,7 @@ again.
     largest    value, error, limit of the Hessian's largest eigenvalue; products
     trace      value, error, terms, products, size, error_target, method
     critical   value, low, high, passes, rounding, reason
+    batch      value, error, batches, size
     average    of one ball: value, error, rounding; rises (draws,)
     worst      of one ball: value, sam, gradients, rounding, sam_error
 """
@@ -33,6 +34,7 @@ from lossmap.data.problem import Problem
 from lossmap.geometry.grid import Field, Point
 from lossmap.geometry.parameter_vector import selected
 from lossmap.landscape.ball import DEFAULT_RADII, Ball, check_ball
+from lossmap.landscape.batch_sharpness import BatchSharpness, batch_sharpness
 from lossmap.landscape.critical_sharpness import CriticalSharpness, critical_sharpness
 from lossmap.landscape.rises import average_rise, worst_rise
 from lossmap.landscape.sharpness_result import BallRise, Sharpness
@@ -57,6 +59,7 @@ class SharpnessRequest:
     tol             of the largest eigenvalue, relative
     trace_products  of the trace; 0 for none
     parameters      that are displaced, and that the Hessian is of
+    batch, batches  samples of each batch, and the number of batches, of batch sharpness; 0 samples for none
     """
 
     balls: tuple[tuple[str, float], ...] = tuple(DEFAULT_RADII.items())
@@ -68,6 +71,8 @@ class SharpnessRequest:
     trace_products: int = 60
     parameters: str = "weights"
     seed: int = 0
+    batch: int = 0
+    batches: int = 30
 
     def check(self) -> None:
         """Raise ValueError for what cannot be measured."""
@@ -79,10 +84,22 @@ class SharpnessRequest:
             raise ValueError(f"--draws must be >= 2, for a standard error, or 0 for no averages; got {self.draws}")
         if self.steps < 0 or self.starts < 0:
             raise ValueError(f"--ascent-steps and --starts must be >= 0; got {self.steps} and {self.starts}")
+        if self.batch < 0 or (self.batch and self.batches < 2):
+            raise ValueError(
+                f"--batch-sharpness must be >= 0, and --batches >= 2 for a standard error; got {self.batch} and "
+                f"{self.batches}"
+            )
         if not self.tol > 0.0:
             raise ValueError(f"--tol must be > 0, e.g. 1e-3; got {self.tol}")
         if self.trace_products:
             check_trace_request("xtrace", self.trace_products)
+
+    def stored(self) -> dict[str, Any]:
+        """As files hold it: what earlier versions did not know stands there only where it is asked for."""
+        values = asdict(self)
+        if not self.batch:
+            del values["batch"], values["batches"]
+        return values
 
 
 @dataclass(frozen=True, eq=False)
@@ -224,6 +241,13 @@ class SharpnessTasks:
         arrays = {name: value for name, value in asdict(estimate).items() if name != "sums"}
         return {"error_target": arrays.pop("target"), **arrays}
 
+    def _batch(self, task: SharpnessTask, problem: Problem) -> Arrays:
+        # over all samples, by every rank of a team alone: a batch of a share would be another one
+        request, full = self.request, self.subjects[task.subject].samples_of
+        return asdict(
+            batch_sharpness(full, request.batch, request.batches, parameters=request.parameters, seed=request.seed)
+        )
+
     def _critical(self, task: SharpnessTask, problem: Problem) -> Arrays:
         return asdict(critical_sharpness(self.shifted(problem)))
 
@@ -262,6 +286,7 @@ class SharpnessTasks:
             trace=_to_trace(done.get(("trace", None))),
             balls=tuple(_to_ball(ball, done, request) for ball in request.balls),
             critical=_to_critical(done.get(("critical", None))),
+            batch=_to_batch(done.get(("batch", None))),
             seed=request.seed,
             rescaled=subject.rescaled,
             notes=tuple(subject.problem.notes),
@@ -274,6 +299,12 @@ def _to_trace(arrays: Arrays | None) -> Trace | None:
     terms, products, size = (int(arrays[name]) for name in ("terms", "products", "size"))
     value, error, target = (float(arrays[name]) for name in ("value", "error", "error_target"))
     return Trace(value, error, terms, products, str(arrays["method"]), size, target)
+
+
+def _to_batch(arrays: Arrays | None) -> BatchSharpness | None:
+    if arrays is None:
+        return None
+    return BatchSharpness(float(arrays["value"]), float(arrays["error"]), int(arrays["batches"]), int(arrays["size"]))
 
 
 def _to_critical(arrays: Arrays | None) -> CriticalSharpness | None:
@@ -317,6 +348,8 @@ def tasks_of(subject: int, request: SharpnessRequest) -> list[SharpnessTask]:
         tasks += [SharpnessTask(subject, "average", ball) for ball in request.balls]
     if request.critical:
         tasks.append(SharpnessTask(subject, "critical"))
+    if request.batch:
+        tasks.append(SharpnessTask(subject, "batch"))
     return tasks
 
 

@@ -56,6 +56,9 @@ def sharpness_numbers(stored: StoredReport) -> list[SharpnessNumber]:
         SharpnessNumber("trace", stored.number("trace"), stored.number("trace_error", 0.0)),
         SharpnessNumber("critical sharpness", stored.number("critical"), half),
     ]
+    if "batch_sharpness" in stored.attributes:
+        error = _known(stored.number("batch_sharpness_error"))
+        numbers.append(SharpnessNumber("batch sharpness", stored.number("batch_sharpness"), error))
     for ball in _balls(stored):
         name = f"{ball['kind']} {ball['radius']:g}"
         numbers += [
@@ -84,6 +87,8 @@ def sharpness_report(stored: StoredReport) -> str:
     lines += wrapped("largest", _largest_text(stored))
     lines += wrapped("trace", _trace_text(stored))
     lines += wrapped("critical", _critical_text(stored))
+    if "batch_sharpness" in stored.attributes:
+        lines += wrapped("batch", _batch_text(stored))
     balls = list(_balls(stored))
     if not balls:
         return "\n".join(lines)
@@ -172,6 +177,17 @@ def _critical_text(stored: StoredReport) -> str:
         below = f"; it is below {number(high)}" if isfinite(high) else ""
         return f"sharpness not found: {stored.text('critical_reason')}{below}"
     return f"sharpness {value:.4g}, between {number(low)} and {number(high)}: 2 / step, {passes}"
+
+
+def _batch_text(stored: StoredReport) -> str:
+    number_of, size = int(stored.number("batch_sharpness_batches")), int(stored.number("batch_sharpness_size"))
+    if not number_of:
+        return "sharpness unknown: no batch has a gradient"
+    value = value_with_error(stored.number("batch_sharpness"), stored.number("batch_sharpness_error"))
+    return (
+        f"sharpness {value}: mean curvature of a batch's loss along its own gradient, {number_of} batches of "
+        f"{count(size, 'sample')}, with standard error; stochastic gradient descent settles near 2 / learning rate"
+    )
 
 
 def _ball_notes(balls: list[dict[str, Any]], seed: int) -> str:

@@ -1,0 +1,80 @@
+"""Batch sharpness: dense truth on a small net, coverage of its error, and what is refused."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import lossmap
+from lossmap.data.batches import FixedBatches
+from lossmap.data.problem import Problem
+from lossmap.landscape.batch_sharpness import _batches, batch_sharpness
+from lossmap.landscape.sharpness_tasks import SharpnessRequest
+
+
+def small():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).double()
+    x, y = torch.randn(12, 3, dtype=torch.float64), torch.arange(12) % 2
+    return Problem.supervised(model, "crossentropy", (x, y))
+
+
+def quotient(problem, x, y):
+    """g^T H g / g^T g of a batch, from a dense Hessian by torch.autograd.functional."""
+    names, parameters = zip(*problem.model.named_parameters(), strict=True)
+
+    def loss(theta):
+        parts = torch.split(theta, [p.numel() for p in parameters])
+        own = {n: t.view(p.shape) for n, t, p in zip(names, parts, parameters, strict=True)}
+        return nn.functional.cross_entropy(torch.func.functional_call(problem.model, own, (x,)), y)
+
+    theta = torch.cat([p.detach().reshape(-1) for p in parameters])
+    g = torch.autograd.functional.jacobian(loss, theta)
+    return float(g @ torch.autograd.functional.hessian(loss, theta) @ g / (g @ g))
+
+
+def test_it_is_the_mean_of_the_batches_own_quotients():
+    problem = small()
+    found = batch_sharpness(problem, 5, 6, parameters="all", seed=2)
+    own = [quotient(problem, *b.data.tensors) for b in _batches(problem, 5, 6, 2)]
+    assert found.value == pytest.approx(np.mean(own), rel=1e-9)
+    assert found.error == pytest.approx(np.std(own, ddof=1) / 6**0.5, rel=1e-7)
+    assert (found.batches, found.size) == (6, 5)
+    everything = batch_sharpness(problem, 12, 2, parameters="all")  # each batch holds all samples
+    assert everything.value == pytest.approx(quotient(problem, *problem.data.tensors), rel=1e-9)
+    assert everything.error < 1e-12
+
+
+def test_the_error_covers_the_mean_over_all_batches():
+    problem = small()
+    x, y = problem.data.tensors
+    pairs = [(i, j) for i in range(12) for j in range(i)]
+    truth = np.mean([quotient(problem, x[list(p)], y[list(p)]) for p in pairs])
+    found = [batch_sharpness(problem, 2, 12, parameters="all", seed=s) for s in range(12)]
+    assert abs(np.mean([f.value for f in found]) - truth) < 4 * np.mean([f.error for f in found]) / 12**0.5
+    assert sum(abs(f.value - truth) < 3.1 * f.error for f in found) >= 10  # 99 % each by Student's t
+
+
+def test_batches_as_given_stay_and_what_cannot_be_is_refused():
+    problem = small()
+    x, y = problem.data.tensors
+    fixed = problem.with_data(FixedBatches(((x[:7], y[:7]), (x[7:], y[7:]))))
+    own = [quotient(problem, x[:7], y[:7]), quotient(problem, x[7:], y[7:])]
+    assert batch_sharpness(fixed, 6, parameters="all").value == pytest.approx(np.mean(own), rel=1e-9)
+    with pytest.raises(ValueError, match="a batch of 13 samples is more than the 12"):
+        batch_sharpness(problem, 13)
+    with pytest.raises(ValueError, match=">= 2 batches of >= 1 samples; got 1 of 4"):
+        batch_sharpness(problem, 4, 1)
+
+
+def test_sharpness_reports_it_and_a_file_keeps_it(tmp_path):
+    problem = small()
+    few = {"draws": 0, "ascent_steps": 0, "critical": False, "trace_products": 0, "parameters": "all"}
+    found = lossmap.sharpness(problem, batch=5, batches=6, seed=2, **few)
+    assert found.batch == batch_sharpness(problem, 5, 6, parameters="all", seed=2)
+    text = " ".join(repr(found).split())
+    assert f"sharpness {found.batch.value:.1f}"[:12] in text and "6 batches of 5 samples" in text
+    assert lossmap.read(found.save(tmp_path / "s.h5")).equals(found)
+    without = lossmap.sharpness(problem, **few)
+    assert without.batch is None and "batch's loss" not in repr(without)
+    assert "batch" not in SharpnessRequest().stored()  # files of earlier versions resume
