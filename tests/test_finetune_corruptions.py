@@ -46,7 +46,7 @@ def test_the_experiment_writes_the_classic_folders_and_resumes(tmp_path):
     assert np.load(folder / "pca_results" / "pca.npz")["cumulative"][-1] == pytest.approx(1.0)
     log = (folder / "hessian_analysis.log").read_text()
     assert "course:" in log
-    noisy = "on digits+gaussian_noise:5:imagenet-c, held out"
+    noisy = re.escape("on digits+gaussian_noise:5:imagenet-c, held out")
     before, after = (
         float(re.search(rf"{when}, {noisy}: loss ([\d.]+) nats", log).group(1)) for when in ("before", "after")
     )
