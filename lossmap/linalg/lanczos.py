@@ -20,6 +20,7 @@ eigenpairs. Sources: Lanczos (1950), doi:10.6028/jres.045.026; the others in `kr
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -34,9 +35,11 @@ from lossmap.linalg.eigenpairs import EigenPairs, Which, check_eigenvalue_reques
 from lossmap.linalg.krylov_space import KrylovSpace, RitzPairs, basis_capacity
 from lossmap.linalg.operator import Rounding, SymmetricOperator
 from lossmap.linalg.probabilistic_bounds import least_component
-from lossmap.linalg.stopping import Criteria, Search, decide, tightened
+from lossmap.linalg.stopping import AsymmetricProducts, Criteria, Search, decide, tightened
 
 __all__ = ["EigenPairs", "SymmetricOperator", "Which", "check_eigenvalue_request", "eigsh", "extremes", "lanczos"]
+
+logger = logging.getLogger("lossmap")
 
 SOLVERS = ("auto", "lanczos", "eigsh")
 WARM_NOISE = 0.1  # length of the random part of a warm start, beside a warm part of length one
@@ -63,24 +66,51 @@ def extremes(
     solver  auto, lanczos or eigsh; the other arguments are those of `lanczos`. Of them `eigsh` takes tol, seed,
             max_products and stop, and does without the rest: it starts cold and computes no limits
 
+    Products that in float32 are not those of a symmetric matrix may be noise, as where all terms cancel: with an
+    operator that has `in_float64` the search is begun anew with that.
+
     Raises ValueError for an unknown solver, and what the solver raises.
     """
     check_solver(solver)
     if solver == "eigsh":
         return eigsh(operator, which, tol=tol, seed=seed, max_products=max_products, stop=stop)
-    return lanczos(
-        operator,
-        which,
-        tol=tol,
-        start=start,
-        seed=seed,
-        certify=certify,
-        confidence=confidence,
-        max_products=max_products,
-        memory=memory,
-        stop=stop,
-        state=state,
-    )
+    options: dict[str, Any] = {
+        "tol": tol,
+        "start": start,
+        "seed": seed,
+        "certify": certify,
+        "confidence": confidence,
+        "max_products": max_products,
+        "memory": memory,
+        "stop": stop,
+    }
+    try:
+        return lanczos(operator, which, **options, state=state)
+    except AsymmetricProducts as refusal:
+        pairs = _by_float64(operator, which, options, refusal)
+        if pairs is None:
+            raise
+        return pairs
+
+
+def _by_float64(
+    operator: SymmetricOperator, which: str, options: dict[str, Any], refusal: AsymmetricProducts
+) -> EigenPairs | None:
+    """The same search with products in float64; None where they cannot be had, or are not symmetric either.
+
+    Every rank of a team comes to the same decision, since their products are one sum.
+    """
+    if operator.dtype == torch.float64 or not hasattr(operator, "in_float64"):
+        return None
+    try:
+        pairs = lanczos(operator.in_float64(), which, **options)
+    except (Interrupted, KeyboardInterrupt):
+        raise
+    except Exception as failure:  # user code may raise any exception in another precision
+        logger.info("the search is not repeated in float64: %s", failure)
+        return None
+    logger.info("products in float32 are noise here, and the search was repeated in float64: %s", refusal)
+    return replace(pairs, vectors=pairs.vectors.to(operator.dtype), products=pairs.products + refusal.products)
 
 
 def check_solver(solver: str) -> None:

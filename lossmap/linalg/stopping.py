@@ -131,7 +131,7 @@ def decide(
     products  spent so far, in all
     progress  the products by which it is judged whether values have settled
 
-    Raises FloatingPointError where the whole space was used and the products turn out not to be symmetric.
+    Raises AsymmetricProducts where the whole space was used and the products turn out not to be symmetric.
     """
     chosen = criteria.request.pick(ritz.values)
     is_near = is_near_enough(criteria, space, ritz)
@@ -231,11 +231,23 @@ def without_history(search: Search) -> Search:
     return replace(search, history=(), repeats=0, is_near=False, is_met=False, is_finished=False)
 
 
+class AsymmetricProducts(FloatingPointError):
+    """The whole space was used, and the products are not those of a symmetric matrix.
+
+    products  that were spent
+    """
+
+    def __init__(self, text: str, products: int) -> None:
+        super().__init__(text)
+        self.products = products
+
+
 def refuse_asymmetry(space: KrylovSpace, allowance: float) -> None:
-    """Raises FloatingPointError: in a complete space only a lack of symmetry leaves residuals beyond rounding."""
+    """Raises AsymmetricProducts: in a complete space only a lack of symmetry leaves residuals beyond rounding."""
     asymmetry, scale = space.asymmetry, float(np.abs(space.projected).max(initial=0.0))
-    raise FloatingPointError(
+    raise AsymmetricProducts(
         f"the products are not symmetric: u.Av and v.Au differ by up to {asymmetry:.2g} for unit vectors, of which "
         f"rounding explains {allowance:.2g} (largest entry {scale:.2g}); check the operator, or use another backend "
-        "for its products"
+        "for its products",
+        space.products,
     )

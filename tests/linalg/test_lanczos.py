@@ -358,3 +358,34 @@ def test_a_product_that_is_not_finite_is_an_error():
 def test_invalid_arguments_are_refused(options, text):
     with pytest.raises(ValueError, match=text):
         extremes(Dense(np.eye(3)), **options)
+
+
+class Noise(Dense):
+    """In float32 noise that is not symmetric and larger than all entries; in float64 the entries' products."""
+
+    def __init__(self, entries, noise):
+        super().__init__(entries, torch.float32)
+        self.exact = entries
+        self.noise = torch.as_tensor(np.random.default_rng(5).standard_normal(entries.shape)).float() * noise
+
+    def __matmul__(self, v):
+        return super().__matmul__(v) + self.noise @ v
+
+    def in_float64(self):
+        return Dense(self.exact)
+
+
+def test_where_products_in_float32_are_noise_the_search_is_made_in_float64():
+    entries = planted(np.linspace(-1e-9, 3e-9, 12)).entries
+    pairs = extremes(Noise(entries, 1e-6), "ends", tol=1e-3, certify=True)
+    truth = np.linalg.eigvalsh(entries.numpy())
+    assert pairs.converged and pairs.vectors.dtype == torch.float32 and pairs.products > 12
+    assert pairs.values == pytest.approx([truth[-1], truth[0]], abs=float(pairs.residuals.max()))
+    assert float(pairs.residuals.max()) < 1e-11
+
+
+def test_what_is_not_symmetric_in_float64_either_is_refused():
+    entries = planted(np.linspace(-1.0, 3.0, 12)).entries
+    entries[0, 1] += 0.25
+    with pytest.raises(FloatingPointError, match="the products are not symmetric"):
+        extremes(Noise(entries, 1.0), "ends", tol=1e-3, certify=True)
