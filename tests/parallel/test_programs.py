@@ -200,7 +200,7 @@ def test_a_point_that_kills_every_rank_fails_and_the_others_are_read(run, tmp_pa
     ended = run("one_point_kills", tmp_path / "s.h5", ranks=5, ft=True)
     assert (ended.told["outcome"], ended.told["failed"]) == ("failed", 1)
     surface = read(tmp_path / "s.h5")
-    assert "3 ranks died while they measured this point" in surface.failures[0].text
+    assert "3 ranks were lost while they measured this point" in surface.failures[0].text
     rest = surface.status["loss"] == 1
     assert np.array_equal(surface["train_loss"][rest], undisturbed["train_loss"][rest])
 
