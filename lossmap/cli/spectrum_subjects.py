@@ -161,7 +161,13 @@ def backend_choices(
     for subject in subjects:
         problem, product = product_of(subject.problem, subject.matrix)
         factory = prepare(
-            problem, options.parameters, product, backend=options.hvp_backend, memory=memory, products=PRODUCTS
+            problem,
+            options.parameters,
+            product,
+            backend=options.hvp_backend,
+            memory=memory,
+            distant=False,
+            products=PRODUCTS,
         )
         chosen.append(factory.plan.stored())
     return chosen
@@ -183,7 +189,7 @@ def product_checks(
         problem, product = product_of(subject.samples_of, subject.matrix)
         parameters = "all" if request.layerwise else request.parameters  # blocks are of all
         if choices:
-            checks.append(prepare(problem, parameters, product, plan=choices[i], memory=memory).check)
+            checks.append(prepare(problem, parameters, product, plan=choices[i], memory=memory, distant=False).check)
         else:
             checks.append(check_product(problem, parameters, product, distant=False))
     return checks

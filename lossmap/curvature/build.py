@@ -198,6 +198,6 @@ def _operator(
         check, plan = own, HvpPlan("linearized", problem.data.batch_size)  # no probe: it is not for speed
     factory = prepare(
         problem, parameters, product, total=total, backend=backend, plan=plan, memory=memory, check=check,
-        products=PRODUCTS_AT_A_POINT,
+        distant=False, products=PRODUCTS_AT_A_POINT,
     )  # fmt: skip
     return factory.at(measured=True)
