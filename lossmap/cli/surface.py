@@ -30,7 +30,6 @@ COMMAND = Command(
     GROUPS["surface"],
     (
         "lossmap surface --model resnet20-w8 --model-file net.pt --x=-1:1:25 --y=-1:1:25 --plot",
-        "lossmap surface --problem vae.py:problem --noise-repeats 8 --x=-1:1:41 --plot",
         "lossmap surface --model vgg9 --dataset cifar10 --data-path cifar10 --x=-1:1:51 --y=-1:1:51 --loss-error 0.02",
         "mpirun -n 4 lossmap surface --model resnet56 --model-file net.t7 --x=-1:1:101 --y=-1:1:101 --refine 0.01",
     ),
