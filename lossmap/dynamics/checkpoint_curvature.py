@@ -157,7 +157,7 @@ class CheckpointCurvature:
             self.plan = dict(plan)
         self.files, self.store_vectors, self.top, self.whole = dict(files), store_vectors, top, whole
         self.parameters, self.unsafe, self.stop, self.selection = parameters, unsafe, stop, selection
-        self._noted: set[str] = set()
+        self.noted: set[str] = set()  # what was said of checkpoints, which measures beside this one may share
         self.tol, self.seed, self.memory = tol, seed, memory
         self.settings = {
             **(settings or {}),
@@ -215,8 +215,8 @@ class CheckpointCurvature:
         step = point[0]
         file = self.files[step]
         notes = load_into(self.problem.model, file, unsafe=self.unsafe, selection=self.selection)
-        new = {note.replace(str(file), "the run's checkpoints", 1) for note in notes} - self._noted
-        self._noted |= new
+        new = {note.replace(str(file), "the run's checkpoints", 1) for note in notes} - self.noted
+        self.noted |= new
         for note in new:  # once for all checkpoints that are alike
             logger.warning("%s", note)
         found = measured_gradient(self.problem, self.parameters)

@@ -259,10 +259,12 @@ def run_dynamics(
         )
 
     def measure_beside(part: Problem, named: dict[float, Path], place: VectorFolder) -> CheckpointCurvature:
-        return CheckpointCurvature(
+        made = CheckpointCurvature(
             part, named, store_vectors=place.keep, top=top, tol=tol, parameters=parameters, seed=seed, unsafe=unsafe,
             selection=selection, memory=memory, stop=stop, effort=Effort(max_products=measure.effort.max_products),
         )  # fmt: skip
+        made.noted = measure.noted
+        return made
 
     measure = measure_with(Effort())
     if budget is not None:
