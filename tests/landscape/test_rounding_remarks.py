@@ -75,12 +75,12 @@ def test_points_are_looked_at_where_the_loss_is_a_tenth_of_the_smallest_before(m
 
     def seen(problem, state, lowered):
         looked.append(float(state["weight"][0, 0]) / 14)
-        if len(looked) == 3:
+        if len(looked) == 2:
             raise TypeError("no other precision")
         return 1.0, 1.0, 4
 
     monkeypatch.setattr(rounding_remarks, "_in_two_precisions", seen)
     with caplog.at_level(logging.INFO, "lossmap"):
         line(F.cross_entropy)  # log 3, 0.06, 2e-3, 5e-5, 2e-6
-    assert looked == [0.0, 0.25, 0.5]
+    assert looked == [0.0, 1.0]  # coarse to fine, and all between are larger
     assert "not measured in another precision (no other precision)" in caplog.text

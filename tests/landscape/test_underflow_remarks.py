@@ -31,7 +31,7 @@ def test_the_first_point_where_the_loss_underflows_is_named_and_stored():
     result = survey(losses(problem, plane, plan={"batch_size": 5}), Grid.line(0, 80, 3))
     assert result["train_loss"][0] == 1 and list(result["train_loss"][1:]) == [0, 0]
     note = result.attributes["loss_notes"]
-    assert "at (40) the loss of a few samples is exactly 0 where exp underflows" in note and note.count("at (") == 1
+    assert "at (80) the loss of a few samples is exactly 0 where exp underflows" in note and note.count("at (") == 1
 
 
 def test_a_map_of_eigenvalues_says_so_too():
