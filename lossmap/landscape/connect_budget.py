@@ -6,17 +6,15 @@ stored: the points as the file's grid, the steps with the curve's recipe. The be
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from math import ceil
 
+from lossmap.landscape.fitted_share import MARGIN, largest_share
 from lossmap.report.price import span_text
 from lossmap.report.text import count
 
-MARGIN = 0.8  # of the time that is planned for
 MIN_POINTS = 7  # by which a barrier is found, with its sides
 MIN_STEPS = 100  # of Adam, from a bend that starts halfway
-HALVINGS = 20  # of the share that is looked for
 
 
 @dataclass(frozen=True)
@@ -48,7 +46,7 @@ def fit_connection(
         few, fewer = reduced(share)
         return ceil(few / workers) * point_seconds + fewer * step_seconds
 
-    share = _largest(lambda share: wall(share) <= allowed)
+    share = largest_share(lambda share: wall(share) <= allowed)
     few, fewer = reduced(share)
     cuts = []
     if fewer < steps:
@@ -58,14 +56,3 @@ def fit_connection(
     if wall(share) > allowed:
         cuts.append(f"that takes about {span_text(wall(share))}, longer than what is left")
     return FittedConnection(few, fewer, tuple(cuts))
-
-
-def _largest(fits: Callable[[float], bool]) -> float:
-    """The largest share that fits; 0 where none does."""
-    if fits(1.0):
-        return 1.0
-    low, high = 0.0, 1.0
-    for _ in range(HALVINGS):
-        middle = 0.5 * (low + high)
-        low, high = (middle, high) if fits(middle) else (low, middle)
-    return low

@@ -11,16 +11,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from lossmap.landscape.fitted_share import MARGIN, largest_share
 from lossmap.landscape.sharpness_cost import expected_costs, seconds_of_subjects
 from lossmap.landscape.sharpness_tasks import SharpnessRequest, SharpnessTasks, tasks_of
 from lossmap.report.price import span_text
 from lossmap.report.text import count
 
-MARGIN = 0.8  # of the time that is planned for
 MIN_DRAWS = 4  # pairs of points, of which there is a standard error to speak of
 MIN_STEPS = 2  # of an ascent: the first is SAM's
 MIN_TRACE_PRODUCTS = 6
-HALVINGS = 20  # of the share that is looked for
 FITTED = ("draws", "steps", "starts", "critical", "trace_products")  # of a request: what a budget may change
 LEFT_OUT = (  # one after the other, until the rest fits: of a request, to what, and in words
     ("starts", 1, ""),  # said with what else is cut
@@ -115,11 +114,7 @@ def _largest_that_fits(request: SharpnessRequest, fits: Callable[[SharpnessReque
     """The request with the largest share of points, steps and probes that fits; the smallest, where none does."""
     if fits(request):
         return request
-    low, high = 0.0, 1.0
-    for _ in range(HALVINGS):
-        middle = 0.5 * (low + high)
-        low, high = (middle, high) if fits(_reduced(request, middle)) else (low, middle)
-    return _reduced(request, low)
+    return _reduced(request, largest_share(lambda share: fits(_reduced(request, share))))
 
 
 def _changes(before: SharpnessRequest, after: SharpnessRequest) -> Sequence[str]:
