@@ -1,6 +1,7 @@
 """campaign.py FOLDER SECONDS COUNT: members of 25 points whose costs spread 1 to 20; each evaluation is logged beside.
 
-FOLDER   of the campaign; evaluations are logged in FOLDER/log, one line a point, before it is measured
+FOLDER   of the campaign; evaluations are logged in FOLDER/log, one line a point, before it is measured, and
+         in FOLDER/log.seconds, process and seconds of each, after it
 SECONDS  of the cheapest member's points; the dearest ones take twenty times as long
 """
 
@@ -34,7 +35,10 @@ class Costly:
         line = f"{self.depth:g} {point[0]:g} {point[1]:g}\n"
         with open(self.log, "a") as log:
             log.write(line)
+        began = time.monotonic()
         time.sleep(self.seconds)
+        with open(f"{self.log}.seconds", "a") as log:
+            log.write(f"{os.getpid()} {time.monotonic() - began:g}\n")
         return {"train_loss": self.depth + float(np.dot(point, point))}
 
 
