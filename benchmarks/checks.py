@@ -32,7 +32,7 @@ from lossmap.cli.__main__ import main as lossmap
 from lossmap.curvature import autotune, build, double_backward, product_check
 from lossmap.curvature.hvp_plan import HvpPlan
 from lossmap.data.datasets import load
-from lossmap.landscape import eigenvalues, loss
+from lossmap.landscape import eigenvalues, loss, loss_map
 from lossmap.spectra import blocks, spectrum, tasks
 
 PLANE = "--x=-1:1:5 --y=-1:1:3"
@@ -102,9 +102,9 @@ def plans_recorded(plans: list[HvpPlan]) -> Iterator[None]:
             choose = getattr(autotune.Probe, name)
 
             def recorded(self: Any, backends: set[str], choose: Any = choose) -> Any:
-                factory = choose(self, backends)
-                plans.append(factory.plan)
-                return factory
+                chosen = choose(self, backends)
+                plans.append((chosen[0] if isinstance(chosen, tuple) else chosen).plan)
+                return chosen
 
             stack.enter_context(mock.patch.object(autotune.Probe, name, recorded))
         yield
@@ -121,22 +121,26 @@ def bare(plans: list[HvpPlan]) -> Iterator[None]:
     def planned(probe: Any, _: set[str]) -> Any:
         return probe.with_plan(next(remaining))
 
+    def planned_for_few(probe: Any, backends: set[str]) -> Any:
+        factory = planned(probe, backends)
+        return factory, factory.at()
+
     replacements = {
         "check_loss": lambda problem, **_: replace(problem, checked=True),
         "check_product": unchecked,
         "_verdict": unchecked,
-        "_with_rounding": lambda factory: factory,
+        "_with_rounding": lambda factory, operator: (factory, operator),
         "remeasured": lambda matrix, pairs, suspected: (pairs, False),
         "rounding_of": lambda matrix, pairs: 0.0,
         "best": planned,
-        "for_few": planned,
+        "for_few": planned_for_few,
     }
     with ExitStack() as stack:
         for places in CHECKERS.values():
             for module, name in places:
                 stack.enter_context(mock.patch.object(module, name, replacements[name]))
         stack.enter_context(mock.patch.object(build, "RoundingProbe", lambda *_: None))
-        for module in (double_backward, loss):
+        for module in (double_backward, loss_map):
             stack.enter_context(mock.patch.object(module, "stable_forms", lambda *_: nullcontext()))
         yield
 

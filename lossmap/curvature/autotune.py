@@ -30,7 +30,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lossmap.curvature import plan_cache
-from lossmap.curvature.backends import LINEARIZATIONS, differentiable_evaluation
+from lossmap.curvature.backends import LINEARIZATIONS, RetainedGraphProducts, differentiable_evaluation
 from lossmap.curvature.hvp_plan import BACKENDS, HvpPlan, ProductCheck, backend_of
 from lossmap.curvature.linearized_operator import BatchList, LinearizedOperator, OperatorFactory, disagreement
 from lossmap.curvature.operators import (
@@ -110,6 +110,52 @@ def prepare(
     backend or parameter, for weights in less than float32, where no backend gives the second derivative of this loss,
     or for Gauss-Newton where the problem does not keep outputs and loss apart.
     """
+    return _prepared(
+        problem, parameters, product, total=total, backend=backend, plan=plan, memory=memory, check=check,
+        distant=distant, kinks=kinks, products=products, like=like,
+    )[0]  # fmt: skip
+
+
+def prepare_here(
+    problem: Problem,
+    parameters: str,
+    product: Product,
+    *,
+    total: Total,
+    backend: str,
+    plan: HvpPlan | Mapping[str, Any] | None,
+    memory: int | None,
+    check: bool | ProductCheck,
+    products: int,
+) -> LinearizedOperator:
+    """The operator at the model's own tensors, with its rounding, as `prepare(...).at(measured=True)` gives it.
+
+    What was measured, and made for that, where the plan was chosen serves here too, and no other point is looked at.
+    Arguments as of `prepare`.
+    """
+    factory, operator = _prepared(
+        problem, parameters, product, total=total, backend=backend, plan=plan, memory=memory, check=check,
+        distant=False, products=products,
+    )  # fmt: skip
+    return factory.at(measured=True) if operator is None else operator
+
+
+def _prepared(
+    problem: Problem,
+    parameters: str,
+    product: Product,
+    *,
+    total: Total,
+    backend: str,
+    plan: HvpPlan | Mapping[str, Any] | None,
+    memory: int | None,
+    check: bool | ProductCheck,
+    distant: Mapping[str, Tensor] | bool,
+    kinks: bool = True,
+    products: int | None,
+    like: OperatorFactory | None = None,
+) -> tuple[OperatorFactory, LinearizedOperator | None]:
+    """(what `prepare` returns, the operator at the model's own tensors where it was made to measure its rounding)."""
     backend = backend_of(backend)
     moving = selected(problem.model, parameters)
     refuse_unfit(moving.values())
@@ -136,17 +182,18 @@ def prepare(
             log.warning("products are not %s, but made by %s: %s", _WORDS[other], _by(candidates), reason)
     if plan is not None:
         if start.backend in candidates:
-            return factory
-        return replace(factory, plan=replace(start, backend=next(iter(candidates))))
+            return factory, None
+        return replace(factory, plan=replace(start, backend=next(iter(candidates)))), None
 
-    def probed() -> OperatorFactory:
+    def probed() -> tuple[OperatorFactory, LinearizedOperator]:
         with torch.inference_mode(False), torch.no_grad():
             probe = Probe(factory, products=products)
             if is_short:
                 return probe.for_few(candidates)
-            return probe.best(candidates) if backend != "auto" else _remembered(probe, candidates)
+            best = probe.best(candidates) if backend != "auto" else _remembered(probe, candidates)
+            return best, best.at(measured=True)
 
-    return _with_rounding(made_by_all(total, device, probed, "probe of products"))
+    return _with_rounding(*made_by_all(total, device, probed, "probe of products"))
 
 
 def _remembered(probe: Probe, candidates: set[str]) -> OperatorFactory:
@@ -202,27 +249,31 @@ def realization_factories(factory: OperatorFactory, problems: Sequence[Problem])
     return tuple(replace(factory, problem=p, plan=plan, memory=0, programs={}) for p in problems)
 
 
-def _with_rounding(factory: OperatorFactory) -> OperatorFactory:
-    """The factory with the rounding of its products, as measured at the model's own tensors.
+def _with_rounding(
+    factory: OperatorFactory, operator: LinearizedOperator
+) -> tuple[OperatorFactory, LinearizedOperator]:
+    """(the factory with the rounding of its products, its operator with the same), at the model's own tensors.
 
     Products that lose a third of themselves are made by double backward where these lose a tenth of that: a trace may
     be right in float64, in which it is checked, and wrong in the model's own precision.
     """
-    measured = factory.at(measured=True).measured
+    measured = operator.measured
     if measured is None:
-        return factory
+        return factory, operator
     coarse = measured.relative > MAX_ROUNDING and factory.fallback and factory.plan.backend != "double-backward"
     device = next(iter(factory.problem.model.parameters())).device
     if any_of_all(factory.total, device, coarse):  # the probes of a team may have chosen different backends
         plain = replace(factory, plan=HvpPlan("double-backward", factory.plan.batch_size))
-        other = plain.at(measured=True).measured
+        reference = plain.at(measured=True)
+        other = reference.measured
         if other is not None and other.relative < 0.1 * measured.relative:
             log.warning(
                 "products are not %s, but made by double backward: in this precision they differ from float64",
                 _WORDS[factory.plan.backend],
             )
-            factory, measured = plain, other
-    return replace(factory, plan=replace(factory.plan, rounding=(measured.rounding, measured.relative)))
+            factory, operator, measured = plain, reference, other
+    factory = replace(factory, plan=replace(factory.plan, rounding=(measured.rounding, measured.relative)))
+    return factory, replace(operator, factory=factory, given=measured, measured_here=False)
 
 
 _WORDS = {
@@ -353,16 +404,31 @@ class Probe:
         expected = self.products * self.samples * in_turns([first], self.clock, 1)[0]
         self.deadline = min(self.deadline, time.process_time() + max(MIN_PROBE_SECONDS, PROBE_SHARE * expected))
 
-    def for_few(self, backends: set[str]) -> OperatorFactory:
-        """What is cheap from the first product on, without a look at the clock."""
+    def for_few(self, backends: set[str]) -> tuple[OperatorFactory, LinearizedOperator]:
+        """What is cheap from the first product on, without a look at the clock; and its operator here."""
         size = min(self.samples, 2 * FIRST_BATCH_SIZE)
-        for backend in ("retained-graph", "double-backward"):
-            candidate = None
-            if backend in backends:
-                candidate = self.candidate(HvpPlan(backend, size))
-            if candidate is not None:
-                return self.with_plan(candidate.plan)
-        return self.best(backends)
+        if "retained-graph" in backends:
+            try:
+                return self.retaining(size)
+            except Exception as error:  # somebody's own code where the model is called with other tensors
+                log.info("products keep no graph: %s", error)
+        plain = self.with_plan(HvpPlan("double-backward", size))
+        if "double-backward" not in backends:
+            plain = self.best(backends)
+        return plain, plain.at(measured=True)
+
+    def retaining(self, size: int) -> tuple[OperatorFactory, LinearizedOperator]:
+        """Products by graphs of so many samples: that of the first ones says how many bytes one takes, and is kept.
+
+        Raises what the model raises.
+        """
+        products = self.with_plan(HvpPlan("retained-graph", size)).at().products
+        if not isinstance(products, RetainedGraphProducts):
+            raise TypeError(f"no products that keep graphs: {type(products).__name__}")
+        with AllocationCounter() as counter:
+            plan = products.keep_first(lambda: counter.bytes)
+        factory = self.with_plan(plan)
+        return factory, factory.by(products, products.state, measured=True)
 
     @property
     def first_size(self) -> int:

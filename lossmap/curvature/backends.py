@@ -14,6 +14,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import chain
 from typing import Any, Protocol
 
@@ -103,6 +104,19 @@ class RetainedGraphProducts:
         """Without the graphs: in another process they are made anew."""
         state = {name: t.detach() for name, t in self.state.items()}
         return RetainedGraphProducts, (self.problem, self.layout, self.plan, state, self._memory)
+
+    def keep_first(self, graph_bytes: Callable[[], int]) -> HvpPlan:
+        """Make the graph of the first batch, and keep it where it fits; the plan, by which the others are kept.
+
+        graph_bytes  how many bytes have been taken since the call, at most
+        """
+        batch = next(iter(self.problem.data))
+        graph = self._graph(batch)
+        samples = samples_in(batch)
+        self.plan = replace(self.plan, graph_bytes=graph_bytes() // samples)
+        if self.plan.graph_bytes * samples <= self._memory:
+            self._graphs, self._free_bytes = [graph], self._memory - self.plan.graph_bytes * samples
+        return self.plan
 
     def local_sum(self, rows: Tensor) -> Tensor:
         """(b, n) -> (b, n), summed over this rank's samples."""

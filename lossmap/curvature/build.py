@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from lossmap.curvature.autotune import prepare
+from lossmap.curvature.autotune import prepare_here
 from lossmap.curvature.drawn_targets import with_drawn_targets
 from lossmap.curvature.hvp_plan import HvpPlan, ProductCheck, backend_of
 from lossmap.curvature.linearized_operator import LinearizedOperator
@@ -196,8 +196,7 @@ def _operator(
         if not check or "double-backward" not in own.rejected:
             return replace(plain, kinks=own.disagreement)
         check, plan = own, HvpPlan("linearized", problem.data.batch_size)  # no probe: it is not for speed
-    factory = prepare(
+    return prepare_here(
         problem, parameters, product, total=total, backend=backend, plan=plan, memory=memory, check=check,
-        distant=False, products=PRODUCTS_AT_A_POINT,
+        products=PRODUCTS_AT_A_POINT,
     )  # fmt: skip
-    return factory.at(measured=True)

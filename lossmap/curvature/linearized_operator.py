@@ -248,28 +248,34 @@ class OperatorFactory:
         for name in tensors or ():
             if name not in own:
                 raise KeyError(f"the model has no tensor named {name!r}")
-        first = own[self.layout.names[0]]
         state = {k: t.detach() for k, t in own.items()}
         state |= {k: t.detach().to(own[k].device, own[k].dtype) for k, t in (tensors or {}).items()}
         state = {k: lazy_copy(t) for k, t in state.items()}  # a forward pass may write into its weights and buffers
+        return self.by(self.products(state), state, measured=measured)
+
+    def by(self, products: PointProducts, state: Mapping[str, Tensor], *, measured: bool) -> LinearizedOperator:
+        """The curvature at these tensors by products that were made of them with this plan; see `at`."""
+        first = state[self.layout.names[0]]
         return LinearizedOperator(
             self.layout,
             first.dtype,
             first.device,
             self.problem,
             self.total,
-            self.products(state),
-            self._rounding_probe(state),
+            products,
+            self._rounding_probe(products, {k: t.detach() for k, t in state.items()}),
             self._rounding(first.dtype),
             measured or self._cancels,
             self,
             self.check.disagreement,
         )
 
-    def _rounding_probe(self, state: Mapping[str, Tensor]) -> RoundingProbe:
+    def _rounding_probe(self, products: PointProducts, state: Mapping[str, Tensor]) -> RoundingProbe:
         """What measures rounding at these tensors, over batches of the plan's size: others would need traces anew.
 
         Where `traces_few`, over batches of the size of `few`, whose traces serve at all points.
+
+        products  of the operator whose rounding it is, which serve where rounding is looked for over all samples
         """
         batch, samples = self.batch, max(MIN_ROUNDING_SAMPLES, self.batch)
         if self.traces_few:
@@ -281,7 +287,7 @@ class OperatorFactory:
             self.parameters,
             self.product,
             self.total,
-            partial(self._over, state, batch),
+            partial(self._over, products, state, batch),
             state,
             samples,
             batch,
@@ -394,13 +400,20 @@ class OperatorFactory:
             return None
         return MeasuredRounding.elsewhere(self.plan.rounding[1], float(torch.finfo(dtype).eps))
 
-    def _over(self, state: Mapping[str, Tensor], batch_size: int, problem: Problem) -> LinearizedOperator:
+    def _over(
+        self, products: PointProducts, state: Mapping[str, Tensor], batch_size: int, problem: Problem
+    ) -> LinearizedOperator:
         """The operator at these tensors over other data, by the same plan; rounding assumed.
+
+        Over the operator's own data by its own products, so that what these keep is made once.
 
         A trace for fewer samples that did not fit would differ from its twin, whose loss is compared.
         """
         plan = replace(self.plan, batch_size=batch_size, rounding=None)
-        return replace(self, problem=problem, plan=plan, compared=not self.traces_few).at(state)
+        other = replace(self, problem=problem, plan=plan, compared=not self.traces_few)
+        if problem is self.problem and batch_size == self.batch and other.compared == self.compared:
+            return other.by(products, state, measured=False)
+        return other.at(state)
 
     def _twin(self, problem: Problem, product: Product) -> LinearizedOperator:
         """The operator of a problem in another precision: linearized, or by the backend used here where double

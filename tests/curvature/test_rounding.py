@@ -11,8 +11,10 @@ from torch import Tensor, nn
 
 from lossmap import Problem
 from lossmap.curvature.autotune import prepare
+from lossmap.curvature.backends import RetainedGraphProducts
 from lossmap.curvature.build import build_operator
 from lossmap.curvature.hvp_plan import HvpPlan, ProductCheck
+from lossmap.curvature.linearized_operator import LinearizedOperator
 from lossmap.curvature.rounding import largest_difference, problem_in
 from lossmap.data.loss_check import check_loss
 from lossmap.geometry.directions import random_plane
@@ -286,25 +288,60 @@ def test_an_error_in_one_direction_is_found_wherever_the_largest_eigenvalue_lies
 
 
 class CountedNet(nn.Sequential):
-    """Counts its passes in float64, copies included."""
+    """Counts its passes by their samples, copies included."""
 
-    passes: ClassVar[list[int]] = []
+    passes: ClassVar[dict[torch.dtype, list[int]]] = {torch.float32: [], torch.float64: []}
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, 4) -> (N, 3)."""
-        if x.dtype == torch.float64:
-            self.passes.append(len(x))
+        self.passes[x.dtype].append(len(x))
         return super().forward(x)
+
+    @classmethod
+    def forget(cls) -> None:
+        """Begin anew."""
+        for counts in cls.passes.values():
+            counts.clear()
 
 
 def test_where_graphs_are_kept_that_of_the_twin_in_float64_is_made_once() -> None:
     torch.manual_seed(0)
     net = CountedNet(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3))
     problem = check_loss(Problem.supervised(net, "crossentropy", (torch.randn(40, 4), torch.arange(40) % 3)))
-    CountedNet.passes.clear()
+    CountedNet.forget()
     factory = prepare(problem, check=ProductCheck(), products=20)
     assert factory.plan.backend == "retained-graph" and factory.plan.rounding is not None
-    assert CountedNet.passes == [1, 40]  # whether it runs so, and the graph
+    assert CountedNet.passes[torch.float64] == [1, 40]  # whether it runs so, and the graph
+
+
+def test_for_few_products_at_one_point_one_graph_serves_them_and_their_rounding() -> None:
+    torch.manual_seed(0)
+    net = CountedNet(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3))
+    problem = check_loss(Problem.supervised(net, "crossentropy", (torch.randn(40, 4), torch.arange(40) % 3)))
+    CountedNet.forget()
+    operator = build_operator(problem, "hessian", "all", backend="auto", check=ProductCheck())
+    assert isinstance(operator, LinearizedOperator) and isinstance(operator.products, RetainedGraphProducts)
+    known = operator.measured
+    v = torch.randn(operator.size)
+    product = operator @ v
+    assert CountedNet.passes[torch.float32] == [40]
+    plain = build_operator(problem, "hessian", "all")
+    torch.testing.assert_close(product, plain @ v)
+    anew = operator.probe()  # the same by another measurement, over graphs of its own
+    assert known is not None and anew is not None and anew.rounding == pytest.approx(known.rounding, rel=1e-6)
+    assert plain.measured is not None and plain.measured.rounding == pytest.approx(known.rounding, rel=0.5)
+
+
+def test_a_graph_beyond_the_memory_is_made_anew_in_every_product() -> None:
+    torch.manual_seed(0)
+    net = CountedNet(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3))
+    problem = check_loss(Problem.supervised(net, "crossentropy", (torch.randn(40, 4), torch.arange(40) % 3)))
+    operator = build_operator(problem, "hessian", "all", backend="auto", check=ProductCheck(), memory=100)
+    CountedNet.forget()
+    v = torch.randn(operator.size)
+    torch.testing.assert_close(operator @ v, build_operator(problem, "hessian", "all") @ v)
+    operator @ v
+    assert CountedNet.passes[torch.float32] == [40, 40, 40]
 
 
 def test_the_rounding_of_a_kept_graph_is_that_of_double_backward() -> None:
