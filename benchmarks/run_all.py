@@ -22,6 +22,7 @@ ORDER = (
     "dispatch",
     "estimate",
     "memory",
+    "vocabulary",
     "callbacks",
     "checks",
     "identity",

@@ -55,7 +55,8 @@ TABLE = {
     "results": {"io", "geometry.grid"},
     "plotting": {"io", "geometry.grid"},
     "curvature": {"linalg", "data", "geometry"},
-    "curvature.linearize": {"data.stable_losses"},  # nothing of curvature above it, and of data its forms of losses
+    # nothing of curvature above it, and of data its forms of losses
+    "curvature.linearize": {"data.chunked_entropy", "data.stable_losses"},
     "linalg": set(),
     "io": {"geometry.grid"},
     "parallel": set(),

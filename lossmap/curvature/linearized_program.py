@@ -91,8 +91,8 @@ def linearize_gauss_newton(
     Two traces are linearized: of the net with its pullback, whose tangents by theta give J v and whose tangents by the
     duals give J^T u; and of the loss's gradient by the outputs. Arguments as in `linearize_hessian`.
     """
-    net, loss_slope, ends, outputs = _through_outputs(problem, inputs, tensors)
-    return _gauss_newton_of(net, loss_slope, ends, outputs, winograd_channels)
+    net, loss_slope, ends, likes = _through_outputs(problem, inputs, tensors)
+    return _gauss_newton_of(net, loss_slope, ends, likes, winograd_channels)
 
 
 def linearize_fisher(
@@ -102,16 +102,19 @@ def linearize_fisher(
 
     Raises ValueError for a loss of which no sample has a gradient of its own.
     """
-    net, loss_slope, ends, outputs = _through_outputs(problem, inputs, tensors)
+    net, loss_slope, ends, likes = _through_outputs(problem, inputs, tensors)
     batch = inputs.batch(tensors[len(tensors) - inputs.batch_tensors :])
     sample_slopes(problem, batch, *outputs_and_loss(problem, batch))
-    return _fisher_of(net, loss_slope, ends, outputs, winograd_channels)
+    return _fisher_of(net, loss_slope, ends, likes, winograd_channels)
 
 
 def _through_outputs(
     problem: Problem, inputs: Inputs, tensors: Sequence[Tensor]
 ) -> tuple[GraphModule, GraphModule, tuple[int, int], list[Tensor]]:
-    """The net traced with its pullback, the loss's gradient by the outputs, where theta and duals lie, the outputs."""
+    """The net traced with its pullback, the loss's gradient by the outputs, where theta and duals lie, and likes.
+
+    A like has shape, dtype and device of an output, and takes one number of memory.
+    """
     k, end = len(inputs.moving), len(tensors)
     batch = tensors[end - inputs.batch_tensors :]
     count = len(outputs_and_loss(problem, inputs.batch(batch))[0])  # tensors among the outputs
@@ -137,40 +140,43 @@ def _through_outputs(
         value = loss_graph(*predictions, *flat[count:])
         return (*pullback([value], predictions), value)
 
-    traced_net = pure(net_and_pullback, [*tensors, *(torch.zeros_like(f) for f in outputs)])
-    return traced_net, pure(loss_slope, [*outputs, *batch]), (k, end), outputs
+    slope = pure(loss_slope, [*outputs, *batch])
+    duals = [torch.zeros_like(f) for f in outputs]
+    outputs.clear()  # of a language model they are what takes the memory
+    likes = [f.new_zeros(()).expand(f.shape) for f in duals]
+    return pure(net_and_pullback, [*tensors, *duals]), slope, (k, end), likes
 
 
 def _gauss_newton_of(
     net: GraphModule,
     loss_slope: GraphModule,
     ends: tuple[int, int],
-    outputs: Sequence[Tensor],
+    likes: Sequence[Tensor],
     winograd_channels: int,
 ) -> LinearizedProgram:
     """Gauss-Newton's product of the net traced with its pullback, and of the loss's gradient by the outputs.
 
     ends  where theta ends among the inputs, and where the duals begin
     """
-    (k, end), count = ends, len(outputs)
+    (k, end), count = ends, len(likes)
     maps = [(range(k), range(count)), (range(end, end + count), range(count, count + k))]
     jacobian = linearize(net, maps, range(count), winograd_channels)
-    curvature = linearize(loss_slope, [(range(count), range(count))], [count])
+    curvature = linearize(loss_slope, [(range(count), range(count))], [count], own=jacobian.own[0])
 
     def values(state: Sequence[Tensor], batch: Sequence[Tensor]) -> tuple[Any, Tensor]:
-        of_net, predictions = jacobian.values(*state, *batch, *outputs)  # the duals: shapes alone are read
+        of_net, predictions = jacobian.values(*state, *batch, *likes)  # the duals: shapes alone are read
         of_loss, (loss,) = curvature.values(*predictions, *batch)
         return (of_net, of_loss), loss
 
     def chained(ahead: Pushforward, curved: Pushforward, back: Pushforward) -> Pushforward:
-        return _chain(ahead, lambda of_loss, moved: _dense(curved(of_loss, tuple(moved)), outputs), back, outputs)
+        return _chain(ahead, lambda of_loss, moved: _dense(curved(of_loss, tuple(moved)), likes), back, likes)
 
     return LinearizedProgram(
         values,
         chained(jacobian.products[0], curvature.products[0], jacobian.products[1]),
         chained(jacobian.products_for_vmap[0], curvature.products_for_vmap[0], jacobian.products_for_vmap[1]),
         jacobian.forward_mode | curvature.forward_mode,
-        partial(_gauss_newton_of, net, loss_slope, ends, outputs),
+        partial(_gauss_newton_of, net, loss_slope, ends, likes),
     )
 
 
@@ -178,37 +184,37 @@ def _fisher_of(
     net: GraphModule,
     loss_slope: GraphModule,
     ends: tuple[int, int],
-    outputs: Sequence[Tensor],
+    likes: Sequence[Tensor],
     winograd_channels: int,
 ) -> LinearizedProgram:
     """The empirical Fisher matrix's product; arguments as of `_gauss_newton_of`."""
-    (k, end), count = ends, len(outputs)
+    (k, end), count = ends, len(likes)
     maps = [(range(k), range(count)), (range(end, end + count), range(count, count + k))]
     jacobian = linearize(net, maps, range(count), winograd_channels)
 
     def values(state: Sequence[Tensor], batch: Sequence[Tensor]) -> tuple[Any, Tensor]:
-        of_net, predictions = jacobian.values(*state, *batch, *outputs)
+        of_net, predictions = jacobian.values(*state, *batch, *likes)
         *slopes, loss = loss_slope(*predictions, *batch)
         return (of_net, slopes), loss
 
     return LinearizedProgram(
         values,
-        _chain(jacobian.products[0], outer, jacobian.products[1], outputs),
-        _chain(jacobian.products_for_vmap[0], outer, jacobian.products_for_vmap[1], outputs),
+        _chain(jacobian.products[0], outer, jacobian.products[1], likes),
+        _chain(jacobian.products_for_vmap[0], outer, jacobian.products_for_vmap[1], likes),
         jacobian.forward_mode,
-        partial(_fisher_of, net, loss_slope, ends, outputs),
+        partial(_fisher_of, net, loss_slope, ends, likes),
     )
 
 
 def _chain(
     ahead: Pushforward, curved: Callable[[Any, Sequence[Tensor]], Sequence[Tensor]], back: Pushforward,
-    outputs: Sequence[Tensor],
+    likes: Sequence[Tensor],
 ) -> Pushforward:  # fmt: skip
     """J v, then what the loss makes of it at the outputs, then J^T."""
 
     def product(values: Any, tangents: tuple[Tensor, ...]) -> tuple[Tensor | None, ...]:
         of_net, of_loss = values
-        moved = _dense(ahead(of_net, tangents), outputs)
+        moved = _dense(ahead(of_net, tangents), likes)
         return back(of_net, tuple(curved(of_loss, moved)))
 
     return product

@@ -31,6 +31,7 @@ from lossmap.data.stable_losses import (
     softmax_form,
     softplus_form,
     tanh_form,
+    traced_cross_entropy_form,
 )
 
 LOGISTIC_FORMS: Mapping[str, Form] = {
@@ -38,6 +39,7 @@ LOGISTIC_FORMS: Mapping[str, Form] = {
     "log_sigmoid": log_sigmoid_form,
     "softplus": softplus_form,
 }
+TRACED_FORMS: Mapping[str, Form] = {**LOGISTIC_FORMS, "cross_entropy_loss": traced_cross_entropy_form}
 LOSS_FORMS: Mapping[str, Form] = {
     **LOGISTIC_FORMS,
     "cross_entropy_loss": cross_entropy_form,
@@ -53,7 +55,7 @@ ALL_FORMS: Mapping[str, Form] = {
     "sigmoid": sigmoid_form,
     "special_expit": sigmoid_form,
 }
-FORMS: Mapping[str, Mapping[str, Form]] = {"logistic": LOGISTIC_FORMS, "losses": LOSS_FORMS, "all": ALL_FORMS}
+FORMS: Mapping[str, Mapping[str, Form]] = {"logistic": TRACED_FORMS, "losses": LOSS_FORMS, "all": ALL_FORMS}
 
 # functions of torch.nn.functional, written in Python, inside which such functions are called
 COMPOSITES = (

@@ -28,6 +28,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 
+from lossmap.data.chunked_entropy import cross_entropy, is_chunked
+
 MEAN, SUM = 1, 2  # PyTorch's numbers of reductions; 0 is none
 MAX_PLAIN_TANH, MAX_PLAIN_SIGMOID = 4.0, 7.0  # inputs below which the plain slopes keep four digits in float32
 FULL_PRECISIONS = (torch.float32, torch.float64)
@@ -237,6 +239,8 @@ def cross_entropy_form(
     label_smoothing: float = 0.0,
 ) -> Tensor:
     """`torch._C._nn.cross_entropy_loss` over the stable log softmax; ATen/native/LossNLL.cpp in these terms."""
+    if _is_chunked(input, target):
+        return cross_entropy(precise(input), target, weight, reduction, ignore_index, label_smoothing).to(input.dtype)
     classes = 0 if input.dim() == 1 else 1
     logs = stable_log_softmax(precise(input), classes)
     if weight is not None:
@@ -249,6 +253,27 @@ def cross_entropy_form(
             smooth = _smooth_part(logs, target, weight, reduction, ignore_index)
             loss = (1.0 - label_smoothing) * loss + smooth * (label_smoothing / logs.shape[classes])
     return loss.to(input.dtype)
+
+
+def _is_chunked(input: Tensor, target: Tensor) -> bool:
+    """Whether cross entropy is computed a few rows at a time."""
+    return is_chunked(precise(input), target) and not (is_wrapped(input) or is_wrapped(target))
+
+
+def traced_cross_entropy_form(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    reduction: int = MEAN,
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """The same in a trace, whose rules see to log softmax: another form for many classes alone."""
+    if _is_chunked(input, target):
+        return cross_entropy(precise(input), target, weight, reduction, ignore_index, label_smoothing).to(input.dtype)
+    plain: Any = torch._C._nn.cross_entropy_loss  # whose reduction is a number, unlike its stub's
+    value: Tensor = plain(input, target, weight, reduction, ignore_index, label_smoothing)
+    return value
 
 
 def _soft_cross_entropy(

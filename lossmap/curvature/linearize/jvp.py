@@ -27,6 +27,7 @@ from torch.fx import Node
 from lossmap.curvature.linearize.graph_builder import GraphBuilder, aten
 from lossmap.curvature.linearize.propagate import propagate
 from lossmap.curvature.linearize.saturating_rules import use_arguments
+from lossmap.data.chunked_entropy import curvature, curvature_in_place
 
 # (kept values, tangents of the moving inputs) -> tangents of the outputs, None where zero
 Pushforward = Callable[[tuple[Any, ...], tuple[Tensor, ...]], tuple[Tensor | None, ...]]
@@ -40,12 +41,14 @@ class Linearization:
     products           for each requested map, its pushforward
     products_for_vmap  the same without writing into buffers, as `vmap` needs them
     forward_mode       operations that took PyTorch's forward mode, and how often
+    own                for each of `products`, which of its results are memory that nothing else reads
     """
 
     values: Callable[..., tuple[tuple[Any, ...], tuple[Any, ...]]]
     products: tuple[Pushforward, ...]
     products_for_vmap: tuple[Pushforward, ...]
     forward_mode: dict[str, int]
+    own: tuple[tuple[bool, ...], ...]
 
 
 def linearize(
@@ -53,12 +56,14 @@ def linearize(
     maps: Sequence[tuple[Sequence[int], Sequence[int]]],
     results: Sequence[int] = (),
     winograd_channels: int = 0,
+    own: Sequence[bool] = (),
 ) -> Linearization:
     """Splits a trace, whose nodes carry `meta["like"]` (see `record`).
 
     maps               pairs: which inputs have tangents, and whose tangents are returned among the trace's results
     results            which of the trace's own results `values` should return
     winograd_channels  3x3 convolutions of at least this many channels use tiles (see `winograd`); 0: none
+    own                which tangents of the moving inputs nothing else reads, so that a product may overwrite them
     """
     use_arguments(module.graph)
     values = fx.Graph()
@@ -81,9 +86,25 @@ def linearize(
     # compiled before buffers are reused: vmap cannot write a batched tensor into one that is not
     products_for_vmap = tuple(CompiledLater(module, copied(builder.product)) for builder in builders)
     for builder in builders:
+        _mark_own(builder, own)
         reuse_buffers(builder.product)
+    owned = tuple(_own_results(builder.product) for builder in builders)
     products = tuple(compiled(module, builder.product) for builder in builders)
-    return Linearization(compiled(module, values), products, products_for_vmap, dict(forward_mode))
+    return Linearization(compiled(module, values), products, products_for_vmap, dict(forward_mode), owned)
+
+
+def _mark_own(builder: GraphBuilder, own: Sequence[bool]) -> None:
+    """Note of each tangent whether the product may overwrite it."""
+    for node in builder.tangents_input.users:
+        index = node.args[1]
+        if isinstance(index, int) and index < len(own) and own[index]:
+            node.meta["own"] = True
+
+
+def _own_results(product: fx.Graph) -> tuple[bool, ...]:
+    """Which results of a product are memory that nothing else reads."""
+    results: Any = product.output_node().args[0]
+    return tuple(_is_own(result) and results.count(result) == 1 for result in results)
 
 
 def _number_readings(
@@ -155,7 +176,8 @@ QUICK_BINDINGS = {
 # results that nothing else holds, into which a sum or a factor may be written
 OWN_RESULTS = {aten.convolution.default, aten.mm.default, aten.bmm.default, aten.mul.Tensor, aten.add.Tensor,
                aten.threshold_backward.default, aten.add_.Tensor, aten.mul_.Tensor, aten.neg.default,
-               aten.threshold_backward.grad_input}  # fmt: skip
+               aten.threshold_backward.grad_input, aten.addmm_.default}  # fmt: skip
+SAME_MEMORY = {aten.reshape.default, aten.slice.Tensor}  # of what they are made of, or a copy
 
 
 def reuse_buffers(graph: fx.Graph) -> None:
@@ -166,6 +188,12 @@ def reuse_buffers(graph: fx.Graph) -> None:
         # without `same` the sum may broadcast, and would not fit into an operand
         if node.target is aten.add.Tensor and not node.kwargs and len(node.args) == 2 and "same" in node.meta:
             _add_in_place(node)
+            if "large" in node.meta:
+                _multiply_into(node)
+        elif node.target is aten.add.Tensor and "first" in node.meta and _is_reusable(node.args[0]):
+            node.target = aten.add_.Tensor
+        elif node.target is curvature and _is_own(node.args[0]):
+            node.target = curvature_in_place
         elif node.target is aten.threshold_backward.default and _is_reusable(node.args[0]):
             node.target = aten.threshold_backward.grad_input
             node.kwargs = {"grad_input": node.args[0]}
@@ -178,6 +206,24 @@ def _add_in_place(node: Node) -> None:
         if _is_reusable(target):
             node.target, node.args = aten.add_.Tensor, (target, other)
             return
+
+
+def _multiply_into(node: Node) -> None:
+    """Let a matrix product that is added to another be written into that, instead of memory of its own."""
+    target, other = node.args
+    if node.target is not aten.add_.Tensor or len(other.users) > 1 or other.target is not aten.mm.default:  # type: ignore[union-attr]
+        return
+    node.target, node.args = aten.addmm_.default, (target, *other.args)  # type: ignore[union-attr]
+    node.graph.erase_node(other)  # type: ignore[arg-type]
+
+
+def _is_own(node: Any) -> bool:
+    """Whether a node's result is memory that this one user alone reads: a reusable one, or a view of one."""
+    if not isinstance(node, Node) or len(node.users) != 1:
+        return False
+    if "own" in node.meta:
+        return True
+    return _is_own(node.args[0]) if node.target in SAME_MEMORY else _is_reusable(node)
 
 
 def _is_reusable(node: Any) -> bool:

@@ -9,6 +9,7 @@ is zero. What follows from values alone it asks for by `build.once`, so that it 
 
 from __future__ import annotations
 
+import math
 import operator
 import warnings
 from collections.abc import Callable, Sequence
@@ -20,10 +21,12 @@ from torch import Tensor
 from torch.fx import Node
 
 from lossmap.curvature.linearize.convolution_rules import convolution, convolution_backward
+from lossmap.curvature.linearize.entropy_rules import ENTROPY_RULES
 from lossmap.curvature.linearize.graph_builder import GraphBuilder, aten, nodes_in, packet
 from lossmap.curvature.linearize.saturating_rules import SATURATING_RULES
 
 Rule = Callable[[GraphBuilder, Node], Any]
+LARGE_RESULT = 1 << 22  # entries of a matrix product from which on a second one is added into it
 
 
 def forward_mode(build: GraphBuilder, node: Node) -> Any:
@@ -150,7 +153,14 @@ def multiplication(build: GraphBuilder, node: Node) -> Any:
 
 
 def matrix_product(build: GraphBuilder, node: Node) -> Any:
-    return build.bilinear(node.target, *node.args[:2])
+    return _noted(build.bilinear(node.target, *node.args[:2]), node)
+
+
+def _noted(result: Any, node: Node) -> Any:
+    """A sum of matrix products, noted as large where a second array of its size is worth saving."""
+    if isinstance(result, Node) and math.prod(node.meta["like"][0]) >= LARGE_RESULT:
+        result.meta["large"] = True
+    return result
 
 
 def division(build: GraphBuilder, node: Node) -> Any:
@@ -171,7 +181,7 @@ def affine(build: GraphBuilder, node: Node) -> Any:
     c, a, b = node.args[:3]
     product = aten.mm.default if packet(node) is aten.addmm else aten.bmm.default
     beta, alpha = node.kwargs.get("beta", 1), node.kwargs.get("alpha", 1)
-    result, tc = build.bilinear(product, a, b), build.tangent(c)
+    result, tc = _noted(build.bilinear(product, a, b), node), build.tangent(c)
     if alpha != 1:
         result = build.apply(aten.mul.Tensor, result, alpha)
     if beta != 1:
@@ -180,7 +190,9 @@ def affine(build: GraphBuilder, node: Node) -> Any:
         return result
     if result is None:
         return expanded(build, node, tc, c)
-    return build.call(aten.add.Tensor, result, tc)
+    whole = build.call(aten.add.Tensor, result, tc)
+    whole.meta["first"] = True  # has the shape of the sum, which `reuse_buffers` may write into it
+    return whole
 
 
 def entry(build: GraphBuilder, node: Node) -> Any:
@@ -283,7 +295,7 @@ RULES: dict[Any, Rule] = {
     aten.max_pool2d_with_indices_backward: shaped_by(0, 1), aten.index_put: linear_in(0, 2),
     aten.where: linear_in(1, 2),
 }  # fmt: skip
-RULES |= SATURATING_RULES
+RULES |= SATURATING_RULES | ENTROPY_RULES
 RULES |= {
     op: linear_in(0)
     for op in (
