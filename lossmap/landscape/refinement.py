@@ -5,11 +5,18 @@
 A round's points are decided from the values of the rounds before it alone, so that the set that is measured is the
 same for any number of ranks, and after any kill. Between the points stands a piecewise cubic over their Delaunay
 triangulation (Clough and Tocher), on a line a cubic spline: of log10 of the loss where its range suits a log scale, of
-the loss elsewhere. What it differs from the piecewise linear one tells where it is bad; what it missed of the points
-that the last rounds measured, against what had been told for them, tells how much of that difference is its error. The
-end is reached where the error so estimated is at most `tol` of the range of the picture, at the worst point.
+the loss elsewhere. What it differs from the piecewise linear one tells where it is bad. How bad is estimated twice:
 
-Letters: (y, x) the grid, on a line (x,). Price: a triangulation and two interpolations a round, 0.1 s of 10,000 points.
+    d   the largest such difference, times what the interpolation missed of the points that the last rounds measured
+        over what had been told for them; too small where it bends sharply between points of a straight part
+    c   the largest miss of a measured point by the interpolation through all but it and others that are not its
+        neighbours (`left_out`); too large on smooth surfaces, since the gap about such a point is the wider one
+
+The estimate is sqrt(c d), which varies less about the true error than either (`benchmarks/refine.py`). The end is
+reached where it is at most `tol` of the range of the picture, at the worst point.
+
+Letters: (y, x) the grid, on a line (x,). Price: some ten triangulations and interpolations a round, 0.1 s of
+10,000 points and 1,000 measured ones.
 Sources: Alfeld (1984), doi:10.1016/0167-8396(84)90029-3; `scipy.interpolate.CloughTocher2DInterpolator`.
 """
 
@@ -17,6 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import sqrt
 from typing import Any
 
 import numpy as np
@@ -25,15 +33,18 @@ from lossmap.geometry.grid import Field, Grid
 from lossmap.io.memory_store import Store
 from lossmap.io.refined import GROUP, LOG_FROM, ROUND, is_refined, refinement_note
 from lossmap.io.surface import DONE, Group, Surface
+from lossmap.landscape.left_out import largest_miss
 from lossmap.parallel.world import World
 
 FIRST_TICKS = 11  # along each axis of the coarse grid
 ROUND_SHARE = 0.012  # of all points, in a round
 MIN_ROUND = 4  # points
 LEAST_ROUNDS = 2  # after the coarse grid's: what the coarse grid tells of itself is little
-LEAST_SHARE = 0.5  # of the difference that is taken for an error, though the last rounds found less
+MIN_TESTED = 30  # points of the last rounds, from which what they tell is believed however small
+LEAST_SHARE = 0.5  # of the difference that is taken for an error where there are fewer
 REMEMBERED = 3  # rounds from which the share of the difference that is an error is taken
 WORTH = 0.25  # of the tolerance: where less is told, no point is measured
+MAX_RATIO = 2.0  # of c to d: of very smooth surfaces c is far too large
 MIN_TOL, MAX_TOL = 1e-4, 0.5
 
 
@@ -93,9 +104,9 @@ def _between(
     """(cubic, linear, whether the point lies beside a measured one without a value), each of the grid's shape."""
     from scipy import interpolate, spatial
 
-    axes = [_unit(ticks) for ticks in ([grid.x] if grid.y is None else [grid.y, grid.x])]
-    if grid.y is None or min(grid.shape) < 2:
-        ticks = axes[int(np.argmax(grid.shape))] if grid.y is not None else axes[0]
+    places = _places(grid)
+    if places.shape[1] == 1:
+        ticks = places[:, 0]
         flat, hole = finite.reshape(-1), holes.reshape(-1)
         order = np.argsort(ticks[flat])
         at, height = ticks[flat][order], heights[order]
@@ -106,7 +117,6 @@ def _between(
         beside = np.interp(ticks, measured, is_bad) > 0
         cubic = np.where(np.isfinite(cubic), cubic, linear)
         return cubic.reshape(grid.shape), linear.reshape(grid.shape), beside.reshape(grid.shape)
-    places = np.stack([a.reshape(-1) for a in np.meshgrid(*axes, indexing="ij")], axis=1)
     flat = finite.reshape(-1)
     triangles = spatial.Delaunay(places[flat])
     cubic = interpolate.CloughTocher2DInterpolator(triangles, heights)(places)
@@ -118,6 +128,15 @@ def _between(
         beside = interpolate.LinearNDInterpolator(spatial.Delaunay(places[measured]), is_bad)(places) > 0
     beside |= ~np.isfinite(cubic)
     return cubic.reshape(grid.shape), linear.reshape(grid.shape), beside.reshape(grid.shape)
+
+
+def _places(grid: Grid) -> np.ndarray:
+    """The places of all points, from 0 to 1 along each axis, (points, 2); (points, 1) on a line or a single row."""
+    if grid.y is None or min(grid.shape) < 2:
+        ticks = grid.x if grid.y is None or grid.shape[1] > 1 else grid.y
+        return _unit(ticks)[:, None]
+    axes = np.meshgrid(_unit(grid.y), _unit(grid.x), indexing="ij")
+    return np.stack([axis.reshape(-1) for axis in axes], axis=1)
 
 
 def _unit(ticks: np.ndarray) -> np.ndarray:
@@ -151,37 +170,43 @@ def next_round(grid: Grid, fields: Sequence[np.ndarray], rounds: np.ndarray, kno
     if last < 0:
         return Round(coarse_points(grid), float("nan"))
     now = [interpolated(grid, values, known) for values in fields]
-    shares = [
-        share
-        for r in range(max(1, last - REMEMBERED + 1), last + 1)
-        for share in _missed(grid, fields, now, rounds, known, r)
-    ]
-    share = max(LEAST_SHARE, max(shares, default=1.0))
-    told = np.max([i.told for i in now], axis=0)
-    told[rounds >= 0] = 0.0
-    error = float(told.max()) * share
+    for field in now:
+        field.told[rounds >= 0] = 0.0
+    told = np.max([field.told for field in now], axis=0)
+    error = max(_estimate(grid, values, field, rounds, known) for values, field in zip(fields, now, strict=True))
     if last >= LEAST_ROUNDS and error <= tol:
         return Round(np.zeros(0, dtype=np.int64), error)
     return Round(_worst(grid, told, rounds >= 0, WORTH * tol), error)
 
 
+def _estimate(grid: Grid, values: np.ndarray, now: Interpolated, rounds: np.ndarray, known: np.ndarray) -> float:
+    """The error of a field's interpolation at the worst point, relative to the range, sqrt(c d)."""
+    last = int(rounds.max())
+    first = max(1, last - REMEMBERED + 1)
+    shares = [_missed(grid, values, now, rounds, known, r) for r in range(first, last + 1)]
+    share = max((s for s in shares if s is not None), default=1.0)
+    if int((rounds >= first).sum()) < MIN_TESTED:
+        share = max(share, LEAST_SHARE)
+    told = float(now.told.max()) * share
+    finite = known & np.isfinite(values)
+    heights = np.log10(values[finite]) if now.log else values[finite]
+    miss = largest_miss(_places(grid)[finite.reshape(-1)], heights)
+    return sqrt(told * min(told if miss is None else miss, MAX_RATIO * told))
+
+
 def _missed(
-    grid: Grid, fields: Sequence[np.ndarray], now: Sequence[Interpolated], rounds: np.ndarray, known: np.ndarray, r: int
-) -> list[float]:
-    """By how much the largest error at the points of round r exceeded what was told for them, of each field."""
+    grid: Grid, values: np.ndarray, now: Interpolated, rounds: np.ndarray, known: np.ndarray, r: int
+) -> float | None:
+    """By how much the largest error at the points of round r exceeded what was told for them; None for no telling."""
     before, here = known & (rounds < r) & (rounds >= 0), known & (rounds == r)
-    shares = []
-    for values, present in zip(fields, now, strict=True):
-        then = interpolated(grid, values, before, present.log)
-        heights = [np.log10(v) if present.log else v for v in (then.values[here], values[here])]
-        off = np.abs(heights[0] - heights[1])
-        finite = np.isfinite(off)
-        measured = values[known & np.isfinite(values)]
-        span = np.ptp(np.log10(measured) if present.log else measured) or 1.0
-        told = float(then.told[here][finite].max(initial=0.0))
-        if finite.any() and told > 0:
-            shares.append(float(off[finite].max()) / float(span) / told)
-    return shares
+    then = interpolated(grid, values, before, now.log)
+    heights = [np.log10(v) if now.log else v for v in (then.values[here], values[here])]
+    off = np.abs(heights[0] - heights[1])
+    finite = np.isfinite(off)
+    measured = values[known & np.isfinite(values)]
+    span = np.ptp(np.log10(measured) if now.log else measured) or 1.0
+    told = float(then.told[here][finite].max(initial=0.0))
+    return float(off[finite].max()) / float(span) / told if finite.any() and told > 0 else None
 
 
 def _worst(grid: Grid, told: np.ndarray, taken: np.ndarray, least: float) -> np.ndarray:
