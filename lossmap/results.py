@@ -66,6 +66,7 @@ CLASSES = {
     "OffDiagonalEnergy": "linalg.block_norms",
     "Plane": "geometry.directions",
     "PowerLawTail": "linalg.power_law",
+    "PreconditionedSharpness": "landscape.sharpness_result",
     "RunDynamics": "dynamics.run",
     "Sharpness": "landscape.sharpness_result",
     "Signal": "diagnostics.layer_signals",

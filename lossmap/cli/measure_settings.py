@@ -128,6 +128,11 @@ class SharpnessSettings:
         metavar="SAMPLES", minimum=0,
     )  # fmt: skip
     batches: int = setting(30, "number of these batches", metavar="COUNT", minimum=2)
+    optimizer_state: str | None = setting(
+        None, "file with the state dict of Adam, AdamW or RMSprop, often the checkpoint itself: the largest eigenvalue "
+        "of the Hessian as its step sees it; of checkpoints of --compare the state in their own files",
+        metavar="FILE[:KEY]",
+    )  # fmt: skip
     tol: float = setting(1e-3, "accuracy of the largest eigenvalue, relative", metavar="TOL", above=0)
     trace_products: int = setting(60, "number of products of the trace; 0 for none", metavar="COUNT", minimum=0)
     compare: tuple[str, ...] = setting((), "further checkpoints: LABEL=FILE or LABEL=MODEL@FILE ...", metavar="MODEL")

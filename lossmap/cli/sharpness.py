@@ -1,10 +1,11 @@
 """`lossmap sharpness`: how sharp the minimum is at one checkpoint, or at several side by side, with error bars.
 
 Largest Hessian eigenvalue and trace; average and worst-case rise of the loss in balls of given radius
-(filter-normalised, adaptive, absolute), and the rise after SAM's step; critical sharpness by a line search. --compare
-LABEL=FILE for further checkpoints, in one table; --rescale A for the reparametrisation test: which of the numbers
-survive where one layer is multiplied and the next divided by A, which leaves the function alone. Under mpirun or srun
-the tasks are shared among the ranks. Interrupted or killed, the same command resumes.
+(filter-normalised, adaptive, absolute), and the rise after SAM's step; critical sharpness by a line search; the largest
+eigenvalue as a step of Adam or RMSprop sees it (--optimizer-state). --compare LABEL=FILE for further checkpoints, in
+one table; --rescale A for the reparametrisation test: which of the numbers survive where one layer is multiplied and
+the next divided by A, which leaves the function alone. Under mpirun or srun the tasks are shared among the ranks.
+Interrupted or killed, the same command resumes.
 """
 
 from __future__ import annotations
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     from lossmap.parallel.team import Team
 
 MAX_LABEL_LENGTH = 40  # characters of a label in a file name
+STATE_FLAG = "--optimizer-state"
 SAME_FUNCTION = 1e-4  # of the loss, relative, by which that of a rescaled copy may differ
 
 
@@ -59,6 +61,7 @@ COMMAND = Command(
         "lossmap sharpness --model resnet20-w8 --model-file net.pt --plot",
         "lossmap sharpness --model mlp --model-file a.pt --compare second=b.pt --radius filter:0.5 adaptive:1",
         "lossmap sharpness --model mlp --model-file net.pt --rescale 4",
+        "lossmap sharpness --model mlp --model-file net.ckpt --optimizer-state net.ckpt",
     ),
 )
 
@@ -161,6 +164,7 @@ def request_of(settings: Settings) -> SharpnessRequest:
         s.seed,
         s.batch_sharpness,
         s.batches,
+        s.optimizer_state is not None,
     )
 
 
@@ -187,7 +191,7 @@ def balls_of(texts: Sequence[str]) -> tuple[tuple[str, float], ...]:
 def make_subjects(settings: Settings, world: World, machine: Machine, team: Team) -> list[SharpnessSubject]:
     """Every checkpoint and split of the settings, each followed by its rescaled copy. Every rank calls it."""
     from lossmap.cli import load_problem
-    from lossmap.cli.spectrum_subjects import models_of
+    from lossmap.cli.spectrum_subjects import models_of, preconditioner_from
     from lossmap.landscape.sharpness_tasks import SharpnessSubject
 
     factor, subjects = settings.sharpness.rescale, []
@@ -196,20 +200,55 @@ def make_subjects(settings: Settings, world: World, machine: Machine, team: Team
         if settings.run.batch_size:
             problems = {split: p.rebatched(settings.run.batch_size) for split, p in problems.items()}
         shares = load_problem.team_shares(problems, team, world)
+        state = optimizer_state_of(settings, model)
+        own = None
+        if state:
+            net, unsafe = next(iter(problems.values())).model, settings.model.unsafe_load
+            own = world.together(partial(preconditioner_from, state, net, unsafe, STATE_FLAG))
         twin: Any = None
         if factor is not None:
             problem = next(iter(problems.values()))
             twin = world.together(partial(same_function_rescaled, problem, factor))
-        for split, problem in problems.items():
+        for split in problems:
+            problem, share = (replace(p[split], preconditioner=own) for p in (problems, shares))
             parts = [title]
             if len(problems) > 1 or not title:
                 parts.append(split)
             label = " ".join(filter(None, parts))
-            subjects.append(SharpnessSubject(label, shares[split], problem))
+            subjects.append(SharpnessSubject(label, share, problem))
             if factor is not None:
-                copy, full = shares[split].over(twin), problem.over(twin)
+                its = rescaled_preconditioner(state, twin, factor, settings.model.unsafe_load) if state else None
+                copy, full = (replace(p.over(twin), preconditioner=its) for p in (share, problem))
                 subjects.append(SharpnessSubject(f"{label} rescaled {factor:g}", copy, full, factor))
     return subjects
+
+
+def optimizer_state_of(settings: Settings, model: Any) -> str:
+    """FILE[:KEY] of the optimizer's state of a checkpoint; empty where none is asked for.
+
+    Raises UsageError for a checkpoint of --compare without a file.
+    """
+    named = settings.sharpness.optimizer_state
+    if not named or model is settings.model:
+        return named or ""
+    if not model.model_file:
+        raise UsageError(f"{STATE_FLAG}: a checkpoint of --compare has no file, and so no optimizer's state")
+    return str(model.model_file)
+
+
+def rescaled_preconditioner(state: str, twin: Any, factor: float, unsafe: bool) -> Any:
+    """P of the optimizer at a rescaled copy, whose gradients are those of the network divided by what was multiplied.
+
+    Raises UsageError where the state is none of this model.
+    """
+    from lossmap.cli.spectrum_subjects import preconditioner_from
+    from lossmap.diagnostics.step_rule import scale_gradients
+    from lossmap.landscape.rescaling import rescalable_layers
+
+    first, second = rescalable_layers(twin)
+    factors: dict[Any, float] = dict.fromkeys(first.parameters(recurse=False), 1 / factor)
+    factors[second.weight] = factor
+    return preconditioner_from(state, twin, unsafe, STATE_FLAG, lambda optimizer: scale_gradients(optimizer, factors))
 
 
 def same_function_rescaled(problem: Any, factor: float) -> Any:
@@ -234,15 +273,17 @@ def same_function_rescaled(problem: Any, factor: float) -> Any:
 
 def identity_of(settings: Settings, request: SharpnessRequest, subjects: Sequence[SharpnessSubject]) -> dict[str, Any]:
     """What the tasks depend on: stored with them, and compared when a run resumes."""
-    from lossmap.cli.spectrum_subjects import identity_of_models, models_of
+    from lossmap.cli.spectrum_subjects import identity_of_models, models_of, optimizer_file
     from lossmap.data import datasets
 
+    named = settings.sharpness.optimizer_state
     return {
         **request.stored(),
         "balls": [f"{kind}:{radius:g}" for kind, radius in request.balls],
         **identity_of_models(settings, models_of(settings, settings.sharpness.compare)),
         "data (SHA-256)": {s.label: datasets.digest(s.samples_of.data) for s in subjects},
         "rescale": settings.sharpness.rescale,
+        **(optimizer_file(named) if named else {}),
     }
 
 

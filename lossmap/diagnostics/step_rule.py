@@ -243,6 +243,16 @@ def optimizer_of_state(state: Mapping[str, Any], model: nn.Module) -> torch.opti
     return optimizer
 
 
+def scale_gradients(optimizer: torch.optim.Optimizer, factors: Mapping[nn.Parameter, float]) -> None:
+    """Make an optimizer's state what it would be had the gradients of these parameters been larger by a factor."""
+    powers = {"exp_avg": 1, "grad_avg": 1, "exp_avg_sq": 2, "max_exp_avg_sq": 2, "square_avg": 2}
+    for parameter, factor in factors.items():
+        state = optimizer.state.get(parameter, {})
+        for name, power in powers.items():
+            if name in state:
+                state[name] = state[name] * factor**power
+
+
 def _parameters_of(groups: Any, places: list[Any], values: Mapping[Any, Any], model: nn.Module) -> list[nn.Parameter]:
     """The model's parameters in the order of an optimizer's. Raises ValueError where that order is not known."""
     named = dict(model.named_parameters())

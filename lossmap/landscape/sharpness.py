@@ -3,6 +3,7 @@
     largest, trace       of the Hessian, with error bars
     average, SAM, worst  rise of the loss in balls of given radius: filter-normalised, adaptive, absolute
     critical             2 / eta_c of a line search along the negative gradient
+    preconditioned       largest eigenvalue of P^-1/2 (H + W) P^-1/2, where the problem has a preconditioner
 
 Price: some 80 products, 130 gradients and 130 forward passes with the defaults; see the modules of the parts.
 """
@@ -44,7 +45,8 @@ def sharpness(
     """How sharp the loss is at a model's weights: largest eigenvalue, trace, rises in balls, critical sharpness.
 
     Args:
-        problem: model, loss and data. The model is read in evaluation mode, and comes back as it was.
+        problem: model, loss and data. The model is read in evaluation mode, and comes back as it was. Where it has a
+            `preconditioner`, the largest eigenvalue as that optimizer's step sees it is measured too.
         radius: of each kind of ball: `filter` (relative to the norm of each filter), `adaptive` (relative to each
             weight), `absolute` (in units of theta).
         draws: pairs of opposite random points of each average; 0 for no averages.
@@ -86,6 +88,7 @@ def sharpness(
     request = SharpnessRequest(
         tuple((kind, float(r)) for kind, r in radius.items()), draws, ascent_steps, starts, critical, tol,
         trace_products, parameters, seed, batch, batches,
+        problem.preconditioner is not None,
     )  # fmt: skip
     tasks = make_sharpness_tasks([SharpnessSubject(label, problem)], request, total=total)
     at_start = LossAtStart([tasks.subjects[0].problem])

@@ -94,7 +94,7 @@ def _size_of(tasks: SharpnessTasks, subject: int) -> int:
 
 def _counts_of(task: SharpnessTask, n: int, request: SharpnessRequest) -> dict[str, int]:
     """Products, gradients and forward passes of a task of n parameters."""
-    if task.kind == "largest":
+    if task.kind in ("largest", "preconditioned"):
         return {"product": ends_products(1, 0, n, request.tol, None)}
     if task.kind == "trace":
         return {"product": trace_products(request.trace_products, n, None)}

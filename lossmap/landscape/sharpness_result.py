@@ -46,6 +46,24 @@ class BallRise:
     steps: int = 0
 
 
+@dataclass(frozen=True)
+class PreconditionedSharpness:
+    """The largest eigenvalue of P^-1/2 (H + W) P^-1/2, which decides on the stability of an adaptive optimizer's steps.
+
+    value      in the loss's unit per squared unit of P^1/2 theta
+    error      the matrix has an eigenvalue within this distance of it
+    limit      beyond which, with the probability 0.99, no eigenvalue lies
+    threshold  above which full-batch steps diverge; NaN where it is not known
+    optimizer  of which P is; empty where P was given
+    """
+
+    value: float
+    error: float
+    limit: float = nan
+    threshold: float = nan
+    optimizer: str = ""
+
+
 @checked_init
 @dataclass(frozen=True, eq=False)
 class Sharpness(DrawnResult):
@@ -69,6 +87,7 @@ class Sharpness(DrawnResult):
         balls: the rises in each ball.
         critical: critical sharpness; None where it was not measured.
         batch: batch sharpness; None where it was not measured.
+        preconditioned: largest eigenvalue as an optimizer's step sees it; None where it was not measured.
         seed: of draws, starts and probes.
         rescaled: the factor by which one layer was multiplied, and the next divided, before; 1 of the network itself.
         seconds: spent.
@@ -102,6 +121,7 @@ class Sharpness(DrawnResult):
     balls: tuple[BallRise, ...] = ()
     critical: CriticalSharpness | None = None
     batch: BatchSharpness | None = None
+    preconditioned: PreconditionedSharpness | None = None
     seed: int = 0
     rescaled: float = 1.0
     seconds: float = field(default=nan, compare=False)
@@ -145,6 +165,10 @@ def _report_of(s: Sharpness) -> StoredReport:
     if s.batch is not None:
         attributes |= {"batch_sharpness": s.batch.value, "batch_sharpness_error": s.batch.error}
         attributes |= {"batch_sharpness_batches": s.batch.batches, "batch_sharpness_size": s.batch.size}
+    if s.preconditioned is not None:
+        own = s.preconditioned
+        attributes |= {"preconditioned": own.value, "preconditioned_error": own.error}
+        attributes |= {"preconditioned_limit": own.limit, "threshold": own.threshold, "optimizer": own.optimizer}
     arrays: dict[str, np.ndarray] = {}
     if s.balls:
         arrays["ball"] = np.array([ball.kind for ball in s.balls], dtype=object)

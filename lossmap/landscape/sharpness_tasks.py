@@ -9,6 +9,8 @@ again.
     trace      value, error, terms, products, size, error_target, method
     critical   value, low, high, passes, rounding, reason
     batch      value, error, batches, size
+    preconditioned  value, error, limit of the largest eigenvalue of P^-1/2 (H + W) P^-1/2; products; threshold and
+               optimizer, of P
     average    of one ball: value, error, rounding; rises (draws,)
     worst      of one ball: value, sam, gradients, rounding, sam_error
 """
@@ -24,7 +26,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
-from lossmap.curvature.build import build_operator
+from lossmap.curvature.build import build_matrix, build_operator
 from lossmap.curvature.gradient_check import check_gradient
 from lossmap.curvature.gradient_rounding import measured_gradient
 from lossmap.curvature.linearized_operator import LinearizedOperator
@@ -37,7 +39,7 @@ from lossmap.landscape.ball import DEFAULT_RADII, Ball, check_ball
 from lossmap.landscape.batch_sharpness import BatchSharpness, batch_sharpness
 from lossmap.landscape.critical_sharpness import CriticalSharpness, critical_sharpness
 from lossmap.landscape.rises import average_rise, worst_rise
-from lossmap.landscape.sharpness_result import BallRise, Sharpness
+from lossmap.landscape.sharpness_result import BallRise, PreconditionedSharpness, Sharpness
 from lossmap.landscape.shifted_loss import ShiftedLoss
 from lossmap.linalg.deflation import successive_eigenpairs
 from lossmap.linalg.eigenpairs import with_rounding_measured
@@ -60,6 +62,7 @@ class SharpnessRequest:
     trace_products  of the trace; 0 for none
     parameters      that are displaced, and that the Hessian is of
     batch, batches  samples of each batch, and the number of batches, of batch sharpness; 0 samples for none
+    preconditioned  whether the largest eigenvalue of P^-1/2 (H + W) P^-1/2 is searched, P of `problem.preconditioner`
     """
 
     balls: tuple[tuple[str, float], ...] = tuple(DEFAULT_RADII.items())
@@ -73,6 +76,7 @@ class SharpnessRequest:
     seed: int = 0
     batch: int = 0
     batches: int = 30
+    preconditioned: bool = False
 
     def check(self) -> None:
         """Raise ValueError for what cannot be measured."""
@@ -99,6 +103,8 @@ class SharpnessRequest:
         values = asdict(self)
         if not self.batch:
             del values["batch"], values["batches"]
+        if not self.preconditioned:
+            del values["preconditioned"]
         return values
 
 
@@ -235,6 +241,20 @@ class SharpnessTasks:
             "products": pairs.products,
         }
 
+    def _preconditioned(self, task: SharpnessTask, problem: Problem) -> Arrays:
+        request, own = self.request, problem.preconditioner
+        matrix = build_matrix(problem, "preconditioned", request.parameters, self.total)
+        pairs = successive_eigenpairs(matrix, "top:1", tol=request.tol, seed=f"{request.seed}")
+        pairs = with_rounding_measured(matrix, pairs)
+        return {
+            "value": pairs.values[0],
+            "error": pairs.residuals[0],
+            "limit": pairs.limits[0],
+            "products": pairs.products,
+            "threshold": nan if own is None else own.threshold,
+            "optimizer": "" if own is None else own.name,
+        }
+
     def _trace(self, task: SharpnessTask, problem: Problem) -> Arrays:
         request = self.request
         estimate = trace(self.operator(task.subject), products=request.trace_products, seed=request.seed, sums=False)
@@ -287,6 +307,7 @@ class SharpnessTasks:
             balls=tuple(_to_ball(ball, done, request) for ball in request.balls),
             critical=_to_critical(done.get(("critical", None))),
             batch=_to_batch(done.get(("batch", None))),
+            preconditioned=_to_preconditioned(done.get(("preconditioned", None))),
             seed=request.seed,
             rescaled=subject.rescaled,
             notes=tuple(subject.problem.notes),
@@ -305,6 +326,13 @@ def _to_batch(arrays: Arrays | None) -> BatchSharpness | None:
     if arrays is None:
         return None
     return BatchSharpness(float(arrays["value"]), float(arrays["error"]), int(arrays["batches"]), int(arrays["size"]))
+
+
+def _to_preconditioned(arrays: Arrays | None) -> PreconditionedSharpness | None:
+    if arrays is None:
+        return None
+    value, error, limit, threshold = (float(arrays[name]) for name in ("value", "error", "limit", "threshold"))
+    return PreconditionedSharpness(value, error, limit, threshold, str(arrays["optimizer"]))
 
 
 def _to_critical(arrays: Arrays | None) -> CriticalSharpness | None:
@@ -344,6 +372,8 @@ def tasks_of(subject: int, request: SharpnessRequest) -> list[SharpnessTask]:
     if request.trace_products:
         tasks.append(SharpnessTask(subject, "trace"))
     tasks.append(SharpnessTask(subject, "largest"))
+    if request.preconditioned:
+        tasks.append(SharpnessTask(subject, "preconditioned"))
     if request.draws:
         tasks += [SharpnessTask(subject, "average", ball) for ball in request.balls]
     if request.critical:
@@ -374,6 +404,10 @@ def make_sharpness_tasks(
     for subject in subjects:
         named = selected(subject.problem.model, request.parameters)
         problem = check_loss(subject.problem, total=total)
+        if request.preconditioned:
+            if problem.preconditioner is None:
+                raise ValueError(f"the preconditioned eigenvalue needs a preconditioner; {subject.label!r} has none")
+            problem.preconditioner.vectors(tuple(named), next(iter(named.values())).device)
         check = partial(check_gradient, problem, request.parameters)
         made_by_all(total, next(iter(named.values())).device, check, "check of the gradient")
         checked.append(replace(subject, problem=problem))

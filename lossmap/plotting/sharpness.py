@@ -17,14 +17,13 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from lossmap.io.surface import Group
 from lossmap.plotting.style import BLUE, GREEN, PURPLE, RED, name_scales, new_figure, page_width, style_context
-from lossmap.report.sharpness import SharpnessNumber, sharpness_numbers
+from lossmap.report.sharpness import SharpnessNumber, sharpness_rows
 from lossmap.report.stored import StoredReport
 
 COLOURS = (BLUE, RED, GREEN, PURPLE, "#8a6d1d", "#3b8ea5")
 FILLS = ("full", "none", "left", "top", "right", "bottom")  # of the checkpoints' markers, which grey leaves as they are
 MAX_PLAIN = 100.0  # largest over smallest number of a log axis whose ticks are plain numbers
 MARKERS = {"average": "o", "SAM": "s", "worst": "^"}
-CURVATURE = 3  # of the numbers of a checkpoint, the first ones: eigenvalue, trace, critical sharpness
 SPREAD = 0.5  # of a row's height, over which the checkpoints of a row are spread
 
 
@@ -32,14 +31,14 @@ def draw_sharpness(checkpoints: Mapping[str, Group]) -> Figure:
     """The picture of these checkpoints, by label. Raises ValueError where there is none."""
     if not checkpoints:
         raise ValueError("there is no sharpness to draw")
-    numbers = {label: sharpness_numbers(StoredReport(g.arrays, g.attributes)) for label, g in checkpoints.items()}
+    numbers = sharpness_rows({label: StoredReport(g.arrays, g.attributes) for label, g in checkpoints.items()})
     unit = str(next(iter(checkpoints.values())).attributes.get("unit", "1"))
     rows = max(len(n) for n in numbers.values())
     with style_context():
         figure = new_figure(page_width(), max(2.2, 0.28 * rows + 0.2 * len(checkpoints) + 0.6))
         left, right = figure.subplots(1, 2)
-        _draw_rows(left, {label: n[:CURVATURE] for label, n in numbers.items()})
-        _draw_rows(right, {label: n[CURVATURE:] for label, n in numbers.items()})
+        _draw_rows(left, {label: [n for n in row if not n.is_rise] for label, row in numbers.items()})
+        _draw_rows(right, {label: [n for n in row if n.is_rise] for label, row in numbers.items()})
         left.set_xlabel(f"curvature\n({unit} per squared unit of theta)")
         right.set_xlabel(f"rise of the loss ({unit});\nworst: at least")
         name_scales(figure)

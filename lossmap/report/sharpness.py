@@ -15,6 +15,7 @@ from lossmap.report.estimates import trace_text
 from lossmap.report.loss_text import loss_and_gradient_text
 from lossmap.report.stored import StoredReport
 from lossmap.report.text import (
+    PRECONDITIONED,
     WIDTH,
     count,
     counted,
@@ -40,6 +41,7 @@ class SharpnessNumber:
     name: str
     value: float
     error: float = 0.0
+    is_rise: bool = False  # of the loss in a ball; the others are curvatures
 
     def __str__(self) -> str:
         if isnan(self.value):
@@ -59,14 +61,29 @@ def sharpness_numbers(stored: StoredReport) -> list[SharpnessNumber]:
     if "batch_sharpness" in stored.attributes:
         error = _known(stored.number("batch_sharpness_error"))
         numbers.append(SharpnessNumber("batch sharpness", stored.number("batch_sharpness"), error))
+    if PRECONDITIONED in stored.attributes:
+        error = _known(stored.number("preconditioned_error"))
+        numbers.append(SharpnessNumber("preconditioned eigenvalue", stored.number(PRECONDITIONED), error))
     for ball in _balls(stored):
         name = f"{ball['kind']} {ball['radius']:g}"
         numbers += [
-            SharpnessNumber(f"{name}: average", ball["average"], ball["error"]),
-            SharpnessNumber(f"{name}: SAM", ball["sam"], _known(ball.get("sam_error", 0.0))),
-            SharpnessNumber(f"{name}: worst", ball["worst"], _known(ball.get("worst_error", 0.0))),
+            SharpnessNumber(f"{name}: average", ball["average"], ball["error"], True),
+            SharpnessNumber(f"{name}: SAM", ball["sam"], _known(ball.get("sam_error", 0.0)), True),
+            SharpnessNumber(f"{name}: worst", ball["worst"], _known(ball.get("worst_error", 0.0)), True),
         ]
     return numbers
+
+
+def sharpness_rows(reports: Mapping[str, StoredReport]) -> dict[str, list[SharpnessNumber]]:
+    """The numbers of several checkpoints, the same names for each: NaN where one was not measured, or has failed."""
+    each = {label: {n.name: n for n in sharpness_numbers(stored)} for label, stored in reports.items()}
+    fullest = max(each.values(), key=len, default={})
+    names = dict.fromkeys([*fullest, *(name for numbers in each.values() for name in numbers)])
+    kinds = {name: n.is_rise for numbers in each.values() for name, n in numbers.items()}
+    return {
+        label: [numbers.get(name, SharpnessNumber(name, nan, 0.0, kinds[name])) for name in names]
+        for label, numbers in each.items()
+    }
 
 
 def sharpness_report(stored: StoredReport) -> str:
@@ -89,6 +106,8 @@ def sharpness_report(stored: StoredReport) -> str:
     lines += wrapped("critical", _critical_text(stored))
     if "batch_sharpness" in stored.attributes:
         lines += wrapped("batch", _batch_text(stored))
+    if PRECONDITIONED in stored.attributes:
+        lines += wrapped(PRECONDITIONED, _preconditioned_text(stored))
     balls = list(_balls(stored))
     if not balls:
         return "\n".join(lines)
@@ -108,8 +127,8 @@ def sharpness_table(reports: Mapping[str, StoredReport]) -> str:
     """Several checkpoints side by side, one row each."""
     head: tuple[str, ...] = ()
     rows = []
-    for label, stored in reports.items():
-        numbers = sharpness_numbers(stored)
+    for label, numbers in sharpness_rows(reports).items():
+        stored = reports[label]
         head = ("", "n", "loss", *(n.name for n in numbers))
         rows.append((label, f"{int(stored.number('size')):,}", number(stored.number("loss")), *map(str, numbers)))
     return "\n".join(["Sharpness, side by side", *table([head, *rows]), f"  {LOWER_BOUND.split(':')[0]}."])
@@ -118,7 +137,7 @@ def sharpness_table(reports: Mapping[str, StoredReport]) -> str:
 def survival_table(before: StoredReport, after: StoredReport) -> str:
     """Which numbers survive a rescaling that leaves the function alone: before, after, and whether they agree."""
     factor, rows = after.number("rescaled"), [("", "before", "after", "ratio", "survives")]
-    for one, two in zip(sharpness_numbers(before), sharpness_numbers(after), strict=True):
+    for one, two in zip(*sharpness_rows({"before": before, "after": after}).values(), strict=True):
         if isnan(one.value) and isnan(two.value):
             continue
         ratio = two.value / one.value if one.value else nan
@@ -188,6 +207,17 @@ def _batch_text(stored: StoredReport) -> str:
         f"sharpness {value}: mean curvature of a batch's loss along its own gradient, {number_of} batches of "
         f"{count(size, 'sample')}, with standard error; stochastic gradient descent settles near 2 / learning rate"
     )
+
+
+def _preconditioned_text(stored: StoredReport) -> str:
+    """The eigenvalue, of which optimizer, and its distance from where that one's steps diverge."""
+    value, error = stored.number(PRECONDITIONED), stored.number("preconditioned_error")
+    of = stored.text("optimizer") or "a given diagonal"
+    text = f"eigenvalue {value_with_limit(value, error, stored.number('preconditioned_limit'))}: of P of {of}"
+    threshold = stored.number("threshold")
+    if isfinite(threshold):
+        text += f", whose full-batch steps diverge above {number(threshold)}"
+    return text
 
 
 def _ball_notes(balls: list[dict[str, Any]], seed: int) -> str:

@@ -13,6 +13,7 @@ from lossmap import zoo
 from lossmap.cli.__main__ import main as command_line
 from lossmap.cli.sharpness import balls_of, main
 from lossmap.io.read import read, read_group
+from lossmap.report.sharpness import SharpnessNumber
 
 SMALL = ["--model-args", '{"widths": [64, 5, 10]}']
 QUICK = ["--model", "mlp", *SMALL, "--samples", "64", "--device", "cpu", "--threads", "1"]
@@ -50,6 +51,37 @@ def test_checkpoints_stand_in_one_table_and_what_survives_a_rescaling_in_another
     assert main(words) == 0  # nothing is left to do
     assert main([*QUICK, "--model-file", "a.pt", "--draws", "3", "--surf-file", "s.h5"]) == 2
     assert "draws" in capsys.readouterr().err
+
+
+def test_the_eigenvalue_that_adams_step_sees_stands_in_table_survival_and_picture(here, capsys):
+    for name, rate in (("a.pt", 1e-3), ("b.pt", 1e-2)):
+        model = zoo.build("mlp", widths=(64, 5, 10))
+        model.load_state_dict(torch.load(name))
+        optimizer = torch.optim.Adam(model.parameters(), lr=rate)
+        for p in model.parameters():
+            p.grad = 1e-3 * torch.randn_like(p)
+        optimizer.step()
+        torch.save({"state_dict": model.state_dict(), "optimizer": optimizer.state_dict()}, name)
+    few = [*QUICK, "--draws", "0", "--ascent-steps", "0", "--trace-products", "0", "--model-file", "a.pt"]
+    words = [*few, "--optimizer-state", "a.pt", "--compare", "second=b.pt", "--rescale", "4", "--surf-file", "p.h5"]
+    assert main([*words, "--plot"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    results = lossmap.read("p.h5")
+    one, two = results["sharpness/a"].preconditioned, results["sharpness/second"].preconditioned
+    assert (one.threshold, two.threshold) == pytest.approx((38000, 3800)) and 0 < one.error < 1e-2 * one.value
+    assert "preconditioned eigenvalue" in text and "of P of Adam" in text
+    survival = text.split("Under a rescaling of the network: a")[1].split("preconditioned eigenvalue ")[1]
+    assert survival.split()[:1] == [str(SharpnessNumber("", one.value, one.error)).split()[0]]
+    assert results["sharpness/a rescaled 4"].preconditioned.value != pytest.approx(one.value, rel=0.1)
+    left, right = lossmap.draw("p.h5").axes[:2]
+    assert "preconditioned eigenvalue" in [t.get_text() for t in left.get_yticklabels()]
+    assert not any("preconditioned" in t.get_text() for t in right.get_yticklabels())
+    assert main(words) == 0  # nothing is left to do
+    capsys.readouterr()
+    torch.save(zoo.build("mlp", widths=(64, 5, 10)).state_dict(), "plain.pt")
+    for extra in (["--optimizer-state", "plain.pt"], ["--optimizer-state", "a.pt", "--compare", "p=plain.pt"]):
+        assert main([*few, *extra, "--surf-file", "q.h5"]) == 2
+        assert "--optimizer-state: plain.pt holds no state of an optimizer" in capsys.readouterr().err
 
 
 def test_interrupted_it_is_resumed_with_the_same_numbers(here, capsys):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from math import inf, isfinite, isnan, nan
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch import nn
 import lossmap
 from lossmap import sharpness
 from lossmap.data.problem import Problem
+from lossmap.diagnostics.step_rule import preconditioner_of, scale_gradients
 from lossmap.landscape.ball import KINDS, Ball
 from lossmap.landscape.critical_sharpness import PASSES, _Search, critical_sharpness
 from lossmap.landscape.rescaling import rescalable_layers, rescaled_copy
@@ -191,6 +193,67 @@ def test_relative_balls_survive_a_rescaling_and_absolute_numbers_do_not(paramete
     assert b.worst > 1.5 * a.worst and b.sam > 1.5 * a.sam and b.average > 1.5 * a.average
     assert after.largest > 1.5 * before.largest
     assert after.critical.value > 1.5 * before.critical.value
+
+
+def mean_loss_of(model):
+    x = torch.randn(30, 4, generator=torch.Generator().manual_seed(2)).double()
+    return nn.functional.cross_entropy(model(x), torch.arange(30) % 3)
+
+
+def optimizer_with_steps(model, kind):
+    """An optimizer that has seen the gradient at the model's weights three times, and the model as it was."""
+    optimizer = kind(model.parameters(), lr=1e-3, weight_decay=0.1, eps=0.0)
+    start = copy.deepcopy(model.state_dict())
+    for group in optimizer.param_groups:  # the decay would be part of the gradients, and is not rescaled as they are
+        group["weight_decay"] = 0.0
+    for _ in range(3):
+        model.load_state_dict(start)
+        optimizer.zero_grad()
+        mean_loss_of(model).backward()
+        optimizer.step()
+    model.load_state_dict(start)
+    for group in optimizer.param_groups:
+        group["weight_decay"] = 0.1
+    return optimizer
+
+
+@pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.AdamW, torch.optim.RMSprop])
+def test_the_preconditioned_eigenvalue_is_the_dense_matrixs_and_does_not_survive_a_rescaling(kind):
+    values = []
+    for model in net(), rescaled_copy(net(), 4.0):
+        own = preconditioner_of(optimizer_with_steps(model, kind), dict(model.named_parameters()))
+        result = lossmap.sharpness(
+            replace(classification(model.double()), preconditioner=own), parameters="all", draws=0, ascent_steps=0,
+            critical=False, trace_products=0, tol=1e-8,
+        )  # fmt: skip
+        names, parameters = zip(*model.named_parameters(), strict=True)
+        slope = torch.autograd.grad(mean_loss_of(model), parameters, create_graph=True)
+        slope = torch.cat([g.reshape(-1) for g in slope])
+        rows = [torch.autograd.grad(g, parameters, retain_graph=True) for g in slope]
+        hessian = torch.stack([torch.cat([t.reshape(-1) for t in row]) for row in rows])
+        root = torch.cat([own.root[name].reshape(-1) for name in names])
+        decay = 0.0 if kind is torch.optim.AdamW else 0.1
+        dense = root[:, None] * (hessian + decay * torch.eye(len(root), dtype=torch.float64)) * root
+        truth = float(torch.linalg.eigvalsh(dense)[-1])
+        found = result.preconditioned
+        assert abs(found.value - truth) <= found.error + 1e-9 * truth and found.error < 1e-5 * truth
+        assert found.limit >= truth * (1 - 1e-9)
+        assert found.optimizer == kind.__name__ and found.threshold > 0
+        assert f"P of {kind.__name__}, whose full-batch steps diverge above" in " ".join(repr(result).split())
+        values.append(truth)
+    assert abs(values[1] / values[0] - 1) > 0.1
+
+
+@pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.RMSprop])
+def test_the_state_of_a_rescaled_copy_is_that_of_its_own_steps(kind):
+    model, twin = net(), rescaled_copy(net(), 4.0)
+    followed, own = optimizer_with_steps(model, kind), optimizer_with_steps(twin, kind)
+    first, second = rescalable_layers(model)
+    scale_gradients(followed, dict.fromkeys(first.parameters(recurse=False), 1 / 4) | {second.weight: 4.0})
+    a = preconditioner_of(followed, dict(model.named_parameters())).root
+    b = preconditioner_of(own, dict(twin.named_parameters())).root
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], rtol=1e-9, atol=0)
 
 
 def test_layers_are_rescaled_only_where_that_leaves_the_function_alone():
