@@ -60,8 +60,7 @@ COMMAND = Command(
     (
         "lossmap sharpness --model resnet20-w8 --model-file net.pt --plot",
         "lossmap sharpness --model mlp --model-file a.pt --compare second=b.pt --radius filter:0.5 adaptive:1",
-        "lossmap sharpness --model mlp --model-file net.pt --rescale 4",
-        "lossmap sharpness --model mlp --model-file net.ckpt --optimizer-state net.ckpt",
+        "lossmap sharpness --model mlp --model-file net.ckpt --optimizer-state net.ckpt --rescale 4",
     ),
 )
 
