@@ -2,10 +2,12 @@
 
     python benchmarks/probe_cost.py [products] [samples]
 
+bare     products by double backward alone: nothing is checked, and rounding is assumed
 plain    double backward, without a probe
 first    backend `auto` with an empty cache
 second   the same again, with what the first left in the cache
-The search takes so many products. Loss and products are checked and rounding is measured by all alike, as by commands.
+The search takes so many products. But for `bare`, loss and products are checked and rounding is measured by all alike,
+as by commands. Ratios are to `plain`, and to `bare`.
 The seconds are of the processor, from the problem in memory to the end of the search, after a first small problem that
 loads what is loaded once; the least of three processes, in turns.
 """
@@ -17,8 +19,9 @@ import os
 import subprocess
 import sys
 import tempfile
+from typing import Any
 
-KINDS = ("plain", "first", "second")
+KINDS = ("bare", "plain", "first", "second")
 
 
 def measure(kind: str, products: int, samples: int) -> None:
@@ -29,6 +32,7 @@ def measure(kind: str, products: int, samples: int) -> None:
 
     from lossmap import zoo
     from lossmap.curvature.build import build_operator
+    from lossmap.curvature.operators import CurvatureOperator
     from lossmap.data.problem import Problem
     from lossmap.linalg.lanczos import extremes
 
@@ -42,7 +46,10 @@ def measure(kind: str, products: int, samples: int) -> None:
     build_operator(problem_of("mlp", 16), "hessian", "weights")
     problem = problem_of("resnet20-w8", samples)
     begun = time.process_time()
-    matrix = build_operator(problem, "hessian", "weights", backend="double-backward" if kind == "plain" else "auto")
+    if kind == "bare":
+        matrix: Any = CurvatureOperator(problem)
+    else:
+        matrix = build_operator(problem, "hessian", "weights", backend="double-backward" if kind == "plain" else "auto")
     factory = getattr(matrix, "factory", None)
     backend = "double-backward" if factory is None else factory.plan.backend
     prepared = time.process_time() - begun
@@ -69,12 +76,13 @@ def main() -> None:
                 got = json.loads(out.splitlines()[-1])
                 if kind not in best or got["seconds"] < best[kind]["seconds"]:
                     best[kind] = got
-    plain = float(best["plain"]["seconds"])  # type: ignore[arg-type]
+    bare, plain = (float(best[kind]["seconds"]) for kind in KINDS[:2])  # type: ignore[arg-type]
     print(f"{products} products, ResNet-20 of width 8, {samples} samples of 1 x 8 x 8, one thread")
     for kind, got in best.items():
-        ratio = float(got["seconds"]) / plain  # type: ignore[arg-type]
+        seconds = float(got["seconds"])  # type: ignore[arg-type]
         print(
-            f"{kind:8} {got['seconds']:.2f} s ({got['prepared']:.2f} s before the first), {ratio:.2f} x, "
+            f"{kind:8} {seconds:.2f} s ({got['prepared']:.2f} s before the first), "
+            f"{seconds / plain:.2f} x, {seconds / bare:.2f} x, "
             f"{got['backend']}, {got['products']} products, largest {got['largest']:.6g}"
         )
 

@@ -611,7 +611,8 @@ class AllocationCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        for leaf in pytree.tree_leaves(result):
+        # most results are one tensor, for which a look into nested values takes as long as the operation
+        for leaf in (result,) if type(result) is Tensor else pytree.tree_leaves(result):
             if isinstance(leaf, Tensor) and leaf._base is None:  # a view takes no bytes of its own
                 self.bytes += sum(part.untyped_storage().nbytes() for part in strided_parts(leaf))
         return result

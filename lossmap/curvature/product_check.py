@@ -44,7 +44,9 @@ from lossmap.sums import norm
 
 log = logging.getLogger("lossmap")
 
-STEPS = (1e-5, 1e-6, 1e-7, 1e-4, 1e-3)  # shares of theta, in the order in which they are tried
+# shares of theta, in the order in which they are tried: a longer one crosses more kinks (ReLU at 0), and of deep nets
+# some within nearly every look; a shorter one drowns where the gradient's terms cancel
+STEPS = (1e-6, 1e-5, 1e-7, 1e-4, 1e-3)
 SAMPLES = 6
 REPEATS = 12  # evaluations of the loss that must agree before anything is refused
 MAX_CHANGE = 1e-6  # relative, between them

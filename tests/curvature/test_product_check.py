@@ -13,7 +13,7 @@ from torch.func import functional_call
 from torch.nn.utils import parametrizations
 from torch.utils.checkpoint import checkpoint
 
-from lossmap import EigenvalueMap, Problem, random_plane, spectrum
+from lossmap import EigenvalueMap, Problem, random_plane, spectrum, zoo
 from lossmap.curvature import differences
 from lossmap.curvature.autotune import prepare
 from lossmap.curvature.build import build_operator
@@ -193,6 +193,23 @@ def test_a_few_samples_that_are_fitted_too_well_to_tell_are_not_all_that_is_aske
     (curvature,) = torch.autograd.grad(slope.sum(), z)
     s = spectrum(problem, top=1, density_error=None, trace_products=0)
     assert s.largest[0] == pytest.approx(float((curvature * x.double() ** 2).mean()), rel=1e-5)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_of_a_deep_net_with_kinks_one_difference_along_each_vector_is_enough(monkeypatch, seed):
+    gradients, evaluate = [], FewSamples.loss_and_gradient
+
+    def counted(few, *step):
+        gradients.append(step)
+        return evaluate(few, *step)
+
+    monkeypatch.setattr(FewSamples, "loss_and_gradient", counted)
+    torch.manual_seed(seed)
+    data = (torch.randn(40, 1, 8, 8), torch.arange(40) % 10)
+    problem = Problem.supervised(zoo.build("resnet20-w8", seed=seed), "crossentropy", data)
+    check = check_product(problem, backends=("double-backward", "retained-graph"), distant=False)
+    assert check.rejected == {} and check.disagreement == 0
+    assert len(gradients) == 7  # at the point, and on both sides of it along three vectors
 
 
 def test_a_function_that_saves_its_inputs_is_as_good_as_any(caplog):

@@ -228,6 +228,21 @@ def test_a_copy_holds_tables_in_its_precision():
     assert net.table.dtype == net.tables["b"].dtype == net.weight.dtype == torch.float32
 
 
+def test_a_copy_has_hooks_and_lists_of_its_own():
+    net = nn.Sequential(nn.Linear(2, 2), nn.Tanh())
+    twin = copy_of(net, torch.float64)
+    for a, b in zip(net.modules(), twin.modules(), strict=True):
+        shared = [k for k, v in vars(a).items() if isinstance(v, (dict, set, list)) and v is vars(b)[k]]
+        assert not shared and [type(v) for v in vars(a).values()] == [type(v) for v in vars(b).values()]
+    seen = []
+    twin[0].register_forward_hook(lambda *_: seen.append(1))
+    twin[1].register_buffer("table", torch.ones(1), persistent=False)
+    net(torch.ones(1, 2))
+    assert not seen and not dict(net.named_buffers()) and not net[1]._non_persistent_buffers_set
+    twin(torch.ones(1, 2).double())
+    assert seen
+
+
 def test_a_borrowed_model_may_be_borrowed_again_inside():
     net = nn.Linear(2, 2).train()
     weight = net.weight.detach().clone()
