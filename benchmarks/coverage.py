@@ -16,7 +16,7 @@ sampling   value +- 1.96 standard errors of numbers that are means over samples,
            is a jackknife over ten groups, value +- 2.26 (Student's t, 9 degrees of freedom) against their mean
 
 losses     loss +- 1.96 standard errors of `--loss-error`, at 95 %, against the loss over all samples: of the rounds as
-           they end, at each of 24 points around a fitted network; 2,000 repeats or more
+           they end, at each of 23 points around a fitted network; 2,000 repeats or more
 
 Probes are rotation invariant, so that density and limits are measured on diagonal matrices; traces and energies on
 rotated ones and on the Hessians of two small fitted networks as they are. An interval of exactly 95 % covers 180 or
@@ -44,8 +44,8 @@ from lossmap.diagnostics.label_noise import label_noise
 from lossmap.diagnostics.neural_collapse import neural_collapse
 from lossmap.io.sampled import relative_error
 from lossmap.landscape.audit import upper_bound
-from lossmap.landscape.loss_sampling import standard_error
-from lossmap.landscape.sampling_rounds import FIRST_READ, middle_of, next_size
+from lossmap.landscape.loss_sampling import standard_error, width_of
+from lossmap.landscape.sampling_rounds import FIRST_READ, corner_of, middle_of, next_size
 from lossmap.linalg.block_norms import off_diagonal_energy
 from lossmap.linalg.deflation import successive
 from lossmap.linalg.dense import DenseMatrix
@@ -281,7 +281,9 @@ def losses(repeats):
         outputs = [torch.func.functional_call(model, plane.at(grid.point(i)), (x,)) for i in range(len(grid))]
         each = torch.stack([nn.functional.cross_entropy(o.double(), y, reduction="none") for o in outputs]).numpy()
     middle = middle_of(grid)
-    differences = np.delete(each - each[middle], middle, axis=0)
+    corner, spreads = corner_of(grid), each.std(1, ddof=1)
+    whole = np.isin(np.arange(len(each)), (middle, corner))  # read over all samples
+    differences, ends = (each - each[middle])[~whole], each[whole].mean(1)
     truth, every = each[middle].mean() + differences.mean(1), each.shape[1]
     for tolerance in (0.05, 0.02, 0.01):
         hits, reads = np.zeros(len(truth), dtype=int), []
@@ -290,9 +292,11 @@ def losses(repeats):
             while True:
                 drawn = differences[:, order[:count]]
                 totals, squares = drawn.sum(1), np.square(drawn).sum(1)
-                errors = np.array([standard_error(count, every, *s) for s in zip(totals, squares, strict=True)])
+                width = max(width_of(spreads[i], each[i, order[:count]].std(ddof=1)) for i in (middle, corner))
+                errors = [width * standard_error(count, every, *s) for s in zip(totals, squares, strict=True)]
+                errors = np.array(errors)
                 values = each[middle].mean() + totals / count
-                error = relative_error(np.append(values, each[middle].mean()), np.append(errors, 0.0))
+                error = relative_error(np.append(values, ends), np.append(errors, np.zeros(2)))
                 if error <= tolerance or count == every:
                     break
                 count = next_size(count, every, error, tolerance)

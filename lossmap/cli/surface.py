@@ -129,7 +129,7 @@ def _run(settings: Settings, world: World, survey: Callable[..., Any], stop: Sto
     if refine is not None:
         say(f"refining: begins with {coarse_points(grid).size:,} of {len(grid):,} points")
     if loss_error is not None:
-        say("fewer samples: what it takes is at most what all samples would")
+        say("fewer samples: read in rounds until the errors are small; a round of all of them takes what is said above")
     if plane.cosine is not None:
         say(f"the cosine between the directions is {plane.cosine:.4f}")
     with display(world, "losses") as progress:

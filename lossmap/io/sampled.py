@@ -2,6 +2,7 @@
 
     SPLIT_samples_read      how many samples of the split were read at a point
     SPLIT_loss_error        standard error of the loss against that of the middle, which is known of all samples
+    SPLIT_loss_spread       standard deviation of the loss over the samples that were read
     sampling/@error         the largest of these at any point, relative to the range of the losses
     sampling/@tolerance     that was asked for
     sampling/@SPLIT_samples_read, @SPLIT_samples       of how many
@@ -17,7 +18,7 @@ import numpy as np
 from lossmap.io.refined import LOG_FROM
 from lossmap.io.surface import Surface
 
-SAMPLING, READ = "sampling", "samples_read"
+SAMPLING, READ, SPREAD = "sampling", "samples_read", "loss_spread"
 MIN_ERROR, MAX_ERROR = 1e-4, 0.5  # that may be asked for
 _SAMPLES = {"train": "training", "test": "test"}
 
@@ -35,14 +36,17 @@ def relative_error(losses: np.ndarray, errors: np.ndarray) -> float:
     """The largest standard error at any point, relative to the range of the losses; both of one shape.
 
     Where the largest loss is over `LOG_FROM` times the smallest, that of log10 of the loss, relative to the range of
-    log10. Points without a finite loss do not count; 0 where all errors are 0, infinite where all losses are equal.
+    log10. Points without a finite loss do not count; 0 where all errors are 0, infinite where all losses are equal or
+    an error is infinite.
     """
-    finite = np.isfinite(losses) & np.isfinite(errors)
+    finite = np.isfinite(losses) & ~np.isnan(errors)
     if not finite.any():
         return float("nan")
     losses, errors = losses[finite], errors[finite]
     if not errors.any():
         return 0.0
+    if np.isinf(errors).any():
+        return float("inf")
     low, high = float(losses.min()), float(losses.max())
     if low > 0 and high / LOG_FROM > low:
         return float((errors / losses).max() / np.log(high / low))

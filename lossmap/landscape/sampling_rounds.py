@@ -1,6 +1,7 @@
 """How many samples are read, round after round: see `loss_sampling`.
 
-A round reads the same samples at all points but the middle, and the next one as many as its errors ask for. What is
+A round reads the same samples at all points but the middle and the corner farthest from it, which are read over all
+samples at first; and the next one as many as its errors ask for. What is
 known of a survey is found in its numbers alone, `SPLIT_samples_read` at each point, so that it goes on after any kill:
 points that are behind the others are read first.
 """
@@ -15,7 +16,7 @@ import numpy as np
 
 from lossmap.geometry.grid import Grid
 from lossmap.io.memory_store import Store
-from lossmap.io.sampled import READ, SAMPLING, relative_error, sampling_note
+from lossmap.io.sampled import READ, SAMPLING, SPREAD, relative_error, sampling_note
 from lossmap.io.surface import FAILED, TO_DO, Group, Surface
 from lossmap.landscape.loss_sampling import SampledLossMap, Step
 from lossmap.parallel.world import World
@@ -30,6 +31,28 @@ def middle_of(grid: Grid) -> int:
     """The flat index of the point nearest the network, which stands at 0; the first of several."""
     nearest = [int(np.abs(axis).argmin()) for axis in (grid.x, grid.y) if axis is not None]
     return nearest[0] if grid.y is None else nearest[1] * grid.x.size + nearest[0]
+
+
+def corner_of(grid: Grid) -> int | None:
+    """The flat index of the last of the points farthest from the middle, relative to the axes; None: no other point."""
+    middle = middle_of(grid)
+    x, y = grid.point(middle)[0], grid.point(middle)[-1]
+    distances = _share_of(grid.x, x)
+    if grid.y is not None:
+        distances = np.add.outer(_share_of(grid.y, y), distances).reshape(-1)
+    farthest = int(np.flatnonzero(distances == distances.max())[-1])
+    return None if farthest == middle else farthest
+
+
+def _share_of(axis: np.ndarray, centre: float) -> np.ndarray:
+    """The squared distances of an axis' ticks from one of them, relative to its length."""
+    shares: np.ndarray = np.square((axis - centre) / (np.ptp(axis) or 1.0))
+    return shares
+
+
+def _whole_of(grid: Grid) -> list[int]:
+    """The flat indices of the points that are read over all samples: middle and corner."""
+    return [i for i in (middle_of(grid), corner_of(grid)) if i is not None]
 
 
 def next_size(count: int, every: int, error: float, tolerance: float) -> int:
@@ -51,10 +74,11 @@ def next_size(count: int, every: int, error: float, tolerance: float) -> int:
 def next_step(surface: Surface, measure: SampledLossMap, retry_failed: bool = False) -> Step | None:
     """What is read next, from what is known; None at the end. Raises ValueError where the middle has no finite loss."""
     grid, status = surface.grid, surface.status[measure.name].reshape(-1)
-    middle = middle_of(grid)
+    middle, whole = middle_of(grid), _whole_of(grid)
     place = grid.point(middle)
-    if status[middle] == TO_DO or (retry_failed and status[middle] == FAILED):
-        return Step((middle,), {}, place, {})
+    to_do = [i for i in whole if status[i] == TO_DO or (retry_failed and status[i] == FAILED)]
+    if to_do:
+        return Step(tuple(sorted(to_do)), {}, place, {})
     if status[middle] == FAILED:
         reason = next((f.reason for f in surface.failures if f.index == middle), "")
         raise ValueError(
@@ -66,17 +90,18 @@ def next_step(surface: Surface, measure: SampledLossMap, retry_failed: bool = Fa
         raise ValueError(
             f"the loss at {place}, from which all others are told apart, is not finite: leave --loss-error out"
         )
-    others = np.flatnonzero((retry_failed | (status != FAILED)) & (np.arange(status.size) != middle))
+    spreads = tuple((grid.point(i), _spreads_at(surface, measure, i)) for i in whole if status[i] != FAILED)
+    others = np.flatnonzero((retry_failed | (status != FAILED)) & ~np.isin(np.arange(status.size), whole))
     read = {split: surface[f"{split}_{READ}"].reshape(-1)[others] for split in measure.samples}
     known = {split: int(np.nan_to_num(numbers).max(initial=0)) for split, numbers in read.items()}
     if not all(known.values()):
         reads = {split: _first_size(every) for split, every in measure.samples.items()}
-        return Step(tuple(others.tolist()), reads, place, base) if others.size else None
+        return Step(tuple(others.tolist()), reads, place, base, spreads) if others.size else None
     behind = np.zeros(others.size, dtype=bool)  # whatever the status: a round that was begun says that all are to do
     for split, numbers in read.items():
         behind |= ~(numbers >= known[split])
     if behind.any():  # of an earlier run, or interrupted
-        return Step(tuple(others[behind].tolist()), known, place, base)
+        return Step(tuple(others[behind].tolist()), known, place, base, spreads)
     reads = {}
     for split, every in measure.samples.items():
         error = error_of(surface, measure, split)
@@ -84,7 +109,7 @@ def next_step(surface: Surface, measure: SampledLossMap, retry_failed: bool = Fa
         reads[split] = known[split] if enough else next_size(known[split], every, error, measure.tolerance)
     if reads == known:  # where a round was begun, and is not needed any more, its points are to do by their status
         others = others[status[others] == TO_DO]
-    return Step(tuple(others.tolist()), reads, place, base) if others.size else None
+    return Step(tuple(others.tolist()), reads, place, base, spreads) if others.size else None
 
 
 def _first_size(every: int) -> int:
@@ -94,6 +119,10 @@ def _first_size(every: int) -> int:
 def _means_at(surface: Surface, measure: SampledLossMap, split: str, index: int) -> tuple[float, ...]:
     names = ("loss", *measure.problems[split].metrics)
     return tuple(float(surface[f"{split}_{name}"].reshape(-1)[index]) for name in names)
+
+
+def _spreads_at(surface: Surface, measure: SampledLossMap, index: int) -> dict[str, float]:
+    return {split: float(surface[f"{split}_{SPREAD}"].reshape(-1)[index]) for split in measure.samples}
 
 
 def error_of(surface: Surface, measure: SampledLossMap, split: str) -> float:
@@ -155,7 +184,7 @@ def _group(surface: Surface, measure: SampledLossMap, step: Step | None) -> Grou
     if step is None:
         errors = [error_of(surface, measure, split) for split in measure.samples]
         attributes["error"] = max((e for e in errors if isfinite(e)), default=nan)
-    others = np.arange(len(surface.grid)) != middle_of(surface.grid)
+    others = ~np.isin(np.arange(len(surface.grid)), _whole_of(surface.grid))
     for split, every in measure.samples.items():
         read = surface[f"{split}_{READ}"].reshape(-1)[others]
         count = step.reads[split] if step is not None else int(np.nanmax(read, initial=0)) or every
