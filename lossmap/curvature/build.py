@@ -35,6 +35,7 @@ from lossmap.interrupt import Interrupted
 from lossmap.linalg.preconditioned import PreconditionedOperator
 
 logger = logging.getLogger("lossmap")
+MAX_NAMED = 4  # tensors that a note names
 PRODUCTS_AT_A_POINT = 50  # about as many as a search of both ends takes
 MATRICES = {
     "hessian": hessian,
@@ -91,7 +92,13 @@ def notes_of(problem: Problem, matrix: str) -> tuple[str, ...]:
     """What a reader of a named matrix of this problem should know, a sentence each."""
     if matrix == "preconditioned" and problem.preconditioner is not None:
         origin = problem.preconditioner.name or "a given diagonal"
-        return (f"P of {origin}; products in float64 where the model runs in it",)
+        notes = [f"P of {origin}; products in float64 where the model runs in it"]
+        if unmoved := problem.preconditioner.unmoved:
+            names = ", ".join(unmoved[:MAX_NAMED]) + (
+                f" and {len(unmoved) - MAX_NAMED} more" * (len(unmoved) > MAX_NAMED)
+            )
+            notes.append(f"0 in the matrix, as the optimizer has not moved them by more than rounding: {names}")
+        return tuple(notes)
     return draw_notes(problem, matrix)
 
 

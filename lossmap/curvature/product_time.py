@@ -17,6 +17,7 @@ import torch
 from lossmap.curvature.linearized_operator import BatchList, LinearizedOperator
 from lossmap.curvature.operators import single_rank
 from lossmap.data.problem import Problem
+from lossmap.linalg.preconditioned import PreconditionedOperator
 from lossmap.seeding import generator
 
 MAX_TIMED_BATCH = 256  # samples of a batch of double backward, whose price is proportional to them
@@ -64,6 +65,9 @@ def _seconds_of_next(operator: Any, clock: Callable[[], float]) -> float:
 
 def _over_one_batch(operator: Any) -> tuple[Any, float]:
     """The operator over its first batch alone, and how many such batches all samples are."""
+    if isinstance(operator, PreconditionedOperator):
+        inner, share = _over_one_batch(operator.inner)
+        return replace(operator, inner=inner), share
     problem: Problem = operator.problem
     if isinstance(operator, LinearizedOperator) and operator.factory is not None:
         few = first_batch(operator.factory.batched)

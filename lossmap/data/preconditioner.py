@@ -23,12 +23,14 @@ class Preconditioner:
     decay      entries of W, or one number; a parameter that is not named has none
     threshold  the eigenvalue of M above which full-batch steps diverge; NaN where it is not known
     name       of the optimizer; empty where P was given
+    unmoved    the parameters that it has taken no step with, or whose gradients were never more than rounding
     """
 
     root: Mapping[str, Tensor] = field(repr=False)
     decay: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
     threshold: float = nan
     name: str = ""
+    unmoved: tuple[str, ...] = ()
 
     @classmethod
     def of_diagonal(

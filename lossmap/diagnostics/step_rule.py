@@ -36,6 +36,8 @@ ROUNDING = 16.0  # roundings of the largest gradient, up to which a parameter ha
 ADAM = (torch.optim.Adam, torch.optim.AdamW)
 RMSPROP = torch.optim.RMSprop
 ADAPTIVE = (*ADAM, RMSPROP)
+SQUARES = ("exp_avg_sq", "max_exp_avg_sq", "square_avg", "grad_avg")  # entries of a state, of the parameter's shape
+WRAPPERS = ("module.", "_orig_mod.")
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,10 +72,11 @@ def unwrapped(optimizer: Any) -> Any:
     return optimizer
 
 
-def step_rule(optimizer: Any, named: Mapping[str, nn.Parameter]) -> StepRule:
+def step_rule(optimizer: Any, named: Mapping[str, nn.Parameter], at_start: bool = False) -> StepRule:
     """The rule of the optimizer's next step, from its groups and its state; with a reason where it is not known.
 
-    named  the parameters that the Hessian is of, by name, in order
+    named     the parameters that the Hessian is of, by name, in order
+    at_start  with the learning rates that a schedule began with, in place of those of the next step
     """
     optimizer = unwrapped(optimizer)
     name = type(optimizer).__name__
@@ -91,13 +94,13 @@ def step_rule(optimizer: Any, named: Mapping[str, nn.Parameter]) -> StepRule:
     if len(kinds) > 1 or any(group.get("maximize") for group in groups):
         reason = "no stability threshold is known for groups that differ in their momentum, or that maximize"
         return StepRule(nan, name=name, reason=reason)
-    rate = max(float(group["lr"]) for group in groups)
+    rate = max(_rate_of(group, at_start) for group in groups)
     if rate <= 0.0:
         return StepRule(inf, name=name, reason=RATE_IS_0)
     decay = _joined(named, [_decay_of(optimizer, group) for group in moving])
     absent = _without_gradient(optimizer, named) if is_adaptive else ()
     roots = [
-        0.0 if key in absent else _root(optimizer, p, group, rate, is_adaptive)
+        0.0 if key in absent or group is None else _root(optimizer, p, group, _rate_of(group, at_start) / rate)
         for (key, p), group in zip(named.items(), moving, strict=True)
     ]
     scale: Tensor | float | None = _joined(named, roots)
@@ -131,14 +134,14 @@ def _decay_of(optimizer: Any, group: Mapping[str, Any] | None) -> float:
     return float(group["weight_decay"])
 
 
-def _root(
-    optimizer: Any, parameter: nn.Parameter, group: Mapping[str, Any] | None, largest: float, is_adaptive: bool
-) -> Tensor | float:
+def _rate_of(group: Mapping[str, Any], at_start: bool) -> float:
+    """The learning rate of a group; at the start of a schedule that which it keeps of it, and without one 1."""
+    return float(group.get("initial_lr", 1.0) if at_start else group["lr"])
+
+
+def _root(optimizer: Any, parameter: nn.Parameter, group: Mapping[str, Any], share: float) -> Tensor | float:
     """One parameter's part of D: P^-1/2 with its share of the largest rate; 0 where the optimizer does not move it."""
-    if group is None:
-        return 0.0
-    share = float(group["lr"]) / largest
-    if not is_adaptive:
+    if type(optimizer) not in ADAPTIVE:
         return sqrt(share)
     state = optimizer.state.get(parameter, {})
     if "square_avg" in state:
@@ -147,10 +150,10 @@ def _root(
             mean_square = (mean_square - state["grad_avg"].detach().double().square()).clamp(min=0.0)
         scale: Tensor = (mean_square.sqrt() + float(group["eps"])).rsqrt()
         return scale * sqrt(share)
-    if "exp_avg_sq" not in state:
+    steps = float(state.get("step", 0.0))
+    if "exp_avg_sq" not in state or steps <= 0.0:
         return 0.0
     beta1, beta2 = (float(beta) for beta in group["betas"])
-    steps = float(state["step"])
     mean_square = state.get("max_exp_avg_sq", state["exp_avg_sq"]).detach().double()
     root_mean_square = (mean_square / (1.0 - beta2**steps)).sqrt()
     root: Tensor = ((1.0 - beta1**steps) * (root_mean_square + float(group["eps"]))).rsqrt()
@@ -202,17 +205,28 @@ def preconditioner_of(optimizer: Any, named: Mapping[str, nn.Parameter]) -> Prec
             "descent the matrix is the Hessian)"
         )
     rule = step_rule(optimizer, named)
+    if rule.reason == RATE_IS_0 and _starts_are_known(optimizer.param_groups):  # at the end of a schedule
+        rule = replace(step_rule(optimizer, named, at_start=True), threshold=nan)
     if rule.reason or rule.scale is None or not bool((rule.scale > 0).any()):
         raise ValueError(f"the optimizer has no preconditioner: {rule.reason or 'it has taken no step'}")
     sizes = [p.numel() for p in named.values()]
     decays = torch.split(_as_vector(named, rule.decay), sizes)
     roots = torch.split(rule.scale, sizes)
+    for name, root in zip(named, roots, strict=True):
+        if not bool(torch.isfinite(root).all()):
+            raise ValueError(f"P of {name} has entries of 0, of which there is no inverse: its eps is 0")
     return Preconditioner(
         {name: root.reshape(p.shape) for (name, p), root in zip(named.items(), roots, strict=True)},
         {name: decay.reshape(p.shape) for (name, p), decay in zip(named.items(), decays, strict=True)},
         rule.threshold,
         rule.name,
+        tuple(name for name, root in zip(named, roots, strict=True) if root.numel() and not bool(root.any())),
     )
+
+
+def _starts_are_known(groups: Any) -> bool:
+    """Whether the shares of the groups' learning rates are known where all are 0 by now."""
+    return len(groups) == 1 or all("initial_lr" in group for group in groups)
 
 
 def optimizer_of_state(state: Mapping[str, Any], model: nn.Module) -> torch.optim.Optimizer:
@@ -233,6 +247,7 @@ def optimizer_of_state(state: Mapping[str, Any], model: nn.Module) -> torch.opti
         )
     places = [i for group in groups for i in group["params"]]
     parameters = _parameters_of(groups, places, values, model)
+    _check_entries(dict(zip(places, parameters, strict=True)), values, model)
     optimizer: torch.optim.Optimizer = kind(parameters, lr=1.0)
     by_place = dict(zip(places, parameters, strict=True))
     own = [{**optimizer.defaults, **group, "params": [by_place[i] for i in group["params"]]} for group in groups]
@@ -253,24 +268,50 @@ def scale_gradients(optimizer: torch.optim.Optimizer, factors: Mapping[nn.Parame
                 state[name] = state[name] * factor**power
 
 
+def _unwrapped_name(name: str) -> str:
+    """A parameter's name without what wrappers of the model (DDP, torch.compile) put before it."""
+    for prefix in WRAPPERS * 2:
+        name = name.removeprefix(prefix)
+    return name
+
+
+def _check_entries(parameters: Mapping[Any, nn.Parameter], values: Mapping[Any, Any], model: nn.Module) -> None:
+    """Raises ValueError where the state of a parameter is not of its shape, or lacks what belongs to it."""
+    names = {p: name for name, p in model.named_parameters()}
+    for place, p in parameters.items():
+        entries = values.get(place, {})
+        for key in SQUARES:
+            if key in entries and tuple(entries[key].shape) != tuple(p.shape):
+                raise ValueError(
+                    f"the optimizer's state of {names[p]} has shape {tuple(entries[key].shape)}, the parameter "
+                    f"{tuple(p.shape)}: it is the state of another model, or in another order"
+                )
+            if key in entries and key != "grad_avg" and not bool((entries[key] >= 0).all()):
+                raise ValueError(
+                    f"the optimizer's state of {names[p]} is negative or not finite, which no step leaves behind"
+                )
+        if "exp_avg_sq" in entries and "step" not in entries:
+            raise ValueError(f"the optimizer's state of {names[p]} does not say after how many steps it is (`step`)")
+
+
 def _parameters_of(groups: Any, places: list[Any], values: Mapping[Any, Any], model: nn.Module) -> list[nn.Parameter]:
     """The model's parameters in the order of an optimizer's. Raises ValueError where that order is not known."""
     named = dict(model.named_parameters())
     if all("param_names" in group for group in groups):
-        names = [name for group in groups for name in group["param_names"]]
-        if set(names) <= set(named):
+        names = [_unwrapped_name(name) for group in groups for name in group["param_names"]]
+        if set(names) <= set(named) and len(set(names)) == len(names) == len(places):
             return [named[name] for name in names]
     if len(groups) > 1:
         raise ValueError(
-            "the optimizer has several groups of parameters, and its state does not name them: make it with "
-            "named_parameters(), or give the preconditioner in Python by name"
+            "the optimizer has several groups of parameters, and its state does not name them as the model does: make "
+            "it with named_parameters(), or give the preconditioner in Python by name"
         )
     for candidates in (list(named.values()), [p for p in named.values() if p.requires_grad]):
         if len(candidates) == len(places) and all(
             tuple(value.shape) == tuple(p.shape)
             for place, p in zip(places, candidates, strict=True)
             for key, value in values.get(place, {}).items()
-            if key in ("exp_avg_sq", "square_avg")
+            if key in SQUARES
         ):
             return candidates
     raise ValueError(

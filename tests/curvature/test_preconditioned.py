@@ -1,5 +1,7 @@
 """The preconditioned Hessian: dense float64 truth, its optimizer's state, and what is refused."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ from torch import nn
 
 import lossmap
 from lossmap.curvature.build import build_matrix, build_operator
+from lossmap.curvature.product_time import seconds_of_product
 from lossmap.data import checkpoints
 from lossmap.data.preconditioner import Preconditioner
 from lossmap.diagnostics.step_rule import optimizer_of_state, preconditioner_of, with_preconditioner
@@ -146,3 +149,74 @@ def test_what_does_not_fit_is_refused(tmp_path):
     with pytest.raises(ValueError, match="no state of an optimizer"):
         torch.save(other.state_dict(), tmp_path / "none.pt")
         checkpoints.optimizer_state(str(tmp_path / "none.pt"))
+
+
+def damaged(change):
+    """The model's problem, and the state of its named Adam after this change to it."""
+    problem, optimizer = trained("Adam")
+    named = torch.optim.Adam(problem.model.named_parameters(), lr=0.01, weight_decay=0.3)
+    named.state = optimizer.state
+    state = copy.deepcopy(named.state_dict())
+    change(state)
+    return problem.model, state
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (
+            lambda s: s["state"][0].update(exp_avg_sq=s["state"][0]["exp_avg_sq"].T),
+            "0.weight has shape .*another order",
+        ),
+        (lambda s: s["param_groups"][0]["param_names"].reverse(), "2.bias has shape .*another order"),
+        (lambda s: s["state"][0]["exp_avg_sq"].fill_(-1.0), "0.weight is negative or not finite"),
+        (lambda s: s["state"][2]["exp_avg_sq"].fill_(torch.nan), "2.weight is negative or not finite"),
+        (lambda s: s["state"][1].pop("step"), "0.bias does not say after how many steps"),
+    ],
+)
+def test_a_state_that_does_not_fit_is_refused_by_the_parameter(change, words):
+    model, state = damaged(change)
+    with pytest.raises(ValueError, match=words):
+        preconditioner_of(optimizer_of_state(state, model), dict(model.named_parameters()))
+
+
+def test_what_the_optimizer_has_not_moved_is_named():
+    def change(state):
+        state["state"].pop(2)  # no gradient so far
+        state["state"][0]["step"].zero_()
+        state["state"][0]["exp_avg_sq"].zero_()
+
+    model, state = damaged(change)
+    own = preconditioner_of(optimizer_of_state(state, model), dict(model.named_parameters()))
+    assert own.unmoved == ("0.weight", "2.weight")
+    found = lossmap.spectrum(trained("Adam")[0], matrix="preconditioned", preconditioner=own, parameters="all")
+    assert "as the optimizer has not moved them by more than rounding: 0.weight, 2.weight" in " ".join(
+        str(found).split()
+    )
+
+
+def test_names_with_a_wrappers_prefix_and_a_schedule_at_its_end_are_understood():
+    problem, optimizer = trained("Adam")
+    parameters = list(problem.model.named_parameters())
+    groups = [{"params": parameters[::2], "lr": 0.01}, {"params": parameters[1::2], "lr": 0.001}]
+    named = torch.optim.Adam(groups, weight_decay=0.3)
+    named.state = optimizer.state
+    exact = preconditioner_of(named, dict(parameters))
+    state = copy.deepcopy(named.state_dict())
+    for group in state["param_groups"]:
+        group["param_names"] = [f"_orig_mod.module.{name}" for name in group["param_names"]]
+        group["initial_lr"], group["lr"] = group["lr"], 0.0
+    found = preconditioner_of(optimizer_of_state(state, problem.model), dict(parameters))
+    for name, root in exact.root.items():
+        torch.testing.assert_close(found.root[name], root)
+    assert np.isnan(found.threshold)
+    del state["param_groups"][0]["initial_lr"]
+    with pytest.raises(ValueError, match="the learning rate is 0"):
+        preconditioner_of(optimizer_of_state(state, problem.model), dict(parameters))
+
+
+def test_a_product_is_timed():
+    problem, optimizer = trained("Adam")
+    matrix = build_matrix(with_preconditioner(problem, optimizer, "all"), "preconditioned", "all")
+    ticks = iter(range(1000))
+    assert seconds_of_product(matrix, lambda: float(next(ticks))) == 1.0
