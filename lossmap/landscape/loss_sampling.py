@@ -2,7 +2,7 @@
 
     L(p) = L(m) + mean over i in S of (l_i(p) - l_i(m))          m the middle: the point nearest the network
     error(p) = s_p / sqrt(|S|) * sqrt(1 - |S| / N) * w           s_p the standard deviation of these differences
-    w = max(1, s_N(m) / s_S(m), s_N(c) / s_S(c))                 c the corner farthest from m; s_N and s_S the standard
+    w = max(s_N(m) / s_S(m), s_N(c) / s_S(c)), or 1 up to 1.1     c the corner farthest from m; s_N and s_S the standard
                                                                  deviation of the losses there, over all and over S
 
 The loss of the middle is read over all N samples, once; what all points have in common, such as a hard sample, cancels
@@ -46,6 +46,7 @@ from lossmap.landscape.loss_map import ForwardPlan, LossMap, counted
 from lossmap.seeding import generator
 
 AGREEMENT = 1e-3  # of the samples' sum with the loss itself, relative to the sum of their sizes
+CHANCE = 1.1  # of two spreads, up to which a part of the samples differs from all, as five hundred without outliers do
 LOSS_SUMS = 2  # sum of the losses, and of their squares
 
 
@@ -268,8 +269,8 @@ def standard_deviation(count: float, total: float, squares: float) -> float:
 
 
 def width_of(spread: float, spread_read: float) -> float:
-    """How much wider all losses spread than those read, 1 at least; infinite where those read do not differ at all."""
-    if not spread > spread_read:
+    """How much wider all losses spread than those read; 1 where that is chance, infinite where those read are alike."""
+    if not spread > CHANCE * spread_read:
         return 1.0
     return spread / spread_read if spread_read > 0 else inf
 
