@@ -16,6 +16,7 @@ from __future__ import annotations
 import logging
 from math import inf, isfinite, nan, pi
 
+import torch
 from torch import Tensor
 
 from lossmap.curvature.build import build_operator
@@ -24,9 +25,11 @@ from lossmap.curvature.gradient_check import check_gradient
 from lossmap.data.problem import Problem, temporary_parameters
 from lossmap.geometry.parameter_vector import Layout, selected
 from lossmap.landscape.ball import KINDS, Ball
+from lossmap.linalg.deflation import successive
 from lossmap.linalg.eigenpairs import EigenPairs
 from lossmap.linalg.lanczos import extremes
 from lossmap.linalg.operator import SymmetricOperator
+from lossmap.linalg.stopping import AsymmetricProducts
 from lossmap.sums import norm
 
 logger = logging.getLogger("lossmap")
@@ -67,6 +70,7 @@ def curved_direction(
         if int(number or 1) > operator.size:
             raise ValueError(f"the direction {kind}: the Hessian has {operator.size} eigenvectors")
         v, facts = _eigenvector(operator, kind, SIDES[side], int(number or 1), seed)
+    v = v.to(operator.dtype)
     return v / norm(v), operator.layout, facts
 
 
@@ -82,13 +86,13 @@ def _eigenvector(
     count = min(place + 1, operator.size)
     tol, start, spent = EIGENVECTOR_TOL, None, 0
     for number in range(MAX_SEARCHES):
-        pairs = extremes(
+        pairs = _search(
             operator,
             f"{side}:{count}",
+            is_inner=place > 1,
             tol=tol,
             start=start,
             seed=f"{seed} {number}" if number else seed,
-            certify=True,
             max_products=MAX_PRODUCTS - spent if spent else None,
         )
         spent += pairs.products
@@ -106,6 +110,30 @@ def _eigenvector(
         within = f"within {angle:.2g} radians of an eigenvector" if angle < 1 else "not told from those next to it"
         logger.warning("the axis %s is %s: its eigenvalue is %.4g +- %.1g%s", kind, within, value, error, beside)
     return pairs.vectors[:, place - 1], {"eigenvalue": value, "residual": error, "max_angle": min(angle, pi / 2)}
+
+
+def _search(
+    operator: SymmetricOperator,
+    which: str,
+    *,
+    is_inner: bool,
+    tol: float,
+    start: Tensor | None,
+    seed: int | str,
+    max_products: int | None,
+) -> EigenPairs:
+    """The outermost eigenpairs; where an inner one is counted from its end, with every copy of a multiple eigenvalue.
+
+    The words are those of `extremes`; a search for an inner one begins without a start.
+    """
+    if not is_inner:
+        return extremes(operator, which, tol=tol, start=start, seed=seed, certify=True, max_products=max_products)
+    try:
+        return successive(operator, which, tol=tol, seed=seed, max_products=max_products)
+    except AsymmetricProducts:  # in float32 they may be noise
+        if operator.dtype == torch.float64 or not hasattr(operator, "in_float64"):
+            raise
+        return successive(operator.in_float64(), which, tol=tol, seed=seed, max_products=max_products)
 
 
 def _angle(pairs: EigenPairs, i: int) -> tuple[float, float]:

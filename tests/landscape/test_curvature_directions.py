@@ -107,3 +107,18 @@ def test_a_direction_that_cannot_be_told_from_others_is_named(caplog):
     caplog.clear()
     curved_direction(problem, "hessian:max")
     assert not caplog.records
+
+
+@pytest.mark.parametrize(("kind", "column"), [("hessian:max:2", -2), ("hessian:max:4", -4), ("hessian:min:5", 4)])
+def test_copies_of_an_eigenvalue_are_counted(kind, column, caplog):
+    """Of three outputs with squared errors each eigenvalue of the inputs' second moments is there three times."""
+    torch.manual_seed(0)
+    model, x = nn.Linear(4, 3), torch.randn(80, 4) * torch.tensor([1.0, 1.4, 1.8, 2.2])
+    problem = lossmap.Problem.supervised(model, "mse", (x, torch.randn(80, 3)))
+    moments = torch.linalg.eigvalsh(2 * x.double().T @ x.double() / 80)
+    exact = moments.repeat_interleave(3) / 3  # squared errors are a mean over the outputs
+    with caplog.at_level(logging.WARNING, "lossmap"):
+        v, _, facts = curved_direction(problem, kind)
+    assert facts["eigenvalue"] == pytest.approx(float(exact[column]), rel=1e-3)
+    assert float((lossmap.hessian(problem) @ v - facts["eigenvalue"] * v).norm()) <= 1e-3 * float(exact[-1])
+    assert "is not told from those next to it" in caplog.text and facts["max_angle"] == math.pi / 2
